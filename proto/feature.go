@@ -1,0 +1,18 @@
+package proto
+
+// Protocol versions of the control stream that this program speaks. Each side names its range and the highest common
+// one is taken; where there is none the connection is refused with both ranges in the message.
+const (
+	ProtocolMin = 1
+	ProtocolMax = 1
+)
+
+// Features are what a program can do beyond the protocol's version. An agent declares those it has; a netmap names those
+// that enforcing it takes.
+const (
+	// FeatureRules is enforcing Rules with Sets in both directions, statefully.
+	FeatureRules = "rules/1"
+)
+
+// Features lists what this build can enforce, sorted.
+func Features() []string { return []string{FeatureRules} }
