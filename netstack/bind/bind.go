@@ -1,0 +1,263 @@
+package bind
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/redoubt-mesh/redoubt/netstack/path"
+)
+
+// Config is what a Bind needs to know.
+type Config struct {
+	// Inner moves the packets; nil takes the system's UDP sockets. Those have buffers of 7 MiB, where the process may
+	// set that, and batches with segmentation offload on Linux.
+	Inner conn.Bind
+	// Bounds says which addresses peers may have.
+	Bounds path.Bounds
+	// Mark is set on the sockets, so that routing keeps their packets out of the tunnel; 0 sets none.
+	Mark uint32
+}
+
+// Bind implements conn.Bind.
+type Bind struct {
+	cfg Config
+	// generation grows when interned endpoints must be made anew.
+	generation atomic.Uint64
+	bounds     atomic.Pointer[path.Bounds]
+
+	mu   sync.Mutex
+	port uint16 // of the last Open
+	mark uint32
+}
+
+var _ conn.Bind = (*Bind)(nil)
+
+// New is a Bind that is not open yet.
+func New(cfg Config) *Bind {
+	if cfg.Inner == nil {
+		cfg.Inner = conn.NewDefaultBind()
+	}
+	b := &Bind{cfg: cfg, mark: cfg.Mark}
+	b.bounds.Store(&cfg.Bounds)
+	return b
+}
+
+// SetBounds changes which addresses peers may have.
+func (b *Bind) SetBounds(bounds path.Bounds) {
+	b.bounds.Store(&bounds)
+	b.generation.Add(1)
+}
+
+// ForgetSources lets the system choose anew from which address to send to each peer. It is due when this host's
+// addresses or routes changed.
+func (b *Bind) ForgetSources() { b.generation.Add(1) }
+
+// Open opens the sockets. Port 0 means the one that the last Open had, if it is still free.
+func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	fns, actual, err := b.openInner(port)
+	if err != nil {
+		return nil, 0, fmt.Errorf("listen on UDP port %d: %w", port, err)
+	}
+	if b.mark != 0 {
+		if err := b.cfg.Inner.SetMark(b.mark); err != nil {
+			return nil, 0, errors.Join(fmt.Errorf("set mark %#x on the UDP sockets: %w", b.mark, err), b.cfg.Inner.Close())
+		}
+	}
+	b.port = actual
+	b.generation.Add(1)
+	for i, fn := range fns {
+		fns[i] = b.receive(fn)
+	}
+	return fns, actual, nil
+}
+
+func (b *Bind) openInner(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	if port == 0 && b.port != 0 {
+		fns, actual, err := b.cfg.Inner.Open(b.port)
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return fns, actual, err
+		}
+	}
+	return b.cfg.Inner.Open(port)
+}
+
+// Close closes the sockets; the functions that Open gave return net.ErrClosed.
+func (b *Bind) Close() error { return b.cfg.Inner.Close() }
+
+// SetMark changes the mark of the sockets.
+func (b *Bind) SetMark(mark uint32) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mark = mark
+	return b.cfg.Inner.SetMark(mark)
+}
+
+// BatchSize is the inner Bind's.
+func (b *Bind) BatchSize() int { return b.cfg.Inner.BatchSize() }
+
+// ParseEndpoint makes an Endpoint of candidates from its text form.
+func (b *Bind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	list, _, err := ParseText(s)
+	if err != nil {
+		return nil, err
+	}
+	bounds := b.bounds.Load()
+	all := make([]*Endpoint, len(list))
+	for i, a := range list {
+		if err := bounds.Check(a); err != nil {
+			return nil, fmt.Errorf("endpoint: %w", err)
+		}
+		all[i] = &Endpoint{bind: b, dst: a}
+	}
+	return &Endpoint{bind: b, dst: list[0], others: all[1:], unknown: true}, nil
+}
+
+// The beginnings of WireGuard messages that matter here.
+const (
+	typeInitiation = 1
+	typeTransport  = 4
+	sizeInitiation = 148
+	sizeKeepalive  = 32
+)
+
+// forAll says whether a message should go to all candidates: those that the peer answers, or that move the peer's idea
+// of where we are, and that do no harm twice.
+func forAll(msg []byte) bool {
+	switch len(msg) {
+	case sizeInitiation:
+		return binary.LittleEndian.Uint32(msg) == typeInitiation
+	case sizeKeepalive:
+		return binary.LittleEndian.Uint32(msg) == typeTransport
+	}
+	return false
+}
+
+// Send sends messages to a peer.
+func (b *Bind) Send(bufs [][]byte, ep conn.Endpoint) error {
+	e, ok := ep.(*Endpoint)
+	if !ok || e.bind != b {
+		return conn.ErrWrongEndpointType
+	}
+	if len(e.others) == 0 || len(bufs) != 1 || !forAll(bufs[0]) {
+		return b.sendTo(bufs, e)
+	}
+	errs := []error{b.sendTo(bufs, e)}
+	for _, o := range e.others {
+		errs = append(errs, b.sendTo(bufs, o))
+	}
+	if slices.Contains(errs, nil) {
+		return nil
+	}
+	return fmt.Errorf("no candidate can be sent to: %w", errors.Join(errs...))
+}
+
+func (b *Bind) sendTo(bufs [][]byte, e *Endpoint) error {
+	inner, sourced, err := e.inner()
+	if err != nil {
+		return err
+	}
+	err = b.cfg.Inner.Send(bufs, inner)
+	if err == nil || !sourced || !lostSource(err) {
+		return err
+	}
+	// The address that we sent from is not ours any more: any other will do. What was sent already is sent twice, and
+	// the peer drops it as a replay.
+	e.ClearSrc()
+	if inner, _, err = e.inner(); err != nil {
+		return err
+	}
+	return b.cfg.Inner.Send(bufs, inner)
+}
+
+// lostSource says whether a send failed as it does when the source address or its interface is gone.
+func lostSource(err error) bool {
+	return errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.ENODEV) ||
+		errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH)
+}
+
+// receive wraps one of the inner Bind's functions, which one goroutine calls.
+func (b *Bind) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
+	t := &table{bind: b}
+	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		n, err := fn(bufs, sizes, eps)
+		for i := range n {
+			if sizes[i] == 0 {
+				continue
+			}
+			e := t.intern(eps[i])
+			if e.refused {
+				sizes[i] = 0
+				continue
+			}
+			eps[i] = e
+		}
+		return n, err
+	}
+}
+
+// maxInterned bounds how many endpoints one socket remembers; at more it starts again.
+const maxInterned = 4096
+
+// table has one Endpoint for each pair of addresses that packets came from and to.
+type table struct {
+	bind       *Bind
+	generation uint64
+	last       *Endpoint // most packets come from where the one before came from
+	all        map[pair]*Endpoint
+}
+
+type pair struct {
+	dst     netip.AddrPort
+	src     netip.Addr
+	ifindex int32
+}
+
+func (t *table) intern(ep conn.Endpoint) *Endpoint {
+	p := pairOf(ep)
+	generation := t.bind.generation.Load()
+	if t.all == nil || t.generation != generation || len(t.all) >= maxInterned {
+		t.all, t.last, t.generation = map[pair]*Endpoint{}, nil, generation
+	}
+	if e := t.last; e != nil && e.dst == p.dst && e.src == p.src && e.ifindex == p.ifindex && !e.forgotten.Load() {
+		return e
+	}
+	e := t.all[p]
+	if e == nil || e.forgotten.Load() {
+		e = &Endpoint{
+			bind: t.bind, dst: p.dst, sourced: ep, src: p.src, ifindex: p.ifindex, generation: generation,
+			refused: t.bind.refuses(p.dst.Addr()),
+		}
+		t.all[p] = e
+	}
+	t.last = e
+	return e
+}
+
+// refuses says whether what comes from a cannot be from a peer, whoever sealed it.
+func (b *Bind) refuses(a netip.Addr) bool {
+	return slices.ContainsFunc(b.bounds.Load().Overlay, func(p netip.Prefix) bool { return p.Contains(a.Unmap()) })
+}
+
+// pairOf reads the addresses of an inner Bind's endpoint.
+func pairOf(ep conn.Endpoint) pair {
+	p := pair{src: ep.SrcIP()}
+	if x, ok := ep.(interface{ Port() uint16 }); ok {
+		p.dst = netip.AddrPortFrom(ep.DstIP(), x.Port())
+	} else {
+		p.dst, _ = netip.ParseAddrPort(ep.DstToString()) // zero, which no peer has, where it is none
+	}
+	if x, ok := ep.(interface{ SrcIfidx() int32 }); ok {
+		p.ifindex = x.SrcIfidx()
+	}
+	return p
+}

@@ -1,0 +1,169 @@
+package osnet
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Fake is a Network in memory: it remembers what it was told and says what a test has set. The zero value works.
+type Fake struct {
+	mu       sync.Mutex
+	up       *Config
+	ups      int
+	closed   bool
+	upError  error
+	problems []string
+	addrs    []netip.Addr
+	clashes  []string
+	watchers map[chan struct{}]struct{}
+}
+
+var _ Network = (*Fake)(nil)
+
+var errClosed = errors.New("the network was closed")
+
+// Up implements Network.
+func (f *Fake) Up(c Config) error {
+	c = c.withDefaults()
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return errClosed
+	}
+	if f.upError != nil {
+		return f.upError
+	}
+	f.up = &c
+	f.ups++
+	return nil
+}
+
+// Down implements Network.
+func (f *Fake) Down() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.up = nil
+	return nil
+}
+
+// Problems implements Network.
+func (f *Fake) Problems() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.problems)
+}
+
+// Endpoints implements Network.
+func (f *Fake) Endpoints(mesh proto.Mesh) ([]netip.Addr, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []netip.Addr
+	for _, a := range f.addrs {
+		if !mesh.Contains(a) && len(out) < MaxEndpoints {
+			out = append(out, a)
+		}
+	}
+	return out, nil
+}
+
+// Clashes implements Network.
+func (f *Fake) Clashes(proto.Mesh) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.clashes), nil
+}
+
+// Watch implements Network. Changes are those that SetEndpoints makes, each reported at once; one that waits stands for
+// those that come after it.
+func (f *Fake) Watch(ctx context.Context) (<-chan struct{}, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil, errClosed
+	}
+	if f.watchers == nil {
+		f.watchers = make(map[chan struct{}]struct{})
+	}
+	ch := make(chan struct{}, 1)
+	f.watchers[ch] = struct{}{}
+	context.AfterFunc(ctx, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if _, ok := f.watchers[ch]; ok {
+			delete(f.watchers, ch)
+			close(ch)
+		}
+	})
+	return ch, nil
+}
+
+// Close implements Network.
+func (f *Fake) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.up, f.closed = nil, true
+	for ch := range f.watchers {
+		close(ch)
+	}
+	f.watchers = nil
+	return nil
+}
+
+// Config returns what is up, if anything is.
+func (f *Fake) Config() (Config, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.up == nil {
+		return Config{}, false
+	}
+	return *f.up, true
+}
+
+// Ups counts how often Up has succeeded.
+func (f *Fake) Ups() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ups
+}
+
+// SetEndpoints says which addresses the host has from now on, and tells the watchers.
+func (f *Fake) SetEndpoints(addrs ...netip.Addr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.addrs = slices.Clone(addrs)
+	for ch := range f.watchers {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// SetClashes says what Clashes returns from now on.
+func (f *Fake) SetClashes(texts ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.clashes = slices.Clone(texts)
+}
+
+// SetProblems says what Problems returns from now on.
+func (f *Fake) SetProblems(texts ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.problems = slices.Clone(texts)
+}
+
+// FailUp makes Up fail with err from now on; nil ends that.
+func (f *Fake) FailUp(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.upError = err
+}

@@ -1,0 +1,50 @@
+//go:build !linux
+
+package osnet
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Host is the real Network. On this operating system there is none yet, and no way to get one.
+type Host struct{}
+
+var _ Network = (*Host)(nil)
+
+func unsupported() error {
+	return fmt.Errorf("addresses, routes and the guard against bypass on %s: %w; run the agent on Linux",
+		runtime.GOOS, ErrUnsupported)
+}
+
+// New fails with ErrUnsupported.
+func New(*slog.Logger) (*Host, error) { return nil, unsupported() }
+
+// Cleanup fails with ErrUnsupported.
+func Cleanup(*slog.Logger) error { return unsupported() }
+
+// Up implements Network.
+func (*Host) Up(Config) error { return unsupported() }
+
+// Down implements Network.
+func (*Host) Down() error { return unsupported() }
+
+// Problems implements Network.
+func (*Host) Problems() []string { return []string{unsupported().Error()} }
+
+// Endpoints implements Network.
+func (*Host) Endpoints(proto.Mesh) ([]netip.Addr, error) { return nil, unsupported() }
+
+// Clashes implements Network.
+func (*Host) Clashes(proto.Mesh) ([]string, error) { return nil, unsupported() }
+
+// Watch implements Network.
+func (*Host) Watch(context.Context) (<-chan struct{}, error) { return nil, unsupported() }
+
+// Close implements Network.
+func (*Host) Close() error { return nil }

@@ -1,0 +1,128 @@
+package osnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// What marks the state that is ours. The numbers are free in iproute2's lists and away from those that wg-quick,
+// Tailscale (table 52, rules 5210-5270), NetBird, Calico, Cilium and systemd-networkd take.
+const (
+	// DefaultTable is the routing table.
+	DefaultTable = 7707
+	// RouteProtocol is the origin of our routes and rules, as `ip route show proto 77` selects them.
+	RouteProtocol = 77
+	// RulePriority is the rule for marked packets; the rule that leads to our table comes next.
+	RulePriority = 5150
+	// DefaultMark is the SO_MARK of underlay sockets.
+	DefaultMark = 0x5244
+	// TablePrefix and the device's name are the name of the nftables table.
+	TablePrefix = "redoubt-"
+)
+
+const (
+	// MaxEndpoints bounds what Endpoints returns.
+	MaxEndpoints = 12
+	// MaxClashes bounds what Clashes returns.
+	MaxClashes = 32
+	// FoldInterval is how long changes are gathered after one was reported at once.
+	FoldInterval = 250 * time.Millisecond
+)
+
+// ErrUnsupported says that this operating system has no implementation yet.
+var ErrUnsupported = errors.New("not supported yet")
+
+// Config is what Up brings about.
+type Config struct {
+	// Interface is the name of the TUN device. It exists already, and goes with the process that made it.
+	Interface string
+	Addrs     proto.Addrs
+	Mesh      proto.Mesh
+	MTU       int
+	// Mark is the SO_MARK of underlay sockets; zero is DefaultMark.
+	Mark uint32
+	// Table is the routing table to use; zero is DefaultTable.
+	Table int
+}
+
+// Network is the host's network as a node needs it. All methods may be called from any goroutine.
+type Network interface {
+	// Up closes the host against bypass and then opens the way into the mesh. Calling it again is cheap, and brings about
+	// what has changed in the config. On an error nothing passes: the guard stays as far as it could be set.
+	Up(Config) error
+	// Down puts everything back that Up, or a crashed run, has set. Up may follow.
+	Down() error
+	// Problems says in sentences what does not work although Up succeeded, such as a kernel without IPv6.
+	Problems() []string
+	// Endpoints lists the underlay addresses at which peers may reach this host, the likeliest first, at most MaxEndpoints.
+	Endpoints(proto.Mesh) ([]netip.Addr, error)
+	// Clashes names other users of the mesh's ranges on this host, each as a sentence, at most MaxClashes.
+	Clashes(proto.Mesh) ([]string, error)
+	// Watch reports changes of what Endpoints depends on: the first at once, those after it folded for FoldInterval. The
+	// channel is closed when the context ends or the kernel stops telling.
+	Watch(context.Context) (<-chan struct{}, error)
+	// Close is Down and the end of the Network. It may be called more than once.
+	Close() error
+}
+
+// withDefaults fills in what was left out.
+func (c Config) withDefaults() Config {
+	if c.Mark == 0 {
+		c.Mark = DefaultMark
+	}
+	if c.Table == 0 {
+		c.Table = DefaultTable
+	}
+	return c
+}
+
+// Validate says whether the config can be brought about at all. It is asked before anything is touched.
+func (c Config) Validate() error {
+	if !validInterface(c.Interface) {
+		return fmt.Errorf("interface %q: want 1 to 15 letters, digits, '.', '_' or '-', the first a letter", c.Interface)
+	}
+	m := c.Mesh
+	if !m.V4.IsValid() || !m.V4.Addr().Is4() || m.V4 != m.V4.Masked() || m.V4.Bits() < 8 {
+		return fmt.Errorf("mesh's IPv4 range %v: want a masked prefix of 8 bits or more", m.V4)
+	}
+	if !m.V6.IsValid() || !m.V6.Addr().Is6() || m.V6.Addr().Is4In6() || m.V6 != m.V6.Masked() || m.V6.Bits() < 16 {
+		return fmt.Errorf("mesh's IPv6 range %v: want a masked prefix of 16 bits or more", m.V6)
+	}
+	for _, p := range []netip.Prefix{m.V4, m.V6} {
+		if a := p.Addr(); a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+			return fmt.Errorf("mesh's range %v: loopback, link-local and multicast ranges cannot be a mesh's", p)
+		}
+	}
+	if !m.V4.Contains(c.Addrs.V4) || !m.V6.Contains(c.Addrs.V6) {
+		return fmt.Errorf("node's addresses %v and %v: not within the mesh's ranges %v and %v",
+			c.Addrs.V4, c.Addrs.V6, m.V4, m.V6)
+	}
+	if c.MTU < 1280 || c.MTU > 65535 {
+		return fmt.Errorf("MTU %d: want 1280 to 65535 (IPv6 needs 1280)", c.MTU)
+	}
+	// 253 to 255 are the kernel's own tables, 0 is none.
+	if c.Table < 1 || c.Table > 1<<31-1 || c.Table >= 253 && c.Table <= 255 {
+		return fmt.Errorf("routing table %d: want one that is not the kernel's own", c.Table)
+	}
+	return nil
+}
+
+// validInterface is stricter than the kernel, since the name becomes part of an nftables table's name that people type.
+func validInterface(s string) bool {
+	if len(s) < 1 || len(s) > 15 {
+		return false
+	}
+	for i, r := range []byte(s) {
+		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
+		other := r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-'
+		if !letter && (i == 0 || !other) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,339 @@
+package osnet
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// wayMetric is that of the routes over the device, worstMetric that of the unreachable ones below them.
+	wayMetric   = 100
+	worstMetric = math.MaxInt32
+	// addrGenNone keeps the kernel from giving the device a link-local address, which no peer could reach.
+	addrGenNone = 1
+)
+
+var families = []int{unix.AF_INET, unix.AF_INET6}
+
+// unreachables hold the mesh's ranges when there is no device to lead to.
+func unreachables(c Config) []netlink.Route {
+	var out []netlink.Route
+	for _, p := range []netip.Prefix{c.Mesh.V4, c.Mesh.V6} {
+		out = append(out, netlink.Route{
+			Dst: netOf(p), Table: c.Table, Protocol: RouteProtocol, Priority: worstMetric, Type: unix.RTN_UNREACHABLE,
+		})
+	}
+	return out
+}
+
+// ways lead the mesh's ranges to the device, from the node's own address.
+func ways(c Config, index int) []netlink.Route {
+	way := func(p netip.Prefix, src netip.Addr, scope netlink.Scope) netlink.Route {
+		return netlink.Route{
+			Dst: netOf(p), Src: src.AsSlice(), LinkIndex: index, Scope: scope,
+			Table: c.Table, Protocol: RouteProtocol, Priority: wayMetric, Type: unix.RTN_UNICAST,
+		}
+	}
+	return []netlink.Route{
+		way(c.Mesh.V4, c.Addrs.V4, netlink.SCOPE_LINK),
+		way(c.Mesh.V6, c.Addrs.V6, netlink.SCOPE_UNIVERSE),
+	}
+}
+
+// rules lead to our table, except what underlay sockets send: those must never loop into the mesh.
+func rules(c Config) []netlink.Rule {
+	var out []netlink.Rule
+	for _, p := range []netip.Prefix{c.Mesh.V4, c.Mesh.V6} {
+		marked := netlink.NewRule()
+		marked.Priority, marked.Protocol, marked.Dst, marked.Family = RulePriority, RouteProtocol, netOf(p), familyOf(p)
+		marked.Mark, marked.Type = c.Mark, nl.FR_ACT_UNREACHABLE
+		to := netlink.NewRule()
+		to.Priority, to.Protocol, to.Dst, to.Family = RulePriority+1, RouteProtocol, netOf(p), familyOf(p)
+		to.Table = c.Table
+		out = append(out, *marked, *to)
+	}
+	return out
+}
+
+// sameRoute compares what we set of a route. The kernel gives IPv6 unreachable routes the device lo.
+func sameRoute(a, b netlink.Route) bool {
+	return prefixOf(a.Dst) == prefixOf(b.Dst) && a.Table == b.Table && a.Priority == b.Priority && a.Type == b.Type &&
+		a.Protocol == b.Protocol && a.Src.Equal(b.Src) && a.Gw == nil && b.Gw == nil &&
+		(a.Type != unix.RTN_UNICAST || a.LinkIndex == b.LinkIndex)
+}
+
+// sameIPRule compares what we set of a rule and the kernel tells; what the rule does follows from its priority.
+func sameIPRule(a, b netlink.Rule) bool {
+	return prefixOf(a.Dst) == prefixOf(b.Dst) && a.Priority == b.Priority && a.Table == b.Table && a.Mark == b.Mark &&
+		a.Protocol == b.Protocol && a.Invert == b.Invert && a.Src == nil && b.Src == nil && a.IifName == b.IifName
+}
+
+// addRoutes sets those routes that are not there yet.
+func (h *Host) addRoutes(want []netlink.Route) error {
+	have, err := h.ourRoutes()
+	if err != nil {
+		return err
+	}
+	for _, r := range want {
+		if slices.ContainsFunc(have, func(x netlink.Route) bool { return sameRoute(x, r) }) {
+			continue
+		}
+		if err := h.family(prefixOf(r.Dst), h.rt.RouteReplace(&r)); err != nil {
+			return fmt.Errorf("set the route to %v in table %d: %w", r.Dst, r.Table, err)
+		}
+	}
+	return nil
+}
+
+// addRules sets those rules that are not there yet.
+func (h *Host) addRules(c Config) error {
+	have, err := h.ourRules()
+	if err != nil {
+		return err
+	}
+	for _, r := range rules(c) {
+		if slices.ContainsFunc(have, func(x netlink.Rule) bool { return sameIPRule(x, r) }) {
+			continue
+		}
+		err := h.rt.RuleAdd(&r)
+		if errors.Is(err, unix.EEXIST) {
+			err = nil
+		}
+		if err := h.family(prefixOf(r.Dst), err); err != nil {
+			return fmt.Errorf("set the routing rule %d to %v: %w", r.Priority, r.Dst, err)
+		}
+	}
+	return nil
+}
+
+// family passes over errors that say that this host has no IPv6, and makes them a problem: IPv4 works without.
+func (h *Host) family(p netip.Prefix, err error) error {
+	if err == nil || p.Addr().Is4() {
+		return err
+	}
+	switch {
+	case errors.Is(err, unix.EACCES):
+		h.problem("IPv6 is disabled on %s: peers are reached by IPv4 only, until "+
+			"`sysctl -w net.ipv6.conf.%s.disable_ipv6=0`", h.up.Interface, h.up.Interface)
+	case errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT):
+		h.problem("this kernel has no IPv6, or none with routing rules: peers are reached by IPv4 only")
+	default:
+		return err
+	}
+	return nil
+}
+
+// tidy removes what carries our protocol number and is neither wanted nor another instance's.
+func (h *Host) tidy(c Config, others []netip.Prefix, index int) error {
+	routes := unreachables(c)
+	if index != 0 {
+		routes = append(routes, ways(c, index)...)
+	}
+	keepRoute := func(r netlink.Route) bool {
+		return slices.Contains(others, prefixOf(r.Dst)) ||
+			slices.ContainsFunc(routes, func(w netlink.Route) bool { return sameRoute(r, w) })
+	}
+	keepRule := func(r netlink.Rule) bool {
+		return slices.Contains(others, prefixOf(r.Dst)) ||
+			slices.ContainsFunc(rules(c), func(w netlink.Rule) bool { return sameIPRule(r, w) })
+	}
+	return errors.Join(
+		h.dropRoutes(func(r netlink.Route) bool { return !keepRoute(r) }),
+		h.dropRules(func(r netlink.Rule) bool { return !keepRule(r) }))
+}
+
+// dropRoutes removes those of our routes that match.
+func (h *Host) dropRoutes(match func(netlink.Route) bool) error {
+	have, err := h.ourRoutes()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range have {
+		if !match(r) {
+			continue
+		}
+		if err := h.rt.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("remove the route to %v from table %d: %w", r.Dst, r.Table, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// dropRules removes those of our rules that match.
+func (h *Host) dropRules(match func(netlink.Rule) bool) error {
+	have, err := h.ourRules()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range have {
+		if !match(r) {
+			continue
+		}
+		if err := h.rt.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("remove the routing rule %d to %v: %w", r.Priority, r.Dst, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ourRoutes lists the routes with our protocol number, in whatever table.
+func (h *Host) ourRoutes() ([]netlink.Route, error) {
+	var out []netlink.Route
+	for _, f := range families {
+		got, err := dump(func() ([]netlink.Route, error) {
+			filter := netlink.Route{Protocol: RouteProtocol, Table: unix.RT_TABLE_UNSPEC}
+			return h.rt.RouteListFiltered(f, &filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		})
+		if err != nil {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range got {
+			if r.Protocol == RouteProtocol {
+				out = append(out, r)
+			}
+		}
+	}
+	return out, nil
+}
+
+// ourRules lists the rules with our protocol number and priorities.
+func (h *Host) ourRules() ([]netlink.Rule, error) {
+	var out []netlink.Rule
+	for _, f := range families {
+		got, err := dump(func() ([]netlink.Rule, error) { return h.rt.RuleList(f) })
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list routing rules: %w", err)
+		}
+		for _, r := range got {
+			ours := r.Protocol == RouteProtocol && (r.Priority == RulePriority || r.Priority == RulePriority+1)
+			if ours && r.Family == f {
+				out = append(out, r)
+			}
+		}
+	}
+	return out, nil
+}
+
+// dump repeats a listing that was interrupted by a change, as long as that can be the reason.
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	var got []T
+	var err error
+	for range 10 {
+		if got, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return got, err
+}
+
+// raise takes the device up with the mesh's MTU.
+func (h *Host) raise(c Config, link netlink.Link) error {
+	a := link.Attrs()
+	if a.MTU != c.MTU {
+		if err := h.rt.LinkSetMTU(link, c.MTU); err != nil {
+			return fmt.Errorf("set the MTU of %s to %d: %w", c.Interface, c.MTU, err)
+		}
+	}
+	if a.RawFlags&unix.IFF_UP != 0 {
+		return nil
+	}
+	// A kernel without IPv6 refuses this, and needs it as little.
+	_ = h.rt.LinkSetIP6AddrGenMode(link, addrGenNone)
+	if err := h.rt.LinkSetUp(link); err != nil {
+		return fmt.Errorf("take the device %s up: %w", c.Interface, err)
+	}
+	return nil
+}
+
+// setAddrs gives the device the node's addresses, and takes those away that it had in this mesh's or an older one's ranges.
+func (h *Host) setAddrs(c Config, link netlink.Link, old []netip.Prefix) error {
+	have, err := h.addrsOf(link)
+	if err != nil {
+		return err
+	}
+	for _, a := range c.Addrs.Slice() {
+		p := netip.PrefixFrom(a, a.BitLen())
+		if slices.Contains(have, p) {
+			continue
+		}
+		addr := &netlink.Addr{IPNet: netOf(p)}
+		if a.Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := h.family(p, h.rt.AddrReplace(link, addr)); err != nil {
+			return fmt.Errorf("give %s the address %v: %w", c.Interface, a, err)
+		}
+	}
+	return h.dropAddrsBut(link, c.Addrs, append(slices.Clone(old), c.Mesh.V4, c.Mesh.V6)...)
+}
+
+func (h *Host) dropAddrs(link netlink.Link, ranges ...netip.Prefix) error {
+	return h.dropAddrsBut(link, proto.Addrs{}, ranges...)
+}
+
+// dropAddrsBut removes the addresses of a device that lie in ranges, except those to keep.
+func (h *Host) dropAddrsBut(link netlink.Link, keep proto.Addrs, ranges ...netip.Prefix) error {
+	have, err := h.addrsOf(link)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range have {
+		in := func(r netip.Prefix) bool { return r.Contains(p.Addr()) }
+		if !slices.ContainsFunc(ranges, in) || p.IsSingleIP() && keep.Has(p.Addr()) {
+			continue
+		}
+		err := h.rt.AddrDel(link, &netlink.Addr{IPNet: netOf(p)})
+		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("take the address %v from %s: %w", p, link.Attrs().Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (h *Host) addrsOf(link netlink.Link) ([]netip.Prefix, error) {
+	got, err := dump(func() ([]netlink.Addr, error) { return h.rt.AddrList(link, unix.AF_UNSPEC) })
+	if err != nil {
+		return nil, fmt.Errorf("list the addresses of %s: %w", link.Attrs().Name, err)
+	}
+	out := make([]netip.Prefix, 0, len(got))
+	for _, a := range got {
+		out = append(out, prefixOf(a.IPNet))
+	}
+	return out, nil
+}
+
+func netOf(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// prefixOf is the zero prefix for none, which is how the kernel's default routes come.
+func prefixOf(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	a, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), bits)
+}
+
+func familyOf(p netip.Prefix) int {
+	if p.Addr().Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
