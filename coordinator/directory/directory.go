@@ -1,0 +1,136 @@
+package directory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// block is how many version numbers one write of the head reserves.
+const block = 1 << 16
+
+// Config is what a directory needs from outside.
+type Config struct {
+	Clock func() time.Time
+	Rand  io.Reader // cryptographically random
+	Issue Issue
+}
+
+// Directory owns the coordinator's state, see the package comment. All methods may be called concurrently.
+type Directory struct {
+	store  store.Store
+	config Config
+	opened time.Time
+
+	current  atomic.Pointer[Snapshot]
+	requests chan *request
+	stop     chan struct{} // closed by Close
+	done     chan struct{} // closed when the writer has ended
+	closing  sync.Once
+	err      error // why the writer ended; read after done
+
+	live liveness
+	subs subscriptions
+
+	// The writer's own: the head as it is on disk, and its revision.
+	head     headRecord
+	headRev  uint64
+	auditEnd atomic.Uint64 // head.Audit for readers
+}
+
+// Open loads the directory of a store that Ensure has prepared, and takes the right to write from whoever had it.
+func Open(ctx context.Context, s store.Store, c Config) (*Directory, error) {
+	if c.Clock == nil || c.Rand == nil || c.Issue == nil {
+		return nil, errors.New("open the directory: clock, randomness and issuer are required")
+	}
+	d := &Directory{
+		store: s, config: c, opened: wall(c.Clock()),
+		requests: make(chan *request), stop: make(chan struct{}), done: make(chan struct{}),
+	}
+	snap, err := d.load(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("open the directory: %w", err)
+	}
+	d.live.init()
+	d.current.Store(snap)
+	go d.write()
+	return d, nil
+}
+
+// load reads the store and reserves the first block of version numbers.
+func (d *Directory) load(ctx context.Context) (*Snapshot, error) {
+	e, err := d.store.Get(ctx, headKey)
+	if err != nil {
+		return nil, fmt.Errorf("read the head: %w", err)
+	}
+	if d.head, err = parse[headRecord](e); err != nil {
+		return nil, err
+	}
+	first := d.head.Reserved + 1
+	d.head.Reserved += block
+	op, err := putRecord(headKey, d.head)
+	if err != nil {
+		return nil, err
+	}
+	if d.headRev, err = d.store.Txn(ctx, []store.Cmp{{Key: headKey, Modified: e.Modified}}, []store.Op{op}); err != nil {
+		return nil, fmt.Errorf("reserve version numbers: %w", err)
+	}
+	d.auditEnd.Store(d.head.Audit)
+	snap := &Snapshot{version: proto.Version{Epoch: d.head.Epoch, N: first}}
+	if snap.mesh, err = loadMesh(ctx, d.store); err != nil {
+		return nil, err
+	}
+	snap.state, err = loadState(ctx, d.store)
+	return snap, err
+}
+
+// Snapshot is the state of now.
+func (d *Directory) Snapshot() *Snapshot { return d.current.Load() }
+
+// Done is closed when the directory takes no changes any more: after Close, or when the store failed or was opened by
+// another coordinator. Err says which.
+func (d *Directory) Done() <-chan struct{} { return d.done }
+
+// Err is nil until Done is closed, and ErrClosed after Close.
+func (d *Directory) Err() error {
+	select {
+	case <-d.done:
+		return d.err
+	default:
+		return nil
+	}
+}
+
+// Close ends the writer after the transaction that is under way, and all subscriptions. The store stays open. It may be
+// called more than once.
+func (d *Directory) Close() error {
+	d.closing.Do(func() { close(d.stop) })
+	<-d.done
+	return nil
+}
+
+// Audit answers up to limit audit records with numbers below before, newest first; 0 begins with the newest.
+func (d *Directory) Audit(ctx context.Context, before uint64, limit int) ([]audit.Record, error) {
+	last := d.auditEnd.Load()
+	if before == 0 {
+		before = last + 1
+	}
+	return audit.Read(ctx, d.store, before, last, limit)
+}
+
+// PolicyVersion reads a policy that is or was in force.
+func (d *Directory) PolicyVersion(ctx context.Context, number uint64) (*Policy, error) {
+	e, err := d.store.Get(ctx, policyPath(number))
+	if err != nil {
+		return nil, fmt.Errorf("policy %d: %w", number, err)
+	}
+	return parsePolicy(e)
+}

@@ -1,0 +1,38 @@
+// Package directory is what the coordinator knows: nodes, join tokens, policy, addresses at rest, and every key that a
+// node ever held. One goroutine, the writer, changes it; everybody else reads immutable snapshots, which cost nothing to
+// take and never change.
+//
+//	CreateToken Enroll NextCertificate      ┌────────┐  one transaction   ┌───────┐
+//	RevokeNode DeleteNode SetPolicy   ─────►│ writer │ ─────────────────► │ store │  on disk
+//	SetEndpoints (memory only)              └───┬────┘                    └───────┘
+//	                                            │ then
+//	                                            ▼
+//	          Snapshot() ◄──── immutable snapshot, Version{Epoch, N}  ────► Subscription: what changed since you looked
+//	                                            │ then
+//	                                            ▼
+//	                                  the operations return
+//
+// Operations that arrive while a transaction is on its way to the disk wait and share the next one. Each is decided
+// against the state that the ones before it left; one that fails leaves nothing. An operation that returned without an
+// error is on disk and in Snapshot.
+//
+// Whoever opens the directory writes its head record first, and every later transaction demands that the head is as
+// this writer left it. So if the same store is opened again, the earlier writer cannot write any more (ErrFenced).
+//
+// N grows with every snapshot that can change a netmap. It is reserved in blocks in the head record: after a crash
+// numbers are left out, none is given twice. A restored backup begins a new epoch, which is later than all that were
+// before it (see Restored).
+//
+// In the store:
+//
+//	mesh              id, domain, ranges; written once
+//	head              epoch, reserved N, number of the last audit record
+//	node/ID           a node with its last certificate
+//	key/device/HEX    who held a device key first; never removed, as is key/node/HEX
+//	token/ID          public half of a join token, and what became of it
+//	policy/NUMBER     every policy that was ever in force; the last one is
+//	freed/ADDRESS     until when the address rests
+//	audit/NUMBER      see package audit
+//
+// Liveness (Live) is memory only and no part of snapshots: no netmap depends on it.
+package directory

@@ -1,0 +1,246 @@
+package directory
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/coordinator/ipam"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+const (
+	maxHostname   = 255
+	maxKeyHistory = 16
+	// retryTime is how long a renewal that is asked for again is taken for one whose reply was lost.
+	retryTime = 10 * time.Second
+)
+
+// EnrollRequest is a machine that proved that it holds these keys and the token's secret.
+type EnrollRequest struct {
+	Token    key.TokenPublic
+	Device   key.DevicePublic
+	Key      key.NodePublic
+	Hostname string
+	Level    cert.Level
+}
+
+// Enroll makes a node: name, addresses and first certificate, and spends the token, all in one transaction. The same
+// keys with the same token again, while the token's time is not over, are a machine that missed the reply: it gets the
+// node that it is.
+func (d *Directory) Enroll(ctx context.Context, r EnrollRequest) (*Node, error) {
+	if r.Token.IsZero() || r.Device.IsZero() || r.Key.IsZero() || len(r.Hostname) > maxHostname {
+		return nil, fmt.Errorf("enrolment without all of its keys, or with a host name of %d bytes: %w", len(r.Hostname), ErrInvalid)
+	}
+	var n *Node
+	err := d.do(ctx, func(t *tx) (err error) {
+		n, err = d.enroll(t, r)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+func (d *Directory) enroll(t *tx, r EnrollRequest) (*Node, error) {
+	token, err := t.usable(r.Token)
+	if err != nil {
+		return nil, err
+	}
+	if n, err := t.again(token, r); n != nil || err != nil {
+		if err == nil && !fresh(n.Certificate, t.now) {
+			n, err = d.certify(t, n)
+		}
+		return n, err
+	}
+	if token.SpentBy != 0 {
+		return nil, fmt.Errorf("token %s; ask for a new join code: %w", token.ID, ErrTokenSpent)
+	}
+	if err := t.unheld(r); err != nil {
+		return nil, err
+	}
+	n, err := t.admit(d, token, r)
+	if err != nil {
+		return nil, err
+	}
+	return d.certify(t, n)
+}
+
+// usable answers a token that is neither revoked nor past its time; it may be spent.
+func (t *tx) usable(public key.TokenPublic) (*Token, error) {
+	id := TokenID(public)
+	token, ok := t.tokens.Get([]byte(id))
+	switch {
+	case !ok || token.Public != public:
+		return nil, fmt.Errorf("token %s; ask for a new join code: %w", id, ErrTokenUnknown)
+	case token.Revoked != nil:
+		return nil, fmt.Errorf("token %s; ask for a new join code: %w", id, ErrTokenRevoked)
+	case !t.now.Before(token.Expires):
+		return nil, fmt.Errorf("token %s was good until %s; ask for a new join code: %w", id, token.Expires.Format(time.RFC3339), ErrTokenExpired)
+	}
+	return token, nil
+}
+
+// again answers the node that enrolled with the same keys and the same token before, or nil where there is none.
+func (t *tx) again(token *Token, r EnrollRequest) (*Node, error) {
+	id, ok := t.devices.Get(r.Device.Bytes())
+	if !ok {
+		return nil, nil
+	}
+	n, _ := t.state.nodes.Get(idKey(id))
+	switch {
+	case n.Revoked != nil:
+		return nil, fmt.Errorf("node %s (%s): %w", n.Name, n.ID, ErrRevoked)
+	case n.Token == token.ID && n.Key == r.Key:
+		return n, nil
+	}
+	return nil, fmt.Errorf("device key of node %s (%s); the machine must make new keys, or be deleted here first and make new keys: %w", n.Name, n.ID, ErrKeyUsed)
+}
+
+// unheld refuses keys that any node holds or held.
+func (t *tx) unheld(r EnrollRequest) error {
+	if id, ok := t.held.Get(heldDevice(r.Device)); ok {
+		return fmt.Errorf("device key of node %s; the machine must make new keys: %w", id, ErrKeyUsed)
+	}
+	if id, ok := t.held.Get(heldNode(r.Key)); ok {
+		return fmt.Errorf("node key of node %s; the machine must make new keys: %w", id, ErrKeyUsed)
+	}
+	return nil
+}
+
+// admit makes the node without its certificate, and spends the token.
+func (t *tx) admit(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
+	id, err := t.newID(d)
+	if err != nil {
+		return nil, err
+	}
+	addrs, err := ipam.Next(t.mesh.Mesh, d.config.Rand, taken{t.state, t.now})
+	if err != nil {
+		return nil, fmt.Errorf("%w; delete nodes that are gone, their addresses are free after %v", err, ipam.Rest)
+	}
+	n := &Node{
+		Identity: proto.Identity{ID: id, Name: t.name(r.Hostname), Addrs: addrs, Tags: token.Tags},
+		Device:   r.Device, Key: r.Key, Level: r.Level, Ephemeral: token.Ephemeral,
+		Hostname: strings.ToValidUTF8(r.Hostname, "?"), Token: token.ID, Created: t.now,
+	}
+	if token.User != "" {
+		n.User = proto.User{Issuer: proto.IssuerToken, Subject: token.User, Name: token.User}
+	}
+	if err := t.hold(devicePath(r.Device), heldDevice(r.Device), id); err != nil {
+		return nil, err
+	}
+	if err := t.hold(nodeKeyPath(r.Key), heldNode(r.Key), id); err != nil {
+		return nil, err
+	}
+	t.record("token "+token.ID, audit.NodeEnroll, id.String(), n.Name, "for "+token.who())
+	return n, t.spend(token, n)
+}
+
+func (t *tx) newID(d *Directory) (proto.NodeID, error) {
+	for {
+		id, err := proto.NewNodeID(d.config.Rand)
+		if err != nil {
+			return 0, err
+		}
+		if _, used := t.state.nodes.Get(idKey(id)); !used {
+			return id, nil
+		}
+	}
+}
+
+func (t *tx) spend(token *Token, n *Node) error {
+	used := *token
+	used.Uses++
+	if !used.Reusable {
+		used.Spent, used.SpentBy = n.Device, n.ID
+	}
+	return t.setToken(&used)
+}
+
+// certify issues the next certificate of a node and writes the node with it.
+func (d *Directory) certify(t *tx, old *Node) (*Node, error) {
+	c, err := d.config.Issue(cert.Node{
+		Mesh: t.mesh.ID, Identity: old.Identity, DNSName: old.Name + "." + t.mesh.Domain, Device: old.Device,
+		Keys: []cert.NodeKey{{Public: old.Key}}, Level: old.Level, Sequence: old.Certificate.Sequence + 1,
+	}, t.now)
+	if err != nil {
+		return nil, fmt.Errorf("issue a certificate for node %s (%s): %w", old.Name, old.ID, err)
+	}
+	n := *old
+	n.Certificate = Certificate{
+		DER: c.Raw, Serial: c.Serial, Sequence: c.Sequence, Issued: t.now,
+		NotBefore: wall(c.NotBefore), NotAfter: wall(c.NotAfter),
+	}
+	return &n, t.setNode(&n)
+}
+
+// fresh says whether more than half of a certificate's life is ahead.
+func fresh(c Certificate, now time.Time) bool {
+	return now.Before(c.Issued.Add(c.NotAfter.Sub(c.Issued) / 2))
+}
+
+// NextCertificate issues the next certificate of a node, with the next sequence number. With another WireGuard key than
+// the node has, that key takes the place of the old one; keys that any node holds or held, this one included, are refused.
+// A renewal that is asked for again at once with the same key gets the same certificate.
+func (d *Directory) NextCertificate(ctx context.Context, id proto.NodeID, next key.NodePublic) (*Node, error) {
+	if next.IsZero() {
+		return nil, fmt.Errorf("renewal of node %s without a node key: %w", id, ErrInvalid)
+	}
+	var n *Node
+	err := d.do(ctx, func(t *tx) (err error) {
+		if n, err = t.trustedNode(id); err != nil {
+			return err
+		}
+		if next == n.Key && t.now.Sub(n.Certificate.Issued) < retryTime && fresh(n.Certificate, t.now) {
+			return nil
+		}
+		if next != n.Key {
+			if n, err = t.rekey(n, next); err != nil {
+				return err
+			}
+		}
+		n, err = d.certify(t, n)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// trustedNode answers a node that is known and not revoked.
+func (t *tx) trustedNode(id proto.NodeID) (*Node, error) {
+	n, err := t.knownNode(id)
+	if err == nil && n.Revoked != nil {
+		return nil, fmt.Errorf("node %s (%s) on %s: %w", n.Name, id, n.Revoked.At.Format(time.RFC3339), ErrRevoked)
+	}
+	return n, err
+}
+
+func (t *tx) knownNode(id proto.NodeID) (*Node, error) {
+	n, ok := t.state.nodes.Get(idKey(id))
+	if !ok {
+		return nil, fmt.Errorf("node %s was deleted, or joined after the backup that this coordinator was restored from; join again with a new code: %w",
+			id, ErrUnknown)
+	}
+	return n, nil
+}
+
+func (t *tx) rekey(old *Node, next key.NodePublic) (*Node, error) {
+	if holder, ok := t.held.Get(heldNode(next)); ok {
+		return nil, fmt.Errorf("node key of node %s: %w", holder, ErrKeyUsed)
+	}
+	n := *old
+	n.Keys = append(n.Keys[:len(n.Keys):len(n.Keys)], PastKey{Key: old.Key, Until: t.now})
+	if len(n.Keys) > maxKeyHistory {
+		n.Keys = n.Keys[len(n.Keys)-maxKeyHistory:]
+	}
+	n.Key = next
+	t.record("node "+n.ID.String(), audit.NodeRekey, n.ID.String(), n.Name, "new WireGuard key "+next.String())
+	return &n, t.hold(nodeKeyPath(next), heldNode(next), n.ID)
+}

@@ -1,0 +1,103 @@
+package directory
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+)
+
+// loadState reads all records into indexes. One that cannot be read stops the coordinator: a node, a token or a key that
+// was overlooked could be given to somebody else.
+func loadState(ctx context.Context, st store.Store) (state, error) {
+	s := newState()
+	loaders := []struct {
+		prefix string
+		add    func(*state, store.Entry) error
+	}{
+		{nodePrefix, addNode},
+		{devicePrefix, addHeld},
+		{nodeKeyPrefix, addHeld},
+		{tokenPrefix, addToken},
+		{freedPrefix, addFreed},
+	}
+	for _, l := range loaders {
+		entries, _, err := st.List(ctx, l.prefix)
+		if err != nil {
+			return state{}, fmt.Errorf("read %s: %w", l.prefix, err)
+		}
+		for _, e := range entries {
+			if err := l.add(&s, e); err != nil {
+				return state{}, err
+			}
+		}
+	}
+	return s, loadPolicy(ctx, st, &s)
+}
+
+func addNode(s *state, e store.Entry) error {
+	n, err := parseNode(e)
+	if err != nil {
+		return err
+	}
+	if other, ok := s.names.Get([]byte(n.Name)); ok {
+		return fmt.Errorf("record %s: has the name %s of node %s", e.Key, n.Name, other)
+	}
+	for _, a := range n.Addrs.Slice() {
+		if other, ok := s.addrs.Get(addrKey(a)); ok {
+			return fmt.Errorf("record %s: has the address %v of node %s", e.Key, a, other)
+		}
+	}
+	s.setNode(n)
+	return nil
+}
+
+func addHeld(s *state, e store.Entry) error {
+	r, err := parse[heldRecord](e)
+	if err != nil {
+		return err
+	}
+	k, err := heldKey(e.Key)
+	if err != nil {
+		return fmt.Errorf("record %s: %w", e.Key, err)
+	}
+	put(&s.held, k, r.Node)
+	return nil
+}
+
+func addToken(s *state, e store.Entry) error {
+	t, err := parseToken(e)
+	if err != nil {
+		return err
+	}
+	put(&s.tokens, []byte(t.ID), t)
+	return nil
+}
+
+func addFreed(s *state, e store.Entry) error {
+	r, err := parse[freedRecord](e)
+	if err != nil {
+		return err
+	}
+	a, err := netip.ParseAddr(strings.TrimPrefix(e.Key, freedPrefix))
+	if err != nil {
+		return fmt.Errorf("record %s: %w", e.Key, err)
+	}
+	put(&s.freed, addrKey(a), r.Until)
+	return nil
+}
+
+// loadPolicy takes the last one; keys sort by number.
+func loadPolicy(ctx context.Context, st store.Store, s *state) error {
+	entries, _, err := st.List(ctx, policyPrefix)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", policyPrefix, err)
+	}
+	if len(entries) == 0 {
+		return nil
+	}
+	s.policy, err = parsePolicy(entries[len(entries)-1])
+	return err
+}

@@ -1,0 +1,168 @@
+package directory
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/coordinator/ipam"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+const (
+	// AwayLimit is how long an ephemeral node may be away.
+	AwayLimit = 30 * time.Minute
+	// MaxEndpoints is how many endpoints of a node are kept.
+	MaxEndpoints = 17
+	maxReason    = 500
+	// maxExpired bounds what one Expire removes, so that its transaction stays small; the next one goes on.
+	maxExpired = 1000
+)
+
+// RevokeNode ends the trust in a node for ever. A node that was revoked stays as it is.
+func (d *Directory) RevokeNode(ctx context.Context, id proto.NodeID, reason, by string) (*Node, error) {
+	if len(reason) > maxReason {
+		return nil, fmt.Errorf("reason of %d bytes: at most %d: %w", len(reason), maxReason, ErrInvalid)
+	}
+	var n *Node
+	err := d.do(ctx, func(t *tx) (err error) {
+		if n, err = t.knownNode(id); err != nil || n.Revoked != nil {
+			return err
+		}
+		revoked := *n
+		revoked.Revoked = &Revocation{At: t.now, By: by, Reason: reason}
+		n = &revoked
+		t.record(by, audit.NodeRevoke, id.String(), n.Name, reason)
+		return t.setNode(n)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// DeleteNode removes a node. Its name is free at once, its addresses rest (ipam.Rest), its keys are never taken again.
+func (d *Directory) DeleteNode(ctx context.Context, id proto.NodeID, by string) error {
+	return d.do(ctx, func(t *tx) error {
+		n, err := t.knownNode(id)
+		if err != nil {
+			return err
+		}
+		t.record(by, audit.NodeDelete, id.String(), n.Name, "")
+		return d.remove(t, n)
+	})
+}
+
+func (d *Directory) remove(t *tx, n *Node) error {
+	until := t.now.Add(ipam.Rest)
+	rest, err := putRecord(freedPath(n.Addrs.V4), freedRecord{version: v1, Until: until})
+	if err != nil {
+		return err
+	}
+	t.writes = append(t.writes, rest, store.Delete(nodePath(n.ID)))
+	put(&t.freed, addrKey(n.Addrs.V4), until)
+	t.dropNode(n)
+	t.nodes = append(t.nodes, n.ID)
+	return nil
+}
+
+// SetEndpoints remembers where a node may be reached, in memory only.
+func (d *Directory) SetEndpoints(ctx context.Context, id proto.NodeID, endpoints []proto.Endpoint) error {
+	if len(endpoints) > MaxEndpoints {
+		return fmt.Errorf("node %s reports %d endpoints: at most %d: %w", id, len(endpoints), MaxEndpoints, ErrInvalid)
+	}
+	endpoints = slices.Clone(endpoints)
+	return d.do(ctx, func(t *tx) error {
+		if _, err := t.trustedNode(id); err != nil {
+			return err
+		}
+		if old, _ := t.endpoints.Get(idKey(id)); slices.Equal(old, endpoints) {
+			return nil
+		}
+		put(&t.endpoints, idKey(id), endpoints)
+		t.nodes = append(t.nodes, id)
+		return nil
+	})
+}
+
+// Expire removes what time has ended: ephemeral nodes that were away too long, the rest of addresses, tokens long past
+// their time. It says which nodes it removed. Whoever runs the coordinator calls it about once a minute.
+func (d *Directory) Expire(ctx context.Context) ([]proto.NodeID, error) {
+	var gone []proto.NodeID
+	err := d.do(ctx, func(t *tx) (err error) {
+		gone, err = d.expireNodes(t)
+		if err != nil {
+			return err
+		}
+		t.expireFreed()
+		t.expireTokens()
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return gone, nil
+}
+
+func (d *Directory) expireNodes(t *tx) (gone []proto.NodeID, err error) {
+	for id := range values(t.ephemeral) {
+		n, _ := t.state.nodes.Get(idKey(id))
+		since, away := d.away(n)
+		if !away || t.now.Sub(since) < AwayLimit {
+			continue
+		}
+		t.record("coordinator", audit.NodeExpire, id.String(), n.Name, "ephemeral, away since "+since.Format(time.RFC3339))
+		if err := d.remove(t, n); err != nil {
+			return nil, err
+		}
+		if gone = append(gone, id); len(gone) == maxExpired {
+			break
+		}
+	}
+	return gone, nil
+}
+
+// away says since when a node is away, if it is. What was before this directory was opened is not known; it counts as if
+// every node had been here then.
+func (d *Directory) away(n *Node) (time.Time, bool) {
+	live, ok := d.Live(n.ID)
+	if live.Connected {
+		return time.Time{}, false
+	}
+	since := d.opened
+	if n.Created.After(since) {
+		since = n.Created
+	}
+	if ok && live.LastSeen.After(since) {
+		since = live.LastSeen
+	}
+	return since, true
+}
+
+func (t *tx) expireFreed() {
+	count := 0
+	it := t.freed.Root().Iterator()
+	for k, until, ok := it.Next(); ok && count < maxExpired; k, until, ok = it.Next() {
+		if t.now.Before(until) {
+			continue
+		}
+		t.writes = append(t.writes, store.Delete(freedPath(addrOf(k))))
+		drop(&t.freed, k)
+		count++
+	}
+}
+
+func (t *tx) expireTokens() {
+	count := 0
+	for token := range values(t.tokens) {
+		if t.now.Sub(token.Expires) < keepToken || count == maxExpired {
+			continue
+		}
+		t.writes = append(t.writes, store.Delete(tokenPath(token.ID)))
+		drop(&t.tokens, []byte(token.ID))
+		count++
+	}
+}

@@ -1,0 +1,295 @@
+package directory
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// Where records are in the store, see the package comment.
+const (
+	meshKey       = "mesh"
+	headKey       = "head"
+	nodePrefix    = "node/"
+	devicePrefix  = "key/device/"
+	nodeKeyPrefix = "key/node/"
+	tokenPrefix   = "token/"
+	policyPrefix  = "policy/"
+	freedPrefix   = "freed/"
+)
+
+func nodePath(id proto.NodeID) string      { return nodePrefix + id.String() }
+func devicePath(k key.DevicePublic) string { return devicePrefix + hex.EncodeToString(k.Bytes()) }
+func nodeKeyPath(k key.NodePublic) string  { return nodeKeyPrefix + hex.EncodeToString(k.Bytes()) }
+func tokenPath(id string) string           { return tokenPrefix + id }
+func policyPath(number uint64) string      { return fmt.Sprintf("%s%016x", policyPrefix, number) }
+func freedPath(a netip.Addr) string        { return freedPrefix + a.String() }
+func putRecord(k string, v any) (store.Op, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return store.Op{}, fmt.Errorf("encode %s: %w", k, err)
+	}
+	return store.Put(k, b), nil
+}
+
+// version is the first field of every record. A record of another version is refused: what is not understood is not
+// guessed at. Migrations rewrite records when their form changes.
+type version struct {
+	V int `json:"v"`
+}
+
+func (v version) recordVersion() int { return v.V }
+
+// v1 is the version of all records as they are below.
+var v1 = version{1}
+
+type versioned interface{ recordVersion() int }
+
+// parse reads a record strictly: known fields, one value, known version.
+func parse[T versioned](e store.Entry) (T, error) {
+	var v T
+	d := json.NewDecoder(bytes.NewReader(e.Value))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&v); err != nil {
+		return v, fmt.Errorf("record %s: %w", e.Key, err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return v, fmt.Errorf("record %s: more than one value", e.Key)
+	}
+	if v.recordVersion() != v1.V {
+		return v, fmt.Errorf("record %s: version %d, this program knows version %d", e.Key, v.recordVersion(), v1.V)
+	}
+	return v, nil
+}
+
+type meshRecord struct {
+	version
+	ID      proto.MeshID `json:"id"`
+	Domain  string       `json:"domain"`
+	V4      netip.Prefix `json:"v4"`
+	V6      netip.Prefix `json:"v6"`
+	Created time.Time    `json:"created"`
+}
+
+type headRecord struct {
+	version
+	Epoch    uint64 `json:"epoch"`
+	Reserved uint64 `json:"reserved"` // no snapshot so far had a greater N
+	Audit    uint64 `json:"audit"`    // number of the last audit record
+}
+
+type heldRecord struct {
+	version
+	Node  proto.NodeID `json:"node"`
+	Since time.Time    `json:"since"`
+}
+
+type freedRecord struct {
+	version
+	Until time.Time `json:"until"`
+}
+
+type policyRecord struct {
+	version
+	Number  uint64    `json:"number"`
+	Source  string    `json:"source"`
+	Applied time.Time `json:"applied"`
+	By      string    `json:"by"`
+}
+
+type revocationRecord struct {
+	At     time.Time `json:"at"`
+	By     string    `json:"by"`
+	Reason string    `json:"reason"`
+}
+
+func revocationOf(r *Revocation) *revocationRecord {
+	if r == nil {
+		return nil
+	}
+	return &revocationRecord{At: r.At, By: r.By, Reason: r.Reason}
+}
+
+func (r *revocationRecord) value() *Revocation {
+	if r == nil {
+		return nil
+	}
+	return &Revocation{At: r.At, By: r.By, Reason: r.Reason}
+}
+
+type tokenRecord struct {
+	version
+	Public    []byte            `json:"public"`
+	User      string            `json:"user,omitempty"`
+	Tags      []string          `json:"tags,omitempty"`
+	Reusable  bool              `json:"reusable,omitempty"`
+	Ephemeral bool              `json:"ephemeral,omitempty"`
+	By        string            `json:"by"`
+	Created   time.Time         `json:"created"`
+	Expires   time.Time         `json:"expires"`
+	Uses      uint32            `json:"uses,omitempty"`
+	Spent     []byte            `json:"spent,omitempty"`
+	SpentBy   proto.NodeID      `json:"spentBy,omitempty"`
+	Revoked   *revocationRecord `json:"revoked,omitempty"`
+}
+
+func tokenOp(t *Token) (store.Op, error) {
+	r := tokenRecord{
+		version: v1, Public: t.Public.Bytes(), User: t.User, Tags: t.Tags, Reusable: t.Reusable, Ephemeral: t.Ephemeral,
+		By: t.By, Created: t.Created, Expires: t.Expires, Uses: t.Uses, SpentBy: t.SpentBy, Revoked: revocationOf(t.Revoked),
+	}
+	if t.SpentBy != 0 {
+		r.Spent = t.Spent.Bytes()
+	}
+	return putRecord(tokenPath(t.ID), r)
+}
+
+func parseToken(e store.Entry) (*Token, error) {
+	r, err := parse[tokenRecord](e)
+	if err != nil {
+		return nil, err
+	}
+	t := &Token{
+		User: r.User, Tags: r.Tags, Reusable: r.Reusable, Ephemeral: r.Ephemeral, By: r.By, Created: r.Created,
+		Expires: r.Expires, Uses: r.Uses, SpentBy: r.SpentBy, Revoked: r.Revoked.value(),
+	}
+	if t.Public, err = key.ParseTokenPublic(r.Public); err != nil {
+		return nil, fmt.Errorf("record %s: %w", e.Key, err)
+	}
+	if t.ID = TokenID(t.Public); tokenPath(t.ID) != e.Key {
+		return nil, fmt.Errorf("record %s: holds token %s", e.Key, t.ID)
+	}
+	if r.SpentBy != 0 {
+		if t.Spent, err = key.ParseDevicePublic(r.Spent); err != nil {
+			return nil, fmt.Errorf("record %s: %w", e.Key, err)
+		}
+	}
+	return t, nil
+}
+
+type userRecord struct {
+	Issuer   string    `json:"issuer"`
+	Subject  string    `json:"subject"`
+	Name     string    `json:"name"`
+	AuthTime time.Time `json:"authTime,omitzero"`
+}
+
+type pastKeyRecord struct {
+	Key   []byte    `json:"key"`
+	Until time.Time `json:"until"`
+}
+
+type certificateRecord struct {
+	DER       []byte    `json:"der"`
+	Serial    string    `json:"serial"`
+	Sequence  uint64    `json:"sequence"`
+	Issued    time.Time `json:"issued"`
+	NotBefore time.Time `json:"notBefore"`
+	NotAfter  time.Time `json:"notAfter"`
+}
+
+type nodeRecord struct {
+	version
+	ID          proto.NodeID      `json:"id"`
+	Name        string            `json:"name"`
+	V4          netip.Addr        `json:"v4"`
+	V6          netip.Addr        `json:"v6"`
+	User        *userRecord       `json:"user,omitempty"`
+	Tags        []string          `json:"tags,omitempty"`
+	Device      []byte            `json:"device"`
+	Key         []byte            `json:"key"`
+	Keys        []pastKeyRecord   `json:"keys,omitempty"`
+	Level       string            `json:"level"`
+	Ephemeral   bool              `json:"ephemeral,omitempty"`
+	Hostname    string            `json:"hostname"`
+	Token       string            `json:"token"`
+	Created     time.Time         `json:"created"`
+	Revoked     *revocationRecord `json:"revoked,omitempty"`
+	Certificate certificateRecord `json:"certificate"`
+}
+
+func nodeOp(n *Node) (store.Op, error) {
+	r := nodeRecord{
+		version: v1, ID: n.ID, Name: n.Name, V4: n.Addrs.V4, V6: n.Addrs.V6, Tags: n.Tags, Device: n.Device.Bytes(),
+		Key: n.Key.Bytes(), Level: n.Level.String(), Ephemeral: n.Ephemeral, Hostname: n.Hostname, Token: n.Token,
+		Created: n.Created, Revoked: revocationOf(n.Revoked), Certificate: certificateRecord(n.Certificate),
+	}
+	if !n.User.IsZero() {
+		u := userRecord(n.User)
+		r.User = &u
+	}
+	for _, k := range n.Keys {
+		r.Keys = append(r.Keys, pastKeyRecord{Key: k.Key.Bytes(), Until: k.Until})
+	}
+	return putRecord(nodePath(n.ID), r)
+}
+
+func parseNode(e store.Entry) (*Node, error) {
+	r, err := parse[nodeRecord](e)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{
+		Identity:  proto.Identity{ID: r.ID, Name: r.Name, Addrs: proto.Addrs{V4: r.V4, V6: r.V6}, Tags: r.Tags},
+		Ephemeral: r.Ephemeral, Hostname: r.Hostname, Token: r.Token, Created: r.Created, Revoked: r.Revoked.value(),
+		Certificate: Certificate(r.Certificate),
+	}
+	if r.User != nil {
+		n.User = proto.User(*r.User)
+	}
+	if nodePath(n.ID) != e.Key {
+		return nil, fmt.Errorf("record %s: holds node %s", e.Key, n.ID)
+	}
+	if n.Device, err = key.ParseDevicePublic(r.Device); err != nil {
+		return nil, fmt.Errorf("record %s: %w", e.Key, err)
+	}
+	if n.Key, err = key.ParseNodePublic(r.Key); err != nil {
+		return nil, fmt.Errorf("record %s: %w", e.Key, err)
+	}
+	for _, k := range r.Keys {
+		p, err := key.ParseNodePublic(k.Key)
+		if err != nil {
+			return nil, fmt.Errorf("record %s: %w", e.Key, err)
+		}
+		n.Keys = append(n.Keys, PastKey{Key: p, Until: k.Until})
+	}
+	if n.Level, err = cert.ParseLevel(r.Level); err != nil {
+		return nil, fmt.Errorf("record %s: %w", e.Key, err)
+	}
+	return n, nil
+}
+
+func parsePolicy(e store.Entry) (*Policy, error) {
+	r, err := parse[policyRecord](e)
+	if err != nil {
+		return nil, err
+	}
+	if policyPath(r.Number) != e.Key {
+		return nil, fmt.Errorf("record %s: holds policy %d", e.Key, r.Number)
+	}
+	return &Policy{Number: r.Number, Source: r.Source, Applied: r.Applied, By: r.By}, nil
+}
+
+// heldKey is the key of a tombstone record in the index of held keys.
+func heldKey(path string) ([]byte, error) {
+	if h, ok := strings.CutPrefix(path, devicePrefix); ok {
+		b, err := hex.DecodeString(h)
+		return append([]byte{'d'}, b...), err
+	}
+	h, ok := strings.CutPrefix(path, nodeKeyPrefix)
+	if !ok {
+		return nil, fmt.Errorf("neither a device key nor a node key")
+	}
+	b, err := hex.DecodeString(h)
+	return append([]byte{'n'}, b...), err
+}

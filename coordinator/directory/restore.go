@@ -1,0 +1,141 @@
+package directory
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Restoration says what a restored backup brought back, for the person who did it.
+type Restoration struct {
+	Mesh   proto.Mesh
+	Epoch  uint64
+	Nodes  int
+	Voided int       // tokens that can no longer be used
+	Latest time.Time // when the last thing in the backup was decided; what came later is lost, revocations included
+}
+
+// Restored is what must happen to a backup before a coordinator may open it, in the transaction that makes it a store
+// again. What was decided after the backup is lost, so:
+//
+//   - A new epoch begins, later than any before it even if the same backup is restored twice: agents take its word for
+//     newer than what they heard last.
+//   - Every token that can still be used is void: it may have been used since.
+//   - Certificates go on with higher sequence numbers than were issued since.
+//   - Nodes that joined since are not known, and are refused until an administrator lets them join again.
+//   - Nodes that were revoked or deleted since are trusted again: the administrator must revoke them once more.
+func Restored(t store.Tx, now time.Time, by string) (Restoration, error) {
+	now = wall(now)
+	r, err := restoredMesh(t)
+	if err != nil {
+		return r, err
+	}
+	head, err := restoredHead(t, now)
+	if err != nil {
+		return r, err
+	}
+	r.Epoch = head.Epoch
+	if err := r.nodes(t, now); err != nil {
+		return r, err
+	}
+	if err := r.tokens(t, now, by); err != nil {
+		return r, err
+	}
+	if err := r.latest(t, head.Audit); err != nil {
+		return r, err
+	}
+	head.Audit++
+	line, err := audit.Op(audit.Record{
+		Number: head.Audit, At: now, By: by, Action: audit.Restore, Subject: string(r.Mesh.ID),
+		Reason: fmt.Sprintf("epoch %d; %d nodes, %d tokens voided", r.Epoch, r.Nodes, r.Voided),
+	})
+	if err != nil {
+		return r, err
+	}
+	op, err := putRecord(headKey, head)
+	if err != nil {
+		return r, err
+	}
+	for _, op := range []store.Op{line, op} {
+		if err := t.Put(op.Key, op.Value); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+func restoredMesh(t store.Tx) (Restoration, error) {
+	v, ok := t.Get(meshKey)
+	if !ok {
+		return Restoration{}, fmt.Errorf("the backup has no mesh: %w", store.ErrNotFound)
+	}
+	m, err := parse[meshRecord](store.Entry{Key: meshKey, Value: v})
+	return Restoration{Mesh: proto.Mesh{ID: m.ID, Domain: m.Domain, V4: m.V4, V6: m.V6}}, err
+}
+
+// restoredHead begins the new epoch. It is the time of the restore, so that two restores of one backup differ.
+func restoredHead(t store.Tx, now time.Time) (headRecord, error) {
+	v, ok := t.Get(headKey)
+	if !ok {
+		return headRecord{}, fmt.Errorf("the backup has no head: %w", store.ErrNotFound)
+	}
+	head, err := parse[headRecord](store.Entry{Key: headKey, Value: v})
+	head.Epoch = max(head.Epoch+1, uint64(max(now.Unix(), 0)))
+	return head, err
+}
+
+// nodes raises the sequence numbers to the time of the restore in milliseconds, which no count of certificates reaches.
+func (r *Restoration) nodes(t store.Tx, now time.Time) error {
+	for _, e := range t.List(nodePrefix) {
+		n, err := parseNode(e)
+		if err != nil {
+			return err
+		}
+		n.Certificate.Sequence = max(n.Certificate.Sequence, uint64(max(now.UnixMilli(), 0)))
+		op, err := nodeOp(n)
+		if err != nil {
+			return err
+		}
+		if err := t.Put(op.Key, op.Value); err != nil {
+			return err
+		}
+		r.Nodes++
+	}
+	return nil
+}
+
+func (r *Restoration) tokens(t store.Tx, now time.Time, by string) error {
+	for _, e := range t.List(tokenPrefix) {
+		token, err := parseToken(e)
+		if err != nil {
+			return err
+		}
+		if token.State(now) != TokenValid {
+			continue
+		}
+		token.Revoked = &Revocation{At: now, By: by, Reason: "voided by a restore"}
+		op, err := tokenOp(token)
+		if err != nil {
+			return err
+		}
+		if err := t.Put(op.Key, op.Value); err != nil {
+			return err
+		}
+		r.Voided++
+	}
+	return nil
+}
+
+func (r *Restoration) latest(t store.Tx, number uint64) error {
+	for _, e := range t.List(audit.Key(number)) {
+		a, err := audit.Parse(e)
+		if err != nil {
+			return err
+		}
+		r.Latest = a.At
+	}
+	return nil
+}

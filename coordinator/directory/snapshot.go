@@ -1,0 +1,141 @@
+package directory
+
+import (
+	"iter"
+	"net/netip"
+
+	iradix "github.com/hashicorp/go-immutable-radix/v2"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// Snapshot is the directory at one moment. It never changes and may be kept.
+//
+// Node, ByUser, ByTag, ByAddr and All are what policies are compiled against: they know nothing of revoked nodes. Lookup,
+// Nodes, Named and Device know every node, for people and for enrolment.
+type Snapshot struct {
+	version proto.Version
+	mesh    Mesh
+	state   state
+}
+
+// Version is the number that every netmap made from this snapshot carries.
+func (s *Snapshot) Version() proto.Version { return s.version }
+
+// Mesh is the mesh.
+func (s *Snapshot) Mesh() proto.Mesh { return s.mesh.Mesh }
+
+// Created says when the mesh was made.
+func (s *Snapshot) Created() Mesh { return s.mesh }
+
+// Policy is the policy in force, or nil.
+func (s *Snapshot) Policy() *Policy { return s.state.policy }
+
+// Len is the number of nodes, revoked ones included.
+func (s *Snapshot) Len() int { return s.state.nodes.Len() }
+
+// Lookup answers a node, revoked or not.
+func (s *Snapshot) Lookup(id proto.NodeID) (*Node, bool) { return s.state.nodes.Get(idKey(id)) }
+
+// Named answers the node with a name, revoked or not.
+func (s *Snapshot) Named(name string) (*Node, bool) {
+	return s.resolve(s.state.names.Get([]byte(name)))
+}
+
+// Device answers the node with a device key, revoked or not.
+func (s *Snapshot) Device(k key.DevicePublic) (*Node, bool) {
+	return s.resolve(s.state.devices.Get(k.Bytes()))
+}
+
+func (s *Snapshot) resolve(id proto.NodeID, ok bool) (*Node, bool) {
+	if !ok {
+		return nil, false
+	}
+	return s.Lookup(id)
+}
+
+// Find answers the node that a person means by an id, a name or an overlay address.
+func (s *Snapshot) Find(what string) (*Node, bool) {
+	if id, err := proto.ParseNodeID(what); err == nil {
+		return s.Lookup(id)
+	}
+	if a, err := netip.ParseAddr(what); err == nil {
+		return s.resolve(s.state.addrs.Get(addrKey(a)))
+	}
+	return s.Named(what)
+}
+
+// Nodes yields every node, revoked or not, sorted by id.
+func (s *Snapshot) Nodes() iter.Seq[*Node] { return values(s.state.nodes) }
+
+// Endpoints are where a node may be reached on the underlay, as it last reported.
+func (s *Snapshot) Endpoints(id proto.NodeID) []proto.Endpoint {
+	e, _ := s.state.endpoints.Get(idKey(id))
+	return e
+}
+
+// Token answers the token with a public key.
+func (s *Snapshot) Token(public key.TokenPublic) (*Token, bool) {
+	t, ok := s.state.tokens.Get([]byte(TokenID(public)))
+	if !ok || t.Public != public {
+		return nil, false
+	}
+	return t, true
+}
+
+// TokenByID answers the token with an id.
+func (s *Snapshot) TokenByID(id string) (*Token, bool) { return s.state.tokens.Get([]byte(id)) }
+
+// Tokens yields every token, sorted by id.
+func (s *Snapshot) Tokens() iter.Seq[*Token] { return values(s.state.tokens) }
+
+// Node answers who a trusted node is.
+func (s *Snapshot) Node(id proto.NodeID) (proto.Identity, bool) {
+	n, ok := s.Lookup(id)
+	if !ok || n.Revoked != nil {
+		return proto.Identity{}, false
+	}
+	return n.Identity, true
+}
+
+// ByUser yields the trusted nodes of a user, by login name, sorted by id.
+func (s *Snapshot) ByUser(name string) iter.Seq[proto.NodeID] { return members(s.state.users, name) }
+
+// ByTag yields the trusted nodes with a tag, sorted by id.
+func (s *Snapshot) ByTag(tag string) iter.Seq[proto.NodeID] { return members(s.state.tags, tag) }
+
+// All yields all trusted nodes, sorted by id.
+func (s *Snapshot) All() iter.Seq[proto.NodeID] { return values(s.state.trusted) }
+
+// ByAddr answers the trusted node with an overlay address.
+func (s *Snapshot) ByAddr(a netip.Addr) (proto.NodeID, bool) {
+	n, ok := s.resolve(s.state.addrs.Get(addrKey(a.Unmap())))
+	if !ok || n.Revoked != nil {
+		return 0, false
+	}
+	return n.ID, true
+}
+
+func values[T any](t *iradix.Tree[T]) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		it := t.Root().Iterator()
+		for _, v, ok := it.Next(); ok; _, v, ok = it.Next() {
+			if !yield(v) {
+				return
+			}
+		}
+	}
+}
+
+func members(t *iradix.Tree[proto.NodeID], word string) iter.Seq[proto.NodeID] {
+	return func(yield func(proto.NodeID) bool) {
+		it := t.Root().Iterator()
+		it.SeekPrefix(memberPrefix(word))
+		for _, id, ok := it.Next(); ok; _, id, ok = it.Next() {
+			if !yield(id) {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,134 @@
+package directory
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"time"
+
+	iradix "github.com/hashicorp/go-immutable-radix/v2"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// state is everything in memory. It is a value of immutable trees: a copy of it is another state, and changing one is
+// never seen in the other.
+type state struct {
+	nodes     *iradix.Tree[*Node]        // by id
+	names     *iradix.Tree[proto.NodeID] // by name
+	devices   *iradix.Tree[proto.NodeID] // by device key
+	ephemeral *iradix.Tree[proto.NodeID] // by id
+	addrs     *iradix.Tree[proto.NodeID] // both addresses of every node
+	// trusted, users and tags have only nodes that are not revoked: what policies are about.
+	trusted   *iradix.Tree[proto.NodeID]
+	users     *iradix.Tree[proto.NodeID] // by user, NUL, id
+	tags      *iradix.Tree[proto.NodeID] // by tag, NUL, id
+	held      *iradix.Tree[proto.NodeID] // every key that a node ever held; who held it
+	tokens    *iradix.Tree[*Token]       // by id
+	freed     *iradix.Tree[time.Time]    // by IPv4 address: until when it rests
+	endpoints *iradix.Tree[[]proto.Endpoint]
+	policy    *Policy // nil before the first one
+}
+
+func newState() state {
+	return state{
+		nodes: iradix.New[*Node](), names: iradix.New[proto.NodeID](), devices: iradix.New[proto.NodeID](),
+		ephemeral: iradix.New[proto.NodeID](), addrs: iradix.New[proto.NodeID](), trusted: iradix.New[proto.NodeID](),
+		users: iradix.New[proto.NodeID](), tags: iradix.New[proto.NodeID](), held: iradix.New[proto.NodeID](),
+		tokens: iradix.New[*Token](), freed: iradix.New[time.Time](), endpoints: iradix.New[[]proto.Endpoint](),
+	}
+}
+
+func idKey(id proto.NodeID) []byte {
+	return binary.BigEndian.AppendUint64(nil, uint64(id))
+}
+
+func addrKey(a netip.Addr) []byte {
+	b := a.As16()
+	return b[:]
+}
+
+func addrOf(k []byte) netip.Addr {
+	a, _ := netip.AddrFromSlice(k)
+	return a.Unmap()
+}
+
+// memberKey is the key of a node in an index with several nodes a word.
+func memberKey(word string, id proto.NodeID) []byte {
+	return binary.BigEndian.AppendUint64(memberPrefix(word), uint64(id))
+}
+
+func memberPrefix(word string) []byte { return append([]byte(word), 0) }
+
+func heldDevice(k key.DevicePublic) []byte { return append([]byte{'d'}, k.Bytes()...) }
+func heldNode(k key.NodePublic) []byte     { return append([]byte{'n'}, k.Bytes()...) }
+
+func put[T any](t **iradix.Tree[T], k []byte, v T) { *t, _, _ = (*t).Insert(k, v) }
+func drop[T any](t **iradix.Tree[T], k []byte)     { *t, _, _ = (*t).Delete(k) }
+
+// setNode replaces a node, or adds it, in all indexes.
+func (s *state) setNode(n *Node) {
+	if old, ok := s.nodes.Get(idKey(n.ID)); ok {
+		s.unindex(old)
+	}
+	id := idKey(n.ID)
+	put(&s.nodes, id, n)
+	put(&s.names, []byte(n.Name), n.ID)
+	put(&s.devices, n.Device.Bytes(), n.ID)
+	for _, a := range n.Addrs.Slice() {
+		put(&s.addrs, addrKey(a), n.ID)
+	}
+	if n.Ephemeral {
+		put(&s.ephemeral, id, n.ID)
+	}
+	if n.Revoked != nil {
+		return
+	}
+	put(&s.trusted, id, n.ID)
+	if !n.User.IsZero() {
+		put(&s.users, memberKey(n.User.Name, n.ID), n.ID)
+	}
+	for _, tag := range n.Tags {
+		put(&s.tags, memberKey(tag, n.ID), n.ID)
+	}
+}
+
+// dropNode removes a node from all indexes; the keys that it held stay.
+func (s *state) dropNode(n *Node) {
+	s.unindex(n)
+	drop(&s.nodes, idKey(n.ID))
+	drop(&s.endpoints, idKey(n.ID))
+}
+
+func (s *state) unindex(n *Node) {
+	id := idKey(n.ID)
+	drop(&s.names, []byte(n.Name))
+	drop(&s.devices, n.Device.Bytes())
+	drop(&s.ephemeral, id)
+	drop(&s.trusted, id)
+	for _, a := range n.Addrs.Slice() {
+		drop(&s.addrs, addrKey(a))
+	}
+	drop(&s.users, memberKey(n.User.Name, n.ID))
+	for _, tag := range n.Tags {
+		drop(&s.tags, memberKey(tag, n.ID))
+	}
+}
+
+// taken is the state as the address allocator sees it.
+type taken struct {
+	state
+	now time.Time
+}
+
+// Has implements ipam.Taken.
+func (t taken) Has(a netip.Addr) bool {
+	if _, ok := t.addrs.Get(addrKey(a)); ok {
+		return true
+	}
+	until, ok := t.freed.Get(addrKey(a))
+	return ok && t.now.Before(until)
+}
+
+// Len implements ipam.Taken. Addresses whose rest is over count until Expire takes them away.
+func (t taken) Len() int { return t.nodes.Len() + t.freed.Len() }

@@ -1,0 +1,150 @@
+package directory
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// Limits of tokens.
+const (
+	MinTokenTime = time.Minute
+	MaxTokenTime = 366 * 24 * time.Hour
+	MaxTokens    = 100_000
+	MaxTags      = 32
+	maxTag       = 64
+	maxUser      = 254
+	// keepToken is how long a token is shown after its time.
+	keepToken = 30 * 24 * time.Hour
+)
+
+// TokenSpec is what an administrator asks of a token.
+type TokenSpec struct {
+	Public    key.TokenPublic
+	User      string // login name, or
+	Tags      []string
+	Reusable  bool
+	Ephemeral bool
+	TTL       time.Duration
+	By        string
+}
+
+// TokenID names a token by its public half.
+func TokenID(public key.TokenPublic) string {
+	sum := sha256.Sum256(public.Bytes())
+	return "t" + proto.NodeID(binary.BigEndian.Uint64(sum[:])).String()[1:]
+}
+
+// CreateToken lets machines join with the secret half of spec.Public.
+func (d *Directory) CreateToken(ctx context.Context, spec TokenSpec) (*Token, error) {
+	tags, err := spec.check()
+	if err != nil {
+		return nil, err
+	}
+	var token *Token
+	err = d.do(ctx, func(t *tx) error {
+		token = &Token{
+			ID: TokenID(spec.Public), Public: spec.Public, User: spec.User, Tags: tags, Reusable: spec.Reusable,
+			Ephemeral: spec.Ephemeral, By: spec.By, Created: t.now, Expires: t.now.Add(spec.TTL),
+		}
+		if _, ok := t.tokens.Get([]byte(token.ID)); ok {
+			return fmt.Errorf("token %s exists already: %w", token.ID, ErrInvalid)
+		}
+		if t.tokens.Len() >= MaxTokens {
+			return fmt.Errorf("there are %d tokens already; wait until some have expired: %w", MaxTokens, ErrInvalid)
+		}
+		t.record(spec.By, audit.TokenCreate, token.ID, token.who(), "expires "+token.Expires.Format(time.RFC3339))
+		return t.setToken(token)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return token, nil
+}
+
+func (s TokenSpec) check() (tags []string, err error) {
+	if s.TTL < MinTokenTime || s.TTL > MaxTokenTime {
+		return nil, fmt.Errorf("token for %v: want %v to %v: %w", s.TTL, MinTokenTime, MaxTokenTime, ErrInvalid)
+	}
+	if s.Public.IsZero() {
+		return nil, fmt.Errorf("token without a public key: %w", ErrInvalid)
+	}
+	if (s.User == "") == (len(s.Tags) == 0) {
+		return nil, fmt.Errorf("token for user %q with %d tags: want either a user or tags, for a node is a person's machine or has a role: %w",
+			s.User, len(s.Tags), ErrInvalid)
+	}
+	if s.User != "" {
+		return nil, checkUser(s.User)
+	}
+	tags = slices.Clone(s.Tags)
+	slices.Sort(tags)
+	tags = slices.Compact(tags)
+	if len(tags) > MaxTags {
+		return nil, fmt.Errorf("token with %d tags: at most %d: %w", len(tags), MaxTags, ErrInvalid)
+	}
+	for _, tag := range tags {
+		if err := checkTag(tag); err != nil {
+			return nil, err
+		}
+	}
+	return tags, nil
+}
+
+func checkUser(name string) error {
+	at := strings.IndexByte(name, '@')
+	if len(name) > maxUser || at < 1 || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f || r == 0xfffd }) {
+		return fmt.Errorf("user %.64q: want a login name such as ann@example.com: %w", name, ErrInvalid)
+	}
+	return nil
+}
+
+func checkTag(tag string) error {
+	name, ok := strings.CutPrefix(tag, "tag:")
+	good := ok && len(tag) <= maxTag && name != "" && (name[0]|0x20) >= 'a' && (name[0]|0x20) <= 'z'
+	for _, c := range []byte(name) {
+		good = good && (labelByte(c|0x20) || c == '-' || c == '_')
+	}
+	if !good {
+		return fmt.Errorf("tag %.64q: want tag: and a name of letters, digits and '-' that begins with a letter: %w", tag, ErrInvalid)
+	}
+	return nil
+}
+
+// who names for whom the token is.
+func (t *Token) who() string {
+	if t.User != "" {
+		return t.User
+	}
+	return strings.Join(t.Tags, ",")
+}
+
+// RevokeToken ends a token; nodes that joined with it stay. A token that was revoked stays as it is.
+func (d *Directory) RevokeToken(ctx context.Context, id, by string) (*Token, error) {
+	var token *Token
+	err := d.do(ctx, func(t *tx) error {
+		old, ok := t.tokens.Get([]byte(id))
+		if !ok {
+			return fmt.Errorf("token %.32q; `token list` shows all: %w", id, ErrTokenUnknown)
+		}
+		if token = old; old.Revoked != nil {
+			return nil
+		}
+		revoked := *old
+		revoked.Revoked = &Revocation{At: t.now, By: by, Reason: "revoked"}
+		token = &revoked
+		t.record(by, audit.TokenRevoke, id, token.who(), "")
+		return t.setToken(token)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return token, nil
+}

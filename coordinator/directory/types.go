@@ -1,0 +1,123 @@
+package directory
+
+import (
+	"errors"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// Errors that callers tell apart. What is returned wraps one of them and says what to do next.
+var (
+	ErrTokenUnknown  = errors.New("join token is not known")
+	ErrTokenSpent    = errors.New("join token was used before")
+	ErrTokenExpired  = errors.New("join token has expired")
+	ErrTokenRevoked  = errors.New("join token was revoked")
+	ErrKeyUsed       = errors.New("key is held by another node, or was once")
+	ErrRevoked       = errors.New("node was revoked")
+	ErrUnknown       = errors.New("node is not known")
+	ErrPolicyChanged = errors.New("another policy was applied in the meantime")
+	ErrInvalid       = errors.New("not valid")
+	ErrFenced        = errors.New("another coordinator has opened this store")
+	ErrClosed        = errors.New("directory is closed")
+)
+
+// Node is a machine in the mesh. Values are shared and never change.
+type Node struct {
+	proto.Identity
+	Device key.DevicePublic
+	// Key is the WireGuard key of the last certificate.
+	Key key.NodePublic
+	// Keys are the keys that came before it, oldest first, at most maxKeyHistory of them.
+	Keys      []PastKey
+	Level     cert.Level
+	Ephemeral bool   // removed when it was away for AwayLimit
+	Hostname  string // as the node named itself; Name was made from it
+	Token     string // id of the token that it enrolled with
+	Created   time.Time
+	Revoked   *Revocation // nil while the node is trusted
+	// Certificate is the last one that was issued.
+	Certificate Certificate
+}
+
+// PastKey is a WireGuard key that a node gave up, and when.
+type PastKey struct {
+	Key   key.NodePublic
+	Until time.Time
+}
+
+// Certificate is a node certificate that was issued.
+type Certificate struct {
+	DER       []byte
+	Serial    string
+	Sequence  uint64
+	Issued    time.Time // by the coordinator's clock; NotBefore may be earlier
+	NotBefore time.Time
+	NotAfter  time.Time
+}
+
+// Revocation says who ended something, when, and why.
+type Revocation struct {
+	At     time.Time
+	By     string
+	Reason string
+}
+
+// Token lets machines join. Its secret half is known to whoever created it, and to nobody here.
+type Token struct {
+	ID        string // "t" and 13 characters, made from the public half
+	Public    key.TokenPublic
+	User      string   // login name of the person whose machines join with it; empty with tags
+	Tags      []string // sorted; empty with a user
+	Reusable  bool
+	Ephemeral bool
+	By        string
+	Created   time.Time
+	Expires   time.Time
+	Uses      uint32
+	// Spent is the device that used up a single-use token; only it may finish again.
+	Spent   key.DevicePublic
+	SpentBy proto.NodeID
+	Revoked *Revocation
+}
+
+// The states of a token.
+const (
+	TokenValid   = "valid"
+	TokenSpent   = "spent"
+	TokenExpired = "expired"
+	TokenRevoked = "revoked"
+)
+
+// State names what the token is good for at a time.
+func (t *Token) State(now time.Time) string {
+	switch {
+	case t.Revoked != nil:
+		return TokenRevoked
+	case t.SpentBy != 0:
+		return TokenSpent
+	case !now.Before(t.Expires):
+		return TokenExpired
+	}
+	return TokenValid
+}
+
+// Policy is one version of the mesh's policy, as its author wrote it.
+type Policy struct {
+	Number  uint64 // from 1, without gaps
+	Source  string
+	Applied time.Time
+	By      string
+}
+
+// Mesh is the mesh and when it was made.
+type Mesh struct {
+	proto.Mesh
+	Created time.Time
+}
+
+// Issue makes a certificate for n, whose validity and raw form it fills in. It is called by the writer: it must neither
+// wait nor call the directory.
+type Issue func(n cert.Node, now time.Time) (cert.Node, error)

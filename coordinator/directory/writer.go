@@ -1,0 +1,226 @@
+package directory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// maxBatch is how many operations share a transaction at most. Each writes few keys, far fewer than a transaction takes.
+const maxBatch = 256
+
+// request is an operation on its way through the writer.
+type request struct {
+	run  func(*tx) error
+	err  error
+	done chan struct{}
+}
+
+// tx is the state that operations change, and what must be written for it. As a value it can be copied before an
+// operation and put back after one that failed.
+type tx struct {
+	state
+	mesh   Mesh
+	now    time.Time
+	writes []store.Op
+	audits []audit.Record
+	nodes  []proto.NodeID // that changed
+	policy bool
+}
+
+// do has the writer run an operation, and waits until it is on disk and visible. When ctx ends first the operation may
+// still happen.
+func (d *Directory) do(ctx context.Context, run func(*tx) error) error {
+	r := &request{run: run, done: make(chan struct{})}
+	select {
+	case d.requests <- r:
+	case <-d.done:
+		return d.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return fmt.Errorf("gave up waiting, the change may still be made: %w", ctx.Err())
+	}
+}
+
+// write is the writer.
+func (d *Directory) write() {
+	defer func() {
+		d.subs.close()
+		close(d.done)
+	}()
+	for {
+		select {
+		case <-d.stop:
+			d.err = ErrClosed
+			return
+		case r := <-d.requests:
+			batch := d.collect(r)
+			err := d.commit(batch)
+			for _, r := range batch {
+				close(r.done)
+			}
+			if err != nil {
+				d.err = err
+				return
+			}
+		}
+	}
+}
+
+// collect takes the operations that wait already.
+func (d *Directory) collect(first *request) []*request {
+	batch := []*request{first}
+	for len(batch) < maxBatch {
+		select {
+		case r := <-d.requests:
+			batch = append(batch, r)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// commit decides the operations of a batch one after the other, writes what they want in one transaction and publishes
+// the snapshot. The error is one that ends the writer.
+func (d *Directory) commit(batch []*request) error {
+	before := d.current.Load()
+	t := &tx{state: before.state, mesh: before.mesh, now: wall(d.config.Clock())}
+	for _, r := range batch {
+		saved := *t
+		if r.err = r.run(t); r.err != nil {
+			*t = saved
+		}
+	}
+	after := &Snapshot{version: before.version, mesh: before.mesh, state: t.state}
+	if t.visible() {
+		after.version.N++
+	}
+	if err := d.persist(t, after.version.N); err != nil {
+		for _, r := range batch {
+			if r.err == nil {
+				r.err = err
+			}
+		}
+		if errors.Is(err, ErrFenced) || errors.Is(err, store.ErrFailed) || errors.Is(err, store.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+	d.publish(after, t)
+	return nil
+}
+
+// publish makes a snapshot the current one and tells the subscribers.
+func (d *Directory) publish(after *Snapshot, t *tx) {
+	if !t.visible() {
+		d.current.Store(after)
+		return
+	}
+	d.subs.publish(func() { d.current.Store(after) }, after, t.nodes, t.policy)
+	d.forget(after, t.nodes)
+}
+
+// visible says whether a netmap may differ from before.
+func (t *tx) visible() bool { return len(t.nodes) > 0 || t.policy }
+
+// persist writes what a batch wants, with the head, which every transaction passes on. It does nothing where there is
+// nothing to last.
+func (d *Directory) persist(t *tx, n uint64) error {
+	if len(t.writes) == 0 && len(t.audits) == 0 && n <= d.head.Reserved {
+		return nil
+	}
+	head := d.head
+	if n+block/2 > head.Reserved {
+		head.Reserved = n + block
+	}
+	ops := last(t.writes)
+	for _, r := range t.audits {
+		head.Audit++
+		r.Number, r.At = head.Audit, t.now
+		op, err := audit.Op(r)
+		if err != nil {
+			return err
+		}
+		ops = append(ops, op)
+	}
+	op, err := putRecord(headKey, head)
+	if err != nil {
+		return err
+	}
+	// Not the context of any caller: whether one waits decides nothing about the others in the batch.
+	rev, err := d.store.Txn(context.Background(), []store.Cmp{{Key: headKey, Modified: d.headRev}}, append(ops, op))
+	switch {
+	case errors.Is(err, store.ErrConflict):
+		return fmt.Errorf("write to the store: %w; only one may run, stop this one", ErrFenced)
+	case err != nil:
+		return fmt.Errorf("write to the store: %w", err)
+	}
+	d.head, d.headRev = head, rev
+	d.auditEnd.Store(head.Audit)
+	return nil
+}
+
+// last keeps the last write of each key, for a transaction takes only one.
+func last(writes []store.Op) []store.Op {
+	at := make(map[string]int, len(writes))
+	var ops []store.Op
+	for _, w := range writes {
+		if i, ok := at[w.Key]; ok {
+			ops[i] = w
+			continue
+		}
+		at[w.Key] = len(ops)
+		ops = append(ops, w)
+	}
+	return ops
+}
+
+// record remembers a line for the audit book.
+func (t *tx) record(by, action, subject, name, reason string) {
+	t.audits = append(t.audits, audit.Record{By: by, Action: action, Subject: subject, Name: name, Reason: reason})
+}
+
+// setNode writes a node and makes it visible.
+func (t *tx) setNode(n *Node) error {
+	op, err := nodeOp(n)
+	if err != nil {
+		return err
+	}
+	t.writes = append(t.writes, op)
+	t.state.setNode(n)
+	t.nodes = append(t.nodes, n.ID)
+	return nil
+}
+
+// hold remembers for ever that a node holds a key.
+func (t *tx) hold(path string, index []byte, id proto.NodeID) error {
+	op, err := putRecord(path, heldRecord{version: v1, Node: id, Since: t.now})
+	if err != nil {
+		return err
+	}
+	t.writes = append(t.writes, op)
+	put(&t.held, index, id)
+	return nil
+}
+
+// setToken writes a token.
+func (t *tx) setToken(token *Token) error {
+	op, err := tokenOp(token)
+	if err != nil {
+		return err
+	}
+	t.writes = append(t.writes, op)
+	put(&t.tokens, []byte(token.ID), token)
+	return nil
+}
