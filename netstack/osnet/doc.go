@@ -1,18 +1,18 @@
 // Package osnet is the operating system's side of a node: it gives the TUN device the overlay addresses, leads the
 // mesh's address ranges to it, and keeps the host closed, so that nothing with an overlay address passes the filter by.
 //
-//	            programs of this host
-//	                     │
-//	        rules 5150 / 5151: to the mesh's ranges        everything else: the host's own rules
-//	           │                     │
-//	   with our mark:         table 7707 (ours)
-//	   unreachable             ├─ 100.80.0.0/16 dev redoubt0          gone with the device
-//	   (underlay sockets       └─ unreachable 100.80.0.0/16, worst    stays until down, crash or not
-//	   never loop)                   │
-//	                             redoubt0 ──► filter ──► engine ──► marked UDP socket ──► eth0
-//	                                                                                       │
-//	   nftables, inet redoubt-redoubt0: on every device but redoubt0 and lo, whatever ─────┘
-//	   has an overlay source or destination is dropped: prerouting, input, forward, output, postrouting
+//	         programs of this host
+//	                  │
+//	     rules 5150 / 5151: to the mesh's ranges        everything else: the host's own rules
+//	        │                     │
+//	with our mark:         table 7707 (ours)
+//	unreachable             ├─ 100.80.0.0/16 dev redoubt0          gone with the device
+//	(underlay sockets       └─ unreachable 100.80.0.0/16, worst    stays until down, crash or not
+//	never loop)                   │
+//	                          redoubt0 ──► filter ──► engine ──► marked UDP socket ──► eth0
+//	                                                                                    │
+//	nftables, inet redoubt-redoubt0: on every device but redoubt0 and lo, whatever ─────┘
+//	has an overlay source or destination is dropped: prerouting, input, forward, output, postrouting
 //
 // # Why each part is there
 //

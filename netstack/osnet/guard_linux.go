@@ -15,26 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// instance is one agent's guard as nftables knows it: the device that may carry these ranges, alone.
-type instance struct {
-	device string
-	v4, v6 netip.Prefix
-}
-
-func (i instance) ranges() []netip.Prefix { return []netip.Prefix{i.v4, i.v6} }
-
-// overlaps says whether two instances guard addresses in common.
-func (i instance) overlaps(j instance) bool {
-	for _, p := range i.ranges() {
-		for _, q := range j.ranges() {
-			if p.IsValid() && q.IsValid() && p.Overlaps(q) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // guard is what keeps packets with overlay addresses off all other devices.
 type guard interface {
 	// list names the instances that have a guard in this network namespace.

@@ -1,6 +1,7 @@
 package osnet
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +22,11 @@ type Host struct {
 	guard    guard
 	guardErr error
 	resolv   []string
+
+	// Watches end with ctx, and are waited for.
+	ctx     context.Context
+	cancel  context.CancelFunc
+	watches sync.WaitGroup
 
 	// life serialises what begins and ends things; mu guards what is below, and is never held while waiting for the keeper.
 	life   sync.Mutex
@@ -49,6 +55,7 @@ func New(log *slog.Logger) (*Host, error) {
 		return nil, fmt.Errorf("open a routing socket: %w", err)
 	}
 	h := &Host{log: log, rt: rt, resolv: resolvConfs}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.guard, h.guardErr = newNFT()
 	return h, nil
 }
@@ -352,6 +359,8 @@ func (h *Host) Close() error {
 // release lets go of the sockets and leaves the kernel's state as it is.
 func (h *Host) release() error {
 	h.closed = true
+	h.cancel()
+	h.watches.Wait()
 	if h.keeper != nil {
 		h.keeper.close()
 		h.keeper = nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -130,6 +131,11 @@ func (k *keeper) run(h *Host) {
 			}
 		}
 	})
+	select {
+	case <-k.stop:
+	default:
+		h.log.Error("the kernel stopped telling of changes: the guard stays, but is not restored if somebody removes it")
+	}
 }
 
 // close ends the keeper and waits for it.
@@ -161,6 +167,11 @@ func (h *Host) keep() bool {
 
 // Watch implements Network.
 func (h *Host) Watch(ctx context.Context) (<-chan struct{}, error) {
+	h.life.Lock()
+	defer h.life.Unlock()
+	if h.closed {
+		return nil, errClosed
+	}
 	l, err := listen(source{unix.NETLINK_ROUTE, []uint32{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
@@ -168,11 +179,14 @@ func (h *Host) Watch(ctx context.Context) (<-chan struct{}, error) {
 	if err != nil {
 		return nil, err
 	}
-	context.AfterFunc(ctx, func() { _ = l.hangUp() })
+	stop := context.AfterFunc(ctx, func() { _ = l.hangUp() })
+	unclose := context.AfterFunc(h.ctx, func() { _ = l.hangUp() })
 	out := make(chan struct{}, 1)
 	last := h.underlay()
-	go func() {
+	h.watches.Go(func() {
 		defer close(out)
+		defer stop()
+		defer unclose()
 		fold(l.events, FoldInterval, func() {
 			now := h.underlay()
 			if now == last {
@@ -184,7 +198,7 @@ func (h *Host) Watch(ctx context.Context) (<-chan struct{}, error) {
 			default:
 			}
 		})
-	}()
+	})
 	return out, nil
 }
 
