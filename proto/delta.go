@@ -1,0 +1,256 @@
+package proto
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// ErrVersion says that a delta does not lead on from the netmap that it was applied to; a new snapshot helps.
+var ErrVersion = errors.New("delta does not start at the version that is there")
+
+// Head is what a netmap has only one of. Mesh and Self stay as they are while a node lives.
+type Head struct {
+	Mesh        Mesh
+	Self        NodeID
+	Authorities [][]byte
+	Requires    []string
+	Outage      Outage
+}
+
+// SetChange is what becomes of a set that stays: members that come and members that go, each sorted.
+type SetChange struct {
+	Name        string
+	Add, Remove []NodeID
+}
+
+// EndpointsChange replaces the endpoints of a peer whose certificate stays.
+type EndpointsChange struct {
+	ID        NodeID
+	Endpoints []Endpoint
+}
+
+// Delta leads from one version of a node's netmap to a later one. Each list is sorted, and no two lists of the same kind
+// of thing name the same one.
+type Delta struct {
+	From, To    Version
+	Head        *Head // nil: stays
+	UpsertPeers []Peer
+	Endpoints   []EndpointsChange
+	RemovePeers []NodeID
+	UpsertSets  []Set
+	ChangeSets  []SetChange
+	RemoveSets  []string
+	UpsertRules []Rule
+	RemoveRules []string
+}
+
+// Empty says that nothing but the version changes.
+func (d *Delta) Empty() bool {
+	return d.Head == nil && len(d.UpsertPeers) == 0 && len(d.Endpoints) == 0 && len(d.RemovePeers) == 0 &&
+		len(d.UpsertSets) == 0 && len(d.ChangeSets) == 0 && len(d.RemoveSets) == 0 &&
+		len(d.UpsertRules) == 0 && len(d.RemoveRules) == 0
+}
+
+func (n *Netmap) head() Head {
+	return Head{Mesh: n.Mesh, Self: n.Self, Authorities: n.Authorities, Requires: n.Requires, Outage: n.Outage}
+}
+
+func (h *Head) equal(o *Head) bool {
+	return h.Mesh == o.Mesh && h.Self == o.Self && h.Outage == o.Outage &&
+		slices.Equal(h.Requires, o.Requires) && slices.EqualFunc(h.Authorities, o.Authorities, bytes.Equal)
+}
+
+// Diff is what leads from an older netmap of a node to a newer one of the same node. Both are valid. Where mesh, node or
+// order of versions differ from that, Apply refuses the result.
+func Diff(older, newer *Netmap) *Delta {
+	d := &Delta{From: older.Version, To: newer.Version}
+	before, after := older.head(), newer.head()
+	if !before.equal(&after) {
+		d.Head = &after
+	}
+	walk(older.Peers, newer.Peers, peerKey, d.diffPeer)
+	walk(older.Sets, newer.Sets, setKey, d.diffSet)
+	walk(older.Rules, newer.Rules, ruleKey, d.diffRule)
+	return d
+}
+
+func (d *Delta) diffPeer(a, b *Peer) {
+	switch {
+	case b == nil:
+		d.RemovePeers = append(d.RemovePeers, a.ID)
+	case a == nil || !bytes.Equal(a.Certificate, b.Certificate):
+		d.UpsertPeers = append(d.UpsertPeers, *b)
+	case !slices.Equal(a.Endpoints, b.Endpoints):
+		d.Endpoints = append(d.Endpoints, EndpointsChange{ID: b.ID, Endpoints: b.Endpoints})
+	}
+}
+
+func (d *Delta) diffSet(a, b *Set) {
+	switch {
+	case b == nil:
+		d.RemoveSets = append(d.RemoveSets, a.Name)
+	case a == nil:
+		d.UpsertSets = append(d.UpsertSets, *b)
+	case !slices.Equal(a.Members, b.Members):
+		c := SetChange{Name: b.Name}
+		walk(a.Members, b.Members, idKey, func(x, y *NodeID) {
+			if y == nil {
+				c.Remove = append(c.Remove, *x)
+			} else if x == nil {
+				c.Add = append(c.Add, *y)
+			}
+		})
+		if len(c.Add)+len(c.Remove) >= len(b.Members) {
+			d.UpsertSets = append(d.UpsertSets, *b)
+		} else {
+			d.ChangeSets = append(d.ChangeSets, c)
+		}
+	}
+}
+
+func (d *Delta) diffRule(a, b *Rule) {
+	switch {
+	case b == nil:
+		d.RemoveRules = append(d.RemoveRules, a.Key)
+	case a == nil || !a.Equal(b):
+		d.UpsertRules = append(d.UpsertRules, *b)
+	}
+}
+
+// Equal says whether the two rules are the same to the last detail, their origin included.
+func (r *Rule) Equal(o *Rule) bool {
+	return r.Key == o.Key && r.Origin == o.Origin && r.Direction == o.Direction &&
+		slices.Equal(r.Peers.Sets, o.Peers.Sets) && slices.Equal(r.Peers.Prefixes, o.Peers.Prefixes) &&
+		slices.Equal(r.Local, o.Local) && slices.Equal(r.Services, o.Services)
+}
+
+// Apply gives the netmap that the delta leads to; n stays as it is and shares what did not change. A delta that names
+// what is not there, says something twice, or leads to an invalid netmap is refused as a whole. The cost, beyond copying
+// the lists that change, is that of what the delta holds.
+func (n *Netmap) Apply(d *Delta) (*Netmap, error) {
+	if d.From != n.Version {
+		return nil, fmt.Errorf("%w: netmap %s, delta from %s to %s", ErrVersion, n.Version, d.From, d.To)
+	}
+	if !d.From.Less(d.To) {
+		return nil, invalid("delta from %s to %s", d.From, d.To)
+	}
+	m := *n
+	m.Version = d.To
+	if err := m.applyHead(d.Head); err != nil {
+		return nil, err
+	}
+	var err error
+	if m.Peers, err = d.applyPeers(n); err != nil {
+		return nil, err
+	}
+	if m.Sets, err = d.applySets(n); err != nil {
+		return nil, err
+	}
+	if m.Rules, err = d.applyRules(n); err != nil {
+		return nil, err
+	}
+	if err := m.checkCounts(); err != nil {
+		return nil, err
+	}
+	touched := d.UpsertRules
+	if len(d.RemoveSets) > 0 {
+		touched = m.Rules
+	}
+	if err := checkReferences(touched, m.Sets); err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
+
+func (n *Netmap) applyHead(h *Head) error {
+	if h == nil {
+		return nil
+	}
+	if h.Mesh != n.Mesh || h.Self != n.Self {
+		return invalid("delta of node %s in mesh %s, not of %s in %s", h.Self, h.Mesh.ID, n.Self, n.Mesh.ID)
+	}
+	if err := h.validate(); err != nil {
+		return err
+	}
+	n.Authorities, n.Requires, n.Outage = h.Authorities, h.Requires, h.Outage
+	return nil
+}
+
+func (d *Delta) applyPeers(n *Netmap) ([]Peer, error) {
+	if err := checkPeers(d.UpsertPeers, n.Mesh, n.Self); err != nil {
+		return nil, err
+	}
+	var es edits[Peer, NodeID]
+	for _, p := range d.UpsertPeers {
+		es = append(es, upsert(p.ID, p))
+	}
+	for _, id := range d.RemovePeers {
+		es = append(es, remove[Peer](id))
+	}
+	for _, c := range d.Endpoints {
+		if err := checkEndpoints(c.Endpoints, n.Mesh); err != nil {
+			return nil, fmt.Errorf("peer %s: %w", c.ID, err)
+		}
+		es = append(es, change(c.ID, func(p Peer) (Peer, error) {
+			p.Endpoints = c.Endpoints
+			return p, nil
+		}))
+	}
+	return es.apply("peer", n.Peers, peerKey)
+}
+
+func (d *Delta) applySets(n *Netmap) ([]Set, error) {
+	if err := checkSets(d.UpsertSets); err != nil {
+		return nil, err
+	}
+	var es edits[Set, string]
+	for _, s := range d.UpsertSets {
+		es = append(es, upsert(s.Name, s))
+	}
+	for _, name := range d.RemoveSets {
+		es = append(es, remove[Set](name))
+	}
+	for _, c := range d.ChangeSets {
+		es = append(es, change(c.Name, c.apply))
+	}
+	return es.apply("set", n.Sets, setKey)
+}
+
+func (c SetChange) apply(s Set) (Set, error) {
+	if len(c.Add)+len(c.Remove) == 0 {
+		return s, invalid("change of set %q that changes nothing", s.Name)
+	}
+	if err := cmp.Or(checkIDs(c.Add), checkIDs(c.Remove)); err != nil {
+		return s, fmt.Errorf("set %q: %w", s.Name, err)
+	}
+	es := make(edits[NodeID, NodeID], 0, len(c.Add)+len(c.Remove))
+	for _, id := range c.Add {
+		if _, there := slices.BinarySearch(s.Members, id); there {
+			return s, invalid("set %q has %s already", s.Name, id)
+		}
+		es = append(es, upsert(id, id))
+	}
+	for _, id := range c.Remove {
+		es = append(es, remove[NodeID](id))
+	}
+	var err error
+	s.Members, err = es.apply("member", s.Members, idKey)
+	return s, err
+}
+
+func (d *Delta) applyRules(n *Netmap) ([]Rule, error) {
+	if err := checkRules(d.UpsertRules); err != nil {
+		return nil, err
+	}
+	var es edits[Rule, string]
+	for _, r := range d.UpsertRules {
+		es = append(es, upsert(r.Key, r))
+	}
+	for _, k := range d.RemoveRules {
+		es = append(es, remove[Rule](k))
+	}
+	return es.apply("rule", n.Rules, ruleKey)
+}

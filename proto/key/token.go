@@ -1,0 +1,92 @@
+package key
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/hex"
+	"fmt"
+	"io"
+)
+
+// TokenSize is the length of both halves of a join token's key.
+const TokenSize = 32
+
+// TokenSecret is the seed that a join code carries.
+type TokenSecret struct {
+	sealed
+	open func() ed25519.PrivateKey
+}
+
+// NewToken draws a secret from r, which must be cryptographically random.
+func NewToken(r io.Reader) (TokenSecret, error) {
+	var b [TokenSize]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil {
+		return TokenSecret{}, fmt.Errorf("draw a token secret: %w", err)
+	}
+	return ParseTokenSecret(b[:])
+}
+
+// ParseTokenSecret takes the 32 bytes that Expose gave.
+func ParseTokenSecret(b []byte) (TokenSecret, error) {
+	if len(b) != TokenSize {
+		return TokenSecret{}, fmt.Errorf("token secret: %d bytes, want %d", len(b), TokenSize)
+	}
+	k := ed25519.NewKeyFromSeed(b)
+	return TokenSecret{open: func() ed25519.PrivateKey { return k }}, nil
+}
+
+// IsZero says that there is no secret.
+func (t TokenSecret) IsZero() bool { return t.open == nil }
+
+// Public is what the coordinator keeps.
+func (t TokenSecret) Public() TokenPublic {
+	if t.open == nil {
+		return TokenPublic{}
+	}
+	return TokenPublic{[TokenSize]byte(t.open()[TokenSize:])}
+}
+
+// Sign signs msg; the zero secret signs nothing.
+func (t TokenSecret) Sign(msg []byte) []byte {
+	if t.open == nil {
+		return nil
+	}
+	return ed25519.Sign(t.open(), msg)
+}
+
+// Expose gives the seed to a join code; nothing else may ask.
+func (t TokenSecret) Expose() [TokenSize]byte {
+	if t.open == nil {
+		return [TokenSize]byte{}
+	}
+	return [TokenSize]byte(t.open().Seed())
+}
+
+// TokenPublic is the public half of a join token. The zero value is no token.
+type TokenPublic struct{ b [TokenSize]byte }
+
+// ParseTokenPublic takes 32 bytes.
+func ParseTokenPublic(b []byte) (TokenPublic, error) {
+	if len(b) != TokenSize {
+		return TokenPublic{}, fmt.Errorf("token: %d bytes, want %d", len(b), TokenSize)
+	}
+	p := TokenPublic{[TokenSize]byte(b)}
+	if p.IsZero() {
+		return TokenPublic{}, fmt.Errorf("token: all zero")
+	}
+	return p, nil
+}
+
+// Verify checks a signature that Sign made.
+func (p TokenPublic) Verify(msg, sig []byte) bool {
+	return !p.IsZero() && ed25519.Verify(p.b[:], msg, sig)
+}
+
+// Bytes are the key's 32 bytes.
+func (p TokenPublic) Bytes() []byte { return bytes.Clone(p.b[:]) }
+
+// String is hex.
+func (p TokenPublic) String() string { return hex.EncodeToString(p.b[:]) }
+
+// IsZero says that there is no token.
+func (p TokenPublic) IsZero() bool { return p == TokenPublic{} }

@@ -1,0 +1,26 @@
+package proto
+
+import "time"
+
+// What a netmap may hold. A coordinator that needs more splits the mesh; an agent that is sent more refuses it.
+const (
+	MaxPeers       = 100_000
+	MaxEndpoints   = 16 // of one node
+	MaxAuthorities = 64
+	MaxCertificate = 8 << 10 // bytes
+	MaxSets        = 20_000
+	MaxMembers     = 2_000_000 // of all sets together
+	MaxRules       = 50_000
+	MaxRequires    = 64
+	// In one rule. Together they keep it below the size of one part on the wire.
+	MaxRuleSets     = 256
+	MaxRulePrefixes = 8192 // each of Peers.Prefixes and Local
+	MaxServices     = 8192
+	// Texts, in bytes.
+	MaxName   = 256 // names of sets, keys and paths of rules, features
+	MaxDomain = 190 // leaves room for a label before it
+	MaxTags   = 64
+	MaxTag    = 64
+	MaxUser   = 256 // each of issuer, subject and name
+	MaxGrace  = 366 * 24 * time.Hour
+)

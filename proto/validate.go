@@ -1,0 +1,317 @@
+package proto
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// ErrInvalid is wrapped by every error of Validate and, for what they would lead to, of Apply.
+var ErrInvalid = errors.New("invalid")
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrInvalid, fmt.Sprintf(format, args...))
+}
+
+// Validate says whether the netmap is one that a coordinator may send and an agent may act on: sorted, without doubles,
+// within limits, its rules refer to sets that it has, and its endpoints are not in the overlay. What the certificates in
+// it say is not its business.
+func (n *Netmap) Validate() error {
+	if n.Version.IsZero() {
+		return invalid("netmap without a version")
+	}
+	if err := n.Mesh.Validate(); err != nil {
+		return err
+	}
+	if n.Self == 0 {
+		return invalid("netmap of no node")
+	}
+	h := n.head()
+	if err := h.validate(); err != nil {
+		return err
+	}
+	if err := checkPeers(n.Peers, n.Mesh, n.Self); err != nil {
+		return err
+	}
+	if err := checkSets(n.Sets); err != nil {
+		return err
+	}
+	if err := checkRules(n.Rules); err != nil {
+		return err
+	}
+	if err := n.checkCounts(); err != nil {
+		return err
+	}
+	return checkReferences(n.Rules, n.Sets)
+}
+
+// Validate says whether the mesh has an id, a domain in lower case, and one masked prefix of each family.
+func (m Mesh) Validate() error {
+	if err := m.ID.Validate(); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if len(m.Domain) > MaxDomain {
+		return invalid("domain of %d bytes, at most %d", len(m.Domain), MaxDomain)
+	}
+	for l := range strings.SplitSeq(m.Domain, ".") {
+		if !ValidName(l) {
+			return invalid("domain %q: want labels of a-z, 0-9 and - with dots between", shorten(m.Domain))
+		}
+	}
+	if err := checkPrefix(m.V4); err != nil || !m.V4.Addr().Is4() {
+		return invalid("IPv4 range %s", m.V4)
+	}
+	if err := checkPrefix(m.V6); err != nil || !m.V6.Addr().Is6() {
+		return invalid("IPv6 range %s", m.V6)
+	}
+	return nil
+}
+
+// ValidName says whether s can be a node's name: one DNS label in lower case.
+func ValidName(s string) bool {
+	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-'
+	})
+}
+
+// ValidTag says whether s is "tag:" and a letter, followed by letters, digits, - and _.
+func ValidTag(s string) bool {
+	name, ok := strings.CutPrefix(s, "tag:")
+	if !ok || name == "" || len(s) > MaxTag || !isLetter(rune(name[0])) {
+		return false
+	}
+	return !strings.ContainsFunc(name, func(r rune) bool {
+		return !isLetter(r) && (r < '0' || r > '9') && r != '-' && r != '_'
+	})
+}
+
+func isLetter(r rune) bool { return (r >= 'a' && r <= 'z') || (r >= 'A' && r <= 'Z') }
+
+// ValidText says whether s is printable UTF-8 of 1 to limit bytes.
+func ValidText(s string, limit int) bool {
+	return s != "" && len(s) <= limit && utf8.ValidString(s) &&
+		!strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
+// Validate says whether i is complete: id, name, one address of each family, and a user or tags or neither, not both.
+func (i Identity) Validate() error {
+	if i.ID == 0 {
+		return invalid("identity without a node id")
+	}
+	if !ValidName(i.Name) {
+		return invalid("node name %q: want one DNS label of a-z, 0-9 and -", shorten(i.Name))
+	}
+	if !i.Addrs.V4.Is4() || !i.Addrs.V6.Is6() || i.Addrs.V6.Is4In6() || i.Addrs.V6.Zone() != "" {
+		return invalid("overlay addresses of %s: want one of each family", i.Name)
+	}
+	if len(i.Tags) > MaxTags {
+		return invalid("%d tags, at most %d", len(i.Tags), MaxTags)
+	}
+	for k, t := range i.Tags {
+		if !ValidTag(t) {
+			return invalid("tag %q: want tag:NAME", shorten(t))
+		}
+		if k > 0 && i.Tags[k-1] >= t {
+			return invalid("tags are not sorted or not unique")
+		}
+	}
+	if i.User.IsZero() {
+		if i.User.Name != "" || !i.User.AuthTime.IsZero() {
+			return invalid("a user's name without issuer and subject")
+		}
+		return nil
+	}
+	if len(i.Tags) != 0 {
+		return invalid("both a user and tags")
+	}
+	for _, s := range []string{i.User.Issuer, i.User.Subject, i.User.Name} {
+		if !ValidText(s, MaxUser) {
+			return invalid("user: issuer, subject and name are each 1 to %d bytes of printable UTF-8", MaxUser)
+		}
+	}
+	return nil
+}
+
+// ValidEndpoint says whether a node of the mesh may be called at e: an address of one machine, outside the overlay.
+func (m Mesh) ValidEndpoint(e Endpoint) bool {
+	a := e.Addr.Addr()
+	return a.IsValid() && a.Zone() == "" && !a.Is4In6() && e.Addr.Port() != 0 &&
+		(e.Kind == EndpointInterface || e.Kind == EndpointObserved) &&
+		!a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() &&
+		a != netip.AddrFrom4([4]byte{255, 255, 255, 255}) && !m.Contains(a)
+}
+
+func checkEndpoints(es []Endpoint, m Mesh) error {
+	if len(es) > MaxEndpoints {
+		return invalid("%d endpoints, at most %d", len(es), MaxEndpoints)
+	}
+	for i, e := range es {
+		if !m.ValidEndpoint(e) {
+			return invalid("endpoint %s (kind %d)", e.Addr, e.Kind)
+		}
+		if slices.ContainsFunc(es[:i], func(f Endpoint) bool { return f.Addr == e.Addr }) {
+			return invalid("endpoint %s twice", e.Addr)
+		}
+	}
+	return nil
+}
+
+func checkPeers(ps []Peer, m Mesh, self NodeID) error {
+	var before NodeID
+	for _, p := range ps {
+		if p.ID <= before {
+			return invalid("peers are not sorted or not unique at %s", p.ID)
+		}
+		before = p.ID
+		if p.ID == self {
+			return invalid("node %s is its own peer", self)
+		}
+		if len(p.Certificate) == 0 || len(p.Certificate) > MaxCertificate {
+			return invalid("peer %s: certificate of %d bytes", p.ID, len(p.Certificate))
+		}
+		if err := checkEndpoints(p.Endpoints, m); err != nil {
+			return fmt.Errorf("peer %s: %w", p.ID, err)
+		}
+	}
+	return nil
+}
+
+func checkSets(ss []Set) error {
+	for i, s := range ss {
+		if !ValidText(s.Name, MaxName) {
+			return invalid("name %q of a set", shorten(s.Name))
+		}
+		if i > 0 && ss[i-1].Name >= s.Name {
+			return invalid("sets are not sorted or not unique at %q", s.Name)
+		}
+		if err := checkIDs(s.Members); err != nil {
+			return fmt.Errorf("set %q: %w", s.Name, err)
+		}
+	}
+	return nil
+}
+
+func checkIDs(ids []NodeID) error {
+	var before NodeID
+	for _, id := range ids {
+		if id <= before {
+			return invalid("node ids are not sorted or not unique at %s", id)
+		}
+		before = id
+	}
+	return nil
+}
+
+func checkRules(rs []Rule) error {
+	for i := range rs {
+		if i > 0 && rs[i-1].Key >= rs[i].Key {
+			return invalid("rules are not sorted or not unique at %q", rs[i].Key)
+		}
+		if err := rs[i].validate(); err != nil {
+			return fmt.Errorf("rule %q: %w", shorten(rs[i].Key), err)
+		}
+	}
+	return nil
+}
+
+func (r *Rule) validate() error {
+	switch {
+	case !ValidText(r.Key, MaxName):
+		return invalid("its key")
+	case !ValidText(r.Origin.Path, MaxName) || r.Origin.Line < 0 || int64(r.Origin.Line) > 1<<31-1:
+		return invalid("its origin")
+	case r.Direction != In && r.Direction != Out:
+		return invalid("direction %d", r.Direction)
+	case len(r.Peers.Sets) > MaxRuleSets:
+		return invalid("%d sets, at most %d", len(r.Peers.Sets), MaxRuleSets)
+	case len(r.Peers.Prefixes) > MaxRulePrefixes || len(r.Local) > MaxRulePrefixes:
+		return invalid("more than %d prefixes on one side", MaxRulePrefixes)
+	case len(r.Services) > MaxServices:
+		return invalid("%d services, at most %d", len(r.Services), MaxServices)
+	}
+	for _, list := range [][]netip.Prefix{r.Peers.Prefixes, r.Local} {
+		for _, p := range list {
+			if err := checkPrefix(p); err != nil {
+				return err
+			}
+		}
+	}
+	for _, s := range r.Services {
+		if s.First > s.Last || (!HasPorts(s.Proto) && (s.First != 0 || s.Last != 65535)) {
+			return invalid("service %d:%d-%d", s.Proto, s.First, s.Last)
+		}
+	}
+	return nil
+}
+
+func checkPrefix(p netip.Prefix) error {
+	if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
+		return invalid("prefix %s", p)
+	}
+	return nil
+}
+
+// checkReferences says whether each set that a rule refers to is there.
+func checkReferences(rs []Rule, ss []Set) error {
+	for i := range rs {
+		for _, name := range rs[i].Peers.Sets {
+			if _, ok := slices.BinarySearchFunc(ss, name, func(s Set, n string) int { return cmp.Compare(s.Name, n) }); !ok {
+				return invalid("rule %q refers to set %q, which is not there", rs[i].Key, shorten(name))
+			}
+		}
+	}
+	return nil
+}
+
+func (n *Netmap) checkCounts() error {
+	members := 0
+	for _, s := range n.Sets {
+		members += len(s.Members)
+	}
+	for _, c := range []struct {
+		what    string
+		n, most int
+	}{
+		{"peers", len(n.Peers), MaxPeers},
+		{"sets", len(n.Sets), MaxSets},
+		{"members of sets", members, MaxMembers},
+		{"rules", len(n.Rules), MaxRules},
+	} {
+		if c.n > c.most {
+			return invalid("%d %s, at most %d", c.n, c.what, c.most)
+		}
+	}
+	return nil
+}
+
+func (h *Head) validate() error {
+	if len(h.Authorities) > MaxAuthorities {
+		return invalid("%d authorities, at most %d", len(h.Authorities), MaxAuthorities)
+	}
+	for _, a := range h.Authorities {
+		if len(a) == 0 || len(a) > MaxCertificate {
+			return invalid("authority's certificate of %d bytes", len(a))
+		}
+	}
+	if len(h.Requires) > MaxRequires {
+		return invalid("%d required features, at most %d", len(h.Requires), MaxRequires)
+	}
+	for i, f := range h.Requires {
+		if !ValidText(f, MaxName) || (i > 0 && h.Requires[i-1] >= f) {
+			return invalid("required features are not sorted, not unique or not printable")
+		}
+	}
+	if g := h.Outage.Grace; g < 0 || g > MaxGrace || g%time.Second != 0 {
+		return invalid("outage grace %s: whole seconds up to %s", g, time.Duration(MaxGrace))
+	}
+	return nil
+}
