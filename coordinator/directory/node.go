@@ -89,7 +89,8 @@ func (d *Directory) SetEndpoints(ctx context.Context, id proto.NodeID, endpoints
 }
 
 // Expire removes what time has ended: ephemeral nodes that were away too long, the rest of addresses, tokens long past
-// their time. It says which nodes it removed. Whoever runs the coordinator calls it about once a minute.
+// their time. Nodes whose certificates ended long ago lapse. It says which nodes it removed. Whoever runs the coordinator
+// calls it about once a minute.
 func (d *Directory) Expire(ctx context.Context) ([]proto.NodeID, error) {
 	var gone []proto.NodeID
 	err := d.do(ctx, func(t *tx) (err error) {
@@ -97,6 +98,7 @@ func (d *Directory) Expire(ctx context.Context) ([]proto.NodeID, error) {
 		if err != nil {
 			return err
 		}
+		t.lapse()
 		t.expireFreed()
 		t.expireTokens()
 		return nil

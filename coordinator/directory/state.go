@@ -26,6 +26,7 @@ type state struct {
 	held      *iradix.Tree[proto.NodeID] // every key that a node ever held; who held it
 	tokens    *iradix.Tree[*Token]       // by id
 	freed     *iradix.Tree[time.Time]    // by IPv4 address: until when it rests
+	lapsed    *iradix.Tree[proto.NodeID] // by id; memory only
 	endpoints *iradix.Tree[[]proto.Endpoint]
 	policy    *Policy // nil before the first one
 }
@@ -36,6 +37,7 @@ func newState() state {
 		ephemeral: iradix.New[proto.NodeID](), addrs: iradix.New[proto.NodeID](), trusted: iradix.New[proto.NodeID](),
 		users: iradix.New[proto.NodeID](), tags: iradix.New[proto.NodeID](), held: iradix.New[proto.NodeID](),
 		tokens: iradix.New[*Token](), freed: iradix.New[time.Time](), endpoints: iradix.New[[]proto.Endpoint](),
+		lapsed: iradix.New[proto.NodeID](),
 	}
 }
 
@@ -105,6 +107,7 @@ func (s *state) unindex(n *Node) {
 	drop(&s.names, []byte(n.Name))
 	drop(&s.devices, n.Device.Bytes())
 	drop(&s.ephemeral, id)
+	drop(&s.lapsed, id)
 	drop(&s.trusted, id)
 	for _, a := range n.Addrs.Slice() {
 		drop(&s.addrs, addrKey(a))
