@@ -1,0 +1,15 @@
+// Package wg is the WireGuard engine: what turns IP packets from the TUN device into encrypted ones for peers, and back.
+//
+//	              NodeID ─┬─ keys          (node keys that are good now)
+//	SetPeer ────►  peer   ├─ addresses     (one of each family; nothing else is let in from it)
+//	RemovePeer     │      ├─ candidates    (netstack/path chooses, netstack/bind sprays)
+//	Probe          │      └─ pre-shared key
+//	               ▼
+//	tun.Device ◄─► Engine ◄─► conn.Bind ◄─► network
+//
+// Peers are known by their NodeID, whatever keys they have. Every change is incremental: what stays the same keeps its
+// session.
+//
+// Reference is the engine of golang.zx2c4.com/wireguard, unmodified, driven by its text protocol. Package wgtest holds
+// the contract that every Engine keeps. ServeUAPI lets `wg show` look at an engine, and change nothing.
+package wg

@@ -1,0 +1,64 @@
+package wg
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// Engine is a running WireGuard interface. Its methods may be called from any goroutine.
+type Engine interface {
+	// Configure sets the node key and the UDP port (0: any, and the same as before if there was one), and starts to
+	// listen. A changed node key ends all sessions.
+	Configure(private key.NodePrivate, port uint16) error
+	// SetPeer adds a peer or changes it. What is the same as before is not touched.
+	SetPeer(PeerConfig) error
+	// RemovePeer forgets a peer and its keys: when it returns, no packet passes either way. An unknown peer is no error.
+	RemovePeer(proto.NodeID) error
+	// Probe sets the candidates of a peer, and sends it something at once, to all of them, that tells it where we are:
+	// a keepalive where there is a session, else the first message of a handshake.
+	Probe(id proto.NodeID, candidates []netip.AddrPort) error
+	// Rebind opens the UDP sockets anew, on the same port if that is free. Sessions stay.
+	Rebind() error
+	// Peers are the counters of all peers, sorted by ID.
+	Peers() ([]PeerStats, error)
+	// Port is the UDP port; 0 where nothing listens.
+	Port() (uint16, error)
+	// Done is closed when the engine ended: by Close, or by itself because the TUN device broke.
+	Done() <-chan struct{}
+	// Close ends all sessions, closes TUN device and bind, and waits.
+	Close() error
+}
+
+// PeerConfig is what an engine needs to know of a peer.
+type PeerConfig struct {
+	ID proto.NodeID
+	// Keys are the node keys that the peer may have now, the one to use first. There is at least one.
+	Keys []key.NodePublic
+	// Addrs are the only addresses that packets may come from, and that are routed to the peer.
+	Addrs proto.Addrs
+	// Endpoints are the candidates, best first. They replace what was there if they differ from those given before;
+	// none leaves it as it is. Where a peer really is follows its packets.
+	Endpoints []netip.AddrPort
+	// PSK is mixed into handshakes; zero where there is none.
+	PSK [32]byte
+	// Keepalive is how often an idle peer is sent something, in whole seconds; 0 for never.
+	Keepalive time.Duration
+}
+
+// PeerStats is what an engine counts of a peer.
+type PeerStats struct {
+	ID  proto.NodeID
+	Key key.NodePublic // in use
+	// Endpoint is where the peer's last authenticated packet came from; zero where none came since the candidates were
+	// set.
+	Endpoint      netip.AddrPort
+	LastHandshake time.Time // zero where there was none
+	Rx, Tx        uint64    // bytes on the underlay
+}
+
+// ErrClosed says that an engine was closed, or ended by itself.
+var ErrClosed = errors.New("the WireGuard engine is closed")

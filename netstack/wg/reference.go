@@ -1,0 +1,293 @@
+package wg
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+
+	"github.com/redoubt-mesh/redoubt/netstack/tun"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// Reference is the engine of golang.zx2c4.com/wireguard.
+//
+// It knows a peer by one key at a time, PeerConfig.Keys[0]: when that changes, the session under the old one ends, and
+// what the peer sends until it has made a new one is lost.
+type Reference struct {
+	dev *device.Device
+	tun tun.Device
+
+	mu      sync.Mutex
+	private *key.NodePrivate // nil until configured
+	port    uint16           // asked for
+	peers   map[proto.NodeID]PeerConfig
+	owners  map[key.NodePublic]proto.NodeID
+}
+
+var _ Engine = (*Reference)(nil)
+
+// PeerWatcher is a device that wants to know of each peer that a Reference makes, as the engine's own value. The simulated
+// one does: the engine sets finalizers that touch channels, which the runtime forbids for channels of virtual time.
+type PeerWatcher interface{ PeerMade(*device.Peer) }
+
+// NewReference makes an engine between d and b, both of which it owns from then on. It does nothing until it is
+// configured.
+func NewReference(d tun.Device, b conn.Bind, log *slog.Logger) *Reference {
+	return &Reference{
+		dev:    device.NewDevice(d, b, logger(log)),
+		tun:    tun.Unwrap(d),
+		peers:  map[proto.NodeID]PeerConfig{},
+		owners: map[key.NodePublic]proto.NodeID{},
+	}
+}
+
+// logger hands what the device says on at debug level: what concerns people is told by the engine's owner.
+func logger(log *slog.Logger) *device.Logger {
+	say := func(format string, args ...any) {
+		if log.Enabled(context.Background(), slog.LevelDebug) {
+			log.Debug("wireguard", "event", fmt.Sprintf(format, args...))
+		}
+	}
+	return &device.Logger{Verbosef: say, Errorf: say}
+}
+
+// Configure implements Engine.
+func (r *Reference) Configure(private key.NodePrivate, port uint16) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended() {
+		return ErrClosed
+	}
+	var s script
+	secret := private.Expose()
+	if r.private == nil || r.private.Expose() != secret {
+		s.key("private_key", secret)
+	}
+	if port != r.port || r.private == nil {
+		s.line("listen_port", strconv.Itoa(int(port)))
+	}
+	if err := r.set(&s); err != nil {
+		return fmt.Errorf("configure WireGuard: %w", err)
+	}
+	r.private, r.port = &private, port
+	if err := r.dev.Up(); err != nil {
+		return fmt.Errorf("start WireGuard: %w", err)
+	}
+	return nil
+}
+
+// set runs a script, if there is anything in it. The device's own errors name lines, of which some are secret: they are
+// not repeated.
+func (r *Reference) set(s *script) error {
+	if s.Len() == 0 {
+		return nil
+	}
+	err := r.dev.IpcSet(s.String())
+	var ipc *device.IPCError
+	if errors.As(err, &ipc) && ipc.Unwrap() != nil {
+		return ipc.Unwrap()
+	}
+	return err
+}
+
+// SetPeer implements Engine.
+func (r *Reference) SetPeer(cfg PeerConfig) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.check(cfg); err != nil {
+		return fmt.Errorf("peer %s: %w", cfg.ID, err)
+	}
+	cfg.Keys, cfg.Endpoints = slices.Clone(cfg.Keys), slices.Clone(cfg.Endpoints)
+	var s script
+	before, known := r.peers[cfg.ID]
+	rekeyed := known && before.Keys[0] != cfg.Keys[0]
+	if len(cfg.Endpoints) == 0 {
+		cfg.Endpoints = before.Endpoints
+	}
+	switch {
+	case !known:
+		s.set(cfg, nil)
+	case rekeyed:
+		s.remove(before.Keys[0])
+		s.set(cfg, nil)
+	case before.PSK == cfg.PSK && before.Addrs == cfg.Addrs && before.Keepalive == cfg.Keepalive &&
+		equalAddrPorts(before.Endpoints, cfg.Endpoints):
+		r.peers[cfg.ID] = cfg
+		return nil
+	default:
+		s.set(cfg, &before)
+	}
+	if err := r.set(&s); err != nil {
+		return errors.Join(fmt.Errorf("peer %s: %w", cfg.ID, err), r.remove(cfg.ID, cfg.Keys[0]))
+	}
+	if rekeyed {
+		delete(r.owners, before.Keys[0])
+	}
+	r.peers[cfg.ID], r.owners[cfg.Keys[0]] = cfg, cfg.ID
+	if !known || rekeyed {
+		r.announce(cfg.Keys[0])
+	}
+	return nil
+}
+
+// check says why a peer cannot be made as cfg says.
+func (r *Reference) check(cfg PeerConfig) error {
+	switch {
+	case r.ended():
+		return ErrClosed
+	case cfg.ID == 0:
+		return errors.New("no node id")
+	case len(cfg.Keys) == 0 || cfg.Keys[0].IsZero():
+		return errors.New("no node key")
+	case !cfg.Addrs.V4.IsValid() && !cfg.Addrs.V6.IsValid():
+		return errors.New("no address in the mesh")
+	case r.private != nil && r.private.Public() == cfg.Keys[0]:
+		return errors.New("it has this node's own key")
+	case cfg.Keepalive < 0 || cfg.Keepalive%time.Second != 0 || cfg.Keepalive/time.Second > 65535:
+		return fmt.Errorf("keepalive of %s: want whole seconds up to 65535", cfg.Keepalive)
+	}
+	if owner, taken := r.owners[cfg.Keys[0]]; taken && owner != cfg.ID {
+		return fmt.Errorf("its node key is that of peer %s", owner)
+	}
+	return nil
+}
+
+func (r *Reference) announce(k key.NodePublic) {
+	if w, ok := r.tun.(PeerWatcher); ok {
+		if p := r.dev.LookupPeer(device.NoisePublicKey(k.Bytes())); p != nil {
+			w.PeerMade(p)
+		}
+	}
+}
+
+// RemovePeer implements Engine.
+func (r *Reference) RemovePeer(id proto.NodeID) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	cfg, ok := r.peers[id]
+	if !ok {
+		return nil
+	}
+	return r.remove(id, cfg.Keys[0])
+}
+
+func (r *Reference) remove(id proto.NodeID, keys ...key.NodePublic) error {
+	if cfg, ok := r.peers[id]; ok && !slices.Contains(keys, cfg.Keys[0]) {
+		keys = append(keys, cfg.Keys[0])
+	}
+	var s script
+	for _, k := range keys {
+		s.remove(k)
+		delete(r.owners, k)
+	}
+	delete(r.peers, id)
+	if err := r.set(&s); err != nil {
+		return fmt.Errorf("remove peer %s: %w", id, err)
+	}
+	return nil
+}
+
+// Probe implements Engine.
+func (r *Reference) Probe(id proto.NodeID, candidates []netip.AddrPort) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended() {
+		return ErrClosed
+	}
+	cfg, ok := r.peers[id]
+	if !ok {
+		return fmt.Errorf("probe peer %s: there is no such peer", id)
+	}
+	if len(candidates) > 0 {
+		cfg.Endpoints = slices.Clone(candidates)
+	}
+	var s script
+	s.probe(cfg)
+	if err := r.set(&s); err != nil {
+		return fmt.Errorf("probe peer %s: %w", id, err)
+	}
+	r.peers[id] = cfg
+	return nil
+}
+
+// Rebind implements Engine.
+func (r *Reference) Rebind() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended() {
+		return ErrClosed
+	}
+	if err := r.dev.BindUpdate(); err != nil {
+		return fmt.Errorf("open the UDP sockets anew: %w", err)
+	}
+	return nil
+}
+
+// Peers implements Engine.
+func (r *Reference) Peers() ([]PeerStats, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	st, err := r.state()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]PeerStats, 0, len(st.peers))
+	for k, p := range st.peers {
+		if id, ok := r.owners[k]; ok {
+			p.ID = id
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, func(a, b PeerStats) int { return cmp.Compare(a.ID, b.ID) })
+	return out, nil
+}
+
+// Port implements Engine.
+func (r *Reference) Port() (uint16, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	st, err := r.state()
+	return st.port, err
+}
+
+func (r *Reference) state() (state, error) {
+	if r.ended() {
+		return state{}, ErrClosed
+	}
+	text, err := r.dev.IpcGet()
+	if err != nil {
+		return state{}, fmt.Errorf("ask WireGuard for its state: %w", err)
+	}
+	return readState(strings.NewReader(text))
+}
+
+// Done implements Engine.
+func (r *Reference) Done() <-chan struct{} { return r.dev.Wait() }
+
+func (r *Reference) ended() bool {
+	select {
+	case <-r.dev.Wait():
+		return true
+	default:
+		return false
+	}
+}
+
+// Close implements Engine.
+func (r *Reference) Close() error {
+	r.dev.Close()
+	<-r.dev.Wait()
+	return nil
+}
