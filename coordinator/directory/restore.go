@@ -89,7 +89,11 @@ func restoredHead(t store.Tx, now time.Time) (headRecord, error) {
 
 // nodes raises the sequence numbers to the time of the restore in milliseconds, which no count of certificates reaches.
 func (r *Restoration) nodes(t store.Tx, now time.Time) error {
-	for _, e := range t.List(nodePrefix) {
+	list, err := t.List(nodePrefix)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
 		n, err := parseNode(e)
 		if err != nil {
 			return err
@@ -108,7 +112,11 @@ func (r *Restoration) nodes(t store.Tx, now time.Time) error {
 }
 
 func (r *Restoration) tokens(t store.Tx, now time.Time, by string) error {
-	for _, e := range t.List(tokenPrefix) {
+	list, err := t.List(tokenPrefix)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
 		token, err := parseToken(e)
 		if err != nil {
 			return err
@@ -130,7 +138,11 @@ func (r *Restoration) tokens(t store.Tx, now time.Time, by string) error {
 }
 
 func (r *Restoration) latest(t store.Tx, number uint64) error {
-	for _, e := range t.List(audit.Key(number)) {
+	list, err := t.List(audit.Key(number))
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
 		a, err := audit.Parse(e)
 		if err != nil {
 			return err

@@ -4,7 +4,7 @@ package store
 type Tx interface {
 	Get(key string) ([]byte, bool)
 	// List answers the entries under a prefix, sorted by key.
-	List(prefix string) []Entry
+	List(prefix string) ([]Entry, error)
 	Put(key string, value []byte) error
 	Delete(key string) error
 }

@@ -1,0 +1,155 @@
+package bolt
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+)
+
+// mark stands behind the pages of a backup, and before their SHA-256.
+const mark = "\nredoubt backup 1\n"
+
+const trailer = len(mark) + sha256.Size
+
+// maxDamage is how many findings in a damaged file are told.
+const maxDamage = 5
+
+// ErrNotBackup says that a file is not what Backup writes, or not all of it, or was changed.
+var ErrNotBackup = errors.New("not a whole backup of a coordinator's store")
+
+// keysDir is where a coordinator keeps its keys. They are in no backup: whoever has them puts them back.
+const keysDir = "pki"
+
+// Restore makes the store in dir from a backup. The directory must be empty, but for keys that were put there, or not be
+// there. change runs in the same step, so that there is no store that was restored without it. A crash leaves no store,
+// and Restore can be run again.
+func Restore(backup, dir string, o Options, change store.Edit) error {
+	f, err := os.Open(backup)
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	defer f.Close()
+	size, err := verify(f)
+	if err != nil {
+		return fmt.Errorf("restore %s: %w", backup, err)
+	}
+	lock, err := Acquire(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	if err := checkEmpty(dir); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	tmp := filepath.Join(dir, restoring)
+	if err := fill(tmp, io.NewSectionReader(f, 0, size)); err != nil {
+		return fmt.Errorf("restore to %s: %w", dir, err)
+	}
+	if err := bring(tmp, o, change); err != nil {
+		return errors.Join(fmt.Errorf("restore %s: %w", backup, err), os.Remove(tmp))
+	}
+	if err := rename(tmp, filepath.Join(dir, fileName)); err != nil {
+		return fmt.Errorf("restore to %s: %w", dir, err)
+	}
+	return nil
+}
+
+// restoring is the store's file before it is one.
+const restoring = fileName + ".restoring"
+
+// verify reads the whole file and answers how long the part with the pages is.
+func verify(f *os.File) (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	size := info.Size() - int64(trailer)
+	if !info.Mode().IsRegular() || size <= 0 {
+		return 0, ErrNotBackup
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(f, 0, size)); err != nil {
+		return 0, err
+	}
+	end := make([]byte, trailer)
+	if _, err := f.ReadAt(end, size); err != nil {
+		return 0, err
+	}
+	if !bytes.Equal(end, sum.Sum([]byte(mark))) {
+		return 0, ErrNotBackup
+	}
+	return size, nil
+}
+
+func checkEmpty(dir string) error {
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		switch e.Name() {
+		case lockName, keysDir, restoring, restoring + ".tmp":
+		default:
+			return fmt.Errorf("%s is not empty (%s is there); give a new directory", dir, e.Name())
+		}
+	}
+	return nil
+}
+
+func fill(path string, r io.Reader) error {
+	return writeFile(path, func(f *os.File) error {
+		_, err := io.Copy(f, r)
+		return err
+	})
+}
+
+// bring checks a copy of a backup from end to end, and makes it a store that a coordinator may open.
+func bring(path string, o Options, change store.Edit) error {
+	b, err := openFile(path)
+	if err != nil {
+		return err
+	}
+	err = check(b)
+	if err == nil {
+		err = migrate(b, o, func(uint64) error { return nil })
+	}
+	if err == nil {
+		err = edit(b, o.schema(), change)
+	}
+	return errors.Join(err, b.Close())
+}
+
+// check has bbolt look at every page.
+func check(b *bbolt.DB) error {
+	return b.View(func(t *bbolt.Tx) error {
+		if _, err := number(t, revisionKey); err != nil {
+			return err
+		}
+		var found []error
+		for err := range t.Check() {
+			if len(found) < maxDamage {
+				found = append(found, err)
+			}
+		}
+		if len(found) > 0 {
+			return fmt.Errorf("the file is damaged: %w", errors.Join(found...))
+		}
+		return nil
+	})
+}
+
+// rename gives a file its name, so that it lasts.
+func rename(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(to))
+}
