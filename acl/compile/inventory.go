@@ -1,0 +1,129 @@
+package compile
+
+import (
+	"fmt"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/redoubt-mesh/redoubt/acl"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Inventory is what is known of the nodes of a mesh at one moment. It must not change while it is used. A node has exactly
+// one address of each family; those that lack one are no nodes here.
+type Inventory interface {
+	Node(proto.NodeID) (proto.Identity, bool)
+	// ByUser lists the nodes of the user with that login name.
+	ByUser(login string) iter.Seq[proto.NodeID]
+	// ByTag lists the nodes with that tag, such as "tag:db".
+	ByTag(tag string) iter.Seq[proto.NodeID]
+	All() iter.Seq[proto.NodeID]
+	ByAddr(netip.Addr) (proto.NodeID, bool)
+}
+
+// Memory is an inventory in memory. The zero value is empty.
+type Memory struct {
+	nodes  map[proto.NodeID]proto.Identity
+	byUser map[string]map[proto.NodeID]struct{}
+	byTag  map[string]map[proto.NodeID]struct{}
+	byAddr map[netip.Addr]proto.NodeID
+}
+
+// Put adds a node or replaces the one with its id. Addresses belong to one node only.
+func (m *Memory) Put(id proto.Identity) error {
+	if id.ID == 0 {
+		return fmt.Errorf("node %q has no id", id.Name)
+	}
+	if !whole(id) {
+		return fmt.Errorf("node %q needs an IPv4 and an IPv6 address", id.Name)
+	}
+	for _, a := range id.Addrs.Slice() {
+		if other, ok := m.byAddr[a]; ok && other != id.ID {
+			return fmt.Errorf("node %q: address %s belongs to node %q", id.Name, a, m.nodes[other].Name)
+		}
+	}
+	m.Remove(id.ID)
+	if m.nodes == nil {
+		m.nodes = map[proto.NodeID]proto.Identity{}
+		m.byUser = map[string]map[proto.NodeID]struct{}{}
+		m.byTag = map[string]map[proto.NodeID]struct{}{}
+		m.byAddr = map[netip.Addr]proto.NodeID{}
+	}
+	m.nodes[id.ID] = id
+	if !id.User.IsZero() {
+		index(m.byUser, id.User.Name, id.ID)
+	}
+	for _, t := range id.Tags {
+		index(m.byTag, t, id.ID)
+	}
+	for _, a := range id.Addrs.Slice() {
+		m.byAddr[a] = id.ID
+	}
+	return nil
+}
+
+func index(by map[string]map[proto.NodeID]struct{}, key string, id proto.NodeID) {
+	if by[key] == nil {
+		by[key] = map[proto.NodeID]struct{}{}
+	}
+	by[key][id] = struct{}{}
+}
+
+// Remove forgets a node.
+func (m *Memory) Remove(id proto.NodeID) {
+	old, ok := m.nodes[id]
+	if !ok {
+		return
+	}
+	delete(m.nodes, id)
+	delete(m.byUser[old.User.Name], id)
+	for _, t := range old.Tags {
+		delete(m.byTag[t], id)
+	}
+	for _, a := range old.Addrs.Slice() {
+		delete(m.byAddr, a)
+	}
+}
+
+// Clone is a copy that changes by itself.
+func (m *Memory) Clone() *Memory {
+	c := &Memory{}
+	for _, id := range m.nodes {
+		if err := c.Put(id); err != nil {
+			panic("an inventory holds what it refuses: " + err.Error())
+		}
+	}
+	return c
+}
+
+// Node implements Inventory.
+func (m *Memory) Node(id proto.NodeID) (proto.Identity, bool) { n, ok := m.nodes[id]; return n, ok }
+
+// ByUser implements Inventory.
+func (m *Memory) ByUser(login string) iter.Seq[proto.NodeID] { return maps.Keys(m.byUser[login]) }
+
+// ByTag implements Inventory.
+func (m *Memory) ByTag(tag string) iter.Seq[proto.NodeID] { return maps.Keys(m.byTag[tag]) }
+
+// All implements Inventory.
+func (m *Memory) All() iter.Seq[proto.NodeID] { return maps.Keys(m.nodes) }
+
+// ByAddr implements Inventory.
+func (m *Memory) ByAddr(a netip.Addr) (proto.NodeID, bool) { id, ok := m.byAddr[a]; return id, ok }
+
+// whole says whether a node has the addresses that every node has.
+func whole(id proto.Identity) bool {
+	return id.Addrs.V4.Is4() && id.Addrs.V6.Is6() && !id.Addrs.V6.Is4In6()
+}
+
+// member says whether a node is a person's machine. A tag takes the person off it, and a person whose name no policy can
+// write is nobody to a policy.
+func member(id proto.Identity) bool {
+	return !id.User.IsZero() && len(id.Tags) == 0 && acl.CheckUser(strings.TrimPrefix(acl.UserSet(id.User.Name), "user:")) == nil
+}
+
+// sortedIDs collects ids in their order, each once.
+func sortedIDs(seq iter.Seq[proto.NodeID]) []proto.NodeID { return slices.Compact(slices.Sorted(seq)) }

@@ -1,0 +1,108 @@
+package compile
+
+import (
+	"cmp"
+	"iter"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// members are the nodes of a set, sorted. Users, groups and tags are looked up; only the sets that are about everybody look
+// at everybody.
+func (b *Bound) members(set string) []proto.NodeID {
+	if ids, ok := b.sets[set]; ok {
+		return ids
+	}
+	ids := sortedIDs(func(yield func(proto.NodeID) bool) {
+		for id := range b.candidates(set) {
+			n, ok := b.node(id)
+			if ok && slices.Contains(b.prog.setsOf(n), set) && !yield(id) {
+				return
+			}
+		}
+	})
+	b.sets[set] = ids
+	return ids
+}
+
+// candidates are nodes among which all members of a set are.
+func (b *Bound) candidates(set string) iter.Seq[proto.NodeID] {
+	switch {
+	case strings.HasPrefix(set, "tag:"):
+		return b.inv.ByTag(set)
+	case strings.HasPrefix(set, "group:"):
+		return func(yield func(proto.NodeID) bool) {
+			for _, m := range b.prog.policy.Groups[set].Members {
+				for id := range b.inv.ByUser(m.Name) {
+					if !yield(id) {
+						return
+					}
+				}
+			}
+		}
+	case strings.HasPrefix(set, "user:") && !strings.HasPrefix(set, "user:*@"):
+		return b.inv.ByUser(strings.TrimSuffix(strings.TrimPrefix(set, "user:"), "@"))
+	}
+	return b.inv.All()
+}
+
+// addressBook is every node by its address.
+type addressBook struct {
+	v4, v6 []addressed
+}
+
+type addressed struct {
+	addr netip.Addr
+	id   proto.NodeID
+}
+
+// within are the nodes that have an address in a prefix, sorted.
+func (b *Bound) within(p netip.Prefix) []proto.NodeID {
+	if p.IsSingleIP() {
+		id, ok := b.inv.ByAddr(p.Addr())
+		if n, known := b.node(id); ok && known && n.Addrs.Has(p.Addr()) {
+			return []proto.NodeID{id}
+		}
+		return nil
+	}
+	key := p.String()
+	if ids, ok := b.sets[key]; ok {
+		return ids
+	}
+	book := b.addressBook()
+	list := book.v6
+	if p.Addr().Is4() {
+		list = book.v4
+	}
+	from, _ := slices.BinarySearchFunc(list, p.Addr(), func(a addressed, x netip.Addr) int { return a.addr.Compare(x) })
+	var ids []proto.NodeID
+	for _, a := range list[from:] {
+		if !p.Contains(a.addr) {
+			break
+		}
+		ids = append(ids, a.id)
+	}
+	slices.Sort(ids)
+	b.sets[key] = ids
+	return ids
+}
+
+func (b *Bound) addressBook() *addressBook {
+	if b.all != nil {
+		return b.all
+	}
+	b.all = &addressBook{}
+	for id := range b.inv.All() {
+		if n, ok := b.node(id); ok {
+			b.all.v4 = append(b.all.v4, addressed{n.Addrs.V4, id})
+			b.all.v6 = append(b.all.v6, addressed{n.Addrs.V6, id})
+		}
+	}
+	byAddr := func(x, y addressed) int { return cmp.Or(x.addr.Compare(y.addr), cmp.Compare(x.id, y.id)) }
+	slices.SortFunc(b.all.v4, byAddr)
+	slices.SortFunc(b.all.v6, byAddr)
+	return b.all
+}

@@ -1,0 +1,124 @@
+package compile
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/redoubt-mesh/redoubt/acl"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// standIns are nodes that do not exist, as a selector would pick them: one for a user or a tag, one for each member of a
+// group. For autogroup:self it is another node of the source's user. There are none for a group without members, nor for
+// addresses that no node of the mesh can have.
+func (t *tester) standIns(s acl.Selector, from *party) []party {
+	switch s.Kind {
+	case acl.Literal:
+		return t.literalStandIn(s)
+	case acl.User:
+		return []party{t.standIn(userNamed(s.Name))}
+	case acl.Domain:
+		return []party{t.standIn(userNamed("somebody@" + s.Name))}
+	case acl.Member:
+		return []party{t.standIn(userNamed("somebody"))}
+	case acl.Self:
+		if from == nil || from.class.user == "" {
+			return nil
+		}
+		return []party{t.standIn(proto.Identity{User: from.node.User})}
+	case acl.Tag:
+		return []party{t.standIn(proto.Identity{Tags: []string{s.Name}})}
+	case acl.GroupOf:
+		var out []party
+		for _, m := range t.b.prog.policy.Groups[s.Name].Members {
+			out = append(out, t.standIn(userNamed(m.Name)))
+		}
+		return out
+	case acl.Tagged:
+		var out []party
+		for tag := range t.b.prog.policy.TagOwners {
+			out = append(out, t.standIn(proto.Identity{Tags: []string{tag}}))
+		}
+		slices.SortFunc(out, func(a, b party) int { return slices.Compare(a.node.Tags, b.node.Tags) })
+		return out
+	}
+	return []party{t.standIn(proto.Identity{})}
+}
+
+func userNamed(login string) proto.Identity {
+	return proto.Identity{User: proto.User{Issuer: proto.IssuerToken, Subject: login, Name: login}}
+}
+
+// literalStandIn has the first address of a range of the mesh. An address that a node has needs nobody in its place.
+func (t *tester) literalStandIn(s acl.Selector) []party {
+	mesh := t.b.prog.mesh
+	a := s.Prefix.Addr()
+	switch {
+	case !mesh.V4.Overlaps(s.Prefix) && !mesh.V6.Overlaps(s.Prefix):
+		return nil
+	case !mesh.Contains(a) && a.Is4():
+		a = mesh.V4.Masked().Addr()
+	case !mesh.Contains(a):
+		a = mesh.V6.Masked().Addr()
+	}
+	if _, taken := t.b.inv.ByAddr(a); taken {
+		return nil
+	}
+	n := t.newNode(proto.Identity{})
+	if a.Is4() {
+		n.Addrs.V4 = a
+	} else {
+		n.Addrs.V6 = a
+	}
+	return []party{t.party(n, family(a))}
+}
+
+func (t *tester) standIn(n proto.Identity) party { return t.party(t.newNode(n), both) }
+
+// newNode gives a stand-in an id and addresses that no node has.
+func (t *tester) newNode(n proto.Identity) proto.Identity {
+	for taken := true; taken; {
+		t.last++
+		n.ID = ^proto.NodeID(t.last)
+		_, taken = t.b.inv.Node(n.ID)
+	}
+	n.Name = fmt.Sprintf("stand-in-%d", t.last)
+	n.Addrs = proto.Addrs{V4: t.freeAddr(t.b.prog.mesh.V4), V6: t.freeAddr(t.b.prog.mesh.V6)}
+	return n
+}
+
+// freeAddr is an address of a range that no node has and no rule names, as far as a short search finds one.
+func (t *tester) freeAddr(r netip.Prefix) netip.Addr {
+	if !r.IsValid() {
+		return netip.Addr{}
+	}
+	const attempts = 4096
+	first := r.Masked().Addr().Next()
+	a := first
+	for range attempts {
+		a = a.Next()
+		if !r.Contains(a) {
+			break
+		}
+		if _, taken := t.b.inv.ByAddr(a); !taken && !reserved.Contains(a) && !t.b.prog.names(a) {
+			return a
+		}
+	}
+	return first
+}
+
+// names says whether a rule is about an address literally, other than by a range as wide as the mesh.
+func (p *Program) names(a netip.Addr) bool {
+	for _, x := range []*sideIndex{&p.src, &p.dst} {
+		if _, ok := x.byAddr[a]; ok {
+			return true
+		}
+		for _, r := range x.ranges {
+			if r.prefix.Contains(a) && !slices.Contains(p.any, r.prefix) {
+				return true
+			}
+		}
+	}
+	return false
+}

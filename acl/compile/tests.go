@@ -1,0 +1,286 @@
+package compile
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/redoubt-mesh/redoubt/acl"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// TestFailure is a test of the policy that does not hold.
+type TestFailure struct {
+	acl.Place        // of the destination that failed, or of the test where it cannot be run
+	Source    string // the source of the test, as written
+	Target    string // the destination, as written; empty where the test cannot be run
+	// From and To are the first pair that shows it.
+	From, To netip.Addr
+	Message  string // what happened instead, and by which rule
+}
+
+// Diagnostic is the failure as a message about the file.
+func (f TestFailure) Diagnostic() acl.Diagnostic {
+	return acl.Diagnostic{Severity: acl.Error, Line: f.Line, Column: f.Column, Path: f.Path, Message: f.Message}
+}
+
+func (f TestFailure) String() string { return f.Diagnostic().String() }
+
+// RunTests runs the tests that the policy carries against what the nodes of an inventory would enforce: the source's rules
+// out, and the destination's rules in.
+//
+// A test that accepts holds if every address of its source reaches every address of the destination in the same family; one
+// that denies holds if none reaches any. A node never opens connections to itself through the mesh, so such pairs do not
+// count. Where a selector picks nobody, stand-ins take the place of the nodes that it will pick one day (a node of that user,
+// one with that tag): a policy can be tested before anybody enrolled.
+func RunTests(p *Program, inv Inventory) []TestFailure {
+	if p.policy == nil {
+		return nil
+	}
+	t := &tester{b: p.On(inv), classes: map[string]*class{}, byNode: map[proto.NodeID]*class{}}
+	var out []TestFailure
+	for _, test := range p.policy.Tests {
+		out = append(out, t.run(test)...)
+	}
+	return out
+}
+
+// tester runs tests. Nodes that no rule tells apart are one class: what holds for one of them holds for all.
+type tester struct {
+	b       *Bound
+	classes map[string]*class
+	byNode  map[proto.NodeID]*class
+	last    int // number of the last stand-in
+}
+
+type class struct{ coverage }
+
+// party is a node, or a stand-in for one, with the addresses that a selector picks it by.
+type party struct {
+	node  proto.Identity
+	in    families
+	class *class
+}
+
+func (t *tester) run(test acl.Test) []TestFailure {
+	sources := t.parties(test.Src, nil)
+	if len(sources) == 0 {
+		return []TestFailure{{Place: test.Place, Source: test.Src.Text, Message: fmt.Sprintf(
+			"the source %q picks nobody: %s", test.Src.Text, whyNobody(t.b.prog, test.Src),
+		)}}
+	}
+	var out []TestFailure
+	for _, target := range test.Accept {
+		out = append(out, t.judge(test, target, sources, true)...)
+	}
+	for _, target := range test.Deny {
+		out = append(out, t.judge(test, target, sources, false)...)
+	}
+	return out
+}
+
+// judge finds the first pair that contradicts a test. There is at most one failure for each destination.
+func (t *tester) judge(test acl.Test, target acl.Target, sources []party, accept bool) []TestFailure {
+	fail := func(format string, args ...any) TestFailure {
+		return TestFailure{Place: target.Place, Source: test.Src.Text, Target: target.Full, Message: fmt.Sprintf(format, args...)}
+	}
+	tried := false
+	for _, group := range t.pairs(sources, target.Selector) {
+		for _, to := range group.to {
+			for _, over := range []families{v4, v6} {
+				from := group.from
+				if from.in&to.in&over == 0 {
+					continue
+				}
+				tried = true
+				rule := t.reaches(from, to, over, test.Protocols, target.Port)
+				if (rule != nil) == accept {
+					continue
+				}
+				a, b := pickAddr(from.node.Addrs, over), pickAddr(to.node.Addrs, over)
+				pair := fmt.Sprintf("%s (%s) to %s (%s)", a, describe(from.node), b, describe(to.node))
+				f := fail("the test wants %s to be refused, but %s allows it: %s", target.Full, originOf(rule), pair)
+				if accept {
+					f = fail("the test wants %s to be reached, but no rule allows it (%s): %s", target.Full, protocolNames(test.Protocols), pair)
+				}
+				f.From, f.To = a, b
+				return []TestFailure{f}
+			}
+		}
+	}
+	if !tried {
+		return []TestFailure{fail("%q has no address that %q could reach: %s", target.Text, test.Src.Text, noPair(t.b.prog, target.Selector))}
+	}
+	return nil
+}
+
+// fan is a source and the destinations that it is tried with.
+type fan struct {
+	from party
+	to   []party
+}
+
+// pairs are sources with destinations, as many as it takes for each class of one to meet each class of the other.
+func (t *tester) pairs(sources []party, target acl.Selector) []fan {
+	self := target.Kind == acl.Self
+	sources = representatives(sources, self)
+	var shared []party
+	if !self {
+		shared = representatives(t.parties(target, nil), false)
+	}
+	var out []fan
+	for _, from := range sources {
+		to := shared
+		if self {
+			to = representatives(t.parties(target, &from), false)
+		}
+		others := slices.DeleteFunc(slices.Clone(to), func(d party) bool { return d.node.ID == from.node.ID })
+		if len(others) > 0 {
+			out = append(out, fan{from, others})
+		}
+	}
+	if len(out) == 0 { // the source is the only destination there is, so far
+		out = append(out, fan{sources[0], t.standIns(target, &sources[0])})
+	}
+	return out
+}
+
+// representatives keeps two nodes of each class, so that there is always one that is not the other side itself.
+func representatives(parties []party, perUser bool) []party {
+	type key struct {
+		class *class
+		in    families
+		user  string
+	}
+	count := map[key]int{}
+	var out []party
+	for _, p := range parties {
+		k := key{class: p.class, in: p.in}
+		if perUser {
+			k.user = p.node.User.Name
+		}
+		if count[k]++; count[k] <= 2 {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// parties are the nodes that a selector picks, or stand-ins where there are none. Self is relative to a source.
+func (t *tester) parties(s acl.Selector, from *party) []party {
+	var ids []proto.NodeID
+	switch {
+	case s.Kind != acl.Self:
+		ids = t.b.pick(s)
+	case from.class.user != "":
+		ids = without1(t.b.members(from.class.user), from.node.ID)
+	}
+	out := make([]party, 0, len(ids))
+	for _, id := range ids {
+		if n, ok := t.b.node(id); ok {
+			out = append(out, t.party(n, t.picked(s, n.Addrs)))
+		}
+	}
+	if len(out) == 0 {
+		return t.standIns(s, from)
+	}
+	return out
+}
+
+// picked are the families in which a selector picks a node that it picks.
+func (t *tester) picked(s acl.Selector, a proto.Addrs) families {
+	prefixes := []netip.Prefix{s.Prefix}
+	switch s.Kind {
+	case acl.Literal:
+	case acl.Any:
+		prefixes = t.b.prog.any
+	default:
+		return both
+	}
+	var in families
+	for _, x := range a.Slice() {
+		if slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(x) }) {
+			in |= family(x)
+		}
+	}
+	return in
+}
+
+func (t *tester) party(n proto.Identity, in families) party {
+	if c, ok := t.byNode[n.ID]; ok {
+		return party{n, in, c}
+	}
+	cov := t.b.prog.coverage(n)
+	key := t.b.prog.classKey(cov)
+	c, ok := t.classes[key]
+	if !ok {
+		c = &class{cov}
+		t.classes[key] = c
+	}
+	t.byNode[n.ID] = c
+	return party{n, in, c}
+}
+
+// classKey is equal for coverages that no rule tells apart.
+func (p *Program) classKey(c coverage) string {
+	var key []byte
+	user := ""
+	for _, side := range [][]covered{c.src, c.dst} {
+		for _, x := range side {
+			key = append(binary.BigEndian.AppendUint32(key, uint32(x.rule)), byte(x.in))
+			if p.rules[x.rule].self {
+				user = c.user
+			}
+		}
+		key = append(key, "     "...) // no rule has this number
+	}
+	return string(key) + user
+}
+
+// reaches is the first rule by which one party may open a port of another over one of the protocols.
+func (t *tester) reaches(from, to party, over families, protocols []uint8, port uint16) *rule {
+	for _, protocol := range protocols {
+		if r := t.b.prog.allowing(from.class.coverage, to.class.coverage, over, protocol, port); r != nil {
+			return r
+		}
+	}
+	return nil
+}
+
+func originOf(r *rule) string {
+	if r == nil {
+		return "no rule"
+	}
+	return fmt.Sprintf("%s (line %d)", r.origin.Path, r.origin.Line)
+}
+
+func pickAddr(a proto.Addrs, over families) netip.Addr {
+	if over == v4 {
+		return a.V4
+	}
+	return a.V6
+}
+
+func describe(n proto.Identity) string {
+	if who := n.Who(); who != "" {
+		return n.Name + ", " + who
+	}
+	return n.Name
+}
+
+func protocolNames(protocols []uint8) string {
+	names := make([]string, len(protocols))
+	for i, p := range protocols {
+		names[i] = acl.ProtocolName(p)
+	}
+	return strings.Join(names, " or ")
+}
+
+func noPair(p *Program, s acl.Selector) string {
+	if s.Kind == acl.Self {
+		return "autogroup:self is about nodes of users"
+	}
+	return whyNobody(p, s) + ", or none of the same family"
+}

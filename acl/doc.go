@@ -1,0 +1,22 @@
+// Package acl reads the policy of a mesh: one HuJSON file (JSON with comments and trailing commas) that says who may reach
+// what. It does no I/O.
+//
+//	policy.hujson ── hujson ──► syntax tree ── this package, by hand ──► *Policy, Diagnostics
+//	                                                                        │
+//	                                                            acl/compile: rules for one node
+//
+// The file is read strictly: an unknown key, a wrong type, a key given twice, an undefined group, host or tag, a bad port is
+// an error, and every error of the file is reported with line, column and path ("acls[2].dst[0]"), not only the first.
+// A file with one error gives no Policy at all.
+//
+// What belongs to the language but is not enforced by this version (see keys.go) is refused and never ignored: a
+// restriction that is skipped would be a hole.
+//
+// The parts of a file and where they are read:
+//
+//	groups, hosts, tagOwners   define.go     names that selectors may use
+//	acls, grants               rules.go      both become Rules: sources, destinations, services
+//	tests                      tests.go      what must and must not be possible
+//	"group:eng", "10.0.0.0/8"  selector.go   who or what
+//	"tcp:443", "80,443"        service.go    protocols and ports
+package acl

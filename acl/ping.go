@@ -1,0 +1,116 @@
+package acl
+
+import (
+	"slices"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// pingWarnings finds rules that allow a port where no rule allows ping. People take a silent ping for a broken path, and
+// some other systems let echo through to any address with an open port.
+func pingWarnings(p *Policy) Diagnostics {
+	pings := newPingIndex(p)
+	var out Diagnostics
+	for _, r := range p.Rules {
+		for _, d := range r.Dst {
+			if pingable(d.Services) || !slices.ContainsFunc(d.Services, func(s proto.Service) bool { return proto.HasPorts(s.Proto) }) {
+				continue
+			}
+			if src, ok := pings.uncovered(r.Src, d.Selector); ok {
+				out = append(out, Diagnostic{
+					Severity: Warning, Line: d.Line, Column: d.Column, Path: d.Path,
+					Message: "ports are open to " + quote(src.Text) + ", but nothing allows it to ping " + quote(d.Text) +
+						`; if ping should answer, allow "icmp:*" and "icmpv6:*" in a grant`,
+				})
+				break
+			}
+		}
+	}
+	return out
+}
+
+// pingable says whether the services have ping in one family at least.
+func pingable(svc []proto.Service) bool {
+	return slices.ContainsFunc(svc, func(s proto.Service) bool { return s.Proto == proto.ProtoICMP || s.Proto == proto.ProtoICMPv6 })
+}
+
+// pingIndex finds the rules that allow ping by one of their destinations.
+type pingIndex struct {
+	groups map[string][]string          // login name -> groups
+	byDst  map[string][]map[string]bool // selector -> the sources of rules that allow to ping it
+}
+
+func newPingIndex(p *Policy) *pingIndex {
+	x := &pingIndex{groups: map[string][]string{}, byDst: map[string][]map[string]bool{}}
+	for name, g := range p.Groups {
+		for _, m := range g.Members {
+			x.groups[m.Name] = append(x.groups[m.Name], name)
+		}
+	}
+	for _, r := range p.Rules {
+		src := map[string]bool{}
+		for _, s := range r.Src {
+			src[selectorKey(s)] = true
+		}
+		for _, d := range r.Dst {
+			if pingable(d.Services) {
+				key := selectorKey(d.Selector)
+				x.byDst[key] = append(x.byDst[key], src)
+			}
+		}
+	}
+	return x
+}
+
+// selectorKey is equal for selectors that pick the same.
+func selectorKey(s Selector) string {
+	switch s.Kind {
+	case Literal:
+		return s.Prefix.String()
+	case Any:
+		return "*"
+	case Self:
+		return "autogroup:self"
+	}
+	return s.Set()
+}
+
+// uncovered is a source that may not ping dst by any rule that can be seen to cover both.
+func (x *pingIndex) uncovered(src []Selector, dst Selector) (Selector, bool) {
+	for _, s := range src {
+		if !x.covers(s, dst) {
+			return s, true
+		}
+	}
+	return Selector{}, false
+}
+
+func (x *pingIndex) covers(src, dst Selector) bool {
+	for _, d := range x.wider(dst) {
+		for _, sources := range x.byDst[d] {
+			for _, s := range x.wider(src) {
+				if sources[s] {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// wider are the keys of the selectors that pick at least what s picks, as far as the text tells.
+func (x *pingIndex) wider(s Selector) []string {
+	out := []string{selectorKey(s), "*"}
+	switch s.Kind {
+	case User:
+		out = append(append(out, "autogroup:member"), x.groups[s.Name]...)
+		if domain := DomainOf(s.Name); domain != "" {
+			out = append(out, "user:*@"+domain)
+		}
+	case GroupOf, Domain, Self:
+		out = append(out, "autogroup:member")
+	case Tag:
+		out = append(out, "autogroup:tagged")
+	}
+	return out
+}

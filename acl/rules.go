@@ -1,0 +1,291 @@
+package acl
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/tailscale/hujson"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// readSelector reads a string that is a selector.
+func (p *parser) readSelector(v value, where use) (Selector, bool) {
+	text, ok := p.str(v, "a selector in quotes")
+	if !ok {
+		return Selector{}, false
+	}
+	return p.checkedSelector(v, text, where)
+}
+
+// checkedSelector reads a selector that stands at v, and reports what is wrong with it.
+func (p *parser) checkedSelector(v value, text string, where use) (Selector, bool) {
+	s, err := p.selector(text, where)
+	if err != nil {
+		p.errorf(v, "%v", err)
+		return Selector{}, false
+	}
+	s.Place = p.place(v)
+	if s.Kind == Literal {
+		p.warnHostBits(v, text, s.Prefix.String())
+	}
+	return s, true
+}
+
+// readSelectors reads a list of selectors.
+func (p *parser) readSelectors(m member, where use) []Selector {
+	var out []Selector
+	list, ok := p.list(m.value, "a list of selectors")
+	for _, v := range list {
+		if s, ok := p.readSelector(v, where); ok {
+			out = append(out, s)
+		}
+	}
+	if ok && len(list) == 0 {
+		p.report(Warning, p.place(m.value), "is empty, so the rule allows nothing; name someone or remove the rule")
+	}
+	p.boundSide(m.value, len(out), func(i int) Selector { return out[i] })
+	return out
+}
+
+// boundSide keeps the sides of a rule to what a netmap can carry.
+func (p *parser) boundSide(v value, n int, at func(int) Selector) {
+	sets, literals := map[string]struct{}{}, 0
+	for i := range n {
+		s := at(i)
+		if s.Kind == Literal {
+			literals++
+			continue
+		}
+		if name := s.Set(); name != "" {
+			sets[name] = struct{}{}
+			p.sets[name] = struct{}{}
+		}
+	}
+	const room = 64 // for the ranges of *
+	if len(sets) > proto.MaxRuleSets {
+		p.errorf(v, "names %d users, groups and tags, and a rule has at most %d; put users into a group, or split the rule", len(sets), proto.MaxRuleSets)
+	}
+	if literals > proto.MaxRulePrefixes-room {
+		p.errorf(v, "names %d addresses, and a rule has at most %d; use ranges, or split the rule", literals, proto.MaxRulePrefixes-room)
+	}
+}
+
+// acls reads "acls": [{"action": "accept", "src": [...], "dst": ["SEL:PORTS", ...], "proto": "tcp"}, ...].
+func (p *parser) acls(v value) {
+	list, _ := p.list(v, "a list of rules")
+	for _, e := range list {
+		if !p.roomForRule(e) {
+			return
+		}
+		f, ok := p.fields(e, "an object with action, src and dst", aclKeys)
+		if !ok {
+			continue
+		}
+		p.action(f)
+		named, protoOK := p.protocol(f["proto"])
+		r := Rule{Place: p.place(e)}
+		if m, ok := f["src"]; ok {
+			r.Src = p.readSelectors(m, inSrc)
+		}
+		if m, ok := f["dst"]; ok {
+			r.Dst = p.aclDestinations(m, named, protoOK)
+		}
+		p.addRule(r)
+	}
+}
+
+// roomForRule keeps the policy to what a netmap can carry: each destination with services of its own is a rule there, twice
+// on a node that is on both sides.
+func (p *parser) roomForRule(v value) bool {
+	switch {
+	case len(p.policy.Rules) >= maxRules || p.parts > proto.MaxRules/2:
+		p.errorf(v, "more than %d rules, or than %d destinations with ports of their own; join what differs in one list only",
+			maxRules, proto.MaxRules/2)
+	case len(p.sets) > proto.MaxSets/2:
+		p.errorf(v, "more than %d different users, groups and tags in rules; put users into groups", proto.MaxSets/2)
+	default:
+		return true
+	}
+	return false
+}
+
+// addRule checks what depends on both sides of a rule.
+func (p *parser) addRule(r Rule) {
+	p.parts += parts(r.Dst)
+	for _, d := range r.Dst {
+		if d.Kind != Self {
+			continue
+		}
+		for _, s := range r.Src {
+			switch s.Kind {
+			case Any, User, Domain, GroupOf, Member:
+			default:
+				p.report(Error, s.Place, "%s cannot stand beside autogroup:self in dst, which is about nodes of users; "+
+					"use *, users, groups or autogroup:member here, or split the rule", quote(s.Text))
+			}
+		}
+		break
+	}
+	p.policy.Rules = append(p.policy.Rules, r)
+}
+
+// parts is how many rules the destinations become at most.
+func parts(dst []Destination) int {
+	if len(dst) < 2 {
+		return len(dst)
+	}
+	n := 1
+	for i := 1; i < len(dst); i++ {
+		if !SameServices(dst[i-1], dst[i]) {
+			n++
+		}
+	}
+	return n
+}
+
+// SameServices says whether two destinations of a rule can stay together: the same services, and both or none of them the
+// nodes of the same user.
+func SameServices(a, b Destination) bool {
+	return slices.Equal(a.Services, b.Services) && (a.Kind == Self) == (b.Kind == Self)
+}
+
+func (p *parser) action(f map[string]member) {
+	m, ok := f["action"]
+	if !ok {
+		return
+	}
+	text, ok := p.str(m.value, `"accept"`)
+	if ok && text != "accept" {
+		p.errorf(m.value, "action %s is not supported: rules only permit, and what no rule permits is refused; write \"accept\" or remove the rule", quote(text))
+	}
+}
+
+// protocol reads the proto of an acl or a test; a missing one is no protocols and no error.
+func (p *parser) protocol(m member) ([]uint8, bool) {
+	if m.Value.Value == nil {
+		return nil, true
+	}
+	var text string
+	if lit, ok := m.Value.Value.(hujson.Literal); ok && lit.Kind() == '0' {
+		text = lit.String()
+	} else if text, ok = p.str(m.value, "a protocol such as tcp, or a number from 0 to 255"); !ok {
+		return nil, false
+	}
+	if text == "" {
+		return nil, true
+	}
+	n, err := ParseProtocol(text)
+	if err != nil {
+		p.errorf(m.value, "%v", err)
+		return nil, false
+	}
+	return []uint8{n}, true
+}
+
+func (p *parser) aclDestinations(m member, named []uint8, protoOK bool) []Destination {
+	var out []Destination
+	list, ok := p.list(m.value, "a list of destinations")
+	for _, v := range list {
+		text, ok := p.str(v, "SELECTOR:PORTS in quotes")
+		if !ok {
+			continue
+		}
+		d, err := p.aclDestination(v, text, named)
+		if err != nil {
+			p.errorf(v, "%v", err)
+			continue
+		}
+		if d.Kind != 0 && protoOK {
+			out = append(out, d)
+		}
+	}
+	p.boundSide(m.value, len(out), func(i int) Selector { return out[i].Selector })
+	if ok && len(list) == 0 {
+		p.report(Warning, p.place(m.value), "is empty, so the rule allows nothing; name a destination or remove the rule")
+	}
+	return out
+}
+
+// aclDestination reads one "SEL:PORTS". Where the selector is wrong it is reported here, and the result is of no kind.
+func (p *parser) aclDestination(v value, text string, named []uint8) (Destination, error) {
+	sel, ports, err := splitPorts(text)
+	if err != nil {
+		return Destination{}, err
+	}
+	ranges, err := parsePorts(ports)
+	if err != nil {
+		if _, plain := p.selector(text, inDst); plain == nil {
+			return Destination{}, fmt.Errorf("%s names no ports; write %s:* or %s:22", quote(text), shown(text), shown(text))
+		}
+		return Destination{}, err
+	}
+	s, ok := p.checkedSelector(v, sel, inDst)
+	if !ok {
+		return Destination{}, nil
+	}
+	svc, err := services(named, ranges)
+	return Destination{Selector: s, Services: svc}, err
+}
+
+// grants reads "grants": [{"src": [...], "dst": [...], "ip": ["tcp:443", ...]}, ...].
+func (p *parser) grants(v value) {
+	list, _ := p.list(v, "a list of grants")
+	for _, e := range list {
+		if !p.roomForRule(e) {
+			return
+		}
+		f, ok := p.fields(e, "an object with src, dst and ip", grantKeys)
+		if !ok {
+			continue
+		}
+		r := Rule{Place: p.place(e)}
+		if m, ok := f["src"]; ok {
+			r.Src = p.readSelectors(m, inSrc)
+		}
+		svc := p.grantIP(e, f)
+		if m, ok := f["dst"]; ok {
+			for _, s := range p.readSelectors(m, inDst) {
+				r.Dst = append(r.Dst, Destination{Selector: s, Services: svc})
+			}
+		}
+		p.addRule(r)
+	}
+}
+
+func (p *parser) grantIP(grant value, f map[string]member) []proto.Service {
+	m, ok := f["ip"]
+	if !ok {
+		if obj, isObject := grant.Value.Value.(*hujson.Object); isObject && !hasKey(obj, "app") {
+			p.errorf(grant, `"ip" is missing; say what is granted, such as "ip": ["tcp:443"], or ["*"] for everything`)
+		}
+		return nil
+	}
+	list, ok := p.list(m.value, `a list such as ["tcp:443"]`)
+	if ok && len(list) == 0 {
+		p.errorf(m.value, `is empty; say what is granted, such as ["tcp:443"], or ["*"] for everything`)
+	}
+	var out []proto.Service
+	for _, v := range list {
+		text, ok := p.str(v, "ports in quotes, such as tcp:443")
+		if !ok {
+			continue
+		}
+		s, err := grantServices(text)
+		if err != nil {
+			p.errorf(v, "%v", err)
+			continue
+		}
+		out = append(out, s...)
+	}
+	return mergeServices(out)
+}
+
+func hasKey(obj *hujson.Object, key string) bool {
+	for _, m := range obj.Members {
+		if lit, ok := m.Name.Value.(hujson.Literal); ok && lit.String() == key {
+			return true
+		}
+	}
+	return false
+}

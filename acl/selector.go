@@ -1,0 +1,282 @@
+package acl
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// use is where a selector stands. Not every kind is legal everywhere.
+type use uint8
+
+const (
+	inSrc use = iota
+	inDst
+	inTestSrc
+	inTestDst
+	inOwners
+)
+
+func (u use) String() string {
+	switch u {
+	case inSrc:
+		return "src"
+	case inDst:
+		return "dst"
+	case inTestSrc:
+		return "the src of a test"
+	case inTestDst:
+		return "the destinations of a test"
+	case inOwners:
+		return "tagOwners"
+	}
+	return "?"
+}
+
+// laterAutogroups belong to the language and are not enforced by this version. The value says where they are legal.
+var laterAutogroups = map[string]string{
+	"autogroup:internet": "dst", "autogroup:danger-all": "src", "autogroup:nonroot": "the users of ssh",
+	"autogroup:owner": "src, dst and tagOwners", "autogroup:admin": "src, dst and tagOwners",
+	"autogroup:it-admin": "src, dst and tagOwners", "autogroup:network-admin": "src, dst and tagOwners",
+	"autogroup:billing-admin": "src, dst and tagOwners", "autogroup:auditor": "src, dst and tagOwners",
+}
+
+// autogroups are those that this version knows.
+var autogroups = map[string]Kind{"autogroup:member": Member, "autogroup:tagged": Tagged, "autogroup:self": Self}
+
+// selector reads a selector and says in an error what is wrong with it. Groups, hosts and tags must be defined by now.
+func (p *parser) selector(text string, where use) (Selector, error) {
+	s, err := p.classify(text)
+	if err != nil {
+		return Selector{}, err
+	}
+	return s, legal(s, where)
+}
+
+// classify finds out what a text picks, trying the kinds in the order that the language fixes.
+func (p *parser) classify(text string) (Selector, error) {
+	s := Selector{Text: text, Name: text}
+	if prefix, ok, err := parseLiteral(text); ok || err != nil {
+		s.Kind, s.Prefix = Literal, prefix
+		return s, err
+	}
+	switch {
+	case text == "":
+		return s, errors.New("is empty; name who or what is meant")
+	case text == "*":
+		s.Kind = Any
+	case strings.Contains(text, "@"):
+		return classifyUser(s)
+	case strings.HasPrefix(text, "group:"):
+		s.Kind = GroupOf
+		if _, ok := p.policy.Groups[text]; !ok {
+			return s, undefined("group", text, "groups", p.policy.Groups)
+		}
+	case strings.HasPrefix(text, "tag:"):
+		s.Kind = Tag
+		if err := CheckTag(text); err != nil {
+			return s, err
+		}
+		if _, ok := p.policy.TagOwners[text]; !ok {
+			return s, undefined("tag", text, "tagOwners", p.policy.TagOwners)
+		}
+	case strings.HasPrefix(text, "autogroup:"):
+		return classifyAutogroup(s)
+	case strings.HasPrefix(text, "ipset:"):
+		return s, fmt.Errorf("%s: ipset %s", quote(text), notEnforced)
+	default:
+		h, ok := p.policy.Hosts[text]
+		if !ok {
+			return s, undefinedHost(text, p.policy)
+		}
+		s.Kind, s.Prefix = Literal, h.Prefix
+	}
+	return s, nil
+}
+
+func classifyUser(s Selector) (Selector, error) {
+	if domain, ok := strings.CutPrefix(s.Text, "user:*@"); ok {
+		s.Kind, s.Name = Domain, domain
+		if domain == "" || strings.ContainsAny(domain, "@:*/,") || !printable(domain) {
+			return s, fmt.Errorf("%s: want user:*@ and a domain, such as user:*@example.com", quote(s.Text))
+		}
+		return s, nil
+	}
+	s.Kind, s.Name = User, strings.TrimSuffix(s.Text, "@")
+	return s, CheckUser(s.Text)
+}
+
+// CheckUser says what is wrong with a text that should pick a user: ann@example.com, or ann@.
+func CheckUser(text string) error {
+	name, at, _ := strings.Cut(strings.TrimSuffix(text, "@"), "@")
+	switch {
+	case !strings.Contains(text, "@"):
+		return fmt.Errorf("%s is not a user; a user is written ann@example.com, or ann@ for a name without a domain", quote(text))
+	case strings.Contains(text, ":"):
+		return fmt.Errorf("%s has an @ and so is read as a user, but a user's name has no colon; names of groups and tags have no @", quote(text))
+	case name == "" || strings.ContainsAny(text, "*/,") || strings.Contains(at, "@") || !printable(text):
+		return fmt.Errorf("%s is not a user's name; write ann@example.com, or ann@ for a name without a domain", quote(text))
+	}
+	return nil
+}
+
+func classifyAutogroup(s Selector) (Selector, error) {
+	kind, ok := autogroups[s.Text]
+	if ok {
+		s.Kind = kind
+		return s, nil
+	}
+	if where, ok := laterAutogroups[s.Text]; ok {
+		return s, fmt.Errorf("%s (legal in %s) %s", s.Text, where, notEnforced)
+	}
+	all := map[string]Kind{}
+	for name := range laterAutogroups {
+		all[name] = 0
+	}
+	for name, k := range autogroups {
+		all[name] = k
+	}
+	return s, fmt.Errorf("there is no %s; %s", quote(s.Text), didYouMean(s.Text, all))
+}
+
+// legal says whether a kind may stand where it stands.
+func legal(s Selector, where use) error {
+	switch {
+	case s.Kind == Self && where != inDst && where != inTestDst:
+		return fmt.Errorf("autogroup:self is legal in dst only, not in %s", where)
+	case s.Kind == Domain && where != inSrc && where != inTestSrc:
+		return fmt.Errorf("%s is legal in src only, not in %s; name a group", quote(s.Text), where)
+	case where == inDst && s.Kind == Literal && s.Prefix.Bits() == 0:
+		return fmt.Errorf("%s: to allow all addresses of the mesh write *", quote(s.Text))
+	case where == inTestDst && s.Kind == Literal && !s.Prefix.IsSingleIP():
+		return fmt.Errorf("%s is a range; a test goes to one address, or to nodes by who they are", quote(s.Text))
+	case where == inOwners && (s.Kind == Literal || s.Kind == Any):
+		return fmt.Errorf("%s cannot own a tag; owners are users, groups, tags, autogroup:member and autogroup:tagged", quote(s.Text))
+	}
+	return nil
+}
+
+// parseLiteral reads an address or a CIDR; ok says whether the text is meant as one.
+func parseLiteral(text string) (prefix netip.Prefix, ok bool, err error) {
+	addr, bits, isCIDR := strings.Cut(text, "/")
+	a, err := netip.ParseAddr(addr)
+	if err != nil {
+		if isCIDR {
+			return netip.Prefix{}, true, fmt.Errorf("%s is not a CIDR; write an address and a length, such as 10.0.0.0/8", quote(text))
+		}
+		return netip.Prefix{}, false, nil
+	}
+	switch {
+	case a.Zone() != "":
+		return netip.Prefix{}, true, fmt.Errorf("%s has a zone; overlay addresses have none", quote(text))
+	case a.Is4In6():
+		return netip.Prefix{}, true, fmt.Errorf("%s is an IPv4 address in IPv6 clothes; write it as %s", quote(text), a.Unmap())
+	case !isCIDR:
+		return netip.PrefixFrom(a, a.BitLen()), true, nil
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		return netip.Prefix{}, true, fmt.Errorf("%s is not a CIDR; the length of %s is 0 to %d, not %s", quote(text), a, a.BitLen(), quote(bits))
+	}
+	return p.Masked(), true, nil
+}
+
+// splitPorts takes "SELECTOR:PORTS" apart, at the last colon. IPv6 addresses may stand in brackets.
+func splitPorts(text string) (sel, ports string, err error) {
+	i := strings.LastIndexByte(text, ':')
+	if i < 0 {
+		return "", "", fmt.Errorf("%s names no ports; write %s:* or %s:22", quote(text), shown(text), shown(text))
+	}
+	sel, ports = text[:i], text[i+1:]
+	if sel == "" || ports == "" {
+		return "", "", fmt.Errorf("%s: want SELECTOR:PORTS, such as tag:db:5432 or *:22", quote(text))
+	}
+	if !strings.HasPrefix(sel, "[") {
+		return sel, ports, nil
+	}
+	inner, length, ok := strings.Cut(sel[1:], "]")
+	a, err := netip.ParseAddr(inner)
+	if !ok || err != nil || !a.Is6() || length != "" && length[0] != '/' {
+		return "", "", fmt.Errorf("%s: brackets stand around an IPv6 address, as in [fd00::1]:22 or [fd00::]/64:22", quote(text))
+	}
+	return inner + length, ports, nil
+}
+
+// shown is a text for use in an example.
+func shown(s string) string {
+	q := quote(s)
+	return q[1 : len(q)-1]
+}
+
+// CheckTag says what is wrong with the name of a tag.
+func CheckTag(tag string) error {
+	name, ok := strings.CutPrefix(tag, "tag:")
+	if !ok || !word(name) || !letter(name[0]) || len(tag) > proto.MaxTag {
+		return fmt.Errorf("%s is not a tag; a tag is tag: and a name of letters, digits, -, _ and dots that starts with a letter, "+
+			"of %d characters at most", quote(tag), proto.MaxTag)
+	}
+	return nil
+}
+
+func checkGroup(group string) error {
+	name, ok := strings.CutPrefix(group, "group:")
+	if !ok || !word(name) {
+		return fmt.Errorf("%s is not a group; a group is group: and a name of letters, digits, -, _ and dots", quote(group))
+	}
+	return nil
+}
+
+// word says whether a name has only letters, digits, dashes, underscores and dots, and is not too long.
+func word(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; !letter(c) && (c < '0' || c > '9') && c != '-' && c != '_' && c != '.' {
+			return false
+		}
+	}
+	return s != "" && len(s) <= maxName
+}
+
+// Bounds of names: those of groups and hosts, and those of users and domains, which become names of sets with "user:*@".
+const (
+	maxName  = 128
+	maxLogin = proto.MaxName - 16
+)
+
+func letter(c byte) bool { return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' }
+
+// printable says whether a name is plain text without spaces.
+func printable(s string) bool {
+	for _, r := range s {
+		if r <= ' ' || r == 0x7f || r == 0xfffd || 0x80 <= r && r < 0xa1 || 0x2028 <= r && r <= 0x202e {
+			return false
+		}
+	}
+	return len(s) <= maxLogin
+}
+
+func undefined[V any](what, name, section string, defined map[string]V) error {
+	if near := nearest(name, defined); near != "" {
+		return fmt.Errorf("%s %s is not defined in %s; did you mean %q?", what, quote(name), section, near)
+	}
+	return fmt.Errorf("%s %s is not defined in %s; define it there or correct the name", what, quote(name), section)
+}
+
+// undefinedHost answers a text that is nothing else and no host: most often a slip in a prefix, or a forgotten one.
+func undefinedHost(text string, policy *Policy) error {
+	if near := nearest(text, policy.Hosts); near != "" {
+		return fmt.Errorf("host %s is not defined in hosts; did you mean %q?", quote(text), near)
+	}
+	if _, ok := policy.Groups["group:"+text]; ok {
+		return fmt.Errorf("host %s is not defined in hosts; did you mean %q?", quote(text), "group:"+text)
+	}
+	if _, ok := policy.TagOwners["tag:"+text]; ok {
+		return fmt.Errorf("host %s is not defined in hosts; did you mean %q?", quote(text), "tag:"+text)
+	}
+	if strings.Contains(text, ":") {
+		return fmt.Errorf("%s is no selector; want an address, a CIDR, *, a user, group:, tag:, autogroup: or a name from hosts", quote(text))
+	}
+	return fmt.Errorf("host %s is not defined in hosts; define it there, or write a user with its @, group:NAME or tag:NAME", quote(text))
+}

@@ -1,0 +1,8 @@
+package acl
+
+import _ "embed" // the starter policy
+
+// Starter is the policy that is written beside a new mesh's data, for people to edit. It is not applied by itself.
+//
+//go:embed starter.hujson
+var Starter []byte
