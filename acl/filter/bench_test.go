@@ -1,0 +1,166 @@
+package filter
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/redoubt-mesh/redoubt/acl/packet"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// benchRuleset has n peers and n rules of which each peer is covered by all: the widest services there can be.
+func benchRuleset(peers, rules int) Ruleset {
+	r := testRuleset(peers)
+	for i := range rules {
+		port := uint16(1000 + 3*i)
+		for _, d := range []proto.Direction{proto.In, proto.Out} {
+			r.Rules = append(r.Rules, proto.Rule{
+				Origin: proto.Origin{Path: fmt.Sprintf("grants[%d]", i), Line: i + 1}, Direction: d,
+				Peers: proto.Selector{Sets: []string{"all"}}, Local: ownPrefixes(r.Self),
+				Services: []proto.Service{{Proto: proto.ProtoUDP, First: port, Last: port}, {Proto: proto.ProtoTCP, First: port, Last: port}},
+			})
+		}
+	}
+	return r
+}
+
+func benchFilter(b *testing.B, peers, rules int) (*Filter, Ruleset) {
+	b.Helper()
+	r := benchRuleset(peers, rules)
+	p, err := Compile(r)
+	if err != nil {
+		b.Fatal(err)
+	}
+	f := New(Config{MaxFlows: 400000, PerPeer: 400000})
+	f.Install(p)
+	return f, r
+}
+
+func udp4(src, dst netip.Addr, sport, dport uint16, payload int) []byte {
+	b := make([]byte, 28+payload)
+	b[0] = 0x45
+	binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+	b[8], b[9] = 64, proto.ProtoUDP
+	copy(b[12:], src.AsSlice())
+	copy(b[16:], dst.AsSlice())
+	binary.BigEndian.PutUint16(b[20:], sport)
+	binary.BigEndian.PutUint16(b[22:], dport)
+	binary.BigEndian.PutUint16(b[24:], uint16(8+payload))
+	return b
+}
+
+func BenchmarkEstablished(b *testing.B) {
+	for _, rules := range []int{10, 1000, 10000} {
+		for _, flows := range []int{10, 100000} {
+			b.Run(fmt.Sprintf("rules=%d/flows=%d", rules, flows), func(b *testing.B) {
+				f, r := benchFilter(b, 100, rules)
+				pkts := make([][]byte, flows)
+				for i := range pkts {
+					peer := r.Peers[i%len(r.Peers)]
+					pkts[i] = udp4(r.Self.Addrs.V4, peer.Addrs.V4, uint16(1024+i/len(r.Peers)), uint16(1000+3*(i%10)), 64)
+					if v := f.Out(pkts[i]); !v.Pass {
+						b.Fatal(v.Reason)
+					}
+				}
+				b.ReportAllocs()
+				i := 0
+				for b.Loop() {
+					if !f.Out(pkts[i]).Pass {
+						b.Fatal("dropped")
+					}
+					if i++; i == len(pkts) {
+						i = 0
+					}
+				}
+			})
+		}
+	}
+}
+
+func BenchmarkEstablishedTCP(b *testing.B) {
+	f, r := benchFilter(b, 10, 10)
+	out := packet.Segment{
+		Src: packet.AddrOf(r.Self.Addrs.V4), Dst: packet.AddrOf(r.Peers[0].Addrs.V4), SrcPort: 40000, DstPort: 1000,
+		Seq: 1, Flags: packet.SYN,
+	}
+	if v := f.Out(packet.AppendSegment(nil, out)); !v.Pass {
+		b.Fatal(v.Reason)
+	}
+	out.Seq, out.Flags = 2, packet.ACK
+	pkt := packet.AppendSegment(nil, out)
+	b.ReportAllocs()
+	for b.Loop() {
+		if !f.Out(pkt).Pass {
+			b.Fatal("dropped")
+		}
+	}
+}
+
+func BenchmarkNewFlow(b *testing.B) {
+	for _, rules := range []int{10, 1000, 10000} {
+		b.Run(fmt.Sprintf("rules=%d", rules), func(b *testing.B) {
+			f, r := benchFilter(b, 100, rules)
+			src, dst := r.Self.Addrs.V4, r.Peers[0].Addrs.V4
+			pkt := udp4(src, dst, 0, 1000, 64)
+			b.ReportAllocs()
+			i := uint32(0)
+			for b.Loop() {
+				if i%50000 == 0 {
+					b.StopTimer()
+					empty(f)
+					b.StartTimer()
+				}
+				binary.BigEndian.PutUint16(pkt[20:], uint16(i%50000))
+				binary.BigEndian.PutUint16(pkt[22:], uint16(1000+3*(i%10)))
+				if v := f.Out(pkt); !v.Pass {
+					b.Fatal(v.Reason)
+				}
+				i++
+			}
+		})
+	}
+}
+
+// empty ends all flows, and drains their records.
+func empty(f *Filter) {
+	for i := range f.shards {
+		s := &f.shards[i]
+		for n := range s.used {
+			if fl := s.at(n); fl.state != vacant {
+				s.end(fl, Idle, 0)
+			}
+		}
+	}
+	f.Drain(func(Record) {})
+}
+
+func BenchmarkDenied(b *testing.B) {
+	for _, rules := range []int{10, 10000} {
+		b.Run(fmt.Sprintf("rules=%d", rules), func(b *testing.B) {
+			f, r := benchFilter(b, 100, rules)
+			pkt := udp4(r.Peers[0].Addrs.V4, r.Self.Addrs.V4, 4000, 999, 64)
+			b.ReportAllocs()
+			for b.Loop() {
+				if f.In(pkt).Pass {
+					b.Fatal("passed")
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkCompile(b *testing.B) {
+	for _, n := range [][2]int{{100, 100}, {1000, 1000}, {10000, 1000}} {
+		b.Run(fmt.Sprintf("peers=%d/rules=%d", n[0], n[1]), func(b *testing.B) {
+			r := benchRuleset(n[0], n[1])
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := Compile(r); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,204 @@
+package filter
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/gaissmai/bart"
+
+	"github.com/redoubt-mesh/redoubt/acl/packet"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// compiler holds what is needed only while a Program is made.
+type compiler struct {
+	*Program
+	numbers map[proto.NodeID]int // of peers
+}
+
+// identities checks who is who and fills the address tables. An address has one owner.
+func (c *compiler) identities(r Ruleset) error {
+	if !r.Mesh.V4.IsValid() || !r.Mesh.V4.Addr().Is4() || !r.Mesh.V6.IsValid() || !r.Mesh.V6.Addr().Is6() {
+		return fmt.Errorf("the mesh's ranges are %v and %v; want one of each family", r.Mesh.V4, r.Mesh.V6)
+	}
+	if err := checkAddrs(r.Self); err != nil {
+		return err
+	}
+	c.local = newLocalTable(r)
+	c.nodes = newNodeTable(2 * len(r.Peers))
+	for n, id := range r.Peers {
+		if err := checkAddrs(id); err != nil {
+			return err
+		}
+		if _, twice := c.numbers[id.ID]; twice || id.ID == r.Self.ID {
+			return fmt.Errorf("node %v stands there twice", id.ID)
+		}
+		c.numbers[id.ID] = n
+		for _, a := range id.Addrs.Slice() {
+			addr := packet.AddrOf(a)
+			s := c.nodes.slot(addr)
+			if s.node != 0 || c.local.isOwn(addr) {
+				return fmt.Errorf("address %v of node %v is another node's too", a, id.ID)
+			}
+			*s = nodeSlot{addr, n + 1}
+		}
+	}
+	return nil
+}
+
+func checkAddrs(id proto.Identity) error {
+	if id.ID == 0 || !id.Addrs.V4.Is4() || !id.Addrs.V6.Is6() || id.Addrs.V6.Is4In6() {
+		return fmt.Errorf("node %v has addresses %v and %v; want an id and one address of each family",
+			id.ID, id.Addrs.V4, id.Addrs.V6)
+	}
+	return nil
+}
+
+// selectors are the distinct sets and prefixes by which rules of one direction pick peers, each with its rules.
+type selectors struct {
+	rules    [][]int
+	sets     map[string]int
+	prefixes *bart.Table[int]
+}
+
+func (s *selectors) add(rule int, sel proto.Selector) {
+	number := func(known bool, n int) int {
+		if !known {
+			n = len(s.rules)
+			s.rules = append(s.rules, nil)
+		}
+		s.rules[n] = append(s.rules[n], rule)
+		return n
+	}
+	for _, name := range sel.Sets {
+		n, known := s.sets[name]
+		s.sets[name] = number(known, n)
+	}
+	for _, p := range sel.Prefixes {
+		s.prefixes.Modify(p.Masked(), func(n int, known bool) (int, bool) { return number(known, n), false })
+	}
+}
+
+// services fills the rows.
+func (c *compiler) services(r Ruleset) error {
+	members := make(map[string][]proto.NodeID, len(r.Sets))
+	for _, s := range r.Sets {
+		if _, twice := members[s.Name]; twice {
+			return fmt.Errorf("set %q stands there twice", s.Name)
+		}
+		members[s.Name] = s.Members
+	}
+	shelf := shelf{rules: make([]proto.Origin, len(r.Rules)), known: make(map[string]*services)}
+	var picks [3]selectors
+	for _, dir := range []proto.Direction{proto.In, proto.Out} {
+		picks[dir] = selectors{sets: make(map[string]int), prefixes: new(bart.Table[int])}
+		c.rows[dir] = make([]*services, len(c.peers)*c.local.classes)
+	}
+	for n, rule := range r.Rules {
+		if err := checkRule(rule, members); err != nil {
+			return fmt.Errorf("rule %q (line %d): %w", rule.Origin.Path, rule.Origin.Line, err)
+		}
+		shelf.rules[n] = rule.Origin
+		picks[rule.Direction].add(n, rule.Peers)
+	}
+	for _, dir := range []proto.Direction{proto.In, proto.Out} {
+		c.fill(dir, &picks[dir], members, r.Rules, &shelf)
+	}
+	return nil
+}
+
+func checkRule(r proto.Rule, members map[string][]proto.NodeID) error {
+	if r.Direction != proto.In && r.Direction != proto.Out {
+		return fmt.Errorf("direction %d is neither in nor out", r.Direction)
+	}
+	for _, name := range r.Peers.Sets {
+		if _, ok := members[name]; !ok {
+			return fmt.Errorf("there is no set %q", name)
+		}
+	}
+	for _, prefixes := range [][]netip.Prefix{r.Peers.Prefixes, r.Local} {
+		for _, p := range prefixes {
+			if !p.IsValid() || p.Addr().Is4In6() || p.Masked() != p {
+				return fmt.Errorf("%v is not a prefix", p)
+			}
+		}
+	}
+	for _, s := range r.Services {
+		if s.First > s.Last {
+			return fmt.Errorf("ports %d-%d are upside down", s.First, s.Last)
+		}
+		if !proto.HasPorts(s.Proto) && (s.First != 0 || s.Last != 65535) {
+			return fmt.Errorf("protocol %d has no ports, and the service names %d-%d", s.Proto, s.First, s.Last)
+		}
+	}
+	return nil
+}
+
+// fill computes the row of each distinct signature once, and hands it to all peers that have it.
+func (c *compiler) fill(dir proto.Direction, pick *selectors, members map[string][]proto.NodeID, rules []proto.Rule, shelf *shelf) {
+	memberOf := make([][]int, len(c.peers))
+	for name, n := range pick.sets {
+		for _, id := range members[name] {
+			if peer, ok := c.numbers[id]; ok {
+				memberOf[peer] = append(memberOf[peer], n)
+			}
+		}
+	}
+	known := make(map[string][]*services)
+	var chosen []int
+	var signature []byte
+	for peer, id := range c.peers {
+		row := c.rows[dir][peer*c.local.classes:][:c.local.classes]
+		for family, addr := range id.Addrs.Slice() {
+			chosen = append(chosen[:0], memberOf[peer]...)
+			for _, n := range pick.prefixes.Supernets(netip.PrefixFrom(addr, addr.BitLen())) {
+				chosen = append(chosen, n)
+			}
+			slices.Sort(chosen)
+			signature = append(signature[:0], byte(family))
+			for _, n := range slices.Compact(chosen) {
+				signature = binary.BigEndian.AppendUint32(signature, uint32(n))
+			}
+			shared, ok := known[string(signature)]
+			if !ok {
+				shared = c.row(addr.Is4(), slices.Compact(chosen), pick, rules, shelf)
+				known[string(signature)] = shared
+			}
+			for class, s := range shared {
+				if s != nil {
+					row[class] = s
+				}
+			}
+		}
+	}
+}
+
+// row computes what the rules behind the chosen selectors permit, for each class of local addresses of one family.
+func (c *compiler) row(is4 bool, chosen []int, pick *selectors, rules []proto.Rule, shelf *shelf) []*services {
+	var numbers []int
+	for _, n := range chosen {
+		numbers = append(numbers, pick.rules[n]...)
+	}
+	slices.Sort(numbers)
+	numbers = slices.Compact(numbers)
+
+	row := make([]*services, c.local.classes)
+	for class, prefix := range c.local.prefix {
+		if prefix.Addr().Is4() != is4 {
+			continue
+		}
+		var claims []span
+		for _, n := range numbers {
+			if !slices.ContainsFunc(rules[n].Local, func(p netip.Prefix) bool { return covers(p, prefix) }) {
+				continue
+			}
+			for _, s := range rules[n].Services {
+				claims = append(claims, span{point(s.Proto, s.First), point(s.Proto, s.Last), n})
+			}
+		}
+		row[class] = shelf.services(claims)
+	}
+	return row
+}

@@ -1,0 +1,62 @@
+package filter
+
+import (
+	"github.com/redoubt-mesh/redoubt/acl/packet"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// control judges ICMP messages other than echoes. Errors pass if the packet that they quote is one that their receiver
+// sent in a live flow with their sender: so nobody can speak about the flows of others, or about addresses behind which
+// somebody else is. Nothing else passes; hosts of a mesh have neither routers nor neighbours to discover.
+func (f *Filter) control(d proto.Direction, from proto.NodeID, pkt []byte, p *packet.Packet) Verdict {
+	if !p.IsError() {
+		if p.Dst.IsGroup() {
+			return f.discard(Multicast)
+		}
+		return f.discard(ICMPType)
+	}
+	var q packet.Packet
+	if p.Quoted(pkt, &q) != packet.OK || q.Later() || q.Src != p.Dst || q.Dst != p.Src ||
+		isICMP(q.Proto) && !q.IsEchoRequest() && !q.IsEchoReply() {
+		return f.discard(ICMPUnrelated)
+	}
+	return f.follow(d, from, keyOf(opposite(d), &q), p, false)
+}
+
+func opposite(d proto.Direction) proto.Direction {
+	if d == proto.In {
+		return proto.Out
+	}
+	return proto.In
+}
+
+// follow lets a packet pass that has no transport header of its own if the flow that it belongs to lives. A piece of a
+// packet keeps the flow alive; an error about it does not.
+func (f *Filter) follow(d proto.Direction, from proto.NodeID, k key, p *packet.Packet, piece bool) Verdict {
+	h := f.seed.hash(&k)
+	s, tag := &f.shards[h%shardCount], uint32(h>>32)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := visit{f, s, f.current.Load(), d, from, p, k, tag, tick(f.clock.Load())}
+	fl := v.review(s.find(&k, tag))
+	switch {
+	case v.by.Program == nil:
+		return f.discard(Closed)
+	case fl == nil && piece:
+		return f.discard(FragmentUnknown)
+	case fl == nil:
+		return f.discard(ICMPUnrelated)
+	case from != 0 && from != fl.peer.id:
+		return v.deny(Spoofed, nil)
+	case fl.state == dead:
+		return f.discard(Revoked)
+	}
+	t := &fl.sent[sender(d)]
+	t.bytes += uint64(p.Length)
+	t.packets++
+	if piece {
+		fl.expires = v.now + idle[fl.class][fl.state]
+	}
+	s.passed[d].add(p)
+	return Verdict{Pass: true, rule: fl.rule}
+}

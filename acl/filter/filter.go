@@ -1,0 +1,232 @@
+package filter
+
+import (
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl/packet"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Config bounds a Filter. Zero values take the defaults.
+type Config struct {
+	MaxFlows int              // flows at once; 131072
+	PerPeer  int              // flows at once with one peer; a quarter of MaxFlows
+	Records  int              // records kept until they are drained; 4096
+	Refusals int              // answers a second to what the local host may not send; 1000
+	Now      func() time.Time // time.Now
+}
+
+const shardCount = 16
+
+// Filter decides about every packet of one node. All methods may be called at the same time from anywhere.
+type Filter struct {
+	now     func() time.Time
+	start   time.Time
+	current atomic.Pointer[enforced] // never nil
+	clock   atomic.Uint32            // the tick that Sweep or Install saw last
+	seed    seed
+
+	perPeer  int32
+	perShard int
+	refusals allowance
+	dropped  [reasons]atomic.Uint64
+
+	shards    [shardCount]shard
+	fragments fragments
+	sweep     sweep
+	installs  sync.Mutex
+	draining  sync.Mutex
+}
+
+// enforced is a program with what the filter knows of its peers. A flow remembers by which one it was last permitted;
+// being another one than the current is what makes it due for review.
+type enforced struct {
+	*Program
+	peers []*peer // by the program's number
+}
+
+// peer counts a node's flows. It stays the same from program to program for as long as the node is in each of them.
+type peer struct {
+	id       proto.NodeID
+	identity atomic.Pointer[proto.Identity]
+	flows    atomic.Int32
+}
+
+// Verdict is what becomes of a packet.
+type Verdict struct {
+	Pass   bool
+	Reason Reason
+	// Refuse says that the sender, on this host, should be told: see AppendReply.
+	Refuse bool
+	rule   *proto.Origin
+}
+
+// Rule is the rule that lets the packet pass. In a denial it is the one that came nearest, if any is about this peer.
+func (v Verdict) Rule() (proto.Origin, bool) {
+	if v.rule == nil {
+		return proto.Origin{}, false
+	}
+	return *v.rule, true
+}
+
+// AppendReply appends to b the IP packet that tells the local host that pkt, which the verdict is about, was refused: a
+// TCP reset or an ICMP error, at most packet.ReplyLimit bytes. It appends nothing where no answer is due.
+func (v Verdict) AppendReply(b, pkt []byte) []byte {
+	var p packet.Packet
+	if !v.Refuse || packet.Parse(pkt, &p) != packet.OK {
+		return b
+	}
+	return packet.AppendRefusal(b, pkt, &p)
+}
+
+// New makes a filter that lets nothing pass until a program is installed.
+func New(c Config) *Filter {
+	if c.MaxFlows <= 0 {
+		c.MaxFlows = 131072
+	}
+	if c.PerPeer <= 0 {
+		c.PerPeer = max(c.MaxFlows/4, 1)
+	}
+	if c.Records <= 0 {
+		c.Records = 4096
+	}
+	if c.Refusals <= 0 {
+		c.Refusals = 1000
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	f := &Filter{now: c.Now, start: c.Now(), perPeer: int32(c.PerPeer), perShard: max(c.MaxFlows/shardCount, 1)}
+	for i := range f.seed {
+		f.seed[i] = rand.Uint64()
+	}
+	for i := range f.shards {
+		f.shards[i].grow()
+		f.shards[i].records.size = ringSize(c.Records / shardCount)
+	}
+	f.refusals.fill(c.Refusals)
+	f.current.Store(&enforced{})
+	return f
+}
+
+// Install puts a program in force, at once and for every packet that comes after; nil lets nothing pass. Flows that the
+// program before permitted are judged again: each at its next packet, all of them by Sweep, which should follow.
+func (f *Filter) Install(p *Program) {
+	f.installs.Lock()
+	defer f.installs.Unlock()
+	f.tick()
+	next := &enforced{Program: p}
+	if p != nil {
+		before := f.current.Load()
+		known := make(map[proto.NodeID]*peer, len(before.peers))
+		for _, q := range before.peers {
+			known[q.id] = q
+		}
+		next.peers = make([]*peer, len(p.peers))
+		for n := range p.peers {
+			id := &p.peers[n]
+			q := known[id.ID]
+			if q == nil {
+				q = &peer{id: id.ID}
+			}
+			q.identity.Store(id)
+			next.peers[n] = q
+		}
+	}
+	f.current.Store(next)
+}
+
+// Out judges a packet that the local host sends into the mesh.
+func (f *Filter) Out(pkt []byte) Verdict { return f.decide(proto.Out, 0, pkt) }
+
+// In judges a packet from the mesh whose sender the engine checked to be the owner of its source address.
+func (f *Filter) In(pkt []byte) Verdict { return f.decide(proto.In, 0, pkt) }
+
+// InFrom judges a packet that came from a peer, which may use its own addresses only.
+func (f *Filter) InFrom(from proto.NodeID, pkt []byte) Verdict {
+	if from == 0 {
+		return f.discard(Spoofed)
+	}
+	return f.decide(proto.In, from, pkt)
+}
+
+// decide judges one packet; from is its sender where the engine names it, else zero.
+func (f *Filter) decide(d proto.Direction, from proto.NodeID, pkt []byte) Verdict {
+	var p packet.Packet
+	if fault := packet.Parse(pkt, &p); fault != packet.OK {
+		return f.discard(Reason(fault))
+	}
+	switch {
+	case p.Fragment:
+		return f.fragment(d, from, &p)
+	case isICMP(p.Proto) && !p.IsEchoRequest() && !p.IsEchoReply():
+		return f.control(d, from, pkt, &p)
+	}
+	return f.flow(d, from, &p)
+}
+
+func isICMP(protocol uint8) bool { return protocol == proto.ProtoICMP || protocol == proto.ProtoICMPv6 }
+
+// flow judges a packet by the flow that it belongs to, or opens.
+func (f *Filter) flow(d proto.Direction, from proto.NodeID, p *packet.Packet) Verdict {
+	by := f.current.Load()
+	k := keyOf(d, p)
+	h := f.seed.hash(&k)
+	s, tag, now := &f.shards[h%shardCount], uint32(h>>32), tick(f.clock.Load())
+	s.mu.Lock()
+	fl := s.find(&k, tag)
+	if fl != nil && fl.by == by && now < fl.expires && !isOpening(p) && (from == 0 || from == fl.peer.id) {
+		fl.touch(sender(d), p, now)
+		s.passed[d].add(p)
+		v := Verdict{Pass: true, rule: fl.rule}
+		s.mu.Unlock()
+		return v
+	}
+	v := visit{f, s, f.current.Load(), d, from, p, k, tag, now}
+	verdict := v.judge(fl)
+	s.mu.Unlock()
+	return verdict
+}
+
+// discard drops a packet of which too little is known for a record.
+func (f *Filter) discard(r Reason) Verdict {
+	f.dropped[r].Add(1)
+	return Verdict{Reason: r}
+}
+
+// tick moves the coarse clock, and with it everything that is allowed so often a second.
+func (f *Filter) tick() tick {
+	now := tick(f.now().Sub(f.start) / (time.Second / time.Duration(second)))
+	before := tick(f.clock.Swap(uint32(now)))
+	f.refusals.pass(now - before)
+	return now
+}
+
+func (t *Traffic) add(p *packet.Packet) {
+	t.Packets++
+	t.Bytes += uint64(p.Length)
+}
+
+// allowance lets so many things a second happen.
+type allowance struct {
+	rate int64
+	left atomic.Int64
+}
+
+func (a *allowance) fill(rate int) {
+	a.rate = int64(rate)
+	a.left.Store(a.rate)
+}
+
+func (a *allowance) take() bool { return a.left.Load() > 0 && a.left.Add(-1) >= 0 }
+
+// pass lets time pass: at most one second's worth is saved up.
+func (a *allowance) pass(t tick) {
+	more := min(int64(t)*a.rate/int64(second), a.rate)
+	if left := a.left.Add(more); left > a.rate {
+		a.left.Add(a.rate - left)
+	}
+}

@@ -1,0 +1,313 @@
+package filter
+
+import (
+	"math/bits"
+	"sync"
+
+	"github.com/redoubt-mesh/redoubt/acl/packet"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// side is one end of a flow.
+type side uint8
+
+const (
+	local side = iota
+	remote
+)
+
+// sender is the side that sends packets of direction d.
+func sender(d proto.Direction) side {
+	if d == proto.In {
+		return remote
+	}
+	return local
+}
+
+// key names a flow: both addresses, and protocol<<32 | local port<<16 | remote port.
+type key struct {
+	local, remote packet.Addr
+	ports         uint64
+}
+
+// echo stands in the place of the port of the side that answers an echo. The side that asked has the identifier in the
+// place of its port; so a reply can only ever belong to a request that went the other way.
+const echo = 8
+
+// keyOf is the key of the flow that a packet of direction d belongs to.
+func keyOf(d proto.Direction, p *packet.Packet) key {
+	src, dst := uint64(p.SrcPort), uint64(p.DstPort)
+	switch {
+	case p.IsEchoRequest():
+		src, dst = uint64(p.EchoID), echo
+	case p.IsEchoReply():
+		src, dst = echo, uint64(p.EchoID)
+	}
+	if d == proto.In {
+		return key{p.Dst, p.Src, uint64(p.Proto)<<32 | dst<<16 | src}
+	}
+	return key{p.Src, p.Dst, uint64(p.Proto)<<32 | src<<16 | dst}
+}
+
+func (k *key) proto() uint8       { return uint8(k.ports >> 32) }
+func (k *key) localPort() uint16  { return uint16(k.ports >> 16) }
+func (k *key) remotePort() uint16 { return uint16(k.ports) }
+
+// service is the port that was connected to, where the side opened by opener connects to the other.
+func (k *key) service(opened proto.Direction) uint16 {
+	if opened == proto.In {
+		return k.localPort()
+	}
+	return k.remotePort()
+}
+
+// seed makes hashes unpredictable to peers, who choose half of what is hashed.
+type seed [6]uint64
+
+// hash spreads k over 64 bits: the low ones choose the shard, the high ones are the tag.
+func (s *seed) hash(k *key) uint64 {
+	a, b := k.local.Words()
+	c, d := k.remote.Words()
+	h := mix(a^s[0], c^s[1]) ^ mix(b^s[2], d^s[3])
+	return mix(h^k.ports^s[4], s[5])
+}
+
+func mix(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a, b)
+	return hi ^ lo
+}
+
+// state is where a flow is in its life.
+type state uint8
+
+const (
+	vacant  state = iota // the entry holds no flow
+	opening              // one side spoke
+	open                 // both did
+	closing              // TCP: both said FIN, or one RST
+	dead                 // not permitted any more; stays until Sweep has told both ends
+)
+
+// flow is one entry of the table: two cache lines, the first of which is what a packet of the flow needs.
+type flow struct {
+	key
+	by      *enforced // what last permitted it
+	peer    *peer
+	state   state
+	opened  proto.Direction
+	class   uint8 // of its time-outs
+	fins    uint8 // one bit a side
+	expires tick
+
+	rule    *proto.Origin
+	sent    [2]tally // by side
+	started tick
+	tag     uint32
+}
+
+// tally is what one side sent. What the other side expects next is kept twice, since neither is always right: next is
+// what the segments add up to, acked what the other side said last. A reset must hit it exactly (RFC 5961).
+type tally struct {
+	bytes       uint64
+	packets     uint64
+	next, acked uint32
+}
+
+// touch counts a packet from side s and moves the flow's state.
+func (f *flow) touch(s side, p *packet.Packet, now tick) {
+	t := &f.sent[s]
+	t.bytes += uint64(p.Length)
+	t.packets++
+	if f.class == tcpFlow {
+		f.segment(s, p)
+	} else if s != sender(f.opened) {
+		f.state = open
+	}
+	f.expires = now + idle[f.class][f.state]
+}
+
+// segment follows a TCP connection.
+func (f *flow) segment(s side, p *packet.Packet) {
+	mine, others := &f.sent[s], &f.sent[s^1]
+	end := p.Seq + p.SegmentLength()
+	switch {
+	case p.Flags&packet.SYN != 0 && f.state == opening:
+		mine.next, mine.acked = end, p.Seq
+		if p.Flags&packet.ACK != 0 && s != sender(f.opened) {
+			f.state = open
+		}
+	case int32(p.Seq-mine.next) <= 0 && int32(end-mine.next) > 0:
+		mine.next = end
+	}
+	if p.Flags&packet.ACK != 0 {
+		if int32(p.Ack-others.acked) > 0 {
+			others.acked = p.Ack
+		}
+		if int32(p.Ack-others.next) > 0 {
+			others.next = p.Ack
+		}
+	}
+	if p.Flags&(packet.FIN|packet.RST) != 0 {
+		if p.Flags&packet.FIN != 0 {
+			f.fins |= 1 << s
+		}
+		if f.fins == 3 || p.Flags&packet.RST != 0 {
+			f.state = closing
+		}
+	}
+}
+
+// opens says whether p can begin a flow.
+func opens(p *packet.Packet) bool {
+	if p.Proto == proto.ProtoTCP {
+		return isOpening(p)
+	}
+	return !p.IsEchoReply()
+}
+
+// isOpening says whether p is a TCP segment that opens a connection, and nothing else.
+func isOpening(p *packet.Packet) bool {
+	const mask = packet.SYN | packet.ACK | packet.RST | packet.FIN
+	return p.Proto == proto.ProtoTCP && p.Flags&mask == packet.SYN
+}
+
+// tick counts tenths of seconds since the filter was made.
+type tick uint32
+
+const second tick = 10
+
+// Classes of time-outs.
+const (
+	tcpFlow = iota
+	udpFlow
+	otherFlow
+	flowClasses
+)
+
+// idle is how long a flow may be silent. An open TCP connection outlasts the two hours after which hosts probe it
+// (RFC 5382), one closed by both sides lingers for retransmissions.
+var idle = [flowClasses][dead + 1]tick{
+	tcpFlow:   {opening: 60 * second, open: 3 * 3600 * second, closing: 60 * second},
+	udpFlow:   {opening: 30 * second, open: 180 * second},
+	otherFlow: {opening: 30 * second, open: 60 * second},
+}
+
+func classOf(protocol uint8) uint8 {
+	switch protocol {
+	case proto.ProtoTCP:
+		return tcpFlow
+	case proto.ProtoUDP:
+		return udpFlow
+	}
+	return otherFlow
+}
+
+// shard is a part of the flow table under one lock. The index is open addressing with linear probing over slots of
+// tag<<32 | number of the flow + 1; flows themselves never move.
+//
+//	hash ─► tag ─► index ─► number ─► chunks[number/chunk][number%chunk]
+type shard struct {
+	mu     sync.Mutex
+	index  []uint64
+	chunks []*[chunk]flow
+	spare  []uint32 // numbers of vacant entries
+	used   uint32   // entries that ever held a flow; all beyond are vacant
+	live   int
+	hand   uint32 // where reclaim looks next
+
+	passed  [3]Traffic // by direction
+	started uint64
+	ended   uint64
+	records ring
+}
+
+const (
+	chunk      = 128
+	firstIndex = 64
+)
+
+func (s *shard) at(number uint32) *flow { return &s.chunks[number/chunk][number%chunk] }
+
+func (s *shard) find(k *key, tag uint32) *flow {
+	mask := uint32(len(s.index) - 1)
+	for i := tag; ; i++ {
+		slot := s.index[i&mask]
+		if slot == 0 {
+			return nil
+		}
+		if uint32(slot>>32) == tag {
+			if f := s.at(uint32(slot) - 1); f.key == *k {
+				return f
+			}
+		}
+	}
+}
+
+// insert makes room for a flow and returns its entry, zero but for its key.
+func (s *shard) insert(k *key, tag uint32) *flow {
+	if 2*(s.live+1) > len(s.index) {
+		s.grow()
+	}
+	var number uint32
+	if n := len(s.spare); n > 0 {
+		number = s.spare[n-1]
+		s.spare = s.spare[:n-1]
+	} else {
+		number = s.used
+		s.used++
+		if number/chunk == uint32(len(s.chunks)) {
+			s.chunks = append(s.chunks, new([chunk]flow))
+		}
+	}
+	s.live++
+	s.place(uint64(tag)<<32 | uint64(number+1))
+	f := s.at(number)
+	f.key, f.tag = *k, tag
+	return f
+}
+
+func (s *shard) place(slot uint64) {
+	mask := uint32(len(s.index) - 1)
+	i := uint32(slot>>32) & mask
+	for s.index[i] != 0 {
+		i = (i + 1) & mask
+	}
+	s.index[i] = slot
+}
+
+// grow doubles the index. Slots hold their tags, so flows need not be looked at.
+func (s *shard) grow() {
+	old := s.index
+	s.index = make([]uint64, max(2*len(old), firstIndex))
+	for _, slot := range old {
+		if slot != 0 {
+			s.place(slot)
+		}
+	}
+}
+
+// remove takes a flow out of the table, and closes the gap in the index by moving back what was displaced past it.
+func (s *shard) remove(f *flow) {
+	mask := uint32(len(s.index) - 1)
+	i := f.tag & mask
+	var number uint32
+	for {
+		if slot := s.index[i]; uint32(slot>>32) == f.tag {
+			if number = uint32(slot) - 1; s.at(number) == f {
+				break
+			}
+		}
+		i = (i + 1) & mask
+	}
+	for j := (i + 1) & mask; s.index[j] != 0; j = (j + 1) & mask {
+		if home := uint32(s.index[j] >> 32); (j-home)&mask >= (j-i)&mask {
+			s.index[i] = s.index[j]
+			i = j
+		}
+	}
+	s.index[i] = 0
+	f.peer.flows.Add(-1)
+	*f = flow{}
+	s.spare = append(s.spare, number)
+	s.live--
+}

@@ -1,0 +1,176 @@
+package filter
+
+import (
+	"sync"
+
+	"github.com/redoubt-mesh/redoubt/acl/packet"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+const (
+	fragmentLife  = 30 * second
+	maxDatagrams  = 1024 // in fragments at once
+	peerDatagrams = 64   // of them between this node and one other
+	maxGaps       = 4    // between the fragments of one datagram that came
+)
+
+// fragments follows the packets that come in pieces. Only a first fragment is judged by its flow; later ones must belong
+// to a first one that passed, and are judged by the same flow as it is then.
+type fragments struct {
+	mu    sync.Mutex
+	known map[fragmentKey]*datagram
+	count map[packet.Addr]int // by the address of the other node
+	spare []*datagram
+}
+
+// fragmentKey is what all fragments of a packet have in common.
+type fragmentKey struct {
+	src, dst packet.Addr
+	id       uint32
+	proto    uint8 // IPv4 only: in IPv6 the protocol is known from the first fragment alone
+}
+
+// datagram is what came of one packet: sorted, disjoint ranges of its bytes.
+type datagram struct {
+	flow    key
+	expires tick
+	spoiled bool // overlaps, or pieces that do not fit: nothing more of it passes
+	end     int  // where it ends, -1 until the last piece came
+	ranges  int
+	have    [maxGaps + 1]struct{ first, end int }
+}
+
+// fragment judges a piece of a packet.
+func (f *Filter) fragment(d proto.Direction, from proto.NodeID, p *packet.Packet) Verdict {
+	k := fragmentKey{p.Src, p.Dst, p.FragID, 0}
+	if p.Version == 4 {
+		k.proto = p.Proto
+	}
+	if isICMP(p.Proto) && !p.Later() && !p.IsEchoRequest() && !p.IsEchoReply() {
+		return f.discard(ICMPType) // no message that we let pass by itself is large enough to come in pieces
+	}
+	now := tick(f.clock.Load())
+	flow, r := f.fragments.accept(d, k, p, now)
+	if r != Permitted {
+		return f.discard(r)
+	}
+	if p.Later() {
+		return f.follow(d, from, flow, p, true)
+	}
+	v := f.flow(d, from, p)
+	if !v.Pass {
+		f.fragments.forget(k)
+	}
+	return v
+}
+
+// accept takes note of a piece, unless it fits in nowhere, and says which flow its packet belongs to.
+func (f *fragments) accept(d proto.Direction, k fragmentKey, p *packet.Packet, now tick) (key, Reason) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	g := f.known[k]
+	if g != nil && now >= g.expires {
+		f.drop(k, g)
+		g = nil
+	}
+	switch {
+	case g == nil && p.Later():
+		return key{}, FragmentUnknown
+	case g == nil:
+		fk := keyOf(d, p)
+		if len(f.known) >= maxDatagrams || f.count[fk.remote] >= peerDatagrams {
+			return key{}, FragmentLimit
+		}
+		g = f.make(k, fk)
+		g.expires = now + fragmentLife
+	case !p.Later():
+		g.spoiled = true
+	}
+	if g.spoiled = g.spoiled || !g.add(int(p.FragOffset), int(p.FragOffset)+p.Length-p.Header, p.More); g.spoiled {
+		return key{}, FragmentOverlap
+	}
+	flow := g.flow
+	if g.ranges == 1 && g.have[0].first == 0 && g.have[0].end == g.end {
+		f.drop(k, g) // all of it came
+	}
+	return flow, Permitted
+}
+
+func (f *fragments) make(k fragmentKey, flow key) *datagram {
+	var g *datagram
+	if n := len(f.spare); n > 0 {
+		g, f.spare = f.spare[n-1], f.spare[:n-1]
+	} else {
+		g = new(datagram)
+	}
+	*g = datagram{flow: flow, end: -1}
+	if f.known == nil {
+		f.known, f.count = make(map[fragmentKey]*datagram), make(map[packet.Addr]int)
+	}
+	f.known[k] = g
+	f.count[flow.remote]++
+	return g
+}
+
+func (f *fragments) drop(k fragmentKey, g *datagram) {
+	delete(f.known, k)
+	if f.count[g.flow.remote]--; f.count[g.flow.remote] == 0 {
+		delete(f.count, g.flow.remote)
+	}
+	f.spare = append(f.spare, g)
+}
+
+// forget takes back a first fragment that did not pass.
+func (f *fragments) forget(k fragmentKey) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if g := f.known[k]; g != nil {
+		f.drop(k, g)
+	}
+}
+
+func (f *fragments) expire(now tick) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for k, g := range f.known {
+		if now >= g.expires {
+			f.drop(k, g)
+		}
+	}
+}
+
+// add puts the piece [first, end) in its place. It says no if another piece has some of it, if it contradicts where the
+// packet ends, or if there are too many gaps.
+func (g *datagram) add(first, end int, more bool) bool {
+	if !more {
+		if g.end >= 0 {
+			return false
+		}
+		g.end = end
+	}
+	i := g.ranges
+	for i > 0 && g.have[i-1].first > first {
+		i--
+	}
+	before := i > 0 && g.have[i-1].end >= first
+	after := i < g.ranges && g.have[i].first <= end
+	switch {
+	case before && g.have[i-1].end > first, after && g.have[i].first < end:
+		return false
+	case before && after:
+		g.have[i-1].end = g.have[i].end
+		g.ranges--
+		copy(g.have[i:], g.have[i+1:g.ranges+1])
+	case before:
+		g.have[i-1].end = end
+	case after:
+		g.have[i].first = first
+	case g.ranges == len(g.have):
+		return false
+	default:
+		copy(g.have[i+1:], g.have[i:g.ranges])
+		g.have[i].first, g.have[i].end = first, end
+		g.ranges++
+	}
+	return g.end < 0 || g.have[g.ranges-1].end <= g.end
+}

@@ -1,0 +1,240 @@
+package filter
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Kind says what a Record tells.
+type Kind uint8
+
+// The kinds of records.
+const (
+	FlowStart Kind = iota + 1
+	FlowEnd
+	Denied
+)
+
+func (k Kind) String() string {
+	switch k {
+	case FlowStart:
+		return "start"
+	case FlowEnd:
+		return "end"
+	case Denied:
+		return "denied"
+	}
+	return "?"
+}
+
+// Traffic counts whole IP packets.
+type Traffic struct{ Packets, Bytes uint64 }
+
+// Party is one end of a flow, as it was known at the time; zero where it is no node of this mesh that we know.
+type Party struct {
+	ID   proto.NodeID
+	Name string
+	Who  string // the user, or the tags
+}
+
+func partyOf(id *proto.Identity) Party {
+	if id == nil {
+		return Party{}
+	}
+	return Party{id.ID, id.Name, id.Who()}
+}
+
+// Record is one decision worth telling. Ports are those of the flow; for echoes the identifier stands in the place of
+// the asking side's.
+type Record struct {
+	Kind      Kind
+	Time      time.Time // to the filter's clock, which Sweep and Install move
+	Direction proto.Direction
+	Reason    Reason
+	// Rule is the one that permitted the flow. In a denial it is the one that came nearest, if any is about this peer.
+	Rule    proto.Origin
+	Version proto.Version
+	Self    Party
+	Peer    Party
+	Local   netip.AddrPort
+	Remote  netip.AddrPort
+	Proto   uint8
+	// What went which way, and for how long; in FlowEnd only.
+	Out, In  Traffic
+	Duration time.Duration
+}
+
+// event is a Record before its names are looked up: small, and written without allocating.
+type event struct {
+	key
+	kind      Kind
+	direction proto.Direction
+	reason    Reason
+	at        tick
+	lasted    tick
+	rule      *proto.Origin
+	by        *enforced
+	peer      *proto.Identity
+	sent      [2]Traffic
+}
+
+func (e *event) record(start time.Time) Record {
+	r := Record{
+		Kind:      e.kind,
+		Time:      start.Add(e.at.duration()),
+		Direction: e.direction,
+		Reason:    e.reason,
+		Peer:      partyOf(e.peer),
+		Local:     netip.AddrPortFrom(e.local.Netip(), e.localPort()),
+		Remote:    netip.AddrPortFrom(e.remote.Netip(), e.remotePort()),
+		Proto:     e.proto(),
+		Out:       e.sent[local],
+		In:        e.sent[remote],
+		Duration:  e.lasted.duration(),
+	}
+	if e.rule != nil {
+		r.Rule = *e.rule
+	}
+	if e.by.Program != nil {
+		r.Version, r.Self = e.by.version, partyOf(&e.by.self)
+	}
+	return r
+}
+
+func (t tick) duration() time.Duration { return time.Duration(t) * time.Second / time.Duration(second) }
+
+// ring keeps the last events of a shard until they are drained. A full ring drops what comes and counts it; a quarter is
+// kept for flows, so that a storm of denials cannot hide them.
+type ring struct {
+	events     []event // made at the first event
+	size       uint32  // a power of two
+	head, tail uint32  // events[tail..head) are waiting
+	dropped    uint64
+}
+
+const leastRing = 16
+
+func ringSize(want int) uint32 {
+	size := uint32(leastRing)
+	for int(size) < want {
+		size *= 2
+	}
+	return size
+}
+
+func (r *ring) add(k Kind) *event {
+	room := r.size
+	if k == Denied {
+		room -= room / 4
+	}
+	if r.head-r.tail >= room {
+		r.dropped++
+		return nil
+	}
+	if r.events == nil {
+		r.events = make([]event, r.size)
+	}
+	r.head++
+	return &r.events[(r.head-1)%r.size]
+}
+
+// take moves waiting events to b and says how many.
+func (r *ring) take(b []event) (n int) {
+	for ; n < len(b) && r.tail != r.head; n++ {
+		e := &r.events[r.tail%r.size]
+		b[n], *e = *e, event{}
+		r.tail++
+	}
+	return n
+}
+
+func (s *shard) record(k Kind, fl *flow, r Reason, now tick) {
+	e := s.records.add(k)
+	if e == nil {
+		return
+	}
+	*e = event{
+		key: fl.key, kind: k, direction: fl.opened, reason: r, at: now, rule: fl.rule, by: fl.by,
+		peer: fl.peer.identity.Load(),
+	}
+	if k == FlowEnd {
+		e.lasted = now - fl.started
+		for i, t := range fl.sent {
+			e.sent[i] = Traffic{t.packets, t.bytes}
+		}
+	}
+}
+
+func (s *shard) deny(v *visit, r Reason, near *proto.Origin) {
+	e := s.records.add(Denied)
+	if e == nil {
+		return
+	}
+	*e = event{key: v.key, kind: Denied, direction: v.d, reason: r, at: v.now, rule: near, by: v.by}
+	if node, ok := v.by.find(v.key.remote); ok {
+		e.peer = &v.by.Program.peers[node]
+	}
+}
+
+// Drain hands emit all records that wait, oldest first within each part of the table, and forgets them.
+func (f *Filter) Drain(emit func(Record)) {
+	f.draining.Lock()
+	defer f.draining.Unlock()
+	var some [32]event
+	for i := range f.shards {
+		s := &f.shards[i]
+		for n := len(some); n == len(some); {
+			s.mu.Lock()
+			n = s.records.take(some[:])
+			s.mu.Unlock()
+			for j := range some[:n] {
+				emit(some[j].record(f.start))
+			}
+		}
+	}
+}
+
+// Counters is what the filter has seen since it was made.
+type Counters struct {
+	Out, In        Traffic // passed
+	Dropped        [reasons]uint64
+	Flows          int // now
+	Started, Ended uint64
+	RecordsLost    uint64
+}
+
+// Each calls yield for every reason for which packets were dropped.
+func (c *Counters) Each(yield func(r Reason, packets uint64) bool) {
+	for r, n := range c.Dropped {
+		if n > 0 && !yield(Reason(r), n) {
+			return
+		}
+	}
+}
+
+// Counters reads the counters, one part of the table after the other.
+func (f *Filter) Counters() Counters {
+	var c Counters
+	for r := range c.Dropped {
+		c.Dropped[r] = f.dropped[r].Load()
+	}
+	for i := range f.shards {
+		s := &f.shards[i]
+		s.mu.Lock()
+		c.Out.plus(s.passed[proto.Out])
+		c.In.plus(s.passed[proto.In])
+		c.Flows += s.live
+		c.Started += s.started
+		c.Ended += s.ended
+		c.RecordsLost += s.records.dropped
+		s.mu.Unlock()
+	}
+	return c
+}
+
+func (t *Traffic) plus(u Traffic) {
+	t.Packets += u.Packets
+	t.Bytes += u.Bytes
+}

@@ -1,0 +1,136 @@
+package filter
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/redoubt-mesh/redoubt/acl/packet"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Ruleset is what a node is to enforce: a netmap whose certificates have been judged.
+type Ruleset struct {
+	Version proto.Version
+	Mesh    proto.Mesh
+	Self    proto.Identity
+	// Peers are those whose certificates are valid now. A member of a set that is not among them is simply not there.
+	Peers []proto.Identity
+	Sets  []proto.Set
+	Rules []proto.Rule
+}
+
+// Program is a compiled Ruleset: immutable, and a pure function of it. The nil Program lets nothing pass.
+type Program struct {
+	version proto.Version
+	self    proto.Identity
+	peers   []proto.Identity
+	nodes   nodeTable // address of a peer -> its number in peers
+	local   localTable
+	// rows[direction] holds, for each peer and each class of local addresses, what may pass between them.
+	rows [3][]*services
+}
+
+// ErrRuleset says that a ruleset contradicts itself; nothing of it should be enforced, and nothing of an older one.
+var ErrRuleset = errors.New("ruleset refused")
+
+// Compile turns a ruleset into the form that packets are judged by. The ruleset is not kept, its identities are.
+//
+//	rules ─► by selector (set or prefix) ─► by signature: peers that the same selectors pick share one row
+//	                                         row ─► per class of local addresses: services, shared when equal
+func Compile(r Ruleset) (*Program, error) {
+	p := &Program{version: r.Version, self: r.Self, peers: r.Peers}
+	c := compiler{Program: p, numbers: make(map[proto.NodeID]int, len(r.Peers))}
+	if err := c.identities(r); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrRuleset, err)
+	}
+	if err := c.services(r); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrRuleset, err)
+	}
+	return p, nil
+}
+
+// Version is that of the policy that the program enforces.
+func (p *Program) Version() proto.Version {
+	if p == nil {
+		return proto.Version{}
+	}
+	return p.version
+}
+
+// Why answers whether a connection between this node's own address and a peer's is permitted, and by which rule. Where it
+// is not the rule is the one that comes nearest to permitting it, zero if none is about this peer.
+func (p *Program) Why(dir proto.Direction, peer netip.Addr, protocol uint8, port uint16) (proto.Origin, Reason) {
+	if p == nil {
+		return proto.Origin{}, Closed
+	}
+	addr := packet.AddrOf(peer)
+	node, ok := p.nodes.find(addr)
+	if !ok {
+		return proto.Origin{}, UnknownPeer
+	}
+	class := ownV6
+	if addr.Is4() {
+		class = ownV4
+	}
+	rule, reason := p.judge(dir, node, class, protocol, port)
+	if rule == nil {
+		return proto.Origin{}, reason
+	}
+	return *rule, reason
+}
+
+// judge finds the rule that lets a connection be opened, or the reason why there is none, with the nearest rule.
+func (p *Program) judge(dir proto.Direction, node, class int, protocol uint8, port uint16) (*proto.Origin, Reason) {
+	if !proto.HasPorts(protocol) {
+		port = 0
+	}
+	rule, near := p.rows[dir][node*p.local.classes+class].permits(protocol, port)
+	switch {
+	case rule != nil:
+		return rule, Permitted
+	case near != nil:
+		return near, NoService
+	}
+	return nil, NoRule
+}
+
+// nodeTable finds a peer by address: open addressing over a power of two of slots, at most half of them taken.
+type nodeTable struct {
+	slots []nodeSlot
+	mask  uint64
+}
+
+type nodeSlot struct {
+	addr packet.Addr
+	node int // number plus one
+}
+
+func newNodeTable(n int) nodeTable {
+	size := 8
+	for size < 2*n {
+		size *= 2
+	}
+	return nodeTable{make([]nodeSlot, size), uint64(size - 1)}
+}
+
+// slot finds where addr is, or where it would go. Addresses are the coordinator's choice, not an attacker's, so a fixed
+// multiplier will do.
+func (t *nodeTable) slot(addr packet.Addr) *nodeSlot {
+	hi, lo := addr.Words()
+	h := (hi ^ lo) * 0x9e3779b97f4a7c15
+	for i := h >> 32; ; i++ {
+		s := &t.slots[i&t.mask]
+		if s.node == 0 || s.addr == addr {
+			return s
+		}
+	}
+}
+
+func (t *nodeTable) find(addr packet.Addr) (node int, ok bool) {
+	if t.mask == 0 {
+		return 0, false
+	}
+	s := t.slot(addr)
+	return s.node - 1, s.node != 0
+}

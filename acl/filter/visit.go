@@ -1,0 +1,205 @@
+package filter
+
+import (
+	"github.com/redoubt-mesh/redoubt/acl/packet"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// visit is one packet at the shard of its flow, whose lock is held: all that is not the established path.
+type visit struct {
+	f    *Filter
+	s    *shard
+	by   *enforced // loaded under the lock, so never older than what the flow was judged by
+	d    proto.Direction
+	from proto.NodeID
+	p    *packet.Packet
+	key  key
+	tag  uint32
+	now  tick
+}
+
+// judge decides about the packet; fl is its flow, if there is one.
+func (v *visit) judge(fl *flow) Verdict {
+	switch fl = v.review(fl); {
+	case fl == nil:
+		return v.open(nil)
+	case fl.state == dead:
+		return v.deny(Revoked, fl.rule)
+	case v.from != 0 && v.from != fl.peer.id:
+		return v.deny(Spoofed, nil)
+	case isOpening(v.p) && (fl.state == closing || v.d != fl.opened):
+		return v.open(fl)
+	}
+	return v.pass(fl)
+}
+
+// review brings a flow up to date: ends it if it was silent for too long, and judges it again if the policy changed. A
+// flow that died stays so, even if a later policy would permit it.
+func (v *visit) review(fl *flow) *flow {
+	switch {
+	case fl == nil || fl.state == dead:
+		return fl
+	case v.now >= fl.expires:
+		v.s.end(fl, idleReason(fl), v.now)
+		return nil
+	case fl.by == v.by:
+		return fl
+	}
+	if rule := v.by.permits(fl); rule != nil {
+		fl.by, fl.rule = v.by, rule
+	} else {
+		v.s.kill(fl, v.by, v.now)
+	}
+	return fl
+}
+
+func idleReason(fl *flow) Reason {
+	if fl.state == closing {
+		return Finished
+	}
+	return Idle
+}
+
+// permits finds the rule by which a flow may go on, nil if there is none.
+func (e *enforced) permits(fl *flow) *proto.Origin {
+	if e.Program == nil {
+		return nil
+	}
+	node, ok := e.nodes.find(fl.remote)
+	if !ok || e.peers[node] != fl.peer {
+		return nil
+	}
+	class, ok := e.local.class(fl.local)
+	if !ok || fl.opened == proto.Out && class >= ownClasses {
+		return nil
+	}
+	if rule, reason := e.judge(fl.opened, node, class, fl.proto(), fl.service(fl.opened)); reason == Permitted {
+		return rule
+	}
+	return nil
+}
+
+// open judges a packet that belongs to no flow, or that would open another one in the place of old.
+func (v *visit) open(old *flow) Verdict {
+	node, class, reason := v.ends()
+	if reason != Permitted {
+		return v.deny(reason, nil)
+	}
+	if !opens(v.p) {
+		return v.deny(NoFlow, nil)
+	}
+	rule, reason := v.by.judge(v.d, node, class, v.key.proto(), v.key.service(v.d))
+	if reason != Permitted {
+		return v.deny(reason, rule)
+	}
+	if old != nil {
+		if old.state != closing { // both sides open at once, and both may
+			return v.pass(old)
+		}
+		v.s.end(old, Finished, v.now)
+	}
+	peer := v.by.peers[node]
+	if reason := v.room(peer); reason != Permitted {
+		return v.deny(reason, rule)
+	}
+	fl := v.s.insert(&v.key, v.tag)
+	fl.by, fl.peer, fl.rule = v.by, peer, rule
+	fl.state, fl.opened, fl.class, fl.started = opening, v.d, classOf(v.p.Proto), v.now
+	v.s.started++
+	v.s.record(FlowStart, fl, Permitted, v.now)
+	return v.pass(fl)
+}
+
+// ends finds out who the two sides of the packet are, and refuses those that it does not know.
+func (v *visit) ends() (node, class int, _ Reason) {
+	if v.by.Program == nil {
+		return 0, 0, Closed
+	}
+	node, known := v.by.nodes.find(v.key.remote)
+	class, ours := v.by.local.class(v.key.local)
+	switch {
+	case v.d == proto.In && v.from != 0 && (!known || v.by.peers[node].id != v.from):
+		return 0, 0, Spoofed
+	case v.d == proto.In && known && !ours:
+		return 0, 0, ForeignDestination
+	case v.d == proto.Out && v.key.remote.IsGroup():
+		return 0, 0, Multicast
+	case v.d == proto.Out && (!ours || class >= ownClasses):
+		return 0, 0, ForeignSource
+	case !known:
+		return 0, 0, UnknownPeer
+	}
+	return node, class, Permitted
+}
+
+// room makes sure that the table can take one more flow with the peer, and counts it as the peer's.
+func (v *visit) room(p *peer) Reason {
+	if p.flows.Add(1) > v.f.perPeer && !v.s.reclaim(p, v.now) {
+		p.flows.Add(-1)
+		return PeerQuota
+	}
+	if v.s.live >= v.f.perShard && !v.s.reclaim(nil, v.now) && !v.s.reclaim(p, v.now) {
+		p.flows.Add(-1)
+		return TableFull
+	}
+	return Permitted
+}
+
+func (v *visit) pass(fl *flow) Verdict {
+	fl.touch(sender(v.d), v.p, v.now)
+	v.s.passed[v.d].add(v.p)
+	return Verdict{Pass: true, rule: fl.rule}
+}
+
+// deny drops the packet. Multicast is silence on both sides: every host sends it all the time. What the host sends with a
+// foreign source is not answered, since the answer would go to whoever owns that address.
+func (v *visit) deny(r Reason, near *proto.Origin) Verdict {
+	v.f.dropped[r].Add(1)
+	if r == Multicast {
+		return Verdict{Reason: r}
+	}
+	v.s.deny(v, r, near)
+	refuse := v.d == proto.Out && r != ForeignSource && v.f.refusals.take()
+	return Verdict{Reason: r, Refuse: refuse, rule: near}
+}
+
+// reclaim frees one entry among some of the shard's: with p nil any that is overdue, else one of p's own, of which an
+// overdue one is taken first, then the one that would be overdue next, but never an open TCP connection.
+func (s *shard) reclaim(p *peer, now tick) bool {
+	const looks = 32
+	var victim *flow
+	for range min(looks, s.used) {
+		s.hand = (s.hand + 1) % s.used
+		fl := s.at(s.hand)
+		switch {
+		case fl.state == vacant || fl.state == dead || p != nil && fl.peer != p:
+			continue
+		case now >= fl.expires:
+			s.end(fl, idleReason(fl), now)
+			return true
+		case p == nil || fl.class == tcpFlow && fl.state == open:
+			continue
+		case victim == nil || fl.expires < victim.expires:
+			victim = fl
+		}
+	}
+	if victim == nil {
+		return false
+	}
+	s.end(victim, Replaced, now)
+	return true
+}
+
+// end takes a flow out of the table and tells why.
+func (s *shard) end(fl *flow, r Reason, now tick) {
+	s.record(FlowEnd, fl, r, now)
+	s.ended++
+	s.remove(fl)
+}
+
+// kill marks a flow as not permitted any more; it stays until Sweep has told both ends.
+func (s *shard) kill(fl *flow, by *enforced, now tick) {
+	fl.by = by
+	s.record(FlowEnd, fl, Revoked, now)
+	fl.by, fl.state = nil, dead
+}

@@ -1,0 +1,53 @@
+package packet
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// Addr is an IP address of either family in one comparable form: IPv4 addresses are held as IPv4-mapped IPv6 ones.
+type Addr struct{ hi, lo uint64 }
+
+const mapped = 0xffff << 32
+
+// AddrOf converts a; an invalid address becomes the unspecified IPv6 one, which no node has.
+func AddrOf(a netip.Addr) Addr {
+	if !a.IsValid() {
+		return Addr{}
+	}
+	return addr16(a.As16())
+}
+
+func addr16(b [16]byte) Addr {
+	return Addr{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])}
+}
+
+func addr4(v uint32) Addr { return Addr{0, mapped | uint64(v)} }
+
+// Netip converts back; mapped addresses come out as IPv4.
+func (a Addr) Netip() netip.Addr {
+	var b [16]byte
+	a.put16(b[:])
+	return netip.AddrFrom16(b).Unmap()
+}
+
+func (a Addr) put16(b []byte) {
+	binary.BigEndian.PutUint64(b, a.hi)
+	binary.BigEndian.PutUint64(b[8:], a.lo)
+}
+
+// Is4 says whether a is an IPv4 address.
+func (a Addr) Is4() bool { return a.hi == 0 && a.lo>>32 == 0xffff }
+
+// IsGroup says whether a addresses many hosts at once: multicast of either family, or the IPv4 broadcast address.
+func (a Addr) IsGroup() bool {
+	if a.Is4() {
+		return uint32(a.lo)>>28 == 0xe || uint32(a.lo) == 1<<32-1
+	}
+	return a.hi>>56 == 0xff
+}
+
+// Words gives the address as two numbers, for hashing.
+func (a Addr) Words() (hi, lo uint64) { return a.hi, a.lo }
+
+func (a Addr) String() string { return a.Netip().String() }
