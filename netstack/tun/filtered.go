@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/redoubt-mesh/redoubt/acl/filter"
+	"github.com/redoubt-mesh/redoubt/acl/packet"
 )
 
 // headroom is what every device may write before a packet: a virtio header or an address family.
@@ -126,18 +129,27 @@ func (d *FilteredDevice) judgeOut(bufs [][]byte, sizes []int, offset, n int) (pa
 		if sizes[i] == 0 {
 			continue
 		}
-		v := d.hook.Out(bufs[i][offset : offset+sizes[i]])
+		pkt := bufs[i][offset : offset+sizes[i]]
+		v := d.hook.Out(pkt)
 		if v.Pass {
 			passed++
 			continue
 		}
 		sizes[i] = 0
-		if len(v.Reply) > 0 {
-			// The host that does not get its answer times out instead; there is nobody to tell.
-			_ = d.Deliver(v.Reply)
+		if v.Refuse {
+			d.refuse(v, pkt)
 		}
 	}
 	return passed
+}
+
+// refuse tells the host that a packet of it was denied.
+func (d *FilteredDevice) refuse(v filter.Verdict, pkt []byte) {
+	buf := v.AppendReply(make([]byte, headroom, headroom+packet.ReplyLimit), pkt)
+	if len(buf) > headroom {
+		// A host that does not get its answer times out instead; there is nobody to tell.
+		_, _ = d.inner.Write([][]byte{buf}, headroom)
+	}
 }
 
 // Write gives the host the packets of peers that the Hook lets in. It closes up bufs over those that it does not.

@@ -1,16 +1,14 @@
 package tun
 
-// Verdict is what a Hook says of a packet.
-type Verdict struct {
-	Pass bool
-	// Reply, of a packet that the host may not send, is written back to the host. It is valid until the next call.
-	Reply []byte
-}
+import "github.com/redoubt-mesh/redoubt/acl/filter"
 
-// Hook judges packets. Both methods are called from several goroutines at once, and must not keep the packet.
+// Hook judges packets; *filter.Filter is one. Its methods are called from several goroutines at once, and do not keep the
+// packet.
 type Hook interface {
 	// Out judges a packet of the host that would go to a peer.
-	Out(pkt []byte) Verdict
+	Out(pkt []byte) filter.Verdict
 	// In judges a packet of a peer that would go to the host.
-	In(pkt []byte) Verdict
+	In(pkt []byte) filter.Verdict
 }
+
+var _ Hook = (*filter.Filter)(nil)
