@@ -1,0 +1,84 @@
+//go:build linux
+
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// entered tells the program that runs in the user namespace that it does.
+const entered = "REDOUBT_LAB_ENTERED"
+
+// ErrForbidden says that this system lets this user make no namespaces.
+var ErrForbidden = errors.New("this system lets this user make no network namespaces")
+
+// Enter sees to it that the program may make namespaces. Where it may not yet, it executes itself again as root of a user
+// namespace, with the same arguments and files, and exits with that one's exit code. It returns nil in the program that may,
+// and an error that names the cause and the way out if there is none.
+func Enter() error {
+	direct := mayUnshare()
+	if direct == nil {
+		return nil
+	}
+	if os.Getenv(entered) != "" {
+		return forbidden(direct)
+	}
+	self := exec.Command("/proc/self/exe", os.Args[1:]...)
+	self.Args[0] = os.Args[0]
+	self.Env = append(os.Environ(), entered+"=1")
+	self.Stdin, self.Stdout, self.Stderr = os.Stdin, os.Stdout, os.Stderr
+	self.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+		Pdeathsig:   unix.SIGKILL,
+	}
+	if err := self.Start(); err != nil {
+		return forbidden(err)
+	}
+	err := self.Wait()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		os.Exit(0)
+	case errors.As(err, &exit) && exit.ExitCode() >= 0:
+		os.Exit(exit.ExitCode())
+	case errors.As(err, &exit):
+		os.Exit(128 + int(exit.Sys().(syscall.WaitStatus).Signal()))
+	}
+	return fmt.Errorf("wait for the program in the user namespace: %w", err)
+}
+
+// mayUnshare tries to make a network namespace on a thread that ends with it.
+func mayUnshare() error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // Never unlocked: the thread goes, and its namespace with it.
+		done <- unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS)
+	}()
+	return <-done
+}
+
+// forbidden names the setting that most likely is in the way.
+func forbidden(err error) error {
+	cause := ""
+	for _, s := range []struct{ path, bad, text string }{
+		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "kernel.apparmor_restrict_unprivileged_userns is 1"},
+		{"/proc/sys/kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone is 0"},
+		{"/proc/sys/user/max_user_namespaces", "0", "user.max_user_namespaces is 0"},
+	} {
+		if b, e := os.ReadFile(s.path); e == nil && strings.TrimSpace(string(b)) == s.bad {
+			cause = " (" + s.text + ")"
+			break
+		}
+	}
+	return fmt.Errorf("%w%s: %w; run it with sudo", ErrForbidden, cause, err)
+}

@@ -1,0 +1,71 @@
+//go:build linux
+
+package lab
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// helperName is the name under which this program is executed again to enter a host and become another program.
+const helperName = "redoubt-lab-exec"
+
+// netFD is the file by which the helper inherits the host's network namespace.
+const netFD = 3
+
+// entry tells the helper what to enter.
+type entry struct {
+	Binds map[string]string // target: directory that stands there for this host's processes
+	Dir   string            // working directory
+	Path  string            // program
+	Args  []string          // with the name
+}
+
+// init turns the program into the one to be run, where it was executed as the helper. It has to come before main, so that
+// no program that builds worlds can forget it and run itself without end.
+func init() {
+	if len(os.Args) != 2 || os.Args[0] != helperName {
+		return
+	}
+	runtime.LockOSThread()
+	err := become(os.Args[1])
+	fmt.Fprintln(os.Stderr, "lab:", err)
+	os.Exit(127)
+}
+
+// become returns only what went wrong.
+func become(text string) error {
+	var e entry
+	if err := json.Unmarshal([]byte(text), &e); err != nil {
+		return fmt.Errorf("read what to run: %w", err)
+	}
+	if err := unix.Setns(netFD, unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter the host's network: %w", err)
+	}
+	if err := unix.Close(netFD); err != nil {
+		return fmt.Errorf("close the host's network: %w", err)
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("keep mounts from the system: %w", err)
+	}
+	for target, dir := range e.Binds {
+		if err := unix.Mount(dir, target, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("put %s at %s: %w", dir, target, err)
+		}
+	}
+	if e.Dir != "" {
+		if err := unix.Chdir(e.Dir); err != nil {
+			return fmt.Errorf("change to %s: %w", e.Dir, err)
+		}
+	}
+	err := syscall.Exec(e.Path, e.Args, os.Environ())
+	return fmt.Errorf("execute %s: %w", e.Path, err)
+}

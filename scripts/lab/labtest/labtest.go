@@ -1,0 +1,62 @@
+//go:build linux
+
+package labtest
+
+import (
+	"os"
+	"testing"
+
+	"github.com/redoubt-mesh/redoubt/scripts/lab"
+)
+
+// refused is why there are no worlds here; Main sets it before any test runs.
+var refused error
+
+// Main runs the tests, in a user namespace if it takes that.
+func Main(m *testing.M) int {
+	refused = lab.Enter()
+	return m.Run()
+}
+
+// World makes a world and closes it when the test is over. Where that is not possible the test is skipped by name, or
+// fails where REDOUBT_REQUIRE_ROOT=1.
+func World(t testing.TB) *lab.World {
+	t.Helper()
+	if refused != nil {
+		const how = "left out: %s: %v; run it as root: sudo go test -run '^%s$'"
+		if os.Getenv("REDOUBT_REQUIRE_ROOT") == "1" {
+			t.Fatalf(how, t.Name(), refused, t.Name())
+		}
+		t.Skipf(how, t.Name(), refused, t.Name())
+	}
+	w, err := lab.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+// LAN adds a LAN to the world.
+func LAN(t testing.TB, w *lab.World, name string) *lab.LAN {
+	t.Helper()
+	l, err := w.LAN(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// Host adds a host to the world.
+func Host(t testing.TB, w *lab.World, name string, lans ...*lab.LAN) *lab.Host {
+	t.Helper()
+	h, err := w.AddHost(name, lans...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}

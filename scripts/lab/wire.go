@@ -1,0 +1,200 @@
+//go:build linux
+
+package lab
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxFrames bounds what a capture keeps.
+const maxFrames = 1 << 20
+
+// Frame is an Ethernet frame that a capture has seen.
+type Frame struct {
+	At   time.Time
+	Data []byte
+}
+
+// Capture records the frames on a device, both ways.
+type Capture struct {
+	file *os.File
+	done chan struct{}
+
+	mu     sync.Mutex
+	frames []Frame
+	missed bool
+	err    error
+}
+
+// CaptureWire records what is on the cable of a port, as seen from its far end: what the host really sends and is
+// really sent, whatever its own firewall and sockets believe.
+func (p *Port) CaptureWire() (*Capture, error) {
+	return p.host.world.capture(p.host.world.router, p.far.Attrs().Name)
+}
+
+// Capture records what a device of the host sees.
+func (h *Host) Capture(device string) (*Capture, error) { return h.world.capture(h.ns, device) }
+
+func (w *World) capture(ns *namespace, device string) (*Capture, error) {
+	c := &Capture{done: make(chan struct{})}
+	err := ns.do(func() error {
+		fd, err := packetSocket(device, unix.ETH_P_ALL)
+		if err != nil {
+			return err
+		}
+		c.file = os.NewFile(uintptr(fd), "capture on "+device)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("capture on %s: %w", device, err)
+	}
+	go c.run()
+	w.onClose(func() error {
+		_, err := c.Stop()
+		return err
+	})
+	return c, nil
+}
+
+// packetSocket opens a socket of frames on a device of the calling thread's network.
+func packetSocket(device string, protocol uint16) (int, error) {
+	link, err := net.InterfaceByName(device)
+	if err != nil {
+		return 0, err
+	}
+	// Bound to protocol 0 first, so that nothing of other devices comes in between.
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return 0, os.NewSyscallError("socket", err)
+	}
+	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20)
+	if errors.Is(err, unix.EPERM) { // In a user namespace the system's limit holds.
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 32<<20)
+	}
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: bigEndian(protocol), Ifindex: link.Index})
+	}
+	if err != nil {
+		return 0, errors.Join(os.NewSyscallError("set up a packet socket", err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+func bigEndian(v uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
+}
+
+func (c *Capture) run() {
+	defer close(c.done)
+	buf := make([]byte, 1<<17)
+	for {
+		n, err := c.file.Read(buf)
+		if errors.Is(err, os.ErrClosed) {
+			return
+		}
+		c.mu.Lock()
+		switch {
+		case errors.Is(err, unix.ENETDOWN): // The device was taken down; it may come back.
+		case err != nil:
+			c.err = err
+			c.mu.Unlock()
+			return
+		case len(c.frames) == maxFrames:
+			c.missed = true
+		default:
+			c.frames = append(c.frames, Frame{At: time.Now(), Data: append([]byte(nil), buf[:n]...)})
+		}
+		c.mu.Unlock()
+	}
+}
+
+// Frames are those seen so far.
+func (c *Capture) Frames() []Frame {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.frames[:len(c.frames):len(c.frames)]
+}
+
+// Stop ends the capture and returns what it has seen, and an error if it may have missed any. It may be called
+// more than once.
+func (c *Capture) Stop() ([]Frame, error) {
+	var dropped uint32
+	var statErr error
+	if raw, err := c.file.SyscallConn(); err == nil {
+		err := raw.Control(func(fd uintptr) {
+			var s *unix.TpacketStats
+			if s, statErr = unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); statErr == nil {
+				dropped = s.Drops
+			}
+		})
+		if err != nil {
+			statErr = nil // Closed by an earlier Stop, which has asked.
+		}
+	}
+	_ = c.file.Close()
+	<-c.done
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.missed = c.missed || dropped > 0
+	if c.missed {
+		return c.frames, errors.Join(c.err, errors.New("the capture has missed frames"))
+	}
+	return c.frames, errors.Join(c.err, statErr)
+}
+
+// Addrs are the source and destination of the IP packet or ARP message in the frame.
+func (f Frame) Addrs() (src, dst netip.Addr, ok bool) {
+	if len(f.Data) < 14 {
+		return src, dst, false
+	}
+	kind, b := binary.BigEndian.Uint16(f.Data[12:]), f.Data[14:]
+	switch {
+	case kind == unix.ETH_P_IP && len(b) >= 20:
+		return netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20])), true
+	case kind == unix.ETH_P_IPV6 && len(b) >= 40:
+		return netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40])), true
+	case kind == unix.ETH_P_ARP && len(b) >= 28:
+		return netip.AddrFrom4([4]byte(b[14:18])), netip.AddrFrom4([4]byte(b[24:28])), true
+	}
+	return src, dst, false
+}
+
+// From says whether a port of a host has sent the frame.
+func (f Frame) From(p *Port) bool {
+	return len(f.Data) >= 14 && net.HardwareAddr(f.Data[6:12]).String() == p.MAC.String()
+}
+
+// Inject sends an IP packet from the port to a neighbour, as it is: whatever its addresses, and past the sender's own
+// firewall.
+func (p *Port) Inject(to net.HardwareAddr, packet []byte) error {
+	if len(packet) == 0 || len(to) != 6 {
+		return errors.New("inject: want a packet and an Ethernet address")
+	}
+	kind := uint16(unix.ETH_P_IP)
+	if packet[0]>>4 == 6 {
+		kind = unix.ETH_P_IPV6
+	}
+	frame := append(append(append([]byte(nil), to...), p.MAC...), byte(kind>>8), byte(kind))
+	return p.InjectFrame(append(frame, packet...))
+}
+
+// InjectFrame sends an Ethernet frame from the port as it is.
+func (p *Port) InjectFrame(frame []byte) error {
+	return p.host.Do(func() error {
+		fd, err := packetSocket(p.Device, 0)
+		if err != nil {
+			return err
+		}
+		_, err = unix.Write(fd, frame)
+		return errors.Join(os.NewSyscallError("send a frame", err), unix.Close(fd))
+	})
+}
