@@ -1,0 +1,346 @@
+package cert
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Skew is how far clocks may be apart: validity is stretched by it at both ends.
+const Skew = 60 * time.Second
+
+const (
+	maxRoots         = 8
+	maxIntermediates = 128 // those that were verified; the ones that end first are forgotten first
+	maxChain         = 5
+)
+
+// Verifier judges certificates by the roots of one mesh. It may be used by several goroutines.
+type Verifier struct {
+	mesh  proto.MeshID
+	roots []*x509.Certificate
+
+	mu            sync.RWMutex
+	intermediates map[[32]byte]*intermediate // by SHA-256 of the certificate
+}
+
+// intermediate is one whose signature by a root was checked. Its validity is asked anew each time.
+type intermediate struct {
+	cert *x509.Certificate
+	root *x509.Certificate
+	pool *x509.CertPool // holds cert alone
+}
+
+// NewVerifier trusts the given roots, each of which must be a root of the mesh. It wants at least one.
+func NewVerifier(mesh proto.MeshID, roots []*x509.Certificate) (*Verifier, error) {
+	if len(roots) == 0 || len(roots) > maxRoots {
+		return nil, fmt.Errorf("%w: %d roots, want 1 to %d", ErrChain, len(roots), maxRoots)
+	}
+	for _, r := range roots {
+		_, m, err := ParseRoot(r.Raw)
+		if err != nil {
+			return nil, fmt.Errorf("root %x: %w", Fingerprint(r), err)
+		}
+		if m != mesh {
+			return nil, fmt.Errorf("root %x: %w: %s, not %s", Fingerprint(r), ErrMesh, m, mesh)
+		}
+	}
+	return &Verifier{mesh: mesh, roots: slices.Clone(roots), intermediates: map[[32]byte]*intermediate{}}, nil
+}
+
+// ParseRoot reads the certificate of a mesh's root, signed by itself, and says which mesh that is. Whether to trust it is
+// another question.
+func ParseRoot(b []byte) (*x509.Certificate, proto.MeshID, error) {
+	c, mesh, err := parseAuthorityCertificate(b)
+	if err != nil {
+		return nil, "", err
+	}
+	if c.MaxPathLen != 1 || !bytes.Equal(c.RawIssuer, c.RawSubject) {
+		return nil, "", fmt.Errorf("%w: not a root", ErrRole)
+	}
+	if err := c.CheckSignatureFrom(c); err != nil {
+		return nil, "", fmt.Errorf("%w: not signed by itself", ErrChain)
+	}
+	return c, mesh, nil
+}
+
+// Mesh is the mesh whose certificates are verified.
+func (v *Verifier) Mesh() proto.MeshID { return v.mesh }
+
+// Roots are the roots that are trusted.
+func (v *Verifier) Roots() []*x509.Certificate { return slices.Clone(v.roots) }
+
+// AddIntermediates checks who signed the intermediates and keeps them, so that leaves under them can be verified. Either
+// all are good or none is kept.
+func (v *Verifier) AddIntermediates(ders [][]byte) error {
+	if len(ders) > proto.MaxAuthorities {
+		return fmt.Errorf("%w: %d intermediates, at most %d", ErrMalformed, len(ders), proto.MaxAuthorities)
+	}
+	var fresh []*intermediate
+	for _, b := range ders {
+		if v.known(b) {
+			continue
+		}
+		i, err := v.checkIntermediate(b)
+		if err != nil {
+			return fmt.Errorf("intermediate: %w", err)
+		}
+		fresh = append(fresh, i)
+	}
+	v.keep(fresh)
+	return nil
+}
+
+func (v *Verifier) known(b []byte) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.intermediates[sha256.Sum256(b)] != nil
+}
+
+func (v *Verifier) keep(fresh []*intermediate) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, i := range fresh {
+		v.intermediates[sha256.Sum256(i.cert.Raw)] = i
+	}
+	for len(v.intermediates) > maxIntermediates {
+		var first [32]byte
+		var end time.Time
+		for k, i := range v.intermediates {
+			if end.IsZero() || i.cert.NotAfter.Before(end) {
+				first, end = k, i.cert.NotAfter
+			}
+		}
+		delete(v.intermediates, first)
+	}
+}
+
+// checkIntermediate asks for profile, mesh, and the signature of a trusted root.
+func (v *Verifier) checkIntermediate(b []byte) (*intermediate, error) {
+	c, mesh, err := parseAuthorityCertificate(b)
+	if err != nil {
+		return nil, err
+	}
+	if mesh != v.mesh {
+		return nil, fmt.Errorf("%w: %s, not %s", ErrMesh, mesh, v.mesh)
+	}
+	if !c.MaxPathLenZero {
+		return nil, fmt.Errorf("%w: not an intermediate", ErrRole)
+	}
+	for _, root := range v.roots {
+		pool := x509.NewCertPool()
+		pool.AddCert(root)
+		if signedBy(c, root, pool, c.NotBefore) != nil {
+			continue
+		}
+		own := x509.NewCertPool()
+		own.AddCert(c)
+		return &intermediate{cert: c, root: root, pool: own}, nil
+	}
+	return nil, ErrChain
+}
+
+// signedBy says whether issuer, the only member of pool, signed c as an authority may. The moment that x509 is asked about
+// is the one closest to at when both were valid: skew is not something that it knows, so validity is judged by within.
+func signedBy(c, issuer *x509.Certificate, pool *x509.CertPool, at time.Time) error {
+	from, to := c.NotBefore, c.NotAfter
+	if issuer.NotBefore.After(from) {
+		from = issuer.NotBefore
+	}
+	if issuer.NotAfter.Before(to) {
+		to = issuer.NotAfter
+	}
+	if from.After(to) {
+		return fmt.Errorf("%w: never valid together with its issuer", ErrChain)
+	}
+	if at.Before(from) {
+		at = from
+	}
+	if at.After(to) {
+		at = to
+	}
+	_, err := c.Verify(x509.VerifyOptions{
+		Roots:         pool, // never nil: nil would mean the system's
+		Intermediates: x509.NewCertPool(),
+		CurrentTime:   at,
+		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrChain, err)
+	}
+	return nil
+}
+
+// within judges a time by a validity stretched by the skew.
+func within(from, to, at time.Time) error {
+	switch {
+	case at.Before(from.Add(-Skew)):
+		return fmt.Errorf("%w: begins %s, it is %s", ErrNotYetValid, stamp(from), stamp(at))
+	case at.After(to.Add(Skew)):
+		return fmt.Errorf("%w: ended %s, it is %s", ErrExpired, stamp(to), stamp(at))
+	}
+	return nil
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// leaf checks everything that certificates of all roles have in common.
+func (v *Verifier) leaf(b []byte, role Role, at func(*x509.Certificate) time.Time) (*x509.Certificate, spiffe, error) {
+	c, err := parseCertificate(b)
+	if err != nil {
+		return nil, spiffe{}, err
+	}
+	s, err := checkLeaf(c, v.mesh, role)
+	if err != nil {
+		return nil, spiffe{}, err
+	}
+	if err := v.chain(c, at(c)); err != nil {
+		return nil, spiffe{}, err
+	}
+	return c, s, nil
+}
+
+// chain finds the issuer of a leaf among the verified intermediates and judges the validity of all three.
+func (v *Verifier) chain(c *x509.Certificate, at time.Time) error {
+	refused := error(ErrChain)
+	for _, i := range v.issuers(c) {
+		if err := signedBy(c, i.cert, i.pool, at); err != nil {
+			continue
+		}
+		err := within(c.NotBefore, c.NotAfter, at)
+		for _, above := range []*x509.Certificate{i.cert, i.root} {
+			if e := within(above.NotBefore, above.NotAfter, at); err == nil && e != nil {
+				err = fmt.Errorf("its issuer: %w", e)
+			}
+		}
+		if err == nil {
+			return nil
+		}
+		refused = err
+	}
+	return refused
+}
+
+func (v *Verifier) issuers(c *x509.Certificate) []*intermediate {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var out []*intermediate
+	for _, i := range v.intermediates {
+		if len(c.AuthorityKeyId) != 0 && bytes.Equal(i.cert.SubjectKeyId, c.AuthorityKeyId) {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// Node verifies a node certificate under one of the intermediates that were added.
+func (v *Verifier) Node(b []byte, at time.Time) (*Node, error) {
+	return v.node(b, func(*x509.Certificate) time.Time { return at })
+}
+
+// NodeExpired is Node, but a certificate that has ended is judged as of its last moment. It is for coordinators, which let
+// such a node renew and do nothing else.
+func (v *Verifier) NodeExpired(b []byte, at time.Time) (*Node, error) {
+	return v.node(b, func(c *x509.Certificate) time.Time {
+		if at.After(c.NotAfter) {
+			return c.NotAfter
+		}
+		return at
+	})
+}
+
+func (v *Verifier) node(b []byte, at func(*x509.Certificate) time.Time) (*Node, error) {
+	c, s, err := v.leaf(b, RoleNode, at)
+	if err != nil {
+		return nil, err
+	}
+	return nodeOf(c, s)
+}
+
+// PeerNode verifies the chain that a node presents in a TLS handshake, leaf first.
+func (v *Verifier) PeerNode(chain [][]byte, at time.Time) (*Node, error) {
+	if err := v.learn(chain); err != nil {
+		return nil, err
+	}
+	return v.Node(chain[0], at)
+}
+
+// PeerNodeExpired is PeerNode as NodeExpired is Node.
+func (v *Verifier) PeerNodeExpired(chain [][]byte, at time.Time) (*Node, error) {
+	if err := v.learn(chain); err != nil {
+		return nil, err
+	}
+	return v.NodeExpired(chain[0], at)
+}
+
+// Coordinator verifies the chain that a coordinator presents in a TLS handshake, leaf first, and gives its id.
+func (v *Verifier) Coordinator(chain [][]byte, at time.Time) (id string, err error) {
+	if err := v.learn(chain); err != nil {
+		return "", err
+	}
+	_, s, err := v.leaf(chain[0], RoleCoordinator, func(*x509.Certificate) time.Time { return at })
+	return s.ID, err
+}
+
+// learn keeps the good intermediates of a presented chain. What else is in it (the root, or something that is no use) does
+// not matter: without its intermediate the leaf will be refused.
+func (v *Verifier) learn(chain [][]byte) error {
+	if len(chain) == 0 || len(chain) > maxChain {
+		return fmt.Errorf("%w: a chain of %d certificates, want 1 to %d", ErrMalformed, len(chain), maxChain)
+	}
+	for _, b := range chain[1:] {
+		if v.known(b) {
+			continue
+		}
+		if i, err := v.checkIntermediate(b); err == nil {
+			v.keep([]*intermediate{i})
+		}
+	}
+	return nil
+}
+
+// PinnedRoot finds the root with a fingerprint in the chain that a coordinator presents to a machine that joins.
+func PinnedRoot(chain [][]byte, fingerprint [32]byte) (*x509.Certificate, error) {
+	if len(chain) > maxChain {
+		return nil, fmt.Errorf("%w: a chain of %d certificates, at most %d", ErrMalformed, len(chain), maxChain)
+	}
+	for _, b := range chain {
+		c, err := parseCertificate(b)
+		if err != nil {
+			return nil, err
+		}
+		if Fingerprint(c) != fingerprint {
+			continue
+		}
+		root, _, err := ParseRoot(b)
+		return root, err
+	}
+	return nil, ErrPin
+}
+
+// JoinCoordinator verifies what a coordinator presents to a machine that knows nothing of the mesh but its root's
+// fingerprint. It gives a Verifier for that root, and with it the mesh's id.
+func JoinCoordinator(chain [][]byte, fingerprint [32]byte, at time.Time) (*Verifier, error) {
+	root, err := PinnedRoot(chain, fingerprint)
+	if err != nil {
+		return nil, err
+	}
+	s, err := spiffeOf(root)
+	if err != nil {
+		return nil, err
+	}
+	v, err := NewVerifier(s.Mesh, []*x509.Certificate{root})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := v.Coordinator(chain, at); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
