@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	maxHostname   = 255
+	// MaxHostname is how long the name may be that a machine gives itself.
+	MaxHostname   = 255
 	maxKeyHistory = 16
 	// retryTime is how long a renewal that is asked for again is taken for one whose reply was lost.
 	retryTime = 10 * time.Second
@@ -33,7 +34,7 @@ type EnrollRequest struct {
 // keys with the same token again, while the token's time is not over, are a machine that missed the reply: it gets the
 // node that it is.
 func (d *Directory) Enroll(ctx context.Context, r EnrollRequest) (*Node, error) {
-	if r.Token.IsZero() || r.Device.IsZero() || r.Key.IsZero() || len(r.Hostname) > maxHostname {
+	if r.Token.IsZero() || r.Device.IsZero() || r.Key.IsZero() || len(r.Hostname) > MaxHostname {
 		return nil, fmt.Errorf("enrolment without all of its keys, or with a host name of %d bytes: %w", len(r.Hostname), ErrInvalid)
 	}
 	var n *Node
@@ -130,6 +131,9 @@ func (t *tx) admit(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 	}
 	if token.User != "" {
 		n.User = proto.User{Issuer: proto.IssuerToken, Subject: token.User, Name: token.User}
+	}
+	if err := n.Validate(); err != nil {
+		return nil, err
 	}
 	if err := t.hold(devicePath(r.Device), heldDevice(r.Device), id); err != nil {
 		return nil, err

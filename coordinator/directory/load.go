@@ -42,6 +42,9 @@ func addNode(s *state, e store.Entry) error {
 	if err != nil {
 		return err
 	}
+	if err := n.Validate(); err != nil {
+		return fmt.Errorf("record %s: %w", e.Key, err)
+	}
 	if other, ok := s.names.Get([]byte(n.Name)); ok {
 		return fmt.Errorf("record %s: has the name %s of node %s", e.Key, n.Name, other)
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
@@ -52,10 +51,11 @@ func loadMesh(ctx context.Context, s store.Store) (Mesh, error) {
 	if err != nil {
 		return Mesh{}, err
 	}
-	if err := r.ID.Validate(); err != nil {
+	m := Mesh{Mesh: proto.Mesh{ID: r.ID, Domain: r.Domain, V4: r.V4, V6: r.V6}, Created: r.Created}
+	if err := m.Validate(); err != nil {
 		return Mesh{}, fmt.Errorf("record %s: %w", e.Key, err)
 	}
-	return Mesh{Mesh: proto.Mesh{ID: r.ID, Domain: r.Domain, V4: r.V4, V6: r.V6}, Created: r.Created}, nil
+	return m, nil
 }
 
 func makeMesh(ctx context.Context, s store.Store, plan Plan, random io.Reader, now time.Time) (Mesh, error) {
@@ -92,9 +92,6 @@ func planned(plan Plan, random io.Reader) (m Mesh, err error) {
 	if m.Domain = plan.Domain; m.Domain == "" {
 		m.Domain = DefaultDomain
 	}
-	if err := checkDomain(m.Domain); err != nil {
-		return Mesh{}, err
-	}
 	if m.V4 = plan.V4; !m.V4.IsValid() {
 		if m.V4, err = ipam.RandomV4(random); err != nil {
 			return Mesh{}, err
@@ -103,23 +100,13 @@ func planned(plan Plan, random io.Reader) (m Mesh, err error) {
 	if err := ipam.CheckV4(m.V4); err != nil {
 		return Mesh{}, fmt.Errorf("%w: %w", err, ErrInvalid)
 	}
-	m.V6, err = ipam.RandomV6(random)
-	return m, err
-}
-
-// maxDomain leaves room for a label and a dot in the 253 characters of a DNS name.
-const maxDomain = 253 - maxLabel - 1
-
-func checkDomain(d string) error {
-	if len(d) > maxDomain {
-		return fmt.Errorf("domain %.64q: longer than %d characters: %w", d, maxDomain, ErrInvalid)
+	if m.V6, err = ipam.RandomV6(random); err != nil {
+		return Mesh{}, err
 	}
-	for l := range strings.SplitSeq(d, ".") {
-		if !isLabel(l) {
-			return fmt.Errorf("domain %q: want labels of a-z, 0-9 and '-', such as %s: %w", d, DefaultDomain, ErrInvalid)
-		}
+	if err := m.Validate(); err != nil {
+		return Mesh{}, fmt.Errorf("%w: %w", err, ErrInvalid)
 	}
-	return nil
+	return m, nil
 }
 
 // wall is a time as records keep it.

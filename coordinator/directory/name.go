@@ -16,18 +16,6 @@ var reservedLabels = map[string]bool{
 	"coordinator": true, "relay": true, "dns": true, "ns": true, "mesh": true, "gateway": true,
 }
 
-func isLabel(s string) bool {
-	if s == "" || len(s) > maxLabel || s[0] == '-' || s[len(s)-1] == '-' {
-		return false
-	}
-	for _, c := range []byte(s) {
-		if !labelByte(c) {
-			return false
-		}
-	}
-	return true
-}
-
 func labelByte(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-'
 }

@@ -15,9 +15,7 @@ import (
 const (
 	// AwayLimit is how long an ephemeral node may be away.
 	AwayLimit = 30 * time.Minute
-	// MaxEndpoints is how many endpoints of a node are kept.
-	MaxEndpoints = 17
-	maxReason    = 500
+	maxReason = 500
 	// maxExpired bounds what one Expire removes, so that its transaction stays small; the next one goes on.
 	maxExpired = 1000
 )
@@ -71,10 +69,17 @@ func (d *Directory) remove(t *tx, n *Node) error {
 
 // SetEndpoints remembers where a node may be reached, in memory only.
 func (d *Directory) SetEndpoints(ctx context.Context, id proto.NodeID, endpoints []proto.Endpoint) error {
-	if len(endpoints) > MaxEndpoints {
-		return fmt.Errorf("node %s reports %d endpoints: at most %d: %w", id, len(endpoints), MaxEndpoints, ErrInvalid)
+	if len(endpoints) > proto.MaxEndpoints {
+		return fmt.Errorf("node %s reports %d endpoints: at most %d: %w", id, len(endpoints), proto.MaxEndpoints, ErrInvalid)
 	}
 	endpoints = slices.Clone(endpoints)
+	mesh := d.Snapshot().Mesh()
+	for i, e := range endpoints {
+		twice := slices.ContainsFunc(endpoints[:i], func(f proto.Endpoint) bool { return f.Addr == e.Addr })
+		if twice || !mesh.ValidEndpoint(e) {
+			return fmt.Errorf("node %s reports the endpoint %v: %w", id, e.Addr, ErrInvalid)
+		}
+	}
 	return d.do(ctx, func(t *tx) error {
 		if _, err := t.trustedNode(id); err != nil {
 			return err

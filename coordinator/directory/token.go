@@ -19,17 +19,15 @@ const (
 	MinTokenTime = time.Minute
 	MaxTokenTime = 366 * 24 * time.Hour
 	MaxTokens    = 100_000
-	MaxTags      = 32
-	maxTag       = 64
-	maxUser      = 254
 	// keepToken is how long a token is shown after its time.
 	keepToken = 30 * 24 * time.Hour
 )
 
-// TokenSpec is what an administrator asks of a token.
+// TokenSpec is what an administrator asks of a token. With neither a user nor tags, nodes have no identity but their name
+// and addresses.
 type TokenSpec struct {
 	Public    key.TokenPublic
-	User      string // login name, or
+	User      string // login name
 	Tags      []string
 	Reusable  bool
 	Ephemeral bool
@@ -77,53 +75,36 @@ func (s TokenSpec) check() (tags []string, err error) {
 	if s.Public.IsZero() {
 		return nil, fmt.Errorf("token without a public key: %w", ErrInvalid)
 	}
-	if (s.User == "") == (len(s.Tags) == 0) {
-		return nil, fmt.Errorf("token for user %q with %d tags: want either a user or tags, for a node is a person's machine or has a role: %w",
+	if s.User != "" && len(s.Tags) > 0 {
+		return nil, fmt.Errorf("token for user %.64q with %d tags: want a user or tags, for a node is a person's machine or has a role: %w",
 			s.User, len(s.Tags), ErrInvalid)
 	}
-	if s.User != "" {
-		return nil, checkUser(s.User)
+	if s.User != "" && (!proto.ValidText(s.User, proto.MaxUser) || strings.IndexByte(s.User, '@') < 1 || strings.Contains(s.User, " ")) {
+		return nil, fmt.Errorf("user %.64q: want a login name such as ann@example.com: %w", s.User, ErrInvalid)
 	}
 	tags = slices.Clone(s.Tags)
 	slices.Sort(tags)
 	tags = slices.Compact(tags)
-	if len(tags) > MaxTags {
-		return nil, fmt.Errorf("token with %d tags: at most %d: %w", len(tags), MaxTags, ErrInvalid)
+	if len(tags) > proto.MaxTags {
+		return nil, fmt.Errorf("token with %d tags: at most %d: %w", len(tags), proto.MaxTags, ErrInvalid)
 	}
 	for _, tag := range tags {
-		if err := checkTag(tag); err != nil {
-			return nil, err
+		if !proto.ValidTag(tag) {
+			return nil, fmt.Errorf("tag %.64q: want tag: and a name of letters, digits, '-' and '_' that begins with a letter: %w", tag, ErrInvalid)
 		}
 	}
 	return tags, nil
 }
 
-func checkUser(name string) error {
-	at := strings.IndexByte(name, '@')
-	if len(name) > maxUser || at < 1 || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f || r == 0xfffd }) {
-		return fmt.Errorf("user %.64q: want a login name such as ann@example.com: %w", name, ErrInvalid)
-	}
-	return nil
-}
-
-func checkTag(tag string) error {
-	name, ok := strings.CutPrefix(tag, "tag:")
-	good := ok && len(tag) <= maxTag && name != "" && (name[0]|0x20) >= 'a' && (name[0]|0x20) <= 'z'
-	for _, c := range []byte(name) {
-		good = good && (labelByte(c|0x20) || c == '-' || c == '_')
-	}
-	if !good {
-		return fmt.Errorf("tag %.64q: want tag: and a name of letters, digits and '-' that begins with a letter: %w", tag, ErrInvalid)
-	}
-	return nil
-}
-
 // who names for whom the token is.
 func (t *Token) who() string {
-	if t.User != "" {
+	switch {
+	case t.User != "":
 		return t.User
+	case len(t.Tags) > 0:
+		return strings.Join(t.Tags, ",")
 	}
-	return strings.Join(t.Tags, ",")
+	return "nobody in particular"
 }
 
 // RevokeToken ends a token; nodes that joined with it stay. A token that was revoked stays as it is.

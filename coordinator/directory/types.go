@@ -69,8 +69,8 @@ type Revocation struct {
 type Token struct {
 	ID        string // "t" and 13 characters, made from the public half
 	Public    key.TokenPublic
-	User      string   // login name of the person whose machines join with it; empty with tags
-	Tags      []string // sorted; empty with a user
+	User      string   // login name of the person whose machines join with it
+	Tags      []string // sorted; empty where there is a user
 	Reusable  bool
 	Ephemeral bool
 	By        string

@@ -125,13 +125,22 @@ func Services(p netip.Prefix) int {
 
 // Capacity is how many nodes fit in a range.
 func Capacity(p netip.Prefix) int {
-	n := 1<<(32-p.Bits()) - Services(p) - 1
+	first, last := span(p)
+	low, high := first+Services(p), last-1
+	n := high - low + 1
 	for _, a := range avoided {
-		if p.Bits() < a.Bits() && p.Overlaps(a) {
-			n -= 1 << (32 - a.Bits())
+		if p.Bits() < a.Bits() {
+			first, last := span(a)
+			n -= max(0, min(high, last)-max(low, first)+1)
 		}
 	}
 	return n
+}
+
+// span is a prefix as the numbers of its first and last address.
+func span(p netip.Prefix) (first, last int) {
+	first = int(number(p.Addr()))
+	return first, first + 1<<(32-p.Bits()) - 1
 }
 
 // Assignable says whether a node may have the address.
@@ -139,8 +148,8 @@ func Assignable(p netip.Prefix, a netip.Addr) bool {
 	if !p.Contains(a) || !a.Is4() {
 		return false
 	}
-	at := int(number(a) - number(p.Addr()))
-	if at < Services(p) || at == 1<<(32-p.Bits())-1 {
+	first, last := span(p)
+	if n := int(number(a)); n < first+Services(p) || n == last {
 		return false
 	}
 	for _, v := range avoided {

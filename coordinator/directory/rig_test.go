@@ -1,0 +1,176 @@
+package directory
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childDir); dir != "" {
+		childMain(dir)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// start is when tests begin.
+var start = time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
+
+// clock is a time that tests set.
+type clock struct {
+	mu sync.Mutex
+	t  time.Time
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.t
+}
+
+func (c *clock) pass(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t = c.t.Add(d)
+}
+
+// issue stands for an issuer: certificates of an hour whose bytes say whose they are.
+func issue(n cert.Node, now time.Time) (cert.Node, error) {
+	n.NotBefore, n.NotAfter = now.Add(-time.Minute), now.Add(time.Hour)
+	n.Raw = fmt.Appendf(nil, "%s %s %d", n.ID, n.DNSName, n.Sequence)
+	n.Serial = fmt.Sprint(n.Sequence)
+	return n, nil
+}
+
+// rig is a directory on a store, with a clock.
+type rig struct {
+	*Directory
+	t     testing.TB
+	store store.Store
+	clock *clock
+}
+
+// smallPlan is a range with room for 109 nodes.
+var smallPlan = Plan{V4: netip.MustParsePrefix("10.9.8.0/25")}
+
+func newRig(t testing.TB) *rig { return newRigOn(t, store.NewMemory(), Plan{}) }
+
+func newRigOn(t testing.TB, s store.Store, p Plan) *rig {
+	t.Helper()
+	r := &rig{t: t, store: s, clock: &clock{t: start}}
+	if _, err := Ensure(t.Context(), s, p, rand.Reader, start); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	return r
+}
+
+func (r *rig) config() Config { return Config{Clock: r.clock.now, Rand: rand.Reader, Issue: issue} }
+
+func (r *rig) open() {
+	r.t.Helper()
+	d, err := Open(context.Background(), r.store, r.config())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.Directory = d
+	r.t.Cleanup(func() { d.Close() })
+}
+
+func (r *rig) reopen() {
+	r.t.Helper()
+	r.Close()
+	r.open()
+}
+
+func newTokenKey(t testing.TB) key.TokenPublic {
+	t.Helper()
+	s, err := key.NewToken(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Public()
+}
+
+func newDeviceKey(t testing.TB) key.DevicePublic {
+	t.Helper()
+	k, err := key.NewDevice(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k.Device()
+}
+
+func newNodeKey(t testing.TB) key.NodePublic {
+	t.Helper()
+	k, err := key.NewNode(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k.Public()
+}
+
+// token makes a token as the change to a usual one says.
+func (r *rig) token(change func(*TokenSpec)) *Token {
+	r.t.Helper()
+	spec := TokenSpec{Public: newTokenKey(r.t), Tags: []string{"tag:db"}, TTL: time.Hour, By: "uid 0"}
+	if change != nil {
+		change(&spec)
+	}
+	tok, err := r.CreateToken(r.t.Context(), spec)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return tok
+}
+
+// reusable makes a token for many.
+func (r *rig) reusable() *Token {
+	return r.token(func(s *TokenSpec) { s.Reusable = true })
+}
+
+// machine makes the request of a new machine.
+func machine(t testing.TB, tok *Token, hostname string) EnrollRequest {
+	return EnrollRequest{Token: tok.Public, Device: newDeviceKey(t), Key: newNodeKey(t), Hostname: hostname, Level: cert.LevelToken}
+}
+
+func (r *rig) enroll(q EnrollRequest) *Node {
+	r.t.Helper()
+	n, err := r.Enroll(r.t.Context(), q)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return n
+}
+
+// node enrols a new machine with a token of its own.
+func (r *rig) node(hostname string) *Node {
+	r.t.Helper()
+	return r.enroll(machine(r.t, r.token(nil), hostname))
+}
+
+// contents is everything in the store, for comparing.
+func contents(t testing.TB, s store.Store) map[string]string {
+	t.Helper()
+	list, _, err := s.List(context.Background(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := make(map[string]string, len(list))
+	for _, e := range list {
+		all[e.Key] = string(e.Value)
+	}
+	return all
+}
