@@ -56,21 +56,26 @@ func BenchmarkEstablished(b *testing.B) {
 		for _, flows := range []int{10, 100000} {
 			b.Run(fmt.Sprintf("rules=%d/flows=%d", rules, flows), func(b *testing.B) {
 				f, r := benchFilter(b, 100, rules)
-				pkts := make([][]byte, flows)
-				for i := range pkts {
-					peer := r.Peers[i%len(r.Peers)]
-					pkts[i] = udp4(r.Self.Addrs.V4, peer.Addrs.V4, uint16(1024+i/len(r.Peers)), uint16(1000+3*(i%10)), 64)
-					if v := f.Out(pkts[i]); !v.Pass {
+				pkt := udp4(r.Self.Addrs.V4, r.Peers[0].Addrs.V4, 0, 0, 64)
+				aim := func(i int) {
+					copy(pkt[16:], r.Peers[i%len(r.Peers)].Addrs.V4.AsSlice())
+					binary.BigEndian.PutUint16(pkt[20:], uint16(1024+i/len(r.Peers)))
+					binary.BigEndian.PutUint16(pkt[22:], uint16(1000+3*(i%10)))
+				}
+				for i := range flows {
+					aim(i)
+					if v := f.Out(pkt); !v.Pass {
 						b.Fatal(v.Reason)
 					}
 				}
 				b.ReportAllocs()
 				i := 0
 				for b.Loop() {
-					if !f.Out(pkts[i]).Pass {
+					aim(i)
+					if !f.Out(pkt).Pass {
 						b.Fatal("dropped")
 					}
-					if i++; i == len(pkts) {
+					if i++; i == flows {
 						i = 0
 					}
 				}

@@ -20,7 +20,9 @@ func (f *Filter) control(d proto.Direction, from proto.NodeID, pkt []byte, p *pa
 		isICMP(q.Proto) && !q.IsEchoRequest() && !q.IsEchoReply() {
 		return f.discard(ICMPUnrelated)
 	}
-	return f.follow(d, from, keyOf(opposite(d), &q), p, false)
+	var k key
+	k.of(opposite(d), &q)
+	return f.follow(d, from, &k, p, false)
 }
 
 func opposite(d proto.Direction) proto.Direction {
@@ -32,13 +34,13 @@ func opposite(d proto.Direction) proto.Direction {
 
 // follow lets a packet pass that has no transport header of its own if the flow that it belongs to lives. A piece of a
 // packet keeps the flow alive; an error about it does not.
-func (f *Filter) follow(d proto.Direction, from proto.NodeID, k key, p *packet.Packet, piece bool) Verdict {
-	h := f.seed.hash(&k)
+func (f *Filter) follow(d proto.Direction, from proto.NodeID, k *key, p *packet.Packet, piece bool) Verdict {
+	h := f.seed.hash(k)
 	s, tag := &f.shards[h%shardCount], uint32(h>>32)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := visit{f, s, f.current.Load(), d, from, p, k, tag, tick(f.clock.Load())}
-	fl := v.review(s.find(&k, tag))
+	v := visit{f, s, f.current.Load(), d, from, *k, tag, tick(f.clock.Load())}
+	fl := v.review(s.find(k, tag))
 	switch {
 	case v.by.Program == nil:
 		return f.discard(Closed)

@@ -173,7 +173,8 @@ func isICMP(protocol uint8) bool { return protocol == proto.ProtoICMP || protoco
 // flow judges a packet by the flow that it belongs to, or opens.
 func (f *Filter) flow(d proto.Direction, from proto.NodeID, p *packet.Packet) Verdict {
 	by := f.current.Load()
-	k := keyOf(d, p)
+	var k key
+	k.of(d, p)
 	h := f.seed.hash(&k)
 	s, tag, now := &f.shards[h%shardCount], uint32(h>>32), tick(f.clock.Load())
 	s.mu.Lock()
@@ -185,8 +186,8 @@ func (f *Filter) flow(d proto.Direction, from proto.NodeID, p *packet.Packet) Ve
 		s.mu.Unlock()
 		return v
 	}
-	v := visit{f, s, f.current.Load(), d, from, p, k, tag, now}
-	verdict := v.judge(fl)
+	v := visit{f, s, f.current.Load(), d, from, k, tag, now}
+	verdict := v.judge(fl, p)
 	s.mu.Unlock()
 	return verdict
 }

@@ -34,8 +34,9 @@ type key struct {
 // place of its port; so a reply can only ever belong to a request that went the other way.
 const echo = 8
 
-// keyOf is the key of the flow that a packet of direction d belongs to.
-func keyOf(d proto.Direction, p *packet.Packet) key {
+// of sets k to the key of the flow that a packet of direction d belongs to. It is filled in place and word by word: copies
+// would be wide loads right after narrow stores, which have to wait for them.
+func (k *key) of(d proto.Direction, p *packet.Packet) {
 	src, dst := uint64(p.SrcPort), uint64(p.DstPort)
 	switch {
 	case p.IsEchoRequest():
@@ -43,10 +44,18 @@ func keyOf(d proto.Direction, p *packet.Packet) key {
 	case p.IsEchoReply():
 		src, dst = echo, uint64(p.EchoID)
 	}
+	from, to := &k.local, &k.remote
 	if d == proto.In {
-		return key{p.Dst, p.Src, uint64(p.Proto)<<32 | dst<<16 | src}
+		from, to = to, from
+		src, dst = dst, src
 	}
-	return key{p.Src, p.Dst, uint64(p.Proto)<<32 | src<<16 | dst}
+	from.Hi, from.Lo, to.Hi, to.Lo = p.Src.Hi, p.Src.Lo, p.Dst.Hi, p.Dst.Lo
+	k.ports = uint64(p.Proto)<<32 | src<<16 | dst
+}
+
+func (k *key) equal(l *key) bool {
+	return (k.local.Hi^l.local.Hi)|(k.local.Lo^l.local.Lo)|(k.remote.Hi^l.remote.Hi)|(k.remote.Lo^l.remote.Lo)|
+		(k.ports^l.ports) == 0
 }
 
 func (k *key) proto() uint8       { return uint8(k.ports >> 32) }
@@ -66,9 +75,7 @@ type seed [6]uint64
 
 // hash spreads k over 64 bits: the low ones choose the shard, the high ones are the tag.
 func (s *seed) hash(k *key) uint64 {
-	a, b := k.local.Words()
-	c, d := k.remote.Words()
-	h := mix(a^s[0], c^s[1]) ^ mix(b^s[2], d^s[3])
+	h := mix(k.local.Hi^s[0], k.remote.Hi^s[1]) ^ mix(k.local.Lo^s[2], k.remote.Lo^s[3])
 	return mix(h^k.ports^s[4], s[5])
 }
 
@@ -236,7 +243,7 @@ func (s *shard) find(k *key, tag uint32) *flow {
 			return nil
 		}
 		if uint32(slot>>32) == tag {
-			if f := s.at(uint32(slot) - 1); f.key == *k {
+			if f := s.at(uint32(slot) - 1); f.equal(k) {
 				return f
 			}
 		}

@@ -55,7 +55,7 @@ func (f *Filter) fragment(d proto.Direction, from proto.NodeID, p *packet.Packet
 		return f.discard(r)
 	}
 	if p.Later() {
-		return f.follow(d, from, flow, p, true)
+		return f.follow(d, from, &flow, p, true)
 	}
 	v := f.flow(d, from, p)
 	if !v.Pass {
@@ -77,7 +77,8 @@ func (f *fragments) accept(d proto.Direction, k fragmentKey, p *packet.Packet, n
 	case g == nil && p.Later():
 		return key{}, FragmentUnknown
 	case g == nil:
-		fk := keyOf(d, p)
+		var fk key
+		fk.of(d, p)
 		if len(f.known) >= maxDatagrams || f.count[fk.remote] >= peerDatagrams {
 			return key{}, FragmentLimit
 		}

@@ -117,8 +117,7 @@ func newNodeTable(n int) nodeTable {
 // slot finds where addr is, or where it would go. Addresses are the coordinator's choice, not an attacker's, so a fixed
 // multiplier will do.
 func (t *nodeTable) slot(addr packet.Addr) *nodeSlot {
-	hi, lo := addr.Words()
-	h := (hi ^ lo) * 0x9e3779b97f4a7c15
+	h := (addr.Hi ^ addr.Lo) * 0x9e3779b97f4a7c15
 	for i := h >> 32; ; i++ {
 		s := &t.slots[i&t.mask]
 		if s.node == 0 || s.addr == addr {

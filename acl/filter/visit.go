@@ -5,32 +5,32 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// visit is one packet at the shard of its flow, whose lock is held: all that is not the established path.
+// visit is one packet at the shard of its flow, whose lock is held: all that is not the established path. The packet
+// itself is handed along beside it, so that it can stay on the stack.
 type visit struct {
 	f    *Filter
 	s    *shard
 	by   *enforced // loaded under the lock, so never older than what the flow was judged by
 	d    proto.Direction
 	from proto.NodeID
-	p    *packet.Packet
 	key  key
 	tag  uint32
 	now  tick
 }
 
 // judge decides about the packet; fl is its flow, if there is one.
-func (v *visit) judge(fl *flow) Verdict {
+func (v *visit) judge(fl *flow, p *packet.Packet) Verdict {
 	switch fl = v.review(fl); {
 	case fl == nil:
-		return v.open(nil)
+		return v.open(nil, p)
 	case fl.state == dead:
 		return v.deny(Revoked, fl.rule)
 	case v.from != 0 && v.from != fl.peer.id:
 		return v.deny(Spoofed, nil)
-	case isOpening(v.p) && (fl.state == closing || v.d != fl.opened):
-		return v.open(fl)
+	case isOpening(p) && (fl.state == closing || v.d != fl.opened):
+		return v.open(fl, p)
 	}
-	return v.pass(fl)
+	return v.pass(fl, p)
 }
 
 // review brings a flow up to date: ends it if it was silent for too long, and judges it again if the policy changed. A
@@ -80,12 +80,12 @@ func (e *enforced) permits(fl *flow) *proto.Origin {
 }
 
 // open judges a packet that belongs to no flow, or that would open another one in the place of old.
-func (v *visit) open(old *flow) Verdict {
+func (v *visit) open(old *flow, p *packet.Packet) Verdict {
 	node, class, reason := v.ends()
 	if reason != Permitted {
 		return v.deny(reason, nil)
 	}
-	if !opens(v.p) {
+	if !opens(p) {
 		return v.deny(NoFlow, nil)
 	}
 	rule, reason := v.by.judge(v.d, node, class, v.key.proto(), v.key.service(v.d))
@@ -94,7 +94,7 @@ func (v *visit) open(old *flow) Verdict {
 	}
 	if old != nil {
 		if old.state != closing { // both sides open at once, and both may
-			return v.pass(old)
+			return v.pass(old, p)
 		}
 		v.s.end(old, Finished, v.now)
 	}
@@ -104,10 +104,10 @@ func (v *visit) open(old *flow) Verdict {
 	}
 	fl := v.s.insert(&v.key, v.tag)
 	fl.by, fl.peer, fl.rule = v.by, peer, rule
-	fl.state, fl.opened, fl.class, fl.started = opening, v.d, classOf(v.p.Proto), v.now
+	fl.state, fl.opened, fl.class, fl.started = opening, v.d, classOf(p.Proto), v.now
 	v.s.started++
 	v.s.record(FlowStart, fl, Permitted, v.now)
-	return v.pass(fl)
+	return v.pass(fl, p)
 }
 
 // ends finds out who the two sides of the packet are, and refuses those that it does not know.
@@ -145,9 +145,9 @@ func (v *visit) room(p *peer) Reason {
 	return Permitted
 }
 
-func (v *visit) pass(fl *flow) Verdict {
-	fl.touch(sender(v.d), v.p, v.now)
-	v.s.passed[v.d].add(v.p)
+func (v *visit) pass(fl *flow, p *packet.Packet) Verdict {
+	fl.touch(sender(v.d), p, v.now)
+	v.s.passed[v.d].add(p)
 	return Verdict{Pass: true, rule: fl.rule}
 }
 

@@ -5,8 +5,9 @@ import (
 	"net/netip"
 )
 
-// Addr is an IP address of either family in one comparable form: IPv4 addresses are held as IPv4-mapped IPv6 ones.
-type Addr struct{ hi, lo uint64 }
+// Addr is an IP address of either family in one comparable form, the two halves of an IPv6 address: IPv4 addresses are
+// held as IPv4-mapped IPv6 ones.
+type Addr struct{ Hi, Lo uint64 }
 
 const mapped = 0xffff << 32
 
@@ -32,22 +33,19 @@ func (a Addr) Netip() netip.Addr {
 }
 
 func (a Addr) put16(b []byte) {
-	binary.BigEndian.PutUint64(b, a.hi)
-	binary.BigEndian.PutUint64(b[8:], a.lo)
+	binary.BigEndian.PutUint64(b, a.Hi)
+	binary.BigEndian.PutUint64(b[8:], a.Lo)
 }
 
 // Is4 says whether a is an IPv4 address.
-func (a Addr) Is4() bool { return a.hi == 0 && a.lo>>32 == 0xffff }
+func (a Addr) Is4() bool { return a.Hi == 0 && a.Lo>>32 == 0xffff }
 
 // IsGroup says whether a addresses many hosts at once: multicast of either family, or the IPv4 broadcast address.
 func (a Addr) IsGroup() bool {
 	if a.Is4() {
-		return uint32(a.lo)>>28 == 0xe || uint32(a.lo) == 1<<32-1
+		return uint32(a.Lo)>>28 == 0xe || uint32(a.Lo) == 1<<32-1
 	}
-	return a.hi>>56 == 0xff
+	return a.Hi>>56 == 0xff
 }
-
-// Words gives the address as two numbers, for hashing.
-func (a Addr) Words() (hi, lo uint64) { return a.hi, a.lo }
 
 func (a Addr) String() string { return a.Netip().String() }

@@ -109,8 +109,8 @@ func appendHeader(b []byte, src, dst Addr, proto uint8, n int) (_ []byte, at int
 		binary.BigEndian.PutUint16(h[2:], uint16(headerLength4+n))
 		h[6] = 0x40 // never fragment
 		h[8], h[9] = hopLimit, proto
-		binary.BigEndian.PutUint32(h[12:], uint32(src.lo))
-		binary.BigEndian.PutUint32(h[16:], uint32(dst.lo))
+		binary.BigEndian.PutUint32(h[12:], uint32(src.Lo))
+		binary.BigEndian.PutUint32(h[16:], uint32(dst.Lo))
 		binary.BigEndian.PutUint16(h[10:], ^fold(sum(0, h[:headerLength4])))
 		return b, start + headerLength4
 	}
