@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"unicode"
 
 	"github.com/redoubt-mesh/redoubt/proto"
 )
@@ -213,9 +214,8 @@ func shown(s string) string {
 
 // CheckTag says what is wrong with the name of a tag.
 func CheckTag(tag string) error {
-	name, ok := strings.CutPrefix(tag, "tag:")
-	if !ok || !word(name) || !letter(name[0]) || len(tag) > proto.MaxTag {
-		return fmt.Errorf("%s is not a tag; a tag is tag: and a name of letters, digits, -, _ and dots that starts with a letter, "+
+	if !proto.ValidTag(tag) {
+		return fmt.Errorf("%s is not a tag; a tag is tag: and a name of letters, digits, - and _ that starts with a letter, "+
 			"of %d characters at most", quote(tag), proto.MaxTag)
 	}
 	return nil
@@ -249,12 +249,7 @@ func letter(c byte) bool { return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' }
 
 // printable says whether a name is plain text without spaces.
 func printable(s string) bool {
-	for _, r := range s {
-		if r <= ' ' || r == 0x7f || r == 0xfffd || 0x80 <= r && r < 0xa1 || 0x2028 <= r && r <= 0x202e {
-			return false
-		}
-	}
-	return len(s) <= maxLogin
+	return proto.ValidText(s, maxLogin) && !strings.ContainsFunc(s, unicode.IsSpace)
 }
 
 func undefined[V any](what, name, section string, defined map[string]V) error {
