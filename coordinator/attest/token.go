@@ -1,0 +1,39 @@
+package attest
+
+import (
+	"errors"
+	"io"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+)
+
+// Token is the attestor for machines that bring nothing but a join token. The token's signature is checked where all
+// enrolments are; it says who let the machine in, and nothing of the machine.
+type Token struct{}
+
+// KindToken is the kind of evidence of a machine with nothing but a token.
+const KindToken = "token"
+
+// Kind implements Attestor.
+func (Token) Kind() string { return KindToken }
+
+// Begin implements Attestor.
+func (Token) Begin(_ time.Time, _ io.Reader, c Claim) ([]byte, State, error) {
+	if c.Token.IsZero() {
+		return nil, nil, errors.New("there is no join token")
+	}
+	return nil, c, nil
+}
+
+// Finish implements Attestor.
+func (Token) Finish(_ time.Time, s State, evidence []byte, _ [32]byte) (Attributes, error) {
+	c, ok := s.(Claim)
+	if !ok {
+		return Attributes{}, errors.New("not a state of this attestor")
+	}
+	if len(evidence) != 0 {
+		return Attributes{}, errors.New("evidence of kind token is empty")
+	}
+	return Attributes{DeviceID: "device:" + c.Device.String(), Level: cert.LevelToken}, nil
+}

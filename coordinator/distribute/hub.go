@@ -1,0 +1,251 @@
+package distribute
+
+import (
+	"container/list"
+	"log/slog"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/redoubt-mesh/redoubt/acl/compile"
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+const (
+	// fold is how long changes are collected before they are sent as one.
+	fold = 20 * time.Millisecond
+	// foldCalm is the same for changes that do not hurry.
+	foldCalm = time.Minute
+	// maxAway and maxAwayTime bound what is kept of nodes that went away.
+	maxAway     = 8192
+	maxAwayTime = 2 * time.Hour
+)
+
+// Config is what a hub needs.
+type Config struct {
+	Directory *directory.Directory
+	Clock     func() time.Time
+	Log       *slog.Logger
+	Registry  prometheus.Registerer
+	// Compile makes the program of the policy in force, nil for none. What cannot be compiled permits nothing.
+	Compile func(*directory.Policy) *compile.Program
+	// Authorities answers the intermediate certificates that are in use, sorted.
+	Authorities func() [][]byte
+	Outage      proto.Outage
+}
+
+// Hub tells nodes what changed. See the package comment.
+type Hub struct {
+	config  Config
+	source  atomic.Pointer[Source]
+	sub     *directory.Subscription
+	metrics metrics
+	closing sync.Once
+	started time.Time
+	stop    chan struct{}
+	done    chan struct{}
+
+	mu    sync.Mutex
+	nodes map[proto.NodeID]*record
+	away  *list.List // of *record without a session, the one that left first in front
+
+	waits waits
+
+	// The loop's own.
+	calm map[proto.NodeID]struct{} // nodes that a change touches that does not hurry
+}
+
+// New starts a hub on what the directory holds now.
+func New(c Config) *Hub {
+	h := &Hub{
+		config: c, sub: c.Directory.Subscribe(), metrics: newMetrics(c.Registry),
+		started: c.Clock(), stop: make(chan struct{}), done: make(chan struct{}),
+		nodes: make(map[proto.NodeID]*record), away: list.New(), calm: make(map[proto.NodeID]struct{}),
+	}
+	snap := h.sub.Snapshot()
+	h.source.Store(&Source{Snapshot: snap, Program: c.Compile(snap.Policy()), Authorities: c.Authorities(), Outage: c.Outage})
+	h.waits.flushed = snap.Version()
+	go h.run()
+	return h
+}
+
+// Close stops telling nodes of changes. Sessions stay open and get nothing more. It may be called more than once.
+func (h *Hub) Close() error {
+	h.closing.Do(func() {
+		close(h.stop)
+		h.sub.Close()
+	})
+	<-h.done
+	return nil
+}
+
+// Source is what netmaps are made of now.
+func (h *Hub) Source() Source { return *h.source.Load() }
+
+func (h *Hub) run() {
+	defer close(h.done)
+	defer h.waits.close()
+	ready := h.sub.Ready()
+	var soon, calm <-chan time.Time
+	prune := time.NewTicker(time.Minute)
+	defer prune.Stop()
+	for {
+		select {
+		case <-h.stop:
+			return
+		case _, open := <-ready:
+			if !open {
+				return
+			}
+			if soon == nil {
+				soon = time.After(fold)
+			}
+		case <-soon:
+			soon = nil
+			if c, ok := h.sub.Take(); ok {
+				h.apply(c)
+			}
+			if calm == nil && len(h.calm) > 0 {
+				calm = time.After(foldCalm)
+			}
+		case <-calm:
+			calm = nil
+			h.refresh(h.calm)
+			h.calm = make(map[proto.NodeID]struct{})
+		case <-prune.C:
+			h.prune()
+		}
+	}
+}
+
+// apply finds out whom a change can touch, and refreshes those.
+func (h *Hub) apply(c directory.Change) {
+	before := *h.source.Load()
+	after := Source{Snapshot: c.After, Program: before.Program, Authorities: h.config.Authorities(), Outage: h.config.Outage}
+	if c.Policy {
+		after.Program = h.config.Compile(c.After.Policy())
+	}
+	h.source.Store(&after)
+	h.expel(after, c.Nodes)
+
+	dirty := make(map[proto.NodeID]struct{})
+	now := h.config.Clock()
+	if c.Policy || !slices.EqualFunc(before.Authorities, after.Authorities, slices.Equal) {
+		h.mu.Lock()
+		for id := range h.nodes {
+			dirty[id] = struct{}{}
+		}
+		h.mu.Unlock()
+	} else {
+		was, is := before.bind(), after.bind()
+		for _, id := range c.Nodes {
+			if calm(c.Before, c.After, id, now) {
+				affected(was, is, id, h.calm)
+			} else {
+				affected(was, is, id, dirty)
+			}
+		}
+	}
+	for id := range dirty {
+		delete(h.calm, id)
+	}
+	h.refresh(dirty)
+	h.waits.flush(c.After.Version())
+}
+
+// expel ends the streams of nodes that are not trusted any more, and forgets them.
+func (h *Hub) expel(s Source, changed []proto.NodeID) {
+	for _, id := range changed {
+		n, known := s.Snapshot.Lookup(id)
+		if known && n.Revoked == nil {
+			continue
+		}
+		h.waits.gone(id)
+		h.mu.Lock()
+		r := h.nodes[id]
+		if r == nil {
+			h.mu.Unlock()
+			continue
+		}
+		h.forget(r)
+		session := r.session
+		h.mu.Unlock()
+		if session == nil {
+			continue
+		}
+		if known {
+			session.stream.End(refusal.Revoked())
+		} else {
+			session.stream.End(refusal.Deleted())
+		}
+	}
+}
+
+// forget drops a record. Called with the lock held.
+func (h *Hub) forget(r *record) {
+	delete(h.nodes, r.id)
+	if r.place != nil {
+		h.away.Remove(r.place)
+		r.place = nil
+	}
+}
+
+// refresh makes the netmaps of nodes again, on all processors, and wakes the streams of those that changed.
+func (h *Hub) refresh(ids map[proto.NodeID]struct{}) {
+	if len(ids) == 0 {
+		return
+	}
+	records := make([]*record, 0, len(ids))
+	h.mu.Lock()
+	for id := range ids {
+		if r := h.nodes[id]; r != nil {
+			records = append(records, r)
+		}
+	}
+	h.mu.Unlock()
+	source, now := *h.source.Load(), h.config.Clock()
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(records)) {
+		workers.Go(func() {
+			source := source.bind()
+			for i := int(next.Add(1)) - 1; i < len(records); i = int(next.Add(1)) - 1 {
+				h.refreshOne(records[i], source, now)
+			}
+		})
+	}
+	workers.Wait()
+}
+
+func (h *Hub) refreshOne(r *record, source *bound, now time.Time) {
+	h.metrics.computed.Inc()
+	if !r.refresh(source, now) {
+		return
+	}
+	h.mu.Lock()
+	session := r.session
+	h.mu.Unlock()
+	if session != nil {
+		session.stream.Wake()
+	}
+}
+
+// prune forgets nodes that have been away too long.
+func (h *Hub) prune() {
+	now := h.config.Clock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for e := h.away.Front(); e != nil; e = h.away.Front() {
+		r := e.Value.(*record)
+		if h.away.Len() <= maxAway && now.Sub(r.left) < maxAwayTime {
+			return
+		}
+		h.forget(r)
+	}
+}

@@ -1,0 +1,85 @@
+package distribute
+
+import (
+	"slices"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl/compile"
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Source is all that netmaps are made of. It never changes.
+type Source struct {
+	Snapshot *directory.Snapshot
+	Program  *compile.Program
+	// Authorities are the intermediate certificates that are in use, sorted.
+	Authorities [][]byte
+	Outage      proto.Outage
+}
+
+// required is what enforcing any netmap takes, sorted.
+var required = []string{proto.FeatureRules}
+
+// Netmap is what a node with these features knows of the mesh: the peers that some rule ties it to, as long as their
+// certificates are good, and the rules themselves. A node that is not trusted knows nothing. One that lacks a feature learns
+// which, and gets no rule that it could enforce wrongly.
+func Netmap(s Source, id proto.NodeID, features []string) *proto.Netmap {
+	return s.bind().netmap(id, features)
+}
+
+// bound is a source that remembers what netmaps have in common. Only one goroutine may use it.
+type bound struct {
+	Source
+	policy *compile.Bound
+}
+
+func (s Source) bind() *bound { return &bound{s, s.Program.On(s.Snapshot)} }
+
+func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
+	if _, trusted := s.Snapshot.Node(id); !trusted {
+		return nil
+	}
+	nm := &proto.Netmap{
+		Version: s.Snapshot.Version(), Mesh: s.Snapshot.Mesh(), Self: id,
+		Authorities: s.Authorities, Requires: required, Outage: s.Outage,
+	}
+	for _, f := range required {
+		if !slices.Contains(features, f) {
+			return nm
+		}
+	}
+	view := s.policy.For(id)
+	nm.Rules, nm.Sets = view.Rules, view.Sets
+	nm.Peers = make([]proto.Peer, 0, len(view.Peers))
+	for _, peer := range view.Peers {
+		n, ok := s.Snapshot.Lookup(peer)
+		if !ok || n.Revoked != nil || s.Snapshot.Lapsed(peer) {
+			continue
+		}
+		nm.Peers = append(nm.Peers, proto.Peer{ID: peer, Certificate: n.Certificate.DER, Endpoints: s.Snapshot.Endpoints(peer)})
+	}
+	return nm
+}
+
+// affected adds to dirty the nodes whose netmap can differ after a change of one node: those that the policy tied it to
+// before or ties it to now, and itself.
+func affected(before, after *bound, id proto.NodeID, dirty map[proto.NodeID]struct{}) {
+	for _, other := range compile.Affected(before.policy, after.policy, id) {
+		dirty[other] = struct{}{}
+	}
+}
+
+// hurry is how much of its life a certificate that peers have must have left for its successor to wait.
+const hurry = 4 * time.Minute
+
+// calm says that all that happened to a node is that its certificate was renewed well before the old one ends.
+func calm(before, after *directory.Snapshot, id proto.NodeID, now time.Time) bool {
+	old, was := before.Lookup(id)
+	n, is := after.Lookup(id)
+	return was && is && old.Revoked == nil && n.Revoked == nil &&
+		before.Lapsed(id) == after.Lapsed(id) &&
+		old.Key == n.Key && old.Name == n.Name && old.User == n.User && slices.Equal(old.Tags, n.Tags) &&
+		old.Certificate.NotAfter.Sub(now) > hurry &&
+		slices.Equal(before.Endpoints(id), after.Endpoints(id))
+}

@@ -1,0 +1,99 @@
+package distribute
+
+import (
+	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Session is a node that is connected. There is at most one a node: a newer one ends the one before.
+type Session struct {
+	hub    *Hub
+	record *record
+	stream Stream
+}
+
+// Attach begins the session of a node that declares features and enforces the version applied now (zero for none). A node
+// that is not trusted is refused.
+func (h *Hub) Attach(id proto.NodeID, features []string, applied proto.Version, stream Stream) (*Session, error) {
+	s := &Session{hub: h, stream: stream}
+	h.mu.Lock()
+	r := h.nodes[id]
+	if r == nil {
+		r = &record{id: id}
+		h.nodes[id] = r
+	}
+	if r.place != nil {
+		h.away.Remove(r.place)
+		r.place = nil
+	}
+	s.record = r
+	before := r.session
+	r.session = s
+	h.mu.Unlock()
+	if before != nil {
+		before.stream.End(refusal.Replaced())
+	}
+	// The directory is asked after the session can be found: a revocation is seen here, or ends the session.
+	n, known := h.config.Directory.Snapshot().Lookup(id)
+	if !known || n.Revoked != nil {
+		s.Close()
+		if known {
+			return nil, refusal.Revoked()
+		}
+		return nil, refusal.Deleted()
+	}
+	source := *h.source.Load()
+	r.begin(features, applied, source.Snapshot.Version())
+	if r.refresh(source.bind(), h.config.Clock()) {
+		stream.Wake()
+	}
+	return s, nil
+}
+
+// Next takes what the node has to be sent now, or false where it has been sent all.
+func (s *Session) Next() (Update, bool) {
+	u, ok := s.record.next()
+	if ok {
+		s.hub.metrics.sent(u)
+	}
+	return u, ok
+}
+
+// Applied notes that the node's data path enforces a version. It is false for a version that the node was never sent, or
+// not for long.
+func (s *Session) Applied(v proto.Version) bool {
+	lagged, news, ok := s.record.ack(v, s.hub.config.Clock())
+	if news {
+		if lagged > 0 {
+			s.hub.metrics.enforced.Observe(lagged.Seconds())
+		}
+		s.hub.waits.acked(s.record.id, v)
+	}
+	return ok
+}
+
+// Replaced says that the node has another session by now.
+func (s *Session) Replaced() bool {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	return s.record.session != nil && s.record.session != s
+}
+
+// Close ends the session; its node's record is kept for a while. It may be called more than once.
+func (s *Session) Close() {
+	h := s.hub
+	h.mu.Lock()
+	r := s.record
+	if r.session == s {
+		r.session = nil
+		if h.nodes[r.id] == r {
+			r.left = h.config.Clock()
+			r.place = h.away.PushBack(r)
+		}
+	}
+	full := h.away.Len() > maxAway
+	h.mu.Unlock()
+	if full {
+		h.prune()
+	}
+}

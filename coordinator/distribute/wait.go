@@ -1,0 +1,252 @@
+package distribute
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Status says who enforces what.
+type Status struct {
+	Version  proto.Version // of the newest change that has been looked at
+	Nodes    int           // that are trusted and have a good certificate
+	Laggards []Laggard     // sorted by name
+}
+
+// Laggard is a node that has not acknowledged the last version that changed its netmap.
+type Laggard struct {
+	ID              proto.NodeID
+	Name            string
+	Connected       bool
+	Applied, Wanted proto.Version
+	Lag             time.Duration
+}
+
+// Status looks at all nodes. One that has not been here since the coordinator started lags: nobody knows what it enforces.
+func (h *Hub) Status() Status {
+	s := h.Source()
+	now := h.config.Clock()
+	st := Status{Version: s.Snapshot.Version()}
+	for id := range s.Snapshot.All() {
+		n, ok := s.Snapshot.Lookup(id)
+		if !ok || s.Snapshot.Lapsed(id) {
+			continue
+		}
+		st.Nodes++
+		l := Laggard{ID: id, Name: n.Name, Wanted: st.Version, Lag: now.Sub(n.Created)}
+		if n.Created.Before(h.started) {
+			l.Lag = now.Sub(h.started)
+		}
+		h.mu.Lock()
+		r := h.nodes[id]
+		l.Connected = r != nil && r.session != nil
+		h.mu.Unlock()
+		if r != nil && !r.describe(&l, now) {
+			continue
+		}
+		st.Laggards = append(st.Laggards, l)
+	}
+	slices.SortFunc(st.Laggards, func(a, b Laggard) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
+	return st
+}
+
+// describe fills in what the record knows, and says whether the node lags.
+func (r *record) describe(l *Laggard, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.wanted == nil {
+		return true
+	}
+	l.Applied, l.Wanted, l.Lag = r.acked, r.wanted.Version, now.Sub(r.since)
+	return r.lags()
+}
+
+// Applied is the version that a node enforces, as far as is known.
+func (h *Hub) Applied(id proto.NodeID) proto.Version {
+	h.mu.Lock()
+	r := h.nodes[id]
+	h.mu.Unlock()
+	if r == nil {
+		return proto.Version{}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.acked
+}
+
+// Holders are the nodes in whose netmaps a node is.
+func (h *Hub) Holders(id proto.NodeID) []proto.NodeID {
+	s := h.Source()
+	if _, trusted := s.Snapshot.Node(id); !trusted {
+		return nil
+	}
+	return slices.DeleteFunc(s.Program.For(s.Snapshot, id).Peers, s.Snapshot.Lapsed)
+}
+
+// Await waits until all of these nodes enforce what they ought to after a version of the directory, or until ctx ends. It
+// answers how many do.
+func (h *Hub) Await(ctx context.Context, ids []proto.NodeID, v proto.Version) int {
+	if !h.waits.settle(ctx, v) {
+		return 0
+	}
+	w := h.waits.add(func() map[proto.NodeID]proto.Version { return h.behind(ids) })
+	defer h.waits.remove(w)
+	select {
+	case <-w.done:
+	case <-ctx.Done():
+	}
+	return len(ids) - h.waits.left(w)
+}
+
+// AwaitAll waits until no node lags, or until ctx ends.
+func (h *Hub) AwaitAll(ctx context.Context, v proto.Version) Status {
+	for {
+		if !h.waits.settle(ctx, v) {
+			return h.Status()
+		}
+		st := h.Status()
+		if len(st.Laggards) == 0 || ctx.Err() != nil {
+			return st
+		}
+		ids := make([]proto.NodeID, len(st.Laggards))
+		for i, l := range st.Laggards {
+			ids[i] = l.ID
+		}
+		h.Await(ctx, ids, v)
+	}
+}
+
+// behind answers which of these nodes lag, and what they must acknowledge.
+func (h *Hub) behind(ids []proto.NodeID) map[proto.NodeID]proto.Version {
+	left := make(map[proto.NodeID]proto.Version)
+	for _, id := range ids {
+		h.mu.Lock()
+		r := h.nodes[id]
+		h.mu.Unlock()
+		if r == nil {
+			left[id] = h.Source().Snapshot.Version()
+			continue
+		}
+		r.mu.Lock()
+		if r.wanted == nil {
+			left[id] = h.Source().Snapshot.Version()
+		} else if r.lags() {
+			left[id] = r.wanted.Version
+		}
+		r.mu.Unlock()
+	}
+	return left
+}
+
+// waits are those who wait for acknowledgements.
+type waits struct {
+	mu      sync.Mutex
+	flushed proto.Version
+	next    chan struct{} // closed at the next flush; nil while nobody waits
+	all     map[*wait]struct{}
+	ended   bool
+}
+
+type wait struct {
+	left map[proto.NodeID]proto.Version
+	done chan struct{}
+}
+
+func (w *waits) flush(v proto.Version) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.flushed = v
+	if w.next != nil {
+		close(w.next)
+		w.next = nil
+	}
+}
+
+// settle waits until a version has been looked at.
+func (w *waits) settle(ctx context.Context, v proto.Version) bool {
+	for {
+		w.mu.Lock()
+		if !w.flushed.Less(v) || w.ended {
+			ended := w.ended
+			w.mu.Unlock()
+			return !ended
+		}
+		if w.next == nil {
+			w.next = make(chan struct{})
+		}
+		next := w.next
+		w.mu.Unlock()
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// add begins a wait for what find answers. Acknowledgements wait meanwhile, so that none is missed.
+func (w *waits) add(find func() map[proto.NodeID]proto.Version) *wait {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	x := &wait{left: find(), done: make(chan struct{})}
+	if len(x.left) == 0 || w.ended {
+		close(x.done)
+		return x
+	}
+	if w.all == nil {
+		w.all = make(map[*wait]struct{})
+	}
+	w.all[x] = struct{}{}
+	return x
+}
+
+func (w *waits) remove(x *wait) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.all, x)
+}
+
+func (w *waits) left(x *wait) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(x.left)
+}
+
+func (w *waits) acked(id proto.NodeID, v proto.Version) {
+	w.strike(id, func(need proto.Version) bool { return !v.Less(need) })
+}
+
+// gone takes a node that is no longer trusted off all waits: there is nothing that it could enforce.
+func (w *waits) gone(id proto.NodeID) { w.strike(id, func(proto.Version) bool { return true }) }
+
+func (w *waits) strike(id proto.NodeID, enough func(need proto.Version) bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for x := range w.all {
+		if need, ok := x.left[id]; ok && enough(need) {
+			delete(x.left, id)
+			if len(x.left) == 0 {
+				close(x.done)
+				delete(w.all, x)
+			}
+		}
+	}
+}
+
+func (w *waits) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = true
+	if w.next != nil {
+		close(w.next)
+		w.next = nil
+	}
+	for x := range w.all {
+		close(x.done)
+	}
+	w.all = nil
+}

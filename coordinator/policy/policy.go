@@ -1,0 +1,62 @@
+// Package policy stages a policy: everything that can be found wrong with it is found before it is put in force. It does no
+// I/O; the directory keeps what was applied.
+//
+//	source ──► acl.Check ──► compile ──► the policy's own tests, on the nodes that there are ──► directory.SetPolicy
+//	              │                              │
+//	              └── every error and warning ───┴──► refused with all of them
+package policy
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/redoubt-mesh/redoubt/acl"
+	"github.com/redoubt-mesh/redoubt/acl/compile"
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// name is what messages call the policy: the person who applies it knows its file.
+const name = "policy"
+
+// ErrRefused says that a policy has errors or that its tests fail; the diagnostics say which.
+var ErrRefused = errors.New("the policy is refused and nothing has changed")
+
+// Staged is what was found out about a policy.
+type Staged struct {
+	Diagnostics acl.Diagnostics
+	// Program is the policy made ready; nil if the policy is refused.
+	Program *compile.Program
+}
+
+// Stage checks a policy against the nodes of a mesh.
+func Stage(source string, mesh proto.Mesh, inventory compile.Inventory) (Staged, error) {
+	parsed, found := acl.Check(name, []byte(source))
+	if parsed == nil {
+		return Staged{Diagnostics: found}, ErrRefused
+	}
+	program := compile.New(parsed, mesh)
+	found = append(found, compile.Unresolved(program, inventory)...)
+	failures := compile.RunTests(program, inventory)
+	for _, f := range failures {
+		found = append(found, f.Diagnostic())
+	}
+	found.Sort()
+	if len(failures) > 0 || found.HasErrors() {
+		return Staged{Diagnostics: found}, ErrRefused
+	}
+	return Staged{Diagnostics: found, Program: program}, nil
+}
+
+// Load compiles the policy in force. nil, and what does not compile, permits nothing; the latter is an error besides.
+func Load(p *directory.Policy, mesh proto.Mesh) (*compile.Program, error) {
+	if p == nil {
+		return compile.New(nil, mesh), nil
+	}
+	parsed, found := acl.Parse(name, []byte(p.Source))
+	if parsed == nil {
+		return compile.New(nil, mesh), fmt.Errorf("policy %d, in force since %v, is not understood by this program, so nothing is permitted; apply one that is: %s",
+			p.Number, p.Applied, found.Format(name))
+	}
+	return compile.New(parsed, mesh), nil
+}

@@ -1,0 +1,112 @@
+// Package refusal is how the coordinator says no to a node: a code for the program at the other end, and a text for the
+// person in front of it, which says what was refused and what to do next. A Refusal ends the stream.
+package refusal
+
+import (
+	"errors"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/coordinator/ipam"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// Refusal is a no. It is an error, for those who hand it on.
+type Refusal struct {
+	Code       redoubtv1.Refusal_Code
+	Message    string
+	RetryAfter time.Duration // 0: the program must not try again by itself
+}
+
+func (r *Refusal) Error() string { return r.Message }
+
+// Down is the refusal as it travels.
+func (r *Refusal) Down() *redoubtv1.Down {
+	return &redoubtv1.Down{Message: &redoubtv1.Down_Refusal{Refusal: &redoubtv1.Refusal{
+		Code: r.Code, Message: r.Message, RetryAfterSeconds: uint32((r.RetryAfter + time.Second - 1) / time.Second),
+	}}}
+}
+
+// Malformed refuses a message that makes no sense.
+func Malformed(why string) *Refusal {
+	return &Refusal{Code: redoubtv1.Refusal_CODE_MALFORMED, Message: "the coordinator does not understand this: " + why +
+		"; is one of the two programs of another version?"}
+}
+
+// Proof refuses a proof that does not hold.
+func Proof(what string) *Refusal {
+	return &Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "the proof of " + what + " does not hold; nothing was changed"}
+}
+
+// Token refuses a join token. It says the same whatever is wrong with it, since whoever reads it has not shown to hold it.
+func Token() *Refusal {
+	return &Refusal{Code: redoubtv1.Refusal_CODE_TOKEN, Message: "the join code is not valid: it may be mistyped, used, expired or revoked; " +
+		"ask for a new one (redoubt-coordinator token create)"}
+}
+
+// Late refuses what took too long.
+func Late() *Refusal {
+	return &Refusal{Code: redoubtv1.Refusal_CODE_EXPIRED, Message: "the answer took too long; try again", RetryAfter: time.Second}
+}
+
+// Revoked tells a node that it is not trusted any more.
+func Revoked() *Refusal {
+	return &Refusal{Code: redoubtv1.Refusal_CODE_REVOKED, Message: "this node was revoked; to use the machine again, an administrator deletes the " +
+		"node and makes a new join code (redoubt-coordinator node delete, token create)"}
+}
+
+// Deleted tells a node that it is not known.
+func Deleted() *Refusal {
+	return &Refusal{Code: redoubtv1.Refusal_CODE_DELETED, Message: "the coordinator does not know this node any more; enrol again with a new join code " +
+		"(redoubt-coordinator token create)"}
+}
+
+// Replaced tells a stream that the node opened another one.
+func Replaced() *Refusal {
+	return &Refusal{Code: redoubtv1.Refusal_CODE_REPLACED, Message: "the same node connected again from elsewhere; if that was not this machine, " +
+		"its identity was copied: revoke the node", RetryAfter: 30 * time.Second}
+}
+
+// Busy asks a node to come back later.
+func Busy(why string, after time.Duration) *Refusal {
+	return &Refusal{Code: redoubtv1.Refusal_CODE_BUSY, Message: why, RetryAfter: after}
+}
+
+// Internal is a failure of the coordinator itself; its log says more.
+func Internal() *Refusal {
+	return &Refusal{Code: redoubtv1.Refusal_CODE_INTERNAL, Message: "the coordinator failed to do this; its log says why", RetryAfter: 10 * time.Second}
+}
+
+// From translates what the directory answered. The text for a token's state goes only to those who proved to hold the
+// token. ok is false for a failure of the coordinator, which wants to be logged.
+func From(err error) (r *Refusal, ok bool) {
+	const again = "; ask for a new one (redoubt-coordinator token create)"
+	code := func(c redoubtv1.Refusal_Code, text string) (*Refusal, bool) {
+		return &Refusal{Code: c, Message: text}, true
+	}
+	switch {
+	case errors.As(err, &r):
+		return r, true
+	case errors.Is(err, directory.ErrTokenUnknown):
+		return Token(), true
+	case errors.Is(err, directory.ErrTokenSpent):
+		return code(redoubtv1.Refusal_CODE_TOKEN, "the join code was used by another machine"+again)
+	case errors.Is(err, directory.ErrTokenExpired):
+		return code(redoubtv1.Refusal_CODE_TOKEN, "the join code has expired"+again)
+	case errors.Is(err, directory.ErrTokenRevoked):
+		return code(redoubtv1.Refusal_CODE_TOKEN, "the join code was revoked"+again)
+	case errors.Is(err, directory.ErrKeyUsed):
+		return code(redoubtv1.Refusal_CODE_KEY_USED, "a key of this machine is known from another node: was its disk or its state directory copied? "+
+			"Remove the agent's state directory and enrol again")
+	case errors.Is(err, directory.ErrRevoked):
+		return Revoked(), true
+	case errors.Is(err, directory.ErrUnknown):
+		return Deleted(), true
+	case errors.Is(err, ipam.ErrExhausted):
+		return code(redoubtv1.Refusal_CODE_EXHAUSTED, "the mesh has no address left; an administrator can delete nodes that are gone "+
+			"(redoubt-coordinator node list, node delete)")
+	case errors.Is(err, directory.ErrInvalid):
+		return code(redoubtv1.Refusal_CODE_MALFORMED, err.Error())
+	}
+	return Internal(), false
+}
