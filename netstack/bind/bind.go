@@ -32,6 +32,7 @@ type Bind struct {
 	// generation grows when interned endpoints must be made anew.
 	generation atomic.Uint64
 	bounds     atomic.Pointer[path.Bounds]
+	once       *once
 
 	mu   sync.Mutex
 	port uint16 // of the last Open
@@ -45,7 +46,7 @@ func New(cfg Config) *Bind {
 	if cfg.Inner == nil {
 		cfg.Inner = conn.NewDefaultBind()
 	}
-	b := &Bind{cfg: cfg, mark: cfg.Mark}
+	b := &Bind{cfg: cfg, mark: cfg.Mark, once: newOnce()}
 	b.bounds.Store(&cfg.Bounds)
 	return b
 }
@@ -133,13 +134,11 @@ const (
 // forAll says whether a message should go to all candidates: those that the peer answers, or that move the peer's idea
 // of where we are, and that do no harm twice.
 func forAll(msg []byte) bool {
-	switch len(msg) {
-	case sizeInitiation:
-		return binary.LittleEndian.Uint32(msg) == typeInitiation
-	case sizeKeepalive:
-		return binary.LittleEndian.Uint32(msg) == typeTransport
-	}
-	return false
+	return isInitiation(msg) || (len(msg) == sizeKeepalive && binary.LittleEndian.Uint32(msg) == typeTransport)
+}
+
+func isInitiation(msg []byte) bool {
+	return len(msg) == sizeInitiation && binary.LittleEndian.Uint32(msg) == typeInitiation
 }
 
 // Send sends messages to a peer.
@@ -195,7 +194,7 @@ func (b *Bind) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
 				continue
 			}
 			e := t.intern(eps[i])
-			if e.refused {
+			if e.refused || (isInitiation(bufs[i][:sizes[i]]) && !b.once.first(bufs[i][:sizes[i]])) {
 				sizes[i] = 0
 				continue
 			}
