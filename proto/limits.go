@@ -6,7 +6,7 @@ import "time"
 const (
 	MaxPeers       = 100_000
 	MaxEndpoints   = 16 // of one node
-	MaxAuthorities = 64
+	MaxAuthorities = 32
 	MaxCertificate = 8 << 10 // bytes
 	MaxSets        = 20_000
 	MaxMembers     = 2_000_000 // of all sets together
@@ -14,8 +14,8 @@ const (
 	MaxRequires    = 64
 	// In one rule. Together they keep it below the size of one part on the wire.
 	MaxRuleSets     = 256
-	MaxRulePrefixes = 8192 // each of Peers.Prefixes and Local
-	MaxServices     = 8192
+	MaxRulePrefixes = 4096 // each of Peers.Prefixes and Local
+	MaxServices     = 4096
 	// Texts, in bytes.
 	MaxName   = 256 // names of sets, keys and paths of rules, features
 	MaxDomain = 190 // leaves room for a label before it

@@ -1,0 +1,235 @@
+package wire
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+
+	pb "google.golang.org/protobuf/proto"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// What messages may hold, in bytes where nothing else is said.
+const (
+	NonceSize      = 32
+	MACSize        = 32
+	MaxFeatures    = 64 // entries
+	MaxKinds       = 16 // entries: kinds of evidence
+	MaxText        = 256
+	MaxEvidence    = 32 << 10
+	MaxPosture     = 16 << 10
+	MaxRefusalText = 1024
+	maxSignature   = 72 // ECDSA P-256
+	tokenSignature = 64 // Ed25519
+	maxChain       = 4  // certificates
+	maxRoots       = 8  // certificates
+	maxKeepAlive   = 3600
+)
+
+// DecodeUp reads a message of a node. All its fields are then of the lengths and in the ranges that the schema states,
+// and the public keys in it are keys.
+func DecodeUp(frame []byte) (*redoubtv1.Up, error) {
+	if len(frame) > MaxUp {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrFrame, len(frame), MaxUp)
+	}
+	var m redoubtv1.Up
+	if err := pb.Unmarshal(frame, &m); err != nil {
+		return nil, malformed("not an Up message")
+	}
+	if err := checkUp(&m); err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
+
+func checkUp(m *redoubtv1.Up) error {
+	switch x := m.GetMessage().(type) {
+	case *redoubtv1.Up_Hello:
+		return checkHello(x.Hello)
+	case *redoubtv1.Up_Proof:
+		return checkProof(x.Proof)
+	case *redoubtv1.Up_Renew:
+		return checkNodePublic(x.Renew.GetNodePublic())
+	case *redoubtv1.Up_Report:
+		if x.Report.GetListenPort() > 65535 {
+			return malformed("port %d", x.Report.GetListenPort())
+		}
+		_, err := toEndpoints(x.Report.GetEndpoints())
+		return err
+	case *redoubtv1.Up_Applied:
+		if x.Applied.GetVersion() == nil {
+			return malformed("applied no version")
+		}
+		return nil
+	case *redoubtv1.Up_KeepAlive:
+		return nil
+	}
+	return malformed("an Up message of a kind that this program does not know")
+}
+
+func checkHello(h *redoubtv1.Hello) error {
+	if h.GetProtocolMin() == 0 || h.GetProtocolMin() > h.GetProtocolMax() {
+		return malformed("protocol versions %d to %d", h.GetProtocolMin(), h.GetProtocolMax())
+	}
+	if err := checkTexts("features", h.GetFeatures(), MaxFeatures); err != nil {
+		return err
+	}
+	for _, s := range []string{h.GetProgram(), h.GetHostname(), h.GetOs(), h.GetArch()} {
+		if s != "" && !proto.ValidText(s, MaxText) {
+			return malformed("a text of the hello is too long or not printable")
+		}
+	}
+	switch x := h.GetPurpose().(type) {
+	case *redoubtv1.Hello_Enrol:
+		return checkEnrol(x.Enrol)
+	case *redoubtv1.Hello_Attach:
+		_, err := ToVersion(x.Attach.GetApplied())
+		return err
+	}
+	return malformed("a hello with a purpose that this program does not know")
+}
+
+func checkEnrol(e *redoubtv1.Enrol) error {
+	if err := checkTexts("evidence", e.GetEvidence(), MaxKinds); err != nil {
+		return err
+	}
+	if _, err := key.ParseDevicePublic(e.GetDevicePublic()); err != nil {
+		return fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	if t := e.GetTokenPublic(); len(t) != 0 {
+		if _, err := key.ParseTokenPublic(t); err != nil {
+			return fmt.Errorf("%w: %w", ErrMalformed, err)
+		}
+	}
+	return checkNodePublic(e.GetNodePublic())
+}
+
+func checkProof(p *redoubtv1.Proof) error {
+	switch {
+	case len(p.GetEvidence()) > MaxEvidence:
+		return malformed("evidence of %d bytes, at most %d", len(p.GetEvidence()), MaxEvidence)
+	case len(p.GetPosture()) > MaxPosture:
+		return malformed("posture of %d bytes, at most %d", len(p.GetPosture()), MaxPosture)
+	case len(p.GetNodeKeyMac()) != MACSize:
+		return malformed("MAC of %d bytes, want %d", len(p.GetNodeKeyMac()), MACSize)
+	case len(p.GetDeviceSignature()) == 0 || len(p.GetDeviceSignature()) > maxSignature:
+		return malformed("device signature of %d bytes", len(p.GetDeviceSignature()))
+	case len(p.GetTokenSignature()) != 0 && len(p.GetTokenSignature()) != tokenSignature:
+		return malformed("token signature of %d bytes, want %d or none", len(p.GetTokenSignature()), tokenSignature)
+	}
+	return nil
+}
+
+func checkNodePublic(b []byte) error {
+	if _, err := key.ParseNodePublic(b); err != nil {
+		return fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	return nil
+}
+
+func checkTexts(what string, list []string, most int) error {
+	if len(list) > most {
+		return malformed("%s: %d, at most %d", what, len(list), most)
+	}
+	for _, s := range list {
+		if !proto.ValidText(s, MaxText) {
+			return malformed("%s: one is empty, too long or not printable", what)
+		}
+	}
+	return nil
+}
+
+// DecodeDown reads a message of a coordinator, as DecodeUp does one of a node. Parts of netmaps and deltas are for their
+// assemblers to check. The text of a refusal is made fit for a terminal.
+func DecodeDown(frame []byte) (*redoubtv1.Down, error) {
+	if len(frame) > MaxFrame {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrFrame, len(frame), MaxFrame)
+	}
+	var m redoubtv1.Down
+	if err := pb.Unmarshal(frame, &m); err != nil {
+		return nil, malformed("not a Down message")
+	}
+	if err := checkDown(&m); err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
+
+func checkDown(m *redoubtv1.Down) error {
+	switch x := m.GetMessage().(type) {
+	case *redoubtv1.Down_Welcome:
+		return checkWelcome(x.Welcome)
+	case *redoubtv1.Down_Challenge:
+		return checkChallenge(x.Challenge)
+	case *redoubtv1.Down_Result:
+		return checkResult(x.Result)
+	case *redoubtv1.Down_Netmap:
+		if x.Netmap == nil {
+			return malformed("no netmap")
+		}
+		return nil
+	case *redoubtv1.Down_Delta:
+		if x.Delta == nil {
+			return malformed("no delta")
+		}
+		return nil
+	case *redoubtv1.Down_KeepAlive:
+		return nil
+	case *redoubtv1.Down_Refusal:
+		x.Refusal.Message = oneLine(x.Refusal.GetMessage())
+		return nil
+	}
+	return malformed("a Down message of a kind that this program does not know")
+}
+
+// oneLine makes a text from outside safe to print.
+func oneLine(s string) string {
+	if len(s) > MaxRefusalText {
+		s = strings.ToValidUTF8(s[:MaxRefusalText], "")
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, s)
+}
+
+func checkWelcome(w *redoubtv1.Welcome) error {
+	if w.GetProtocol() == 0 || w.GetKeepAliveSeconds() == 0 || w.GetKeepAliveSeconds() > maxKeepAlive {
+		return malformed("welcome with protocol %d and a keepalive of %d s", w.GetProtocol(), w.GetKeepAliveSeconds())
+	}
+	if p := w.GetProgram(); p != "" && !proto.ValidText(p, MaxText) {
+		return malformed("the coordinator's program is too long or not printable")
+	}
+	return checkTexts("features", w.GetFeatures(), MaxFeatures)
+}
+
+func checkChallenge(c *redoubtv1.Challenge) error {
+	switch {
+	case len(c.GetNonce()) != NonceSize:
+		return malformed("nonce of %d bytes, want %d", len(c.GetNonce()), NonceSize)
+	case c.GetAttestor() != "" && !proto.ValidText(c.GetAttestor(), MaxText):
+		return malformed("the attestor's name")
+	case len(c.GetParameters()) > MaxEvidence:
+		return malformed("parameters of %d bytes, at most %d", len(c.GetParameters()), MaxEvidence)
+	}
+	return checkNodePublic(c.GetEphemeralPublic())
+}
+
+func checkResult(r *redoubtv1.Result) error {
+	if len(r.GetChain()) == 0 || len(r.GetChain()) > maxChain || len(r.GetRoots()) == 0 || len(r.GetRoots()) > maxRoots {
+		return malformed("a result with %d intermediates and %d roots", len(r.GetChain()), len(r.GetRoots()))
+	}
+	certificates := append(append([][]byte{r.GetCertificate()}, r.GetChain()...), r.GetRoots()...)
+	for _, c := range certificates {
+		if len(c) == 0 || len(c) > proto.MaxCertificate {
+			return malformed("a certificate of %d bytes", len(c))
+		}
+	}
+	_, err := ToMesh(r.GetMesh())
+	return err
+}

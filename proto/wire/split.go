@@ -1,0 +1,134 @@
+package wire
+
+import (
+	"slices"
+
+	pb "google.golang.org/protobuf/proto"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+const (
+	// MaxPart is the size that parts are kept below.
+	MaxPart = 512 << 10
+	// maxSlice is how many node ids go into one piece of a set.
+	maxSlice = 16 << 10
+	// perElement is what tag and length of an element take at most.
+	perElement = 8
+)
+
+// filler spreads elements over parts, each as full as it may be.
+type filler struct {
+	size int
+	next func() // starts another part
+}
+
+// add counts an element that is about to be put into the part that is then current.
+func (f *filler) add(n int) {
+	n += perElement
+	if f.size+n > MaxPart {
+		f.next()
+		f.size = 0
+	}
+	f.size += n
+}
+
+// fill encodes elements and puts each into the part that is current then.
+func fill[T any, M pb.Message](f *filler, in []T, encode func(T) M, put func(M)) {
+	for _, v := range in {
+		m := encode(v)
+		f.add(pb.Size(m))
+		put(m)
+	}
+}
+
+// FromNetmap encodes a valid netmap as parts of less than MaxPart each.
+func FromNetmap(nm *proto.Netmap) []*redoubtv1.NetmapPart {
+	var parts []*redoubtv1.NetmapPart
+	var p *redoubtv1.NetmapPart
+	f := &filler{next: func() {
+		if p != nil {
+			p.More = true
+		}
+		p = &redoubtv1.NetmapPart{Version: FromVersion(nm.Version)}
+		parts = append(parts, p)
+	}}
+	f.next()
+	p.Head = fromHead(proto.Head{
+		Mesh: nm.Mesh, Self: nm.Self, Authorities: nm.Authorities, Requires: nm.Requires, Outage: nm.Outage,
+	})
+	f.size = pb.Size(p)
+	fill(f, nm.Peers, fromPeer, func(m *redoubtv1.Peer) { p.Peers = append(p.Peers, m) })
+	fill(f, sliceSets(nm.Sets), fromSet, func(m *redoubtv1.Set) { p.Sets = append(p.Sets, m) })
+	fill(f, nm.Rules, fromRule, func(m *redoubtv1.Rule) { p.Rules = append(p.Rules, m) })
+	return parts
+}
+
+// FromDelta encodes a delta as parts of less than MaxPart each.
+func FromDelta(d *proto.Delta) []*redoubtv1.DeltaPart {
+	var parts []*redoubtv1.DeltaPart
+	var p *redoubtv1.DeltaPart
+	f := &filler{next: func() {
+		if p != nil {
+			p.More = true
+		}
+		p = &redoubtv1.DeltaPart{From: FromVersion(d.From), To: FromVersion(d.To)}
+		parts = append(parts, p)
+	}}
+	f.next()
+	if d.Head != nil {
+		p.Head = fromHead(*d.Head)
+	}
+	f.size = pb.Size(p)
+	fill(f, d.UpsertPeers, fromPeer, func(m *redoubtv1.Peer) { p.UpsertPeers = append(p.UpsertPeers, m) })
+	fill(f, d.Endpoints, fromEndpointsChange, func(m *redoubtv1.EndpointsChange) { p.Endpoints = append(p.Endpoints, m) })
+	for _, id := range d.RemovePeers {
+		f.add(8)
+		p.RemovePeers = append(p.RemovePeers, uint64(id))
+	}
+	fill(f, sliceSets(d.UpsertSets), fromSet, func(m *redoubtv1.Set) { p.UpsertSets = append(p.UpsertSets, m) })
+	fill(f, sliceChanges(d.ChangeSets), fromSetChange, func(m *redoubtv1.SetChange) { p.ChangeSets = append(p.ChangeSets, m) })
+	for _, name := range d.RemoveSets {
+		f.add(len(name))
+		p.RemoveSets = append(p.RemoveSets, name)
+	}
+	fill(f, d.UpsertRules, fromRule, func(m *redoubtv1.Rule) { p.UpsertRules = append(p.UpsertRules, m) })
+	for _, key := range d.RemoveRules {
+		f.add(len(key))
+		p.RemoveRules = append(p.RemoveRules, key)
+	}
+	return parts
+}
+
+// sliceSets cuts sets of very many members into pieces of the same name.
+func sliceSets(in []proto.Set) []proto.Set {
+	var out []proto.Set
+	for _, s := range in {
+		if len(s.Members) <= maxSlice {
+			out = append(out, s)
+			continue
+		}
+		for piece := range slices.Chunk(s.Members, maxSlice) {
+			out = append(out, proto.Set{Name: s.Name, Members: piece})
+		}
+	}
+	return out
+}
+
+func sliceChanges(in []proto.SetChange) []proto.SetChange {
+	var out []proto.SetChange
+	for _, c := range in {
+		if len(c.Add)+len(c.Remove) <= maxSlice {
+			out = append(out, c)
+			continue
+		}
+		for piece := range slices.Chunk(c.Add, maxSlice) {
+			out = append(out, proto.SetChange{Name: c.Name, Add: piece})
+		}
+		for piece := range slices.Chunk(c.Remove, maxSlice) {
+			out = append(out, proto.SetChange{Name: c.Name, Remove: piece})
+		}
+	}
+	return out
+}

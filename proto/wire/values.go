@@ -1,0 +1,165 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	pb "google.golang.org/protobuf/proto"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// ErrMalformed is wrapped by every error about what the other side, or a file, said.
+var ErrMalformed = errors.New("malformed")
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
+}
+
+// known refuses a message with fields that this program does not know.
+func known(m pb.Message) error {
+	if len(m.ProtoReflect().GetUnknown()) != 0 {
+		return malformed("a %s has a field that this program does not know; update it", m.ProtoReflect().Descriptor().Name())
+	}
+	return nil
+}
+
+// convert maps a list.
+func convert[A, B any](in []A, f func(A) (B, error)) ([]B, error) {
+	if len(in) == 0 {
+		return nil, nil
+	}
+	out := make([]B, len(in))
+	for i, a := range in {
+		b, err := f(a)
+		if err != nil {
+			return nil, err
+		}
+		out[i] = b
+	}
+	return out, nil
+}
+
+// each maps a list where nothing can fail.
+func each[A, B any](in []A, f func(A) B) []B {
+	out := make([]B, len(in))
+	for i, a := range in {
+		out[i] = f(a)
+	}
+	return out
+}
+
+// FromVersion encodes a version.
+func FromVersion(v proto.Version) *redoubtv1.Version {
+	return &redoubtv1.Version{Epoch: v.Epoch, N: v.N}
+}
+
+// ToVersion decodes a version; the zero one where there is none.
+func ToVersion(v *redoubtv1.Version) (proto.Version, error) {
+	return proto.Version{Epoch: v.GetEpoch(), N: v.GetN()}, known(v)
+}
+
+// FromAddr encodes an address as 4 or 16 bytes.
+func FromAddr(a netip.Addr) []byte { return a.AsSlice() }
+
+// ToAddr decodes an address.
+func ToAddr(b []byte) (netip.Addr, error) {
+	a, ok := netip.AddrFromSlice(b)
+	if !ok || a.Is4In6() {
+		return netip.Addr{}, malformed("an address of %d bytes, want 4 or 16, and IPv4 in 4", len(b))
+	}
+	return a, nil
+}
+
+// FromPrefix encodes a prefix.
+func FromPrefix(p netip.Prefix) *redoubtv1.Prefix {
+	return &redoubtv1.Prefix{Address: FromAddr(p.Addr()), Bits: uint32(p.Bits())}
+}
+
+// ToPrefix decodes a prefix, which must be masked.
+func ToPrefix(p *redoubtv1.Prefix) (netip.Prefix, error) {
+	a, err := ToAddr(p.GetAddress())
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if p.GetBits() > uint32(a.BitLen()) {
+		return netip.Prefix{}, malformed("a prefix of %d bits", p.GetBits())
+	}
+	out := netip.PrefixFrom(a, int(p.GetBits()))
+	if out.Masked() != out {
+		return netip.Prefix{}, malformed("prefix %s has bits beyond its length", out)
+	}
+	return out, known(p)
+}
+
+// FromMesh encodes a mesh.
+func FromMesh(m proto.Mesh) *redoubtv1.Mesh {
+	return &redoubtv1.Mesh{Id: string(m.ID), Domain: m.Domain, V4: FromPrefix(m.V4), V6: FromPrefix(m.V6)}
+}
+
+// ToMesh decodes a mesh, which must be valid.
+func ToMesh(m *redoubtv1.Mesh) (proto.Mesh, error) {
+	v4, err := ToPrefix(m.GetV4())
+	if err != nil {
+		return proto.Mesh{}, fmt.Errorf("IPv4 range: %w", err)
+	}
+	v6, err := ToPrefix(m.GetV6())
+	if err != nil {
+		return proto.Mesh{}, fmt.Errorf("IPv6 range: %w", err)
+	}
+	out := proto.Mesh{ID: proto.MeshID(m.GetId()), Domain: m.GetDomain(), V4: v4, V6: v6}
+	if err := out.Validate(); err != nil {
+		return proto.Mesh{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	return out, known(m)
+}
+
+// FromEndpoint encodes an endpoint.
+func FromEndpoint(e proto.Endpoint) *redoubtv1.Endpoint {
+	return &redoubtv1.Endpoint{
+		Address: FromAddr(e.Addr.Addr()), Port: uint32(e.Addr.Port()), Kind: redoubtv1.Endpoint_Kind(e.Kind),
+	}
+}
+
+// FromEndpoints encodes endpoints.
+func FromEndpoints(es []proto.Endpoint) []*redoubtv1.Endpoint { return each(es, FromEndpoint) }
+
+func toEndpoint(e *redoubtv1.Endpoint) (proto.Endpoint, error) {
+	a, err := ToAddr(e.GetAddress())
+	if err != nil {
+		return proto.Endpoint{}, err
+	}
+	if e.GetPort() == 0 || e.GetPort() > 65535 {
+		return proto.Endpoint{}, malformed("port %d", e.GetPort())
+	}
+	if e.GetKind() != redoubtv1.Endpoint_KIND_INTERFACE && e.GetKind() != redoubtv1.Endpoint_KIND_OBSERVED {
+		return proto.Endpoint{}, malformed("endpoint of kind %d", e.GetKind())
+	}
+	out := proto.Endpoint{Addr: netip.AddrPortFrom(a, uint16(e.GetPort())), Kind: proto.EndpointKind(e.GetKind())}
+	return out, known(e)
+}
+
+// toEndpoints decodes endpoints and bounds them; whether they fit the mesh is for the one who knows it.
+func toEndpoints(es []*redoubtv1.Endpoint) ([]proto.Endpoint, error) {
+	if len(es) > proto.MaxEndpoints {
+		return nil, malformed("%d endpoints, at most %d", len(es), proto.MaxEndpoints)
+	}
+	return convert(es, toEndpoint)
+}
+
+// ToEndpoints decodes the endpoints that a node of a mesh reports: at most 16, none in the overlay, none that is no
+// address of a single other machine.
+func ToEndpoints(es []*redoubtv1.Endpoint, mesh proto.Mesh) ([]proto.Endpoint, error) {
+	out, err := toEndpoints(es)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range out {
+		if !mesh.ValidEndpoint(e) {
+			return nil, malformed("endpoint %s cannot be called from another machine", e.Addr)
+		}
+	}
+	return out, nil
+}
