@@ -1,0 +1,254 @@
+package osnet
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/scripts/lab"
+	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
+	"github.com/vishvananda/netlink"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) {
+	code := labtest.Main(m)
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+var (
+	meshA = proto.Mesh{
+		ID: "a", Domain: "a.internal",
+		V4: netip.MustParsePrefix("100.80.0.0/16"), V6: netip.MustParsePrefix("fd12:3456:789a::/48"),
+	}
+	ownA  = proto.Addrs{V4: netip.MustParseAddr("100.80.0.5"), V6: netip.MustParseAddr("fd12:3456:789a::5")}
+	peerA = proto.Addrs{V4: netip.MustParseAddr("100.80.0.9"), V6: netip.MustParseAddr("fd12:3456:789a::9")}
+)
+
+func configA() Config { return Config{Interface: "redoubt0", Addrs: ownA, Mesh: meshA, MTU: 1280} }
+
+// tunnel is a TUN device with nobody behind it: what it is sent can be read.
+type tunnel struct{ file *os.File }
+
+func openTunnel(t *testing.T, h *lab.Host, name string) *tunnel {
+	t.Helper()
+	tun := &tunnel{}
+	err := h.Do(func() error {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return os.NewSyscallError("open /dev/net/tun", err)
+		}
+		req, err := unix.NewIfreq(name)
+		if err != nil {
+			return errors.Join(err, unix.Close(fd))
+		}
+		req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+			return errors.Join(os.NewSyscallError("TUNSETIFF", err), unix.Close(fd))
+		}
+		tun.file = os.NewFile(uintptr(fd), name)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tun.kill)
+	return tun
+}
+
+// kill is what becomes of the device when its agent dies.
+func (tun *tunnel) kill() { _ = tun.file.Close() }
+
+// next returns the source and destination of the next packet that is led to the device to one of the addresses.
+func (tun *tunnel) next(t *testing.T, to netip.Addr) (src netip.Addr) {
+	t.Helper()
+	if err := tun.file.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 65536)
+	for {
+		n, err := tun.file.Read(buf)
+		if err != nil {
+			t.Fatalf("wait for a packet to %v: %v", to, err)
+		}
+		var dst netip.Addr
+		switch b := buf[:n]; b[0] >> 4 {
+		case 4:
+			src, dst = netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20]))
+		case 6:
+			src, dst = netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40]))
+		}
+		if dst == to {
+			return src
+		}
+	}
+}
+
+// inNetwork makes a Network in the host's namespace. kill leaves the kernel as a crash does.
+func inNetwork(t *testing.T, h *lab.Host) (n *Host, kill func()) {
+	t.Helper()
+	err := h.Do(func() error {
+		var err error
+		n, err = New(slog.New(slog.DiscardHandler))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.resolv = nil
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n, func() {
+		n.life.Lock()
+		defer n.life.Unlock()
+		if n.closed {
+			return
+		}
+		if err := n.release(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func up(t *testing.T, h *lab.Host, n *Host, c Config) {
+	t.Helper()
+	if err := h.Do(func() error { return n.Up(c) }); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.Problems(); len(got) != 0 {
+		t.Fatalf("problems: %q", got)
+	}
+}
+
+func cleanup(t *testing.T, h *lab.Host) error {
+	t.Helper()
+	return h.Do(func() error { return Cleanup(slog.New(slog.DiscardHandler)) })
+}
+
+// state is everything of a host's network that Up may touch, as text.
+func state(t *testing.T, h *lab.Host) string {
+	t.Helper()
+	var out []string
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	rt := h.Netlink()
+	links, err := rt.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := make(map[int]string)
+	for _, l := range links {
+		a := l.Attrs()
+		names[a.Index] = a.Name
+		add("link %s mtu %d up %v", a.Name, a.MTU, a.RawFlags&unix.IFF_UP != 0)
+		addrs, err := rt.AddrList(l, unix.AF_UNSPEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range addrs {
+			if !x.IP.IsLinkLocalUnicast() {
+				add("addr %s %v", a.Name, x.IPNet)
+			}
+		}
+	}
+	for _, f := range families {
+		routes, err := rt.RouteListFiltered(f, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range routes {
+			// The local table follows from the addresses, a moment later.
+			if p := prefixOf(r.Dst); r.Table != unix.RT_TABLE_LOCAL && !p.Addr().IsLinkLocalUnicast() && !p.Addr().IsMulticast() {
+				add("route %v via %v dev %s table %d proto %d type %d metric %d src %v", p, r.Gw, names[r.LinkIndex], r.Table,
+					r.Protocol, r.Type, r.Priority, r.Src)
+			}
+		}
+		rules, err := rt.RuleList(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rules {
+			add("rule %d family %d %v mark %d proto %d", r.Priority, r.Family, r, r.Mark, r.Protocol)
+		}
+	}
+	err = h.Do(func() error {
+		conn, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		tables, err := conn.ListTables()
+		if err != nil {
+			return err
+		}
+		for _, table := range tables {
+			add("table %d %s", table.Family, table.Name)
+		}
+		chains, err := conn.ListChains()
+		if err != nil {
+			return err
+		}
+		for _, c := range chains {
+			rules, err := conn.GetRules(c.Table, c)
+			if err != nil {
+				return err
+			}
+			add("chain %d %s %s rules %d", c.Table.Family, c.Table.Name, c.Name, len(rules))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(out)
+	return strings.Join(out, "\n")
+}
+
+// eventually repeats what the kernel takes a moment for.
+func eventually(t *testing.T, f func() error) {
+	t.Helper()
+	var err error
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if err = f(); err == nil {
+			return
+		}
+	}
+	t.Fatal(err)
+}
+
+func same(t *testing.T, what, before, after string) {
+	t.Helper()
+	if before == after {
+		return
+	}
+	b, a := strings.Split(before, "\n"), strings.Split(after, "\n")
+	for _, line := range b {
+		if !slices.Contains(a, line) {
+			t.Errorf("%s: gone: %s", what, line)
+		}
+	}
+	for _, line := range a {
+		if !slices.Contains(b, line) {
+			t.Errorf("%s: new:  %s", what, line)
+		}
+	}
+	if !t.Failed() {
+		t.Errorf("%s: something is there twice:\n%s", what, after)
+	}
+}
