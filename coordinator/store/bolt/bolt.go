@@ -18,6 +18,7 @@ import (
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/durable"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
@@ -105,7 +106,7 @@ func ensureFile(path string, o Options) error {
 	if err := errors.Join(create(b, o.schema()), b.Close()); err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
-	return rename(tmp, path)
+	return durable.Rename(tmp, path)
 }
 
 // openFile waits no longer than a moment for bbolt's own lock: the directory is ours already, so only a tool that looks
@@ -361,13 +362,4 @@ func (db *DB) Close() error {
 		db.err = errors.Join(db.bolt.Close(), db.lock.Release())
 	})
 	return db.err
-}
-
-// syncDir makes the names in a directory last.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

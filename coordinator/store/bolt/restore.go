@@ -11,6 +11,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/durable"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
@@ -56,7 +57,7 @@ func Restore(backup, dir string, o Options, change store.Edit) error {
 	if err := bring(tmp, o, change); err != nil {
 		return errors.Join(fmt.Errorf("restore %s: %w", backup, err), os.Remove(tmp))
 	}
-	if err := rename(tmp, filepath.Join(dir, fileName)); err != nil {
+	if err := durable.Rename(tmp, filepath.Join(dir, fileName)); err != nil {
 		return fmt.Errorf("restore to %s: %w", dir, err)
 	}
 	return nil
@@ -105,7 +106,7 @@ func checkEmpty(dir string) error {
 }
 
 func fill(path string, r io.Reader) error {
-	return writeFile(path, func(f *os.File) error {
+	return durable.Write(path, func(f *os.File) error {
 		_, err := io.Copy(f, r)
 		return err
 	})
@@ -144,12 +145,4 @@ func check(b *bbolt.DB) error {
 		}
 		return nil
 	})
-}
-
-// rename gives a file its name, so that it lasts.
-func rename(from, to string) error {
-	if err := os.Rename(from, to); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(to))
 }

@@ -2,13 +2,13 @@ package bolt
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
 
 	"go.etcd.io/bbolt"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/durable"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
@@ -104,23 +104,10 @@ func (t *tx) apply(op store.Op) error {
 // copyAside keeps the file as it is, beside it. A copy that a crash left half done is not taken for one.
 func (db *DB) copyAside(path string, schema uint64) error {
 	to := fmt.Sprintf("%s.schema-%d", path, schema)
-	return writeFile(to, func(f *os.File) error {
+	return durable.Write(to, func(f *os.File) error {
 		return db.bolt.View(func(t *bbolt.Tx) error {
 			_, err := t.WriteTo(f)
 			return err
 		})
 	})
-}
-
-// writeFile makes a file that is there as a whole or not at all, also after a power cut.
-func writeFile(path string, fill func(*os.File) error) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(fill(f), f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	return rename(tmp, path)
 }

@@ -1,0 +1,51 @@
+// Package durable writes files that are there as a whole or not at all, also after a power cut: the contents go to a file
+// beside the one that is meant and to the disk, then it gets its name, then the name goes to the disk.
+package durable
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+)
+
+// Write makes or replaces a file of mode 0600 with what fill writes.
+func Write(path string, fill func(*os.File) error) error {
+	tmp := path + ".tmp"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	// Created anew, so that it has this mode whatever a crash left.
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(fill(f), f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return Rename(tmp, path)
+}
+
+// WriteBytes makes or replaces a file of mode 0600 with b.
+func WriteBytes(path string, b []byte) error {
+	return Write(path, func(f *os.File) error {
+		_, err := f.Write(b)
+		return err
+	})
+}
+
+// Rename gives a file its name, so that it lasts.
+func Rename(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return SyncDir(filepath.Dir(to))
+}
+
+// SyncDir makes the names in a directory last.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

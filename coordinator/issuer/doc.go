@@ -1,0 +1,18 @@
+// Package issuer holds the keys that sign for the mesh and says with them who is who.
+//
+//	DIR/pki (0700, files 0600)
+//	  root.key           key and certificate of the mesh root; may be taken away and kept offline
+//	  root.crt           the root's certificate: what nodes pin
+//	  intermediate.key   key and certificate of this coordinator's intermediate
+//	  intermediates.crt  certificates of the intermediates before it that nodes may still need
+//	  (in memory)        the coordinator's own leaf and its key, made at each start
+//
+//	root ──► intermediate (30 d, replaced at half-life) ──┬──► node certificates (1 h)
+//	                                                      └──► coordinator's leaf (1 d, replaced at half-life)
+//
+// The root's key is read from its file when an intermediate is due, and not held otherwise. Where it is not there the
+// intermediate grows old: from half of its life on Status warns, and at its end nothing more is issued.
+//
+// The first start makes root.key, then root.crt from it, then the intermediate. Each file appears whole; a crash in
+// between leaves a beginning that the next start completes. Keys that others on the machine can read are refused.
+package issuer

@@ -1,0 +1,142 @@
+package issuer
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/durable"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+)
+
+// The files, see the package comment.
+const (
+	rootKeyFile       = "root.key"
+	rootFile          = "root.crt"
+	intermediateFile  = "intermediate.key"
+	intermediatesFile = "intermediates.crt"
+)
+
+// maxFile bounds what is read: a few certificates.
+const maxFile = 1 << 20
+
+const certificateBlock = "CERTIFICATE"
+
+// files is the directory with the keys of one mesh.
+type files struct {
+	dir  string
+	mesh proto.MeshID
+}
+
+func (f files) path(name string) string { return filepath.Join(f.dir, name) }
+
+// prepare makes the directory, or refuses one that others can look into.
+func (f files) prepare() error {
+	if err := os.MkdirAll(f.dir, 0o700); err != nil {
+		return fmt.Errorf("make the directory for keys: %w", err)
+	}
+	if err := durable.SyncDir(filepath.Dir(f.dir)); err != nil {
+		return fmt.Errorf("make the directory for keys: %w", err)
+	}
+	info, err := os.Stat(f.dir)
+	if err != nil {
+		return fmt.Errorf("look at the directory for keys: %w", err)
+	}
+	return checkMode(f.dir, info, "700")
+}
+
+// checkMode refuses what the group or others may use.
+func checkMode(path string, info os.FileInfo, want string) error {
+	if info.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("%s has mode %04o, so that others on this machine can use the mesh's keys: run `chmod %s %s`",
+			path, info.Mode().Perm(), want, path)
+	}
+	return nil
+}
+
+// read answers a file's contents, or an error that is os.ErrNotExist.
+func (f files) read(name string) ([]byte, error) {
+	file, err := os.Open(f.path(name))
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxFile {
+		return nil, fmt.Errorf("%s is not a file with keys or certificates", f.path(name))
+	}
+	if err := checkMode(f.path(name), info, "600"); err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(file, maxFile))
+}
+
+// readAuthority answers a key with its certificate, of this mesh.
+func (f files) readAuthority(name string) (*cert.Authority, error) {
+	b, err := f.read(name)
+	if err != nil {
+		return nil, err
+	}
+	a, err := cert.ParseAuthority(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.path(name), err)
+	}
+	if a.Mesh() != f.mesh {
+		return nil, fmt.Errorf("%s is of mesh %s, the data are of mesh %s: put the keys back that belong to them", f.path(name), a.Mesh(), f.mesh)
+	}
+	return a, nil
+}
+
+func (f files) writeAuthority(name string, a *cert.Authority) error {
+	b, err := a.MarshalPEM()
+	if err != nil {
+		return fmt.Errorf("write %s: %w", f.path(name), err)
+	}
+	if err := durable.WriteBytes(f.path(name), b); err != nil {
+		return fmt.Errorf("write %s: %w", f.path(name), err)
+	}
+	return nil
+}
+
+// readCertificates answers the certificates of a file; none where there is no file.
+func (f files) readCertificates(name string) (list []*x509.Certificate, err error) {
+	b, err := f.read(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for len(bytes.TrimSpace(b)) > 0 {
+		block, rest := pem.Decode(b)
+		if block == nil || block.Type != certificateBlock {
+			return nil, fmt.Errorf("%s: holds something that is not a certificate in PEM", f.path(name))
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.path(name), err)
+		}
+		list, b = append(list, c), rest
+	}
+	return list, nil
+}
+
+func (f files) writeCertificates(name string, list []*x509.Certificate) error {
+	var b []byte
+	for _, c := range list {
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: certificateBlock, Bytes: c.Raw})...)
+	}
+	if err := durable.WriteBytes(f.path(name), b); err != nil {
+		return fmt.Errorf("write %s: %w", f.path(name), err)
+	}
+	return nil
+}

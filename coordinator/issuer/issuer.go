@@ -1,0 +1,312 @@
+package issuer
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// Lifetimes of certificates, and between what an administrator may choose.
+const (
+	RootLifetime = 10 * 366 * 24 * time.Hour
+
+	IntermediateLifetime    = 30 * 24 * time.Hour
+	MinIntermediateLifetime = 2 * 24 * time.Hour
+	MaxIntermediateLifetime = 366 * 24 * time.Hour
+
+	NodeLifetime    = time.Hour
+	MinNodeLifetime = 10 * time.Minute
+	MaxNodeLifetime = 24 * time.Hour
+
+	leafLifetime = 24 * time.Hour
+	// rootWarning is how long before its end the root is spoken of.
+	rootWarning = 366 * 24 * time.Hour
+)
+
+// ErrNoIssuer says that the intermediate has ended, or is about to, and the root is not there to sign another.
+var ErrNoIssuer = errors.New("the intermediate certificate has ended and the root's key is not here")
+
+// Config is what an issuer needs to know.
+type Config struct {
+	Dir  string // such as DATA/pki
+	Mesh proto.MeshID
+	ID   string // of this coordinator in the mesh; empty: c1
+	// Fresh says that no node has a certificate of this mesh yet, so that a root may be made where none is. Otherwise a
+	// missing root is an error: with another one no node would know this coordinator.
+	Fresh                bool
+	NodeLifetime         time.Duration // 0: NodeLifetime
+	IntermediateLifetime time.Duration // 0: IntermediateLifetime
+	Clock                func() time.Time
+	Rand                 io.Reader // cryptographically random
+}
+
+// Issuer signs certificates. All methods may be called concurrently.
+type Issuer struct {
+	config   Config
+	files    files
+	root     *x509.Certificate
+	verifier *cert.Verifier
+
+	maintaining sync.Mutex // held while files change
+
+	mu      sync.Mutex
+	current *cert.Authority
+	older   []*x509.Certificate // intermediates before it that have not ended
+	leaf    *tls.Certificate    // signed by current
+}
+
+// Open loads the keys, or makes what a first start needs.
+func Open(c Config) (*Issuer, error) {
+	if err := c.complete(); err != nil {
+		return nil, fmt.Errorf("issuer: %w", err)
+	}
+	i := &Issuer{config: c, files: files{dir: c.Dir, mesh: c.Mesh}}
+	if err := i.load(); err != nil {
+		return nil, fmt.Errorf("issuer: %w", err)
+	}
+	return i, nil
+}
+
+func (c *Config) complete() error {
+	if c.ID == "" {
+		c.ID = "c1"
+	}
+	if c.NodeLifetime == 0 {
+		c.NodeLifetime = NodeLifetime
+	}
+	if c.IntermediateLifetime == 0 {
+		c.IntermediateLifetime = IntermediateLifetime
+	}
+	switch {
+	case c.Clock == nil || c.Rand == nil:
+		return errors.New("clock and randomness are required")
+	case c.NodeLifetime < MinNodeLifetime || c.NodeLifetime > MaxNodeLifetime:
+		return fmt.Errorf("node certificates of %v: want %v to %v", c.NodeLifetime, MinNodeLifetime, MaxNodeLifetime)
+	case c.IntermediateLifetime < MinIntermediateLifetime || c.IntermediateLifetime > MaxIntermediateLifetime:
+		return fmt.Errorf("intermediate certificates of %v: want %v to %v", c.IntermediateLifetime, MinIntermediateLifetime, MaxIntermediateLifetime)
+	}
+	return c.Mesh.Validate()
+}
+
+func (i *Issuer) load() error {
+	if err := i.files.prepare(); err != nil {
+		return err
+	}
+	if err := i.loadRoot(); err != nil {
+		return err
+	}
+	var err error
+	if i.verifier, err = cert.NewVerifier(i.config.Mesh, []*x509.Certificate{i.root}); err != nil {
+		return err
+	}
+	if i.current, err = i.files.readAuthority(intermediateFile); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if i.older, err = i.files.readCertificates(intermediatesFile); err != nil {
+		return err
+	}
+	i.older = i.useful(i.older)
+	_, err = i.Maintain()
+	if err != nil && (i.current == nil || !errors.Is(err, ErrNoIssuer)) {
+		return err
+	}
+	return i.verifier.AddIntermediates(i.Authorities())
+}
+
+// loadRoot reads the root's certificate. Where there is none it is taken from the root's key, which is what a first start
+// makes first; where there is no key either, this is a first start.
+func (i *Issuer) loadRoot() error {
+	list, err := i.files.readCertificates(rootFile)
+	if err != nil {
+		return err
+	}
+	if len(list) == 0 {
+		return i.makeRoot()
+	}
+	root, mesh, err := cert.ParseRoot(list[0].Raw)
+	if err != nil || len(list) != 1 {
+		return fmt.Errorf("%s: want the one certificate of the mesh root: %w", i.files.path(rootFile), err)
+	}
+	if mesh != i.config.Mesh {
+		return fmt.Errorf("%s is of mesh %s, the data are of mesh %s: put the keys back that belong to them", i.files.path(rootFile), mesh, i.config.Mesh)
+	}
+	i.root = root
+	return nil
+}
+
+func (i *Issuer) makeRoot() error {
+	a, err := i.files.readAuthority(rootKeyFile)
+	if errors.Is(err, os.ErrNotExist) {
+		if !i.config.Fresh {
+			return fmt.Errorf("%s is missing, and nodes of this mesh know its root: put the directory %s back from where it was kept",
+				i.files.path(rootFile), i.config.Dir)
+		}
+		if a, err = cert.NewRoot(i.config.Rand, i.config.Mesh, i.config.Clock(), RootLifetime); err == nil {
+			err = i.files.writeAuthority(rootKeyFile, a)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	i.root = a.Certificate()
+	return i.files.writeCertificates(rootFile, []*x509.Certificate{i.root})
+}
+
+// useful leaves out certificates that have ended, and the current one.
+func (i *Issuer) useful(list []*x509.Certificate) []*x509.Certificate {
+	now := i.config.Clock()
+	return slices.DeleteFunc(slices.Clone(list), func(c *x509.Certificate) bool {
+		return now.After(c.NotAfter.Add(cert.Skew)) || i.current != nil && c.Equal(i.current.Certificate())
+	})
+}
+
+// Maintain replaces the intermediate when half of its life is over, if the root's key is there. It says whether
+// Authorities gives something else than before; every netmap must then be made again. Whoever runs the coordinator calls
+// it about once a minute. ErrNoIssuer means that nothing can be issued; until then a missing root is no error.
+func (i *Issuer) Maintain() (changed bool, err error) {
+	i.maintaining.Lock()
+	defer i.maintaining.Unlock()
+	now := i.config.Clock()
+	old := i.authority()
+	if old != nil && now.Before(middle(old.Certificate())) {
+		return false, nil
+	}
+	root, err := i.files.readAuthority(rootKeyFile)
+	switch {
+	case errors.Is(err, os.ErrNotExist) && old != nil && now.Before(old.Certificate().NotAfter.Add(-MinNodeLifetime)):
+		return false, nil
+	case errors.Is(err, os.ErrNotExist):
+		return false, fmt.Errorf("%w: put it back as %s", ErrNoIssuer, i.files.path(rootKeyFile))
+	case err != nil:
+		return false, err
+	case cert.Fingerprint(root.Certificate()) != cert.Fingerprint(i.root):
+		return false, fmt.Errorf("%s is not the key of %s: put the right one back", i.files.path(rootKeyFile), i.files.path(rootFile))
+	}
+	return true, i.replace(root, old, now)
+}
+
+// replace makes the next intermediate. The certificate of the one before goes to its file first: nodes that it vouched
+// for must stay provable whatever happens.
+func (i *Issuer) replace(root, old *cert.Authority, now time.Time) error {
+	lifetime := min(i.config.IntermediateLifetime, root.Certificate().NotAfter.Sub(now))
+	next, err := root.NewIntermediate(i.config.Rand, now, lifetime)
+	if err != nil {
+		return err
+	}
+	older := i.useful(i.older)
+	if old != nil {
+		older = append(older, old.Certificate())
+		if err := i.files.writeCertificates(intermediatesFile, older); err != nil {
+			return err
+		}
+	}
+	if err := i.files.writeAuthority(intermediateFile, next); err != nil {
+		return err
+	}
+	i.mu.Lock()
+	i.current, i.older, i.leaf = next, older, nil
+	i.mu.Unlock()
+	return i.verifier.AddIntermediates([][]byte{next.Certificate().Raw})
+}
+
+func middle(c *x509.Certificate) time.Time {
+	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2)
+}
+
+func (i *Issuer) authority() *cert.Authority {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.current
+}
+
+// IssueNode signs a certificate that says what n says, valid from now on for the lifetime of node certificates or, if that
+// is less, as long as the intermediate is. Node keys without a validity of their own get the certificate's. It answers n
+// with what it filled in.
+func (i *Issuer) IssueNode(n cert.Node, now time.Time) (cert.Node, error) {
+	a := i.authority()
+	end := now.Add(i.config.NodeLifetime)
+	if last := a.Certificate().NotAfter; end.After(last) {
+		end = last
+	}
+	if end.Sub(now) < MinNodeLifetime {
+		return cert.Node{}, fmt.Errorf("%w: put it back as %s", ErrNoIssuer, i.files.path(rootKeyFile))
+	}
+	n.NotBefore, n.NotAfter = now.UTC().Truncate(time.Second), end.UTC().Truncate(time.Second)
+	n.Keys = slices.Clone(n.Keys)
+	for k := range n.Keys {
+		if n.Keys[k].NotAfter.IsZero() {
+			n.Keys[k].NotBefore, n.Keys[k].NotAfter = n.NotBefore, n.NotAfter
+		}
+	}
+	der, err := a.IssueNode(i.config.Rand, n)
+	if err != nil {
+		return cert.Node{}, err
+	}
+	issued, err := cert.ParseNode(der)
+	if err != nil {
+		return cert.Node{}, err
+	}
+	return *issued, nil
+}
+
+// GetCertificate is the hook of a tls.Config: the coordinator's leaf with all that leads to the root. The leaf and its key
+// are replaced at half of the leaf's life.
+func (i *Issuer) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	now := i.config.Clock()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.leaf != nil && now.Before(middle(i.leaf.Leaf)) {
+		return i.leaf, nil
+	}
+	next, err := i.makeLeaf(i.current, now)
+	if err == nil {
+		i.leaf = next
+	} else if i.leaf == nil || now.After(i.leaf.Leaf.NotAfter) {
+		return nil, fmt.Errorf("certificate of this coordinator: %w", err)
+	}
+	return i.leaf, nil
+}
+
+func (i *Issuer) makeLeaf(a *cert.Authority, now time.Time) (*tls.Certificate, error) {
+	signer, err := key.NewDevice(i.config.Rand)
+	if err != nil {
+		return nil, err
+	}
+	lifetime := min(leafLifetime, a.Certificate().NotAfter.Sub(now))
+	der, err := a.IssueCoordinator(i.config.Rand, i.config.Mesh, i.config.ID, signer.Public(), now, lifetime)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := cert.TLSCertificate(signer, der, a.Certificate().Raw, i.root.Raw)
+	return &leaf, err
+}
+
+// Authorities are the intermediates (DER) that certificates of nodes may have been issued under, newest first.
+func (i *Issuer) Authorities() [][]byte {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	list := [][]byte{i.current.Certificate().Raw}
+	for _, c := range slices.Backward(i.older) {
+		list = append(list, c.Raw)
+	}
+	return list
+}
+
+// Roots are the certificates (DER) that nodes trust.
+func (i *Issuer) Roots() [][]byte { return [][]byte{i.root.Raw} }
+
+// Fingerprint names the root in join codes.
+func (i *Issuer) Fingerprint() [32]byte { return cert.Fingerprint(i.root) }
+
+// Verifier trusts this mesh's root and knows the intermediates that were made here.
+func (i *Issuer) Verifier() *cert.Verifier { return i.verifier }
