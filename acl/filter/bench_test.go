@@ -3,6 +3,7 @@ package filter
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"testing"
 
@@ -103,28 +104,69 @@ func BenchmarkEstablishedTCP(b *testing.B) {
 	}
 }
 
-func BenchmarkNewFlow(b *testing.B) {
-	for _, rules := range []int{10, 1000, 10000} {
-		b.Run(fmt.Sprintf("rules=%d", rules), func(b *testing.B) {
-			f, r := benchFilter(b, 100, rules)
-			src, dst := r.Self.Addrs.V4, r.Peers[0].Addrs.V4
-			pkt := udp4(src, dst, 0, 1000, 64)
-			b.ReportAllocs()
-			i := uint32(0)
+// BenchmarkBatch is 64 packets of one flow a call; the figure is for one packet.
+func BenchmarkBatch(b *testing.B) {
+	const size = 64
+	f, r := benchFilter(b, 10, 10)
+	bufs, sizes, verdicts := make([][]byte, size), make([]int, size), make([]Verdict, size)
+	for i := range bufs {
+		bufs[i] = udp4(r.Self.Addrs.V4, r.Peers[0].Addrs.V4, 40000, 1000, 1372)
+		sizes[i] = len(bufs[i])
+	}
+	b.ReportAllocs()
+	n := 0
+	for b.Loop() {
+		if n%size == 0 {
+			f.OutBatch(bufs, sizes, 0, verdicts)
+		}
+		if !verdicts[n%size].Pass {
+			b.Fatal("dropped")
+		}
+		n++
+	}
+}
+
+// BenchmarkMemory is one dependent read from as much memory as so many flows take: the floor under the figures with many
+// flows, which wait for two or three such reads.
+func BenchmarkMemory(b *testing.B) {
+	for _, flows := range []int{10, 100000} {
+		b.Run(fmt.Sprintf("flows=%d", flows), func(b *testing.B) {
+			table, order := make([]flow, flows), rand.Perm(flows)
+			for i, n := range order {
+				table[n].tag = uint32(order[(i+1)%flows])
+			}
+			at := uint32(0)
 			for b.Loop() {
-				if i%50000 == 0 {
-					b.StopTimer()
-					empty(f)
-					b.StartTimer()
-				}
-				binary.BigEndian.PutUint16(pkt[20:], uint16(i%50000))
-				binary.BigEndian.PutUint16(pkt[22:], uint16(1000+3*(i%10)))
-				if v := f.Out(pkt); !v.Pass {
-					b.Fatal(v.Reason)
-				}
-				i++
+				at = table[at].tag
 			}
 		})
+	}
+}
+
+func BenchmarkNewFlow(b *testing.B) {
+	for _, rules := range []int{10, 1000, 10000} {
+		for _, flows := range []int{1000, 50000} {
+			b.Run(fmt.Sprintf("rules=%d/flows=%d", rules, flows), func(b *testing.B) {
+				f, r := benchFilter(b, 100, rules)
+				pkt := udp4(r.Self.Addrs.V4, r.Peers[0].Addrs.V4, 0, 1000, 64)
+				b.ReportAllocs()
+				i := 0
+				for b.Loop() {
+					if i == flows {
+						b.StopTimer()
+						empty(f)
+						i = 0
+						b.StartTimer()
+					}
+					binary.BigEndian.PutUint16(pkt[20:], uint16(i))
+					binary.BigEndian.PutUint16(pkt[22:], uint16(1000+3*(i%10)))
+					if v := f.Out(pkt); !v.Pass {
+						b.Fatal(v.Reason)
+					}
+					i++
+				}
+			})
+		}
 	}
 }
 

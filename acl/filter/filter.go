@@ -140,57 +140,102 @@ func (f *Filter) Install(p *Program) {
 }
 
 // Out judges a packet that the local host sends into the mesh.
-func (f *Filter) Out(pkt []byte) Verdict { return f.decide(proto.Out, 0, pkt) }
+func (f *Filter) Out(pkt []byte) Verdict { return f.one(proto.Out, 0, pkt) }
 
 // In judges a packet from the mesh whose sender the engine checked to be the owner of its source address.
-func (f *Filter) In(pkt []byte) Verdict { return f.decide(proto.In, 0, pkt) }
+func (f *Filter) In(pkt []byte) Verdict { return f.one(proto.In, 0, pkt) }
 
 // InFrom judges a packet that came from a peer, which may use its own addresses only.
 func (f *Filter) InFrom(from proto.NodeID, pkt []byte) Verdict {
 	if from == 0 {
 		return f.discard(Spoofed)
 	}
-	return f.decide(proto.In, from, pkt)
+	return f.one(proto.In, from, pkt)
 }
 
-// decide judges one packet; from is its sender where the engine names it, else zero.
-func (f *Filter) decide(d proto.Direction, from proto.NodeID, pkt []byte) Verdict {
+// OutBatch judges packets that the local host sent together, as a TUN device reads them: packet i is
+// bufs[i][offset:][:sizes[i]]. Verdicts must be at least as long as sizes. Each packet after another of the same flow
+// costs less than half.
+func (f *Filter) OutBatch(bufs [][]byte, sizes []int, offset int, verdicts []Verdict) {
+	var r run
+	for i, n := range sizes {
+		verdicts[i] = f.decide(&r, proto.Out, 0, bufs[i][offset:][:n])
+	}
+	r.release()
+}
+
+// InBatch judges packets that came together, as a TUN device writes them: packet i is bufs[i][offset:]. Verdicts must be
+// at least as long as bufs.
+func (f *Filter) InBatch(bufs [][]byte, offset int, verdicts []Verdict) {
+	var r run
+	for i, b := range bufs {
+		verdicts[i] = f.decide(&r, proto.In, 0, b[offset:])
+	}
+	r.release()
+}
+
+func (f *Filter) one(d proto.Direction, from proto.NodeID, pkt []byte) Verdict {
+	var r run
+	v := f.decide(&r, d, from, pkt)
+	r.release()
+	return v
+}
+
+// run is a row of packets of the same flow. While it lasts, the flow's shard stays locked and the flow found.
+type run struct {
+	s   *shard // locked, if not nil
+	fl  *flow
+	tag uint32
+}
+
+func (r *run) release() {
+	if r.s != nil {
+		r.s.mu.Unlock()
+		r.s, r.fl = nil, nil
+	}
+}
+
+// decide judges one packet of a run; from is its sender where the engine names it, else zero.
+func (f *Filter) decide(r *run, d proto.Direction, from proto.NodeID, pkt []byte) Verdict {
 	var p packet.Packet
 	if fault := packet.Parse(pkt, &p); fault != packet.OK {
 		return f.discard(Reason(fault))
 	}
 	switch {
 	case p.Fragment:
+		r.release()
 		return f.fragment(d, from, &p)
 	case isICMP(p.Proto) && !p.IsEchoRequest() && !p.IsEchoReply():
+		r.release()
 		return f.control(d, from, pkt, &p)
 	}
-	return f.flow(d, from, &p)
+	return f.flow(r, d, from, &p)
+}
+
+// flow judges a packet by the flow that it belongs to, or opens.
+func (f *Filter) flow(r *run, d proto.Direction, from proto.NodeID, p *packet.Packet) Verdict {
+	var k key
+	k.of(d, p)
+	if r.fl == nil || !k.equal(&r.fl.key) {
+		r.release()
+		h := f.seed.hash(&k)
+		r.s, r.tag = &f.shards[h%shardCount], uint32(h>>32)
+		r.s.mu.Lock()
+		r.fl = r.s.find(&k, r.tag)
+	}
+	by, now := f.current.Load(), tick(f.clock.Load())
+	if fl := r.fl; fl != nil && fl.by == by && now < fl.expires && !isOpening(p) && (from == 0 || from == fl.peer.id) {
+		fl.touch(sender(d), p, now)
+		r.s.passed[d].add(p)
+		return Verdict{Pass: true, rule: fl.rule}
+	}
+	v := visit{f, r.s, by, d, from, k, r.tag, now}
+	verdict := v.judge(r.fl, p)
+	r.release()
+	return verdict
 }
 
 func isICMP(protocol uint8) bool { return protocol == proto.ProtoICMP || protocol == proto.ProtoICMPv6 }
-
-// flow judges a packet by the flow that it belongs to, or opens.
-func (f *Filter) flow(d proto.Direction, from proto.NodeID, p *packet.Packet) Verdict {
-	by := f.current.Load()
-	var k key
-	k.of(d, p)
-	h := f.seed.hash(&k)
-	s, tag, now := &f.shards[h%shardCount], uint32(h>>32), tick(f.clock.Load())
-	s.mu.Lock()
-	fl := s.find(&k, tag)
-	if fl != nil && fl.by == by && now < fl.expires && !isOpening(p) && (from == 0 || from == fl.peer.id) {
-		fl.touch(sender(d), p, now)
-		s.passed[d].add(p)
-		v := Verdict{Pass: true, rule: fl.rule}
-		s.mu.Unlock()
-		return v
-	}
-	v := visit{f, s, f.current.Load(), d, from, k, tag, now}
-	verdict := v.judge(fl, p)
-	s.mu.Unlock()
-	return verdict
-}
 
 // discard drops a packet of which too little is known for a record.
 func (f *Filter) discard(r Reason) Verdict {

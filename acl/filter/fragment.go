@@ -50,14 +50,16 @@ func (f *Filter) fragment(d proto.Direction, from proto.NodeID, p *packet.Packet
 		return f.discard(ICMPType) // no message that we let pass by itself is large enough to come in pieces
 	}
 	now := tick(f.clock.Load())
-	flow, r := f.fragments.accept(d, k, p, now)
-	if r != Permitted {
-		return f.discard(r)
+	flow, reason := f.fragments.accept(d, k, p, now)
+	if reason != Permitted {
+		return f.discard(reason)
 	}
 	if p.Later() {
 		return f.follow(d, from, &flow, p, true)
 	}
-	v := f.flow(d, from, p)
+	var r run
+	v := f.flow(&r, d, from, p)
+	r.release()
 	if !v.Pass {
 		f.fragments.forget(k)
 	}
