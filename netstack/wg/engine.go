@@ -2,6 +2,7 @@ package wg
 
 import (
 	"errors"
+	"io"
 	"net/netip"
 	"time"
 
@@ -27,6 +28,8 @@ type Engine interface {
 	Peers() ([]PeerStats, error)
 	// Port is the UDP port; 0 where nothing listens.
 	Port() (uint16, error)
+	// WriteUAPI writes the state as the answer to the text protocol's "get", without private and pre-shared keys.
+	WriteUAPI(io.Writer) error
 	// Done is closed when the engine ended: by Close, or by itself because the TUN device broke.
 	Done() <-chan struct{}
 	// Close ends all sessions, closes TUN device and bind, and waits.

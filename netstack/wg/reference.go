@@ -1,15 +1,16 @@
 package wg
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -263,14 +264,32 @@ func (r *Reference) Port() (uint16, error) {
 }
 
 func (r *Reference) state() (state, error) {
-	if r.ended() {
-		return state{}, ErrClosed
-	}
-	text, err := r.dev.IpcGet()
+	text, err := r.get()
 	if err != nil {
-		return state{}, fmt.Errorf("ask WireGuard for its state: %w", err)
+		return state{}, err
 	}
-	return readState(strings.NewReader(text))
+	return readState(text)
+}
+
+// get is the device's state, secrets and all.
+func (r *Reference) get() (io.Reader, error) {
+	if r.ended() {
+		return nil, ErrClosed
+	}
+	var text bytes.Buffer
+	if err := r.dev.IpcGetOperation(&text); err != nil {
+		return nil, fmt.Errorf("ask WireGuard for its state: %w", err)
+	}
+	return &text, nil
+}
+
+// WriteUAPI implements Engine.
+func (r *Reference) WriteUAPI(w io.Writer) error {
+	text, err := r.get()
+	if err != nil {
+		return err
+	}
+	return publish(w, text)
 }
 
 // Done implements Engine.

@@ -1,0 +1,121 @@
+package wg
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+const fullState = `private_key=0011
+listen_port=41641
+fwmark=51820
+public_key=aabb
+preshared_key=2233
+protocol_version=1
+endpoint=?192.0.2.1:7,[2001:db8::1]:7
+last_handshake_time_sec=1
+last_handshake_time_nsec=2
+tx_bytes=3
+rx_bytes=4
+persistent_keepalive_interval=0
+allowed_ip=100.64.0.2/32
+some_future_secret=4455
+`
+
+const publicState = `listen_port=41641
+fwmark=51820
+public_key=aabb
+protocol_version=1
+endpoint=192.0.2.1:7
+last_handshake_time_sec=1
+last_handshake_time_nsec=2
+tx_bytes=3
+rx_bytes=4
+persistent_keepalive_interval=0
+allowed_ip=100.64.0.2/32
+`
+
+func serveState(t *testing.T, state func(io.Writer) error) (*uapi, func() net.Conn) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "wg.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := startUAPI(l, state)
+	t.Cleanup(func() { u.Close() })
+	return u, func() net.Conn {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		return c
+	}
+}
+
+// readAnswer reads to the blank line that ends an answer.
+func readAnswer(t *testing.T, r *bufio.Reader) string {
+	t.Helper()
+	var b strings.Builder
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			t.Fatalf("after %q: %v", b.String(), err)
+		}
+		if line == "\n" {
+			return b.String()
+		}
+		b.WriteString(line)
+	}
+}
+
+func TestUAPI(t *testing.T) {
+	u, dial := serveState(t, func(w io.Writer) error { return publish(w, strings.NewReader(fullState)) })
+	c := dial()
+	r := bufio.NewReader(c)
+	for _, step := range []struct{ ask, want string }{
+		{"get=1\n\n", publicState + "errno=0\n"},
+		{"set=1\nprivate_key=00\nreplace_peers=true\n\n", "errno=-1\n"},
+		{"get=1\nx", "errno=-22\n"},
+	} {
+		if _, err := io.WriteString(c, step.ask); err != nil {
+			t.Fatal(err)
+		}
+		if got := readAnswer(t, r); got != step.want {
+			t.Errorf("%q: got\n%s\nwant\n%s", step.ask, got, step.want)
+		}
+	}
+	for _, hostile := range []string{"boo\n", strings.Repeat("x", uapiLine+1), "set=1\n" + strings.Repeat(strings.Repeat("y", 500)+"\n", 2200)} {
+		c := dial()
+		_, _ = io.WriteString(c, hostile)
+		if b, err := io.ReadAll(c); err != nil && !errors.Is(err, net.ErrClosed) && len(b) > 0 {
+			t.Errorf("%.10q: got %q, %v", hostile, b, err)
+		}
+	}
+	for range 2 {
+		if err := u.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestUAPIBrokenEngine(t *testing.T) {
+	_, dial := serveState(t, func(w io.Writer) error {
+		_, _ = io.WriteString(w, "half an answer")
+		return ErrClosed
+	})
+	c := dial()
+	if _, err := io.WriteString(c, "get=1\n\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got := readAnswer(t, bufio.NewReader(c)); got != "errno=-5\n" {
+		t.Errorf("got %q", got)
+	}
+}
