@@ -1,0 +1,316 @@
+package control
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/agent/device"
+	"github.com/redoubt-mesh/redoubt/agent/enroll"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
+	"github.com/redoubt-mesh/redoubt/agent/machine"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+const (
+	// steady is how long a stream must have lived for its end to be no failure.
+	steady = 30 * time.Second
+	// unasked is how long to stay away from a coordinator that said not to come back by ourselves. It, or its policy,
+	// may be mended meanwhile, and nobody tells us.
+	unasked = 10 * time.Minute
+)
+
+// Config is the edges of the package, and what it says of this node.
+type Config struct {
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Now is mesh time; Heard is told the coordinator's.
+	Now   func() time.Time
+	Heard func(server time.Time)
+	Rand  *rand.Rand // of this package's goroutine alone
+
+	URLs              []string
+	Device            device.Key
+	Node              key.NodePrivate
+	Program, Hostname string
+
+	// Emit takes what happened, or gives up when the context ends. It is called by one goroutine, and not after Close has
+	// returned.
+	Emit func(context.Context, machine.Event)
+}
+
+// Client keeps a stream open. Its methods may be called from any goroutine.
+type Client struct {
+	cfg    Config
+	cancel context.CancelFunc
+	done   chan struct{}
+	kick   chan struct{}
+	out    *outbox
+
+	mu      sync.Mutex
+	self    *identity.Self
+	applied proto.Version
+	live    *stream // nil while there is none
+}
+
+// Attach opens a stream for a node that resumes from a version, and keeps one open until Close.
+func Attach(cfg Config, self *identity.Self, applied proto.Version) *Client {
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &Client{
+		cfg: cfg, cancel: cancel, done: make(chan struct{}), kick: make(chan struct{}, 1),
+		out: newOutbox(), self: self, applied: applied,
+	}
+	go func() {
+		defer close(c.done)
+		c.run(ctx)
+	}()
+	return c
+}
+
+// Close ends the stream and waits.
+func (c *Client) Close() {
+	c.cancel()
+	<-c.done
+}
+
+// Ack tells the coordinator what the data path enforces.
+func (c *Client) Ack(v proto.Version) { c.out.ack(v) }
+
+// Report tells the coordinator, of this stream and of those that come, where this node may be reached.
+func (c *Client) Report(endpoints []proto.Endpoint, port uint16) { c.out.report(endpoints, port) }
+
+// Renew asks for the next certificate.
+func (c *Client) Renew() { c.out.renew() }
+
+// Resume sets the version that the next stream resumes from.
+func (c *Client) Resume(v proto.Version) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.applied = v
+}
+
+// SetSelf sets the identity that the next stream is opened with.
+func (c *Client) SetSelf(self *identity.Self) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.self = self
+}
+
+// Redial ends the stream; another follows.
+func (c *Client) Redial(reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.live != nil {
+		c.live.end(errors.New(reason))
+	}
+}
+
+// Kick is for when the network changed: a client that waits dials at once, and a stream whose own address is gone, as
+// lost says, ends.
+func (c *Client) Kick(lost func(net.Addr) bool) {
+	c.mu.Lock()
+	live := c.live
+	c.mu.Unlock()
+	if live == nil {
+		select {
+		case c.kick <- struct{}{}:
+		default:
+		}
+		return
+	}
+	if lost(live.ch.conn.LocalAddr()) {
+		live.end(errors.New("this host's address changed"))
+	}
+}
+
+func (c *Client) run(ctx context.Context) {
+	var backoff Backoff
+	for turn := 0; ctx.Err() == nil; turn++ {
+		opened, lived, err := c.attempt(ctx, c.cfg.URLs[turn%len(c.cfg.URLs)])
+		if ctx.Err() != nil {
+			return
+		}
+		var refused *refusedError
+		switch {
+		case errors.As(err, &refused):
+			kind := refused.kind()
+			c.cfg.Emit(ctx, machine.Refused{Kind: kind, Message: refused.Error()})
+			if kind == machine.RefusedRevoked {
+				<-ctx.Done() // the machine decides what becomes of the client
+				return
+			}
+		case opened:
+			c.cfg.Emit(ctx, machine.Lost{Reason: err.Error()})
+		default:
+			c.cfg.Emit(ctx, machine.Trouble{Reason: err.Error()})
+		}
+		if lived > steady {
+			backoff.Reset()
+		}
+		if !opened && named(err) == 0 && (turn+1)%len(c.cfg.URLs) != 0 {
+			continue // the next one may answer
+		}
+		c.wait(ctx, backoff.Fail(c.cfg.Rand.Float64(), named(err)))
+	}
+}
+
+func (c *Client) wait(ctx context.Context, pause time.Duration) {
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	case <-c.kick:
+	}
+}
+
+// attempt opens one stream and serves it to its end, of which it returns the cause.
+func (c *Client) attempt(ctx context.Context, coordinator string) (opened bool, lived time.Duration, err error) {
+	c.mu.Lock()
+	self, applied := c.self, c.applied
+	c.mu.Unlock()
+	certificate := &tls.Certificate{Certificate: self.Record.Chain, PrivateKey: c.cfg.Device}
+	ch, err := c.cfg.open(ctx, coordinator, certificate, func(chain [][]byte) error {
+		_, err := self.Verifier.Coordinator(chain, c.cfg.Now())
+		return err
+	})
+	if err != nil {
+		return false, 0, fmt.Errorf("coordinator %s: %w", coordinator, err)
+	}
+	s := newStream(ctx, c, ch, self)
+	c.mu.Lock()
+	c.live = s
+	c.mu.Unlock()
+	begin := time.Now()
+	opened, err = s.serve(coordinator, applied)
+	c.mu.Lock()
+	c.live = nil
+	c.mu.Unlock()
+	return opened, time.Since(begin), fmt.Errorf("coordinator %s: %w", coordinator, err)
+}
+
+// refusedError is a coordinator's Refusal.
+type refusedError struct {
+	code    redoubtv1.Refusal_Code
+	message string
+	final   bool // it said not to try again
+}
+
+func (e *refusedError) Error() string { return e.message }
+
+// kind says what a refusal means for a node with a certificate.
+func (e *refusedError) kind() machine.Refusal {
+	if e.code == redoubtv1.Refusal_CODE_REVOKED || e.code == redoubtv1.Refusal_CODE_DELETED && e.final {
+		return machine.RefusedRevoked
+	}
+	return machine.RefusedForNow
+}
+
+func refused(r *redoubtv1.Refusal) error {
+	after := time.Duration(r.GetRetryAfterSeconds()) * time.Second
+	e := &refusedError{code: r.GetCode(), message: r.GetMessage(), final: after == 0}
+	if e.message == "" {
+		e.message = "refused without a reason (" + r.GetCode().String() + ")"
+	}
+	if e.final {
+		after = unasked
+	}
+	return &retryError{e, min(after, time.Hour)}
+}
+
+// Enrol asks for the first certificate until it is there, refused for good, or the context ends. Trouble is emitted for what
+// is tried again.
+func Enrol(ctx context.Context, cfg Config, r enroll.Request) (*identity.Self, error) {
+	var backoff Backoff
+	for turn := 0; ; turn++ {
+		self, err := cfg.enrol(ctx, cfg.URLs[turn%len(cfg.URLs)], r)
+		if err == nil {
+			return self, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		var refused *refusedError
+		if errors.As(err, &refused) && refused.final || errors.Is(err, cert.ErrPin) {
+			return nil, err
+		}
+		cfg.Emit(ctx, machine.Trouble{Reason: err.Error()})
+		if named(err) == 0 && (turn+1)%len(cfg.URLs) != 0 {
+			continue
+		}
+		pause := time.NewTimer(backoff.Fail(cfg.Rand.Float64(), named(err)))
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
+	}
+}
+
+func (c Config) enrol(ctx context.Context, coordinator string, r enroll.Request) (*identity.Self, error) {
+	ch, err := c.open(ctx, coordinator, nil, func(chain [][]byte) error { return pinned(chain, r.Root, c.Now()) })
+	if err != nil {
+		return nil, fmt.Errorf("coordinator %s: %w", coordinator, err)
+	}
+	stop := context.AfterFunc(ctx, func() { ch.conn.Close() })
+	defer stop()
+	defer ch.conn.Close()
+	self, err := c.exchange(ch, r)
+	if err != nil {
+		return nil, fmt.Errorf("coordinator %s: %w", coordinator, err)
+	}
+	return self, nil
+}
+
+// exchange is a whole enrolment on an open channel.
+func (c Config) exchange(ch *channel, r enroll.Request) (*identity.Self, error) {
+	x, err := enroll.Enrol(r)
+	if err != nil {
+		return nil, err
+	}
+	ch.conn.SetDeadline(time.Now().Add(exchangeTimeout))
+	if err := ch.write(x.First()); err != nil {
+		return nil, err
+	}
+	for {
+		down, err := ch.read(maxGreeting)
+		if err != nil {
+			return nil, err
+		}
+		switch m := down.GetMessage().(type) {
+		case *redoubtv1.Down_Challenge:
+			c.Heard(time.UnixMilli(m.Challenge.GetServerTime()))
+			up, err := x.Answer(m.Challenge, ch.exporter)
+			if err != nil {
+				return nil, err
+			}
+			if err := ch.send(up); err != nil {
+				return nil, err
+			}
+		case *redoubtv1.Down_Result:
+			return x.Finish(m.Result)
+		case *redoubtv1.Down_Refusal:
+			return nil, refused(m.Refusal)
+		case *redoubtv1.Down_KeepAlive:
+		default:
+			return nil, fmt.Errorf("%w: %T", enroll.ErrOrder, m)
+		}
+	}
+}
+
+// pinned judges a coordinator by the root that a join code named.
+func pinned(chain [][]byte, fingerprint [32]byte, at time.Time) error {
+	_, err := cert.JoinCoordinator(chain, fingerprint, at)
+	if errors.Is(err, cert.ErrPin) {
+		return fmt.Errorf("%w: the join code names root %x..., the coordinator shows %s; "+
+			"somebody may be in between, or the code is of another mesh", err, fingerprint[:6], shown(chain))
+	}
+	return err
+}

@@ -1,0 +1,115 @@
+package control
+
+import (
+	"encoding/binary"
+	"slices"
+	"sync"
+
+	"github.com/redoubt-mesh/redoubt/agent/enroll"
+	"github.com/redoubt-mesh/redoubt/proto"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
+)
+
+// outbox is what waits to be sent: the newest of each kind, and nothing twice. What was reported outlives a stream.
+type outbox struct {
+	wake chan struct{} // holds one when there is something
+
+	mu         sync.Mutex
+	applied    *proto.Version
+	reported   *redoubtv1.Report
+	unreported bool
+	wanted     bool // a renewal is asked for but not begun
+	under      *enroll.Exchange
+	proof      *redoubtv1.Up
+	alive      bool
+}
+
+func newOutbox() *outbox { return &outbox{wake: make(chan struct{}, 1)} }
+
+// put changes the outbox and wakes the writer.
+func (o *outbox) put(f func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	f()
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// begin is for a new stream: what belonged to the one before is void.
+func (o *outbox) begin() {
+	o.put(func() {
+		o.applied, o.wanted, o.under, o.proof = nil, false, nil, nil
+		o.unreported = o.reported != nil
+	})
+}
+
+func (o *outbox) ack(v proto.Version) { o.put(func() { o.applied = &v }) }
+
+func (o *outbox) report(endpoints []proto.Endpoint, port uint16) {
+	endpoints = endpoints[:min(len(endpoints), proto.MaxEndpoints)]
+	r := &redoubtv1.Report{Endpoints: wire.FromEndpoints(endpoints), ListenPort: uint32(port)}
+	o.put(func() { o.reported, o.unreported = r, true })
+}
+
+func (o *outbox) renew() { o.put(func() { o.wanted = o.under == nil }) }
+
+func (o *outbox) prove(up *redoubtv1.Up) { o.put(func() { o.proof = up }) }
+
+func (o *outbox) keepAlive() { o.put(func() { o.alive = true }) }
+
+// exchange is the renewal that was asked for on the wire.
+func (o *outbox) exchange() *enroll.Exchange {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.under
+}
+
+func (o *outbox) renewing() bool { return o.exchange() != nil }
+
+// renewed is the end of a renewal, a good one or not.
+func (o *outbox) renewed() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.under, o.proof = nil, nil
+}
+
+// take returns the frames of what waits. Begin makes the exchange of a renewal that is asked for.
+func (o *outbox) take(begin func() (*enroll.Exchange, error)) ([]byte, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var frames []byte
+	if o.wanted {
+		x, err := begin()
+		if err != nil {
+			return nil, err
+		}
+		o.wanted, o.under = false, x
+		frames = binary.BigEndian.AppendUint32(frames, uint32(len(x.First())))
+		frames = append(frames, x.First()...)
+	}
+	var ups []*redoubtv1.Up
+	if o.proof != nil {
+		ups, o.proof = append(ups, o.proof), nil
+	}
+	if o.applied != nil {
+		v := wire.FromVersion(*o.applied)
+		ups, o.applied = append(ups, &redoubtv1.Up{Message: &redoubtv1.Up_Applied{Applied: &redoubtv1.Applied{Version: v}}}), nil
+	}
+	if o.unreported {
+		ups, o.unreported = append(ups, &redoubtv1.Up{Message: &redoubtv1.Up_Report{Report: o.reported}}), false
+	}
+	if o.alive && len(ups) == 0 && len(frames) == 0 {
+		ups = append(ups, &redoubtv1.Up{Message: &redoubtv1.Up_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{}}})
+	}
+	o.alive = false
+	for _, up := range ups {
+		var err error
+		if frames, err = wire.AppendFrame(frames, up); err != nil {
+			return nil, err
+		}
+	}
+	return slices.Clip(frames), nil
+}

@@ -1,0 +1,296 @@
+package control
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/agent/enroll"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
+	"github.com/redoubt-mesh/redoubt/agent/machine"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
+)
+
+const (
+	// exchangeTimeout is how long a coordinator may take over a certificate.
+	exchangeTimeout = 60 * time.Second
+	// writeTimeout is how long a frame may take to be sent.
+	writeTimeout = 20 * time.Second
+	// greetTimeout is how long the coordinator may take to say welcome.
+	greetTimeout = 15 * time.Second
+	// grace is what a keepalive may be late.
+	grace = 5 * time.Second
+
+	maxGreeting = wire.MaxFrameUnauthenticated
+)
+
+// Bounds of what a coordinator may ask for as the time between keepalives.
+const (
+	keepAliveMin = 5 * time.Second
+	keepAliveMax = 5 * time.Minute
+)
+
+// read waits for the next message.
+func (ch *channel) read(limit int) (*redoubtv1.Down, error) {
+	frame, err := wire.ReadFrame(ch.r, nil, limit)
+	if err != nil {
+		return nil, err
+	}
+	return wire.DecodeDown(frame)
+}
+
+// write sends a message that is encoded already.
+func (ch *channel) write(message []byte) error {
+	frame := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(message)), uint32(len(message)))
+	_, err := ch.conn.Write(append(frame, message...))
+	return err
+}
+
+func (ch *channel) send(up *redoubtv1.Up) error {
+	frame, err := wire.AppendFrame(nil, up)
+	if err != nil {
+		return err
+	}
+	_, err = ch.conn.Write(frame)
+	return err
+}
+
+// stream is an open one, of a node with a certificate.
+type stream struct {
+	ctx  context.Context // of the client
+	c    *Client
+	ch   *channel
+	self *identity.Self
+
+	snapshot wire.NetmapAssembler
+	delta    wire.DeltaAssembler
+
+	renewal  *enroll.Exchange // nil: none is under way
+	deadline *time.Timer      // of it
+
+	once  sync.Once
+	cause error // why it ended; set once
+	ended chan struct{}
+}
+
+func newStream(ctx context.Context, c *Client, ch *channel, self *identity.Self) *stream {
+	return &stream{ctx: ctx, c: c, ch: ch, self: self, ended: make(chan struct{})}
+}
+
+// end ends the stream, for the first cause given.
+func (s *stream) end(cause error) {
+	s.once.Do(func() {
+		s.cause = cause
+		close(s.ended)
+		s.ch.conn.Close()
+	})
+}
+
+// serve runs the stream to its end, and says whether the coordinator had welcomed us.
+func (s *stream) serve(coordinator string, applied proto.Version) (opened bool, err error) {
+	stop := context.AfterFunc(s.ctx, func() { s.end(s.ctx.Err()) })
+	defer stop()
+	keepAlive, err := s.greet(coordinator, applied)
+	if err != nil {
+		s.end(err)
+		return false, s.cause
+	}
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		if err := s.write(keepAlive); err != nil {
+			s.end(err)
+		}
+	})
+	err = s.read(2*keepAlive + grace)
+	s.end(err)
+	writer.Wait()
+	if s.deadline != nil {
+		s.deadline.Stop()
+	}
+	return true, s.cause
+}
+
+// greet says hello and awaits welcome.
+func (s *stream) greet(coordinator string, applied proto.Version) (keepAlive time.Duration, err error) {
+	hello := enroll.Hello(s.c.cfg.Program, s.c.cfg.Hostname)
+	attach := &redoubtv1.Attach{}
+	if !applied.IsZero() {
+		attach.Applied = wire.FromVersion(applied)
+	}
+	hello.Purpose = &redoubtv1.Hello_Attach{Attach: attach}
+	s.ch.conn.SetDeadline(time.Now().Add(greetTimeout))
+	if err := s.ch.send(&redoubtv1.Up{Message: &redoubtv1.Up_Hello{Hello: hello}}); err != nil {
+		return 0, err
+	}
+	down, err := s.ch.read(maxGreeting)
+	if err != nil {
+		return 0, err
+	}
+	s.ch.conn.SetDeadline(time.Time{})
+	switch m := down.GetMessage().(type) {
+	case *redoubtv1.Down_Refusal:
+		return 0, refused(m.Refusal)
+	case *redoubtv1.Down_Welcome:
+		w := m.Welcome
+		if p := w.GetProtocol(); p < proto.ProtocolMin || p > proto.ProtocolMax {
+			return 0, fmt.Errorf("it speaks version %d of the protocol, this agent %d to %d: upgrade the older one",
+				p, proto.ProtocolMin, proto.ProtocolMax)
+		}
+		s.c.out.begin()
+		s.heard(w.GetServerTime())
+		s.emit(machine.Connected{URL: coordinator, RenewFirst: w.GetRenewFirst()})
+		return min(max(time.Duration(w.GetKeepAliveSeconds())*time.Second, keepAliveMin), keepAliveMax), nil
+	default:
+		return 0, fmt.Errorf("%w: %T in place of a welcome", enroll.ErrOrder, m)
+	}
+}
+
+func (s *stream) emit(e machine.Event) { s.c.cfg.Emit(s.ctx, e) }
+
+func (s *stream) heard(serverTime int64) {
+	if serverTime > 0 {
+		s.c.cfg.Heard(time.UnixMilli(serverTime))
+	}
+}
+
+// read takes frames until something ends that.
+func (s *stream) read(patience time.Duration) error {
+	for {
+		s.ch.conn.SetReadDeadline(time.Now().Add(patience))
+		down, err := s.ch.read(wire.MaxFrame)
+		if err != nil {
+			return err
+		}
+		if err := s.take(down); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *stream) take(down *redoubtv1.Down) error {
+	switch m := down.GetMessage().(type) {
+	case *redoubtv1.Down_Netmap:
+		if s.delta.Busy() {
+			return fmt.Errorf("%w: a netmap within a change", enroll.ErrOrder)
+		}
+		done, nm, err := s.snapshot.Add(m.Netmap)
+		if err != nil {
+			return err
+		}
+		if done {
+			s.emit(machine.Snapshot{Netmap: nm})
+			return nil
+		}
+	case *redoubtv1.Down_Delta:
+		if s.snapshot.Busy() {
+			return fmt.Errorf("%w: a change within a netmap", enroll.ErrOrder)
+		}
+		done, d, err := s.delta.Add(m.Delta)
+		if err != nil {
+			return err
+		}
+		if done {
+			s.emit(machine.Change{Delta: d})
+			return nil
+		}
+	case *redoubtv1.Down_KeepAlive:
+		s.heard(m.KeepAlive.GetServerTime())
+	case *redoubtv1.Down_Challenge:
+		return s.challenge(m.Challenge)
+	case *redoubtv1.Down_Result:
+		return s.result(m.Result)
+	case *redoubtv1.Down_Refusal:
+		err := refused(m.Refusal)
+		if s.c.out.renewing() {
+			s.emit(machine.RenewFailed{Reason: err.Error()})
+		}
+		return err
+	case *redoubtv1.Down_Welcome:
+		return fmt.Errorf("%w: a second welcome", enroll.ErrOrder)
+	}
+	s.emit(machine.Heard{})
+	return nil
+}
+
+func (s *stream) challenge(c *redoubtv1.Challenge) error {
+	x := s.c.out.exchange()
+	if x == nil {
+		return fmt.Errorf("%w: a challenge that nobody asked for", enroll.ErrOrder)
+	}
+	s.heard(c.GetServerTime())
+	up, err := x.Answer(c, s.ch.exporter)
+	if err != nil {
+		return err
+	}
+	s.c.out.prove(up)
+	return nil
+}
+
+func (s *stream) result(r *redoubtv1.Result) error {
+	x := s.c.out.exchange()
+	if x == nil {
+		return fmt.Errorf("%w: a certificate that nobody asked for", enroll.ErrOrder)
+	}
+	self, err := x.Finish(r)
+	s.c.out.renewed()
+	if err != nil {
+		s.emit(machine.RenewFailed{Reason: err.Error()})
+		return err
+	}
+	s.emit(machine.Renewed{Self: self})
+	return nil
+}
+
+// write sends what is in the outbox, and keepalives when there was nothing for long.
+func (s *stream) write(keepAlive time.Duration) error {
+	idle := time.NewTimer(keepAlive)
+	defer idle.Stop()
+	for {
+		select {
+		case <-s.ended:
+			return nil
+		case <-s.c.out.wake:
+		case <-idle.C:
+			s.c.out.keepAlive()
+		}
+		frames, err := s.c.out.take(s.begin)
+		if err != nil {
+			return err
+		}
+		if len(frames) > 0 {
+			s.ch.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+			if _, err := s.ch.conn.Write(frames); err != nil {
+				return err
+			}
+			idle.Reset(keepAlive)
+		}
+	}
+}
+
+// begin makes the exchange of a renewal.
+func (s *stream) begin() (*enroll.Exchange, error) {
+	s.deadline = time.AfterFunc(exchangeTimeout, func() {
+		if s.c.out.renewing() {
+			s.end(errors.New("the coordinator did not answer the request for a certificate"))
+		}
+	})
+	return enroll.Renew(enroll.Request{Device: s.c.cfg.Device, Node: s.c.cfg.Node, Program: s.c.cfg.Program, Hostname: s.c.cfg.Hostname})
+}
+
+// shown names the last certificate of a chain, which should be a root.
+func shown(chain [][]byte) string {
+	if len(chain) > 0 {
+		if c, err := x509.ParseCertificate(chain[len(chain)-1]); err == nil {
+			f := cert.Fingerprint(c)
+			return fmt.Sprintf("%x...", f[:6])
+		}
+	}
+	return "none"
+}

@@ -1,0 +1,39 @@
+// Package device is the node's device key: the key that its certificate is about, and that never leaves the machine.
+//
+// Here it lives in a file of the state directory. Keys that a TPM holds will be another Key.
+package device
+
+import (
+	"crypto"
+	"fmt"
+	"io"
+
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// Key signs for this machine. It signs digests of SHA-256, and is the signer of the node's TLS certificate.
+type Key interface {
+	crypto.Signer
+	Device() key.DevicePublic
+}
+
+// Store keeps a software key; it makes what it is given last before it returns.
+type Store interface {
+	DeviceKey() (k key.DevicePrivate, ok bool)
+	SaveDeviceKey(key.DevicePrivate) error
+}
+
+// Open returns the key of the store, making one if there is none.
+func Open(s Store, rand io.Reader) (Key, error) {
+	if k, ok := s.DeviceKey(); ok {
+		return k, nil
+	}
+	k, err := key.NewDevice(rand)
+	if err != nil {
+		return nil, fmt.Errorf("make the device key: %w", err)
+	}
+	if err := s.SaveDeviceKey(k); err != nil {
+		return nil, err
+	}
+	return k, nil
+}

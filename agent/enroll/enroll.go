@@ -1,0 +1,160 @@
+// Package enroll is a node's side of getting a certificate, the first one and every next one. It is pure: what was heard goes
+// in, what is to be said comes out; package control carries it.
+//
+//	Enrol(request) ─► hello ─►                      Renew(request) ─► renew ─►
+//	                         coordinator                                     coordinator
+//	Answer(challenge, exporter) ◄─ challenge ◄─     (the same from here on)
+//	       └─► proof ─►
+//	Finish(result) ◄─ result ◄─
+//
+// The keys are on the disk before the first message is sent. So whoever is killed, and whichever message is lost, the node
+// asks again with the same keys, and the coordinator gives the same node.
+package enroll
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"runtime"
+
+	pb "google.golang.org/protobuf/proto"
+
+	"github.com/redoubt-mesh/redoubt/agent/device"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
+)
+
+// EvidenceToken is the kind of evidence that a join token is.
+const EvidenceToken = "token"
+
+// Request is what a node asks with.
+type Request struct {
+	Device device.Key
+	Node   key.NodePrivate
+	Token  key.TokenSecret // for the first certificate only
+	Root   [32]byte        // fingerprint that the join code named; for the first certificate only
+
+	Hostname, Program string
+}
+
+// Hello is the beginning of every first message.
+func Hello(program, hostname string) *redoubtv1.Hello {
+	return &redoubtv1.Hello{
+		ProtocolMin: proto.ProtocolMin, ProtocolMax: proto.ProtocolMax, Features: proto.Features(),
+		Program: program, Hostname: hostname, Os: runtime.GOOS, Arch: runtime.GOARCH,
+	}
+}
+
+// Exchange is one attempt at a certificate.
+type Exchange struct {
+	r      Request
+	domain string
+	first  []byte // the message that it began with, as sent
+	state  int
+}
+
+const (
+	awaitChallenge = iota
+	awaitResult
+	over
+)
+
+// Enrol begins to ask for the first certificate.
+func Enrol(r Request) (*Exchange, error) {
+	hello := Hello(r.Program, r.Hostname)
+	hello.Purpose = &redoubtv1.Hello_Enrol{Enrol: &redoubtv1.Enrol{
+		Evidence: []string{EvidenceToken}, DevicePublic: r.Device.Device().Bytes(),
+		NodePublic: r.Node.Public().Bytes(), TokenPublic: r.Token.Public().Bytes(),
+	}}
+	return begin(r, wire.DomainEnrol, &redoubtv1.Up{Message: &redoubtv1.Up_Hello{Hello: hello}})
+}
+
+// Renew begins to ask for the next certificate.
+func Renew(r Request) (*Exchange, error) {
+	renew := &redoubtv1.Renew{NodePublic: r.Node.Public().Bytes()}
+	return begin(r, wire.DomainRenew, &redoubtv1.Up{Message: &redoubtv1.Up_Renew{Renew: renew}})
+}
+
+func begin(r Request, domain string, up *redoubtv1.Up) (*Exchange, error) {
+	first, err := pb.Marshal(up)
+	if err != nil {
+		return nil, fmt.Errorf("ask for a certificate: %w", err)
+	}
+	return &Exchange{r: r, domain: domain, first: first}, nil
+}
+
+// First is the message to send first, encoded: what is proved covers these very bytes.
+func (x *Exchange) First() []byte { return x.first }
+
+// ErrOrder says that something came that was not its turn.
+var ErrOrder = errors.New("the coordinator's answer came out of turn")
+
+// Answer proves what a challenge asks for. The exporter is that of the connection on which the challenge came.
+func (x *Exchange) Answer(c *redoubtv1.Challenge, exporter []byte) (*redoubtv1.Up, error) {
+	if x.state != awaitChallenge {
+		return nil, ErrOrder
+	}
+	x.state = over
+	renewal := x.domain == wire.DomainRenew
+	switch {
+	case c.GetAttestor() != EvidenceToken && !(renewal && c.GetAttestor() == ""):
+		return nil, fmt.Errorf("the coordinator asks for evidence of kind %.32q, which this agent cannot give", c.GetAttestor())
+	case len(c.GetNonce()) != 32:
+		return nil, fmt.Errorf("challenge with a nonce of %d bytes", len(c.GetNonce()))
+	}
+	ephemeral, err := key.ParseNodePublic(c.GetEphemeralPublic())
+	if err != nil {
+		return nil, fmt.Errorf("challenge: %w", err)
+	}
+	shared, err := x.r.Node.Shared(ephemeral)
+	if err != nil {
+		return nil, fmt.Errorf("challenge: %w", err)
+	}
+	binding := wire.Binding(x.domain, c.GetNonce(), exporter, x.r.Node.Public(), x.r.Device.Device(),
+		sha256.Sum256(nil), sha256.Sum256(x.first))
+	signature, err := x.r.Device.Sign(rand.Reader, binding[:], crypto.SHA256)
+	if err != nil {
+		return nil, fmt.Errorf("sign with the device key: %w", err)
+	}
+	mac := wire.NodeKeyMAC(shared, binding)
+	proof := &redoubtv1.Proof{NodeKeyMac: mac[:], DeviceSignature: signature}
+	if !renewal {
+		proof.TokenSignature = x.r.Token.Sign(binding[:])
+	}
+	x.state = awaitResult
+	return &redoubtv1.Up{Message: &redoubtv1.Up_Proof{Proof: proof}}, nil
+}
+
+// Finish checks a result, and returns the identity that it gives. For the first certificate the pinned root must be among
+// the roots; whether a next one may follow the present one is the machine's to say.
+func (x *Exchange) Finish(r *redoubtv1.Result) (*identity.Self, error) {
+	if x.state != awaitResult {
+		return nil, ErrOrder
+	}
+	x.state = over
+	mesh, err := wire.ToMesh(r.GetMesh())
+	if err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
+	}
+	record := identity.Record{
+		Chain: append([][]byte{r.GetCertificate()}, r.GetChain()...), Roots: r.GetRoots(), Mesh: mesh,
+	}
+	if x.domain == wire.DomainEnrol {
+		// Nothing but the pinned root vouches for the others that came with it.
+		root, err := cert.PinnedRoot(record.Roots, x.r.Root)
+		if err != nil {
+			return nil, err
+		}
+		pinned := identity.Record{Chain: record.Chain, Roots: [][]byte{root.Raw}, Mesh: mesh}
+		if _, err := identity.Check(pinned, x.r.Device.Device(), x.r.Node.Public()); err != nil {
+			return nil, err
+		}
+	}
+	return identity.Check(record, x.r.Device.Device(), x.r.Node.Public())
+}

@@ -1,0 +1,99 @@
+// Package identity is who this node is: its certificate with the chain below a root, the roots that it trusts, and the
+// mesh, checked to belong together and to this machine's keys.
+package identity
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// Record is an identity as a coordinator gives it and the disk keeps it.
+type Record struct {
+	Chain [][]byte // DER: the node's certificate, then intermediates
+	Roots [][]byte // DER
+	Mesh  proto.Mesh
+}
+
+// Limits of a record.
+const (
+	MaxChain = 5
+	MaxRoots = 8
+)
+
+// Self is a record that was checked.
+type Self struct {
+	Record   Record
+	Node     *cert.Node
+	Key      key.NodePublic // the one of the certificate's keys that is this node's
+	Verifier *cert.Verifier // trusts the record's roots; knows the record's intermediates
+}
+
+// Check says whether a record is the identity of a machine with these keys. Whether its time is over is another question,
+// which is asked again and again.
+func Check(r Record, device key.DevicePublic, node key.NodePublic) (*Self, error) {
+	if len(r.Chain) == 0 || len(r.Chain) > MaxChain || len(r.Roots) == 0 || len(r.Roots) > MaxRoots {
+		return nil, fmt.Errorf("identity with %d certificates and %d roots: want 1 to %d and 1 to %d",
+			len(r.Chain), len(r.Roots), MaxChain, MaxRoots)
+	}
+	roots := make([]*x509.Certificate, len(r.Roots))
+	for i, der := range r.Roots {
+		root, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("root certificate: %w", err)
+		}
+		roots[i] = root
+	}
+	v, err := cert.NewVerifier(r.Mesh.ID, roots)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.AddIntermediates(r.Chain[1:]); err != nil {
+		return nil, err
+	}
+	n, err := Certificate(v, r.Chain[0])
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case n.Device != device:
+		return nil, errors.New("the certificate is for another device key")
+	case !r.Mesh.V4.Contains(n.Addrs.V4) || !r.Mesh.V6.Contains(n.Addrs.V6):
+		return nil, fmt.Errorf("the certificate's addresses %v and %v are not in the mesh's ranges %v and %v",
+			n.Addrs.V4, n.Addrs.V6, r.Mesh.V4, r.Mesh.V6)
+	}
+	for _, k := range n.Keys {
+		if k.Public == node {
+			return &Self{Record: r, Node: n, Key: node, Verifier: v}, nil
+		}
+	}
+	return nil, errors.New("the certificate does not name this node's key")
+}
+
+// Certificate checks a node certificate in everything but its time: it is judged as of its own last moment.
+func Certificate(v *cert.Verifier, der []byte) (*cert.Node, error) { return v.NodeExpired(der, never) }
+
+// never comes after every certificate's end.
+var never = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+
+// Follows says whether s may take the place of old: the same node of the same mesh, under roots that the old
+// identity trusts, and not an earlier certificate.
+func (s *Self) Follows(old *Self) error {
+	switch {
+	case s.Node.ID != old.Node.ID || s.Record.Mesh.ID != old.Record.Mesh.ID:
+		return fmt.Errorf("a certificate of node %v in mesh %v came for node %v in mesh %v",
+			s.Node.ID, s.Record.Mesh.ID, old.Node.ID, old.Record.Mesh.ID)
+	case s.Node.Sequence < old.Node.Sequence:
+		return fmt.Errorf("certificate number %d came after number %d", s.Node.Sequence, old.Node.Sequence)
+	}
+	under := Record{Chain: s.Record.Chain, Roots: old.Record.Roots, Mesh: s.Record.Mesh}
+	if _, err := Check(under, s.Node.Device, s.Key); err != nil {
+		return fmt.Errorf("not under a root that this node trusts: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+package localapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os/user"
+	"strconv"
+	"sync"
+
+	"connectrpc.com/connect"
+)
+
+// Caller is who is at the other end of the socket, as the kernel says.
+type Caller struct {
+	Known bool
+	UID   uint32
+	PID   int32
+}
+
+// Access says who may change something.
+type Access struct {
+	operator    uint32
+	hasOperator bool
+}
+
+// Operator lets a user, by name or number, change things as root may; "" lets nobody.
+func Operator(name string) (Access, error) {
+	if name == "" {
+		return Access{}, nil
+	}
+	if uid, err := strconv.ParseUint(name, 10, 32); err == nil {
+		return Access{uint32(uid), true}, nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return Access{}, fmt.Errorf("operator %q: %w", name, err)
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return Access{}, fmt.Errorf("operator %q: has no numeric user id on this system", name)
+	}
+	return Access{uint32(uid), true}, nil
+}
+
+// MayChange says whether a caller may do more than look.
+func (a Access) MayChange(c Caller) bool {
+	return c.Known && (c.UID == 0 || a.hasOperator && c.UID == a.operator)
+}
+
+var errDenied = connect.NewError(connect.CodePermissionDenied, errors.New(
+	"only root and the operator may change the node: use sudo, or start the agent with --operator USER"))
+
+type callerKey struct{}
+
+func callerOf(ctx context.Context) Caller {
+	c, _ := ctx.Value(callerKey{}).(Caller)
+	return c
+}
+
+// maxPerUser is how many connections one user may hold at once.
+const maxPerUser = 64
+
+// doorkeeper asks the kernel who each connection is from, and bounds how many one user holds.
+type doorkeeper struct {
+	net.Listener
+	mu    sync.Mutex
+	count map[uint32]int
+}
+
+func (d *doorkeeper) Accept() (net.Conn, error) {
+	for {
+		conn, err := d.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		g := &guest{Conn: conn, caller: callerAt(conn)}
+		if d.admit(g) {
+			return g, nil
+		}
+		conn.Close()
+	}
+}
+
+func (d *doorkeeper) admit(g *guest) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.count == nil {
+		d.count = map[uint32]int{}
+	}
+	if d.count[g.caller.UID] >= maxPerUser && g.caller.UID != 0 {
+		return false
+	}
+	d.count[g.caller.UID]++
+	g.leave = sync.OnceFunc(func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.count[g.caller.UID]--; d.count[g.caller.UID] == 0 {
+			delete(d.count, g.caller.UID)
+		}
+	})
+	return true
+}
+
+// guest is a connection of which it is known whose it is.
+type guest struct {
+	net.Conn
+	caller Caller
+	leave  func()
+}
+
+func (g *guest) Close() error {
+	g.leave()
+	return g.Conn.Close()
+}

@@ -1,0 +1,256 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// load takes a netmap whole, in place of whatever was there.
+func (m *Machine) load(nm *proto.Netmap) error {
+	if err := m.fits(nm); err != nil {
+		return err
+	}
+	if err := m.roster.trust(m.self, nm.Authorities); err != nil {
+		return err
+	}
+	m.netmap = nm
+	m.missing = m.missingFeatures(nm)
+	for _, p := range nm.Peers {
+		m.roster.set(p)
+	}
+	return nil
+}
+
+// fits says whether a netmap is one for this node, and not an older one than it has seen.
+func (m *Machine) fits(nm *proto.Netmap) error {
+	if err := nm.Validate(); err != nil {
+		return err
+	}
+	switch {
+	case nm.Self != m.self.Node.ID:
+		return fmt.Errorf("it is for node %v", nm.Self)
+	case nm.Mesh != m.self.Record.Mesh:
+		return errors.New("it describes another mesh than this node's")
+	case nm.Version.IsZero():
+		return errors.New("it has no version")
+	case nm.Version.Less(m.floors.Version), nm.Version.Less(m.version()):
+		return fmt.Errorf("it is version %v, but version %v was seen", nm.Version, maxVersion(m.floors.Version, m.version()))
+	}
+	return nil
+}
+
+func maxVersion(a, b proto.Version) proto.Version {
+	if a.Less(b) {
+		return b
+	}
+	return a
+}
+
+// snapshot takes a netmap that came on the stream, as the change that it is.
+func (m *Machine) snapshot(nm *proto.Netmap) {
+	if m.self == nil || !m.wanted.Up {
+		return
+	}
+	if err := m.fits(nm); err != nil {
+		m.reject(err)
+		return
+	}
+	if m.netmap == nil {
+		if err := m.load(nm); err != nil {
+			m.netmap = nil
+			m.reject(err)
+			return
+		}
+		m.inForce(true, SaveNetmap{nm})
+		return
+	}
+	if err := m.apply(proto.Diff(m.netmap, nm), nm); err != nil {
+		m.reject(err)
+		return
+	}
+	m.inForce(true, SaveNetmap{nm})
+}
+
+// change takes a delta that came on the stream.
+func (m *Machine) change(d *proto.Delta) {
+	if m.self == nil || !m.wanted.Up {
+		return
+	}
+	if m.netmap == nil {
+		m.reject(errors.New("a change came before there was anything to change"))
+		return
+	}
+	nm, err := m.netmap.Apply(d)
+	if err == nil {
+		err = m.fits(nm)
+	}
+	if err == nil {
+		err = m.apply(d, nm)
+	}
+	if err != nil {
+		m.reject(err)
+		return
+	}
+	rules := d.Head != nil || len(d.UpsertSets)+len(d.ChangeSets)+len(d.RemoveSets)+len(d.UpsertRules)+len(d.RemoveRules) > 0
+	if m.unsaved {
+		m.inForce(rules, SaveNetmap{nm})
+		return
+	}
+	m.inForce(rules, SaveDelta{d, nm})
+}
+
+// apply makes nm the netmap; d is what leads there.
+func (m *Machine) apply(d *proto.Delta, nm *proto.Netmap) error {
+	if d.Head != nil {
+		if err := m.roster.trust(m.self, nm.Authorities); err != nil {
+			return err
+		}
+	}
+	m.netmap = nm
+	m.missing = m.missingFeatures(nm)
+	for _, id := range d.RemovePeers {
+		m.roster.remove(id)
+	}
+	for _, p := range d.UpsertPeers {
+		m.roster.set(p)
+	}
+	for _, c := range d.Endpoints {
+		m.roster.setEndpoints(c.ID, c.Endpoints)
+	}
+	if d.Head != nil {
+		m.roster.regrace() // the grace may be another
+	}
+	return nil
+}
+
+// inForce enforces the netmap that was just taken, makes it last, and acknowledges it.
+func (m *Machine) inForce(rules bool, save Effect) {
+	m.netmapFault = ""
+	m.enforce(m.settle(), rules)
+	if m.roster.raised {
+		// A peer that went leaves nothing in the netmap that would tell an older certificate of it from its last.
+		m.saveFloors()
+	}
+	m.unsaved = false
+	m.do(save, Resume{m.version()})
+	m.log("netmap", "version", m.version(), "peers", len(m.netmap.Peers), "rules", len(m.netmap.Rules))
+	m.ack()
+}
+
+// ack acknowledges the netmap if the data path enforces it.
+func (m *Machine) ack() {
+	if m.path.up && m.netmap != nil && m.compileFault == "" && !m.unsaved {
+		m.do(Ack{m.version()})
+	}
+}
+
+// reject keeps what is in force and asks for a whole netmap on another stream.
+func (m *Machine) reject(err error) {
+	m.netmapFault = "a netmap of the coordinator was refused: " + err.Error()
+	m.warn("netmap refused", "reason", err)
+	m.do(Resume{}, Redial{Reason: "netmap refused"})
+}
+
+// settle judges peers and this node itself anew where that is due.
+func (m *Machine) settle() []move {
+	g := m.contact.grace(m.outage())
+	if m.contact.serves && !m.now.Before(m.contact.since.Add(Settle)) {
+		m.roster.regrace()
+	}
+	moves := m.roster.settle(m.now, g)
+	was := m.selfLive
+	m.selfLive, m.selfUntil = live(m.self.Node, m.now, g)
+	if was != m.selfLive && m.path.up {
+		if !m.selfLive {
+			m.warn("own certificate ran out: nothing passes", "expired", stamp(m.self.Node.NotAfter))
+		}
+		m.enforce(moves, true)
+		return nil
+	}
+	return moves
+}
+
+// enforce brings filter and engine in line with who may be used now, in an order in which no packet passes while they
+// disagree. Rules says that what they may do has changed as well.
+func (m *Machine) enforce(moves []move, rules bool) {
+	for _, mv := range moves {
+		m.tell(mv)
+	}
+	if !m.path.up {
+		return
+	}
+	var gone []proto.NodeID
+	var set []Peer
+	late := map[proto.NodeID]bool{} // those whose addresses change hands
+	for _, mv := range moves {
+		switch {
+		case mv.after == nil:
+			gone = append(gone, mv.id)
+			continue
+		case mv.before == nil:
+			late[mv.id], rules = true, true
+		case mv.before.node.Addrs != mv.after.node.Addrs:
+			late[mv.id], rules = true, true
+			gone = append(gone, mv.id)
+		default:
+			rules = rules || !sameIdentity(mv.before.node.Identity, mv.after.node.Identity)
+			if slices.Equal(mv.before.keys, mv.after.keys) && slices.Equal(mv.before.endpoints, mv.after.endpoints) {
+				continue
+			}
+		}
+		set = append(set, enginePeer(mv.id, mv.after))
+	}
+	if len(gone) > 0 {
+		m.install(late)
+		m.do(RemovePeers{gone})
+	}
+	if len(set) > 0 {
+		m.do(SetPeers{set})
+	}
+	if rules && (len(gone) == 0 || len(late) > 0) {
+		m.install(nil)
+	}
+}
+
+func (m *Machine) install(without map[proto.NodeID]bool) {
+	m.do(Install{m.program(without)}, Sweep{})
+}
+
+// tell logs who comes and goes by the clock alone; what the coordinator changes is in its netmap.
+func (m *Machine) tell(mv move) {
+	if mv.after != nil {
+		return
+	}
+	if p := m.roster.peers[mv.id]; p != nil {
+		m.warn("peer left out", "peer", mv.before.node.Name, "node", mv.id, "reason", p.why)
+	}
+}
+
+func enginePeer(id proto.NodeID, e *entry) Peer {
+	return Peer{ID: id, Keys: e.keys, Addrs: e.node.Addrs, Endpoints: e.endpoints}
+}
+
+// enginePeers are all that the engine may talk to.
+func (m *Machine) enginePeers() (peers []Peer) {
+	if m.wanted.Revoked != nil {
+		return nil
+	}
+	for _, p := range m.roster.sorted() {
+		if p.live != nil {
+			peers = append(peers, enginePeer(p.claim.ID, p.live))
+		}
+	}
+	return peers
+}
+
+func (m *Machine) engineIDs() (ids []proto.NodeID) {
+	for _, p := range m.roster.sorted() {
+		if p.live != nil {
+			ids = append(ids, p.claim.ID)
+		}
+	}
+	return ids
+}

@@ -1,0 +1,125 @@
+package machine
+
+import (
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl/filter"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
+	"github.com/redoubt-mesh/redoubt/agent/state"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// Effect is something to be done.
+type Effect interface{ effect() }
+
+// StartPath brings up device, routes and engine, with nothing passing: PathUp or PathDown follows.
+type StartPath struct{ Self *identity.Self }
+
+// StopPath takes them down again and puts everything back.
+type StopPath struct{}
+
+// Enrol asks the coordinator for the first certificate: Trouble, Enrolled or EnrolFailed follow.
+type Enrol struct {
+	Join     state.Join
+	Hostname string
+}
+
+// Attach keeps a stream with the coordinator open, with this identity: Trouble, Connected, Lost and what comes on it
+// follow. Applied is the version to resume from.
+type Attach struct {
+	Self    *identity.Self
+	Applied proto.Version
+}
+
+// Resume changes the version that the next stream resumes from.
+type Resume struct{ Applied proto.Version }
+
+// Redial ends the stream, so that the next one begins from what Resume said last.
+type Redial struct{ Reason string }
+
+// Hang ends Enrol or Attach.
+type Hang struct{}
+
+// Renew asks for the next certificate on the stream: Renewed or RenewFailed follow.
+type Renew struct{}
+
+// Ack tells the coordinator which version the data path enforces. It is left out if an effect before it failed.
+type Ack struct{ Version proto.Version }
+
+// Arm asks for a Tick at a mesh time. A later Arm replaces it; the zero time asks for none.
+type Arm struct{ At time.Time }
+
+// Log is a line for the log.
+type Log struct {
+	Warn    bool
+	Message string
+	Args    []any // key, value, ...
+}
+
+// SaveWanted makes up, down or revoked last.
+type SaveWanted struct{ Wanted state.Wanted }
+
+// SaveJoin makes the join code's content last.
+type SaveJoin struct{ Join state.Join }
+
+// SaveIdentity makes a certificate last.
+type SaveIdentity struct{ Record identity.Record }
+
+// SaveNetmap makes a whole netmap last.
+type SaveNetmap struct{ Netmap *proto.Netmap }
+
+// SaveDelta makes a change of the netmap last. Netmap is what it leads to.
+type SaveDelta struct {
+	Delta  *proto.Delta
+	Netmap *proto.Netmap
+}
+
+// SaveFloors makes the floors last.
+type SaveFloors struct{ Floors state.Floors }
+
+// Forget removes keys, identity and netmap: the node begins anew.
+type Forget struct{}
+
+// Install gives the filter the program that decides from now on; nil lets nothing pass.
+type Install struct{ Program *filter.Program }
+
+// Sweep judges all flows at once and sends the resets of those that died.
+type Sweep struct{}
+
+// SetPeers makes or changes peers of the engine.
+type SetPeers struct{ Peers []Peer }
+
+// Peer is one that the engine may talk to.
+type Peer struct {
+	ID        proto.NodeID
+	Keys      []key.NodePublic
+	Addrs     proto.Addrs
+	Endpoints []proto.Endpoint
+}
+
+// RemovePeers removes peers of the engine, with their sessions.
+type RemovePeers struct{ IDs []proto.NodeID }
+
+func (Install) effect()      {}
+func (Sweep) effect()        {}
+func (SetPeers) effect()     {}
+func (RemovePeers) effect()  {}
+func (StartPath) effect()    {}
+func (StopPath) effect()     {}
+func (Enrol) effect()        {}
+func (Attach) effect()       {}
+func (Resume) effect()       {}
+func (Redial) effect()       {}
+func (Hang) effect()         {}
+func (Renew) effect()        {}
+func (Ack) effect()          {}
+func (Arm) effect()          {}
+func (Log) effect()          {}
+func (SaveWanted) effect()   {}
+func (SaveJoin) effect()     {}
+func (SaveIdentity) effect() {}
+func (SaveNetmap) effect()   {}
+func (SaveDelta) effect()    {}
+func (SaveFloors) effect()   {}
+func (Forget) effect()       {}

@@ -1,0 +1,578 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl/filter"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
+	"github.com/redoubt-mesh/redoubt/agent/state"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+)
+
+const (
+	// saveEvery is how old the floors on the disk may be. After a crash the grace is shorter by so much at most.
+	saveEvery = 5 * time.Minute
+	// retryPath and retryDisk are how long after a failure it is tried again.
+	retryPath = 5 * time.Second
+	retryDisk = 30 * time.Second
+	// retryRenew is how long after a failed renewal the next is tried.
+	retryRenew = time.Minute
+	// patience is how long the coordinator may be out of reach before that is called a problem.
+	patience = 10 * time.Second
+)
+
+// Config is what a Machine is born with.
+type Config struct {
+	// Features are those that this program can enforce, sorted.
+	Features []string
+	// Program is its version, for messages.
+	Program string
+	// Rand spreads renewals.
+	Rand *rand.Rand
+}
+
+// Loaded is what the disk held.
+type Loaded struct {
+	Wanted state.Wanted
+	Join   *state.Join    // nil: none
+	Self   *identity.Self // nil: not enrolled
+	Netmap *proto.Netmap  // nil: none
+	Floors state.Floors
+}
+
+// Machine is the state of a node. It has one owner.
+type Machine struct {
+	cfg    Config
+	wanted state.Wanted
+	join   *state.Join
+	self   *identity.Self
+	netmap *proto.Netmap
+	floors state.Floors
+
+	roster  *roster
+	contact contact
+	path    pathState
+	renewal renewal
+
+	selfLive  bool // own certificate is good
+	selfUntil time.Time
+	enrolling bool
+	missing   []string // features that the netmap requires and we lack
+	unsaved   bool     // the netmap in memory is newer than the disk's
+	savedAt   time.Time
+	retryDisk time.Time
+	armed     time.Time
+
+	// What is wrong, for people; "" where it is not.
+	refused, netmapFault, compileFault, diskFault, renewFault string
+
+	now time.Time
+	out []Effect
+}
+
+// pathState is the data path as far as it matters here.
+type pathState struct {
+	wanted bool // StartPath was the last word
+	up     bool
+	fault  string
+	retry  time.Time
+}
+
+// renewal says when the certificate is renewed.
+type renewal struct {
+	due    time.Time
+	asking bool
+	must   bool // nothing else is served before
+}
+
+// New is the machine of a node that has not started yet.
+func New(cfg Config, l Loaded) *Machine {
+	return &Machine{
+		cfg: cfg, wanted: l.Wanted, join: l.Join, self: l.Self, netmap: l.Netmap, floors: l.Floors,
+		roster: newRoster(l.Floors.Sequences), contact: contact{last: l.Floors.LastContact},
+	}
+}
+
+// Errors of Check.
+var (
+	ErrNotEnrolled = errors.New("this machine is in no mesh yet: run `redoubt up CODE` with a join code; " +
+		"an administrator makes one with `redoubt-coordinator token create`")
+	ErrRevoked = errors.New("this node was revoked: an administrator must make a new join code, " +
+		"then run `redoubt up CODE` with it")
+	ErrOtherMesh = errors.New("this machine is in another mesh already: run `redoubt down`, stop the agent and move its " +
+		"state directory away before you join this one")
+)
+
+// Check says whether Up makes sense.
+func (m *Machine) Check(e Up) error {
+	switch {
+	case m.wanted.Revoked != nil && e.Join == nil:
+		return ErrRevoked
+	case m.wanted.Revoked != nil:
+		return nil
+	case m.self == nil && e.Join == nil && (m.join == nil || m.join.Secret.IsZero()):
+		return ErrNotEnrolled
+	case m.self != nil && e.Join != nil && m.join != nil && m.join.Root != e.Join.Root:
+		return ErrOtherMesh
+	}
+	return nil
+}
+
+// Step takes one event, and says what is to be done.
+func (m *Machine) Step(now time.Time, e Event) []Effect {
+	m.now, m.out = now, nil
+	m.take(e)
+	m.advance()
+	m.arm()
+	return m.out
+}
+
+func (m *Machine) do(e ...Effect) { m.out = append(m.out, e...) }
+
+func (m *Machine) log(message string, args ...any) { m.do(Log{Message: message, Args: args}) }
+
+func (m *Machine) warn(message string, args ...any) {
+	m.do(Log{Warn: true, Message: message, Args: args})
+}
+
+func (m *Machine) take(e Event) {
+	switch e := e.(type) {
+	case Start:
+		m.start()
+	case Up:
+		m.up(e)
+	case Down:
+		m.down()
+	case Stop:
+		m.saveFloors()
+	case Enrolled:
+		m.enrolled(e)
+	case EnrolFailed:
+		m.enrolFailed(e)
+	case Trouble:
+		m.contact.lose(m.now, e.Reason)
+	case Connected:
+		m.connected(e)
+	case Heard:
+		m.contact.heard(m.now)
+	case Lost:
+		m.lost(e.Reason)
+	case Refused:
+		m.refuse(e)
+	case Snapshot:
+		m.snapshot(e.Netmap)
+	case Change:
+		m.change(e.Delta)
+	case Renewed:
+		m.renewed(e.Self)
+	case RenewFailed:
+		m.renewFailed(e.Reason)
+	case PathUp:
+		m.pathUp()
+	case PathDown:
+		m.pathDown(e.Reason)
+	case Failed:
+		m.failed(e)
+	}
+}
+
+// start goes on where the last run ended.
+func (m *Machine) start() {
+	m.savedAt = m.now
+	if m.self != nil {
+		m.adopt(m.self)
+	}
+	if m.self != nil && m.netmap != nil {
+		if err := m.load(m.netmap); err != nil {
+			m.netmapFault = err.Error()
+			m.netmap = nil
+		}
+	}
+	if m.wanted.Up {
+		m.run()
+	}
+}
+
+// run begins what being up means.
+func (m *Machine) run() {
+	switch {
+	case m.self != nil:
+		m.path = pathState{wanted: true}
+		m.do(StartPath{Self: m.self})
+		if m.wanted.Revoked == nil {
+			m.attach()
+		}
+	case m.join != nil && !m.join.Secret.IsZero():
+		m.enrolling, m.refused = true, ""
+		m.contact = contact{lostAt: m.now}
+		m.do(Enrol{Join: *m.join, Hostname: m.wanted.Hostname})
+	}
+}
+
+func (m *Machine) attach() {
+	m.contact.lose(m.now, "")
+	m.do(Attach{Self: m.self, Applied: m.version()})
+}
+
+// version is that of the netmap that is in force.
+func (m *Machine) version() proto.Version {
+	if m.netmap == nil {
+		return proto.Version{}
+	}
+	return m.netmap.Version
+}
+
+func (m *Machine) up(e Up) {
+	fresh := m.self == nil || m.wanted.Revoked != nil
+	if m.wanted.Up && !(fresh && e.Join != nil) {
+		return
+	}
+	if m.wanted.Revoked != nil {
+		m.leave()
+		m.forget()
+	}
+	if e.Join != nil && fresh {
+		m.halt()
+		join := *e.Join
+		m.join = &join
+		m.do(SaveJoin{join})
+	}
+	m.wanted = state.Wanted{Up: true, Hostname: e.Hostname}
+	m.do(SaveWanted{m.wanted})
+	m.run()
+}
+
+func (m *Machine) down() {
+	if !m.wanted.Up {
+		return
+	}
+	m.wanted.Up = false
+	m.do(SaveWanted{m.wanted})
+	m.saveFloors()
+	m.halt()
+	m.log("down")
+}
+
+// halt ends what run began.
+func (m *Machine) halt() {
+	m.contact.lose(m.now, "")
+	m.enrolling = false
+	m.renewal.asking = false
+	m.do(Hang{})
+	m.leave()
+}
+
+// leave closes the data path and takes it down.
+func (m *Machine) leave() {
+	if !m.path.wanted {
+		return
+	}
+	m.closeAll()
+	m.path = pathState{}
+	m.do(StopPath{})
+}
+
+// closeAll lets nothing pass; flows die with resets.
+func (m *Machine) closeAll() {
+	m.do(Install{}, Sweep{})
+}
+
+// forget makes the node one that was never enrolled.
+func (m *Machine) forget() {
+	m.self, m.netmap, m.join = nil, nil, nil
+	m.floors = state.Floors{}
+	m.roster = newRoster(nil)
+	m.contact = contact{}
+	m.renewal = renewal{}
+	m.missing, m.refused, m.netmapFault, m.compileFault, m.renewFault = nil, "", "", "", ""
+	m.do(Hang{}, Forget{})
+}
+
+func (m *Machine) enrolled(e Enrolled) {
+	if !m.enrolling {
+		return
+	}
+	m.enrolling = false
+	join := *m.join
+	join.Secret = state.Join{}.Secret
+	m.join = &join
+	// The identity first: with it on the disk the secret is not needed any more, without it, it is.
+	m.do(SaveIdentity{e.Self.Record}, SaveJoin{join}, Hang{})
+	m.log("enrolled", "node", e.Self.Node.ID, "name", e.Self.Node.Name, "v4", e.Self.Node.Addrs.V4, "v6", e.Self.Node.Addrs.V6)
+	m.adopt(e.Self)
+	m.run()
+}
+
+func (m *Machine) enrolFailed(e EnrolFailed) {
+	if !m.enrolling {
+		return
+	}
+	m.halt()
+	m.refused = e.Reason
+	m.wanted.Up, m.join = false, nil
+	m.do(SaveWanted{m.wanted}, SaveJoin{})
+	m.warn("enrolment refused", "reason", e.Reason)
+}
+
+// adopt makes an identity ours, and plans its renewal.
+func (m *Machine) adopt(self *identity.Self) {
+	var authorities [][]byte
+	if m.netmap != nil {
+		authorities = m.netmap.Authorities
+	}
+	if err := m.roster.trust(self, authorities); err != nil {
+		m.netmapFault = err.Error()
+	}
+	m.self = self
+	n := self.Node
+	life := n.NotAfter.Sub(n.NotBefore)
+	m.renewal = renewal{due: n.NotBefore.Add(time.Duration((0.45 + 0.1*m.cfg.Rand.Float64()) * float64(life)))}
+}
+
+func (m *Machine) connected(e Connected) {
+	if m.self == nil || !m.wanted.Up {
+		return
+	}
+	m.contact.open, m.contact.url = true, e.URL
+	m.renewal.must = e.RenewFirst
+	if !e.RenewFirst {
+		m.contact.serve(m.now)
+	}
+	m.log("connected", "coordinator", e.URL)
+}
+
+func (m *Machine) lost(reason string) {
+	m.renewal.asking, m.renewal.must = false, false
+	if m.contact.lose(m.now, reason) {
+		m.warn("lost the coordinator", "reason", reason)
+		m.saveFloors()
+	}
+}
+
+func (m *Machine) refuse(e Refused) {
+	m.lost(e.Message)
+	if e.Kind != RefusedRevoked || m.wanted.Revoked != nil {
+		return
+	}
+	m.wanted.Revoked = &state.Revocation{At: m.now, Message: e.Message}
+	m.warn("this node was revoked", "message", e.Message)
+	// Closed first, and on the disk next: it must hold even if the machine goes down at this moment.
+	m.closeAll()
+	m.do(RemovePeers{m.engineIDs()}, SaveWanted{m.wanted}, Hang{})
+}
+
+func (m *Machine) renewed(self *identity.Self) {
+	if m.self == nil {
+		return
+	}
+	if err := self.Follows(m.self); err != nil {
+		m.renewFailed("the coordinator sent something else: " + err.Error())
+		m.do(Redial{Reason: m.renewFault})
+		return
+	}
+	before := m.self
+	must := m.renewal.must
+	m.renewFault = ""
+	m.do(SaveIdentity{self.Record})
+	m.adopt(self)
+	if must {
+		m.contact.serve(m.now)
+	}
+	m.log("certificate renewed", "expires", stamp(self.Node.NotAfter), "sequence", self.Node.Sequence)
+	m.do(Attach{Self: self, Applied: m.version()})
+	if before.Node.Addrs != self.Node.Addrs || before.Key != self.Key {
+		m.leave()
+		m.path = pathState{wanted: true}
+		m.do(StartPath{Self: self})
+		return
+	}
+	m.enforce(m.settle(), !sameIdentity(before.Node.Identity, self.Node.Identity))
+}
+
+func (m *Machine) renewFailed(reason string) {
+	m.renewal.asking = false
+	m.renewFault = reason
+	m.renewal.due = m.now.Add(retryRenew + time.Duration(m.cfg.Rand.Int64N(int64(retryRenew))))
+	m.warn("certificate not renewed", "reason", reason)
+}
+
+func (m *Machine) pathUp() {
+	if !m.path.wanted || m.path.up {
+		return
+	}
+	m.path = pathState{wanted: true, up: true}
+	m.settle()
+	// The engine is empty, and the filter closed.
+	if peers := m.enginePeers(); len(peers) > 0 {
+		m.do(SetPeers{peers})
+	}
+	m.install(nil)
+	m.log("data path up", "version", m.version(), "peers", len(m.roster.peers)-len(m.roster.out))
+	m.ack()
+}
+
+func (m *Machine) pathDown(reason string) {
+	if !m.path.wanted {
+		return
+	}
+	m.path = pathState{wanted: true, fault: reason, retry: m.now.Add(retryPath)}
+	m.warn("data path down", "reason", reason)
+	m.closeAll()
+}
+
+func (m *Machine) failed(e Failed) {
+	switch e.Effect.(type) {
+	case SetPeers, RemovePeers:
+		m.pathDown(e.Reason)
+	default:
+		m.unsaved, m.retryDisk = true, m.now.Add(retryDisk)
+		m.diskFault = e.Reason
+		m.warn("state not written", "reason", e.Reason)
+	}
+}
+
+// advance does what is due.
+func (m *Machine) advance() {
+	if m.self == nil {
+		return
+	}
+	m.enforce(m.settle(), false)
+	if m.contact.open && !m.renewal.asking && (m.renewal.must || !m.now.Before(m.renewal.due)) {
+		m.renewal.asking = true
+		m.do(Renew{})
+	}
+	if !m.path.retry.IsZero() && !m.now.Before(m.path.retry) && m.path.wanted && !m.path.up {
+		m.path.retry = time.Time{}
+		m.do(StopPath{}, StartPath{Self: m.self})
+	}
+	if !m.retryDisk.IsZero() && !m.now.Before(m.retryDisk) {
+		m.saveAll()
+	}
+	if m.contact.serves && !m.now.Before(m.savedAt.Add(saveEvery)) || m.roster.raised {
+		m.saveFloors()
+	}
+}
+
+// saveAll writes everything anew after a write had failed.
+func (m *Machine) saveAll() {
+	m.retryDisk, m.diskFault = time.Time{}, ""
+	m.unsaved = false
+	m.do(SaveIdentity{m.self.Record}, SaveWanted{m.wanted})
+	if m.join != nil {
+		m.do(SaveJoin{*m.join})
+	}
+	m.saveFloors()
+	if m.netmap != nil {
+		m.do(SaveNetmap{m.netmap})
+		m.ack()
+	}
+}
+
+func (m *Machine) saveFloors() {
+	if m.self == nil {
+		return
+	}
+	m.savedAt = m.now
+	m.floors.MeshTime = m.now
+	m.floors.LastContact = m.contact.last
+	if v := m.version(); m.floors.Version.Less(v) {
+		m.floors.Version = v
+	}
+	m.floors.Sequences = m.roster.floors(m.now, m.outage())
+	m.do(SaveFloors{m.floors})
+}
+
+func (m *Machine) outage() time.Duration {
+	if m.netmap == nil {
+		return 0
+	}
+	return m.netmap.Outage.Grace
+}
+
+// arm asks for a Tick when something is due next.
+func (m *Machine) arm() {
+	var next time.Time
+	sooner := func(t time.Time) {
+		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	if m.self != nil {
+		sooner(m.roster.next())
+		sooner(m.selfUntil)
+		if m.contact.open && !m.renewal.asking {
+			sooner(m.renewal.due)
+		}
+		if m.contact.serves {
+			sooner(m.savedAt.Add(saveEvery))
+			if len(m.roster.kept) > 0 {
+				sooner(m.contact.since.Add(Settle))
+			}
+		}
+		if m.path.wanted && !m.path.up {
+			sooner(m.path.retry)
+		}
+		sooner(m.retryDisk)
+	}
+	if !next.Equal(m.armed) {
+		m.armed = next
+		m.do(Arm{next})
+	}
+}
+
+// live says whether a certificate is good now, and until when that holds.
+func live(n *cert.Node, now time.Time, g grace) (ok bool, until time.Time) {
+	begin, end := n.NotBefore.Add(-cert.Skew), n.NotAfter.Add(cert.Skew)
+	switch {
+	case now.Before(begin):
+		return false, begin
+	case now.Before(end):
+		return true, end
+	case !g.none(now) && g.at.Before(end):
+		return true, g.until
+	}
+	return false, time.Time{}
+}
+
+func sameIdentity(a, b proto.Identity) bool {
+	return a.ID == b.ID && a.Name == b.Name && a.Addrs == b.Addrs && a.User == b.User && slices.Equal(a.Tags, b.Tags)
+}
+
+// missingFeatures lists what a netmap requires and this program lacks.
+func (m *Machine) missingFeatures(nm *proto.Netmap) (missing []string) {
+	for _, f := range nm.Requires {
+		if _, ok := slices.BinarySearch(m.cfg.Features, f); !ok {
+			missing = append(missing, f)
+		}
+	}
+	return missing
+}
+
+// program compiles what is to be enforced now, without some of the peers; nil where nothing may pass.
+func (m *Machine) program(without map[proto.NodeID]bool) *filter.Program {
+	m.compileFault = ""
+	if m.netmap == nil || m.wanted.Revoked != nil || !m.selfLive || len(m.missing) > 0 || !m.path.up {
+		return nil
+	}
+	rules := filter.Ruleset{
+		Version: m.netmap.Version, Mesh: m.netmap.Mesh, Self: m.self.Node.Identity,
+		Sets: m.netmap.Sets, Rules: m.netmap.Rules,
+	}
+	for _, p := range m.roster.sorted() {
+		if p.live != nil && !without[p.claim.ID] {
+			rules.Peers = append(rules.Peers, p.live.node.Identity)
+		}
+	}
+	p, err := filter.Compile(rules)
+	if err != nil {
+		m.compileFault = fmt.Sprintf("netmap %v cannot be enforced: %v", m.netmap.Version, err)
+		m.warn("netmap cannot be enforced", "version", m.netmap.Version, "reason", err)
+		return nil
+	}
+	return p
+}

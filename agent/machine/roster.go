@@ -1,0 +1,401 @@
+package machine
+
+import (
+	"bytes"
+	"cmp"
+	"container/heap"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/agent/identity"
+	"github.com/redoubt-mesh/redoubt/agent/state"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// entry is a peer that may be used. It does not change.
+type entry struct {
+	node      *cert.Node
+	keys      []key.NodePublic
+	endpoints []proto.Endpoint
+}
+
+// peer is one peer of the netmap.
+type peer struct {
+	claim proto.Peer
+	node  *cert.Node // nil where the certificate does not hold
+	live  *entry     // nil where the peer may not be used
+	why   string     // then
+	until time.Time  // when to judge again; zero: never by itself
+	index int        // in the heap, from 1; 0: not there
+}
+
+// move is how a peer changed.
+type move struct {
+	id            proto.NodeID
+	before, after *entry
+}
+
+// roster is the peers of the netmap, and which of them may be used now. What it does costs as much as what changed.
+type roster struct {
+	self     *identity.Self
+	verifier *cert.Verifier
+
+	peers     map[proto.NodeID]*peer
+	sequences map[proto.NodeID]state.Sequence
+	addrs     map[netip.Addr]proto.NodeID     // of those in use
+	keys      map[key.NodePublic]proto.NodeID // of those in use
+	deadlines deadlines
+	dirty     map[proto.NodeID]*entry   // to be judged; what was in use before
+	kept      map[proto.NodeID]struct{} // in use by grace only
+	clashing  map[proto.NodeID]struct{} // not in use because another has an address or a key
+	out       map[proto.NodeID]struct{} // not in use
+	raised    bool                      // sequences changed in a way that the netmap on disk does not tell
+}
+
+func newRoster(sequences map[proto.NodeID]state.Sequence) *roster {
+	r := &roster{sequences: map[proto.NodeID]state.Sequence{}}
+	maps.Copy(r.sequences, sequences)
+	r.clear()
+	return r
+}
+
+// clear forgets all peers, but not the sequence numbers that were seen.
+func (r *roster) clear() {
+	r.peers = map[proto.NodeID]*peer{}
+	r.addrs = map[netip.Addr]proto.NodeID{}
+	r.keys = map[key.NodePublic]proto.NodeID{}
+	r.deadlines = nil
+	r.dirty = map[proto.NodeID]*entry{}
+	r.kept = map[proto.NodeID]struct{}{}
+	r.clashing = map[proto.NodeID]struct{}{}
+	r.out = map[proto.NodeID]struct{}{}
+}
+
+// trust sets who we are, and the intermediates under which peers' certificates were issued. Certificates that did
+// not hold may hold now.
+func (r *roster) trust(self *identity.Self, authorities [][]byte) error {
+	fresh, err := identity.Check(self.Record, self.Node.Device, self.Key)
+	if err != nil {
+		return err
+	}
+	if err := fresh.Verifier.AddIntermediates(authorities); err != nil {
+		return fmt.Errorf("intermediate certificates of the netmap: %w", err)
+	}
+	again := maps.Keys(r.out)
+	if r.self != nil && !slices.EqualFunc(r.self.Record.Roots, self.Record.Roots, bytes.Equal) {
+		again = maps.Keys(r.peers) // what held under another root need not hold now
+	}
+	r.self, r.verifier = self, fresh.Verifier
+	for _, id := range slices.Collect(again) {
+		r.touch(id)
+		r.verify(r.peers[id])
+	}
+	return nil
+}
+
+// touch makes settle judge a peer.
+func (r *roster) touch(id proto.NodeID) {
+	if _, ok := r.dirty[id]; ok {
+		return
+	}
+	var before *entry
+	if p := r.peers[id]; p != nil {
+		before = p.live
+	}
+	r.dirty[id] = before
+}
+
+func (r *roster) set(claim proto.Peer) {
+	r.touch(claim.ID)
+	p := r.peers[claim.ID]
+	if p == nil {
+		p = &peer{}
+		r.peers[claim.ID] = p
+	}
+	same := bytes.Equal(p.claim.Certificate, claim.Certificate)
+	p.claim = claim
+	if !same || p.node == nil {
+		r.verify(p)
+	}
+}
+
+func (r *roster) setEndpoints(id proto.NodeID, endpoints []proto.Endpoint) {
+	if p := r.peers[id]; p != nil {
+		r.touch(id)
+		p.claim.Endpoints = endpoints
+	}
+}
+
+func (r *roster) remove(id proto.NodeID) {
+	p := r.peers[id]
+	if p == nil {
+		return
+	}
+	r.touch(id)
+	r.release(id, p)
+	r.unschedule(p)
+	delete(r.peers, id)
+	delete(r.out, id)
+	r.raised = true
+}
+
+// verify checks a certificate, but for its time.
+func (r *roster) verify(p *peer) {
+	p.node = nil
+	n, err := identity.Certificate(r.verifier, p.claim.Certificate)
+	if err != nil {
+		p.why = err.Error()
+		return
+	}
+	if err := r.acceptable(p.claim.ID, n); err != nil {
+		p.why = err.Error()
+		return
+	}
+	p.node = n
+	r.sequences[n.ID] = state.Sequence{Seen: n.Sequence, Until: n.NotAfter}
+}
+
+func (r *roster) acceptable(id proto.NodeID, n *cert.Node) error {
+	switch seen := r.sequences[n.ID]; {
+	case n.ID != id:
+		return fmt.Errorf("its certificate is that of %v", n.ID)
+	case n.ID == r.self.Node.ID:
+		return errors.New("its certificate is this node's own")
+	case n.Sequence < seen.Seen:
+		return fmt.Errorf("its certificate is number %d, but number %d was seen", n.Sequence, seen.Seen)
+	case !r.self.Record.Mesh.V4.Contains(n.Addrs.V4) || !r.self.Record.Mesh.V6.Contains(n.Addrs.V6):
+		return fmt.Errorf("its addresses %v and %v are not in the mesh's ranges", n.Addrs.V4, n.Addrs.V6)
+	}
+	return nil
+}
+
+// settle judges what was touched and what is due, and says what changed.
+func (r *roster) settle(now time.Time, g grace) []move {
+	for len(r.deadlines) > 0 && !r.deadlines[0].until.After(now) {
+		p := r.deadlines[0]
+		r.touch(p.claim.ID)
+		r.unschedule(p)
+	}
+	if len(r.dirty) == 0 {
+		return nil
+	}
+	ids := slices.Sorted(maps.Keys(r.dirty))
+	for _, id := range ids {
+		if p := r.peers[id]; p != nil {
+			r.release(id, p)
+		}
+	}
+	// Those that clashed before may have room now, and must be judged after all others.
+	late := slices.Sorted(maps.Keys(r.clashing))
+	for _, id := range late {
+		r.touch(id)
+	}
+	for pass, list := range [][]proto.NodeID{ids, late} {
+		for _, id := range list {
+			if p := r.peers[id]; p != nil && (pass == 0 || p.live == nil) {
+				r.judge(id, p, now, g)
+			}
+		}
+	}
+	// A peer that found its address taken by one that has since moved on gets it now.
+	for _, id := range slices.Sorted(maps.Keys(r.clashing)) {
+		r.judge(id, r.peers[id], now, g)
+	}
+	return r.moves()
+}
+
+// moves compares what was in use before with what is now.
+func (r *roster) moves() []move {
+	var moves []move
+	for _, id := range slices.Sorted(maps.Keys(r.dirty)) {
+		m := move{id: id, before: r.dirty[id]}
+		if p := r.peers[id]; p != nil {
+			m.after = p.live
+		}
+		if m.before != nil || m.after != nil {
+			moves = append(moves, m)
+		}
+	}
+	clear(r.dirty)
+	return moves
+}
+
+// release takes a peer out of use.
+func (r *roster) release(id proto.NodeID, p *peer) {
+	delete(r.kept, id)
+	delete(r.clashing, id)
+	if p.live == nil {
+		return
+	}
+	for _, a := range p.live.node.Addrs.Slice() {
+		delete(r.addrs, a)
+	}
+	for _, k := range p.live.keys {
+		delete(r.keys, k)
+	}
+	p.live = nil
+	r.out[id] = struct{}{}
+}
+
+// judge decides whether a peer that is not in use may be.
+func (r *roster) judge(id proto.NodeID, p *peer, now time.Time, g grace) {
+	r.unschedule(p)
+	r.out[id] = struct{}{}
+	delete(r.clashing, id)
+	if p.node == nil {
+		return
+	}
+	at, until := now, p.node.NotAfter.Add(cert.Skew)
+	switch {
+	case now.Before(p.node.NotBefore.Add(-cert.Skew)):
+		p.why = "its certificate is not valid before " + stamp(p.node.NotBefore)
+		r.schedule(p, p.node.NotBefore.Add(-cert.Skew))
+		return
+	case now.Before(until):
+	case !g.none(now) && g.at.Before(until):
+		at, until = g.at, g.until
+		r.kept[id] = struct{}{}
+	default:
+		p.why = "its certificate ran out at " + stamp(p.node.NotAfter)
+		return
+	}
+	e := &entry{node: p.node, endpoints: p.claim.Endpoints}
+	var next time.Time
+	if e.keys, next = usable(p.node.Keys, at); len(e.keys) == 0 {
+		p.why = "none of its keys is valid now"
+		delete(r.kept, id)
+		r.schedule(p, next)
+		return
+	}
+	if who, taken := r.taken(e); taken {
+		p.why = fmt.Sprintf("%v has its address or its key", who)
+		r.clashing[id] = struct{}{}
+		delete(r.kept, id)
+		return
+	}
+	for _, a := range e.node.Addrs.Slice() {
+		r.addrs[a] = id
+	}
+	for _, k := range e.keys {
+		r.keys[k] = id
+	}
+	delete(r.out, id)
+	p.live, p.why = e, ""
+	if _, byGrace := r.kept[id]; !byGrace && !next.IsZero() && next.Before(until) {
+		until = next
+	}
+	r.schedule(p, until)
+}
+
+// usable returns the keys that are valid at a time, and when that changes next.
+func usable(keys []cert.NodeKey, at time.Time) (out []key.NodePublic, next time.Time) {
+	for _, k := range keys {
+		for _, t := range []time.Time{k.NotBefore.Add(-cert.Skew), k.NotAfter.Add(cert.Skew)} {
+			if t.After(at) && (next.IsZero() || t.Before(next)) {
+				next = t
+			}
+		}
+		if !at.Before(k.NotBefore.Add(-cert.Skew)) && at.Before(k.NotAfter.Add(cert.Skew)) {
+			out = append(out, k.Public)
+		}
+	}
+	return out, next
+}
+
+func (r *roster) taken(e *entry) (proto.NodeID, bool) {
+	self := r.self.Node
+	for _, a := range e.node.Addrs.Slice() {
+		if self.Addrs.Has(a) {
+			return self.ID, true
+		}
+		if id, ok := r.addrs[a]; ok {
+			return id, true
+		}
+	}
+	for _, k := range e.keys {
+		if k == r.self.Key {
+			return self.ID, true
+		}
+		if id, ok := r.keys[k]; ok {
+			return id, true
+		}
+	}
+	return 0, false
+}
+
+// regrace makes settle judge those that are in use by grace only.
+func (r *roster) regrace() {
+	for id := range r.kept {
+		r.touch(id)
+	}
+}
+
+// next is when settle has something to do by itself; zero: never.
+func (r *roster) next() time.Time {
+	if len(r.deadlines) == 0 {
+		return time.Time{}
+	}
+	return r.deadlines[0].until
+}
+
+// floors returns the sequence numbers to remember: those of certificates that might still be shown to us.
+func (r *roster) floors(now time.Time, grace time.Duration) map[proto.NodeID]state.Sequence {
+	maps.DeleteFunc(r.sequences, func(id proto.NodeID, s state.Sequence) bool {
+		return r.peers[id] == nil && now.After(s.Until.Add(grace+2*cert.Skew))
+	})
+	r.raised = false
+	return maps.Clone(r.sequences)
+}
+
+// sorted lists the peers by id.
+func (r *roster) sorted() []*peer {
+	return slices.SortedFunc(maps.Values(r.peers), func(a, b *peer) int { return cmp.Compare(a.claim.ID, b.claim.ID) })
+}
+
+func (r *roster) schedule(p *peer, at time.Time) {
+	if at.IsZero() {
+		return
+	}
+	p.until = at
+	heap.Push(&r.deadlines, p)
+}
+
+func (r *roster) unschedule(p *peer) {
+	if p.index > 0 {
+		heap.Remove(&r.deadlines, p.index-1)
+	}
+	p.until = time.Time{}
+}
+
+// deadlines is a heap of peers by until.
+type deadlines []*peer
+
+func (d deadlines) Len() int           { return len(d) }
+func (d deadlines) Less(i, j int) bool { return d[i].until.Before(d[j].until) }
+func (d deadlines) Swap(i, j int) {
+	d[i], d[j] = d[j], d[i]
+	d[i].index, d[j].index = i+1, j+1
+}
+
+func (d *deadlines) Push(x any) {
+	p := x.(*peer)
+	*d = append(*d, p)
+	p.index = len(*d)
+}
+
+func (d *deadlines) Pop() any {
+	old := *d
+	p := old[len(old)-1]
+	old[len(old)-1] = nil
+	*d = old[:len(old)-1]
+	p.index = 0
+	return p
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -1,0 +1,175 @@
+package machine
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+)
+
+// State is what a node is doing.
+type State string
+
+// The states of a node.
+const (
+	StateDown      State = "down"
+	StateEnrolling State = "enrolling"
+	StateStarting  State = "starting"
+	StateRunning   State = "running"
+	StateExpired   State = "expired"
+	StateRevoked   State = "revoked"
+)
+
+// View is what people want to know of a Machine, at one moment.
+type View struct {
+	State     State
+	Node      *cert.Node // nil: not enrolled
+	Mesh      proto.Mesh
+	Version   proto.Version
+	Connected bool
+	URL       string
+	LastHeard time.Time
+	Peers     []PeerView
+	Problems  []string
+}
+
+// PeerView is a peer that may be used.
+type PeerView struct {
+	Node      *cert.Node
+	Endpoints []proto.Endpoint
+}
+
+// State says what the node is doing.
+func (m *Machine) State() State {
+	switch {
+	case m.wanted.Revoked != nil:
+		return StateRevoked
+	case !m.wanted.Up:
+		return StateDown
+	case m.self == nil && m.enrolling:
+		return StateEnrolling
+	case m.self == nil:
+		return StateDown
+	case !m.selfLive:
+		return StateExpired
+	case m.path.up && m.netmap != nil:
+		return StateRunning
+	}
+	return StateStarting
+}
+
+// View describes the machine.
+func (m *Machine) View(now time.Time) View {
+	v := View{
+		State: m.State(), Version: m.version(), Connected: m.contact.open, URL: m.contact.url, LastHeard: m.contact.last,
+		Problems: m.problems(now),
+	}
+	if m.self != nil {
+		v.Node, v.Mesh = m.self.Node, m.self.Record.Mesh
+	}
+	if m.wanted.Up && m.wanted.Revoked == nil {
+		for _, p := range m.roster.sorted() {
+			if p.live != nil {
+				v.Peers = append(v.Peers, PeerView{p.live.node, p.live.endpoints})
+			}
+		}
+	}
+	return v
+}
+
+// Peer finds a peer that may be used.
+func (m *Machine) Peer(match func(*cert.Node) bool) (*cert.Node, bool) {
+	for _, p := range m.roster.peers {
+		if p.live != nil && match(p.live.node) {
+			return p.live.node, true
+		}
+	}
+	return nil, false
+}
+
+// maxNamed is how many peers the problems name.
+const maxNamed = 5
+
+// problems lists what is wrong, and what to do about it.
+func (m *Machine) problems(now time.Time) (list []string) {
+	add := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
+	if r := m.wanted.Revoked; r != nil {
+		add("this node was revoked at %s: %s", stamp(r.At), r.Message)
+		return list
+	}
+	if m.refused != "" {
+		add("enrolment was refused: %s", m.refused)
+	} else if m.self == nil && !m.enrolling {
+		add("%v", ErrNotEnrolled)
+	}
+	if m.diskFault != "" {
+		add("%s: what was decided does not outlive a restart until this is mended", m.diskFault)
+	}
+	if !m.wanted.Up {
+		return list
+	}
+	if m.path.fault != "" {
+		add("the data path does not run: %s; it is tried again every %v", m.path.fault, retryPath)
+	}
+	m.contactProblems(now, add)
+	for _, f := range []string{m.compileFault, m.netmapFault} {
+		if f != "" {
+			add("%s", f)
+		}
+	}
+	if len(m.missing) > 0 {
+		add("coordinator needs feature %s, this agent is version %s: upgrade it; until then nothing passes",
+			strings.Join(m.missing, ", "), m.cfg.Program)
+	}
+	m.peerProblems(now, add)
+	return list
+}
+
+func (m *Machine) contactProblems(now time.Time, add func(string, ...any)) {
+	if !m.contact.open && !m.contact.lostAt.IsZero() && (now.Sub(m.contact.lostAt) >= patience || m.contact.reason != "") {
+		reason := m.contact.reason
+		if reason == "" {
+			reason = "no answer so far"
+		}
+		add("no coordinator since %s: %s; it is dialled at least once a minute", stamp(m.contact.lostAt), reason)
+	}
+	if m.self == nil {
+		return
+	}
+	switch end := m.self.Node.NotAfter; {
+	case !m.selfLive:
+		add("this node's certificate is not valid (it is from %s to %s): nothing passes until it is renewed",
+			stamp(m.self.Node.NotBefore), stamp(end))
+	case !now.Before(end.Add(cert.Skew)):
+		add("this node's certificate ran out at %s; others trust it by their grace only", stamp(end))
+	}
+	if m.renewFault != "" {
+		add("the certificate was not renewed: %s", m.renewFault)
+	}
+}
+
+func (m *Machine) peerProblems(now time.Time, add func(string, ...any)) {
+	if n := len(m.roster.kept); n > 0 {
+		until := m.contact.grace(m.outage()).until
+		add("%d peers are trusted beyond their certificates' time since the coordinator is away, until %s (%v)",
+			n, stamp(until), until.Sub(now).Round(time.Second))
+	}
+	named := 0
+	for _, p := range m.roster.sorted() {
+		if p.live != nil {
+			continue
+		}
+		if named++; named <= maxNamed {
+			name := p.claim.ID.String()
+			if p.node != nil {
+				name = p.node.Name
+			}
+			add("peer %s is left out: %s", name, p.why)
+		}
+	}
+	if named > maxNamed {
+		add("%d more peers are left out", named-maxNamed)
+	}
+}

@@ -1,0 +1,120 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// The files of a directory.
+const (
+	fileLock     = "lock"
+	fileDevice   = "device.key"
+	fileNode     = "node.key"
+	fileJoin     = "join"
+	fileIdentity = "identity"
+	fileNetmap   = "netmap"
+	fileLog      = "netmap.log"
+	fileFloors   = "floors"
+	fileWanted   = "wanted"
+)
+
+// Dir is a state directory that this process holds. Its methods are for one goroutine.
+type Dir struct {
+	name string
+	fs   filesystem
+	lock *os.File
+
+	// Of the netmap's log: its size, that of the snapshot before it, and whether a failed write left part of a record.
+	logSize, snapshotSize int64
+	logBroken             bool
+}
+
+// InUseError says that another process holds the directory.
+type InUseError struct {
+	Path   string
+	Holder string // who, as far as it is known
+}
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("state directory %s is held by another agent (%s): stop that one first, or use another --state",
+		e.Path, e.Holder)
+}
+
+// Open makes the directory if there is none, and takes hold of it until Close.
+func Open(path string, now time.Time) (*Dir, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("state directory %s: %w", path, err)
+	}
+	if err := os.MkdirAll(abs, 0o700); err != nil {
+		return nil, fmt.Errorf("make the state directory: %w", err)
+	}
+	if runtime.GOOS != "windows" {
+		// Service managers and people make directories that others may enter; keys live in this one.
+		if err := os.Chmod(abs, 0o700); err != nil {
+			return nil, fmt.Errorf("close the state directory to others: %w", err)
+		}
+	}
+	lock, err := hold(filepath.Join(abs, fileLock), now)
+	var busy *InUseError
+	if errors.As(err, &busy) {
+		busy.Path = abs
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &Dir{name: abs, fs: directory(abs), lock: lock}, nil
+}
+
+// hold locks the file at path and writes into it who does.
+func hold(path string, now time.Time) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the state directory: %w", err)
+	}
+	ok, err := tryLock(f)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	if !ok {
+		defer f.Close()
+		b, _ := io.ReadAll(io.LimitReader(f, 200))
+		holder := strings.TrimSpace(strings.ToValidUTF8(string(b), "?"))
+		if holder == "" {
+			holder = "it has not said who it is yet"
+		}
+		return nil, &InUseError{Holder: holder}
+	}
+	host, _ := os.Hostname()
+	text := fmt.Sprintf("process %d on %s, since %s\n", os.Getpid(), host, now.UTC().Format(time.RFC3339))
+	if err := f.Truncate(0); err == nil {
+		_, err = f.WriteAt([]byte(text), 0)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// Path is the directory's absolute name.
+func (d *Dir) Path() string { return d.name }
+
+func (d *Dir) path(name string) string { return filepath.Join(d.name, name) }
+
+// Close lets go of the directory. It may be called more than once.
+func (d *Dir) Close() error {
+	if d.lock == nil {
+		return nil
+	}
+	err := d.lock.Close()
+	d.lock = nil
+	return err
+}

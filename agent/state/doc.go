@@ -1,0 +1,19 @@
+// Package state is what a node keeps on its disk, in one directory of mode 0700 that one agent at a time holds.
+//
+//	lock         who holds the directory: process, since when
+//	device.key   the device key; never leaves the machine
+//	node.key     the WireGuard key
+//	join         the coordinator's URLs and the root's fingerprint; the token's secret until it is spent
+//	identity     the node certificate with its chain, the roots, the mesh
+//	netmap       the last snapshot of the netmap ...
+//	netmap.log   ... and what changed since, one record a change; written anew when it outgrows the snapshot
+//	floors       what must never go back: mesh time, last contact, the greatest sequence number seen of each peer
+//	wanted       up or down, and whether the node was revoked
+//
+// Every file but the log is replaced whole: written beside the old one, synced, renamed over it, the directory synced. Each
+// begins with a line that says what it is and a checksum, so that a damaged file is told from a good one: it is refused,
+// by name and with what to do, and nothing is started. A node that does not know what it may trust trusts nothing.
+//
+// A record of the log that a crash cut short was never acknowledged, and is dropped. Any other damage is an error: what a
+// log loses may be a revocation.
+package state

@@ -1,0 +1,90 @@
+package state
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+)
+
+// filesystem is what a Dir does to a disk, step by step, so that tests can stop it after each one.
+type filesystem interface {
+	Read(name string, limit int64) ([]byte, error)
+	Create(name string) (file, error) // empty, mode 0600
+	Append(name string) (file, error) // exists already
+	Rename(from, to string) error
+	Remove(name string) error
+	Truncate(name string, size int64) error
+	SyncDir() error
+}
+
+type file interface {
+	io.WriteCloser
+	Sync() error
+}
+
+// directory is the real one.
+type directory string
+
+func (d directory) path(name string) string { return filepath.Join(string(d), name) }
+
+func (d directory) Read(name string, limit int64) ([]byte, error) {
+	f, err := os.Open(d.path(name))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0 {
+		return nil, &CorruptError{d.path(name), fmt.Sprintf("mode %04o lets others at it", info.Mode().Perm()),
+			"chmod 600 it, and enrol anew if somebody may have read it"}
+	}
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%s: larger than %d bytes", d.path(name), limit)
+	}
+	return b, nil
+}
+
+func (d directory) Create(name string) (file, error) {
+	return os.OpenFile(d.path(name), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+}
+
+func (d directory) Append(name string) (file, error) {
+	return os.OpenFile(d.path(name), os.O_WRONLY|os.O_APPEND, 0o600)
+}
+
+func (d directory) Rename(from, to string) error { return os.Rename(d.path(from), d.path(to)) }
+
+func (d directory) Remove(name string) error { return os.Remove(d.path(name)) }
+
+func (d directory) Truncate(name string, size int64) error {
+	f, err := os.OpenFile(d.path(name), os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+func (d directory) SyncDir() error {
+	if runtime.GOOS == "windows" { // directories cannot be synced there; renames are journalled
+		return nil
+	}
+	f, err := os.Open(string(d))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}

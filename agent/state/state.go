@@ -1,0 +1,239 @@
+package state
+
+import (
+	"bytes"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/agent/identity"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// State is everything that a directory holds. Zero and nil values stand for files that are not there.
+type State struct {
+	Device key.DevicePrivate
+	Node   key.NodePrivate
+	Join   *Join
+	Self   *identity.Self
+	Netmap *proto.Netmap
+	Floors Floors
+	Wanted Wanted
+}
+
+// Join is what a join code said.
+type Join struct {
+	URLs   []string
+	Root   [32]byte // fingerprint
+	Secret key.TokenSecret
+}
+
+// Floors must never go back.
+type Floors struct {
+	MeshTime    time.Time
+	LastContact time.Time // when the coordinator was heard last, in mesh time
+	Version     proto.Version
+	Sequences   map[proto.NodeID]Sequence
+}
+
+// Sequence is the greatest number of a peer's certificates that was seen, and when that certificate ends.
+type Sequence struct {
+	Seen  uint64
+	Until time.Time
+}
+
+// Wanted is what people and the coordinator decided about the node.
+type Wanted struct {
+	Up       bool
+	Hostname string      `json:",omitempty"`
+	Revoked  *Revocation `json:",omitempty"`
+}
+
+// Revocation says that the node is not one of the mesh any more.
+type Revocation struct {
+	At      time.Time
+	Message string
+}
+
+// Load reads and checks everything. If any of it cannot be used the error says what and nothing is returned.
+func (d *Dir) Load() (*State, error) {
+	s := &State{}
+	for _, load := range []func(*State) error{
+		d.loadKeys, d.loadJoin, d.loadFloors, d.loadWanted, d.loadIdentity, d.loadNetmap,
+	} {
+		if err := load(s); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+const pemNode = "REDOUBT NODE KEY"
+
+func (d *Dir) loadKeys(s *State) error {
+	b, err := d.read(fileDevice, limitSmall)
+	if err != nil {
+		return err
+	}
+	if b != nil {
+		if s.Device, err = key.ParseDevicePEM(b); err != nil {
+			return d.corrupt(fileDevice, err.Error())
+		}
+	}
+	if b, err = d.read(fileNode, limitSmall); b == nil || err != nil {
+		return err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != pemNode {
+		return d.corrupt(fileNode, "holds no node key")
+	}
+	if s.Node, err = key.ParseNodePrivate(block.Bytes); err != nil {
+		return d.corrupt(fileNode, err.Error())
+	}
+	return nil
+}
+
+// SaveDevice makes the device key last.
+func (d *Dir) SaveDevice(k key.DevicePrivate) error {
+	b, err := k.MarshalPEM()
+	if err != nil {
+		return fmt.Errorf("write the device key: %w", err)
+	}
+	return d.write(fileDevice, b)
+}
+
+// SaveNode makes the node key last.
+func (d *Dir) SaveNode(k key.NodePrivate) error {
+	secret := k.Expose()
+	return d.write(fileNode, pem.EncodeToMemory(&pem.Block{Type: pemNode, Bytes: secret[:]}))
+}
+
+// joinFile is Join as it is written.
+type joinFile struct {
+	URLs   []string
+	Root   []byte
+	Secret []byte `json:",omitempty"`
+}
+
+func (d *Dir) loadJoin(s *State) error {
+	var f joinFile
+	if ok, err := d.readJSON(fileJoin, limitSmall, &f); !ok || err != nil {
+		return err
+	}
+	if len(f.Root) != 32 || len(f.URLs) == 0 {
+		return d.corrupt(fileJoin, "lacks a URL or the root's fingerprint")
+	}
+	j := &Join{URLs: f.URLs, Root: [32]byte(f.Root)}
+	if f.Secret != nil {
+		var err error
+		if j.Secret, err = key.ParseTokenSecret(f.Secret); err != nil {
+			return d.corrupt(fileJoin, err.Error())
+		}
+	}
+	s.Join = j
+	return nil
+}
+
+// SaveJoin makes what a join code said last; a Join without URLs removes it.
+func (d *Dir) SaveJoin(j Join) error {
+	if len(j.URLs) == 0 {
+		return d.remove(fileJoin)
+	}
+	f := joinFile{URLs: j.URLs, Root: j.Root[:]}
+	if !j.Secret.IsZero() {
+		secret := j.Secret.Expose()
+		f.Secret = secret[:]
+	}
+	return d.writeJSON(fileJoin, f)
+}
+
+func (d *Dir) loadFloors(s *State) error {
+	_, err := d.readJSON(fileFloors, limitFloors, &s.Floors)
+	return err
+}
+
+// SaveFloors makes the floors last.
+func (d *Dir) SaveFloors(f Floors) error { return d.writeJSON(fileFloors, f) }
+
+func (d *Dir) loadWanted(s *State) error {
+	_, err := d.readJSON(fileWanted, limitSmall, &s.Wanted)
+	return err
+}
+
+// SaveWanted makes a decision last.
+func (d *Dir) SaveWanted(w Wanted) error { return d.writeJSON(fileWanted, w) }
+
+func (d *Dir) loadIdentity(s *State) error {
+	var r identity.Record
+	if ok, err := d.readJSON(fileIdentity, limitSmall, &r); !ok || err != nil {
+		return err
+	}
+	if s.Device.IsZero() || s.Node.IsZero() {
+		return d.corrupt(fileIdentity, "is there without the keys that it is about")
+	}
+	self, err := identity.Check(r, s.Device.Device(), s.Node.Public())
+	if err != nil {
+		return d.corrupt(fileIdentity, err.Error())
+	}
+	s.Self = self
+	return nil
+}
+
+// SaveIdentity makes a certificate last.
+func (d *Dir) SaveIdentity(r identity.Record) error { return d.writeJSON(fileIdentity, r) }
+
+// Forget removes everything about one membership: keys, certificate, netmap, floors. What was wanted stays. The certificate
+// goes first: what is left without it is a node that was never enrolled.
+func (d *Dir) Forget() error {
+	for _, name := range []string{fileIdentity, fileLog, fileNetmap, fileJoin, fileFloors, fileNode, fileDevice} {
+		if err := d.remove(name); err != nil {
+			return err
+		}
+	}
+	d.logSize, d.snapshotSize, d.logBroken = 0, 0, false
+	return nil
+}
+
+func (d *Dir) remove(name string) error {
+	err := d.fs.Remove(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = d.fs.SyncDir()
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", d.path(name), err)
+	}
+	return nil
+}
+
+// readJSON says whether there is such a file.
+func (d *Dir) readJSON(name string, limit int64, to any) (bool, error) {
+	b, err := d.read(name, limit)
+	if b == nil || err != nil {
+		return false, err
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(to); err != nil {
+		return false, d.corrupt(name, err.Error())
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return false, d.corrupt(name, "goes on after its end")
+	}
+	return true, nil
+}
+
+func (d *Dir) writeJSON(name string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", d.path(name), err)
+	}
+	return d.write(name, b)
+}
