@@ -54,6 +54,9 @@ type Hub struct {
 	mu    sync.Mutex
 	nodes map[proto.NodeID]*record
 	away  *list.List // of *record without a session, the one that left first in front
+	// fresh are nodes that attached before the hub heard of them. If one is gone again before the hub looks, the change that
+	// it looks at says nothing of it.
+	fresh []proto.NodeID
 
 	waits waits
 
@@ -63,6 +66,12 @@ type Hub struct {
 
 // New starts a hub on what the directory holds now.
 func New(c Config) *Hub {
+	h := newHub(c)
+	go h.run()
+	return h
+}
+
+func newHub(c Config) *Hub {
 	h := &Hub{
 		config: c, sub: c.Directory.Subscribe(), metrics: newMetrics(c.Registry),
 		started: c.Clock(), stop: make(chan struct{}), done: make(chan struct{}),
@@ -71,7 +80,6 @@ func New(c Config) *Hub {
 	snap := h.sub.Snapshot()
 	h.source.Store(&Source{Snapshot: snap, Program: c.Compile(snap.Policy()), Authorities: c.Authorities(), Outage: c.Outage})
 	h.waits.flushed = snap.Version()
-	go h.run()
 	return h
 }
 
@@ -116,8 +124,7 @@ func (h *Hub) run() {
 			}
 		case <-calm:
 			calm = nil
-			h.refresh(h.calm)
-			h.calm = make(map[proto.NodeID]struct{})
+			h.settle()
 		case <-prune.C:
 			h.prune()
 		}
@@ -132,9 +139,16 @@ func (h *Hub) apply(c directory.Change) {
 		after.Program = h.config.Compile(c.After.Policy())
 	}
 	h.source.Store(&after)
-	h.expel(after, c.Nodes)
-
 	dirty := make(map[proto.NodeID]struct{})
+	h.mu.Lock()
+	fresh := h.fresh
+	h.fresh = nil
+	h.mu.Unlock()
+	for _, id := range fresh {
+		dirty[id] = struct{}{}
+	}
+	h.expel(after, slices.Concat(c.Nodes, fresh))
+
 	now := h.config.Clock()
 	if c.Policy || !slices.EqualFunc(before.Authorities, after.Authorities, slices.Equal) {
 		h.mu.Lock()
@@ -157,6 +171,12 @@ func (h *Hub) apply(c directory.Change) {
 	}
 	h.refresh(dirty)
 	h.waits.flush(c.After.Version())
+}
+
+// settle does what did not hurry.
+func (h *Hub) settle() {
+	h.refresh(h.calm)
+	h.calm = make(map[proto.NodeID]struct{})
 }
 
 // expel ends the streams of nodes that are not trusted any more, and forgets them.

@@ -33,7 +33,8 @@ func (h *Hub) Attach(id proto.NodeID, features []string, applied proto.Version, 
 	if before != nil {
 		before.stream.End(refusal.Replaced())
 	}
-	// The directory is asked after the session can be found: a revocation is seen here, or ends the session.
+	// The directory is asked after the session and its node can be found: a revocation is seen here, or ends the session.
+	source := h.await(id)
 	n, known := h.config.Directory.Snapshot().Lookup(id)
 	if !known || n.Revoked != nil {
 		s.Close()
@@ -42,12 +43,22 @@ func (h *Hub) Attach(id proto.NodeID, features []string, applied proto.Version, 
 		}
 		return nil, refusal.Deleted()
 	}
-	source := *h.source.Load()
 	r.begin(features, applied, source.Snapshot.Version())
 	if r.refresh(source.bind(), h.config.Clock()) {
 		stream.Wake()
 	}
 	return s, nil
+}
+
+// await answers the source, and has the hub look at a node that is not in it once it is.
+func (h *Hub) await(id proto.NodeID) Source {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	source := *h.source.Load()
+	if _, known := source.Snapshot.Lookup(id); !known {
+		h.fresh = append(h.fresh, id)
+	}
+	return source
 }
 
 // Next takes what the node has to be sent now, or false where it has been sent all.

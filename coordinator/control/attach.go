@@ -1,0 +1,291 @@
+package control
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/coordinator/enroll"
+	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
+)
+
+// attached is the reading side of a known node's stream.
+type attached struct {
+	*Server
+	*stream
+	in       *frames
+	node     *cert.Node
+	machine  *enroll.Machine
+	protocol uint32
+	features []string
+	applied  proto.Version // that the node came with
+	// renewFirst says that the certificate had expired: nothing but a renewal is served.
+	renewFirst bool
+	pace       pace
+}
+
+// attach goes on with a node that showed its certificate.
+func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hello, protocol uint32) error {
+	if err := s.trusted(g.node); err != nil {
+		return err
+	}
+	applied, err := wire.ToVersion(hello.GetAttach().GetApplied())
+	if err != nil {
+		return refusal.Malformed(err.Error())
+	}
+	st, ok := s.newStream(t, g, g.node.ID)
+	if !ok {
+		return nil
+	}
+	a := &attached{
+		Server: s, stream: st, in: in, node: g.node, machine: enroll.New(s.Attestors, s.Rand), protocol: protocol,
+		features: hello.GetFeatures(), applied: applied, renewFirst: g.expired,
+		pace: pace{tokens: burst, at: time.Now()},
+	}
+	defer a.leave()
+	st.expires.Store(g.node.NotAfter.Add(cert.Skew).UnixNano())
+	s.Directory.SetLive(a.id, func(l *directory.Live) {
+		l.Program, l.OS, l.Arch, l.Features = hello.GetProgram(), hello.GetOs(), hello.GetArch(), a.features
+		l.Remote = remote(t)
+	})
+	s.Log.Debug("node connected", "node", a.id, "name", a.node.Name, "remote", t.RemoteAddr(), "program", hello.GetProgram(), "expired", g.expired)
+	st.send(&redoubtv1.Down{Message: &redoubtv1.Down_Welcome{Welcome: &redoubtv1.Welcome{
+		Protocol: protocol, Features: proto.Features(), ServerTime: s.Clock().UnixMilli(), Program: s.Program,
+		RenewFirst: a.renewFirst, KeepAliveSeconds: uint32(keepAlive / time.Second),
+	}}})
+	if a.renewFirst {
+		g.patience(time.Now().Add(enroll.Patience))
+	} else if err := a.join(); err != nil {
+		return err
+	}
+	return a.read()
+}
+
+// trusted checks that the directory agrees with a certificate that is good in itself.
+func (s *Server) trusted(n *cert.Node) error {
+	known, ok := s.Directory.Snapshot().Lookup(n.ID)
+	switch {
+	case !ok || known.Device != n.Device:
+		return refusal.Deleted()
+	case known.Revoked != nil:
+		return refusal.Revoked()
+	}
+	return nil
+}
+
+// join begins the node's session, from where on it gets its netmaps.
+func (a *attached) join() error {
+	session, err := a.Hub.Attach(a.id, a.features, a.applied, a.stream)
+	if err != nil {
+		return err
+	}
+	a.guest.admit()
+	a.session.Store(session)
+	a.Wake()
+	now := a.Clock()
+	a.Directory.SetLive(a.id, func(l *directory.Live) { l.Connected, l.LastSeen = true, now })
+	return nil
+}
+
+func (a *attached) leave() {
+	a.stop()
+	now := a.Clock()
+	if session := a.session.Load(); session != nil {
+		a.Directory.SetLive(a.id, func(l *directory.Live) {
+			if !session.Replaced() {
+				l.Connected, l.LastSeen = false, now
+			}
+		})
+	}
+	a.Log.Debug("node disconnected", "node", a.id, "name", a.node.Name)
+}
+
+func (a *attached) read() error {
+	for {
+		_ = a.conn.SetReadDeadline(time.Now().Add(deaf))
+		up, sum, err := a.in.next()
+		if err != nil {
+			return err
+		}
+		if a.session.Load() != nil {
+			now := a.Clock()
+			a.Directory.SetLive(a.id, func(l *directory.Live) { l.LastSeen = now })
+		}
+		if err := a.handle(up, sum); err != nil {
+			return err
+		}
+	}
+}
+
+func (a *attached) handle(up *redoubtv1.Up, sum [32]byte) error {
+	switch m := up.GetMessage().(type) {
+	case *redoubtv1.Up_KeepAlive:
+		return nil
+	case *redoubtv1.Up_Applied:
+		return a.acknowledge(m.Applied)
+	}
+	if !a.pace.wait(a.ctx) {
+		return a.ctx.Err()
+	}
+	switch m := up.GetMessage().(type) {
+	case *redoubtv1.Up_Renew:
+		return a.renew(sum, m.Renew)
+	case *redoubtv1.Up_Proof:
+		return a.prove(m.Proof)
+	case *redoubtv1.Up_Report:
+		return a.report(m.Report)
+	}
+	return refusal.Malformed("a second hello")
+}
+
+func (a *attached) acknowledge(m *redoubtv1.Applied) error {
+	session := a.session.Load()
+	if session == nil {
+		return nil
+	}
+	v, err := wire.ToVersion(m.GetVersion())
+	if err != nil {
+		return refusal.Malformed(err.Error())
+	}
+	if !session.Applied(v) {
+		a.Log.Debug("node acknowledges a version that it was not sent", "node", a.id, "version", v)
+		return nil
+	}
+	a.Directory.SetLive(a.id, func(l *directory.Live) { l.Applied = v })
+	return nil
+}
+
+func (a *attached) renew(sum [32]byte, m *redoubtv1.Renew) error {
+	n, ok := a.Directory.Snapshot().Lookup(a.id)
+	if !ok {
+		return refusal.Deleted()
+	}
+	secret, err := cert.Exporter(a.conn.ConnectionState())
+	if err != nil {
+		return err
+	}
+	effect, err := a.machine.Step(a.Clock(), enroll.Renew{
+		Sum: sum, Message: m, Exporter: secret, Protocol: a.protocol, ID: a.id, Device: a.node.Device, Key: n.Key,
+	})
+	if err != nil {
+		a.metrics.renewals.WithLabelValues("refused").Inc()
+		return err
+	}
+	challenge, ok := effect.(enroll.Challenge)
+	if !ok {
+		return errors.New("control: a renewal led to no challenge")
+	}
+	a.send(&redoubtv1.Down{Message: &redoubtv1.Down_Challenge{Challenge: challenge.Message}})
+	return nil
+}
+
+func (a *attached) prove(m *redoubtv1.Proof) (err error) {
+	result := "refused"
+	defer func() { a.metrics.renewals.WithLabelValues(result).Inc() }()
+	effect, err := a.machine.Step(a.Clock(), enroll.Proof{Message: m})
+	if err != nil {
+		return err
+	}
+	extend, ok := effect.(enroll.Extend)
+	if !ok {
+		return errors.New("control: a renewal's proof led to something else")
+	}
+	ctx, cancel := context.WithTimeout(a.ctx, step)
+	defer cancel()
+	n, err := a.Directory.NextCertificate(ctx, extend.ID, extend.Key)
+	if err != nil {
+		return err
+	}
+	result = "done"
+	a.expires.Store(n.Certificate.NotAfter.Add(cert.Skew).UnixNano())
+	a.Log.Debug("certificate renewed", "node", a.id, "name", n.Name, "sequence", n.Certificate.Sequence, "until", n.Certificate.NotAfter)
+	a.send(a.result(n))
+	if a.renewFirst {
+		a.renewFirst = false
+		return a.join()
+	}
+	return nil
+}
+
+// report notes where the node may be reached: where it says, and where it was seen to come from.
+func (a *attached) report(m *redoubtv1.Report) error {
+	if a.renewFirst {
+		return nil
+	}
+	mesh := a.Directory.Snapshot().Mesh()
+	reported, err := wire.ToEndpoints(m.GetEndpoints(), mesh)
+	if err != nil {
+		return refusal.Malformed("endpoints: " + err.Error())
+	}
+	var list []proto.Endpoint
+	if port := uint16(m.GetListenPort()); port != 0 {
+		list = append(list, proto.Endpoint{Addr: netip.AddrPortFrom(remote(a.conn).Addr(), port), Kind: proto.EndpointObserved})
+	}
+	for _, e := range reported {
+		list = append(list, proto.Endpoint{Addr: e.Addr, Kind: proto.EndpointInterface})
+	}
+	ctx, cancel := context.WithTimeout(a.ctx, step)
+	defer cancel()
+	return a.Directory.SetEndpoints(ctx, a.id, usable(list, mesh))
+}
+
+// remote is where a connection comes from.
+func remote(c net.Conn) netip.AddrPort {
+	a, ok := c.RemoteAddr().(interface{ AddrPort() netip.AddrPort })
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := a.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+}
+
+// burst is how many requests a node may make at once; afterwards it is one a second.
+const burst = 10
+
+// pace slows down a node that asks too much. It costs that node's stream only.
+type pace struct {
+	tokens float64
+	at     time.Time
+}
+
+func (p *pace) wait(ctx context.Context) bool {
+	now := time.Now()
+	p.tokens = min(burst, p.tokens+now.Sub(p.at).Seconds())
+	p.at = now
+	p.tokens--
+	if p.tokens >= 0 {
+		return true
+	}
+	select {
+	case <-time.After(time.Duration(-p.tokens * float64(time.Second))):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func isNet(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.Canceled)
+}
+
+// usable leaves out what no peer could reach the node by, doubles, and what is too much.
+func usable(list []proto.Endpoint, mesh proto.Mesh) []proto.Endpoint {
+	seen := make(map[netip.AddrPort]bool, len(list))
+	list = slices.DeleteFunc(list, func(e proto.Endpoint) bool {
+		bad := !mesh.ValidEndpoint(e) || seen[e.Addr]
+		seen[e.Addr] = true
+		return bad
+	})
+	return list[:min(len(list), proto.MaxEndpoints)]
+}

@@ -1,0 +1,101 @@
+package control
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
+)
+
+// maxPooled is the largest buffer that goes back to the pool.
+const maxPooled = 128 << 10
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
+
+func release(b *[]byte) {
+	if cap(*b) <= maxPooled {
+		buffers.Put(b)
+	}
+}
+
+// frames reads messages from a connection. It holds no buffer while it waits for one.
+type frames struct {
+	src   io.Reader
+	first [1]byte
+	ahead bool
+}
+
+func newFrames(t *tls.Conn, early []byte) *frames {
+	if len(early) == 0 {
+		return &frames{src: t}
+	}
+	return &frames{src: io.MultiReader(bytes.NewReader(early), t)}
+}
+
+// Read gives back the byte that was waited for, then the rest.
+func (f *frames) Read(b []byte) (int, error) {
+	if f.ahead && len(b) > 0 {
+		f.ahead = false
+		b[0] = f.first[0]
+		return 1, nil
+	}
+	return f.src.Read(b)
+}
+
+// next reads a message. sum is the hash of it as it came, where a proof will have to cover it. Everything that nodes say fits
+// in the limit for unknown ones, so nobody gets a larger buffer.
+func (f *frames) next() (up *redoubtv1.Up, sum [32]byte, err error) {
+	if _, err := io.ReadFull(f.src, f.first[:]); err != nil {
+		return nil, sum, err
+	}
+	f.ahead = true
+	b := buffers.Get().(*[]byte)
+	defer release(b)
+	raw, err := wire.ReadFrame(f, (*b)[:0], wire.MaxUp)
+	if errors.Is(err, wire.ErrFrame) {
+		return nil, sum, refusal.Malformed(err.Error())
+	}
+	if err != nil {
+		return nil, sum, fmt.Errorf("read a frame: %w", err)
+	}
+	*b = raw
+	if up, err = wire.DecodeUp(raw); err != nil {
+		return nil, sum, refusal.Malformed(err.Error())
+	}
+	if up.GetHello() != nil || up.GetRenew() != nil {
+		sum = sha256.Sum256(raw)
+	}
+	return up, sum, nil
+}
+
+// write sends a message.
+func write(t *tls.Conn, m *redoubtv1.Down) error {
+	b := buffers.Get().(*[]byte)
+	defer release(b)
+	frame, err := wire.AppendFrame((*b)[:0], m)
+	if err != nil {
+		return err
+	}
+	*b = frame
+	_ = t.SetWriteDeadline(time.Now().Add(stuck))
+	_, err = t.Write(frame)
+	return err
+}
+
+// farewell sends the last message and gives the other side a moment to read it: closing at once would take it away from
+// somebody who is still sending.
+func farewell(t *tls.Conn, g *guest, m *redoubtv1.Down) {
+	g.patience(time.Now().Add(2 * time.Second))
+	if write(t, m) == nil && t.CloseWrite() == nil {
+		_, _ = io.CopyN(io.Discard, t, wire.MaxUp)
+	}
+	g.Close()
+}

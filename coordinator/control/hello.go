@@ -1,0 +1,178 @@
+package control
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/coordinator/enroll"
+	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
+)
+
+// switching is the answer to the request for an Upgrade.
+const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + wire.Protocol + "\r\n\r\n"
+
+// serve runs a stream from its Upgrade to its end.
+func (s *Server) serve(t *tls.Conn, g *guest, early []byte) {
+	defer g.Close()
+	g.patience(time.Now().Add(arrival))
+	if _, err := io.WriteString(t, switching); err != nil {
+		return
+	}
+	in := newFrames(t, early)
+	err := s.greet(t, g, in)
+	if err == nil || s.ctx.Err() != nil {
+		return
+	}
+	if r := s.refused(err, g, t); r != nil {
+		farewell(t, g, r.Down())
+	}
+}
+
+// refused finds the refusal that an error means to the other side, if it is worth one, and logs failures of our own.
+func (s *Server) refused(err error, g *guest, t *tls.Conn) *refusal.Refusal {
+	if isTransport(err) {
+		s.Log.Debug("stream broke", "remote", g.RemoteAddr(), "err", err)
+		return nil
+	}
+	r, expected := refusal.From(err)
+	level := slog.LevelInfo
+	if !expected {
+		level = slog.LevelError
+	}
+	attrs := []any{"remote", t.RemoteAddr(), "code", codeName(r.Code), "err", err}
+	if g.node != nil {
+		attrs = append(attrs, "node", g.node.ID, "name", g.node.Name)
+	}
+	s.Log.Log(s.ctx, level, "stream refused", attrs...)
+	s.metrics.refusals.WithLabelValues(codeName(r.Code)).Inc()
+	return r
+}
+
+func codeName(c redoubtv1.Refusal_Code) string {
+	return strings.ToLower(strings.TrimPrefix(c.String(), "CODE_"))
+}
+
+// greet reads the first message and goes on as that asks.
+func (s *Server) greet(t *tls.Conn, g *guest, in *frames) error {
+	up, sum, err := in.next()
+	if err != nil {
+		return err
+	}
+	hello := up.GetHello()
+	if hello == nil {
+		return refusal.Malformed("a stream begins with a hello")
+	}
+	protocol, err := negotiate(hello)
+	if err != nil {
+		return err
+	}
+	switch {
+	case hello.GetEnrol() != nil && g.node != nil:
+		return refusal.Malformed("a machine that has a certificate does not enrol with it")
+	case hello.GetEnrol() != nil:
+		return s.enrol(t, g, in, enroll.Hello{Sum: sum, Message: hello, Protocol: protocol})
+	case hello.GetAttach() != nil && g.node == nil:
+		return &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "only a node with its certificate can attach; enrol first (redoubt up CODE)"}
+	case hello.GetAttach() != nil:
+		return s.attach(t, g, in, hello, protocol)
+	}
+	return refusal.Malformed("a hello that does not say what it is for")
+}
+
+// negotiate takes the highest protocol version that both sides speak.
+func negotiate(hello *redoubtv1.Hello) (uint32, error) {
+	lowest, highest := hello.GetProtocolMin(), hello.GetProtocolMax()
+	v := min(highest, proto.ProtocolMax)
+	if v < max(lowest, proto.ProtocolMin) {
+		return 0, &refusal.Refusal{Code: redoubtv1.Refusal_CODE_VERSION, Message: fmt.Sprintf(
+			"this coordinator speaks versions %d to %d of the protocol, the agent %d to %d; update the older one of the two",
+			proto.ProtocolMin, proto.ProtocolMax, lowest, highest)}
+	}
+	return v, nil
+}
+
+// enrol turns a machine into a node.
+func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) error {
+	result := "refused"
+	defer func() { s.metrics.enrolments.WithLabelValues(result).Inc() }()
+	var err error
+	if hello.Exporter, err = cert.Exporter(t.ConnectionState()); err != nil {
+		return err
+	}
+	m := enroll.New(s.Attestors, s.Rand)
+	effect, err := m.Step(s.Clock(), hello)
+	if err != nil {
+		return err
+	}
+	challenge, ok := effect.(enroll.Challenge)
+	if !ok {
+		return fmt.Errorf("control: a hello led to %T", effect)
+	}
+	g.patience(time.Now().Add(step))
+	if err := write(t, &redoubtv1.Down{Message: &redoubtv1.Down_Challenge{Challenge: challenge.Message}}); err != nil {
+		return err
+	}
+	up, _, err := in.next()
+	if err != nil {
+		return err
+	}
+	if up.GetProof() == nil {
+		return refusal.Malformed("a challenge is answered with a proof")
+	}
+	if effect, err = m.Step(s.Clock(), enroll.Proof{Message: up.GetProof()}); err != nil {
+		return err
+	}
+	admit, ok := effect.(enroll.Admit)
+	if !ok {
+		return fmt.Errorf("control: a proof led to %T", effect)
+	}
+	n, err := s.admit(admit)
+	if err != nil {
+		return err
+	}
+	result = "admitted"
+	s.Log.Info("node enrolled", "node", n.ID, "name", n.Name, "who", n.Who(), "v4", n.Addrs.V4, "v6", n.Addrs.V6, "token", n.Token, "remote", t.RemoteAddr())
+	farewell(t, g, s.result(n))
+	return nil
+}
+
+func (s *Server) admit(a enroll.Admit) (*directory.Node, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, step)
+	defer cancel()
+	return s.Directory.Enroll(ctx, directory.EnrollRequest{
+		Token: a.Claim.Token, Device: a.Claim.Device, Key: a.Claim.Node, Hostname: a.Hostname, Level: a.Attributes.Level,
+	})
+}
+
+// result is the message with a node's certificate.
+func (s *Server) result(n *directory.Node) *redoubtv1.Down {
+	return &redoubtv1.Down{Message: &redoubtv1.Down_Result{Result: &redoubtv1.Result{
+		Certificate: n.Certificate.DER, Chain: s.chain(), Roots: s.Issuer.Roots(), Mesh: wire.FromMesh(s.Directory.Snapshot().Mesh()),
+	}}}
+}
+
+// maxIssuers is how many intermediates go with a certificate: the one that signed it is the newest or, when a reply is sent
+// again, one soon before it.
+const maxIssuers = 4
+
+func (s *Server) chain() [][]byte {
+	all := s.Issuer.Authorities()
+	return all[:min(len(all), maxIssuers)]
+}
+
+// isTransport says that a stream ended because the connection did.
+func isTransport(err error) bool {
+	var r *refusal.Refusal
+	return !errors.As(err, &r) && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || isNet(err))
+}

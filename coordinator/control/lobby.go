@@ -1,0 +1,151 @@
+package control
+
+import (
+	"container/list"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+)
+
+// lobby holds the connections of those who have not shown who they are. It has a fixed number of places: whoever comes
+// when it is full takes the place of the one who has been there longest, so that silence costs nobody else anything.
+type lobby struct {
+	places int
+	// slots bounds how many handshakes compute at once; one that waits for its peer holds none.
+	slots chan struct{}
+
+	mu      sync.Mutex
+	guests  *list.List // of *guest, oldest first
+	closed  bool
+	dropped atomic.Uint64
+}
+
+func newLobby(places, slots int) *lobby {
+	return &lobby{places: places, slots: make(chan struct{}, slots), guests: list.New()}
+}
+
+// enter gives a connection a place. Until it leaves, no deadline that anybody sets reaches beyond until.
+func (l *lobby) enter(c net.Conn, until time.Time) (*guest, bool) {
+	g := &guest{Conn: c, lobby: l}
+	g.patience(until)
+	var oldest *guest
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		c.Close()
+		return nil, false
+	}
+	if l.guests.Len() >= l.places {
+		oldest = l.guests.Remove(l.guests.Front()).(*guest)
+		oldest.place = nil
+	}
+	g.place = l.guests.PushBack(g)
+	l.mu.Unlock()
+	if oldest != nil {
+		l.dropped.Add(1)
+		oldest.Close()
+	}
+	return g, true
+}
+
+func (l *lobby) leave(g *guest) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if g.place != nil {
+		l.guests.Remove(g.place)
+		g.place = nil
+	}
+}
+
+func (l *lobby) len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.guests.Len()
+}
+
+// close ends everybody who is there, and everybody who comes.
+func (l *lobby) close() {
+	l.mu.Lock()
+	l.closed = true
+	var all []*guest
+	for e := l.guests.Front(); e != nil; e = e.Next() {
+		all = append(all, e.Value.(*guest))
+	}
+	l.mu.Unlock()
+	for _, g := range all {
+		g.Close()
+	}
+}
+
+// guest is a connection below TLS.
+type guest struct {
+	net.Conn
+	lobby *lobby
+	place *list.Element // guarded by lobby.mu; nil once it left
+
+	// shaking says that whoever reads or writes holds a slot. Only the goroutine that shakes hands sees it set.
+	shaking bool
+	// node is who the handshake proved to be there, and whether that certificate has expired; nil for nobody.
+	node    *cert.Node
+	expired bool
+
+	until atomic.Pointer[time.Time]
+}
+
+// shake runs f, the handshake, with a slot that is given back whenever it waits.
+func (g *guest) shake(f func() error) error {
+	g.lobby.slots <- struct{}{}
+	g.shaking = true
+	err := f()
+	g.shaking = false
+	<-g.lobby.slots
+	return err
+}
+
+// patience sets how long the connection may take for what it is about, whatever deadlines are set on it meanwhile.
+func (g *guest) patience(until time.Time) {
+	g.until.Store(&until)
+	_ = g.Conn.SetDeadline(until)
+}
+
+// admit takes the connection out of the lobby, without a deadline.
+func (g *guest) admit() {
+	g.lobby.leave(g)
+	g.until.Store(nil)
+	_ = g.Conn.SetDeadline(time.Time{})
+}
+
+func (g *guest) Read(b []byte) (int, error) {
+	if g.shaking {
+		<-g.lobby.slots
+		defer func() { g.lobby.slots <- struct{}{} }()
+	}
+	return g.Conn.Read(b)
+}
+
+func (g *guest) Write(b []byte) (int, error) {
+	if g.shaking {
+		<-g.lobby.slots
+		defer func() { g.lobby.slots <- struct{}{} }()
+	}
+	return g.Conn.Write(b)
+}
+
+func (g *guest) Close() error {
+	g.lobby.leave(g)
+	return g.Conn.Close()
+}
+
+func (g *guest) SetDeadline(t time.Time) error      { return g.Conn.SetDeadline(g.bound(t)) }
+func (g *guest) SetReadDeadline(t time.Time) error  { return g.Conn.SetReadDeadline(g.bound(t)) }
+func (g *guest) SetWriteDeadline(t time.Time) error { return g.Conn.SetWriteDeadline(g.bound(t)) }
+
+func (g *guest) bound(t time.Time) time.Time {
+	if until := g.until.Load(); until != nil && (t.IsZero() || t.After(*until)) {
+		return *until
+	}
+	return t
+}

@@ -1,0 +1,319 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/attest"
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/coordinator/distribute"
+	"github.com/redoubt-mesh/redoubt/coordinator/issuer"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
+)
+
+const (
+	// lobbyPlaces is how many connections may be there that have not shown who they are.
+	lobbyPlaces = 16384
+	// handshakeSlots is how many handshakes compute at once.
+	handshakeSlots = 32
+	// arrival is how long TLS and the request may take together, and then the first message.
+	arrival = 10 * time.Second
+	// step is how long each later message of an enrolment may take.
+	step = 20 * time.Second
+	// keepAlive is how often each side says something; deaf is when a side that says nothing is gone.
+	keepAlive = 25 * time.Second
+	deaf      = 2*keepAlive + 5*time.Second
+	// stuck is how long a node may take to read what it is sent.
+	stuck = 10 * time.Second
+	// maxHeader bounds the request.
+	maxHeader = 8 << 10
+)
+
+// Config is what a server needs.
+type Config struct {
+	Directory *directory.Directory
+	Hub       *distribute.Hub
+	Attestors *attest.Registry
+	Issuer    *issuer.Issuer
+	Clock     func() time.Time // by which certificates are judged
+	Rand      io.Reader
+	Log       *slog.Logger
+	Registry  prometheus.Registerer
+	Program   string // version of this program, for people
+}
+
+// Server serves control streams.
+type Server struct {
+	Config
+	lobby   *lobby
+	writers *pool
+	http    *http.Server
+	arrived *funnel
+	metrics metrics
+
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu        sync.Mutex
+	closed    bool
+	listeners map[net.Listener]struct{}
+	streams   map[*stream]struct{}
+	all       sync.WaitGroup
+}
+
+// New makes a server. It serves nothing until Serve is called, and must be closed.
+func New(c Config) *Server {
+	s := &Server{
+		Config: c, lobby: newLobby(lobbyPlaces, handshakeSlots), writers: newPool(4 * runtime.GOMAXPROCS(0)),
+		arrived: newFunnel(), listeners: make(map[net.Listener]struct{}), streams: make(map[*stream]struct{}),
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.metrics = newMetrics(c.Registry, s)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+wire.Path, s.upgrade)
+	mux.HandleFunc("GET /healthz", s.health)
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	s.http = &http.Server{
+		Handler: withoutBody(mux), Protocols: protocols, MaxHeaderBytes: maxHeader,
+		ReadHeaderTimeout: arrival, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug),
+	}
+	s.http.SetKeepAlivesEnabled(false)
+	s.all.Go(func() { _ = s.http.Serve(s.arrived) })
+	return s
+}
+
+// Serve accepts connections until the listener or the server is closed.
+func (s *Server) Serve(l net.Listener) error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		l.Close()
+		return net.ErrClosed
+	}
+	s.listeners[l] = struct{}{}
+	s.mu.Unlock()
+	var pause time.Duration
+	for {
+		c, err := l.Accept()
+		if err == nil {
+			pause = 0
+			s.welcome(c)
+			continue
+		}
+		if s.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			return net.ErrClosed
+		}
+		// Out of file descriptors, most likely: guests that leave will free some.
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		s.Log.Warn("cannot accept a connection", "err", err, "pause", pause)
+		select {
+		case <-time.After(pause):
+		case <-s.ctx.Done():
+			return net.ErrClosed
+		}
+	}
+}
+
+// start runs f in a goroutine that Close waits for.
+func (s *Server) start(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.all.Go(f)
+	}
+	return !s.closed
+}
+
+func (s *Server) welcome(c net.Conn) {
+	g, ok := s.lobby.enter(c, time.Now().Add(arrival))
+	if !ok {
+		return
+	}
+	if !s.start(func() { s.handshake(g) }) {
+		g.Close()
+	}
+}
+
+func (s *Server) handshake(g *guest) {
+	t := tls.Server(g, &tls.Config{GetConfigForClient: s.configure, MinVersion: tls.VersionTLS13})
+	if err := g.shake(t.Handshake); err != nil {
+		s.metrics.handshakes.WithLabelValues("failed").Inc()
+		s.Log.Debug("no handshake", "remote", g.RemoteAddr(), "err", err)
+		g.Close()
+		return
+	}
+	s.metrics.handshakes.WithLabelValues("done").Inc()
+	if !s.arrived.put(t) {
+		g.Close()
+	}
+}
+
+// configure makes the TLS configuration of one connection, which leaves in its guest who is there.
+func (s *Server) configure(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	leaf, err := s.Issuer.GetCertificate(hello)
+	if err != nil {
+		return nil, err
+	}
+	g, ok := hello.Conn.(*guest)
+	if !ok {
+		return nil, errors.New("control: a connection that did not come through the lobby")
+	}
+	return cert.ServerConfig(*leaf, func(chain [][]byte) error { return s.identify(g, chain) }), nil
+}
+
+// identify finds out whose certificate a client shows. None is fine: such a client can do nothing but enrol.
+func (s *Server) identify(g *guest, chain [][]byte) error {
+	if len(chain) == 0 {
+		return nil
+	}
+	node, err := s.Issuer.Verifier().PeerNode(chain, s.Clock())
+	if errors.Is(err, cert.ErrExpired) {
+		g.expired = true
+		node, err = s.Issuer.Verifier().PeerNodeExpired(chain, s.Clock())
+	}
+	if err != nil {
+		return err
+	}
+	g.node = node
+	return nil
+}
+
+// withoutBody refuses requests that bring a body, unread.
+func withoutBody(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 || len(r.TransferEncoding) != 0 {
+			w.Header().Set("Connection", "close")
+			http.Error(w, "no request here has a body", http.StatusRequestEntityTooLarge)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
+	if s.Directory.Err() != nil {
+		http.Error(w, "the coordinator's store failed; see its log", http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = io.WriteString(w, "ok\n")
+}
+
+func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Upgrade") != wire.Protocol || !mentions(r.Header.Values("Connection"), "upgrade") {
+		w.Header().Set("Upgrade", wire.Protocol)
+		w.Header().Set("Connection", "Upgrade")
+		http.Error(w, "this is for agents, which ask for an Upgrade to "+wire.Protocol, http.StatusUpgradeRequired)
+		return
+	}
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, "this connection cannot be upgraded", http.StatusInternalServerError)
+		return
+	}
+	t, ok := conn.(*tls.Conn)
+	if !ok {
+		conn.Close()
+		return
+	}
+	g := t.NetConn().(*guest)
+	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
+	early = bytes.Clone(early)
+	// A fresh goroutine, so that the stack of this one, which is large by now, is freed.
+	if !s.start(func() { s.serve(t, g, early) }) {
+		g.Close()
+	}
+}
+
+func mentions(values []string, word string) bool {
+	for _, v := range values {
+		for part := range strings.SplitSeq(v, ",") {
+			if strings.EqualFold(strings.TrimSpace(part), word) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Close ends the listeners and all streams, and waits. It may be called more than once.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	for l := range s.listeners {
+		l.Close()
+	}
+	for st := range s.streams {
+		st.guest.Close()
+	}
+	s.mu.Unlock()
+	s.cancel()
+	s.lobby.close()
+	s.arrived.Close()
+	_ = s.http.Close()
+	s.writers.close()
+	s.all.Wait()
+	return nil
+}
+
+// Connected is the number of nodes with a stream.
+func (s *Server) Connected() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.streams)
+}
+
+// funnel hands connections that shook hands to net/http, as a listener.
+type funnel struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newFunnel() *funnel { return &funnel{conns: make(chan net.Conn), closed: make(chan struct{})} }
+
+func (f *funnel) put(c net.Conn) bool {
+	select {
+	case f.conns <- c:
+		return true
+	case <-f.closed:
+		return false
+	}
+}
+
+// Accept implements net.Listener.
+func (f *funnel) Accept() (net.Conn, error) {
+	select {
+	case c := <-f.conns:
+		return c, nil
+	case <-f.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (f *funnel) Close() error {
+	f.once.Do(func() { close(f.closed) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (f *funnel) Addr() net.Addr { return nowhere{} }
+
+type nowhere struct{}
+
+func (nowhere) Network() string { return "funnel" }
+func (nowhere) String() string  { return "funnel" }

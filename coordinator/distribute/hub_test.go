@@ -1,0 +1,346 @@
+package distribute
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
+	"github.com/redoubt-mesh/redoubt/proto"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+const everything = `{"tagOwners": {"tag:a": [], "tag:b": []}, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}`
+
+// inBubble runs a world with a hub that runs by itself, in virtual time.
+func inBubble(t *testing.T, f func(t *testing.T, w *world)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, New)
+		w.clock = time.Now
+		defer w.close()
+		f(t, w)
+	})
+}
+
+func attached(t *testing.T, w *world, id proto.NodeID) *client {
+	t.Helper()
+	c := w.client(id)
+	if err := c.attach(); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// settle lets the hub fold and look.
+func settle() {
+	time.Sleep(fold + time.Millisecond)
+	synctest.Wait()
+}
+
+func TestChangesAreFolded(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		a := w.enrol("ann@example.com")
+		settle()
+		c := attached(t, w, a)
+		c.drain()
+		if c.full != 1 || len(c.nm.Peers) != 0 {
+			t.Fatalf("%d snapshots, %d peers", c.full, len(c.nm.Peers))
+		}
+		c.ack()
+		for range 5 {
+			w.enrol("tag:a")
+			time.Sleep(fold / 10)
+		}
+		if _, ok := c.session.Next(); ok {
+			t.Error("a change was not held back to be folded")
+		}
+		settle()
+		select {
+		case <-c.wakes:
+		default:
+			t.Error("the stream was not woken")
+		}
+		c.drain()
+		if c.delta != 1 || len(c.nm.Peers) != 5 {
+			t.Errorf("%d deltas, %d peers", c.delta, len(c.nm.Peers))
+		}
+	})
+}
+
+func TestWhoIsNotTouchedHearsNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(`{"tagOwners": {"tag:a": [], "tag:b": []}, "grants": [{"src": ["tag:a"], "dst": ["tag:a"], "ip": ["*"]}]}`)
+		a, b := w.enrol("tag:a"), w.enrol("tag:b")
+		settle()
+		ca, cb := attached(t, w, a), attached(t, w, b)
+		ca.drain()
+		ca.ack()
+		cb.drain()
+		cb.ack()
+		w.enrol("tag:a")
+		settle()
+		ca.drain()
+		cb.drain()
+		if ca.delta != 1 || cb.delta != 0 {
+			t.Errorf("deltas: a %d, b %d", ca.delta, cb.delta)
+		}
+		ca.ack()
+		if st := w.hub.Status(); len(st.Laggards) != 1 || st.Laggards[0].ID != w.nodes[2] {
+			t.Errorf("b acknowledged an older version and lags for it: %+v", st)
+		}
+	})
+}
+
+func TestResume(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		a := w.enrol("tag:a")
+		settle()
+		c := attached(t, w, a)
+		c.drain()
+		c.ack()
+		c.session.Close()
+
+		w.enrol("tag:b")
+		settle()
+		if err := c.attach(); err != nil {
+			t.Fatal(err)
+		}
+		c.drain()
+		if c.full != 1 || c.delta != 1 || len(c.nm.Peers) != 1 {
+			t.Errorf("back soon: %d snapshots, %d deltas, %d peers", c.full, c.delta, len(c.nm.Peers))
+		}
+		c.session.Close() // without an acknowledgement: it comes back with the version that it acknowledged, or with this one
+		if err := c.attach(); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := c.session.Next(); ok {
+			t.Error("it has everything and is sent something")
+		}
+		if st := w.hub.Status(); len(st.Laggards) != 1 {
+			t.Errorf("coming back with a version says that it is enforced: %+v", st.Laggards)
+		}
+		c.session.Close()
+
+		time.Sleep(maxAwayTime + 2*time.Minute)
+		synctest.Wait()
+		if err := c.attach(); err != nil {
+			t.Fatal(err)
+		}
+		c.drain()
+		if c.full != 2 {
+			t.Errorf("back after a long time: %d snapshots", c.full)
+		}
+	})
+}
+
+func TestOneStreamANode(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		a := w.enrol("tag:a")
+		settle()
+		first, second := attached(t, w, a), attached(t, w, a)
+		if r := first.over(); r == nil || r.Code != redoubtv1.Refusal_CODE_REPLACED {
+			t.Errorf("the first stream: %v", r)
+		}
+		if !first.session.Replaced() || second.session.Replaced() {
+			t.Error("Replaced is wrong")
+		}
+		first.session.Close()
+		second.drain()
+		if second.full != 1 || second.over() != nil {
+			t.Errorf("the second stream: %d snapshots, %v", second.full, second.over())
+		}
+	})
+}
+
+func TestRevocation(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		a, b, away := w.enrol("tag:a"), w.enrol("tag:b"), w.enrol("tag:b")
+		settle()
+		ca, cb, caway := attached(t, w, a), attached(t, w, b), attached(t, w, away)
+		for _, c := range []*client{ca, cb, caway} {
+			c.drain()
+			c.ack()
+		}
+		caway.session.Close()
+		if st := w.hub.Status(); len(st.Laggards) != 0 {
+			t.Fatalf("everybody is current: %+v", st)
+		}
+		holders := w.hub.Holders(b)
+		if len(holders) != 2 {
+			t.Fatalf("holders %v", holders)
+		}
+		if _, err := w.dir.RevokeNode(t.Context(), b, "stolen", "test"); err != nil {
+			t.Fatal(err)
+		}
+		version := w.dir.Snapshot().Version()
+		go func() {
+			for range ca.wakes {
+				time.Sleep(5 * time.Millisecond)
+				ca.drain()
+				ca.ack()
+			}
+		}()
+		defer close(ca.wakes)
+		ctx, cancel := timeout(t, 3*time.Second)
+		defer cancel()
+		start := time.Now()
+		if n := w.hub.Await(ctx, holders, version); n != 1 {
+			t.Errorf("%d enforce it, want 1: the other one is away", n)
+		}
+		if d := time.Since(start); d != 3*time.Second {
+			t.Errorf("waited %v", d)
+		}
+		ctx2, cancel2 := timeout(t, 3*time.Second)
+		defer cancel2()
+		start = time.Now()
+		if n := w.hub.Await(ctx2, []proto.NodeID{a}, version); n != 1 || time.Since(start) != 0 {
+			t.Errorf("%d after %v", n, time.Since(start))
+		}
+		if r := cb.over(); r == nil || r.Code != redoubtv1.Refusal_CODE_REVOKED {
+			t.Errorf("the revoked node's stream: %v", r)
+		}
+		if err := cb.attach(); err == nil || err.(*refusal.Refusal).Code != redoubtv1.Refusal_CODE_REVOKED {
+			t.Errorf("attach of a revoked node: %v", err)
+		}
+		if len(ca.nm.Peers) != 1 {
+			t.Errorf("%d peers are left", len(ca.nm.Peers))
+		}
+		st := w.hub.Status()
+		if len(st.Laggards) != 1 || st.Laggards[0].ID != away || st.Laggards[0].Connected || st.Laggards[0].Lag != 3*time.Second-fold {
+			t.Errorf("status %+v", st)
+		}
+	})
+}
+
+func TestRenewalsDoNotHurry(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		a, b := w.enrol("tag:a"), w.enrol("tag:b")
+		settle()
+		c := attached(t, w, a)
+		c.drain()
+		c.ack()
+		time.Sleep(lifetime / 2)
+		w.renew(b)
+		settle()
+		if _, ok := c.session.Next(); ok {
+			t.Error("a renewal was sent at once")
+		}
+		time.Sleep(foldCalm)
+		synctest.Wait()
+		c.drain()
+		if c.delta != 1 {
+			t.Errorf("%d deltas", c.delta)
+		}
+		// Close to its end, it is sent at once.
+		time.Sleep(lifetime - hurry/2)
+		w.renew(b)
+		settle()
+		c.drain()
+		if c.delta != 2 {
+			t.Errorf("%d deltas after a late renewal", c.delta)
+		}
+	})
+}
+
+func TestLapsedNodesLeaveNetmaps(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		a, b := w.enrol("tag:a"), w.enrol("tag:b")
+		settle()
+		c := attached(t, w, a)
+		c.drain()
+		expire := func() {
+			if _, err := w.dir.Expire(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			settle()
+			c.drain()
+		}
+		time.Sleep(lifetime)
+		w.renew(a)
+		expire()
+		if len(c.nm.Peers) != 1 {
+			t.Fatal("a node whose certificate just ended is gone")
+		}
+		time.Sleep(lifetime / 2)
+		expire()
+		if len(c.nm.Peers) != 0 || len(c.nm.Rules) == 0 {
+			t.Fatalf("%d peers, %d rules", len(c.nm.Peers), len(c.nm.Rules))
+		}
+		w.renew(b)
+		settle()
+		c.drain()
+		if len(c.nm.Peers) != 1 {
+			t.Error("a node that is back with a new certificate is not in the netmap")
+		}
+	})
+}
+
+func TestMissingFeature(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		a := w.enrol("tag:a")
+		w.enrol("tag:b")
+		settle()
+		c := w.client(a)
+		s, err := w.hub.Attach(a, []string{"something/else"}, proto.Version{}, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.session = s
+		c.drain()
+		if len(c.nm.Rules)+len(c.nm.Peers)+len(c.nm.Sets) != 0 || len(c.nm.Requires) != 1 {
+			t.Errorf("%+v", c.nm)
+		}
+		// The same node with a newer program gets all of it.
+		if err := c.attach(); err != nil {
+			t.Fatal(err)
+		}
+		c.drain()
+		if len(c.nm.Rules) == 0 || len(c.nm.Peers) != 1 {
+			t.Errorf("%+v", c.nm)
+		}
+	})
+}
+
+func TestAttachBeforeTheHubKnows(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		a := w.enrol("tag:a")
+		c := attached(t, w, a) // within the fold
+		if _, ok := c.session.Next(); ok {
+			t.Error("sent something that cannot be known yet")
+		}
+		settle()
+		c.drain()
+		if c.full != 1 {
+			t.Errorf("%d snapshots", c.full)
+		}
+	})
+}
+
+func TestAwaitAll(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		c := attached(t, w, w.enrol("tag:a"))
+		go func() {
+			for range c.wakes {
+				c.drain()
+				time.Sleep(time.Second)
+				c.ack()
+			}
+		}()
+		defer close(c.wakes)
+		ctx, cancel := timeout(t, time.Minute)
+		defer cancel()
+		start := time.Now()
+		st := w.hub.AwaitAll(ctx, w.dir.Snapshot().Version())
+		if len(st.Laggards) != 0 || time.Since(start) != time.Second+fold {
+			t.Errorf("%+v after %v", st, time.Since(start))
+		}
+		c.session.Close()
+	})
+}

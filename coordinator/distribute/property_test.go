@@ -1,0 +1,158 @@
+package distribute
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+var policies = []string{
+	everything,
+	`{}`,
+	`{"tagOwners": {"tag:a": [], "tag:b": []}, "grants": [{"src": ["tag:a"], "dst": ["tag:b"], "ip": ["tcp:80"]}]}`,
+	`{"groups": {"group:g": ["ann@example.com"]}, "tagOwners": {"tag:a": [], "tag:b": []},
+		"grants": [{"src": ["group:g"], "dst": ["tag:a"], "ip": ["tcp:22"]}, {"src": ["autogroup:member"], "dst": ["autogroup:self"], "ip": ["*"]}]}`,
+	`{"groups": {"group:g": ["ann@example.com", "bob@example.com"]}, "tagOwners": {"tag:a": [], "tag:b": []},
+		"acls": [{"action": "accept", "src": ["group:g", "tag:b"], "dst": ["tag:a:22", "bob@example.com:*"]}]}`,
+}
+
+// TestSessionsConverge does random things to a mesh, with clients that come, go, read and acknowledge when they like. After each
+// change the nodes whose netmaps differ are among those that were looked at, and in the end every client holds the netmap that
+// its node should have, which it built from what it was sent.
+func TestSessionsConverge(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t, rapid.Uint64().Draw(t, "seed"), newHub)
+		defer func() {
+			w.hub.sub.Close()
+			w.dir.Close()
+		}()
+		clients := make(map[proto.NodeID]*client)
+		pick := func(t *rapid.T) (proto.NodeID, bool) {
+			if len(w.nodes) == 0 {
+				return 0, false
+			}
+			return rapid.SampledFrom(w.nodes).Draw(t, "node"), true
+		}
+		withNode := func(f func(*rapid.T, proto.NodeID)) func(*rapid.T) {
+			return func(t *rapid.T) {
+				if id, ok := pick(t); ok {
+					f(t, id)
+				}
+			}
+		}
+		withClient := func(f func(*rapid.T, *client)) func(*rapid.T) {
+			return withNode(func(t *rapid.T, id proto.NodeID) {
+				if c := clients[id]; c != nil && c.session != nil && c.ended == nil {
+					f(t, c)
+				}
+			})
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"enrol": func(t *rapid.T) {
+				if len(w.nodes) < 12 {
+					w.enrol(rapid.SampledFrom([]string{"tag:a", "tag:b", "ann@example.com", "bob@example.com"}).Draw(t, "who"))
+				}
+			},
+			"revoke": withNode(func(t *rapid.T, id proto.NodeID) {
+				if rapid.IntRange(0, 3).Draw(t, "really") == 0 {
+					_, _ = w.dir.RevokeNode(background, id, "", "test")
+				}
+			}),
+			"delete": withNode(func(t *rapid.T, id proto.NodeID) {
+				if rapid.IntRange(0, 3).Draw(t, "really") == 0 {
+					_ = w.dir.DeleteNode(background, id, "test")
+				}
+			}),
+			"policy": func(t *rapid.T) { w.setPolicy(rapid.SampledFrom(policies).Draw(t, "policy")) },
+			"renew":  withNode(func(_ *rapid.T, id proto.NodeID) { w.renew(id) }),
+			"endpoints": withNode(func(t *rapid.T, id proto.NodeID) {
+				e := proto.Endpoint{Addr: netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:1", rapid.IntRange(1, 3).Draw(t, "host"))), Kind: proto.EndpointInterface}
+				_ = w.dir.SetEndpoints(background, id, []proto.Endpoint{e})
+			}),
+			"time":   func(t *rapid.T) { w.pass(time.Duration(rapid.IntRange(1, 50).Draw(t, "minutes")) * time.Minute) },
+			"expire": func(*rapid.T) { _, _ = w.dir.Expire(background) },
+			"look":   func(t *rapid.T) { look(t, w) },
+			"settle": func(*rapid.T) { w.hub.settle() },
+			"prune":  func(*rapid.T) { w.hub.prune() },
+			"attach": withNode(func(t *rapid.T, id proto.NodeID) {
+				if clients[id] == nil {
+					clients[id] = w.client(id)
+				}
+				clients[id].w.t = t
+				_ = clients[id].attach()
+			}),
+			"detach": withClient(func(_ *rapid.T, c *client) { c.session.Close(); c.session = nil }),
+			"forget": withNode(func(_ *rapid.T, id proto.NodeID) {
+				if c := clients[id]; c != nil && c.session == nil {
+					c.nm = nil
+				}
+			}),
+			"read": withClient(func(t *rapid.T, c *client) { c.w.t = t; c.drain() }),
+			"ack": withClient(func(_ *rapid.T, c *client) {
+				if c.nm != nil {
+					c.ack()
+				}
+			}),
+		})
+		look(t, w)
+		w.hub.settle()
+		source := w.hub.Source()
+		for id, c := range clients {
+			_, trusted := source.Snapshot.Node(id)
+			if c.session == nil {
+				continue
+			}
+			if !trusted {
+				if c.ended == nil {
+					t.Errorf("node %s is not trusted, and its stream goes on", id)
+				}
+				continue
+			}
+			if c.ended != nil {
+				continue
+			}
+			c.w.t = t
+			c.drain()
+			want := Netmap(source, id, proto.Features())
+			if c.nm == nil || !proto.Diff(c.nm, want).Empty() {
+				t.Errorf("node %s holds %+v, should have %+v", id, c.nm, want)
+				continue
+			}
+			c.ack()
+			if slices.ContainsFunc(w.hub.Status().Laggards, func(l Laggard) bool { return l.ID == id }) {
+				t.Errorf("node %s holds all and lags", id)
+			}
+		}
+	})
+}
+
+// look has the hub look at what changed, and checks that it looks at enough.
+func look(t *rapid.T, w *world) {
+	c, ok := w.hub.sub.Take()
+	if !ok {
+		return
+	}
+	before := w.hub.Source()
+	w.hub.apply(c)
+	after := w.hub.Source()
+	touched := make(map[proto.NodeID]struct{})
+	was, is := before.bind(), after.bind()
+	for _, id := range c.Nodes {
+		affected(was, is, id, touched)
+	}
+	for _, id := range w.nodes {
+		old, now := Netmap(before, id, proto.Features()), Netmap(after, id, proto.Features())
+		if old == nil || now == nil || c.Policy {
+			continue
+		}
+		if _, ok := touched[id]; !ok && !proto.Diff(old, now).Empty() {
+			t.Errorf("the netmap of %s changed with %v and is not affected by them", id, c.Nodes)
+		}
+	}
+}

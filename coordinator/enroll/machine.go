@@ -1,0 +1,224 @@
+package enroll
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/attest"
+	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
+)
+
+// Patience is how long a challenge may be answered.
+const Patience = 60 * time.Second
+
+// maxEvidence is how many kinds of evidence a machine may offer.
+const maxEvidence = 16
+
+// Event is what happens on the stream.
+type Event interface{ event() }
+
+// Hello is a machine without a certificate that asks for one.
+type Hello struct {
+	Sum      [32]byte // hash of the message as it came, for the Binding
+	Message  *redoubtv1.Hello
+	Exporter []byte // of the TLS connection, see proto/cert
+	Protocol uint32 // that was agreed on
+}
+
+// Renew is a node that asks for its next certificate on its own stream.
+type Renew struct {
+	Sum      [32]byte
+	Message  *redoubtv1.Renew
+	Exporter []byte
+	Protocol uint32
+	// Who the stream's certificate says that it is, and the node key that the directory has for it.
+	ID     proto.NodeID
+	Device key.DevicePublic
+	Key    key.NodePublic
+}
+
+// Proof is the answer to a challenge.
+type Proof struct {
+	Message *redoubtv1.Proof
+}
+
+func (Hello) event() {}
+func (Renew) event() {}
+func (Proof) event() {}
+
+// Effect is what the stream has to do next.
+type Effect interface{ effect() }
+
+// Challenge is sent to the machine.
+type Challenge struct {
+	Message *redoubtv1.Challenge
+}
+
+// Admit asks the directory to make this machine a node; the answer to the machine is a certificate.
+type Admit struct {
+	Claim      attest.Claim
+	Attributes attest.Attributes
+	Hostname   string
+}
+
+// Extend asks the directory for the next certificate of a node.
+type Extend struct {
+	ID  proto.NodeID
+	Key key.NodePublic
+}
+
+func (Challenge) effect() {}
+func (Admit) effect()     {}
+func (Extend) effect()    {}
+
+// Machine is the coordinator's side of one stream. The zero value is of no use; see New.
+type Machine struct {
+	attestors *attest.Registry
+	random    io.Reader
+	asked     *asked // nil while idle
+}
+
+// asked is a challenge that waits for its proof.
+type asked struct {
+	until     time.Time
+	domain    string
+	nonce     [32]byte
+	exporter  []byte
+	hash      [32]byte
+	ephemeral key.NodePrivate
+	claim     attest.Claim
+	hostname  string
+	node      proto.NodeID // of a renewal
+	attestor  attest.Attestor
+	state     attest.State
+}
+
+// New makes the machine of one stream.
+func New(attestors *attest.Registry, random io.Reader) *Machine {
+	return &Machine{attestors: attestors, random: random}
+}
+
+// Step takes the next event. An error that is a *refusal.Refusal goes to the other side and ends the stream; any other one is
+// a failure of this program.
+func (m *Machine) Step(now time.Time, e Event) (Effect, error) {
+	switch e := e.(type) {
+	case Hello:
+		return m.hello(now, e)
+	case Renew:
+		return m.renew(now, e)
+	case Proof:
+		return m.proof(now, e)
+	}
+	return nil, fmt.Errorf("enroll: unknown event %T", e)
+}
+
+func (m *Machine) hello(now time.Time, e Hello) (Effect, error) {
+	enrol := e.Message.GetEnrol()
+	switch {
+	case m.asked != nil:
+		return nil, refusal.Malformed("a second hello")
+	case enrol == nil:
+		return nil, refusal.Malformed("a hello that does not ask to be enrolled")
+	case len(enrol.GetEvidence()) > maxEvidence:
+		return nil, refusal.Malformed("too many kinds of evidence")
+	}
+	a := &asked{domain: wire.DomainEnrol, exporter: e.Exporter, hash: e.Sum, hostname: e.Message.GetHostname()}
+	var err error
+	if a.claim.Device, err = key.ParseDevicePublic(enrol.GetDevicePublic()); err != nil {
+		return nil, refusal.Malformed("device key: " + err.Error())
+	}
+	if a.claim.Node, err = key.ParseNodePublic(enrol.GetNodePublic()); err != nil {
+		return nil, refusal.Malformed("node key: " + err.Error())
+	}
+	if len(enrol.GetTokenPublic()) != 0 {
+		if a.claim.Token, err = key.ParseTokenPublic(enrol.GetTokenPublic()); err != nil {
+			return nil, refusal.Token()
+		}
+	}
+	if a.attestor, err = m.attestors.Choose(enrol.GetEvidence()); err != nil {
+		return nil, &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: err.Error()}
+	}
+	return m.challenge(now, a, e.Protocol)
+}
+
+func (m *Machine) renew(now time.Time, e Renew) (Effect, error) {
+	if m.asked != nil {
+		return nil, refusal.Malformed("a second request before the first one was answered")
+	}
+	node, err := key.ParseNodePublic(e.Message.GetNodePublic())
+	if err != nil {
+		return nil, refusal.Malformed("node key: " + err.Error())
+	}
+	if node != e.Key {
+		return nil, refusal.Malformed("this coordinator does not exchange node keys, and the certificate is asked for another one than the node has; " +
+			"if the agent lost its key, delete the node and enrol it again")
+	}
+	a := &asked{
+		domain: wire.DomainRenew, exporter: e.Exporter, hash: e.Sum, node: e.ID,
+		claim: attest.Claim{Device: e.Device, Node: node},
+	}
+	return m.challenge(now, a, e.Protocol)
+}
+
+func (m *Machine) challenge(now time.Time, a *asked, protocol uint32) (Effect, error) {
+	var err error
+	if a.ephemeral, err = key.NewNode(m.random); err != nil {
+		return nil, err
+	}
+	if _, err = io.ReadFull(m.random, a.nonce[:]); err != nil {
+		return nil, fmt.Errorf("enroll: draw a nonce: %w", err)
+	}
+	c := &redoubtv1.Challenge{
+		Nonce: a.nonce[:], EphemeralPublic: a.ephemeral.Public().Bytes(), ServerTime: now.UnixMilli(), Protocol: protocol,
+	}
+	if a.attestor != nil {
+		c.Attestor = a.attestor.Kind()
+		if c.Parameters, a.state, err = a.attestor.Begin(now, m.random, a.claim); err != nil {
+			return nil, &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "evidence of kind " + c.Attestor + ": " + err.Error()}
+		}
+	}
+	a.until = now.Add(Patience)
+	m.asked = a
+	return Challenge{c}, nil
+}
+
+// proof judges an answer. Whatever comes of it, the challenge is used up.
+func (m *Machine) proof(now time.Time, e Proof) (Effect, error) {
+	a := m.asked
+	m.asked = nil
+	switch {
+	case a == nil:
+		return nil, refusal.Malformed("a proof that nobody asked for")
+	case now.After(a.until):
+		return nil, refusal.Late()
+	}
+	binding := wire.Binding(a.domain, a.nonce[:], a.exporter, a.claim.Node, a.claim.Device, sha256.Sum256(e.Message.GetPosture()), a.hash)
+	shared, err := a.ephemeral.Shared(a.claim.Node)
+	if err != nil {
+		return nil, refusal.Malformed("node key: " + err.Error())
+	}
+	if mac := wire.NodeKeyMAC(shared, binding); !hmac.Equal(mac[:], e.Message.GetNodeKeyMac()) {
+		return nil, refusal.Proof("the node key")
+	}
+	if !a.claim.Device.Verify(binding[:], e.Message.GetDeviceSignature()) {
+		return nil, refusal.Proof("the device key")
+	}
+	if a.node != 0 {
+		return Extend{ID: a.node, Key: a.claim.Node}, nil
+	}
+	if !a.claim.Token.IsZero() && !a.claim.Token.Verify(binding[:], e.Message.GetTokenSignature()) {
+		return nil, refusal.Token()
+	}
+	attributes, err := a.attestor.Finish(now, a.state, e.Message.GetEvidence(), binding)
+	if err != nil {
+		return nil, &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "evidence of kind " + a.attestor.Kind() + ": " + err.Error()}
+	}
+	return Admit{Claim: a.claim, Attributes: attributes, Hostname: a.hostname}, nil
+}
