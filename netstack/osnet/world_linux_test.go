@@ -74,27 +74,49 @@ func openTunnel(t *testing.T, h *lab.Host, name string) *tunnel {
 // kill is what becomes of the device when its agent dies.
 func (tun *tunnel) kill() { _ = tun.file.Close() }
 
-// next returns the source and destination of the next packet that is led to the device to one of the addresses.
-func (tun *tunnel) next(t *testing.T, to netip.Addr) (src netip.Addr) {
-	t.Helper()
-	if err := tun.file.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
-		t.Fatal(err)
+// read returns the addresses of the next packet that is led to the device.
+func (tun *tunnel) read(wait time.Duration) (src, dst netip.Addr, err error) {
+	if err := tun.file.SetReadDeadline(time.Now().Add(wait)); err != nil {
+		return src, dst, err
 	}
-	buf := make([]byte, 65536)
+	b := make([]byte, 65536)
+	if _, err := tun.file.Read(b); err != nil {
+		return src, dst, err
+	}
+	if b[0]>>4 == 4 {
+		return netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20])), nil
+	}
+	return netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40])), nil
+}
+
+// next returns the source of the next packet that is led to the device for an address.
+func (tun *tunnel) next(t *testing.T, to netip.Addr) netip.Addr {
+	t.Helper()
 	for {
-		n, err := tun.file.Read(buf)
+		src, dst, err := tun.read(5 * time.Second)
 		if err != nil {
 			t.Fatalf("wait for a packet to %v: %v", to, err)
 		}
-		var dst netip.Addr
-		switch b := buf[:n]; b[0] >> 4 {
-		case 4:
-			src, dst = netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20]))
-		case 6:
-			src, dst = netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40]))
-		}
 		if dst == to {
 			return src
+		}
+	}
+}
+
+// led lists the packets that were led to the device, without the kernel's own multicast.
+func (tun *tunnel) led(t *testing.T) []string {
+	t.Helper()
+	var out []string
+	for {
+		src, dst, err := tun.read(20 * time.Millisecond)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !dst.IsMulticast() {
+			out = append(out, fmt.Sprintf("%v to %v", src, dst))
 		}
 	}
 }

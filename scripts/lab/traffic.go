@@ -26,7 +26,7 @@ func (h *Host) Listen(addr netip.AddrPort) (net.Listener, error) {
 	var l net.Listener
 	err := h.Do(func() error {
 		var err error
-		l, err = net.Listen("tcp", addr.String())
+		l, err = net.Listen("tcp"+family(addr.Addr()), addr.String())
 		return err
 	})
 	return l, err
@@ -37,10 +37,18 @@ func (h *Host) ListenUDP(addr netip.AddrPort) (*net.UDPConn, error) {
 	var c *net.UDPConn
 	err := h.Do(func() error {
 		var err error
-		c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
+		c, err = net.ListenUDP("udp"+family(addr.Addr()), net.UDPAddrFromAddrPort(addr))
 		return err
 	})
 	return c, err
+}
+
+// family keeps a socket for all IPv6 addresses from taking the IPv4 ones, too.
+func family(a netip.Addr) string {
+	if a.Is4() {
+		return "4"
+	}
+	return "6"
 }
 
 // Dial connects from the host to an address, such as "tcp", "10.99.1.10:80". The address has to be literal: looking
