@@ -6,6 +6,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/tailscale/hujson"
@@ -24,6 +25,7 @@ const (
 type parser struct {
 	src    []byte
 	lines  []int // offset of the first byte of each line
+	chars  []int // characters before each block of charBlock bytes
 	policy *Policy
 	diags  Diagnostics
 	failed bool // there is an error among diags
@@ -48,7 +50,14 @@ func newParser(name string, src []byte) *parser {
 	p := &parser{src: src, lines: []int{0}, sets: map[string]struct{}{}, policy: &Policy{
 		Name: name, Groups: map[string]Group{}, Hosts: map[string]Host{}, TagOwners: map[string]TagOwner{},
 	}}
+	chars := 0
 	for i, c := range src {
+		if i%charBlock == 0 {
+			p.chars = append(p.chars, chars)
+		}
+		if utf8.RuneStart(c) {
+			chars++
+		}
 		if c == '\n' {
 			p.lines = append(p.lines, i+1)
 		}
@@ -60,7 +69,25 @@ func newParser(name string, src []byte) *parser {
 func (p *parser) pos(offset int) Pos {
 	offset = min(offset, len(p.src))
 	line := sort.SearchInts(p.lines, offset+1)
-	return Pos{Line: line, Column: 1 + utf8.RuneCount(p.src[p.lines[line-1]:offset])}
+	return Pos{Line: line, Column: 1 + p.charsBefore(offset) - p.charsBefore(p.lines[line-1])}
+}
+
+// charBlock is how many bytes are counted at most to find a column, also in a file that is one long line.
+const charBlock = 64
+
+// charsBefore counts the characters in front of an offset.
+func (p *parser) charsBefore(offset int) int {
+	if len(p.chars) == 0 {
+		return 0
+	}
+	block := min(offset/charBlock, len(p.chars)-1)
+	n := p.chars[block]
+	for _, c := range p.src[block*charBlock : offset] {
+		if utf8.RuneStart(c) {
+			n++
+		}
+	}
+	return n
 }
 
 func (p *parser) place(v value) Place { return Place{Pos: p.pos(v.StartOffset), Path: v.path} }
@@ -116,12 +143,23 @@ func syntaxError(err error, lines []int) (offset int, message string) {
 	l, err1 := strconv.Atoi(line)
 	c, err2 := strconv.Atoi(column)
 	if !ok1 || !ok2 || err1 != nil || err2 != nil || l < 1 || l > len(lines) {
-		return 0, message
+		return 0, plain(message, 160)
 	}
-	if r := []rune(rest); len(r) > 160 {
-		rest = string(r[:160]) + "..."
+	return lines[l-1] + c - 1, plain(rest, 160)
+}
+
+// plain makes a text that may hold pieces of the file fit for a terminal.
+func plain(s string, limit int) string {
+	r := []rune(s)
+	if len(r) > limit {
+		r = append(r[:limit:limit], []rune("...")...)
 	}
-	return lines[l-1] + c - 1, rest
+	for i := range r {
+		if !unicode.IsPrint(r[i]) {
+			r[i] = '?'
+		}
+	}
+	return string(r)
 }
 
 func invalidUTF8(src []byte) int {

@@ -1,0 +1,94 @@
+package acl
+
+import (
+	"bytes"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+func FuzzParse(f *testing.F) {
+	f.Fuzz(func(t *testing.T, src []byte) {
+		policy, diags := Check("fuzz", src)
+		if (policy == nil) != diags.HasErrors() {
+			t.Fatalf("policy %v with diagnostics:\n%s", policy, diags.Format("fuzz"))
+		}
+		_, again := Check("fuzz", src)
+		if diff := cmp.Diff(diags, again); diff != "" {
+			t.Fatalf("another time other diagnostics:\n%s", diff)
+		}
+		lines := bytes.Split(bytes.TrimPrefix(src, []byte("\xef\xbb\xbf")), []byte("\n"))
+		for _, d := range diags {
+			if d.Line < 1 || d.Line > len(lines) || d.Column < 1 || d.Column > len(lines[d.Line-1])+1 {
+				t.Errorf("outside of the file: %s", d)
+			}
+			if d.Message == "" || len(d.Message) > 2000 || len(d.Path) > 1000 {
+				t.Errorf("no message for people: %s", d)
+			}
+		}
+		sorted := slices.Clone(diags)
+		sorted.Sort()
+		if diff := cmp.Diff(sorted, diags); diff != "" {
+			t.Errorf("not in the order of the file:\n%s", diff)
+		}
+		if policy != nil {
+			checkPolicy(t, policy)
+		}
+	})
+}
+
+// checkPolicy looks for what may not come out of any file.
+func checkPolicy(t *testing.T, p *Policy) {
+	selector := func(s Selector) {
+		ok := s.Line > 0 && s.Column > 0 && s.Path != ""
+		switch s.Kind {
+		case Literal:
+			ok = ok && s.Prefix.IsValid() && s.Prefix == s.Prefix.Masked()
+		case GroupOf:
+			_, defined := p.Groups[s.Name]
+			ok = ok && defined
+		case Tag:
+			_, defined := p.TagOwners[s.Name]
+			ok = ok && defined && proto.ValidTag(s.Name)
+		case User:
+			ok = ok && CheckUser(s.Text) == nil
+		case Any, Domain, Member, Tagged, Self:
+		default:
+			ok = false
+		}
+		if set := s.Set(); set != "" && !proto.ValidText(set, proto.MaxName) {
+			ok = false
+		}
+		if !ok {
+			t.Errorf("selector %+v", s)
+		}
+	}
+	for _, r := range p.Rules {
+		for _, s := range r.Src {
+			selector(s)
+		}
+		for _, d := range r.Dst {
+			selector(d.Selector)
+			if len(d.Services) == 0 || len(d.Services) > proto.MaxServices {
+				t.Errorf("%s: %d services", d.Path, len(d.Services))
+			}
+			for i, s := range d.Services {
+				if s.First > s.Last || i > 0 && (s.Proto < d.Services[i-1].Proto || s.Proto == d.Services[i-1].Proto && s.First <= d.Services[i-1].Last) {
+					t.Errorf("%s: services %v", d.Path, d.Services)
+				}
+			}
+		}
+	}
+	for _, x := range p.Tests {
+		selector(x.Src)
+		for _, d := range append(slices.Clone(x.Accept), x.Deny...) {
+			selector(d.Selector)
+			if d.Port == 0 {
+				t.Errorf("%s: port 0", d.Path)
+			}
+		}
+	}
+}
