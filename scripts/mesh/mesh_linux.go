@@ -1,0 +1,234 @@
+package mesh
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/scripts/lab"
+)
+
+// Port is where the coordinator listens.
+const Port = "443"
+
+// Mesh is a world with a coordinator in it.
+type Mesh struct {
+	World *lab.World
+	LAN   *lab.LAN
+	VM    *lab.Host // the coordinator's
+	Serve *lab.Process
+
+	bin string
+	dir string // of the coordinator's data and of files that people write
+}
+
+// New makes a world with a host for the coordinator; bin is the directory of the two programs.
+func New(bin string) (*Mesh, error) {
+	bin, err := filepath.Abs(bin)
+	if err != nil {
+		return nil, err
+	}
+	for _, program := range []string{"redoubt", "redoubt-coordinator"} {
+		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
+			return nil, fmt.Errorf("%w: make build builds it", err)
+		}
+	}
+	w, err := lab.New()
+	if err != nil {
+		return nil, err
+	}
+	m := &Mesh{World: w, bin: bin, dir: filepath.Join(w.Dir, "files")}
+	if err := m.begin(); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return m, nil
+}
+
+func (m *Mesh) begin() (err error) {
+	if err := os.MkdirAll(m.dir, 0o700); err != nil {
+		return err
+	}
+	if m.LAN, err = m.World.LAN("office"); err != nil {
+		return err
+	}
+	m.VM, err = m.World.AddHost("vm", m.LAN)
+	return err
+}
+
+// Close ends everything.
+func (m *Mesh) Close() error { return m.World.Close() }
+
+// Data is the coordinator's directory.
+func (m *Mesh) Data() string { return filepath.Join(m.dir, "coordinator") }
+
+// URL is where the coordinator is reached.
+func (m *Mesh) URL() string { return "https://" + netip.AddrPortFrom(m.VM.V4(), 443).String() }
+
+// StartCoordinator starts it and waits until it answers.
+func (m *Mesh) StartCoordinator(ctx context.Context, flags ...string) error {
+	p, err := m.VM.Start(lab.Command{
+		Name: "coordinator", Path: m.program("redoubt-coordinator"),
+		Args: append([]string{"serve", "--data", m.Data(), "--listen", ":" + Port, "--url", m.URL()}, flags...),
+	})
+	if err != nil {
+		return err
+	}
+	m.Serve = p
+	return m.await(ctx, p, func() error {
+		_, err := m.Admin(ctx, "token", "list")
+		return err
+	})
+}
+
+// await asks until a program that was started answers.
+func (m *Mesh) await(ctx context.Context, p *lab.Process, ask func() error) error {
+	for {
+		err := ask()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.Done():
+			return fmt.Errorf("%s ended: %w\n%s", p.Name, p.Wait(ctx), p.Output())
+		case <-ctx.Done():
+			return fmt.Errorf("%s does not answer: %w\n%s", p.Name, err, p.Output())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func (m *Mesh) program(name string) string { return filepath.Join(m.bin, name) }
+
+// Admin runs a command of the coordinator and returns what it printed.
+func (m *Mesh) Admin(ctx context.Context, args ...string) (string, error) {
+	return m.VM.Run(ctx, lab.Command{
+		Path: m.program("redoubt-coordinator"), Args: args,
+		Env: []string{"REDOUBT_ADMIN_SOCKET=" + filepath.Join(m.Data(), "admin.sock")},
+	})
+}
+
+// Token makes a join code.
+func (m *Mesh) Token(ctx context.Context, flags ...string) (string, error) {
+	out, err := m.Admin(ctx, append([]string{"token", "create"}, flags...)...)
+	return strings.TrimSpace(out), err
+}
+
+// Apply puts a policy in force.
+func (m *Mesh) Apply(ctx context.Context, policy string) (string, error) {
+	file := filepath.Join(m.dir, "policy.hujson")
+	if err := os.WriteFile(file, []byte(policy), 0o600); err != nil {
+		return "", err
+	}
+	return m.Admin(ctx, "policy", "apply", file)
+}
+
+// Node is a host with an agent.
+type Node struct {
+	Name  string
+	Host  *lab.Host
+	Agent *lab.Process
+	mesh  *Mesh
+}
+
+// AddNode makes a host and starts its agent.
+func (m *Mesh) AddNode(ctx context.Context, name string, flags ...string) (*Node, error) {
+	h, err := m.World.AddHost(name, m.LAN)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{Name: name, Host: h, mesh: m}
+	return n, n.StartAgent(ctx, flags...)
+}
+
+// State is the agent's directory.
+func (n *Node) State() string { return filepath.Join(n.mesh.dir, n.Name) }
+
+// StartAgent starts the agent and waits until it answers.
+func (n *Node) StartAgent(ctx context.Context, flags ...string) error {
+	p, err := n.Host.Start(lab.Command{
+		Name: "agent", Path: n.mesh.program("redoubt"),
+		Args: append([]string{"agent", "--state", n.State()}, flags...),
+	})
+	if err != nil {
+		return err
+	}
+	n.Agent = p
+	return n.mesh.await(ctx, p, func() error {
+		_, err := n.Status(ctx)
+		return err
+	})
+}
+
+// Run runs a redoubt command on the node and returns what it printed.
+func (n *Node) Run(ctx context.Context, args ...string) (string, error) {
+	return n.Host.Run(ctx, lab.Command{Path: n.mesh.program("redoubt"), Args: args})
+}
+
+// Up joins the mesh.
+func (n *Node) Up(ctx context.Context, code string, flags ...string) (string, error) {
+	return n.Run(ctx, append([]string{"up", code, "--hostname", n.Name}, flags...)...)
+}
+
+// Status is what `redoubt status --json` prints, as far as it is fixed.
+type Status struct {
+	State string
+	Node  struct {
+		ID                 string
+		Name               string
+		Addresses          []netip.Addr
+		User               string
+		Tags               []string
+		CertificateExpires time.Time
+	}
+	Coordinator struct {
+		Connected bool
+		LastHeard time.Time
+	}
+	PolicyVersion string
+	Peers         []Peer
+	Problems      []string
+}
+
+// Peer is a peer in it.
+type Peer struct {
+	ID, Name         string
+	Addresses        []netip.Addr
+	User             string
+	Tags             []string
+	Path, Endpoint   string
+	LastHandshake    time.Time
+	RxBytes, TxBytes uint64
+}
+
+// V4 is the node's overlay address.
+func (s Status) V4() netip.Addr { return s.pick(netip.Addr.Is4) }
+
+// V6 is the other one.
+func (s Status) V6() netip.Addr { return s.pick(netip.Addr.Is6) }
+
+func (s Status) pick(want func(netip.Addr) bool) netip.Addr {
+	for _, a := range s.Node.Addresses {
+		if want(a) {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// Status asks the agent.
+func (n *Node) Status(ctx context.Context) (s Status, err error) {
+	out, err := n.Run(ctx, "status", "--json")
+	if out != "" {
+		// A node that is not up says so by its exit code, and prints its status all the same.
+		if e := json.Unmarshal([]byte(out), &s); e == nil {
+			return s, nil
+		}
+	}
+	return s, err
+}
