@@ -13,6 +13,7 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/coordinator/ipam"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
@@ -194,8 +195,7 @@ func TestOf64WithOneTokenOneIsEnrolled(t *testing.T) {
 }
 
 func TestAFullRange(t *testing.T) {
-	r := newRigOn(t, newRig(t).store, Plan{})
-	r = newRigOn(t, freshStore(), smallPlan)
+	r := newRigOn(t, store.NewMemory(), smallPlan)
 	tok := r.reusable()
 	room := ipam.Capacity(smallPlan.V4)
 	seen := map[netip.Addr]bool{}

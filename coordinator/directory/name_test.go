@@ -28,7 +28,7 @@ func TestLabel(t *testing.T) {
 		"under_score":            "under-score",
 		strings.Repeat("a", 100): strings.Repeat("a", 63),
 		strings.Repeat("a", 62) + "-" + strings.Repeat("b", 9): strings.Repeat("a", 62),
-		strings.Repeat("7", 80): "node-" + strings.Repeat("7", 58),
+		strings.Repeat("7", 80):                                "node-" + strings.Repeat("7", 58),
 	} {
 		if got := label(in); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
@@ -173,4 +175,13 @@ func contents(t testing.TB, s store.Store) map[string]string {
 		all[e.Key] = string(e.Value)
 	}
 	return all
+}
+
+// opaque compares the values that have no exported fields.
+var opaque = cmp.Options{
+	cmp.Comparer(func(a, b key.DevicePublic) bool { return a == b }),
+	cmp.Comparer(func(a, b key.NodePublic) bool { return a == b }),
+	cmp.Comparer(func(a, b key.TokenPublic) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmpopts.EquateEmpty(),
 }

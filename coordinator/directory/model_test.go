@@ -1,0 +1,260 @@
+package directory
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/ipam"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// story is a random life of a directory, with what must hold in it.
+type story struct {
+	*rig
+	rt     *rapid.T
+	tokens []*Token
+	all    []EnrollRequest
+	freed  map[netip.Addr]time.Time // when each address was given up
+	last   proto.Version
+}
+
+// TestALife does random operations, restarts in between, and looks after each that the indexes agree with the nodes, that
+// nothing is given twice, and that what is on disk is what is in memory.
+func TestALife(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		s := &story{rig: newRigOn(t, store.NewMemory(), smallPlan), rt: rt, freed: map[netip.Addr]time.Time{}}
+		defer s.Close()
+		steps := map[string]func(){
+			"token": s.newToken, "enroll": s.enrolSomebody, "again": s.again, "renew": s.renew, "revoke": s.revoke,
+			"delete": s.deleteNode, "pass": s.pass, "endpoints": s.endpoints, "policy": s.policy,
+			"restart": s.restart, "crash": s.crash, "revoke token": s.revokeToken,
+		}
+		names := slices.Sorted(func(yield func(string) bool) {
+			for n := range steps {
+				if !yield(n) {
+					return
+				}
+			}
+		})
+		for range rapid.IntRange(1, 60).Draw(rt, "steps") {
+			steps[rapid.SampledFrom(names).Draw(rt, "step")]()
+			s.invariants()
+		}
+		s.restart()
+		s.invariants()
+	})
+}
+
+func (s *story) newToken() {
+	s.tokens = append(s.tokens, s.token(func(spec *TokenSpec) {
+		spec.Reusable = rapid.Bool().Draw(s.rt, "reusable")
+		spec.Ephemeral = rapid.Bool().Draw(s.rt, "ephemeral")
+		if rapid.Bool().Draw(s.rt, "user") {
+			spec.Tags, spec.User = nil, "ann@example.com"
+		}
+	}))
+}
+
+// allowed are the reasons for which an operation may fail in a random life.
+func (s *story) allowed(err error, reasons ...error) bool {
+	if err == nil {
+		return true
+	}
+	if !slices.ContainsFunc(reasons, func(r error) bool { return errors.Is(err, r) }) {
+		s.rt.Fatal(err)
+	}
+	return false
+}
+
+var tokenErrors = []error{ErrTokenSpent, ErrTokenExpired, ErrTokenRevoked, ErrTokenUnknown, ErrKeyUsed, ErrRevoked}
+
+func (s *story) enrolSomebody() {
+	if len(s.tokens) == 0 {
+		return
+	}
+	q := machine(s.t, rapid.SampledFrom(s.tokens).Draw(s.rt, "token"), rapid.SampledFrom([]string{"a", "b", ""}).Draw(s.rt, "hostname"))
+	if len(s.all) > 0 && rapid.Bool().Draw(s.rt, "with an old key") {
+		old := rapid.SampledFrom(s.all).Draw(s.rt, "old")
+		if rapid.Bool().Draw(s.rt, "device key") {
+			q.Device = old.Device
+		} else {
+			q.Key = old.Key
+		}
+		if _, err := s.Enroll(s.t.Context(), q); err == nil {
+			s.rt.Fatal("a key was taken twice")
+		}
+		return
+	}
+	n, err := s.Enroll(s.t.Context(), q)
+	if !s.allowed(err, tokenErrors...) {
+		return
+	}
+	if at, ok := s.freed[n.Addrs.V4]; ok && s.clock.now().Sub(at) < ipam.Rest {
+		s.rt.Fatalf("%v was given after a rest of %v", n.Addrs.V4, s.clock.now().Sub(at))
+	}
+	s.all = append(s.all, q)
+}
+
+func (s *story) again() {
+	if len(s.all) == 0 {
+		return
+	}
+	q := rapid.SampledFrom(s.all).Draw(s.rt, "again")
+	before := s.Snapshot().Len()
+	n, err := s.Enroll(s.t.Context(), q)
+	if s.allowed(err, tokenErrors...) && (n.Device != q.Device || s.Snapshot().Len() != before) {
+		s.rt.Fatalf("enrolled again: %+v", n)
+	}
+}
+
+// some picks a node, if there is one.
+func (s *story) some() (*Node, bool) {
+	all := slices.Collect(s.Snapshot().Nodes())
+	if len(all) == 0 {
+		return nil, false
+	}
+	return all[rapid.IntRange(0, len(all)-1).Draw(s.rt, "node")], true
+}
+
+func (s *story) renew() {
+	n, ok := s.some()
+	if !ok {
+		return
+	}
+	k := n.Key
+	if rapid.Bool().Draw(s.rt, "new key") {
+		k = newNodeKey(s.t)
+	}
+	next, err := s.NextCertificate(s.t.Context(), n.ID, k)
+	if s.allowed(err, ErrRevoked) && next.Certificate.Sequence < n.Certificate.Sequence {
+		s.rt.Fatalf("certificate %d after %d", next.Certificate.Sequence, n.Certificate.Sequence)
+	}
+}
+
+func (s *story) revoke() {
+	if n, ok := s.some(); ok {
+		_, err := s.RevokeNode(s.t.Context(), n.ID, "for the test", "uid 0")
+		s.allowed(err)
+	}
+}
+
+func (s *story) deleteNode() {
+	if n, ok := s.some(); ok {
+		s.allowed(s.DeleteNode(s.t.Context(), n.ID, "uid 0"))
+		s.freed[n.Addrs.V4] = s.clock.now()
+	}
+}
+
+func (s *story) revokeToken() {
+	if len(s.tokens) > 0 {
+		_, err := s.RevokeToken(s.t.Context(), rapid.SampledFrom(s.tokens).Draw(s.rt, "token").ID, "uid 0")
+		s.allowed(err, ErrTokenUnknown)
+	}
+}
+
+func (s *story) pass() {
+	s.clock.pass(rapid.SampledFrom([]time.Duration{time.Minute, time.Hour, 10 * 24 * time.Hour}).Draw(s.rt, "time"))
+	before := s.Snapshot()
+	gone, err := s.Expire(s.t.Context())
+	s.allowed(err)
+	for _, id := range gone {
+		n, _ := before.Lookup(id)
+		s.freed[n.Addrs.V4] = s.clock.now()
+	}
+}
+
+func (s *story) endpoints() {
+	if n, ok := s.some(); ok {
+		port := rapid.Uint16Range(1, 3).Draw(s.rt, "port")
+		s.allowed(s.SetEndpoints(s.t.Context(), n.ID, []proto.Endpoint{endpoint(fmt.Sprint("192.0.2.1:", port))}), ErrRevoked)
+	}
+}
+
+func (s *story) policy() {
+	_, err := s.SetPolicy(s.t.Context(), rapid.StringMatching(`[ab]?`).Draw(s.rt, "source"), 0, "uid 0")
+	s.allowed(err)
+}
+
+// restart compares what is read from the disk with what was in memory.
+func (s *story) restart() {
+	s.Close()
+	s.crash()
+}
+
+func (s *story) crash() {
+	before := s.Snapshot()
+	s.open()
+	if diff := cmp.Diff(lasting(before), lasting(s.Snapshot()), opaque); diff != "" {
+		s.rt.Fatalf("after a restart: %s", diff)
+	}
+}
+
+// lasting is what of a snapshot is on disk.
+func lasting(s *Snapshot) map[string]any {
+	freed := map[string]time.Time{}
+	it := s.state.freed.Root().Iterator()
+	for k, v, ok := it.Next(); ok; k, v, ok = it.Next() {
+		freed[addrOf(k).String()] = v
+	}
+	held := map[string]proto.NodeID{}
+	ht := s.state.held.Root().Iterator()
+	for k, v, ok := ht.Next(); ok; k, v, ok = ht.Next() {
+		held[fmt.Sprintf("%x", k)] = v
+	}
+	return map[string]any{
+		"mesh": s.mesh.ID, "nodes": slices.Collect(s.Nodes()), "tokens": slices.Collect(s.Tokens()), "policy": s.Policy(),
+		"freed": freed, "held": held,
+	}
+}
+
+func (s *story) invariants() {
+	snap := s.Snapshot()
+	if snap.Version().Less(s.last) {
+		s.rt.Fatalf("version %v after %v", snap.Version(), s.last)
+	}
+	s.last = snap.Version()
+	names, addrs, keys := map[string]bool{}, map[netip.Addr]bool{}, map[key.NodePublic]bool{}
+	trusted, users, tags, ephemeral := 0, 0, 0, 0
+	for n := range snap.Nodes() {
+		if names[n.Name] || addrs[n.Addrs.V4] || addrs[n.Addrs.V6] || keys[n.Key] || n.Validate() != nil {
+			s.rt.Fatalf("node %+v shares something with another, or is not valid", n)
+		}
+		names[n.Name], addrs[n.Addrs.V4], addrs[n.Addrs.V6], keys[n.Key] = true, true, true, true
+		if byName, ok := snap.Named(n.Name); !ok || byName != n {
+			s.rt.Fatalf("by its name %s is %+v", n.Name, byName)
+		}
+		if byDevice, ok := snap.Device(n.Device); !ok || byDevice != n {
+			s.rt.Fatalf("by its device key %s is %+v", n.Name, byDevice)
+		}
+		if id, ok := snap.ByAddr(n.Addrs.V6); ok != (n.Revoked == nil) || ok && id != n.ID {
+			s.rt.Fatalf("by its address %s is %v", n.Name, id)
+		}
+		if n.Ephemeral {
+			ephemeral++
+		}
+		if n.Revoked == nil {
+			trusted++
+			tags += len(n.Tags)
+			if !n.User.IsZero() {
+				users++
+			}
+		}
+	}
+	got := []int{
+		snap.state.trusted.Len(), snap.state.users.Len(), snap.state.tags.Len(), snap.state.ephemeral.Len(),
+		snap.state.names.Len(), snap.state.addrs.Len(), snap.state.devices.Len(),
+	}
+	want := []int{trusted, users, tags, ephemeral, len(names), len(addrs), len(names)}
+	if !slices.Equal(got, want) {
+		s.rt.Fatalf("indexes have %v entries, want %v", got, want)
+	}
+}
