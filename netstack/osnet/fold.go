@@ -2,16 +2,15 @@ package osnet
 
 import "time"
 
-// fold hands events on: the first at once, and those of the interval after it as one at its end, if there were any.
-// It returns when events is closed. An event that nobody has taken stands for those that come after it.
-func fold(events <-chan struct{}, interval time.Duration, emit func()) {
+// fold acts on events: on the first at once, and on those of the interval after it once at its end, if there were any. An
+// act that returns false found nothing to do, and starts no interval. It returns when events is closed.
+func fold(events <-chan struct{}, interval time.Duration, act func() bool) {
 	for range events {
-		emit()
-		for held := true; held; {
-			held = gather(events, interval)
-			if held {
-				emit()
+		for held := act(); held; {
+			if !gather(events, interval) {
+				break
 			}
+			held = act()
 		}
 	}
 }

@@ -52,9 +52,8 @@ func TestUpLeadsTheMeshToTheDevice(t *testing.T) {
 		}
 	}
 	for _, own := range ownA.Slice() {
-		if _, err := h.Ping(t.Context(), own); err != nil {
-			t.Errorf("the host does not reach its own %v: %v", own, err)
-		}
+		// The kernel takes IPv6 addresses into use a moment after they were given.
+		eventually(t, func() error { _, err := h.Ping(t.Context(), own); return err })
 	}
 	link, err := h.Netlink().LinkByName("redoubt0")
 	if err != nil {
@@ -653,4 +652,19 @@ func TestInAUserNamespace(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+}
+
+func TestHostKeepsTheContract(t *testing.T) {
+	contract(t, func(t *testing.T) network {
+		h, _ := oneHost(t)
+		n, _ := inNetwork(t, h)
+		return network{
+			Network: n, config: configA(), addrs: []netip.Addr{h.V4(), h.V6()}, enter: h.Do,
+			change: func(t *testing.T) {
+				if err := h.Ports[0].Renumber(99); err != nil {
+					t.Fatal(err)
+				}
+			},
+		}
+	})
 }

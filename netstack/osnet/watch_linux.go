@@ -120,16 +120,26 @@ func touchesOurs(m rtnl.Message) bool {
 	return true
 }
 
+// touchesUnderlay passes over routes that are no default routes.
+func touchesUnderlay(m rtnl.Message) bool {
+	switch m.Header.Type {
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		return len(m.Data) >= unix.SizeofRtMsg && m.Data[1] == 0
+	}
+	return true
+}
+
 func (k *keeper) run(h *Host) {
 	defer close(k.done)
-	fold(k.l.events, FoldInterval, func() {
+	fold(k.l.events, FoldInterval, func() bool {
 		for !h.keep() {
 			select {
 			case <-k.stop:
-				return
+				return false
 			case <-time.After(retryInterval):
 			}
 		}
+		return true
 	})
 	select {
 	case <-k.stop:
@@ -175,7 +185,7 @@ func (h *Host) Watch(ctx context.Context) (<-chan struct{}, error) {
 	l, err := listen(source{unix.NETLINK_ROUTE, []uint32{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
-	}, nil})
+	}, touchesUnderlay})
 	if err != nil {
 		return nil, err
 	}
@@ -187,16 +197,17 @@ func (h *Host) Watch(ctx context.Context) (<-chan struct{}, error) {
 		defer close(out)
 		defer stop()
 		defer unclose()
-		fold(l.events, FoldInterval, func() {
+		fold(l.events, FoldInterval, func() bool {
 			now := h.underlay()
 			if now == last {
-				return
+				return false
 			}
 			last = now
 			select {
 			case out <- struct{}{}:
-			default:
+			default: // The one that waits stands for this one.
 			}
+			return true
 		})
 	})
 	return out, nil

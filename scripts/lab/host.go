@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/vishvananda/netlink"
 )
@@ -75,7 +76,6 @@ func (h *Host) plug(l *LAN) error {
 
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "p" + strconv.Itoa(l.number) + "-" + strconv.Itoa(n)
-	attrs.MasterIndex = l.bridge.Index
 	rt := h.world.router.rt
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: p.Device, PeerNamespace: netlink.NsFd(int(h.ns.file.Fd()))}
 	if err := rt.LinkAdd(veth); err != nil {
@@ -96,11 +96,32 @@ func (h *Host) plug(l *LAN) error {
 	if err := errors.Join(rt.LinkSetUp(veth), h.ns.rt.LinkSetUp(near)); err != nil {
 		return fmt.Errorf("take the cable up: %w", err)
 	}
+	// The bridge forwards at once for a port that is up when it comes, and a moment later for others.
+	if err := errors.Join(carrier(rt, attrs.Name), carrier(h.ns.rt, p.Device)); err != nil {
+		return err
+	}
+	if err := rt.LinkSetMaster(veth, l.bridge); err != nil {
+		return fmt.Errorf("plug the cable into the bridge: %w", err)
+	}
 	h.Ports = append(h.Ports, p)
 	if len(h.Ports) > 1 {
 		return nil
 	}
 	return h.defaultRoutes(p)
+}
+
+// carrier waits until the kernel has taken notice that a device is up.
+func carrier(rt *netlink.Handle, device string) error {
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		link, err := rt.LinkByName(device)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", device, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s has no carrier after 10 s", device)
 }
 
 // defaultRoutes lead by a port's router.

@@ -28,6 +28,7 @@ type Frame struct {
 type Capture struct {
 	file *os.File
 	done chan struct{}
+	stop sync.Once
 
 	mu     sync.Mutex
 	frames []Frame
@@ -93,26 +94,61 @@ func bigEndian(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }
 
+// run reads until Stop, and then what has come until then.
 func (c *Capture) run() {
 	defer close(c.done)
 	buf := make([]byte, 1<<17)
 	for {
 		n, err := c.file.Read(buf)
-		if errors.Is(err, os.ErrClosed) {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			c.drain(buf)
 			return
 		}
-		c.mu.Lock()
-		switch {
-		case errors.Is(err, unix.ENETDOWN): // The device was taken down; it may come back.
-		case err != nil:
+		if errors.Is(err, unix.ENETDOWN) {
+			continue // The device was taken down; it may come back.
+		}
+		if err != nil {
+			c.mu.Lock()
 			c.err = err
 			c.mu.Unlock()
 			return
-		case len(c.frames) == maxFrames:
-			c.missed = true
-		default:
-			c.frames = append(c.frames, Frame{At: time.Now(), Data: append([]byte(nil), buf[:n]...)})
 		}
+		c.keep(buf[:n])
+	}
+}
+
+func (c *Capture) keep(frame []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.frames) == maxFrames {
+		c.missed = true
+		return
+	}
+	c.frames = append(c.frames, Frame{At: time.Now(), Data: append([]byte(nil), frame...)})
+}
+
+// drain takes what waits in the socket, and asks whether the kernel had to drop any.
+func (c *Capture) drain(buf []byte) {
+	raw, err := c.file.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			for {
+				n, _, err := unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
+				if err != nil {
+					break
+				}
+				c.keep(buf[:n])
+			}
+			if s, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); err != nil || s.Drops > 0 {
+				c.mu.Lock()
+				c.missed = true
+				c.mu.Unlock()
+			}
+		})
+	}
+	if err != nil {
+		c.mu.Lock()
+		c.err = err
 		c.mu.Unlock()
 	}
 }
@@ -127,28 +163,22 @@ func (c *Capture) Frames() []Frame {
 // Stop ends the capture and returns what it has seen, and an error if it may have missed any. It may be called
 // more than once.
 func (c *Capture) Stop() ([]Frame, error) {
-	var dropped uint32
-	var statErr error
-	if raw, err := c.file.SyscallConn(); err == nil {
-		err := raw.Control(func(fd uintptr) {
-			var s *unix.TpacketStats
-			if s, statErr = unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); statErr == nil {
-				dropped = s.Drops
-			}
-		})
-		if err != nil {
-			statErr = nil // Closed by an earlier Stop, which has asked.
+	c.stop.Do(func() {
+		if err := c.file.SetReadDeadline(time.Unix(1, 0)); err != nil {
+			c.mu.Lock()
+			c.err = err
+			c.mu.Unlock()
+			_ = c.file.Close()
 		}
-	}
-	_ = c.file.Close()
-	<-c.done
+		<-c.done
+		_ = c.file.Close()
+	})
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.missed = c.missed || dropped > 0
 	if c.missed {
 		return c.frames, errors.Join(c.err, errors.New("the capture has missed frames"))
 	}
-	return c.frames, errors.Join(c.err, statErr)
+	return c.frames, c.err
 }
 
 // Addrs are the source and destination of the IP packet or ARP message in the frame.
