@@ -78,6 +78,20 @@ func (h *Hub) Applied(id proto.NodeID) proto.Version {
 	return r.acked
 }
 
+// Connected says whether a node has a session.
+func (h *Hub) Connected(id proto.NodeID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.nodes[id]
+	return r != nil && r.session != nil
+}
+
+// Settled is the status once a version of the directory has been looked at.
+func (h *Hub) Settled(ctx context.Context, v proto.Version) Status {
+	h.waits.settle(ctx, v)
+	return h.Status()
+}
+
 // Holders are the nodes in whose netmaps a node is.
 func (h *Hub) Holders(id proto.NodeID) []proto.NodeID {
 	s := h.Source()

@@ -1,0 +1,185 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/redoubt-mesh/redoubt/proto/redoubt/v1/redoubtv1connect"
+)
+
+// Host is what clients on the socket call the coordinator.
+const Host = "coordinator"
+
+// maxRequest bounds a request; the largest is a policy.
+const maxRequest = 4 << 20
+
+// maxSocketPath is what the system takes as the name of a socket.
+const maxSocketPath = 104
+
+type callerKey struct{}
+
+// WithCaller notes on whose behalf something is asked.
+func WithCaller(ctx context.Context, who string) context.Context {
+	return context.WithValue(ctx, callerKey{}, who)
+}
+
+// Caller is who asks, for the audit log.
+func Caller(ctx context.Context) string {
+	if who, ok := ctx.Value(callerKey{}).(string); ok {
+		return who
+	}
+	return "the coordinator's own process"
+}
+
+// Server serves Admin on a unix socket.
+type Server struct {
+	http *http.Server
+	l    *socket
+	done chan struct{}
+}
+
+// Serve takes path for a socket of mode 0600 and serves a there. A socket that nobody listens on any more is replaced.
+func Serve(path string, a *Admin) (*Server, error) {
+	l, err := listen(path)
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle(redoubtv1connect.NewAdminServiceHandler(a, connect.WithReadMaxBytes(maxRequest)))
+	s := &Server{l: l, done: make(chan struct{}), http: &http.Server{
+		Handler: local(mux), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(a.Log.Handler(), slog.LevelDebug),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if known, ok := c.(*call); ok {
+				ctx = WithCaller(ctx, "uid "+strconv.Itoa(known.uid))
+			}
+			return ctx
+		},
+	}}
+	go func() {
+		defer close(s.done)
+		_ = s.http.Serve(l)
+	}()
+	return s, nil
+}
+
+// Close ends the service and removes the socket.
+func (s *Server) Close() error {
+	err := s.http.Close()
+	<-s.done
+	return err
+}
+
+// local refuses what a page in a browser could have been made to send.
+func local(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Host != Host || len(r.Header.Values("Origin")) != 0 {
+			http.Error(w, "this socket is for redoubt-coordinator's own commands", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// socket is a unix socket whose callers are known.
+type socket struct {
+	*net.UnixListener
+	path string
+}
+
+func listen(path string) (*socket, error) {
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("admin socket %s: longer than %d characters; choose a shorter one with --admin-socket", path, maxSocketPath)
+	}
+	if err := vacate(path); err != nil {
+		return nil, err
+	}
+	// It is made under another name, so that there is no moment when others could connect.
+	hidden := filepath.Join(filepath.Dir(path), ".admin."+strconv.Itoa(os.Getpid()))
+	if len(hidden) > maxSocketPath {
+		hidden = path
+	}
+	_ = os.Remove(hidden)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: hidden, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(hidden, 0o600), os.Rename(hidden, path)); err != nil {
+		l.Close()
+		_ = os.Remove(hidden)
+		return nil, fmt.Errorf("admin socket %s: %w", path, err)
+	}
+	return &socket{UnixListener: l, path: path}, nil
+}
+
+// vacate removes a socket that was left behind, and nothing else.
+func vacate(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("admin socket: %w", err)
+	}
+	if info.Mode().Type() != os.ModeSocket {
+		return fmt.Errorf("admin socket %s: there is a file of that name that is no socket; remove it or choose another name", path)
+	}
+	c, err := (&net.Dialer{Timeout: time.Second}).DialContext(context.Background(), "unix", path)
+	if err == nil {
+		c.Close()
+		return fmt.Errorf("admin socket %s: another coordinator listens there; choose another name with --admin-socket", path)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("admin socket: %w", err)
+	}
+	return nil
+}
+
+// Accept implements net.Listener. It closes connections of those who have no business here.
+func (s *socket) Accept() (net.Conn, error) {
+	for {
+		c, err := s.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		uid, err := peer(c)
+		if err != nil || uid != 0 && uid != os.Geteuid() {
+			c.Close()
+			continue
+		}
+		return &call{c, uid}, nil
+	}
+}
+
+// Close implements net.Listener.
+func (s *socket) Close() error {
+	_ = os.Remove(s.path)
+	return s.UnixListener.Close()
+}
+
+// call is a connection of somebody who is known.
+type call struct {
+	*net.UnixConn
+	uid int
+}
+
+// NewClient makes a client for the coordinator that listens on a socket.
+func NewClient(path string) redoubtv1connect.AdminServiceClient {
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		},
+	}
+	return redoubtv1connect.NewAdminServiceClient(&http.Client{Transport: transport}, "http://"+Host)
+}

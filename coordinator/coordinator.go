@@ -1,0 +1,302 @@
+package coordinator
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/redoubt-mesh/redoubt/acl"
+	"github.com/redoubt-mesh/redoubt/acl/compile"
+	"github.com/redoubt-mesh/redoubt/coordinator/api"
+	"github.com/redoubt-mesh/redoubt/coordinator/attest"
+	"github.com/redoubt-mesh/redoubt/coordinator/control"
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/coordinator/distribute"
+	"github.com/redoubt-mesh/redoubt/coordinator/durable"
+	"github.com/redoubt-mesh/redoubt/coordinator/issuer"
+	"github.com/redoubt-mesh/redoubt/coordinator/policy"
+	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/join"
+)
+
+// DefaultGrace is how long agents go on without a coordinator after the end of certificates.
+const DefaultGrace = 8 * time.Hour
+
+// housekeeping is how often is looked at what time ends.
+const housekeeping = time.Minute
+
+// StarterPolicy is the name of the policy that is written beside the data at the first start, for people to edit.
+const StarterPolicy = "policy.example.hujson"
+
+// Config is all that a coordinator needs from outside.
+type Config struct {
+	Data string // directory, made at the first start
+	// URLs are where nodes reach this coordinator, for join codes. Without one no join code can be made.
+	URLs []string
+	// Range and Domain are the mesh's, chosen at the first start; zero takes what is there, or the default.
+	Range  netip.Prefix
+	Domain string
+
+	NodeLifetime         time.Duration // of certificates; 0: the issuer's default, as the next
+	IntermediateLifetime time.Duration
+	Grace                *time.Duration // nil: DefaultGrace
+
+	Clock    func() time.Time      // nil: time.Now
+	Rand     io.Reader             // nil: crypto/rand
+	Log      *slog.Logger          // nil: none
+	Registry prometheus.Registerer // nil: one that nobody reads
+	Program  string                // version, for people
+}
+
+func (c *Config) complete() error {
+	if c.Data == "" {
+		return errors.New("coordinator: no data directory")
+	}
+	if len(c.URLs) > join.MaxURLs {
+		return fmt.Errorf("coordinator: %d URLs, at most %d", len(c.URLs), join.MaxURLs)
+	}
+	for _, u := range c.URLs {
+		if err := join.CheckURL(u); err != nil {
+			return err
+		}
+	}
+	if c.Grace == nil {
+		grace := DefaultGrace
+		c.Grace = &grace
+	}
+	if *c.Grace < 0 || *c.Grace > proto.MaxGrace {
+		return fmt.Errorf("coordinator: a grace of %v: want 0 to %v", *c.Grace, proto.MaxGrace)
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.Rand == nil {
+		c.Rand = rand.Reader
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Registry == nil {
+		c.Registry = prometheus.NewRegistry()
+	}
+	return nil
+}
+
+// Coordinator is one control server.
+type Coordinator struct {
+	config Config
+	first  bool
+
+	store     *bolt.DB
+	issuer    *issuer.Issuer
+	directory *directory.Directory
+	hub       *distribute.Hub
+	control   *control.Server
+	admin     *api.Admin
+
+	closing sync.Once
+	err     error
+}
+
+// New opens a coordinator's data, which a first start makes. It serves nobody yet; see Run. Close it.
+func New(ctx context.Context, c Config) (*Coordinator, error) {
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	co := &Coordinator{config: c}
+	if err := co.open(ctx); err != nil {
+		return nil, errors.Join(err, co.Close())
+	}
+	return co, nil
+}
+
+func (c *Coordinator) open(ctx context.Context) (err error) {
+	config := c.config
+	if c.store, err = bolt.Open(config.Data, bolt.Options{}); err != nil {
+		return err
+	}
+	mesh, err := directory.Ensure(ctx, c.store, directory.Plan{Domain: config.Domain, V4: config.Range}, config.Rand, config.Clock())
+	if err != nil {
+		return err
+	}
+	if err := c.openIssuer(ctx, mesh.ID); err != nil {
+		return err
+	}
+	c.directory, err = directory.Open(ctx, c.store, directory.Config{Clock: config.Clock, Rand: config.Rand, Issue: c.issuer.IssueNode})
+	if err != nil {
+		return err
+	}
+	if err := c.writeStarter(); err != nil {
+		return err
+	}
+	outage := proto.Outage{Grace: *config.Grace}
+	c.hub = distribute.New(distribute.Config{
+		Directory: c.directory, Clock: config.Clock, Log: config.Log, Registry: config.Registry,
+		Compile: c.compile, Authorities: c.issuer.Authorities, Outage: outage,
+	})
+	attestors, err := attest.NewRegistry(attest.Token{})
+	if err != nil {
+		return err
+	}
+	c.control = control.New(control.Config{
+		Directory: c.directory, Hub: c.hub, Attestors: attestors, Issuer: c.issuer,
+		Clock: config.Clock, Rand: config.Rand, Log: config.Log, Registry: config.Registry, Program: config.Program,
+	})
+	c.admin = api.New(api.Config{
+		Directory: c.directory, Hub: c.hub, Issuer: c.issuer, Store: c.store, URLs: config.URLs, Outage: outage,
+		Clock: config.Clock, Rand: config.Rand, Log: config.Log,
+	})
+	c.measure()
+	return nil
+}
+
+func (c *Coordinator) openIssuer(ctx context.Context, mesh proto.MeshID) error {
+	fresh, err := directory.Fresh(ctx, c.store)
+	if err != nil {
+		return err
+	}
+	c.issuer, err = issuer.Open(issuer.Config{
+		Dir: filepath.Join(c.config.Data, "pki"), Mesh: mesh, Fresh: fresh,
+		NodeLifetime: c.config.NodeLifetime, IntermediateLifetime: c.config.IntermediateLifetime,
+		Clock: c.config.Clock, Rand: c.config.Rand,
+	})
+	return err
+}
+
+// compile makes the program of the policy in force.
+func (c *Coordinator) compile(p *directory.Policy) *compile.Program {
+	program, err := policy.Load(p, c.directory.Snapshot().Mesh())
+	if err != nil {
+		c.config.Log.Error("policy cannot be enforced", "err", err)
+	}
+	return program
+}
+
+// writeStarter writes the starter policy where there is none.
+func (c *Coordinator) writeStarter() error {
+	path := c.StarterPolicy()
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	c.first = c.directory.Snapshot().Len() == 0
+	if err := durable.WriteBytes(path, acl.Starter); err != nil {
+		return fmt.Errorf("write the starter policy: %w", err)
+	}
+	return nil
+}
+
+// First says that this is the first start on this data.
+func (c *Coordinator) First() bool { return c.first }
+
+// StarterPolicy is the file with the starter policy.
+func (c *Coordinator) StarterPolicy() string { return filepath.Join(c.config.Data, StarterPolicy) }
+
+// Mesh is the mesh that is served.
+func (c *Coordinator) Mesh() proto.Mesh { return c.directory.Snapshot().Mesh() }
+
+// Admin is the interface for administrators, for api.Serve or to be called in this process.
+func (c *Coordinator) Admin() *api.Admin { return c.admin }
+
+// Run serves nodes on l until ctx ends or the coordinator cannot go on; then it closes everything. Its error says why it could
+// not go on.
+func (c *Coordinator) Run(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var all sync.WaitGroup
+	all.Go(func() {
+		if err := c.control.Serve(l); err != nil && !errors.Is(err, net.ErrClosed) {
+			c.config.Log.Error("listener failed", "err", err)
+		}
+		cancel()
+	})
+	all.Go(func() { c.keepHouse(ctx) })
+	select {
+	case <-ctx.Done():
+	case <-c.directory.Done():
+		cancel()
+	}
+	failed := c.directory.Err()
+	err := c.Close()
+	all.Wait()
+	if failed != nil && !errors.Is(failed, directory.ErrClosed) {
+		return fmt.Errorf("the coordinator's state cannot be written any more: %w", failed)
+	}
+	return err
+}
+
+// keepHouse does what time asks for.
+func (c *Coordinator) keepHouse(ctx context.Context) {
+	t := time.NewTicker(housekeeping)
+	defer t.Stop()
+	warned := make(map[string]time.Time)
+	for {
+		if gone, err := c.directory.Expire(ctx); err != nil && ctx.Err() == nil {
+			c.config.Log.Error("cannot expire what is over", "err", err)
+		} else if len(gone) > 0 {
+			c.config.Log.Info("ephemeral nodes removed", "count", len(gone))
+		}
+		if changed, err := c.issuer.Maintain(); err != nil {
+			c.config.Log.Error("cannot renew the intermediate certificate", "err", err)
+		} else if changed {
+			c.config.Log.Info("intermediate certificate renewed")
+		}
+		for _, w := range c.issuer.Status().Warnings {
+			if time.Since(warned[w]) > 12*time.Hour {
+				warned[w] = time.Now()
+				c.config.Log.Warn("the mesh's keys need attention", "what", w)
+			}
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Close ends everything, in the order in which one part uses another. It may be called more than once.
+func (c *Coordinator) Close() error {
+	c.closing.Do(func() {
+		if c.control != nil {
+			c.err = c.control.Close()
+		}
+		if c.hub != nil {
+			c.err = errors.Join(c.err, c.hub.Close())
+		}
+		if c.directory != nil {
+			c.err = errors.Join(c.err, c.directory.Close())
+		}
+		if c.store != nil {
+			c.err = errors.Join(c.err, c.store.Close())
+		}
+	})
+	return c.err
+}
+
+func (c *Coordinator) measure() {
+	gauge := func(name, help string, f func() float64) {
+		c.config.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "redoubt_coordinator_" + name, Help: help}, f))
+	}
+	gauge("nodes", "Nodes in the directory, revoked ones included.", func() float64 { return float64(c.directory.Snapshot().Len()) })
+	gauge("version", "Number of the newest change that netmaps are made of.", func() float64 { return float64(c.directory.Snapshot().Version().N) })
+	gauge("lagging_nodes", "Nodes that have not acknowledged the last version that changed their netmap.", func() float64 { return float64(len(c.hub.Status().Laggards)) })
+	gauge("intermediate_expires_seconds", "When the intermediate certificate ends, in Unix seconds.", func() float64 { return float64(c.issuer.Status().IntermediateEnds.Unix()) })
+	gauge("policy_number", "Number of the policy in force; 0 before the first.", func() float64 {
+		if p := c.directory.Snapshot().Policy(); p != nil {
+			return float64(p.Number)
+		}
+		return 0
+	})
+}
