@@ -54,6 +54,12 @@ var overlay = []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustP
 // NewNode makes a node on the host, known by number from 1 to 99. Its engine is configured and has no peers.
 func NewNode(t testing.TB, make Make, host *sim.Host, number byte) *Node {
 	t.Helper()
+	return NewNodeWith(t, make, Open{}, host, number)
+}
+
+// NewNodeWith is NewNode with a hook that judges its packets.
+func NewNodeWith(t testing.TB, make Make, hook tun.Hook, host *sim.Host, number byte) *Node {
+	t.Helper()
 	k, err := key.NewNode(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +70,7 @@ func NewNode(t testing.TB, make Make, host *sim.Host, number byte) *Node {
 	}
 	n := &Node{ID: proto.NodeID(number), Addrs: addrs, Host: host, Key: k, TUN: sim.NewTUN(host.Name(), tun.DefaultMTU)}
 	n.Stack = sim.NewStack(n.TUN, addrs.Slice()...)
-	n.Device = tun.Filtered(n.TUN, Open{})
+	n.Device = tun.Filtered(n.TUN, hook)
 	n.Bind = bind.New(bind.Config{Inner: host.Bind(), Bounds: path.Bounds{Overlay: overlay}})
 	n.Engine = make(n.Device, n.Bind, slog.New(slog.DiscardHandler))
 	if err := n.Engine.Configure(k, port); err != nil {
