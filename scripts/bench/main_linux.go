@@ -1,0 +1,46 @@
+// Command bench measures Redoubt on this machine, in a world of network namespaces, and prints tables. Machines differ, and
+// differ from hour to hour: what compares is a ratio within one run.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/scripts/lab"
+)
+
+func main() {
+	bin := flag.String("bin", "bin", "directory with redoubt, redoubt-coordinator and wireguard-go")
+	rounds := flag.Int("rounds", 5, "interleaved rounds of throughput")
+	seconds := flag.Int("seconds", 3, "how long one measurement of throughput takes")
+	joins := flag.Int("joins", 9, "how many nodes join, for the time from up to first ping")
+	changes := flag.Int("changes", 20, "how many policies are applied")
+	flag.Parse()
+	if err := lab.Enter(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
+	defer cancel()
+	if err := run(ctx, *bin, *rounds, *seconds, *joins, *changes); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, bin string, rounds, seconds, joins, changes int) error {
+	if err := throughput(ctx, bin, rounds, time.Duration(seconds)*time.Second); err != nil {
+		return fmt.Errorf("throughput: %w", err)
+	}
+	fmt.Println()
+	if err := control(ctx, bin, joins, changes); err != nil {
+		return fmt.Errorf("control: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/scripts/lab"
+)
+
+// pair is two hosts with something between them that is to be measured.
+type pair struct {
+	name   string
+	from   *lab.Host
+	to     *lab.Host
+	target netip.Addr // of the far end, through what is measured
+	pids   []int      // of the daemons, for their CPU time and memory
+	close  func() error
+}
+
+// rate is what one flow reached.
+type rate struct {
+	gbits float64
+	cpu   float64 // CPU-seconds of the daemons a gigabyte
+}
+
+// throughput measures all pairs in interleaved rounds.
+func throughput(ctx context.Context, bin string, rounds int, d time.Duration) (err error) {
+	var pairs []*pair
+	defer func() {
+		for _, p := range pairs {
+			err = errors.Join(err, p.close())
+		}
+	}()
+	for _, make := range []func(context.Context, string) (*pair, error){rawPair, stockPair, redoubtPair} {
+		p, err := make(ctx, bin)
+		if err != nil {
+			return err
+		}
+		pairs = append(pairs, p)
+	}
+	results := map[*pair]map[int][]rate{}
+	for _, p := range pairs {
+		results[p] = map[int][]rate{}
+		if _, err := flows(ctx, p, 1, 300*time.Millisecond); err != nil { // handshake, caches
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	for range rounds {
+		for _, n := range []int{1, 4} {
+			for _, p := range pairs {
+				r, err := flows(ctx, p, n, d)
+				if err != nil {
+					return fmt.Errorf("%s: %w", p.name, err)
+				}
+				results[p][n] = append(results[p][n], r)
+			}
+		}
+	}
+	report(pairs, results, rounds)
+	return nil
+}
+
+func report(pairs []*pair, results map[*pair]map[int][]rate, rounds int) {
+	gbits := func(p *pair, n int) float64 {
+		return median(results[p][n], func(r rate) float64 { return r.gbits })
+	}
+	cpu := func(p *pair) float64 { return median(results[p][1], func(r rate) float64 { return r.cpu }) }
+	stock := pairs[1]
+	fmt.Printf("TCP, inner MTU 1420, medians of %d interleaved rounds; both ends on this machine\n\n", rounds)
+	fmt.Println("| | 1 flow Gbit/s | 4 flows Gbit/s | daemons' CPU-s a GB | peak RSS MB |")
+	fmt.Println("| --- | --- | --- | --- | --- |")
+	for _, p := range pairs {
+		fmt.Printf("| %s | %.2f | %.2f | %.2f | %.0f |\n", p.name, gbits(p, 1), gbits(p, 4), cpu(p), peakRSS(p.pids))
+	}
+	for _, p := range pairs[2:] {
+		fmt.Printf("| %s / %s | %.2fx | %.2fx | %.2fx | %.2fx |\n", p.name, stock.name, gbits(p, 1)/gbits(stock, 1), gbits(p, 4)/gbits(stock, 4),
+			cpu(p)/cpu(stock), peakRSS(p.pids)/peakRSS(stock.pids))
+	}
+}
+
+// flows sends over n connections for a while and says how much arrived.
+func flows(ctx context.Context, p *pair, n int, d time.Duration) (rate, error) {
+	ctx, cancel := context.WithTimeout(ctx, d+20*time.Second)
+	defer cancel()
+	l, err := p.to.Listen(netip.AddrPortFrom(p.target, 5201))
+	if err != nil {
+		return rate{}, err
+	}
+	defer l.Close()
+	got := make(chan int64, n)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				buf := make([]byte, 256<<10)
+				total := int64(0)
+				for {
+					k, err := c.Read(buf)
+					total += int64(k)
+					if err != nil {
+						got <- total
+						return
+					}
+				}
+			}()
+		}
+	}()
+	var conns []net.Conn
+	for range n {
+		c, err := p.from.Dial(ctx, "tcp", l.Addr().String())
+		if err != nil {
+			return rate{}, err
+		}
+		conns = append(conns, c)
+	}
+	cpu := cpuSeconds(p.pids)
+	begin := time.Now()
+	for _, c := range conns {
+		go func() {
+			defer c.Close()
+			buf := make([]byte, 256<<10)
+			_ = c.SetDeadline(begin.Add(d))
+			for {
+				if _, err := c.Write(buf); err != nil {
+					return
+				}
+			}
+		}()
+	}
+	total := int64(0)
+	for range n {
+		select {
+		case b := <-got:
+			total += b
+		case <-ctx.Done():
+			return rate{}, ctx.Err()
+		}
+	}
+	took := time.Since(begin).Seconds()
+	if total == 0 {
+		return rate{}, io.ErrNoProgress
+	}
+	return rate{gbits: float64(total) * 8 / took / 1e9, cpu: (cpuSeconds(p.pids) - cpu) / (float64(total) / 1e9)}, nil
+}
