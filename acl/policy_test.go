@@ -103,16 +103,26 @@ func TestParse(t *testing.T) {
 func TestServices(t *testing.T) {
 	p, _ := Parse("everything", []byte(everything))
 	const all = 65535
+	type service struct {
+		protocol    uint8
+		first, last uint16
+	}
+	services := func(list ...service) (out []proto.Service) {
+		for _, s := range list {
+			out = append(out, proto.Service{Proto: s.protocol, First: s.first, Last: s.last})
+		}
+		return out
+	}
 	tests := []struct {
 		name string
 		got  []proto.Service
 		want []proto.Service
 	}{
-		{"a port and no protocol", p.Rules[0].Dst[0].Services, []proto.Service{{1, 0, all}, {6, 5432, 5432}, {17, 5432, 5432}, {58, 0, all}}},
-		{"ports that touch", p.Rules[0].Dst[1].Services, []proto.Service{{1, 0, all}, {6, 80, 90}, {6, 443, 443}, {17, 80, 90}, {17, 443, 443}, {58, 0, all}}},
-		{"no protocol, every port", p.Rules[0].Dst[3].Services, []proto.Service{{1, 0, all}, {6, 0, all}, {17, 0, all}, {58, 0, all}}},
-		{"a protocol without ports", p.Rules[1].Dst[0].Services, []proto.Service{{47, 0, all}}},
-		{"a grant", p.Rules[2].Dst[0].Services, []proto.Service{{1, 0, all}, {6, 80, 90}, {6, 443, 443}, {17, 80, 91}, {58, 0, all}}},
+		{"a port and no protocol", p.Rules[0].Dst[0].Services, services(service{1, 0, all}, service{6, 5432, 5432}, service{17, 5432, 5432}, service{58, 0, all})},
+		{"ports that touch", p.Rules[0].Dst[1].Services, services(service{1, 0, all}, service{6, 80, 90}, service{6, 443, 443}, service{17, 80, 90}, service{17, 443, 443}, service{58, 0, all})},
+		{"no protocol, every port", p.Rules[0].Dst[3].Services, services(service{1, 0, all}, service{6, 0, all}, service{17, 0, all}, service{58, 0, all})},
+		{"a protocol without ports", p.Rules[1].Dst[0].Services, services(service{47, 0, all})},
+		{"a grant", p.Rules[2].Dst[0].Services, services(service{1, 0, all}, service{6, 80, 90}, service{6, 443, 443}, service{17, 80, 91}, service{58, 0, all})},
 	}
 	for _, test := range tests {
 		if diff := cmp.Diff(test.want, test.got); diff != "" {

@@ -24,7 +24,7 @@ func (b *Bound) Eval(at proto.NodeID, src, dst netip.Addr, protocol uint8, port 
 	if !ok || from.ID == to.ID || at != from.ID && at != to.ID || src.Is4() != dst.Is4() {
 		return nil, false
 	}
-	r := b.prog.allowing(b.prog.coverage(from), b.prog.coverage(to), family(src), protocol, port)
+	r := b.prog.allowing(b.coverage(from), b.coverage(to), family(src), protocol, port)
 	if r == nil {
 		return nil, false
 	}

@@ -23,7 +23,7 @@ func (t *tester) standIns(s acl.Selector, from *party) []party {
 	case acl.Member:
 		return []party{t.standIn(userNamed("somebody"))}
 	case acl.Self:
-		if from == nil || from.class.user == "" {
+		if from == nil || from.user == "" {
 			return nil
 		}
 		return []party{t.standIn(proto.Identity{User: from.node.User})}
@@ -84,18 +84,22 @@ func (t *tester) newNode(n proto.Identity) proto.Identity {
 		_, taken = t.b.inv.Node(n.ID)
 	}
 	n.Name = fmt.Sprintf("stand-in-%d", t.last)
-	n.Addrs = proto.Addrs{V4: t.freeAddr(t.b.prog.mesh.V4), V6: t.freeAddr(t.b.prog.mesh.V6)}
+	t.lastAt = proto.Addrs{V4: t.freeAddr(t.b.prog.mesh.V4, t.lastAt.V4), V6: t.freeAddr(t.b.prog.mesh.V6, t.lastAt.V6)}
+	n.Addrs = t.lastAt
 	return n
 }
 
-// freeAddr is an address of a range that no node has and no rule names, as far as a short search finds one.
-func (t *tester) freeAddr(r netip.Prefix) netip.Addr {
+// freeAddr is the next address of a range that no node has and no rule names, as far as a short search finds one.
+func (t *tester) freeAddr(r netip.Prefix, after netip.Addr) netip.Addr {
 	if !r.IsValid() {
 		return netip.Addr{}
 	}
 	const attempts = 4096
 	first := r.Masked().Addr().Next()
 	a := first
+	if after.IsValid() {
+		a = after
+	}
 	for range attempts {
 		a = a.Next()
 		if !r.Contains(a) {

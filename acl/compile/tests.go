@@ -47,22 +47,36 @@ func RunTests(p *Program, inv Inventory) []TestFailure {
 	return out
 }
 
-// tester runs tests. Nodes that no rule tells apart are one class: what holds for one of them holds for all.
+// tester runs tests. Nodes that stand in the same places of the rules are one class: but for autogroup:self, which asks
+// whether two nodes are the same user's, what holds for one of them holds for all.
 type tester struct {
 	b       *Bound
 	classes map[string]*class
 	byNode  map[proto.NodeID]*class
-	last    int // number of the last stand-in
+	last    int         // number of the last stand-in
+	lastAt  proto.Addrs // and its addresses
 }
 
-type class struct{ coverage }
+type class struct {
+	src, dst []covered
+}
 
 // party is a node, or a stand-in for one, with the addresses that a selector picks it by.
 type party struct {
 	node  proto.Identity
 	in    families
+	user  string // as in coverage
 	class *class
 }
+
+func (p party) coverage() coverage { return coverage{src: p.class.src, dst: p.class.dst, user: p.user} }
+
+// pair is who opens a connection, and to whom.
+type pair struct {
+	from, to party
+}
+
+func (p pair) sameUser() bool { return p.from.user != "" && p.from.user == p.to.user }
 
 func (t *tester) run(test acl.Test) []TestFailure {
 	sources := t.parties(test.Src, nil)
@@ -87,83 +101,102 @@ func (t *tester) judge(test acl.Test, target acl.Target, sources []party, accept
 		return TestFailure{Place: target.Place, Source: test.Src.Text, Target: target.Full, Message: fmt.Sprintf(format, args...)}
 	}
 	tried := false
-	for _, group := range t.pairs(sources, target.Selector) {
-		for _, to := range group.to {
-			for _, over := range []families{v4, v6} {
-				from := group.from
-				if from.in&to.in&over == 0 {
-					continue
-				}
-				tried = true
-				rule := t.reaches(from, to, over, test.Protocols, target.Port)
-				if (rule != nil) == accept {
-					continue
-				}
-				a, b := pickAddr(from.node.Addrs, over), pickAddr(to.node.Addrs, over)
-				pair := fmt.Sprintf("%s (%s) to %s (%s)", a, describe(from.node), b, describe(to.node))
-				f := fail("the test wants %s to be refused, but %s allows it: %s", target.Full, originOf(rule), pair)
-				if accept {
-					f = fail("the test wants %s to be reached, but no rule allows it (%s): %s", target.Full, protocolNames(test.Protocols), pair)
-				}
-				f.From, f.To = a, b
-				return []TestFailure{f}
+	for _, p := range t.pairs(sources, target.Selector) {
+		for _, over := range []families{v4, v6} {
+			if p.from.in&p.to.in&over == 0 {
+				continue
 			}
+			tried = true
+			rule := t.reaches(p, over, test.Protocols, target.Port)
+			if (rule != nil) == accept {
+				continue
+			}
+			a, b := pickAddr(p.from.node.Addrs, over), pickAddr(p.to.node.Addrs, over)
+			who := fmt.Sprintf("%s (%s) to %s (%s)", a, describe(p.from.node), b, describe(p.to.node))
+			f := fail("the test wants %s to be refused, but %s allows it: %s", target.Full, originOf(rule), who)
+			if accept {
+				f = fail("the test wants %s to be reached, but no rule allows it (%s): %s", target.Full, protocolNames(test.Protocols), who)
+			}
+			f.From, f.To = a, b
+			return []TestFailure{f}
 		}
 	}
 	if !tried {
-		return []TestFailure{fail("%q has no address that %q could reach: %s", target.Text, test.Src.Text, noPair(t.b.prog, target.Selector))}
+		return []TestFailure{fail("%q has no address that %q could reach: %s", target.Text, test.Src.Text, t.noPair(target.Selector))}
 	}
 	return nil
 }
 
-// fan is a source and the destinations that it is tried with.
-type fan struct {
-	from party
-	to   []party
-}
-
-// pairs are sources with destinations, as many as it takes for each class of one to meet each class of the other.
-func (t *tester) pairs(sources []party, target acl.Selector) []fan {
-	self := target.Kind == acl.Self
-	sources = representatives(sources, self)
-	var shared []party
-	if !self {
-		shared = representatives(t.parties(target, nil), false)
-	}
-	var out []fan
-	for _, from := range sources {
-		to := shared
-		if self {
-			to = representatives(t.parties(target, &from), false)
+// pairs are sources with destinations, as many as it takes to try what can differ: two classes, with nodes of the same user
+// and with others.
+func (t *tester) pairs(sources []party, target acl.Selector) []pair {
+	var out []pair
+	seen := map[string]bool{}
+	add := func(from, to party) {
+		p := pair{from, to}
+		key := fmt.Sprintf("%p %d %p %d %t", from.class, from.in, to.class, to.in, p.sameUser())
+		if from.node.ID != to.node.ID && !seen[key] {
+			seen[key] = true
+			out = append(out, p)
 		}
-		others := slices.DeleteFunc(slices.Clone(to), func(d party) bool { return d.node.ID == from.node.ID })
-		if len(others) > 0 {
-			out = append(out, fan{from, others})
+	}
+	if target.Kind == acl.Self {
+		for _, from := range representatives(sources, true) {
+			for _, to := range representatives(t.parties(target, &from), true) {
+				add(from, to)
+			}
+		}
+		return out
+	}
+	destinations := t.parties(target, nil)
+	for _, from := range representatives(sources, false) {
+		for _, to := range representatives(destinations, false) {
+			if !(pair{from, to}).sameUser() {
+				add(from, to)
+			}
+		}
+	}
+	byUser := map[string][]party{}
+	for _, to := range representatives(destinations, true) {
+		byUser[to.user] = append(byUser[to.user], to)
+	}
+	for _, from := range representatives(sources, true) {
+		if from.user == "" {
+			continue
+		}
+		for _, to := range byUser[from.user] {
+			add(from, to)
 		}
 	}
 	if len(out) == 0 { // the source is the only destination there is, so far
-		out = append(out, fan{sources[0], t.standIns(target, &sources[0])})
+		for _, to := range t.standIns(target, &sources[0]) {
+			add(sources[0], to)
+		}
 	}
 	return out
 }
 
-// representatives keeps two nodes of each class, so that there is always one that is not the other side itself.
+// representatives keeps of each class two nodes, so that one of them is not the other side itself: of each user, or else of
+// different users.
 func representatives(parties []party, perUser bool) []party {
 	type key struct {
 		class *class
 		in    families
 		user  string
 	}
-	count := map[key]int{}
+	kept := map[key][]party{}
 	var out []party
 	for _, p := range parties {
 		k := key{class: p.class, in: p.in}
 		if perUser {
-			k.user = p.node.User.Name
+			k.user = p.user
 		}
-		if count[k]++; count[k] <= 2 {
-			out = append(out, p)
+		before := kept[k]
+		if len(before) == 2 || !perUser && len(before) == 1 && (pair{before[0], p}).sameUser() {
+			continue
 		}
+		kept[k] = append(before, p)
+		out = append(out, p)
 	}
 	return out
 }
@@ -174,8 +207,8 @@ func (t *tester) parties(s acl.Selector, from *party) []party {
 	switch {
 	case s.Kind != acl.Self:
 		ids = t.b.pick(s)
-	case from.class.user != "":
-		ids = without1(t.b.members(from.class.user), from.node.ID)
+	case from.user != "":
+		ids = without1(t.b.members(from.user), from.node.ID)
 	}
 	out := make([]party, 0, len(ids))
 	for _, id := range ids {
@@ -209,40 +242,35 @@ func (t *tester) picked(s acl.Selector, a proto.Addrs) families {
 }
 
 func (t *tester) party(n proto.Identity, in families) party {
-	if c, ok := t.byNode[n.ID]; ok {
-		return party{n, in, c}
-	}
-	cov := t.b.prog.coverage(n)
-	key := t.b.prog.classKey(cov)
-	c, ok := t.classes[key]
+	cov := t.b.coverage(n)
+	c, ok := t.byNode[n.ID]
 	if !ok {
-		c = &class{cov}
-		t.classes[key] = c
+		key := classKey(cov)
+		if c, ok = t.classes[key]; !ok {
+			c = &class{src: cov.src, dst: cov.dst}
+			t.classes[key] = c
+		}
+		t.byNode[n.ID] = c
 	}
-	t.byNode[n.ID] = c
-	return party{n, in, c}
+	return party{n, in, cov.user, c}
 }
 
-// classKey is equal for coverages that no rule tells apart.
-func (p *Program) classKey(c coverage) string {
-	var key []byte
-	user := ""
+// classKey is equal for nodes of one class.
+func classKey(c coverage) string {
+	key := make([]byte, 0, 5*(len(c.src)+len(c.dst)+1))
 	for _, side := range [][]covered{c.src, c.dst} {
 		for _, x := range side {
 			key = append(binary.BigEndian.AppendUint32(key, uint32(x.rule)), byte(x.in))
-			if p.rules[x.rule].self {
-				user = c.user
-			}
 		}
 		key = append(key, "     "...) // no rule has this number
 	}
-	return string(key) + user
+	return string(key)
 }
 
 // reaches is the first rule by which one party may open a port of another over one of the protocols.
-func (t *tester) reaches(from, to party, over families, protocols []uint8, port uint16) *rule {
+func (t *tester) reaches(p pair, over families, protocols []uint8, port uint16) *rule {
 	for _, protocol := range protocols {
-		if r := t.b.prog.allowing(from.class.coverage, to.class.coverage, over, protocol, port); r != nil {
+		if r := t.b.prog.allowing(p.from.coverage(), p.to.coverage(), over, protocol, port); r != nil {
 			return r
 		}
 	}
@@ -278,9 +306,13 @@ func protocolNames(protocols []uint8) string {
 	return strings.Join(names, " or ")
 }
 
-func noPair(p *Program, s acl.Selector) string {
-	if s.Kind == acl.Self {
+// noPair says why a source and a destination make no pair that could be tried.
+func (t *tester) noPair(s acl.Selector) string {
+	switch {
+	case s.Kind == acl.Self:
 		return "autogroup:self is about nodes of users"
+	case t.b.resolves(s):
+		return "it picks only the source itself, or addresses of the other family"
 	}
-	return whyNobody(p, s) + ", or none of the same family"
+	return whyNobody(t.b.prog, s)
 }

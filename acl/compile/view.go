@@ -38,12 +38,24 @@ type Bound struct {
 	prog *Program
 	inv  Inventory
 	sets map[string][]proto.NodeID
-	all  *addressBook // nil until a range is looked up
+	// covers is where nodes stand in the rules.
+	covers map[proto.NodeID]coverage
+	all    *addressBook // nil until a range is looked up
 }
 
 // On binds the program to an inventory.
 func (p *Program) On(inv Inventory) *Bound {
-	return &Bound{prog: p, inv: inv, sets: map[string][]proto.NodeID{}}
+	return &Bound{prog: p, inv: inv, sets: map[string][]proto.NodeID{}, covers: map[proto.NodeID]coverage{}}
+}
+
+// coverage is where a node stands in the rules. A node is one of the inventory's, or has an id that none of those has.
+func (b *Bound) coverage(n proto.Identity) coverage {
+	c, ok := b.covers[n.ID]
+	if !ok {
+		c = b.prog.coverage(n)
+		b.covers[n.ID] = c
+	}
+	return c
 }
 
 // node is a node that rules can be about.
@@ -84,7 +96,7 @@ func (b *Bound) peers(id proto.NodeID) []proto.NodeID {
 
 // rules are the rules of a node, sorted by key.
 func (b *Bound) rules(n proto.Identity) []proto.Rule {
-	c := b.prog.coverage(n)
+	c := b.coverage(n)
 	out := make([]proto.Rule, 0, len(c.src)+len(c.dst))
 	add := func(r *rule, in families, direction proto.Direction, other side) {
 		if peers := other.selector(in); len(peers.Sets)+len(peers.Prefixes) > 0 {
