@@ -123,6 +123,17 @@ func (m *Machine) Check(e Up) error {
 	return nil
 }
 
+// URLs are where the coordinators are; none where the node does not know any.
+func (m *Machine) URLs() []string {
+	if m.join == nil {
+		return nil
+	}
+	return m.join.URLs
+}
+
+// Hostname is what people want the node to be called; empty where they did not say.
+func (m *Machine) Hostname() string { return m.wanted.Hostname }
+
 // Step takes one event, and says what is to be done.
 func (m *Machine) Step(now time.Time, e Event) []Effect {
 	m.now, m.out = now, nil
@@ -429,6 +440,8 @@ func (m *Machine) failed(e Failed) {
 	switch e.Effect.(type) {
 	case SetPeers, RemovePeers:
 		m.pathDown(e.Reason)
+	case Enrol:
+		m.enrolFailed(EnrolFailed{Reason: e.Reason})
 	default:
 		m.unsaved, m.retryDisk = true, m.now.Add(retryDisk)
 		m.diskFault = e.Reason

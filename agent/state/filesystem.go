@@ -40,8 +40,10 @@ func (d directory) Read(name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0 {
-		return nil, &CorruptError{d.path(name), fmt.Sprintf("mode %04o lets others at it", info.Mode().Perm()),
-			"chmod 600 it, and enrol anew if somebody may have read it"}
+		return nil, &CorruptError{
+			d.path(name), fmt.Sprintf("mode %04o lets others at it", info.Mode().Perm()),
+			"chmod 600 it, and enrol anew if somebody may have read it",
+		}
 	}
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {

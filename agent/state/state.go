@@ -176,6 +176,9 @@ func (d *Dir) loadIdentity(s *State) error {
 	if s.Device.IsZero() || s.Node.IsZero() {
 		return d.corrupt(fileIdentity, "is there without the keys that it is about")
 	}
+	if s.Join == nil {
+		return d.corrupt(fileIdentity, "is there without the file join, which says where the coordinator is")
+	}
 	self, err := identity.Check(r, s.Device.Device(), s.Node.Public())
 	if err != nil {
 		return d.corrupt(fileIdentity, err.Error())

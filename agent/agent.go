@@ -1,0 +1,203 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl/filter"
+	"github.com/redoubt-mesh/redoubt/agent/control"
+	"github.com/redoubt-mesh/redoubt/agent/localapi"
+	"github.com/redoubt-mesh/redoubt/agent/machine"
+	"github.com/redoubt-mesh/redoubt/agent/meshtime"
+	"github.com/redoubt-mesh/redoubt/agent/state"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Agent is a node. Its methods may be called from any goroutine while Run runs.
+type Agent struct {
+	cfg  Config
+	log  *slog.Logger
+	time *meshtime.Time
+
+	inbox   chan func() // for the loop; unbuffered, so that what waits is held back at its source
+	running chan struct{}
+	ended   chan struct{}
+	filter  *filter.Filter
+	program atomic.Pointer[filter.Program] // installed last
+
+	mu      sync.Mutex
+	changed chan struct{} // closed at the next change
+
+	loop loopState
+}
+
+// loopState is what the loop alone may touch.
+type loopState struct {
+	dir     *state.Dir
+	keys    keys
+	machine *machine.Machine
+	path    *dataPath // nil while it is down
+	client  *control.Client
+	enrolment
+	timer    *time.Timer
+	armed    time.Time
+	problems []string // of the host's network, as it was looked at last
+}
+
+// enrolment is one that runs.
+type enrolment struct {
+	cancel context.CancelFunc // nil: none runs
+	done   chan struct{}
+}
+
+// New checks the configuration, takes hold of the state directory and reads it. Nothing else is touched before Run.
+func New(cfg Config) (*Agent, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	dir, err := state.Open(cfg.StateDir, cfg.Edges.Clock.Now())
+	if err != nil {
+		return nil, err
+	}
+	loaded, err := dir.Load()
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	a := &Agent{
+		cfg: cfg, log: cfg.Log, time: meshtime.New(cfg.Edges.Clock, loaded.Floors.MeshTime),
+		inbox: make(chan func()), running: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
+		filter: filter.New(filter.Config{}),
+	}
+	k := keys{dir: dir}
+	if err := k.open(loaded); err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	a.loop = loopState{
+		dir: dir, keys: k, timer: time.NewTimer(tickMax),
+		machine: machine.New(
+			machine.Config{Features: proto.Features(), Program: cfg.Program, Rand: newRand()},
+			machine.Loaded{
+				Wanted: loaded.Wanted, Join: loaded.Join, Self: loaded.Self, Netmap: loaded.Netmap, Floors: loaded.Floors,
+			}),
+	}
+	if cfg.Registry != nil {
+		if err := cfg.Registry.Register(newCollector(a)); err != nil {
+			return nil, errors.Join(fmt.Errorf("register the metrics: %w", err), dir.Close())
+		}
+	}
+	return a, nil
+}
+
+func newRand() *rand.Rand { return rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) }
+
+// tickMax is how long the loop sleeps at most before it looks at the time: a suspend stops timers, but not certificates.
+const tickMax = 15 * time.Second
+
+// Run is the node's life. It returns when the context ends, and everything on the host is as it was before.
+func (a *Agent) Run(ctx context.Context) (err error) {
+	defer close(a.ended)
+	defer func() { err = errors.Join(err, a.stop()) }()
+	if a.cfg.Listener != nil {
+		server := localapi.Serve(a.cfg.Listener, a, a.cfg.Access, a.log)
+		// Calls wait for the loop, which has ended by then: the contexts that Close ends are what frees them.
+		defer server.Close()
+	}
+	a.log.Info("agent starts", "version", a.cfg.Program, "state", a.loop.dir.Path())
+	if err := a.clean(); err != nil {
+		return err
+	}
+	a.step(machine.Start{})
+	close(a.running)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case f := <-a.inbox:
+			f()
+		case <-a.loop.timer.C:
+			a.tick()
+		}
+	}
+}
+
+// clean removes what a crash left, unless the node shall be up: then it is taken over as it is, and nothing opens meanwhile.
+func (a *Agent) clean() error {
+	if a.loop.machine.State() == machine.StateDown {
+		return a.cfg.Edges.Network.Down()
+	}
+	return nil
+}
+
+// stop puts everything back.
+func (a *Agent) stop() error {
+	a.step(machine.Stop{})
+	a.hang()
+	a.install(nil)
+	a.stopPath()
+	a.loop.timer.Stop()
+	err := errors.Join(a.cfg.Edges.Network.Close(), a.loop.dir.Close())
+	a.log.Info("agent stopped")
+	return err
+}
+
+// errEnded says that the agent is gone, or going.
+var errEnded = errors.New("the agent is stopping")
+
+// post hands the loop something to do, unless the context ends first.
+func (a *Agent) post(ctx context.Context, f func()) error {
+	select {
+	case a.inbox <- f:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-a.ended:
+		return errEnded
+	}
+}
+
+// call lets the loop do something and waits until it is done.
+func (a *Agent) call(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	if err := a.post(ctx, func() { defer close(done); f() }); err != nil {
+		return err
+	}
+	<-done // the loop does what it has taken
+	return nil
+}
+
+func (a *Agent) tick() {
+	if now := a.time.Now(); !a.loop.armed.IsZero() && !now.Before(a.loop.armed) {
+		a.step(machine.Tick{})
+	}
+	a.arm()
+}
+
+// arm sets the timer to what the machine asked for.
+func (a *Agent) arm() {
+	wait := tickMax
+	if !a.loop.armed.IsZero() {
+		wait = min(max(a.loop.armed.Sub(a.time.Now()), 0), tickMax)
+	}
+	a.loop.timer.Reset(wait)
+}
+
+// announce wakes those who wait for a change.
+func (a *Agent) announce() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// change is closed at the next change.
+func (a *Agent) change() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.changed
+}

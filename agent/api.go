@@ -1,0 +1,268 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/redoubt-mesh/redoubt/acl/filter"
+	"github.com/redoubt-mesh/redoubt/agent/echo"
+	"github.com/redoubt-mesh/redoubt/agent/localapi"
+	"github.com/redoubt-mesh/redoubt/agent/machine"
+	"github.com/redoubt-mesh/redoubt/agent/state"
+	"github.com/redoubt-mesh/redoubt/netstack/wg"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/join"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+var _ localapi.Backend = (*Agent)(nil)
+
+// Up makes the node run, with a join code where it is in no mesh yet, and waits until packets can pass.
+func (a *Agent) Up(ctx context.Context, code, hostname string, progress func(string)) (*redoubtv1.Status, error) {
+	event := machine.Up{Hostname: hostname}
+	if code != "" {
+		c, err := join.Parse(code)
+		if err != nil {
+			return nil, &localapi.Error{Code: connect.CodeInvalidArgument, Err: err}
+		}
+		event.Join = &state.Join{URLs: c.URLs, Root: c.Root, Secret: c.Secret}
+	}
+	if len(hostname) > 63 {
+		return nil, &localapi.Error{Code: connect.CodeInvalidArgument, Err: errors.New("a host name has at most 63 characters")}
+	}
+	select {
+	case <-a.running:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	var refused error
+	var member string // what the node is called, if it is in the mesh already
+	err := a.call(ctx, func() {
+		if refused = a.loop.machine.Check(event); refused == nil {
+			if v := a.loop.machine.View(a.time.Now()); v.Node != nil && v.State != machine.StateRevoked {
+				member = v.Node.Name
+			}
+			a.step(event)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	if refused != nil {
+		return nil, &localapi.Error{Code: connect.CodeFailedPrecondition, Err: refused}
+	}
+	if event.Join != nil && member != "" {
+		progress("this machine is in the mesh already, as " + member + "; the join code was not used")
+	}
+	return a.await(ctx, progress)
+}
+
+// await tells what happens until the node runs, or cannot.
+func (a *Agent) await(ctx context.Context, progress func(string)) (*redoubtv1.Status, error) {
+	last := ""
+	for {
+		changed := a.change()
+		st, err := a.Status(ctx)
+		if err != nil {
+			return nil, err
+		}
+		step := ""
+		switch machine.State(st.GetState()) {
+		case machine.StateRunning:
+			return st, nil
+		case machine.StateDown, machine.StateRevoked:
+			return nil, &localapi.Error{Code: connect.CodeFailedPrecondition, Err: errors.New(reasons(st, "the node was set down meanwhile"))}
+		case machine.StateEnrolling:
+			step = reasons(st, "asking the coordinator for a certificate")
+		case machine.StateExpired:
+			step = reasons(st, "renewing the certificate")
+		default:
+			step = reasons(st, "enrolled as "+st.GetNode().GetName()+"; starting the data path")
+		}
+		if step != last {
+			progress(step)
+			last = step
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// reasons are the problems of a status, or what to say where there are none.
+func reasons(st *redoubtv1.Status, otherwise string) string {
+	if len(st.GetProblems()) == 0 {
+		return otherwise
+	}
+	return strings.Join(st.GetProblems(), "; ")
+}
+
+// Down makes the node stop, and puts the host's network back.
+func (a *Agent) Down(ctx context.Context) error {
+	return a.call(ctx, func() { a.step(machine.Down{}) })
+}
+
+// Whois says whose an overlay address is.
+func (a *Agent) Whois(ctx context.Context, addr netip.Addr) (*redoubtv1.LocalNode, error) {
+	n, err := a.find(ctx, addr.String())
+	if err != nil {
+		return nil, err
+	}
+	return describe(n), nil
+}
+
+// find finds this node, or a peer, by name, id or overlay address.
+func (a *Agent) find(ctx context.Context, who string) (*cert.Node, error) {
+	var found *cert.Node
+	addr, _ := netip.ParseAddr(who)
+	match := func(n *cert.Node) bool {
+		return n.Name == who || n.DNSName == who || n.ID.String() == who || n.Addrs.Has(addr)
+	}
+	err := a.call(ctx, func() {
+		v := a.loop.machine.View(a.time.Now())
+		if v.Node != nil && match(v.Node) {
+			found = v.Node
+			return
+		}
+		found, _ = a.loop.machine.Peer(match)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if found == nil {
+		return nil, &localapi.Error{Code: connect.CodeNotFound, Err: fmt.Errorf(
+			"%.100q is no node that this one knows: `redoubt status` lists those that a rule ties to it", who)}
+	}
+	return found, nil
+}
+
+// pingPatience is how long an answer is waited for; a handshake may come first.
+const pingPatience = 2 * time.Second
+
+// Ping sends echoes to a peer.
+func (a *Agent) Ping(ctx context.Context, peer string, count uint32, interval time.Duration, emit func(*redoubtv1.PingResponse) error) error {
+	n, err := a.find(ctx, peer)
+	if err != nil {
+		return err
+	}
+	dst := n.Addrs.V4
+	if addr, err := netip.ParseAddr(peer); err == nil {
+		dst = addr
+	}
+	src, err := a.source(ctx, dst)
+	if err != nil {
+		return err
+	}
+	socket, err := a.cfg.Edges.OpenPing(src)
+	if err != nil {
+		return &localapi.Error{Code: connect.CodeUnavailable, Err: err}
+	}
+	defer socket.Close()
+	for seq := uint32(1); ; seq++ {
+		next := time.NewTimer(interval)
+		r := a.pingOnce(ctx, socket, n, dst)
+		r.Sequence = seq
+		if ctx.Err() != nil {
+			next.Stop()
+			return ctx.Err()
+		}
+		if err := emit(r); err != nil {
+			next.Stop()
+			return err
+		}
+		if seq == count {
+			next.Stop()
+			return nil
+		}
+		select {
+		case <-next.C:
+		case <-ctx.Done():
+			next.Stop()
+			return ctx.Err()
+		}
+	}
+}
+
+// source is this node's address of the family of dst.
+func (a *Agent) source(ctx context.Context, dst netip.Addr) (src netip.Addr, err error) {
+	down := false
+	err = a.call(ctx, func() {
+		if a.loop.path == nil {
+			down = true
+			return
+		}
+		src = a.loop.path.self.Node.Addrs.V4
+		if dst.Is6() {
+			src = a.loop.path.self.Node.Addrs.V6
+		}
+	})
+	if down {
+		err = &localapi.Error{Code: connect.CodeFailedPrecondition, Err: errors.New("the node is down: run `redoubt up`")}
+	}
+	return src, err
+}
+
+func (a *Agent) pingOnce(ctx context.Context, socket Pinger, n *cert.Node, dst netip.Addr) *redoubtv1.PingResponse {
+	r := &redoubtv1.PingResponse{PeerName: n.Name, Address: dst.String()}
+	within, cancel := context.WithTimeout(ctx, pingPatience)
+	defer cancel()
+	rtt, err := socket.Ping(within, dst)
+	s, _ := a.statsOf(ctx, n.ID)
+	r.Path, r.Endpoint = way(s)
+	if err == nil {
+		r.RttUs = uint64(rtt.Microseconds())
+		return r
+	}
+	r.Lost = true
+	switch allowed, why := a.mayPing(dst); {
+	case !allowed:
+		r.Reason = "denied on this node: " + why
+	case !errors.Is(err, echo.ErrLost):
+		r.Reason = err.Error()
+	case r.Path == "":
+		r.Reason = "no tunnel to " + n.Name + " so far: it may be off, or no packet of ours reaches it"
+	default:
+		r.Reason = "no answer within " + pingPatience.String()
+	}
+	return r
+}
+
+// mayPing asks the program in force whether this node may ping an address of a peer.
+func (a *Agent) mayPing(dst netip.Addr) (bool, string) {
+	protocol := uint8(proto.ProtoICMP)
+	if dst.Is6() {
+		protocol = proto.ProtoICMPv6
+	}
+	rule, reason := a.program.Load().Why(proto.Out, dst, protocol, 0)
+	if reason == filter.Permitted {
+		return true, ""
+	}
+	if rule.Path != "" {
+		return false, fmt.Sprintf("%s (nearest: %s, line %d of the policy)", reason, rule.Path, rule.Line)
+	}
+	return false, reason.String()
+}
+
+func (a *Agent) statsOf(ctx context.Context, id proto.NodeID) (s wg.PeerStats, err error) {
+	cerr := a.call(ctx, func() {
+		if p := a.loop.path; p != nil {
+			var all []wg.PeerStats
+			all, err = p.engine.Peers()
+			for _, x := range all {
+				if x.ID == id {
+					s = x
+				}
+			}
+		}
+	})
+	return s, errors.Join(err, cerr)
+}

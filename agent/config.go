@@ -1,0 +1,121 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/redoubt-mesh/redoubt/agent/echo"
+	"github.com/redoubt-mesh/redoubt/agent/localapi"
+	"github.com/redoubt-mesh/redoubt/agent/meshtime"
+	"github.com/redoubt-mesh/redoubt/netstack/bind"
+	"github.com/redoubt-mesh/redoubt/netstack/osnet"
+	"github.com/redoubt-mesh/redoubt/netstack/tun"
+	"github.com/redoubt-mesh/redoubt/netstack/wg"
+)
+
+// DefaultInterface is the TUN device's name.
+const DefaultInterface = "redoubt0"
+
+// Config is what an agent is made with.
+type Config struct {
+	StateDir   string
+	Interface  string // empty: DefaultInterface
+	ListenPort uint16 // UDP; 0: any
+	// Listener is where local programs reach the agent, which owns it; nil where none shall.
+	Listener net.Listener
+	// Access says which of them may change something.
+	Access   localapi.Access
+	Hostname string // what to be called where Up says nothing; empty: the machine's
+	Program  string // version of the program
+	Log      *slog.Logger
+	// Registry takes the metrics; nil: nobody wants them.
+	Registry prometheus.Registerer
+	Edges    Edges
+}
+
+// Edges is the world as the agent sees it. What is left out is the real one.
+type Edges struct {
+	Clock   meshtime.Clock
+	Dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	OpenTUN func(name string, mtu int) (tun.Device, error)
+	NewBind func(bind.Config) *bind.Bind
+	Network osnet.Network
+	// ServeUAPI shows the engine's counters to wg; nil: not at all where another edge is given, else the real one.
+	ServeUAPI func(name string, e wg.Engine) (Closer, error)
+	OpenPing  func(src netip.Addr) (Pinger, error)
+}
+
+// Closer can be closed.
+type Closer interface{ Close() error }
+
+// Pinger sends echoes from one of this host's addresses.
+type Pinger interface {
+	// Ping waits for the answer until the context ends; echo.ErrLost means that none came.
+	Ping(ctx context.Context, dst netip.Addr) (time.Duration, error)
+	Close() error
+}
+
+// complete fills in what was left out, and refuses what cannot be.
+func (c *Config) complete() error {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.StateDir == "" {
+		return errors.New("no state directory: say where the node's keys are with --state DIR")
+	}
+	if c.Interface == "" {
+		c.Interface = DefaultInterface
+	}
+	if len(c.Interface) > 15 || strings.ContainsAny(c.Interface, "/%: \t\n") {
+		return fmt.Errorf("interface %.40q: want a name of at most 15 characters, such as %s", c.Interface, DefaultInterface)
+	}
+	if c.Hostname == "" {
+		name, err := os.Hostname()
+		if err != nil || name == "" {
+			name = "node"
+		}
+		c.Hostname = name
+	}
+	return c.Edges.complete(c.Log)
+}
+
+func (e *Edges) complete(log *slog.Logger) error {
+	if e.ServeUAPI == nil {
+		e.ServeUAPI = func(name string, engine wg.Engine) (Closer, error) { return wg.ServeUAPI(name, engine) }
+		if e.OpenTUN != nil {
+			e.ServeUAPI = nil
+		}
+	}
+	if e.Clock == nil {
+		e.Clock = meshtime.System()
+	}
+	if e.Dial == nil {
+		e.Dial = (&net.Dialer{}).DialContext
+	}
+	if e.OpenTUN == nil {
+		e.OpenTUN = tun.Open
+	}
+	if e.NewBind == nil {
+		e.NewBind = bind.New
+	}
+	if e.OpenPing == nil {
+		e.OpenPing = func(src netip.Addr) (Pinger, error) { return echo.Open(src) }
+	}
+	if e.Network == nil {
+		n, err := osnet.New(log)
+		if err != nil {
+			return err
+		}
+		e.Network = n
+	}
+	return nil
+}

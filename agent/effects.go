@@ -1,0 +1,202 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/redoubt-mesh/redoubt/acl/filter"
+	"github.com/redoubt-mesh/redoubt/agent/control"
+	"github.com/redoubt-mesh/redoubt/agent/enroll"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
+	"github.com/redoubt-mesh/redoubt/agent/machine"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// step gives the machine an event and carries out what it says, and then what follows from that.
+func (a *Agent) step(e machine.Event) {
+	for events := []machine.Event{e}; len(events) > 0; events = events[1:] {
+		events = append(events, a.carryOut(a.loop.machine.Step(a.time.Now(), events[0]))...)
+	}
+	a.announce()
+}
+
+// carryOut does a list of effects in their order. After one that failed there is no Ack, and after one that failed to save
+// nothing is saved.
+func (a *Agent) carryOut(effects []machine.Effect) (events []machine.Event) {
+	var failed, unsaved bool
+	for _, e := range effects {
+		var err error
+		switch e := e.(type) {
+		case machine.Install, machine.Sweep, machine.SetPeers, machine.RemovePeers:
+			err = a.enforce(e)
+			failed = failed || err != nil
+		case machine.StartPath:
+			events = append(events, a.startPath(e.Self))
+		case machine.StopPath:
+			a.stopPath()
+		case machine.Enrol:
+			err = a.enrol(e)
+		case machine.Attach, machine.Resume, machine.Redial, machine.Hang, machine.Renew:
+			a.converse(e)
+		case machine.Ack:
+			if c := a.loop.client; c != nil && !failed && !unsaved {
+				c.Ack(e.Version)
+			}
+		case machine.Arm:
+			a.loop.armed = e.At
+			a.arm()
+		case machine.Log:
+			a.tell(e)
+		default:
+			if !unsaved {
+				err = a.save(e)
+				unsaved = err != nil
+			}
+		}
+		if err != nil {
+			events = append(events, machine.Failed{Effect: e, Reason: err.Error()})
+		}
+	}
+	return events
+}
+
+func (a *Agent) tell(l machine.Log) {
+	if l.Warn {
+		a.log.Warn(l.Message, l.Args...)
+		return
+	}
+	a.log.Info(l.Message, l.Args...)
+}
+
+// save makes something last.
+func (a *Agent) save(e machine.Effect) error {
+	d := a.loop.dir
+	switch e := e.(type) {
+	case machine.SaveWanted:
+		return d.SaveWanted(e.Wanted)
+	case machine.SaveJoin:
+		return d.SaveJoin(e.Join)
+	case machine.SaveIdentity:
+		return d.SaveIdentity(e.Record)
+	case machine.SaveNetmap:
+		return d.SaveNetmap(e.Netmap)
+	case machine.SaveDelta:
+		return d.SaveDelta(e.Delta, e.Netmap)
+	case machine.SaveFloors:
+		return d.SaveFloors(e.Floors)
+	case machine.Forget:
+		a.loop.keys = keys{dir: d}
+		return d.Forget()
+	}
+	return fmt.Errorf("agent: nobody carries out %T", e)
+}
+
+// enforce changes what passes.
+func (a *Agent) enforce(e machine.Effect) error {
+	switch e := e.(type) {
+	case machine.Install:
+		a.install(e.Program)
+	case machine.Sweep:
+		a.sweep()
+	case machine.SetPeers:
+		return a.setPeers(e.Peers)
+	case machine.RemovePeers:
+		return a.removePeers(e.IDs)
+	}
+	return nil
+}
+
+func (a *Agent) install(p *filter.Program) {
+	a.filter.Install(p)
+	a.program.Store(p)
+}
+
+// converse tells the client of the coordinator something.
+func (a *Agent) converse(e machine.Effect) {
+	c := a.loop.client
+	switch e := e.(type) {
+	case machine.Hang:
+		a.hang()
+	case machine.Attach:
+		a.attach(e.Self, e.Applied)
+	case machine.Resume:
+		if c != nil {
+			c.Resume(e.Applied)
+		}
+	case machine.Redial:
+		if c != nil {
+			c.Redial(e.Reason)
+		}
+	case machine.Renew:
+		if c != nil {
+			c.Renew()
+		}
+	}
+}
+
+// attach keeps a stream with the coordinator from now on, or goes on with the one that there is as another self.
+func (a *Agent) attach(self *identity.Self, applied proto.Version) {
+	if c := a.loop.client; c != nil {
+		c.SetSelf(self)
+		c.Resume(applied)
+		return
+	}
+	a.loop.client = control.Attach(a.controlConfig(a.loop.machine.URLs(), a.loop.machine.Hostname()), self, applied)
+	a.report()
+}
+
+func (a *Agent) controlConfig(urls []string, hostname string) control.Config {
+	if hostname == "" {
+		hostname = a.cfg.Hostname
+	}
+	return control.Config{
+		Dial: a.cfg.Edges.Dial, Now: a.time.Now, Heard: a.time.Heard, Rand: newRand(),
+		URLs: urls, Device: a.loop.keys.device, Node: a.loop.keys.node, Program: a.cfg.Program, Hostname: hostname,
+		Emit: func(ctx context.Context, e machine.Event) {
+			// An error means that the client was closed, or that the agent ends: nobody wants the event any more.
+			_ = a.post(ctx, func() { a.step(e) })
+		},
+	}
+}
+
+// hang ends what speaks with the coordinator, and waits.
+func (a *Agent) hang() {
+	if a.loop.cancel != nil {
+		a.loop.cancel()
+		<-a.loop.done
+		a.loop.enrolment = enrolment{}
+	}
+	if a.loop.client != nil {
+		a.loop.client.Close()
+		a.loop.client = nil
+	}
+}
+
+// enrol asks for the first certificate. The keys are on the disk before the first word.
+func (a *Agent) enrol(e machine.Enrol) error {
+	a.hang()
+	k := &a.loop.keys
+	if err := k.make(); err != nil {
+		return err
+	}
+	cfg := a.controlConfig(e.Join.URLs, e.Hostname)
+	request := enroll.Request{
+		Device: k.device, Node: k.node, Token: e.Join.Secret, Root: e.Join.Root,
+		Hostname: cfg.Hostname, Program: cfg.Program,
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	a.loop.enrolment = enrolment{cancel, done}
+	go func() {
+		defer close(done)
+		self, err := control.Enrol(ctx, cfg, request)
+		switch {
+		case err == nil:
+			cfg.Emit(ctx, machine.Enrolled{Self: self})
+		case !errors.Is(err, context.Canceled):
+			cfg.Emit(ctx, machine.EnrolFailed{Reason: err.Error()})
+		}
+	}()
+	return nil
+}

@@ -1,0 +1,376 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl/filter"
+	"github.com/redoubt-mesh/redoubt/agent/flowlog"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
+	"github.com/redoubt-mesh/redoubt/agent/machine"
+	"github.com/redoubt-mesh/redoubt/netstack/bind"
+	"github.com/redoubt-mesh/redoubt/netstack/osnet"
+	"github.com/redoubt-mesh/redoubt/netstack/path"
+	"github.com/redoubt-mesh/redoubt/netstack/tun"
+	"github.com/redoubt-mesh/redoubt/netstack/wg"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+const (
+	// tendEvery is how often the filter's clock moves, and its records are taken out.
+	tendEvery = 500 * time.Millisecond
+	// lookEvery is how often the engine's counters are looked at while there is traffic.
+	lookEvery = 5 * time.Second
+	// sweepSlice is how many flows are looked at before others get their turn.
+	sweepSlice = 4096
+)
+
+// dataPath is a running data path. The loop owns it; its goroutines only post.
+type dataPath struct {
+	name   string
+	self   *identity.Self
+	device *tun.FilteredDevice
+	bind   *bind.Bind
+	engine wg.Engine
+	uapi   Closer // nil: none
+	paths  *path.State
+	local  []netip.Addr
+
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup
+}
+
+// startPath brings up device, guard, routes and engine, in this order; the filter lets nothing pass.
+func (a *Agent) startPath(self *identity.Self) machine.Event {
+	a.stopPath()
+	p, err := a.openPath(self)
+	if err != nil {
+		return machine.PathDown{Reason: err.Error()}
+	}
+	a.loop.path = p
+	ctx, cancel := context.WithCancel(context.Background())
+	p.cancel = cancel
+	p.tasks.Go(func() { a.tend(ctx, p) })
+	p.tasks.Go(func() { a.watchEngine(ctx, p) })
+	if changes, err := a.cfg.Edges.Network.Watch(ctx); err != nil {
+		a.log.Warn("changes of the network are not seen", "err", err)
+	} else {
+		p.tasks.Go(func() { a.watchNetwork(ctx, changes) })
+	}
+	a.look()
+	return machine.PathUp{}
+}
+
+func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
+	a.filter.Install(nil)
+	mesh := self.Record.Mesh
+	inner, err := a.cfg.Edges.OpenTUN(a.cfg.Interface, tun.DefaultMTU)
+	if err != nil {
+		return nil, err
+	}
+	p := &dataPath{self: self, device: tun.Filtered(inner, a.filter)}
+	undo := p.device.Close
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo())
+		}
+	}()
+	if p.name, err = p.device.Name(); err != nil {
+		return nil, err
+	}
+	if err = a.cfg.Edges.Network.Up(osnet.Config{
+		Interface: p.name, Addrs: self.Node.Addrs, Mesh: mesh, MTU: tun.DefaultMTU,
+	}); err != nil {
+		return nil, err
+	}
+	bounds := path.Bounds{Overlay: []netip.Prefix{mesh.V4, mesh.V6}}
+	p.bind = a.cfg.Edges.NewBind(bind.Config{Bounds: bounds, Mark: osnet.DefaultMark})
+	p.engine = wg.NewReference(p.device, p.bind, a.log)
+	undo = p.engine.Close
+	if err = p.engine.Configure(a.loop.keys.node, a.cfg.ListenPort); err != nil {
+		return nil, err
+	}
+	p.local, err = a.cfg.Edges.Network.Endpoints(mesh)
+	if err != nil {
+		return nil, err
+	}
+	p.paths = path.New(bounds, networks(p.local))
+	if a.cfg.Edges.ServeUAPI != nil {
+		if p.uapi, err = a.cfg.Edges.ServeUAPI(p.name, p.engine); err != nil {
+			a.log.Warn("wg show will not see this interface", "err", err)
+			err = nil
+		}
+	}
+	return p, nil
+}
+
+// networks guesses the networks that addresses belong to. It is for the order of candidates only.
+func networks(addrs []netip.Addr) (out []netip.Prefix) {
+	for _, a := range addrs {
+		bits := 24
+		if a.Is6() {
+			bits = 64
+		}
+		if p, err := a.Prefix(bits); err == nil {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// stopPath takes the data path down, and puts the host's network back as it was.
+func (a *Agent) stopPath() {
+	p := a.loop.path
+	if p == nil {
+		return
+	}
+	a.loop.path = nil
+	a.install(nil)
+	p.cancel()
+	p.tasks.Wait()
+	if p.uapi != nil {
+		if err := p.uapi.Close(); err != nil {
+			a.log.Warn("close the socket for wg show", "err", err)
+		}
+	}
+	// The routes go first: what the host sends then is refused, and not lost in a device without an engine.
+	if err := errors.Join(a.cfg.Edges.Network.Down(), p.engine.Close()); err != nil {
+		a.log.Warn("data path not taken down cleanly", "err", err)
+	}
+}
+
+// setPeers makes peers known to the engine, where their ways lead.
+func (a *Agent) setPeers(peers []machine.Peer) error {
+	p := a.loop.path
+	if p == nil {
+		return nil
+	}
+	for _, peer := range peers {
+		effects := p.paths.Step(time.Now(), path.Known{ID: peer.ID, Endpoints: peer.Endpoints})
+		err := p.engine.SetPeer(wg.PeerConfig{
+			ID: peer.ID, Keys: peer.Keys, Addrs: peer.Addrs, Endpoints: p.paths.Candidates(peer.ID),
+		})
+		if err != nil {
+			return err
+		}
+		a.follow(effects)
+	}
+	return nil
+}
+
+func (a *Agent) removePeers(ids []proto.NodeID) error {
+	p := a.loop.path
+	if p == nil {
+		return nil
+	}
+	var errs []error
+	for _, id := range ids {
+		p.paths.Step(time.Now(), path.Gone{ID: id})
+		errs = append(errs, p.engine.RemovePeer(id))
+	}
+	return errors.Join(errs...)
+}
+
+// follow carries out what the path decisions ask of the engine.
+func (a *Agent) follow(effects []path.Effect) {
+	for _, e := range effects {
+		point, ok := e.(path.Point)
+		if !ok || !point.Now {
+			continue
+		}
+		if err := a.loop.path.engine.Probe(point.ID, point.Candidates); err != nil {
+			a.log.Debug("probe failed", "node", point.ID, "err", err)
+		}
+	}
+}
+
+// sweep judges all flows by the program in force, and sends the resets of those that died.
+func (a *Agent) sweep() {
+	if p := a.loop.path; p != nil {
+		for !a.filter.Sweep(sweepSlice, p.reset) {
+		}
+	}
+}
+
+// reset tells both ends of a flow that it died. What cannot be delivered is lost as any packet may be.
+func (p *dataPath) reset(r filter.Reset) {
+	if r.ToLocal != nil {
+		_ = p.device.Deliver(r.ToLocal)
+	}
+	if r.ToPeer != nil {
+		p.device.Inject(r.ToPeer)
+	}
+}
+
+// tend moves the filter's clock, writes the flow log, and has the ways to the peers looked at.
+func (a *Agent) tend(ctx context.Context, p *dataPath) {
+	t := time.NewTicker(tendEvery)
+	defer t.Stop()
+	flows := flowlog.New()
+	var looked time.Time
+	var seen uint64
+	for {
+		select {
+		case <-ctx.Done():
+			a.drain(flows)
+			return
+		case <-t.C:
+		}
+		for !a.filter.Sweep(sweepSlice, p.reset) {
+		}
+		c := a.drain(flows)
+		if packets := c.In.Packets + c.Out.Packets; packets != seen && time.Since(looked) >= lookEvery {
+			seen, looked = packets, time.Now()
+			if a.post(ctx, a.lookAtPeers) != nil {
+				return
+			}
+		}
+	}
+}
+
+// drain writes what the filter recorded.
+func (a *Agent) drain(flows *flowlog.Aggregator) filter.Counters {
+	write := func(l flowlog.Line) { a.log.LogAttrs(context.Background(), l.Level, l.Message, l.Attrs...) }
+	now := time.Now()
+	a.filter.Drain(func(r filter.Record) {
+		if l, ok := flows.Add(now, r); ok {
+			write(l)
+		}
+	})
+	c := a.filter.Counters()
+	for _, l := range flows.Flush(now, c.RecordsLost) {
+		write(l)
+	}
+	return c
+}
+
+// lookAtPeers tells the path decisions what the engine has counted.
+func (a *Agent) lookAtPeers() {
+	p := a.loop.path
+	if p == nil {
+		return
+	}
+	stats, err := p.engine.Peers()
+	if err != nil {
+		a.log.Debug("engine's counters", "err", err)
+		return
+	}
+	now := time.Now()
+	for _, s := range stats {
+		a.follow(p.paths.Step(now, path.Seen{
+			ID: s.ID, Endpoint: s.Endpoint, LastHandshake: s.LastHandshake, Rx: s.Rx, Tx: s.Tx,
+		}))
+	}
+}
+
+// watchEngine says when the engine ended by itself.
+func (a *Agent) watchEngine(ctx context.Context, p *dataPath) {
+	select {
+	case <-ctx.Done():
+	case <-p.engine.Done():
+		// An error means that the path is being stopped already.
+		_ = a.post(ctx, func() {
+			if a.loop.path == p {
+				a.step(machine.PathDown{Reason: "the WireGuard engine ended: was the device " + p.name + " removed?"})
+			}
+		})
+	}
+}
+
+func (a *Agent) watchNetwork(ctx context.Context, changes <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-changes:
+			if !ok {
+				if ctx.Err() == nil {
+					a.log.Warn("changes of the network are not seen any more")
+				}
+				return
+			}
+		}
+		if a.post(ctx, a.moved) != nil {
+			return
+		}
+	}
+}
+
+// moved follows a change of the host's network.
+func (a *Agent) moved() {
+	p := a.loop.path
+	if p == nil {
+		return
+	}
+	// Whoever reloads a firewall takes our guard with it; Up puts back what is missing.
+	if err := a.cfg.Edges.Network.Up(osnet.Config{
+		Interface: p.name, Addrs: p.self.Node.Addrs, Mesh: p.self.Record.Mesh, MTU: tun.DefaultMTU,
+	}); err != nil {
+		a.step(machine.PathDown{Reason: err.Error()})
+		return
+	}
+	local, err := a.cfg.Edges.Network.Endpoints(p.self.Record.Mesh)
+	if err != nil {
+		a.log.Warn("addresses of this host not read", "err", err)
+		return
+	}
+	p.local = local
+	p.bind.ForgetSources()
+	a.follow(p.paths.Step(time.Now(), path.Moved{Local: networks(local)}))
+	a.report()
+	if c := a.loop.client; c != nil {
+		c.Kick(func(addr net.Addr) bool { return isGone(addr, local) })
+	}
+	a.look()
+	a.announce()
+}
+
+// isGone says whether an address of this host is one no more.
+func isGone(addr net.Addr, local []netip.Addr) bool {
+	ap, err := netip.ParseAddrPort(addr.String())
+	if err != nil || ap.Addr().IsLoopback() || len(local) == 0 || len(local) >= osnet.MaxEndpoints {
+		return false
+	}
+	for _, l := range local {
+		if l == ap.Addr().Unmap() {
+			return false
+		}
+	}
+	return true
+}
+
+// look reads what does not work on this host, for the status.
+func (a *Agent) look() {
+	p := a.loop.path
+	if p == nil {
+		return
+	}
+	problems := a.cfg.Edges.Network.Problems()
+	clashes, err := a.cfg.Edges.Network.Clashes(p.self.Record.Mesh)
+	if err != nil {
+		a.log.Warn("other users of the mesh's addresses not looked for", "err", err)
+	}
+	a.loop.problems = append(problems, clashes...)
+}
+
+// report tells the coordinator where this node may be reached.
+func (a *Agent) report() {
+	p, c := a.loop.path, a.loop.client
+	if p == nil || c == nil {
+		return
+	}
+	port, err := p.engine.Port()
+	if err != nil {
+		a.log.Debug("UDP port", "err", err)
+		return
+	}
+	endpoints := make([]proto.Endpoint, 0, len(p.local))
+	for _, l := range p.local {
+		endpoints = append(endpoints, proto.Endpoint{Addr: netip.AddrPortFrom(l, port), Kind: proto.EndpointInterface})
+	}
+	c.Report(endpoints, port)
+}

@@ -1,0 +1,107 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl/filter"
+	"github.com/redoubt-mesh/redoubt/agent/machine"
+	"github.com/redoubt-mesh/redoubt/netstack/wg"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// Status describes the node.
+func (a *Agent) Status(ctx context.Context) (*redoubtv1.Status, error) {
+	var st *redoubtv1.Status
+	err := a.call(ctx, func() { st = a.status() })
+	return st, err
+}
+
+func (a *Agent) status() *redoubtv1.Status {
+	v := a.loop.machine.View(a.time.Now())
+	c := a.filter.Counters()
+	st := &redoubtv1.Status{
+		State: string(v.State), Program: a.cfg.Program, MeshDomain: v.Mesh.Domain, Problems: v.Problems,
+		Coordinator: &redoubtv1.Coordinator{Connected: v.Connected, Url: v.URL, LastHeard: millis(v.LastHeard)},
+		Filter:      counters(c),
+	}
+	if v.Node != nil {
+		st.Node = describe(v.Node)
+	}
+	if !v.Version.IsZero() {
+		st.PolicyVersion = v.Version.String()
+	}
+	var stats []wg.PeerStats
+	if p := a.loop.path; p != nil {
+		st.Interface = p.name
+		st.Problems = append(st.Problems, a.loop.problems...)
+		var err error
+		if stats, err = p.engine.Peers(); err == nil {
+			var port uint16
+			port, err = p.engine.Port()
+			st.ListenPort = uint32(port)
+		}
+		if err != nil {
+			st.Problems = append(st.Problems, "the engine does not answer: "+err.Error())
+		}
+	}
+	st.Peers = peers(v.Peers, stats)
+	return st
+}
+
+func peers(known []machine.PeerView, stats []wg.PeerStats) []*redoubtv1.LocalPeer {
+	byID := make(map[proto.NodeID]wg.PeerStats, len(stats))
+	for _, s := range stats {
+		byID[s.ID] = s
+	}
+	out := make([]*redoubtv1.LocalPeer, 0, len(known))
+	for _, p := range known {
+		n, s := describe(p.Node), byID[p.Node.ID]
+		l := &redoubtv1.LocalPeer{
+			Id: n.Id, Name: n.Name, Addresses: n.Addresses, User: n.User, Tags: n.Tags, CertificateExpires: n.CertificateExpires,
+			LastHandshake: millis(s.LastHandshake), RxBytes: s.Rx, TxBytes: s.Tx,
+		}
+		l.Path, l.Endpoint = way(s)
+		out = append(out, l)
+	}
+	return out
+}
+
+// way is how packets go to a peer: known once something came from there.
+func way(s wg.PeerStats) (path, endpoint string) {
+	if !s.Endpoint.IsValid() {
+		return "", ""
+	}
+	return "direct", s.Endpoint.String()
+}
+
+func describe(n *cert.Node) *redoubtv1.LocalNode {
+	l := &redoubtv1.LocalNode{
+		Id: n.ID.String(), Name: n.Name, User: n.User.Name, Tags: n.Tags, CertificateExpires: n.NotAfter.Unix(),
+	}
+	for _, a := range n.Addrs.Slice() {
+		l.Addresses = append(l.Addresses, a.String())
+	}
+	return l
+}
+
+func counters(c filter.Counters) *redoubtv1.FilterCounters {
+	f := &redoubtv1.FilterCounters{
+		Flows: uint64(c.Flows), AllowedPackets: c.In.Packets + c.Out.Packets, Drops: map[string]uint64{},
+	}
+	for r, n := range c.Each {
+		f.DeniedPackets += n
+		f.Drops[r.String()] += n
+	}
+	return f
+}
+
+// millis is zero for the zero time.
+func millis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
