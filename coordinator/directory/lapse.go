@@ -19,13 +19,10 @@ func (s *Snapshot) Lapsed(id proto.NodeID) bool {
 
 // lapse notices whose certificates ended.
 func (t *tx) lapse() {
-	for id := range values(t.trusted) {
-		if _, ok := t.lapsed.Get(idKey(id)); ok {
-			continue
-		}
-		if n, ok := t.state.nodes.Get(idKey(id)); ok && t.now.Sub(n.Certificate.NotAfter) > Patience {
-			put(&t.lapsed, idKey(id), id)
-			t.nodes = append(t.nodes, id)
-		}
+	for id := range over(t.ends, t.now.Add(-Patience-1)) {
+		n, _ := t.state.nodes.Get(idKey(id))
+		drop(&t.ends, timeKey(n.Certificate.NotAfter, idKey(id)))
+		put(&t.lapsed, idKey(id), id)
+		t.nodes = append(t.nodes, id)
 	}
 }

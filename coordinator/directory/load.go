@@ -75,7 +75,7 @@ func addToken(s *state, e store.Entry) error {
 	if err != nil {
 		return err
 	}
-	put(&s.tokens, []byte(t.ID), t)
+	s.setToken(t)
 	return nil
 }
 
@@ -88,7 +88,7 @@ func addFreed(s *state, e store.Entry) error {
 	if err != nil {
 		return fmt.Errorf("record %s: %w", e.Key, err)
 	}
-	put(&s.freed, addrKey(a), r.Until)
+	s.rest(a, r.Until)
 	return nil
 }
 

@@ -203,7 +203,7 @@ func lasting(s *Snapshot) map[string]any {
 	freed := map[string]time.Time{}
 	it := s.state.freed.Root().Iterator()
 	for k, v, ok := it.Next(); ok; k, v, ok = it.Next() {
-		freed[addrOf(k).String()] = v
+		freed[fmt.Sprintf("%x", k)] = v
 	}
 	held := map[string]proto.NodeID{}
 	ht := s.state.held.Root().Iterator()
@@ -223,7 +223,7 @@ func (s *story) invariants() {
 	}
 	s.last = snap.Version()
 	names, addrs, keys := map[string]bool{}, map[netip.Addr]bool{}, map[key.NodePublic]bool{}
-	trusted, users, tags, ephemeral := 0, 0, 0, 0
+	trusted, users, tags, ephemeral, current := 0, 0, 0, 0, 0
 	for n := range snap.Nodes() {
 		if names[n.Name] || addrs[n.Addrs.V4] || addrs[n.Addrs.V6] || keys[n.Key] || n.Validate() != nil {
 			s.rt.Fatalf("node %+v shares something with another, or is not valid", n)
@@ -243,6 +243,9 @@ func (s *story) invariants() {
 		}
 		if n.Revoked == nil {
 			trusted++
+			if !snap.Lapsed(n.ID) {
+				current++
+			}
 			tags += len(n.Tags)
 			if !n.User.IsZero() {
 				users++
@@ -252,8 +255,9 @@ func (s *story) invariants() {
 	got := []int{
 		snap.state.trusted.Len(), snap.state.users.Len(), snap.state.tags.Len(), snap.state.ephemeral.Len(),
 		snap.state.names.Len(), snap.state.addrs.Len(), snap.state.devices.Len(),
+		snap.state.ends.Len(), snap.state.rests.Len(), snap.state.tokenEnds.Len(),
 	}
-	want := []int{trusted, users, tags, ephemeral, len(names), len(addrs), len(names)}
+	want := []int{trusted, users, tags, ephemeral, len(names), len(addrs), len(names), current, snap.state.freed.Len(), snap.state.tokens.Len()}
 	if !slices.Equal(got, want) {
 		s.rt.Fatalf("indexes have %v entries, want %v", got, want)
 	}

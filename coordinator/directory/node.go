@@ -61,7 +61,7 @@ func (d *Directory) remove(t *tx, n *Node) error {
 		return err
 	}
 	t.writes = append(t.writes, rest, store.Delete(nodePath(n.ID)))
-	put(&t.freed, addrKey(n.Addrs.V4), until)
+	t.rest(n.Addrs.V4, until)
 	t.dropNode(n)
 	t.nodes = append(t.nodes, n.ID)
 	return nil
@@ -151,25 +151,22 @@ func (d *Directory) away(n *Node) (time.Time, bool) {
 
 func (t *tx) expireFreed() {
 	count := 0
-	it := t.freed.Root().Iterator()
-	for k, until, ok := it.Next(); ok && count < maxExpired; k, until, ok = it.Next() {
-		if t.now.Before(until) {
-			continue
+	for a := range over(t.rests, t.now) {
+		t.writes = append(t.writes, store.Delete(freedPath(a)))
+		t.wake(a)
+		if count++; count == maxExpired {
+			return
 		}
-		t.writes = append(t.writes, store.Delete(freedPath(addrOf(k))))
-		drop(&t.freed, k)
-		count++
 	}
 }
 
 func (t *tx) expireTokens() {
 	count := 0
-	for token := range values(t.tokens) {
-		if t.now.Sub(token.Expires) < keepToken || count == maxExpired {
-			continue
-		}
+	for token := range over(t.tokenEnds, t.now.Add(-keepToken)) {
 		t.writes = append(t.writes, store.Delete(tokenPath(token.ID)))
-		drop(&t.tokens, []byte(token.ID))
-		count++
+		t.dropToken(token)
+		if count++; count == maxExpired {
+			return
+		}
 	}
 }

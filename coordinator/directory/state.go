@@ -1,7 +1,10 @@
 package directory
 
 import (
+	"bytes"
 	"encoding/binary"
+	"iter"
+	"math"
 	"net/netip"
 	"time"
 
@@ -20,13 +23,18 @@ type state struct {
 	ephemeral *iradix.Tree[proto.NodeID] // by id
 	addrs     *iradix.Tree[proto.NodeID] // both addresses of every node
 	// trusted, users and tags have only nodes that are not revoked: what policies are about.
-	trusted   *iradix.Tree[proto.NodeID]
-	users     *iradix.Tree[proto.NodeID] // by user, NUL, id
-	tags      *iradix.Tree[proto.NodeID] // by tag, NUL, id
-	held      *iradix.Tree[proto.NodeID] // every key that a node ever held; who held it
-	tokens    *iradix.Tree[*Token]       // by id
-	freed     *iradix.Tree[time.Time]    // by IPv4 address: until when it rests
-	lapsed    *iradix.Tree[proto.NodeID] // by id; memory only
+	trusted *iradix.Tree[proto.NodeID]
+	users   *iradix.Tree[proto.NodeID] // by user, NUL, id
+	tags    *iradix.Tree[proto.NodeID] // by tag, NUL, id
+	held    *iradix.Tree[proto.NodeID] // every key that a node ever held; who held it
+	tokens  *iradix.Tree[*Token]       // by id
+	freed   *iradix.Tree[time.Time]    // by IPv4 address: until when it rests
+	lapsed  *iradix.Tree[proto.NodeID] // by id; memory only
+	// What Expire looks at, by the time that is over first: the certificates of trusted nodes that have not lapsed, the
+	// rest of addresses, tokens.
+	ends      *iradix.Tree[proto.NodeID]
+	rests     *iradix.Tree[netip.Addr]
+	tokenEnds *iradix.Tree[*Token]
 	endpoints *iradix.Tree[[]proto.Endpoint]
 	policy    *Policy // nil before the first one
 }
@@ -37,7 +45,8 @@ func newState() state {
 		ephemeral: iradix.New[proto.NodeID](), addrs: iradix.New[proto.NodeID](), trusted: iradix.New[proto.NodeID](),
 		users: iradix.New[proto.NodeID](), tags: iradix.New[proto.NodeID](), held: iradix.New[proto.NodeID](),
 		tokens: iradix.New[*Token](), freed: iradix.New[time.Time](), endpoints: iradix.New[[]proto.Endpoint](),
-		lapsed: iradix.New[proto.NodeID](),
+		lapsed: iradix.New[proto.NodeID](), ends: iradix.New[proto.NodeID](), rests: iradix.New[netip.Addr](),
+		tokenEnds: iradix.New[*Token](),
 	}
 }
 
@@ -50,9 +59,29 @@ func addrKey(a netip.Addr) []byte {
 	return b[:]
 }
 
-func addrOf(k []byte) netip.Addr {
-	a, _ := netip.AddrFromSlice(k)
-	return a.Unmap()
+// timeKey sorts by time, and then by what it is the time of. Times that do not fit are the first or the last.
+func timeKey(t time.Time, of []byte) []byte {
+	n := uint64(0)
+	switch {
+	case t.Year() >= 2262:
+		n = math.MaxInt64
+	case t.Year() >= 1970:
+		n = uint64(t.UnixNano())
+	}
+	return append(binary.BigEndian.AppendUint64(nil, n), of...)
+}
+
+// over yields what an index by time has up to and including a time, the oldest first.
+func over[T any](t *iradix.Tree[T], last time.Time) iter.Seq[T] {
+	end := timeKey(last.Add(1), nil)
+	return func(yield func(T) bool) {
+		it := t.Root().Iterator()
+		for k, v, ok := it.Next(); ok && bytes.Compare(k, end) < 0; k, v, ok = it.Next() {
+			if !yield(v) {
+				return
+			}
+		}
+	}
 }
 
 // memberKey is the key of a node in an index with several nodes a word.
@@ -87,6 +116,7 @@ func (s *state) setNode(n *Node) {
 		return
 	}
 	put(&s.trusted, id, n.ID)
+	put(&s.ends, timeKey(n.Certificate.NotAfter, id), n.ID)
 	if !n.User.IsZero() {
 		put(&s.users, memberKey(n.User.Name, n.ID), n.ID)
 	}
@@ -109,6 +139,7 @@ func (s *state) unindex(n *Node) {
 	drop(&s.ephemeral, id)
 	drop(&s.lapsed, id)
 	drop(&s.trusted, id)
+	drop(&s.ends, timeKey(n.Certificate.NotAfter, id))
 	for _, a := range n.Addrs.Slice() {
 		drop(&s.addrs, addrKey(a))
 	}
@@ -116,6 +147,29 @@ func (s *state) unindex(n *Node) {
 	for _, tag := range n.Tags {
 		drop(&s.tags, memberKey(tag, n.ID))
 	}
+}
+
+// setToken replaces a token, or adds it.
+func (s *state) setToken(t *Token) {
+	put(&s.tokens, []byte(t.ID), t)
+	put(&s.tokenEnds, timeKey(t.Expires, []byte(t.ID)), t)
+}
+
+func (s *state) dropToken(t *Token) {
+	drop(&s.tokens, []byte(t.ID))
+	drop(&s.tokenEnds, timeKey(t.Expires, []byte(t.ID)))
+}
+
+// rest keeps an address from being given until some time.
+func (s *state) rest(a netip.Addr, until time.Time) {
+	put(&s.freed, addrKey(a), until)
+	put(&s.rests, timeKey(until, addrKey(a)), a)
+}
+
+func (s *state) wake(a netip.Addr) {
+	until, _ := s.freed.Get(addrKey(a))
+	drop(&s.freed, addrKey(a))
+	drop(&s.rests, timeKey(until, addrKey(a)))
 }
 
 // taken is the state as the address allocator sees it.

@@ -221,6 +221,6 @@ func (t *tx) setToken(token *Token) error {
 		return err
 	}
 	t.writes = append(t.writes, op)
-	put(&t.tokens, []byte(token.ID), token)
+	t.state.setToken(token)
 	return nil
 }

@@ -1,0 +1,58 @@
+package directory
+
+import (
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
+)
+
+// BenchmarkEnroll50 enrols 50 machines at once, on a disk; the metric is one such crowd.
+func BenchmarkEnroll50(b *testing.B) {
+	db, err := bolt.Open(filepath.Join(b.TempDir(), "data"), bolt.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	r := newRigOn(b, db, Plan{})
+	defer r.Close()
+	tok := r.reusable()
+	_, first, _ := db.List(b.Context(), headKey)
+	for b.Loop() {
+		b.StopTimer()
+		crowd := make([]EnrollRequest, 50)
+		for i := range crowd {
+			crowd[i] = machine(b, tok, "host")
+		}
+		b.StartTimer()
+		var wait sync.WaitGroup
+		for _, q := range crowd {
+			wait.Go(func() { r.enroll(q) })
+		}
+		wait.Wait()
+	}
+	_, last, _ := db.List(b.Context(), headKey)
+	b.ReportMetric(float64(last-first)/float64(b.N), "transactions/op")
+}
+
+// BenchmarkEndpoints is a change in memory only, in a mesh of a thousand.
+func BenchmarkEndpoints(b *testing.B) {
+	r := newRigOn(b, store.NewMemory(), Plan{})
+	defer r.Close()
+	tok := r.reusable()
+	var last *Node
+	for range 1000 {
+		last = r.enroll(machine(b, tok, "host"))
+	}
+	for i := 0; b.Loop(); i++ {
+		e := endpoint("192.0.2.1:1")
+		if i%2 == 0 {
+			e = endpoint("192.0.2.1:2")
+		}
+		if err := r.SetEndpoints(b.Context(), last.ID, append(r.Snapshot().Endpoints(last.ID)[:0:0], e)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

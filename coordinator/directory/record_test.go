@@ -1,0 +1,60 @@
+package directory
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+)
+
+// FuzzRecords reads what a backup from somewhere may hold. What is taken must come out again as it went in.
+func FuzzRecords(f *testing.F) {
+	r := newRig(f)
+	n := r.enroll(machine(f, r.token(func(s *TokenSpec) { s.Tags, s.User = nil, "ann@example.com" }), "host"))
+	if _, err := r.NextCertificate(f.Context(), n.ID, newNodeKey(f)); err != nil {
+		f.Fatal(err)
+	}
+	if _, err := r.RevokeNode(f.Context(), n.ID, "lost", "uid 0"); err != nil {
+		f.Fatal(err)
+	}
+	if err := r.DeleteNode(f.Context(), r.node("gone").ID, "uid 0"); err != nil {
+		f.Fatal(err)
+	}
+	if _, err := r.SetPolicy(f.Context(), "{}", 0, "uid 0"); err != nil {
+		f.Fatal(err)
+	}
+	for k, v := range contents(f, r.store) {
+		f.Add(k, []byte(v))
+	}
+	f.Fuzz(func(t *testing.T, k string, v []byte) {
+		e := store.Entry{Key: k, Value: v}
+		if n, err := parseNode(e); err == nil {
+			op, err := nodeOp(n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := parseNode(store.Entry{Key: op.Key, Value: op.Value})
+			if err != nil || op.Key != k || !cmp.Equal(n, again, opaque) {
+				t.Fatalf("%s: %v, %s", op.Key, err, cmp.Diff(n, again, opaque))
+			}
+		}
+		if tok, err := parseToken(e); err == nil {
+			op, err := tokenOp(tok)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := parseToken(store.Entry{Key: op.Key, Value: op.Value})
+			if err != nil || op.Key != k || !cmp.Equal(tok, again, opaque) {
+				t.Fatalf("%s: %v, %s", op.Key, err, cmp.Diff(tok, again, opaque))
+			}
+		}
+		s := newState()
+		for _, add := range []func(*state, store.Entry) error{addNode, addHeld, addToken, addFreed} {
+			_ = add(&s, e) // any error will do, a panic will not
+		}
+		_, _ = parsePolicy(e)
+		_, _ = parse[meshRecord](e)
+		_, _ = parse[headRecord](e)
+	})
+}
