@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
 	"testing"
 
 	"github.com/redoubt-mesh/redoubt/acl/packet"
@@ -39,25 +38,12 @@ func benchFilter(b *testing.B, peers, rules int) (*Filter, Ruleset) {
 	return f, r
 }
 
-func udp4(src, dst netip.Addr, sport, dport uint16, payload int) []byte {
-	b := make([]byte, 28+payload)
-	b[0] = 0x45
-	binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
-	b[8], b[9] = 64, proto.ProtoUDP
-	copy(b[12:], src.AsSlice())
-	copy(b[16:], dst.AsSlice())
-	binary.BigEndian.PutUint16(b[20:], sport)
-	binary.BigEndian.PutUint16(b[22:], dport)
-	binary.BigEndian.PutUint16(b[24:], uint16(8+payload))
-	return b
-}
-
 func BenchmarkEstablished(b *testing.B) {
 	for _, rules := range []int{10, 1000, 10000} {
 		for _, flows := range []int{10, 100000} {
 			b.Run(fmt.Sprintf("rules=%d/flows=%d", rules, flows), func(b *testing.B) {
 				f, r := benchFilter(b, 100, rules)
-				pkt := udp4(r.Self.Addrs.V4, r.Peers[0].Addrs.V4, 0, 0, 64)
+				pkt := udp(r.Self.Addrs.V4, 0, r.Peers[0].Addrs.V4, 0, 64)
 				aim := func(i int) {
 					copy(pkt[16:], r.Peers[i%len(r.Peers)].Addrs.V4.AsSlice())
 					binary.BigEndian.PutUint16(pkt[20:], uint16(1024+i/len(r.Peers)))
@@ -110,7 +96,7 @@ func BenchmarkBatch(b *testing.B) {
 	f, r := benchFilter(b, 10, 10)
 	bufs, sizes, verdicts := make([][]byte, size), make([]int, size), make([]Verdict, size)
 	for i := range bufs {
-		bufs[i] = udp4(r.Self.Addrs.V4, r.Peers[0].Addrs.V4, 40000, 1000, 1372)
+		bufs[i] = udp(r.Self.Addrs.V4, 40000, r.Peers[0].Addrs.V4, 1000, 1372)
 		sizes[i] = len(bufs[i])
 	}
 	b.ReportAllocs()
@@ -148,7 +134,7 @@ func BenchmarkNewFlow(b *testing.B) {
 		for _, flows := range []int{1000, 50000} {
 			b.Run(fmt.Sprintf("rules=%d/flows=%d", rules, flows), func(b *testing.B) {
 				f, r := benchFilter(b, 100, rules)
-				pkt := udp4(r.Self.Addrs.V4, r.Peers[0].Addrs.V4, 0, 1000, 64)
+				pkt := udp(r.Self.Addrs.V4, 0, r.Peers[0].Addrs.V4, 1000, 64)
 				b.ReportAllocs()
 				i := 0
 				for b.Loop() {
@@ -187,7 +173,7 @@ func BenchmarkDenied(b *testing.B) {
 	for _, rules := range []int{10, 10000} {
 		b.Run(fmt.Sprintf("rules=%d", rules), func(b *testing.B) {
 			f, r := benchFilter(b, 100, rules)
-			pkt := udp4(r.Peers[0].Addrs.V4, r.Self.Addrs.V4, 4000, 999, 64)
+			pkt := udp(r.Peers[0].Addrs.V4, 4000, r.Self.Addrs.V4, 999, 64)
 			b.ReportAllocs()
 			for b.Loop() {
 				if f.In(pkt).Pass {

@@ -139,7 +139,7 @@ func (f *flow) segment(s side, p *packet.Packet) {
 	end := p.Seq + p.SegmentLength()
 	switch {
 	case p.Flags&packet.SYN != 0 && f.state == opening:
-		mine.next, mine.acked = end, p.Seq
+		mine.next, mine.acked = end, end
 		if p.Flags&packet.ACK != 0 && s != sender(f.opened) {
 			f.state = open
 		}

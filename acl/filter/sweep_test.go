@@ -1,0 +1,273 @@
+package filter
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/redoubt-mesh/redoubt/acl/packet"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+func parse(tb testing.TB, b []byte) packet.Packet {
+	tb.Helper()
+	var p packet.Packet
+	if fault := packet.Parse(b, &p); fault != packet.OK {
+		tb.Fatalf("%v: %x", fault, b)
+	}
+	return p
+}
+
+// TestPolicyKillsFlows has flows of each protocol, half of which a new policy still permits.
+func TestPolicyKillsFlows(t *testing.T) {
+	for family, a := range map[string][2]netip.Addr{"IPv4": {v4(1), v4(2)}, "IPv6": {v6(1), v6(2)}} {
+		t.Run(family, func(t *testing.T) {
+			us, them := a[0], a[1]
+			w := newWorld(t, func(r *Ruleset) {
+				r.rule(proto.In, tcpPorts(22, 23), udpPorts(53, 54), whole(proto.ProtoICMP), whole(proto.ProtoICMPv6))
+				r.rule(proto.Out, tcpPorts(443, 443), udpPorts(123, 123), whole(proto.ProtoICMP), whole(proto.ProtoICMPv6))
+			})
+			w.wantIn(Permitted, segment(them, 4000, us, 22, syn, 100, 0, 0))
+			w.wantOut(Permitted, segment(us, 22, them, 4000, synAck, 900, 101, 0))
+			w.wantIn(Permitted, segment(them, 4000, us, 22, ack, 101, 901, 50))
+			w.wantOut(Permitted, segment(us, 22, them, 4000, ack, 901, 151, 0))
+			w.wantIn(Permitted, tcp(them, 4000, us, 23, syn))
+			w.wantIn(Permitted, udp(them, 4000, us, 53, 0))
+			w.wantIn(Permitted, udp(them, 4000, us, 54, 0))
+			w.wantIn(Permitted, ping(them, us, 5))
+			w.wantOut(Permitted, ping(us, them, 5))
+			w.wantOut(Permitted, segment(us, 6000, them, 443, syn, 7, 0, 0))
+			w.wantOut(Permitted, udp(us, 6000, them, 123, 0))
+
+			w.reinstall(func(r *Ruleset) {
+				r.rule(proto.In, tcpPorts(23, 23), udpPorts(54, 54))
+				r.rule(proto.Out, everything[0], everything[1]) // permits what we open, not the replies to what they did
+			})
+			if v := w.wantOut(Revoked, segment(us, 22, them, 4000, ack, 901, 151, 10)); !v.Refuse {
+				t.Error("the host is left waiting")
+			}
+			w.wantIn(Revoked, segment(them, 4000, us, 22, ack, 151, 901, 0))
+			w.wantIn(Revoked, tcp(them, 4000, us, 22, syn))
+			w.wantIn(Permitted, tcp(them, 4000, us, 23, ack))
+			w.wantIn(Revoked, udp(them, 4000, us, 53, 0))
+			w.wantIn(Permitted, udp(them, 4000, us, 54, 0))
+
+			// A policy that permits it again does not wake the dead.
+			before := w.rules.Rules
+			w.reinstall(func(r *Ruleset) { r.rule(proto.In, everything...) })
+			w.wantIn(Revoked, segment(them, 4000, us, 22, ack, 151, 901, 0))
+			w.rules.Rules = before
+			w.install()
+
+			toLocal, toPeer := w.sweep()
+			if len(toLocal) != 3 || len(toPeer) != 1 {
+				t.Fatalf("%d resets for us, %d for them", len(toLocal), len(toPeer))
+			}
+			if p := parse(t, toPeer[0]); p.Dst.Netip() != them || p.SrcPort != 22 || p.DstPort != 4000 || p.Seq != 901 || p.Flags&rst == 0 {
+				t.Errorf("for them %+v", p)
+			}
+			quoted := map[uint8]int{}
+			for _, b := range toLocal {
+				var q packet.Packet
+				switch p := parse(t, b); {
+				case p.Src.Netip() != them || p.Dst.Netip() != us:
+					t.Errorf("%v > %v", p.Src, p.Dst)
+				case p.Proto == proto.ProtoTCP && (p.Flags&rst == 0 || p.Seq != 151 || p.SrcPort != 4000 || p.DstPort != 22):
+					t.Errorf("for us %+v", p)
+				case p.Proto != proto.ProtoTCP && (!p.IsError() || p.Quoted(b, &q) != packet.OK || q.Src.Netip() != us || q.Dst.Netip() != them):
+					t.Errorf("for us %+v", p)
+				default:
+					quoted[q.Proto]++
+				}
+			}
+			if quoted[proto.ProtoUDP] != 1 || quoted[proto.ProtoICMP]+quoted[proto.ProtoICMPv6] != 1 {
+				t.Errorf("quotes %v", quoted)
+			}
+			w.wantIn(NoFlow, segment(them, 4000, us, 22, ack, 151, 901, 0))
+			if again, _ := w.sweep(); len(again) != 0 {
+				t.Error("resets twice")
+			}
+		})
+	}
+}
+
+func TestFlowOfPeerThatIsGone(t *testing.T) {
+	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
+	w.wantIn(Permitted, tcp(v4(2), 4000, v4(1), 22, syn))
+	w.wantIn(Permitted, udp(v4(3), 4000, v4(1), 53, 0))
+	w.rules.Peers = w.rules.Peers[1:]
+	w.install()
+	w.wantIn(UnknownPeer, tcp(v4(2), 4001, v4(1), 22, syn))
+	w.wantIn(Revoked, tcp(v4(2), 4000, v4(1), 22, ack))
+	w.wantIn(Permitted, udp(v4(3), 4000, v4(1), 53, 0))
+	if toLocal, toPeer := w.sweep(); len(toLocal) != 1 || len(toPeer) != 0 {
+		t.Errorf("%d resets for us, %d for them", len(toLocal), len(toPeer))
+	}
+	// It comes back: what it had is gone, what it opens passes.
+	w.rules.Peers = append(w.rules.Peers, testNode(2))
+	w.install()
+	w.wantIn(NoFlow, tcp(v4(2), 4000, v4(1), 22, ack))
+	w.wantIn(Permitted, tcp(v4(2), 4000, v4(1), 22, syn))
+}
+
+func TestStopKillsFlows(t *testing.T) {
+	w := newWorld(t, func(r *Ruleset) { r.rule(proto.Out, everything...) })
+	w.wantOut(Permitted, tcp(v4(1), 4000, v4(2), 22, syn))
+	w.Install(nil)
+	toLocal, toPeer := w.sweep()
+	if len(toLocal) != 1 || len(toPeer) != 0 {
+		t.Fatalf("%d resets for us, %d for them", len(toLocal), len(toPeer))
+	}
+	if p := parse(t, toLocal[0]); p.Flags != rst|ack || p.Ack != 1001 {
+		t.Errorf("%+v", p) // what a host that has sent a SYN accepts
+	}
+}
+
+// TestSweepInSteps has a sweep that is allowed few entries a call, with programs coming in between.
+func TestSweepInSteps(t *testing.T) {
+	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
+	for i := range uint16(3000) {
+		w.wantIn(Permitted, udp(v4(2), i, v4(1), 53, 0))
+	}
+	w.reinstall(func(*Ruleset) {})
+	resets, calls := 0, 0
+	step := func() bool { calls++; return w.Sweep(100, func(Reset) { resets++ }) }
+	for range 10 {
+		if step() {
+			t.Fatal("done too soon")
+		}
+	}
+	w.install()
+	for !step() {
+		if calls > 100 {
+			t.Fatal("never done")
+		}
+	}
+	if resets != 3000 || w.Counters().Flows != 0 {
+		t.Errorf("%d resets, %d flows left", resets, w.Counters().Flows)
+	}
+	if !step() {
+		t.Error("done, and then not")
+	}
+}
+
+// host is one end of a TCP connection, as far as resets go.
+type host struct {
+	addr    netip.Addr
+	port    uint16
+	sent    uint32            // next sequence number to send
+	expects uint32            // RCV.NXT
+	waiting map[uint32]uint32 // segments that came out of order: start, end
+	unacked []queued
+}
+
+type queued struct {
+	seq uint32
+	n   int
+}
+
+// receive takes a segment and says whether there was or is a gap, so that the host acknowledges at once.
+func (h *host) receive(seq uint32, n int) (gap bool) {
+	gap = seq != h.expects || len(h.waiting) > 0
+	if h.waiting == nil {
+		h.waiting = map[uint32]uint32{}
+	}
+	h.waiting[seq] = seq + uint32(n)
+	for again := true; again; {
+		again = false
+		for s, e := range h.waiting {
+			if int32(s-h.expects) <= 0 {
+				if int32(e-h.expects) > 0 {
+					h.expects = e
+				}
+				delete(h.waiting, s)
+				again = true
+			}
+		}
+	}
+	return gap
+}
+
+// TestResetsAreExact lets two hosts talk over a network that loses and reorders what the filter passed. When the flow
+// dies, the local host must get a reset with exactly the sequence number that it expects; so must the peer, unless data is
+// on its way to it.
+func TestResetsAreExact(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
+		us := &host{addr: v4(1), port: 22, sent: rapid.Uint32().Draw(rt, "our sequence")}
+		them := &host{addr: v4(2), port: 4000, sent: rapid.Uint32().Draw(rt, "their sequence")}
+		w.wantIn(Permitted, segment(them.addr, them.port, us.addr, us.port, syn, them.sent, 0, 0))
+		them.sent++
+		us.expects = them.sent
+		w.wantOut(Permitted, segment(us.addr, us.port, them.addr, them.port, synAck, us.sent, us.expects, 0))
+		us.sent++
+		them.expects = us.sent
+		w.wantIn(Permitted, segment(them.addr, them.port, us.addr, us.port, ack, them.sent, them.expects, 0))
+
+		lost := false // some of what we sent has not reached them
+		for range rapid.IntRange(0, 30).Draw(rt, "segments") {
+			n := rapid.IntRange(0, 1400).Draw(rt, "bytes")
+			if rapid.Bool().Draw(rt, "from them") {
+				q := queued{them.sent, n}
+				if len(them.unacked) > 0 && rapid.Bool().Draw(rt, "again") { // what was lost before it reached the filter
+					q, them.unacked = them.unacked[0], them.unacked[1:]
+				} else if them.sent += uint32(n); rapid.IntRange(0, 3).Draw(rt, "lost before us") == 0 {
+					them.unacked = append(them.unacked, q)
+					continue
+				}
+				w.wantIn(Permitted, segment(them.addr, them.port, us.addr, us.port, ack, q.seq, them.expects, q.n))
+				if us.receive(q.seq, q.n) {
+					w.wantOut(Permitted, segment(us.addr, us.port, them.addr, them.port, ack, us.sent, us.expects, 0))
+				}
+				continue
+			}
+			w.wantOut(Permitted, segment(us.addr, us.port, them.addr, them.port, ack, us.sent, us.expects, n))
+			seq := us.sent
+			us.sent += uint32(n)
+			if n > 0 && rapid.IntRange(0, 3).Draw(rt, "lost after us") == 0 {
+				lost = true
+				continue
+			}
+			them.receive(seq, n)
+		}
+
+		w.reinstall(func(*Ruleset) {})
+		toLocal, toPeer := w.sweep()
+		hit := func(to *host, packets [][]byte) bool {
+			for _, b := range packets {
+				if p := parse(t, b); p.Flags&rst != 0 && p.Seq == to.expects && p.DstPort == to.port {
+					return true
+				}
+			}
+			return false
+		}
+		if !hit(us, toLocal) {
+			rt.Fatalf("we expect %d, resets %v", us.expects, seqs(t, toLocal))
+		}
+		if !lost && !hit(them, toPeer) {
+			rt.Fatalf("they expect %d, resets %v", them.expects, seqs(t, toPeer))
+		}
+	})
+}
+
+func seqs(tb testing.TB, packets [][]byte) (out []uint32) {
+	for _, b := range packets {
+		out = append(out, parse(tb, b).Seq)
+	}
+	return out
+}
+
+func TestSweepMovesTheClock(t *testing.T) {
+	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
+	w.wantIn(Permitted, udp(v4(2), 1, v4(1), 53, 0))
+	start := w.now
+	w.pass(10 * time.Second)
+	w.wantOut(Permitted, udp(v4(1), 53, v4(2), 1, 0))
+	w.pass(time.Hour)
+	r := w.records()
+	if len(r) != 2 || !r[0].Time.Equal(start) || r[1].Duration != time.Hour+10*time.Second || !r[1].Time.Equal(w.now) {
+		t.Errorf("%+v", r)
+	}
+}
