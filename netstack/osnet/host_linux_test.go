@@ -449,29 +449,42 @@ func TestTwoAgentsInOneNamespace(t *testing.T) {
 }
 
 func TestWithoutIPv6(t *testing.T) {
-	h, tun := oneHost(t)
-	if err := h.Sysctl("net.ipv6.conf.redoubt0.disable_ipv6", "1"); err != nil {
-		t.Fatal(err)
+	for _, where := range []string{"redoubt0", "all"} {
+		h, tun := oneHost(t)
+		if err := h.Sysctl("net.ipv6.conf."+where+".disable_ipv6", "1"); err != nil {
+			t.Fatal(err)
+		}
+		before := state(t, h)
+		n, _ := inNetwork(t, h)
+		if err := h.Do(func() error { return n.Up(configA()) }); err != nil {
+			t.Fatal(err)
+		}
+		if err := problem(n, "IPv6 is disabled on redoubt0")(); err != nil {
+			t.Error(err)
+		}
+		if err := send(h, peerA.V4); err != nil {
+			t.Fatal(err)
+		}
+		tun.next(t, peerA.V4)
+		if err := send(h, peerA.V6); err == nil {
+			t.Errorf("%s: a packet to the mesh's IPv6 range found a way", where)
+		}
+		if where == "redoubt0" {
+			// Once it is enabled, the next Up gives the device what was left out.
+			if err := h.Sysctl("net.ipv6.conf.redoubt0.disable_ipv6", "0"); err != nil {
+				t.Fatal(err)
+			}
+			up(t, h, n, configA())
+			if err := send(h, peerA.V6); err != nil {
+				t.Fatal(err)
+			}
+			tun.next(t, peerA.V6)
+		}
+		if err := n.Down(); err != nil {
+			t.Fatal(err)
+		}
+		same(t, "after Down", before, state(t, h))
 	}
-	before := state(t, h)
-	n, _ := inNetwork(t, h)
-	if err := h.Do(func() error { return n.Up(configA()) }); err != nil {
-		t.Fatal(err)
-	}
-	if err := problem(n, "IPv6 is disabled on redoubt0")(); err != nil {
-		t.Error(err)
-	}
-	if err := send(h, peerA.V4); err != nil {
-		t.Fatal(err)
-	}
-	tun.next(t, peerA.V4)
-	if err := send(h, peerA.V6); err == nil {
-		t.Error("a packet to the mesh's IPv6 range found a way")
-	}
-	if err := n.Down(); err != nil {
-		t.Fatal(err)
-	}
-	same(t, "after Down", before, state(t, h))
 }
 
 // noGuard is a kernel without nftables, as far as set goes.
@@ -643,6 +656,7 @@ func TestWatchReportsChanges(t *testing.T) {
 // TestInAUserNamespace runs the tests again as root of a user namespace, where the demo runs for people who are not root.
 func TestInAUserNamespace(t *testing.T) {
 	labtest.World(t)
+	labtest.TUN(t)
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.count=1", "-test.skip=^TestInAUserNamespace$")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS,

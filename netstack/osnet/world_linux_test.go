@@ -45,8 +45,9 @@ func configA() Config { return Config{Interface: "redoubt0", Addrs: ownA, Mesh: 
 // tunnel is a TUN device with nobody behind it: what it is sent can be read.
 type tunnel struct{ file *os.File }
 
-func openTunnel(t *testing.T, h *lab.Host, name string) *tunnel {
+func openTunnel(t testing.TB, h *lab.Host, name string) *tunnel {
 	t.Helper()
+	labtest.TUN(t)
 	tun := &tunnel{}
 	err := h.Do(func() error {
 		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -122,7 +123,7 @@ func (tun *tunnel) led(t *testing.T) []string {
 }
 
 // inNetwork makes a Network in the host's namespace. kill leaves the kernel as a crash does.
-func inNetwork(t *testing.T, h *lab.Host) (n *Host, kill func()) {
+func inNetwork(t testing.TB, h *lab.Host) (n *Host, kill func()) {
 	t.Helper()
 	err := h.Do(func() error {
 		var err error

@@ -17,8 +17,8 @@ import (
 // entered tells the program that runs in the user namespace that it does.
 const entered = "REDOUBT_LAB_ENTERED"
 
-// ErrForbidden says that this system lets this user make no namespaces.
-var ErrForbidden = errors.New("this system lets this user make no network namespaces")
+// ErrForbidden says that this system does not let this user do what worlds take.
+var ErrForbidden = errors.New("this system does not let this user make networks")
 
 // Enter sees to it that the program may make namespaces. Where it may not yet, it executes itself again as root of a user
 // namespace, with the same arguments and files, and exits with that one's exit code. It returns nil in the program that may,
@@ -55,6 +55,16 @@ func Enter() error {
 		os.Exit(128 + int(exit.Sys().(syscall.WaitStatus).Signal()))
 	}
 	return fmt.Errorf("wait for the program in the user namespace: %w", err)
+}
+
+// TUN says whether this program may open tunnel devices. Most systems let everybody, and leave it to namespaces where that
+// leads; some let only root.
+func TUN() error {
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("%w: %w; run it with sudo", ErrForbidden, err)
+	}
+	return f.Close()
 }
 
 // mayUnshare tries to make a network namespace on a thread that ends with it.

@@ -8,9 +8,12 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -299,4 +302,45 @@ func TestHelperWorld(t *testing.T) {
 	}
 	os.Stdout.WriteString(w.Dir + " " + strconv.Itoa(p.PID()) + "\n")
 	<-p.Done()
+}
+
+// TestForbiddenIsSaidWithItsCause runs a test where user namespaces are switched off and root has no CAP_SYS_ADMIN, as in
+// many containers.
+func TestForbiddenIsSaidWithItsCause(t *testing.T) {
+	labtest.World(t)
+	for require, want := range map[string]string{"": "--- SKIP: TestHelperWorld", "1": "--- FAIL: TestHelperWorld"} {
+		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestHelperForbidden$", "-test.v")
+		cmd.Env = append(os.Environ(), "REDOUBT_LAB_FORBIDDEN=1", "REDOUBT_REQUIRE_ROOT="+require)
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS,
+			UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
+		}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		for _, text := range []string{want, "left out: TestHelperWorld", "user.max_user_namespaces is 0", "sudo"} {
+			if !bytes.Contains(out, []byte(text)) {
+				t.Errorf("with REDOUBT_REQUIRE_ROOT=%q the output has no %q:\n%s", require, text, out)
+			}
+		}
+	}
+}
+
+// TestHelperForbidden is the child of the test above: it takes away what makes namespaces and runs another test.
+func TestHelperForbidden(t *testing.T) {
+	if os.Getenv("REDOUBT_LAB_FORBIDDEN") == "" {
+		return
+	}
+	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	runtime.LockOSThread() // The child is this thread's, without its capability.
+	if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_ADMIN, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestHelperWorld$", "-test.v")
+	out, _ := cmd.CombinedOutput() // Whether it failed is for the parent to judge.
+	os.Stdout.Write(out)
 }

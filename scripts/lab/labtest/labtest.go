@@ -22,13 +22,7 @@ func Main(m *testing.M) int {
 // fails where REDOUBT_REQUIRE_ROOT=1.
 func World(t testing.TB) *lab.World {
 	t.Helper()
-	if refused != nil {
-		const how = "left out: %s: %v; run it as root: sudo go test -run '^%s$'"
-		if os.Getenv("REDOUBT_REQUIRE_ROOT") == "1" {
-			t.Fatalf(how, t.Name(), refused, t.Name())
-		}
-		t.Skipf(how, t.Name(), refused, t.Name())
-	}
+	need(t, refused)
 	w, err := lab.New()
 	if err != nil {
 		t.Fatal(err)
@@ -39,6 +33,25 @@ func World(t testing.TB) *lab.World {
 		}
 	})
 	return w
+}
+
+// TUN sees to it that the test may open tunnel devices, in the same way.
+func TUN(t testing.TB) {
+	t.Helper()
+	need(t, lab.TUN())
+}
+
+// need ends a test that cannot run here. Which one and why is always said.
+func need(t testing.TB, refused error) {
+	t.Helper()
+	if refused == nil {
+		return
+	}
+	const how = "left out: %s: %v (sudo go test -run '^%s$')"
+	if os.Getenv("REDOUBT_REQUIRE_ROOT") == "1" {
+		t.Fatalf(how, t.Name(), refused, t.Name())
+	}
+	t.Skipf(how, t.Name(), refused, t.Name())
 }
 
 // LAN adds a LAN to the world.
