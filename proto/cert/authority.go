@@ -173,6 +173,9 @@ func (a *Authority) IssueCoordinator(rand io.Reader, mesh proto.MeshID, id strin
 	if a.isRoot() || mesh != a.mesh || !validID(id) {
 		return nil, fmt.Errorf("issue a certificate to coordinator %q of mesh %s: an intermediate of that mesh does, for an id of a-z, 0-9 and -", id, mesh)
 	}
+	if _, err := key.DeviceFromPublic(pub); err != nil {
+		return nil, fmt.Errorf("issue a certificate to coordinator %s: %w", id, err)
+	}
 	t, err := template(rand, "coordinator", spiffe{Mesh: mesh, Role: RoleCoordinator, ID: id}, now, now.Add(lifetime))
 	if err != nil {
 		return nil, fmt.Errorf("issue a certificate to coordinator %s: %w", id, err)
