@@ -2,6 +2,7 @@ package acl
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -69,23 +70,16 @@ func (p *parser) hosts(v value) {
 			p.errorf(m.value, "%v", err)
 			continue
 		}
-		p.warnHostBits(m.value, text, prefix.String())
+		p.warnHostBits(m.value, text)
 		p.policy.Hosts[m.key] = Host{Place: Place{Pos: p.pos(m.at), Path: m.path}, Name: m.key, Prefix: prefix}
 	}
 }
 
 // warnHostBits says so where a CIDR covers more than it looks like.
-func (p *parser) warnHostBits(v value, text, masked string) {
-	if i := strings.IndexByte(text, '/'); i >= 0 && text[:i] != masked[:strings.IndexByte(masked, '/')] && !sameAddr(text[:i], masked) {
-		p.report(Warning, p.place(v), "%s covers all of %s; write that, or the one address without a length", quote(text), masked)
+func (p *parser) warnHostBits(v value, text string) {
+	if prefix, err := netip.ParsePrefix(text); err == nil && prefix != prefix.Masked() {
+		p.report(Warning, p.place(v), "%s covers all of %s; write that, or the one address without a length", quote(text), prefix.Masked())
 	}
-}
-
-// sameAddr says whether an address in any spelling is the one at the start of a masked prefix.
-func sameAddr(addr, masked string) bool {
-	a, _, _ := parseLiteral(addr)
-	b, _, _ := parseLiteral(masked)
-	return a.Addr() == b.Addr()
 }
 
 func checkHostName(name string) error {

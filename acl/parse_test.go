@@ -149,6 +149,7 @@ func TestEveryErrorIsReportedInOrder(t *testing.T) {
   "groups": {"group:eng": ["ann@example.com", "group:b"], "group:b": 1},
   "ssh": [],
   "derpMap": {},
+  "acls": [{"action": "accept", "src": ["*"], "dst": ["tag:db:ssh", "tag:db", "web"]}],
 }
 `
 	_, diags := Check("p.hujson", []byte(src))
@@ -166,6 +167,12 @@ p.hujson:7:47: error: groups["group:eng"][1]: "group:b": groups do not nest; lis
 p.hujson:7:70: error: groups["group:b"]: is a number; want a list of users
 p.hujson:8:3: error: ssh: "ssh" is not enforced by this version, which therefore refuses it rather than ignore it; remove it, or use a version that enforces it
 p.hujson:9:3: warning: derpMap: "derpMap" has no effect here: relays are not taken from the policy
+p.hujson:10:55: error: acls[0].dst[0]: "ssh" is not a port; use *, a number from 1 to 65535, a range such as 80-90, or several with commas
+p.hujson:10:55: error: acls[0].dst[0]: tag "tag:db" is not defined in tagOwners; define it there or correct the name
+p.hujson:10:69: error: acls[0].dst[1]: "tag:db" names no ports; write tag:db:* or tag:db:22
+p.hujson:10:69: error: acls[0].dst[1]: tag "tag:db" is not defined in tagOwners; define it there or correct the name
+p.hujson:10:79: error: acls[0].dst[2]: "web" names no ports; write web:* or web:22
+p.hujson:10:79: error: acls[0].dst[2]: host "web" is not defined in hosts; define it there, or write a user with its @, group:NAME or tag:NAME
 `
 	if diff := cmp.Diff(want, diags.Format("p.hujson")); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -173,8 +173,17 @@ func TestOneEdit(t *testing.T) {
 		a, b string
 		want bool
 	}{
-		{"acls", "acl", true}, {"acl", "acls", true}, {"acls", "aclz", true}, {"acls", "alcs", true}, {"acls", "acls", true},
-		{"acls", "ac", false}, {"acls", "lacz", false}, {"ab", "ba", true}, {"", "a", true}, {"", "ab", false}, {"abcd", "badc", false},
+		{"acls", "acl", true},
+		{"acl", "acls", true},
+		{"acls", "aclz", true},
+		{"acls", "alcs", true},
+		{"acls", "acls", true},
+		{"acls", "ac", false},
+		{"acls", "lacz", false},
+		{"ab", "ba", true},
+		{"", "a", true},
+		{"", "ab", false},
+		{"abcd", "badc", false},
 	} {
 		if got := oneEdit(test.a, test.b); got != test.want {
 			t.Errorf("%q, %q: %v", test.a, test.b, got)

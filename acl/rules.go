@@ -1,8 +1,8 @@
 package acl
 
 import (
-	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/tailscale/hujson"
 
@@ -27,7 +27,7 @@ func (p *parser) checkedSelector(v value, text string, where use) (Selector, boo
 	}
 	s.Place = p.place(v)
 	if s.Kind == Literal {
-		p.warnHostBits(v, text, s.Prefix.String())
+		p.warnHostBits(v, text)
 	}
 	return s, true
 }
@@ -137,17 +137,11 @@ func parts(dst []Destination) int {
 	}
 	n := 1
 	for i := 1; i < len(dst); i++ {
-		if !SameServices(dst[i-1], dst[i]) {
+		if !slices.Equal(dst[i-1].Services, dst[i].Services) || (dst[i-1].Kind == Self) != (dst[i].Kind == Self) {
 			n++
 		}
 	}
 	return n
-}
-
-// SameServices says whether two destinations of a rule can stay together: the same services, and both or none of them the
-// nodes of the same user.
-func SameServices(a, b Destination) bool {
-	return slices.Equal(a.Services, b.Services) && (a.Kind == Self) == (b.Kind == Self)
 }
 
 func (p *parser) action(f map[string]member) {
@@ -191,12 +185,7 @@ func (p *parser) aclDestinations(m member, named []uint8, protoOK bool) []Destin
 		if !ok {
 			continue
 		}
-		d, err := p.aclDestination(v, text, named)
-		if err != nil {
-			p.errorf(v, "%v", err)
-			continue
-		}
-		if d.Kind != 0 && protoOK {
+		if d, ok := p.aclDestination(v, text, named); ok && protoOK {
 			out = append(out, d)
 		}
 	}
@@ -207,25 +196,45 @@ func (p *parser) aclDestinations(m member, named []uint8, protoOK bool) []Destin
 	return out
 }
 
-// aclDestination reads one "SEL:PORTS". Where the selector is wrong it is reported here, and the result is of no kind.
-func (p *parser) aclDestination(v value, text string, named []uint8) (Destination, error) {
-	sel, ports, err := splitPorts(text)
-	if err != nil {
-		return Destination{}, err
+// aclDestination reads one "SEL:PORTS", and reports what is wrong with either.
+func (p *parser) aclDestination(v value, text string, named []uint8) (Destination, bool) {
+	s, ports, ok := p.withPorts(v, text, inDst)
+	if ports == "" {
+		return Destination{}, false
 	}
 	ranges, err := parsePorts(ports)
+	var svc []proto.Service
+	if err == nil {
+		svc, err = services(named, ranges)
+	}
 	if err != nil {
-		if _, plain := p.selector(text, inDst); plain == nil {
-			return Destination{}, fmt.Errorf("%s names no ports; write %s:* or %s:22", quote(text), shown(text), shown(text))
-		}
-		return Destination{}, err
+		p.errorf(v, "%v", err)
+		return Destination{}, false
 	}
-	s, ok := p.checkedSelector(v, sel, inDst)
-	if !ok {
-		return Destination{}, nil
+	return Destination{Selector: s, Services: svc}, ok
+}
+
+// withPorts takes "SELECTOR:PORTS" apart and reads the selector. It reports what is wrong with the selector, and where there
+// are no ports; those are empty then.
+func (p *parser) withPorts(v value, text string, where use) (s Selector, ports string, ok bool) {
+	if !strings.Contains(text, ":") || portless(text) {
+		p.errorf(v, "%s names no ports; write %s:* or %s:22", quote(text), shown(text), shown(text))
+		p.checkedSelector(v, text, where)
+		return Selector{}, "", false
 	}
-	svc, err := services(named, ranges)
-	return Destination{Selector: s, Services: svc}, err
+	sel, ports, err := splitPorts(text)
+	if err != nil {
+		p.errorf(v, "%v", err)
+		return Selector{}, "", false
+	}
+	s, ok = p.checkedSelector(v, sel, where)
+	return s, ports, ok
+}
+
+// portless says whether the only colon of a text is the one of its kind, as in "tag:db".
+func portless(text string) bool {
+	kind, name, _ := strings.Cut(text, ":")
+	return slices.Contains([]string{"group", "tag", "autogroup", "ipset"}, kind) && name != "" && !strings.Contains(name, ":")
 }
 
 // grants reads "grants": [{"src": [...], "dst": [...], "ip": ["tcp:443", ...]}, ...].

@@ -188,10 +188,7 @@ func parseLiteral(text string) (prefix netip.Prefix, ok bool, err error) {
 // splitPorts takes "SELECTOR:PORTS" apart, at the last colon. IPv6 addresses may stand in brackets.
 func splitPorts(text string) (sel, ports string, err error) {
 	i := strings.LastIndexByte(text, ':')
-	if i < 0 {
-		return "", "", fmt.Errorf("%s names no ports; write %s:* or %s:22", quote(text), shown(text), shown(text))
-	}
-	sel, ports = text[:i], text[i+1:]
+	sel, ports = text[:max(0, i)], text[i+1:]
 	if sel == "" || ports == "" {
 		return "", "", fmt.Errorf("%s: want SELECTOR:PORTS, such as tag:db:5432 or *:22", quote(text))
 	}

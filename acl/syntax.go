@@ -209,20 +209,20 @@ func skipString(src []byte, i int) int {
 // skipComment is the offset of the last byte of the comment that starts at i, or i where none does.
 func skipComment(src []byte, i int) int {
 	rest := src[i:]
-	end, skip := []byte(nil), 0
+	var end string
 	switch {
 	case bytes.HasPrefix(rest, []byte("//")):
-		end, skip = []byte("\n"), 0
+		end = "\n"
 	case bytes.HasPrefix(rest, []byte("/*")):
-		end, skip = []byte("*/"), 1
+		end = "*/"
 	default:
 		return i
 	}
-	n := bytes.Index(rest[2:], end)
+	n := bytes.Index(rest[2:], []byte(end))
 	if n < 0 {
 		return len(src)
 	}
-	return i + 2 + n + skip
+	return i + 2 + n + len(end) - 1
 }
 
 // kindName says what a value is, for messages.

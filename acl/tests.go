@@ -61,9 +61,8 @@ func (p *parser) targets(m member) []Target {
 		if !ok {
 			continue
 		}
-		sel, ports, err := splitPorts(text)
-		if err != nil {
-			p.errorf(v, "%v", err)
+		s, ports, ok := p.withPorts(v, text, inTestDst)
+		if ports == "" {
 			continue
 		}
 		port, err := testPort(ports)
@@ -71,7 +70,7 @@ func (p *parser) targets(m member) []Target {
 			p.errorf(v, "%v", err)
 			continue
 		}
-		if s, ok := p.checkedSelector(v, sel, inTestDst); ok {
+		if ok {
 			out = append(out, Target{Selector: s, Port: port, Full: text})
 		}
 	}

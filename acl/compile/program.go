@@ -108,13 +108,16 @@ func sortPrefixes(ps []netip.Prefix) { slices.SortFunc(ps, netip.Prefix.Compare)
 // addRule splits a rule of the policy by services, and by whether the destination is the same user's nodes.
 func (p *Program) addRule(r acl.Rule) {
 	var parts [][]int // indexes of destinations
+	partOf := map[string]int{}
 	for i, d := range r.Dst {
-		same := func(part []int) bool { return acl.SameServices(r.Dst[part[0]], d) }
-		if n := slices.IndexFunc(parts, same); n >= 0 {
-			parts[n] = append(parts[n], i)
-		} else {
-			parts = append(parts, []int{i})
+		key := fmt.Sprint(d.Kind == acl.Self, d.Services)
+		n, ok := partOf[key]
+		if !ok {
+			n = len(parts)
+			partOf[key] = n
+			parts = append(parts, nil)
 		}
+		parts[n] = append(parts[n], i)
 	}
 	src := p.side(r.Src)
 	for _, part := range parts {

@@ -73,7 +73,8 @@ func TestRunTests(t *testing.T) {
 		// Stand-ins.
 		{"nobody enrolled", `{"src": "group:eng", "accept": ["tag:db:5432"], "deny": ["tag:db:22"]}`, []string{}, ""},
 		{
-			"nobody enrolled, and a member may not", `{"src": "group:eng", "accept": ["four:22"]}`, []string{},
+			"nobody enrolled, and a member may not", `{"src": "group:eng", "accept": ["four:22"]}`,
+			[]string{},
 			`7:43: error: tests[0].accept[0]: the test wants four:22 to be reached, but no rule allows it (tcp or udp): 100.64.0.4 (stand-in-2, bob@example.com) to 100.64.0.3 (stand-in-3)`,
 		},
 		{"a member without a node", `{"src": "user:*@example.com", "deny": ["tag:db:22"]}, {"src": "autogroup:tagged", "deny": ["tag:db:5432"]}`, []string{}, ""},
