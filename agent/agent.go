@@ -201,3 +201,9 @@ func (a *Agent) change() <-chan struct{} {
 	defer a.mu.Unlock()
 	return a.changed
 }
+
+// Running is closed when the node has started: local programs are answered, and what was on the disk is in force.
+func (a *Agent) Running() <-chan struct{} { return a.running }
+
+// Answers says whether the loop still takes what it is given.
+func (a *Agent) Answers(ctx context.Context) bool { return a.call(ctx, func() {}) == nil }

@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+
+	"github.com/redoubt-mesh/redoubt/agent"
+	"github.com/redoubt-mesh/redoubt/agent/localapi"
+)
+
+// agentFlags are those of `redoubt agent`.
+type agentFlags struct {
+	state, tun, operator, metrics, logLevel string
+	port                                    uint16
+}
+
+func agentCommand(p program) *cobra.Command {
+	var f agentFlags
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run the daemon",
+		Long: "Runs the daemon that keeps this machine in the mesh. It takes the rights to change the host's network:\n" +
+			"root, or CAP_NET_ADMIN and CAP_NET_RAW. The service of systemd runs this command.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), p, socket(cmd)) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.state, "state", "/var/lib/redoubt", "directory with this node's keys and what it knows")
+	flags.StringVar(&f.tun, "tun", agent.DefaultInterface, "name of the network device to make")
+	flags.Uint16Var(&f.port, "listen-port", 0, "UDP port for other nodes (default any)")
+	flags.StringVar(&f.operator, "operator", "", "user (name or number) who may run up and down besides root")
+	flags.StringVar(&f.metrics, "metrics", "", "address to serve Prometheus metrics on; on loopback if only a port is given")
+	flags.StringVar(&f.logLevel, "log-level", "info", "what to log: debug, info, warn or error")
+	return cmd
+}
+
+// run checks everything before anything is touched, then runs the agent to its end.
+func (f agentFlags) run(ctx context.Context, p program, socket string) error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
+		return &exitError{exitUsage, fmt.Errorf("--log-level %q: want debug, info, warn or error", f.logLevel)}
+	}
+	access, err := localapi.Operator(f.operator)
+	if err != nil {
+		return &exitError{exitUsage, fmt.Errorf("--operator: %w", err)}
+	}
+	metrics, err := listenMetrics(ctx, f.metrics)
+	if err != nil {
+		return &exitError{exitUsage, fmt.Errorf("--metrics: %w", err)}
+	}
+	log := slog.New(slog.NewTextHandler(p.err, &slog.HandlerOptions{Level: level}))
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	serveMetrics := serve(metrics, registry, log)
+	defer serveMetrics()
+	listener, err := localapi.Listen(socket)
+	if err != nil {
+		return &exitError{exitFalse, err}
+	}
+	tuneMemory()
+	a, err := agent.New(agent.Config{
+		StateDir: f.state, Interface: f.tun, ListenPort: f.port, Listener: listener, Access: access,
+		Program: version(), Log: log, Registry: registry,
+	})
+	if err != nil {
+		return &exitError{exitFalse, errors.Join(err, listener.Close())}
+	}
+	stopNotify := notify(ctx, a, log)
+	defer stopNotify()
+	if err := a.Run(ctx); err != nil {
+		return &exitError{exitFalse, err}
+	}
+	return nil
+}
+
+// listenMetrics takes ADDR:PORT, or a port alone for loopback; nothing for nothing.
+func listenMetrics(ctx context.Context, addr string) (net.Listener, error) {
+	if addr == "" {
+		return nil, nil
+	}
+	if !strings.Contains(addr, ":") {
+		addr = ":" + addr
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	return (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, port))
+}
+
+// serve answers with the metrics until the returned function is called.
+func serve(l net.Listener, registry *prometheus.Registry, log *slog.Logger) (stop func()) {
+	if l == nil {
+		return func() {}
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	server := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("metrics ended", "err", err)
+		}
+	}()
+	return func() {
+		server.Close()
+		<-done
+	}
+}
+
+// notify tells systemd when the agent is ready, that it is alive for as long as it answers, and that it ends.
+func notify(ctx context.Context, a *agent.Agent, log *slog.Logger) (stop func()) {
+	say := func(state string) {
+		if _, err := daemon.SdNotify(false, state); err != nil {
+			log.Warn("systemd is not told", "err", err)
+		}
+	}
+	every, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		log.Warn("systemd's watchdog", "err", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer say(daemon.SdNotifyStopping)
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.Running():
+		}
+		say(daemon.SdNotifyReady)
+		if every == 0 {
+			<-ctx.Done()
+			return
+		}
+		t := time.NewTicker(every / 3)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+			}
+			if a.Answers(ctx) {
+				say(daemon.SdNotifyWatchdog)
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+func jsonFlag(cmd *cobra.Command) *bool { return cmd.Flags().Bool("json", false, "print JSON") }
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
+// What is printed as JSON. Names, once printed, stay; times are RFC 3339, null where there is none.
+type (
+	statusJSON struct {
+		State         string          `json:"state"`
+		Node          *nodeJSON       `json:"node"`
+		Coordinator   coordinatorJSON `json:"coordinator"`
+		PolicyVersion string          `json:"policyVersion"`
+		Peers         []peerJSON      `json:"peers"`
+		Problems      []string        `json:"problems"`
+		Interface     string          `json:"interface"`
+		ListenPort    uint32          `json:"listenPort"`
+		MeshDomain    string          `json:"meshDomain"`
+		Program       string          `json:"program"`
+		Filter        filterJSON      `json:"filter"`
+	}
+	nodeJSON struct {
+		ID                 string     `json:"id"`
+		Name               string     `json:"name"`
+		Addresses          []string   `json:"addresses"`
+		User               string     `json:"user"`
+		Tags               []string   `json:"tags"`
+		CertificateExpires *time.Time `json:"certificateExpires"`
+	}
+	coordinatorJSON struct {
+		Connected bool       `json:"connected"`
+		LastHeard *time.Time `json:"lastHeard"`
+		URL       string     `json:"url"`
+	}
+	peerJSON struct {
+		nodeJSON
+		Path          string     `json:"path"`
+		Endpoint      string     `json:"endpoint"`
+		LastHandshake *time.Time `json:"lastHandshake"`
+		RxBytes       uint64     `json:"rxBytes"`
+		TxBytes       uint64     `json:"txBytes"`
+	}
+	filterJSON struct {
+		Flows          uint64            `json:"flows"`
+		AllowedPackets uint64            `json:"allowedPackets"`
+		DeniedPackets  uint64            `json:"deniedPackets"`
+		Drops          map[string]uint64 `json:"drops"`
+	}
+)
+
+func statusOf(st *redoubtv1.Status) statusJSON {
+	f := st.GetFilter()
+	out := statusJSON{
+		State: st.GetState(), PolicyVersion: st.GetPolicyVersion(), Problems: list(st.GetProblems()), Peers: []peerJSON{},
+		Interface: st.GetInterface(), ListenPort: st.GetListenPort(), MeshDomain: st.GetMeshDomain(), Program: st.GetProgram(),
+		Coordinator: coordinatorJSON{
+			Connected: st.GetCoordinator().GetConnected(), URL: st.GetCoordinator().GetUrl(),
+			LastHeard: fromMillis(st.GetCoordinator().GetLastHeard()),
+		},
+		Filter: filterJSON{f.GetFlows(), f.GetAllowedPackets(), f.GetDeniedPackets(), f.GetDrops()},
+	}
+	if out.Filter.Drops == nil {
+		out.Filter.Drops = map[string]uint64{}
+	}
+	if st.GetNode() != nil {
+		n := nodeOf(st.GetNode())
+		out.Node = &n
+	}
+	for _, p := range st.GetPeers() {
+		out.Peers = append(out.Peers, peerJSON{
+			nodeJSON: nodeJSON{
+				ID: p.GetId(), Name: p.GetName(), Addresses: list(p.GetAddresses()), User: p.GetUser(), Tags: list(p.GetTags()),
+				CertificateExpires: fromSeconds(p.GetCertificateExpires()),
+			},
+			Path: p.GetPath(), Endpoint: p.GetEndpoint(), LastHandshake: fromMillis(p.GetLastHandshake()),
+			RxBytes: p.GetRxBytes(), TxBytes: p.GetTxBytes(),
+		})
+	}
+	return out
+}
+
+func nodeOf(n *redoubtv1.LocalNode) nodeJSON {
+	return nodeJSON{
+		ID: n.GetId(), Name: n.GetName(), Addresses: list(n.GetAddresses()), User: n.GetUser(), Tags: list(n.GetTags()),
+		CertificateExpires: fromSeconds(n.GetCertificateExpires()),
+	}
+}
+
+// list is never null.
+func list(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+func fromMillis(ms int64) *time.Time {
+	if ms == 0 {
+		return nil
+	}
+	t := time.UnixMilli(ms).UTC()
+	return &t
+}
+
+func fromSeconds(s int64) *time.Time { return fromMillis(s * 1000) }

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/redoubt-mesh/redoubt/agent/localapi"
+	"github.com/redoubt-mesh/redoubt/cmd/settings"
+	"github.com/redoubt-mesh/redoubt/proto/redoubt/v1/redoubtv1connect"
+)
+
+// Exit codes. Zero means that what was asked is true.
+const (
+	exitFalse    = 1 // it is not, or it failed
+	exitUsage    = 2 // the command line, the environment or the settings are wrong
+	exitNoAgent  = 3 // no agent answers
+	exitNoAccess = 4 // it takes root or the operator
+)
+
+// program is what the commands know of their surroundings.
+type program struct {
+	in       io.Reader
+	out, err io.Writer
+	env      func(string) (string, bool)
+	colour   bool
+}
+
+// exitError is a failure with an exit code. Without a text it was told already.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// run runs one command and returns its exit code.
+func run(ctx context.Context, args []string, p program) int {
+	root := newRoot(p)
+	root.SetArgs(args)
+	root.SetIn(p.in)
+	root.SetOut(p.out)
+	root.SetErr(p.err)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	code := exitUsage
+	var exit *exitError
+	if errors.As(err, &exit) {
+		code = exit.code
+	}
+	if text := err.Error(); text != "" {
+		fmt.Fprintf(p.err, "redoubt: %s\n", text)
+	}
+	return code
+}
+
+func newRoot(p program) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "redoubt",
+		Short: "This machine's part of a mesh",
+		Long: "redoubt joins this machine to a mesh and says how it is there.\n\n" +
+			"Exit codes: 0 it is true, 1 it is not, 2 usage, 3 no agent answers, 4 not allowed.\n" +
+			"Each flag --some-flag can also be given as REDOUBT_SOME_FLAG, or as \"some-flag\" in the file\n" +
+			"that --config names.",
+		SilenceErrors: true, SilenceUsage: true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	root.PersistentFlags().String("socket", localapi.DefaultSocket, "where the agent listens for local programs")
+	for _, c := range []*cobra.Command{
+		agentCommand(p), upCommand(p), downCommand(p), statusCommand(p), pingCommand(p), whoisCommand(p), versionCommand(p),
+	} {
+		root.AddCommand(c)
+	}
+	settings.Bind(root, p.env)
+	return root
+}
+
+func onTerminal(f *os.File) bool {
+	_, plain := os.LookupEnv("NO_COLOR")
+	return !plain && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))
+}
+
+// client is the agent, as the command line says where it is.
+func client(cmd *cobra.Command) redoubtv1connect.LocalServiceClient {
+	return localapi.Client(socket(cmd))
+}
+
+func socket(cmd *cobra.Command) string {
+	path, err := cmd.Flags().GetString("socket")
+	if err != nil {
+		panic(err) // every command has the flag
+	}
+	return path
+}
+
+// failed explains an error of the agent, or of the way to it.
+func failed(cmd *cobra.Command, err error) error {
+	if err == nil {
+		return nil
+	}
+	var c *connect.Error
+	if !errors.As(err, &c) {
+		return &exitError{exitFalse, err}
+	}
+	switch c.Code() {
+	case connect.CodeUnavailable:
+		if connect.IsWireError(err) {
+			return &exitError{exitFalse, errors.New(c.Message())}
+		}
+		if errors.Is(err, os.ErrPermission) {
+			return &exitError{exitNoAccess, fmt.Errorf("may not speak with the agent at %s: %w", socket(cmd), os.ErrPermission)}
+		}
+		return &exitError{exitNoAgent, fmt.Errorf("no agent answers at %s: start it with `sudo systemctl start redoubt`, or "+
+			"`sudo redoubt agent`; if it listens elsewhere, name its --socket", socket(cmd))}
+	case connect.CodePermissionDenied:
+		return &exitError{exitNoAccess, errors.New(c.Message())}
+	case connect.CodeInvalidArgument:
+		return &exitError{exitUsage, errors.New(c.Message())}
+	}
+	return &exitError{exitFalse, errors.New(c.Message())}
+}

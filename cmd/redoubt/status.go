@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// statusFlags are those of `redoubt status`.
+type statusFlags struct {
+	json          *bool
+	watch         bool
+	wireguardName string
+}
+
+func statusCommand(p program) *cobra.Command {
+	var f statusFlags
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Say how this node is, and whom it can reach",
+		Long: "Shows this node, its coordinator and its peers, and what is wrong, if anything is.\n" +
+			"Exits with 1 unless the node runs; with --json, only if there is nothing to print.\n" +
+			"--interface shows the counters of any WireGuard interface instead, also of others than the agent's.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case f.wireguardName != "":
+				return f.wireguard(p)
+			case f.watch:
+				return f.follow(cmd, p)
+			}
+			r, err := client(cmd).Status(cmd.Context(), &redoubtv1.StatusRequest{})
+			if err != nil {
+				return failed(cmd, err)
+			}
+			return f.print(p, r.GetStatus())
+		},
+	}
+	f.json = jsonFlag(cmd)
+	cmd.Flags().BoolVar(&f.watch, "watch", false, "go on showing it")
+	cmd.Flags().StringVar(&f.wireguardName, "interface", "", "show this WireGuard interface's counters instead")
+	return cmd
+}
+
+func (f statusFlags) print(p program, st *redoubtv1.Status) error {
+	if *f.json {
+		return printJSON(p.out, statusOf(st))
+	}
+	fmt.Fprint(p.out, render(st, time.Now(), palette(p.colour)))
+	if st.GetState() != "running" {
+		return &exitError{exitFalse, nil}
+	}
+	return nil
+}
+
+// render shows a status in 80 columns.
+func render(st *redoubtv1.Status, now time.Time, c palette) string {
+	var b strings.Builder
+	field := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "%s %s\n", c.dim(fmt.Sprintf("%-11s", name)), fmt.Sprintf(format, args...))
+	}
+	state := c.warn(st.GetState())
+	switch st.GetState() {
+	case "running":
+		state = c.good(st.GetState())
+	case "revoked", "expired":
+		state = c.bad(st.GetState())
+	}
+	field("state", "%s", state)
+	if n := st.GetNode(); n != nil {
+		field("node", "%s  %s", fit(n.GetName()+"."+st.GetMeshDomain(), 50), n.GetId())
+		field("addresses", "%s", strings.Join(n.GetAddresses(), "  "))
+		field("identity", "%s", fit(who(n.GetUser(), n.GetTags()), 68))
+		field("certificate", "%s", until(now, n.GetCertificateExpires(), c))
+	}
+	if st.GetState() != "down" {
+		coordinator := c.bad("not connected")
+		if st.GetCoordinator().GetConnected() {
+			coordinator = c.good("connected") + "  " + fit(st.GetCoordinator().GetUrl(), 40)
+		}
+		field("coordinator", "%s, heard %s", coordinator, age(now, time.UnixMilli(st.GetCoordinator().GetLastHeard())))
+	}
+	if st.GetPolicyVersion() != "" {
+		field("policy", "version %s", st.GetPolicyVersion())
+	}
+	if st.GetInterface() != "" {
+		f := st.GetFilter()
+		field("interface", "%s, UDP port %d", st.GetInterface(), st.GetListenPort())
+		field("filter", "%d flows, %d packets let through, %d denied", f.GetFlows(), f.GetAllowedPackets(), f.GetDeniedPackets())
+	}
+	if len(st.GetPeers()) > 0 {
+		b.WriteString("\n" + peerTable(st.GetPeers(), now))
+	}
+	if len(st.GetProblems()) > 0 {
+		b.WriteString("\n" + c.warn("problems") + "\n")
+		for _, problem := range st.GetProblems() {
+			b.WriteString(wrap(problem, "  - ", "    "))
+		}
+	}
+	return b.String()
+}
+
+func until(now time.Time, seconds int64, c palette) string {
+	end := time.Unix(seconds, 0)
+	if !now.Before(end) {
+		return c.bad("ran out " + span(now.Sub(end)) + " ago")
+	}
+	return "valid for " + span(end.Sub(now))
+}
+
+func who(user string, tags []string) string {
+	switch {
+	case user != "":
+		return user
+	case len(tags) > 0:
+		return strings.Join(tags, ",")
+	}
+	return "-"
+}
+
+func peerTable(peers []*redoubtv1.LocalPeer, now time.Time) string {
+	rows := [][]string{{"PEER", "ADDRESS", "WHO", "PATH", "HANDSHAKE", "RX", "TX"}}
+	for _, p := range peers {
+		address, path := "", "-"
+		if len(p.GetAddresses()) > 0 {
+			address = p.GetAddresses()[0]
+		}
+		if p.GetPath() != "" {
+			path = p.GetPath() + " " + p.GetEndpoint()
+		}
+		rows = append(rows, []string{
+			p.GetName(), address, who(p.GetUser(), p.GetTags()), path, age(now, time.UnixMilli(p.GetLastHandshake())),
+			size(p.GetRxBytes()), size(p.GetTxBytes()),
+		})
+	}
+	return table(rows, 3, 2, 0)
+}
+
+// follow prints a status whenever it changes.
+func (f statusFlags) follow(cmd *cobra.Command, p program) error {
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	stream, err := client(cmd).Watch(ctx, &redoubtv1.WatchRequest{})
+	if err != nil {
+		return failed(cmd, err)
+	}
+	defer stream.Close()
+	next := func() (*redoubtv1.Status, error) {
+		if stream.Receive() {
+			return stream.Msg().GetStatus(), nil
+		}
+		return nil, stream.Err()
+	}
+	if p.colour && !*f.json {
+		err = watch(ctx, p, next)
+	} else {
+		err = f.stream(p, next)
+	}
+	if cmd.Context().Err() != nil {
+		return nil // the person has seen enough
+	}
+	return failed(cmd, err)
+}
+
+// stream prints one status after the other.
+func (f statusFlags) stream(p program, next func() (*redoubtv1.Status, error)) error {
+	for {
+		st, err := next()
+		if st == nil || err != nil {
+			return err
+		}
+		if *f.json {
+			if err := printJSON(p.out, statusOf(st)); err != nil {
+				return err
+			}
+			continue
+		}
+		fmt.Fprintln(p.out, render(st, time.Now(), palette(p.colour)))
+	}
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"charm.land/lipgloss/v2"
+)
+
+// width is what every output fits into.
+const width = 80
+
+// palette colours texts, or leaves them as they are.
+type palette bool
+
+func (p palette) paint(colour, s string) string {
+	if !p || s == "" {
+		return s
+	}
+	return lipgloss.NewStyle().Foreground(lipgloss.Color(colour)).Render(s)
+}
+
+func (p palette) good(s string) string { return p.paint("2", s) }
+func (p palette) bad(s string) string  { return p.paint("1", s) }
+func (p palette) warn(s string) string { return p.paint("3", s) }
+func (p palette) dim(s string) string  { return p.paint("8", s) }
+
+// table lays out rows under a head. Where they are too wide, the columns in shrink give way, the first first.
+func table(rows [][]string, shrink ...int) string {
+	if len(rows) == 0 {
+		return ""
+	}
+	const gap = 2
+	widths := make([]int, len(rows[0]))
+	total := gap * (len(widths) - 1)
+	for i := range widths {
+		for _, r := range rows {
+			widths[i] = max(widths[i], lipgloss.Width(r[i]))
+		}
+		total += widths[i]
+	}
+	const least = 8
+	for _, i := range shrink {
+		if over := total - width; over > 0 && widths[i] > least {
+			cut := min(over, widths[i]-least)
+			widths[i] -= cut
+			total -= cut
+		}
+	}
+	var b strings.Builder
+	for _, r := range rows {
+		line := ""
+		for i, cell := range r {
+			cell = fit(cell, widths[i])
+			line += cell
+			if i < len(r)-1 {
+				line += strings.Repeat(" ", widths[i]-lipgloss.Width(cell)+gap)
+			}
+		}
+		b.WriteString(strings.TrimRight(line, " "))
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// fit shortens a plain text.
+func fit(s string, w int) string {
+	if lipgloss.Width(s) <= w {
+		return s
+	}
+	r := []rune(s)
+	return string(r[:max(w-1, 0)]) + "…"
+}
+
+// wrap breaks a text into lines that begin with an indent.
+func wrap(s, first, indent string) string {
+	var b strings.Builder
+	line := first
+	empty := true
+	for word := range strings.FieldsSeq(s) {
+		if !empty && lipgloss.Width(line)+1+lipgloss.Width(word) > width {
+			b.WriteString(line + "\n")
+			line, empty = indent, true
+		}
+		if !empty {
+			line += " "
+		}
+		line += word
+		empty = false
+	}
+	b.WriteString(line + "\n")
+	return b.String()
+}
+
+// age says how long ago a time was.
+func age(now, t time.Time) string {
+	if t.IsZero() || t.Unix() == 0 {
+		return "never"
+	}
+	return span(now.Sub(t)) + " ago"
+}
+
+// span writes a duration with one unit, as people do.
+func span(d time.Duration) string {
+	switch d = max(d, 0); {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// size writes a number of bytes with three digits or so.
+func size(n uint64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, i := float64(n), -1
+	for ; f >= unit && i < 4; i++ {
+		f /= unit
+	}
+	return fmt.Sprintf("%.1f %ciB", f, "KMGTP"[i])
+}

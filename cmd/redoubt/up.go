@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/redoubt-mesh/redoubt/proto/join"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// upFlags are those of `redoubt up`.
+type upFlags struct {
+	codeFile, hostname string
+	timeout            time.Duration
+	json               *bool
+}
+
+func upCommand(p program) *cobra.Command {
+	var f upFlags
+	cmd := &cobra.Command{
+		Use:   "up [CODE | -]",
+		Short: "Join the mesh, or come back into it",
+		Long: "Makes this machine a node of the mesh that the join code is for, and waits until packets can pass.\n" +
+			"Without a code it comes back into the mesh that it is in. `-` reads the code from standard input.",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, p, args) },
+	}
+	cmd.Flags().StringVar(&f.codeFile, "code-file", "", "file that holds the join code")
+	cmd.Flags().StringVar(&f.hostname, "hostname", "", "what to be called in the mesh (default the machine's name)")
+	cmd.Flags().DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait; 0 waits for ever")
+	f.json = jsonFlag(cmd)
+	return cmd
+}
+
+func (f upFlags) run(cmd *cobra.Command, p program, args []string) error {
+	code, err := f.code(p, args)
+	if err != nil {
+		return &exitError{exitUsage, err}
+	}
+	ctx := cmd.Context()
+	if f.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, f.timeout)
+		defer cancel()
+	}
+	stream, err := client(cmd).Up(ctx, &redoubtv1.UpRequest{Code: code, Hostname: f.hostname})
+	if err != nil {
+		return failed(cmd, err)
+	}
+	defer stream.Close()
+	last := ""
+	for stream.Receive() {
+		m := stream.Msg()
+		if m.GetRunning() {
+			return f.print(p, m.GetStatus())
+		}
+		last = m.GetStep()
+		fmt.Fprintln(p.err, last)
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		if last != "" {
+			last = ": " + last
+		}
+		return &exitError{exitFalse, fmt.Errorf("not up after %v%s; the agent goes on trying, see `redoubt status`", f.timeout, last)}
+	}
+	return failed(cmd, stream.Err())
+}
+
+// code finds the join code, and refuses one that is none before anything is sent.
+func (f upFlags) code(p program, args []string) (string, error) {
+	text := ""
+	switch {
+	case len(args) == 1 && f.codeFile != "":
+		return "", errors.New("give the join code or --code-file, not both")
+	case len(args) == 1 && args[0] == "-":
+		b, err := io.ReadAll(io.LimitReader(p.in, 2*join.MaxLength))
+		if err != nil {
+			return "", fmt.Errorf("read the join code: %w", err)
+		}
+		text = string(b)
+	case len(args) == 1:
+		text = args[0]
+	case f.codeFile != "":
+		file, err := os.Open(f.codeFile)
+		if err != nil {
+			return "", fmt.Errorf("read the join code: %w", err)
+		}
+		defer file.Close()
+		b, err := io.ReadAll(io.LimitReader(file, 2*join.MaxLength))
+		if err != nil {
+			return "", fmt.Errorf("read the join code: %w", err)
+		}
+		text = string(b)
+	default:
+		return "", nil
+	}
+	text = strings.TrimSpace(text)
+	_, err := join.Parse(text)
+	return text, err
+}
+
+func (f upFlags) print(p program, st *redoubtv1.Status) error {
+	if *f.json {
+		return printJSON(p.out, statusOf(st))
+	}
+	n := st.GetNode()
+	fmt.Fprintf(p.out, "%s.%s\n%s\n", n.GetName(), st.GetMeshDomain(), strings.Join(n.GetAddresses(), "\n"))
+	for _, problem := range st.GetProblems() {
+		fmt.Fprintln(p.err, "note:", problem)
+	}
+	return nil
+}
+
+func downCommand(p program) *cobra.Command {
+	return &cobra.Command{
+		Use:   "down",
+		Short: "Leave the mesh until the next up",
+		Long: "Takes the tunnel down and puts the host's network back as it was. The node keeps its identity:\n" +
+			"`redoubt up` brings it back.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := client(cmd).Down(cmd.Context(), &redoubtv1.DownRequest{}); err != nil {
+				return failed(cmd, err)
+			}
+			fmt.Fprintln(p.err, "down")
+			return nil
+		},
+	}
+}
