@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
@@ -92,6 +93,9 @@ func planned(plan Plan, random io.Reader) (m Mesh, err error) {
 	if m.Domain = plan.Domain; m.Domain == "" {
 		m.Domain = DefaultDomain
 	}
+	if err := CheckDomain(m.Domain); err != nil {
+		return Mesh{}, err
+	}
 	if m.V4 = plan.V4; !m.V4.IsValid() {
 		if m.V4, err = ipam.RandomV4(random); err != nil {
 			return Mesh{}, err
@@ -107,6 +111,19 @@ func planned(plan Plan, random io.Reader) (m Mesh, err error) {
 		return Mesh{}, fmt.Errorf("%w: %w", err, ErrInvalid)
 	}
 	return m, nil
+}
+
+// CheckDomain says why a mesh cannot have a domain.
+func CheckDomain(domain string) error {
+	if len(domain) > proto.MaxDomain {
+		return fmt.Errorf("domain %.32q...: longer than %d characters: %w", domain, proto.MaxDomain, ErrInvalid)
+	}
+	for l := range strings.SplitSeq(domain, ".") {
+		if !proto.ValidName(l) {
+			return fmt.Errorf("domain %q: want labels of a-z, 0-9 and '-', such as %s: %w", domain, DefaultDomain, ErrInvalid)
+		}
+	}
+	return nil
 }
 
 // wall is a time as records keep it.

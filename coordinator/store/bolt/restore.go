@@ -46,7 +46,10 @@ func Restore(backup, dir string, o Options, change store.Edit) error {
 	if err != nil {
 		return err
 	}
-	defer lock.Release()
+	return errors.Join(restoreLocked(f, size, dir, o, change), lock.Release())
+}
+
+func restoreLocked(f *os.File, size int64, dir string, o Options, change store.Edit) error {
 	if err := checkEmpty(dir); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
@@ -55,7 +58,7 @@ func Restore(backup, dir string, o Options, change store.Edit) error {
 		return fmt.Errorf("restore to %s: %w", dir, err)
 	}
 	if err := bring(tmp, o, change); err != nil {
-		return errors.Join(fmt.Errorf("restore %s: %w", backup, err), os.Remove(tmp))
+		return errors.Join(fmt.Errorf("restore %s: %w", f.Name(), err), os.Remove(tmp))
 	}
 	if err := durable.Rename(tmp, filepath.Join(dir, fileName)); err != nil {
 		return fmt.Errorf("restore to %s: %w", dir, err)

@@ -327,7 +327,11 @@ func testEmpty(t *testing.T, e Engine) {
 func testModel(t *testing.T, e Engine) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s, ctx := e.Open(t), t.Context()
-		defer s.Close()
+		defer func() {
+			if err := s.Close(); err != nil {
+				rt.Error(err)
+			}
+		}()
 		model, revision := map[string]store.Entry{}, uint64(0)
 		key := rapid.SampledFrom([]string{"a", "a/b", "b", "c"})
 		for range rapid.IntRange(1, 30).Draw(rt, "steps") {
