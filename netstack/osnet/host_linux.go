@@ -106,9 +106,12 @@ func (h *Host) open(c Config) error {
 	if h.guard == nil {
 		return h.guardErr
 	}
-	link, err := h.rt.LinkByName(c.Interface)
+	link, ok, err := h.find(c.Interface)
 	if err != nil {
-		return fmt.Errorf("find the device %s: %w", c.Interface, err)
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("there is no device %s: open the TUN device before Up", c.Interface)
 	}
 	if h.before == nil {
 		h.before = describe(link)
@@ -123,6 +126,19 @@ func (h *Host) open(c Config) error {
 		return errors.Join(err, h.shut())
 	}
 	return nil
+}
+
+// find looks for a device, which may come and go.
+func (h *Host) find(name string) (netlink.Link, bool, error) {
+	link, err := h.rt.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("find the device %s: %w", name, err)
+	}
+	return link, true, nil
 }
 
 func describe(link netlink.Link) *device {
@@ -167,14 +183,13 @@ func (h *Host) reconcile(raise bool) error {
 	if err != nil {
 		return err
 	}
-	link, err := h.rt.LinkByName(c.Interface)
-	var missing netlink.LinkNotFoundError
+	link, ok, err := h.find(c.Interface)
 	switch {
-	case errors.As(err, &missing) && !raise:
+	case err != nil:
+		return err
+	case !ok:
 		h.problem("the device %s is gone: nothing passes", c.Interface)
 		return h.tidy(c, others, 0)
-	case err != nil:
-		return fmt.Errorf("find the device %s: %w", c.Interface, err)
 	case !raise && link.Attrs().RawFlags&unix.IFF_UP == 0:
 		h.problem("the device %s was taken down: nothing passes until `ip link set %s up`", c.Interface, c.Interface)
 		return h.tidy(c, others, 0)
@@ -238,9 +253,9 @@ func (h *Host) lead(c Config, link netlink.Link, old []netip.Prefix) error {
 // shut takes addresses and routes off the device and leaves the guard: nothing passes.
 func (h *Host) shut() error {
 	c := *h.up
-	link, err := h.rt.LinkByName(c.Interface)
-	if err != nil {
-		return nil // Without the device there is no way in.
+	link, ok, err := h.find(c.Interface)
+	if err != nil || !ok {
+		return err // Without the device there is no way in.
 	}
 	return errors.Join(
 		h.dropRoutes(func(r netlink.Route) bool { return r.LinkIndex == link.Attrs().Index && r.Type == unix.RTN_UNICAST }),
@@ -295,9 +310,11 @@ func (h *Host) tearDown(gone, stay []instance) error {
 		errs = append(errs, h.shut(), h.restore())
 	}
 	for _, i := range gone {
-		if link, err := h.rt.LinkByName(i.device); err == nil {
-			errs = append(errs, h.dropAddrs(link, i.ranges()...))
+		link, ok, err := h.find(i.device)
+		if ok {
+			err = h.dropAddrs(link, i.ranges()...)
 		}
+		errs = append(errs, err)
 	}
 	stays := func(p netip.Prefix) bool {
 		return slices.ContainsFunc(stay, func(i instance) bool { return slices.Contains(i.ranges(), p) })
@@ -317,9 +334,9 @@ func (h *Host) tearDown(gone, stay []instance) error {
 
 // restore gives the device the state that it had before Up.
 func (h *Host) restore() error {
-	link, err := h.rt.LinkByName(h.before.name)
-	if err != nil {
-		return nil // It went with its agent, as it should.
+	link, ok, err := h.find(h.before.name)
+	if err != nil || !ok {
+		return err // It may have gone with the one who made it, as it should.
 	}
 	now := describe(link)
 	if !h.before.up && now.up {

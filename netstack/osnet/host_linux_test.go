@@ -635,7 +635,7 @@ func TestWatchReportsChanges(t *testing.T) {
 	eventually(t, func() error {
 		got, err := n.Endpoints(meshA)
 		if err != nil || len(got) != 2 || got[0] != h.V4() {
-			return fmt.Errorf("endpoints %v, %v", got, err)
+			return errors.Join(fmt.Errorf("endpoints %v", got), err)
 		}
 		return nil
 	})
@@ -644,7 +644,7 @@ func TestWatchReportsChanges(t *testing.T) {
 	}
 	eventually(t, func() error {
 		if got, err := n.Endpoints(meshA); err != nil || len(got) != 0 {
-			return fmt.Errorf("endpoints of an unplugged host: %v, %v", got, err)
+			return errors.Join(fmt.Errorf("endpoints of an unplugged host: %v", got), err)
 		}
 		return nil
 	})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
 	"strings"
 	"syscall"
@@ -31,9 +32,7 @@ func Enter() error {
 	if os.Getenv(entered) != "" {
 		return forbidden(direct)
 	}
-	self := exec.Command("/proc/self/exe", os.Args[1:]...)
-	self.Args[0] = os.Args[0]
-	self.Env = append(os.Environ(), entered+"=1")
+	self := &exec.Cmd{Path: "/proc/self/exe", Args: os.Args, Env: append(os.Environ(), entered+"=1")}
 	self.Stdin, self.Stdout, self.Stderr = os.Stdin, os.Stdout, os.Stderr
 	self.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS,
@@ -41,10 +40,10 @@ func Enter() error {
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
 		Pdeathsig:   unix.SIGKILL,
 	}
-	if err := self.Start(); err != nil {
+	err := relay(self)
+	if err != nil && self.Process == nil {
 		return forbidden(err)
 	}
-	err := self.Wait()
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
@@ -55,6 +54,31 @@ func Enter() error {
 		os.Exit(128 + int(exit.Sys().(syscall.WaitStatus).Signal()))
 	}
 	return fmt.Errorf("wait for the program in the user namespace: %w", err)
+}
+
+// relay runs the program to its end and hands signals on to it, so that it can clean up. An interrupt from a terminal
+// reaches both by itself.
+func relay(self *exec.Cmd) error {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer signal.Stop(signals)
+	runtime.LockOSThread() // It is killed when this thread ends.
+	defer runtime.UnlockOSThread()
+	if err := self.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error)
+	go func() { ended <- self.Wait() }()
+	for {
+		select {
+		case s := <-signals:
+			if s != unix.SIGINT {
+				_ = self.Process.Signal(s)
+			}
+		case err := <-ended:
+			return err
+		}
+	}
 }
 
 // TUN says whether this program may open tunnel devices. Most systems let everybody, and leave it to namespaces where that

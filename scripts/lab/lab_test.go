@@ -270,10 +270,10 @@ func TestKilledWorldIsSweptAndItsProcessesDie(t *testing.T) {
 	}
 	eventually(t, func() error {
 		stat, err := os.ReadFile("/proc/" + pidText + "/stat")
-		if err != nil || bytes.Contains(stat, []byte(") Z ")) {
-			return nil
+		if err == nil && !bytes.Contains(stat, []byte(") Z ")) {
+			return errors.New("process " + strconv.Itoa(pid) + " lives on")
 		}
-		return errors.New("process " + strconv.Itoa(pid) + " lives on")
+		return nil
 	})
 	if _, err := os.Stat(dir); err != nil {
 		t.Fatalf("the killed world's directory: %v", err)
@@ -304,13 +304,21 @@ func TestHelperWorld(t *testing.T) {
 	<-p.Done()
 }
 
-// TestForbiddenIsSaidWithItsCause runs a test where user namespaces are switched off and root has no CAP_SYS_ADMIN, as in
-// many containers.
-func TestForbiddenIsSaidWithItsCause(t *testing.T) {
+// TestEnterWithoutPrivileges runs a test where root has no CAP_SYS_ADMIN, as in many containers: once where user
+// namespaces are allowed, and where they are not, which has to be said with the cause.
+func TestEnterWithoutPrivileges(t *testing.T) {
 	labtest.World(t)
-	for require, want := range map[string]string{"": "--- SKIP: TestHelperWorld", "1": "--- FAIL: TestHelperWorld"} {
-		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestHelperForbidden$", "-test.v")
-		cmd.Env = append(os.Environ(), "REDOUBT_LAB_FORBIDDEN=1", "REDOUBT_REQUIRE_ROOT="+require)
+	left := []string{"left out: TestHelperWorld", "user.max_user_namespaces is 0", "sudo"}
+	for _, c := range []struct {
+		allowed, require string
+		want             []string
+	}{
+		{"100", "1", []string{"--- PASS: TestHelperWorld"}},
+		{"0", "", append(left, "--- SKIP: TestHelperWorld")},
+		{"0", "1", append(left, "--- FAIL: TestHelperWorld")},
+	} {
+		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestHelperUnprivileged$", "-test.v")
+		cmd.Env = append(os.Environ(), "REDOUBT_LAB_ALLOWED="+c.allowed, "REDOUBT_REQUIRE_ROOT="+c.require)
 		cmd.SysProcAttr = &syscall.SysProcAttr{
 			Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS,
 			UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
@@ -320,20 +328,22 @@ func TestForbiddenIsSaidWithItsCause(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		for _, text := range []string{want, "left out: TestHelperWorld", "user.max_user_namespaces is 0", "sudo"} {
+		for _, text := range c.want {
 			if !bytes.Contains(out, []byte(text)) {
-				t.Errorf("with REDOUBT_REQUIRE_ROOT=%q the output has no %q:\n%s", require, text, out)
+				t.Errorf("with %s user namespaces and REDOUBT_REQUIRE_ROOT=%q the output has no %q:\n%s",
+					c.allowed, c.require, text, out)
 			}
 		}
 	}
 }
 
-// TestHelperForbidden is the child of the test above: it takes away what makes namespaces and runs another test.
-func TestHelperForbidden(t *testing.T) {
-	if os.Getenv("REDOUBT_LAB_FORBIDDEN") == "" {
+// TestHelperUnprivileged is the child of the test above: it takes away what makes namespaces and runs another test.
+func TestHelperUnprivileged(t *testing.T) {
+	allowed := os.Getenv("REDOUBT_LAB_ALLOWED")
+	if allowed == "" {
 		return
 	}
-	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0o600); err != nil {
+	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte(allowed), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	runtime.LockOSThread() // The child is this thread's, without its capability.
@@ -341,6 +351,12 @@ func TestHelperForbidden(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestHelperWorld$", "-test.v")
+	for _, v := range os.Environ() {
+		// In a test that was entered itself the child is a new beginning.
+		if !strings.HasPrefix(v, "REDOUBT_LAB_") {
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
 	out, _ := cmd.CombinedOutput() // Whether it failed is for the parent to judge.
 	os.Stdout.Write(out)
 }

@@ -26,7 +26,8 @@ func (h *Host) Listen(addr netip.AddrPort) (net.Listener, error) {
 	var l net.Listener
 	err := h.Do(func() error {
 		var err error
-		l, err = net.Listen("tcp"+family(addr.Addr()), addr.String())
+		var c net.ListenConfig
+		l, err = c.Listen(context.Background(), "tcp"+family(addr.Addr()), addr.String())
 		return err
 	})
 	return l, err
@@ -200,7 +201,15 @@ func (h *Host) Ping(ctx context.Context, addr netip.Addr) (time.Duration, error)
 	if err != nil {
 		return 0, err
 	}
-	defer c.Close()
+	d, err := echoOnce(ctx, c, kind, answer, protocol)
+	if err != nil {
+		err = fmt.Errorf("ping %v from %s: %w", addr, h.Name, err)
+	}
+	return d, errors.Join(err, c.Close())
+}
+
+// echoOnce sends one echo request and waits for its answer.
+func echoOnce(ctx context.Context, c *net.IPConn, kind, answer icmp.Type, protocol int) (time.Duration, error) {
 	end, _ := ctx.Deadline()
 	if err := c.SetDeadline(end); err != nil {
 		return 0, err
@@ -219,7 +228,7 @@ func (h *Host) Ping(ctx context.Context, addr netip.Addr) (time.Duration, error)
 	for {
 		n, _, err := c.ReadFromIP(buf) // Unlike Read this takes the IPv4 header off.
 		if err != nil {
-			return 0, fmt.Errorf("ping %v from %s: %w", addr, h.Name, err)
+			return 0, err
 		}
 		m, err := icmp.ParseMessage(protocol, buf[:n])
 		if err != nil || m.Type != answer {
