@@ -24,6 +24,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/distribute"
 	"github.com/redoubt-mesh/redoubt/coordinator/durable"
+	"github.com/redoubt-mesh/redoubt/coordinator/ipam"
 	"github.com/redoubt-mesh/redoubt/coordinator/issuer"
 	"github.com/redoubt-mesh/redoubt/coordinator/policy"
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
@@ -72,6 +73,9 @@ func (c *Config) complete() error {
 			return err
 		}
 	}
+	if err := c.checkPlan(); err != nil {
+		return err
+	}
 	if c.Grace == nil {
 		grace := DefaultGrace
 		c.Grace = &grace
@@ -90,6 +94,27 @@ func (c *Config) complete() error {
 	}
 	if c.Registry == nil {
 		c.Registry = prometheus.NewRegistry()
+	}
+	return nil
+}
+
+// checkPlan refuses what the first start would refuse, before it has begun to make anything.
+func (c *Config) checkPlan() error {
+	if c.Range.IsValid() {
+		if err := ipam.CheckV4(c.Range); err != nil {
+			return err
+		}
+	}
+	if c.Domain != "" {
+		if err := directory.CheckDomain(c.Domain); err != nil {
+			return err
+		}
+	}
+	if l := c.NodeLifetime; l != 0 && (l < issuer.MinNodeLifetime || l > issuer.MaxNodeLifetime) {
+		return fmt.Errorf("node certificates of %v: want %v to %v", l, issuer.MinNodeLifetime, issuer.MaxNodeLifetime)
+	}
+	if l := c.IntermediateLifetime; l != 0 && (l < issuer.MinIntermediateLifetime || l > issuer.MaxIntermediateLifetime) {
+		return fmt.Errorf("intermediate certificates of %v: want %v to %v", l, issuer.MinIntermediateLifetime, issuer.MaxIntermediateLifetime)
 	}
 	return nil
 }
@@ -206,6 +231,12 @@ func (c *Coordinator) StarterPolicy() string { return filepath.Join(c.config.Dat
 // Mesh is the mesh that is served.
 func (c *Coordinator) Mesh() proto.Mesh { return c.directory.Snapshot().Mesh() }
 
+// Fingerprint names the mesh's root, as join codes do.
+func (c *Coordinator) Fingerprint() [32]byte { return c.issuer.Fingerprint() }
+
+// Err says why the coordinator cannot go on, or nil.
+func (c *Coordinator) Err() error { return c.directory.Err() }
+
 // Admin is the interface for administrators, for api.Serve or to be called in this process.
 func (c *Coordinator) Admin() *api.Admin { return c.admin }
 
@@ -300,3 +331,6 @@ func (c *Coordinator) measure() {
 		return 0
 	})
 }
+
+// Done is closed when the coordinator cannot go on, or was closed.
+func (c *Coordinator) Done() <-chan struct{} { return c.directory.Done() }

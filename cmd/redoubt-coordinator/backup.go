@@ -1,0 +1,103 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/redoubt-mesh/redoubt/coordinator"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+func (p *program) backup() *cobra.Command {
+	return &cobra.Command{
+		Use: "backup FILE", Short: "Write a consistent copy of the data (not the keys) while the coordinator runs", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			stream, err := p.client().Backup(cmd.Context(), &redoubtv1.BackupRequest{})
+			if err != nil {
+				return p.explain(err)
+			}
+			defer stream.Close()
+			fill := func(w io.Writer) (err error) {
+				for stream.Receive() {
+					if _, err := w.Write(stream.Msg().GetData()); err != nil {
+						return err
+					}
+				}
+				return p.explain(stream.Err())
+			}
+			if args[0] == "-" {
+				return fill(p.out)
+			}
+			size, err := replace(args[0], fill)
+			if err != nil {
+				return err
+			}
+			if p.json {
+				return p.print(map[string]any{"file": args[0], "bytes": size})
+			}
+			fmt.Fprintf(p.out, "%s: %d bytes\n", args[0], size)
+			fmt.Fprintf(p.err, "# the keys are not in it: keep a copy of %s in a safe place\n", filepath.Join(p.data, "pki"))
+			return nil
+		},
+	}
+}
+
+// replace writes a file of mode 0600 that appears whole or not at all.
+func replace(path string, fill func(io.Writer) error) (size int64, err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			_ = os.Remove(f.Name())
+		}
+	}()
+	if err := fill(f); err != nil {
+		return 0, err
+	}
+	if size, err = f.Seek(0, io.SeekCurrent); err != nil {
+		return 0, err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return 0, err
+	}
+	return size, os.Rename(f.Name(), path)
+}
+
+func (p *program) restore() *cobra.Command {
+	return &cobra.Command{
+		Use: "restore FILE", Short: "Make the data of a backup, in a directory that has none", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			by := "uid " + fmt.Sprint(os.Getuid())
+			if u, err := user.Current(); err == nil {
+				by = u.Username
+			}
+			r, err := coordinator.Restore(args[0], p.data, time.Now(), by)
+			if err != nil {
+				return err
+			}
+			if p.json {
+				return p.print(map[string]any{
+					"mesh": r.Mesh.ID, "epoch": r.Epoch, "nodes": r.Nodes, "voidedTokens": r.Voided, "latest": r.Latest.UTC().Format(time.RFC3339), "data": p.data,
+				})
+			}
+			fmt.Fprintf(p.out, "mesh %s is restored to %s: %d nodes, as of %s\n", r.Mesh.ID, p.data, r.Nodes, r.Latest.Local().Format("2006-01-02 15:04:05"))
+			fmt.Fprintf(p.out, `What came after that is lost:
+  nodes that were revoked or deleted since are trusted again: revoke them once more
+  nodes that joined since must join again
+  %d join codes that could still have been used are void
+Before you start it, put the keys back: %s
+`, r.Voided, filepath.Join(p.data, "pki"))
+			return nil
+		},
+	}
+}

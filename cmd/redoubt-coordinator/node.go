@@ -1,0 +1,171 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// node is a node as JSON shows it.
+type node struct {
+	ID                  string   `json:"id"`
+	Name                string   `json:"name"`
+	Addresses           []string `json:"addresses"`
+	User                string   `json:"user,omitempty"`
+	Tags                []string `json:"tags,omitempty"`
+	State               string   `json:"state"`
+	Connected           bool     `json:"connected"`
+	Created             string   `json:"created"`
+	LastSeen            string   `json:"lastSeen,omitempty"`
+	CertificateExpires  string   `json:"certificateExpires"`
+	CertificateSequence uint64   `json:"certificateSequence"`
+	Program             string   `json:"program,omitempty"`
+	OS                  string   `json:"os,omitempty"`
+	Arch                string   `json:"arch,omitempty"`
+	Token               string   `json:"token"`
+	Ephemeral           bool     `json:"ephemeral"`
+	Attestation         string   `json:"attestation"`
+	Endpoints           []string `json:"endpoints,omitempty"`
+	NodePublic          string   `json:"nodePublic"`
+	DevicePublic        string   `json:"devicePublic"`
+	AppliedVersion      string   `json:"appliedVersion,omitempty"`
+}
+
+func nodeOf(n *redoubtv1.Node) node {
+	return node{
+		ID: n.GetId(), Name: n.GetName(), Addresses: n.GetAddresses(), User: n.GetUser(), Tags: n.GetTags(), State: n.GetState(),
+		Connected: n.GetConnected(), Created: stamp(n.GetCreated()), LastSeen: stamp(n.GetLastSeen()),
+		CertificateExpires: stamp(n.GetCertificateExpires()), CertificateSequence: n.GetCertificateSequence(),
+		Program: n.GetProgram(), OS: n.GetOs(), Arch: n.GetArch(), Token: n.GetTokenId(), Ephemeral: n.GetEphemeral(),
+		Attestation: n.GetAttestation(), Endpoints: n.GetEndpoints(), NodePublic: n.GetNodePublic(), DevicePublic: n.GetDevicePublic(),
+		AppliedVersion: n.GetAppliedVersion(),
+	}
+}
+
+// presence says in a word or two how a node is.
+func presence(n *redoubtv1.Node) string {
+	switch {
+	case n.GetState() != "active":
+		return n.GetState()
+	case n.GetConnected():
+		return "connected"
+	case n.GetLastSeen() == 0:
+		return "not seen"
+	}
+	return "away " + ago(n.GetLastSeen())
+}
+
+func (p *program) node() *cobra.Command {
+	cmd := &cobra.Command{Use: "node", Short: "The machines of the mesh", Args: cobra.NoArgs}
+	cmd.AddCommand(p.nodeList(), p.nodeShow(), p.nodeRevoke(), p.nodeDelete())
+	return cmd
+}
+
+func (p *program) nodeList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List nodes", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a, err := p.client().ListNodes(cmd.Context(), &redoubtv1.ListNodesRequest{})
+			if err != nil {
+				return p.explain(err)
+			}
+			list := make([]node, 0, len(a.GetNodes()))
+			var rows [][]string
+			for _, n := range a.GetNodes() {
+				list = append(list, nodeOf(n))
+				rows = append(rows, []string{n.GetName(), who(n.GetUser(), n.GetTags()), first(n.GetAddresses()), presence(n), clock(n.GetCertificateExpires())})
+			}
+			if p.json {
+				return p.print(map[string]any{"nodes": list})
+			}
+			p.table([]column{{"NAME", 16}, {"WHO", 16}, {"ADDRESS", 15}, {"STATE", 11}, {"CERTIFIED", 16}}, rows)
+			return nil
+		},
+	}
+}
+
+func first(list []string) string {
+	if len(list) == 0 {
+		return ""
+	}
+	return list[0]
+}
+
+func (p *program) nodeShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show NODE", Short: "Show a node, by id, name or address", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := p.client().GetNode(cmd.Context(), &redoubtv1.GetNodeRequest{Node: args[0]})
+			if err != nil {
+				return p.explain(err)
+			}
+			n := a.GetNode()
+			if p.json {
+				return p.print(nodeOf(n))
+			}
+			program := strings.TrimSpace(n.GetProgram() + " " + n.GetOs() + "/" + n.GetArch())
+			p.fields("name", n.GetName(), "id", n.GetId(), "state", presence(n), "user", n.GetUser(), "tags", strings.Join(n.GetTags(), ", "),
+				"addresses", strings.Join(n.GetAddresses(), ", "), "endpoints", strings.Join(n.GetEndpoints(), ", "),
+				"certificate", fmt.Sprintf("number %d, until %s", n.GetCertificateSequence(), clock(n.GetCertificateExpires())),
+				"attestation", n.GetAttestation(), "node key", n.GetNodePublic(), "device key", n.GetDevicePublic(),
+				"program", strings.TrimPrefix(program, "/"), "applied", n.GetAppliedVersion(), "joined", clock(n.GetCreated())+" with token "+n.GetTokenId(), "ephemeral", map[bool]string{true: "yes"}[n.GetEphemeral()])
+			return nil
+		},
+	}
+}
+
+func (p *program) nodeRevoke() *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use: "revoke NODE", Short: "End the trust in a node, everywhere and for ever", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := p.client().RevokeNode(cmd.Context(), &redoubtv1.RevokeNodeRequest{Node: args[0], Reason: reason})
+			if err != nil {
+				return p.explain(err)
+			}
+			if p.json {
+				return p.print(struct {
+					Node       node    `json:"node"`
+					Holders    uint32  `json:"holders"`
+					Enforced   uint32  `json:"enforced"`
+					EnforcedMs float64 `json:"enforcedMs"`
+					Bound      string  `json:"bound"`
+				}{nodeOf(a.GetNode()), a.GetHolders(), a.GetEnforced(), float64(a.GetEnforcedUs()) / 1000, stamp(a.GetBound())})
+			}
+			fmt.Fprintf(p.out, "%s is revoked\n", a.GetNode().GetName())
+			took := time.Duration(a.GetEnforcedUs()) * time.Microsecond
+			switch {
+			case a.GetHolders() == 0:
+				fmt.Fprintln(p.out, "no other node knew of it")
+			case a.GetHolders() == a.GetEnforced():
+				fmt.Fprintf(p.out, "all %d nodes that knew of it refuse it now, %d ms later\n", a.GetHolders(), took.Milliseconds())
+			default:
+				fmt.Fprintf(p.out, "%d of %d nodes that knew of it refuse it now; the others stop trusting it at %s at the latest\n",
+					a.GetEnforced(), a.GetHolders(), clock(a.GetBound()))
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
+	return cmd
+}
+
+func (p *program) nodeDelete() *cobra.Command {
+	return &cobra.Command{
+		Use: "delete NODE", Short: "Remove a node; its name is free at once, its addresses after 30 days", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, err := p.client().DeleteNode(cmd.Context(), &redoubtv1.DeleteNodeRequest{Node: args[0]}); err != nil {
+				return p.explain(err)
+			}
+			if p.json {
+				return p.print(map[string]string{"node": args[0], "state": "deleted"})
+			}
+			fmt.Fprintf(p.out, "%s is deleted\n", args[0])
+			return nil
+		},
+	}
+}

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/redoubt-mesh/redoubt/acl"
+	"github.com/redoubt-mesh/redoubt/coordinator/api"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+const (
+	// maxPolicy is more than the coordinator takes, so that it is the one who says so.
+	maxPolicy = 2 << 20
+	// patience is how long --wait waits where it is given no time.
+	patience = "30s"
+)
+
+// diagnostic is what is to be said about a place in a policy, as JSON shows it.
+type diagnostic struct {
+	Severity string `json:"severity"`
+	Line     uint32 `json:"line"`
+	Column   uint32 `json:"column"`
+	Path     string `json:"path,omitempty"`
+	Message  string `json:"message"`
+}
+
+func diagnosticsOf(in []*redoubtv1.Diagnostic) []diagnostic {
+	out := make([]diagnostic, 0, len(in))
+	for _, d := range in {
+		s := acl.Warning
+		if d.GetError() {
+			s = acl.Error
+		}
+		out = append(out, diagnostic{s.String(), d.GetLine(), d.GetColumn(), d.GetPath(), d.GetMessage()})
+	}
+	return out
+}
+
+// tell prints diagnostics as compilers do.
+func (p *program) tell(name string, list []diagnostic) {
+	for _, d := range list {
+		where := ""
+		if d.Path != "" {
+			where = d.Path + ": "
+		}
+		fmt.Fprintf(p.err, "%s:%d:%d: %s: %s%s\n", name, d.Line, d.Column, d.Severity, where, d.Message)
+	}
+}
+
+func (p *program) policy() *cobra.Command {
+	cmd := &cobra.Command{Use: "policy", Short: "Who may reach what", Args: cobra.NoArgs}
+	cmd.AddCommand(p.policyCheck(), p.policyApply(), p.policyShow(), p.policyStatus())
+	return cmd
+}
+
+// readFile reads a file, or standard input for "-".
+func (p *program) readFile(name string) ([]byte, error) {
+	var r io.Reader = p.in
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		r = f
+	}
+	b, err := io.ReadAll(io.LimitReader(r, maxPolicy+1))
+	if err == nil && len(b) > maxPolicy {
+		err = fmt.Errorf("%s: more than %d bytes: not a policy", name, maxPolicy)
+	}
+	return b, err
+}
+
+func (p *program) policyCheck() *cobra.Command {
+	return &cobra.Command{
+		Use: "check FILE", Short: "Find every error in a policy file; needs no coordinator", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			src, err := p.readFile(args[0])
+			if err != nil {
+				return err
+			}
+			_, found := acl.Check(args[0], src)
+			list := make([]diagnostic, 0, len(found))
+			for _, d := range found {
+				list = append(list, diagnostic{d.Severity.String(), uint32(d.Line), uint32(d.Column), d.Path, d.Message})
+			}
+			if p.json {
+				err = p.print(map[string]any{"ok": !found.HasErrors(), "diagnostics": list})
+			} else if p.tell(args[0], list); !found.HasErrors() {
+				fmt.Fprintf(p.out, "%s: no errors\n", args[0])
+			}
+			if found.HasErrors() {
+				return errSaid
+			}
+			return err
+		},
+	}
+}
+
+func (p *program) policyApply() *cobra.Command {
+	q := &redoubtv1.ApplyPolicyRequest{}
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use: "apply FILE", Short: "Put a policy in force, if nothing is wrong with it", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			src, err := p.readFile(args[0])
+			if err != nil {
+				return err
+			}
+			q.Source = string(src)
+			start := time.Now()
+			a, err := p.client().ApplyPolicy(cmd.Context(), q)
+			if err != nil {
+				found := diagnosticsOf(api.Diagnostics(err))
+				if p.json && len(found) > 0 {
+					return errors.Join(p.print(map[string]any{"applied": false, "diagnostics": found}), errSaid)
+				}
+				p.tell(args[0], found)
+				return p.explain(err)
+			}
+			if p.json && wait <= 0 {
+				return p.print(map[string]any{"number": a.GetNumber(), "version": version(a.GetVersion()), "applied": a.GetApplied(), "diagnostics": diagnosticsOf(a.GetDiagnostics())})
+			}
+			if !p.json {
+				p.tell(args[0], diagnosticsOf(a.GetDiagnostics()))
+				if a.GetApplied() {
+					fmt.Fprintf(p.out, "policy %d is in force\n", a.GetNumber())
+				} else {
+					fmt.Fprintf(p.out, "policy %d is in force already; nothing has changed\n", a.GetNumber())
+				}
+			}
+			if wait > 0 {
+				return p.awaitPolicy(cmd.Context(), wait, start)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().Uint64Var(&q.IfNumber, "if-number", 0, "refuse if another policy than this one is in force")
+	waitFlag(cmd, &wait)
+	return cmd
+}
+
+func waitFlag(cmd *cobra.Command, wait *time.Duration) {
+	cmd.Flags().DurationVar(wait, "wait", 0, "wait this long until every node enforces it (exit 1 if one does not)")
+	cmd.Flags().Lookup("wait").NoOptDefVal = patience
+}
+
+func version(v *redoubtv1.Version) string { return fmt.Sprintf("%d.%d", v.GetEpoch(), v.GetN()) }
+
+func (p *program) policyShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show", Short: "Print the policy in force", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a, err := p.client().GetPolicy(cmd.Context(), &redoubtv1.GetPolicyRequest{})
+			if err != nil {
+				return p.explain(err)
+			}
+			if p.json {
+				return p.print(map[string]any{"number": a.GetNumber(), "applied": stamp(a.GetApplied()), "appliedBy": a.GetAppliedBy(), "source": a.GetSource()})
+			}
+			fmt.Fprintf(p.err, "# policy %d, applied %s by %s\n", a.GetNumber(), clock(a.GetApplied()), a.GetAppliedBy())
+			fmt.Fprint(p.out, a.GetSource())
+			if !strings.HasSuffix(a.GetSource(), "\n") {
+				fmt.Fprintln(p.out)
+			}
+			return nil
+		},
+	}
+}
+
+func (p *program) policyStatus() *cobra.Command {
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use: "status", Short: "Say who does not enforce the policy yet", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return p.awaitPolicy(cmd.Context(), wait, time.Now()) },
+	}
+	waitFlag(cmd, &wait)
+	return cmd
+}
+
+// laggard is a node that does not enforce what it ought to, as JSON shows it.
+type laggard struct {
+	ID        string `json:"id"`
+	Name      string `json:"name"`
+	Connected bool   `json:"connected"`
+	Applied   string `json:"applied,omitempty"`
+	Wanted    string `json:"wanted"`
+	AgeMs     uint64 `json:"ageMs"`
+}
+
+// awaitPolicy prints the status, after waiting for it to be good if wait is not 0. start is what the time is measured from.
+func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start time.Time) error {
+	st, err := p.client().PolicyStatus(ctx, &redoubtv1.PolicyStatusRequest{WaitMs: uint64(max(wait, 0) / time.Millisecond)})
+	if err != nil {
+		return p.explain(err)
+	}
+	took := time.Since(start)
+	lag := make([]laggard, 0, len(st.GetLaggards()))
+	var rows [][]string
+	for _, l := range st.GetLaggards() {
+		lag = append(lag, laggard{l.GetId(), l.GetName(), l.GetConnected(), l.GetApplied(), l.GetWanted(), l.GetAgeMs()})
+		state := "away"
+		if l.GetConnected() {
+			state = "connected"
+		}
+		rows = append(rows, []string{l.GetName(), state, l.GetApplied(), l.GetWanted(), span(time.Duration(l.GetAgeMs()) * time.Millisecond)})
+	}
+	switch {
+	case p.json:
+		err = p.print(map[string]any{
+			"number": st.GetNumber(), "version": st.GetVersion(), "nodes": st.GetNodes(), "current": st.GetCurrent(), "laggards": lag, "tookMs": took.Milliseconds(),
+		})
+	case st.GetNumber() == 0:
+		fmt.Fprintln(p.out, "no policy was applied yet, so no packet passes; `policy apply FILE` applies one")
+	default:
+		fmt.Fprintf(p.out, "policy %d: %d of %d nodes enforce what they ought to (version %s)", st.GetNumber(), st.GetCurrent(), st.GetNodes(), st.GetVersion())
+		if wait > 0 && len(lag) == 0 {
+			fmt.Fprintf(p.out, ", %d ms later", took.Milliseconds())
+		}
+		fmt.Fprintln(p.out)
+	}
+	if !p.json && len(rows) > 0 {
+		p.table([]column{{"NODE", 24}, {"STATE", 9}, {"ENFORCES", 12}, {"SHOULD", 12}, {"SINCE", 8}}, rows)
+	}
+	if wait > 0 && len(lag) > 0 {
+		return errors.Join(err, errSaid)
+	}
+	return err
+}

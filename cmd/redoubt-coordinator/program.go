@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"github.com/redoubt-mesh/redoubt/cmd/settings"
+	"github.com/redoubt-mesh/redoubt/coordinator/api"
+	"github.com/redoubt-mesh/redoubt/proto/redoubt/v1/redoubtv1connect"
+)
+
+const (
+	defaultData = "/var/lib/redoubt-coordinator"
+	socketName  = "admin.sock"
+)
+
+// program is what runs, apart from the process that it runs in.
+type program struct {
+	in       io.Reader
+	out, err io.Writer
+	lookup   func(string) (string, bool)
+
+	data   string
+	socket string
+	json   bool
+}
+
+// errSaid fails a command that has said all there is to say.
+var errSaid = errors.New("said already")
+
+// run runs one command and answers the exit code: 0 means that it is true.
+func (p *program) run(ctx context.Context, args []string) int {
+	root := p.root()
+	root.SetArgs(args)
+	root.SetIn(p.in)
+	root.SetOut(p.out)
+	root.SetErr(p.err)
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case !errors.Is(err, errSaid):
+		fmt.Fprintf(p.err, "redoubt-coordinator: %v\n", err)
+	}
+	return 1
+}
+
+func (p *program) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "redoubt-coordinator",
+		Short: "The control server of a Redoubt mesh",
+		Long: `The control server of a Redoubt mesh: enrols machines, issues their certificates, and hands
+each the part of the policy that concerns it.
+
+Every flag can be set by a variable (--cert-lifetime: REDOUBT_CERT_LIFETIME) or in the
+file that --config names ({"cert-lifetime": "1h"}).`,
+		SilenceErrors: true, SilenceUsage: true, Args: cobra.NoArgs,
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.PersistentFlags().StringVar(&p.data, "data", defaultData, "directory with the coordinator's data")
+	root.PersistentFlags().StringVar(&p.socket, "admin-socket", "", "socket for these commands (default DATA/"+socketName+")")
+	root.PersistentFlags().BoolVar(&p.json, "json", false, "print JSON")
+	root.AddCommand(p.serve(), p.token(), p.node(), p.policy(), p.backup(), p.restore(), p.version())
+	settings.Bind(root, p.lookup)
+	return root
+}
+
+func (p *program) socketPath() string {
+	if p.socket != "" {
+		return p.socket
+	}
+	return filepath.Join(p.data, socketName)
+}
+
+func (p *program) client() redoubtv1connect.AdminServiceClient { return api.NewClient(p.socketPath()) }
+
+// explain says what a failed call means to a person.
+func (p *program) explain(err error) error {
+	var e *connect.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("no coordinator listens on %s; is it running (redoubt-coordinator serve), and is --data or --admin-socket the one that it runs with?", p.socketPath())
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%s is for root and the user that the coordinator runs as; try again with sudo", p.socketPath())
+	case errors.As(err, &e):
+		return errors.New(e.Message())
+	}
+	return err
+}
+
+// print prints v as JSON.
+func (p *program) print(v any) error {
+	enc := json.NewEncoder(p.out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+func (p *program) version() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			v := build()
+			if p.json {
+				return p.print(v)
+			}
+			fmt.Fprintf(p.out, "redoubt-coordinator %s %s %s/%s\n", v.Version, v.Go, v.OS, v.Arch)
+			return nil
+		},
+	}
+}
+
+type buildInfo struct {
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+}
+
+// build says what this program was made of.
+func build() buildInfo {
+	v := buildInfo{Version: "devel", Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return v
+	}
+	if info.Main.Version != "" && info.Main.Version != "(devel)" {
+		v.Version = info.Main.Version
+	}
+	return v
+}

@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+
+	"github.com/redoubt-mesh/redoubt/coordinator"
+	"github.com/redoubt-mesh/redoubt/coordinator/api"
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/coordinator/issuer"
+)
+
+// serveOptions are the flags of serve.
+type serveOptions struct {
+	listen       string
+	urls         []string
+	mesh         string
+	domain       string
+	metrics      string
+	lifetime     time.Duration
+	intermediate time.Duration
+	level        slog.Level
+}
+
+func (p *program) serve() *cobra.Command {
+	var o serveOptions
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Run the coordinator", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return p.runServe(cmd.Context(), o) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.listen, "listen", ":443", "address and port for agents")
+	f.StringArrayVar(&o.urls, "url", nil, "URL that agents reach this coordinator by (https://HOST[:PORT]; may be repeated)")
+	f.StringVar(&o.mesh, "range", "", "IPv4 range of the mesh, chosen at the first start (default a random /16 of 100.64.0.0/10)")
+	f.StringVar(&o.domain, "domain", "", "DNS domain of the nodes' names, chosen at the first start (default "+directory.DefaultDomain+")")
+	f.StringVar(&o.metrics, "metrics", "", "address or port for Prometheus (a port alone: on loopback; default off)")
+	f.DurationVar(&o.lifetime, "cert-lifetime", issuer.NodeLifetime, "lifetime of node certificates")
+	f.DurationVar(&o.intermediate, "intermediate-lifetime", issuer.IntermediateLifetime, "lifetime of the intermediate certificate")
+	f.TextVar(&o.level, "log-level", slog.LevelInfo, "least level that is logged: debug, info, warn, error")
+	return cmd
+}
+
+// daemonRun is a coordinator with all that serves it to others.
+type daemonRun struct {
+	co       *coordinator.Coordinator
+	listener net.Listener
+	admin    *api.Server
+	metrics  *http.Server
+	log      *slog.Logger
+}
+
+func (p *program) runServe(ctx context.Context, o serveOptions) error {
+	log := slog.New(slog.NewTextHandler(p.err, &slog.HandlerOptions{Level: o.level}))
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	config := coordinator.Config{
+		Data: p.data, URLs: o.urls, Domain: o.domain, NodeLifetime: o.lifetime, IntermediateLifetime: o.intermediate,
+		Log: log, Registry: registry, Program: build().Version,
+	}
+	metrics, err := metricsAddress(o.metrics)
+	if err != nil {
+		return err
+	}
+	if o.mesh != "" {
+		if config.Range, err = netip.ParsePrefix(o.mesh); err != nil {
+			return fmt.Errorf("--range %s: want a range such as 100.87.0.0/16", o.mesh)
+		}
+	}
+	// Whether the port is free is asked first, for the URL; that the data are in use says more, and is said first.
+	listener, listenErr := (&net.ListenConfig{}).Listen(ctx, "tcp", o.listen)
+	if listenErr == nil && len(config.URLs) == 0 {
+		config.URLs = guessURL(listener, log)
+	}
+	d := &daemonRun{listener: listener, log: log}
+	defer d.close()
+	if d.co, err = coordinator.New(ctx, config); err != nil {
+		return err
+	}
+	if listenErr != nil {
+		return fmt.Errorf("--listen %s: %w", o.listen, listenErr)
+	}
+	if d.admin, err = api.Serve(p.socketPath(), d.co.Admin()); err != nil {
+		return err
+	}
+	if metrics != "" {
+		if err := d.serveMetrics(ctx, metrics, registry); err != nil {
+			return err
+		}
+	}
+	p.announce(d)
+	return d.run(ctx)
+}
+
+func (d *daemonRun) run(ctx context.Context) error {
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		d.report(ctx)
+	}()
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	err := d.co.Run(ctx, d.listener)
+	<-stopped
+	return err
+}
+
+// report tells systemd how the coordinator is: at each interval that it is asked for, and at the end.
+func (d *daemonRun) report(ctx context.Context) {
+	var tick <-chan time.Time
+	if every, err := daemon.SdWatchdogEnabled(false); err == nil && every > 0 {
+		t := time.NewTicker(every / 3)
+		defer t.Stop()
+		tick = t.C
+	}
+	for {
+		select {
+		case <-tick:
+			if d.co.Err() == nil {
+				_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog)
+			}
+		case <-d.co.Done():
+			return
+		case <-ctx.Done():
+			_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+			return
+		}
+	}
+}
+
+func (d *daemonRun) close() {
+	if d.metrics != nil {
+		_ = d.metrics.Close()
+	}
+	if d.admin != nil {
+		_ = d.admin.Close()
+	}
+	if d.co != nil {
+		_ = d.co.Close()
+	}
+	if d.listener != nil {
+		d.listener.Close()
+	}
+}
+
+func (d *daemonRun) serveMetrics(ctx context.Context, address string, registry *prometheus.Registry) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("--metrics %s: %w", address, err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	d.metrics = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug)}
+	go func() { _ = d.metrics.Serve(l) }()
+	d.log.Info("metrics", "url", "http://"+l.Addr().String()+"/metrics")
+	return nil
+}
+
+// metricsAddress puts a port alone on loopback.
+func metricsAddress(s string) (string, error) {
+	if s == "" {
+		return "", nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		host, port = "", s
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return "", fmt.Errorf("--metrics %s: want a port or ADDRESS:PORT", s)
+	}
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// guessURL makes a URL of the host's name, for whoever did not give one.
+func guessURL(l net.Listener, log *slog.Logger) []string {
+	host, err := os.Hostname()
+	address, ok := l.Addr().(*net.TCPAddr)
+	if err != nil || !ok {
+		return nil
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	if address.Port != 443 {
+		host = net.JoinHostPort(host, strconv.Itoa(address.Port))
+	}
+	log.Warn("no --url was given; join codes will say that agents reach this coordinator by its host name", "url", "https://"+host)
+	return []string{"https://" + host}
+}
+
+// announce says what runs and, at the first start, what to do next.
+func (p *program) announce(d *daemonRun) {
+	mesh := d.co.Mesh()
+	d.log.Info("coordinator serves", "mesh", mesh.ID, "listen", d.listener.Addr(), "admin", p.socketPath(), "data", p.data, "version", build().Version)
+	if !d.co.First() {
+		return
+	}
+	self := "redoubt-coordinator"
+	if p.socket != "" {
+		self += " --admin-socket " + p.socket
+	} else if p.data != defaultData {
+		self += " --data " + p.data
+	}
+	fmt.Fprintf(p.out, `A new mesh: %s
+  addresses  %s and %s
+  names      NAME.%s
+  root       SHA-256 %X
+  keys       %s/pki; keep a copy in a safe place, no backup has them
+
+What to do next:
+  let a machine join: print a join code here, and use it there
+    %s token create --user you@example.com
+    sudo redoubt up CODE
+  say who may reach what (nothing passes before): edit a copy of the example
+    cp %s policy.hujson
+    %s policy apply policy.hujson
+`, mesh.ID, mesh.V4, mesh.V6, mesh.Domain, d.co.Fingerprint(), p.data, self, d.co.StarterPolicy(), self)
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/term"
+)
+
+// width is what tables fit in.
+const width = 80
+
+// column is a column of a table. Cells wider than most are cut, those that may be cut least first.
+type column struct {
+	title string
+	most  int // 0: never cut
+}
+
+// table prints rows in columns that fit the width.
+func (p *program) table(columns []column, rows [][]string) {
+	sizes := make([]int, len(columns))
+	for i, c := range columns {
+		sizes[i] = utf8.RuneCountInString(c.title)
+		for _, row := range rows {
+			n := utf8.RuneCountInString(row[i])
+			if c.most != 0 {
+				n = min(n, c.most)
+			}
+			sizes[i] = max(sizes[i], n)
+		}
+	}
+	titles := make([]string, len(columns))
+	for i, c := range columns {
+		titles[i] = c.title
+	}
+	paint := p.paint()
+	p.row(sizes, titles, paint.dim)
+	for _, row := range rows {
+		p.row(sizes, row, paint.state)
+	}
+}
+
+func (p *program) row(sizes []int, cells []string, paint func(string) string) {
+	var b strings.Builder
+	for i, cell := range cells {
+		if n := utf8.RuneCountInString(cell); n > sizes[i] {
+			cell = string([]rune(cell)[:sizes[i]-1]) + "~"
+		}
+		gap := strings.Repeat(" ", sizes[i]-utf8.RuneCountInString(cell)+2)
+		b.WriteString(paint(cell) + gap)
+	}
+	fmt.Fprintln(p.out, strings.TrimRight(b.String(), " "))
+}
+
+// painter colours text on terminals.
+type painter bool
+
+func (p *program) paint() painter {
+	f, ok := p.out.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return false
+	}
+	_, off := p.lookup("NO_COLOR")
+	return painter(!off)
+}
+
+func (on painter) wrap(code, s string) string {
+	if !on || s == "" {
+		return s
+	}
+	return "\x1b[" + code + "m" + s + "\x1b[0m"
+}
+
+func (on painter) dim(s string) string { return on.wrap("2", s) }
+
+// state colours the words that name how something is.
+func (on painter) state(s string) string {
+	switch s {
+	case "connected", "valid", "current":
+		return on.wrap("32", s)
+	case "revoked", "expired":
+		return on.wrap("31", s)
+	}
+	return s
+}
+
+// fields prints names and values, one a line.
+func (p *program) fields(pairs ...string) {
+	longest := 0
+	for i := 0; i < len(pairs); i += 2 {
+		longest = max(longest, len(pairs[i]))
+	}
+	paint := p.paint()
+	for i := 0; i < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			fmt.Fprintf(p.out, "%s%s  %s\n", paint.dim(pairs[i]), strings.Repeat(" ", longest-len(pairs[i])), paint.state(pairs[i+1]))
+		}
+	}
+}
+
+// stamp is a time as JSON has it; nothing for none.
+func stamp(seconds int64) string {
+	if seconds == 0 {
+		return ""
+	}
+	return time.Unix(seconds, 0).UTC().Format(time.RFC3339)
+}
+
+// clock is a time as people read it.
+func clock(seconds int64) string {
+	if seconds == 0 {
+		return ""
+	}
+	return time.Unix(seconds, 0).Local().Format("2006-01-02 15:04")
+}
+
+// span is a duration in its largest unit.
+func span(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "0 s"
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d d", int(d.Hours()/24))
+}
+
+// ago is how long something is past.
+func ago(seconds int64) string {
+	if seconds == 0 {
+		return ""
+	}
+	return span(time.Since(time.Unix(seconds, 0)))
+}

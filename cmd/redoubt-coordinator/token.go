@@ -1,0 +1,130 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// token is a token as JSON shows it.
+type token struct {
+	ID        string   `json:"id"`
+	User      string   `json:"user,omitempty"`
+	Tags      []string `json:"tags,omitempty"`
+	Reusable  bool     `json:"reusable"`
+	Ephemeral bool     `json:"ephemeral"`
+	Created   string   `json:"created"`
+	Expires   string   `json:"expires"`
+	Uses      uint32   `json:"uses"`
+	State     string   `json:"state"`
+}
+
+func tokenOf(t *redoubtv1.Token) token {
+	return token{
+		ID: t.GetId(), User: t.GetUser(), Tags: t.GetTags(), Reusable: t.GetReusable(), Ephemeral: t.GetEphemeral(),
+		Created: stamp(t.GetCreated()), Expires: stamp(t.GetExpires()), Uses: t.GetUses(), State: t.GetState(),
+	}
+}
+
+func (p *program) token() *cobra.Command {
+	cmd := &cobra.Command{Use: "token", Short: "Join codes for machines", Args: cobra.NoArgs}
+	cmd.AddCommand(p.tokenCreate(), p.tokenList(), p.tokenRevoke())
+	return cmd
+}
+
+func (p *program) tokenCreate() *cobra.Command {
+	q := &redoubtv1.CreateTokenRequest{}
+	var ttl time.Duration
+	cmd := &cobra.Command{
+		Use: "create", Short: "Print a join code: the only time that it is shown", Args: cobra.NoArgs,
+		Example: "  redoubt-coordinator token create --user ann@example.com\n  redoubt-coordinator token create --tag tag:server --reusable --ttl 24h",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if ttl <= 0 {
+				return fmt.Errorf("--ttl %v: want a time such as 1h", ttl)
+			}
+			q.TtlSeconds = uint64((ttl + time.Second - 1) / time.Second)
+			a, err := p.client().CreateToken(cmd.Context(), q)
+			if err != nil {
+				return p.explain(err)
+			}
+			if p.json {
+				return p.print(struct {
+					Code  string `json:"code"`
+					Token token  `json:"token"`
+				}{a.GetCode(), tokenOf(a.GetToken())})
+			}
+			fmt.Fprintln(p.out, a.GetCode())
+			fmt.Fprintln(p.err, describe(a.GetToken()))
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringArrayVar(&q.Tags, "tag", nil, "role of the machines, tag:NAME (may be repeated)")
+	f.StringVar(&q.User, "user", "", "login name of the person whose machines they are")
+	f.BoolVar(&q.Reusable, "reusable", false, "good for any number of machines")
+	f.BoolVar(&q.Ephemeral, "ephemeral", false, "remove the machines when they are away for half an hour")
+	f.DurationVar(&ttl, "ttl", time.Hour, "how long the code is good")
+	return cmd
+}
+
+func describe(t *redoubtv1.Token) string {
+	machines := "one machine"
+	if t.GetReusable() {
+		machines = "any number of machines"
+	}
+	return fmt.Sprintf("# token %s, for %s of %s, until %s; on the machine: sudo redoubt up CODE", t.GetId(), machines, who(t.GetUser(), t.GetTags()), clock(t.GetExpires()))
+}
+
+func who(user string, tags []string) string {
+	if user != "" {
+		return user
+	}
+	return strings.Join(tags, ",")
+}
+
+func (p *program) tokenList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List join tokens", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a, err := p.client().ListTokens(cmd.Context(), &redoubtv1.ListTokensRequest{})
+			if err != nil {
+				return p.explain(err)
+			}
+			list := make([]token, 0, len(a.GetTokens()))
+			var rows [][]string
+			for _, t := range a.GetTokens() {
+				list = append(list, tokenOf(t))
+				kind := "once"
+				if t.GetReusable() {
+					kind = "reusable"
+				}
+				rows = append(rows, []string{t.GetId(), who(t.GetUser(), t.GetTags()), kind, fmt.Sprint(t.GetUses()), t.GetState(), clock(t.GetExpires())})
+			}
+			if p.json {
+				return p.print(map[string]any{"tokens": list})
+			}
+			p.table([]column{{"ID", 0}, {"WHO", 21}, {"KIND", 8}, {"USES", 4}, {"STATE", 7}, {"UNTIL", 16}}, rows)
+			return nil
+		},
+	}
+}
+
+func (p *program) tokenRevoke() *cobra.Command {
+	return &cobra.Command{
+		Use: "revoke ID", Short: "Make a join code useless; machines that used it stay", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, err := p.client().RevokeToken(cmd.Context(), &redoubtv1.RevokeTokenRequest{Id: args[0]}); err != nil {
+				return p.explain(err)
+			}
+			if p.json {
+				return p.print(map[string]string{"id": args[0], "state": "revoked"})
+			}
+			fmt.Fprintf(p.out, "token %s is revoked\n", args[0])
+			return nil
+		},
+	}
+}
