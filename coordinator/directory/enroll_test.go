@@ -21,10 +21,16 @@ import (
 
 func TestEnroll(t *testing.T) {
 	r := newRig(t)
+	if fresh, err := Fresh(t.Context(), r.store); err != nil || !fresh {
+		t.Errorf("before the first node: fresh %v, %v", fresh, err)
+	}
 	tok := r.token(func(s *TokenSpec) { s.Tags, s.User = nil, "ann@example.com" })
 	q := machine(t, tok, "Anns-Laptop.local")
 	n := r.enroll(q)
 
+	if fresh, err := Fresh(t.Context(), r.store); err != nil || fresh {
+		t.Errorf("after the first node: fresh %v, %v", fresh, err)
+	}
 	s := r.Snapshot()
 	mesh := s.Mesh()
 	if n.Name != "anns-laptop" || n.Device != q.Device || n.Key != q.Key || n.Token != tok.ID || n.Hostname != q.Hostname ||

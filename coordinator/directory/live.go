@@ -34,7 +34,8 @@ func (d *Directory) Live(id proto.NodeID) (Live, bool) {
 	return l, ok
 }
 
-// SetLive changes what is known of a node's connection. Nodes that are not in the directory are not remembered.
+// SetLive changes what is known of a node's connection. Nodes that are not in the directory are not remembered. change must not
+// call the directory.
 func (d *Directory) SetLive(id proto.NodeID, change func(*Live)) {
 	d.live.mu.Lock()
 	defer d.live.mu.Unlock()

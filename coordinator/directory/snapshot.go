@@ -26,9 +26,6 @@ func (s *Snapshot) Version() proto.Version { return s.version }
 // Mesh is the mesh.
 func (s *Snapshot) Mesh() proto.Mesh { return s.mesh.Mesh }
 
-// Created says when the mesh was made.
-func (s *Snapshot) Created() Mesh { return s.mesh }
-
 // Policy is the policy in force, or nil.
 func (s *Snapshot) Policy() *Policy { return s.state.policy }
 

@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
@@ -154,4 +156,36 @@ func TestPowerCut(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+func TestAnotherProcessIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	c := exec.CommandContext(t.Context(), os.Args[0])
+	c.Env = append(os.Environ(), childDir+"="+dir)
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() {
+		t.Fatal("the child says nothing")
+	}
+	_, err = Open(dir, Options{})
+	var held *HeldError
+	if !errors.As(err, &held) || held.Holder.PID != c.Process.Pid || !strings.Contains(held.Holder.Command, os.Args[0]) {
+		t.Errorf("opened beside process %d: %v", c.Process.Pid, err)
+	}
+	if !strings.Contains(err.Error(), fmt.Sprint("in use by process ", c.Process.Pid)) {
+		t.Errorf("told as: %v", err)
+	}
+	if err := c.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for lines.Scan() { // to its end
+	}
+	_ = c.Wait()
+	openDir(t, dir, Options{})
 }
