@@ -1,0 +1,31 @@
+//go:build !freebsd
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// device reads the state of a WireGuard interface, of the kernel or of a program.
+func device(name string) (*wgtypes.Device, error) {
+	c, err := wgctrl.New()
+	if err != nil {
+		return nil, &exitError{exitFalse, fmt.Errorf("look at WireGuard interfaces: %w", err)}
+	}
+	defer c.Close()
+	d, err := c.Device(name)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, &exitError{exitFalse, fmt.Errorf("there is no WireGuard interface %q on this machine", name)}
+	case errors.Is(err, os.ErrPermission):
+		return nil, &exitError{exitNoAccess, fmt.Errorf("looking at WireGuard interface %q takes root", name)}
+	case err != nil:
+		return nil, &exitError{exitFalse, fmt.Errorf("look at WireGuard interface %q: %w", name, err)}
+	}
+	return d, nil
+}

@@ -1,0 +1,12 @@
+package main
+
+import (
+	"errors"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// device would take cgo on this system, which this program is built without.
+func device(string) (*wgtypes.Device, error) {
+	return nil, &exitError{exitFalse, errors.New("other WireGuard interfaces cannot be read on FreeBSD yet: use `wg show`")}
+}
