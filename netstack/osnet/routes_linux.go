@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/vishvananda/netlink"
@@ -274,11 +275,27 @@ func (h *Host) setAddrs(c Config, link netlink.Link, old []netip.Prefix) error {
 		if a.Is6() {
 			addr.Flags = unix.IFA_F_NODAD
 		}
-		if err := h.family(p, h.rt.AddrReplace(link, addr)); err != nil {
+		err := h.rt.AddrReplace(link, addr)
+		if err == nil {
+			h.settle(a)
+		}
+		if err := h.family(p, err); err != nil {
 			return fmt.Errorf("give %s the address %v: %w", c.Interface, a, err)
 		}
 	}
 	return h.dropAddrsBut(link, c.Addrs, append(slices.Clone(old), c.Mesh.V4, c.Mesh.V6)...)
+}
+
+// settle waits until an address is in use. The kernel takes IPv6 addresses into use on a queue of its own; a packet that
+// comes before is lost, and costs its sender a second.
+func (h *Host) settle(a netip.Addr) {
+	const limit, step = 200 * time.Millisecond, time.Millisecond
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(step) {
+		routes, err := h.rt.RouteGet(a.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return
+		}
+	}
 }
 
 func (h *Host) dropAddrs(link netlink.Link, ranges ...netip.Prefix) error {
