@@ -27,7 +27,7 @@ var ErrCandidate = errors.New("not usable as an endpoint")
 // Check says why a cannot be a candidate, if it cannot.
 func (b Bounds) Check(a netip.AddrPort) error {
 	ip := a.Addr()
-	reason := ""
+	var reason string
 	switch {
 	case !a.IsValid() || a.Port() == 0:
 		reason = "no address and port"

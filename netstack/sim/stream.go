@@ -399,7 +399,7 @@ func (h *Host) handshake(ctx context.Context, from netip.Addr, to netip.AddrPort
 	case c == nil && err == nil:
 		return nil, os.NewSyscallError("connect", syscall.ECONNREFUSED)
 	case err != nil && c != nil:
-		c.Close()
+		return nil, errors.Join(err, c.Close())
 	}
 	if err != nil {
 		return nil, err

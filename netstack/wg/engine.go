@@ -15,14 +15,16 @@ type Engine interface {
 	// Configure sets the node key and the UDP port (0: any, and the same as before if there was one), and starts to
 	// listen. A changed node key ends all sessions.
 	Configure(private key.NodePrivate, port uint16) error
-	// SetPeer adds a peer or changes it. What is the same as before is not touched.
+	// SetPeer adds a peer or changes it. What is the same as before is not touched. A peer that cannot be made as asked
+	// is an error; where that shows only half-way, the peer is removed.
 	SetPeer(PeerConfig) error
 	// RemovePeer forgets a peer and its keys: when it returns, no packet passes either way. An unknown peer is no error.
 	RemovePeer(proto.NodeID) error
 	// Probe sets the candidates of a peer, and sends it something at once, to all of them, that tells it where we are:
 	// a keepalive where there is a session, else the first message of a handshake.
 	Probe(id proto.NodeID, candidates []netip.AddrPort) error
-	// Rebind opens the UDP sockets anew, on the same port if that is free. Sessions stay.
+	// Rebind opens the UDP sockets anew, on the same port if that is free. Sessions stay. After an error nothing is
+	// received until Configure or Rebind works.
 	Rebind() error
 	// Peers are the counters of all peers, sorted by ID.
 	Peers() ([]PeerStats, error)

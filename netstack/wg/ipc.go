@@ -102,7 +102,7 @@ func readState(r io.Reader) (state, error) {
 			st.peers[p.Key] = p
 		}
 	}
-	var sec, nsec int64
+	var sec int64
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		name, value, ok := strings.Cut(lines.Text(), "=")
@@ -114,7 +114,7 @@ func readState(r io.Reader) (state, error) {
 			err = setUint(&st.port, value, 16)
 		case name == "public_key":
 			put()
-			p, sec, nsec = PeerStats{}, 0, 0
+			p, sec = PeerStats{}, 0
 			p.Key, err = parseKey(value)
 		case name == "endpoint":
 			var list []netip.AddrPort
@@ -125,6 +125,7 @@ func readState(r io.Reader) (state, error) {
 		case name == "last_handshake_time_sec":
 			sec, err = strconv.ParseInt(value, 10, 64)
 		case name == "last_handshake_time_nsec":
+			var nsec int64
 			nsec, err = strconv.ParseInt(value, 10, 64)
 			if sec != 0 || nsec != 0 {
 				p.LastHandshake = time.Unix(sec, nsec)

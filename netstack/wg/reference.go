@@ -31,7 +31,7 @@ type Reference struct {
 	tun tun.Device
 
 	mu      sync.Mutex
-	private *key.NodePrivate // nil until configured
+	private *key.NodePrivate // nil until configured, and where that failed
 	port    uint16           // asked for
 	peers   map[proto.NodeID]PeerConfig
 	owners  map[key.NodePublic]proto.NodeID
@@ -76,16 +76,17 @@ func (r *Reference) Configure(private key.NodePrivate, port uint16) error {
 	if r.private == nil || r.private.Expose() != secret {
 		s.key("private_key", secret)
 	}
-	if port != r.port || r.private == nil {
+	if r.private == nil || r.port != port {
 		s.line("listen_port", strconv.Itoa(int(port)))
 	}
+	r.private = nil // until all of it worked: a device that cannot open its sockets forgets their port
 	if err := r.set(&s); err != nil {
 		return fmt.Errorf("configure WireGuard: %w", err)
 	}
-	r.private, r.port = &private, port
 	if err := r.dev.Up(); err != nil {
 		return fmt.Errorf("start WireGuard: %w", err)
 	}
+	r.private, r.port = &private, port
 	return nil
 }
 
@@ -231,6 +232,7 @@ func (r *Reference) Rebind() error {
 		return ErrClosed
 	}
 	if err := r.dev.BindUpdate(); err != nil {
+		r.private = nil
 		return fmt.Errorf("open the UDP sockets anew: %w", err)
 	}
 	return nil

@@ -128,18 +128,24 @@ func (u *uapi) answer(w *bytes.Buffer, r *bufio.Reader) (errno int, err error) {
 	}
 	switch string(op) {
 	case "get=1\n":
-		if blank, err := r.ReadByte(); err != nil || blank != '\n' {
+		blank, err := r.ReadByte()
+		if err != nil || blank != '\n' {
 			return errnoInvalid, err
 		}
-		if u.state(w) != nil {
-			w.Reset()
-			return errnoIO, nil
-		}
-		return errnoOK, nil
+		return u.get(w), nil
 	case "set=1\n":
 		return errnoPermission, skipSet(r)
 	}
 	return 0, errUAPI
+}
+
+// get answers with the state, or with nothing but the number of an error.
+func (u *uapi) get(w *bytes.Buffer) (errno int) {
+	if err := u.state(w); err != nil {
+		w.Reset()
+		return errnoIO
+	}
+	return errnoOK
 }
 
 // skipSet reads to the blank line that ends a "set".

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,6 +38,7 @@ func Contract(t *testing.T, make Make) {
 		{"a large packet passes whole", largePackets},
 		{"an injected packet goes out", injection},
 		{"sockets can be opened anew", rebinding},
+		{"a port that is taken is an error, not the end", takenPort},
 		{"nonsense is refused", nonsense},
 		{"closing is final", closing},
 	} {
@@ -277,9 +279,11 @@ func largePackets(t *testing.T, w *world) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
 	if got, err = c.Echo(ctx, data); err != nil || !bytes.Equal(got, data) {
 		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -313,6 +317,32 @@ func rebinding(t *testing.T, w *world) {
 	if p, err := w.a.Engine.Port(); err != nil || p != port {
 		t.Errorf("port %d, %v", p, err)
 	}
+}
+
+func takenPort(t *testing.T, w *world) {
+	w.mustPing(w.a, w.b)
+	other, err := w.a.Host.ListenUDP(port + 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.a.Engine.Configure(w.a.Key, port+1); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("error %v", err)
+	}
+	if err := w.a.Engine.Configure(w.a.Key, port); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := w.a.Engine.Port(); err != nil || p != port {
+		t.Errorf("port %d, %v", p, err)
+	}
+	w.mustPing(w.b, w.a)
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.a.Engine.Configure(w.a.Key, port+1); err != nil {
+		t.Fatal(err)
+	}
+	w.mustPing(w.a, w.b)
+	w.mustPing(w.b, w.a)
 }
 
 func nonsense(t *testing.T, w *world) {
