@@ -1,0 +1,163 @@
+package agenttest
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/netstack/sim"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// Policies that tests share.
+const (
+	// open lets everybody reach everybody.
+	open = `{"tagOwners": {"tag:db": [], "tag:web": []}, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}`
+	// closed lets nobody reach anybody.
+	closed = `{"tagOwners": {"tag:db": [], "tag:web": []}, "grants": []}`
+)
+
+// mesh is a coordinator, its nodes, and the Internet between them.
+type mesh struct {
+	*testing.T
+	net    *sim.Internet
+	center *center
+	nodes  []*node
+}
+
+// inBubble runs f with a coordinator that runs, in virtual time. What f started is stopped after it; if anything of it is
+// left then, the bubble does not end and the test fails.
+func inBubble(t *testing.T, f func(m *mesh)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t)
+		defer m.close()
+		f(m)
+	})
+}
+
+func newMesh(t *testing.T) *mesh {
+	m := &mesh{T: t, net: sim.New(1)}
+	m.center = newCenter(m)
+	m.center.start()
+	return m
+}
+
+func (m *mesh) close() {
+	for _, n := range m.nodes {
+		n.stop()
+	}
+	m.center.stop()
+}
+
+// logger is silent unless somebody looks.
+func (m *mesh) logger(who string) *slog.Logger {
+	if !testing.Verbose() {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(m.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})).With("at", who)
+}
+
+// who is an identity that a join code gives.
+type who func(*redoubtv1.CreateTokenRequest)
+
+func user(name string) who { return func(r *redoubtv1.CreateTokenRequest) { r.User = name } }
+
+func tags(names ...string) who { return func(r *redoubtv1.CreateTokenRequest) { r.Tags = names } }
+
+func reusable(r *redoubtv1.CreateTokenRequest) { r.Reusable = true }
+
+// Code makes a join code.
+func (m *mesh) Code(options ...who) string {
+	m.Helper()
+	r := &redoubtv1.CreateTokenRequest{TtlSeconds: uint64(30 * 24 * 3600)}
+	for _, o := range options {
+		o(r)
+	}
+	answer, err := m.center.admin().CreateToken(m.Context(), r)
+	if err != nil {
+		m.Fatal(err)
+	}
+	return answer.GetCode()
+}
+
+// Machine adds a machine on which an agent runs that is in no mesh yet.
+func (m *mesh) Machine(name string) *node {
+	m.Helper()
+	n := newNode(m, name, len(m.nodes)+1)
+	m.nodes = append(m.nodes, n)
+	n.start()
+	return n
+}
+
+// Join adds a machine and makes it a node.
+func (m *mesh) Join(name string, options ...who) *node {
+	m.Helper()
+	n := m.Machine(name)
+	n.Up(m.Code(options...))
+	return n
+}
+
+// Policy puts a policy in force, and waits until all enforce it.
+func (m *mesh) Policy(source string) {
+	m.Helper()
+	if _, err := m.center.admin().ApplyPolicy(m.Context(), &redoubtv1.ApplyPolicyRequest{Source: source}); err != nil {
+		m.Fatal(err)
+	}
+	m.Settle()
+}
+
+// Settle waits until all nodes that are there enforce what they ought to.
+func (m *mesh) Settle() {
+	m.Helper()
+	status, err := m.center.admin().PolicyStatus(m.Context(), &redoubtv1.PolicyStatusRequest{WaitMs: 10_000})
+	if err != nil {
+		m.Fatal(err)
+	}
+	for _, l := range status.GetLaggards() {
+		if l.GetConnected() {
+			m.Fatalf("%s enforces version %q after 10 s, not %q", l.GetName(), l.GetApplied(), l.GetWanted())
+		}
+	}
+}
+
+// Nodes are the nodes that the coordinator knows, by name.
+func (m *mesh) Nodes() map[string]*redoubtv1.Node {
+	m.Helper()
+	list, err := m.center.admin().ListNodes(m.Context(), &redoubtv1.ListNodesRequest{})
+	if err != nil {
+		m.Fatal(err)
+	}
+	nodes := map[string]*redoubtv1.Node{}
+	for _, n := range list.GetNodes() {
+		nodes[n.GetName()] = n
+	}
+	return nodes
+}
+
+// Await waits for something to become so.
+func (m *mesh) Await(within time.Duration, what string, so func() bool) {
+	m.Helper()
+	for end := time.Now().Add(within); !so(); time.Sleep(50 * time.Millisecond) {
+		if !time.Now().Before(end) {
+			m.Fatalf("after %v it is not so that %s", within, what)
+		}
+	}
+}
+
+// within is a context for something that must not take longer.
+func (m *mesh) within(d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(m.Context(), d)
+}
+
+// addresses of host number n on the Internet.
+func underlay(n int) []netip.Addr {
+	return []netip.Addr{
+		netip.AddrFrom4([4]byte{198, 51, 100, byte(n)}),
+		netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", n)),
+	}
+}
