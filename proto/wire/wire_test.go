@@ -24,9 +24,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-func diff(a, b any) string {
-	return cmp.Diff(a, b, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{}))
-}
+// compare takes absent and empty lists for the same.
+var compare = []cmp.Option{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{})}
+
+func diff(a, b any) string { return cmp.Diff(a, b, compare...) }
 
 func v(n uint64) proto.Version { return proto.Version{Epoch: 1, N: n} }
 
