@@ -122,6 +122,10 @@ func TestNewPeer(t *testing.T) {
 	if d := cmp.Diff(addrs("192.168.1.5:1", "192.0.2.1:1"), l.state.Candidates(peer), compare); d != "" {
 		t.Error(d)
 	}
+	l.step(0, seen("192.0.2.1:1", 5, 5))
+	if d := cmp.Diff(addrs("192.0.2.1:1", "192.168.1.5:1"), l.state.Candidates(peer), compare); d != "" {
+		t.Errorf("with one in use:\n%s", d)
+	}
 	l.step(0, known())
 	l.step(0, path.Gone{ID: peer})
 	l.step(0, seen("192.0.2.1:1", 1, 1)) // of nobody

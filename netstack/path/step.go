@@ -101,10 +101,11 @@ func (s *State) Step(now time.Time, e Event) []Effect {
 	return nil
 }
 
-// Candidates says where a peer may be, best first.
+// Candidates is the list to give to the engine with a peer's configuration: the endpoint in use, if one is known, then
+// where the peer may be, best first. With it first, packets keep going where they arrive until the peer's next one.
 func (s *State) Candidates(id proto.NodeID) []netip.AddrPort {
 	if p := s.peers[id]; p != nil {
-		return slices.Clone(p.candidates)
+		return s.list(p)
 	}
 	return nil
 }
@@ -178,9 +179,7 @@ func (s *State) moved(now time.Time, e Moved) []Effect {
 	return effects
 }
 
-// point makes the engine try the endpoint in use, then all candidates.
-func (s *State) point(now time.Time, id proto.NodeID, p *peer, atOnce bool) []Effect {
-	var list []netip.AddrPort
+func (s *State) list(p *peer) (list []netip.AddrPort) {
 	if p.current.IsValid() && s.bounds.Check(p.current) == nil {
 		list = append(list, p.current)
 	}
@@ -189,6 +188,12 @@ func (s *State) point(now time.Time, id proto.NodeID, p *peer, atOnce bool) []Ef
 			list = append(list, a)
 		}
 	}
+	return list
+}
+
+// point makes the engine try the endpoint in use, then all candidates.
+func (s *State) point(now time.Time, id proto.NodeID, p *peer, atOnce bool) []Effect {
+	list := s.list(p)
 	if len(list) == 0 {
 		return nil
 	}
