@@ -45,8 +45,8 @@ type PeerConfig struct {
 	Keys []key.NodePublic
 	// Addrs are the only addresses that packets may come from, and that are routed to the peer.
 	Addrs proto.Addrs
-	// Endpoints are the candidates, best first. They replace what was there if they differ from those given before;
-	// none leaves it as it is. Where a peer really is follows its packets.
+	// Endpoints are the candidates, best first. They replace what was there if there are others than those given before;
+	// another order, or none, leaves it as it is. Where a peer really is follows its packets.
 	Endpoints []netip.AddrPort
 	// PSK is mixed into handshakes; zero where there is none.
 	PSK [32]byte

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -56,7 +57,7 @@ func (s *script) set(cfg PeerConfig, old *PeerConfig) {
 	if old == nil || old.PSK != cfg.PSK {
 		s.key("preshared_key", cfg.PSK)
 	}
-	if old == nil || !equalAddrPorts(old.Endpoints, cfg.Endpoints) {
+	if old == nil || !sameCandidates(old.Endpoints, cfg.Endpoints) {
 		s.endpoint(cfg.Endpoints)
 	}
 	if old == nil || old.Addrs != cfg.Addrs {
@@ -169,17 +170,10 @@ func parseKey(text string) (key.NodePublic, error) {
 	return key.ParseNodePublic(b)
 }
 
-func equalAddrPorts(a, b []netip.AddrPort) bool {
-	if len(b) == 0 {
-		return true // none means: leave what is there
+// sameCandidates says whether b asks for nothing else than a: order alone is no reason to forget where a peer is.
+func sameCandidates(a, b []netip.AddrPort) bool {
+	missing := func(list []netip.AddrPort) func(netip.AddrPort) bool {
+		return func(x netip.AddrPort) bool { return !slices.Contains(list, x) }
 	}
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
+	return len(b) == 0 || (!slices.ContainsFunc(a, missing(b)) && !slices.ContainsFunc(b, missing(a)))
 }

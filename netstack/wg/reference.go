@@ -125,7 +125,7 @@ func (r *Reference) SetPeer(cfg PeerConfig) error {
 		s.remove(before.Keys[0])
 		s.set(cfg, nil)
 	case before.PSK == cfg.PSK && before.Addrs == cfg.Addrs && before.Keepalive == cfg.Keepalive &&
-		equalAddrPorts(before.Endpoints, cfg.Endpoints):
+		sameCandidates(before.Endpoints, cfg.Endpoints):
 		r.peers[cfg.ID] = cfg
 		return nil
 	default:

@@ -152,6 +152,12 @@ func incremental(t *testing.T, w *world) {
 	cfg.Endpoints[0], cfg.Endpoints[1] = cfg.Endpoints[1], cfg.Endpoints[0]
 	w.set(w.a, cfg)
 	kept("another candidate")
+	slices.Reverse(cfg.Endpoints)
+	w.set(w.a, cfg)
+	if !w.stats(w.a).Endpoint.IsValid() {
+		t.Error("another order: the endpoint in use is forgotten")
+	}
+	kept("another order")
 	cfg.Endpoints = nil
 	w.set(w.a, cfg)
 	kept("no word of candidates")
