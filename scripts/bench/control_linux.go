@@ -28,7 +28,7 @@ func control(ctx context.Context, bin string, joins, changes int) (err error) {
 	if err != nil {
 		return err
 	}
-	row(fmt.Sprintf("`policy apply` until %d nodes said that they enforce it, ms", joins+1), applied)
+	row(fmt.Sprintf("`policy apply --wait` until %d nodes said that they enforce it, ms", joins+1), applied)
 	fmt.Printf("| resident memory of an idle agent, MB | %.1f | | 1 |\n", rss(first.Agent.PID()))
 	fmt.Printf("| resident memory of the coordinator, MB | %.1f | | 1 |\n", rss(m.Serve.PID()))
 	return nil
@@ -84,10 +84,7 @@ func policyTimes(ctx context.Context, m *mesh.Mesh, n int) (ms []float64, err er
 	for i := range n {
 		policy := fmt.Sprintf(`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["tcp:%d", "icmp:*"]}]}`, 1000+i)
 		begin := time.Now()
-		if _, err := m.Apply(ctx, policy); err != nil {
-			return nil, err
-		}
-		if _, err := m.Admin(ctx, "policy", "status", "--wait", "5s"); err != nil {
+		if _, err := m.Apply(ctx, policy, "--wait=5s"); err != nil {
 			return nil, err
 		}
 		ms = append(ms, millis(time.Since(begin)))

@@ -120,12 +120,12 @@ func (m *Mesh) Token(ctx context.Context, flags ...string) (string, error) {
 }
 
 // Apply puts a policy in force.
-func (m *Mesh) Apply(ctx context.Context, policy string) (string, error) {
+func (m *Mesh) Apply(ctx context.Context, policy string, flags ...string) (string, error) {
 	file := filepath.Join(m.dir, "policy.hujson")
 	if err := os.WriteFile(file, []byte(policy), 0o600); err != nil {
 		return "", err
 	}
-	return m.Admin(ctx, "policy", "apply", file)
+	return m.Admin(ctx, append([]string{"policy", "apply", file}, flags...)...)
 }
 
 // Node is a host with an agent.
