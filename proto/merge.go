@@ -16,7 +16,7 @@ func idKey(id *NodeID) NodeID {
 // walk visits two sorted lists side by side: pairs of the same key, and with nil on the other side what only one has.
 func walk[T any, K cmp.Ordered](a, b []T, key func(*T) K, visit func(x, y *T)) {
 	for len(a) > 0 || len(b) > 0 {
-		order := 0
+		var order int
 		switch {
 		case len(a) == 0:
 			order = 1

@@ -311,7 +311,7 @@ func (h *Head) validate() error {
 		}
 	}
 	if g := h.Outage.Grace; g < 0 || g > MaxGrace || g%time.Second != 0 {
-		return invalid("outage grace %s: whole seconds up to %s", g, time.Duration(MaxGrace))
+		return invalid("outage grace %s: whole seconds up to %s", g, MaxGrace)
 	}
 	return nil
 }

@@ -162,7 +162,7 @@ func (a *Authority) checkIssue(n Node) error {
 	case len(n.DNSName) <= len(n.Name)+1 || n.DNSName[:len(n.Name)+1] != n.Name+".":
 		return fmt.Errorf("DNS name %q is not that of %q in a domain", n.DNSName, n.Name)
 	}
-	if err := n.Identity.Validate(); err != nil {
+	if err := n.Validate(); err != nil {
 		return err
 	}
 	return checkKeys(n.Keys)

@@ -13,8 +13,6 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Below 2.25 stand UUIDs; ours is cut to the 31 bits that crypto/x509 reads in an arc.
-//
 // The node extension, DER. Version 1 is frozen: a reader refuses whatever it does not know in it.
 //
 //	NodeExtension ::= SEQUENCE {
@@ -31,11 +29,10 @@ import (
 //	        subject    UTF8String,
 //	        name       UTF8String,
 //	        authTime   INTEGER } OPTIONAL }       -- 0: nobody proved who they are
-var (
-	oidNode = asn1.ObjectIdentifier{2, 25, 1702281195, 1}
-	// What comes after version 1 will be in this one, which today's programs skip.
-	oidLater = asn1.ObjectIdentifier{2, 25, 1702281195, 2}
-)
+//
+// Below 2.25 stand UUIDs; ours is cut to the 31 bits that crypto/x509 reads in an arc. What comes after version 1 will be
+// in the extension beside it, 2.25.1702281195.2, which is never critical, so that this version skips it.
+var oidNode = asn1.ObjectIdentifier{2, 25, 1702281195, 1}
 
 const (
 	extensionVersion = 1

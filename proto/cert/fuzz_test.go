@@ -43,7 +43,7 @@ func FuzzParseNode(f *testing.F) {
 			}
 			return
 		}
-		if err := n.Identity.Validate(); err != nil || len(n.Keys) == 0 || n.Device.IsZero() || !bytes.Equal(n.Raw, b) {
+		if err := n.Validate(); err != nil || len(n.Keys) == 0 || n.Device.IsZero() || !bytes.Equal(n.Raw, b) {
 			t.Fatalf("incomplete: %+v, %v", n, err)
 		}
 		if got, err := v.Node(b, start); err == nil && !bytes.Equal(b, genuine) && got.Mesh == w.mesh && got.Device != w.device.Device() {

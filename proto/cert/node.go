@@ -188,7 +188,7 @@ func nodeOf(c *x509.Certificate, s spiffe) (*Node, error) {
 		return nil, err
 	}
 	n.Keys, n.Level, n.Sequence, n.Tags, n.User = e.Keys, e.Level, e.Sequence, e.Tags, e.User
-	if err := n.Identity.Validate(); err != nil {
+	if err := n.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
 	return n, nil

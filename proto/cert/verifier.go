@@ -208,7 +208,7 @@ func (v *Verifier) leaf(b []byte, role Role, at func(*x509.Certificate) time.Tim
 
 // chain finds the issuer of a leaf among the verified intermediates and judges the validity of all three.
 func (v *Verifier) chain(c *x509.Certificate, at time.Time) error {
-	refused := error(ErrChain)
+	refused := ErrChain
 	for _, i := range v.issuers(c) {
 		if err := signedBy(c, i.cert, i.pool, at); err != nil {
 			continue

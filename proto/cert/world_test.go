@@ -113,7 +113,4 @@ func (w *world) forge(t testing.TB, damage func(*x509.Certificate)) []byte {
 	return must(x509.CreateCertificate(rand.Reader, template, w.intermediate.Certificate(), pub, signer(t, w.intermediate)))(t)
 }
 
-const (
-	nodeOID  = "2.25.1702281195.1"
-	laterOID = "2.25.1702281195.2"
-)
+const nodeOID = "2.25.1702281195.1"

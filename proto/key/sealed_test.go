@@ -27,7 +27,7 @@ func leaks(s string) bool {
 		p := seed[i : i+part]
 		for _, form := range []string{
 			string(p), hex.EncodeToString(p), strings.ToUpper(hex.EncodeToString(p)),
-			strings.Trim(fmt.Sprint(p), "[]"), fmt.Sprintf("% x", p), strings.Trim(fmt.Sprintf("%o", p), "[]"),
+			strings.Trim(fmt.Sprintf("%d", p), "[]"), fmt.Sprintf("% x", p), strings.Trim(fmt.Sprintf("%o", p), "[]"),
 			strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%#v", p), "[]byte{"), "}"),
 		} {
 			if strings.Contains(s, form) {
