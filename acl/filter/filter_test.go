@@ -352,7 +352,7 @@ func TestQuota(t *testing.T) {
 			w.Out(tcp(v4(1), uint16(i), v4(2), uint16(i>>16), syn))
 		}
 	}
-	flood(100000)
+	flood(20000)
 	if c := w.Counters(); c.Flows > 401 {
 		t.Errorf("%d flows", c.Flows)
 	}
