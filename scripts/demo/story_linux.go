@@ -32,6 +32,12 @@ const policy = `{
 }
 `
 
+// noWeb is what the allow step is sabotaged with: ping alone.
+const noWeb = `{
+  "tagOwners": {"tag:web": ["ann@example.com"], "tag:db": ["ann@example.com"]},
+  "grants": [{"src": ["ann@example.com"], "dst": ["tag:web"], "ip": ["icmp:*"]}],
+}`
+
 // open is what the deny step is sabotaged with.
 const open = `{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}`
 
@@ -83,7 +89,7 @@ func (s *story) coordinator(ctx context.Context, bin string) (err error) {
 	rules := policy
 	switch s.sabotage {
 	case "allow":
-		rules = `{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["icmp:*"]}]}`
+		rules = noWeb
 	case "deny":
 		rules = open
 	}
