@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
+	"github.com/redoubt-mesh/redoubt/proto"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -160,4 +161,13 @@ func underlay(n int) []netip.Addr {
 		netip.AddrFrom4([4]byte{198, 51, 100, byte(n)}),
 		netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", n)),
 	}
+}
+
+func version(t *testing.T, text string) proto.Version {
+	t.Helper()
+	v, err := proto.ParseVersion(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }

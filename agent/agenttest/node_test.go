@@ -270,7 +270,9 @@ func (n *node) Watch(f func(sim.Packet)) {
 // Move gives the machine other addresses on the Internet, or none.
 func (n *node) Move(addrs ...netip.Addr) {
 	n.host.SetAddrs(addrs...)
-	n.network.SetEndpoints(addrs...)
+	if n.daemon != nil {
+		n.network.SetEndpoints(addrs...)
+	}
 }
 
 // patience is how long programs wait for an answer. A first packet waits for a handshake, and a lost one of those for 5 s.
@@ -329,4 +331,42 @@ func silence(err error) error {
 		return errSilence
 	}
 	return err
+}
+
+// probe is one way to try whether a node reaches another.
+type probe struct {
+	name string
+	try  func(from, to *node) error
+}
+
+// probes are all of them: every protocol over both families.
+func probes(port uint16) []probe {
+	return []probe{
+		{"ICMP over IPv4", func(from, to *node) error { return from.Ping(to.V4()) }},
+		{"ICMP over IPv6", func(from, to *node) error { return from.Ping(to.V6()) }},
+		{"UDP over IPv4", func(from, to *node) error { return from.Ask(to.V4(), port) }},
+		{"UDP over IPv6", func(from, to *node) error { return from.Ask(to.V6(), port) }},
+		{"TCP over IPv4", func(from, to *node) error { return from.Visit(to.V4(), port) }},
+		{"TCP over IPv6", func(from, to *node) error { return from.Visit(to.V6(), port) }},
+	}
+}
+
+// Reaches tries everything, and all of it must work.
+func (n *node) Reaches(to *node, port uint16) {
+	n.m.Helper()
+	for _, p := range probes(port) {
+		if err := p.try(n, to); err != nil {
+			n.m.Errorf("%s does not reach %s by %s: %v", n.name, to.name, p.name, err)
+		}
+	}
+}
+
+// ReachesNot tries everything, and none of it may work.
+func (n *node) ReachesNot(to *node, port uint16) {
+	n.m.Helper()
+	for _, p := range probes(port) {
+		if err := p.try(n, to); err == nil {
+			n.m.Errorf("%s reaches %s by %s", n.name, to.name, p.name)
+		}
+	}
 }

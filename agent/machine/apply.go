@@ -156,10 +156,7 @@ func (m *Machine) reject(err error) {
 
 // settle judges peers and this node itself anew where that is due.
 func (m *Machine) settle() []move {
-	g := m.contact.grace(m.outage())
-	if m.contact.serves && !m.now.Before(m.contact.since.Add(Settle)) {
-		m.roster.regrace()
-	}
+	g := m.contact.grace(m.outage(), m.now)
 	moves := m.roster.settle(m.now, g)
 	was := m.selfLive
 	m.selfLive, m.selfUntil = live(m.self.Node, m.now, g)

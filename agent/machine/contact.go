@@ -6,21 +6,33 @@ import "time"
 // at least once a minute) and their new certificates to reach us (folded within another).
 const Settle = 2 * time.Minute
 
+// maxPast is how many contacts that did not settle are told apart.
+const maxPast = 8
+
 // contact is what is known of the way to the coordinator.
 type contact struct {
 	open   bool // a stream is open
 	serves bool // and it serves us: what the coordinator knows, we know
 	url    string
-	since  time.Time // when serves became true
-	last   time.Time // when the coordinator was heard last on a stream that serves us
-	before time.Time // last, as it was when serves became true
-	lostAt time.Time // when the stream ended, or when we began to look for the first
-	reason string    // why there is no stream
+	since  time.Time   // when serves became true
+	last   time.Time   // when the coordinator was heard last on a stream that serves us
+	past   []time.Time // last, as it was at the end of the contacts before this one, up to one that had settled
+	lostAt time.Time   // when the stream ended, or when we began to look for the first
+	reason string      // why there is no stream
 }
 
 func (c *contact) serve(now time.Time) {
 	if !c.serves {
-		c.serves, c.since, c.before = true, now, c.last
+		if c.settled(c.last) {
+			c.past = nil
+		}
+		if len(c.past) == maxPast {
+			c.past = append(c.past[:1], c.past[2:]...) // the first is the one that had settled
+		}
+		if !c.last.IsZero() {
+			c.past = append(c.past, c.last)
+		}
+		c.serves, c.since = true, now
 	}
 	c.last = now
 }
@@ -30,6 +42,9 @@ func (c *contact) heard(now time.Time) {
 		c.last = now
 	}
 }
+
+// settled says whether the contact had lasted long enough, at a time, for the grace of earlier ones to be over.
+func (c *contact) settled(at time.Time) bool { return !at.Before(c.since.Add(Settle)) }
 
 // lose says whether there was something to lose.
 func (c *contact) lose(now time.Time, reason string) bool {
@@ -41,27 +56,55 @@ func (c *contact) lose(now time.Time, reason string) bool {
 	return was
 }
 
-// grace is which certificates are good although their time is over: those that were good at a moment, until another.
-type grace struct {
+// grace is which certificates are good although their time is over: those that were good at some moment, until another.
+type grace []lease
+
+type lease struct {
 	at, until time.Time
 }
 
-func (g grace) none(now time.Time) bool { return g.at.IsZero() || !now.Before(g.until) }
+// covers says whether a certificate that ended is good, and by which lease: the longest.
+func (g grace) covers(end, now time.Time) (l lease, ok bool) {
+	for _, x := range g {
+		if x.at.Before(end) && now.Before(x.until) && x.until.After(l.until) {
+			l, ok = x, true
+		}
+	}
+	return l, ok
+}
 
-// grace says what holds now, if the netmap allows d.
-func (c *contact) grace(d time.Duration) grace {
-	if c.serves {
-		if c.before.IsZero() {
-			return grace{}
+// end is when the last of it ends.
+func (g grace) end() (end time.Time) {
+	for _, l := range g {
+		if l.until.After(end) {
+			end = l.until
 		}
-		until := c.before.Add(d)
-		if end := c.since.Add(Settle); end.Before(until) {
-			until = end
+	}
+	return end
+}
+
+// grace says what holds now, if the netmap allows d. A contact that was lost before it settled takes nothing away from those
+// that earlier ones cover: a coordinator that comes and goes does them no harm.
+func (c *contact) grace(d time.Duration, now time.Time) (g grace) {
+	if !c.serves {
+		if !c.last.IsZero() {
+			g = append(g, lease{c.last, c.last.Add(d)})
 		}
-		return grace{c.before, until}
+		if !c.settled(c.last) {
+			for _, at := range c.past {
+				g = append(g, lease{at, at.Add(d)})
+			}
+		}
+		return g
 	}
-	if c.last.IsZero() {
-		return grace{}
+	if end := c.since.Add(Settle); now.Before(end) {
+		for _, at := range c.past {
+			until := at.Add(d)
+			if end.Before(until) {
+				until = end
+			}
+			g = append(g, lease{at, until})
+		}
 	}
-	return grace{c.last, c.last.Add(d)}
+	return g
 }

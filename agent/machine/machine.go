@@ -166,6 +166,9 @@ func (m *Machine) take(e Event) {
 	case EnrolFailed:
 		m.enrolFailed(e)
 	case Trouble:
+		if e.Reason != m.contact.reason {
+			m.warn("no coordinator", "reason", e.Reason)
+		}
 		m.contact.lose(m.now, e.Reason)
 	case Connected:
 		m.connected(e)
@@ -176,10 +179,13 @@ func (m *Machine) take(e Event) {
 	case Refused:
 		m.refuse(e)
 	case Snapshot:
+		m.contact.heard(m.now)
 		m.snapshot(e.Netmap)
 	case Change:
+		m.contact.heard(m.now)
 		m.change(e.Delta)
 	case Renewed:
+		m.contact.heard(m.now)
 		m.renewed(e.Self)
 	case RenewFailed:
 		m.renewFailed(e.Reason)
@@ -352,13 +358,20 @@ func (m *Machine) connected(e Connected) {
 	m.contact.open, m.contact.url = true, e.URL
 	m.renewal.must = e.RenewFirst
 	if !e.RenewFirst {
-		m.contact.serve(m.now)
+		m.serve()
 	}
 	m.log("connected", "coordinator", e.URL)
 }
 
+// serve begins contact. What is good by grace only is so for other reasons now.
+func (m *Machine) serve() {
+	m.contact.serve(m.now)
+	m.roster.regrace()
+}
+
 func (m *Machine) lost(reason string) {
 	m.renewal.asking, m.renewal.must = false, false
+	m.roster.regrace()
 	if m.contact.lose(m.now, reason) {
 		m.warn("lost the coordinator", "reason", reason)
 		m.saveFloors()
@@ -366,15 +379,14 @@ func (m *Machine) lost(reason string) {
 }
 
 func (m *Machine) refuse(e Refused) {
-	m.lost(e.Message)
-	if e.Kind != RefusedRevoked || m.wanted.Revoked != nil {
-		return
+	if e.Kind == RefusedRevoked && m.wanted.Revoked == nil {
+		// Closed first, and on the disk next: it must hold even if the machine goes down at this moment.
+		m.wanted.Revoked = &state.Revocation{At: m.now, Message: e.Message}
+		m.closeAll()
+		m.do(RemovePeers{m.engineIDs()}, SaveWanted{m.wanted}, Hang{})
+		m.warn("this node was revoked", "message", e.Message)
 	}
-	m.wanted.Revoked = &state.Revocation{At: m.now, Message: e.Message}
-	m.warn("this node was revoked", "message", e.Message)
-	// Closed first, and on the disk next: it must hold even if the machine goes down at this moment.
-	m.closeAll()
-	m.do(RemovePeers{m.engineIDs()}, SaveWanted{m.wanted}, Hang{})
+	m.lost(e.Message)
 }
 
 func (m *Machine) renewed(self *identity.Self) {
@@ -392,7 +404,7 @@ func (m *Machine) renewed(self *identity.Self) {
 	m.do(SaveIdentity{self.Record})
 	m.adopt(self)
 	if must {
-		m.contact.serve(m.now)
+		m.serve()
 	}
 	m.log("certificate renewed", "expires", stamp(self.Node.NotAfter), "sequence", self.Node.Sequence)
 	m.do(Attach{Self: self, Applied: m.version()})
@@ -546,10 +558,9 @@ func live(n *cert.Node, now time.Time, g grace) (ok bool, until time.Time) {
 		return false, begin
 	case now.Before(end):
 		return true, end
-	case !g.none(now) && g.at.Before(end):
-		return true, g.until
 	}
-	return false, time.Time{}
+	l, ok := g.covers(end, now)
+	return ok, l.until
 }
 
 func sameIdentity(a, b proto.Identity) bool {

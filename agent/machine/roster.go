@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"container/heap"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -165,8 +164,6 @@ func (r *roster) acceptable(id proto.NodeID, n *cert.Node) error {
 	switch seen := r.sequences[n.ID]; {
 	case n.ID != id:
 		return fmt.Errorf("its certificate is that of %v", n.ID)
-	case n.ID == r.self.Node.ID:
-		return errors.New("its certificate is this node's own")
 	case n.Sequence < seen.Seen:
 		return fmt.Errorf("its certificate is number %d, but number %d was seen", n.Sequence, seen.Seen)
 	case !r.self.Record.Mesh.V4.Contains(n.Addrs.V4) || !r.self.Record.Mesh.V6.Contains(n.Addrs.V6):
@@ -258,12 +255,14 @@ func (r *roster) judge(id proto.NodeID, p *peer, now time.Time, g grace) {
 		r.schedule(p, p.node.NotBefore.Add(-cert.Skew))
 		return
 	case now.Before(until):
-	case !g.none(now) && g.at.Before(until):
-		at, until = g.at, g.until
-		r.kept[id] = struct{}{}
 	default:
-		p.why = "its certificate ran out at " + stamp(p.node.NotAfter)
-		return
+		l, ok := g.covers(until, now)
+		if !ok {
+			p.why = "its certificate ran out at " + stamp(p.node.NotAfter)
+			return
+		}
+		at, until = l.at, l.until
+		r.kept[id] = struct{}{}
 	}
 	e := &entry{node: p.node, endpoints: p.claim.Endpoints}
 	var next time.Time
@@ -329,10 +328,12 @@ func (r *roster) taken(e *entry) (proto.NodeID, bool) {
 	return 0, false
 }
 
-// regrace makes settle judge those that are in use by grace only.
+// regrace makes settle judge those for whom another grace may make a difference.
 func (r *roster) regrace() {
-	for id := range r.kept {
-		r.touch(id)
+	for _, some := range []map[proto.NodeID]struct{}{r.kept, r.out} {
+		for id := range some {
+			r.touch(id)
+		}
 	}
 }
 

@@ -152,8 +152,8 @@ func (m *Machine) contactProblems(now time.Time, add func(string, ...any)) {
 
 func (m *Machine) peerProblems(now time.Time, add func(string, ...any)) {
 	if n := len(m.roster.kept); n > 0 {
-		until := m.contact.grace(m.outage()).until
-		add("%d peers are trusted beyond their certificates' time since the coordinator is away, until %s (%v)",
+		until := m.contact.grace(m.outage(), now).end()
+		add("%d peers are trusted beyond their certificates' time since the coordinator was away, until %s at most (%v)",
 			n, stamp(until), until.Sub(now).Round(time.Second))
 	}
 	named := 0
