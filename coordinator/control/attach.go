@@ -66,9 +66,27 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 	if a.renewFirst {
 		g.patience(time.Now().Add(enroll.Patience))
 	} else if err := a.join(); err != nil {
-		return err
+		return a.part(err)
 	}
-	return a.read()
+	return a.part(a.read())
+}
+
+// part has the writer say why the stream ends, if that is worth a word: no two write to a connection.
+func (a *attached) part(err error) error {
+	if a.ctx.Err() != nil {
+		return nil
+	}
+	r := a.refused(err, a.guest, a.conn)
+	if r == nil {
+		return nil
+	}
+	a.end(r)
+	select {
+	case <-a.said:
+		drain(a.conn)
+	case <-a.ctx.Done():
+	}
+	return nil
 }
 
 // trusted checks that the directory agrees with a certificate that is good in itself.
@@ -116,6 +134,9 @@ func (a *attached) read() error {
 		up, sum, err := a.in.next()
 		if err != nil {
 			return err
+		}
+		if a.ended() {
+			continue
 		}
 		if a.session.Load() != nil {
 			now := a.Clock()

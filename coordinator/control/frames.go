@@ -90,12 +90,14 @@ func write(t *tls.Conn, m *redoubtv1.Down) error {
 	return err
 }
 
-// farewell sends the last message and gives the other side a moment to read it: closing at once would take it away from
-// somebody who is still sending.
-func farewell(t *tls.Conn, g *guest, m *redoubtv1.Down) {
-	g.patience(time.Now().Add(2 * time.Second))
-	if write(t, m) == nil && t.CloseWrite() == nil {
-		_, _ = io.CopyN(io.Discard, t, wire.MaxUp)
+// lastWord sends the last message. Who does not take it soon goes without.
+func lastWord(t *tls.Conn, g *guest, m *redoubtv1.Down) {
+	g.patience(time.Now().Add(parting))
+	if write(t, m) != nil || t.CloseWrite() != nil {
+		g.Close()
 	}
-	g.Close()
 }
+
+// drain gives the other side a moment to read the last word: closing at once would take it away from somebody who is still
+// sending.
+func drain(t *tls.Conn) { _, _ = io.CopyN(io.Discard, t, wire.MaxUp) }

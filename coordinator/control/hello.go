@@ -35,7 +35,8 @@ func (s *Server) serve(t *tls.Conn, g *guest, early []byte) {
 		return
 	}
 	if r := s.refused(err, g, t); r != nil {
-		farewell(t, g, r.Down())
+		lastWord(t, g, r.Down())
+		drain(t)
 	}
 }
 
@@ -143,7 +144,8 @@ func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) er
 	}
 	result = "admitted"
 	s.Log.Info("node enrolled", "node", n.ID, "name", n.Name, "who", n.Who(), "v4", n.Addrs.V4, "v6", n.Addrs.V6, "token", n.Token, "remote", t.RemoteAddr())
-	farewell(t, g, s.result(n))
+	lastWord(t, g, s.result(n))
+	drain(t)
 	return nil
 }
 

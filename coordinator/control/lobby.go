@@ -92,6 +92,9 @@ type guest struct {
 	node    *cert.Node
 	expired bool
 
+	// writers do the writing once the node is known.
+	writers *pool
+
 	until atomic.Pointer[time.Time]
 }
 
@@ -126,7 +129,11 @@ func (g *guest) Read(b []byte) (int, error) {
 	return g.Conn.Read(b)
 }
 
-func (g *guest) Write(b []byte) (int, error) {
+func (g *guest) Write(b []byte) (n int, err error) {
+	if g.writers != nil {
+		g.writers.aside(func() { n, err = g.Conn.Write(b) })
+		return n, err
+	}
 	if g.shaking {
 		<-g.lobby.slots
 		defer func() { g.lobby.slots <- struct{}{} }()

@@ -1,16 +1,10 @@
 package control
 
-import (
-	"sync"
-	"time"
-)
+import "sync"
 
-// slow is when a job of the pool counts as waiting for its peer instead of working.
-const slow = 20 * time.Millisecond
-
-// pool runs jobs on a fixed number of workers. A job that takes longer than slow waits for somebody: its worker is replaced
-// by another one and ends with the job, so that those who do not read cost those who do nothing. Whoever submits has at
-// most one job in the pool at a time, which bounds the queue and the number of waiting workers by the number of streams.
+// pool runs jobs on a fixed number of workers. A worker that may have to wait for a node's socket steps aside meanwhile and
+// lets another one work, so that those who do not read cost those who do nothing. Whoever submits has at most one job in the
+// pool at a time, which bounds the queue and the number of waiting workers by the number of streams.
 type pool struct {
 	workers int
 
@@ -42,11 +36,21 @@ func (p *pool) hire() {
 	}
 }
 
+func (p *pool) work() {
+	for {
+		job := p.next()
+		if job == nil {
+			return
+		}
+		job()
+	}
+}
+
+// next takes a job, or ends the worker that asks: when there is none, or when others took its place while it stood aside.
 func (p *pool) next() func() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.queue) == 0 {
-		p.queue = nil
+	if len(p.queue) == 0 || p.working > p.workers {
 		p.working--
 		return nil
 	}
@@ -56,23 +60,16 @@ func (p *pool) next() func() {
 	return job
 }
 
-func (p *pool) work() {
-	for {
-		job := p.next()
-		if job == nil {
-			return
-		}
-		replaced := time.AfterFunc(slow, func() {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			p.working--
-			p.hire()
-		})
-		job()
-		if !replaced.Stop() {
-			return
-		}
-	}
+// aside does what may wait, in a job, without holding the worker's place.
+func (p *pool) aside(wait func()) {
+	p.mu.Lock()
+	p.working--
+	p.hire()
+	p.mu.Unlock()
+	wait()
+	p.mu.Lock()
+	p.working++
+	p.mu.Unlock()
 }
 
 // close drops what is queued and waits for what is being done. Connections must be closed first, to end jobs that wait.

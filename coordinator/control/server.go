@@ -38,6 +38,8 @@ const (
 	deaf      = 2*keepAlive + 5*time.Second
 	// stuck is how long a node may take to read what it is sent.
 	stuck = 10 * time.Second
+	// parting is how long the last word may take.
+	parting = 2 * time.Second
 	// maxHeader bounds the request.
 	maxHeader = 8 << 10
 )

@@ -32,18 +32,20 @@ type stream struct {
 	queued  bool // a writer is on its way or at work
 	again   bool // and must look once more
 	ending  *refusal.Refusal
+	said    chan struct{} // closed when the refusal was said, or could not be
 	stopped bool
 	quiet   *time.Timer // fires when nothing was written for a while
 }
 
 func (s *Server) newStream(t *tls.Conn, g *guest, id proto.NodeID) (*stream, bool) {
-	st := &stream{server: s, conn: t, guest: g, id: id}
+	st := &stream{server: s, conn: t, guest: g, id: id, said: make(chan struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, false
 	}
 	s.streams[st] = struct{}{}
+	g.writers = s.writers
 	st.quiet = time.AfterFunc(keepAlive, st.speak)
 	return st, true
 }
@@ -91,14 +93,27 @@ func (st *stream) Wake() {
 
 // End implements distribute.Stream.
 func (st *stream) End(r *refusal.Refusal) {
+	st.server.Log.Info("stream ended", "node", st.id, "remote", st.conn.RemoteAddr(), "code", codeName(r.Code))
+	st.server.metrics.refusals.WithLabelValues(codeName(r.Code)).Inc()
+	st.end(r)
+}
+
+func (st *stream) end(r *refusal.Refusal) {
 	st.mu.Lock()
 	if st.ending == nil {
 		st.ending = r
 	}
 	st.mu.Unlock()
 	// A node that does not read gets no more time for what it is being sent.
-	_ = st.guest.SetWriteDeadline(time.Now().Add(2 * time.Second))
+	st.guest.patience(time.Now().Add(parting))
 	st.Wake()
+}
+
+// ended says that the last word was said or is about to be.
+func (st *stream) ended() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.ending != nil
 }
 
 // speak says something when nothing was said for a while, and ends streams of nodes whose certificates have ended.
@@ -125,11 +140,13 @@ func (st *stream) flush() {
 			return
 		}
 		if ending != nil {
-			farewell(st.conn, st.guest, ending.Down())
+			lastWord(st.conn, st.guest, ending.Down())
+			close(st.said)
 			return
 		}
 		if err := st.writeAll(out); err != nil {
 			st.guest.Close()
+			close(st.said)
 			return
 		}
 		st.mu.Lock()
