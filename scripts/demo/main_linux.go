@@ -22,13 +22,17 @@ func main() {
 	sabotage := flag.String("sabotage", "", "break one step on purpose (enrol, tunnel, allow, deny, revoke) and see the demo fail")
 	keep := flag.Bool("logs", false, "print the programs' logs at the end")
 	flag.Parse()
-	if err := lab.Enter(); err != nil {
+	err := lab.Enter()
+	if err == nil {
+		err = lab.TUN()
+	}
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "demo: %v\n\n    sudo make demo\n\n", err)
 		os.Exit(1)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
-	err := run(ctx, *bin, *sabotage, *keep)
+	err = run(ctx, *bin, *sabotage, *keep)
 	cancel()
 	stop()
 	if err != nil {
