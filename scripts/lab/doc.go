@@ -10,7 +10,8 @@
 //	  │        eth0          eth0                                    eth0
 //	  ├─ Host a: a namespace   ├─ Host b                               ├─ Host c
 //	  │   10.99.1.10           │   10.99.1.11                          │   10.99.2.10
-//	  │   its own /run         │
+//	  │   its own name, /run   │
+//	  │   and what Mounts says │
 //	  │   Process ...          │   Process ...
 //	  └─ a directory in /tmp: each host's /run and the processes' logs
 //

@@ -20,6 +20,7 @@ const netFD = 3
 
 // entry tells the helper what to enter.
 type entry struct {
+	Name  string            // of the host
 	Binds map[string]string // target: directory that stands there for this host's processes
 	Dir   string            // working directory
 	Path  string            // program
@@ -50,8 +51,11 @@ func become(text string) error {
 	if err := unix.Close(netFD); err != nil {
 		return fmt.Errorf("close the host's network: %w", err)
 	}
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("make a mount namespace: %w", err)
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWUTS); err != nil {
+		return fmt.Errorf("make namespaces for mounts and the name: %w", err)
+	}
+	if err := unix.Sethostname([]byte(e.Name)); err != nil {
+		return fmt.Errorf("take the name %s: %w", e.Name, err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("keep mounts from the system: %w", err)

@@ -15,13 +15,16 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Host is a machine: a network of its own, a /run of its own, and the processes in it.
+// Host is a machine: a network, a name and a /run of its own, and the processes in it.
 type Host struct {
 	Name string
 	// Ports are its cables, eth0 first.
 	Ports []*Port
 	// RunDir is the directory that its processes see as /run.
 	RunDir string
+	// Mounts are more directories of its own, by where its processes see them: /etc, /var/lib ... What is there now is hidden
+	// from processes that start later, and from nobody else.
+	Mounts map[string]string
 
 	world *World
 	ns    *namespace

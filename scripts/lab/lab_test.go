@@ -146,6 +146,26 @@ func TestProcesses(t *testing.T) {
 	}
 }
 
+func TestHostsHaveNamesAndDirectoriesOfTheirOwn(t *testing.T) {
+	w := labtest.World(t)
+	l := labtest.LAN(t, w, "lan")
+	for _, name := range []string{"a", "b"} {
+		h := labtest.Host(t, w, name, l)
+		dir := t.TempDir()
+		h.Mounts = map[string]string{"/etc": dir}
+		out, err := h.Run(t.Context(), lab.Command{Path: "sh", Args: []string{"-c", "cat /proc/sys/kernel/hostname; echo " + name + " >/etc/mine"}})
+		if err != nil || out != name+"\n" {
+			t.Errorf("%s calls itself %q: %v", name, out, err)
+		}
+		if b, err := os.ReadFile(filepath.Join(dir, "mine")); err != nil || string(b) != name+"\n" {
+			t.Errorf("%s wrote %q: %v", name, b, err)
+		}
+	}
+	if _, err := os.Stat("/etc/mine"); err == nil {
+		t.Error("a host wrote into this system's /etc")
+	}
+}
+
 func TestProcessesOutliveTheThreadsThatComeAndGo(t *testing.T) {
 	w := labtest.World(t)
 	a := labtest.Host(t, w, "a")

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -89,11 +90,14 @@ func (h *Host) command(c Command) (*exec.Cmd, error) {
 	if path, err = filepath.Abs(path); err != nil {
 		return nil, fmt.Errorf("find the program %s: %w", c.Path, err)
 	}
-	e := entry{Binds: map[string]string{"/run": h.RunDir}, Dir: c.Dir, Path: path, Args: append([]string{c.Path}, c.Args...)}
+	e := entry{
+		Name: h.Name, Binds: map[string]string{"/run": h.RunDir}, Dir: c.Dir, Path: path, Args: append([]string{c.Path}, c.Args...),
+	}
 	// Where /var/run is no link to /run it needs the same.
 	if info, err := os.Lstat("/var/run"); err == nil && info.IsDir() {
 		e.Binds["/var/run"] = h.RunDir
 	}
+	maps.Copy(e.Binds, h.Mounts)
 	text, err := json.Marshal(e)
 	if err != nil {
 		return nil, fmt.Errorf("say what to run: %w", err)
