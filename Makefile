@@ -62,9 +62,13 @@ cross: ## builds for every system that the code must build for
 	@scripts/cross
 
 .PHONY: install
-install: build ## both programs and their systemd units, below $(DESTDIR)/
+install: $(BIN)/redoubt $(BIN)/redoubt-coordinator ## both programs and their systemd units, below $(DESTDIR)/
 	install -D -m 0755 -t $(DESTDIR)/usr/local/bin $(BIN)/redoubt $(BIN)/redoubt-coordinator
 	install -D -m 0644 -t $(DESTDIR)/etc/systemd/system scripts/systemd/redoubt.service scripts/systemd/redoubt-coordinator.service
+
+# Installing takes the programs as `make build` left them: root needs no Go.
+$(BIN)/redoubt $(BIN)/redoubt-coordinator:
+	@$(MAKE) --no-print-directory build
 
 .PHONY: clean
 clean:
