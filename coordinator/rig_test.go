@@ -170,9 +170,12 @@ func (r *rig) upgrade(leaf *tls.Certificate) (*wireConn, error) {
 	}
 	c := &wireConn{t: t, r: bufio.NewReader(t)}
 	resp, err := http.ReadResponse(c.r, nil)
-	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+	if err == nil && resp.StatusCode != http.StatusSwitchingProtocols {
+		err = fmt.Errorf("no upgrade: %s", resp.Status)
+	}
+	if err != nil {
 		t.Close()
-		return nil, fmt.Errorf("no upgrade: %v %v", resp, err)
+		return nil, err
 	}
 	return c, nil
 }

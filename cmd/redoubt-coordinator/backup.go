@@ -23,7 +23,7 @@ func (p *program) backup() *cobra.Command {
 			if err != nil {
 				return p.explain(err)
 			}
-			defer stream.Close()
+			defer func() { _ = stream.Close() }()
 			fill := func(w io.Writer) (err error) {
 				for stream.Receive() {
 					if _, err := w.Write(stream.Msg().GetData()); err != nil {

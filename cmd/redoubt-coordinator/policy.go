@@ -63,7 +63,7 @@ func (p *program) policy() *cobra.Command {
 
 // readFile reads a file, or standard input for "-".
 func (p *program) readFile(name string) ([]byte, error) {
-	var r io.Reader = p.in
+	r := p.in
 	if name != "-" {
 		f, err := os.Open(name)
 		if err != nil {

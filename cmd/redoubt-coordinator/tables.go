@@ -10,16 +10,13 @@ import (
 	"golang.org/x/term"
 )
 
-// width is what tables fit in.
-const width = 80
-
-// column is a column of a table. Cells wider than most are cut, those that may be cut least first.
+// column is a column of a table. Cells wider than most are cut, so that tables fit 80 columns.
 type column struct {
 	title string
 	most  int // 0: never cut
 }
 
-// table prints rows in columns that fit the width.
+// table prints rows in columns.
 func (p *program) table(columns []column, rows [][]string) {
 	sizes := make([]int, len(columns))
 	for i, c := range columns {

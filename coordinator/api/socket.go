@@ -115,7 +115,7 @@ func listen(path string) (*socket, error) {
 	}
 	l.SetUnlinkOnClose(false)
 	if err := errors.Join(os.Chmod(hidden, 0o600), os.Rename(hidden, path)); err != nil {
-		l.Close()
+		_ = l.Close()
 		_ = os.Remove(hidden)
 		return nil, fmt.Errorf("admin socket %s: %w", path, err)
 	}
@@ -154,7 +154,7 @@ func (s *socket) Accept() (net.Conn, error) {
 		}
 		uid, err := peer(c)
 		if err != nil || uid != 0 && uid != os.Geteuid() {
-			c.Close()
+			_ = c.Close()
 			continue
 		}
 		return &call{c, uid}, nil

@@ -66,19 +66,21 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 	if a.renewFirst {
 		g.patience(time.Now().Add(enroll.Patience))
 	} else if err := a.join(); err != nil {
-		return a.part(err)
+		a.part(err)
+		return nil
 	}
-	return a.part(a.read())
+	a.part(a.read())
+	return nil
 }
 
 // part has the writer say why the stream ends, if that is worth a word: no two write to a connection.
-func (a *attached) part(err error) error {
+func (a *attached) part(err error) {
 	if a.ctx.Err() != nil {
-		return nil
+		return
 	}
 	r := a.refused(err, a.guest, a.conn)
 	if r == nil {
-		return nil
+		return
 	}
 	a.end(r)
 	select {
@@ -86,7 +88,6 @@ func (a *attached) part(err error) error {
 		drain(a.conn)
 	case <-a.ctx.Done():
 	}
-	return nil
 }
 
 // trusted checks that the directory agrees with a certificate that is good in itself.

@@ -94,7 +94,7 @@ func write(t *tls.Conn, m *redoubtv1.Down) error {
 func lastWord(t *tls.Conn, g *guest, m *redoubtv1.Down) {
 	g.patience(time.Now().Add(parting))
 	if write(t, m) != nil || t.CloseWrite() != nil {
-		g.Close()
+		g.drop()
 	}
 }
 

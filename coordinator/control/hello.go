@@ -24,7 +24,7 @@ const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUp
 
 // serve runs a stream from its Upgrade to its end.
 func (s *Server) serve(t *tls.Conn, g *guest, early []byte) {
-	defer g.Close()
+	defer g.drop()
 	g.patience(time.Now().Add(arrival))
 	if _, err := io.WriteString(t, switching); err != nil {
 		return

@@ -46,7 +46,7 @@ func (l *lobby) enter(c net.Conn, until time.Time) (*guest, bool) {
 	l.mu.Unlock()
 	if oldest != nil {
 		l.dropped.Add(1)
-		oldest.Close()
+		oldest.drop()
 	}
 	return g, true
 }
@@ -76,7 +76,7 @@ func (l *lobby) close() {
 	}
 	l.mu.Unlock()
 	for _, g := range all {
-		g.Close()
+		g.drop()
 	}
 }
 
@@ -145,6 +145,9 @@ func (g *guest) Close() error {
 	g.lobby.leave(g)
 	return g.Conn.Close()
 }
+
+// drop closes the connection without a word.
+func (g *guest) drop() { _ = g.Close() }
 
 func (g *guest) SetDeadline(t time.Time) error      { return g.Conn.SetDeadline(g.bound(t)) }
 func (g *guest) SetReadDeadline(t time.Time) error  { return g.Conn.SetReadDeadline(g.bound(t)) }

@@ -146,7 +146,7 @@ func (s *Server) welcome(c net.Conn) {
 		return
 	}
 	if !s.start(func() { s.handshake(g) }) {
-		g.Close()
+		g.drop()
 	}
 }
 
@@ -155,12 +155,12 @@ func (s *Server) handshake(g *guest) {
 	if err := g.shake(t.Handshake); err != nil {
 		s.metrics.handshakes.WithLabelValues("failed").Inc()
 		s.Log.Debug("no handshake", "remote", g.RemoteAddr(), "err", err)
-		g.Close()
+		g.drop()
 		return
 	}
 	s.metrics.handshakes.WithLabelValues("done").Inc()
 	if !s.arrived.put(t) {
-		g.Close()
+		g.drop()
 	}
 }
 
@@ -232,11 +232,11 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g := t.NetConn().(*guest)
-	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
+	early, _ := buffered.Peek(buffered.Reader.Buffered())
 	early = bytes.Clone(early)
 	// A fresh goroutine, so that the stack of this one, which is large by now, is freed.
 	if !s.start(func() { s.serve(t, g, early) }) {
-		g.Close()
+		g.drop()
 	}
 }
 
@@ -259,12 +259,12 @@ func (s *Server) Close() error {
 		l.Close()
 	}
 	for st := range s.streams {
-		st.guest.Close()
+		st.guest.drop()
 	}
 	s.mu.Unlock()
 	s.cancel()
 	s.lobby.close()
-	s.arrived.Close()
+	_ = s.arrived.Close()
 	_ = s.http.Close()
 	s.writers.close()
 	s.all.Wait()

@@ -69,7 +69,7 @@ func (st *stream) send(m *redoubtv1.Down) {
 	st.mu.Lock()
 	if len(st.outbox) >= maxOutbox {
 		st.mu.Unlock()
-		st.guest.Close() // it asks, and does not read the answers
+		st.guest.drop() // it asks, and does not read the answers
 		return
 	}
 	st.outbox = append(st.outbox, m)
@@ -145,7 +145,7 @@ func (st *stream) flush() {
 			return
 		}
 		if err := st.writeAll(out); err != nil {
-			st.guest.Close()
+			st.guest.drop()
 			close(st.said)
 			return
 		}

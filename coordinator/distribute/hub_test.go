@@ -1,6 +1,7 @@
 package distribute
 
 import (
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -202,7 +203,8 @@ func TestRevocation(t *testing.T) {
 		if r := cb.over(); r == nil || r.Code != redoubtv1.Refusal_CODE_REVOKED {
 			t.Errorf("the revoked node's stream: %v", r)
 		}
-		if err := cb.attach(); err == nil || err.(*refusal.Refusal).Code != redoubtv1.Refusal_CODE_REVOKED {
+		var no *refusal.Refusal
+		if err := cb.attach(); !errors.As(err, &no) || no.Code != redoubtv1.Refusal_CODE_REVOKED {
 			t.Errorf("attach of a revoked node: %v", err)
 		}
 		if len(ca.nm.Peers) != 1 {
