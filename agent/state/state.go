@@ -190,10 +190,10 @@ func (d *Dir) loadIdentity(s *State) error {
 // SaveIdentity makes a certificate last.
 func (d *Dir) SaveIdentity(r identity.Record) error { return d.writeJSON(fileIdentity, r) }
 
-// Forget removes everything about one membership: keys, certificate, netmap, floors. What was wanted stays. The certificate
-// goes first: what is left without it is a node that was never enrolled.
+// Forget removes everything about one membership: keys, certificate, netmap, floors. What was wanted stays. No file outlives
+// one that it makes no sense without, wherever this ends.
 func (d *Dir) Forget() error {
-	for _, name := range []string{fileIdentity, fileLog, fileNetmap, fileJoin, fileFloors, fileNode, fileDevice} {
+	for _, name := range []string{fileLog, fileNetmap, fileIdentity, fileJoin, fileFloors, fileNode, fileDevice} {
 		if err := d.remove(name); err != nil {
 			return err
 		}
