@@ -1,0 +1,130 @@
+package coordinator
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
+	"github.com/redoubt-mesh/redoubt/proto"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// TestSecondStart opens the same data twice, and then again after the first has ended.
+func TestSecondStart(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		_, err := New(context.Background(), Config{Data: r.dir})
+		var held *bolt.HeldError
+		if !errors.As(err, &held) || held.Holder.PID != os.Getpid() {
+			t.Errorf("a second coordinator on the same data: %v", err)
+		}
+		r.apply(openPolicy)
+		m := r.join("m", &redoubtv1.CreateTokenRequest{})
+		s := m.attach(nil)
+		settle()
+		before := s.netmap().Version
+		mesh, root := r.co.Mesh(), r.co.Fingerprint()
+		r.stop()
+		<-s.done
+		s.close()
+
+		r.start(Config{})
+		if r.co.First() || r.co.Mesh() != mesh || r.co.Fingerprint() != root {
+			t.Error("the second start is not of the same mesh")
+		}
+		s = m.attach(s.netmap())
+		settle()
+		if full, _ := s.counts(); full != 1 || !before.Less(s.netmap().Version) || s.failed() != nil {
+			t.Errorf("after a restart: %d snapshots, %v after %v, %v", full, s.netmap().Version, before, s.failed())
+		}
+		s.close()
+	})
+}
+
+func TestPlansThatAreRefused(t *testing.T) {
+	for name, c := range map[string]Config{
+		"URL":          {URLs: []string{"http://c.example"}},
+		"domain":       {Domain: "Mesh Internal"},
+		"lifetime":     {NodeLifetime: time.Second},
+		"intermediate": {IntermediateLifetime: time.Hour},
+		"grace":        {Grace: new(-time.Second)},
+	} {
+		c.Data = t.TempDir() + "/data"
+		if _, err := New(t.Context(), c); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+		if _, err := os.Stat(c.Data); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: refused after something was made: %v", name, err)
+		}
+	}
+}
+
+// TestRestore goes back to a backup: nodes that it knows go on, one that joined since is told what to do, and all that is said
+// is newer than what was said before.
+func TestRestore(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.apply(openPolicy)
+		old := r.join("old", &redoubtv1.CreateTokenRequest{})
+		unused := r.code(&redoubtv1.CreateTokenRequest{})
+		backup := filepath.Join(t.TempDir(), "backup")
+		f, err := os.Create(backup)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(r.co.store.Backup(context.Background(), f), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		young := r.join("young", &redoubtv1.CreateTokenRequest{})
+		s := old.attach(nil)
+		settle()
+		before := s.netmap()
+		r.stop()
+		<-s.done
+		s.close()
+
+		restored := filepath.Join(t.TempDir(), "data")
+		if _, err := Restore(backup, r.dir, time.Now(), "test"); err == nil {
+			t.Error("restored over data that are there")
+		}
+		if done, err := Restore(backup, restored, time.Now(), "test"); err != nil || done.Nodes != 1 || done.Voided != 1 {
+			t.Fatalf("%+v, %v", done, err)
+		}
+		if _, err := New(context.Background(), Config{Data: restored}); err == nil || !strings.Contains(err.Error(), "pki") {
+			t.Errorf("a start without the keys: %v", err)
+		}
+		if err := os.CopyFS(filepath.Join(restored, "pki"), os.DirFS(filepath.Join(r.dir, "pki"))); err != nil {
+			t.Fatal(err)
+		}
+		if err := private(filepath.Join(restored, "pki")); err != nil {
+			t.Fatal(err)
+		}
+		r.dir = restored
+		r.start(Config{})
+		s = old.attach(before)
+		settle()
+		if now := s.netmap(); !before.Version.Less(now.Version) || now.Version.Epoch <= before.Version.Epoch || len(now.Peers) != 0 {
+			t.Errorf("after the restore: %v after %v, %d peers", now.Version, before.Version, len(now.Peers))
+		}
+		_, _, err = young.open(proto.Version{})
+		refusedWith(t, err, redoubtv1.Refusal_CODE_DELETED, "enrol again")
+		refusedWith(t, r.machine("late").enrol(unused), redoubtv1.Refusal_CODE_TOKEN, "revoked")
+		s.close()
+	})
+}
+
+// private takes files away from everybody else, which a copy does not.
+func private(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			return os.Chmod(path, 0o700)
+		}
+		return os.Chmod(path, 0o600)
+	})
+}
