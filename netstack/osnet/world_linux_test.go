@@ -11,11 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/nftables"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
-	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
@@ -169,78 +167,11 @@ func cleanup(t *testing.T, h *lab.Host) error {
 // state is everything of a host's network that Up may touch, as text.
 func state(t *testing.T, h *lab.Host) string {
 	t.Helper()
-	var out []string
-	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
-	rt := h.Netlink()
-	links, err := rt.LinkList()
+	s, err := h.NetworkState()
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := make(map[int]string)
-	for _, l := range links {
-		a := l.Attrs()
-		names[a.Index] = a.Name
-		add("link %s mtu %d up %v", a.Name, a.MTU, a.RawFlags&unix.IFF_UP != 0)
-		addrs, err := rt.AddrList(l, unix.AF_UNSPEC)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, x := range addrs {
-			if !x.IP.IsLinkLocalUnicast() {
-				add("addr %s %v", a.Name, x.IPNet)
-			}
-		}
-	}
-	for _, f := range families {
-		routes, err := rt.RouteListFiltered(f, &netlink.Route{}, netlink.RT_FILTER_TABLE)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, r := range routes {
-			// The local table follows from the addresses, a moment later.
-			if p := prefixOf(r.Dst); r.Table != unix.RT_TABLE_LOCAL && !p.Addr().IsLinkLocalUnicast() && !p.Addr().IsMulticast() {
-				add("route %v via %v dev %s table %d proto %d type %d metric %d src %v", p, r.Gw, names[r.LinkIndex], r.Table,
-					r.Protocol, r.Type, r.Priority, r.Src)
-			}
-		}
-		rules, err := rt.RuleList(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, r := range rules {
-			add("rule %d family %d %v mark %d proto %d", r.Priority, r.Family, r, r.Mark, r.Protocol)
-		}
-	}
-	err = h.Do(func() error {
-		conn, err := nftables.New()
-		if err != nil {
-			return err
-		}
-		tables, err := conn.ListTables()
-		if err != nil {
-			return err
-		}
-		for _, table := range tables {
-			add("table %d %s", table.Family, table.Name)
-		}
-		chains, err := conn.ListChains()
-		if err != nil {
-			return err
-		}
-		for _, c := range chains {
-			rules, err := conn.GetRules(c.Table, c)
-			if err != nil {
-				return err
-			}
-			add("chain %d %s %s rules %d", c.Table.Family, c.Table.Name, c.Name, len(rules))
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	slices.Sort(out)
-	return strings.Join(out, "\n")
+	return s
 }
 
 // eventually repeats what the kernel takes a moment for.

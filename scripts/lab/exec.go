@@ -4,6 +4,7 @@ package lab
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -23,6 +24,7 @@ type entry struct {
 	Name  string            // of the host
 	Binds map[string]string // target: directory that stands there for this host's processes
 	Dir   string            // working directory
+	UID   int               // user and group to become
 	Path  string            // program
 	Args  []string          // with the name
 }
@@ -70,6 +72,22 @@ func become(text string) error {
 			return fmt.Errorf("change to %s: %w", e.Dir, err)
 		}
 	}
+	if e.UID != 0 {
+		if err := drop(e.UID); err != nil {
+			return fmt.Errorf("become user %d: %w", e.UID, err)
+		}
+	}
 	err := syscall.Exec(e.Path, e.Args, os.Environ())
 	return fmt.Errorf("execute %s: %w", e.Path, err)
+}
+
+// drop gives up root for a user without any rights. Who changes user would outlive its parent, so that is said again.
+func drop(uid int) error {
+	if err := syscall.Setgroups(nil); err != nil {
+		return fmt.Errorf("leave all groups: %w", err)
+	}
+	if err := errors.Join(syscall.Setgid(uid), syscall.Setuid(uid)); err != nil {
+		return err
+	}
+	return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 }

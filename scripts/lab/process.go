@@ -35,6 +35,11 @@ type Command struct {
 	Env   []string // added to this program's
 	Dir   string
 	Stdin io.Reader
+	// Stderr also gets what Run's program writes to standard error.
+	Stderr io.Writer
+	// UID is the user that it runs as, and the group, without any rights; 0 is root. Other users than root and this program's
+	// take a system where it is root itself.
+	UID int
 }
 
 // Process is a program that runs, or ran, on a host.
@@ -91,7 +96,7 @@ func (h *Host) command(c Command) (*exec.Cmd, error) {
 		return nil, fmt.Errorf("find the program %s: %w", c.Path, err)
 	}
 	e := entry{
-		Name: h.Name, Binds: map[string]string{"/run": h.RunDir}, Dir: c.Dir, Path: path, Args: append([]string{c.Path}, c.Args...),
+		Name: h.Name, Binds: map[string]string{"/run": h.RunDir}, Dir: c.Dir, UID: c.UID, Path: path, Args: append([]string{c.Path}, c.Args...),
 	}
 	// Where /var/run is no link to /run it needs the same.
 	if info, err := os.Lstat("/var/run"); err == nil && info.IsDir() {
@@ -151,6 +156,9 @@ func (h *Host) Run(ctx context.Context, c Command) (string, error) {
 	}
 	var out, problems bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &problems
+	if c.Stderr != nil {
+		cmd.Stderr = io.MultiWriter(&problems, c.Stderr)
+	}
 	if err := h.world.starter.start(cmd); err != nil {
 		return "", fmt.Errorf("start %s on %s: %w", c.Path, h.Name, err)
 	}

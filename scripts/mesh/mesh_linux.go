@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -23,6 +24,8 @@ type Mesh struct {
 	LAN   *lab.LAN
 	VM    *lab.Host // the coordinator's
 	Serve *lab.Process
+	// Said, if it is there, is given all that a command has printed, as it ends.
+	Said func(host string, args []string, r Result)
 
 	bin string
 	dir string // of the coordinator's data and of files that people write
@@ -73,7 +76,7 @@ func (m *Mesh) URL() string { return "https://" + netip.AddrPortFrom(m.VM.V4(), 
 // StartCoordinator starts it and waits until it answers.
 func (m *Mesh) StartCoordinator(ctx context.Context, flags ...string) error {
 	p, err := m.VM.Start(lab.Command{
-		Name: "coordinator", Path: m.program("redoubt-coordinator"),
+		Name: "coordinator", Path: m.Program("redoubt-coordinator"),
 		Args: append([]string{"serve", "--data", m.Data(), "--listen", ":" + Port, "--url", m.URL()}, flags...),
 	})
 	if err != nil {
@@ -103,12 +106,44 @@ func (m *Mesh) await(ctx context.Context, p *lab.Process, ask func() error) erro
 	}
 }
 
-func (m *Mesh) program(name string) string { return filepath.Join(m.bin, name) }
+// Program is the path of one of the two programs.
+func (m *Mesh) Program(name string) string { return filepath.Join(m.bin, name) }
+
+// Result is how a command ended.
+type Result struct {
+	Out, Err string // standard output and standard error
+	Code     int    // exit code; -1: it had none
+}
+
+// exec runs one of the two programs on a host. The error repeats a code that is not 0.
+func (m *Mesh) exec(ctx context.Context, h *lab.Host, c lab.Command) (r Result, err error) {
+	var problems strings.Builder
+	c.Path, c.Stderr = m.Program(c.Path), &problems
+	r.Out, err = h.Run(ctx, c)
+	r.Err = problems.String()
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		r.Code = exit.ExitCode()
+	case err != nil:
+		r.Code = -1
+	}
+	if m.Said != nil {
+		m.Said(h.Name, c.Args, r)
+	}
+	return r, err
+}
 
 // Admin runs a command of the coordinator and returns what it printed.
 func (m *Mesh) Admin(ctx context.Context, args ...string) (string, error) {
-	return m.VM.Run(ctx, lab.Command{
-		Path: m.program("redoubt-coordinator"), Args: args,
+	r, err := m.AdminExec(ctx, args...)
+	return r.Out, err
+}
+
+// AdminExec runs a command of the coordinator.
+func (m *Mesh) AdminExec(ctx context.Context, args ...string) (Result, error) {
+	return m.exec(ctx, m.VM, lab.Command{
+		Path: "redoubt-coordinator", Args: args,
 		Env: []string{"REDOUBT_ADMIN_SOCKET=" + filepath.Join(m.Data(), "admin.sock")},
 	})
 }
@@ -142,9 +177,12 @@ func (m *Mesh) AddNode(ctx context.Context, name string, flags ...string) (*Node
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Name: name, Host: h, mesh: m}
+	n := m.NodeOn(h)
 	return n, n.StartAgent(ctx, flags...)
 }
+
+// NodeOn is the node that a host is, once its agent is started.
+func (m *Mesh) NodeOn(h *lab.Host) *Node { return &Node{Name: h.Name, Host: h, mesh: m} }
 
 // State is the agent's directory.
 func (n *Node) State() string { return filepath.Join(n.mesh.dir, n.Name) }
@@ -152,7 +190,7 @@ func (n *Node) State() string { return filepath.Join(n.mesh.dir, n.Name) }
 // StartAgent starts the agent and waits until it answers.
 func (n *Node) StartAgent(ctx context.Context, flags ...string) error {
 	p, err := n.Host.Start(lab.Command{
-		Name: "agent", Path: n.mesh.program("redoubt"),
+		Name: "agent", Path: n.mesh.Program("redoubt"),
 		Args: append([]string{"agent", "--state", n.State()}, flags...),
 	})
 	if err != nil {
@@ -167,7 +205,14 @@ func (n *Node) StartAgent(ctx context.Context, flags ...string) error {
 
 // Run runs a redoubt command on the node and returns what it printed.
 func (n *Node) Run(ctx context.Context, args ...string) (string, error) {
-	return n.Host.Run(ctx, lab.Command{Path: n.mesh.program("redoubt"), Args: args})
+	r, err := n.Exec(ctx, lab.Command{Args: args})
+	return r.Out, err
+}
+
+// Exec runs a redoubt command on the node, with what else the command says.
+func (n *Node) Exec(ctx context.Context, c lab.Command) (Result, error) {
+	c.Path = "redoubt"
+	return n.mesh.exec(ctx, n.Host, c)
 }
 
 // Up joins the mesh.
