@@ -17,7 +17,7 @@ import (
 
 func (p *program) backup() *cobra.Command {
 	return &cobra.Command{
-		Use: "backup FILE", Short: "Write a consistent copy of the data (not the keys) while the coordinator runs", Args: cobra.ExactArgs(1),
+		Use: "backup FILE", Short: "Copy the data, without the keys, while the coordinator runs", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			stream, err := p.client().Backup(cmd.Context(), &redoubtv1.BackupRequest{})
 			if err != nil {
@@ -90,13 +90,15 @@ func (p *program) restore() *cobra.Command {
 					"mesh": r.Mesh.ID, "epoch": r.Epoch, "nodes": r.Nodes, "voidedTokens": r.Voided, "latest": r.Latest.UTC().Format(time.RFC3339), "data": p.data,
 				})
 			}
-			fmt.Fprintf(p.out, "mesh %s is restored to %s: %d nodes, as of %s\n", r.Mesh.ID, p.data, r.Nodes, r.Latest.Local().Format("2006-01-02 15:04:05"))
-			fmt.Fprintf(p.out, `What came after that is lost:
-  nodes that were revoked or deleted since are trusted again: revoke them once more
+			fmt.Fprintf(p.out, `Restored: mesh %s
+  %d nodes, as of %s
+What came after that is lost:
+  nodes that were revoked or deleted since are trusted again: revoke them
   nodes that joined since must join again
   %d join codes that could still have been used are void
-Before you start it, put the keys back: %s
-`, r.Voided, filepath.Join(p.data, "pki"))
+Before you start it, put the keys back:
+  %s
+`, r.Mesh.ID, r.Nodes, r.Latest.Local().Format(time.DateTime), r.Voided, filepath.Join(p.data, "pki"))
 			return nil
 		},
 	}

@@ -60,7 +60,7 @@ func presence(n *redoubtv1.Node) string {
 }
 
 func (p *program) node() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "The machines of the mesh", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "node", Short: "The machines of the mesh", Args: cobra.NoArgs, RunE: help}
 	cmd.AddCommand(p.nodeList(), p.nodeShow(), p.nodeRevoke(), p.nodeDelete())
 	return cmd
 }
@@ -156,7 +156,7 @@ func (p *program) nodeRevoke() *cobra.Command {
 
 func (p *program) nodeDelete() *cobra.Command {
 	return &cobra.Command{
-		Use: "delete NODE", Short: "Remove a node; its name is free at once, its addresses after 30 days", Args: cobra.ExactArgs(1),
+		Use: "delete NODE", Short: "Remove a node; its addresses rest for 30 days", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := p.client().DeleteNode(cmd.Context(), &redoubtv1.DeleteNodeRequest{Node: args[0]}); err != nil {
 				return p.explain(err)

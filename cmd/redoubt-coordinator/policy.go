@@ -56,7 +56,7 @@ func (p *program) tell(name string, list []diagnostic) {
 }
 
 func (p *program) policy() *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "Who may reach what", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "policy", Short: "Who may reach what", Args: cobra.NoArgs, RunE: help}
 	cmd.AddCommand(p.policyCheck(), p.policyApply(), p.policyShow(), p.policyStatus())
 	return cmd
 }

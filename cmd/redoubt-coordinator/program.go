@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"connectrpc.com/connect"
@@ -60,13 +61,14 @@ func (p *program) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "redoubt-coordinator",
 		Short: "The control server of a Redoubt mesh",
-		Long: `The control server of a Redoubt mesh: enrols machines, issues their certificates, and hands
-each the part of the policy that concerns it.
+		Long: `The control server of a Redoubt mesh: enrols machines, issues their
+certificates, and hands each the part of the policy that concerns it.
 
-Every flag can be set by a variable (--cert-lifetime: REDOUBT_CERT_LIFETIME) or in the
-file that --config names ({"cert-lifetime": "1h"}).`,
-		SilenceErrors: true, SilenceUsage: true, Args: cobra.NoArgs,
+Every flag can be set by a variable (--cert-lifetime: REDOUBT_CERT_LIFETIME) or
+in the file that --config names ({"cert-lifetime": "1h"}).`,
+		SilenceErrors: true, SilenceUsage: true, Args: cobra.NoArgs, RunE: help,
 	}
+	root.SetUsageTemplate(usage.Replace(root.UsageTemplate()))
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.PersistentFlags().StringVar(&p.data, "data", defaultData, "directory with the coordinator's data")
 	root.PersistentFlags().StringVar(&p.socket, "admin-socket", "", "socket for these commands (default DATA/"+socketName+")")
@@ -75,6 +77,16 @@ file that --config names ({"cert-lifetime": "1h"}).`,
 	settings.Bind(root, p.lookup)
 	return root
 }
+
+// usage makes cobra's help fit 80 columns.
+var usage = strings.NewReplacer(
+	".LocalFlags.FlagUsages", ".LocalFlags.FlagUsagesWrapped 80",
+	".InheritedFlags.FlagUsages", ".InheritedFlags.FlagUsagesWrapped 80",
+	`Use "{{.CommandPath}} [command] --help" for more information about a command.`, `{{.CommandPath}} COMMAND --help says more.`,
+)
+
+// help is what commands do that only have others below them.
+func help(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
 func (p *program) socketPath() string {
 	if p.socket != "" {

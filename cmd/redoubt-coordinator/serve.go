@@ -119,6 +119,7 @@ func (d *daemonRun) run(ctx context.Context) error {
 
 // report tells systemd how the coordinator is: at each interval that it is asked for, and at the end.
 func (d *daemonRun) report(ctx context.Context) {
+	defer func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyStopping) }()
 	var tick <-chan time.Time
 	if every, err := daemon.SdWatchdogEnabled(false); err == nil && every > 0 {
 		t := time.NewTicker(every / 3)
@@ -134,7 +135,6 @@ func (d *daemonRun) report(ctx context.Context) {
 		case <-d.co.Done():
 			return
 		case <-ctx.Done():
-			_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 			return
 		}
 	}

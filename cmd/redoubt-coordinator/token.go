@@ -31,7 +31,7 @@ func tokenOf(t *redoubtv1.Token) token {
 }
 
 func (p *program) token() *cobra.Command {
-	cmd := &cobra.Command{Use: "token", Short: "Join codes for machines", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "token", Short: "Join codes for machines", Args: cobra.NoArgs, RunE: help}
 	cmd.AddCommand(p.tokenCreate(), p.tokenList(), p.tokenRevoke())
 	return cmd
 }
@@ -76,7 +76,11 @@ func describe(t *redoubtv1.Token) string {
 	if t.GetReusable() {
 		machines = "any number of machines"
 	}
-	return fmt.Sprintf("# token %s, for %s of %s, until %s; on the machine: sudo redoubt up CODE", t.GetId(), machines, who(t.GetUser(), t.GetTags()), clock(t.GetExpires()))
+	owner := who(t.GetUser(), t.GetTags())
+	if owner == "" {
+		owner = "nobody (rules about users and tags do not cover it)"
+	}
+	return fmt.Sprintf("# token %s, for %s of %s, until %s\n# on the machine: sudo redoubt up CODE", t.GetId(), machines, owner, clock(t.GetExpires()))
 }
 
 func who(user string, tags []string) string {
