@@ -31,7 +31,9 @@ type attached struct {
 	applied  proto.Version // that the node came with
 	// renewFirst says that the certificate had expired: nothing but a renewal is served.
 	renewFirst bool
-	pace       pace
+	// unheard is what the node reported before it had renewed.
+	unheard *redoubtv1.Report
+	pace    pace
 }
 
 // attach goes on with a node that showed its certificate.
@@ -232,16 +234,20 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	a.expires.Store(n.Certificate.NotAfter.Add(cert.Skew).UnixNano())
 	a.Log.Debug("certificate renewed", "node", a.id, "name", n.Name, "sequence", n.Certificate.Sequence, "until", n.Certificate.NotAfter)
 	a.send(a.result(n))
-	if a.renewFirst {
-		a.renewFirst = false
-		return a.join()
+	if !a.renewFirst {
+		return nil
 	}
-	return nil
+	a.renewFirst = false
+	if err := a.join(); err != nil || a.unheard == nil {
+		return err
+	}
+	return a.report(a.unheard)
 }
 
 // report notes where the node may be reached: where it says, and where it was seen to come from.
 func (a *attached) report(m *redoubtv1.Report) error {
 	if a.renewFirst {
+		a.unheard = m // it is not said again on this stream
 		return nil
 	}
 	mesh := a.Directory.Snapshot().Mesh()
