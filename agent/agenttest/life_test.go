@@ -247,6 +247,7 @@ func TestRestartWithoutCoordinator(t *testing.T) {
 		a.AwaitState(machine.StateRunning, time.Second)
 		a.Reaches(b, 22)
 		b.restart()
+		m.Await(forgotten, "a node that started again is reached", func() bool { return a.Ping(b.V4()) == nil })
 		a.Reaches(b, 22)
 		time.Sleep(12 * time.Hour) // certificates and grace are over
 		a.restart()
@@ -257,6 +258,7 @@ func TestRestartWithoutCoordinator(t *testing.T) {
 		a.AwaitState(machine.StateRunning, 2*time.Minute)
 		b.AwaitState(machine.StateRunning, 2*time.Minute)
 		m.Settle()
+		m.Await(forgotten, "they reach each other again", func() bool { return a.Ping(b.V4()) == nil })
 		a.Reaches(b, 22)
 	})
 }
@@ -272,7 +274,7 @@ func TestNodeMoves(t *testing.T) {
 		}
 		try := func(what string) {
 			t.Helper()
-			m.Await(20*time.Second, "the connection works "+what, func() bool { return a.Talk(c) == nil })
+			m.Await(forgotten, "the connection works "+what, func() bool { return a.Talk(c) == nil })
 			if err := errors.Join(b.Ping(a.V4()), a.Ping(b.V6())); err != nil {
 				t.Errorf("%s: %v", what, err)
 			}

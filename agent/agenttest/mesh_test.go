@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -60,7 +61,7 @@ func (m *mesh) logger(who string) *slog.Logger {
 	if !testing.Verbose() {
 		return slog.New(slog.DiscardHandler)
 	}
-	return slog.New(slog.NewTextHandler(m.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})).With("at", who)
+	return slog.New(slog.NewTextHandler(m.Output(), &slog.HandlerOptions{Level: logLevel()})).With("at", who)
 }
 
 // who is an identity that a join code gives.
@@ -170,4 +171,12 @@ func version(t *testing.T, text string) proto.Version {
 		t.Fatal(err)
 	}
 	return v
+}
+
+// logLevel is what a verbose run shows: REDOUBT_TEST_LOG=debug shows more.
+func logLevel() slog.Level {
+	if os.Getenv("REDOUBT_TEST_LOG") == "debug" {
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
 }

@@ -275,8 +275,12 @@ func (n *node) Move(addrs ...netip.Addr) {
 	}
 }
 
-// patience is how long programs wait for an answer. A first packet waits for a handshake, and a lost one of those for 5 s.
-const patience = 2 * time.Second
+// patience is how long programs wait for an answer. A first packet waits for a handshake; where both sides begin one at the same
+// time, neither ends, and they try again after 5 s.
+const patience = 7 * time.Second
+
+// forgotten is how long a node may take to notice that its peer has lost their session, with patience in between.
+const forgotten = 25 * time.Second
 
 // errSilence says that nothing came back at all.
 var errSilence = errors.New("silence")

@@ -566,9 +566,11 @@ func TestBackoff(t *testing.T) {
 			c.Kick(func(net.Addr) bool { return false })
 			time.Sleep(time.Second)
 		}
+		l.mu.Lock()
 		if n := len(l.dials) - before; n < 10 {
 			t.Errorf("%d dials after 20 changes of the network", n)
 		}
+		l.mu.Unlock()
 		stop := l.serve(":8443", func(_ int, s *talk) {
 			s.up()
 			s.down(welcome())

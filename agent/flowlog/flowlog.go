@@ -129,23 +129,6 @@ func (a *Aggregator) Flush(now time.Time, lost uint64) []Line {
 	return lines
 }
 
-// Due is when Flush has something to do next; zero: when something came.
-func (a *Aggregator) Due() time.Time {
-	var next time.Time
-	sooner := func(t time.Time) {
-		if next.IsZero() || t.Before(next) {
-			next = t
-		}
-	}
-	for _, e := range a.denials {
-		sooner(e.since.Add(Window))
-	}
-	if a.overflow > 0 {
-		sooner(a.since.Add(Window))
-	}
-	return next
-}
-
 func denied(r filter.Record, count uint64) Line {
 	l := line("denied", r)
 	l.Level = slog.LevelInfo

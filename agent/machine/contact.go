@@ -63,10 +63,10 @@ type lease struct {
 	at, until time.Time
 }
 
-// covers says whether a certificate that ended is good, and by which lease: the longest.
-func (g grace) covers(end, now time.Time) (l lease, ok bool) {
+// covers says whether a certificate whose time is over is good, and by which lease: the longest.
+func (g grace) covers(begin, end, now time.Time) (l lease, ok bool) {
 	for _, x := range g {
-		if x.at.Before(end) && now.Before(x.until) && x.until.After(l.until) {
+		if !x.at.Before(begin) && x.at.Before(end) && now.Before(x.until) && x.until.After(l.until) {
 			l, ok = x, true
 		}
 	}

@@ -559,7 +559,7 @@ func live(n *cert.Node, now time.Time, g grace) (ok bool, until time.Time) {
 	case now.Before(end):
 		return true, end
 	}
-	l, ok := g.covers(end, now)
+	l, ok := g.covers(begin, end, now)
 	return ok, l.until
 }
 

@@ -248,15 +248,16 @@ func (r *roster) judge(id proto.NodeID, p *peer, now time.Time, g grace) {
 	if p.node == nil {
 		return
 	}
-	at, until := now, p.node.NotAfter.Add(cert.Skew)
+	begin, until := p.node.NotBefore.Add(-cert.Skew), p.node.NotAfter.Add(cert.Skew)
+	at := now
 	switch {
-	case now.Before(p.node.NotBefore.Add(-cert.Skew)):
+	case now.Before(begin):
 		p.why = "its certificate is not valid before " + stamp(p.node.NotBefore)
-		r.schedule(p, p.node.NotBefore.Add(-cert.Skew))
+		r.schedule(p, begin)
 		return
 	case now.Before(until):
 	default:
-		l, ok := g.covers(until, now)
+		l, ok := g.covers(begin, until, now)
 		if !ok {
 			p.why = "its certificate ran out at " + stamp(p.node.NotAfter)
 			return

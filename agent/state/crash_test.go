@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/identity/identitytest"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
@@ -176,6 +177,8 @@ type script struct {
 	mesh *identitytest.Mesh
 	node *identitytest.Machine
 	peer proto.Peer
+
+	record identity.Record
 }
 
 var noon = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
@@ -185,7 +188,15 @@ func newScript(d *disk) *script {
 	s := &script{dir: &Dir{name: "/state", fs: d}, mesh: m, node: m.Machine(1, "self")}
 	other := m.Machine(2, "other")
 	s.peer = proto.Peer{ID: other.ID, Certificate: m.Issue(other, 1, noon, time.Hour)}
+	s.record = m.Record(s.node, 1, noon, time.Hour)
 	return s
+}
+
+// on is the same life on another disk.
+func (s *script) on(d *disk) *script {
+	other := *s
+	other.dir = &Dir{name: "/state", fs: d}
+	return &other
 }
 
 func (s *script) netmap(n uint64) *proto.Netmap {
@@ -208,7 +219,7 @@ func (s *script) steps() []func() error {
 		func() error { return d.SaveNode(s.node.Node) },
 		func() error { return d.SaveJoin(secret) },
 		func() error { return d.SaveWanted(Wanted{Up: true, Hostname: "web"}) },
-		func() error { return d.SaveIdentity(s.mesh.Record(s.node, 1, noon, time.Hour)) },
+		func() error { return d.SaveIdentity(s.record) },
 		func() error { return d.SaveNetmap(s.netmap(1)) },
 		func() error { return s.change(1, 2) },
 		func() error { return s.change(2, 3) },
@@ -231,15 +242,16 @@ func versionAfter(steps int) uint64 {
 
 // Wherever the program or the machine is stopped: the next run starts, and knows all that was promised.
 func TestStoppedAnywhere(t *testing.T) {
+	life := newScript(nil)
 	for _, powerCut := range []bool{false, true} {
-		for round := range 20 {
+		for round := range 8 {
 			if !powerCut && round > 0 {
 				break
 			}
 			for at := 0; ; at++ {
 				d := newDisk()
 				d.rand = rand.New(rand.NewPCG(uint64(at), uint64(round)))
-				s := newScript(d)
+				s := life.on(d)
 				d.left = at
 				done := 0
 				for _, step := range s.steps() {
@@ -302,9 +314,10 @@ func checkReboot(t *testing.T, d *disk, s *script, done, at int) {
 
 // A write that fails halfway (a full disk) spoils nothing, and the next one that works catches up.
 func TestWriteFails(t *testing.T) {
+	life := newScript(nil)
 	for at := range 40 {
 		d := newDisk()
-		s := newScript(d)
+		s := life.on(d)
 		for _, step := range s.steps()[:6] {
 			if err := step(); err != nil {
 				t.Fatal(err)
