@@ -47,6 +47,7 @@ type loopState struct {
 	enrolment
 	timer    *time.Timer
 	armed    time.Time
+	port     uint16   // UDP, as it was last
 	problems []string // of the host's network, as it was looked at last
 }
 
@@ -79,7 +80,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, errors.Join(err, dir.Close())
 	}
 	a.loop = loopState{
-		dir: dir, keys: k, timer: time.NewTimer(tickMax),
+		dir: dir, keys: k, timer: time.NewTimer(tickMax), port: loaded.Port,
 		machine: machine.New(
 			machine.Config{Features: proto.Features(), Program: cfg.Program, Rand: newRand()},
 			machine.Loaded{

@@ -91,7 +91,7 @@ func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
 	p.bind = a.cfg.Edges.NewBind(bind.Config{Bounds: bounds, Mark: osnet.DefaultMark})
 	p.engine = wg.NewReference(p.device, p.bind, a.log)
 	undo = p.engine.Close
-	if err = p.engine.Configure(a.loop.keys.node, a.cfg.ListenPort); err != nil {
+	if err = a.listen(p.engine); err != nil {
 		return nil, err
 	}
 	p.local, err = a.cfg.Edges.Network.Endpoints(mesh)
@@ -106,6 +106,30 @@ func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
 		}
 	}
 	return p, nil
+}
+
+// listen opens the UDP port: where none is asked for, the one that peers know from before, if it is free.
+func (a *Agent) listen(e wg.Engine) error {
+	want := a.cfg.ListenPort
+	if want == 0 {
+		want = a.loop.port
+	}
+	err := e.Configure(a.loop.keys.node, want)
+	if err != nil && want != a.cfg.ListenPort {
+		err = e.Configure(a.loop.keys.node, 0)
+	}
+	if err != nil {
+		return err
+	}
+	port, err := e.Port()
+	if err != nil || port == a.loop.port {
+		return err
+	}
+	a.loop.port = port
+	if err := a.loop.dir.SavePort(port); err != nil {
+		a.log.Warn("peers may not find this node at once after a restart", "err", err)
+	}
+	return nil
 }
 
 // networks guesses the networks that addresses belong to. It is for the order of candidates only.

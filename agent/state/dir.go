@@ -22,6 +22,7 @@ const (
 	fileLog      = "netmap.log"
 	fileFloors   = "floors"
 	fileWanted   = "wanted"
+	filePort     = "port"
 )
 
 // Dir is a state directory that this process holds. Its methods are for one goroutine.

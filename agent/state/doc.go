@@ -9,6 +9,7 @@
 //	netmap.log   ... and what changed since, one record a change; written anew when it outgrows the snapshot
 //	floors       what must never go back: mesh time, last contact, the greatest sequence number seen of each peer
 //	wanted       up or down, and whether the node was revoked
+//	port         the UDP port, so that peers find the node there again after a restart
 //
 // Every file but the log is replaced whole: written beside the old one, synced, renamed over it, the directory synced. Each
 // begins with a line that says what it is and a checksum, so that a damaged file is told from a good one: it is refused,

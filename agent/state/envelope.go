@@ -117,5 +117,6 @@ var remedies = map[string]string{
 	fileJoin:     "remove it, then run `redoubt up CODE` with a fresh join code",
 	fileNetmap:   "remove netmap and netmap.log; the coordinator sends them again",
 	fileLog:      "remove netmap and netmap.log; the coordinator sends them again",
+	filePort:     "remove it; the node takes another port",
 	fileWanted:   "remove it, then run `redoubt up` or `redoubt down`",
 }

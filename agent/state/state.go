@@ -24,6 +24,7 @@ type State struct {
 	Netmap *proto.Netmap
 	Floors Floors
 	Wanted Wanted
+	Port   uint16
 }
 
 // Join is what a join code said.
@@ -64,7 +65,7 @@ type Revocation struct {
 func (d *Dir) Load() (*State, error) {
 	s := &State{}
 	for _, load := range []func(*State) error{
-		d.loadKeys, d.loadJoin, d.loadFloors, d.loadWanted, d.loadIdentity, d.loadNetmap,
+		d.loadKeys, d.loadJoin, d.loadFloors, d.loadWanted, d.loadPort, d.loadIdentity, d.loadNetmap,
 	} {
 		if err := load(s); err != nil {
 			return nil, err
@@ -164,6 +165,14 @@ func (d *Dir) loadWanted(s *State) error {
 	_, err := d.readJSON(fileWanted, limitSmall, &s.Wanted)
 	return err
 }
+
+func (d *Dir) loadPort(s *State) error {
+	_, err := d.readJSON(filePort, limitSmall, &s.Port)
+	return err
+}
+
+// SavePort makes the UDP port last.
+func (d *Dir) SavePort(port uint16) error { return d.writeJSON(filePort, port) }
 
 // SaveWanted makes a decision last.
 func (d *Dir) SaveWanted(w Wanted) error { return d.writeJSON(fileWanted, w) }

@@ -36,6 +36,9 @@ func filled(t *testing.T) (*Dir, *script) {
 			t.Fatal(err)
 		}
 	}
+	if err := d.SavePort(51820); err != nil {
+		t.Fatal(err)
+	}
 	return d, s
 }
 
@@ -69,6 +72,9 @@ func TestRoundTrip(t *testing.T) {
 	}
 	if got.Join.Secret.Public() != secret.Public() || len(got.Join.URLs) != 2 || got.Join.Root != [32]byte{7} {
 		t.Errorf("join: %+v", got.Join)
+	}
+	if got.Port != 51820 {
+		t.Errorf("port %d", got.Port)
 	}
 	if got.Self.Node.ID != s.node.ID || got.Netmap.Version.N != 3 {
 		t.Errorf("node %v, netmap %v", got.Self.Node.ID, got.Netmap.Version)
@@ -115,7 +121,7 @@ func TestCorruptFiles(t *testing.T) {
 		"garbage":   func([]byte) []byte { return []byte("garbage\n") },
 		"longer":    func(b []byte) []byte { return append(b, b...) },
 	}
-	for _, name := range []string{fileDevice, fileNode, fileJoin, fileIdentity, fileNetmap, fileFloors, fileWanted} {
+	for _, name := range []string{fileDevice, fileNode, fileJoin, fileIdentity, fileNetmap, fileFloors, fileWanted, filePort} {
 		for how, f := range spoil {
 			t.Run(name+" "+how, func(t *testing.T) {
 				d, _ := filled(t)
