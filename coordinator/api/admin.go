@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -201,7 +202,8 @@ func (a *Admin) fail(err error) error {
 	code := connect.CodeInternal
 	switch {
 	case errors.Is(err, directory.ErrInvalid):
-		code = connect.CodeInvalidArgument
+		// What is wrong stands before it.
+		return connect.NewError(connect.CodeInvalidArgument, errors.New(strings.TrimSuffix(err.Error(), ": "+directory.ErrInvalid.Error())))
 	case errors.Is(err, directory.ErrUnknown), errors.Is(err, directory.ErrTokenUnknown):
 		code = connect.CodeNotFound
 	case errors.Is(err, directory.ErrPolicyChanged):
