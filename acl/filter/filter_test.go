@@ -28,7 +28,7 @@ func TestNothingPassesWithoutProgram(t *testing.T) {
 
 // TestReasons has a packet for every reason there is to drop one, and to end a flow.
 func TestReasons(t *testing.T) {
-	w := newWorldOf(t, Config{MaxFlows: 2 * shardCount, PerPeer: 4}, 8, func(r *Ruleset) {
+	w := newWorldOf(t, Config{PerPeer: 4}, 8, func(r *Ruleset) {
 		r.rule(proto.In, tcpPorts(22, 22), udpPorts(53, 53), whole(proto.ProtoICMP))
 		r.rule(proto.Out, tcpPorts(443, 443))
 	})
@@ -90,17 +90,19 @@ func TestReasons(t *testing.T) {
 	in(Revoked, tcp(v4(2), 4000, v4(1), 22, ack))
 	w.sweep()
 
-	// Too many flows: four a peer, 32 in all, about two a shard.
-	for p := uint16(0); !seen[PeerQuota]; p++ {
-		if v := w.In(tcp(v4(4), p, v4(1), 21, syn)); v.Reason != Permitted {
-			in(v.Reason, tcp(v4(4), p, v4(1), 21, syn))
+	for p := uint16(0); !seen[PeerQuota]; p++ { // four are for one peer
+		pkt := tcp(v4(4), p, v4(1), 21, syn)
+		if v := w.In(pkt); !v.Pass {
+			w.want(PeerQuota, v, pkt)
+			seen[PeerQuota] = true
 		}
 	}
-	for i := 0; !seen[TableFull]; i++ {
-		if v := w.In(tcp(v4(5+i%3), uint16(i), v4(1), 21, syn)); v.Reason != Permitted {
-			in(v.Reason, tcp(v4(5+i%3), uint16(i), v4(1), 21, syn))
-		}
+	full := newWorldOf(t, Config{MaxFlows: shardCount, PerPeer: 100}, 2, func(r *Ruleset) { r.rule(proto.In, tcpPorts(22, 22)) })
+	for p := uint16(0); full.Counters().Flows < shardCount; p++ {
+		full.wantIn(Permitted, tcp(v4(2), p, v4(1), 22, syn))
 	}
+	full.wantIn(TableFull, tcp(v4(3), 1, v4(1), 22, syn))
+	seen[TableFull] = true
 	in(Closed, func() []byte { w.Install(nil); return good }())
 
 	// What only flows end by.

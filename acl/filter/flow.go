@@ -73,10 +73,12 @@ func (k *key) service(opened proto.Direction) uint16 {
 // seed makes hashes unpredictable to peers, who choose half of what is hashed.
 type seed [6]uint64
 
-// hash spreads k over 64 bits: the low ones choose the shard, the high ones are the tag.
+// hash spreads k over 64 bits: the low ones choose the shard, the high ones are the tag. The last two rounds multiply by
+// constants that are known to be good, since among random factors some hardly mix at all.
 func (s *seed) hash(k *key) uint64 {
 	h := mix(k.local.Hi^s[0], k.remote.Hi^s[1]) ^ mix(k.local.Lo^s[2], k.remote.Lo^s[3])
-	return mix(h^k.ports^s[4], s[5])
+	h = mix(h^k.ports^s[4], 0xa0761d6478bd642f)
+	return mix(h^s[5], 0xe7037ed1a0b428db)
 }
 
 func mix(a, b uint64) uint64 {
