@@ -31,18 +31,19 @@ func agentCommand(p program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run the daemon",
-		Long: "Runs the daemon that keeps this machine in the mesh. It takes the rights to change the host's network:\n" +
-			"root, or CAP_NET_ADMIN and CAP_NET_RAW. The service of systemd runs this command.",
+		Long: "Runs the daemon that keeps this machine in the mesh. It takes the rights to change\n" +
+			"the host's network: root, or CAP_NET_ADMIN and CAP_NET_RAW. The service\n" +
+			"redoubt.service of systemd runs this command.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), p, socket(cmd)) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.state, "state", "/var/lib/redoubt", "directory with this node's keys and what it knows")
-	flags.StringVar(&f.tun, "tun", agent.DefaultInterface, "name of the network device to make")
-	flags.Uint16Var(&f.port, "listen-port", 0, "UDP port for other nodes (default any)")
-	flags.StringVar(&f.operator, "operator", "", "user (name or number) who may run up and down besides root")
-	flags.StringVar(&f.metrics, "metrics", "", "address to serve Prometheus metrics on; on loopback if only a port is given")
-	flags.StringVar(&f.logLevel, "log-level", "info", "what to log: debug, info, warn or error")
+	flags.StringVar(&f.state, "state", "/var/lib/redoubt", "`DIR` with this node's keys and what it knows")
+	flags.StringVar(&f.tun, "tun", agent.DefaultInterface, "`NAME` of the network device to make")
+	flags.Uint16Var(&f.port, "listen-port", 0, "UDP `PORT` for other nodes (default any)")
+	flags.StringVar(&f.operator, "operator", "", "`USER` (name or number) who may run up and down besides root")
+	flags.StringVar(&f.metrics, "metrics", "", "`ADDR` to serve Prometheus metrics on; loopback if only a port is given")
+	flags.StringVar(&f.logLevel, "log-level", "info", "`LEVEL` to log: debug, info, warn or error")
 	return cmd
 }
 

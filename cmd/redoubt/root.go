@@ -13,6 +13,7 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/agent/localapi"
 	"github.com/redoubt-mesh/redoubt/cmd/settings"
+	"github.com/redoubt-mesh/redoubt/cmd/usage"
 	"github.com/redoubt-mesh/redoubt/proto/redoubt/v1/redoubtv1connect"
 )
 
@@ -73,20 +74,21 @@ func newRoot(p program) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "redoubt",
 		Short: "This machine's part of a mesh",
-		Long: "redoubt joins this machine to a mesh and says how it is there.\n\n" +
-			"Exit codes: 0 it is true, 1 it is not, 2 usage, 3 no agent answers, 4 not allowed.\n" +
-			"Each flag --some-flag can also be given as REDOUBT_SOME_FLAG, or as \"some-flag\" in the file\n" +
-			"that --config names.",
+		Long: "Joins this machine to a mesh and says how it is there.\n\n" +
+			"Exit codes: 0 it is true, 1 it is not, 2 usage, 3 no agent answers,\n" +
+			"4 not allowed. Each --some-flag can also be given as REDOUBT_SOME_FLAG,\n" +
+			"or as \"some-flag\" in the file that --config names.",
 		SilenceErrors: true, SilenceUsage: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.PersistentFlags().String("socket", localapi.DefaultSocket, "where the agent listens for local programs")
+	root.PersistentFlags().String("socket", localapi.DefaultSocket, "`PATH` where the agent listens for local programs")
 	for _, c := range []*cobra.Command{
 		agentCommand(p), upCommand(p), downCommand(p), statusCommand(p), pingCommand(p), whoisCommand(p), versionCommand(p),
 	} {
 		root.AddCommand(c)
 	}
 	settings.Bind(root, p.env)
+	usage.Tidy(root)
 	return root
 }
 
@@ -125,8 +127,8 @@ func failed(cmd *cobra.Command, err error) error {
 		if errors.Is(err, os.ErrPermission) {
 			return &exitError{exitNoAccess, fmt.Errorf("may not speak with the agent at %s: %w", socket(cmd), os.ErrPermission)}
 		}
-		return &exitError{exitNoAgent, fmt.Errorf("no agent answers at %s: start it with `sudo systemctl start redoubt`, or "+
-			"`sudo redoubt agent`; if it listens elsewhere, name its --socket", socket(cmd))}
+		return &exitError{exitNoAgent, fmt.Errorf("no agent answers at %s; start it with `sudo systemctl start redoubt`, "+
+			"or name its --socket", socket(cmd))}
 	case connect.CodePermissionDenied:
 		return &exitError{exitNoAccess, errors.New(c.Message())}
 	case connect.CodeInvalidArgument:

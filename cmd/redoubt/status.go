@@ -25,7 +25,7 @@ func statusCommand(p program) *cobra.Command {
 		Short: "Say how this node is, and whom it can reach",
 		Long: "Shows this node, its coordinator and its peers, and what is wrong, if anything is.\n" +
 			"Exits with 1 unless the node runs; with --json, only if there is nothing to print.\n" +
-			"--interface shows the counters of any WireGuard interface instead, also of others than the agent's.",
+			"--interface shows the counters of any WireGuard interface of this machine instead.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -43,7 +43,7 @@ func statusCommand(p program) *cobra.Command {
 	}
 	f.json = jsonFlag(cmd)
 	cmd.Flags().BoolVar(&f.watch, "watch", false, "go on showing it")
-	cmd.Flags().StringVar(&f.wireguardName, "interface", "", "show this WireGuard interface's counters instead")
+	cmd.Flags().StringVar(&f.wireguardName, "interface", "", "show the counters of the WireGuard interface `NAME`")
 	return cmd
 }
 

@@ -26,7 +26,10 @@ func (p palette) bad(s string) string  { return p.paint("1", s) }
 func (p palette) warn(s string) string { return p.paint("3", s) }
 func (p palette) dim(s string) string  { return p.paint("8", s) }
 
-// table lays out rows under a head. Where they are too wide, the columns in shrink give way, the first first.
+// least is how narrow a column of a table may become.
+const least = 8
+
+// table lays out rows under a head. Where they are too wide, the widest of the columns in shrink give way.
 func table(rows [][]string, shrink ...int) string {
 	if len(rows) == 0 {
 		return ""
@@ -40,13 +43,17 @@ func table(rows [][]string, shrink ...int) string {
 		}
 		total += widths[i]
 	}
-	const least = 8
-	for _, i := range shrink {
-		if over := total - width; over > 0 && widths[i] > least {
-			cut := min(over, widths[i]-least)
-			widths[i] -= cut
-			total -= cut
+	for ; total > width; total-- {
+		widest := -1
+		for _, i := range shrink {
+			if widths[i] > least && (widest < 0 || widths[i] > widths[widest]) {
+				widest = i
+			}
 		}
+		if widest < 0 {
+			break
+		}
+		widths[widest]--
 	}
 	var b strings.Builder
 	for _, r := range rows {

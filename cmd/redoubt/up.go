@@ -27,13 +27,14 @@ func upCommand(p program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up [CODE | -]",
 		Short: "Join the mesh, or come back into it",
-		Long: "Makes this machine a node of the mesh that the join code is for, and waits until packets can pass.\n" +
-			"Without a code it comes back into the mesh that it is in. `-` reads the code from standard input.",
+		Long: "Makes this machine a node of the mesh that the join code is for, and waits until\n" +
+			"packets can pass. Without a code it comes back into the mesh that it is in.\n" +
+			"`-` reads the code from standard input.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, p, args) },
 	}
-	cmd.Flags().StringVar(&f.codeFile, "code-file", "", "file that holds the join code")
-	cmd.Flags().StringVar(&f.hostname, "hostname", "", "what to be called in the mesh (default the machine's name)")
+	cmd.Flags().StringVar(&f.codeFile, "code-file", "", "`FILE` that holds the join code")
+	cmd.Flags().StringVar(&f.hostname, "hostname", "", "`NAME` in the mesh (default the machine's)")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait; 0 waits for ever")
 	f.json = jsonFlag(cmd)
 	return cmd
@@ -122,8 +123,8 @@ func downCommand(p program) *cobra.Command {
 	return &cobra.Command{
 		Use:   "down",
 		Short: "Leave the mesh until the next up",
-		Long: "Takes the tunnel down and puts the host's network back as it was. The node keeps its identity:\n" +
-			"`redoubt up` brings it back.",
+		Long: "Takes the tunnel down and puts the host's network back as it was. The node keeps\n" +
+			"its identity: `redoubt up` brings it back.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if _, err := client(cmd).Down(cmd.Context(), &redoubtv1.DownRequest{}); err != nil {

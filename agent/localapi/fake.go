@@ -1,0 +1,113 @@
+package localapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// Fake is a Backend that says what a test has set. The zero value knows nothing and is down.
+type Fake struct {
+	mu      sync.Mutex
+	status  *redoubtv1.Status
+	refused error
+	lost    string
+	downs   int
+}
+
+var _ Backend = (*Fake)(nil)
+
+// SetStatus sets what Status, Up and Whois speak of.
+func (f *Fake) SetStatus(st *redoubtv1.Status) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.status = st
+}
+
+// Refuse makes Up and Down fail with err.
+func (f *Fake) Refuse(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refused = err
+}
+
+// Lose makes pings be lost for a reason.
+func (f *Fake) Lose(reason string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lost = reason
+}
+
+// Downs counts the calls of Down.
+func (f *Fake) Downs() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.downs
+}
+
+// Status implements Backend.
+func (f *Fake) Status(context.Context) (*redoubtv1.Status, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.status == nil {
+		return &redoubtv1.Status{State: "down"}, nil
+	}
+	return f.status, nil
+}
+
+// Up implements Backend: it tells its arguments as progress.
+func (f *Fake) Up(ctx context.Context, code, hostname string, progress func(string)) (*redoubtv1.Status, error) {
+	f.mu.Lock()
+	err := f.refused
+	f.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	progress(fmt.Sprintf("code of %d characters, hostname %q", len(code), hostname))
+	return f.Status(ctx)
+}
+
+// Down implements Backend.
+func (f *Fake) Down(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.downs++
+	return f.refused
+}
+
+// Ping implements Backend: each answer takes as long as the interval.
+func (f *Fake) Ping(ctx context.Context, peer string, count uint32, interval time.Duration, emit func(*redoubtv1.PingResponse) error) error {
+	f.mu.Lock()
+	lost := f.lost
+	f.mu.Unlock()
+	for n := range count {
+		r := &redoubtv1.PingResponse{
+			PeerName: peer, Address: "100.64.0.2", Sequence: n + 1, RttUs: uint64(interval.Microseconds()), Path: "direct", Endpoint: "192.0.2.2:41641",
+		}
+		if lost != "" {
+			r.Lost, r.Reason, r.RttUs, r.Path, r.Endpoint = true, lost, 0, "", ""
+		}
+		if err := emit(r); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// Whois implements Backend: it knows the status's own node.
+func (f *Fake) Whois(_ context.Context, a netip.Addr) (*redoubtv1.LocalNode, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n := f.status.GetNode(); n != nil && slices.Contains(n.GetAddresses(), a.String()) {
+		return n, nil
+	}
+	return nil, &Error{connect.CodeNotFound, errors.New("nobody has that address")}
+}
