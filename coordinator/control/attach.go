@@ -29,7 +29,8 @@ type attached struct {
 	protocol uint32
 	features []string
 	applied  proto.Version // that the node came with
-	// renewFirst says that the certificate had expired: nothing but a renewal is served.
+	// renewFirst says that nothing but a renewal is served: the certificate has expired, or is not the one that peers are
+	// shown. A reply was lost, or the data are those of a backup, whose certificates ended long ago.
 	renewFirst bool
 	// unheard is what the node reported before it had renewed.
 	unheard *redoubtv1.Report
@@ -38,7 +39,8 @@ type attached struct {
 
 // attach goes on with a node that showed its certificate.
 func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hello, protocol uint32) error {
-	if err := s.trusted(g.node); err != nil {
+	known, err := s.trusted(g.node)
+	if err != nil {
 		return err
 	}
 	applied, err := wire.ToVersion(hello.GetAttach().GetApplied())
@@ -51,7 +53,8 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 	}
 	a := &attached{
 		Server: s, stream: st, in: in, node: g.node, machine: enroll.New(s.Attestors, s.Rand), protocol: protocol,
-		features: hello.GetFeatures(), applied: applied, renewFirst: g.expired,
+		features: hello.GetFeatures(), applied: applied,
+		renewFirst: g.expired || known.Certificate.Serial != g.node.Serial,
 		pace: pace{tokens: burst, at: time.Now()},
 	}
 	defer a.leave()
@@ -60,7 +63,7 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 		l.Program, l.OS, l.Arch, l.Features = hello.GetProgram(), hello.GetOs(), hello.GetArch(), a.features
 		l.Remote = remote(t)
 	})
-	s.Log.Debug("node connected", "node", a.id, "name", a.node.Name, "remote", t.RemoteAddr(), "program", hello.GetProgram(), "expired", g.expired)
+	s.Log.Debug("node connected", "node", a.id, "name", a.node.Name, "remote", t.RemoteAddr(), "program", hello.GetProgram(), "renewFirst", a.renewFirst)
 	st.send(&redoubtv1.Down{Message: &redoubtv1.Down_Welcome{Welcome: &redoubtv1.Welcome{
 		Protocol: protocol, Features: proto.Features(), ServerTime: s.Clock().UnixMilli(), Program: s.Program,
 		RenewFirst: a.renewFirst, KeepAliveSeconds: uint32(keepAlive / time.Second),
@@ -93,24 +96,25 @@ func (a *attached) part(err error) {
 }
 
 // trusted checks that the directory agrees with a certificate that is good in itself.
-func (s *Server) trusted(n *cert.Node) error {
+func (s *Server) trusted(n *cert.Node) (*directory.Node, error) {
 	known, ok := s.Directory.Snapshot().Lookup(n.ID)
 	switch {
 	case !ok || known.Device != n.Device:
-		return refusal.Deleted()
+		return nil, refusal.Deleted()
 	case known.Revoked != nil:
-		return refusal.Revoked()
+		return nil, refusal.Revoked()
 	}
-	return nil
+	return known, nil
 }
 
 // join begins the node's session, from where on it gets its netmaps.
 func (a *attached) join() error {
+	// First: from Attach on the stream may be ended, which sets a last deadline.
+	a.guest.admit()
 	session, err := a.Hub.Attach(a.id, a.features, a.applied, a.stream)
 	if err != nil {
 		return err
 	}
-	a.guest.admit()
 	a.session.Store(session)
 	a.Wake()
 	now := a.Clock()

@@ -116,16 +116,22 @@ func (st *stream) ended() bool {
 	return st.ending != nil
 }
 
-// speak says something when nothing was said for a while, and ends streams of nodes whose certificates have ended.
+// speak says something when nothing was said for a while.
 func (st *stream) speak() {
-	now := st.server.Clock()
-	if st.session.Load() != nil && now.UnixNano() > st.expires.Load() {
-		st.End(&refusal.Refusal{
-			Code: redoubtv1.Refusal_CODE_EXPIRED, Message: "the node's certificate ended while it was connected; connect again and renew it", RetryAfter: time.Second,
-		})
-		return
+	if !st.expired() {
+		st.send(&redoubtv1.Down{Message: &redoubtv1.Down_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{ServerTime: st.server.Clock().UnixMilli()}}})
 	}
-	st.send(&redoubtv1.Down{Message: &redoubtv1.Down_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{ServerTime: now.UnixMilli()}}})
+}
+
+// expired ends the stream of a node whose certificate has ended. It is asked before anything is said of the mesh.
+func (st *stream) expired() bool {
+	if st.session.Load() == nil || st.server.Clock().UnixNano() <= st.expires.Load() {
+		return false
+	}
+	st.End(&refusal.Refusal{
+		Code: redoubtv1.Refusal_CODE_EXPIRED, Message: "the node's certificate ended while it was connected; connect again and renew it", RetryAfter: time.Second,
+	})
+	return true
 }
 
 // flush writes what is due. It runs in a writer of the pool.
@@ -166,7 +172,7 @@ func (st *stream) writeAll(out []*redoubtv1.Down) error {
 		}
 	}
 	session := st.session.Load()
-	if session == nil {
+	if session == nil || st.expired() {
 		return nil
 	}
 	u, ok := session.Next()

@@ -689,7 +689,7 @@ type Welcome struct {
 	Features   []string               `protobuf:"bytes,2,rep,name=features,proto3" json:"features,omitempty"`
 	ServerTime int64                  `protobuf:"varint,3,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"` // Unix milliseconds
 	Program    string                 `protobuf:"bytes,4,opt,name=program,proto3" json:"program,omitempty"`
-	// The certificate that the node came with has expired: nothing but a renewal is served.
+	// The certificate that the node came with has expired, or is not the last one: nothing but a renewal is served.
 	RenewFirst       bool   `protobuf:"varint,5,opt,name=renew_first,json=renewFirst,proto3" json:"renew_first,omitempty"`
 	KeepAliveSeconds uint32 `protobuf:"varint,6,opt,name=keep_alive_seconds,json=keepAliveSeconds,proto3" json:"keep_alive_seconds,omitempty"` // how often each side sends something; two missed are the end
 	unknownFields    protoimpl.UnknownFields
