@@ -55,7 +55,7 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 		Server: s, stream: st, in: in, node: g.node, machine: enroll.New(s.Attestors, s.Rand), protocol: protocol,
 		features: hello.GetFeatures(), applied: applied,
 		renewFirst: g.expired || known.Certificate.Serial != g.node.Serial,
-		pace: pace{tokens: burst, at: time.Now()},
+		pace:       pace{tokens: burst, at: time.Now()},
 	}
 	defer a.leave()
 	st.expires.Store(g.node.NotAfter.Add(cert.Skew).UnixNano())
