@@ -75,7 +75,7 @@ func replace(path string, fill func(io.Writer) error) (size int64, err error) {
 
 func (p *program) restore() *cobra.Command {
 	return &cobra.Command{
-		Use: "restore FILE", Short: "Make the data of a backup, in a directory that has none", Args: cobra.ExactArgs(1),
+		Use: "restore FILE", Short: "Bring a backup back, into a directory without data", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			by := "uid " + fmt.Sprint(os.Getuid())
 			if u, err := user.Current(); err == nil {

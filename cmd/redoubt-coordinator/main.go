@@ -1,4 +1,4 @@
-// Redoubt-coordinator is the control server of a mesh, and the commands that administer it.
+// Command redoubt-coordinator is the control server of a mesh, and the commands that administer it.
 package main
 
 import (

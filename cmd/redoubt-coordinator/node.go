@@ -60,7 +60,7 @@ func presence(n *redoubtv1.Node) string {
 }
 
 func (p *program) node() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "The machines of the mesh", Args: cobra.NoArgs, RunE: help}
+	cmd := &cobra.Command{Use: "node", Short: "The machines of the mesh"}
 	cmd.AddCommand(p.nodeList(), p.nodeShow(), p.nodeRevoke(), p.nodeDelete())
 	return cmd
 }
@@ -81,6 +81,10 @@ func (p *program) nodeList() *cobra.Command {
 			}
 			if p.json {
 				return p.print(map[string]any{"nodes": list})
+			}
+			if len(rows) == 0 {
+				fmt.Fprintln(p.err, "# there are no nodes yet; `token create` lets one join")
+				return nil
 			}
 			p.table([]column{{"NAME", 16}, {"WHO", 16}, {"ADDRESS", 15}, {"STATE", 11}, {"CERTIFIED", 16}}, rows)
 			return nil
@@ -141,16 +145,18 @@ func (p *program) nodeRevoke() *cobra.Command {
 			switch {
 			case a.GetHolders() == 0:
 				fmt.Fprintln(p.out, "no other node knew of it")
+			case a.GetHolders() == 1 && a.GetEnforced() == 1:
+				fmt.Fprintf(p.out, "the one node that knew of it refuses it now, %d ms later\n", took.Milliseconds())
 			case a.GetHolders() == a.GetEnforced():
 				fmt.Fprintf(p.out, "all %d nodes that knew of it refuse it now, %d ms later\n", a.GetHolders(), took.Milliseconds())
 			default:
-				fmt.Fprintf(p.out, "%d of %d nodes that knew of it refuse it now; the others stop trusting it at %s at the latest\n",
+				fmt.Fprintf(p.out, "%d of %d nodes that knew of it refuse it now;\nthe others stop trusting it at %s at the latest\n",
 					a.GetEnforced(), a.GetHolders(), clock(a.GetBound()))
 			}
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
+	cmd.Flags().StringVar(&reason, "reason", "", "`TEXT` for the audit log")
 	return cmd
 }
 

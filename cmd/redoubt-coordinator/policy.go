@@ -56,7 +56,7 @@ func (p *program) tell(name string, list []diagnostic) {
 }
 
 func (p *program) policy() *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "Who may reach what", Args: cobra.NoArgs, RunE: help}
+	cmd := &cobra.Command{Use: "policy", Short: "Who may reach what"}
 	cmd.AddCommand(p.policyCheck(), p.policyApply(), p.policyShow(), p.policyStatus())
 	return cmd
 }
@@ -143,13 +143,13 @@ func (p *program) policyApply() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().Uint64Var(&q.IfNumber, "if-number", 0, "refuse if another policy than this one is in force")
+	cmd.Flags().Uint64Var(&q.IfNumber, "if-number", 0, "refuse if another policy than `NUMBER` is in force")
 	waitFlag(cmd, &wait)
 	return cmd
 }
 
 func waitFlag(cmd *cobra.Command, wait *time.Duration) {
-	cmd.Flags().DurationVar(wait, "wait", 0, "wait this long until every node enforces it (exit 1 if one does not)")
+	cmd.Flags().DurationVar(wait, "wait", 0, "wait so long until every node enforces it (exit 1 if one does not)")
 	cmd.Flags().Lookup("wait").NoOptDefVal = patience
 }
 

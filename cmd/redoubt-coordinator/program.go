@@ -10,13 +10,13 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"syscall"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	"github.com/redoubt-mesh/redoubt/cmd/settings"
+	"github.com/redoubt-mesh/redoubt/cmd/usage"
 	"github.com/redoubt-mesh/redoubt/coordinator/api"
 	"github.com/redoubt-mesh/redoubt/proto/redoubt/v1/redoubtv1connect"
 )
@@ -66,27 +66,17 @@ certificates, and hands each the part of the policy that concerns it.
 
 Every flag can be set by a variable (--cert-lifetime: REDOUBT_CERT_LIFETIME) or
 in the file that --config names ({"cert-lifetime": "1h"}).`,
-		SilenceErrors: true, SilenceUsage: true, Args: cobra.NoArgs, RunE: help,
+		SilenceErrors: true, SilenceUsage: true,
 	}
-	root.SetUsageTemplate(usage.Replace(root.UsageTemplate()))
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.PersistentFlags().StringVar(&p.data, "data", defaultData, "directory with the coordinator's data")
-	root.PersistentFlags().StringVar(&p.socket, "admin-socket", "", "socket for these commands (default DATA/"+socketName+")")
+	root.PersistentFlags().StringVar(&p.data, "data", defaultData, "`DIR` with the coordinator's data")
+	root.PersistentFlags().StringVar(&p.socket, "admin-socket", "", "`PATH` of the socket for these commands (default DIR/"+socketName+")")
 	root.PersistentFlags().BoolVar(&p.json, "json", false, "print JSON")
 	root.AddCommand(p.serve(), p.token(), p.node(), p.policy(), p.backup(), p.restore(), p.version())
 	settings.Bind(root, p.lookup)
+	usage.Tidy(root)
 	return root
 }
-
-// usage makes cobra's help fit 80 columns.
-var usage = strings.NewReplacer(
-	".LocalFlags.FlagUsages", ".LocalFlags.FlagUsagesWrapped 80",
-	".InheritedFlags.FlagUsages", ".InheritedFlags.FlagUsagesWrapped 80",
-	`Use "{{.CommandPath}} [command] --help" for more information about a command.`, `{{.CommandPath}} COMMAND --help says more.`,
-)
-
-// help is what commands do that only have others below them.
-func help(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
 func (p *program) socketPath() string {
 	if p.socket != "" {

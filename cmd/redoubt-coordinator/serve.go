@@ -43,14 +43,14 @@ func (p *program) serve() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.runServe(cmd.Context(), o) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.listen, "listen", ":443", "address and port for agents")
-	f.StringArrayVar(&o.urls, "url", nil, "URL that agents reach this coordinator by (https://HOST[:PORT]; may be repeated)")
-	f.StringVar(&o.mesh, "range", "", "IPv4 range of the mesh, chosen at the first start (default a random /16 of 100.64.0.0/10)")
-	f.StringVar(&o.domain, "domain", "", "DNS domain of the nodes' names, chosen at the first start (default "+directory.DefaultDomain+")")
-	f.StringVar(&o.metrics, "metrics", "", "address or port for Prometheus (a port alone: on loopback; default off)")
+	f.StringVar(&o.listen, "listen", ":443", "`ADDR`:PORT for agents")
+	f.StringArrayVar(&o.urls, "url", nil, "`URL` that agents reach this coordinator by (https://HOST[:PORT]; may be repeated)")
+	f.StringVar(&o.mesh, "range", "", "IPv4 `PREFIX` of the mesh, chosen at the first start (default a random /16 of 100.64.0.0/10)")
+	f.StringVar(&o.domain, "domain", "", "DNS `DOMAIN` of the nodes' names, chosen at the first start (default "+directory.DefaultDomain+")")
+	f.StringVar(&o.metrics, "metrics", "", "`ADDR` for Prometheus metrics; loopback if only a port is given")
 	f.DurationVar(&o.lifetime, "cert-lifetime", issuer.NodeLifetime, "lifetime of node certificates")
 	f.DurationVar(&o.intermediate, "intermediate-lifetime", issuer.IntermediateLifetime, "lifetime of the intermediate certificate")
-	f.TextVar(&o.level, "log-level", slog.LevelInfo, "least level that is logged: debug, info, warn, error")
+	f.TextVar(&o.level, "log-level", slog.LevelInfo, "`LEVEL` to log: debug, info, warn or error")
 	return cmd
 }
 

@@ -31,7 +31,7 @@ func tokenOf(t *redoubtv1.Token) token {
 }
 
 func (p *program) token() *cobra.Command {
-	cmd := &cobra.Command{Use: "token", Short: "Join codes for machines", Args: cobra.NoArgs, RunE: help}
+	cmd := &cobra.Command{Use: "token", Short: "Join codes for machines"}
 	cmd.AddCommand(p.tokenCreate(), p.tokenList(), p.tokenRevoke())
 	return cmd
 }
@@ -63,8 +63,8 @@ func (p *program) tokenCreate() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&q.Tags, "tag", nil, "role of the machines, tag:NAME (may be repeated)")
-	f.StringVar(&q.User, "user", "", "login name of the person whose machines they are")
+	f.StringArrayVar(&q.Tags, "tag", nil, "role of the machines, `tag:NAME` (may be repeated)")
+	f.StringVar(&q.User, "user", "", "`LOGIN` name of the person whose machines they are")
 	f.BoolVar(&q.Reusable, "reusable", false, "good for any number of machines")
 	f.BoolVar(&q.Ephemeral, "ephemeral", false, "remove the machines when they are away for half an hour")
 	f.DurationVar(&ttl, "ttl", time.Hour, "how long the code is good")
@@ -80,14 +80,18 @@ func describe(t *redoubtv1.Token) string {
 	if owner == "" {
 		owner = "nobody (rules about users and tags do not cover it)"
 	}
-	return fmt.Sprintf("# token %s, for %s of %s, until %s\n# on the machine: sudo redoubt up CODE", t.GetId(), machines, owner, clock(t.GetExpires()))
+	return fmt.Sprintf("# token %s: for %s of %s, until %s\n# on the machine: sudo redoubt up CODE",
+		t.GetId(), machines, who(t.GetUser(), t.GetTags()), clock(t.GetExpires()))
 }
 
 func who(user string, tags []string) string {
-	if user != "" {
+	switch {
+	case user != "":
 		return user
+	case len(tags) > 0:
+		return strings.Join(tags, ",")
 	}
-	return strings.Join(tags, ",")
+	return "nobody"
 }
 
 func (p *program) tokenList() *cobra.Command {
@@ -110,6 +114,10 @@ func (p *program) tokenList() *cobra.Command {
 			}
 			if p.json {
 				return p.print(map[string]any{"tokens": list})
+			}
+			if len(rows) == 0 {
+				fmt.Fprintln(p.err, "# there are no join codes; `token create` makes one")
+				return nil
 			}
 			p.table([]column{{"ID", 0}, {"WHO", 21}, {"KIND", 8}, {"USES", 4}, {"STATE", 7}, {"UNTIL", 16}}, rows)
 			return nil

@@ -113,7 +113,7 @@ func (d *Directory) RevokeToken(ctx context.Context, id, by string) (*Token, err
 	err := d.do(ctx, func(t *tx) error {
 		old, ok := t.tokens.Get([]byte(id))
 		if !ok {
-			return fmt.Errorf("token %.32q; `token list` shows all: %w", id, ErrTokenUnknown)
+			return fmt.Errorf("token %.32q: %w (`token list` shows all)", id, ErrTokenUnknown)
 		}
 		if token = old; old.Revoked != nil {
 			return nil

@@ -25,8 +25,9 @@ var arrows = map[string][]string{
 	"agent":                   {"netstack", "acl/filter", "acl/packet", "proto"},
 	"coordinator":             {"acl", "proto"},
 	"cmd/settings":            {},
-	"cmd/redoubt":             {"agent", "proto", "cmd/settings"},
-	"cmd/redoubt-coordinator": {"coordinator", "acl", "proto", "cmd/settings"},
+	"cmd/usage":               {},
+	"cmd/redoubt":             {"agent", "proto", "cmd/settings", "cmd/usage"},
+	"cmd/redoubt-coordinator": {"coordinator", "acl", "proto", "cmd/settings", "cmd/usage"},
 	"scripts":                 {"agent", "coordinator", "netstack", "acl", "proto"},
 }
 
