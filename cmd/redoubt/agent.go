@@ -31,8 +31,8 @@ func agentCommand(p program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run the daemon",
-		Long: "Runs the daemon that keeps this machine in the mesh. It takes the rights to change\n" +
-			"the host's network: root, or CAP_NET_ADMIN and CAP_NET_RAW. The service\n" +
+		Long: "Runs the daemon that keeps this machine in the mesh. It takes the rights to\n" +
+			"change the host's network: root, or CAP_NET_ADMIN and CAP_NET_RAW. The service\n" +
 			"redoubt.service of systemd runs this command.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), p, socket(cmd)) },

@@ -22,9 +22,9 @@ func pingCommand(p program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ping PEER",
 		Short: "Send a peer pings through the mesh",
-		Long: "Sends ICMP echoes to a peer (its name, id or address), through the tunnel and both\n" +
-			"filters, and says why one was lost, where that is known. Exits with 0 if an answer\n" +
-			"came.",
+		Long: "Sends ICMP echoes to a peer (its name, id or address), through the tunnel and\n" +
+			"both filters, and says why one was lost, where that is known. Exits with 0 if\n" +
+			"an answer came.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, p, args[0]) },
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -23,9 +24,9 @@ func statusCommand(p program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Say how this node is, and whom it can reach",
-		Long: "Shows this node, its coordinator and its peers, and what is wrong, if anything is.\n" +
-			"Exits with 1 unless the node runs; with --json, only if there is nothing to print.\n" +
-			"--interface shows the counters of any WireGuard interface of this machine instead.",
+		Long: "Shows this node, its coordinator and its peers, and what is wrong, if anything.\n" +
+			"Exits with 1 unless the node runs; with --json, only if there is nothing to\n" +
+			"print. --interface shows the counters of any WireGuard interface instead.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -157,7 +158,7 @@ func (f statusFlags) follow(cmd *cobra.Command, p program) error {
 		return nil, stream.Err()
 	}
 	if p.colour && !*f.json {
-		err = watch(ctx, p, next)
+		err = watch(ctx, cancel, p, next)
 	} else {
 		err = f.stream(p, next)
 	}
@@ -175,8 +176,8 @@ func (f statusFlags) stream(p program, next func() (*redoubtv1.Status, error)) e
 			return err
 		}
 		if *f.json {
-			if err := printJSON(p.out, statusOf(st)); err != nil {
-				return err
+			if err := json.NewEncoder(p.out).Encode(statusOf(st)); err != nil {
+				return fmt.Errorf("print: %w", err)
 			}
 			continue
 		}

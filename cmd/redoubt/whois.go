@@ -13,7 +13,7 @@ func whoisCommand(p program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "whois IP",
 		Short: "Say who is behind an overlay address",
-		Long:  "Says which node an overlay address belongs to, and whose that is. IP:PORT will do.",
+		Long:  "Says which node an overlay address belongs to, and whose that is. IP:PORT will\ndo as well.",
 		Args:  cobra.ExactArgs(1),
 	}
 	asJSON := jsonFlag(cmd)

@@ -28,7 +28,7 @@ const configFlag = "config"
 // Bind adds --config to root and makes every command below it take its flags from the environment and the file as well.
 // Commands must not set their own PersistentPreRunE. lookup is os.LookupEnv outside of tests.
 func Bind(root *cobra.Command, lookup func(string) (string, bool)) {
-	root.PersistentFlags().String(configFlag, "", "file with settings (HuJSON; keys are the names of flags)")
+	root.PersistentFlags().String(configFlag, "", "`FILE` with settings (HuJSON; keys are names of flags)")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return resolve(cmd, lookup) }
 }
 
