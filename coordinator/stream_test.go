@@ -110,12 +110,18 @@ func TestExpiredCertificateRenewsFirst(t *testing.T) {
 		if s.netmap() != nil {
 			t.Error("a node with an expired certificate got a netmap")
 		}
+		if _, err := s.c.send(&redoubtv1.Up{Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{ListenPort: 41641}}}); err != nil {
+			t.Fatal(err)
+		}
 		if err := s.renew(); err != nil {
 			t.Fatal(err)
 		}
 		settle()
 		if s.netmap() == nil || s.failed() != nil {
 			t.Errorf("after the renewal: %v", s.failed())
+		}
+		if e := r.co.directory.Snapshot().Endpoints(m.cert.ID); len(e) != 1 {
+			t.Errorf("what the node reported before it had renewed: %v", e)
 		}
 		if len(s.netmap().Peers) != 0 {
 			t.Error("a peer whose certificate ended two hours ago is in the netmap")
