@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,6 +48,7 @@ type loopState struct {
 	enrolment
 	timer    *time.Timer
 	armed    time.Time
+	awake    awake
 	port     uint16   // UDP, as it was last
 	problems []string // of the host's network, as it was looked at last
 }
@@ -172,7 +174,28 @@ func (a *Agent) call(ctx context.Context, f func()) error {
 	return nil
 }
 
+// awake notices when the machine has slept: a clock that counts suspend then runs ahead of one that does not.
+type awake struct {
+	boot time.Duration
+	mono time.Time
+}
+
+// slept says whether the machine has slept since it was asked last.
+func (w *awake) slept(boot time.Duration, mono time.Time) bool {
+	ahead := (boot - w.boot) - mono.Sub(w.mono)
+	first := w.mono.IsZero()
+	w.boot, w.mono = boot, mono
+	return !first && ahead > tickMax
+}
+
 func (a *Agent) tick() {
+	if a.loop.awake.slept(a.cfg.Edges.Clock.Boot(), time.Now()) {
+		a.log.Info("the machine has slept")
+		if c := a.loop.client; c != nil {
+			// The coordinator has given up the stream long ago; nobody is told before the next deadline.
+			c.Kick(func(net.Addr) bool { return true })
+		}
+	}
 	if now := a.time.Now(); !a.loop.armed.IsZero() && !now.Before(a.loop.armed) {
 		a.step(machine.Tick{})
 	}

@@ -62,6 +62,7 @@ func (a *Agent) startPath(self *identity.Self) machine.Event {
 		p.tasks.Go(func() { a.watchNetwork(ctx, changes) })
 	}
 	a.look()
+	a.report()
 	return machine.PathUp{}
 }
 

@@ -54,12 +54,15 @@ type roster struct {
 	kept      map[proto.NodeID]struct{} // in use by grace only
 	clashing  map[proto.NodeID]struct{} // not in use because another has an address or a key
 	out       map[proto.NodeID]struct{} // not in use
-	raised    bool                      // sequences changed in a way that the netmap on disk does not tell
+	untold    map[proto.NodeID]struct{} // whose sequence number the netmap's certificates may not tell
+	raised    bool                      // there are more of those than were saved
 }
 
 func newRoster(sequences map[proto.NodeID]state.Sequence) *roster {
-	r := &roster{sequences: map[proto.NodeID]state.Sequence{}}
-	maps.Copy(r.sequences, sequences)
+	r := &roster{sequences: map[proto.NodeID]state.Sequence{}, untold: map[proto.NodeID]struct{}{}}
+	for id, s := range sequences {
+		r.sequences[id], r.untold[id] = s, struct{}{}
+	}
 	r.clear()
 	return r
 }
@@ -141,19 +144,27 @@ func (r *roster) remove(id proto.NodeID) {
 	r.unschedule(p)
 	delete(r.peers, id)
 	delete(r.out, id)
-	r.raised = true
+	r.tellNoMore(id)
+}
+
+// tellNoMore is for when the netmap ceases to tell a sequence number that was seen.
+func (r *roster) tellNoMore(id proto.NodeID) {
+	if _, seen := r.sequences[id]; seen {
+		r.untold[id] = struct{}{}
+		r.raised = true
+	}
 }
 
 // verify checks a certificate, but for its time.
 func (r *roster) verify(p *peer) {
 	p.node = nil
 	n, err := identity.Certificate(r.verifier, p.claim.Certificate)
+	if err == nil {
+		err = r.acceptable(p.claim.ID, n)
+	}
 	if err != nil {
 		p.why = err.Error()
-		return
-	}
-	if err := r.acceptable(p.claim.ID, n); err != nil {
-		p.why = err.Error()
+		r.tellNoMore(p.claim.ID)
 		return
 	}
 	p.node = n
@@ -346,13 +357,25 @@ func (r *roster) next() time.Time {
 	return r.deadlines[0].until
 }
 
-// floors returns the sequence numbers to remember: those of certificates that might still be shown to us.
+// floors returns the sequence numbers to remember: those of certificates that might still be shown to us, and that the
+// netmap, which is on the disk as well, does not tell.
 func (r *roster) floors(now time.Time, grace time.Duration) map[proto.NodeID]state.Sequence {
-	maps.DeleteFunc(r.sequences, func(id proto.NodeID, s state.Sequence) bool {
-		return r.peers[id] == nil && now.After(s.Until.Add(grace+2*cert.Skew))
-	})
 	r.raised = false
-	return maps.Clone(r.sequences)
+	floors := map[proto.NodeID]state.Sequence{}
+	for id := range r.untold {
+		s, p := r.sequences[id], r.peers[id]
+		switch {
+		case p != nil && p.node != nil:
+			delete(r.untold, id) // the next time: only then is the netmap that tells it certainly on the disk
+			floors[id] = s
+		case p == nil && now.After(s.Until.Add(grace+2*cert.Skew)):
+			delete(r.untold, id)
+			delete(r.sequences, id)
+		default:
+			floors[id] = s
+		}
+	}
+	return floors
 }
 
 // sorted lists the peers by id.

@@ -133,7 +133,7 @@ func (m *Machine) contactProblems(now time.Time, add func(string, ...any)) {
 		if reason == "" {
 			reason = "no answer so far"
 		}
-		add("no coordinator since %s: %s; it is dialled at least once a minute", stamp(m.contact.lostAt), reason)
+		add("no coordinator since %s: %s; it is tried again by itself", stamp(m.contact.lostAt), reason)
 	}
 	if m.self == nil {
 		return

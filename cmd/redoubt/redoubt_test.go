@@ -272,7 +272,7 @@ func TestWatch(t *testing.T) {
 	code := run(ctx, []string{"--socket", socket, "status", "--watch", "--json"}, program{
 		in: strings.NewReader(""), out: out, err: &out.Buffer, env: func(string) (string, bool) { return "", false },
 	})
-	if code != 0 || !strings.Contains(out.String(), `"policyVersion": "1.12"`) {
+	if code != 0 || !strings.Contains(out.String(), `"policyVersion":"1.12"`) {
 		t.Errorf("%d: %s", code, out.String())
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	"github.com/redoubt-mesh/redoubt/proto/join"
@@ -65,7 +66,8 @@ func (f upFlags) run(cmd *cobra.Command, p program, args []string) error {
 		last = m.GetStep()
 		fmt.Fprintln(p.err, last)
 	}
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	// The agent is told of the deadline, and may be the first to say so.
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) || connect.CodeOf(stream.Err()) == connect.CodeDeadlineExceeded {
 		if last != "" {
 			last = ": " + last
 		}

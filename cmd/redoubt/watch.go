@@ -57,10 +57,12 @@ func (s screen) View() tea.View {
 	return v
 }
 
-// watch shows what next returns until there is no more, or the person leaves.
-func watch(ctx context.Context, p program, next func() (*redoubtv1.Status, error)) error {
+// watch shows what next returns until there is no more, or the person leaves. Stop makes next return.
+func watch(ctx context.Context, stop func(), p program, next func() (*redoubtv1.Status, error)) error {
 	ui := tea.NewProgram(screen{now: time.Now(), palette: palette(p.colour)}, tea.WithContext(ctx), tea.WithInput(p.in), tea.WithOutput(p.out))
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		for {
 			st, err := next()
 			if st == nil || err != nil {
@@ -71,6 +73,8 @@ func watch(ctx context.Context, p program, next func() (*redoubtv1.Status, error
 		}
 	}()
 	end, err := ui.Run()
+	stop()
+	<-done
 	if s, ok := end.(screen); ok && s.err != nil {
 		return s.err
 	}
