@@ -29,10 +29,13 @@ func NewHistory(revision uint64) *History {
 	return &History{next: revision + 1, grown: make(chan struct{})}
 }
 
-// Add appends the batch of the next revision.
+// Add appends the batch of the next revision. After Close nobody wants it.
 func (h *History) Add(b Batch) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.closed {
+		return
+	}
 	h.batches = append(h.batches, b)
 	h.next = b.Revision + 1
 	h.bytes += size(b)

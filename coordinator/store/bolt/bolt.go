@@ -11,6 +11,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -23,6 +24,10 @@ import (
 )
 
 const fileName = "redoubt.db"
+
+// room is how large the file may become before bbolt maps it anew, for which writers wait for all readers: one who asked for
+// a backup and does not take it must not hold up a revocation. It costs address space, not memory.
+const room = 1 << 30
 
 var (
 	metaBucket  = []byte("meta")
@@ -112,7 +117,11 @@ func ensureFile(path string, o Options) error {
 // openFile waits no longer than a moment for bbolt's own lock: the directory is ours already, so only a tool that looks
 // at the file from outside can have it.
 func openFile(path string) (*bbolt.DB, error) {
-	b, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType, NoStatistics: true})
+	o := &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType, NoStatistics: true, InitialMmapSize: room}
+	if runtime.GOOS == "windows" {
+		o.InitialMmapSize = 0 // the file would be as large there
+	}
+	b, err := bbolt.Open(path, 0o600, o)
 	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, fmt.Errorf("open the store %s: another program has the file open", path)
 	}

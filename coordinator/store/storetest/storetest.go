@@ -39,6 +39,7 @@ func Run(t *testing.T, e Engine) {
 		"WatchEnds":            testWatchEnds,
 		"Backup":               testBackup,
 		"Close":                testClose,
+		"CloseWhileWriting":    testCloseWhileWriting,
 		"Context":              testContext,
 		"OneOfManyWins":        testRace,
 		"AgainstASimpleModel":  testModel,
@@ -271,6 +272,36 @@ func testClose(t *testing.T, e Engine) {
 			t.Errorf("after Close: %v, want ErrClosed", err)
 		}
 	}
+}
+
+// testCloseWhileWriting: transactions that are under way end, those after them are refused.
+func testCloseWhileWriting(t *testing.T, e Engine) {
+	s := e.Open(t)
+	var writers sync.WaitGroup
+	started := make(chan struct{}, 4)
+	for w := range cap(started) {
+		writers.Go(func() {
+			for i := 0; ; i++ {
+				_, err := s.Txn(context.Background(), nil, []store.Op{store.Put(fmt.Sprint(w, "/", i), nil)})
+				if err != nil {
+					if !errors.Is(err, store.ErrClosed) {
+						t.Errorf("a write beside Close: %v", err)
+					}
+					return
+				}
+				if i == 0 {
+					started <- struct{}{}
+				}
+			}
+		})
+	}
+	for range cap(started) {
+		<-started
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	writers.Wait()
 }
 
 func testContext(t *testing.T, e Engine) {
