@@ -86,7 +86,7 @@ func (p *program) nodeList() *cobra.Command {
 				fmt.Fprintln(p.err, "# there are no nodes yet; `token create` lets one join")
 				return nil
 			}
-			p.table([]column{{"NAME", 16}, {"WHO", 16}, {"ADDRESS", 15}, {"STATE", 11}, {"CERTIFIED", 16}}, rows)
+			p.table(nodeColumns, rows)
 			return nil
 		},
 	}

@@ -228,7 +228,7 @@ func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start tim
 		fmt.Fprintln(p.out)
 	}
 	if !p.json && len(rows) > 0 {
-		p.table([]column{{"NODE", 24}, {"STATE", 9}, {"ENFORCES", 12}, {"SHOULD", 12}, {"SINCE", 8}}, rows)
+		p.table(laggardColumns, rows)
 	}
 	if wait > 0 && len(lag) > 0 {
 		return errors.Join(err, errSaid)

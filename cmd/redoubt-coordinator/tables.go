@@ -10,11 +10,18 @@ import (
 	"golang.org/x/term"
 )
 
-// column is a column of a table. Cells wider than most are cut, so that tables fit 80 columns.
+// column is a column of a table. Cells wider than most are cut.
 type column struct {
 	title string
-	most  int // 0: never cut
+	most  int
 }
+
+// The tables. They fit 80 columns whatever is in them.
+var (
+	nodeColumns    = []column{{"NAME", 15}, {"WHO", 15}, {"ADDRESS", 15}, {"STATE", 11}, {"CERTIFIED", 16}}
+	tokenColumns   = []column{{"ID", 14}, {"WHO", 21}, {"KIND", 8}, {"USES", 4}, {"STATE", 7}, {"UNTIL", 16}}
+	laggardColumns = []column{{"NODE", 20}, {"STATE", 9}, {"ENFORCES", 15}, {"SHOULD", 15}, {"SINCE", 8}}
+)
 
 // table prints rows in columns.
 func (p *program) table(columns []column, rows [][]string) {
@@ -22,11 +29,7 @@ func (p *program) table(columns []column, rows [][]string) {
 	for i, c := range columns {
 		sizes[i] = utf8.RuneCountInString(c.title)
 		for _, row := range rows {
-			n := utf8.RuneCountInString(row[i])
-			if c.most != 0 {
-				n = min(n, c.most)
-			}
-			sizes[i] = max(sizes[i], n)
+			sizes[i] = max(sizes[i], min(utf8.RuneCountInString(row[i]), c.most))
 		}
 	}
 	titles := make([]string, len(columns))

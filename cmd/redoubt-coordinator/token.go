@@ -119,7 +119,7 @@ func (p *program) tokenList() *cobra.Command {
 				fmt.Fprintln(p.err, "# there are no join codes; `token create` makes one")
 				return nil
 			}
-			p.table([]column{{"ID", 0}, {"WHO", 21}, {"KIND", 8}, {"USES", 4}, {"STATE", 7}, {"UNTIL", 16}}, rows)
+			p.table(tokenColumns, rows)
 			return nil
 		},
 	}

@@ -35,7 +35,8 @@ func Malformed(why string) *Refusal {
 
 // Proof refuses a proof that does not hold.
 func Proof(what string) *Refusal {
-	return &Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "the proof of " + what + " does not hold; nothing was changed"}
+	return &Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "the proof of " + what + " does not hold, so nothing was changed; " +
+		"try again and, if that is no help, remove the agent's state and enrol with a new join code"}
 }
 
 // Token refuses a join token. It says the same whatever is wrong with it, since whoever reads it has not shown to hold it.
