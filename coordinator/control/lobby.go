@@ -2,6 +2,7 @@ package control
 
 import (
 	"container/list"
+	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -9,6 +10,12 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
+
+// maxHandshake is how much a guest may send until it has shaken hands: several times what the longest good chain of
+// certificates takes. What is sent is kept until it is whole.
+const maxHandshake = 64 << 10
+
+var errTooMuch = errors.New("more bytes than a handshake takes")
 
 // lobby holds the connections of those who have not shown who they are. It has a fixed number of places: whoever comes
 // when it is full takes the place of the one who has been there longest, so that silence costs nobody else anything.
@@ -88,6 +95,8 @@ type guest struct {
 
 	// shaking says that whoever reads or writes holds a slot. Only the goroutine that shakes hands sees it set.
 	shaking bool
+	// allowance is what it may still send while it shakes hands.
+	allowance int
 	// node is who the handshake proved to be there, and whether that certificate has expired; nil for nobody.
 	node    *cert.Node
 	expired bool
@@ -101,7 +110,7 @@ type guest struct {
 // shake runs f, the handshake, with a slot that is given back whenever it waits.
 func (g *guest) shake(f func() error) error {
 	g.lobby.slots <- struct{}{}
-	g.shaking = true
+	g.shaking, g.allowance = true, maxHandshake
 	err := f()
 	g.shaking = false
 	<-g.lobby.slots
@@ -122,11 +131,17 @@ func (g *guest) admit() {
 }
 
 func (g *guest) Read(b []byte) (int, error) {
-	if g.shaking {
-		<-g.lobby.slots
-		defer func() { g.lobby.slots <- struct{}{} }()
+	if !g.shaking {
+		return g.Conn.Read(b)
 	}
-	return g.Conn.Read(b)
+	if g.allowance == 0 {
+		return 0, errTooMuch
+	}
+	<-g.lobby.slots
+	defer func() { g.lobby.slots <- struct{}{} }()
+	n, err := g.Conn.Read(b[:min(len(b), g.allowance)])
+	g.allowance -= n
+	return n, err
 }
 
 func (g *guest) Write(b []byte) (n int, err error) {
