@@ -9,11 +9,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/goleak"
 
 	"github.com/redoubt-mesh/redoubt/proto/join"
@@ -76,6 +78,13 @@ func decode[T any](t *testing.T, text string) (v T) {
 // start runs serve and waits until it says that it is ready, as systemd does.
 func start(t *testing.T, args ...string) (s *shell, stdout, stderr *bytes.Buffer, stop func() int) {
 	t.Helper()
+	s, stdout, stderr, stop, _ = started(t, args...)
+	return s, stdout, stderr, stop
+}
+
+// started is start, with what waits for a word to systemd.
+func started(t *testing.T, args ...string) (s *shell, stdout, stderr *bytes.Buffer, stop func() int, heard func(string)) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "rc") // short: it holds sockets
 	if err != nil {
 		t.Fatal(err)
@@ -95,20 +104,34 @@ func start(t *testing.T, args ...string) (s *shell, stdout, stderr *bytes.Buffer
 	go func() {
 		done <- p.run(ctx, append([]string{"serve", "--data", s.data, "--listen", "127.0.0.1:0", "--url", "https://c.example"}, args...))
 	}()
-	heard := func(want string) {
+	heard = func(want string) {
+		t.Helper()
 		_ = notify.SetReadDeadline(time.Now().Add(time.Minute))
-		b := make([]byte, 256)
-		n, err := notify.Read(b)
-		if err != nil || string(b[:n]) != want {
-			t.Errorf("systemd hears %q (%v), want %s\n%s", b[:n], err, want, stderr)
+		for b := make([]byte, 256); ; {
+			n, err := notify.Read(b)
+			if got := string(b[:n]); got == want {
+				return
+			} else if err != nil || got != daemon.SdNotifyWatchdog {
+				t.Errorf("systemd hears %q (%v), want %s\n%s", got, err, want, stderr)
+				return
+			}
 		}
 	}
-	heard("READY=1")
+	heard(daemon.SdNotifyReady)
 	return s, stdout, stderr, func() int {
 		cancel()
-		heard("STOPPING=1")
+		heard(daemon.SdNotifyStopping)
 		return <-done
-	}
+	}, heard
+}
+
+func TestWatchdog(t *testing.T) {
+	t.Setenv("WATCHDOG_USEC", "30000")
+	t.Setenv("WATCHDOG_PID", strconv.Itoa(os.Getpid()))
+	_, _, _, stop, heard := started(t)
+	heard(daemon.SdNotifyWatchdog)
+	heard(daemon.SdNotifyWatchdog)
+	stop()
 }
 
 func TestCommands(t *testing.T) {
