@@ -229,10 +229,7 @@ func (f *Filter) flow(r *run, d proto.Direction, from proto.NodeID, p *packet.Pa
 		r.s.passed[d].add(p)
 		return Verdict{Pass: true, rule: fl.rule}
 	}
-	v := visit{f, r.s, by, d, from, k, r.tag, now}
-	verdict := v.judge(r.fl, p)
-	r.release()
-	return verdict
+	return f.visit(r, d, from, &k, p)
 }
 
 func isICMP(protocol uint8) bool { return protocol == proto.ProtoICMP || protocol == proto.ProtoICMPv6 }

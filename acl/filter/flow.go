@@ -38,11 +38,10 @@ const echo = 8
 // would be wide loads right after narrow stores, which have to wait for them.
 func (k *key) of(d proto.Direction, p *packet.Packet) {
 	src, dst := uint64(p.SrcPort), uint64(p.DstPort)
-	switch {
-	case p.IsEchoRequest():
-		src, dst = uint64(p.EchoID), echo
-	case p.IsEchoReply():
-		src, dst = echo, uint64(p.EchoID)
+	if isICMP(p.Proto) {
+		if src, dst = uint64(p.EchoID), echo; p.IsEchoReply() {
+			src, dst = dst, src
+		}
 	}
 	from, to := &k.local, &k.remote
 	if d == proto.In {

@@ -18,6 +18,14 @@ type visit struct {
 	now  tick
 }
 
+// visit is apart from flow so that the established path does not pay for its frame.
+func (f *Filter) visit(r *run, d proto.Direction, from proto.NodeID, k *key, p *packet.Packet) Verdict {
+	v := visit{f, r.s, f.current.Load(), d, from, *k, r.tag, tick(f.clock.Load())}
+	verdict := v.judge(r.fl, p)
+	r.release()
+	return verdict
+}
+
 // judge decides about the packet; fl is its flow, if there is one.
 func (v *visit) judge(fl *flow, p *packet.Packet) Verdict {
 	switch fl = v.review(fl); {

@@ -96,35 +96,15 @@ func Parse(b []byte, p *Packet) Fault { return parse(b, p, false) }
 func (p *Packet) Quoted(b []byte, q *Packet) Fault { return parse(b[p.Payload:p.Length], q, true) }
 
 func parse(b []byte, p *Packet, quoted bool) Fault {
-	if len(b) < 20 {
+	switch {
+	case len(b) < 20:
 		return Truncated
+	case b[0]>>4 == 4:
+		return p.ip4(b, quoted)
+	case b[0]>>4 == 6:
+		return p.ip6(b, quoted)
 	}
-	*p = Packet{Version: b[0] >> 4}
-	var fault Fault
-	switch p.Version {
-	case 4:
-		fault = p.ip4(b, quoted)
-	case 6:
-		fault = p.ip6(b, quoted)
-	default:
-		return BadVersion
-	}
-	if fault != OK {
-		return fault
-	}
-	if p.Fragment && !quoted {
-		if fault := p.checkFragment(); fault != OK {
-			return fault
-		}
-	}
-	if p.Later() {
-		return OK
-	}
-	fault = p.transport(b[:p.Length], quoted)
-	if fault == BadTransport && p.Fragment {
-		return SplitHeader
-	}
-	return fault
+	return BadVersion
 }
 
 func (p *Packet) ip4(b []byte, quoted bool) Fault {
@@ -140,20 +120,24 @@ func (p *Packet) ip4(b []byte, quoted bool) Fault {
 		}
 		total = len(b)
 	}
-	p.Proto = b0[9]
+	*p = Packet{} // and then field by field: a literal with values is built aside and copied
 	p.Src = addr4(binary.BigEndian.Uint32(b0[12:]))
 	p.Dst = addr4(binary.BigEndian.Uint32(b0[16:]))
+	p.Version, p.Proto = 4, b0[9]
 	p.Header, p.Payload, p.Length = header, header, total
-	if frag := binary.BigEndian.Uint16(b0[6:]); frag&0x3fff != 0 {
-		p.fragment(uint32(binary.BigEndian.Uint16(b0[4:])), frag<<3, frag&0x2000 != 0)
-	}
 	if p.Proto == protoICMPv6 {
 		return MixedFamily
 	}
 	if header > 20 {
-		return options4(b[20:header])
+		if fault := options4(b[20:header]); fault != OK {
+			return fault
+		}
 	}
-	return OK
+	if frag := binary.BigEndian.Uint16(b0[6:]); frag&0x3fff != 0 {
+		p.fragment(uint32(binary.BigEndian.Uint16(b0[4:])), frag<<3, frag&0x2000 != 0)
+		return p.piece(b[header:total], quoted)
+	}
+	return p.transport(b[header:total], quoted)
 }
 
 // options4 refuses what does not parse and what routes by itself: loose and strict source routes.
@@ -181,25 +165,32 @@ func (p *Packet) ip6(b []byte, quoted bool) Fault {
 		return Truncated
 	}
 	b0 := b[:40]
-	p.Proto = b0[6]
-	p.Src = Addr{binary.BigEndian.Uint64(b0[8:]), binary.BigEndian.Uint64(b0[16:])}
-	p.Dst = Addr{binary.BigEndian.Uint64(b0[24:]), binary.BigEndian.Uint64(b0[32:])}
-	p.Length = 40 + int(binary.BigEndian.Uint16(b0[4:]))
-	if p.Length > len(b) {
+	total := 40 + int(binary.BigEndian.Uint16(b0[4:]))
+	if total > len(b) {
 		if !quoted {
 			return Truncated
 		}
-		p.Length = len(b)
+		total = len(b)
 	}
-	p.Header, p.Payload = 40, 40
+	*p = Packet{}
+	p.Src = Addr{binary.BigEndian.Uint64(b0[8:]), binary.BigEndian.Uint64(b0[16:])}
+	p.Dst = Addr{binary.BigEndian.Uint64(b0[24:]), binary.BigEndian.Uint64(b0[32:])}
+	p.Version, p.Proto = 6, b0[6]
+	p.Header, p.Payload, p.Length = 40, 40, total
 	if p.Src.Is4() != p.Dst.Is4() {
 		return MixedFamily
 	}
 	switch p.Proto {
 	case protoTCP, protoUDP, protoICMPv6:
-		return OK
+		return p.transport(b[40:total], quoted)
 	}
-	return p.extensions(b[:p.Length])
+	if fault := p.extensions(b[:total]); fault != OK {
+		return fault
+	}
+	if p.Fragment {
+		return p.piece(b[p.Header:total], quoted)
+	}
+	return p.transport(b[p.Header:total], quoted)
 }
 
 // maxExtensions is how many IPv6 extension headers a packet may carry; real ones carry one or two.
@@ -276,18 +267,24 @@ func (p *Packet) fragment(id uint32, offset uint16, more bool) {
 	p.Fragment, p.FragID, p.FragOffset, p.More = true, id, offset, more
 }
 
-// checkFragment refuses fragments that are empty, that end beyond the largest packet, and all but the last whose length
-// is no multiple of eight.
-func (p *Packet) checkFragment() Fault {
-	n := p.Length - p.Header
-	if n <= 0 || int(p.FragOffset)+n > 65535 || p.More && n%8 != 0 {
+// piece reads what a fragment carries, t. It refuses those that are empty, that end beyond the largest packet, and all but
+// the last whose length is no multiple of eight.
+func (p *Packet) piece(t []byte, quoted bool) Fault {
+	if n := len(t); !quoted && (n == 0 || int(p.FragOffset)+n > 65535 || p.More && n%8 != 0) {
 		return BadFragment
 	}
-	return OK
+	if p.Later() {
+		return OK
+	}
+	fault := p.transport(t, quoted)
+	if fault == BadTransport {
+		return SplitHeader
+	}
+	return fault
 }
 
-func (p *Packet) transport(b []byte, quoted bool) Fault {
-	t := b[p.Header:]
+// transport reads the transport header at the start of t.
+func (p *Packet) transport(t []byte, quoted bool) Fault {
 	switch p.Proto {
 	case protoTCP:
 		if len(t) >= 20 {
