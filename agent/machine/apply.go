@@ -135,7 +135,7 @@ func (m *Machine) inForce(rules bool, save Effect) {
 		m.saveFloors()
 	}
 	m.unsaved = false
-	m.do(save, Resume{m.version()})
+	m.do(save, Resume{m.lasting()})
 	m.log("netmap", "version", m.version(), "peers", len(m.netmap.Peers), "rules", len(m.netmap.Rules))
 	m.ack()
 }

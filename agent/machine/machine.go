@@ -233,7 +233,16 @@ func (m *Machine) run() {
 
 func (m *Machine) attach() {
 	m.contact.lose(m.now, "")
-	m.do(Attach{Self: m.self, Applied: m.version()})
+	m.do(Attach{Self: m.self, Applied: m.lasting()})
+}
+
+// lasting is the version that a stream may resume from. To name it is to acknowledge it: none is named while it is not known
+// to be on the disk.
+func (m *Machine) lasting() proto.Version {
+	if m.unsaved {
+		return proto.Version{}
+	}
+	return m.version()
 }
 
 // version is that of the netmap that is in force.
@@ -407,7 +416,7 @@ func (m *Machine) renewed(self *identity.Self) {
 		m.serve()
 	}
 	m.log("certificate renewed", "expires", stamp(self.Node.NotAfter), "sequence", self.Node.Sequence)
-	m.do(Attach{Self: self, Applied: m.version()})
+	m.do(Attach{Self: self, Applied: m.lasting()})
 	if before.Node.Addrs != self.Node.Addrs || before.Key != self.Key {
 		m.leave()
 		m.path = pathState{wanted: true}
@@ -457,6 +466,7 @@ func (m *Machine) failed(e Failed) {
 	default:
 		m.unsaved, m.retryDisk = true, m.now.Add(retryDisk)
 		m.diskFault = e.Reason
+		m.do(Resume{m.lasting()})
 		m.warn("state not written", "reason", e.Reason)
 	}
 }
@@ -493,7 +503,7 @@ func (m *Machine) saveAll() {
 	}
 	m.saveFloors()
 	if m.netmap != nil {
-		m.do(SaveNetmap{m.netmap})
+		m.do(SaveNetmap{m.netmap}, Resume{m.lasting()})
 		m.ack()
 	}
 }

@@ -32,6 +32,7 @@ type world struct {
 	owner   map[netip.Addr]proto.NodeID
 	disk    Loaded
 	acked   proto.Version
+	resume  proto.Version // what the next stream names
 	armed   time.Time
 	path    bool
 	events  []Event // that follow from effects
@@ -91,6 +92,9 @@ func (w *world) step(e Event) {
 			w.agree(eff)
 		}
 		events = append(events, w.events...)
+	}
+	if !w.resume.IsZero() && (w.disk.Netmap == nil || w.disk.Netmap.Version != w.resume) {
+		w.t.Errorf("the next stream resumes from version %v, which is not on the disk", w.resume)
 	}
 }
 
@@ -158,6 +162,12 @@ func (w *world) carryOut(eff Effect) {
 		if w.program != nil && w.program.Version() != e.Version && w.program.Version().Compare(e.Version) > 0 {
 			w.t.Errorf("version %v was acknowledged, %v is enforced", e.Version, w.program.Version())
 		}
+	case Attach:
+		w.resume = e.Applied
+	case Resume:
+		w.resume = e.Applied
+	case Hang:
+		w.resume = proto.Version{}
 	case Arm:
 		w.armed = e.At
 	}
