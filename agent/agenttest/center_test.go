@@ -16,6 +16,7 @@ type center struct {
 	m    *mesh
 	dir  string
 	host *sim.Host
+	tap  *tap // nil: nothing is in the way to it
 	// configure changes what the next coordinator is made with.
 	configure func(*coordinator.Config)
 
@@ -47,7 +48,7 @@ func (c *center) start() {
 	if err != nil {
 		c.m.Fatal(err)
 	}
-	c.serve(co, l)
+	c.serve(co, tappedListener{l, c})
 }
 
 func (c *center) serve(co *coordinator.Coordinator, l net.Listener) {

@@ -12,6 +12,7 @@ import (
 )
 
 func TestConnect(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(m *mesh) {
 		ann, db, web := m.Join("laptop", user("ann@example.com")), m.Join("db", tags("tag:db")), m.Join("web", tags("tag:web"))
 		for _, n := range m.nodes {
@@ -59,6 +60,7 @@ func TestConnect(t *testing.T) {
 }
 
 func TestPolicyChangeEndsFlows(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(m *mesh) {
 		a, b := m.Join("a", user("ann@example.com")), m.Join("b", tags("tag:db"))
 		b.Listen(22)
@@ -113,7 +115,7 @@ func TestRenewForTenHours(t *testing.T) {
 					}
 				}
 			}
-			time.Sleep(20 * time.Second)
+			time.Sleep(40 * time.Second)
 		}
 		for _, n := range m.Nodes() {
 			if s := n.GetCertificateSequence(); s < 18 || s > 24 {
@@ -127,6 +129,7 @@ func TestRenewForTenHours(t *testing.T) {
 }
 
 func TestCoordinatorGoesAndComesBack(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(m *mesh) {
 		a, b := m.Join("a", user("ann@example.com")), m.Join("b", tags("tag:db"))
 		b.Listen(22)
@@ -175,8 +178,9 @@ func TestCoordinatorGoesAndComesBack(t *testing.T) {
 
 // TestCertificatesRunOut is about an agent that goes on without its coordinator: for how long, and what it says.
 func TestCertificatesRunOut(t *testing.T) {
+	t.Parallel()
 	const lifetime, skew = time.Hour, time.Minute
-	for name, grace := range map[string]time.Duration{"without grace": 0, "less than is left": 10 * time.Minute, "three hours": 3 * time.Hour} {
+	for name, grace := range map[string]time.Duration{"without grace": 0, "less than is left": 10 * time.Minute, "more than is left": 100 * time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(m *mesh) {
 				m.center.configure = func(c *coordinator.Config) { c.Grace, c.NodeLifetime = &grace, lifetime }
@@ -220,7 +224,7 @@ func TestCertificatesRunOut(t *testing.T) {
 				if !a.Problem("certificate is not valid") && !a.Problem("its certificate ran out") {
 					t.Errorf("the status does not say why: %q", a.Status().GetProblems())
 				}
-				time.Sleep(24 * time.Hour)
+				time.Sleep(time.Hour)
 				a.ReachesNot(b, 22)
 				m.center.start()
 				m.Await(3*time.Minute, "all run again", func() bool {
@@ -237,7 +241,11 @@ func TestCertificatesRunOut(t *testing.T) {
 }
 
 func TestRestartWithoutCoordinator(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(m *mesh) {
+		grace := 30 * time.Minute
+		m.center.configure = func(c *coordinator.Config) { c.Grace = &grace }
+		m.center.restart()
 		a, b := m.Join("a", user("ann@example.com")), m.Join("b", tags("tag:db"))
 		b.Listen(22)
 		m.Policy(open)
@@ -249,7 +257,7 @@ func TestRestartWithoutCoordinator(t *testing.T) {
 		b.restart()
 		m.Await(forgotten, "a node that started again is reached", func() bool { return a.Ping(b.V4()) == nil })
 		a.Reaches(b, 22)
-		time.Sleep(12 * time.Hour) // certificates and grace are over
+		time.Sleep(2 * time.Hour) // certificates and grace are over
 		a.restart()
 		a.AwaitState(machine.StateExpired, time.Second)
 		b.restart()
@@ -264,6 +272,7 @@ func TestRestartWithoutCoordinator(t *testing.T) {
 }
 
 func TestNodeMoves(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(m *mesh) {
 		a, b := m.Join("a", user("ann@example.com")), m.Join("b", tags("tag:db"))
 		b.Listen(22)
@@ -309,6 +318,7 @@ func TestNodeMoves(t *testing.T) {
 }
 
 func TestNodeLeavesAndComesBack(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(m *mesh) {
 		a, b := m.Join("a", user("ann@example.com")), m.Join("b", tags("tag:db"))
 		b.Listen(22)
@@ -339,6 +349,7 @@ func TestNodeLeavesAndComesBack(t *testing.T) {
 }
 
 func TestRevocation(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(m *mesh) {
 		a, b, bad := m.Join("a", user("ann@example.com")), m.Join("b", tags("tag:db")), m.Join("bad", user("bob@example.com"))
 		for _, n := range m.nodes {
@@ -395,6 +406,7 @@ func TestRevocation(t *testing.T) {
 
 // TestRevokedWhileAway: the agent that was away hears of it when it is back, and until then the others know.
 func TestRevokedWhileAway(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(m *mesh) {
 		a, b := m.Join("a", user("ann@example.com")), m.Join("b", tags("tag:db"))
 		b.Listen(22)
@@ -420,15 +432,22 @@ func TestWeekend(t *testing.T) {
 		m.Policy(open)
 		laptop.Reaches(b, 22)
 		laptop.stop()
-		time.Sleep(61 * time.Hour)
+		time.Sleep(100 * time.Minute)
 		if peers := b.Status().GetPeers(); len(peers) != 0 {
 			t.Errorf("a node whose certificate ended is still a peer: %v", peers)
 		}
+		b.stop() // the days to come are long enough without it
+		time.Sleep(60 * time.Hour)
+		b.start()
+		b.AwaitState(machine.StateRunning, 10*time.Second)
 		laptop.clock.reboot(0)
 		begun := time.Now()
 		laptop.start()
 		laptop.AwaitState(machine.StateRunning, 10*time.Second)
 		m.Settle()
+		if err := b.Ping(laptop.V4()); err != nil { // where it is was reported before it had renewed
+			t.Errorf("the laptop is not found: %v", err)
+		}
 		laptop.Reaches(b, 22)
 		if took := time.Since(begun); took > 5*time.Second {
 			t.Errorf("it took %v", took)

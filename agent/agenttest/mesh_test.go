@@ -23,6 +23,9 @@ const (
 	closed = `{"tagOwners": {"tag:db": [], "tag:web": []}, "grants": []}`
 )
 
+// latency is how long a packet takes from one machine to another.
+const latency = 5 * time.Millisecond
+
 // mesh is a coordinator, its nodes, and the Internet between them.
 type mesh struct {
 	*testing.T
@@ -44,6 +47,7 @@ func inBubble(t *testing.T, f func(m *mesh)) {
 
 func newMesh(t *testing.T) *mesh {
 	m := &mesh{T: t, net: sim.New(1)}
+	m.net.SetDefault(sim.Link{Latency: latency})
 	m.center = newCenter(m)
 	m.center.start()
 	return m
@@ -113,18 +117,31 @@ func (m *mesh) Policy(source string) {
 	m.Settle()
 }
 
-// Settle waits until all nodes that are there enforce what they ought to.
+// Settle waits until all nodes that are connected enforce what they ought to.
 func (m *mesh) Settle() {
 	m.Helper()
-	status, err := m.center.admin().PolicyStatus(m.Context(), &redoubtv1.PolicyStatusRequest{WaitMs: 10_000})
-	if err != nil {
-		m.Fatal(err)
-	}
-	for _, l := range status.GetLaggards() {
+	for _, l := range m.laggards(10 * time.Second) {
 		if l.GetConnected() {
 			m.Fatalf("%s enforces version %q after 10 s, not %q", l.GetName(), l.GetApplied(), l.GetWanted())
 		}
 	}
+}
+
+// Agree waits, for longer, until all nodes are connected and enforce what they ought to.
+func (m *mesh) Agree() {
+	m.Helper()
+	for _, l := range m.laggards(10 * time.Minute) {
+		m.Fatalf("after ten minutes %s lags: %v", l.GetName(), l)
+	}
+}
+
+func (m *mesh) laggards(within time.Duration) []*redoubtv1.Laggard {
+	m.Helper()
+	status, err := m.center.admin().PolicyStatus(m.Context(), &redoubtv1.PolicyStatusRequest{WaitMs: uint64(within.Milliseconds())})
+	if err != nil {
+		m.Fatal(err)
+	}
+	return status.GetLaggards()
 }
 
 // Nodes are the nodes that the coordinator knows, by name.

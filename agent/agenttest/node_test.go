@@ -25,6 +25,7 @@ type node struct {
 	dir   string
 	host  *sim.Host
 	clock *clock
+	tap   *tap // nil: nothing is in the way to the coordinator
 	// configure changes what the next agent is made with.
 	configure func(*agent.Config)
 
@@ -138,7 +139,11 @@ func (n *node) tryStart() error {
 }
 
 func (n *node) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	return n.host.DialContext(ctx, network, address)
+	conn, err := n.host.DialContext(ctx, network, address)
+	if err != nil || n.tap == nil {
+		return conn, err
+	}
+	return tapped{conn, n.tap}, nil
 }
 
 func (n *node) openTUN(name string, mtu int) (tun.Device, error) {
