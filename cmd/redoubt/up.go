@@ -56,7 +56,7 @@ func (f upFlags) run(cmd *cobra.Command, p program, args []string) error {
 	if err != nil {
 		return failed(cmd, err)
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }()
 	last := ""
 	for stream.Receive() {
 		m := stream.Msg()
@@ -78,7 +78,7 @@ func (f upFlags) run(cmd *cobra.Command, p program, args []string) error {
 
 // code finds the join code, and refuses one that is none before anything is sent.
 func (f upFlags) code(p program, args []string) (string, error) {
-	text := ""
+	var text string
 	switch {
 	case len(args) == 1 && f.codeFile != "":
 		return "", errors.New("give the join code or --code-file, not both")

@@ -22,7 +22,7 @@ func Main(m *testing.M) int {
 // fails where REDOUBT_REQUIRE_ROOT=1.
 func World(t testing.TB) *lab.World {
 	t.Helper()
-	need(t, refused)
+	Need(t)
 	w, err := lab.New()
 	if err != nil {
 		t.Fatal(err)
@@ -33,6 +33,12 @@ func World(t testing.TB) *lab.World {
 		}
 	})
 	return w
+}
+
+// Need ends a test for which there can be no worlds, in the same way.
+func Need(t testing.TB) {
+	t.Helper()
+	need(t, refused)
 }
 
 // TUN sees to it that the test may open tunnel devices, in the same way.

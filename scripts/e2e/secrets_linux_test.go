@@ -1,0 +1,125 @@
+package e2e
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/pem"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/redoubt-mesh/redoubt/proto/join"
+)
+
+// secret is something that nobody may print, in one of its forms.
+type secret struct{ what, form string }
+
+// forms are the ways in which bytes could be printed.
+func forms(what string, b []byte) (out []secret) {
+	text := hex.EncodeToString(b)
+	for _, f := range []string{
+		string(b), text, strings.ToUpper(text), base64.RawStdEncoding.EncodeToString(b), base64.RawURLEncoding.EncodeToString(b),
+	} {
+		out = append(out, secret{what, f})
+	}
+	return out
+}
+
+// secrets gathers all that were made in this test: join codes, and private keys in files.
+func (r *rig) secrets() (out []secret) {
+	r.Helper()
+	for _, text := range r.codes {
+		out = append(out, secret{"a join code", strings.TrimPrefix(text, "redoubt1-")})
+		code, err := join.Parse(text)
+		if err != nil {
+			r.Errorf("a join code that is none: %v", err)
+			continue
+		}
+		seed := code.Secret.Expose()
+		out = append(out, forms("a join code's seed", seed[:])...)
+	}
+	keys := 0
+	err := filepath.WalkDir(filepath.Dir(r.Data()), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Ext(path) != ".key" {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		found := privateKeys(path, b)
+		if len(found) == 0 {
+			r.Errorf("%s holds no key that this test could look for", path)
+		}
+		keys++
+		out = append(out, found...)
+		return nil
+	})
+	if err != nil {
+		r.Error(err)
+	}
+	if keys == 0 && r.Serve != nil {
+		r.Error("no file of a key was found")
+	}
+	return out
+}
+
+// privateKeys are the secrets in a PEM file.
+func privateKeys(path string, text []byte) (out []secret) {
+	i := bytes.Index(text, []byte("-----BEGIN"))
+	if i < 0 {
+		return nil
+	}
+	for block, rest := pem.Decode(text[i:]); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "CERTIFICATE" {
+			continue
+		}
+		out = append(out, forms(path, block.Bytes)...)
+		parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+		if err != nil {
+			parsed, err = x509.ParseECPrivateKey(block.Bytes)
+		}
+		if k, ok := parsed.(*ecdsa.PrivateKey); ok && err == nil {
+			if scalar, err := k.Bytes(); err == nil {
+				out = append(out, forms(path, scalar)...)
+			}
+		}
+	}
+	return out
+}
+
+// lookForSecrets searches all that was printed and logged, and the coordinator's data, for secrets.
+func (r *rig) lookForSecrets() {
+	r.Helper()
+	secrets := r.secrets()
+	texts := r.said
+	err := filepath.WalkDir(r.World.Dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		isStore := filepath.Dir(path) == r.Data() && d.Type().IsRegular()
+		if filepath.Ext(path) != ".log" && !isStore {
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		texts = append(texts, saying{path, string(b)})
+		return err
+	})
+	if err != nil {
+		r.Error(err)
+	}
+	if len(texts) == 0 {
+		r.Error("nobody has said anything")
+	}
+	for _, t := range texts {
+		for _, s := range secrets {
+			if strings.Contains(t.text, s.form) {
+				r.Errorf("%s shows a secret: %s", t.who, s.what)
+			}
+		}
+	}
+}
