@@ -73,7 +73,7 @@ func (a *Agent) await(ctx context.Context, progress func(string)) (*redoubtv1.St
 		if err != nil {
 			return nil, err
 		}
-		step := ""
+		var step string
 		switch machine.State(st.GetState()) {
 		case machine.StateRunning:
 			return st, nil
@@ -166,7 +166,7 @@ func (a *Agent) Ping(ctx context.Context, peer string, count uint32, interval ti
 	if err != nil {
 		return &localapi.Error{Code: connect.CodeUnavailable, Err: err}
 	}
-	defer socket.Close()
+	defer func() { _ = socket.Close() }()
 	for seq := uint32(1); ; seq++ {
 		next := time.NewTimer(interval)
 		r := a.pingOnce(ctx, socket, n, dst)

@@ -63,10 +63,10 @@ func (a *Agent) carryOut(effects []machine.Effect) (events []machine.Event) {
 
 func (a *Agent) tell(l machine.Log) {
 	if l.Warn {
-		a.log.Warn(l.Message, l.Args...)
+		a.log.Warn(l.Message, l.Args...) //nolint:sloglint // the machine has constants there
 		return
 	}
-	a.log.Info(l.Message, l.Args...)
+	a.log.Info(l.Message, l.Args...) //nolint:sloglint // as above
 }
 
 // save makes something last.

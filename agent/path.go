@@ -259,7 +259,9 @@ func (a *Agent) tend(ctx context.Context, p *dataPath) {
 
 // drain writes what the filter recorded.
 func (a *Agent) drain(flows *flowlog.Aggregator) filter.Counters {
-	write := func(l flowlog.Line) { a.log.LogAttrs(context.Background(), l.Level, l.Message, l.Attrs...) }
+	write := func(l flowlog.Line) {
+		a.log.LogAttrs(context.Background(), l.Level, l.Message, l.Attrs...) //nolint:sloglint // flowlog has constants there
+	}
 	now := time.Now()
 	a.filter.Drain(func(r filter.Record) {
 		if l, ok := flows.Add(now, r); ok {

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-	pb "google.golang.org/protobuf/proto"
 
 	"github.com/redoubt-mesh/redoubt/agent/enroll"
 	"github.com/redoubt-mesh/redoubt/agent/identity/identitytest"
@@ -248,7 +247,7 @@ func (l *lab) result(sequence uint64) *redoubtv1.Down {
 	}}}
 }
 
-// last reads what the node says until the message is there that f wants.
+// until reads what the node says until the message is there that f wants.
 func (s *talk) until(f func(*redoubtv1.Up) bool) (*redoubtv1.Up, []byte) {
 	for {
 		up, raw := s.up()
@@ -256,12 +255,4 @@ func (s *talk) until(f func(*redoubtv1.Up) bool) (*redoubtv1.Up, []byte) {
 			return up, raw
 		}
 	}
-}
-
-func marshal(t *testing.T, m pb.Message) []byte {
-	b, err := pb.Marshal(m)
-	if err != nil {
-		t.Error(err)
-	}
-	return b
 }

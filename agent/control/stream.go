@@ -72,8 +72,7 @@ type stream struct {
 	snapshot wire.NetmapAssembler
 	delta    wire.DeltaAssembler
 
-	renewal  *enroll.Exchange // nil: none is under way
-	deadline *time.Timer      // of it
+	deadline *time.Timer // of the renewal that was begun last; nil: none was
 
 	once  sync.Once
 	cause error // why it ended; set once

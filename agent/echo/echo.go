@@ -62,10 +62,10 @@ func (s *Socket) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error
 	if err != nil {
 		return 0, err
 	}
-	if deadline, ok := ctx.Deadline(); ok {
-		s.conn.SetReadDeadline(deadline)
-	}
-	stop := context.AfterFunc(ctx, func() { s.conn.SetReadDeadline(time.Unix(1, 0)) })
+	// The deadline of a ping that was given up must not end the next one. An error means that the socket is closed, which
+	// reading from it tells.
+	_ = s.conn.SetReadDeadline(time.Time{})
+	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	sent := time.Now()
 	if _, err := s.conn.WriteTo(request, s.addr(dst)); err != nil {

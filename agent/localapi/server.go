@@ -77,17 +77,16 @@ func Serve(l net.Listener, b Backend, access Access, log *slog.Logger) *Server {
 }
 
 // Close ends all calls and waits.
-func (s *Server) Close() error {
+func (s *Server) Close() {
 	s.once.Do(func() {
 		s.stop()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		if s.http.Shutdown(ctx) != nil {
-			s.http.Close()
+			_ = s.http.Close() // its listener is closed already
 		}
 	})
 	<-s.done
-	return nil
 }
 
 // guard refuses what a browser might send.

@@ -62,7 +62,7 @@ func (d *disk) reboot(powerCut bool) {
 	}
 	d.names = map[string]*inode{}
 	for name, i := range d.durable {
-		lost := i.data
+		var lost []byte
 		if bytes.HasPrefix(i.data, i.synced) { // appended: part of the tail may be there, or zeros in its place
 			tail := slices.Clone(i.data[len(i.synced):])
 			switch d.rand.IntN(3) {

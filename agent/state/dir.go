@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -56,11 +57,8 @@ func Open(path string, now time.Time) (*Dir, error) {
 	if err := os.MkdirAll(abs, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
-	if runtime.GOOS != "windows" {
-		// Service managers and people make directories that others may enter; keys live in this one.
-		if err := os.Chmod(abs, 0o700); err != nil {
-			return nil, fmt.Errorf("close the state directory to others: %w", err)
-		}
+	if err := closeToOthers(abs); err != nil {
+		return nil, err
 	}
 	lock, err := hold(filepath.Join(abs, fileLock), now)
 	var busy *InUseError
@@ -71,6 +69,30 @@ func Open(path string, now time.Time) (*Dir, error) {
 		return nil, err
 	}
 	return &Dir{name: abs, fs: directory(abs), lock: lock}, nil
+}
+
+// closeToOthers keeps everybody else out of a directory for keys: service managers and people make such that others may
+// enter. It must be empty or ours already: closing somebody else's, such as /tmp, would break the machine.
+func closeToOthers(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	if runtime.GOOS == "windows" || info.Mode().Perm()&0o077 == 0 {
+		return nil
+	}
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	ours := func(e os.DirEntry) bool { return e.Name() == fileLock }
+	if len(list) > 0 && !slices.ContainsFunc(list, ours) {
+		return fmt.Errorf("state directory %s has other files in it, and mode %04o: give the agent a directory of its own", dir, info.Mode().Perm())
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return fmt.Errorf("close the state directory to others: %w", err)
+	}
+	return nil
 }
 
 // hold locks the file at path and writes into it who does.
@@ -95,7 +117,7 @@ func hold(path string, now time.Time) (*os.File, error) {
 	}
 	host, _ := os.Hostname()
 	text := fmt.Sprintf("process %d on %s, since %s\n", os.Getpid(), host, now.UTC().Format(time.RFC3339))
-	if err := f.Truncate(0); err == nil {
+	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(text), 0)
 	}
 	if err != nil {

@@ -40,7 +40,7 @@ func seal(kind string, payload []byte) []byte {
 
 // open is the inverse of seal; its errors are the reason of a CorruptError.
 func open(kind string, b []byte) ([]byte, error) {
-	line, payload, ok := bytes.Cut(b[:min(len(b), 256)], []byte("\n"))
+	line, _, ok := bytes.Cut(b[:min(len(b), 256)], []byte("\n"))
 	fields := strings.Split(string(line), " ")
 	if !ok || len(fields) != 4 || fields[0] != "redoubt" {
 		return nil, errors.New("not a file of redoubt's, or cut short")
@@ -51,7 +51,7 @@ func open(kind string, b []byte) ([]byte, error) {
 	if fields[2] != formatVersion {
 		return nil, fmt.Errorf("format %.20q; this program knows format %s", fields[2], formatVersion)
 	}
-	payload = b[len(line)+1:]
+	payload := b[len(line)+1:]
 	if sum := sha256.Sum256(payload); hex.EncodeToString(sum[:]) != fields[3] {
 		return nil, errors.New("damaged: its checksum does not match")
 	}

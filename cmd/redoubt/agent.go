@@ -120,7 +120,7 @@ func serve(l net.Listener, registry *prometheus.Registry, log *slog.Logger) (sto
 		}
 	}()
 	return func() {
-		server.Close()
+		_ = server.Close() // its listener is all that can fail, and nobody needs it any more
 		<-done
 	}
 }

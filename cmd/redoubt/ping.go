@@ -53,7 +53,7 @@ func (f pingFlags) run(cmd *cobra.Command, p program, peer string) error {
 	if err != nil {
 		return failed(cmd, err)
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }()
 	sent, answered := 0, 0
 	for stream.Receive() {
 		r := stream.Msg()

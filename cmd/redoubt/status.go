@@ -150,7 +150,7 @@ func (f statusFlags) follow(cmd *cobra.Command, p program) error {
 	if err != nil {
 		return failed(cmd, err)
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }()
 	next := func() (*redoubtv1.Status, error) {
 		if stream.Receive() {
 			return stream.Msg().GetStatus(), nil

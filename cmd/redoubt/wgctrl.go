@@ -17,7 +17,7 @@ func device(name string) (*wgtypes.Device, error) {
 	if err != nil {
 		return nil, &exitError{exitFalse, fmt.Errorf("look at WireGuard interfaces: %w", err)}
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	d, err := c.Device(name)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
