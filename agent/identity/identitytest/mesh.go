@@ -113,3 +113,12 @@ func must[T any](v T, err error) T {
 	}
 	return v
 }
+
+// Successor is the same mesh under another root.
+func (m *Mesh) Successor(now time.Time) *Mesh {
+	next := &Mesh{Mesh: m.Mesh}
+	const year = 366 * 24 * time.Hour
+	next.Root = must(cert.NewRoot(rand.Reader, m.Mesh.ID, now, year))
+	next.Intermediate = must(next.Root.NewIntermediate(rand.Reader, now, year))
+	return next
+}
