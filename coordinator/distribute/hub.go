@@ -139,16 +139,13 @@ func (h *Hub) apply(c directory.Change) {
 		after.Program = h.config.Compile(c.After.Policy())
 	}
 	h.source.Store(&after)
-	dirty := make(map[proto.NodeID]struct{})
 	h.mu.Lock()
 	fresh := h.fresh
 	h.fresh = nil
 	h.mu.Unlock()
-	for _, id := range fresh {
-		dirty[id] = struct{}{}
-	}
 	h.expel(after, slices.Concat(c.Nodes, fresh))
 
+	dirty := make(map[proto.NodeID]struct{})
 	now := h.config.Clock()
 	if c.Policy || !slices.EqualFunc(before.Authorities, after.Authorities, slices.Equal) {
 		h.mu.Lock()

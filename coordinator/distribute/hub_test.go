@@ -2,6 +2,7 @@ package distribute
 
 import (
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -132,6 +133,119 @@ func TestResume(t *testing.T) {
 		c.drain()
 		if c.full != 2 {
 			t.Errorf("back after a long time: %d snapshots", c.full)
+		}
+	})
+}
+
+// TestAnOlderVersionIsNotEnough acknowledges one version after the other; the wait is for the last, and the lag counts from
+// the first.
+func TestAnOlderVersionIsNotEnough(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		a := w.enrol("tag:a")
+		settle()
+		c := attached(t, w, a)
+		c.drain()
+		c.ack()
+		w.enrol("tag:b")
+		settle()
+		c.drain()
+		older := c.nm.Version
+		time.Sleep(time.Second)
+		w.enrol("tag:b")
+		settle()
+		c.drain()
+		var done atomic.Bool
+		go func() {
+			w.hub.Await(t.Context(), []proto.NodeID{a}, w.dir.Snapshot().Version())
+			done.Store(true)
+		}()
+		c.session.Applied(older)
+		synctest.Wait()
+		if done.Load() {
+			t.Error("an older version was enough")
+		}
+		for _, l := range w.hub.Status().Laggards {
+			if l.ID == a && (l.Applied != older || l.Lag < time.Second) {
+				t.Errorf("%+v", l)
+			}
+		}
+		c.ack()
+		synctest.Wait()
+		if !done.Load() {
+			t.Error("the last version was not enough")
+		}
+	})
+}
+
+// TestLostOnTheWay loses a delta with the connection. The node is not taken for one that has it.
+func TestLostOnTheWay(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		c := attached(t, w, w.enrol("tag:a"))
+		settle()
+		c.drain()
+		for n := range 3 {
+			w.enrol("tag:b")
+			settle()
+			if _, ok := c.session.Next(); !ok {
+				t.Fatal("nothing to lose")
+			}
+			c.session.Close()
+			if err := c.attach(); err != nil {
+				t.Fatal(err)
+			}
+			c.drain()
+			if c.full != 1 || len(c.nm.Peers) != n+1 {
+				t.Errorf("%d snapshots, %d peers", c.full, len(c.nm.Peers))
+			}
+		}
+	})
+}
+
+// TestChangedBack changes a netmap and changes it back before the node reads: there is nothing to send.
+func TestChangedBack(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		w.enrol("tag:b")
+		c := attached(t, w, w.enrol("tag:a"))
+		settle()
+		c.drain()
+		c.ack()
+		w.setPolicy("{}")
+		settle()
+		w.setPolicy(everything)
+		settle()
+		c.drain()
+		if c.delta != 0 || len(c.nm.Peers) != 1 {
+			t.Errorf("%d deltas, %d peers", c.delta, len(c.nm.Peers))
+		}
+		if st := w.hub.Status(); len(st.Laggards) != 1 { // the other one, which was never here
+			t.Errorf("%+v", st.Laggards)
+		}
+	})
+}
+
+// TestNobodyWaitsForTheDead waits for a node that is deleted meanwhile.
+func TestNobodyWaitsForTheDead(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		a := w.enrol("tag:a")
+		settle()
+		ctx, cancel := timeout(t, time.Hour)
+		defer cancel()
+		done := make(chan struct{})
+		go func() {
+			w.hub.Await(ctx, []proto.NodeID{a}, w.dir.Snapshot().Version())
+			close(done)
+		}()
+		synctest.Wait()
+		start := time.Now()
+		if err := w.dir.DeleteNode(t.Context(), a, "test"); err != nil {
+			t.Fatal(err)
+		}
+		<-done
+		if d := time.Since(start); d != fold {
+			t.Errorf("waited %v", d)
 		}
 	})
 }

@@ -88,6 +88,7 @@ func TestSessionsConverge(t *testing.T) {
 				_ = clients[id].attach()
 			}),
 			"detach": withClient(func(_ *rapid.T, c *client) { c.session.Close(); c.session = nil }),
+			"lose":   withClient(func(_ *rapid.T, c *client) { _, _ = c.session.Next(); c.session.Close(); c.session = nil }),
 			"forget": withNode(func(_ *rapid.T, id proto.NodeID) {
 				if c := clients[id]; c != nil && c.session == nil {
 					c.nm = nil
