@@ -242,7 +242,7 @@ func (f *Filter) discard(r Reason) Verdict {
 
 // tick moves the coarse clock, and with it everything that is allowed so often a second.
 func (f *Filter) tick() tick {
-	now := tick(f.now().Sub(f.start) / (time.Second / time.Duration(second)))
+	now := tick(f.now().Sub(f.start) / tickLength)
 	before := tick(f.clock.Swap(uint32(now)))
 	f.refusals.pass(now - before)
 	return now

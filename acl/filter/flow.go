@@ -3,6 +3,7 @@ package filter
 import (
 	"math/bits"
 	"sync"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/acl/packet"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -182,7 +183,10 @@ func isOpening(p *packet.Packet) bool {
 // tick counts tenths of seconds since the filter was made.
 type tick uint32
 
-const second tick = 10
+const (
+	second     tick = 10
+	tickLength      = time.Second / time.Duration(second)
+)
 
 // Classes of time-outs.
 const (

@@ -103,7 +103,7 @@ func (e *event) record(start time.Time) Record {
 	return r
 }
 
-func (t tick) duration() time.Duration { return time.Duration(t) * time.Second / time.Duration(second) }
+func (t tick) duration() time.Duration { return time.Duration(t) * tickLength }
 
 // ring keeps the last events of a shard until they are drained. A full ring drops what comes and counts it; a quarter is
 // kept for flows, so that a storm of denials cannot hide them.

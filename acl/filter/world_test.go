@@ -61,6 +61,7 @@ func (r *Ruleset) rule(d proto.Direction, services ...proto.Service) *proto.Rule
 func tcpPorts(first, last uint16) proto.Service {
 	return proto.Service{Proto: proto.ProtoTCP, First: first, Last: last}
 }
+
 func udpPorts(first, last uint16) proto.Service {
 	return proto.Service{Proto: proto.ProtoUDP, First: first, Last: last}
 }
@@ -141,6 +142,7 @@ func (w *world) wantOut(want Reason, pkt []byte) Verdict {
 	w.Helper()
 	return w.want(want, w.Out(pkt), pkt)
 }
+
 func (w *world) wantIn(want Reason, pkt []byte) Verdict {
 	w.Helper()
 	return w.want(want, w.In(pkt), pkt)

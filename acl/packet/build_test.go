@@ -30,8 +30,8 @@ func checkSums(t *testing.T, b []byte) {
 		t.Fatalf("%v, %d of %d bytes: %x", fault, p.Length, len(b), b)
 	}
 	var pseudo []byte
-	switch {
-	case p.Version == 4:
+	switch p.Version {
+	case 4:
 		if ones(b[:20]) != 0xffff {
 			t.Errorf("header checksum of %x", b)
 		}

@@ -1,0 +1,122 @@
+package filter
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// restart saves a world's flows and makes another world from them, later, with rules of edit's.
+func restart(t *testing.T, w *world, later time.Duration, edit func(*Ruleset)) (*world, int) {
+	t.Helper()
+	saved := w.AppendFlows([]byte("before"), w.now)
+	if string(saved[:6]) != "before" {
+		t.Fatal("what was there is gone")
+	}
+	next := newWorldOf(t, Config{PerPeer: 100}, 3, edit)
+	n, err := next.RestoreFlows(saved[6:], w.now.Add(later))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return next, n
+}
+
+func TestFlowsOutliveTheProgram(t *testing.T) {
+	rules := func(r *Ruleset) {
+		r.rule(proto.In, tcpPorts(22, 23), udpPorts(53, 53))
+		r.rule(proto.Out, whole(proto.ProtoICMPv6))
+	}
+	w := newWorld(t, rules)
+	w.wantIn(Permitted, segment(v4(2), 4000, v4(1), 22, syn, 100, 0, 0))
+	w.wantOut(Permitted, segment(v4(1), 22, v4(2), 4000, synAck, 500, 101, 0))
+	w.wantIn(Permitted, tcp(v6(3), 4000, v6(1), 23, syn))
+	w.wantIn(Permitted, udp(v4(2), 4000, v4(1), 53, 0))
+	w.wantOut(Permitted, ping(v6(1), v6(3), 5))
+	w.pass(10 * time.Second)
+
+	next, n := restart(t, w, 10*time.Second, rules)
+	if n != 4 {
+		t.Errorf("%d flows came back", n)
+	}
+	next.wantIn(Permitted, segment(v4(2), 4000, v4(1), 22, ack, 101, 501, 0))
+	next.wantOut(Permitted, tcp(v6(1), 23, v6(3), 4000, synAck))
+	next.wantOut(Permitted, udp(v4(1), 53, v4(2), 4000, 0))
+	next.wantIn(Permitted, pong(v6(3), v6(1), 5))
+	next.pass(4 * time.Hour)
+	for _, r := range next.records() {
+		if r.Duration != 4*time.Hour+20*time.Second {
+			t.Errorf("%+v", r)
+		}
+	}
+	if c := next.Counters(); c.Started != 4 || c.Ended != 4 {
+		t.Errorf("%+v", c)
+	}
+
+	// What was almost over when it was saved is over after twenty seconds.
+	if next, n = restart(t, w, 20*time.Second, rules); n != 2 {
+		t.Errorf("%d flows came back", n)
+	}
+	next.wantOut(NoService, udp(v4(1), 53, v4(2), 4000, 0))
+
+	// A policy that says no, a node that is another one, and too much time.
+	if next, n = restart(t, w, 0, func(r *Ruleset) { r.rule(proto.In, tcpPorts(23, 23)); r.Peers = r.Peers[1:] }); n != 1 {
+		t.Errorf("%d flows came back", n)
+	}
+	next.wantOut(UnknownPeer, tcp(v4(1), 22, v4(2), 4000, ack))
+	if _, n = restart(t, w, 0, func(r *Ruleset) { rules(r); r.Peers[0].ID, r.Sets[0].Members[0] = 50, 50 }); n != 2 {
+		t.Errorf("%d flows came back", n)
+	}
+	for _, later := range []time.Duration{savedLife + 1, -time.Second} {
+		if _, n = restart(t, w, later, rules); n != 0 {
+			t.Errorf("%d flows came back after %v", n, later)
+		}
+	}
+
+	// Resets are still exact.
+	next, _ = restart(t, w, 0, rules)
+	next.reinstall(func(*Ruleset) {})
+	if toLocal, _ := next.sweep(); len(toLocal) == 0 {
+		t.Error("no resets")
+	}
+}
+
+func TestSavedFlowsAreChecked(t *testing.T) {
+	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
+	w.wantIn(Permitted, udp(v4(2), 4000, v4(1), 53, 0))
+	w.wantIn(Permitted, tcp(v4(2), 4000, v4(1), 53, syn))
+	good := w.AppendFlows(nil, w.now)
+	for n := range good {
+		if _, err := w.RestoreFlows(good[:n], w.now); !errors.Is(err, ErrSaved) {
+			t.Fatalf("%d bytes: %v", n, err)
+		}
+	}
+	if n, err := w.RestoreFlows(good, w.now); n != 0 || err != nil {
+		t.Errorf("%d of what is there, %v", n, err)
+	}
+	if n, err := New(Config{}).RestoreFlows(good, w.now); n != 0 || err != nil {
+		t.Errorf("%d without a program, %v", n, err)
+	}
+}
+
+func FuzzRestoreFlows(f *testing.F) {
+	w := newWorldOf(f, Config{MaxFlows: 256, PerPeer: 64}, 3, func(r *Ruleset) { r.rule(proto.In, everything...) })
+	w.wantIn(Permitted, udp(v4(2), 4000, v4(1), 53, 0))
+	w.wantIn(Permitted, tcp(v4(2), 4000, v4(1), 53, syn))
+	f.Add(w.AppendFlows(nil, w.now))
+	w.pass(time.Hour)
+	start := w.now.Add(-time.Hour)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n, _ := w.RestoreFlows(b, start)
+		if c := w.Counters(); n > c.Flows || c.Flows > 256 {
+			t.Fatalf("%d restored, %d flows", n, c.Flows)
+		}
+		w.In(tcp(v4(2), 4000, v4(1), 53, ack))
+		w.pass(24 * time.Hour)
+		if c := w.Counters(); c.Flows != 0 {
+			t.Fatalf("%d flows stay", c.Flows)
+		}
+		w.records()
+	})
+}
