@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -43,6 +42,7 @@ const open = `{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}`
 
 const (
 	webPort = 8080
+	sshPort = 22
 	dbPort  = 5432
 )
 
@@ -65,7 +65,7 @@ func (s *story) tell(ctx context.Context, bin string) error {
 		{"Three machines join: a code each, nothing else to configure or trust", s.enrol},
 		{"Encrypted tunnels, peer to peer", s.tunnel},
 		{"An allowed connection, and who it was", s.allow},
-		{"A denied one, refused at once, with the reason", s.deny},
+		{"Denied ones, refused at once, with the reason", s.deny},
 		{"A node is revoked while its connection lives", s.revoke},
 	}
 	for n, step := range steps {
@@ -124,7 +124,7 @@ func (s *story) enrol(ctx context.Context) error {
 		if *who.node, err = s.mesh.AddNode(ctx, who.name); err != nil {
 			return err
 		}
-		s.out.typed(who.name, "redoubt up "+code[:18]+"…")
+		s.out.typed(who.name, "redoubt up "+code[:12]+"…"+code[len(code)-6:])
 		begin := time.Now()
 		if _, err := (*who.node).Up(ctx, code); err != nil {
 			return err
@@ -138,8 +138,8 @@ func (s *story) enrol(ctx context.Context) error {
 		}
 		s.status[*who.node] = st
 		identity := st.Node.User + strings.Join(st.Node.Tags, ",")
-		s.out.good("%s is %s at %s; certificate for %s; %d ms", identity, st.Node.Name, st.V4(),
-			time.Until(st.Node.CertificateExpires).Round(time.Minute).String(), time.Since(begin).Milliseconds())
+		s.out.good("%s is %s at %s; certificate for %.0f min; %d ms", identity, st.Node.Name, st.V4(),
+			time.Until(st.Node.CertificateExpires).Minutes(), time.Since(begin).Milliseconds())
 	}
 	return nil
 }
@@ -203,7 +203,7 @@ func (s *story) allow(ctx context.Context) error {
 		return err
 	}
 	defer l.Close()
-	s.out.typed("laptop", "curl http://web:"+strconv.Itoa(webPort))
+	s.out.typed("laptop", "curl http://"+s.target(s.web, webPort))
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	begin := time.Now()
@@ -230,32 +230,42 @@ func (s *story) allow(ctx context.Context) error {
 }
 
 func (s *story) deny(ctx context.Context) error {
-	l, err := s.serve(s.db, dbPort)
+	s.out.typed("laptop", "ssh "+s.status[s.web].V4().String())
+	if err := s.refuse(ctx, s.web, sshPort); err != nil {
+		return err
+	}
+	line, err := awaitLine(ctx, s.laptop.Agent.Output, "denied", s.status[s.web].V4().String())
+	if err != nil {
+		return err
+	}
+	s.out.note("The laptop's log says who, what, and which rule came nearest:")
+	_, line, _ = strings.Cut(line, "msg=")
+	s.out.note(line)
+	s.out.typed("laptop", "psql -h "+s.status[s.db].V4().String())
+	return s.refuse(ctx, s.db, dbPort)
+}
+
+// refuse sees that the laptop does not get to a server which is there.
+func (s *story) refuse(ctx context.Context, n *mesh.Node, port uint16) error {
+	l, err := s.serve(n, port)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	s.out.typed("laptop", "psql -h "+s.status[s.db].V4().String())
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	begin := time.Now()
-	c, err := s.laptop.Host.Dial(ctx, "tcp", s.target(s.db, dbPort))
+	c, err := s.laptop.Host.Dial(ctx, "tcp", s.target(n, port))
 	if err == nil {
 		c.Close()
-		return errors.New("the laptop reached the database, which no rule allows")
+		return fmt.Errorf("the laptop reached port %d of %s, which no rule allows", port, n.Name)
 	}
 	took := time.Since(begin)
 	if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.EACCES) && !errors.Is(err, syscall.EHOSTUNREACH) &&
 		!errors.Is(err, syscall.ENETUNREACH) {
 		return fmt.Errorf("refused, but not at once: %w", err)
 	}
-	s.out.refused("refused after %.1f ms by the laptop itself: %v", float64(took.Microseconds())/1000, errors.Unwrap(err))
-	line, err := awaitLine(ctx, s.laptop.Agent.Output, "denied", s.status[s.db].V4().String())
-	if err != nil {
-		return err
-	}
-	s.out.note("its log says:")
-	s.out.note(line)
+	s.out.refused("refused after %.1f ms by the laptop itself: %v", float64(took.Microseconds())/1000, cause(err))
 	return nil
 }
 
