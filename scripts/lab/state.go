@@ -38,7 +38,9 @@ type dump struct {
 	names map[int]string // of devices
 }
 
-func (d *dump) add(format string, args ...any) { d.lines = append(d.lines, fmt.Sprintf(format, args...)) }
+func (d *dump) add(format string, args ...any) {
+	d.lines = append(d.lines, fmt.Sprintf(format, args...))
+}
 
 func (d *dump) links(rt *netlink.Handle) error {
 	d.names = map[int]string{}

@@ -1,0 +1,218 @@
+package e2e
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/scripts/lab"
+)
+
+// pace is between two packets of the flows below.
+const pace = 2 * time.Millisecond
+
+// tcpFlow is a connection over which numbers go to a server and come back, one after the other, until it dies.
+type tcpFlow struct {
+	client, server net.Conn
+	back           atomic.Uint64 // numbers that came back
+	done           [2]chan error // how it ended for the client and for the server
+}
+
+// tcpFlow connects two hosts.
+func (r *rig) tcpFlow(from, to *lab.Host, dst netip.AddrPort) *tcpFlow {
+	r.Helper()
+	l, err := to.Listen(dst)
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer l.Close()
+	f := &tcpFlow{done: [2]chan error{make(chan error, 1), make(chan error, 1)}}
+	r.await("a connection to "+dst.String(), func() (err error) {
+		f.client, err = from.Dial(r.ctx, "tcp", dst.String())
+		return err
+	})
+	if f.server, err = l.Accept(); err != nil {
+		r.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { f.done[0] <- f.ask() })
+	wg.Go(func() { f.done[1] <- f.answer() })
+	r.Cleanup(func() {
+		f.client.Close()
+		f.server.Close()
+		wg.Wait()
+	})
+	return f
+}
+
+// ask sends numbers and wants each of them back.
+func (f *tcpFlow) ask() error {
+	tick := time.NewTicker(pace)
+	defer tick.Stop()
+	b := make([]byte, 8)
+	for n := uint64(1); ; n++ {
+		binary.BigEndian.PutUint64(b, n)
+		if _, err := f.client.Write(b); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(f.client, b); err != nil {
+			return err
+		}
+		if binary.BigEndian.Uint64(b) != n {
+			return errors.New("something else came back")
+		}
+		f.back.Store(n)
+		<-tick.C
+	}
+}
+
+func (f *tcpFlow) answer() error {
+	b := make([]byte, 8)
+	for {
+		if _, err := io.ReadFull(f.server, b); err != nil {
+			return err
+		}
+		if _, err := f.server.Write(b); err != nil {
+			return err
+		}
+	}
+}
+
+// lives waits until so many more numbers have come back.
+func (r *rig) lives(f *tcpFlow, more uint64) {
+	r.Helper()
+	until := f.back.Load() + more
+	r.await("the connection lives", func() error {
+		if f.back.Load() >= until {
+			return nil
+		}
+		select {
+		case err := <-f.done[0]:
+			r.Fatalf("the connection died: %v", err)
+		default:
+		}
+		return errors.New("it is silent")
+	})
+}
+
+// reset waits until the connection was reset at both ends.
+func (r *rig) reset(f *tcpFlow) {
+	r.Helper()
+	for i, end := range []string{"the client's", "the server's"} {
+		select {
+		case err := <-f.done[i]:
+			if !errors.Is(err, syscall.ECONNRESET) {
+				r.Errorf("at %s end the connection ended with %v, not with a reset", end, err)
+			}
+		case <-time.After(patience):
+			r.Errorf("at %s end the connection was not reset", end)
+		}
+	}
+}
+
+// udpFlow sends numbers to a server until it is stopped, whether they arrive or not.
+type udpFlow struct {
+	sent, got, highest atomic.Uint64
+
+	client net.Conn
+	server *net.UDPConn
+	stop   chan struct{}
+	wg     sync.WaitGroup
+	once   sync.Once
+}
+
+// payload begins what udpFlow sends; it must not be seen on any wire.
+const payload = "in clear, for all to read: "
+
+// udpFlow sends from one host to another.
+func (r *rig) udpFlow(from, to *lab.Host, dst netip.AddrPort) *udpFlow {
+	r.Helper()
+	server, err := to.ListenUDP(dst)
+	if err != nil {
+		r.Fatal(err)
+	}
+	client, err := from.Dial(r.ctx, "udp", dst.String())
+	if err != nil {
+		r.Fatal(err)
+	}
+	f := &udpFlow{client: client, server: server, stop: make(chan struct{})}
+	f.wg.Go(f.send)
+	f.wg.Go(f.receive)
+	r.Cleanup(f.close)
+	return f
+}
+
+func (f *udpFlow) send() {
+	tick := time.NewTicker(pace)
+	defer tick.Stop()
+	b := append([]byte(payload), make([]byte, 8)...)
+	for n := uint64(1); ; n++ {
+		binary.BigEndian.PutUint64(b[len(payload):], n)
+		f.sent.Store(n)
+		_, _ = f.client.Write(b) // It fails where there is no way, and is tried again.
+		select {
+		case <-tick.C:
+		case <-f.stop:
+			return
+		}
+	}
+}
+
+func (f *udpFlow) receive() {
+	b := make([]byte, 2000)
+	for {
+		n, err := f.server.Read(b)
+		if err != nil {
+			return
+		}
+		if n != len(payload)+8 {
+			continue
+		}
+		f.got.Add(1)
+		if v := binary.BigEndian.Uint64(b[len(payload):]); v > f.highest.Load() {
+			f.highest.Store(v)
+		}
+	}
+}
+
+func (f *udpFlow) close() {
+	f.once.Do(func() {
+		close(f.stop)
+		f.server.Close()
+		f.client.Close()
+	})
+	f.wg.Wait()
+}
+
+// arrives waits until so many more numbers have arrived.
+func (r *rig) arrives(f *udpFlow, more uint64) {
+	r.Helper()
+	until := f.got.Load() + more
+	r.await("packets arrive", func() error {
+		if f.got.Load() < until {
+			return errors.New("too few")
+		}
+		return nil
+	})
+}
+
+// silent sees that of many numbers that are sent from now on none arrives.
+func (r *rig) silent(f *udpFlow) {
+	r.Helper()
+	from := f.sent.Load()
+	r.await("packets are sent", func() error {
+		if f.sent.Load() < from+300 {
+			return errors.New("too few")
+		}
+		return nil
+	})
+	if got := f.highest.Load(); got > from {
+		r.Errorf("number %d arrived, and nothing that was sent after number %d may pass", got, from)
+	}
+}
