@@ -160,9 +160,12 @@ func (m *Machine) settle() []move {
 	moves := m.roster.settle(m.now, g)
 	was := m.selfLive
 	m.selfLive, m.selfUntil = live(m.self.Node, m.now, g)
+	if was && !m.selfLive && m.now.Before(m.self.Node.NotBefore) {
+		m.renewal.due = m.now // the coordinator's clock was ahead when it was issued
+	}
 	if was != m.selfLive && m.path.up {
 		if !m.selfLive {
-			m.warn("own certificate ran out: nothing passes", "expired", stamp(m.self.Node.NotAfter))
+			m.warn("own certificate is out of its time: nothing passes", "from", stamp(m.self.Node.NotBefore), "to", stamp(m.self.Node.NotAfter))
 		}
 		m.enforce(moves, true)
 		return nil
@@ -205,7 +208,7 @@ func (m *Machine) enforce(moves []move, rules bool) {
 		m.do(RemovePeers{gone})
 	}
 	if len(set) > 0 {
-		m.do(SetPeers{set})
+		m.do(SetPeers{Peers: set})
 	}
 	if rules && (len(gone) == 0 || len(late) > 0) {
 		m.install(nil)

@@ -29,8 +29,8 @@ type attached struct {
 	protocol uint32
 	features []string
 	applied  proto.Version // that the node came with
-	// renewFirst says that nothing but a renewal is served: the certificate has expired, or is not the one that peers are
-	// shown. A reply was lost, or the data are those of a backup, whose certificates ended long ago.
+	// renewFirst says that nothing but a renewal is served: the certificate is out of its time, or is not the one that peers
+	// are shown. A reply was lost, or the data are those of a backup, whose certificates ended long ago.
 	renewFirst bool
 	// unheard is what the node reported before it had renewed.
 	unheard *redoubtv1.Report
@@ -54,7 +54,7 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 	a := &attached{
 		Server: s, stream: st, in: in, node: g.node, machine: enroll.New(s.Attestors, s.Rand), protocol: protocol,
 		features: hello.GetFeatures(), applied: applied,
-		renewFirst: g.expired || known.Certificate.Serial != g.node.Serial,
+		renewFirst: g.outOfTime || known.Certificate.Serial != g.node.Serial,
 		pace:       pace{tokens: burst, at: time.Now()},
 	}
 	defer a.leave()

@@ -97,9 +97,10 @@ type guest struct {
 	shaking bool
 	// allowance is what it may still send while it shakes hands.
 	allowance int
-	// node is who the handshake proved to be there, and whether that certificate has expired; nil for nobody.
-	node    *cert.Node
-	expired bool
+	// node is who the handshake proved to be there, nil for nobody. Its certificate may be one whose time is over, or has not
+	// come since the coordinator's clock was wrong.
+	node      *cert.Node
+	outOfTime bool
 
 	// writers do the writing once the node is known.
 	writers *pool

@@ -183,9 +183,9 @@ func (s *Server) identify(g *guest, chain [][]byte) error {
 		return nil
 	}
 	node, err := s.Issuer.Verifier().PeerNode(chain, s.Clock())
-	if errors.Is(err, cert.ErrExpired) {
-		g.expired = true
-		node, err = s.Issuer.Verifier().PeerNodeExpired(chain, s.Clock())
+	if errors.Is(err, cert.ErrExpired) || errors.Is(err, cert.ErrNotYetValid) {
+		g.outOfTime = true
+		node, err = s.Issuer.Verifier().PeerNodeOutOfTime(chain, s.Clock())
 	}
 	if err != nil {
 		return err

@@ -183,9 +183,10 @@ func (d *Directory) certify(t *tx, old *Node) (*Node, error) {
 	return &n, t.setNode(&n)
 }
 
-// fresh says whether more than half of a certificate's life is ahead.
+// fresh says whether a certificate's life has begun, and more than half of it is ahead. One that was issued while the clock
+// was wrong may begin later.
 func fresh(c Certificate, now time.Time) bool {
-	return now.Before(c.Issued.Add(c.NotAfter.Sub(c.Issued) / 2))
+	return !now.Before(c.Issued) && now.Before(c.Issued.Add(c.NotAfter.Sub(c.Issued)/2))
 }
 
 // NextCertificate issues the next certificate of a node, with the next sequence number. With another WireGuard key than

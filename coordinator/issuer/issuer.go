@@ -29,6 +29,9 @@ const (
 	MaxNodeLifetime = 24 * time.Hour
 
 	leafLifetime = 24 * time.Hour
+	// rootAge is how old a new root is: nothing can be signed before a root's time, and the clock of a machine that starts for
+	// the first time may be hours ahead.
+	rootAge = 2 * 24 * time.Hour
 	// rootWarning is how long before its end the root is spoken of.
 	rootWarning = 366 * 24 * time.Hour
 )
@@ -151,7 +154,7 @@ func (i *Issuer) makeRoot() error {
 			return fmt.Errorf("%s is missing, and nodes of this mesh know its root: put the directory %s back from where it was kept",
 				i.files.path(rootFile), i.config.Dir)
 		}
-		if a, err = cert.NewRoot(i.config.Rand, i.config.Mesh, i.config.Clock(), RootLifetime); err == nil {
+		if a, err = cert.NewRoot(i.config.Rand, i.config.Mesh, i.config.Clock().Add(-rootAge), RootLifetime); err == nil {
 			err = i.files.writeAuthority(rootKeyFile, a)
 		}
 	}
@@ -178,7 +181,7 @@ func (i *Issuer) Maintain() (changed bool, err error) {
 	defer i.maintaining.Unlock()
 	now := i.config.Clock()
 	old := i.authority()
-	if old != nil && now.Before(middle(old.Certificate())) {
+	if old != nil && young(old.Certificate(), now) {
 		return false, nil
 	}
 	root, err := i.files.readAuthority(rootKeyFile)
@@ -217,6 +220,12 @@ func (i *Issuer) replace(root, old *cert.Authority, now time.Time) error {
 	i.current, i.older, i.leaf = next, older, nil
 	i.mu.Unlock()
 	return i.verifier.AddIntermediates([][]byte{next.Certificate().Raw})
+}
+
+// young says whether a certificate's life has begun, and more than half of it is ahead. One that was made while the clock was
+// wrong may begin later: nobody would take it.
+func young(c *x509.Certificate, now time.Time) bool {
+	return !now.Before(c.NotBefore) && now.Before(middle(c))
 }
 
 func middle(c *x509.Certificate) time.Time {
@@ -265,7 +274,7 @@ func (i *Issuer) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 	now := i.config.Clock()
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.leaf != nil && now.Before(middle(i.leaf.Leaf)) {
+	if i.leaf != nil && young(i.leaf.Leaf, now) {
 		return i.leaf, nil
 	}
 	next, err := i.makeLeaf(i.current, now)

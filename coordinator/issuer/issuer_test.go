@@ -453,6 +453,29 @@ func TestCoordinatorsLeaf(t *testing.T) {
 	}
 }
 
+// TestClockThatWasAhead: what was signed while the clock was wrong is signed anew once it is right.
+func TestClockThatWasAhead(t *testing.T) {
+	r := newRig(t)
+	r.at(40 * day) // past half of the intermediate's life
+	r.maintain(true)
+	if _, err := r.GetCertificate(nil); err != nil {
+		t.Fatal(err)
+	}
+	r.at(time.Hour)
+	r.maintain(true)
+	leaf, err := r.GetCertificate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := leaf.Certificate
+	if _, err := r.stranger().Coordinator(chain, r.clock()); err != nil {
+		t.Errorf("the coordinator's certificate: %v", err)
+	}
+	if n, err := r.IssueNode(r.request(), r.clock()); err != nil || n.NotBefore.After(r.clock()) {
+		t.Errorf("a node's certificate: %v", err)
+	}
+}
+
 func TestHandshake(t *testing.T) {
 	r := newRig(t)
 	config := cert.ServerConfig(tls.Certificate{}, func([][]byte) error { return nil })

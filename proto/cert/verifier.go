@@ -244,11 +244,14 @@ func (v *Verifier) Node(b []byte, at time.Time) (*Node, error) {
 	return v.node(b, func(*x509.Certificate) time.Time { return at })
 }
 
-// NodeExpired is Node, but a certificate that has ended is judged as of its last moment. It is for coordinators, which let
-// such a node renew and do nothing else.
-func (v *Verifier) NodeExpired(b []byte, at time.Time) (*Node, error) {
+// NodeOutOfTime is Node, but a certificate whose time is over, or has not come, is judged as of the moment of it that is
+// nearest. It is for coordinators, which let such a node renew and do nothing else.
+func (v *Verifier) NodeOutOfTime(b []byte, at time.Time) (*Node, error) {
 	return v.node(b, func(c *x509.Certificate) time.Time {
-		if at.After(c.NotAfter) {
+		switch {
+		case at.Before(c.NotBefore):
+			return c.NotBefore
+		case at.After(c.NotAfter):
 			return c.NotAfter
 		}
 		return at
@@ -271,12 +274,12 @@ func (v *Verifier) PeerNode(chain [][]byte, at time.Time) (*Node, error) {
 	return v.Node(chain[0], at)
 }
 
-// PeerNodeExpired is PeerNode as NodeExpired is Node.
-func (v *Verifier) PeerNodeExpired(chain [][]byte, at time.Time) (*Node, error) {
+// PeerNodeOutOfTime is PeerNode as NodeOutOfTime is Node.
+func (v *Verifier) PeerNodeOutOfTime(chain [][]byte, at time.Time) (*Node, error) {
 	if err := v.learn(chain); err != nil {
 		return nil, err
 	}
-	return v.NodeExpired(chain[0], at)
+	return v.NodeOutOfTime(chain[0], at)
 }
 
 // Coordinator verifies the chain that a coordinator presents in a TLS handshake, leaf first, and gives its id.
