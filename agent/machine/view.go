@@ -96,7 +96,7 @@ const maxNamed = 5
 func (m *Machine) problems(now time.Time) (list []string) {
 	add := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	if r := m.wanted.Revoked; r != nil {
-		add("this node was revoked at %s: %s", stamp(r.At), r.Message)
+		add("at %s the coordinator said: %s", stamp(r.At), r.Message)
 		return list
 	}
 	if m.refused != "" {

@@ -80,8 +80,12 @@ func describe(t *redoubtv1.Token) string {
 	if owner == "" {
 		owner = "nobody (rules about users and tags do not cover it)"
 	}
-	return fmt.Sprintf("# token %s: for %s of %s, until %s\n# on the machine: sudo redoubt up CODE",
-		t.GetId(), machines, who(t.GetUser(), t.GetTags()), clock(t.GetExpires()))
+	hint := ""
+	if t.GetUser() == "" && len(t.GetTags()) == 0 {
+		hint = "\n# without --user and --tag, only rules for * or for an address cover them"
+	}
+	return fmt.Sprintf("# token %s: for %s of %s, until %s%s\n# on the machine: sudo redoubt up CODE",
+		t.GetId(), machines, who(t.GetUser(), t.GetTags()), clock(t.GetExpires()), hint)
 }
 
 func who(user string, tags []string) string {

@@ -52,8 +52,8 @@ func Late() *Refusal {
 
 // Revoked tells a node that it is not trusted any more.
 func Revoked() *Refusal {
-	return &Refusal{Code: redoubtv1.Refusal_CODE_REVOKED, Message: "this node was revoked; to use the machine again, an administrator deletes the " +
-		"node and makes a new join code (redoubt-coordinator node delete, token create)"}
+	return &Refusal{Code: redoubtv1.Refusal_CODE_REVOKED, Message: "this node was revoked; to use the machine again, join with a new code " +
+		"(redoubt-coordinator token create)"}
 }
 
 // Deleted tells a node that it is not known.
