@@ -237,6 +237,12 @@ func (r *rig) machine(name string, flags ...string) *member {
 	if err != nil {
 		r.Fatal(err)
 	}
+	return r.agentOn(h, flags...)
+}
+
+// agentOn starts an agent on a host.
+func (r *rig) agentOn(h *lab.Host, flags ...string) *member {
+	r.Helper()
 	m := &member{Node: r.NodeOn(h), r: r}
 	r.members = append(r.members, m)
 	m.start(flags...)
