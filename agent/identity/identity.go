@@ -76,7 +76,9 @@ func Check(r Record, device key.DevicePublic, node key.NodePublic) (*Self, error
 }
 
 // Certificate checks a node certificate in everything but its time: it is judged as of its own last moment.
-func Certificate(v *cert.Verifier, der []byte) (*cert.Node, error) { return v.NodeOutOfTime(der, never) }
+func Certificate(v *cert.Verifier, der []byte) (*cert.Node, error) {
+	return v.NodeOutOfTime(der, never)
+}
 
 // never comes after every certificate's end.
 var never = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
