@@ -76,10 +76,6 @@ func describe(t *redoubtv1.Token) string {
 	if t.GetReusable() {
 		machines = "any number of machines"
 	}
-	owner := who(t.GetUser(), t.GetTags())
-	if owner == "" {
-		owner = "nobody (rules about users and tags do not cover it)"
-	}
 	hint := ""
 	if t.GetUser() == "" && len(t.GetTags()) == 0 {
 		hint = "\n# without --user and --tag, only rules for * or for an address cover them"
