@@ -57,9 +57,9 @@ func (r *record) lastSent() *proto.Netmap {
 	return r.sent[len(r.sent)-1]
 }
 
-// begin prepares the record for a stream of a node that enforces a version already. Whether a delta can lead on from there
-// is known only if that version is one that was sent.
-func (r *record) begin(features []string, applied proto.Version, now proto.Version) {
+// begin prepares the record for a stream of a node that enforces a version already, and answers which one that is as far as
+// it can be believed. Whether a delta can lead on from there is known only if that version is one that was sent.
+func (r *record) begin(features []string, applied proto.Version, now proto.Version) proto.Version {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !slices.Equal(features, r.features) {
@@ -76,6 +76,7 @@ func (r *record) begin(features []string, applied proto.Version, now proto.Versi
 	if r.acked = applied; i < 0 && !applied.Less(now) {
 		r.acked = proto.Version{}
 	}
+	return r.acked
 }
 
 // refresh makes wanted again from a source. It answers whether there is something to send now.

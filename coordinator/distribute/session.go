@@ -43,10 +43,12 @@ func (h *Hub) Attach(id proto.NodeID, features []string, applied proto.Version, 
 		}
 		return nil, refusal.Deleted()
 	}
-	r.begin(features, applied, source.Snapshot.Version())
+	enforced := r.begin(features, applied, source.Snapshot.Version())
 	if r.refresh(source.bind(), h.config.Clock()) {
 		stream.Wake()
 	}
+	// Its acknowledgement may have been lost with the stream before this one.
+	h.waits.acked(id, enforced)
 	return s, nil
 }
 
