@@ -27,7 +27,7 @@ bench: build ## speed and memory, as ratios to stock wireguard-go in the same ru
 	@scripts/bench/run
 
 .PHONY: check
-check: fmt-check vet lint generate-check vuln cross ## all checks but the tests
+check: fmt-check tidy-check vet lint generate-check vuln cross ## all checks but the tests
 
 .PHONY: fmt
 fmt: ## format the code
@@ -36,6 +36,10 @@ fmt: ## format the code
 .PHONY: fmt-check
 fmt-check:
 	@out=$$($(TOOL) gofumpt -l $$(scripts/sources)); [ -z "$$out" ] || { echo "not formatted (make fmt):"; echo "$$out"; exit 1; }
+
+.PHONY: tidy-check
+tidy-check:
+	$(GO) mod tidy -diff
 
 .PHONY: vet
 vet:
