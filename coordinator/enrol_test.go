@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"slices"
 	"strings"
@@ -13,7 +14,7 @@ import (
 	pb "google.golang.org/protobuf/proto"
 
 	"github.com/redoubt-mesh/redoubt/proto"
-	"github.com/redoubt-mesh/redoubt/proto/join"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 	"github.com/redoubt-mesh/redoubt/proto/wire"
@@ -275,16 +276,39 @@ func TestHellosThatMakeNoSense(t *testing.T) {
 	})
 }
 
+func TestANodeDoesNotEnrolAsItself(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		m := r.join("m", &redoubtv1.CreateTokenRequest{})
+		c, err := r.upgrade(m.leaf())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.t.Close()
+		hello := m.hello()
+		hello.Purpose = &redoubtv1.Hello_Enrol{Enrol: &redoubtv1.Enrol{
+			Evidence: []string{"token"}, DevicePublic: m.device.Device().Bytes(), NodePublic: m.node.Public().Bytes(),
+			TokenPublic: r.code(&redoubtv1.CreateTokenRequest{}).Secret.Public().Bytes(),
+		}}
+		if _, err := c.send(&redoubtv1.Up{Message: &redoubtv1.Up_Hello{Hello: hello}}); err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.read()
+		refusedWith(t, err, redoubtv1.Refusal_CODE_MALFORMED, "does not enrol with it")
+	})
+}
+
 func TestACoordinatorWithAnotherRootIsNotAsked(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		code := r.code(&redoubtv1.CreateTokenRequest{})
 		code.Root[0] ^= 1
-		text, err := code.Encode()
+		raw, err := r.net.dial()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if again, err := join.Parse(text); err != nil || again.Root == r.co.Fingerprint() {
-			t.Fatalf("%v", err)
+		defer raw.Close()
+		err = tls.Client(raw, cert.ClientConfig(nil, cert.ForJoining(code.Root, time.Now))).Handshake()
+		if !errors.Is(err, cert.ErrPin) {
+			t.Errorf("a machine with another root in its code: %v", err)
 		}
 	})
 }

@@ -203,6 +203,15 @@ func TestNewerStreamReplacesTheOlder(t *testing.T) {
 		second := m.attach(first.netmap())
 		<-first.done
 		refusedWith(t, first.failed(), redoubtv1.Refusal_CODE_REPLACED, "copied")
+		// What the first one says after that is not heard.
+		if _, err := first.c.send(&redoubtv1.Up{Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{ListenPort: 666}}}); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		if e := r.co.directory.Snapshot().Endpoints(m.cert.ID); len(e) != 0 {
+			t.Errorf("the stream that was replaced set the endpoints to %v", e)
+		}
+		first.close()
 		settle()
 		n, err := r.co.Admin().GetNode(context.Background(), &redoubtv1.GetNodeRequest{Node: "m"})
 		if err != nil || !n.GetNode().GetConnected() || second.failed() != nil {
@@ -211,7 +220,6 @@ func TestNewerStreamReplacesTheOlder(t *testing.T) {
 		if full, deltas := second.counts(); full+deltas != 0 {
 			t.Errorf("the second stream had everything and was sent %d snapshots and %d deltas", full, deltas)
 		}
-		first.close()
 		second.close()
 	})
 }
@@ -312,6 +320,17 @@ func TestRolesAndMeshes(t *testing.T) {
 				t.Errorf("%s: let in", name)
 			}
 		}
+		// A certificate of this mesh for a node that has another device key.
+		stranger := r.machine("stranger")
+		swapped := *m.cert
+		swapped.Device = stranger.device.Device()
+		issued, err := r.co.issuer.IssueNode(swapped, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stranger.result = &redoubtv1.Result{Certificate: issued.Raw, Chain: r.co.issuer.Authorities()}
+		_, _, err = stranger.open(proto.Version{})
+		refusedWith(t, err, redoubtv1.Refusal_CODE_DELETED, "")
 		// The coordinator's own certificate, by somebody who stole its key.
 		leaf, err := r.co.issuer.GetCertificate(nil)
 		if err != nil {
@@ -340,6 +359,28 @@ func rootOf(t *testing.T, r *rig) *x509.Certificate {
 		t.Fatal(err)
 	}
 	return root
+}
+
+// TestRevocationWithoutEverybody revokes a node that somebody knows who is away: the answer does not wait, and says until when
+// that one may trust it.
+func TestRevocationWithoutEverybody(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.apply(openPolicy)
+		here, away, target := r.join("here", &redoubtv1.CreateTokenRequest{}), r.join("away", &redoubtv1.CreateTokenRequest{}), r.join("target", &redoubtv1.CreateTokenRequest{})
+		s, gone := here.attach(nil), away.attach(nil)
+		settle()
+		gone.close()
+		settle()
+		start := time.Now()
+		a, err := r.co.Admin().RevokeNode(context.Background(), &redoubtv1.RevokeNodeRequest{Node: "target"})
+		if err != nil || a.GetHolders() != 2 || a.GetEnforced() != 1 || time.Since(start) > 100*time.Millisecond {
+			t.Errorf("%v, %v, after %v", a, err, time.Since(start))
+		}
+		if want := target.cert.NotAfter.Add(cert.Skew + DefaultGrace).Unix(); a.GetBound() != want {
+			t.Errorf("bound %d, want %d", a.GetBound(), want)
+		}
+		s.close()
+	})
 }
 
 func TestDeletedNode(t *testing.T) {
@@ -372,7 +413,12 @@ func TestTooManyRequests(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(10 * time.Second)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if e := sb.netmap().Peers[0].Endpoints; len(e) != 1 || e[0].Addr.Port() > 1012 {
+			t.Errorf("a second later the coordinator has heard as far as %v", e)
+		}
+		time.Sleep(9 * time.Second)
 		synctest.Wait()
 		_, after := sb.counts()
 		if after-before > 12 {

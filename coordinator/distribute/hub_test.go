@@ -160,6 +160,7 @@ func TestAnOlderVersionIsNotEnough(t *testing.T) {
 			w.hub.Await(t.Context(), []proto.NodeID{a}, w.dir.Snapshot().Version())
 			done.Store(true)
 		}()
+		synctest.Wait()
 		c.session.Applied(older)
 		synctest.Wait()
 		if done.Load() {
