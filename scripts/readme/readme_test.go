@@ -12,6 +12,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/redoubt-mesh/redoubt/scripts/lab"
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 )
 
@@ -20,7 +21,13 @@ type tests struct{ m *testing.M }
 
 func (t tests) Run() int { return labtest.Main(t.m) }
 
-func TestMain(m *testing.M) { testscript.Main(tests{m}, standins) }
+func TestMain(m *testing.M) {
+	if _, ok := standins[filepath.Base(os.Args[0])]; !ok {
+		// Before testscript makes its directory, which would be left behind. What it says is heard later, by labtest.
+		_ = lab.Enter()
+	}
+	testscript.Main(tests{m}, standins)
+}
 
 // TestReadme does what README.md says, in its order.
 func TestReadme(t *testing.T) {
