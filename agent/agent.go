@@ -68,6 +68,9 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Edges.Disk != nil {
+		dir.Ask(cfg.Edges.Disk)
+	}
 	loaded, err := dir.Load()
 	if err != nil {
 		return nil, errors.Join(err, dir.Close())

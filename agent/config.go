@@ -52,6 +52,8 @@ type Edges struct {
 	// ServeUAPI shows the engine's counters to wg; nil: not at all where another edge is given, else the real one.
 	ServeUAPI func(name string, e wg.Engine) (Closer, error)
 	OpenPing  func(src netip.Addr) (Pinger, error)
+	// Disk is asked before each step that changes the state directory, and an error of it is the step's; nil: nobody is.
+	Disk func(step string) error
 }
 
 // Closer can be closed.

@@ -27,6 +27,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/ipam"
 	"github.com/redoubt-mesh/redoubt/coordinator/issuer"
 	"github.com/redoubt-mesh/redoubt/coordinator/policy"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/join"
@@ -53,6 +54,9 @@ type Config struct {
 	NodeLifetime         time.Duration // of certificates; 0: the issuer's default, as the next
 	IntermediateLifetime time.Duration
 	Grace                *time.Duration // nil: DefaultGrace
+
+	// OpenStore opens the store in the data directory; nil: bolt.Open.
+	OpenStore func(dir string) (store.Store, error)
 
 	Clock    func() time.Time      // nil: time.Now
 	Rand     io.Reader             // nil: crypto/rand
@@ -82,6 +86,9 @@ func (c *Config) complete() error {
 	}
 	if *c.Grace < 0 || *c.Grace > proto.MaxGrace {
 		return fmt.Errorf("coordinator: a grace of %v: want 0 to %v", *c.Grace, proto.MaxGrace)
+	}
+	if c.OpenStore == nil {
+		c.OpenStore = openBolt
 	}
 	if c.Clock == nil {
 		c.Clock = time.Now
@@ -119,12 +126,20 @@ func (c *Config) checkPlan() error {
 	return nil
 }
 
+func openBolt(dir string) (store.Store, error) {
+	db, err := bolt.Open(dir, bolt.Options{})
+	if err != nil {
+		return nil, err // and no nil *bolt.DB in a Store
+	}
+	return db, nil
+}
+
 // Coordinator is one control server.
 type Coordinator struct {
 	config Config
 	first  bool
 
-	store     *bolt.DB
+	store     store.Store // nil before it was opened
 	issuer    *issuer.Issuer
 	directory *directory.Directory
 	hub       *distribute.Hub
@@ -149,7 +164,7 @@ func New(ctx context.Context, c Config) (*Coordinator, error) {
 
 func (c *Coordinator) open(ctx context.Context) (err error) {
 	config := c.config
-	if c.store, err = bolt.Open(config.Data, bolt.Options{}); err != nil {
+	if c.store, err = config.OpenStore(config.Data); err != nil {
 		return err
 	}
 	mesh, err := directory.Ensure(ctx, c.store, directory.Plan{Domain: config.Domain, V4: config.Range}, config.Rand, config.Clock())

@@ -90,3 +90,78 @@ func (d directory) SyncDir() error {
 	defer f.Close()
 	return f.Sync()
 }
+
+// Ask has before called ahead of each step that changes the disk from now on: where that fails, so does the step.
+func (d *Dir) Ask(before func(step string) error) { d.fs = asking{d.fs, before} }
+
+// asking is a filesystem that asks before it changes anything.
+type asking struct {
+	filesystem
+	before func(step string) error
+}
+
+func (a asking) file(step string, open func() (file, error)) (file, error) {
+	if err := a.before(step); err != nil {
+		return nil, err
+	}
+	f, err := open()
+	if err != nil {
+		return nil, err
+	}
+	return askingFile{f, a.before}, nil
+}
+
+func (a asking) Create(name string) (file, error) {
+	return a.file("create "+name, func() (file, error) { return a.filesystem.Create(name) })
+}
+
+func (a asking) Append(name string) (file, error) {
+	return a.file("open "+name, func() (file, error) { return a.filesystem.Append(name) })
+}
+
+func (a asking) Rename(from, to string) error {
+	if err := a.before("rename " + from); err != nil {
+		return err
+	}
+	return a.filesystem.Rename(from, to)
+}
+
+func (a asking) Remove(name string) error {
+	if err := a.before("remove " + name); err != nil {
+		return err
+	}
+	return a.filesystem.Remove(name)
+}
+
+func (a asking) Truncate(name string, size int64) error {
+	if err := a.before("truncate " + name); err != nil {
+		return err
+	}
+	return a.filesystem.Truncate(name, size)
+}
+
+func (a asking) SyncDir() error {
+	if err := a.before("sync the directory"); err != nil {
+		return err
+	}
+	return a.filesystem.SyncDir()
+}
+
+type askingFile struct {
+	file
+	before func(step string) error
+}
+
+func (f askingFile) Write(b []byte) (int, error) {
+	if err := f.before("write"); err != nil {
+		return 0, err
+	}
+	return f.file.Write(b)
+}
+
+func (f askingFile) Sync() error {
+	if err := f.before("sync"); err != nil {
+		return err
+	}
+	return f.file.Sync()
+}
