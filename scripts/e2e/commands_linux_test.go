@@ -17,6 +17,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/join"
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
+	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
@@ -395,10 +396,8 @@ func TestUpHasATimeout(t *testing.T) {
 // TestLocalSocket is who may do what on a node: everybody may look, root and the operator may change.
 func TestLocalSocket(t *testing.T) {
 	t.Parallel()
+	labtest.Users(t)
 	r := newRig(t)
-	if os.Getenv("REDOUBT_LAB_ENTERED") != "" {
-		t.Skipf("left out: %s: in a user namespace there is no other user (sudo go test -run '^%s$')", t.Name(), t.Name())
-	}
 	r.apply(open)
 	nodes := r.joinAll("a", "ann@example.com", "b", "tag:b")
 	a, b := nodes[0], nodes[1]

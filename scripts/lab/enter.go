@@ -29,7 +29,7 @@ func Enter() error {
 	if direct == nil {
 		return nil
 	}
-	if os.Getenv(entered) != "" {
+	if Entered() {
 		return forbidden(direct)
 	}
 	self := &exec.Cmd{Path: "/proc/self/exe", Args: os.Args, Env: append(os.Environ(), entered+"=1")}
@@ -55,6 +55,9 @@ func Enter() error {
 	}
 	return fmt.Errorf("wait for the program in the user namespace: %w", err)
 }
+
+// Entered says whether the program runs in the user namespace that Enter has made. It is root there, and there is nobody else.
+func Entered() bool { return os.Getenv(entered) != "" }
 
 // relay runs the program to its end and hands signals on to it, so that it can clean up. An interrupt from a terminal
 // reaches both by itself.

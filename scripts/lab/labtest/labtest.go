@@ -3,6 +3,7 @@
 package labtest
 
 import (
+	"errors"
 	"os"
 	"testing"
 
@@ -45,6 +46,14 @@ func Need(t testing.TB) {
 func TUN(t testing.TB) {
 	t.Helper()
 	need(t, lab.TUN())
+}
+
+// Users sees to it that the test may run programs as other users, in the same way.
+func Users(t testing.TB) {
+	t.Helper()
+	if lab.Entered() {
+		need(t, errors.New("a user namespace has no other user"))
+	}
 }
 
 // need ends a test that cannot run here. Which one and why is always said.

@@ -1,0 +1,212 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/scripts/lab"
+)
+
+// uapi asks an agent's socket for wg, in its text protocol.
+func (r *rig) uapi(m *member, question string) map[string][]string {
+	r.Helper()
+	c, err := (&net.Dialer{}).DialContext(r.ctx, "unix", filepath.Join(m.Host.RunDir, "wireguard", "redoubt0.sock"))
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		r.Fatal(err)
+	}
+	if _, err := io.WriteString(c, question); err != nil {
+		r.Fatal(err)
+	}
+	got := map[string][]string{}
+	var all strings.Builder
+	for sc := bufio.NewScanner(c); sc.Scan(); {
+		fmt.Fprintln(&all, sc.Text())
+		key, value, ok := strings.Cut(sc.Text(), "=")
+		if !ok {
+			break // An empty line ends an answer.
+		}
+		got[key] = append(got[key], value)
+	}
+	r.hear("UAPI of "+m.Name, all.String())
+	return got
+}
+
+// TestCountersForWireGuardTools looks at a node as wg and wgctrl do: they see counters, no secrets, and can change nothing.
+func TestCountersForWireGuardTools(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(open)
+	nodes := r.joinAll("a", "ann@example.com", "b", "tag:b", "c", "tag:c")
+	a, b := nodes[0], nodes[1]
+	a.do("ping", "b", "-c", "1")
+
+	got := r.uapi(a, "get=1\n\n")
+	if fmt.Sprint(got["errno"]) != "[0]" || len(got["public_key"]) != 2 || len(got["listen_port"]) != 1 || len(got["rx_bytes"]) != 2 {
+		t.Errorf("get: %v", got)
+	}
+	for _, name := range []string{"private_key", "preshared_key"} {
+		if _, ok := got[name]; ok {
+			t.Errorf("get tells %s", name)
+		}
+	}
+	for _, address := range []string{b.v4.String() + "/32", b.v6.String() + "/128"} {
+		if !slices.Contains(got["allowed_ip"], address) {
+			t.Errorf("get: no peer with %s: %v", address, got["allowed_ip"])
+		}
+	}
+	for _, set := range []string{
+		"set=1\nreplace_peers=true\n\n",
+		"set=1\npublic_key=" + got["public_key"][0] + "\nremove=true\n\n",
+		"set=1\nlisten_port=1\n\n",
+		"set=1\nprivate_key=" + strings.Repeat("11", 32) + "\n\n",
+	} {
+		if answer := r.uapi(a, set); len(answer["errno"]) == 1 && answer["errno"][0] == "0" {
+			t.Errorf("%q was done", set)
+		}
+	}
+	if after := r.uapi(a, "get=1\n\n"); !slices.Equal(after["public_key"], got["public_key"]) || !slices.Equal(after["listen_port"], got["listen_port"]) {
+		t.Errorf("something was changed: %v, before %v", after, got)
+	}
+	a.do("ping", "b", "-c", "1")
+
+	r.contains(a.do("status", "--interface", "redoubt0"), "redoubt0", got["listen_port"][0], b.Host.V4().String())
+	var wg struct {
+		Name       string
+		ListenPort int
+		Peers      []struct{ PublicKey, Endpoint string }
+	}
+	if err := json.Unmarshal([]byte(a.do("status", "--interface", "redoubt0", "--json")), &wg); err != nil {
+		t.Fatal(err)
+	}
+	if wg.Name != "redoubt0" || fmt.Sprint(wg.ListenPort) != got["listen_port"][0] || len(wg.Peers) != 2 {
+		t.Errorf("status --interface: %+v", wg)
+	}
+	r.contains(a.fails(exitFalse, "status", "--interface", "wg9"), "wg9")
+	if _, err := exec.LookPath("wg"); err == nil {
+		shown, err := a.Host.Run(r.ctx, lab.Command{Path: "wg", Args: []string{"show", "redoubt0"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.contains(shown, "interface: redoubt0", "latest handshake", b.v4.String()+"/32")
+		r.hear("wg", shown)
+	}
+}
+
+// TestMetrics asks both programs for their metrics, which are for the machine itself unless somebody says otherwise.
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, "--metrics", "9100")
+	r.apply(open)
+	a := r.machine("a", "--metrics", "9101")
+	a.join(r.token("--user", "ann@example.com"))
+	b := r.join("b", "--tag", "tag:b")
+	r.settle()
+	a.do("ping", "b", "-c", "1")
+	for _, c := range []struct {
+		host  *lab.Host
+		port  uint16
+		names []string
+	}{
+		{r.VM, 9100, []string{"redoubt_coordinator_", "process_resident_memory_bytes", "go_goroutines"}},
+		{a.Host, 9101, []string{"redoubt_agent_", "process_resident_memory_bytes", "go_goroutines"}},
+	} {
+		text, err := r.get(c.host, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), c.port))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		r.contains(text, c.names...)
+		r.hear("metrics of "+c.host.Name, text)
+		if _, err := r.get(r.members[1].Host, netip.AddrPortFrom(c.host.V4(), c.port)); err == nil {
+			t.Errorf("the metrics of %s are for everybody", c.host.Name)
+		}
+	}
+	if _, err := b.Host.Dial(r.ctx, "tcp", "127.0.0.1:9101"); err == nil {
+		t.Error("b serves metrics, and nobody asked it to")
+	}
+}
+
+// get fetches metrics from within a host.
+func (r *rig) get(h *lab.Host, at netip.AddrPort) (string, error) {
+	transport := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) { return h.Dial(ctx, network, addr) }}
+	defer transport.CloseIdleConnections()
+	request, err := http.NewRequestWithContext(r.ctx, http.MethodGet, "http://"+at.String()+"/metrics", nil)
+	if err != nil {
+		return "", err
+	}
+	response, err := (&http.Client{Transport: transport, Timeout: patience}).Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = errors.New(response.Status)
+	}
+	return string(text), err
+}
+
+// TestUnits has systemd read the units, as they are installed below another root.
+func TestUnits(t *testing.T) {
+	t.Parallel()
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		const how = "left out: %s: there is no systemd-analyze here (apt-get install systemd)"
+		if os.Getenv("REDOUBT_REQUIRE_ROOT") == "1" {
+			t.Fatalf(how, t.Name())
+		}
+		t.Skipf(how, t.Name())
+	}
+	root := t.TempDir()
+	bin := filepath.Join(root, "usr", "local", "bin")
+	units := filepath.Join(root, "etc", "systemd", "system")
+	for _, dir := range []string{bin, units} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var paths []string
+	for unit, program := range map[string]string{"redoubt.service": "redoubt", "redoubt-coordinator.service": "redoubt-coordinator"} {
+		text, err := os.ReadFile(filepath.Join("..", "systemd", unit))
+		if err != nil {
+			t.Fatal(err)
+		}
+		installed := filepath.Join(bin, program)
+		if n := bytes.Count(text, []byte("ExecStart=/usr/local/bin/"+program+" ")); n != 1 {
+			t.Errorf("%s starts %s %d times", unit, program, n)
+		}
+		text = bytes.ReplaceAll(text, []byte("/usr/local/bin/"+program), []byte(installed))
+		paths = append(paths, filepath.Join(units, unit))
+		if err := errors.Join(os.WriteFile(installed, []byte("#!/bin/sh\n"), 0o755), os.WriteFile(filepath.Join(units, unit), text, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.CommandContext(t.Context(), analyze, append([]string{"verify", "--man=no"}, paths...)...).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.Contains(line, "redoubt") {
+			t.Errorf("systemd says: %s", line)
+		}
+	}
+}
