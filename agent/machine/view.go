@@ -133,7 +133,11 @@ func (m *Machine) contactProblems(now time.Time, add func(string, ...any)) {
 		if reason == "" {
 			reason = "no answer so far"
 		}
-		add("no coordinator since %s: %s; it is tried again by itself", stamp(m.contact.lostAt), reason)
+		left := ""
+		if end := m.contact.grace(m.outage(), now).end(); m.self != nil && now.Before(end) {
+			left = fmt.Sprintf("; certificates that run out meanwhile are trusted for %v more, until %s", end.Sub(now).Round(time.Second), stamp(end))
+		}
+		add("no coordinator since %s: %s; it is tried again by itself%s", stamp(m.contact.lostAt), reason, left)
 	}
 	if m.self == nil {
 		return
