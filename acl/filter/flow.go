@@ -114,8 +114,9 @@ type flow struct {
 	tag     uint32
 }
 
-// tally is what one side sent. What the other side expects next is kept twice, since neither is always right: next is
-// what the segments add up to, acked what the other side said last. A reset must hit it exactly (RFC 5961).
+// tally is what one side sent. What the other side expects next, which a reset must hit exactly (RFC 5961), is one of two
+// things: next, the end of all that was sent, or acked, what the other side said last, if something before that end is
+// missing there.
 type tally struct {
 	bytes       uint64
 	packets     uint64
@@ -145,7 +146,7 @@ func (f *flow) segment(s side, p *packet.Packet) {
 		if p.Flags&packet.ACK != 0 && s != sender(f.opened) {
 			f.state = open
 		}
-	case int32(p.Seq-mine.next) <= 0 && int32(end-mine.next) > 0:
+	case int32(end-mine.next) > 0:
 		mine.next = end
 	}
 	if p.Flags&packet.ACK != 0 {

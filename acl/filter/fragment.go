@@ -86,8 +86,6 @@ func (f *fragments) accept(d proto.Direction, k fragmentKey, p *packet.Packet, n
 		}
 		g = f.make(k, fk)
 		g.expires = now + fragmentLife
-	case !p.Later():
-		g.spoiled = true
 	}
 	if g.spoiled = g.spoiled || !g.add(int(p.FragOffset), int(p.FragOffset)+p.Length-p.Header, p.More); g.spoiled {
 		return key{}, FragmentOverlap

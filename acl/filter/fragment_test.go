@@ -38,6 +38,9 @@ func TestFragments(t *testing.T) {
 			denied := cut(udp(them, 4000, us, 54, 112), 24, 2)
 			w.wantIn(NoService, denied[0])
 			w.wantIn(FragmentUnknown, denied[1])
+			if n := len(w.fragments.known); n != 0 {
+				t.Errorf("%d datagrams that were denied take room", n)
+			}
 			// Each datagram is one by addresses and identification; IPv4 adds the protocol.
 			w.wantIn(Permitted, cut(whole, 24, 3)[0])
 			w.wantIn(FragmentUnknown, cut(whole, 24, 4)[1])

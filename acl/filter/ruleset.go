@@ -82,9 +82,6 @@ func (p *Program) Why(dir proto.Direction, peer netip.Addr, protocol uint8, port
 
 // judge finds the rule that lets a connection be opened, or the reason why there is none, with the nearest rule.
 func (p *Program) judge(dir proto.Direction, node, class int, protocol uint8, port uint16) (*proto.Origin, Reason) {
-	if !proto.HasPorts(protocol) {
-		port = 0
-	}
 	rule, near := p.rows[dir][node*p.local.classes+class].permits(protocol, port)
 	switch {
 	case rule != nil:

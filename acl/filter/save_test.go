@@ -2,6 +2,7 @@ package filter
 
 import (
 	"errors"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -82,6 +83,9 @@ func TestFlowsOutliveTheProgram(t *testing.T) {
 	}
 }
 
+// savedFields is where, in saved flows, the first one's fields after its key begin.
+const savedFields = 24 + 40
+
 func TestSavedFlowsAreChecked(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
 	w.wantIn(Permitted, udp(v4(2), 4000, v4(1), 53, 0))
@@ -95,8 +99,38 @@ func TestSavedFlowsAreChecked(t *testing.T) {
 	if n, err := w.RestoreFlows(good, w.now); n != 0 || err != nil {
 		t.Errorf("%d of what is there, %v", n, err)
 	}
+	for at, b := range map[int]byte{
+		savedFields + 8: 9, savedFields + 9: 0, savedFields + 10: 4, // state, direction, FINs
+		savedFields + 11: 1, // for longer than any flow may be silent
+		savedFields - 8:  1, // ports
+		savedFields + 7:  3, // the node
+		savedFields - 40: 1, // our address
+	} {
+		fresh := newWorldOf(t, Config{}, 3, func(r *Ruleset) { r.rule(proto.In, everything...) })
+		bad := append([]byte(nil), good...)
+		bad[at] = b
+		if n, err := fresh.RestoreFlows(bad, w.now); n != 1 || err != nil {
+			t.Errorf("byte %d: %d flows, %v", at, n, err)
+		}
+	}
 	if n, err := New(Config{}).RestoreFlows(good, w.now); n != 0 || err != nil {
 		t.Errorf("%d without a program, %v", n, err)
+	}
+}
+
+// TestSavedFlowsOfRoutes has a flow from behind this node, of which somebody says that we opened it.
+func TestSavedFlowsOfRoutes(t *testing.T) {
+	rules := func(r *Ruleset) {
+		for _, d := range []proto.Direction{proto.In, proto.Out} {
+			r.rule(d, everything...).Local = []netip.Prefix{netip.MustParsePrefix("10.33.0.0/16")}
+		}
+	}
+	w := newWorld(t, rules)
+	w.wantIn(Permitted, udp(v4(2), 4000, netip.MustParseAddr("10.33.0.1"), 53, 0))
+	saved := w.AppendFlows(nil, w.now)
+	saved[savedFields+9] = byte(proto.Out)
+	if n, err := newWorld(t, rules).RestoreFlows(saved, w.now); n != 0 || err != nil {
+		t.Errorf("%d flows, %v", n, err)
 	}
 }
 

@@ -57,7 +57,9 @@ func TestPolicyKillsFlows(t *testing.T) {
 			// A policy that permits it again does not wake the dead.
 			before := w.rules.Rules
 			w.reinstall(func(r *Ruleset) { r.rule(proto.In, everything...) })
-			w.wantIn(Revoked, segment(them, 4000, us, 22, ack, 151, 901, 0))
+			for range 3 {
+				w.wantIn(Revoked, segment(them, 4000, us, 22, ack, 151, 901, 0))
+			}
 			w.rules.Rules = before
 			w.install()
 
@@ -112,6 +114,24 @@ func TestFlowOfPeerThatIsGone(t *testing.T) {
 	w.wantIn(Permitted, tcp(v4(2), 4000, v4(1), 22, syn))
 }
 
+// TestDeadFlowsAreNotJustIdle has a flow that dies, and is silent until long after its time.
+func TestDeadFlowsAreNotJustIdle(t *testing.T) {
+	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
+	w.wantIn(Permitted, tcp(v4(2), 4000, v4(1), 22, syn))
+	w.reinstall(func(*Ruleset) {})
+	w.wantIn(Revoked, tcp(v4(2), 4000, v4(1), 22, ack))
+	w.now = w.now.Add(24 * time.Hour)
+	if toLocal, toPeer := w.sweep(); len(toLocal) != 1 || len(toPeer) != 1 {
+		t.Errorf("%d resets for us, %d for them", len(toLocal), len(toPeer))
+	}
+	if r := w.records(); len(r) != 3 || r[1].Reason != Revoked || r[2].Kind != Denied {
+		t.Errorf("%+v", r)
+	}
+	if c := w.Counters(); c.Started != 1 || c.Ended != 1 {
+		t.Errorf("%+v", c)
+	}
+}
+
 func TestStopKillsFlows(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.Out, everything...) })
 	w.wantOut(Permitted, tcp(v4(1), 4000, v4(2), 22, syn))
@@ -131,15 +151,15 @@ func TestSweepInSteps(t *testing.T) {
 	for i := range uint16(3000) {
 		w.wantIn(Permitted, udp(v4(2), i, v4(1), 53, 0))
 	}
-	w.reinstall(func(*Ruleset) {})
 	resets, calls := 0, 0
 	step := func() bool { calls++; return w.Sweep(100, func(Reset) { resets++ }) }
+	w.install()
 	for range 10 {
 		if step() {
 			t.Fatal("done too soon")
 		}
 	}
-	w.install()
+	w.reinstall(func(*Ruleset) {}) // what was looked at already has to be looked at again
 	for !step() {
 		if calls > 100 {
 			t.Fatal("never done")
@@ -168,9 +188,8 @@ type queued struct {
 	n   int
 }
 
-// receive takes a segment and says whether there was or is a gap, so that the host acknowledges at once.
+// receive takes a segment and says whether something before it is missing, so that the host acknowledges at once.
 func (h *host) receive(seq uint32, n int) (gap bool) {
-	gap = seq != h.expects || len(h.waiting) > 0
 	if h.waiting == nil {
 		h.waiting = map[uint32]uint32{}
 	}
@@ -187,7 +206,7 @@ func (h *host) receive(seq uint32, n int) (gap bool) {
 			}
 		}
 	}
-	return gap
+	return len(h.waiting) > 0
 }
 
 // TestResetsAreExact lets two hosts talk over a network that loses and reorders what the filter passed. When the flow
