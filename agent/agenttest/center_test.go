@@ -2,7 +2,10 @@ package agenttest
 
 import (
 	"context"
-	"net"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
 
 	"github.com/redoubt-mesh/redoubt/coordinator"
 	"github.com/redoubt-mesh/redoubt/coordinator/api"
@@ -17,10 +20,12 @@ type center struct {
 	dir  string
 	host *sim.Host
 	tap  *tap // nil: nothing is in the way to it
+	dead atomic.Bool
 	// configure changes what the next coordinator is made with.
 	configure func(*coordinator.Config)
 
-	*process // nil while there is none
+	mu      sync.Mutex
+	process *process // nil while there is none
 }
 
 // process is a coordinator that runs.
@@ -36,36 +41,49 @@ func newCenter(m *mesh) *center {
 
 func (c *center) start() {
 	c.m.Helper()
+	if err := c.tryStart(); err != nil {
+		c.m.Fatal(err)
+	}
+}
+
+func (c *center) tryStart() error {
 	config := coordinator.Config{Data: c.dir, URLs: []string{centerURL}, Log: c.m.logger("coordinator"), Program: "test"}
 	if c.configure != nil {
 		c.configure(&config)
 	}
 	co, err := coordinator.New(context.Background(), config)
 	if err != nil {
-		c.m.Fatal(err)
+		return err
 	}
 	l, err := c.host.Listen("tcp", ":443")
 	if err != nil {
-		c.m.Fatal(err)
+		return errors.Join(err, co.Close())
 	}
-	c.serve(co, tappedListener{l, c})
-}
-
-func (c *center) serve(co *coordinator.Coordinator, l net.Listener) {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &process{co: co, cancel: cancel, done: make(chan error, 1)}
-	go func() { p.done <- co.Run(ctx, l) }()
+	go func() { p.done <- co.Run(ctx, tappedListener{l, c}) }()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.process = p
+	return nil
+}
+
+// take is the process, which is the caller's to end.
+func (c *center) take() *process {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.process
+	c.process = nil
+	return p
 }
 
 // stop ends the coordinator in good order, if it runs.
 func (c *center) stop() {
 	c.m.Helper()
-	p := c.process
+	p := c.take()
 	if p == nil {
 		return
 	}
-	c.process = nil
 	p.cancel()
 	if err := <-p.done; err != nil {
 		c.m.Errorf("coordinator: %v", err)
@@ -78,4 +96,30 @@ func (c *center) restart() {
 	c.start()
 }
 
-func (c *center) admin() *api.Admin { return c.co.Admin() }
+// kill is the end of the coordinator's process at this very moment: nothing that it does from now on has an effect. The
+// process is cleared away by bury.
+func (c *center) kill() {
+	c.dead.Store(true)
+	for _, n := range c.m.nodes {
+		c.m.net.ResetStreams(n.host, c.host)
+	}
+}
+
+// bury takes away what kill left of a process, and starts another one.
+func (c *center) bury() error {
+	if p := c.take(); p != nil {
+		p.cancel()
+		<-p.done
+	}
+	c.dead.Store(false)
+	if err := c.tryStart(); err != nil {
+		return fmt.Errorf("a coordinator that was killed does not start again: %w", err)
+	}
+	return nil
+}
+
+func (c *center) admin() *api.Admin {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.process.co.Admin()
+}

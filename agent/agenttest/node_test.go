@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/agent"
@@ -26,6 +27,7 @@ type node struct {
 	host  *sim.Host
 	clock *clock
 	tap   *tap // nil: nothing is in the way to the coordinator
+	dead  atomic.Bool
 	// configure changes what the next agent is made with.
 	configure func(*agent.Config)
 
@@ -139,11 +141,14 @@ func (n *node) tryStart() error {
 }
 
 func (n *node) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := n.host.DialContext(ctx, network, address)
-	if err != nil || n.tap == nil {
-		return conn, err
+	if n.dead.Load() {
+		return nil, errDead
 	}
-	return tapped{conn, n.tap}, nil
+	conn, err := n.host.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return tapped{conn, n.tap, &n.dead}, nil
 }
 
 func (n *node) openTUN(name string, mtu int) (tun.Device, error) {
@@ -174,6 +179,24 @@ func (n *node) programs() *sim.Stack {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.stack
+}
+
+// kill is the end of the agent's process at this very moment: nothing that it does from now on has an effect, on the disk or
+// on the Internet. The process is cleared away by bury.
+func (n *node) kill() {
+	n.dead.Store(true)
+	n.m.net.ResetStreams(n.host, n.m.center.host)
+}
+
+// bury takes away what kill left of a process, and starts another one.
+func (n *node) bury() {
+	n.m.Helper()
+	d := n.daemon
+	n.daemon = nil
+	d.cancel()
+	<-d.done
+	n.dead.Store(false)
+	n.start()
 }
 
 // stop ends the agent in good order, if it runs.

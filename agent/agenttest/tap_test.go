@@ -1,8 +1,10 @@
 package agenttest
 
 import (
+	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -76,15 +78,19 @@ func (t *tap) pass(message []byte) bool {
 	return false
 }
 
-// tapped is a connection with a tap in one direction.
+// errDead says that the process that asks is none any more.
+var errDead = errors.New("killed")
+
+// tapped is a connection of a process that may die, with a tap in one direction, or none.
 type tapped struct {
 	net.Conn
-	tap *tap
+	tap  *tap
+	dead *atomic.Bool
 }
 
 // Write implements net.Conn.
 func (c tapped) Write(b []byte) (int, error) {
-	if !c.tap.pass(b) {
+	if c.dead.Load() || c.tap != nil && !c.tap.pass(b) {
 		return len(b), nil
 	}
 	return c.Conn.Write(b)
@@ -99,8 +105,8 @@ type tappedListener struct {
 // Accept implements net.Listener.
 func (l tappedListener) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
-	if err != nil || l.c.tap == nil {
-		return conn, err
+	if err != nil {
+		return nil, err
 	}
-	return tapped{conn, l.c.tap}, nil
+	return tapped{conn, l.c.tap, &l.c.dead}, nil
 }
