@@ -174,7 +174,9 @@ func (c *Coordinator) open(ctx context.Context) (err error) {
 	if err := c.openIssuer(ctx, mesh.ID); err != nil {
 		return err
 	}
-	c.directory, err = directory.Open(ctx, c.store, directory.Config{Clock: config.Clock, Rand: config.Rand, Issue: c.issuer.IssueNode})
+	c.directory, err = directory.Open(ctx, c.store, directory.Config{
+		Clock: config.Clock, Rand: config.Rand, Issue: c.issuer.IssueNode, Grace: *config.Grace,
+	})
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,11 @@ type peer struct {
 	index int        // in the heap, from 1; 0: not there
 }
 
+// ended says that the time of the peer's certificate is over.
+func (p *peer) ended(now time.Time) bool {
+	return p.node != nil && !now.Before(p.node.NotAfter.Add(cert.Skew))
+}
+
 // move is how a peer changed.
 type move struct {
 	id            proto.NodeID

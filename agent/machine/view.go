@@ -162,8 +162,8 @@ func (m *Machine) peerProblems(now time.Time, add func(string, ...any)) {
 	}
 	named := 0
 	for _, p := range m.roster.sorted() {
-		if p.live != nil {
-			continue
+		if p.live != nil || m.contact.serves && p.ended(now) {
+			continue // in contact, a certificate that ended is that of a machine that is off
 		}
 		if named++; named <= maxNamed {
 			name := p.claim.ID.String()

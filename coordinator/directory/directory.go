@@ -22,6 +22,8 @@ type Config struct {
 	Clock func() time.Time
 	Rand  io.Reader // cryptographically random
 	Issue Issue
+	// Grace is how long agents that hear nothing of a coordinator may trust certificates beyond their end.
+	Grace time.Duration
 }
 
 // Directory owns the coordinator's state, see the package comment. All methods may be called concurrently.

@@ -103,7 +103,7 @@ func (d *Directory) Expire(ctx context.Context) ([]proto.NodeID, error) {
 		if err != nil {
 			return err
 		}
-		t.lapse()
+		t.lapse(d.config.Grace)
 		t.expireFreed()
 		t.expireTokens()
 		return nil

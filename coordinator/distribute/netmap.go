@@ -21,9 +21,9 @@ type Source struct {
 // required is what enforcing any netmap takes, sorted.
 var required = []string{proto.FeatureRules}
 
-// Netmap is what a node with these features knows of the mesh: the peers that some rule ties it to, as long as their
-// certificates are good, and the rules themselves. A node that is not trusted knows nothing. One that lacks a feature learns
-// which, and gets no rule that it could enforce wrongly.
+// Netmap is what a node with these features knows of the mesh: the peers that some rule ties it to, as long as somebody may
+// trust their certificates, and the rules themselves. A node that is not trusted knows nothing. One that lacks a feature
+// learns which, and gets no rule that it could enforce wrongly.
 func Netmap(s Source, id proto.NodeID, features []string) *proto.Netmap {
 	return s.bind().netmap(id, features)
 }

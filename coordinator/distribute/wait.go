@@ -13,7 +13,7 @@ import (
 // Status says who enforces what.
 type Status struct {
 	Version  proto.Version // of the newest change that has been looked at
-	Nodes    int           // that are trusted and have a good certificate
+	Nodes    int           // that are trusted and have not lapsed
 	Laggards []Laggard     // sorted by name
 }
 
