@@ -100,7 +100,7 @@ func (a *Agent) enforce(e machine.Effect) error {
 	case machine.Sweep:
 		a.sweep()
 	case machine.SetPeers:
-		return a.setPeers(e.Peers)
+		return a.setPeers(e)
 	case machine.RemovePeers:
 		return a.removePeers(e.IDs)
 	}

@@ -39,6 +39,7 @@ type dataPath struct {
 	uapi   Closer // nil: none
 	paths  *path.State
 	local  []netip.Addr
+	looked time.Time // when the engine's counters were looked at last
 
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
@@ -46,7 +47,7 @@ type dataPath struct {
 
 // startPath brings up device, guard, routes and engine, in this order; the filter lets nothing pass.
 func (a *Agent) startPath(self *identity.Self) machine.Event {
-	a.stopPath()
+	a.closePath()
 	p, err := a.openPath(self)
 	if err != nil {
 		return machine.PathDown{Reason: err.Error()}
@@ -149,6 +150,15 @@ func networks(addrs []netip.Addr) (out []netip.Prefix) {
 
 // stopPath takes the data path down, and puts the host's network back as it was.
 func (a *Agent) stopPath() {
+	// The routes go first: what the host sends then is refused, and not lost in a device without an engine.
+	if err := a.cfg.Edges.Network.Down(); err != nil {
+		a.log.Warn("the host's network is not put back whole", "err", err)
+	}
+	a.closePath()
+}
+
+// closePath ends engine and device. The guard stays, so that nothing leaves in clear until the path is there again.
+func (a *Agent) closePath() {
 	p := a.loop.path
 	if p == nil {
 		return
@@ -162,25 +172,37 @@ func (a *Agent) stopPath() {
 			a.log.Warn("close the socket for wg show", "err", err)
 		}
 	}
-	// The routes go first: what the host sends then is refused, and not lost in a device without an engine.
-	if err := errors.Join(a.cfg.Edges.Network.Down(), p.engine.Close()); err != nil {
-		a.log.Warn("data path not taken down cleanly", "err", err)
+	if err := p.engine.Close(); err != nil {
+		a.log.Warn("the engine did not end cleanly", "err", err)
 	}
 }
 
+// maxGreeted is how many peers are told at once that an engine of ours is new. The others find out as WireGuard does, in
+// 15 s after they sent something.
+const maxGreeted = 128
+
 // setPeers makes peers known to the engine, where their ways lead.
-func (a *Agent) setPeers(peers []machine.Peer) error {
+func (a *Agent) setPeers(e machine.SetPeers) error {
 	p := a.loop.path
 	if p == nil {
 		return nil
 	}
-	for _, peer := range peers {
+	if !e.Again && time.Since(p.looked) >= lookAgain {
+		a.lookAtPeers() // a way that works must not be given up for one that might
+	}
+	for n, peer := range e.Peers {
+		cfg := wg.PeerConfig{ID: peer.ID, Keys: peer.Keys, Addrs: peer.Addrs}
 		effects := p.paths.Step(time.Now(), path.Known{ID: peer.ID, Endpoints: peer.Endpoints})
-		err := p.engine.SetPeer(wg.PeerConfig{
-			ID: peer.ID, Keys: peer.Keys, Addrs: peer.Addrs, Endpoints: p.paths.Candidates(peer.ID),
-		})
-		if err != nil {
+		for _, effect := range effects {
+			if point, ok := effect.(path.Point); ok {
+				cfg.Endpoints = point.Candidates
+			}
+		}
+		if err := p.engine.SetPeer(cfg); err != nil {
 			return err
+		}
+		if e.Again && n < maxGreeted {
+			effects = []path.Effect{path.Point{ID: peer.ID, Candidates: cfg.Endpoints, Now: true}}
 		}
 		a.follow(effects)
 	}
@@ -275,12 +297,17 @@ func (a *Agent) drain(flows *flowlog.Aggregator) filter.Counters {
 	return c
 }
 
+// lookAgain is how long what was seen of the engine's counters is new enough for changes of the netmap: those may come one
+// after the other.
+const lookAgain = 50 * time.Millisecond
+
 // lookAtPeers tells the path decisions what the engine has counted.
 func (a *Agent) lookAtPeers() {
 	p := a.loop.path
 	if p == nil {
 		return
 	}
+	p.looked = time.Now()
 	stats, err := p.engine.Peers()
 	if err != nil {
 		a.log.Debug("engine's counters", "err", err)
@@ -302,10 +329,16 @@ func (a *Agent) watchEngine(ctx context.Context, p *dataPath) {
 		// An error means that the path is being stopped already.
 		_ = a.post(ctx, func() {
 			if a.loop.path == p {
-				a.step(machine.PathDown{Reason: "the WireGuard engine ended: was the device " + p.name + " removed?"})
+				a.broken("the WireGuard engine ended: was the device " + p.name + " removed?")
 			}
 		})
 	}
+}
+
+// broken closes a data path that does not do any more; the machine has it opened again.
+func (a *Agent) broken(reason string) {
+	a.closePath()
+	a.step(machine.PathDown{Reason: reason})
 }
 
 func (a *Agent) watchNetwork(ctx context.Context, changes <-chan struct{}) {
@@ -337,7 +370,7 @@ func (a *Agent) moved() {
 	if err := a.cfg.Edges.Network.Up(osnet.Config{
 		Interface: p.name, Addrs: p.self.Node.Addrs, Mesh: p.self.Record.Mesh, MTU: tun.DefaultMTU,
 	}); err != nil {
-		a.step(machine.PathDown{Reason: err.Error()})
+		a.broken(err.Error())
 		return
 	}
 	local, err := a.cfg.Edges.Network.Endpoints(p.self.Record.Mesh)
@@ -347,6 +380,7 @@ func (a *Agent) moved() {
 	}
 	p.local = local
 	p.bind.ForgetSources()
+	a.lookAtPeers() // who was heard lately must be told where we are now
 	a.follow(p.paths.Step(time.Now(), path.Moved{Local: networks(local)}))
 	a.report()
 	if c := a.loop.client; c != nil {

@@ -13,7 +13,8 @@ import (
 // Effect is something to be done.
 type Effect interface{ effect() }
 
-// StartPath brings up device, routes and engine, with nothing passing: PathUp or PathDown follows.
+// StartPath brings up device, routes and engine, with nothing passing, in the place of those that there are; what guards the
+// host meanwhile stays. PathUp or PathDown follows.
 type StartPath struct{ Self *identity.Self }
 
 // StopPath takes them down again and puts everything back.
@@ -88,7 +89,11 @@ type Install struct{ Program *filter.Program }
 type Sweep struct{}
 
 // SetPeers makes or changes peers of the engine.
-type SetPeers struct{ Peers []Peer }
+type SetPeers struct {
+	Peers []Peer
+	// Again says that they may hold sessions with an engine of ours that is gone: they are worth a word at once.
+	Again bool
+}
 
 // Peer is one that the engine may talk to.
 type Peer struct {

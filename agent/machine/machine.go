@@ -418,7 +418,7 @@ func (m *Machine) renewed(self *identity.Self) {
 	m.log("certificate renewed", "expires", stamp(self.Node.NotAfter), "sequence", self.Node.Sequence)
 	m.do(Attach{Self: self, Applied: m.lasting()})
 	if before.Node.Addrs != self.Node.Addrs || before.Key != self.Key {
-		m.leave()
+		m.closeAll()
 		m.path = pathState{wanted: true}
 		m.do(StartPath{Self: self})
 		return
@@ -441,7 +441,7 @@ func (m *Machine) pathUp() {
 	m.settle()
 	// The engine is empty, and the filter closed.
 	if peers := m.enginePeers(); len(peers) > 0 {
-		m.do(SetPeers{peers})
+		m.do(SetPeers{Peers: peers, Again: true})
 	}
 	m.install(nil)
 	m.log("data path up", "version", m.version(), "peers", len(m.roster.peers)-len(m.roster.out))
@@ -483,7 +483,7 @@ func (m *Machine) advance() {
 	}
 	if !m.path.retry.IsZero() && !m.now.Before(m.path.retry) && m.path.wanted && !m.path.up {
 		m.path.retry = time.Time{}
-		m.do(StopPath{}, StartPath{Self: m.self})
+		m.do(StartPath{Self: m.self})
 	}
 	if !m.retryDisk.IsZero() && !m.now.Before(m.retryDisk) {
 		m.saveAll()

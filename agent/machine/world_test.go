@@ -126,7 +126,7 @@ func (w *world) carryOut(eff Effect) {
 			delete(w.engine, id)
 		}
 	case StartPath:
-		w.path = true
+		w.path, w.engine, w.owner = true, map[proto.NodeID]Peer{}, map[netip.Addr]proto.NodeID{}
 		w.events = append(w.events, PathUp{})
 	case StopPath:
 		w.path, w.engine, w.owner = false, map[proto.NodeID]Peer{}, map[netip.Addr]proto.NodeID{}
