@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
@@ -54,7 +55,9 @@ type answer struct {
 func NewStack(t *TUN, addrs ...netip.Addr) *Stack {
 	s := &Stack{
 		tun: t, addrs: slices.Clone(addrs), udpPorts: map[uint16]bool{}, tcpPorts: map[uint16]bool{},
-		conns: map[flow]*TCPConn{}, answers: map[flow]*answer{}, nextPort: firstEphemeral,
+		conns: map[flow]*TCPConn{}, answers: map[flow]*answer{},
+		// A host that was started again must not take up the connections that others still have with it.
+		nextPort: firstEphemeral + rand.N(uint16(8192)),
 	}
 	t.Handle(s.input)
 	return s
