@@ -68,11 +68,6 @@ func Replaced() *Refusal {
 		"its identity was copied: revoke the node", RetryAfter: 30 * time.Second}
 }
 
-// Busy asks a node to come back later.
-func Busy(why string, after time.Duration) *Refusal {
-	return &Refusal{Code: redoubtv1.Refusal_CODE_BUSY, Message: why, RetryAfter: after}
-}
-
 // Internal is a failure of the coordinator itself; its log says more.
 func Internal() *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_INTERNAL, Message: "the coordinator failed to do this; its log says why", RetryAfter: 10 * time.Second}
