@@ -341,7 +341,8 @@ func (m *Machine) enrolFailed(e EnrolFailed) {
 	m.halt()
 	m.refused = e.Reason
 	m.wanted.Up, m.join = false, nil
-	m.do(SaveWanted{m.wanted}, SaveJoin{})
+	// The keys go as well: a coordinator that knows them from an enrolment whose answer was lost never takes them again.
+	m.do(SaveWanted{m.wanted}, Forget{})
 	m.warn("enrolment refused", "reason", e.Reason)
 }
 

@@ -96,6 +96,9 @@ func TestEnrolmentRefused(t *testing.T) {
 	if w.disk.Join != nil || w.disk.Wanted.Up {
 		t.Error("a refused join code must not be tried again by itself")
 	}
+	if !w.has(isEffect[Forget]) {
+		t.Error("the keys stay, though the coordinator may know them and never take them again")
+	}
 	if p := w.m.View(w.now).Problems; len(p) != 1 || !strings.Contains(p[0], "used by another machine") {
 		t.Errorf("problems: %q", p)
 	}
