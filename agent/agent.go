@@ -50,6 +50,7 @@ type loopState struct {
 	armed    time.Time
 	awake    awake
 	port     uint16   // UDP, as it was last
+	flows    []byte   // from the last run, until the first program is in force
 	problems []string // of the host's network, as it was looked at last
 }
 
@@ -118,6 +119,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.clean(); err != nil {
 		return err
 	}
+	if a.loop.flows, err = a.loop.dir.TakeFlows(); err != nil {
+		a.log.Warn("connections from before the restart are cut", "err", err)
+	}
 	a.step(machine.Start{})
 	close(a.running)
 	for {
@@ -144,7 +148,12 @@ func (a *Agent) clean() error {
 func (a *Agent) stop() error {
 	a.step(machine.Stop{})
 	a.hang()
-	a.install(nil)
+	if a.loop.path != nil && a.program.Load() != nil {
+		// An upgrade of the agent should not cut every connection.
+		if err := a.loop.dir.SaveFlows(a.filter.AppendFlows(nil, time.Now())); err != nil {
+			a.log.Warn("connections end with the agent", "err", err)
+		}
+	}
 	a.stopPath()
 	a.loop.timer.Stop()
 	err := errors.Join(a.cfg.Edges.Network.Close(), a.loop.dir.Close())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/acl/filter"
 	"github.com/redoubt-mesh/redoubt/agent/control"
@@ -110,6 +111,15 @@ func (a *Agent) enforce(e machine.Effect) error {
 func (a *Agent) install(p *filter.Program) {
 	a.filter.Install(p)
 	a.program.Store(p)
+	if p == nil || a.loop.flows == nil {
+		return
+	}
+	n, err := a.filter.RestoreFlows(a.loop.flows, time.Now())
+	a.loop.flows = nil
+	if err != nil {
+		a.log.Warn("connections from before the restart are cut", "err", err)
+	}
+	a.log.Info("connections go on", "flows", n)
 }
 
 // converse tells the client of the coordinator something.

@@ -60,7 +60,7 @@ func TestCallersOfTheKernel(t *testing.T) {
 		if os.Geteuid() == 0 {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 		}
-		out, err := cmd.CombinedOutput()
+		out, err := cmd.Output()
 		if got := strings.TrimSpace(string(out)); got != want || err != nil {
 			t.Errorf("user %d: %q, want %q; %v", uid, got, want, err)
 		}

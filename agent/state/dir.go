@@ -24,6 +24,7 @@ const (
 	fileFloors   = "floors"
 	fileWanted   = "wanted"
 	filePort     = "port"
+	fileFlows    = "flows"
 )
 
 // Dir is a state directory that this process holds. Its methods are for one goroutine.

@@ -25,6 +25,7 @@ func (e *CorruptError) Error() string {
 const (
 	limitSmall  = 1 << 20
 	limitFloors = 64 << 20
+	limitFlows  = 64 << 20
 	limitNetmap = 256 << 20
 )
 
@@ -118,5 +119,6 @@ var remedies = map[string]string{
 	fileNetmap:   "remove netmap and netmap.log; the coordinator sends them again",
 	fileLog:      "remove netmap and netmap.log; the coordinator sends them again",
 	filePort:     "remove it; the node takes another port",
+	fileFlows:    "remove it; connections that it held are cut",
 	fileWanted:   "remove it, then run `redoubt up` or `redoubt down`",
 }

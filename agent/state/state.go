@@ -174,6 +174,15 @@ func (d *Dir) loadPort(s *State) error {
 // SavePort makes the UDP port last.
 func (d *Dir) SavePort(port uint16) error { return d.writeJSON(filePort, port) }
 
+// SaveFlows keeps the flow table for the next run.
+func (d *Dir) SaveFlows(flows []byte) error { return d.write(fileFlows, flows) }
+
+// TakeFlows returns what SaveFlows kept, once; nil if there is nothing.
+func (d *Dir) TakeFlows() ([]byte, error) {
+	b, err := d.read(fileFlows, limitFlows)
+	return b, errors.Join(err, d.remove(fileFlows))
+}
+
 // SaveWanted makes a decision last.
 func (d *Dir) SaveWanted(w Wanted) error { return d.writeJSON(fileWanted, w) }
 

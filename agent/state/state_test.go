@@ -281,3 +281,28 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
+
+func TestFlowsAreTakenOnce(t *testing.T) {
+	d, _ := filled(t)
+	if b, err := d.TakeFlows(); b != nil || err != nil {
+		t.Errorf("nothing was kept: %q, %v", b, err)
+	}
+	if err := d.SaveFlows([]byte("flows")); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := d.TakeFlows(); string(b) != "flows" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+	if b, err := d.TakeFlows(); b != nil || err != nil {
+		t.Errorf("taken twice: %q, %v", b, err)
+	}
+	if err := os.WriteFile(d.path(fileFlows), []byte("rubbish"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.TakeFlows(); err == nil {
+		t.Error("rubbish was taken for flows")
+	}
+	if _, err := os.Stat(d.path(fileFlows)); err == nil {
+		t.Error("rubbish stays for the next start")
+	}
+}
