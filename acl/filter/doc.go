@@ -19,6 +19,8 @@
 // is judged again before its next packet passes. A flow that is found dead stays dead, whatever is installed later. The
 // zero state of everything is no: without a program nothing passes.
 //
+// A clean stop can take the flows with it: AppendFlows, and RestoreFlows under the next program.
+//
 // A flow's identity is part of it: it lives only while the address of its other side belongs to the same node in every
 // program. A peer may use its own addresses only, and packets of peers that are not in the program are no one's.
 //

@@ -106,6 +106,9 @@ func TestReasons(t *testing.T) {
 		full.wantIn(Permitted, tcp(v4(2), p, v4(1), 22, syn))
 	}
 	full.wantIn(TableFull, tcp(v4(3), 1, v4(1), 22, syn))
+	if n := full.current.Load().peers[1].flows.Load(); n != 0 {
+		t.Errorf("a flow that found no room counts as %d", n)
+	}
 	seen[TableFull] = true
 	in(Closed, func() []byte { w.Install(nil); return good }())
 
@@ -285,6 +288,10 @@ func TestTimeouts(t *testing.T) {
 		then Reason
 	}{
 		{"TCP opening", func() { w.wantIn(Permitted, tcp(v4(2), 1, v4(1), 22, syn)) }, tcp(v4(1), 22, v4(2), 1, synAck), time.Minute, NoFlow},
+		{"TCP answered by its own side", func() {
+			w.wantIn(Permitted, tcp(v4(2), 5, v4(1), 22, syn))
+			w.wantIn(Permitted, tcp(v4(2), 5, v4(1), 22, synAck))
+		}, tcp(v4(1), 22, v4(2), 5, synAck), time.Minute, NoFlow},
 		{"TCP open", func() {
 			w.wantIn(Permitted, tcp(v4(2), 2, v4(1), 22, syn))
 			w.wantOut(Permitted, tcp(v4(1), 22, v4(2), 2, synAck))
