@@ -227,6 +227,13 @@ func TestBounds(t *testing.T) {
 		}
 		return b.String()
 	}
+	odd := func(n int, format string) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, format, 2*i+1)
+		}
+		return b.String()
+	}
 	tests := []struct {
 		name, want string
 		src        []byte
@@ -238,7 +245,10 @@ func TestBounds(t *testing.T) {
 		{"many tests", "more than 1000 tests", []byte(`{"tests": [` + strings.Repeat(`{"src":"*","deny":["*:1"]},`, 1001) + `]}`)},
 		{"many users in a rule", "put users into a group", []byte(`{"grants": [{"src": [` + many(257, `"u%d@x",`) + `], "dst": ["*"], "ip": ["*"]}]}`)},
 		{"many addresses in a rule", "use ranges, or split the rule", []byte(`{"grants": [{"dst": [` + strings.Repeat(`"10.0.0.1",`, 8200) + `], "src": ["*"], "ip": ["*"]}]}`)},
-		{"many destinations with ports of their own", "destinations with ports of their own", []byte(`{"acls": [{"action":"accept","src":["*"],"dst":[` + strings.TrimPrefix(many(25002, `"*:%d",`), `"*:0",`) + `]}, {"action":"accept","src":["*"],"dst":["*:1"]}]}`)},
+		{"many destinations with ports of their own", "1:11: error: acls[0]: with the rules before it there are more than 25000 destinations with ports of their own", []byte(`{"acls": [{"action":"accept","src":["*"],"dst":[` + strings.TrimPrefix(many(25002, `"*:%d",`), `"*:0",`) + `]}]}`)},
+		{"many ports in a grant", "names 5000 ports and ranges of ports, and a rule has at most 4096", []byte(`{"grants": [{"src": ["*"], "dst": ["*"], "ip": [` + odd(5000, `"tcp:%d",`) + `]}]}`)},
+		{"many ports of a destination", "names 5000 ports and ranges of ports, and a rule has at most 4096", []byte(`{"acls": [{"action":"accept","proto":"tcp","src": ["*"], "dst": ["*:` + strings.TrimSuffix(odd(5000, "%d,"), ",") + `"]}]}`)},
+		{"many sources of many destinations", "more than a node can be sent", []byte(`{"acls": [{"action":"accept","src":[` + strings.Repeat(`"10.0.0.1",`, 4000) + `],"dst":[` + strings.TrimPrefix(many(201, `"*:%d",`), `"*:0",`) + `]}]}`)},
 		{"long names", "is not a user's name", []byte(`{"groups": {"group:a": ["` + strings.Repeat("x", 300) + `@example.com"]}}`)},
 		{"byte order mark", "", []byte("\xef\xbb\xbf{}")},
 	}

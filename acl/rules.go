@@ -71,6 +71,15 @@ func (p *parser) boundSide(v value, n int, at func(int) Selector) {
 	}
 }
 
+// boundServices keeps the services of a destination to what a netmap can carry.
+func (p *parser) boundServices(v value, list []proto.Service) bool {
+	if len(list) <= proto.MaxServices {
+		return true
+	}
+	p.errorf(v, "names %d ports and ranges of ports, and a rule has at most %d; use wider ranges, or split the rule", len(list), proto.MaxServices)
+	return false
+}
+
 // acls reads "acls": [{"action": "accept", "src": [...], "dst": ["SEL:PORTS", ...], "proto": "tcp"}, ...].
 func (p *parser) acls(v value) {
 	list, _ := p.list(v, "a list of rules")
@@ -95,24 +104,39 @@ func (p *parser) acls(v value) {
 	}
 }
 
-// roomForRule keeps the policy to what a netmap can carry: each destination with services of its own is a rule there, twice
-// on a node that is on both sides.
+// roomForRule says whether the rules so far are few enough for another one, and reports where there is none.
 func (p *parser) roomForRule(v value) bool {
-	switch {
-	case len(p.policy.Rules) >= maxRules || p.parts > proto.MaxRules/2:
-		p.errorf(v, "more than %d rules, or than %d destinations with ports of their own; join what differs in one list only",
-			maxRules, proto.MaxRules/2)
-	case len(p.sets) > proto.MaxSets/2:
-		p.errorf(v, "more than %d different users, groups and tags in rules; put users into groups", proto.MaxSets/2)
-	default:
-		return true
+	if len(p.policy.Rules) < maxRules {
+		return !p.full
 	}
+	p.errorf(v, "more than %d rules; join what differs in one list only", maxRules)
 	return false
+}
+
+// bound keeps the policy to what a netmap can carry: each destination with services of its own is a rule there, twice on a node
+// that is on both sides.
+func (p *parser) bound(r Rule) {
+	n, services := parts(r.Dst)
+	p.parts += n
+	p.weight += n*(len(r.Src)*selectorWeight+partWeight) + len(r.Dst)*selectorWeight + services*serviceWeight
+	p.full = true
+	switch {
+	case p.parts > proto.MaxRules/2:
+		p.report(Error, r.Place, "with the rules before it there are more than %d destinations with ports of their own; join what differs in one list only",
+			proto.MaxRules/2)
+	case p.weight > maxWeight:
+		p.report(Error, r.Place, "with the rules before it there is more than a node can be sent; join rules, or use ranges in place of many addresses and ports")
+	case len(p.sets) > proto.MaxSets/2:
+		p.report(Error, r.Place, "with the rules before it there are more than %d different users, groups and tags in rules; put users into groups",
+			proto.MaxSets/2)
+	default:
+		p.full = false
+	}
 }
 
 // addRule checks what depends on both sides of a rule.
 func (p *parser) addRule(r Rule) {
-	p.parts += parts(r.Dst)
+	p.bound(r)
 	for _, d := range r.Dst {
 		if d.Kind != Self {
 			continue
@@ -130,18 +154,15 @@ func (p *parser) addRule(r Rule) {
 	p.policy.Rules = append(p.policy.Rules, r)
 }
 
-// parts is how many rules the destinations become at most.
-func parts(dst []Destination) int {
-	if len(dst) < 2 {
-		return len(dst)
-	}
-	n := 1
-	for i := 1; i < len(dst); i++ {
-		if !slices.Equal(dst[i-1].Services, dst[i].Services) || (dst[i-1].Kind == Self) != (dst[i].Kind == Self) {
+// parts is how many rules the destinations become at most, and how many services those have together.
+func parts(dst []Destination) (n, services int) {
+	for i, d := range dst {
+		if i == 0 || !slices.Equal(dst[i-1].Services, d.Services) || (dst[i-1].Kind == Self) != (d.Kind == Self) {
 			n++
+			services += len(d.Services)
 		}
 	}
-	return n
+	return n, services
 }
 
 func (p *parser) action(f map[string]member) {
@@ -211,7 +232,7 @@ func (p *parser) aclDestination(v value, text string, named []uint8) (Destinatio
 		p.errorf(v, "%v", err)
 		return Destination{}, false
 	}
-	return Destination{Selector: s, Services: svc}, ok
+	return Destination{Selector: s, Services: svc}, p.boundServices(v, svc) && ok
 }
 
 // withPorts takes "SELECTOR:PORTS" apart and reads the selector. It reports what is wrong with the selector, and where there
@@ -287,7 +308,9 @@ func (p *parser) grantIP(grant value, f map[string]member) []proto.Service {
 		}
 		out = append(out, s...)
 	}
-	return mergeServices(out)
+	out = mergeServices(out)
+	p.boundServices(m.value, out)
+	return out
 }
 
 func hasKey(obj *hujson.Object, key string) bool {

@@ -19,6 +19,12 @@ const (
 	maxList  = 1 << 16 // entries of one list or object
 	maxRules = 10_000  // acls and grants together
 	maxTests = 1_000
+
+	// maxWeight is a fraction of what a netmap may take, for a node may be on both sides of all rules.
+	maxWeight      = 16 << 20 // bytes
+	partWeight     = 256
+	selectorWeight = 32
+	serviceWeight  = 16
 )
 
 // parser holds what is known of a file while it is read.
@@ -30,6 +36,8 @@ type parser struct {
 	diags  Diagnostics
 	failed bool // there is an error among diags
 	parts  int  // rules that the netmaps' rules will be made from
+	weight int  // about the bytes that those take in a netmap
+	full   bool // they are more than a netmap can carry, which was reported
 	sets   map[string]struct{}
 }
 
