@@ -61,9 +61,11 @@ func TestConcurrency(t *testing.T) {
 			}
 			f.Install(programs[i%4])
 			f.Sweep(64, func(r Reset) {
-				var p packet.Packet
-				if packet.Parse(r.ToLocal, &p) != packet.OK {
-					t.Errorf("reset %x", r.ToLocal)
+				for _, b := range [][]byte{r.ToLocal, r.ToPeer} {
+					var p packet.Packet
+					if b != nil && packet.Parse(b, &p) != packet.OK {
+						t.Errorf("reset %x", b)
+					}
 				}
 			})
 		}

@@ -1,6 +1,9 @@
 package packet
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 const (
 	hopLimit        = 64
@@ -103,7 +106,7 @@ func AppendQuote(b []byte, src, dst Addr, proto uint8, srcPort, dstPort uint16) 
 func appendHeader(b []byte, src, dst Addr, proto uint8, n int) (_ []byte, at int) {
 	start := len(b)
 	if src.Is4() {
-		b = append(b, make([]byte, headerLength4+n)...)
+		b = appendZeros(b, headerLength4+n)
 		h := b[start:]
 		h[0] = 4<<4 | headerLength4/4
 		binary.BigEndian.PutUint16(h[2:], uint16(headerLength4+n))
@@ -114,7 +117,7 @@ func appendHeader(b []byte, src, dst Addr, proto uint8, n int) (_ []byte, at int
 		binary.BigEndian.PutUint16(h[10:], ^fold(sum(0, h[:headerLength4])))
 		return b, start + headerLength4
 	}
-	b = append(b, make([]byte, headerLength6+n)...)
+	b = appendZeros(b, headerLength6+n)
 	h := b[start:]
 	h[0] = 6 << 4
 	binary.BigEndian.PutUint16(h[4:], uint16(n))
@@ -122,6 +125,13 @@ func appendHeader(b []byte, src, dst Addr, proto uint8, n int) (_ []byte, at int
 	src.put16(h[8:])
 	dst.put16(h[24:])
 	return b, start + headerLength6
+}
+
+func appendZeros(b []byte, n int) []byte {
+	start := len(b)
+	b = slices.Grow(b, n)[:start+n]
+	clear(b[start:])
+	return b
 }
 
 // sealTransport writes the transport checksum, offset bytes into the header at at, of the packet p that appendHeader began.
