@@ -33,7 +33,7 @@ type Netmap struct {
 
 // Outage says how long a node that lost its coordinator trusts what it heard last.
 type Outage struct {
-	// Grace is added to the end of certificates that were valid at the node's last contact.
+	// Grace is how long after its own last contact a node that is out of contact honours certificates that were valid then.
 	Grace time.Duration
 }
 
