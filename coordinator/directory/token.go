@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
@@ -79,7 +80,8 @@ func (s TokenSpec) check() (tags []string, err error) {
 		return nil, fmt.Errorf("token for user %.64q with %d tags: want a user or tags, for a node is a person's machine or has a role: %w",
 			s.User, len(s.Tags), ErrInvalid)
 	}
-	if s.User != "" && (!proto.ValidText(s.User, proto.MaxUser) || strings.IndexByte(s.User, '@') < 1 || strings.Contains(s.User, " ")) {
+	// What policies cannot name, or would take for several users, is no login name.
+	if s.User != "" && (acl.CheckUser(s.User) != nil || strings.HasSuffix(s.User, "@")) {
 		return nil, fmt.Errorf("user %.64q: want a login name such as ann@example.com: %w", s.User, ErrInvalid)
 	}
 	tags = slices.Clone(s.Tags)
