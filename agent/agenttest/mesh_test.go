@@ -32,6 +32,7 @@ type mesh struct {
 	net    *sim.Internet
 	center *center
 	nodes  []*node
+	after  []func() // what to end besides
 }
 
 // inBubble runs f with a coordinator that runs, in virtual time. What f started is stopped after it; if anything of it is
@@ -54,6 +55,9 @@ func newMesh(t *testing.T) *mesh {
 }
 
 func (m *mesh) close() {
+	for _, f := range m.after {
+		f()
+	}
 	for _, n := range m.nodes {
 		n.stop()
 	}
