@@ -181,7 +181,7 @@ func (i *Issuer) Maintain() (changed bool, err error) {
 	defer i.maintaining.Unlock()
 	now := i.config.Clock()
 	old := i.authority()
-	if old != nil && young(old.Certificate(), now) {
+	if old != nil && (young(old.Certificate(), now) || i.early(now)) {
 		return false, nil
 	}
 	root, err := i.files.readAuthority(rootKeyFile)
@@ -221,6 +221,9 @@ func (i *Issuer) replace(root, old *cert.Authority, now time.Time) error {
 	i.mu.Unlock()
 	return i.verifier.AddIntermediates([][]byte{next.Certificate().Raw})
 }
+
+// early says that the clock is wrong: it is before the mesh's time.
+func (i *Issuer) early(now time.Time) bool { return now.Before(i.root.NotBefore) }
 
 // young says whether a certificate's life has begun, and more than half of it is ahead. One that was made while the clock was
 // wrong may begin later: nobody would take it.

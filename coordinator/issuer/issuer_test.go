@@ -476,6 +476,25 @@ func TestClockThatWasAhead(t *testing.T) {
 	}
 }
 
+// TestClockThatIsBehind: a coordinator that starts before its clock is right waits for that, and says so.
+func TestClockThatIsBehind(t *testing.T) {
+	r := newRig(t)
+	r.at(-1000 * day)
+	r.open()
+	r.maintain(false)
+	if w := r.Status().Warnings; len(w) != 1 || !strings.Contains(w[0], "clock") {
+		t.Errorf("warnings %q", w)
+	}
+	if _, err := r.IssueNode(r.request(), r.clock()); err == nil {
+		t.Error("issued a certificate before the root's time")
+	}
+	r.at(time.Hour)
+	r.maintain(false)
+	if _, err := r.IssueNode(r.request(), r.clock()); err != nil {
+		t.Errorf("after the clock is right: %v", err)
+	}
+}
+
 func TestHandshake(t *testing.T) {
 	r := newRig(t)
 	config := cert.ServerConfig(tls.Certificate{}, func([][]byte) error { return nil })

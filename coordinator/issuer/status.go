@@ -30,5 +30,8 @@ func (i *Issuer) Status() Status {
 	if now.After(i.root.NotAfter.Add(-rootWarning)) {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("the mesh root ends %s, and the mesh with it", i.root.NotAfter.Format(time.RFC3339)))
 	}
+	if i.early(now) {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("this machine's clock is before %s, when the mesh was made: no node is served until it is right", i.root.NotBefore.Format(time.RFC3339)))
+	}
 	return s
 }
