@@ -249,7 +249,7 @@ func TestTokens(t *testing.T) {
 		"user of all":    func(s *TokenSpec) { s.Tags, s.User = nil, "*@example.com" },
 		"user no domain": func(s *TokenSpec) { s.Tags, s.User = nil, "ann@" },
 		"user of two":    func(s *TokenSpec) { s.Tags, s.User = nil, "ann@example.com@example.org" },
-		"user too long":  func(s *TokenSpec) { s.Tags, s.User = nil, strings.Repeat("a", 244) + "@example.com" },
+		"user too long":  func(s *TokenSpec) { s.Tags, s.User = nil, strings.Repeat("a", 244)+"@example.com" },
 		"tag without":    func(s *TokenSpec) { s.Tags = []string{"db"} },
 		"tag in capital": func(s *TokenSpec) { s.Tags = []string{"tag:1"} },
 		"many tags":      func(s *TokenSpec) { s.Tags = manyTags() },
