@@ -36,7 +36,7 @@ type Trouble struct{ Reason string }
 // Connected says that a stream with the coordinator is open.
 type Connected struct {
 	URL        string
-	RenewFirst bool // the certificate that we came with has expired: nothing is served before a renewal
+	RenewFirst bool // the certificate that we came with is no good any more, or not the last: nothing is served before a renewal
 }
 
 // Heard says that something came on the stream.
