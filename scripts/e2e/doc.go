@@ -8,7 +8,8 @@
 //	crash       programs killed with -9, restarted, or gone: coordinator and agents
 //	bypass      a neighbour who sends past the tunnel, and a client who sends while the agent is dead
 //	host        what a node leaves on its host, and what it says of others there
-//	look        counters for wg, metrics, units of systemd
+//	carry       much data, large packets, hosts that move, devices that vanish
+//	look        counters for wg, metrics, systemd, settings
 //
 // Every test ends with the same questions: did all programs that still ran stop cleanly when they were asked to, and is there
 // any secret in what they and the commands have printed and logged?

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
@@ -209,4 +211,111 @@ func TestUnits(t *testing.T) {
 			t.Errorf("systemd says: %s", line)
 		}
 	}
+}
+
+// listenNotify is the socket where a program says to systemd how it is.
+func listenNotify(t *testing.T, path string) *net.UnixConn {
+	t.Helper()
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// told waits until systemd would have been told something.
+func told(t *testing.T, c *net.UnixConn, what string) {
+	t.Helper()
+	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 1000)
+	for {
+		n, err := c.Read(buf)
+		if err != nil {
+			t.Fatalf("systemd is not told %s: %v", what, err)
+		}
+		if string(buf[:n]) == what {
+			return
+		}
+	}
+}
+
+// TestSystemdIsTold runs both programs as systemd does: they say when they are ready, that they are alive, and that they end.
+func TestSystemdIsTold(t *testing.T) {
+	t.Parallel()
+	r := emptyRig(t)
+	h, err := r.World.AddHost("m", r.LAN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		host *lab.Host
+		args []string
+	}{
+		{r.VM, []string{"redoubt-coordinator", "serve", "--data", r.Data(), "--url", r.URL()}},
+		{h, []string{"redoubt", "agent", "--state", r.NodeOn(h).State()}},
+	} {
+		// The socket is in /run, where the process finds it under another path than this test.
+		systemd := listenNotify(t, filepath.Join(c.host.RunDir, "notify"))
+		p, err := c.host.Start(lab.Command{
+			Name: c.args[0], Path: r.Program(c.args[0]), Args: c.args[1:], Env: []string{"NOTIFY_SOCKET=/run/notify", "WATCHDOG_USEC=300000"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.processes = append(r.processes, p)
+		told(t, systemd, "READY=1")
+		told(t, systemd, "WATCHDOG=1")
+		if err := p.Signal(unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		told(t, systemd, "STOPPING=1")
+		if err := p.Wait(r.ctx); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestSettings configures both programs by a file and by variables.
+func TestSettings(t *testing.T) {
+	t.Parallel()
+	r := emptyRig(t)
+	write := func(name, text string) string {
+		path := filepath.Join(r.World.Dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	r.startCoordinator("--config", write("coordinator.hujson", `{
+  // A smaller mesh than usual.
+  "range": "100.99.1.0/24", "domain": "lab.example",
+  "cert-lifetime": "30m",
+}`))
+	a := r.machine("a", "--config", write("agent.hujson", `{"tun": "wg-a", "listen-port": 4501}`))
+	a.join(r.token("--user", "ann@example.com"))
+	st := a.status()
+	if !netip.MustParsePrefix("100.99.1.0/24").Contains(st.V4()) || time.Until(st.Node.CertificateExpires) > 31*time.Minute {
+		t.Errorf("a is %+v", st.Node)
+	}
+	r.contains(a.do("status"), "a.lab.example", "wg-a, UDP port 4501")
+	for text, says := range map[string]string{
+		`{"tun": "wg-a", "no-such": 1}`:         ":1:17: unknown key",
+		`{"listen-port": "many"}`:               ":1:2: ",
+		`{"tun": "wg-a"`:                        "line 1, column 15",
+		`{"tun": "wg-a", "listen-port": 70000}`: "70000",
+	} {
+		said := a.fails(exitUsage, "agent", "--state", r.World.Dir+"/none", "--config", write("bad.hujson", text))
+		r.contains(said, says, "bad.hujson")
+		if _, err := os.Stat(r.World.Dir + "/none"); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: something was touched: %v", text, err)
+		}
+	}
+	res, _ := a.Exec(r.ctx, lab.Command{Args: []string{"status"}, Env: []string{"REDOUBT_WATCH=perhaps"}})
+	if res.Code != exitUsage {
+		t.Errorf("exit code %d", res.Code)
+	}
+	r.contains(res.Err, "REDOUBT_WATCH")
 }
