@@ -15,8 +15,8 @@ import (
 
 func main() {
 	bin := flag.String("bin", "bin", "directory with redoubt, redoubt-coordinator and wireguard-go")
-	rounds := flag.Int("rounds", 5, "interleaved rounds of throughput")
-	seconds := flag.Int("seconds", 3, "how long one measurement of throughput takes")
+	rounds := flag.Int("rounds", 15, "interleaved rounds of throughput")
+	each := flag.Duration("each", time.Second, "how long one measurement of throughput takes")
 	joins := flag.Int("joins", 9, "how many nodes join, for the time from up to first ping")
 	changes := flag.Int("changes", 20, "how many policies are applied")
 	flag.Parse()
@@ -28,14 +28,14 @@ func main() {
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
-	if err := run(ctx, *bin, *rounds, *seconds, *joins, *changes); err != nil {
+	if err := run(ctx, *bin, *rounds, *each, *joins, *changes); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, bin string, rounds, seconds, joins, changes int) error {
-	if err := throughput(ctx, bin, rounds, time.Duration(seconds)*time.Second); err != nil {
+func run(ctx context.Context, bin string, rounds int, each time.Duration, joins, changes int) error {
+	if err := throughput(ctx, bin, rounds, each); err != nil {
 		return fmt.Errorf("throughput: %w", err)
 	}
 	fmt.Println()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
@@ -50,9 +51,14 @@ func throughput(ctx context.Context, bin string, rounds int, d time.Duration) (e
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
-	for range rounds {
+	for round := range rounds {
 		for _, n := range []int{1, 4} {
-			for _, p := range pairs {
+			// Whoever comes second finds another machine than the first: they take turns.
+			order := slices.Clone(pairs)
+			if round%2 == 1 {
+				slices.Reverse(order)
+			}
+			for _, p := range order {
 				r, err := flows(ctx, p, n, d)
 				if err != nil {
 					return fmt.Errorf("%s: %w", p.name, err)
@@ -66,21 +72,30 @@ func throughput(ctx context.Context, bin string, rounds int, d time.Duration) (e
 }
 
 func report(pairs []*pair, results map[*pair]map[int][]rate, rounds int) {
-	gbits := func(p *pair, n int) float64 {
-		return median(results[p][n], func(r rate) float64 { return r.gbits })
-	}
-	cpu := func(p *pair) float64 { return median(results[p][1], func(r rate) float64 { return r.cpu }) }
-	stock := pairs[1]
+	gbits := func(r rate) float64 { return r.gbits }
+	cpu := func(r rate) float64 { return r.cpu }
 	fmt.Printf("TCP, inner MTU 1420, medians of %d interleaved rounds; both ends on this machine\n\n", rounds)
 	fmt.Println("| | 1 flow Gbit/s | 4 flows Gbit/s | daemons' CPU-s a GB | peak RSS MB |")
 	fmt.Println("| --- | --- | --- | --- | --- |")
 	for _, p := range pairs {
-		fmt.Printf("| %s | %.2f | %.2f | %.2f | %.0f |\n", p.name, gbits(p, 1), gbits(p, 4), cpu(p), peakRSS(p.pids))
+		r := results[p]
+		fmt.Printf("| %s | %.2f | %.2f | %.2f | %.0f |\n", p.name, median(r[1], gbits), median(r[4], gbits), median(r[1], cpu), peakRSS(p.pids))
 	}
+	stock := pairs[1]
 	for _, p := range pairs[2:] {
-		fmt.Printf("| %s / %s | %.2fx | %.2fx | %.2fx | %.2fx |\n", p.name, stock.name, gbits(p, 1)/gbits(stock, 1), gbits(p, 4)/gbits(stock, 4),
-			cpu(p)/cpu(stock), peakRSS(p.pids)/peakRSS(stock.pids))
+		own, theirs := results[p], results[stock]
+		fmt.Printf("| %s / %s, median of the rounds' ratios | %.2fx | %.2fx | %.2fx | %.2fx |\n", p.name, stock.name,
+			ratio(own[1], theirs[1], gbits), ratio(own[4], theirs[4], gbits), ratio(own[1], theirs[1], cpu), peakRSS(p.pids)/peakRSS(stock.pids))
 	}
+}
+
+// ratio is the median of the rounds' ratios: what disturbs the machine mostly disturbs both of one round.
+func ratio(a, b []rate, f func(rate) float64) float64 {
+	var all []float64
+	for i := range a {
+		all = append(all, f(a[i])/f(b[i]))
+	}
+	return median(all, func(x float64) float64 { return x })
 }
 
 // flows sends over n connections for a while and says how much arrived.
