@@ -243,3 +243,37 @@ func TestWhoDoesNotEnforceYet(t *testing.T) {
 	}
 	r.contains(r.admin("node", "revoke", "a"), "0 of 1 nodes", "at the latest")
 }
+
+// TestIPv6Alone is a network without IPv4. The join code names an address first that nobody has a way to; over the tunnel
+// both families go.
+func TestIPv6Alone(t *testing.T) {
+	t.Parallel()
+	r := emptyRig(t)
+	r.startCoordinator("--url", "https://"+netip.AddrPortFrom(r.VM.V6(), 443).String())
+	r.apply(open)
+	var nodes []*member
+	for _, name := range []string{"a", "b"} {
+		m := r.machine(name)
+		p := m.Host.Ports[0]
+		link, err := m.Host.Netlink().LinkByName(p.Device)
+		if err == nil {
+			err = m.Host.Netlink().AddrDel(link, &netlink.Addr{IPNet: &net.IPNet{IP: p.V4.AsSlice(), Mask: net.CIDRMask(p.LAN.V4.Bits(), 32)}})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.join(r.token("--user", "ann@example.com"))
+		nodes = append(nodes, m)
+	}
+	r.settle()
+	a, b := nodes[0], nodes[1]
+	for _, to := range b.addrs() {
+		r.await("a reaches b", func() error {
+			_, err := a.Host.Ping(r.ctx, to)
+			return err
+		})
+	}
+	if st := a.status(); st.Peers[0].Endpoint == "" || !strings.Contains(st.Peers[0].Endpoint, b.Host.V6().String()) {
+		t.Errorf("a sends to b at %q", st.Peers[0].Endpoint)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"math/bits"
 	randv2 "math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -365,5 +366,80 @@ func (m *member) touched(turns int) func() error {
 			return nil
 		}
 		return errors.New("not yet")
+	}
+}
+
+// TestCoordinatorKilledAmidPolicies kills the coordinator while policies are applied: afterwards one of them is in force,
+// whole, and the node enforces that one.
+func TestCoordinatorKilledAmidPolicies(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(open)
+	nodes := r.joinAll("ann", "ann@example.com", "web", "tag:web")
+	ann, web := nodes[0], nodes[1]
+	r.echo(web.Host, 1000, 1001, 1002, 1003)
+	var number uint64
+	for i := range 4 {
+		port := uint16(1000 + i)
+		mine := between(fmt.Sprint("tcp:", port))
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = r.Apply(r.ctx, mine) })
+		r.await("the command is on its way", ann.touched(i))
+		if err := r.Serve.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		r.startCoordinator()
+		var now struct {
+			Number uint64
+			Source string
+		}
+		r.adminJSON(&now, "policy", "show")
+		if now.Number < number || now.Number > number+2 || number == 0 && now.Source != open && now.Source != mine {
+			t.Errorf("policy %d is in force, after number %d:\n%s", now.Number, number, now.Source)
+		}
+		// Then it is applied after all; that it was already is no error.
+		r.apply(mine)
+		r.adminJSON(&now, "policy", "show")
+		if now.Source != mine {
+			t.Errorf("applied, and in force is\n%s", now.Source)
+		}
+		number = now.Number
+		r.await("the port of this policy is open", func() error { return tcp(port)(r, ann.Host, web.v4) })
+		if err := tcp(port-1)(r, ann.Host, web.v4); err == nil {
+			t.Errorf("port %d is open as well", port-1)
+		}
+	}
+}
+
+// TestAgentKilledAmidEnrolment kills the agent at different moments of `up` with a code that is good for one machine. It
+// ends up enrolled, once.
+func TestAgentKilledAmidEnrolment(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const turns = 8
+	for i := range turns {
+		m := r.machine(fmt.Sprint("m", i))
+		code := r.token("--user", "ann@example.com")
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = m.Up(r.ctx, code) })
+		r.await("the command is on its way", m.touched(i))
+		if err := m.Agent.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		m.start()
+		if i%2 == 0 {
+			m.awaitStatus("settles by itself", func(st mesh.Status) bool { return st.State == "running" || st.State == "down" })
+		}
+		m.join(code)
+	}
+	known := map[string][]netip.Addr{}
+	for _, m := range r.members {
+		known[m.id] = m.addrs()
+	}
+	r.nodesAre(known, turns, turns)
+	if spent := slices.DeleteFunc(r.tokens(), func(k tokenJSON) bool { return k.State != "spent" || k.Uses != 1 }); len(spent) != turns {
+		t.Errorf("%d tokens were used once", len(spent))
 	}
 }

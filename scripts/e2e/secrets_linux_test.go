@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
@@ -11,8 +12,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"testing"
 
 	"github.com/redoubt-mesh/redoubt/proto/join"
+	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
 // secret is something that nobody may print, in one of its forms.
@@ -121,5 +124,39 @@ func (r *rig) lookForSecrets() {
 				r.Errorf("%s shows a secret: %s", t.who, s.what)
 			}
 		}
+	}
+}
+
+// TestSecretsAreSeen prints keys in ways that the search above has to notice.
+func TestSecretsAreSeen(t *testing.T) {
+	node, err := key.NewNode(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device, err := key.NewDevice(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	devicePEM, err := device.MarshalPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := node.Expose()
+	nodePEM := pem.EncodeToMemory(&pem.Block{Type: "REDOUBT NODE KEY", Bytes: secret[:]})
+	for _, c := range []struct{ name, file, shown string }{
+		{"node key as wg prints it", string(nodePEM), base64.StdEncoding.EncodeToString(secret[:])},
+		{"node key as UAPI prints it", string(nodePEM), hex.EncodeToString(secret[:])},
+		{"file of the device key", string(devicePEM), strings.ReplaceAll(string(devicePEM), "\n", "")},
+	} {
+		found := false
+		for _, s := range privateKeys(c.name, []byte("# a comment\n"+c.file)) {
+			found = found || strings.Contains("msg="+c.shown+" more", s.form)
+		}
+		if !found {
+			t.Errorf("%s: not noticed", c.name)
+		}
+	}
+	if keys := privateKeys("none", []byte("nothing")); len(keys) != 0 {
+		t.Errorf("keys of nothing: %v", keys)
 	}
 }
