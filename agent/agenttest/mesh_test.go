@@ -79,8 +79,6 @@ func user(name string) who { return func(r *redoubtv1.CreateTokenRequest) { r.Us
 
 func tags(names ...string) who { return func(r *redoubtv1.CreateTokenRequest) { r.Tags = names } }
 
-func reusable(r *redoubtv1.CreateTokenRequest) { r.Reusable = true }
-
 // Code makes a join code.
 func (m *mesh) Code(options ...who) string {
 	m.Helper()

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -34,7 +35,8 @@ func run(args []string, out io.Writer) int {
 		args = args[1:]
 	}
 	start := time.Now()
-	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
+	// go test ends by its own time-out.
+	cmd := exec.CommandContext(context.Background(), "go", append([]string{"test", "-json"}, args...)...)
 	cmd.Stderr = os.Stderr
 	pipe, err := cmd.StdoutPipe()
 	if err == nil {
