@@ -162,8 +162,8 @@ func (l *life) change() {
 		IP  []string `json:"ip"`
 	}
 	grants := []grant{}
-	for range l.rnd.IntN(4) {
-		g := grant{[]string{src()}, []string{dst()}, []string{pick(l.rnd, "*", "tcp:22", "udp:53", "icmp:*", "80", "tcp:20-60")}}
+	for range l.rnd.IntN(6) {
+		g := grant{[]string{src()}, []string{dst()}, []string{pick(l.rnd, "*", "tcp:22", "tcp:22", "udp:53", "icmp:*", "80", "tcp:20-60")}}
 		if l.rnd.IntN(3) == 0 {
 			g.Src = append(g.Src, src())
 		}
@@ -464,7 +464,7 @@ func (l *life) checkArrivals(b *compile.Bound) {
 // open opens a connection that the next step may end.
 func (l *life) open(b *compile.Bound, up []*node) {
 	l.Helper()
-	for range min(4, len(up)) {
+	for range 3 * len(up) {
 		from, to := pick(l.rnd, up...), pick(l.rnd, up...)
 		src, dst := l.members[from].Addrs.V4, l.members[to].Addrs.V4
 		if l.rnd.IntN(2) == 0 {
