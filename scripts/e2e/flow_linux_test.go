@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -123,8 +124,9 @@ type udpFlow struct {
 	client net.Conn
 	server *net.UDPConn
 	stop   chan struct{}
-	wg     sync.WaitGroup
 	once   sync.Once
+
+	sender, receiver sync.WaitGroup
 }
 
 // payload begins what udpFlow sends; it must not be seen on any wire.
@@ -142,8 +144,8 @@ func (r *rig) udpFlow(from, to *lab.Host, dst netip.AddrPort) *udpFlow {
 		r.Fatal(err)
 	}
 	f := &udpFlow{client: client, server: server, stop: make(chan struct{})}
-	f.wg.Go(f.send)
-	f.wg.Go(f.receive)
+	f.sender.Go(f.send)
+	f.receiver.Go(f.receive)
 	r.Cleanup(f.close)
 	return f
 }
@@ -181,13 +183,29 @@ func (f *udpFlow) receive() {
 	}
 }
 
+// end stops sending.
+func (f *udpFlow) end() {
+	f.once.Do(func() { close(f.stop) })
+	f.sender.Wait()
+}
+
 func (f *udpFlow) close() {
-	f.once.Do(func() {
-		close(f.stop)
-		f.server.Close()
-		f.client.Close()
+	f.end()
+	f.server.Close()
+	f.client.Close()
+	f.receiver.Wait()
+}
+
+// losesNothing ends a flow of which every packet has to arrive.
+func (r *rig) losesNothing(f *udpFlow) {
+	r.Helper()
+	f.end()
+	r.await("every packet arrives", func() error {
+		if sent, got := f.sent.Load(), f.got.Load(); sent != got {
+			return fmt.Errorf("%d were sent, %d arrived", sent, got)
+		}
+		return nil
 	})
-	f.wg.Wait()
 }
 
 // arrives waits until so many more numbers have arrived.
