@@ -85,7 +85,9 @@ func (a *Agent) save(e machine.Effect) error {
 	case machine.SaveDelta:
 		return d.SaveDelta(e.Delta, e.Netmap)
 	case machine.SaveFloors:
-		return d.SaveFloors(e.Floors)
+		floors := e.Floors
+		floors.MeshTime = a.time.Floor()
+		return d.SaveFloors(floors)
 	case machine.Forget:
 		a.loop.keys = keys{dir: d}
 		return d.Forget()

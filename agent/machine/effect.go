@@ -76,7 +76,7 @@ type SaveDelta struct {
 	Netmap *proto.Netmap
 }
 
-// SaveFloors makes the floors last.
+// SaveFloors makes the floors last, all but that of mesh time, which is not for the machine to know.
 type SaveFloors struct{ Floors state.Floors }
 
 // Forget removes keys, identity and netmap: the node begins anew.

@@ -514,7 +514,6 @@ func (m *Machine) saveFloors() {
 		return
 	}
 	m.savedAt = m.now
-	m.floors.MeshTime = m.now
 	m.floors.LastContact = m.contact.last
 	if v := m.version(); m.floors.Version.Less(v) {
 		m.floors.Version = v

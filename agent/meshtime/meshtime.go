@@ -26,6 +26,7 @@ type Time struct {
 
 	mu    sync.Mutex
 	floor time.Time
+	born  time.Duration // the clock's Boot when the floor was read
 	// base is mesh time at the moment when the clock's Boot was at.
 	base  time.Time
 	at    time.Duration
@@ -34,7 +35,21 @@ type Time struct {
 
 // New starts from the floor that an earlier run left, or the zero time.
 func New(clock Clock, floor time.Time) *Time {
-	return &Time{clock: clock, floor: floor}
+	return &Time{clock: clock, floor: floor, born: clock.Boot()}
+}
+
+// Floor is what mesh time will not be below in the next run: what coordinators said, and what passed since. The system's clock
+// has no part in it: one that was wrong once, and ahead, would keep the node from its coordinator for as long.
+func (t *Time) Floor() time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.heard:
+		return t.base.Add(t.clock.Boot() - t.at)
+	case t.floor.IsZero():
+		return t.floor
+	}
+	return t.floor.Add(t.clock.Boot() - t.born)
 }
 
 // Heard takes the coordinator's time. A coordinator that does not know the time (zero) says nothing.

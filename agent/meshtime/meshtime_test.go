@@ -57,6 +57,25 @@ func TestFloor(t *testing.T) {
 	}
 }
 
+// What the next run begins with is what coordinators said and what passed since, whatever the system's clock says.
+func TestFloorOfTheNextRun(t *testing.T) {
+	ahead := noon.Add(10 * 365 * 24 * time.Hour)
+	c := &fakeClock{now: ahead, boot: time.Hour}
+	m := New(c, noon)
+	c.pass(time.Minute)
+	if got, want := m.Floor(), noon.Add(time.Minute); !got.Equal(want) || m.Now().Before(ahead) {
+		t.Errorf("Floor() = %v, want %v; Now() = %v", got, want, m.Now())
+	}
+	m.Heard(noon.Add(time.Hour))
+	c.pass(time.Minute)
+	if got, want := m.Floor(), noon.Add(time.Hour+time.Minute); !got.Equal(want) {
+		t.Errorf("after the coordinator was heard Floor() = %v, want %v", got, want)
+	}
+	if got := New(c, time.Time{}).Floor(); !got.IsZero() {
+		t.Errorf("of a node that heard nobody Floor() = %v", got)
+	}
+}
+
 // Before the coordinator was heard, nothing that is done to the system's clock makes mesh time go back, fall below the
 // floor, or run slower than time itself.
 func TestNeverBack(t *testing.T) {
