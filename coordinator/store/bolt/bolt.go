@@ -121,14 +121,23 @@ func openFile(path string) (*bbolt.DB, error) {
 	if runtime.GOOS == "windows" {
 		o.InitialMmapSize = 0 // the file would be as large there
 	}
-	b, err := bbolt.Open(path, 0o600, o)
+	var b *bbolt.DB
+	err := guarded(func() (err error) {
+		if b, err = bbolt.Open(path, 0o600, o); err != nil {
+			return err
+		}
+		return sound(b)
+	})
 	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, fmt.Errorf("open the store %s: another program has the file open", path)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("open the store %s: %w; restore a backup into an empty directory if it is damaged", path, err)
+	if err == nil {
+		return b, nil
 	}
-	return b, nil
+	if b != nil {
+		err = errors.Join(err, b.Close())
+	}
+	return nil, fmt.Errorf("open the store %s: %w; restore a backup into an empty directory if it is damaged", path, err)
 }
 
 func readNumber(b *bbolt.DB, key []byte) (n uint64, err error) {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -304,5 +306,58 @@ func TestAfterAWriteThatMayHaveHappenedNothingIsWritten(t *testing.T) {
 	}
 	if _, err := db.Txn(t.Context(), nil, []store.Op{store.Put("b", nil)}); !errors.Is(err, store.ErrFailed) {
 		t.Errorf("the next write: %v, want ErrFailed", err)
+	}
+}
+
+// TestDamageIsAnError cuts the file short and overwrites its pages, one after the other: opening it is an error that says
+// so, or what the store holds can be read to its end.
+func TestDamageIsAnError(t *testing.T) {
+	dir := t.TempDir()
+	db := openDir(t, dir, Options{})
+	for i := range 60 {
+		put(t, db, fmt.Sprintf("key/%d", i), strings.Repeat("value", 200))
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(filepath.Join(dir, fileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := os.Getpagesize()
+	used := len(bytes.TrimRight(whole, "\x00"))/page + 1
+	whole = whole[:used*page] // The rest is empty, and only takes time.
+	random := rand.NewChaCha8([32]byte{1})
+	damaged := map[string][]byte{"empty": {}}
+	for i := range used {
+		damaged[fmt.Sprintf("cut short at page %d", i)] = whole[:i*page]
+		over := bytes.Clone(whole)
+		random.Read(over[i*page:][:page])
+		damaged[fmt.Sprintf("page %d overwritten", i)] = over
+		zero := bytes.Clone(whole)
+		clear(zero[i*page:][:page])
+		damaged[fmt.Sprintf("page %d zeroed", i)] = zero
+	}
+	refused := 0
+	for name, b := range damaged {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, fileName), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		db, err := Open(dir, Options{})
+		if err != nil {
+			refused++
+			if !strings.Contains(err.Error(), "restore a backup") && !strings.Contains(err.Error(), "not a store") {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		_, _, _ = db.List(t.Context(), "") // The entries may be others; it must not bring the program down.
+		if err := db.Close(); err != nil {
+			t.Errorf("%s: close: %v", name, err)
+		}
+	}
+	if refused < used {
+		t.Errorf("only %d of %d damaged files were refused", refused, len(damaged))
 	}
 }
