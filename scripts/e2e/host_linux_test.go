@@ -197,3 +197,91 @@ func TestOwnNames(t *testing.T) {
 		t.Error(fmt.Errorf("sockets that are left: %v %w", left, err))
 	}
 }
+
+// TestWhatIsMissing is a host on which the data path cannot run: a person is told why, and it runs as soon as it can.
+func TestWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(open)
+	b := r.join("b", "--tag", "tag:b")
+
+	h, err := r.World.AddHost("taken", r.LAN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := h.ListenUDP(netip.AddrPortFrom(netip.IPv4Unspecified(), 4500))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	taken := r.agentOn(h, "--listen-port", "4500")
+	before := r.network(h)
+	code := r.token("--user", "ann@example.com")
+	r.contains(taken.fails(exitFalse, "up", code, "--timeout", "2s"), "4500", "in use", "redoubt status")
+	r.contains(taken.fails(exitFalse, "status"), "starting", "4500", "in use")
+	if _, err := h.Ping(r.ctx, b.v4); err == nil {
+		t.Error("it reaches b without a data path")
+	}
+	other.Close()
+	taken.awaitState("running")
+	r.await("it reaches b", func() error {
+		_, err := h.Ping(r.ctx, b.v4)
+		return err
+	})
+	taken.do("down")
+	r.same("down", before, h)
+
+	if h, err = r.World.AddHost("without", r.LAN); err != nil {
+		t.Fatal(err)
+	}
+	empty := filepath.Join(r.World.Dir, "empty")
+	if err := os.Mkdir(empty, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.Mounts = map[string]string{"/dev/net": empty}
+	without := r.agentOn(h)
+	before = r.network(h)
+	r.contains(without.fails(exitFalse, "up", r.token("--user", "ann@example.com"), "--timeout", "2s"), "/dev/net/tun")
+	without.do("down")
+	r.same("down", before, h)
+}
+
+// TestDamagedState damages a file of the agent's each: it names the file and does not start.
+func TestDamagedState(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(open)
+	m := r.join("m", "--user", "ann@example.com")
+	r.join("b", "--tag", "tag:b")
+	r.settle()
+	if err := m.Agent.Stop(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	before := r.network(m.Host)
+	for _, name := range []string{"device.key", "node.key", "join", "identity", "netmap", "floors", "wanted"} {
+		path := filepath.Join(m.State(), name)
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, damaged := range map[string][]byte{"cut short": whole[:len(whole)-7], "empty": {}, "something else": []byte("something else\n")} {
+			if err := os.WriteFile(path, damaged, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := m.Host.Run(r.ctx, lab.Command{Path: r.Program("redoubt"), Args: []string{"agent", "--state", m.State()}})
+			if err == nil {
+				t.Fatalf("%s %s: the agent runs", name, what)
+			}
+			r.contains(err.Error(), path)
+			if lines := strings.Count(err.Error(), "\n"); lines > 4 {
+				t.Errorf("%s %s: %v", name, what, err)
+			}
+		}
+		if err := os.WriteFile(path, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.same("not started", before, m.Host)
+	m.start()
+	m.awaitState("running")
+}
