@@ -58,8 +58,12 @@ func (a *Agent) Up(ctx context.Context, code, hostname string, progress func(str
 	if refused != nil {
 		return nil, &localapi.Error{Code: connect.CodeFailedPrecondition, Err: refused}
 	}
-	if event.Join != nil && member != "" {
+	switch {
+	case member == "":
+	case event.Join != nil:
 		progress("this machine is in the mesh already, as " + member + "; the join code was not used")
+	case hostname != "" && hostname != member:
+		progress("this machine is in the mesh already, as " + member + ", and keeps that name")
 	}
 	return a.await(ctx, progress)
 }

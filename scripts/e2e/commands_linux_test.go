@@ -313,6 +313,7 @@ func TestWaysToGiveTheCode(t *testing.T) {
 	r.contains(m.fails(exitUsage, "up", "--code-file", file+".none"), "code.none")
 	// A node that is in the mesh already does not spend another code.
 	r.contains(m.fails(0, "up", r.token("--user", "bob@example.com")), "in the mesh already", "not used")
+	r.contains(m.fails(0, "up", "--hostname", "other"), "in the mesh already", "keeps that name")
 }
 
 // TestCodesThatAreNone gives join codes that are wrong in some way: each says what is wrong with it, and nothing of it is
