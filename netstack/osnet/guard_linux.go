@@ -125,10 +125,20 @@ func arpTable(device string) *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyARP, Name: TablePrefix + device}
 }
 
+// tables lists all tables. A late reply to an earlier request can meet the list's; the next try finds the socket empty.
+func (g *nft) tables() (tables []*nftables.Table, err error) {
+	for range 3 {
+		if tables, err = g.conn.ListTables(); err == nil {
+			return tables, nil
+		}
+	}
+	return nil, guardError("list nftables' tables", err)
+}
+
 func (g *nft) list() ([]instance, error) {
-	tables, err := g.conn.ListTables()
+	tables, err := g.tables()
 	if err != nil {
-		return nil, guardError("list nftables' tables", err)
+		return nil, err
 	}
 	var out []instance
 	for _, t := range tables {
@@ -193,9 +203,9 @@ func last(p netip.Prefix) netip.Addr {
 }
 
 func (g *nft) remove(device string) error {
-	tables, err := g.conn.ListTables()
+	tables, err := g.tables()
 	if err != nil {
-		return guardError("list nftables' tables", err)
+		return err
 	}
 	for _, t := range tables {
 		if t.Name == TablePrefix+device && (t.Family == nftables.TableFamilyINet || t.Family == nftables.TableFamilyARP) {
