@@ -213,8 +213,11 @@ func (n *node) stop() {
 	}
 }
 
+// restart stops the agent and starts another one. What its programs said last gets out before: those that they start with next
+// take the same ports again.
 func (n *node) restart() {
 	n.m.Helper()
+	time.Sleep(2 * latency)
 	n.stop()
 	n.start()
 }
