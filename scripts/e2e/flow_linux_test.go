@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -121,6 +122,10 @@ func (r *rig) reset(f *tcpFlow) {
 type udpFlow struct {
 	sent, got, highest atomic.Uint64
 
+	mu      sync.Mutex
+	arrived map[uint64]struct{}
+	refused map[uint64]error // by the sender's own kernel
+
 	client net.Conn
 	server *net.UDPConn
 	stop   chan struct{}
@@ -143,7 +148,10 @@ func (r *rig) udpFlow(from, to *lab.Host, dst netip.AddrPort) *udpFlow {
 	if err != nil {
 		r.Fatal(err)
 	}
-	f := &udpFlow{client: client, server: server, stop: make(chan struct{})}
+	f := &udpFlow{
+		arrived: map[uint64]struct{}{}, refused: map[uint64]error{},
+		client: client, server: server, stop: make(chan struct{}),
+	}
 	f.sender.Go(f.send)
 	f.receiver.Go(f.receive)
 	r.Cleanup(f.close)
@@ -157,7 +165,11 @@ func (f *udpFlow) send() {
 	for n := uint64(1); ; n++ {
 		binary.BigEndian.PutUint64(b[len(payload):], n)
 		f.sent.Store(n)
-		_, _ = f.client.Write(b) // It fails where there is no way, and is tried again.
+		if _, err := f.client.Write(b); err != nil { // Where there is no way, for one; later ones may find it.
+			f.mu.Lock()
+			f.refused[n] = err
+			f.mu.Unlock()
+		}
 		select {
 		case <-tick.C:
 		case <-f.stop:
@@ -176,8 +188,12 @@ func (f *udpFlow) receive() {
 		if n != len(payload)+8 {
 			continue
 		}
+		v := binary.BigEndian.Uint64(b[len(payload):])
+		f.mu.Lock()
+		f.arrived[v] = struct{}{}
+		f.mu.Unlock()
 		f.got.Add(1)
-		if v := binary.BigEndian.Uint64(b[len(payload):]); v > f.highest.Load() {
+		if v > f.highest.Load() {
 			f.highest.Store(v)
 		}
 	}
@@ -202,10 +218,27 @@ func (r *rig) losesNothing(f *udpFlow) {
 	f.end()
 	r.await("every packet arrives", func() error {
 		if sent, got := f.sent.Load(), f.got.Load(); sent != got {
-			return fmt.Errorf("%d were sent, %d arrived", sent, got)
+			return fmt.Errorf("%d were sent, %d arrived%s", sent, got, f.missing())
 		}
 		return nil
 	})
+}
+
+// missing lists the numbers that did not arrive, as far as they fit a line.
+func (f *udpFlow) missing() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var b strings.Builder
+	for n, listed := uint64(1), 0; n <= f.sent.Load() && listed < 20; n++ {
+		if _, ok := f.arrived[n]; !ok {
+			listed++
+			fmt.Fprintf(&b, "; %d is missing", n)
+			if err := f.refused[n]; err != nil {
+				fmt.Fprintf(&b, " (%v)", err)
+			}
+		}
+	}
+	return b.String()
 }
 
 // arrives waits until so many more numbers have arrived.
