@@ -1,8 +1,10 @@
 package acl
 
 import (
+	"encoding/json"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/proto"
 )
@@ -14,9 +16,18 @@ type Policy struct {
 	Groups    map[string]Group    // by "group:eng"
 	Hosts     map[string]Host     // by name
 	TagOwners map[string]TagOwner // by "tag:db"
-	// Rules are the permissions: those of acls, then those of grants, each in the order of the file.
-	Rules []Rule
-	Tests []Test
+	IPSets    map[string]IPSet    // by "ipset:name"
+	Postures  map[string]Posture  // by "posture:managed"
+	// Rules are those of acls, then of grants, deny and enforcement, each in the order of the file.
+	Rules     []Rule
+	Approvers Approvers
+	NodeAttrs []NodeAttr
+	SSH       []SSHRule
+	Tests     []Test
+	SSHTests  []SSHTest
+	Session   Session
+	Outage    Outage
+	Node      NodeTerms
 }
 
 // Pos is a place in the file, from 1; columns count characters.
@@ -51,11 +62,140 @@ type TagOwner struct {
 	Owners []Selector // users, groups, tags, autogroup:member or autogroup:tagged
 }
 
-// Rule permits what its sources open to its destinations. Rules only permit; their order never matters.
+// IPSet is a named set of addresses, with what it removes already taken out.
+type IPSet struct {
+	Place
+	Name     string         // "ipset:prod"
+	Prefixes []netip.Prefix // sorted, masked, without overlaps
+}
+
+// Posture is a named list of conditions on a node, all of which must hold.
+type Posture struct {
+	Place
+	Name       string // "posture:managed"
+	Conditions []Condition
+}
+
+// Operator compares a fact with what a condition wants.
+type Operator uint8
+
+// The operators of conditions. A comparison with a fact that is not set is false, whichever way it is written.
+const (
+	Equal Operator = iota + 1
+	NotEqual
+	Less
+	LessOrEqual
+	Greater
+	GreaterOrEqual
+	In
+	NotIn
+	IsSet
+	NotSet
+)
+
+// Condition is one line of a posture, such as node:os == 'linux'.
+type Condition struct {
+	Place
+	Fact   string // node:os
+	Op     Operator
+	Values []string // one; several for In and NotIn; none for IsSet and NotSet
+	Text   string   // as it was written
+}
+
+// Action is what a rule does with a connection that it matches.
+type Action uint8
+
+// The actions. Deny wins over every other rule; Monitor lets pass what no rule allows, and has it logged.
+const (
+	Allow Action = iota
+	Deny
+	Monitor
+)
+
+// Rule says what becomes of the connections that its sources open to its destinations. Their order never matters.
 type Rule struct {
-	Place // acls[2] or grants[0]
-	Src   []Selector
-	Dst   []Destination
+	Place  // acls[2], grants[0], deny[1] or enforcement[0]
+	Action Action
+	Src    []Selector
+	Dst    []Destination
+	// Postures are names of which one must hold for the source; none asks for nothing.
+	Postures []string
+	// Auth is what the person behind the source must have done; nil asks for nothing.
+	Auth *Auth
+	// Via are tags: the rule holds only where a router that has one of them serves the destination. None is any way.
+	Via []string
+	// App are capabilities that the destination is told of, by name: a list of JSON objects each.
+	App map[string][]json.RawMessage
+	// Until is when a Monitor rule ends; zero for all others.
+	Until time.Time
+}
+
+// Auth is how recently and how well a person must have logged in.
+type Auth struct {
+	Place
+	Age time.Duration // 0: any
+	MFA bool
+}
+
+// Session is the default for how old a person's login may be; MaxAge 0 is without end.
+type Session struct {
+	Place
+	MaxAge time.Duration
+}
+
+// Outage is how long nodes without their coordinator go on. Nil is the default of the mesh.
+type Outage struct {
+	Place
+	Grace, Posture *time.Duration
+}
+
+// NodeTerms are the terms of nodes' certificates.
+type NodeTerms struct {
+	Place
+	CertLifetime time.Duration            // 0: the default of the mesh
+	ByTag        map[string]time.Duration // overrides
+}
+
+// Approvers say which routes need no approval by hand.
+type Approvers struct {
+	Routes   []RouteApprover
+	ExitNode []Selector
+}
+
+// RouteApprover approves routes within a prefix for nodes that one of its selectors picks.
+type RouteApprover struct {
+	Place
+	Prefix netip.Prefix
+	By     []Selector
+}
+
+// NodeAttr gives attributes to nodes.
+type NodeAttr struct {
+	Place
+	Target []Selector
+	Attrs  []string
+	App    map[string][]json.RawMessage
+}
+
+// SSHRule says who may log in where, as whom.
+type SSHRule struct {
+	Place
+	Check       bool // action check: the person must have logged in within CheckPeriod
+	Src, Dst    []Selector
+	Users       []string // login names, or autogroup:nonroot, or localpart:*@domain
+	CheckPeriod time.Duration
+	Always      bool // checkPeriod "always"
+	AcceptEnv   []string
+	Postures    []string
+}
+
+// SSHTest is a claim about SSHRules.
+type SSHTest struct {
+	Place
+	Src                 Selector
+	Dst                 []Selector
+	Accept, Deny, Check []string // login names
+	Facts               map[string]string
 }
 
 // Destination is a selector with what may be opened there.
@@ -69,15 +209,19 @@ type Kind uint8
 
 // The kinds of selectors, in the order in which a text is tried.
 const (
-	Literal Kind = iota + 1 // an address, a CIDR, or the name of a host: literal addresses of one family
-	Any                     // *: every address of the mesh
-	User                    // ann@example.com, or ann@ for a login name without a domain
-	Domain                  // user:*@example.com: everyone of a domain
-	GroupOf                 // group:eng
-	Tag                     // tag:db
-	Member                  // autogroup:member: every node of a user
-	Tagged                  // autogroup:tagged: every node with a tag
-	Self                    // autogroup:self: the other nodes of the same user
+	Literal    Kind = iota + 1 // an address, a CIDR, or the name of a host: literal addresses of one family
+	Any                        // *: every address of the mesh
+	User                       // ann@example.com, or ann@ for a login name without a domain
+	Domain                     // user:*@example.com: everyone of a domain
+	GroupOf                    // group:eng
+	Tag                        // tag:db
+	Member                     // autogroup:member: every node of a user
+	Tagged                     // autogroup:tagged: every node with a tag
+	Self                       // autogroup:self: the other nodes of the same user
+	AddressSet                 // ipset:prod: the addresses of a set
+	Internet                   // autogroup:internet: what is reached through exit nodes
+	DangerAll                  // autogroup:danger-all: every address there is
+	Role                       // autogroup:admin and the like: users with a role
 )
 
 // Selector picks nodes by who they are, or addresses literally.
@@ -90,6 +234,8 @@ type Selector struct {
 	Name string
 	// Prefix is what a Literal covers, masked.
 	Prefix netip.Prefix
+	// Prefixes is what an AddressSet covers.
+	Prefixes []netip.Prefix
 }
 
 // Set is the name under which a netmap lists the nodes that the selector picks by identity; empty for selectors that are
@@ -106,6 +252,8 @@ func (s Selector) Set() string {
 		return "autogroup:member"
 	case Tagged:
 		return "autogroup:tagged"
+	case Role:
+		return s.Name
 	}
 	return ""
 }
@@ -134,6 +282,8 @@ type Test struct {
 	Protocols []uint8
 	Accept    []Target // every address of Src reaches these
 	Deny      []Target // no address of Src reaches these
+	// Facts are those that the source is assumed to have; nil where the test names none.
+	Facts map[string]string
 }
 
 // Target is a destination of a test.

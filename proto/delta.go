@@ -18,6 +18,7 @@ type Head struct {
 	Authorities [][]byte
 	Requires    []string
 	Outage      Outage
+	Withheld    []Withheld
 }
 
 // SetChange is what becomes of a set that stays: members that come and members that go, each sorted.
@@ -55,11 +56,12 @@ func (d *Delta) Empty() bool {
 }
 
 func (n *Netmap) head() Head {
-	return Head{Mesh: n.Mesh, Self: n.Self, Authorities: n.Authorities, Requires: n.Requires, Outage: n.Outage}
+	return Head{Mesh: n.Mesh, Self: n.Self, Authorities: n.Authorities, Requires: n.Requires, Outage: n.Outage, Withheld: n.Withheld}
 }
 
 func (h *Head) equal(o *Head) bool {
 	return h.Mesh == o.Mesh && h.Self == o.Self && h.Outage == o.Outage &&
+		slices.EqualFunc(h.Withheld, o.Withheld, func(a, b Withheld) bool { return a.Reason == b.Reason && a.Equal(&b.Rule) }) &&
 		slices.Equal(h.Requires, o.Requires) && slices.EqualFunc(h.Authorities, o.Authorities, bytes.Equal)
 }
 
@@ -81,7 +83,7 @@ func (d *Delta) diffPeer(a, b *Peer) {
 	switch {
 	case b == nil:
 		d.RemovePeers = append(d.RemovePeers, a.ID)
-	case a == nil || !bytes.Equal(a.Certificate, b.Certificate):
+	case a == nil || !bytes.Equal(a.Certificate, b.Certificate) || !slices.Equal(a.Routes, b.Routes):
 		d.UpsertPeers = append(d.UpsertPeers, *b)
 	case !slices.Equal(a.Endpoints, b.Endpoints):
 		d.Endpoints = append(d.Endpoints, EndpointsChange{ID: b.ID, Endpoints: b.Endpoints})
@@ -92,7 +94,7 @@ func (d *Delta) diffSet(a, b *Set) {
 	switch {
 	case b == nil:
 		d.RemoveSets = append(d.RemoveSets, a.Name)
-	case a == nil:
+	case a == nil || a.Conditional != b.Conditional:
 		d.UpsertSets = append(d.UpsertSets, *b)
 	case !slices.Equal(a.Members, b.Members):
 		c := SetChange{Name: b.Name}
@@ -124,7 +126,9 @@ func (d *Delta) diffRule(a, b *Rule) {
 func (r *Rule) Equal(o *Rule) bool {
 	return r.Key == o.Key && r.Origin == o.Origin && r.Direction == o.Direction &&
 		slices.Equal(r.Peers.Sets, o.Peers.Sets) && slices.Equal(r.Peers.Prefixes, o.Peers.Prefixes) &&
-		slices.Equal(r.Local, o.Local) && slices.Equal(r.Services, o.Services)
+		slices.Equal(r.Local, o.Local) && slices.Equal(r.Services, o.Services) &&
+		r.Action == o.Action && r.Until.Equal(o.Until) && r.Conditional == o.Conditional &&
+		slices.EqualFunc(r.App, o.App, func(a, b Capability) bool { return a.Name == b.Name && slices.Equal(a.Values, b.Values) })
 }
 
 // Apply gives the netmap that the delta leads to; n stays as it is and shares what did not change. A delta that names
@@ -159,7 +163,7 @@ func (n *Netmap) Apply(d *Delta) (*Netmap, error) {
 	if len(d.RemoveSets) > 0 {
 		touched = m.Rules
 	}
-	if err := checkReferences(touched, m.Sets); err != nil {
+	if err := cmp.Or(checkReferences(touched, m.Sets), checkWithheldReferences(m.Withheld, m.Sets)); err != nil {
 		return nil, err
 	}
 	return &m, nil
@@ -175,7 +179,7 @@ func (n *Netmap) applyHead(h *Head) error {
 	if err := h.validate(); err != nil {
 		return err
 	}
-	n.Authorities, n.Requires, n.Outage = h.Authorities, h.Requires, h.Outage
+	n.Authorities, n.Requires, n.Outage, n.Withheld = h.Authorities, h.Requires, h.Outage, h.Withheld
 	return nil
 }
 

@@ -12,6 +12,10 @@ const (
 const (
 	// FeatureRules is enforcing Rules with Sets in both directions, statefully.
 	FeatureRules = "rules/1"
+	// FeatureDeny is enforcing rules whose action is Deny or Monitor, and Until.
+	FeatureDeny = "deny/1"
+	// FeatureConditions is letting go of conditional sets and rules Outage.Posture after the last contact.
+	FeatureConditions = "conditions/1"
 )
 
 // Features lists what this build can enforce, sorted.

@@ -16,11 +16,16 @@ const (
 	MaxRuleSets     = 256
 	MaxRulePrefixes = 4096 // each of Peers.Prefixes and Local
 	MaxServices     = 4096
+	MaxCapabilities = 64      // of one rule
+	MaxCapability   = 8 << 10 // bytes of one rule's capabilities together
+	MaxWithheld     = 256     // rules of a netmap that do not hold
+	MaxRoutes       = 256     // of one peer
 	// Texts, in bytes.
 	MaxName   = 256 // names of sets, keys and paths of rules, features
 	MaxDomain = 190 // leaves room for a label before it
 	MaxTags   = 64
 	MaxTag    = 64
 	MaxUser   = 256 // each of issuer, subject and name
+	MaxReason = 512 // why a rule does not hold
 	MaxGrace  = 366 * 24 * time.Hour
 )

@@ -29,12 +29,24 @@ type Netmap struct {
 	// Requires names the features that enforcing this netmap takes. A node that lacks one enforces the empty policy.
 	Requires []string // sorted
 	Outage   Outage
+	// Withheld are rules about what this node opens that do not hold for it now, each with what is missing. They permit
+	// nothing: they are there so that a refusal can be explained.
+	Withheld []Withheld // sorted by Key
+}
+
+// Withheld is a rule that does not hold, and why.
+type Withheld struct {
+	Rule
+	Reason string // such as: needs posture:managed: node:os is not set
 }
 
 // Outage says how long a node that lost its coordinator trusts what it heard last.
 type Outage struct {
 	// Grace is how long after its own last contact a node that is out of contact honours certificates that were valid then.
 	Grace time.Duration
+	// Posture is how long after its own last contact a node that is out of contact goes by Sets and Rules that are
+	// Conditional. It is no longer than Grace.
+	Posture time.Duration
 }
 
 // Peer is another node. Who it is stands in its certificate.
@@ -42,6 +54,8 @@ type Peer struct {
 	ID          NodeID
 	Certificate []byte // node certificate, DER
 	Endpoints   []Endpoint
+	// Routes are approved prefixes outside of the mesh's own that the peer serves and that this node may use, sorted.
+	Routes []netip.Prefix
 }
 
 // EndpointKind says how an endpoint came to be known.
@@ -63,6 +77,30 @@ type Endpoint struct {
 type Set struct {
 	Name    string
 	Members []NodeID // sorted
+	// Conditional says that members are there for facts that age: without contact the set holds for Outage.Posture only.
+	Conditional bool
+}
+
+// Action is what a rule does with a connection that it matches.
+type Action uint8
+
+// Allow permits. Deny refuses, whatever else permits. Monitor lets pass what no rule permits, and has it logged.
+const (
+	Allow Action = iota
+	Deny
+	Monitor
+)
+
+func (a Action) String() string {
+	switch a {
+	case Allow:
+		return "allow"
+	case Deny:
+		return "deny"
+	case Monitor:
+		return "monitor"
+	}
+	return "?"
 }
 
 // Direction is a rule's, as seen by the node that enforces it.
@@ -84,7 +122,7 @@ func (d Direction) String() string {
 	return "?"
 }
 
-// Rule permits connections between this node and others. Rules only permit, and their order never matters.
+// Rule says what becomes of connections between this node and others. Their order never matters.
 // Replies belong to the connection and need no rule.
 type Rule struct {
 	Key       string // unique in the netmap: the origin's path and the direction
@@ -94,8 +132,22 @@ type Rule struct {
 	Peers Selector
 	// Local are the addresses on this side that the rule is about: this node's own, or routes that it serves.
 	Local []netip.Prefix
-	// Services are the protocols and ports of the side that is connected to.
+	// Services are the protocols and ports of the side that is connected to. A rule without any is only about App.
 	Services []Service
+	Action   Action
+	// Until is when a Monitor rule ends, in mesh time; zero in all others. Whole seconds.
+	Until time.Time
+	// Conditional says that the rule is there for facts of this node that age: without contact it holds for Outage.Posture
+	// only. A Deny is never conditional: where facts are not known, it holds.
+	Conditional bool
+	// App are capabilities that this node grants to the peers, only where Direction is In; sorted by Name.
+	App []Capability
+}
+
+// Capability is what an application on the destination may make of a connection.
+type Capability struct {
+	Name   string   // such as example.com/cap/admin
+	Values []string // JSON objects
 }
 
 // Origin is the place in the policy that a rule came from.

@@ -2,6 +2,7 @@ package proto
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -48,7 +49,7 @@ func (n *Netmap) Validate() error {
 	if err := n.checkCounts(); err != nil {
 		return err
 	}
-	return checkReferences(n.Rules, n.Sets)
+	return cmp.Or(checkReferences(n.Rules, n.Sets), checkWithheldReferences(n.Withheld, n.Sets))
 }
 
 // Validate says whether the mesh has an id, a domain in lower case, and one masked prefix of each family.
@@ -178,8 +179,59 @@ func checkPeers(ps []Peer, m Mesh, self NodeID) error {
 		if len(p.Certificate) == 0 || len(p.Certificate) > MaxCertificate {
 			return invalid("peer %s: certificate of %d bytes", p.ID, len(p.Certificate))
 		}
-		if err := checkEndpoints(p.Endpoints, m); err != nil {
+		if err := cmp.Or(checkEndpoints(p.Endpoints, m), checkRoutes(p.Routes, m)); err != nil {
 			return fmt.Errorf("peer %s: %w", p.ID, err)
+		}
+	}
+	return nil
+}
+
+// checkRoutes keeps routes off the mesh's own addresses: those belong to nodes, each to one.
+func checkRoutes(ps []netip.Prefix, m Mesh) error {
+	if len(ps) > MaxRoutes {
+		return invalid("%d routes, at most %d", len(ps), MaxRoutes)
+	}
+	for i, p := range ps {
+		if err := checkPrefix(p); err != nil {
+			return err
+		}
+		if p.Bits() > 0 && (p.Overlaps(m.V4) || p.Overlaps(m.V6)) {
+			return invalid("route %s overlaps the mesh's own addresses", p)
+		}
+		if i > 0 && ComparePrefix(ps[i-1], p) >= 0 {
+			return invalid("routes are not sorted or not unique at %s", p)
+		}
+	}
+	return nil
+}
+
+// ComparePrefix orders prefixes by address, then by length.
+func ComparePrefix(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+func checkWithheld(ws []Withheld) error {
+	if len(ws) > MaxWithheld {
+		return invalid("%d withheld rules, at most %d", len(ws), MaxWithheld)
+	}
+	for i := range ws {
+		if i > 0 && ws[i-1].Key >= ws[i].Key {
+			return invalid("withheld rules are not sorted or not unique at %q", ws[i].Key)
+		}
+		if err := ws[i].validate(); err != nil {
+			return fmt.Errorf("withheld rule %q: %w", shorten(ws[i].Key), err)
+		}
+		if !ValidText(ws[i].Reason, MaxReason) {
+			return invalid("the reason of withheld rule %q", ws[i].Key)
+		}
+	}
+	return nil
+}
+
+func checkWithheldReferences(ws []Withheld, ss []Set) error {
+	for i := range ws {
+		if err := checkReferences([]Rule{ws[i].Rule}, ss); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -237,6 +289,19 @@ func (r *Rule) validate() error {
 		return invalid("more than %d prefixes on one side", MaxRulePrefixes)
 	case len(r.Services) > MaxServices:
 		return invalid("%d services, at most %d", len(r.Services), MaxServices)
+	case r.Action > Monitor:
+		return invalid("action %d", r.Action)
+	case (r.Action == Monitor) == r.Until.IsZero():
+		return invalid("a rule has an end where its action is monitor, and only there")
+	case !r.Until.Equal(r.Until.Truncate(time.Second)) || r.Until.Unix() < 0 && !r.Until.IsZero():
+		return invalid("its end")
+	case r.Action == Deny && r.Conditional:
+		return invalid("a rule that denies is never conditional")
+	case len(r.App) > 0 && (r.Action != Allow || r.Direction != In):
+		return invalid("capabilities belong to rules that allow, where they are granted")
+	}
+	if err := checkCapabilities(r.App); err != nil {
+		return err
 	}
 	for _, list := range [][]netip.Prefix{r.Peers.Prefixes, r.Local} {
 		for _, p := range list {
@@ -248,6 +313,27 @@ func (r *Rule) validate() error {
 	for _, s := range r.Services {
 		if s.First > s.Last || (!HasPorts(s.Proto) && (s.First != 0 || s.Last != 65535)) {
 			return invalid("service %d:%d-%d", s.Proto, s.First, s.Last)
+		}
+	}
+	return nil
+}
+
+func checkCapabilities(cs []Capability) error {
+	if len(cs) > MaxCapabilities {
+		return invalid("%d capabilities, at most %d", len(cs), MaxCapabilities)
+	}
+	size := 0
+	for i, c := range cs {
+		if !ValidText(c.Name, MaxName) || i > 0 && cs[i-1].Name >= c.Name {
+			return invalid("capabilities are not sorted, not unique or not printable")
+		}
+		for _, v := range c.Values {
+			if size += len(v); size > MaxCapability {
+				return invalid("more than %d bytes of capabilities", MaxCapability)
+			}
+			if !json.Valid([]byte(v)) {
+				return invalid("capability %q: a value that is no JSON", shorten(c.Name))
+			}
 		}
 	}
 	return nil
@@ -313,5 +399,8 @@ func (h *Head) validate() error {
 	if g := h.Outage.Grace; g < 0 || g > MaxGrace || g%time.Second != 0 {
 		return invalid("outage grace %s: whole seconds up to %s", g, MaxGrace)
 	}
-	return nil
+	if p := h.Outage.Posture; p < 0 || p > h.Outage.Grace || p%time.Second != 0 {
+		return invalid("outage posture %s: whole seconds up to the grace, %s", p, h.Outage.Grace)
+	}
+	return checkWithheld(h.Withheld)
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -22,6 +23,22 @@ type Inventory interface {
 	ByTag(tag string) iter.Seq[proto.NodeID]
 	All() iter.Seq[proto.NodeID]
 	ByAddr(netip.Addr) (proto.NodeID, bool)
+	// Traits is what is known of a node beside who it is.
+	Traits(proto.NodeID) Traits
+	// Routers lists the nodes that advertise or have approved routes.
+	Routers() iter.Seq[proto.NodeID]
+	// Roles lists what a user is in the mesh, such as "admin", by login name.
+	Roles(login string) []string
+	// Now is the moment that the inventory is about: ages are counted up to it.
+	Now() time.Time
+}
+
+// Traits is what is known of a node beside who it is. It never changes.
+type Traits struct {
+	// Facts are those that are set, by name, such as node:os. One that aged past its time is not there.
+	Facts map[string]string
+	// Advertised are the routes that the node offers, Approved those that an administrator approved by hand; sorted.
+	Advertised, Approved []netip.Prefix
 }
 
 // Memory is an inventory in memory. The zero value is empty.
@@ -30,6 +47,9 @@ type Memory struct {
 	byUser map[string]map[proto.NodeID]struct{}
 	byTag  map[string]map[proto.NodeID]struct{}
 	byAddr map[netip.Addr]proto.NodeID
+	traits map[proto.NodeID]Traits
+	roles  map[string][]string
+	now    time.Time
 }
 
 // Put adds a node or replaces the one with its id. Addresses belong to one node only.
@@ -72,7 +92,26 @@ func index(by map[string]map[proto.NodeID]struct{}, key string, id proto.NodeID)
 	by[key][id] = struct{}{}
 }
 
-// Remove forgets a node.
+// SetTraits says what is known of a node.
+func (m *Memory) SetTraits(id proto.NodeID, t Traits) {
+	if m.traits == nil {
+		m.traits = map[proto.NodeID]Traits{}
+	}
+	m.traits[id] = t
+}
+
+// SetRoles says what a user is in the mesh.
+func (m *Memory) SetRoles(login string, roles ...string) {
+	if m.roles == nil {
+		m.roles = map[string][]string{}
+	}
+	m.roles[login] = roles
+}
+
+// SetNow moves the moment that the inventory is about.
+func (m *Memory) SetNow(t time.Time) { m.now = t }
+
+// Remove forgets a node, but for its traits.
 func (m *Memory) Remove(id proto.NodeID) {
 	old, ok := m.nodes[id]
 	if !ok {
@@ -90,7 +129,7 @@ func (m *Memory) Remove(id proto.NodeID) {
 
 // Clone is a copy that changes by itself.
 func (m *Memory) Clone() *Memory {
-	c := &Memory{}
+	c := &Memory{traits: maps.Clone(m.traits), roles: maps.Clone(m.roles), now: m.now}
 	for _, id := range m.nodes {
 		if err := c.Put(id); err != nil {
 			panic("an inventory holds what it refuses: " + err.Error())
@@ -113,6 +152,26 @@ func (m *Memory) All() iter.Seq[proto.NodeID] { return maps.Keys(m.nodes) }
 
 // ByAddr implements Inventory.
 func (m *Memory) ByAddr(a netip.Addr) (proto.NodeID, bool) { id, ok := m.byAddr[a]; return id, ok }
+
+// Traits implements Inventory.
+func (m *Memory) Traits(id proto.NodeID) Traits { return m.traits[id] }
+
+// Routers implements Inventory.
+func (m *Memory) Routers() iter.Seq[proto.NodeID] {
+	return func(yield func(proto.NodeID) bool) {
+		for id, t := range m.traits {
+			if _, there := m.nodes[id]; there && len(t.Advertised)+len(t.Approved) > 0 && !yield(id) {
+				return
+			}
+		}
+	}
+}
+
+// Roles implements Inventory.
+func (m *Memory) Roles(login string) []string { return m.roles[login] }
+
+// Now implements Inventory.
+func (m *Memory) Now() time.Time { return m.now }
 
 // whole says whether a node has the addresses that every node has.
 func whole(id proto.Identity) bool {

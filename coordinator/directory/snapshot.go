@@ -3,9 +3,11 @@ package directory
 import (
 	"iter"
 	"net/netip"
+	"time"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
+	"github.com/redoubt-mesh/redoubt/acl/compile"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
@@ -113,6 +115,18 @@ func (s *Snapshot) ByAddr(a netip.Addr) (proto.NodeID, bool) {
 	}
 	return n.ID, true
 }
+
+// Traits is what is known of a trusted node beside who it is.
+func (s *Snapshot) Traits(proto.NodeID) compile.Traits { return compile.Traits{} }
+
+// Routers yields the trusted nodes that advertise or have approved routes.
+func (s *Snapshot) Routers() iter.Seq[proto.NodeID] { return func(func(proto.NodeID) bool) {} }
+
+// Roles are a user's in the mesh, by login name.
+func (s *Snapshot) Roles(string) []string { return nil }
+
+// Now is the moment that the snapshot is about.
+func (s *Snapshot) Now() time.Time { return time.Time{} }
 
 func values[T any](t *iradix.Tree[T]) iter.Seq[T] {
 	return func(yield func(T) bool) {

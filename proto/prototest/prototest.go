@@ -38,18 +38,24 @@ func Netmap(version proto.Version) *rapid.Generator[*proto.Netmap] {
 			Requires:    keys(rapid.MapOfN(rapid.SampledFrom([]string{"a/1", "b/1", proto.FeatureRules}), rapid.Just(0), 0, 3).Draw(t, "requires")),
 			Outage:      proto.Outage{Grace: time.Duration(rapid.IntRange(0, 3).Draw(t, "grace")) * time.Hour},
 		}
+		nm.Outage.Posture = min(nm.Outage.Grace, time.Duration(rapid.IntRange(0, 90).Draw(t, "posture"))*time.Minute)
 		for _, id := range IDs(40).Draw(t, "peers") {
 			if id != Self {
 				nm.Peers = append(nm.Peers, proto.Peer{
 					ID: id, Certificate: Bytes(1, 4).Draw(t, "certificate"), Endpoints: Endpoints().Draw(t, "endpoints"),
+					Routes: routes().Draw(t, "routes"),
 				})
 			}
 		}
 		for _, name := range keys(rapid.MapOfN(rapid.IntRange(0, 8), rapid.Just(0), 0, 8).Draw(t, "sets")) {
-			nm.Sets = append(nm.Sets, proto.Set{Name: fmt.Sprintf("group:%d", name), Members: IDs(30).Draw(t, "members")})
+			nm.Sets = append(nm.Sets, proto.Set{Name: fmt.Sprintf("group:%d", name), Members: IDs(30).Draw(t, "members"), Conditional: rapid.Bool().Draw(t, "conditional")})
 		}
 		for _, n := range keys(rapid.MapOfN(rapid.IntRange(0, 9), rapid.Just(0), 0, 8).Draw(t, "rules")) {
 			nm.Rules = append(nm.Rules, rule(t, n, nm.Sets))
+		}
+		for _, n := range keys(rapid.MapOfN(rapid.IntRange(0, 9), rapid.Just(0), 0, 2).Draw(t, "withheld")) {
+			w := proto.Withheld{Rule: rule(t, n, nil), Reason: rapid.SampledFrom([]string{"node:os is not set", "too old"}).Draw(t, "reason")}
+			nm.Withheld = append(nm.Withheld, w)
 		}
 		return nm
 	})
@@ -76,7 +82,28 @@ func rule(t *rapid.T, n int, sets []proto.Set) proto.Rule {
 		}
 		r.Services = append(r.Services, s)
 	}
+	r.Action = rapid.SampledFrom([]proto.Action{proto.Allow, proto.Deny, proto.Monitor}).Draw(t, "action")
+	if r.Action == proto.Monitor {
+		r.Until = time.Unix(rapid.Int64Range(1, 1<<33).Draw(t, "until"), 0).UTC()
+	}
+	r.Conditional = r.Action != proto.Deny && rapid.Bool().Draw(t, "conditional")
+	if r.Action == proto.Allow && r.Direction == proto.In && rapid.Bool().Draw(t, "app") {
+		r.App = []proto.Capability{{Name: "example.com/cap", Values: []string{`{"a": 1}`}}}
+	}
 	return r
+}
+
+func routes() *rapid.Generator[[]netip.Prefix] {
+	return rapid.Map(rapid.SliceOfN(Prefix(), 0, 2), func(ps []netip.Prefix) []netip.Prefix {
+		ps = slices.DeleteFunc(ps, func(p netip.Prefix) bool {
+			return p.Bits() > 0 && (p.Overlaps(Mesh().V4) || p.Overlaps(Mesh().V6))
+		})
+		slices.SortFunc(ps, proto.ComparePrefix)
+		if ps = slices.Compact(ps); len(ps) == 0 {
+			return nil
+		}
+		return ps
+	})
 }
 
 // IDs draws sorted node ids of 1 to most.

@@ -86,6 +86,7 @@ func (a *NetmapAssembler) add(part *redoubtv1.NetmapPart) error {
 		}
 		a.nm = proto.Netmap{
 			Version: version, Mesh: h.Mesh, Self: h.Self, Authorities: h.Authorities, Requires: h.Requires, Outage: h.Outage,
+			Withheld: h.Withheld,
 		}
 	} else if part.GetHead() != nil || version != a.nm.Version {
 		return malformed("a part that does not belong to the one before it")
@@ -207,7 +208,7 @@ func extendSets(list []proto.Set, in []*redoubtv1.Set) ([]proto.Set, error) {
 		if err != nil {
 			return nil, err
 		}
-		if n := len(list); n > 0 && list[n-1].Name == s.Name {
+		if n := len(list); n > 0 && list[n-1].Name == s.Name && list[n-1].Conditional == s.Conditional {
 			list[n-1].Members = append(list[n-1].Members, s.Members...)
 			continue
 		}

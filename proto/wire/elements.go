@@ -7,6 +7,9 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
+// maxUnix is the last second that a time may name: the end of the year 9999.
+const maxUnix = 253402300799
+
 func fromIDs(ids []proto.NodeID) []uint64 {
 	return each(ids, func(id proto.NodeID) uint64 { return uint64(id) })
 }
@@ -19,7 +22,9 @@ func toIDs(ids []uint64) []proto.NodeID {
 }
 
 func fromPeer(p proto.Peer) *redoubtv1.Peer {
-	return &redoubtv1.Peer{Id: uint64(p.ID), Certificate: p.Certificate, Endpoints: FromEndpoints(p.Endpoints)}
+	return &redoubtv1.Peer{
+		Id: uint64(p.ID), Certificate: p.Certificate, Endpoints: FromEndpoints(p.Endpoints), Routes: each(p.Routes, FromPrefix),
+	}
 }
 
 func toPeer(p *redoubtv1.Peer) (proto.Peer, error) {
@@ -27,19 +32,26 @@ func toPeer(p *redoubtv1.Peer) (proto.Peer, error) {
 	if err != nil {
 		return proto.Peer{}, err
 	}
-	return proto.Peer{ID: proto.NodeID(p.GetId()), Certificate: p.GetCertificate(), Endpoints: es}, known(p)
+	if len(p.GetRoutes()) > proto.MaxRoutes {
+		return proto.Peer{}, malformed("%d routes, at most %d", len(p.GetRoutes()), proto.MaxRoutes)
+	}
+	routes, err := convert(p.GetRoutes(), ToPrefix)
+	if err != nil {
+		return proto.Peer{}, err
+	}
+	return proto.Peer{ID: proto.NodeID(p.GetId()), Certificate: p.GetCertificate(), Endpoints: es, Routes: routes}, known(p)
 }
 
 func fromSet(s proto.Set) *redoubtv1.Set {
-	return &redoubtv1.Set{Name: s.Name, Members: fromIDs(s.Members)}
+	return &redoubtv1.Set{Name: s.Name, Members: fromIDs(s.Members), Conditional: s.Conditional}
 }
 
 func toSet(s *redoubtv1.Set) (proto.Set, error) {
-	return proto.Set{Name: s.GetName(), Members: toIDs(s.GetMembers())}, known(s)
+	return proto.Set{Name: s.GetName(), Members: toIDs(s.GetMembers()), Conditional: s.GetConditional()}, known(s)
 }
 
 func fromRule(r proto.Rule) *redoubtv1.Rule {
-	return &redoubtv1.Rule{
+	out := &redoubtv1.Rule{
 		Key: r.Key, OriginPath: r.Origin.Path, OriginLine: uint32(r.Origin.Line),
 		Direction: redoubtv1.Rule_Direction(r.Direction),
 		Peers:     &redoubtv1.Selector{Sets: r.Peers.Sets, Prefixes: each(r.Peers.Prefixes, FromPrefix)},
@@ -47,7 +59,15 @@ func fromRule(r proto.Rule) *redoubtv1.Rule {
 		Services: each(r.Services, func(s proto.Service) *redoubtv1.Service {
 			return &redoubtv1.Service{Protocol: uint32(s.Proto), First: uint32(s.First), Last: uint32(s.Last)}
 		}),
+		Action: redoubtv1.Rule_Action(r.Action + 1), Conditional: r.Conditional,
+		App: each(r.App, func(c proto.Capability) *redoubtv1.Capability {
+			return &redoubtv1.Capability{Name: c.Name, Values: c.Values}
+		}),
 	}
+	if !r.Until.IsZero() {
+		out.UntilSeconds = r.Until.Unix()
+	}
+	return out
 }
 
 func toRule(r *redoubtv1.Rule) (proto.Rule, error) {
@@ -60,6 +80,12 @@ func toRule(r *redoubtv1.Rule) (proto.Rule, error) {
 		return proto.Rule{}, malformed("rule with too many sets, prefixes or services")
 	case r.GetOriginLine() > 1<<31-1:
 		return proto.Rule{}, malformed("rule of line %d", r.GetOriginLine())
+	case r.GetAction() < redoubtv1.Rule_ACTION_ALLOW || r.GetAction() > redoubtv1.Rule_ACTION_MONITOR:
+		return proto.Rule{}, malformed("rule of action %d", r.GetAction())
+	case r.GetUntilSeconds() < 0 || r.GetUntilSeconds() > maxUnix:
+		return proto.Rule{}, malformed("rule that ends at %d", r.GetUntilSeconds())
+	case len(r.GetApp()) > proto.MaxCapabilities:
+		return proto.Rule{}, malformed("rule with %d capabilities", len(r.GetApp()))
 	}
 	if sel != nil {
 		if err := known(sel); err != nil {
@@ -69,6 +95,10 @@ func toRule(r *redoubtv1.Rule) (proto.Rule, error) {
 	out := proto.Rule{
 		Key: r.GetKey(), Origin: proto.Origin{Path: r.GetOriginPath(), Line: int(r.GetOriginLine())},
 		Direction: proto.Direction(r.GetDirection()), Peers: proto.Selector{Sets: sel.GetSets()},
+		Action: proto.Action(r.GetAction() - 1), Conditional: r.GetConditional(),
+	}
+	if s := r.GetUntilSeconds(); s != 0 {
+		out.Until = time.Unix(s, 0).UTC()
 	}
 	var err error
 	if out.Peers.Prefixes, err = convert(sel.GetPrefixes(), ToPrefix); err != nil {
@@ -80,7 +110,22 @@ func toRule(r *redoubtv1.Rule) (proto.Rule, error) {
 	if out.Services, err = convert(r.GetServices(), toService); err != nil {
 		return proto.Rule{}, err
 	}
+	if out.App, err = convert(r.GetApp(), toCapability); err != nil {
+		return proto.Rule{}, err
+	}
 	return out, known(r)
+}
+
+func toCapability(c *redoubtv1.Capability) (proto.Capability, error) {
+	return proto.Capability{Name: c.GetName(), Values: c.GetValues()}, known(c)
+}
+
+func toWithheld(w *redoubtv1.Withheld) (proto.Withheld, error) {
+	r, err := toRule(w.GetRule())
+	if err != nil {
+		return proto.Withheld{}, err
+	}
+	return proto.Withheld{Rule: r, Reason: w.GetReason()}, known(w)
 }
 
 func toService(s *redoubtv1.Service) (proto.Service, error) {
@@ -93,7 +138,10 @@ func toService(s *redoubtv1.Service) (proto.Service, error) {
 func fromHead(h proto.Head) *redoubtv1.Head {
 	return &redoubtv1.Head{
 		Mesh: FromMesh(h.Mesh), Self: uint64(h.Self), Authorities: h.Authorities, Requires: h.Requires,
-		OutageGraceSeconds: uint64(h.Outage.Grace / time.Second),
+		OutageGraceSeconds: uint64(h.Outage.Grace / time.Second), OutagePostureSeconds: uint64(h.Outage.Posture / time.Second),
+		Withheld: each(h.Withheld, func(w proto.Withheld) *redoubtv1.Withheld {
+			return &redoubtv1.Withheld{Rule: fromRule(w.Rule), Reason: w.Reason}
+		}),
 	}
 }
 
@@ -101,16 +149,27 @@ func toHead(h *redoubtv1.Head) (*proto.Head, error) {
 	if h.GetOutageGraceSeconds() > uint64(proto.MaxGrace/time.Second) {
 		return nil, malformed("outage grace of %d s", h.GetOutageGraceSeconds())
 	}
-	if len(h.GetAuthorities()) > proto.MaxAuthorities || len(h.GetRequires()) > proto.MaxRequires {
-		return nil, malformed("too many authorities or required features")
+	if h.GetOutagePostureSeconds() > h.GetOutageGraceSeconds() {
+		return nil, malformed("outage posture of %d s, longer than the grace", h.GetOutagePostureSeconds())
+	}
+	if len(h.GetAuthorities()) > proto.MaxAuthorities || len(h.GetRequires()) > proto.MaxRequires || len(h.GetWithheld()) > proto.MaxWithheld {
+		return nil, malformed("too many authorities, required features or withheld rules")
 	}
 	mesh, err := ToMesh(h.GetMesh())
 	if err != nil {
 		return nil, err
 	}
+	withheld, err := convert(h.GetWithheld(), toWithheld)
+	if err != nil {
+		return nil, err
+	}
 	return &proto.Head{
 		Mesh: mesh, Self: proto.NodeID(h.GetSelf()), Authorities: h.GetAuthorities(), Requires: h.GetRequires(),
-		Outage: proto.Outage{Grace: time.Duration(h.GetOutageGraceSeconds()) * time.Second},
+		Outage: proto.Outage{
+			Grace:   time.Duration(h.GetOutageGraceSeconds()) * time.Second,
+			Posture: time.Duration(h.GetOutagePostureSeconds()) * time.Second,
+		},
+		Withheld: withheld,
 	}, known(h)
 }
 

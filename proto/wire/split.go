@@ -57,6 +57,7 @@ func FromNetmap(nm *proto.Netmap) []*redoubtv1.NetmapPart {
 	f.next()
 	p.Head = fromHead(proto.Head{
 		Mesh: nm.Mesh, Self: nm.Self, Authorities: nm.Authorities, Requires: nm.Requires, Outage: nm.Outage,
+		Withheld: nm.Withheld,
 	})
 	f.size = pb.Size(p)
 	fill(f, nm.Peers, fromPeer, func(m *redoubtv1.Peer) { p.Peers = append(p.Peers, m) })
@@ -110,7 +111,7 @@ func sliceSets(in []proto.Set) []proto.Set {
 			continue
 		}
 		for piece := range slices.Chunk(s.Members, maxSlice) {
-			out = append(out, proto.Set{Name: s.Name, Members: piece})
+			out = append(out, proto.Set{Name: s.Name, Members: piece, Conditional: s.Conditional})
 		}
 	}
 	return out

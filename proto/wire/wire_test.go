@@ -361,7 +361,7 @@ func repeat[M any](n int) []*M {
 func rules(n int) []*redoubtv1.Rule {
 	out := repeat[redoubtv1.Rule](n)
 	for _, r := range out {
-		r.Direction = redoubtv1.Rule_DIRECTION_IN
+		r.Direction, r.Action = redoubtv1.Rule_DIRECTION_IN, redoubtv1.Rule_ACTION_ALLOW
 	}
 	return out
 }

@@ -121,6 +121,58 @@ func (Rule_Direction) EnumDescriptor() ([]byte, []int) {
 	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{8, 0}
 }
 
+type Rule_Action int32
+
+const (
+	Rule_ACTION_UNSPECIFIED Rule_Action = 0
+	Rule_ACTION_ALLOW       Rule_Action = 1
+	Rule_ACTION_DENY        Rule_Action = 2
+	Rule_ACTION_MONITOR     Rule_Action = 3
+)
+
+// Enum value maps for Rule_Action.
+var (
+	Rule_Action_name = map[int32]string{
+		0: "ACTION_UNSPECIFIED",
+		1: "ACTION_ALLOW",
+		2: "ACTION_DENY",
+		3: "ACTION_MONITOR",
+	}
+	Rule_Action_value = map[string]int32{
+		"ACTION_UNSPECIFIED": 0,
+		"ACTION_ALLOW":       1,
+		"ACTION_DENY":        2,
+		"ACTION_MONITOR":     3,
+	}
+)
+
+func (x Rule_Action) Enum() *Rule_Action {
+	p := new(Rule_Action)
+	*p = x
+	return p
+}
+
+func (x Rule_Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Rule_Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_redoubt_v1_netmap_proto_enumTypes[2].Descriptor()
+}
+
+func (Rule_Action) Type() protoreflect.EnumType {
+	return &file_redoubt_v1_netmap_proto_enumTypes[2]
+}
+
+func (x Rule_Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Rule_Action.Descriptor instead.
+func (Rule_Action) EnumDescriptor() ([]byte, []int) {
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{8, 1}
+}
+
 type Version struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -358,6 +410,7 @@ type Peer struct {
 	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
 	Certificate   []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
 	Endpoints     []*Endpoint            `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Routes        []*Prefix              `protobuf:"bytes,4,rep,name=routes,proto3" json:"routes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -413,10 +466,18 @@ func (x *Peer) GetEndpoints() []*Endpoint {
 	return nil
 }
 
+func (x *Peer) GetRoutes() []*Prefix {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
 type Set struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Members       []uint64               `protobuf:"fixed64,2,rep,packed,name=members,proto3" json:"members,omitempty"`
+	Conditional   bool                   `protobuf:"varint,3,opt,name=conditional,proto3" json:"conditional,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -463,6 +524,13 @@ func (x *Set) GetMembers() []uint64 {
 		return x.Members
 	}
 	return nil
+}
+
+func (x *Set) GetConditional() bool {
+	if x != nil {
+		return x.Conditional
+	}
+	return false
 }
 
 type Selector struct {
@@ -586,6 +654,10 @@ type Rule struct {
 	Peers         *Selector              `protobuf:"bytes,5,opt,name=peers,proto3" json:"peers,omitempty"`
 	Local         []*Prefix              `protobuf:"bytes,6,rep,name=local,proto3" json:"local,omitempty"`
 	Services      []*Service             `protobuf:"bytes,7,rep,name=services,proto3" json:"services,omitempty"`
+	Action        Rule_Action            `protobuf:"varint,8,opt,name=action,proto3,enum=redoubt.v1.Rule_Action" json:"action,omitempty"`
+	UntilSeconds  int64                  `protobuf:"varint,9,opt,name=until_seconds,json=untilSeconds,proto3" json:"until_seconds,omitempty"` // Unix time; 0: no end
+	Conditional   bool                   `protobuf:"varint,10,opt,name=conditional,proto3" json:"conditional,omitempty"`
+	App           []*Capability          `protobuf:"bytes,11,rep,name=app,proto3" json:"app,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -669,21 +741,156 @@ func (x *Rule) GetServices() []*Service {
 	return nil
 }
 
+func (x *Rule) GetAction() Rule_Action {
+	if x != nil {
+		return x.Action
+	}
+	return Rule_ACTION_UNSPECIFIED
+}
+
+func (x *Rule) GetUntilSeconds() int64 {
+	if x != nil {
+		return x.UntilSeconds
+	}
+	return 0
+}
+
+func (x *Rule) GetConditional() bool {
+	if x != nil {
+		return x.Conditional
+	}
+	return false
+}
+
+func (x *Rule) GetApp() []*Capability {
+	if x != nil {
+		return x.App
+	}
+	return nil
+}
+
+type Capability struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Values        []string               `protobuf:"bytes,2,rep,name=values,proto3" json:"values,omitempty"` // JSON objects
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Capability) Reset() {
+	*x = Capability{}
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Capability) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Capability) ProtoMessage() {}
+
+func (x *Capability) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Capability.ProtoReflect.Descriptor instead.
+func (*Capability) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Capability) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Capability) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+// Withheld is a rule that does not hold. It permits nothing.
+type Withheld struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rule          *Rule                  `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Withheld) Reset() {
+	*x = Withheld{}
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Withheld) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Withheld) ProtoMessage() {}
+
+func (x *Withheld) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Withheld.ProtoReflect.Descriptor instead.
+func (*Withheld) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Withheld) GetRule() *Rule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+func (x *Withheld) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Head is what a netmap has only one of.
 type Head struct {
-	state              protoimpl.MessageState `protogen:"open.v1"`
-	Mesh               *Mesh                  `protobuf:"bytes,1,opt,name=mesh,proto3" json:"mesh,omitempty"`
-	Self               uint64                 `protobuf:"fixed64,2,opt,name=self,proto3" json:"self,omitempty"`
-	Authorities        [][]byte               `protobuf:"bytes,3,rep,name=authorities,proto3" json:"authorities,omitempty"` // intermediates, DER
-	Requires           []string               `protobuf:"bytes,4,rep,name=requires,proto3" json:"requires,omitempty"`
-	OutageGraceSeconds uint64                 `protobuf:"varint,5,opt,name=outage_grace_seconds,json=outageGraceSeconds,proto3" json:"outage_grace_seconds,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Mesh                 *Mesh                  `protobuf:"bytes,1,opt,name=mesh,proto3" json:"mesh,omitempty"`
+	Self                 uint64                 `protobuf:"fixed64,2,opt,name=self,proto3" json:"self,omitempty"`
+	Authorities          [][]byte               `protobuf:"bytes,3,rep,name=authorities,proto3" json:"authorities,omitempty"` // intermediates, DER
+	Requires             []string               `protobuf:"bytes,4,rep,name=requires,proto3" json:"requires,omitempty"`
+	OutageGraceSeconds   uint64                 `protobuf:"varint,5,opt,name=outage_grace_seconds,json=outageGraceSeconds,proto3" json:"outage_grace_seconds,omitempty"`
+	OutagePostureSeconds uint64                 `protobuf:"varint,6,opt,name=outage_posture_seconds,json=outagePostureSeconds,proto3" json:"outage_posture_seconds,omitempty"`
+	Withheld             []*Withheld            `protobuf:"bytes,7,rep,name=withheld,proto3" json:"withheld,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Head) Reset() {
 	*x = Head{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[9]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +902,7 @@ func (x *Head) String() string {
 func (*Head) ProtoMessage() {}
 
 func (x *Head) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[9]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +915,7 @@ func (x *Head) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Head.ProtoReflect.Descriptor instead.
 func (*Head) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Head) GetMesh() *Mesh {
@@ -746,6 +953,20 @@ func (x *Head) GetOutageGraceSeconds() uint64 {
 	return 0
 }
 
+func (x *Head) GetOutagePostureSeconds() uint64 {
+	if x != nil {
+		return x.OutagePostureSeconds
+	}
+	return 0
+}
+
+func (x *Head) GetWithheld() []*Withheld {
+	if x != nil {
+		return x.Withheld
+	}
+	return nil
+}
+
 // NetmapPart is a piece of a netmap: parts follow one another without anything in between, the first has the head, and the
 // one without `more` is the last.
 type NetmapPart struct {
@@ -762,7 +983,7 @@ type NetmapPart struct {
 
 func (x *NetmapPart) Reset() {
 	*x = NetmapPart{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[10]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +995,7 @@ func (x *NetmapPart) String() string {
 func (*NetmapPart) ProtoMessage() {}
 
 func (x *NetmapPart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[10]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +1008,7 @@ func (x *NetmapPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetmapPart.ProtoReflect.Descriptor instead.
 func (*NetmapPart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NetmapPart) GetVersion() *Version {
@@ -843,7 +1064,7 @@ type SetChange struct {
 
 func (x *SetChange) Reset() {
 	*x = SetChange{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[11]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +1076,7 @@ func (x *SetChange) String() string {
 func (*SetChange) ProtoMessage() {}
 
 func (x *SetChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[11]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,7 +1089,7 @@ func (x *SetChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetChange.ProtoReflect.Descriptor instead.
 func (*SetChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SetChange) GetName() string {
@@ -902,7 +1123,7 @@ type EndpointsChange struct {
 
 func (x *EndpointsChange) Reset() {
 	*x = EndpointsChange{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[12]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -914,7 +1135,7 @@ func (x *EndpointsChange) String() string {
 func (*EndpointsChange) ProtoMessage() {}
 
 func (x *EndpointsChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[12]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -927,7 +1148,7 @@ func (x *EndpointsChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsChange.ProtoReflect.Descriptor instead.
 func (*EndpointsChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EndpointsChange) GetId() uint64 {
@@ -966,7 +1187,7 @@ type DeltaPart struct {
 
 func (x *DeltaPart) Reset() {
 	*x = DeltaPart{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1199,7 @@ func (x *DeltaPart) String() string {
 func (*DeltaPart) ProtoMessage() {}
 
 func (x *DeltaPart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1212,7 @@ func (x *DeltaPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeltaPart.ProtoReflect.Descriptor instead.
 func (*DeltaPart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeltaPart) GetFrom() *Version {
@@ -1102,21 +1323,23 @@ const file_redoubt_v1_netmap_proto_rawDesc = "" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eKIND_INTERFACE\x10\x01\x12\x11\n" +
-	"\rKIND_OBSERVED\x10\x02\"l\n" +
+	"\rKIND_OBSERVED\x10\x02\"\x98\x01\n" +
 	"\x04Peer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12 \n" +
 	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x122\n" +
-	"\tendpoints\x18\x03 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\"3\n" +
+	"\tendpoints\x18\x03 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\x12*\n" +
+	"\x06routes\x18\x04 \x03(\v2\x12.redoubt.v1.PrefixR\x06routes\"U\n" +
 	"\x03Set\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\amembers\x18\x02 \x03(\x06R\amembers\"N\n" +
+	"\amembers\x18\x02 \x03(\x06R\amembers\x12 \n" +
+	"\vconditional\x18\x03 \x01(\bR\vconditional\"N\n" +
 	"\bSelector\x12\x12\n" +
 	"\x04sets\x18\x01 \x03(\tR\x04sets\x12.\n" +
 	"\bprefixes\x18\x02 \x03(\v2\x12.redoubt.v1.PrefixR\bprefixes\"O\n" +
 	"\aService\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x14\n" +
 	"\x05first\x18\x02 \x01(\rR\x05first\x12\x12\n" +
-	"\x04last\x18\x03 \x01(\rR\x04last\"\xe8\x02\n" +
+	"\x04last\x18\x03 \x01(\rR\x04last\"\xe3\x04\n" +
 	"\x04Rule\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1f\n" +
 	"\vorigin_path\x18\x02 \x01(\tR\n" +
@@ -1126,17 +1349,36 @@ const file_redoubt_v1_netmap_proto_rawDesc = "" +
 	"\tdirection\x18\x04 \x01(\x0e2\x1a.redoubt.v1.Rule.DirectionR\tdirection\x12*\n" +
 	"\x05peers\x18\x05 \x01(\v2\x14.redoubt.v1.SelectorR\x05peers\x12(\n" +
 	"\x05local\x18\x06 \x03(\v2\x12.redoubt.v1.PrefixR\x05local\x12/\n" +
-	"\bservices\x18\a \x03(\v2\x13.redoubt.v1.ServiceR\bservices\"K\n" +
+	"\bservices\x18\a \x03(\v2\x13.redoubt.v1.ServiceR\bservices\x12/\n" +
+	"\x06action\x18\b \x01(\x0e2\x17.redoubt.v1.Rule.ActionR\x06action\x12#\n" +
+	"\runtil_seconds\x18\t \x01(\x03R\funtilSeconds\x12 \n" +
+	"\vconditional\x18\n" +
+	" \x01(\bR\vconditional\x12(\n" +
+	"\x03app\x18\v \x03(\v2\x16.redoubt.v1.CapabilityR\x03app\"K\n" +
 	"\tDirection\x12\x19\n" +
 	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fDIRECTION_IN\x10\x01\x12\x11\n" +
-	"\rDIRECTION_OUT\x10\x02\"\xb0\x01\n" +
+	"\rDIRECTION_OUT\x10\x02\"W\n" +
+	"\x06Action\x12\x16\n" +
+	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fACTION_ALLOW\x10\x01\x12\x0f\n" +
+	"\vACTION_DENY\x10\x02\x12\x12\n" +
+	"\x0eACTION_MONITOR\x10\x03\"8\n" +
+	"\n" +
+	"Capability\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06values\x18\x02 \x03(\tR\x06values\"H\n" +
+	"\bWithheld\x12$\n" +
+	"\x04rule\x18\x01 \x01(\v2\x10.redoubt.v1.RuleR\x04rule\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x98\x02\n" +
 	"\x04Head\x12$\n" +
 	"\x04mesh\x18\x01 \x01(\v2\x10.redoubt.v1.MeshR\x04mesh\x12\x12\n" +
 	"\x04self\x18\x02 \x01(\x06R\x04self\x12 \n" +
 	"\vauthorities\x18\x03 \x03(\fR\vauthorities\x12\x1a\n" +
 	"\brequires\x18\x04 \x03(\tR\brequires\x120\n" +
-	"\x14outage_grace_seconds\x18\x05 \x01(\x04R\x12outageGraceSeconds\"\xea\x01\n" +
+	"\x14outage_grace_seconds\x18\x05 \x01(\x04R\x12outageGraceSeconds\x124\n" +
+	"\x16outage_posture_seconds\x18\x06 \x01(\x04R\x14outagePostureSeconds\x120\n" +
+	"\bwithheld\x18\a \x03(\v2\x14.redoubt.v1.WithheldR\bwithheld\"\xea\x01\n" +
 	"\n" +
 	"NetmapPart\x12-\n" +
 	"\aversion\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aversion\x12$\n" +
@@ -1182,56 +1424,64 @@ func file_redoubt_v1_netmap_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_netmap_proto_rawDescData
 }
 
-var file_redoubt_v1_netmap_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_redoubt_v1_netmap_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_redoubt_v1_netmap_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_redoubt_v1_netmap_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_redoubt_v1_netmap_proto_goTypes = []any{
 	(Endpoint_Kind)(0),      // 0: redoubt.v1.Endpoint.Kind
 	(Rule_Direction)(0),     // 1: redoubt.v1.Rule.Direction
-	(*Version)(nil),         // 2: redoubt.v1.Version
-	(*Mesh)(nil),            // 3: redoubt.v1.Mesh
-	(*Prefix)(nil),          // 4: redoubt.v1.Prefix
-	(*Endpoint)(nil),        // 5: redoubt.v1.Endpoint
-	(*Peer)(nil),            // 6: redoubt.v1.Peer
-	(*Set)(nil),             // 7: redoubt.v1.Set
-	(*Selector)(nil),        // 8: redoubt.v1.Selector
-	(*Service)(nil),         // 9: redoubt.v1.Service
-	(*Rule)(nil),            // 10: redoubt.v1.Rule
-	(*Head)(nil),            // 11: redoubt.v1.Head
-	(*NetmapPart)(nil),      // 12: redoubt.v1.NetmapPart
-	(*SetChange)(nil),       // 13: redoubt.v1.SetChange
-	(*EndpointsChange)(nil), // 14: redoubt.v1.EndpointsChange
-	(*DeltaPart)(nil),       // 15: redoubt.v1.DeltaPart
+	(Rule_Action)(0),        // 2: redoubt.v1.Rule.Action
+	(*Version)(nil),         // 3: redoubt.v1.Version
+	(*Mesh)(nil),            // 4: redoubt.v1.Mesh
+	(*Prefix)(nil),          // 5: redoubt.v1.Prefix
+	(*Endpoint)(nil),        // 6: redoubt.v1.Endpoint
+	(*Peer)(nil),            // 7: redoubt.v1.Peer
+	(*Set)(nil),             // 8: redoubt.v1.Set
+	(*Selector)(nil),        // 9: redoubt.v1.Selector
+	(*Service)(nil),         // 10: redoubt.v1.Service
+	(*Rule)(nil),            // 11: redoubt.v1.Rule
+	(*Capability)(nil),      // 12: redoubt.v1.Capability
+	(*Withheld)(nil),        // 13: redoubt.v1.Withheld
+	(*Head)(nil),            // 14: redoubt.v1.Head
+	(*NetmapPart)(nil),      // 15: redoubt.v1.NetmapPart
+	(*SetChange)(nil),       // 16: redoubt.v1.SetChange
+	(*EndpointsChange)(nil), // 17: redoubt.v1.EndpointsChange
+	(*DeltaPart)(nil),       // 18: redoubt.v1.DeltaPart
 }
 var file_redoubt_v1_netmap_proto_depIdxs = []int32{
-	4,  // 0: redoubt.v1.Mesh.v4:type_name -> redoubt.v1.Prefix
-	4,  // 1: redoubt.v1.Mesh.v6:type_name -> redoubt.v1.Prefix
+	5,  // 0: redoubt.v1.Mesh.v4:type_name -> redoubt.v1.Prefix
+	5,  // 1: redoubt.v1.Mesh.v6:type_name -> redoubt.v1.Prefix
 	0,  // 2: redoubt.v1.Endpoint.kind:type_name -> redoubt.v1.Endpoint.Kind
-	5,  // 3: redoubt.v1.Peer.endpoints:type_name -> redoubt.v1.Endpoint
-	4,  // 4: redoubt.v1.Selector.prefixes:type_name -> redoubt.v1.Prefix
-	1,  // 5: redoubt.v1.Rule.direction:type_name -> redoubt.v1.Rule.Direction
-	8,  // 6: redoubt.v1.Rule.peers:type_name -> redoubt.v1.Selector
-	4,  // 7: redoubt.v1.Rule.local:type_name -> redoubt.v1.Prefix
-	9,  // 8: redoubt.v1.Rule.services:type_name -> redoubt.v1.Service
-	3,  // 9: redoubt.v1.Head.mesh:type_name -> redoubt.v1.Mesh
-	2,  // 10: redoubt.v1.NetmapPart.version:type_name -> redoubt.v1.Version
-	11, // 11: redoubt.v1.NetmapPart.head:type_name -> redoubt.v1.Head
-	6,  // 12: redoubt.v1.NetmapPart.peers:type_name -> redoubt.v1.Peer
-	7,  // 13: redoubt.v1.NetmapPart.sets:type_name -> redoubt.v1.Set
-	10, // 14: redoubt.v1.NetmapPart.rules:type_name -> redoubt.v1.Rule
-	5,  // 15: redoubt.v1.EndpointsChange.endpoints:type_name -> redoubt.v1.Endpoint
-	2,  // 16: redoubt.v1.DeltaPart.from:type_name -> redoubt.v1.Version
-	2,  // 17: redoubt.v1.DeltaPart.to:type_name -> redoubt.v1.Version
-	11, // 18: redoubt.v1.DeltaPart.head:type_name -> redoubt.v1.Head
-	6,  // 19: redoubt.v1.DeltaPart.upsert_peers:type_name -> redoubt.v1.Peer
-	14, // 20: redoubt.v1.DeltaPart.endpoints:type_name -> redoubt.v1.EndpointsChange
-	7,  // 21: redoubt.v1.DeltaPart.upsert_sets:type_name -> redoubt.v1.Set
-	13, // 22: redoubt.v1.DeltaPart.change_sets:type_name -> redoubt.v1.SetChange
-	10, // 23: redoubt.v1.DeltaPart.upsert_rules:type_name -> redoubt.v1.Rule
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	6,  // 3: redoubt.v1.Peer.endpoints:type_name -> redoubt.v1.Endpoint
+	5,  // 4: redoubt.v1.Peer.routes:type_name -> redoubt.v1.Prefix
+	5,  // 5: redoubt.v1.Selector.prefixes:type_name -> redoubt.v1.Prefix
+	1,  // 6: redoubt.v1.Rule.direction:type_name -> redoubt.v1.Rule.Direction
+	9,  // 7: redoubt.v1.Rule.peers:type_name -> redoubt.v1.Selector
+	5,  // 8: redoubt.v1.Rule.local:type_name -> redoubt.v1.Prefix
+	10, // 9: redoubt.v1.Rule.services:type_name -> redoubt.v1.Service
+	2,  // 10: redoubt.v1.Rule.action:type_name -> redoubt.v1.Rule.Action
+	12, // 11: redoubt.v1.Rule.app:type_name -> redoubt.v1.Capability
+	11, // 12: redoubt.v1.Withheld.rule:type_name -> redoubt.v1.Rule
+	4,  // 13: redoubt.v1.Head.mesh:type_name -> redoubt.v1.Mesh
+	13, // 14: redoubt.v1.Head.withheld:type_name -> redoubt.v1.Withheld
+	3,  // 15: redoubt.v1.NetmapPart.version:type_name -> redoubt.v1.Version
+	14, // 16: redoubt.v1.NetmapPart.head:type_name -> redoubt.v1.Head
+	7,  // 17: redoubt.v1.NetmapPart.peers:type_name -> redoubt.v1.Peer
+	8,  // 18: redoubt.v1.NetmapPart.sets:type_name -> redoubt.v1.Set
+	11, // 19: redoubt.v1.NetmapPart.rules:type_name -> redoubt.v1.Rule
+	6,  // 20: redoubt.v1.EndpointsChange.endpoints:type_name -> redoubt.v1.Endpoint
+	3,  // 21: redoubt.v1.DeltaPart.from:type_name -> redoubt.v1.Version
+	3,  // 22: redoubt.v1.DeltaPart.to:type_name -> redoubt.v1.Version
+	14, // 23: redoubt.v1.DeltaPart.head:type_name -> redoubt.v1.Head
+	7,  // 24: redoubt.v1.DeltaPart.upsert_peers:type_name -> redoubt.v1.Peer
+	17, // 25: redoubt.v1.DeltaPart.endpoints:type_name -> redoubt.v1.EndpointsChange
+	8,  // 26: redoubt.v1.DeltaPart.upsert_sets:type_name -> redoubt.v1.Set
+	16, // 27: redoubt.v1.DeltaPart.change_sets:type_name -> redoubt.v1.SetChange
+	11, // 28: redoubt.v1.DeltaPart.upsert_rules:type_name -> redoubt.v1.Rule
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_netmap_proto_init() }
@@ -1244,8 +1494,8 @@ func file_redoubt_v1_netmap_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_netmap_proto_rawDesc), len(file_redoubt_v1_netmap_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   14,
+			NumEnums:      3,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
