@@ -152,6 +152,28 @@ func sealTransport(p []byte, at, offset int) {
 	binary.BigEndian.PutUint16(p[at+offset:], ^fold(sum(s, p[at:])))
 }
 
+// MendChecksum puts all ones in the place of a UDP checksum that came out as zero, as has to be done where it is written
+// (RFC 8200, section 8.1): over IPv6 a packet with a zero there is thrown away. One that was left out on purpose (RFC 6935),
+// which the packet shows by not adding up, stays out.
+func MendChecksum(b []byte) {
+	const at = headerLength6 + 6
+	if len(b) < headerLength6+8 || b[0]>>4 != 6 || b[6] == protoTCP || b[6] == protoICMPv6 ||
+		b[6] == protoUDP && b[at]|b[at+1] != 0 {
+		return
+	}
+	var p Packet
+	if Parse(b, &p) != OK || p.Proto != protoUDP || p.Fragment {
+		return
+	}
+	t := b[p.Header:p.Length]
+	if t[6]|t[7] != 0 {
+		return
+	}
+	if s := sum(0, b[8:headerLength6]) + uint64(protoUDP) + uint64(len(t)); fold(sum(s, t)) == 0xffff {
+		t[6], t[7] = 0xff, 0xff
+	}
+}
+
 // sum adds b to the ones' complement sum s, without folding it.
 func sum(s uint64, b []byte) uint64 {
 	for ; len(b) >= 4; b = b[4:] {

@@ -195,3 +195,81 @@ func TestQuotes(t *testing.T) {
 		}
 	}
 }
+
+// TestMendChecksum writes a UDP checksum without the rule that a zero becomes all ones, as a device does that knows
+// nothing of UDP: with the rule it is what a receiver wants, and nothing else of any packet changes.
+func TestMendChecksum(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		payload := rapid.SliceOfN(rapid.Byte(), 2, 40).Draw(rt, "payload")
+		zero := rapid.Bool().Draw(rt, "zero")
+		var options []byte
+		if rapid.Bool().Draw(rt, "options") {
+			options = []byte{protoUDP, 0, 1, 4, 0, 0, 0, 0} // PadN
+		}
+		b, at := appendHeader(nil, a6, b6, protoUDP, len(options)+8+len(payload))
+		if options != nil {
+			b[6] = 60 // destination options
+		}
+		at += copy(b[at:], options)
+		udp := b[at:]
+		binary.BigEndian.PutUint16(udp, rapid.Uint16().Draw(rt, "sport"))
+		binary.BigEndian.PutUint16(udp[2:], rapid.Uint16().Draw(rt, "dport"))
+		binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
+		copy(udp[8:], payload)
+		write := func(at int) {
+			clear(udp[at : at+2])
+			s := sum(sum(0, b[8:40])+protoUDP+uint64(len(udp)), udp)
+			binary.BigEndian.PutUint16(udp[at:], ^fold(s))
+		}
+		if zero {
+			write(8) // the payload makes up for everything else
+		}
+		write(6)
+		got := bytes.Clone(b)
+		MendChecksum(got)
+		checkSumsUDP(t, got)
+		if !zero && udp[6]|udp[7] != 0 && !bytes.Equal(got, b) {
+			t.Errorf("%x became %x", b, got)
+		}
+		if zero && binary.BigEndian.Uint16(got[at+6:]) != 0xffff {
+			t.Errorf("the checksum of %x", got)
+		}
+		// One that was left out stays so, unless nobody could tell.
+		if !zero && udp[6]|udp[7] != 0 {
+			clear(udp[6:8])
+			got := bytes.Clone(b)
+			if MendChecksum(got); !bytes.Equal(got, b) {
+				t.Errorf("%x became %x", b, got)
+			}
+		}
+	})
+}
+
+// checkSumsUDP is what a receiver does with a UDP packet over IPv6.
+func checkSumsUDP(t *testing.T, b []byte) {
+	t.Helper()
+	var p Packet
+	if fault := Parse(b, &p); fault != OK {
+		t.Fatalf("%v: %x", fault, b)
+	}
+	udp := b[p.Header:]
+	if s := fold(sum(sum(0, b[8:40])+protoUDP+uint64(len(udp)), udp)); s != 0xffff || udp[6]|udp[7] == 0 {
+		t.Errorf("checksum of %x", b)
+	}
+}
+
+func TestMendChecksumLeavesOthersAlone(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		b := rapid.SliceOfN(rapid.Byte(), 0, 100).Draw(rt, "packet")
+		if len(b) > 0 && rapid.Bool().Draw(rt, "v6") {
+			b[0] = 6<<4 | b[0]&15
+		}
+		got := bytes.Clone(b)
+		MendChecksum(got)
+		if len(got) < 48 || got[0]>>4 != 6 {
+			if !bytes.Equal(got, b) {
+				t.Errorf("%x became %x", b, got)
+			}
+		}
+	})
+}

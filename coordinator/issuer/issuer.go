@@ -216,10 +216,14 @@ func (i *Issuer) replace(root, old *cert.Authority, now time.Time) error {
 	if err := i.files.writeAuthority(intermediateFile, next); err != nil {
 		return err
 	}
+	// The verifier knows it before anybody can have a certificate of it to show.
+	if err := i.verifier.AddIntermediates([][]byte{next.Certificate().Raw}); err != nil {
+		return err
+	}
 	i.mu.Lock()
 	i.current, i.older, i.leaf = next, older, nil
 	i.mu.Unlock()
-	return i.verifier.AddIntermediates([][]byte{next.Certificate().Raw})
+	return nil
 }
 
 // early says that the clock is wrong: it is before the mesh's time.
@@ -274,9 +278,9 @@ func (i *Issuer) IssueNode(n cert.Node, now time.Time) (cert.Node, error) {
 // GetCertificate is the hook of a tls.Config: the coordinator's leaf with all that leads to the root. The leaf and its key
 // are replaced at half of the leaf's life.
 func (i *Issuer) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	now := i.config.Clock()
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	now := i.config.Clock() // not before the lock: the intermediate may be younger than that
 	if i.leaf != nil && young(i.leaf.Leaf, now) {
 		return i.leaf, nil
 	}

@@ -5,13 +5,17 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -56,8 +60,17 @@ type guard interface {
 //	  chain output { the same }
 //	}
 type nft struct {
-	conn *nftables.Conn
+	// mu makes one exchange with the kernel of each method: conn does not keep those who share it from reading each other's
+	// answers, and the keeper and whoever asks for clashes do share it.
+	mu     sync.Mutex
+	conn   *nftables.Conn
+	socket *netlink.Conn // of conn
+	closed bool
 }
+
+// answerTime is how long the kernel may take for one answer. It answers at once; the limit keeps a lost answer from
+// stopping the keeper for good.
+const answerTime = 10 * time.Second
 
 const (
 	set4  = "overlay4"
@@ -95,11 +108,16 @@ var (
 
 // newNFT opens a socket in the network namespace of the calling thread, where it stays.
 func newNFT() (guard, error) {
-	conn, err := nftables.New(nftables.AsLasting())
+	g := &nft{}
+	var err error
+	g.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		g.socket = c
+		return nil
+	}))
 	if err != nil {
 		return nil, guardError("open a socket to nftables", err)
 	}
-	return &nft{conn: conn}, nil
+	return g, nil
 }
 
 // guardError says what a person can do about a guard that cannot be had.
@@ -115,7 +133,52 @@ func guardError(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-func (g *nft) close() error { return g.conn.CloseLasting() }
+func (g *nft) close() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
+	return g.conn.CloseLasting()
+}
+
+// ask has one exchange with the kernel; every use of conn that sends goes through it. A question that failed may have left
+// answers behind, which would be taken for those of the next one, and so on forever: they are taken out first.
+func (g *nft) ask(what string, exchange func() error) error {
+	if g.closed {
+		return errClosed // conn would open another socket, in whatever namespace it finds itself.
+	}
+	err := g.socket.SetReadDeadline(time.Now().Add(answerTime))
+	if err == nil {
+		err = g.drain()
+	}
+	if err == nil {
+		err = exchange()
+	}
+	if err != nil {
+		return guardError(what, err)
+	}
+	return nil
+}
+
+// drain empties the socket. What the kernel has to say to earlier questions is there already, as it answers while they
+// are sent; a list that was begun goes on as it is read, to its end.
+func (g *nft) drain() error {
+	raw, err := g.socket.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var stop error
+	err = raw.Read(func(fd uintptr) bool {
+		var b [1]byte // The rest of an answer goes with its first byte.
+		for stop == nil || errors.Is(stop, unix.ENOBUFS) || errors.Is(stop, unix.EINTR) {
+			_, _, stop = unix.Recvfrom(int(fd), b[:], unix.MSG_DONTWAIT)
+		}
+		return true
+	})
+	if err == nil && !errors.Is(stop, unix.EAGAIN) {
+		err = os.NewSyscallError("recvfrom", stop)
+	}
+	return err
+}
 
 func inetTable(device string) *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyINet, Name: TablePrefix + device}
@@ -125,17 +188,21 @@ func arpTable(device string) *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyARP, Name: TablePrefix + device}
 }
 
-// tables lists all tables. A late reply to an earlier request can meet the list's; the next try finds the socket empty.
 func (g *nft) tables() (tables []*nftables.Table, err error) {
-	for range 3 {
-		if tables, err = g.conn.ListTables(); err == nil {
-			return tables, nil
-		}
-	}
-	return nil, guardError("list nftables' tables", err)
+	err = g.ask("list nftables' tables", func() error {
+		tables, err = g.conn.ListTables()
+		return err
+	})
+	return tables, err
 }
 
 func (g *nft) list() ([]instance, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.instances()
+}
+
+func (g *nft) instances() ([]instance, error) {
 	tables, err := g.tables()
 	if err != nil {
 		return nil, err
@@ -152,23 +219,52 @@ func (g *nft) list() ([]instance, error) {
 			at = len(out) - 1
 		}
 		if t.Family == nftables.TableFamilyINet {
-			out[at].v4 = g.rangeOf(t, set4)
-			out[at].v6 = g.rangeOf(t, set6)
+			if out[at].v4, err = g.rangeOf(t, set4); err != nil {
+				return nil, err
+			}
+			if out[at].v6, err = g.rangeOf(t, set6); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return out, nil
 }
 
 // rangeOf reads the range that a set holds; the zero prefix stands for none that we would have written.
-func (g *nft) rangeOf(t *nftables.Table, name string) netip.Prefix {
-	s, err := g.conn.GetSetByName(t, name)
-	if err != nil {
-		return netip.Prefix{}
+func (g *nft) rangeOf(t *nftables.Table, name string) (netip.Prefix, error) {
+	s, err := g.lookUp(t, name)
+	if err != nil || s == nil {
+		return netip.Prefix{}, err
 	}
-	elements, err := g.conn.GetSetElements(s)
-	if err != nil {
-		return netip.Prefix{}
+	var elements []nftables.SetElement
+	err = g.ask("list the elements of nftables' set "+name, func() (err error) {
+		elements, err = g.conn.GetSetElements(s)
+		return err
+	})
+	if err == nil {
+		return prefixIn(elements), nil
 	}
+	// The error does not tell whether the set has just been removed; the set does.
+	if s, gone := g.lookUp(t, name); gone == nil && s == nil {
+		return netip.Prefix{}, nil
+	}
+	return netip.Prefix{}, err
+}
+
+// lookUp returns a set, or nil where there is none.
+func (g *nft) lookUp(t *nftables.Table, name string) (s *nftables.Set, err error) {
+	err = g.ask("look for nftables' set "+name, func() error {
+		s, err = g.conn.GetSetByName(t, name)
+		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return s, err
+}
+
+// prefixIn returns the prefix that the elements of a set of intervals are, if they are one.
+func prefixIn(elements []nftables.SetElement) netip.Prefix {
 	var first, after netip.Addr
 	for _, e := range elements {
 		a, ok := netip.AddrFromSlice(e.Key)
@@ -203,6 +299,8 @@ func last(p netip.Prefix) netip.Addr {
 }
 
 func (g *nft) remove(device string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	tables, err := g.tables()
 	if err != nil {
 		return err
@@ -212,28 +310,22 @@ func (g *nft) remove(device string) error {
 			g.conn.DelTable(&nftables.Table{Family: t.Family, Name: t.Name})
 		}
 	}
-	if err := g.conn.Flush(); err != nil {
-		return guardError("remove nftables' table "+TablePrefix+device, err)
-	}
-	return nil
+	return g.ask("remove nftables' table "+TablePrefix+device, g.conn.Flush)
 }
 
 func (g *nft) set(i instance) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	what := "set nftables' table inet " + TablePrefix + i.device
 	g.replace(i)
 	g.replaceARP(i)
-	err := g.conn.Flush()
-	if err == nil {
-		return nil
-	}
+	err := g.ask(what, g.conn.Flush)
 	// A kernel without nftables for ARP takes nothing of the transaction. What guards packets must not hang on that.
-	if !errors.Is(err, unix.EPERM) {
+	if err != nil && !errors.Is(err, unix.EPERM) {
 		g.replace(i)
-		err = g.conn.Flush()
+		err = g.ask(what, g.conn.Flush)
 	}
-	if err != nil {
-		return guardError("set nftables' table inet "+TablePrefix+i.device, err)
-	}
-	return nil
+	return err
 }
 
 // replace queues the table. Adding it first makes the deletion always possible.
@@ -351,16 +443,22 @@ func isNot(key expr.MetaKey, device string) []expr.Any {
 }
 
 func (g *nft) whole(i instance) (bool, error) {
-	all, err := g.list()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	all, err := g.instances()
 	if err != nil {
 		return false, err
 	}
 	if !slices.Contains(all, i) {
 		return false, nil
 	}
-	chains, err := g.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	var chains []*nftables.Chain
+	err = g.ask("list nftables' chains", func() error {
+		chains, err = g.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+		return err
+	})
 	if err != nil {
-		return false, guardError("list nftables' chains", err)
+		return false, err
 	}
 	t := inetTable(i.device)
 	found := 0
@@ -372,9 +470,13 @@ func (g *nft) whole(i instance) (bool, error) {
 		if !known {
 			return false, nil
 		}
-		got, err := g.conn.GetRules(t, c)
+		var got []*nftables.Rule
+		err := g.ask("list nftables' rules", func() (err error) {
+			got, err = g.conn.GetRules(t, c)
+			return err
+		})
 		if err != nil {
-			return false, guardError("list nftables' rules", err)
+			return false, err
 		}
 		if !slices.EqualFunc(got, want, sameRule) {
 			return false, nil

@@ -1,6 +1,7 @@
 package tun_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -393,4 +394,32 @@ func TestInjectWakesFile(t *testing.T) {
 	if _, open := <-got; open {
 		t.Error("more came than was sent")
 	}
+}
+
+// all lets everything pass.
+type all struct{}
+
+func (all) Out([]byte) filter.Verdict { return filter.Verdict{Pass: true} }
+func (all) In([]byte) filter.Verdict  { return filter.Verdict{Pass: true} }
+
+// TestReadMendsChecksums: a device that writes the checksums for the host writes zero where UDP over IPv6 has to have ones.
+func TestReadMendsChecksums(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := sim.NewTUN("sim0", 1420)
+		d := tun.Filtered(inner, all{})
+		defer d.Close()
+		// From fd00:: to fd00::, ports 0, eight bytes of header and two that make the sum all ones.
+		udp := []byte{0, 0, 0, 0, 0, 10, 0, 0, 0, 0}
+		v6 := append([]byte{0x60, 0, 0, 0, 0, 10, 17, 64, 0xfd, 23: 0, 24: 0xfd, 39: 0}, udp...)
+		const rest = 2*0xfd00 - 0xffff + 17 + 10 + 10
+		binary.BigEndian.PutUint16(v6[48:], 0xffff-rest)
+		inner.Send(v6)
+		bufs, sizes := buffers(8)
+		if n, err := d.Read(bufs, sizes, 16); err != nil || n != 1 || sizes[0] != len(v6) {
+			t.Fatalf("read %d packets, the first of %d bytes: %v", n, sizes[0], err)
+		}
+		if got := bufs[0][16+46 : 16+48]; got[0] != 0xff || got[1] != 0xff {
+			t.Errorf("the checksum is %x", got)
+		}
+	})
 }

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	randv2 "math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -44,9 +46,51 @@ func TestMuchData(t *testing.T) {
 			}
 		}
 	}
+	for _, to := range b.addrs() {
+		if err := r.exchangeZero(a.Host, netip.AddrPortFrom(to, 9)); err != nil {
+			t.Errorf("%v: a datagram with a checksum of zero: %v", to, err)
+		}
+	}
 	if st := a.status(); len(st.Peers) != 1 || st.Peers[0].TxBytes < 2*bulk || st.Peers[0].RxBytes < 2*bulk {
 		t.Errorf("the counters of a: %+v", st.Peers)
 	}
+}
+
+// exchangeZero sends a datagram to an echo server whose checksum comes out as zero, and so does that of what comes back.
+func (r *rig) exchangeZero(from *lab.Host, to netip.AddrPort) error {
+	c, err := from.Dial(r.ctx, "udp", to.String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	local := c.LocalAddr().(*net.UDPAddr).AddrPort()
+	const length = 8 + 2
+	summed := binary.BigEndian.AppendUint16(slices.Concat(local.Addr().AsSlice(), to.Addr().AsSlice()), unix.IPPROTO_UDP)
+	for _, n := range []uint16{length, local.Port(), to.Port(), length} {
+		summed = binary.BigEndian.AppendUint16(summed, n)
+	}
+	var sum uint32
+	for i := 0; i < len(summed); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(summed[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	payload := binary.BigEndian.AppendUint16(nil, ^uint16(sum))
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	if _, err := c.Write(payload); err != nil {
+		return err
+	}
+	got := make([]byte, len(payload))
+	if _, err := io.ReadFull(c, got); err != nil {
+		return err
+	}
+	if !bytes.Equal(got, payload) {
+		return fmt.Errorf("%x came back for %x", got, payload)
+	}
+	return nil
 }
 
 // exchangeBulk sends random data both ways, which have to arrive as they are.

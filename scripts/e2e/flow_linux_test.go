@@ -7,11 +7,14 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
@@ -144,6 +147,9 @@ func (r *rig) udpFlow(from, to *lab.Host, dst netip.AddrPort) *udpFlow {
 	if err != nil {
 		r.Fatal(err)
 	}
+	if err := makeRoom(server); err != nil {
+		r.Fatal(err)
+	}
 	client, err := from.Dial(r.ctx, "udp", dst.String())
 	if err != nil {
 		r.Fatal(err)
@@ -156,6 +162,22 @@ func (r *rig) udpFlow(from, to *lab.Host, dst netip.AddrPort) *udpFlow {
 	f.receiver.Go(f.receive)
 	r.Cleanup(f.close)
 	return f
+}
+
+// makeRoom lets a socket keep what arrives in many seconds: on a busy machine this process may have to wait for its turn,
+// and what the kernel has no room for by then is not what the mesh has lost.
+func makeRoom(c *net.UDPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
+	}); err != nil {
+		return err
+	}
+	return os.NewSyscallError("setsockopt", failed)
 }
 
 func (f *udpFlow) send() {

@@ -1,0 +1,170 @@
+package osnet
+
+import (
+	"errors"
+	"sync"
+	"testing"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/redoubt-mesh/redoubt/scripts/lab"
+)
+
+// nftOf opens a guard in the host's namespace.
+func nftOf(t *testing.T, h *lab.Host) *nft {
+	t.Helper()
+	var g guard
+	err := h.Do(func() (err error) {
+		g, err = newNFT()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := g.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return g.(*nft)
+}
+
+// stray asks the kernel for things and leaves the answers in the socket, as operations that fail do: a list, an error and
+// a whole transaction.
+func (g *nft) stray(t *testing.T) {
+	t.Helper()
+	question := func(kind uint16, flags netlink.HeaderFlags, data []byte) netlink.Message {
+		return netlink.Message{
+			Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind), Flags: netlink.Request | flags},
+			Data:   append([]byte{unix.NFPROTO_INET, 0, 0, 0}, data...),
+		}
+	}
+	name, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_TABLE_NAME, Data: []byte("nobody's\x00")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []netlink.Message{
+		question(unix.NFT_MSG_GETTABLE, netlink.Acknowledge, name),
+		question(unix.NFT_MSG_GETTABLE, netlink.Acknowledge, name),
+		question(unix.NFT_MSG_GETRULE, netlink.Dump, nil),
+	} {
+		if _, err := g.socket.Send(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestStrayAnswersMisleadNobody leaves answers in the socket before every operation: none is taken for another's.
+func TestStrayAnswersMisleadNobody(t *testing.T) {
+	h, _ := oneHost(t)
+	g := nftOf(t, h)
+	one, two := instanceOf(configA()), instanceOf(configA())
+	two.device = "redoubt1"
+	is := func(want ...instance) {
+		t.Helper()
+		g.stray(t)
+		got, err := g.list()
+		if err != nil || len(got) != len(want) {
+			t.Fatalf("listed %v, %v; want %v", got, err, want)
+		}
+		for n := range got {
+			if got[n] != want[n] {
+				t.Errorf("listed %v, want %v", got[n], want[n])
+			}
+		}
+	}
+	isWhole := func(i instance, want bool) {
+		t.Helper()
+		g.stray(t)
+		if got, err := g.whole(i); err != nil || got != want {
+			t.Errorf("%s is whole: %v, %v; want %v", i.device, got, err, want)
+		}
+	}
+	is()
+	for _, i := range []instance{one, two} {
+		isWhole(i, false)
+		g.stray(t)
+		if err := g.set(i); err != nil {
+			t.Fatal(err)
+		}
+		isWhole(i, true)
+	}
+	is(one, two)
+	g.stray(t)
+	if err := g.remove(one.device); err != nil {
+		t.Fatal(err)
+	}
+	is(two)
+	isWhole(one, false)
+	isWhole(two, true)
+}
+
+// TestARefusedTransactionMisleadsNobody lets the kernel refuse the second of many messages.
+func TestARefusedTransactionMisleadsNobody(t *testing.T) {
+	h, _ := oneHost(t)
+	g := nftOf(t, h)
+	i := instanceOf(configA())
+	for range 3 {
+		g.conn.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "nobody's"})
+		g.replace(i)
+		if err := g.ask("set a table", g.conn.Flush); !errors.Is(err, unix.ENOENT) {
+			t.Fatalf("a transaction that cannot be: %v", err)
+		}
+		if got, err := g.list(); err != nil || len(got) != 0 {
+			t.Errorf("listed %v, %v", got, err)
+		}
+	}
+}
+
+// TestGuardIsAskedByMany: the keeper, and who asks for clashes, share one socket.
+func TestGuardIsAskedByMany(t *testing.T) {
+	h, _ := oneHost(t)
+	g := nftOf(t, h)
+	mine, other := instanceOf(configA()), instanceOf(configA())
+	other.device = "redoubt1"
+	if err := g.set(mine); err != nil {
+		t.Fatal(err)
+	}
+	const turns = 50
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range turns {
+				if got, err := g.list(); err != nil || len(got) == 0 || got[0] != mine {
+					t.Errorf("listed %v, %v", got, err)
+					return
+				}
+				if ok, err := g.whole(mine); err != nil || !ok {
+					t.Errorf("whole: %v, %v", ok, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		for range turns {
+			if err := errors.Join(g.set(other), g.remove(other.device)); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	wg.Wait()
+}
+
+// TestClosedGuardAsksNobody: it would speak to another network namespace.
+func TestClosedGuardAsksNobody(t *testing.T) {
+	h, _ := oneHost(t)
+	g := nftOf(t, h)
+	if err := g.close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := g.list(); !errors.Is(err, errClosed) {
+		t.Errorf("listed %v, %v", got, err)
+	}
+	if err := g.set(instanceOf(configA())); !errors.Is(err, errClosed) {
+		t.Errorf("set: %v", err)
+	}
+}
