@@ -22,7 +22,7 @@ func TestPingThisMachine(t *testing.T) {
 		}
 		defer s.Close()
 		for range 3 {
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			rtt, err := s.Ping(ctx, a)
 			cancel()
 			if err != nil || rtt <= 0 {

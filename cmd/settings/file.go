@@ -33,7 +33,7 @@ func parse(path string, r io.Reader) ([]entry, error) {
 	}
 	root, err := hujson.Parse(src)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, syntaxError(path, err)
 	}
 	at := func(offset int) (int, int) {
 		before := src[:offset]
@@ -66,6 +66,16 @@ func parse(path string, r io.Reader) ([]entry, error) {
 		entries = append(entries, e)
 	}
 	return entries, nil
+}
+
+// syntaxError puts the place that the parser names where all other errors have it.
+func syntaxError(path string, err error) error {
+	var line, column int
+	cause := errors.Unwrap(err)
+	if n, _ := fmt.Sscanf(err.Error(), "hujson: line %d, column %d:", &line, &column); n < 2 || cause == nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return fmt.Errorf("%s:%d:%d: %w", path, line, column, cause)
 }
 
 func (e *entry) read(v hujson.ValueTrimmed) error {

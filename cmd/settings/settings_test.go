@@ -91,7 +91,8 @@ func TestRefused(t *testing.T) {
 		{"null", `{"data": null}`, `null is no value`},
 		{"twice", `{"data": "a", "data": "b"}`, `is there twice`},
 		{"no object", `[]`, `want an object`},
-		{"broken", `{"data": `, `line 1, column`},
+		{"broken", `{"data": `, `c.hujson:1:10: `},
+		{"broken further down", "{\n  \"data\" \"a\"}", `c.hujson:2:10: `},
 		{"for another command", `{"ttl": "x"}`, `c.hujson:1:2: "ttl"`},
 		{"huge", `{"data": "` + strings.Repeat("x", maxFile) + `"}`, `not a file with settings`},
 	} {

@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -98,6 +99,12 @@ func RandomV6(random io.Reader) (netip.Prefix, error) {
 	return netip.PrefixFrom(netip.AddrFrom16(b), 48), nil
 }
 
+// inner are the ranges that no host of the Internet has: shared address space (RFC 6598) and private networks (RFC 1918).
+var inner = []netip.Prefix{
+	shared,
+	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
+}
+
 // CheckV4 says why a range cannot be a mesh's IPv4 range.
 func CheckV4(p netip.Prefix) error {
 	switch {
@@ -108,9 +115,9 @@ func CheckV4(p netip.Prefix) error {
 	case p.Bits() < minBits || p.Bits() > maxBits:
 		return fmt.Errorf("range %v: want a prefix of /%d to /%d", p, minBits, maxBits)
 	}
-	a := p.Addr()
-	if a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() || a.As4()[0] == 0 || a.As4()[0] >= 240 {
-		return fmt.Errorf("range %v: not usable for unicast; take one of 100.64.0.0/10, 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16", p)
+	if !slices.ContainsFunc(inner, func(r netip.Prefix) bool { return r.Contains(p.Addr()) && r.Bits() <= p.Bits() }) {
+		return fmt.Errorf("range %v: not private, so the nodes would lose whoever has these addresses; "+
+			"take one within 100.64.0.0/10, 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16", p)
 	}
 	return nil
 }

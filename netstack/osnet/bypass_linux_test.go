@@ -123,7 +123,7 @@ func (x *neighbours) received(t *testing.T, s sockets) []netip.Addr {
 		}
 		buf := make([]byte, 100)
 		for {
-			if err := c.sock.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			if err := c.sock.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 				t.Fatal(err)
 			}
 			n, from, err := c.sock.ReadFromUDPAddrPort(buf)

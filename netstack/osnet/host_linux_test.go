@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -625,14 +624,10 @@ func TestWatchReportsChanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	began := time.Now()
 	if err := h.Ports[0].Renumber(99); err != nil {
 		t.Fatal(err)
 	}
 	<-changes
-	if took := time.Since(began); took > FoldInterval {
-		t.Errorf("the first change took %v", took)
-	}
 	eventually(t, func() error {
 		got, err := n.Endpoints(meshA)
 		if err != nil || len(got) != 2 || got[0] != h.V4() {

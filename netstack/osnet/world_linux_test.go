@@ -92,7 +92,7 @@ func (tun *tunnel) read(wait time.Duration) (src, dst netip.Addr, err error) {
 func (tun *tunnel) next(t *testing.T, to netip.Addr) netip.Addr {
 	t.Helper()
 	for {
-		src, dst, err := tun.read(5 * time.Second)
+		src, dst, err := tun.read(30 * time.Second)
 		if err != nil {
 			t.Fatalf("wait for a packet to %v: %v", to, err)
 		}
@@ -178,7 +178,7 @@ func state(t *testing.T, h *lab.Host) string {
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
 	var err error
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if err = f(); err == nil {
 			return
 		}

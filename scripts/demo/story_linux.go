@@ -193,6 +193,9 @@ func (s *story) serve(n *mesh.Node, port uint16) (net.Listener, error) {
 	return l, nil
 }
 
+// patience is how long one step may take on a machine that is busy with other things.
+const patience = 30 * time.Second
+
 func (s *story) target(n *mesh.Node, port uint16) string {
 	return netip.AddrPortFrom(s.status[n].V4(), port).String()
 }
@@ -204,7 +207,7 @@ func (s *story) allow(ctx context.Context) error {
 	}
 	defer l.Close()
 	s.out.typed("laptop", "curl http://"+s.target(s.web, webPort))
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	begin := time.Now()
 	c, err := s.laptop.Host.Dial(ctx, "tcp", s.target(s.web, webPort))
@@ -252,7 +255,7 @@ func (s *story) refuse(ctx context.Context, n *mesh.Node, port uint16) error {
 		return err
 	}
 	defer l.Close()
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	begin := time.Now()
 	c, err := s.laptop.Host.Dial(ctx, "tcp", s.target(n, port))
@@ -295,7 +298,7 @@ func (s *story) revoke(ctx context.Context) error {
 		return err
 	}
 	defer l.Close()
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	c, err := s.laptop.Host.Dial(ctx, "tcp", s.target(s.web, webPort))
 	if err != nil {
@@ -324,7 +327,7 @@ func (s *story) revoke(ctx context.Context) error {
 		}
 		s.out.said(said)
 	}
-	wait, cancel := context.WithTimeout(ctx, 3*time.Second)
+	wait, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	for {
 		select {

@@ -149,7 +149,7 @@ func (r *rig) exchangeDatagram(h *lab.Host, to netip.AddrPort, size int) error {
 		if _, err = c.Write(sent); err != nil {
 			continue
 		}
-		if err := c.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+		if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 			return err
 		}
 		var n int

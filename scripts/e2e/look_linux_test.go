@@ -308,7 +308,7 @@ func TestSettings(t *testing.T) {
 	for text, says := range map[string]string{
 		`{"tun": "wg-a", "no-such": 1}`:         ":1:17: unknown key",
 		`{"listen-port": "many"}`:               ":1:2: ",
-		`{"tun": "wg-a"`:                        "line 1, column 15",
+		`{"tun": "wg-a"`:                        ":1:15: ",
 		`{"tun": "wg-a", "listen-port": 70000}`: "70000",
 	} {
 		said := a.fails(exitUsage, "agent", "--state", r.World.Dir+"/none", "--config", write("bad.hujson", text))

@@ -115,7 +115,7 @@ func (h *Host) plug(l *LAN) error {
 
 // carrier waits until the kernel has taken notice that a device is up.
 func carrier(rt *netlink.Handle, device string) error {
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		link, err := rt.LinkByName(device)
 		if err != nil {
 			return fmt.Errorf("find %s: %w", device, err)
@@ -124,7 +124,7 @@ func carrier(rt *netlink.Handle, device string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s has no carrier after 10 s", device)
+	return fmt.Errorf("%s has no carrier after 30 s", device)
 }
 
 // defaultRoutes lead by a port's router.

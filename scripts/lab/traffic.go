@@ -18,8 +18,9 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-// patience is how long one exchange of the clients below may take where the context sets no earlier end.
-const patience = 2 * time.Second
+// patience is how long one exchange of the clients below may take where the context sets no earlier end: longer than the
+// five seconds after which WireGuard repeats a handshake that collided with the other side's.
+const patience = 10 * time.Second
 
 // Listen opens a TCP listener in the host's network. It is the caller's.
 func (h *Host) Listen(addr netip.AddrPort) (net.Listener, error) {

@@ -20,7 +20,7 @@ import (
 )
 
 // patience is how long a service may take to say that it is ready.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // manager is the service manager of one host: it reads unit files as systemd does, as far as ours use it, and starts and stops
 // programs.

@@ -33,7 +33,7 @@ var (
 const cloned = "+clone"
 
 // moment is how long what was done may take to be seen.
-const moment = 30 * time.Second
+const moment = time.Minute
 
 // site is the hosts that README.md sets up, and what is known of them.
 type site struct {

@@ -132,7 +132,7 @@ func ssh(args []string) error {
 	if !ok {
 		host = args[0]
 	}
-	c, err := net.DialTimeout("tcp", net.JoinHostPort(host, "22"), 5*time.Second)
+	c, err := net.DialTimeout("tcp", net.JoinHostPort(host, "22"), 30*time.Second)
 	if err != nil {
 		text := err.Error()
 		var no syscall.Errno

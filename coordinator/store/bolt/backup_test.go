@@ -52,7 +52,7 @@ func TestBackupThatIsNotTaken(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("writers wait for the reader of a backup")
 	}
 	close(reader.release)
