@@ -43,6 +43,7 @@ func (p *parser) deny(v value) {
 		if m, ok := f["srcPosture"]; ok {
 			r.Postures = p.postureNames(m.value)
 		}
+		p.selfSources(r, true)
 		p.addRule(r)
 	}
 }
@@ -74,6 +75,7 @@ func (p *parser) enforcement(v value) {
 		if m, ok := f["until"]; ok {
 			r.Until = p.until(m.value)
 		}
+		p.selfSources(r, true)
 		p.addRule(r)
 	}
 }

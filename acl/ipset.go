@@ -29,10 +29,14 @@ func (p *parser) ipsets(v value) {
 	for _, m := range members {
 		r.read(m.key)
 	}
+	failed := p.failed
 	for name, rs := range r.ranges {
 		s := p.policy.IPSets[name]
 		s.Prefixes = rs.prefixes()
 		p.policy.IPSets[name] = s
+		if len(rs) == 0 && !failed {
+			p.report(Warning, s.Place, "has no addresses, so rules about it allow nothing")
+		}
 		if len(s.Prefixes) > maxSidePrefixes {
 			p.report(Error, s.Place, "takes %d prefixes to write down, and a rule has at most %d; use wider ranges, or two sets", len(s.Prefixes), maxSidePrefixes)
 		}
@@ -51,7 +55,7 @@ type setReader struct {
 // Bounds of sets of addresses.
 const (
 	maxSetDepth = 64        // how many sets may use one another in a row
-	maxSetWork  = 5_000_000 // ranges looked at while all of them are read
+	maxSetWork  = 2_000_000 // ranges looked at while all of them are read
 )
 
 func (r *setReader) read(name string) {
@@ -73,7 +77,7 @@ func (r *setReader) read(name string) {
 		}
 		next = next[:0]
 	}
-	lines, ok := r.list(m.value, `a list such as ["add 10.0.0.0/8", "remove 10.1.0.0/16"]`)
+	lines, _ := r.list(m.value, `a list such as ["add 10.0.0.0/8", "remove 10.1.0.0/16"]`)
 	for _, v := range lines {
 		verb, rs, ok := r.line(v)
 		if !ok {
@@ -93,9 +97,6 @@ func (r *setReader) read(name string) {
 		}
 	}
 	change()
-	if ok && len(have) == 0 {
-		r.report(Warning, r.keyPlace(m), "has no addresses, so rules about it allow nothing")
-	}
 	r.ranges[name] = have
 }
 
@@ -136,7 +137,7 @@ func (r *setReader) other(v value, name string) (ranges, bool) {
 	_, defined := r.policy.IPSets[name]
 	switch {
 	case !defined:
-		r.errorf(v, "%v", undefined("set of addresses", name, "ipsets", r.policy.IPSets))
+		r.errorf(v, "%v", undefined("set of addresses", name, "ipsets", wanted(r.parser, r.policy.IPSets)))
 		return nil, false
 	case slices.Contains(r.path, name):
 		circle := r.path[slices.Index(r.path, name):]
@@ -155,8 +156,10 @@ func (r *setReader) literal(text string) (ranges, error) {
 	if text == "autogroup:internet" {
 		return internet, nil
 	}
-	if prefix, ok, err := parseLiteral(text); ok || err != nil {
-		return ranges{rangeOf(prefix)}, err
+	if prefix, ok, err := parseLiteral(text); err != nil {
+		return nil, err
+	} else if ok {
+		return ranges{rangeOf(prefix)}, nil
 	}
 	if first, last, two := strings.Cut(text, "-"); two {
 		a, errA := netip.ParseAddr(first)
@@ -178,7 +181,7 @@ func (r *setReader) literal(text string) (ranges, error) {
 	}
 	h, ok := r.policy.Hosts[strings.TrimPrefix(text, "host:")]
 	if !ok {
-		return nil, undefinedHost(strings.TrimPrefix(text, "host:"), r.policy)
+		return nil, r.undefinedHost(strings.TrimPrefix(text, "host:"))
 	}
 	return ranges{rangeOf(h.Prefix)}, nil
 }

@@ -40,6 +40,7 @@ var (
 	aclKeys = map[string]keySpec{
 		"action": {required: true}, "src": {required: true}, "dst": {required: true}, "proto": {}, "srcPosture": {},
 		"users": {now: "src"}, "ports": {now: "dst"},
+		"#": {support: ignored, note: "what begins with # is a note of a program that edits policies"},
 	}
 	grantKeys = map[string]keySpec{
 		"src": {required: true}, "dst": {required: true}, "ip": {}, "app": {}, "srcPosture": {}, "via": {}, "auth": {},
@@ -117,6 +118,9 @@ func (p *parser) fields(v value, want string, keys map[string]keySpec) (map[stri
 // from do not tell those apart. Old names become the new ones.
 func find(key string, keys map[string]keySpec) (string, keySpec, bool) {
 	spec, ok := keys[key]
+	if note, notes := keys["#"]; notes && strings.HasPrefix(key, "#") {
+		return key, note, true
+	}
 	if !ok {
 		for name := range keys {
 			if strings.EqualFold(name, key) {
@@ -143,7 +147,7 @@ func didYouMean[V any](word string, words map[string]V) string {
 func nearest[V any](word string, words map[string]V) string {
 	best := ""
 	for w, x := range words {
-		if spec, isKey := any(x).(keySpec); isKey && spec.now != "" {
+		if spec, isKey := any(x).(keySpec); isKey && (spec.now != "" || w == "#") {
 			continue
 		}
 		if (strings.EqualFold(w, word) || oneEdit(w, word)) && (best == "" || w < best) {
@@ -181,7 +185,7 @@ func oneEdit(a, b string) bool {
 func knownKeys[V any](words map[string]V) []string {
 	return slices.DeleteFunc(sortedKeys(words), func(w string) bool {
 		spec, isKey := any(words[w]).(keySpec)
-		return isKey && spec.now != ""
+		return isKey && (spec.now != "" || w == "#")
 	})
 }
 

@@ -8,10 +8,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// errorTests hold one slip each. The | marks where it is to be reported and is not part of the file.
-var errorTests = []struct {
-	name, src, want string
-}{
+// errorTest is a file with one slip. The | marks where it is to be reported and is not part of the file.
+type errorTest struct{ name, src, want string }
+
+var errorTests = []errorTest{
 	// Syntax.
 	{"nothing", "|", `parsing value: unexpected EOF`},
 	{"cut off", "{\"groups\": {|", `parsing value: unexpected EOF`},
@@ -112,15 +112,18 @@ var errorTests = []struct {
 	{"ping in a test", `{"tests": [{"src": "*", "proto": |"icmp", "accept": ["*:1"]}]}`, `icmp has no ports, and a test is about a port`},
 }
 
-func TestErrors(t *testing.T) {
-	for _, test := range errorTests {
+func TestErrors(t *testing.T) { runErrorTests(t, errorTests) }
+
+func runErrorTests(t *testing.T, tests []errorTest) {
+	t.Helper()
+	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			at := strings.IndexByte(test.src, '|')
 			before := test.src[:at]
 			src := before + test.src[at+1:]
 			line := 1 + strings.Count(before, "\n")
 			column := 1 + len([]rune(before[strings.LastIndexByte(before, '\n')+1:]))
-			policy, diags := Parse("test", []byte(src))
+			policy, diags := parse("test", []byte(src), fuzzTime)
 			if policy != nil || !diags.HasErrors() {
 				t.Fatal("the policy was taken")
 			}
@@ -133,6 +136,36 @@ func TestErrors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// warningTest is a file that is taken with one warning at the |, or with none where there is no |.
+type warningTest struct{ name, src, want string }
+
+func runWarningTests(t *testing.T, tests []warningTest) {
+	t.Helper()
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			before, after, marked := strings.Cut(test.src, "|")
+			policy, diags := parse("test", []byte(before+after), fuzzTime)
+			switch {
+			case policy == nil:
+				t.Fatalf("refused:\n%s", diags.Format("test"))
+			case !marked && len(diags) == 0:
+			case len(diags) != 1 || diags[0].Column != 1+len([]rune(before)) || !strings.Contains(diags[0].Message, test.want) || !marked:
+				t.Errorf("want %q at %d in:\n%s", test.want, 1+len([]rune(before)), diags.Format("test"))
+			}
+		})
+	}
+}
+
+// good parses a policy that has neither errors nor warnings.
+func good(t *testing.T, src string) *Policy {
+	t.Helper()
+	p, diags := parse("test", []byte(src), fuzzTime)
+	if p == nil || len(diags) > 0 {
+		t.Fatalf("not clean:\n%s", diags.Format("test"))
+	}
+	return p
 }
 
 func TestEveryErrorIsReportedInOrder(t *testing.T) {

@@ -85,7 +85,7 @@ func (p *parser) postureNames(v value) []string {
 			continue
 		}
 		if _, defined := p.policy.Postures[name]; !defined {
-			p.errorf(e, "%v", undefined("posture", name, "postures", p.policy.Postures))
+			p.errorf(e, "%v", undefined("posture", name, "postures", wanted(p, p.policy.Postures)))
 			continue
 		}
 		if !slices.Contains(out, name) {

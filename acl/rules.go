@@ -19,8 +19,9 @@ func (p *parser) readSelector(v value, where use) (Selector, bool) {
 	return p.checkedSelector(v, text, where)
 }
 
-// checkedSelector reads a selector that stands at v, and reports what is wrong with it.
+// checkedSelector reads a selector that stands at v, with space around it or not, and reports what is wrong with it.
 func (p *parser) checkedSelector(v value, text string, where use) (Selector, bool) {
+	text = strings.TrimSpace(text)
 	s, err := p.selector(text, where)
 	if err != nil {
 		p.errorf(v, "%v", err)
@@ -268,6 +269,7 @@ func (p *parser) aclDestination(v value, text string, named []uint8) (Destinatio
 // withPorts takes "SELECTOR:PORTS" apart and reads the selector. It reports what is wrong with the selector, and where there
 // are no ports; those are empty then.
 func (p *parser) withPorts(v value, text string, where use) (s Selector, ports string, ok bool) {
+	text = strings.TrimSpace(text)
 	if !strings.Contains(text, ":") || portless(text) {
 		p.errorf(v, "%s names no ports; write %s:* or %s:22", quote(text), shown(text), shown(text))
 		p.checkedSelector(v, text, where)

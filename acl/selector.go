@@ -114,7 +114,7 @@ func (p *parser) classify(text string) (Selector, error) {
 	case strings.HasPrefix(text, "group:"):
 		s.Kind = GroupOf
 		if _, ok := p.policy.Groups[text]; !ok {
-			return s, undefined("group", text, "groups", p.policy.Groups)
+			return s, undefined("group", text, "groups", wanted(p, p.policy.Groups))
 		}
 	case strings.HasPrefix(text, "tag:"):
 		s.Kind = Tag
@@ -122,20 +122,20 @@ func (p *parser) classify(text string) (Selector, error) {
 			return s, err
 		}
 		if _, ok := p.policy.TagOwners[text]; !ok {
-			return s, undefined("tag", text, "tagOwners", p.policy.TagOwners)
+			return s, undefined("tag", text, "tagOwners", wanted(p, p.policy.TagOwners))
 		}
 	case strings.HasPrefix(text, "autogroup:"):
 		return classifyAutogroup(s)
 	case strings.HasPrefix(text, "ipset:"):
 		set, ok := p.policy.IPSets[text]
 		if !ok {
-			return s, undefined("set of addresses", text, "ipsets", p.policy.IPSets)
+			return s, undefined("set of addresses", text, "ipsets", wanted(p, p.policy.IPSets))
 		}
 		s.Kind, s.Prefixes = AddressSet, set.Prefixes
 	default:
 		h, ok := p.policy.Hosts[text]
 		if !ok {
-			return s, undefinedHost(text, p.policy)
+			return s, p.undefinedHost(text)
 		}
 		s.Kind, s.Prefix = Literal, h.Prefix
 	}
@@ -299,6 +299,15 @@ func printable(s string) bool {
 	return proto.ValidText(s, maxLogin) && !strings.ContainsFunc(s, unicode.IsSpace)
 }
 
+// wanted are the names among which to look for one that is meant. Far beyond what people read there are none: to compare
+// everything with everything takes long in a file that is made to.
+func wanted[V any](p *parser, defined map[string]V) map[string]V {
+	if len(p.diags) > maxDiagnostics {
+		return nil
+	}
+	return defined
+}
+
 func undefined[V any](what, name, section string, defined map[string]V) error {
 	if near := nearest(name, defined); near != "" {
 		return fmt.Errorf("%s %s is not defined in %s; did you mean %q?", what, quote(name), section, near)
@@ -307,14 +316,14 @@ func undefined[V any](what, name, section string, defined map[string]V) error {
 }
 
 // undefinedHost answers a text that is nothing else and no host: most often a slip in a prefix, or a forgotten one.
-func undefinedHost(text string, policy *Policy) error {
-	if near := nearest(text, policy.Hosts); near != "" {
+func (p *parser) undefinedHost(text string) error {
+	if near := nearest(text, wanted(p, p.policy.Hosts)); near != "" {
 		return fmt.Errorf("host %s is not defined in hosts; did you mean %q?", quote(text), near)
 	}
-	if _, ok := policy.Groups["group:"+text]; ok {
+	if _, ok := p.policy.Groups["group:"+text]; ok {
 		return fmt.Errorf("host %s is not defined in hosts; did you mean %q?", quote(text), "group:"+text)
 	}
-	if _, ok := policy.TagOwners["tag:"+text]; ok {
+	if _, ok := p.policy.TagOwners["tag:"+text]; ok {
 		return fmt.Errorf("host %s is not defined in hosts; did you mean %q?", quote(text), "tag:"+text)
 	}
 	if strings.Contains(text, ":") {

@@ -103,8 +103,8 @@ func (p *parser) lifetimes(m member, terms *NodeTerms) {
 // Bounds of durations.
 const (
 	maxAge      = 366 * 24 * time.Hour
-	minLifetime = 5 * time.Minute
-	maxLifetime = 366 * 24 * time.Hour
+	minLifetime = 10 * time.Minute
+	maxLifetime = 24 * time.Hour
 )
 
 // duration reads a text such as "90m", "12h" or "7d", of whole seconds.
