@@ -309,7 +309,8 @@ func (p *parser) grants(v value) {
 		ip, hasIP := f["ip"]
 		app, hasApp := f["app"]
 		if hasApp {
-			if r.App = p.capabilities(app, true); len(r.App) == 0 && !hasIP {
+			before := len(p.diags)
+			if r.App = p.capabilities(app, true); len(r.App) == 0 && !hasIP && len(p.diags) == before {
 				p.errorf(app.value, `grants nothing; name a capability, or say "ip": ["tcp:443"]`)
 			}
 		}

@@ -28,6 +28,7 @@ func (p *parser) auth(f map[string]member) *Auth {
 	if !ok {
 		return nil
 	}
+	before := len(p.diags)
 	f, ok = p.fields(m.value, "an object with age, mfa or both", authKeys)
 	if !ok {
 		return nil
@@ -39,7 +40,7 @@ func (p *parser) auth(f map[string]member) *Auth {
 	if m, ok := f["mfa"]; ok {
 		a.MFA, _ = p.boolean(m.value)
 	}
-	if *a == (Auth{Place: a.Place}) {
+	if *a == (Auth{Place: a.Place}) && len(p.diags) == before {
 		p.report(Warning, a.Place, `asks for nothing; say "age", "mfa": true or both, or remove it`)
 		return nil
 	}
