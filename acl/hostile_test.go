@@ -32,21 +32,22 @@ func numbered(format string) func(int) string {
 
 func address(i int) string { return fmt.Sprintf(`"10.%d.%d.1",`, i>>8&255, i&255) }
 
-// hostileFiles are as large as files may be and made to take long. want is what they are refused for, empty if they are not.
-func hostileFiles() map[string]struct{ src, want string } {
+// hostileFiles are large and made to take long. want is what they are refused for, empty if they are not; size is how large
+// those are that no bound but that of the file holds.
+func hostileFiles(size int) map[string]struct{ src, want string } {
 	const half = MaxSize / 2
 	set := fill(50_000, `{"ipsets": {"ipset:a": [`, address, `]`)
 	type file = struct{ src, want string }
 	return map[string]file{
-		"hosts": {fill(MaxSize, `{"hosts": {`, numbered(`"host-%d":"10.0.0.1",`), `}}`), ""},
+		"hosts": {fill(size, `{"hosts": {`, numbered(`"host-%d":"10.0.0.1",`), `}}`), ""},
 		"hosts that are not there": {
 			fill(half, `{"hosts": {`, numbered(`"host-%d": "10.0.0.1",`), `},`) +
 				fill(half, `"acls": [{"action": "accept", "dst": ["*:*"], "src": [`, numbered(`"hosd-%d",`), `]}]}`),
 			`host "hosd-0" is not defined in hosts; did you mean "host-0"?`,
 		},
-		"groups":     {fill(MaxSize, `{"groups": {`, numbered(`"group:g%d": ["a%d@x.org", "b%d@x.org", "c@x.org"],`), `}}`), ""},
+		"groups":     {fill(size, `{"groups": {`, numbered(`"group:g%d": ["a%d@x.org", "b%d@x.org", "c@x.org"],`), `}}`), ""},
 		"unknown":    {fill(half, `{`, numbered(`"k%d": 1,`), `}`), `unknown key "k0"`},
-		"tags":       {fill(MaxSize, `{"tagOwners": {`, func(i int) string { return fmt.Sprintf(`"tag:t%d":["tag:t%d"],`, i, i+1) }, `"tag:x": []}}`), `is not defined in tagOwners`},
+		"tags":       {fill(size, `{"tagOwners": {`, func(i int) string { return fmt.Sprintf(`"tag:t%d":["tag:t%d"],`, i, i+1) }, `"tag:x": []}}`), `is not defined in tagOwners`},
 		"sets":       {set + fill(MaxSize-len(set), `,`, numbered(`"ipset:b%d": ["ipset:a", "remove ipset:a"],`), `}}`), "fall into too many ranges"},
 		"set":        {fill(half, `{"ipsets": {"ipset:a": [`, func(i int) string { return address(i) + `"remove fd00::",` }, `]}}`), "fall into too many ranges"},
 		"rules":      {set + `},` + fill(MaxSize-len(set), `"grants": [`, again(`{"src": ["*"], "dst": ["ipset:a"], "ip": ["*"]},`), `]}`), "more than a node can be sent"},
@@ -55,13 +56,13 @@ func hostileFiles() map[string]struct{ src, want string } {
 		"denials":    {fill(MaxSize, `{"deny": [`, again(`{"src": ["*"], "dst": ["*"], "ip": ["*"]},`), `]}`), "more than a node can be sent"},
 		"denied":     {fill(half, `{"deny": [{"src": ["*"], "dst": ["*"], "ip": [`, again(`"*",        `), `]}]}`), ""},
 		"capability": {fill(MaxSize, `{"grants": [`, again(`{"src": ["*"], "dst": ["*"], "app": {"x.org/c": [{"x": {"x": {"x": [1]}}}]}},`), `]}`), "more than 10000 rules"},
-		"postures":   {fill(MaxSize, `{"postures": {`, numbered(`"posture:p%d": ["node:os == 'x'"],`), `}}`), ""},
+		"postures":   {fill(size, `{"postures": {`, numbered(`"posture:p%d": ["node:os == 'x'"],`), `}}`), ""},
 		"ssh":        {fill(MaxSize, `{"ssh": [`, again(`{"action": "accept", "src": ["ann@x.org"], "dst": ["autogroup:self"], "users": ["root"]},`), `]}`), "more than 1000 rules"},
 	}
 }
 
 func TestHostileFiles(t *testing.T) {
-	for name, f := range hostileFiles() {
+	for name, f := range hostileFiles(MaxSize / 4) {
 		t.Run(name, func(t *testing.T) {
 			if len(f.src) > MaxSize {
 				t.Fatalf("%d bytes", len(f.src))
@@ -76,7 +77,7 @@ func TestHostileFiles(t *testing.T) {
 }
 
 func BenchmarkHostileFiles(b *testing.B) {
-	for name, f := range hostileFiles() {
+	for name, f := range hostileFiles(MaxSize) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {

@@ -96,7 +96,6 @@ func TestSSHErrors(t *testing.T) {
 		{"group to a user", sides(`"group:g"`, `|"ann@x.org"`), `wants the same user alone in src`},
 
 		{"test without a source", `{"sshTests": [|{"dst": ["ann@x.org"], "accept": ["root"]}]}`, `"src" is missing`},
-		{"test of nothing", `{"sshTests": [|{"src": "ann@x.org", "dst": ["ann@x.org"]}]}`, `needs "accept", "deny" or "check"`},
 		{"test to nowhere", test(`"src": "ann@x.org", "dst": |[], "accept": ["root"]`), `name where to log in`},
 		{"test to the internet", test(`"src": "ann@x.org", "dst": [|"autogroup:internet"], "accept": ["root"]`), `legal in dst only`},
 		{"test to a range", test(`"src": "ann@x.org", "dst": [|"net"], "accept": ["root"]`), `is a range`},
@@ -110,6 +109,7 @@ func TestSSHErrors(t *testing.T) {
 		{"autogroup as a login name", users(`[|"autogroup:member"]`), "is read as a login name"},
 		{"group as a login name", users(`[|"group:g"]`), "is read as a login name"},
 		{"localpart without a domain", users(`[|"localpart:foo"]`), "is read as a login name"},
-		{"test of no user", test(`"src": "ann@x.org", "dst": ["tag:a"], "deny": |[]`), "tests nothing"},
+		{"test of no user", `{"sshTests": [|{"src": "ann@x.org", "dst": ["ann@x.org"], "deny": []}]}`, "tests nothing"},
+		{"test of nothing", `{"sshTests": [|{"src": "ann@x.org", "dst": ["ann@x.org"]}]}`, "tests nothing"},
 	})
 }
