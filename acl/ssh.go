@@ -48,6 +48,11 @@ func (p *parser) ssh(v value) {
 			r.AcceptEnv = p.acceptEnv(m)
 		}
 		r.Postures = p.srcPosture(f)
+		for _, side := range []string{"src", "dst"} {
+			if _, ok := f[side]; !ok {
+				p.report(Warning, r.Place, "%q is missing, so the rule allows nothing; name someone or remove the rule", side)
+			}
+		}
 		p.sshSides(r)
 		p.policy.SSH = append(p.policy.SSH, r)
 	}
