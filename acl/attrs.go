@@ -55,7 +55,7 @@ func (p *parser) capabilities(m member, grant bool) map[string][]json.RawMessage
 	return out
 }
 
-// opaque looks for keys that are given twice in what only applications understand.
+// opaque looks for keys that are given twice in what only other programs understand.
 func (p *parser) opaque(v value) {
 	switch x := v.Value.Value.(type) {
 	case *hujson.Object:
