@@ -221,7 +221,7 @@ func TestPolicyCommands(t *testing.T) {
 	if out := s.ok("policy", "apply", file); !strings.Contains(out, "already") {
 		t.Error(out)
 	}
-	s.no("policy 1 is in force, not 7", "policy", "apply", "--if-number", "7", filepath.Join(s.data, "policy.example.hujson"))
+	s.no("policy 1 is in force, not 7", "policy", "apply", "--expect", "7", filepath.Join(s.data, "policy.example.hujson"))
 	if out := s.ok("policy", "show"); !strings.HasSuffix(out, "// all\n") {
 		t.Error(out)
 	}

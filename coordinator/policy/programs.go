@@ -1,0 +1,96 @@
+package policy
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl"
+	"github.com/redoubt-mesh/redoubt/acl/compile"
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Programs makes programs of policies, and remembers the last one. It tells the directory what that one makes of time
+// (directory.Ages). Its methods may be called from any goroutine.
+type Programs struct {
+	outage proto.Outage
+	log    *slog.Logger
+
+	mu   sync.Mutex
+	last *loaded
+}
+
+type loaded struct {
+	of      *directory.Policy
+	program *compile.Program
+	parsed  *acl.Policy // nil: none, or one that is not understood
+}
+
+// NewPrograms begins with no policy. outage is what holds where a policy says nothing.
+func NewPrograms(outage proto.Outage, log *slog.Logger) *Programs {
+	return &Programs{outage: outage, log: log}
+}
+
+// Program is the program of a policy, nil for none. One that is not understood permits nothing.
+func (p *Programs) Program(of *directory.Policy, mesh proto.Mesh) *compile.Program {
+	return p.load(of, mesh).program
+}
+
+func (p *Programs) load(of *directory.Policy, mesh proto.Mesh) *loaded {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.last == nil || p.last.of != of {
+		l := &loaded{of: of}
+		var err error
+		if l.parsed, l.program, err = load(of, mesh); err != nil {
+			p.log.Error("policy cannot be enforced", "err", err)
+		}
+		p.last = l
+	}
+	return p.last
+}
+
+// Grace implements directory.Ages.
+func (p *Programs) Grace(s *directory.Snapshot) time.Duration {
+	return p.Program(s.Policy(), s.Mesh()).Outage(p.outage).Grace
+}
+
+// Until implements directory.Ages: the next end of an enforcement window.
+func (p *Programs) Until(s *directory.Snapshot) time.Time {
+	parsed := p.load(s.Policy(), s.Mesh()).parsed
+	if parsed == nil {
+		return time.Time{}
+	}
+	var next time.Time
+	for _, r := range parsed.Rules {
+		if r.Until.After(s.Now()) && (next.IsZero() || r.Until.Before(next)) {
+			next = r.Until
+		}
+	}
+	return next
+}
+
+// Next implements directory.Ages: when the login of the person behind a node grows older than the policy allows somewhere.
+func (p *Programs) Next(s *directory.Snapshot, id proto.NodeID) time.Time {
+	parsed := p.load(s.Policy(), s.Mesh()).parsed
+	n, ok := s.Node(id)
+	if parsed == nil || !ok || n.User.AuthTime.IsZero() {
+		return time.Time{}
+	}
+	var next time.Time
+	sooner := func(age time.Duration) {
+		// The first moment at which the login is older than that.
+		at := n.User.AuthTime.Add(age + 1)
+		if age > 0 && at.After(s.Now()) && (next.IsZero() || at.Before(next)) {
+			next = at
+		}
+	}
+	sooner(parsed.Session.MaxAge)
+	for _, r := range parsed.Rules {
+		if r.Auth != nil {
+			sooner(r.Auth.Age)
+		}
+	}
+	return next
+}
