@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
@@ -61,7 +62,7 @@ func (d *Directory) ChangePolicy(ctx context.Context, c PolicyChange) (*Policy, 
 		t.state.policy, t.policy = p, true
 		action, reason := audit.PolicyApply, c.Comment
 		if c.Of != 0 {
-			action, reason = audit.PolicyRollback, fmt.Sprintf("to version %d %s", c.Of, c.Comment)
+			action, reason = audit.PolicyRollback, strings.TrimSpace(fmt.Sprintf("to version %d %s", c.Of, c.Comment))
 		}
 		t.record(c.By, action, fmt.Sprint(p.Number), "", reason)
 		return nil

@@ -165,6 +165,10 @@ func (t *Traits) clone() *Traits {
 	return &Traits{Facts: slices.Clone(t.Facts), Advertised: t.Advertised, Approved: t.Approved}
 }
 
+func sortFacts(fs []Fact) {
+	slices.SortFunc(fs, func(a, b Fact) int { return cmp.Compare(a.Name, b.Name) })
+}
+
 func (t *Traits) fact(name string) (Fact, bool) {
 	i := slices.IndexFunc(t.Facts, func(f Fact) bool { return f.Name == name })
 	if i < 0 {
@@ -180,7 +184,6 @@ func (t *Traits) empty() bool { return len(t.Facts)+len(t.Advertised)+len(t.Appr
 
 // complete makes what is asked for often. It is called once, before anybody else sees the value.
 func (t *Traits) complete(level cert.Level) *Traits {
-	slices.SortFunc(t.Facts, func(a, b Fact) int { return cmp.Compare(a.Name, b.Name) })
 	t.ends = time.Time{}
 	for _, f := range t.Facts {
 		if !f.Expires.IsZero() && (t.ends.IsZero() || f.Expires.Before(t.ends)) {
@@ -240,7 +243,7 @@ func (s *Snapshot) Known(id proto.NodeID) Traits {
 	}
 	out.Facts = slices.DeleteFunc(out.Facts, func(f Fact) bool { return f.over(s.now) })
 	out.Facts = append(out.Facts, Fact{Name: factAttestation, Value: n.Level.String(), Source: SourceCoordinator, Set: n.Created})
-	slices.SortFunc(out.Facts, func(a, b Fact) int { return cmp.Compare(a.Name, b.Name) })
+	sortFacts(out.Facts)
 	return out
 }
 
@@ -392,6 +395,7 @@ func (d *Directory) changeTraits(ctx context.Context, id proto.NodeID, change fu
 // setTraits writes what is known of a node and makes it visible.
 func (t *tx) setTraits(n *Node, next *Traits) error {
 	next.Facts = slices.DeleteFunc(next.Facts, func(f Fact) bool { return f.over(t.moment) })
+	sortFacts(next.Facts)
 	op := store.Delete(traitsPath(n.ID))
 	if !next.empty() {
 		var err error
