@@ -34,6 +34,7 @@ func (p *parser) tests(v value) {
 		if !hasAccept && !hasDeny {
 			p.errorf(e, `a test needs "accept" or "deny"; say what must or must not be reachable`)
 		}
+		t.Facts = p.facts(f)
 		p.policy.Tests = append(p.policy.Tests, t)
 	}
 }

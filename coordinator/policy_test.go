@@ -226,6 +226,29 @@ func TestAgentsThatCannotEnforce(t *testing.T) {
 	})
 }
 
+func TestOutageOfThePolicy(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		s := r.join("m", &redoubtv1.CreateTokenRequest{}).attach(nil)
+		settle()
+		if got := s.netmap().Outage; got != (proto.Outage{Grace: DefaultGrace, Posture: DefaultPosture}) {
+			t.Errorf("by default: %+v", got)
+		}
+		for source, want := range map[string]proto.Outage{
+			`{"grants": [], "outage": {"grace": "2h", "posture": "5m"}}`: {Grace: 2 * time.Hour, Posture: 5 * time.Minute},
+			`{"grants": [], "outage": {"grace": "5m"}}`:                  {Grace: 5 * time.Minute, Posture: 5 * time.Minute},
+			`{"grants": [], "outage": {"grace": "0s"}}`:                  {},
+			`{"grants": []}`: {Grace: DefaultGrace, Posture: DefaultPosture},
+		} {
+			r.apply(source)
+			settle()
+			if got := s.netmap().Outage; got != want {
+				t.Errorf("%s: %+v", source, got)
+			}
+		}
+		s.close()
+	})
+}
+
 func TestRolesOfUsers(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		ctx, admin := context.Background(), r.co.Admin()

@@ -60,8 +60,13 @@ func New(p *acl.Policy, mesh proto.Mesh) *Program {
 			}
 		}
 	}
+	if slices.ContainsFunc(p.Rules, func(r acl.Rule) bool { return r.Action == acl.Deny }) {
+		return prog // what it denies is not understood, so nothing is permitted
+	}
 	for _, r := range p.Rules {
-		prog.addRule(r)
+		if r.Action == acl.Allow && len(r.Postures) == 0 && r.Auth == nil && len(r.Via) == 0 {
+			prog.addRule(r)
+		}
 	}
 	prog.src = indexSides(prog.rules, func(r rule) side { return r.src })
 	prog.dst = indexSides(prog.rules, func(r rule) side { return r.dst })
@@ -122,6 +127,9 @@ func (p *Program) addRule(r acl.Rule) {
 	src := p.side(r.Src)
 	for _, part := range parts {
 		first := r.Dst[part[0]]
+		if len(first.Services) == 0 {
+			continue // it is about capabilities only
+		}
 		origin := proto.Origin{Path: r.Path, Line: r.Line}
 		if len(parts) > 1 {
 			origin = proto.Origin{Path: fmt.Sprintf("%s.dst[%d]", r.Path, part[0]), Line: first.Line}
@@ -160,7 +168,7 @@ func (p *Program) side(selectors []acl.Selector) side {
 			if p.mesh.V4.Overlaps(sel.Prefix) || p.mesh.V6.Overlaps(sel.Prefix) {
 				s.prefixes = append(s.prefixes, sel.Prefix)
 			}
-		case acl.Self:
+		case acl.Self, acl.AddressSet, acl.Internet, acl.DangerAll:
 		default:
 			s.sets = append(s.sets, sel.Set())
 		}

@@ -30,7 +30,7 @@ func (a *Admin) ApplyPolicy(ctx context.Context, r *redoubtv1.ApplyPolicyRequest
 	if err != nil {
 		return nil, err
 	}
-	staged, err := policy.Stage(source, snap.Mesh(), snap)
+	staged, err := policy.Stage(source, a.Clock(), snap.Mesh(), snap)
 	out := &redoubtv1.ApplyPolicyResponse{Diagnostics: diagnostics(staged.Diagnostics)}
 	if err != nil {
 		a.Log.Warn("policy refused", "by", Caller(ctx), "in_force", number(snap.Policy()))

@@ -7,11 +7,11 @@ import (
 	"iter"
 	"maps"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/acl/compile"
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
@@ -291,12 +291,13 @@ func (d *Directory) Report(ctx context.Context, id proto.NodeID, r Reported) err
 	})
 }
 
-var factName = regexp.MustCompile(`^custom:[A-Za-z][A-Za-z0-9_.-]{0,62}$`)
-
 // CheckFactName says why administrators cannot set a fact of a name.
 func CheckFactName(name string) error {
-	if !factName.MatchString(name) {
-		return fmt.Errorf("fact %.80q: only custom:NAME can be set, NAME being up to 63 letters, digits, '-', '_' and '.', a letter first: %w", name, ErrInvalid)
+	if err := acl.CheckFact(name); err != nil {
+		return fmt.Errorf("%w: %w", err, ErrInvalid)
+	}
+	if !strings.HasPrefix(name, "custom:") {
+		return fmt.Errorf("fact %.80q: only facts called custom:NAME can be set: %w", name, ErrInvalid)
 	}
 	return nil
 }

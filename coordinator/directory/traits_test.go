@@ -110,9 +110,10 @@ func TestFactsThatCannotBeSet(t *testing.T) {
 	}{
 		{"node:os", "linux", 0},
 		{"custom:", "x", 0},
-		{"custom:1", "x", 0},
 		{"custom:a b", "x", 0},
-		{"custom:" + strings.Repeat("a", 64), "x", 0},
+		{"custom:" + strings.Repeat("a", 128), "x", 0},
+		{"posture:firewall", "true", 0},
+		{"fact", "x", 0},
 		{"custom:a", "", 0},
 		{"custom:a", "x\n", 0},
 		{"custom:a", "\xff", 0},

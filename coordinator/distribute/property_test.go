@@ -9,6 +9,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
@@ -21,6 +22,9 @@ var policies = []string{
 	`{"groups": {"group:g": ["ann@example.com", "bob@example.com"]}, "tagOwners": {"tag:a": [], "tag:b": []},
 		"acls": [{"action": "accept", "src": ["group:g", "tag:b"], "dst": ["tag:a:22", "bob@example.com:*"]}]}`,
 }
+
+// offered are routes that nodes offer and that are approved.
+var offered = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.33.0.0/16")}
 
 // TestSessionsConverge does random things to a mesh, with clients that come, go, read and acknowledge when they like. After each
 // change the nodes whose netmaps differ are among those that were looked at, and in the end every client holds the netmap that
@@ -75,6 +79,20 @@ func TestSessionsConverge(t *testing.T) {
 				e := proto.Endpoint{Addr: netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:1", rapid.IntRange(1, 3).Draw(t, "host"))), Kind: proto.EndpointInterface}
 				_ = w.dir.SetEndpoints(background, id, []proto.Endpoint{e})
 			}),
+			"fact": withNode(func(t *rapid.T, id proto.NodeID) {
+				ttl := time.Duration(rapid.IntRange(0, 40).Draw(t, "ttl")) * time.Minute
+				_, _ = w.dir.SetFact(background, id, "custom:tier", rapid.SampledFrom([]string{"prod", "test"}).Draw(t, "tier"), ttl, "test")
+			}),
+			"report": withNode(func(t *rapid.T, id proto.NodeID) {
+				routes := offered[rapid.IntRange(0, len(offered)).Draw(t, "routes"):]
+				_ = w.dir.Report(background, id, directory.Reported{OS: rapid.SampledFrom([]string{"linux", "windows"}).Draw(t, "os"), Routes: routes})
+			}),
+			"approve": withNode(func(t *rapid.T, id proto.NodeID) {
+				_, _ = w.dir.ApproveRoutes(background, id, offered[rapid.IntRange(0, len(offered)).Draw(t, "routes"):], "test")
+			}),
+			"roles": func(t *rapid.T) {
+				_ = w.dir.SetRoles(background, "ann@example.com", rapid.SampledFrom([][]string{nil, {"admin"}, {"auditor"}}).Draw(t, "roles"), "test")
+			},
 			"time":   func(t *rapid.T) { w.pass(time.Duration(rapid.IntRange(1, 50).Draw(t, "minutes")) * time.Minute) },
 			"expire": func(*rapid.T) { _, _ = w.dir.Expire(background) },
 			"look":   func(t *rapid.T) { look(t, w) },
