@@ -165,7 +165,7 @@ func (p *program) impact(m *redoubtv1.PolicyImpact) {
 	if m.GetSameText() {
 		return
 	}
-	against := "without a policy so far"
+	against := "against no policy"
 	if m.GetBase() != 0 {
 		against = fmt.Sprintf("against policy %d", m.GetBase())
 	}

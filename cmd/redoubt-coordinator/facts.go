@@ -96,7 +96,7 @@ func (p *program) factSet() *cobra.Command {
 			if ttl > 0 {
 				until = " until " + clock(time.Now().Add(ttl).Unix())
 			}
-			fmt.Fprintf(p.out, "%s has %s = %s%s\n", a.GetNode().GetName(), args[1], args[2], until)
+			fmt.Fprintf(p.out, "%s is set%s\n", args[1], until)
 			return nil
 		},
 	}
@@ -115,7 +115,7 @@ func (p *program) factUnset() *cobra.Command {
 			if p.json {
 				return p.print(nodeOf(a.GetNode()))
 			}
-			fmt.Fprintf(p.out, "%s has no %s any more\n", a.GetNode().GetName(), args[1])
+			fmt.Fprintf(p.out, "%s is not set any more\n", args[1])
 			return nil
 		},
 	}

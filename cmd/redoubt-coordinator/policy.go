@@ -156,10 +156,11 @@ func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start tim
 	case st.GetNumber() == 0:
 		fmt.Fprintln(p.out, "no policy was applied yet, so no packet passes; `policy apply FILE` applies one")
 	default:
-		fmt.Fprintf(p.out, "policy %d, applied %s ago: %d of %d nodes enforce what they ought to\n(version %s)",
-			st.GetNumber(), span(time.Duration(st.GetPolicyAgeMs())*time.Millisecond), st.GetCurrent(), st.GetNodes(), st.GetVersion())
+		fmt.Fprintf(p.out, "policy %d: %d of %d nodes enforce what they ought to (version %s)", st.GetNumber(), st.GetCurrent(), st.GetNodes(), st.GetVersion())
 		if wait > 0 && len(lag) == 0 {
 			fmt.Fprintf(p.out, ", %d ms later", took.Milliseconds())
+		} else if wait <= 0 {
+			fmt.Fprintf(p.out, "\napplied %s ago", span(time.Duration(st.GetPolicyAgeMs())*time.Millisecond))
 		}
 		fmt.Fprintln(p.out)
 	}

@@ -2,6 +2,8 @@ package policy
 
 import (
 	"log/slog"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -24,7 +26,8 @@ type Programs struct {
 type loaded struct {
 	of      *directory.Policy
 	program *compile.Program
-	parsed  *acl.Policy // nil: none, or one that is not understood
+	parsed  *acl.Policy     // nil: none, or one that is not understood
+	limits  []time.Duration // of ages, ascending
 }
 
 // NewPrograms begins with no policy. outage is what holds where a policy says nothing.
@@ -46,6 +49,7 @@ func (p *Programs) load(of *directory.Policy, mesh proto.Mesh) *loaded {
 		if l.parsed, l.program, err = load(of, mesh); err != nil {
 			p.log.Error("policy cannot be enforced", "err", err)
 		}
+		l.limits = ages(l.parsed)
 		p.last = l
 	}
 	return p.last
@@ -71,26 +75,58 @@ func (p *Programs) Until(s *directory.Snapshot) time.Time {
 	return next
 }
 
-// Next implements directory.Ages: when the login of the person behind a node grows older than the policy allows somewhere.
+// Next implements directory.Ages: the next moment at which the login of the person behind a node passes an age that the policy
+// asks for somewhere. Ages may be counted exactly or in whole seconds, and a limit may be in or out: all those moments are named,
+// for one at which nothing changes costs little.
 func (p *Programs) Next(s *directory.Snapshot, id proto.NodeID) time.Time {
-	parsed := p.load(s.Policy(), s.Mesh()).parsed
+	limits := p.load(s.Policy(), s.Mesh()).limits
 	n, ok := s.Node(id)
-	if parsed == nil || !ok || n.User.AuthTime.IsZero() {
+	if !ok || n.User.AuthTime.IsZero() {
 		return time.Time{}
 	}
-	var next time.Time
-	sooner := func(age time.Duration) {
-		// The first moment at which the login is older than that.
-		at := n.User.AuthTime.Add(age + 1)
-		if age > 0 && at.After(s.Now()) && (next.IsZero() || at.Before(next)) {
-			next = at
-		}
-	}
-	sooner(parsed.Session.MaxAge)
-	for _, r := range parsed.Rules {
-		if r.Auth != nil {
-			sooner(r.Auth.Age)
-		}
-	}
-	return next
+	return passing(limits, n.User.AuthTime, s.Now())
 }
+
+// passing is the first moment after now at which something that began passes one of some ages.
+func passing(limits []time.Duration, began, now time.Time) time.Time {
+	for _, limit := range limits {
+		for _, past := range []time.Duration{0, 1, time.Second} {
+			if at := began.Add(limit + past); at.After(now) {
+				return at
+			}
+		}
+	}
+	return time.Time{}
+}
+
+// ages are those that a policy asks for, ascending.
+func ages(p *acl.Policy) []time.Duration {
+	if p == nil {
+		return nil
+	}
+	out := []time.Duration{p.Session.MaxAge}
+	for _, r := range p.Rules {
+		if r.Auth != nil {
+			out = append(out, r.Auth.Age)
+		}
+	}
+	for _, posture := range p.Postures {
+		for _, c := range posture.Conditions {
+			if c.Fact != authAge {
+				continue
+			}
+			for _, v := range c.Values {
+				if s, err := strconv.ParseUint(v, 10, 32); err == nil {
+					out = append(out, time.Duration(s)*time.Second)
+				} else if d, err := time.ParseDuration(v); err == nil {
+					out = append(out, d)
+				}
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.DeleteFunc(slices.Compact(out), func(d time.Duration) bool { return d <= 0 })
+}
+
+// authAge is the fact that counts how long ago a person logged in.
+const authAge = "user:authAge"
