@@ -30,6 +30,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/join"
 )
 
@@ -182,7 +183,7 @@ func (c *Coordinator) open(ctx context.Context) (err error) {
 	outage := proto.Outage{Grace: *config.Grace, Posture: min(DefaultPosture, *config.Grace)}
 	c.programs = policy.NewPrograms(outage, config.Log)
 	c.directory, err = directory.Open(ctx, c.store, directory.Config{
-		Clock: config.Clock, Rand: config.Rand, Issue: c.issuer.IssueNode, Ages: c.programs,
+		Clock: config.Clock, Rand: config.Rand, Issue: c.issue, Ages: c.programs,
 	})
 	if err != nil {
 		return err
@@ -221,6 +222,14 @@ func (c *Coordinator) openIssuer(ctx context.Context, mesh proto.MeshID) error {
 		Clock: c.config.Clock, Rand: c.config.Rand,
 	})
 	return err
+}
+
+// issue makes the certificate of a node, for as long as the policy says.
+func (c *Coordinator) issue(n cert.Node, now time.Time) (cert.Node, error) {
+	if l := c.programs.Lifetime(c.directory.Snapshot(), n.Tags); l > 0 {
+		n.NotAfter = now.Add(l)
+	}
+	return c.issuer.IssueNode(n, now)
 }
 
 // compile makes the program of the policy in force.

@@ -249,6 +249,27 @@ func TestOutageOfThePolicy(t *testing.T) {
 	})
 }
 
+func TestLifetimesOfThePolicy(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.apply(`{"grants": [], "tagOwners": {"tag:a": [], "tag:b": [], "tag:c": []},
+			"node": {"certLifetime": {"*": "2h", "tag:a": "30m", "tag:b": "20m"}}}`)
+		for tags, want := range map[string]time.Duration{"tag:a": 30 * time.Minute, "tag:a tag:b": 20 * time.Minute, "tag:c": 2 * time.Hour} {
+			m := r.join("m", &redoubtv1.CreateTokenRequest{Tags: strings.Fields(tags)})
+			if got := m.cert.NotAfter.Sub(m.cert.NotBefore); got != want {
+				t.Errorf("%s: %v, want %v", tags, got, want)
+			}
+		}
+		m := r.join("m", &redoubtv1.CreateTokenRequest{Tags: []string{"tag:a"}})
+		r.apply(`{"grants": []}`)
+		s := m.attach(nil)
+		time.Sleep(20 * time.Minute)
+		if err := s.renew(); err != nil || m.cert.NotAfter.Sub(m.cert.NotBefore) != time.Hour {
+			t.Errorf("renewed by a policy that says nothing: %v, %v", m.cert.NotAfter.Sub(m.cert.NotBefore), err)
+		}
+		s.close()
+	})
+}
+
 func TestRolesOfUsers(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		ctx, admin := context.Background(), r.co.Admin()

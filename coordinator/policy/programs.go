@@ -60,6 +60,25 @@ func (p *Programs) Grace(s *directory.Snapshot) time.Duration {
 	return p.Program(s.Policy(), s.Mesh()).Outage(p.outage).Grace
 }
 
+// Lifetime is how long the policy of a snapshot lets a node's certificate live; 0 where it says nothing of that. The shortest of
+// what it says of a node's tags holds.
+func (p *Programs) Lifetime(s *directory.Snapshot, tags []string) time.Duration {
+	parsed := p.load(s.Policy(), s.Mesh()).parsed
+	if parsed == nil {
+		return 0
+	}
+	var least time.Duration
+	for _, tag := range tags {
+		if d := parsed.Node.ByTag[tag]; d > 0 && (least == 0 || d < least) {
+			least = d
+		}
+	}
+	if least == 0 {
+		return parsed.Node.CertLifetime
+	}
+	return least
+}
+
 // Until implements directory.Ages: the next end of an enforcement window.
 func (p *Programs) Until(s *directory.Snapshot) time.Time {
 	parsed := p.load(s.Policy(), s.Mesh()).parsed
