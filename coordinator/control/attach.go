@@ -34,8 +34,7 @@ type attached struct {
 	renewFirst bool
 	// unheard is what the node reported before it had renewed.
 	unheard *redoubtv1.Report
-	hello   *redoubtv1.Hello
-	facts   *redoubtv1.Facts // that the node told last
+	about   directory.Reported // what the node says of itself
 	pace    pace
 }
 
@@ -55,7 +54,7 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 	}
 	a := &attached{
 		Server: s, stream: st, in: in, node: g.node, machine: enroll.New(s.Attestors, s.Rand), protocol: protocol,
-		features: hello.GetFeatures(), applied: applied, hello: hello, facts: hello.GetFacts(),
+		features: hello.GetFeatures(), applied: applied, about: s.reported(hello, hello.GetFacts()),
 		renewFirst: g.outOfTime || known.Certificate.Serial != g.node.Serial,
 		pace:       pace{tokens: burst, at: time.Now()},
 	}
@@ -113,7 +112,7 @@ func (s *Server) trusted(n *cert.Node) (*directory.Node, error) {
 func (a *attached) join() error {
 	// First: from Attach on the stream may be ended, which sets a last deadline.
 	a.guest.admit()
-	if err := a.tell(a.facts); err != nil {
+	if err := a.tell(); err != nil {
 		return err
 	}
 	session, err := a.Hub.Attach(a.id, a.features, a.applied, a.stream)
@@ -219,7 +218,7 @@ func (a *attached) renew(sum [32]byte, m *redoubtv1.Renew) error {
 		return errors.New("control: a renewal led to no challenge")
 	}
 	if m.GetFacts() != nil {
-		a.facts = m.GetFacts()
+		a.hear(m.GetFacts())
 	}
 	a.send(&redoubtv1.Down{Message: &redoubtv1.Down_Challenge{Challenge: challenge.Message}})
 	return nil
@@ -247,7 +246,7 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	a.Log.Debug("certificate renewed", "node", a.id, "name", n.Name, "sequence", n.Certificate.Sequence, "until", n.Certificate.NotAfter)
 	a.send(a.result(n))
 	if !a.renewFirst {
-		return a.tell(a.facts)
+		return a.tell()
 	}
 	a.renewFirst = false
 	if err := a.join(); err != nil || a.unheard == nil {

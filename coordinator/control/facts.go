@@ -24,9 +24,15 @@ func (s *Server) reported(hello *redoubtv1.Hello, facts *redoubtv1.Facts) direct
 	}
 }
 
-// tell has the directory remember what the node says of itself.
-func (a *attached) tell(facts *redoubtv1.Facts) error {
+// hear takes what the node says when it renews.
+func (a *attached) hear(facts *redoubtv1.Facts) {
+	said := a.reported(nil, facts)
+	a.about.OSVersion, a.about.Routes = said.OSVersion, said.Routes
+}
+
+// tell has the directory remember what the node said of itself.
+func (a *attached) tell() error {
 	ctx, cancel := context.WithTimeout(a.ctx, step)
 	defer cancel()
-	return a.Directory.Report(ctx, a.id, a.reported(a.hello, facts))
+	return a.Directory.Report(ctx, a.id, a.about)
 }
