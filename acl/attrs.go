@@ -55,7 +55,7 @@ func (p *parser) capabilities(m member, grant bool) map[string][]json.RawMessage
 	return out
 }
 
-// opaque looks for keys that are given twice in what only applications understand.
+// opaque looks for keys that are given twice in what only other programs understand.
 func (p *parser) opaque(v value) {
 	switch x := v.Value.Value.(type) {
 	case *hujson.Object:
@@ -108,6 +108,7 @@ func (p *parser) nodeAttrs(v value) {
 			p.errorf(e, "more than %d entries; join those of the same nodes", maxNodeAttrs)
 			return
 		}
+		before := len(p.diags)
 		f, ok := p.fields(e, "an object with target and attr", nodeAttrKeys)
 		if !ok {
 			continue
@@ -124,6 +125,9 @@ func (p *parser) nodeAttrs(v value) {
 		}
 		if m, ok := f["ipPool"]; ok {
 			p.pool(m)
+		}
+		if entries(f["attr"].value)+entries(f["app"].value)+entries(f["ipPool"].value) == 0 && len(p.diags) == before {
+			p.report(Warning, a.Place, `gives nothing; say "attr" or "app", or remove the entry`)
 		}
 		p.policy.NodeAttrs = append(p.policy.NodeAttrs, a)
 	}

@@ -12,9 +12,9 @@ func TestNodeAttrs(t *testing.T) {
 		{"target": ["*", "tag:a", "group:g", "ann@x.org", "autogroup:member", "autogroup:admin", "web", "100.64.0.0/16"],
 		 "attr": ["nextdns:abc", "https://tailscale.com/cap/is-admin", "nextdns:abc"]},
 		{"target": ["tag:a"], "app": {"tailscale.com/app-connectors": [{"name": "x", "domains": ["x.org"]}]}},
-		{"target": ["*"]}]}`)
+		{"target": ["*"], "attr": ["x"], "app": {}}]}`)
 	a := p.NodeAttrs
-	if len(a) != 3 || len(a[0].Target) != 8 || a[0].Path != "nodeAttrs[0]" || len(a[2].Attrs) > 0 {
+	if len(a) != 3 || len(a[0].Target) != 8 || a[0].Path != "nodeAttrs[0]" || len(a[2].Attrs) != 1 {
 		t.Fatalf("%+v", a)
 	}
 	if diff := cmp.Diff([]string{"nextdns:abc", "https://tailscale.com/cap/is-admin"}, a[0].Attrs); diff != "" {
@@ -36,6 +36,7 @@ func TestNodeAttrErrors(t *testing.T) {
 		{"attribute of a wrong type", attr(`"attr": [|true]`), `is a boolean; want an attribute`},
 		{"app", attr(`"app": {|"connectors": [{}]}`), `is not a capability`},
 	})
+	runWarningTests(t, []warningTest{{"nothing", `{"nodeAttrs": [|{"target": ["*"], "attr": []}]}`, "gives nothing"}})
 	pool := func(s string) []Diagnostic {
 		_, diags := Parse("test", []byte(attr(`"ipPool": ["`+s+`"]`)))
 		return diags

@@ -2,7 +2,12 @@ package acl
 
 import (
 	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"io"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -15,7 +20,15 @@ import (
 // fuzzTime is when the policies of the fuzzer are put in force.
 var fuzzTime = time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 
+// FuzzParse starts from files of one slip each in testdata, from policies of a production system, and from those of the
+// other tests.
 func FuzzParse(f *testing.F) {
+	for _, src := range realPolicies(f) {
+		f.Add([]byte(src))
+	}
+	f.Add([]byte(everything))
+	f.Add([]byte(sshPolicy))
+	f.Add([]byte(`{` + postures + `, "defaultSrcPosture": ["posture:known"]}`))
 	f.Fuzz(func(t *testing.T, src []byte) {
 		policy, diags := Check("fuzz", src, fuzzTime)
 		if (policy == nil) != diags.HasErrors() {
@@ -43,6 +56,30 @@ func FuzzParse(f *testing.F) {
 			checkPolicy(t, policy)
 		}
 	})
+}
+
+// realPolicies are the policies of the compiler's test data.
+func realPolicies(t testing.TB) []string {
+	t.Helper()
+	file, err := os.Open("compile/testdata/headscale/cases.jsonl.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	z, err := gzip.NewReader(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for d := json.NewDecoder(z); ; {
+		var c struct{ Policy string }
+		if err := d.Decode(&c); errors.Is(err, io.EOF) {
+			return out
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, c.Policy)
+	}
 }
 
 // checkPolicy looks for what may not come out of any file.

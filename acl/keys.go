@@ -100,6 +100,7 @@ func (p *parser) fields(v value, want string, keys map[string]keySpec) (map[stri
 			continue
 		case spec.support == ignored:
 			p.report(Warning, p.keyPlace(m), "%q has no effect here: %s", name, spec.note)
+			p.opaque(m.value)
 			continue
 		case name != m.key:
 			p.report(Warning, p.keyPlace(m), "%s is read as %q; write it so", quote(m.key), name)

@@ -23,6 +23,12 @@ func Check(name string, src []byte, now time.Time) (*Policy, Diagnostics) {
 }
 
 func parse(name string, src []byte, now time.Time) (*Policy, Diagnostics) {
+	if len(src) > MaxSize {
+		// Said before a byte of it is looked at.
+		p := newParser(name, nil, now)
+		p.report(Error, Place{Pos: p.pos(0)}, "the file has %d bytes; a policy has at most %d", len(src), MaxSize)
+		return nil, p.diags
+	}
 	p := newParser(name, bytes.TrimPrefix(src, []byte("\xef\xbb\xbf")), now)
 	p.file()
 	if p.failed {

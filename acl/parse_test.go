@@ -104,6 +104,10 @@ var errorTests = []errorTest{
 
 	// Tests.
 	{"test of nothing", `{"tests": [|{"src": "*"}]}`, `needs "accept" or "deny"`},
+	{"test of empty lists", `{"tests": [|{"src": "*", "accept": [], "deny": []}]}`, `needs "accept" or "deny"`},
+	{"test to the internet", `{"tests": [{"src": "*", "deny": [|"autogroup:internet:443"]}]}`, `autogroup:internet is legal in dst only`},
+	{"test to a host that is a range", `{"hosts": {"net": "10.0.0.0/8"}, "tests": [{"src": "*", "deny": [|"net:443"]}]}`, `is a range`},
+	{"test to one address as a range", `{"tests": [{"src": "*", "deny": [|"10.0.0.1/32:443"]}]}`, `is a range`},
 	{"undefined source of a test", `{"tests": [{"src": |"group:x", "accept": ["*:22"]}]}`, `group "group:x" is not defined`},
 	{"sources of a test", `{"tests": [{"src": |["*"], "accept": ["*:22"]}]}`, `is a list; want a selector`},
 	{"several ports of a test", `{"tests": [{"src": "*", "accept": [|"*:22,23"]}]}`, `goes to one port, not to "22,23"`},

@@ -348,13 +348,14 @@ func (p *parser) services(m member, all []proto.Service, needed bool) []proto.Se
 		p.errorf(m.value, `is empty; say what is granted, such as ["tcp:443"], or ["*"] for everything`)
 	}
 	var out []proto.Service
+	hasAll := false
 	for _, v := range list {
 		text, ok := p.str(v, "ports in quotes, such as tcp:443")
 		if !ok {
 			continue
 		}
 		if all != nil && text == "*" {
-			out = append(out, all...)
+			hasAll = true
 			continue
 		}
 		s, err := grantServices(text)
@@ -363,6 +364,9 @@ func (p *parser) services(m member, all []proto.Service, needed bool) []proto.Se
 			continue
 		}
 		out = append(out, s...)
+	}
+	if hasAll {
+		out = slices.Clone(all)
 	}
 	out = mergeServices(out)
 	p.boundServices(m.value, out)

@@ -302,7 +302,8 @@ func printable(s string) bool {
 // wanted are the names among which to look for one that is meant. Far beyond what people read there are none: to compare
 // everything with everything takes long in a file that is made to.
 func wanted[V any](p *parser, defined map[string]V) map[string]V {
-	if len(p.diags) > maxDiagnostics {
+	const enough = 100
+	if len(p.diags) > enough {
 		return nil
 	}
 	return defined

@@ -48,6 +48,11 @@ func (p *parser) ssh(v value) {
 			r.AcceptEnv = p.acceptEnv(m)
 		}
 		r.Postures = p.srcPosture(f)
+		for _, side := range []string{"src", "dst"} {
+			if _, ok := f[side]; !ok {
+				p.report(Warning, r.Place, "%q is missing, so the rule allows nothing; name someone or remove the rule", side)
+			}
+		}
 		p.sshSides(r)
 		p.policy.SSH = append(p.policy.SSH, r)
 	}
@@ -206,14 +211,13 @@ func (p *parser) sshTests(v value) {
 				}
 			}
 		}
-		claims := false
 		for key, into := range map[string]*[]string{"accept": &t.Accept, "deny": &t.Deny, "check": &t.Check} {
 			if m, ok := f[key]; ok {
-				*into, claims = p.logins(m), true
+				*into = p.logins(m)
 			}
 		}
-		if !claims {
-			p.errorf(e, `a test needs "accept", "deny" or "check"; say as whom logging in must or must not be possible`)
+		if entries(f["accept"].value)+entries(f["deny"].value)+entries(f["check"].value) == 0 {
+			p.report(Warning, t.Place, `tests nothing; say in "accept", "deny" or "check" as whom logging in must or must not be possible`)
 		}
 		t.Facts = p.facts(f)
 		p.policy.SSHTests = append(p.policy.SSHTests, t)
@@ -222,10 +226,7 @@ func (p *parser) sshTests(v value) {
 
 // logins reads the login names of a test.
 func (p *parser) logins(m member) []string {
-	list, ok := p.list(m.value, `a list of login names such as ["root"]`)
-	if ok && len(list) == 0 {
-		p.report(Warning, p.place(m.value), "is empty and tests nothing; name a user or remove it")
-	}
+	list, _ := p.list(m.value, `a list of login names such as ["root"]`)
 	if len(list) > maxSSHUsers {
 		p.errorf(m.value, "names %d users; at most %d are read", len(list), maxSSHUsers)
 		return nil

@@ -17,7 +17,7 @@ func TestSSH(t *testing.T) {
 		"ssh[0] false 4>3 [root autogroup:nonroot localpart:*@x.org ubuntu] 0s false [LANG LC_* *]",
 		"ssh[1] true 1>1 [root] 12h0m0s false []",
 		"ssh[2] true 1>1 [root] 168h0m0s false []",
-		"ssh[3] true 0>1 [root] 0s true []",
+		"ssh[3] true 1>1 [root] 0s true []",
 		"ssh[4] true 1>1 [root] 0s false []",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -40,7 +40,7 @@ const sshPolicy = `{"groups": {"group:g": []}, "tagOwners": {"tag:a": []}, "host
 		 "users": ["root", "autogroup:nonroot", "localpart:*@x.org", " ubuntu ", "root"], "acceptEnv": ["LANG", "LC_*", "*"]},
 		{"action": "check", "src": ["ann@x.org"], "dst": ["ann@x.org"], "users": ["root"]},
 		{"action": " check ", "src": ["tag:a"], "dst": ["tag:a"], "users": ["root"], "checkPeriod": "168h"},
-		{"action": "check", "dst": ["tag:a"], "users": ["root"], "checkPeriod": "always"},
+		{"action": "check", "src": ["autogroup:tagged"], "dst": ["tag:a"], "users": ["root"], "checkPeriod": "always"},
 		{"action": "check", "src": ["autogroup:member"], "dst": ["tag:a"], "users": ["root"], "checkPeriod": "0s"}],
 	"sshTests": [{"src": "ann@x.org", "dst": ["tag:a", "web", "100.64.0.7", "autogroup:self"], "accept": ["ann"], "deny": ["root", "daemon"], "check": ["admin"]}]}`
 
@@ -96,7 +96,6 @@ func TestSSHErrors(t *testing.T) {
 		{"group to a user", sides(`"group:g"`, `|"ann@x.org"`), `wants the same user alone in src`},
 
 		{"test without a source", `{"sshTests": [|{"dst": ["ann@x.org"], "accept": ["root"]}]}`, `"src" is missing`},
-		{"test of nothing", `{"sshTests": [|{"src": "ann@x.org", "dst": ["ann@x.org"]}]}`, `needs "accept", "deny" or "check"`},
 		{"test to nowhere", test(`"src": "ann@x.org", "dst": |[], "accept": ["root"]`), `name where to log in`},
 		{"test to the internet", test(`"src": "ann@x.org", "dst": [|"autogroup:internet"], "accept": ["root"]`), `legal in dst only`},
 		{"test to a range", test(`"src": "ann@x.org", "dst": [|"net"], "accept": ["root"]`), `is a range`},
@@ -107,9 +106,11 @@ func TestSSHErrors(t *testing.T) {
 		{"test of sources", test(`"src": |["ann@x.org"], "dst": ["tag:a"], "accept": ["root"]`), `is a list; want a selector`},
 	})
 	runWarningTests(t, []warningTest{
+		{"no source", `{"ssh": [|{"action": "accept", "dst": ["autogroup:self"], "users": ["root"]}]}`, `"src" is missing, so the rule allows nothing`},
 		{"autogroup as a login name", users(`[|"autogroup:member"]`), "is read as a login name"},
 		{"group as a login name", users(`[|"group:g"]`), "is read as a login name"},
 		{"localpart without a domain", users(`[|"localpart:foo"]`), "is read as a login name"},
-		{"test of no user", test(`"src": "ann@x.org", "dst": ["tag:a"], "deny": |[]`), "tests nothing"},
+		{"test of no user", `{"sshTests": [|{"src": "ann@x.org", "dst": ["ann@x.org"], "deny": []}]}`, "tests nothing"},
+		{"test of nothing", `{"sshTests": [|{"src": "ann@x.org", "dst": ["ann@x.org"]}]}`, "tests nothing"},
 	})
 }

@@ -135,9 +135,6 @@ func (p *parser) root() (value, bool) {
 		p.report(Error, Place{Pos: p.pos(offset)}, format, args...)
 		return value{}, false
 	}
-	if len(p.src) > MaxSize {
-		return fail(0, "the file has %d bytes; a policy has at most %d", len(p.src), MaxSize)
-	}
 	if at := invalidUTF8(p.src); at >= 0 {
 		return fail(at, "the file is not UTF-8 here; save it as UTF-8")
 	}
