@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -223,6 +224,110 @@ func TestAgentsThatCannotEnforce(t *testing.T) {
 		}
 		s1.close()
 		s2.close()
+	})
+}
+
+// TestAccessFollowsFacts: a rule appears at both ends when the fact that it asks for is set, goes by itself when the fact's time is
+// over, and meanwhile the source is told what is missing.
+func TestAccessFollowsFacts(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.apply(`{"tagOwners": {"tag:a": [], "tag:b": []}, "postures": {"posture:prod": ["custom:tier == 'prod'"]},
+			"grants": [{"src": ["tag:a"], "dst": ["tag:b"], "ip": ["tcp:22"], "srcPosture": ["posture:prod"]}]}`)
+		from := r.join("from", &redoubtv1.CreateTokenRequest{Tags: []string{"tag:a"}}).attach(nil)
+		to := r.join("to", &redoubtv1.CreateTokenRequest{Tags: []string{"tag:b"}}).attach(nil)
+		other := r.join("other", &redoubtv1.CreateTokenRequest{Tags: []string{"tag:a"}}).attach(nil)
+		settle()
+		closed := func(when string) {
+			t.Helper()
+			settle()
+			nm := from.netmap()
+			if len(nm.Peers) != 0 || len(to.netmap().Peers) != 0 {
+				t.Errorf("%s: they know each other", when)
+			}
+			if len(nm.Withheld) != 1 || !strings.Contains(nm.Withheld[0].Reason, "custom:tier is not set") {
+				t.Errorf("%s: the source is told %+v", when, nm.Withheld)
+			}
+		}
+		closed("before")
+		_, before := other.counts()
+		set := &redoubtv1.SetFactRequest{Node: "from", Name: "custom:tier", Value: "prod", TtlSeconds: 600}
+		if _, err := r.co.Admin().SetFact(context.Background(), set); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		if nm := from.netmap(); len(nm.Peers) != 1 || len(nm.Rules) == 0 || len(nm.Withheld) != 0 || len(to.netmap().Peers) != 1 {
+			t.Errorf("with the fact: %+v and %+v", nm, to.netmap())
+		}
+		if !slices.Contains(to.netmap().Requires, proto.FeatureConditions) {
+			t.Errorf("it requires %v", to.netmap().Requires)
+		}
+		time.Sleep(10 * time.Minute)
+		closed("after its time")
+		if _, after := other.counts(); after != before {
+			t.Errorf("a node that it is not about was sent %d updates", after-before)
+		}
+		from.close()
+		to.close()
+		other.close()
+	})
+}
+
+// TestMonitoringEndsByItself: the end of an enforcement window changes the netmaps, without anyone asking.
+func TestMonitoringEndsByItself(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		until := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
+		r.apply(`{"tagOwners": {"tag:a": []}, "grants": [], "enforcement": [{"src": ["*"], "dst": ["tag:a"], "mode": "monitor", "until": "` + until + `"}]}`)
+		s, other := r.join("m", &redoubtv1.CreateTokenRequest{}).attach(nil), r.join("other", &redoubtv1.CreateTokenRequest{}).attach(nil)
+		settle()
+		if nm := s.netmap(); len(nm.Peers) != 1 || len(nm.Rules) == 0 || nm.Rules[0].Action != proto.Monitor {
+			t.Errorf("monitoring: %+v", nm)
+		}
+		if err := s.renew(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Minute)
+		if err := errors.Join(s.renew(), other.renew()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(40 * time.Minute)
+		settle()
+		if nm := s.netmap(); len(nm.Peers) != 0 || len(nm.Rules) != 0 || s.failed() != nil {
+			t.Errorf("afterwards: %+v, %v", nm, s.failed())
+		}
+		s.close()
+		other.close()
+	})
+}
+
+func TestRoutesReachNetmaps(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		net1, net2 := netip.MustParsePrefix("10.33.0.0/16"), netip.MustParsePrefix("10.44.0.0/16")
+		r.apply(`{"tagOwners": {"tag:a": [], "tag:router": []}, "autoApprovers": {"routes": {"10.44.0.0/16": ["tag:router"]}},
+			"grants": [{"src": ["tag:a"], "dst": ["10.32.0.0/11"], "ip": ["tcp:22"]}]}`)
+		router := r.machine("router")
+		router.facts = &redoubtv1.Facts{Routes: wire.FromRoutes([]netip.Prefix{net1, net2})}
+		if err := router.enrol(r.code(&redoubtv1.CreateTokenRequest{Tags: []string{"tag:router"}})); err != nil {
+			t.Fatal(err)
+		}
+		s := r.join("m", &redoubtv1.CreateTokenRequest{}).attach(nil)
+		settle()
+		want := func(routes ...netip.Prefix) {
+			t.Helper()
+			settle()
+			if nm := s.netmap(); len(nm.Peers) != 1 || !slices.Equal(nm.Peers[0].Routes, routes) {
+				t.Errorf("peers %+v, want one with routes %v", nm.Peers, routes)
+			}
+		}
+		want(net2)
+		a, err := r.co.Admin().ApproveRoutes(context.Background(), &redoubtv1.ApproveRoutesRequest{Node: "router", Prefixes: []string{net1.String()}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l := a.GetNode().GetRoutes(); len(l) != 2 || !l[0].GetApproved() || l[0].GetApprovedPolicy() || l[1].GetApproved() || !l[1].GetApprovedPolicy() {
+			t.Errorf("%v", l)
+		}
+		want(net1, net2)
+		s.close()
 	})
 }
 

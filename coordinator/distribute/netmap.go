@@ -85,14 +85,14 @@ func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 	if nm.Requires = Requires(view); len(lacking(nm.Requires, features)) > 0 {
 		return nm
 	}
-	nm.Rules, nm.Sets = view.Rules, view.Sets
+	nm.Rules, nm.Sets, nm.Withheld = view.Rules, view.Sets, view.Withheld
 	nm.Peers = make([]proto.Peer, 0, len(view.Peers))
 	for _, peer := range view.Peers {
 		n, ok := s.Snapshot.Lookup(peer)
 		if !ok || n.Revoked != nil || s.Snapshot.Lapsed(peer) {
 			continue
 		}
-		nm.Peers = append(nm.Peers, proto.Peer{ID: peer, Certificate: n.Certificate.DER, Endpoints: s.Snapshot.Endpoints(peer)})
+		nm.Peers = append(nm.Peers, proto.Peer{ID: peer, Certificate: n.Certificate.DER, Endpoints: s.Snapshot.Endpoints(peer), Routes: view.Routes[peer]})
 	}
 	return nm
 }

@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"crypto/rand"
 	"log/slog"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -66,30 +64,5 @@ func TestProgramsKnowWhenAPolicyTurns(t *testing.T) {
 	s = set(`{"grantz": []}`)
 	if at := p.Until(s); !at.IsZero() || p.Grace(s) != time.Hour || strings.Count(log.String(), "\n") != 1 {
 		t.Errorf("a policy that is not understood: %v, logged %q", at, &log)
-	}
-}
-
-func TestAgesThatAPolicyAsksFor(t *testing.T) {
-	parsed, found := acl.Parse("p", []byte(`{"session": {"maxAge": "12h"}, "tagOwners": {"tag:a": []},
-		"postures": {"posture:fresh": ["user:authAge < 90", "user:authAge <= 3600", "node:os == '7'"]},
-		"grants": [{"src": ["autogroup:member"], "dst": ["tag:a"], "ip": ["*"], "auth": {"age": "1h"}},
-			{"src": ["autogroup:member"], "dst": ["tag:a"], "ip": ["*"], "auth": {"mfa": true}}]}`))
-	if parsed == nil {
-		t.Fatal(found.Format("p"))
-	}
-	limits := ages(parsed)
-	if want := []time.Duration{90 * time.Second, time.Hour, 12 * time.Hour}; !slices.Equal(limits, want) {
-		t.Fatalf("ages %v, want %v", limits, want)
-	}
-	var got []time.Duration
-	for at := passing(limits, begun, begun); !at.IsZero(); at = passing(limits, begun, at) {
-		got = append(got, at.Sub(begun))
-	}
-	var want []time.Duration
-	for _, l := range limits {
-		want = append(want, l, l+1, l+time.Second)
-	}
-	if !slices.Equal(got, want) {
-		t.Errorf("moments %v, want %v", got, want)
 	}
 }
