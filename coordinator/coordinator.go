@@ -132,7 +132,7 @@ func (c *Config) checkPlan() error {
 }
 
 func openBolt(dir string) (store.Store, error) {
-	db, err := bolt.Open(dir, bolt.Options{})
+	db, err := bolt.Open(dir, bolt.Options{Migrations: directory.Migrations()})
 	if err != nil {
 		return nil, err // and no nil *bolt.DB in a Store
 	}

@@ -20,7 +20,7 @@ import (
 // populate writes nodes into the data of a coordinator that is stopped: ann's laptop, and a router with a long name that offers routes.
 func populate(t *testing.T, data string) {
 	t.Helper()
-	st, err := bolt.Open(data, bolt.Options{})
+	st, err := bolt.Open(data, bolt.Options{Migrations: directory.Migrations()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ func childMain(dir string) {
 
 func child(dir string) error {
 	ctx := context.Background()
-	s, err := bolt.Open(dir, bolt.Options{})
+	s, err := bolt.Open(dir, bolt.Options{Migrations: Migrations()})
 	if err != nil {
 		return err
 	}
@@ -196,7 +196,7 @@ func TestKilledInTheMiddleOf50Enrolments(t *testing.T) {
 	}
 	for range 8 {
 		w.run(t, dir, 1+mathrand.IntN(70))
-		s, err := bolt.Open(dir, bolt.Options{})
+		s, err := bolt.Open(dir, bolt.Options{Migrations: Migrations()})
 		if err != nil {
 			t.Fatal(err)
 		}
