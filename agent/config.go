@@ -35,8 +35,10 @@ type Config struct {
 	// Access says which of them may change something.
 	Access   localapi.Access
 	Hostname string // what to be called where Up says nothing; empty: the machine's
-	Program  string // version of the program
-	Log      *slog.Logger
+	// Routes are the networks that this node offers to lead to; an administrator or the policy must approve them.
+	Routes  []netip.Prefix
+	Program string // version of the program
+	Log     *slog.Logger
 	// Registry takes the metrics; nil: nobody wants them.
 	Registry prometheus.Registerer
 	Edges    Edges

@@ -11,6 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/enroll"
 	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/machine"
+	"github.com/redoubt-mesh/redoubt/agent/posture"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
@@ -164,12 +165,17 @@ func (a *Agent) controlConfig(urls []string, hostname string) control.Config {
 	}
 	return control.Config{
 		Dial: a.cfg.Edges.Dial, Now: a.time.Now, Heard: a.time.Heard, Rand: newRand(),
-		URLs: urls, Device: a.loop.keys.device, Node: a.loop.keys.node, Program: a.cfg.Program, Hostname: hostname,
+		URLs: urls, Device: a.loop.keys.device, Node: a.loop.keys.node, Program: a.cfg.Program, Hostname: hostname, Facts: a.facts,
 		Emit: func(ctx context.Context, e machine.Event) {
 			// An error means that the client was closed, or that the agent ends: nobody wants the event any more.
 			_ = a.post(ctx, func() { a.step(e) })
 		},
 	}
+}
+
+// facts are what the coordinator is told of this machine.
+func (a *Agent) facts() enroll.Facts {
+	return enroll.Facts{OSVersion: posture.OSVersion(), Routes: a.cfg.Routes}
 }
 
 // hang ends what speaks with the coordinator, and waits.
@@ -195,7 +201,7 @@ func (a *Agent) enrol(e machine.Enrol) error {
 	cfg := a.controlConfig(e.Join.URLs, e.Hostname)
 	request := enroll.Request{
 		Device: k.device, Node: k.node, Token: e.Join.Secret, Root: e.Join.Root,
-		Hostname: cfg.Hostname, Program: cfg.Program,
+		Hostname: cfg.Hostname, Program: cfg.Program, Facts: a.facts(),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -30,11 +30,16 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/join"
 )
 
-// DefaultGrace is how long agents go on without a coordinator after the end of certificates.
-const DefaultGrace = 8 * time.Hour
+// What holds in an outage where neither the administrator nor the policy says anything else: how long agents go on without a
+// coordinator after the end of certificates, and with what hangs on facts that age.
+const (
+	DefaultGrace   = 8 * time.Hour
+	DefaultPosture = 15 * time.Minute
+)
 
 // housekeeping is how often is looked at what time ends.
 const housekeeping = time.Minute
@@ -127,7 +132,7 @@ func (c *Config) checkPlan() error {
 }
 
 func openBolt(dir string) (store.Store, error) {
-	db, err := bolt.Open(dir, bolt.Options{})
+	db, err := bolt.Open(dir, bolt.Options{Migrations: directory.Migrations()})
 	if err != nil {
 		return nil, err // and no nil *bolt.DB in a Store
 	}
@@ -145,6 +150,7 @@ type Coordinator struct {
 	hub       *distribute.Hub
 	control   *control.Server
 	admin     *api.Admin
+	programs  *policy.Programs
 
 	closing sync.Once
 	err     error
@@ -174,8 +180,10 @@ func (c *Coordinator) open(ctx context.Context) (err error) {
 	if err := c.openIssuer(ctx, mesh.ID); err != nil {
 		return err
 	}
+	outage := proto.Outage{Grace: *config.Grace, Posture: min(DefaultPosture, *config.Grace)}
+	c.programs = policy.NewPrograms(outage, config.Log)
 	c.directory, err = directory.Open(ctx, c.store, directory.Config{
-		Clock: config.Clock, Rand: config.Rand, Issue: c.issuer.IssueNode, Grace: *config.Grace,
+		Clock: config.Clock, Rand: config.Rand, Issue: c.issue, Ages: c.programs,
 	})
 	if err != nil {
 		return err
@@ -183,7 +191,6 @@ func (c *Coordinator) open(ctx context.Context) (err error) {
 	if err := c.writeStarter(); err != nil {
 		return err
 	}
-	outage := proto.Outage{Grace: *config.Grace}
 	c.hub = distribute.New(distribute.Config{
 		Directory: c.directory, Clock: config.Clock, Log: config.Log, Registry: config.Registry,
 		Compile: c.compile, Authorities: c.issuer.Authorities, Outage: outage,
@@ -217,13 +224,17 @@ func (c *Coordinator) openIssuer(ctx context.Context, mesh proto.MeshID) error {
 	return err
 }
 
+// issue makes the certificate of a node, for as long as the policy says.
+func (c *Coordinator) issue(n cert.Node, now time.Time) (cert.Node, error) {
+	if l := c.programs.Lifetime(c.directory.Snapshot(), n.Tags); l > 0 {
+		n.NotAfter = now.Add(l)
+	}
+	return c.issuer.IssueNode(n, now)
+}
+
 // compile makes the program of the policy in force.
 func (c *Coordinator) compile(p *directory.Policy) *compile.Program {
-	program, err := policy.Load(p, c.directory.Snapshot().Mesh())
-	if err != nil {
-		c.config.Log.Error("policy cannot be enforced", "err", err)
-	}
-	return program
+	return c.programs.Program(p, c.directory.Snapshot().Mesh())
 }
 
 // writeStarter writes the starter policy where there is none.

@@ -12,7 +12,7 @@ import (
 // what that means. The keys are in no backup: they are put into DIR/pki by whoever kept them.
 func Restore(backup, dir string, now time.Time, by string) (directory.Restoration, error) {
 	var r directory.Restoration
-	err := bolt.Restore(backup, dir, bolt.Options{}, func(t store.Tx) (err error) {
+	err := bolt.Restore(backup, dir, bolt.Options{Migrations: directory.Migrations()}, func(t store.Tx) (err error) {
 		r, err = directory.Restored(t, now, by)
 		return err
 	})

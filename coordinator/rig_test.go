@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -102,6 +103,8 @@ type machine struct {
 	node   key.NodePrivate
 	result *redoubtv1.Result
 	cert   *cert.Node
+	facts  *redoubtv1.Facts
+	lacks  string // a feature
 }
 
 func (r *rig) machine(host string) *machine {
@@ -212,7 +215,8 @@ func (c *wireConn) read() (*redoubtv1.Down, error) {
 
 func (m *machine) hello() *redoubtv1.Hello {
 	return &redoubtv1.Hello{
-		ProtocolMin: proto.ProtocolMin, ProtocolMax: proto.ProtocolMax, Features: proto.Features(), Program: "test", Hostname: m.host, Os: "linux", Arch: "amd64",
+		ProtocolMin: proto.ProtocolMin, ProtocolMax: proto.ProtocolMax, Program: "test", Hostname: m.host, Os: "linux", Arch: "amd64",
+		Features: slices.DeleteFunc([]string{proto.FeatureConditions, proto.FeatureDeny, proto.FeatureRules}, func(f string) bool { return f == m.lacks }), Facts: m.facts,
 	}
 }
 
@@ -468,7 +472,7 @@ func (s *stream) renew() error {
 
 // askNext does all of a renewal but read its result.
 func (s *stream) askNext() error {
-	sum, err := s.c.send(&redoubtv1.Up{Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{NodePublic: s.m.node.Public().Bytes()}}})
+	sum, err := s.c.send(&redoubtv1.Up{Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{NodePublic: s.m.node.Public().Bytes(), Facts: s.m.facts}}})
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/agent"
 	"github.com/redoubt-mesh/redoubt/coordinator"
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 )
@@ -107,7 +108,7 @@ func (s mortalStore) Txn(ctx context.Context, compare []store.Cmp, ops []store.O
 func mortalCenter(c *center, f *fuse, after bool) {
 	c.configure = func(config *coordinator.Config) {
 		config.OpenStore = func(dir string) (store.Store, error) {
-			db, err := bolt.Open(dir, bolt.Options{})
+			db, err := bolt.Open(dir, bolt.Options{Migrations: directory.Migrations()})
 			if err != nil {
 				return nil, err
 			}

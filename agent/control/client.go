@@ -40,6 +40,8 @@ type Config struct {
 	Device            device.Key
 	Node              key.NodePrivate
 	Program, Hostname string
+	// Facts are asked for each time that they are told.
+	Facts func() enroll.Facts
 
 	// Emit takes what happened, or gives up when the context ends. It is called by one goroutine, and not after Close has
 	// returned.

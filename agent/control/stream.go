@@ -118,7 +118,7 @@ func (s *stream) serve(coordinator string, applied proto.Version) (opened bool, 
 
 // greet says hello and awaits welcome.
 func (s *stream) greet(coordinator string, applied proto.Version) (keepAlive time.Duration, err error) {
-	hello := enroll.Hello(s.c.cfg.Program, s.c.cfg.Hostname)
+	hello := enroll.Hello(s.c.cfg.Program, s.c.cfg.Hostname, s.c.cfg.facts())
 	attach := &redoubtv1.Attach{}
 	if !applied.IsZero() {
 		attach.Applied = wire.FromVersion(applied)
@@ -280,7 +280,16 @@ func (s *stream) begin() (*enroll.Exchange, error) {
 			s.end(errors.New("the coordinator did not answer the request for a certificate"))
 		}
 	})
-	return enroll.Renew(enroll.Request{Device: s.c.cfg.Device, Node: s.c.cfg.Node, Program: s.c.cfg.Program, Hostname: s.c.cfg.Hostname})
+	return enroll.Renew(enroll.Request{
+		Device: s.c.cfg.Device, Node: s.c.cfg.Node, Program: s.c.cfg.Program, Hostname: s.c.cfg.Hostname, Facts: s.c.cfg.facts(),
+	})
+}
+
+func (c Config) facts() enroll.Facts {
+	if c.Facts == nil {
+		return enroll.Facts{}
+	}
+	return c.Facts()
 }
 
 // shown names the last certificate of a chain, which should be a root.

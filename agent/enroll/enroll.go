@@ -17,6 +17,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
 
 	pb "google.golang.org/protobuf/proto"
@@ -41,13 +42,25 @@ type Request struct {
 	Root   [32]byte        // fingerprint that the join code named; for the first certificate only
 
 	Hostname, Program string
+	Facts             Facts
+}
+
+// Facts are what a node says of itself for policies to go by, beside its name and its program.
+type Facts struct {
+	OSVersion string
+	Routes    []netip.Prefix // that it offers to lead to, masked
+}
+
+func (f Facts) message() *redoubtv1.Facts {
+	return &redoubtv1.Facts{OsVersion: f.OSVersion, Routes: wire.FromRoutes(f.Routes)}
 }
 
 // Hello is the beginning of every first message.
-func Hello(program, hostname string) *redoubtv1.Hello {
+func Hello(program, hostname string, facts Facts) *redoubtv1.Hello {
 	return &redoubtv1.Hello{
 		ProtocolMin: proto.ProtocolMin, ProtocolMax: proto.ProtocolMax, Features: proto.Features(),
 		Program: program, Hostname: hostname, Os: runtime.GOOS, Arch: runtime.GOARCH,
+		Facts: facts.message(),
 	}
 }
 
@@ -67,7 +80,7 @@ const (
 
 // Enrol begins to ask for the first certificate.
 func Enrol(r Request) (*Exchange, error) {
-	hello := Hello(r.Program, r.Hostname)
+	hello := Hello(r.Program, r.Hostname, r.Facts)
 	hello.Purpose = &redoubtv1.Hello_Enrol{Enrol: &redoubtv1.Enrol{
 		Evidence: []string{EvidenceToken}, DevicePublic: r.Device.Device().Bytes(),
 		NodePublic: r.Node.Public().Bytes(), TokenPublic: r.Token.Public().Bytes(),
@@ -77,7 +90,7 @@ func Enrol(r Request) (*Exchange, error) {
 
 // Renew begins to ask for the next certificate.
 func Renew(r Request) (*Exchange, error) {
-	renew := &redoubtv1.Renew{NodePublic: r.Node.Public().Bytes()}
+	renew := &redoubtv1.Renew{NodePublic: r.Node.Public().Bytes(), Facts: r.Facts.message()}
 	return begin(r, wire.DomainRenew, &redoubtv1.Up{Message: &redoubtv1.Up_Renew{Renew: renew}})
 }
 

@@ -33,6 +33,8 @@ type node struct {
 	NodePublic          string   `json:"nodePublic"`
 	DevicePublic        string   `json:"devicePublic"`
 	AppliedVersion      string   `json:"appliedVersion,omitempty"`
+	Facts               []fact   `json:"facts,omitempty"`
+	Routes              []route  `json:"routes,omitempty"`
 }
 
 func nodeOf(n *redoubtv1.Node) node {
@@ -42,7 +44,7 @@ func nodeOf(n *redoubtv1.Node) node {
 		CertificateExpires: stamp(n.GetCertificateExpires()), CertificateSequence: n.GetCertificateSequence(),
 		Program: n.GetProgram(), OS: n.GetOs(), Arch: n.GetArch(), Token: n.GetTokenId(), Ephemeral: n.GetEphemeral(),
 		Attestation: n.GetAttestation(), Endpoints: n.GetEndpoints(), NodePublic: n.GetNodePublic(), DevicePublic: n.GetDevicePublic(),
-		AppliedVersion: n.GetAppliedVersion(),
+		AppliedVersion: n.GetAppliedVersion(), Facts: factsOf(n), Routes: routesOf(n),
 	}
 }
 
@@ -61,7 +63,7 @@ func presence(n *redoubtv1.Node) string {
 
 func (p *program) node() *cobra.Command {
 	cmd := &cobra.Command{Use: "node", Short: "The machines of the mesh"}
-	cmd.AddCommand(p.nodeList(), p.nodeShow(), p.nodeRevoke(), p.nodeDelete())
+	cmd.AddCommand(p.nodeList(), p.nodeShow(), p.nodeRevoke(), p.nodeDelete(), p.nodeFact(), p.nodeRoutes(), p.nodeApproveRoutes())
 	return cmd
 }
 
@@ -117,6 +119,10 @@ func (p *program) nodeShow() *cobra.Command {
 				"certificate", fmt.Sprintf("number %d, until %s", n.GetCertificateSequence(), clock(n.GetCertificateExpires())),
 				"attestation", n.GetAttestation(), "node key", n.GetNodePublic(), "device key", n.GetDevicePublic(),
 				"program", strings.TrimPrefix(program, "/"), "applied", n.GetAppliedVersion(), "joined", clock(n.GetCreated())+" with token "+n.GetTokenId(), "ephemeral", map[bool]string{true: "yes"}[n.GetEphemeral()])
+			p.facts(n)
+			if len(n.GetRoutes()) > 0 {
+				p.routes(n)
+			}
 			return nil
 		},
 	}

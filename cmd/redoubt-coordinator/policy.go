@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/redoubt-mesh/redoubt/acl"
-	"github.com/redoubt-mesh/redoubt/coordinator/api"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -57,7 +55,7 @@ func (p *program) tell(name string, list []diagnostic) {
 
 func (p *program) policy() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Who may reach what"}
-	cmd.AddCommand(p.policyCheck(), p.policyApply(), p.policyShow(), p.policyStatus())
+	cmd.AddCommand(p.policyCheck(), p.policyApply(), p.policyShow(), p.policyHistory(), p.policyRollback(), p.policyStatus())
 	return cmd
 }
 
@@ -105,76 +103,12 @@ func (p *program) policyCheck() *cobra.Command {
 	}
 }
 
-func (p *program) policyApply() *cobra.Command {
-	q := &redoubtv1.ApplyPolicyRequest{}
-	var wait time.Duration
-	cmd := &cobra.Command{
-		Use: "apply FILE", Short: "Put a policy in force, if nothing is wrong with it", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			src, err := p.readFile(args[0])
-			if err != nil {
-				return err
-			}
-			q.Source = string(src)
-			start := time.Now()
-			a, err := p.client().ApplyPolicy(cmd.Context(), q)
-			if err != nil {
-				found := diagnosticsOf(api.Diagnostics(err))
-				if p.json && len(found) > 0 {
-					return errors.Join(p.print(map[string]any{"applied": false, "diagnostics": found}), errSaid)
-				}
-				p.tell(args[0], found)
-				return p.explain(err)
-			}
-			if p.json && wait <= 0 {
-				return p.print(map[string]any{"number": a.GetNumber(), "version": version(a.GetVersion()), "applied": a.GetApplied(), "diagnostics": diagnosticsOf(a.GetDiagnostics())})
-			}
-			if !p.json {
-				p.tell(args[0], diagnosticsOf(a.GetDiagnostics()))
-				if a.GetApplied() {
-					fmt.Fprintf(p.out, "policy %d is in force\n", a.GetNumber())
-				} else {
-					fmt.Fprintf(p.out, "policy %d is in force already; nothing has changed\n", a.GetNumber())
-				}
-			}
-			if wait > 0 {
-				return p.awaitPolicy(cmd.Context(), wait, start)
-			}
-			return nil
-		},
-	}
-	cmd.Flags().Uint64Var(&q.IfNumber, "if-number", 0, "refuse if another policy than `NUMBER` is in force")
-	waitFlag(cmd, &wait)
-	return cmd
-}
-
 func waitFlag(cmd *cobra.Command, wait *time.Duration) {
 	cmd.Flags().DurationVar(wait, "wait", 0, "wait so long until every node enforces it (exit 1 if one does not)")
 	cmd.Flags().Lookup("wait").NoOptDefVal = patience
 }
 
 func version(v *redoubtv1.Version) string { return fmt.Sprintf("%d.%d", v.GetEpoch(), v.GetN()) }
-
-func (p *program) policyShow() *cobra.Command {
-	return &cobra.Command{
-		Use: "show", Short: "Print the policy in force", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			a, err := p.client().GetPolicy(cmd.Context(), &redoubtv1.GetPolicyRequest{})
-			if err != nil {
-				return p.explain(err)
-			}
-			if p.json {
-				return p.print(map[string]any{"number": a.GetNumber(), "applied": stamp(a.GetApplied()), "appliedBy": a.GetAppliedBy(), "source": a.GetSource()})
-			}
-			fmt.Fprintf(p.err, "# policy %d, applied %s by %s\n", a.GetNumber(), clock(a.GetApplied()), a.GetAppliedBy())
-			fmt.Fprint(p.out, a.GetSource())
-			if !strings.HasSuffix(a.GetSource(), "\n") {
-				fmt.Fprintln(p.out)
-			}
-			return nil
-		},
-	}
-}
 
 func (p *program) policyStatus() *cobra.Command {
 	var wait time.Duration
@@ -217,6 +151,7 @@ func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start tim
 	case p.json:
 		err = p.print(map[string]any{
 			"number": st.GetNumber(), "version": st.GetVersion(), "nodes": st.GetNodes(), "current": st.GetCurrent(), "laggards": lag, "tookMs": took.Milliseconds(),
+			"policyAgeMs": st.GetPolicyAgeMs(), "unable": unableOf(st.GetUnable()),
 		})
 	case st.GetNumber() == 0:
 		fmt.Fprintln(p.out, "no policy was applied yet, so no packet passes; `policy apply FILE` applies one")
@@ -224,11 +159,16 @@ func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start tim
 		fmt.Fprintf(p.out, "policy %d: %d of %d nodes enforce what they ought to (version %s)", st.GetNumber(), st.GetCurrent(), st.GetNodes(), st.GetVersion())
 		if wait > 0 && len(lag) == 0 {
 			fmt.Fprintf(p.out, ", %d ms later", took.Milliseconds())
+		} else if wait <= 0 {
+			fmt.Fprintf(p.out, "\napplied %s ago", span(time.Duration(st.GetPolicyAgeMs())*time.Millisecond))
 		}
 		fmt.Fprintln(p.out)
 	}
 	if !p.json && len(rows) > 0 {
 		p.table(laggardColumns, rows)
+	}
+	if !p.json && len(st.GetUnable()) > 0 {
+		p.unable(st.GetUnable())
 	}
 	if wait > 0 && len(lag) > 0 {
 		return errors.Join(err, errSaid)

@@ -85,11 +85,23 @@ func start(t *testing.T, args ...string) (s *shell, stdout, stderr *bytes.Buffer
 // started is start, with what waits for a word to systemd.
 func started(t *testing.T, args ...string) (s *shell, stdout, stderr *bytes.Buffer, stop func() int, heard func(string)) {
 	t.Helper()
+	return startedIn(t, place(t), args...)
+}
+
+func place(t *testing.T) string {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "rc") // short: it holds sockets
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// startedIn is started with a directory that may hold the data of an earlier start.
+func startedIn(t *testing.T, dir string, args ...string) (s *shell, stdout, stderr *bytes.Buffer, stop func() int, heard func(string)) {
+	t.Helper()
+	_ = os.Remove(filepath.Join(dir, "notify"))
 	s = &shell{t: t, data: filepath.Join(dir, "data")}
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
 	if err != nil {
@@ -221,7 +233,7 @@ func TestPolicyCommands(t *testing.T) {
 	if out := s.ok("policy", "apply", file); !strings.Contains(out, "already") {
 		t.Error(out)
 	}
-	s.no("policy 1 is in force, not 7", "policy", "apply", "--if-number", "7", filepath.Join(s.data, "policy.example.hujson"))
+	s.no("policy 1 is in force, not 7", "policy", "apply", "--expect", "7", filepath.Join(s.data, "policy.example.hujson"))
 	if out := s.ok("policy", "show"); !strings.HasSuffix(out, "// all\n") {
 		t.Error(out)
 	}

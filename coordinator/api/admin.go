@@ -40,8 +40,8 @@ type Config struct {
 	Hub       *distribute.Hub
 	Issuer    *issuer.Issuer
 	Store     store.Store
-	URLs      []string // of this coordinator, for join codes
-	Outage    proto.Outage
+	URLs      []string     // of this coordinator, for join codes
+	Outage    proto.Outage // where the policy says nothing else
 	Clock     func() time.Time
 	Rand      io.Reader
 	Log       *slog.Logger
@@ -156,7 +156,7 @@ func (a *Admin) RevokeNode(ctx context.Context, r *redoubtv1.RevokeNodeRequest) 
 	a.Log.Info("node revoked", "node", n.ID, "name", n.Name, "by", Caller(ctx), "holders", len(holders), "enforced", enforced, "took", took)
 	return &redoubtv1.RevokeNodeResponse{
 		Node: a.node(snap, n), Holders: uint32(len(holders)), Enforced: uint32(enforced), EnforcedUs: uint64(took.Microseconds()),
-		Bound: n.Certificate.NotAfter.Add(cert.Skew + a.Outage.Grace).Unix(),
+		Bound: n.Certificate.NotAfter.Add(cert.Skew + a.Hub.Source().Program.Outage(a.Outage).Grace).Unix(),
 	}, nil
 }
 
@@ -204,7 +204,7 @@ func (a *Admin) fail(err error) error {
 	case errors.Is(err, directory.ErrInvalid):
 		// What is wrong stands before it.
 		return connect.NewError(connect.CodeInvalidArgument, errors.New(strings.TrimSuffix(err.Error(), ": "+directory.ErrInvalid.Error())))
-	case errors.Is(err, directory.ErrUnknown), errors.Is(err, directory.ErrTokenUnknown):
+	case errors.Is(err, directory.ErrUnknown), errors.Is(err, directory.ErrTokenUnknown), errors.Is(err, directory.ErrPolicyUnknown):
 		code = connect.CodeNotFound
 	case errors.Is(err, directory.ErrPolicyChanged):
 		code = connect.CodeFailedPrecondition

@@ -1,10 +1,13 @@
 package api
 
 import (
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/proto"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -38,8 +41,37 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 	for _, e := range snap.Endpoints(n.ID) {
 		out.Endpoints = append(out.Endpoints, e.Addr.String())
 	}
+	known := snap.Known(n.ID)
+	for _, f := range known.Facts {
+		out.Facts = append(out.Facts, &redoubtv1.Fact{Name: f.Name, Value: f.Value, Source: f.Source, Set: seconds(f.Set), Expires: seconds(f.Expires)})
+	}
+	out.Routes = routes(known.Advertised, known.Approved)
+	if served := a.served(snap, n.ID, out.GetRoutes()); len(served) > 0 {
+		for _, r := range out.GetRoutes() {
+			r.ApprovedPolicy = !r.GetApproved() && slices.ContainsFunc(served, func(p netip.Prefix) bool { return p.String() == r.GetPrefix() })
+		}
+	}
 	if v := a.Hub.Applied(n.ID); !v.IsZero() {
 		out.AppliedVersion = v.String()
+	}
+	return out
+}
+
+// served are the routes that are approved, by hand or by the policy.
+func (a *Admin) served(snap *directory.Snapshot, id proto.NodeID, offered []*redoubtv1.Route) []netip.Prefix {
+	if len(offered) == 0 {
+		return nil
+	}
+	return a.Hub.Source().Program.On(snap).Approved(id)
+}
+
+// routes are those that a node offers or that were approved for it, in order.
+func routes(advertised, approved []netip.Prefix) []*redoubtv1.Route {
+	all := slices.Concat(advertised, approved)
+	slices.SortFunc(all, proto.ComparePrefix)
+	var out []*redoubtv1.Route
+	for _, p := range slices.Compact(all) {
+		out = append(out, &redoubtv1.Route{Prefix: p.String(), Advertised: slices.Contains(advertised, p), Approved: slices.Contains(approved, p)})
 	}
 	return out
 }

@@ -1,36 +1,103 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
 
+	"github.com/redoubt-mesh/redoubt/acl/compile"
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/coordinator/distribute"
 	"github.com/redoubt-mesh/redoubt/coordinator/policy"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// ApplyPolicy puts a policy in force, if nothing is wrong with it.
+// ApplyPolicy puts a policy in force, if nothing is wrong with it and no other one was applied since the one that it was compared
+// with. What it changes is in the answer, whether it was applied or only tried.
 func (a *Admin) ApplyPolicy(ctx context.Context, r *redoubtv1.ApplyPolicyRequest) (*redoubtv1.ApplyPolicyResponse, error) {
 	snap := a.Directory.Snapshot()
-	staged, err := policy.Stage(r.GetSource(), time.Now(), snap.Mesh(), snap)
+	base := number(snap.Policy())
+	if r.Expect != nil {
+		base = r.GetExpect() // the directory compares
+	}
+	source, err := a.source(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	staged, err := policy.Stage(source, a.Clock(), snap.Mesh(), snap)
 	out := &redoubtv1.ApplyPolicyResponse{Diagnostics: diagnostics(staged.Diagnostics)}
 	if err != nil {
+		a.Log.Warn("policy refused", "by", Caller(ctx), "in_force", number(snap.Policy()))
 		return nil, refuse(err, out)
 	}
-	var before uint64
-	if p := snap.Policy(); p != nil {
-		before = p.Number
+	if out.Impact, err = a.impact(ctx, snap, source, staged.Program); err != nil {
+		return nil, a.fail(err)
 	}
-	p, err := a.Directory.SetPolicy(ctx, r.GetSource(), r.GetIfNumber(), Caller(ctx))
+	if r.GetDryRun() {
+		if err := directory.ExpectPolicy(snap.Policy(), r.Expect); err != nil {
+			return nil, a.fail(err)
+		}
+		out.Number, out.Version = out.GetImpact().GetBase(), wire.FromVersion(snap.Version())
+		return out, nil
+	}
+	p, err := a.Directory.ChangePolicy(ctx, directory.PolicyChange{
+		Source: source, Comment: r.GetComment(), By: Caller(ctx), Expect: &base, Of: r.GetRollbackTo(),
+	})
 	if err != nil {
 		return nil, a.fail(err)
 	}
-	out.Number, out.Applied = p.Number, p.Number != before
+	out.Number, out.Applied = p.Number, p.Number != base
 	out.Version = wire.FromVersion(a.Directory.Snapshot().Version())
-	a.Log.Info("policy applied", "number", p.Number, "by", Caller(ctx), "changed", out.GetApplied(), "version", a.Directory.Snapshot().Version())
+	a.Log.Info("policy applied", "number", p.Number, "by", Caller(ctx), "changed", out.GetApplied(), "comment", p.Comment,
+		"touched", out.GetImpact().GetTouched(), "version", a.Directory.Snapshot().Version())
+	return out, nil
+}
+
+// source is the text that is asked for.
+func (a *Admin) source(ctx context.Context, r *redoubtv1.ApplyPolicyRequest) (string, error) {
+	if r.GetRollbackTo() == 0 {
+		return r.GetSource(), nil
+	}
+	if r.GetSource() != "" {
+		return "", connect.NewError(connect.CodeInvalidArgument, errors.New("a text and a version to go back to: want one of the two"))
+	}
+	p, err := a.Directory.PolicyVersion(ctx, r.GetRollbackTo())
+	if err != nil {
+		return "", a.fail(err)
+	}
+	return p.Source, nil
+}
+
+func number(p *directory.Policy) uint64 {
+	if p == nil {
+		return 0
+	}
+	return p.Number
+}
+
+// impact is what a policy changes against the one in force.
+func (a *Admin) impact(ctx context.Context, snap *directory.Snapshot, source string, program *compile.Program) (*redoubtv1.PolicyImpact, error) {
+	out := &redoubtv1.PolicyImpact{Base: number(snap.Policy()), Nodes: uint32(len(slices.Collect(snap.All())))}
+	if p := snap.Policy(); p != nil && p.Source == source {
+		out.SameText = true
+		return out, nil
+	}
+	// What cannot be loaded permits nothing, and that is what it is compared with; its error was logged when it was loaded.
+	before, _ := policy.Load(snap.Policy(), snap.Mesh())
+	found, err := policy.Compare(ctx, before, program, snap)
+	if err != nil {
+		return nil, err
+	}
+	out.Touched, out.PairsGained, out.PairsLost = uint32(found.Touched), uint32(found.Gained), uint32(found.Lost)
+	for _, p := range found.Pairs {
+		out.Pairs = append(out.Pairs, &redoubtv1.PairChange{Gained: p.Gained, Node: p.A.Name, Who: p.A.Who(), Peer: p.B.Name, PeerWho: p.B.Who()})
+	}
 	return out, nil
 }
 
@@ -59,13 +126,44 @@ func Diagnostics(err error) []*redoubtv1.Diagnostic {
 	return nil
 }
 
-// GetPolicy answers the policy in force.
-func (a *Admin) GetPolicy(context.Context, *redoubtv1.GetPolicyRequest) (*redoubtv1.GetPolicyResponse, error) {
+// GetPolicy answers a version of the policy, the one in force where none is named.
+func (a *Admin) GetPolicy(ctx context.Context, r *redoubtv1.GetPolicyRequest) (*redoubtv1.GetPolicyResponse, error) {
 	p := a.Directory.Snapshot().Policy()
-	if p == nil {
+	inForce := number(p)
+	switch {
+	case r.GetNumber() != 0 && r.GetNumber() != inForce:
+		var err error
+		if p, err = a.Directory.PolicyVersion(ctx, r.GetNumber()); err != nil {
+			return nil, a.fail(err)
+		}
+	case p == nil:
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("no policy was applied yet, so no packet passes; `policy apply FILE` applies one"))
 	}
-	return &redoubtv1.GetPolicyResponse{Source: p.Source, Number: p.Number, Applied: p.Applied.Unix(), AppliedBy: p.By}, nil
+	return &redoubtv1.GetPolicyResponse{
+		Source: p.Source, Number: p.Number, Applied: p.Applied.Unix(), AppliedBy: p.By, Comment: p.Comment, RollbackOf: p.Of,
+		InForce: p.Number == inForce,
+	}, nil
+}
+
+// defaultHistory is how many versions are listed where nobody says how many.
+const defaultHistory = 50
+
+// PolicyHistory lists the versions that are or were in force, the newest first.
+func (a *Admin) PolicyHistory(ctx context.Context, r *redoubtv1.PolicyHistoryRequest) (*redoubtv1.PolicyHistoryResponse, error) {
+	limit := int(min(cmp.Or(r.GetLimit(), defaultHistory), directory.MaxHistory))
+	list, err := a.Directory.History(ctx, r.GetBefore(), limit)
+	if err != nil {
+		return nil, a.fail(err)
+	}
+	inForce := number(a.Directory.Snapshot().Policy())
+	out := &redoubtv1.PolicyHistoryResponse{}
+	for _, p := range list {
+		out.Versions = append(out.Versions, &redoubtv1.PolicyVersion{
+			Number: p.Number, Applied: p.Applied.Unix(), AppliedBy: p.By, Comment: p.Comment, RollbackOf: p.Of,
+			Size: uint64(p.Size), InForce: p.Number == inForce,
+		})
+	}
+	return out, nil
 }
 
 // PolicyStatus says who does not enforce yet what they ought to.
@@ -81,8 +179,9 @@ func (a *Admin) PolicyStatus(ctx context.Context, r *redoubtv1.PolicyStatusReque
 	}
 	out := &redoubtv1.PolicyStatusResponse{Version: st.Version.String(), Nodes: uint32(st.Nodes), Current: uint32(st.Nodes - len(st.Laggards))}
 	if p := snap.Policy(); p != nil {
-		out.Number = p.Number
+		out.Number, out.PolicyAgeMs = p.Number, uint64(max(a.Clock().Sub(p.Applied).Milliseconds(), 0))
 	}
+	out.Unable = a.unable()
 	for _, l := range st.Laggards {
 		x := &redoubtv1.Laggard{
 			Id: l.ID.String(), Name: l.Name, Connected: l.Connected, Wanted: l.Wanted.String(), AgeMs: uint64(max(l.Lag.Milliseconds(), 0)),
@@ -93,4 +192,21 @@ func (a *Admin) PolicyStatus(ctx context.Context, r *redoubtv1.PolicyStatusReque
 		out.Laggards = append(out.Laggards, x)
 	}
 	return out, nil
+}
+
+// unable are the nodes that are connected and cannot enforce what the policy gives them, by name.
+func (a *Admin) unable() []*redoubtv1.Unable {
+	source := a.Hub.Source()
+	var out []*redoubtv1.Unable
+	for n := range source.Snapshot.Nodes() {
+		live, _ := a.Directory.Live(n.ID)
+		if !live.Connected {
+			continue
+		}
+		if lacks := distribute.Missing(source, n.ID, live.Features); len(lacks) > 0 {
+			out = append(out, &redoubtv1.Unable{Id: n.ID.String(), Name: n.Name, Program: live.Program, Lacks: lacks})
+		}
+	}
+	slices.SortFunc(out, func(x, y *redoubtv1.Unable) int { return strings.Compare(x.GetName(), y.GetName()) })
+	return out
 }

@@ -32,16 +32,21 @@ const maxText = 512
 
 // Actions that are recorded.
 const (
-	MeshCreate  = "mesh.create"
-	Restore     = "mesh.restore"
-	TokenCreate = "token.create"
-	TokenRevoke = "token.revoke"
-	NodeEnroll  = "node.enroll"
-	NodeRevoke  = "node.revoke"
-	NodeDelete  = "node.delete"
-	NodeExpire  = "node.expire"
-	NodeRekey   = "node.rekey"
-	PolicyApply = "policy.apply"
+	MeshCreate     = "mesh.create"
+	Restore        = "mesh.restore"
+	TokenCreate    = "token.create"
+	TokenRevoke    = "token.revoke"
+	NodeEnroll     = "node.enroll"
+	NodeRevoke     = "node.revoke"
+	NodeDelete     = "node.delete"
+	NodeExpire     = "node.expire"
+	NodeRekey      = "node.rekey"
+	PolicyApply    = "policy.apply"
+	PolicyRollback = "policy.rollback"
+	FactSet        = "node.fact.set"
+	FactUnset      = "node.fact.unset"
+	RoutesApprove  = "node.routes.approve"
+	RolesSet       = "user.role.set"
 )
 
 // Record is one line of the book.

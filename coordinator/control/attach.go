@@ -34,6 +34,7 @@ type attached struct {
 	renewFirst bool
 	// unheard is what the node reported before it had renewed.
 	unheard *redoubtv1.Report
+	about   directory.Reported // what the node says of itself
 	pace    pace
 }
 
@@ -53,7 +54,7 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 	}
 	a := &attached{
 		Server: s, stream: st, in: in, node: g.node, machine: enroll.New(s.Attestors, s.Rand), protocol: protocol,
-		features: hello.GetFeatures(), applied: applied,
+		features: hello.GetFeatures(), applied: applied, about: s.reported(hello, hello.GetFacts()),
 		renewFirst: g.outOfTime || known.Certificate.Serial != g.node.Serial,
 		pace:       pace{tokens: burst, at: time.Now()},
 	}
@@ -111,6 +112,9 @@ func (s *Server) trusted(n *cert.Node) (*directory.Node, error) {
 func (a *attached) join() error {
 	// First: from Attach on the stream may be ended, which sets a last deadline.
 	a.guest.admit()
+	if err := a.tell(); err != nil {
+		return err
+	}
 	session, err := a.Hub.Attach(a.id, a.features, a.applied, a.stream)
 	if err != nil {
 		return err
@@ -213,6 +217,9 @@ func (a *attached) renew(sum [32]byte, m *redoubtv1.Renew) error {
 	if !ok {
 		return errors.New("control: a renewal led to no challenge")
 	}
+	if m.GetFacts() != nil {
+		a.hear(m.GetFacts())
+	}
 	a.send(&redoubtv1.Down{Message: &redoubtv1.Down_Challenge{Challenge: challenge.Message}})
 	return nil
 }
@@ -239,7 +246,7 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	a.Log.Debug("certificate renewed", "node", a.id, "name", n.Name, "sequence", n.Certificate.Sequence, "until", n.Certificate.NotAfter)
 	a.send(a.result(n))
 	if !a.renewFirst {
-		return nil
+		return a.tell()
 	}
 	a.renewFirst = false
 	if err := a.join(); err != nil || a.unheard == nil {

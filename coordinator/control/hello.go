@@ -138,7 +138,7 @@ func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) er
 	if !ok {
 		return fmt.Errorf("control: a proof led to %T", effect)
 	}
-	n, err := s.admit(admit)
+	n, err := s.admit(admit, hello.Message)
 	if err != nil {
 		return err
 	}
@@ -149,11 +149,12 @@ func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) er
 	return nil
 }
 
-func (s *Server) admit(a enroll.Admit) (*directory.Node, error) {
+func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello) (*directory.Node, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, step)
 	defer cancel()
 	return s.Directory.Enroll(ctx, directory.EnrollRequest{
 		Token: a.Claim.Token, Device: a.Claim.Device, Key: a.Claim.Node, Hostname: a.Hostname, Level: a.Attributes.Level,
+		Reported: s.reported(hello, hello.GetFacts()),
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -25,8 +26,8 @@ import (
 // childDir is how the test tells a copy of itself to be the coordinator that is killed.
 const childDir = "REDOUBT_TEST_DIRECTORY_CHILD"
 
-// childMain enrols 50 machines at once with a token each and, in between, renews, revokes and deletes. What was
-// acknowledged is told by a line on standard output.
+// childMain enrols 50 machines at once with a token each and, in between, renews, revokes, deletes, sets facts, roles and
+// policies. What was acknowledged is told by a line on standard output.
 func childMain(dir string) {
 	if err := child(dir); err != nil {
 		fmt.Println("error", err)
@@ -37,7 +38,7 @@ func childMain(dir string) {
 
 func child(dir string) error {
 	ctx := context.Background()
-	s, err := bolt.Open(dir, bolt.Options{})
+	s, err := bolt.Open(dir, bolt.Options{Migrations: Migrations()})
 	if err != nil {
 		return err
 	}
@@ -88,8 +89,28 @@ func childEnroll(ctx context.Context, d *Directory, i int) error {
 		if err = d.DeleteNode(ctx, n.ID, "child"); err == nil {
 			fmt.Println("deleted", n.ID)
 		}
+	case 4:
+		err = childPolicy(ctx, d, n)
 	}
 	return err
+}
+
+// childPolicy sets what policies go by, and a policy.
+func childPolicy(ctx context.Context, d *Directory, n *Node) error {
+	if _, err := d.SetFact(ctx, n.ID, "custom:tier", n.Name, time.Hour, "child"); err != nil {
+		return err
+	}
+	fmt.Println("fact", n.ID)
+	if err := d.SetRoles(ctx, n.Name+"@example.com", []string{"admin"}, "child"); err != nil {
+		return err
+	}
+	fmt.Println("role", n.ID)
+	p, err := d.ChangePolicy(ctx, PolicyChange{Source: n.Name, Comment: n.ID.String(), By: "child"})
+	if err != nil {
+		return err
+	}
+	fmt.Println("policy", n.ID, p.Number)
+	return nil
 }
 
 // told is what children have acknowledged.
@@ -97,6 +118,9 @@ type told struct {
 	nodes   map[proto.NodeID][]string // what the line said after the id
 	revoked map[proto.NodeID]bool
 	deleted map[proto.NodeID]bool
+	facts   map[proto.NodeID]bool
+	roles   map[proto.NodeID]bool
+	policy  map[uint64]proto.NodeID // by number: for which node
 	version proto.Version
 }
 
@@ -127,6 +151,16 @@ func (w *told) line(t *testing.T, line string) {
 		w.revoked[id] = true
 	case "deleted":
 		w.deleted[id] = true
+	case "fact":
+		w.facts[id] = true
+	case "role":
+		w.roles[id] = true
+	case "policy":
+		number, err := strconv.ParseUint(f[2], 10, 64)
+		if other, ok := w.policy[number]; err != nil || ok {
+			t.Fatalf("child says %q, the policy is for %v already", line, other)
+		}
+		w.policy[number] = id
 	}
 }
 
@@ -156,10 +190,13 @@ func (w *told) run(t *testing.T, dir string, lines int) {
 
 func TestKilledInTheMiddleOf50Enrolments(t *testing.T) {
 	dir := t.TempDir()
-	w := &told{nodes: map[proto.NodeID][]string{}, revoked: map[proto.NodeID]bool{}, deleted: map[proto.NodeID]bool{}}
+	w := &told{
+		nodes: map[proto.NodeID][]string{}, revoked: map[proto.NodeID]bool{}, deleted: map[proto.NodeID]bool{},
+		facts: map[proto.NodeID]bool{}, roles: map[proto.NodeID]bool{}, policy: map[uint64]proto.NodeID{},
+	}
 	for range 8 {
 		w.run(t, dir, 1+mathrand.IntN(70))
-		s, err := bolt.Open(dir, bolt.Options{})
+		s, err := bolt.Open(dir, bolt.Options{Migrations: Migrations()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -169,6 +206,7 @@ func TestKilledInTheMiddleOf50Enrolments(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.check(t, d.Snapshot())
+		w.checkPolicies(t, d)
 		w.version = d.Snapshot().Version()
 		d.Close()
 		if err := s.Close(); err != nil {
@@ -209,6 +247,12 @@ func (w *told) check(t *testing.T, s *Snapshot) {
 		if w.revoked[id] && n.Revoked == nil {
 			t.Errorf("the revocation of node %v is lost", id)
 		}
+		if w.facts[id] && s.Traits(id).Facts["custom:tier"] != n.Name {
+			t.Errorf("the fact of node %v is lost: %v", id, s.Traits(id).Facts)
+		}
+		if w.roles[id] && len(s.Roles(n.Name+"@example.com")) != 1 {
+			t.Errorf("the role set with node %v is lost", id)
+		}
 		if tok, ok := s.TokenByID(n.Token); !ok || tok.SpentBy != id {
 			t.Errorf("the token of node %v is not spent", id)
 		}
@@ -219,6 +263,17 @@ func (w *told) check(t *testing.T, s *Snapshot) {
 	for n := range s.Nodes() {
 		if other, ok := given[n.Addrs.V4.String()]; ok && other != n.ID {
 			t.Errorf("address %s was given to %v and %v", n.Addrs.V4, other, n.ID)
+		}
+	}
+}
+
+// checkPolicies looks that every version that was acknowledged is kept, and that the last one is in force.
+func (w *told) checkPolicies(t *testing.T, d *Directory) {
+	t.Helper()
+	for number, id := range w.policy {
+		p, err := d.PolicyVersion(t.Context(), number)
+		if err != nil || p.Comment != id.String() || p.Number > d.Snapshot().Policy().Number {
+			t.Errorf("policy %d of node %v is %+v, %v; in force is %+v", number, id, p, err, d.Snapshot().Policy())
 		}
 	}
 }

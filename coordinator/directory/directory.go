@@ -24,6 +24,8 @@ type Config struct {
 	Issue Issue
 	// Grace is how long agents that hear nothing of a coordinator may trust certificates beyond their end.
 	Grace time.Duration
+	// Ages is what the policies make of time; nil for nothing, but Grace. Otherwise Grace is for it to say.
+	Ages Ages
 }
 
 // Directory owns the coordinator's state, see the package comment. All methods may be called concurrently.
@@ -52,6 +54,9 @@ type Directory struct {
 func Open(ctx context.Context, s store.Store, c Config) (*Directory, error) {
 	if c.Clock == nil || c.Rand == nil || c.Issue == nil {
 		return nil, errors.New("open the directory: clock, randomness and issuer are required")
+	}
+	if c.Ages == nil {
+		c.Ages = noAges(c.Grace)
 	}
 	d := &Directory{
 		store: s, config: c, opened: wall(c.Clock()),
@@ -86,12 +91,15 @@ func (d *Directory) load(ctx context.Context) (*Snapshot, error) {
 		return nil, fmt.Errorf("reserve version numbers: %w", err)
 	}
 	d.auditEnd.Store(d.head.Audit)
-	snap := &Snapshot{version: proto.Version{Epoch: d.head.Epoch, N: first}}
+	snap := &Snapshot{version: proto.Version{Epoch: d.head.Epoch, N: first}, now: d.opened}
 	if snap.mesh, err = loadMesh(ctx, d.store); err != nil {
 		return nil, err
 	}
-	snap.state, err = loadState(ctx, d.store)
-	return snap, err
+	if snap.state, err = loadState(ctx, d.store, d.opened); err != nil {
+		return nil, err
+	}
+	d.reckon(snap, nil, true)
+	return snap, nil
 }
 
 // Snapshot is the state of now.
@@ -126,13 +134,4 @@ func (d *Directory) Audit(ctx context.Context, before uint64, limit int) ([]audi
 		before = last + 1
 	}
 	return audit.Read(ctx, d.store, before, last, limit)
-}
-
-// PolicyVersion reads a policy that is or was in force.
-func (d *Directory) PolicyVersion(ctx context.Context, number uint64) (*Policy, error) {
-	e, err := d.store.Get(ctx, policyPath(number))
-	if err != nil {
-		return nil, fmt.Errorf("policy %d: %w", number, err)
-	}
-	return parsePolicy(e)
 }

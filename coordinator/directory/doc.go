@@ -4,7 +4,8 @@
 //
 //	CreateToken Enroll NextCertificate      ┌────────┐  one transaction   ┌───────┐
 //	RevokeNode DeleteNode SetPolicy   ─────►│ writer │ ─────────────────► │ store │  on disk
-//	SetEndpoints (memory only)              └───┬────┘                    └───────┘
+//	Report SetFact SetRoles                 │        │                    └───────┘
+//	SetEndpoints (memory only)              └───┬────┘
 //	                                            │ then
 //	                                            ▼
 //	          Snapshot() ◄──── immutable snapshot, Version{Epoch, N}  ────► Subscription: what changed since you looked
@@ -32,7 +33,16 @@
 //	token/ID          public half of a join token, and what became of it
 //	policy/NUMBER     every policy that was ever in force; the last one is
 //	freed/ADDRESS     until when the address rests
+//	traits/ID         facts of a node, the routes that it offers and those that were approved
+//	role/HEX          what a user, by login name, is in the mesh
 //	audit/NUMBER      see package audit
+//
+// Time is a writer too: every snapshot is about a moment, and what that moment changes is part of the change that leads to it.
+// Facts expire, and ages pass what the policy allows (Ages); the writer has one timer, for the first of those moments, and
+// names exactly the nodes that it is about. Where the clock is set back by more than a little, everybody is looked at again.
+//
+// What nodes say of themselves is on disk, though it changes no decision about who they are: a coordinator that starts again
+// must not part those whose connections hang on it.
 //
 // Liveness (Live) is memory only and no part of snapshots: no netmap depends on it.
 package directory

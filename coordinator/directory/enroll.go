@@ -28,6 +28,8 @@ type EnrollRequest struct {
 	Key      key.NodePublic
 	Hostname string
 	Level    cert.Level
+	// Reported is what the machine says of itself.
+	Reported Reported
 }
 
 // Enroll makes a node: name, addresses and first certificate, and spends the token, all in one transaction. The same
@@ -36,6 +38,9 @@ type EnrollRequest struct {
 func (d *Directory) Enroll(ctx context.Context, r EnrollRequest) (*Node, error) {
 	if r.Token.IsZero() || r.Device.IsZero() || r.Key.IsZero() || len(r.Hostname) > MaxHostname {
 		return nil, fmt.Errorf("enrolment without all of its keys, or with a host name of %d bytes: %w", len(r.Hostname), ErrInvalid)
+	}
+	if err := r.Reported.check(d.Snapshot().Mesh()); err != nil {
+		return nil, err
 	}
 	var n *Node
 	err := d.do(ctx, func(t *tx) (err error) {
@@ -69,7 +74,10 @@ func (d *Directory) enroll(t *tx, r EnrollRequest) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.certify(t, n)
+	if n, err = d.certify(t, n); err != nil {
+		return nil, err
+	}
+	return n, t.setTraits(n, new(Traits).with(&r.Reported, t.now))
 }
 
 // usable answers a token that is neither revoked nor past its time; it may be spent.

@@ -4,14 +4,16 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
 // loadState reads all records into indexes. One that cannot be read stops the coordinator: a node, a token or a key that
 // was overlooked could be given to somebody else.
-func loadState(ctx context.Context, st store.Store) (state, error) {
+func loadState(ctx context.Context, st store.Store, now time.Time) (state, error) {
 	s := newState()
 	loaders := []struct {
 		prefix string
@@ -22,6 +24,8 @@ func loadState(ctx context.Context, st store.Store) (state, error) {
 		{nodeKeyPrefix, addHeld},
 		{tokenPrefix, addToken},
 		{freedPrefix, addFreed},
+		{rolePrefix, addRoles},
+		{traitsPrefix, func(s *state, e store.Entry) error { return addTraits(s, e, now) }},
 	}
 	for _, l := range loaders {
 		entries, _, err := st.List(ctx, l.prefix)
@@ -89,6 +93,36 @@ func addFreed(s *state, e store.Entry) error {
 		return fmt.Errorf("record %s: %w", e.Key, err)
 	}
 	s.rest(a, r.Until)
+	return nil
+}
+
+func addRoles(s *state, e store.Entry) error {
+	r, err := parse[roleRecord](e)
+	if err != nil {
+		return err
+	}
+	if rolePath(r.User) != e.Key || len(r.Roles) == 0 {
+		return fmt.Errorf("record %s: holds %d roles of %s", e.Key, len(r.Roles), r.User)
+	}
+	put(&s.roles, []byte(r.User), &UserRoles{User: r.User, Roles: r.Roles})
+	return nil
+}
+
+// addTraits needs the nodes to be there.
+func addTraits(s *state, e store.Entry, now time.Time) error {
+	id, t, err := parseTraits(e)
+	if err != nil {
+		return err
+	}
+	n, ok := s.nodes.Get(idKey(id))
+	if !ok {
+		return fmt.Errorf("record %s: of a node that is not known", e.Key)
+	}
+	before := len(t.Facts)
+	if t.Facts = slices.DeleteFunc(t.Facts, func(f Fact) bool { return f.over(now) }); len(t.Facts) != before {
+		put(&s.stale, idKey(id), id)
+	}
+	s.setTraits(n, t)
 	return nil
 }
 

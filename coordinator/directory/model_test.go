@@ -36,6 +36,7 @@ func TestALife(t *testing.T) {
 		steps := map[string]func(){
 			"token": s.newToken, "enroll": s.enrolSomebody, "again": s.again, "renew": s.renew, "revoke": s.revoke,
 			"delete": s.deleteNode, "pass": s.pass, "endpoints": s.endpoints, "policy": s.policy,
+			"fact": s.setFact, "report": s.report, "approve": s.approve, "roles": s.setRoles,
 			"restart": s.restart, "crash": s.crash, "revoke token": s.revokeToken,
 		}
 		names := slices.Sorted(func(yield func(string) bool) {
@@ -184,6 +185,42 @@ func (s *story) policy() {
 	s.allowed(err)
 }
 
+func (s *story) setFact() {
+	n, ok := s.some()
+	if !ok {
+		return
+	}
+	name := rapid.SampledFrom([]string{"custom:a", "custom:b"}).Draw(s.rt, "fact")
+	if rapid.Bool().Draw(s.rt, "unset") {
+		_, err := s.UnsetFact(s.t.Context(), n.ID, name, "uid 0")
+		s.allowed(err, ErrRevoked, ErrInvalid)
+		return
+	}
+	ttl := rapid.SampledFrom([]time.Duration{0, time.Minute, 3 * time.Hour}).Draw(s.rt, "ttl")
+	_, err := s.SetFact(s.t.Context(), n.ID, name, "x", ttl, "uid 0")
+	s.allowed(err, ErrRevoked)
+}
+
+var someRoutes = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.33.0.0/16"), netip.MustParsePrefix("192.0.2.0/24")}
+
+func (s *story) report() {
+	if n, ok := s.some(); ok {
+		routes := someRoutes[rapid.IntRange(0, 3).Draw(s.rt, "routes"):]
+		s.allowed(s.Report(s.t.Context(), n.ID, Reported{OS: rapid.SampledFrom([]string{"", "linux"}).Draw(s.rt, "os"), Routes: routes}), ErrRevoked)
+	}
+}
+
+func (s *story) approve() {
+	if n, ok := s.some(); ok {
+		_, err := s.ApproveRoutes(s.t.Context(), n.ID, someRoutes[rapid.IntRange(0, 3).Draw(s.rt, "routes"):], "uid 0")
+		s.allowed(err, ErrRevoked)
+	}
+}
+
+func (s *story) setRoles() {
+	s.allowed(s.SetRoles(s.t.Context(), "ann@example.com", rapid.SampledFrom([][]string{nil, {"admin"}, {"owner", "admin"}}).Draw(s.rt, "roles"), "uid 0"))
+}
+
 // restart compares what is read from the disk with what was in memory.
 func (s *story) restart() {
 	s.Close()
@@ -210,7 +247,12 @@ func lasting(s *Snapshot) map[string]any {
 	for k, v, ok := ht.Next(); ok; k, v, ok = ht.Next() {
 		held[fmt.Sprintf("%x", k)] = v
 	}
+	facts := map[proto.NodeID]Traits{}
+	for n := range s.Nodes() {
+		facts[n.ID] = s.Known(n.ID)
+	}
 	return map[string]any{
+		"facts": facts, "roles": slices.Collect(s.Users()),
 		"mesh": s.mesh.ID, "nodes": slices.Collect(s.Nodes()), "tokens": slices.Collect(s.Tokens()), "policy": s.Policy(),
 		"freed": freed, "held": held,
 	}
@@ -223,7 +265,7 @@ func (s *story) invariants() {
 	}
 	s.last = snap.Version()
 	names, addrs, keys := map[string]bool{}, map[netip.Addr]bool{}, map[key.NodePublic]bool{}
-	trusted, users, tags, ephemeral, current := 0, 0, 0, 0, 0
+	trusted, users, tags, ephemeral, current, routers := 0, 0, 0, 0, 0, 0
 	for n := range snap.Nodes() {
 		if names[n.Name] || addrs[n.Addrs.V4] || addrs[n.Addrs.V6] || keys[n.Key] || n.Validate() != nil {
 			s.rt.Fatalf("node %+v shares something with another, or is not valid", n)
@@ -241,8 +283,12 @@ func (s *story) invariants() {
 		if n.Ephemeral {
 			ephemeral++
 		}
+		s.sees(snap, n)
 		if n.Revoked == nil {
 			trusted++
+			if seen := snap.Traits(n.ID); len(seen.Advertised)+len(seen.Approved) > 0 {
+				routers++
+			}
 			if !snap.Lapsed(n.ID) {
 				current++
 			}
@@ -256,9 +302,29 @@ func (s *story) invariants() {
 		snap.state.trusted.Len(), snap.state.users.Len(), snap.state.tags.Len(), snap.state.ephemeral.Len(),
 		snap.state.names.Len(), snap.state.addrs.Len(), snap.state.devices.Len(),
 		snap.state.ends.Len(), snap.state.rests.Len(), snap.state.tokenEnds.Len(),
+		snap.state.routers.Len(),
 	}
-	want := []int{trusted, users, tags, ephemeral, len(names), len(addrs), len(names), current, snap.state.freed.Len(), snap.state.tokens.Len()}
+	want := []int{trusted, users, tags, ephemeral, len(names), len(addrs), len(names), current, snap.state.freed.Len(), snap.state.tokens.Len(), routers}
 	if !slices.Equal(got, want) {
 		s.rt.Fatalf("indexes have %v entries, want %v", got, want)
+	}
+}
+
+// sees looks that policies see of a node what people are shown, and nothing whose time has passed.
+func (s *story) sees(snap *Snapshot, n *Node) {
+	known, seen := snap.Known(n.ID), snap.Traits(n.ID)
+	if n.Revoked != nil {
+		if seen.Facts != nil || seen.Advertised != nil || seen.Approved != nil {
+			s.rt.Fatalf("policies see of a revoked node %+v", seen)
+		}
+		return
+	}
+	if len(known.Facts) != len(seen.Facts) || !slices.Equal(known.Advertised, seen.Advertised) || !slices.Equal(known.Approved, seen.Approved) {
+		s.rt.Fatalf("policies see %+v, people %+v", seen, known)
+	}
+	for _, f := range known.Facts {
+		if seen.Facts[f.Name] != f.Value || f.over(snap.Now()) {
+			s.rt.Fatalf("at %v policies see %s = %q, known is %+v", snap.Now(), f.Name, seen.Facts[f.Name], f)
+		}
 	}
 }

@@ -60,7 +60,7 @@ func (d *Directory) remove(t *tx, n *Node) error {
 	if err != nil {
 		return err
 	}
-	t.writes = append(t.writes, rest, store.Delete(nodePath(n.ID)))
+	t.writes = append(t.writes, rest, store.Delete(nodePath(n.ID)), store.Delete(traitsPath(n.ID)))
 	t.rest(n.Addrs.V4, until)
 	t.dropNode(n)
 	t.nodes = append(t.nodes, n.ID)
@@ -103,10 +103,10 @@ func (d *Directory) Expire(ctx context.Context) ([]proto.NodeID, error) {
 		if err != nil {
 			return err
 		}
-		t.lapse(d.config.Grace)
+		t.lapse(d.config.Ages.Grace(d.Snapshot()))
 		t.expireFreed()
 		t.expireTokens()
-		return nil
+		return t.expireFacts()
 	})
 	if err != nil {
 		return nil, err

@@ -26,6 +26,8 @@ const (
 	tokenPrefix   = "token/"
 	policyPrefix  = "policy/"
 	freedPrefix   = "freed/"
+	rolePrefix    = "role/"
+	traitsPrefix  = "traits/"
 )
 
 func nodePath(id proto.NodeID) string      { return nodePrefix + id.String() }
@@ -34,6 +36,11 @@ func nodeKeyPath(k key.NodePublic) string  { return nodeKeyPrefix + hex.EncodeTo
 func tokenPath(id string) string           { return tokenPrefix + id }
 func policyPath(number uint64) string      { return fmt.Sprintf("%s%016x", policyPrefix, number) }
 func freedPath(a netip.Addr) string        { return freedPrefix + a.String() }
+func traitsPath(id proto.NodeID) string    { return traitsPrefix + id.String() }
+
+// rolePath is in hexadecimal where a login name could be no key.
+func rolePath(login string) string { return rolePrefix + hex.EncodeToString([]byte(login)) }
+
 func putRecord(k string, v any) (store.Op, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -105,6 +112,56 @@ type policyRecord struct {
 	Source  string    `json:"source"`
 	Applied time.Time `json:"applied"`
 	By      string    `json:"by"`
+	Comment string    `json:"comment,omitempty"`
+	Of      uint64    `json:"of,omitempty"`
+}
+
+type roleRecord struct {
+	version
+	User  string   `json:"user"`
+	Roles []string `json:"roles"`
+}
+
+type factRecord struct {
+	Name    string    `json:"name"`
+	Value   string    `json:"value"`
+	Source  string    `json:"source"`
+	Set     time.Time `json:"set"`
+	Expires time.Time `json:"expires,omitzero"`
+}
+
+type traitsRecord struct {
+	version
+	Node       proto.NodeID   `json:"node"`
+	Facts      []factRecord   `json:"facts,omitempty"`
+	Advertised []netip.Prefix `json:"advertised,omitempty"`
+	Approved   []netip.Prefix `json:"approved,omitempty"`
+}
+
+func traitsOp(id proto.NodeID, t *Traits) (store.Op, error) {
+	r := traitsRecord{version: v1, Node: id, Advertised: t.Advertised, Approved: t.Approved}
+	for _, f := range t.Facts {
+		r.Facts = append(r.Facts, factRecord(f))
+	}
+	return putRecord(traitsPath(id), r)
+}
+
+func parseTraits(e store.Entry) (proto.NodeID, *Traits, error) {
+	r, err := parse[traitsRecord](e)
+	if err != nil {
+		return 0, nil, err
+	}
+	if traitsPath(r.Node) != e.Key {
+		return 0, nil, fmt.Errorf("record %s: holds the traits of node %s", e.Key, r.Node)
+	}
+	t := &Traits{Advertised: r.Advertised, Approved: r.Approved}
+	for i, f := range r.Facts {
+		if i > 0 && r.Facts[i-1].Name >= f.Name || !proto.ValidText(f.Name, proto.MaxName) || !proto.ValidText(f.Value, MaxFact) {
+			return 0, nil, fmt.Errorf("record %s: facts are not sorted, not unique or not printable at %.64q", e.Key, f.Name)
+		}
+		t.Facts = append(t.Facts, Fact(f))
+	}
+	return r.Node, t, nil
 }
 
 type revocationRecord struct {
@@ -277,7 +334,7 @@ func parsePolicy(e store.Entry) (*Policy, error) {
 	if policyPath(r.Number) != e.Key {
 		return nil, fmt.Errorf("record %s: holds policy %d", e.Key, r.Number)
 	}
-	return &Policy{Number: r.Number, Source: r.Source, Applied: r.Applied, By: r.By}, nil
+	return &Policy{Number: r.Number, Source: r.Source, Applied: r.Applied, By: r.By, Comment: r.Comment, Of: r.Of}, nil
 }
 
 // heldKey is the key of a tombstone record in the index of held keys.

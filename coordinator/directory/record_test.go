@@ -21,9 +21,10 @@ func FuzzRecords(f *testing.F) {
 	if err := r.DeleteNode(f.Context(), r.node("gone").ID, "uid 0"); err != nil {
 		f.Fatal(err)
 	}
-	if _, err := r.SetPolicy(f.Context(), "{}", 0, "uid 0"); err != nil {
+	if _, err := r.ChangePolicy(f.Context(), PolicyChange{Source: "{}", By: "uid 0", Comment: "first"}); err != nil {
 		f.Fatal(err)
 	}
+	r.traits(r.node("router"))
 	for k, v := range contents(f, r.store) {
 		f.Add(k, []byte(v))
 	}
@@ -49,8 +50,19 @@ func FuzzRecords(f *testing.F) {
 				t.Fatalf("%s: %v, %s", op.Key, err, cmp.Diff(tok, again, opaque))
 			}
 		}
+		if id, known, err := parseTraits(e); err == nil {
+			op, err := traitsOp(id, known)
+			if err != nil {
+				t.Fatal(err)
+			}
+			same, again, err := parseTraits(store.Entry{Key: op.Key, Value: op.Value})
+			if err != nil || op.Key != k || same != id || !cmp.Equal(known, again, opaque) {
+				t.Fatalf("%s: %v, %s", op.Key, err, cmp.Diff(known, again, opaque))
+			}
+		}
 		s := newState()
-		for _, add := range []func(*state, store.Entry) error{addNode, addHeld, addToken, addFreed} {
+		addTraitsNow := func(s *state, e store.Entry) error { return addTraits(s, e, start) }
+		for _, add := range []func(*state, store.Entry) error{addNode, addHeld, addToken, addFreed, addRoles, addTraitsNow} {
 			_ = add(&s, e) // any error will do, a panic will not
 		}
 		_, _ = parsePolicy(e)

@@ -15,7 +15,7 @@ import (
 
 func openBolt(t *testing.T, dir string) *bolt.DB {
 	t.Helper()
-	db, err := bolt.Open(dir, bolt.Options{})
+	db, err := bolt.Open(dir, bolt.Options{Migrations: Migrations()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +28,7 @@ func restored(t *testing.T, backup string, now time.Time) (*rig, Restoration) {
 	t.Helper()
 	var told Restoration
 	dir := filepath.Join(t.TempDir(), "data")
-	err := bolt.Restore(backup, dir, bolt.Options{}, func(tx store.Tx) (err error) {
+	err := bolt.Restore(backup, dir, bolt.Options{Migrations: Migrations()}, func(tx store.Tx) (err error) {
 		told, err = Restored(tx, now, "uid 0")
 		return err
 	})
@@ -119,7 +119,7 @@ func TestABackupWithoutAMeshIsNotRestored(t *testing.T) {
 	if err := os.WriteFile(path, file.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := bolt.Restore(path, filepath.Join(t.TempDir(), "data"), bolt.Options{}, func(tx store.Tx) error {
+	err := bolt.Restore(path, filepath.Join(t.TempDir(), "data"), bolt.Options{Migrations: Migrations()}, func(tx store.Tx) error {
 		_, err := Restored(tx, start, "uid 0")
 		return err
 	})

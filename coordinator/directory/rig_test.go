@@ -3,6 +3,7 @@ package directory
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -163,6 +164,19 @@ func (r *rig) node(hostname string) *Node {
 	return r.enroll(machine(r.t, r.token(nil), hostname))
 }
 
+// traits gives a node facts and routes, and a user roles.
+func (r *rig) traits(n *Node) {
+	r.t.Helper()
+	routes := []netip.Prefix{netip.MustParsePrefix("10.33.0.0/16"), netip.MustParsePrefix("::/0")}
+	err1 := r.Report(r.t.Context(), n.ID, Reported{OS: "linux", OSVersion: "6.12.9", Version: "1.0.0", Hostname: "router", Routes: routes})
+	_, err2 := r.SetFact(r.t.Context(), n.ID, "custom:tier", "prod", time.Hour, "uid 0")
+	_, err3 := r.ApproveRoutes(r.t.Context(), n.ID, routes[:1], "uid 0")
+	err4 := r.SetRoles(r.t.Context(), "ann@example.com", []string{"admin"}, "uid 0")
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 // contents is everything in the store, for comparing.
 func contents(t testing.TB, s store.Store) map[string]string {
 	t.Helper()
@@ -183,5 +197,7 @@ var opaque = cmp.Options{
 	cmp.Comparer(func(a, b key.NodePublic) bool { return a == b }),
 	cmp.Comparer(func(a, b key.TokenPublic) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	cmpopts.IgnoreUnexported(Traits{}),
 	cmpopts.EquateEmpty(),
 }

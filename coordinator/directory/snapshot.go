@@ -7,18 +7,18 @@ import (
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
-	"github.com/redoubt-mesh/redoubt/acl/compile"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
 // Snapshot is the directory at one moment. It never changes and may be kept.
 //
-// Node, ByUser, ByTag, ByAddr and All are what policies are compiled against: they know nothing of revoked nodes. Lookup,
-// Nodes, Named and Device know every node, for people and for enrolment.
+// Node, ByUser, ByTag, ByAddr, All, Traits, Routers, Roles and Now are what policies are compiled against: they know nothing of
+// revoked nodes. Lookup, Nodes, Named, Known and Device know every node, for people and for enrolment.
 type Snapshot struct {
 	version proto.Version
 	mesh    Mesh
+	now     time.Time
 	state   state
 }
 
@@ -115,18 +115,6 @@ func (s *Snapshot) ByAddr(a netip.Addr) (proto.NodeID, bool) {
 	}
 	return n.ID, true
 }
-
-// Traits is what is known of a trusted node beside who it is.
-func (s *Snapshot) Traits(proto.NodeID) compile.Traits { return compile.Traits{} }
-
-// Routers yields the trusted nodes that advertise or have approved routes.
-func (s *Snapshot) Routers() iter.Seq[proto.NodeID] { return func(func(proto.NodeID) bool) {} }
-
-// Roles are a user's in the mesh, by login name.
-func (s *Snapshot) Roles(string) []string { return nil }
-
-// Now is the moment that the snapshot is about.
-func (s *Snapshot) Now() time.Time { return time.Time{} }
 
 func values[T any](t *iradix.Tree[T]) iter.Seq[T] {
 	return func(yield func(T) bool) {

@@ -36,7 +36,16 @@ type state struct {
 	rests     *iradix.Tree[netip.Addr]
 	tokenEnds *iradix.Tree[*Token]
 	endpoints *iradix.Tree[[]proto.Endpoint]
-	policy    *Policy // nil before the first one
+	policy    *Policy                    // nil before the first one
+	roles     *iradix.Tree[*UserRoles]   // by login name
+	traits    *iradix.Tree[*Traits]      // by id; only of nodes of which something is known
+	factEnds  *iradix.Tree[proto.NodeID] // by the time that the first fact expires
+	routers   *iradix.Tree[proto.NodeID] // by id; trusted nodes with routes
+	stale     *iradix.Tree[proto.NodeID] // by id; whose facts have expired and are still on disk
+	// When time alone changes what the policy makes of nodes, by id and by time, and the policy itself; memory only.
+	moments *iradix.Tree[time.Time]
+	due     *iradix.Tree[proto.NodeID]
+	turns   time.Time
 }
 
 func newState() state {
@@ -46,7 +55,9 @@ func newState() state {
 		users: iradix.New[proto.NodeID](), tags: iradix.New[proto.NodeID](), held: iradix.New[proto.NodeID](),
 		tokens: iradix.New[*Token](), freed: iradix.New[time.Time](), endpoints: iradix.New[[]proto.Endpoint](),
 		lapsed: iradix.New[proto.NodeID](), ends: iradix.New[proto.NodeID](), rests: iradix.New[netip.Addr](),
-		tokenEnds: iradix.New[*Token](),
+		tokenEnds: iradix.New[*Token](), roles: iradix.New[*UserRoles](), traits: iradix.New[*Traits](),
+		factEnds: iradix.New[proto.NodeID](), routers: iradix.New[proto.NodeID](), stale: iradix.New[proto.NodeID](),
+		moments: iradix.New[time.Time](), due: iradix.New[proto.NodeID](),
 	}
 }
 
@@ -99,10 +110,11 @@ func drop[T any](t **iradix.Tree[T], k []byte)     { *t, _, _ = (*t).Delete(k) }
 
 // setNode replaces a node, or adds it, in all indexes.
 func (s *state) setNode(n *Node) {
-	if old, ok := s.nodes.Get(idKey(n.ID)); ok {
+	id := idKey(n.ID)
+	old, known := s.nodes.Get(id)
+	if known {
 		s.unindex(old)
 	}
-	id := idKey(n.ID)
 	put(&s.nodes, id, n)
 	put(&s.names, []byte(n.Name), n.ID)
 	put(&s.devices, n.Device.Bytes(), n.ID)
@@ -123,6 +135,11 @@ func (s *state) setNode(n *Node) {
 	for _, tag := range n.Tags {
 		put(&s.tags, memberKey(tag, n.ID), n.ID)
 	}
+	if t, ok := s.traits.Get(id); ok && old.Level != n.Level {
+		s.setTraits(n, t.clone())
+	} else if ok && t.routes() {
+		put(&s.routers, id, n.ID)
+	}
 }
 
 // dropNode removes a node from all indexes; the keys that it held stay.
@@ -130,6 +147,9 @@ func (s *state) dropNode(n *Node) {
 	s.unindex(n)
 	drop(&s.nodes, idKey(n.ID))
 	drop(&s.endpoints, idKey(n.ID))
+	drop(&s.stale, idKey(n.ID))
+	s.dropTraits(n.ID)
+	s.reckon(n.ID, time.Time{})
 }
 
 func (s *state) unindex(n *Node) {
@@ -139,6 +159,7 @@ func (s *state) unindex(n *Node) {
 	drop(&s.ephemeral, id)
 	drop(&s.lapsed, id)
 	drop(&s.trusted, id)
+	drop(&s.routers, id)
 	drop(&s.ends, timeKey(n.Certificate.NotAfter, id))
 	for _, a := range n.Addrs.Slice() {
 		drop(&s.addrs, addrKey(a))

@@ -19,6 +19,7 @@ var (
 	ErrRevoked       = errors.New("node was revoked")
 	ErrUnknown       = errors.New("node is not known")
 	ErrPolicyChanged = errors.New("another policy was applied in the meantime")
+	ErrPolicyUnknown = errors.New("there is no such policy version")
 	ErrInvalid       = errors.New("not valid")
 	ErrFenced        = errors.New("another coordinator has opened this store")
 	ErrClosed        = errors.New("directory is closed")
@@ -110,6 +111,9 @@ type Policy struct {
 	Source  string
 	Applied time.Time
 	By      string
+	Comment string
+	// Of is the version whose text this one brought back; 0 for one that was applied from a file.
+	Of uint64
 }
 
 // Mesh is the mesh and when it was made.

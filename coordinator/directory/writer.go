@@ -26,7 +26,8 @@ type request struct {
 type tx struct {
 	state
 	mesh   Mesh
-	now    time.Time
+	now    time.Time // by the clock
+	moment time.Time // that the snapshot will be about
 	writes []store.Op
 	audits []audit.Record
 	nodes  []proto.NodeID // that changed
@@ -58,22 +59,31 @@ func (d *Directory) write() {
 		d.subs.close()
 		close(d.done)
 	}()
+	age := time.NewTimer(d.current.Load().pause(wall(d.config.Clock())))
+	defer age.Stop()
 	for {
+		var batch []*request
 		select {
 		case <-d.stop:
 			d.err = ErrClosed
 			return
+		case <-age.C:
 		case r := <-d.requests:
-			batch := d.collect(r)
-			err := d.commit(batch)
-			for _, r := range batch {
-				close(r.done)
-			}
-			if err != nil {
-				d.err = err
-				return
-			}
+			batch = d.collect(r)
 		}
+		written, err := d.commit(batch)
+		for _, r := range batch {
+			close(r.done)
+		}
+		if err != nil {
+			d.err = err
+			return
+		}
+		pause := d.current.Load().pause(wall(d.config.Clock()))
+		if !written {
+			pause = max(pause, retryAging)
+		}
+		age.Reset(pause)
 	}
 }
 
@@ -91,20 +101,24 @@ func (d *Directory) collect(first *request) []*request {
 	return batch
 }
 
-// commit decides the operations of a batch one after the other, writes what they want in one transaction and publishes
-// the snapshot. The error is one that ends the writer.
-func (d *Directory) commit(batch []*request) error {
+// commit decides the operations of a batch one after the other and what time has changed meanwhile, writes what they want in
+// one transaction and publishes the snapshot. It says whether it could write; the error is one that ends the writer.
+func (d *Directory) commit(batch []*request) (written bool, err error) {
 	before := d.current.Load()
 	t := &tx{state: before.state, mesh: before.mesh, now: wall(d.config.Clock())}
+	var back bool
+	t.moment, back = momentAfter(before.now, t.now)
 	for _, r := range batch {
 		saved := *t
 		if r.err = r.run(t); r.err != nil {
 			*t = saved
 		}
 	}
-	after := &Snapshot{version: before.version, mesh: before.mesh, state: t.state}
+	t.age(back)
+	after := &Snapshot{version: before.version, mesh: before.mesh, now: t.moment, state: t.state}
 	if t.visible() {
 		after.version.N++
+		d.reckon(after, t.nodes, t.policy)
 	}
 	if err := d.persist(t, after.version.N); err != nil {
 		for _, r := range batch {
@@ -113,12 +127,12 @@ func (d *Directory) commit(batch []*request) error {
 			}
 		}
 		if errors.Is(err, ErrFenced) || errors.Is(err, store.ErrFailed) || errors.Is(err, store.ErrClosed) {
-			return err
+			return false, err
 		}
-		return nil
+		return false, nil
 	}
 	d.publish(after, t)
-	return nil
+	return true, nil
 }
 
 // publish makes a snapshot the current one and tells the subscribers.

@@ -286,6 +286,7 @@ func TestDamagedRecordsAreNotOpened(t *testing.T) {
 	if _, err := r.SetPolicy(t.Context(), "{}", 0, "uid 0"); err != nil {
 		t.Fatal(err)
 	}
+	r.traits(n)
 	r.Close()
 	good := contents(t, r.store)
 	for k, v := range good {
@@ -315,12 +316,16 @@ func TestDamagedRecordsAreNotOpened(t *testing.T) {
 		}
 	}
 	for what, op := range map[string]store.Op{
-		"a node under another id": store.Put(nodePath(7), []byte(good[nodePath(n.ID)])),
-		"a token under another":   store.Put(tokenPath("t0"), []byte(good[tokenPath(tok.ID)])),
-		"a key that is none":      store.Put(devicePrefix+"zz", []byte(`{"v":1,"node":"`+n.ID.String()+`","since":"2026-08-01T12:00:00Z"}`)),
-		"an address that is none": store.Put(freedPrefix+"x", []byte(`{"v":1,"until":"2026-08-01T12:00:00Z"}`)),
-		"no mesh":                 store.Delete(meshKey),
-		"no head":                 store.Delete(headKey),
+		"a node under another id":       store.Put(nodePath(7), []byte(good[nodePath(n.ID)])),
+		"a token under another":         store.Put(tokenPath("t0"), []byte(good[tokenPath(tok.ID)])),
+		"a key that is none":            store.Put(devicePrefix+"zz", []byte(`{"v":1,"node":"`+n.ID.String()+`","since":"2026-08-01T12:00:00Z"}`)),
+		"an address that is none":       store.Put(freedPrefix+"x", []byte(`{"v":1,"until":"2026-08-01T12:00:00Z"}`)),
+		"roles of somebody else":        store.Put(rolePath("bob@example.com"), []byte(good[rolePath("ann@example.com")])),
+		"traits of another node":        store.Put(traitsPath(7), []byte(good[traitsPath(n.ID)])),
+		"traits of a node that is gone": store.Delete(nodePath(n.ID)),
+		"facts out of order":            store.Put(traitsPath(n.ID), []byte(`{"v":1,"node":"`+n.ID.String()+`","facts":[{"name":"b","value":"1","source":"","set":"2026-08-01T12:00:00Z"},{"name":"a","value":"1","source":"","set":"2026-08-01T12:00:00Z"}]}`)),
+		"no mesh":                       store.Delete(meshKey),
+		"no head":                       store.Delete(headKey),
 	} {
 		s := store.NewMemory()
 		for k, v := range good {

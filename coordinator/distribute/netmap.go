@@ -15,11 +15,48 @@ type Source struct {
 	Program  *compile.Program
 	// Authorities are the intermediate certificates that are in use, sorted.
 	Authorities [][]byte
-	Outage      proto.Outage
+	Outage      proto.Outage // where the policy says nothing else
 }
 
-// required is what enforcing any netmap takes, sorted.
-var required = []string{proto.FeatureRules}
+// conceivable are all features that a netmap can require.
+var conceivable = []string{proto.FeatureConditions, proto.FeatureDeny, proto.FeatureRules}
+
+// Requires is what enforcing a view takes, sorted.
+func Requires(v compile.View) []string {
+	var conditions, deny bool
+	for i := range v.Rules {
+		conditions = conditions || v.Rules[i].Conditional
+		deny = deny || v.Rules[i].Action != proto.Allow
+	}
+	for i := range v.Sets {
+		conditions = conditions || v.Sets[i].Conditional
+	}
+	out := make([]string, 0, 3)
+	if conditions {
+		out = append(out, proto.FeatureConditions)
+	}
+	if deny {
+		out = append(out, proto.FeatureDeny)
+	}
+	return append(out, proto.FeatureRules)
+}
+
+// Missing are the features that a node would need and does not have.
+func Missing(s Source, id proto.NodeID, features []string) []string {
+	if _, trusted := s.Snapshot.Node(id); !trusted || len(lacking(conceivable, features)) == 0 {
+		return nil
+	}
+	return lacking(Requires(s.Program.For(s.Snapshot, id)), features)
+}
+
+func lacking(required, features []string) (out []string) {
+	for _, f := range required {
+		if !slices.Contains(features, f) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
 
 // Netmap is what a node with these features knows of the mesh: the peers that some rule ties it to, as long as somebody may
 // trust their certificates, and the rules themselves. A node that is not trusted knows nothing. One that lacks a feature
@@ -42,22 +79,20 @@ func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 	}
 	nm := &proto.Netmap{
 		Version: s.Snapshot.Version(), Mesh: s.Snapshot.Mesh(), Self: id,
-		Authorities: s.Authorities, Requires: required, Outage: s.Outage,
-	}
-	for _, f := range required {
-		if !slices.Contains(features, f) {
-			return nm
-		}
+		Authorities: s.Authorities, Outage: s.Program.Outage(s.Outage),
 	}
 	view := s.policy.For(id)
-	nm.Rules, nm.Sets = view.Rules, view.Sets
+	if nm.Requires = Requires(view); len(lacking(nm.Requires, features)) > 0 {
+		return nm
+	}
+	nm.Rules, nm.Sets, nm.Withheld = view.Rules, view.Sets, view.Withheld
 	nm.Peers = make([]proto.Peer, 0, len(view.Peers))
 	for _, peer := range view.Peers {
 		n, ok := s.Snapshot.Lookup(peer)
 		if !ok || n.Revoked != nil || s.Snapshot.Lapsed(peer) {
 			continue
 		}
-		nm.Peers = append(nm.Peers, proto.Peer{ID: peer, Certificate: n.Certificate.DER, Endpoints: s.Snapshot.Endpoints(peer)})
+		nm.Peers = append(nm.Peers, proto.Peer{ID: peer, Certificate: n.Certificate.DER, Endpoints: s.Snapshot.Endpoints(peer), Routes: view.Routes[peer]})
 	}
 	return nm
 }
@@ -77,9 +112,7 @@ const hurry = 4 * time.Minute
 func calm(before, after *directory.Snapshot, id proto.NodeID, now time.Time) bool {
 	old, was := before.Lookup(id)
 	n, is := after.Lookup(id)
-	return was && is && old.Revoked == nil && n.Revoked == nil &&
-		before.Lapsed(id) == after.Lapsed(id) &&
-		old.Key == n.Key && old.Name == n.Name && old.User == n.User && slices.Equal(old.Tags, n.Tags) &&
+	return was && is && n.Revoked == nil && old.Certificate.Serial != n.Certificate.Serial &&
 		old.Certificate.NotAfter.Sub(now) > hurry &&
-		slices.Equal(before.Endpoints(id), after.Endpoints(id))
+		directory.Alike(before, after, id) && slices.Equal(before.Endpoints(id), after.Endpoints(id))
 }

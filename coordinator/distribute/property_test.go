@@ -9,6 +9,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
@@ -20,7 +21,18 @@ var policies = []string{
 		"grants": [{"src": ["group:g"], "dst": ["tag:a"], "ip": ["tcp:22"]}, {"src": ["autogroup:member"], "dst": ["autogroup:self"], "ip": ["*"]}]}`,
 	`{"groups": {"group:g": ["ann@example.com", "bob@example.com"]}, "tagOwners": {"tag:a": [], "tag:b": []},
 		"acls": [{"action": "accept", "src": ["group:g", "tag:b"], "dst": ["tag:a:22", "bob@example.com:*"]}]}`,
+	`{"tagOwners": {"tag:a": [], "tag:b": []}, "postures": {"posture:prod": ["custom:tier == 'prod'"], "posture:linux": ["node:os == 'linux'", "node:version NOT SET"]},
+		"grants": [{"src": ["*"], "dst": ["tag:a"], "ip": ["tcp:22"], "srcPosture": ["posture:prod", "posture:linux"]}],
+		"deny": [{"src": ["tag:b"], "dst": ["*"], "ip": ["*"], "srcPosture": ["posture:prod"]}]}`,
+	`{"tagOwners": {"tag:a": [], "tag:b": []}, "autoApprovers": {"routes": {"10.33.0.0/16": ["tag:b"]}, "exitNode": ["tag:b"]},
+		"grants": [{"src": ["autogroup:admin"], "dst": ["10.33.0.0/16"], "ip": ["*"], "via": ["tag:a"]},
+			{"src": ["autogroup:member"], "dst": ["10.33.7.0/24", "autogroup:internet"], "ip": ["tcp:443"]}]}`,
+	`{"tagOwners": {"tag:a": [], "tag:b": []}, "grants": [{"src": ["autogroup:admin"], "dst": ["tag:a"], "ip": ["*"]}],
+		"enforcement": [{"src": ["*"], "dst": ["tag:b"], "mode": "monitor", "until": "2027-01-15T09:30:00Z"}]}`,
 }
+
+// offered are routes that nodes offer and that are approved.
+var offered = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.33.0.0/16")}
 
 // TestSessionsConverge does random things to a mesh, with clients that come, go, read and acknowledge when they like. After each
 // change the nodes whose netmaps differ are among those that were looked at, and in the end every client holds the netmap that
@@ -75,6 +87,20 @@ func TestSessionsConverge(t *testing.T) {
 				e := proto.Endpoint{Addr: netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:1", rapid.IntRange(1, 3).Draw(t, "host"))), Kind: proto.EndpointInterface}
 				_ = w.dir.SetEndpoints(background, id, []proto.Endpoint{e})
 			}),
+			"fact": withNode(func(t *rapid.T, id proto.NodeID) {
+				ttl := time.Duration(rapid.IntRange(0, 90).Draw(t, "ttl")) * time.Minute
+				_, _ = w.dir.SetFact(background, id, "custom:tier", rapid.SampledFrom([]string{"prod", "test"}).Draw(t, "tier"), ttl, "test")
+			}),
+			"report": withNode(func(t *rapid.T, id proto.NodeID) {
+				routes := offered[rapid.IntRange(0, len(offered)).Draw(t, "routes"):]
+				_ = w.dir.Report(background, id, directory.Reported{OS: rapid.SampledFrom([]string{"linux", "windows"}).Draw(t, "os"), Routes: routes})
+			}),
+			"approve": withNode(func(t *rapid.T, id proto.NodeID) {
+				_, _ = w.dir.ApproveRoutes(background, id, offered[rapid.IntRange(0, len(offered)).Draw(t, "routes"):], "test")
+			}),
+			"roles": func(t *rapid.T) {
+				_ = w.dir.SetRoles(background, "ann@example.com", rapid.SampledFrom([][]string{nil, {"admin"}, {"auditor"}}).Draw(t, "roles"), "test")
+			},
 			"time":   func(t *rapid.T) { w.pass(time.Duration(rapid.IntRange(1, 50).Draw(t, "minutes")) * time.Minute) },
 			"expire": func(*rapid.T) { _, _ = w.dir.Expire(background) },
 			"look":   func(t *rapid.T) { look(t, w) },
@@ -120,7 +146,7 @@ func TestSessionsConverge(t *testing.T) {
 			}
 			c.w.t = t
 			c.drain()
-			want := Netmap(source, id, proto.Features())
+			want := Netmap(source, id, conceivable)
 			if c.nm == nil || !proto.Diff(c.nm, want).Empty() {
 				t.Errorf("node %s holds %+v, should have %+v", id, c.nm, want)
 				continue
@@ -148,7 +174,12 @@ func look(t *rapid.T, w *world) {
 		affected(was, is, id, touched)
 	}
 	for _, id := range w.nodes {
-		old, now := Netmap(before, id, proto.Features()), Netmap(after, id, proto.Features())
+		old, now := Netmap(before, id, conceivable), Netmap(after, id, conceivable)
+		if now != nil {
+			if err := now.Validate(); err != nil {
+				t.Errorf("the netmap of %s: %v", id, err)
+			}
+		}
 		if old == nil || now == nil || c.Policy {
 			continue
 		}

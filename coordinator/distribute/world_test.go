@@ -67,7 +67,7 @@ func newWorld(t fataler, seed uint64, start func(Config) *Hub) *world {
 	}
 	var err error
 	clock := func() time.Time { return w.clock() }
-	if w.dir, err = directory.Open(ctx, st, directory.Config{Clock: clock, Rand: w.random, Issue: issue}); err != nil {
+	if w.dir, err = directory.Open(ctx, st, directory.Config{Clock: clock, Rand: w.random, Issue: issue, Ages: policy.NewPrograms(proto.Outage{}, slog.New(slog.DiscardHandler))}); err != nil {
 		t.Fatal(err)
 	}
 	w.hub = start(Config{
@@ -198,7 +198,7 @@ func (c *client) attach() error {
 		have = c.nm.Version
 	}
 	var err error
-	c.session, err = c.w.hub.Attach(c.id, proto.Features(), have, c)
+	c.session, err = c.w.hub.Attach(c.id, conceivable, have, c)
 	return err
 }
 

@@ -251,6 +251,9 @@ func (i *Issuer) authority() *cert.Authority {
 func (i *Issuer) IssueNode(n cert.Node, now time.Time) (cert.Node, error) {
 	a := i.authority()
 	end := now.Add(i.config.NodeLifetime)
+	if !n.NotAfter.IsZero() {
+		end = n.NotAfter
+	}
 	if last := a.Certificate().NotAfter; end.After(last) {
 		end = last
 	}

@@ -51,13 +51,18 @@ func Stage(source string, now time.Time, mesh proto.Mesh, inventory compile.Inve
 
 // Load compiles the policy in force. nil, and what does not compile, permits nothing; the latter is an error besides.
 func Load(p *directory.Policy, mesh proto.Mesh) (*compile.Program, error) {
+	_, program, err := load(p, mesh)
+	return program, err
+}
+
+func load(p *directory.Policy, mesh proto.Mesh) (*acl.Policy, *compile.Program, error) {
 	if p == nil {
-		return compile.New(nil, mesh), nil
+		return nil, compile.New(nil, mesh), nil
 	}
 	parsed, found := acl.Parse(name, []byte(p.Source))
 	if parsed == nil {
-		return compile.New(nil, mesh), fmt.Errorf("policy %d, in force since %v, is not understood by this program, so nothing is permitted; apply one that is: %s",
+		return nil, compile.New(nil, mesh), fmt.Errorf("policy %d, in force since %v, is not understood by this program, so nothing is permitted; apply one that is: %s",
 			p.Number, p.Applied, found.Format(name))
 	}
-	return compile.New(parsed, mesh), nil
+	return parsed, compile.New(parsed, mesh), nil
 }

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"unicode"
@@ -52,7 +53,7 @@ func checkUp(m *redoubtv1.Up) error {
 	case *redoubtv1.Up_Proof:
 		return checkProof(x.Proof)
 	case *redoubtv1.Up_Renew:
-		return checkNodePublic(x.Renew.GetNodePublic())
+		return cmp.Or(checkNodePublic(x.Renew.GetNodePublic()), checkFacts(x.Renew.GetFacts()))
 	case *redoubtv1.Up_Report:
 		if x.Report.GetListenPort() > 65535 {
 			return malformed("port %d", x.Report.GetListenPort())
@@ -70,7 +71,18 @@ func checkUp(m *redoubtv1.Up) error {
 	return malformed("an Up message of a kind that this program does not know")
 }
 
+func checkFacts(f *redoubtv1.Facts) error {
+	if len(f.GetOsVersion()) > MaxText {
+		return malformed("version of the operating system of %d bytes, at most %d", len(f.GetOsVersion()), MaxText)
+	}
+	_, err := ToRoutes(f.GetRoutes())
+	return err
+}
+
 func checkHello(h *redoubtv1.Hello) error {
+	if err := checkFacts(h.GetFacts()); err != nil {
+		return err
+	}
 	if h.GetProtocolMin() == 0 || h.GetProtocolMin() > h.GetProtocolMax() {
 		return malformed("protocol versions %d to %d", h.GetProtocolMin(), h.GetProtocolMax())
 	}

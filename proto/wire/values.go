@@ -78,6 +78,17 @@ func FromPrefix(p netip.Prefix) *redoubtv1.Prefix {
 	return &redoubtv1.Prefix{Address: FromAddr(p.Addr()), Bits: uint32(p.Bits())}
 }
 
+// FromRoutes encodes the routes that a node offers.
+func FromRoutes(in []netip.Prefix) []*redoubtv1.Prefix { return each(in, FromPrefix) }
+
+// ToRoutes decodes them. Which of them a node may offer is not known here.
+func ToRoutes(in []*redoubtv1.Prefix) ([]netip.Prefix, error) {
+	if len(in) > proto.MaxRoutes {
+		return nil, malformed("%d routes, at most %d", len(in), proto.MaxRoutes)
+	}
+	return convert(in, ToPrefix)
+}
+
 // ToPrefix decodes a prefix, which must be masked.
 func ToPrefix(p *redoubtv1.Prefix) (netip.Prefix, error) {
 	a, err := ToAddr(p.GetAddress())

@@ -74,7 +74,7 @@ func sayHello(w io.Writer, code join.Code, lowest, highest uint32) error {
 	if err != nil {
 		return err
 	}
-	hello := enroll.Hello("later", "later")
+	hello := enroll.Hello("later", "later", enroll.Facts{})
 	hello.ProtocolMin, hello.ProtocolMax = lowest, highest
 	hello.Purpose = &redoubtv1.Hello_Enrol{Enrol: &redoubtv1.Enrol{
 		Evidence: []string{enroll.EvidenceToken}, DevicePublic: device.Device().Bytes(),

@@ -442,6 +442,8 @@ type Node struct {
 	DevicePublic        string                 `protobuf:"bytes,19,opt,name=device_public,json=devicePublic,proto3" json:"device_public,omitempty"`
 	AppliedVersion      string                 `protobuf:"bytes,20,opt,name=applied_version,json=appliedVersion,proto3" json:"applied_version,omitempty"`
 	CertificateSequence uint64                 `protobuf:"varint,21,opt,name=certificate_sequence,json=certificateSequence,proto3" json:"certificate_sequence,omitempty"`
+	Facts               []*Fact                `protobuf:"bytes,22,rep,name=facts,proto3" json:"facts,omitempty"`
+	Routes              []*Route               `protobuf:"bytes,23,rep,name=routes,proto3" json:"routes,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -623,6 +625,166 @@ func (x *Node) GetCertificateSequence() uint64 {
 	return 0
 }
 
+func (x *Node) GetFacts() []*Fact {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *Node) GetRoutes() []*Route {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+// Fact is something that is known of a node.
+type Fact struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`    // node, coordinator, or the administrator who set it
+	Set           int64                  `protobuf:"varint,4,opt,name=set,proto3" json:"set,omitempty"`         // Unix seconds
+	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"` // Unix seconds; 0: never
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fact) Reset() {
+	*x = Fact{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fact) ProtoMessage() {}
+
+func (x *Fact) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fact.ProtoReflect.Descriptor instead.
+func (*Fact) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Fact) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Fact) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Fact) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Fact) GetSet() int64 {
+	if x != nil {
+		return x.Set
+	}
+	return 0
+}
+
+func (x *Fact) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+// Route is one that a node offers, or that was approved for it.
+type Route struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Prefix         string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Advertised     bool                   `protobuf:"varint,2,opt,name=advertised,proto3" json:"advertised,omitempty"`
+	Approved       bool                   `protobuf:"varint,3,opt,name=approved,proto3" json:"approved,omitempty"`                                   // by hand
+	ApprovedPolicy bool                   `protobuf:"varint,4,opt,name=approved_policy,json=approvedPolicy,proto3" json:"approved_policy,omitempty"` // by the policy in force
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Route) Reset() {
+	*x = Route{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Route) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Route) ProtoMessage() {}
+
+func (x *Route) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Route.ProtoReflect.Descriptor instead.
+func (*Route) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Route) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *Route) GetAdvertised() bool {
+	if x != nil {
+		return x.Advertised
+	}
+	return false
+}
+
+func (x *Route) GetApproved() bool {
+	if x != nil {
+		return x.Approved
+	}
+	return false
+}
+
+func (x *Route) GetApprovedPolicy() bool {
+	if x != nil {
+		return x.ApprovedPolicy
+	}
+	return false
+}
+
 type ListNodesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -631,7 +793,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +805,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +818,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 type ListNodesResponse struct {
@@ -668,7 +830,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -680,7 +842,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -693,7 +855,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -712,7 +874,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +886,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +899,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -756,7 +918,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +930,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +943,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetNodeResponse) GetNode() *Node {
@@ -801,7 +963,7 @@ type RevokeNodeRequest struct {
 
 func (x *RevokeNodeRequest) Reset() {
 	*x = RevokeNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +975,7 @@ func (x *RevokeNodeRequest) String() string {
 func (*RevokeNodeRequest) ProtoMessage() {}
 
 func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +988,7 @@ func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RevokeNodeRequest) GetNode() string {
@@ -858,7 +1020,7 @@ type RevokeNodeResponse struct {
 
 func (x *RevokeNodeResponse) Reset() {
 	*x = RevokeNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +1032,7 @@ func (x *RevokeNodeResponse) String() string {
 func (*RevokeNodeResponse) ProtoMessage() {}
 
 func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +1045,7 @@ func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeNodeResponse) GetNode() *Node {
@@ -930,7 +1092,7 @@ type DeleteNodeRequest struct {
 
 func (x *DeleteNodeRequest) Reset() {
 	*x = DeleteNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1104,7 @@ func (x *DeleteNodeRequest) String() string {
 func (*DeleteNodeRequest) ProtoMessage() {}
 
 func (x *DeleteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1117,7 @@ func (x *DeleteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNodeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeleteNodeRequest) GetNode() string {
@@ -973,7 +1135,7 @@ type DeleteNodeResponse struct {
 
 func (x *DeleteNodeResponse) Reset() {
 	*x = DeleteNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +1147,7 @@ func (x *DeleteNodeResponse) String() string {
 func (*DeleteNodeResponse) ProtoMessage() {}
 
 func (x *DeleteNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,20 +1160,540 @@ func (x *DeleteNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNodeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+type SetFactRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // custom:NAME
+	Value         string                 `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	TtlSeconds    uint64                 `protobuf:"varint,4,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: for good
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetFactRequest) Reset() {
+	*x = SetFactRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetFactRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetFactRequest) ProtoMessage() {}
+
+func (x *SetFactRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetFactRequest.ProtoReflect.Descriptor instead.
+func (*SetFactRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SetFactRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SetFactRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetFactRequest) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *SetFactRequest) GetTtlSeconds() uint64 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+type SetFactResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetFactResponse) Reset() {
+	*x = SetFactResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetFactResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetFactResponse) ProtoMessage() {}
+
+func (x *SetFactResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetFactResponse.ProtoReflect.Descriptor instead.
+func (*SetFactResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SetFactResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+type UnsetFactRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnsetFactRequest) Reset() {
+	*x = UnsetFactRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnsetFactRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnsetFactRequest) ProtoMessage() {}
+
+func (x *UnsetFactRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnsetFactRequest.ProtoReflect.Descriptor instead.
+func (*UnsetFactRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *UnsetFactRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *UnsetFactRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type UnsetFactResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnsetFactResponse) Reset() {
+	*x = UnsetFactResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnsetFactResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnsetFactResponse) ProtoMessage() {}
+
+func (x *UnsetFactResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnsetFactResponse.ProtoReflect.Descriptor instead.
+func (*UnsetFactResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *UnsetFactResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+type ApproveRoutesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Prefixes      []string               `protobuf:"bytes,2,rep,name=prefixes,proto3" json:"prefixes,omitempty"` // all that shall be approved by hand
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveRoutesRequest) Reset() {
+	*x = ApproveRoutesRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveRoutesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveRoutesRequest) ProtoMessage() {}
+
+func (x *ApproveRoutesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveRoutesRequest.ProtoReflect.Descriptor instead.
+func (*ApproveRoutesRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ApproveRoutesRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ApproveRoutesRequest) GetPrefixes() []string {
+	if x != nil {
+		return x.Prefixes
+	}
+	return nil
+}
+
+type ApproveRoutesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveRoutesResponse) Reset() {
+	*x = ApproveRoutesResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveRoutesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveRoutesResponse) ProtoMessage() {}
+
+func (x *ApproveRoutesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveRoutesResponse.ProtoReflect.Descriptor instead.
+func (*ApproveRoutesResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ApproveRoutesResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+type UserRoles struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	User          string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"` // login name
+	Roles         []string               `protobuf:"bytes,2,rep,name=roles,proto3" json:"roles,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserRoles) Reset() {
+	*x = UserRoles{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserRoles) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserRoles) ProtoMessage() {}
+
+func (x *UserRoles) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserRoles.ProtoReflect.Descriptor instead.
+func (*UserRoles) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *UserRoles) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *UserRoles) GetRoles() []string {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+type SetRolesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	User          *UserRoles             `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"` // without roles: nobody in particular
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRolesRequest) Reset() {
+	*x = SetRolesRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRolesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRolesRequest) ProtoMessage() {}
+
+func (x *SetRolesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRolesRequest.ProtoReflect.Descriptor instead.
+func (*SetRolesRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *SetRolesRequest) GetUser() *UserRoles {
+	if x != nil {
+		return x.User
+	}
+	return nil
+}
+
+type SetRolesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRolesResponse) Reset() {
+	*x = SetRolesResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRolesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRolesResponse) ProtoMessage() {}
+
+func (x *SetRolesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRolesResponse.ProtoReflect.Descriptor instead.
+func (*SetRolesResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{26}
+}
+
+type ListRolesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRolesRequest) Reset() {
+	*x = ListRolesRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRolesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRolesRequest) ProtoMessage() {}
+
+func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRolesRequest.ProtoReflect.Descriptor instead.
+func (*ListRolesRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{27}
+}
+
+type ListRolesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Users         []*UserRoles           `protobuf:"bytes,1,rep,name=users,proto3" json:"users,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRolesResponse) Reset() {
+	*x = ListRolesResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRolesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRolesResponse) ProtoMessage() {}
+
+func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRolesResponse.ProtoReflect.Descriptor instead.
+func (*ListRolesResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ListRolesResponse) GetUsers() []*UserRoles {
+	if x != nil {
+		return x.Users
+	}
+	return nil
 }
 
 type ApplyPolicyRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`                      // HuJSON
-	IfNumber      uint64                 `protobuf:"varint,2,opt,name=if_number,json=ifNumber,proto3" json:"if_number,omitempty"` // 0: whatever is in force; else refused unless this one is
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Source     string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`                            // HuJSON
+	RollbackTo uint64                 `protobuf:"varint,2,opt,name=rollback_to,json=rollbackTo,proto3" json:"rollback_to,omitempty"` // a version whose text is brought back, in place of source
+	// The version that must be in force, 0 for none at all. Where it is absent, the one in force when the call is looked at.
+	Expect        *uint64 `protobuf:"varint,3,opt,name=expect,proto3,oneof" json:"expect,omitempty"`
+	DryRun        bool    `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // say what would change, and change nothing
+	Comment       string  `protobuf:"bytes,5,opt,name=comment,proto3" json:"comment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1023,7 +1705,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1036,7 +1718,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -1046,26 +1728,48 @@ func (x *ApplyPolicyRequest) GetSource() string {
 	return ""
 }
 
-func (x *ApplyPolicyRequest) GetIfNumber() uint64 {
+func (x *ApplyPolicyRequest) GetRollbackTo() uint64 {
 	if x != nil {
-		return x.IfNumber
+		return x.RollbackTo
 	}
 	return 0
 }
 
+func (x *ApplyPolicyRequest) GetExpect() uint64 {
+	if x != nil && x.Expect != nil {
+		return *x.Expect
+	}
+	return 0
+}
+
+func (x *ApplyPolicyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ApplyPolicyRequest) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
 type ApplyPolicyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // in force now
 	Version       *Version               `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	Diagnostics   []*Diagnostic          `protobuf:"bytes,3,rep,name=diagnostics,proto3" json:"diagnostics,omitempty"` // warnings; errors make the call fail with the same messages in its details
 	Applied       bool                   `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`
+	Impact        *PolicyImpact          `protobuf:"bytes,5,opt,name=impact,proto3" json:"impact,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1781,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1794,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ApplyPolicyResponse) GetNumber() uint64 {
@@ -1121,6 +1825,183 @@ func (x *ApplyPolicyResponse) GetApplied() bool {
 	return false
 }
 
+func (x *ApplyPolicyResponse) GetImpact() *PolicyImpact {
+	if x != nil {
+		return x.Impact
+	}
+	return nil
+}
+
+// PolicyImpact is what a policy changes against the one in force, for the nodes that there are now.
+type PolicyImpact struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Base          uint64                 `protobuf:"varint,1,opt,name=base,proto3" json:"base,omitempty"` // the version that it was compared with; 0: none was in force
+	SameText      bool                   `protobuf:"varint,2,opt,name=same_text,json=sameText,proto3" json:"same_text,omitempty"`
+	Nodes         uint32                 `protobuf:"varint,3,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	Touched       uint32                 `protobuf:"varint,4,opt,name=touched,proto3" json:"touched,omitempty"`                            // nodes whose rules, sets or peers change
+	PairsGained   uint32                 `protobuf:"varint,5,opt,name=pairs_gained,json=pairsGained,proto3" json:"pairs_gained,omitempty"` // pairs of nodes of which one may now reach the other in some way, and neither could before
+	PairsLost     uint32                 `protobuf:"varint,6,opt,name=pairs_lost,json=pairsLost,proto3" json:"pairs_lost,omitempty"`
+	Pairs         []*PairChange          `protobuf:"bytes,7,rep,name=pairs,proto3" json:"pairs,omitempty"` // the first of them, by name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyImpact) Reset() {
+	*x = PolicyImpact{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyImpact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyImpact) ProtoMessage() {}
+
+func (x *PolicyImpact) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyImpact.ProtoReflect.Descriptor instead.
+func (*PolicyImpact) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *PolicyImpact) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *PolicyImpact) GetSameText() bool {
+	if x != nil {
+		return x.SameText
+	}
+	return false
+}
+
+func (x *PolicyImpact) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *PolicyImpact) GetTouched() uint32 {
+	if x != nil {
+		return x.Touched
+	}
+	return 0
+}
+
+func (x *PolicyImpact) GetPairsGained() uint32 {
+	if x != nil {
+		return x.PairsGained
+	}
+	return 0
+}
+
+func (x *PolicyImpact) GetPairsLost() uint32 {
+	if x != nil {
+		return x.PairsLost
+	}
+	return 0
+}
+
+func (x *PolicyImpact) GetPairs() []*PairChange {
+	if x != nil {
+		return x.Pairs
+	}
+	return nil
+}
+
+// PairChange is a pair of nodes that come to know each other, or cease to.
+type PairChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gained        bool                   `protobuf:"varint,1,opt,name=gained,proto3" json:"gained,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Who           string                 `protobuf:"bytes,3,opt,name=who,proto3" json:"who,omitempty"`
+	Peer          string                 `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
+	PeerWho       string                 `protobuf:"bytes,5,opt,name=peer_who,json=peerWho,proto3" json:"peer_who,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PairChange) Reset() {
+	*x = PairChange{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PairChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PairChange) ProtoMessage() {}
+
+func (x *PairChange) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PairChange.ProtoReflect.Descriptor instead.
+func (*PairChange) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *PairChange) GetGained() bool {
+	if x != nil {
+		return x.Gained
+	}
+	return false
+}
+
+func (x *PairChange) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PairChange) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *PairChange) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *PairChange) GetPeerWho() string {
+	if x != nil {
+		return x.PeerWho
+	}
+	return ""
+}
+
 type Diagnostic struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Error         bool                   `protobuf:"varint,1,opt,name=error,proto3" json:"error,omitempty"`
@@ -1134,7 +2015,7 @@ type Diagnostic struct {
 
 func (x *Diagnostic) Reset() {
 	*x = Diagnostic{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1146,7 +2027,7 @@ func (x *Diagnostic) String() string {
 func (*Diagnostic) ProtoMessage() {}
 
 func (x *Diagnostic) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +2040,7 @@ func (x *Diagnostic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diagnostic.ProtoReflect.Descriptor instead.
 func (*Diagnostic) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Diagnostic) GetError() bool {
@@ -1199,13 +2080,14 @@ func (x *Diagnostic) GetMessage() string {
 
 type GetPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // 0: the one in force
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +2099,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +2112,14 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *GetPolicyRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
 }
 
 type GetPolicyResponse struct {
@@ -1239,13 +2128,16 @@ type GetPolicyResponse struct {
 	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
 	Applied       int64                  `protobuf:"varint,3,opt,name=applied,proto3" json:"applied,omitempty"` // Unix seconds
 	AppliedBy     string                 `protobuf:"bytes,4,opt,name=applied_by,json=appliedBy,proto3" json:"applied_by,omitempty"`
+	Comment       string                 `protobuf:"bytes,5,opt,name=comment,proto3" json:"comment,omitempty"`
+	RollbackOf    uint64                 `protobuf:"varint,6,opt,name=rollback_of,json=rollbackOf,proto3" json:"rollback_of,omitempty"` // the version whose text it brought back; 0: it did not
+	InForce       bool                   `protobuf:"varint,7,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1257,7 +2149,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1270,7 +2162,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetPolicyResponse) GetSource() string {
@@ -1301,6 +2193,215 @@ func (x *GetPolicyResponse) GetAppliedBy() string {
 	return ""
 }
 
+func (x *GetPolicyResponse) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+func (x *GetPolicyResponse) GetRollbackOf() uint64 {
+	if x != nil {
+		return x.RollbackOf
+	}
+	return 0
+}
+
+func (x *GetPolicyResponse) GetInForce() bool {
+	if x != nil {
+		return x.InForce
+	}
+	return false
+}
+
+type PolicyHistoryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Before        uint64                 `protobuf:"varint,1,opt,name=before,proto3" json:"before,omitempty"` // 0: from the one in force on
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`   // 0: 50
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyHistoryRequest) Reset() {
+	*x = PolicyHistoryRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyHistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyHistoryRequest) ProtoMessage() {}
+
+func (x *PolicyHistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyHistoryRequest.ProtoReflect.Descriptor instead.
+func (*PolicyHistoryRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *PolicyHistoryRequest) GetBefore() uint64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+func (x *PolicyHistoryRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type PolicyHistoryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Versions      []*PolicyVersion       `protobuf:"bytes,1,rep,name=versions,proto3" json:"versions,omitempty"` // newest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyHistoryResponse) Reset() {
+	*x = PolicyHistoryResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyHistoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyHistoryResponse) ProtoMessage() {}
+
+func (x *PolicyHistoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyHistoryResponse.ProtoReflect.Descriptor instead.
+func (*PolicyHistoryResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *PolicyHistoryResponse) GetVersions() []*PolicyVersion {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+type PolicyVersion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Applied       int64                  `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"` // Unix seconds
+	AppliedBy     string                 `protobuf:"bytes,3,opt,name=applied_by,json=appliedBy,proto3" json:"applied_by,omitempty"`
+	Comment       string                 `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
+	RollbackOf    uint64                 `protobuf:"varint,5,opt,name=rollback_of,json=rollbackOf,proto3" json:"rollback_of,omitempty"`
+	Size          uint64                 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"` // bytes of its text
+	InForce       bool                   `protobuf:"varint,7,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyVersion) Reset() {
+	*x = PolicyVersion{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyVersion) ProtoMessage() {}
+
+func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyVersion.ProtoReflect.Descriptor instead.
+func (*PolicyVersion) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *PolicyVersion) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *PolicyVersion) GetApplied() int64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
+}
+
+func (x *PolicyVersion) GetAppliedBy() string {
+	if x != nil {
+		return x.AppliedBy
+	}
+	return ""
+}
+
+func (x *PolicyVersion) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+func (x *PolicyVersion) GetRollbackOf() uint64 {
+	if x != nil {
+		return x.RollbackOf
+	}
+	return 0
+}
+
+func (x *PolicyVersion) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *PolicyVersion) GetInForce() bool {
+	if x != nil {
+		return x.InForce
+	}
+	return false
+}
+
 type PolicyStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	WaitMs        uint64                 `protobuf:"varint,1,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"` // answer when nobody lags, or after this time
@@ -1310,7 +2411,7 @@ type PolicyStatusRequest struct {
 
 func (x *PolicyStatusRequest) Reset() {
 	*x = PolicyStatusRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +2423,7 @@ func (x *PolicyStatusRequest) String() string {
 func (*PolicyStatusRequest) ProtoMessage() {}
 
 func (x *PolicyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +2436,7 @@ func (x *PolicyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatusRequest.ProtoReflect.Descriptor instead.
 func (*PolicyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PolicyStatusRequest) GetWaitMs() uint64 {
@@ -1352,13 +2453,15 @@ type PolicyStatusResponse struct {
 	Nodes         uint32                 `protobuf:"varint,3,opt,name=nodes,proto3" json:"nodes,omitempty"`
 	Current       uint32                 `protobuf:"varint,4,opt,name=current,proto3" json:"current,omitempty"`
 	Laggards      []*Laggard             `protobuf:"bytes,5,rep,name=laggards,proto3" json:"laggards,omitempty"`
+	Unable        []*Unable              `protobuf:"bytes,6,rep,name=unable,proto3" json:"unable,omitempty"`
+	PolicyAgeMs   uint64                 `protobuf:"varint,7,opt,name=policy_age_ms,json=policyAgeMs,proto3" json:"policy_age_ms,omitempty"` // since the policy was applied
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyStatusResponse) Reset() {
 	*x = PolicyStatusResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +2473,7 @@ func (x *PolicyStatusResponse) String() string {
 func (*PolicyStatusResponse) ProtoMessage() {}
 
 func (x *PolicyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +2486,7 @@ func (x *PolicyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatusResponse.ProtoReflect.Descriptor instead.
 func (*PolicyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PolicyStatusResponse) GetNumber() uint64 {
@@ -1421,6 +2524,89 @@ func (x *PolicyStatusResponse) GetLaggards() []*Laggard {
 	return nil
 }
 
+func (x *PolicyStatusResponse) GetUnable() []*Unable {
+	if x != nil {
+		return x.Unable
+	}
+	return nil
+}
+
+func (x *PolicyStatusResponse) GetPolicyAgeMs() uint64 {
+	if x != nil {
+		return x.PolicyAgeMs
+	}
+	return 0
+}
+
+// Unable is a node that is connected and cannot enforce what the policy gives it, so nothing passes there.
+type Unable struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Program       string                 `protobuf:"bytes,3,opt,name=program,proto3" json:"program,omitempty"`
+	Lacks         []string               `protobuf:"bytes,4,rep,name=lacks,proto3" json:"lacks,omitempty"` // features
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Unable) Reset() {
+	*x = Unable{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Unable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Unable) ProtoMessage() {}
+
+func (x *Unable) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Unable.ProtoReflect.Descriptor instead.
+func (*Unable) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *Unable) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Unable) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Unable) GetProgram() string {
+	if x != nil {
+		return x.Program
+	}
+	return ""
+}
+
+func (x *Unable) GetLacks() []string {
+	if x != nil {
+		return x.Lacks
+	}
+	return nil
+}
+
 type Laggard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1435,7 +2621,7 @@ type Laggard struct {
 
 func (x *Laggard) Reset() {
 	*x = Laggard{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +2633,7 @@ func (x *Laggard) String() string {
 func (*Laggard) ProtoMessage() {}
 
 func (x *Laggard) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +2646,7 @@ func (x *Laggard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
 func (*Laggard) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Laggard) GetId() string {
@@ -1513,7 +2699,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1525,7 +2711,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1538,7 +2724,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 type BackupResponse struct {
@@ -1550,7 +2736,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +2748,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +2761,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -1616,7 +2802,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06tokens\x18\x01 \x03(\v2\x11.redoubt.v1.TokenR\x06tokens\"$\n" +
 	"\x12RevokeTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
-	"\x13RevokeTokenResponse\"\xe5\x04\n" +
+	"\x13RevokeTokenResponse\"\xb8\x05\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -1640,7 +2826,22 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"nodePublic\x12#\n" +
 	"\rdevice_public\x18\x13 \x01(\tR\fdevicePublic\x12'\n" +
 	"\x0fapplied_version\x18\x14 \x01(\tR\x0eappliedVersion\x121\n" +
-	"\x14certificate_sequence\x18\x15 \x01(\x04R\x13certificateSequence\"\x12\n" +
+	"\x14certificate_sequence\x18\x15 \x01(\x04R\x13certificateSequence\x12&\n" +
+	"\x05facts\x18\x16 \x03(\v2\x10.redoubt.v1.FactR\x05facts\x12)\n" +
+	"\x06routes\x18\x17 \x03(\v2\x11.redoubt.v1.RouteR\x06routes\"t\n" +
+	"\x04Fact\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x10\n" +
+	"\x03set\x18\x04 \x01(\x03R\x03set\x12\x18\n" +
+	"\aexpires\x18\x05 \x01(\x03R\aexpires\"\x84\x01\n" +
+	"\x05Route\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
+	"\n" +
+	"advertised\x18\x02 \x01(\bR\n" +
+	"advertised\x12\x1a\n" +
+	"\bapproved\x18\x03 \x01(\bR\bapproved\x12'\n" +
+	"\x0fapproved_policy\x18\x04 \x01(\bR\x0eapprovedPolicy\"\x12\n" +
 	"\x10ListNodesRequest\";\n" +
 	"\x11ListNodesResponse\x12&\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x10.redoubt.v1.NodeR\x05nodes\"$\n" +
@@ -1660,37 +2861,113 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x05bound\x18\x05 \x01(\x03R\x05bound\"'\n" +
 	"\x11DeleteNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x14\n" +
-	"\x12DeleteNodeResponse\"I\n" +
+	"\x12DeleteNodeResponse\"o\n" +
+	"\x0eSetFactRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\tR\x05value\x12\x1f\n" +
+	"\vttl_seconds\x18\x04 \x01(\x04R\n" +
+	"ttlSeconds\"7\n" +
+	"\x0fSetFactResponse\x12$\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.redoubt.v1.NodeR\x04node\":\n" +
+	"\x10UnsetFactRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"9\n" +
+	"\x11UnsetFactResponse\x12$\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.redoubt.v1.NodeR\x04node\"F\n" +
+	"\x14ApproveRoutesRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
+	"\bprefixes\x18\x02 \x03(\tR\bprefixes\"=\n" +
+	"\x15ApproveRoutesResponse\x12$\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.redoubt.v1.NodeR\x04node\"5\n" +
+	"\tUserRoles\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\x12\x14\n" +
+	"\x05roles\x18\x02 \x03(\tR\x05roles\"<\n" +
+	"\x0fSetRolesRequest\x12)\n" +
+	"\x04user\x18\x01 \x01(\v2\x15.redoubt.v1.UserRolesR\x04user\"\x12\n" +
+	"\x10SetRolesResponse\"\x12\n" +
+	"\x10ListRolesRequest\"@\n" +
+	"\x11ListRolesResponse\x12+\n" +
+	"\x05users\x18\x01 \x03(\v2\x15.redoubt.v1.UserRolesR\x05users\"\xa8\x01\n" +
 	"\x12ApplyPolicyRequest\x12\x16\n" +
-	"\x06source\x18\x01 \x01(\tR\x06source\x12\x1b\n" +
-	"\tif_number\x18\x02 \x01(\x04R\bifNumber\"\xb0\x01\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x1f\n" +
+	"\vrollback_to\x18\x02 \x01(\x04R\n" +
+	"rollbackTo\x12\x1b\n" +
+	"\x06expect\x18\x03 \x01(\x04H\x00R\x06expect\x88\x01\x01\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\x12\x18\n" +
+	"\acomment\x18\x05 \x01(\tR\acommentB\t\n" +
+	"\a_expect\"\xe2\x01\n" +
 	"\x13ApplyPolicyResponse\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12-\n" +
 	"\aversion\x18\x02 \x01(\v2\x13.redoubt.v1.VersionR\aversion\x128\n" +
 	"\vdiagnostics\x18\x03 \x03(\v2\x16.redoubt.v1.DiagnosticR\vdiagnostics\x12\x18\n" +
-	"\aapplied\x18\x04 \x01(\bR\aapplied\"|\n" +
+	"\aapplied\x18\x04 \x01(\bR\aapplied\x120\n" +
+	"\x06impact\x18\x05 \x01(\v2\x18.redoubt.v1.PolicyImpactR\x06impact\"\xdf\x01\n" +
+	"\fPolicyImpact\x12\x12\n" +
+	"\x04base\x18\x01 \x01(\x04R\x04base\x12\x1b\n" +
+	"\tsame_text\x18\x02 \x01(\bR\bsameText\x12\x14\n" +
+	"\x05nodes\x18\x03 \x01(\rR\x05nodes\x12\x18\n" +
+	"\atouched\x18\x04 \x01(\rR\atouched\x12!\n" +
+	"\fpairs_gained\x18\x05 \x01(\rR\vpairsGained\x12\x1d\n" +
+	"\n" +
+	"pairs_lost\x18\x06 \x01(\rR\tpairsLost\x12,\n" +
+	"\x05pairs\x18\a \x03(\v2\x16.redoubt.v1.PairChangeR\x05pairs\"y\n" +
+	"\n" +
+	"PairChange\x12\x16\n" +
+	"\x06gained\x18\x01 \x01(\bR\x06gained\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x10\n" +
+	"\x03who\x18\x03 \x01(\tR\x03who\x12\x12\n" +
+	"\x04peer\x18\x04 \x01(\tR\x04peer\x12\x19\n" +
+	"\bpeer_who\x18\x05 \x01(\tR\apeerWho\"|\n" +
 	"\n" +
 	"Diagnostic\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\bR\x05error\x12\x12\n" +
 	"\x04line\x18\x02 \x01(\rR\x04line\x12\x16\n" +
 	"\x06column\x18\x03 \x01(\rR\x06column\x12\x12\n" +
 	"\x04path\x18\x04 \x01(\tR\x04path\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\"\x12\n" +
-	"\x10GetPolicyRequest\"|\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"*\n" +
+	"\x10GetPolicyRequest\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"\xd2\x01\n" +
 	"\x11GetPolicyResponse\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x18\n" +
 	"\aapplied\x18\x03 \x01(\x03R\aapplied\x12\x1d\n" +
 	"\n" +
-	"applied_by\x18\x04 \x01(\tR\tappliedBy\".\n" +
+	"applied_by\x18\x04 \x01(\tR\tappliedBy\x12\x18\n" +
+	"\acomment\x18\x05 \x01(\tR\acomment\x12\x1f\n" +
+	"\vrollback_of\x18\x06 \x01(\x04R\n" +
+	"rollbackOf\x12\x19\n" +
+	"\bin_force\x18\a \x01(\bR\ainForce\"D\n" +
+	"\x14PolicyHistoryRequest\x12\x16\n" +
+	"\x06before\x18\x01 \x01(\x04R\x06before\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"N\n" +
+	"\x15PolicyHistoryResponse\x125\n" +
+	"\bversions\x18\x01 \x03(\v2\x19.redoubt.v1.PolicyVersionR\bversions\"\xca\x01\n" +
+	"\rPolicyVersion\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x18\n" +
+	"\aapplied\x18\x02 \x01(\x03R\aapplied\x12\x1d\n" +
+	"\n" +
+	"applied_by\x18\x03 \x01(\tR\tappliedBy\x12\x18\n" +
+	"\acomment\x18\x04 \x01(\tR\acomment\x12\x1f\n" +
+	"\vrollback_of\x18\x05 \x01(\x04R\n" +
+	"rollbackOf\x12\x12\n" +
+	"\x04size\x18\x06 \x01(\x04R\x04size\x12\x19\n" +
+	"\bin_force\x18\a \x01(\bR\ainForce\".\n" +
 	"\x13PolicyStatusRequest\x12\x17\n" +
-	"\await_ms\x18\x01 \x01(\x04R\x06waitMs\"\xa9\x01\n" +
+	"\await_ms\x18\x01 \x01(\x04R\x06waitMs\"\xf9\x01\n" +
 	"\x14PolicyStatusResponse\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
 	"\x05nodes\x18\x03 \x01(\rR\x05nodes\x12\x18\n" +
 	"\acurrent\x18\x04 \x01(\rR\acurrent\x12/\n" +
-	"\blaggards\x18\x05 \x03(\v2\x13.redoubt.v1.LaggardR\blaggards\"\x94\x01\n" +
+	"\blaggards\x18\x05 \x03(\v2\x13.redoubt.v1.LaggardR\blaggards\x12*\n" +
+	"\x06unable\x18\x06 \x03(\v2\x12.redoubt.v1.UnableR\x06unable\x12\"\n" +
+	"\rpolicy_age_ms\x18\a \x01(\x04R\vpolicyAgeMs\"\\\n" +
+	"\x06Unable\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\aprogram\x18\x03 \x01(\tR\aprogram\x12\x14\n" +
+	"\x05lacks\x18\x04 \x03(\tR\x05lacks\"\x94\x01\n" +
 	"\aLaggard\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -1700,7 +2977,8 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06age_ms\x18\x06 \x01(\x04R\x05ageMs\"\x0f\n" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xd3\x06\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\x9e\n" +
+	"\n" +
 	"\fAdminService\x12N\n" +
 	"\vCreateToken\x12\x1e.redoubt.v1.CreateTokenRequest\x1a\x1f.redoubt.v1.CreateTokenResponse\x12K\n" +
 	"\n" +
@@ -1711,9 +2989,15 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"RevokeNode\x12\x1d.redoubt.v1.RevokeNodeRequest\x1a\x1e.redoubt.v1.RevokeNodeResponse\x12K\n" +
 	"\n" +
-	"DeleteNode\x12\x1d.redoubt.v1.DeleteNodeRequest\x1a\x1e.redoubt.v1.DeleteNodeResponse\x12N\n" +
+	"DeleteNode\x12\x1d.redoubt.v1.DeleteNodeRequest\x1a\x1e.redoubt.v1.DeleteNodeResponse\x12B\n" +
+	"\aSetFact\x12\x1a.redoubt.v1.SetFactRequest\x1a\x1b.redoubt.v1.SetFactResponse\x12H\n" +
+	"\tUnsetFact\x12\x1c.redoubt.v1.UnsetFactRequest\x1a\x1d.redoubt.v1.UnsetFactResponse\x12T\n" +
+	"\rApproveRoutes\x12 .redoubt.v1.ApproveRoutesRequest\x1a!.redoubt.v1.ApproveRoutesResponse\x12E\n" +
+	"\bSetRoles\x12\x1b.redoubt.v1.SetRolesRequest\x1a\x1c.redoubt.v1.SetRolesResponse\x12H\n" +
+	"\tListRoles\x12\x1c.redoubt.v1.ListRolesRequest\x1a\x1d.redoubt.v1.ListRolesResponse\x12N\n" +
 	"\vApplyPolicy\x12\x1e.redoubt.v1.ApplyPolicyRequest\x1a\x1f.redoubt.v1.ApplyPolicyResponse\x12H\n" +
-	"\tGetPolicy\x12\x1c.redoubt.v1.GetPolicyRequest\x1a\x1d.redoubt.v1.GetPolicyResponse\x12Q\n" +
+	"\tGetPolicy\x12\x1c.redoubt.v1.GetPolicyRequest\x1a\x1d.redoubt.v1.GetPolicyResponse\x12T\n" +
+	"\rPolicyHistory\x12 .redoubt.v1.PolicyHistoryRequest\x1a!.redoubt.v1.PolicyHistoryResponse\x12Q\n" +
 	"\fPolicyStatus\x12\x1f.redoubt.v1.PolicyStatusRequest\x1a .redoubt.v1.PolicyStatusResponse\x12A\n" +
 	"\x06Backup\x12\x19.redoubt.v1.BackupRequest\x1a\x1a.redoubt.v1.BackupResponse0\x01B<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
@@ -1729,72 +3013,114 @@ func file_redoubt_v1_admin_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_admin_proto_rawDescData
 }
 
-var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_redoubt_v1_admin_proto_goTypes = []any{
-	(*Token)(nil),                // 0: redoubt.v1.Token
-	(*CreateTokenRequest)(nil),   // 1: redoubt.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),  // 2: redoubt.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),    // 3: redoubt.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),   // 4: redoubt.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),   // 5: redoubt.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),  // 6: redoubt.v1.RevokeTokenResponse
-	(*Node)(nil),                 // 7: redoubt.v1.Node
-	(*ListNodesRequest)(nil),     // 8: redoubt.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),    // 9: redoubt.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),       // 10: redoubt.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),      // 11: redoubt.v1.GetNodeResponse
-	(*RevokeNodeRequest)(nil),    // 12: redoubt.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),   // 13: redoubt.v1.RevokeNodeResponse
-	(*DeleteNodeRequest)(nil),    // 14: redoubt.v1.DeleteNodeRequest
-	(*DeleteNodeResponse)(nil),   // 15: redoubt.v1.DeleteNodeResponse
-	(*ApplyPolicyRequest)(nil),   // 16: redoubt.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),  // 17: redoubt.v1.ApplyPolicyResponse
-	(*Diagnostic)(nil),           // 18: redoubt.v1.Diagnostic
-	(*GetPolicyRequest)(nil),     // 19: redoubt.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),    // 20: redoubt.v1.GetPolicyResponse
-	(*PolicyStatusRequest)(nil),  // 21: redoubt.v1.PolicyStatusRequest
-	(*PolicyStatusResponse)(nil), // 22: redoubt.v1.PolicyStatusResponse
-	(*Laggard)(nil),              // 23: redoubt.v1.Laggard
-	(*BackupRequest)(nil),        // 24: redoubt.v1.BackupRequest
-	(*BackupResponse)(nil),       // 25: redoubt.v1.BackupResponse
-	(*Version)(nil),              // 26: redoubt.v1.Version
+	(*Token)(nil),                 // 0: redoubt.v1.Token
+	(*CreateTokenRequest)(nil),    // 1: redoubt.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 2: redoubt.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),     // 3: redoubt.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),    // 4: redoubt.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),    // 5: redoubt.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),   // 6: redoubt.v1.RevokeTokenResponse
+	(*Node)(nil),                  // 7: redoubt.v1.Node
+	(*Fact)(nil),                  // 8: redoubt.v1.Fact
+	(*Route)(nil),                 // 9: redoubt.v1.Route
+	(*ListNodesRequest)(nil),      // 10: redoubt.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 11: redoubt.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),        // 12: redoubt.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),       // 13: redoubt.v1.GetNodeResponse
+	(*RevokeNodeRequest)(nil),     // 14: redoubt.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),    // 15: redoubt.v1.RevokeNodeResponse
+	(*DeleteNodeRequest)(nil),     // 16: redoubt.v1.DeleteNodeRequest
+	(*DeleteNodeResponse)(nil),    // 17: redoubt.v1.DeleteNodeResponse
+	(*SetFactRequest)(nil),        // 18: redoubt.v1.SetFactRequest
+	(*SetFactResponse)(nil),       // 19: redoubt.v1.SetFactResponse
+	(*UnsetFactRequest)(nil),      // 20: redoubt.v1.UnsetFactRequest
+	(*UnsetFactResponse)(nil),     // 21: redoubt.v1.UnsetFactResponse
+	(*ApproveRoutesRequest)(nil),  // 22: redoubt.v1.ApproveRoutesRequest
+	(*ApproveRoutesResponse)(nil), // 23: redoubt.v1.ApproveRoutesResponse
+	(*UserRoles)(nil),             // 24: redoubt.v1.UserRoles
+	(*SetRolesRequest)(nil),       // 25: redoubt.v1.SetRolesRequest
+	(*SetRolesResponse)(nil),      // 26: redoubt.v1.SetRolesResponse
+	(*ListRolesRequest)(nil),      // 27: redoubt.v1.ListRolesRequest
+	(*ListRolesResponse)(nil),     // 28: redoubt.v1.ListRolesResponse
+	(*ApplyPolicyRequest)(nil),    // 29: redoubt.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),   // 30: redoubt.v1.ApplyPolicyResponse
+	(*PolicyImpact)(nil),          // 31: redoubt.v1.PolicyImpact
+	(*PairChange)(nil),            // 32: redoubt.v1.PairChange
+	(*Diagnostic)(nil),            // 33: redoubt.v1.Diagnostic
+	(*GetPolicyRequest)(nil),      // 34: redoubt.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),     // 35: redoubt.v1.GetPolicyResponse
+	(*PolicyHistoryRequest)(nil),  // 36: redoubt.v1.PolicyHistoryRequest
+	(*PolicyHistoryResponse)(nil), // 37: redoubt.v1.PolicyHistoryResponse
+	(*PolicyVersion)(nil),         // 38: redoubt.v1.PolicyVersion
+	(*PolicyStatusRequest)(nil),   // 39: redoubt.v1.PolicyStatusRequest
+	(*PolicyStatusResponse)(nil),  // 40: redoubt.v1.PolicyStatusResponse
+	(*Unable)(nil),                // 41: redoubt.v1.Unable
+	(*Laggard)(nil),               // 42: redoubt.v1.Laggard
+	(*BackupRequest)(nil),         // 43: redoubt.v1.BackupRequest
+	(*BackupResponse)(nil),        // 44: redoubt.v1.BackupResponse
+	(*Version)(nil),               // 45: redoubt.v1.Version
 }
 var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: redoubt.v1.CreateTokenResponse.token:type_name -> redoubt.v1.Token
 	0,  // 1: redoubt.v1.ListTokensResponse.tokens:type_name -> redoubt.v1.Token
-	7,  // 2: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
-	7,  // 3: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 4: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
-	26, // 5: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
-	18, // 6: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
-	23, // 7: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
-	1,  // 8: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
-	3,  // 9: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
-	5,  // 10: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
-	8,  // 11: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	10, // 12: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	12, // 13: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
-	14, // 14: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
-	16, // 15: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
-	19, // 16: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
-	21, // 17: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
-	24, // 18: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
-	2,  // 19: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
-	4,  // 20: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
-	6,  // 21: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
-	9,  // 22: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	11, // 23: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	13, // 24: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
-	15, // 25: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
-	17, // 26: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
-	20, // 27: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
-	22, // 28: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
-	25, // 29: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
-	19, // [19:30] is the sub-list for method output_type
-	8,  // [8:19] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	8,  // 2: redoubt.v1.Node.facts:type_name -> redoubt.v1.Fact
+	9,  // 3: redoubt.v1.Node.routes:type_name -> redoubt.v1.Route
+	7,  // 4: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
+	7,  // 5: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 6: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 7: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 8: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 9: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
+	24, // 10: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
+	24, // 11: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
+	45, // 12: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
+	33, // 13: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
+	31, // 14: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
+	32, // 15: redoubt.v1.PolicyImpact.pairs:type_name -> redoubt.v1.PairChange
+	38, // 16: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
+	42, // 17: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
+	41, // 18: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
+	1,  // 19: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
+	3,  // 20: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
+	5,  // 21: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
+	10, // 22: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	12, // 23: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	14, // 24: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
+	16, // 25: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
+	18, // 26: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
+	20, // 27: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
+	22, // 28: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
+	25, // 29: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
+	27, // 30: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
+	29, // 31: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
+	34, // 32: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
+	36, // 33: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
+	39, // 34: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
+	43, // 35: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
+	2,  // 36: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
+	4,  // 37: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
+	6,  // 38: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
+	11, // 39: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	13, // 40: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	15, // 41: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
+	17, // 42: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
+	19, // 43: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
+	21, // 44: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
+	23, // 45: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
+	26, // 46: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
+	28, // 47: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
+	30, // 48: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
+	35, // 49: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
+	37, // 50: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
+	40, // 51: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
+	44, // 52: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
+	36, // [36:53] is the sub-list for method output_type
+	19, // [19:36] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_admin_proto_init() }
@@ -1803,13 +3129,14 @@ func file_redoubt_v1_admin_proto_init() {
 		return
 	}
 	file_redoubt_v1_netmap_proto_init()
+	file_redoubt_v1_admin_proto_msgTypes[29].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_admin_proto_rawDesc), len(file_redoubt_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -116,7 +116,7 @@ func (x Refusal_Code) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Refusal_Code.Descriptor instead.
 func (Refusal_Code) EnumDescriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{13, 0}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{14, 0}
 }
 
 // Up is what a node sends.
@@ -444,6 +444,7 @@ type Hello struct {
 	//	*Hello_Enrol
 	//	*Hello_Attach
 	Purpose       isHello_Purpose `protobuf_oneof:"purpose"`
+	Facts         *Facts          `protobuf:"bytes,10,opt,name=facts,proto3" json:"facts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -552,6 +553,13 @@ func (x *Hello) GetAttach() *Attach {
 	return nil
 }
 
+func (x *Hello) GetFacts() *Facts {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
 type isHello_Purpose interface {
 	isHello_Purpose()
 }
@@ -568,6 +576,59 @@ func (*Hello_Enrol) isHello_Purpose() {}
 
 func (*Hello_Attach) isHello_Purpose() {}
 
+// Facts are what a node says of itself for policies to go by, beside what its hello says.
+type Facts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OsVersion     string                 `protobuf:"bytes,1,opt,name=os_version,json=osVersion,proto3" json:"os_version,omitempty"` // release of the operating system, or of its kernel
+	Routes        []*Prefix              `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`                        // that the node offers to lead to, at most 256
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Facts) Reset() {
+	*x = Facts{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Facts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Facts) ProtoMessage() {}
+
+func (x *Facts) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Facts.ProtoReflect.Descriptor instead.
+func (*Facts) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Facts) GetOsVersion() string {
+	if x != nil {
+		return x.OsVersion
+	}
+	return ""
+}
+
+func (x *Facts) GetRoutes() []*Prefix {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
 // Enrol asks for the first certificate.
 type Enrol struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -581,7 +642,7 @@ type Enrol struct {
 
 func (x *Enrol) Reset() {
 	*x = Enrol{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[3]
+	mi := &file_redoubt_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -593,7 +654,7 @@ func (x *Enrol) String() string {
 func (*Enrol) ProtoMessage() {}
 
 func (x *Enrol) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[3]
+	mi := &file_redoubt_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -606,7 +667,7 @@ func (x *Enrol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enrol.ProtoReflect.Descriptor instead.
 func (*Enrol) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Enrol) GetEvidence() []string {
@@ -647,7 +708,7 @@ type Attach struct {
 
 func (x *Attach) Reset() {
 	*x = Attach{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[4]
+	mi := &file_redoubt_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -659,7 +720,7 @@ func (x *Attach) String() string {
 func (*Attach) ProtoMessage() {}
 
 func (x *Attach) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[4]
+	mi := &file_redoubt_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -672,7 +733,7 @@ func (x *Attach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attach.ProtoReflect.Descriptor instead.
 func (*Attach) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Attach) GetApplied() *Version {
@@ -698,7 +759,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[5]
+	mi := &file_redoubt_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -710,7 +771,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[5]
+	mi := &file_redoubt_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -723,7 +784,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -783,7 +844,7 @@ type Challenge struct {
 
 func (x *Challenge) Reset() {
 	*x = Challenge{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[6]
+	mi := &file_redoubt_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -795,7 +856,7 @@ func (x *Challenge) String() string {
 func (*Challenge) ProtoMessage() {}
 
 func (x *Challenge) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[6]
+	mi := &file_redoubt_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -808,7 +869,7 @@ func (x *Challenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Challenge.ProtoReflect.Descriptor instead.
 func (*Challenge) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Challenge) GetNonce() []byte {
@@ -867,7 +928,7 @@ type Proof struct {
 
 func (x *Proof) Reset() {
 	*x = Proof{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[7]
+	mi := &file_redoubt_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +940,7 @@ func (x *Proof) String() string {
 func (*Proof) ProtoMessage() {}
 
 func (x *Proof) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[7]
+	mi := &file_redoubt_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +953,7 @@ func (x *Proof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proof.ProtoReflect.Descriptor instead.
 func (*Proof) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Proof) GetEvidence() []byte {
@@ -934,13 +995,14 @@ func (x *Proof) GetTokenSignature() []byte {
 type Renew struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodePublic    []byte                 `protobuf:"bytes,1,opt,name=node_public,json=nodePublic,proto3" json:"node_public,omitempty"` // X25519, 32 bytes: the key that the new certificate shall name
+	Facts         *Facts                 `protobuf:"bytes,2,opt,name=facts,proto3" json:"facts,omitempty"`                             // absent: as the hello said
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Renew) Reset() {
 	*x = Renew{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[8]
+	mi := &file_redoubt_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1014,7 @@ func (x *Renew) String() string {
 func (*Renew) ProtoMessage() {}
 
 func (x *Renew) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[8]
+	mi := &file_redoubt_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,12 +1027,19 @@ func (x *Renew) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renew.ProtoReflect.Descriptor instead.
 func (*Renew) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Renew) GetNodePublic() []byte {
 	if x != nil {
 		return x.NodePublic
+	}
+	return nil
+}
+
+func (x *Renew) GetFacts() *Facts {
+	if x != nil {
+		return x.Facts
 	}
 	return nil
 }
@@ -988,7 +1057,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[9]
+	mi := &file_redoubt_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1069,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[9]
+	mi := &file_redoubt_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1013,7 +1082,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Result) GetCertificate() []byte {
@@ -1055,7 +1124,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[10]
+	mi := &file_redoubt_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1136,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[10]
+	mi := &file_redoubt_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1149,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Report) GetEndpoints() []*Endpoint {
@@ -1107,7 +1176,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[11]
+	mi := &file_redoubt_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +1188,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[11]
+	mi := &file_redoubt_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +1201,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Applied) GetVersion() *Version {
@@ -1152,7 +1221,7 @@ type KeepAlive struct {
 
 func (x *KeepAlive) Reset() {
 	*x = KeepAlive{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[12]
+	mi := &file_redoubt_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1233,7 @@ func (x *KeepAlive) String() string {
 func (*KeepAlive) ProtoMessage() {}
 
 func (x *KeepAlive) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[12]
+	mi := &file_redoubt_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1246,7 @@ func (x *KeepAlive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAlive.ProtoReflect.Descriptor instead.
 func (*KeepAlive) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *KeepAlive) GetServerTime() int64 {
@@ -1199,7 +1268,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[13]
+	mi := &file_redoubt_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1280,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[13]
+	mi := &file_redoubt_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1293,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Refusal) GetCode() Refusal_Code {
@@ -1272,7 +1341,7 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"keep_alive\x18\x06 \x01(\v2\x15.redoubt.v1.KeepAliveH\x00R\tkeepAlive\x12/\n" +
 	"\arefusal\x18\a \x01(\v2\x13.redoubt.v1.RefusalH\x00R\arefusalB\t\n" +
-	"\amessage\"\xa7\x02\n" +
+	"\amessage\"\xd0\x02\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x02 \x01(\rR\vprotocolMax\x12\x1a\n" +
@@ -1282,8 +1351,14 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x02os\x18\x06 \x01(\tR\x02os\x12\x12\n" +
 	"\x04arch\x18\a \x01(\tR\x04arch\x12)\n" +
 	"\x05enrol\x18\b \x01(\v2\x11.redoubt.v1.EnrolH\x00R\x05enrol\x12,\n" +
-	"\x06attach\x18\t \x01(\v2\x12.redoubt.v1.AttachH\x00R\x06attachB\t\n" +
-	"\apurpose\"\x8c\x01\n" +
+	"\x06attach\x18\t \x01(\v2\x12.redoubt.v1.AttachH\x00R\x06attach\x12'\n" +
+	"\x05facts\x18\n" +
+	" \x01(\v2\x11.redoubt.v1.FactsR\x05factsB\t\n" +
+	"\apurpose\"R\n" +
+	"\x05Facts\x12\x1d\n" +
+	"\n" +
+	"os_version\x18\x01 \x01(\tR\tosVersion\x12*\n" +
+	"\x06routes\x18\x02 \x03(\v2\x12.redoubt.v1.PrefixR\x06routes\"\x8c\x01\n" +
 	"\x05Enrol\x12\x1a\n" +
 	"\bevidence\x18\x01 \x03(\tR\bevidence\x12#\n" +
 	"\rdevice_public\x18\x02 \x01(\fR\fdevicePublic\x12\x1f\n" +
@@ -1317,10 +1392,11 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\fnode_key_mac\x18\x03 \x01(\fR\n" +
 	"nodeKeyMac\x12)\n" +
 	"\x10device_signature\x18\x04 \x01(\fR\x0fdeviceSignature\x12'\n" +
-	"\x0ftoken_signature\x18\x05 \x01(\fR\x0etokenSignature\"(\n" +
+	"\x0ftoken_signature\x18\x05 \x01(\fR\x0etokenSignature\"Q\n" +
 	"\x05Renew\x12\x1f\n" +
 	"\vnode_public\x18\x01 \x01(\fR\n" +
-	"nodePublic\"|\n" +
+	"nodePublic\x12'\n" +
+	"\x05facts\x18\x02 \x01(\v2\x11.redoubt.v1.FactsR\x05facts\"|\n" +
 	"\x06Result\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x14\n" +
 	"\x05chain\x18\x02 \x03(\fR\x05chain\x12\x14\n" +
@@ -1370,55 +1446,60 @@ func file_redoubt_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_redoubt_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_redoubt_v1_control_proto_goTypes = []any{
 	(Refusal_Code)(0),  // 0: redoubt.v1.Refusal.Code
 	(*Up)(nil),         // 1: redoubt.v1.Up
 	(*Down)(nil),       // 2: redoubt.v1.Down
 	(*Hello)(nil),      // 3: redoubt.v1.Hello
-	(*Enrol)(nil),      // 4: redoubt.v1.Enrol
-	(*Attach)(nil),     // 5: redoubt.v1.Attach
-	(*Welcome)(nil),    // 6: redoubt.v1.Welcome
-	(*Challenge)(nil),  // 7: redoubt.v1.Challenge
-	(*Proof)(nil),      // 8: redoubt.v1.Proof
-	(*Renew)(nil),      // 9: redoubt.v1.Renew
-	(*Result)(nil),     // 10: redoubt.v1.Result
-	(*Report)(nil),     // 11: redoubt.v1.Report
-	(*Applied)(nil),    // 12: redoubt.v1.Applied
-	(*KeepAlive)(nil),  // 13: redoubt.v1.KeepAlive
-	(*Refusal)(nil),    // 14: redoubt.v1.Refusal
-	(*NetmapPart)(nil), // 15: redoubt.v1.NetmapPart
-	(*DeltaPart)(nil),  // 16: redoubt.v1.DeltaPart
-	(*Version)(nil),    // 17: redoubt.v1.Version
-	(*Mesh)(nil),       // 18: redoubt.v1.Mesh
-	(*Endpoint)(nil),   // 19: redoubt.v1.Endpoint
+	(*Facts)(nil),      // 4: redoubt.v1.Facts
+	(*Enrol)(nil),      // 5: redoubt.v1.Enrol
+	(*Attach)(nil),     // 6: redoubt.v1.Attach
+	(*Welcome)(nil),    // 7: redoubt.v1.Welcome
+	(*Challenge)(nil),  // 8: redoubt.v1.Challenge
+	(*Proof)(nil),      // 9: redoubt.v1.Proof
+	(*Renew)(nil),      // 10: redoubt.v1.Renew
+	(*Result)(nil),     // 11: redoubt.v1.Result
+	(*Report)(nil),     // 12: redoubt.v1.Report
+	(*Applied)(nil),    // 13: redoubt.v1.Applied
+	(*KeepAlive)(nil),  // 14: redoubt.v1.KeepAlive
+	(*Refusal)(nil),    // 15: redoubt.v1.Refusal
+	(*NetmapPart)(nil), // 16: redoubt.v1.NetmapPart
+	(*DeltaPart)(nil),  // 17: redoubt.v1.DeltaPart
+	(*Prefix)(nil),     // 18: redoubt.v1.Prefix
+	(*Version)(nil),    // 19: redoubt.v1.Version
+	(*Mesh)(nil),       // 20: redoubt.v1.Mesh
+	(*Endpoint)(nil),   // 21: redoubt.v1.Endpoint
 }
 var file_redoubt_v1_control_proto_depIdxs = []int32{
 	3,  // 0: redoubt.v1.Up.hello:type_name -> redoubt.v1.Hello
-	8,  // 1: redoubt.v1.Up.proof:type_name -> redoubt.v1.Proof
-	9,  // 2: redoubt.v1.Up.renew:type_name -> redoubt.v1.Renew
-	11, // 3: redoubt.v1.Up.report:type_name -> redoubt.v1.Report
-	12, // 4: redoubt.v1.Up.applied:type_name -> redoubt.v1.Applied
-	13, // 5: redoubt.v1.Up.keep_alive:type_name -> redoubt.v1.KeepAlive
-	6,  // 6: redoubt.v1.Down.welcome:type_name -> redoubt.v1.Welcome
-	7,  // 7: redoubt.v1.Down.challenge:type_name -> redoubt.v1.Challenge
-	10, // 8: redoubt.v1.Down.result:type_name -> redoubt.v1.Result
-	15, // 9: redoubt.v1.Down.netmap:type_name -> redoubt.v1.NetmapPart
-	16, // 10: redoubt.v1.Down.delta:type_name -> redoubt.v1.DeltaPart
-	13, // 11: redoubt.v1.Down.keep_alive:type_name -> redoubt.v1.KeepAlive
-	14, // 12: redoubt.v1.Down.refusal:type_name -> redoubt.v1.Refusal
-	4,  // 13: redoubt.v1.Hello.enrol:type_name -> redoubt.v1.Enrol
-	5,  // 14: redoubt.v1.Hello.attach:type_name -> redoubt.v1.Attach
-	17, // 15: redoubt.v1.Attach.applied:type_name -> redoubt.v1.Version
-	18, // 16: redoubt.v1.Result.mesh:type_name -> redoubt.v1.Mesh
-	19, // 17: redoubt.v1.Report.endpoints:type_name -> redoubt.v1.Endpoint
-	17, // 18: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
-	0,  // 19: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	9,  // 1: redoubt.v1.Up.proof:type_name -> redoubt.v1.Proof
+	10, // 2: redoubt.v1.Up.renew:type_name -> redoubt.v1.Renew
+	12, // 3: redoubt.v1.Up.report:type_name -> redoubt.v1.Report
+	13, // 4: redoubt.v1.Up.applied:type_name -> redoubt.v1.Applied
+	14, // 5: redoubt.v1.Up.keep_alive:type_name -> redoubt.v1.KeepAlive
+	7,  // 6: redoubt.v1.Down.welcome:type_name -> redoubt.v1.Welcome
+	8,  // 7: redoubt.v1.Down.challenge:type_name -> redoubt.v1.Challenge
+	11, // 8: redoubt.v1.Down.result:type_name -> redoubt.v1.Result
+	16, // 9: redoubt.v1.Down.netmap:type_name -> redoubt.v1.NetmapPart
+	17, // 10: redoubt.v1.Down.delta:type_name -> redoubt.v1.DeltaPart
+	14, // 11: redoubt.v1.Down.keep_alive:type_name -> redoubt.v1.KeepAlive
+	15, // 12: redoubt.v1.Down.refusal:type_name -> redoubt.v1.Refusal
+	5,  // 13: redoubt.v1.Hello.enrol:type_name -> redoubt.v1.Enrol
+	6,  // 14: redoubt.v1.Hello.attach:type_name -> redoubt.v1.Attach
+	4,  // 15: redoubt.v1.Hello.facts:type_name -> redoubt.v1.Facts
+	18, // 16: redoubt.v1.Facts.routes:type_name -> redoubt.v1.Prefix
+	19, // 17: redoubt.v1.Attach.applied:type_name -> redoubt.v1.Version
+	4,  // 18: redoubt.v1.Renew.facts:type_name -> redoubt.v1.Facts
+	20, // 19: redoubt.v1.Result.mesh:type_name -> redoubt.v1.Mesh
+	21, // 20: redoubt.v1.Report.endpoints:type_name -> redoubt.v1.Endpoint
+	19, // 21: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
+	0,  // 22: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_control_proto_init() }
@@ -1454,7 +1535,7 @@ func file_redoubt_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_control_proto_rawDesc), len(file_redoubt_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -50,11 +50,25 @@ const (
 	AdminServiceRevokeNodeProcedure = "/redoubt.v1.AdminService/RevokeNode"
 	// AdminServiceDeleteNodeProcedure is the fully-qualified name of the AdminService's DeleteNode RPC.
 	AdminServiceDeleteNodeProcedure = "/redoubt.v1.AdminService/DeleteNode"
+	// AdminServiceSetFactProcedure is the fully-qualified name of the AdminService's SetFact RPC.
+	AdminServiceSetFactProcedure = "/redoubt.v1.AdminService/SetFact"
+	// AdminServiceUnsetFactProcedure is the fully-qualified name of the AdminService's UnsetFact RPC.
+	AdminServiceUnsetFactProcedure = "/redoubt.v1.AdminService/UnsetFact"
+	// AdminServiceApproveRoutesProcedure is the fully-qualified name of the AdminService's
+	// ApproveRoutes RPC.
+	AdminServiceApproveRoutesProcedure = "/redoubt.v1.AdminService/ApproveRoutes"
+	// AdminServiceSetRolesProcedure is the fully-qualified name of the AdminService's SetRoles RPC.
+	AdminServiceSetRolesProcedure = "/redoubt.v1.AdminService/SetRoles"
+	// AdminServiceListRolesProcedure is the fully-qualified name of the AdminService's ListRoles RPC.
+	AdminServiceListRolesProcedure = "/redoubt.v1.AdminService/ListRoles"
 	// AdminServiceApplyPolicyProcedure is the fully-qualified name of the AdminService's ApplyPolicy
 	// RPC.
 	AdminServiceApplyPolicyProcedure = "/redoubt.v1.AdminService/ApplyPolicy"
 	// AdminServiceGetPolicyProcedure is the fully-qualified name of the AdminService's GetPolicy RPC.
 	AdminServiceGetPolicyProcedure = "/redoubt.v1.AdminService/GetPolicy"
+	// AdminServicePolicyHistoryProcedure is the fully-qualified name of the AdminService's
+	// PolicyHistory RPC.
+	AdminServicePolicyHistoryProcedure = "/redoubt.v1.AdminService/PolicyHistory"
 	// AdminServicePolicyStatusProcedure is the fully-qualified name of the AdminService's PolicyStatus
 	// RPC.
 	AdminServicePolicyStatusProcedure = "/redoubt.v1.AdminService/PolicyStatus"
@@ -71,8 +85,14 @@ type AdminServiceClient interface {
 	GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeResponse, error)
 	RevokeNode(context.Context, *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error)
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
+	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
+	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
+	ApproveRoutes(context.Context, *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error)
+	SetRoles(context.Context, *v1.SetRolesRequest) (*v1.SetRolesResponse, error)
+	ListRoles(context.Context, *v1.ListRolesRequest) (*v1.ListRolesResponse, error)
 	ApplyPolicy(context.Context, *v1.ApplyPolicyRequest) (*v1.ApplyPolicyResponse, error)
 	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error)
+	PolicyHistory(context.Context, *v1.PolicyHistoryRequest) (*v1.PolicyHistoryResponse, error)
 	PolicyStatus(context.Context, *v1.PolicyStatusRequest) (*v1.PolicyStatusResponse, error)
 	Backup(context.Context, *v1.BackupRequest) (*connect.ServerStreamForClient[v1.BackupResponse], error)
 }
@@ -130,6 +150,36 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("DeleteNode")),
 			connect.WithClientOptions(opts...),
 		),
+		setFact: connect.NewClient[v1.SetFactRequest, v1.SetFactResponse](
+			httpClient,
+			baseURL+AdminServiceSetFactProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("SetFact")),
+			connect.WithClientOptions(opts...),
+		),
+		unsetFact: connect.NewClient[v1.UnsetFactRequest, v1.UnsetFactResponse](
+			httpClient,
+			baseURL+AdminServiceUnsetFactProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("UnsetFact")),
+			connect.WithClientOptions(opts...),
+		),
+		approveRoutes: connect.NewClient[v1.ApproveRoutesRequest, v1.ApproveRoutesResponse](
+			httpClient,
+			baseURL+AdminServiceApproveRoutesProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ApproveRoutes")),
+			connect.WithClientOptions(opts...),
+		),
+		setRoles: connect.NewClient[v1.SetRolesRequest, v1.SetRolesResponse](
+			httpClient,
+			baseURL+AdminServiceSetRolesProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("SetRoles")),
+			connect.WithClientOptions(opts...),
+		),
+		listRoles: connect.NewClient[v1.ListRolesRequest, v1.ListRolesResponse](
+			httpClient,
+			baseURL+AdminServiceListRolesProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListRoles")),
+			connect.WithClientOptions(opts...),
+		),
 		applyPolicy: connect.NewClient[v1.ApplyPolicyRequest, v1.ApplyPolicyResponse](
 			httpClient,
 			baseURL+AdminServiceApplyPolicyProcedure,
@@ -140,6 +190,12 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			httpClient,
 			baseURL+AdminServiceGetPolicyProcedure,
 			connect.WithSchema(adminServiceMethods.ByName("GetPolicy")),
+			connect.WithClientOptions(opts...),
+		),
+		policyHistory: connect.NewClient[v1.PolicyHistoryRequest, v1.PolicyHistoryResponse](
+			httpClient,
+			baseURL+AdminServicePolicyHistoryProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("PolicyHistory")),
 			connect.WithClientOptions(opts...),
 		),
 		policyStatus: connect.NewClient[v1.PolicyStatusRequest, v1.PolicyStatusResponse](
@@ -159,17 +215,23 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 
 // adminServiceClient implements AdminServiceClient.
 type adminServiceClient struct {
-	createToken  *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
-	listTokens   *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
-	revokeToken  *connect.Client[v1.RevokeTokenRequest, v1.RevokeTokenResponse]
-	listNodes    *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
-	getNode      *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
-	revokeNode   *connect.Client[v1.RevokeNodeRequest, v1.RevokeNodeResponse]
-	deleteNode   *connect.Client[v1.DeleteNodeRequest, v1.DeleteNodeResponse]
-	applyPolicy  *connect.Client[v1.ApplyPolicyRequest, v1.ApplyPolicyResponse]
-	getPolicy    *connect.Client[v1.GetPolicyRequest, v1.GetPolicyResponse]
-	policyStatus *connect.Client[v1.PolicyStatusRequest, v1.PolicyStatusResponse]
-	backup       *connect.Client[v1.BackupRequest, v1.BackupResponse]
+	createToken   *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
+	listTokens    *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
+	revokeToken   *connect.Client[v1.RevokeTokenRequest, v1.RevokeTokenResponse]
+	listNodes     *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
+	getNode       *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
+	revokeNode    *connect.Client[v1.RevokeNodeRequest, v1.RevokeNodeResponse]
+	deleteNode    *connect.Client[v1.DeleteNodeRequest, v1.DeleteNodeResponse]
+	setFact       *connect.Client[v1.SetFactRequest, v1.SetFactResponse]
+	unsetFact     *connect.Client[v1.UnsetFactRequest, v1.UnsetFactResponse]
+	approveRoutes *connect.Client[v1.ApproveRoutesRequest, v1.ApproveRoutesResponse]
+	setRoles      *connect.Client[v1.SetRolesRequest, v1.SetRolesResponse]
+	listRoles     *connect.Client[v1.ListRolesRequest, v1.ListRolesResponse]
+	applyPolicy   *connect.Client[v1.ApplyPolicyRequest, v1.ApplyPolicyResponse]
+	getPolicy     *connect.Client[v1.GetPolicyRequest, v1.GetPolicyResponse]
+	policyHistory *connect.Client[v1.PolicyHistoryRequest, v1.PolicyHistoryResponse]
+	policyStatus  *connect.Client[v1.PolicyStatusRequest, v1.PolicyStatusResponse]
+	backup        *connect.Client[v1.BackupRequest, v1.BackupResponse]
 }
 
 // CreateToken calls redoubt.v1.AdminService.CreateToken.
@@ -235,6 +297,51 @@ func (c *adminServiceClient) DeleteNode(ctx context.Context, req *v1.DeleteNodeR
 	return nil, err
 }
 
+// SetFact calls redoubt.v1.AdminService.SetFact.
+func (c *adminServiceClient) SetFact(ctx context.Context, req *v1.SetFactRequest) (*v1.SetFactResponse, error) {
+	response, err := c.setFact.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// UnsetFact calls redoubt.v1.AdminService.UnsetFact.
+func (c *adminServiceClient) UnsetFact(ctx context.Context, req *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error) {
+	response, err := c.unsetFact.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ApproveRoutes calls redoubt.v1.AdminService.ApproveRoutes.
+func (c *adminServiceClient) ApproveRoutes(ctx context.Context, req *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error) {
+	response, err := c.approveRoutes.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetRoles calls redoubt.v1.AdminService.SetRoles.
+func (c *adminServiceClient) SetRoles(ctx context.Context, req *v1.SetRolesRequest) (*v1.SetRolesResponse, error) {
+	response, err := c.setRoles.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListRoles calls redoubt.v1.AdminService.ListRoles.
+func (c *adminServiceClient) ListRoles(ctx context.Context, req *v1.ListRolesRequest) (*v1.ListRolesResponse, error) {
+	response, err := c.listRoles.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ApplyPolicy calls redoubt.v1.AdminService.ApplyPolicy.
 func (c *adminServiceClient) ApplyPolicy(ctx context.Context, req *v1.ApplyPolicyRequest) (*v1.ApplyPolicyResponse, error) {
 	response, err := c.applyPolicy.CallUnary(ctx, connect.NewRequest(req))
@@ -247,6 +354,15 @@ func (c *adminServiceClient) ApplyPolicy(ctx context.Context, req *v1.ApplyPolic
 // GetPolicy calls redoubt.v1.AdminService.GetPolicy.
 func (c *adminServiceClient) GetPolicy(ctx context.Context, req *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error) {
 	response, err := c.getPolicy.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// PolicyHistory calls redoubt.v1.AdminService.PolicyHistory.
+func (c *adminServiceClient) PolicyHistory(ctx context.Context, req *v1.PolicyHistoryRequest) (*v1.PolicyHistoryResponse, error) {
+	response, err := c.policyHistory.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -276,8 +392,14 @@ type AdminServiceHandler interface {
 	GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeResponse, error)
 	RevokeNode(context.Context, *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error)
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
+	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
+	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
+	ApproveRoutes(context.Context, *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error)
+	SetRoles(context.Context, *v1.SetRolesRequest) (*v1.SetRolesResponse, error)
+	ListRoles(context.Context, *v1.ListRolesRequest) (*v1.ListRolesResponse, error)
 	ApplyPolicy(context.Context, *v1.ApplyPolicyRequest) (*v1.ApplyPolicyResponse, error)
 	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error)
+	PolicyHistory(context.Context, *v1.PolicyHistoryRequest) (*v1.PolicyHistoryResponse, error)
 	PolicyStatus(context.Context, *v1.PolicyStatusRequest) (*v1.PolicyStatusResponse, error)
 	Backup(context.Context, *v1.BackupRequest, *connect.ServerStream[v1.BackupResponse]) error
 }
@@ -331,6 +453,36 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("DeleteNode")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceSetFactHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceSetFactProcedure,
+		svc.SetFact,
+		connect.WithSchema(adminServiceMethods.ByName("SetFact")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceUnsetFactHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceUnsetFactProcedure,
+		svc.UnsetFact,
+		connect.WithSchema(adminServiceMethods.ByName("UnsetFact")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceApproveRoutesHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceApproveRoutesProcedure,
+		svc.ApproveRoutes,
+		connect.WithSchema(adminServiceMethods.ByName("ApproveRoutes")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceSetRolesHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceSetRolesProcedure,
+		svc.SetRoles,
+		connect.WithSchema(adminServiceMethods.ByName("SetRoles")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceListRolesHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceListRolesProcedure,
+		svc.ListRoles,
+		connect.WithSchema(adminServiceMethods.ByName("ListRoles")),
+		connect.WithHandlerOptions(opts...),
+	)
 	adminServiceApplyPolicyHandler := connect.NewUnaryHandlerSimple(
 		AdminServiceApplyPolicyProcedure,
 		svc.ApplyPolicy,
@@ -341,6 +493,12 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		AdminServiceGetPolicyProcedure,
 		svc.GetPolicy,
 		connect.WithSchema(adminServiceMethods.ByName("GetPolicy")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServicePolicyHistoryHandler := connect.NewUnaryHandlerSimple(
+		AdminServicePolicyHistoryProcedure,
+		svc.PolicyHistory,
+		connect.WithSchema(adminServiceMethods.ByName("PolicyHistory")),
 		connect.WithHandlerOptions(opts...),
 	)
 	adminServicePolicyStatusHandler := connect.NewUnaryHandlerSimple(
@@ -371,10 +529,22 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceRevokeNodeHandler.ServeHTTP(w, r)
 		case AdminServiceDeleteNodeProcedure:
 			adminServiceDeleteNodeHandler.ServeHTTP(w, r)
+		case AdminServiceSetFactProcedure:
+			adminServiceSetFactHandler.ServeHTTP(w, r)
+		case AdminServiceUnsetFactProcedure:
+			adminServiceUnsetFactHandler.ServeHTTP(w, r)
+		case AdminServiceApproveRoutesProcedure:
+			adminServiceApproveRoutesHandler.ServeHTTP(w, r)
+		case AdminServiceSetRolesProcedure:
+			adminServiceSetRolesHandler.ServeHTTP(w, r)
+		case AdminServiceListRolesProcedure:
+			adminServiceListRolesHandler.ServeHTTP(w, r)
 		case AdminServiceApplyPolicyProcedure:
 			adminServiceApplyPolicyHandler.ServeHTTP(w, r)
 		case AdminServiceGetPolicyProcedure:
 			adminServiceGetPolicyHandler.ServeHTTP(w, r)
+		case AdminServicePolicyHistoryProcedure:
+			adminServicePolicyHistoryHandler.ServeHTTP(w, r)
 		case AdminServicePolicyStatusProcedure:
 			adminServicePolicyStatusHandler.ServeHTTP(w, r)
 		case AdminServiceBackupProcedure:
@@ -416,12 +586,36 @@ func (UnimplementedAdminServiceHandler) DeleteNode(context.Context, *v1.DeleteNo
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.DeleteNode is not implemented"))
 }
 
+func (UnimplementedAdminServiceHandler) SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.SetFact is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.UnsetFact is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ApproveRoutes(context.Context, *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ApproveRoutes is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) SetRoles(context.Context, *v1.SetRolesRequest) (*v1.SetRolesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.SetRoles is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListRoles(context.Context, *v1.ListRolesRequest) (*v1.ListRolesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ListRoles is not implemented"))
+}
+
 func (UnimplementedAdminServiceHandler) ApplyPolicy(context.Context, *v1.ApplyPolicyRequest) (*v1.ApplyPolicyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ApplyPolicy is not implemented"))
 }
 
 func (UnimplementedAdminServiceHandler) GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.GetPolicy is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) PolicyHistory(context.Context, *v1.PolicyHistoryRequest) (*v1.PolicyHistoryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.PolicyHistory is not implemented"))
 }
 
 func (UnimplementedAdminServiceHandler) PolicyStatus(context.Context, *v1.PolicyStatusRequest) (*v1.PolicyStatusResponse, error) {

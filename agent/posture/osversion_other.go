@@ -1,0 +1,5 @@
+//go:build !linux
+
+package posture
+
+func osVersion() string { return "" }

@@ -1,0 +1,302 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/api"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// application is a policy on its way into force.
+type application struct {
+	name    string // of the file, for messages
+	request *redoubtv1.ApplyPolicyRequest
+	expect  uint64
+	dryRun  bool
+	wait    time.Duration
+}
+
+func (p *program) policyApply() *cobra.Command {
+	a := &application{request: &redoubtv1.ApplyPolicyRequest{}}
+	cmd := &cobra.Command{
+		Use: "apply FILE", Short: "Put a policy in force, if nothing is wrong with it", Args: cobra.ExactArgs(1),
+		Long: `Says what a policy would change and puts it in force, all or nothing. It is
+refused if it has errors, if one of its tests fails, or if somebody else applied
+another policy in between; what is in force stays then.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			src, err := p.readFile(args[0])
+			if err != nil {
+				return err
+			}
+			a.name, a.request.Source = args[0], string(src)
+			return p.apply(cmd, a)
+		},
+	}
+	a.flags(cmd)
+	return cmd
+}
+
+func (p *program) policyRollback() *cobra.Command {
+	a := &application{request: &redoubtv1.ApplyPolicyRequest{}}
+	cmd := &cobra.Command{
+		Use: "rollback VERSION", Short: "Bring an earlier policy back, as a new version", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if a.request.RollbackTo, err = versionNumber(args[0]); err != nil {
+				return err
+			}
+			a.name = "policy " + args[0]
+			return p.apply(cmd, a)
+		},
+	}
+	a.flags(cmd)
+	return cmd
+}
+
+func (a *application) flags(cmd *cobra.Command) {
+	cmd.Flags().Uint64Var(&a.expect, "expect", 0, "refuse if another `VERSION` than this is in force (0: none)")
+	cmd.Flags().BoolVar(&a.dryRun, "dry-run", false, "say what would change, and change nothing")
+	cmd.Flags().StringVarP(&a.request.Comment, "comment", "m", "", "`TEXT` for the history")
+	waitFlag(cmd, &a.wait)
+}
+
+func versionNumber(text string) (uint64, error) {
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("version %q: want a number from `policy history`", text)
+	}
+	return n, nil
+}
+
+// apply tries first, says what would change, and then applies on the condition that it was compared with what is in force.
+func (p *program) apply(cmd *cobra.Command, a *application) error {
+	if cmd.Flags().Changed("expect") {
+		a.request.Expect = &a.expect
+	}
+	start := time.Now()
+	a.request.DryRun = true
+	tried, err := p.try(cmd.Context(), a)
+	if err != nil {
+		return err
+	}
+	if !p.json {
+		p.tell(a.name, diagnosticsOf(tried.GetDiagnostics()))
+		p.impact(tried.GetImpact())
+	}
+	answer := tried
+	if !a.dryRun {
+		base := tried.GetImpact().GetBase()
+		a.request.DryRun, a.request.Expect = false, &base
+		if answer, err = p.try(cmd.Context(), a); err != nil {
+			return err
+		}
+	}
+	switch {
+	case p.json && (a.wait <= 0 || a.dryRun):
+		return p.print(map[string]any{
+			"number": answer.GetNumber(), "version": version(answer.GetVersion()), "applied": answer.GetApplied(), "dryRun": a.dryRun,
+			"diagnostics": diagnosticsOf(answer.GetDiagnostics()), "changes": impactOf(tried.GetImpact()),
+		})
+	case p.json:
+	case a.dryRun:
+		fmt.Fprintln(p.out, "nothing was applied")
+	case answer.GetApplied():
+		fmt.Fprintf(p.out, "policy %d is in force\n", answer.GetNumber())
+	default:
+		fmt.Fprintf(p.out, "policy %d is in force already; nothing has changed\n", answer.GetNumber())
+	}
+	if a.wait > 0 && !a.dryRun {
+		return p.awaitPolicy(cmd.Context(), a.wait, start)
+	}
+	return nil
+}
+
+func (p *program) try(ctx context.Context, a *application) (*redoubtv1.ApplyPolicyResponse, error) {
+	answer, err := p.client().ApplyPolicy(ctx, a.request)
+	if err == nil {
+		return answer, nil
+	}
+	found := diagnosticsOf(api.Diagnostics(err))
+	if p.json && len(found) > 0 {
+		return nil, errors.Join(p.print(map[string]any{"applied": false, "diagnostics": found}), errSaid)
+	}
+	p.tell(a.name, found)
+	return nil, p.explain(err)
+}
+
+// pair is two nodes that come to know each other, or cease to, as JSON shows it.
+type pair struct {
+	Change  string `json:"change"`
+	Node    string `json:"node"`
+	Who     string `json:"who"`
+	Peer    string `json:"peer"`
+	PeerWho string `json:"peerWho"`
+}
+
+type impact struct {
+	Base    uint64 `json:"base"`
+	Nodes   uint32 `json:"nodes"`
+	Touched uint32 `json:"touched"`
+	Gained  uint32 `json:"pairsGained"`
+	Lost    uint32 `json:"pairsLost"`
+	Pairs   []pair `json:"pairs"`
+}
+
+func impactOf(m *redoubtv1.PolicyImpact) impact {
+	out := impact{m.GetBase(), m.GetNodes(), m.GetTouched(), m.GetPairsGained(), m.GetPairsLost(), []pair{}}
+	for _, c := range m.GetPairs() {
+		change := "lost"
+		if c.GetGained() {
+			change = "gained"
+		}
+		out.Pairs = append(out.Pairs, pair{change, c.GetNode(), c.GetWho(), c.GetPeer(), c.GetPeerWho()})
+	}
+	return out
+}
+
+// impact prints what a policy changes.
+func (p *program) impact(m *redoubtv1.PolicyImpact) {
+	if m.GetSameText() {
+		return
+	}
+	against := "against no policy"
+	if m.GetBase() != 0 {
+		against = fmt.Sprintf("against policy %d", m.GetBase())
+	}
+	fmt.Fprintf(p.out, "%s: %d of %d nodes are touched;\npairs of nodes that can reach each other: %d gained, %d lost\n",
+		against, m.GetTouched(), m.GetNodes(), m.GetPairsGained(), m.GetPairsLost())
+	var rows [][]string
+	for _, c := range m.GetPairs() {
+		sign := "-"
+		if c.GetGained() {
+			sign = "+"
+		}
+		rows = append(rows, []string{sign, c.GetNode(), c.GetWho(), c.GetPeer(), c.GetPeerWho()})
+	}
+	if len(rows) == 0 {
+		return
+	}
+	p.table(pairColumns, rows)
+	if rest := int(m.GetPairsGained()+m.GetPairsLost()) - len(rows); rest > 0 {
+		fmt.Fprintf(p.out, "and %d more\n", rest)
+	}
+}
+
+func (p *program) policyShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show [VERSION]", Short: "Print the policy in force, or an earlier one", Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			q := &redoubtv1.GetPolicyRequest{}
+			if len(args) > 0 {
+				if q.Number, err = versionNumber(args[0]); err != nil {
+					return err
+				}
+			}
+			a, err := p.client().GetPolicy(cmd.Context(), q)
+			if err != nil {
+				return p.explain(err)
+			}
+			if p.json {
+				return p.print(struct {
+					policyVersion
+					Source string `json:"source"`
+				}{policyVersion{
+					a.GetNumber(), stamp(a.GetApplied()), a.GetAppliedBy(), a.GetComment(), a.GetRollbackOf(), uint64(len(a.GetSource())), a.GetInForce(),
+				}, a.GetSource()})
+			}
+			fmt.Fprintf(p.err, "# policy %d, applied %s by %s\n", a.GetNumber(), clock(a.GetApplied()), a.GetAppliedBy())
+			if a.GetComment() != "" {
+				fmt.Fprintf(p.err, "# %s\n", a.GetComment())
+			}
+			fmt.Fprint(p.out, a.GetSource())
+			if !strings.HasSuffix(a.GetSource(), "\n") {
+				fmt.Fprintln(p.out)
+			}
+			return nil
+		},
+	}
+}
+
+// policyVersion is a version of the policy as JSON shows it.
+type policyVersion struct {
+	Number     uint64 `json:"number"`
+	Applied    string `json:"applied"`
+	AppliedBy  string `json:"appliedBy"`
+	Comment    string `json:"comment,omitempty"`
+	RollbackOf uint64 `json:"rollbackOf,omitempty"`
+	Size       uint64 `json:"size"`
+	InForce    bool   `json:"inForce"`
+}
+
+func (p *program) policyHistory() *cobra.Command {
+	q := &redoubtv1.PolicyHistoryRequest{}
+	cmd := &cobra.Command{
+		Use: "history", Short: "List the policies that are or were in force", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a, err := p.client().PolicyHistory(cmd.Context(), q)
+			if err != nil {
+				return p.explain(err)
+			}
+			list := make([]policyVersion, 0, len(a.GetVersions()))
+			var rows [][]string
+			for _, v := range a.GetVersions() {
+				list = append(list, policyVersion{v.GetNumber(), stamp(v.GetApplied()), v.GetAppliedBy(), v.GetComment(), v.GetRollbackOf(), v.GetSize(), v.GetInForce()})
+				state := ""
+				switch {
+				case v.GetInForce():
+					state = "in force"
+				case v.GetRollbackOf() != 0:
+					state = fmt.Sprintf("back to %d", v.GetRollbackOf())
+				}
+				comment := v.GetComment()
+				if comment == "" && v.GetRollbackOf() != 0 {
+					comment = fmt.Sprintf("back to version %d", v.GetRollbackOf())
+				}
+				rows = append(rows, []string{fmt.Sprint(v.GetNumber()), clock(v.GetApplied()), v.GetAppliedBy(), state, comment})
+			}
+			if p.json {
+				return p.print(map[string]any{"versions": list})
+			}
+			if len(rows) == 0 {
+				fmt.Fprintln(p.err, "# no policy was applied yet, so no packet passes; `policy apply FILE` applies one")
+				return nil
+			}
+			p.table(historyColumns, rows)
+			return nil
+		},
+	}
+	cmd.Flags().Uint64Var(&q.Before, "before", 0, "only versions before `VERSION`")
+	cmd.Flags().Uint32Var(&q.Limit, "limit", 50, "at most `N` versions")
+	return cmd
+}
+
+// unable is a node that cannot enforce what the policy gives it, as JSON shows it.
+type unable struct {
+	ID      string   `json:"id"`
+	Name    string   `json:"name"`
+	Program string   `json:"program"`
+	Lacks   []string `json:"lacks"`
+}
+
+func unableOf(in []*redoubtv1.Unable) []unable {
+	out := make([]unable, 0, len(in))
+	for _, u := range in {
+		out = append(out, unable{u.GetId(), u.GetName(), u.GetProgram(), u.GetLacks()})
+	}
+	return out
+}
+
+func (p *program) unable(list []*redoubtv1.Unable) {
+	fmt.Fprintf(p.out, "on %d nodes nothing passes: their agents cannot enforce this policy; update them\n", len(list))
+	var rows [][]string
+	for _, u := range list {
+		rows = append(rows, []string{u.GetName(), u.GetProgram(), strings.Join(u.GetLacks(), ", ")})
+	}
+	p.table(unableColumns, rows)
+}

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// fact is something that is known of a node, as JSON shows it.
+type fact struct {
+	Name    string `json:"name"`
+	Value   string `json:"value"`
+	Source  string `json:"source"`
+	Set     string `json:"set"`
+	Expires string `json:"expires,omitempty"`
+}
+
+func factsOf(n *redoubtv1.Node) (out []fact) {
+	for _, f := range n.GetFacts() {
+		out = append(out, fact{f.GetName(), f.GetValue(), f.GetSource(), stamp(f.GetSet()), stamp(f.GetExpires())})
+	}
+	return out
+}
+
+func (p *program) facts(n *redoubtv1.Node) {
+	var rows [][]string
+	for _, f := range n.GetFacts() {
+		rows = append(rows, []string{f.GetName(), f.GetValue(), f.GetSource(), ago(f.GetSet()), clock(f.GetExpires())})
+	}
+	if len(rows) > 0 {
+		fmt.Fprintln(p.out)
+		p.table(factColumns, rows)
+	}
+}
+
+// route is one that a node offers or that was approved for it, as JSON shows it.
+type route struct {
+	Prefix         string `json:"prefix"`
+	Advertised     bool   `json:"advertised"`
+	Approved       bool   `json:"approved"`
+	ApprovedPolicy bool   `json:"approvedByPolicy"`
+}
+
+func routesOf(n *redoubtv1.Node) (out []route) {
+	for _, r := range n.GetRoutes() {
+		out = append(out, route{r.GetPrefix(), r.GetAdvertised(), r.GetApproved(), r.GetApprovedPolicy()})
+	}
+	return out
+}
+
+func (p *program) routes(n *redoubtv1.Node) {
+	var rows [][]string
+	for _, r := range n.GetRoutes() {
+		offered, approved := "no", "no"
+		if r.GetAdvertised() {
+			offered = "yes"
+		}
+		switch {
+		case r.GetApproved():
+			approved = "by hand"
+		case r.GetApprovedPolicy():
+			approved = "by the policy"
+		}
+		rows = append(rows, []string{r.GetPrefix(), offered, approved})
+	}
+	fmt.Fprintln(p.out)
+	p.table(routeColumns, rows)
+}
+
+func (p *program) nodeFact() *cobra.Command {
+	cmd := &cobra.Command{Use: "fact", Short: "What is known of a node, for postures to ask for"}
+	cmd.AddCommand(p.factSet(), p.factUnset())
+	return cmd
+}
+
+func (p *program) factSet() *cobra.Command {
+	var ttl time.Duration
+	cmd := &cobra.Command{
+		Use: "set NODE custom:NAME VALUE", Short: "Set a fact of a node", Args: cobra.ExactArgs(3),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if ttl < 0 || ttl%time.Second != 0 {
+				return errors.New("--ttl: want whole seconds, such as 24h")
+			}
+			a, err := p.client().SetFact(cmd.Context(), &redoubtv1.SetFactRequest{Node: args[0], Name: args[1], Value: args[2], TtlSeconds: uint64(ttl / time.Second)})
+			if err != nil {
+				return p.explain(err)
+			}
+			if p.json {
+				return p.print(nodeOf(a.GetNode()))
+			}
+			until := ""
+			if ttl > 0 {
+				until = " until " + clock(time.Now().Add(ttl).Unix())
+			}
+			fmt.Fprintf(p.out, "%s is set%s\n", args[1], until)
+			return nil
+		},
+	}
+	cmd.Flags().DurationVar(&ttl, "ttl", 0, "forget it after `TIME`, such as 24h (default: never)")
+	return cmd
+}
+
+func (p *program) factUnset() *cobra.Command {
+	return &cobra.Command{
+		Use: "unset NODE custom:NAME", Short: "Take a fact back", Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := p.client().UnsetFact(cmd.Context(), &redoubtv1.UnsetFactRequest{Node: args[0], Name: args[1]})
+			if err != nil {
+				return p.explain(err)
+			}
+			if p.json {
+				return p.print(nodeOf(a.GetNode()))
+			}
+			fmt.Fprintf(p.out, "%s is not set any more\n", args[1])
+			return nil
+		},
+	}
+}
+
+func (p *program) nodeRoutes() *cobra.Command {
+	return &cobra.Command{
+		Use: "routes NODE", Short: "Show the routes that a node offers, and which are approved", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := p.client().GetNode(cmd.Context(), &redoubtv1.GetNodeRequest{Node: args[0]})
+			if err != nil {
+				return p.explain(err)
+			}
+			return p.sayRoutes(a.GetNode())
+		},
+	}
+}
+
+func (p *program) sayRoutes(n *redoubtv1.Node) error {
+	if p.json {
+		return p.print(map[string]any{"node": n.GetName(), "id": n.GetId(), "routes": append([]route{}, routesOf(n)...)})
+	}
+	if len(n.GetRoutes()) == 0 {
+		fmt.Fprintf(p.err, "# %s offers no routes, and none are approved\n", n.GetName())
+		return nil
+	}
+	p.routes(n)
+	return nil
+}
+
+func (p *program) nodeApproveRoutes() *cobra.Command {
+	var none bool
+	cmd := &cobra.Command{
+		Use: "approve-routes NODE PREFIX...", Short: "Say which routes of a node are approved by hand", Args: cobra.MinimumNArgs(1),
+		Long: `Says which routes of a node are approved by hand: those that are named, and no
+others. 0.0.0.0/0 and ::/0 make it an exit node. What the policy approves
+(autoApprovers) is approved besides.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if none == (len(args) > 1) {
+				return errors.New("want the prefixes to approve, such as 10.33.0.0/16, or --none")
+			}
+			a, err := p.client().ApproveRoutes(cmd.Context(), &redoubtv1.ApproveRoutesRequest{Node: args[0], Prefixes: args[1:]})
+			if err != nil {
+				return p.explain(err)
+			}
+			return p.sayRoutes(a.GetNode())
+		},
+	}
+	cmd.Flags().BoolVar(&none, "none", false, "take all approvals back")
+	return cmd
+}

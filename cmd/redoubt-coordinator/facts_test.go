@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// populate writes nodes into the data of a coordinator that is stopped: ann's laptop, and a router with a long name that offers routes.
+func populate(t *testing.T, data string) {
+	t.Helper()
+	st, err := bolt.Open(data, bolt.Options{Migrations: directory.Migrations()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	ctx := context.Background()
+	d, err := directory.Open(ctx, st, directory.Config{
+		Clock: time.Now, Rand: rand.Reader,
+		Issue: func(n cert.Node, now time.Time) (cert.Node, error) {
+			n.NotBefore, n.NotAfter, n.Raw, n.Serial = now, now.Add(time.Hour), []byte("x"), "1"
+			return n, nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	routes := []netip.Prefix{netip.MustParsePrefix("10.33.0.0/16"), netip.MustParsePrefix("2001:db8:1234:5678:9abc:def0:1234:5600/120")}
+	for host, spec := range map[string]directory.TokenSpec{
+		"laptop":                            {User: "ann@example.com"},
+		"router-" + strings.Repeat("x", 50): {Tags: []string{"tag:router"}},
+	} {
+		secret, err1 := key.NewToken(rand.Reader)
+		device, err2 := key.NewDevice(rand.Reader)
+		node, err3 := key.NewNode(rand.Reader)
+		if err1 != nil || err2 != nil || err3 != nil {
+			t.Fatal(err1, err2, err3)
+		}
+		spec.Public, spec.TTL = secret.Public(), time.Hour
+		if _, err := d.CreateToken(ctx, spec); err != nil {
+			t.Fatal(err)
+		}
+		q := directory.EnrollRequest{Token: secret.Public(), Device: device.Device(), Key: node.Public(), Hostname: host, Level: cert.LevelToken}
+		q.Reported = directory.Reported{OS: "linux", OSVersion: strings.Repeat("6.", 60), Version: "1.2.3", Hostname: host}
+		if spec.User == "" {
+			q.Reported.Routes = routes
+		}
+		if _, err := d.Enroll(ctx, q); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func populated(t *testing.T) (s *shell, stop func() int) {
+	t.Helper()
+	dir := place(t)
+	s, _, _, stop, _ = startedIn(t, dir)
+	stop()
+	populate(t, s.data)
+	s, _, _, stop, _ = startedIn(t, dir)
+	return s, stop
+}
+
+func TestFactsAndRoutes(t *testing.T) {
+	s, stop := populated(t)
+	defer stop()
+	if out := s.ok("node", "fact", "set", "laptop", "custom:tier", "prod", "--ttl", "24h"); !strings.Contains(out, "custom:tier is set until ") {
+		t.Error(out)
+	}
+	s.ok("node", "fact", "set", "laptop", "custom:team", strings.Repeat("blue ", 20))
+	shown := s.ok("node", "show", "laptop")
+	for _, want := range []string{"custom:tier", "device:attestation", "coordinator", "node:osVersion", "uid "} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("want %q in\n%s", want, shown)
+		}
+	}
+	n := decode[node](t, s.ok("node", "show", "laptop", "--json"))
+	i := slices.IndexFunc(n.Facts, func(f fact) bool { return f.Name == "custom:tier" })
+	if i < 0 || n.Facts[i].Value != "prod" || n.Facts[i].Expires == "" || n.Facts[i].Set == "" || !strings.HasPrefix(n.Facts[i].Source, "uid ") {
+		t.Errorf("%+v", n.Facts)
+	}
+	if out := s.ok("node", "fact", "unset", "laptop", "custom:tier"); !strings.Contains(out, "custom:tier is not set any more") {
+		t.Error(out)
+	}
+	s.no("has no custom:tier", "node", "fact", "unset", "laptop", "custom:tier")
+	s.no("only facts called custom:NAME", "node", "fact", "set", "laptop", "node:os", "windows")
+	s.no("want whole seconds", "node", "fact", "set", "laptop", "custom:a", "b", "--ttl", "1ms")
+	s.no(`no node "nobody"`, "node", "fact", "set", "nobody", "custom:a", "b")
+
+	router := "router-" + strings.Repeat("x", 50)
+	if out := s.ok("node", "routes", router); strings.Count(out, "yes") != 2 || strings.Contains(out, "by hand") {
+		t.Error(out)
+	}
+	if out := s.ok("node", "approve-routes", router, "10.33.0.0/16", "192.0.2.0/24"); strings.Count(out, "by hand") != 2 || !strings.Contains(out, "192.0.2.0/24") {
+		t.Error(out)
+	}
+	r := decode[struct{ Routes []route }](t, s.ok("node", "routes", router, "--json")).Routes
+	if len(r) != 3 || !r[0].Advertised || !r[0].Approved || r[1].Advertised || r[2].Approved {
+		t.Errorf("%+v", r)
+	}
+	s.no("want a network", "node", "approve-routes", router, "10.33.0.1")
+	s.no("or --none", "node", "approve-routes", router)
+	s.no("or --none", "node", "approve-routes", router, "--none", "10.33.0.0/16")
+	if out := s.ok("node", "approve-routes", router, "--none"); strings.Contains(out, "by hand") {
+		t.Error(out)
+	}
+	s.ok("node", "routes", "laptop")
+}
+
+func TestUserRoles(t *testing.T) {
+	s, _, _, stop := start(t)
+	defer stop()
+	s.ok("user", "role", "list")
+	if out := s.ok("user", "role", "set", "ann@example.com", "admin", "auditor"); !strings.Contains(out, "ann@example.com is admin, auditor") {
+		t.Error(out)
+	}
+	if code, _, errs := s.try("", "user", "role", "set", strings.Repeat("long", 20)+"@example.com", "admin", "auditor", "owner", "it-admin", "network-admin"); code != 0 {
+		t.Error(errs)
+	}
+	if l := decode[struct{ Users []userRoles }](t, s.ok("user", "role", "list", "--json")); len(l.Users) != 2 || len(l.Users[0].Roles) != 2 {
+		t.Errorf("%+v", l)
+	}
+	s.ok("user", "role", "list")
+	s.no(`role "king": want one of admin`, "user", "role", "set", "ann@example.com", "king")
+	if out := s.ok("user", "role", "unset", "ann@example.com"); !strings.Contains(out, "has no role") {
+		t.Error(out)
+	}
+}
+
+func TestPolicyHistoryAndRollback(t *testing.T) {
+	s, stop := populated(t)
+	defer stop()
+	file := filepath.Join(t.TempDir(), "p.hujson")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.ok("policy", "history")
+	open := `{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}` + "\n"
+	write(open)
+	out := s.ok("policy", "apply", file, "--dry-run")
+	for _, want := range []string{"2 of 2 nodes are touched", "1 gained, 0 lost", "+  laptop", "nothing was applied"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("want %q in\n%s", want, out)
+		}
+	}
+	s.no("no packet passes", "policy", "show")
+	if out := s.ok("policy", "apply", file, "-m", "open to all", "--expect", "0"); !strings.Contains(out, "policy 1 is in force") {
+		t.Error(out)
+	}
+	s.no("policy 1 is in force, not 0", "policy", "apply", file, "--expect", "0")
+	write(`{"grants": []}`)
+	out = s.ok("policy", "apply", file, "--json", "-m", strings.Repeat("long ", 30))
+	applied := decode[struct {
+		Applied bool
+		Changes impact
+	}](t, out)
+	if !applied.Applied || applied.Changes.Lost != 1 || applied.Changes.Base != 1 || applied.Changes.Pairs[0].Change != "lost" {
+		t.Error(out)
+	}
+	if out := s.ok("policy", "rollback", "1"); !strings.Contains(out, "policy 3 is in force") {
+		t.Error(out)
+	}
+	if out := s.ok("policy", "show"); out != open {
+		t.Error(out)
+	}
+	if out := s.ok("policy", "show", "2"); !strings.Contains(out, `{"grants": []}`) {
+		t.Error(out)
+	}
+	if out := s.ok("policy", "history"); !strings.Contains(out, "in force") || !strings.Contains(out, "back to version 1") || !strings.Contains(out, "open to all") {
+		t.Error(out)
+	}
+	h := decode[struct{ Versions []policyVersion }](t, s.ok("policy", "history", "--json", "--limit", "2")).Versions
+	if len(h) != 2 || h[0].Number != 3 || h[0].RollbackOf != 1 || !h[0].InForce || h[1].InForce {
+		t.Errorf("%+v", h)
+	}
+	if out := s.ok("policy", "status"); !strings.Contains(out, "policy 3: 0 of 2 nodes") || !strings.Contains(out, "applied ") {
+		t.Error(out)
+	}
+	s.no("there is no such policy version", "policy", "rollback", "9")
+	s.no("want a number", "policy", "rollback", "last")
+	s.no("want a number", "policy", "show", "x")
+}

@@ -1,0 +1,471 @@
+package directory
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl"
+	"github.com/redoubt-mesh/redoubt/acl/compile"
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+)
+
+// Limits of facts.
+const (
+	MaxFacts   = 64  // of those that administrators set, for each node
+	MaxFact    = 256 // bytes of a value
+	MinFactTTL = time.Second
+	MaxFactTTL = 366 * 24 * time.Hour
+)
+
+// Who says facts that no administrator set.
+const (
+	SourceNode        = "node"        // the node itself, when it connects and when it renews
+	SourceCoordinator = "coordinator" // the last attestation
+)
+
+// Facts that are not set by administrators.
+const (
+	factOS          = "node:os"
+	factOSVersion   = "node:osVersion"
+	factVersion     = "node:version"
+	factHostname    = "node:hostname"
+	factAttestation = "device:attestation"
+)
+
+// Fact is something that is known of a node.
+type Fact struct {
+	Name, Value string
+	Source      string // SourceNode, SourceCoordinator, or the administrator who set it
+	Set         time.Time
+	Expires     time.Time // zero: never; what nodes say of themselves holds until they say something else
+}
+
+// over says whether the fact's time has passed.
+func (f Fact) over(now time.Time) bool { return !f.Expires.IsZero() && !now.Before(f.Expires) }
+
+// Traits is what is known of a node beside who it is. Values are shared and never change.
+type Traits struct {
+	Facts []Fact // sorted by name
+	// Advertised are the routes that the node offers, Approved those that an administrator approved by hand; sorted.
+	Advertised, Approved []netip.Prefix
+
+	// all is what policies see of it while nothing has expired.
+	all compile.Traits
+	// ends is when the first of Facts expires; zero for never.
+	ends time.Time
+}
+
+// Reported is what a node says of itself.
+type Reported struct {
+	OS, OSVersion string
+	Version       string // of the program
+	Hostname      string
+	Routes        []netip.Prefix // that it offers
+}
+
+// check puts the routes in order, and refuses those that no node may offer.
+func (r *Reported) check(m proto.Mesh) error {
+	routes, err := CheckRoutes(r.Routes, m)
+	r.Routes = routes
+	return err
+}
+
+// CheckRoutes puts routes in order, and refuses those that no node may offer or be approved for.
+func CheckRoutes(in []netip.Prefix, m proto.Mesh) ([]netip.Prefix, error) {
+	if len(in) > proto.MaxRoutes {
+		return nil, fmt.Errorf("%d routes: at most %d: %w", len(in), proto.MaxRoutes, ErrInvalid)
+	}
+	out := slices.Clone(in)
+	slices.SortFunc(out, proto.ComparePrefix)
+	out = slices.Compact(out)
+	for _, p := range out {
+		switch {
+		case !p.IsValid() || p.Addr().Is4In6() || p != p.Masked():
+			return nil, fmt.Errorf("route %v: want a network such as 10.33.0.0/16, without bits beyond its length: %w", p, ErrInvalid)
+		case p.Bits() > 0 && (p.Overlaps(m.V4) || p.Overlaps(m.V6)):
+			return nil, fmt.Errorf("route %v overlaps the mesh's own addresses (%v, %v): %w", p, m.V4, m.V6, ErrInvalid)
+		}
+	}
+	return out, nil
+}
+
+// facts are those that policies can use: a value that none could compare with is not set.
+func (r *Reported) facts(now time.Time) []Fact {
+	var out []Fact
+	for _, f := range []struct{ name, value string }{
+		{factHostname, r.Hostname},
+		{factOS, osName(r.OS)},
+		{factOSVersion, r.OSVersion},
+		{factVersion, r.Version},
+	} {
+		if proto.ValidText(f.value, MaxFact) {
+			out = append(out, Fact{Name: f.name, Value: f.value, Source: SourceNode, Set: now})
+		}
+	}
+	return out
+}
+
+// osName is what policies call an operating system.
+func osName(goos string) string {
+	if goos == "darwin" {
+		return "macos"
+	}
+	return goos
+}
+
+// same says whether a report adds nothing to what is known.
+func (t *Traits) same(r *Reported) bool {
+	if t == nil {
+		return false
+	}
+	want := r.facts(time.Time{})
+	n := 0
+	for _, f := range t.Facts {
+		if f.Source != SourceNode {
+			continue
+		}
+		if n == len(want) || want[n].Name != f.Name || want[n].Value != f.Value {
+			return false
+		}
+		n++
+	}
+	return n == len(want) && slices.Equal(t.Advertised, r.Routes)
+}
+
+// with are the traits after a report.
+func (t *Traits) with(r *Reported, now time.Time) *Traits {
+	next := t.clone()
+	next.Facts = slices.DeleteFunc(next.Facts, func(f Fact) bool { return f.Source == SourceNode })
+	for _, f := range r.facts(now) {
+		if t != nil {
+			if old, ok := t.fact(f.Name); ok && old.Value == f.Value {
+				f = old
+			}
+		}
+		next.Facts = append(next.Facts, f)
+	}
+	next.Advertised = r.Routes
+	return next
+}
+
+func (t *Traits) clone() *Traits {
+	if t == nil {
+		return &Traits{}
+	}
+	return &Traits{Facts: slices.Clone(t.Facts), Advertised: t.Advertised, Approved: t.Approved}
+}
+
+func sortFacts(fs []Fact) {
+	slices.SortFunc(fs, func(a, b Fact) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+func (t *Traits) fact(name string) (Fact, bool) {
+	i := slices.IndexFunc(t.Facts, func(f Fact) bool { return f.Name == name })
+	if i < 0 {
+		return Fact{}, false
+	}
+	return t.Facts[i], true
+}
+
+// routes says whether the node is one that routes can lead through.
+func (t *Traits) routes() bool { return len(t.Advertised)+len(t.Approved) > 0 }
+
+func (t *Traits) empty() bool { return len(t.Facts)+len(t.Advertised)+len(t.Approved) == 0 }
+
+// complete makes what is asked for often. It is called once, before anybody else sees the value.
+func (t *Traits) complete(level cert.Level) *Traits {
+	t.ends = time.Time{}
+	for _, f := range t.Facts {
+		if !f.Expires.IsZero() && (t.ends.IsZero() || f.Expires.Before(t.ends)) {
+			t.ends = f.Expires
+		}
+	}
+	t.all = t.at(time.Time{}, level)
+	return t
+}
+
+// at is what policies see at a time; the zero time is before everything.
+func (t *Traits) at(now time.Time, level cert.Level) compile.Traits {
+	facts := maps.Clone(attested(level).Facts)
+	for _, f := range t.Facts {
+		if !f.over(now) {
+			facts[f.Name] = f.Value
+		}
+	}
+	return compile.Traits{Facts: facts, Advertised: t.Advertised, Approved: t.Approved}
+}
+
+// attestations are the traits of nodes of which nothing is known but how they were attested.
+var attestations = func() (out []compile.Traits) {
+	for l := cert.LevelNone; l.Valid(); l++ {
+		out = append(out, compile.Traits{Facts: map[string]string{factAttestation: l.String()}})
+	}
+	return out
+}()
+
+func attested(l cert.Level) compile.Traits { return attestations[l] }
+
+// Traits is what policies know of a trusted node beside who it is. Facts whose time has passed are not there.
+func (s *Snapshot) Traits(id proto.NodeID) compile.Traits {
+	n, ok := s.Lookup(id)
+	if !ok || n.Revoked != nil {
+		return compile.Traits{}
+	}
+	t, ok := s.state.traits.Get(idKey(id))
+	switch {
+	case !ok:
+		return attested(n.Level)
+	case t.ends.IsZero() || s.now.Before(t.ends):
+		return t.all
+	}
+	return t.at(s.now, n.Level)
+}
+
+// Known is what is known of a node, revoked or not, for people: the facts that hold now, the one of its attestation included.
+func (s *Snapshot) Known(id proto.NodeID) Traits {
+	n, ok := s.Lookup(id)
+	if !ok {
+		return Traits{}
+	}
+	var out Traits
+	if t, ok := s.state.traits.Get(idKey(id)); ok {
+		out = *t.clone()
+	}
+	out.Facts = slices.DeleteFunc(out.Facts, func(f Fact) bool { return f.over(s.now) })
+	out.Facts = append(out.Facts, Fact{Name: factAttestation, Value: n.Level.String(), Source: SourceCoordinator, Set: n.Created})
+	sortFacts(out.Facts)
+	return out
+}
+
+// Alike says whether a node looks the same to every policy in two snapshots, apart from its certificate.
+func Alike(before, after *Snapshot, id proto.NodeID) bool {
+	old, was := before.Lookup(id)
+	n, is := after.Lookup(id)
+	if !was || !is || (old.Revoked == nil) != (n.Revoked == nil) || before.Lapsed(id) != after.Lapsed(id) {
+		return false
+	}
+	if old.Key != n.Key || old.Level != n.Level || old.Name != n.Name || old.User != n.User || !slices.Equal(old.Tags, n.Tags) {
+		return false
+	}
+	t, _ := before.state.traits.Get(idKey(id))
+	next, _ := after.state.traits.Get(idKey(id))
+	if t != next || !slices.Equal(before.Roles(n.User.Name), after.Roles(n.User.Name)) {
+		return false
+	}
+	at := before.Moment(id)
+	return at.IsZero() || after.now.Before(at)
+}
+
+// Routers yields the trusted nodes that advertise or have approved routes, sorted by id.
+func (s *Snapshot) Routers() iter.Seq[proto.NodeID] { return values(s.state.routers) }
+
+// Report remembers what a node says of itself. What is known already costs nothing.
+func (d *Directory) Report(ctx context.Context, id proto.NodeID, r Reported) error {
+	snap := d.Snapshot()
+	if err := r.check(snap.Mesh()); err != nil {
+		return fmt.Errorf("node %s: %w", id, err)
+	}
+	if t, _ := snap.state.traits.Get(idKey(id)); t.same(&r) {
+		return nil
+	}
+	return d.do(ctx, func(t *tx) error {
+		n, err := t.trustedNode(id)
+		if err != nil {
+			return err
+		}
+		old, _ := t.traits.Get(idKey(id))
+		if old.same(&r) {
+			return nil
+		}
+		return t.setTraits(n, old.with(&r, t.now))
+	})
+}
+
+// CheckFactName says why administrators cannot set a fact of a name.
+func CheckFactName(name string) error {
+	if err := acl.CheckFact(name); err != nil {
+		return fmt.Errorf("%w: %w", err, ErrInvalid)
+	}
+	if !strings.HasPrefix(name, "custom:") {
+		return fmt.Errorf("fact %.80q: only facts called custom:NAME can be set: %w", name, ErrInvalid)
+	}
+	return nil
+}
+
+// SetFact sets a fact of a node for some time; 0 is for good.
+func (d *Directory) SetFact(ctx context.Context, id proto.NodeID, name, value string, ttl time.Duration, by string) (*Node, error) {
+	if err := CheckFactName(name); err != nil {
+		return nil, err
+	}
+	if !proto.ValidText(value, MaxFact) {
+		return nil, fmt.Errorf("value of %s: want 1 to %d bytes of printable text: %w", name, MaxFact, ErrInvalid)
+	}
+	if ttl != 0 && (ttl < MinFactTTL || ttl > MaxFactTTL) {
+		return nil, fmt.Errorf("%s for %v: want %v to %v, or no time at all: %w", name, ttl, MinFactTTL, MaxFactTTL, ErrInvalid)
+	}
+	return d.changeTraits(ctx, id, func(t *tx, n *Node, next *Traits) error {
+		f := Fact{Name: name, Value: value, Source: by, Set: t.now}
+		until := "for good"
+		if ttl != 0 {
+			f.Expires = t.now.Add(ttl)
+			until = "until " + f.Expires.Format(time.RFC3339)
+		}
+		next.Facts = slices.DeleteFunc(next.Facts, func(f Fact) bool { return f.Name == name })
+		custom := 0
+		for _, f := range next.Facts {
+			if f.Source != SourceNode {
+				custom++
+			}
+		}
+		if custom >= MaxFacts {
+			return fmt.Errorf("node %s has %d facts already, at most %d; unset some first: %w", n.Name, custom, MaxFacts, ErrInvalid)
+		}
+		next.Facts = append(next.Facts, f)
+		t.record(by, audit.FactSet, n.ID.String(), n.Name, name+" = "+value+" "+until)
+		return nil
+	})
+}
+
+// UnsetFact takes back a fact that an administrator set. One that is not set is an error, for it may be a mistyped name.
+func (d *Directory) UnsetFact(ctx context.Context, id proto.NodeID, name, by string) (*Node, error) {
+	if err := CheckFactName(name); err != nil {
+		return nil, err
+	}
+	return d.changeTraits(ctx, id, func(t *tx, n *Node, next *Traits) error {
+		before := len(next.Facts)
+		next.Facts = slices.DeleteFunc(next.Facts, func(f Fact) bool { return f.Name == name })
+		if len(next.Facts) == before {
+			return fmt.Errorf("node %s has no %s: %w", n.Name, name, ErrInvalid)
+		}
+		t.record(by, audit.FactUnset, n.ID.String(), n.Name, name)
+		return nil
+	})
+}
+
+// ApproveRoutes says which routes of a node are approved by hand; none takes all approvals back. A route may be approved
+// before the node offers it.
+func (d *Directory) ApproveRoutes(ctx context.Context, id proto.NodeID, routes []netip.Prefix, by string) (*Node, error) {
+	routes, err := CheckRoutes(routes, d.Snapshot().Mesh())
+	if err != nil {
+		return nil, err
+	}
+	return d.changeTraits(ctx, id, func(t *tx, n *Node, next *Traits) error {
+		if slices.Equal(next.Approved, routes) {
+			return nil
+		}
+		next.Approved = routes
+		words := make([]string, len(routes))
+		for i, p := range routes {
+			words[i] = p.String()
+		}
+		t.record(by, audit.RoutesApprove, n.ID.String(), n.Name, cmp.Or(strings.Join(words, " "), "none"))
+		return nil
+	})
+}
+
+// changeTraits changes a copy of a trusted node's traits and writes it.
+func (d *Directory) changeTraits(ctx context.Context, id proto.NodeID, change func(*tx, *Node, *Traits) error) (*Node, error) {
+	var n *Node
+	err := d.do(ctx, func(t *tx) (err error) {
+		if n, err = t.trustedNode(id); err != nil {
+			return err
+		}
+		old, _ := t.traits.Get(idKey(id))
+		next := old.clone()
+		if err := change(t, n, next); err != nil {
+			return err
+		}
+		return t.setTraits(n, next)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// setTraits writes what is known of a node and makes it visible.
+func (t *tx) setTraits(n *Node, next *Traits) error {
+	next.Facts = slices.DeleteFunc(next.Facts, func(f Fact) bool { return f.over(t.moment) })
+	sortFacts(next.Facts)
+	op := store.Delete(traitsPath(n.ID))
+	if !next.empty() {
+		var err error
+		if op, err = traitsOp(n.ID, next); err != nil {
+			return err
+		}
+	}
+	t.writes = append(t.writes, op)
+	drop(&t.stale, idKey(n.ID))
+	t.state.setTraits(n, next)
+	t.nodes = append(t.nodes, n.ID)
+	return nil
+}
+
+// setTraits replaces what is known of a node in all indexes.
+func (s *state) setTraits(n *Node, next *Traits) {
+	id := idKey(n.ID)
+	s.dropTraits(n.ID)
+	if next.empty() {
+		return
+	}
+	put(&s.traits, id, next.complete(n.Level))
+	if !next.ends.IsZero() {
+		put(&s.factEnds, timeKey(next.ends, id), n.ID)
+	}
+	if next.routes() && n.Revoked == nil {
+		put(&s.routers, id, n.ID)
+	}
+}
+
+func (s *state) dropTraits(id proto.NodeID) {
+	k := idKey(id)
+	if old, ok := s.traits.Get(k); ok {
+		drop(&s.traits, k)
+		drop(&s.factEnds, timeKey(old.ends, k))
+		drop(&s.routers, k)
+	}
+}
+
+// forgetFacts takes away the facts whose time has passed, in memory. That costs no write: nothing depends on when they go
+// from the disk, which Expire sees to.
+func (t *tx) forgetFacts() {
+	for id := range over(t.factEnds, t.moment) {
+		n, _ := t.state.nodes.Get(idKey(id))
+		old, _ := t.traits.Get(idKey(id))
+		next := old.clone()
+		next.Facts = slices.DeleteFunc(next.Facts, func(f Fact) bool { return f.over(t.moment) })
+		t.state.setTraits(n, next)
+		put(&t.stale, idKey(id), id)
+		t.nodes = append(t.nodes, id)
+	}
+}
+
+// expireFacts takes facts whose time has passed off the disk.
+func (t *tx) expireFacts() error {
+	count := 0
+	for id := range values(t.stale) {
+		op := store.Delete(traitsPath(id))
+		if known, ok := t.traits.Get(idKey(id)); ok {
+			var err error
+			if op, err = traitsOp(id, known); err != nil {
+				return err
+			}
+		}
+		t.writes = append(t.writes, op)
+		drop(&t.stale, idKey(id))
+		if count++; count == maxExpired {
+			break
+		}
+	}
+	return nil
+}

@@ -1,0 +1,105 @@
+package distribute
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl/compile"
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// TestOnlyRenewalsAreCalm: what else happens to a node hurries, also where it comes together with a renewal.
+func TestOnlyRenewalsAreCalm(t *testing.T) {
+	w := newWorld(t, 1, newHub)
+	defer func() {
+		w.hub.sub.Close()
+		w.dir.Close()
+	}()
+	id := w.enrol("ann@example.com")
+	if _, err := w.dir.SetFact(background, id, "custom:short", "x", 2*time.Minute, "test"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		do   func() error
+		want bool
+	}{
+		{"nothing else", func() error { return nil }, true},
+		{"a fact", func() error {
+			_, err := w.dir.SetFact(background, id, "custom:a", "x", 0, "test")
+			return err
+		}, false},
+		{"a report", func() error { return w.dir.Report(background, id, directory.Reported{OS: "linux"}) }, false},
+		{"a role", func() error { return w.dir.SetRoles(background, "ann@example.com", []string{"admin"}, "test") }, false},
+		{"a fact that expires", func() error { w.pass(time.Minute); return nil }, false},
+	} {
+		before := w.dir.Snapshot()
+		w.pass(15 * time.Second) // more than a lost reply may take
+		if err := c.do(); err != nil {
+			t.Fatal(err)
+		}
+		w.renew(id)
+		after := w.dir.Snapshot()
+		if got := calm(before, after, id, w.clock()); got != c.want {
+			t.Errorf("a renewal and %s: calm %v", c.name, got)
+		}
+	}
+	before := w.dir.Snapshot()
+	if _, err := w.dir.SetFact(background, id, "custom:a", "y", 0, "test"); err != nil {
+		t.Fatal(err)
+	}
+	if calm(before, w.dir.Snapshot(), id, w.clock()) {
+		t.Error("a fact alone is calm")
+	}
+}
+
+func TestWhatNetmapsRequire(t *testing.T) {
+	for _, c := range []struct {
+		view compile.View
+		want []string
+	}{
+		{compile.View{}, []string{proto.FeatureRules}},
+		{compile.View{Rules: []proto.Rule{{}}}, []string{proto.FeatureRules}},
+		{compile.View{Rules: []proto.Rule{{}, {Action: proto.Deny}}}, []string{proto.FeatureDeny, proto.FeatureRules}},
+		{compile.View{Rules: []proto.Rule{{Action: proto.Monitor}}}, []string{proto.FeatureDeny, proto.FeatureRules}},
+		{compile.View{Rules: []proto.Rule{{Conditional: true}}}, []string{proto.FeatureConditions, proto.FeatureRules}},
+		{compile.View{Sets: []proto.Set{{Conditional: true}}, Rules: []proto.Rule{{Action: proto.Deny}}}, conceivable},
+	} {
+		got := Requires(c.view)
+		if !slices.Equal(got, c.want) || !slices.IsSorted(got) {
+			t.Errorf("%+v requires %v, want %v", c.view, got, c.want)
+		}
+	}
+}
+
+// TestNetmapsOfNodesThatLackAFeature: they get no rule that they could enforce wrongly, and learn what it takes.
+func TestNetmapsOfNodesThatLackAFeature(t *testing.T) {
+	w := newWorld(t, 1, newHub)
+	defer func() {
+		w.hub.sub.Close()
+		w.dir.Close()
+	}()
+	a, b := w.enrol("tag:a"), w.enrol("tag:b")
+	w.setPolicy(`{"tagOwners": {"tag:a": [], "tag:b": []}, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}],
+		"deny": [{"src": ["tag:a"], "dst": ["tag:b"], "ip": ["tcp:22"]}]}`)
+	c, _ := w.hub.sub.Take()
+	w.hub.apply(c)
+	s := w.hub.Source()
+	for _, id := range []proto.NodeID{a, b} {
+		if got := Missing(s, id, []string{proto.FeatureRules}); !slices.Equal(got, []string{proto.FeatureDeny}) {
+			t.Errorf("missing: %v", got)
+		}
+		if got := Missing(s, id, conceivable); len(got) != 0 {
+			t.Errorf("missing of all: %v", got)
+		}
+		nm := Netmap(s, id, []string{proto.FeatureRules})
+		if len(nm.Rules)+len(nm.Peers)+len(nm.Sets)+len(nm.Withheld) != 0 || !slices.Contains(nm.Requires, proto.FeatureDeny) {
+			t.Errorf("%+v", nm)
+		}
+		if nm := Netmap(s, id, conceivable); len(nm.Rules) == 0 || len(nm.Peers) != 1 {
+			t.Errorf("with all features: %+v", nm)
+		}
+	}
+}
