@@ -90,7 +90,7 @@ func (c *compiler) services(r Ruleset) error {
 		}
 		members[s.Name] = s.Members
 	}
-	shelf := shelf{rules: make([]proto.Origin, len(r.Rules)), known: make(map[string]*services)}
+	shelf := shelf{rules: make([]ruling, len(r.Rules)), known: make(map[string]*services)}
 	var picks [3]selectors
 	for _, dir := range []proto.Direction{proto.In, proto.Out} {
 		picks[dir] = selectors{sets: make(map[string]int), prefixes: new(bart.Table[int])}
@@ -100,7 +100,7 @@ func (c *compiler) services(r Ruleset) error {
 		if err := checkRule(rule, members); err != nil {
 			return fmt.Errorf("rule %q (line %d): %w", rule.Origin.Path, rule.Origin.Line, err)
 		}
-		shelf.rules[n] = rule.Origin
+		shelf.rules[n] = ruling{rule.Origin, rule.Action, rule.Until}
 		picks[rule.Direction].add(n, rule.Peers)
 	}
 	for _, dir := range []proto.Direction{proto.In, proto.Out} {
@@ -112,6 +112,9 @@ func (c *compiler) services(r Ruleset) error {
 func checkRule(r proto.Rule, members map[string][]proto.NodeID) error {
 	if r.Direction != proto.In && r.Direction != proto.Out {
 		return fmt.Errorf("direction %d is neither in nor out", r.Direction)
+	}
+	if r.Action > proto.Monitor || (r.Action == proto.Monitor) == r.Until.IsZero() {
+		return fmt.Errorf("action %v with end %v: rules that monitor have an end, and no others", r.Action, r.Until)
 	}
 	for _, name := range r.Peers.Sets {
 		if _, ok := members[name]; !ok {
@@ -175,7 +178,7 @@ func (c *compiler) fill(dir proto.Direction, pick *selectors, members map[string
 	}
 }
 
-// row computes what the rules behind the chosen selectors permit, for each class of local addresses of one family.
+// row computes what the rules behind the chosen selectors decide, for each class of local addresses of one family.
 func (c *compiler) row(is4 bool, chosen []int, pick *selectors, rules []proto.Rule, shelf *shelf) []*services {
 	var numbers []int
 	for _, n := range chosen {
@@ -195,7 +198,7 @@ func (c *compiler) row(is4 bool, chosen []int, pick *selectors, rules []proto.Ru
 				continue
 			}
 			for _, s := range rules[n].Services {
-				claims = append(claims, span{point(s.Proto, s.First), point(s.Proto, s.Last), n})
+				claims = append(claims, span{point(s.Proto, s.First), point(s.Proto, s.Last), rankOf(rules[n].Action), n})
 			}
 		}
 		row[class] = shelf.services(claims)

@@ -66,18 +66,28 @@ func (o *oracle) permitted(d proto.Direction, local, remote netip.AddrPort, prot
 	if d == proto.In {
 		port = local.Port()
 	}
-	reason := NoRule
+	reason, watched := NoRule, false
 	for _, r := range o.rules.Rules {
 		if r.Direction != d || !o.selects(r.Peers, id, remote.Addr()) || len(r.Services) == 0 ||
 			!slices.ContainsFunc(r.Local, func(p netip.Prefix) bool { return p.Contains(local.Addr()) }) {
 			continue
 		}
-		reason = NoService
-		for _, s := range r.Services {
-			if s.Proto == protocol && (!proto.HasPorts(protocol) || s.First <= port && port <= s.Last) {
-				return Permitted, id
-			}
+		meant := slices.ContainsFunc(r.Services, func(s proto.Service) bool {
+			return s.Proto == protocol && (!proto.HasPorts(protocol) || s.First <= port && port <= s.Last)
+		})
+		switch {
+		case r.Action == proto.Deny && meant:
+			return Forbidden, id // whatever else there is
+		case r.Action == proto.Monitor:
+			watched = watched || meant
+		case r.Action == proto.Allow && meant:
+			reason = Permitted
+		case r.Action == proto.Allow && reason == NoRule:
+			reason = NoService
 		}
+	}
+	if watched {
+		return Permitted, id
 	}
 	return reason, id
 }
@@ -251,6 +261,12 @@ func drawRules(t *rapid.T) Ruleset {
 			first := rapid.SampledFrom(drawnPorts).Draw(t, "first")
 			last := max(first, rapid.SampledFrom(drawnPorts).Draw(t, "last"))
 			rule.Services = append(rule.Services, proto.Service{Proto: protocol, First: first, Last: last})
+		}
+		switch rapid.IntRange(0, 7).Draw(t, "action") {
+		case 0, 1:
+			rule.Action = proto.Deny
+		case 2:
+			rule.Action, rule.Until = proto.Monitor, someday
 		}
 		r.Rules = append(r.Rules, rule)
 	}

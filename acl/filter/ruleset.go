@@ -59,7 +59,8 @@ func (p *Program) Version() proto.Version {
 }
 
 // Why answers whether a connection between this node's own address and a peer's is permitted, and by which rule. Where it
-// is not the rule is the one that comes nearest to permitting it, zero if none is about this peer.
+// is not the rule is the one that denies it or, where none does, that comes nearest to permitting it, zero if none is
+// about this peer.
 func (p *Program) Why(dir proto.Direction, peer netip.Addr, protocol uint8, port uint16) (proto.Origin, Reason) {
 	if p == nil {
 		return proto.Origin{}, Closed
@@ -77,16 +78,25 @@ func (p *Program) Why(dir proto.Direction, peer netip.Addr, protocol uint8, port
 	if rule == nil {
 		return proto.Origin{}, reason
 	}
-	return *rule, reason
+	return rule.Origin, reason
 }
 
-// judge finds the rule that lets a connection be opened, or the reason why there is none, with the nearest rule.
-func (p *Program) judge(dir proto.Direction, node, class int, protocol uint8, port uint16) (*proto.Origin, Reason) {
-	rule, near := p.rows[dir][node*p.local.classes+class].permits(protocol, port)
-	switch {
-	case rule != nil:
+// judge finds the rule that lets a connection be opened, or the reason why it may not be, with the rule that denies it
+// or else the nearest.
+func (p *Program) judge(dir proto.Direction, node, class int, protocol uint8, port uint16) (*ruling, Reason) {
+	s, at := p.rows[dir][node*p.local.classes+class], point(protocol, port)
+	switch rule := s.find(at); {
+	case rule.passes():
 		return rule, Permitted
-	case near != nil:
+	case rule != nil:
+		return rule, Forbidden
+	}
+	return s.lacks(at)
+}
+
+// lacks says why no rule allows a protocol and port, and which comes nearest.
+func (s *services) lacks(at uint32) (*ruling, Reason) {
+	if near := s.near(at); near != nil {
 		return near, NoService
 	}
 	return nil, NoRule
