@@ -58,6 +58,7 @@ type Machine struct {
 	contact contact
 	path    pathState
 	renewal renewal
+	term    term
 
 	selfLive  bool // own certificate is good
 	selfUntil time.Time
@@ -315,6 +316,7 @@ func (m *Machine) forget() {
 	m.roster = newRoster(nil)
 	m.contact = contact{}
 	m.renewal = renewal{}
+	m.term = term{}
 	m.missing, m.refused, m.netmapFault, m.compileFault, m.renewFault = nil, "", "", "", ""
 	m.do(Hang{}, Forget{})
 }
@@ -477,7 +479,8 @@ func (m *Machine) advance() {
 	if m.self == nil {
 		return
 	}
-	m.enforce(m.settle(), false)
+	moves := m.settle()
+	m.enforce(moves, m.expire())
 	if m.contact.open && !m.renewal.asking && (m.renewal.must || !m.now.Before(m.renewal.due)) {
 		m.renewal.asking = true
 		m.do(Renew{})
@@ -553,6 +556,7 @@ func (m *Machine) arm() {
 			sooner(m.path.retry)
 		}
 		sooner(m.retryDisk)
+		sooner(m.term.next)
 	}
 	if !next.Equal(m.armed) {
 		m.armed = next
@@ -593,10 +597,9 @@ func (m *Machine) program(without map[proto.NodeID]bool) *filter.Program {
 	if m.netmap == nil || m.wanted.Revoked != nil || !m.selfLive || len(m.missing) > 0 || !m.path.up {
 		return nil
 	}
-	rules := filter.Ruleset{
-		Version: m.netmap.Version, Mesh: m.netmap.Mesh, Self: m.self.Node.Identity,
-		Sets: m.netmap.Sets, Rules: m.netmap.Rules,
-	}
+	rules := filter.Ruleset{Version: m.netmap.Version, Mesh: m.netmap.Mesh, Self: m.self.Node.Identity}
+	m.expire()
+	rules.Sets, rules.Rules = m.term.hold(m.netmap)
 	for _, p := range m.roster.sorted() {
 		if p.live != nil && !without[p.claim.ID] {
 			rules.Peers = append(rules.Peers, p.live.node.Identity)
