@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/acl/packet"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -65,20 +66,74 @@ func (p *Program) Why(dir proto.Direction, peer netip.Addr, protocol uint8, port
 	if p == nil {
 		return proto.Origin{}, Closed
 	}
-	addr := packet.AddrOf(peer)
-	node, ok := p.nodes.find(addr)
-	if !ok {
-		return proto.Origin{}, UnknownPeer
+	own := p.self.Addrs.V6
+	if peer.Is4() {
+		own = p.self.Addrs.V4
 	}
-	class := ownV6
-	if addr.Is4() {
-		class = ownV4
+	e := p.Explain(dir, own, peer, protocol, port)
+	if e.Rule.Path == "" {
+		return e.Near, e.Reason
 	}
-	rule, reason := p.judge(dir, node, class, protocol, port)
-	if rule == nil {
-		return proto.Origin{}, reason
+	return e.Rule, e.Reason
+}
+
+// Explanation says what becomes of a connection, and why.
+type Explanation struct {
+	Pass bool
+	// Reason is Permitted, or why it does not pass, or would not if it were not watched.
+	Reason Reason
+	Rule   proto.Origin // which permits, watches or denies; zero where none does
+	Action proto.Action // Rule's
+	Until  time.Time    // when a Rule that watches ends
+	Near   proto.Origin // which comes nearest to permitting what none permits, zero if none is about this peer
+}
+
+// Explain answers what would become of a connection between an address on this node's side and another one.
+func (p *Program) Explain(dir proto.Direction, local, remote netip.Addr, protocol uint8, port uint16) Explanation {
+	if p == nil {
+		return Explanation{Reason: Closed}
 	}
-	return rule.Origin, reason
+	node, class, reason := p.ends(dir, packet.AddrOf(local), packet.AddrOf(remote))
+	if reason != Permitted {
+		return Explanation{Reason: reason}
+	}
+	s, at := p.rows[dir][node*p.local.classes+class], point(protocol, port)
+	e := Explanation{}
+	var near *ruling
+	switch rule := s.find(at); {
+	case rule == nil:
+		near, e.Reason = s.lacks(at)
+	default:
+		e.Pass, e.Rule, e.Action, e.Until = rule.passes(), rule.Origin, rule.action, rule.until
+		switch rule.action {
+		case proto.Allow:
+		case proto.Monitor:
+			near, e.Reason = s.lacks(at)
+		default:
+			e.Reason = Forbidden
+		}
+	}
+	if near != nil {
+		e.Near = near.Origin
+	}
+	return e
+}
+
+// ends finds out who the two sides of a connection are, and refuses those that it does not know.
+func (p *Program) ends(dir proto.Direction, local, remote packet.Addr) (node, class int, _ Reason) {
+	node, known := p.nodes.find(remote)
+	class, ours := p.local.class(local)
+	switch {
+	case dir == proto.In && known && !ours:
+		return 0, 0, ForeignDestination
+	case dir == proto.Out && remote.IsGroup():
+		return 0, 0, Multicast
+	case dir == proto.Out && (!ours || class >= ownClasses):
+		return 0, 0, ForeignSource
+	case !known:
+		return 0, 0, UnknownPeer
+	}
+	return node, class, Permitted
 }
 
 // judge finds the rule that lets a connection be opened, or the reason why it may not be, with the rule that denies it

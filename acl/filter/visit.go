@@ -138,21 +138,12 @@ func (v *visit) ends() (node, class int, _ Reason) {
 	if v.by.Program == nil {
 		return 0, 0, Closed
 	}
-	node, known := v.by.nodes.find(v.key.remote)
-	class, ours := v.by.local.class(v.key.local)
-	switch {
-	case v.d == proto.In && v.from != 0 && (!known || v.by.peers[node].id != v.from):
-		return 0, 0, Spoofed
-	case v.d == proto.In && known && !ours:
-		return 0, 0, ForeignDestination
-	case v.d == proto.Out && v.key.remote.IsGroup():
-		return 0, 0, Multicast
-	case v.d == proto.Out && (!ours || class >= ownClasses):
-		return 0, 0, ForeignSource
-	case !known:
-		return 0, 0, UnknownPeer
+	if v.d == proto.In && v.from != 0 {
+		if node, known := v.by.nodes.find(v.key.remote); !known || v.by.peers[node].id != v.from {
+			return 0, 0, Spoofed
+		}
 	}
-	return node, class, Permitted
+	return v.by.Program.ends(v.d, v.key.local, v.key.remote)
 }
 
 // room makes sure that the table can take one more flow with the peer, and counts it as the peer's.
