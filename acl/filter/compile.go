@@ -94,7 +94,7 @@ func (c *compiler) services(r Ruleset) error {
 	var picks [3]selectors
 	for _, dir := range []proto.Direction{proto.In, proto.Out} {
 		picks[dir] = selectors{sets: make(map[string]int), prefixes: new(bart.Table[int])}
-		c.rows[dir] = make([]*services, len(c.peers)*c.local.classes)
+		c.rows[dir] = make([]*services, (len(c.peers)+len(c.routed.places))*c.local.classes)
 	}
 	for n, rule := range r.Rules {
 		if err := checkRule(rule, members); err != nil {
@@ -152,29 +152,39 @@ func (c *compiler) fill(dir proto.Direction, pick *selectors, members map[string
 	known := make(map[string][]*services)
 	var chosen []int
 	var signature []byte
-	for peer, id := range c.peers {
-		row := c.rows[dir][peer*c.local.classes:][:c.local.classes]
-		for family, addr := range id.Addrs.Slice() {
-			chosen = append(chosen[:0], memberOf[peer]...)
-			for _, n := range pick.prefixes.Supernets(netip.PrefixFrom(addr, addr.BitLen())) {
-				chosen = append(chosen, n)
-			}
-			slices.Sort(chosen)
-			signature = append(signature[:0], byte(family))
-			for _, n := range slices.Compact(chosen) {
-				signature = binary.BigEndian.AppendUint32(signature, uint32(n))
-			}
-			shared, ok := known[string(signature)]
-			if !ok {
-				shared = c.row(addr.Is4(), slices.Compact(chosen), pick, rules, shelf)
-				known[string(signature)] = shared
-			}
-			for class, s := range shared {
-				if s != nil {
-					row[class] = s
-				}
+	fill := func(row int, prefix netip.Prefix, sets []int) {
+		chosen = append(chosen[:0], sets...)
+		for _, n := range pick.prefixes.Supernets(prefix) {
+			chosen = append(chosen, n)
+		}
+		slices.Sort(chosen)
+		is4 := prefix.Addr().Is4()
+		signature = append(signature[:0], 0)
+		if is4 {
+			signature[0] = 4
+		}
+		for _, n := range slices.Compact(chosen) {
+			signature = binary.BigEndian.AppendUint32(signature, uint32(n))
+		}
+		shared, ok := known[string(signature)]
+		if !ok {
+			shared = c.row(is4, slices.Compact(chosen), pick, rules, shelf)
+			known[string(signature)] = shared
+		}
+		to := c.rows[dir][row*c.local.classes:][:c.local.classes]
+		for class, s := range shared {
+			if s != nil {
+				to[class] = s
 			}
 		}
+	}
+	for peer, id := range c.peers {
+		for _, addr := range id.Addrs.Slice() {
+			fill(peer, netip.PrefixFrom(addr, addr.BitLen()), memberOf[peer])
+		}
+	}
+	for n, p := range c.routed.places {
+		fill(len(c.peers)+n, p.prefix, nil) // sets are about nodes, not about what is behind them
 	}
 }
 

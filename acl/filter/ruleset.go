@@ -17,8 +17,10 @@ type Ruleset struct {
 	Self    proto.Identity
 	// Peers are those whose certificates are valid now. A member of a set that is not among them is simply not there.
 	Peers []proto.Identity
-	Sets  []proto.Set
-	Rules []proto.Rule
+	// Routes are the prefixes outside of the mesh that lie behind peers, each once.
+	Routes []Route
+	Sets   []proto.Set
+	Rules  []proto.Rule
 }
 
 // Program is a compiled Ruleset: immutable, and a pure function of it. The nil Program lets nothing pass.
@@ -27,8 +29,10 @@ type Program struct {
 	self    proto.Identity
 	peers   []proto.Identity
 	nodes   nodeTable // address of a peer -> its number in peers
+	routed  routeTable
 	local   localTable
-	// rows[direction] holds, for each peer and each class of local addresses, what may pass between them.
+	// rows[direction] holds, for each peer, then each place behind one, and each class of local addresses, what may pass
+	// between them.
 	rows [3][]*services
 }
 
@@ -43,6 +47,9 @@ func Compile(r Ruleset) (*Program, error) {
 	p := &Program{version: r.Version, self: r.Self, peers: r.Peers}
 	c := compiler{Program: p, numbers: make(map[proto.NodeID]int, len(r.Peers))}
 	if err := c.identities(r); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrRuleset, err)
+	}
+	if err := c.routes(r); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRuleset, err)
 	}
 	if err := c.services(r); err != nil {
@@ -93,11 +100,11 @@ func (p *Program) Explain(dir proto.Direction, local, remote netip.Addr, protoco
 	if p == nil {
 		return Explanation{Reason: Closed}
 	}
-	node, class, reason := p.ends(dir, packet.AddrOf(local), packet.AddrOf(remote))
+	_, s, reason := p.ends(dir, packet.AddrOf(local), packet.AddrOf(remote))
 	if reason != Permitted {
 		return Explanation{Reason: reason}
 	}
-	s, at := p.rows[dir][node*p.local.classes+class], point(protocol, port)
+	at := point(protocol, port)
 	e := Explanation{}
 	var near *ruling
 	switch rule := s.find(at); {
@@ -119,27 +126,27 @@ func (p *Program) Explain(dir proto.Direction, local, remote netip.Addr, protoco
 	return e
 }
 
-// ends finds out who the two sides of a connection are, and refuses those that it does not know.
-func (p *Program) ends(dir proto.Direction, local, remote packet.Addr) (node, class int, _ Reason) {
-	node, known := p.nodes.find(remote)
+// ends finds out who the two sides of a connection are, and what may pass between them. It refuses those that it does
+// not know.
+func (p *Program) ends(dir proto.Direction, local, remote packet.Addr) (node int, _ *services, _ Reason) {
+	node, row, known := p.who(remote)
 	class, ours := p.local.class(local)
 	switch {
 	case dir == proto.In && known && !ours:
-		return 0, 0, ForeignDestination
+		return 0, nil, ForeignDestination
 	case dir == proto.Out && remote.IsGroup():
-		return 0, 0, Multicast
-	case dir == proto.Out && (!ours || class >= ownClasses):
-		return 0, 0, ForeignSource
+		return 0, nil, Multicast
+	case dir == proto.Out && (!ours || !p.local.opens[class]):
+		return 0, nil, ForeignSource
 	case !known:
-		return 0, 0, UnknownPeer
+		return 0, nil, UnknownPeer
 	}
-	return node, class, Permitted
+	return node, p.rows[dir][row*p.local.classes+class], Permitted
 }
 
 // judge finds the rule that lets a connection be opened, or the reason why it may not be, with the rule that denies it
 // or else the nearest.
-func (p *Program) judge(dir proto.Direction, node, class int, protocol uint8, port uint16) (*ruling, Reason) {
-	s, at := p.rows[dir][node*p.local.classes+class], point(protocol, port)
+func (s *services) judge(at uint32) (*ruling, Reason) {
 	switch rule := s.find(at); {
 	case rule.passes():
 		return rule, Permitted

@@ -173,8 +173,14 @@ func (h *shelf) services(claims []span) *services {
 	if len(claims) == 0 {
 		return nil
 	}
+	allow := -1 // even where others decide about all that it claims
+	for _, c := range claims {
+		if c.rank == rankOf(proto.Allow) && (allow < 0 || c.rule < allow) {
+			allow = c.rule
+		}
+	}
 	flat := flatten(claims)
-	id := make([]byte, 0, 12*len(flat))
+	id := binary.BigEndian.AppendUint32(make([]byte, 0, 4+12*len(flat)), uint32(allow))
 	for _, c := range flat {
 		id = binary.BigEndian.AppendUint32(id, c.first)
 		id = binary.BigEndian.AppendUint32(id, c.last)
@@ -189,11 +195,10 @@ func (h *shelf) services(claims []span) *services {
 		rule:  make([]*ruling, len(flat)),
 	}
 	for i, c := range flat {
-		r := &h.rules[c.rule]
-		s.first[i], s.last[i], s.rule[i] = c.first, c.last, r
-		if s.allow == nil && r.action == proto.Allow {
-			s.allow = r
-		}
+		s.first[i], s.last[i], s.rule[i] = c.first, c.last, &h.rules[c.rule]
+	}
+	if allow >= 0 {
+		s.allow = &h.rules[allow]
 	}
 	h.known[string(id)] = s
 	return s

@@ -78,15 +78,10 @@ func (e *enforced) permits(fl *flow) (*ruling, *services) {
 	if e.Program == nil {
 		return nil, nil
 	}
-	node, ok := e.nodes.find(fl.remote)
-	if !ok || e.peers[node] != fl.peer {
+	node, s, reason := e.ends(fl.opened, fl.local, fl.remote)
+	if reason != Permitted || e.peers[node] != fl.peer {
 		return nil, nil
 	}
-	class, ok := e.local.class(fl.local)
-	if !ok || fl.opened == proto.Out && class >= ownClasses {
-		return nil, nil
-	}
-	s := e.rows[fl.opened][node*e.local.classes+class]
 	return s.find(point(fl.proto(), fl.service(fl.opened))), s
 }
 
@@ -100,14 +95,14 @@ func (v *visit) watch(fl *flow, s *services) {
 
 // open judges a packet that belongs to no flow, or that would open another one in the place of old.
 func (v *visit) open(old *flow, p *packet.Packet) Verdict {
-	node, class, reason := v.ends()
+	node, s, reason := v.ends()
 	if reason != Permitted {
 		return v.deny(reason, nil)
 	}
 	if !opens(p) {
 		return v.deny(NoFlow, nil)
 	}
-	rule, reason := v.by.judge(v.d, node, class, v.key.proto(), v.key.service(v.d))
+	rule, reason := s.judge(point(v.key.proto(), v.key.service(v.d)))
 	if reason != Permitted {
 		return v.deny(reason, rule)
 	}
@@ -126,7 +121,7 @@ func (v *visit) open(old *flow, p *packet.Packet) Verdict {
 	fl.state, fl.opened, fl.class, fl.started = opening, v.d, classOf(p.Proto), v.now
 	v.s.started++
 	if rule.action == proto.Monitor {
-		v.watch(fl, v.by.rows[v.d][node*v.by.local.classes+class])
+		v.watch(fl, s)
 	} else {
 		v.s.record(FlowStart, fl, Permitted, v.now)
 	}
@@ -134,13 +129,13 @@ func (v *visit) open(old *flow, p *packet.Packet) Verdict {
 }
 
 // ends finds out who the two sides of the packet are, and refuses those that it does not know.
-func (v *visit) ends() (node, class int, _ Reason) {
+func (v *visit) ends() (node int, _ *services, _ Reason) {
 	if v.by.Program == nil {
-		return 0, 0, Closed
+		return 0, nil, Closed
 	}
 	if v.d == proto.In && v.from != 0 {
-		if node, known := v.by.nodes.find(v.key.remote); !known || v.by.peers[node].id != v.from {
-			return 0, 0, Spoofed
+		if node, known := v.by.find(v.key.remote); !known || v.by.peers[node].id != v.from {
+			return 0, nil, Spoofed
 		}
 	}
 	return v.by.Program.ends(v.d, v.key.local, v.key.remote)
