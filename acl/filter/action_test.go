@@ -191,3 +191,38 @@ func TestNothingButAllowAndMonitorPermits(t *testing.T) {
 		t.Error("no rule passes")
 	}
 }
+
+// TestExplain tells apart what passes by a rule from what passes because it is watched.
+func TestExplain(t *testing.T) {
+	r := testRuleset(2)
+	r.rule(proto.Out, tcpPorts(22, 22))
+	monitor(r.rule(proto.Out, tcpPorts(1, 100)))
+	deny(r.rule(proto.Out, tcpPorts(50, 60)))
+	p, err := Compile(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allow, watch, refuse := r.Rules[0].Origin, r.Rules[1].Origin, r.Rules[2].Origin
+	for port, want := range map[uint16]Explanation{
+		22:  {Pass: true, Rule: allow},
+		23:  {Pass: true, Reason: NoService, Rule: watch, Action: proto.Monitor, Until: someday, Near: allow},
+		55:  {Reason: Forbidden, Rule: refuse, Action: proto.Deny},
+		101: {Reason: NoService, Near: allow},
+	} {
+		if got := p.Explain(proto.Out, v4(1), v4(2), proto.ProtoTCP, port); got != want {
+			t.Errorf("port %d: %+v, want %+v", port, got, want)
+		}
+		if _, reason := p.Why(proto.Out, v4(2), proto.ProtoTCP, port); (reason == Permitted) != want.Pass {
+			t.Errorf("port %d: %v", port, reason)
+		}
+	}
+	for _, e := range []Explanation{
+		p.Explain(proto.Out, v4(9), v4(2), proto.ProtoTCP, 22), p.Explain(proto.In, v4(9), v4(2), proto.ProtoTCP, 22),
+		p.Explain(proto.Out, v4(1), v4(9), proto.ProtoTCP, 22), (*Program)(nil).Explain(proto.Out, v4(1), v4(2), proto.ProtoTCP, 22),
+		p.Explain(proto.Out, netip.Addr{}, netip.Addr{}, proto.ProtoTCP, 22),
+	} {
+		if e.Pass || e.Reason == Permitted {
+			t.Errorf("%+v", e)
+		}
+	}
+}

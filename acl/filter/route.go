@@ -69,6 +69,18 @@ func (c *compiler) routes(r Ruleset) error {
 	return nil
 }
 
+// Behind is the node to which packets for an address go, and from which alone they may come.
+func (p *Program) Behind(addr netip.Addr) (proto.NodeID, bool) {
+	if p == nil {
+		return 0, false
+	}
+	node, _, ok := p.who(packet.AddrOf(addr))
+	if !ok {
+		return 0, false
+	}
+	return p.peers[node].ID, true
+}
+
 // who finds the node behind an address: one whose own it is, or the router of the longest route that holds it. Row is
 // where the rules about the address stand: those of the router are not about what is behind it.
 func (p *Program) who(addr packet.Addr) (node, row int, ok bool) {

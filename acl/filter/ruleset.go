@@ -78,10 +78,13 @@ func (p *Program) Why(dir proto.Direction, peer netip.Addr, protocol uint8, port
 		own = p.self.Addrs.V4
 	}
 	e := p.Explain(dir, own, peer, protocol, port)
-	if e.Rule.Path == "" {
-		return e.Near, e.Reason
+	switch {
+	case e.Pass:
+		return e.Rule, Permitted
+	case e.Reason == Forbidden:
+		return e.Rule, e.Reason
 	}
-	return e.Rule, e.Reason
+	return e.Near, e.Reason
 }
 
 // Explanation says what becomes of a connection, and why.

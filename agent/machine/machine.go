@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -59,6 +60,7 @@ type Machine struct {
 	path    pathState
 	renewal renewal
 	term    term
+	routes  routes // as the engine knows them
 
 	selfLive  bool // own certificate is good
 	selfUntil time.Time
@@ -442,11 +444,12 @@ func (m *Machine) pathUp() {
 	}
 	m.path = pathState{wanted: true, up: true}
 	m.settle()
+	m.routes = m.roster.assign()
 	// The engine is empty, and the filter closed.
 	if peers := m.enginePeers(); len(peers) > 0 {
 		m.do(SetPeers{Peers: peers, Again: true})
 	}
-	m.install(nil)
+	m.install(nil, nil)
 	m.log("data path up", "version", m.version(), "peers", len(m.roster.peers)-len(m.roster.out))
 	m.ack()
 }
@@ -591,14 +594,16 @@ func (m *Machine) missingFeatures(nm *proto.Netmap) (missing []string) {
 	return missing
 }
 
-// program compiles what is to be enforced now, without some of the peers; nil where nothing may pass.
-func (m *Machine) program(without map[proto.NodeID]bool) *filter.Program {
+// program compiles what is to be enforced now, without some of the peers and with some routes nobody's; nil where nothing
+// may pass.
+func (m *Machine) program(without map[proto.NodeID]bool, held []netip.Prefix) *filter.Program {
 	m.compileFault = ""
 	if m.netmap == nil || m.wanted.Revoked != nil || !m.selfLive || len(m.missing) > 0 || !m.path.up {
 		return nil
 	}
 	rules := filter.Ruleset{Version: m.netmap.Version, Mesh: m.netmap.Mesh, Self: m.self.Node.Identity}
 	m.expire()
+	rules.Routes = m.routes.list(held)
 	rules.Sets, rules.Rules = m.term.hold(m.netmap)
 	for _, p := range m.roster.sorted() {
 		if p.live != nil && !without[p.claim.ID] {
