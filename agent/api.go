@@ -115,13 +115,18 @@ func (a *Agent) Down(ctx context.Context) error {
 	return a.call(ctx, func() { a.step(machine.Down{}) })
 }
 
-// Whois says whose an overlay address is.
-func (a *Agent) Whois(ctx context.Context, addr netip.Addr) (*redoubtv1.LocalNode, error) {
+// Whois says whose an overlay address is, and what this node's applications grant to it.
+func (a *Agent) Whois(ctx context.Context, addr netip.Addr) (*redoubtv1.WhoisResponse, error) {
 	n, err := a.find(ctx, addr.String())
 	if err != nil {
 		return nil, err
 	}
-	return describe(n), nil
+	w := &redoubtv1.WhoisResponse{Node: describe(n)}
+	return w, a.call(ctx, func() {
+		for _, c := range a.loop.machine.Capabilities(n.Identity) {
+			w.Capabilities = append(w.Capabilities, &redoubtv1.Capability{Name: c.Name, Values: c.Values})
+		}
+	})
 }
 
 // find finds this node, or a peer, by name, id or overlay address.
@@ -249,6 +254,9 @@ func (a *Agent) mayPing(dst netip.Addr) (bool, string) {
 	rule, reason := a.program.Load().Why(proto.Out, dst, protocol, 0)
 	if reason == filter.Permitted {
 		return true, ""
+	}
+	if reason == filter.Forbidden {
+		return false, fmt.Sprintf("%s (%s, line %d of the policy)", reason, rule.Path, rule.Line)
 	}
 	if rule.Path != "" {
 		return false, fmt.Sprintf("%s (nearest: %s, line %d of the policy)", reason, rule.Path, rule.Line)

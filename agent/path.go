@@ -191,7 +191,7 @@ func (a *Agent) setPeers(e machine.SetPeers) error {
 		a.lookAtPeers() // a way that works must not be given up for one that might
 	}
 	for n, peer := range e.Peers {
-		cfg := wg.PeerConfig{ID: peer.ID, Keys: peer.Keys, Addrs: peer.Addrs}
+		cfg := wg.PeerConfig{ID: peer.ID, Keys: peer.Keys, Addrs: peer.Addrs, Routes: peer.Routes}
 		effects := p.paths.Step(time.Now(), path.Known{ID: peer.ID, Endpoints: peer.Endpoints})
 		for _, effect := range effects {
 			if point, ok := effect.(path.Point); ok {

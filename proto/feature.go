@@ -19,4 +19,4 @@ const (
 )
 
 // Features lists what this build can enforce, sorted.
-func Features() []string { return []string{FeatureRules} }
+func Features() []string { return []string{FeatureConditions, FeatureDeny, FeatureRules} }

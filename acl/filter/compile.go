@@ -90,17 +90,17 @@ func (c *compiler) services(r Ruleset) error {
 		}
 		members[s.Name] = s.Members
 	}
-	shelf := shelf{rules: make([]proto.Origin, len(r.Rules)), known: make(map[string]*services)}
+	shelf := shelf{rules: make([]ruling, len(r.Rules)), known: make(map[string]*services)}
 	var picks [3]selectors
 	for _, dir := range []proto.Direction{proto.In, proto.Out} {
 		picks[dir] = selectors{sets: make(map[string]int), prefixes: new(bart.Table[int])}
-		c.rows[dir] = make([]*services, len(c.peers)*c.local.classes)
+		c.rows[dir] = make([]*services, (len(c.peers)+len(c.routed.places))*c.local.classes)
 	}
 	for n, rule := range r.Rules {
 		if err := checkRule(rule, members); err != nil {
 			return fmt.Errorf("rule %q (line %d): %w", rule.Origin.Path, rule.Origin.Line, err)
 		}
-		shelf.rules[n] = rule.Origin
+		shelf.rules[n] = ruling{rule.Origin, rule.Action, rule.Until}
 		picks[rule.Direction].add(n, rule.Peers)
 	}
 	for _, dir := range []proto.Direction{proto.In, proto.Out} {
@@ -112,6 +112,9 @@ func (c *compiler) services(r Ruleset) error {
 func checkRule(r proto.Rule, members map[string][]proto.NodeID) error {
 	if r.Direction != proto.In && r.Direction != proto.Out {
 		return fmt.Errorf("direction %d is neither in nor out", r.Direction)
+	}
+	if r.Action > proto.Monitor || (r.Action == proto.Monitor) == r.Until.IsZero() {
+		return fmt.Errorf("action %v with end %v: rules that monitor have an end, and no others", r.Action, r.Until)
 	}
 	for _, name := range r.Peers.Sets {
 		if _, ok := members[name]; !ok {
@@ -149,33 +152,43 @@ func (c *compiler) fill(dir proto.Direction, pick *selectors, members map[string
 	known := make(map[string][]*services)
 	var chosen []int
 	var signature []byte
-	for peer, id := range c.peers {
-		row := c.rows[dir][peer*c.local.classes:][:c.local.classes]
-		for family, addr := range id.Addrs.Slice() {
-			chosen = append(chosen[:0], memberOf[peer]...)
-			for _, n := range pick.prefixes.Supernets(netip.PrefixFrom(addr, addr.BitLen())) {
-				chosen = append(chosen, n)
-			}
-			slices.Sort(chosen)
-			signature = append(signature[:0], byte(family))
-			for _, n := range slices.Compact(chosen) {
-				signature = binary.BigEndian.AppendUint32(signature, uint32(n))
-			}
-			shared, ok := known[string(signature)]
-			if !ok {
-				shared = c.row(addr.Is4(), slices.Compact(chosen), pick, rules, shelf)
-				known[string(signature)] = shared
-			}
-			for class, s := range shared {
-				if s != nil {
-					row[class] = s
-				}
+	fill := func(row int, prefix netip.Prefix, sets []int) {
+		chosen = append(chosen[:0], sets...)
+		for _, n := range pick.prefixes.Supernets(prefix) {
+			chosen = append(chosen, n)
+		}
+		slices.Sort(chosen)
+		is4 := prefix.Addr().Is4()
+		signature = append(signature[:0], 0)
+		if is4 {
+			signature[0] = 4
+		}
+		for _, n := range slices.Compact(chosen) {
+			signature = binary.BigEndian.AppendUint32(signature, uint32(n))
+		}
+		shared, ok := known[string(signature)]
+		if !ok {
+			shared = c.row(is4, slices.Compact(chosen), pick, rules, shelf)
+			known[string(signature)] = shared
+		}
+		to := c.rows[dir][row*c.local.classes:][:c.local.classes]
+		for class, s := range shared {
+			if s != nil {
+				to[class] = s
 			}
 		}
 	}
+	for peer, id := range c.peers {
+		for _, addr := range id.Addrs.Slice() {
+			fill(peer, netip.PrefixFrom(addr, addr.BitLen()), memberOf[peer])
+		}
+	}
+	for n, p := range c.routed.places {
+		fill(len(c.peers)+n, p.prefix, nil) // sets are about nodes, not about what is behind them
+	}
 }
 
-// row computes what the rules behind the chosen selectors permit, for each class of local addresses of one family.
+// row computes what the rules behind the chosen selectors decide, for each class of local addresses of one family.
 func (c *compiler) row(is4 bool, chosen []int, pick *selectors, rules []proto.Rule, shelf *shelf) []*services {
 	var numbers []int
 	for _, n := range chosen {
@@ -195,7 +208,7 @@ func (c *compiler) row(is4 bool, chosen []int, pick *selectors, rules []proto.Ru
 				continue
 			}
 			for _, s := range rules[n].Services {
-				claims = append(claims, span{point(s.Proto, s.First), point(s.Proto, s.Last), n})
+				claims = append(claims, span{point(s.Proto, s.First), point(s.Proto, s.Last), rankOf(rules[n].Action), n})
 			}
 		}
 		row[class] = shelf.services(claims)

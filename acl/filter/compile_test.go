@@ -17,23 +17,26 @@ func TestRulesetsRefused(t *testing.T) {
 		edit func(*Ruleset)
 		want string
 	}{
-		"unknown set":         {func(r *Ruleset) { r.Rules[0].Peers.Sets = []string{"none"} }, `no set "none"`},
-		"a set twice":         {func(r *Ruleset) { r.Sets = append(r.Sets, r.Sets[0]) }, `set "all"`},
-		"a peer twice":        {func(r *Ruleset) { r.Peers[1].ID = r.Peers[0].ID }, "twice"},
-		"itself as a peer":    {func(r *Ruleset) { r.Peers[1].ID = r.Self.ID }, "twice"},
-		"an address twice":    {func(r *Ruleset) { r.Peers[1].Addrs.V6 = r.Peers[0].Addrs.V6 }, "another node's"},
-		"its own address":     {func(r *Ruleset) { r.Peers[1].Addrs.V4 = r.Self.Addrs.V4 }, "another node's"},
-		"no IPv4":             {func(r *Ruleset) { r.Peers[1].Addrs.V4 = netip.Addr{} }, "one address of each family"},
-		"families swapped":    {func(r *Ruleset) { r.Self.Addrs.V4 = r.Self.Addrs.V6 }, "one address of each family"},
-		"a mapped address":    {func(r *Ruleset) { r.Self.Addrs.V6 = netip.MustParseAddr("::ffff:100.64.0.9") }, "one address of each family"},
-		"no node id":          {func(r *Ruleset) { r.Peers[0].ID = 0 }, "want an id"},
-		"no mesh":             {func(r *Ruleset) { r.Mesh = proto.Mesh{} }, "the mesh's ranges"},
-		"no direction":        {func(r *Ruleset) { r.Rules[0].Direction = 0 }, "direction"},
-		"ports upside down":   {func(r *Ruleset) { r.Rules[0].Services = []proto.Service{tcpPorts(9, 8)} }, "upside down"},
-		"ICMP with ports":     {func(r *Ruleset) { r.Rules[0].Services = []proto.Service{{Proto: proto.ProtoICMP, First: 8, Last: 8}} }, "no ports"},
-		"prefix with host":    {func(r *Ruleset) { r.Rules[0].Local = []netip.Prefix{netip.PrefixFrom(v4(1), 16)} }, "not a prefix"},
-		"no prefix":           {func(r *Ruleset) { r.Rules[0].Peers.Prefixes = []netip.Prefix{{}} }, "not a prefix"},
-		"IPv4 in IPv6 prefix": {func(r *Ruleset) { r.Rules[0].Local = []netip.Prefix{netip.MustParsePrefix("::ffff:0.0.0.0/96")} }, "not a prefix"},
+		"unknown set":          {func(r *Ruleset) { r.Rules[0].Peers.Sets = []string{"none"} }, `no set "none"`},
+		"a set twice":          {func(r *Ruleset) { r.Sets = append(r.Sets, r.Sets[0]) }, `set "all"`},
+		"a peer twice":         {func(r *Ruleset) { r.Peers[1].ID = r.Peers[0].ID }, "twice"},
+		"itself as a peer":     {func(r *Ruleset) { r.Peers[1].ID = r.Self.ID }, "twice"},
+		"an address twice":     {func(r *Ruleset) { r.Peers[1].Addrs.V6 = r.Peers[0].Addrs.V6 }, "another node's"},
+		"its own address":      {func(r *Ruleset) { r.Peers[1].Addrs.V4 = r.Self.Addrs.V4 }, "another node's"},
+		"no IPv4":              {func(r *Ruleset) { r.Peers[1].Addrs.V4 = netip.Addr{} }, "one address of each family"},
+		"families swapped":     {func(r *Ruleset) { r.Self.Addrs.V4 = r.Self.Addrs.V6 }, "one address of each family"},
+		"a mapped address":     {func(r *Ruleset) { r.Self.Addrs.V6 = netip.MustParseAddr("::ffff:100.64.0.9") }, "one address of each family"},
+		"no node id":           {func(r *Ruleset) { r.Peers[0].ID = 0 }, "want an id"},
+		"no mesh":              {func(r *Ruleset) { r.Mesh = proto.Mesh{} }, "the mesh's ranges"},
+		"no direction":         {func(r *Ruleset) { r.Rules[0].Direction = 0 }, "direction"},
+		"ports upside down":    {func(r *Ruleset) { r.Rules[0].Services = []proto.Service{tcpPorts(9, 8)} }, "upside down"},
+		"ICMP with ports":      {func(r *Ruleset) { r.Rules[0].Services = []proto.Service{{Proto: proto.ProtoICMP, First: 8, Last: 8}} }, "no ports"},
+		"prefix with host":     {func(r *Ruleset) { r.Rules[0].Local = []netip.Prefix{netip.PrefixFrom(v4(1), 16)} }, "not a prefix"},
+		"an unknown action":    {func(r *Ruleset) { r.Rules[0].Action = 3 }, "action"},
+		"watching without end": {func(r *Ruleset) { r.Rules[0].Action = proto.Monitor }, "have an end"},
+		"an end of a denial":   {func(r *Ruleset) { r.Rules[0].Action, r.Rules[0].Until = proto.Deny, someday }, "have an end"},
+		"no prefix":            {func(r *Ruleset) { r.Rules[0].Peers.Prefixes = []netip.Prefix{{}} }, "not a prefix"},
+		"IPv4 in IPv6 prefix":  {func(r *Ruleset) { r.Rules[0].Local = []netip.Prefix{netip.MustParsePrefix("::ffff:0.0.0.0/96")} }, "not a prefix"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := testRuleset(3)
@@ -153,7 +156,7 @@ func TestFlatten(t *testing.T) {
 		var claims []span
 		for n := range rapid.IntRange(1, 12).Draw(t, "claims") {
 			first := uint32(rapid.IntRange(0, 40).Draw(t, "first"))
-			claims = append(claims, span{first, first + uint32(rapid.IntRange(0, 15).Draw(t, "length")), n / 2})
+			claims = append(claims, span{first, first + uint32(rapid.IntRange(0, 15).Draw(t, "length")), rank(n / 2 * 7 % 3), n / 2})
 		}
 		all := slices.Clone(claims)
 		flat := flatten(claims)
@@ -163,10 +166,10 @@ func TestFlatten(t *testing.T) {
 			}
 		}
 		for at := range uint32(60) {
-			want, got := -1, -1
+			want, got, best := -1, -1, rank(0)
 			for _, c := range all {
-				if c.first <= at && at <= c.last && (want < 0 || c.rule < want) {
-					want = c.rule
+				if c.first <= at && at <= c.last && (want < 0 || c.rank < best || c.rank == best && c.rule < want) {
+					want, best = c.rule, c.rank
 				}
 			}
 			for _, c := range flat {

@@ -61,15 +61,16 @@ type Verdict struct {
 	Reason Reason
 	// Refuse says that the sender, on this host, should be told: see AppendReply.
 	Refuse bool
-	rule   *proto.Origin
+	rule   *ruling
 }
 
-// Rule is the rule that lets the packet pass. In a denial it is the one that came nearest, if any is about this peer.
+// Rule is the rule that lets the packet pass. In a denial it is the one that denies or, where none does, that came
+// nearest, if any is about this peer.
 func (v Verdict) Rule() (proto.Origin, bool) {
 	if v.rule == nil {
 		return proto.Origin{}, false
 	}
-	return *v.rule, true
+	return v.rule.Origin, true
 }
 
 // AppendReply appends to b the IP packet that tells the local host that pkt, which the verdict is about, was refused: a

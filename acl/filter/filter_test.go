@@ -32,6 +32,7 @@ func TestReasons(t *testing.T) {
 	w := newWorldOf(t, Config{PerPeer: 4}, 8, func(r *Ruleset) {
 		r.rule(proto.In, tcpPorts(22, 22), udpPorts(53, 53), whole(proto.ProtoICMP))
 		r.rule(proto.Out, tcpPorts(443, 443))
+		deny(r.rule(proto.In, tcpPorts(24, 24)))
 	})
 	w.rules.Sets[0].Members = w.rules.Sets[0].Members[:6]
 	w.install()
@@ -75,6 +76,7 @@ func TestReasons(t *testing.T) {
 	in(NoService, tcp(v4(2), 4000, v4(1), 23, syn))
 	out(NoService, tcp(v4(1), 4000, v4(2), 22, syn))
 	in(NoFlow, tcp(v4(2), 4000, v4(1), 22, ack))
+	in(Forbidden, tcp(v4(2), 4000, v4(1), 24, syn))
 	in(ICMPType, icmp(v4(2), v4(1), 5, 0, 0, good))
 	in(ICMPUnrelated, unreachable(v4(2), v4(1), tcp(v4(1), 4000, v4(2), 443, syn)))
 

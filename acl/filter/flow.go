@@ -108,7 +108,7 @@ type flow struct {
 	fins    uint8 // one bit a side
 	expires tick
 
-	rule    *proto.Origin
+	rule    *ruling
 	sent    [2]tally // by side
 	started tick
 	tag     uint32

@@ -25,6 +25,7 @@ type localTable struct {
 	routes  *bart.Table[int] // nil without routes
 	classes int
 	prefix  []netip.Prefix // of each class
+	opens   []bool         // of each class: whether it may open connections
 }
 
 // class finds addr's. An overlay address other than the node's own is never local, whatever prefix holds it.
@@ -58,7 +59,8 @@ func newLocalTable(r Ruleset) localTable {
 	}
 	for _, rule := range r.Rules {
 		for _, p := range rule.Local {
-			if rule.Direction != proto.In || within(p, r.Mesh) || slices.Contains(t.prefix[:ownClasses], p) {
+			// The Internet behind an exit node opens nothing.
+			if rule.Direction != proto.In && p.Bits() == 0 || within(p, r.Mesh) || slices.Contains(t.prefix[:ownClasses], p) {
 				continue
 			}
 			if t.routes == nil {
@@ -74,6 +76,14 @@ func newLocalTable(r Ruleset) localTable {
 		}
 	}
 	t.classes = len(t.prefix)
+	t.opens = make([]bool, t.classes)
+	for i := range t.opens {
+		t.opens[i] = i < ownClasses || slices.ContainsFunc(r.Rules, func(rule proto.Rule) bool {
+			return rule.Direction == proto.Out && slices.ContainsFunc(rule.Local, func(p netip.Prefix) bool {
+				return p.Bits() > 0 && covers(p, t.prefix[i])
+			})
+		})
+	}
 	return t
 }
 

@@ -51,11 +51,10 @@ func (o *oracle) permitted(d proto.Direction, local, remote netip.AddrPort, prot
 	if o.rules == nil {
 		return Closed, 0
 	}
-	peer := slices.IndexFunc(o.rules.Peers, func(p proto.Identity) bool { return p.Addrs.Has(remote.Addr()) })
-	if peer < 0 {
+	id, routed := o.behind(remote.Addr())
+	if id == 0 {
 		return UnknownPeer, 0
 	}
-	id := o.rules.Peers[peer].ID
 	if !o.rules.Self.Addrs.Has(local.Addr()) {
 		if d == proto.In {
 			return ForeignDestination, id
@@ -66,30 +65,59 @@ func (o *oracle) permitted(d proto.Direction, local, remote netip.AddrPort, prot
 	if d == proto.In {
 		port = local.Port()
 	}
-	reason := NoRule
+	reason, watched := NoRule, false
 	for _, r := range o.rules.Rules {
-		if r.Direction != d || !o.selects(r.Peers, id, remote.Addr()) || len(r.Services) == 0 ||
+		if r.Direction != d || !o.selects(r.Peers, id, routed, remote.Addr()) || len(r.Services) == 0 ||
 			!slices.ContainsFunc(r.Local, func(p netip.Prefix) bool { return p.Contains(local.Addr()) }) {
 			continue
 		}
-		reason = NoService
-		for _, s := range r.Services {
-			if s.Proto == protocol && (!proto.HasPorts(protocol) || s.First <= port && port <= s.Last) {
-				return Permitted, id
-			}
+		meant := slices.ContainsFunc(r.Services, func(s proto.Service) bool {
+			return s.Proto == protocol && (!proto.HasPorts(protocol) || s.First <= port && port <= s.Last)
+		})
+		switch {
+		case r.Action == proto.Deny && meant:
+			return Forbidden, id // whatever else there is
+		case r.Action == proto.Monitor:
+			watched = watched || meant
+		case r.Action == proto.Allow && meant:
+			reason = Permitted
+		case r.Action == proto.Allow && reason == NoRule:
+			reason = NoService
 		}
+	}
+	if watched {
+		return Permitted, id
 	}
 	return reason, id
 }
 
-func (o *oracle) selects(s proto.Selector, id proto.NodeID, addr netip.Addr) bool {
+// behind finds the node whose address it is or, outside of the mesh, behind which it is.
+func (o *oracle) behind(addr netip.Addr) (id proto.NodeID, routed bool) {
+	for _, p := range o.rules.Peers {
+		if p.Addrs.Has(addr) {
+			return p.ID, false
+		}
+	}
+	longest := -1
+	for _, r := range o.rules.Routes {
+		if r.Prefix.Contains(addr) && r.Prefix.Bits() > longest && !testMesh.Contains(addr) {
+			id, longest = r.Node, r.Prefix.Bits()
+		}
+	}
+	if !slices.ContainsFunc(o.rules.Peers, func(p proto.Identity) bool { return p.ID == id }) {
+		return 0, false
+	}
+	return id, true
+}
+
+func (o *oracle) selects(s proto.Selector, id proto.NodeID, routed bool, addr netip.Addr) bool {
 	for _, p := range s.Prefixes {
 		if p.Contains(addr) {
 			return true
 		}
 	}
 	for _, set := range o.rules.Sets {
-		if slices.Contains(s.Sets, set.Name) && slices.Contains(set.Members, id) {
+		if !routed && slices.Contains(s.Sets, set.Name) && slices.Contains(set.Members, id) {
 			return true
 		}
 	}
@@ -226,7 +254,13 @@ func drawRules(t *rapid.T) Ruleset {
 		r.Sets = append(r.Sets, proto.Set{Name: name, Members: rapid.SliceOfNDistinct(
 			rapid.SampledFrom([]proto.NodeID{2, 3, 4, 5, 102, 103}), 0, 4, rapid.ID).Draw(t, "members")})
 	}
+	for _, p := range drawnRoutes {
+		if node := rapid.SampledFrom([]proto.NodeID{0, 0, 2, 3, 9}).Draw(t, "router"); node > 0 {
+			r.Routes = append(r.Routes, Route{p, node})
+		}
+	}
 	prefixes := []netip.Prefix{
+		netip.MustParsePrefix("10.33.0.0/16"), netip.MustParsePrefix("10.33.7.0/24"), netip.MustParsePrefix("fd99::/32"),
 		testMesh.V4, testMesh.V6, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("100.64.0.2/31"),
 		netip.MustParsePrefix("100.64.0.4/32"), netip.PrefixFrom(v6(3), 128), netip.PrefixFrom(v4(1), 32), netip.PrefixFrom(v6(1), 128),
 	}
@@ -239,7 +273,7 @@ func drawRules(t *rapid.T) Ruleset {
 				Prefixes: rapid.SliceOfN(rapid.SampledFrom(prefixes), 0, 1).Draw(t, "prefixes"),
 			},
 			Local: rapid.SliceOfN(rapid.SampledFrom(slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool {
-				return p.Bits() == 0 // a default route is not what these packets are about
+				return p.Bits() == 0 || !testMesh.Contains(p.Addr()) // what this node serves is not what these packets are about
 			})), 0, 3).Draw(t, "local"),
 		}
 		for range rapid.IntRange(0, 3).Draw(t, "services") {
@@ -252,9 +286,26 @@ func drawRules(t *rapid.T) Ruleset {
 			last := max(first, rapid.SampledFrom(drawnPorts).Draw(t, "last"))
 			rule.Services = append(rule.Services, proto.Service{Proto: protocol, First: first, Last: last})
 		}
+		switch rapid.IntRange(0, 7).Draw(t, "action") {
+		case 0, 1:
+			rule.Action = proto.Deny
+		case 2:
+			rule.Action, rule.Until = proto.Monitor, someday
+		}
 		r.Rules = append(r.Rules, rule)
 	}
 	return r
+}
+
+var drawnRoutes = []netip.Prefix{
+	netip.MustParsePrefix("10.33.0.0/16"), netip.MustParsePrefix("10.33.7.128/25"), netip.MustParsePrefix("0.0.0.0/0"),
+	netip.MustParsePrefix("fd99::/48"), netip.MustParsePrefix("::/0"),
+}
+
+// beyond are addresses that are, or are not, behind routers.
+var beyond = []netip.Addr{
+	netip.MustParseAddr("10.33.1.1"), netip.MustParseAddr("10.33.7.1"), netip.MustParseAddr("10.33.7.129"), netip.MustParseAddr("192.0.2.1"),
+	netip.MustParseAddr("fd99::1"), netip.MustParseAddr("2001:db8::1"),
 }
 
 var (
@@ -270,7 +321,12 @@ func drawPacket(t *rapid.T) ([]byte, sees) {
 		node = v6
 	}
 	us, them := node(1), node(rapid.IntRange(2, 6).Draw(t, "peer"))
-	if rapid.IntRange(0, 9).Draw(t, "not us") == 0 {
+	if rapid.IntRange(0, 3).Draw(t, "beyond") == 0 {
+		if them = rapid.SampledFrom(beyond).Draw(t, "address beyond"); them.Is4() != us.Is4() {
+			us = testNode(1).Addrs.Slice()[map[bool]int{true: 0, false: 1}[them.Is4()]]
+		}
+	}
+	if them.Is4() == node(7).Is4() && rapid.IntRange(0, 9).Draw(t, "not us") == 0 {
 		us = node(7)
 	}
 	lport, rport := rapid.SampledFrom(drawnPorts).Draw(t, "our port"), rapid.SampledFrom(drawnPorts).Draw(t, "their port")

@@ -17,6 +17,7 @@ const (
 	Spoofed                                               // in, with a source that is not its sender's
 	NoRule                                                // no rule ties the two nodes in this direction
 	NoService                                             // some rule does, but not for this protocol and port
+	Forbidden                                             // a rule denies it, whatever else permits
 	NoFlow                                                // belongs to a connection that is not known, and opens none
 	Revoked                                               // the policy that allowed the flow is no more
 	PeerQuota                                             // the peer has as many flows as one peer may have
@@ -44,6 +45,7 @@ var reasonNames = [reasons]string{
 	Spoofed:            "source is not an address of the sender",
 	NoRule:             "no rule lets these nodes connect",
 	NoService:          "no rule names this protocol and port",
+	Forbidden:          "a rule denies it",
 	NoFlow:             "belongs to no known connection",
 	Revoked:            "no longer permitted",
 	PeerQuota:          "too many connections with this peer",

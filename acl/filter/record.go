@@ -15,6 +15,7 @@ const (
 	FlowStart Kind = iota + 1
 	FlowEnd
 	Denied
+	WouldDeny // began, or goes on, only because a rule has what is not permitted watched and not dropped
 )
 
 func (k Kind) String() string {
@@ -25,6 +26,8 @@ func (k Kind) String() string {
 		return "end"
 	case Denied:
 		return "denied"
+	case WouldDeny:
+		return "would-deny"
 	}
 	return "?"
 }
@@ -52,9 +55,16 @@ type Record struct {
 	Kind      Kind
 	Time      time.Time // to the filter's clock, which Sweep and Install move
 	Direction proto.Direction
-	Reason    Reason
-	// Rule is the one that permitted the flow. In a denial it is the one that came nearest, if any is about this peer.
-	Rule    proto.Origin
+	// Reason says why something was denied, would have been, or ended.
+	Reason Reason
+	// Rule is the one that let the flow pass; in a denial the one that denies, zero where none does.
+	Rule proto.Origin
+	// Near is, where nothing permits or permitted this, the rule that came nearest to it, if any is about this peer. At the
+	// end of a flow that a rule denies now it is that rule.
+	Near proto.Origin
+	// Watched says that the flow passed only because Rule has what is not permitted watched, until Until.
+	Watched bool
+	Until   time.Time
 	Version proto.Version
 	Self    Party
 	Peer    Party
@@ -74,7 +84,8 @@ type event struct {
 	reason    Reason
 	at        tick
 	lasted    tick
-	rule      *proto.Origin
+	rule      *ruling
+	near      *ruling
 	by        *enforced
 	peer      *proto.Identity
 	sent      [2]Traffic
@@ -95,7 +106,10 @@ func (e *event) record(start time.Time) Record {
 		Duration:  e.lasted.duration(),
 	}
 	if e.rule != nil {
-		r.Rule = *e.rule
+		r.Rule, r.Watched, r.Until = e.rule.Origin, e.rule.action == proto.Monitor, e.rule.until
+	}
+	if e.near != nil {
+		r.Near = e.near.Origin
 	}
 	if e.by.Program != nil {
 		r.Version, r.Self = e.by.version, partyOf(&e.by.self)
@@ -150,10 +164,11 @@ func (r *ring) take(b []event) (n int) {
 	return n
 }
 
-func (s *shard) record(k Kind, fl *flow, r Reason, now tick) {
+// record writes a record of a flow, nil where there is no room for one.
+func (s *shard) record(k Kind, fl *flow, r Reason, now tick) *event {
 	e := s.records.add(k)
 	if e == nil {
-		return
+		return nil
 	}
 	*e = event{
 		key: fl.key, kind: k, direction: fl.opened, reason: r, at: now, rule: fl.rule, by: fl.by,
@@ -165,14 +180,18 @@ func (s *shard) record(k Kind, fl *flow, r Reason, now tick) {
 			e.sent[i] = Traffic{t.packets, t.bytes}
 		}
 	}
+	return e
 }
 
-func (s *shard) deny(v *visit, r Reason, near *proto.Origin) {
+func (s *shard) deny(v *visit, r Reason, rule *ruling) {
 	e := s.records.add(Denied)
 	if e == nil {
 		return
 	}
-	*e = event{key: v.key, kind: Denied, direction: v.d, reason: r, at: v.now, rule: near, by: v.by}
+	*e = event{key: v.key, kind: Denied, direction: v.d, reason: r, at: v.now, rule: rule, by: v.by}
+	if r == NoService {
+		e.rule, e.near = nil, rule
+	}
 	if node, ok := v.by.find(v.key.remote); ok {
 		e.peer = &v.by.Program.peers[node]
 	}

@@ -49,7 +49,7 @@ func TestRecords(t *testing.T) {
 			Out: Traffic{1, 40}, In: Traffic{2, 180}, Duration: time.Minute,
 		},
 		{
-			Kind: Denied, Time: start, Direction: proto.In, Reason: NoService, Rule: ssh, Version: allowed, Self: self, Peer: ann,
+			Kind: Denied, Time: start, Direction: proto.In, Reason: NoService, Near: ssh, Version: allowed, Self: self, Peer: ann,
 			Local: netip.AddrPortFrom(v4(1), 23), Remote: remote, Proto: proto.ProtoTCP,
 		},
 		{

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/acl/packet"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -16,8 +17,10 @@ type Ruleset struct {
 	Self    proto.Identity
 	// Peers are those whose certificates are valid now. A member of a set that is not among them is simply not there.
 	Peers []proto.Identity
-	Sets  []proto.Set
-	Rules []proto.Rule
+	// Routes are the prefixes outside of the mesh that lie behind peers, each once.
+	Routes []Route
+	Sets   []proto.Set
+	Rules  []proto.Rule
 }
 
 // Program is a compiled Ruleset: immutable, and a pure function of it. The nil Program lets nothing pass.
@@ -26,8 +29,10 @@ type Program struct {
 	self    proto.Identity
 	peers   []proto.Identity
 	nodes   nodeTable // address of a peer -> its number in peers
+	routed  routeTable
 	local   localTable
-	// rows[direction] holds, for each peer and each class of local addresses, what may pass between them.
+	// rows[direction] holds, for each peer, then each place behind one, and each class of local addresses, what may pass
+	// between them.
 	rows [3][]*services
 }
 
@@ -42,6 +47,9 @@ func Compile(r Ruleset) (*Program, error) {
 	p := &Program{version: r.Version, self: r.Self, peers: r.Peers}
 	c := compiler{Program: p, numbers: make(map[proto.NodeID]int, len(r.Peers))}
 	if err := c.identities(r); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrRuleset, err)
+	}
+	if err := c.routes(r); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRuleset, err)
 	}
 	if err := c.services(r); err != nil {
@@ -59,34 +67,101 @@ func (p *Program) Version() proto.Version {
 }
 
 // Why answers whether a connection between this node's own address and a peer's is permitted, and by which rule. Where it
-// is not the rule is the one that comes nearest to permitting it, zero if none is about this peer.
+// is not the rule is the one that denies it or, where none does, that comes nearest to permitting it, zero if none is
+// about this peer.
 func (p *Program) Why(dir proto.Direction, peer netip.Addr, protocol uint8, port uint16) (proto.Origin, Reason) {
 	if p == nil {
 		return proto.Origin{}, Closed
 	}
-	addr := packet.AddrOf(peer)
-	node, ok := p.nodes.find(addr)
-	if !ok {
-		return proto.Origin{}, UnknownPeer
+	own := p.self.Addrs.V6
+	if peer.Is4() {
+		own = p.self.Addrs.V4
 	}
-	class := ownV6
-	if addr.Is4() {
-		class = ownV4
+	e := p.Explain(dir, own, peer, protocol, port)
+	switch {
+	case e.Pass:
+		return e.Rule, Permitted
+	case e.Reason == Forbidden:
+		return e.Rule, e.Reason
 	}
-	rule, reason := p.judge(dir, node, class, protocol, port)
-	if rule == nil {
-		return proto.Origin{}, reason
-	}
-	return *rule, reason
+	return e.Near, e.Reason
 }
 
-// judge finds the rule that lets a connection be opened, or the reason why there is none, with the nearest rule.
-func (p *Program) judge(dir proto.Direction, node, class int, protocol uint8, port uint16) (*proto.Origin, Reason) {
-	rule, near := p.rows[dir][node*p.local.classes+class].permits(protocol, port)
+// Explanation says what becomes of a connection, and why.
+type Explanation struct {
+	Pass bool
+	// Reason is Permitted, or why it does not pass, or would not if it were not watched.
+	Reason Reason
+	Rule   proto.Origin // which permits, watches or denies; zero where none does
+	Action proto.Action // Rule's
+	Until  time.Time    // when a Rule that watches ends
+	Near   proto.Origin // which comes nearest to permitting what none permits, zero if none is about this peer
+}
+
+// Explain answers what would become of a connection between an address on this node's side and another one.
+func (p *Program) Explain(dir proto.Direction, local, remote netip.Addr, protocol uint8, port uint16) Explanation {
+	if p == nil {
+		return Explanation{Reason: Closed}
+	}
+	_, s, reason := p.ends(dir, packet.AddrOf(local), packet.AddrOf(remote))
+	if reason != Permitted {
+		return Explanation{Reason: reason}
+	}
+	at := point(protocol, port)
+	e := Explanation{}
+	var near *ruling
+	switch rule := s.find(at); {
+	case rule == nil:
+		near, e.Reason = s.lacks(at)
+	default:
+		e.Pass, e.Rule, e.Action, e.Until = rule.passes(), rule.Origin, rule.action, rule.until
+		switch rule.action {
+		case proto.Allow:
+		case proto.Monitor:
+			near, e.Reason = s.lacks(at)
+		default:
+			e.Reason = Forbidden
+		}
+	}
+	if near != nil {
+		e.Near = near.Origin
+	}
+	return e
+}
+
+// ends finds out who the two sides of a connection are, and what may pass between them. It refuses those that it does
+// not know.
+func (p *Program) ends(dir proto.Direction, local, remote packet.Addr) (node int, _ *services, _ Reason) {
+	node, row, known := p.who(remote)
+	class, ours := p.local.class(local)
 	switch {
-	case rule != nil:
+	case dir == proto.In && known && !ours:
+		return 0, nil, ForeignDestination
+	case dir == proto.Out && remote.IsGroup():
+		return 0, nil, Multicast
+	case dir == proto.Out && (!ours || !p.local.opens[class]):
+		return 0, nil, ForeignSource
+	case !known:
+		return 0, nil, UnknownPeer
+	}
+	return node, p.rows[dir][row*p.local.classes+class], Permitted
+}
+
+// judge finds the rule that lets a connection be opened, or the reason why it may not be, with the rule that denies it
+// or else the nearest.
+func (s *services) judge(at uint32) (*ruling, Reason) {
+	switch rule := s.find(at); {
+	case rule.passes():
 		return rule, Permitted
-	case near != nil:
+	case rule != nil:
+		return rule, Forbidden
+	}
+	return s.lacks(at)
+}
+
+// lacks says why no rule allows a protocol and port, and which comes nearest.
+func (s *services) lacks(at uint32) (*ruling, Reason) {
+	if near := s.near(at); near != nil {
 		return near, NoService
 	}
 	return nil, NoRule

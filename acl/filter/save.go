@@ -114,8 +114,8 @@ func (f *Filter) restore(saved *savedFlow, passed, now tick) bool {
 		return false
 	}
 	was := flow{key: k, peer: v.by.peers[node], opened: opened}
-	rule := v.by.permits(&was)
-	if rule == nil || v.room(was.peer) != Permitted {
+	rule, at := v.by.permits(&was)
+	if !rule.passes() || v.room(was.peer) != Permitted {
 		return false
 	}
 	fl := s.insert(&k, tag)
@@ -127,6 +127,9 @@ func (f *Filter) restore(saved *savedFlow, passed, now tick) bool {
 		fl.sent[i] = tally{t.Bytes, t.Packets, t.Next, t.Acked}
 	}
 	s.started++
+	if rule.action == proto.Monitor {
+		v.watch(fl, at)
+	}
 	return true
 }
 

@@ -121,9 +121,8 @@ func TestSavedFlowsAreChecked(t *testing.T) {
 // TestSavedFlowsOfRoutes has a flow from behind this node, of which somebody says that we opened it.
 func TestSavedFlowsOfRoutes(t *testing.T) {
 	rules := func(r *Ruleset) {
-		for _, d := range []proto.Direction{proto.In, proto.Out} {
-			r.rule(d, everything...).Local = []netip.Prefix{netip.MustParsePrefix("10.33.0.0/16")}
-		}
+		r.rule(proto.In, everything...).Local = []netip.Prefix{netip.MustParsePrefix("10.33.0.0/16")}
+		r.rule(proto.Out, everything...).Local = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
 	}
 	w := newWorld(t, rules)
 	w.wantIn(Permitted, udp(v4(2), 4000, netip.MustParseAddr("10.33.0.1"), 53, 0))

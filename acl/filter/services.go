@@ -1,34 +1,71 @@
 package filter
 
 import (
+	"cmp"
 	"encoding/binary"
 	"slices"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
+// ruling is a rule, as far as packets and people need it.
+type ruling struct {
+	proto.Origin
+	action proto.Action
+	until  time.Time // of a Monitor
+}
+
+// passes says whether what the rule decides about may pass. It is the only place that says so: an action that is not
+// known here lets nothing pass.
+func (r *ruling) passes() bool {
+	return r != nil && (r.action == proto.Allow || r.action == proto.Monitor)
+}
+
 // services is what one group of peers may reach on one group of local addresses, or the reverse: disjoint ranges of
-// (protocol, port), sorted, each with the first rule in order that permits it. Immutable and shared.
+// (protocol, port), sorted, each with the rule that decides about it. Immutable and shared.
 type services struct {
 	first, last []uint32 // protocol<<16 | port
-	rule        []*proto.Origin
+	rule        []*ruling
+	allow       *ruling // the first that allows anything, nil: none
 }
 
 // span is one rule's claim to a range of (protocol, port).
 type span struct {
 	first, last uint32
+	rank        rank
 	rule        int
+}
+
+// rank orders rules by who decides where their claims overlap: what denies before what allows, and what only watches
+// after all others.
+type rank uint8
+
+func rankOf(a proto.Action) rank {
+	switch a {
+	case proto.Allow:
+		return 1
+	case proto.Monitor:
+		return 2
+	}
+	return 0
 }
 
 func point(protocol uint8, port uint16) uint32 { return uint32(protocol)<<16 | uint32(port) }
 
-// permits finds the rule that permits a protocol and port. Where none does, near is the rule whose range is nearest,
-// nil where there are no rules at all.
-func (s *services) permits(protocol uint8, port uint16) (rule, near *proto.Origin) {
+// find finds the rule that decides about a protocol and port, nil where none does.
+func (s *services) find(at uint32) *ruling {
 	if s == nil || len(s.first) == 0 {
-		return nil, nil
+		return nil
 	}
-	at := point(protocol, port)
+	if lo := s.search(at); s.first[lo] <= at && at <= s.last[lo] {
+		return s.rule[lo]
+	}
+	return nil
+}
+
+// search finds the last range that begins no later than at, the first where none does.
+func (s *services) search(at uint32) int {
 	lo, hi := 0, len(s.first) // s.first[lo] <= at < s.first[hi], where they exist
 	for hi-lo > 1 {
 		mid := int(uint(lo+hi) >> 1)
@@ -38,17 +75,45 @@ func (s *services) permits(protocol uint8, port uint16) (rule, near *proto.Origi
 			hi = mid
 		}
 	}
-	if s.first[lo] <= at && at <= s.last[lo] {
-		return s.rule[lo], nil
-	}
-	if hi < len(s.first) && (s.first[lo] > at || s.first[hi]-at < at-s.last[lo]) && s.first[hi]>>16 == at>>16 {
-		return nil, s.rule[hi]
-	}
-	return nil, s.rule[lo]
+	return lo
 }
 
-// flatten turns the claims of rules into disjoint ranges. Where claims overlap the rule of lowest number has it, so that
-// the same policy always names the same rule.
+// maxNear is how many ranges are looked at, each way, for the nearest one.
+const maxNear = 16
+
+// near is the rule that comes nearest to allowing a protocol and port that none allows, nil where none allows anything.
+// A range of the same protocol is nearer than one of another.
+func (s *services) near(at uint32) *ruling {
+	if s == nil || s.allow == nil {
+		return nil
+	}
+	best, least := s.allow, uint64(1)<<62
+	look := func(i int) (done bool) {
+		if s.rule[i].action != proto.Allow {
+			return false
+		}
+		away := uint64(at - s.last[i])
+		if at < s.first[i] {
+			away = uint64(s.first[i] - at)
+		}
+		if s.first[i]>>16 != at>>16 && s.last[i]>>16 != at>>16 {
+			away += 1 << 40
+		}
+		if away < least {
+			best, least = s.rule[i], away
+		}
+		return true
+	}
+	lo := s.search(at)
+	for i := lo; i >= max(0, lo-maxNear) && !look(i); i-- {
+	}
+	for i := lo + 1; i < min(len(s.first), lo+maxNear) && !look(i); i++ {
+	}
+	return best
+}
+
+// flatten turns the claims of rules into disjoint ranges. Where claims overlap the one of lowest rank has it, and among
+// those the rule of lowest number, so that the same policy always names the same rule.
 func flatten(claims []span) []span {
 	points := make([]uint32, 0, 2*len(claims))
 	for _, c := range claims {
@@ -73,7 +138,7 @@ func flatten(claims []span) []span {
 	for i := range owner {
 		owner[i] = -1
 	}
-	slices.SortFunc(claims, func(a, b span) int { return a.rule - b.rule })
+	slices.SortFunc(claims, func(a, b span) int { return cmp.Or(cmp.Compare(a.rank, b.rank), a.rule-b.rule) })
 	for _, c := range claims {
 		start, _ := slices.BinarySearch(points, c.first)
 		for i := find(start); points[i] <= c.last; i = find(i) {
@@ -92,14 +157,14 @@ func flatten(claims []span) []span {
 			out[n-1].last = last
 			continue
 		}
-		out = append(out, span{points[i], last, rule})
+		out = append(out, span{first: points[i], last: last, rule: rule})
 	}
 	return out
 }
 
 // shelf keeps one copy of each distinct services.
 type shelf struct {
-	rules []proto.Origin
+	rules []ruling
 	known map[string]*services
 }
 
@@ -108,8 +173,14 @@ func (h *shelf) services(claims []span) *services {
 	if len(claims) == 0 {
 		return nil
 	}
+	allow := -1 // even where others decide about all that it claims
+	for _, c := range claims {
+		if c.rank == rankOf(proto.Allow) && (allow < 0 || c.rule < allow) {
+			allow = c.rule
+		}
+	}
 	flat := flatten(claims)
-	id := make([]byte, 0, 12*len(flat))
+	id := binary.BigEndian.AppendUint32(make([]byte, 0, 4+12*len(flat)), uint32(allow))
 	for _, c := range flat {
 		id = binary.BigEndian.AppendUint32(id, c.first)
 		id = binary.BigEndian.AppendUint32(id, c.last)
@@ -121,10 +192,13 @@ func (h *shelf) services(claims []span) *services {
 	s := &services{
 		first: make([]uint32, len(flat)),
 		last:  make([]uint32, len(flat)),
-		rule:  make([]*proto.Origin, len(flat)),
+		rule:  make([]*ruling, len(flat)),
 	}
 	for i, c := range flat {
 		s.first[i], s.last[i], s.rule[i] = c.first, c.last, &h.rules[c.rule]
+	}
+	if allow >= 0 {
+		s.allow = &h.rules[allow]
 	}
 	h.known[string(id)] = s
 	return s

@@ -97,7 +97,8 @@ func (e *enforced) find(addr packet.Addr) (int, bool) {
 	if e.Program == nil {
 		return 0, false
 	}
-	return e.nodes.find(addr)
+	node, _, ok := e.who(addr)
+	return node, ok
 }
 
 // tell hands emit the packets that end a flow on both sides. TCP gets two where it is not certain which sequence number

@@ -53,10 +53,15 @@ func (v *visit) review(fl *flow) *flow {
 	case fl.by == v.by:
 		return fl
 	}
-	if rule := v.by.permits(fl); rule != nil {
-		fl.by, fl.rule = v.by, rule
-	} else {
-		v.s.kill(fl, v.by, v.now)
+	rule, at := v.by.permits(fl)
+	if !rule.passes() {
+		v.s.kill(fl, v.by, rule, v.now)
+		return fl
+	}
+	watched := rule.action == proto.Monitor && fl.rule.action != proto.Monitor
+	fl.by, fl.rule = v.by, rule
+	if watched {
+		v.watch(fl, at)
 	}
 	return fl
 }
@@ -68,35 +73,36 @@ func idleReason(fl *flow) Reason {
 	return Idle
 }
 
-// permits finds the rule by which a flow may go on, nil if there is none.
-func (e *enforced) permits(fl *flow) *proto.Origin {
+// permits finds the rule that decides whether a flow may go on, and where it stands; nil if there is none.
+func (e *enforced) permits(fl *flow) (*ruling, *services) {
 	if e.Program == nil {
-		return nil
+		return nil, nil
 	}
-	node, ok := e.nodes.find(fl.remote)
-	if !ok || e.peers[node] != fl.peer {
-		return nil
+	node, s, reason := e.ends(fl.opened, fl.local, fl.remote)
+	if reason != Permitted || e.peers[node] != fl.peer {
+		return nil, nil
 	}
-	class, ok := e.local.class(fl.local)
-	if !ok || fl.opened == proto.Out && class >= ownClasses {
-		return nil
+	return s.find(point(fl.proto(), fl.service(fl.opened))), s
+}
+
+// watch tells of a flow that passes only because what is not permitted is watched for now, and why it would not pass.
+func (v *visit) watch(fl *flow, s *services) {
+	near, reason := s.lacks(point(fl.proto(), fl.service(fl.opened)))
+	if e := v.s.record(WouldDeny, fl, reason, v.now); e != nil {
+		e.near = near
 	}
-	if rule, reason := e.judge(fl.opened, node, class, fl.proto(), fl.service(fl.opened)); reason == Permitted {
-		return rule
-	}
-	return nil
 }
 
 // open judges a packet that belongs to no flow, or that would open another one in the place of old.
 func (v *visit) open(old *flow, p *packet.Packet) Verdict {
-	node, class, reason := v.ends()
+	node, s, reason := v.ends()
 	if reason != Permitted {
 		return v.deny(reason, nil)
 	}
 	if !opens(p) {
 		return v.deny(NoFlow, nil)
 	}
-	rule, reason := v.by.judge(v.d, node, class, v.key.proto(), v.key.service(v.d))
+	rule, reason := s.judge(point(v.key.proto(), v.key.service(v.d)))
 	if reason != Permitted {
 		return v.deny(reason, rule)
 	}
@@ -114,30 +120,25 @@ func (v *visit) open(old *flow, p *packet.Packet) Verdict {
 	fl.by, fl.peer, fl.rule = v.by, peer, rule
 	fl.state, fl.opened, fl.class, fl.started = opening, v.d, classOf(p.Proto), v.now
 	v.s.started++
-	v.s.record(FlowStart, fl, Permitted, v.now)
+	if rule.action == proto.Monitor {
+		v.watch(fl, s)
+	} else {
+		v.s.record(FlowStart, fl, Permitted, v.now)
+	}
 	return v.pass(fl, p)
 }
 
 // ends finds out who the two sides of the packet are, and refuses those that it does not know.
-func (v *visit) ends() (node, class int, _ Reason) {
+func (v *visit) ends() (node int, _ *services, _ Reason) {
 	if v.by.Program == nil {
-		return 0, 0, Closed
+		return 0, nil, Closed
 	}
-	node, known := v.by.nodes.find(v.key.remote)
-	class, ours := v.by.local.class(v.key.local)
-	switch {
-	case v.d == proto.In && v.from != 0 && (!known || v.by.peers[node].id != v.from):
-		return 0, 0, Spoofed
-	case v.d == proto.In && known && !ours:
-		return 0, 0, ForeignDestination
-	case v.d == proto.Out && v.key.remote.IsGroup():
-		return 0, 0, Multicast
-	case v.d == proto.Out && (!ours || class >= ownClasses):
-		return 0, 0, ForeignSource
-	case !known:
-		return 0, 0, UnknownPeer
+	if v.d == proto.In && v.from != 0 {
+		if node, known := v.by.find(v.key.remote); !known || v.by.peers[node].id != v.from {
+			return 0, nil, Spoofed
+		}
 	}
-	return node, class, Permitted
+	return v.by.Program.ends(v.d, v.key.local, v.key.remote)
 }
 
 // room makes sure that the table can take one more flow with the peer, and counts it as the peer's.
@@ -161,7 +162,7 @@ func (v *visit) pass(fl *flow, p *packet.Packet) Verdict {
 
 // deny drops the packet. Multicast is silence on both sides: every host sends it all the time. What the host sends with a
 // foreign source is not answered, since the answer would go to whoever owns that address.
-func (v *visit) deny(r Reason, near *proto.Origin) Verdict {
+func (v *visit) deny(r Reason, near *ruling) Verdict {
 	v.f.dropped[r].Add(1)
 	if r == Multicast {
 		return Verdict{Reason: r}
@@ -205,9 +206,12 @@ func (s *shard) end(fl *flow, r Reason, now tick) {
 	s.remove(fl)
 }
 
-// kill marks a flow as not permitted any more; it stays until Sweep has told both ends.
-func (s *shard) kill(fl *flow, by *enforced, now tick) {
+// kill marks a flow as not permitted any more, by the rule that denies it, if there is one; it stays until Sweep has told
+// both ends.
+func (s *shard) kill(fl *flow, by *enforced, deny *ruling, now tick) {
 	fl.by = by
-	s.record(FlowEnd, fl, Revoked, now)
+	if e := s.record(FlowEnd, fl, Revoked, now); e != nil {
+		e.near = deny
+	}
 	fl.by, fl.state = nil, dead
 }

@@ -27,6 +27,9 @@ func testNode(n int) proto.Identity {
 	return id
 }
 
+// someday is when rules that monitor end, where it does not matter.
+var someday = time.Unix(1_900_000_000, 0)
+
 func v4(n int) netip.Addr { return testNode(n).Addrs.V4 }
 func v6(n int) netip.Addr { return testNode(n).Addrs.V6 }
 

@@ -2,6 +2,7 @@
 //
 //	filter ──Drain──► Aggregator ──► one line at once for a denial that is new,
 //	                                 one a minute with its count while it goes on,
+//	                                 the same for what only passes because it is watched,
 //	                                 one for each flow that a change of policy cut,
 //	                                 one for each flow that began or ended, at debug level
 //
@@ -35,6 +36,7 @@ type Line struct {
 
 // denial is what makes two denials the same: not the ephemeral port.
 type denial struct {
+	kind          filter.Kind
 	direction     proto.Direction
 	local, remote netip.Addr
 	protocol      uint8
@@ -63,7 +65,7 @@ func New() *Aggregator { return &Aggregator{denials: make(map[denial]*repeated)}
 // Add takes a record, and returns the line to write for it at once, if there is one.
 func (a *Aggregator) Add(now time.Time, r filter.Record) (Line, bool) {
 	switch r.Kind {
-	case filter.Denied:
+	case filter.Denied, filter.WouldDeny:
 		return a.deny(now, r)
 	case filter.FlowEnd:
 		l := line("flow ended", r)
@@ -71,6 +73,7 @@ func (a *Aggregator) Add(now time.Time, r filter.Record) (Line, bool) {
 			slog.Uint64("out_bytes", r.Out.Bytes), slog.Uint64("in_bytes", r.In.Bytes), slog.Duration("lasted", r.Duration))
 		if r.Reason == filter.Revoked {
 			l.Level, l.Message = slog.LevelInfo, "flow cut"
+			l.Attrs = append(l.Attrs, origin("denied_by", r.Near)...)
 		}
 		return l, true
 	}
@@ -78,7 +81,7 @@ func (a *Aggregator) Add(now time.Time, r filter.Record) (Line, bool) {
 }
 
 func (a *Aggregator) deny(now time.Time, r filter.Record) (Line, bool) {
-	d := denial{r.Direction, r.Local.Addr(), r.Remote.Addr(), r.Proto, servicePort(r), r.Reason}
+	d := denial{r.Kind, r.Direction, r.Local.Addr(), r.Remote.Addr(), r.Proto, servicePort(r), r.Reason}
 	if e := a.denials[d]; e != nil {
 		e.count++
 		e.last = r
@@ -130,10 +133,22 @@ func (a *Aggregator) Flush(now time.Time, lost uint64) []Line {
 }
 
 func denied(r filter.Record, count uint64) Line {
-	l := line("denied", r)
+	l := line(r.Kind.String(), r)
 	l.Level = slog.LevelInfo
+	l.Attrs = append(l.Attrs, origin("nearest", r.Near)...)
+	if r.Watched {
+		l.Attrs = append(l.Attrs, slog.String("until", r.Until.UTC().Format(time.RFC3339)))
+	}
 	l.Attrs = append(l.Attrs, slog.Uint64("count", count))
 	return l
+}
+
+// origin names a rule, if there is one.
+func origin(key string, o proto.Origin) []slog.Attr {
+	if o.Path == "" {
+		return nil
+	}
+	return []slog.Attr{slog.String(key, o.Path), slog.Int(key+"_line", o.Line)}
 }
 
 // line says who connects to whom, in the direction of the connection.

@@ -147,3 +147,37 @@ func TestEveryDenialIsCounted(t *testing.T) {
 		}
 	})
 }
+
+// TestWouldDeny has what is watched told as denials are: once, and then with a count.
+func TestWouldDeny(t *testing.T) {
+	a := New()
+	r := record(filter.WouldDeny, 2, 443)
+	r.Rule, r.Watched, r.Until = proto.Origin{Path: "enforcement[0]", Line: 30}, true, noon.Add(24*time.Hour)
+	r.Reason, r.Near = filter.NoService, proto.Origin{Path: "grants[2]", Line: 9}
+	l, ok := a.Add(noon, r)
+	want := "INFO would-deny direction=out from=web from_who=tag:web src=100.64.0.1 to=db to_who=ann@example.com dst=100.64.0.2 " +
+		"service=tcp:443 reason=no rule names this protocol and port rule=enforcement[0] line=30 version=1.7 " +
+		"nearest=grants[2] nearest_line=9 until=2026-05-02T12:00:00Z count=1"
+	if !ok || text(l) != want {
+		t.Errorf("%v\n%s\nwant\n%s", ok, text(l), want)
+	}
+	denied := record(filter.Denied, 2, 443)
+	denied.Reason = filter.NoService
+	if _, ok := a.Add(noon, denied); !ok {
+		t.Error("a denial hides behind what was watched")
+	}
+	for range 3 {
+		if l, ok := a.Add(noon, r); ok {
+			t.Errorf("a repetition was told: %s", text(l))
+		}
+	}
+	if lines := a.Flush(noon.Add(time.Minute), 0); len(lines) != 1 || !strings.Contains(text(lines[0]), "would-deny") ||
+		!strings.Contains(text(lines[0]), "count=3") {
+		t.Errorf("%v", lines)
+	}
+	cut := record(filter.FlowEnd, 2, 443)
+	cut.Reason, cut.Near = filter.Revoked, proto.Origin{Path: "deny[1]", Line: 4}
+	if l, _ := a.Add(noon, cut); !strings.Contains(text(l), "denied_by=deny[1] denied_by_line=4") {
+		t.Error(text(l))
+	}
+}

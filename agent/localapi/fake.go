@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	pb "google.golang.org/protobuf/proto"
 
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
@@ -20,6 +21,8 @@ type Fake struct {
 	status  *redoubtv1.Status
 	refused error
 	lost    string
+	why     *redoubtv1.WhyResponse
+	grants  []*redoubtv1.Capability
 	downs   int
 }
 
@@ -44,6 +47,20 @@ func (f *Fake) Lose(reason string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.lost = reason
+}
+
+// Explain sets what Why says.
+func (f *Fake) Explain(w *redoubtv1.WhyResponse) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.why = w
+}
+
+// Grant sets the capabilities that Whois tells.
+func (f *Fake) Grant(c ...*redoubtv1.Capability) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.grants = c
 }
 
 // Downs counts the calls of Down.
@@ -103,11 +120,27 @@ func (f *Fake) Ping(ctx context.Context, peer string, count uint32, interval tim
 }
 
 // Whois implements Backend: it knows the status's own node.
-func (f *Fake) Whois(_ context.Context, a netip.Addr) (*redoubtv1.LocalNode, error) {
+func (f *Fake) Whois(_ context.Context, a netip.Addr) (*redoubtv1.WhoisResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if n := f.status.GetNode(); n != nil && slices.Contains(n.GetAddresses(), a.String()) {
-		return n, nil
+		return &redoubtv1.WhoisResponse{Node: n, Capabilities: f.grants}, nil
 	}
 	return nil, &Error{connect.CodeNotFound, errors.New("nobody has that address")}
+}
+
+// Why implements Backend: it repeats the question in what was set.
+func (f *Fake) Why(_ context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.WhyResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.why == nil {
+		return nil, &Error{connect.CodeNotFound, errors.New("nobody is called that")}
+	}
+	w, ok := pb.Clone(f.why).(*redoubtv1.WhyResponse)
+	if !ok {
+		panic("a clone of another type")
+	}
+	w.From, w.To = r.GetSource(), r.GetDestination()
+	w.Service = fmt.Sprintf("%d:%d", r.GetProtocol(), r.GetPort())
+	return w, nil
 }

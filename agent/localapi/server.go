@@ -26,7 +26,8 @@ type Backend interface {
 	Down(context.Context) error
 	// Ping sends count echoes, or goes on until the context ends if count is zero.
 	Ping(ctx context.Context, peer string, count uint32, interval time.Duration, emit func(*redoubtv1.PingResponse) error) error
-	Whois(context.Context, netip.Addr) (*redoubtv1.LocalNode, error)
+	Whois(context.Context, netip.Addr) (*redoubtv1.WhoisResponse, error)
+	Why(context.Context, *redoubtv1.WhyRequest) (*redoubtv1.WhyResponse, error)
 }
 
 const (
@@ -186,11 +187,22 @@ func (s *service) Whois(ctx context.Context, r *redoubtv1.WhoisRequest) (*redoub
 		}
 		a = ap.Addr()
 	}
-	n, err := s.b.Whois(ctx, a.Unmap())
+	w, err := s.b.Whois(ctx, a.Unmap())
 	if err != nil {
 		return nil, failed(err)
 	}
-	return &redoubtv1.WhoisResponse{Node: n}, nil
+	return w, nil
+}
+
+func (s *service) Why(ctx context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.WhyResponse, error) {
+	if r.GetProtocol() > 255 || r.GetPort() > 65535 {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("protocols are 0 to 255, and ports 0 to 65535"))
+	}
+	w, err := s.b.Why(ctx, r)
+	if err != nil {
+		return nil, failed(err)
+	}
+	return w, nil
 }
 
 // Error is a failure with its kind, for backends.

@@ -3,6 +3,7 @@ package machine
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -201,22 +202,25 @@ func (m *Machine) enforce(moves []move, rules bool) {
 				continue
 			}
 		}
-		set = append(set, enginePeer(mv.id, mv.after))
+		set = append(set, m.enginePeer(mv.id, mv.after))
+	}
+	held, set := m.reroute(set)
+	if len(gone) > 0 || len(held) > 0 {
+		m.install(late, held)
 	}
 	if len(gone) > 0 {
-		m.install(late)
 		m.do(RemovePeers{gone})
 	}
 	if len(set) > 0 {
 		m.do(SetPeers{Peers: set})
 	}
-	if rules && (len(gone) == 0 || len(late) > 0) {
-		m.install(nil)
+	if rules && len(gone) == 0 || len(late) > 0 || len(held) > 0 {
+		m.install(nil, nil)
 	}
 }
 
-func (m *Machine) install(without map[proto.NodeID]bool) {
-	m.do(Install{m.program(without)}, Sweep{})
+func (m *Machine) install(without map[proto.NodeID]bool, held []netip.Prefix) {
+	m.do(Install{m.program(without, held)}, Sweep{})
 }
 
 // tell logs who comes and goes by the clock alone; what the coordinator changes is in its netmap.
@@ -229,8 +233,8 @@ func (m *Machine) tell(mv move) {
 	}
 }
 
-func enginePeer(id proto.NodeID, e *entry) Peer {
-	return Peer{ID: id, Keys: e.keys, Addrs: e.node.Addrs, Endpoints: e.endpoints}
+func (m *Machine) enginePeer(id proto.NodeID, e *entry) Peer {
+	return Peer{ID: id, Keys: e.keys, Addrs: e.node.Addrs, Routes: m.routes[id], Endpoints: e.endpoints}
 }
 
 // enginePeers are all that the engine may talk to.
@@ -240,7 +244,7 @@ func (m *Machine) enginePeers() (peers []Peer) {
 	}
 	for _, p := range m.roster.sorted() {
 		if p.live != nil {
-			peers = append(peers, enginePeer(p.claim.ID, p.live))
+			peers = append(peers, m.enginePeer(p.claim.ID, p.live))
 		}
 	}
 	return peers

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/acl/filter"
@@ -100,6 +101,7 @@ type Peer struct {
 	ID        proto.NodeID
 	Keys      []key.NodePublic
 	Addrs     proto.Addrs
+	Routes    []netip.Prefix // behind it; each is one peer's at a time
 	Endpoints []proto.Endpoint
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -58,6 +59,8 @@ type Machine struct {
 	contact contact
 	path    pathState
 	renewal renewal
+	term    term
+	routes  routes // as the engine knows them
 
 	selfLive  bool // own certificate is good
 	selfUntil time.Time
@@ -315,6 +318,7 @@ func (m *Machine) forget() {
 	m.roster = newRoster(nil)
 	m.contact = contact{}
 	m.renewal = renewal{}
+	m.term = term{}
 	m.missing, m.refused, m.netmapFault, m.compileFault, m.renewFault = nil, "", "", "", ""
 	m.do(Hang{}, Forget{})
 }
@@ -440,11 +444,12 @@ func (m *Machine) pathUp() {
 	}
 	m.path = pathState{wanted: true, up: true}
 	m.settle()
+	m.routes = m.roster.assign()
 	// The engine is empty, and the filter closed.
 	if peers := m.enginePeers(); len(peers) > 0 {
 		m.do(SetPeers{Peers: peers, Again: true})
 	}
-	m.install(nil)
+	m.install(nil, nil)
 	m.log("data path up", "version", m.version(), "peers", len(m.roster.peers)-len(m.roster.out))
 	m.ack()
 }
@@ -477,7 +482,8 @@ func (m *Machine) advance() {
 	if m.self == nil {
 		return
 	}
-	m.enforce(m.settle(), false)
+	moves := m.settle()
+	m.enforce(moves, m.expire())
 	if m.contact.open && !m.renewal.asking && (m.renewal.must || !m.now.Before(m.renewal.due)) {
 		m.renewal.asking = true
 		m.do(Renew{})
@@ -553,6 +559,7 @@ func (m *Machine) arm() {
 			sooner(m.path.retry)
 		}
 		sooner(m.retryDisk)
+		sooner(m.term.next)
 	}
 	if !next.Equal(m.armed) {
 		m.armed = next
@@ -587,16 +594,17 @@ func (m *Machine) missingFeatures(nm *proto.Netmap) (missing []string) {
 	return missing
 }
 
-// program compiles what is to be enforced now, without some of the peers; nil where nothing may pass.
-func (m *Machine) program(without map[proto.NodeID]bool) *filter.Program {
+// program compiles what is to be enforced now, without some of the peers and with some routes nobody's; nil where nothing
+// may pass.
+func (m *Machine) program(without map[proto.NodeID]bool, held []netip.Prefix) *filter.Program {
 	m.compileFault = ""
 	if m.netmap == nil || m.wanted.Revoked != nil || !m.selfLive || len(m.missing) > 0 || !m.path.up {
 		return nil
 	}
-	rules := filter.Ruleset{
-		Version: m.netmap.Version, Mesh: m.netmap.Mesh, Self: m.self.Node.Identity,
-		Sets: m.netmap.Sets, Rules: m.netmap.Rules,
-	}
+	rules := filter.Ruleset{Version: m.netmap.Version, Mesh: m.netmap.Mesh, Self: m.self.Node.Identity}
+	m.expire()
+	rules.Routes = m.routes.list(held)
+	rules.Sets, rules.Rules = m.term.hold(m.netmap)
 	for _, p := range m.roster.sorted() {
 		if p.live != nil && !without[p.claim.ID] {
 			rules.Peers = append(rules.Peers, p.live.node.Identity)

@@ -59,6 +59,7 @@ type roster struct {
 	kept      map[proto.NodeID]struct{} // in use by grace only
 	clashing  map[proto.NodeID]struct{} // not in use because another has an address or a key
 	out       map[proto.NodeID]struct{} // not in use
+	routers   map[proto.NodeID]struct{} // that serve routes, in use or not
 	untold    map[proto.NodeID]struct{} // whose sequence number the netmap's certificates may not tell
 	raised    bool                      // there are more of those than were saved
 }
@@ -82,6 +83,7 @@ func (r *roster) clear() {
 	r.kept = map[proto.NodeID]struct{}{}
 	r.clashing = map[proto.NodeID]struct{}{}
 	r.out = map[proto.NodeID]struct{}{}
+	r.routers = map[proto.NodeID]struct{}{}
 }
 
 // trust sets who we are, and the intermediates under which peers' certificates were issued. Certificates that did
@@ -127,6 +129,11 @@ func (r *roster) set(claim proto.Peer) {
 	}
 	same := bytes.Equal(p.claim.Certificate, claim.Certificate)
 	p.claim = claim
+	if len(claim.Routes) > 0 {
+		r.routers[claim.ID] = struct{}{}
+	} else {
+		delete(r.routers, claim.ID)
+	}
 	if !same || p.node == nil {
 		r.verify(p)
 	}
@@ -149,6 +156,7 @@ func (r *roster) remove(id proto.NodeID) {
 	r.unschedule(p)
 	delete(r.peers, id)
 	delete(r.out, id)
+	delete(r.routers, id)
 	r.tellNoMore(id)
 }
 

@@ -139,6 +139,7 @@ func (m *Machine) contactProblems(now time.Time, add func(string, ...any)) {
 		}
 		add("no coordinator since %s: %s; it is tried again by itself%s", stamp(m.contact.lostAt), reason, left)
 	}
+	m.termProblems(now, add)
 	if m.self == nil {
 		return
 	}

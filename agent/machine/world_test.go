@@ -30,14 +30,16 @@ type world struct {
 	program *filter.Program
 	engine  map[proto.NodeID]Peer
 	owner   map[netip.Addr]proto.NodeID
-	disk    Loaded
-	acked   proto.Version
-	resume  proto.Version // what the next stream names
-	armed   time.Time
-	path    bool
-	events  []Event // that follow from effects
-	effects []Effect
-	refuse  func(Effect) error
+	// routeOwner is whose a route is: as in WireGuard it goes to the peer that was given it last.
+	routeOwner map[netip.Prefix]proto.NodeID
+	disk       Loaded
+	acked      proto.Version
+	resume     proto.Version // what the next stream names
+	armed      time.Time
+	path       bool
+	events     []Event // that follow from effects
+	effects    []Effect
+	refuse     func(Effect) error
 }
 
 type fataler interface {
@@ -49,7 +51,7 @@ type fataler interface {
 func newWorld(t fataler) *world {
 	w := &world{t: t, mesh: identitytest.New(noon.Add(-24 * hour)), now: noon}
 	w.self = w.mesh.Machine(1, "self")
-	w.engine, w.owner = map[proto.NodeID]Peer{}, map[netip.Addr]proto.NodeID{}
+	w.engine, w.owner, w.routeOwner = map[proto.NodeID]Peer{}, map[netip.Addr]proto.NodeID{}, map[netip.Prefix]proto.NodeID{}
 	return w
 }
 
@@ -65,6 +67,7 @@ func enrolled(t fataler) *world {
 // boot starts a machine from what is on the disk.
 func (w *world) boot() {
 	w.program, w.engine, w.owner = nil, map[proto.NodeID]Peer{}, map[netip.Addr]proto.NodeID{}
+	w.routeOwner = map[netip.Prefix]proto.NodeID{}
 	w.path, w.armed = false, time.Time{}
 	w.m = New(Config{Features: proto.Features(), Program: "test", Rand: rand.New(rand.NewPCG(1, 2))}, w.disk)
 	w.step(Start{})
@@ -119,6 +122,9 @@ func (w *world) carryOut(eff Effect) {
 			for _, a := range p.Addrs.Slice() {
 				w.owner[a] = p.ID
 			}
+			for _, route := range p.Routes {
+				w.routeOwner[route] = p.ID
+			}
 		}
 	case RemovePeers:
 		for _, id := range e.IDs {
@@ -126,6 +132,7 @@ func (w *world) carryOut(eff Effect) {
 			delete(w.engine, id)
 		}
 	case StartPath:
+		w.routeOwner = map[netip.Prefix]proto.NodeID{}
 		w.path, w.engine, w.owner = true, map[proto.NodeID]Peer{}, map[netip.Addr]proto.NodeID{}
 		w.events = append(w.events, PathUp{})
 	case StopPath:
@@ -185,6 +192,11 @@ func (w *world) disown(p Peer) {
 	for _, a := range p.Addrs.Slice() {
 		if w.owner[a] == p.ID {
 			delete(w.owner, a)
+		}
+	}
+	for route, id := range w.routeOwner {
+		if id == p.ID {
+			delete(w.routeOwner, route)
 		}
 	}
 }

@@ -218,7 +218,7 @@ func TestUp(t *testing.T) {
 }
 
 func TestNoAgent(t *testing.T) {
-	for _, args := range [][]string{{"status"}, {"up"}, {"down"}, {"ping", "x"}, {"whois", "100.64.0.1"}, {"status", "--watch"}} {
+	for _, args := range [][]string{{"status"}, {"up"}, {"down"}, {"ping", "x"}, {"whois", "100.64.0.1"}, {"why", "db:22"}, {"status", "--watch"}} {
 		r := redoubt(t, "", append([]string{"--socket", "/nonexistent/agent.sock"}, args...)...)
 		if r.code != exitNoAgent || !strings.Contains(r.err, "/nonexistent/agent.sock") || !strings.Contains(r.err, "systemctl start redoubt") {
 			t.Errorf("%v: %+v", args, r)
@@ -253,7 +253,7 @@ func TestPing(t *testing.T) {
 }
 
 func TestWhois(t *testing.T) {
-	_, socket := fake(t, status())
+	f, socket := fake(t, status())
 	if r := redoubt(t, "", "--socket", socket, "whois", "100.64.0.1"); r.code != 0 || r.out != "web-1  n0000000000002\nann@example.com\n100.64.0.1  fd00::1\n" {
 		t.Errorf("%+v", r)
 	}
@@ -262,6 +262,18 @@ func TestWhois(t *testing.T) {
 	}
 	if r := redoubt(t, "", "--socket", socket, "whois", "web"); r.code != exitUsage {
 		t.Errorf("%+v", r)
+	}
+	f.Grant(&redoubtv1.Capability{Name: "example.com/cap/admin", Values: []string{`{"role":"owner"}`, `{}`}})
+	if r := redoubt(t, "", "--socket", socket, "whois", "100.64.0.1"); !strings.HasSuffix(r.out, "\nexample.com/cap/admin {\"role\":\"owner\"} {}\n") {
+		t.Errorf("%+v", r)
+	}
+	r := redoubt(t, "", "--socket", socket, "whois", "100.64.0.1", "--json")
+	var v struct {
+		Name         string
+		Capabilities map[string][]map[string]string
+	}
+	if err := json.Unmarshal([]byte(r.out), &v); err != nil || v.Name != "web-1" || v.Capabilities["example.com/cap/admin"][0]["role"] != "owner" {
+		t.Errorf("%+v: %v", r, err)
 	}
 }
 
@@ -336,7 +348,7 @@ func TestMetricsAddress(t *testing.T) {
 
 // Help fits 80 columns, and says of each command what it does.
 func TestHelp(t *testing.T) {
-	for _, c := range [][]string{{}, {"agent"}, {"up"}, {"down"}, {"status"}, {"ping"}, {"whois"}, {"version"}} {
+	for _, c := range [][]string{{}, {"agent"}, {"up"}, {"down"}, {"status"}, {"ping"}, {"whois"}, {"why"}, {"version"}} {
 		r := redoubt(t, "", append(c, "--help")...)
 		if r.code != 0 || r.out == "" {
 			t.Errorf("%v: %+v", c, r)

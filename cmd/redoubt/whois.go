@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -13,8 +14,9 @@ func whoisCommand(p program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "whois IP",
 		Short: "Say who is behind an overlay address",
-		Long:  "Says which node an overlay address belongs to, and whose that is. IP:PORT will\ndo as well.",
-		Args:  cobra.ExactArgs(1),
+		Long: "Says which node an overlay address belongs to, whose that is, and which\n" +
+			"capabilities the policy grants it on this node. IP:PORT will do as well.",
+		Args: cobra.ExactArgs(1),
 	}
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -24,10 +26,31 @@ func whoisCommand(p program) *cobra.Command {
 		}
 		n := r.GetNode()
 		if *asJSON {
-			return printJSON(p.out, nodeOf(n))
+			return printJSON(p.out, whoisOf(r))
 		}
 		fmt.Fprintf(p.out, "%s  %s\n%s\n%s\n", n.GetName(), n.GetId(), who(n.GetUser(), n.GetTags()), strings.Join(n.GetAddresses(), "  "))
+		for _, c := range r.GetCapabilities() {
+			fmt.Fprintln(p.out, strings.Join(append([]string{c.GetName()}, c.GetValues()...), " "))
+		}
 		return nil
 	}
 	return cmd
+}
+
+// whoisJSON is what `whois --json` prints: the values of capabilities are JSON themselves.
+type whoisJSON struct {
+	nodeJSON
+	Capabilities map[string][]json.RawMessage `json:"capabilities"`
+}
+
+func whoisOf(r *redoubtv1.WhoisResponse) whoisJSON {
+	out := whoisJSON{nodeOf(r.GetNode()), map[string][]json.RawMessage{}}
+	for _, c := range r.GetCapabilities() {
+		values := []json.RawMessage{}
+		for _, v := range c.GetValues() {
+			values = append(values, json.RawMessage(v))
+		}
+		out.Capabilities[c.GetName()] = values
+	}
+	return out
 }

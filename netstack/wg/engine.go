@@ -43,8 +43,11 @@ type PeerConfig struct {
 	ID proto.NodeID
 	// Keys are the node keys that the peer may have now, the one to use first. There is at least one.
 	Keys []key.NodePublic
-	// Addrs are the only addresses that packets may come from, and that are routed to the peer.
+	// Addrs are the only addresses in the mesh that packets may come from, and that are routed to the peer.
 	Addrs proto.Addrs
+	// Routes are prefixes behind the peer, for which the same holds; of several peers' the longest. Each is one peer's at a
+	// time.
+	Routes []netip.Prefix
 	// Endpoints are the candidates, best first. They replace what was there if there are others than those given before;
 	// another order, or none, leaves it as it is. Where a peer really is follows its packets.
 	Endpoints []netip.AddrPort

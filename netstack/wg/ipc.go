@@ -60,12 +60,15 @@ func (s *script) set(cfg PeerConfig, old *PeerConfig) {
 	if old == nil || !sameCandidates(old.Endpoints, cfg.Endpoints) {
 		s.endpoint(cfg.Endpoints)
 	}
-	if old == nil || old.Addrs != cfg.Addrs {
+	if old == nil || old.Addrs != cfg.Addrs || !slices.Equal(old.Routes, cfg.Routes) {
 		s.line("replace_allowed_ips", "true")
 		for _, a := range cfg.Addrs.Slice() {
 			if a.IsValid() {
 				s.line("allowed_ip", netip.PrefixFrom(a, a.BitLen()).String())
 			}
+		}
+		for _, p := range cfg.Routes {
+			s.line("allowed_ip", p.String())
 		}
 	}
 	if old == nil || old.Keepalive != cfg.Keepalive {

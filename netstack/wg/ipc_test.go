@@ -50,6 +50,10 @@ func TestScriptSaysWhatChanged(t *testing.T) {
 			"one family", change(func(c *PeerConfig) { c.Addrs.V4 = netip.Addr{} }), &old,
 			"update_only=true\nreplace_allowed_ips=true\nallowed_ip=fd00:1::1/128\n",
 		},
+		{
+			"routes", change(func(c *PeerConfig) { c.Routes = []netip.Prefix{netip.MustParsePrefix("10.33.0.0/16")} }), &old,
+			"update_only=true\nreplace_allowed_ips=true\nallowed_ip=100.64.0.1/32\nallowed_ip=fd00:1::1/128\nallowed_ip=10.33.0.0/16\n",
+		},
 	} {
 		var s script
 		s.set(c.cfg, c.old)

@@ -124,7 +124,7 @@ func (r *Reference) SetPeer(cfg PeerConfig) error {
 	case rekeyed:
 		s.remove(before.Keys[0])
 		s.set(cfg, nil)
-	case before.PSK == cfg.PSK && before.Addrs == cfg.Addrs && before.Keepalive == cfg.Keepalive &&
+	case before.PSK == cfg.PSK && before.Addrs == cfg.Addrs && slices.Equal(before.Routes, cfg.Routes) && before.Keepalive == cfg.Keepalive &&
 		sameCandidates(before.Endpoints, cfg.Endpoints):
 		r.peers[cfg.ID] = cfg
 		return nil

@@ -1036,6 +1036,7 @@ func (x *WhoisRequest) GetAddress() string {
 type WhoisResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          *LocalNode             `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Capabilities  []*Capability          `protobuf:"bytes,2,rep,name=capabilities,proto3" json:"capabilities,omitempty"` // what this node's applications grant to that one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1077,12 +1078,295 @@ func (x *WhoisResponse) GetNode() *LocalNode {
 	return nil
 }
 
+func (x *WhoisResponse) GetCapabilities() []*Capability {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
+type WhyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Destination   string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"` // name, id or address
+	Source        string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`           // the same; empty: this node
+	Protocol      uint32                 `protobuf:"varint,3,opt,name=protocol,proto3" json:"protocol,omitempty"`      // 0: an echo of the addresses' family
+	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhyRequest) Reset() {
+	*x = WhyRequest{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhyRequest) ProtoMessage() {}
+
+func (x *WhyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
+func (*WhyRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *WhyRequest) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *WhyRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *WhyRequest) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *WhyRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+type WhyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Allowed       bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`       // where it is not, or would not be if it were not watched
+	Rule          *WhyRule               `protobuf:"bytes,3,opt,name=rule,proto3" json:"rule,omitempty"`           // which allows, denies or watches; absent where none does
+	Nearest       *WhyRule               `protobuf:"bytes,4,opt,name=nearest,proto3" json:"nearest,omitempty"`     // which comes nearest to allowing it, where none does
+	Missing       []*WhyRule             `protobuf:"bytes,5,rep,name=missing,proto3" json:"missing,omitempty"`     // which would allow it, each with what is missing
+	Direction     string                 `protobuf:"bytes,6,opt,name=direction,proto3" json:"direction,omitempty"` // in or out, as this node sees it
+	From          string                 `protobuf:"bytes,7,opt,name=from,proto3" json:"from,omitempty"`           // name, or address where no node has it
+	To            string                 `protobuf:"bytes,8,opt,name=to,proto3" json:"to,omitempty"`
+	Source        string                 `protobuf:"bytes,9,opt,name=source,proto3" json:"source,omitempty"` // addresses
+	Destination   string                 `protobuf:"bytes,10,opt,name=destination,proto3" json:"destination,omitempty"`
+	Service       string                 `protobuf:"bytes,11,opt,name=service,proto3" json:"service,omitempty"`
+	PolicyVersion string                 `protobuf:"bytes,12,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhyResponse) Reset() {
+	*x = WhyResponse{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhyResponse) ProtoMessage() {}
+
+func (x *WhyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
+func (*WhyResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *WhyResponse) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *WhyResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *WhyResponse) GetRule() *WhyRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+func (x *WhyResponse) GetNearest() *WhyRule {
+	if x != nil {
+		return x.Nearest
+	}
+	return nil
+}
+
+func (x *WhyResponse) GetMissing() []*WhyRule {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *WhyResponse) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *WhyResponse) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *WhyResponse) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *WhyResponse) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *WhyResponse) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *WhyResponse) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *WhyResponse) GetPolicyVersion() string {
+	if x != nil {
+		return x.PolicyVersion
+	}
+	return ""
+}
+
+type WhyRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // such as grants[3]
+	Line          int32                  `protobuf:"varint,2,opt,name=line,proto3" json:"line,omitempty"`
+	Action        string                 `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"` // allow, deny, monitor
+	Until         int64                  `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"`  // Unix seconds; of a monitor
+	Missing       string                 `protobuf:"bytes,5,opt,name=missing,proto3" json:"missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhyRule) Reset() {
+	*x = WhyRule{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhyRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhyRule) ProtoMessage() {}
+
+func (x *WhyRule) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhyRule.ProtoReflect.Descriptor instead.
+func (*WhyRule) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *WhyRule) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *WhyRule) GetLine() int32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *WhyRule) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *WhyRule) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+func (x *WhyRule) GetMissing() string {
+	if x != nil {
+		return x.Missing
+	}
+	return ""
+}
+
 var File_redoubt_v1_local_proto protoreflect.FileDescriptor
 
 const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"\x16redoubt/v1/local.proto\x12\n" +
-	"redoubt.v1\"\x0f\n" +
+	"redoubt.v1\x1a\x17redoubt/v1/netmap.proto\"\x0f\n" +
 	"\rStatusRequest\"\x0e\n" +
 	"\fWatchRequest\"<\n" +
 	"\x0eStatusResponse\x12*\n" +
@@ -1163,16 +1447,44 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\bendpoint\x18\a \x01(\tR\bendpoint\x12\x16\n" +
 	"\x06reason\x18\b \x01(\tR\x06reason\"(\n" +
 	"\fWhoisRequest\x12\x18\n" +
-	"\aaddress\x18\x01 \x01(\tR\aaddress\":\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\"v\n" +
 	"\rWhoisResponse\x12)\n" +
-	"\x04node\x18\x01 \x01(\v2\x15.redoubt.v1.LocalNodeR\x04node2\xfc\x02\n" +
+	"\x04node\x18\x01 \x01(\v2\x15.redoubt.v1.LocalNodeR\x04node\x12:\n" +
+	"\fcapabilities\x18\x02 \x03(\v2\x16.redoubt.v1.CapabilityR\fcapabilities\"v\n" +
+	"\n" +
+	"WhyRequest\x12 \n" +
+	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\rR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x04 \x01(\rR\x04port\"\x83\x03\n" +
+	"\vWhyResponse\x12\x18\n" +
+	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12'\n" +
+	"\x04rule\x18\x03 \x01(\v2\x13.redoubt.v1.WhyRuleR\x04rule\x12-\n" +
+	"\anearest\x18\x04 \x01(\v2\x13.redoubt.v1.WhyRuleR\anearest\x12-\n" +
+	"\amissing\x18\x05 \x03(\v2\x13.redoubt.v1.WhyRuleR\amissing\x12\x1c\n" +
+	"\tdirection\x18\x06 \x01(\tR\tdirection\x12\x12\n" +
+	"\x04from\x18\a \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\b \x01(\tR\x02to\x12\x16\n" +
+	"\x06source\x18\t \x01(\tR\x06source\x12 \n" +
+	"\vdestination\x18\n" +
+	" \x01(\tR\vdestination\x12\x18\n" +
+	"\aservice\x18\v \x01(\tR\aservice\x12%\n" +
+	"\x0epolicy_version\x18\f \x01(\tR\rpolicyVersion\"y\n" +
+	"\aWhyRule\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04line\x18\x02 \x01(\x05R\x04line\x12\x16\n" +
+	"\x06action\x18\x03 \x01(\tR\x06action\x12\x14\n" +
+	"\x05until\x18\x04 \x01(\x03R\x05until\x12\x18\n" +
+	"\amissing\x18\x05 \x01(\tR\amissing2\xb4\x03\n" +
 	"\fLocalService\x12?\n" +
 	"\x06Status\x12\x19.redoubt.v1.StatusRequest\x1a\x1a.redoubt.v1.StatusResponse\x12>\n" +
 	"\x05Watch\x12\x18.redoubt.v1.WatchRequest\x1a\x19.redoubt.v1.WatchResponse0\x01\x125\n" +
 	"\x02Up\x12\x15.redoubt.v1.UpRequest\x1a\x16.redoubt.v1.UpResponse0\x01\x129\n" +
 	"\x04Down\x12\x17.redoubt.v1.DownRequest\x1a\x18.redoubt.v1.DownResponse\x12;\n" +
 	"\x04Ping\x12\x17.redoubt.v1.PingRequest\x1a\x18.redoubt.v1.PingResponse0\x01\x12<\n" +
-	"\x05Whois\x12\x18.redoubt.v1.WhoisRequest\x1a\x19.redoubt.v1.WhoisResponseB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
+	"\x05Whois\x12\x18.redoubt.v1.WhoisRequest\x1a\x19.redoubt.v1.WhoisResponse\x126\n" +
+	"\x03Why\x12\x16.redoubt.v1.WhyRequest\x1a\x17.redoubt.v1.WhyResponseB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
 var (
 	file_redoubt_v1_local_proto_rawDescOnce sync.Once
@@ -1186,7 +1498,7 @@ func file_redoubt_v1_local_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_local_proto_rawDescData
 }
 
-var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_redoubt_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),  // 0: redoubt.v1.StatusRequest
 	(*WatchRequest)(nil),   // 1: redoubt.v1.WatchRequest
@@ -1205,7 +1517,11 @@ var file_redoubt_v1_local_proto_goTypes = []any{
 	(*PingResponse)(nil),   // 14: redoubt.v1.PingResponse
 	(*WhoisRequest)(nil),   // 15: redoubt.v1.WhoisRequest
 	(*WhoisResponse)(nil),  // 16: redoubt.v1.WhoisResponse
-	nil,                    // 17: redoubt.v1.FilterCounters.DropsEntry
+	(*WhyRequest)(nil),     // 17: redoubt.v1.WhyRequest
+	(*WhyResponse)(nil),    // 18: redoubt.v1.WhyResponse
+	(*WhyRule)(nil),        // 19: redoubt.v1.WhyRule
+	nil,                    // 20: redoubt.v1.FilterCounters.DropsEntry
+	(*Capability)(nil),     // 21: redoubt.v1.Capability
 }
 var file_redoubt_v1_local_proto_depIdxs = []int32{
 	4,  // 0: redoubt.v1.StatusResponse.status:type_name -> redoubt.v1.Status
@@ -1214,26 +1530,32 @@ var file_redoubt_v1_local_proto_depIdxs = []int32{
 	6,  // 3: redoubt.v1.Status.coordinator:type_name -> redoubt.v1.Coordinator
 	7,  // 4: redoubt.v1.Status.peers:type_name -> redoubt.v1.LocalPeer
 	8,  // 5: redoubt.v1.Status.filter:type_name -> redoubt.v1.FilterCounters
-	17, // 6: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
+	20, // 6: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
 	4,  // 7: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
 	5,  // 8: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
-	0,  // 9: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
-	1,  // 10: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
-	9,  // 11: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
-	11, // 12: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
-	13, // 13: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
-	15, // 14: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
-	2,  // 15: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
-	3,  // 16: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
-	10, // 17: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
-	12, // 18: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
-	14, // 19: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
-	16, // 20: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
-	15, // [15:21] is the sub-list for method output_type
-	9,  // [9:15] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	21, // 9: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
+	19, // 10: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
+	19, // 11: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
+	19, // 12: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
+	0,  // 13: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
+	1,  // 14: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
+	9,  // 15: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
+	11, // 16: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
+	13, // 17: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
+	15, // 18: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
+	17, // 19: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
+	2,  // 20: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
+	3,  // 21: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
+	10, // 22: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
+	12, // 23: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
+	14, // 24: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
+	16, // 25: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
+	18, // 26: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
+	20, // [20:27] is the sub-list for method output_type
+	13, // [13:20] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_local_proto_init() }
@@ -1241,13 +1563,14 @@ func file_redoubt_v1_local_proto_init() {
 	if File_redoubt_v1_local_proto != nil {
 		return
 	}
+	file_redoubt_v1_netmap_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_local_proto_rawDesc), len(file_redoubt_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -47,6 +47,8 @@ const (
 	LocalServicePingProcedure = "/redoubt.v1.LocalService/Ping"
 	// LocalServiceWhoisProcedure is the fully-qualified name of the LocalService's Whois RPC.
 	LocalServiceWhoisProcedure = "/redoubt.v1.LocalService/Whois"
+	// LocalServiceWhyProcedure is the fully-qualified name of the LocalService's Why RPC.
+	LocalServiceWhyProcedure = "/redoubt.v1.LocalService/Why"
 )
 
 // LocalServiceClient is a client for the redoubt.v1.LocalService service.
@@ -58,6 +60,8 @@ type LocalServiceClient interface {
 	Down(context.Context, *v1.DownRequest) (*v1.DownResponse, error)
 	Ping(context.Context, *v1.PingRequest) (*connect.ServerStreamForClient[v1.PingResponse], error)
 	Whois(context.Context, *v1.WhoisRequest) (*v1.WhoisResponse, error)
+	// Why answers from this node's own netmap.
+	Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error)
 }
 
 // NewLocalServiceClient constructs a client for the redoubt.v1.LocalService service. By default, it
@@ -107,6 +111,12 @@ func NewLocalServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(localServiceMethods.ByName("Whois")),
 			connect.WithClientOptions(opts...),
 		),
+		why: connect.NewClient[v1.WhyRequest, v1.WhyResponse](
+			httpClient,
+			baseURL+LocalServiceWhyProcedure,
+			connect.WithSchema(localServiceMethods.ByName("Why")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -118,6 +128,7 @@ type localServiceClient struct {
 	down   *connect.Client[v1.DownRequest, v1.DownResponse]
 	ping   *connect.Client[v1.PingRequest, v1.PingResponse]
 	whois  *connect.Client[v1.WhoisRequest, v1.WhoisResponse]
+	why    *connect.Client[v1.WhyRequest, v1.WhyResponse]
 }
 
 // Status calls redoubt.v1.LocalService.Status.
@@ -162,6 +173,15 @@ func (c *localServiceClient) Whois(ctx context.Context, req *v1.WhoisRequest) (*
 	return nil, err
 }
 
+// Why calls redoubt.v1.LocalService.Why.
+func (c *localServiceClient) Why(ctx context.Context, req *v1.WhyRequest) (*v1.WhyResponse, error) {
+	response, err := c.why.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // LocalServiceHandler is an implementation of the redoubt.v1.LocalService service.
 type LocalServiceHandler interface {
 	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
@@ -171,6 +191,8 @@ type LocalServiceHandler interface {
 	Down(context.Context, *v1.DownRequest) (*v1.DownResponse, error)
 	Ping(context.Context, *v1.PingRequest, *connect.ServerStream[v1.PingResponse]) error
 	Whois(context.Context, *v1.WhoisRequest) (*v1.WhoisResponse, error)
+	// Why answers from this node's own netmap.
+	Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error)
 }
 
 // NewLocalServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -216,6 +238,12 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(localServiceMethods.ByName("Whois")),
 		connect.WithHandlerOptions(opts...),
 	)
+	localServiceWhyHandler := connect.NewUnaryHandlerSimple(
+		LocalServiceWhyProcedure,
+		svc.Why,
+		connect.WithSchema(localServiceMethods.ByName("Why")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/redoubt.v1.LocalService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case LocalServiceStatusProcedure:
@@ -230,6 +258,8 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 			localServicePingHandler.ServeHTTP(w, r)
 		case LocalServiceWhoisProcedure:
 			localServiceWhoisHandler.ServeHTTP(w, r)
+		case LocalServiceWhyProcedure:
+			localServiceWhyHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -261,4 +291,8 @@ func (UnimplementedLocalServiceHandler) Ping(context.Context, *v1.PingRequest, *
 
 func (UnimplementedLocalServiceHandler) Whois(context.Context, *v1.WhoisRequest) (*v1.WhoisResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.LocalService.Whois is not implemented"))
+}
+
+func (UnimplementedLocalServiceHandler) Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.LocalService.Why is not implemented"))
 }

@@ -1,0 +1,99 @@
+package filter
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/gaissmai/bart"
+
+	"github.com/redoubt-mesh/redoubt/acl/packet"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Route says behind which peer the addresses of a prefix outside of the mesh are. Of several the longest counts.
+type Route struct {
+	Prefix netip.Prefix
+	// Node is the router; where it is none of the peers, the addresses are nobody's.
+	Node proto.NodeID
+}
+
+// routeTable finds the place of an address that is no node's own. A place is a prefix behind one router within which rules
+// treat all addresses alike: each route is one, and each prefix of a rule that lies within a route.
+type routeTable struct {
+	table  *bart.Table[int] // nil without routes
+	places []place
+}
+
+type place struct {
+	prefix netip.Prefix
+	node   int // number of the router, -1 for nobody
+}
+
+// routes fills the table. Numbers of peers are known.
+func (c *compiler) routes(r Ruleset) error {
+	if len(r.Routes) == 0 {
+		return nil
+	}
+	t := routeTable{table: new(bart.Table[int])}
+	add := func(p netip.Prefix, node int) {
+		t.table.Insert(p, len(t.places))
+		t.places = append(t.places, place{p, node})
+	}
+	for _, route := range r.Routes {
+		if p := route.Prefix; !p.IsValid() || p.Addr().Is4In6() || p.Masked() != p {
+			return fmt.Errorf("route %v is not a prefix", p)
+		}
+		if _, twice := t.table.Get(route.Prefix); twice {
+			return fmt.Errorf("route %v stands there twice", route.Prefix)
+		}
+		node, known := c.numbers[route.Node]
+		if !known {
+			node = -1
+		}
+		add(route.Prefix, node)
+	}
+	for _, rule := range r.Rules {
+		for _, p := range rule.Peers.Prefixes {
+			if !p.IsValid() || within(p, r.Mesh) {
+				continue
+			}
+			if _, known := t.table.Get(p); known {
+				continue
+			}
+			if n, ok := t.table.LookupPrefix(p); ok {
+				add(p, t.places[n].node)
+			}
+		}
+	}
+	c.routed = t
+	return nil
+}
+
+// Behind is the node to which packets for an address go, and from which alone they may come.
+func (p *Program) Behind(addr netip.Addr) (proto.NodeID, bool) {
+	if p == nil {
+		return 0, false
+	}
+	node, _, ok := p.who(packet.AddrOf(addr))
+	if !ok {
+		return 0, false
+	}
+	return p.peers[node].ID, true
+}
+
+// who finds the node behind an address: one whose own it is, or the router of the longest route that holds it. Row is
+// where the rules about the address stand: those of the router are not about what is behind it.
+func (p *Program) who(addr packet.Addr) (node, row int, ok bool) {
+	if node, ok = p.nodes.find(addr); ok || p.routed.table == nil {
+		return node, node, ok
+	}
+	a := addr.Netip()
+	if p.local.mesh.Contains(a) || addr.IsGroup() {
+		return 0, 0, false
+	}
+	n, ok := p.routed.table.Lookup(a)
+	if !ok || p.routed.places[n].node < 0 {
+		return 0, 0, false
+	}
+	return p.routed.places[n].node, len(p.peers) + n, true
+}

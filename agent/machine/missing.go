@@ -1,0 +1,99 @@
+package machine
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Question is about a connection between this node's side and another one.
+type Question struct {
+	Direction     proto.Direction
+	Peer          proto.NodeID // whose address Remote is; 0: no node's own
+	Local, Remote netip.Addr
+	Protocol      uint8
+	Port          uint16
+}
+
+// Missing are the rules that would allow a connection and do not hold, each with what is missing.
+func (m *Machine) Missing(q Question) (out []proto.Withheld) {
+	if m.netmap == nil {
+		return nil
+	}
+	for _, w := range m.netmap.Withheld {
+		if w.Action == proto.Allow && q.matches(&w.Rule, m.netmap) {
+			out = append(out, w)
+		}
+	}
+	if !m.term.lapsed || m.term.of != m.netmap {
+		return out
+	}
+	_, held := m.term.hold(m.netmap)
+	for i := range m.netmap.Rules {
+		r := &m.netmap.Rules[i]
+		if r.Action != proto.Allow || !q.matches(r, m.netmap) || slices.ContainsFunc(held, func(h proto.Rule) bool {
+			return h.Key == r.Key && q.matches(&h, m.netmap)
+		}) {
+			continue
+		}
+		out = append(out, proto.Withheld{Rule: *r, Reason: "hangs on the state of machines, of which nothing was heard since " +
+			stamp(m.contact.last) + ": needs the coordinator"})
+	}
+	return out
+}
+
+// matches says whether a rule is about the connection.
+func (q Question) matches(r *proto.Rule, nm *proto.Netmap) bool {
+	return r.Direction == q.Direction && picks(nm, r.Peers, q.Peer, q.Remote) &&
+		slices.ContainsFunc(r.Local, func(p netip.Prefix) bool { return p.Contains(q.Local) }) &&
+		slices.ContainsFunc(r.Services, func(s proto.Service) bool {
+			return s.Proto == q.Protocol && (!proto.HasPorts(q.Protocol) || s.First <= q.Port && q.Port <= s.Last)
+		})
+}
+
+// picks says whether a selector picks a node, or one of the addresses.
+func picks(nm *proto.Netmap, s proto.Selector, id proto.NodeID, addrs ...netip.Addr) bool {
+	for _, p := range s.Prefixes {
+		if slices.ContainsFunc(addrs, p.Contains) {
+			return true
+		}
+	}
+	return id != 0 && slices.ContainsFunc(s.Sets, func(name string) bool {
+		i, ok := slices.BinarySearchFunc(nm.Sets, name, func(s proto.Set, name string) int { return cmp.Compare(s.Name, name) })
+		if !ok {
+			return false
+		}
+		_, member := slices.BinarySearch(nm.Sets[i].Members, id)
+		return member
+	})
+}
+
+// Capabilities are what this node's applications grant to another one now, by name.
+func (m *Machine) Capabilities(peer proto.Identity) (out []proto.Capability) {
+	if m.netmap == nil || m.wanted.Revoked != nil || !m.selfLive || len(m.missing) > 0 || m.term.of != m.netmap {
+		return nil
+	}
+	_, rules := m.term.hold(m.netmap)
+	for i := range rules {
+		r := &rules[i]
+		if r.Action != proto.Allow || r.Direction != proto.In || len(r.App) == 0 || !picks(m.netmap, r.Peers, peer.ID, peer.Addrs.Slice()...) {
+			continue
+		}
+		for _, c := range r.App {
+			at, known := slices.BinarySearchFunc(out, c.Name, func(o proto.Capability, name string) int {
+				return cmp.Compare(o.Name, name)
+			})
+			if !known {
+				out = slices.Insert(out, at, proto.Capability{Name: c.Name})
+			}
+			for _, v := range c.Values {
+				if !slices.Contains(out[at].Values, v) {
+					out[at].Values = append(out[at].Values, v)
+				}
+			}
+		}
+	}
+	return out
+}
