@@ -36,7 +36,7 @@ func BenchmarkCheck(b *testing.B) {
 	src := megabyte()
 	b.SetBytes(int64(len(src)))
 	for b.Loop() {
-		if p, _ := Check("megabyte", src); p == nil {
+		if p, _ := Check("megabyte", src, fuzzTime); p == nil {
 			b.Fatal("errors")
 		}
 	}

@@ -18,7 +18,7 @@ func (p *parser) groups(v value) {
 			p.keyErrorf(m, "%v", err)
 			continue
 		}
-		g := Group{Place: Place{Pos: p.pos(m.at), Path: m.path}, Name: m.key}
+		g := Group{Place: p.keyPlace(m), Name: m.key}
 		users, _ := p.list(m.value, "a list of users")
 		for _, u := range users {
 			text, ok := p.str(u, "a user such as ann@example.com")
@@ -71,7 +71,7 @@ func (p *parser) hosts(v value) {
 			continue
 		}
 		p.warnHostBits(m.value, text)
-		p.policy.Hosts[m.key] = Host{Place: Place{Pos: p.pos(m.at), Path: m.path}, Name: m.key, Prefix: prefix}
+		p.policy.Hosts[m.key] = Host{Place: p.keyPlace(m), Name: m.key, Prefix: prefix}
 	}
 }
 
@@ -103,7 +103,7 @@ func (p *parser) tagOwners(v value) {
 			p.keyErrorf(m, "%v", err)
 			continue
 		}
-		p.policy.TagOwners[m.key] = TagOwner{Place: Place{Pos: p.pos(m.at), Path: m.path}, Tag: m.key}
+		p.policy.TagOwners[m.key] = TagOwner{Place: p.keyPlace(m), Tag: m.key}
 	}
 	for _, m := range members {
 		t, ok := p.policy.TagOwners[m.key]

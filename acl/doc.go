@@ -15,7 +15,15 @@
 // The parts of a file and where they are read:
 //
 //	groups, hosts, tagOwners   define.go     names that selectors may use
+//	ipsets                     ipset.go      named sets of addresses; their arithmetic is in ranges.go
+//	postures, srcPosture       posture.go    conditions on what is known of a node and its user
 //	acls, grants               rules.go      both become Rules: sources, destinations, services
+//	deny, enforcement          guard.go      Rules as well, with another action
+//	autoApprovers, via         route.go      who may route what, and through whom grants hold
+//	app, nodeAttrs             attrs.go      what applications and agents are told
+//	ssh, sshTests              ssh.go        who may log in where, as whom
+//	session, auth, outage,     terms.go      how long logins, certificates and nodes without their coordinator last
+//	node
 //	tests                      tests.go      what must and must not be possible
 //	"group:eng", "10.0.0.0/8"  selector.go   who or what
 //	"tcp:443", "80,443"        service.go    protocols and ports

@@ -10,7 +10,7 @@ type support uint8
 
 const (
 	read    support = iota // enforced, or checked
-	refused                // belongs to the language, is not enforced yet, and therefore refused
+	refused                // belongs to the language, is not enforced, and therefore refused: to skip a restriction is a hole
 	ignored                // a setting of another program that changes nothing of who may reach what
 )
 
@@ -18,19 +18,19 @@ const (
 type keySpec struct {
 	support  support
 	required bool
-	note     string // for ignored keys: what happens here instead
+	note     string // for ignored and refused keys: what happens here instead
+	now      string // for old names: the key that it is read as
 }
 
-// The keys of the language. To enforce one more, read it and change it here.
+// The keys of the language.
 var (
 	topKeys = map[string]keySpec{
-		"groups": {}, "hosts": {}, "tagOwners": {}, "acls": {}, "grants": {}, "tests": {},
+		"groups": {}, "hosts": {}, "tagOwners": {}, "ipsets": {}, "postures": {}, "defaultSrcPosture": {},
+		"acls": {}, "grants": {}, "deny": {}, "enforcement": {}, "autoApprovers": {}, "nodeAttrs": {},
+		"tests": {}, "ssh": {}, "sshTests": {}, "session": {}, "outage": {}, "node": {},
 
-		"ssh": {support: refused}, "sshTests": {support: refused}, "nodeAttrs": {support: refused},
-		"autoApprovers": {support: refused}, "postures": {support: refused}, "defaultSrcPosture": {support: refused},
-		"ipsets": {support: refused}, "deny": {support: refused}, "enforcement": {support: refused},
-		"session": {support: refused}, "access": {support: refused}, "outage": {support: refused},
-		"node": {support: refused}, "admission": {support: refused},
+		"access":    {support: refused, note: notEnforced},
+		"admission": {support: refused, note: notEnforced},
 
 		"randomizeClientPort": {support: ignored, note: "the port is chosen by each agent (--listen-port)"},
 		"disableIPv4":         {support: ignored, note: "every node has an IPv4 and an IPv6 address"},
@@ -38,51 +38,102 @@ var (
 		"derpMap":             {support: ignored, note: "relays are not taken from the policy"},
 	}
 	aclKeys = map[string]keySpec{
-		"action": {required: true}, "src": {required: true}, "dst": {required: true}, "proto": {},
-		"srcPosture": {support: refused},
+		"action": {required: true}, "src": {required: true}, "dst": {required: true}, "proto": {}, "srcPosture": {},
+		"users": {now: "src"}, "ports": {now: "dst"},
+		"#": {support: ignored, note: "what begins with # is a note of a program that edits policies"},
 	}
 	grantKeys = map[string]keySpec{
-		"src": {required: true}, "dst": {required: true}, "ip": {},
-		"app": {support: refused}, "srcPosture": {support: refused}, "via": {support: refused}, "auth": {support: refused},
+		"src": {required: true}, "dst": {required: true}, "ip": {}, "app": {}, "srcPosture": {}, "via": {}, "auth": {},
+	}
+	denyKeys = map[string]keySpec{
+		"src": {required: true}, "dst": {required: true}, "ip": {required: true}, "srcPosture": {},
+		"app": {support: refused, note: "cannot be denied: it permits nothing by itself; take it out of the grant"},
+	}
+	enforcementKeys = map[string]keySpec{
+		"src": {required: true}, "dst": {required: true}, "mode": {required: true}, "until": {required: true},
+	}
+	approverKeys = map[string]keySpec{"routes": {}, "exitNode": {}, "services": {support: refused, note: notEnforced}}
+	nodeAttrKeys = map[string]keySpec{"target": {required: true}, "attr": {}, "app": {}, "ipPool": {}}
+	sessionKeys  = map[string]keySpec{"maxAge": {required: true}}
+	authKeys     = map[string]keySpec{"age": {}, "mfa": {}}
+	outageKeys   = map[string]keySpec{"grace": {}, "posture": {}}
+	nodeKeys     = map[string]keySpec{"certLifetime": {}}
+	sshKeys      = map[string]keySpec{
+		"action": {required: true}, "src": {}, "dst": {}, "users": {required: true},
+		"checkPeriod": {}, "acceptEnv": {}, "srcPosture": {},
+		"recorder": {support: refused, note: notEnforced}, "enforceRecorder": {support: refused, note: notEnforced},
+	}
+	sshTestKeys = map[string]keySpec{
+		"src": {required: true}, "dst": {required: true}, "accept": {}, "deny": {}, "check": {}, "srcPostureAttrs": {},
 	}
 	testKeys = map[string]keySpec{
-		"src": {required: true}, "accept": {}, "deny": {}, "proto": {},
-		"srcPostureAttrs": {support: refused},
+		"src": {required: true}, "accept": {}, "deny": {}, "proto": {}, "srcPostureAttrs": {},
+		"user": {now: "src"}, "allow": {now: "accept"},
 	}
 )
 
-// notEnforced ends the message on everything that belongs to the language and is not enforced by this version.
+// notEnforced ends the message on what belongs to the language and is not enforced by this version.
 const notEnforced = "is not enforced by this version, which therefore refuses it rather than ignore it; remove it, or use a version that enforces it"
 
-// fields reads an object whose keys are known, and returns those that are to be read.
+// fields reads an object whose keys are known, and returns those that are to be read, by the names that they have here.
 func (p *parser) fields(v value, want string, keys map[string]keySpec) (map[string]member, bool) {
 	members, ok := p.object(v, want)
 	if !ok {
 		return nil, false
 	}
 	out := make(map[string]member, len(members))
+	seen := make(map[string]string, len(members)) // name here -> as it was written
 	for _, m := range members {
-		spec, known := keys[m.key]
+		name, spec, known := find(m.key, keys)
+		m.path = joinPath(v.path, name)
+		before, twice := seen[name]
+		seen[name] = m.key
 		switch {
 		case !known:
 			p.keyErrorf(m, "unknown key %s; %s", quote(m.key), didYouMean(m.key, keys))
+			continue
+		case twice:
+			p.keyErrorf(m, "%s means the same as %s, which was given before; keep one of the two", quote(m.key), quote(before))
+			continue
 		case spec.support == refused:
-			p.keyErrorf(m, "%q %s", m.key, notEnforced)
+			p.keyErrorf(m, "%q %s", name, spec.note)
+			continue
 		case spec.support == ignored:
-			p.report(Warning, Place{Pos: p.pos(m.at), Path: m.path}, "%q has no effect here: %s", m.key, spec.note)
-		default:
-			out[m.key] = m
+			p.report(Warning, p.keyPlace(m), "%q has no effect here: %s", name, spec.note)
+			p.opaque(m.value)
+			continue
+		case name != m.key:
+			p.report(Warning, p.keyPlace(m), "%s is read as %q; write it so", quote(m.key), name)
 		}
+		out[name] = m
 	}
 	for _, key := range sortedKeys(keys) {
-		if !keys[key].required {
-			continue
-		}
-		if !slices.ContainsFunc(members, func(m member) bool { return m.key == key }) {
+		if _, given := seen[key]; keys[key].required && !given {
 			p.errorf(v, "%q is missing; add it", key)
 		}
 	}
 	return out, true
+}
+
+// find looks a key up: as it is written, else in other letters of the same kind, for the programs that this language comes
+// from do not tell those apart. Old names become the new ones.
+func find(key string, keys map[string]keySpec) (string, keySpec, bool) {
+	spec, ok := keys[key]
+	if note, notes := keys["#"]; notes && strings.HasPrefix(key, "#") {
+		return key, note, true
+	}
+	if !ok {
+		for name := range keys {
+			if strings.EqualFold(name, key) {
+				key, spec, ok = name, keys[name], true
+				break
+			}
+		}
+	}
+	if spec.now != "" {
+		return spec.now, keys[spec.now], true
+	}
+	return key, spec, ok
 }
 
 // didYouMean suggests a word that is one slip away, or lists the words that there are.
@@ -90,13 +141,16 @@ func didYouMean[V any](word string, words map[string]V) string {
 	if near := nearest(word, words); near != "" {
 		return "did you mean " + quote(near) + "?"
 	}
-	return "known are " + strings.Join(sortedKeys(words), ", ")
+	return "known are " + strings.Join(knownKeys(words), ", ")
 }
 
 // nearest is the word that is one edit away from, or differs only in case from word; empty where there is none.
 func nearest[V any](word string, words map[string]V) string {
 	best := ""
-	for w := range words {
+	for w, x := range words {
+		if spec, isKey := any(x).(keySpec); isKey && (spec.now != "" || w == "#") {
+			continue
+		}
 		if (strings.EqualFold(w, word) || oneEdit(w, word)) && (best == "" || w < best) {
 			best = w
 		}
@@ -126,6 +180,14 @@ func oneEdit(a, b string) bool {
 		return true
 	}
 	return i+1 < len(a) && a[i] == b[i+1] && a[i+1] == b[i] && a[i+2:] == b[i+2:]
+}
+
+// knownKeys lists words for people, without the old names of others.
+func knownKeys[V any](words map[string]V) []string {
+	return slices.DeleteFunc(sortedKeys(words), func(w string) bool {
+		spec, isKey := any(words[w]).(keySpec)
+		return isKey && (spec.now != "" || w == "#")
+	})
 }
 
 func sortedKeys[V any](m map[string]V) []string {

@@ -1,25 +1,40 @@
 package acl
 
-import "bytes"
+import (
+	"bytes"
+	"time"
+)
 
-// Parse reads a policy file. name is what messages call it. The policy is nil exactly if the diagnostics have errors; they
-// are all of the file's, in its order, with warnings about keys that have no effect.
+// Parse reads a policy file that may be in force already. name is what messages call it. The policy is nil exactly if the
+// diagnostics have errors; they are all of the file's, in its order, with warnings about keys that have no effect.
 func Parse(name string, src []byte) (*Policy, Diagnostics) {
-	p := newParser(name, bytes.TrimPrefix(src, []byte("\xef\xbb\xbf")))
-	p.file()
-	if p.failed {
-		return nil, p.diags.finish()
-	}
-	return p.policy, p.diags.finish()
+	policy, diags := parse(name, src, time.Time{})
+	return policy, diags.finish()
 }
 
-// Check reads a policy file as Parse does and adds the warnings that reading it with understanding gives.
-func Check(name string, src []byte) (*Policy, Diagnostics) {
-	policy, diags := Parse(name, src)
-	if policy == nil {
-		return nil, diags
+// Check reads a policy file that is to be put in force at a moment. It does as Parse does, has errors besides where
+// something may not last as long from then, and adds the warnings that reading with understanding gives.
+func Check(name string, src []byte, now time.Time) (*Policy, Diagnostics) {
+	policy, diags := parse(name, src, now)
+	if policy != nil {
+		diags = append(diags, pingWarnings(policy)...)
 	}
-	return policy, append(diags, pingWarnings(policy)...).finish()
+	return policy, diags.finish()
+}
+
+func parse(name string, src []byte, now time.Time) (*Policy, Diagnostics) {
+	if len(src) > MaxSize {
+		// Said before a byte of it is looked at.
+		p := newParser(name, nil, now)
+		p.report(Error, Place{Pos: p.pos(0)}, "the file has %d bytes; a policy has at most %d", len(src), MaxSize)
+		return nil, p.diags
+	}
+	p := newParser(name, bytes.TrimPrefix(src, []byte("\xef\xbb\xbf")), now)
+	p.file()
+	if p.failed {
+		return nil, p.diags
+	}
+	return p.policy, p.diags
 }
 
 func (p *parser) file() {
@@ -39,9 +54,21 @@ func (p *parser) file() {
 		{"groups", p.groups},
 		{"hosts", p.hosts},
 		{"tagOwners", p.tagOwners},
+		{"ipsets", p.ipsets},
+		{"postures", p.postures},
+		{"defaultSrcPosture", p.defaultPosture},
 		{"acls", p.acls},
 		{"grants", p.grants},
+		{"deny", p.deny},
+		{"enforcement", p.enforcement},
+		{"autoApprovers", p.autoApprovers},
+		{"nodeAttrs", p.nodeAttrs},
 		{"tests", p.tests},
+		{"ssh", p.ssh},
+		{"sshTests", p.sshTests},
+		{"session", p.session},
+		{"outage", p.outage},
+		{"node", p.node},
 	} {
 		if m, ok := f[section.key]; ok {
 			section.read(m.value)

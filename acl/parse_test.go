@@ -8,10 +8,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// errorTests hold one slip each. The | marks where it is to be reported and is not part of the file.
-var errorTests = []struct {
-	name, src, want string
-}{
+// errorTest is a file with one slip. The | marks where it is to be reported and is not part of the file.
+type errorTest struct{ name, src, want string }
+
+var errorTests = []errorTest{
 	// Syntax.
 	{"nothing", "|", `parsing value: unexpected EOF`},
 	{"cut off", "{\"groups\": {|", `parsing value: unexpected EOF`},
@@ -27,7 +27,9 @@ var errorTests = []struct {
 	{"root is a list", "|[]", `is a list; want an object`},
 	{"unknown key", `{|"firewall": []}`, `unknown key "firewall"; known are OneCGNATRoute, access, acls,`},
 	{"near key", `{|"group": {}}`, `unknown key "group"; did you mean "groups"?`},
-	{"case of a key", `{|"ACLs": []}`, `did you mean "acls"?`},
+	{"near another case of a key", `{|"ACLS ": []}`, `unknown key "ACLS "`},
+	{"twice in other letters", `{"acls": [], |"ACLs": []}`, `"ACLs" means the same as "acls", which was given before`},
+	{"twice by an old name", `{"acls": [{"action": "accept", "src": ["*"], |"users": ["*"], "dst": ["*:*"]}]}`, `"users" means the same as "src"`},
 	{"twice", "{\"acls\": [],\n|\"acls\": []}", `"acls" was given before, on line 1`},
 	{"null section", `{"groups": |null}`, `is null; want an object`},
 	{"section of a wrong type", `{"acls": |{}}`, `is an object; want a list`},
@@ -38,16 +40,9 @@ var errorTests = []struct {
 	{"near key of a rule", `{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"], |"prot": "tcp"}]}`, `did you mean "proto"?`},
 
 	// Parts of the language that this version does not enforce.
-	{"ssh", `{|"ssh": []}`, `"ssh" is not enforced by this version, which therefore refuses it`},
-	{"deny", `{|"deny": []}`, `"deny" is not enforced`},
-	{"autoApprovers", `{|"autoApprovers": {}}`, `"autoApprovers" is not enforced`},
-	{"app", `{"grants": [{"src": ["*"], "dst": ["*"], |"app": {"x.com/cap": [{}]}}]}`, `"app" is not enforced`},
-	{"via", `{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"], |"via": ["tag:r"]}]}`, `"via" is not enforced`},
-	{"srcPosture", `{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"], |"srcPosture": ["posture:x"]}]}`, `"srcPosture" is not enforced`},
-	{"srcPostureAttrs", `{"tests": [{"src": "*", "accept": ["*:1"], |"srcPostureAttrs": {}}]}`, `"srcPostureAttrs" is not enforced`},
-	{"internet", `{"grants": [{"src": ["*"], "dst": [|"autogroup:internet"], "ip": ["*"]}]}`, `autogroup:internet (legal in dst) is not enforced`},
-	{"role", `{"grants": [{"src": [|"autogroup:admin"], "dst": ["*"], "ip": ["*"]}]}`, `autogroup:admin (legal in src, dst and tagOwners) is not enforced`},
-	{"ipset", `{"grants": [{"src": [|"ipset:office"], "dst": ["*"], "ip": ["*"]}]}`, `ipset is not enforced`},
+	{"access", `{|"access": []}`, `"access" is not enforced by this version, which therefore refuses it`},
+	{"admission", `{|"admission": {}}`, `"admission" is not enforced by this version`},
+	{"services", `{"autoApprovers": {|"services": {}}}`, `"services" is not enforced`},
 
 	// Definitions.
 	{"group without prefix", `{"groups": {|"eng": []}}`, `"eng" is not a group`},
@@ -79,7 +74,8 @@ var errorTests = []struct {
 	{"self as a source", `{"acls": [{"action": "accept", "src": [|"autogroup:self"], "dst": ["*:*"]}]}`, `legal in dst only`},
 	{"domain as a destination", `{"acls": [{"action": "accept", "src": ["*"], "dst": [|"user:*@example.com:22"]}]}`, `legal in src only`},
 	{"domain without a name", `{"acls": [{"action": "accept", "src": [|"user:*@"], "dst": ["*:*"]}]}`, `want user:*@ and a domain`},
-	{"tag beside self", `{"tagOwners": {"tag:a": []}, "grants": [{"src": ["*", |"tag:a"], "dst": ["autogroup:self"], "ip": ["*"]}]}`, `cannot stand beside autogroup:self`},
+	{"tag beside self", `{"tagOwners": {"tag:a": []}, "acls": [{"action": "accept", "src": ["*", |"tag:a"], "dst": ["autogroup:self:*"]}]}`, `cannot stand beside autogroup:self`},
+	{"everything beside self in a grant", `{"grants": [{"src": [|"*"], "dst": ["autogroup:self"], "ip": ["*"]}]}`, `cannot stand beside autogroup:self`},
 	{"address beside self", `{"grants": [{"src": [|"100.64.0.1"], "dst": ["autogroup:self"], "ip": ["*"]}]}`, `cannot stand beside autogroup:self`},
 	{"everything as a CIDR", `{"grants": [{"src": ["*"], "dst": [|"0.0.0.0/0"], "ip": ["*"]}]}`, `to allow all addresses of the mesh write *`},
 	{"bad CIDR", `{"grants": [{"src": [|"10.0.0/8"], "dst": ["*"], "ip": ["*"]}]}`, `is not a CIDR`},
@@ -108,6 +104,10 @@ var errorTests = []struct {
 
 	// Tests.
 	{"test of nothing", `{"tests": [|{"src": "*"}]}`, `needs "accept" or "deny"`},
+	{"test of empty lists", `{"tests": [|{"src": "*", "accept": [], "deny": []}]}`, `needs "accept" or "deny"`},
+	{"test to the internet", `{"tests": [{"src": "*", "deny": [|"autogroup:internet:443"]}]}`, `autogroup:internet is legal in dst only`},
+	{"test to a host that is a range", `{"hosts": {"net": "10.0.0.0/8"}, "tests": [{"src": "*", "deny": [|"net:443"]}]}`, `is a range`},
+	{"test to one address as a range", `{"tests": [{"src": "*", "deny": [|"10.0.0.1/32:443"]}]}`, `is a range`},
 	{"undefined source of a test", `{"tests": [{"src": |"group:x", "accept": ["*:22"]}]}`, `group "group:x" is not defined`},
 	{"sources of a test", `{"tests": [{"src": |["*"], "accept": ["*:22"]}]}`, `is a list; want a selector`},
 	{"several ports of a test", `{"tests": [{"src": "*", "accept": [|"*:22,23"]}]}`, `goes to one port, not to "22,23"`},
@@ -116,15 +116,18 @@ var errorTests = []struct {
 	{"ping in a test", `{"tests": [{"src": "*", "proto": |"icmp", "accept": ["*:1"]}]}`, `icmp has no ports, and a test is about a port`},
 }
 
-func TestErrors(t *testing.T) {
-	for _, test := range errorTests {
+func TestErrors(t *testing.T) { runErrorTests(t, errorTests) }
+
+func runErrorTests(t *testing.T, tests []errorTest) {
+	t.Helper()
+	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			at := strings.IndexByte(test.src, '|')
 			before := test.src[:at]
 			src := before + test.src[at+1:]
 			line := 1 + strings.Count(before, "\n")
 			column := 1 + len([]rune(before[strings.LastIndexByte(before, '\n')+1:]))
-			policy, diags := Parse("test", []byte(src))
+			policy, diags := parse("test", []byte(src), fuzzTime)
 			if policy != nil || !diags.HasErrors() {
 				t.Fatal("the policy was taken")
 			}
@@ -139,6 +142,36 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// warningTest is a file that is taken with one warning at the |, or with none where there is no |.
+type warningTest struct{ name, src, want string }
+
+func runWarningTests(t *testing.T, tests []warningTest) {
+	t.Helper()
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			before, after, marked := strings.Cut(test.src, "|")
+			policy, diags := parse("test", []byte(before+after), fuzzTime)
+			switch {
+			case policy == nil:
+				t.Fatalf("refused:\n%s", diags.Format("test"))
+			case !marked && len(diags) == 0:
+			case len(diags) != 1 || diags[0].Column != 1+len([]rune(before)) || !strings.Contains(diags[0].Message, test.want) || !marked:
+				t.Errorf("want %q at %d in:\n%s", test.want, 1+len([]rune(before)), diags.Format("test"))
+			}
+		})
+	}
+}
+
+// good parses a policy that has neither errors nor warnings.
+func good(t *testing.T, src string) *Policy {
+	t.Helper()
+	p, diags := parse("test", []byte(src), fuzzTime)
+	if p == nil || len(diags) > 0 {
+		t.Fatalf("not clean:\n%s", diags.Format("test"))
+	}
+	return p
+}
+
 func TestEveryErrorIsReportedInOrder(t *testing.T) {
 	const src = `{
   "tests": [{"src": "ann", "accept": ["*:x"]}],
@@ -147,12 +180,12 @@ func TestEveryErrorIsReportedInOrder(t *testing.T) {
     {"source": ["*"]},
   ],
   "groups": {"group:eng": ["ann@example.com", "group:b"], "group:b": 1},
-  "ssh": [],
+  "access": [],
   "derpMap": {},
   "acls": [{"action": "accept", "src": ["*"], "dst": ["tag:db:ssh", "tag:db", "web"]}],
 }
 `
-	_, diags := Check("p.hujson", []byte(src))
+	_, diags := Check("p.hujson", []byte(src), fuzzTime)
 	want := `p.hujson:2:21: error: tests[0].src: host "ann" is not defined in hosts; define it there, or write a user with its @, group:NAME or tag:NAME
 p.hujson:2:39: error: tests[0].accept[0]: "x" is not a port; use a number from 1 to 65535
 p.hujson:4:36: error: grants[0].dst[0]: tag "tag:db" is not defined in tagOwners; define it there or correct the name
@@ -165,7 +198,7 @@ p.hujson:5:5: error: grants[1]: "src" is missing; add it
 p.hujson:5:6: error: grants[1].source: unknown key "source"; known are app, auth, dst, ip, src, srcPosture, via
 p.hujson:7:47: error: groups["group:eng"][1]: "group:b": groups do not nest; list its members here, or both groups in the rule
 p.hujson:7:70: error: groups["group:b"]: is a number; want a list of users
-p.hujson:8:3: error: ssh: "ssh" is not enforced by this version, which therefore refuses it rather than ignore it; remove it, or use a version that enforces it
+p.hujson:8:3: error: access: "access" is not enforced by this version, which therefore refuses it rather than ignore it; remove it, or use a version that enforces it
 p.hujson:9:3: warning: derpMap: "derpMap" has no effect here: relays are not taken from the policy
 p.hujson:10:55: error: acls[0].dst[0]: "ssh" is not a port; use *, a number from 1 to 65535, a range such as 80-90, or several with commas
 p.hujson:10:55: error: acls[0].dst[0]: tag "tag:db" is not defined in tagOwners; define it there or correct the name
@@ -200,7 +233,7 @@ func TestWarnings(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			policy, diags := Check("test", []byte(test.src))
+			policy, diags := Check("test", []byte(test.src), fuzzTime)
 			if test.want == "error" {
 				if !diags.HasErrors() {
 					t.Fatal("the policy was taken")

@@ -12,7 +12,13 @@ func pingWarnings(p *Policy) Diagnostics {
 	pings := newPingIndex(p)
 	var out Diagnostics
 	for _, r := range p.Rules {
+		if r.Action != Allow {
+			continue
+		}
 		for _, d := range r.Dst {
+			if d.Kind == Internet { // routers of the internet have a mind of their own
+				continue
+			}
 			if pingable(d.Services) || !slices.ContainsFunc(d.Services, func(s proto.Service) bool { return proto.HasPorts(s.Proto) }) {
 				continue
 			}
@@ -50,6 +56,9 @@ func newPingIndex(p *Policy) *pingIndex {
 		}
 	}
 	for i, r := range p.Rules {
+		if r.Action != Allow {
+			continue
+		}
 		for _, s := range r.Src {
 			x.bySrc[selectorKey(s)] = append(x.bySrc[selectorKey(s)], i)
 		}
@@ -69,8 +78,8 @@ func selectorKey(s Selector) string {
 		return s.Prefix.String()
 	case Any:
 		return "*"
-	case Self:
-		return "autogroup:self"
+	case Self, AddressSet, Internet, DangerAll:
+		return s.Text
 	}
 	return s.Set()
 }
@@ -111,14 +120,14 @@ func intersect(a, b []int) bool {
 
 // wider are the keys of the selectors that pick at least what s picks, as far as the text tells.
 func (x *pingIndex) wider(s Selector) []string {
-	out := []string{selectorKey(s), "*"}
+	out := []string{selectorKey(s), "*", "autogroup:danger-all"}
 	switch s.Kind {
 	case User:
 		out = append(append(out, "autogroup:member"), x.groups[s.Name]...)
 		if domain := DomainOf(s.Name); domain != "" {
 			out = append(out, "user:*@"+domain)
 		}
-	case GroupOf, Domain, Self:
+	case GroupOf, Domain, Self, Role:
 		out = append(out, "autogroup:member")
 	case Tag:
 		out = append(out, "autogroup:tagged")

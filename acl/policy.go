@@ -126,7 +126,7 @@ type Rule struct {
 	Via []string
 	// App are capabilities that the destination is told of, by name: a list of JSON objects each.
 	App map[string][]json.RawMessage
-	// Until is when a Monitor rule ends; zero for all others.
+	// Until is when a Monitor rule ends, in UTC and whole seconds; zero for all others.
 	Until time.Time
 }
 
@@ -201,7 +201,9 @@ type SSHTest struct {
 // Destination is a selector with what may be opened there.
 type Destination struct {
 	Selector
-	Services []proto.Service // sorted, merged
+	// Services are sorted and merged. There are none where a rule is only about App. In Deny rules * is every protocol, and
+	// Monitor rules are about every service of every protocol.
+	Services []proto.Service
 }
 
 // Kind is what a selector picks by.
@@ -234,7 +236,7 @@ type Selector struct {
 	Name string
 	// Prefix is what a Literal covers, masked.
 	Prefix netip.Prefix
-	// Prefixes is what an AddressSet covers.
+	// Prefixes is what an AddressSet or Internet covers, sorted; it is shared and not to be changed.
 	Prefixes []netip.Prefix
 }
 

@@ -132,12 +132,12 @@ func TestServices(t *testing.T) {
 }
 
 func TestProtocols(t *testing.T) {
-	for name, want := range map[string]uint8{"tcp": 6, "icmpv6": 58, "ipv6-icmp": 58, "0": 0, "255": 255, "sctp": 132, "ip-in-ip": 4} {
+	for name, want := range map[string]uint8{"tcp": 6, "icmpv6": 58, "ipv6-icmp": 58, "0": 0, "255": 255, "sctp": 132, "ip-in-ip": 4, "TCP": 6} {
 		if got, err := ParseProtocol(name); err != nil || got != want {
 			t.Errorf("%s: %d, %v", name, got, err)
 		}
 	}
-	for _, bad := range []string{"", "256", "-1", "06", "TCP", "*", "6 "} {
+	for _, bad := range []string{"", "256", "-1", "06", "TCPP", "*", "6 "} {
 		if _, err := ParseProtocol(bad); err == nil {
 			t.Errorf("%q is taken for a protocol", bad)
 		}

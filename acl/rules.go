@@ -1,6 +1,7 @@
 package acl
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 
@@ -18,8 +19,9 @@ func (p *parser) readSelector(v value, where use) (Selector, bool) {
 	return p.checkedSelector(v, text, where)
 }
 
-// checkedSelector reads a selector that stands at v, and reports what is wrong with it.
+// checkedSelector reads a selector that stands at v, with space around it or not, and reports what is wrong with it.
 func (p *parser) checkedSelector(v value, text string, where use) (Selector, bool) {
+	text = strings.TrimSpace(text)
 	s, err := p.selector(text, where)
 	if err != nil {
 		p.errorf(v, "%v", err)
@@ -50,25 +52,29 @@ func (p *parser) readSelectors(m member, where use) []Selector {
 
 // boundSide keeps the sides of a rule to what a netmap can carry.
 func (p *parser) boundSide(v value, n int, at func(int) Selector) {
-	sets, literals := map[string]struct{}{}, 0
+	sets, prefixes := map[string]struct{}{}, 0
 	for i := range n {
 		s := at(i)
-		if s.Kind == Literal {
-			literals++
-			continue
-		}
+		prefixes += prefixesOf(s)
 		if name := s.Set(); name != "" {
 			sets[name] = struct{}{}
 			p.sets[name] = struct{}{}
 		}
 	}
-	const room = 64 // for the ranges of *
 	if len(sets) > proto.MaxRuleSets {
 		p.errorf(v, "names %d users, groups and tags, and a rule has at most %d; put users into a group, or split the rule", len(sets), proto.MaxRuleSets)
 	}
-	if literals > proto.MaxRulePrefixes-room {
-		p.errorf(v, "names %d addresses, and a rule has at most %d; use ranges, or split the rule", literals, proto.MaxRulePrefixes-room)
+	if prefixes > maxSidePrefixes {
+		p.errorf(v, "names %d addresses, and a rule has at most %d; use ranges, or split the rule", prefixes, maxSidePrefixes)
 	}
+}
+
+// prefixesOf is how many prefixes a selector takes to write down.
+func prefixesOf(s Selector) int {
+	if s.Kind == Literal {
+		return 1
+	}
+	return len(s.Prefixes)
 }
 
 // boundServices keeps the services of a destination to what a netmap can carry.
@@ -93,13 +99,14 @@ func (p *parser) acls(v value) {
 		}
 		p.action(f)
 		named, protoOK := p.protocol(f["proto"])
-		r := Rule{Place: p.place(e)}
+		r := Rule{Place: p.place(e), Postures: p.srcPosture(f)}
 		if m, ok := f["src"]; ok {
 			r.Src = p.readSelectors(m, inSrc)
 		}
 		if m, ok := f["dst"]; ok {
 			r.Dst = p.aclDestinations(m, named, protoOK)
 		}
+		p.selfSources(r, true)
 		p.addRule(r)
 	}
 }
@@ -118,7 +125,14 @@ func (p *parser) roomForRule(v value) bool {
 func (p *parser) bound(r Rule) {
 	n, services := parts(r.Dst)
 	p.parts += n
-	p.weight += n*(len(r.Src)*selectorWeight+partWeight) + len(r.Dst)*selectorWeight + services*serviceWeight
+	src, dst := len(r.Src), len(r.Dst)
+	for _, s := range r.Src {
+		src += len(s.Prefixes)
+	}
+	for _, d := range r.Dst {
+		dst += len(d.Prefixes)
+	}
+	p.weight += n*(src*selectorWeight+partWeight+appSize(r.App)) + dst*selectorWeight + services*serviceWeight
 	p.full = true
 	switch {
 	case p.parts > proto.MaxRules/2:
@@ -134,24 +148,41 @@ func (p *parser) bound(r Rule) {
 	}
 }
 
-// addRule checks what depends on both sides of a rule.
+func appSize(app map[string][]json.RawMessage) int {
+	n := 0
+	for name, values := range app {
+		n += len(name)
+		for _, v := range values {
+			n += len(v)
+		}
+	}
+	return n
+}
+
+// addRule takes a rule over, if there is room.
 func (p *parser) addRule(r Rule) {
 	p.bound(r)
-	for _, d := range r.Dst {
-		if d.Kind != Self {
+	p.policy.Rules = append(p.policy.Rules, r)
+}
+
+// selfSources checks the sources of a rule about autogroup:self, which has people there only. Where * is taken, it can only
+// mean everybody.
+func (p *parser) selfSources(r Rule, takesAny bool) {
+	if !slices.ContainsFunc(r.Dst, func(d Destination) bool { return d.Kind == Self }) {
+		return
+	}
+	for _, s := range r.Src {
+		switch s.Kind {
+		case User, Domain, GroupOf, Member, Role:
 			continue
-		}
-		for _, s := range r.Src {
-			switch s.Kind {
-			case Any, User, Domain, GroupOf, Member:
-			default:
-				p.report(Error, s.Place, "%s cannot stand beside autogroup:self in dst, which is about nodes of users; "+
-					"use *, users, groups or autogroup:member here, or split the rule", quote(s.Text))
+		case Any:
+			if takesAny {
+				continue
 			}
 		}
-		break
+		p.report(Error, s.Place, "%s cannot stand beside autogroup:self in dst, which is about nodes of users; "+
+			"use users, groups or autogroup:member here, or split the rule", quote(s.Text))
 	}
-	p.policy.Rules = append(p.policy.Rules, r)
 }
 
 // parts is how many rules the destinations become at most, and how many services those have together.
@@ -219,7 +250,7 @@ func (p *parser) aclDestinations(m member, named []uint8, protoOK bool) []Destin
 
 // aclDestination reads one "SEL:PORTS", and reports what is wrong with either.
 func (p *parser) aclDestination(v value, text string, named []uint8) (Destination, bool) {
-	s, ports, ok := p.withPorts(v, text, inDst)
+	s, ports, ok := p.withPorts(v, text, inACLDst)
 	if ports == "" {
 		return Destination{}, false
 	}
@@ -238,6 +269,7 @@ func (p *parser) aclDestination(v value, text string, named []uint8) (Destinatio
 // withPorts takes "SELECTOR:PORTS" apart and reads the selector. It reports what is wrong with the selector, and where there
 // are no ports; those are empty then.
 func (p *parser) withPorts(v value, text string, where use) (s Selector, ports string, ok bool) {
+	text = strings.TrimSpace(text)
 	if !strings.Contains(text, ":") || portless(text) {
 		p.errorf(v, "%s names no ports; write %s:* or %s:22", quote(text), shown(text), shown(text))
 		p.checkedSelector(v, text, where)
@@ -258,47 +290,72 @@ func portless(text string) bool {
 	return slices.Contains([]string{"group", "tag", "autogroup", "ipset"}, kind) && name != "" && !strings.Contains(name, ":")
 }
 
-// grants reads "grants": [{"src": [...], "dst": [...], "ip": ["tcp:443", ...]}, ...].
+// grants reads "grants": [{"src": [...], "dst": [...], "ip": ["tcp:443", ...], "app": {...}, "via": [...]}, ...].
 func (p *parser) grants(v value) {
 	list, _ := p.list(v, "a list of grants")
 	for _, e := range list {
 		if !p.roomForRule(e) {
 			return
 		}
-		f, ok := p.fields(e, "an object with src, dst and ip", grantKeys)
+		f, ok := p.fields(e, "an object with src, dst, and ip or app", grantKeys)
 		if !ok {
 			continue
 		}
-		r := Rule{Place: p.place(e)}
+		r := Rule{Place: p.place(e), Postures: p.srcPosture(f), Auth: p.auth(f), Via: p.via(f)}
 		if m, ok := f["src"]; ok {
 			r.Src = p.readSelectors(m, inSrc)
 		}
-		svc := p.grantIP(e, f)
-		if m, ok := f["dst"]; ok {
-			for _, s := range p.readSelectors(m, inDst) {
-				r.Dst = append(r.Dst, Destination{Selector: s, Services: svc})
+		var services []proto.Service
+		ip, hasIP := f["ip"]
+		app, hasApp := f["app"]
+		if hasApp {
+			before := len(p.diags)
+			if r.App = p.capabilities(app, true); len(r.App) == 0 && !hasIP && len(p.diags) == before {
+				p.errorf(app.value, `grants nothing; name a capability, or say "ip": ["tcp:443"]`)
 			}
 		}
+		if hasIP {
+			services = p.services(ip, nil, len(r.App) == 0)
+		}
+		if !hasIP && !hasApp {
+			p.errorf(e, `"ip" is missing; say what is granted, such as "ip": ["tcp:443"], or ["*"] for everything`)
+		}
+		if m, ok := f["dst"]; ok {
+			r.Dst = destinations(p.readSelectors(m, inGrantDst), services)
+		}
+		p.selfSources(r, false)
+		p.grantSides(r)
 		p.addRule(r)
 	}
 }
 
-func (p *parser) grantIP(grant value, f map[string]member) []proto.Service {
-	m, ok := f["ip"]
-	if !ok {
-		if obj, isObject := grant.Value.Value.(*hujson.Object); isObject && !hasKey(obj, "app") {
-			p.errorf(grant, `"ip" is missing; say what is granted, such as "ip": ["tcp:443"], or ["*"] for everything`)
-		}
-		return nil
+// grantSides checks what of a grant depends on its destinations.
+func (p *parser) grantSides(r Rule) {
+	if len(r.App) == 0 {
+		return
 	}
+	for _, d := range r.Dst {
+		if d.Kind == Internet {
+			p.report(Error, d.Place, "nobody in the internet can be told of capabilities; split the grant")
+		}
+	}
+}
+
+// services reads the ip of a grant. all are the services of *, nil those of the usual protocols.
+func (p *parser) services(m member, all []proto.Service, needed bool) []proto.Service {
 	list, ok := p.list(m.value, `a list such as ["tcp:443"]`)
-	if ok && len(list) == 0 {
+	if ok && len(list) == 0 && needed {
 		p.errorf(m.value, `is empty; say what is granted, such as ["tcp:443"], or ["*"] for everything`)
 	}
 	var out []proto.Service
+	hasAll := false
 	for _, v := range list {
 		text, ok := p.str(v, "ports in quotes, such as tcp:443")
 		if !ok {
+			continue
+		}
+		if all != nil && text == "*" {
+			hasAll = true
 			continue
 		}
 		s, err := grantServices(text)
@@ -308,16 +365,10 @@ func (p *parser) grantIP(grant value, f map[string]member) []proto.Service {
 		}
 		out = append(out, s...)
 	}
+	if hasAll {
+		out = slices.Clone(all)
+	}
 	out = mergeServices(out)
 	p.boundServices(m.value, out)
 	return out
-}
-
-func hasKey(obj *hujson.Object, key string) bool {
-	for _, m := range obj.Members {
-		if lit, ok := m.Name.Value.(hujson.Literal); ok && lit.String() == key {
-			return true
-		}
-	}
-	return false
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -15,38 +16,77 @@ type use uint8
 
 const (
 	inSrc use = iota
-	inDst
+	inACLDst
+	inGrantDst
 	inTestSrc
 	inTestDst
 	inOwners
+	inApprovers
+	inVia
+	inTarget
+	inSSHSrc
+	inSSHDst
+	inSSHTestSrc
+	inSSHTestDst
 )
 
-func (u use) String() string {
-	switch u {
-	case inSrc:
-		return "src"
-	case inDst:
-		return "dst"
-	case inTestSrc:
-		return "the src of a test"
-	case inTestDst:
-		return "the destinations of a test"
-	case inOwners:
-		return "tagOwners"
-	}
-	return "?"
+// place is what is known of a use.
+type place struct {
+	name  string
+	legal []Kind
+	hint  string // what is legal, for people
 }
 
-// laterAutogroups belong to the language and are not enforced by this version. The value says where they are legal.
-var laterAutogroups = map[string]string{
-	"autogroup:internet": "dst", "autogroup:danger-all": "src", "autogroup:nonroot": "the users of ssh",
-	"autogroup:owner": "src, dst and tagOwners", "autogroup:admin": "src, dst and tagOwners",
-	"autogroup:it-admin": "src, dst and tagOwners", "autogroup:network-admin": "src, dst and tagOwners",
-	"autogroup:billing-admin": "src, dst and tagOwners", "autogroup:auditor": "src, dst and tagOwners",
+// people are the kinds that pick nodes by who they are, which any place but few take.
+var people = []Kind{User, GroupOf, Tag, Member, Tagged, Role}
+
+var places = [...]place{
+	inSrc:      {"src", with(people, Literal, Any, Domain, AddressSet, DangerAll), ""},
+	inACLDst:   {"dst", with(people, Literal, Any, Self, AddressSet, Internet), ""},
+	inGrantDst: {"dst", with(people, Literal, Any, Self, AddressSet, Internet), ""},
+	inTestSrc:  {"the src of a test", with(people, Literal, Any, Domain, AddressSet), ""},
+	inTestDst:  {"the destinations of a test", with(people, Literal, Any, Self), "one address, or nodes by who they are"},
+	inOwners: {
+		"tagOwners", people,
+		"cannot own a tag; owners are users, groups, tags, autogroup:member and the like",
+	},
+	inApprovers: {
+		"autoApprovers", people,
+		"cannot approve routes; those who may are users, groups, tags, autogroup:member and the like",
+	},
+	inVia:        {"via", []Kind{Tag}, "is not a tag; via names the tags of routers"},
+	inTarget:     {"target", with(people, Literal, Any, Domain), ""},
+	inSSHSrc:     {"the src of ssh", with(people, Domain), "cannot be a source of ssh; those are users, groups, tags, autogroup:member and the like"},
+	inSSHDst:     {"the dst of ssh", []Kind{User, Tag, Member, Tagged, Self}, "cannot be a destination of ssh; those are tags, autogroup:self, autogroup:member, autogroup:tagged, and a user who is the source"},
+	inSSHTestSrc: {"the src of a test of ssh", with(people, Literal, Domain), ""},
+	inSSHTestDst: {"the dst of a test of ssh", with(people, Literal, Self), "cannot be the dst of a test of ssh; name one machine, a user, or tags"},
 }
 
-// autogroups are those that this version knows.
-var autogroups = map[string]Kind{"autogroup:member": Member, "autogroup:tagged": Tagged, "autogroup:self": Self}
+func with(kinds []Kind, more ...Kind) []Kind { return append(slices.Clone(kinds), more...) }
+
+func (u use) String() string { return places[u].name }
+
+// autogroups are those that there are, with where those are legal that are not legal almost everywhere.
+var autogroups = map[string]struct {
+	kind  Kind
+	where string
+}{
+	"autogroup:member":        {Member, ""},
+	"autogroup:tagged":        {Tagged, ""},
+	"autogroup:self":          {Self, "dst"},
+	"autogroup:internet":      {Internet, "dst"},
+	"autogroup:danger-all":    {DangerAll, "src"},
+	"autogroup:nonroot":       {0, "the users of ssh"},
+	"autogroup:owner":         {Role, ""},
+	"autogroup:admin":         {Role, ""},
+	"autogroup:it-admin":      {Role, ""},
+	"autogroup:network-admin": {Role, ""},
+	"autogroup:billing-admin": {Role, ""},
+	"autogroup:auditor":       {Role, ""},
+}
+
+// Roles are the roles that users may have: autogroup:admin picks those with the role admin.
+var Roles = []string{"owner", "admin", "it-admin", "network-admin", "billing-admin", "auditor"}
 
 // selector reads a selector and says in an error what is wrong with it. Groups, hosts and tags must be defined by now.
 func (p *parser) selector(text string, where use) (Selector, error) {
@@ -74,7 +114,7 @@ func (p *parser) classify(text string) (Selector, error) {
 	case strings.HasPrefix(text, "group:"):
 		s.Kind = GroupOf
 		if _, ok := p.policy.Groups[text]; !ok {
-			return s, undefined("group", text, "groups", p.policy.Groups)
+			return s, undefined("group", text, "groups", wanted(p, p.policy.Groups))
 		}
 	case strings.HasPrefix(text, "tag:"):
 		s.Kind = Tag
@@ -82,16 +122,20 @@ func (p *parser) classify(text string) (Selector, error) {
 			return s, err
 		}
 		if _, ok := p.policy.TagOwners[text]; !ok {
-			return s, undefined("tag", text, "tagOwners", p.policy.TagOwners)
+			return s, undefined("tag", text, "tagOwners", wanted(p, p.policy.TagOwners))
 		}
 	case strings.HasPrefix(text, "autogroup:"):
 		return classifyAutogroup(s)
 	case strings.HasPrefix(text, "ipset:"):
-		return s, fmt.Errorf("%s: ipset %s", quote(text), notEnforced)
+		set, ok := p.policy.IPSets[text]
+		if !ok {
+			return s, undefined("set of addresses", text, "ipsets", wanted(p, p.policy.IPSets))
+		}
+		s.Kind, s.Prefixes = AddressSet, set.Prefixes
 	default:
 		h, ok := p.policy.Hosts[text]
 		if !ok {
-			return s, undefinedHost(text, p.policy)
+			return s, p.undefinedHost(text)
 		}
 		s.Kind, s.Prefix = Literal, h.Prefix
 	}
@@ -125,37 +169,43 @@ func CheckUser(text string) error {
 }
 
 func classifyAutogroup(s Selector) (Selector, error) {
-	kind, ok := autogroups[s.Text]
-	if ok {
-		s.Kind = kind
-		return s, nil
+	a, ok := autogroups[s.Text]
+	if !ok {
+		return s, fmt.Errorf("there is no %s; %s", quote(s.Text), didYouMean(s.Text, autogroups))
 	}
-	if where, ok := laterAutogroups[s.Text]; ok {
-		return s, fmt.Errorf("%s (legal in %s) %s", s.Text, where, notEnforced)
+	s.Kind = a.kind
+	if s.Kind == Internet {
+		s.Prefixes = internetPrefixes
 	}
-	all := map[string]Kind{}
-	for name := range laterAutogroups {
-		all[name] = 0
-	}
-	for name, k := range autogroups {
-		all[name] = k
-	}
-	return s, fmt.Errorf("there is no %s; %s", quote(s.Text), didYouMean(s.Text, all))
+	return s, nil
 }
 
 // legal says whether a kind may stand where it stands.
 func legal(s Selector, where use) error {
+	at := places[where]
+	if !slices.Contains(at.legal, s.Kind) {
+		switch only := autogroups[s.Text].where; {
+		case only != "":
+			return fmt.Errorf("%s is legal in %s only, not in %s", s.Text, only, where)
+		case s.Kind == Domain:
+			return fmt.Errorf("%s is legal in src only, not in %s; name a group", quote(s.Text), where)
+		case where == inTestDst:
+			return fmt.Errorf("%s is a range; a test goes to %s", quote(s.Text), at.hint)
+		case at.hint != "":
+			return fmt.Errorf("%s %s", quote(s.Text), at.hint)
+		}
+		return fmt.Errorf("%s is not legal in %s", quote(s.Text), where)
+	}
+	if s.Kind != Literal {
+		return nil
+	}
 	switch {
-	case s.Kind == Self && where != inDst && where != inTestDst:
-		return fmt.Errorf("autogroup:self is legal in dst only, not in %s", where)
-	case s.Kind == Domain && where != inSrc && where != inTestSrc:
-		return fmt.Errorf("%s is legal in src only, not in %s; name a group", quote(s.Text), where)
-	case where == inDst && s.Kind == Literal && s.Prefix.Bits() == 0:
-		return fmt.Errorf("%s: to allow all addresses of the mesh write *", quote(s.Text))
-	case where == inTestDst && s.Kind == Literal && !s.Prefix.IsSingleIP():
+	case where == inGrantDst && s.Prefix.Bits() == 0 && strings.Contains(s.Text, "/"):
+		return fmt.Errorf("%s: to allow all addresses of the mesh write *, and for those beyond exit nodes autogroup:internet", quote(s.Text))
+	case where == inTestDst && (!s.Prefix.IsSingleIP() || strings.Contains(s.Text, "/")):
 		return fmt.Errorf("%s is a range; a test goes to one address, or to nodes by who they are", quote(s.Text))
-	case where == inOwners && (s.Kind == Literal || s.Kind == Any):
-		return fmt.Errorf("%s cannot own a tag; owners are users, groups, tags, autogroup:member and autogroup:tagged", quote(s.Text))
+	case (where == inSSHTestDst || where == inSSHTestSrc) && !s.Prefix.IsSingleIP():
+		return fmt.Errorf("%s is a range; a test of ssh is about one address, or nodes by who they are", quote(s.Text))
 	}
 	return nil
 }
@@ -249,6 +299,16 @@ func printable(s string) bool {
 	return proto.ValidText(s, maxLogin) && !strings.ContainsFunc(s, unicode.IsSpace)
 }
 
+// wanted are the names among which to look for one that is meant. Far beyond what people read there are none: to compare
+// everything with everything takes long in a file that is made to.
+func wanted[V any](p *parser, defined map[string]V) map[string]V {
+	const enough = 100
+	if len(p.diags) > enough {
+		return nil
+	}
+	return defined
+}
+
 func undefined[V any](what, name, section string, defined map[string]V) error {
 	if near := nearest(name, defined); near != "" {
 		return fmt.Errorf("%s %s is not defined in %s; did you mean %q?", what, quote(name), section, near)
@@ -257,18 +317,18 @@ func undefined[V any](what, name, section string, defined map[string]V) error {
 }
 
 // undefinedHost answers a text that is nothing else and no host: most often a slip in a prefix, or a forgotten one.
-func undefinedHost(text string, policy *Policy) error {
-	if near := nearest(text, policy.Hosts); near != "" {
+func (p *parser) undefinedHost(text string) error {
+	if near := nearest(text, wanted(p, p.policy.Hosts)); near != "" {
 		return fmt.Errorf("host %s is not defined in hosts; did you mean %q?", quote(text), near)
 	}
-	if _, ok := policy.Groups["group:"+text]; ok {
+	if _, ok := p.policy.Groups["group:"+text]; ok {
 		return fmt.Errorf("host %s is not defined in hosts; did you mean %q?", quote(text), "group:"+text)
 	}
-	if _, ok := policy.TagOwners["tag:"+text]; ok {
+	if _, ok := p.policy.TagOwners["tag:"+text]; ok {
 		return fmt.Errorf("host %s is not defined in hosts; did you mean %q?", quote(text), "tag:"+text)
 	}
 	if strings.Contains(text, ":") {
-		return fmt.Errorf("%s is no selector; want an address, a CIDR, *, a user, group:, tag:, autogroup: or a name from hosts", quote(text))
+		return fmt.Errorf("%s is no selector; want an address, a CIDR, *, a user, group:, tag:, autogroup:, ipset: or a name from hosts", quote(text))
 	}
 	return fmt.Errorf("host %s is not defined in hosts; define it there, or write a user with its @, group:NAME or tag:NAME", quote(text))
 }

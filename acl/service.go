@@ -16,7 +16,7 @@ var protocols = map[string]uint8{
 	"icmp": proto.ProtoICMP, "igmp": proto.ProtoIGMP, "ipv4": proto.ProtoIPIP, "ip-in-ip": proto.ProtoIPIP,
 	"tcp": proto.ProtoTCP, "egp": proto.ProtoEGP, "igp": proto.ProtoIGP, "udp": proto.ProtoUDP, "dccp": proto.ProtoDCCP,
 	"gre": proto.ProtoGRE, "esp": proto.ProtoESP, "ah": proto.ProtoAH, "icmpv6": proto.ProtoICMPv6,
-	"ipv6-icmp": proto.ProtoICMPv6, "sctp": proto.ProtoSCTP,
+	"ipv6-icmp": proto.ProtoICMPv6, "sctp": proto.ProtoSCTP, "fc": 133,
 }
 
 // unnamed are the protocols of a rule that names none.
@@ -35,7 +35,7 @@ func ProtocolName(protocol uint8) string {
 
 // ParseProtocol reads a name or a number from 0 to 255.
 func ParseProtocol(s string) (uint8, error) {
-	if n, ok := protocols[s]; ok {
+	if n, ok := protocols[strings.ToLower(s)]; ok {
 		return n, nil
 	}
 	if n, err := strconv.ParseUint(s, 10, 8); err == nil && strconv.FormatUint(n, 10) == s {

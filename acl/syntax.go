@@ -6,6 +6,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -17,7 +18,7 @@ const (
 	MaxSize  = 1 << 20 // bytes
 	maxDepth = 32      // of objects and arrays in one another
 	maxList  = 1 << 16 // entries of one list or object
-	maxRules = 10_000  // acls and grants together
+	maxRules = 10_000  // acls, grants, deny and enforcement together
 	maxTests = 1_000
 
 	// maxWeight is a fraction of what a netmap may take, for a node may be on both sides of all rules.
@@ -38,7 +39,11 @@ type parser struct {
 	parts  int  // rules that the netmaps' rules will be made from
 	weight int  // about the bytes that those take in a netmap
 	full   bool // they are more than a netmap can carry, which was reported
-	sets   map[string]struct{}
+	// standing are the postures of rules that name none.
+	standing []string
+	// now is when the policy is to be put in force; zero where it is in force already.
+	now  time.Time
+	sets map[string]struct{}
 }
 
 // value is a value of the file and the path to it.
@@ -54,9 +59,10 @@ type member struct {
 	value
 }
 
-func newParser(name string, src []byte) *parser {
-	p := &parser{src: src, lines: []int{0}, sets: map[string]struct{}{}, policy: &Policy{
+func newParser(name string, src []byte, now time.Time) *parser {
+	p := &parser{src: src, now: now, lines: []int{0}, sets: map[string]struct{}{}, policy: &Policy{
 		Name: name, Groups: map[string]Group{}, Hosts: map[string]Host{}, TagOwners: map[string]TagOwner{},
+		IPSets: map[string]IPSet{}, Postures: map[string]Posture{},
 	}}
 	chars := 0
 	for i, c := range src {
@@ -105,9 +111,12 @@ func (p *parser) errorf(v value, format string, args ...any) {
 	p.report(Error, p.place(v), format, args...)
 }
 
+// keyPlace is where the key of a member stands.
+func (p *parser) keyPlace(m member) Place { return Place{Pos: p.pos(m.at), Path: m.path} }
+
 // keyErrorf reports an error at the key of a member.
 func (p *parser) keyErrorf(m member, format string, args ...any) {
-	p.report(Error, Place{Pos: p.pos(m.at), Path: m.path}, format, args...)
+	p.report(Error, p.keyPlace(m), format, args...)
 }
 
 func (p *parser) report(s Severity, at Place, format string, args ...any) {
@@ -125,9 +134,6 @@ func (p *parser) root() (value, bool) {
 	fail := func(offset int, format string, args ...any) (value, bool) {
 		p.report(Error, Place{Pos: p.pos(offset)}, format, args...)
 		return value{}, false
-	}
-	if len(p.src) > MaxSize {
-		return fail(0, "the file has %d bytes; a policy has at most %d", len(p.src), MaxSize)
 	}
 	if at := invalidUTF8(p.src); at >= 0 {
 		return fail(at, "the file is not UTF-8 here; save it as UTF-8")

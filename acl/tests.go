@@ -3,6 +3,8 @@ package acl
 import (
 	"fmt"
 
+	"github.com/tailscale/hujson"
+
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
@@ -31,11 +33,23 @@ func (p *parser) tests(v value) {
 		if hasDeny {
 			t.Deny = p.targets(deny)
 		}
-		if !hasAccept && !hasDeny {
+		if entries(accept.value)+entries(deny.value) == 0 {
 			p.errorf(e, `a test needs "accept" or "deny"; say what must or must not be reachable`)
 		}
+		t.Facts = p.facts(f)
 		p.policy.Tests = append(p.policy.Tests, t)
 	}
+}
+
+// entries is how many entries a list has; of what is no list, which is an error by itself, it is one.
+func entries(v value) int {
+	switch x := v.Value.Value.(type) {
+	case nil:
+		return 0
+	case *hujson.Array:
+		return len(x.Elements)
+	}
+	return 1
 }
 
 // testProtocols are those that a test is about.
@@ -52,10 +66,7 @@ func (p *parser) testProtocols(m member) []uint8 {
 
 func (p *parser) targets(m member) []Target {
 	var out []Target
-	list, ok := p.list(m.value, "a list of destinations")
-	if ok && len(list) == 0 {
-		p.report(Warning, p.place(m.value), "is empty and tests nothing; name a destination or remove it")
-	}
+	list, _ := p.list(m.value, "a list of destinations")
 	for _, v := range list {
 		text, ok := p.str(v, "SELECTOR:PORT in quotes")
 		if !ok {

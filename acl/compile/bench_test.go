@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/acl/compile"
@@ -135,7 +136,7 @@ func BenchmarkRunTests(b *testing.B) {
 }
 
 func TestBenchPolicyIsGood(t *testing.T) {
-	if p, diags := acl.Check("bench", benchPolicy()); p == nil {
+	if p, diags := acl.Check("bench", benchPolicy(), time.Time{}); p == nil {
 		t.Fatal(diags.Format("bench"))
 	}
 }

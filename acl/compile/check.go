@@ -2,74 +2,115 @@ package compile
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Unresolved warns of the selectors in rules that pick nobody in an inventory. They are no errors: the people may come later.
+// Unresolved tells of the selectors in rules that pick nobody in an inventory. That is a warning, since the people may come
+// later, and an error where the rule denies: a guard rail that is about nobody guards nothing.
 func Unresolved(p *Program, inv Inventory) acl.Diagnostics {
 	if p.policy == nil {
 		return nil
 	}
 	b := p.On(inv)
 	var out acl.Diagnostics
-	warn := func(s acl.Selector) {
+	warn := func(s acl.Selector, severity acl.Severity) {
 		if b.resolves(s) {
 			return
 		}
 		out = append(out, acl.Diagnostic{
-			Severity: acl.Warning, Line: s.Line, Column: s.Column, Path: s.Path,
+			Severity: severity, Line: s.Line, Column: s.Column, Path: s.Path,
 			Message: fmt.Sprintf("%q picks nobody: %s", s.Text, whyNobody(p, s)),
 		})
 	}
 	for _, r := range p.policy.Rules {
+		severity := acl.Warning
+		if r.Action == acl.Deny {
+			severity = acl.Error
+		}
 		for _, s := range r.Src {
-			warn(s)
+			warn(s, severity)
 		}
 		for _, d := range r.Dst {
-			warn(d.Selector)
+			warn(d.Selector, severity)
 		}
 	}
 	out.Sort()
 	return out
 }
 
-// resolves says whether a selector picks a node.
+// resolves says whether a selector picks a node, or what a router serves.
 func (b *Bound) resolves(s acl.Selector) bool {
+	switch s.Kind {
+	case acl.DangerAll:
+		return true
+	case acl.Internet:
+		return b.routes().exit != 0
+	case acl.Literal, acl.AddressSet:
+		if slices.ContainsFunc(literals(s), b.routedAt) {
+			return true
+		}
+	}
 	return len(b.pick(s)) > 0
+}
+
+// routedAt says whether a router serves part of a prefix.
+func (b *Bound) routedAt(p netip.Prefix) bool {
+	r := b.routes()
+	return slices.ContainsFunc(r.subnets, p.Overlaps) ||
+		slices.ContainsFunc(internetIn(r.exit), p.Overlaps)
+}
+
+func literals(s acl.Selector) []netip.Prefix {
+	if s.Kind == acl.Literal {
+		return []netip.Prefix{s.Prefix}
+	}
+	return s.Prefixes
 }
 
 // pick lists the nodes that a selector picks by one of their addresses; for autogroup:self those that have it at all.
 func (b *Bound) pick(s acl.Selector) []proto.NodeID {
 	switch s.Kind {
-	case acl.Literal:
-		return b.within(s.Prefix)
+	case acl.Literal, acl.AddressSet:
+		return b.inside(literals(s))
 	case acl.Self:
 		return b.members("autogroup:member")
 	case acl.Any:
-		var out []proto.NodeID
-		for _, p := range b.prog.any {
-			out = append(out, b.within(p)...)
-		}
-		return sortedIDs(func(yield func(proto.NodeID) bool) {
-			for _, id := range out {
-				if !yield(id) {
-					return
-				}
-			}
-		})
+		return b.inside(b.prog.any)
+	case acl.DangerAll:
+		return b.inside(all)
+	case acl.Internet:
+		return nil
 	}
 	return b.members(s.Set())
+}
+
+// inside are the nodes with an address in one of several prefixes, sorted.
+func (b *Bound) inside(ps []netip.Prefix) []proto.NodeID {
+	var out []proto.NodeID
+	for _, p := range ps {
+		out = append(out, b.within(p)...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 func whyNobody(p *Program, s acl.Selector) string {
 	switch s.Kind {
 	case acl.Literal:
 		if !p.mesh.V4.Overlaps(s.Prefix) && !p.mesh.V6.Overlaps(s.Prefix) {
-			return fmt.Sprintf("%s is outside of the mesh (%s, %s), and this version serves no routes", s.Prefix, p.mesh.V4, p.mesh.V6)
+			return fmt.Sprintf("%s is outside of the mesh (%s, %s), and no router has an approved route there", s.Prefix, p.mesh.V4, p.mesh.V6)
 		}
 		return fmt.Sprintf("no node has an address in %s", s.Prefix)
+	case acl.AddressSet:
+		return "no node has an address in it, and no router an approved route there"
+	case acl.Internet:
+		return "there is no approved exit node"
+	case acl.Role:
+		return "nobody who has the role has a node without tags"
 	case acl.GroupOf:
 		if len(p.policy.Groups[s.Name].Members) == 0 {
 			return "the group has no members"

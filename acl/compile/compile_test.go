@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -129,12 +130,12 @@ func TestView(t *testing.T) {
 		},
 		{"families that never meet", `{` + defs + `"grants": [{"src": ["100.64.0.4"], "dst": ["six"], "ip": ["*"]}]}`, 3, compile.View{}},
 		{
-			"own nodes", `{` + defs + `"grants": [{"src": ["*"], "dst": ["tag:db", "autogroup:self"], "ip": ["tcp:1"]}]}`, 1,
+			"own nodes", `{` + defs + `"acls": [{"action": "accept", "proto": "tcp", "src": ["*"], "dst": ["tag:db:1", "autogroup:self:1"]}]}`, 1,
 			compile.View{
 				Rules: []proto.Rule{
-					rule("grants[0].dst[0]", proto.Out, sets("tag:db"), addrs(1), tcp(1)),
-					rule("grants[0].dst[1]", proto.In, sets("user:ann@example.com"), addrs(1), tcp(1)),
-					rule("grants[0].dst[1]", proto.Out, sets("user:ann@example.com"), addrs(1), tcp(1)),
+					rule("acls[0].dst[0]", proto.Out, sets("tag:db"), addrs(1), tcp(1)),
+					rule("acls[0].dst[1]", proto.In, sets("user:ann@example.com"), addrs(1), tcp(1)),
+					rule("acls[0].dst[1]", proto.Out, sets("user:ann@example.com"), addrs(1), tcp(1)),
 				},
 				Sets: []proto.Set{set("tag:db", 3), set("user:ann@example.com", 6)}, Peers: []proto.NodeID{3, 6},
 			},
@@ -310,14 +311,14 @@ func TestUnresolved(t *testing.T) {
 	p := program(t, `{`+strings.Join(strings.Fields(defs), " ")+`
 "grants": [
   {"src": ["group:none", "group:eng", "cat@example.com", "user:*@example.net"], "dst": ["tag:db", "10.0.0.0/8", "100.64.9.0/24"], "ip": ["*"]},
-  {"src": ["*", "autogroup:member"], "dst": ["autogroup:self"], "ip": ["*"]},
+  {"src": ["autogroup:member"], "dst": ["autogroup:self"], "ip": ["*"]},
 ]}`)
 	got := compile.Unresolved(p, inventory("bob@example.com")).Format("p")
 	want := `p:3:12: warning: grants[0].src[0]: "group:none" picks nobody: the group has no members
 p:3:39: warning: grants[0].src[2]: "cat@example.com" picks nobody: no such user has a node without tags
 p:3:58: warning: grants[0].src[3]: "user:*@example.net" picks nobody: no such user has a node without tags
 p:3:89: warning: grants[0].dst[0]: "tag:db" picks nobody: no node has it
-p:3:99: warning: grants[0].dst[1]: "10.0.0.0/8" picks nobody: 10.0.0.0/8 is outside of the mesh (100.64.0.0/10, fd00:1::/48), and this version serves no routes
+p:3:99: warning: grants[0].dst[1]: "10.0.0.0/8" picks nobody: 10.0.0.0/8 is outside of the mesh (100.64.0.0/10, fd00:1::/48), and no router has an approved route there
 p:3:113: warning: grants[0].dst[2]: "100.64.9.0/24" picks nobody: no node has an address in 100.64.9.0/24
 `
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -326,7 +327,7 @@ p:3:113: warning: grants[0].dst[2]: "100.64.9.0/24" picks nobody: no node has an
 }
 
 func TestStarterPassesItsTests(t *testing.T) {
-	p, diags := acl.Check("starter.hujson", acl.Starter)
+	p, diags := acl.Check("starter.hujson", acl.Starter, time.Time{})
 	if len(diags) > 0 {
 		t.Fatal(diags.Format("starter.hujson"))
 	}

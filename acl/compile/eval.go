@@ -2,9 +2,27 @@ package compile
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/redoubt-mesh/redoubt/proto"
 )
+
+// Mode says how a verdict came about.
+type Mode string
+
+// Enforce is the verdict of rules. Monitor lets pass what no rule allows, and has it logged.
+const (
+	Enforce Mode = "enforce"
+	Monitor Mode = "monitor"
+)
+
+// Verdict is what becomes of a connection.
+type Verdict struct {
+	Allowed bool
+	// Rule is the one that allows or denies; nil where no rule is about the connection.
+	Rule *proto.Origin
+	Mode Mode
+}
 
 // Eval says whether the node `at` would let the first packet of a connection pass: in, where dst is its address, or out,
 // where src is. The rule that allows it is the first of the policy that does. Addresses that belong to no node are nobody's,
@@ -13,22 +31,96 @@ func Eval(p *Program, inv Inventory, at proto.NodeID, src, dst netip.Addr, proto
 	return p.On(inv).Eval(at, src, dst, protocol, port)
 }
 
-// Eval is Eval for a program that is bound already.
+// Eval is Eval for a program that is bound already. The rule is the one that allows the connection, if one does.
 func (b *Bound) Eval(at proto.NodeID, src, dst netip.Addr, protocol uint8, port uint16) (rule *proto.Origin, ok bool) {
+	v := b.Decide(at, src, dst, protocol, port)
+	if !v.Allowed {
+		return nil, false
+	}
+	return v.Rule, true
+}
+
+// Decide is Eval with all that can be said of the verdict. Addresses behind a router are the router's, as far as its routes
+// are approved.
+func (b *Bound) Decide(at proto.NodeID, src, dst netip.Addr, protocol uint8, port uint16) Verdict {
 	src, dst = src.Unmap(), dst.Unmap()
-	from, ok := b.owner(src)
+	best := Verdict{Mode: Enforce}
+	if src.Is4() != dst.Is4() {
+		return best
+	}
+	from, to := b.ends(at, src, dst)
+	for _, f := range from {
+		for _, t := range to {
+			if f.id == t.id {
+				continue
+			}
+			v := b.judge(f, t, protocol, port)
+			if v.Allowed {
+				return v
+			}
+			if v.Rule != nil {
+				best = v
+			}
+		}
+	}
+	return best
+}
+
+// end is one side of a connection: an address that is a node's own, or behind its routes.
+type end struct {
+	id   proto.NodeID
+	addr netip.Addr
+	own  bool
+	cov  *coverage
+}
+
+// ends are who may have opened a connection and who may answer it, as the node at sees it. There are several where several
+// routers serve an address.
+func (b *Bound) ends(at proto.NodeID, src, dst netip.Addr) (from, to []end) {
+	if to = b.endAt(at, dst); len(to) > 0 {
+		if from = b.endsOf(src, at); len(from) > 0 {
+			return from, to
+		}
+	}
+	if from = b.endAt(at, src); len(from) > 0 {
+		return from, b.endsOf(dst, at)
+	}
+	return nil, nil
+}
+
+// endAt is the node itself, if an address is its own or behind it.
+func (b *Bound) endAt(at proto.NodeID, a netip.Addr) []end {
+	n, ok := b.node(at)
 	if !ok {
-		return nil, false
+		return nil
 	}
-	to, ok := b.owner(dst)
-	if !ok || from.ID == to.ID || at != from.ID && at != to.ID || src.Is4() != dst.Is4() {
-		return nil, false
+	own := n.Addrs.Has(a)
+	if !own {
+		if _, taken := b.owner(a); taken || !b.routes().serves(at, a) {
+			return nil
+		}
 	}
-	r := b.prog.allowing(b.coverage(from), b.coverage(to), family(src), protocol, port)
-	if r == nil {
-		return nil, false
+	c := b.coverage(n)
+	return []end{{at, a, own, &c}}
+}
+
+// endsOf are the node that has an address, or else the routers that serve it, other than one.
+func (b *Bound) endsOf(a netip.Addr, except proto.NodeID) []end {
+	if n, ok := b.owner(a); ok {
+		if n.ID == except {
+			return nil
+		}
+		c := b.coverage(n)
+		return []end{{n.ID, a, true, &c}}
 	}
-	return &r.origin, true
+	var out []end
+	for _, id := range b.ownersOf(a) {
+		if n, ok := b.node(id); ok && id != except {
+			c := b.coverage(n)
+			out = append(out, end{id, a, false, &c})
+		}
+	}
+	return out
 }
 
 // owner is the node that has an address.
@@ -41,32 +133,56 @@ func (b *Bound) owner(a netip.Addr) (proto.Identity, bool) {
 	return n, ok && n.Addrs.Has(a)
 }
 
-// allowing is the first rule that lets a node open something to another one over a family, or nil.
-func (p *Program) allowing(from, to coverage, over families, protocol uint8, port uint16) *rule {
-	dst := to.dst
-	for _, s := range from.src {
-		r := &p.rules[s.rule]
-		if r.self {
-			if from.user != "" && from.user == to.user && serves(r.services, protocol, port) {
-				return r
-			}
+// judge finds the verdict about a connection from one end to another: a rule that denies wins over one that allows, which
+// wins over one that only watches.
+func (b *Bound) judge(from, to end, protocol uint8, port uint16) Verdict {
+	allow, watch, dst := (*rule)(nil), (*rule)(nil), to.cov.dst
+	for i := range from.cov.src {
+		s := &from.cov.src[i]
+		r := &b.prog.rules[s.rule]
+		if s.withheld || r.action == proto.Allow && allow != nil || r.action == proto.Monitor && watch != nil {
 			continue
 		}
-		for len(dst) > 0 && dst[0].rule < s.rule {
-			dst = dst[1:]
+		if r.self {
+			if !from.own || !to.own || from.cov.user == "" || from.cov.user != to.cov.user {
+				continue
+			}
+		} else {
+			if !s.covers(from.addr, from.own) {
+				continue
+			}
+			for len(dst) > 0 && dst[0].rule < s.rule {
+				dst = dst[1:]
+			}
+			if len(dst) == 0 || dst[0].rule != s.rule || !dst[0].covers(to.addr, to.own) {
+				continue
+			}
 		}
-		if len(dst) > 0 && dst[0].rule == s.rule && s.in&dst[0].in&over != 0 && serves(r.services, protocol, port) {
-			return r
+		if !serves(r.services, protocol, port) {
+			continue
+		}
+		switch r.action {
+		case proto.Deny:
+			return Verdict{Rule: &r.origin, Mode: Enforce}
+		case proto.Monitor:
+			watch = r
+		case proto.Allow:
+			if allow = r; !b.prog.deny {
+				return Verdict{Allowed: true, Rule: &r.origin, Mode: Enforce}
+			}
 		}
 	}
-	return nil
+	switch {
+	case allow != nil:
+		return Verdict{Allowed: true, Rule: &allow.origin, Mode: Enforce}
+	case watch != nil:
+		return Verdict{Allowed: true, Rule: &watch.origin, Mode: Monitor}
+	}
+	return Verdict{Mode: Enforce}
 }
 
 func serves(services []proto.Service, protocol uint8, port uint16) bool {
-	for _, s := range services {
-		if s.Proto == protocol && (!proto.HasPorts(protocol) || s.First <= port && port <= s.Last) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(services, func(s proto.Service) bool {
+		return s.Proto == protocol && (!proto.HasPorts(protocol) || s.First <= port && port <= s.Last)
+	})
 }

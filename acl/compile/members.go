@@ -16,16 +16,63 @@ func (b *Bound) members(set string) []proto.NodeID {
 	if ids, ok := b.sets[set]; ok {
 		return ids
 	}
-	ids := sortedIDs(func(yield func(proto.NodeID) bool) {
-		for id := range b.candidates(set) {
-			n, ok := b.node(id)
-			if ok && slices.Contains(b.prog.setsOf(n), set) && !yield(id) {
-				return
+	var ids []proto.NodeID
+	if d, ok := b.derivedSet(set); ok {
+		ids = b.derivedMembers(d)
+	} else {
+		ids = sortedIDs(func(yield func(proto.NodeID) bool) {
+			for id := range b.candidates(set) {
+				n, ok := b.node(id)
+				if ok && slices.Contains(b.setsOf(n), set) && !yield(id) {
+					return
+				}
 			}
-		}
-	})
+		})
+	}
 	b.sets[set] = ids
 	return ids
+}
+
+// derivedSet is what a set is made of, if it is made of others.
+func (b *Bound) derivedSet(set string) (derived, bool) {
+	if d, ok := b.prog.derived[set]; ok {
+		return d, true
+	}
+	d, ok := b.own[set]
+	return d, ok
+}
+
+func (b *Bound) derivedMembers(d derived) []proto.NodeID {
+	var ids []proto.NodeID
+	if d.base != "" {
+		ids = b.members(d.base)
+	} else {
+		for _, p := range d.prefixes {
+			ids = append(ids, b.within(p)...)
+		}
+		slices.Sort(ids)
+		ids = slices.Compact(ids)
+	}
+	if d.cond == nil {
+		return ids
+	}
+	var out []proto.NodeID
+	for _, id := range ids {
+		n, _ := b.node(id)
+		if ok, _ := d.cond.holds(n, b.factsOf(n)); ok {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+// ofUser is the name of the set of one user's nodes for which a condition holds.
+func (b *Bound) ofUser(user string, c *cond) string {
+	name := c.of(user)
+	if c != nil {
+		b.own[name] = derived{base: user, cond: c}
+	}
+	return name
 }
 
 // candidates are nodes among which all members of a set are.
@@ -66,6 +113,9 @@ func (b *Bound) within(p netip.Prefix) []proto.NodeID {
 		if n, known := b.node(id); ok && known && n.Addrs.Has(p.Addr()) {
 			return []proto.NodeID{id}
 		}
+		return nil
+	}
+	if !b.prog.mesh.V4.Overlaps(p) && !b.prog.mesh.V6.Overlaps(p) {
 		return nil
 	}
 	key := p.String()

@@ -214,12 +214,12 @@ func userText(login string) string {
 	return login + "@"
 }
 
-// drawSources draws sources that may stand beside the destinations.
-func drawSources(t *rapid.T, dst []string) []string {
+// drawSources draws sources that may stand beside the destinations; * beside autogroup:self only in acls.
+func drawSources(t *rapid.T, dst []string, acl bool) []string {
 	self := slices.ContainsFunc(dst, func(d string) bool { return strings.HasPrefix(d, "autogroup:self") })
 	src := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) string { return drawSelector(t, false) }), 1, 3).Draw(t, "src")
 	for i, s := range src {
-		if self && s != "*" && !strings.Contains(s, "@") && !strings.HasPrefix(s, "group:") && s != "autogroup:member" {
+		if self && !(acl && s == "*") && !strings.Contains(s, "@") && !strings.HasPrefix(s, "group:") && s != "autogroup:member" {
 			src[i] = "autogroup:member"
 		}
 	}
@@ -248,12 +248,12 @@ func drawDocument(t *rapid.T) document {
 		for _, s := range dst.Draw(t, "dst") {
 			r.Dst = append(r.Dst, s+":"+rapid.SampledFrom(ports).Draw(t, "ports"))
 		}
-		r.Src = drawSources(t, r.Dst)
+		r.Src = drawSources(t, r.Dst, true)
 		d.ACLs = append(d.ACLs, r)
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "grants") {
 		r := grantRule{Dst: dst.Draw(t, "dst")}
-		r.Src = drawSources(t, r.Dst)
+		r.Src = drawSources(t, r.Dst, false)
 		r.IP = rapid.SliceOfN(rapid.SampledFrom([]string{"*", "443", "80-90", "tcp:443", "udp:53", "icmp:*", "icmpv6:*", "132:22"}), 1, 2).Draw(t, "ip")
 		d.Grants = append(d.Grants, r)
 	}

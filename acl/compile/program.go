@@ -1,10 +1,14 @@
 package compile
 
 import (
+	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
-	"strings"
+	"time"
+
+	"github.com/gaissmai/bart"
 
 	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -12,66 +16,81 @@ import (
 
 // Program is a policy made ready for one mesh. It is immutable and safe for concurrent use.
 type Program struct {
-	policy *acl.Policy // nil: nothing is allowed
-	mesh   proto.Mesh
-	any    []netip.Prefix // what * covers
-	rules  []rule
-	src    sideIndex
-	dst    sideIndex
-	groups map[string][]string // login name -> names of its groups
+	policy  *acl.Policy // nil: nothing is allowed
+	mesh    proto.Mesh
+	any     []netip.Prefix // addresses of the mesh that * covers
+	rules   []rule
+	src     sideIndex
+	dst     sideIndex
+	groups  map[string][]string // login name -> names of its groups
+	roles   bool                // some selector is about roles
+	deny    bool                // some rule denies
+	derived map[string]derived  // sets that are made of others, by name
 }
 
 // rule is the part of a policy's rule whose destinations share their services.
 type rule struct {
 	origin   proto.Origin
+	action   proto.Action
 	src, dst side
 	self     bool // dst is autogroup:self: the nodes of the same user, as far as src covers that user
 	services []proto.Service
+	via      []string // tags, one of which a router must have; the rule is about routes only then
+	cond     *cond    // nil: asks for nothing
+	app      []proto.Capability
+	until    time.Time // of a Monitor rule
+
+	// The sides as netmaps name them, see Program.derive.
+	srcSets, dstSets []string
+	srcV4, srcV6     string // nodes of literal sources for which cond holds, in a family; empty where there are none
 }
 
 // side is who stands on one side of a rule.
 type side struct {
 	sets     []string       // sorted; nodes by identity
-	prefixes []netip.Prefix // sorted; literal addresses, and those of the mesh for *
+	prefixes []netip.Prefix // sorted; literal addresses
+	// any is *: the addresses of the mesh and approved routes. Exit nodes are there as destinations only.
+	any bool
+	// internet is what is reached through exit nodes.
+	internet bool
+	// everything is every address there is.
+	everything bool
 }
 
 // sideIndex finds the rules whose src, or whose dst, covers a node.
 type sideIndex struct {
-	bySet  map[string][]int32     // name of a set -> rules, ascending
-	byAddr map[netip.Addr][]int32 // prefixes of one address
-	ranges []rangeRules
-}
-
-type rangeRules struct {
-	prefix netip.Prefix
-	rules  []int32
+	bySet                     map[string][]int32 // name of a set -> rules, ascending
+	prefixes                  *bart.Table[[]int32]
+	any, internet, everything []int32
 }
 
 // New compiles a policy, which must have come from acl.Parse without errors; nil allows nothing.
 func New(p *acl.Policy, mesh proto.Mesh) *Program {
-	prog := &Program{policy: p, mesh: mesh, any: meshPrefixes(mesh), groups: map[string][]string{}}
-	if p == nil {
-		return prog
-	}
-	for name, g := range p.Groups {
-		for _, m := range g.Members {
-			if !slices.Contains(prog.groups[m.Name], name) {
-				prog.groups[m.Name] = append(prog.groups[m.Name], name)
+	prog := &Program{policy: p, mesh: mesh, any: meshPrefixes(mesh), groups: map[string][]string{}, derived: map[string]derived{}}
+	if p != nil {
+		for name, g := range p.Groups {
+			for _, m := range g.Members {
+				if !slices.Contains(prog.groups[m.Name], name) {
+					prog.groups[m.Name] = append(prog.groups[m.Name], name)
+				}
 			}
 		}
+		for _, r := range p.Rules {
+			prog.addRule(r)
+		}
 	}
-	for _, r := range p.Rules {
-		prog.addRule(r)
-	}
-	prog.src = indexSides(prog.rules, func(r rule) side { return r.src })
-	prog.dst = indexSides(prog.rules, func(r rule) side { return r.dst })
+	prog.src = indexSides(prog.rules, func(r *rule) side { return r.src })
+	prog.dst = indexSides(prog.rules, func(r *rule) side { return r.dst })
 	return prog
 }
 
 // reserved is left out of *: it belongs to other programs within the range that meshes use.
 var reserved = netip.MustParsePrefix("100.115.92.0/23")
 
-// meshPrefixes are the addresses that * covers.
+// all are the prefixes of every address there is.
+var all = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+
+// meshPrefixes are the addresses of a mesh that * covers.
 func meshPrefixes(mesh proto.Mesh) []netip.Prefix {
 	var out []netip.Prefix
 	if mesh.V4.IsValid() {
@@ -119,7 +138,9 @@ func (p *Program) addRule(r acl.Rule) {
 		}
 		parts[n] = append(parts[n], i)
 	}
-	src := p.side(r.Src)
+	src := p.side(r.Src, r.Action == acl.Deny)
+	p.deny = p.deny || r.Action == acl.Deny
+	app := capabilities(r.App)
 	for _, part := range parts {
 		first := r.Dst[part[0]]
 		origin := proto.Origin{Path: r.Path, Line: r.Line}
@@ -130,12 +151,39 @@ func (p *Program) addRule(r acl.Rule) {
 		for n, i := range part {
 			dst[n] = r.Dst[i].Selector
 		}
-		c := rule{origin: origin, src: src, dst: p.side(dst), services: first.Services}
-		if first.Kind == acl.Self {
-			c.self, c.src = true, p.side(users(r.Src))
+		c := rule{
+			origin: origin, action: actionOf(r.Action), src: src, dst: p.side(dst, r.Action == acl.Deny), services: first.Services,
+			via: r.Via, cond: p.condition(r), app: app, until: r.Until,
 		}
+		if first.Kind == acl.Self {
+			c.self, c.src = true, p.side(users(r.Src), false)
+		}
+		p.derive(&c)
 		p.rules = append(p.rules, c)
 	}
+}
+
+func actionOf(a acl.Action) proto.Action {
+	switch a {
+	case acl.Allow:
+		return proto.Allow
+	case acl.Monitor:
+		return proto.Monitor
+	}
+	return proto.Deny
+}
+
+// capabilities are those of a grant as a netmap has them.
+func capabilities(app map[string][]json.RawMessage) []proto.Capability {
+	var out []proto.Capability
+	for _, name := range slices.Sorted(maps.Keys(app)) {
+		c := proto.Capability{Name: name}
+		for _, v := range app[name] {
+			c.Values = append(c.Values, string(v))
+		}
+		out = append(out, c)
+	}
+	return out
 }
 
 // users are the sources of a rule about autogroup:self, in which * can only mean every user.
@@ -149,19 +197,28 @@ func users(selectors []acl.Selector) []acl.Selector {
 	return out
 }
 
-// side gathers the selectors of one side. Literal addresses that no node of this mesh can have are left out.
-func (p *Program) side(selectors []acl.Selector) side {
+// side gathers the selectors of one side. In a rule that denies * is everything: a guard rail has no holes.
+func (p *Program) side(selectors []acl.Selector, deny bool) side {
 	var s side
 	for _, sel := range selectors {
 		switch sel.Kind {
 		case acl.Any:
-			s.prefixes = append(s.prefixes, p.any...)
-		case acl.Literal:
-			if p.mesh.V4.Overlaps(sel.Prefix) || p.mesh.V6.Overlaps(sel.Prefix) {
-				s.prefixes = append(s.prefixes, sel.Prefix)
+			s.any, s.everything = s.any || !deny, s.everything || deny
+		case acl.DangerAll:
+			s.everything = true
+		case acl.Internet:
+			if deny {
+				s.prefixes = append(s.prefixes, sel.Prefixes...)
+			} else {
+				s.internet = true
 			}
+		case acl.Literal:
+			s.prefixes = append(s.prefixes, sel.Prefix)
+		case acl.AddressSet:
+			s.prefixes = append(s.prefixes, sel.Prefixes...)
 		case acl.Self:
 		default:
+			p.roles = p.roles || sel.Kind == acl.Role
 			s.sets = append(s.sets, sel.Set())
 		}
 	}
@@ -172,49 +229,26 @@ func (p *Program) side(selectors []acl.Selector) side {
 	return s
 }
 
-func indexSides(rules []rule, of func(rule) side) sideIndex {
-	x := sideIndex{bySet: map[string][]int32{}, byAddr: map[netip.Addr][]int32{}}
-	ranges := map[netip.Prefix][]int32{}
-	for i, r := range rules {
-		s := of(r)
+func indexSides(rules []rule, of func(*rule) side) sideIndex {
+	x := sideIndex{bySet: map[string][]int32{}, prefixes: new(bart.Table[[]int32])}
+	for i := range rules {
+		s, n := of(&rules[i]), int32(i)
 		for _, name := range s.sets {
-			x.bySet[name] = append(x.bySet[name], int32(i))
+			x.bySet[name] = append(x.bySet[name], n)
 		}
 		for _, p := range s.prefixes {
-			if p.IsSingleIP() {
-				x.byAddr[p.Addr()] = append(x.byAddr[p.Addr()], int32(i))
-			} else {
-				ranges[p] = append(ranges[p], int32(i))
+			x.prefixes.Modify(p, func(list []int32, _ bool) ([]int32, bool) { return append(list, n), false })
+		}
+		for _, f := range []struct {
+			is   bool
+			list *[]int32
+		}{{s.any, &x.any}, {s.internet, &x.internet}, {s.everything, &x.everything}} {
+			if f.is {
+				*f.list = append(*f.list, n)
 			}
 		}
 	}
-	for p, rules := range ranges {
-		x.ranges = append(x.ranges, rangeRules{p, rules})
-	}
-	slices.SortFunc(x.ranges, func(a, b rangeRules) int { return a.prefix.Compare(b.prefix) })
 	return x
-}
-
-// setsOf are the names of the sets that a node is in.
-func (p *Program) setsOf(id proto.Identity) []string {
-	if len(id.Tags) > 0 {
-		out := []string{"autogroup:tagged"}
-		for _, t := range id.Tags {
-			if strings.HasPrefix(t, "tag:") { // whatever else stands there must not pass for another set
-				out = append(out, t)
-			}
-		}
-		return out
-	}
-	if !member(id) {
-		return nil
-	}
-	login := id.User.Name
-	out := []string{"autogroup:member", acl.UserSet(login)}
-	if domain := acl.DomainOf(login); domain != "" {
-		out = append(out, "user:*@"+domain)
-	}
-	return append(out, p.groups[login]...)
 }
 
 // families is a set of address families.
@@ -231,58 +265,4 @@ func family(a netip.Addr) families {
 		return v4
 	}
 	return v6
-}
-
-// covered is a rule and the families in which one of its sides covers a node.
-type covered struct {
-	rule int32
-	in   families
-}
-
-// find lists the rules that cover a node, ascending.
-func (x *sideIndex) find(sets []string, addrs proto.Addrs) []covered {
-	var out []covered
-	add := func(rules []int32, in families) {
-		for _, r := range rules {
-			out = append(out, covered{r, in})
-		}
-	}
-	for _, name := range sets {
-		add(x.bySet[name], both)
-	}
-	for _, a := range addrs.Slice() {
-		add(x.byAddr[a], family(a))
-		for _, r := range x.ranges {
-			if r.prefix.Contains(a) {
-				add(r.rules, family(a))
-			}
-		}
-	}
-	slices.SortFunc(out, func(a, b covered) int { return int(a.rule) - int(b.rule) })
-	n := 0
-	for _, c := range out {
-		if n > 0 && out[n-1].rule == c.rule {
-			out[n-1].in |= c.in
-			continue
-		}
-		out[n] = c
-		n++
-	}
-	return out[:n]
-}
-
-// coverage is where a node stands in the rules.
-type coverage struct {
-	src, dst []covered // ascending by rule
-	// user is the set of its user's nodes, if it is a user's; rules about autogroup:self go by it.
-	user string
-}
-
-func (p *Program) coverage(id proto.Identity) coverage {
-	sets := p.setsOf(id)
-	c := coverage{src: p.src.find(sets, id.Addrs), dst: p.dst.find(sets, id.Addrs)}
-	if member(id) {
-		c.user = acl.UserSet(id.User.Name)
-	}
-	return c
 }

@@ -18,6 +18,8 @@ func (t *tester) standIns(s acl.Selector, from *party) []party {
 		return t.literalStandIn(s)
 	case acl.User:
 		return []party{t.standIn(userNamed(s.Name))}
+	case acl.Role:
+		return nil // whoever has the role one day is not known
 	case acl.Domain:
 		return []party{t.standIn(userNamed("somebody@" + s.Name))}
 	case acl.Member:
@@ -50,10 +52,14 @@ func userNamed(login string) proto.Identity {
 	return proto.Identity{User: proto.User{Issuer: proto.IssuerToken, Subject: login, Name: login}}
 }
 
-// literalStandIn has the first address of a range of the mesh. An address that a node has needs nobody in its place.
+// literalStandIn has the first address of a range of the mesh. An address that a node has, or that is behind a router, needs
+// nobody in its place.
 func (t *tester) literalStandIn(s acl.Selector) []party {
 	mesh := t.b.prog.mesh
 	a := s.Prefix.Addr()
+	if behind := t.behind(a); len(behind) > 0 {
+		return behind
+	}
 	switch {
 	case !mesh.V4.Overlaps(s.Prefix) && !mesh.V6.Overlaps(s.Prefix):
 		return nil
@@ -72,6 +78,20 @@ func (t *tester) literalStandIn(s acl.Selector) []party {
 		n.Addrs.V6 = a
 	}
 	return []party{t.party(n, family(a))}
+}
+
+// behind is an address that routers serve.
+func (t *tester) behind(a netip.Addr) []party {
+	ends := t.b.endsOf(a, 0)
+	if len(ends) == 0 || ends[0].own {
+		return nil
+	}
+	n, _ := t.b.node(ends[0].id)
+	p := party{node: n, in: family(a), addr: a, class: &class{}}
+	for _, e := range ends {
+		p.routers = append(p.routers, e.id)
+	}
+	return []party{p}
 }
 
 func (t *tester) standIn(n proto.Identity) party { return t.party(t.newNode(n), both) }
@@ -115,11 +135,8 @@ func (t *tester) freeAddr(r netip.Prefix, after netip.Addr) netip.Addr {
 // names says whether a rule is about an address literally, other than by a range as wide as the mesh.
 func (p *Program) names(a netip.Addr) bool {
 	for _, x := range []*sideIndex{&p.src, &p.dst} {
-		if _, ok := x.byAddr[a]; ok {
-			return true
-		}
-		for _, r := range x.ranges {
-			if r.prefix.Contains(a) && !slices.Contains(p.any, r.prefix) {
+		for r := range x.prefixes.Supernets(netip.PrefixFrom(a, a.BitLen())) {
+			if r.Bits() > 0 && !slices.Contains(p.any, r) {
 				return true
 			}
 		}

@@ -39,9 +39,10 @@ func RunTests(p *Program, inv Inventory) []TestFailure {
 	if p.policy == nil {
 		return nil
 	}
-	t := &tester{b: p.On(inv), classes: map[string]*class{}, byNode: map[proto.NodeID]*class{}}
+	t := &tester{b: p.On(inv), classes: map[string]*class{}}
 	var out []TestFailure
 	for _, test := range p.policy.Tests {
+		t.assume(test.Facts)
 		out = append(out, t.run(test)...)
 	}
 	return out
@@ -52,24 +53,46 @@ func RunTests(p *Program, inv Inventory) []TestFailure {
 type tester struct {
 	b       *Bound
 	classes map[string]*class
-	byNode  map[proto.NodeID]*class
-	last    int         // number of the last stand-in
-	lastAt  proto.Addrs // and its addresses
+	byNode  map[proto.NodeID]*class // under the facts of the test that runs
+	facts   map[string]string       // that its source is assumed to have
+	last    int                     // number of the last stand-in
+	lastAt  proto.Addrs             // and its addresses
+}
+
+// assume begins a test whose source has some facts, whatever it has really.
+func (t *tester) assume(set map[string]string) {
+	t.byNode, t.facts = map[proto.NodeID]*class{}, set
 }
 
 type class struct {
 	src, dst []covered
 }
 
-// party is a node, or a stand-in for one, with the addresses that a selector picks it by.
+// party is a node, or a stand-in for one, with the addresses that a selector picks it by; or an address behind routers.
 type party struct {
-	node  proto.Identity
-	in    families
-	user  string // as in coverage
-	class *class
+	node    proto.Identity // the first of routers, where there are any
+	in      families
+	user    string // as in coverage
+	class   *class
+	addr    netip.Addr // behind routers
+	routers []proto.NodeID
 }
 
-func (p party) coverage() coverage { return coverage{src: p.class.src, dst: p.class.dst, user: p.user} }
+// ends are the party at one of its addresses.
+func (t *tester) ends(p party, over families) []end {
+	if len(p.routers) == 0 {
+		return []end{{p.node.ID, pickAddr(p.node.Addrs, over), true, &coverage{src: p.class.src, dst: p.class.dst, user: p.user}}}
+	}
+	return t.b.endsOf(p.addr, 0)
+}
+
+// at is the address of the party in a family.
+func (p party) at(over families) netip.Addr {
+	if len(p.routers) > 0 {
+		return p.addr
+	}
+	return pickAddr(p.node.Addrs, over)
+}
 
 // pair is who opens a connection, and to whom.
 type pair struct {
@@ -107,14 +130,17 @@ func (t *tester) judge(test acl.Test, target acl.Target, sources []party, accept
 				continue
 			}
 			tried = true
-			rule := t.reaches(p, over, test.Protocols, target.Port)
-			if (rule != nil) == accept {
+			v := t.reaches(p, over, test.Protocols, target.Port)
+			if v.Allowed == accept {
 				continue
 			}
-			a, b := pickAddr(p.from.node.Addrs, over), pickAddr(p.to.node.Addrs, over)
-			who := fmt.Sprintf("%s (%s) to %s (%s)", a, describe(p.from.node), b, describe(p.to.node))
-			f := fail("the test wants %s to be refused, but %s allows it: %s", target.Full, originOf(rule), who)
-			if accept {
+			a, b := p.from.at(over), p.to.at(over)
+			who := fmt.Sprintf("%s (%s) to %s (%s)", a, describe(p.from), b, describe(p.to))
+			f := fail("the test wants %s to be refused, but %s allows it: %s", target.Full, originOf(v.Rule), who)
+			switch {
+			case accept && v.Rule != nil:
+				f = fail("the test wants %s to be reached, but %s denies it: %s", target.Full, originOf(v.Rule), who)
+			case accept:
 				f = fail("the test wants %s to be reached, but no rule allows it (%s): %s", target.Full, protocolNames(test.Protocols), who)
 			}
 			f.From, f.To = a, b
@@ -135,7 +161,7 @@ func (t *tester) pairs(sources []party, target acl.Selector) []pair {
 	add := func(from, to party) {
 		p := pair{from, to}
 		key := fmt.Sprintf("%p %d %p %d %t", from.class, from.in, to.class, to.in, p.sameUser())
-		if from.node.ID != to.node.ID && !seen[key] {
+		if !to.onlyBehind(from) && !seen[key] {
 			seen[key] = true
 			out = append(out, p)
 		}
@@ -224,9 +250,9 @@ func (t *tester) parties(s acl.Selector, from *party) []party {
 
 // picked are the families in which a selector picks a node that it picks.
 func (t *tester) picked(s acl.Selector, a proto.Addrs) families {
-	prefixes := []netip.Prefix{s.Prefix}
+	prefixes := literals(s)
 	switch s.Kind {
-	case acl.Literal:
+	case acl.Literal, acl.AddressSet:
 	case acl.Any:
 		prefixes = t.b.prog.any
 	default:
@@ -242,9 +268,13 @@ func (t *tester) picked(s acl.Selector, a proto.Addrs) families {
 }
 
 func (t *tester) party(n proto.Identity, in families) party {
-	cov := t.b.coverage(n)
 	c, ok := t.byNode[n.ID]
+	user := ""
+	if member(n) {
+		user = acl.UserSet(n.User.Name)
+	}
 	if !ok {
+		cov := t.b.cover(n, t.factsOf(n))
 		key := classKey(cov)
 		if c, ok = t.classes[key]; !ok {
 			c = &class{src: cov.src, dst: cov.dst}
@@ -252,36 +282,78 @@ func (t *tester) party(n proto.Identity, in families) party {
 		}
 		t.byNode[n.ID] = c
 	}
-	return party{n, in, cov.user, c}
+	return party{node: n, in: in, user: user, class: c}
+}
+
+// factsOf are the facts of a node, but for those that the test assumes. Its person logged in just now, unless the test says
+// something else: that somebody has been away says nothing of the policy.
+func (t *tester) factsOf(n proto.Identity) facts {
+	set := t.b.inv.Traits(n.ID).Facts
+	return func(name string) (string, bool) {
+		if v, ok := t.facts[name]; ok {
+			return v, true
+		}
+		if name == authAge {
+			return "0", member(n)
+		}
+		v, ok := set[name]
+		return v, ok
+	}
+}
+
+// onlyBehind says whether a party is another one itself, or only reached through it.
+func (p party) onlyBehind(q party) bool {
+	if len(q.routers) > 0 {
+		return len(p.routers) > 0 && p.addr == q.addr
+	}
+	if len(p.routers) == 0 {
+		return p.node.ID == q.node.ID
+	}
+	return len(p.routers) == 1 && p.routers[0] == q.node.ID
 }
 
 // classKey is equal for nodes of one class.
 func classKey(c coverage) string {
-	key := make([]byte, 0, 5*(len(c.src)+len(c.dst)+1))
+	key := make([]byte, 0, 6*(len(c.src)+len(c.dst)+1))
 	for _, side := range [][]covered{c.src, c.dst} {
 		for _, x := range side {
 			key = append(binary.BigEndian.AppendUint32(key, uint32(x.rule)), byte(x.in))
+			if x.withheld {
+				key = append(key, 'w')
+			}
 		}
 		key = append(key, "     "...) // no rule has this number
 	}
 	return string(key)
 }
 
-// reaches is the first rule by which one party may open a port of another over one of the protocols.
-func (t *tester) reaches(p pair, over families, protocols []uint8, port uint16) *rule {
+// reaches is whether, and by which rule, one party may open a port of another over one of the protocols.
+func (t *tester) reaches(p pair, over families, protocols []uint8, port uint16) Verdict {
+	var last Verdict
 	for _, protocol := range protocols {
-		if r := t.b.prog.allowing(p.from.coverage(), p.to.coverage(), over, protocol, port); r != nil {
-			return r
+		for _, from := range t.ends(p.from, over) {
+			for _, to := range t.ends(p.to, over) {
+				if from.id == to.id {
+					continue
+				}
+				v := t.b.judge(from, to, protocol, port)
+				if v.Allowed {
+					return v
+				}
+				if v.Rule != nil {
+					last = v
+				}
+			}
 		}
 	}
-	return nil
+	return last
 }
 
-func originOf(r *rule) string {
-	if r == nil {
+func originOf(o *proto.Origin) string {
+	if o == nil {
 		return "no rule"
 	}
-	return fmt.Sprintf("%s (line %d)", r.origin.Path, r.origin.Line)
+	return fmt.Sprintf("%s (line %d)", o.Path, o.Line)
 }
 
 func pickAddr(a proto.Addrs, over families) netip.Addr {
@@ -291,7 +363,11 @@ func pickAddr(a proto.Addrs, over families) netip.Addr {
 	return a.V6
 }
 
-func describe(n proto.Identity) string {
+func describe(p party) string {
+	n := p.node
+	if len(p.routers) > 0 {
+		return "behind " + n.Name
+	}
 	if who := n.Who(); who != "" {
 		return n.Name + ", " + who
 	}

@@ -53,11 +53,11 @@ func TestRunTests(t *testing.T) {
 		},
 		{
 			"a source outside", `{"src": "10.0.0.1", "deny": ["tag:db:5432"]}`, nil,
-			`7:11: error: tests[0]: the source "10.0.0.1" picks nobody: 10.0.0.1/32 is outside of the mesh (100.64.0.0/10, fd00:1::/48), and this version serves no routes`,
+			`7:11: error: tests[0]: the source "10.0.0.1" picks nobody: 10.0.0.1/32 is outside of the mesh (100.64.0.0/10, fd00:1::/48), and no router has an approved route there`,
 		},
 		{
 			"a destination outside", `{"src": "group:eng", "deny": ["10.0.0.1:22"]}`, nil,
-			`7:41: error: tests[0].deny[0]: "10.0.0.1" has no address that "group:eng" could reach: 10.0.0.1/32 is outside of the mesh (100.64.0.0/10, fd00:1::/48), and this version serves no routes`,
+			`7:41: error: tests[0].deny[0]: "10.0.0.1" has no address that "group:eng" could reach: 10.0.0.1/32 is outside of the mesh (100.64.0.0/10, fd00:1::/48), and no router has an approved route there`,
 		},
 		{
 			"self of a machine", `{"src": "tag:db", "deny": ["autogroup:self:22"]}`, nil,

@@ -87,7 +87,7 @@ func (p *program) policyCheck() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, found := acl.Check(args[0], src)
+			_, found := acl.Check(args[0], src, time.Now())
 			list := make([]diagnostic, 0, len(found))
 			for _, d := range found {
 				list = append(list, diagnostic{d.Severity.String(), uint32(d.Line), uint32(d.Column), d.Path, d.Message})

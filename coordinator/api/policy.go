@@ -15,7 +15,7 @@ import (
 // ApplyPolicy puts a policy in force, if nothing is wrong with it.
 func (a *Admin) ApplyPolicy(ctx context.Context, r *redoubtv1.ApplyPolicyRequest) (*redoubtv1.ApplyPolicyResponse, error) {
 	snap := a.Directory.Snapshot()
-	staged, err := policy.Stage(r.GetSource(), snap.Mesh(), snap)
+	staged, err := policy.Stage(r.GetSource(), time.Now(), snap.Mesh(), snap)
 	out := &redoubtv1.ApplyPolicyResponse{Diagnostics: diagnostics(staged.Diagnostics)}
 	if err != nil {
 		return nil, refuse(err, out)

@@ -9,6 +9,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/acl/compile"
@@ -29,9 +30,9 @@ type Staged struct {
 	Program *compile.Program
 }
 
-// Stage checks a policy against the nodes of a mesh.
-func Stage(source string, mesh proto.Mesh, inventory compile.Inventory) (Staged, error) {
-	parsed, found := acl.Check(name, []byte(source))
+// Stage checks a policy that is to be put in force now against the nodes of a mesh.
+func Stage(source string, now time.Time, mesh proto.Mesh, inventory compile.Inventory) (Staged, error) {
+	parsed, found := acl.Check(name, []byte(source), now)
 	if parsed == nil {
 		return Staged{Diagnostics: found}, ErrRefused
 	}

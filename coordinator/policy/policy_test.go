@@ -36,7 +36,7 @@ func TestStage(t *testing.T) {
 	const good = `{"tagOwners": {"tag:db": ["ann@example.com"]},
 		"grants": [{"src": ["ann@example.com"], "dst": ["tag:db"], "ip": ["tcp:5432"]}],
 		"tests": [{"src": "ann@example.com", "accept": ["tag:db:5432"], "deny": ["tag:db:22"]}]}`
-	s, err := Stage(good, mesh, nodes(t))
+	s, err := Stage(good, time.Time{}, mesh, nodes(t))
 	if err != nil || s.Program == nil {
 		t.Fatalf("a good policy is refused: %v\n%s", err, s.Diagnostics.Format("p"))
 	}
@@ -50,7 +50,7 @@ func TestStage(t *testing.T) {
 		{"no policy", ``, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s, err := Stage(c.source, mesh, nodes(t))
+			s, err := Stage(c.source, time.Time{}, mesh, nodes(t))
 			if !errors.Is(err, ErrRefused) || s.Program != nil || !s.Diagnostics.HasErrors() {
 				t.Fatalf("err %v, program %v", err, s.Program)
 			}

@@ -1,0 +1,223 @@
+package compile
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// SSHRule is who may log in to a node, and as whom.
+type SSHRule struct {
+	Origin proto.Origin
+	Peers  []proto.NodeID // sorted
+	// Users are login names of the node, autogroup:nonroot for all but root, or localpart:*@DOMAIN for what stands before the
+	// @ of the login of the person behind the peer.
+	Users []string
+	// Check says that the person must have logged in within Period, and Always that each connection takes a login.
+	Check, Always bool
+	Period        time.Duration
+	AcceptEnv     []string
+}
+
+// SSH are the rules of ssh for a node, in the order of the policy. They are empty for a node that nobody may log in to.
+func (p *Program) SSH(inv Inventory, id proto.NodeID) []SSHRule { return p.On(inv).SSH(id) }
+
+// SSH is Program.SSH.
+func (b *Bound) SSH(id proto.NodeID) []SSHRule {
+	n, ok := b.node(id)
+	if !ok || b.prog.policy == nil {
+		return nil
+	}
+	var out []SSHRule
+	for _, r := range b.prog.policy.SSH {
+		var peers []proto.NodeID
+		for peer := range b.sshPeers(r, n) {
+			peers = append(peers, peer)
+		}
+		if len(peers) == 0 {
+			continue
+		}
+		slices.Sort(peers)
+		out = append(out, SSHRule{
+			Origin: proto.Origin{Path: r.Path, Line: r.Line}, Peers: peers, Users: r.Users,
+			Check: r.Check, Always: r.Always, Period: r.CheckPeriod, AcceptEnv: r.AcceptEnv,
+		})
+	}
+	return out
+}
+
+// sshPeers are the nodes that a rule lets log in to a node.
+func (b *Bound) sshPeers(r acl.SSHRule, to proto.Identity) map[proto.NodeID]struct{} {
+	out := map[proto.NodeID]struct{}{}
+	for _, s := range r.Src {
+		for _, id := range b.pick(s) {
+			if n, ok := b.node(id); ok && id != to.ID && b.sshReaches(r, n, to, b.factsOf(n)) {
+				out[id] = struct{}{}
+			}
+		}
+	}
+	return out
+}
+
+// sshReaches says whether a rule lets a node that is among its sources, with some facts, log in to another one.
+func (b *Bound) sshReaches(r acl.SSHRule, from, to proto.Identity, f facts) bool {
+	if names := r.Postures; len(names) > 0 {
+		c := &cond{}
+		for _, name := range names {
+			c.postures = append(c.postures, b.prog.policy.Postures[name])
+		}
+		if ok, _ := c.holds(from, f); !ok {
+			return false
+		}
+	}
+	sameUser := member(from) && member(to) && from.User.Name == to.User.Name
+	sets := b.setsOf(to)
+	return slices.ContainsFunc(r.Dst, func(d acl.Selector) bool {
+		return d.Kind == acl.Self && sameUser || d.Set() != "" && slices.Contains(sets, d.Set())
+	})
+}
+
+// sshAs says whether a rule lets the person behind a node log in as a user.
+func sshAs(r acl.SSHRule, from proto.Identity, user string) bool {
+	return slices.ContainsFunc(r.Users, func(u string) bool {
+		switch {
+		case u == "autogroup:nonroot":
+			return user != "root"
+		case acl.LocalpartDomain(u) != "":
+			local, domain, _ := strings.Cut(from.User.Name, "@")
+			return member(from) && domain == acl.LocalpartDomain(u) && local == user
+		}
+		return u == user
+	})
+}
+
+// sshVerdict is how a login may happen. Where one rule accepts what another one checks, it is checked: the stricter holds.
+type sshVerdict uint8
+
+const (
+	sshDenied sshVerdict = iota
+	sshChecked
+	sshAccepted
+)
+
+// RunSSHTests runs the tests of ssh that the policy carries, as RunTests does. A test that accepts holds if every node of its
+// source may log in as each user everywhere, with a check or without; one that checks wants the check.
+func RunSSHTests(p *Program, inv Inventory) []TestFailure {
+	if p.policy == nil {
+		return nil
+	}
+	t := &tester{b: p.On(inv), classes: map[string]*class{}}
+	var out []TestFailure
+	for _, test := range p.policy.SSHTests {
+		t.assume(test.Facts)
+		out = append(out, t.runSSH(test)...)
+	}
+	return out
+}
+
+func (t *tester) runSSH(test acl.SSHTest) []TestFailure {
+	sources := t.parties(test.Src, nil)
+	if len(sources) == 0 {
+		return []TestFailure{{Place: test.Place, Source: test.Src.Text, Message: fmt.Sprintf(
+			"the source %q picks nobody: %s", test.Src.Text, whyNobody(t.b.prog, test.Src),
+		)}}
+	}
+	var out []TestFailure
+	for _, dst := range test.Dst {
+		tried := false
+		var failures []TestFailure
+		for _, claim := range []struct {
+			users []string
+			want  string
+			holds func(sshVerdict) bool
+		}{
+			{test.Accept, "accepted", func(v sshVerdict) bool { return v != sshDenied }},
+			{test.Check, "accepted after a check", func(v sshVerdict) bool { return v == sshChecked }},
+			{test.Deny, "refused", func(v sshVerdict) bool { return v == sshDenied }},
+		} {
+			for _, user := range claim.users {
+				f, any := t.claim(dst, sources, user, claim.want, claim.holds)
+				tried = tried || any
+				failures = append(failures, f...)
+			}
+		}
+		if !tried && len(test.Accept)+len(test.Check)+len(test.Deny) > 0 {
+			failures = []TestFailure{{Place: dst.Place, Source: test.Src.Text, Target: dst.Text, Message: fmt.Sprintf(
+				"%q has no node that %q could log in to: %s", dst.Text, test.Src.Text, t.noPair(dst),
+			)}}
+		}
+		out = append(out, failures...)
+	}
+	return out
+}
+
+// claim tries one user on every pair, and says whether there is any.
+func (t *tester) claim(dst acl.Selector, sources []party, user, want string, holds func(sshVerdict) bool) (out []TestFailure, tried bool) {
+	for _, from := range sources {
+		destinations := t.parties(dst, &from)
+		if len(destinations) == 1 && destinations[0].node.ID == from.node.ID { // the only one there is, so far
+			destinations = t.standIns(dst, &from)
+		}
+		for _, to := range destinations {
+			if from.node.ID == to.node.ID {
+				continue
+			}
+			tried = true
+			v := t.login(from.node, to.node, user)
+			if holds(v) {
+				continue
+			}
+			a, b := from.node.Addrs.V4, to.node.Addrs.V4
+			return []TestFailure{{
+				Place: dst.Place, Target: dst.Text, From: a, To: b, Source: from.node.Name,
+				Message: fmt.Sprintf("the test wants a login as %s to be %s, but it is %s: %s (%s) to %s (%s)",
+					user, want, v, a, describe(from), b, describe(to)),
+			}}, true
+		}
+	}
+	return nil, tried
+}
+
+func (v sshVerdict) String() string {
+	return [...]string{"refused", "accepted after a check", "accepted"}[v]
+}
+
+func (t *tester) login(from, to proto.Identity, user string) sshVerdict {
+	best := sshDenied
+	f := t.factsOf(from)
+	for _, r := range t.b.prog.policy.SSH {
+		if !slices.ContainsFunc(r.Src, func(s acl.Selector) bool { return t.b.selects(s, from) }) ||
+			!t.b.sshReaches(r, from, to, f) || !sshAs(r, from, user) {
+			continue
+		}
+		if r.Check {
+			return sshChecked
+		}
+		best = sshAccepted
+	}
+	return best
+}
+
+// selects says whether a selector picks a node, by who it is or by one of its addresses.
+func (b *Bound) selects(s acl.Selector, n proto.Identity) bool {
+	prefixes := literals(s)
+	switch s.Kind {
+	case acl.Self:
+		return member(n)
+	case acl.DangerAll:
+		return true
+	case acl.Internet:
+		return false
+	case acl.Any:
+		prefixes = b.prog.any
+	case acl.Literal, acl.AddressSet:
+	default:
+		return slices.Contains(b.setsOf(n), s.Set())
+	}
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(n.Addrs.V4) || p.Contains(n.Addrs.V6) })
+}

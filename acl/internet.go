@@ -1,0 +1,9 @@
+package acl
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// InternetPrefixes are what autogroup:internet covers, sorted: what exit nodes serve.
+func InternetPrefixes() []netip.Prefix { return slices.Clone(internetPrefixes) }
