@@ -38,19 +38,20 @@ type attached struct {
 	pace    pace
 }
 
-// attach goes on with a node that showed its certificate.
-func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hello, protocol uint32) error {
+// attach goes on with a node that showed its certificate. It answers what is left to do for as long as the stream lasts, nil
+// for nothing.
+func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hello, protocol uint32) (func(), error) {
 	known, err := s.trusted(g.node)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	applied, err := wire.ToVersion(hello.GetAttach().GetApplied())
 	if err != nil {
-		return refusal.Malformed(err.Error())
+		return nil, refusal.Malformed(err.Error())
 	}
 	st, ok := s.newStream(t, g, g.node.ID)
 	if !ok {
-		return nil
+		return nil, nil
 	}
 	a := &attached{
 		Server: s, stream: st, in: in, node: g.node, machine: enroll.New(s.Attestors, s.Rand), protocol: protocol,
@@ -58,7 +59,6 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 		renewFirst: g.outOfTime || known.Certificate.Serial != g.node.Serial,
 		pace:       pace{tokens: burst, at: time.Now()},
 	}
-	defer a.leave()
 	st.expires.Store(g.node.NotAfter.Add(cert.Skew).UnixNano())
 	s.Directory.SetLive(a.id, func(l *directory.Live) {
 		l.Program, l.OS, l.Arch, l.Features = hello.GetProgram(), hello.GetOs(), hello.GetArch(), a.features
@@ -69,14 +69,25 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 		Protocol: protocol, Features: proto.Features(), ServerTime: s.Clock().UnixMilli(), Program: s.Program,
 		RenewFirst: a.renewFirst, KeepAliveSeconds: uint32(keepAlive / time.Second),
 	}}})
+	// What the certificate said is in the directory; of the parsed one only this is asked for later.
+	g.node = &cert.Node{Identity: g.node.Identity, Device: g.node.Device}
+	a.node = g.node
 	if a.renewFirst {
 		g.patience(time.Now().Add(enroll.Patience))
-	} else if err := a.join(); err != nil {
-		a.part(err)
-		return nil
+	} else {
+		err = a.join()
 	}
-	a.part(a.read())
-	return nil
+	return func() { a.live(err) }, nil
+}
+
+// live serves the node until its stream ends, which it does at once where the node could not join.
+func (a *attached) live(err error) {
+	defer a.guest.drop()
+	defer a.leave()
+	if err == nil {
+		err = a.read()
+	}
+	a.part(err)
 }
 
 // part has the writer say why the stream ends, if that is worth a word: no two write to a connection.

@@ -22,22 +22,36 @@ import (
 // switching is the answer to the request for an Upgrade.
 const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + wire.Protocol + "\r\n\r\n"
 
-// serve runs a stream from its Upgrade to its end.
+// serve runs a stream from its Upgrade to its end. What lasts goes on in a goroutine of its own: this one's stack has grown
+// with all that a greeting takes, and would stay that large.
 func (s *Server) serve(t *tls.Conn, g *guest, early []byte) {
-	defer g.drop()
-	g.patience(time.Now().Add(arrival))
-	if _, err := io.WriteString(t, switching); err != nil {
+	if lasting := s.begin(t, g, early); lasting != nil {
+		if !s.start(lasting) {
+			lasting()
+		}
 		return
 	}
-	in := newFrames(t, early)
-	err := s.greet(t, g, in)
+	g.drop()
+}
+
+// begin greets whoever is there, and does all for those who do not stay. For a node that does it answers what is left to do.
+func (s *Server) begin(t *tls.Conn, g *guest, early []byte) func() {
+	g.patience(time.Now().Add(arrival))
+	if _, err := io.WriteString(t, switching); err != nil {
+		return nil
+	}
+	lasting, err := s.greet(t, g, newFrames(t, early))
+	if lasting != nil {
+		return lasting
+	}
 	if err == nil || s.ctx.Err() != nil {
-		return
+		return nil
 	}
 	if r := s.refused(err, g, t); r != nil {
 		lastWord(t, g, r.Down())
 		drain(t)
 	}
+	return nil
 }
 
 // refused finds the refusal that an error means to the other side, if it is worth one, and logs failures of our own.
@@ -64,31 +78,31 @@ func codeName(c redoubtv1.Refusal_Code) string {
 	return strings.ToLower(strings.TrimPrefix(c.String(), "CODE_"))
 }
 
-// greet reads the first message and goes on as that asks.
-func (s *Server) greet(t *tls.Conn, g *guest, in *frames) error {
+// greet reads the first message and goes on as that asks. For a node that stays it answers what is left to do.
+func (s *Server) greet(t *tls.Conn, g *guest, in *frames) (func(), error) {
 	up, sum, err := in.next()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	hello := up.GetHello()
 	if hello == nil {
-		return refusal.Malformed("a stream begins with a hello")
+		return nil, refusal.Malformed("a stream begins with a hello")
 	}
 	protocol, err := negotiate(hello)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	switch {
 	case hello.GetEnrol() != nil && g.node != nil:
-		return refusal.Malformed("a machine that has a certificate does not enrol with it")
+		return nil, refusal.Malformed("a machine that has a certificate does not enrol with it")
 	case hello.GetEnrol() != nil:
-		return s.enrol(t, g, in, enroll.Hello{Sum: sum, Message: hello, Protocol: protocol})
+		return nil, s.enrol(t, g, in, enroll.Hello{Sum: sum, Message: hello, Protocol: protocol})
 	case hello.GetAttach() != nil && g.node == nil:
-		return &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "only a node with its certificate can attach; enrol first (redoubt up CODE)"}
+		return nil, &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "only a node with its certificate can attach; enrol first (redoubt up CODE)"}
 	case hello.GetAttach() != nil:
 		return s.attach(t, g, in, hello, protocol)
 	}
-	return refusal.Malformed("a hello that does not say what it is for")
+	return nil, refusal.Malformed("a hello that does not say what it is for")
 }
 
 // negotiate takes the highest protocol version that both sides speak.

@@ -146,28 +146,44 @@ func (h *Hub) apply(c directory.Change) {
 	h.expel(after, slices.Concat(c.Nodes, fresh))
 
 	dirty := make(map[proto.NodeID]struct{})
-	now := h.config.Clock()
-	if c.Policy || !slices.EqualFunc(before.Authorities, after.Authorities, slices.Equal) {
+	if touch(before, after, c, h.config.Clock(), dirty, h.calm) {
 		h.mu.Lock()
 		for id := range h.nodes {
 			dirty[id] = struct{}{}
 		}
 		h.mu.Unlock()
-	} else {
-		was, is := before.bind(), after.bind()
-		for _, id := range c.Nodes {
-			if calm(c.Before, c.After, id, now) {
-				affected(was, is, id, h.calm)
-			} else {
-				affected(was, is, id, dirty)
-			}
-		}
 	}
 	for id := range dirty {
 		delete(h.calm, id)
 	}
 	h.refresh(dirty)
 	h.waits.flush(c.After.Version())
+}
+
+// touch finds the nodes whose netmaps can differ after a change: they are added to dirty, and those for whom that does not hurry
+// to later. It answers whether instead it can be all of them.
+func touch(before, after Source, c directory.Change, now time.Time, dirty, later map[proto.NodeID]struct{}) (all bool) {
+	if before.Outage != after.Outage || !slices.EqualFunc(before.Authorities, after.Authorities, slices.Equal) {
+		return true
+	}
+	// A change of nodes comes first, under the policy that was in force, and then one of the policy, with the nodes that there
+	// are by then: what neither of the two touches is the same.
+	between := before
+	between.Snapshot = after.Snapshot
+	was, is := before.bind(), between.bind()
+	for _, id := range c.Nodes {
+		if calm(c.Before, c.After, id, now) {
+			affected(was, is, id, later)
+		} else {
+			affected(was, is, id, dirty)
+		}
+	}
+	if c.Policy {
+		for _, id := range compile.Changed(is.policy, after.bind().policy) {
+			dirty[id] = struct{}{}
+		}
+	}
+	return false
 }
 
 // settle does what did not hurry.

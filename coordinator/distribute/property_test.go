@@ -169,9 +169,8 @@ func look(t *rapid.T, w *world) {
 	w.hub.apply(c)
 	after := w.hub.Source()
 	touched := make(map[proto.NodeID]struct{})
-	was, is := before.bind(), after.bind()
-	for _, id := range c.Nodes {
-		affected(was, is, id, touched)
+	if touch(before, after, c, w.clock(), touched, touched) {
+		t.Errorf("all nodes are looked at for a change of %v", c.Nodes)
 	}
 	for _, id := range w.nodes {
 		old, now := Netmap(before, id, conceivable), Netmap(after, id, conceivable)
@@ -180,11 +179,11 @@ func look(t *rapid.T, w *world) {
 				t.Errorf("the netmap of %s: %v", id, err)
 			}
 		}
-		if old == nil || now == nil || c.Policy {
+		if old == nil || now == nil {
 			continue
 		}
 		if _, ok := touched[id]; !ok && !proto.Diff(old, now).Empty() {
-			t.Errorf("the netmap of %s changed with %v and is not affected by them", id, c.Nodes)
+			t.Errorf("the netmap of %s changed with %v and is not affected by them (policy: %v)", id, c.Nodes, c.Policy)
 		}
 	}
 }

@@ -1,0 +1,260 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// plan is a mesh: groups of nodes that see each other, the last of which has eleven nodes, so that a change of one touches ten.
+type plan struct {
+	nodes, group int
+}
+
+const last = 11
+
+// groups are the sizes of the groups.
+func (p plan) groups() (sizes []int) {
+	for left := p.nodes - last; left > 0; left -= p.group {
+		sizes = append(sizes, min(left, p.group))
+	}
+	return append(sizes, last)
+}
+
+// policy lets each group reach itself, on a port; one of the groups, or none (-1), on another one.
+func (p plan) policy(port, odd int) string {
+	var owners, grants strings.Builder
+	for i := range p.groups() {
+		fmt.Fprintf(&owners, "\"tag:g%d\": [], ", i)
+		at := port
+		if i == odd {
+			at++
+		}
+		fmt.Fprintf(&grants, "{\"src\": [\"tag:g%d\"], \"dst\": [\"tag:g%d\"], \"ip\": [\"tcp:%d\"]},\n", i, i, at)
+	}
+	return "{\"tagOwners\": {" + owners.String() + "},\n\"grants\": [\n" + grants.String() + "]}"
+}
+
+// codes are join codes for all nodes, for each worker its own.
+func (f *fleet) codes(ctx context.Context) ([workers][]string, error) {
+	var out [workers][]string
+	i := 0
+	for g, size := range f.groups() {
+		t, err := f.admin.CreateToken(ctx, &redoubtv1.CreateTokenRequest{Tags: []string{fmt.Sprintf("tag:g%d", g)}, Reusable: true})
+		if err != nil {
+			return out, err
+		}
+		for range size {
+			out[i%workers] = append(out[i%workers], t.GetCode())
+			i++
+		}
+	}
+	return out, nil
+}
+
+func (f *fleet) apply(ctx context.Context, port, odd int) error {
+	_, err := f.admin.ApplyPolicy(ctx, &redoubtv1.ApplyPolicyRequest{Source: f.policy(port, odd)})
+	return err
+}
+
+func measure(ctx context.Context, bin, metrics string, p plan, rounds int, idle time.Duration) error {
+	dir, err := os.MkdirTemp("", "fleet")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	f, err := start(ctx, bin, metrics, dir, p)
+	if err != nil {
+		return err
+	}
+	r := result{plan: p}
+	err = f.run(ctx, &r, rounds, idle)
+	if closed := f.close(); err == nil {
+		err = closed
+	}
+	if err == nil {
+		r.print()
+	}
+	return err
+}
+
+type result struct {
+	plan
+	join, rss, idle float64 // seconds, KB, of a core
+	back, backCPU   float64
+	all, ten, rule  change
+}
+
+// change is what changes of a kind took, in milliseconds, seconds of CPU each and bytes.
+type change struct {
+	lasts, times []float64
+	cpu          float64
+	bytes        int64
+	silent       int64
+}
+
+func (c change) p99() float64 { return quantile(c.times, 0.99) }
+
+func quantile(all []float64, q float64) float64 {
+	if len(all) == 0 {
+		return 0
+	}
+	slices.Sort(all)
+	return all[min(int(q*float64(len(all))), len(all)-1)]
+}
+
+func (r *result) print() {
+	name := fmt.Sprint(r.nodes)
+	if r.group == r.nodes {
+		name += ", all to all"
+	}
+	fmt.Printf("| %s | %.1f | %.0f | %.1f | %.1f | %.1f | %.0f | %.0f | %.2f | %.0f | %.0f | %.0f | %d | %d |\n", name,
+		1e3*r.join, r.rss, 100*r.idle, r.back, r.backCPU, quantile(r.all.lasts, 0.5), r.all.p99(), r.all.cpu,
+		r.ten.p99(), r.rule.p99(), 1e3*r.rule.cpu, r.rule.bytes, r.rule.silent)
+}
+
+func (f *fleet) run(ctx context.Context, r *result, rounds int, idle time.Duration) error {
+	if err := f.apply(ctx, 1, -1); err != nil {
+		return err
+	}
+	codes, err := f.codes(ctx)
+	if err != nil {
+		return err
+	}
+	empty, before := f.rss(), f.cpu()
+	if _, err := f.all(func(i int) command { return command{Do: "join", Codes: codes[i]} }); err != nil {
+		return err
+	}
+	if err := f.settled(ctx); err != nil {
+		return err
+	}
+	r.join = (f.cpu() - before) / float64(f.nodes)
+	progress("%d nodes joined, %.2f CPU-ms each, RSS %.0f MB", f.nodes, 1e3*r.join, f.rss()/1e3)
+	// Two collections of garbage, which come every two minutes by themselves, would say what is in use. What counts is
+	// what the process occupies when the storm of joins is over.
+	before = f.cpu()
+	if err := pause(ctx, idle); err != nil {
+		return err
+	}
+	r.idle = (f.cpu() - before) / idle.Seconds()
+	r.rss = (f.rss() - empty) / float64(f.nodes)
+	progress("idle %.1f %%, %.0f KB a node", 100*r.idle, r.rss)
+	if err := f.changes(ctx, r, rounds); err != nil {
+		return err
+	}
+	return f.storm(ctx, r)
+}
+
+func (f *fleet) changes(ctx context.Context, r *result, rounds int) (err error) {
+	// Every rule gets another port; then one of them, which touches the nodes of one group; then a node says where it is.
+	r.all, err = f.repeat(ctx, rounds, f.nodes, func(i int) error { return f.apply(ctx, 10+i, -1) })
+	if err != nil {
+		return err
+	}
+	progress("all: last %.0f ms, p99 %.0f ms, %.2f CPU-s", quantile(r.all.lasts, 0.5), r.all.p99(), r.all.cpu)
+	r.rule, err = f.repeat(ctx, rounds, f.groups()[0], func(i int) error { return f.apply(ctx, 10+rounds-1, (i+1)%2-1) })
+	if err != nil {
+		return err
+	}
+	progress("one rule: p99 %.0f ms, %.3f CPU-s, %d bytes", r.rule.p99(), r.rule.cpu, r.rule.bytes)
+	who := (f.nodes - 1) % workers
+	r.ten, err = f.repeat(ctx, rounds, last-1, func(i int) error {
+		_, err := f.workers[who].ask(command{Do: "report", Node: (f.nodes - 1) / workers, Port: uint16(1000 + i)})
+		return err
+	})
+	progress("ten: p99 %.0f ms, %.3f CPU-s", r.ten.p99(), r.ten.cpu)
+	return err
+}
+
+// repeat makes a change some times, and waits each time until all whom it touches have it.
+func (f *fleet) repeat(ctx context.Context, rounds, touches int, make func(i int) error) (c change, err error) {
+	before := f.cpu()
+	for i := range rounds {
+		if _, err := f.do("mark"); err != nil {
+			return c, err
+		}
+		begin := time.Now()
+		if err := make(i); err != nil {
+			return c, err
+		}
+		for got := 0; got < touches; {
+			if time.Since(begin) > time.Minute {
+				return c, fmt.Errorf("%d of %d nodes have a change after a minute", got, touches)
+			}
+			if err := pause(ctx, 100*time.Millisecond); err != nil {
+				return c, err
+			}
+			if got, err = f.count(); err != nil {
+				return c, err
+			}
+		}
+		if err := f.settled(ctx); err != nil {
+			return c, err
+		}
+		if err := f.note(&c, begin); err != nil {
+			return c, err
+		}
+	}
+	c.cpu = (f.cpu() - before) / float64(rounds)
+	return c, nil
+}
+
+func (f *fleet) count() (n int, err error) {
+	answers, err := f.do("collect")
+	for _, a := range answers {
+		n += len(a.Touched)
+	}
+	return n, err
+}
+
+func (f *fleet) note(c *change, begin time.Time) error {
+	answers, err := f.do("collect")
+	var most float64
+	for _, a := range answers {
+		c.silent += a.Silent
+		for _, t := range a.Touched {
+			ms := float64(t.At-begin.UnixNano()) / 1e6
+			most = max(most, ms)
+			c.times = append(c.times, ms)
+			c.bytes = max(c.bytes, t.Bytes)
+		}
+	}
+	c.lasts = append(c.lasts, most)
+	return err
+}
+
+// storm drops all streams and has all nodes come back at the same moment.
+func (f *fleet) storm(ctx context.Context, r *result) error {
+	if _, err := f.do("drop"); err != nil {
+		return err
+	}
+	if err := pause(ctx, 2*time.Second); err != nil {
+		return err
+	}
+	before, begin := f.cpu(), time.Now()
+	if _, err := f.do("attach"); err != nil {
+		return err
+	}
+	if err := f.settled(ctx); err != nil {
+		return err
+	}
+	r.back, r.backCPU = time.Since(begin).Seconds(), f.cpu()-before
+	progress("storm: %.1f s, %.1f CPU-s", r.back, r.backCPU)
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }

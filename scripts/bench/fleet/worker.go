@@ -1,0 +1,264 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	crand "crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/agent/control"
+	"github.com/redoubt-mesh/redoubt/agent/enroll"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
+	"github.com/redoubt-mesh/redoubt/agent/machine"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/join"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// command is what a worker is asked.
+type command struct {
+	Do    string   // join, drop, attach, mark, collect, report
+	Codes []string // join: one for each node
+	Node  int      // report: which one, and where it says that it is
+	Port  uint16
+}
+
+// answer is what a worker says when that is done.
+type answer struct {
+	Err     string
+	Touched []touched // collect: the nodes that got anything since mark
+	Silent  int64     // bytes that all others got
+}
+
+type touched struct {
+	At    int64 // when the last update came, in Unix nanoseconds
+	Bytes int64
+}
+
+// atOnce is how many machines of a worker join at a time.
+const atOnce = 32
+
+// node is a machine without a data path.
+type node struct {
+	device key.DevicePrivate
+	key    key.NodePrivate
+	code   join.Code
+	self   *identity.Self
+	client atomic.Pointer[control.Client]
+
+	bytes atomic.Int64 // that came since mark
+
+	mu      sync.Mutex
+	version proto.Version
+	opened  chan struct{} // closed when the next stream is open; nil: it was
+	at      int64
+}
+
+func worker(in io.Reader, out io.Writer) error {
+	lines := bufio.NewScanner(in)
+	lines.Buffer(nil, 64<<20)
+	enc := json.NewEncoder(out)
+	var w crowd
+	defer w.drop()
+	for lines.Scan() {
+		var c command
+		if err := json.Unmarshal(lines.Bytes(), &c); err != nil {
+			return err
+		}
+		var a answer
+		if err := w.do(c, &a); err != nil {
+			a.Err = err.Error()
+		}
+		if err := enc.Encode(a); err != nil {
+			return err
+		}
+	}
+	return lines.Err()
+}
+
+type crowd []*node
+
+func (w *crowd) do(c command, a *answer) error {
+	switch c.Do {
+	case "join":
+		return w.join(c.Codes)
+	case "drop":
+		w.drop()
+	case "attach":
+		w.attach(*w)
+	case "mark":
+		for _, n := range *w {
+			n.mu.Lock()
+			n.at = 0
+			n.bytes.Store(0)
+			n.mu.Unlock()
+		}
+	case "collect":
+		w.collect(a)
+	case "report":
+		e := proto.Endpoint{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), c.Port), Kind: proto.EndpointInterface}
+		(*w)[c.Node].client.Load().Report([]proto.Endpoint{e}, c.Port)
+	default:
+		return fmt.Errorf("worker: no command %q", c.Do)
+	}
+	return nil
+}
+
+func (w *crowd) join(codes []string) error {
+	nodes := make([]*node, len(codes))
+	errs := make([]error, len(codes))
+	var all sync.WaitGroup
+	slots := make(chan struct{}, atOnce)
+	for i, text := range codes {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			nodes[i], errs[i] = newNode(text)
+			if errs[i] == nil {
+				w.attach(nodes[i : i+1])
+			}
+		})
+	}
+	all.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	*w = append(*w, nodes...)
+	return nil
+}
+
+func newNode(text string) (*node, error) {
+	n := &node{}
+	var err error
+	if n.code, err = join.Parse(text); err != nil {
+		return nil, err
+	}
+	if n.device, err = key.NewDevice(crand.Reader); err != nil {
+		return nil, err
+	}
+	if n.key, err = key.NewNode(crand.Reader); err != nil {
+		return nil, err
+	}
+	n.self, err = control.Enrol(context.Background(), n.config(), enroll.Request{
+		Device: n.device, Node: n.key, Token: n.code.Secret, Root: n.code.Root, Hostname: "node", Program: "bench",
+	})
+	return n, err
+}
+
+func (n *node) config() control.Config {
+	return control.Config{
+		Dial: n.dial, Now: time.Now, Heard: func(time.Time) {}, Rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
+		URLs: n.code.URLs, Device: n.device, Node: n.key, Program: "bench", Hostname: "node", Emit: n.emit,
+	}
+}
+
+// counted counts what comes.
+type counted struct {
+	net.Conn
+	n *node
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.n.bytes.Add(int64(n))
+	return n, err
+}
+
+func (n *node) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &counted{c, n}, nil
+}
+
+// emit is the machine that takes all it is told.
+func (n *node) emit(_ context.Context, e machine.Event) {
+	switch e := e.(type) {
+	case machine.Connected:
+		n.mu.Lock()
+		if n.opened != nil && !n.version.IsZero() { // it resumes, and may be told nothing
+			close(n.opened)
+			n.opened = nil
+		}
+		n.mu.Unlock()
+	case machine.Snapshot:
+		n.enforce(e.Netmap.Version)
+	case machine.Change:
+		n.enforce(e.Delta.To)
+	case machine.Trouble:
+		fmt.Fprintln(os.Stderr, "node:", e.Reason)
+	case machine.Refused:
+		fmt.Fprintln(os.Stderr, "node refused:", e.Message)
+	}
+}
+
+func (n *node) enforce(v proto.Version) {
+	n.mu.Lock()
+	n.version, n.at = v, time.Now().UnixNano()
+	opened := n.opened
+	n.opened = nil
+	n.mu.Unlock()
+	if opened != nil {
+		close(opened)
+	}
+	if c := n.client.Load(); c != nil {
+		c.Ack(v)
+	}
+}
+
+// attach opens the streams of nodes, all at once, and waits until they are open.
+func (w *crowd) attach(nodes []*node) {
+	for _, n := range nodes {
+		n.mu.Lock()
+		opened, applied := make(chan struct{}), n.version
+		n.opened = opened
+		n.mu.Unlock()
+		c := control.Attach(n.config(), n.self, applied)
+		n.client.Store(c)
+		defer func() { <-opened; n.again() }()
+	}
+}
+
+// again acknowledges what came before there was a client to say it.
+func (n *node) again() {
+	n.mu.Lock()
+	v := n.version
+	n.mu.Unlock()
+	n.client.Load().Ack(v)
+}
+
+func (w *crowd) drop() {
+	var all sync.WaitGroup
+	for _, n := range *w {
+		all.Go(func() {
+			if c := n.client.Swap(nil); c != nil {
+				c.Close()
+			}
+		})
+	}
+	all.Wait()
+}
+
+func (w *crowd) collect(a *answer) {
+	for _, n := range *w {
+		n.mu.Lock()
+		if n.at != 0 {
+			a.Touched = append(a.Touched, touched{n.at, n.bytes.Load()})
+		} else {
+			a.Silent += n.bytes.Load()
+		}
+		n.mu.Unlock()
+	}
+}
