@@ -21,8 +21,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Make makes the engine that is to be tried.
-type Make func(tun.Device, conn.Bind, *slog.Logger) wg.Engine
+// Make makes the engine that is to be tried, of the node with this ID.
+type Make func(proto.NodeID, tun.Device, conn.Bind, *slog.Logger) wg.Engine
 
 // Open is a tun.Hook that lets everything pass.
 type Open struct{}
@@ -72,7 +72,7 @@ func NewNodeWith(t testing.TB, make Make, hook tun.Hook, host *sim.Host, number 
 	n.Stack = sim.NewStack(n.TUN, addrs.Slice()...)
 	n.Device = tun.Filtered(n.TUN, hook)
 	n.Bind = bind.New(bind.Config{Inner: host.Bind(), Bounds: path.Bounds{Overlay: overlay}})
-	n.Engine = make(n.Device, n.Bind, slog.New(slog.DiscardHandler))
+	n.Engine = make(n.ID, n.Device, n.Bind, slog.New(slog.DiscardHandler))
 	if err := n.Engine.Configure(k, port); err != nil {
 		t.Fatal(err)
 	}
