@@ -51,11 +51,18 @@ type sender struct {
 	touched []*node
 }
 
+func newSender(batch int) *sender {
+	return &sender{
+		sizes: make([]int, batch), msgs: make([][]byte, 0, batch),
+		jumbo: slots(batch*slotSize/jumboSize, jumboSize), // as many as it takes to join all
+	}
+}
+
 // readDevice seals and sends what the host sends, until the device breaks.
 func (e *Inline) readDevice() {
 	defer e.stop()
 	batch := max(1, e.tun.BatchSize())
-	s := &sender{sizes: make([]int, batch), msgs: make([][]byte, 0, batch), jumbo: slots(batch*slotSize/jumboSize, jumboSize)}
+	s := newSender(batch)
 	slot := 0
 	for {
 		if want := slotFor(int(e.mtu.Load())); want != slot {
@@ -245,16 +252,23 @@ func (e *Inline) send(n *node, to conn.Endpoint, msgs [][]byte) {
 	for _, m := range msgs {
 		total += len(m)
 	}
-	err := e.bind.Send(msgs, to)
-	var gso conn.ErrUDPGSODisabled
-	if errors.As(err, &gso) { // it was tried again without
-		err = gso.RetryErr
-	}
-	if err != nil {
+	if err := sendError(e.bind.Send(msgs, to)); err != nil {
 		e.log.Debug("not sent", "node", n.id, "messages", len(msgs), "err", err)
 		return
 	}
 	n.tx.Add(uint64(total))
+}
+
+// sendError looks behind the word that the system has no segmentation offload: what it was about was sent again without.
+func sendError(err error) error {
+	if err == nil {
+		return nil // the common case allocates nothing
+	}
+	var gso conn.ErrUDPGSODisabled
+	if errors.As(err, &gso) {
+		return gso.RetryErr
+	}
+	return err
 }
 
 // receiver is what the reader of one socket works with.
@@ -267,6 +281,16 @@ type receiver struct {
 	flows     []uint64
 	seed      maphash.Seed
 	run       run
+}
+
+// maxHeads is how many flows of a batch can have their packets joined.
+const maxHeads = 8
+
+func newReceiver(batch int) *receiver {
+	return &receiver{
+		sizes: make([]int, batch), endpoints: make([]conn.Endpoint, batch), out: make([][]byte, 0, batch),
+		heads: slots(min(maxHeads, batch), jumboSize), flows: make([]uint64, 0, maxHeads), seed: maphash.MakeSeed(),
+	}
 }
 
 // run is what came by one session, one message after the other.
@@ -286,10 +310,7 @@ const (
 // receive opens and delivers what comes by one socket, until that is closed.
 func (e *Inline) receive(fn conn.ReceiveFunc) {
 	batch := max(1, e.bind.BatchSize())
-	r := &receiver{
-		sizes: make([]int, batch), endpoints: make([]conn.Endpoint, batch), seed: maphash.MakeSeed(),
-		heads: slots(min(8, batch), jumboSize),
-	}
+	r := newReceiver(batch)
 	slot, bad := 0, 0
 	for {
 		if want := slotFor(int(e.mtu.Load())); want != slot {
