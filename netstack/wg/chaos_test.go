@@ -99,6 +99,13 @@ func (c *counted) send(t *testing.T, to *counted, size int) {
 	}
 }
 
+// count says how many packets came.
+func (c *counted) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.got)
+}
+
 // lost says how many of the other's packets did not come exactly once.
 func (c *counted) lost(from *counted) (missing, doubled int) {
 	c.mu.Lock()

@@ -296,6 +296,15 @@ func (e *Inline) Rebind() error {
 	if err := e.listen(e.asked); err != nil {
 		return fmt.Errorf("open the UDP sockets anew: %w", err)
 	}
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for _, n := range e.nodes {
+		n.mu.Lock()
+		if n.endpoint != nil { // the address that packets left from may be the reason for this
+			n.endpoint.ClearSrc()
+		}
+		n.mu.Unlock()
+	}
 	return nil
 }
 

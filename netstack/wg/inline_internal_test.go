@@ -78,7 +78,7 @@ func (b stubBind) Send(bufs [][]byte, _ conn.Endpoint) error {
 		if n == len(b.room) {
 			return nil // enough is kept
 		}
-		b.stub.sent = append(b.stub.sent, b.room[n][:copy(b.room[n], buf)])
+		b.sent = append(b.sent, b.room[n][:copy(b.room[n], buf)])
 	}
 	return nil
 }
@@ -115,7 +115,7 @@ func newRig(t testing.TB, number byte) *rig {
 		t.Fatal(err)
 	}
 	x.s = newSender(stubBatch)
-	x.s.bufs = slots(stubBatch, slotSize)
+	x.s.bufs = sendSlots(stubBatch, slotSize)
 	x.r = newReceiver(stubBatch)
 	x.r.bufs = receiveSlots(stubBatch, slotSize)
 	return x
@@ -163,7 +163,7 @@ func (x *rig) carry(to *rig) {
 		to.r.endpoints[i] = stubEndpoint("192.0.2.9:1")
 	}
 	n := len(x.sent)
-	x.stub.sent = x.sent[:0]
+	x.sent = x.sent[:0]
 	to.e.inbound(to.r, n)
 }
 
@@ -221,6 +221,35 @@ func BenchmarkPath(b *testing.B) {
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/stubBatch, "ns/packet")
 		})
+	}
+}
+
+// TestPacketsOfAnySize checks that what is larger than the MTU does no harm, and neither do the largest and the smallest.
+func TestPacketsOfAnySize(t *testing.T) {
+	a, b := twoRigs(t)
+	defer a.close(t)
+	defer b.close(t)
+	largest := len(a.s.bufs[0]) - noise.HeaderSize
+	for _, size := range []int{0, 1, 19, 20, 21, 39, 40, 1419, 1420, 1421, 1900, largest - 17, largest - 1, largest} {
+		b.wrote = 0
+		a.fill(3, max(size, 20), 1, 2)
+		for i := range 3 {
+			a.s.sizes[i] = size
+		}
+		a.e.outbound(a.s, 3)
+		for _, m := range a.sent {
+			if len(m) > slotSize {
+				t.Fatalf("a packet of %d bytes became %d", size, len(m))
+			}
+		}
+		a.carry(b)
+		want := 3
+		if size < 20 {
+			want = 0
+		}
+		if b.wrote != want {
+			t.Errorf("%d packets of %d bytes came, want %d", b.wrote, size, want)
+		}
 	}
 }
 
@@ -305,7 +334,7 @@ func TestOldInitiations(t *testing.T) {
 		}
 		try := func(when string) {
 			t.Helper()
-			b.stub.sent = b.sent[:0]
+			b.sent = b.sent[:0]
 			b.r.sizes[0] = copy(b.r.bufs[0], old)
 			b.r.endpoints[0] = stubEndpoint("203.0.113.66:6")
 			b.e.inbound(b.r, 1)
@@ -338,7 +367,7 @@ func TestStrangersLeaveNothingBehind(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.stub.sent = b.sent[:0]
+		b.sent = b.sent[:0]
 		for n := range uint32(5000) {
 			var seed [32]byte
 			binary.LittleEndian.PutUint32(seed[8:], n+1)
@@ -374,7 +403,7 @@ func TestStrangersLeaveNothingBehind(t *testing.T) {
 		if len(b.sent) == 0 {
 			t.Error("a flood was not met with cookies")
 		}
-		b.stub.sent = b.sent[:0]
+		b.sent = b.sent[:0]
 		b.wrote = 0
 		a.fill(10, 500, 1, 2)
 		a.e.outbound(a.s, 10)
@@ -393,7 +422,7 @@ func TestDamagedMessages(t *testing.T) {
 		a.fill(1, 100, 1, 2)
 		a.e.outbound(a.s, 1)
 		good := slices.Clone(a.sent[0])
-		a.stub.sent = a.sent[:0]
+		a.sent = a.sent[:0]
 		before, err := b.e.Peers()
 		if err != nil {
 			t.Fatal(err)

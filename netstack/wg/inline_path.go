@@ -39,8 +39,18 @@ func slots(n, size int) [][]byte {
 	return out
 }
 
+// sendSlots are buffers for packets that are sealed in place. What is read into them leaves room for that, also where it is
+// larger than it should be: padding and tag fit into their capacity.
+func sendSlots(n, size int) [][]byte {
+	out := slots(n, size)
+	for i := range out {
+		out[i] = out[i][:size-noise.Overhead]
+	}
+	return out
+}
+
 // slotFor is the size of a buffer for a message of the MTU.
-func slotFor(mtu int) int { return max(slotSize, (mtu+noise.Overhead+63)&^63) }
+func slotFor(mtu int) int { return max(slotSize, (mtu+2*noise.Overhead+63)&^63) }
 
 // sender is what the device's reader works with.
 type sender struct {
@@ -67,7 +77,7 @@ func (e *Inline) readDevice() {
 	for {
 		if want := slotFor(int(e.mtu.Load())); want != slot {
 			slot = want
-			s.bufs = slots(batch, slot)
+			s.bufs = sendSlots(batch, slot)
 		}
 		n, err := e.tun.Read(s.bufs, s.sizes, noise.HeaderSize)
 		if n > 0 {
@@ -151,7 +161,7 @@ func (e *Inline) seal(s *sender, n *node, cur *session.Session) int {
 	s.msgs = s.msgs[:0]
 	joined, count, jumbo := 0, 0, 0
 	for i, at := range n.batch {
-		buf, size := s.bufs[at], s.sizes[at]
+		buf, size := s.bufs[at][:cap(s.bufs[at])], s.sizes[at]
 		if full := session.Padded(size, mtu) + noise.Overhead; count == 0 || joined+full > maxJoined || count == maxJoinedCount {
 			joined, count = 0, 0
 			if len(n.batch)-i > 1 && jumbo < len(s.jumbo) {

@@ -46,7 +46,6 @@ type end struct {
 	p        *Peer
 	locals   []*noise.Local
 	remotes  []*noise.Remote
-	pairs    map[[2]*[32]byte]*Pair
 	seen     map[[32]byte]*Seen
 	index    uint32
 	reserved map[uint32]*Session
