@@ -164,10 +164,14 @@ func (e *Inline) RotateLocalKey(private key.NodePrivate) error {
 	e.api.Lock()
 	defer e.api.Unlock()
 	err := e.setPrivate(private, func(l *local) []*local {
-		list := append([]*local{l}, e.locals...)
-		list = list[:min(len(list), maxLocals)]
-		if len(list) > 1 {
-			list[1].until = time.Now().Add(drainTime)
+		list := []*local{l}
+		for i, old := range e.locals {
+			if i == 0 {
+				old.until = time.Now().Add(drainTime)
+			}
+			if old.Public() != l.Public() && len(list) < maxLocals {
+				list = append(list, old)
+			}
 		}
 		return list
 	})
@@ -197,9 +201,6 @@ func (e *Inline) setPrivate(private key.NodePrivate, list func(*local) []*local)
 	}
 	if n := e.byKey[l.Public()]; n != nil {
 		return fmt.Errorf("peer %s has the same node key", n.id)
-	}
-	if e.local(l.Public()) != nil {
-		return errors.New("it was in use before")
 	}
 	e.setLocals(list(&local{Local: l, private: private}))
 	return nil
