@@ -82,7 +82,7 @@ const (
 )
 
 // NewInline makes an engine for the node self, between d and b, both of which it owns from then on. It does nothing until
-// it is configured.
+// it is configured. Neither of them may call the engine's methods from its own: the engine holds its locks meanwhile.
 func NewInline(self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) *Inline {
 	e := &Inline{
 		self: self, tun: d, bind: b, log: log,

@@ -16,8 +16,8 @@ const cookieTime = 120 * time.Second
 
 const nonceSize = chacha20poly1305.NonceSizeX
 
-// mac is keyed BLAKE2s of 16 bytes over the parts of data.
-func mac(key []byte, data []byte) (sum [macSize]byte) {
+// mac is keyed BLAKE2s of 16 bytes.
+func mac(key, data []byte) (sum [macSize]byte) {
 	h, err := blake2s.New128(key)
 	if err != nil {
 		panic("noise: keyed BLAKE2s: " + err.Error())
