@@ -83,7 +83,9 @@ func two(t *testing.T, f func(t *testing.T, a, b *driver)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		n := sim.New(1)
-		engine := func(d tun.Device, b conn.Bind, log *slog.Logger) wg.Engine { return wg.NewReference(d, b, log) }
+		engine := func(_ proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) wg.Engine {
+			return wg.NewReference(d, b, log)
+		}
 		x := wgtest.NewNode(t, engine, n.Host("a", netip.MustParseAddr("192.0.2.1")), 1)
 		defer x.Engine.Close()
 		y := wgtest.NewNode(t, engine, n.Host("b", netip.MustParseAddr("198.51.100.1")), 2)

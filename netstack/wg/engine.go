@@ -15,6 +15,13 @@ type Engine interface {
 	// Configure sets the node key and the UDP port (0: any, and the same as before if there was one), and starts to
 	// listen. A changed node key ends all sessions.
 	Configure(private key.NodePrivate, port uint16) error
+	// RotateLocalKey gives the node another key. Where the engine can, the one before stays good for 180 s, and no packet
+	// is lost, if the peers have learned of the new key by AddRemoteKey; else it is like Configure.
+	RotateLocalKey(private key.NodePrivate) error
+	// AddRemoteKey makes k the key to use first with a peer; its others stay good where the engine can have several.
+	AddRemoteKey(id proto.NodeID, k key.NodePublic) error
+	// RemoveRemoteKey ends all sessions under a key of a peer at once. The last one cannot be removed.
+	RemoveRemoteKey(id proto.NodeID, k key.NodePublic) error
 	// SetPeer adds a peer or changes it. What is the same as before is not touched. A peer that cannot be made as asked
 	// is an error; where that shows only half-way, the peer is removed.
 	SetPeer(PeerConfig) error

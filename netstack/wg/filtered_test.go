@@ -60,10 +60,10 @@ func permit(t *testing.T, self, peer byte, version uint64, services ...proto.Ser
 	return p
 }
 
-func newGuarded(t *testing.T, host *sim.Host, number byte) *guarded {
+func newGuarded(t *testing.T, engine wgtest.Make, host *sim.Host, number byte) *guarded {
 	t.Helper()
 	g := &guarded{filter: filter.New(filter.Config{})}
-	g.Node = wgtest.NewNodeWith(t, reference, g.filter, host, number)
+	g.Node = wgtest.NewNodeWith(t, engine, g.filter, host, number)
 	return g
 }
 
@@ -82,13 +82,22 @@ func (g *guarded) enforce(p *filter.Program) {
 func TestFlowDiesWithItsPermission(t *testing.T) {
 	ssh := proto.Service{Proto: proto.ProtoTCP, First: 22, Last: 22}
 	web := proto.Service{Proto: proto.ProtoTCP, First: 80, Last: 80}
-	for name, at := range map[string]byte{"at the source": 1, "at the destination": 2} {
+	for name, c := range map[string]struct {
+		at     byte
+		engine wgtest.Make
+	}{
+		"at the source":              {1, reference},
+		"at the destination":         {2, reference},
+		"at the source, inline":      {1, inline},
+		"at the destination, inline": {2, inline},
+	} {
+		at := c.at
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := sim.New(1)
-				a := newGuarded(t, n.Host("a", netip.MustParseAddr("192.0.2.1")), 1)
+				a := newGuarded(t, c.engine, n.Host("a", netip.MustParseAddr("192.0.2.1")), 1)
 				defer a.Engine.Close()
-				b := newGuarded(t, n.Host("b", netip.MustParseAddr("192.0.2.2")), 2)
+				b := newGuarded(t, c.engine, n.Host("b", netip.MustParseAddr("192.0.2.2")), 2)
 				defer b.Engine.Close()
 				for _, x := range [][2]*guarded{{a, b}, {b, a}} {
 					if err := x[0].Engine.SetPeer(x[1].Config()); err != nil {

@@ -104,6 +104,39 @@ func (r *Reference) set(s *script) error {
 	return err
 }
 
+// RotateLocalKey implements Engine. All sessions end.
+func (r *Reference) RotateLocalKey(private key.NodePrivate) error {
+	r.mu.Lock()
+	port := r.port
+	r.mu.Unlock()
+	return r.Configure(private, port)
+}
+
+// AddRemoteKey implements Engine. The session under the key before ends.
+func (r *Reference) AddRemoteKey(id proto.NodeID, k key.NodePublic) error {
+	return r.changeKeys(id, func(keys []key.NodePublic) []key.NodePublic {
+		return append([]key.NodePublic{k}, slices.DeleteFunc(keys, func(o key.NodePublic) bool { return o == k })...)
+	})
+}
+
+// RemoveRemoteKey implements Engine.
+func (r *Reference) RemoveRemoteKey(id proto.NodeID, k key.NodePublic) error {
+	return r.changeKeys(id, func(keys []key.NodePublic) []key.NodePublic {
+		return slices.DeleteFunc(keys, func(o key.NodePublic) bool { return o == k })
+	})
+}
+
+func (r *Reference) changeKeys(id proto.NodeID, change func([]key.NodePublic) []key.NodePublic) error {
+	r.mu.Lock()
+	cfg, ok := r.peers[id]
+	r.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("change the keys of peer %s: there is no such peer", id)
+	}
+	cfg.Keys = change(slices.Clone(cfg.Keys))
+	return r.SetPeer(cfg)
+}
+
 // SetPeer implements Engine.
 func (r *Reference) SetPeer(cfg PeerConfig) error {
 	r.mu.Lock()

@@ -11,11 +11,12 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
 	"github.com/redoubt-mesh/redoubt/netstack/wg"
 	"github.com/redoubt-mesh/redoubt/netstack/wg/wgtest"
+	"github.com/redoubt-mesh/redoubt/proto"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func reference(d tun.Device, b conn.Bind, log *slog.Logger) wg.Engine {
+func reference(_ proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) wg.Engine {
 	return wg.NewReference(d, b, log)
 }
 

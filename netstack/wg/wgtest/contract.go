@@ -34,6 +34,7 @@ func Contract(t *testing.T, make Make) {
 		{"a peer has its own addresses only", foreignSource},
 		{"a pre-shared key must be the same", preShared},
 		{"another key is another peer", otherKey},
+		{"keys change one at a time", changingKeys},
 		{"the dead candidate does not hold up the living one", candidates},
 		{"a large packet passes whole", largePackets},
 		{"an injected packet goes out", injection},
@@ -255,6 +256,54 @@ func otherKey(t *testing.T, w *world) {
 	}
 }
 
+func changingKeys(t *testing.T, w *world) {
+	w.mustPing(w.a, w.b)
+	old := w.b.Key.Public()
+	for range 3 {
+		next, err := key.NewNode(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := w.b.Key.Public()
+		w.b.Key = next
+		if err := w.a.Engine.AddRemoteKey(w.b.ID, next.Public()); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.b.Engine.RotateLocalKey(next); err != nil {
+			t.Fatal(err)
+		}
+		// An engine with one key at a time shakes hands anew, and does so twice if both ends begin in the same moment.
+		time.Sleep(17 * time.Second)
+		w.mustPing(w.a, w.b)
+		w.mustPing(w.b, w.a)
+		if err := w.a.Engine.RemoveRemoteKey(w.b.ID, before); err != nil {
+			t.Fatal(err)
+		}
+		w.mustPing(w.b, w.a)
+		if s := w.stats(w.a); s.ID != w.b.ID || s.Key != next.Public() {
+			t.Errorf("the peer is %s with key %s", s.ID, s.Key)
+		}
+		if p, err := w.b.Engine.Port(); err != nil || p != port {
+			t.Errorf("port %d, %v", p, err)
+		}
+	}
+	for name, err := range map[string]error{
+		"removing the last key":      w.a.Engine.RemoveRemoteKey(w.b.ID, w.b.Key.Public()),
+		"adding this node's own key": w.a.Engine.AddRemoteKey(w.b.ID, w.a.Key.Public()),
+		"adding no key":              w.a.Engine.AddRemoteKey(w.b.ID, key.NodePublic{}),
+		"adding one to nobody":       w.a.Engine.AddRemoteKey(77, old),
+		"removing one of nobody":     w.a.Engine.RemoveRemoteKey(77, old),
+	} {
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	if err := w.a.Engine.RemoveRemoteKey(w.b.ID, old); err != nil {
+		t.Errorf("removing a key that is not there: %v", err)
+	}
+	w.mustPing(w.a, w.b)
+}
+
 func candidates(t *testing.T, w *world) {
 	cfg := w.b.Config()
 	cfg.Endpoints = append([]netip.AddrPort{
@@ -392,10 +441,13 @@ func closing(t *testing.T, w *world) {
 	}
 	<-w.a.Engine.Done()
 	for name, err := range map[string]error{
-		"Configure": w.a.Engine.Configure(w.a.Key, 1),
-		"SetPeer":   w.a.Engine.SetPeer(w.b.Config()),
-		"Probe":     w.a.Engine.Probe(w.b.ID, nil),
-		"Rebind":    w.a.Engine.Rebind(),
+		"Configure":       w.a.Engine.Configure(w.a.Key, 1),
+		"SetPeer":         w.a.Engine.SetPeer(w.b.Config()),
+		"RotateLocalKey":  w.a.Engine.RotateLocalKey(w.a.Key),
+		"AddRemoteKey":    w.a.Engine.AddRemoteKey(w.b.ID, w.b.Key.Public()),
+		"RemoveRemoteKey": w.a.Engine.RemoveRemoteKey(w.b.ID, w.a.Key.Public()),
+		"Probe":           w.a.Engine.Probe(w.b.ID, nil),
+		"Rebind":          w.a.Engine.Rebind(),
 	} {
 		if !errors.Is(err, wg.ErrClosed) {
 			t.Errorf("%s after Close: %v", name, err)

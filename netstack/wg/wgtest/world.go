@@ -21,8 +21,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Make makes the engine that is to be tried.
-type Make func(tun.Device, conn.Bind, *slog.Logger) wg.Engine
+// Make makes the engine that is to be tried, of the node with this ID.
+type Make func(proto.NodeID, tun.Device, conn.Bind, *slog.Logger) wg.Engine
 
 // Open is a tun.Hook that lets everything pass.
 type Open struct{}
@@ -60,6 +60,12 @@ func NewNode(t testing.TB, make Make, host *sim.Host, number byte) *Node {
 // NewNodeWith is NewNode with a hook that judges its packets.
 func NewNodeWith(t testing.TB, make Make, hook tun.Hook, host *sim.Host, number byte) *Node {
 	t.Helper()
+	return NewNodeOver(t, make, hook, host, number, func(b conn.Bind) conn.Bind { return b })
+}
+
+// NewNodeOver is NewNodeWith with something between the node and its host's network.
+func NewNodeOver(t testing.TB, make Make, hook tun.Hook, host *sim.Host, number byte, under func(conn.Bind) conn.Bind) *Node {
+	t.Helper()
 	k, err := key.NewNode(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -71,8 +77,8 @@ func NewNodeWith(t testing.TB, make Make, hook tun.Hook, host *sim.Host, number 
 	n := &Node{ID: proto.NodeID(number), Addrs: addrs, Host: host, Key: k, TUN: sim.NewTUN(host.Name(), tun.DefaultMTU)}
 	n.Stack = sim.NewStack(n.TUN, addrs.Slice()...)
 	n.Device = tun.Filtered(n.TUN, hook)
-	n.Bind = bind.New(bind.Config{Inner: host.Bind(), Bounds: path.Bounds{Overlay: overlay}})
-	n.Engine = make(n.Device, n.Bind, slog.New(slog.DiscardHandler))
+	n.Bind = bind.New(bind.Config{Inner: under(host.Bind()), Bounds: path.Bounds{Overlay: overlay}})
+	n.Engine = make(n.ID, n.Device, n.Bind, slog.New(slog.DiscardHandler))
 	if err := n.Engine.Configure(k, port); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,373 @@
+package wg
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/redoubt-mesh/redoubt/netstack/tun"
+	"github.com/redoubt-mesh/redoubt/netstack/wg/noise"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// Inline is Redoubt's own WireGuard engine. It moves packets to completion: whoever reads a batch also seals or opens it,
+// in place, and sends or writes it.
+//
+//	TUN ──► one goroutine: Read (judged), seal, Send ──────────────────► bind
+//	TUN ◄── one for each socket: Write (judged), open, Receive ◄──────── bind
+//	        one for all timers, one for the device's events
+//
+// A peer that is only configured is an entry in three maps. What it takes to talk to it is made with the first packet
+// either way, and dropped when its last session ended. The stamp of its last handshake is kept.
+//
+// Locks, in the order in which they are taken: api (what opens and closes), mu (who the peers are; moving a batch holds
+// it for reading, so that who takes it for writing knows that no packet is under way), a node's own, and those of indexes,
+// gate and timers.
+type Inline struct {
+	self proto.NodeID
+	tun  tun.Device
+	bind conn.Bind
+	log  *slog.Logger
+	mtu  atomic.Int64
+
+	api   sync.Mutex
+	open  bool   // the sockets are
+	asked uint16 // port
+	recv  sync.WaitGroup
+
+	mu     sync.RWMutex
+	closed bool
+	port   uint16 // that is listened on
+	locals []*local
+	nodes  map[proto.NodeID]*node
+	byKey  map[[32]byte]*node
+	byAddr map[netip.Addr]*node
+	seen   archive
+
+	indexes  indexes
+	gateMu   sync.Mutex
+	gate     noise.Gate
+	timers   *timers
+	staged   atomic.Int64 // bytes that wait for sessions
+	stopping chan struct{}
+	stop     func()
+	done     chan struct{}
+	err      error // of Close; set before done is closed
+}
+
+var _ Engine = (*Inline)(nil)
+
+// local is a node key of ours. All but the newest are good for a while only.
+type local struct {
+	*noise.Local
+	private key.NodePrivate
+	until   time.Time // zero for the newest
+}
+
+const (
+	// drainTime is how long a node key that was replaced is still good: as long as sessions last.
+	drainTime = 180 * time.Second
+	// maxLocals is how many node keys of ours there are at most, and maxRemotes how many of a peer.
+	maxLocals  = 8
+	maxRemotes = 4
+)
+
+// NewInline makes an engine for the node self, between d and b, both of which it owns from then on. It does nothing until
+// it is configured. Neither of them may call the engine's methods from its own: the engine holds its locks meanwhile.
+func NewInline(self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) *Inline {
+	e := &Inline{
+		self: self, tun: d, bind: b, log: log,
+		nodes: map[proto.NodeID]*node{}, byKey: map[[32]byte]*node{}, byAddr: map[netip.Addr]*node{},
+		indexes: indexes{all: map[uint32]entry{}}, timers: newTimers(),
+		stopping: make(chan struct{}), done: make(chan struct{}),
+	}
+	e.stop = sync.OnceFunc(func() { close(e.stopping) })
+	e.readMTU()
+	var tasks sync.WaitGroup
+	tasks.Go(e.watchDevice)
+	tasks.Go(e.readDevice)
+	tasks.Go(e.runTimers)
+	go e.reap(&tasks)
+	return e
+}
+
+// reap ends everything once the engine is to stop.
+func (e *Inline) reap(tasks *sync.WaitGroup) {
+	<-e.stopping
+	e.api.Lock()
+	defer e.api.Unlock()
+	e.mu.Lock()
+	e.closed = true
+	for _, n := range e.nodes {
+		e.unplug(n)
+	}
+	e.port, e.locals = 0, nil
+	e.mu.Unlock()
+	err := e.tun.Close()
+	e.open = false
+	e.err = errors.Join(err, e.bind.Close())
+	e.recv.Wait()
+	tasks.Wait()
+	close(e.done)
+}
+
+// Done implements Engine.
+func (e *Inline) Done() <-chan struct{} { return e.done }
+
+// Close implements Engine.
+func (e *Inline) Close() error {
+	e.stop()
+	<-e.done
+	return e.err
+}
+
+// ended says whether the engine is closed. The caller holds the lock.
+func (e *Inline) ended() error {
+	select {
+	case <-e.stopping:
+		return ErrClosed
+	default:
+	}
+	if e.closed {
+		return ErrClosed
+	}
+	return nil
+}
+
+// Configure implements Engine.
+func (e *Inline) Configure(private key.NodePrivate, port uint16) error {
+	e.api.Lock()
+	defer e.api.Unlock()
+	if err := e.setPrivate(private, func(l *local) []*local { return []*local{l} }); err != nil {
+		return fmt.Errorf("configure WireGuard: %w", err)
+	}
+	if e.open && e.asked == port {
+		return nil
+	}
+	if err := e.listen(port); err != nil {
+		return fmt.Errorf("configure WireGuard: %w", err)
+	}
+	return nil
+}
+
+// RotateLocalKey implements Engine.
+func (e *Inline) RotateLocalKey(private key.NodePrivate) error {
+	e.api.Lock()
+	defer e.api.Unlock()
+	err := e.setPrivate(private, func(l *local) []*local {
+		list := []*local{l}
+		for i, old := range e.locals {
+			if i == 0 {
+				old.until = time.Now().Add(drainTime)
+			}
+			if old.Public() != l.Public() && len(list) < maxLocals {
+				list = append(list, old)
+			}
+		}
+		return list
+	})
+	if err != nil {
+		return fmt.Errorf("change the node key: %w", err)
+	}
+	e.timers.poke()
+	return nil
+}
+
+// setPrivate makes private the newest key, unless it is that already; list says which others stay.
+func (e *Inline) setPrivate(private key.NodePrivate, list func(*local) []*local) error {
+	if private.IsZero() {
+		return errors.New("no node key")
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.ended(); err != nil {
+		return err
+	}
+	l, err := noise.NewLocal(private.Expose())
+	if err != nil {
+		return err
+	}
+	if len(e.locals) > 0 && e.locals[0].Public() == l.Public() {
+		return nil
+	}
+	if n := e.byKey[l.Public()]; n != nil {
+		return fmt.Errorf("peer %s has the same node key", n.id)
+	}
+	e.setLocals(list(&local{Local: l, private: private}))
+	return nil
+}
+
+// local finds a key of ours. The caller holds the lock.
+func (e *Inline) local(public [32]byte) *local {
+	for _, l := range e.locals {
+		if l.Public() == public {
+			return l
+		}
+	}
+	return nil
+}
+
+// setLocals changes our keys, and with them the pairs of all peers that are awake. The caller holds the lock for writing.
+func (e *Inline) setLocals(list []*local) {
+	e.locals = list
+	now := time.Now()
+	for _, n := range e.nodes {
+		n.mu.Lock()
+		if n.peer != nil {
+			e.pairUp(n, now)
+		} else if n.cfg.Keepalive > 0 {
+			e.wake(n, now)
+		}
+		e.settle(n)
+		n.mu.Unlock()
+	}
+}
+
+// drain drops keys of ours whose time has come, and says when the next one's does.
+func (e *Inline) drain(now time.Time) (next time.Time) {
+	e.mu.RLock()
+	next = firstToGo(e.locals)
+	e.mu.RUnlock()
+	if next.IsZero() || now.Before(next) {
+		return next
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.setLocals(slices.DeleteFunc(slices.Clone(e.locals), func(l *local) bool {
+		return !l.until.IsZero() && !now.Before(l.until)
+	}))
+	return firstToGo(e.locals)
+}
+
+// firstToGo says when the first of our keys must go; zero for never.
+func firstToGo(list []*local) (next time.Time) {
+	for _, l := range list {
+		if !l.until.IsZero() && (next.IsZero() || l.until.Before(next)) {
+			next = l.until
+		}
+	}
+	return next
+}
+
+// listen opens the sockets anew. The caller holds api.
+func (e *Inline) listen(port uint16) error {
+	e.open = false
+	e.setPort(0)
+	if err := e.bind.Close(); err != nil {
+		return err
+	}
+	e.recv.Wait()
+	fns, actual, err := e.bind.Open(port)
+	if err != nil {
+		return err
+	}
+	e.open, e.asked = true, port
+	e.setPort(actual)
+	for _, fn := range fns {
+		e.recv.Go(func() { e.receive(fn) })
+	}
+	return nil
+}
+
+func (e *Inline) setPort(port uint16) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.port = port
+}
+
+// Rebind implements Engine.
+func (e *Inline) Rebind() error {
+	e.api.Lock()
+	defer e.api.Unlock()
+	e.mu.RLock()
+	err := e.ended()
+	e.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	if err := e.listen(e.asked); err != nil {
+		return fmt.Errorf("open the UDP sockets anew: %w", err)
+	}
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for _, n := range e.nodes {
+		n.mu.Lock()
+		if n.endpoint != nil { // the address that packets left from may be the reason for this
+			n.endpoint.ClearSrc()
+		}
+		n.mu.Unlock()
+	}
+	return nil
+}
+
+// Port implements Engine.
+func (e *Inline) Port() (uint16, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.port, e.ended()
+}
+
+// watchDevice follows the device's MTU until the device is closed.
+func (e *Inline) watchDevice() {
+	for ev := range e.tun.Events() {
+		if ev&tun.EventMTUUpdate != 0 {
+			e.readMTU()
+		}
+	}
+}
+
+func (e *Inline) readMTU() {
+	mtu, err := e.tun.MTU()
+	if err != nil || mtu <= 0 || mtu > maxContent {
+		mtu = tun.DefaultMTU
+	}
+	e.mtu.Store(int64(mtu))
+}
+
+// indexes says whose the numbers are that peers call handshakes and sessions by.
+type indexes struct {
+	mu  sync.RWMutex
+	all map[uint32]entry
+}
+
+// reserve finds a free number.
+func (x *indexes) reserve(n *node) uint32 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for {
+		var b [4]byte
+		_, _ = rand.Read(b[:]) // never fails
+		i := uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
+		if _, taken := x.all[i]; !taken {
+			x.all[i] = entry{node: n}
+			return i
+		}
+	}
+}
+
+func (x *indexes) set(i uint32, v entry) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.all[i] = v
+}
+
+func (x *indexes) release(i uint32) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.all, i)
+}
+
+func (x *indexes) find(i uint32) entry {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.all[i]
+}

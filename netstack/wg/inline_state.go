@@ -1,0 +1,124 @@
+package wg
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/hex"
+	"io"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/netstack/bind"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// Peers implements Engine.
+func (e *Inline) Peers() ([]PeerStats, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if err := e.ended(); err != nil {
+		return nil, err
+	}
+	out := make([]PeerStats, 0, len(e.nodes))
+	now := time.Now()
+	for _, n := range e.nodes {
+		n.mu.Lock()
+		out = append(out, n.stats(now))
+		n.mu.Unlock()
+	}
+	slices.SortFunc(out, func(a, b PeerStats) int { return cmp.Compare(a.ID, b.ID) })
+	return out, nil
+}
+
+// stats are what the node counted. The caller holds its lock.
+func (n *node) stats(now time.Time) PeerStats {
+	s := PeerStats{ID: n.id, Key: n.key(now), LastHandshake: n.shaken, Rx: n.rx.Load(), Tx: n.tx.Load()}
+	if n.peer != nil && n.peer.LastHandshake().After(n.shaken) {
+		s.LastHandshake = n.peer.LastHandshake()
+	}
+	if n.known {
+		s.Endpoint = n.address()
+	}
+	return s
+}
+
+// key is the peer's key in use; where none is, the one to use.
+func (n *node) key(now time.Time) key.NodePublic {
+	if n.peer != nil {
+		if cur := n.peer.Current(now); cur != nil {
+			for _, r := range n.remotes {
+				if r.noise == cur.Pair.Remote {
+					return r.public
+				}
+			}
+		}
+	}
+	return n.cfg.Keys[0]
+}
+
+// address is where the peer is, or the first of its candidates.
+func (n *node) address() netip.AddrPort {
+	if n.endpoint == nil {
+		return netip.AddrPort{}
+	}
+	list, _, err := bind.ParseText(n.endpoint.DstToString())
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return list[0]
+}
+
+// WriteUAPI implements Engine.
+func (e *Inline) WriteUAPI(w io.Writer) error {
+	text, err := e.stateText()
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(text)
+	return err
+}
+
+func (e *Inline) stateText() ([]byte, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if err := e.ended(); err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	line := func(name, value string) {
+		b.WriteString(name)
+		b.WriteByte('=')
+		b.WriteString(value)
+		b.WriteByte('\n')
+	}
+	number := func(name string, v uint64) { line(name, strconv.FormatUint(v, 10)) }
+	number("listen_port", uint64(e.port))
+	now := time.Now()
+	for _, n := range e.nodes {
+		n.mu.Lock()
+		s, at := n.stats(now), n.address()
+		n.mu.Unlock()
+		line("public_key", hex.EncodeToString(s.Key.Bytes()))
+		line("protocol_version", "1")
+		if at.IsValid() {
+			line("endpoint", at.String())
+		}
+		var sec, nsec uint64
+		if !s.LastHandshake.IsZero() {
+			sec, nsec = uint64(s.LastHandshake.Unix()), uint64(s.LastHandshake.Nanosecond())
+		}
+		number("last_handshake_time_sec", sec)
+		number("last_handshake_time_nsec", nsec)
+		number("tx_bytes", s.Tx)
+		number("rx_bytes", s.Rx)
+		number("persistent_keepalive_interval", uint64(n.cfg.Keepalive/time.Second))
+		for _, a := range n.cfg.Addrs.Slice() {
+			if a.IsValid() {
+				line("allowed_ip", netip.PrefixFrom(a, a.BitLen()).String())
+			}
+		}
+	}
+	return b.Bytes(), nil
+}

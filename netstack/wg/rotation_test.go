@@ -1,0 +1,168 @@
+package wg_test
+
+import (
+	"crypto/rand"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// rotate gives nodes new keys in the same moment. Each of them is known to the other before, as a coordinator sees to.
+func rotate(t *testing.T, nodes [][2]*counted, keys map[*counted][]key.NodePublic) {
+	t.Helper()
+	next := make([]key.NodePrivate, len(nodes))
+	for i, x := range nodes {
+		k, err := key.NewNode(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next[i] = k
+		me, other := x[0], x[1]
+		if len(keys[me]) == 3 { // the oldest is long out of use
+			if err := other.Engine.RemoveRemoteKey(me.ID, keys[me][0]); err != nil {
+				t.Fatal(err)
+			}
+			keys[me] = keys[me][1:]
+		}
+		keys[me] = append(keys[me], k.Public())
+		if err := other.Engine.AddRemoteKey(me.ID, k.Public()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, x := range nodes {
+		if err := x[0].Engine.RotateLocalKey(next[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// newest checks that both use the newest keys.
+func newest(t *testing.T, x [2]*counted, keys map[*counted][]key.NodePublic) {
+	t.Helper()
+	stats, err := x[0].Engine.Peers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list := keys[x[1]]; stats[0].Key != list[len(list)-1] {
+		t.Errorf("node %d uses key %d of its peer, of %d", x[0].ID, slices.Index(list, stats[0].Key)+1, len(list))
+	}
+}
+
+func TestRotationLosesNothing(t *testing.T) {
+	type row struct {
+		name  string
+		nodes func(a, b *counted) [][2]*counted
+	}
+	one := func(a, b *counted) [][2]*counted { return [][2]*counted{{a, b}} }
+	other := func(a, b *counted) [][2]*counted { return [][2]*counted{{b, a}} }
+	both := func(a, b *counted) [][2]*counted { return [][2]*counted{{a, b}, {b, a}} }
+	for _, rtt := range []time.Duration{100 * time.Microsecond, 10 * time.Millisecond, 100 * time.Millisecond} {
+		for _, jitter := range []time.Duration{0, 5 * time.Millisecond} {
+			for _, r := range []row{{"the lower node", one}, {"the higher node", other}, {"both", both}} {
+				t.Run(fmt.Sprintf("%s, RTT %s, jitter %s", r.name, rtt, jitter), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						fate := prompt
+						if jitter > 0 {
+							fate = jittery(jitter)
+						}
+						a, b, end := pairOf(t, inline, inline, rtt/2, fate)
+						defer end()
+						keys := map[*counted][]key.NodePublic{a: {a.Key.Public()}, b: {b.Key.Public()}}
+						for n := range 6 {
+							if n > 0 {
+								rotate(t, r.nodes(a, b), keys)
+							}
+							for range 1000 {
+								a.send(t, b, 600)
+								b.send(t, a, 600)
+								time.Sleep(10 * time.Millisecond)
+							}
+							newest(t, [2]*counted{a, b}, keys)
+							newest(t, [2]*counted{b, a}, keys)
+						}
+						time.Sleep(time.Second)
+						for _, x := range [][2]*counted{{a, b}, {b, a}} {
+							if missing, doubled := x[1].lost(x[0]); missing+doubled > 0 {
+								t.Errorf("of %d packets %d were lost and %d doubled", x[0].sent, missing, doubled)
+							}
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+func TestThousandRotations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, end := pairOf(t, inline, inline, 20*time.Millisecond, jittery(5*time.Millisecond))
+		defer end()
+		keys := map[*counted][]key.NodePublic{a: {a.Key.Public()}, b: {b.Key.Public()}}
+		for n := range 1000 {
+			who := [][2]*counted{{a, b}, {b, a}}
+			if n%3 < 2 {
+				who = who[n%3 : n%3+1]
+			}
+			rotate(t, who, keys)
+			for range 10 + n%7 {
+				a.send(t, b, 600)
+				b.send(t, a, 600)
+				time.Sleep(time.Second)
+			}
+		}
+		newest(t, [2]*counted{a, b}, keys)
+		newest(t, [2]*counted{b, a}, keys)
+		for _, x := range [][2]*counted{{a, b}, {b, a}} {
+			if missing, doubled := x[1].lost(x[0]); missing+doubled > 0 {
+				t.Errorf("of %d packets %d were lost and %d doubled", x[0].sent, missing, doubled)
+			}
+		}
+	})
+}
+
+// TestOldKeyEnds checks that a replaced key is good for 180 s and not longer.
+func TestOldKeyEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, end := pairOf(t, inline, inline, time.Millisecond, prompt)
+		defer end()
+		next, err := key.NewNode(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The peer is not told: it knows the old key only.
+		if err := a.Engine.RotateLocalKey(next); err != nil {
+			t.Fatal(err)
+		}
+		for range 179 {
+			a.send(t, b, 100)
+			b.send(t, a, 100)
+			time.Sleep(time.Second)
+		}
+		if missing, _ := b.lost(a); missing > 0 {
+			t.Errorf("%d packets were lost while the old key was good", missing)
+		}
+		time.Sleep(2 * time.Second)
+		sent, before := b.sent, a.count()
+		for range 60 {
+			b.send(t, a, 100)
+			time.Sleep(time.Second)
+		}
+		if n := a.count() - before; n > 0 {
+			t.Errorf("%d of %d packets came by a key that is gone", n, b.sent-sent)
+		}
+		if err := b.Engine.AddRemoteKey(a.ID, next.Public()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second)
+		before = a.count()
+		b.send(t, a, 100)
+		time.Sleep(10 * time.Second)
+		if a.count() == before {
+			t.Error("with the new key nothing comes")
+		}
+	})
+}
