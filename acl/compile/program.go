@@ -70,8 +70,8 @@ func New(p *acl.Policy, mesh proto.Mesh) *Program {
 	if p != nil {
 		for name, g := range p.Groups {
 			for _, m := range g.Members {
-				if !slices.Contains(prog.groups[m.Name], name) {
-					prog.groups[m.Name] = append(prog.groups[m.Name], name)
+				if list := prog.groups[m.Name]; len(list) == 0 || list[len(list)-1] != name { // not twice in one group
+					prog.groups[m.Name] = append(list, name)
 				}
 			}
 		}
