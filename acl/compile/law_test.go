@@ -3,6 +3,7 @@ package compile_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -237,6 +238,16 @@ func (l law) verdict(from, to spot, p packet) (allowed, watched bool) {
 	return watched, watched
 }
 
+// nodes are the nodes, for people.
+func (l law) nodes() string {
+	var out strings.Builder
+	for _, id := range slices.Sorted(l.inv.All()) {
+		n, _ := l.inv.Node(id)
+		fmt.Fprintf(&out, "%+v %+v %v\n", n, l.inv.Traits(id), l.inv.Roles(n.User.Name))
+	}
+	return out.String()
+}
+
 // spots are all addresses of nodes, and some behind routers.
 func (l law) spots() []spot {
 	var out []spot
@@ -346,7 +357,7 @@ func drawLaw(t *rapid.T) law {
 	}
 	inv := drawInventory(t)
 	inv.SetNow(lawNow)
-	for id := range inv.All() {
+	for _, id := range slices.Sorted(inv.All()) {
 		drawTraits(t, inv, id)
 	}
 	for _, who := range people {
@@ -364,7 +375,8 @@ func drawTraits(t *rapid.T, inv *compile.Memory, id proto.NodeID) {
 		mustPut(inv, n)
 	}
 	traits := compile.Traits{Facts: map[string]string{}}
-	for name, values := range lawFacts {
+	for _, name := range slices.Sorted(maps.Keys(lawFacts)) {
+		values := lawFacts[name]
 		if i := rapid.IntRange(-1, len(values)-1).Draw(t, name); i >= 0 {
 			traits.Facts[name] = values[i]
 		}
@@ -422,8 +434,8 @@ func lets(v compile.View, d proto.Direction, own, other spot, p packet) (allowed
 func TestCompilerKeepsTheLaw(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := drawLaw(t)
-		text := l.file.bytes()
-		prog := compile.New(parseAt(t, text), testMesh)
+		text := fmt.Sprintf("%s\n%s", l.file.bytes(), l.nodes())
+		prog := compile.New(parseAt(t, l.file.bytes()), testMesh)
 		b := prog.On(l.inv)
 		all := l.spots()
 		views, ties := map[proto.NodeID]compile.View{}, map[proto.NodeID]map[proto.NodeID]bool{}

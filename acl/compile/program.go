@@ -70,8 +70,8 @@ func New(p *acl.Policy, mesh proto.Mesh) *Program {
 	if p != nil {
 		for name, g := range p.Groups {
 			for _, m := range g.Members {
-				if !slices.Contains(prog.groups[m.Name], name) {
-					prog.groups[m.Name] = append(prog.groups[m.Name], name)
+				if list := prog.groups[m.Name]; len(list) == 0 || list[len(list)-1] != name { // not twice in one group
+					prog.groups[m.Name] = append(list, name)
 				}
 			}
 		}
@@ -146,6 +146,9 @@ func (p *Program) addRule(r acl.Rule) {
 		origin := proto.Origin{Path: r.Path, Line: r.Line}
 		if len(parts) > 1 {
 			origin = proto.Origin{Path: fmt.Sprintf("%s.dst[%d]", r.Path, part[0]), Line: first.Line}
+		}
+		if first.Kind == acl.Self && len(r.Via) > 0 {
+			continue // nobody's own machines are reached through a router
 		}
 		dst := make([]acl.Selector, len(part))
 		for n, i := range part {
