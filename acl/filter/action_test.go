@@ -226,3 +226,22 @@ func TestExplain(t *testing.T) {
 		}
 	}
 }
+
+// TestDeniedFlowsAreNotRestored has flows saved that a rule denies now, and some that are watched.
+func TestDeniedFlowsAreNotRestored(t *testing.T) {
+	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
+	w.wantIn(Permitted, udp(v4(2), 4000, v4(1), 53, 0))
+	w.wantIn(Permitted, udp(v4(2), 4000, v4(1), 54, 0))
+	saved := w.AppendFlows(nil, w.now)
+	fresh := newWorld(t, func(r *Ruleset) {
+		monitor(r.rule(proto.In, everything...))
+		deny(r.rule(proto.In, udpPorts(53, 53)))
+	})
+	if n, err := fresh.RestoreFlows(saved, fresh.now); n != 1 || err != nil {
+		t.Errorf("%d flows, %v", n, err)
+	}
+	if r := fresh.records(); len(r) != 1 || r[0].Kind != WouldDeny || r[0].Local.Port() != 54 {
+		t.Errorf("%+v", r)
+	}
+	fresh.wantIn(Forbidden, udp(v4(2), 4000, v4(1), 53, 0))
+}
