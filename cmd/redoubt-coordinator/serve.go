@@ -64,6 +64,7 @@ type daemonRun struct {
 }
 
 func (p *program) runServe(ctx context.Context, o serveOptions) error {
+	tuneMemory()
 	log := slog.New(slog.NewTextHandler(p.err, &slog.HandlerOptions{Level: o.level}))
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

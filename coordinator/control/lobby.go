@@ -22,7 +22,7 @@ var errTooMuch = errors.New("more bytes than a handshake takes")
 type lobby struct {
 	places int
 	// slots bounds how many handshakes compute at once; one that waits for its peer holds none.
-	slots chan struct{}
+	slots *slots
 
 	mu      sync.Mutex
 	guests  *list.List // of *guest, oldest first
@@ -30,8 +30,8 @@ type lobby struct {
 	dropped atomic.Uint64
 }
 
-func newLobby(places, slots int) *lobby {
-	return &lobby{places: places, slots: make(chan struct{}, slots), guests: list.New()}
+func newLobby(places, computing int) *lobby {
+	return &lobby{places: places, slots: &slots{free: computing}, guests: list.New()}
 }
 
 // enter gives a connection a place. Until it leaves, no deadline that anybody sets reaches beyond until.
@@ -110,11 +110,15 @@ type guest struct {
 
 // shake runs f, the handshake, with a slot that is given back whenever it waits.
 func (g *guest) shake(f func() error) error {
-	g.lobby.slots <- struct{}{}
+	begin := time.Now()
+	g.lobby.slots.take(false)
+	if until := g.until.Load(); until != nil {
+		g.patience(until.Add(time.Since(begin))) // it waited for us, not we for it
+	}
 	g.shaking, g.allowance = true, maxHandshake
 	err := f()
 	g.shaking = false
-	<-g.lobby.slots
+	g.lobby.slots.give()
 	return err
 }
 
@@ -138,8 +142,8 @@ func (g *guest) Read(b []byte) (int, error) {
 	if g.allowance == 0 {
 		return 0, errTooMuch
 	}
-	<-g.lobby.slots
-	defer func() { g.lobby.slots <- struct{}{} }()
+	g.lobby.slots.give()
+	defer g.lobby.slots.take(true)
 	n, err := g.Conn.Read(b[:min(len(b), g.allowance)])
 	g.allowance -= n
 	return n, err
@@ -151,8 +155,8 @@ func (g *guest) Write(b []byte) (n int, err error) {
 		return n, err
 	}
 	if g.shaking {
-		<-g.lobby.slots
-		defer func() { g.lobby.slots <- struct{}{} }()
+		g.lobby.slots.give()
+		defer g.lobby.slots.take(true)
 	}
 	return g.Conn.Write(b)
 }

@@ -34,7 +34,7 @@ func main() {
 	all := flag.Int("all", 1000, "how many nodes that all see each other; 0: none")
 	rounds := flag.Int("rounds", 20, "changes of each kind")
 	idle := flag.Duration("idle", 30*time.Second, "how long to look at the idle coordinator")
-	profile := flag.String("metrics", "", "`ADDR` for the coordinator's metrics")
+	metrics := flag.String("metrics", "", "`ADDR` for the coordinator's metrics")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -46,10 +46,10 @@ func main() {
 		}
 		n, err := strconv.Atoi(s)
 		check(err)
-		check(measure(ctx, *bin, *profile, plan{nodes: n, group: 21}, *rounds, *idle))
+		check(measure(ctx, *bin, *metrics, plan{nodes: n, group: 21}, *rounds, *idle))
 	}
 	if *all > 0 {
-		check(measure(ctx, *bin, *profile, plan{nodes: *all, group: *all}, *rounds, *idle))
+		check(measure(ctx, *bin, *metrics, plan{nodes: *all, group: *all}, *rounds, *idle))
 	}
 }
 
@@ -183,7 +183,7 @@ func (f *fleet) settled(ctx context.Context) error {
 	return err
 }
 
-// proc is CPU time and memory of the coordinator, in seconds and KB.
+// cpu is the CPU time that the coordinator has taken, in seconds.
 func (f *fleet) cpu() float64 {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", f.serve.Process.Pid))
 	if err != nil {
@@ -196,6 +196,7 @@ func (f *fleet) cpu() float64 {
 	return (user + system) / 100 // USER_HZ
 }
 
+// rss is the coordinator's resident memory, in KB.
 func (f *fleet) rss() float64 {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", f.serve.Process.Pid))
 	if err != nil {

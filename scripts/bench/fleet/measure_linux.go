@@ -67,7 +67,7 @@ func measure(ctx context.Context, bin, metrics string, p plan, rounds int, idle 
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	f, err := start(ctx, bin, metrics, dir, p)
 	if err != nil {
 		return err
@@ -135,8 +135,7 @@ func (f *fleet) run(ctx context.Context, r *result, rounds int, idle time.Durati
 	}
 	r.join = (f.cpu() - before) / float64(f.nodes)
 	progress("%d nodes joined, %.2f CPU-ms each, RSS %.0f MB", f.nodes, 1e3*r.join, f.rss()/1e3)
-	// Two collections of garbage, which come every two minutes by themselves, would say what is in use. What counts is
-	// what the process occupies when the storm of joins is over.
+	// What counts is what the process occupies when the joins are over, not what it has in use.
 	before = f.cpu()
 	if err := pause(ctx, idle); err != nil {
 		return err
@@ -172,14 +171,14 @@ func (f *fleet) changes(ctx context.Context, r *result, rounds int) (err error) 
 }
 
 // repeat makes a change some times, and waits each time until all whom it touches have it.
-func (f *fleet) repeat(ctx context.Context, rounds, touches int, make func(i int) error) (c change, err error) {
+func (f *fleet) repeat(ctx context.Context, rounds, touches int, once func(i int) error) (c change, err error) {
 	before := f.cpu()
 	for i := range rounds {
 		if _, err := f.do("mark"); err != nil {
 			return c, err
 		}
 		begin := time.Now()
-		if err := make(i); err != nil {
+		if err := once(i); err != nil {
 			return c, err
 		}
 		for got := 0; got < touches; {

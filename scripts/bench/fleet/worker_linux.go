@@ -57,10 +57,10 @@ type node struct {
 
 	bytes atomic.Int64 // that came since mark
 
-	mu      sync.Mutex
-	version proto.Version
-	opened  chan struct{} // closed when the next stream is open; nil: it was
-	at      int64
+	mu     sync.Mutex
+	netmap *proto.Netmap // nil before the first; never changed
+	opened chan struct{} // closed when the next stream is open; nil: it was
+	at     int64         // when the last update came since mark, in Unix nanoseconds; 0: none did
 }
 
 func worker(in io.Reader, out io.Writer) error {
@@ -188,15 +188,20 @@ func (n *node) emit(_ context.Context, e machine.Event) {
 	switch e := e.(type) {
 	case machine.Connected:
 		n.mu.Lock()
-		if n.opened != nil && !n.version.IsZero() { // it resumes, and may be told nothing
+		if n.opened != nil && n.netmap != nil { // it resumes, and may be told nothing
 			close(n.opened)
 			n.opened = nil
 		}
 		n.mu.Unlock()
 	case machine.Snapshot:
-		n.enforce(e.Netmap.Version)
+		n.enforce(e.Netmap)
 	case machine.Change:
-		n.enforce(e.Delta.To)
+		nm, err := n.knows().Apply(e.Delta)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "node:", err) // and acknowledges it never, which ends the measurement
+			return
+		}
+		n.enforce(nm)
 	case machine.Trouble:
 		fmt.Fprintln(os.Stderr, "node:", e.Reason)
 	case machine.Refused:
@@ -204,9 +209,16 @@ func (n *node) emit(_ context.Context, e machine.Event) {
 	}
 }
 
-func (n *node) enforce(v proto.Version) {
+// knows is the node's netmap.
+func (n *node) knows() *proto.Netmap {
 	n.mu.Lock()
-	n.version, n.at = v, time.Now().UnixNano()
+	defer n.mu.Unlock()
+	return n.netmap
+}
+
+func (n *node) enforce(nm *proto.Netmap) {
+	n.mu.Lock()
+	n.netmap, n.at = nm, time.Now().UnixNano()
 	opened := n.opened
 	n.opened = nil
 	n.mu.Unlock()
@@ -214,7 +226,7 @@ func (n *node) enforce(v proto.Version) {
 		close(opened)
 	}
 	if c := n.client.Load(); c != nil {
-		c.Ack(v)
+		c.Ack(nm.Version)
 	}
 }
 
@@ -222,7 +234,10 @@ func (n *node) enforce(v proto.Version) {
 func (w *crowd) attach(nodes []*node) {
 	for _, n := range nodes {
 		n.mu.Lock()
-		opened, applied := make(chan struct{}), n.version
+		opened, applied := make(chan struct{}), proto.Version{}
+		if n.netmap != nil {
+			applied = n.netmap.Version
+		}
 		n.opened = opened
 		n.mu.Unlock()
 		c := control.Attach(n.config(), n.self, applied)
@@ -233,10 +248,7 @@ func (w *crowd) attach(nodes []*node) {
 
 // again acknowledges what came before there was a client to say it.
 func (n *node) again() {
-	n.mu.Lock()
-	v := n.version
-	n.mu.Unlock()
-	n.client.Load().Ack(v)
+	n.client.Load().Ack(n.knows().Version)
 }
 
 func (w *crowd) drop() {

@@ -1,0 +1,37 @@
+package control
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+)
+
+// TestWhoHasBegunGoesFirst: of those who wait for a slot, handshakes that are under way go before new ones, and else the one
+// that came first.
+func TestWhoHasBegunGoesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slots{free: 1}
+		s.take(false)
+		var order []string
+		wait := func(name string, begun bool) {
+			go func() {
+				s.take(begun)
+				order = append(order, name)
+				s.give()
+			}()
+			synctest.Wait()
+		}
+		wait("new 1", false)
+		wait("begun 1", true)
+		wait("new 2", false)
+		wait("begun 2", true)
+		s.give()
+		synctest.Wait()
+		if want := []string{"begun 1", "begun 2", "new 1", "new 2"}; !slices.Equal(order, want) {
+			t.Errorf("served in the order %v, want %v", order, want)
+		}
+		if s.free != 1 {
+			t.Errorf("%d slots are free at the end, want 1", s.free)
+		}
+	})
+}
