@@ -1,9 +1,11 @@
 package compile
 
 import (
+	"maps"
 	"slices"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
@@ -82,4 +84,108 @@ func (p *Program) Until() []time.Time {
 	}
 	slices.SortFunc(out, time.Time.Compare)
 	return slices.CompactFunc(out, time.Time.Equal)
+}
+
+// Changed lists, sorted, the nodes whose View may differ between two programs on the same inventory: those that a rule covers
+// that is in one of them only, and those who may use a route that only one of them approves. The cost is that of the rules and
+// of those nodes.
+func Changed(before, after *Bound) []proto.NodeID {
+	groups := changedGroups(before.prog, after.prog)
+	index := make(map[string]int32, len(after.prog.rules))
+	for i := range after.prog.rules {
+		index[after.prog.rules[i].origin.Path] = int32(i)
+	}
+	seen := map[proto.NodeID]struct{}{}
+	kept := make([]bool, len(after.prog.rules))
+	for i := range before.prog.rules {
+		r := &before.prog.rules[i]
+		if n, ok := index[r.origin.Path]; ok && r.same(&after.prog.rules[n]) && !r.names(groups) {
+			kept[n] = true
+			continue
+		}
+		before.touch(int32(i), seen)
+	}
+	for n, same := range kept {
+		if !same {
+			after.touch(int32(n), seen)
+		}
+	}
+	for id := range before.inv.Routers() {
+		if !slices.Equal(before.Approved(id), after.Approved(id)) {
+			for _, x := range Affected(before, after, id) {
+				seen[x] = struct{}{}
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(seen))
+}
+
+// changedGroups are the groups whose members differ.
+func changedGroups(a, b *Program) map[string]struct{} {
+	out := map[string]struct{}{}
+	for _, pair := range [][2]*Program{{a, b}, {b, a}} {
+		if pair[0].policy == nil {
+			continue
+		}
+		for name, g := range pair[0].policy.Groups {
+			var other acl.Group
+			if pair[1].policy != nil {
+				other = pair[1].policy.Groups[name]
+			}
+			if !slices.EqualFunc(g.Members, other.Members, func(x, y acl.Selector) bool { return x.Name == y.Name }) {
+				out[name] = struct{}{}
+			}
+		}
+	}
+	return out
+}
+
+// names says whether a rule is about one of some groups.
+func (r *rule) names(groups map[string]struct{}) bool {
+	in := func(s string) bool { _, ok := groups[s]; return ok }
+	return len(groups) > 0 && (slices.ContainsFunc(r.src.sets, in) || slices.ContainsFunc(r.dst.sets, in))
+}
+
+// same says whether two rules mean the same, and are told of in the same words.
+func (r *rule) same(o *rule) bool {
+	return r.origin == o.origin && r.action == o.action && r.self == o.self && r.until.Equal(o.until) &&
+		r.src.same(&o.src) && r.dst.same(&o.dst) && slices.Equal(r.services, o.services) && slices.Equal(r.via, o.via) &&
+		r.cond.same(o.cond) && slices.EqualFunc(r.app, o.app, func(a, b proto.Capability) bool {
+		return a.Name == b.Name && slices.Equal(a.Values, b.Values)
+	})
+}
+
+func (s *side) same(o *side) bool {
+	return s.any == o.any && s.internet == o.internet && s.everything == o.everything &&
+		slices.Equal(s.sets, o.sets) && slices.Equal(s.prefixes, o.prefixes)
+}
+
+func (c *cond) same(o *cond) bool {
+	if c == nil || o == nil {
+		return c == o
+	}
+	return c.name == o.name && slices.EqualFunc(c.postures, o.postures, func(a, b acl.Posture) bool {
+		return a.Name == b.Name && slices.EqualFunc(a.Conditions, b.Conditions, func(a, b acl.Condition) bool { return a.Text == b.Text })
+	})
+}
+
+// touch adds the nodes that a rule covers on either side, whether they hold what it asks or not.
+func (b *Bound) touch(number int32, seen map[proto.NodeID]struct{}) {
+	r := &b.prog.rules[number]
+	add := func(ids []proto.NodeID) {
+		for _, id := range ids {
+			seen[id] = struct{}{}
+		}
+	}
+	for _, s := range []*side{&r.src, &r.dst} {
+		for _, set := range s.sets {
+			add(b.members(set))
+		}
+		add(b.inside(s.nodePrefixes(b.prog)))
+	}
+	for _, refs := range [][]routed{b.routes().src[number], b.routes().dst[number]} {
+		for _, x := range refs {
+			seen[x.id] = struct{}{}
+		}
+	}
 }

@@ -75,11 +75,14 @@ func (b *Bound) cover(n proto.Identity, f facts) coverage {
 	for _, x := range c.src {
 		if r := &b.prog.rules[x.rule]; r.cond != nil {
 			ok, missing := r.cond.holds(n, f)
-			if !ok {
-				x.withheld, x.missing = true, missing
-			}
-			if r.action != proto.Deny { // nothing is known of who stands behind a router
+			switch {
+			case r.action != proto.Deny: // nothing is known of who stands behind a router
+				x.withheld, x.missing = !ok, missing
 				x.parts, x.routes = nil, nil
+			case !ok && r.self:
+				x.withheld = true
+			case !ok: // whoever stands behind it is denied all the same
+				x.in = 0
 			}
 			if x.in == 0 && len(x.parts) == 0 {
 				continue

@@ -147,6 +147,9 @@ func (p *Program) addRule(r acl.Rule) {
 		if len(parts) > 1 {
 			origin = proto.Origin{Path: fmt.Sprintf("%s.dst[%d]", r.Path, part[0]), Line: first.Line}
 		}
+		if first.Kind == acl.Self && len(r.Via) > 0 {
+			continue // nobody's own machines are reached through a router
+		}
 		dst := make([]acl.Selector, len(part))
 		for n, i := range part {
 			dst[n] = r.Dst[i].Selector

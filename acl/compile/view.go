@@ -128,6 +128,10 @@ func (b *Bound) rules(n proto.Identity) ([]proto.Rule, []proto.Withheld) {
 			}
 			continue
 		}
+		if x.withheld {
+			e.emit(n, x, r, proto.Out, "", both, b.prog.told(r))
+			continue
+		}
 		e.emit(n, x, r, proto.Out, "", both, b.destinations(x.rule))
 	}
 	for i := range c.dst {
@@ -243,6 +247,21 @@ func (b *Bound) destinations(number int32) proto.Selector {
 		return proto.Selector{Prefixes: b.through(number)}
 	}
 	return proto.Selector{Sets: r.dstSets, Prefixes: b.prefixes(&r.dst, true)}
+}
+
+// told are the destinations of a rule as a node is told of it that lacks what the rule asks for: nothing that depends on
+// other nodes, for it has no part in those.
+func (p *Program) told(r *rule) proto.Selector {
+	out := proto.Selector{Sets: r.dstSets, Prefixes: slices.Clone(r.dst.prefixes)}
+	if r.dst.any {
+		out.Prefixes = append(out.Prefixes, p.any...)
+	}
+	if r.dst.internet {
+		out.Prefixes = append(out.Prefixes, internet...)
+	}
+	sortPrefixes(out.Prefixes)
+	out.Prefixes = slices.Compact(out.Prefixes)
+	return out
 }
 
 // sources are the sources of a rule as its destinations see them, but for literal addresses of nodes where something is asked
