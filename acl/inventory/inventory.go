@@ -120,7 +120,7 @@ func (p *parser) user(path string) error {
 	u := user{path: path}
 	err := p.fields(path, map[string]func(string) error{
 		"name":  func(path string) (err error) { u.name, err = p.text(path); return err },
-		"email": func(path string) (err error) { u.email, err = p.text(path); return err },
+		"email": func(path string) (err error) { u.email, err = p.optional(path); return err },
 		"roles": func(path string) (err error) { u.roles, err = p.texts(path); return err },
 	})
 	if err == nil && u.name == "" {

@@ -117,6 +117,15 @@ func (r *reader) list(path string, most int, read func(path string) error) error
 }
 
 func (r *reader) text(path string) (string, error) {
+	s, err := r.optional(path)
+	if err == nil && s == "" {
+		err = r.wrong(path, "is empty")
+	}
+	return s, err
+}
+
+// optional reads a string that may be empty, which is as if it were not there.
+func (r *reader) optional(path string) (string, error) {
 	t, err := r.token(path)
 	if err != nil {
 		return "", err
@@ -125,8 +134,6 @@ func (r *reader) text(path string) (string, error) {
 	switch {
 	case !ok:
 		return "", r.wrong(path, "want a string, not %s", kind(t))
-	case s == "":
-		return "", r.wrong(path, "is empty")
 	case len(s) > maxText:
 		return "", r.wrong(path, "has %d bytes; at most %d fit", len(s), maxText)
 	case strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f || c == utf8.RuneError }):
