@@ -131,7 +131,7 @@ func BenchmarkEval(b *testing.B) {
 	var owners, grants []string
 	for i := range 50 {
 		owners = append(owners, fmt.Sprintf(`"tag:t%d":[]`, i))
-		grants = append(grants, fmt.Sprintf(`{"src":["tag:t%d"],"dst":["tag:t%d","tag:t%d"],"ip":["tcp:%d-%d"]}`, i, (i*7+1)%50, (i+1)%50, i, i+300))
+		grants = append(grants, fmt.Sprintf(`{"src":["tag:t%d"],"dst":["tag:t%d","tag:t%d"],"ip":["tcp:%d-%d"]}`, i, (i*7+1)%50, (i+1)%50, i+1, i+300))
 	}
 	policy, found := acl.Parse("policy", fmt.Appendf(nil, `{"tagOwners":{%s},"grants":[%s]}`, strings.Join(owners, ","), strings.Join(grants, ",")))
 	if policy == nil {
