@@ -55,12 +55,19 @@ func (p *program) tell(name string, list []diagnostic) {
 
 func (p *program) policy() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Who may reach what"}
-	cmd.AddCommand(p.policyCheck(), p.policyApply(), p.policyShow(), p.policyHistory(), p.policyRollback(), p.policyStatus())
+	cmd.AddCommand(
+		p.policyCheck(), p.policyTest(), p.policyEval(), p.policyExplain(), p.policyDiff(),
+		p.policyApply(), p.policyShow(), p.policyHistory(), p.policyRollback(), p.policyStatus(),
+	)
 	return cmd
 }
 
-// readFile reads a file, or standard input for "-".
+// readFile reads a policy, or standard input for "-".
 func (p *program) readFile(name string) ([]byte, error) {
+	return p.readUpTo(name, maxPolicy, "a policy")
+}
+
+func (p *program) readUpTo(name string, most int, what string) ([]byte, error) {
 	r := p.in
 	if name != "-" {
 		f, err := os.Open(name)
@@ -70,37 +77,11 @@ func (p *program) readFile(name string) ([]byte, error) {
 		defer f.Close()
 		r = f
 	}
-	b, err := io.ReadAll(io.LimitReader(r, maxPolicy+1))
-	if err == nil && len(b) > maxPolicy {
-		err = fmt.Errorf("%s: more than %d bytes: not a policy", name, maxPolicy)
+	b, err := io.ReadAll(io.LimitReader(r, int64(most)+1))
+	if err == nil && len(b) > most {
+		err = fmt.Errorf("%s: more than %d bytes: not %s", name, most, what)
 	}
 	return b, err
-}
-
-func (p *program) policyCheck() *cobra.Command {
-	return &cobra.Command{
-		Use: "check FILE", Short: "Find every error in a policy file; needs no coordinator", Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			src, err := p.readFile(args[0])
-			if err != nil {
-				return err
-			}
-			_, found := acl.Check(args[0], src, time.Now())
-			list := make([]diagnostic, 0, len(found))
-			for _, d := range found {
-				list = append(list, diagnostic{d.Severity.String(), uint32(d.Line), uint32(d.Column), d.Path, d.Message})
-			}
-			if p.json {
-				err = p.print(map[string]any{"ok": !found.HasErrors(), "diagnostics": list})
-			} else if p.tell(args[0], list); !found.HasErrors() {
-				fmt.Fprintf(p.out, "%s: no errors\n", args[0])
-			}
-			if found.HasErrors() {
-				return errSaid
-			}
-			return err
-		},
-	}
 }
 
 func waitFlag(cmd *cobra.Command, wait *time.Duration) {

@@ -40,6 +40,11 @@ type program struct {
 // errSaid fails a command that has said all there is to say.
 var errSaid = errors.New("said already")
 
+// troubleError fails a command with exit code 2, where 1 is an answer of its own.
+type troubleError struct{ error }
+
+func (e troubleError) Unwrap() error { return e.error }
+
 // run runs one command and answers the exit code: 0 means that it is true.
 func (p *program) run(ctx context.Context, args []string) int {
 	root := p.root()
@@ -53,6 +58,10 @@ func (p *program) run(ctx context.Context, args []string) int {
 		return 0
 	case !errors.Is(err, errSaid):
 		fmt.Fprintf(p.err, "redoubt-coordinator: %v\n", err)
+	}
+	var trouble troubleError
+	if errors.As(err, &trouble) {
+		return 2
 	}
 	return 1
 }

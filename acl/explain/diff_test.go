@@ -1,0 +1,72 @@
+package explain
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl"
+	"github.com/redoubt-mesh/redoubt/acl/inventory"
+)
+
+const mesh = `{"users": [{"name": "ann"}, {"name": "bob"}], "nodes": [
+  {"name": "a", "ipv4": "100.64.0.1", "ipv6": "fd7a:115c:a1e0::1", "user": "ann"},
+  {"name": "b", "ipv4": "100.64.0.2", "ipv6": "fd7a:115c:a1e0::2", "user": "bob"},
+  {"name": "r", "ipv4": "100.64.0.3", "ipv6": "fd7a:115c:a1e0::3", "tags": ["tag:r"],
+   "advertised": ["10.0.0.0/8"], "approved": ["10.0.0.0/8"]}]}`
+
+func parsed(t *testing.T, grants string) *acl.Policy {
+	t.Helper()
+	p, found := acl.Parse("policy", []byte(`{"tagOwners": {"tag:r": []}, "grants": [`+grants+`]}`))
+	if p == nil {
+		t.Fatal(found)
+	}
+	return p
+}
+
+func TestDiff(t *testing.T) {
+	inv, err := inventory.Parse([]byte(mesh), time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	none := parsed(t, "")
+	for grants, want := range map[string]string{
+		`{"src": ["ann@"], "dst": ["tag:r"], "ip": ["tcp:80-90"]}`:            "[ann] [tag:r] [tcp:80-90]",
+		`{"src": ["autogroup:member"], "dst": ["tag:r"], "ip": ["icmp:*"]}`:   "[autogroup:member] [tag:r] [icmp]",
+		`{"src": ["ann@"], "dst": ["10.1.0.0/16"], "ip": ["tcp:22"]}`:         "[ann] [10.1.0.0/16] [tcp:22]",
+		`{"src": ["ann@"], "dst": ["100.64.0.3"], "ip": ["udp:53"]}`:          "[ann] [tag:r] [udp:53 over IPv4 only]",
+		`{"src": ["ann@"], "dst": ["autogroup:internet"], "ip": ["tcp:443"]}`: "",
+	} {
+		for _, gained := range []bool{true, false} {
+			before, after := none, parsed(t, grants)
+			if !gained {
+				before, after = after, before
+			}
+			got := ""
+			for _, c := range Diff(before, after, inv) {
+				if c.Gained != gained || c.Rule.Path != "grants[0]" {
+					t.Errorf("%s: %+v", grants, c)
+				}
+				got += sides(c)
+			}
+			if got != want {
+				t.Errorf("%s: %s, want %s", grants, got, want)
+			}
+		}
+	}
+}
+
+// Two ways to write the same are no difference.
+func TestDiffIsNotAboutText(t *testing.T) {
+	inv, err := inventory.Parse([]byte(mesh), time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := parsed(t, `{"src": ["ann@", "bob@"], "dst": ["tag:r"], "ip": ["tcp:80-90"]}`)
+	b := parsed(t, `{"src": ["autogroup:member"], "dst": ["tag:r"], "ip": ["tcp:80-85"]}, {"src": ["autogroup:member"], "dst": ["tag:r"], "ip": ["tcp:86-90"]}`)
+	if got := Diff(a, b, inv); len(got) > 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func sides(c Change) string { return fmt.Sprint(c.Src, " ", c.Dst, " ", c.Services) }
