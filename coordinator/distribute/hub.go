@@ -163,7 +163,7 @@ func (h *Hub) apply(c directory.Change) {
 // touch finds the nodes whose netmaps can differ after a change: they are added to dirty, and those for whom that does not hurry
 // to later. It answers whether instead it can be all of them.
 func touch(before, after Source, c directory.Change, now time.Time, dirty, later map[proto.NodeID]struct{}) (all bool) {
-	if before.Outage != after.Outage || !slices.EqualFunc(before.Authorities, after.Authorities, slices.Equal) {
+	if before.outage() != after.outage() || ended(before, after) || !slices.EqualFunc(before.Authorities, after.Authorities, slices.Equal) {
 		return true
 	}
 	// A change of nodes comes first, under the policy that was in force, and then one of the policy, with the nodes that there
@@ -184,6 +184,17 @@ func touch(before, after Source, c directory.Change, now time.Time, dirty, later
 		}
 	}
 	return false
+}
+
+// ended says whether time alone has changed a policy: a rule that only watches has ended between two snapshots, or the clock was
+// set back to before its end.
+func ended(before, after Source) bool {
+	was, is := before.Snapshot.Now(), after.Snapshot.Now()
+	if is.Before(was) {
+		was, is = is, was
+	}
+	over := func(t time.Time) bool { return was.Before(t) && !is.Before(t) }
+	return slices.ContainsFunc(before.Program.Until(), over) || slices.ContainsFunc(after.Program.Until(), over)
 }
 
 // settle does what did not hurry.

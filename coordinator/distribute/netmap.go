@@ -71,6 +71,9 @@ type bound struct {
 	policy *compile.Bound
 }
 
+// outage is what the policy says, and where it says nothing what holds without it.
+func (s Source) outage() proto.Outage { return s.Program.Outage(s.Outage) }
+
 func (s Source) bind() *bound { return &bound{s, s.Program.On(s.Snapshot)} }
 
 func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
@@ -79,7 +82,7 @@ func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 	}
 	nm := &proto.Netmap{
 		Version: s.Snapshot.Version(), Mesh: s.Snapshot.Mesh(), Self: id,
-		Authorities: s.Authorities, Outage: s.Program.Outage(s.Outage),
+		Authorities: s.Authorities, Outage: s.outage(),
 	}
 	view := s.policy.For(id)
 	if nm.Requires = Requires(view); len(lacking(nm.Requires, features)) > 0 {
