@@ -67,7 +67,6 @@ func readCaptured[T any](t *testing.T, name string) []T {
 
 // captured is a case made ready.
 type captured struct {
-	bound *compile.Bound
 	ids   map[string]proto.NodeID
 	names map[proto.NodeID]string
 }

@@ -463,7 +463,7 @@ func (t *ties) routes(refs []routed, in families) {
 			continue
 		}
 		t.lists = append(t.lists, []proto.NodeID{x.id})
-		for _, p := range x.covered.routes {
+		for _, p := range x.routes {
 			if family(p.Addr())&in == 0 || p.Bits() > 0 && (t.b.prog.mesh.V4.Overlaps(p) || t.b.prog.mesh.V6.Overlaps(p)) {
 				continue
 			}

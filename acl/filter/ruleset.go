@@ -110,10 +110,9 @@ func (p *Program) Explain(dir proto.Direction, local, remote netip.Addr, protoco
 	at := point(protocol, port)
 	e := Explanation{}
 	var near *ruling
-	switch rule := s.find(at); {
-	case rule == nil:
+	if rule := s.find(at); rule == nil {
 		near, e.Reason = s.lacks(at)
-	default:
+	} else {
 		e.Pass, e.Rule, e.Action, e.Until = rule.passes(), rule.Origin, rule.action, rule.until
 		switch rule.action {
 		case proto.Allow:

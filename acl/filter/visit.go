@@ -138,7 +138,7 @@ func (v *visit) ends() (node int, _ *services, _ Reason) {
 			return 0, nil, Spoofed
 		}
 	}
-	return v.by.Program.ends(v.d, v.key.local, v.key.remote)
+	return v.by.ends(v.d, v.key.local, v.key.remote)
 }
 
 // room makes sure that the table can take one more flow with the peer, and counts it as the peer's.

@@ -223,7 +223,8 @@ func evaluate(b *compile.Bound, inv *inventory.Inventory, in io.Reader, out io.W
 		for errors.Is(readErr, bufio.ErrBufferFull) {
 			_, readErr = r.ReadSlice('\n')
 		}
-		if readErr != nil && !errors.Is(readErr, io.EOF) {
+		ended := errors.Is(readErr, io.EOF)
+		if readErr != nil && !ended {
 			return bad, errors.Join(fmt.Errorf("reading probes: %w", readErr), w.Flush())
 		}
 		if len(line) > 0 {
@@ -235,12 +236,12 @@ func evaluate(b *compile.Bound, inv *inventory.Inventory, in io.Reader, out io.W
 				return bad, fmt.Errorf("writing answers: %w", err)
 			}
 		}
-		if readErr != nil || r.Buffered() == 0 {
+		if ended || r.Buffered() == 0 {
 			if err := w.Flush(); err != nil {
 				return bad, fmt.Errorf("writing answers: %w", err)
 			}
 		}
-		if readErr != nil {
+		if ended {
 			return bad, nil
 		}
 	}

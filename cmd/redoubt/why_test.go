@@ -96,7 +96,7 @@ func TestWhyQuestions(t *testing.T) {
 		{"", "", "want a name"},
 	} {
 		r, err := question(c.dst, c.protocol, "")
-		got := ""
+		var got string
 		if err != nil {
 			got = err.Error()
 		} else {
