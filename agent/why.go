@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +64,10 @@ func (a *Agent) Why(ctx context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.Wh
 		return nil, err
 	}
 	dst, err := a.party(ctx, r.GetDestination())
+	var e *localapi.Error
+	if errors.As(err, &e) && e.Code == connect.CodeNotFound && r.GetSource() == "" {
+		return a.strange(ctx, self, r, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +85,7 @@ func (a *Agent) Why(ctx context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.Wh
 		return nil, &localapi.Error{Code: connect.CodeInvalidArgument, Err: errors.New(
 			"both ends are this node: what it says to itself does not go through the mesh")}
 	case us(src):
+		q.Stranger = dst.node == nil
 	case dst.node == nil || us(dst):
 		q.Direction, here, there = proto.In, dst, src
 	default:
@@ -106,6 +112,41 @@ func (a *Agent) Why(ctx context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.Wh
 		Source: src.at(v6).String(), Destination: dst.at(v6).String(), Service: flowlog.Service(q.Protocol, q.Port),
 	}
 	return w, a.call(ctx, func() { a.answer(w, q) })
+}
+
+// strange answers about a node of which this one knows nothing but the name that somebody gave it: what it might open there if
+// it held what rules ask of it. Where there is no such rule the answer is that no node is known by that name.
+func (a *Agent) strange(ctx context.Context, self *cert.Node, r *redoubtv1.WhyRequest, unknown error) (*redoubtv1.WhyResponse, error) {
+	q := machine.Question{
+		Direction: proto.Out, Local: self.Addrs.V4, Stranger: true,
+		Protocol: cmp.Or(uint8(r.GetProtocol()), proto.ProtoICMP), Port: uint16(r.GetPort()),
+	}
+	w := &redoubtv1.WhyResponse{
+		Direction: q.Direction.String(), From: self.Name, To: r.GetDestination(),
+		Source: q.Local.String(), Service: flowlog.Service(q.Protocol, q.Port), Reason: "no rule that holds now ties this node to one of that name",
+	}
+	err := a.call(ctx, func() {
+		if v := a.program.Load().Version(); !v.IsZero() {
+			w.PolicyVersion = v.String()
+		}
+		a.missing(w, q)
+	})
+	if err == nil && len(w.Missing) == 0 {
+		err = unknown
+	}
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// missing adds the rules that would allow it. The loop calls it.
+func (a *Agent) missing(w *redoubtv1.WhyResponse, q machine.Question) {
+	for _, m := range a.loop.machine.Missing(q) {
+		w.Missing = append(w.Missing, &redoubtv1.WhyRule{
+			Path: m.Origin.Path, Line: int32(m.Origin.Line), Action: m.Action.String(), Missing: m.Reason,
+		})
+	}
 }
 
 // family says by which addresses two parties speak: those that were named, else IPv4.
@@ -146,11 +187,7 @@ func (a *Agent) answer(w *redoubtv1.WhyResponse, q machine.Question) {
 	if e.Reason == filter.Permitted || e.Reason == filter.Forbidden {
 		return
 	}
-	for _, m := range a.loop.machine.Missing(q) {
-		w.Missing = append(w.Missing, &redoubtv1.WhyRule{
-			Path: m.Origin.Path, Line: int32(m.Origin.Line), Action: m.Action.String(), Missing: m.Reason,
-		})
-	}
+	a.missing(w, q)
 }
 
 // self is this node.

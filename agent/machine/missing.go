@@ -13,6 +13,9 @@ type Question struct {
 	Direction     proto.Direction
 	Peer          proto.NodeID // whose address Remote is; 0: no node's own
 	Local, Remote netip.Addr
+	// Stranger is a peer that no rule ties to this node now, so that nothing is known of it. Of rules that do not hold, any
+	// that picks by identity may be about it.
+	Stranger bool
 	Protocol      uint8
 	Port          uint16
 }
@@ -27,6 +30,7 @@ func (m *Machine) Missing(q Question) (out []proto.Withheld) {
 			out = append(out, w)
 		}
 	}
+	q.Stranger = false
 	if !m.term.lapsed || m.term.of != m.netmap {
 		return out
 	}
@@ -46,7 +50,7 @@ func (m *Machine) Missing(q Question) (out []proto.Withheld) {
 
 // matches says whether a rule is about the connection.
 func (q Question) matches(r *proto.Rule, nm *proto.Netmap) bool {
-	return r.Direction == q.Direction && picks(nm, r.Peers, q.Peer, q.Remote) &&
+	return r.Direction == q.Direction && (picks(nm, r.Peers, q.Peer, q.Remote) || q.Stranger && len(r.Peers.Sets) > 0) &&
 		slices.ContainsFunc(r.Local, func(p netip.Prefix) bool { return p.Contains(q.Local) }) &&
 		slices.ContainsFunc(r.Services, func(s proto.Service) bool {
 			return s.Proto == q.Protocol && (!proto.HasPorts(q.Protocol) || s.First <= q.Port && q.Port <= s.Last)

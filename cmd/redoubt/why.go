@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -111,7 +112,7 @@ func explain(w *redoubtv1.WhyResponse, c palette) string {
 	if w.GetAllowed() {
 		verdict = c.good("allowed")
 	}
-	fmt.Fprintf(&b, "%s: %s -> %s %s  (%s -> %s)\n", verdict, w.GetFrom(), w.GetTo(), w.GetService(), w.GetSource(), w.GetDestination())
+	fmt.Fprintf(&b, "%s: %s -> %s %s  (%s -> %s)\n", verdict, w.GetFrom(), w.GetTo(), w.GetService(), w.GetSource(), cmp.Or(w.GetDestination(), "?"))
 	say := func(format string, args ...any) { b.WriteString(wrap(fmt.Sprintf(format, args...), "  ", "    ")) }
 	rule := w.GetRule()
 	switch rule.GetAction() {
@@ -126,7 +127,11 @@ func explain(w *redoubtv1.WhyResponse, c palette) string {
 		say("%s", w.GetReason())
 	}
 	for _, m := range w.GetMissing() {
-		say("%s would allow it: %s", place(m), m.GetMissing())
+		may := "would allow it"
+		if w.GetDestination() == "" {
+			may = "may be about it"
+		}
+		say("%s %s: %s", place(m), may, m.GetMissing())
 	}
 	if n := w.GetNearest(); n != nil {
 		say("nearest: %s", place(n))

@@ -37,7 +37,7 @@ func TestWhy(t *testing.T) {
 		},
 		"missing": {
 			&redoubtv1.WhyResponse{
-				Reason: "no rule names this protocol and port", Nearest: &redoubtv1.WhyRule{Path: "grants[2]", Line: 9, Action: "allow"},
+				Destination: "100.64.0.2", Reason: "no rule names this protocol and port", Nearest: &redoubtv1.WhyRule{Path: "grants[2]", Line: 9, Action: "allow"},
 				Missing: []*redoubtv1.WhyRule{{Path: "grants[4]", Line: 20, Missing: "needs posture:managed: diskEncrypted is not set"}},
 			},
 			exitFalse,
@@ -45,6 +45,14 @@ func TestWhy(t *testing.T) {
 				"not allowed", "no rule names this protocol and port", "nearest: grants[2] (line 9",
 				"grants[4] (line 20 of the policy) would allow it: needs posture:managed: diskEncrypted is not set",
 			},
+		},
+		"unknown": {
+			&redoubtv1.WhyResponse{
+				Reason:  "no rule that holds now ties this node to one of that name",
+				Missing: []*redoubtv1.WhyRule{{Path: "grants[4]", Line: 20, Missing: "node:os is not set"}},
+			},
+			exitFalse,
+			[]string{"-> ?)", "no rule that holds now", "grants[4] (line 20 of the policy) may be about it: node:os is not set"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
