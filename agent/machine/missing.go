@@ -16,8 +16,8 @@ type Question struct {
 	// Stranger is a peer that no rule ties to this node now, so that nothing is known of it. Of rules that do not hold, any
 	// that picks by identity may be about it.
 	Stranger bool
-	Protocol      uint8
-	Port          uint16
+	Protocol uint8
+	Port     uint16
 }
 
 // Missing are the rules that would allow a connection and do not hold, each with what is missing.
