@@ -56,10 +56,8 @@ func fromRule(r proto.Rule) *redoubtv1.Rule {
 		Direction: redoubtv1.Rule_Direction(r.Direction),
 		Peers:     &redoubtv1.Selector{Sets: r.Peers.Sets, Prefixes: each(r.Peers.Prefixes, FromPrefix)},
 		Local:     each(r.Local, FromPrefix),
-		Services: each(r.Services, func(s proto.Service) *redoubtv1.Service {
-			return &redoubtv1.Service{Protocol: uint32(s.Proto), First: uint32(s.First), Last: uint32(s.Last)}
-		}),
-		Action: redoubtv1.Rule_Action(r.Action + 1), Conditional: r.Conditional,
+		Services:  fromServices(r.Services),
+		Action:    redoubtv1.Rule_Action(r.Action + 1), Conditional: r.Conditional,
 		App: each(r.App, func(c proto.Capability) *redoubtv1.Capability {
 			return &redoubtv1.Capability{Name: c.Name, Values: c.Values}
 		}),
@@ -107,7 +105,7 @@ func toRule(r *redoubtv1.Rule) (proto.Rule, error) {
 	if out.Local, err = convert(r.GetLocal(), ToPrefix); err != nil {
 		return proto.Rule{}, err
 	}
-	if out.Services, err = convert(r.GetServices(), toService); err != nil {
+	if out.Services, err = toServices(r.GetServices()); err != nil {
 		return proto.Rule{}, err
 	}
 	if out.App, err = convert(r.GetApp(), toCapability); err != nil {
@@ -128,11 +126,46 @@ func toWithheld(w *redoubtv1.Withheld) (proto.Withheld, error) {
 	return proto.Withheld{Rule: r, Reason: w.GetReason()}, known(w)
 }
 
-func toService(s *redoubtv1.Service) (proto.Service, error) {
-	if s.GetProtocol() > 255 || s.GetFirst() > 65535 || s.GetLast() > 65535 || s.GetFirst() > s.GetLast() {
-		return proto.Service{}, malformed("service %d:%d-%d", s.GetProtocol(), s.GetFirst(), s.GetLast())
+// fromServices encodes services; protocols in a row that are there with all of their ports, as all of them are in a rule about
+// everything, are one element.
+func fromServices(list []proto.Service) []*redoubtv1.Service {
+	var out []*redoubtv1.Service
+	whole := func(s proto.Service) bool { return s.First == 0 && s.Last == 65535 }
+	for i := 0; i < len(list); i++ {
+		s := list[i]
+		m := &redoubtv1.Service{Protocol: uint32(s.Proto), First: uint32(s.First), Last: uint32(s.Last)}
+		ascends := i == 0 || list[i-1].Proto < s.Proto
+		for ascends && whole(s) && i+1 < len(list) && whole(list[i+1]) && int(list[i+1].Proto) == int(list[i].Proto)+1 {
+			i++
+			m.LastProtocol = uint32(list[i].Proto)
+		}
+		out = append(out, m)
 	}
-	return proto.Service{Proto: uint8(s.GetProtocol()), First: uint16(s.GetFirst()), Last: uint16(s.GetLast())}, known(s)
+	return out
+}
+
+func toServices(in []*redoubtv1.Service) ([]proto.Service, error) {
+	var out []proto.Service
+	for _, s := range in {
+		p, last := s.GetProtocol(), max(s.GetProtocol(), s.GetLastProtocol())
+		switch {
+		case p > 255 || s.GetFirst() > 65535 || s.GetLast() > 65535 || s.GetFirst() > s.GetLast():
+			return nil, malformed("service %d:%d-%d", p, s.GetFirst(), s.GetLast())
+		case last > 255 || s.GetLastProtocol() != 0 && (s.GetLastProtocol() <= p || s.GetFirst() != 0 || s.GetLast() != 65535):
+			return nil, malformed("services of protocols %d to %d", p, s.GetLastProtocol())
+		case s.GetLastProtocol() != 0 && len(out) > 0 && uint32(out[len(out)-1].Proto) >= p:
+			return nil, malformed("a range of protocols from %d after protocol %d", p, out[len(out)-1].Proto) // so it cannot grow without end
+		case len(out)+int(last-p) >= proto.MaxServices:
+			return nil, malformed("rule with more than %d services", proto.MaxServices)
+		}
+		for ; p <= last; p++ {
+			out = append(out, proto.Service{Proto: uint8(p), First: uint16(s.GetFirst()), Last: uint16(s.GetLast())})
+		}
+		if err := known(s); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 func fromHead(h proto.Head) *redoubtv1.Head {

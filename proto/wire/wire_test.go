@@ -135,6 +135,38 @@ func large() *proto.Netmap {
 	return nm
 }
 
+// TestServices sends whole protocols in a row as one element, and takes no range that could grow a small rule into a large one.
+func TestServices(t *testing.T) {
+	nm := &proto.Netmap{Version: v(3), Mesh: prototest.Mesh(), Self: prototest.Self}
+	r := proto.Rule{Key: "deny[0]/in", Origin: proto.Origin{Path: "deny[0]", Line: 1}, Direction: proto.In, Action: proto.Deny}
+	for p := range 256 {
+		r.Services = append(r.Services, proto.Service{Proto: uint8(p), Last: 65535})
+	}
+	nm.Rules = []proto.Rule{r}
+	parts := wire.FromNetmap(nm)
+	if n := pb.Size(parts[0].Rules[0]); n > 64 {
+		t.Errorf("a rule about everything takes %d bytes", n)
+	}
+	if got := assembleNetmap(t, parts); !reflect.DeepEqual(nm, got) {
+		t.Errorf("another netmap: %+v", proto.Diff(nm, got))
+	}
+	for _, services := range [][]*redoubtv1.Service{
+		{{Protocol: 0, Last: 65535, LastProtocol: 256}},
+		{{Protocol: 6, Last: 65535, LastProtocol: 6}},
+		{{Protocol: 6, Last: 65535, LastProtocol: 5}},
+		{{Protocol: 6, First: 1, Last: 65535, LastProtocol: 17}},
+		{{Protocol: 0, Last: 65535, LastProtocol: 255}, {Protocol: 0, Last: 65535, LastProtocol: 255}},
+		{{Protocol: 9, Last: 65535}, {Protocol: 9, Last: 65535, LastProtocol: 10}},
+	} {
+		parts := wire.FromNetmap(nm)
+		parts[0].Rules[0].Services = services
+		var a wire.NetmapAssembler
+		if _, _, err := a.Add(parts[0]); !errors.Is(err, wire.ErrMalformed) {
+			t.Errorf("%v: %v", services, err)
+		}
+	}
+}
+
 func TestManyParts(t *testing.T) {
 	nm := large()
 	if err := nm.Validate(); err != nil {

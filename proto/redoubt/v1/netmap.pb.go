@@ -590,6 +590,7 @@ type Service struct {
 	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	First         uint32                 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
 	Last          uint32                 `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	LastProtocol  uint32                 `protobuf:"varint,4,opt,name=last_protocol,json=lastProtocol,proto3" json:"last_protocol,omitempty"` // of a range of protocols with all of their ports; 0: only protocol
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -641,6 +642,13 @@ func (x *Service) GetFirst() uint32 {
 func (x *Service) GetLast() uint32 {
 	if x != nil {
 		return x.Last
+	}
+	return 0
+}
+
+func (x *Service) GetLastProtocol() uint32 {
+	if x != nil {
+		return x.LastProtocol
 	}
 	return 0
 }
@@ -1335,11 +1343,12 @@ const file_redoubt_v1_netmap_proto_rawDesc = "" +
 	"\vconditional\x18\x03 \x01(\bR\vconditional\"N\n" +
 	"\bSelector\x12\x12\n" +
 	"\x04sets\x18\x01 \x03(\tR\x04sets\x12.\n" +
-	"\bprefixes\x18\x02 \x03(\v2\x12.redoubt.v1.PrefixR\bprefixes\"O\n" +
+	"\bprefixes\x18\x02 \x03(\v2\x12.redoubt.v1.PrefixR\bprefixes\"t\n" +
 	"\aService\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x14\n" +
 	"\x05first\x18\x02 \x01(\rR\x05first\x12\x12\n" +
-	"\x04last\x18\x03 \x01(\rR\x04last\"\xe3\x04\n" +
+	"\x04last\x18\x03 \x01(\rR\x04last\x12#\n" +
+	"\rlast_protocol\x18\x04 \x01(\rR\flastProtocol\"\xe3\x04\n" +
 	"\x04Rule\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1f\n" +
 	"\vorigin_path\x18\x02 \x01(\tR\n" +
