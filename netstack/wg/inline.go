@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gaissmai/bart"
 	"golang.zx2c4.com/wireguard/conn"
 
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
@@ -26,8 +27,9 @@ import (
 //	TUN ◄── one for each socket: Write (judged), open, Receive ◄──────── bind
 //	        one for all timers, one for the device's events
 //
-// A peer that is only configured is an entry in three maps. What it takes to talk to it is made with the first packet
-// either way, and dropped when its last session ended. The stamp of its last handshake is kept.
+// A peer that is only configured is an entry in three maps, and one in a table for each of its routes. What it takes to
+// talk to it is made with the first packet either way, and dropped when its last session ended. The stamp of its last
+// handshake is kept.
 //
 // Locks, in the order in which they are taken: api (what opens and closes), mu (who the peers are; moving a batch holds
 // it for reading, so that who takes it for writing knows that no packet is under way), a node's own, and those of indexes,
@@ -51,6 +53,7 @@ type Inline struct {
 	nodes  map[proto.NodeID]*node
 	byKey  map[[32]byte]*node
 	byAddr map[netip.Addr]*node
+	routes *bart.Table[*node] // nil where there are none
 	seen   archive
 
 	indexes  indexes

@@ -132,12 +132,16 @@ func addrs(n int) proto.Addrs {
 	return proto.Addrs{V4: netip.AddrFrom4([4]byte{100, 64, byte(n >> 8), byte(n)})}
 }
 
-func (x *rig) peer(t testing.TB, number int, k key.NodePublic) {
+func (x *rig) peer(t testing.TB, number int, k key.NodePublic, routes ...string) {
 	t.Helper()
-	err := x.e.SetPeer(PeerConfig{
+	cfg := PeerConfig{
 		ID: proto.NodeID(number), Keys: []key.NodePublic{k}, Addrs: addrs(number),
 		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.9:1")},
-	})
+	}
+	for _, r := range routes {
+		cfg.Routes = append(cfg.Routes, netip.MustParsePrefix(r))
+	}
+	err := x.e.SetPeer(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

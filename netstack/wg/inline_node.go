@@ -85,7 +85,7 @@ func (e *Inline) setPeer(cfg PeerConfig) error {
 	if len(cfg.Endpoints) == 0 {
 		cfg.Endpoints = before.Endpoints
 	}
-	cfg.Keys, cfg.Endpoints = slices.Clone(cfg.Keys), slices.Clone(cfg.Endpoints)
+	cfg.Keys, cfg.Routes, cfg.Endpoints = slices.Clone(cfg.Keys), slices.Clone(cfg.Routes), slices.Clone(cfg.Endpoints)
 	if n == nil {
 		n = &node{id: cfg.ID}
 		e.nodes[cfg.ID] = n
@@ -115,6 +115,7 @@ func (e *Inline) apply(n *node, cfg PeerConfig, now time.Time) {
 			}
 		}
 	}
+	e.setRoutes(n, before.Routes, cfg.Routes)
 	if !slices.Equal(before.Keys, cfg.Keys) {
 		e.setRemotes(n, now)
 	}
@@ -187,7 +188,7 @@ func (e *Inline) check(cfg PeerConfig) error {
 			return fmt.Errorf("its node key is that of peer %s", owner.id)
 		}
 	}
-	return nil
+	return checkRoutes(cfg.Routes)
 }
 
 // AddRemoteKey implements Engine.
@@ -236,6 +237,7 @@ func (e *Inline) RemovePeer(id proto.NodeID) error {
 			delete(e.byAddr, a)
 		}
 	}
+	e.setRoutes(n, n.cfg.Routes, nil)
 	now := time.Now()
 	for _, r := range n.remotes {
 		e.forget(r, now)

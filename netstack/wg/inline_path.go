@@ -102,7 +102,7 @@ func (e *Inline) outbound(s *sender, count int) {
 			continue
 		}
 		if to != lastTo {
-			last, lastTo = e.byAddr[to], to
+			last, lastTo = e.behind(to), to
 		}
 		if last == nil {
 			continue
@@ -419,7 +419,7 @@ func (e *Inline) transport(r *receiver, msg []byte, from conn.Endpoint, now time
 	}
 	r.run.data = true
 	src, n, ok := source(content)
-	if !ok || e.byAddr[src] != r.run.node {
+	if !ok || e.behind(src) != r.run.node {
 		return
 	}
 	r.out = append(r.out, e.head(r, msg[:noise.HeaderSize+n:noise.HeaderSize+n]))

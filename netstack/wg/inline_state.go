@@ -119,6 +119,11 @@ func (e *Inline) stateText() ([]byte, error) {
 				line("allowed_ip", netip.PrefixFrom(a, a.BitLen()).String())
 			}
 		}
+		for _, p := range n.cfg.Routes {
+			if e.owns(n, p) {
+				line("allowed_ip", p.String())
+			}
+		}
 	}
 	return b.Bytes(), nil
 }

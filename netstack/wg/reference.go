@@ -144,7 +144,7 @@ func (r *Reference) SetPeer(cfg PeerConfig) error {
 	if err := r.check(cfg); err != nil {
 		return fmt.Errorf("peer %s: %w", cfg.ID, err)
 	}
-	cfg.Keys, cfg.Endpoints = slices.Clone(cfg.Keys), slices.Clone(cfg.Endpoints)
+	cfg.Keys, cfg.Routes, cfg.Endpoints = slices.Clone(cfg.Keys), slices.Clone(cfg.Routes), slices.Clone(cfg.Endpoints)
 	var s script
 	before, known := r.peers[cfg.ID]
 	rekeyed := known && before.Keys[0] != cfg.Keys[0]
@@ -196,7 +196,7 @@ func (r *Reference) check(cfg PeerConfig) error {
 	if owner, taken := r.owners[cfg.Keys[0]]; taken && owner != cfg.ID {
 		return fmt.Errorf("its node key is that of peer %s", owner)
 	}
-	return nil
+	return checkRoutes(cfg.Routes)
 }
 
 func (r *Reference) announce(k key.NodePublic) {

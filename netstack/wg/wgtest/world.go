@@ -105,6 +105,7 @@ func (n *Node) Ping(to netip.Addr) error {
 // world is two nodes that know each other.
 type world struct {
 	t    *testing.T
+	make Make
 	net  *sim.Internet
 	a, b *Node
 }
@@ -113,7 +114,7 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func newWorld(t *testing.T, make Make) *world {
 	t.Helper()
-	w := &world{t: t, net: sim.New(1)}
+	w := &world{t: t, make: make, net: sim.New(1)}
 	w.a = NewNode(t, make, w.net.Host("a", addr("192.0.2.1"), addr("2001:db8::1")), 1)
 	w.b = NewNode(t, make, w.net.Host("b", addr("192.0.2.2"), addr("2001:db8::2")), 2)
 	w.set(w.a, w.b.Config())
