@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -123,13 +124,24 @@ func TestUAPITextOfRoutes(t *testing.T) {
 	a, b := twoRouters(t)
 	defer a.close(t)
 	defer b.close(t)
-	var text bytes.Buffer
-	if err := a.e.WriteUAPI(&text); err != nil {
+	k, err := key.NewNode(rand.Reader)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(text.String(), "allowed_ip=100.64.0.2/32\nallowed_ip=10.2.0.0/16\n") {
-		t.Errorf("the text says:\n%s", &text)
+	check := func(owner int) {
+		t.Helper()
+		var text bytes.Buffer
+		if err := a.e.WriteUAPI(&text); err != nil {
+			t.Fatal(err)
+		}
+		want := fmt.Sprintf("allowed_ip=%s/32\nallowed_ip=10.2.0.0/16\n", addrs(owner).V4)
+		if s := text.String(); !strings.Contains(s, want) || strings.Count(s, "10.2.0.0/16") != 1 {
+			t.Errorf("the route is not that of node %d:\n%s", owner, s)
+		}
 	}
+	check(2)
+	a.peer(t, 3, k.Public(), "10.2.0.0/16")
+	check(3)
 }
 
 // TestRoutesOfManyPeers changes the routes of some peers at random, and compares with a list that is searched whole.

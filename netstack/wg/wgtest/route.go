@@ -45,7 +45,6 @@ func (r *routed) serve(router *Node, list ...string) {
 	cfg := router.Config()
 	cfg.Routes = prefixes(list...)
 	r.set(r.a, cfg)
-	clear(cfg.Routes) // the engine has its own copy
 }
 
 // leads checks to which router an address leads, and that packets may come from it through that one alone; nil is neither.
@@ -110,8 +109,16 @@ func routes(t *testing.T, w *world) {
 	r.leads("10.1.0.1", nil)
 	r.leads("10.2.0.1", r.b)
 	r.leads("fd10:1::1", nil)
+	cfg := r.b.Config() // the engine must have its own copy of the list
+	cfg.Routes = prefixes("10.3.0.0/16")
+	w.set(w.a, cfg)
+	r.leads("10.3.0.1", r.b)
+	cfg.Routes[0] = prefixes("10.4.0.0/16")[0]
+	w.set(w.a, cfg)
+	r.leads("10.3.0.1", nil)
+	r.leads("10.4.0.1", r.b)
 	r.serve(r.b)
-	r.leads("10.2.0.1", nil)
+	r.leads("10.4.0.1", nil)
 	w.mustPing(w.a, w.b)
 	w.mustPing(w.b, w.a)
 	if !slices.Equal(r.handshakes(), begun) {
