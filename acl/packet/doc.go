@@ -10,8 +10,8 @@
 // Every length is checked against the bytes that are there. What hosts of a mesh have no use for and attackers have is a
 // Fault too: source routes and routing headers, home addresses, transport headers cut by fragmentation.
 //
-// An address has one form, Addr: an IPv4 address is the same value whether it came in an IPv4 header or mapped into an
-// IPv6 one, so that no rule can be passed by through the other spelling.
+// An address has one form, Addr: an IPv4 address is the same value whether somebody wrote it as such or mapped into an
+// IPv6 one, so that no rule can be passed by through the other spelling. An IPv6 header with such an address is a Fault.
 //
 // Checksums are not verified, as the host's own stack does that on delivery; those that are written are right.
 package packet

@@ -81,8 +81,7 @@ func naiveParse(b []byte) (p naivePacket, err error) {
 		rest = b[40:p.Length:p.Length]
 		p.Src, _ = netip.AddrFromSlice(b[8:24])
 		p.Dst, _ = netip.AddrFromSlice(b[24:40])
-		p.Src, p.Dst = p.Src.Unmap(), p.Dst.Unmap()
-		if p.Src.Is4() != p.Dst.Is4() {
+		if p.Src.Is4In6() || p.Dst.Is4In6() {
 			return p, errors.New("mixed families")
 		}
 		p.Proto = int(b[6])

@@ -177,7 +177,8 @@ func (p *Packet) ip6(b []byte, quoted bool) Fault {
 	p.Dst = Addr{binary.BigEndian.Uint64(b0[24:]), binary.BigEndian.Uint64(b0[32:])}
 	p.Version, p.Proto = 6, b0[6]
 	p.Header, p.Payload, p.Length = 40, 40, total
-	if p.Src.Is4() != p.Dst.Is4() {
+	if p.Src.Is4() || p.Dst.Is4() {
+		// The engine has let it pass by the routes of IPv6, and here it would be some node's own IPv4 address.
 		return MixedFamily
 	}
 	switch p.Proto {
