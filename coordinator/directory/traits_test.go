@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -247,7 +248,16 @@ func TestOthersWritesBringTimeForward(t *testing.T) {
 type schedule struct {
 	nodes map[string][]time.Time
 	all   []time.Time
+
+	mu    sync.Mutex
 	asked map[string]int
+}
+
+// counts are how often each node was asked about, by name.
+func (s *schedule) counts() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.asked)
 }
 
 func after(list []time.Time, now time.Time) time.Time {
@@ -261,7 +271,9 @@ func after(list []time.Time, now time.Time) time.Time {
 
 func (s *schedule) Next(snap *Snapshot, id proto.NodeID) time.Time {
 	n, _ := snap.Lookup(id)
+	s.mu.Lock()
 	s.asked[n.Name]++
+	s.mu.Unlock()
 	return after(s.nodes[n.Name], snap.Now())
 }
 func (s *schedule) Until(snap *Snapshot) time.Time { return after(s.all, snap.Now()) }
@@ -281,7 +293,7 @@ func TestAgesAreLookedAtWhenTheyPass(t *testing.T) {
 		}
 		sub := r.Subscribe()
 		defer sub.Close()
-		asked := maps.Clone(s.asked)
+		asked := s.counts()
 		for i, want := range []struct {
 			nodes  []proto.NodeID
 			policy bool
@@ -294,8 +306,8 @@ func TestAgesAreLookedAtWhenTheyPass(t *testing.T) {
 			if !c.After.Now().Equal(time.Now()) {
 				t.Errorf("the snapshot is about %v", c.After.Now())
 			}
-			if i == 2 && (s.asked["c"] != asked["c"] || s.asked["b"] != asked["b"]+1) {
-				t.Errorf("nodes that nothing happened to were looked at: %v, then %v", asked, s.asked)
+			if now := s.counts(); i == 2 && (now["c"] != asked["c"] || now["b"] != asked["b"]+1) {
+				t.Errorf("nodes that nothing happened to were looked at: %v, then %v", asked, now)
 			}
 		}
 		if _, err := r.RevokeNode(t.Context(), a.ID, "", "uid 0"); err != nil {

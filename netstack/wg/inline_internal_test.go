@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,6 +27,7 @@ import (
 type stub struct {
 	events chan tun.Event
 	closed chan struct{}
+	mu     sync.Mutex // timers send as well
 	sent   [][]byte
 	room   [][]byte
 	wrote  int
@@ -73,6 +75,8 @@ func (b stubBind) SetMark(uint32) error { return nil }
 func (b stubBind) BatchSize() int       { return stubBatch }
 
 func (b stubBind) Send(bufs [][]byte, _ conn.Endpoint) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	for _, buf := range bufs {
 		n := len(b.sent)
 		if n == len(b.room) {
@@ -81,6 +85,30 @@ func (b stubBind) Send(bufs [][]byte, _ conn.Endpoint) error {
 		b.sent = append(b.sent, b.room[n][:copy(b.room[n], buf)])
 	}
 	return nil
+}
+
+// count is how many packets are kept.
+func (s *stub) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.sent)
+}
+
+// drop forgets what was sent.
+func (s *stub) drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sent = s.sent[:0]
+}
+
+// held are copies of what was sent.
+func (s *stub) held() (out [][]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.sent {
+		out = append(out, slices.Clone(m))
+	}
+	return out
 }
 
 func (b stubBind) ParseEndpoint(s string) (conn.Endpoint, error) { return stubEndpoint(s), nil }
@@ -162,12 +190,14 @@ func (x *rig) fill(count, size, from, to int) {
 
 // carry takes what one engine sent to the other.
 func (x *rig) carry(to *rig) {
+	x.mu.Lock()
 	for i, m := range x.sent {
 		to.r.sizes[i] = copy(to.r.bufs[i], m)
 		to.r.endpoints[i] = stubEndpoint("192.0.2.9:1")
 	}
 	n := len(x.sent)
 	x.sent = x.sent[:0]
+	x.mu.Unlock()
 	to.e.inbound(to.r, n)
 }
 
@@ -241,7 +271,7 @@ func TestPacketsOfAnySize(t *testing.T) {
 			a.s.sizes[i] = size
 		}
 		a.e.outbound(a.s, 3)
-		for _, m := range a.sent {
+		for _, m := range a.held() {
 			if len(m) > slotSize {
 				t.Fatalf("a packet of %d bytes became %d", size, len(m))
 			}
@@ -331,14 +361,14 @@ func TestOldInitiations(t *testing.T) {
 		b.peer(t, 1, a.key.Public())
 		a.fill(1, 100, 1, 2)
 		a.e.outbound(a.s, 1)
-		old := slices.Clone(a.sent[0])
+		old := a.held()[0]
 		a.carry(b)
-		if len(b.sent) != 1 {
+		if b.count() != 1 {
 			t.Fatal("no response")
 		}
 		try := func(when string) {
 			t.Helper()
-			b.sent = b.sent[:0]
+			b.drop()
 			b.r.sizes[0] = copy(b.r.bufs[0], old)
 			b.r.endpoints[0] = stubEndpoint("203.0.113.66:6")
 			b.e.inbound(b.r, 1)
@@ -346,7 +376,7 @@ func TestOldInitiations(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(b.sent) != 0 || stats[0].Endpoint == netip.MustParseAddrPort("203.0.113.66:6") || b.e.numbers() != 0 {
+			if b.count() != 0 || stats[0].Endpoint == netip.MustParseAddrPort("203.0.113.66:6") || b.e.numbers() != 0 {
 				t.Errorf("%s: a replayed initiation has an effect", when)
 			}
 		}
@@ -371,7 +401,7 @@ func TestStrangersLeaveNothingBehind(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.sent = b.sent[:0]
+		b.drop()
 		for n := range uint32(5000) {
 			var seed [32]byte
 			binary.LittleEndian.PutUint32(seed[8:], n+1)
@@ -399,15 +429,15 @@ func TestStrangersLeaveNothingBehind(t *testing.T) {
 		if n, m := b.e.awake(), b.e.numbers(); n != 1 || m != numbers {
 			t.Errorf("%d peers are awake, %d indexes in use", n, m)
 		}
-		for _, m := range b.sent {
+		for _, m := range b.held() {
 			if m[0] != noise.TypeCookieReply {
 				t.Fatal("a stranger got an answer")
 			}
 		}
-		if len(b.sent) == 0 {
+		if b.count() == 0 {
 			t.Error("a flood was not met with cookies")
 		}
-		b.sent = b.sent[:0]
+		b.drop()
 		b.wrote = 0
 		a.fill(10, 500, 1, 2)
 		a.e.outbound(a.s, 10)
@@ -425,8 +455,8 @@ func TestDamagedMessages(t *testing.T) {
 		defer b.close(t)
 		a.fill(1, 100, 1, 2)
 		a.e.outbound(a.s, 1)
-		good := slices.Clone(a.sent[0])
-		a.sent = a.sent[:0]
+		good := a.held()[0]
+		a.drop()
 		before, err := b.e.Peers()
 		if err != nil {
 			t.Fatal(err)
