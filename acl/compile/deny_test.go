@@ -123,6 +123,10 @@ func TestDenySelf(t *testing.T) {
 		if v := b.Decide(2, node(1, "").Addrs.V4, node(2, "").Addrs.V4, 6, 22); !v.Allowed {
 			t.Errorf("%q: another user: %+v", os, v)
 		}
+		// Who is exempt opens what it likes, and still refuses the user's other nodes.
+		if v := b.For(1); len(locals(v, proto.In)) == 0 || (len(locals(v, proto.Out)) > 0) != denied {
+			t.Errorf("%q: rules %+v", os, v.Rules)
+		}
 	}
 }
 
