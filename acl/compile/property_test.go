@@ -74,7 +74,7 @@ func TestAgreesWithNaiveEvaluator(t *testing.T) {
 		doc, inv := drawDocument(t), drawInventory(t)
 		oracle := naive{doc, testMesh}
 		prog := compile.New(mustParse(t, doc.text()), testMesh)
-		bound := prog.On(inv)
+		bound, asked := prog.On(inv), prog.On(inv)
 		all := endpoints(inv)
 		views, ties := map[proto.NodeID]compile.View{}, map[proto.NodeID]map[proto.NodeID]bool{}
 		for id := range inv.All() {
@@ -91,7 +91,7 @@ func TestAgreesWithNaiveEvaluator(t *testing.T) {
 						ties[from.node.ID][to.node.ID], ties[to.node.ID][from.node.ID] = true, true
 					}
 					for _, at := range []proto.NodeID{from.node.ID, to.node.ID} {
-						rule, got := compile.Eval(prog, inv, at, from.addr, to.addr, p.protocol, p.port)
+						rule, got := asked.Eval(at, from.addr, to.addr, p.protocol, p.port)
 						if got != want || got != (rule != nil) {
 							t.Fatalf("Eval at %s: %s -> %s %v: %v (%v), want %v\n%s", at, from.addr, to.addr, p, got, rule, want, doc.text())
 						}

@@ -3,6 +3,7 @@ package explain
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -23,18 +24,54 @@ type Change struct {
 
 // Diff lists the connections that differ between two policies on one mesh. Nodes that no rule of either policy tells apart
 // are asked about once, and so are ports, so that its cost is that of what the policies name and not of the mesh.
-func Diff(before, after *acl.Policy, inv *inventory.Inventory) []Change {
+//
+// That cost grows with the square of the identities. Where it would be too much, Diff compares none and returns a TooWideError:
+// a list that leaves some out would pass for "no difference" where it matters.
+func Diff(before, after *acl.Policy, inv *inventory.Inventory) ([]Change, error) {
+	return diff(before, after, inv, maxQuestions)
+}
+
+// maxQuestions is how many pairs of ends and ports are asked about. One takes a few microseconds.
+const maxQuestions = 10_000_000
+
+// TooWideError says that two policies have too much to compare on a mesh.
+type TooWideError struct {
+	Identities int // kinds of nodes that the policies tell apart
+	Behind     int // networks behind routers
+	Segments   int // ranges of ports that the policies tell apart
+	Fit        int // how many identities could be compared
+}
+
+func (e *TooWideError) Error() string {
+	return fmt.Sprintf("%d identities, %d networks behind routers and %d ranges of ports are too many to compare each with each: "+
+		"%d identities would do, so %d have to be left out; nothing was compared; use an inventory with fewer of them",
+		e.Identities, e.Behind, e.Segments, e.Fit, e.Identities-e.Fit)
+}
+
+func diff(before, after *acl.Policy, inv *inventory.Inventory, most int) ([]Change, error) {
 	d := &differ{
 		inv: inv, books: [2]*Book{Open(before, inv), Open(after, inv)},
 		segments: segments(before, after), changes: map[string]*Change{},
 	}
 	d.classify(literals(before, after))
+	behind := d.behind()
+	if fit := fitting(len(behind), len(d.segments), most); len(d.classes) > fit {
+		return nil, &TooWideError{Identities: len(d.classes), Behind: len(behind), Segments: len(d.segments), Fit: fit}
+	}
+	ends := slices.Concat(d.classes, behind)
 	for _, from := range d.classes {
-		for _, to := range slices.Concat(d.classes, d.behind()) {
+		for _, to := range ends {
 			d.compare(from, to)
 		}
 	}
-	return d.folded()
+	return d.folded(), nil
+}
+
+// fitting is how many identities can be compared with each other and with what is behind routers.
+func fitting(behind, segments, most int) int {
+	pairs := float64(most / max(segments, 1))
+	half := float64(behind) / 2
+	return int(math.Sqrt(pairs+half*half) - half) // of n*(n+behind) <= pairs
 }
 
 type differ struct {

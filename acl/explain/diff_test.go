@@ -1,7 +1,9 @@
 package explain
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,7 +45,11 @@ func TestDiff(t *testing.T) {
 				before, after = after, before
 			}
 			got := ""
-			for _, c := range Diff(before, after, inv) {
+			changes, err := Diff(before, after, inv)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range changes {
 				if c.Gained != gained || c.Rule.Path != "grants[0]" {
 					t.Errorf("%s: %+v", grants, c)
 				}
@@ -64,8 +70,29 @@ func TestDiffIsNotAboutText(t *testing.T) {
 	}
 	a := parsed(t, `{"src": ["ann@", "bob@"], "dst": ["tag:r"], "ip": ["tcp:80-90"]}`)
 	b := parsed(t, `{"src": ["autogroup:member"], "dst": ["tag:r"], "ip": ["tcp:80-85"]}, {"src": ["autogroup:member"], "dst": ["tag:r"], "ip": ["tcp:86-90"]}`)
-	if got := Diff(a, b, inv); len(got) > 0 {
-		t.Errorf("%+v", got)
+	if got, err := Diff(a, b, inv); err != nil || len(got) > 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// A comparison that is too wide is refused as a whole, and one that just fits is not.
+func TestDiffIsBounded(t *testing.T) {
+	inv, err := inventory.Parse([]byte(mesh), time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := parsed(t, ""), parsed(t, `{"src": ["ann@"], "dst": ["tag:r"], "ip": ["icmp:*"]}`)
+	const all = 3 * (3 + 1) // identities, and the network behind the router; one segment
+	if got, err := diff(a, b, inv, all); err != nil || len(got) != 1 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	got, err := diff(a, b, inv, all-1)
+	var wide *TooWideError
+	if !errors.As(err, &wide) || got != nil || *wide != (TooWideError{Identities: 3, Behind: 1, Segments: 1, Fit: 2}) {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if !strings.Contains(err.Error(), "so 1 have to be left out") {
+		t.Error(err)
 	}
 }
 

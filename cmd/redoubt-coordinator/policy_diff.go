@@ -40,7 +40,10 @@ Exit code: 0 if they allow the same, 1 if not, 2 in case of trouble.`,
 			if err != nil {
 				return troubleError{err}
 			}
-			changes := explain.Diff(before, after, mesh)
+			changes, err := explain.Diff(before, after, mesh)
+			if err != nil {
+				return troubleError{err}
+			}
 			if p.json {
 				list := make([]change, 0, len(changes))
 				for _, c := range changes {
