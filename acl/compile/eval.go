@@ -55,10 +55,11 @@ func (b *Bound) Decide(at proto.NodeID, src, dst netip.Addr, protocol uint8, por
 				continue
 			}
 			v := b.judge(f, t, protocol, port)
-			if v.Allowed {
+			if v.Allowed && v.Mode == Enforce {
 				return v
 			}
-			if v.Rule != nil {
+			// One router that allows it outweighs another to which it would only be watched, and that one who refuses.
+			if v.Allowed || v.Rule != nil && !best.Allowed {
 				best = v
 			}
 		}

@@ -484,8 +484,11 @@ func TestCompilerKeepsTheLaw(t *testing.T) {
 			}
 		}
 		for q, want := range answers {
+			if bothEnds(all, q.at, q.src, q.dst) {
+				continue // Such a connection does not go through the mesh at this node: its own network has both ends.
+			}
 			v := b.Decide(q.at, q.src, q.dst, q.p.protocol, q.p.port)
-			if v.Allowed != want[0] || v.Allowed && (v.Mode == compile.Enforce) != want[1] && !bothEnds(all, q.at, q.src, q.dst) {
+			if v.Allowed != want[0] || v.Allowed && (v.Mode == compile.Enforce) != want[1] {
 				t.Fatalf("at %v %s -> %s %v: %+v, want %v\n%s", q.at, q.src, q.dst, q.p, v, want, text)
 			}
 		}
