@@ -238,13 +238,11 @@ func (s *story) crash() {
 // lasting is what of a snapshot is on disk.
 func lasting(s *Snapshot) map[string]any {
 	freed := map[string]time.Time{}
-	it := s.state.freed.Root().Iterator()
-	for k, v, ok := it.Next(); ok; k, v, ok = it.Next() {
+	for k, v := range s.state.freed.all() {
 		freed[fmt.Sprintf("%x", k)] = v
 	}
 	held := map[string]proto.NodeID{}
-	ht := s.state.held.Root().Iterator()
-	for k, v, ok := ht.Next(); ok; k, v, ok = ht.Next() {
+	for k, v := range s.state.held.all() {
 		held[fmt.Sprintf("%x", k)] = v
 	}
 	facts := map[proto.NodeID]Traits{}
