@@ -20,7 +20,7 @@ func (m *Machine) load(nm *proto.Netmap) error {
 	m.netmap = nm
 	m.missing = m.missingFeatures(nm)
 	for _, p := range nm.Peers {
-		m.roster.set(p)
+		m.roster.set(*p)
 	}
 	return nil
 }
@@ -116,7 +116,7 @@ func (m *Machine) apply(d *proto.Delta, nm *proto.Netmap) error {
 		m.roster.remove(id)
 	}
 	for _, p := range d.UpsertPeers {
-		m.roster.set(p)
+		m.roster.set(*p)
 	}
 	for _, c := range d.Endpoints {
 		m.roster.setEndpoints(c.ID, c.Endpoints)

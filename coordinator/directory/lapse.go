@@ -25,6 +25,7 @@ func (t *tx) lapse(grace time.Duration) {
 		n, _ := t.state.nodes.Get(id)
 		drop(&t.ends, timeKey(n.Certificate.NotAfter, idKey(id)))
 		put(&t.lapsed, id, id)
+		drop(&t.peers, id)
 		t.nodes = append(t.nodes, id)
 	}
 }

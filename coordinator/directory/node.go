@@ -81,13 +81,17 @@ func (d *Directory) SetEndpoints(ctx context.Context, id proto.NodeID, endpoints
 		}
 	}
 	return d.do(ctx, func(t *tx) error {
-		if _, err := t.trustedNode(id); err != nil {
+		n, err := t.trustedNode(id)
+		if err != nil {
 			return err
 		}
 		if old, _ := t.endpoints.Get(id); slices.Equal(old, endpoints) {
 			return nil
 		}
 		put(&t.endpoints, id, endpoints)
+		if _, seen := t.peers.Get(id); seen {
+			t.present(n)
+		}
 		t.nodes = append(t.nodes, id)
 		return nil
 	})

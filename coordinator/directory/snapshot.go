@@ -66,6 +66,10 @@ func (s *Snapshot) Find(what string) (*Node, bool) {
 // Nodes yields every node, revoked or not, sorted by id.
 func (s *Snapshot) Nodes() iter.Seq[*Node] { return values(s.state.nodes) }
 
+// Peer is a node as those see it whom the policy lets know of it, without routes: that hangs on who asks. It is false for a
+// node that nobody may trust.
+func (s *Snapshot) Peer(id proto.NodeID) (*proto.Peer, bool) { return s.state.peers.Get(id) }
+
 // Endpoints are where a node may be reached on the underlay, as it last reported.
 func (s *Snapshot) Endpoints(id proto.NodeID) []proto.Endpoint {
 	e, _ := s.state.endpoints.Get(id)

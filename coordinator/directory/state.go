@@ -33,6 +33,7 @@ type state struct {
 	rests     index[string, netip.Addr]
 	tokenEnds index[string, *Token]
 	endpoints index[proto.NodeID, []proto.Endpoint]
+	peers     index[proto.NodeID, *proto.Peer] // trusted nodes that have not lapsed, for netmaps to share
 	policy    *Policy                           // nil before the first one
 	roles     index[string, *UserRoles]         // by login name
 	traits    index[proto.NodeID, *Traits]      // only of nodes of which something is known
@@ -52,6 +53,7 @@ func newState() state {
 		ephemeral: newIndex[id, id](), addrs: newIndex[string, id](), trusted: newIndex[id, id](),
 		users: newIndex[string, id](), tags: newIndex[string, id](), held: newIndex[string, id](),
 		tokens: newIndex[string, *Token](), freed: newIndex[string, time.Time](), endpoints: newIndex[id, []proto.Endpoint](),
+		peers: newIndex[id, *proto.Peer](),
 		lapsed: newIndex[id, id](), ends: newIndex[string, id](), rests: newIndex[string, netip.Addr](),
 		tokenEnds: newIndex[string, *Token](), roles: newIndex[string, *UserRoles](), traits: newIndex[id, *Traits](),
 		factEnds: newIndex[string, id](), routers: newIndex[id, id](), stale: newIndex[id, id](),
@@ -143,6 +145,7 @@ func (s *state) setNode(n *Node) {
 	}
 	put(&s.trusted, id, n.ID)
 	put(&s.ends, timeKey(n.Certificate.NotAfter, idKey(n.ID)), n.ID)
+	s.present(n)
 	if !n.User.IsZero() {
 		put(&s.users, memberKey(n.User.Name, n.ID), n.ID)
 	}
@@ -172,6 +175,7 @@ func (s *state) unindex(n *Node) {
 	drop(&s.devices, deviceKey(n.Device))
 	drop(&s.ephemeral, id)
 	drop(&s.lapsed, id)
+	drop(&s.peers, id)
 	drop(&s.trusted, id)
 	drop(&s.routers, id)
 	drop(&s.ends, timeKey(n.Certificate.NotAfter, idKey(n.ID)))
@@ -182,6 +186,12 @@ func (s *state) unindex(n *Node) {
 	for _, tag := range n.Tags {
 		drop(&s.tags, memberKey(tag, n.ID))
 	}
+}
+
+// present makes what others see of a node.
+func (s *state) present(n *Node) {
+	endpoints, _ := s.endpoints.Get(n.ID)
+	put(&s.peers, n.ID, &proto.Peer{ID: n.ID, Certificate: n.Certificate.DER, Endpoints: endpoints})
 }
 
 // setToken replaces a token, or adds it.
