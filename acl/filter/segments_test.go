@@ -50,16 +50,16 @@ func TestSegments(t *testing.T) {
 			t.Errorf("reset %x is none of the segments'", b)
 		}
 	}
-	ends := [2][]Record{}
+	ends := [2]map[uint8]Record{{}, {}} // by protocol
 	for i, w := range both {
 		for _, r := range w.records() {
 			if r.Kind == FlowEnd {
-				ends[i] = append(ends[i], r)
+				ends[i][r.Proto] = r
 			}
 		}
 	}
-	for i, want := range ends[1] {
-		if got := ends[0][i]; got.Out != want.Out || got.In != want.In {
+	for protocol, want := range ends[1] {
+		if got := ends[0][protocol]; got.Out != want.Out || got.In != want.In {
 			t.Errorf("%+v, want %+v", got, want)
 		}
 	}
