@@ -91,7 +91,7 @@ func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
 	}
 	bounds := path.Bounds{Overlay: []netip.Prefix{mesh.V4, mesh.V6}}
 	p.bind = a.cfg.Edges.NewBind(bind.Config{Bounds: bounds, Mark: osnet.DefaultMark})
-	p.engine = wg.NewReference(p.device, p.bind, a.log)
+	p.engine = wg.NewInline(self.Node.ID, p.device, p.bind, a.log)
 	undo = p.engine.Close
 	if err = a.listen(p.engine); err != nil {
 		return nil, err
