@@ -308,7 +308,7 @@ func (a *Agent) lookAtPeers() {
 		return
 	}
 	p.looked = time.Now()
-	stats, err := p.engine.Peers()
+	stats, err := p.engine.Active()
 	if err != nil {
 		a.log.Debug("engine's counters", "err", err)
 		return
