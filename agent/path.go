@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -181,6 +182,9 @@ func (a *Agent) closePath() {
 // 15 s after they sent something.
 const maxGreeted = 128
 
+// manyPeers is how many come in a netmap whose reading leaves more garbage than is left to the collector's own pace.
+const manyPeers = 1000
+
 // setPeers makes peers known to the engine, where their ways lead.
 func (a *Agent) setPeers(e machine.SetPeers) error {
 	p := a.loop.path
@@ -205,6 +209,9 @@ func (a *Agent) setPeers(e machine.SetPeers) error {
 			effects = []path.Effect{path.Point{ID: peer.ID, Candidates: cfg.Endpoints, Now: true}}
 		}
 		a.follow(effects)
+	}
+	if len(e.Peers) >= manyPeers {
+		p.tasks.Go(debug.FreeOSMemory)
 	}
 	return nil
 }
