@@ -138,6 +138,9 @@ func (m *Machine) URLs() []string {
 // Hostname is what people want the node to be called; empty where they did not say.
 func (m *Machine) Hostname() string { return m.wanted.Hostname }
 
+// Routing is what people decided about networks beyond the mesh.
+func (m *Machine) Routing() state.Routing { return m.wanted.Routing }
+
 // Step takes one event, and says what is to be done.
 func (m *Machine) Step(now time.Time, e Event) []Effect {
 	m.now, m.out = now, nil

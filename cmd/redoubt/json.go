@@ -37,6 +37,7 @@ type (
 		MeshDomain    string          `json:"meshDomain"`
 		Program       string          `json:"program"`
 		Filter        filterJSON      `json:"filter"`
+		Routing       routingJSON     `json:"routing"`
 	}
 	nodeJSON struct {
 		ID                 string     `json:"id"`
@@ -76,7 +77,8 @@ func statusOf(st *redoubtv1.Status) statusJSON {
 			Connected: st.GetCoordinator().GetConnected(), URL: st.GetCoordinator().GetUrl(),
 			LastHeard: fromMillis(st.GetCoordinator().GetLastHeard()),
 		},
-		Filter: filterJSON{f.GetFlows(), f.GetAllowedPackets(), f.GetDeniedPackets(), f.GetDrops()},
+		Routing: routingOf(st.GetRouting()),
+		Filter:  filterJSON{f.GetFlows(), f.GetAllowedPackets(), f.GetDeniedPackets(), f.GetDrops()},
 	}
 	if out.Filter.Drops == nil {
 		out.Filter.Drops = map[string]uint64{}
