@@ -32,8 +32,8 @@ func upCommand(p program) *cobra.Command {
 		Long: "Makes this machine a node of the mesh that the join code is for, and waits until\n" +
 			"packets can pass. Without a code it comes back into the mesh that it is in.\n" +
 			"`-` reads the code from standard input.\n\n" +
-			"The flags about routes and exit nodes hold until another up changes them, and may\n" +
-			"be given to a node that is up. Networks that others lead into are not used\n" +
+			"The flags about routes and exit nodes hold until another up changes them, and\n" +
+			"may be given to a node that is up. Networks that others lead into are not used\n" +
 			"unless --accept-routes says so. What a node offers is approved by an\n" +
 			"administrator, with `redoubt-coordinator node approve-routes`, or by the policy.",
 		Args: cobra.MaximumNArgs(1),
