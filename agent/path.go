@@ -85,9 +85,7 @@ func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
 	if p.name, err = p.device.Name(); err != nil {
 		return nil, err
 	}
-	if err = a.cfg.Edges.Network.Up(osnet.Config{
-		Interface: p.name, Addrs: self.Node.Addrs, Mesh: mesh, MTU: tun.DefaultMTU,
-	}); err != nil {
+	if err = a.cfg.Edges.Network.Up(a.network(p)); err != nil {
 		return nil, err
 	}
 	bounds := path.Bounds{Overlay: []netip.Prefix{mesh.V4, mesh.V6}}
@@ -374,9 +372,7 @@ func (a *Agent) moved() {
 		return
 	}
 	// Whoever reloads a firewall takes our guard with it; Up puts back what is missing.
-	if err := a.cfg.Edges.Network.Up(osnet.Config{
-		Interface: p.name, Addrs: p.self.Node.Addrs, Mesh: p.self.Record.Mesh, MTU: tun.DefaultMTU,
-	}); err != nil {
+	if err := a.cfg.Edges.Network.Up(a.network(p)); err != nil {
 		a.broken(err.Error())
 		return
 	}

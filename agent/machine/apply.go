@@ -18,6 +18,7 @@ func (m *Machine) load(nm *proto.Netmap) error {
 		return err
 	}
 	m.netmap = nm
+	m.beyond.stale = true
 	m.missing = m.missingFeatures(nm)
 	m.roster.set(nm.Peers)
 	return nil
@@ -109,6 +110,7 @@ func (m *Machine) apply(d *proto.Delta, nm *proto.Netmap) error {
 		}
 	}
 	m.netmap = nm
+	m.beyond.stale = m.beyond.stale || d.Head != nil || len(d.UpsertRules)+len(d.RemoveRules) > 0
 	m.missing = m.missingFeatures(nm)
 	for _, id := range d.RemovePeers {
 		m.roster.remove(id)

@@ -105,6 +105,9 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 		field("interface", "%s, UDP port %d", st.GetInterface(), st.GetListenPort())
 		field("filter", "%d flows, %d packets let through, %d denied", f.GetFlows(), f.GetAllowedPackets(), f.GetDeniedPackets())
 	}
+	for _, f := range routingFields(st.GetRouting(), c) {
+		b.WriteString(wrap(f[1], c.dim(fmt.Sprintf("%-11s", f[0]))+" ", strings.Repeat(" ", 12)))
+	}
 	if len(st.GetPeers()) > 0 {
 		b.WriteString("\n" + peerTable(st.GetPeers(), now))
 	}
