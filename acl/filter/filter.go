@@ -279,11 +279,13 @@ func (f *Filter) flow(r *run, d proto.Direction, from proto.NodeID, p *packet.Pa
 	var k key
 	k.of(d, p)
 	if r.fl == nil || !k.equal(&r.fl.key) {
-		r.release()
+		if r.s != nil {
+			r.release()
+		}
 		h := f.seed.hash(&k)
-		r.s, r.tag = &f.shards[h%shardCount], uint32(h>>32)
-		r.s.mu.Lock()
-		r.fl = r.s.find(&k, r.tag)
+		s, tag := &f.shards[h%shardCount], uint32(h>>32)
+		s.mu.Lock()
+		r.s, r.tag, r.fl = s, tag, s.find(&k, tag)
 	}
 	by, now := f.current.Load(), tick(f.clock.Load())
 	if fl := r.fl; fl != nil && fl.by == by && now < fl.expires && !isOpening(p) && (from == 0 || from == fl.peer.id) {
