@@ -44,7 +44,14 @@ type Redial struct{ Reason string }
 type Hang struct{}
 
 // Renew asks for the next certificate on the stream: Renewed or RenewFailed follow.
-type Renew struct{}
+type Renew struct{ Self *identity.Self }
+
+// Turn puts another node key to use that the certificate names. Where that key was to come next, sessions go on under the one
+// before until they are made anew.
+type Turn struct {
+	Self *identity.Self
+	To   key.NodePublic
+}
 
 // Ack tells the coordinator which version the data path enforces. It is left out if an effect before it failed.
 type Ack struct{ Version proto.Version }
@@ -120,6 +127,7 @@ func (Resume) effect()       {}
 func (Redial) effect()       {}
 func (Hang) effect()         {}
 func (Renew) effect()        {}
+func (Turn) effect()         {}
 func (Ack) effect()          {}
 func (Arm) effect()          {}
 func (Log) effect()          {}

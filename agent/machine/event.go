@@ -35,7 +35,9 @@ type Trouble struct{ Reason string }
 
 // Connected says that a stream with the coordinator is open.
 type Connected struct {
-	URL        string
+	URL string
+	// Quarantine says why this node is kept apart from all others; empty where it is not.
+	Quarantine string
 	RenewFirst bool // the certificate that we came with is no good any more, or not the last: nothing is served before a renewal
 }
 
@@ -56,8 +58,9 @@ type Refusal uint8
 
 // The kinds of refusals.
 const (
-	RefusedForNow  Refusal = iota + 1 // it may work later
-	RefusedRevoked                    // the node is not one of the mesh any more
+	RefusedForNow      Refusal = iota + 1 // it may work later
+	RefusedRevoked                        // the node is not one of the mesh any more
+	RefusedQuarantined                    // the node is kept apart, for two machines have its identity
 )
 
 // Snapshot brings a whole netmap.

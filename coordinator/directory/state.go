@@ -27,6 +27,8 @@ type state struct {
 	users   *iradix.Tree[proto.NodeID] // by user, NUL, id
 	tags    *iradix.Tree[proto.NodeID] // by tag, NUL, id
 	held    *iradix.Tree[proto.NodeID] // every key that a node ever held; who held it
+	// keyEnds is the node keys that were given up, by the time that they are forgotten.
+	keyEnds *iradix.Tree[givenUp]
 	tokens  *iradix.Tree[*Token]       // by id
 	freed   *iradix.Tree[time.Time]    // by IPv4 address: until when it rests
 	lapsed  *iradix.Tree[proto.NodeID] // by id; memory only
@@ -52,7 +54,7 @@ func newState() state {
 	return state{
 		nodes: iradix.New[*Node](), names: iradix.New[proto.NodeID](), devices: iradix.New[proto.NodeID](),
 		ephemeral: iradix.New[proto.NodeID](), addrs: iradix.New[proto.NodeID](), trusted: iradix.New[proto.NodeID](),
-		users: iradix.New[proto.NodeID](), tags: iradix.New[proto.NodeID](), held: iradix.New[proto.NodeID](),
+		users: iradix.New[proto.NodeID](), tags: iradix.New[proto.NodeID](), held: iradix.New[proto.NodeID](), keyEnds: iradix.New[givenUp](),
 		tokens: iradix.New[*Token](), freed: iradix.New[time.Time](), endpoints: iradix.New[[]proto.Endpoint](),
 		lapsed: iradix.New[proto.NodeID](), ends: iradix.New[proto.NodeID](), rests: iradix.New[netip.Addr](),
 		tokenEnds: iradix.New[*Token](), roles: iradix.New[*UserRoles](), traits: iradix.New[*Traits](),
@@ -124,7 +126,7 @@ func (s *state) setNode(n *Node) {
 	if n.Ephemeral {
 		put(&s.ephemeral, id, n.ID)
 	}
-	if n.Revoked != nil {
+	if n.Apart() {
 		return
 	}
 	put(&s.trusted, id, n.ID)
