@@ -45,6 +45,8 @@ func (a *Agent) carryOut(effects []machine.Effect) (events []machine.Event) {
 			err = a.renew(e.Self)
 		case machine.Turn:
 			err = a.turn(e)
+		case machine.DropKey:
+			err = a.loop.keys.drop(e.Self)
 		case machine.Ack:
 			if c := a.loop.client; c != nil && !failed && !unsaved {
 				c.Ack(e.Version)
@@ -189,7 +191,7 @@ func (a *Agent) renew(self *identity.Self) error {
 
 // turn puts another node key to use.
 func (a *Agent) turn(e machine.Turn) error {
-	private, err := a.loop.keys.turn(e.Self, e.To)
+	private, err := a.loop.keys.turn(e.To)
 	if private.IsZero() || a.loop.path == nil {
 		return err
 	}

@@ -86,9 +86,18 @@ func (k *keys) next(self *identity.Self) (key.NodePrivate, error) {
 	return k.nodes[len(k.nodes)-1], nil
 }
 
-// turn puts a key to use that the certificate names. Those that it names before it, and those that it does not name and that were
-// in use, are gone.
-func (k *keys) turn(self *identity.Self, to key.NodePublic) (key.NodePrivate, error) {
+// drop gives up the key to ask for: it is not to be had.
+func (k *keys) drop(self *identity.Self) error {
+	for i := 1; i < len(k.nodes); i++ {
+		if !names(self, k.nodes[i]) {
+			return k.save(slices.Delete(slices.Clone(k.nodes), i, i+1))
+		}
+	}
+	return nil
+}
+
+// turn puts a key to use. Those before it are gone.
+func (k *keys) turn(to key.NodePublic) (key.NodePrivate, error) {
 	i := slices.IndexFunc(k.nodes, func(n key.NodePrivate) bool { return n.Public() == to })
 	if i < 0 {
 		return key.NodePrivate{}, fmt.Errorf("the certificate names a node key, %s, that this machine does not have: "+
@@ -97,12 +106,7 @@ func (k *keys) turn(self *identity.Self, to key.NodePublic) (key.NodePrivate, er
 	if i == 0 {
 		return k.nodes[0], nil
 	}
-	nodes := []key.NodePrivate{k.nodes[i]}
-	for j, n := range k.nodes {
-		if j > i || j > 0 && j < i && !names(self, n) {
-			nodes = append(nodes, n)
-		}
-	}
+	nodes := slices.Clone(k.nodes[i:])
 	// In use it is whatever the disk says: which of the two a restart begins with does not matter.
 	k.nodes = nodes
 	return nodes[0], k.dir.SaveNodes(nodes)

@@ -208,7 +208,7 @@ func (s *stream) take(down *redoubtv1.Down) error {
 	case *redoubtv1.Down_Refusal:
 		err := refused(m.Refusal)
 		if s.c.out.renewing() {
-			s.emit(machine.RenewFailed{Reason: err.Error()})
+			s.emit(machine.RenewFailed{Reason: err.Error(), KeyUsed: m.Refusal.GetCode() == redoubtv1.Refusal_CODE_KEY_USED})
 		}
 		return err
 	case *redoubtv1.Down_Welcome:

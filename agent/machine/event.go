@@ -73,7 +73,11 @@ type Change struct{ Delta *proto.Delta }
 type Renewed struct{ Self *identity.Self }
 
 // RenewFailed says that no certificate came.
-type RenewFailed struct{ Reason string }
+type RenewFailed struct {
+	Reason string
+	// KeyUsed says that the key to come next is not to be had.
+	KeyUsed bool
+}
 
 // PathUp says that the data path of this generation runs, with nothing passing yet.
 type PathUp struct{}

@@ -198,6 +198,9 @@ func (m *Machine) take(e Event) {
 		m.renewed(e.Self)
 	case RenewFailed:
 		m.renewFailed(e.Reason)
+		if e.KeyUsed && m.self != nil {
+			m.do(DropKey{m.self})
+		}
 	case PathUp:
 		m.pathUp()
 	case PathDown:
@@ -487,7 +490,7 @@ func (m *Machine) failed(e Failed) {
 		m.pathDown(e.Reason)
 	case Renew:
 		m.renewFailed(e.Reason)
-	case Turn:
+	case Turn, DropKey:
 		m.keyFault = e.Reason
 		m.warn("node key not changed", "reason", e.Reason)
 	case Enrol:

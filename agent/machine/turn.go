@@ -65,7 +65,7 @@ func (m *Machine) turn() {
 	}
 	if to != m.using {
 		m.using, m.keyFault = to, ""
-		m.do(Turn{Self: m.self, To: to})
+		m.do(Turn{to})
 		m.log("node key changed", "key", to)
 	}
 }
