@@ -25,7 +25,6 @@ const (
 	MaxIntermediateLifetime = 366 * 24 * time.Hour
 
 	NodeLifetime    = time.Hour
-	MinNodeLifetime = 10 * time.Minute
 	MaxNodeLifetime = 24 * time.Hour
 
 	leafLifetime = 24 * time.Hour
