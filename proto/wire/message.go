@@ -19,8 +19,8 @@ const (
 	MACSize        = 32
 	TicketSize     = 40
 	MaxTalking     = 256 // entries
-	MaxFeatures    = 64 // entries
-	MaxKinds       = 16 // entries: kinds of evidence
+	MaxFeatures    = 64  // entries
+	MaxKinds       = 16  // entries: kinds of evidence
 	MaxText        = 256
 	MaxEvidence    = 32 << 10
 	MaxPosture     = 16 << 10
