@@ -94,6 +94,7 @@ func New(cfg Config) (*Agent, error) {
 			machine.Config{Features: proto.Features(), Program: cfg.Program, Rand: newRand()},
 			machine.Loaded{
 				Wanted: loaded.Wanted, Join: loaded.Join, Self: loaded.Self, Netmap: loaded.Netmap, Floors: loaded.Floors,
+				Key: k.node().Public(),
 			}),
 	}
 	if cfg.Registry != nil {

@@ -132,12 +132,20 @@ func (s *story) renew() {
 	if !ok {
 		return
 	}
-	k := n.Key
-	if rapid.Bool().Draw(s.rt, "new key") {
-		k = newNodeKey(s.t)
+	q := s.renewal(n, newNodeKey(s.t))
+	switch rapid.IntRange(0, 9).Draw(s.rt, "how") {
+	case 0:
+		q.Key = n.latest()
+		q.Ticket = n.ticketOf(n.Used)
+	case 1:
+		q.Ticket = n.ticketOf(rapid.Uint64Range(0, n.Ticket).Draw(s.rt, "ticket"))
+	case 2:
+		_, err := s.ReleaseNode(s.t.Context(), n.ID, "uid 0")
+		s.allowed(err, ErrInvalid, ErrRevoked)
+		return
 	}
-	next, err := s.NextCertificate(s.t.Context(), n.ID, k)
-	if s.allowed(err, ErrRevoked) && next.Certificate.Sequence < n.Certificate.Sequence {
+	next, err := s.Renew(s.t.Context(), q)
+	if s.allowed(err, ErrRevoked, ErrQuarantined) && next.Certificate.Sequence < n.Certificate.Sequence {
 		s.rt.Fatalf("certificate %d after %d", next.Certificate.Sequence, n.Certificate.Sequence)
 	}
 }

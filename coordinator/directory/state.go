@@ -24,6 +24,8 @@ type state struct {
 	users   index[string, proto.NodeID] // by memberKey of the login name
 	tags    index[string, proto.NodeID] // by memberKey of the tag
 	held    index[string, proto.NodeID] // every key that a node ever held; who held it
+	// keyEnds is the node keys that were given up, by timeKey of when they are forgotten.
+	keyEnds index[string, givenUp]
 	tokens  index[string, *Token]       // by id
 	freed   index[string, time.Time]    // by addrKey of the IPv4 address: until when it rests
 	lapsed  index[proto.NodeID, proto.NodeID]
@@ -51,7 +53,7 @@ func newState() state {
 	return state{
 		nodes: newIndex[id, *Node](), names: newIndex[string, id](), devices: newIndex[string, id](),
 		ephemeral: newIndex[id, id](), addrs: newIndex[string, id](), trusted: newIndex[id, id](),
-		users: newIndex[string, id](), tags: newIndex[string, id](), held: newIndex[string, id](),
+		users: newIndex[string, id](), tags: newIndex[string, id](), held: newIndex[string, id](), keyEnds: newIndex[string, givenUp](),
 		tokens: newIndex[string, *Token](), freed: newIndex[string, time.Time](), endpoints: newIndex[id, []proto.Endpoint](),
 		peers: newIndex[id, *proto.Peer](),
 		lapsed: newIndex[id, id](), ends: newIndex[string, id](), rests: newIndex[string, netip.Addr](),
@@ -140,7 +142,7 @@ func (s *state) setNode(n *Node) {
 	if n.Ephemeral {
 		put(&s.ephemeral, id, n.ID)
 	}
-	if n.Revoked != nil {
+	if n.Apart() {
 		return
 	}
 	put(&s.trusted, id, n.ID)
