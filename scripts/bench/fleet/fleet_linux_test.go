@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -12,7 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -86,6 +85,7 @@ func (r *rig) slowReaders(every int) {
 	for _, id := range slices.Concat(slow, stuck) {
 		behind[id] = true
 	}
+	r.net.narrow.Store(true)
 	r.all(order{Do: "slow", Nodes: slices.Concat(slow, stuck)})
 	r.long = true
 	for port := range 8 {
@@ -104,6 +104,7 @@ type rig struct {
 	plan
 	t           *testing.T
 	co          *coordinator.Coordinator
+	net         *listener
 	hands       []hands
 	codes       map[int]string // by group
 	coming      []int          // groups of nodes that are to join
@@ -114,7 +115,7 @@ type rig struct {
 }
 
 func newRig(t *testing.T, p plan) *rig {
-	l, err := (&net.ListenConfig{Control: narrow}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,13 +123,13 @@ func newRig(t *testing.T, p plan) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{plan: p, t: t, co: co, hands: []hands{&own{}}, codes: map[int]string{}, group: map[proto.NodeID]int{}}
+	r := &rig{plan: p, t: t, co: co, net: &listener{Listener: l}, hands: []hands{&own{}}, codes: map[int]string{}, group: map[proto.NodeID]int{}}
 	if p.nodes > inOneProcess {
 		r.hands = []hands{hire(t), hire(t)}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- co.Run(ctx, l) }()
+	go func() { done <- co.Run(ctx, r.net) }()
 	t.Cleanup(func() {
 		for _, h := range r.hands {
 			if err := h.close(); err != nil {
@@ -143,11 +144,18 @@ func newRig(t *testing.T, p plan) *rig {
 	return r
 }
 
-// narrow has the system keep little of what nodes do not read, so that the coordinator has to wait for them.
-func narrow(_, _ string, c syscall.RawConn) error {
-	var set error
-	err := c.Control(func(fd uintptr) { set = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, 4096) })
-	return errors.Join(err, set)
+// listener has the system keep little of what nodes do not read, where it is told to: the coordinator has to wait for them then.
+type listener struct {
+	net.Listener
+	narrow atomic.Bool
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil && l.narrow.Load() {
+		err = c.(*net.TCPConn).SetWriteBuffer(4096)
+	}
+	return c, err
 }
 
 // expect has nodes of a group join with the next that do.

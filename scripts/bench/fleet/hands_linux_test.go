@@ -88,7 +88,9 @@ func (o *own) do(q order) (a report) {
 		}
 	case "give":
 		for _, id := range q.Nodes {
-			o.taps[id].let(q.Bytes)
+			if t := o.taps[id]; t != nil { // else it is another's
+				t.let(q.Bytes)
+			}
 		}
 	case "free":
 		for _, t := range o.taps {
