@@ -4,14 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"syscall"
-
-	"golang.zx2c4.com/wireguard/tun"
 )
+
+// maxQueues is how many queues a device has at most: as many as there are processors to serve them, and no more than pay.
+const maxQueues = 4
 
 // Open makes the TUN device name with the given MTU. The name may end in %d, and the kernel then picks a number.
 func Open(name string, mtu int) (Device, error) {
-	d, err := tun.CreateTUN(name, mtu)
+	d, err := openNative(name, mtu, min(maxQueues, runtime.GOMAXPROCS(0)))
 	switch {
 	case err == nil:
 		return d, nil
