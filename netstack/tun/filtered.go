@@ -142,9 +142,12 @@ type filteredReader struct {
 	bad     int // in a row
 }
 
+// maxDenied is how many packets that may not pass are taken at most by who does not wait, since others wait for that one.
+const maxDenied = 64
+
 // ReadSuper implements SuperReader.
 func (r *filteredReader) ReadSuper(s *Super, wait bool) (bool, error) {
-	for {
+	for denied := 0; wait || denied < maxDenied; denied++ {
 		if r.injects && r.d.pending.Load() && r.d.takeInjectedSuper(s) {
 			return true, nil
 		}
@@ -165,6 +168,7 @@ func (r *filteredReader) ReadSuper(s *Super, wait bool) (bool, error) {
 			}
 		}
 	}
+	return false, nil
 }
 
 // judgeSuper says whether a packet of the host may pass. One verdict is for all that a super-packet is.

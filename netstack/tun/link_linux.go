@@ -23,6 +23,9 @@ type link struct {
 	done    sync.WaitGroup
 }
 
+// queueLength is how many packets the host may leave in a queue.
+const queueLength = 2000
+
 // openLink sets the MTU, and follows the interface until it is closed.
 func openLink(name string, mtu int) (_ *link, err error) {
 	i, err := net.InterfaceByName(name)
@@ -40,6 +43,9 @@ func openLink(name string, mtu int) (_ *link, err error) {
 	}()
 	if err := l.setMTU(mtu); err != nil {
 		return nil, err
+	}
+	if _, err := l.ioctl(unix.SIOCSIFTXQLEN, queueLength); err != nil {
+		return nil, fmt.Errorf("set the queue of %s: %w", name, err)
 	}
 	if l.news, err = subscribe(); err != nil {
 		return nil, err

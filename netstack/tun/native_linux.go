@@ -40,18 +40,16 @@ var (
 func openNative(name string, mtu, queues int) (_ *native, err error) {
 	d := &native{left: NewSuper()}
 	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	first := flags
 	if queues > 1 {
-		// Of a device that another program has, this would open one more queue, if it were not asked to be the first.
 		flags |= unix.IFF_MULTI_QUEUE
-		first = flags | unix.IFF_TUN_EXCL
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.closeQueues())
 		}
 	}()
-	if d.first, d.name, err = openQueue(name, first); err != nil {
+	// Of a device that another program has, this would open one more queue, if it were not asked to be the first.
+	if d.first, d.name, err = openQueue(name, flags|unix.IFF_TUN_EXCL); err != nil {
 		return nil, err
 	}
 	d.queues = []*queue{d.first}

@@ -46,14 +46,14 @@ type end struct {
 	wires sync.WaitGroup
 }
 
-func newEnd(t *testing.T, w *lab.World, number byte) *end {
+func newEnd(t *testing.T, w *lab.World, number byte, queues int) *end {
 	t.Helper()
 	e := &end{
 		t: t, host: labtest.Host(t, w, fmt.Sprintf("h%d", number)), v4: netip.AddrFrom4([4]byte{10, 9, 0, number}),
 		v6: netip.AddrFrom16([16]byte{0xfd, 0x99, 15: number}),
 	}
 	if err := e.host.Do(func() (err error) {
-		e.dev, err = tun.Open("mesh0", 1420)
+		e.dev, err = tun.OpenQueues("mesh0", 1420, queues)
 		return err
 	}); err != nil {
 		t.Fatal(err)
@@ -125,11 +125,11 @@ func (e *end) words(kind tun.Event) <-chan struct{} {
 	return got
 }
 
-func twoEnds(t *testing.T) (a, b *end) {
+func twoEnds(t *testing.T, queues int) (a, b *end) {
 	t.Helper()
 	labtest.TUN(t)
 	w := labtest.World(t)
-	a, b = newEnd(t, w, 1), newEnd(t, w, 2)
+	a, b = newEnd(t, w, 1, queues), newEnd(t, w, 2, queues)
 	t.Cleanup(func() {
 		for _, e := range []*end{a, b} {
 			if err := e.dev.Close(); err != nil {
@@ -145,7 +145,16 @@ func twoEnds(t *testing.T) (a, b *end) {
 // TestNative moves data of real TCP and UDP through two real devices: what they take apart and join must be what the
 // kernels sent.
 func TestNative(t *testing.T) {
-	a, b := twoEnds(t)
+	for _, queues := range []int{1, 3} {
+		t.Run(fmt.Sprintf("queues %d", queues), func(t *testing.T) { native(t, queues) })
+	}
+}
+
+func native(t *testing.T, queues int) {
+	a, b := twoEnds(t, queues)
+	if n := len(tun.Supers(a.dev)); n != queues {
+		t.Fatalf("%d queues", n)
+	}
 	<-a.words(tun.EventMTUUpdate)
 	b.words(0)
 	a.wire(b)
@@ -243,7 +252,7 @@ func datagrams(ctx context.Context, from, to *end, addr netip.AddrPort) error {
 
 // TestNativeLink: what happens to the interface is told, and a super-packet is no longer than one call sends.
 func TestNativeLink(t *testing.T) {
-	a, b := twoEnds(t)
+	a, b := twoEnds(t, 2)
 	b.words(0)
 	changed := a.words(tun.EventMTUUpdate)
 	<-changed
@@ -292,7 +301,7 @@ func TestNativeLink(t *testing.T) {
 
 // TestNativeOneByOne is what an engine does that takes packets one by one.
 func TestNativeOneByOne(t *testing.T) {
-	a, b := twoEnds(t)
+	a, b := twoEnds(t, 2)
 	for _, x := range [][2]*end{{a, b}, {b, a}} {
 		from, to := x[0], x[1]
 		from.words(0)

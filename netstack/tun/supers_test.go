@@ -108,6 +108,21 @@ func TestFilteredSupers(t *testing.T) {
 	})
 }
 
+// TestDeniedFloodEnds: who does not wait gets an answer, whatever the host does meanwhile.
+func TestDeniedFloodEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := &queued{TUN: sim.NewTUN("sim0", 1420), strange: 1000}
+		d := tun.Filtered(inner, &numbers{})
+		defer d.Close()
+		if n := superNumber(t, tun.Supers(d)[0], false); n != 0 {
+			t.Errorf("got packet %d", n)
+		}
+		if bad := d.Stats().BadReads; bad == 0 || bad == 1000 {
+			t.Errorf("%d packets were looked at", bad)
+		}
+	})
+}
+
 func TestNoSupers(t *testing.T) {
 	d := tun.Filtered(sim.NewTUN("sim0", 1420), open{})
 	defer d.Close()

@@ -19,6 +19,8 @@ func main() {
 	each := flag.Duration("each", time.Second, "how long one measurement of throughput takes")
 	joins := flag.Int("joins", 9, "how many nodes join, for the time from up to first ping")
 	changes := flag.Int("changes", 20, "how many policies are applied")
+	other := flag.String("other", "", "directory with another build of Redoubt, to compare with")
+	only := flag.String("only", "", "measure no more than these of tcp1,tcp4,back1,back4,udp,rtt")
 	flag.Parse()
 	if err := lab.Enter(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -28,15 +30,18 @@ func main() {
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
-	if err := run(ctx, *bin, *rounds, *each, *joins, *changes); err != nil {
+	if err := run(ctx, *bin, *other, *only, *rounds, *each, *joins, *changes); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, bin string, rounds int, each time.Duration, joins, changes int) error {
-	if err := throughput(ctx, bin, rounds, each); err != nil {
+func run(ctx context.Context, bin, other, only string, rounds int, each time.Duration, joins, changes int) error {
+	if err := throughput(ctx, bin, other, only, rounds, each); err != nil {
 		return fmt.Errorf("throughput: %w", err)
+	}
+	if only != "" {
+		return nil
 	}
 	fmt.Println()
 	if err := control(ctx, bin, joins, changes); err != nil {
