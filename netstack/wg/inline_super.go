@@ -2,6 +2,7 @@ package wg
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"time"
 
@@ -86,6 +87,7 @@ func (e *Inline) forward(s *superSender) {
 		s.to, s.over = to, e.behind(to)
 	}
 	if s.over == nil {
+		e.lose(nil, DropNoPeer, s.packet.Count())
 		return
 	}
 	if s.over != s.node {
@@ -118,8 +120,9 @@ func (e *Inline) begin(s *superSender) {
 // append seals a packet at the end of the run. It is false when the session has carried all that it may.
 func (e *Inline) append(s *superSender, pkt []byte) bool {
 	full := session.Padded(len(pkt), s.mtu) + noise.Overhead
-	if full > cap(s.run) {
-		return true // no message is that long
+	if full > cap(s.run) { // no message is that long
+		e.lose(s.node, DropUnsent, 1)
+		return true
 	}
 	used := len(s.run)
 	if s.count > 0 && (full > s.size || s.short || s.count == bind.MaxRunCount || used+full > cap(s.run)) {
@@ -144,14 +147,22 @@ func (e *Inline) sendRun(s *superSender) {
 	if s.count == 0 {
 		return
 	}
-	if s.endpoint != nil {
-		if err := e.runs.SendRun(s.run, s.size, s.endpoint); err != nil {
-			e.log.Debug("not sent", "node", s.node.id, "messages", s.count, "err", err)
-		} else {
-			s.node.tx.Add(uint64(len(s.run)))
-		}
+	if err := e.handOver(s); err != nil {
+		e.log.Debug("not sent", "node", s.node.id, "messages", s.count, "err", err)
+		e.lose(s.node, DropUnsent, s.count)
+	} else {
+		s.node.tx.Add(uint64(len(s.run)))
 	}
 	s.run, s.count, s.short = s.run[:0], 0, false
+}
+
+var errNowhere = errors.New("nobody knows where the peer is")
+
+func (e *Inline) handOver(s *superSender) error {
+	if s.endpoint == nil {
+		return errNowhere
+	}
+	return e.runs.SendRun(s.run, s.size, s.endpoint)
 }
 
 // finish sends what there is for a peer, and tells it.
@@ -211,6 +222,7 @@ func (e *Inline) inboundRun(r *receiver, run []byte, size int, from conn.Endpoin
 		run = run[len(msg):]
 		switch {
 		case len(msg) < noise.Overhead:
+			e.lose(nil, DropMalformed, 1)
 		case binary.LittleEndian.Uint32(msg) == noise.TypeTransport:
 			e.transport(r, msg, from, now)
 			if len(r.out) == cap(r.out) {
