@@ -175,7 +175,7 @@ func (r *filteredReader) ReadSuper(s *Super, wait bool) (bool, error) {
 func (d *FilteredDevice) judgeSuper(s *Super) bool {
 	v := filter.Verdict{}
 	if count := s.Count(); count > 1 {
-		v = d.hook.OutJoined(s.Packet(), count, s.Header())
+		v = d.hook.OutSegments(s.Packet(), count)
 	} else {
 		v = d.hook.Out(s.Packet())
 	}
@@ -237,7 +237,7 @@ func (d *FilteredDevice) judgeIn(bufs [][]byte, offset int) (kept int) {
 	for from := 0; from < len(bufs); from += verdictRoom {
 		batch := bufs[from:min(from+verdictRoom, len(bufs))]
 		verdicts := d.verdicts[:len(batch)]
-		d.hook.InBatch(batch, offset, verdicts)
+		d.hook.InBatch(0, batch, offset, verdicts)
 		for i, b := range batch {
 			if verdicts[i].Pass {
 				bufs[kept] = b

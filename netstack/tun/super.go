@@ -80,20 +80,12 @@ func (s *Super) Set(pkt []byte) {
 // Packet is all of it, in one packet as long as its header says. After Next it is no use any more.
 func (s *Super) Packet() []byte { return s.pkt }
 
-// Count is how many packets it is, each with Header bytes of headers.
+// Count is how many packets it is.
 func (s *Super) Count() int {
 	if s.size == 0 {
 		return 1
 	}
 	return (len(s.pkt) - s.header + s.size - 1) / s.size
-}
-
-// Header is how long the headers are that all packets have; 0 for a single one.
-func (s *Super) Header() int {
-	if s.size == 0 {
-		return 0
-	}
-	return s.header
 }
 
 // take reads a virtio header and a packet, of n bytes together, from where room begins.

@@ -10,6 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/acl/filter"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
+	"github.com/redoubt-mesh/redoubt/proto"
 )
 
 // queued is a simulated device that gives its packets as super-packets of one, and can say that one was malformed.
@@ -137,9 +138,9 @@ type joinedHook struct {
 	batches []int
 }
 
-func (h *joinedHook) OutJoined([]byte, int, int) filter.Verdict { return filter.Verdict{Pass: true} }
+func (h *joinedHook) OutSegments([]byte, int) filter.Verdict { return filter.Verdict{Pass: true} }
 
-func (h *joinedHook) InBatch(bufs [][]byte, _ int, verdicts []filter.Verdict) {
+func (h *joinedHook) InBatch(_ proto.NodeID, bufs [][]byte, _ int, verdicts []filter.Verdict) {
 	h.batches = append(h.batches, len(bufs))
 	for i := range verdicts {
 		verdicts[i] = filter.Verdict{Pass: true}
