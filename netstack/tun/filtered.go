@@ -173,7 +173,7 @@ func (r *filteredReader) ReadSuper(s *Super, wait bool) (bool, error) {
 
 // judgeSuper says whether a packet of the host may pass. One verdict is for all that a super-packet is.
 func (d *FilteredDevice) judgeSuper(s *Super) bool {
-	v := filter.Verdict{}
+	var v filter.Verdict
 	if count := s.Count(); count > 1 {
 		v = d.hook.OutSegments(s.Packet(), count)
 	} else {
