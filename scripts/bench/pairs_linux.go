@@ -15,6 +15,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/redoubt-mesh/redoubt/proto/key"
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
@@ -68,6 +69,10 @@ func stockPair(ctx context.Context, bin string) (*pair, error) {
 			return nil, errors.Join(err, w.Close())
 		}
 		p.pids = append(p.pids, pid)
+	}
+	p.world, p.at = w, netip.AddrPortFrom(b.V4(), 51820)
+	if p.key, err = key.ParseNodePublic(keys[1].PublicKey().Bytes()); err != nil {
+		return nil, errors.Join(err, w.Close())
 	}
 	return p, nil
 }
@@ -136,10 +141,14 @@ func redoubtPair(ctx context.Context, bin string) (*pair, error) {
 	if err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
-	return &pair{
+	p := &pair{
 		name: "Redoubt, filter on", from: a.Host, to: b.Host, target: far.V4(), pids: []int{a.Agent.PID(), b.Agent.PID()},
-		close: m.Close,
-	}, nil
+		close: m.Close, world: m.World, at: netip.AddrPortFrom(b.Host.V4(), far.ListenPort),
+	}
+	if p.key, err = key.ParseNodePublicText(far.WireGuard.Keys[0].PublicKey); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return p, nil
 }
 
 func twoNodes(ctx context.Context, m *mesh.Mesh) (a, b *mesh.Node, err error) {

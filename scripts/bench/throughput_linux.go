@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/proto/key"
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
@@ -21,6 +22,10 @@ type pair struct {
 	target netip.Addr // of the far end, through what is measured
 	pids   []int      // of the daemons, for their CPU time and memory
 	close  func() error
+
+	world *lab.World
+	key   key.NodePublic // of the far end, and where it listens
+	at    netip.AddrPort
 }
 
 // rate is what one flow reached.

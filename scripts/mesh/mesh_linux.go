@@ -243,6 +243,10 @@ type Status struct {
 	PolicyVersion string
 	Peers         []Peer
 	Problems      []string
+	ListenPort    uint16
+	WireGuard     struct {
+		Keys []struct{ PublicKey string }
+	}
 }
 
 // Peer is a peer in it.
