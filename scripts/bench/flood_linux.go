@@ -89,7 +89,7 @@ func offer(ctx context.Context, p *pair, d time.Duration) (s stream, err error) 
 	if err != nil {
 		return s, err
 	}
-	defer sink.Close()
+	defer func() { _ = sink.Close() }()
 	if err := sink.SetReadBuffer(4 << 20); err != nil {
 		return s, err
 	}
