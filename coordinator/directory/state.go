@@ -26,8 +26,8 @@ type state struct {
 	held    index[string, proto.NodeID] // every key that a node ever held; who held it
 	// keyEnds is the node keys that were given up, by timeKey of when they are forgotten.
 	keyEnds index[string, givenUp]
-	tokens  index[string, *Token]       // by id
-	freed   index[string, time.Time]    // by addrKey of the IPv4 address: until when it rests
+	tokens  index[string, *Token]    // by id
+	freed   index[string, time.Time] // by addrKey of the IPv4 address: until when it rests
 	lapsed  index[proto.NodeID, proto.NodeID]
 	// What Expire looks at, by timeKey of the time that is over: the certificates of trusted nodes that have not lapsed, the
 	// rest of addresses, tokens.
@@ -35,7 +35,7 @@ type state struct {
 	rests     index[string, netip.Addr]
 	tokenEnds index[string, *Token]
 	endpoints index[proto.NodeID, []proto.Endpoint]
-	peers     index[proto.NodeID, *proto.Peer] // trusted nodes that have not lapsed, for netmaps to share
+	peers     index[proto.NodeID, *proto.Peer]  // trusted nodes that have not lapsed, for netmaps to share
 	policy    *Policy                           // nil before the first one
 	roles     index[string, *UserRoles]         // by login name
 	traits    index[proto.NodeID, *Traits]      // only of nodes of which something is known
@@ -55,7 +55,7 @@ func newState() state {
 		ephemeral: newIndex[id, id](), addrs: newIndex[string, id](), trusted: newIndex[id, id](),
 		users: newIndex[string, id](), tags: newIndex[string, id](), held: newIndex[string, id](), keyEnds: newIndex[string, givenUp](),
 		tokens: newIndex[string, *Token](), freed: newIndex[string, time.Time](), endpoints: newIndex[id, []proto.Endpoint](),
-		peers: newIndex[id, *proto.Peer](),
+		peers:  newIndex[id, *proto.Peer](),
 		lapsed: newIndex[id, id](), ends: newIndex[string, id](), rests: newIndex[string, netip.Addr](),
 		tokenEnds: newIndex[string, *Token](), roles: newIndex[string, *UserRoles](), traits: newIndex[id, *Traits](),
 		factEnds: newIndex[string, id](), routers: newIndex[id, id](), stale: newIndex[id, id](),

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/proto/key"
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
@@ -22,6 +23,10 @@ type pair struct {
 	addrs [2]netip.Addr // through what is measured
 	pids  []int         // of the daemons, for their CPU time and memory
 	close func() error
+
+	world *lab.World
+	key   key.NodePublic // of the far end, and where it listens
+	at    netip.AddrPort
 }
 
 // direction is a way through a pair: from one of its hosts to the other.
