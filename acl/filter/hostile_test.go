@@ -336,7 +336,7 @@ func TestMalformedPackets(t *testing.T) {
 				}
 				binary.BigEndian.PutUint16(bent[at:], total)
 				if v := w.In(bent); v.Pass {
-					t.Error(fmt.Sprintf("passes with length %d", total))
+					t.Errorf("passes with length %d", total)
 				}
 			}
 		})
