@@ -281,6 +281,7 @@ func (s *stream) begin() (*enroll.Exchange, error) {
 		}
 	})
 	return enroll.Renew(enroll.Request{
+		Prover: s.c.cfg.Prover,
 		Device: s.c.cfg.Device, Node: s.c.cfg.Node, Program: s.c.cfg.Program, Hostname: s.c.cfg.Hostname, Facts: s.c.cfg.facts(),
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/agent/device"
 	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
@@ -18,6 +19,7 @@ import (
 // State is everything that a directory holds. Zero and nil values stand for files that are not there.
 type State struct {
 	Device key.DevicePrivate
+	Sealed device.Blob // the device key, where it is in a TPM
 	Node   key.NodePrivate
 	Join   *Join
 	Self   *identity.Self
@@ -82,7 +84,12 @@ func (d *Dir) loadKeys(s *State) error {
 		return err
 	}
 	if b != nil {
-		if s.Device, err = key.ParseDevicePEM(b); err != nil {
+		if block, _ := pem.Decode(b); block != nil && block.Type == device.PEMType {
+			s.Sealed, err = device.ParseBlob(b)
+		} else {
+			s.Device, err = key.ParseDevicePEM(b)
+		}
+		if err != nil {
 			return d.corrupt(fileDevice, err.Error())
 		}
 	}
@@ -104,6 +111,15 @@ func (d *Dir) SaveDevice(k key.DevicePrivate) error {
 	b, err := k.MarshalPEM()
 	if err != nil {
 		return fmt.Errorf("write the device key: %w", err)
+	}
+	return d.write(fileDevice, b)
+}
+
+// SaveSealed makes a device key last that a TPM holds.
+func (d *Dir) SaveSealed(k device.Blob) error {
+	b, err := k.MarshalPEM()
+	if err != nil {
+		return err
 	}
 	return d.write(fileDevice, b)
 }
@@ -191,13 +207,17 @@ func (d *Dir) loadIdentity(s *State) error {
 	if ok, err := d.readJSON(fileIdentity, limitSmall, &r); !ok || err != nil {
 		return err
 	}
-	if s.Device.IsZero() || s.Node.IsZero() {
+	own := s.Device.Device()
+	if !s.Sealed.IsZero() {
+		own = s.Sealed.Device()
+	}
+	if own.IsZero() || s.Node.IsZero() {
 		return d.corrupt(fileIdentity, "is there without the keys that it is about")
 	}
 	if s.Join == nil {
 		return d.corrupt(fileIdentity, "is there without the file join, which says where the coordinator is")
 	}
-	self, err := identity.Check(r, s.Device.Device(), s.Node.Public())
+	self, err := identity.Check(r, own, s.Node.Public())
 	if err != nil {
 		return d.corrupt(fileIdentity, err.Error())
 	}

@@ -20,6 +20,7 @@ type state struct {
 	nodes     *iradix.Tree[*Node]        // by id
 	names     *iradix.Tree[proto.NodeID] // by name
 	devices   *iradix.Tree[proto.NodeID] // by device key
+	machines  *iradix.Tree[proto.NodeID] // by the name of the piece of hardware, where that is known
 	ephemeral *iradix.Tree[proto.NodeID] // by id
 	addrs     *iradix.Tree[proto.NodeID] // both addresses of every node
 	// trusted, users and tags have only nodes that are not revoked: what policies are about.
@@ -50,7 +51,7 @@ type state struct {
 
 func newState() state {
 	return state{
-		nodes: iradix.New[*Node](), names: iradix.New[proto.NodeID](), devices: iradix.New[proto.NodeID](),
+		nodes: iradix.New[*Node](), names: iradix.New[proto.NodeID](), devices: iradix.New[proto.NodeID](), machines: iradix.New[proto.NodeID](),
 		ephemeral: iradix.New[proto.NodeID](), addrs: iradix.New[proto.NodeID](), trusted: iradix.New[proto.NodeID](),
 		users: iradix.New[proto.NodeID](), tags: iradix.New[proto.NodeID](), held: iradix.New[proto.NodeID](),
 		tokens: iradix.New[*Token](), freed: iradix.New[time.Time](), endpoints: iradix.New[[]proto.Endpoint](),
@@ -118,6 +119,9 @@ func (s *state) setNode(n *Node) {
 	put(&s.nodes, id, n)
 	put(&s.names, []byte(n.Name), n.ID)
 	put(&s.devices, n.Device.Bytes(), n.ID)
+	if m := n.Attestation.Device; m != "" {
+		put(&s.machines, []byte(m), n.ID)
+	}
 	for _, a := range n.Addrs.Slice() {
 		put(&s.addrs, addrKey(a), n.ID)
 	}
@@ -156,6 +160,7 @@ func (s *state) unindex(n *Node) {
 	id := idKey(n.ID)
 	drop(&s.names, []byte(n.Name))
 	drop(&s.devices, n.Device.Bytes())
+	drop(&s.machines, []byte(n.Attestation.Device))
 	drop(&s.ephemeral, id)
 	drop(&s.lapsed, id)
 	drop(&s.trusted, id)

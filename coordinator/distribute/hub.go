@@ -231,6 +231,20 @@ func (h *Hub) expel(s Source, changed []proto.NodeID) {
 	}
 }
 
+// Drop ends the stream of a node.
+func (h *Hub) Drop(id proto.NodeID, why *refusal.Refusal) {
+	h.mu.Lock()
+	r := h.nodes[id]
+	var session *Session
+	if r != nil {
+		session = r.session
+	}
+	h.mu.Unlock()
+	if session != nil {
+		session.stream.End(why)
+	}
+}
+
 // forget drops a record. Called with the lock held.
 func (h *Hub) forget(r *record) {
 	delete(h.nodes, r.id)

@@ -187,11 +187,12 @@ func (m *Mesh) NodeOn(h *lab.Host) *Node { return &Node{Name: h.Name, Host: h, m
 // State is the agent's directory.
 func (n *Node) State() string { return filepath.Join(n.mesh.dir, n.Name) }
 
-// StartAgent starts the agent and waits until it answers.
+// StartAgent starts the agent and waits until it answers. The TPM of the machine that all this runs on is left alone; flags
+// can name another one.
 func (n *Node) StartAgent(ctx context.Context, flags ...string) error {
 	p, err := n.Host.Start(lab.Command{
 		Name: "agent", Path: n.mesh.Program("redoubt"),
-		Args: append([]string{"agent", "--state", n.State()}, flags...),
+		Args: append([]string{"agent", "--state", n.State(), "--tpm", "off"}, flags...),
 	})
 	if err != nil {
 		return err

@@ -198,6 +198,7 @@ type Status struct {
 	ListenPort    uint32                 `protobuf:"varint,9,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"`
 	Filter        *FilterCounters        `protobuf:"bytes,10,opt,name=filter,proto3" json:"filter,omitempty"`
 	MeshDomain    string                 `protobuf:"bytes,11,opt,name=mesh_domain,json=meshDomain,proto3" json:"mesh_domain,omitempty"`
+	DeviceKey     string                 `protobuf:"bytes,40,opt,name=device_key,json=deviceKey,proto3" json:"device_key,omitempty"` // where it is: tpm or file; empty: there is none yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -309,6 +310,13 @@ func (x *Status) GetMeshDomain() string {
 	return ""
 }
 
+func (x *Status) GetDeviceKey() string {
+	if x != nil {
+		return x.DeviceKey
+	}
+	return ""
+}
+
 type LocalNode struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Id                 string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -317,6 +325,7 @@ type LocalNode struct {
 	User               string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	Tags               []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
 	CertificateExpires int64                  `protobuf:"varint,6,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds
+	Attestation        string                 `protobuf:"bytes,40,opt,name=attestation,proto3" json:"attestation,omitempty"`                                         // level in the certificate
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -391,6 +400,13 @@ func (x *LocalNode) GetCertificateExpires() int64 {
 		return x.CertificateExpires
 	}
 	return 0
+}
+
+func (x *LocalNode) GetAttestation() string {
+	if x != nil {
+		return x.Attestation
+	}
+	return ""
 }
 
 type Coordinator struct {
@@ -1372,7 +1388,7 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x0eStatusResponse\x12*\n" +
 	"\x06status\x18\x01 \x01(\v2\x12.redoubt.v1.StatusR\x06status\";\n" +
 	"\rWatchResponse\x12*\n" +
-	"\x06status\x18\x01 \x01(\v2\x12.redoubt.v1.StatusR\x06status\"\xa2\x03\n" +
+	"\x06status\x18\x01 \x01(\v2\x12.redoubt.v1.StatusR\x06status\"\xc1\x03\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12)\n" +
 	"\x04node\x18\x02 \x01(\v2\x15.redoubt.v1.LocalNodeR\x04node\x129\n" +
@@ -1387,14 +1403,17 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x06filter\x18\n" +
 	" \x01(\v2\x1a.redoubt.v1.FilterCountersR\x06filter\x12\x1f\n" +
 	"\vmesh_domain\x18\v \x01(\tR\n" +
-	"meshDomain\"\xa6\x01\n" +
+	"meshDomain\x12\x1d\n" +
+	"\n" +
+	"device_key\x18( \x01(\tR\tdeviceKey\"\xc8\x01\n" +
 	"\tLocalNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x12\n" +
 	"\x04user\x18\x04 \x01(\tR\x04user\x12\x12\n" +
 	"\x04tags\x18\x05 \x03(\tR\x04tags\x12/\n" +
-	"\x13certificate_expires\x18\x06 \x01(\x03R\x12certificateExpires\"\\\n" +
+	"\x13certificate_expires\x18\x06 \x01(\x03R\x12certificateExpires\x12 \n" +
+	"\vattestation\x18( \x01(\tR\vattestation\"\\\n" +
 	"\vCoordinator\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1d\n" +
 	"\n" +
