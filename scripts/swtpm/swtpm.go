@@ -108,9 +108,8 @@ func (t *TPM) Start(ctx context.Context) error {
 		_ = t.cmd.Wait() // Close asks it to end
 	}()
 	for ctx.Err() == nil {
-		c, err := net.Dial("unix", t.Socket+".ctrl") //nolint:noctx // it answers at once, or not at all
-		if err == nil {
-			return c.Close()
+		if t.answers(t.Socket+".ctrl") && t.answers(t.Socket) {
+			return nil
 		}
 		select {
 		case <-t.ended:
@@ -120,6 +119,11 @@ func (t *TPM) Start(ctx context.Context) error {
 		}
 	}
 	return errors.Join(fmt.Errorf("swtpm does not answer: %w", ctx.Err()), t.Close())
+}
+
+func (t *TPM) answers(socket string) bool {
+	c, err := net.Dial("unix", socket) //nolint:noctx // it answers at once, or not at all
+	return err == nil && c.Close() == nil
 }
 
 // Close ends the program and waits.
