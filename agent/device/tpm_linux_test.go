@@ -4,14 +4,22 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
+	"flag"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/attest"
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 	"github.com/redoubt-mesh/redoubt/scripts/swtpm"
 )
+
+// record has the test keep a blob, in testdata/blob.pem.
+var record = flag.Bool("record", false, "keep a blob")
 
 // software makes a TPM of a maker of its own.
 func software(t testing.TB) *swtpm.TPM {
@@ -76,6 +84,11 @@ func TestKeyInTPM(t *testing.T) {
 	text, err := b.MarshalPEM()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if *record {
+		if err := os.WriteFile(filepath.Join("testdata", "blob.pem"), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	again, err := ParseBlob(text)
 	if err != nil || again.Device() != b.Device() {
@@ -177,4 +190,55 @@ func TestPlaces(t *testing.T) {
 	if _, err := c.NewKey(); err == nil {
 		t.Error("a key after the end")
 	}
+}
+
+// BenchmarkEnrolment is what the agent does for an enrolment by TPM: a device key, the opening, the evidence. CPU is the agent's
+// own; what the TPM takes is in the time.
+func BenchmarkEnrolment(b *testing.B) {
+	s := software(b)
+	l := coordinator{attest.NewTPM(nil)}
+	var before, after unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &before); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		c, err := NewTPM("unix:"+s.Socket, "")
+		if err != nil {
+			b.Fatal(err)
+		}
+		k, err := c.NewKey()
+		if err != nil {
+			b.Fatal(err)
+		}
+		opening, err := c.Opening()
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		challenge := l.challenge(b, k, opening)
+		b.StartTimer()
+		if _, err := c.Evidence(k, challenge, [32]byte{1}); err != nil {
+			b.Fatal(err)
+		}
+		if err := c.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &after); err != nil {
+		b.Fatal(err)
+	}
+	cpu := time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
+	b.ReportMetric(float64(cpu.Microseconds())/1000/float64(b.N), "cpu-ms/op")
+}
+
+// coordinator makes challenges.
+type coordinator struct{ attestor attest.TPM }
+
+func (c coordinator) challenge(t testing.TB, b Blob, opening []byte) []byte {
+	t.Helper()
+	challenge, _, err := c.attestor.Begin(time.Now(), rand.Reader, attest.Claim{Device: b.Device()}, opening)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return challenge
 }
