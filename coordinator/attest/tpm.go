@@ -119,8 +119,8 @@ func (TPM) Finish(_ time.Time, state State, evidence []byte, binding [32]byte) (
 		if err := s.admit(&m, binding); err != nil {
 			return Attributes{}, err
 		}
-		a.Checks = append(a.Checks, "attestation key is in that TPM", "device key was made in that TPM and cannot leave it")
 	}
+	a.Checks = append(a.Checks, "at enrolment: attestation key is in that TPM", "at enrolment: device key was made in that TPM and cannot leave it")
 	pcrs, firmware, err := s.quoted(&m, binding)
 	if err != nil {
 		return Attributes{}, fmt.Errorf("quote: %w", err)

@@ -1,13 +1,25 @@
 package e2e
 
 import (
-	"encoding/json"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
+
+	"github.com/redoubt-mesh/redoubt/proto/eventlog"
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 	"github.com/redoubt-mesh/redoubt/scripts/swtpm"
@@ -85,7 +97,7 @@ func (r *rig) attested(node, level string) shown {
 	return s
 }
 
-// refusals are the reasons in the audit book why somebody was refused.
+// refused demands that a machine may not join, and is told why.
 func (r *rig) refused(m *member, code string, words ...string) {
 	r.Helper()
 	r.contains(m.fails(exitFalse, "up", code), words...)
@@ -154,7 +166,7 @@ func TestTPM(t *testing.T) {
 	// The same TPM once more, as another node: refused, but with a code that says so.
 	again := r.machine("again", "--tpm", place(chip))
 	r.refused(again, r.token("--user", "ann@example.com"), "is node a", "--replace a")
-	r.refusedInBook("is node a")
+	r.refusedInLog("is node a")
 	again.join(r.token("--replace", "a"))
 	n := r.attested("a", "tpm")
 	if n.ID != s.ID || n.DevicePublic == s.DevicePublic || again.id != a.id || again.v4 != a.v4 {
@@ -168,7 +180,7 @@ func TestTPM(t *testing.T) {
 	less := r.machine("less")
 	code := r.token("--replace", "a")
 	r.refused(less, code, "was attested by tpm", "node reset a")
-	r.refusedInBook("was attested by tpm")
+	r.refusedInLog("was attested by tpm")
 	r.admin("node", "reset", "a")
 	less.join(code)
 	r.attested("a", "token")
@@ -178,8 +190,8 @@ func TestTPM(t *testing.T) {
 	}
 }
 
-// refusedInBook demands that the newest refusal in the audit book says why.
-func (r *rig) refusedInBook(words ...string) {
+// refusedInLog demands that the coordinator's log says why.
+func (r *rig) refusedInLog(words ...string) {
 	r.Helper()
 	r.contains(r.Serve.Output(), words...)
 }
@@ -210,6 +222,103 @@ func TestUnverifiedTPM(t *testing.T) {
 	r.refused(b, r.token("--tag", "tag:b"), "not trusted here", "--tpm off")
 	r.machine("bare", "--tpm", place(bare)).join(r.token("--tag", "tag:b"))
 	r.attested("bare", "tpm-unverified")
-	var all json.RawMessage
-	r.adminJSON(&all, "node", "list")
+}
+
+// TestMeasured joins with a machine whose log of measured boot leads to its PCRs, and one whose log does not.
+func TestMeasured(t *testing.T) {
+	t.Parallel()
+	r := emptyRig(t)
+	c := newChips(r)
+	chip := c.chip("a")
+	log := filepath.Join(c.dir, "log")
+	if err := os.WriteFile(log, boots(t, chip), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.startCoordinator("--tpm-roots", c.roots)
+	a := r.machine("a", "--tpm", place(chip), "--event-log", log)
+	a.join(r.token("--tag", "tag:a"))
+	s := r.attested("a", "measured")
+	r.contains(strings.Join(s.Attested.Selectors, "\n"), "secureboot=on")
+	r.contains(r.admin("node", "show", "a"), "secure boot on")
+	r.machine("b", "--tpm", place(c.chip("b")), "--event-log", log).join(r.token("--tag", "tag:a"))
+	r.attested("b", "tpm")
+	r.contains(r.admin("node", "show", "b"), "not measured: PCR 0: the log does not lead to the PCRs")
+}
+
+// boots extends the PCRs of a TPM as firmware does with secure boot on, and returns the log of that.
+func boots(t *testing.T, c *swtpm.TPM) []byte {
+	t.Helper()
+	tpm, err := linuxudstpm.Open(c.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tpm.Close()
+	variable := []byte("\x61\xdf\xe4\x8b\xca\x93\xd2\x11\xaa\x0d\x00\xe0\x98\x03\x2b\x8c\x0a\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00" +
+		"S\x00e\x00c\x00u\x00r\x00e\x00B\x00o\x00o\x00t\x00\x01")
+	events := []eventlog.Event{{PCR: 0, Type: 8, Data: []byte("firmware")}, {PCR: 7, Type: 0x80000001, Data: variable}}
+	for pcr := range uint32(8) {
+		events = append(events, eventlog.Event{PCR: pcr, Type: 4, Data: make([]byte, 4)})
+	}
+	for i := range events {
+		e := &events[i]
+		e.Digest = sha256.Sum256(e.Data)
+		if _, err := (tpm2.PCRExtend{
+			PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(e.PCR), Auth: tpm2.PasswordAuth(nil)},
+			Digests:   tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: e.Digest[:]}}},
+		}).Execute(tpm); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return eventlog.Append(nil, events)
+}
+
+// TestCompanyCertificate joins with a certificate of the company's CA.
+func TestCompanyCertificate(t *testing.T) {
+	t.Parallel()
+	r := emptyRig(t)
+	dir := filepath.Join(r.World.Dir, "company")
+	roots := filepath.Join(dir, "roots")
+	if err := os.MkdirAll(roots, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ca, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Company CA"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	write := func(path, kind string, der []byte, err error) {
+		t.Helper()
+		if err == nil {
+			err = os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, root, root, ca.Public(), ca)
+	write(filepath.Join(roots, "ca.pem"), "CERTIFICATE", der, err)
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err = x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "laptop-7"}, NotBefore: root.NotBefore, NotAfter: root.NotAfter,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}, root, k.Public(), ca)
+	certificate, file := filepath.Join(dir, "laptop.pem"), filepath.Join(dir, "laptop-key.pem")
+	write(certificate, "CERTIFICATE", der, err)
+	der, err = x509.MarshalPKCS8PrivateKey(k)
+	write(file, "PRIVATE KEY", der, err)
+
+	r.startCoordinator("--x509-roots", roots)
+	r.machine("a", "--x509-cert", certificate, "--x509-key", file).join(r.token("--tag", "tag:a"))
+	s := r.attested("a", "x509")
+	r.contains(strings.Join(s.Attested.Selectors, "\n"), "x509:subject=CN=laptop-7", "x509:issuer=CN=Company CA")
+	again := r.machine("again", "--x509-cert", certificate, "--x509-key", file)
+	r.refused(again, r.token("--tag", "tag:a"), "is node a")
+	r.machine("b").join(r.token("--tag", "tag:a"))
+	r.attested("b", "token")
 }
