@@ -35,8 +35,6 @@ type Config struct {
 	// Access says which of them may change something.
 	Access   localapi.Access
 	Hostname string // what to be called where Up says nothing; empty: the machine's
-	// Routes are the networks that this node offers to lead to; an administrator or the policy must approve them.
-	Routes []netip.Prefix
 	// TPM is where the machine's TPM is: device.Auto, device.Off, a device or unix:PATH; empty: off.
 	TPM string
 	// DeviceKey is where a device key is made: KeyAuto, KeyTPM or KeyFile; empty: KeyAuto.
@@ -114,7 +112,7 @@ func (e *Edges) complete(log *slog.Logger) error {
 		e.Clock = meshtime.System()
 	}
 	if e.Dial == nil {
-		e.Dial = (&net.Dialer{}).DialContext
+		e.Dial = osnet.Dialer().DialContext
 	}
 	if e.OpenTUN == nil {
 		e.OpenTUN = tun.Open

@@ -23,11 +23,11 @@ func (t *tx) newMachine(token *Token, r EnrollRequest) error {
 	if r.Attested.Device == "" {
 		return nil
 	}
-	id, ok := t.machines.Get([]byte(r.Attested.Device))
+	id, ok := t.machines.Get(r.Attested.Device)
 	if !ok || id == token.Replace {
 		return nil
 	}
-	n, _ := t.state.nodes.Get(idKey(id))
+	n, _ := t.state.nodes.Get(id)
 	return fmt.Errorf("this machine (%s) is node %s (%s); a join code of `token create --replace %s` lets it join in that node's place: %w",
 		r.Attested.Device, n.Name, id, n.Name, ErrMachineKnown)
 }
@@ -46,7 +46,7 @@ func (t *tx) notLess(n *Node, r EnrollRequest) error {
 }
 
 // replace makes a machine the node that the token names: with its name, its addresses and who it is, and keys of its own.
-func (t *tx) replace(_ *Directory, token *Token, r EnrollRequest) (*Node, error) {
+func (t *tx) replace(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 	old, err := t.trustedNode(token.Replace)
 	if err != nil {
 		return nil, err
@@ -57,9 +57,20 @@ func (t *tx) replace(_ *Directory, token *Token, r EnrollRequest) (*Node, error)
 	if err := t.holdBoth(r, old.ID); err != nil {
 		return nil, err
 	}
+	for _, k := range []key.NodePublic{old.Key, old.Next} {
+		if !k.IsZero() {
+			if err := t.retire(k, old); err != nil {
+				return nil, err
+			}
+		}
+	}
 	n := *old
-	n.Keys = pastKeys(old, t.now)
-	n.Device, n.Key, n.Token, n.Level = r.Device, r.Key, token.ID, r.Level
+	n.Device, n.Key, n.Next, n.Token, n.Level = r.Device, r.Key, key.NodePublic{}, token.ID, r.Level
+	// Its tickets are its own, and what the machine before it did is no quarantine of this one.
+	n.Used, n.Released, n.Quarantine = 0, false, nil
+	if n.Seed, err = d.newSeed(); err != nil {
+		return nil, err
+	}
 	n.Hostname = strings.ToValidUTF8(r.Hostname, "?")
 	n.Attestation = Attestation{Attested: r.Attested, Highest: r.Level, Since: t.now}
 	t.record("token "+token.ID, audit.NodeReplace, n.ID.String(), n.Name,
@@ -85,7 +96,7 @@ func (d *Directory) Attest(ctx context.Context, id proto.NodeID, level cert.Leve
 		if !changed {
 			return nil
 		}
-		if other, ok := t.machines.Get([]byte(n.Attestation.Device)); ok && other != id {
+		if other, ok := t.machines.Get(n.Attestation.Device); ok && other != id {
 			return fmt.Errorf("the machine of node %s (%s) shows what belongs to node %s: %w", old.Name, id, other, ErrMachineKnown)
 		}
 		n.Attestation.Since = t.now

@@ -100,7 +100,7 @@ func TestRenewalsProveAgain(t *testing.T) {
 	renew := func(kind, known string) Renew {
 		return Renew{
 			Sum: [32]byte{2}, Exporter: exporter, Message: &redoubtv1.Renew{NodePublic: p.node.Public().Bytes()}, ID: 7,
-			Device: p.device.Device(), Key: p.node.Public(), Kind: kind, Known: []byte(known),
+			Device: p.device.Device(), Kind: kind, Known: []byte(known),
 		}
 	}
 	m := chipMachine(t)

@@ -52,6 +52,9 @@ const (
 	AdminServiceDeleteNodeProcedure = "/redoubt.v1.AdminService/DeleteNode"
 	// AdminServiceResetNodeProcedure is the fully-qualified name of the AdminService's ResetNode RPC.
 	AdminServiceResetNodeProcedure = "/redoubt.v1.AdminService/ResetNode"
+	// AdminServiceReleaseNodeProcedure is the fully-qualified name of the AdminService's ReleaseNode
+	// RPC.
+	AdminServiceReleaseNodeProcedure = "/redoubt.v1.AdminService/ReleaseNode"
 	// AdminServiceSetFactProcedure is the fully-qualified name of the AdminService's SetFact RPC.
 	AdminServiceSetFactProcedure = "/redoubt.v1.AdminService/SetFact"
 	// AdminServiceUnsetFactProcedure is the fully-qualified name of the AdminService's UnsetFact RPC.
@@ -88,6 +91,7 @@ type AdminServiceClient interface {
 	RevokeNode(context.Context, *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error)
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
 	ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error)
+	ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error)
 	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
 	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
 	ApproveRoutes(context.Context, *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error)
@@ -157,6 +161,12 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			httpClient,
 			baseURL+AdminServiceResetNodeProcedure,
 			connect.WithSchema(adminServiceMethods.ByName("ResetNode")),
+			connect.WithClientOptions(opts...),
+		),
+		releaseNode: connect.NewClient[v1.ReleaseNodeRequest, v1.ReleaseNodeResponse](
+			httpClient,
+			baseURL+AdminServiceReleaseNodeProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ReleaseNode")),
 			connect.WithClientOptions(opts...),
 		),
 		setFact: connect.NewClient[v1.SetFactRequest, v1.SetFactResponse](
@@ -232,6 +242,7 @@ type adminServiceClient struct {
 	revokeNode    *connect.Client[v1.RevokeNodeRequest, v1.RevokeNodeResponse]
 	deleteNode    *connect.Client[v1.DeleteNodeRequest, v1.DeleteNodeResponse]
 	resetNode     *connect.Client[v1.ResetNodeRequest, v1.ResetNodeResponse]
+	releaseNode   *connect.Client[v1.ReleaseNodeRequest, v1.ReleaseNodeResponse]
 	setFact       *connect.Client[v1.SetFactRequest, v1.SetFactResponse]
 	unsetFact     *connect.Client[v1.UnsetFactRequest, v1.UnsetFactResponse]
 	approveRoutes *connect.Client[v1.ApproveRoutesRequest, v1.ApproveRoutesResponse]
@@ -310,6 +321,15 @@ func (c *adminServiceClient) DeleteNode(ctx context.Context, req *v1.DeleteNodeR
 // ResetNode calls redoubt.v1.AdminService.ResetNode.
 func (c *adminServiceClient) ResetNode(ctx context.Context, req *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error) {
 	response, err := c.resetNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReleaseNode calls redoubt.v1.AdminService.ReleaseNode.
+func (c *adminServiceClient) ReleaseNode(ctx context.Context, req *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error) {
+	response, err := c.releaseNode.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -412,6 +432,7 @@ type AdminServiceHandler interface {
 	RevokeNode(context.Context, *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error)
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
 	ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error)
+	ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error)
 	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
 	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
 	ApproveRoutes(context.Context, *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error)
@@ -477,6 +498,12 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		AdminServiceResetNodeProcedure,
 		svc.ResetNode,
 		connect.WithSchema(adminServiceMethods.ByName("ResetNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceReleaseNodeHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceReleaseNodeProcedure,
+		svc.ReleaseNode,
+		connect.WithSchema(adminServiceMethods.ByName("ReleaseNode")),
 		connect.WithHandlerOptions(opts...),
 	)
 	adminServiceSetFactHandler := connect.NewUnaryHandlerSimple(
@@ -557,6 +584,8 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceDeleteNodeHandler.ServeHTTP(w, r)
 		case AdminServiceResetNodeProcedure:
 			adminServiceResetNodeHandler.ServeHTTP(w, r)
+		case AdminServiceReleaseNodeProcedure:
+			adminServiceReleaseNodeHandler.ServeHTTP(w, r)
 		case AdminServiceSetFactProcedure:
 			adminServiceSetFactHandler.ServeHTTP(w, r)
 		case AdminServiceUnsetFactProcedure:
@@ -616,6 +645,10 @@ func (UnimplementedAdminServiceHandler) DeleteNode(context.Context, *v1.DeleteNo
 
 func (UnimplementedAdminServiceHandler) ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ResetNode is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ReleaseNode is not implemented"))
 }
 
 func (UnimplementedAdminServiceHandler) SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error) {
