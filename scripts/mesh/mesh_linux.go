@@ -259,6 +259,10 @@ type Status struct {
 			IPv4, IPv6   bool
 		}
 	}
+	ListenPort uint16
+	WireGuard  struct {
+		Keys []struct{ PublicKey string }
+	}
 }
 
 // Peer is a peer in it.
