@@ -284,7 +284,7 @@ func (s *story) invariants() {
 		if byDevice, ok := snap.Device(n.Device); !ok || byDevice != n {
 			s.rt.Fatalf("by its device key %s is %+v", n.Name, byDevice)
 		}
-		if id, ok := snap.ByAddr(n.Addrs.V6); ok != (n.Revoked == nil) || ok && id != n.ID {
+		if id, ok := snap.ByAddr(n.Addrs.V6); ok == n.Apart() || ok && id != n.ID {
 			s.rt.Fatalf("by its address %s is %v", n.Name, id)
 		}
 		if n.Ephemeral {
