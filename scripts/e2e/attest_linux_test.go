@@ -70,22 +70,6 @@ func (c *chips) chip(name string) *swtpm.TPM {
 // place is what --tpm says of a TPM.
 func place(t *swtpm.TPM) string { return "unix:" + t.Socket }
 
-// shown is what `node show` says of a node.
-type shown struct {
-	ID, Name, Attestation, DevicePublic string
-	Attested                            struct {
-		Level, Highest, Kind, Device, Checked, Lapse string
-		Checks, Selectors                            []string
-	}
-	Facts []struct{ Name, Value string }
-}
-
-func (r *rig) show(node string) (s shown) {
-	r.Helper()
-	r.adminJSON(&s, "node", "show", node)
-	return s
-}
-
 // attested demands a level of a node, in all places where it is shown.
 func (r *rig) attested(node, level string) shown {
 	r.Helper()
