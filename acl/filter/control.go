@@ -56,7 +56,7 @@ func (f *Filter) follow(d proto.Direction, from proto.NodeID, k *key, p *packet.
 	}
 	fl.sent[sender(d)].plus(w)
 	if piece {
-		fl.expires = v.now + idle[fl.class][fl.state]
+		fl.expires = v.now + idleFor(fl.class, fl.state)
 	}
 	s.passed[d].plus(w)
 	return Verdict{Pass: true, rule: fl.rule}

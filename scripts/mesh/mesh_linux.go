@@ -243,6 +243,21 @@ type Status struct {
 	PolicyVersion string
 	Peers         []Peer
 	Problems      []string
+	Routing       struct {
+		Offered []struct {
+			Prefix netip.Prefix
+			Served bool
+		}
+		Routes []struct {
+			Prefix netip.Prefix
+			Peer   string
+			Used   bool
+		}
+		ExitNode *struct {
+			Wanted, Peer string
+			IPv4, IPv6   bool
+		}
+	}
 }
 
 // Peer is a peer in it.
