@@ -17,6 +17,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
 	"github.com/redoubt-mesh/redoubt/netstack/wg/noise"
+	"github.com/redoubt-mesh/redoubt/netstack/wg/session"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
@@ -82,11 +83,17 @@ type local struct {
 	private key.NodePrivate
 	since   time.Time
 	until   time.Time // zero for the newest
+	left    bool      // peers that still speak by it were asked to use another
 }
 
 const (
 	// drainTime is how long a node key that was replaced is still good: as long as sessions last.
 	drainTime = 180 * time.Second
+	// refuseTime is how long before its end nobody may begin anything new with an old key, and leaveTime when those who still
+	// speak by it, for they have not heard of the newest, are called with that one. In between a session grows old enough to
+	// give way, and what remains is enough to try more than once.
+	refuseTime = 20 * time.Second
+	leaveTime  = 14 * time.Second
 	// maxLocals is how many node keys of ours there are at most, and maxRemotes how many of a peer.
 	maxLocals  = 8
 	maxRemotes = 4
@@ -253,20 +260,48 @@ func (e *Inline) drain(now time.Time) (next time.Time) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.setLocals(slices.DeleteFunc(slices.Clone(e.locals), func(l *local) bool {
-		return !l.until.IsZero() && !now.Before(l.until)
-	}))
+	for _, l := range e.locals {
+		if !l.left && !l.until.IsZero() && !now.Before(l.until.Add(-leaveTime)) {
+			e.leave(l, now)
+		}
+	}
+	left := slices.DeleteFunc(slices.Clone(e.locals), func(l *local) bool { return !l.until.IsZero() && !now.Before(l.until) })
+	if len(left) < len(e.locals) {
+		e.setLocals(left)
+	}
 	return firstToGo(e.locals)
 }
 
-// firstToGo says when the first of our keys must go; zero for never.
+// leave calls the peers that speak by an old key of ours with the newest. The caller holds the lock for writing.
+func (e *Inline) leave(l *local, now time.Time) {
+	l.left = true
+	for _, n := range e.nodes {
+		n.mu.Lock()
+		if n.peer != nil {
+			e.step(n, now, session.Leave{Local: l.Local})
+			e.settle(n)
+		}
+		n.mu.Unlock()
+	}
+}
+
+// firstToGo says when the first of our keys must go, or be left; zero for never.
 func firstToGo(list []*local) (next time.Time) {
 	for _, l := range list {
-		if !l.until.IsZero() && (next.IsZero() || l.until.Before(next)) {
-			next = l.until
+		at := l.until
+		if !at.IsZero() && !l.left {
+			at = at.Add(-leaveTime)
+		}
+		if !at.IsZero() && (next.IsZero() || at.Before(next)) {
+			next = at
 		}
 	}
 	return next
+}
+
+// refuses says whether nobody may begin anything new with the key.
+func (l *local) refuses(now time.Time) bool {
+	return !l.until.IsZero() && !now.Before(l.until.Add(-refuseTime))
 }
 
 // listen opens the sockets anew. The caller holds api.

@@ -500,6 +500,10 @@ func (e *Inline) handshake(msg []byte, from conn.Endpoint, now time.Time) {
 		if l == nil {
 			return
 		}
+		if l.refuses(now) {
+			e.lose(nil, DropWrongKey, 1)
+			return
+		}
 		in, err := l.Open(msg)
 		if err != nil {
 			e.lose(nil, DropForged, 1)

@@ -124,6 +124,49 @@ func TestThousandRotations(t *testing.T) {
 	})
 }
 
+// TestPeerThatIsLate changes the key of a node whose peer goes on to call it by the old one: it knows the new one, but has not
+// heard that it is in use. Nothing is lost while the old key goes, whatever the age of the session then.
+func TestPeerThatIsLate(t *testing.T) {
+	for _, higher := range []bool{false, true} {
+		for age := 0; age < 130; age += 13 {
+			synctest.Test(t, func(t *testing.T) {
+				a, b, end := pairOf(t, inline, inline, 20*time.Millisecond, jittery(5*time.Millisecond))
+				defer end()
+				if higher {
+					a, b = b, a
+				}
+				talk := func(seconds int) {
+					for range 10 * seconds {
+						a.send(t, b, 100)
+						b.send(t, a, 100)
+						time.Sleep(100 * time.Millisecond)
+					}
+				}
+				talk(age)
+				next, err := key.NewNode(rand.Reader)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, k := range []key.NodePublic{next.Public(), a.Key.Public()} {
+					if err := b.Engine.AddRemoteKey(a.ID, k); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := a.Engine.RotateLocalKey(next); err != nil {
+					t.Fatal(err)
+				}
+				talk(400)
+				time.Sleep(time.Second)
+				for _, x := range [][2]*counted{{a, b}, {b, a}} {
+					if missing, doubled := x[1].lost(x[0]); missing+doubled > 0 {
+						t.Errorf("node %d changed its key after %d s: of %d packets of node %d %d were lost and %d doubled", a.ID, age, x[0].sent, x[0].ID, missing, doubled)
+					}
+				}
+			})
+		}
+	}
+}
+
 // TestOldKeyEnds checks that a replaced key is good for 180 s and not longer.
 func TestOldKeyEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

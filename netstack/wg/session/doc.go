@@ -17,6 +17,8 @@
 //
 // Which session is sent by: the one that was confirmed last. One that is not of the first pair is used all the same, but
 // the node then begins a handshake for the first pair: at once if its id is the higher one, else a moment later.
+// A peer that has not heard that a key of ours was replaced goes on by the old one; before that ends, Leave calls it by the
+// first pair, and what it is called by last it speaks by.
 //
 // Sealing and opening are for any goroutine; Step is for one at a time.
 package session

@@ -45,6 +45,9 @@ type Probe struct{}
 // SetPairs says which keys are good now, the pair to use first. Sessions of others end at once.
 type SetPairs struct{ Pairs []*Pair }
 
+// Leave says that a key of ours is about to go: if the peer may still speak by it, it is called by the first pair.
+type Leave struct{ Local *noise.Local }
+
 // SetPSK is for handshakes from now on.
 type SetPSK struct{ PSK [32]byte }
 
@@ -59,6 +62,7 @@ func (Response) event()     {}
 func (CookieReply) event()  {}
 func (Tick) event()         {}
 func (Probe) event()        {}
+func (Leave) event()        {}
 func (SetPairs) event()     {}
 func (SetPSK) event()       {}
 func (SetKeepalive) event() {}

@@ -159,10 +159,21 @@ func (p *Peer) Step(now time.Time, e Event, out []Effect) []Effect {
 		out = p.probe(now, out)
 	case SetPairs:
 		out = p.setPairs(now, e.Pairs, out)
+	case Leave:
+		out = p.leave(now, e.Local, out)
 	case SetPSK:
 		p.psk = e.PSK
 	case SetKeepalive:
 		out = p.setKeepalive(now, e.Interval, out)
+	}
+	return out
+}
+
+// leave begins a handshake for the first pair where a session lives that is of another key of ours: the peer's end of it may
+// be what the peer speaks by.
+func (p *Peer) leave(now time.Time, l *noise.Local, out []Effect) []Effect {
+	if slices.ContainsFunc(p.sessions, func(s *Session) bool { return s.Pair.Local == l && s.Alive(now) }) {
+		return p.shake(now, move, out)
 	}
 	return out
 }
