@@ -70,26 +70,10 @@ func (c *chips) chip(name string) *swtpm.TPM {
 // place is what --tpm says of a TPM.
 func place(t *swtpm.TPM) string { return "unix:" + t.Socket }
 
-// exhibit is what `node show` says of a node.
-type exhibit struct {
-	ID, Name, Attestation, DevicePublic string
-	Attested                            struct {
-		Level, Highest, Kind, Device, Checked, Lapse string
-		Checks, Selectors                            []string
-	}
-	Facts []struct{ Name, Value string }
-}
-
-func (r *rig) exhibit(node string) (s exhibit) {
-	r.Helper()
-	r.adminJSON(&s, "node", "show", node)
-	return s
-}
-
 // attested demands a level of a node, in all places where it is shown.
-func (r *rig) attested(node, level string) exhibit {
+func (r *rig) attested(node, level string) shown {
 	r.Helper()
-	s := r.exhibit(node)
+	s := r.show(node)
 	fact := slices.ContainsFunc(s.Facts, func(f struct{ Name, Value string }) bool { return f.Name == "device:attestation" && f.Value == level })
 	if s.Attestation != level || s.Attested.Level != level || !fact {
 		r.Fatalf("%s is attested otherwise than by %s: %+v", node, level, s)
