@@ -1,6 +1,7 @@
 package device
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -52,7 +53,9 @@ const commandTimeout = 2 * time.Minute
 type stream struct{ conn net.Conn }
 
 func dialStream(path string) (transport.TPMCloser, error) {
-	c, err := net.DialTimeout("unix", path, 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	c, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("reach the TPM: %w", err)
 	}

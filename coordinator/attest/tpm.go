@@ -130,16 +130,21 @@ func (TPM) Finish(_ time.Time, state State, evidence []byte, binding [32]byte) (
 	for i, n := range wire.QuotedPCRs() {
 		a.Selectors = selectors(a.Selectors, fmt.Sprintf("pcr:%d", n), hex.EncodeToString(pcrs[i][:]))
 	}
-	if err := measured(m.GetEventLog(), pcrs); err != nil {
+	a.measure(m.GetEventLog(), pcrs)
+	return a, nil
+}
+
+// measure adds what a log of measured boot shows. One that shows nothing takes nothing away.
+func (a *Attributes) measure(raw []byte, pcrs [][32]byte) {
+	if err := measured(raw, pcrs); err != nil {
 		a.Checks = append(a.Checks, "not measured: "+err.Error())
-		return a, nil
+		return
 	}
 	a.Checks = append(a.Checks, "event log leads to the quoted PCRs, and shows secure boot on")
 	a.Selectors = selectors(a.Selectors, "secureboot", "on")
 	if a.Level == cert.LevelTPM {
 		a.Level = cert.LevelMeasured
 	}
-	return a, nil
 }
 
 // admit checks what needs to be shown once: that AK and EK are in one TPM, and that the device key is in it too.

@@ -100,7 +100,7 @@ func (x X509) Finish(now time.Time, s State, evidence []byte, binding [32]byte) 
 // possesses says whether the key of a certificate signed the binding.
 func possesses(c *x509.Certificate, signature []byte, binding [32]byte) error {
 	digest := wire.PossessionDigest(binding)
-	ok := false
+	var ok bool
 	switch k := c.PublicKey.(type) {
 	case *ecdsa.PublicKey:
 		ok = ecdsa.VerifyASN1(k, digest[:], signature)
