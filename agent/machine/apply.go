@@ -19,6 +19,8 @@ func (m *Machine) load(nm *proto.Netmap) error {
 	}
 	m.netmap = nm
 	m.missing = m.missingFeatures(nm)
+	m.roster.barred = map[proto.NodeID]uint64{}
+	m.roster.bar(nm.Barred, nil)
 	for _, p := range nm.Peers {
 		m.roster.set(p)
 	}
@@ -118,6 +120,7 @@ func (m *Machine) apply(d *proto.Delta, nm *proto.Netmap) error {
 	for _, p := range d.UpsertPeers {
 		m.roster.set(p)
 	}
+	m.roster.bar(d.UpsertBarred, d.RemoveBarred)
 	for _, c := range d.Endpoints {
 		m.roster.setEndpoints(c.ID, c.Endpoints)
 	}
@@ -180,7 +183,7 @@ func (m *Machine) enforce(moves []move, rules bool) {
 	for _, mv := range moves {
 		m.tell(mv)
 	}
-	if !m.path.up {
+	if !m.path.up || m.barred() {
 		return
 	}
 	var gone []proto.NodeID
@@ -239,7 +242,7 @@ func (m *Machine) enginePeer(id proto.NodeID, e *entry) Peer {
 
 // enginePeers are all that the engine may talk to.
 func (m *Machine) enginePeers() (peers []Peer) {
-	if m.wanted.Revoked != nil {
+	if m.barred() {
 		return nil
 	}
 	for _, p := range m.roster.sorted() {

@@ -58,6 +58,7 @@ type Refusal uint8
 const (
 	RefusedForNow  Refusal = iota + 1 // it may work later
 	RefusedRevoked                    // the node is not one of the mesh any more
+	RefusedLocked                     // the node is not trusted until an administrator says otherwise
 )
 
 // Snapshot brings a whole netmap.

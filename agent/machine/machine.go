@@ -271,7 +271,10 @@ func (m *Machine) up(e Up) {
 		m.join = &join
 		m.do(SaveJoin{join})
 	}
-	m.wanted = state.Wanted{Up: true, Hostname: e.Hostname}
+	m.wanted = state.Wanted{Up: true, Hostname: e.Hostname, Locked: m.wanted.Locked}
+	if fresh {
+		m.wanted.Locked = nil
+	}
 	m.do(SaveWanted{m.wanted})
 	m.run()
 }
@@ -381,6 +384,7 @@ func (m *Machine) connected(e Connected) {
 func (m *Machine) serve() {
 	m.contact.serve(m.now)
 	m.roster.regrace()
+	m.unlock()
 }
 
 func (m *Machine) lost(reason string) {
@@ -399,6 +403,9 @@ func (m *Machine) refuse(e Refused) {
 		m.closeAll()
 		m.do(RemovePeers{m.engineIDs()}, SaveWanted{m.wanted}, Hang{})
 		m.warn("this node was revoked", "message", e.Message)
+	}
+	if e.Kind == RefusedLocked {
+		m.lock(e.Message)
 	}
 	m.lost(e.Message)
 }
@@ -443,13 +450,7 @@ func (m *Machine) pathUp() {
 		return
 	}
 	m.path = pathState{wanted: true, up: true}
-	m.settle()
-	m.routes = m.roster.assign()
-	// The engine is empty, and the filter closed.
-	if peers := m.enginePeers(); len(peers) > 0 {
-		m.do(SetPeers{Peers: peers, Again: true})
-	}
-	m.install(nil, nil)
+	m.open()
 	m.log("data path up", "version", m.version(), "peers", len(m.roster.peers)-len(m.roster.out))
 	m.ack()
 }
@@ -598,7 +599,7 @@ func (m *Machine) missingFeatures(nm *proto.Netmap) (missing []string) {
 // may pass.
 func (m *Machine) program(without map[proto.NodeID]bool, held []netip.Prefix) *filter.Program {
 	m.compileFault = ""
-	if m.netmap == nil || m.wanted.Revoked != nil || !m.selfLive || len(m.missing) > 0 || !m.path.up {
+	if m.netmap == nil || m.barred() || !m.selfLive || len(m.missing) > 0 || !m.path.up {
 		return nil
 	}
 	rules := filter.Ruleset{Version: m.netmap.Version, Mesh: m.netmap.Mesh, Self: m.self.Node.Identity}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"container/heap"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -61,6 +62,7 @@ type roster struct {
 	out       map[proto.NodeID]struct{} // not in use
 	routers   map[proto.NodeID]struct{} // that serve routes, in use or not
 	untold    map[proto.NodeID]struct{} // whose sequence number the netmap's certificates may not tell
+	barred    map[proto.NodeID]uint64   // whose certificates are refused, up to which number
 	raised    bool                      // there are more of those than were saved
 }
 
@@ -84,6 +86,7 @@ func (r *roster) clear() {
 	r.clashing = map[proto.NodeID]struct{}{}
 	r.out = map[proto.NodeID]struct{}{}
 	r.routers = map[proto.NodeID]struct{}{}
+	r.barred = map[proto.NodeID]uint64{}
 }
 
 // trust sets who we are, and the intermediates under which peers' certificates were issued. Certificates that did
@@ -188,6 +191,8 @@ func (r *roster) acceptable(id proto.NodeID, n *cert.Node) error {
 	switch seen := r.sequences[n.ID]; {
 	case n.ID != id:
 		return fmt.Errorf("its certificate is that of %v", n.ID)
+	case n.Sequence <= r.barred[n.ID]:
+		return errors.New("it was revoked, or is locked")
 	case n.Sequence < seen.Seen:
 		return fmt.Errorf("its certificate is number %d, but number %d was seen", n.Sequence, seen.Seen)
 	case !r.self.Record.Mesh.V4.Contains(n.Addrs.V4) || !r.self.Record.Mesh.V6.Contains(n.Addrs.V6):

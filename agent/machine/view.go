@@ -20,6 +20,7 @@ const (
 	StateRunning   State = "running"
 	StateExpired   State = "expired"
 	StateRevoked   State = "revoked"
+	StateLocked    State = "locked"
 )
 
 // View is what people want to know of a Machine, at one moment.
@@ -52,6 +53,8 @@ func (m *Machine) State() State {
 		return StateEnrolling
 	case m.self == nil:
 		return StateDown
+	case m.wanted.Locked != nil:
+		return StateLocked
 	case !m.selfLive:
 		return StateExpired
 	case m.path.up && m.netmap != nil:
@@ -69,7 +72,7 @@ func (m *Machine) View(now time.Time) View {
 	if m.self != nil {
 		v.Node, v.Mesh = m.self.Node, m.self.Record.Mesh
 	}
-	if m.wanted.Up && m.wanted.Revoked == nil {
+	if m.wanted.Up && !m.barred() {
 		for _, p := range m.roster.sorted() {
 			if p.live != nil {
 				v.Peers = append(v.Peers, PeerView{p.live.node, p.live.endpoints})
@@ -108,6 +111,10 @@ func (m *Machine) problems(now time.Time) (list []string) {
 		add("%s: what was decided does not outlive a restart until this is mended", m.diskFault)
 	}
 	if !m.wanted.Up {
+		return list
+	}
+	if l := m.wanted.Locked; l != nil {
+		add("since %s the coordinator says: %s", stamp(l.At), l.Message)
 		return list
 	}
 	if m.path.fault != "" {

@@ -53,6 +53,7 @@ type Wanted struct {
 	Up       bool
 	Hostname string      `json:",omitempty"`
 	Revoked  *Revocation `json:",omitempty"`
+	Locked   *Revocation `json:",omitempty"` // until the coordinator serves the node again
 }
 
 // Revocation says that the node is not one of the mesh any more.

@@ -69,7 +69,7 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 	switch st.GetState() {
 	case "running":
 		state = c.good(st.GetState())
-	case "revoked", "expired":
+	case "revoked", "locked", "expired":
 		state = c.bad(st.GetState())
 	}
 	field("state", "%s", state)

@@ -15,6 +15,7 @@ import (
 const (
 	NodeActive  = "active"
 	NodeRevoked = "revoked"
+	NodeLocked  = "locked"
 )
 
 func (a *Admin) token(t *directory.Token) *redoubtv1.Token {
@@ -32,8 +33,11 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 		Program: live.Program, Os: live.OS, Arch: live.Arch, TokenId: n.Token, Ephemeral: n.Ephemeral, Attestation: n.Level.String(),
 		NodePublic: n.Key.String(), DevicePublic: n.Device.String(), CertificateSequence: n.Certificate.Sequence,
 	}
-	if n.Revoked != nil {
+	switch {
+	case n.Revoked != nil:
 		out.State = NodeRevoked
+	case n.Lock != nil:
+		out.State, out.Lock = NodeLocked, n.Lock.ID
 	}
 	for _, x := range n.Addrs.Slice() {
 		out.Addresses = append(out.Addresses, x.String())

@@ -43,6 +43,7 @@ type attached struct {
 func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hello, protocol uint32) (func(), error) {
 	known, err := s.trusted(g.node)
 	if err != nil {
+		s.Directory.RenewRefused(directory.From(s.ctx, remote(t).String()), g.node.ID, err)
 		return nil, err
 	}
 	applied, err := wire.ToVersion(hello.GetAttach().GetApplied())
@@ -113,8 +114,8 @@ func (s *Server) trusted(n *cert.Node) (*directory.Node, error) {
 	switch {
 	case !ok || known.Device != n.Device:
 		return nil, refusal.Deleted()
-	case known.Revoked != nil:
-		return nil, refusal.Revoked()
+	case known.Barred():
+		return nil, refusal.Of(known)
 	}
 	return known, nil
 }
@@ -246,10 +247,13 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	if !ok {
 		return errors.New("control: a renewal's proof led to something else")
 	}
-	ctx, cancel := context.WithTimeout(a.ctx, step)
+	ctx, cancel := context.WithTimeout(directory.From(a.ctx, remote(a.conn).String()), step)
 	defer cancel()
 	n, err := a.Directory.NextCertificate(ctx, extend.ID, extend.Key)
 	if err != nil {
+		if _, refused := refusal.From(err); refused {
+			a.Directory.RenewRefused(ctx, a.id, err)
+		}
 		return err
 	}
 	result = "done"

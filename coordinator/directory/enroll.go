@@ -70,6 +70,9 @@ func (d *Directory) enroll(t *tx, r EnrollRequest) (*Node, error) {
 	if err := t.unheld(r); err != nil {
 		return nil, err
 	}
+	if err := t.unlocked(token, r); err != nil {
+		return nil, err
+	}
 	n, err := t.admit(d, token, r)
 	if err != nil {
 		return nil, err
@@ -105,6 +108,8 @@ func (t *tx) again(token *Token, r EnrollRequest) (*Node, error) {
 	switch {
 	case n.Revoked != nil:
 		return nil, fmt.Errorf("node %s (%s): %w", n.Name, n.ID, ErrRevoked)
+	case n.Lock != nil:
+		return nil, n.locked()
 	case n.Token == token.ID && n.Key == r.Key:
 		return n, nil
 	}
@@ -138,7 +143,7 @@ func (t *tx) admit(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 		Hostname: strings.ToValidUTF8(r.Hostname, "?"), Token: token.ID, Created: t.now,
 	}
 	if token.User != "" {
-		n.User = proto.User{Issuer: proto.IssuerToken, Subject: token.User, Name: token.User}
+		n.User = token.user()
 	}
 	if err := n.Validate(); err != nil {
 		return nil, err
@@ -149,7 +154,7 @@ func (t *tx) admit(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 	if err := t.hold(nodeKeyPath(r.Key), heldNode(r.Key), id); err != nil {
 		return nil, err
 	}
-	t.record("token "+token.ID, audit.NodeEnroll, id.String(), n.Name, "for "+token.who())
+	t.recordOf(token.User, "token "+token.ID, audit.NodeEnroll, id.String(), n.Name, "for "+token.who()+", attested: "+r.Level.String())
 	return n, t.spend(token, n)
 }
 
@@ -226,11 +231,14 @@ func (d *Directory) NextCertificate(ctx context.Context, id proto.NodeID, next k
 	return n, nil
 }
 
-// trustedNode answers a node that is known and not revoked.
+// trustedNode answers a node that is known, and neither revoked nor locked.
 func (t *tx) trustedNode(id proto.NodeID) (*Node, error) {
 	n, err := t.knownNode(id)
 	if err == nil && n.Revoked != nil {
 		return nil, fmt.Errorf("node %s (%s) on %s: %w", n.Name, id, n.Revoked.At.Format(time.RFC3339), ErrRevoked)
+	}
+	if err == nil && n.Lock != nil {
+		return nil, n.locked()
 	}
 	return n, err
 }
@@ -254,6 +262,6 @@ func (t *tx) rekey(old *Node, next key.NodePublic) (*Node, error) {
 		n.Keys = n.Keys[len(n.Keys)-maxKeyHistory:]
 	}
 	n.Key = next
-	t.record("node "+n.ID.String(), audit.NodeRekey, n.ID.String(), n.Name, "new WireGuard key "+next.String())
+	t.recordOf(n.User.Name, "node "+n.ID.String(), audit.NodeRekey, n.ID.String(), n.Name, "new WireGuard key "+next.String())
 	return &n, t.hold(nodeKeyPath(next), heldNode(next), n.ID)
 }

@@ -22,7 +22,10 @@ type state struct {
 	devices   *iradix.Tree[proto.NodeID] // by device key
 	ephemeral *iradix.Tree[proto.NodeID] // by id
 	addrs     *iradix.Tree[proto.NodeID] // both addresses of every node
-	// trusted, users and tags have only nodes that are not revoked: what policies are about.
+	prints    *iradix.Tree[proto.NodeID] // by device key as people see it
+	joined    *iradix.Tree[proto.NodeID] // by token, NUL, id
+	// trusted, users and tags are what policies are about: nodes that are not revoked, and those that are as long as somebody
+	// could trust their certificates, and has to be told not to.
 	trusted *iradix.Tree[proto.NodeID]
 	users   *iradix.Tree[proto.NodeID] // by user, NUL, id
 	tags    *iradix.Tree[proto.NodeID] // by tag, NUL, id
@@ -37,15 +40,17 @@ type state struct {
 	tokenEnds *iradix.Tree[*Token]
 	endpoints *iradix.Tree[[]proto.Endpoint]
 	policy    *Policy                    // nil before the first one
+	locks     *iradix.Tree[*Lock]        // by id
 	roles     *iradix.Tree[*UserRoles]   // by login name
 	traits    *iradix.Tree[*Traits]      // by id; only of nodes of which something is known
 	factEnds  *iradix.Tree[proto.NodeID] // by the time that the first fact expires
 	routers   *iradix.Tree[proto.NodeID] // by id; trusted nodes with routes
 	stale     *iradix.Tree[proto.NodeID] // by id; whose facts have expired and are still on disk
 	// When time alone changes what the policy makes of nodes, by id and by time, and the policy itself; memory only.
-	moments *iradix.Tree[time.Time]
-	due     *iradix.Tree[proto.NodeID]
-	turns   time.Time
+	lockSubjects, lockEnds *iradix.Tree[*Lock] // by kind, NUL, subject, NUL, id; by the time that is over first
+	moments                *iradix.Tree[time.Time]
+	due                    *iradix.Tree[proto.NodeID]
+	turns                  time.Time
 }
 
 func newState() state {
@@ -57,7 +62,8 @@ func newState() state {
 		lapsed: iradix.New[proto.NodeID](), ends: iradix.New[proto.NodeID](), rests: iradix.New[netip.Addr](),
 		tokenEnds: iradix.New[*Token](), roles: iradix.New[*UserRoles](), traits: iradix.New[*Traits](),
 		factEnds: iradix.New[proto.NodeID](), routers: iradix.New[proto.NodeID](), stale: iradix.New[proto.NodeID](),
-		moments: iradix.New[time.Time](), due: iradix.New[proto.NodeID](),
+		moments: iradix.New[time.Time](), due: iradix.New[proto.NodeID](), prints: iradix.New[proto.NodeID](),
+		joined: iradix.New[proto.NodeID](), locks: iradix.New[*Lock](), lockSubjects: iradix.New[*Lock](), lockEnds: iradix.New[*Lock](),
 	}
 }
 
@@ -108,8 +114,12 @@ func heldNode(k key.NodePublic) []byte     { return append([]byte{'n'}, k.Bytes(
 func put[T any](t **iradix.Tree[T], k []byte, v T) { *t, _, _ = (*t).Insert(k, v) }
 func drop[T any](t **iradix.Tree[T], k []byte)     { *t, _, _ = (*t).Delete(k) }
 
-// setNode replaces a node, or adds it, in all indexes.
+// setNode replaces a node, or adds it, in all indexes. Which lock holds it is found anew.
 func (s *state) setNode(n *Node) {
+	if l := s.lockOf(n); l != n.Lock {
+		held := *n
+		n, held.Lock = &held, l
+	}
 	id := idKey(n.ID)
 	old, known := s.nodes.Get(id)
 	if known {
@@ -121,11 +131,10 @@ func (s *state) setNode(n *Node) {
 	for _, a := range n.Addrs.Slice() {
 		put(&s.addrs, addrKey(a), n.ID)
 	}
+	put(&s.prints, []byte(n.Device.String()), n.ID)
+	put(&s.joined, memberKey(n.Token, n.ID), n.ID)
 	if n.Ephemeral {
 		put(&s.ephemeral, id, n.ID)
-	}
-	if n.Revoked != nil {
-		return
 	}
 	put(&s.trusted, id, n.ID)
 	put(&s.ends, timeKey(n.Certificate.NotAfter, id), n.ID)
@@ -156,14 +165,22 @@ func (s *state) unindex(n *Node) {
 	id := idKey(n.ID)
 	drop(&s.names, []byte(n.Name))
 	drop(&s.devices, n.Device.Bytes())
+	drop(&s.prints, []byte(n.Device.String()))
+	drop(&s.joined, memberKey(n.Token, n.ID))
 	drop(&s.ephemeral, id)
 	drop(&s.lapsed, id)
-	drop(&s.trusted, id)
-	drop(&s.routers, id)
 	drop(&s.ends, timeKey(n.Certificate.NotAfter, id))
 	for _, a := range n.Addrs.Slice() {
 		drop(&s.addrs, addrKey(a))
 	}
+	s.overlook(n)
+}
+
+// overlook takes a node out of what policies are about.
+func (s *state) overlook(n *Node) {
+	id := idKey(n.ID)
+	drop(&s.trusted, id)
+	drop(&s.routers, id)
 	drop(&s.users, memberKey(n.User.Name, n.ID))
 	for _, tag := range n.Tags {
 		drop(&s.tags, memberKey(tag, n.ID))

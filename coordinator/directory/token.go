@@ -60,7 +60,7 @@ func (d *Directory) CreateToken(ctx context.Context, spec TokenSpec) (*Token, er
 		if t.tokens.Len() >= MaxTokens {
 			return fmt.Errorf("there are %d tokens already; wait until some have expired: %w", MaxTokens, ErrInvalid)
 		}
-		t.record(spec.By, audit.TokenCreate, token.ID, token.who(), "expires "+token.Expires.Format(time.RFC3339))
+		t.recordOf(token.User, spec.By, audit.TokenCreate, token.ID, token.who(), "expires "+token.Expires.Format(time.RFC3339))
 		return t.setToken(token)
 	})
 	if err != nil {
@@ -109,6 +109,11 @@ func (t *Token) who() string {
 	return "nobody in particular"
 }
 
+// user is the person whose machines join with it.
+func (t *Token) user() proto.User {
+	return proto.User{Issuer: proto.IssuerToken, Subject: t.User, Name: t.User}
+}
+
 // RevokeToken ends a token; nodes that joined with it stay. A token that was revoked stays as it is.
 func (d *Directory) RevokeToken(ctx context.Context, id, by string) (*Token, error) {
 	var token *Token
@@ -123,7 +128,7 @@ func (d *Directory) RevokeToken(ctx context.Context, id, by string) (*Token, err
 		revoked := *old
 		revoked.Revoked = &Revocation{At: t.now, By: by, Reason: "revoked"}
 		token = &revoked
-		t.record(by, audit.TokenRevoke, id, token.who(), "")
+		t.recordOf(token.User, by, audit.TokenRevoke, id, token.who(), "")
 		return t.setToken(token)
 	})
 	if err != nil {

@@ -207,7 +207,7 @@ func (h *Hub) settle() {
 func (h *Hub) expel(s Source, changed []proto.NodeID) {
 	for _, id := range changed {
 		n, known := s.Snapshot.Lookup(id)
-		if known && n.Revoked == nil {
+		if known && !n.Barred() {
 			continue
 		}
 		h.waits.gone(id)
@@ -223,11 +223,7 @@ func (h *Hub) expel(s Source, changed []proto.NodeID) {
 		if session == nil {
 			continue
 		}
-		if known {
-			session.stream.End(refusal.Revoked())
-		} else {
-			session.stream.End(refusal.Deleted())
-		}
+		session.stream.End(refusal.Of(n))
 	}
 }
 

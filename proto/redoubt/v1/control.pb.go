@@ -56,6 +56,7 @@ const (
 	Refusal_CODE_REPLACED    Refusal_Code = 10 // the node opened another stream
 	Refusal_CODE_EXHAUSTED   Refusal_Code = 11 // no address is left
 	Refusal_CODE_INTERNAL    Refusal_Code = 12
+	Refusal_CODE_LOCKED      Refusal_Code = 13 // the node, or whose it is, is locked for now
 )
 
 // Enum value maps for Refusal_Code.
@@ -74,6 +75,7 @@ var (
 		10: "CODE_REPLACED",
 		11: "CODE_EXHAUSTED",
 		12: "CODE_INTERNAL",
+		13: "CODE_LOCKED",
 	}
 	Refusal_Code_value = map[string]int32{
 		"CODE_UNSPECIFIED": 0,
@@ -89,6 +91,7 @@ var (
 		"CODE_REPLACED":    10,
 		"CODE_EXHAUSTED":   11,
 		"CODE_INTERNAL":    12,
+		"CODE_LOCKED":      13,
 	}
 )
 
@@ -1410,11 +1413,11 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aversion\",\n" +
 	"\tKeepAlive\x12\x1f\n" +
 	"\vserver_time\x18\x01 \x01(\x03R\n" +
-	"serverTime\"\xf8\x02\n" +
+	"serverTime\"\x89\x03\n" +
 	"\aRefusal\x12,\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x18.redoubt.v1.Refusal.CodeR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12.\n" +
-	"\x13retry_after_seconds\x18\x03 \x01(\rR\x11retryAfterSeconds\"\xf4\x01\n" +
+	"\x13retry_after_seconds\x18\x03 \x01(\rR\x11retryAfterSeconds\"\x85\x02\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCODE_MALFORMED\x10\x01\x12\x10\n" +
@@ -1431,7 +1434,8 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\rCODE_REPLACED\x10\n" +
 	"\x12\x12\n" +
 	"\x0eCODE_EXHAUSTED\x10\v\x12\x11\n" +
-	"\rCODE_INTERNAL\x10\fB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
+	"\rCODE_INTERNAL\x10\f\x12\x0f\n" +
+	"\vCODE_LOCKED\x10\rB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
 var (
 	file_redoubt_v1_control_proto_rawDescOnce sync.Once
