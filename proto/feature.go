@@ -21,4 +21,6 @@ const (
 )
 
 // Features lists what this build can enforce, sorted.
-func Features() []string { return []string{FeatureBarred, FeatureConditions, FeatureDeny, FeatureRules} }
+func Features() []string {
+	return []string{FeatureBarred, FeatureConditions, FeatureDeny, FeatureRules}
+}

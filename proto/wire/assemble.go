@@ -15,7 +15,7 @@ const MaxAssembled = 64 << 20
 // counter bounds what has been taken in.
 type counter struct {
 	bytes, peers, barred, sets, members, rules int
-	parts                              int
+	parts                                      int
 }
 
 func (c *counter) check() error {
