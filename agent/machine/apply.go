@@ -18,12 +18,11 @@ func (m *Machine) load(nm *proto.Netmap) error {
 		return err
 	}
 	m.netmap = nm
+	m.beyond.stale = true
 	m.missing = m.missingFeatures(nm)
 	m.roster.barred = map[proto.NodeID]uint64{}
 	m.roster.bar(nm.Barred, nil)
-	for _, p := range nm.Peers {
-		m.roster.set(p)
-	}
+	m.roster.set(nm.Peers)
 	return nil
 }
 
@@ -113,14 +112,13 @@ func (m *Machine) apply(d *proto.Delta, nm *proto.Netmap) error {
 		}
 	}
 	m.netmap = nm
+	m.beyond.stale = m.beyond.stale || d.Head != nil || len(d.UpsertRules)+len(d.RemoveRules) > 0
 	m.missing = m.missingFeatures(nm)
 	for _, id := range d.RemovePeers {
 		m.roster.remove(id)
 	}
-	for _, p := range d.UpsertPeers {
-		m.roster.set(p)
-	}
 	m.roster.bar(d.UpsertBarred, d.RemoveBarred)
+	m.roster.set(d.UpsertPeers)
 	for _, c := range d.Endpoints {
 		m.roster.setEndpoints(c.ID, c.Endpoints)
 	}
@@ -161,6 +159,10 @@ func (m *Machine) reject(err error) {
 // settle judges peers and this node itself anew where that is due.
 func (m *Machine) settle() []move {
 	g := m.contact.grace(m.outage(), m.now)
+	m.roster.heard = m.contact.last
+	if m.contact.serves {
+		m.roster.heard = m.now
+	}
 	moves := m.roster.settle(m.now, g)
 	was := m.selfLive
 	m.selfLive, m.selfUntil = live(m.self.Node, m.now, g)
@@ -183,7 +185,7 @@ func (m *Machine) enforce(moves []move, rules bool) {
 	for _, mv := range moves {
 		m.tell(mv)
 	}
-	if !m.path.up || m.barred() {
+	if !m.path.up || m.dismissed() {
 		return
 	}
 	var gone []proto.NodeID

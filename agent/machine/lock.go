@@ -6,7 +6,10 @@ import (
 )
 
 // barred says that the coordinator does not trust this node: it has no peers and no rules.
-func (m *Machine) barred() bool { return m.wanted.Revoked != nil || m.wanted.Locked != nil }
+func (m *Machine) barred() bool { return m.dismissed() || m.quarantine != "" }
+
+// dismissed says that there is no netmap to go by until that is over.
+func (m *Machine) dismissed() bool { return m.wanted.Revoked != nil || m.wanted.Locked != nil }
 
 // lock lets nothing pass until the coordinator serves this node again, also after a restart without one.
 func (m *Machine) lock(message string) {
@@ -40,7 +43,7 @@ func (m *Machine) unlock() {
 // open tells an engine that has no peers of all that there are, and the filter what to let pass.
 func (m *Machine) open() {
 	m.settle()
-	m.routes = m.roster.assign()
+	m.assign()
 	if peers := m.enginePeers(); len(peers) > 0 {
 		m.do(SetPeers{Peers: peers, Again: true})
 	}

@@ -137,7 +137,7 @@ func (p *program) auditExport() *cobra.Command {
 				return err
 			})
 			if q.GetFollow() && cmd.Context().Err() != nil {
-				return nil
+				err = nil // it follows until somebody ends it
 			}
 			return err
 		},

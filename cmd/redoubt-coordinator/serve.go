@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -64,7 +65,6 @@ type daemonRun struct {
 }
 
 func (p *program) runServe(ctx context.Context, o serveOptions) error {
-	tuneMemory()
 	log := slog.New(slog.NewTextHandler(p.err, &slog.HandlerOptions{Level: o.level}))
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -107,14 +107,15 @@ func (p *program) runServe(ctx context.Context, o serveOptions) error {
 }
 
 func (d *daemonRun) run(ctx context.Context) error {
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		d.report(ctx)
-	}()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var beside sync.WaitGroup
+	beside.Go(func() { d.report(ctx) })
+	beside.Go(func() { keepMemory(ctx) })
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 	err := d.co.Run(ctx, d.listener)
-	<-stopped
+	cancel()
+	beside.Wait()
 	return err
 }
 

@@ -13,9 +13,10 @@ import (
 
 // The states of a node.
 const (
-	NodeActive  = "active"
-	NodeRevoked = "revoked"
-	NodeLocked  = "locked"
+	NodeActive      = "active"
+	NodeQuarantined = "quarantined"
+	NodeRevoked     = "revoked"
+	NodeLocked      = "locked"
 )
 
 func (a *Admin) token(t *directory.Token) *redoubtv1.Token {
@@ -33,11 +34,17 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 		Program: live.Program, Os: live.OS, Arch: live.Arch, TokenId: n.Token, Ephemeral: n.Ephemeral, Attestation: n.Level.String(),
 		NodePublic: n.Key.String(), DevicePublic: n.Device.String(), CertificateSequence: n.Certificate.Sequence,
 	}
+	if q := n.Quarantine; q != nil {
+		out.State, out.Quarantine = NodeQuarantined, &redoubtv1.Quarantine{Since: seconds(q.At), Reason: q.Why}
+	}
 	switch {
 	case n.Revoked != nil:
 		out.State = NodeRevoked
 	case n.Lock != nil:
 		out.State, out.Lock = NodeLocked, n.Lock.ID
+	}
+	if !n.Next.IsZero() {
+		out.NextNodePublic, out.NextNodeFrom = n.Next.String(), seconds(n.NextFrom)
 	}
 	for _, x := range n.Addrs.Slice() {
 		out.Addresses = append(out.Addresses, x.String())

@@ -14,7 +14,7 @@ const Patience = 10 * time.Minute
 // Lapsed says that nobody may trust a node's certificate any more, and it nobody's, as far as Expire has noticed. It is no
 // part of others' netmaps until it has renewed.
 func (s *Snapshot) Lapsed(id proto.NodeID) bool {
-	_, ok := s.state.lapsed.Get(idKey(id))
+	_, ok := s.state.lapsed.Get(id)
 	return ok
 }
 
@@ -22,7 +22,7 @@ func (s *Snapshot) Lapsed(id proto.NodeID) bool {
 // an outage it must not part those who got over it.
 func (t *tx) lapse(grace time.Duration) {
 	for id := range over(t.ends, t.now.Add(-grace-Patience-1)) {
-		n, _ := t.state.nodes.Get(idKey(id))
+		n, _ := t.state.nodes.Get(id)
 		t.state.lapse(n)
 		t.nodes = append(t.nodes, id)
 	}
@@ -31,7 +31,8 @@ func (t *tx) lapse(grace time.Duration) {
 // lapse notes that a node's certificate is over. One that was revoked is nothing to policies from then on.
 func (s *state) lapse(n *Node) {
 	drop(&s.ends, timeKey(n.Certificate.NotAfter, idKey(n.ID)))
-	put(&s.lapsed, idKey(n.ID), n.ID)
+	put(&s.lapsed, n.ID, n.ID)
+	drop(&s.peers, n.ID)
 	if n.Revoked != nil {
 		s.overlook(n)
 	}
@@ -40,7 +41,7 @@ func (s *state) lapse(n *Node) {
 // lapseRevoked is for a directory that is opened: those whose certificates ended long ago are not brought up again.
 func (s *state) lapseRevoked(now time.Time, grace time.Duration) {
 	for id := range over(s.ends, now.Add(-grace-Patience-1)) {
-		if n, _ := s.nodes.Get(idKey(id)); n.Revoked != nil {
+		if n, _ := s.nodes.Get(id); n.Revoked != nil {
 			s.lapse(n)
 		}
 	}

@@ -74,8 +74,11 @@ func because(reason string) string {
 // Is makes it an ErrLocked.
 func (e *LockedError) Is(target error) bool { return target == ErrLocked }
 
-// Barred says whether nobody may trust the node now, because it was revoked or is locked.
-func (n *Node) Barred() bool { return n.Revoked != nil || n.Lock != nil }
+// Barred says whether nobody may trust the node now, because it was revoked, is in quarantine or locked.
+func (n *Node) Barred() bool { return n.Apart() || n.Lock != nil }
+
+// Dismissed says whether the node has no business here: nobody talks to it. One in quarantine is heard, and told of nobody.
+func (n *Node) Dismissed() bool { return n.Revoked != nil || n.Lock != nil }
 
 // locked refuses something to a node that is.
 func (n *Node) locked() error {
@@ -123,25 +126,23 @@ func addLock(s *state, e store.Entry) error {
 }
 
 func (s *state) putLock(l *Lock) {
-	put(&s.locks, []byte(l.ID), l)
+	put(&s.locks, l.ID, l)
 	put(&s.lockSubjects, l.key(), l)
 	if !l.Expires.IsZero() {
-		put(&s.lockEnds, timeKey(l.Expires, []byte(l.ID)), l)
+		put(&s.lockEnds, timeKey(l.Expires, l.ID), l)
 	}
 }
 
 func (s *state) dropLock(l *Lock) {
-	drop(&s.locks, []byte(l.ID))
+	drop(&s.locks, l.ID)
 	drop(&s.lockSubjects, l.key())
-	drop(&s.lockEnds, timeKey(l.Expires, []byte(l.ID)))
+	drop(&s.lockEnds, timeKey(l.Expires, l.ID))
 }
 
 // key sorts locks by what they are about.
-func (l *Lock) key() []byte { return append(lockSubject(l.Kind, l.Subject), l.ID...) }
+func (l *Lock) key() string { return lockSubject(l.Kind, l.Subject) + l.ID }
 
-func lockSubject(kind, subject string) []byte {
-	return append(memberPrefix(kind), memberPrefix(subject)...)
-}
+func lockSubject(kind, subject string) string { return memberPrefix(kind) + memberPrefix(subject) }
 
 // lockOf is the lock that holds a node, the oldest where there are several; nil for none. It costs as much as the node has
 // names by which it can be locked.
@@ -150,9 +151,11 @@ func (s *state) lockOf(n *Node) (oldest *Lock) {
 		return nil
 	}
 	look := func(kind, subject string) {
-		it := s.lockSubjects.Root().Iterator()
-		it.SeekPrefix(lockSubject(kind, subject))
-		for _, l, ok := it.Next(); ok; _, l, ok = it.Next() {
+		prefix := lockSubject(kind, subject)
+		for k, l := range s.lockSubjects.from(prefix) {
+			if !strings.HasPrefix(k, prefix) {
+				return
+			}
 			if oldest == nil || cmp.Or(l.Created.Compare(oldest.Created), strings.Compare(l.ID, oldest.ID)) < 0 {
 				oldest = l
 			}
@@ -187,20 +190,20 @@ func (s *state) under(l *Lock) iter.Seq[proto.NodeID] {
 	case LockToken:
 		return members(s.joined, l.Subject)
 	case LockDevice:
-		return one(s.prints.Get([]byte(l.Subject)))
+		return one(s.prints.Get(l.Subject))
 	}
 	id, err := proto.ParseNodeID(l.Subject)
-	_, ok := s.nodes.Get(idKey(id))
+	_, ok := s.nodes.Get(id)
 	return one(id, err == nil && ok)
 }
 
 // relock looks again at the nodes that a lock is about.
 func (t *tx) relock(l *Lock) (changed []proto.NodeID) {
 	for _, id := range slices.Collect(t.under(l)) {
-		n, _ := t.state.nodes.Get(idKey(id))
+		n, _ := t.state.nodes.Get(id)
 		before := n.Lock
 		t.state.setNode(n)
-		if n, _ = t.state.nodes.Get(idKey(id)); n.Lock != before {
+		if n, _ = t.state.nodes.Get(id); n.Lock != before {
 			changed = append(changed, id)
 		}
 	}
@@ -274,7 +277,7 @@ func (t *tx) about(l *Lock) (o lockedOne) {
 		return lockedOne{user: l.Subject}
 	case LockNode, LockDevice:
 		for id := range t.under(l) {
-			n, _ := t.state.nodes.Get(idKey(id))
+			n, _ := t.state.nodes.Get(id)
 			o = lockedOne{id: id.String(), name: n.Name, user: n.User.Name}
 		}
 	}
@@ -306,7 +309,7 @@ func (t *tx) lockable(spec *LockSpec) (lockedOne, error) {
 		}
 		spec.Subject = strings.ToLower(spec.Subject)
 	case LockToken:
-		if _, ok := t.tokens.Get([]byte(spec.Subject)); !ok {
+		if _, ok := t.tokens.Get(spec.Subject); !ok {
 			return lockedOne{}, fmt.Errorf("token %.32q: %w (`token list` shows all)", spec.Subject, ErrTokenUnknown)
 		}
 	default:
@@ -324,7 +327,7 @@ func (d *Directory) DeleteLock(ctx context.Context, id, by string) (*Lock, []pro
 	var nodes []proto.NodeID
 	err := d.do(ctx, func(t *tx) error {
 		var ok bool
-		if l, ok = t.locks.Get([]byte(id)); !ok {
+		if l, ok = t.locks.Get(id); !ok {
 			return fmt.Errorf("lock %.32q: %w (`lock list` shows all)", id, ErrLockUnknown)
 		}
 		nodes = t.unlock(l, by, audit.LockDelete)
@@ -341,7 +344,7 @@ func (t *tx) unlock(l *Lock, by, action string) []proto.NodeID {
 	t.writes = append(t.writes, store.Delete(lockPath(l.ID)))
 	t.dropLock(l)
 	free := slices.DeleteFunc(t.relock(l), func(id proto.NodeID) bool {
-		n, _ := t.state.nodes.Get(idKey(id))
+		n, _ := t.state.nodes.Get(id)
 		return n.Barred()
 	})
 	t.recordLock(by, action, l, t.about(l), fmt.Sprintf("%d nodes are trusted again", len(free)))

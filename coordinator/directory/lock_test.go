@@ -41,7 +41,7 @@ func TestLocksOfEveryKind(t *testing.T) {
 		if n, _ := r.Snapshot().Lookup(mine.ID); n.Lock == nil || *n.Lock != *l || r.Snapshot().Trusted(mine.ID) {
 			t.Errorf("%s, after a restart: %+v", kind, n.Lock)
 		}
-		_, err := r.NextCertificate(t.Context(), mine.ID, mine.Key)
+		_, err := r.Renew(t.Context(), r.renewal(mine, newNodeKey(t)))
 		var locked *LockedError
 		if !errors.Is(err, ErrLocked) || !errors.As(err, &locked) || locked.Lock.ID != l.ID || !strings.Contains(err.Error(), "stolen") {
 			t.Errorf("%s: renewal: %v", kind, err)

@@ -50,9 +50,7 @@ func TestRevokedNodesAreNothingToPolicies(t *testing.T) {
 		t.Error("the wrong one is trusted")
 	}
 	r.clock.pass(2 * time.Hour) // now nobody could take its certificate
-	if _, err := r.NextCertificate(t.Context(), other.ID, other.Key); err != nil {
-		t.Fatal(err)
-	}
+	r.renew(other)
 	if _, err := r.Expire(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -226,9 +224,7 @@ func TestLapse(t *testing.T) {
 	r.clock.pass(time.Second)
 	expire(true)
 	expire(true)
-	if _, err := r.NextCertificate(t.Context(), n.ID, n.Key); err != nil {
-		t.Fatal(err)
-	}
+	r.renew(n)
 	if r.Snapshot().Lapsed(n.ID) {
 		t.Error("a node that renewed is lapsed")
 	}

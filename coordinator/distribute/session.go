@@ -36,7 +36,7 @@ func (h *Hub) Attach(id proto.NodeID, features []string, applied proto.Version, 
 	// The directory is asked after the session and its node can be found: a revocation is seen here, or ends the session.
 	source := h.await(id)
 	n, known := h.config.Directory.Snapshot().Lookup(id)
-	if !known || n.Barred() {
+	if !known || n.Dismissed() {
 		s.Close()
 		return nil, refusal.Of(n)
 	}

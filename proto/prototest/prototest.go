@@ -41,14 +41,14 @@ func Netmap(version proto.Version) *rapid.Generator[*proto.Netmap] {
 		nm.Outage.Posture = min(nm.Outage.Grace, time.Duration(rapid.IntRange(0, 90).Draw(t, "posture"))*time.Minute)
 		for _, id := range IDs(40).Draw(t, "peers") {
 			if id != Self {
-				nm.Peers = append(nm.Peers, proto.Peer{
+				nm.Peers = append(nm.Peers, &proto.Peer{
 					ID: id, Certificate: Bytes(1, 4).Draw(t, "certificate"), Endpoints: Endpoints().Draw(t, "endpoints"),
 					Routes: routes().Draw(t, "routes"),
 				})
 			}
 		}
 		for _, id := range IDs(8).Draw(t, "barred") {
-			if id != Self && !slices.ContainsFunc(nm.Peers, func(p proto.Peer) bool { return p.ID == id }) {
+			if id != Self && !slices.ContainsFunc(nm.Peers, func(p *proto.Peer) bool { return p.ID == id }) {
 				nm.Barred = append(nm.Barred, proto.Barred{ID: id, Sequence: rapid.Uint64Range(1, 3).Draw(t, "sequence")})
 			}
 		}

@@ -110,7 +110,7 @@ func TestRoundTrip(t *testing.T) {
 func large() *proto.Netmap {
 	nm := &proto.Netmap{Version: v(3), Mesh: prototest.Mesh(), Self: prototest.Self}
 	for i := range 400 {
-		nm.Peers = append(nm.Peers, proto.Peer{ID: proto.NodeID(i + 100), Certificate: bytes.Repeat([]byte{byte(i)}, 5000)})
+		nm.Peers = append(nm.Peers, &proto.Peer{ID: proto.NodeID(i + 100), Certificate: bytes.Repeat([]byte{byte(i)}, 5000)})
 	}
 	for i := range 50_000 {
 		nm.Barred = append(nm.Barred, proto.Barred{ID: proto.NodeID(i + 1000), Sequence: 1 << 50})
