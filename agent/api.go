@@ -98,7 +98,7 @@ func (a *Agent) await(ctx context.Context, progress func(string)) (*redoubtv1.St
 		switch machine.State(st.GetState()) {
 		case machine.StateRunning:
 			return st, nil
-		case machine.StateDown, machine.StateRevoked:
+		case machine.StateDown, machine.StateRevoked, machine.StateLocked:
 			return nil, &localapi.Error{Code: connect.CodeFailedPrecondition, Err: errors.New(reasons(st, "the node was set down meanwhile"))}
 		case machine.StateEnrolling:
 			step = reasons(st, "asking the coordinator for a certificate")

@@ -189,8 +189,12 @@ func (c *Coordinator) open(ctx context.Context) (err error) {
 	}
 	outage := proto.Outage{Grace: *config.Grace, Posture: min(DefaultPosture, *config.Grace)}
 	c.programs = policy.NewPrograms(outage, config.Log)
+	signer, err := c.issuer.AuditSigner()
+	if err != nil {
+		return err
+	}
 	c.directory, err = directory.Open(ctx, c.store, directory.Config{
-		Clock: config.Clock, Rand: config.Rand, Issue: c.issue, Ages: c.programs,
+		Clock: config.Clock, Rand: config.Rand, Issue: c.issue, Ages: c.programs, Signer: signer,
 	})
 	if err != nil {
 		return err

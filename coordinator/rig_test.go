@@ -217,7 +217,7 @@ func (c *wireConn) read() (*redoubtv1.Down, error) {
 func (m *machine) hello() *redoubtv1.Hello {
 	return &redoubtv1.Hello{
 		ProtocolMin: proto.ProtocolMin, ProtocolMax: proto.ProtocolMax, Program: "test", Hostname: m.host, Os: "linux", Arch: "amd64",
-		Features: slices.DeleteFunc([]string{proto.FeatureConditions, proto.FeatureDeny, proto.FeatureRules}, func(f string) bool { return f == m.lacks }), Facts: m.facts,
+		Features: slices.DeleteFunc(proto.Features(), func(f string) bool { return f == m.lacks }), Facts: m.facts,
 	}
 }
 

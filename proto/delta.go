@@ -46,13 +46,16 @@ type Delta struct {
 	RemoveSets  []string
 	UpsertRules []Rule
 	RemoveRules []string
+	// Barred are those that are new or have another number.
+	UpsertBarred []Barred
+	RemoveBarred []NodeID
 }
 
 // Empty says that nothing but the version changes.
 func (d *Delta) Empty() bool {
 	return d.Head == nil && len(d.UpsertPeers) == 0 && len(d.Endpoints) == 0 && len(d.RemovePeers) == 0 &&
 		len(d.UpsertSets) == 0 && len(d.ChangeSets) == 0 && len(d.RemoveSets) == 0 &&
-		len(d.UpsertRules) == 0 && len(d.RemoveRules) == 0
+		len(d.UpsertRules) == 0 && len(d.RemoveRules) == 0 && len(d.UpsertBarred) == 0 && len(d.RemoveBarred) == 0
 }
 
 func (n *Netmap) head() Head {
@@ -76,6 +79,7 @@ func Diff(older, newer *Netmap) *Delta {
 	walk(older.Peers, newer.Peers, peerKey, d.diffPeer)
 	walk(older.Sets, newer.Sets, setKey, d.diffSet)
 	walk(older.Rules, newer.Rules, ruleKey, d.diffRule)
+	walk(older.Barred, newer.Barred, barredKey, d.diffBarred)
 	return d
 }
 
@@ -129,6 +133,15 @@ func (d *Delta) diffRule(a, b *Rule) {
 	}
 }
 
+func (d *Delta) diffBarred(a, b *Barred) {
+	switch {
+	case b == nil:
+		d.RemoveBarred = append(d.RemoveBarred, a.ID)
+	case a == nil || *a != *b:
+		d.UpsertBarred = append(d.UpsertBarred, *b)
+	}
+}
+
 // Equal says whether the two rules are the same to the last detail, their origin included.
 func (r *Rule) Equal(o *Rule) bool {
 	return r.Key == o.Key && r.Origin == o.Origin && r.Direction == o.Direction &&
@@ -163,7 +176,13 @@ func (n *Netmap) Apply(d *Delta) (*Netmap, error) {
 	if m.Rules, err = d.applyRules(n); err != nil {
 		return nil, err
 	}
+	if m.Barred, err = d.applyBarred(n); err != nil {
+		return nil, err
+	}
 	if err := m.checkCounts(); err != nil {
+		return nil, err
+	}
+	if err := m.checkMet(d); err != nil {
 		return nil, err
 	}
 	touched := d.UpsertRules
@@ -212,6 +231,43 @@ func (d *Delta) applyPeers(n *Netmap) ([]*Peer, error) {
 		}))
 	}
 	return es.apply("peer", n.Peers, peerKey)
+}
+
+func (d *Delta) applyBarred(n *Netmap) ([]Barred, error) {
+	if err := checkBarred(d.UpsertBarred, n.Self); err != nil {
+		return nil, err
+	}
+	var es edits[Barred, NodeID]
+	for _, b := range d.UpsertBarred {
+		es = append(es, upsert(b.ID, b))
+	}
+	for _, id := range d.RemoveBarred {
+		es = append(es, remove[Barred](id))
+	}
+	return es.apply("barred node", n.Barred, barredKey)
+}
+
+// checkMet refuses a netmap in which somebody whom the delta names is a peer and barred.
+func (n *Netmap) checkMet(d *Delta) error {
+	met := func(id NodeID) error {
+		_, barred := slices.BinarySearchFunc(n.Barred, id, func(b Barred, id NodeID) int { return cmp.Compare(b.ID, id) })
+		_, peer := slices.BinarySearchFunc(n.Peers, id, func(p *Peer, id NodeID) int { return cmp.Compare(p.ID, id) })
+		if barred && peer {
+			return invalid("%s is a peer and barred", id)
+		}
+		return nil
+	}
+	for _, b := range d.UpsertBarred {
+		if err := met(b.ID); err != nil {
+			return err
+		}
+	}
+	for _, p := range d.UpsertPeers {
+		if err := met(p.ID); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (d *Delta) applySets(n *Netmap) ([]Set, error) {

@@ -70,6 +70,9 @@ func TestApplyMutatedDelta(t *testing.T) {
 		if rapid.Bool().Draw(t, "rules") {
 			d.UpsertRules, d.RemoveRules = other.UpsertRules, other.RemoveRules
 		}
+		if rapid.Bool().Draw(t, "barred") {
+			d.UpsertBarred, d.RemoveBarred = other.UpsertBarred, other.RemoveBarred
+		}
 		before := deepCopy(a)
 		got, err := a.Apply(d)
 		if s := diff(before, a); s != "" {
@@ -99,6 +102,7 @@ func deepCopy(nm *proto.Netmap) *proto.Netmap {
 		c.Sets[i].Members = slices.Clone(c.Sets[i].Members)
 	}
 	c.Rules = slices.Clone(nm.Rules)
+	c.Barred = slices.Clone(nm.Barred)
 	return &c
 }
 

@@ -10,6 +10,8 @@ const (
 // Features are what a program can do beyond the protocol's version. An agent declares those it has; a netmap names those
 // that enforcing it takes.
 const (
+	// FeatureBarred is knowing of nodes that are revoked or locked. No netmap requires it: they are no peers either way.
+	FeatureBarred = "barred/1"
 	// FeatureRules is enforcing Rules with Sets in both directions, statefully.
 	FeatureRules = "rules/1"
 	// FeatureDeny is enforcing rules whose action is Deny or Monitor, and Until.
@@ -19,4 +21,6 @@ const (
 )
 
 // Features lists what this build can enforce, sorted.
-func Features() []string { return []string{FeatureConditions, FeatureDeny, FeatureRules} }
+func Features() []string {
+	return []string{FeatureBarred, FeatureConditions, FeatureDeny, FeatureRules}
+}

@@ -8,6 +8,7 @@ const (
 	MaxEndpoints   = 16 // of one node
 	MaxAuthorities = 32
 	MaxCertificate = 8 << 10 // bytes
+	MaxBarred      = MaxPeers
 	MaxSets        = 20_000
 	MaxMembers     = 2_000_000 // of all sets together
 	MaxRules       = 50_000

@@ -32,6 +32,15 @@ type Netmap struct {
 	// Withheld are rules about what this node opens that do not hold for it now, each with what is missing. They permit
 	// nothing: they are there so that a refusal can be explained.
 	Withheld []Withheld // sorted by Key
+	// Barred are nodes that this node could meet and whose certificates it refuses, whoever shows them. None is a peer.
+	Barred []Barred // sorted by ID
+}
+
+// Barred is a node that was revoked, or is locked.
+type Barred struct {
+	ID NodeID
+	// Sequence is the number of its last certificate. Those up to it are refused.
+	Sequence uint64
 }
 
 // Withheld is a rule that does not hold, and why.

@@ -40,6 +40,12 @@ func (n *Netmap) Validate() error {
 	if err := checkPeers(n.Peers, n.Mesh, n.Self); err != nil {
 		return err
 	}
+	if err := checkBarred(n.Barred, n.Self); err != nil {
+		return err
+	}
+	if err := n.checkMet(&Delta{UpsertBarred: n.Barred}); err != nil {
+		return err
+	}
 	if err := checkSets(n.Sets); err != nil {
 		return err
 	}
@@ -237,6 +243,18 @@ func checkWithheldReferences(ws []Withheld, ss []Set) error {
 	return nil
 }
 
+func checkBarred(bs []Barred, self NodeID) error {
+	for i, b := range bs {
+		switch {
+		case b.ID == 0 || b.ID == self || b.Sequence == 0:
+			return invalid("node %s barred up to certificate %d", b.ID, b.Sequence)
+		case i > 0 && bs[i-1].ID >= b.ID:
+			return invalid("barred nodes are not sorted or not unique at %s", b.ID)
+		}
+	}
+	return nil
+}
+
 func checkSets(ss []Set) error {
 	for i, s := range ss {
 		if !ValidText(s.Name, MaxName) {
@@ -368,6 +386,7 @@ func (n *Netmap) checkCounts() error {
 		n, most int
 	}{
 		{"peers", len(n.Peers), MaxPeers},
+		{"barred nodes", len(n.Barred), MaxBarred},
 		{"sets", len(n.Sets), MaxSets},
 		{"members of sets", members, MaxMembers},
 		{"rules", len(n.Rules), MaxRules},

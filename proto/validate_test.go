@@ -70,6 +70,10 @@ func TestValidateRefuses(t *testing.T) {
 		"negative grace":             func(n *proto.Netmap) { n.Outage.Grace = -time.Second },
 		"grace of part of a second":  func(n *proto.Netmap) { n.Outage.Grace = time.Millisecond },
 		"grace of more than a year":  func(n *proto.Netmap) { n.Outage.Grace = proto.MaxGrace + time.Second },
+		"a barred peer":              func(n *proto.Netmap) { n.Barred = []proto.Barred{{ID: n.Peers[0].ID, Sequence: 1}} },
+		"barred itself":              func(n *proto.Netmap) { n.Barred = []proto.Barred{{ID: n.Self, Sequence: 1}} },
+		"barred without a number":    func(n *proto.Netmap) { n.Barred = []proto.Barred{{ID: 77}} },
+		"barred twice":               func(n *proto.Netmap) { n.Barred = []proto.Barred{{ID: 77, Sequence: 1}, {ID: 77, Sequence: 1}} },
 		"peer without a certificate": func(n *proto.Netmap) { n.Peers[0].Certificate = nil },
 	}
 	for name, damage := range tests {

@@ -224,6 +224,9 @@ func (e *refusedError) kind() machine.Refusal {
 	if e.code == redoubtv1.Refusal_CODE_REVOKED || e.code == redoubtv1.Refusal_CODE_DELETED && e.final {
 		return machine.RefusedRevoked
 	}
+	if e.code == redoubtv1.Refusal_CODE_LOCKED {
+		return machine.RefusedLocked
+	}
 	return machine.RefusedForNow
 }
 

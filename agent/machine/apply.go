@@ -20,6 +20,8 @@ func (m *Machine) load(nm *proto.Netmap) error {
 	m.netmap = nm
 	m.beyond.stale = true
 	m.missing = m.missingFeatures(nm)
+	m.roster.barred = map[proto.NodeID]uint64{}
+	m.roster.bar(nm.Barred, nil)
 	m.roster.set(nm.Peers)
 	return nil
 }
@@ -115,6 +117,7 @@ func (m *Machine) apply(d *proto.Delta, nm *proto.Netmap) error {
 	for _, id := range d.RemovePeers {
 		m.roster.remove(id)
 	}
+	m.roster.bar(d.UpsertBarred, d.RemoveBarred)
 	m.roster.set(d.UpsertPeers)
 	for _, c := range d.Endpoints {
 		m.roster.setEndpoints(c.ID, c.Endpoints)
@@ -182,7 +185,7 @@ func (m *Machine) enforce(moves []move, rules bool) {
 	for _, mv := range moves {
 		m.tell(mv)
 	}
-	if !m.path.up {
+	if !m.path.up || m.dismissed() {
 		return
 	}
 	var gone []proto.NodeID
@@ -241,7 +244,7 @@ func (m *Machine) enginePeer(id proto.NodeID, e *entry) Peer {
 
 // enginePeers are all that the engine may talk to.
 func (m *Machine) enginePeers() (peers []Peer) {
-	if m.wanted.Revoked != nil || m.quarantine != "" {
+	if m.barred() {
 		return nil
 	}
 	for _, p := range m.roster.sorted() {

@@ -63,6 +63,7 @@ const (
 	RefusedForNow      Refusal = iota + 1 // it may work later
 	RefusedRevoked                        // the node is not one of the mesh any more
 	RefusedQuarantined                    // the node is kept apart, for two machines have its identity
+	RefusedLocked                         // the node is not trusted until an administrator says otherwise
 )
 
 // Snapshot brings a whole netmap.

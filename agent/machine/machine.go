@@ -286,7 +286,10 @@ func (m *Machine) up(e Up) {
 		m.join = &join
 		m.do(SaveJoin{join})
 	}
-	m.wanted = state.Wanted{Up: true, Hostname: e.Hostname, Routing: m.wanted.Routing}
+	m.wanted = state.Wanted{Up: true, Hostname: e.Hostname, Routing: m.wanted.Routing, Locked: m.wanted.Locked}
+	if fresh {
+		m.wanted.Locked = nil
+	}
 	if e.Routing != nil {
 		m.wanted.Routing = *e.Routing
 	}
@@ -408,6 +411,7 @@ func (m *Machine) serve() {
 	m.contact.serve(m.now)
 	m.roster.regrace()
 	m.roster.reorder()
+	m.unlock()
 }
 
 func (m *Machine) lost(reason string) {
@@ -427,6 +431,9 @@ func (m *Machine) refuse(e Refused) {
 		m.closeAll()
 		m.do(RemovePeers{m.engineIDs()}, SaveWanted{m.wanted}, Hang{})
 		m.warn("this node was revoked", "message", e.Message)
+	}
+	if e.Kind == RefusedLocked {
+		m.lock(e.Message)
 	}
 	if e.Kind == RefusedQuarantined {
 		m.isolate(e.Message)
@@ -476,13 +483,7 @@ func (m *Machine) pathUp() {
 		return
 	}
 	m.path = pathState{wanted: true, up: true}
-	m.settle()
-	m.assign()
-	// The engine is empty, and the filter closed.
-	if peers := m.enginePeers(); len(peers) > 0 {
-		m.do(SetPeers{Peers: peers, Again: true})
-	}
-	m.install(nil, nil)
+	m.open()
 	m.log("data path up", "version", m.version(), "peers", len(m.roster.peers)-len(m.roster.out))
 	m.ack()
 }
@@ -637,7 +638,7 @@ func (m *Machine) missingFeatures(nm *proto.Netmap) (missing []string) {
 // may pass.
 func (m *Machine) program(without map[proto.NodeID]bool, held []netip.Prefix) *filter.Program {
 	m.compileFault = ""
-	if m.netmap == nil || m.wanted.Revoked != nil || !m.selfLive || len(m.missing) > 0 || !m.path.up || m.quarantine != "" {
+	if m.netmap == nil || m.barred() || !m.selfLive || len(m.missing) > 0 || !m.path.up {
 		return nil
 	}
 	rules := filter.Ruleset{Version: m.netmap.Version, Mesh: m.netmap.Mesh, Self: m.self.Node.Identity}

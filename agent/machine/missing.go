@@ -76,7 +76,7 @@ func picks(nm *proto.Netmap, s proto.Selector, id proto.NodeID, addrs ...netip.A
 
 // Capabilities are what this node's applications grant to another one now, by name.
 func (m *Machine) Capabilities(peer proto.Identity) (out []proto.Capability) {
-	if m.netmap == nil || m.wanted.Revoked != nil || !m.selfLive || len(m.missing) > 0 || m.term.of != m.netmap {
+	if m.netmap == nil || m.barred() || !m.selfLive || len(m.missing) > 0 || m.term.of != m.netmap {
 		return nil
 	}
 	_, rules := m.term.hold(m.netmap)

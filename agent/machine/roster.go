@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"container/heap"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -64,6 +65,7 @@ type roster struct {
 	behind    map[proto.NodeID]struct{} // that use another key by now if they are in contact, as we are not
 	heard     time.Time                 // when the coordinator was heard last
 	untold    map[proto.NodeID]struct{} // whose sequence number the netmap's certificates may not tell
+	barred    map[proto.NodeID]uint64   // whose certificates are refused, up to which number
 	raised    bool                      // there are more of those than were saved
 }
 
@@ -87,6 +89,7 @@ func (r *roster) clear() {
 	r.clashing = map[proto.NodeID]struct{}{}
 	r.out = map[proto.NodeID]struct{}{}
 	r.routers = map[proto.NodeID]struct{}{}
+	r.barred = map[proto.NodeID]uint64{}
 	r.behind = map[proto.NodeID]struct{}{}
 }
 
@@ -216,6 +219,8 @@ func (r *roster) acceptable(id proto.NodeID, n *cert.Node) error {
 	switch seen := r.sequences[n.ID]; {
 	case n.ID != id:
 		return fmt.Errorf("its certificate is that of %v", n.ID)
+	case n.Sequence <= r.barred[n.ID]:
+		return errors.New("it was revoked, or is locked")
 	case n.Sequence < seen.Seen:
 		return fmt.Errorf("its certificate is number %d, but number %d was seen", n.Sequence, seen.Seen)
 	case !r.self.Record.Mesh.V4.Contains(n.Addrs.V4) || !r.self.Record.Mesh.V6.Contains(n.Addrs.V6):

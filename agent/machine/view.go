@@ -20,6 +20,7 @@ const (
 	StateRunning   State = "running"
 	StateExpired   State = "expired"
 	StateRevoked   State = "revoked"
+	StateLocked    State = "locked"
 	// StateQuarantined is a node that is kept apart, since two machines have its identity.
 	StateQuarantined State = "quarantined"
 )
@@ -55,6 +56,8 @@ func (m *Machine) State() State {
 		return StateEnrolling
 	case m.self == nil:
 		return StateDown
+	case m.wanted.Locked != nil:
+		return StateLocked
 	case m.quarantine != "":
 		return StateQuarantined
 	case !m.selfLive:
@@ -74,7 +77,7 @@ func (m *Machine) View(now time.Time) View {
 	if m.self != nil {
 		v.Node, v.Mesh = m.self.Node, m.self.Record.Mesh
 	}
-	if m.wanted.Up && m.wanted.Revoked == nil {
+	if m.wanted.Up && !m.barred() {
 		for _, p := range m.roster.sorted() {
 			if p.live != nil {
 				v.Peers = append(v.Peers, PeerView{p.live.node, p.live.endpoints})
@@ -113,6 +116,10 @@ func (m *Machine) problems(now time.Time) (list []string) {
 		add("%s: what was decided does not outlive a restart until this is mended", m.diskFault)
 	}
 	if !m.wanted.Up {
+		return list
+	}
+	if l := m.wanted.Locked; l != nil {
+		add("since %s the coordinator says: %s", stamp(l.At), l.Message)
 		return list
 	}
 	if m.path.fault != "" {

@@ -55,6 +55,7 @@ type Wanted struct {
 	Up       bool
 	Hostname string      `json:",omitempty"`
 	Revoked  *Revocation `json:",omitempty"`
+	Locked   *Revocation `json:",omitempty"` // until the coordinator serves the node again
 	Routing  Routing     `json:",omitzero"`
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
@@ -29,7 +31,7 @@ func populate(t *testing.T, data string) {
 	defer st.Close()
 	ctx := context.Background()
 	d, err := directory.Open(ctx, st, directory.Config{
-		Clock: time.Now, Rand: rand.Reader,
+		Clock: time.Now, Rand: rand.Reader, Signer: audit.NewSigner("mesh", ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))),
 		Issue: func(n cert.Node, now time.Time) (cert.Node, error) {
 			n.NotBefore, n.NotAfter, n.Raw, n.Serial = now, now.Add(time.Hour), []byte("x"), "1"
 			return n, nil

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -38,6 +37,7 @@ type node struct {
 	Facts               []fact   `json:"facts,omitempty"`
 	Routes              []route  `json:"routes,omitempty"`
 	Attested            attested `json:"attested"`
+	Lock                string   `json:"lock,omitempty"`
 	Quarantine          string   `json:"quarantine,omitempty"` // why
 	QuarantineSince     string   `json:"quarantineSince,omitempty"`
 }
@@ -49,7 +49,7 @@ func nodeOf(n *redoubtv1.Node) node {
 		CertificateExpires: stamp(n.GetCertificateExpires()), CertificateSequence: n.GetCertificateSequence(),
 		Program: n.GetProgram(), OS: n.GetOs(), Arch: n.GetArch(), Token: n.GetTokenId(), Ephemeral: n.GetEphemeral(),
 		Attestation: n.GetAttestation(), Endpoints: n.GetEndpoints(), NodePublic: n.GetNodePublic(), DevicePublic: n.GetDevicePublic(),
-		AppliedVersion: n.GetAppliedVersion(), Facts: factsOf(n), Routes: routesOf(n),
+		AppliedVersion: n.GetAppliedVersion(), Facts: factsOf(n), Routes: routesOf(n), Lock: n.GetLock(),
 		Attested:       attestedOf(n),
 		NextNodePublic: n.GetNextNodePublic(), NextNodeFrom: stamp(n.GetNextNodeFrom()),
 		Quarantine: n.GetQuarantine().GetReason(), QuarantineSince: stamp(n.GetQuarantine().GetSince()),
@@ -122,7 +122,7 @@ func (p *program) nodeShow() *cobra.Command {
 				return p.print(nodeOf(n))
 			}
 			program := strings.TrimSpace(n.GetProgram() + " " + n.GetOs() + "/" + n.GetArch())
-			p.fields("name", n.GetName(), "id", n.GetId(), "state", presence(n), "user", n.GetUser(), "tags", strings.Join(n.GetTags(), ", "),
+			p.fields("name", n.GetName(), "id", n.GetId(), "state", presence(n), "lock", n.GetLock(), "user", n.GetUser(), "tags", strings.Join(n.GetTags(), ", "),
 				"addresses", strings.Join(n.GetAddresses(), ", "), "endpoints", strings.Join(n.GetEndpoints(), ", "),
 				"certificate", fmt.Sprintf("number %d, until %s", n.GetCertificateSequence(), clock(n.GetCertificateExpires())),
 				"quarantine", quarantine(n), "attestation", n.GetAttestation(), "node key", n.GetNodePublic(), "next key", nextKey(n), "device key", n.GetDevicePublic(),
@@ -148,26 +148,12 @@ func (p *program) nodeRevoke() *cobra.Command {
 			}
 			if p.json {
 				return p.print(struct {
-					Node       node    `json:"node"`
-					Holders    uint32  `json:"holders"`
-					Enforced   uint32  `json:"enforced"`
-					EnforcedMs float64 `json:"enforcedMs"`
-					Bound      string  `json:"bound"`
-				}{nodeOf(a.GetNode()), a.GetHolders(), a.GetEnforced(), float64(a.GetEnforcedUs()) / 1000, stamp(a.GetBound())})
+					Node node `json:"node"`
+					enforcementJSON
+				}{nodeOf(a.GetNode()), enforcementOf(a)})
 			}
 			fmt.Fprintf(p.out, "%s is revoked\n", a.GetNode().GetName())
-			took := time.Duration(a.GetEnforcedUs()) * time.Microsecond
-			switch {
-			case a.GetHolders() == 0:
-				fmt.Fprintln(p.out, "no other node knew of it")
-			case a.GetHolders() == 1 && a.GetEnforced() == 1:
-				fmt.Fprintf(p.out, "the one node that knew of it refuses it now, %d ms later\n", took.Milliseconds())
-			case a.GetHolders() == a.GetEnforced():
-				fmt.Fprintf(p.out, "all %d nodes that knew of it refuse it now, %d ms later\n", a.GetHolders(), took.Milliseconds())
-			default:
-				fmt.Fprintf(p.out, "%d of %d nodes that knew of it refuse it now;\nthe others stop trusting it at %s at the latest\n",
-					a.GetEnforced(), a.GetHolders(), clock(a.GetBound()))
-			}
+			p.enforced(a)
 			return nil
 		},
 	}

@@ -111,6 +111,25 @@ type laggard struct {
 	AgeMs     uint64 `json:"ageMs"`
 }
 
+func laggardsOf(list []*redoubtv1.Laggard) []laggard {
+	out := make([]laggard, 0, len(list))
+	for _, l := range list {
+		out = append(out, laggard{l.GetId(), l.GetName(), l.GetConnected(), l.GetApplied(), l.GetWanted(), l.GetAgeMs()})
+	}
+	return out
+}
+
+func laggardRows(list []*redoubtv1.Laggard) (rows [][]string) {
+	for _, l := range list {
+		state := "away"
+		if l.GetConnected() {
+			state = "connected"
+		}
+		rows = append(rows, []string{l.GetName(), state, l.GetApplied(), l.GetWanted(), span(time.Duration(l.GetAgeMs()) * time.Millisecond)})
+	}
+	return rows
+}
+
 // awaitPolicy prints the status, after waiting for it to be good if wait is not 0. start is what the time is measured from.
 func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start time.Time) error {
 	st, err := p.client().PolicyStatus(ctx, &redoubtv1.PolicyStatusRequest{WaitMs: uint64(max(wait, 0) / time.Millisecond)})
@@ -118,16 +137,7 @@ func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start tim
 		return p.explain(err)
 	}
 	took := time.Since(start)
-	lag := make([]laggard, 0, len(st.GetLaggards()))
-	var rows [][]string
-	for _, l := range st.GetLaggards() {
-		lag = append(lag, laggard{l.GetId(), l.GetName(), l.GetConnected(), l.GetApplied(), l.GetWanted(), l.GetAgeMs()})
-		state := "away"
-		if l.GetConnected() {
-			state = "connected"
-		}
-		rows = append(rows, []string{l.GetName(), state, l.GetApplied(), l.GetWanted(), span(time.Duration(l.GetAgeMs()) * time.Millisecond)})
-	}
+	lag, rows := laggardsOf(st.GetLaggards()), laggardRows(st.GetLaggards())
 	switch {
 	case p.json:
 		err = p.print(map[string]any{

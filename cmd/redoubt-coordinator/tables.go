@@ -25,6 +25,8 @@ var (
 	roleColumns    = []column{{"USER", 40}, {"ROLES", 38}}
 	historyColumns = []column{{"VERSION", 7}, {"APPLIED", 16}, {"BY", 14}, {"STATE", 12}, {"COMMENT", 23}}
 	unableColumns  = []column{{"NODE", 24}, {"PROGRAM", 16}, {"LACKS", 34}}
+	auditColumns   = []column{{"RECORD", 6}, {"WHEN", 16}, {"WHO", 9}, {"WHAT", 17}, {"ABOUT", 11}, {"WHY", 11}}
+	lockColumns    = []column{{"ID", 14}, {"ABOUT", 22}, {"NODES", 5}, {"UNTIL", 16}, {"WHY", 15}}
 	laggardColumns = []column{{"NODE", 20}, {"STATE", 9}, {"ENFORCES", 15}, {"SHOULD", 15}, {"SINCE", 8}}
 )
 
@@ -86,7 +88,7 @@ func (on painter) state(s string) string {
 	switch s {
 	case "connected", "valid", "current":
 		return on.wrap("32", s)
-	case "revoked", "expired", "quarantined":
+	case "revoked", "expired", "locked", "quarantined":
 		return on.wrap("31", s)
 	}
 	return s

@@ -80,7 +80,7 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 	switch st.GetState() {
 	case "running":
 		state = c.good(st.GetState())
-	case "revoked", "expired", "quarantined":
+	case "revoked", "locked", "expired", "quarantined":
 		state = c.bad(st.GetState())
 	}
 	field("state", "%s", state)

@@ -17,7 +17,6 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/issuer"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto"
-	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/join"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
@@ -26,8 +25,6 @@ import (
 
 const (
 	defaultTTL = time.Hour
-	// enforcement is how long the answer to a revocation waits for those who have to enforce it.
-	enforcement = 5 * time.Second
 	// maxWait bounds how long a status may be waited for.
 	maxWait = 10 * time.Minute
 	// chunk is how much of a backup goes into one message.
@@ -150,21 +147,16 @@ func (a *Admin) RevokeNode(ctx context.Context, r *redoubtv1.RevokeNodeRequest) 
 	if err != nil {
 		return nil, err
 	}
-	holders := a.Hub.Holders(n.ID)
-	start := time.Now()
+	w := a.watch([]proto.NodeID{n.ID})
 	if n, err = a.Directory.RevokeNode(ctx, n.ID, r.GetReason(), Caller(ctx)); err != nil {
 		return nil, a.fail(err)
 	}
 	snap := a.Directory.Snapshot()
-	connected := slices.DeleteFunc(slices.Clone(holders), func(id proto.NodeID) bool { return !a.Hub.Connected(id) })
-	wait, cancel := context.WithTimeout(ctx, enforcement)
-	defer cancel()
-	enforced := a.Hub.Await(wait, connected, snap.Version())
-	took := time.Since(start)
-	a.Log.Info("node revoked", "node", n.ID, "name", n.Name, "by", Caller(ctx), "holders", len(holders), "enforced", enforced, "took", took)
+	w.wait(ctx, snap.Version())
+	a.Log.Info("node revoked", "node", n.ID, "name", n.Name, "by", Caller(ctx), "holders", len(w.holders), "enforced", w.enforced, "took", w.took)
 	return &redoubtv1.RevokeNodeResponse{
-		Node: a.node(snap, n), Holders: uint32(len(holders)), Enforced: uint32(enforced), EnforcedUs: uint64(took.Microseconds()),
-		Bound: n.Certificate.NotAfter.Add(cert.Skew + a.Hub.Source().Program.Outage(a.Outage).Grace).Unix(),
+		Node: a.node(snap, n), Holders: uint32(len(w.holders)), Enforced: uint32(w.enforced), EnforcedUs: uint64(w.took.Microseconds()),
+		Bound: a.bound(snap, n.ID), Laggards: laggards(w.behind),
 	}, nil
 }
 
@@ -238,9 +230,10 @@ func (a *Admin) fail(err error) error {
 	case errors.Is(err, directory.ErrInvalid):
 		// What is wrong stands before it.
 		return connect.NewError(connect.CodeInvalidArgument, errors.New(strings.TrimSuffix(err.Error(), ": "+directory.ErrInvalid.Error())))
-	case errors.Is(err, directory.ErrUnknown), errors.Is(err, directory.ErrTokenUnknown), errors.Is(err, directory.ErrPolicyUnknown):
+	case errors.Is(err, directory.ErrUnknown), errors.Is(err, directory.ErrTokenUnknown), errors.Is(err, directory.ErrPolicyUnknown),
+		errors.Is(err, directory.ErrLockUnknown):
 		code = connect.CodeNotFound
-	case errors.Is(err, directory.ErrPolicyChanged):
+	case errors.Is(err, directory.ErrPolicyChanged), errors.Is(err, directory.ErrLocked):
 		code = connect.CodeFailedPrecondition
 	case errors.Is(err, directory.ErrFenced), errors.Is(err, directory.ErrClosed), errors.Is(err, store.ErrClosed), errors.Is(err, store.ErrFailed):
 		code = connect.CodeUnavailable

@@ -16,6 +16,7 @@ const (
 	NodeActive      = "active"
 	NodeQuarantined = "quarantined"
 	NodeRevoked     = "revoked"
+	NodeLocked      = "locked"
 )
 
 func (a *Admin) token(t *directory.Token) *redoubtv1.Token {
@@ -42,8 +43,11 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 	if q := n.Quarantine; q != nil {
 		out.State, out.Quarantine = NodeQuarantined, &redoubtv1.Quarantine{Since: seconds(q.At), Reason: q.Why}
 	}
-	if n.Revoked != nil {
+	switch {
+	case n.Revoked != nil:
 		out.State = NodeRevoked
+	case n.Lock != nil:
+		out.State, out.Lock = NodeLocked, n.Lock.ID
 	}
 	if !n.Next.IsZero() {
 		out.NextNodePublic, out.NextNodeFrom = n.Next.String(), seconds(n.NextFrom)

@@ -159,16 +159,21 @@ func (a *Admin) PolicyStatus(ctx context.Context, r *redoubtv1.PolicyStatusReque
 		out.Number, out.PolicyAgeMs = p.Number, uint64(max(a.Clock().Sub(p.Applied).Milliseconds(), 0))
 	}
 	out.Unable = a.unable()
-	for _, l := range st.Laggards {
+	out.Laggards = laggards(st.Laggards)
+	return out, nil
+}
+
+func laggards(list []distribute.Laggard) (out []*redoubtv1.Laggard) {
+	for _, l := range list {
 		x := &redoubtv1.Laggard{
 			Id: l.ID.String(), Name: l.Name, Connected: l.Connected, Wanted: l.Wanted.String(), AgeMs: uint64(max(l.Lag.Milliseconds(), 0)),
 		}
 		if !l.Applied.IsZero() {
 			x.Applied = l.Applied.String()
 		}
-		out.Laggards = append(out.Laggards, x)
+		out = append(out, x)
 	}
-	return out, nil
+	return out
 }
 
 // unable are the nodes that are connected and cannot enforce what the policy gives them, by name.

@@ -14,6 +14,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/proto/redoubt/v1/redoubtv1connect"
 )
 
@@ -60,7 +61,7 @@ func Serve(path string, a *Admin) (*Server, error) {
 		Handler: local(mux), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(a.Log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if known, ok := c.(*call); ok {
-				ctx = WithCaller(ctx, "uid "+strconv.Itoa(known.uid))
+				ctx = directory.From(WithCaller(ctx, "uid "+strconv.Itoa(known.uid)), "admin socket")
 			}
 			return ctx
 		},

@@ -1,17 +1,27 @@
-// Package audit is the coordinator's book of what was decided: who did what to what, when and why. Records are only ever
-// appended, in the same transaction as the change that they tell of, so that there is no change without its record and
-// no record of a change that did not happen.
+// Package audit is the coordinator's book of what was decided: who did what to what, when, from where and why. Records are
+// only ever appended, in the same transaction as the change that they tell of, so that there is no change without its
+// record and no record of a change that did not happen.
 //
-//	audit/0000000000000001  {"at":...,"by":"uid 0","action":"token.create","subject":"t0123...",...}
-//	audit/0000000000000002  ...
+//	audit/0000000000000001  {"v":2,"number":1,"prev":"","at":...,"by":"uid 0",...,"hash":"1f3a..."}
+//	audit/0000000000000002  {"v":2,"number":2,"prev":"1f3a...",...,"hash":"77c0..."}
+//	...                                         └── the hash of the record before
+//	seal/0000000000000100   {"v":1,"mesh":...,"number":256,"hash":...,"key":...,"signature":...}
+//	seal/last               the same for the newest record
 //
-// The number in the key is the record's; whoever writes transactions counts it. Reading goes backwards from a number, in
-// bounded pages.
+// A record is one line of JSON, in the store as in an export. Its hash is over all of the line before the hash itself, the
+// hash of the record before it included; so a record that was changed, taken out, put in or moved is one that does not fit
+// (see Chain). That all of it, from some record on, was written anew is told by checkpoints: they say which hash a record
+// has, and are signed with a key of the coordinator. One that is kept elsewhere cannot be written anew with the rest.
+//
+// The number in the key is the record's; whoever writes transactions counts it. Reading goes backwards from a number, or
+// forwards, in bounded pages, and writes nothing.
 package audit
 
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -37,9 +47,14 @@ const (
 	TokenCreate    = "token.create"
 	TokenRevoke    = "token.revoke"
 	NodeEnroll     = "node.enroll"
+	EnrollRefuse   = "node.enroll.refuse"
 	NodeRevoke     = "node.revoke"
 	NodeDelete     = "node.delete"
 	NodeExpire     = "node.expire"
+	RenewRefuse    = "node.renew.refuse"
+	LockCreate     = "lock.create"
+	LockDelete     = "lock.delete"
+	LockExpire     = "lock.expire"
 	NodeQuarantine = "node.quarantine"
 	NodeRelease    = "node.release"
 	NodeRefuse     = "node.refuse"  // an enrolment, or a proof at a renewal
@@ -52,17 +67,24 @@ const (
 	FactUnset      = "node.fact.unset"
 	RoutesApprove  = "node.routes.approve"
 	RolesSet       = "user.role.set"
+	KeyChange      = "audit.key"
+	BookUnsealed   = "audit.unsealed"
 )
 
 // Record is one line of the book.
 type Record struct {
-	Number  uint64    `json:"-"`
+	Number  uint64    `json:"number"`
+	Prev    string    `json:"prev"` // hash of the record before; empty in the first
 	At      time.Time `json:"at"`
-	By      string    `json:"by"`      // who: an administrator, a node, or the coordinator itself
-	Action  string    `json:"action"`  // one of the constants above
-	Subject string    `json:"subject"` // what it was done to: an id
+	By      string    `json:"by"`             // who: an administrator, a node, or the coordinator itself
+	From    string    `json:"from,omitempty"` // from where: an address, or the socket for administrators
+	Action  string    `json:"action"`         // one of the constants above
+	Subject string    `json:"subject"`        // what it was done to: an id
 	Name    string    `json:"name,omitempty"`
+	User    string    `json:"user,omitempty"` // login name of the person whom it concerns
 	Reason  string    `json:"reason,omitempty"`
+	Version string    `json:"version,omitempty"` // of the directory, with this change
+	Policy  uint64    `json:"policy,omitempty"`  // the version in force, with this change
 }
 
 type record struct {
@@ -70,20 +92,36 @@ type record struct {
 	Record
 }
 
-// Op is the write that appends r under its number.
-func Op(r Record) (store.Op, error) {
-	if r.Number == 0 || r.Action == "" || r.At.IsZero() {
-		return store.Op{}, fmt.Errorf("audit record %d of %q at %v: number, action and time are required", r.Number, r.Action, r.At)
+// line is record as it is written: the hash comes last.
+type line struct {
+	record
+	Hash string `json:"hash"`
+}
+
+// hashed is what stands behind the part of a line that is hashed.
+const hashed = `,"hash":"` + "0000000000000000000000000000000000000000000000000000000000000000" + `"}`
+
+// Append makes the write of r, under its number, as the one that follows the record with the hash prev; it answers its own.
+func Append(prev string, r Record) (store.Op, string, error) {
+	if r.Number == 0 || r.Action == "" || r.At.IsZero() || (prev == "") != (r.Number == 1) {
+		return store.Op{}, "", fmt.Errorf("audit record %d of %q at %v: number, action, time and the hash of the one before are required", r.Number, r.Action, r.At)
 	}
-	for _, s := range []*string{&r.By, &r.Action, &r.Subject, &r.Name, &r.Reason} {
+	for _, s := range []*string{&r.By, &r.From, &r.Action, &r.Subject, &r.Name, &r.User, &r.Reason} {
 		*s = clip(*s)
 	}
-	r.At = r.At.UTC()
-	b, err := json.Marshal(record{V: 1, Record: r})
+	r.At, r.Prev = r.At.UTC(), prev
+	b, err := json.Marshal(record{V: 2, Record: r})
 	if err != nil {
-		return store.Op{}, fmt.Errorf("encode audit record %d: %w", r.Number, err)
+		return store.Op{}, "", fmt.Errorf("encode audit record %d: %w", r.Number, err)
 	}
-	return store.Put(Key(r.Number), b), nil
+	body := b[:len(b)-1]
+	hash := digest(body)
+	return store.Put(Key(r.Number), append(body, `,"hash":"`+hash+`"}`...)), hash, nil
+}
+
+func digest(body []byte) string {
+	sum := sha256.Sum256(body)
+	return hex.EncodeToString(sum[:])
 }
 
 // Key is where a record is in the store.
@@ -96,23 +134,53 @@ func clip(s string) string {
 	return string(bytes.ToValidUTF8([]byte(s), []byte("?")))
 }
 
-// Parse reads a record from the store.
+// numberOf is the number in a record's key.
+func numberOf(key string) (number uint64, err error) {
+	if _, err := fmt.Sscanf(key, Prefix+"%016x", &number); err != nil || Key(number) != key {
+		return 0, fmt.Errorf("audit record %q: not a key that this program writes", key)
+	}
+	return number, nil
+}
+
+// Parse reads a record from the store. Whether it is as it was written is for a Chain to say.
 func Parse(e store.Entry) (Record, error) {
-	var number uint64
-	if _, err := fmt.Sscanf(e.Key, Prefix+"%016x", &number); err != nil || Key(number) != e.Key {
-		return Record{}, fmt.Errorf("audit record %q: not a key that this program writes", e.Key)
+	number, err := numberOf(e.Key)
+	if err != nil {
+		return Record{}, err
 	}
-	d := json.NewDecoder(bytes.NewReader(e.Value))
-	d.DisallowUnknownFields()
-	var r record
-	if err := d.Decode(&r); err != nil {
-		return Record{}, fmt.Errorf("audit record %d: %w", number, err)
+	r, err := ParseLine(e.Value)
+	if err == nil && r.Number != number {
+		err = fmt.Errorf("it stands under the number %d", number)
 	}
-	if _, err := d.Token(); err != io.EOF || r.V != 1 {
-		return Record{}, fmt.Errorf("audit record %d: version %d with more behind it, or not version 1", number, r.V)
+	if err != nil {
+		return Record{}, fmt.Errorf("audit record %d: %w; `audit verify` looks at all of them", number, err)
 	}
-	r.Number = number
+	return r, nil
+}
+
+// ParseLine reads a record from its line.
+func ParseLine(b []byte) (Record, error) {
+	var r line
+	if err := strictly(b, &r); err != nil {
+		return Record{}, err
+	}
+	if r.V != 2 {
+		return Record{}, fmt.Errorf("a record of version %d, this program knows version 2", r.V)
+	}
 	return r.Record, nil
+}
+
+// strictly reads one JSON value whose fields are all known.
+func strictly(b []byte, to any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(to); err != nil {
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return fmt.Errorf("more than one value")
+	}
+	return nil
 }
 
 // pageBits is how many low bits of the number one List covers: one hexadecimal digit is dropped from the key for each 4.
@@ -121,18 +189,22 @@ const (
 	pageDigits = 16 - pageBits/4
 )
 
-// Read answers up to limit records with numbers below before, newest first. last is the number of the newest record.
-func Read(ctx context.Context, s store.Store, before, last uint64, limit int) ([]Record, error) {
+// page is the prefix of the keys of a record and of those around it.
+func page(number uint64) string { return Key(number)[:len(Prefix)+pageDigits] }
+
+// Read answers up to limit records with numbers below before, newest first, of those that want takes; nil takes all. last
+// is the number of the newest record.
+func Read(ctx context.Context, s store.Store, before, last uint64, limit int, want func(Record) (take, more bool)) ([]Record, error) {
 	if limit <= 0 || limit > MaxPage {
 		return nil, fmt.Errorf("read %d audit records: want 1 to %d", limit, MaxPage)
 	}
 	if before > last {
 		before = last + 1
 	}
-	var page []Record
-	for before > 1 && len(page) < limit {
+	var out []Record
+	for before > 1 && len(out) < limit {
 		top := before - 1
-		entries, _, err := s.List(ctx, Key(top)[:len(Prefix)+pageDigits])
+		entries, _, err := s.List(ctx, page(top))
 		if err != nil {
 			return nil, fmt.Errorf("read the audit records around %d: %w", top, err)
 		}
@@ -141,11 +213,21 @@ func Read(ctx context.Context, s store.Store, before, last uint64, limit int) ([
 			if err != nil {
 				return nil, err
 			}
-			if r.Number < before && len(page) < limit {
-				page = append(page, r)
+			if r.Number >= before || len(out) == limit {
+				continue
+			}
+			take, more := true, true
+			if want != nil {
+				take, more = want(r)
+			}
+			if !more {
+				return out, nil
+			}
+			if take {
+				out = append(out, r)
 			}
 		}
 		before = top >> pageBits << pageBits
 	}
-	return page, nil
+	return out, nil
 }

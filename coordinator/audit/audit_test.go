@@ -12,19 +12,21 @@ import (
 
 var at = time.Date(2026, 8, 1, 12, 0, 0, 5, time.UTC)
 
-func write(t *testing.T, s store.Store, from, to uint64) {
+// write enters records from one number to another, and answers the hash of the last.
+func write(t testing.TB, s store.Store, from, to uint64, prev string) string {
 	t.Helper()
 	var ops []store.Op
 	for n := from; n <= to; n++ {
-		op, err := Op(Record{Number: n, At: at, By: "uid 0", Action: NodeRevoke, Subject: "n1", Reason: "stolen"})
+		op, hash, err := Append(prev, Record{Number: n, At: at, By: "uid 0", Action: NodeRevoke, Subject: "n1", Reason: "stolen"})
 		if err != nil {
 			t.Fatal(err)
 		}
-		ops = append(ops, op)
+		ops, prev = append(ops, op), hash
 	}
 	if _, err := s.Txn(t.Context(), nil, ops); err != nil {
 		t.Fatal(err)
 	}
+	return prev
 }
 
 func numbers(list []Record) (ns []uint64) {
@@ -36,7 +38,7 @@ func numbers(list []Record) (ns []uint64) {
 
 func TestReadGoesBackwardsInPages(t *testing.T) {
 	s := store.NewMemory()
-	write(t, s, 1, 1000)
+	write(t, s, 1, 1000, "")
 	for _, c := range []struct {
 		before uint64
 		limit  int
@@ -53,7 +55,7 @@ func TestReadGoesBackwardsInPages(t *testing.T) {
 		{1, 5, 0, 0},
 		{0, 5, 0, 0},
 	} {
-		list, err := Read(t.Context(), s, c.before, 1000, c.limit)
+		list, err := Read(t.Context(), s, c.before, 1000, c.limit, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,23 +68,38 @@ func TestReadGoesBackwardsInPages(t *testing.T) {
 		}
 	}
 	for _, limit := range []int{0, -1, MaxPage + 1} {
-		if _, err := Read(t.Context(), s, 10, 1000, limit); err == nil {
+		if _, err := Read(t.Context(), s, 10, 1000, limit, nil); err == nil {
 			t.Errorf("a page of %d was answered", limit)
 		}
 	}
 }
 
+func TestReadTakesWhatIsAskedFor(t *testing.T) {
+	s := store.NewMemory()
+	write(t, s, 1, 600, "")
+	list, err := Read(t.Context(), s, 601, 600, 5, func(r Record) (take, more bool) { return r.Number%100 == 0, r.Number > 250 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]uint64{600, 500, 400, 300}, numbers(list)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	s := store.NewMemory()
-	want := Record{Number: 7, At: at, By: "uid 0", Action: TokenCreate, Subject: "t1", Name: "tag:db", Reason: "for the \"new\" rack"}
-	op, err := Op(want)
+	want := Record{
+		Number: 7, Prev: "00", At: at, By: "uid 0", From: "admin socket", Action: TokenCreate, Subject: "t1", Name: "tag:db",
+		User: "ann@example.com", Reason: "for the \"new\" rack <&>", Version: "1.7", Policy: 3,
+	}
+	op, _, err := Append("00", want)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Txn(t.Context(), nil, []store.Op{op}); err != nil {
 		t.Fatal(err)
 	}
-	list, err := Read(t.Context(), s, 8, 7, 1)
+	list, err := Read(t.Context(), s, 8, 7, 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,11 +109,11 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 }
 
 func TestTextsAreBounded(t *testing.T) {
-	op, err := Op(Record{Number: 1, At: at, Action: NodeEnroll, Name: strings.Repeat("ä\xff", 10000)})
+	op, _, err := Append("", Record{Number: 1, At: at, Action: NodeEnroll, Name: strings.Repeat("ä\xff", 10000)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(op.Value) > 2*maxText+200 {
+	if len(op.Value) > 2*maxText+400 {
 		t.Errorf("a record of %d bytes", len(op.Value))
 	}
 	if _, err := Parse(store.Entry{Key: op.Key, Value: op.Value}); err != nil {
@@ -105,27 +122,50 @@ func TestTextsAreBounded(t *testing.T) {
 }
 
 func TestIncompleteRecordsAreRefused(t *testing.T) {
-	for _, r := range []Record{{At: at, Action: "x"}, {Number: 1, Action: "x"}, {Number: 1, At: at}} {
-		if _, err := Op(r); err == nil {
+	for _, r := range []Record{{At: at, Action: "x"}, {Number: 1, Action: "x"}, {Number: 1, At: at}, {Number: 2, At: at, Action: "x"}} {
+		if _, _, err := Append("", r); err == nil {
 			t.Errorf("%+v was taken", r)
 		}
 	}
 }
 
 func FuzzParse(f *testing.F) {
-	op, err := Op(Record{Number: 1, At: at, By: "uid 0", Action: PolicyApply, Subject: "1"})
+	op, _, err := Append("", Record{Number: 1, At: at, By: "uid 0", Action: PolicyApply, Subject: "1"})
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(op.Key, op.Value)
 	f.Add("audit/1", []byte("{}"))
-	f.Add("audit/000000000000000g", []byte(`{"v":1}`))
-	f.Add(op.Key, []byte(`{"v":1,"at":"2026-08-01T12:00:00Z","by":"","action":"","subject":"","more":1}`))
+	f.Add("audit/000000000000000g", []byte(`{"v":2}`))
+	f.Add(op.Key, []byte(`{"v":2,"number":1,"prev":"","at":"2026-08-01T12:00:00Z","by":"","action":"","subject":"","more":1,"hash":""}`))
 	f.Add(op.Key, append(op.Value, '{', '}'))
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
 		r, err := Parse(store.Entry{Key: key, Value: value})
 		if err == nil && Key(r.Number) != key {
 			t.Errorf("%q was read as record %d", key, r.Number)
+		}
+		var c Chain
+		if r, err := c.Add(value); err == nil && (r.Number != 1 || c.Number() != 1 || len(c.Hash()) != 64) {
+			t.Errorf("a chain begins with record %d, %q", r.Number, c.Hash())
+		}
+	})
+}
+
+func FuzzParseCheckpoint(f *testing.F) {
+	p, err := testSigner().Seal(9, "ab", at)
+	if err != nil {
+		f.Fatal(err)
+	}
+	b, err := p.Line()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte(`{"v":1,"mesh":"","number":1,"hash":"","at":"2026-08-01T12:00:00Z","key":"","signature":""}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := ParseCheckpoint(b)
+		if err == nil && (c.Number != 9 || c.Hash != "ab") && string(c.Key) == string(testSigner().Public()) {
+			t.Errorf("%s: taken, and was never signed", b)
 		}
 	})
 }

@@ -44,6 +44,7 @@ type attached struct {
 func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hello, protocol uint32) (func(), error) {
 	known, err := s.trusted(g.node)
 	if err != nil {
+		s.Directory.RenewRefused(directory.From(s.ctx, remote(t).String()), g.node.ID, err)
 		return nil, err
 	}
 	applied, err := wire.ToVersion(hello.GetAttach().GetApplied())
@@ -118,8 +119,8 @@ func (s *Server) trusted(n *cert.Node) (*directory.Node, error) {
 	switch {
 	case !ok || known.Device != n.Device:
 		return nil, refusal.Deleted()
-	case known.Revoked != nil:
-		return nil, refusal.Revoked()
+	case known.Dismissed():
+		return nil, refusal.Of(known)
 	}
 	return known, nil
 }
@@ -260,7 +261,7 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	if !ok {
 		return errors.New("control: a renewal's proof led to something else")
 	}
-	ctx, cancel := context.WithTimeout(a.ctx, step)
+	ctx, cancel := context.WithTimeout(directory.From(a.ctx, remote(a.conn).String()), step)
 	defer cancel()
 	if err := a.attest(ctx, extend); err != nil {
 		a.noteNodeRefusal(a.id, err)
@@ -270,6 +271,9 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	n, err := a.Directory.Renew(ctx, directory.Renewal{ID: extend.ID, Key: extend.Key, Ticket: a.renewal.GetTicket()})
 	if err != nil {
 		a.Hub.Talks(a.id, nil)
+		if _, refused := refusal.From(err); refused {
+			a.Directory.RenewRefused(ctx, a.id, err)
+		}
 		return err
 	}
 	result = "done"

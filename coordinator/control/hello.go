@@ -155,7 +155,7 @@ func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (e
 	if !ok {
 		return fmt.Errorf("control: a proof led to %T", effect)
 	}
-	n, err := s.admit(admit, hello.Message)
+	n, err := s.admit(admit, hello.Message, t)
 	if err != nil {
 		return err
 	}
@@ -169,14 +169,24 @@ func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (e
 	return nil
 }
 
-func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello) (*directory.Node, error) {
-	ctx, cancel := context.WithTimeout(s.ctx, step)
+func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello, t *tls.Conn) (*directory.Node, error) {
+	ctx, cancel := context.WithTimeout(directory.From(s.ctx, remote(t).String()), step)
 	defer cancel()
-	return s.Directory.Enroll(ctx, directory.EnrollRequest{
+	n, err := s.Directory.Enroll(ctx, directory.EnrollRequest{
 		Token: a.Claim.Token, Device: a.Claim.Device, Key: a.Claim.Node, Hostname: a.Hostname, Level: a.Attributes.Level,
 		Attested: attested(a.Kind, a.Attributes),
 		Reported: s.reported(hello, hello.GetFacts()),
 	})
+	if _, refused := refusal.From(err); err != nil && refused {
+		s.Directory.EnrolRefused(ctx, a.Claim.Token, err)
+	}
+	var locked *directory.LockedError
+	if errors.As(err, &locked) {
+		r := refusal.Locked(locked.Lock)
+		r.RetryAfter = 0 // somebody waits in front of it
+		return nil, r
+	}
+	return n, err
 }
 
 // attested is what the directory remembers of a proof.

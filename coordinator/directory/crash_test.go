@@ -45,7 +45,7 @@ func child(dir string) error {
 	if _, err := Ensure(ctx, s, Plan{V4: netip.MustParsePrefix("10.9.0.0/21")}, rand.Reader, time.Now()); err != nil {
 		return err
 	}
-	d, err := Open(ctx, s, Config{Clock: time.Now, Rand: rand.Reader, Issue: issue})
+	d, err := Open(ctx, s, Config{Clock: time.Now, Rand: rand.Reader, Issue: issue, Signer: signer})
 	if err != nil {
 		return err
 	}
@@ -202,12 +202,13 @@ func TestKilledInTheMiddleOf50Enrolments(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Opening refuses two nodes with one name or address.
-		d, err := Open(t.Context(), s, Config{Clock: time.Now, Rand: rand.Reader, Issue: issue})
+		d, err := Open(t.Context(), s, Config{Clock: time.Now, Rand: rand.Reader, Issue: issue, Signer: signer})
 		if err != nil {
 			t.Fatal(err)
 		}
 		w.check(t, d.Snapshot())
 		w.checkPolicies(t, d)
+		verifyBook(t, d)
 		w.version = d.Snapshot().Version()
 		d.Close()
 		if err := s.Close(); err != nil {

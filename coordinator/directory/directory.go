@@ -22,6 +22,8 @@ type Config struct {
 	Clock func() time.Time
 	Rand  io.Reader // cryptographically random
 	Issue Issue
+	// Signer signs the checkpoints of the audit book.
+	Signer *audit.Signer
 	// Grace is how long agents that hear nothing of a coordinator may trust certificates beyond their end.
 	Grace time.Duration
 	// Ages is what the policies make of time; nil for nothing, but Grace. Otherwise Grace is for it to say.
@@ -47,20 +49,21 @@ type Directory struct {
 	// The writer's own: the head as it is on disk, and its revision.
 	head     headRecord
 	headRev  uint64
-	auditEnd atomic.Uint64 // head.Audit for readers
+	auditEnd atomic.Uint64        // head.Audit for readers
+	refusals map[string]time.Time // when somebody was refused, and that was recorded
 }
 
 // Open loads the directory of a store that Ensure has prepared, and takes the right to write from whoever had it.
 func Open(ctx context.Context, s store.Store, c Config) (*Directory, error) {
-	if c.Clock == nil || c.Rand == nil || c.Issue == nil {
-		return nil, errors.New("open the directory: clock, randomness and issuer are required")
+	if c.Clock == nil || c.Rand == nil || c.Issue == nil || c.Signer == nil {
+		return nil, errors.New("open the directory: clock, randomness, issuer and signer are required")
 	}
 	if c.Ages == nil {
 		c.Ages = noAges(c.Grace)
 	}
 	d := &Directory{
 		store: s, config: c, opened: wall(c.Clock()),
-		requests: make(chan *request), stop: make(chan struct{}), done: make(chan struct{}),
+		refusals: make(map[string]time.Time), requests: make(chan *request), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	snap, err := d.load(ctx)
 	if err != nil {
@@ -83,11 +86,19 @@ func (d *Directory) load(ctx context.Context) (*Snapshot, error) {
 	}
 	first := d.head.Reserved + 1
 	d.head.Reserved += block
+	records, err := d.openBook(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ops, err := d.head.enter(records, page{now: d.opened}, d.config.Signer)
+	if err != nil {
+		return nil, err
+	}
 	op, err := putRecord(headKey, d.head)
 	if err != nil {
 		return nil, err
 	}
-	if d.headRev, err = d.store.Txn(ctx, []store.Cmp{{Key: headKey, Modified: e.Modified}}, []store.Op{op}); err != nil {
+	if d.headRev, err = d.store.Txn(ctx, []store.Cmp{{Key: headKey, Modified: e.Modified}}, append(ops, op)); err != nil {
 		return nil, fmt.Errorf("reserve version numbers: %w", err)
 	}
 	d.auditEnd.Store(d.head.Audit)
@@ -98,6 +109,7 @@ func (d *Directory) load(ctx context.Context) (*Snapshot, error) {
 	if snap.state, err = loadState(ctx, d.store, d.opened); err != nil {
 		return nil, err
 	}
+	snap.state.lapseRevoked(d.opened, d.config.Ages.Grace(snap))
 	d.reckon(snap, nil, true)
 	return snap, nil
 }
@@ -125,13 +137,4 @@ func (d *Directory) Close() error {
 	d.closing.Do(func() { close(d.stop) })
 	<-d.done
 	return nil
-}
-
-// Audit answers up to limit audit records with numbers below before, newest first; 0 begins with the newest.
-func (d *Directory) Audit(ctx context.Context, before uint64, limit int) ([]audit.Record, error) {
-	last := d.auditEnd.Load()
-	if before == 0 {
-		before = last + 1
-	}
-	return audit.Read(ctx, d.store, before, last, limit)
 }

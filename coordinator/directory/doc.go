@@ -35,6 +35,7 @@
 //	policy/NUMBER     every policy that was ever in force; the last one is
 //	freed/ADDRESS     until when the address rests
 //	traits/ID         facts of a node, the routes that it offers and those that were approved
+//	lock/ID           who is not trusted for now
 //	role/HEX          what a user, by login name, is in the mesh
 //	audit/NUMBER      see package audit
 //

@@ -68,6 +68,9 @@ func (d *Directory) enroll(t *tx, r EnrollRequest) (*Node, error) {
 	if err := t.unheld(r); err != nil {
 		return nil, err
 	}
+	if err := t.unlocked(token, r); err != nil {
+		return nil, err
+	}
 	if err := t.newMachine(token, r); err != nil {
 		return nil, err
 	}
@@ -110,6 +113,8 @@ func (t *tx) again(token *Token, r EnrollRequest) (*Node, error) {
 	switch {
 	case n.Revoked != nil:
 		return nil, fmt.Errorf("node %s (%s): %w", n.Name, n.ID, ErrRevoked)
+	case n.Lock != nil:
+		return nil, n.locked()
 	case n.Token == token.ID && n.Key == r.Key && n.Next.IsZero():
 		return n, t.notLess(n, r)
 	}
@@ -149,7 +154,7 @@ func (t *tx) admit(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 		Attestation: Attestation{Attested: r.Attested, Highest: r.Level, Since: t.now},
 	}
 	if token.User != "" {
-		n.User = proto.User{Issuer: proto.IssuerToken, Subject: token.User, Name: token.User}
+		n.User = token.user()
 	}
 	if err := n.Validate(); err != nil {
 		return nil, err
@@ -157,7 +162,7 @@ func (t *tx) admit(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 	if err := t.holdBoth(r, id); err != nil {
 		return nil, err
 	}
-	t.record("token "+token.ID, audit.NodeEnroll, id.String(), n.Name, "for "+token.who()+", attested by "+r.Level.String())
+	t.recordOf(token.User, "token "+token.ID, audit.NodeEnroll, id.String(), n.Name, "for "+token.who()+", attested by "+r.Level.String())
 	return n, t.spend(token, n)
 }
 
@@ -221,11 +226,14 @@ func fresh(c Certificate, now time.Time) bool {
 	return !now.Before(c.Issued) && now.Before(c.Issued.Add(c.NotAfter.Sub(c.Issued)/2))
 }
 
-// trustedNode answers a node that is known and not revoked.
+// trustedNode answers a node that is known, and neither revoked nor locked.
 func (t *tx) trustedNode(id proto.NodeID) (*Node, error) {
 	n, err := t.knownNode(id)
 	if err == nil && n.Revoked != nil {
 		return nil, fmt.Errorf("node %s (%s) on %s: %w", n.Name, id, n.Revoked.At.Format(time.RFC3339), ErrRevoked)
+	}
+	if err == nil && n.Lock != nil {
+		return nil, n.locked()
 	}
 	return n, err
 }

@@ -63,8 +63,8 @@ func TestEnroll(t *testing.T) {
 	if spent, _ := s.Token(tok.Public); spent.State(start) != TokenSpent || spent.Spent != q.Device || spent.SpentBy != n.ID || spent.Uses != 1 {
 		t.Errorf("token afterwards: %+v", spent)
 	}
-	book, err := r.Audit(t.Context(), 0, 10)
-	if err != nil || len(book) != 3 || book[0].Action != audit.NodeEnroll || book[0].Subject != n.ID.String() || book[0].By != "token "+tok.ID {
+	book, err := r.Audit(t.Context(), 0, 10, AuditQuery{})
+	if err != nil || len(book) != 4 || book[0].Action != audit.NodeEnroll || book[0].Subject != n.ID.String() || book[0].By != "token "+tok.ID {
 		t.Errorf("audit: %+v, %v", book, err)
 	}
 }
@@ -130,7 +130,7 @@ func TestAnIssuerThatFailsSpendsNothing(t *testing.T) {
 	tok := r.token(nil)
 	r.Close()
 	broken := errors.New("broken")
-	d, err := Open(t.Context(), r.store, Config{Clock: r.clock.now, Rand: r.config().Rand, Issue: func(cert.Node, time.Time) (cert.Node, error) {
+	d, err := Open(t.Context(), r.store, Config{Clock: r.clock.now, Rand: r.config().Rand, Signer: signer, Issue: func(cert.Node, time.Time) (cert.Node, error) {
 		return cert.Node{}, broken
 	}})
 	if err != nil {

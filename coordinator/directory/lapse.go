@@ -23,9 +23,26 @@ func (s *Snapshot) Lapsed(id proto.NodeID) bool {
 func (t *tx) lapse(grace time.Duration) {
 	for id := range over(t.ends, t.now.Add(-grace-Patience-1)) {
 		n, _ := t.state.nodes.Get(id)
-		drop(&t.ends, timeKey(n.Certificate.NotAfter, idKey(id)))
-		put(&t.lapsed, id, id)
-		drop(&t.peers, id)
+		t.state.lapse(n)
 		t.nodes = append(t.nodes, id)
+	}
+}
+
+// lapse notes that a node's certificate is over. One that was revoked is nothing to policies from then on.
+func (s *state) lapse(n *Node) {
+	drop(&s.ends, timeKey(n.Certificate.NotAfter, idKey(n.ID)))
+	put(&s.lapsed, n.ID, n.ID)
+	drop(&s.peers, n.ID)
+	if n.Revoked != nil {
+		s.overlook(n)
+	}
+}
+
+// lapseRevoked is for a directory that is opened: those whose certificates ended long ago are not brought up again.
+func (s *state) lapseRevoked(now time.Time, grace time.Duration) {
+	for id := range over(s.ends, now.Add(-grace-Patience-1)) {
+		if n, _ := s.nodes.Get(id); n.Revoked != nil {
+			s.lapse(n)
+		}
 	}
 }

@@ -20,6 +20,7 @@ func loadState(ctx context.Context, st store.Store, now time.Time) (state, error
 		prefix string
 		add    func(*state, store.Entry) error
 	}{
+		{lockPrefix, addLock},
 		{nodePrefix, addNode},
 		{devicePrefix, addHeld},
 		{nodeKeyPrefix, addHeld},

@@ -69,18 +69,18 @@ func makeMesh(ctx context.Context, s store.Store, plan Plan, random io.Reader, n
 	if err != nil {
 		return Mesh{}, err
 	}
-	head, err := putRecord(headKey, headRecord{version: v1, Epoch: 1, Audit: 1})
+	first := headRecord{version: v1, Epoch: 1}
+	ops, err := first.enter([]audit.Record{{
+		By: "coordinator", Action: audit.MeshCreate, Subject: string(m.ID), Name: m.Domain, Reason: fmt.Sprintf("first start; %v and %v", m.V4, m.V6),
+	}}, page{now: m.Created}, nil)
 	if err != nil {
 		return Mesh{}, err
 	}
-	line, err := audit.Op(audit.Record{
-		Number: 1, At: m.Created, By: "coordinator", Action: audit.MeshCreate, Subject: string(m.ID),
-		Name: m.Domain, Reason: fmt.Sprintf("first start; %v and %v", m.V4, m.V6),
-	})
+	head, err := putRecord(headKey, first)
 	if err != nil {
 		return Mesh{}, err
 	}
-	if _, err := s.Txn(ctx, []store.Cmp{{Key: meshKey}, {Key: headKey}}, []store.Op{mesh, head, line}); err != nil {
+	if _, err := s.Txn(ctx, []store.Cmp{{Key: meshKey}, {Key: headKey}}, append(ops, mesh, head)); err != nil {
 		return Mesh{}, fmt.Errorf("write the new mesh: %w", err)
 	}
 	return m, nil

@@ -38,7 +38,7 @@ func TestALife(t *testing.T) {
 			"token": s.newToken, "enroll": s.enrolSomebody, "again": s.again, "renew": s.renew, "revoke": s.revoke,
 			"delete": s.deleteNode, "pass": s.pass, "endpoints": s.endpoints, "policy": s.policy,
 			"fact": s.setFact, "report": s.report, "approve": s.approve, "roles": s.setRoles,
-			"restart": s.restart, "crash": s.crash, "revoke token": s.revokeToken,
+			"lock": s.lock, "unlock": s.unlock, "restart": s.restart, "crash": s.crash, "revoke token": s.revokeToken,
 		}
 		names := slices.Sorted(func(yield func(string) bool) {
 			for n := range steps {
@@ -77,7 +77,7 @@ func (s *story) allowed(err error, reasons ...error) bool {
 	return false
 }
 
-var tokenErrors = []error{ErrTokenSpent, ErrTokenExpired, ErrTokenRevoked, ErrTokenUnknown, ErrKeyUsed, ErrRevoked}
+var tokenErrors = []error{ErrTokenSpent, ErrTokenExpired, ErrTokenRevoked, ErrTokenUnknown, ErrKeyUsed, ErrRevoked, ErrLocked}
 
 func (s *story) enrolSomebody() {
 	if len(s.tokens) == 0 {
@@ -141,11 +141,11 @@ func (s *story) renew() {
 		q.Ticket = n.ticketOf(rapid.Uint64Range(0, n.Ticket).Draw(s.rt, "ticket"))
 	case 2:
 		_, err := s.ReleaseNode(s.t.Context(), n.ID, "uid 0")
-		s.allowed(err, ErrInvalid, ErrRevoked)
+		s.allowed(err, ErrInvalid, ErrRevoked, ErrLocked)
 		return
 	}
 	next, err := s.Renew(s.t.Context(), q)
-	if s.allowed(err, ErrRevoked, ErrQuarantined) && next.Certificate.Sequence < n.Certificate.Sequence {
+	if s.allowed(err, ErrRevoked, ErrQuarantined, ErrLocked) && next.Certificate.Sequence < n.Certificate.Sequence {
 		s.rt.Fatalf("certificate %d after %d", next.Certificate.Sequence, n.Certificate.Sequence)
 	}
 }
@@ -155,6 +155,56 @@ func (s *story) revoke() {
 		_, err := s.RevokeNode(s.t.Context(), n.ID, "for the test", "uid 0")
 		s.allowed(err)
 	}
+}
+
+// lock locks something of some node, for a time or for good.
+func (s *story) lock() {
+	n, ok := s.some()
+	if !ok {
+		return
+	}
+	spec := LockSpec{Kind: rapid.SampledFrom([]string{LockNode, LockUser, LockTag, LockDevice, LockToken}).Draw(s.rt, "kind"), By: "uid 0"}
+	switch spec.Kind {
+	case LockNode:
+		spec.Subject = n.ID.String()
+	case LockUser:
+		spec.Subject = "ann@example.com"
+	case LockTag:
+		spec.Subject = "tag:db"
+	case LockDevice:
+		spec.Subject = n.Device.String()
+	case LockToken:
+		spec.Subject = n.Token
+	}
+	if rapid.Bool().Draw(s.rt, "for a time") {
+		spec.TTL = 30 * time.Minute
+	}
+	_, _, err := s.CreateLock(s.t.Context(), spec)
+	s.allowed(err, ErrTokenUnknown)
+}
+
+func (s *story) unlock() {
+	all := slices.Collect(s.Snapshot().Locks())
+	if len(all) == 0 {
+		return
+	}
+	_, _, err := s.DeleteLock(s.t.Context(), all[rapid.IntRange(0, len(all)-1).Draw(s.rt, "lock")].ID, "uid 0")
+	s.allowed(err, ErrLockUnknown)
+}
+
+// held is what holds a node, found the slow way.
+func (s *story) held(snap *Snapshot, n *Node) bool {
+	for l := range snap.Locks() {
+		switch {
+		case !l.Expires.IsZero() && !l.Expires.After(snap.Now()):
+			s.rt.Fatalf("lock %+v is there at %v", l, snap.Now())
+		case l.Kind == LockNode && l.Subject == n.ID.String(), l.Kind == LockUser && l.Subject == n.User.Name,
+			l.Kind == LockTag && slices.Contains(n.Tags, l.Subject), l.Kind == LockDevice && l.Subject == n.Device.String(),
+			l.Kind == LockToken && l.Subject == n.Token:
+			return true
+		}
+	}
+	return false
 }
 
 func (s *story) deleteNode() {
@@ -185,7 +235,7 @@ func (s *story) pass() {
 func (s *story) endpoints() {
 	if n, ok := s.some(); ok {
 		port := rapid.Uint16Range(1, 3).Draw(s.rt, "port")
-		s.allowed(s.SetEndpoints(s.t.Context(), n.ID, []proto.Endpoint{endpoint(fmt.Sprint("192.0.2.1:", port))}), ErrRevoked)
+		s.allowed(s.SetEndpoints(s.t.Context(), n.ID, []proto.Endpoint{endpoint(fmt.Sprint("192.0.2.1:", port))}), ErrRevoked, ErrLocked)
 	}
 }
 
@@ -207,7 +257,7 @@ func (s *story) setFact() {
 	}
 	ttl := rapid.SampledFrom([]time.Duration{0, time.Minute, 3 * time.Hour}).Draw(s.rt, "ttl")
 	_, err := s.SetFact(s.t.Context(), n.ID, name, "x", ttl, "uid 0")
-	s.allowed(err, ErrRevoked)
+	s.allowed(err, ErrRevoked, ErrLocked)
 }
 
 var someRoutes = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.33.0.0/16"), netip.MustParsePrefix("192.0.2.0/24")}
@@ -215,14 +265,14 @@ var someRoutes = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustPa
 func (s *story) report() {
 	if n, ok := s.some(); ok {
 		routes := someRoutes[rapid.IntRange(0, 3).Draw(s.rt, "routes"):]
-		s.allowed(s.Report(s.t.Context(), n.ID, Reported{OS: rapid.SampledFrom([]string{"", "linux"}).Draw(s.rt, "os"), Routes: routes}), ErrRevoked)
+		s.allowed(s.Report(s.t.Context(), n.ID, Reported{OS: rapid.SampledFrom([]string{"", "linux"}).Draw(s.rt, "os"), Routes: routes}), ErrRevoked, ErrLocked)
 	}
 }
 
 func (s *story) approve() {
 	if n, ok := s.some(); ok {
 		_, err := s.ApproveRoutes(s.t.Context(), n.ID, someRoutes[rapid.IntRange(0, 3).Draw(s.rt, "routes"):], "uid 0")
-		s.allowed(err, ErrRevoked)
+		s.allowed(err, ErrRevoked, ErrLocked)
 	}
 }
 
@@ -261,7 +311,7 @@ func lasting(s *Snapshot) map[string]any {
 	return map[string]any{
 		"facts": facts, "roles": slices.Collect(s.Users()),
 		"mesh": s.mesh.ID, "nodes": slices.Collect(s.Nodes()), "tokens": slices.Collect(s.Tokens()), "policy": s.Policy(),
-		"freed": freed, "held": held,
+		"freed": freed, "held": held, "locks": slices.Collect(s.Locks()),
 	}
 }
 
@@ -272,7 +322,7 @@ func (s *story) invariants() {
 	}
 	s.last = snap.Version()
 	names, addrs, keys := map[string]bool{}, map[netip.Addr]bool{}, map[key.NodePublic]bool{}
-	trusted, users, tags, ephemeral, current, routers := 0, 0, 0, 0, 0, 0
+	trusted, users, tags, ephemeral, current, peers, routers := 0, 0, 0, 0, 0, 0, 0
 	for n := range snap.Nodes() {
 		if names[n.Name] || addrs[n.Addrs.V4] || addrs[n.Addrs.V6] || keys[n.Key] || n.Validate() != nil {
 			s.rt.Fatalf("node %+v shares something with another, or is not valid", n)
@@ -284,19 +334,25 @@ func (s *story) invariants() {
 		if byDevice, ok := snap.Device(n.Device); !ok || byDevice != n {
 			s.rt.Fatalf("by its device key %s is %+v", n.Name, byDevice)
 		}
-		if id, ok := snap.ByAddr(n.Addrs.V6); ok == n.Apart() || ok && id != n.ID {
+		if id, ok := snap.ByAddr(n.Addrs.V6); ok != snap.state.seen(n) || ok && id != n.ID {
 			s.rt.Fatalf("by its address %s is %v", n.Name, id)
 		}
 		if n.Ephemeral {
 			ephemeral++
 		}
 		s.sees(snap, n)
+		if (n.Lock != nil) != s.held(snap, n) || snap.Trusted(n.ID) != (!n.Apart() && n.Lock == nil) {
+			s.rt.Fatalf("node %+v is held by %+v", n, n.Lock)
+		}
 		peer, shown := snap.Peer(n.ID)
-		if shown != (!n.Apart() && !snap.Lapsed(n.ID)) ||
+		if shown {
+			peers++
+		}
+		if shown != (!n.Barred() && !snap.Lapsed(n.ID)) ||
 			shown && (peer.ID != n.ID || !bytes.Equal(peer.Certificate, n.Certificate.DER) || !slices.Equal(peer.Endpoints, snap.Endpoints(n.ID))) {
 			s.rt.Fatalf("others see of %s %+v", n.Name, peer)
 		}
-		if !n.Apart() {
+		if snap.state.seen(n) {
 			trusted++
 			if seen := snap.Traits(n.ID); len(seen.Advertised)+len(seen.Approved) > 0 {
 				routers++
@@ -316,7 +372,7 @@ func (s *story) invariants() {
 		snap.state.ends.Len(), snap.state.peers.Len(), snap.state.rests.Len(), snap.state.tokenEnds.Len(),
 		snap.state.routers.Len(),
 	}
-	want := []int{trusted, users, tags, ephemeral, len(names), len(addrs), len(names), current, current, snap.state.freed.Len(), snap.state.tokens.Len(), routers}
+	want := []int{trusted, users, tags, ephemeral, len(names), len(addrs), len(names), current, peers, snap.state.freed.Len(), snap.state.tokens.Len(), routers}
 	if !slices.Equal(got, want) {
 		s.rt.Fatalf("indexes have %v entries, want %v", got, want)
 	}
@@ -325,7 +381,7 @@ func (s *story) invariants() {
 // sees looks that policies see of a node what people are shown, and nothing whose time has passed.
 func (s *story) sees(snap *Snapshot, n *Node) {
 	known, seen := snap.Known(n.ID), snap.Traits(n.ID)
-	if n.Apart() {
+	if !snap.state.seen(n) {
 		if seen.Facts != nil || seen.Advertised != nil || seen.Approved != nil {
 			s.rt.Fatalf("policies see of a node that is kept apart %+v", seen)
 		}

@@ -48,6 +48,7 @@ func momentAfter(before, now time.Time) (moment time.Time, back bool) {
 // age notes whom time alone has changed up to the moment of the transaction.
 func (t *tx) age(back bool) {
 	t.forgetFacts()
+	t.expireLocks()
 	for id := range over(t.due, t.moment) {
 		t.nodes = append(t.nodes, id)
 	}
@@ -111,6 +112,7 @@ func (s *Snapshot) pause(now time.Time) time.Duration {
 	}
 	sooner(first(s.state.factEnds))
 	sooner(first(s.state.due))
+	sooner(first(s.state.lockEnds))
 	sooner(s.state.turns, true)
 	return max(at.Sub(now), time.Millisecond)
 }

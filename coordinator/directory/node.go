@@ -33,7 +33,7 @@ func (d *Directory) RevokeNode(ctx context.Context, id proto.NodeID, reason, by 
 		revoked := *n
 		revoked.Revoked = &Revocation{At: t.now, By: by, Reason: reason}
 		n = &revoked
-		t.record(by, audit.NodeRevoke, id.String(), n.Name, reason)
+		t.recordOf(n.User.Name, by, audit.NodeRevoke, id.String(), n.Name, reason)
 		return t.setNode(n)
 	})
 	if err != nil {
@@ -49,7 +49,7 @@ func (d *Directory) DeleteNode(ctx context.Context, id proto.NodeID, by string) 
 		if err != nil {
 			return err
 		}
-		t.record(by, audit.NodeDelete, id.String(), n.Name, "")
+		t.recordOf(n.User.Name, by, audit.NodeDelete, id.String(), n.Name, "")
 		return d.remove(t, n)
 	})
 }
@@ -126,7 +126,7 @@ func (d *Directory) expireNodes(t *tx) (gone []proto.NodeID, err error) {
 		if !away || t.now.Sub(since) < AwayLimit {
 			continue
 		}
-		t.record("coordinator", audit.NodeExpire, id.String(), n.Name, "ephemeral, away since "+since.Format(time.RFC3339))
+		t.recordOf(n.User.Name, "coordinator", audit.NodeExpire, id.String(), n.Name, "ephemeral, away since "+since.Format(time.RFC3339))
 		if err := d.remove(t, n); err != nil {
 			return nil, err
 		}

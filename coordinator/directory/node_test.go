@@ -46,6 +46,14 @@ func TestRevokedNodesAreNothingToPolicies(t *testing.T) {
 			t.Errorf("%s people do not see it: %+v", when, m)
 		}
 	}
+	if r.Snapshot().Trusted(n.ID) || !r.Snapshot().Trusted(other.ID) {
+		t.Error("the wrong one is trusted")
+	}
+	r.clock.pass(2 * time.Hour) // now nobody could take its certificate
+	r.renew(other)
+	if _, err := r.Expire(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	look("after")
 	r.reopen()
 	look("after a restart")
@@ -179,7 +187,7 @@ func TestEphemeralNodesExpire(t *testing.T) {
 	expire()
 	r.clock.pass(time.Minute)
 	expire(left.ID)
-	book, err := r.Audit(t.Context(), 0, 1)
+	book, err := r.Audit(t.Context(), 0, 1, AuditQuery{})
 	if err != nil || book[0].Action != audit.NodeExpire || book[0].Subject != left.ID.String() {
 		t.Errorf("audit: %+v, %v", book, err)
 	}
@@ -220,11 +228,22 @@ func TestLapse(t *testing.T) {
 	if r.Snapshot().Lapsed(n.ID) {
 		t.Error("a node that renewed is lapsed")
 	}
-	r.clock.pass(2 * time.Hour)
 	if _, err := r.RevokeNode(t.Context(), n.ID, "", "uid 0"); err != nil {
 		t.Fatal(err)
 	}
 	expire(false)
+	if _, ok := r.Snapshot().Node(n.ID); !ok {
+		t.Error("whom a certificate of a revoked node could be shown are not told of it")
+	}
+	r.clock.pass(2 * time.Hour)
+	expire(true)
+	if _, ok := r.Snapshot().Node(n.ID); ok {
+		t.Error("policies are about a revoked node whose certificate ended")
+	}
+	r.reopen()
+	if _, ok := r.Snapshot().Node(n.ID); ok {
+		t.Error("after a restart policies are about it again")
+	}
 }
 
 func TestTokens(t *testing.T) {

@@ -93,6 +93,9 @@ type headRecord struct {
 	Epoch    uint64 `json:"epoch"`
 	Reserved uint64 `json:"reserved"` // no snapshot so far had a greater N
 	Audit    uint64 `json:"audit"`    // number of the last audit record
+	// AuditHash is the hash of the last audit record, AuditKey names the key that signed its checkpoint; empty before the first.
+	AuditHash string `json:"auditHash"`
+	AuditKey  string `json:"auditKey,omitempty"`
 }
 
 type heldRecord struct {

@@ -246,7 +246,7 @@ func (t *tx) expireKeys() {
 func (t *tx) quarantine(old *Node, why string) (*Node, error) {
 	n := *old
 	n.Quarantine = &Quarantine{At: t.now, Why: why}
-	t.record("coordinator", audit.NodeQuarantine, n.ID.String(), n.Name, why)
+	t.recordOf(n.User.Name, "coordinator", audit.NodeQuarantine, n.ID.String(), n.Name, why)
 	return &n, t.setNode(&n)
 }
 
@@ -280,7 +280,7 @@ func (d *Directory) ReleaseNode(ctx context.Context, id proto.NodeID, by string)
 		released := *n
 		released.Quarantine, released.Released = nil, true
 		n = &released
-		t.record(by, audit.NodeRelease, id.String(), n.Name, "")
+		t.recordOf(n.User.Name, by, audit.NodeRelease, id.String(), n.Name, "")
 		return t.setNode(n)
 	})
 	if err != nil {

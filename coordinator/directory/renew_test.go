@@ -154,7 +154,7 @@ func TestTwoMachinesWithOneIdentity(t *testing.T) {
 				}
 				r.reopen()
 			}
-			book, err := r.Audit(t.Context(), 0, 1)
+			book, err := r.Audit(t.Context(), 0, 1, AuditQuery{})
 			if err != nil || book[0].Action != audit.NodeQuarantine || book[0].Subject != n.ID.String() || book[0].Reason == "" {
 				t.Errorf("audit: %+v, %v", book, err)
 			}

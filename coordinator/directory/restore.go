@@ -47,11 +47,9 @@ func Restored(t store.Tx, now time.Time, by string) (Restoration, error) {
 	if err := r.latest(t, head.Audit); err != nil {
 		return r, err
 	}
-	head.Audit++
-	line, err := audit.Op(audit.Record{
-		Number: head.Audit, At: now, By: by, Action: audit.Restore, Subject: string(r.Mesh.ID),
-		Reason: fmt.Sprintf("epoch %d; %d nodes, %d tokens voided", r.Epoch, r.Nodes, r.Voided),
-	})
+	ops, err := head.enter([]audit.Record{{
+		By: by, Action: audit.Restore, Subject: string(r.Mesh.ID), Reason: fmt.Sprintf("epoch %d; %d nodes, %d tokens voided", r.Epoch, r.Nodes, r.Voided),
+	}}, page{now: now}, nil)
 	if err != nil {
 		return r, err
 	}
@@ -59,7 +57,7 @@ func Restored(t store.Tx, now time.Time, by string) (Restoration, error) {
 	if err != nil {
 		return r, err
 	}
-	for _, op := range []store.Op{line, op} {
+	for _, op := range append(ops, op) {
 		if err := t.Put(op.Key, op.Value); err != nil {
 			return r, err
 		}

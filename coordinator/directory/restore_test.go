@@ -103,10 +103,11 @@ func TestRestore(t *testing.T) {
 	if again := first.enroll(lateMachine); again.ID == late.ID {
 		t.Error("it came back with its old id")
 	}
-	book, err := first.Audit(t.Context(), 0, 100)
+	book, err := first.Audit(t.Context(), 0, 100, AuditQuery{})
 	if err != nil || len(book) == 0 || book[len(book)-1].Action != audit.MeshCreate || book[3].Action != audit.Restore {
 		t.Errorf("audit: %+v, %v", book, err)
 	}
+	verifyBook(t, first.Directory)
 	high := first.Snapshot().Version()
 
 	second, _ := restored(t, path, later.Add(time.Minute))

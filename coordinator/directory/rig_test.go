@@ -2,6 +2,7 @@ package directory
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
@@ -27,6 +29,9 @@ func TestMain(m *testing.M) {
 	}
 	goleak.VerifyTestMain(m)
 }
+
+// signer signs the audit books of tests.
+var signer = audit.NewSigner("mesh", ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
 
 // start is when tests begin.
 var start = time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
@@ -83,7 +88,9 @@ func newRigOn(t testing.TB, s store.Store, p Plan) *rig {
 	return r
 }
 
-func (r *rig) config() Config { return Config{Clock: r.clock.now, Rand: rand.Reader, Issue: issue} }
+func (r *rig) config() Config {
+	return Config{Clock: r.clock.now, Rand: rand.Reader, Issue: issue, Signer: signer}
+}
 
 func (r *rig) open() {
 	r.t.Helper()
@@ -99,6 +106,15 @@ func (r *rig) reopen() {
 	r.t.Helper()
 	r.Close()
 	r.open()
+}
+
+// over has the certificate of a node end, and everybody notice.
+func (r *rig) over(n *Node) {
+	r.t.Helper()
+	r.clock.pass(n.Certificate.NotAfter.Sub(r.clock.now()) + Patience + time.Second)
+	if _, err := r.Expire(r.t.Context()); err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 func newTokenKey(t testing.TB) key.TokenPublic {

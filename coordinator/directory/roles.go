@@ -69,7 +69,7 @@ func (d *Directory) SetRoles(ctx context.Context, login string, roles []string, 
 			said = strings.Join(roles, ", ")
 		}
 		t.writes = append(t.writes, op)
-		t.record(by, audit.RolesSet, login, "", said)
+		t.recordOf(login, by, audit.RolesSet, login, "", said)
 		for id := range members(t.users, login) {
 			t.nodes = append(t.nodes, id)
 		}

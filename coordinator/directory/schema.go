@@ -1,10 +1,17 @@
 package directory
 
-import "github.com/redoubt-mesh/redoubt/coordinator/store"
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+)
 
 // Migrations lead from the first schema of the store to the one that this program writes, the oldest first. They are only ever
 // appended to.
-func Migrations() []store.Edit { return []store.Edit{traitsAndRoles, attestation} }
+func Migrations() []store.Edit { return []store.Edit{traitsAndRoles, attestation, chainedBook} }
 
 // traitsAndRoles is schema 2: traits and roles have records, and policies may have comments. Nothing that is there changes. The
 // number keeps older programs away, which would enforce a policy without knowing whom it is about.
@@ -13,3 +20,51 @@ func traitsAndRoles(store.Tx) error { return nil }
 // attestation is schema 3: nodes have what their machine proved, and tokens the node that they replace. Nothing that is there
 // changes. The number keeps older programs away, which would let a known machine join twice.
 func attestation(store.Tx) error { return nil }
+
+// oldAudit is an audit record of the first form, which knew nothing of the one before it.
+type oldAudit struct {
+	V int `json:"v"`
+	audit.Record
+}
+
+// chainedBook is schema 4: every audit record names the hash of the one before it, and the head that of the last one; locks
+// have records.
+func chainedBook(t store.Tx) error {
+	v, ok := t.Get(headKey)
+	if !ok {
+		return nil // a store that no mesh was made in yet
+	}
+	head, err := parse[headRecord](store.Entry{Key: headKey, Value: v})
+	if err != nil {
+		return err
+	}
+	list, err := t.List(audit.Prefix)
+	if err != nil {
+		return err
+	}
+	number := head.Audit
+	head.Audit, head.AuditHash = 0, ""
+	for _, e := range list {
+		d := json.NewDecoder(bytes.NewReader(e.Value))
+		d.DisallowUnknownFields()
+		var old oldAudit
+		if err := d.Decode(&old); err != nil || old.V != 1 || audit.Key(head.Audit+1) != e.Key {
+			return fmt.Errorf("audit record %s: not one of version 1, or not in order: %w", e.Key, err)
+		}
+		ops, err := head.enter([]audit.Record{old.Record}, page{now: old.At}, nil)
+		if err != nil {
+			return err
+		}
+		if err := t.Put(ops[0].Key, ops[0].Value); err != nil {
+			return err
+		}
+	}
+	if head.Audit != number {
+		return fmt.Errorf("the audit log has %d records, and %d were written", head.Audit, number)
+	}
+	op, err := putRecord(headKey, head)
+	if err != nil {
+		return err
+	}
+	return t.Put(op.Key, op.Value)
+}

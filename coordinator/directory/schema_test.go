@@ -18,6 +18,7 @@ func TestAnOlderStoreIsTaken(t *testing.T) {
 	r := newRigOn(t, older, Plan{})
 	n := r.node("host")
 	r.Close()
+	unchain(t, older)
 	if err := older.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -25,7 +26,7 @@ func TestAnOlderStoreIsTaken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := Open(t.Context(), s, Config{Clock: r.clock.now, Rand: rand.Reader, Issue: issue})
+	d, err := Open(t.Context(), s, Config{Clock: r.clock.now, Rand: rand.Reader, Issue: issue, Signer: signer})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,8 +11,10 @@ import (
 
 // Snapshot is the directory at one moment. It never changes and may be kept.
 //
-// Node, ByUser, ByTag, ByAddr, All, Traits, Routers, Roles and Now are what policies are compiled against: they know nothing of
-// revoked nodes. Lookup, Nodes, Named, Known and Device know every node, for people and for enrolment.
+// Node, ByUser, ByTag, ByAddr, All, Traits, Routers, Roles and Now are what policies are compiled against. Nodes that are locked
+// are among them, and revoked ones as long as their certificates could be trusted by somebody: whoever the policy ties to them
+// must know to refuse them. Whether a node is Barred is for those to ask who make netmaps of it. Lookup, Nodes, Named, Known and
+// Device know every node, for people and for enrolment.
 type Snapshot struct {
 	version proto.Version
 	mesh    Mesh
@@ -91,28 +93,55 @@ func (s *Snapshot) TokenByID(id string) (*Token, bool) { return s.state.tokens.G
 // Tokens yields every token, sorted by id.
 func (s *Snapshot) Tokens() iter.Seq[*Token] { return values(s.state.tokens) }
 
-// Node answers who a trusted node is.
+// Node answers who a node is.
 func (s *Snapshot) Node(id proto.NodeID) (proto.Identity, bool) {
 	n, ok := s.Lookup(id)
-	if !ok || n.Apart() {
+	if !ok || !s.state.seen(n) {
 		return proto.Identity{}, false
 	}
 	return n.Identity, true
 }
 
-// ByUser yields the trusted nodes of a user, by login name, sorted by id.
+// Trusted says whether a node is known, and neither revoked nor locked.
+func (s *Snapshot) Trusted(id proto.NodeID) bool {
+	n, ok := s.Lookup(id)
+	return ok && !n.Barred()
+}
+
+// Bars says whether certificates of a node could still be shown that nobody may take, and up to which number.
+func (s *Snapshot) Bars(id proto.NodeID) (sequence uint64, ok bool) {
+	n, known := s.Lookup(id)
+	if !known || !n.Barred() || s.Lapsed(id) {
+		return 0, false
+	}
+	return n.Certificate.Sequence, true
+}
+
+// seen says whether policies are about a node.
+func (s *state) seen(n *Node) bool {
+	switch {
+	case n.Quarantine != nil:
+		return false
+	case n.Revoked == nil:
+		return true
+	}
+	_, over := s.lapsed.Get(n.ID)
+	return !over
+}
+
+// ByUser yields the nodes of a user, by login name, sorted by id.
 func (s *Snapshot) ByUser(name string) iter.Seq[proto.NodeID] { return members(s.state.users, name) }
 
-// ByTag yields the trusted nodes with a tag, sorted by id.
+// ByTag yields the nodes with a tag, sorted by id.
 func (s *Snapshot) ByTag(tag string) iter.Seq[proto.NodeID] { return members(s.state.tags, tag) }
 
-// All yields all trusted nodes, sorted by id.
+// All yields all nodes, sorted by id.
 func (s *Snapshot) All() iter.Seq[proto.NodeID] { return values(s.state.trusted) }
 
-// ByAddr answers the trusted node with an overlay address.
+// ByAddr answers the node with an overlay address.
 func (s *Snapshot) ByAddr(a netip.Addr) (proto.NodeID, bool) {
 	n, ok := s.resolve(s.state.addrs.Get(addrKey(a.Unmap())))
-	if !ok || n.Apart() {
+	if !ok || !s.state.seen(n) {
 		return 0, false
 	}
 	return n.ID, true

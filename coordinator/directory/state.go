@@ -20,7 +20,10 @@ type state struct {
 	machines  index[string, proto.NodeID] // by the name of the piece of hardware, where that is known
 	ephemeral index[proto.NodeID, proto.NodeID]
 	addrs     index[string, proto.NodeID] // by addrKey; both addresses of every node
-	// trusted, users and tags have only nodes that are not revoked: what policies are about.
+	prints    index[string, proto.NodeID] // by device key as people see it
+	joined    index[string, proto.NodeID] // by memberKey of the token
+	// trusted, users and tags are what policies are about: nodes that are not apart, and revoked ones as long as somebody could
+	// trust their certificates, and has to be told not to.
 	trusted index[proto.NodeID, proto.NodeID]
 	users   index[string, proto.NodeID] // by memberKey of the login name
 	tags    index[string, proto.NodeID] // by memberKey of the tag
@@ -32,17 +35,20 @@ type state struct {
 	lapsed  index[proto.NodeID, proto.NodeID]
 	// What Expire looks at, by timeKey of the time that is over: the certificates of trusted nodes that have not lapsed, the
 	// rest of addresses, tokens.
-	ends      index[string, proto.NodeID]
-	rests     index[string, netip.Addr]
-	tokenEnds index[string, *Token]
-	endpoints index[proto.NodeID, []proto.Endpoint]
-	peers     index[proto.NodeID, *proto.Peer]  // trusted nodes that have not lapsed, for netmaps to share
-	policy    *Policy                           // nil before the first one
-	roles     index[string, *UserRoles]         // by login name
-	traits    index[proto.NodeID, *Traits]      // only of nodes of which something is known
-	factEnds  index[string, proto.NodeID]       // by timeKey of when the first fact expires
-	routers   index[proto.NodeID, proto.NodeID] // trusted nodes with routes
-	stale     index[proto.NodeID, proto.NodeID] // whose facts have expired and are still on disk
+	ends         index[string, proto.NodeID]
+	rests        index[string, netip.Addr]
+	tokenEnds    index[string, *Token]
+	endpoints    index[proto.NodeID, []proto.Endpoint]
+	peers        index[proto.NodeID, *proto.Peer]  // trusted nodes that have not lapsed, for netmaps to share
+	locks        index[string, *Lock]              // by id
+	policy       *Policy                           // nil before the first one
+	roles        index[string, *UserRoles]         // by login name
+	traits       index[proto.NodeID, *Traits]      // only of nodes of which something is known
+	factEnds     index[string, proto.NodeID]       // by timeKey of when the first fact expires
+	routers      index[proto.NodeID, proto.NodeID] // trusted nodes with routes
+	stale        index[proto.NodeID, proto.NodeID] // whose facts have expired and are still on disk
+	lockSubjects index[string, *Lock]              // by Lock.key
+	lockEnds     index[string, *Lock]              // by timeKey of when it ends
 	// When time alone changes what the policy makes of nodes, by node and by timeKey, and the policy itself; memory only.
 	moments index[proto.NodeID, time.Time]
 	due     index[string, proto.NodeID]
@@ -61,6 +67,8 @@ func newState() state {
 		tokenEnds: newIndex[string, *Token](), roles: newIndex[string, *UserRoles](), traits: newIndex[id, *Traits](),
 		factEnds: newIndex[string, id](), routers: newIndex[id, id](), stale: newIndex[id, id](),
 		moments: newIndex[id, time.Time](), due: newIndex[string, id](),
+		prints: newIndex[string, id](), joined: newIndex[string, id](),
+		locks: newIndex[string, *Lock](), lockSubjects: newIndex[string, *Lock](), lockEnds: newIndex[string, *Lock](),
 	}
 }
 
@@ -127,8 +135,12 @@ func deviceKey(k key.DevicePublic) string { return string(k.Bytes()) }
 func heldDevice(k key.DevicePublic) string { return "d" + deviceKey(k) }
 func heldNode(k key.NodePublic) string     { return "n" + string(k.Bytes()) }
 
-// setNode replaces a node, or adds it, in all indexes.
+// setNode replaces a node, or adds it, in all indexes. Which lock holds it is found anew.
 func (s *state) setNode(n *Node) {
+	if l := s.lockOf(n); l != n.Lock {
+		held := *n
+		n, held.Lock = &held, l
+	}
 	id := n.ID
 	old, known := s.nodes.Get(id)
 	if known {
@@ -146,12 +158,16 @@ func (s *state) setNode(n *Node) {
 	if n.Ephemeral {
 		put(&s.ephemeral, id, n.ID)
 	}
-	if n.Apart() {
+	put(&s.prints, n.Device.String(), n.ID)
+	put(&s.joined, memberKey(n.Token, n.ID), n.ID)
+	if !s.seen(n) {
 		return
 	}
 	put(&s.trusted, id, n.ID)
 	put(&s.ends, timeKey(n.Certificate.NotAfter, idKey(n.ID)), n.ID)
-	s.present(n)
+	if !n.Barred() {
+		s.present(n)
+	}
 	if !n.User.IsZero() {
 		put(&s.users, memberKey(n.User.Name, n.ID), n.ID)
 	}
@@ -182,15 +198,22 @@ func (s *state) unindex(n *Node) {
 	if m := n.Attestation.Device; m != "" {
 		drop(&s.machines, m)
 	}
+	drop(&s.prints, n.Device.String())
+	drop(&s.joined, memberKey(n.Token, n.ID))
 	drop(&s.ephemeral, id)
 	drop(&s.lapsed, id)
 	drop(&s.peers, id)
-	drop(&s.trusted, id)
-	drop(&s.routers, id)
 	drop(&s.ends, timeKey(n.Certificate.NotAfter, idKey(n.ID)))
 	for _, a := range n.Addrs.Slice() {
 		drop(&s.addrs, addrKey(a))
 	}
+	s.overlook(n)
+}
+
+// overlook takes a node out of what policies are about.
+func (s *state) overlook(n *Node) {
+	drop(&s.trusted, n.ID)
+	drop(&s.routers, n.ID)
 	drop(&s.users, memberKey(n.User.Name, n.ID))
 	for _, tag := range n.Tags {
 		drop(&s.tags, memberKey(tag, n.ID))

@@ -73,7 +73,7 @@ func (d *Directory) CreateToken(ctx context.Context, spec TokenSpec) (*Token, er
 		if token.Replace != 0 {
 			why += ", replaces the machine of node " + token.Replace.String()
 		}
-		t.record(spec.By, audit.TokenCreate, token.ID, token.who(), why)
+		t.recordOf(token.User, spec.By, audit.TokenCreate, token.ID, token.who(), why)
 		return t.setToken(token)
 	})
 	if err != nil {
@@ -125,6 +125,11 @@ func (t *Token) who() string {
 	return "nobody in particular"
 }
 
+// user is the person whose machines join with it.
+func (t *Token) user() proto.User {
+	return proto.User{Issuer: proto.IssuerToken, Subject: t.User, Name: t.User}
+}
+
 // RevokeToken ends a token; nodes that joined with it stay. A token that was revoked stays as it is.
 func (d *Directory) RevokeToken(ctx context.Context, id, by string) (*Token, error) {
 	var token *Token
@@ -139,7 +144,7 @@ func (d *Directory) RevokeToken(ctx context.Context, id, by string) (*Token, err
 		revoked := *old
 		revoked.Revoked = &Revocation{At: t.now, By: by, Reason: "revoked"}
 		token = &revoked
-		t.record(by, audit.TokenRevoke, id, token.who(), "")
+		t.recordOf(token.User, by, audit.TokenRevoke, id, token.who(), "")
 		return t.setToken(token)
 	})
 	if err != nil {

@@ -218,7 +218,7 @@ func attested(l cert.Level) compile.Traits { return attestations[l] }
 // Traits is what policies know of a trusted node beside who it is. Facts whose time has passed are not there.
 func (s *Snapshot) Traits(id proto.NodeID) compile.Traits {
 	n, ok := s.Lookup(id)
-	if !ok || n.Apart() {
+	if !ok || !s.state.seen(n) {
 		return compile.Traits{}
 	}
 	t, ok := s.state.traits.Get(id)
@@ -251,7 +251,7 @@ func (s *Snapshot) Known(id proto.NodeID) Traits {
 func Alike(before, after *Snapshot, id proto.NodeID) bool {
 	old, was := before.Lookup(id)
 	n, is := after.Lookup(id)
-	if !was || !is || old.Apart() != n.Apart() || before.Lapsed(id) != after.Lapsed(id) {
+	if !was || !is || old.Barred() != n.Barred() || old.Apart() != n.Apart() || before.Lapsed(id) != after.Lapsed(id) {
 		return false
 	}
 	if old.Level != n.Level || old.Name != n.Name || old.User != n.User || !slices.Equal(old.Tags, n.Tags) {
@@ -331,7 +331,7 @@ func (d *Directory) SetFact(ctx context.Context, id proto.NodeID, name, value st
 			return fmt.Errorf("node %s has %d facts already, at most %d; unset some first: %w", n.Name, custom, MaxFacts, ErrInvalid)
 		}
 		next.Facts = append(next.Facts, f)
-		t.record(by, audit.FactSet, n.ID.String(), n.Name, name+" = "+value+" "+until)
+		t.recordOf(n.User.Name, by, audit.FactSet, n.ID.String(), n.Name, name+" = "+value+" "+until)
 		return nil
 	})
 }
@@ -347,7 +347,7 @@ func (d *Directory) UnsetFact(ctx context.Context, id proto.NodeID, name, by str
 		if len(next.Facts) == before {
 			return fmt.Errorf("node %s has no %s: %w", n.Name, name, ErrInvalid)
 		}
-		t.record(by, audit.FactUnset, n.ID.String(), n.Name, name)
+		t.recordOf(n.User.Name, by, audit.FactUnset, n.ID.String(), n.Name, name)
 		return nil
 	})
 }
@@ -368,7 +368,7 @@ func (d *Directory) ApproveRoutes(ctx context.Context, id proto.NodeID, routes [
 		for i, p := range routes {
 			words[i] = p.String()
 		}
-		t.record(by, audit.RoutesApprove, n.ID.String(), n.Name, cmp.Or(strings.Join(words, " "), "none"))
+		t.recordOf(n.User.Name, by, audit.RoutesApprove, n.ID.String(), n.Name, cmp.Or(strings.Join(words, " "), "none"))
 		return nil
 	})
 }
@@ -421,7 +421,7 @@ func (s *state) setTraits(n *Node, next *Traits) {
 	if !next.ends.IsZero() {
 		put(&s.factEnds, timeKey(next.ends, idKey(n.ID)), n.ID)
 	}
-	if next.routes() && !n.Apart() {
+	if next.routes() && s.seen(n) {
 		put(&s.routers, n.ID, n.ID)
 	}
 }

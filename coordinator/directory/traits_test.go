@@ -27,7 +27,7 @@ func inBubble(t *testing.T, ages Ages, f func(t *testing.T, r *rig)) {
 		if _, err := Ensure(t.Context(), r.store, Plan{}, rand.Reader, time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(context.Background(), r.store, Config{Clock: time.Now, Rand: rand.Reader, Issue: issue, Ages: ages})
+		d, err := Open(context.Background(), r.store, Config{Clock: time.Now, Rand: rand.Reader, Issue: issue, Signer: signer, Ages: ages})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +96,7 @@ func TestFactsOfANode(t *testing.T) {
 	if _, ok := r.Snapshot().Traits(n.ID).Facts["custom:tier"]; ok {
 		t.Error("a fact that was taken back is there")
 	}
-	lines, err := r.Audit(t.Context(), 0, 10)
+	lines, err := r.Audit(t.Context(), 0, 10, AuditQuery{})
 	if err != nil || lines[0].Action != audit.FactUnset || lines[1].Action != audit.FactSet || lines[1].Reason != "custom:tier = stage for good" || lines[1].By != "uid 0" {
 		t.Errorf("audit: %+v, %v", lines[:2], err)
 	}
@@ -140,6 +140,7 @@ func TestFactsThatCannotBeSet(t *testing.T) {
 	if _, err := r.SetFact(t.Context(), n.ID, "custom:f0", "x", 0, "uid 0"); !errors.Is(err, ErrRevoked) {
 		t.Errorf("of a revoked node: %v", err)
 	}
+	r.over(n)
 	if got := r.Snapshot().Traits(n.ID); got.Facts != nil {
 		t.Errorf("policies see of a revoked node %v", got)
 	}
@@ -384,6 +385,7 @@ func TestRoutes(t *testing.T) {
 	if _, err := r.RevokeNode(t.Context(), n.ID, "", "uid 0"); err != nil {
 		t.Fatal(err)
 	}
+	r.over(n)
 	if routers := slices.Collect(r.Snapshot().Routers()); len(routers) != 0 {
 		t.Errorf("a revoked router: %v", routers)
 	}
@@ -484,7 +486,7 @@ func TestPolicyHistory(t *testing.T) {
 	if _, err := r.PolicyVersion(t.Context(), 9); !errors.Is(err, ErrPolicyUnknown) {
 		t.Errorf("version 9: %v", err)
 	}
-	lines, err := r.Audit(t.Context(), 0, 2)
+	lines, err := r.Audit(t.Context(), 0, 2, AuditQuery{})
 	if err != nil || lines[0].Action != audit.PolicyRollback || lines[0].Reason != "to version 1" || lines[1].Reason != "for three" {
 		t.Errorf("audit: %+v, %v", lines, err)
 	}

@@ -47,6 +47,7 @@ type Node struct {
 	Token        string      // id of the token that it enrolled with
 	Created      time.Time
 	Revoked      *Revocation // nil while the node is trusted
+	Lock         *Lock       // what holds it; nil for nothing. Not part of the node's record
 	// Certificate is the last one that was issued.
 	Certificate Certificate
 	Attestation Attestation

@@ -17,6 +17,7 @@ const maxBatch = 256
 // request is an operation on its way through the writer.
 type request struct {
 	run  func(*tx) error
+	from string // where it was asked for
 	err  error
 	done chan struct{}
 }
@@ -29,6 +30,7 @@ type tx struct {
 	now    time.Time // by the clock
 	moment time.Time // that the snapshot will be about
 	writes []store.Op
+	from   string // where the operation that runs was asked for
 	audits []audit.Record
 	nodes  []proto.NodeID // that changed
 	policy bool
@@ -37,7 +39,7 @@ type tx struct {
 // do has the writer run an operation, and waits until it is on disk and visible. When ctx ends first the operation may
 // still happen.
 func (d *Directory) do(ctx context.Context, run func(*tx) error) error {
-	r := &request{run: run, done: make(chan struct{})}
+	r := &request{run: run, from: origin(ctx), done: make(chan struct{})}
 	select {
 	case d.requests <- r:
 	case <-d.done:
@@ -110,10 +112,12 @@ func (d *Directory) commit(batch []*request) (written bool, err error) {
 	t.moment, back = momentAfter(before.now, t.now)
 	for _, r := range batch {
 		saved := *t
+		t.from = r.from
 		if r.err = r.run(t); r.err != nil {
 			*t = saved
 		}
 	}
+	t.from = ""
 	t.age(back)
 	after := &Snapshot{version: before.version, mesh: before.mesh, now: t.moment, state: t.state}
 	if t.visible() {
@@ -159,15 +163,11 @@ func (d *Directory) persist(t *tx, n uint64) error {
 		head.Reserved = n + block
 	}
 	ops := last(t.writes)
-	for _, r := range t.audits {
-		head.Audit++
-		r.Number, r.At = head.Audit, t.now
-		op, err := audit.Op(r)
-		if err != nil {
-			return err
-		}
-		ops = append(ops, op)
+	book, err := head.enter(t.audits, page{t.now, proto.Version{Epoch: head.Epoch, N: n}, numberOf(t.state.policy)}, d.config.Signer)
+	if err != nil {
+		return err
 	}
+	ops = append(ops, book...)
 	op, err := putRecord(headKey, head)
 	if err != nil {
 		return err
@@ -202,7 +202,14 @@ func last(writes []store.Op) []store.Op {
 
 // record remembers a line for the audit book.
 func (t *tx) record(by, action, subject, name, reason string) {
-	t.audits = append(t.audits, audit.Record{By: by, Action: action, Subject: subject, Name: name, Reason: reason})
+	t.recordOf("", by, action, subject, name, reason)
+}
+
+// recordOf is record for what concerns a person, by login name.
+func (t *tx) recordOf(user, by, action, subject, name, reason string) {
+	t.audits = append(t.audits, audit.Record{
+		By: by, From: t.from, Action: action, Subject: subject, Name: name, User: user, Reason: reason,
+	})
 }
 
 // setNode writes a node and makes it visible.

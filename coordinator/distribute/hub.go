@@ -226,7 +226,7 @@ func (h *Hub) settle() {
 func (h *Hub) expel(before, after Source, changed []proto.NodeID) {
 	for _, id := range changed {
 		n, known := after.Snapshot.Lookup(id)
-		if known && n.Revoked == nil {
+		if known && !n.Dismissed() {
 			h.part(before, n)
 			continue
 		}
@@ -243,11 +243,7 @@ func (h *Hub) expel(before, after Source, changed []proto.NodeID) {
 		if session == nil {
 			continue
 		}
-		if known {
-			session.stream.End(refusal.Revoked())
-		} else {
-			session.stream.End(refusal.Deleted())
-		}
+		session.stream.End(refusal.Of(n))
 	}
 }
 

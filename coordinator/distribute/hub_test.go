@@ -284,7 +284,7 @@ func TestRevocation(t *testing.T) {
 		if st := w.hub.Status(); len(st.Laggards) != 0 {
 			t.Fatalf("everybody is current: %+v", st)
 		}
-		holders := w.hub.Holders(b)
+		holders := Holders(w.hub.Source(), []proto.NodeID{b})
 		if len(holders) != 2 {
 			t.Fatalf("holders %v", holders)
 		}

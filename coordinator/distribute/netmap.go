@@ -43,7 +43,7 @@ func Requires(v compile.View) []string {
 
 // Missing are the features that a node would need and does not have.
 func Missing(s Source, id proto.NodeID, features []string) []string {
-	if _, trusted := s.Snapshot.Node(id); !trusted || len(lacking(conceivable, features)) == 0 {
+	if !s.Snapshot.Trusted(id) || len(lacking(conceivable, features)) == 0 {
 		return nil
 	}
 	return lacking(Requires(s.Program.For(s.Snapshot, id)), features)
@@ -59,7 +59,7 @@ func lacking(required, features []string) (out []string) {
 }
 
 // Netmap is what a node with these features knows of the mesh: the peers that some rule ties it to, as long as somebody may
-// trust their certificates, and the rules themselves. A node that is not trusted knows nothing. One that lacks a feature
+// trust their certificates, the rules themselves, and whom of its peers to refuse who was revoked or is locked. A node that is not trusted knows nothing. One that lacks a feature
 // learns which, and gets no rule that it could enforce wrongly.
 func Netmap(s Source, id proto.NodeID, features []string) *proto.Netmap {
 	return s.bind().netmap(id, features)
@@ -78,7 +78,7 @@ func (s Source) bind() *bound { return &bound{s, s.Program.On(s.Snapshot)} }
 
 func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 	n, known := s.Snapshot.Lookup(id)
-	if !known || n.Revoked != nil {
+	if !known || n.Dismissed() {
 		return nil
 	}
 	nm := &proto.Netmap{
@@ -94,10 +94,14 @@ func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 		return nm
 	}
 	nm.Rules, nm.Sets, nm.Withheld = view.Rules, view.Sets, view.Withheld
+	knows := slices.Contains(features, proto.FeatureBarred)
 	nm.Peers = make([]*proto.Peer, 0, len(view.Peers))
 	for _, id := range view.Peers {
 		peer, ok := s.Snapshot.Peer(id)
 		if !ok {
+			if sequence, barred := s.Snapshot.Bars(id); barred && knows {
+				nm.Barred = append(nm.Barred, proto.Barred{ID: id, Sequence: sequence})
+			}
 			continue
 		}
 		if routes := view.Routes[id]; len(routes) > 0 {
@@ -126,7 +130,7 @@ const hurry = 4 * time.Minute
 func calm(before, after *directory.Snapshot, id proto.NodeID, now time.Time) bool {
 	old, was := before.Lookup(id)
 	n, is := after.Lookup(id)
-	return was && is && !n.Apart() && (n.Key == old.Key || n.Key == old.Next) && old.Certificate.Serial != n.Certificate.Serial &&
+	return was && is && !n.Barred() && (n.Key == old.Key || n.Key == old.Next) && old.Certificate.Serial != n.Certificate.Serial &&
 		old.Certificate.NotAfter.Sub(now) > hurry &&
 		directory.Alike(before, after, id) && slices.Equal(before.Endpoints(id), after.Endpoints(id))
 }

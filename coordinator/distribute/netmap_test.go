@@ -103,3 +103,60 @@ func TestNetmapsOfNodesThatLackAFeature(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoIsToldOfABarredNode: those whom the policy ties to it, until its certificate is over, and nobody else.
+func TestWhoIsToldOfABarredNode(t *testing.T) {
+	w := newWorld(t, 1, newHub)
+	defer func() {
+		w.hub.sub.Close()
+		w.dir.Close()
+	}()
+	a, b, c := w.enrol("tag:a"), w.enrol("tag:b"), w.enrol("ann@example.com")
+	w.setPolicy(`{"tagOwners": {"tag:a": [], "tag:b": []}, "grants": [{"src": ["tag:a"], "dst": ["tag:b"], "ip": ["*"]}]}`)
+	step := func() Source {
+		if change, ok := w.hub.sub.Take(); ok {
+			w.hub.apply(change)
+		}
+		return w.hub.Source()
+	}
+	barred := func(what string, s Source, want ...proto.Barred) {
+		t.Helper()
+		nm := Netmap(s, a, able)
+		if !slices.Equal(nm.Barred, want) || len(nm.Peers) != 1-len(want) && len(want) > 0 {
+			t.Errorf("%s: barred %v, %d peers", what, nm.Barred, len(nm.Peers))
+		}
+		if other := Netmap(s, c, able); len(other.Barred) != 0 {
+			t.Errorf("%s: a stranger is told of %v", what, other.Barred)
+		}
+		if old := Netmap(s, a, conceivable); len(old.Barred) != 0 {
+			t.Errorf("%s: an agent that does not know of such is told of %v", what, old.Barred)
+		}
+	}
+	barred("before", step())
+	l, _, err := w.dir.CreateLock(background, directory.LockSpec{Kind: directory.LockNode, Subject: b.String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := step()
+	barred("locked", s, proto.Barred{ID: b, Sequence: 1})
+	if Netmap(s, b, able) != nil {
+		t.Error("a locked node has a netmap")
+	}
+	if _, _, err := w.dir.DeleteLock(background, l.ID, "test"); err != nil {
+		t.Fatal(err)
+	}
+	barred("unlocked", step())
+	w.renew(b)
+	if _, err := w.dir.RevokeNode(background, b, "", "test"); err != nil {
+		t.Fatal(err)
+	}
+	n, _ := w.dir.Snapshot().Lookup(b)
+	barred("revoked", step(), proto.Barred{ID: b, Sequence: n.Certificate.Sequence})
+	w.pass(lifetime + directory.Patience + time.Second)
+	w.renew(a)
+	w.renew(c)
+	if _, err := w.dir.Expire(background); err != nil {
+		t.Fatal(err)
+	}
+	barred("when its certificate is over", step())
+}

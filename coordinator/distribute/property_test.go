@@ -81,6 +81,15 @@ func TestSessionsConverge(t *testing.T) {
 					_ = w.dir.DeleteNode(background, id, "test")
 				}
 			}),
+			"lock": withNode(func(t *rapid.T, id proto.NodeID) {
+				ttl := time.Duration(rapid.IntRange(0, 30).Draw(t, "ttl")) * time.Minute
+				_, _, _ = w.dir.CreateLock(background, directory.LockSpec{Kind: directory.LockNode, Subject: id.String(), TTL: ttl})
+			}),
+			"unlock": func(*rapid.T) {
+				for l := range w.dir.Snapshot().Locks() {
+					_, _, _ = w.dir.DeleteLock(background, l.ID, "test")
+				}
+			},
 			"policy": func(t *rapid.T) { w.setPolicy(rapid.SampledFrom(policies).Draw(t, "policy")) },
 			"renew":  withNode(func(_ *rapid.T, id proto.NodeID) { w.renew(id) }),
 			"endpoints": withNode(func(t *rapid.T, id proto.NodeID) {
@@ -131,7 +140,7 @@ func TestSessionsConverge(t *testing.T) {
 		w.hub.settle()
 		source := w.hub.Source()
 		for id, c := range clients {
-			_, trusted := source.Snapshot.Node(id)
+			trusted := source.Snapshot.Trusted(id)
 			if c.session == nil {
 				continue
 			}
@@ -146,7 +155,7 @@ func TestSessionsConverge(t *testing.T) {
 			}
 			c.w.t = t
 			c.drain()
-			want := Netmap(source, id, conceivable)
+			want := Netmap(source, id, able)
 			if c.nm == nil || !proto.Diff(c.nm, want).Empty() {
 				t.Errorf("node %s holds %+v, should have %+v", id, c.nm, want)
 				continue
@@ -174,7 +183,7 @@ func look(t *rapid.T, w *world) {
 		t.Errorf("all nodes are looked at for a change of %v", c.Nodes)
 	}
 	for _, id := range w.nodes {
-		old, now := Netmap(before, id, conceivable), Netmap(after, id, conceivable)
+		old, now := Netmap(before, id, able), Netmap(after, id, able)
 		if now != nil {
 			if err := now.Validate(); err != nil {
 				t.Errorf("the netmap of %s: %v", id, err)

@@ -36,12 +36,9 @@ func (h *Hub) Attach(id proto.NodeID, features []string, applied proto.Version, 
 	// The directory is asked after the session and its node can be found: a revocation is seen here, or ends the session.
 	source := h.await(id)
 	n, known := h.config.Directory.Snapshot().Lookup(id)
-	if !known || n.Revoked != nil {
+	if !known || n.Dismissed() {
 		s.Close()
-		if known {
-			return nil, refusal.Revoked()
-		}
-		return nil, refusal.Deleted()
+		return nil, refusal.Of(n)
 	}
 	enforced := r.begin(features, applied, source.Snapshot.Version())
 	if r.refresh(source.bind(), h.config.Clock()) {

@@ -33,7 +33,7 @@ func (h *Hub) Status() Status {
 	st := Status{Version: s.Snapshot.Version()}
 	for id := range s.Snapshot.All() {
 		n, ok := s.Snapshot.Lookup(id)
-		if !ok || s.Snapshot.Lapsed(id) {
+		if !ok || n.Barred() || s.Snapshot.Lapsed(id) {
 			continue
 		}
 		st.Nodes++
@@ -90,15 +90,6 @@ func (h *Hub) Connected(id proto.NodeID) bool {
 func (h *Hub) Settled(ctx context.Context, v proto.Version) Status {
 	h.waits.settle(ctx, v)
 	return h.Status()
-}
-
-// Holders are the nodes in whose netmaps a node is.
-func (h *Hub) Holders(id proto.NodeID) []proto.NodeID {
-	s := h.Source()
-	if _, trusted := s.Snapshot.Node(id); !trusted {
-		return nil
-	}
-	return slices.DeleteFunc(s.Program.For(s.Snapshot, id).Peers, s.Snapshot.Lapsed)
 }
 
 // Await waits until all of these nodes enforce what they ought to after a version of the directory, or until ctx ends. It

@@ -3,6 +3,7 @@ package distribute
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/redoubt-mesh/redoubt/acl/compile"
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/policy"
 	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
@@ -67,7 +69,8 @@ func newWorld(t fataler, seed uint64, start func(Config) *Hub) *world {
 	}
 	var err error
 	clock := func() time.Time { return w.clock() }
-	if w.dir, err = directory.Open(ctx, st, directory.Config{Clock: clock, Rand: w.random, Issue: issue, Ages: policy.NewPrograms(proto.Outage{}, slog.New(slog.DiscardHandler))}); err != nil {
+	signer := audit.NewSigner("mesh", ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
+	if w.dir, err = directory.Open(ctx, st, directory.Config{Clock: clock, Rand: w.random, Issue: issue, Signer: signer, Ages: policy.NewPrograms(proto.Outage{}, slog.New(slog.DiscardHandler))}); err != nil {
 		t.Fatal(err)
 	}
 	w.hub = start(Config{
@@ -144,7 +147,7 @@ func (w *world) renew(id proto.NodeID) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if _, err := w.dir.Renew(background, directory.Renewal{ID: id, Key: k.Public(), Ticket: n.NextTicket()}); err != nil && !n.Apart() {
+	if _, err := w.dir.Renew(background, directory.Renewal{ID: id, Key: k.Public(), Ticket: n.NextTicket()}); err != nil && !n.Barred() {
 		w.t.Fatal(err)
 	}
 }
@@ -202,7 +205,7 @@ func (c *client) attach() error {
 		have = c.nm.Version
 	}
 	var err error
-	c.session, err = c.w.hub.Attach(c.id, conceivable, have, c)
+	c.session, err = c.w.hub.Attach(c.id, able, have, c)
 	return err
 }
 
@@ -237,6 +240,9 @@ func (c *client) drain() {
 func (c *client) ack() { c.session.Applied(c.nm.Version) }
 
 var background = context.Background()
+
+// able is what agents of today can do.
+var able = proto.Features()
 
 func timeout(t *testing.T, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(t.Context(), d)

@@ -5,6 +5,7 @@
 //	  root.crt           the root's certificate: what nodes pin
 //	  intermediate.key   key and certificate of this coordinator's intermediate
 //	  intermediates.crt  certificates of the intermediates before it that nodes may still need
+//	  audit.key          key that signs checkpoints of the audit log; audit.pub is its public half
 //	  (in memory)        the coordinator's own leaf and its key, made at each start
 //
 //	root ──► intermediate (30 d, replaced at half-life) ──┬──► node certificates (1 h)

@@ -21,6 +21,8 @@ const (
 	rootFile          = "root.crt"
 	intermediateFile  = "intermediate.key"
 	intermediatesFile = "intermediates.crt"
+	auditKeyFile      = "audit.key"
+	auditPublicFile   = "audit.pub"
 )
 
 // maxFile bounds what is read: a few certificates.

@@ -2,12 +2,14 @@ package policy
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/rand"
 	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -24,7 +26,7 @@ func open(t *testing.T, ages directory.Ages) *directory.Directory {
 		t.Fatal(err)
 	}
 	d, err := directory.Open(t.Context(), s, directory.Config{
-		Clock: func() time.Time { return begun }, Rand: rand.Reader, Ages: ages,
+		Clock: func() time.Time { return begun }, Rand: rand.Reader, Ages: ages, Signer: audit.NewSigner("mesh", ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))),
 		Issue: func(n cert.Node, _ time.Time) (cert.Node, error) { return n, nil },
 	})
 	if err != nil {

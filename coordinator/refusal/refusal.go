@@ -4,6 +4,7 @@ package refusal
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
@@ -56,6 +57,32 @@ func Revoked() *Refusal {
 		"(redoubt-coordinator token create)"}
 }
 
+// lockedPause is when a node that is locked asks again: it may be so for a short time.
+const lockedPause = 15 * time.Second
+
+// Locked tells a node that it is not trusted for now.
+func Locked(l *directory.Lock) *Refusal {
+	why := ""
+	if l.Reason != "" {
+		why = " (" + l.Reason + ")"
+	}
+	return &Refusal{Code: redoubtv1.Refusal_CODE_LOCKED, Message: fmt.Sprintf("locked%s: nothing passes until an administrator takes the lock back "+
+		"(redoubt-coordinator lock delete %s)", why, l.ID), RetryAfter: lockedPause}
+}
+
+// Of tells a node why it is not trusted: nil is one that is not known.
+func Of(n *directory.Node) *Refusal {
+	switch {
+	case n == nil:
+		return Deleted()
+	case n.Revoked != nil:
+		return Revoked()
+	case n.Lock != nil:
+		return Locked(n.Lock)
+	}
+	return Internal()
+}
+
 // Quarantined tells a node that it is kept apart.
 func Quarantined(why string) *Refusal {
 	return &Refusal{
@@ -101,6 +128,7 @@ func From(err error) (r *Refusal, ok bool) {
 	code := func(c redoubtv1.Refusal_Code, text string) (*Refusal, bool) {
 		return &Refusal{Code: c, Message: text}, true
 	}
+	var locked *directory.LockedError
 	switch {
 	case errors.As(err, &r):
 		return r, true
@@ -129,6 +157,8 @@ func From(err error) (r *Refusal, ok bool) {
 		return Quarantined(quarantined.Why), true
 	case errors.Is(err, directory.ErrRevoked):
 		return Revoked(), true
+	case errors.As(err, &locked):
+		return Locked(locked.Lock), true
 	case errors.Is(err, directory.ErrUnknown):
 		return Deleted(), true
 	case errors.Is(err, ipam.ErrExhausted):

@@ -47,6 +47,11 @@ func Netmap(version proto.Version) *rapid.Generator[*proto.Netmap] {
 				})
 			}
 		}
+		for _, id := range IDs(8).Draw(t, "barred") {
+			if id != Self && !slices.ContainsFunc(nm.Peers, func(p *proto.Peer) bool { return p.ID == id }) {
+				nm.Barred = append(nm.Barred, proto.Barred{ID: id, Sequence: rapid.Uint64Range(1, 3).Draw(t, "sequence")})
+			}
+		}
 		for _, name := range keys(rapid.MapOfN(rapid.IntRange(0, 8), rapid.Just(0), 0, 8).Draw(t, "sets")) {
 			nm.Sets = append(nm.Sets, proto.Set{Name: fmt.Sprintf("group:%d", name), Members: IDs(30).Draw(t, "members"), Conditional: rapid.Bool().Draw(t, "conditional")})
 		}

@@ -14,8 +14,8 @@ const MaxAssembled = 64 << 20
 
 // counter bounds what has been taken in.
 type counter struct {
-	bytes, peers, sets, members, rules int
-	parts                              int
+	bytes, peers, barred, sets, members, rules int
+	parts                                      int
 }
 
 func (c *counter) check() error {
@@ -24,6 +24,8 @@ func (c *counter) check() error {
 		return malformed("more than %d bytes together", MaxAssembled)
 	case c.peers > proto.MaxPeers:
 		return malformed("more than %d peers", proto.MaxPeers)
+	case c.barred > proto.MaxBarred:
+		return malformed("more than %d barred nodes", proto.MaxBarred)
 	// Pieces of sets are counted as sets: the margin is theirs.
 	case c.sets > proto.MaxSets+proto.MaxMembers/maxSlice+1:
 		return malformed("more than %d sets", proto.MaxSets)
@@ -71,6 +73,7 @@ func (a *NetmapAssembler) add(part *redoubtv1.NetmapPart) error {
 	a.count.parts++
 	a.count.bytes += pb.Size(part) + perElement
 	a.count.peers += len(part.GetPeers())
+	a.count.barred += len(part.GetBarred())
 	a.count.sets += len(part.GetSets())
 	for _, s := range part.GetSets() {
 		a.count.members += len(s.GetMembers())
@@ -92,6 +95,9 @@ func (a *NetmapAssembler) add(part *redoubtv1.NetmapPart) error {
 		return malformed("a part that does not belong to the one before it")
 	}
 	if a.nm.Peers, err = extend(a.nm.Peers, part.GetPeers(), toPeer); err != nil {
+		return err
+	}
+	if a.nm.Barred, err = extend(a.nm.Barred, part.GetBarred(), toBarred); err != nil {
 		return err
 	}
 	if a.nm.Sets, err = extendSets(a.nm.Sets, part.GetSets()); err != nil {
@@ -132,6 +138,7 @@ func (a *DeltaAssembler) take(part *redoubtv1.DeltaPart) error {
 	c.parts++
 	c.bytes += pb.Size(part) + perElement
 	c.peers += len(part.GetUpsertPeers()) + len(part.GetEndpoints()) + len(part.GetRemovePeers())
+	c.barred += len(part.GetUpsertBarred()) + len(part.GetRemoveBarred())
 	c.sets += len(part.GetUpsertSets()) + len(part.GetChangeSets()) + len(part.GetRemoveSets())
 	for _, s := range part.GetUpsertSets() {
 		c.members += len(s.GetMembers())
@@ -183,6 +190,10 @@ func (a *DeltaAssembler) add(part *redoubtv1.DeltaPart) error {
 	if d.UpsertRules, err = extend(d.UpsertRules, part.GetUpsertRules(), toRule); err != nil {
 		return err
 	}
+	if d.UpsertBarred, err = extend(d.UpsertBarred, part.GetUpsertBarred(), toBarred); err != nil {
+		return err
+	}
+	d.RemoveBarred = append(d.RemoveBarred, toIDs(part.GetRemoveBarred())...)
 	d.RemovePeers = append(d.RemovePeers, toIDs(part.GetRemovePeers())...)
 	d.RemoveSets = append(d.RemoveSets, part.GetRemoveSets()...)
 	d.RemoveRules = append(d.RemoveRules, part.GetRemoveRules()...)

@@ -42,6 +42,14 @@ func toPeer(p *redoubtv1.Peer) (*proto.Peer, error) {
 	return &proto.Peer{ID: proto.NodeID(p.GetId()), Certificate: p.GetCertificate(), Endpoints: es, Routes: routes}, known(p)
 }
 
+func fromBarred(b proto.Barred) *redoubtv1.Barred {
+	return &redoubtv1.Barred{Id: uint64(b.ID), Sequence: b.Sequence}
+}
+
+func toBarred(b *redoubtv1.Barred) (proto.Barred, error) {
+	return proto.Barred{ID: proto.NodeID(b.GetId()), Sequence: b.GetSequence()}, known(b)
+}
+
 func fromSet(s proto.Set) *redoubtv1.Set {
 	return &redoubtv1.Set{Name: s.Name, Members: fromIDs(s.Members), Conditional: s.Conditional}
 }

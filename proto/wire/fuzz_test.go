@@ -20,6 +20,7 @@ func few() *proto.Netmap {
 	for i := range nm.Peers {
 		nm.Peers[i].Certificate = []byte{1, 2, 3}
 	}
+	nm.Barred = nm.Barred[:2]
 	nm.Sets = nm.Sets[:2]
 	for i := range nm.Sets {
 		nm.Sets[i].Members = nm.Sets[i].Members[:3]

@@ -61,6 +61,7 @@ func FromNetmap(nm *proto.Netmap) []*redoubtv1.NetmapPart {
 	})
 	f.size = pb.Size(p)
 	fill(f, nm.Peers, fromPeer, func(m *redoubtv1.Peer) { p.Peers = append(p.Peers, m) })
+	fill(f, nm.Barred, fromBarred, func(m *redoubtv1.Barred) { p.Barred = append(p.Barred, m) })
 	fill(f, sliceSets(nm.Sets), fromSet, func(m *redoubtv1.Set) { p.Sets = append(p.Sets, m) })
 	fill(f, nm.Rules, fromRule, func(m *redoubtv1.Rule) { p.Rules = append(p.Rules, m) })
 	return parts
@@ -87,6 +88,11 @@ func FromDelta(d *proto.Delta) []*redoubtv1.DeltaPart {
 	for _, id := range d.RemovePeers {
 		f.add(8)
 		p.RemovePeers = append(p.RemovePeers, uint64(id))
+	}
+	fill(f, d.UpsertBarred, fromBarred, func(m *redoubtv1.Barred) { p.UpsertBarred = append(p.UpsertBarred, m) })
+	for _, id := range d.RemoveBarred {
+		f.add(8)
+		p.RemoveBarred = append(p.RemoveBarred, uint64(id))
 	}
 	fill(f, sliceSets(d.UpsertSets), fromSet, func(m *redoubtv1.Set) { p.UpsertSets = append(p.UpsertSets, m) })
 	fill(f, sliceChanges(d.ChangeSets), fromSetChange, func(m *redoubtv1.SetChange) { p.ChangeSets = append(p.ChangeSets, m) })

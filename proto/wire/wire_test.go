@@ -112,6 +112,9 @@ func large() *proto.Netmap {
 	for i := range 400 {
 		nm.Peers = append(nm.Peers, &proto.Peer{ID: proto.NodeID(i + 100), Certificate: bytes.Repeat([]byte{byte(i)}, 5000)})
 	}
+	for i := range 50_000 {
+		nm.Barred = append(nm.Barred, proto.Barred{ID: proto.NodeID(i + 1000), Sequence: 1 << 50})
+	}
 	for _, name := range []string{"group:a", "group:b", "group:c"} {
 		s := proto.Set{Name: name}
 		for i := range 40_000 {

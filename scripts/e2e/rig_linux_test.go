@@ -107,6 +107,7 @@ func (r *rig) hear(who, text string) {
 func (r *rig) finish() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	r.readBook(ctx)
 	var wg sync.WaitGroup
 	stop := func(p *lab.Process) {
 		if p == nil {

@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
@@ -71,6 +73,27 @@ func (r *rig) secrets() (out []secret) {
 	return out
 }
 
+// readBook has the coordinator that still runs print all that it has written down of the test, and checks that nothing of it
+// was changed.
+func (r *rig) readBook(ctx context.Context) {
+	r.Helper()
+	if r.Serve == nil {
+		return
+	}
+	select {
+	case <-r.Serve.Done():
+		return
+	default:
+	}
+	for _, args := range [][]string{{"audit", "export"}, {"audit", "list", "--limit", "1000", "--json"}, {"audit", "checkpoint"}, {"audit", "verify"}, {"lock", "list", "--json"}} {
+		if res, err := r.AdminExec(ctx, args...); err != nil {
+			r.Errorf("%v: %v\n%s", args, err, res.Err)
+		} else if args[1] == "export" && !strings.Contains(res.Out, `"action":"mesh.create"`) {
+			r.Errorf("the audit log does not begin with the mesh: %s", res.Out)
+		}
+	}
+}
+
 // privateKeys are the secrets in a PEM file.
 func privateKeys(path string, text []byte) (out []secret) {
 	i := bytes.Index(text, []byte("-----BEGIN"))
@@ -85,6 +108,9 @@ func privateKeys(path string, text []byte) (out []secret) {
 		parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 		if err != nil {
 			parsed, err = x509.ParseECPrivateKey(block.Bytes)
+		}
+		if k, ok := parsed.(ed25519.PrivateKey); ok && err == nil {
+			out = append(out, forms(path, k.Seed())...)
 		}
 		if k, ok := parsed.(*ecdsa.PrivateKey); ok && err == nil {
 			if scalar, err := k.Bytes(); err == nil {
@@ -141,11 +167,21 @@ func TestSecretsAreSeen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	_, audit, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	auditDER, err := x509.MarshalPKCS8PrivateKey(audit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	auditPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: auditDER})
 	secret := node.Expose()
 	nodePEM := pem.EncodeToMemory(&pem.Block{Type: "REDOUBT NODE KEY", Bytes: secret[:]})
 	for _, c := range []struct{ name, file, shown string }{
 		{"node key as wg prints it", string(nodePEM), base64.StdEncoding.EncodeToString(secret[:])},
 		{"node key as UAPI prints it", string(nodePEM), hex.EncodeToString(secret[:])},
+		{"seed of the audit key", string(auditPEM), hex.EncodeToString(audit.Seed())},
 		{"file of the device key", string(devicePEM), strings.ReplaceAll(string(devicePEM), "\n", "")},
 	} {
 		found := false

@@ -442,7 +442,7 @@ type Node struct {
 	Addresses           []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	User                string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	Tags                []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
-	State               string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // active, quarantined, revoked
+	State               string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // active, quarantined, revoked, locked
 	Connected           bool                   `protobuf:"varint,7,opt,name=connected,proto3" json:"connected,omitempty"`
 	Created             int64                  `protobuf:"varint,8,opt,name=created,proto3" json:"created,omitempty"`                                                  // Unix seconds
 	LastSeen            int64                  `protobuf:"varint,9,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`                                // Unix seconds; 0: not since the coordinator started
@@ -460,6 +460,7 @@ type Node struct {
 	CertificateSequence uint64                 `protobuf:"varint,21,opt,name=certificate_sequence,json=certificateSequence,proto3" json:"certificate_sequence,omitempty"`
 	Facts               []*Fact                `protobuf:"bytes,22,rep,name=facts,proto3" json:"facts,omitempty"`
 	Routes              []*Route               `protobuf:"bytes,23,rep,name=routes,proto3" json:"routes,omitempty"`
+	Lock                string                 `protobuf:"bytes,24,opt,name=lock,proto3" json:"lock,omitempty"`                                             // id of the lock that holds it
 	Quarantine          *Quarantine            `protobuf:"bytes,30,opt,name=quarantine,proto3" json:"quarantine,omitempty"`                                 // absent where there is none
 	NextNodePublic      string                 `protobuf:"bytes,31,opt,name=next_node_public,json=nextNodePublic,proto3" json:"next_node_public,omitempty"` // that takes over; empty where there is none
 	NextNodeFrom        int64                  `protobuf:"varint,32,opt,name=next_node_from,json=nextNodeFrom,proto3" json:"next_node_from,omitempty"`      // Unix seconds
@@ -657,6 +658,13 @@ func (x *Node) GetRoutes() []*Route {
 		return x.Routes
 	}
 	return nil
+}
+
+func (x *Node) GetLock() string {
+	if x != nil {
+		return x.Lock
+	}
+	return ""
 }
 
 func (x *Node) GetQuarantine() *Quarantine {
@@ -1223,7 +1231,8 @@ type RevokeNodeResponse struct {
 	Enforced   uint32 `protobuf:"varint,3,opt,name=enforced,proto3" json:"enforced,omitempty"`
 	EnforcedUs uint64 `protobuf:"varint,4,opt,name=enforced_us,json=enforcedUs,proto3" json:"enforced_us,omitempty"`
 	// Nodes that have not answered stop trusting the node at this time at the latest (Unix seconds).
-	Bound         int64 `protobuf:"varint,5,opt,name=bound,proto3" json:"bound,omitempty"`
+	Bound         int64      `protobuf:"varint,5,opt,name=bound,proto3" json:"bound,omitempty"`
+	Laggards      []*Laggard `protobuf:"bytes,6,rep,name=laggards,proto3" json:"laggards,omitempty"` // of the holders
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1291,6 +1300,13 @@ func (x *RevokeNodeResponse) GetBound() int64 {
 		return x.Bound
 	}
 	return 0
+}
+
+func (x *RevokeNodeResponse) GetLaggards() []*Laggard {
+	if x != nil {
+		return x.Laggards
+	}
+	return nil
 }
 
 type DeleteNodeRequest struct {
@@ -3094,6 +3110,888 @@ func (x *Laggard) GetAgeMs() uint64 {
 	return 0
 }
 
+// Lock takes the trust in nodes away for a time.
+type Lock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`       // user, node, tag, device, token
+	Subject       string                 `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"` // what it is about: a login name, a node's id, a tag, a device key in hexadecimal, a token's id
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	Created       int64                  `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"` // Unix seconds
+	Expires       int64                  `protobuf:"varint,7,opt,name=expires,proto3" json:"expires,omitempty"` // Unix seconds; 0: until it is deleted
+	Nodes         uint32                 `protobuf:"varint,8,opt,name=nodes,proto3" json:"nodes,omitempty"`     // that it locks now
+	Name          string                 `protobuf:"bytes,9,opt,name=name,proto3" json:"name,omitempty"`        // of the node, where it is about one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lock) Reset() {
+	*x = Lock{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lock) ProtoMessage() {}
+
+func (x *Lock) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lock.ProtoReflect.Descriptor instead.
+func (*Lock) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *Lock) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Lock) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Lock) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Lock) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Lock) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Lock) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *Lock) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *Lock) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *Lock) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type CreateLockRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Subject       string                 `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"` // a node may be named as people do
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	TtlSeconds    uint64                 `protobuf:"varint,4,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: until it is deleted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateLockRequest) Reset() {
+	*x = CreateLockRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateLockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateLockRequest) ProtoMessage() {}
+
+func (x *CreateLockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateLockRequest.ProtoReflect.Descriptor instead.
+func (*CreateLockRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *CreateLockRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *CreateLockRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *CreateLockRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CreateLockRequest) GetTtlSeconds() uint64 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+type CreateLockResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Lock  *Lock                  `protobuf:"bytes,1,opt,name=lock,proto3" json:"lock,omitempty"`
+	// As in RevokeNodeResponse, for all nodes that were locked.
+	Holders       uint32     `protobuf:"varint,2,opt,name=holders,proto3" json:"holders,omitempty"`
+	Enforced      uint32     `protobuf:"varint,3,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	EnforcedUs    uint64     `protobuf:"varint,4,opt,name=enforced_us,json=enforcedUs,proto3" json:"enforced_us,omitempty"`
+	Bound         int64      `protobuf:"varint,5,opt,name=bound,proto3" json:"bound,omitempty"`
+	Laggards      []*Laggard `protobuf:"bytes,6,rep,name=laggards,proto3" json:"laggards,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateLockResponse) Reset() {
+	*x = CreateLockResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateLockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateLockResponse) ProtoMessage() {}
+
+func (x *CreateLockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateLockResponse.ProtoReflect.Descriptor instead.
+func (*CreateLockResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *CreateLockResponse) GetLock() *Lock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+func (x *CreateLockResponse) GetHolders() uint32 {
+	if x != nil {
+		return x.Holders
+	}
+	return 0
+}
+
+func (x *CreateLockResponse) GetEnforced() uint32 {
+	if x != nil {
+		return x.Enforced
+	}
+	return 0
+}
+
+func (x *CreateLockResponse) GetEnforcedUs() uint64 {
+	if x != nil {
+		return x.EnforcedUs
+	}
+	return 0
+}
+
+func (x *CreateLockResponse) GetBound() int64 {
+	if x != nil {
+		return x.Bound
+	}
+	return 0
+}
+
+func (x *CreateLockResponse) GetLaggards() []*Laggard {
+	if x != nil {
+		return x.Laggards
+	}
+	return nil
+}
+
+type ListLocksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLocksRequest) Reset() {
+	*x = ListLocksRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLocksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLocksRequest) ProtoMessage() {}
+
+func (x *ListLocksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLocksRequest.ProtoReflect.Descriptor instead.
+func (*ListLocksRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{52}
+}
+
+type ListLocksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Locks         []*Lock                `protobuf:"bytes,1,rep,name=locks,proto3" json:"locks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLocksResponse) Reset() {
+	*x = ListLocksResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLocksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLocksResponse) ProtoMessage() {}
+
+func (x *ListLocksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLocksResponse.ProtoReflect.Descriptor instead.
+func (*ListLocksResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *ListLocksResponse) GetLocks() []*Lock {
+	if x != nil {
+		return x.Locks
+	}
+	return nil
+}
+
+type DeleteLockRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteLockRequest) Reset() {
+	*x = DeleteLockRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteLockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteLockRequest) ProtoMessage() {}
+
+func (x *DeleteLockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteLockRequest.ProtoReflect.Descriptor instead.
+func (*DeleteLockRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *DeleteLockRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type DeleteLockResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lock          *Lock                  `protobuf:"bytes,1,opt,name=lock,proto3" json:"lock,omitempty"`
+	Unlocked      uint32                 `protobuf:"varint,2,opt,name=unlocked,proto3" json:"unlocked,omitempty"` // nodes that no other lock holds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteLockResponse) Reset() {
+	*x = DeleteLockResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteLockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteLockResponse) ProtoMessage() {}
+
+func (x *DeleteLockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteLockResponse.ProtoReflect.Descriptor instead.
+func (*DeleteLockResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *DeleteLockResponse) GetLock() *Lock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+func (x *DeleteLockResponse) GetUnlocked() uint32 {
+	if x != nil {
+		return x.Unlocked
+	}
+	return 0
+}
+
+type AuditRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	AtMs          int64                  `protobuf:"varint,2,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"` // Unix milliseconds
+	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	From          string                 `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	Action        string                 `protobuf:"bytes,5,opt,name=action,proto3" json:"action,omitempty"`
+	Subject       string                 `protobuf:"bytes,6,opt,name=subject,proto3" json:"subject,omitempty"`
+	Name          string                 `protobuf:"bytes,7,opt,name=name,proto3" json:"name,omitempty"`
+	User          string                 `protobuf:"bytes,8,opt,name=user,proto3" json:"user,omitempty"`
+	Reason        string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	Version       string                 `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"`
+	Policy        uint64                 `protobuf:"varint,11,opt,name=policy,proto3" json:"policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditRecord) Reset() {
+	*x = AuditRecord{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditRecord) ProtoMessage() {}
+
+func (x *AuditRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
+func (*AuditRecord) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *AuditRecord) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *AuditRecord) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+func (x *AuditRecord) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetPolicy() uint64 {
+	if x != nil {
+		return x.Policy
+	}
+	return 0
+}
+
+type ListAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Before        uint64                 `protobuf:"varint,1,opt,name=before,proto3" json:"before,omitempty"` // 0: from the newest on
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`   // 0: 50
+	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`   // Unix seconds; 0: from the first on
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`      // id, name or address
+	User          string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`      // login name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditRequest) Reset() {
+	*x = ListAuditRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditRequest) ProtoMessage() {}
+
+func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ListAuditRequest) GetBefore() uint64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+type ListAuditResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Records       []*AuditRecord         `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"` // newest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditResponse) Reset() {
+	*x = ListAuditResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditResponse) ProtoMessage() {}
+
+func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *ListAuditResponse) GetRecords() []*AuditRecord {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+type ExportAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`   // number of a record; 0: from the first on
+	Follow        bool                   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"` // go on with those that come
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportAuditRequest) Reset() {
+	*x = ExportAuditRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportAuditRequest) ProtoMessage() {}
+
+func (x *ExportAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportAuditRequest.ProtoReflect.Descriptor instead.
+func (*ExportAuditRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *ExportAuditRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *ExportAuditRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+type ExportAuditResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoints   [][]byte               `protobuf:"bytes,1,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"` // only in the first message: all that are kept
+	Last          uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`              // only in the first message: number of the newest record
+	Lines         [][]byte               `protobuf:"bytes,3,rep,name=lines,proto3" json:"lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportAuditResponse) Reset() {
+	*x = ExportAuditResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportAuditResponse) ProtoMessage() {}
+
+func (x *ExportAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportAuditResponse.ProtoReflect.Descriptor instead.
+func (*ExportAuditResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *ExportAuditResponse) GetCheckpoints() [][]byte {
+	if x != nil {
+		return x.Checkpoints
+	}
+	return nil
+}
+
+func (x *ExportAuditResponse) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *ExportAuditResponse) GetLines() [][]byte {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+type GetCheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCheckpointRequest) Reset() {
+	*x = GetCheckpointRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCheckpointRequest) ProtoMessage() {}
+
+func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{61}
+}
+
+type GetCheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Line          []byte                 `protobuf:"bytes,1,opt,name=line,proto3" json:"line,omitempty"`
+	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"` // that signs now: Ed25519, public half
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCheckpointResponse) Reset() {
+	*x = GetCheckpointResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCheckpointResponse) ProtoMessage() {}
+
+func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *GetCheckpointResponse) GetLine() []byte {
+	if x != nil {
+		return x.Line
+	}
+	return nil
+}
+
+func (x *GetCheckpointResponse) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
 type BackupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3102,7 +4000,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3114,7 +4012,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3127,7 +4025,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 type BackupResponse struct {
@@ -3139,7 +4037,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3151,7 +4049,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3164,7 +4062,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -3207,7 +4105,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06tokens\x18\x01 \x03(\v2\x11.redoubt.v1.TokenR\x06tokens\"$\n" +
 	"\x12RevokeTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
-	"\x13RevokeTokenResponse\"\xf5\x06\n" +
+	"\x13RevokeTokenResponse\"\x89\a\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -3233,7 +4131,8 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x0fapplied_version\x18\x14 \x01(\tR\x0eappliedVersion\x121\n" +
 	"\x14certificate_sequence\x18\x15 \x01(\x04R\x13certificateSequence\x12&\n" +
 	"\x05facts\x18\x16 \x03(\v2\x10.redoubt.v1.FactR\x05facts\x12)\n" +
-	"\x06routes\x18\x17 \x03(\v2\x11.redoubt.v1.RouteR\x06routes\x126\n" +
+	"\x06routes\x18\x17 \x03(\v2\x11.redoubt.v1.RouteR\x06routes\x12\x12\n" +
+	"\x04lock\x18\x18 \x01(\tR\x04lock\x126\n" +
 	"\n" +
 	"quarantine\x18\x1e \x01(\v2\x16.redoubt.v1.QuarantineR\n" +
 	"quarantine\x12(\n" +
@@ -3276,14 +4175,15 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\v2\x10.redoubt.v1.NodeR\x04node\"?\n" +
 	"\x11RevokeNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xa7\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xd8\x01\n" +
 	"\x12RevokeNodeResponse\x12$\n" +
 	"\x04node\x18\x01 \x01(\v2\x10.redoubt.v1.NodeR\x04node\x12\x18\n" +
 	"\aholders\x18\x02 \x01(\rR\aholders\x12\x1a\n" +
 	"\benforced\x18\x03 \x01(\rR\benforced\x12\x1f\n" +
 	"\venforced_us\x18\x04 \x01(\x04R\n" +
 	"enforcedUs\x12\x14\n" +
-	"\x05bound\x18\x05 \x01(\x03R\x05bound\"'\n" +
+	"\x05bound\x18\x05 \x01(\x03R\x05bound\x12/\n" +
+	"\blaggards\x18\x06 \x03(\v2\x13.redoubt.v1.LaggardR\blaggards\"'\n" +
 	"\x11DeleteNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x14\n" +
 	"\x12DeleteNodeResponse\"&\n" +
@@ -3408,10 +4308,74 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\tconnected\x18\x03 \x01(\bR\tconnected\x12\x18\n" +
 	"\aapplied\x18\x04 \x01(\tR\aapplied\x12\x16\n" +
 	"\x06wanted\x18\x05 \x01(\tR\x06wanted\x12\x15\n" +
-	"\x06age_ms\x18\x06 \x01(\x04R\x05ageMs\"\x0f\n" +
+	"\x06age_ms\x18\x06 \x01(\x04R\x05ageMs\"\xca\x01\n" +
+	"\x04Lock\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
+	"\asubject\x18\x03 \x01(\tR\asubject\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x12\x18\n" +
+	"\acreated\x18\x06 \x01(\x03R\acreated\x12\x18\n" +
+	"\aexpires\x18\a \x01(\x03R\aexpires\x12\x14\n" +
+	"\x05nodes\x18\b \x01(\rR\x05nodes\x12\x12\n" +
+	"\x04name\x18\t \x01(\tR\x04name\"z\n" +
+	"\x11CreateLockRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1f\n" +
+	"\vttl_seconds\x18\x04 \x01(\x04R\n" +
+	"ttlSeconds\"\xd8\x01\n" +
+	"\x12CreateLockResponse\x12$\n" +
+	"\x04lock\x18\x01 \x01(\v2\x10.redoubt.v1.LockR\x04lock\x12\x18\n" +
+	"\aholders\x18\x02 \x01(\rR\aholders\x12\x1a\n" +
+	"\benforced\x18\x03 \x01(\rR\benforced\x12\x1f\n" +
+	"\venforced_us\x18\x04 \x01(\x04R\n" +
+	"enforcedUs\x12\x14\n" +
+	"\x05bound\x18\x05 \x01(\x03R\x05bound\x12/\n" +
+	"\blaggards\x18\x06 \x03(\v2\x13.redoubt.v1.LaggardR\blaggards\"\x12\n" +
+	"\x10ListLocksRequest\";\n" +
+	"\x11ListLocksResponse\x12&\n" +
+	"\x05locks\x18\x01 \x03(\v2\x10.redoubt.v1.LockR\x05locks\"#\n" +
+	"\x11DeleteLockRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"V\n" +
+	"\x12DeleteLockResponse\x12$\n" +
+	"\x04lock\x18\x01 \x01(\v2\x10.redoubt.v1.LockR\x04lock\x12\x1a\n" +
+	"\bunlocked\x18\x02 \x01(\rR\bunlocked\"\x82\x02\n" +
+	"\vAuditRecord\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x13\n" +
+	"\x05at_ms\x18\x02 \x01(\x03R\x04atMs\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\x12\x12\n" +
+	"\x04from\x18\x04 \x01(\tR\x04from\x12\x16\n" +
+	"\x06action\x18\x05 \x01(\tR\x06action\x12\x18\n" +
+	"\asubject\x18\x06 \x01(\tR\asubject\x12\x12\n" +
+	"\x04name\x18\a \x01(\tR\x04name\x12\x12\n" +
+	"\x04user\x18\b \x01(\tR\x04user\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\x12\x18\n" +
+	"\aversion\x18\n" +
+	" \x01(\tR\aversion\x12\x16\n" +
+	"\x06policy\x18\v \x01(\x04R\x06policy\"~\n" +
+	"\x10ListAuditRequest\x12\x16\n" +
+	"\x06before\x18\x01 \x01(\x04R\x06before\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x12\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user\"F\n" +
+	"\x11ListAuditResponse\x121\n" +
+	"\arecords\x18\x01 \x03(\v2\x17.redoubt.v1.AuditRecordR\arecords\"B\n" +
+	"\x12ExportAuditRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\"a\n" +
+	"\x13ExportAuditResponse\x12 \n" +
+	"\vcheckpoints\x18\x01 \x03(\fR\vcheckpoints\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\x12\x14\n" +
+	"\x05lines\x18\x03 \x03(\fR\x05lines\"\x16\n" +
+	"\x14GetCheckpointRequest\"=\n" +
+	"\x15GetCheckpointResponse\x12\x12\n" +
+	"\x04line\x18\x01 \x01(\fR\x04line\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\"\x0f\n" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xb8\v\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\x8e\x0f\n" +
 	"\fAdminService\x12N\n" +
 	"\vCreateToken\x12\x1e.redoubt.v1.CreateTokenRequest\x1a\x1f.redoubt.v1.CreateTokenResponse\x12K\n" +
 	"\n" +
@@ -3433,7 +4397,15 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\vApplyPolicy\x12\x1e.redoubt.v1.ApplyPolicyRequest\x1a\x1f.redoubt.v1.ApplyPolicyResponse\x12H\n" +
 	"\tGetPolicy\x12\x1c.redoubt.v1.GetPolicyRequest\x1a\x1d.redoubt.v1.GetPolicyResponse\x12T\n" +
 	"\rPolicyHistory\x12 .redoubt.v1.PolicyHistoryRequest\x1a!.redoubt.v1.PolicyHistoryResponse\x12Q\n" +
-	"\fPolicyStatus\x12\x1f.redoubt.v1.PolicyStatusRequest\x1a .redoubt.v1.PolicyStatusResponse\x12A\n" +
+	"\fPolicyStatus\x12\x1f.redoubt.v1.PolicyStatusRequest\x1a .redoubt.v1.PolicyStatusResponse\x12K\n" +
+	"\n" +
+	"CreateLock\x12\x1d.redoubt.v1.CreateLockRequest\x1a\x1e.redoubt.v1.CreateLockResponse\x12H\n" +
+	"\tListLocks\x12\x1c.redoubt.v1.ListLocksRequest\x1a\x1d.redoubt.v1.ListLocksResponse\x12K\n" +
+	"\n" +
+	"DeleteLock\x12\x1d.redoubt.v1.DeleteLockRequest\x1a\x1e.redoubt.v1.DeleteLockResponse\x12H\n" +
+	"\tListAudit\x12\x1c.redoubt.v1.ListAuditRequest\x1a\x1d.redoubt.v1.ListAuditResponse\x12P\n" +
+	"\vExportAudit\x12\x1e.redoubt.v1.ExportAuditRequest\x1a\x1f.redoubt.v1.ExportAuditResponse0\x01\x12T\n" +
+	"\rGetCheckpoint\x12 .redoubt.v1.GetCheckpointRequest\x1a!.redoubt.v1.GetCheckpointResponse\x12A\n" +
 	"\x06Backup\x12\x19.redoubt.v1.BackupRequest\x1a\x1a.redoubt.v1.BackupResponse0\x01B<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
 var (
@@ -3448,7 +4420,7 @@ func file_redoubt_v1_admin_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_admin_proto_rawDescData
 }
 
-var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_redoubt_v1_admin_proto_goTypes = []any{
 	(*Token)(nil),                 // 0: redoubt.v1.Token
 	(*CreateTokenRequest)(nil),    // 1: redoubt.v1.CreateTokenRequest
@@ -3499,9 +4471,23 @@ var file_redoubt_v1_admin_proto_goTypes = []any{
 	(*PolicyStatusResponse)(nil),  // 46: redoubt.v1.PolicyStatusResponse
 	(*Unable)(nil),                // 47: redoubt.v1.Unable
 	(*Laggard)(nil),               // 48: redoubt.v1.Laggard
-	(*BackupRequest)(nil),         // 49: redoubt.v1.BackupRequest
-	(*BackupResponse)(nil),        // 50: redoubt.v1.BackupResponse
-	(*Version)(nil),               // 51: redoubt.v1.Version
+	(*Lock)(nil),                  // 49: redoubt.v1.Lock
+	(*CreateLockRequest)(nil),     // 50: redoubt.v1.CreateLockRequest
+	(*CreateLockResponse)(nil),    // 51: redoubt.v1.CreateLockResponse
+	(*ListLocksRequest)(nil),      // 52: redoubt.v1.ListLocksRequest
+	(*ListLocksResponse)(nil),     // 53: redoubt.v1.ListLocksResponse
+	(*DeleteLockRequest)(nil),     // 54: redoubt.v1.DeleteLockRequest
+	(*DeleteLockResponse)(nil),    // 55: redoubt.v1.DeleteLockResponse
+	(*AuditRecord)(nil),           // 56: redoubt.v1.AuditRecord
+	(*ListAuditRequest)(nil),      // 57: redoubt.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),     // 58: redoubt.v1.ListAuditResponse
+	(*ExportAuditRequest)(nil),    // 59: redoubt.v1.ExportAuditRequest
+	(*ExportAuditResponse)(nil),   // 60: redoubt.v1.ExportAuditResponse
+	(*GetCheckpointRequest)(nil),  // 61: redoubt.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil), // 62: redoubt.v1.GetCheckpointResponse
+	(*BackupRequest)(nil),         // 63: redoubt.v1.BackupRequest
+	(*BackupResponse)(nil),        // 64: redoubt.v1.BackupResponse
+	(*Version)(nil),               // 65: redoubt.v1.Version
 }
 var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: redoubt.v1.CreateTokenResponse.token:type_name -> redoubt.v1.Token
@@ -3513,63 +4499,81 @@ var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	7,  // 6: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
 	7,  // 7: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
 	7,  // 8: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 9: redoubt.v1.ResetNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 10: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 11: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 12: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 13: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
-	30, // 14: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
-	30, // 15: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
-	51, // 16: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
-	39, // 17: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
-	37, // 18: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
-	38, // 19: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
-	44, // 20: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
-	48, // 21: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
-	47, // 22: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
-	1,  // 23: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
-	3,  // 24: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
-	5,  // 25: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
-	12, // 26: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	14, // 27: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	16, // 28: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
-	18, // 29: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
-	20, // 30: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
-	22, // 31: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
-	24, // 32: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
-	26, // 33: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
-	28, // 34: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
-	31, // 35: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
-	33, // 36: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
-	35, // 37: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
-	40, // 38: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
-	42, // 39: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
-	45, // 40: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
-	49, // 41: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
-	2,  // 42: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
-	4,  // 43: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
-	6,  // 44: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
-	13, // 45: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	15, // 46: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	17, // 47: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
-	19, // 48: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
-	21, // 49: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
-	23, // 50: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
-	25, // 51: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
-	27, // 52: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
-	29, // 53: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
-	32, // 54: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
-	34, // 55: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
-	36, // 56: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
-	41, // 57: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
-	43, // 58: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
-	46, // 59: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
-	50, // 60: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
-	42, // [42:61] is the sub-list for method output_type
-	23, // [23:42] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	48, // 9: redoubt.v1.RevokeNodeResponse.laggards:type_name -> redoubt.v1.Laggard
+	7,  // 10: redoubt.v1.ResetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 11: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 12: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 13: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 14: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
+	30, // 15: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
+	30, // 16: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
+	65, // 17: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
+	39, // 18: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
+	37, // 19: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
+	38, // 20: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
+	44, // 21: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
+	48, // 22: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
+	47, // 23: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
+	49, // 24: redoubt.v1.CreateLockResponse.lock:type_name -> redoubt.v1.Lock
+	48, // 25: redoubt.v1.CreateLockResponse.laggards:type_name -> redoubt.v1.Laggard
+	49, // 26: redoubt.v1.ListLocksResponse.locks:type_name -> redoubt.v1.Lock
+	49, // 27: redoubt.v1.DeleteLockResponse.lock:type_name -> redoubt.v1.Lock
+	56, // 28: redoubt.v1.ListAuditResponse.records:type_name -> redoubt.v1.AuditRecord
+	1,  // 29: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
+	3,  // 30: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
+	5,  // 31: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
+	12, // 32: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	14, // 33: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	16, // 34: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
+	18, // 35: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
+	20, // 36: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
+	22, // 37: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
+	24, // 38: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
+	26, // 39: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
+	28, // 40: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
+	31, // 41: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
+	33, // 42: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
+	35, // 43: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
+	40, // 44: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
+	42, // 45: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
+	45, // 46: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
+	50, // 47: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
+	52, // 48: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
+	54, // 49: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
+	57, // 50: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
+	59, // 51: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
+	61, // 52: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
+	63, // 53: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
+	2,  // 54: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
+	4,  // 55: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
+	6,  // 56: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
+	13, // 57: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	15, // 58: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	17, // 59: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
+	19, // 60: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
+	21, // 61: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
+	23, // 62: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
+	25, // 63: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
+	27, // 64: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
+	29, // 65: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
+	32, // 66: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
+	34, // 67: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
+	36, // 68: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
+	41, // 69: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
+	43, // 70: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
+	46, // 71: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
+	51, // 72: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
+	53, // 73: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
+	55, // 74: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
+	58, // 75: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
+	60, // 76: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
+	62, // 77: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
+	64, // 78: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
+	54, // [54:79] is the sub-list for method output_type
+	29, // [29:54] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_admin_proto_init() }
@@ -3585,7 +4589,7 @@ func file_redoubt_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_admin_proto_rawDesc), len(file_redoubt_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   51,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

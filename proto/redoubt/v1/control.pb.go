@@ -57,6 +57,7 @@ const (
 	Refusal_CODE_EXHAUSTED     Refusal_Code = 11 // no address is left
 	Refusal_CODE_INTERNAL      Refusal_Code = 12
 	Refusal_CODE_QUARANTINED   Refusal_Code = 13 // two machines share the node's identity
+	Refusal_CODE_LOCKED        Refusal_Code = 15 // the node, or whose it is, is locked for now
 	Refusal_CODE_MACHINE_KNOWN Refusal_Code = 16 // the machine is another node already
 	Refusal_CODE_DOWNGRADE     Refusal_Code = 17 // the machine proved more of itself before
 )
@@ -78,6 +79,7 @@ var (
 		11: "CODE_EXHAUSTED",
 		12: "CODE_INTERNAL",
 		13: "CODE_QUARANTINED",
+		15: "CODE_LOCKED",
 		16: "CODE_MACHINE_KNOWN",
 		17: "CODE_DOWNGRADE",
 	}
@@ -96,6 +98,7 @@ var (
 		"CODE_EXHAUSTED":     11,
 		"CODE_INTERNAL":      12,
 		"CODE_QUARANTINED":   13,
+		"CODE_LOCKED":        15,
 		"CODE_MACHINE_KNOWN": 16,
 		"CODE_DOWNGRADE":     17,
 	}
@@ -1471,11 +1474,11 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aversion\",\n" +
 	"\tKeepAlive\x12\x1f\n" +
 	"\vserver_time\x18\x01 \x01(\x03R\n" +
-	"serverTime\"\xba\x03\n" +
+	"serverTime\"\xcb\x03\n" +
 	"\aRefusal\x12,\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x18.redoubt.v1.Refusal.CodeR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12.\n" +
-	"\x13retry_after_seconds\x18\x03 \x01(\rR\x11retryAfterSeconds\"\xb6\x02\n" +
+	"\x13retry_after_seconds\x18\x03 \x01(\rR\x11retryAfterSeconds\"\xc7\x02\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCODE_MALFORMED\x10\x01\x12\x10\n" +
@@ -1493,7 +1496,8 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x12\x12\n" +
 	"\x0eCODE_EXHAUSTED\x10\v\x12\x11\n" +
 	"\rCODE_INTERNAL\x10\f\x12\x14\n" +
-	"\x10CODE_QUARANTINED\x10\r\x12\x16\n" +
+	"\x10CODE_QUARANTINED\x10\r\x12\x0f\n" +
+	"\vCODE_LOCKED\x10\x0f\x12\x16\n" +
 	"\x12CODE_MACHINE_KNOWN\x10\x10\x12\x12\n" +
 	"\x0eCODE_DOWNGRADE\x10\x11B<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 

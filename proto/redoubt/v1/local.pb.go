@@ -187,7 +187,7 @@ func (x *WatchResponse) GetStatus() *Status {
 
 type Status struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"` // see agent/machine: down, enrolling, starting, running, expired, revoked
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"` // see agent/machine: down, enrolling, starting, running, expired, locked, revoked
 	Node          *LocalNode             `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`   // absent before enrolment
 	Coordinator   *Coordinator           `protobuf:"bytes,3,opt,name=coordinator,proto3" json:"coordinator,omitempty"`
 	PolicyVersion string                 `protobuf:"bytes,4,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`

@@ -118,7 +118,7 @@ func (x Rule_Direction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Rule_Direction.Descriptor instead.
 func (Rule_Direction) EnumDescriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{8, 0}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{9, 0}
 }
 
 type Rule_Action int32
@@ -170,7 +170,7 @@ func (x Rule_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Rule_Action.Descriptor instead.
 func (Rule_Action) EnumDescriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{8, 1}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{9, 1}
 }
 
 type Version struct {
@@ -473,6 +473,59 @@ func (x *Peer) GetRoutes() []*Prefix {
 	return nil
 }
 
+// Barred is a node whose certificates are refused, whoever shows them: it was revoked, or is locked.
+type Barred struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
+	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // certificates up to this number
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Barred) Reset() {
+	*x = Barred{}
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Barred) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Barred) ProtoMessage() {}
+
+func (x *Barred) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Barred.ProtoReflect.Descriptor instead.
+func (*Barred) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Barred) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Barred) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
 type Set struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -484,7 +537,7 @@ type Set struct {
 
 func (x *Set) Reset() {
 	*x = Set{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[5]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -496,7 +549,7 @@ func (x *Set) String() string {
 func (*Set) ProtoMessage() {}
 
 func (x *Set) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[5]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -509,7 +562,7 @@ func (x *Set) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Set.ProtoReflect.Descriptor instead.
 func (*Set) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{5}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Set) GetName() string {
@@ -543,7 +596,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[6]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -555,7 +608,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[6]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -568,7 +621,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{6}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Selector) GetSets() []string {
@@ -597,7 +650,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[7]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +662,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[7]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +675,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{7}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Service) GetProtocol() uint32 {
@@ -672,7 +725,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[8]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +737,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[8]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +750,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Rule) GetKey() string {
@@ -787,7 +840,7 @@ type Capability struct {
 
 func (x *Capability) Reset() {
 	*x = Capability{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[9]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +852,7 @@ func (x *Capability) String() string {
 func (*Capability) ProtoMessage() {}
 
 func (x *Capability) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[9]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +865,7 @@ func (x *Capability) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capability.ProtoReflect.Descriptor instead.
 func (*Capability) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Capability) GetName() string {
@@ -840,7 +893,7 @@ type Withheld struct {
 
 func (x *Withheld) Reset() {
 	*x = Withheld{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[10]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +905,7 @@ func (x *Withheld) String() string {
 func (*Withheld) ProtoMessage() {}
 
 func (x *Withheld) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[10]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +918,7 @@ func (x *Withheld) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Withheld.ProtoReflect.Descriptor instead.
 func (*Withheld) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Withheld) GetRule() *Rule {
@@ -898,7 +951,7 @@ type Head struct {
 
 func (x *Head) Reset() {
 	*x = Head{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[11]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +963,7 @@ func (x *Head) String() string {
 func (*Head) ProtoMessage() {}
 
 func (x *Head) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[11]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +976,7 @@ func (x *Head) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Head.ProtoReflect.Descriptor instead.
 func (*Head) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Head) GetMesh() *Mesh {
@@ -985,13 +1038,14 @@ type NetmapPart struct {
 	Sets          []*Set                 `protobuf:"bytes,4,rep,name=sets,proto3" json:"sets,omitempty"`
 	Rules         []*Rule                `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
 	More          bool                   `protobuf:"varint,6,opt,name=more,proto3" json:"more,omitempty"`
+	Barred        []*Barred              `protobuf:"bytes,7,rep,name=barred,proto3" json:"barred,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NetmapPart) Reset() {
 	*x = NetmapPart{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[12]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1057,7 @@ func (x *NetmapPart) String() string {
 func (*NetmapPart) ProtoMessage() {}
 
 func (x *NetmapPart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[12]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1070,7 @@ func (x *NetmapPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetmapPart.ProtoReflect.Descriptor instead.
 func (*NetmapPart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *NetmapPart) GetVersion() *Version {
@@ -1061,6 +1115,13 @@ func (x *NetmapPart) GetMore() bool {
 	return false
 }
 
+func (x *NetmapPart) GetBarred() []*Barred {
+	if x != nil {
+		return x.Barred
+	}
+	return nil
+}
+
 type SetChange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1072,7 +1133,7 @@ type SetChange struct {
 
 func (x *SetChange) Reset() {
 	*x = SetChange{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1145,7 @@ func (x *SetChange) String() string {
 func (*SetChange) ProtoMessage() {}
 
 func (x *SetChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1158,7 @@ func (x *SetChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetChange.ProtoReflect.Descriptor instead.
 func (*SetChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetChange) GetName() string {
@@ -1131,7 +1192,7 @@ type EndpointsChange struct {
 
 func (x *EndpointsChange) Reset() {
 	*x = EndpointsChange{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1204,7 @@ func (x *EndpointsChange) String() string {
 func (*EndpointsChange) ProtoMessage() {}
 
 func (x *EndpointsChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1217,7 @@ func (x *EndpointsChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsChange.ProtoReflect.Descriptor instead.
 func (*EndpointsChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *EndpointsChange) GetId() uint64 {
@@ -1189,13 +1250,15 @@ type DeltaPart struct {
 	UpsertRules   []*Rule                `protobuf:"bytes,10,rep,name=upsert_rules,json=upsertRules,proto3" json:"upsert_rules,omitempty"`
 	RemoveRules   []string               `protobuf:"bytes,11,rep,name=remove_rules,json=removeRules,proto3" json:"remove_rules,omitempty"`
 	More          bool                   `protobuf:"varint,12,opt,name=more,proto3" json:"more,omitempty"`
+	UpsertBarred  []*Barred              `protobuf:"bytes,13,rep,name=upsert_barred,json=upsertBarred,proto3" json:"upsert_barred,omitempty"`
+	RemoveBarred  []uint64               `protobuf:"fixed64,14,rep,packed,name=remove_barred,json=removeBarred,proto3" json:"remove_barred,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeltaPart) Reset() {
 	*x = DeltaPart{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1270,7 @@ func (x *DeltaPart) String() string {
 func (*DeltaPart) ProtoMessage() {}
 
 func (x *DeltaPart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1283,7 @@ func (x *DeltaPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeltaPart.ProtoReflect.Descriptor instead.
 func (*DeltaPart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeltaPart) GetFrom() *Version {
@@ -1307,6 +1370,20 @@ func (x *DeltaPart) GetMore() bool {
 	return false
 }
 
+func (x *DeltaPart) GetUpsertBarred() []*Barred {
+	if x != nil {
+		return x.UpsertBarred
+	}
+	return nil
+}
+
+func (x *DeltaPart) GetRemoveBarred() []uint64 {
+	if x != nil {
+		return x.RemoveBarred
+	}
+	return nil
+}
+
 var File_redoubt_v1_netmap_proto protoreflect.FileDescriptor
 
 const file_redoubt_v1_netmap_proto_rawDesc = "" +
@@ -1336,7 +1413,10 @@ const file_redoubt_v1_netmap_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12 \n" +
 	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x122\n" +
 	"\tendpoints\x18\x03 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\x12*\n" +
-	"\x06routes\x18\x04 \x03(\v2\x12.redoubt.v1.PrefixR\x06routes\"U\n" +
+	"\x06routes\x18\x04 \x03(\v2\x12.redoubt.v1.PrefixR\x06routes\"4\n" +
+	"\x06Barred\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\"U\n" +
 	"\x03Set\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\amembers\x18\x02 \x03(\x06R\amembers\x12 \n" +
@@ -1387,7 +1467,7 @@ const file_redoubt_v1_netmap_proto_rawDesc = "" +
 	"\brequires\x18\x04 \x03(\tR\brequires\x120\n" +
 	"\x14outage_grace_seconds\x18\x05 \x01(\x04R\x12outageGraceSeconds\x124\n" +
 	"\x16outage_posture_seconds\x18\x06 \x01(\x04R\x14outagePostureSeconds\x120\n" +
-	"\bwithheld\x18\a \x03(\v2\x14.redoubt.v1.WithheldR\bwithheld\"\xea\x01\n" +
+	"\bwithheld\x18\a \x03(\v2\x14.redoubt.v1.WithheldR\bwithheld\"\x96\x02\n" +
 	"\n" +
 	"NetmapPart\x12-\n" +
 	"\aversion\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aversion\x12$\n" +
@@ -1395,14 +1475,15 @@ const file_redoubt_v1_netmap_proto_rawDesc = "" +
 	"\x05peers\x18\x03 \x03(\v2\x10.redoubt.v1.PeerR\x05peers\x12#\n" +
 	"\x04sets\x18\x04 \x03(\v2\x0f.redoubt.v1.SetR\x04sets\x12&\n" +
 	"\x05rules\x18\x05 \x03(\v2\x10.redoubt.v1.RuleR\x05rules\x12\x12\n" +
-	"\x04more\x18\x06 \x01(\bR\x04more\"I\n" +
+	"\x04more\x18\x06 \x01(\bR\x04more\x12*\n" +
+	"\x06barred\x18\a \x03(\v2\x12.redoubt.v1.BarredR\x06barred\"I\n" +
 	"\tSetChange\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03add\x18\x02 \x03(\x06R\x03add\x12\x16\n" +
 	"\x06remove\x18\x03 \x03(\x06R\x06remove\"U\n" +
 	"\x0fEndpointsChange\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x122\n" +
-	"\tendpoints\x18\x02 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\"\x89\x04\n" +
+	"\tendpoints\x18\x02 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\"\xe7\x04\n" +
 	"\tDeltaPart\x12'\n" +
 	"\x04from\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\x04from\x12#\n" +
 	"\x02to\x18\x02 \x01(\v2\x13.redoubt.v1.VersionR\x02to\x12$\n" +
@@ -1419,7 +1500,9 @@ const file_redoubt_v1_netmap_proto_rawDesc = "" +
 	"\fupsert_rules\x18\n" +
 	" \x03(\v2\x10.redoubt.v1.RuleR\vupsertRules\x12!\n" +
 	"\fremove_rules\x18\v \x03(\tR\vremoveRules\x12\x12\n" +
-	"\x04more\x18\f \x01(\bR\x04moreB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
+	"\x04more\x18\f \x01(\bR\x04more\x127\n" +
+	"\rupsert_barred\x18\r \x03(\v2\x12.redoubt.v1.BarredR\fupsertBarred\x12#\n" +
+	"\rremove_barred\x18\x0e \x03(\x06R\fremoveBarredB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
 var (
 	file_redoubt_v1_netmap_proto_rawDescOnce sync.Once
@@ -1434,7 +1517,7 @@ func file_redoubt_v1_netmap_proto_rawDescGZIP() []byte {
 }
 
 var file_redoubt_v1_netmap_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_redoubt_v1_netmap_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_redoubt_v1_netmap_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_redoubt_v1_netmap_proto_goTypes = []any{
 	(Endpoint_Kind)(0),      // 0: redoubt.v1.Endpoint.Kind
 	(Rule_Direction)(0),     // 1: redoubt.v1.Rule.Direction
@@ -1444,17 +1527,18 @@ var file_redoubt_v1_netmap_proto_goTypes = []any{
 	(*Prefix)(nil),          // 5: redoubt.v1.Prefix
 	(*Endpoint)(nil),        // 6: redoubt.v1.Endpoint
 	(*Peer)(nil),            // 7: redoubt.v1.Peer
-	(*Set)(nil),             // 8: redoubt.v1.Set
-	(*Selector)(nil),        // 9: redoubt.v1.Selector
-	(*Service)(nil),         // 10: redoubt.v1.Service
-	(*Rule)(nil),            // 11: redoubt.v1.Rule
-	(*Capability)(nil),      // 12: redoubt.v1.Capability
-	(*Withheld)(nil),        // 13: redoubt.v1.Withheld
-	(*Head)(nil),            // 14: redoubt.v1.Head
-	(*NetmapPart)(nil),      // 15: redoubt.v1.NetmapPart
-	(*SetChange)(nil),       // 16: redoubt.v1.SetChange
-	(*EndpointsChange)(nil), // 17: redoubt.v1.EndpointsChange
-	(*DeltaPart)(nil),       // 18: redoubt.v1.DeltaPart
+	(*Barred)(nil),          // 8: redoubt.v1.Barred
+	(*Set)(nil),             // 9: redoubt.v1.Set
+	(*Selector)(nil),        // 10: redoubt.v1.Selector
+	(*Service)(nil),         // 11: redoubt.v1.Service
+	(*Rule)(nil),            // 12: redoubt.v1.Rule
+	(*Capability)(nil),      // 13: redoubt.v1.Capability
+	(*Withheld)(nil),        // 14: redoubt.v1.Withheld
+	(*Head)(nil),            // 15: redoubt.v1.Head
+	(*NetmapPart)(nil),      // 16: redoubt.v1.NetmapPart
+	(*SetChange)(nil),       // 17: redoubt.v1.SetChange
+	(*EndpointsChange)(nil), // 18: redoubt.v1.EndpointsChange
+	(*DeltaPart)(nil),       // 19: redoubt.v1.DeltaPart
 }
 var file_redoubt_v1_netmap_proto_depIdxs = []int32{
 	5,  // 0: redoubt.v1.Mesh.v4:type_name -> redoubt.v1.Prefix
@@ -1464,33 +1548,35 @@ var file_redoubt_v1_netmap_proto_depIdxs = []int32{
 	5,  // 4: redoubt.v1.Peer.routes:type_name -> redoubt.v1.Prefix
 	5,  // 5: redoubt.v1.Selector.prefixes:type_name -> redoubt.v1.Prefix
 	1,  // 6: redoubt.v1.Rule.direction:type_name -> redoubt.v1.Rule.Direction
-	9,  // 7: redoubt.v1.Rule.peers:type_name -> redoubt.v1.Selector
+	10, // 7: redoubt.v1.Rule.peers:type_name -> redoubt.v1.Selector
 	5,  // 8: redoubt.v1.Rule.local:type_name -> redoubt.v1.Prefix
-	10, // 9: redoubt.v1.Rule.services:type_name -> redoubt.v1.Service
+	11, // 9: redoubt.v1.Rule.services:type_name -> redoubt.v1.Service
 	2,  // 10: redoubt.v1.Rule.action:type_name -> redoubt.v1.Rule.Action
-	12, // 11: redoubt.v1.Rule.app:type_name -> redoubt.v1.Capability
-	11, // 12: redoubt.v1.Withheld.rule:type_name -> redoubt.v1.Rule
+	13, // 11: redoubt.v1.Rule.app:type_name -> redoubt.v1.Capability
+	12, // 12: redoubt.v1.Withheld.rule:type_name -> redoubt.v1.Rule
 	4,  // 13: redoubt.v1.Head.mesh:type_name -> redoubt.v1.Mesh
-	13, // 14: redoubt.v1.Head.withheld:type_name -> redoubt.v1.Withheld
+	14, // 14: redoubt.v1.Head.withheld:type_name -> redoubt.v1.Withheld
 	3,  // 15: redoubt.v1.NetmapPart.version:type_name -> redoubt.v1.Version
-	14, // 16: redoubt.v1.NetmapPart.head:type_name -> redoubt.v1.Head
+	15, // 16: redoubt.v1.NetmapPart.head:type_name -> redoubt.v1.Head
 	7,  // 17: redoubt.v1.NetmapPart.peers:type_name -> redoubt.v1.Peer
-	8,  // 18: redoubt.v1.NetmapPart.sets:type_name -> redoubt.v1.Set
-	11, // 19: redoubt.v1.NetmapPart.rules:type_name -> redoubt.v1.Rule
-	6,  // 20: redoubt.v1.EndpointsChange.endpoints:type_name -> redoubt.v1.Endpoint
-	3,  // 21: redoubt.v1.DeltaPart.from:type_name -> redoubt.v1.Version
-	3,  // 22: redoubt.v1.DeltaPart.to:type_name -> redoubt.v1.Version
-	14, // 23: redoubt.v1.DeltaPart.head:type_name -> redoubt.v1.Head
-	7,  // 24: redoubt.v1.DeltaPart.upsert_peers:type_name -> redoubt.v1.Peer
-	17, // 25: redoubt.v1.DeltaPart.endpoints:type_name -> redoubt.v1.EndpointsChange
-	8,  // 26: redoubt.v1.DeltaPart.upsert_sets:type_name -> redoubt.v1.Set
-	16, // 27: redoubt.v1.DeltaPart.change_sets:type_name -> redoubt.v1.SetChange
-	11, // 28: redoubt.v1.DeltaPart.upsert_rules:type_name -> redoubt.v1.Rule
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	9,  // 18: redoubt.v1.NetmapPart.sets:type_name -> redoubt.v1.Set
+	12, // 19: redoubt.v1.NetmapPart.rules:type_name -> redoubt.v1.Rule
+	8,  // 20: redoubt.v1.NetmapPart.barred:type_name -> redoubt.v1.Barred
+	6,  // 21: redoubt.v1.EndpointsChange.endpoints:type_name -> redoubt.v1.Endpoint
+	3,  // 22: redoubt.v1.DeltaPart.from:type_name -> redoubt.v1.Version
+	3,  // 23: redoubt.v1.DeltaPart.to:type_name -> redoubt.v1.Version
+	15, // 24: redoubt.v1.DeltaPart.head:type_name -> redoubt.v1.Head
+	7,  // 25: redoubt.v1.DeltaPart.upsert_peers:type_name -> redoubt.v1.Peer
+	18, // 26: redoubt.v1.DeltaPart.endpoints:type_name -> redoubt.v1.EndpointsChange
+	9,  // 27: redoubt.v1.DeltaPart.upsert_sets:type_name -> redoubt.v1.Set
+	17, // 28: redoubt.v1.DeltaPart.change_sets:type_name -> redoubt.v1.SetChange
+	12, // 29: redoubt.v1.DeltaPart.upsert_rules:type_name -> redoubt.v1.Rule
+	8,  // 30: redoubt.v1.DeltaPart.upsert_barred:type_name -> redoubt.v1.Barred
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_netmap_proto_init() }
@@ -1504,7 +1590,7 @@ func file_redoubt_v1_netmap_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_netmap_proto_rawDesc), len(file_redoubt_v1_netmap_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -34,10 +34,15 @@ func main() {
 	all := flag.Int("all", 1000, "how many nodes that all see each other; 0: none")
 	rounds := flag.Int("rounds", 20, "changes of each kind")
 	idle := flag.Duration("idle", 30*time.Second, "how long to look at the idle coordinator")
+	locks := flag.Int("lock", 0, "measure only how fast a lock and a revocation reach so many nodes that know of the one; 0: not that")
 	metrics := flag.String("metrics", "", "`ADDR` for the coordinator's metrics")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	if *locks > 0 {
+		check(measureLocks(ctx, *bin, *metrics, *locks, *rounds))
+		return
+	}
 	fmt.Println("| nodes | joins, CPU-ms each | RSS, KB a node | idle, % of a core | all back, s | CPU-s | all changed: last node, ms | p99, ms | CPU-s | ten changed: p99, ms | one rule: p99, ms | CPU-ms | bytes a node | bytes to others |")
 	fmt.Println("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 	for s := range strings.SplitSeq(*sizes, ",") {

@@ -205,7 +205,9 @@ func (n *node) emit(_ context.Context, e machine.Event) {
 	case machine.Trouble:
 		fmt.Fprintln(os.Stderr, "node:", e.Reason)
 	case machine.Refused:
-		fmt.Fprintln(os.Stderr, "node refused:", e.Message)
+		if e.Kind == machine.RefusedForNow { // the others are what is measured
+			fmt.Fprintln(os.Stderr, "node refused:", e.Message)
+		}
 	}
 }
 

@@ -77,6 +77,20 @@ const (
 	// AdminServicePolicyStatusProcedure is the fully-qualified name of the AdminService's PolicyStatus
 	// RPC.
 	AdminServicePolicyStatusProcedure = "/redoubt.v1.AdminService/PolicyStatus"
+	// AdminServiceCreateLockProcedure is the fully-qualified name of the AdminService's CreateLock RPC.
+	AdminServiceCreateLockProcedure = "/redoubt.v1.AdminService/CreateLock"
+	// AdminServiceListLocksProcedure is the fully-qualified name of the AdminService's ListLocks RPC.
+	AdminServiceListLocksProcedure = "/redoubt.v1.AdminService/ListLocks"
+	// AdminServiceDeleteLockProcedure is the fully-qualified name of the AdminService's DeleteLock RPC.
+	AdminServiceDeleteLockProcedure = "/redoubt.v1.AdminService/DeleteLock"
+	// AdminServiceListAuditProcedure is the fully-qualified name of the AdminService's ListAudit RPC.
+	AdminServiceListAuditProcedure = "/redoubt.v1.AdminService/ListAudit"
+	// AdminServiceExportAuditProcedure is the fully-qualified name of the AdminService's ExportAudit
+	// RPC.
+	AdminServiceExportAuditProcedure = "/redoubt.v1.AdminService/ExportAudit"
+	// AdminServiceGetCheckpointProcedure is the fully-qualified name of the AdminService's
+	// GetCheckpoint RPC.
+	AdminServiceGetCheckpointProcedure = "/redoubt.v1.AdminService/GetCheckpoint"
 	// AdminServiceBackupProcedure is the fully-qualified name of the AdminService's Backup RPC.
 	AdminServiceBackupProcedure = "/redoubt.v1.AdminService/Backup"
 )
@@ -101,6 +115,13 @@ type AdminServiceClient interface {
 	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error)
 	PolicyHistory(context.Context, *v1.PolicyHistoryRequest) (*v1.PolicyHistoryResponse, error)
 	PolicyStatus(context.Context, *v1.PolicyStatusRequest) (*v1.PolicyStatusResponse, error)
+	CreateLock(context.Context, *v1.CreateLockRequest) (*v1.CreateLockResponse, error)
+	ListLocks(context.Context, *v1.ListLocksRequest) (*v1.ListLocksResponse, error)
+	DeleteLock(context.Context, *v1.DeleteLockRequest) (*v1.DeleteLockResponse, error)
+	ListAudit(context.Context, *v1.ListAuditRequest) (*v1.ListAuditResponse, error)
+	// ExportAudit sends the lines of the audit log as they are, the oldest first.
+	ExportAudit(context.Context, *v1.ExportAuditRequest) (*connect.ServerStreamForClient[v1.ExportAuditResponse], error)
+	GetCheckpoint(context.Context, *v1.GetCheckpointRequest) (*v1.GetCheckpointResponse, error)
 	Backup(context.Context, *v1.BackupRequest) (*connect.ServerStreamForClient[v1.BackupResponse], error)
 }
 
@@ -223,6 +244,42 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("PolicyStatus")),
 			connect.WithClientOptions(opts...),
 		),
+		createLock: connect.NewClient[v1.CreateLockRequest, v1.CreateLockResponse](
+			httpClient,
+			baseURL+AdminServiceCreateLockProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("CreateLock")),
+			connect.WithClientOptions(opts...),
+		),
+		listLocks: connect.NewClient[v1.ListLocksRequest, v1.ListLocksResponse](
+			httpClient,
+			baseURL+AdminServiceListLocksProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListLocks")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteLock: connect.NewClient[v1.DeleteLockRequest, v1.DeleteLockResponse](
+			httpClient,
+			baseURL+AdminServiceDeleteLockProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("DeleteLock")),
+			connect.WithClientOptions(opts...),
+		),
+		listAudit: connect.NewClient[v1.ListAuditRequest, v1.ListAuditResponse](
+			httpClient,
+			baseURL+AdminServiceListAuditProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListAudit")),
+			connect.WithClientOptions(opts...),
+		),
+		exportAudit: connect.NewClient[v1.ExportAuditRequest, v1.ExportAuditResponse](
+			httpClient,
+			baseURL+AdminServiceExportAuditProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ExportAudit")),
+			connect.WithClientOptions(opts...),
+		),
+		getCheckpoint: connect.NewClient[v1.GetCheckpointRequest, v1.GetCheckpointResponse](
+			httpClient,
+			baseURL+AdminServiceGetCheckpointProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("GetCheckpoint")),
+			connect.WithClientOptions(opts...),
+		),
 		backup: connect.NewClient[v1.BackupRequest, v1.BackupResponse](
 			httpClient,
 			baseURL+AdminServiceBackupProcedure,
@@ -252,6 +309,12 @@ type adminServiceClient struct {
 	getPolicy     *connect.Client[v1.GetPolicyRequest, v1.GetPolicyResponse]
 	policyHistory *connect.Client[v1.PolicyHistoryRequest, v1.PolicyHistoryResponse]
 	policyStatus  *connect.Client[v1.PolicyStatusRequest, v1.PolicyStatusResponse]
+	createLock    *connect.Client[v1.CreateLockRequest, v1.CreateLockResponse]
+	listLocks     *connect.Client[v1.ListLocksRequest, v1.ListLocksResponse]
+	deleteLock    *connect.Client[v1.DeleteLockRequest, v1.DeleteLockResponse]
+	listAudit     *connect.Client[v1.ListAuditRequest, v1.ListAuditResponse]
+	exportAudit   *connect.Client[v1.ExportAuditRequest, v1.ExportAuditResponse]
+	getCheckpoint *connect.Client[v1.GetCheckpointRequest, v1.GetCheckpointResponse]
 	backup        *connect.Client[v1.BackupRequest, v1.BackupResponse]
 }
 
@@ -417,6 +480,56 @@ func (c *adminServiceClient) PolicyStatus(ctx context.Context, req *v1.PolicySta
 	return nil, err
 }
 
+// CreateLock calls redoubt.v1.AdminService.CreateLock.
+func (c *adminServiceClient) CreateLock(ctx context.Context, req *v1.CreateLockRequest) (*v1.CreateLockResponse, error) {
+	response, err := c.createLock.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListLocks calls redoubt.v1.AdminService.ListLocks.
+func (c *adminServiceClient) ListLocks(ctx context.Context, req *v1.ListLocksRequest) (*v1.ListLocksResponse, error) {
+	response, err := c.listLocks.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteLock calls redoubt.v1.AdminService.DeleteLock.
+func (c *adminServiceClient) DeleteLock(ctx context.Context, req *v1.DeleteLockRequest) (*v1.DeleteLockResponse, error) {
+	response, err := c.deleteLock.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListAudit calls redoubt.v1.AdminService.ListAudit.
+func (c *adminServiceClient) ListAudit(ctx context.Context, req *v1.ListAuditRequest) (*v1.ListAuditResponse, error) {
+	response, err := c.listAudit.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ExportAudit calls redoubt.v1.AdminService.ExportAudit.
+func (c *adminServiceClient) ExportAudit(ctx context.Context, req *v1.ExportAuditRequest) (*connect.ServerStreamForClient[v1.ExportAuditResponse], error) {
+	return c.exportAudit.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// GetCheckpoint calls redoubt.v1.AdminService.GetCheckpoint.
+func (c *adminServiceClient) GetCheckpoint(ctx context.Context, req *v1.GetCheckpointRequest) (*v1.GetCheckpointResponse, error) {
+	response, err := c.getCheckpoint.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Backup calls redoubt.v1.AdminService.Backup.
 func (c *adminServiceClient) Backup(ctx context.Context, req *v1.BackupRequest) (*connect.ServerStreamForClient[v1.BackupResponse], error) {
 	return c.backup.CallServerStream(ctx, connect.NewRequest(req))
@@ -442,6 +555,13 @@ type AdminServiceHandler interface {
 	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error)
 	PolicyHistory(context.Context, *v1.PolicyHistoryRequest) (*v1.PolicyHistoryResponse, error)
 	PolicyStatus(context.Context, *v1.PolicyStatusRequest) (*v1.PolicyStatusResponse, error)
+	CreateLock(context.Context, *v1.CreateLockRequest) (*v1.CreateLockResponse, error)
+	ListLocks(context.Context, *v1.ListLocksRequest) (*v1.ListLocksResponse, error)
+	DeleteLock(context.Context, *v1.DeleteLockRequest) (*v1.DeleteLockResponse, error)
+	ListAudit(context.Context, *v1.ListAuditRequest) (*v1.ListAuditResponse, error)
+	// ExportAudit sends the lines of the audit log as they are, the oldest first.
+	ExportAudit(context.Context, *v1.ExportAuditRequest, *connect.ServerStream[v1.ExportAuditResponse]) error
+	GetCheckpoint(context.Context, *v1.GetCheckpointRequest) (*v1.GetCheckpointResponse, error)
 	Backup(context.Context, *v1.BackupRequest, *connect.ServerStream[v1.BackupResponse]) error
 }
 
@@ -560,6 +680,42 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("PolicyStatus")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceCreateLockHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceCreateLockProcedure,
+		svc.CreateLock,
+		connect.WithSchema(adminServiceMethods.ByName("CreateLock")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceListLocksHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceListLocksProcedure,
+		svc.ListLocks,
+		connect.WithSchema(adminServiceMethods.ByName("ListLocks")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceDeleteLockHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceDeleteLockProcedure,
+		svc.DeleteLock,
+		connect.WithSchema(adminServiceMethods.ByName("DeleteLock")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceListAuditHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceListAuditProcedure,
+		svc.ListAudit,
+		connect.WithSchema(adminServiceMethods.ByName("ListAudit")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceExportAuditHandler := connect.NewServerStreamHandlerSimple(
+		AdminServiceExportAuditProcedure,
+		svc.ExportAudit,
+		connect.WithSchema(adminServiceMethods.ByName("ExportAudit")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceGetCheckpointHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceGetCheckpointProcedure,
+		svc.GetCheckpoint,
+		connect.WithSchema(adminServiceMethods.ByName("GetCheckpoint")),
+		connect.WithHandlerOptions(opts...),
+	)
 	adminServiceBackupHandler := connect.NewServerStreamHandlerSimple(
 		AdminServiceBackupProcedure,
 		svc.Backup,
@@ -604,6 +760,18 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServicePolicyHistoryHandler.ServeHTTP(w, r)
 		case AdminServicePolicyStatusProcedure:
 			adminServicePolicyStatusHandler.ServeHTTP(w, r)
+		case AdminServiceCreateLockProcedure:
+			adminServiceCreateLockHandler.ServeHTTP(w, r)
+		case AdminServiceListLocksProcedure:
+			adminServiceListLocksHandler.ServeHTTP(w, r)
+		case AdminServiceDeleteLockProcedure:
+			adminServiceDeleteLockHandler.ServeHTTP(w, r)
+		case AdminServiceListAuditProcedure:
+			adminServiceListAuditHandler.ServeHTTP(w, r)
+		case AdminServiceExportAuditProcedure:
+			adminServiceExportAuditHandler.ServeHTTP(w, r)
+		case AdminServiceGetCheckpointProcedure:
+			adminServiceGetCheckpointHandler.ServeHTTP(w, r)
 		case AdminServiceBackupProcedure:
 			adminServiceBackupHandler.ServeHTTP(w, r)
 		default:
@@ -685,6 +853,30 @@ func (UnimplementedAdminServiceHandler) PolicyHistory(context.Context, *v1.Polic
 
 func (UnimplementedAdminServiceHandler) PolicyStatus(context.Context, *v1.PolicyStatusRequest) (*v1.PolicyStatusResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.PolicyStatus is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) CreateLock(context.Context, *v1.CreateLockRequest) (*v1.CreateLockResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.CreateLock is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListLocks(context.Context, *v1.ListLocksRequest) (*v1.ListLocksResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ListLocks is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) DeleteLock(context.Context, *v1.DeleteLockRequest) (*v1.DeleteLockResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.DeleteLock is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListAudit(context.Context, *v1.ListAuditRequest) (*v1.ListAuditResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ListAudit is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ExportAudit(context.Context, *v1.ExportAuditRequest, *connect.ServerStream[v1.ExportAuditResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ExportAudit is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) GetCheckpoint(context.Context, *v1.GetCheckpointRequest) (*v1.GetCheckpointResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.GetCheckpoint is not implemented"))
 }
 
 func (UnimplementedAdminServiceHandler) Backup(context.Context, *v1.BackupRequest, *connect.ServerStream[v1.BackupResponse]) error {

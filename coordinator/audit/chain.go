@@ -1,0 +1,103 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+)
+
+// ErrBroken says that the book is not what was written.
+var ErrBroken = errors.New("the audit log is not as it was written")
+
+func broken(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrBroken, fmt.Sprintf(format, args...))
+}
+
+// Chain checks the lines of the book, one after the other. The zero value begins with the first record. It is pure: the
+// lines may come from a store or from a file.
+type Chain struct {
+	number uint64
+	hash   string
+	// watched are the hashes of records that checkpoints speak of; empty until the record has come.
+	watched map[uint64]string
+}
+
+// Number is that of the last record that was taken; 0 for none.
+func (c *Chain) Number() uint64 { return c.number }
+
+// Hash is that of the last record that was taken.
+func (c *Chain) Hash() string { return c.hash }
+
+// From begins behind a record whose hash is known.
+func From(number uint64, hash string) Chain { return Chain{number: number, hash: hash} }
+
+// Watch has the chain remember the hash of a record, for Holds.
+func (c *Chain) Watch(number uint64) {
+	if c.watched == nil {
+		c.watched = map[uint64]string{}
+	}
+	c.watched[number] = ""
+}
+
+// Add takes the next line, or says what is wrong with it; errors wrap ErrBroken.
+func (c *Chain) Add(b []byte) (Record, error) {
+	due := c.number + 1
+	r, err := ParseLine(b)
+	if err != nil {
+		return Record{}, broken("record %d was changed, or something else stands in its place: %v", due, err)
+	}
+	cut := len(b) - len(hashed)
+	if cut <= 0 || string(b[cut:]) != `,"hash":"`+digest(b[:cut])+`"}` {
+		return Record{}, broken("record %d was changed: its text does not have the hash that stands in it", due)
+	}
+	switch {
+	case r.Number > due:
+		return Record{}, broken("%s missing: record %d follows record %d", span(due, r.Number-1), r.Number, c.number)
+	case r.Number < due:
+		return Record{}, broken("record %d stands where record %d is due: the order was changed, or it is there twice", r.Number, due)
+	case r.Prev != c.hash && due == 1:
+		return Record{}, broken("record 1 was changed: it names a record before it")
+	case r.Prev != c.hash:
+		return Record{}, broken("record %d does not follow record %d as it stands here: record %d was written anew, or record %d was put in its place", due, c.number, c.number, due)
+	}
+	c.number, c.hash = r.Number, string(b[cut+len(`,"hash":"`):len(b)-2])
+	if _, ok := c.watched[c.number]; ok {
+		c.watched[c.number] = c.hash
+	}
+	return r, nil
+}
+
+func span(first, last uint64) string {
+	if first == last {
+		return fmt.Sprintf("record %d is", first)
+	}
+	return fmt.Sprintf("records %d to %d are", first, last)
+}
+
+// Ends says whether the book may end here, where it is known how many records were written.
+func (c *Chain) Ends(last uint64) error {
+	switch {
+	case c.number < last:
+		return broken("%s missing: the log ends with record %d", span(c.number+1, last), c.number)
+	case c.number > last:
+		return broken("%s in the log and not known to the coordinator", span(last+1, c.number))
+	}
+	return nil
+}
+
+// Holds says whether a checkpoint, whose record was watched, is one of this book.
+func (c *Chain) Holds(p Checkpoint) error {
+	hash, watched := c.watched[p.Number]
+	switch {
+	case p.Number > c.number:
+		return broken("the checkpoint of %s is about record %d, and the log ends with record %d: %s missing, or an older backup was restored (look for %s)",
+			p.At.Format(stamp), p.Number, c.number, span(c.number+1, p.Number), Restore)
+	case !watched || hash == "":
+		return fmt.Errorf("record %d, of which the checkpoint speaks, was not looked at", p.Number)
+	case hash != p.Hash:
+		return broken("record %d is not the one that the checkpoint of %s speaks of: it or one before it was written anew, or an older backup was restored (look for %s)",
+			p.Number, p.At.Format(stamp), Restore)
+	}
+	return nil
+}
+
+const stamp = "2006-01-02T15:04:05Z07:00"

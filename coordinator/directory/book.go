@@ -1,0 +1,218 @@
+package directory
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+type originKey struct{}
+
+// From says for the audit book from where the operations of a context are asked for, such as an address.
+func From(ctx context.Context, where string) context.Context {
+	return context.WithValue(ctx, originKey{}, where)
+}
+
+func origin(ctx context.Context) string {
+	where, _ := ctx.Value(originKey{}).(string)
+	return where
+}
+
+// page is what records have in common that are entered together.
+type page struct {
+	now     time.Time
+	version proto.Version
+	policy  uint64
+}
+
+// enter makes the writes of records behind those that head knows of, with the checkpoints that go with them. Without a signer
+// there are none: then the next who opens the directory makes them.
+func (h *headRecord) enter(list []audit.Record, p page, signer *audit.Signer) ([]store.Op, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	var ops []store.Op
+	kept := map[uint64]string{}
+	for _, r := range list {
+		r.Number, r.At, r.Policy = h.Audit+1, p.now, p.policy
+		if !p.version.IsZero() {
+			r.Version = p.version.String()
+		}
+		op, hash, err := audit.Append(h.AuditHash, r)
+		if err != nil {
+			return nil, err
+		}
+		ops = append(ops, op)
+		if h.Audit, h.AuditHash = r.Number, hash; r.Number%audit.SealEvery == 0 {
+			kept[r.Number] = hash
+		}
+	}
+	if signer == nil {
+		return ops, nil
+	}
+	seals, err := signer.Seals(h.Audit, h.AuditHash, kept, p.now)
+	return append(ops, seals...), err
+}
+
+// openBook are the records with which a directory that is opened goes on: where the key is another one than before, or the
+// book does not end as its last checkpoint says.
+func (d *Directory) openBook(ctx context.Context) (list []audit.Record, err error) {
+	key := audit.Fingerprint(d.config.Signer.Public())
+	sealed := d.head.AuditKey != ""
+	if d.head.AuditKey != key {
+		reason := "first key"
+		switch {
+		case sealed:
+			reason = "the key before was " + d.head.AuditKey
+		case d.head.Audit > 1:
+			reason = fmt.Sprintf("first key; records 1 to %d had no checkpoint", d.head.Audit)
+		}
+		list = append(list, audit.Record{By: "coordinator", Action: audit.KeyChange, Subject: key, Reason: reason})
+		d.head.AuditKey = key
+	}
+	if !sealed {
+		return list, nil
+	}
+	if err := d.checkEnd(ctx); err != nil {
+		if !errors.Is(err, audit.ErrBroken) && !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		list = append(list, audit.Record{By: "coordinator", Action: audit.BookUnsealed, Reason: err.Error()})
+	}
+	return list, nil
+}
+
+// checkEnd looks that the book goes on from its last checkpoint to what the head says. A restore adds a record that the
+// coordinator's key could not sign.
+func (d *Directory) checkEnd(ctx context.Context) error {
+	last, err := audit.Last(ctx, d.store)
+	if err != nil {
+		return err
+	}
+	chain := audit.From(last.Number, last.Hash)
+	for line, err := range audit.Forward(ctx, d.store, last.Number, d.head.Audit, false) {
+		if err != nil {
+			return err
+		}
+		if _, err := chain.Add(line); err != nil {
+			return err
+		}
+	}
+	if err := chain.Ends(d.head.Audit); err != nil {
+		return err
+	}
+	if chain.Hash() != d.head.AuditHash {
+		return fmt.Errorf("%w: record %d is not the one that was written last", audit.ErrBroken, chain.Number())
+	}
+	return nil
+}
+
+// AuditQuery picks records of the book.
+type AuditQuery struct {
+	Since time.Time // zero: from the first one on
+	// Node is one that they are about or by: its id, or its name.
+	Node string
+	// User is a login name: records about that person, their nodes and tokens, or by them.
+	User string
+}
+
+// Takes says whether a record is among those that are meant.
+func (q AuditQuery) Takes(r audit.Record) bool {
+	if r.At.Before(q.Since) {
+		return false
+	}
+	if q.Node != "" && r.Subject != q.Node && r.Name != q.Node && r.By != "node "+q.Node {
+		return false
+	}
+	return q.User == "" || r.User == q.User || r.Subject == q.User || r.By == q.User
+}
+
+// Audit answers up to limit audit records with numbers below before, newest first; 0 begins with the newest.
+func (d *Directory) Audit(ctx context.Context, before uint64, limit int, q AuditQuery) ([]audit.Record, error) {
+	last := d.auditEnd.Load()
+	if before == 0 {
+		before = last + 1
+	}
+	return audit.Read(ctx, d.store, before, last, limit, func(r audit.Record) (take, more bool) {
+		return q.Takes(r), !r.At.Before(q.Since.Add(-backstep))
+	})
+}
+
+// AuditLines yields the lines of the book behind a record up to another, oldest first, and with follow those that come, until
+// ctx ends.
+func (d *Directory) AuditLines(ctx context.Context, after, last uint64, follow bool) iter.Seq2[[]byte, error] {
+	return audit.Forward(ctx, d.store, after, last, follow)
+}
+
+// AuditSeals are the checkpoints of the book that are kept, the one of the newest record last, and that record's number.
+func (d *Directory) AuditSeals(ctx context.Context) (lines [][]byte, last uint64, err error) {
+	if lines, err = audit.SealLines(ctx, d.store); err != nil {
+		return nil, 0, err
+	}
+	// Asked of the writer, so that the two belong together.
+	err = d.do(ctx, func(*tx) error {
+		last = d.head.Audit
+		e, err := d.store.Get(ctx, audit.LastSeal)
+		lines = append(lines, e.Value)
+		return err
+	})
+	return lines, last, err
+}
+
+// Checkpoint is the one of the newest record.
+func (d *Directory) Checkpoint(ctx context.Context) (audit.Checkpoint, error) {
+	return audit.Last(ctx, d.store)
+}
+
+// AuditKey is the public half of the key that signs checkpoints.
+func (d *Directory) AuditKey() ed25519.PublicKey { return d.config.Signer.Public() }
+
+// refusalPause is how long after a refusal that was recorded the same one is not recorded again.
+const refusalPause = 10 * time.Minute
+
+// EnrolRefused records that whoever proved to hold a token was refused. Others could fill the book.
+func (d *Directory) EnrolRefused(ctx context.Context, token key.TokenPublic, why error) {
+	t, ok := d.Snapshot().Token(token)
+	if !ok {
+		return
+	}
+	d.refused(ctx, audit.Record{By: "token " + t.ID, Action: audit.EnrollRefuse, Subject: t.ID, User: t.User, Reason: why.Error()})
+}
+
+// RenewRefused records that a node was refused its next certificate, or to attach.
+func (d *Directory) RenewRefused(ctx context.Context, id proto.NodeID, why error) {
+	n, ok := d.Snapshot().Lookup(id)
+	if !ok {
+		return
+	}
+	d.refused(ctx, audit.Record{
+		By: "node " + id.String(), Action: audit.RenewRefuse, Subject: id.String(), Name: n.Name, User: n.User.Name, Reason: why.Error(),
+	})
+}
+
+// refused records a refusal, but not over and over. That it cannot is no reason to admit anybody: the refusal stands.
+func (d *Directory) refused(ctx context.Context, r audit.Record) {
+	_ = d.do(ctx, func(t *tx) error {
+		if at, ok := d.refusals[r.Subject]; ok && t.now.Sub(at) < refusalPause && !t.now.Before(at) {
+			return nil
+		}
+		if len(d.refusals) >= maxRefusals {
+			clear(d.refusals)
+		}
+		d.refusals[r.Subject] = t.now
+		r.From = t.from
+		t.audits = append(t.audits, r)
+		return nil
+	})
+}
+
+// maxRefusals bounds what is remembered of refusals.
+const maxRefusals = 10_000
