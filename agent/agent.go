@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,7 @@ type Agent struct {
 	ended   chan struct{}
 	filter  *filter.Filter
 	program atomic.Pointer[filter.Program] // installed last
+	offered atomic.Pointer[[]netip.Prefix]
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
@@ -44,6 +46,7 @@ type loopState struct {
 	keys    keys
 	machine *machine.Machine
 	path    *dataPath // nil while it is down
+	beyond  machine.Beyond
 	client  *control.Client
 	enrolment
 	timer    *time.Timer
@@ -91,6 +94,7 @@ func New(cfg Config) (*Agent, error) {
 			machine.Config{Features: proto.Features(), Program: cfg.Program, Rand: newRand()},
 			machine.Loaded{
 				Wanted: loaded.Wanted, Join: loaded.Join, Self: loaded.Self, Netmap: loaded.Netmap, Floors: loaded.Floors,
+				Key: k.node().Public(),
 			}),
 	}
 	if cfg.Registry != nil {

@@ -18,7 +18,9 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/path"
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
 	"github.com/redoubt-mesh/redoubt/netstack/wg"
+	"github.com/redoubt-mesh/redoubt/netstack/wg/session"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
 const (
@@ -85,9 +87,7 @@ func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
 	if p.name, err = p.device.Name(); err != nil {
 		return nil, err
 	}
-	if err = a.cfg.Edges.Network.Up(osnet.Config{
-		Interface: p.name, Addrs: self.Node.Addrs, Mesh: mesh, MTU: tun.DefaultMTU,
-	}); err != nil {
+	if err = a.cfg.Edges.Network.Up(a.network(p)); err != nil {
 		return nil, err
 	}
 	bounds := path.Bounds{Overlay: []netip.Prefix{mesh.V4, mesh.V6}}
@@ -117,9 +117,9 @@ func (a *Agent) listen(e wg.Engine) error {
 	if want == 0 {
 		want = a.loop.port
 	}
-	err := e.Configure(a.loop.keys.node, want)
+	err := e.Configure(a.loop.keys.node(), want)
 	if err != nil && want != a.cfg.ListenPort {
-		err = e.Configure(a.loop.keys.node, 0)
+		err = e.Configure(a.loop.keys.node(), 0)
 	}
 	if err != nil {
 		return err
@@ -308,6 +308,25 @@ func (a *Agent) drain(flows *flowlog.Aggregator) filter.Counters {
 // after the other.
 const lookAgain = 50 * time.Millisecond
 
+// talking are the peers that there are sessions with.
+func (a *Agent) talking() (ids []proto.NodeID) {
+	p := a.loop.path
+	if p == nil {
+		return nil
+	}
+	stats, err := p.engine.Peers()
+	if err != nil {
+		a.log.Debug("engine's counters", "err", err)
+		return nil
+	}
+	for _, s := range stats {
+		if !s.LastHandshake.IsZero() && time.Since(s.LastHandshake) < session.RejectAfterTime && len(ids) < wire.MaxTalking {
+			ids = append(ids, s.ID)
+		}
+	}
+	return ids
+}
+
 // lookAtPeers tells the path decisions what the engine has counted.
 func (a *Agent) lookAtPeers() {
 	p := a.loop.path
@@ -374,9 +393,7 @@ func (a *Agent) moved() {
 		return
 	}
 	// Whoever reloads a firewall takes our guard with it; Up puts back what is missing.
-	if err := a.cfg.Edges.Network.Up(osnet.Config{
-		Interface: p.name, Addrs: p.self.Node.Addrs, Mesh: p.self.Record.Mesh, MTU: tun.DefaultMTU,
-	}); err != nil {
+	if err := a.cfg.Edges.Network.Up(a.network(p)); err != nil {
 		a.broken(err.Error())
 		return
 	}

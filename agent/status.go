@@ -52,6 +52,7 @@ func (a *Agent) status() *redoubtv1.Status {
 		}
 	}
 	st.Peers = peers(v.Peers, stats)
+	st.Routing = routing(v.Routing)
 	return st
 }
 

@@ -52,7 +52,7 @@ func TestTokens(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := c.send(up(m.proof(c, wire.DomainEnrol, sum, challenge, &unknown))); err != nil {
+		if _, err := c.send(up(m.proof(c, m.node, wire.DomainEnrol, sum, challenge, &unknown))); err != nil {
 			t.Fatal(err)
 		}
 		stolen := m.take(c)
@@ -130,7 +130,7 @@ func TestLostReplies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := c.send(up(m.proof(c, wire.DomainEnrol, sum, challenge, &code.Secret))); err != nil {
+		if _, err := c.send(up(m.proof(c, m.node, wire.DomainEnrol, sum, challenge, &code.Secret))); err != nil {
 			t.Fatal(err)
 		}
 		c.t.Close()
@@ -162,7 +162,7 @@ func TestProofsThatDoNotHold(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.t.Close()
-			p := m.proof(c, wire.DomainEnrol, sum, challenge, &code.Secret)
+			p := m.proof(c, m.node, wire.DomainEnrol, sum, challenge, &code.Secret)
 			change(m, c, p)
 			if _, err := c.send(up(p)); err != nil && want != 0 {
 				t.Fatal(err)
@@ -193,9 +193,9 @@ func TestProofsThatDoNotHold(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		held := m.proof(c, wire.DomainEnrol, sum, challenge, &code.Secret)
+		held := m.proof(c, m.node, wire.DomainEnrol, sum, challenge, &code.Secret)
 		m.node = mine
-		stranger := m.proof(c, wire.DomainEnrol, sum, challenge, &code.Secret)
+		stranger := m.proof(c, m.node, wire.DomainEnrol, sum, challenge, &code.Secret)
 		held.NodeKeyMac = stranger.GetNodeKeyMac()
 		if _, err := c.send(up(held)); err != nil {
 			t.Fatal(err)

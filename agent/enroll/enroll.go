@@ -37,12 +37,16 @@ const EvidenceToken = "token"
 // Request is what a node asks with.
 type Request struct {
 	Device device.Key
-	Node   key.NodePrivate
+	Node   key.NodePrivate // of a renewal, the one to come next
 	Token  key.TokenSecret // for the first certificate only
 	Root   [32]byte        // fingerprint that the join code named; for the first certificate only
 
 	Hostname, Program string
 	Facts             Facts
+
+	// For a renewal: the ticket that came with the certificate, and the peers that the node speaks with now.
+	Ticket  []byte
+	Talking []proto.NodeID
 }
 
 // Facts are what a node says of itself for policies to go by, beside its name and its program.
@@ -90,7 +94,10 @@ func Enrol(r Request) (*Exchange, error) {
 
 // Renew begins to ask for the next certificate.
 func Renew(r Request) (*Exchange, error) {
-	renew := &redoubtv1.Renew{NodePublic: r.Node.Public().Bytes(), Facts: r.Facts.message()}
+	renew := &redoubtv1.Renew{
+		NodePublic: r.Node.Public().Bytes(), Facts: r.Facts.message(), Ticket: r.Ticket,
+		Talking: wire.FromNodes(r.Talking[:min(len(r.Talking), wire.MaxTalking)]),
+	}
 	return begin(r, wire.DomainRenew, &redoubtv1.Up{Message: &redoubtv1.Up_Renew{Renew: renew}})
 }
 
@@ -156,7 +163,7 @@ func (x *Exchange) Finish(r *redoubtv1.Result) (*identity.Self, error) {
 		return nil, fmt.Errorf("certificate: %w", err)
 	}
 	record := identity.Record{
-		Chain: append([][]byte{r.GetCertificate()}, r.GetChain()...), Roots: r.GetRoots(), Mesh: mesh,
+		Chain: append([][]byte{r.GetCertificate()}, r.GetChain()...), Roots: r.GetRoots(), Mesh: mesh, Ticket: r.GetTicket(),
 	}
 	if x.domain == wire.DomainEnrol {
 		// Nothing but the pinned root vouches for the others that came with it.

@@ -18,7 +18,7 @@ import (
 // State is everything that a directory holds. Zero and nil values stand for files that are not there.
 type State struct {
 	Device key.DevicePrivate
-	Node   key.NodePrivate
+	Nodes  []key.NodePrivate // the one in use, then those that come next
 	Join   *Join
 	Self   *identity.Self
 	Netmap *proto.Netmap
@@ -53,6 +53,7 @@ type Wanted struct {
 	Up       bool
 	Hostname string      `json:",omitempty"`
 	Revoked  *Revocation `json:",omitempty"`
+	Routing  Routing     `json:",omitzero"`
 }
 
 // Revocation says that the node is not one of the mesh any more.
@@ -89,14 +90,33 @@ func (d *Dir) loadKeys(s *State) error {
 	if b, err = d.read(fileNode, limitSmall); b == nil || err != nil {
 		return err
 	}
-	block, _ := pem.Decode(b)
-	if block == nil || block.Type != pemNode {
-		return d.corrupt(fileNode, "holds no node key")
-	}
-	if s.Node, err = key.ParseNodePrivate(block.Bytes); err != nil {
+	if s.Nodes, err = parseNodes(b); err != nil {
 		return d.corrupt(fileNode, err.Error())
 	}
 	return nil
+}
+
+// MaxNodes is how many node keys there can be: the one in use, the one that takes over, and the one that is asked for.
+const MaxNodes = 3
+
+func parseNodes(b []byte) (nodes []key.NodePrivate, err error) {
+	for len(bytes.TrimSpace(b)) > 0 {
+		var block *pem.Block
+		if block, b = pem.Decode(b); block == nil || block.Type != pemNode {
+			return nil, errors.New("holds something else than node keys")
+		}
+		k, err := key.ParseNodePrivate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		if nodes = append(nodes, k); len(nodes) > MaxNodes {
+			return nil, fmt.Errorf("holds more than %d node keys", MaxNodes)
+		}
+	}
+	if len(nodes) == 0 {
+		return nil, errors.New("holds no node key")
+	}
+	return nodes, nil
 }
 
 // SaveDevice makes the device key last.
@@ -108,10 +128,14 @@ func (d *Dir) SaveDevice(k key.DevicePrivate) error {
 	return d.write(fileDevice, b)
 }
 
-// SaveNode makes the node key last.
-func (d *Dir) SaveNode(k key.NodePrivate) error {
-	secret := k.Expose()
-	return d.write(fileNode, pem.EncodeToMemory(&pem.Block{Type: pemNode, Bytes: secret[:]}))
+// SaveNodes makes the node keys last, the one in use first.
+func (d *Dir) SaveNodes(nodes []key.NodePrivate) error {
+	var b []byte
+	for _, k := range nodes {
+		secret := k.Expose()
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: pemNode, Bytes: secret[:]})...)
+	}
+	return d.write(fileNode, b)
 }
 
 // joinFile is Join as it is written.
@@ -162,7 +186,12 @@ func (d *Dir) loadFloors(s *State) error {
 func (d *Dir) SaveFloors(f Floors) error { return d.writeJSON(fileFloors, f) }
 
 func (d *Dir) loadWanted(s *State) error {
-	_, err := d.readJSON(fileWanted, limitSmall, &s.Wanted)
+	ok, err := d.readJSON(fileWanted, limitSmall, &s.Wanted)
+	if ok && err == nil {
+		if bad := s.Wanted.Routing.Check(proto.Mesh{}); bad != nil {
+			return d.corrupt(fileWanted, bad.Error())
+		}
+	}
 	return err
 }
 
@@ -191,13 +220,17 @@ func (d *Dir) loadIdentity(s *State) error {
 	if ok, err := d.readJSON(fileIdentity, limitSmall, &r); !ok || err != nil {
 		return err
 	}
-	if s.Device.IsZero() || s.Node.IsZero() {
+	if s.Device.IsZero() || len(s.Nodes) == 0 {
 		return d.corrupt(fileIdentity, "is there without the keys that it is about")
 	}
 	if s.Join == nil {
 		return d.corrupt(fileIdentity, "is there without the file join, which says where the coordinator is")
 	}
-	self, err := identity.Check(r, s.Device.Device(), s.Node.Public())
+	held := make([]key.NodePublic, len(s.Nodes))
+	for i, k := range s.Nodes {
+		held[i] = k.Public()
+	}
+	self, err := identity.Check(r, s.Device.Device(), held...)
 	if err != nil {
 		return d.corrupt(fileIdentity, err.Error())
 	}

@@ -38,6 +38,7 @@ type (
 		Program       string          `json:"program"`
 		Filter        filterJSON      `json:"filter"`
 		WireGuard     *wireguardJSON  `json:"wireguard"`
+		Routing       routingJSON     `json:"routing"`
 	}
 	nodeJSON struct {
 		ID                 string     `json:"id"`
@@ -100,6 +101,7 @@ func statusOf(st *redoubtv1.Status) statusJSON {
 		},
 		Filter:    filterJSON{f.GetFlows(), f.GetAllowedPackets(), f.GetDeniedPackets(), counters(f.GetDrops())},
 		WireGuard: wireguardOf(st.GetWireguard()),
+		Routing:   routingOf(st.GetRouting()),
 	}
 	if st.GetNode() != nil {
 		n := nodeOf(st.GetNode())

@@ -80,7 +80,7 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 	switch st.GetState() {
 	case "running":
 		state = c.good(st.GetState())
-	case "revoked", "expired":
+	case "revoked", "expired", "quarantined":
 		state = c.bad(st.GetState())
 	}
 	field("state", "%s", state)
@@ -104,6 +104,9 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 		f := st.GetFilter()
 		field("interface", "%s, UDP port %d", st.GetInterface(), st.GetListenPort())
 		field("filter", "%d flows, %d packets let through, %d denied", f.GetFlows(), f.GetAllowedPackets(), f.GetDeniedPackets())
+	}
+	for _, f := range routingFields(st.GetRouting(), c) {
+		b.WriteString(wrap(f[1], c.dim(fmt.Sprintf("%-11s", f[0]))+" ", strings.Repeat(" ", 12)))
 	}
 	if len(st.GetPeers()) > 0 {
 		b.WriteString("\n" + peerTable(st.GetPeers(), now))

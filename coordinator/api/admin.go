@@ -173,6 +173,19 @@ func (a *Admin) DeleteNode(ctx context.Context, r *redoubtv1.DeleteNodeRequest) 
 	return &redoubtv1.DeleteNodeResponse{}, nil
 }
 
+// ReleaseNode ends the quarantine of a node.
+func (a *Admin) ReleaseNode(ctx context.Context, r *redoubtv1.ReleaseNodeRequest) (*redoubtv1.ReleaseNodeResponse, error) {
+	n, err := find(a.Directory.Snapshot(), r.GetNode())
+	if err != nil {
+		return nil, err
+	}
+	if n, err = a.Directory.ReleaseNode(ctx, n.ID, Caller(ctx)); err != nil {
+		return nil, a.fail(err)
+	}
+	a.Log.Info("node released from quarantine", "node", n.ID, "name", n.Name, "by", Caller(ctx))
+	return &redoubtv1.ReleaseNodeResponse{Node: a.node(a.Directory.Snapshot(), n)}, nil
+}
+
 // Backup sends a consistent copy of the store.
 func (a *Admin) Backup(ctx context.Context, _ *redoubtv1.BackupRequest, out *connect.ServerStream[redoubtv1.BackupResponse]) error {
 	if err := a.Store.Backup(ctx, &sender{out}); err != nil {

@@ -13,8 +13,9 @@ import (
 
 // The states of a node.
 const (
-	NodeActive  = "active"
-	NodeRevoked = "revoked"
+	NodeActive      = "active"
+	NodeQuarantined = "quarantined"
+	NodeRevoked     = "revoked"
 )
 
 func (a *Admin) token(t *directory.Token) *redoubtv1.Token {
@@ -32,8 +33,14 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 		Program: live.Program, Os: live.OS, Arch: live.Arch, TokenId: n.Token, Ephemeral: n.Ephemeral, Attestation: n.Level.String(),
 		NodePublic: n.Key.String(), DevicePublic: n.Device.String(), CertificateSequence: n.Certificate.Sequence,
 	}
+	if q := n.Quarantine; q != nil {
+		out.State, out.Quarantine = NodeQuarantined, &redoubtv1.Quarantine{Since: seconds(q.At), Reason: q.Why}
+	}
 	if n.Revoked != nil {
 		out.State = NodeRevoked
+	}
+	if !n.Next.IsZero() {
+		out.NextNodePublic, out.NextNodeFrom = n.Next.String(), seconds(n.NextFrom)
 	}
 	for _, x := range n.Addrs.Slice() {
 		out.Addresses = append(out.Addresses, x.String())

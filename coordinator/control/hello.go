@@ -176,6 +176,7 @@ func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello) (*directory.Node,
 func (s *Server) result(n *directory.Node) *redoubtv1.Down {
 	return &redoubtv1.Down{Message: &redoubtv1.Down_Result{Result: &redoubtv1.Result{
 		Certificate: n.Certificate.DER, Chain: s.chain(), Roots: s.Issuer.Roots(), Mesh: wire.FromMesh(s.Directory.Snapshot().Mesh()),
+		Ticket: n.NextTicket(),
 	}}}
 }
 

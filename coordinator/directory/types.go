@@ -29,24 +29,24 @@ var (
 type Node struct {
 	proto.Identity
 	Device key.DevicePublic
-	// Key is the WireGuard key of the last certificate.
-	Key key.NodePublic
-	// Keys are the keys that came before it, oldest first, at most maxKeyHistory of them.
-	Keys      []PastKey
-	Level     cert.Level
-	Ephemeral bool   // removed when it was away for AwayLimit
-	Hostname  string // as the node named itself; Name was made from it
-	Token     string // id of the token that it enrolled with
-	Created   time.Time
-	Revoked   *Revocation // nil while the node is trusted
+	// Key is the WireGuard key that the last certificate begins with; Next takes its place at NextFrom. A node that has never
+	// renewed has no next.
+	Key, Next key.NodePublic
+	NextFrom  time.Time
+	// Seed is what the node's tickets are made with, Ticket the number of the one that came with the certificate, Used that of
+	// the one that the certificate was given for; see Renew.
+	Seed         []byte
+	Ticket, Used uint64
+	Released     bool        // from quarantine, and not renewed since
+	Quarantine   *Quarantine // nil while the node is one of the mesh
+	Level        cert.Level
+	Ephemeral    bool   // removed when it was away for AwayLimit
+	Hostname     string // as the node named itself; Name was made from it
+	Token        string // id of the token that it enrolled with
+	Created      time.Time
+	Revoked      *Revocation // nil while the node is trusted
 	// Certificate is the last one that was issued.
 	Certificate Certificate
-}
-
-// PastKey is a WireGuard key that a node gave up, and when.
-type PastKey struct {
-	Key   key.NodePublic
-	Until time.Time
 }
 
 // Certificate is a node certificate that was issued.

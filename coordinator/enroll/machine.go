@@ -38,10 +38,9 @@ type Renew struct {
 	Message  *redoubtv1.Renew
 	Exporter []byte
 	Protocol uint32
-	// Who the stream's certificate says that it is, and the node key that the directory has for it.
+	// Who the stream's certificate says that it is.
 	ID     proto.NodeID
 	Device key.DevicePublic
-	Key    key.NodePublic
 }
 
 // Proof is the answer to a challenge.
@@ -68,7 +67,7 @@ type Admit struct {
 	Hostname   string
 }
 
-// Extend asks the directory for the next certificate of a node.
+// Extend asks the directory for the next certificate of a node, with the key that it proved to hold as the one to come next.
 type Extend struct {
 	ID  proto.NodeID
 	Key key.NodePublic
@@ -155,10 +154,6 @@ func (m *Machine) renew(now time.Time, e Renew) (Effect, error) {
 	node, err := key.ParseNodePublic(e.Message.GetNodePublic())
 	if err != nil {
 		return nil, refusal.Malformed("node key: " + err.Error())
-	}
-	if node != e.Key {
-		return nil, refusal.Malformed("this coordinator does not exchange node keys, and the certificate is asked for another one than the node has; " +
-			"if the agent lost its key, delete the node and enrol it again")
 	}
 	a := &asked{
 		domain: wire.DomainRenew, exporter: e.Exporter, hash: e.Sum, node: e.ID,

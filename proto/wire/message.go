@@ -17,8 +17,10 @@ import (
 const (
 	NonceSize      = 32
 	MACSize        = 32
-	MaxFeatures    = 64 // entries
-	MaxKinds       = 16 // entries: kinds of evidence
+	TicketSize     = 40
+	MaxTalking     = 256 // entries
+	MaxFeatures    = 64  // entries
+	MaxKinds       = 16  // entries: kinds of evidence
 	MaxText        = 256
 	MaxEvidence    = 32 << 10
 	MaxPosture     = 16 << 10
@@ -53,7 +55,7 @@ func checkUp(m *redoubtv1.Up) error {
 	case *redoubtv1.Up_Proof:
 		return checkProof(x.Proof)
 	case *redoubtv1.Up_Renew:
-		return cmp.Or(checkNodePublic(x.Renew.GetNodePublic()), checkFacts(x.Renew.GetFacts()))
+		return checkRenew(x.Renew)
 	case *redoubtv1.Up_Report:
 		if x.Report.GetListenPort() > 65535 {
 			return malformed("port %d", x.Report.GetListenPort())
@@ -69,6 +71,16 @@ func checkUp(m *redoubtv1.Up) error {
 		return nil
 	}
 	return malformed("an Up message of a kind that this program does not know")
+}
+
+func checkRenew(r *redoubtv1.Renew) error {
+	if n := len(r.GetTicket()); n != 0 && n != TicketSize {
+		return malformed("ticket of %d bytes, want %d or none", n, TicketSize)
+	}
+	if n := len(r.GetTalking()); n > MaxTalking {
+		return malformed("talks with %d peers, at most %d", n, MaxTalking)
+	}
+	return cmp.Or(checkNodePublic(r.GetNodePublic()), checkFacts(r.GetFacts()))
 }
 
 func checkFacts(f *redoubtv1.Facts) error {
@@ -217,6 +229,7 @@ func checkWelcome(w *redoubtv1.Welcome) error {
 	if p := w.GetProgram(); p != "" && !proto.ValidText(p, MaxText) {
 		return malformed("the coordinator's program is too long or not printable")
 	}
+	w.Quarantine = oneLine(w.GetQuarantine())
 	return checkTexts("features", w.GetFeatures(), MaxFeatures)
 }
 
@@ -241,6 +254,9 @@ func checkResult(r *redoubtv1.Result) error {
 		if len(c) == 0 || len(c) > proto.MaxCertificate {
 			return malformed("a certificate of %d bytes", len(c))
 		}
+	}
+	if n := len(r.GetTicket()); n != 0 && n != TicketSize {
+		return malformed("a ticket of %d bytes, want %d or none", n, TicketSize)
 	}
 	_, err := ToMesh(r.GetMesh())
 	return err

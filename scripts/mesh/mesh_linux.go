@@ -247,6 +247,21 @@ type Status struct {
 	WireGuard     struct {
 		Keys []struct{ PublicKey string }
 	}
+	Routing struct {
+		Offered []struct {
+			Prefix netip.Prefix
+			Served bool
+		}
+		Routes []struct {
+			Prefix netip.Prefix
+			Peer   string
+			Used   bool
+		}
+		ExitNode *struct {
+			Wanted, Peer string
+			IPv4, IPv6   bool
+		}
+	}
 }
 
 // Peer is a peer in it.

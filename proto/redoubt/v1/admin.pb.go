@@ -426,7 +426,7 @@ type Node struct {
 	Addresses           []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	User                string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	Tags                []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
-	State               string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // active, revoked
+	State               string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // active, quarantined, revoked
 	Connected           bool                   `protobuf:"varint,7,opt,name=connected,proto3" json:"connected,omitempty"`
 	Created             int64                  `protobuf:"varint,8,opt,name=created,proto3" json:"created,omitempty"`                                                  // Unix seconds
 	LastSeen            int64                  `protobuf:"varint,9,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`                                // Unix seconds; 0: not since the coordinator started
@@ -444,6 +444,9 @@ type Node struct {
 	CertificateSequence uint64                 `protobuf:"varint,21,opt,name=certificate_sequence,json=certificateSequence,proto3" json:"certificate_sequence,omitempty"`
 	Facts               []*Fact                `protobuf:"bytes,22,rep,name=facts,proto3" json:"facts,omitempty"`
 	Routes              []*Route               `protobuf:"bytes,23,rep,name=routes,proto3" json:"routes,omitempty"`
+	Quarantine          *Quarantine            `protobuf:"bytes,30,opt,name=quarantine,proto3" json:"quarantine,omitempty"`                                 // absent where there is none
+	NextNodePublic      string                 `protobuf:"bytes,31,opt,name=next_node_public,json=nextNodePublic,proto3" json:"next_node_public,omitempty"` // that takes over; empty where there is none
+	NextNodeFrom        int64                  `protobuf:"varint,32,opt,name=next_node_from,json=nextNodeFrom,proto3" json:"next_node_from,omitempty"`      // Unix seconds
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -639,6 +642,80 @@ func (x *Node) GetRoutes() []*Route {
 	return nil
 }
 
+func (x *Node) GetQuarantine() *Quarantine {
+	if x != nil {
+		return x.Quarantine
+	}
+	return nil
+}
+
+func (x *Node) GetNextNodePublic() string {
+	if x != nil {
+		return x.NextNodePublic
+	}
+	return ""
+}
+
+func (x *Node) GetNextNodeFrom() int64 {
+	if x != nil {
+		return x.NextNodeFrom
+	}
+	return 0
+}
+
+// Quarantine is a node that is kept apart from all others.
+type Quarantine struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Since         int64                  `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"` // Unix seconds
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quarantine) Reset() {
+	*x = Quarantine{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quarantine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quarantine) ProtoMessage() {}
+
+func (x *Quarantine) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
+func (*Quarantine) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Quarantine) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Quarantine) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Fact is something that is known of a node.
 type Fact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -653,7 +730,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +742,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +755,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Fact) GetName() string {
@@ -729,7 +806,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +818,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +831,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Route) GetPrefix() string {
@@ -793,7 +870,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +882,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +895,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 type ListNodesResponse struct {
@@ -830,7 +907,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +919,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +932,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -874,7 +951,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +963,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +976,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -918,7 +995,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -930,7 +1007,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -943,7 +1020,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetNodeResponse) GetNode() *Node {
@@ -963,7 +1040,7 @@ type RevokeNodeRequest struct {
 
 func (x *RevokeNodeRequest) Reset() {
 	*x = RevokeNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1052,7 @@ func (x *RevokeNodeRequest) String() string {
 func (*RevokeNodeRequest) ProtoMessage() {}
 
 func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1065,7 @@ func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeNodeRequest) GetNode() string {
@@ -1020,7 +1097,7 @@ type RevokeNodeResponse struct {
 
 func (x *RevokeNodeResponse) Reset() {
 	*x = RevokeNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1109,7 @@ func (x *RevokeNodeResponse) String() string {
 func (*RevokeNodeResponse) ProtoMessage() {}
 
 func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1122,7 @@ func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RevokeNodeResponse) GetNode() *Node {
@@ -1092,7 +1169,7 @@ type DeleteNodeRequest struct {
 
 func (x *DeleteNodeRequest) Reset() {
 	*x = DeleteNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1181,7 @@ func (x *DeleteNodeRequest) String() string {
 func (*DeleteNodeRequest) ProtoMessage() {}
 
 func (x *DeleteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1194,7 @@ func (x *DeleteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNodeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteNodeRequest) GetNode() string {
@@ -1135,7 +1212,7 @@ type DeleteNodeResponse struct {
 
 func (x *DeleteNodeResponse) Reset() {
 	*x = DeleteNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1224,7 @@ func (x *DeleteNodeResponse) String() string {
 func (*DeleteNodeResponse) ProtoMessage() {}
 
 func (x *DeleteNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1237,95 @@ func (x *DeleteNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNodeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+type ReleaseNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseNodeRequest) Reset() {
+	*x = ReleaseNodeRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseNodeRequest) ProtoMessage() {}
+
+func (x *ReleaseNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseNodeRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseNodeRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ReleaseNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type ReleaseNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseNodeResponse) Reset() {
+	*x = ReleaseNodeResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseNodeResponse) ProtoMessage() {}
+
+func (x *ReleaseNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseNodeResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseNodeResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ReleaseNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
 }
 
 type SetFactRequest struct {
@@ -1175,7 +1340,7 @@ type SetFactRequest struct {
 
 func (x *SetFactRequest) Reset() {
 	*x = SetFactRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1352,7 @@ func (x *SetFactRequest) String() string {
 func (*SetFactRequest) ProtoMessage() {}
 
 func (x *SetFactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1365,7 @@ func (x *SetFactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFactRequest.ProtoReflect.Descriptor instead.
 func (*SetFactRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetFactRequest) GetNode() string {
@@ -1240,7 +1405,7 @@ type SetFactResponse struct {
 
 func (x *SetFactResponse) Reset() {
 	*x = SetFactResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1417,7 @@ func (x *SetFactResponse) String() string {
 func (*SetFactResponse) ProtoMessage() {}
 
 func (x *SetFactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1430,7 @@ func (x *SetFactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFactResponse.ProtoReflect.Descriptor instead.
 func (*SetFactResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SetFactResponse) GetNode() *Node {
@@ -1285,7 +1450,7 @@ type UnsetFactRequest struct {
 
 func (x *UnsetFactRequest) Reset() {
 	*x = UnsetFactRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1297,7 +1462,7 @@ func (x *UnsetFactRequest) String() string {
 func (*UnsetFactRequest) ProtoMessage() {}
 
 func (x *UnsetFactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1310,7 +1475,7 @@ func (x *UnsetFactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsetFactRequest.ProtoReflect.Descriptor instead.
 func (*UnsetFactRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *UnsetFactRequest) GetNode() string {
@@ -1336,7 +1501,7 @@ type UnsetFactResponse struct {
 
 func (x *UnsetFactResponse) Reset() {
 	*x = UnsetFactResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1513,7 @@ func (x *UnsetFactResponse) String() string {
 func (*UnsetFactResponse) ProtoMessage() {}
 
 func (x *UnsetFactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1526,7 @@ func (x *UnsetFactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsetFactResponse.ProtoReflect.Descriptor instead.
 func (*UnsetFactResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UnsetFactResponse) GetNode() *Node {
@@ -1381,7 +1546,7 @@ type ApproveRoutesRequest struct {
 
 func (x *ApproveRoutesRequest) Reset() {
 	*x = ApproveRoutesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1558,7 @@ func (x *ApproveRoutesRequest) String() string {
 func (*ApproveRoutesRequest) ProtoMessage() {}
 
 func (x *ApproveRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1571,7 @@ func (x *ApproveRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ApproveRoutesRequest) GetNode() string {
@@ -1432,7 +1597,7 @@ type ApproveRoutesResponse struct {
 
 func (x *ApproveRoutesResponse) Reset() {
 	*x = ApproveRoutesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1609,7 @@ func (x *ApproveRoutesResponse) String() string {
 func (*ApproveRoutesResponse) ProtoMessage() {}
 
 func (x *ApproveRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1622,7 @@ func (x *ApproveRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ApproveRoutesResponse) GetNode() *Node {
@@ -1477,7 +1642,7 @@ type UserRoles struct {
 
 func (x *UserRoles) Reset() {
 	*x = UserRoles{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1654,7 @@ func (x *UserRoles) String() string {
 func (*UserRoles) ProtoMessage() {}
 
 func (x *UserRoles) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1667,7 @@ func (x *UserRoles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRoles.ProtoReflect.Descriptor instead.
 func (*UserRoles) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UserRoles) GetUser() string {
@@ -1528,7 +1693,7 @@ type SetRolesRequest struct {
 
 func (x *SetRolesRequest) Reset() {
 	*x = SetRolesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1705,7 @@ func (x *SetRolesRequest) String() string {
 func (*SetRolesRequest) ProtoMessage() {}
 
 func (x *SetRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1718,7 @@ func (x *SetRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRolesRequest.ProtoReflect.Descriptor instead.
 func (*SetRolesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SetRolesRequest) GetUser() *UserRoles {
@@ -1571,7 +1736,7 @@ type SetRolesResponse struct {
 
 func (x *SetRolesResponse) Reset() {
 	*x = SetRolesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1748,7 @@ func (x *SetRolesResponse) String() string {
 func (*SetRolesResponse) ProtoMessage() {}
 
 func (x *SetRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1761,7 @@ func (x *SetRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRolesResponse.ProtoReflect.Descriptor instead.
 func (*SetRolesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 type ListRolesRequest struct {
@@ -1607,7 +1772,7 @@ type ListRolesRequest struct {
 
 func (x *ListRolesRequest) Reset() {
 	*x = ListRolesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1784,7 @@ func (x *ListRolesRequest) String() string {
 func (*ListRolesRequest) ProtoMessage() {}
 
 func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1797,7 @@ func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesRequest.ProtoReflect.Descriptor instead.
 func (*ListRolesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 type ListRolesResponse struct {
@@ -1644,7 +1809,7 @@ type ListRolesResponse struct {
 
 func (x *ListRolesResponse) Reset() {
 	*x = ListRolesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +1821,7 @@ func (x *ListRolesResponse) String() string {
 func (*ListRolesResponse) ProtoMessage() {}
 
 func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +1834,7 @@ func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesResponse.ProtoReflect.Descriptor instead.
 func (*ListRolesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListRolesResponse) GetUsers() []*UserRoles {
@@ -1693,7 +1858,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1870,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1883,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -1769,7 +1934,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +1946,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +1959,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ApplyPolicyResponse) GetNumber() uint64 {
@@ -1838,17 +2003,18 @@ type PolicyImpact struct {
 	Base          uint64                 `protobuf:"varint,1,opt,name=base,proto3" json:"base,omitempty"` // the version that it was compared with; 0: none was in force
 	SameText      bool                   `protobuf:"varint,2,opt,name=same_text,json=sameText,proto3" json:"same_text,omitempty"`
 	Nodes         uint32                 `protobuf:"varint,3,opt,name=nodes,proto3" json:"nodes,omitempty"`
-	Touched       uint32                 `protobuf:"varint,4,opt,name=touched,proto3" json:"touched,omitempty"`                            // nodes whose rules, sets or peers change
-	PairsGained   uint32                 `protobuf:"varint,5,opt,name=pairs_gained,json=pairsGained,proto3" json:"pairs_gained,omitempty"` // pairs of nodes of which one may now reach the other in some way, and neither could before
-	PairsLost     uint32                 `protobuf:"varint,6,opt,name=pairs_lost,json=pairsLost,proto3" json:"pairs_lost,omitempty"`
-	Pairs         []*PairChange          `protobuf:"bytes,7,rep,name=pairs,proto3" json:"pairs,omitempty"` // the first of them, by name
+	Touched       uint32                 `protobuf:"varint,4,opt,name=touched,proto3" json:"touched,omitempty"` // nodes that a rule is about which only one of the two policies has
+	Gained        uint32                 `protobuf:"varint,8,opt,name=gained,proto3" json:"gained,omitempty"`   // changes below by which connections are gained, those that are not listed included
+	Lost          uint32                 `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`
+	Changes       []*ConnectionChange    `protobuf:"bytes,10,rep,name=changes,proto3" json:"changes,omitempty"`                // those gained first
+	TooWide       string                 `protobuf:"bytes,11,opt,name=too_wide,json=tooWide,proto3" json:"too_wide,omitempty"` // why connections were not compared; then gained, lost and changes say nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyImpact) Reset() {
 	*x = PolicyImpact{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +2026,7 @@ func (x *PolicyImpact) String() string {
 func (*PolicyImpact) ProtoMessage() {}
 
 func (x *PolicyImpact) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +2039,7 @@ func (x *PolicyImpact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyImpact.ProtoReflect.Descriptor instead.
 func (*PolicyImpact) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PolicyImpact) GetBase() uint64 {
@@ -1904,54 +2070,63 @@ func (x *PolicyImpact) GetTouched() uint32 {
 	return 0
 }
 
-func (x *PolicyImpact) GetPairsGained() uint32 {
+func (x *PolicyImpact) GetGained() uint32 {
 	if x != nil {
-		return x.PairsGained
+		return x.Gained
 	}
 	return 0
 }
 
-func (x *PolicyImpact) GetPairsLost() uint32 {
+func (x *PolicyImpact) GetLost() uint32 {
 	if x != nil {
-		return x.PairsLost
+		return x.Lost
 	}
 	return 0
 }
 
-func (x *PolicyImpact) GetPairs() []*PairChange {
+func (x *PolicyImpact) GetChanges() []*ConnectionChange {
 	if x != nil {
-		return x.Pairs
+		return x.Changes
 	}
 	return nil
 }
 
-// PairChange is a pair of nodes that come to know each other, or cease to.
-type PairChange struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Gained        bool                   `protobuf:"varint,1,opt,name=gained,proto3" json:"gained,omitempty"`
-	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	Who           string                 `protobuf:"bytes,3,opt,name=who,proto3" json:"who,omitempty"`
-	Peer          string                 `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
-	PeerWho       string                 `protobuf:"bytes,5,opt,name=peer_who,json=peerWho,proto3" json:"peer_who,omitempty"`
+func (x *PolicyImpact) GetTooWide() string {
+	if x != nil {
+		return x.TooWide
+	}
+	return ""
+}
+
+// ConnectionChange is connections that one policy allows and the other does not.
+type ConnectionChange struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Gained bool                   `protobuf:"varint,1,opt,name=gained,proto3" json:"gained,omitempty"`
+	// Users, tags, or what is behind routers. Of long lists the first, and then how many more.
+	Src           []string `protobuf:"bytes,2,rep,name=src,proto3" json:"src,omitempty"`
+	Dst           []string `protobuf:"bytes,3,rep,name=dst,proto3" json:"dst,omitempty"`
+	Services      []string `protobuf:"bytes,4,rep,name=services,proto3" json:"services,omitempty"` // such as tcp:443
+	Rule          string   `protobuf:"bytes,5,opt,name=rule,proto3" json:"rule,omitempty"`         // that allows them: of the new policy where they are gained
+	Line          uint32   `protobuf:"varint,6,opt,name=line,proto3" json:"line,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *PairChange) Reset() {
-	*x = PairChange{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
+func (x *ConnectionChange) Reset() {
+	*x = ConnectionChange{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *PairChange) String() string {
+func (x *ConnectionChange) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*PairChange) ProtoMessage() {}
+func (*ConnectionChange) ProtoMessage() {}
 
-func (x *PairChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
+func (x *ConnectionChange) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,44 +2137,51 @@ func (x *PairChange) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use PairChange.ProtoReflect.Descriptor instead.
-func (*PairChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{32}
+// Deprecated: Use ConnectionChange.ProtoReflect.Descriptor instead.
+func (*ConnectionChange) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
-func (x *PairChange) GetGained() bool {
+func (x *ConnectionChange) GetGained() bool {
 	if x != nil {
 		return x.Gained
 	}
 	return false
 }
 
-func (x *PairChange) GetNode() string {
+func (x *ConnectionChange) GetSrc() []string {
 	if x != nil {
-		return x.Node
+		return x.Src
+	}
+	return nil
+}
+
+func (x *ConnectionChange) GetDst() []string {
+	if x != nil {
+		return x.Dst
+	}
+	return nil
+}
+
+func (x *ConnectionChange) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *ConnectionChange) GetRule() string {
+	if x != nil {
+		return x.Rule
 	}
 	return ""
 }
 
-func (x *PairChange) GetWho() string {
+func (x *ConnectionChange) GetLine() uint32 {
 	if x != nil {
-		return x.Who
+		return x.Line
 	}
-	return ""
-}
-
-func (x *PairChange) GetPeer() string {
-	if x != nil {
-		return x.Peer
-	}
-	return ""
-}
-
-func (x *PairChange) GetPeerWho() string {
-	if x != nil {
-		return x.PeerWho
-	}
-	return ""
+	return 0
 }
 
 type Diagnostic struct {
@@ -2015,7 +2197,7 @@ type Diagnostic struct {
 
 func (x *Diagnostic) Reset() {
 	*x = Diagnostic{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +2209,7 @@ func (x *Diagnostic) String() string {
 func (*Diagnostic) ProtoMessage() {}
 
 func (x *Diagnostic) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +2222,7 @@ func (x *Diagnostic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diagnostic.ProtoReflect.Descriptor instead.
 func (*Diagnostic) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Diagnostic) GetError() bool {
@@ -2087,7 +2269,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2281,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2294,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetPolicyRequest) GetNumber() uint64 {
@@ -2137,7 +2319,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2149,7 +2331,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2162,7 +2344,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetPolicyResponse) GetSource() string {
@@ -2224,7 +2406,7 @@ type PolicyHistoryRequest struct {
 
 func (x *PolicyHistoryRequest) Reset() {
 	*x = PolicyHistoryRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +2418,7 @@ func (x *PolicyHistoryRequest) String() string {
 func (*PolicyHistoryRequest) ProtoMessage() {}
 
 func (x *PolicyHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +2431,7 @@ func (x *PolicyHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyHistoryRequest.ProtoReflect.Descriptor instead.
 func (*PolicyHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PolicyHistoryRequest) GetBefore() uint64 {
@@ -2275,7 +2457,7 @@ type PolicyHistoryResponse struct {
 
 func (x *PolicyHistoryResponse) Reset() {
 	*x = PolicyHistoryResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +2469,7 @@ func (x *PolicyHistoryResponse) String() string {
 func (*PolicyHistoryResponse) ProtoMessage() {}
 
 func (x *PolicyHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +2482,7 @@ func (x *PolicyHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyHistoryResponse.ProtoReflect.Descriptor instead.
 func (*PolicyHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PolicyHistoryResponse) GetVersions() []*PolicyVersion {
@@ -2325,7 +2507,7 @@ type PolicyVersion struct {
 
 func (x *PolicyVersion) Reset() {
 	*x = PolicyVersion{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2337,7 +2519,7 @@ func (x *PolicyVersion) String() string {
 func (*PolicyVersion) ProtoMessage() {}
 
 func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2350,7 +2532,7 @@ func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyVersion.ProtoReflect.Descriptor instead.
 func (*PolicyVersion) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PolicyVersion) GetNumber() uint64 {
@@ -2411,7 +2593,7 @@ type PolicyStatusRequest struct {
 
 func (x *PolicyStatusRequest) Reset() {
 	*x = PolicyStatusRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2605,7 @@ func (x *PolicyStatusRequest) String() string {
 func (*PolicyStatusRequest) ProtoMessage() {}
 
 func (x *PolicyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2618,7 @@ func (x *PolicyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatusRequest.ProtoReflect.Descriptor instead.
 func (*PolicyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PolicyStatusRequest) GetWaitMs() uint64 {
@@ -2461,7 +2643,7 @@ type PolicyStatusResponse struct {
 
 func (x *PolicyStatusResponse) Reset() {
 	*x = PolicyStatusResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2473,7 +2655,7 @@ func (x *PolicyStatusResponse) String() string {
 func (*PolicyStatusResponse) ProtoMessage() {}
 
 func (x *PolicyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2486,7 +2668,7 @@ func (x *PolicyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatusResponse.ProtoReflect.Descriptor instead.
 func (*PolicyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PolicyStatusResponse) GetNumber() uint64 {
@@ -2551,7 +2733,7 @@ type Unable struct {
 
 func (x *Unable) Reset() {
 	*x = Unable{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2563,7 +2745,7 @@ func (x *Unable) String() string {
 func (*Unable) ProtoMessage() {}
 
 func (x *Unable) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2576,7 +2758,7 @@ func (x *Unable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unable.ProtoReflect.Descriptor instead.
 func (*Unable) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Unable) GetId() string {
@@ -2621,7 +2803,7 @@ type Laggard struct {
 
 func (x *Laggard) Reset() {
 	*x = Laggard{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2633,7 +2815,7 @@ func (x *Laggard) String() string {
 func (*Laggard) ProtoMessage() {}
 
 func (x *Laggard) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2646,7 +2828,7 @@ func (x *Laggard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
 func (*Laggard) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Laggard) GetId() string {
@@ -2699,7 +2881,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2711,7 +2893,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2724,7 +2906,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 type BackupResponse struct {
@@ -2736,7 +2918,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2748,7 +2930,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2761,7 +2943,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -2802,7 +2984,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06tokens\x18\x01 \x03(\v2\x11.redoubt.v1.TokenR\x06tokens\"$\n" +
 	"\x12RevokeTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
-	"\x13RevokeTokenResponse\"\xb8\x05\n" +
+	"\x13RevokeTokenResponse\"\xc0\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -2828,7 +3010,16 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x0fapplied_version\x18\x14 \x01(\tR\x0eappliedVersion\x121\n" +
 	"\x14certificate_sequence\x18\x15 \x01(\x04R\x13certificateSequence\x12&\n" +
 	"\x05facts\x18\x16 \x03(\v2\x10.redoubt.v1.FactR\x05facts\x12)\n" +
-	"\x06routes\x18\x17 \x03(\v2\x11.redoubt.v1.RouteR\x06routes\"t\n" +
+	"\x06routes\x18\x17 \x03(\v2\x11.redoubt.v1.RouteR\x06routes\x126\n" +
+	"\n" +
+	"quarantine\x18\x1e \x01(\v2\x16.redoubt.v1.QuarantineR\n" +
+	"quarantine\x12(\n" +
+	"\x10next_node_public\x18\x1f \x01(\tR\x0enextNodePublic\x12$\n" +
+	"\x0enext_node_from\x18  \x01(\x03R\fnextNodeFrom\":\n" +
+	"\n" +
+	"Quarantine\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"t\n" +
 	"\x04Fact\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
@@ -2861,7 +3052,11 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x05bound\x18\x05 \x01(\x03R\x05bound\"'\n" +
 	"\x11DeleteNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x14\n" +
-	"\x12DeleteNodeResponse\"o\n" +
+	"\x12DeleteNodeResponse\"(\n" +
+	"\x12ReleaseNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\";\n" +
+	"\x13ReleaseNodeResponse\x12$\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.redoubt.v1.NodeR\x04node\"o\n" +
 	"\x0eSetFactRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2902,23 +3097,24 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\v2\x13.redoubt.v1.VersionR\aversion\x128\n" +
 	"\vdiagnostics\x18\x03 \x03(\v2\x16.redoubt.v1.DiagnosticR\vdiagnostics\x12\x18\n" +
 	"\aapplied\x18\x04 \x01(\bR\aapplied\x120\n" +
-	"\x06impact\x18\x05 \x01(\v2\x18.redoubt.v1.PolicyImpactR\x06impact\"\xdf\x01\n" +
+	"\x06impact\x18\x05 \x01(\v2\x18.redoubt.v1.PolicyImpactR\x06impact\"\xf4\x01\n" +
 	"\fPolicyImpact\x12\x12\n" +
 	"\x04base\x18\x01 \x01(\x04R\x04base\x12\x1b\n" +
 	"\tsame_text\x18\x02 \x01(\bR\bsameText\x12\x14\n" +
 	"\x05nodes\x18\x03 \x01(\rR\x05nodes\x12\x18\n" +
-	"\atouched\x18\x04 \x01(\rR\atouched\x12!\n" +
-	"\fpairs_gained\x18\x05 \x01(\rR\vpairsGained\x12\x1d\n" +
-	"\n" +
-	"pairs_lost\x18\x06 \x01(\rR\tpairsLost\x12,\n" +
-	"\x05pairs\x18\a \x03(\v2\x16.redoubt.v1.PairChangeR\x05pairs\"y\n" +
-	"\n" +
-	"PairChange\x12\x16\n" +
-	"\x06gained\x18\x01 \x01(\bR\x06gained\x12\x12\n" +
-	"\x04node\x18\x02 \x01(\tR\x04node\x12\x10\n" +
-	"\x03who\x18\x03 \x01(\tR\x03who\x12\x12\n" +
-	"\x04peer\x18\x04 \x01(\tR\x04peer\x12\x19\n" +
-	"\bpeer_who\x18\x05 \x01(\tR\apeerWho\"|\n" +
+	"\atouched\x18\x04 \x01(\rR\atouched\x12\x16\n" +
+	"\x06gained\x18\b \x01(\rR\x06gained\x12\x12\n" +
+	"\x04lost\x18\t \x01(\rR\x04lost\x126\n" +
+	"\achanges\x18\n" +
+	" \x03(\v2\x1c.redoubt.v1.ConnectionChangeR\achanges\x12\x19\n" +
+	"\btoo_wide\x18\v \x01(\tR\atooWideJ\x04\b\x05\x10\b\"\x92\x01\n" +
+	"\x10ConnectionChange\x12\x16\n" +
+	"\x06gained\x18\x01 \x01(\bR\x06gained\x12\x10\n" +
+	"\x03src\x18\x02 \x03(\tR\x03src\x12\x10\n" +
+	"\x03dst\x18\x03 \x03(\tR\x03dst\x12\x1a\n" +
+	"\bservices\x18\x04 \x03(\tR\bservices\x12\x12\n" +
+	"\x04rule\x18\x05 \x01(\tR\x04rule\x12\x12\n" +
+	"\x04line\x18\x06 \x01(\rR\x04line\"|\n" +
 	"\n" +
 	"Diagnostic\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\bR\x05error\x12\x12\n" +
@@ -2977,7 +3173,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06age_ms\x18\x06 \x01(\x04R\x05ageMs\"\x0f\n" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\x9e\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xee\n" +
 	"\n" +
 	"\fAdminService\x12N\n" +
 	"\vCreateToken\x12\x1e.redoubt.v1.CreateTokenRequest\x1a\x1f.redoubt.v1.CreateTokenResponse\x12K\n" +
@@ -2989,7 +3185,8 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"RevokeNode\x12\x1d.redoubt.v1.RevokeNodeRequest\x1a\x1e.redoubt.v1.RevokeNodeResponse\x12K\n" +
 	"\n" +
-	"DeleteNode\x12\x1d.redoubt.v1.DeleteNodeRequest\x1a\x1e.redoubt.v1.DeleteNodeResponse\x12B\n" +
+	"DeleteNode\x12\x1d.redoubt.v1.DeleteNodeRequest\x1a\x1e.redoubt.v1.DeleteNodeResponse\x12N\n" +
+	"\vReleaseNode\x12\x1e.redoubt.v1.ReleaseNodeRequest\x1a\x1f.redoubt.v1.ReleaseNodeResponse\x12B\n" +
 	"\aSetFact\x12\x1a.redoubt.v1.SetFactRequest\x1a\x1b.redoubt.v1.SetFactResponse\x12H\n" +
 	"\tUnsetFact\x12\x1c.redoubt.v1.UnsetFactRequest\x1a\x1d.redoubt.v1.UnsetFactResponse\x12T\n" +
 	"\rApproveRoutes\x12 .redoubt.v1.ApproveRoutesRequest\x1a!.redoubt.v1.ApproveRoutesResponse\x12E\n" +
@@ -3013,7 +3210,7 @@ func file_redoubt_v1_admin_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_admin_proto_rawDescData
 }
 
-var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_redoubt_v1_admin_proto_goTypes = []any{
 	(*Token)(nil),                 // 0: redoubt.v1.Token
 	(*CreateTokenRequest)(nil),    // 1: redoubt.v1.CreateTokenRequest
@@ -3023,104 +3220,111 @@ var file_redoubt_v1_admin_proto_goTypes = []any{
 	(*RevokeTokenRequest)(nil),    // 5: redoubt.v1.RevokeTokenRequest
 	(*RevokeTokenResponse)(nil),   // 6: redoubt.v1.RevokeTokenResponse
 	(*Node)(nil),                  // 7: redoubt.v1.Node
-	(*Fact)(nil),                  // 8: redoubt.v1.Fact
-	(*Route)(nil),                 // 9: redoubt.v1.Route
-	(*ListNodesRequest)(nil),      // 10: redoubt.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 11: redoubt.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),        // 12: redoubt.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),       // 13: redoubt.v1.GetNodeResponse
-	(*RevokeNodeRequest)(nil),     // 14: redoubt.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),    // 15: redoubt.v1.RevokeNodeResponse
-	(*DeleteNodeRequest)(nil),     // 16: redoubt.v1.DeleteNodeRequest
-	(*DeleteNodeResponse)(nil),    // 17: redoubt.v1.DeleteNodeResponse
-	(*SetFactRequest)(nil),        // 18: redoubt.v1.SetFactRequest
-	(*SetFactResponse)(nil),       // 19: redoubt.v1.SetFactResponse
-	(*UnsetFactRequest)(nil),      // 20: redoubt.v1.UnsetFactRequest
-	(*UnsetFactResponse)(nil),     // 21: redoubt.v1.UnsetFactResponse
-	(*ApproveRoutesRequest)(nil),  // 22: redoubt.v1.ApproveRoutesRequest
-	(*ApproveRoutesResponse)(nil), // 23: redoubt.v1.ApproveRoutesResponse
-	(*UserRoles)(nil),             // 24: redoubt.v1.UserRoles
-	(*SetRolesRequest)(nil),       // 25: redoubt.v1.SetRolesRequest
-	(*SetRolesResponse)(nil),      // 26: redoubt.v1.SetRolesResponse
-	(*ListRolesRequest)(nil),      // 27: redoubt.v1.ListRolesRequest
-	(*ListRolesResponse)(nil),     // 28: redoubt.v1.ListRolesResponse
-	(*ApplyPolicyRequest)(nil),    // 29: redoubt.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),   // 30: redoubt.v1.ApplyPolicyResponse
-	(*PolicyImpact)(nil),          // 31: redoubt.v1.PolicyImpact
-	(*PairChange)(nil),            // 32: redoubt.v1.PairChange
-	(*Diagnostic)(nil),            // 33: redoubt.v1.Diagnostic
-	(*GetPolicyRequest)(nil),      // 34: redoubt.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),     // 35: redoubt.v1.GetPolicyResponse
-	(*PolicyHistoryRequest)(nil),  // 36: redoubt.v1.PolicyHistoryRequest
-	(*PolicyHistoryResponse)(nil), // 37: redoubt.v1.PolicyHistoryResponse
-	(*PolicyVersion)(nil),         // 38: redoubt.v1.PolicyVersion
-	(*PolicyStatusRequest)(nil),   // 39: redoubt.v1.PolicyStatusRequest
-	(*PolicyStatusResponse)(nil),  // 40: redoubt.v1.PolicyStatusResponse
-	(*Unable)(nil),                // 41: redoubt.v1.Unable
-	(*Laggard)(nil),               // 42: redoubt.v1.Laggard
-	(*BackupRequest)(nil),         // 43: redoubt.v1.BackupRequest
-	(*BackupResponse)(nil),        // 44: redoubt.v1.BackupResponse
-	(*Version)(nil),               // 45: redoubt.v1.Version
+	(*Quarantine)(nil),            // 8: redoubt.v1.Quarantine
+	(*Fact)(nil),                  // 9: redoubt.v1.Fact
+	(*Route)(nil),                 // 10: redoubt.v1.Route
+	(*ListNodesRequest)(nil),      // 11: redoubt.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 12: redoubt.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),        // 13: redoubt.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),       // 14: redoubt.v1.GetNodeResponse
+	(*RevokeNodeRequest)(nil),     // 15: redoubt.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),    // 16: redoubt.v1.RevokeNodeResponse
+	(*DeleteNodeRequest)(nil),     // 17: redoubt.v1.DeleteNodeRequest
+	(*DeleteNodeResponse)(nil),    // 18: redoubt.v1.DeleteNodeResponse
+	(*ReleaseNodeRequest)(nil),    // 19: redoubt.v1.ReleaseNodeRequest
+	(*ReleaseNodeResponse)(nil),   // 20: redoubt.v1.ReleaseNodeResponse
+	(*SetFactRequest)(nil),        // 21: redoubt.v1.SetFactRequest
+	(*SetFactResponse)(nil),       // 22: redoubt.v1.SetFactResponse
+	(*UnsetFactRequest)(nil),      // 23: redoubt.v1.UnsetFactRequest
+	(*UnsetFactResponse)(nil),     // 24: redoubt.v1.UnsetFactResponse
+	(*ApproveRoutesRequest)(nil),  // 25: redoubt.v1.ApproveRoutesRequest
+	(*ApproveRoutesResponse)(nil), // 26: redoubt.v1.ApproveRoutesResponse
+	(*UserRoles)(nil),             // 27: redoubt.v1.UserRoles
+	(*SetRolesRequest)(nil),       // 28: redoubt.v1.SetRolesRequest
+	(*SetRolesResponse)(nil),      // 29: redoubt.v1.SetRolesResponse
+	(*ListRolesRequest)(nil),      // 30: redoubt.v1.ListRolesRequest
+	(*ListRolesResponse)(nil),     // 31: redoubt.v1.ListRolesResponse
+	(*ApplyPolicyRequest)(nil),    // 32: redoubt.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),   // 33: redoubt.v1.ApplyPolicyResponse
+	(*PolicyImpact)(nil),          // 34: redoubt.v1.PolicyImpact
+	(*ConnectionChange)(nil),      // 35: redoubt.v1.ConnectionChange
+	(*Diagnostic)(nil),            // 36: redoubt.v1.Diagnostic
+	(*GetPolicyRequest)(nil),      // 37: redoubt.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),     // 38: redoubt.v1.GetPolicyResponse
+	(*PolicyHistoryRequest)(nil),  // 39: redoubt.v1.PolicyHistoryRequest
+	(*PolicyHistoryResponse)(nil), // 40: redoubt.v1.PolicyHistoryResponse
+	(*PolicyVersion)(nil),         // 41: redoubt.v1.PolicyVersion
+	(*PolicyStatusRequest)(nil),   // 42: redoubt.v1.PolicyStatusRequest
+	(*PolicyStatusResponse)(nil),  // 43: redoubt.v1.PolicyStatusResponse
+	(*Unable)(nil),                // 44: redoubt.v1.Unable
+	(*Laggard)(nil),               // 45: redoubt.v1.Laggard
+	(*BackupRequest)(nil),         // 46: redoubt.v1.BackupRequest
+	(*BackupResponse)(nil),        // 47: redoubt.v1.BackupResponse
+	(*Version)(nil),               // 48: redoubt.v1.Version
 }
 var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: redoubt.v1.CreateTokenResponse.token:type_name -> redoubt.v1.Token
 	0,  // 1: redoubt.v1.ListTokensResponse.tokens:type_name -> redoubt.v1.Token
-	8,  // 2: redoubt.v1.Node.facts:type_name -> redoubt.v1.Fact
-	9,  // 3: redoubt.v1.Node.routes:type_name -> redoubt.v1.Route
-	7,  // 4: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
-	7,  // 5: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 6: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 7: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 8: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 9: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
-	24, // 10: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
-	24, // 11: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
-	45, // 12: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
-	33, // 13: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
-	31, // 14: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
-	32, // 15: redoubt.v1.PolicyImpact.pairs:type_name -> redoubt.v1.PairChange
-	38, // 16: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
-	42, // 17: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
-	41, // 18: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
-	1,  // 19: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
-	3,  // 20: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
-	5,  // 21: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
-	10, // 22: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	12, // 23: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	14, // 24: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
-	16, // 25: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
-	18, // 26: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
-	20, // 27: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
-	22, // 28: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
-	25, // 29: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
-	27, // 30: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
-	29, // 31: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
-	34, // 32: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
-	36, // 33: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
-	39, // 34: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
-	43, // 35: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
-	2,  // 36: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
-	4,  // 37: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
-	6,  // 38: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
-	11, // 39: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	13, // 40: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	15, // 41: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
-	17, // 42: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
-	19, // 43: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
-	21, // 44: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
-	23, // 45: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
-	26, // 46: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
-	28, // 47: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
-	30, // 48: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
-	35, // 49: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
-	37, // 50: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
-	40, // 51: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
-	44, // 52: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
-	36, // [36:53] is the sub-list for method output_type
-	19, // [19:36] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	9,  // 2: redoubt.v1.Node.facts:type_name -> redoubt.v1.Fact
+	10, // 3: redoubt.v1.Node.routes:type_name -> redoubt.v1.Route
+	8,  // 4: redoubt.v1.Node.quarantine:type_name -> redoubt.v1.Quarantine
+	7,  // 5: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
+	7,  // 6: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 7: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 8: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 9: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 10: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 11: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
+	27, // 12: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
+	27, // 13: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
+	48, // 14: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
+	36, // 15: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
+	34, // 16: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
+	35, // 17: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
+	41, // 18: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
+	45, // 19: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
+	44, // 20: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
+	1,  // 21: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
+	3,  // 22: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
+	5,  // 23: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
+	11, // 24: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	13, // 25: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	15, // 26: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
+	17, // 27: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
+	19, // 28: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
+	21, // 29: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
+	23, // 30: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
+	25, // 31: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
+	28, // 32: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
+	30, // 33: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
+	32, // 34: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
+	37, // 35: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
+	39, // 36: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
+	42, // 37: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
+	46, // 38: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
+	2,  // 39: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
+	4,  // 40: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
+	6,  // 41: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
+	12, // 42: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	14, // 43: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	16, // 44: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
+	18, // 45: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
+	20, // 46: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
+	22, // 47: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
+	24, // 48: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
+	26, // 49: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
+	29, // 50: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
+	31, // 51: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
+	33, // 52: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
+	38, // 53: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
+	40, // 54: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
+	43, // 55: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
+	47, // 56: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
+	39, // [39:57] is the sub-list for method output_type
+	21, // [21:39] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_admin_proto_init() }
@@ -3129,14 +3333,14 @@ func file_redoubt_v1_admin_proto_init() {
 		return
 	}
 	file_redoubt_v1_netmap_proto_init()
-	file_redoubt_v1_admin_proto_msgTypes[29].OneofWrappers = []any{}
+	file_redoubt_v1_admin_proto_msgTypes[32].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_admin_proto_rawDesc), len(file_redoubt_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

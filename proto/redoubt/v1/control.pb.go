@@ -56,6 +56,7 @@ const (
 	Refusal_CODE_REPLACED    Refusal_Code = 10 // the node opened another stream
 	Refusal_CODE_EXHAUSTED   Refusal_Code = 11 // no address is left
 	Refusal_CODE_INTERNAL    Refusal_Code = 12
+	Refusal_CODE_QUARANTINED Refusal_Code = 13 // two machines share the node's identity
 )
 
 // Enum value maps for Refusal_Code.
@@ -74,6 +75,7 @@ var (
 		10: "CODE_REPLACED",
 		11: "CODE_EXHAUSTED",
 		12: "CODE_INTERNAL",
+		13: "CODE_QUARANTINED",
 	}
 	Refusal_Code_value = map[string]int32{
 		"CODE_UNSPECIFIED": 0,
@@ -89,6 +91,7 @@ var (
 		"CODE_REPLACED":    10,
 		"CODE_EXHAUSTED":   11,
 		"CODE_INTERNAL":    12,
+		"CODE_QUARANTINED": 13,
 	}
 )
 
@@ -753,8 +756,10 @@ type Welcome struct {
 	// The certificate that the node came with has expired, or is not the last one: nothing but a renewal is served.
 	RenewFirst       bool   `protobuf:"varint,5,opt,name=renew_first,json=renewFirst,proto3" json:"renew_first,omitempty"`
 	KeepAliveSeconds uint32 `protobuf:"varint,6,opt,name=keep_alive_seconds,json=keepAliveSeconds,proto3" json:"keep_alive_seconds,omitempty"` // how often each side sends something; two missed are the end
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Why the node is kept apart from all others for now, for people; empty where it is not.
+	Quarantine    string `protobuf:"bytes,7,opt,name=quarantine,proto3" json:"quarantine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
@@ -827,6 +832,13 @@ func (x *Welcome) GetKeepAliveSeconds() uint32 {
 		return x.KeepAliveSeconds
 	}
 	return 0
+}
+
+func (x *Welcome) GetQuarantine() string {
+	if x != nil {
+		return x.Quarantine
+	}
+	return ""
 }
 
 // Challenge is answered within 60 s, once.
@@ -993,9 +1005,12 @@ func (x *Proof) GetTokenSignature() []byte {
 
 // Renew asks for the next certificate.
 type Renew struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodePublic    []byte                 `protobuf:"bytes,1,opt,name=node_public,json=nodePublic,proto3" json:"node_public,omitempty"` // X25519, 32 bytes: the key that the new certificate shall name
-	Facts         *Facts                 `protobuf:"bytes,2,opt,name=facts,proto3" json:"facts,omitempty"`                             // absent: as the hello said
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	NodePublic []byte                 `protobuf:"bytes,1,opt,name=node_public,json=nodePublic,proto3" json:"node_public,omitempty"` // X25519, 32 bytes: the key that takes over while the new certificate lasts
+	Facts      *Facts                 `protobuf:"bytes,2,opt,name=facts,proto3" json:"facts,omitempty"`                             // absent: as the hello said
+	Ticket     []byte                 `protobuf:"bytes,3,opt,name=ticket,proto3" json:"ticket,omitempty"`                           // that came with the certificate that the node has now; 40 bytes
+	// The peers that the node speaks with now, at most 256: they learn of the new certificate before others.
+	Talking       []uint64 `protobuf:"fixed64,4,rep,packed,name=talking,proto3" json:"talking,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1044,6 +1059,20 @@ func (x *Renew) GetFacts() *Facts {
 	return nil
 }
 
+func (x *Renew) GetTicket() []byte {
+	if x != nil {
+		return x.Ticket
+	}
+	return nil
+}
+
+func (x *Renew) GetTalking() []uint64 {
+	if x != nil {
+		return x.Talking
+	}
+	return nil
+}
+
 // Result is a certificate.
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1051,6 +1080,7 @@ type Result struct {
 	Chain         [][]byte               `protobuf:"bytes,2,rep,name=chain,proto3" json:"chain,omitempty"`             // intermediates, DER, leaf's issuer first
 	Roots         [][]byte               `protobuf:"bytes,3,rep,name=roots,proto3" json:"roots,omitempty"`             // DER
 	Mesh          *Mesh                  `protobuf:"bytes,4,opt,name=mesh,proto3" json:"mesh,omitempty"`
+	Ticket        []byte                 `protobuf:"bytes,5,opt,name=ticket,proto3" json:"ticket,omitempty"` // for the renewal of this certificate, once; 40 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1109,6 +1139,13 @@ func (x *Result) GetRoots() [][]byte {
 func (x *Result) GetMesh() *Mesh {
 	if x != nil {
 		return x.Mesh
+	}
+	return nil
+}
+
+func (x *Result) GetTicket() []byte {
+	if x != nil {
+		return x.Ticket
 	}
 	return nil
 }
@@ -1366,7 +1403,7 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"nodePublic\x12!\n" +
 	"\ftoken_public\x18\x04 \x01(\fR\vtokenPublic\"7\n" +
 	"\x06Attach\x12-\n" +
-	"\aapplied\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aapplied\"\xcb\x01\n" +
+	"\aapplied\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aapplied\"\xeb\x01\n" +
 	"\aWelcome\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x1a\n" +
 	"\bfeatures\x18\x02 \x03(\tR\bfeatures\x12\x1f\n" +
@@ -1375,7 +1412,10 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\aprogram\x18\x04 \x01(\tR\aprogram\x12\x1f\n" +
 	"\vrenew_first\x18\x05 \x01(\bR\n" +
 	"renewFirst\x12,\n" +
-	"\x12keep_alive_seconds\x18\x06 \x01(\rR\x10keepAliveSeconds\"\xc5\x01\n" +
+	"\x12keep_alive_seconds\x18\x06 \x01(\rR\x10keepAliveSeconds\x12\x1e\n" +
+	"\n" +
+	"quarantine\x18\a \x01(\tR\n" +
+	"quarantine\"\xc5\x01\n" +
 	"\tChallenge\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12)\n" +
 	"\x10ephemeral_public\x18\x02 \x01(\fR\x0fephemeralPublic\x12\x1f\n" +
@@ -1392,16 +1432,19 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\fnode_key_mac\x18\x03 \x01(\fR\n" +
 	"nodeKeyMac\x12)\n" +
 	"\x10device_signature\x18\x04 \x01(\fR\x0fdeviceSignature\x12'\n" +
-	"\x0ftoken_signature\x18\x05 \x01(\fR\x0etokenSignature\"Q\n" +
+	"\x0ftoken_signature\x18\x05 \x01(\fR\x0etokenSignature\"\x83\x01\n" +
 	"\x05Renew\x12\x1f\n" +
 	"\vnode_public\x18\x01 \x01(\fR\n" +
 	"nodePublic\x12'\n" +
-	"\x05facts\x18\x02 \x01(\v2\x11.redoubt.v1.FactsR\x05facts\"|\n" +
+	"\x05facts\x18\x02 \x01(\v2\x11.redoubt.v1.FactsR\x05facts\x12\x16\n" +
+	"\x06ticket\x18\x03 \x01(\fR\x06ticket\x12\x18\n" +
+	"\atalking\x18\x04 \x03(\x06R\atalking\"\x94\x01\n" +
 	"\x06Result\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x14\n" +
 	"\x05chain\x18\x02 \x03(\fR\x05chain\x12\x14\n" +
 	"\x05roots\x18\x03 \x03(\fR\x05roots\x12$\n" +
-	"\x04mesh\x18\x04 \x01(\v2\x10.redoubt.v1.MeshR\x04mesh\"]\n" +
+	"\x04mesh\x18\x04 \x01(\v2\x10.redoubt.v1.MeshR\x04mesh\x12\x16\n" +
+	"\x06ticket\x18\x05 \x01(\fR\x06ticket\"]\n" +
 	"\x06Report\x122\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\x12\x1f\n" +
 	"\vlisten_port\x18\x02 \x01(\rR\n" +
@@ -1410,11 +1453,11 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aversion\",\n" +
 	"\tKeepAlive\x12\x1f\n" +
 	"\vserver_time\x18\x01 \x01(\x03R\n" +
-	"serverTime\"\xf8\x02\n" +
+	"serverTime\"\x8e\x03\n" +
 	"\aRefusal\x12,\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x18.redoubt.v1.Refusal.CodeR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12.\n" +
-	"\x13retry_after_seconds\x18\x03 \x01(\rR\x11retryAfterSeconds\"\xf4\x01\n" +
+	"\x13retry_after_seconds\x18\x03 \x01(\rR\x11retryAfterSeconds\"\x8a\x02\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCODE_MALFORMED\x10\x01\x12\x10\n" +
@@ -1431,7 +1474,8 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\rCODE_REPLACED\x10\n" +
 	"\x12\x12\n" +
 	"\x0eCODE_EXHAUSTED\x10\v\x12\x11\n" +
-	"\rCODE_INTERNAL\x10\fB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
+	"\rCODE_INTERNAL\x10\f\x12\x14\n" +
+	"\x10CODE_QUARANTINED\x10\rB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
 var (
 	file_redoubt_v1_control_proto_rawDescOnce sync.Once
