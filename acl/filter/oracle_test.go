@@ -603,7 +603,9 @@ func packetsAgree(t *rapid.T, k *talk, o *oracle, f, batched *Filter) {
 			reason := o.judge(p)
 			judge := f.one
 			if p.segments > 1 {
-				judge = func(d proto.Direction, from proto.NodeID, b []byte) Verdict { return f.segments(d, from, b, p.segments) }
+				judge = func(d proto.Direction, from proto.NodeID, b []byte) Verdict {
+					return f.segments(d, from, b, p.segments)
+				}
 			}
 			got := judge(d, from, b)
 			if got.Reason != reason || got.Pass != (reason == Permitted) {
