@@ -181,6 +181,7 @@ func FuzzPackets(f *testing.F) {
 				if string(whole) != string(pkt) {
 					t.Fatalf("%x became %x", whole, pkt)
 				}
+				checkRow(t, w.Filter, d, pkt, b)
 				var p packet.Packet
 				if reply := verdict.AppendReply(nil, pkt); len(reply) > 0 && packet.Parse(reply, &p) != packet.OK {
 					t.Fatalf("%x is answered by %x", pkt, reply)
@@ -193,6 +194,31 @@ func FuzzPackets(f *testing.F) {
 			t.Fatalf("%d flows, %d datagrams", c.Flows, len(w.fragments.known))
 		}
 	})
+}
+
+// checkRow sends a packet, and another one, in rows and as many at once.
+func checkRow(t *testing.T, f *Filter, d proto.Direction, pkt, other []byte) {
+	row := [][]byte{pkt, pkt, other, pkt, pkt}
+	verdicts := make([]Verdict, len(row))
+	if d == proto.In {
+		f.InBatch(2, row, 0, verdicts)
+	} else {
+		sizes := make([]int, len(row))
+		for i, b := range row {
+			sizes[i] = len(b)
+		}
+		f.OutBatch(row, sizes, 0, verdicts)
+	}
+	verdicts = append(verdicts, f.segments(d, 0, pkt, 3))
+	var p packet.Packet
+	for i, v := range verdicts {
+		if v.Pass != (v.Reason == Permitted) || v.Reason >= reasons {
+			t.Fatalf("%+v for %x", v, row)
+		}
+		if i < len(row) && v.Pass && packet.Parse(row[i], &p) != packet.OK {
+			t.Fatalf("%x passes", row[i])
+		}
+	}
 }
 
 // aimed gives a packet the addresses of two nodes.

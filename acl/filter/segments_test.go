@@ -1,6 +1,7 @@
 package filter
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/redoubt-mesh/redoubt/acl/packet"
@@ -62,6 +63,46 @@ func TestSegments(t *testing.T) {
 		if got := ends[0][protocol]; got.Out != want.Out || got.In != want.In {
 			t.Errorf("%+v, want %+v", got, want)
 		}
+	}
+}
+
+// TestRowsAreFollowed has a connection go on in rows of packets, of which each is followed as one alone would be: the resets at
+// its end are the same.
+func TestRowsAreFollowed(t *testing.T) {
+	rules := func(r *Ruleset) { r.rule(proto.Out, everything...) }
+	alone, rows := newWorld(t, rules), newWorld(t, rules)
+	out, in := [][]byte{}, [][]byte{}
+	for i := range 5 {
+		out = append(out, segment(v4(1), 4000, v4(2), 22, ack, uint32(100+1000*i), uint32(500+100*i), 1000))
+		in = append(in, segment(v4(2), 22, v4(1), 4000, ack, uint32(500+100*i), uint32(100+900*i), 100))
+	}
+	out[1], out[3] = out[3], out[1] // what comes late takes nothing back
+	in[1], in[4] = in[4], in[1]
+	sizes, verdicts := make([]int, len(out)), make([]Verdict, len(out))
+	for _, w := range []*world{alone, rows} {
+		w.wantOut(Permitted, segment(v4(1), 4000, v4(2), 22, syn, 99, 0, 0))
+		w.wantIn(Permitted, segment(v4(2), 22, v4(1), 4000, synAck, 499, 100, 0))
+	}
+	for i := range out {
+		alone.wantOut(Permitted, out[i])
+		alone.wantIn(Permitted, in[i])
+		sizes[i] = len(out[i])
+	}
+	rows.OutBatch(out, sizes, 0, verdicts)
+	rows.InBatch(2, in, 0, verdicts)
+	var resets [2][]string
+	for i, w := range []*world{alone, rows} {
+		w.reinstall(func(*Ruleset) {})
+		toLocal, toPeer := w.sweep()
+		for _, b := range append(toLocal, toPeer...) {
+			resets[i] = append(resets[i], string(b))
+		}
+	}
+	if len(resets[0]) < 3 || !slices.Equal(resets[0], resets[1]) {
+		t.Errorf("resets %x, want %x", resets[1], resets[0])
+	}
+	if got, want := rows.Counters(), alone.Counters(); got != want {
+		t.Errorf("%+v, want %+v", got, want)
 	}
 }
 
