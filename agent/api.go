@@ -284,13 +284,7 @@ func (a *Agent) mayPing(dst netip.Addr) (bool, string) {
 func (a *Agent) statsOf(ctx context.Context, id proto.NodeID) (s wg.PeerStats, err error) {
 	cerr := a.call(ctx, func() {
 		if p := a.loop.path; p != nil {
-			var all []wg.PeerStats
-			all, err = p.engine.Peers()
-			for _, x := range all {
-				if x.ID == id {
-					s = x
-				}
-			}
+			s, err = p.engine.Peer(id)
 		}
 	})
 	return s, errors.Join(err, cerr)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -89,7 +90,7 @@ func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
 	}
 	bounds := path.Bounds{Overlay: []netip.Prefix{mesh.V4, mesh.V6}}
 	p.bind = a.cfg.Edges.NewBind(bind.Config{Bounds: bounds, Mark: osnet.DefaultMark})
-	p.engine = wg.NewReference(p.device, p.bind, a.log)
+	p.engine = wg.NewInline(self.Node.ID, p.device, p.bind, a.log)
 	undo = p.engine.Close
 	if err = a.listen(p.engine); err != nil {
 		return nil, err
@@ -179,6 +180,9 @@ func (a *Agent) closePath() {
 // 15 s after they sent something.
 const maxGreeted = 128
 
+// manyPeers is how many come in a netmap whose reading leaves more garbage than is left to the collector's own pace.
+const manyPeers = 1000
+
 // setPeers makes peers known to the engine, where their ways lead.
 func (a *Agent) setPeers(e machine.SetPeers) error {
 	p := a.loop.path
@@ -203,6 +207,9 @@ func (a *Agent) setPeers(e machine.SetPeers) error {
 			effects = []path.Effect{path.Point{ID: peer.ID, Candidates: cfg.Endpoints, Now: true}}
 		}
 		a.follow(effects)
+	}
+	if len(e.Peers) >= manyPeers {
+		p.tasks.Go(debug.FreeOSMemory)
 	}
 	return nil
 }
@@ -306,7 +313,7 @@ func (a *Agent) lookAtPeers() {
 		return
 	}
 	p.looked = time.Now()
-	stats, err := p.engine.Peers()
+	stats, err := p.engine.Active()
 	if err != nil {
 		a.log.Debug("engine's counters", "err", err)
 		return

@@ -154,31 +154,48 @@ func (f *Filter) InFrom(from proto.NodeID, pkt []byte) Verdict {
 	return f.one(proto.In, from, pkt)
 }
 
+// OutSegments judges a packet that the host leaves to be cut into n segments, as a device with segmentation offload gives
+// it: one verdict is for all of them, and they are counted as the n packets that will be.
+func (f *Filter) OutSegments(pkt []byte, n int) Verdict { return f.segments(proto.Out, 0, pkt, n) }
+
+// InSegments judges a packet that was joined from n segments, which had the same headers but for what segmentation changes.
+// From is who sent them all, zero where the engine checked that it is the owner of their source address.
+func (f *Filter) InSegments(from proto.NodeID, pkt []byte, n int) Verdict {
+	return f.segments(proto.In, from, pkt, n)
+}
+
 // OutBatch judges packets that the local host sent together, as a TUN device reads them: packet i is
 // bufs[i][offset:][:sizes[i]]. Verdicts must be at least as long as sizes. Each packet after another of the same flow
 // costs less than half.
 func (f *Filter) OutBatch(bufs [][]byte, sizes []int, offset int, verdicts []Verdict) {
 	var r run
 	for i, n := range sizes {
-		verdicts[i] = f.decide(&r, proto.Out, 0, bufs[i][offset:][:n])
+		verdicts[i] = f.decide(&r, proto.Out, 0, bufs[i][offset:][:n], 1)
 	}
 	r.release()
 }
 
-// InBatch judges packets that came together, as a TUN device writes them: packet i is bufs[i][offset:]. Verdicts must be
-// at least as long as bufs.
-func (f *Filter) InBatch(bufs [][]byte, offset int, verdicts []Verdict) {
+// InBatch judges packets that came together from one peer: packet i is bufs[i][offset:]. From is zero where the engine
+// checked that the peers are the owners of the source addresses. Verdicts must be at least as long as bufs.
+func (f *Filter) InBatch(from proto.NodeID, bufs [][]byte, offset int, verdicts []Verdict) {
 	var r run
 	for i, b := range bufs {
-		verdicts[i] = f.decide(&r, proto.In, 0, b[offset:])
+		verdicts[i] = f.decide(&r, proto.In, from, b[offset:], 1)
 	}
 	r.release()
 }
 
 func (f *Filter) one(d proto.Direction, from proto.NodeID, pkt []byte) Verdict {
+	return f.segments(d, from, pkt, 1)
+}
+
+func (f *Filter) segments(d proto.Direction, from proto.NodeID, pkt []byte, n int) Verdict {
 	var r run
-	v := f.decide(&r, d, from, pkt)
+	v := f.decide(&r, d, from, pkt, n)
 	r.release()
+	if !v.Pass && n > 1 {
+		f.dropped[v.Reason].Add(uint64(n - 1))
+	}
 	return v
 }
 
@@ -196,13 +213,15 @@ func (r *run) release() {
 	}
 }
 
-// decide judges one packet of a run; from is its sender where the engine names it, else zero.
-func (f *Filter) decide(r *run, d proto.Direction, from proto.NodeID, pkt []byte) Verdict {
+// decide judges one packet of a run, which stands for n; from is its sender where the engine names it, else zero.
+func (f *Filter) decide(r *run, d proto.Direction, from proto.NodeID, pkt []byte, n int) Verdict {
 	var p packet.Packet
 	if fault := packet.Parse(pkt, &p); fault != packet.OK {
 		return f.discard(Reason(fault))
 	}
 	switch {
+	case n > 1 && !comesInSegments(&p):
+		return f.discard(BadSegments)
 	case p.Fragment:
 		r.release()
 		return f.fragment(d, from, &p)
@@ -210,11 +229,11 @@ func (f *Filter) decide(r *run, d proto.Direction, from proto.NodeID, pkt []byte
 		r.release()
 		return f.control(d, from, pkt, &p)
 	}
-	return f.flow(r, d, from, &p)
+	return f.flow(r, d, from, &p, weigh(&p, n))
 }
 
 // flow judges a packet by the flow that it belongs to, or opens.
-func (f *Filter) flow(r *run, d proto.Direction, from proto.NodeID, p *packet.Packet) Verdict {
+func (f *Filter) flow(r *run, d proto.Direction, from proto.NodeID, p *packet.Packet, w Traffic) Verdict {
 	var k key
 	k.of(d, p)
 	if r.fl == nil || !k.equal(&r.fl.key) {
@@ -226,11 +245,11 @@ func (f *Filter) flow(r *run, d proto.Direction, from proto.NodeID, p *packet.Pa
 	}
 	by, now := f.current.Load(), tick(f.clock.Load())
 	if fl := r.fl; fl != nil && fl.by == by && now < fl.expires && !isOpening(p) && (from == 0 || from == fl.peer.id) {
-		fl.touch(sender(d), p, now)
-		r.s.passed[d].add(p)
+		fl.touch(sender(d), p, w, now)
+		r.s.passed[d].plus(w)
 		return Verdict{Pass: true, rule: fl.rule}
 	}
-	return f.visit(r, d, from, &k, p)
+	return f.visit(r, d, from, &k, p, w)
 }
 
 func isICMP(protocol uint8) bool { return protocol == proto.ProtoICMP || protocol == proto.ProtoICMPv6 }
@@ -249,9 +268,24 @@ func (f *Filter) tick() tick {
 	return now
 }
 
-func (t *Traffic) add(p *packet.Packet) {
-	t.Packets++
-	t.Bytes += uint64(p.Length)
+// weigh is what p counts for, which stands for n packets: all of them carry its headers.
+func weigh(p *packet.Packet, n int) Traffic {
+	if n <= 1 {
+		return Traffic{1, uint64(p.Length)}
+	}
+	return Traffic{uint64(n), uint64(p.Length) + uint64(n-1)*uint64(p.Payload)}
+}
+
+// comesInSegments says whether there is such a thing as p in several segments: it is for payload of TCP, in the midst of a
+// connection, and of UDP.
+func comesInSegments(p *packet.Packet) bool {
+	switch {
+	case p.Fragment:
+		return false
+	case p.Proto == proto.ProtoTCP:
+		return p.Flags&(packet.SYN|packet.RST) == 0
+	}
+	return p.Proto == proto.ProtoUDP
 }
 
 // allowance lets so many things a second happen.

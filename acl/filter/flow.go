@@ -118,16 +118,13 @@ type flow struct {
 // things: next, the end of all that was sent, or acked, what the other side said last, if something before that end is
 // missing there.
 type tally struct {
-	bytes       uint64
-	packets     uint64
+	Traffic
 	next, acked uint32
 }
 
-// touch counts a packet from side s and moves the flow's state.
-func (f *flow) touch(s side, p *packet.Packet, now tick) {
-	t := &f.sent[s]
-	t.bytes += uint64(p.Length)
-	t.packets++
+// touch counts what side s sent and moves the flow's state.
+func (f *flow) touch(s side, p *packet.Packet, w Traffic, now tick) {
+	f.sent[s].plus(w)
 	if f.class == tcpFlow {
 		f.segment(s, p)
 	} else if s != sender(f.opened) {

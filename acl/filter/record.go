@@ -177,7 +177,7 @@ func (s *shard) record(k Kind, fl *flow, r Reason, now tick) *event {
 	if k == FlowEnd {
 		e.lasted = now - fl.started
 		for i, t := range fl.sent {
-			e.sent[i] = Traffic{t.packets, t.bytes}
+			e.sent[i] = t.Traffic
 		}
 	}
 	return e

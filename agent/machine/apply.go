@@ -20,9 +20,7 @@ func (m *Machine) load(nm *proto.Netmap) error {
 	m.netmap = nm
 	m.beyond.stale = true
 	m.missing = m.missingFeatures(nm)
-	for _, p := range nm.Peers {
-		m.roster.set(p)
-	}
+	m.roster.set(nm.Peers)
 	return nil
 }
 
@@ -117,9 +115,7 @@ func (m *Machine) apply(d *proto.Delta, nm *proto.Netmap) error {
 	for _, id := range d.RemovePeers {
 		m.roster.remove(id)
 	}
-	for _, p := range d.UpsertPeers {
-		m.roster.set(p)
-	}
+	m.roster.set(d.UpsertPeers)
 	for _, c := range d.Endpoints {
 		m.roster.setEndpoints(c.ID, c.Endpoints)
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -24,9 +25,20 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
-			return os.WriteFile(filepath.Join(e.WorkDir, "starter.hujson"), acl.Starter, 0o600)
+			return errors.Join(os.WriteFile(filepath.Join(e.WorkDir, "starter.hujson"), acl.Starter, 0o600),
+				os.WriteFile(filepath.Join(e.WorkDir, "crowd.json"), crowd(3200), 0o600))
 		},
 	})
+}
+
+// crowd is an inventory of as many users, with a node each.
+func crowd(n int) []byte {
+	var users, nodes []string
+	for i := range n {
+		users = append(users, fmt.Sprintf(`{"name": "u%d"}`, i))
+		nodes = append(nodes, fmt.Sprintf(`{"name": "n%d", "ipv4": "100.64.%d.%d", "ipv6": "fd7a:115c:a1e0::%x", "user": "u%d"}`, i, i>>8, i&255, i+1, i))
+	}
+	return []byte(`{"users": [` + strings.Join(users, ",\n") + `], "nodes": [` + strings.Join(nodes, ",\n") + `]}`)
 }
 
 // The policies and connections of acl/compile/testdata/headscale, through the program and its formats.

@@ -61,6 +61,8 @@ type Inline struct {
 	gate     noise.Gate
 	timers   *timers
 	staged   atomic.Int64 // bytes that wait for sessions
+	drops    drops
+	active   active
 	stopping chan struct{}
 	stop     func()
 	done     chan struct{}
@@ -73,6 +75,7 @@ var _ Engine = (*Inline)(nil)
 type local struct {
 	*noise.Local
 	private key.NodePrivate
+	since   time.Time
 	until   time.Time // zero for the newest
 }
 
@@ -90,7 +93,7 @@ func NewInline(self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) *
 	e := &Inline{
 		self: self, tun: d, bind: b, log: log,
 		nodes: map[proto.NodeID]*node{}, byKey: map[[32]byte]*node{}, byAddr: map[netip.Addr]*node{},
-		indexes: indexes{all: map[uint32]entry{}}, timers: newTimers(),
+		indexes: indexes{all: map[uint32]entry{}}, timers: newTimers(), active: active{all: map[*node]struct{}{}},
 		stopping: make(chan struct{}), done: make(chan struct{}),
 	}
 	e.stop = sync.OnceFunc(func() { close(e.stopping) })
@@ -205,7 +208,7 @@ func (e *Inline) setPrivate(private key.NodePrivate, list func(*local) []*local)
 	if n := e.byKey[l.Public()]; n != nil {
 		return fmt.Errorf("peer %s has the same node key", n.id)
 	}
-	e.setLocals(list(&local{Local: l, private: private}))
+	e.setLocals(list(&local{Local: l, private: private, since: time.Now()}))
 	return nil
 }
 

@@ -31,6 +31,7 @@ type stub struct {
 	sent   [][]byte
 	room   [][]byte
 	wrote  int
+	fail   error // of sending
 }
 
 const stubBatch = 128
@@ -77,6 +78,9 @@ func (b stubBind) BatchSize() int       { return stubBatch }
 func (b stubBind) Send(bufs [][]byte, _ conn.Endpoint) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.fail != nil {
+		return b.fail
+	}
 	for _, buf := range bufs {
 		n := len(b.sent)
 		if n == len(b.room) {
@@ -462,7 +466,9 @@ func TestDamagedMessages(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.wrote = 0
+		count := uint64(0)
 		put := func(msg []byte) {
+			count++
 			b.r.sizes[0] = copy(b.r.bufs[0], msg)
 			b.r.endpoints[0] = stubEndpoint("203.0.113.66:6")
 			b.e.inbound(b.r, 1)
@@ -480,6 +486,10 @@ func TestDamagedMessages(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if st, err := b.e.Stats(); err != nil || st.Drops.Sum() != count {
+			t.Errorf("of %d damaged messages were counted %v, %v", count, st.Drops, err)
+		}
+		after[0].Drops = before[0].Drops
 		if b.wrote != 0 || after[0] != before[0] {
 			t.Errorf("damaged messages had an effect: %d packets, %+v", b.wrote, after[0])
 		}

@@ -105,6 +105,7 @@ func (e *Inline) outbound(s *sender, count int) {
 			last, lastTo = e.behind(to), to
 		}
 		if last == nil {
+			e.lose(nil, DropNoPeer, 1)
 			continue
 		}
 		if len(last.batch) == 0 {
@@ -189,11 +190,13 @@ func (e *Inline) wait(s *sender, n *node, places []int, now time.Time) {
 		room := noise.HeaderSize + session.Padded(size, int(e.mtu.Load())) + noise.Overhead
 		if e.staged.Add(int64(room)) > maxStaged {
 			e.staged.Add(-int64(room))
+			e.lose(n, DropNoAnswer, 1)
 			continue
 		}
 		if len(n.waiting) >= maxWaiting { // the oldest is the least use
 			e.staged.Add(-int64(cap(n.waiting[0])))
 			n.waiting = slices.Delete(n.waiting, 0, 1)
+			e.lose(n, DropNoAnswer, 1)
 		}
 		buf := make([]byte, noise.HeaderSize+size, room)
 		copy(buf[noise.HeaderSize:], s.bufs[at][noise.HeaderSize:])
@@ -256,6 +259,7 @@ func (e *Inline) sendKeepalive(n *node, now time.Time) {
 // send hands messages to the bind. What cannot be sent is lost, as anything may be that is sent.
 func (e *Inline) send(n *node, to conn.Endpoint, msgs [][]byte) {
 	if to == nil {
+		e.lose(n, DropUnsent, len(msgs))
 		return
 	}
 	total := 0
@@ -264,6 +268,7 @@ func (e *Inline) send(n *node, to conn.Endpoint, msgs [][]byte) {
 	}
 	if err := sendError(e.bind.Send(msgs, to)); err != nil {
 		e.log.Debug("not sent", "node", n.id, "messages", len(msgs), "err", err)
+		e.lose(n, DropUnsent, len(msgs))
 		return
 	}
 	n.tx.Add(uint64(total))
@@ -374,6 +379,7 @@ func (e *Inline) inbound(r *receiver, count int) {
 	now := time.Now()
 	for i, size := range r.sizes[:count] {
 		if size < noise.Overhead {
+			e.lose(nil, DropMalformed, 1)
 			continue
 		}
 		msg := r.bufs[i][:size]
@@ -402,13 +408,15 @@ func (e *Inline) transport(r *receiver, msg []byte, from conn.Endpoint, now time
 		e.note(r, now)
 		x := e.indexes.find(index)
 		if x.session == nil || !x.session.Alive(now) {
+			e.lose(x.node, DropNoSession, 1)
 			return
 		}
 		r.run = run{entry: x}
 	}
 	size := len(msg)
-	content, ok := r.run.session.Open(msg)
-	if !ok {
+	content, err := r.run.session.Open(msg)
+	if err != nil {
+		e.lose(r.run.node, dropOf[err], 1)
 		return
 	}
 	r.run.from = from
@@ -419,7 +427,12 @@ func (e *Inline) transport(r *receiver, msg []byte, from conn.Endpoint, now time
 	}
 	r.run.data = true
 	src, n, ok := source(content)
-	if !ok || e.behind(src) != r.run.node {
+	if !ok {
+		e.lose(r.run.node, DropMalformed, 1)
+		return
+	}
+	if e.behind(src) != r.run.node {
+		e.lose(r.run.node, DropSource, 1)
 		return
 	}
 	r.out = append(r.out, e.head(r, msg[:noise.HeaderSize+n:noise.HeaderSize+n]))
@@ -468,27 +481,33 @@ func (e *Inline) handshake(msg []byte, from conn.Endpoint, now time.Time) {
 		}
 		in, err := l.Open(msg)
 		if err != nil {
+			e.lose(nil, DropForged, 1)
 			return
 		}
 		if n := e.byKey[in.Remote]; n != nil {
 			e.answer(n, l, in, from, len(msg), now)
+		} else {
+			e.lose(nil, DropStranger, 1)
 		}
 	case noise.TypeResponse:
 		if e.admit(msg, from, now) == nil {
 			return
 		}
-		if n := e.indexes.find(binary.LittleEndian.Uint32(msg[8:])).node; n != nil {
-			e.tell(n, session.Response{Message: msg}, from, len(msg), now)
-		}
+		e.tell(e.indexes.find(binary.LittleEndian.Uint32(msg[8:])).node, session.Response{Message: msg}, from, len(msg), now)
 	case noise.TypeCookieReply:
 		index := binary.LittleEndian.Uint32(msg[4:])
-		if n := e.indexes.find(index).node; n != nil {
-			e.tell(n, session.CookieReply{Index: index, Message: msg}, from, len(msg), now)
-		}
+		e.tell(e.indexes.find(index).node, session.CookieReply{Index: index, Message: msg}, from, len(msg), now)
+	default:
+		e.lose(nil, DropMalformed, 1)
 	}
 }
 
+// tell hands a message to the peer whose handshake it names, if there is one.
 func (e *Inline) tell(n *node, ev session.Event, from conn.Endpoint, size int, now time.Time) {
+	if n == nil {
+		e.lose(nil, DropNoSession, 1)
+		return
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.peer != nil {
@@ -521,15 +540,21 @@ func (e *Inline) admit(msg []byte, from conn.Endpoint, now time.Time) *local {
 		switch {
 		case err != nil:
 			e.log.Debug("a handshake is not taken", "err", err)
+			return nil
 		case v == noise.Pass:
 			return l
 		case v == noise.Challenge:
 			if err := e.bind.Send([][]byte{reply[:]}, from); err != nil {
 				e.log.Debug("a cookie is not sent", "err", err)
 			}
+			e.lose(nil, DropNoCookie, 1)
+			return nil
+		case v == noise.Refuse:
+			e.lose(nil, DropLimit, 1)
 			return nil
 		}
 	}
+	e.lose(nil, DropWrongKey, 1)
 	return nil
 }
 

@@ -224,7 +224,7 @@ func TestAllocations(t *testing.T) {
 		}
 		effects = a.Step(w.now, Sent{Data: true}, effects[:0])
 		far := b.current
-		if _, ok := far.Open(buf[:size]); !ok {
+		if _, err := far.Open(buf[:size]); err != nil {
 			t.Fatal("not opened")
 		}
 		effects = b.Step(w.now, Received{far, true}, effects[:0])

@@ -3,6 +3,7 @@ package session
 import (
 	"crypto/cipher"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -60,6 +61,9 @@ func newSession(p *Pair, k *noise.Keys, index, remote uint32, made time.Time, l 
 	return s, nil
 }
 
+// Made is when the handshake ended.
+func (s *Session) Made() time.Time { return s.made }
+
 // Alive says whether a session may still be used.
 func (s *Session) Alive(now time.Time) bool { return now.Sub(s.made) < RejectAfterTime }
 
@@ -101,23 +105,34 @@ func (s *Session) Seal(buf []byte, n, mtu int) (size int, ok bool) {
 	return padded + noise.Overhead, true
 }
 
+// Why a message is not taken.
+var (
+	ErrForged  = errors.New("not authentic")
+	ErrReplay  = errors.New("came before, or too late")
+	ErrStale   = errors.New("a handshake from before, or too soon after another")
+	ErrUnknown = errors.New("no handshake waits for it")
+)
+
 // Open gives the content of a transport message, in place, if it is authentic and came the first time. The message's
 // header is no use afterwards.
-func (s *Session) Open(msg []byte) (content []byte, ok bool) {
+func (s *Session) Open(msg []byte) (content []byte, err error) {
 	if len(msg) < noise.Overhead {
-		return nil, false
+		return nil, ErrForged
 	}
 	nonce := msg[4:noise.HeaderSize]
 	clear(nonce[:4])
 	counter := binary.LittleEndian.Uint64(nonce[4:])
 	if counter >= s.limit {
-		return nil, false
+		return nil, ErrForged
 	}
-	content, err := s.receive.Open(msg[noise.HeaderSize:noise.HeaderSize], nonce, msg[noise.HeaderSize:], nil)
+	content, err = s.receive.Open(msg[noise.HeaderSize:noise.HeaderSize], nonce, msg[noise.HeaderSize:], nil)
 	if err != nil {
-		return nil, false
+		return nil, ErrForged
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return content, s.window.ValidateCounter(counter, s.limit)
+	if !s.window.ValidateCounter(counter, s.limit) {
+		return nil, ErrReplay
+	}
+	return content, nil
 }

@@ -251,8 +251,8 @@ func (e *end) arrive(msg []byte) {
 		if s == nil || !s.Alive(e.w.now) {
 			return
 		}
-		content, ok := s.Open(msg)
-		if !ok {
+		content, err := s.Open(msg)
+		if err != nil {
 			return
 		}
 		e.step(Received{s, len(content) > 0})
