@@ -383,7 +383,7 @@ func (s *story) sees(snap *Snapshot, n *Node) {
 	known, seen := snap.Known(n.ID), snap.Traits(n.ID)
 	if !snap.state.seen(n) {
 		if seen.Facts != nil || seen.Advertised != nil || seen.Approved != nil {
-			s.rt.Fatalf("policies see of a revoked node %+v", seen)
+			s.rt.Fatalf("policies see of a node that is kept apart %+v", seen)
 		}
 		return
 	}

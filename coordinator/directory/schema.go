@@ -11,11 +11,15 @@ import (
 
 // Migrations lead from the first schema of the store to the one that this program writes, the oldest first. They are only ever
 // appended to.
-func Migrations() []store.Edit { return []store.Edit{traitsAndRoles, chainedBook} }
+func Migrations() []store.Edit { return []store.Edit{traitsAndRoles, attestation, chainedBook} }
 
 // traitsAndRoles is schema 2: traits and roles have records, and policies may have comments. Nothing that is there changes. The
 // number keeps older programs away, which would enforce a policy without knowing whom it is about.
 func traitsAndRoles(store.Tx) error { return nil }
+
+// attestation is schema 3: nodes have what their machine proved, and tokens the node that they replace. Nothing that is there
+// changes. The number keeps older programs away, which would let a known machine join twice.
+func attestation(store.Tx) error { return nil }
 
 // oldAudit is an audit record of the first form, which knew nothing of the one before it.
 type oldAudit struct {
@@ -23,7 +27,7 @@ type oldAudit struct {
 	audit.Record
 }
 
-// chainedBook is schema 3: every audit record names the hash of the one before it, and the head that of the last one; locks
+// chainedBook is schema 4: every audit record names the hash of the one before it, and the head that of the last one; locks
 // have records.
 func chainedBook(t store.Tx) error {
 	v, ok := t.Get(headKey)

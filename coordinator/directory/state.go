@@ -17,6 +17,7 @@ type state struct {
 	nodes     index[proto.NodeID, *Node]
 	names     index[string, proto.NodeID]
 	devices   index[string, proto.NodeID] // by deviceKey
+	machines  index[string, proto.NodeID] // by the name of the piece of hardware, where that is known
 	ephemeral index[proto.NodeID, proto.NodeID]
 	addrs     index[string, proto.NodeID] // by addrKey; both addresses of every node
 	prints    index[string, proto.NodeID] // by device key as people see it
@@ -57,7 +58,7 @@ type state struct {
 func newState() state {
 	type id = proto.NodeID
 	return state{
-		nodes: newIndex[id, *Node](), names: newIndex[string, id](), devices: newIndex[string, id](),
+		nodes: newIndex[id, *Node](), names: newIndex[string, id](), devices: newIndex[string, id](), machines: newIndex[string, id](),
 		ephemeral: newIndex[id, id](), addrs: newIndex[string, id](), trusted: newIndex[id, id](),
 		users: newIndex[string, id](), tags: newIndex[string, id](), held: newIndex[string, id](), keyEnds: newIndex[string, givenUp](),
 		tokens: newIndex[string, *Token](), freed: newIndex[string, time.Time](), endpoints: newIndex[id, []proto.Endpoint](),
@@ -148,6 +149,9 @@ func (s *state) setNode(n *Node) {
 	put(&s.nodes, id, n)
 	put(&s.names, n.Name, n.ID)
 	put(&s.devices, deviceKey(n.Device), n.ID)
+	if m := n.Attestation.Device; m != "" {
+		put(&s.machines, m, n.ID)
+	}
 	for _, a := range n.Addrs.Slice() {
 		put(&s.addrs, addrKey(a), n.ID)
 	}
@@ -193,6 +197,9 @@ func (s *state) unindex(n *Node) {
 	drop(&s.devices, deviceKey(n.Device))
 	drop(&s.prints, n.Device.String())
 	drop(&s.joined, memberKey(n.Token, n.ID))
+	if m := n.Attestation.Device; m != "" {
+		drop(&s.machines, m)
+	}
 	drop(&s.ephemeral, id)
 	drop(&s.lapsed, id)
 	drop(&s.peers, id)

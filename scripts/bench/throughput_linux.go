@@ -47,6 +47,7 @@ var metrics = []string{
 	"TCP 1 flow, Gbit/s", "TCP 4 flows, Gbit/s", "TCP 1 flow back, Gbit/s", "TCP 4 flows back, Gbit/s",
 	"daemons' CPU-s a GB, 1 flow", "daemons' CPU-s a GB, 4 flows",
 	"64 B UDP received, kpps", "64 B UDP delivered, kpps", "RTT p50, us", "RTT p99, us",
+	"daemons' CPU-us a delivered packet, 64 B UDP",
 }
 
 var measurements = []struct {
@@ -70,8 +71,8 @@ var measurements = []struct {
 		return figures{metrics[3]: r.gbits}, err
 	}},
 	{"udp", func(ctx context.Context, p *pair, d time.Duration) (figures, error) {
-		received, delivered, err := datagrams(ctx, p.there(), d)
-		return figures{metrics[6]: received / 1e3, metrics[7]: delivered / 1e3}, err
+		r, err := datagrams(ctx, p.there(), d)
+		return figures{metrics[6]: r.received / 1e3, metrics[7]: r.delivered / 1e3, metrics[10]: r.cpu}, err
 	}},
 	{"rtt", func(ctx context.Context, p *pair, d time.Duration) (figures, error) {
 		p50, p99, err := roundTrips(ctx, p.there(), d)

@@ -33,7 +33,8 @@ type Token struct {
 	Created       int64                  `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"` // Unix seconds
 	Expires       int64                  `protobuf:"varint,7,opt,name=expires,proto3" json:"expires,omitempty"` // Unix seconds
 	Uses          uint32                 `protobuf:"varint,8,opt,name=uses,proto3" json:"uses,omitempty"`
-	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"` // valid, spent, expired, revoked
+	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`      // valid, spent, expired, revoked
+	Replace       string                 `protobuf:"bytes,20,opt,name=replace,proto3" json:"replace,omitempty"` // id of the node whose machine it replaces; empty: it makes a new node
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -131,6 +132,13 @@ func (x *Token) GetState() string {
 	return ""
 }
 
+func (x *Token) GetReplace() string {
+	if x != nil {
+		return x.Replace
+	}
+	return ""
+}
+
 type CreateTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tags          []string               `protobuf:"bytes,1,rep,name=tags,proto3" json:"tags,omitempty"`
@@ -138,6 +146,7 @@ type CreateTokenRequest struct {
 	Reusable      bool                   `protobuf:"varint,3,opt,name=reusable,proto3" json:"reusable,omitempty"`
 	Ephemeral     bool                   `protobuf:"varint,4,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
 	TtlSeconds    uint64                 `protobuf:"varint,5,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	Replace       string                 `protobuf:"bytes,20,opt,name=replace,proto3" json:"replace,omitempty"` // id or name of the node whose machine the one that joins takes the place of
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -205,6 +214,13 @@ func (x *CreateTokenRequest) GetTtlSeconds() uint64 {
 		return x.TtlSeconds
 	}
 	return 0
+}
+
+func (x *CreateTokenRequest) GetReplace() string {
+	if x != nil {
+		return x.Replace
+	}
+	return ""
 }
 
 type CreateTokenResponse struct {
@@ -448,6 +464,7 @@ type Node struct {
 	Quarantine          *Quarantine            `protobuf:"bytes,30,opt,name=quarantine,proto3" json:"quarantine,omitempty"`                                 // absent where there is none
 	NextNodePublic      string                 `protobuf:"bytes,31,opt,name=next_node_public,json=nextNodePublic,proto3" json:"next_node_public,omitempty"` // that takes over; empty where there is none
 	NextNodeFrom        int64                  `protobuf:"varint,32,opt,name=next_node_from,json=nextNodeFrom,proto3" json:"next_node_from,omitempty"`      // Unix seconds
+	Attested            *Attestation           `protobuf:"bytes,40,opt,name=attested,proto3" json:"attested,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -671,6 +688,122 @@ func (x *Node) GetNextNodeFrom() int64 {
 	return 0
 }
 
+func (x *Node) GetAttested() *Attestation {
+	if x != nil {
+		return x.Attested
+	}
+	return nil
+}
+
+// Attestation is what a node's machine proved of itself, when, and what of it was checked.
+type Attestation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Level         string                 `protobuf:"bytes,1,opt,name=level,proto3" json:"level,omitempty"`      // as proved last
+	Highest       string                 `protobuf:"bytes,2,opt,name=highest,proto3" json:"highest,omitempty"`  // that was ever proved; less is refused of another machine until the node is reset
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`        // of the evidence
+	Device        string                 `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"`    // name of the piece of hardware
+	Since         int64                  `protobuf:"varint,5,opt,name=since,proto3" json:"since,omitempty"`     // Unix seconds: when this was proved first
+	Checked       int64                  `protobuf:"varint,6,opt,name=checked,proto3" json:"checked,omitempty"` // Unix seconds: when it was proved last
+	Selectors     []string               `protobuf:"bytes,7,rep,name=selectors,proto3" json:"selectors,omitempty"`
+	Checks        []string               `protobuf:"bytes,8,rep,name=checks,proto3" json:"checks,omitempty"`
+	Lapse         string                 `protobuf:"bytes,9,opt,name=lapse,proto3" json:"lapse,omitempty"` // why the machine could not prove it again; empty while it can
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attestation) Reset() {
+	*x = Attestation{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attestation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attestation) ProtoMessage() {}
+
+func (x *Attestation) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attestation.ProtoReflect.Descriptor instead.
+func (*Attestation) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Attestation) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
+func (x *Attestation) GetHighest() string {
+	if x != nil {
+		return x.Highest
+	}
+	return ""
+}
+
+func (x *Attestation) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Attestation) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *Attestation) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Attestation) GetChecked() int64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
+
+func (x *Attestation) GetSelectors() []string {
+	if x != nil {
+		return x.Selectors
+	}
+	return nil
+}
+
+func (x *Attestation) GetChecks() []string {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+func (x *Attestation) GetLapse() string {
+	if x != nil {
+		return x.Lapse
+	}
+	return ""
+}
+
 // Quarantine is a node that is kept apart from all others.
 type Quarantine struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -682,7 +815,7 @@ type Quarantine struct {
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +827,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +840,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Quarantine) GetSince() int64 {
@@ -738,7 +871,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +883,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +896,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Fact) GetName() string {
@@ -814,7 +947,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -826,7 +959,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -839,7 +972,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Route) GetPrefix() string {
@@ -878,7 +1011,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +1023,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +1036,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 type ListNodesResponse struct {
@@ -915,7 +1048,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1060,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1073,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -959,7 +1092,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1104,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1117,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -1003,7 +1136,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1148,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1161,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetNodeResponse) GetNode() *Node {
@@ -1048,7 +1181,7 @@ type RevokeNodeRequest struct {
 
 func (x *RevokeNodeRequest) Reset() {
 	*x = RevokeNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1193,7 @@ func (x *RevokeNodeRequest) String() string {
 func (*RevokeNodeRequest) ProtoMessage() {}
 
 func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1206,7 @@ func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RevokeNodeRequest) GetNode() string {
@@ -1106,7 +1239,7 @@ type RevokeNodeResponse struct {
 
 func (x *RevokeNodeResponse) Reset() {
 	*x = RevokeNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1251,7 @@ func (x *RevokeNodeResponse) String() string {
 func (*RevokeNodeResponse) ProtoMessage() {}
 
 func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1264,7 @@ func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RevokeNodeResponse) GetNode() *Node {
@@ -1185,7 +1318,7 @@ type DeleteNodeRequest struct {
 
 func (x *DeleteNodeRequest) Reset() {
 	*x = DeleteNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1330,7 @@ func (x *DeleteNodeRequest) String() string {
 func (*DeleteNodeRequest) ProtoMessage() {}
 
 func (x *DeleteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1343,7 @@ func (x *DeleteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNodeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteNodeRequest) GetNode() string {
@@ -1228,7 +1361,7 @@ type DeleteNodeResponse struct {
 
 func (x *DeleteNodeResponse) Reset() {
 	*x = DeleteNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1240,7 +1373,7 @@ func (x *DeleteNodeResponse) String() string {
 func (*DeleteNodeResponse) ProtoMessage() {}
 
 func (x *DeleteNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1253,7 +1386,95 @@ func (x *DeleteNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNodeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+type ResetNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetNodeRequest) Reset() {
+	*x = ResetNodeRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetNodeRequest) ProtoMessage() {}
+
+func (x *ResetNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetNodeRequest.ProtoReflect.Descriptor instead.
+func (*ResetNodeRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ResetNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type ResetNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetNodeResponse) Reset() {
+	*x = ResetNodeResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetNodeResponse) ProtoMessage() {}
+
+func (x *ResetNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetNodeResponse.ProtoReflect.Descriptor instead.
+func (*ResetNodeResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ResetNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
 }
 
 type ReleaseNodeRequest struct {
@@ -1265,7 +1486,7 @@ type ReleaseNodeRequest struct {
 
 func (x *ReleaseNodeRequest) Reset() {
 	*x = ReleaseNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1498,7 @@ func (x *ReleaseNodeRequest) String() string {
 func (*ReleaseNodeRequest) ProtoMessage() {}
 
 func (x *ReleaseNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1511,7 @@ func (x *ReleaseNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseNodeRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReleaseNodeRequest) GetNode() string {
@@ -1309,7 +1530,7 @@ type ReleaseNodeResponse struct {
 
 func (x *ReleaseNodeResponse) Reset() {
 	*x = ReleaseNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1542,7 @@ func (x *ReleaseNodeResponse) String() string {
 func (*ReleaseNodeResponse) ProtoMessage() {}
 
 func (x *ReleaseNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1555,7 @@ func (x *ReleaseNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseNodeResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReleaseNodeResponse) GetNode() *Node {
@@ -1356,7 +1577,7 @@ type SetFactRequest struct {
 
 func (x *SetFactRequest) Reset() {
 	*x = SetFactRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1589,7 @@ func (x *SetFactRequest) String() string {
 func (*SetFactRequest) ProtoMessage() {}
 
 func (x *SetFactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +1602,7 @@ func (x *SetFactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFactRequest.ProtoReflect.Descriptor instead.
 func (*SetFactRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetFactRequest) GetNode() string {
@@ -1421,7 +1642,7 @@ type SetFactResponse struct {
 
 func (x *SetFactResponse) Reset() {
 	*x = SetFactResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1654,7 @@ func (x *SetFactResponse) String() string {
 func (*SetFactResponse) ProtoMessage() {}
 
 func (x *SetFactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1667,7 @@ func (x *SetFactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFactResponse.ProtoReflect.Descriptor instead.
 func (*SetFactResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetFactResponse) GetNode() *Node {
@@ -1466,7 +1687,7 @@ type UnsetFactRequest struct {
 
 func (x *UnsetFactRequest) Reset() {
 	*x = UnsetFactRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1699,7 @@ func (x *UnsetFactRequest) String() string {
 func (*UnsetFactRequest) ProtoMessage() {}
 
 func (x *UnsetFactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1712,7 @@ func (x *UnsetFactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsetFactRequest.ProtoReflect.Descriptor instead.
 func (*UnsetFactRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UnsetFactRequest) GetNode() string {
@@ -1517,7 +1738,7 @@ type UnsetFactResponse struct {
 
 func (x *UnsetFactResponse) Reset() {
 	*x = UnsetFactResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1750,7 @@ func (x *UnsetFactResponse) String() string {
 func (*UnsetFactResponse) ProtoMessage() {}
 
 func (x *UnsetFactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1763,7 @@ func (x *UnsetFactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsetFactResponse.ProtoReflect.Descriptor instead.
 func (*UnsetFactResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UnsetFactResponse) GetNode() *Node {
@@ -1562,7 +1783,7 @@ type ApproveRoutesRequest struct {
 
 func (x *ApproveRoutesRequest) Reset() {
 	*x = ApproveRoutesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +1795,7 @@ func (x *ApproveRoutesRequest) String() string {
 func (*ApproveRoutesRequest) ProtoMessage() {}
 
 func (x *ApproveRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +1808,7 @@ func (x *ApproveRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ApproveRoutesRequest) GetNode() string {
@@ -1613,7 +1834,7 @@ type ApproveRoutesResponse struct {
 
 func (x *ApproveRoutesResponse) Reset() {
 	*x = ApproveRoutesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1846,7 @@ func (x *ApproveRoutesResponse) String() string {
 func (*ApproveRoutesResponse) ProtoMessage() {}
 
 func (x *ApproveRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1859,7 @@ func (x *ApproveRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ApproveRoutesResponse) GetNode() *Node {
@@ -1658,7 +1879,7 @@ type UserRoles struct {
 
 func (x *UserRoles) Reset() {
 	*x = UserRoles{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +1891,7 @@ func (x *UserRoles) String() string {
 func (*UserRoles) ProtoMessage() {}
 
 func (x *UserRoles) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +1904,7 @@ func (x *UserRoles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRoles.ProtoReflect.Descriptor instead.
 func (*UserRoles) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UserRoles) GetUser() string {
@@ -1709,7 +1930,7 @@ type SetRolesRequest struct {
 
 func (x *SetRolesRequest) Reset() {
 	*x = SetRolesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +1942,7 @@ func (x *SetRolesRequest) String() string {
 func (*SetRolesRequest) ProtoMessage() {}
 
 func (x *SetRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +1955,7 @@ func (x *SetRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRolesRequest.ProtoReflect.Descriptor instead.
 func (*SetRolesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SetRolesRequest) GetUser() *UserRoles {
@@ -1752,7 +1973,7 @@ type SetRolesResponse struct {
 
 func (x *SetRolesResponse) Reset() {
 	*x = SetRolesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +1985,7 @@ func (x *SetRolesResponse) String() string {
 func (*SetRolesResponse) ProtoMessage() {}
 
 func (x *SetRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +1998,7 @@ func (x *SetRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRolesResponse.ProtoReflect.Descriptor instead.
 func (*SetRolesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 type ListRolesRequest struct {
@@ -1788,7 +2009,7 @@ type ListRolesRequest struct {
 
 func (x *ListRolesRequest) Reset() {
 	*x = ListRolesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +2021,7 @@ func (x *ListRolesRequest) String() string {
 func (*ListRolesRequest) ProtoMessage() {}
 
 func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +2034,7 @@ func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesRequest.ProtoReflect.Descriptor instead.
 func (*ListRolesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 type ListRolesResponse struct {
@@ -1825,7 +2046,7 @@ type ListRolesResponse struct {
 
 func (x *ListRolesResponse) Reset() {
 	*x = ListRolesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +2058,7 @@ func (x *ListRolesResponse) String() string {
 func (*ListRolesResponse) ProtoMessage() {}
 
 func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +2071,7 @@ func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesResponse.ProtoReflect.Descriptor instead.
 func (*ListRolesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListRolesResponse) GetUsers() []*UserRoles {
@@ -1874,7 +2095,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1886,7 +2107,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1899,7 +2120,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -1950,7 +2171,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2183,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2196,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ApplyPolicyResponse) GetNumber() uint64 {
@@ -2030,7 +2251,7 @@ type PolicyImpact struct {
 
 func (x *PolicyImpact) Reset() {
 	*x = PolicyImpact{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +2263,7 @@ func (x *PolicyImpact) String() string {
 func (*PolicyImpact) ProtoMessage() {}
 
 func (x *PolicyImpact) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +2276,7 @@ func (x *PolicyImpact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyImpact.ProtoReflect.Descriptor instead.
 func (*PolicyImpact) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PolicyImpact) GetBase() uint64 {
@@ -2130,7 +2351,7 @@ type ConnectionChange struct {
 
 func (x *ConnectionChange) Reset() {
 	*x = ConnectionChange{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2142,7 +2363,7 @@ func (x *ConnectionChange) String() string {
 func (*ConnectionChange) ProtoMessage() {}
 
 func (x *ConnectionChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2155,7 +2376,7 @@ func (x *ConnectionChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionChange.ProtoReflect.Descriptor instead.
 func (*ConnectionChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ConnectionChange) GetGained() bool {
@@ -2213,7 +2434,7 @@ type Diagnostic struct {
 
 func (x *Diagnostic) Reset() {
 	*x = Diagnostic{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2446,7 @@ func (x *Diagnostic) String() string {
 func (*Diagnostic) ProtoMessage() {}
 
 func (x *Diagnostic) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2459,7 @@ func (x *Diagnostic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diagnostic.ProtoReflect.Descriptor instead.
 func (*Diagnostic) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Diagnostic) GetError() bool {
@@ -2285,7 +2506,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2518,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2531,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetPolicyRequest) GetNumber() uint64 {
@@ -2335,7 +2556,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2568,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2581,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetPolicyResponse) GetSource() string {
@@ -2422,7 +2643,7 @@ type PolicyHistoryRequest struct {
 
 func (x *PolicyHistoryRequest) Reset() {
 	*x = PolicyHistoryRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2434,7 +2655,7 @@ func (x *PolicyHistoryRequest) String() string {
 func (*PolicyHistoryRequest) ProtoMessage() {}
 
 func (x *PolicyHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2447,7 +2668,7 @@ func (x *PolicyHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyHistoryRequest.ProtoReflect.Descriptor instead.
 func (*PolicyHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PolicyHistoryRequest) GetBefore() uint64 {
@@ -2473,7 +2694,7 @@ type PolicyHistoryResponse struct {
 
 func (x *PolicyHistoryResponse) Reset() {
 	*x = PolicyHistoryResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2485,7 +2706,7 @@ func (x *PolicyHistoryResponse) String() string {
 func (*PolicyHistoryResponse) ProtoMessage() {}
 
 func (x *PolicyHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2498,7 +2719,7 @@ func (x *PolicyHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyHistoryResponse.ProtoReflect.Descriptor instead.
 func (*PolicyHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PolicyHistoryResponse) GetVersions() []*PolicyVersion {
@@ -2523,7 +2744,7 @@ type PolicyVersion struct {
 
 func (x *PolicyVersion) Reset() {
 	*x = PolicyVersion{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2535,7 +2756,7 @@ func (x *PolicyVersion) String() string {
 func (*PolicyVersion) ProtoMessage() {}
 
 func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2548,7 +2769,7 @@ func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyVersion.ProtoReflect.Descriptor instead.
 func (*PolicyVersion) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PolicyVersion) GetNumber() uint64 {
@@ -2609,7 +2830,7 @@ type PolicyStatusRequest struct {
 
 func (x *PolicyStatusRequest) Reset() {
 	*x = PolicyStatusRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2621,7 +2842,7 @@ func (x *PolicyStatusRequest) String() string {
 func (*PolicyStatusRequest) ProtoMessage() {}
 
 func (x *PolicyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2634,7 +2855,7 @@ func (x *PolicyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatusRequest.ProtoReflect.Descriptor instead.
 func (*PolicyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PolicyStatusRequest) GetWaitMs() uint64 {
@@ -2659,7 +2880,7 @@ type PolicyStatusResponse struct {
 
 func (x *PolicyStatusResponse) Reset() {
 	*x = PolicyStatusResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2671,7 +2892,7 @@ func (x *PolicyStatusResponse) String() string {
 func (*PolicyStatusResponse) ProtoMessage() {}
 
 func (x *PolicyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2684,7 +2905,7 @@ func (x *PolicyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatusResponse.ProtoReflect.Descriptor instead.
 func (*PolicyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PolicyStatusResponse) GetNumber() uint64 {
@@ -2749,7 +2970,7 @@ type Unable struct {
 
 func (x *Unable) Reset() {
 	*x = Unable{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +2982,7 @@ func (x *Unable) String() string {
 func (*Unable) ProtoMessage() {}
 
 func (x *Unable) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +2995,7 @@ func (x *Unable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unable.ProtoReflect.Descriptor instead.
 func (*Unable) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Unable) GetId() string {
@@ -2819,7 +3040,7 @@ type Laggard struct {
 
 func (x *Laggard) Reset() {
 	*x = Laggard{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2831,7 +3052,7 @@ func (x *Laggard) String() string {
 func (*Laggard) ProtoMessage() {}
 
 func (x *Laggard) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2844,7 +3065,7 @@ func (x *Laggard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
 func (*Laggard) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Laggard) GetId() string {
@@ -2907,7 +3128,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2919,7 +3140,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2932,7 +3153,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Lock) GetId() string {
@@ -3010,7 +3231,7 @@ type CreateLockRequest struct {
 
 func (x *CreateLockRequest) Reset() {
 	*x = CreateLockRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3022,7 +3243,7 @@ func (x *CreateLockRequest) String() string {
 func (*CreateLockRequest) ProtoMessage() {}
 
 func (x *CreateLockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3035,7 +3256,7 @@ func (x *CreateLockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLockRequest.ProtoReflect.Descriptor instead.
 func (*CreateLockRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CreateLockRequest) GetKind() string {
@@ -3081,7 +3302,7 @@ type CreateLockResponse struct {
 
 func (x *CreateLockResponse) Reset() {
 	*x = CreateLockResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3093,7 +3314,7 @@ func (x *CreateLockResponse) String() string {
 func (*CreateLockResponse) ProtoMessage() {}
 
 func (x *CreateLockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3106,7 +3327,7 @@ func (x *CreateLockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLockResponse.ProtoReflect.Descriptor instead.
 func (*CreateLockResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateLockResponse) GetLock() *Lock {
@@ -3159,7 +3380,7 @@ type ListLocksRequest struct {
 
 func (x *ListLocksRequest) Reset() {
 	*x = ListLocksRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3171,7 +3392,7 @@ func (x *ListLocksRequest) String() string {
 func (*ListLocksRequest) ProtoMessage() {}
 
 func (x *ListLocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3184,7 +3405,7 @@ func (x *ListLocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLocksRequest.ProtoReflect.Descriptor instead.
 func (*ListLocksRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 type ListLocksResponse struct {
@@ -3196,7 +3417,7 @@ type ListLocksResponse struct {
 
 func (x *ListLocksResponse) Reset() {
 	*x = ListLocksResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3208,7 +3429,7 @@ func (x *ListLocksResponse) String() string {
 func (*ListLocksResponse) ProtoMessage() {}
 
 func (x *ListLocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3221,7 +3442,7 @@ func (x *ListLocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLocksResponse.ProtoReflect.Descriptor instead.
 func (*ListLocksResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListLocksResponse) GetLocks() []*Lock {
@@ -3240,7 +3461,7 @@ type DeleteLockRequest struct {
 
 func (x *DeleteLockRequest) Reset() {
 	*x = DeleteLockRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3252,7 +3473,7 @@ func (x *DeleteLockRequest) String() string {
 func (*DeleteLockRequest) ProtoMessage() {}
 
 func (x *DeleteLockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3265,7 +3486,7 @@ func (x *DeleteLockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteLockRequest.ProtoReflect.Descriptor instead.
 func (*DeleteLockRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DeleteLockRequest) GetId() string {
@@ -3285,7 +3506,7 @@ type DeleteLockResponse struct {
 
 func (x *DeleteLockResponse) Reset() {
 	*x = DeleteLockResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +3518,7 @@ func (x *DeleteLockResponse) String() string {
 func (*DeleteLockResponse) ProtoMessage() {}
 
 func (x *DeleteLockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +3531,7 @@ func (x *DeleteLockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteLockResponse.ProtoReflect.Descriptor instead.
 func (*DeleteLockResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DeleteLockResponse) GetLock() *Lock {
@@ -3346,7 +3567,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3358,7 +3579,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3371,7 +3592,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{53}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *AuditRecord) GetNumber() uint64 {
@@ -3464,7 +3685,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3476,7 +3697,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3489,7 +3710,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListAuditRequest) GetBefore() uint64 {
@@ -3536,7 +3757,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3548,7 +3769,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3561,7 +3782,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListAuditResponse) GetRecords() []*AuditRecord {
@@ -3581,7 +3802,7 @@ type ExportAuditRequest struct {
 
 func (x *ExportAuditRequest) Reset() {
 	*x = ExportAuditRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +3814,7 @@ func (x *ExportAuditRequest) String() string {
 func (*ExportAuditRequest) ProtoMessage() {}
 
 func (x *ExportAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +3827,7 @@ func (x *ExportAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuditRequest.ProtoReflect.Descriptor instead.
 func (*ExportAuditRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExportAuditRequest) GetAfter() uint64 {
@@ -3634,7 +3855,7 @@ type ExportAuditResponse struct {
 
 func (x *ExportAuditResponse) Reset() {
 	*x = ExportAuditResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3646,7 +3867,7 @@ func (x *ExportAuditResponse) String() string {
 func (*ExportAuditResponse) ProtoMessage() {}
 
 func (x *ExportAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3659,7 +3880,7 @@ func (x *ExportAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuditResponse.ProtoReflect.Descriptor instead.
 func (*ExportAuditResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{57}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExportAuditResponse) GetCheckpoints() [][]byte {
@@ -3691,7 +3912,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3703,7 +3924,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3716,7 +3937,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{58}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 type GetCheckpointResponse struct {
@@ -3729,7 +3950,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3741,7 +3962,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3754,7 +3975,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{59}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GetCheckpointResponse) GetLine() []byte {
@@ -3779,7 +4000,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3791,7 +4012,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3804,7 +4025,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{60}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 type BackupResponse struct {
@@ -3816,7 +4037,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3828,7 +4049,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3841,7 +4062,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{61}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -3856,7 +4077,7 @@ var File_redoubt_v1_admin_proto protoreflect.FileDescriptor
 const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x16redoubt/v1/admin.proto\x12\n" +
-	"redoubt.v1\x1a\x17redoubt/v1/netmap.proto\"\xd7\x01\n" +
+	"redoubt.v1\x1a\x17redoubt/v1/netmap.proto\"\xf1\x01\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04tags\x18\x02 \x03(\tR\x04tags\x12\x12\n" +
@@ -3866,14 +4087,16 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\acreated\x18\x06 \x01(\x03R\acreated\x12\x18\n" +
 	"\aexpires\x18\a \x01(\x03R\aexpires\x12\x12\n" +
 	"\x04uses\x18\b \x01(\rR\x04uses\x12\x14\n" +
-	"\x05state\x18\t \x01(\tR\x05state\"\x97\x01\n" +
+	"\x05state\x18\t \x01(\tR\x05state\x12\x18\n" +
+	"\areplace\x18\x14 \x01(\tR\areplace\"\xb1\x01\n" +
 	"\x12CreateTokenRequest\x12\x12\n" +
 	"\x04tags\x18\x01 \x03(\tR\x04tags\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x1a\n" +
 	"\breusable\x18\x03 \x01(\bR\breusable\x12\x1c\n" +
 	"\tephemeral\x18\x04 \x01(\bR\tephemeral\x12\x1f\n" +
 	"\vttl_seconds\x18\x05 \x01(\x04R\n" +
-	"ttlSeconds\"R\n" +
+	"ttlSeconds\x12\x18\n" +
+	"\areplace\x18\x14 \x01(\tR\areplace\"R\n" +
 	"\x13CreateTokenResponse\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12'\n" +
 	"\x05token\x18\x02 \x01(\v2\x11.redoubt.v1.TokenR\x05token\"\x13\n" +
@@ -3882,7 +4105,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06tokens\x18\x01 \x03(\v2\x11.redoubt.v1.TokenR\x06tokens\"$\n" +
 	"\x12RevokeTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
-	"\x13RevokeTokenResponse\"\xd4\x06\n" +
+	"\x13RevokeTokenResponse\"\x89\a\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -3914,7 +4137,18 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"quarantine\x18\x1e \x01(\v2\x16.redoubt.v1.QuarantineR\n" +
 	"quarantine\x12(\n" +
 	"\x10next_node_public\x18\x1f \x01(\tR\x0enextNodePublic\x12$\n" +
-	"\x0enext_node_from\x18  \x01(\x03R\fnextNodeFrom\":\n" +
+	"\x0enext_node_from\x18  \x01(\x03R\fnextNodeFrom\x123\n" +
+	"\battested\x18( \x01(\v2\x17.redoubt.v1.AttestationR\battested\"\xe5\x01\n" +
+	"\vAttestation\x12\x14\n" +
+	"\x05level\x18\x01 \x01(\tR\x05level\x12\x18\n" +
+	"\ahighest\x18\x02 \x01(\tR\ahighest\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06device\x18\x04 \x01(\tR\x06device\x12\x14\n" +
+	"\x05since\x18\x05 \x01(\x03R\x05since\x12\x18\n" +
+	"\achecked\x18\x06 \x01(\x03R\achecked\x12\x1c\n" +
+	"\tselectors\x18\a \x03(\tR\tselectors\x12\x16\n" +
+	"\x06checks\x18\b \x03(\tR\x06checks\x12\x14\n" +
+	"\x05lapse\x18\t \x01(\tR\x05lapse\":\n" +
 	"\n" +
 	"Quarantine\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x16\n" +
@@ -3952,7 +4186,11 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\blaggards\x18\x06 \x03(\v2\x13.redoubt.v1.LaggardR\blaggards\"'\n" +
 	"\x11DeleteNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x14\n" +
-	"\x12DeleteNodeResponse\"(\n" +
+	"\x12DeleteNodeResponse\"&\n" +
+	"\x10ResetNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"9\n" +
+	"\x11ResetNodeResponse\x12$\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.redoubt.v1.NodeR\x04node\"(\n" +
 	"\x12ReleaseNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\";\n" +
 	"\x13ReleaseNodeResponse\x12$\n" +
@@ -4137,7 +4375,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x03key\x18\x02 \x01(\fR\x03key\"\x0f\n" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xc4\x0e\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\x8e\x0f\n" +
 	"\fAdminService\x12N\n" +
 	"\vCreateToken\x12\x1e.redoubt.v1.CreateTokenRequest\x1a\x1f.redoubt.v1.CreateTokenResponse\x12K\n" +
 	"\n" +
@@ -4148,7 +4386,8 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"RevokeNode\x12\x1d.redoubt.v1.RevokeNodeRequest\x1a\x1e.redoubt.v1.RevokeNodeResponse\x12K\n" +
 	"\n" +
-	"DeleteNode\x12\x1d.redoubt.v1.DeleteNodeRequest\x1a\x1e.redoubt.v1.DeleteNodeResponse\x12N\n" +
+	"DeleteNode\x12\x1d.redoubt.v1.DeleteNodeRequest\x1a\x1e.redoubt.v1.DeleteNodeResponse\x12H\n" +
+	"\tResetNode\x12\x1c.redoubt.v1.ResetNodeRequest\x1a\x1d.redoubt.v1.ResetNodeResponse\x12N\n" +
 	"\vReleaseNode\x12\x1e.redoubt.v1.ReleaseNodeRequest\x1a\x1f.redoubt.v1.ReleaseNodeResponse\x12B\n" +
 	"\aSetFact\x12\x1a.redoubt.v1.SetFactRequest\x1a\x1b.redoubt.v1.SetFactResponse\x12H\n" +
 	"\tUnsetFact\x12\x1c.redoubt.v1.UnsetFactRequest\x1a\x1d.redoubt.v1.UnsetFactResponse\x12T\n" +
@@ -4181,7 +4420,7 @@ func file_redoubt_v1_admin_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_admin_proto_rawDescData
 }
 
-var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
+var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_redoubt_v1_admin_proto_goTypes = []any{
 	(*Token)(nil),                 // 0: redoubt.v1.Token
 	(*CreateTokenRequest)(nil),    // 1: redoubt.v1.CreateTokenRequest
@@ -4191,143 +4430,150 @@ var file_redoubt_v1_admin_proto_goTypes = []any{
 	(*RevokeTokenRequest)(nil),    // 5: redoubt.v1.RevokeTokenRequest
 	(*RevokeTokenResponse)(nil),   // 6: redoubt.v1.RevokeTokenResponse
 	(*Node)(nil),                  // 7: redoubt.v1.Node
-	(*Quarantine)(nil),            // 8: redoubt.v1.Quarantine
-	(*Fact)(nil),                  // 9: redoubt.v1.Fact
-	(*Route)(nil),                 // 10: redoubt.v1.Route
-	(*ListNodesRequest)(nil),      // 11: redoubt.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 12: redoubt.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),        // 13: redoubt.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),       // 14: redoubt.v1.GetNodeResponse
-	(*RevokeNodeRequest)(nil),     // 15: redoubt.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),    // 16: redoubt.v1.RevokeNodeResponse
-	(*DeleteNodeRequest)(nil),     // 17: redoubt.v1.DeleteNodeRequest
-	(*DeleteNodeResponse)(nil),    // 18: redoubt.v1.DeleteNodeResponse
-	(*ReleaseNodeRequest)(nil),    // 19: redoubt.v1.ReleaseNodeRequest
-	(*ReleaseNodeResponse)(nil),   // 20: redoubt.v1.ReleaseNodeResponse
-	(*SetFactRequest)(nil),        // 21: redoubt.v1.SetFactRequest
-	(*SetFactResponse)(nil),       // 22: redoubt.v1.SetFactResponse
-	(*UnsetFactRequest)(nil),      // 23: redoubt.v1.UnsetFactRequest
-	(*UnsetFactResponse)(nil),     // 24: redoubt.v1.UnsetFactResponse
-	(*ApproveRoutesRequest)(nil),  // 25: redoubt.v1.ApproveRoutesRequest
-	(*ApproveRoutesResponse)(nil), // 26: redoubt.v1.ApproveRoutesResponse
-	(*UserRoles)(nil),             // 27: redoubt.v1.UserRoles
-	(*SetRolesRequest)(nil),       // 28: redoubt.v1.SetRolesRequest
-	(*SetRolesResponse)(nil),      // 29: redoubt.v1.SetRolesResponse
-	(*ListRolesRequest)(nil),      // 30: redoubt.v1.ListRolesRequest
-	(*ListRolesResponse)(nil),     // 31: redoubt.v1.ListRolesResponse
-	(*ApplyPolicyRequest)(nil),    // 32: redoubt.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),   // 33: redoubt.v1.ApplyPolicyResponse
-	(*PolicyImpact)(nil),          // 34: redoubt.v1.PolicyImpact
-	(*ConnectionChange)(nil),      // 35: redoubt.v1.ConnectionChange
-	(*Diagnostic)(nil),            // 36: redoubt.v1.Diagnostic
-	(*GetPolicyRequest)(nil),      // 37: redoubt.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),     // 38: redoubt.v1.GetPolicyResponse
-	(*PolicyHistoryRequest)(nil),  // 39: redoubt.v1.PolicyHistoryRequest
-	(*PolicyHistoryResponse)(nil), // 40: redoubt.v1.PolicyHistoryResponse
-	(*PolicyVersion)(nil),         // 41: redoubt.v1.PolicyVersion
-	(*PolicyStatusRequest)(nil),   // 42: redoubt.v1.PolicyStatusRequest
-	(*PolicyStatusResponse)(nil),  // 43: redoubt.v1.PolicyStatusResponse
-	(*Unable)(nil),                // 44: redoubt.v1.Unable
-	(*Laggard)(nil),               // 45: redoubt.v1.Laggard
-	(*Lock)(nil),                  // 46: redoubt.v1.Lock
-	(*CreateLockRequest)(nil),     // 47: redoubt.v1.CreateLockRequest
-	(*CreateLockResponse)(nil),    // 48: redoubt.v1.CreateLockResponse
-	(*ListLocksRequest)(nil),      // 49: redoubt.v1.ListLocksRequest
-	(*ListLocksResponse)(nil),     // 50: redoubt.v1.ListLocksResponse
-	(*DeleteLockRequest)(nil),     // 51: redoubt.v1.DeleteLockRequest
-	(*DeleteLockResponse)(nil),    // 52: redoubt.v1.DeleteLockResponse
-	(*AuditRecord)(nil),           // 53: redoubt.v1.AuditRecord
-	(*ListAuditRequest)(nil),      // 54: redoubt.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),     // 55: redoubt.v1.ListAuditResponse
-	(*ExportAuditRequest)(nil),    // 56: redoubt.v1.ExportAuditRequest
-	(*ExportAuditResponse)(nil),   // 57: redoubt.v1.ExportAuditResponse
-	(*GetCheckpointRequest)(nil),  // 58: redoubt.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil), // 59: redoubt.v1.GetCheckpointResponse
-	(*BackupRequest)(nil),         // 60: redoubt.v1.BackupRequest
-	(*BackupResponse)(nil),        // 61: redoubt.v1.BackupResponse
-	(*Version)(nil),               // 62: redoubt.v1.Version
+	(*Attestation)(nil),           // 8: redoubt.v1.Attestation
+	(*Quarantine)(nil),            // 9: redoubt.v1.Quarantine
+	(*Fact)(nil),                  // 10: redoubt.v1.Fact
+	(*Route)(nil),                 // 11: redoubt.v1.Route
+	(*ListNodesRequest)(nil),      // 12: redoubt.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 13: redoubt.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),        // 14: redoubt.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),       // 15: redoubt.v1.GetNodeResponse
+	(*RevokeNodeRequest)(nil),     // 16: redoubt.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),    // 17: redoubt.v1.RevokeNodeResponse
+	(*DeleteNodeRequest)(nil),     // 18: redoubt.v1.DeleteNodeRequest
+	(*DeleteNodeResponse)(nil),    // 19: redoubt.v1.DeleteNodeResponse
+	(*ResetNodeRequest)(nil),      // 20: redoubt.v1.ResetNodeRequest
+	(*ResetNodeResponse)(nil),     // 21: redoubt.v1.ResetNodeResponse
+	(*ReleaseNodeRequest)(nil),    // 22: redoubt.v1.ReleaseNodeRequest
+	(*ReleaseNodeResponse)(nil),   // 23: redoubt.v1.ReleaseNodeResponse
+	(*SetFactRequest)(nil),        // 24: redoubt.v1.SetFactRequest
+	(*SetFactResponse)(nil),       // 25: redoubt.v1.SetFactResponse
+	(*UnsetFactRequest)(nil),      // 26: redoubt.v1.UnsetFactRequest
+	(*UnsetFactResponse)(nil),     // 27: redoubt.v1.UnsetFactResponse
+	(*ApproveRoutesRequest)(nil),  // 28: redoubt.v1.ApproveRoutesRequest
+	(*ApproveRoutesResponse)(nil), // 29: redoubt.v1.ApproveRoutesResponse
+	(*UserRoles)(nil),             // 30: redoubt.v1.UserRoles
+	(*SetRolesRequest)(nil),       // 31: redoubt.v1.SetRolesRequest
+	(*SetRolesResponse)(nil),      // 32: redoubt.v1.SetRolesResponse
+	(*ListRolesRequest)(nil),      // 33: redoubt.v1.ListRolesRequest
+	(*ListRolesResponse)(nil),     // 34: redoubt.v1.ListRolesResponse
+	(*ApplyPolicyRequest)(nil),    // 35: redoubt.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),   // 36: redoubt.v1.ApplyPolicyResponse
+	(*PolicyImpact)(nil),          // 37: redoubt.v1.PolicyImpact
+	(*ConnectionChange)(nil),      // 38: redoubt.v1.ConnectionChange
+	(*Diagnostic)(nil),            // 39: redoubt.v1.Diagnostic
+	(*GetPolicyRequest)(nil),      // 40: redoubt.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),     // 41: redoubt.v1.GetPolicyResponse
+	(*PolicyHistoryRequest)(nil),  // 42: redoubt.v1.PolicyHistoryRequest
+	(*PolicyHistoryResponse)(nil), // 43: redoubt.v1.PolicyHistoryResponse
+	(*PolicyVersion)(nil),         // 44: redoubt.v1.PolicyVersion
+	(*PolicyStatusRequest)(nil),   // 45: redoubt.v1.PolicyStatusRequest
+	(*PolicyStatusResponse)(nil),  // 46: redoubt.v1.PolicyStatusResponse
+	(*Unable)(nil),                // 47: redoubt.v1.Unable
+	(*Laggard)(nil),               // 48: redoubt.v1.Laggard
+	(*Lock)(nil),                  // 49: redoubt.v1.Lock
+	(*CreateLockRequest)(nil),     // 50: redoubt.v1.CreateLockRequest
+	(*CreateLockResponse)(nil),    // 51: redoubt.v1.CreateLockResponse
+	(*ListLocksRequest)(nil),      // 52: redoubt.v1.ListLocksRequest
+	(*ListLocksResponse)(nil),     // 53: redoubt.v1.ListLocksResponse
+	(*DeleteLockRequest)(nil),     // 54: redoubt.v1.DeleteLockRequest
+	(*DeleteLockResponse)(nil),    // 55: redoubt.v1.DeleteLockResponse
+	(*AuditRecord)(nil),           // 56: redoubt.v1.AuditRecord
+	(*ListAuditRequest)(nil),      // 57: redoubt.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),     // 58: redoubt.v1.ListAuditResponse
+	(*ExportAuditRequest)(nil),    // 59: redoubt.v1.ExportAuditRequest
+	(*ExportAuditResponse)(nil),   // 60: redoubt.v1.ExportAuditResponse
+	(*GetCheckpointRequest)(nil),  // 61: redoubt.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil), // 62: redoubt.v1.GetCheckpointResponse
+	(*BackupRequest)(nil),         // 63: redoubt.v1.BackupRequest
+	(*BackupResponse)(nil),        // 64: redoubt.v1.BackupResponse
+	(*Version)(nil),               // 65: redoubt.v1.Version
 }
 var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: redoubt.v1.CreateTokenResponse.token:type_name -> redoubt.v1.Token
 	0,  // 1: redoubt.v1.ListTokensResponse.tokens:type_name -> redoubt.v1.Token
-	9,  // 2: redoubt.v1.Node.facts:type_name -> redoubt.v1.Fact
-	10, // 3: redoubt.v1.Node.routes:type_name -> redoubt.v1.Route
-	8,  // 4: redoubt.v1.Node.quarantine:type_name -> redoubt.v1.Quarantine
-	7,  // 5: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
-	7,  // 6: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 7: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
-	45, // 8: redoubt.v1.RevokeNodeResponse.laggards:type_name -> redoubt.v1.Laggard
-	7,  // 9: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 10: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 11: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 12: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
-	27, // 13: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
-	27, // 14: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
-	62, // 15: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
-	36, // 16: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
-	34, // 17: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
-	35, // 18: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
-	41, // 19: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
-	45, // 20: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
-	44, // 21: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
-	46, // 22: redoubt.v1.CreateLockResponse.lock:type_name -> redoubt.v1.Lock
-	45, // 23: redoubt.v1.CreateLockResponse.laggards:type_name -> redoubt.v1.Laggard
-	46, // 24: redoubt.v1.ListLocksResponse.locks:type_name -> redoubt.v1.Lock
-	46, // 25: redoubt.v1.DeleteLockResponse.lock:type_name -> redoubt.v1.Lock
-	53, // 26: redoubt.v1.ListAuditResponse.records:type_name -> redoubt.v1.AuditRecord
-	1,  // 27: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
-	3,  // 28: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
-	5,  // 29: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
-	11, // 30: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	13, // 31: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	15, // 32: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
-	17, // 33: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
-	19, // 34: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
-	21, // 35: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
-	23, // 36: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
-	25, // 37: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
-	28, // 38: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
-	30, // 39: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
-	32, // 40: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
-	37, // 41: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
-	39, // 42: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
-	42, // 43: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
-	47, // 44: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
-	49, // 45: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
-	51, // 46: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
-	54, // 47: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
-	56, // 48: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
-	58, // 49: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
-	60, // 50: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
-	2,  // 51: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
-	4,  // 52: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
-	6,  // 53: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
-	12, // 54: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	14, // 55: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	16, // 56: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
-	18, // 57: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
-	20, // 58: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
-	22, // 59: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
-	24, // 60: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
-	26, // 61: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
-	29, // 62: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
-	31, // 63: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
-	33, // 64: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
-	38, // 65: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
-	40, // 66: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
-	43, // 67: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
-	48, // 68: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
-	50, // 69: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
-	52, // 70: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
-	55, // 71: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
-	57, // 72: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
-	59, // 73: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
-	61, // 74: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
-	51, // [51:75] is the sub-list for method output_type
-	27, // [27:51] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	10, // 2: redoubt.v1.Node.facts:type_name -> redoubt.v1.Fact
+	11, // 3: redoubt.v1.Node.routes:type_name -> redoubt.v1.Route
+	9,  // 4: redoubt.v1.Node.quarantine:type_name -> redoubt.v1.Quarantine
+	8,  // 5: redoubt.v1.Node.attested:type_name -> redoubt.v1.Attestation
+	7,  // 6: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
+	7,  // 7: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 8: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
+	48, // 9: redoubt.v1.RevokeNodeResponse.laggards:type_name -> redoubt.v1.Laggard
+	7,  // 10: redoubt.v1.ResetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 11: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 12: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 13: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 14: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
+	30, // 15: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
+	30, // 16: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
+	65, // 17: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
+	39, // 18: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
+	37, // 19: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
+	38, // 20: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
+	44, // 21: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
+	48, // 22: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
+	47, // 23: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
+	49, // 24: redoubt.v1.CreateLockResponse.lock:type_name -> redoubt.v1.Lock
+	48, // 25: redoubt.v1.CreateLockResponse.laggards:type_name -> redoubt.v1.Laggard
+	49, // 26: redoubt.v1.ListLocksResponse.locks:type_name -> redoubt.v1.Lock
+	49, // 27: redoubt.v1.DeleteLockResponse.lock:type_name -> redoubt.v1.Lock
+	56, // 28: redoubt.v1.ListAuditResponse.records:type_name -> redoubt.v1.AuditRecord
+	1,  // 29: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
+	3,  // 30: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
+	5,  // 31: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
+	12, // 32: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	14, // 33: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	16, // 34: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
+	18, // 35: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
+	20, // 36: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
+	22, // 37: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
+	24, // 38: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
+	26, // 39: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
+	28, // 40: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
+	31, // 41: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
+	33, // 42: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
+	35, // 43: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
+	40, // 44: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
+	42, // 45: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
+	45, // 46: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
+	50, // 47: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
+	52, // 48: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
+	54, // 49: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
+	57, // 50: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
+	59, // 51: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
+	61, // 52: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
+	63, // 53: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
+	2,  // 54: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
+	4,  // 55: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
+	6,  // 56: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
+	13, // 57: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	15, // 58: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	17, // 59: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
+	19, // 60: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
+	21, // 61: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
+	23, // 62: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
+	25, // 63: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
+	27, // 64: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
+	29, // 65: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
+	32, // 66: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
+	34, // 67: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
+	36, // 68: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
+	41, // 69: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
+	43, // 70: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
+	46, // 71: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
+	51, // 72: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
+	53, // 73: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
+	55, // 74: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
+	58, // 75: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
+	60, // 76: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
+	62, // 77: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
+	64, // 78: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
+	54, // [54:79] is the sub-list for method output_type
+	29, // [29:54] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_admin_proto_init() }
@@ -4336,14 +4582,14 @@ func file_redoubt_v1_admin_proto_init() {
 		return
 	}
 	file_redoubt_v1_netmap_proto_init()
-	file_redoubt_v1_admin_proto_msgTypes[32].OneofWrappers = []any{}
+	file_redoubt_v1_admin_proto_msgTypes[35].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_admin_proto_rawDesc), len(file_redoubt_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   62,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
