@@ -219,7 +219,7 @@ func unchain(t *testing.T, s store.Store) {
 // TestABookOfTheFirstFormIsChained migrates a store whose records knew nothing of each other.
 func TestABookOfTheFirstFormIsChained(t *testing.T) {
 	dir := t.TempDir()
-	older, err := bolt.Open(dir, bolt.Options{Migrations: Migrations()[:1]})
+	older, err := bolt.Open(dir, bolt.Options{Migrations: Migrations()[:2]})
 	if err != nil {
 		t.Fatal(err)
 	}

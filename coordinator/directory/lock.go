@@ -91,6 +91,9 @@ func (t *tx) unlocked(token *Token, r EnrollRequest) error {
 	if token.User != "" {
 		would.User = token.user()
 	}
+	if n, ok := t.state.nodes.Get(token.Replace); ok && n.Lock != nil {
+		return n.locked()
+	}
 	if l := t.lockOf(would); l != nil {
 		return &LockedError{What: l.Kind + " " + l.Subject, Lock: l}
 	}
