@@ -47,7 +47,6 @@ const (
 	TokenCreate    = "token.create"
 	TokenRevoke    = "token.revoke"
 	NodeEnroll     = "node.enroll"
-	EnrollRefuse   = "node.enroll.refuse"
 	NodeRevoke     = "node.revoke"
 	NodeDelete     = "node.delete"
 	NodeExpire     = "node.expire"

@@ -177,9 +177,6 @@ func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello, t *tls.Conn) (*di
 		Attested: attested(a.Kind, a.Attributes),
 		Reported: s.reported(hello, hello.GetFacts()),
 	})
-	if _, refused := refusal.From(err); err != nil && refused {
-		s.Directory.EnrolRefused(ctx, a.Claim.Token, err)
-	}
 	var locked *directory.LockedError
 	if errors.As(err, &locked) {
 		r := refusal.Locked(locked.Lock)

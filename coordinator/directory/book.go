@@ -11,7 +11,6 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto"
-	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
 type originKey struct{}
@@ -177,15 +176,6 @@ func (d *Directory) AuditKey() ed25519.PublicKey { return d.config.Signer.Public
 
 // refusalPause is how long after a refusal that was recorded the same one is not recorded again.
 const refusalPause = 10 * time.Minute
-
-// EnrolRefused records that whoever proved to hold a token was refused. Others could fill the book.
-func (d *Directory) EnrolRefused(ctx context.Context, token key.TokenPublic, why error) {
-	t, ok := d.Snapshot().Token(token)
-	if !ok {
-		return
-	}
-	d.refused(ctx, audit.Record{By: "token " + t.ID, Action: audit.EnrollRefuse, Subject: t.ID, User: t.User, Reason: why.Error()})
-}
 
 // RenewRefused records that a node was refused its next certificate, or to attach.
 func (d *Directory) RenewRefused(ctx context.Context, id proto.NodeID, why error) {

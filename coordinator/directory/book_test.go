@@ -130,11 +130,6 @@ func TestRefusalsAreRecordedOnce(t *testing.T) {
 	if got := r.actions(100); len(got) != before+2 {
 		t.Errorf("records: %v", got)
 	}
-	r.EnrolRefused(t.Context(), newTokenKey(t), why)
-	r.EnrolRefused(t.Context(), r.token(nil).Public, why)
-	if got := r.actions(100); len(got) != before+4 || got[0] != audit.EnrollRefuse {
-		t.Errorf("records: %v", got)
-	}
 }
 
 // TestABookThatWasCutIsTold opens a directory whose book lost its end, with a head that was made to fit.
