@@ -35,6 +35,10 @@ func TestFleet(t *testing.T) {
 	r.apply(2, 1)
 	r.check("rules changed", groups, 2, 1)
 
+	if err := r.nodes.do(command{Do: "renew", Count: 20, Over: 200 * time.Millisecond}, &answer{}); err != nil {
+		t.Fatal(err)
+	}
+	r.check("some renewed", groups, 2, 1)
 	if err := r.nodes.do(command{Do: "drop"}, &answer{}); err != nil {
 		t.Fatal(err)
 	}
