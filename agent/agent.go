@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,7 @@ type Agent struct {
 	ended   chan struct{}
 	filter  *filter.Filter
 	program atomic.Pointer[filter.Program] // installed last
+	offered atomic.Pointer[[]netip.Prefix]
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
@@ -44,6 +46,7 @@ type loopState struct {
 	keys    keys
 	machine *machine.Machine
 	path    *dataPath // nil while it is down
+	beyond  machine.Beyond
 	client  *control.Client
 	enrolment
 	timer    *time.Timer

@@ -35,10 +35,8 @@ type Config struct {
 	// Access says which of them may change something.
 	Access   localapi.Access
 	Hostname string // what to be called where Up says nothing; empty: the machine's
-	// Routes are the networks that this node offers to lead to; an administrator or the policy must approve them.
-	Routes  []netip.Prefix
-	Program string // version of the program
-	Log     *slog.Logger
+	Program  string // version of the program
+	Log      *slog.Logger
 	// Registry takes the metrics; nil: nobody wants them.
 	Registry prometheus.Registerer
 	Edges    Edges
@@ -103,7 +101,7 @@ func (e *Edges) complete(log *slog.Logger) error {
 		e.Clock = meshtime.System()
 	}
 	if e.Dial == nil {
-		e.Dial = (&net.Dialer{}).DialContext
+		e.Dial = osnet.Dialer().DialContext
 	}
 	if e.OpenTUN == nil {
 		e.OpenTUN = tun.Open

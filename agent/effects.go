@@ -30,10 +30,13 @@ func (a *Agent) carryOut(effects []machine.Effect) (events []machine.Event) {
 	for _, e := range effects {
 		var err error
 		switch e := e.(type) {
-		case machine.Install, machine.Sweep, machine.SetPeers, machine.RemovePeers:
+		case machine.Install, machine.Sweep, machine.SetPeers, machine.RemovePeers, machine.Lead:
 			err = a.enforce(e)
 			failed = failed || err != nil
+		case machine.Offer:
+			a.offered.Store(&e.Routes)
 		case machine.StartPath:
+			a.loop.beyond = e.Beyond
 			events = append(events, a.startPath(e.Self))
 		case machine.StopPath:
 			a.stopPath()
@@ -113,6 +116,8 @@ func (a *Agent) enforce(e machine.Effect) error {
 		return a.setPeers(e)
 	case machine.RemovePeers:
 		return a.removePeers(e.IDs)
+	case machine.Lead:
+		return a.lead(e)
 	}
 	return nil
 }
@@ -200,7 +205,7 @@ func (a *Agent) turn(e machine.Turn) error {
 
 // facts are what the coordinator is told of this machine.
 func (a *Agent) facts() enroll.Facts {
-	return enroll.Facts{OSVersion: posture.OSVersion(), Routes: a.cfg.Routes}
+	return enroll.Facts{OSVersion: posture.OSVersion(), Routes: a.offers()}
 }
 
 // hang ends what speaks with the coordinator, and waits.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -86,9 +87,7 @@ func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
 	if p.name, err = p.device.Name(); err != nil {
 		return nil, err
 	}
-	if err = a.cfg.Edges.Network.Up(osnet.Config{
-		Interface: p.name, Addrs: self.Node.Addrs, Mesh: mesh, MTU: tun.DefaultMTU,
-	}); err != nil {
+	if err = a.cfg.Edges.Network.Up(a.network(p)); err != nil {
 		return nil, err
 	}
 	bounds := path.Bounds{Overlay: []netip.Prefix{mesh.V4, mesh.V6}}
@@ -183,6 +182,9 @@ func (a *Agent) closePath() {
 // 15 s after they sent something.
 const maxGreeted = 128
 
+// manyPeers is how many come in a netmap whose reading leaves more garbage than is left to the collector's own pace.
+const manyPeers = 1000
+
 // setPeers makes peers known to the engine, where their ways lead.
 func (a *Agent) setPeers(e machine.SetPeers) error {
 	p := a.loop.path
@@ -207,6 +209,9 @@ func (a *Agent) setPeers(e machine.SetPeers) error {
 			effects = []path.Effect{path.Point{ID: peer.ID, Candidates: cfg.Endpoints, Now: true}}
 		}
 		a.follow(effects)
+	}
+	if len(e.Peers) >= manyPeers {
+		p.tasks.Go(debug.FreeOSMemory)
 	}
 	return nil
 }
@@ -329,7 +334,7 @@ func (a *Agent) lookAtPeers() {
 		return
 	}
 	p.looked = time.Now()
-	stats, err := p.engine.Peers()
+	stats, err := p.engine.Active()
 	if err != nil {
 		a.log.Debug("engine's counters", "err", err)
 		return
@@ -388,9 +393,7 @@ func (a *Agent) moved() {
 		return
 	}
 	// Whoever reloads a firewall takes our guard with it; Up puts back what is missing.
-	if err := a.cfg.Edges.Network.Up(osnet.Config{
-		Interface: p.name, Addrs: p.self.Node.Addrs, Mesh: p.self.Record.Mesh, MTU: tun.DefaultMTU,
-	}); err != nil {
+	if err := a.cfg.Edges.Network.Up(a.network(p)); err != nil {
 		a.broken(err.Error())
 		return
 	}

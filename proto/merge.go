@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-func peerKey(p *Peer) NodeID { return p.ID }
+func peerKey(p **Peer) NodeID { return (*p).ID }
 func setKey(s *Set) string   { return s.Name }
 func ruleKey(r *Rule) string { return r.Key }
 func idKey(id *NodeID) NodeID {

@@ -39,7 +39,8 @@ func (f *Filter) follow(d proto.Direction, from proto.NodeID, k *key, p *packet.
 	s, tag := &f.shards[h%shardCount], uint32(h>>32)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := visit{f, s, f.current.Load(), d, from, *k, tag, tick(f.clock.Load())}
+	w := weigh(p, 1)
+	v := visit{f, s, f.current.Load(), d, from, *k, tag, tick(f.clock.Load()), w}
 	fl := v.review(s.find(k, tag))
 	switch {
 	case v.by.Program == nil:
@@ -53,12 +54,10 @@ func (f *Filter) follow(d proto.Direction, from proto.NodeID, k *key, p *packet.
 	case fl.state == dead:
 		return f.discard(Revoked)
 	}
-	t := &fl.sent[sender(d)]
-	t.bytes += uint64(p.Length)
-	t.packets++
+	fl.sent[sender(d)].plus(w)
 	if piece {
-		fl.expires = v.now + idle[fl.class][fl.state]
+		fl.expires = v.now + idleFor(fl.class, fl.state)
 	}
-	s.passed[d].add(p)
+	s.passed[d].plus(w)
 	return Verdict{Pass: true, rule: fl.rule}
 }

@@ -58,7 +58,7 @@ func (f *Filter) fragment(d proto.Direction, from proto.NodeID, p *packet.Packet
 		return f.follow(d, from, &flow, p, true)
 	}
 	var r run
-	v := f.flow(&r, d, from, p)
+	v := f.flow(&r, d, from, p, weigh(p, 1))
 	r.release()
 	if !v.Pass {
 		f.fragments.forget(k)

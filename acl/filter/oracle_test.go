@@ -446,7 +446,7 @@ func TestFilterAgreesWithOracle(t *testing.T) {
 					f.InFrom(p.from, b)
 				case p.d == proto.In:
 					got = f.In(b)
-					batched.InBatch(bufs, 0, verdicts)
+					batched.InBatch(0, bufs, 0, verdicts)
 					f.In(b)
 				default:
 					got = f.Out(b)

@@ -418,7 +418,7 @@ func TestHostilePackets(t *testing.T) {
 }
 
 // add makes a peer of the netmap known to the engine.
-func (e *engine) add(m *mesh, p proto.Peer) {
+func (e *engine) add(m *mesh, p *proto.Peer) {
 	m.Helper()
 	n := must(cert.ParseNode(p.Certificate))(m.T)
 	config := wg.PeerConfig{ID: n.ID, Addrs: n.Addrs}

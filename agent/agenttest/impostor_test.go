@@ -62,7 +62,7 @@ func (m *mesh) Impostor(h *sim.Host, leaf *tls.Certificate, script func(*talk, *
 
 func (i *impostor) serve(raw net.Conn) {
 	defer raw.Close()
-	config := cert.ServerConfig(*i.leaf, func([][]byte) error { return nil })
+	config := cert.ServerConfig(*i.leaf, nil, func([][]byte) error { return nil })
 	conn := tls.Server(raw, config)
 	t := &talk{conn, bufio.NewReader(conn)}
 	if _, err := http.ReadRequest(t.r); err != nil {

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -184,8 +183,11 @@ func (c *Client) attempt(ctx context.Context, coordinator string) (opened bool, 
 	c.mu.Lock()
 	self, applied := c.self, c.applied
 	c.mu.Unlock()
-	certificate := &tls.Certificate{Certificate: self.Record.Chain, PrivateKey: c.cfg.Device}
-	ch, err := c.cfg.open(ctx, coordinator, certificate, func(chain [][]byte) error {
+	certificate, err := cert.TLSCertificate(c.cfg.Device, self.Record.Chain[0], self.Record.Chain[1:]...)
+	if err != nil {
+		return false, 0, fmt.Errorf("coordinator %s: %w", coordinator, err)
+	}
+	ch, err := c.cfg.open(ctx, coordinator, &certificate, func(chain [][]byte) error {
 		_, err := self.Verifier.Coordinator(chain, c.cfg.Now())
 		return err
 	})

@@ -160,7 +160,7 @@ func (l *lab) serve(address string, f func(n int, s *talk)) (stop func()) {
 
 func accept(raw net.Conn, certificate tls.Certificate) (*talk, error) {
 	s := &talk{}
-	conn := tls.Server(raw, cert.ServerConfig(certificate, func(chain [][]byte) error {
+	conn := tls.Server(raw, cert.ServerConfig(certificate, nil, func(chain [][]byte) error {
 		s.peer = chain
 		return nil
 	}))

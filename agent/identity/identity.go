@@ -6,6 +6,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"slices"
 	"time"
 
@@ -81,6 +84,37 @@ func Check(r Record, device key.DevicePublic, held ...key.NodePublic) (*Self, er
 // Certificate checks a node certificate in everything but its time: it is judged as of its own last moment.
 func Certificate(v *cert.Verifier, der []byte) (*cert.Node, error) {
 	return v.NodeOutOfTime(der, never)
+}
+
+// Checked is what became of one certificate.
+type Checked struct {
+	Node *cert.Node // nil where Err is not
+	Err  error
+}
+
+// Certificates is Certificate for many, on all processors: each of them takes a tenth of a millisecond.
+func Certificates(v *cert.Verifier, ders [][]byte) []Checked {
+	const slice = 32 // that one takes at a time
+	out := make([]Checked, len(ders))
+	var next atomic.Int64
+	work := func() {
+		for {
+			to := int(next.Add(slice))
+			if to-slice >= len(ders) {
+				return
+			}
+			for i := to - slice; i < min(to, len(ders)); i++ {
+				out[i].Node, out[i].Err = Certificate(v, ders[i])
+			}
+		}
+	}
+	var others sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), (len(ders)+slice-1)/slice) - 1 {
+		others.Go(work)
+	}
+	work()
+	others.Wait()
+	return out
 }
 
 // never comes after every certificate's end.

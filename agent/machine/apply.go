@@ -18,10 +18,9 @@ func (m *Machine) load(nm *proto.Netmap) error {
 		return err
 	}
 	m.netmap = nm
+	m.beyond.stale = true
 	m.missing = m.missingFeatures(nm)
-	for _, p := range nm.Peers {
-		m.roster.set(p)
-	}
+	m.roster.set(nm.Peers)
 	return nil
 }
 
@@ -111,13 +110,12 @@ func (m *Machine) apply(d *proto.Delta, nm *proto.Netmap) error {
 		}
 	}
 	m.netmap = nm
+	m.beyond.stale = m.beyond.stale || d.Head != nil || len(d.UpsertRules)+len(d.RemoveRules) > 0
 	m.missing = m.missingFeatures(nm)
 	for _, id := range d.RemovePeers {
 		m.roster.remove(id)
 	}
-	for _, p := range d.UpsertPeers {
-		m.roster.set(p)
-	}
+	m.roster.set(d.UpsertPeers)
 	for _, c := range d.Endpoints {
 		m.roster.setEndpoints(c.ID, c.Endpoints)
 	}

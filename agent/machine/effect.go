@@ -15,8 +15,17 @@ import (
 type Effect interface{ effect() }
 
 // StartPath brings up device, routes and engine, with nothing passing, in the place of those that there are; what guards the
-// host meanwhile stays. PathUp or PathDown follows.
-type StartPath struct{ Self *identity.Self }
+// host meanwhile stays. Beyond holds from the first moment. PathUp or PathDown follows.
+type StartPath struct {
+	Self   *identity.Self
+	Beyond Beyond
+}
+
+// Lead changes what the host's network leads beyond the mesh.
+type Lead struct{ Beyond Beyond }
+
+// Offer says which routes the coordinator is told of from now on. The slice does not change.
+type Offer struct{ Routes []netip.Prefix }
 
 // StopPath takes them down again and puts everything back.
 type StopPath struct{}
@@ -115,6 +124,8 @@ type Peer struct {
 // RemovePeers removes peers of the engine, with their sessions.
 type RemovePeers struct{ IDs []proto.NodeID }
 
+func (Lead) effect()         {}
+func (Offer) effect()        {}
 func (Install) effect()      {}
 func (Sweep) effect()        {}
 func (SetPeers) effect()     {}

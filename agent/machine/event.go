@@ -16,6 +16,8 @@ type Start struct{}
 type Up struct {
 	Join     *state.Join // nil: with the identity that there is
 	Hostname string
+	// Routing is what shall hold from now on; nil: as before.
+	Routing *state.Routing
 }
 
 // Down says that the node shall not run.

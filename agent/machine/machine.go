@@ -64,6 +64,7 @@ type Machine struct {
 	using   key.NodePublic // the node key in use
 	term    term
 	routes  routes // as the engine knows them
+	beyond  beyond
 
 	selfLive  bool // own certificate is good
 	selfUntil time.Time
@@ -123,13 +124,13 @@ func (m *Machine) Check(e Up) error {
 	case m.wanted.Revoked != nil && e.Join == nil:
 		return ErrRevoked
 	case m.wanted.Revoked != nil:
-		return nil
+		return m.checkRouting(e)
 	case m.self == nil && e.Join == nil && (m.join == nil || m.join.Secret.IsZero()):
 		return ErrNotEnrolled
 	case m.self != nil && e.Join != nil && m.join != nil && m.join.Root != e.Join.Root:
 		return ErrOtherMesh
 	}
-	return nil
+	return m.checkRouting(e)
 }
 
 // URLs are where the coordinators are; none where the node does not know any.
@@ -143,11 +144,15 @@ func (m *Machine) URLs() []string {
 // Hostname is what people want the node to be called; empty where they did not say.
 func (m *Machine) Hostname() string { return m.wanted.Hostname }
 
+// Routing is what people decided about networks beyond the mesh.
+func (m *Machine) Routing() state.Routing { return m.wanted.Routing }
+
 // Step takes one event, and says what is to be done.
 func (m *Machine) Step(now time.Time, e Event) []Effect {
 	m.now, m.out = now, nil
 	m.take(e)
 	m.advance()
+	m.lead()
 	m.arm()
 	return m.out
 }
@@ -216,6 +221,7 @@ func (m *Machine) start() {
 	if m.self != nil {
 		m.adopt(m.self)
 	}
+	m.offer()
 	if m.self != nil && m.netmap != nil {
 		if err := m.load(m.netmap); err != nil {
 			m.netmapFault = err.Error()
@@ -231,8 +237,7 @@ func (m *Machine) start() {
 func (m *Machine) run() {
 	switch {
 	case m.self != nil:
-		m.path = pathState{wanted: true}
-		m.do(StartPath{Self: m.self})
+		m.startPath()
 		if m.wanted.Revoked == nil {
 			m.attach()
 		}
@@ -268,6 +273,7 @@ func (m *Machine) version() proto.Version {
 func (m *Machine) up(e Up) {
 	fresh := m.self == nil || m.wanted.Revoked != nil
 	if m.wanted.Up && !(fresh && e.Join != nil) {
+		m.setRouting(e.Routing)
 		return
 	}
 	if m.wanted.Revoked != nil {
@@ -280,8 +286,12 @@ func (m *Machine) up(e Up) {
 		m.join = &join
 		m.do(SaveJoin{join})
 	}
-	m.wanted = state.Wanted{Up: true, Hostname: e.Hostname}
+	m.wanted = state.Wanted{Up: true, Hostname: e.Hostname, Routing: m.wanted.Routing}
+	if e.Routing != nil {
+		m.wanted.Routing = *e.Routing
+	}
 	m.do(SaveWanted{m.wanted})
+	m.offer()
 	m.run()
 }
 
@@ -328,6 +338,7 @@ func (m *Machine) forget() {
 	m.contact = contact{}
 	m.renewal = renewal{}
 	m.term = term{}
+	m.beyond.used = nil
 	m.missing, m.refused, m.netmapFault, m.compileFault, m.renewFault = nil, "", "", "", ""
 	m.using, m.quarantine, m.keyFault = key.NodePublic{}, "", ""
 	m.do(Hang{}, Forget{})
@@ -346,6 +357,7 @@ func (m *Machine) enrolled(e Enrolled) {
 	m.log("enrolled", "node", e.Self.Node.ID, "name", e.Self.Node.Name, "v4", e.Self.Node.Addrs.V4, "v6", e.Self.Node.Addrs.V6)
 	m.using = e.Self.Key
 	m.adopt(e.Self)
+	m.offer() // without what this mesh has itself
 	m.run()
 }
 
@@ -411,6 +423,7 @@ func (m *Machine) refuse(e Refused) {
 	if e.Kind == RefusedRevoked && m.wanted.Revoked == nil {
 		// Closed first, and on the disk next: it must hold even if the machine goes down at this moment.
 		m.wanted.Revoked = &state.Revocation{At: m.now, Message: e.Message}
+		m.beyond.stale = true
 		m.closeAll()
 		m.do(RemovePeers{m.engineIDs()}, SaveWanted{m.wanted}, Hang{})
 		m.warn("this node was revoked", "message", e.Message)
@@ -445,8 +458,7 @@ func (m *Machine) renewed(self *identity.Self) {
 	m.turn()
 	if before.Node.Addrs != self.Node.Addrs {
 		m.closeAll()
-		m.path = pathState{wanted: true}
-		m.do(StartPath{Self: self})
+		m.startPath()
 		return
 	}
 	m.enforce(m.settle(), !sameIdentity(before.Node.Identity, self.Node.Identity))
@@ -465,7 +477,7 @@ func (m *Machine) pathUp() {
 	}
 	m.path = pathState{wanted: true, up: true}
 	m.settle()
-	m.routes = m.roster.assign()
+	m.assign()
 	// The engine is empty, and the filter closed.
 	if peers := m.enginePeers(); len(peers) > 0 {
 		m.do(SetPeers{Peers: peers, Again: true})
@@ -486,7 +498,7 @@ func (m *Machine) pathDown(reason string) {
 
 func (m *Machine) failed(e Failed) {
 	switch e.Effect.(type) {
-	case SetPeers, RemovePeers:
+	case SetPeers, RemovePeers, Lead:
 		m.pathDown(e.Reason)
 	case Renew:
 		m.renewFailed(e.Reason)
@@ -516,8 +528,7 @@ func (m *Machine) advance() {
 		m.do(Renew{m.self})
 	}
 	if !m.path.retry.IsZero() && !m.now.Before(m.path.retry) && m.path.wanted && !m.path.up {
-		m.path.retry = time.Time{}
-		m.do(StartPath{Self: m.self})
+		m.startPath()
 	}
 	if !m.retryDisk.IsZero() && !m.now.Before(m.retryDisk) {
 		m.saveAll()

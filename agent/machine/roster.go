@@ -124,23 +124,39 @@ func (r *roster) touch(id proto.NodeID) {
 	r.dirty[id] = before
 }
 
-func (r *roster) set(claim proto.Peer) {
+// set takes what a netmap says of peers.
+func (r *roster) set(claims []*proto.Peer) {
+	var fresh []*peer
+	for _, c := range claims {
+		if p, same := r.claim(*c); !same {
+			fresh = append(fresh, p)
+		}
+	}
+	ders := make([][]byte, len(fresh))
+	for i, p := range fresh {
+		ders[i] = p.claim.Certificate
+	}
+	for i, c := range identity.Certificates(r.verifier, ders) {
+		r.checked(fresh[i], c)
+	}
+}
+
+// claim takes what a netmap says of a peer, and says whether its certificate is the same as before, and holds.
+func (r *roster) claim(claim proto.Peer) (p *peer, same bool) {
 	r.touch(claim.ID)
-	p := r.peers[claim.ID]
+	p = r.peers[claim.ID]
 	if p == nil {
 		p = &peer{}
 		r.peers[claim.ID] = p
 	}
-	same := bytes.Equal(p.claim.Certificate, claim.Certificate)
+	same = p.node != nil && bytes.Equal(p.claim.Certificate, claim.Certificate)
 	p.claim = claim
 	if len(claim.Routes) > 0 {
 		r.routers[claim.ID] = struct{}{}
 	} else {
 		delete(r.routers, claim.ID)
 	}
-	if !same || p.node == nil {
-		r.verify(p)
-	}
+	return p, same
 }
 
 func (r *roster) setEndpoints(id proto.NodeID, endpoints []proto.Endpoint) {
@@ -175,8 +191,14 @@ func (r *roster) tellNoMore(id proto.NodeID) {
 
 // verify checks a certificate, but for its time.
 func (r *roster) verify(p *peer) {
-	p.node = nil
 	n, err := identity.Certificate(r.verifier, p.claim.Certificate)
+	r.checked(p, identity.Checked{Node: n, Err: err})
+}
+
+// checked takes what became of a peer's certificate.
+func (r *roster) checked(p *peer, c identity.Checked) {
+	p.node = nil
+	n, err := c.Node, c.Err
 	if err == nil {
 		err = r.acceptable(p.claim.ID, n)
 	}
@@ -185,6 +207,7 @@ func (r *roster) verify(p *peer) {
 		r.tellNoMore(p.claim.ID)
 		return
 	}
+	n.Raw = p.claim.Certificate // the same bytes, which the netmap keeps
 	p.node = n
 	r.sequences[n.ID] = state.Sequence{Seen: n.Sequence, Until: n.NotAfter}
 }

@@ -34,6 +34,7 @@ type View struct {
 	URL       string
 	LastHeard time.Time
 	Peers     []PeerView
+	Routing   RoutingView
 	Problems  []string
 }
 
@@ -68,7 +69,7 @@ func (m *Machine) State() State {
 func (m *Machine) View(now time.Time) View {
 	v := View{
 		State: m.State(), Version: m.version(), Connected: m.contact.open, URL: m.contact.url, LastHeard: m.contact.last,
-		Problems: m.problems(now),
+		Problems: m.problems(now), Routing: m.routingView(),
 	}
 	if m.self != nil {
 		v.Node, v.Mesh = m.self.Node, m.self.Record.Mesh
@@ -131,6 +132,7 @@ func (m *Machine) problems(now time.Time) (list []string) {
 			strings.Join(m.missing, ", "), m.cfg.Program)
 	}
 	m.peerProblems(now, add)
+	m.routingProblems(add)
 	return list
 }
 

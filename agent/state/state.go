@@ -53,6 +53,7 @@ type Wanted struct {
 	Up       bool
 	Hostname string      `json:",omitempty"`
 	Revoked  *Revocation `json:",omitempty"`
+	Routing  Routing     `json:",omitzero"`
 }
 
 // Revocation says that the node is not one of the mesh any more.
@@ -185,7 +186,12 @@ func (d *Dir) loadFloors(s *State) error {
 func (d *Dir) SaveFloors(f Floors) error { return d.writeJSON(fileFloors, f) }
 
 func (d *Dir) loadWanted(s *State) error {
-	_, err := d.readJSON(fileWanted, limitSmall, &s.Wanted)
+	ok, err := d.readJSON(fileWanted, limitSmall, &s.Wanted)
+	if ok && err == nil {
+		if bad := s.Wanted.Routing.Check(proto.Mesh{}); bad != nil {
+			return d.corrupt(fileWanted, bad.Error())
+		}
+	}
 	return err
 }
 

@@ -80,7 +80,7 @@ func (d *Directory) enroll(t *tx, r EnrollRequest) (*Node, error) {
 // usable answers a token that is neither revoked nor past its time; it may be spent.
 func (t *tx) usable(public key.TokenPublic) (*Token, error) {
 	id := TokenID(public)
-	token, ok := t.tokens.Get([]byte(id))
+	token, ok := t.tokens.Get(id)
 	switch {
 	case !ok || token.Public != public:
 		return nil, fmt.Errorf("token %s; ask for a new join code: %w", id, ErrTokenUnknown)
@@ -94,11 +94,11 @@ func (t *tx) usable(public key.TokenPublic) (*Token, error) {
 
 // again answers the node that enrolled with the same keys and the same token before, or nil where there is none.
 func (t *tx) again(token *Token, r EnrollRequest) (*Node, error) {
-	id, ok := t.devices.Get(r.Device.Bytes())
+	id, ok := t.devices.Get(deviceKey(r.Device))
 	if !ok {
 		return nil, nil
 	}
-	n, _ := t.state.nodes.Get(idKey(id))
+	n, _ := t.state.nodes.Get(id)
 	switch {
 	case n.Revoked != nil:
 		return nil, fmt.Errorf("node %s (%s): %w", n.Name, n.ID, ErrRevoked)
@@ -161,7 +161,7 @@ func (t *tx) newID(d *Directory) (proto.NodeID, error) {
 		if err != nil {
 			return 0, err
 		}
-		if _, used := t.state.nodes.Get(idKey(id)); !used {
+		if _, used := t.state.nodes.Get(id); !used {
 			return id, nil
 		}
 	}
@@ -217,7 +217,7 @@ func (t *tx) trustedNode(id proto.NodeID) (*Node, error) {
 }
 
 func (t *tx) knownNode(id proto.NodeID) (*Node, error) {
-	n, ok := t.state.nodes.Get(idKey(id))
+	n, ok := t.state.nodes.Get(id)
 	if !ok {
 		return nil, fmt.Errorf("node %s was deleted, or joined after the backup that this coordinator was restored from; join again with a new code: %w",
 			id, ErrUnknown)

@@ -1,6 +1,7 @@
 package directory
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -246,13 +247,11 @@ func (s *story) crash() {
 // lasting is what of a snapshot is on disk.
 func lasting(s *Snapshot) map[string]any {
 	freed := map[string]time.Time{}
-	it := s.state.freed.Root().Iterator()
-	for k, v, ok := it.Next(); ok; k, v, ok = it.Next() {
+	for k, v := range s.state.freed.all() {
 		freed[fmt.Sprintf("%x", k)] = v
 	}
 	held := map[string]proto.NodeID{}
-	ht := s.state.held.Root().Iterator()
-	for k, v, ok := ht.Next(); ok; k, v, ok = ht.Next() {
+	for k, v := range s.state.held.all() {
 		held[fmt.Sprintf("%x", k)] = v
 	}
 	facts := map[proto.NodeID]Traits{}
@@ -292,6 +291,11 @@ func (s *story) invariants() {
 			ephemeral++
 		}
 		s.sees(snap, n)
+		peer, shown := snap.Peer(n.ID)
+		if shown != (n.Revoked == nil && !snap.Lapsed(n.ID)) ||
+			shown && (peer.ID != n.ID || !bytes.Equal(peer.Certificate, n.Certificate.DER) || !slices.Equal(peer.Endpoints, snap.Endpoints(n.ID))) {
+			s.rt.Fatalf("others see of %s %+v", n.Name, peer)
+		}
 		if n.Revoked == nil {
 			trusted++
 			if seen := snap.Traits(n.ID); len(seen.Advertised)+len(seen.Approved) > 0 {
@@ -309,10 +313,10 @@ func (s *story) invariants() {
 	got := []int{
 		snap.state.trusted.Len(), snap.state.users.Len(), snap.state.tags.Len(), snap.state.ephemeral.Len(),
 		snap.state.names.Len(), snap.state.addrs.Len(), snap.state.devices.Len(),
-		snap.state.ends.Len(), snap.state.rests.Len(), snap.state.tokenEnds.Len(),
+		snap.state.ends.Len(), snap.state.peers.Len(), snap.state.rests.Len(), snap.state.tokenEnds.Len(),
 		snap.state.routers.Len(),
 	}
-	want := []int{trusted, users, tags, ephemeral, len(names), len(addrs), len(names), current, snap.state.freed.Len(), snap.state.tokens.Len(), routers}
+	want := []int{trusted, users, tags, ephemeral, len(names), len(addrs), len(names), current, current, snap.state.freed.Len(), snap.state.tokens.Len(), routers}
 	if !slices.Equal(got, want) {
 		s.rt.Fatalf("indexes have %v entries, want %v", got, want)
 	}

@@ -351,15 +351,15 @@ func parsePolicy(e store.Entry) (*Policy, error) {
 }
 
 // heldKey is the key of a tombstone record in the index of held keys.
-func heldKey(path string) ([]byte, error) {
+func heldKey(path string) (string, error) {
 	if h, ok := strings.CutPrefix(path, devicePrefix); ok {
 		b, err := hex.DecodeString(h)
-		return append([]byte{'d'}, b...), err
+		return "d" + string(b), err
 	}
 	h, ok := strings.CutPrefix(path, nodeKeyPrefix)
 	if !ok {
-		return nil, fmt.Errorf("neither a device key nor a node key")
+		return "", fmt.Errorf("neither a device key nor a node key")
 	}
 	b, err := hex.DecodeString(h)
-	return append([]byte{'n'}, b...), err
+	return "n" + string(b), err
 }

@@ -54,7 +54,7 @@ func (d *Directory) CreateToken(ctx context.Context, spec TokenSpec) (*Token, er
 			ID: TokenID(spec.Public), Public: spec.Public, User: spec.User, Tags: tags, Reusable: spec.Reusable,
 			Ephemeral: spec.Ephemeral, By: spec.By, Created: t.now, Expires: t.now.Add(spec.TTL),
 		}
-		if _, ok := t.tokens.Get([]byte(token.ID)); ok {
+		if _, ok := t.tokens.Get(token.ID); ok {
 			return fmt.Errorf("token %s exists already: %w", token.ID, ErrInvalid)
 		}
 		if t.tokens.Len() >= MaxTokens {
@@ -113,7 +113,7 @@ func (t *Token) who() string {
 func (d *Directory) RevokeToken(ctx context.Context, id, by string) (*Token, error) {
 	var token *Token
 	err := d.do(ctx, func(t *tx) error {
-		old, ok := t.tokens.Get([]byte(id))
+		old, ok := t.tokens.Get(id)
 		if !ok {
 			return fmt.Errorf("token %.32q: %w (`token list` shows all)", id, ErrTokenUnknown)
 		}

@@ -94,13 +94,18 @@ func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 		return nm
 	}
 	nm.Rules, nm.Sets, nm.Withheld = view.Rules, view.Sets, view.Withheld
-	nm.Peers = make([]proto.Peer, 0, len(view.Peers))
-	for _, peer := range view.Peers {
-		n, ok := s.Snapshot.Lookup(peer)
-		if !ok || n.Apart() || s.Snapshot.Lapsed(peer) {
+	nm.Peers = make([]*proto.Peer, 0, len(view.Peers))
+	for _, id := range view.Peers {
+		peer, ok := s.Snapshot.Peer(id)
+		if !ok {
 			continue
 		}
-		nm.Peers = append(nm.Peers, proto.Peer{ID: peer, Certificate: n.Certificate.DER, Endpoints: s.Snapshot.Endpoints(peer), Routes: view.Routes[peer]})
+		if routes := view.Routes[id]; len(routes) > 0 {
+			router := *peer
+			router.Routes = routes
+			peer = &router
+		}
+		nm.Peers = append(nm.Peers, peer)
 	}
 	return nm
 }

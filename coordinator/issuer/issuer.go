@@ -65,6 +65,7 @@ type Issuer struct {
 	current *cert.Authority
 	older   []*x509.Certificate // intermediates before it that have not ended
 	leaf    *tls.Certificate    // signed by current
+	known   *x509.CertPool      // current and older
 }
 
 // Open loads the keys, or makes what a first start needs.
@@ -221,6 +222,7 @@ func (i *Issuer) replace(root, old *cert.Authority, now time.Time) error {
 	}
 	i.mu.Lock()
 	i.current, i.older, i.leaf = next, older, nil
+	i.known = nil
 	i.mu.Unlock()
 	return nil
 }
@@ -322,6 +324,19 @@ func (i *Issuer) Authorities() [][]byte {
 		list = append(list, c.Raw)
 	}
 	return list
+}
+
+// Known is Authorities as a pool, for handshakes.
+func (i *Issuer) Known() *x509.CertPool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.known == nil {
+		i.known = x509.NewCertPool()
+		for _, c := range append([]*x509.Certificate{i.current.Certificate()}, i.older...) {
+			i.known.AddCert(c)
+		}
+	}
+	return i.known
 }
 
 // Roots are the certificates (DER) that nodes trust.

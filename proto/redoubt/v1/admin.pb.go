@@ -2003,10 +2003,11 @@ type PolicyImpact struct {
 	Base          uint64                 `protobuf:"varint,1,opt,name=base,proto3" json:"base,omitempty"` // the version that it was compared with; 0: none was in force
 	SameText      bool                   `protobuf:"varint,2,opt,name=same_text,json=sameText,proto3" json:"same_text,omitempty"`
 	Nodes         uint32                 `protobuf:"varint,3,opt,name=nodes,proto3" json:"nodes,omitempty"`
-	Touched       uint32                 `protobuf:"varint,4,opt,name=touched,proto3" json:"touched,omitempty"`                            // nodes whose rules, sets or peers change
-	PairsGained   uint32                 `protobuf:"varint,5,opt,name=pairs_gained,json=pairsGained,proto3" json:"pairs_gained,omitempty"` // pairs of nodes of which one may now reach the other in some way, and neither could before
-	PairsLost     uint32                 `protobuf:"varint,6,opt,name=pairs_lost,json=pairsLost,proto3" json:"pairs_lost,omitempty"`
-	Pairs         []*PairChange          `protobuf:"bytes,7,rep,name=pairs,proto3" json:"pairs,omitempty"` // the first of them, by name
+	Touched       uint32                 `protobuf:"varint,4,opt,name=touched,proto3" json:"touched,omitempty"` // nodes that a rule is about which only one of the two policies has
+	Gained        uint32                 `protobuf:"varint,8,opt,name=gained,proto3" json:"gained,omitempty"`   // changes below by which connections are gained, those that are not listed included
+	Lost          uint32                 `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`
+	Changes       []*ConnectionChange    `protobuf:"bytes,10,rep,name=changes,proto3" json:"changes,omitempty"`                // those gained first
+	TooWide       string                 `protobuf:"bytes,11,opt,name=too_wide,json=tooWide,proto3" json:"too_wide,omitempty"` // why connections were not compared; then gained, lost and changes say nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2069,53 +2070,62 @@ func (x *PolicyImpact) GetTouched() uint32 {
 	return 0
 }
 
-func (x *PolicyImpact) GetPairsGained() uint32 {
+func (x *PolicyImpact) GetGained() uint32 {
 	if x != nil {
-		return x.PairsGained
+		return x.Gained
 	}
 	return 0
 }
 
-func (x *PolicyImpact) GetPairsLost() uint32 {
+func (x *PolicyImpact) GetLost() uint32 {
 	if x != nil {
-		return x.PairsLost
+		return x.Lost
 	}
 	return 0
 }
 
-func (x *PolicyImpact) GetPairs() []*PairChange {
+func (x *PolicyImpact) GetChanges() []*ConnectionChange {
 	if x != nil {
-		return x.Pairs
+		return x.Changes
 	}
 	return nil
 }
 
-// PairChange is a pair of nodes that come to know each other, or cease to.
-type PairChange struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Gained        bool                   `protobuf:"varint,1,opt,name=gained,proto3" json:"gained,omitempty"`
-	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	Who           string                 `protobuf:"bytes,3,opt,name=who,proto3" json:"who,omitempty"`
-	Peer          string                 `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
-	PeerWho       string                 `protobuf:"bytes,5,opt,name=peer_who,json=peerWho,proto3" json:"peer_who,omitempty"`
+func (x *PolicyImpact) GetTooWide() string {
+	if x != nil {
+		return x.TooWide
+	}
+	return ""
+}
+
+// ConnectionChange is connections that one policy allows and the other does not.
+type ConnectionChange struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Gained bool                   `protobuf:"varint,1,opt,name=gained,proto3" json:"gained,omitempty"`
+	// Users, tags, or what is behind routers. Of long lists the first, and then how many more.
+	Src           []string `protobuf:"bytes,2,rep,name=src,proto3" json:"src,omitempty"`
+	Dst           []string `protobuf:"bytes,3,rep,name=dst,proto3" json:"dst,omitempty"`
+	Services      []string `protobuf:"bytes,4,rep,name=services,proto3" json:"services,omitempty"` // such as tcp:443
+	Rule          string   `protobuf:"bytes,5,opt,name=rule,proto3" json:"rule,omitempty"`         // that allows them: of the new policy where they are gained
+	Line          uint32   `protobuf:"varint,6,opt,name=line,proto3" json:"line,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *PairChange) Reset() {
-	*x = PairChange{}
+func (x *ConnectionChange) Reset() {
+	*x = ConnectionChange{}
 	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *PairChange) String() string {
+func (x *ConnectionChange) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*PairChange) ProtoMessage() {}
+func (*ConnectionChange) ProtoMessage() {}
 
-func (x *PairChange) ProtoReflect() protoreflect.Message {
+func (x *ConnectionChange) ProtoReflect() protoreflect.Message {
 	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -2127,44 +2137,51 @@ func (x *PairChange) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use PairChange.ProtoReflect.Descriptor instead.
-func (*PairChange) Descriptor() ([]byte, []int) {
+// Deprecated: Use ConnectionChange.ProtoReflect.Descriptor instead.
+func (*ConnectionChange) Descriptor() ([]byte, []int) {
 	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
-func (x *PairChange) GetGained() bool {
+func (x *ConnectionChange) GetGained() bool {
 	if x != nil {
 		return x.Gained
 	}
 	return false
 }
 
-func (x *PairChange) GetNode() string {
+func (x *ConnectionChange) GetSrc() []string {
 	if x != nil {
-		return x.Node
+		return x.Src
+	}
+	return nil
+}
+
+func (x *ConnectionChange) GetDst() []string {
+	if x != nil {
+		return x.Dst
+	}
+	return nil
+}
+
+func (x *ConnectionChange) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *ConnectionChange) GetRule() string {
+	if x != nil {
+		return x.Rule
 	}
 	return ""
 }
 
-func (x *PairChange) GetWho() string {
+func (x *ConnectionChange) GetLine() uint32 {
 	if x != nil {
-		return x.Who
+		return x.Line
 	}
-	return ""
-}
-
-func (x *PairChange) GetPeer() string {
-	if x != nil {
-		return x.Peer
-	}
-	return ""
-}
-
-func (x *PairChange) GetPeerWho() string {
-	if x != nil {
-		return x.PeerWho
-	}
-	return ""
+	return 0
 }
 
 type Diagnostic struct {
@@ -3080,23 +3097,24 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\v2\x13.redoubt.v1.VersionR\aversion\x128\n" +
 	"\vdiagnostics\x18\x03 \x03(\v2\x16.redoubt.v1.DiagnosticR\vdiagnostics\x12\x18\n" +
 	"\aapplied\x18\x04 \x01(\bR\aapplied\x120\n" +
-	"\x06impact\x18\x05 \x01(\v2\x18.redoubt.v1.PolicyImpactR\x06impact\"\xdf\x01\n" +
+	"\x06impact\x18\x05 \x01(\v2\x18.redoubt.v1.PolicyImpactR\x06impact\"\xf4\x01\n" +
 	"\fPolicyImpact\x12\x12\n" +
 	"\x04base\x18\x01 \x01(\x04R\x04base\x12\x1b\n" +
 	"\tsame_text\x18\x02 \x01(\bR\bsameText\x12\x14\n" +
 	"\x05nodes\x18\x03 \x01(\rR\x05nodes\x12\x18\n" +
-	"\atouched\x18\x04 \x01(\rR\atouched\x12!\n" +
-	"\fpairs_gained\x18\x05 \x01(\rR\vpairsGained\x12\x1d\n" +
-	"\n" +
-	"pairs_lost\x18\x06 \x01(\rR\tpairsLost\x12,\n" +
-	"\x05pairs\x18\a \x03(\v2\x16.redoubt.v1.PairChangeR\x05pairs\"y\n" +
-	"\n" +
-	"PairChange\x12\x16\n" +
-	"\x06gained\x18\x01 \x01(\bR\x06gained\x12\x12\n" +
-	"\x04node\x18\x02 \x01(\tR\x04node\x12\x10\n" +
-	"\x03who\x18\x03 \x01(\tR\x03who\x12\x12\n" +
-	"\x04peer\x18\x04 \x01(\tR\x04peer\x12\x19\n" +
-	"\bpeer_who\x18\x05 \x01(\tR\apeerWho\"|\n" +
+	"\atouched\x18\x04 \x01(\rR\atouched\x12\x16\n" +
+	"\x06gained\x18\b \x01(\rR\x06gained\x12\x12\n" +
+	"\x04lost\x18\t \x01(\rR\x04lost\x126\n" +
+	"\achanges\x18\n" +
+	" \x03(\v2\x1c.redoubt.v1.ConnectionChangeR\achanges\x12\x19\n" +
+	"\btoo_wide\x18\v \x01(\tR\atooWideJ\x04\b\x05\x10\b\"\x92\x01\n" +
+	"\x10ConnectionChange\x12\x16\n" +
+	"\x06gained\x18\x01 \x01(\bR\x06gained\x12\x10\n" +
+	"\x03src\x18\x02 \x03(\tR\x03src\x12\x10\n" +
+	"\x03dst\x18\x03 \x03(\tR\x03dst\x12\x1a\n" +
+	"\bservices\x18\x04 \x03(\tR\bservices\x12\x12\n" +
+	"\x04rule\x18\x05 \x01(\tR\x04rule\x12\x12\n" +
+	"\x04line\x18\x06 \x01(\rR\x04line\"|\n" +
 	"\n" +
 	"Diagnostic\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\bR\x05error\x12\x12\n" +
@@ -3229,7 +3247,7 @@ var file_redoubt_v1_admin_proto_goTypes = []any{
 	(*ApplyPolicyRequest)(nil),    // 32: redoubt.v1.ApplyPolicyRequest
 	(*ApplyPolicyResponse)(nil),   // 33: redoubt.v1.ApplyPolicyResponse
 	(*PolicyImpact)(nil),          // 34: redoubt.v1.PolicyImpact
-	(*PairChange)(nil),            // 35: redoubt.v1.PairChange
+	(*ConnectionChange)(nil),      // 35: redoubt.v1.ConnectionChange
 	(*Diagnostic)(nil),            // 36: redoubt.v1.Diagnostic
 	(*GetPolicyRequest)(nil),      // 37: redoubt.v1.GetPolicyRequest
 	(*GetPolicyResponse)(nil),     // 38: redoubt.v1.GetPolicyResponse
@@ -3262,7 +3280,7 @@ var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	48, // 14: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
 	36, // 15: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
 	34, // 16: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
-	35, // 17: redoubt.v1.PolicyImpact.pairs:type_name -> redoubt.v1.PairChange
+	35, // 17: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
 	41, // 18: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
 	45, // 19: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
 	44, // 20: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
