@@ -271,3 +271,25 @@ func inUse() uint64 {
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
 }
+
+// BenchmarkFlood is what one handshake of a stranger costs under load.
+func BenchmarkFlood(b *testing.B) {
+	x := newRig(b, 2)
+	defer x.close(b)
+	msg := initiation(b, 9, x)
+	put := func() {
+		for i := range x.r.bufs {
+			x.r.sizes[i] = copy(x.r.bufs[i], msg)
+			x.r.endpoints[i] = stubEndpoint("192.0.2.9:1")
+		}
+		x.e.inbound(x.r, len(x.r.bufs))
+	}
+	for range 10 {
+		put()
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		put()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(x.r.bufs)), "ns/handshake")
+}

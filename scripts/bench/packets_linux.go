@@ -22,17 +22,22 @@ import (
 // small is how long the payload of a small packet is.
 const small = 64
 
-// datagrams floods small packets, many with a call, and says how many of them a second were received by a program that takes
-// each with a call of its own, and how many were delivered: received, or dropped because that program had not taken the
-// ones before.
-func datagrams(ctx context.Context, p direction, d time.Duration) (received, delivered float64, err error) {
+// outcome is what became of small packets, by the second.
+type outcome struct {
+	received  float64 // by a program that takes each with a call of its own
+	delivered float64 // received, or dropped because that program had not taken the ones before
+	cpu       float64 // microseconds of the daemons for each that was delivered
+}
+
+// datagrams floods small packets, many with a call.
+func datagrams(ctx context.Context, p direction, d time.Duration) (outcome, error) {
 	in, err := p.to.ListenUDP(netip.AddrPortFrom(p.target, 5202))
 	if err != nil {
-		return 0, 0, err
+		return outcome{}, err
 	}
 	out, err := p.from.Dial(ctx, "udp", in.LocalAddr().String())
 	if err != nil {
-		return 0, 0, errors.Join(err, in.Close())
+		return outcome{}, errors.Join(err, in.Close())
 	}
 	var got atomic.Int64
 	var programs sync.WaitGroup
@@ -45,6 +50,7 @@ func datagrams(ctx context.Context, p direction, d time.Duration) (received, del
 			got.Add(1)
 		}
 	})
+	cpu := cpuSeconds(p.pids)
 	begin := time.Now()
 	end := begin.Add(d)
 	batch := make([]ipv4.Message, 64)
@@ -56,11 +62,15 @@ func datagrams(ctx context.Context, p direction, d time.Duration) (received, del
 	}
 	took := time.Since(begin).Seconds()
 	time.Sleep(50 * time.Millisecond) // what is under way arrives
+	cpu = cpuSeconds(p.pids) - cpu
 	dropped, err := dropsOf(p.to, 5202)
 	err = errors.Join(err, in.Close(), out.Close())
 	programs.Wait()
 	n := float64(got.Load())
-	return n / took, (n + dropped) / took, err
+	if n == 0 {
+		return outcome{}, errors.Join(err, errors.New("no packet came"))
+	}
+	return outcome{n / took, (n + dropped) / took, cpu / (n + dropped) * 1e6}, err
 }
 
 // dropsOf is how many packets the UDP socket on a port had no room for.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/redoubt-mesh/redoubt/proto/key"
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
@@ -71,6 +72,10 @@ func stockPair(ctx context.Context, bin string) (*pair, error) {
 			return nil, errors.Join(err, w.Close())
 		}
 		p.pids = append(p.pids, pid)
+	}
+	p.world, p.at = w, netip.AddrPortFrom(b.V4(), 51820)
+	if p.key, err = key.ParseNodePublic(keys[1].PublicKey().Bytes()); err != nil {
+		return nil, errors.Join(err, w.Close())
 	}
 	return p, nil
 }
@@ -136,7 +141,7 @@ func redoubtPair(ctx context.Context, bin, name string) (*pair, error) {
 		return nil, errors.Join(err, m.Close())
 	}
 	p := &pair{
-		name: name, hosts: [2]*lab.Host{a.Host, b.Host}, pids: []int{a.Agent.PID(), b.Agent.PID()}, close: m.Close,
+		name: name, hosts: [2]*lab.Host{a.Host, b.Host}, pids: []int{a.Agent.PID(), b.Agent.PID()}, close: m.Close, world: m.World,
 	}
 	for i, n := range []*mesh.Node{a, b} {
 		st, err := n.Status(ctx)
@@ -144,6 +149,13 @@ func redoubtPair(ctx context.Context, bin, name string) (*pair, error) {
 			return nil, errors.Join(err, m.Close())
 		}
 		p.addrs[i] = st.V4()
+		if n != b {
+			continue
+		}
+		p.at = netip.AddrPortFrom(b.Host.V4(), st.ListenPort)
+		if p.key, err = key.ParseNodePublicText(st.WireGuard.Keys[0].PublicKey); err != nil {
+			return nil, errors.Join(err, m.Close())
+		}
 	}
 	return p, nil
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/proto/key"
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
@@ -22,6 +23,10 @@ type pair struct {
 	addrs [2]netip.Addr // through what is measured
 	pids  []int         // of the daemons, for their CPU time and memory
 	close func() error
+
+	world *lab.World
+	key   key.NodePublic // of the far end, and where it listens
+	at    netip.AddrPort
 }
 
 // direction is a way through a pair: from one of its hosts to the other.
@@ -42,6 +47,7 @@ var metrics = []string{
 	"TCP 1 flow, Gbit/s", "TCP 4 flows, Gbit/s", "TCP 1 flow back, Gbit/s", "TCP 4 flows back, Gbit/s",
 	"daemons' CPU-s a GB, 1 flow", "daemons' CPU-s a GB, 4 flows",
 	"64 B UDP received, kpps", "64 B UDP delivered, kpps", "RTT p50, us", "RTT p99, us",
+	"daemons' CPU-us a delivered packet, 64 B UDP",
 }
 
 var measurements = []struct {
@@ -65,8 +71,8 @@ var measurements = []struct {
 		return figures{metrics[3]: r.gbits}, err
 	}},
 	{"udp", func(ctx context.Context, p *pair, d time.Duration) (figures, error) {
-		received, delivered, err := datagrams(ctx, p.there(), d)
-		return figures{metrics[6]: received / 1e3, metrics[7]: delivered / 1e3}, err
+		r, err := datagrams(ctx, p.there(), d)
+		return figures{metrics[6]: r.received / 1e3, metrics[7]: r.delivered / 1e3, metrics[10]: r.cpu}, err
 	}},
 	{"rtt", func(ctx context.Context, p *pair, d time.Duration) (figures, error) {
 		p50, p99, err := roundTrips(ctx, p.there(), d)
