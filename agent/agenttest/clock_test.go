@@ -1,10 +1,13 @@
 package agenttest
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/agent/machine"
+	"github.com/redoubt-mesh/redoubt/coordinator"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
 // TestWrongClocks is machines whose own clocks are wrong when they start. Once they hear the coordinator it is of no account; until
@@ -51,5 +54,128 @@ func TestWrongClocks(t *testing.T) {
 			m.Agree()
 			a.Reaches(b, 22)
 		})
+	})
+}
+
+// jump sets the machine's clock while its programs run.
+func (c *clock) jump(wrong time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wrong = wrong
+}
+
+// sleep is what a machine knows of having slept: its timers have stood still, the time since it was switched on has not.
+func (c *clock) sleep(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.booted = c.booted.Add(-d)
+}
+
+// TestKeysWithWrongClocks: certificates of ten minutes are renewed, and keys change without loss, on machines whose clocks are an
+// hour wrong, and get wrong while packets are under way.
+func TestKeysWithWrongClocks(t *testing.T) {
+	t.Parallel()
+	for name, wrong := range map[string]time.Duration{"an hour behind": -time.Hour, "an hour ahead": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, func(m *mesh) {
+				m.Policy(shortLives)
+				b := m.Join("b", tags("tag:db"))
+				time.Sleep(2 * time.Hour) // what the coordinator shows is older than the clocks are wrong
+				a := m.Machine("a")
+				a.stop()
+				a.clock.reboot(wrong)
+				a.start()
+				a.Up(m.Code(user("ann@example.com")))
+				m.Settle()
+				before := m.Nodes()["b"].GetCertificateSequence()
+				c := m.counts(a, b)
+				for i := range 12 {
+					c.run(500*time.Millisecond, 5*time.Minute)
+					a.clock.jump(wrong * time.Duration(i%3-1)) // also to the other side, and right
+					b.clock.jump(wrong * time.Duration(i%2))
+				}
+				c.check(m)
+				for _, n := range m.nodes {
+					st := n.Status()
+					if left := time.Until(time.Unix(st.GetNode().GetCertificateExpires(), 0)); left < 4*time.Minute || len(st.GetProblems()) > 0 {
+						t.Errorf("%s has %v left and the problems %q", n.name, left, st.GetProblems())
+					}
+				}
+				if s := m.Nodes()["a"].GetCertificateSequence(); s < 11 || s > 15 {
+					t.Errorf("a has certificate number %d after an hour", s)
+				}
+				if s := m.Nodes()["b"].GetCertificateSequence() - before; s < 10 || s > 15 {
+					t.Errorf("b has %d certificates more after an hour", s)
+				}
+			})
+		})
+	}
+}
+
+// TestSuspend: a machine that slept for longer than its certificate is good knows that when it wakes, before anybody tells it.
+func TestSuspend(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		var ahead atomic.Int64
+		m.center.stop()
+		m.center.configure = func(c *coordinator.Config) {
+			c.Clock = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+		}
+		m.center.start()
+		m.Policy(`{"tagOwners": {"tag:db": [], "tag:web": []}, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}],
+			"node": {"certLifetime": {"*": "24h", "tag:web": "10m"}}, "outage": {"grace": "0s"}}`)
+		a, b := m.Join("a", tags("tag:web")), m.Join("b", tags("tag:db"))
+		b.Listen(22)
+		m.Settle()
+		a.Reaches(b, 22)
+		m.net.Cut(a.host, m.center.host) // so that nobody tells it
+		const slept = 20 * time.Minute
+		ahead.Store(int64(slept))
+		a.clock.sleep(slept)
+		m.Await(16*time.Second, "it knows that its certificate has ended", func() bool { return a.Status().GetState() == string(machine.StateExpired) })
+		a.ReachesNot(b, 22)
+		if !a.Problem("nothing passes until it is renewed") {
+			t.Errorf("problems: %q", a.Status().GetProblems())
+		}
+		m.net.Heal(a.host, m.center.host)
+		m.Await(2*time.Minute, "it is renewed", func() bool { return a.Status().GetState() == string(machine.StateRunning) })
+		m.Await(time.Minute, "it reaches b", func() bool { return a.Ask(b.V4(), 22) == nil })
+		if left := time.Unix(a.Status().GetNode().GetCertificateExpires(), 0).Sub(time.Now().Add(slept)); left < 5*time.Minute || left > 10*time.Minute {
+			t.Errorf("its certificate is good for %v", left)
+		}
+	})
+}
+
+// TestCertificateNeverOutlivesItself: without a coordinator and without grace, certificates end when they say, and setting clocks back,
+// in a session or between two, gives them no second life.
+func TestCertificateNeverOutlivesItself(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		m.Policy(`{"tagOwners": {"tag:db": [], "tag:web": []}, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}],
+			"node": {"certLifetime": "10m"}, "outage": {"grace": "0s"}}`)
+		a, b := m.Join("a", user("ann@example.com")), m.Join("b", tags("tag:db"))
+		b.Listen(22)
+		a.Listen(22)
+		m.Settle()
+		a.Reaches(b, 22)
+		first := min(a.Status().GetNode().GetCertificateExpires(), b.Status().GetNode().GetCertificateExpires())
+		m.center.stop()
+		for _, n := range m.nodes {
+			n.clock.jump(-time.Hour)
+		}
+		end := time.Unix(first, 0).Add(cert.Skew)
+		time.Sleep(time.Until(end) - 2*patience)
+		a.Reaches(b, 22)
+		time.Sleep(time.Until(end) + 5*time.Second)
+		a.ReachesNot(b, 22)
+		b.ReachesNot(a, 22)
+		for _, n := range m.nodes {
+			n.stop()
+			n.clock.reboot(-2 * time.Hour)
+			n.start()
+		}
+		a.ReachesNot(b, 22)
+		b.ReachesNot(a, 22)
 	})
 }

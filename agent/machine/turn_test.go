@@ -330,3 +330,55 @@ func TestCertificateThatWasMissed(t *testing.T) {
 		t.Error("with a good certificate it does not go on")
 	}
 }
+
+// TestCountdown: from the first minute on the status says what ends without a coordinator, and when.
+func TestCountdown(t *testing.T) {
+	for name, c := range map[string]struct {
+		grace time.Duration
+		after time.Duration
+		want  []string
+	}{
+		"at once":             {8 * hour, 30 * time.Second, []string{"good for 59m30s more, until 2026-05-01T13:00:00Z", "trusted for 7h59m30s more"}},
+		"later":               {8 * hour, 2 * hour, []string{"ran out at 2026-05-01T13:00:00Z", "trusted for 6h0m0s more"}},
+		"when grace is over":  {hour, 2 * hour, []string{"not been trusted since 2026-05-01T13:00:00Z", "nothing passes"}},
+		"without any grace":   {0, 30 * time.Second, []string{"good for 59m30s more", "meanwhile are not trusted"}},
+		"and when it has run": {0, 2 * hour, []string{"nothing passes until it is renewed"}},
+	} {
+		w := enrolled(t)
+		w.boot()
+		w.step(Connected{})
+		w.step(Snapshot{w.netmap(1, c.grace)})
+		w.step(Lost{Reason: "gone"})
+		w.wait(c.after)
+		problems := strings.Join(w.m.View(w.now).Problems, "\n")
+		for _, want := range c.want {
+			if !strings.Contains(problems, want) {
+				t.Errorf("%s: %q does not say %q", name, problems, want)
+			}
+		}
+	}
+}
+
+// TestRefusedRenewal: the node keeps what it has, and says until when and what to do.
+func TestRefusedRenewal(t *testing.T) {
+	w := enrolled(t)
+	w.boot()
+	w.step(Connected{})
+	p := w.mesh.Machine(2, "p")
+	w.step(Snapshot{w.netmap(1, 0, w.peer(p, 1, 2*hour))})
+	w.attend(40 * time.Minute)
+	w.step(RenewFailed{Reason: "the machine proves less than it did; ask an administrator"})
+	w.step(Refused{Kind: RefusedForNow, Message: "the same"})
+	w.step(Connected{})
+	if problems := strings.Join(w.m.View(w.now).Problems, "\n"); !strings.Contains(problems, "ask an administrator; the certificate that it has is good for 20m0s more") {
+		t.Errorf("problems: %q", problems)
+	}
+	if len(w.open(p)) != 1 {
+		t.Error("closed before its certificate has ended")
+	}
+	w.attend(22 * time.Minute)
+	if len(w.open(p)) != 0 {
+		t.Error("open after its certificate has ended")
+	}
+	w.expect(t, StateExpired)
+}

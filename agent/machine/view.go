@@ -149,11 +149,7 @@ func (m *Machine) contactProblems(now time.Time, add func(string, ...any)) {
 		if reason == "" {
 			reason = "no answer so far"
 		}
-		left := ""
-		if end := m.contact.grace(m.outage(), now).end(); m.self != nil && now.Before(end) {
-			left = fmt.Sprintf("; certificates that run out meanwhile are trusted for %v more, until %s", end.Sub(now).Round(time.Second), stamp(end))
-		}
-		add("no coordinator since %s: %s; it is tried again by itself%s", stamp(m.contact.lostAt), reason, left)
+		add("no coordinator since %s: %s; it is tried again by itself%s", stamp(m.contact.lostAt), reason, m.countdown(now))
 	}
 	m.termProblems(now, add)
 	if m.self == nil {
@@ -167,8 +163,32 @@ func (m *Machine) contactProblems(now time.Time, add func(string, ...any)) {
 		add("this node's certificate ran out at %s; others trust it by their grace only", stamp(end))
 	}
 	if m.renewFault != "" {
-		add("the certificate was not renewed: %s", m.renewFault)
+		add("the certificate was not renewed: %s%s", m.renewFault, m.ownLeft(now))
 	}
+}
+
+// countdown says what ends without a coordinator, and when.
+func (m *Machine) countdown(now time.Time) string {
+	if m.self == nil {
+		return ""
+	}
+	text := m.ownLeft(now)
+	switch end := m.contact.grace(m.outage(), now).end(); {
+	case now.Before(end):
+		return text + fmt.Sprintf("; certificates that run out meanwhile are trusted for %v more, until %s", end.Sub(now).Round(time.Second), stamp(end))
+	case m.outage() > 0 && !end.IsZero():
+		return text + fmt.Sprintf("; certificates that run out have not been trusted since %s", stamp(end))
+	}
+	return text + "; certificates that run out meanwhile are not trusted"
+}
+
+// ownLeft says for how long this node's certificate is good.
+func (m *Machine) ownLeft(now time.Time) string {
+	end := m.self.Node.NotAfter
+	if !now.Before(end) {
+		return ""
+	}
+	return fmt.Sprintf("; the certificate that it has is good for %v more, until %s", end.Sub(now).Round(time.Second), stamp(end))
 }
 
 func (m *Machine) peerProblems(now time.Time, add func(string, ...any)) {

@@ -48,6 +48,7 @@ func TestFleet(t *testing.T) {
 	r.apply(2, 1)
 	r.check("rules changed", nil)
 
+	r.all(order{Do: "renew"}) // of which most hear when they are back
 	for round := range 2 {
 		r.all(order{Do: "drop"})
 		r.apply(3+round, 0) // while nobody is there

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -24,7 +25,7 @@ import (
 
 // order is what a rig tells a part of its nodes, and report what comes back.
 type order struct {
-	Do    string   // join, drop, attach, slow, give, free, leave, sums
+	Do    string   // join, renew, drop, attach, slow, give, free, leave, sums
 	Codes []string // join: one for each node
 	Nodes []mesh.NodeID
 	Bytes int // give: how many the slow ones may read
@@ -80,6 +81,8 @@ func (o *own) do(q order) (a report) {
 		for _, n := range o.crowd[before:] {
 			a.IDs = append(a.IDs, n.self.Node.ID)
 		}
+	case "renew":
+		err = o.crowd.do(command{Do: q.Do, Count: 20, Over: 200 * time.Millisecond}, &answer{})
 	case "drop", "attach":
 		err = o.crowd.do(command{Do: q.Do}, &answer{})
 	case "slow":

@@ -65,7 +65,7 @@ func (f *fleet) apply(ctx context.Context, port, odd int) error {
 	return err
 }
 
-func measure(ctx context.Context, bin, metrics string, p plan, rounds int, idle time.Duration) error {
+func measure(ctx context.Context, bin, metrics string, p plan, rounds int, idle, renew time.Duration) error {
 	dir, err := os.MkdirTemp("", "fleet")
 	if err != nil {
 		return err
@@ -76,7 +76,11 @@ func measure(ctx context.Context, bin, metrics string, p plan, rounds int, idle 
 		return err
 	}
 	r := result{plan: p}
-	err = f.run(ctx, &r, rounds, idle)
+	if renew > 0 {
+		err = f.renewals(ctx, &r, idle, renew)
+	} else {
+		err = f.run(ctx, &r, rounds, idle)
+	}
 	if closed := f.close(); err == nil {
 		err = closed
 	}
@@ -86,11 +90,39 @@ func measure(ctx context.Context, bin, metrics string, p plan, rounds int, idle 
 	return err
 }
 
+// Of 10,000 nodes that renew within half an hour, so many do in a second.
+const renewRate = 10_000 / (30. * 60)
+
+// renewals has nodes renew at that rate. Only the first of a node's renewals is measured: it takes what all others take.
+func (f *fleet) renewals(ctx context.Context, r *result, idle, during time.Duration) error {
+	if err := f.joined(ctx, r, idle); err != nil {
+		return err
+	}
+	r.renewed = min(int(renewRate*during.Seconds()), f.nodes) / workers * workers
+	over := time.Duration(float64(r.renewed) / renewRate * float64(time.Second))
+	before, begin := f.cpu(), time.Now()
+	if _, err := f.all(func(int) command { return command{Do: "renew", Count: r.renewed / workers, Over: over} }); err != nil {
+		return err
+	}
+	// Those who are told later are told within a minute.
+	if err := pause(ctx, 65*time.Second); err != nil {
+		return err
+	}
+	if err := f.settled(ctx); err != nil {
+		return err
+	}
+	r.renewCPU = (f.cpu() - before - r.idle*time.Since(begin).Seconds()) / float64(r.renewed)
+	progress("%d renewals in %v, %.2f CPU-ms each beyond what the idle coordinator takes", r.renewed, over, 1e3*r.renewCPU)
+	return nil
+}
+
 type result struct {
 	plan
 	join, rss, idle float64 // seconds, KB, of a core
 	back, backCPU   float64
 	all, ten, rule  change
+	renewed         int
+	renewCPU        float64 // seconds each
 }
 
 // change is what changes of a kind took, in milliseconds, seconds of CPU each and bytes.
@@ -116,12 +148,27 @@ func (r *result) print() {
 	if r.group == r.nodes {
 		name += ", all to all"
 	}
+	if r.renewed > 0 {
+		fmt.Printf("| %s | %d | %.2f | %.1f | %.1f |\n", name, r.renewed, 1e3*r.renewCPU, 100*r.renewCPU*renewRate, 100*r.idle)
+		return
+	}
 	fmt.Printf("| %s | %.1f | %.0f | %.1f | %.1f | %.1f | %.0f | %.0f | %.2f | %.0f | %.0f | %.0f | %d | %d |\n", name,
 		1e3*r.join, r.rss, 100*r.idle, r.back, r.backCPU, quantile(r.all.lasts, 0.5), r.all.p99(), r.all.cpu,
 		r.ten.p99(), r.rule.p99(), 1e3*r.rule.cpu, r.rule.bytes, r.rule.silent)
 }
 
 func (f *fleet) run(ctx context.Context, r *result, rounds int, idle time.Duration) error {
+	if err := f.joined(ctx, r, idle); err != nil {
+		return err
+	}
+	if err := f.changes(ctx, r, rounds); err != nil {
+		return err
+	}
+	return f.storm(ctx, r)
+}
+
+// joined has all nodes join, and looks at the coordinator when they have.
+func (f *fleet) joined(ctx context.Context, r *result, idle time.Duration) error {
 	if err := f.apply(ctx, 1, -1); err != nil {
 		return err
 	}
@@ -149,10 +196,7 @@ func (f *fleet) run(ctx context.Context, r *result, rounds int, idle time.Durati
 	r.idle = (f.cpu() - before) / idle.Seconds()
 	r.rss = (f.rss() - empty) / float64(f.nodes)
 	progress("idle %.1f %%, %.0f KB a node", 100*r.idle, r.rss)
-	if err := f.changes(ctx, r, rounds); err != nil {
-		return err
-	}
-	return f.storm(ctx, r)
+	return nil
 }
 
 func (f *fleet) changes(ctx context.Context, r *result, rounds int) (err error) {

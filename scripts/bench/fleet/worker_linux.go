@@ -5,6 +5,7 @@ import (
 	"context"
 	crand "crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -26,10 +27,12 @@ import (
 
 // command is what a worker is asked.
 type command struct {
-	Do    string   // join, drop, attach, mark, collect, report
+	Do    string   // join, drop, attach, mark, collect, report, renew
 	Codes []string // join: one for each node
 	Node  int      // report: which one, and where it says that it is
 	Port  uint16
+	Count int           // renew: how many nodes, one after the other
+	Over  time.Duration // renew: in how long
 }
 
 // answer is what a worker says when that is done.
@@ -60,6 +63,7 @@ type node struct {
 	mu     sync.Mutex
 	netmap *proto.Netmap // nil before the first; never changed
 	opened chan struct{} // closed when the next stream is open; nil: it was
+	done   chan error    // gets the result of a renewal
 	at     int64         // when the last update came since mark, in Unix nanoseconds; 0: none did
 }
 
@@ -107,6 +111,8 @@ func (w *crowd) do(c command, a *answer) error {
 	case "report":
 		e := proto.Endpoint{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), c.Port), Kind: proto.EndpointInterface}
 		(*w)[c.Node].client.Load().Report([]proto.Endpoint{e}, c.Port)
+	case "renew":
+		return w.renew(c.Count, c.Over)
 	default:
 		return fmt.Errorf("worker: no command %q", c.Do)
 	}
@@ -139,7 +145,7 @@ func (w *crowd) join(codes []string) error {
 }
 
 func newNode(text string) (*node, error) {
-	n := &node{}
+	n := &node{done: make(chan error, 1)}
 	var err error
 	if n.code, err = join.Parse(text); err != nil {
 		return nil, err
@@ -202,6 +208,12 @@ func (n *node) emit(_ context.Context, e machine.Event) {
 			return
 		}
 		n.enforce(nm)
+	case machine.Renewed:
+		n.self = e.Self
+		n.client.Load().SetSelf(e.Self)
+		n.done <- nil
+	case machine.RenewFailed:
+		n.done <- errors.New(e.Reason)
 	case machine.Trouble:
 		fmt.Fprintln(os.Stderr, "node:", e.Reason)
 	case machine.Refused:
@@ -209,6 +221,39 @@ func (n *node) emit(_ context.Context, e machine.Event) {
 			fmt.Fprintln(os.Stderr, "node refused:", e.Message)
 		}
 	}
+}
+
+// talking is how many of its peers a node says that it speaks with.
+const talking = 3
+
+// renew has nodes renew, evenly spread over some time.
+func (w *crowd) renew(count int, over time.Duration) error {
+	tick := time.NewTicker(over / time.Duration(count))
+	defer tick.Stop()
+	errs := make(chan error, count)
+	for i := range count {
+		n := (*w)[i*len(*w)/count]
+		go func() { errs <- n.renew() }()
+		<-tick.C
+	}
+	var all []error
+	for range count {
+		all = append(all, <-errs)
+	}
+	return errors.Join(all...)
+}
+
+func (n *node) renew() error {
+	next, err := key.NewNode(crand.Reader)
+	if err != nil {
+		return err
+	}
+	r := control.Renewal{Node: next, Ticket: n.self.Record.Ticket}
+	for _, p := range n.knows().Peers[:min(talking, len(n.knows().Peers))] {
+		r.Talking = append(r.Talking, p.ID)
+	}
+	n.client.Load().Renew(r)
+	return <-n.done
 }
 
 // knows is the node's netmap.
