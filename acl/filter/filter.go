@@ -154,31 +154,45 @@ func (f *Filter) InFrom(from proto.NodeID, pkt []byte) Verdict {
 	return f.one(proto.In, from, pkt)
 }
 
+// OutSegments judges a packet that the host leaves to be cut into n segments, as a device with segmentation offload gives
+// it: one verdict is for all of them, and they are counted as the n packets that will be.
+func (f *Filter) OutSegments(pkt []byte, n int) Verdict { return f.segments(proto.Out, 0, pkt, n) }
+
+// InSegments judges a packet that was joined from n segments, which had the same headers but for what segmentation changes.
+// From is who sent them all, zero where the engine checked that it is the owner of their source address.
+func (f *Filter) InSegments(from proto.NodeID, pkt []byte, n int) Verdict {
+	return f.segments(proto.In, from, pkt, n)
+}
+
 // OutBatch judges packets that the local host sent together, as a TUN device reads them: packet i is
 // bufs[i][offset:][:sizes[i]]. Verdicts must be at least as long as sizes. Each packet after another of the same flow
 // costs less than half.
 func (f *Filter) OutBatch(bufs [][]byte, sizes []int, offset int, verdicts []Verdict) {
-	var r run
-	for i, n := range sizes {
-		verdicts[i] = f.decide(&r, proto.Out, 0, bufs[i][offset:][:n])
-	}
-	r.release()
+	f.batch(proto.Out, 0, bufs[:len(sizes)], sizes, offset, verdicts)
 }
 
-// InBatch judges packets that came together, as a TUN device writes them: packet i is bufs[i][offset:]. Verdicts must be
-// at least as long as bufs.
-func (f *Filter) InBatch(bufs [][]byte, offset int, verdicts []Verdict) {
-	var r run
-	for i, b := range bufs {
-		verdicts[i] = f.decide(&r, proto.In, 0, b[offset:])
-	}
-	r.release()
+// InBatch judges packets that came together from one peer: packet i is bufs[i][offset:]. From is zero where the engine
+// checked that the peers are the owners of the source addresses. Verdicts must be at least as long as bufs.
+func (f *Filter) InBatch(from proto.NodeID, bufs [][]byte, offset int, verdicts []Verdict) {
+	f.batch(proto.In, from, bufs, nil, offset, verdicts)
 }
 
 func (f *Filter) one(d proto.Direction, from proto.NodeID, pkt []byte) Verdict {
 	var r run
-	v := f.decide(&r, d, from, pkt)
+	var p packet.Packet
+	v := f.decide(&r, d, from, pkt, &p, 1)
 	r.release()
+	return v
+}
+
+func (f *Filter) segments(d proto.Direction, from proto.NodeID, pkt []byte, n int) Verdict {
+	var r run
+	var p packet.Packet
+	v := f.decide(&r, d, from, pkt, &p, n)
+	r.release()
+	if !v.Pass && n > 1 {
+		f.dropped[v.Reason].Add(uint64(n - 1))
+	}
 	return v
 }
 
@@ -196,41 +210,90 @@ func (r *run) release() {
 	}
 }
 
-// decide judges one packet of a run; from is its sender where the engine names it, else zero.
-func (f *Filter) decide(r *run, d proto.Direction, from proto.NodeID, pkt []byte) Verdict {
+// batch judges packets that come one after the other. Those that only carry on what the one before them did are not
+// looked up again.
+func (f *Filter) batch(d proto.Direction, from proto.NodeID, bufs [][]byte, sizes []int, offset int, verdicts []Verdict) {
+	var r run
 	var p packet.Packet
-	if fault := packet.Parse(pkt, &p); fault != packet.OK {
+	for i := 0; i < len(bufs); {
+		pkt := bufs[i][offset:]
+		if sizes != nil {
+			pkt = pkt[:sizes[i]]
+		}
+		v := f.decide(&r, d, from, pkt, &p, 1)
+		verdicts[i] = v
+		if i++; r.fl == nil {
+			continue
+		}
+		rest := sizes
+		if sizes != nil {
+			rest = sizes[i:]
+		}
+		more := p.Follow(pkt, bufs[i:], rest, offset)
+		if more.Packets == 0 {
+			continue
+		}
+		r.carry(d, &more)
+		same := verdicts[i : i+more.Packets]
+		for j := range same {
+			same[j] = v
+		}
+		i += more.Packets
+	}
+	r.release()
+}
+
+// carry takes note of packets that carry on what one did that passed by the run's flow.
+func (r *run) carry(d proto.Direction, more *packet.Run) {
+	s, w := sender(d), Traffic{uint64(more.Packets), uint64(more.Bytes)}
+	r.fl.sent[s].plus(w)
+	r.s.passed[d].plus(w)
+	if r.fl.class == tcpFlow {
+		r.fl.advance(s, more.End)
+		r.fl.acknowledge(s, more.Ack)
+	}
+}
+
+// decide judges one packet of a run, which stands for n, and reads it into p; from is its sender where the engine names
+// it, else zero.
+func (f *Filter) decide(r *run, d proto.Direction, from proto.NodeID, pkt []byte, p *packet.Packet, n int) Verdict {
+	if fault := packet.Parse(pkt, p); fault != packet.OK {
+		r.release()
 		return f.discard(Reason(fault))
 	}
 	switch {
+	case n > 1 && !comesInSegments(p):
+		return f.discard(BadSegments)
 	case p.Fragment:
 		r.release()
-		return f.fragment(d, from, &p)
+		return f.fragment(d, from, p)
 	case isICMP(p.Proto) && !p.IsEchoRequest() && !p.IsEchoReply():
 		r.release()
-		return f.control(d, from, pkt, &p)
+		return f.control(d, from, pkt, p)
 	}
-	return f.flow(r, d, from, &p)
+	return f.flow(r, d, from, p, weigh(p, n))
 }
 
 // flow judges a packet by the flow that it belongs to, or opens.
-func (f *Filter) flow(r *run, d proto.Direction, from proto.NodeID, p *packet.Packet) Verdict {
+func (f *Filter) flow(r *run, d proto.Direction, from proto.NodeID, p *packet.Packet, w Traffic) Verdict {
 	var k key
 	k.of(d, p)
 	if r.fl == nil || !k.equal(&r.fl.key) {
-		r.release()
+		if r.s != nil {
+			r.release()
+		}
 		h := f.seed.hash(&k)
-		r.s, r.tag = &f.shards[h%shardCount], uint32(h>>32)
-		r.s.mu.Lock()
-		r.fl = r.s.find(&k, r.tag)
+		s, tag := &f.shards[h%shardCount], uint32(h>>32)
+		s.mu.Lock()
+		r.s, r.tag, r.fl = s, tag, s.find(&k, tag)
 	}
 	by, now := f.current.Load(), tick(f.clock.Load())
 	if fl := r.fl; fl != nil && fl.by == by && now < fl.expires && !isOpening(p) && (from == 0 || from == fl.peer.id) {
-		fl.touch(sender(d), p, now)
-		r.s.passed[d].add(p)
+		fl.touch(sender(d), p, w, now)
+		r.s.passed[d].plus(w)
 		return Verdict{Pass: true, rule: fl.rule}
 	}
-	return f.visit(r, d, from, &k, p)
+	return f.visit(r, d, from, &k, p, w)
 }
 
 func isICMP(protocol uint8) bool { return protocol == proto.ProtoICMP || protocol == proto.ProtoICMPv6 }
@@ -249,9 +312,24 @@ func (f *Filter) tick() tick {
 	return now
 }
 
-func (t *Traffic) add(p *packet.Packet) {
-	t.Packets++
-	t.Bytes += uint64(p.Length)
+// weigh is what p counts for, which stands for n packets: all of them carry its headers.
+func weigh(p *packet.Packet, n int) Traffic {
+	if n <= 1 {
+		return Traffic{1, uint64(p.Length)}
+	}
+	return Traffic{uint64(n), uint64(p.Length) + uint64(n-1)*uint64(p.Payload)}
+}
+
+// comesInSegments says whether there is such a thing as p in several segments: it is for payload of TCP, in the midst of a
+// connection, and of UDP.
+func comesInSegments(p *packet.Packet) bool {
+	switch {
+	case p.Fragment:
+		return false
+	case p.Proto == proto.ProtoTCP:
+		return p.Flags&(packet.SYN|packet.RST) == 0
+	}
+	return p.Proto == proto.ProtoUDP
 }
 
 // allowance lets so many things a second happen.

@@ -80,6 +80,9 @@ func TestReasons(t *testing.T) {
 	in(ICMPType, icmp(v4(2), v4(1), 5, 0, 0, good))
 	in(ICMPUnrelated, unreachable(v4(2), v4(1), tcp(v4(1), 4000, v4(2), 443, syn)))
 
+	w.want(BadSegments, w.InSegments(2, good, 2), good)
+	seen[BadSegments] = true
+
 	// Fragments.
 	pieces := cut(udp(v4(3), 4000, v4(1), 53, 56), 24, 7)
 	in(FragmentUnknown, pieces[1])

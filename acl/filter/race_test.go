@@ -46,7 +46,7 @@ func TestConcurrency(t *testing.T) {
 				}
 				b := tcp(them, rport, us, lport, flags)
 				pieces := cut(udp(them, rport, us, lport, 32), 16, uint32(random.IntN(50)))
-				f.InBatch([][]byte{b, pieces[0], b, pieces[1]}, 0, verdicts)
+				f.InBatch(0, [][]byte{b, pieces[0], b, pieces[1]}, 0, verdicts)
 				f.In(unreachable(them, us, tcp(us, lport, them, rport, ack)))
 				f.InFrom(proto.NodeID(2+random.IntN(8)), b)
 			}
@@ -134,6 +134,7 @@ func TestNothingAllocates(t *testing.T) {
 	reply := make([]byte, 0, packet.ReplyLimit)
 	pieces := cut(udp(v4(2), 4000, v4(1), 53, 32), 16, 1)
 	mistake := unreachable(v4(2), v4(1), tcp(v4(1), 22, v4(2), 4000, ack))
+	super := segment(v4(2), 4000, v4(1), 22, ack, 1001, 1, 4000)
 	bufs, sizes, verdicts := [][]byte{denied, denied}, []int{40, 40}, make([]Verdict, 2)
 	for name, fn := range map[string]func(){
 		"established": func() { w.In(established) },
@@ -141,8 +142,9 @@ func TestNothingAllocates(t *testing.T) {
 		"denied":      func() { w.Out(denied).AppendReply(reply, denied) },
 		"fragments":   func() { w.In(pieces[0]); w.In(pieces[1]); w.In(pieces[2]) },
 		"error":       func() { w.In(mistake) },
-		"batch":       func() { w.OutBatch(bufs, sizes, 0, verdicts); w.InBatch(bufs, 0, verdicts) },
+		"batch":       func() { w.OutBatch(bufs, sizes, 0, verdicts); w.InBatch(2, bufs, 0, verdicts) },
 		"malformed":   func() { w.In(denied[:30]) },
+		"segments":    func() { w.InSegments(2, super, 4) },
 		"sweep":       func() { w.Sweep(0, func(Reset) {}) },
 	} {
 		if n := testing.AllocsPerRun(500, fn); n != 0 {

@@ -27,6 +27,7 @@ const (
 	FragmentLimit                                         // too many packets in fragments at once
 	ICMPType                                              // an ICMP message that hosts of a mesh need not send each other
 	ICMPUnrelated                                         // an ICMP error about no live flow of its sender's
+	BadSegments                                           // said to be many packets at once, of a kind that comes one by one
 
 	Finished // the flow ended by itself
 	Idle     // the flow was silent for too long
@@ -55,6 +56,7 @@ var reasonNames = [reasons]string{
 	FragmentLimit:      "too many fragmented packets",
 	ICMPType:           "unwanted ICMP message",
 	ICMPUnrelated:      "ICMP error about no known connection",
+	BadSegments:        "segments of what is not segmented",
 	Finished:           "finished",
 	Idle:               "idle",
 	Replaced:           "replaced by a newer connection",

@@ -60,7 +60,7 @@ func (f *Filter) AppendFlows(b []byte, at time.Time) []byte {
 				Left: uint32(fl.expires - now), Age: uint32(now - fl.started),
 			}
 			for i, t := range fl.sent {
-				saved.Sent[i] = savedTally{t.bytes, t.packets, t.next, t.acked}
+				saved.Sent[i] = savedTally{t.Bytes, t.Packets, t.next, t.acked}
 			}
 			b = appendFixed(b, &saved)
 			header.Flows++
@@ -101,7 +101,7 @@ func (f *Filter) restore(saved *savedFlow, passed, now tick) bool {
 	k := key{saved.Local, saved.Remote, saved.Ports}
 	class, st, opened := classOf(k.proto()), state(saved.State), proto.Direction(saved.Opened)
 	if st <= vacant || st >= dead || opened != proto.In && opened != proto.Out || saved.Ports>>40 != 0 || saved.Fins > 3 ||
-		tick(saved.Left) > idle[class][st] || tick(saved.Left) <= passed {
+		tick(saved.Left) > idleFor(class, st) || tick(saved.Left) <= passed {
 		return false
 	}
 	h := f.seed.hash(&k)
@@ -124,7 +124,7 @@ func (f *Filter) restore(saved *savedFlow, passed, now tick) bool {
 	fl.expires = now + tick(saved.Left) - passed
 	fl.started = now - passed - tick(saved.Age) // may lie before the first tick; only differences count
 	for i, t := range saved.Sent {
-		fl.sent[i] = tally{t.Bytes, t.Packets, t.Next, t.Acked}
+		fl.sent[i] = tally{Traffic{t.Packets, t.Bytes}, t.Next, t.Acked}
 	}
 	s.started++
 	if rule.action == proto.Monitor {

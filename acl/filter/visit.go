@@ -16,11 +16,12 @@ type visit struct {
 	key  key
 	tag  uint32
 	now  tick
+	w    Traffic
 }
 
 // visit is apart from flow so that the established path does not pay for its frame.
-func (f *Filter) visit(r *run, d proto.Direction, from proto.NodeID, k *key, p *packet.Packet) Verdict {
-	v := visit{f, r.s, f.current.Load(), d, from, *k, r.tag, tick(f.clock.Load())}
+func (f *Filter) visit(r *run, d proto.Direction, from proto.NodeID, k *key, p *packet.Packet, w Traffic) Verdict {
+	v := visit{f, r.s, f.current.Load(), d, from, *k, r.tag, tick(f.clock.Load()), w}
 	verdict := v.judge(r.fl, p)
 	r.release()
 	return verdict
@@ -133,10 +134,8 @@ func (v *visit) ends() (node int, _ *services, _ Reason) {
 	if v.by.Program == nil {
 		return 0, nil, Closed
 	}
-	if v.d == proto.In && v.from != 0 {
-		if node, known := v.by.find(v.key.remote); !known || v.by.peers[node].id != v.from {
-			return 0, nil, Spoofed
-		}
+	if v.d == proto.In && v.from != 0 && !v.by.owns(v.from, v.key.remote) {
+		return 0, nil, Spoofed
 	}
 	return v.by.ends(v.d, v.key.local, v.key.remote)
 }
@@ -155,8 +154,8 @@ func (v *visit) room(p *peer) Reason {
 }
 
 func (v *visit) pass(fl *flow, p *packet.Packet) Verdict {
-	fl.touch(sender(v.d), p, v.now)
-	v.s.passed[v.d].add(p)
+	fl.touch(sender(v.d), p, v.w, v.now)
+	v.s.passed[v.d].plus(v.w)
 	return Verdict{Pass: true, rule: fl.rule}
 }
 

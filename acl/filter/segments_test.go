@@ -1,0 +1,104 @@
+package filter
+
+import (
+	"testing"
+
+	"github.com/redoubt-mesh/redoubt/acl/packet"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// TestSegments has packets that stand for many: what is counted, and what resets are made of, is what the many would give.
+func TestSegments(t *testing.T) {
+	rules := func(r *Ruleset) { r.rule(proto.In, everything...); r.rule(proto.Out, everything...) }
+	whole, single := newWorld(t, rules), newWorld(t, rules)
+	both := []*world{whole, single}
+	const segments, size = 10, 1000
+	for _, w := range both {
+		w.wantOut(Permitted, segment(v4(1), 4000, v4(2), 22, syn, 99, 0, 0))
+		w.wantIn(Permitted, segment(v4(2), 22, v4(1), 4000, synAck, 499, 100, 0))
+	}
+	const last = (segments-1)*size + 300 // the last one is shorter
+	out := segment(v4(1), 4000, v4(2), 22, ack, 100, 500, last)
+	in := segment(v4(2), 22, v4(1), 4000, ack, 500, 100+last, last)
+	datagrams := udp(v6(2), 4000, v6(1), 53, segments*size)
+	whole.want(Permitted, whole.OutSegments(out, segments), out)
+	whole.want(Permitted, whole.InSegments(2, in, segments), in)
+	whole.want(Permitted, whole.InSegments(0, datagrams, segments), datagrams)
+	for at := 0; at < last; at += size {
+		n := min(size, last-at)
+		single.wantOut(Permitted, segment(v4(1), 4000, v4(2), 22, ack, 100+uint32(at), 500, n))
+		single.wantIn(Permitted, segment(v4(2), 22, v4(1), 4000, ack, 500+uint32(at), 100+last, n))
+		single.wantIn(Permitted, udp(v6(2), 4000, v6(1), 53, size))
+	}
+	if got, want := whole.Counters(), single.Counters(); got != want {
+		t.Errorf("%+v\nwant %+v", got, want)
+	}
+	seen := [2]map[string]bool{}
+	for i, w := range both {
+		w.reinstall(func(*Ruleset) {})
+		toLocal, toPeer := w.sweep()
+		seen[i] = map[string]bool{}
+		for _, b := range append(toLocal, toPeer...) {
+			seen[i][string(b)] = true
+		}
+	}
+	if len(seen[0]) == 0 || len(seen[0]) != len(seen[1]) {
+		t.Fatalf("%d resets, want %d", len(seen[0]), len(seen[1]))
+	}
+	for b := range seen[0] {
+		if !seen[1][b] {
+			t.Errorf("reset %x is none of the segments'", b)
+		}
+	}
+	ends := [2]map[uint8]Record{{}, {}} // by protocol
+	for i, w := range both {
+		for _, r := range w.records() {
+			if r.Kind == FlowEnd {
+				ends[i][r.Proto] = r
+			}
+		}
+	}
+	for protocol, want := range ends[1] {
+		if got := ends[0][protocol]; got.Out != want.Out || got.In != want.In {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	}
+}
+
+// TestSegmentsAreJudged has many packets at once that may not pass, and such as nobody can cut.
+func TestSegmentsAreJudged(t *testing.T) {
+	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, append(everything, whole(proto.ProtoGRE))...) })
+	dropped := func(want Reason, from proto.NodeID, pkt []byte) {
+		t.Helper()
+		before := w.Counters().Dropped[want]
+		w.want(want, w.InSegments(from, pkt, 3), pkt)
+		if n := w.Counters().Dropped[want] - before; n != 3 {
+			t.Errorf("%s: counted %d times", describe(pkt), n)
+		}
+	}
+	data := segment(v4(2), 4000, v4(1), 22, ack, 1, 1, 3000)
+	dropped(NoFlow, 2, data)
+	w.wantIn(Permitted, tcp(v4(2), 4000, v4(1), 22, syn))
+	w.want(Permitted, w.InSegments(2, data, 3), data)
+	dropped(Spoofed, 3, data)
+	dropped(Reason(packet.Truncated), 2, data[:1000])
+	dropped(BadSegments, 2, segment(v4(2), 4000, v4(1), 22, syn, 1, 1, 3000))
+	dropped(BadSegments, 2, segment(v4(2), 4000, v4(1), 22, rst, 1, 1, 3000))
+	dropped(BadSegments, 2, lengthen(ping(v4(2), v4(1), 7), 3000))
+	dropped(BadSegments, 2, ported(proto.ProtoSCTP, v4(2), 1, v4(1), 2))
+	dropped(BadSegments, 2, ported(proto.ProtoGRE, v4(2), 1, v4(1), 2))
+	dropped(BadSegments, 2, unreachable(v4(2), v4(1), data))
+	for _, piece := range cut(udp(v6(2), 1, v6(1), 2, 3000), 1000, 1) {
+		dropped(BadSegments, 2, piece)
+	}
+	w.Install(nil)
+	dropped(Closed, 2, udp(v4(2), 1, v4(1), 2, 3000))
+
+	// One, or none, is a packet like any other.
+	for _, n := range []int{1, 0, -1} {
+		before := w.Counters().Dropped[Closed]
+		if w.OutSegments(data, n); w.Counters().Dropped[Closed] != before+1 {
+			t.Errorf("%d segments", n)
+		}
+	}
+}
