@@ -7,10 +7,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
+	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/coordinator/api"
+	"github.com/redoubt-mesh/redoubt/coordinator/policy"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -35,12 +38,25 @@ another policy in between; what is in force stays then.`,
 			if err != nil {
 				return err
 			}
+			if !utf8.Valid(src) {
+				return p.refuse(args[0], src)
+			}
 			a.name, a.request.Source = args[0], string(src)
 			return p.apply(cmd, a)
 		},
 	}
 	a.flags(cmd)
 	return cmd
+}
+
+// refuse says what is wrong with what is no text, as the coordinator would if it could be sent that.
+func (p *program) refuse(name string, src []byte) error {
+	_, found := acl.Check(name, src, time.Now())
+	if p.json {
+		return errors.Join(p.print(map[string]any{"applied": false, "diagnostics": listOf(found)}), errSaid)
+	}
+	p.tell(name, listOf(found))
+	return policy.ErrRefused
 }
 
 func (p *program) policyRollback() *cobra.Command {
