@@ -25,7 +25,8 @@ import (
 var _ localapi.Backend = (*Agent)(nil)
 
 // Up makes the node run, with a join code where it is in no mesh yet, and waits until packets can pass.
-func (a *Agent) Up(ctx context.Context, code, hostname string, progress func(string)) (*redoubtv1.Status, error) {
+func (a *Agent) Up(ctx context.Context, r *redoubtv1.UpRequest, progress func(string)) (*redoubtv1.Status, error) {
+	code, hostname := r.GetCode(), r.GetHostname()
 	event := machine.Up{Hostname: hostname}
 	if code != "" {
 		c, err := join.Parse(code)
@@ -44,16 +45,29 @@ func (a *Agent) Up(ctx context.Context, code, hostname string, progress func(str
 	}
 	var refused error
 	var member string // what the node is called, if it is in the mesh already
+	var unused string
 	err := a.call(ctx, func() {
-		if refused = a.loop.machine.Check(event); refused == nil {
-			if v := a.loop.machine.View(a.time.Now()); v.Node != nil && v.State != machine.StateRevoked {
-				member = v.Node.Name
-			}
-			a.step(event)
+		if event.Routing, refused = changed(a.loop.machine.Routing(), r.GetRouting()); refused != nil {
+			refused = wrong(refused)
+			return
 		}
+		if refused = a.loop.machine.Check(event); refused != nil {
+			return
+		}
+		v := a.loop.machine.View(a.time.Now())
+		if v.Node != nil && v.State != machine.StateRevoked {
+			member = v.Node.Name
+		}
+		if c := r.GetRouting(); c == nil || c.Accept == nil {
+			unused = notYet(v.Routing)
+		}
+		a.step(event)
 	})
 	if err != nil {
 		return nil, err
+	}
+	if local := (*localapi.Error)(nil); errors.As(refused, &local) {
+		return nil, refused
 	}
 	if refused != nil {
 		return nil, &localapi.Error{Code: connect.CodeFailedPrecondition, Err: refused}
@@ -64,6 +78,9 @@ func (a *Agent) Up(ctx context.Context, code, hostname string, progress func(str
 		progress("this machine is in the mesh already, as " + member + "; the join code was not used")
 	case hostname != "" && hostname != member:
 		progress("this machine is in the mesh already, as " + member + ", and keeps that name")
+	}
+	if unused != "" {
+		progress(unused)
 	}
 	return a.await(ctx, progress)
 }
@@ -267,13 +284,7 @@ func (a *Agent) mayPing(dst netip.Addr) (bool, string) {
 func (a *Agent) statsOf(ctx context.Context, id proto.NodeID) (s wg.PeerStats, err error) {
 	cerr := a.call(ctx, func() {
 		if p := a.loop.path; p != nil {
-			var all []wg.PeerStats
-			all, err = p.engine.Peers()
-			for _, x := range all {
-				if x.ID == id {
-					s = x
-				}
-			}
+			s, err = p.engine.Peer(id)
 		}
 	})
 	return s, errors.Join(err, cerr)

@@ -30,17 +30,26 @@ func (a *Agent) carryOut(effects []machine.Effect) (events []machine.Event) {
 	for _, e := range effects {
 		var err error
 		switch e := e.(type) {
-		case machine.Install, machine.Sweep, machine.SetPeers, machine.RemovePeers:
+		case machine.Install, machine.Sweep, machine.SetPeers, machine.RemovePeers, machine.Lead:
 			err = a.enforce(e)
 			failed = failed || err != nil
+		case machine.Offer:
+			a.offered.Store(&e.Routes)
 		case machine.StartPath:
+			a.loop.beyond = e.Beyond
 			events = append(events, a.startPath(e.Self))
 		case machine.StopPath:
 			a.stopPath()
 		case machine.Enrol:
 			err = a.enrol(e)
-		case machine.Attach, machine.Resume, machine.Redial, machine.Hang, machine.Renew:
+		case machine.Attach, machine.Resume, machine.Redial, machine.Hang:
 			a.converse(e)
+		case machine.Renew:
+			err = a.renew(e.Self)
+		case machine.Turn:
+			err = a.turn(e)
+		case machine.DropKey:
+			err = a.loop.keys.drop(e.Self)
 		case machine.Ack:
 			if c := a.loop.client; c != nil && !failed && !unsaved {
 				c.Ack(e.Version)
@@ -90,7 +99,7 @@ func (a *Agent) save(e machine.Effect) error {
 		floors.MeshTime = a.time.Floor()
 		return d.SaveFloors(floors)
 	case machine.Forget:
-		a.loop.keys = keys{dir: d}
+		a.loop.keys = keys{dir: d, home: a.loop.keys.home}
 		return d.Forget()
 	}
 	return fmt.Errorf("agent: nobody carries out %T", e)
@@ -107,6 +116,8 @@ func (a *Agent) enforce(e machine.Effect) error {
 		return a.setPeers(e)
 	case machine.RemovePeers:
 		return a.removePeers(e.IDs)
+	case machine.Lead:
+		return a.lead(e)
 	}
 	return nil
 }
@@ -141,10 +152,6 @@ func (a *Agent) converse(e machine.Effect) {
 		if c != nil {
 			c.Redial(e.Reason)
 		}
-	case machine.Renew:
-		if c != nil {
-			c.Renew()
-		}
 	}
 }
 
@@ -165,7 +172,7 @@ func (a *Agent) controlConfig(urls []string, hostname string) control.Config {
 	}
 	return control.Config{
 		Dial: a.cfg.Edges.Dial, Now: a.time.Now, Heard: a.time.Heard, Rand: newRand(),
-		URLs: urls, Device: a.loop.keys.device, Node: a.loop.keys.node, Program: a.cfg.Program, Hostname: hostname, Facts: a.facts,
+		URLs: urls, Device: a.loop.keys.device, Prover: a.loop.keys.prover(), Program: a.cfg.Program, Hostname: hostname, Facts: a.facts,
 		Emit: func(ctx context.Context, e machine.Event) {
 			// An error means that the client was closed, or that the agent ends: nobody wants the event any more.
 			_ = a.post(ctx, func() { a.step(e) })
@@ -173,9 +180,32 @@ func (a *Agent) controlConfig(urls []string, hostname string) control.Config {
 	}
 }
 
+// renew asks for the next certificate, for a node key that is on the disk.
+func (a *Agent) renew(self *identity.Self) error {
+	c := a.loop.client
+	if c == nil {
+		return nil
+	}
+	next, err := a.loop.keys.next(self)
+	if err != nil {
+		return err
+	}
+	c.Renew(control.Renewal{Node: next, Ticket: self.Record.Ticket, Talking: a.talking()})
+	return nil
+}
+
+// turn puts another node key to use.
+func (a *Agent) turn(e machine.Turn) error {
+	private, err := a.loop.keys.turn(e.To)
+	if private.IsZero() || a.loop.path == nil {
+		return err
+	}
+	return errors.Join(err, a.loop.path.engine.RotateLocalKey(private))
+}
+
 // facts are what the coordinator is told of this machine.
 func (a *Agent) facts() enroll.Facts {
-	return enroll.Facts{OSVersion: posture.OSVersion(), Routes: a.cfg.Routes}
+	return enroll.Facts{OSVersion: posture.OSVersion(), Routes: a.offers()}
 }
 
 // hang ends what speaks with the coordinator, and waits.
@@ -200,7 +230,7 @@ func (a *Agent) enrol(e machine.Enrol) error {
 	}
 	cfg := a.controlConfig(e.Join.URLs, e.Hostname)
 	request := enroll.Request{
-		Device: k.device, Node: k.node, Token: e.Join.Secret, Root: e.Join.Root,
+		Device: k.device, Node: k.node(), Prover: cfg.Prover, Token: e.Join.Secret, Root: e.Join.Root,
 		Hostname: cfg.Hostname, Program: cfg.Program, Facts: a.facts(),
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -14,6 +14,8 @@ type collector struct {
 	a *Agent
 
 	state, connected, heard, expires, version, peers, problems, flows, packets, bytes, dropped, lost *prometheus.Desc
+
+	tunnels tunnelMetrics
 }
 
 func newCollector(a *Agent) *collector {
@@ -34,6 +36,7 @@ func newCollector(a *Agent) *collector {
 		bytes:     d("bytes_total", "Bytes that passed the filter.", "direction"),
 		dropped:   d("packets_dropped_total", "Packets that the filter dropped.", "reason"),
 		lost:      d("flow_records_lost_total", "Decisions that found no room in the flow log."),
+		tunnels:   newTunnelMetrics(d),
 	}
 }
 
@@ -69,8 +72,13 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), metricsPatience)
 	defer cancel()
 	var v machine.View
-	if c.a.call(ctx, func() { v = c.a.loop.machine.View(c.a.time.Now()) }) != nil {
+	var t tunnels
+	var up bool
+	if c.a.call(ctx, func() { v = c.a.loop.machine.View(c.a.time.Now()); t, up = c.a.tunnels(v.Peers) }) != nil {
 		return
+	}
+	if up {
+		c.tunnels.collect(t, gauge, count)
 	}
 	gauge(c.state, 1, string(v.State))
 	connected := 0.0

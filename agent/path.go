@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -17,7 +18,9 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/path"
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
 	"github.com/redoubt-mesh/redoubt/netstack/wg"
+	"github.com/redoubt-mesh/redoubt/netstack/wg/session"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
 const (
@@ -84,14 +87,12 @@ func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
 	if p.name, err = p.device.Name(); err != nil {
 		return nil, err
 	}
-	if err = a.cfg.Edges.Network.Up(osnet.Config{
-		Interface: p.name, Addrs: self.Node.Addrs, Mesh: mesh, MTU: tun.DefaultMTU,
-	}); err != nil {
+	if err = a.cfg.Edges.Network.Up(a.network(p)); err != nil {
 		return nil, err
 	}
 	bounds := path.Bounds{Overlay: []netip.Prefix{mesh.V4, mesh.V6}}
 	p.bind = a.cfg.Edges.NewBind(bind.Config{Bounds: bounds, Mark: osnet.DefaultMark})
-	p.engine = wg.NewReference(p.device, p.bind, a.log)
+	p.engine = wg.NewInline(self.Node.ID, p.device, p.bind, a.log)
 	undo = p.engine.Close
 	if err = a.listen(p.engine); err != nil {
 		return nil, err
@@ -116,9 +117,9 @@ func (a *Agent) listen(e wg.Engine) error {
 	if want == 0 {
 		want = a.loop.port
 	}
-	err := e.Configure(a.loop.keys.node, want)
+	err := e.Configure(a.loop.keys.node(), want)
 	if err != nil && want != a.cfg.ListenPort {
-		err = e.Configure(a.loop.keys.node, 0)
+		err = e.Configure(a.loop.keys.node(), 0)
 	}
 	if err != nil {
 		return err
@@ -181,6 +182,9 @@ func (a *Agent) closePath() {
 // 15 s after they sent something.
 const maxGreeted = 128
 
+// manyPeers is how many come in a netmap whose reading leaves more garbage than is left to the collector's own pace.
+const manyPeers = 1000
+
 // setPeers makes peers known to the engine, where their ways lead.
 func (a *Agent) setPeers(e machine.SetPeers) error {
 	p := a.loop.path
@@ -205,6 +209,9 @@ func (a *Agent) setPeers(e machine.SetPeers) error {
 			effects = []path.Effect{path.Point{ID: peer.ID, Candidates: cfg.Endpoints, Now: true}}
 		}
 		a.follow(effects)
+	}
+	if len(e.Peers) >= manyPeers {
+		p.tasks.Go(debug.FreeOSMemory)
 	}
 	return nil
 }
@@ -301,6 +308,25 @@ func (a *Agent) drain(flows *flowlog.Aggregator) filter.Counters {
 // after the other.
 const lookAgain = 50 * time.Millisecond
 
+// talking are the peers that there are sessions with.
+func (a *Agent) talking() (ids []proto.NodeID) {
+	p := a.loop.path
+	if p == nil {
+		return nil
+	}
+	stats, err := p.engine.Peers()
+	if err != nil {
+		a.log.Debug("engine's counters", "err", err)
+		return nil
+	}
+	for _, s := range stats {
+		if !s.LastHandshake.IsZero() && time.Since(s.LastHandshake) < session.RejectAfterTime && len(ids) < wire.MaxTalking {
+			ids = append(ids, s.ID)
+		}
+	}
+	return ids
+}
+
 // lookAtPeers tells the path decisions what the engine has counted.
 func (a *Agent) lookAtPeers() {
 	p := a.loop.path
@@ -308,7 +334,7 @@ func (a *Agent) lookAtPeers() {
 		return
 	}
 	p.looked = time.Now()
-	stats, err := p.engine.Peers()
+	stats, err := p.engine.Active()
 	if err != nil {
 		a.log.Debug("engine's counters", "err", err)
 		return
@@ -367,9 +393,7 @@ func (a *Agent) moved() {
 		return
 	}
 	// Whoever reloads a firewall takes our guard with it; Up puts back what is missing.
-	if err := a.cfg.Edges.Network.Up(osnet.Config{
-		Interface: p.name, Addrs: p.self.Node.Addrs, Mesh: p.self.Record.Mesh, MTU: tun.DefaultMTU,
-	}); err != nil {
+	if err := a.cfg.Edges.Network.Up(a.network(p)); err != nil {
 		a.broken(err.Error())
 		return
 	}

@@ -27,6 +27,12 @@ func (a *Agent) status() *redoubtv1.Status {
 		Coordinator: &redoubtv1.Coordinator{Connected: v.Connected, Url: v.URL, LastHeard: millis(v.LastHeard)},
 		Filter:      counters(c),
 	}
+	switch k := &a.loop.keys; {
+	case !k.sealed.IsZero():
+		st.DeviceKey = KeyTPM
+	case !k.file.IsZero():
+		st.DeviceKey = KeyFile
+	}
 	if v.Node != nil {
 		st.Node = describe(v.Node)
 	}
@@ -38,16 +44,21 @@ func (a *Agent) status() *redoubtv1.Status {
 		st.Interface = p.name
 		st.Problems = append(st.Problems, a.loop.problems...)
 		var err error
+		var own wg.Stats
+		var port uint16
 		if stats, err = p.engine.Peers(); err == nil {
-			var port uint16
-			port, err = p.engine.Port()
-			st.ListenPort = uint32(port)
+			own, err = p.engine.Stats()
 		}
+		if err == nil {
+			port, err = p.engine.Port()
+		}
+		st.ListenPort, st.Wireguard = uint32(port), wireguard(own)
 		if err != nil {
 			st.Problems = append(st.Problems, "the engine does not answer: "+err.Error())
 		}
 	}
 	st.Peers = peers(v.Peers, stats)
+	st.Routing = routing(v.Routing)
 	return st
 }
 
@@ -61,7 +72,7 @@ func peers(known []machine.PeerView, stats []wg.PeerStats) []*redoubtv1.LocalPee
 		n, s := describe(p.Node), byID[p.Node.ID]
 		l := &redoubtv1.LocalPeer{
 			Id: n.Id, Name: n.Name, Addresses: n.Addresses, User: n.User, Tags: n.Tags, CertificateExpires: n.CertificateExpires,
-			LastHandshake: millis(s.LastHandshake), RxBytes: s.Rx, TxBytes: s.Tx,
+			LastHandshake: millis(s.LastHandshake), RxBytes: s.Rx, TxBytes: s.Tx, Tunnel: tunnel(s),
 		}
 		l.Path, l.Endpoint = way(s)
 		out = append(out, l)
@@ -80,6 +91,7 @@ func way(s wg.PeerStats) (path, endpoint string) {
 func describe(n *cert.Node) *redoubtv1.LocalNode {
 	l := &redoubtv1.LocalNode{
 		Id: n.ID.String(), Name: n.Name, User: n.User.Name, Tags: n.Tags, CertificateExpires: n.NotAfter.Unix(),
+		Attestation: n.Level.String(),
 	}
 	for _, a := range n.Addrs.Slice() {
 		l.Addresses = append(l.Addresses, a.String())

@@ -3,6 +3,7 @@ package coordinator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -138,11 +139,11 @@ func TestApplyingPolicies(t *testing.T) {
 		}
 		none := uint64(0)
 		tried := apply(&redoubtv1.ApplyPolicyRequest{Source: narrowPolicy, DryRun: true, Expect: &none})
-		if i := tried.GetImpact(); tried.GetApplied() || tried.GetNumber() != 0 || i.GetNodes() != 3 || i.GetTouched() != 3 || i.GetPairsGained() != 2 || i.GetPairsLost() != 0 {
+		if i := tried.GetImpact(); tried.GetApplied() || tried.GetNumber() != 0 || i.GetNodes() != 3 || i.GetTouched() != 3 || i.GetGained() != 1 || i.GetLost() != 0 {
 			t.Errorf("tried: %v", tried)
 		}
-		if p := tried.GetImpact().GetPairs()[0]; p.GetNode() != "a1" || p.GetPeer() != "b1" || !p.GetGained() || p.GetWho() != "tag:a" {
-			t.Errorf("the first pair: %v", p)
+		if c := tried.GetImpact().GetChanges()[0]; !c.GetGained() || fmt.Sprintf("%v %v %v %s", c.GetSrc(), c.GetDst(), c.GetServices(), c.GetRule()) != "[tag:a] [tag:b] [tcp:22] grants[0]" {
+			t.Errorf("what is gained: %v", c)
 		}
 		if _, err := admin.GetPolicy(ctx, &redoubtv1.GetPolicyRequest{}); connect.CodeOf(err) != connect.CodeNotFound {
 			t.Errorf("after a try there is a policy: %v", err)
@@ -167,16 +168,16 @@ func TestApplyingPolicies(t *testing.T) {
 			t.Errorf("after bad files: %v, %v", p, err)
 		}
 		same := apply(&redoubtv1.ApplyPolicyRequest{Source: "// moved down\n\n" + narrowPolicy})
-		if same.GetNumber() != 2 || same.GetImpact().GetTouched() != 0 {
+		if same.GetNumber() != 2 || same.GetImpact().GetTouched() != 0 || len(same.GetImpact().GetChanges()) != 0 {
 			t.Errorf("the same rules elsewhere in the file: %v", same)
 		}
-		if a := apply(&redoubtv1.ApplyPolicyRequest{Source: shutPolicy}); a.GetNumber() != 3 || a.GetImpact().GetPairsLost() != 2 || a.GetImpact().GetBase() != 2 {
+		if a := apply(&redoubtv1.ApplyPolicyRequest{Source: shutPolicy}); a.GetNumber() != 3 || a.GetImpact().GetLost() != 1 || a.GetImpact().GetBase() != 2 {
 			t.Errorf("shut: %v", a)
 		}
 		if a := apply(&redoubtv1.ApplyPolicyRequest{Source: shutPolicy}); a.GetApplied() || !a.GetImpact().GetSameText() {
 			t.Errorf("again: %v", a)
 		}
-		if a := apply(&redoubtv1.ApplyPolicyRequest{RollbackTo: 1}); a.GetNumber() != 4 || a.GetImpact().GetPairsGained() != 2 {
+		if a := apply(&redoubtv1.ApplyPolicyRequest{RollbackTo: 1}); a.GetNumber() != 4 || a.GetImpact().GetGained() != 1 {
 			t.Errorf("back: %v", a)
 		}
 		for q, want := range map[*redoubtv1.ApplyPolicyRequest]connect.Code{
@@ -389,6 +390,44 @@ func TestRolesOfUsers(t *testing.T) {
 		ann.Roles = []string{"king"}
 		if _, err := admin.SetRoles(ctx, &redoubtv1.SetRolesRequest{User: ann}); connect.CodeOf(err) != connect.CodeInvalidArgument {
 			t.Errorf("a role that there is not: %v", err)
+		}
+	})
+}
+
+// TestWideChanges: what would be too long to say is counted, and what is too much to compare is not compared; either is applied.
+func TestWideChanges(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		names := make([]string, 60)
+		for i := range names {
+			names[i] = fmt.Sprintf("tag:t%d", i)
+			r.join(fmt.Sprintf("n%d", i), &redoubtv1.CreateTokenRequest{Tags: []string{names[i]}})
+		}
+		policy := func(services string) *redoubtv1.ApplyPolicyRequest {
+			owners := `"` + strings.Join(names, `": [], "`) + `": []`
+			grants := `{"src": ["*"], "dst": ["tag:t0"], "ip": [` + services + `]}`
+			for i := range 250 { // each is a change by itself
+				grants += fmt.Sprintf(`, {"src": ["tag:t1"], "dst": ["tag:t2"], "ip": ["udp:%d"]}`, 2*i+1)
+			}
+			return &redoubtv1.ApplyPolicyRequest{Source: `{"tagOwners": {` + owners + `}, "grants": [` + grants + `]}`}
+		}
+		a, err := r.co.Admin().ApplyPolicy(context.Background(), policy(`"tcp:22"`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := a.GetImpact()
+		if m.GetTouched() != 60 || m.GetGained() != 251 || len(m.GetChanges()) != 200 || m.GetTooWide() != "" {
+			t.Errorf("%d touched, %d gained, %d listed, %q", m.GetTouched(), m.GetGained(), len(m.GetChanges()), m.GetTooWide())
+		}
+		if src := m.GetChanges()[0].GetSrc(); len(src) != 51 || src[50] != "9 more" {
+			t.Errorf("sources: %v", src)
+		}
+		var wide []string
+		for i := range 4000 {
+			wide = append(wide, fmt.Sprintf(`"tcp:%d"`, 2*i+1))
+		}
+		a, err = r.co.Admin().ApplyPolicy(context.Background(), policy(strings.Join(wide, ", ")))
+		if m := a.GetImpact(); err != nil || !a.GetApplied() || m.GetTouched() != 60 || !strings.Contains(m.GetTooWide(), "60 identities to 1, in 4001 ranges") || len(m.GetChanges()) > 0 {
+			t.Errorf("too much to compare: %v, %.500v", err, m)
 		}
 	})
 }

@@ -38,7 +38,7 @@ type EndpointsChange struct {
 type Delta struct {
 	From, To    Version
 	Head        *Head // nil: stays
-	UpsertPeers []Peer
+	UpsertPeers []*Peer
 	Endpoints   []EndpointsChange
 	RemovePeers []NodeID
 	UpsertSets  []Set
@@ -79,12 +79,19 @@ func Diff(older, newer *Netmap) *Delta {
 	return d
 }
 
-func (d *Delta) diffPeer(a, b *Peer) {
+func (d *Delta) diffPeer(x, y **Peer) {
 	switch {
-	case b == nil:
-		d.RemovePeers = append(d.RemovePeers, a.ID)
-	case a == nil || !bytes.Equal(a.Certificate, b.Certificate) || !slices.Equal(a.Routes, b.Routes):
-		d.UpsertPeers = append(d.UpsertPeers, *b)
+	case y == nil:
+		d.RemovePeers = append(d.RemovePeers, (*x).ID)
+		return
+	case x == nil:
+		d.UpsertPeers = append(d.UpsertPeers, *y)
+		return
+	}
+	switch a, b := *x, *y; {
+	case a == b: // most of what two netmaps have in common they share
+	case !bytes.Equal(a.Certificate, b.Certificate) || !slices.Equal(a.Routes, b.Routes):
+		d.UpsertPeers = append(d.UpsertPeers, b)
 	case !slices.Equal(a.Endpoints, b.Endpoints):
 		d.Endpoints = append(d.Endpoints, EndpointsChange{ID: b.ID, Endpoints: b.Endpoints})
 	}
@@ -183,24 +190,25 @@ func (n *Netmap) applyHead(h *Head) error {
 	return nil
 }
 
-func (d *Delta) applyPeers(n *Netmap) ([]Peer, error) {
+func (d *Delta) applyPeers(n *Netmap) ([]*Peer, error) {
 	if err := checkPeers(d.UpsertPeers, n.Mesh, n.Self); err != nil {
 		return nil, err
 	}
-	var es edits[Peer, NodeID]
+	var es edits[*Peer, NodeID]
 	for _, p := range d.UpsertPeers {
 		es = append(es, upsert(p.ID, p))
 	}
 	for _, id := range d.RemovePeers {
-		es = append(es, remove[Peer](id))
+		es = append(es, remove[*Peer](id))
 	}
 	for _, c := range d.Endpoints {
 		if err := checkEndpoints(c.Endpoints, n.Mesh); err != nil {
 			return nil, fmt.Errorf("peer %s: %w", c.ID, err)
 		}
-		es = append(es, change(c.ID, func(p Peer) (Peer, error) {
-			p.Endpoints = c.Endpoints
-			return p, nil
+		es = append(es, change(c.ID, func(p *Peer) (*Peer, error) {
+			moved := *p
+			moved.Endpoints = c.Endpoints
+			return &moved, nil
 		}))
 	}
 	return es.apply("peer", n.Peers, peerKey)

@@ -105,7 +105,7 @@ func deepCopy(nm *proto.Netmap) *proto.Netmap {
 func small() *proto.Netmap {
 	return &proto.Netmap{
 		Version: v(3), Mesh: prototest.Mesh(), Self: prototest.Self,
-		Peers: []proto.Peer{{ID: 1, Certificate: []byte{1}}, {ID: 2, Certificate: []byte{2}}},
+		Peers: []*proto.Peer{{ID: 1, Certificate: []byte{1}}, {ID: 2, Certificate: []byte{2}}},
 		Sets:  []proto.Set{{Name: "group:a", Members: []proto.NodeID{1, 2}}, {Name: "group:b"}},
 		Rules: []proto.Rule{{
 			Key: "grants[0]/in", Origin: proto.Origin{Path: "grants[0]", Line: 1}, Direction: proto.In,
@@ -117,7 +117,7 @@ func small() *proto.Netmap {
 func TestHostileDeltas(t *testing.T) {
 	other := prototest.Mesh()
 	other.Domain = "elsewhere"
-	peer := proto.Peer{ID: 3, Certificate: []byte{3}}
+	peer := &proto.Peer{ID: 3, Certificate: []byte{3}}
 	rule := proto.Rule{Key: "grants[1]/in", Origin: proto.Origin{Path: "grants[1]", Line: 1}, Direction: proto.In}
 	tests := map[string]func(d *proto.Delta){
 		"from another version": func(d *proto.Delta) { d.From = v(2) },
@@ -131,13 +131,13 @@ func TestHostileDeltas(t *testing.T) {
 		},
 		"removes no peer":          func(d *proto.Delta) { d.RemovePeers = []proto.NodeID{5} },
 		"removes a peer twice":     func(d *proto.Delta) { d.RemovePeers = []proto.NodeID{1, 1} },
-		"removes and upserts":      func(d *proto.Delta) { d.UpsertPeers, d.RemovePeers = []proto.Peer{peer}, []proto.NodeID{3} },
+		"removes and upserts":      func(d *proto.Delta) { d.UpsertPeers, d.RemovePeers = []*proto.Peer{peer}, []proto.NodeID{3} },
 		"moves a peer it removes":  func(d *proto.Delta) { d.Endpoints, d.RemovePeers = []proto.EndpointsChange{{ID: 1}}, []proto.NodeID{1} },
 		"moves no peer":            func(d *proto.Delta) { d.Endpoints = []proto.EndpointsChange{{ID: 5}} },
-		"the node as its own peer": func(d *proto.Delta) { d.UpsertPeers = []proto.Peer{{ID: prototest.Self, Certificate: []byte{1}}} },
-		"peer zero":                func(d *proto.Delta) { d.UpsertPeers = []proto.Peer{{Certificate: []byte{1}}} },
-		"peer without certificate": func(d *proto.Delta) { d.UpsertPeers = []proto.Peer{{ID: 3}} },
-		"unsorted peers":           func(d *proto.Delta) { d.UpsertPeers = []proto.Peer{{ID: 4, Certificate: []byte{1}}, peer} },
+		"the node as its own peer": func(d *proto.Delta) { d.UpsertPeers = []*proto.Peer{{ID: prototest.Self, Certificate: []byte{1}}} },
+		"peer zero":                func(d *proto.Delta) { d.UpsertPeers = []*proto.Peer{{Certificate: []byte{1}}} },
+		"peer without certificate": func(d *proto.Delta) { d.UpsertPeers = []*proto.Peer{{ID: 3}} },
+		"unsorted peers":           func(d *proto.Delta) { d.UpsertPeers = []*proto.Peer{{ID: 4, Certificate: []byte{1}}, peer} },
 		"removes no set":           func(d *proto.Delta) { d.RemoveSets = []string{"group:z"} },
 		"removes a set in use":     func(d *proto.Delta) { d.RemoveSets = []string{"group:a"} },
 		"changes no set":           func(d *proto.Delta) { d.ChangeSets = []proto.SetChange{{Name: "group:z", Add: []proto.NodeID{1}}} },
@@ -193,10 +193,10 @@ func many(n int) []proto.NodeID {
 	return out
 }
 
-func manyPeers(n int) []proto.Peer {
-	out := make([]proto.Peer, n)
+func manyPeers(n int) []*proto.Peer {
+	out := make([]*proto.Peer, n)
 	for i := range out {
-		out[i] = proto.Peer{ID: proto.NodeID(i + 1000), Certificate: []byte{1}}
+		out[i] = &proto.Peer{ID: proto.NodeID(i + 1000), Certificate: []byte{1}}
 	}
 	return out
 }

@@ -6,9 +6,9 @@ import (
 	"slices"
 )
 
-func peerKey(p *Peer) NodeID { return p.ID }
-func setKey(s *Set) string   { return s.Name }
-func ruleKey(r *Rule) string { return r.Key }
+func peerKey(p **Peer) NodeID { return (*p).ID }
+func setKey(s *Set) string    { return s.Name }
+func ruleKey(r *Rule) string  { return r.Key }
 func idKey(id *NodeID) NodeID {
 	return *id
 }

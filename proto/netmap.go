@@ -23,9 +23,9 @@ type Netmap struct {
 	Self    NodeID
 	// Authorities are the intermediate certificates (DER) under which the peers' certificates were issued.
 	Authorities [][]byte
-	Peers       []Peer // sorted by ID; never holds Self
-	Sets        []Set  // sorted by Name
-	Rules       []Rule // sorted by Key
+	Peers       []*Peer // sorted by ID; never holds Self
+	Sets        []Set   // sorted by Name
+	Rules       []Rule  // sorted by Key
 	// Requires names the features that enforcing this netmap takes. A node that lacks one enforces the empty policy.
 	Requires []string // sorted
 	Outage   Outage
@@ -49,7 +49,7 @@ type Outage struct {
 	Posture time.Duration
 }
 
-// Peer is another node. Who it is stands in its certificate.
+// Peer is another node. Who it is stands in its certificate. Netmaps share peers: once it is in one, a Peer does not change.
 type Peer struct {
 	ID          NodeID
 	Certificate []byte // node certificate, DER

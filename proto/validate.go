@@ -166,7 +166,7 @@ func checkEndpoints(es []Endpoint, m Mesh) error {
 	return nil
 }
 
-func checkPeers(ps []Peer, m Mesh, self NodeID) error {
+func checkPeers(ps []*Peer, m Mesh, self NodeID) error {
 	var before NodeID
 	for _, p := range ps {
 		if p.ID <= before {

@@ -55,7 +55,7 @@ func TestBounds(t *testing.T) {
 		v := b.For(id)
 		nm := proto.Netmap{Version: proto.Version{Epoch: 1, N: 1}, Mesh: testMesh, Self: id, Sets: v.Sets, Rules: v.Rules, Withheld: v.Withheld}
 		for _, p := range v.Peers {
-			nm.Peers = append(nm.Peers, proto.Peer{ID: p, Certificate: []byte("certificate"), Routes: v.Routes[p]})
+			nm.Peers = append(nm.Peers, &proto.Peer{ID: p, Certificate: []byte("certificate"), Routes: v.Routes[p]})
 		}
 		if err := nm.Validate(); err != nil {
 			t.Errorf("the view of %v makes no netmap: %v", id, err)

@@ -172,20 +172,24 @@ func (c *cond) same(o *cond) bool {
 // touch adds the nodes that a rule covers on either side, whether they hold what it asks or not.
 func (b *Bound) touch(number int32, seen map[proto.NodeID]struct{}) {
 	r := &b.prog.rules[number]
-	add := func(ids []proto.NodeID) {
-		for _, id := range ids {
+	for _, s := range []*side{&r.src, &r.dst} {
+		for _, id := range b.sideNodes(s) {
 			seen[id] = struct{}{}
 		}
-	}
-	for _, s := range []*side{&r.src, &r.dst} {
-		for _, set := range s.sets {
-			add(b.members(set))
-		}
-		add(b.inside(s.nodePrefixes(b.prog)))
 	}
 	for _, refs := range [][]routed{b.routes().src[number], b.routes().dst[number]} {
 		for _, x := range refs {
 			seen[x.id] = struct{}{}
 		}
 	}
+}
+
+// sideNodes are the nodes that a side covers by who they are or by an address of theirs, sorted.
+func (b *Bound) sideNodes(s *side) []proto.NodeID {
+	out := b.inside(s.nodePrefixes(b.prog))
+	for _, set := range s.sets {
+		out = append(out, b.members(set)...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }

@@ -503,7 +503,7 @@ func TestCompilerKeepsTheLaw(t *testing.T) {
 				Sets: views[id].Sets, Rules: views[id].Rules, Withheld: views[id].Withheld,
 			}
 			for _, p := range views[id].Peers {
-				nm.Peers = append(nm.Peers, proto.Peer{ID: p, Certificate: []byte("certificate"), Routes: views[id].Routes[p]})
+				nm.Peers = append(nm.Peers, &proto.Peer{ID: p, Certificate: []byte("certificate"), Routes: views[id].Routes[p]})
 			}
 			if err := nm.Validate(); err != nil {
 				t.Fatalf("the view of %s makes no netmap: %v\n%s", id, err, text)

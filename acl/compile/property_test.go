@@ -184,7 +184,7 @@ func TestViewsAreValidAndDeterministic(t *testing.T) {
 			}
 			nm := proto.Netmap{Version: proto.Version{Epoch: 1, N: 1}, Mesh: testMesh, Self: id, Sets: v.Sets, Rules: v.Rules}
 			for _, p := range v.Peers {
-				nm.Peers = append(nm.Peers, proto.Peer{ID: p, Certificate: []byte("certificate")})
+				nm.Peers = append(nm.Peers, &proto.Peer{ID: p, Certificate: []byte("certificate")})
 			}
 			if err := nm.Validate(); err != nil {
 				t.Fatalf("the view of %s makes no netmap: %v\n%s", id, err, doc.text())

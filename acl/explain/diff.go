@@ -3,16 +3,21 @@ package explain
 import (
 	"cmp"
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/acl/compile"
-	"github.com/redoubt-mesh/redoubt/acl/inventory"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
+
+// Difference is what one policy changes against another on one mesh.
+type Difference struct {
+	// Touched is how many nodes it is about: for them something may change, be it only what they are told of capabilities.
+	Touched int
+	// Changes are the connections that differ; those gained come first.
+	Changes []Change
+}
 
 // Change is connections that one policy allows and the other does not.
 type Change struct {
@@ -22,239 +27,169 @@ type Change struct {
 	Rule     proto.Origin // of the policy that allows them
 }
 
-// Diff lists the connections that differ between two policies on one mesh. Nodes that no rule of either policy tells apart
-// are asked about once, and so are ports, so that its cost is that of what the policies name and not of the mesh.
+// Diff lists the connections that differ between two policies on one mesh. It asks about those only that a rule is about which
+// one of the policies has and the other has not, and of nodes that no rule of either tells apart it asks about one, and so of
+// ports: its cost is that of what changed and not of the mesh.
 //
-// That cost grows with the square of the identities. Where it would be too much, Diff compares none and returns a TooWideError:
-// a list that leaves some out would pass for "no difference" where it matters.
-func Diff(before, after *acl.Policy, inv *inventory.Inventory) ([]Change, error) {
-	return diff(before, after, inv, maxQuestions)
+// Where it would still have to ask about more than a number of connections, it compares none and returns a TooWideError beside
+// how many nodes are touched: a list that leaves some out would pass for "no difference" where it matters.
+func Diff(before, after *compile.Program, inv compile.Inventory, most int) (Difference, error) {
+	d := &differ{
+		inv: inv, mesh: after.Mesh(), policies: policies(before, after), bound: [2]*compile.Bound{before.On(inv), after.On(inv)},
+		byWho: map[string]int{}, classOf: map[proto.NodeID]int{}, changes: map[string]*Change{},
+	}
+	spans, touched := compile.Spans(d.bound[0], d.bound[1])
+	out := Difference{Touched: len(touched)}
+	if len(spans) == 0 {
+		return out, nil
+	}
+	d.segments = segments(d.policies)
+	d.classify(touched)
+	d.behind()
+	rules, err := d.narrowed(spans, most)
+	if err != nil {
+		return out, err
+	}
+	d.ask(rules)
+	out.Changes = d.folded()
+	return out, nil
 }
 
-// maxQuestions is how many pairs of ends and ports are asked about. One takes a few microseconds.
-const maxQuestions = 10_000_000
-
-// TooWideError says that two policies have too much to compare on a mesh.
+// TooWideError says that two policies differ about more connections than are asked about.
 type TooWideError struct {
-	Identities int // kinds of nodes that the policies tell apart
-	Behind     int // networks behind routers
-	Segments   int // ranges of ports that the policies tell apart
-	Fit        int // how many identities could be compared
+	Sources, Destinations int // kinds of nodes that the policies tell apart, and networks behind routers
+	Services              int // ranges of ports and protocols
+	Connections, Most     int // to ask about, and what may be
 }
 
 func (e *TooWideError) Error() string {
-	return fmt.Sprintf("%d identities, %d networks behind routers and %d ranges of ports are too many to compare each with each: "+
-		"%d identities would do, so %d have to be left out; nothing was compared; use an inventory with fewer of them",
-		e.Identities, e.Behind, e.Segments, e.Fit, e.Identities-e.Fit)
-}
-
-func diff(before, after *acl.Policy, inv *inventory.Inventory, most int) ([]Change, error) {
-	d := &differ{
-		inv: inv, books: [2]*Book{Open(before, inv), Open(after, inv)},
-		segments: segments(before, after), changes: map[string]*Change{},
-	}
-	d.classify(literals(before, after))
-	behind := d.behind()
-	if fit := fitting(len(behind), len(d.segments), most); len(d.classes) > fit {
-		return nil, &TooWideError{Identities: len(d.classes), Behind: len(behind), Segments: len(d.segments), Fit: fit}
-	}
-	ends := slices.Concat(d.classes, behind)
-	for _, from := range d.classes {
-		for _, to := range ends {
-			d.compare(from, to)
-		}
-	}
-	return d.folded(), nil
-}
-
-// fitting is how many identities can be compared with each other and with what is behind routers.
-func fitting(behind, segments, most int) int {
-	pairs := float64(most / max(segments, 1))
-	half := float64(behind) / 2
-	return int(math.Sqrt(pairs+half*half) - half) // of n*(n+behind) <= pairs
+	return fmt.Sprintf("the policies differ about connections from %d identities to %d, in %d ranges of ports and protocols: "+
+		"that is %d to compare, and %d is the most, so none was compared", e.Sources, e.Destinations, e.Services, e.Connections, e.Most)
 }
 
 type differ struct {
-	inv      *inventory.Inventory
-	books    [2]*Book
+	inv      compile.Inventory
+	mesh     proto.Mesh
+	policies []*acl.Policy // those that there are
+	bound    [2]*compile.Bound
 	segments []segment
-	classes  []*class
-	byWho    map[string]int // how many classes of one identity there are
+	classes  []*class // of nodes, then networks behind routers
+	nodes    int      // how many of them are of nodes
+	classOf  map[proto.NodeID]int
+	byWho    map[string]int // how many labels there are of an identity; 2 where some of its nodes are in no class
+	members  bool           // every node of a person is in a class
 	changes  map[string]*Change
 	order    []string
 }
 
-// class is nodes of one identity that both policies treat alike, two of which stand for all.
-type class struct {
-	who   string
-	nodes []proto.Identity
-	addr  netip.Addr // behind routers; then there are no nodes
-}
-
-// segment is protocols and ports that both policies treat alike; the first of each stands for all.
-type segment struct {
-	protocols []uint8
-	first     uint16
-	last      uint16
-}
-
-// literals are the ranges that rules name, each once.
-func literals(policies ...*acl.Policy) []netip.Prefix {
-	var out []netip.Prefix
-	add := func(s acl.Selector) {
-		if s.Kind == acl.Literal {
-			out = append(out, s.Prefix)
-		}
-		if s.Kind == acl.AddressSet {
-			out = append(out, s.Prefixes...)
+func policies(programs ...*compile.Program) (out []*acl.Policy) {
+	for _, p := range programs {
+		if p.Policy() != nil {
+			out = append(out, p.Policy())
 		}
 	}
-	for _, p := range policies {
-		for _, r := range p.Rules {
-			for _, s := range r.Src {
-				add(s)
-			}
-			for _, d := range r.Dst {
-				add(d.Selector)
+	return out
+}
+
+// narrowed is a span in numbers of classes and of segments.
+type narrowed struct {
+	src, dst []int
+	self     bool
+	segments []int
+}
+
+// narrowed says which classes and segments each span is about.
+func (d *differ) narrowed(spans []compile.Span, most int) ([]narrowed, error) {
+	out := make([]narrowed, 0, len(spans))
+	src, dst, kinds, questions := map[int]bool{}, map[int]bool{}, map[int]bool{}, 0
+	for _, s := range spans {
+		n := narrowed{src: d.numbers(s.Src), dst: d.numbers(s.Dst), self: s.Self}
+		for i := d.nodes; i < len(d.classes); i++ {
+			if s.Leads(d.classes[i].addr) {
+				n.dst = append(n.dst, i)
 			}
 		}
+		for i, x := range d.segments {
+			if x.meets(s.Services) {
+				n.segments = append(n.segments, i)
+			}
+		}
+		to := len(n.dst)
+		if n.self {
+			to = 1
+			note(dst, n.src)
+		}
+		questions += len(n.src) * to * len(n.segments)
+		note(src, n.src)
+		note(dst, n.dst)
+		note(kinds, n.segments)
+		out = append(out, n)
 	}
-	slices.SortFunc(out, proto.ComparePrefix)
+	if questions > most {
+		return nil, &TooWideError{Sources: len(src), Destinations: len(dst), Services: len(kinds), Connections: questions, Most: most}
+	}
+	return out, nil
+}
+
+func note(seen map[int]bool, list []int) {
+	for _, i := range list {
+		seen[i] = true
+	}
+}
+
+// numbers are the classes of nodes, sorted.
+func (d *differ) numbers(ids []proto.NodeID) []int {
+	var out []int
+	for _, id := range ids {
+		if i, ok := d.classOf[id]; ok {
+			out = append(out, i)
+		}
+	}
+	slices.Sort(out)
 	return slices.Compact(out)
 }
 
-// segments cuts protocols and ports where a rule begins or ends.
-func segments(policies ...*acl.Policy) []segment {
-	cuts := map[uint8][]int{}
-	uses := map[uint8]*strings.Builder{}
-	for n, p := range policies {
-		for i, r := range p.Rules {
-			for j, d := range r.Dst {
-				for _, s := range d.Services {
-					cuts[s.Proto] = append(cuts[s.Proto], int(s.First), int(s.Last)+1)
-					if uses[s.Proto] == nil {
-						uses[s.Proto] = &strings.Builder{}
+// ask asks about each pair of classes that a rule is about, in the segments that it is about.
+func (d *differ) ask(rules []narrowed) {
+	from := make([][]int, d.nodes)
+	for i, r := range rules {
+		for _, c := range r.src {
+			from[c] = append(from[c], i)
+		}
+	}
+	about := make([][]int, len(d.classes))
+	for c, list := range from {
+		var to []int
+		add := func(class int, r *narrowed) {
+			if about[class] == nil {
+				to = append(to, class)
+			}
+			about[class] = append(about[class], r.segments...)
+		}
+		for _, i := range list {
+			r := &rules[i]
+			for _, x := range r.dst {
+				add(x, r)
+			}
+			if r.self {
+				for _, x := range r.src {
+					if d.classes[x].who == d.classes[c].who {
+						add(x, r)
 					}
-					fmt.Fprint(uses[s.Proto], n, i, j, s.First, s.Last, ";")
 				}
 			}
-			if r.Action == acl.Monitor { // about every protocol
-				cuts[proto.ProtoTCP] = append(cuts[proto.ProtoTCP], 0)
-				cuts[proto.ProtoUDP] = append(cuts[proto.ProtoUDP], 0)
-			}
 		}
-	}
-	alike := map[string][]uint8{}
-	for protocol := range cuts {
-		key := fmt.Sprint(proto.HasPorts(protocol))
-		if protocol == proto.ProtoICMP || protocol == proto.ProtoICMPv6 {
-			key = fmt.Sprint(protocol)
+		slices.Sort(to)
+		for _, x := range to {
+			slices.Sort(about[x])
+			d.compare(d.classes[c], d.classes[x], slices.Compact(about[x]))
+			about[x] = nil
 		}
-		if uses[protocol] != nil {
-			key += uses[protocol].String()
-		}
-		alike[key] = append(alike[key], protocol)
-	}
-	var out []segment
-	for _, protocols := range alike {
-		slices.Sort(protocols)
-		if !proto.HasPorts(protocols[0]) {
-			out = append(out, segment{protocols, 0, 65535})
-			continue
-		}
-		at := append(cuts[protocols[0]], 0)
-		slices.Sort(at)
-		at = append(slices.Compact(at), 65536)
-		for i, first := range at[:len(at)-1] {
-			if first < 65536 {
-				out = append(out, segment{protocols, uint16(first), uint16(min(at[i+1], 65536) - 1)})
-			}
-		}
-	}
-	slices.SortFunc(out, func(a, b segment) int {
-		return cmp.Or(cmp.Compare(a.protocols[0], b.protocols[0]), cmp.Compare(a.first, b.first))
-	})
-	return out
-}
-
-// classify sorts the nodes into classes.
-func (d *differ) classify(named []netip.Prefix) {
-	byKey := map[string]*class{}
-	d.byWho = map[string]int{}
-	for _, n := range d.inv.Nodes {
-		key := []byte(n.Who() + "\x00")
-		for _, p := range named {
-			if slices.ContainsFunc(n.Addrs.Slice(), p.Contains) {
-				key = append(key, p.String()...)
-			}
-		}
-		key = fmt.Append(key, "\x00", d.inv.Traits(n.ID), n.User.AuthTime.Unix())
-		c, ok := byKey[string(key)]
-		if !ok {
-			c = &class{who: n.Who()}
-			byKey[string(key)] = c
-			d.classes = append(d.classes, c)
-			d.byWho[c.who]++
-		}
-		c.nodes = append(c.nodes, n)
 	}
 }
 
-// behind is what routers serve under either policy, cut where rules name parts of it.
-func (d *differ) behind() []*class {
-	var routes []netip.Prefix
-	for id := range d.inv.Routers() {
-		for _, b := range d.books {
-			routes = append(routes, b.bound.Approved(id)...)
-		}
-	}
-	var out []*class
-	seen := map[netip.Prefix]bool{}
-	add := func(p netip.Prefix, a netip.Addr, who string) {
-		if _, taken := d.inv.ByAddr(a); !taken && !seen[p] {
-			seen[p] = true
-			out = append(out, &class{who: who, addr: a})
-		}
-	}
-	named := literals(d.books[0].policy, d.books[1].policy)
-	for _, r := range routes {
-		exit := r.Bits() == 0
-		switch {
-		case exit && r.Addr().Is4():
-			add(r, netip.MustParseAddr("8.8.8.8"), "autogroup:internet (IPv4)")
-		case exit:
-			add(r, netip.MustParseAddr("2001:4860:4860::8888"), "autogroup:internet (IPv6)")
-		default:
-			add(r, r.Addr(), r.String())
-		}
-		for _, p := range named {
-			if p.Bits() > r.Bits() && r.Contains(p.Addr()) && (!exit || isInternet(p.Addr())) && !d.inv.Mesh.Contains(p.Addr()) {
-				add(p, p.Addr(), p.String())
-			}
-		}
-	}
-	slices.SortFunc(out, func(a, b *class) int { return a.addr.Compare(b.addr) })
-	return out
-}
-
-// label names a class by its identity, and by its nodes where others of the identity are treated differently.
-func (d *differ) label(c *class) string {
-	if d.byWho[c.who] < 2 {
-		return c.who
-	}
-	const most = 3
-	var nodes []string
-	for _, n := range c.nodes[:min(len(c.nodes), most)] {
-		nodes = append(nodes, n.Name)
-	}
-	if more := len(c.nodes) - most; more > 0 {
-		nodes = append(nodes, fmt.Sprintf("%d more", more))
-	}
-	return fmt.Sprintf("%s (%s)", c.who, strings.Join(nodes, ", "))
-}
-
-// compare asks both policies about the connections from one class to another.
-func (d *differ) compare(from, to *class) {
+// compare asks both policies about the connections from one class to another, of some segments.
+func (d *differ) compare(from, to *class, about []int) {
 	src, dst := from.nodes[0], proto.Identity{}
 	if !to.addr.IsValid() {
 		dst = to.nodes[0]
@@ -272,9 +207,10 @@ func (d *differ) compare(from, to *class) {
 	}
 	found := map[key][]string{}
 	var order []key
-	for _, s := range d.segments {
+	for _, i := range about {
+		s := d.segments[i]
 		verdict := [2]struct{ v4, v6 compile.Verdict }{}
-		for i, b := range d.books {
+		for i, b := range d.bound {
 			ask := func(a, z netip.Addr) compile.Verdict {
 				if to.addr.IsValid() {
 					z = to.addr
@@ -282,7 +218,7 @@ func (d *differ) compare(from, to *class) {
 				if wrongFamily(End{Addr: z}, s.protocols[0]) {
 					return compile.Verdict{}
 				}
-				return b.bound.Decide(src.ID, a, z, s.protocols[0], s.first)
+				return b.Decide(src.ID, a, z, s.protocols[0], s.first)
 			}
 			verdict[i].v4, verdict[i].v6 = ask(src.Addrs.V4, dst.Addrs.V4), ask(src.Addrs.V6, dst.Addrs.V6)
 		}
@@ -341,26 +277,13 @@ func either(a, b compile.Verdict) compile.Verdict {
 	return b
 }
 
-// names are the services of a segment. Many protocols at once are all those that have no name of their own here.
-func (s segment) names() []string {
-	const most = 8
-	var out []string
-	for _, p := range s.protocols {
-		out = append(out, ServiceName(proto.Service{Proto: p, First: s.first, Last: s.last}))
-	}
-	if more := len(out) - most; more > 0 {
-		out = append(out[:most], fmt.Sprintf("%d more protocols", more))
-	}
-	return out
-}
-
 // folded joins changes that differ in their destinations only, names groups for their members, and sorts.
 func (d *differ) folded() []Change {
 	byRest := map[string]*Change{}
 	var out []*Change
 	for _, id := range d.order {
 		c := d.changes[id]
-		c.Src = d.grouped(c.Src)
+		c.Src = d.grouped(c.Src, c.Dst)
 		key := fmt.Sprint(c.Gained, c.Src, c.Services, c.Rule)
 		if first, ok := byRest[key]; ok {
 			first.Dst = append(first.Dst, c.Dst...)
@@ -371,7 +294,7 @@ func (d *differ) folded() []Change {
 	}
 	list := make([]Change, len(out))
 	for i, c := range out {
-		c.Dst = d.grouped(c.Dst)
+		c.Dst = d.grouped(c.Dst, c.Src)
 		list[i] = *c
 	}
 	slices.SortStableFunc(list, func(a, b Change) int {
@@ -390,18 +313,34 @@ func compareBool(a, b bool) int {
 	return -1
 }
 
-// grouped puts autogroup:member for all users, if there are several.
-func (d *differ) grouped(list []string) []string {
+// grouped puts autogroup:member for all users, if there are several and all have a part in what changes. Whoever is alone on the
+// other side and has one node only may be missing: it has nobody to connect to there.
+func (d *differ) grouped(list, other []string) []string {
 	slices.Sort(list)
 	list = slices.Compact(list)
-	users := map[string]bool{}
-	for _, c := range d.classes {
+	if !d.members {
+		return list
+	}
+	users, here := map[string]*class{}, map[string]bool{}
+	for _, c := range d.classes[:d.nodes] {
 		if person(c.nodes[0]) {
-			users[d.label(c)] = true
+			users[d.label(c)] = c
 		}
 	}
-	rest := slices.DeleteFunc(slices.Clone(list), func(s string) bool { return users[s] })
-	if len(users) < 2 || len(list)-len(rest) != len(users) {
+	rest := make([]string, 0, len(list))
+	for _, s := range list {
+		if users[s] == nil {
+			rest = append(rest, s)
+		}
+		here[s] = true
+	}
+	missing := len(users) - (len(list) - len(rest))
+	if len(other) == 1 && !here[other[0]] {
+		if c := users[other[0]]; c != nil && len(c.nodes) == 1 {
+			missing--
+		}
+	}
+	if len(users) < 2 || missing > 0 || len(rest) == len(list) {
 		return list
 	}
 	return append([]string{"autogroup:member"}, rest...)

@@ -45,11 +45,11 @@ func TestDiff(t *testing.T) {
 				before, after = after, before
 			}
 			got := ""
-			changes, err := Diff(before, after, inv)
+			found, err := diffOf(before, after, inv, 1e6)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, c := range changes {
+			for _, c := range found.Changes {
 				if c.Gained != gained || c.Rule.Path != "grants[0]" {
 					t.Errorf("%s: %+v", grants, c)
 				}
@@ -70,30 +70,40 @@ func TestDiffIsNotAboutText(t *testing.T) {
 	}
 	a := parsed(t, `{"src": ["ann@", "bob@"], "dst": ["tag:r"], "ip": ["tcp:80-90"]}`)
 	b := parsed(t, `{"src": ["autogroup:member"], "dst": ["tag:r"], "ip": ["tcp:80-85"]}, {"src": ["autogroup:member"], "dst": ["tag:r"], "ip": ["tcp:86-90"]}`)
-	if got, err := Diff(a, b, inv); err != nil || len(got) > 0 {
+	if got, err := diffOf(a, b, inv, 1e6); err != nil || len(got.Changes) > 0 {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
 
-// A comparison that is too wide is refused as a whole, and one that just fits is not.
+// A comparison that is too wide is refused as a whole, and one that just fits is not. What does not change costs nothing.
 func TestDiffIsBounded(t *testing.T) {
 	inv, err := inventory.Parse([]byte(mesh), time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, b := parsed(t, ""), parsed(t, `{"src": ["ann@"], "dst": ["tag:r"], "ip": ["icmp:*"]}`)
-	const all = 3 * (3 + 1) // identities, and the network behind the router; one segment
-	if got, err := diff(a, b, inv, all); err != nil || len(got) != 1 {
+	same := `{"src": ["*"], "dst": ["*"], "ip": ["udp:1-65535"]}`
+	a, b := parsed(t, same), parsed(t, same+`, {"src": ["*"], "dst": ["tag:r"], "ip": ["tcp:22", "icmp:*"]}`)
+	const all = 3 * 1 * 2 // every node to the router, for two services
+	got, err := diffOf(a, b, inv, all)
+	if err != nil || got.Touched != 3 || len(got.Changes) != 1 {
 		t.Errorf("%+v, %v", got, err)
 	}
-	got, err := diff(a, b, inv, all-1)
+	got, err = diffOf(a, b, inv, all-1)
 	var wide *TooWideError
-	if !errors.As(err, &wide) || got != nil || *wide != (TooWideError{Identities: 3, Behind: 1, Segments: 1, Fit: 2}) {
+	want := TooWideError{Sources: 3, Destinations: 1, Services: 2, Connections: all, Most: all - 1}
+	if !errors.As(err, &wide) || got.Changes != nil || got.Touched != 3 || *wide != want {
 		t.Fatalf("%+v, %v", got, err)
 	}
-	if !strings.Contains(err.Error(), "so 1 have to be left out") {
+	if !strings.Contains(err.Error(), "that is 6 to compare, and 5 is the most, so none was compared") {
 		t.Error(err)
 	}
+	if got, err := diffOf(a, a, inv, 0); err != nil || got.Touched != 0 || got.Changes != nil {
+		t.Errorf("the same: %+v, %v", got, err)
+	}
+}
+
+func diffOf(a, b *acl.Policy, inv *inventory.Inventory, most int) (Difference, error) {
+	return Diff(inv.Program(a), inv.Program(b), inv, most)
 }
 
 func sides(c Change) string { return fmt.Sprint(c.Src, " ", c.Dst, " ", c.Services) }

@@ -2,7 +2,6 @@ package filter
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -336,7 +335,7 @@ func TestMalformedPackets(t *testing.T) {
 				}
 				binary.BigEndian.PutUint16(bent[at:], total)
 				if v := w.In(bent); v.Pass {
-					t.Error(fmt.Sprintf("passes with length %d", total))
+					t.Errorf("passes with length %d", total)
 				}
 			}
 		})

@@ -235,7 +235,7 @@ func (n *node) Up(code string) *redoubtv1.Status {
 func (n *node) TryUp(code string, within time.Duration) (*redoubtv1.Status, error) {
 	ctx, cancel := n.m.within(within)
 	defer cancel()
-	return n.agent.Up(ctx, code, n.name, func(step string) { n.m.Logf("%s: %s", n.name, step) })
+	return n.agent.Up(ctx, &redoubtv1.UpRequest{Code: code, Hostname: n.name}, func(step string) { n.m.Logf("%s: %s", n.name, step) })
 }
 
 // Status is what `redoubt status` shows.

@@ -220,7 +220,7 @@ func (l *life) bid(n *node) {
 		ctx, cancel := l.within(time.Minute)
 		defer cancel()
 		// It is not a node any more, and must not become one by being set up again.
-		_, _ = n.agent.Up(ctx, "", "", func(string) {})
+		_, _ = n.agent.Up(ctx, &redoubtv1.UpRequest{}, func(string) {})
 	}
 	delete(l.members, n)
 }

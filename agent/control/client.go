@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -38,7 +37,7 @@ type Config struct {
 
 	URLs              []string
 	Device            device.Key
-	Node              key.NodePrivate
+	Prover            enroll.Prover // nil: there is none
 	Program, Hostname string
 	// Facts are asked for each time that they are told.
 	Facts func() enroll.Facts
@@ -88,8 +87,15 @@ func (c *Client) Ack(v proto.Version) { c.out.ack(v) }
 // Report tells the coordinator, of this stream and of those that come, where this node may be reached.
 func (c *Client) Report(endpoints []proto.Endpoint, port uint16) { c.out.report(endpoints, port) }
 
+// Renewal is what the next certificate is asked for with.
+type Renewal struct {
+	Node    key.NodePrivate // that is to come next
+	Ticket  []byte          // that came with the certificate that there is
+	Talking []proto.NodeID  // the peers that the node speaks with
+}
+
 // Renew asks for the next certificate.
-func (c *Client) Renew() { c.out.renew() }
+func (c *Client) Renew(r Renewal) { c.out.renew(r) }
 
 // Resume sets the version that the next stream resumes from.
 func (c *Client) Resume(v proto.Version) {
@@ -178,8 +184,11 @@ func (c *Client) attempt(ctx context.Context, coordinator string) (opened bool, 
 	c.mu.Lock()
 	self, applied := c.self, c.applied
 	c.mu.Unlock()
-	certificate := &tls.Certificate{Certificate: self.Record.Chain, PrivateKey: c.cfg.Device}
-	ch, err := c.cfg.open(ctx, coordinator, certificate, func(chain [][]byte) error {
+	certificate, err := cert.TLSCertificate(c.cfg.Device, self.Record.Chain[0], self.Record.Chain[1:]...)
+	if err != nil {
+		return false, 0, fmt.Errorf("coordinator %s: %w", coordinator, err)
+	}
+	ch, err := c.cfg.open(ctx, coordinator, &certificate, func(chain [][]byte) error {
 		_, err := self.Verifier.Coordinator(chain, c.cfg.Now())
 		return err
 	})
@@ -209,6 +218,9 @@ func (e *refusedError) Error() string { return e.message }
 
 // kind says what a refusal means for a node with a certificate.
 func (e *refusedError) kind() machine.Refusal {
+	if e.code == redoubtv1.Refusal_CODE_QUARANTINED {
+		return machine.RefusedQuarantined
+	}
 	if e.code == redoubtv1.Refusal_CODE_REVOKED || e.code == redoubtv1.Refusal_CODE_DELETED && e.final {
 		return machine.RefusedRevoked
 	}

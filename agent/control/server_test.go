@@ -74,7 +74,7 @@ func (l *lab) config() Config {
 			l.heard = append(l.heard, at)
 		},
 		Rand: randv2.New(randv2.NewPCG(1, 1)), URLs: []string{coordinatorURL},
-		Device: l.self.Device, Node: l.self.Node, Program: "test", Hostname: "self",
+		Device: l.self.Device, Program: "test", Hostname: "self",
 		Emit: func(_ context.Context, e machine.Event) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
@@ -160,7 +160,7 @@ func (l *lab) serve(address string, f func(n int, s *talk)) (stop func()) {
 
 func accept(raw net.Conn, certificate tls.Certificate) (*talk, error) {
 	s := &talk{}
-	conn := tls.Server(raw, cert.ServerConfig(certificate, func(chain [][]byte) error {
+	conn := tls.Server(raw, cert.ServerConfig(certificate, nil, func(chain [][]byte) error {
 		s.peer = chain
 		return nil
 	}))

@@ -24,6 +24,7 @@ type Fake struct {
 	why     *redoubtv1.WhyResponse
 	grants  []*redoubtv1.Capability
 	downs   int
+	asked   *redoubtv1.UpRequest
 }
 
 var _ Backend = (*Fake)(nil)
@@ -33,6 +34,13 @@ func (f *Fake) SetStatus(st *redoubtv1.Status) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.status = st
+}
+
+// Asked is what Up was asked last.
+func (f *Fake) Asked() *redoubtv1.UpRequest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.asked
 }
 
 // Refuse makes Up and Down fail with err.
@@ -81,14 +89,15 @@ func (f *Fake) Status(context.Context) (*redoubtv1.Status, error) {
 }
 
 // Up implements Backend: it tells its arguments as progress.
-func (f *Fake) Up(ctx context.Context, code, hostname string, progress func(string)) (*redoubtv1.Status, error) {
+func (f *Fake) Up(ctx context.Context, r *redoubtv1.UpRequest, progress func(string)) (*redoubtv1.Status, error) {
 	f.mu.Lock()
 	err := f.refused
+	f.asked = r
 	f.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
-	progress(fmt.Sprintf("code of %d characters, hostname %q", len(code), hostname))
+	progress(fmt.Sprintf("code of %d characters, hostname %q", len(r.GetCode()), r.GetHostname()))
 	return f.Status(ctx)
 }
 

@@ -22,7 +22,7 @@ import (
 type Backend interface {
 	Status(context.Context) (*redoubtv1.Status, error)
 	// Up returns when the data path runs; until then it tells progress.
-	Up(ctx context.Context, code, hostname string, progress func(step string)) (*redoubtv1.Status, error)
+	Up(ctx context.Context, r *redoubtv1.UpRequest, progress func(step string)) (*redoubtv1.Status, error)
 	Down(context.Context) error
 	// Ping sends count echoes, or goes on until the context ends if count is zero.
 	Ping(ctx context.Context, peer string, count uint32, interval time.Duration, emit func(*redoubtv1.PingResponse) error) error
@@ -142,7 +142,7 @@ func (s *service) Up(ctx context.Context, r *redoubtv1.UpRequest, out *connect.S
 	if !s.access.MayChange(callerOf(ctx)) {
 		return errDenied
 	}
-	st, err := s.b.Up(ctx, r.GetCode(), r.GetHostname(), func(step string) {
+	st, err := s.b.Up(ctx, r, func(step string) {
 		// A caller that is gone ends the context; nothing else follows from a step that did not arrive.
 		_ = out.Send(&redoubtv1.UpResponse{Step: step})
 	})

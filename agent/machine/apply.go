@@ -18,10 +18,9 @@ func (m *Machine) load(nm *proto.Netmap) error {
 		return err
 	}
 	m.netmap = nm
+	m.beyond.stale = true
 	m.missing = m.missingFeatures(nm)
-	for _, p := range nm.Peers {
-		m.roster.set(p)
-	}
+	m.roster.set(nm.Peers)
 	return nil
 }
 
@@ -111,13 +110,12 @@ func (m *Machine) apply(d *proto.Delta, nm *proto.Netmap) error {
 		}
 	}
 	m.netmap = nm
+	m.beyond.stale = m.beyond.stale || d.Head != nil || len(d.UpsertRules)+len(d.RemoveRules) > 0
 	m.missing = m.missingFeatures(nm)
 	for _, id := range d.RemovePeers {
 		m.roster.remove(id)
 	}
-	for _, p := range d.UpsertPeers {
-		m.roster.set(p)
-	}
+	m.roster.set(d.UpsertPeers)
 	for _, c := range d.Endpoints {
 		m.roster.setEndpoints(c.ID, c.Endpoints)
 	}
@@ -158,6 +156,10 @@ func (m *Machine) reject(err error) {
 // settle judges peers and this node itself anew where that is due.
 func (m *Machine) settle() []move {
 	g := m.contact.grace(m.outage(), m.now)
+	m.roster.heard = m.contact.last
+	if m.contact.serves {
+		m.roster.heard = m.now
+	}
 	moves := m.roster.settle(m.now, g)
 	was := m.selfLive
 	m.selfLive, m.selfUntil = live(m.self.Node, m.now, g)
@@ -239,7 +241,7 @@ func (m *Machine) enginePeer(id proto.NodeID, e *entry) Peer {
 
 // enginePeers are all that the engine may talk to.
 func (m *Machine) enginePeers() (peers []Peer) {
-	if m.wanted.Revoked != nil {
+	if m.wanted.Revoked != nil || m.quarantine != "" {
 		return nil
 	}
 	for _, p := range m.roster.sorted() {

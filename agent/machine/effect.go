@@ -15,8 +15,17 @@ import (
 type Effect interface{ effect() }
 
 // StartPath brings up device, routes and engine, with nothing passing, in the place of those that there are; what guards the
-// host meanwhile stays. PathUp or PathDown follows.
-type StartPath struct{ Self *identity.Self }
+// host meanwhile stays. Beyond holds from the first moment. PathUp or PathDown follows.
+type StartPath struct {
+	Self   *identity.Self
+	Beyond Beyond
+}
+
+// Lead changes what the host's network leads beyond the mesh.
+type Lead struct{ Beyond Beyond }
+
+// Offer says which routes the coordinator is told of from now on. The slice does not change.
+type Offer struct{ Routes []netip.Prefix }
 
 // StopPath takes them down again and puts everything back.
 type StopPath struct{}
@@ -44,7 +53,14 @@ type Redial struct{ Reason string }
 type Hang struct{}
 
 // Renew asks for the next certificate on the stream: Renewed or RenewFailed follow.
-type Renew struct{}
+type Renew struct{ Self *identity.Self }
+
+// Turn puts another node key to use that the certificate names. Where that key was to come next, sessions go on under the one
+// before until they are made anew.
+type Turn struct{ To key.NodePublic }
+
+// DropKey gives up the key that a renewal would ask for, so that the next one asks for another.
+type DropKey struct{ Self *identity.Self }
 
 // Ack tells the coordinator which version the data path enforces. It is left out if an effect before it failed.
 type Ack struct{ Version proto.Version }
@@ -108,6 +124,8 @@ type Peer struct {
 // RemovePeers removes peers of the engine, with their sessions.
 type RemovePeers struct{ IDs []proto.NodeID }
 
+func (Lead) effect()         {}
+func (Offer) effect()        {}
 func (Install) effect()      {}
 func (Sweep) effect()        {}
 func (SetPeers) effect()     {}
@@ -120,6 +138,8 @@ func (Resume) effect()       {}
 func (Redial) effect()       {}
 func (Hang) effect()         {}
 func (Renew) effect()        {}
+func (Turn) effect()         {}
+func (DropKey) effect()      {}
 func (Ack) effect()          {}
 func (Arm) effect()          {}
 func (Log) effect()          {}

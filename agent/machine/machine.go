@@ -13,6 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/state"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
 const (
@@ -44,6 +45,7 @@ type Loaded struct {
 	Self   *identity.Self // nil: not enrolled
 	Netmap *proto.Netmap  // nil: none
 	Floors state.Floors
+	Key    key.NodePublic // the node key in use
 }
 
 // Machine is the state of a node. It has one owner.
@@ -59,8 +61,10 @@ type Machine struct {
 	contact contact
 	path    pathState
 	renewal renewal
+	using   key.NodePublic // the node key in use
 	term    term
 	routes  routes // as the engine knows them
+	beyond  beyond
 
 	selfLive  bool // own certificate is good
 	selfUntil time.Time
@@ -71,8 +75,10 @@ type Machine struct {
 	retryDisk time.Time
 	armed     time.Time
 
+	quarantine string // why this node is kept apart from all others; empty where it is not
+
 	// What is wrong, for people; "" where it is not.
-	refused, netmapFault, compileFault, diskFault, renewFault string
+	refused, netmapFault, compileFault, diskFault, renewFault, keyFault string
 
 	now time.Time
 	out []Effect
@@ -98,6 +104,7 @@ func New(cfg Config, l Loaded) *Machine {
 	return &Machine{
 		cfg: cfg, wanted: l.Wanted, join: l.Join, self: l.Self, netmap: l.Netmap, floors: l.Floors,
 		roster: newRoster(l.Floors.Sequences), contact: contact{last: l.Floors.LastContact},
+		using: l.Key,
 	}
 }
 
@@ -117,13 +124,13 @@ func (m *Machine) Check(e Up) error {
 	case m.wanted.Revoked != nil && e.Join == nil:
 		return ErrRevoked
 	case m.wanted.Revoked != nil:
-		return nil
+		return m.checkRouting(e)
 	case m.self == nil && e.Join == nil && (m.join == nil || m.join.Secret.IsZero()):
 		return ErrNotEnrolled
 	case m.self != nil && e.Join != nil && m.join != nil && m.join.Root != e.Join.Root:
 		return ErrOtherMesh
 	}
-	return nil
+	return m.checkRouting(e)
 }
 
 // URLs are where the coordinators are; none where the node does not know any.
@@ -137,11 +144,15 @@ func (m *Machine) URLs() []string {
 // Hostname is what people want the node to be called; empty where they did not say.
 func (m *Machine) Hostname() string { return m.wanted.Hostname }
 
+// Routing is what people decided about networks beyond the mesh.
+func (m *Machine) Routing() state.Routing { return m.wanted.Routing }
+
 // Step takes one event, and says what is to be done.
 func (m *Machine) Step(now time.Time, e Event) []Effect {
 	m.now, m.out = now, nil
 	m.take(e)
 	m.advance()
+	m.lead()
 	m.arm()
 	return m.out
 }
@@ -192,6 +203,9 @@ func (m *Machine) take(e Event) {
 		m.renewed(e.Self)
 	case RenewFailed:
 		m.renewFailed(e.Reason)
+		if e.KeyUsed && m.self != nil {
+			m.do(DropKey{m.self})
+		}
 	case PathUp:
 		m.pathUp()
 	case PathDown:
@@ -207,6 +221,7 @@ func (m *Machine) start() {
 	if m.self != nil {
 		m.adopt(m.self)
 	}
+	m.offer()
 	if m.self != nil && m.netmap != nil {
 		if err := m.load(m.netmap); err != nil {
 			m.netmapFault = err.Error()
@@ -222,8 +237,7 @@ func (m *Machine) start() {
 func (m *Machine) run() {
 	switch {
 	case m.self != nil:
-		m.path = pathState{wanted: true}
-		m.do(StartPath{Self: m.self})
+		m.startPath()
 		if m.wanted.Revoked == nil {
 			m.attach()
 		}
@@ -259,6 +273,7 @@ func (m *Machine) version() proto.Version {
 func (m *Machine) up(e Up) {
 	fresh := m.self == nil || m.wanted.Revoked != nil
 	if m.wanted.Up && !(fresh && e.Join != nil) {
+		m.setRouting(e.Routing)
 		return
 	}
 	if m.wanted.Revoked != nil {
@@ -271,8 +286,12 @@ func (m *Machine) up(e Up) {
 		m.join = &join
 		m.do(SaveJoin{join})
 	}
-	m.wanted = state.Wanted{Up: true, Hostname: e.Hostname}
+	m.wanted = state.Wanted{Up: true, Hostname: e.Hostname, Routing: m.wanted.Routing}
+	if e.Routing != nil {
+		m.wanted.Routing = *e.Routing
+	}
 	m.do(SaveWanted{m.wanted})
+	m.offer()
 	m.run()
 }
 
@@ -319,7 +338,9 @@ func (m *Machine) forget() {
 	m.contact = contact{}
 	m.renewal = renewal{}
 	m.term = term{}
+	m.beyond.used = nil
 	m.missing, m.refused, m.netmapFault, m.compileFault, m.renewFault = nil, "", "", "", ""
+	m.using, m.quarantine, m.keyFault = key.NodePublic{}, "", ""
 	m.do(Hang{}, Forget{})
 }
 
@@ -334,7 +355,9 @@ func (m *Machine) enrolled(e Enrolled) {
 	// The identity first: with it on the disk the secret is not needed any more, without it, it is.
 	m.do(SaveIdentity{e.Self.Record}, SaveJoin{join}, Hang{})
 	m.log("enrolled", "node", e.Self.Node.ID, "name", e.Self.Node.Name, "v4", e.Self.Node.Addrs.V4, "v6", e.Self.Node.Addrs.V6)
+	m.using = e.Self.Key
 	m.adopt(e.Self)
+	m.offer() // without what this mesh has itself
 	m.run()
 }
 
@@ -363,6 +386,7 @@ func (m *Machine) adopt(self *identity.Self) {
 	n := self.Node
 	life := n.NotAfter.Sub(n.NotBefore)
 	m.renewal = renewal{due: n.NotBefore.Add(time.Duration((0.45 + 0.1*m.cfg.Rand.Float64()) * float64(life)))}
+	m.spread()
 }
 
 func (m *Machine) connected(e Connected) {
@@ -371,7 +395,9 @@ func (m *Machine) connected(e Connected) {
 	}
 	m.contact.open, m.contact.url = true, e.URL
 	m.renewal.must = e.RenewFirst
+	m.isolate(e.Quarantine)
 	if !e.RenewFirst {
+		m.spread()
 		m.serve()
 	}
 	m.log("connected", "coordinator", e.URL)
@@ -381,6 +407,7 @@ func (m *Machine) connected(e Connected) {
 func (m *Machine) serve() {
 	m.contact.serve(m.now)
 	m.roster.regrace()
+	m.roster.reorder()
 }
 
 func (m *Machine) lost(reason string) {
@@ -396,9 +423,13 @@ func (m *Machine) refuse(e Refused) {
 	if e.Kind == RefusedRevoked && m.wanted.Revoked == nil {
 		// Closed first, and on the disk next: it must hold even if the machine goes down at this moment.
 		m.wanted.Revoked = &state.Revocation{At: m.now, Message: e.Message}
+		m.beyond.stale = true
 		m.closeAll()
 		m.do(RemovePeers{m.engineIDs()}, SaveWanted{m.wanted}, Hang{})
 		m.warn("this node was revoked", "message", e.Message)
+	}
+	if e.Kind == RefusedQuarantined {
+		m.isolate(e.Message)
 	}
 	m.lost(e.Message)
 }
@@ -417,15 +448,17 @@ func (m *Machine) renewed(self *identity.Self) {
 	m.renewFault = ""
 	m.do(SaveIdentity{self.Record})
 	m.adopt(self)
-	if must {
+	if must && m.now.Before(self.Node.NotAfter.Add(cert.Skew)) {
 		m.serve()
+	} else {
+		m.renewal.must = must // it was issued long ago, and its time is over as well
 	}
 	m.log("certificate renewed", "expires", stamp(self.Node.NotAfter), "sequence", self.Node.Sequence)
 	m.do(Attach{Self: self, Applied: m.lasting()})
-	if before.Node.Addrs != self.Node.Addrs || before.Key != self.Key {
+	m.turn()
+	if before.Node.Addrs != self.Node.Addrs {
 		m.closeAll()
-		m.path = pathState{wanted: true}
-		m.do(StartPath{Self: self})
+		m.startPath()
 		return
 	}
 	m.enforce(m.settle(), !sameIdentity(before.Node.Identity, self.Node.Identity))
@@ -444,7 +477,7 @@ func (m *Machine) pathUp() {
 	}
 	m.path = pathState{wanted: true, up: true}
 	m.settle()
-	m.routes = m.roster.assign()
+	m.assign()
 	// The engine is empty, and the filter closed.
 	if peers := m.enginePeers(); len(peers) > 0 {
 		m.do(SetPeers{Peers: peers, Again: true})
@@ -465,8 +498,13 @@ func (m *Machine) pathDown(reason string) {
 
 func (m *Machine) failed(e Failed) {
 	switch e.Effect.(type) {
-	case SetPeers, RemovePeers:
+	case SetPeers, RemovePeers, Lead:
 		m.pathDown(e.Reason)
+	case Renew:
+		m.renewFailed(e.Reason)
+	case Turn, DropKey:
+		m.keyFault = e.Reason
+		m.warn("node key not changed", "reason", e.Reason)
 	case Enrol:
 		m.enrolFailed(EnrolFailed{Reason: e.Reason})
 	default:
@@ -484,13 +522,13 @@ func (m *Machine) advance() {
 	}
 	moves := m.settle()
 	m.enforce(moves, m.expire())
+	m.turn()
 	if m.contact.open && !m.renewal.asking && (m.renewal.must || !m.now.Before(m.renewal.due)) {
 		m.renewal.asking = true
-		m.do(Renew{})
+		m.do(Renew{m.self})
 	}
 	if !m.path.retry.IsZero() && !m.now.Before(m.path.retry) && m.path.wanted && !m.path.up {
-		m.path.retry = time.Time{}
-		m.do(StartPath{Self: m.self})
+		m.startPath()
 	}
 	if !m.retryDisk.IsZero() && !m.now.Before(m.retryDisk) {
 		m.saveAll()
@@ -551,6 +589,7 @@ func (m *Machine) arm() {
 		}
 		if m.contact.serves {
 			sooner(m.savedAt.Add(saveEvery))
+			sooner(m.turnsAt())
 			if len(m.roster.kept) > 0 {
 				sooner(m.contact.since.Add(Settle))
 			}
@@ -598,7 +637,7 @@ func (m *Machine) missingFeatures(nm *proto.Netmap) (missing []string) {
 // may pass.
 func (m *Machine) program(without map[proto.NodeID]bool, held []netip.Prefix) *filter.Program {
 	m.compileFault = ""
-	if m.netmap == nil || m.wanted.Revoked != nil || !m.selfLive || len(m.missing) > 0 || !m.path.up {
+	if m.netmap == nil || m.wanted.Revoked != nil || !m.selfLive || len(m.missing) > 0 || !m.path.up || m.quarantine != "" {
 		return nil
 	}
 	rules := filter.Ruleset{Version: m.netmap.Version, Mesh: m.netmap.Mesh, Self: m.self.Node.Identity}

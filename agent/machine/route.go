@@ -12,8 +12,8 @@ import (
 // routes are the prefixes behind peers in use. Each is one peer's: where several serve one it is that with the lowest id.
 type routes map[proto.NodeID][]netip.Prefix
 
-// assign costs as much as there are routers.
-func (r *roster) assign() routes {
+// assign costs as much as there are routers. Use says which of their prefixes are used.
+func (r *roster) assign(use func(proto.NodeID, netip.Prefix) bool) routes {
 	if len(r.routers) == 0 {
 		return nil
 	}
@@ -24,7 +24,7 @@ func (r *roster) assign() routes {
 			continue
 		}
 		for _, prefix := range p.claim.Routes {
-			if !taken[prefix] {
+			if !taken[prefix] && use(id, prefix) {
 				taken[prefix] = true
 				out[id] = append(out[id], prefix)
 			}
@@ -66,7 +66,7 @@ func (m *Machine) reroute(set []Peer) (held []netip.Prefix, _ []Peer) {
 		return nil, set
 	}
 	before := m.routes
-	m.routes = m.roster.assign()
+	m.assign()
 	was, is := before.owners(), m.routes.owners()
 	for p, id := range was {
 		if is[p] != id {

@@ -30,6 +30,7 @@ var (
 func newRouted(t fataler) *routed {
 	r := &routed{world: enrolled(t), serves: map[proto.NodeID][]netip.Prefix{}}
 	r.disk.Self = r.mesh.Self(r.self, 1, noon, 24*hour)
+	r.disk.Wanted.Routing.Accept = true
 	for n := uint16(2); n <= 4; n++ {
 		r.routers = append(r.routers, r.mesh.Machine(n, string(rune('a'+n))))
 	}

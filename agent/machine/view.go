@@ -20,6 +20,8 @@ const (
 	StateRunning   State = "running"
 	StateExpired   State = "expired"
 	StateRevoked   State = "revoked"
+	// StateQuarantined is a node that is kept apart, since two machines have its identity.
+	StateQuarantined State = "quarantined"
 )
 
 // View is what people want to know of a Machine, at one moment.
@@ -32,6 +34,7 @@ type View struct {
 	URL       string
 	LastHeard time.Time
 	Peers     []PeerView
+	Routing   RoutingView
 	Problems  []string
 }
 
@@ -52,6 +55,8 @@ func (m *Machine) State() State {
 		return StateEnrolling
 	case m.self == nil:
 		return StateDown
+	case m.quarantine != "":
+		return StateQuarantined
 	case !m.selfLive:
 		return StateExpired
 	case m.path.up && m.netmap != nil:
@@ -64,7 +69,7 @@ func (m *Machine) State() State {
 func (m *Machine) View(now time.Time) View {
 	v := View{
 		State: m.State(), Version: m.version(), Connected: m.contact.open, URL: m.contact.url, LastHeard: m.contact.last,
-		Problems: m.problems(now),
+		Problems: m.problems(now), Routing: m.routingView(),
 	}
 	if m.self != nil {
 		v.Node, v.Mesh = m.self.Node, m.self.Record.Mesh
@@ -113,8 +118,11 @@ func (m *Machine) problems(now time.Time) (list []string) {
 	if m.path.fault != "" {
 		add("the data path does not run: %s; it is tried again every %v", m.path.fault, retryPath)
 	}
+	if m.quarantine != "" {
+		add("%s", m.quarantine)
+	}
 	m.contactProblems(now, add)
-	for _, f := range []string{m.compileFault, m.netmapFault} {
+	for _, f := range []string{m.compileFault, m.netmapFault, m.keyFault} {
 		if f != "" {
 			add("%s", f)
 		}
@@ -124,6 +132,7 @@ func (m *Machine) problems(now time.Time) (list []string) {
 			strings.Join(m.missing, ", "), m.cfg.Program)
 	}
 	m.peerProblems(now, add)
+	m.routingProblems(add)
 	return list
 }
 

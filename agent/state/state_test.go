@@ -2,6 +2,7 @@ package state
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,7 +53,13 @@ func TestRoundTrip(t *testing.T) {
 		MeshTime: noon, LastContact: noon.Add(-time.Minute), Version: proto.Version{Epoch: 2, N: 7},
 		Sequences: map[proto.NodeID]Sequence{5: {Seen: 9, Until: noon}},
 	}
-	wanted := Wanted{Up: true, Hostname: "web", Revoked: &Revocation{At: noon, Message: "by ann"}}
+	wanted := Wanted{
+		Up: true, Hostname: "web", Revoked: &Revocation{At: noon, Message: "by ann"},
+		Routing: Routing{
+			Advertise: []netip.Prefix{netip.MustParsePrefix("10.33.0.0/16"), netip.MustParsePrefix("fd00:33::/64")}, PlainSource: true,
+			Accept: true, Exit: "gate", ExitLAN: true,
+		},
+	}
 	for _, err := range []error{
 		d.SaveFloors(floors), d.SaveWanted(wanted), d.SaveJoin(Join{URLs: []string{"https://a", "https://b"}, Root: [32]byte{7}, Secret: secret}),
 	} {
@@ -67,7 +74,7 @@ func TestRoundTrip(t *testing.T) {
 	if diff := cmp.Diff(floors, got.Floors); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff(wanted, got.Wanted); diff != "" {
+	if diff := cmp.Diff(wanted, got.Wanted, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Error(diff)
 	}
 	if got.Join.Secret.Public() != secret.Public() || len(got.Join.URLs) != 2 || got.Join.Root != [32]byte{7} {
@@ -142,6 +149,18 @@ func TestCorruptFiles(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestRoutingOnDiskIsChecked: what no command could have written is damage.
+func TestRoutingOnDiskIsChecked(t *testing.T) {
+	d, _ := filled(t)
+	if err := d.SaveWanted(Wanted{Routing: Routing{Advertise: []netip.Prefix{Everything4}}}); err != nil {
+		t.Fatal(err)
+	}
+	var corrupt *CorruptError
+	if _, err := d.Load(); !errors.As(err, &corrupt) || corrupt.Path != d.path(fileWanted) {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -87,7 +87,7 @@ func (p *program) apply(cmd *cobra.Command, a *application) error {
 	}
 	if !p.json {
 		p.tell(a.name, diagnosticsOf(tried.GetDiagnostics()))
-		p.impact(tried.GetImpact())
+		p.impact(a.name, tried.GetImpact())
 	}
 	answer := tried
 	if !a.dryRun {
@@ -130,61 +130,47 @@ func (p *program) try(ctx context.Context, a *application) (*redoubtv1.ApplyPoli
 	return nil, p.explain(err)
 }
 
-// pair is two nodes that come to know each other, or cease to, as JSON shows it.
-type pair struct {
-	Change  string `json:"change"`
-	Node    string `json:"node"`
-	Who     string `json:"who"`
-	Peer    string `json:"peer"`
-	PeerWho string `json:"peerWho"`
-}
-
+// impact is what a policy changes, as JSON shows it.
 type impact struct {
-	Base    uint64 `json:"base"`
-	Nodes   uint32 `json:"nodes"`
-	Touched uint32 `json:"touched"`
-	Gained  uint32 `json:"pairsGained"`
-	Lost    uint32 `json:"pairsLost"`
-	Pairs   []pair `json:"pairs"`
+	Base    uint64   `json:"base"`
+	Nodes   uint32   `json:"nodes"`
+	Touched uint32   `json:"touched"`
+	Gained  uint32   `json:"gained"`
+	Lost    uint32   `json:"lost"`
+	Changes []change `json:"connections"`
+	TooWide string   `json:"notCompared,omitempty"`
 }
 
 func impactOf(m *redoubtv1.PolicyImpact) impact {
-	out := impact{m.GetBase(), m.GetNodes(), m.GetTouched(), m.GetPairsGained(), m.GetPairsLost(), []pair{}}
-	for _, c := range m.GetPairs() {
-		change := "lost"
-		if c.GetGained() {
-			change = "gained"
-		}
-		out.Pairs = append(out.Pairs, pair{change, c.GetNode(), c.GetWho(), c.GetPeer(), c.GetPeerWho()})
+	out := impact{m.GetBase(), m.GetNodes(), m.GetTouched(), m.GetGained(), m.GetLost(), []change{}, m.GetTooWide()}
+	for _, c := range m.GetChanges() {
+		out.Changes = append(out.Changes, change{gainedOrLost(c.GetGained()), c.GetSrc(), c.GetDst(), c.GetServices(), c.GetRule(), int(c.GetLine())})
 	}
 	return out
 }
 
-// impact prints what a policy changes.
-func (p *program) impact(m *redoubtv1.PolicyImpact) {
+// impact prints what a policy from a file changes.
+func (p *program) impact(file string, m *redoubtv1.PolicyImpact) {
 	if m.GetSameText() {
 		return
 	}
-	against := "against no policy"
+	before, against := "", "against no policy"
 	if m.GetBase() != 0 {
-		against = fmt.Sprintf("against policy %d", m.GetBase())
+		before = fmt.Sprintf("policy %d", m.GetBase())
+		against = "against " + before
 	}
-	fmt.Fprintf(p.out, "%s: %d of %d nodes are touched;\npairs of nodes that can reach each other: %d gained, %d lost\n",
-		against, m.GetTouched(), m.GetNodes(), m.GetPairsGained(), m.GetPairsLost())
-	var rows [][]string
-	for _, c := range m.GetPairs() {
-		sign := "-"
-		if c.GetGained() {
-			sign = "+"
-		}
-		rows = append(rows, []string{sign, c.GetNode(), c.GetWho(), c.GetPeer(), c.GetPeerWho()})
-	}
-	if len(rows) == 0 {
+	fmt.Fprintf(p.out, "%s: %d of %d nodes are touched\n", against, m.GetTouched(), m.GetNodes())
+	if m.GetTooWide() != "" {
+		p.wrapped("", strings.Fields("connections gained and lost are not listed: "+m.GetTooWide()+
+			"; `policy diff` lists more, on an inventory"), "")
 		return
 	}
-	p.table(pairColumns, rows)
-	if rest := int(m.GetPairsGained()+m.GetPairsLost()) - len(rows); rest > 0 {
-		fmt.Fprintf(p.out, "and %d more\n", rest)
+	p.tellChanges(before, file, impactOf(m).Changes)
+	if rest := int(m.GetGained()+m.GetLost()) - len(m.GetChanges()); rest > 0 {
+		fmt.Fprintf(p.out, "and %d more changes\n", rest)
+	}
+	if m.GetGained()+m.GetLost() == 0 {
+		fmt.Fprintln(p.out, "the same connections are allowed as before")
 	}
 }
 

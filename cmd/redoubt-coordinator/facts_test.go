@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
 // populate writes nodes into the data of a coordinator that is stopped: ann's laptop, and a router with a long name that offers routes.
@@ -152,7 +154,7 @@ func TestPolicyHistoryAndRollback(t *testing.T) {
 	open := `{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}` + "\n"
 	write(open)
 	out := s.ok("policy", "apply", file, "--dry-run")
-	for _, want := range []string{"2 of 2 nodes are touched", "1 gained, 0 lost", "+  laptop", "nothing was applied"} {
+	for _, want := range []string{"against no policy: 2 of 2 nodes are touched", "+ by grants[0] (" + file + ":1)\n  from  ann@example.com", "nothing was applied"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("want %q in\n%s", want, out)
 		}
@@ -168,7 +170,7 @@ func TestPolicyHistoryAndRollback(t *testing.T) {
 		Applied bool
 		Changes impact
 	}](t, out)
-	if !applied.Applied || applied.Changes.Lost != 1 || applied.Changes.Base != 1 || applied.Changes.Pairs[0].Change != "lost" {
+	if !applied.Applied || applied.Changes.Lost == 0 || applied.Changes.Base != 1 || applied.Changes.Changes[0].Change != "lost" || applied.Changes.Changes[0].Rule != "grants[0]" {
 		t.Error(out)
 	}
 	if out := s.ok("policy", "rollback", "1"); !strings.Contains(out, "policy 3 is in force") {
@@ -193,4 +195,26 @@ func TestPolicyHistoryAndRollback(t *testing.T) {
 	s.no("there is no such policy version", "policy", "rollback", "9")
 	s.no("want a number", "policy", "rollback", "last")
 	s.no("want a number", "policy", "show", "x")
+}
+
+// TestImpactText: what a policy changes, where there is too much to say it all, and where nothing changes.
+func TestImpactText(t *testing.T) {
+	for want, m := range map[string]*redoubtv1.PolicyImpact{
+		"": {SameText: true},
+		"against policy 3: 0 of 9 nodes are touched\nthe same connections are allowed as before\n": {Base: 3, Nodes: 9},
+		"against policy 3: 5 of 9 nodes are touched\n- by grants[1] (policy 3:7)\n  from  ann, bob\n  to    tag:a\n  for   tcp:22\nand 8 more changes\n": {
+			Base: 3, Nodes: 9, Touched: 5, Gained: 4, Lost: 5,
+			Changes: []*redoubtv1.ConnectionChange{{Src: []string{"ann", "bob"}, Dst: []string{"tag:a"}, Services: []string{"tcp:22"}, Rule: "grants[1]", Line: 7}},
+		},
+		"against no policy: 9 of 9 nodes are touched\nconnections gained and lost are not listed: too many of them; `policy diff`\nlists more, on an inventory\n": {
+			Nodes: 9, Touched: 9, TooWide: "too many of them",
+		},
+	} {
+		var out bytes.Buffer
+		p := &program{out: &out, lookup: func(string) (string, bool) { return "", false }}
+		p.impact("p.hujson", m)
+		if narrow(t, out.String()); out.String() != want {
+			t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+		}
+	}
 }

@@ -24,7 +24,6 @@ var (
 	routeColumns   = []column{{"ROUTE", 43}, {"OFFERED", 7}, {"APPROVED", 20}}
 	roleColumns    = []column{{"USER", 40}, {"ROLES", 38}}
 	historyColumns = []column{{"VERSION", 7}, {"APPLIED", 16}, {"BY", 14}, {"STATE", 12}, {"COMMENT", 23}}
-	pairColumns    = []column{{"", 1}, {"NODE", 15}, {"WHO", 20}, {"PEER", 15}, {"WHO", 20}}
 	unableColumns  = []column{{"NODE", 24}, {"PROGRAM", 16}, {"LACKS", 34}}
 	laggardColumns = []column{{"NODE", 20}, {"STATE", 9}, {"ENFORCES", 15}, {"SHOULD", 15}, {"SINCE", 8}}
 )
@@ -87,7 +86,7 @@ func (on painter) state(s string) string {
 	switch s {
 	case "connected", "valid", "current":
 		return on.wrap("32", s)
-	case "revoked", "expired":
+	case "revoked", "expired", "quarantined":
 		return on.wrap("31", s)
 	}
 	return s

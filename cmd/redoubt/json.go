@@ -37,6 +37,10 @@ type (
 		MeshDomain    string          `json:"meshDomain"`
 		Program       string          `json:"program"`
 		Filter        filterJSON      `json:"filter"`
+		Attestation   string          `json:"attestation"`
+		DeviceKey     string          `json:"deviceKey"`
+		WireGuard     *wireguardJSON  `json:"wireguard"`
+		Routing       routingJSON     `json:"routing"`
 	}
 	nodeJSON struct {
 		ID                 string     `json:"id"`
@@ -58,6 +62,27 @@ type (
 		LastHandshake *time.Time `json:"lastHandshake"`
 		RxBytes       uint64     `json:"rxBytes"`
 		TxBytes       uint64     `json:"txBytes"`
+
+		Tunnel *tunnelJSON `json:"tunnel"`
+	}
+	wireguardJSON struct {
+		Keys  []keyJSON         `json:"keys"`
+		Drops map[string]uint64 `json:"drops"`
+	}
+	keyJSON struct {
+		PublicKey string     `json:"publicKey"`
+		Since     *time.Time `json:"since"`
+		Until     *time.Time `json:"until"`
+	}
+	tunnelJSON struct {
+		PublicKey    string            `json:"publicKey"`
+		KeySince     *time.Time        `json:"keySince"`
+		Keys         uint32            `json:"keys"`
+		Sessions     uint32            `json:"sessions"`
+		SessionSince *time.Time        `json:"sessionSince"`
+		Handshakes   uint64            `json:"handshakes"`
+		Unanswered   uint64            `json:"unanswered"`
+		Drops        map[string]uint64 `json:"drops"`
 	}
 	filterJSON struct {
 		Flows          uint64            `json:"flows"`
@@ -72,14 +97,14 @@ func statusOf(st *redoubtv1.Status) statusJSON {
 	out := statusJSON{
 		State: st.GetState(), PolicyVersion: st.GetPolicyVersion(), Problems: list(st.GetProblems()), Peers: []peerJSON{},
 		Interface: st.GetInterface(), ListenPort: st.GetListenPort(), MeshDomain: st.GetMeshDomain(), Program: st.GetProgram(),
+		Attestation: st.GetNode().GetAttestation(), DeviceKey: st.GetDeviceKey(),
 		Coordinator: coordinatorJSON{
 			Connected: st.GetCoordinator().GetConnected(), URL: st.GetCoordinator().GetUrl(),
 			LastHeard: fromMillis(st.GetCoordinator().GetLastHeard()),
 		},
-		Filter: filterJSON{f.GetFlows(), f.GetAllowedPackets(), f.GetDeniedPackets(), f.GetDrops()},
-	}
-	if out.Filter.Drops == nil {
-		out.Filter.Drops = map[string]uint64{}
+		Filter:    filterJSON{f.GetFlows(), f.GetAllowedPackets(), f.GetDeniedPackets(), counters(f.GetDrops())},
+		WireGuard: wireguardOf(st.GetWireguard()),
+		Routing:   routingOf(st.GetRouting()),
 	}
 	if st.GetNode() != nil {
 		n := nodeOf(st.GetNode())
@@ -92,7 +117,7 @@ func statusOf(st *redoubtv1.Status) statusJSON {
 				CertificateExpires: fromSeconds(p.GetCertificateExpires()),
 			},
 			Path: p.GetPath(), Endpoint: p.GetEndpoint(), LastHandshake: fromMillis(p.GetLastHandshake()),
-			RxBytes: p.GetRxBytes(), TxBytes: p.GetTxBytes(),
+			RxBytes: p.GetRxBytes(), TxBytes: p.GetTxBytes(), Tunnel: tunnelOf(p.GetTunnel()),
 		})
 	}
 	return out
@@ -103,6 +128,36 @@ func nodeOf(n *redoubtv1.LocalNode) nodeJSON {
 		ID: n.GetId(), Name: n.GetName(), Addresses: list(n.GetAddresses()), User: n.GetUser(), Tags: list(n.GetTags()),
 		CertificateExpires: fromSeconds(n.GetCertificateExpires()),
 	}
+}
+
+func wireguardOf(w *redoubtv1.WireGuard) *wireguardJSON {
+	if w == nil {
+		return nil
+	}
+	out := &wireguardJSON{Keys: []keyJSON{}, Drops: counters(w.GetDrops())}
+	for _, k := range w.GetKeys() {
+		out.Keys = append(out.Keys, keyJSON{k.GetPublicKey(), fromMillis(k.GetSince()), fromMillis(k.GetUntil())})
+	}
+	return out
+}
+
+func tunnelOf(t *redoubtv1.Tunnel) *tunnelJSON {
+	if t == nil {
+		return nil
+	}
+	return &tunnelJSON{
+		PublicKey: t.GetPublicKey(), KeySince: fromMillis(t.GetKeySince()), Keys: t.GetKeys(), Sessions: t.GetSessions(),
+		SessionSince: fromMillis(t.GetSessionSince()), Handshakes: t.GetHandshakes(), Unanswered: t.GetUnanswered(),
+		Drops: counters(t.GetDrops()),
+	}
+}
+
+// counters are never null.
+func counters(m map[string]uint64) map[string]uint64 {
+	if m == nil {
+		return map[string]uint64{}
+	}
+	return m
 }
 
 // list is never null.

@@ -69,10 +69,10 @@ func redoubt(t *testing.T, stdin string, args ...string) result {
 
 func status() *redoubtv1.Status {
 	return &redoubtv1.Status{
-		State: "running", Program: "v1.2.3", Interface: "redoubt0", ListenPort: 41641, MeshDomain: "mesh.internal", PolicyVersion: "1.12",
+		State: "running", Program: "v1.2.3", Interface: "redoubt0", ListenPort: 41641, MeshDomain: "mesh.internal", PolicyVersion: "1.12", DeviceKey: "tpm",
 		Node: &redoubtv1.LocalNode{
 			Id: "n0000000000002", Name: "web-1", Addresses: []string{"100.64.0.1", "fd00::1"}, User: "ann@example.com",
-			CertificateExpires: noon.Add(47 * time.Minute).Unix(),
+			CertificateExpires: noon.Add(47 * time.Minute).Unix(), Attestation: "measured",
 		},
 		Coordinator: &redoubtv1.Coordinator{Connected: true, LastHeard: noon.Add(-3 * time.Second).UnixMilli(), Url: "https://coordinator.example.com"},
 		Peers: []*redoubtv1.LocalPeer{
@@ -80,14 +80,32 @@ func status() *redoubtv1.Status {
 				Id: "n0000000000004", Name: "db-1", Addresses: []string{"100.64.0.2", "fd00::2"}, Tags: []string{"tag:db", "tag:prod"}, Path: "direct",
 				Endpoint: "[2001:db8:1234:5678:9abc:def0:1234:5678]:41641", LastHandshake: noon.Add(-90 * time.Second).UnixMilli(),
 				RxBytes: 123, TxBytes: 7 << 20, CertificateExpires: noon.Add(time.Hour).Unix(),
+				Tunnel: &redoubtv1.Tunnel{
+					PublicKey: "mPnjfjfIfNDAdo3XhwaI91Ia6UK8wJMQPdmk8T4LI2E=", KeySince: noon.Add(-12 * time.Minute).UnixMilli(), Keys: 2, Sessions: 3,
+					SessionSince: noon.Add(-90 * time.Second).UnixMilli(), Handshakes: 14, Unanswered: 2,
+					Drops: map[string]uint64{"replay": 3, "bad source": 12, "no answer": 1},
+				},
 			},
 			{
 				Id: "n0000000000006", Name: "a-machine-with-a-name-of-some-length", Addresses: []string{"100.64.255.255", "fd00::3"},
 				User: "someone-with-a-long-name@department.example.com", CertificateExpires: noon.Add(time.Hour).Unix(),
+				Tunnel: &redoubtv1.Tunnel{
+					PublicKey: "YmFzZTY0IG9mIDMyIGJ5dGVzIHRoYXQgYXJlIGEga2U=", KeySince: noon.Add(-30 * time.Hour).UnixMilli(), Keys: 1,
+				},
 			},
 		},
 		Problems: []string{"other users of 100.64.0.0/10 on this host: cni0 has 100.64.3.1/24; packets to both meshes would go to one of them only, so choose another --range"},
 		Filter:   &redoubtv1.FilterCounters{Flows: 3, AllowedPackets: 1234, DeniedPackets: 5, Drops: map[string]uint64{"no rule lets these nodes connect": 5}},
+		Wireguard: &redoubtv1.WireGuard{
+			Keys: []*redoubtv1.NodeKey{
+				{PublicKey: "bmV3ZXN0IGtleSBvZiB0aGlzIG5vZGUuLi4uLi4uLi4=", Since: noon.Add(-40 * time.Second).UnixMilli()},
+				{
+					PublicKey: "dGhlIG9uZSBiZWZvcmUgaXQuLi4uLi4uLi4uLi4uLi4=", Since: noon.Add(-30 * time.Minute).UnixMilli(),
+					Until: noon.Add(140 * time.Second).UnixMilli(),
+				},
+			},
+			Drops: map[string]uint64{"stranger": 1000, "no cookie": 70, "bad source": 12, "wrong key": 5, "replay": 3, "no answer": 1},
+		},
 	}
 }
 
@@ -121,7 +139,15 @@ func TestStatusText(t *testing.T) {
 			t.Errorf("%d columns: %s", n, line)
 		}
 	}
-	coloured := render(status(), noon, true)
+	tunnels := renderTunnels(status(), noon, false)
+	golden(t, "status-tunnels.txt", tunnels)
+	for _, line := range strings.Split(tunnels, "\n") {
+		if n := len([]rune(line)); n > width {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
+	golden(t, "status-tunnels-down.txt", renderTunnels(down, noon, false))
+	coloured := render(status(), noon, true) + renderTunnels(status(), noon, true)
 	if !strings.Contains(coloured, "\x1b[") || strings.Contains(text, "\x1b[") {
 		t.Error("colour where there should be none, or none where there should be some")
 	}
@@ -153,6 +179,9 @@ func TestStatusExitCode(t *testing.T) {
 	_, socket := fake(t, status())
 	if r := redoubt(t, "", "--socket", socket, "status"); r.code != 0 || r.err != "" {
 		t.Errorf("running: %+v", r)
+	}
+	if r := redoubt(t, "", "--socket", socket, "status", "--tunnels"); r.code != 0 || r.err != "" || !strings.Contains(r.out, "HANDSHAKES") {
+		t.Errorf("running, --tunnels: %+v", r)
 	}
 	_, socket = fake(t, nil)
 	if r := redoubt(t, "", "--socket", socket, "status"); r.code != exitFalse || r.err != "" || !strings.Contains(r.out, "down") {

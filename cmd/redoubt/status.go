@@ -16,6 +16,7 @@ import (
 type statusFlags struct {
 	json          *bool
 	watch         bool
+	tunnels       bool
 	wireguardName string
 }
 
@@ -26,7 +27,8 @@ func statusCommand(p program) *cobra.Command {
 		Short: "Say how this node is, and whom it can reach",
 		Long: "Shows this node, its coordinator and its peers, and what is wrong, if anything.\n" +
 			"Exits with 1 unless the node runs; with --json, only if there is nothing to\n" +
-			"print. --interface shows the counters of any WireGuard interface instead.",
+			"print. --tunnels shows keys, sessions, handshakes and what was dropped instead,\n" +
+			"--interface the counters of any WireGuard interface.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -44,6 +46,7 @@ func statusCommand(p program) *cobra.Command {
 	}
 	f.json = jsonFlag(cmd)
 	cmd.Flags().BoolVar(&f.watch, "watch", false, "go on showing it")
+	cmd.Flags().BoolVar(&f.tunnels, "tunnels", false, "show the WireGuard tunnels")
 	cmd.Flags().StringVar(&f.wireguardName, "interface", "", "show the counters of the WireGuard interface `NAME`")
 	return cmd
 }
@@ -52,11 +55,19 @@ func (f statusFlags) print(p program, st *redoubtv1.Status) error {
 	if *f.json {
 		return printJSON(p.out, statusOf(st))
 	}
-	fmt.Fprint(p.out, render(st, time.Now(), palette(p.colour)))
+	fmt.Fprint(p.out, f.render(st, time.Now(), palette(p.colour)))
 	if st.GetState() != "running" {
 		return &exitError{exitFalse, nil}
 	}
 	return nil
+}
+
+// render shows of a status what was asked for.
+func (f statusFlags) render(st *redoubtv1.Status, now time.Time, c palette) string {
+	if f.tunnels {
+		return renderTunnels(st, now, c)
+	}
+	return render(st, now, c)
 }
 
 // render shows a status in 80 columns.
@@ -69,7 +80,7 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 	switch st.GetState() {
 	case "running":
 		state = c.good(st.GetState())
-	case "revoked", "expired":
+	case "revoked", "expired", "quarantined":
 		state = c.bad(st.GetState())
 	}
 	field("state", "%s", state)
@@ -78,6 +89,7 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 		field("addresses", "%s", strings.Join(n.GetAddresses(), "  "))
 		field("identity", "%s", fit(who(n.GetUser(), n.GetTags()), 68))
 		field("certificate", "%s", until(now, n.GetCertificateExpires(), c))
+		field("machine", "attestation %s, device key in %s", n.GetAttestation(), keyHome(st.GetDeviceKey()))
 	}
 	if st.GetState() != "down" {
 		coordinator := c.bad("not connected")
@@ -94,6 +106,9 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 		field("interface", "%s, UDP port %d", st.GetInterface(), st.GetListenPort())
 		field("filter", "%d flows, %d packets let through, %d denied", f.GetFlows(), f.GetAllowedPackets(), f.GetDeniedPackets())
 	}
+	for _, f := range routingFields(st.GetRouting(), c) {
+		b.WriteString(wrap(f[1], c.dim(fmt.Sprintf("%-11s", f[0]))+" ", strings.Repeat(" ", 12)))
+	}
 	if len(st.GetPeers()) > 0 {
 		b.WriteString("\n" + peerTable(st.GetPeers(), now))
 	}
@@ -104,6 +119,14 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 		}
 	}
 	return b.String()
+}
+
+// keyHome says where the device key is.
+func keyHome(where string) string {
+	if where == "tpm" {
+		return "the TPM"
+	}
+	return "a file"
 }
 
 func until(now time.Time, seconds int64, c palette) string {
@@ -158,7 +181,7 @@ func (f statusFlags) follow(cmd *cobra.Command, p program) error {
 		return nil, stream.Err()
 	}
 	if p.colour && !*f.json {
-		err = watch(ctx, cancel, p, next)
+		err = watch(ctx, cancel, p, f.render, next)
 	} else {
 		err = f.stream(p, next)
 	}
@@ -181,6 +204,6 @@ func (f statusFlags) stream(p program, next func() (*redoubtv1.Status, error)) e
 			}
 			continue
 		}
-		fmt.Fprintln(p.out, render(st, time.Now(), palette(p.colour)))
+		fmt.Fprintln(p.out, f.render(st, time.Now(), palette(p.colour)))
 	}
 }

@@ -21,6 +21,7 @@ type upFlags struct {
 	codeFile, hostname string
 	timeout            time.Duration
 	json               *bool
+	routing            routingFlags
 }
 
 func upCommand(p program) *cobra.Command {
@@ -30,13 +31,18 @@ func upCommand(p program) *cobra.Command {
 		Short: "Join the mesh, or come back into it",
 		Long: "Makes this machine a node of the mesh that the join code is for, and waits until\n" +
 			"packets can pass. Without a code it comes back into the mesh that it is in.\n" +
-			"`-` reads the code from standard input.",
+			"`-` reads the code from standard input.\n\n" +
+			"The flags about routes and exit nodes hold until another up changes them, and\n" +
+			"may be given to a node that is up. Networks that others lead into are not used\n" +
+			"unless --accept-routes says so. What a node offers is approved by an\n" +
+			"administrator, with `redoubt-coordinator node approve-routes`, or by the policy.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, p, args) },
 	}
 	cmd.Flags().StringVar(&f.codeFile, "code-file", "", "`FILE` that holds the join code")
 	cmd.Flags().StringVar(&f.hostname, "hostname", "", "`NAME` in the mesh (default the machine's)")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait; 0 waits for ever")
+	f.routing.add(cmd)
 	f.json = jsonFlag(cmd)
 	return cmd
 }
@@ -46,13 +52,17 @@ func (f upFlags) run(cmd *cobra.Command, p program, args []string) error {
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
+	routing, err := f.routing.change(cmd)
+	if err != nil {
+		return &exitError{exitUsage, err}
+	}
 	ctx := cmd.Context()
 	if f.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, f.timeout)
 		defer cancel()
 	}
-	stream, err := client(cmd).Up(ctx, &redoubtv1.UpRequest{Code: code, Hostname: f.hostname})
+	stream, err := client(cmd).Up(ctx, &redoubtv1.UpRequest{Code: code, Hostname: f.hostname, Routing: routing})
 	if err != nil {
 		return failed(cmd, err)
 	}

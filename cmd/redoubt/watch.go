@@ -15,6 +15,7 @@ type screen struct {
 	st      *redoubtv1.Status
 	now     time.Time
 	palette palette
+	render  func(*redoubtv1.Status, time.Time, palette) string
 	err     error
 }
 
@@ -50,7 +51,7 @@ func (s screen) Update(m tea.Msg) (tea.Model, tea.Cmd) {
 func (s screen) View() tea.View {
 	text := "waiting for the agent...\n"
 	if s.st != nil {
-		text = render(s.st, s.now, s.palette)
+		text = s.render(s.st, s.now, s.palette)
 	}
 	v := tea.NewView(text + "\n" + s.palette.dim("q to leave"))
 	v.AltScreen = true
@@ -58,8 +59,11 @@ func (s screen) View() tea.View {
 }
 
 // watch shows what next returns until there is no more, or the person leaves. Stop makes next return.
-func watch(ctx context.Context, stop func(), p program, next func() (*redoubtv1.Status, error)) error {
-	ui := tea.NewProgram(screen{now: time.Now(), palette: palette(p.colour)}, tea.WithContext(ctx), tea.WithInput(p.in), tea.WithOutput(p.out))
+func watch(
+	ctx context.Context, stop func(), p program, render func(*redoubtv1.Status, time.Time, palette) string, next func() (*redoubtv1.Status, error),
+) error {
+	first := screen{now: time.Now(), palette: palette(p.colour), render: render}
+	ui := tea.NewProgram(first, tea.WithContext(ctx), tea.WithInput(p.in), tea.WithOutput(p.out))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -10,7 +10,6 @@ import (
 
 	"connectrpc.com/connect"
 
-	"github.com/redoubt-mesh/redoubt/acl/compile"
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/distribute"
 	"github.com/redoubt-mesh/redoubt/coordinator/policy"
@@ -36,9 +35,7 @@ func (a *Admin) ApplyPolicy(ctx context.Context, r *redoubtv1.ApplyPolicyRequest
 		a.Log.Warn("policy refused", "by", Caller(ctx), "in_force", number(snap.Policy()))
 		return nil, refuse(err, out)
 	}
-	if out.Impact, err = a.impact(ctx, snap, source, staged.Program); err != nil {
-		return nil, a.fail(err)
-	}
+	out.Impact = impact(snap, source, staged.Program)
 	if r.GetDryRun() {
 		if err := directory.ExpectPolicy(snap.Policy(), r.Expect); err != nil {
 			return nil, a.fail(err)
@@ -79,26 +76,6 @@ func number(p *directory.Policy) uint64 {
 		return 0
 	}
 	return p.Number
-}
-
-// impact is what a policy changes against the one in force.
-func (a *Admin) impact(ctx context.Context, snap *directory.Snapshot, source string, program *compile.Program) (*redoubtv1.PolicyImpact, error) {
-	out := &redoubtv1.PolicyImpact{Base: number(snap.Policy()), Nodes: uint32(len(slices.Collect(snap.All())))}
-	if p := snap.Policy(); p != nil && p.Source == source {
-		out.SameText = true
-		return out, nil
-	}
-	// What cannot be loaded permits nothing, and that is what it is compared with; its error was logged when it was loaded.
-	before, _ := policy.Load(snap.Policy(), snap.Mesh())
-	found, err := policy.Compare(ctx, before, program, snap)
-	if err != nil {
-		return nil, err
-	}
-	out.Touched, out.PairsGained, out.PairsLost = uint32(found.Touched), uint32(found.Gained), uint32(found.Lost)
-	for _, p := range found.Pairs {
-		out.Pairs = append(out.Pairs, &redoubtv1.PairChange{Gained: p.Gained, Node: p.A.Name, Who: p.A.Who(), Peer: p.B.Name, PeerWho: p.B.Who()})
-	}
-	return out, nil
 }
 
 // refuse is an error that carries what is wrong with the policy.

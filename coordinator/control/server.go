@@ -65,6 +65,7 @@ type Server struct {
 	http    *http.Server
 	arrived *funnel
 	metrics metrics
+	noted   noted
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -174,7 +175,7 @@ func (s *Server) configure(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if !ok {
 		return nil, errors.New("control: a connection that did not come through the lobby")
 	}
-	return cert.ServerConfig(*leaf, func(chain [][]byte) error { return s.identify(g, chain) }), nil
+	return cert.ServerConfig(*leaf, s.Issuer.Known(), func(chain [][]byte) error { return s.identify(g, chain) }), nil
 }
 
 // identify finds out whose certificate a client shows. None is fine: such a client can do nothing but enrol.

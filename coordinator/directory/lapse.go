@@ -14,7 +14,7 @@ const Patience = 10 * time.Minute
 // Lapsed says that nobody may trust a node's certificate any more, and it nobody's, as far as Expire has noticed. It is no
 // part of others' netmaps until it has renewed.
 func (s *Snapshot) Lapsed(id proto.NodeID) bool {
-	_, ok := s.state.lapsed.Get(idKey(id))
+	_, ok := s.state.lapsed.Get(id)
 	return ok
 }
 
@@ -22,9 +22,10 @@ func (s *Snapshot) Lapsed(id proto.NodeID) bool {
 // an outage it must not part those who got over it.
 func (t *tx) lapse(grace time.Duration) {
 	for id := range over(t.ends, t.now.Add(-grace-Patience-1)) {
-		n, _ := t.state.nodes.Get(idKey(id))
+		n, _ := t.state.nodes.Get(id)
 		drop(&t.ends, timeKey(n.Certificate.NotAfter, idKey(id)))
-		put(&t.lapsed, idKey(id), id)
+		put(&t.lapsed, id, id)
+		drop(&t.peers, id)
 		t.nodes = append(t.nodes, id)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
 // loadState reads all records into indexes. One that cannot be read stops the coordinator: a node, a token or a key that
@@ -49,7 +50,7 @@ func addNode(s *state, e store.Entry) error {
 	if err := n.Validate(); err != nil {
 		return fmt.Errorf("record %s: %w", e.Key, err)
 	}
-	if other, ok := s.names.Get([]byte(n.Name)); ok {
+	if other, ok := s.names.Get(n.Name); ok {
 		return fmt.Errorf("record %s: has the name %s of node %s", e.Key, n.Name, other)
 	}
 	for _, a := range n.Addrs.Slice() {
@@ -71,6 +72,13 @@ func addHeld(s *state, e store.Entry) error {
 		return fmt.Errorf("record %s: %w", e.Key, err)
 	}
 	put(&s.held, k, r.Node)
+	if !r.Until.IsZero() {
+		p, err := key.ParseNodePublic([]byte(k[1:]))
+		if err != nil {
+			return fmt.Errorf("record %s: %w", e.Key, err)
+		}
+		s.give(p, r.Until)
+	}
 	return nil
 }
 
@@ -104,7 +112,7 @@ func addRoles(s *state, e store.Entry) error {
 	if rolePath(r.User) != e.Key || len(r.Roles) == 0 {
 		return fmt.Errorf("record %s: holds %d roles of %s", e.Key, len(r.Roles), r.User)
 	}
-	put(&s.roles, []byte(r.User), &UserRoles{User: r.User, Roles: r.Roles})
+	put(&s.roles, r.User, &UserRoles{User: r.User, Roles: r.Roles})
 	return nil
 }
 
@@ -114,13 +122,13 @@ func addTraits(s *state, e store.Entry, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	n, ok := s.nodes.Get(idKey(id))
+	n, ok := s.nodes.Get(id)
 	if !ok {
 		return fmt.Errorf("record %s: of a node that is not known", e.Key)
 	}
 	before := len(t.Facts)
 	if t.Facts = slices.DeleteFunc(t.Facts, func(f Fact) bool { return f.over(now) }); len(t.Facts) != before {
-		put(&s.stale, idKey(id), id)
+		put(&s.stale, id, id)
 	}
 	s.setTraits(n, t)
 	return nil

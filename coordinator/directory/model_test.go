@@ -1,6 +1,7 @@
 package directory
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -131,12 +132,20 @@ func (s *story) renew() {
 	if !ok {
 		return
 	}
-	k := n.Key
-	if rapid.Bool().Draw(s.rt, "new key") {
-		k = newNodeKey(s.t)
+	q := s.renewal(n, newNodeKey(s.t))
+	switch rapid.IntRange(0, 9).Draw(s.rt, "how") {
+	case 0:
+		q.Key = n.latest()
+		q.Ticket = n.ticketOf(n.Used)
+	case 1:
+		q.Ticket = n.ticketOf(rapid.Uint64Range(0, n.Ticket).Draw(s.rt, "ticket"))
+	case 2:
+		_, err := s.ReleaseNode(s.t.Context(), n.ID, "uid 0")
+		s.allowed(err, ErrInvalid, ErrRevoked)
+		return
 	}
-	next, err := s.NextCertificate(s.t.Context(), n.ID, k)
-	if s.allowed(err, ErrRevoked) && next.Certificate.Sequence < n.Certificate.Sequence {
+	next, err := s.Renew(s.t.Context(), q)
+	if s.allowed(err, ErrRevoked, ErrQuarantined) && next.Certificate.Sequence < n.Certificate.Sequence {
 		s.rt.Fatalf("certificate %d after %d", next.Certificate.Sequence, n.Certificate.Sequence)
 	}
 }
@@ -238,13 +247,11 @@ func (s *story) crash() {
 // lasting is what of a snapshot is on disk.
 func lasting(s *Snapshot) map[string]any {
 	freed := map[string]time.Time{}
-	it := s.state.freed.Root().Iterator()
-	for k, v, ok := it.Next(); ok; k, v, ok = it.Next() {
+	for k, v := range s.state.freed.all() {
 		freed[fmt.Sprintf("%x", k)] = v
 	}
 	held := map[string]proto.NodeID{}
-	ht := s.state.held.Root().Iterator()
-	for k, v, ok := ht.Next(); ok; k, v, ok = ht.Next() {
+	for k, v := range s.state.held.all() {
 		held[fmt.Sprintf("%x", k)] = v
 	}
 	facts := map[proto.NodeID]Traits{}
@@ -277,14 +284,19 @@ func (s *story) invariants() {
 		if byDevice, ok := snap.Device(n.Device); !ok || byDevice != n {
 			s.rt.Fatalf("by its device key %s is %+v", n.Name, byDevice)
 		}
-		if id, ok := snap.ByAddr(n.Addrs.V6); ok != (n.Revoked == nil) || ok && id != n.ID {
+		if id, ok := snap.ByAddr(n.Addrs.V6); ok == n.Apart() || ok && id != n.ID {
 			s.rt.Fatalf("by its address %s is %v", n.Name, id)
 		}
 		if n.Ephemeral {
 			ephemeral++
 		}
 		s.sees(snap, n)
-		if n.Revoked == nil {
+		peer, shown := snap.Peer(n.ID)
+		if shown != (!n.Apart() && !snap.Lapsed(n.ID)) ||
+			shown && (peer.ID != n.ID || !bytes.Equal(peer.Certificate, n.Certificate.DER) || !slices.Equal(peer.Endpoints, snap.Endpoints(n.ID))) {
+			s.rt.Fatalf("others see of %s %+v", n.Name, peer)
+		}
+		if !n.Apart() {
 			trusted++
 			if seen := snap.Traits(n.ID); len(seen.Advertised)+len(seen.Approved) > 0 {
 				routers++
@@ -301,10 +313,10 @@ func (s *story) invariants() {
 	got := []int{
 		snap.state.trusted.Len(), snap.state.users.Len(), snap.state.tags.Len(), snap.state.ephemeral.Len(),
 		snap.state.names.Len(), snap.state.addrs.Len(), snap.state.devices.Len(),
-		snap.state.ends.Len(), snap.state.rests.Len(), snap.state.tokenEnds.Len(),
+		snap.state.ends.Len(), snap.state.peers.Len(), snap.state.rests.Len(), snap.state.tokenEnds.Len(),
 		snap.state.routers.Len(),
 	}
-	want := []int{trusted, users, tags, ephemeral, len(names), len(addrs), len(names), current, snap.state.freed.Len(), snap.state.tokens.Len(), routers}
+	want := []int{trusted, users, tags, ephemeral, len(names), len(addrs), len(names), current, current, snap.state.freed.Len(), snap.state.tokens.Len(), routers}
 	if !slices.Equal(got, want) {
 		s.rt.Fatalf("indexes have %v entries, want %v", got, want)
 	}
@@ -313,9 +325,9 @@ func (s *story) invariants() {
 // sees looks that policies see of a node what people are shown, and nothing whose time has passed.
 func (s *story) sees(snap *Snapshot, n *Node) {
 	known, seen := snap.Known(n.ID), snap.Traits(n.ID)
-	if n.Revoked != nil {
+	if n.Apart() {
 		if seen.Facts != nil || seen.Advertised != nil || seen.Approved != nil {
-			s.rt.Fatalf("policies see of a revoked node %+v", seen)
+			s.rt.Fatalf("policies see of a node that is kept apart %+v", seen)
 		}
 		return
 	}

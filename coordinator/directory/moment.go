@@ -1,12 +1,7 @@
 package directory
 
 import (
-	"bytes"
-	"encoding/binary"
-	"math"
 	"time"
-
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
 	"github.com/redoubt-mesh/redoubt/proto"
 )
@@ -62,7 +57,7 @@ func (t *tx) age(back bool) {
 // reckon finds out when time alone will change the nodes of a transaction, or all of them where the policy may be another one.
 func (d *Directory) reckon(s *Snapshot, nodes []proto.NodeID, all bool) {
 	if all {
-		s.state.moments, s.state.due = iradix.New[time.Time](), iradix.New[proto.NodeID]()
+		s.state.moments, s.state.due = newIndex[proto.NodeID, time.Time](), newIndex[string, proto.NodeID]()
 		s.state.turns = soonest(d.config.Ages.Until(s), s.now)
 		for id := range s.All() {
 			s.state.reckon(id, soonest(d.config.Ages.Next(s, id), s.now))
@@ -87,20 +82,19 @@ func soonest(at, now time.Time) time.Time {
 }
 
 func (s *state) reckon(id proto.NodeID, at time.Time) {
-	k := idKey(id)
-	if old, ok := s.moments.Get(k); ok {
-		drop(&s.moments, k)
-		drop(&s.due, timeKey(old, k))
+	if old, ok := s.moments.Get(id); ok {
+		drop(&s.moments, id)
+		drop(&s.due, timeKey(old, idKey(id)))
 	}
 	if !at.IsZero() {
-		put(&s.moments, k, at)
-		put(&s.due, timeKey(at, k), id)
+		put(&s.moments, id, at)
+		put(&s.due, timeKey(at, idKey(id)), id)
 	}
 }
 
 // Moment is when what the policy makes of a node will change though nobody changes anything; zero for never.
 func (s *Snapshot) Moment(id proto.NodeID) time.Time {
-	at, _ := s.state.moments.Get(idKey(id))
+	at, _ := s.state.moments.Get(id)
 	return at
 }
 
@@ -122,14 +116,10 @@ func (s *Snapshot) pause(now time.Time) time.Duration {
 }
 
 // first is the earliest time in an index by time.
-func first[T any](t *iradix.Tree[T]) (time.Time, bool) {
-	k, _, ok := t.Root().Minimum()
+func first[V any](x index[string, V]) (time.Time, bool) {
+	k, _, ok := x.first()
 	if !ok {
 		return time.Time{}, false
 	}
-	n := binary.BigEndian.Uint64(bytes.Clone(k[:8]))
-	if n >= math.MaxInt64 {
-		return time.Time{}, false
-	}
-	return time.Unix(0, int64(n)).UTC(), true
+	return timeOf(k)
 }

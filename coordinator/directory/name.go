@@ -64,7 +64,7 @@ func (s *state) name(hostname string) string {
 	base := label(hostname)
 	free := func(n int) bool {
 		l := numbered(base, n)
-		_, taken := s.names.Get([]byte(l))
+		_, taken := s.names.Get(l)
 		return !taken && !reservedLabels[l]
 	}
 	if free(0) {

@@ -45,10 +45,10 @@ func TestEveryHostnameBecomesAName(t *testing.T) {
 			if _, err := proto.ParseNodeID(n); !proto.ValidName(n) || err == nil || reservedLabels[n] || strings.Contains(n, "--") {
 				t.Fatalf("%q became %q", in, n)
 			}
-			if _, taken := s.names.Get([]byte(n)); taken {
+			if _, taken := s.names.Get(n); taken {
 				t.Fatalf("%q became %q twice", in, n)
 			}
-			put(&s.names, []byte(n), proto.NodeID(i+1))
+			put(&s.names, n, proto.NodeID(i+1))
 		}
 	})
 }
@@ -87,6 +87,6 @@ func TestNamingManyIsCheap(t *testing.T) {
 		if n != want {
 			t.Fatalf("machine %d is called %s", i, n)
 		}
-		put(&s.names, []byte(n), proto.NodeID(i+1))
+		put(&s.names, n, proto.NodeID(i+1))
 	}
 }

@@ -81,13 +81,17 @@ func (d *Directory) SetEndpoints(ctx context.Context, id proto.NodeID, endpoints
 		}
 	}
 	return d.do(ctx, func(t *tx) error {
-		if _, err := t.trustedNode(id); err != nil {
+		n, err := t.trustedNode(id)
+		if err != nil {
 			return err
 		}
-		if old, _ := t.endpoints.Get(idKey(id)); slices.Equal(old, endpoints) {
+		if old, _ := t.endpoints.Get(id); slices.Equal(old, endpoints) {
 			return nil
 		}
-		put(&t.endpoints, idKey(id), endpoints)
+		put(&t.endpoints, id, endpoints)
+		if _, seen := t.peers.Get(id); seen {
+			t.present(n)
+		}
 		t.nodes = append(t.nodes, id)
 		return nil
 	})
@@ -105,6 +109,7 @@ func (d *Directory) Expire(ctx context.Context) ([]proto.NodeID, error) {
 		}
 		t.lapse(d.config.Ages.Grace(d.Snapshot()))
 		t.expireFreed()
+		t.expireKeys()
 		t.expireTokens()
 		return t.expireFacts()
 	})
@@ -116,7 +121,7 @@ func (d *Directory) Expire(ctx context.Context) ([]proto.NodeID, error) {
 
 func (d *Directory) expireNodes(t *tx) (gone []proto.NodeID, err error) {
 	for id := range values(t.ephemeral) {
-		n, _ := t.state.nodes.Get(idKey(id))
+		n, _ := t.state.nodes.Get(id)
 		since, away := d.away(n)
 		if !away || t.now.Sub(since) < AwayLimit {
 			continue

@@ -26,7 +26,7 @@ type UserRoles struct {
 
 // Roles are a user's in the mesh, by login name, sorted.
 func (s *Snapshot) Roles(login string) []string {
-	u, ok := s.state.roles.Get([]byte(login))
+	u, ok := s.state.roles.Get(login)
 	if !ok {
 		return nil
 	}
@@ -50,7 +50,7 @@ func (d *Directory) SetRoles(ctx context.Context, login string, roles []string, 
 		}
 	}
 	return d.do(ctx, func(t *tx) error {
-		old, known := t.roles.Get([]byte(login))
+		old, known := t.roles.Get(login)
 		switch {
 		case known && slices.Equal(old.Roles, roles), !known && len(roles) == 0:
 			return nil
@@ -58,14 +58,14 @@ func (d *Directory) SetRoles(ctx context.Context, login string, roles []string, 
 			return fmt.Errorf("there are %d users with roles already: %w", MaxUsers, ErrInvalid)
 		}
 		op := store.Delete(rolePath(login))
-		drop(&t.roles, []byte(login))
+		drop(&t.roles, login)
 		said := "none"
 		if len(roles) > 0 {
 			var err error
 			if op, err = putRecord(rolePath(login), roleRecord{version: v1, User: login, Roles: roles}); err != nil {
 				return err
 			}
-			put(&t.roles, []byte(login), &UserRoles{User: login, Roles: roles})
+			put(&t.roles, login, &UserRoles{User: login, Roles: roles})
 			said = strings.Join(roles, ", ")
 		}
 		t.writes = append(t.writes, op)

@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"time"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
-
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
@@ -35,16 +33,16 @@ func (s *Snapshot) Policy() *Policy { return s.state.policy }
 func (s *Snapshot) Len() int { return s.state.nodes.Len() }
 
 // Lookup answers a node, revoked or not.
-func (s *Snapshot) Lookup(id proto.NodeID) (*Node, bool) { return s.state.nodes.Get(idKey(id)) }
+func (s *Snapshot) Lookup(id proto.NodeID) (*Node, bool) { return s.state.nodes.Get(id) }
 
 // Named answers the node with a name, revoked or not.
 func (s *Snapshot) Named(name string) (*Node, bool) {
-	return s.resolve(s.state.names.Get([]byte(name)))
+	return s.resolve(s.state.names.Get(name))
 }
 
 // Device answers the node with a device key, revoked or not.
 func (s *Snapshot) Device(k key.DevicePublic) (*Node, bool) {
-	return s.resolve(s.state.devices.Get(k.Bytes()))
+	return s.resolve(s.state.devices.Get(deviceKey(k)))
 }
 
 func (s *Snapshot) resolve(id proto.NodeID, ok bool) (*Node, bool) {
@@ -68,15 +66,19 @@ func (s *Snapshot) Find(what string) (*Node, bool) {
 // Nodes yields every node, revoked or not, sorted by id.
 func (s *Snapshot) Nodes() iter.Seq[*Node] { return values(s.state.nodes) }
 
+// Peer is a node as those see it whom the policy lets know of it, without routes: that hangs on who asks. It is false for a
+// node that nobody may trust.
+func (s *Snapshot) Peer(id proto.NodeID) (*proto.Peer, bool) { return s.state.peers.Get(id) }
+
 // Endpoints are where a node may be reached on the underlay, as it last reported.
 func (s *Snapshot) Endpoints(id proto.NodeID) []proto.Endpoint {
-	e, _ := s.state.endpoints.Get(idKey(id))
+	e, _ := s.state.endpoints.Get(id)
 	return e
 }
 
 // Token answers the token with a public key.
 func (s *Snapshot) Token(public key.TokenPublic) (*Token, bool) {
-	t, ok := s.state.tokens.Get([]byte(TokenID(public)))
+	t, ok := s.state.tokens.Get(TokenID(public))
 	if !ok || t.Public != public {
 		return nil, false
 	}
@@ -84,7 +86,7 @@ func (s *Snapshot) Token(public key.TokenPublic) (*Token, bool) {
 }
 
 // TokenByID answers the token with an id.
-func (s *Snapshot) TokenByID(id string) (*Token, bool) { return s.state.tokens.Get([]byte(id)) }
+func (s *Snapshot) TokenByID(id string) (*Token, bool) { return s.state.tokens.Get(id) }
 
 // Tokens yields every token, sorted by id.
 func (s *Snapshot) Tokens() iter.Seq[*Token] { return values(s.state.tokens) }
@@ -92,7 +94,7 @@ func (s *Snapshot) Tokens() iter.Seq[*Token] { return values(s.state.tokens) }
 // Node answers who a trusted node is.
 func (s *Snapshot) Node(id proto.NodeID) (proto.Identity, bool) {
 	n, ok := s.Lookup(id)
-	if !ok || n.Revoked != nil {
+	if !ok || n.Apart() {
 		return proto.Identity{}, false
 	}
 	return n.Identity, true
@@ -110,31 +112,8 @@ func (s *Snapshot) All() iter.Seq[proto.NodeID] { return values(s.state.trusted)
 // ByAddr answers the trusted node with an overlay address.
 func (s *Snapshot) ByAddr(a netip.Addr) (proto.NodeID, bool) {
 	n, ok := s.resolve(s.state.addrs.Get(addrKey(a.Unmap())))
-	if !ok || n.Revoked != nil {
+	if !ok || n.Apart() {
 		return 0, false
 	}
 	return n.ID, true
-}
-
-func values[T any](t *iradix.Tree[T]) iter.Seq[T] {
-	return func(yield func(T) bool) {
-		it := t.Root().Iterator()
-		for _, v, ok := it.Next(); ok; _, v, ok = it.Next() {
-			if !yield(v) {
-				return
-			}
-		}
-	}
-}
-
-func members(t *iradix.Tree[proto.NodeID], word string) iter.Seq[proto.NodeID] {
-	return func(yield func(proto.NodeID) bool) {
-		it := t.Root().Iterator()
-		it.SeekPrefix(memberPrefix(word))
-		for _, id, ok := it.Next(); ok; _, id, ok = it.Next() {
-			if !yield(id) {
-				return
-			}
-		}
-	}
 }

@@ -1,77 +1,81 @@
 package directory
 
 import (
-	"bytes"
 	"encoding/binary"
 	"iter"
 	"math"
 	"net/netip"
+	"strings"
 	"time"
-
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// state is everything in memory. It is a value of immutable trees: a copy of it is another state, and changing one is
-// never seen in the other.
+// state is everything in memory. It is a value: a copy of it is another state, and changing one is never seen in the other.
 type state struct {
-	nodes     *iradix.Tree[*Node]        // by id
-	names     *iradix.Tree[proto.NodeID] // by name
-	devices   *iradix.Tree[proto.NodeID] // by device key
-	ephemeral *iradix.Tree[proto.NodeID] // by id
-	addrs     *iradix.Tree[proto.NodeID] // both addresses of every node
+	nodes     index[proto.NodeID, *Node]
+	names     index[string, proto.NodeID]
+	devices   index[string, proto.NodeID] // by deviceKey
+	machines  index[string, proto.NodeID] // by the name of the piece of hardware, where that is known
+	ephemeral index[proto.NodeID, proto.NodeID]
+	addrs     index[string, proto.NodeID] // by addrKey; both addresses of every node
 	// trusted, users and tags have only nodes that are not revoked: what policies are about.
-	trusted *iradix.Tree[proto.NodeID]
-	users   *iradix.Tree[proto.NodeID] // by user, NUL, id
-	tags    *iradix.Tree[proto.NodeID] // by tag, NUL, id
-	held    *iradix.Tree[proto.NodeID] // every key that a node ever held; who held it
-	tokens  *iradix.Tree[*Token]       // by id
-	freed   *iradix.Tree[time.Time]    // by IPv4 address: until when it rests
-	lapsed  *iradix.Tree[proto.NodeID] // by id; memory only
-	// What Expire looks at, by the time that is over first: the certificates of trusted nodes that have not lapsed, the
+	trusted index[proto.NodeID, proto.NodeID]
+	users   index[string, proto.NodeID] // by memberKey of the login name
+	tags    index[string, proto.NodeID] // by memberKey of the tag
+	held    index[string, proto.NodeID] // every key that a node ever held; who held it
+	// keyEnds is the node keys that were given up, by timeKey of when they are forgotten.
+	keyEnds index[string, givenUp]
+	tokens  index[string, *Token]    // by id
+	freed   index[string, time.Time] // by addrKey of the IPv4 address: until when it rests
+	lapsed  index[proto.NodeID, proto.NodeID]
+	// What Expire looks at, by timeKey of the time that is over: the certificates of trusted nodes that have not lapsed, the
 	// rest of addresses, tokens.
-	ends      *iradix.Tree[proto.NodeID]
-	rests     *iradix.Tree[netip.Addr]
-	tokenEnds *iradix.Tree[*Token]
-	endpoints *iradix.Tree[[]proto.Endpoint]
-	policy    *Policy                    // nil before the first one
-	roles     *iradix.Tree[*UserRoles]   // by login name
-	traits    *iradix.Tree[*Traits]      // by id; only of nodes of which something is known
-	factEnds  *iradix.Tree[proto.NodeID] // by the time that the first fact expires
-	routers   *iradix.Tree[proto.NodeID] // by id; trusted nodes with routes
-	stale     *iradix.Tree[proto.NodeID] // by id; whose facts have expired and are still on disk
-	// When time alone changes what the policy makes of nodes, by id and by time, and the policy itself; memory only.
-	moments *iradix.Tree[time.Time]
-	due     *iradix.Tree[proto.NodeID]
+	ends      index[string, proto.NodeID]
+	rests     index[string, netip.Addr]
+	tokenEnds index[string, *Token]
+	endpoints index[proto.NodeID, []proto.Endpoint]
+	peers     index[proto.NodeID, *proto.Peer]  // trusted nodes that have not lapsed, for netmaps to share
+	policy    *Policy                           // nil before the first one
+	roles     index[string, *UserRoles]         // by login name
+	traits    index[proto.NodeID, *Traits]      // only of nodes of which something is known
+	factEnds  index[string, proto.NodeID]       // by timeKey of when the first fact expires
+	routers   index[proto.NodeID, proto.NodeID] // trusted nodes with routes
+	stale     index[proto.NodeID, proto.NodeID] // whose facts have expired and are still on disk
+	// When time alone changes what the policy makes of nodes, by node and by timeKey, and the policy itself; memory only.
+	moments index[proto.NodeID, time.Time]
+	due     index[string, proto.NodeID]
 	turns   time.Time
 }
 
 func newState() state {
+	type id = proto.NodeID
 	return state{
-		nodes: iradix.New[*Node](), names: iradix.New[proto.NodeID](), devices: iradix.New[proto.NodeID](),
-		ephemeral: iradix.New[proto.NodeID](), addrs: iradix.New[proto.NodeID](), trusted: iradix.New[proto.NodeID](),
-		users: iradix.New[proto.NodeID](), tags: iradix.New[proto.NodeID](), held: iradix.New[proto.NodeID](),
-		tokens: iradix.New[*Token](), freed: iradix.New[time.Time](), endpoints: iradix.New[[]proto.Endpoint](),
-		lapsed: iradix.New[proto.NodeID](), ends: iradix.New[proto.NodeID](), rests: iradix.New[netip.Addr](),
-		tokenEnds: iradix.New[*Token](), roles: iradix.New[*UserRoles](), traits: iradix.New[*Traits](),
-		factEnds: iradix.New[proto.NodeID](), routers: iradix.New[proto.NodeID](), stale: iradix.New[proto.NodeID](),
-		moments: iradix.New[time.Time](), due: iradix.New[proto.NodeID](),
+		nodes: newIndex[id, *Node](), names: newIndex[string, id](), devices: newIndex[string, id](), machines: newIndex[string, id](),
+		ephemeral: newIndex[id, id](), addrs: newIndex[string, id](), trusted: newIndex[id, id](),
+		users: newIndex[string, id](), tags: newIndex[string, id](), held: newIndex[string, id](), keyEnds: newIndex[string, givenUp](),
+		tokens: newIndex[string, *Token](), freed: newIndex[string, time.Time](), endpoints: newIndex[id, []proto.Endpoint](),
+		peers:  newIndex[id, *proto.Peer](),
+		lapsed: newIndex[id, id](), ends: newIndex[string, id](), rests: newIndex[string, netip.Addr](),
+		tokenEnds: newIndex[string, *Token](), roles: newIndex[string, *UserRoles](), traits: newIndex[id, *Traits](),
+		factEnds: newIndex[string, id](), routers: newIndex[id, id](), stale: newIndex[id, id](),
+		moments: newIndex[id, time.Time](), due: newIndex[string, id](),
 	}
 }
 
-func idKey(id proto.NodeID) []byte {
-	return binary.BigEndian.AppendUint64(nil, uint64(id))
+func addrKey(a netip.Addr) string {
+	b := a.As16()
+	return string(b[:])
 }
 
-func addrKey(a netip.Addr) []byte {
-	b := a.As16()
-	return b[:]
+// idKey sorts as the id does.
+func idKey(id proto.NodeID) string {
+	return string(binary.BigEndian.AppendUint64(nil, uint64(id)))
 }
 
 // timeKey sorts by time, and then by what it is the time of. Times that do not fit are the first or the last.
-func timeKey(t time.Time, of []byte) []byte {
+func timeKey(t time.Time, of string) string {
 	n := uint64(0)
 	switch {
 	case t.Year() >= 2262:
@@ -79,16 +83,22 @@ func timeKey(t time.Time, of []byte) []byte {
 	case t.Year() >= 1970:
 		n = uint64(t.UnixNano())
 	}
-	return append(binary.BigEndian.AppendUint64(nil, n), of...)
+	b := make([]byte, 0, 8+len(of))
+	return string(append(binary.BigEndian.AppendUint64(b, n), of...))
+}
+
+// timeOf is the time of a timeKey; false where it is one that does not fit.
+func timeOf(k string) (time.Time, bool) {
+	n := binary.BigEndian.Uint64([]byte(k[:8]))
+	return time.Unix(0, int64(n)).UTC(), n < math.MaxInt64
 }
 
 // over yields what an index by time has up to and including a time, the oldest first.
-func over[T any](t *iradix.Tree[T], last time.Time) iter.Seq[T] {
-	end := timeKey(last.Add(1), nil)
-	return func(yield func(T) bool) {
-		it := t.Root().Iterator()
-		for k, v, ok := it.Next(); ok && bytes.Compare(k, end) < 0; k, v, ok = it.Next() {
-			if !yield(v) {
+func over[V any](x index[string, V], last time.Time) iter.Seq[V] {
+	end := timeKey(last.Add(1), "")
+	return func(yield func(V) bool) {
+		for k, v := range x.all() {
+			if k >= end || !yield(v) {
 				return
 			}
 		}
@@ -96,39 +106,52 @@ func over[T any](t *iradix.Tree[T], last time.Time) iter.Seq[T] {
 }
 
 // memberKey is the key of a node in an index with several nodes a word.
-func memberKey(word string, id proto.NodeID) []byte {
-	return binary.BigEndian.AppendUint64(memberPrefix(word), uint64(id))
+func memberKey(word string, id proto.NodeID) string { return memberPrefix(word) + idKey(id) }
+
+func memberPrefix(word string) string { return word + "\x00" }
+
+// members yields the nodes of a word, sorted by id.
+func members(x index[string, proto.NodeID], word string) iter.Seq[proto.NodeID] {
+	return func(yield func(proto.NodeID) bool) {
+		prefix := memberPrefix(word)
+		for k, id := range x.from(prefix) {
+			if !strings.HasPrefix(k, prefix) || !yield(id) {
+				return
+			}
+		}
+	}
 }
 
-func memberPrefix(word string) []byte { return append([]byte(word), 0) }
+func deviceKey(k key.DevicePublic) string { return string(k.Bytes()) }
 
-func heldDevice(k key.DevicePublic) []byte { return append([]byte{'d'}, k.Bytes()...) }
-func heldNode(k key.NodePublic) []byte     { return append([]byte{'n'}, k.Bytes()...) }
-
-func put[T any](t **iradix.Tree[T], k []byte, v T) { *t, _, _ = (*t).Insert(k, v) }
-func drop[T any](t **iradix.Tree[T], k []byte)     { *t, _, _ = (*t).Delete(k) }
+func heldDevice(k key.DevicePublic) string { return "d" + deviceKey(k) }
+func heldNode(k key.NodePublic) string     { return "n" + string(k.Bytes()) }
 
 // setNode replaces a node, or adds it, in all indexes.
 func (s *state) setNode(n *Node) {
-	id := idKey(n.ID)
+	id := n.ID
 	old, known := s.nodes.Get(id)
 	if known {
 		s.unindex(old)
 	}
 	put(&s.nodes, id, n)
-	put(&s.names, []byte(n.Name), n.ID)
-	put(&s.devices, n.Device.Bytes(), n.ID)
+	put(&s.names, n.Name, n.ID)
+	put(&s.devices, deviceKey(n.Device), n.ID)
+	if m := n.Attestation.Device; m != "" {
+		put(&s.machines, m, n.ID)
+	}
 	for _, a := range n.Addrs.Slice() {
 		put(&s.addrs, addrKey(a), n.ID)
 	}
 	if n.Ephemeral {
 		put(&s.ephemeral, id, n.ID)
 	}
-	if n.Revoked != nil {
+	if n.Apart() {
 		return
 	}
 	put(&s.trusted, id, n.ID)
-	put(&s.ends, timeKey(n.Certificate.NotAfter, id), n.ID)
+	put(&s.ends, timeKey(n.Certificate.NotAfter, idKey(n.ID)), n.ID)
+	s.present(n)
 	if !n.User.IsZero() {
 		put(&s.users, memberKey(n.User.Name, n.ID), n.ID)
 	}
@@ -145,22 +168,26 @@ func (s *state) setNode(n *Node) {
 // dropNode removes a node from all indexes; the keys that it held stay.
 func (s *state) dropNode(n *Node) {
 	s.unindex(n)
-	drop(&s.nodes, idKey(n.ID))
-	drop(&s.endpoints, idKey(n.ID))
-	drop(&s.stale, idKey(n.ID))
+	drop(&s.nodes, n.ID)
+	drop(&s.endpoints, n.ID)
+	drop(&s.stale, n.ID)
 	s.dropTraits(n.ID)
 	s.reckon(n.ID, time.Time{})
 }
 
 func (s *state) unindex(n *Node) {
-	id := idKey(n.ID)
-	drop(&s.names, []byte(n.Name))
-	drop(&s.devices, n.Device.Bytes())
+	id := n.ID
+	drop(&s.names, n.Name)
+	drop(&s.devices, deviceKey(n.Device))
+	if m := n.Attestation.Device; m != "" {
+		drop(&s.machines, m)
+	}
 	drop(&s.ephemeral, id)
 	drop(&s.lapsed, id)
+	drop(&s.peers, id)
 	drop(&s.trusted, id)
 	drop(&s.routers, id)
-	drop(&s.ends, timeKey(n.Certificate.NotAfter, id))
+	drop(&s.ends, timeKey(n.Certificate.NotAfter, idKey(n.ID)))
 	for _, a := range n.Addrs.Slice() {
 		drop(&s.addrs, addrKey(a))
 	}
@@ -170,15 +197,21 @@ func (s *state) unindex(n *Node) {
 	}
 }
 
+// present makes what others see of a node.
+func (s *state) present(n *Node) {
+	endpoints, _ := s.endpoints.Get(n.ID)
+	put(&s.peers, n.ID, &proto.Peer{ID: n.ID, Certificate: n.Certificate.DER, Endpoints: endpoints})
+}
+
 // setToken replaces a token, or adds it.
 func (s *state) setToken(t *Token) {
-	put(&s.tokens, []byte(t.ID), t)
-	put(&s.tokenEnds, timeKey(t.Expires, []byte(t.ID)), t)
+	put(&s.tokens, t.ID, t)
+	put(&s.tokenEnds, timeKey(t.Expires, t.ID), t)
 }
 
 func (s *state) dropToken(t *Token) {
-	drop(&s.tokens, []byte(t.ID))
-	drop(&s.tokenEnds, timeKey(t.Expires, []byte(t.ID)))
+	drop(&s.tokens, t.ID)
+	drop(&s.tokenEnds, timeKey(t.Expires, t.ID))
 }
 
 // rest keeps an address from being given until some time.

@@ -218,10 +218,10 @@ func attested(l cert.Level) compile.Traits { return attestations[l] }
 // Traits is what policies know of a trusted node beside who it is. Facts whose time has passed are not there.
 func (s *Snapshot) Traits(id proto.NodeID) compile.Traits {
 	n, ok := s.Lookup(id)
-	if !ok || n.Revoked != nil {
+	if !ok || n.Apart() {
 		return compile.Traits{}
 	}
-	t, ok := s.state.traits.Get(idKey(id))
+	t, ok := s.state.traits.Get(id)
 	switch {
 	case !ok:
 		return attested(n.Level)
@@ -238,11 +238,11 @@ func (s *Snapshot) Known(id proto.NodeID) Traits {
 		return Traits{}
 	}
 	var out Traits
-	if t, ok := s.state.traits.Get(idKey(id)); ok {
+	if t, ok := s.state.traits.Get(id); ok {
 		out = *t.clone()
 	}
 	out.Facts = slices.DeleteFunc(out.Facts, func(f Fact) bool { return f.over(s.now) })
-	out.Facts = append(out.Facts, Fact{Name: factAttestation, Value: n.Level.String(), Source: SourceCoordinator, Set: n.Created})
+	out.Facts = append(out.Facts, Fact{Name: factAttestation, Value: n.Level.String(), Source: SourceCoordinator, Set: n.Attestation.Since})
 	sortFacts(out.Facts)
 	return out
 }
@@ -251,14 +251,14 @@ func (s *Snapshot) Known(id proto.NodeID) Traits {
 func Alike(before, after *Snapshot, id proto.NodeID) bool {
 	old, was := before.Lookup(id)
 	n, is := after.Lookup(id)
-	if !was || !is || (old.Revoked == nil) != (n.Revoked == nil) || before.Lapsed(id) != after.Lapsed(id) {
+	if !was || !is || old.Apart() != n.Apart() || before.Lapsed(id) != after.Lapsed(id) {
 		return false
 	}
-	if old.Key != n.Key || old.Level != n.Level || old.Name != n.Name || old.User != n.User || !slices.Equal(old.Tags, n.Tags) {
+	if old.Level != n.Level || old.Name != n.Name || old.User != n.User || !slices.Equal(old.Tags, n.Tags) {
 		return false
 	}
-	t, _ := before.state.traits.Get(idKey(id))
-	next, _ := after.state.traits.Get(idKey(id))
+	t, _ := before.state.traits.Get(id)
+	next, _ := after.state.traits.Get(id)
 	if t != next || !slices.Equal(before.Roles(n.User.Name), after.Roles(n.User.Name)) {
 		return false
 	}
@@ -275,7 +275,7 @@ func (d *Directory) Report(ctx context.Context, id proto.NodeID, r Reported) err
 	if err := r.check(snap.Mesh()); err != nil {
 		return fmt.Errorf("node %s: %w", id, err)
 	}
-	if t, _ := snap.state.traits.Get(idKey(id)); t.same(&r) {
+	if t, _ := snap.state.traits.Get(id); t.same(&r) {
 		return nil
 	}
 	return d.do(ctx, func(t *tx) error {
@@ -283,7 +283,7 @@ func (d *Directory) Report(ctx context.Context, id proto.NodeID, r Reported) err
 		if err != nil {
 			return err
 		}
-		old, _ := t.traits.Get(idKey(id))
+		old, _ := t.traits.Get(id)
 		if old.same(&r) {
 			return nil
 		}
@@ -380,7 +380,7 @@ func (d *Directory) changeTraits(ctx context.Context, id proto.NodeID, change fu
 		if n, err = t.trustedNode(id); err != nil {
 			return err
 		}
-		old, _ := t.traits.Get(idKey(id))
+		old, _ := t.traits.Get(id)
 		next := old.clone()
 		if err := change(t, n, next); err != nil {
 			return err
@@ -405,7 +405,7 @@ func (t *tx) setTraits(n *Node, next *Traits) error {
 		}
 	}
 	t.writes = append(t.writes, op)
-	drop(&t.stale, idKey(n.ID))
+	drop(&t.stale, n.ID)
 	t.state.setTraits(n, next)
 	t.nodes = append(t.nodes, n.ID)
 	return nil
@@ -413,26 +413,24 @@ func (t *tx) setTraits(n *Node, next *Traits) error {
 
 // setTraits replaces what is known of a node in all indexes.
 func (s *state) setTraits(n *Node, next *Traits) {
-	id := idKey(n.ID)
 	s.dropTraits(n.ID)
 	if next.empty() {
 		return
 	}
-	put(&s.traits, id, next.complete(n.Level))
+	put(&s.traits, n.ID, next.complete(n.Level))
 	if !next.ends.IsZero() {
-		put(&s.factEnds, timeKey(next.ends, id), n.ID)
+		put(&s.factEnds, timeKey(next.ends, idKey(n.ID)), n.ID)
 	}
-	if next.routes() && n.Revoked == nil {
-		put(&s.routers, id, n.ID)
+	if next.routes() && !n.Apart() {
+		put(&s.routers, n.ID, n.ID)
 	}
 }
 
 func (s *state) dropTraits(id proto.NodeID) {
-	k := idKey(id)
-	if old, ok := s.traits.Get(k); ok {
-		drop(&s.traits, k)
-		drop(&s.factEnds, timeKey(old.ends, k))
-		drop(&s.routers, k)
+	if old, ok := s.traits.Get(id); ok {
+		drop(&s.traits, id)
+		drop(&s.factEnds, timeKey(old.ends, idKey(id)))
+		drop(&s.routers, id)
 	}
 }
 
@@ -440,12 +438,12 @@ func (s *state) dropTraits(id proto.NodeID) {
 // from the disk, which Expire sees to.
 func (t *tx) forgetFacts() {
 	for id := range over(t.factEnds, t.moment) {
-		n, _ := t.state.nodes.Get(idKey(id))
-		old, _ := t.traits.Get(idKey(id))
+		n, _ := t.state.nodes.Get(id)
+		old, _ := t.traits.Get(id)
 		next := old.clone()
 		next.Facts = slices.DeleteFunc(next.Facts, func(f Fact) bool { return f.over(t.moment) })
 		t.state.setTraits(n, next)
-		put(&t.stale, idKey(id), id)
+		put(&t.stale, id, id)
 		t.nodes = append(t.nodes, id)
 	}
 }
@@ -455,14 +453,14 @@ func (t *tx) expireFacts() error {
 	count := 0
 	for id := range values(t.stale) {
 		op := store.Delete(traitsPath(id))
-		if known, ok := t.traits.Get(idKey(id)); ok {
+		if known, ok := t.traits.Get(id); ok {
 			var err error
 			if op, err = traitsOp(id, known); err != nil {
 				return err
 			}
 		}
 		t.writes = append(t.writes, op)
-		drop(&t.stale, idKey(id))
+		drop(&t.stale, id)
 		if count++; count == maxExpired {
 			break
 		}

@@ -218,13 +218,13 @@ func (t *tx) setNode(n *Node) error {
 }
 
 // hold remembers for ever that a node holds a key.
-func (t *tx) hold(path string, index []byte, id proto.NodeID) error {
+func (t *tx) hold(path, held string, id proto.NodeID) error {
 	op, err := putRecord(path, heldRecord{version: v1, Node: id, Since: t.now})
 	if err != nil {
 		return err
 	}
 	t.writes = append(t.writes, op)
-	put(&t.held, index, id)
+	put(&t.held, held, id)
 	return nil
 }
 

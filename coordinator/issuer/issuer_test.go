@@ -497,7 +497,7 @@ func TestClockThatIsBehind(t *testing.T) {
 
 func TestHandshake(t *testing.T) {
 	r := newRig(t)
-	config := cert.ServerConfig(tls.Certificate{}, func([][]byte) error { return nil })
+	config := cert.ServerConfig(tls.Certificate{}, nil, func([][]byte) error { return nil })
 	config.Certificates, config.GetCertificate = nil, r.GetCertificate
 	a, b := net.Pipe()
 	server, client := tls.Server(a, config), tls.Client(b, cert.ClientConfig(nil, cert.ForJoining(r.Fingerprint(), r.clock)))

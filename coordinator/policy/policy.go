@@ -4,6 +4,8 @@
 //	source ──► acl.Check ──► compile ──► the policy's own tests, on the nodes that there are ──► directory.SetPolicy
 //	              │                              │
 //	              └── every error and warning ───┴──► refused with all of them
+//
+// What it would change against the one in force is acl/explain's to say.
 package policy
 
 import (

@@ -10,7 +10,7 @@ import (
 // How much history is kept for watchers, whichever is reached first.
 const (
 	historyRevisions = 4096
-	historyBytes     = 16 << 20
+	historyBytes     = 4 << 20
 )
 
 // History keeps the last transactions for watchers. Engines add to it in the order of revisions, after each is on disk.

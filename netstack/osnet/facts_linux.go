@@ -18,7 +18,10 @@ import (
 var resolvConfs = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"}
 
 // addresses lists the addresses of all devices.
-func (h *Host) addresses() ([]address, error) {
+func (h *Host) addresses() ([]address, error) { return h.addressesBeside(h.device()) }
+
+// addressesBeside is addresses, where our device is known.
+func (h *Host) addressesBeside(ours string) ([]address, error) {
 	links, err := dump(h.rt.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
@@ -35,7 +38,6 @@ func (h *Host) addresses() ([]address, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
-	ours := h.device()
 	var out []address
 	for _, a := range got {
 		l := byIndex[a.LinkIndex]

@@ -1,6 +1,8 @@
 package osnet
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,9 +26,13 @@ type guard interface {
 	// list names the instances that have a guard in this network namespace.
 	list() ([]instance, error)
 	// whole says whether the guard stands as set would make it.
-	whole(instance) (bool, error)
+	whole(instance, duty) (bool, error)
 	// set makes or replaces the guard in one transaction: at no moment is there none.
-	set(instance) error
+	set(instance, duty) error
+	// notes returns what a duty of the device's noted.
+	notes(device string) ([]setting, error)
+	// blocks names the chains of others that drop what is forwarded and say nothing about the device.
+	blocks(device string) ([]string, error)
 	// remove takes the guard of a device away; without one it does nothing.
 	remove(device string) error
 	close() error
@@ -37,22 +43,30 @@ type guard interface {
 //	table inet redoubt-redoubt0 {
 //	  set overlay4 { type ipv4_addr; flags interval; elements = { 100.80.0.0/16 } }
 //	  set overlay6 { type ipv6_addr; flags interval; elements = { fd12:3456:789a::/48 } }
+//	  set served4, served6                                                       what duty.serve says
 //	  chain overlay {
 //	    ip saddr @overlay4 counter drop
 //	    ip daddr @overlay4 counter drop
 //	    ip6 saddr @overlay6 counter drop
 //	    ip6 daddr @overlay6 counter drop
 //	  }
-//	  chain prerouting  { iifname != "redoubt0" iifname != "lo" jump overlay }   before defragmentation and translation
+//	  chain prerouting  { ip saddr @served4 ip daddr @overlay4 return            who is behind us may speak to the mesh
+//	                      iifname != "redoubt0" iifname != "lo" jump overlay }   before defragmentation and translation
 //	  chain input       { iifname != "redoubt0" iifname != "lo" jump overlay }   after translation
-//	  chain forward     { iifname != "redoubt0" jump overlay
-//	                      oifname != "redoubt0" jump overlay }
+//	  chain forward     { iifname != "redoubt0" oifname != "redoubt0" jump overlay
+//	                      iifname "redoubt0" oifname != "redoubt0" ip daddr @served4 return
+//	                      oifname "redoubt0" iifname != "redoubt0" ip saddr @served4 return
+//	                      iifname "redoubt0" drop
+//	                      oifname "redoubt0" drop }
 //	  chain output      { oifname != "redoubt0" oifname != "lo" jump overlay }   after translation of destinations
-//	  chain postrouting { oifname != "redoubt0" oifname != "lo" jump overlay }   before translation of sources
+//	  chain postrouting { ip saddr @overlay4 ip daddr @served4 return            what output let through was forwarded
+//	                      oifname != "redoubt0" oifname != "lo" jump overlay }   before translation of sources
 //	  chain leaving     { oifname != "redoubt0" oifname != "lo" jump overlay }   after translation of sources
 //	}
 //
-// and, so that the host does not tell the LAN that it has an overlay address, one for ARP:
+// Rules about addresses are there for IPv6 as well. See chainsOf for the chains that a duty adds.
+//
+// And, so that the host does not tell the LAN that it has an overlay address, one table for ARP:
 //
 //	table arp redoubt-redoubt0 {
 //	  set overlay4 { ... }
@@ -73,35 +87,19 @@ type nft struct {
 const answerTime = 10 * time.Second
 
 const (
-	set4  = "overlay4"
-	set6  = "overlay6"
-	drops = "overlay"
+	set4    = "overlay4"
+	set6    = "overlay6"
+	served4 = "served4"
+	served6 = "served6"
+	drops   = "overlay"
+	noted   = "before"
 )
-
-// hook is one base chain of the table.
-type hook struct {
-	name     string
-	at       *nftables.ChainHook
-	priority nftables.ChainPriority
-	devices  []expr.MetaKey // which side must be ours
-}
-
-// Priorities: defragmentation is at -400, connection tracking at -200, translation of destinations at -100 and of
-// sources at 100; users' own chains are mostly between -300 and 300.
-var hooks = []hook{
-	{"prerouting", nftables.ChainHookPrerouting, -450, []expr.MetaKey{expr.MetaKeyIIFNAME}},
-	{"input", nftables.ChainHookInput, 450, []expr.MetaKey{expr.MetaKeyIIFNAME}},
-	{"forward", nftables.ChainHookForward, 450, []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME}},
-	{"output", nftables.ChainHookOutput, 450, []expr.MetaKey{expr.MetaKeyOIFNAME}},
-	{"postrouting", nftables.ChainHookPostrouting, -450, []expr.MetaKey{expr.MetaKeyOIFNAME}},
-	{"leaving", nftables.ChainHookPostrouting, 450, []expr.MetaKey{expr.MetaKeyOIFNAME}},
-}
 
 // ARP has hooks and offsets of its own: the addresses of an Ethernet and IPv4 message stand at 14 and 24.
 var (
-	arpHooks = []hook{
-		{"input", nftables.ChainHookRef(0), 0, nil},
-		{"output", nftables.ChainHookRef(1), 0, nil},
+	arpChains = []chain{
+		{name: "input", at: nftables.ChainHookRef(0)},
+		{name: "output", at: nftables.ChainHookRef(1)},
 	}
 	arpOffsets = []uint32{14, 24}
 )
@@ -236,11 +234,7 @@ func (g *nft) rangeOf(t *nftables.Table, name string) (netip.Prefix, error) {
 	if err != nil || s == nil {
 		return netip.Prefix{}, err
 	}
-	var elements []nftables.SetElement
-	err = g.ask("list the elements of nftables' set "+name, func() (err error) {
-		elements, err = g.conn.GetSetElements(s)
-		return err
-	})
+	elements, err := g.elements(s)
 	if err == nil {
 		return prefixIn(elements), nil
 	}
@@ -313,38 +307,34 @@ func (g *nft) remove(device string) error {
 	return g.ask("remove nftables' table "+TablePrefix+device, g.conn.Flush)
 }
 
-func (g *nft) set(i instance) error {
+func (g *nft) set(i instance, d duty) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	what := "set nftables' table inet " + TablePrefix + i.device
-	g.replace(i)
+	g.replace(i, d)
 	g.replaceARP(i)
 	err := g.ask(what, g.conn.Flush)
 	// A kernel without nftables for ARP takes nothing of the transaction. What guards packets must not hang on that.
 	if err != nil && !errors.Is(err, unix.EPERM) {
-		g.replace(i)
+		g.replace(i, d)
 		err = g.ask(what, g.conn.Flush)
 	}
 	return err
 }
 
 // replace queues the table. Adding it first makes the deletion always possible.
-func (g *nft) replace(i instance) {
+func (g *nft) replace(i instance, d duty) {
 	t := inetTable(i.device)
 	g.conn.AddTable(t)
 	g.conn.DelTable(t)
 	g.conn.AddTable(t)
-	g.addSet(t, set4, nftables.TypeIPAddr, i.v4)
-	g.addSet(t, set6, nftables.TypeIP6Addr, i.v6)
-
-	regular := g.conn.AddChain(&nftables.Chain{Name: drops, Table: t})
-	for _, r := range dropRules() {
-		g.conn.AddRule(&nftables.Rule{Table: t, Chain: regular, Exprs: r.exprs, UserData: r.comment()})
+	for _, s := range setsOf(i, d) {
+		g.addSet(t, s)
 	}
-	for _, h := range hooks {
-		c := g.conn.AddChain(h.chain(t))
-		for _, r := range jumpRules(h, i.device) {
-			g.conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: r.exprs, UserData: r.comment()})
+	for _, c := range chainsOf(i, d) {
+		made := g.conn.AddChain(c.in(t))
+		for _, r := range c.rules {
+			g.conn.AddRule(&nftables.Rule{Table: t, Chain: made, Exprs: r.exprs, UserData: r.comment()})
 		}
 	}
 }
@@ -354,151 +344,192 @@ func (g *nft) replaceARP(i instance) {
 	g.conn.AddTable(t)
 	g.conn.DelTable(t)
 	g.conn.AddTable(t)
-	g.addSet(t, set4, nftables.TypeIPAddr, i.v4)
-	for _, h := range arpHooks {
-		c := g.conn.AddChain(h.chain(t))
+	g.addSet(t, namedSet{set4, true, []netip.Prefix{i.v4}})
+	for _, c := range arpChains {
+		made := g.conn.AddChain(c.in(t))
 		for _, offset := range arpOffsets {
-			g.conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: dropIn(set4, offset, 4)})
+			g.conn.AddRule(&nftables.Rule{Table: t, Chain: made, Exprs: dropIn(set4, offset, 4)})
 		}
 	}
 }
 
-func (g *nft) addSet(t *nftables.Table, name string, kind nftables.SetDatatype, p netip.Prefix) {
-	elements := []nftables.SetElement{{Key: p.Addr().AsSlice()}}
-	if after := last(p).Next(); after.IsValid() {
-		elements = append(elements, nftables.SetElement{Key: after.AsSlice(), IntervalEnd: true})
+func (g *nft) addSet(t *nftables.Table, n namedSet) {
+	kind := nftables.TypeIP6Addr
+	if n.v4 {
+		kind = nftables.TypeIPAddr
 	}
-	s := &nftables.Set{Table: t, Name: name, KeyType: kind, KeyByteOrder: binaryutil.BigEndian, Interval: true}
+	s := &nftables.Set{Table: t, Name: n.name, KeyType: kind, KeyByteOrder: binaryutil.BigEndian, Interval: true}
 	// AddSet fails only where a set is anonymous or has no key type; what the kernel refuses comes with Flush.
-	_ = g.conn.AddSet(s, elements)
+	_ = g.conn.AddSet(s, n.elements())
 }
 
-func (h hook) chain(t *nftables.Table) *nftables.Chain {
-	accept := nftables.ChainPolicyAccept
-	priority := h.priority
-	return &nftables.Chain{
-		Name: h.name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: h.at, Priority: &priority, Policy: &accept,
-	}
-}
-
-// rule is an nftables rule and what it is for, which `nft list` shows as its comment.
-type rule struct {
-	why   string
-	exprs []expr.Any
-}
-
-func (r rule) comment() []byte { return userdata.AppendString(nil, userdata.TypeComment, r.why) }
-
-// dropRules are the chain that all hooks jump to.
-func dropRules() []rule {
-	family := func(f byte) []expr.Any {
-		return []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f}},
-		}
-	}
-	v4, v6 := family(unix.NFPROTO_IPV4), family(unix.NFPROTO_IPV6)
-	return []rule{
-		{"overlay source outside the tunnel", slices.Concat(v4, dropIn(set4, 12, 4))},
-		{"overlay destination outside the tunnel", slices.Concat(v4, dropIn(set4, 16, 4))},
-		{"overlay source outside the tunnel", slices.Concat(v6, dropIn(set6, 8, 16))},
-		{"overlay destination outside the tunnel", slices.Concat(v6, dropIn(set6, 24, 16))},
-	}
-}
-
-// dropIn counts and drops packets that have an address of the set at an offset of the network header.
-func dropIn(set string, offset, length uint32) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
-		&expr.Lookup{SourceRegister: 1, SetName: set},
-		&expr.Counter{},
-		&expr.Verdict{Kind: expr.VerdictDrop},
-	}
-}
-
-// jumpRules send what is on other devices to the chain of drops. On lo the host talks to itself, which is not
-// ours to judge; nothing is forwarded from or to lo.
-func jumpRules(h hook, device string) []rule {
-	var out []rule
-	for _, key := range h.devices {
-		r := rule{why: "only " + device + " carries the mesh"}
-		r.exprs = append(r.exprs, isNot(key, device)...)
-		if len(h.devices) == 1 {
-			r.exprs = append(r.exprs, isNot(key, "lo")...)
-		}
-		r.exprs = append(r.exprs, &expr.Verdict{Kind: expr.VerdictJump, Chain: drops})
-		out = append(out, r)
-	}
-	return out
-}
-
-// isNot matches where the packet's device has another name. Names hold when the device goes and comes back.
-func isNot(key expr.MetaKey, device string) []expr.Any {
-	name := make([]byte, unix.IFNAMSIZ)
-	copy(name, device)
-	return []expr.Any{
-		&expr.Meta{Key: key, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: name},
-	}
-}
-
-func (g *nft) whole(i instance) (bool, error) {
+func (g *nft) whole(i instance, d duty) (bool, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	all, err := g.instances()
-	if err != nil {
-		return false, err
-	}
-	if !slices.Contains(all, i) {
-		return false, nil
-	}
-	var chains []*nftables.Chain
-	err = g.ask("list nftables' chains", func() error {
-		chains, err = g.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
-		return err
-	})
-	if err != nil {
-		return false, err
-	}
 	t := inetTable(i.device)
+	for _, s := range setsOf(i, d) {
+		same, err := g.sameSet(t, s)
+		if !same || err != nil {
+			return false, err
+		}
+	}
+	chains, err := g.chains()
+	if err != nil {
+		return false, err
+	}
+	want := chainsOf(i, d)
 	found := 0
 	for _, c := range chains {
 		if c.Table.Name != t.Name {
 			continue
 		}
-		want, known := wantChain(c, i.device)
-		if !known {
+		at := slices.IndexFunc(want, func(w chain) bool { return w.is(c) })
+		if at < 0 {
 			return false, nil
 		}
-		var got []*nftables.Rule
-		err := g.ask("list nftables' rules", func() (err error) {
-			got, err = g.conn.GetRules(t, c)
-			return err
-		})
-		if err != nil {
+		got, err := g.rules(t, c)
+		if err != nil || !slices.EqualFunc(got, want[at].rules, sameRule) {
 			return false, err
-		}
-		if !slices.EqualFunc(got, want, sameRule) {
-			return false, nil
 		}
 		found++
 	}
-	return found == len(hooks)+1, nil
+	return found == len(want), nil
 }
 
-// wantChain returns the rules that a chain of our table has, if it stands at the place where we put it.
-func wantChain(c *nftables.Chain, device string) ([]rule, bool) {
-	if c.Name == drops {
-		return dropRules(), c.Hooknum == nil
+// sameSet says whether there is such a set with these elements.
+func (g *nft) sameSet(t *nftables.Table, n namedSet) (bool, error) {
+	s, err := g.lookUp(t, n.name)
+	if s == nil || err != nil {
+		return false, err
 	}
-	for _, h := range hooks {
-		if h.name == c.Name {
-			ok := c.Hooknum != nil && *c.Hooknum == *h.at && c.Priority != nil && *c.Priority == h.priority &&
-				c.Type == nftables.ChainTypeFilter
-			return jumpRules(h, device), ok
+	got, err := g.elements(s)
+	if err != nil {
+		return false, err
+	}
+	want := n.elements()
+	less := func(a, b nftables.SetElement) int {
+		return cmp.Or(bytes.Compare(a.Key, b.Key), compareBool(b.IntervalEnd, a.IntervalEnd))
+	}
+	slices.SortFunc(got, less)
+	slices.SortFunc(want, less)
+	return slices.EqualFunc(got, want, func(a, b nftables.SetElement) bool {
+		return bytes.Equal(a.Key, b.Key) && a.IntervalEnd == b.IntervalEnd
+	}), nil
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
+
+func (g *nft) elements(s *nftables.Set) (elements []nftables.SetElement, err error) {
+	err = g.ask("list the elements of nftables' set "+s.Name, func() error {
+		elements, err = g.conn.GetSetElements(s)
+		return err
+	})
+	return elements, err
+}
+
+func (g *nft) chains() (chains []*nftables.Chain, err error) {
+	err = g.ask("list nftables' chains", func() error {
+		chains, err = g.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+		return err
+	})
+	return chains, err
+}
+
+func (g *nft) rules(t *nftables.Table, c *nftables.Chain) (rules []*nftables.Rule, err error) {
+	err = g.ask("list nftables' rules", func() error {
+		rules, err = g.conn.GetRules(t, c)
+		return err
+	})
+	return rules, err
+}
+
+func (g *nft) notes(device string) ([]setting, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	chains, err := g.chains()
+	if err != nil {
+		return nil, err
+	}
+	t := inetTable(device)
+	var out []setting
+	for _, c := range chains {
+		if c.Table.Name != t.Name || c.Name != noted {
+			continue
+		}
+		rules, err := g.rules(t, c)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rules {
+			text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+			if s, ok := parseSetting(text); ok {
+				out = append(out, s)
+			}
 		}
 	}
-	return nil, false
+	return out, nil
+}
+
+// blocks implements guard. Whether rules that name the device do let its packets through is their author's business.
+func (g *nft) blocks(device string) (out []string, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var chains []*nftables.Chain
+	err = g.ask("list nftables' chains", func() error {
+		chains, err = g.conn.ListChains()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range chains {
+		forwards := c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop &&
+			(c.Table.Family == nftables.TableFamilyIPv4 || c.Table.Family == nftables.TableFamilyIPv6 || c.Table.Family == nftables.TableFamilyINet)
+		if !forwards {
+			continue
+		}
+		named, err := g.names(c.Table, chains, device)
+		if err != nil {
+			return nil, err
+		}
+		if !named {
+			out = append(out, familyName[c.Table.Family]+" "+c.Table.Name+" "+c.Name)
+		}
+	}
+	return out, nil
+}
+
+var familyName = map[nftables.TableFamily]string{
+	nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet",
+}
+
+// names says whether any rule of a table compares something with a device's name.
+func (g *nft) names(t *nftables.Table, chains []*nftables.Chain, device string) (bool, error) {
+	for _, c := range chains {
+		if c.Table.Name != t.Name || c.Table.Family != t.Family {
+			continue
+		}
+		rules, err := g.rules(t, c)
+		if err != nil {
+			return false, err
+		}
+		for _, r := range rules {
+			for _, e := range r.Exprs {
+				if cmp, ok := e.(*expr.Cmp); ok && string(bytes.TrimRight(cmp.Data, "\x00")) == device {
+					return true, nil
+				}
+			}
+		}
+	}
+	return false, nil
 }
 
 // sameRule compares a rule of the kernel's with one of ours, what it has counted aside.
@@ -510,6 +541,11 @@ func sameRule(got *nftables.Rule, want rule) bool {
 		if _, ok := a.(*expr.Counter); ok {
 			_, ok = b.(*expr.Counter)
 			return ok
+		}
+		// Which register a mark is taken from is not read back.
+		if x, ok := a.(*expr.Ct); ok {
+			y, ok := b.(*expr.Ct)
+			return ok && x.Key == y.Key
 		}
 		x, err := expr.Marshal(unix.NFPROTO_INET, a)
 		if err != nil {

@@ -78,7 +78,7 @@ func TestStrayAnswersMisleadNobody(t *testing.T) {
 	isWhole := func(i instance, want bool) {
 		t.Helper()
 		g.stray(t)
-		if got, err := g.whole(i); err != nil || got != want {
+		if got, err := g.whole(i, duty{}); err != nil || got != want {
 			t.Errorf("%s is whole: %v, %v; want %v", i.device, got, err, want)
 		}
 	}
@@ -86,7 +86,7 @@ func TestStrayAnswersMisleadNobody(t *testing.T) {
 	for _, i := range []instance{one, two} {
 		isWhole(i, false)
 		g.stray(t)
-		if err := g.set(i); err != nil {
+		if err := g.set(i, duty{}); err != nil {
 			t.Fatal(err)
 		}
 		isWhole(i, true)
@@ -108,7 +108,7 @@ func TestARefusedTransactionMisleadsNobody(t *testing.T) {
 	i := instanceOf(configA())
 	for range 3 {
 		g.conn.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "nobody's"})
-		g.replace(i)
+		g.replace(i, duty{})
 		if err := g.ask("set a table", g.conn.Flush); !errors.Is(err, unix.ENOENT) {
 			t.Fatalf("a transaction that cannot be: %v", err)
 		}
@@ -124,7 +124,7 @@ func TestGuardIsAskedByMany(t *testing.T) {
 	g := nftOf(t, h)
 	mine, other := instanceOf(configA()), instanceOf(configA())
 	other.device = "redoubt1"
-	if err := g.set(mine); err != nil {
+	if err := g.set(mine, duty{}); err != nil {
 		t.Fatal(err)
 	}
 	const turns = 50
@@ -136,7 +136,7 @@ func TestGuardIsAskedByMany(t *testing.T) {
 					t.Errorf("listed %v, %v", got, err)
 					return
 				}
-				if ok, err := g.whole(mine); err != nil || !ok {
+				if ok, err := g.whole(mine, duty{}); err != nil || !ok {
 					t.Errorf("whole: %v, %v", ok, err)
 					return
 				}
@@ -145,7 +145,7 @@ func TestGuardIsAskedByMany(t *testing.T) {
 	}
 	wg.Go(func() {
 		for range turns {
-			if err := errors.Join(g.set(other), g.remove(other.device)); err != nil {
+			if err := errors.Join(g.set(other, duty{}), g.remove(other.device)); err != nil {
 				t.Error(err)
 				return
 			}
@@ -164,7 +164,7 @@ func TestClosedGuardAsksNobody(t *testing.T) {
 	if got, err := g.list(); !errors.Is(err, errClosed) {
 		t.Errorf("listed %v, %v", got, err)
 	}
-	if err := g.set(instanceOf(configA())); !errors.Is(err, errClosed) {
+	if err := g.set(instanceOf(configA()), duty{}); !errors.Is(err, errClosed) {
 		t.Errorf("set: %v", err)
 	}
 }

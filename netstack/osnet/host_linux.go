@@ -34,6 +34,11 @@ type Host struct {
 	closed bool
 
 	mu       sync.Mutex
+	settings *settings
+	notes    []setting      // what the host's settings were before we touched them, as the guard remembers as well
+	known    bool           // notes hold those of the guard that was found
+	spared   []netip.Prefix // networks that are reached without the mesh though a route covers them
+	beyond   []netip.Prefix // networks beyond the mesh for which there may be routes of this run
 	up       *Config
 	before   *device // our device as it was before Up
 	problems []string
@@ -54,7 +59,7 @@ func New(log *slog.Logger) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a routing socket: %w", err)
 	}
-	h := &Host{log: log, rt: rt, resolv: resolvConfs}
+	h := &Host{log: log, rt: rt, resolv: resolvConfs, settings: newSettings()}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.guard, h.guardErr = newNFT()
 	return h, nil
@@ -120,6 +125,8 @@ func (h *Host) open(c Config) error {
 		return err
 	}
 
+	// What differs by device is opened here, since the keeper's thread may be in another namespace.
+	h.openSettings()
 	// Everything is validated; from here on the machine is touched.
 	h.up = &c
 	if err := h.reconcile(true); err != nil {
@@ -189,15 +196,15 @@ func (h *Host) reconcile(raise bool) error {
 		return err
 	case !ok:
 		h.problem("the device %s is gone: nothing passes", c.Interface)
-		return h.tidy(c, others, 0)
+		return h.tidy(c, old, others, 0)
 	case !raise && link.Attrs().RawFlags&unix.IFF_UP == 0:
 		h.problem("the device %s was taken down: nothing passes until `ip link set %s up`", c.Interface, c.Interface)
-		return h.tidy(c, others, 0)
+		return h.tidy(c, old, others, 0)
 	}
 	if err := h.lead(c, link, old); err != nil {
 		return err
 	}
-	return h.tidy(c, others, link.Attrs().Index)
+	return h.tidy(c, old, others, link.Attrs().Index)
 }
 
 func (h *Host) problem(format string, args ...any) {
@@ -214,18 +221,23 @@ func (h *Host) fence(c Config) (old, others []netip.Prefix, err error) {
 		return nil, nil, err
 	}
 	mine := instanceOf(c)
-	whole, err := h.guard.whole(mine)
-	if err == nil && !whole {
-		err = h.guard.set(mine)
+	taken := func(i instance) bool { return i.device != mine.device && i.overlaps(mine) && !h.runs(i) }
+	for _, i := range all {
+		if i.device == mine.device && !h.known || taken(i) {
+			if err := h.adopt(i.device); err != nil {
+				return nil, nil, err
+			}
+		}
 	}
-	if err != nil {
+	h.known = true
+	if err := h.setGuard(c); err != nil {
 		return nil, nil, err
 	}
 	for _, i := range all {
 		switch {
 		case i.device == mine.device:
 			old = i.ranges()
-		case i.overlaps(mine) && !h.runs(i):
+		case taken(i):
 			if err := h.guard.remove(i.device); err != nil {
 				return nil, nil, err
 			}
@@ -233,7 +245,11 @@ func (h *Host) fence(c Config) (old, others []netip.Prefix, err error) {
 			others = append(others, i.ranges()...)
 		}
 	}
-	if err := h.addRoutes(unreachables(c)); err != nil {
+	if h.spared, err = h.nearer(c); err != nil {
+		return nil, nil, err
+	}
+	// Throws before what they except.
+	if err := h.addRoutes(append(throws(c, h.spared), unreachables(c)...)); err != nil {
 		return nil, nil, err
 	}
 	return old, others, h.addRules(c)
@@ -309,26 +325,29 @@ func (h *Host) tearDown(gone, stay []instance) error {
 	if h.up != nil {
 		errs = append(errs, h.shut(), h.restore())
 	}
+	var own, others []netip.Prefix
 	for _, i := range gone {
+		own = append(own, i.ranges()...)
 		link, ok, err := h.find(i.device)
 		if ok {
 			err = h.dropAddrs(link, i.ranges()...)
 		}
-		errs = append(errs, err)
+		errs = append(errs, err, h.adopt(i.device))
 	}
-	stays := func(p netip.Prefix) bool {
-		return slices.ContainsFunc(stay, func(i instance) bool { return slices.Contains(i.ranges(), p) })
+	errs = append(errs, h.putBack(nil))
+	for _, i := range stay {
+		others = append(others, i.ranges()...)
 	}
 	errs = append(errs,
-		h.dropRules(func(r netlink.Rule) bool { return !stays(prefixOf(r.Dst)) }),
-		h.dropRoutes(func(r netlink.Route) bool { return !stays(prefixOf(r.Dst)) }))
+		h.dropRules(func(r netlink.Rule) bool { return !theirs(r, others) }),
+		h.dropRoutes(func(r netlink.Route) bool { return !h.leaves(r, own, others, 0) }))
 	for _, i := range gone {
 		errs = append(errs, h.guard.remove(i.device))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	h.up, h.before, h.problems = nil, nil, nil
+	h.up, h.before, h.problems, h.spared, h.beyond, h.known = nil, nil, nil, nil, nil, false
 	return nil
 }
 
@@ -383,6 +402,7 @@ func (h *Host) release() error {
 		h.keeper = nil
 	}
 	h.rt.Close()
+	h.settings.close()
 	if h.guard != nil {
 		return h.guard.close()
 	}

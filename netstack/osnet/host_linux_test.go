@@ -65,14 +65,16 @@ func TestUpLeadsTheMeshToTheDevice(t *testing.T) {
 }
 
 func TestUpAgainChangesNothing(t *testing.T) {
-	h, _ := oneHost(t)
-	n, _ := inNetwork(t, h)
-	up(t, h, n, configA())
-	first, handles := state(t, h), ruleHandles(t, h)
-	up(t, h, n, configA())
-	same(t, "second Up", first, state(t, h))
-	if again := ruleHandles(t, h); again != handles {
-		t.Errorf("the guard was made again: rules %s, then %s", handles, again)
+	for name, c := range map[string]Config{"alone": configA(), "with everything beyond the mesh": beyondA()} {
+		h, _ := oneHost(t)
+		n, _ := inNetwork(t, h)
+		up(t, h, n, c)
+		first, handles := state(t, h), ruleHandles(t, h)
+		up(t, h, n, c)
+		same(t, name+": second Up", first, state(t, h))
+		if again := ruleHandles(t, h); again != handles {
+			t.Errorf("%s: the guard was made again: rules %s, then %s", name, handles, again)
+		}
 	}
 }
 
@@ -86,8 +88,15 @@ func ruleHandles(t *testing.T, h *lab.Host) string {
 			return err
 		}
 		table := inetTable("redoubt0")
-		for _, chain := range append([]hook{{name: drops}}, hooks...) {
-			rules, err := conn.GetRules(table, &nftables.Chain{Name: chain.name, Table: table})
+		chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+		if err != nil {
+			return err
+		}
+		for _, chain := range chains {
+			if chain.Table.Name != table.Name {
+				continue
+			}
+			rules, err := conn.GetRules(table, chain)
 			if err != nil {
 				return err
 			}
@@ -490,7 +499,7 @@ func TestWithoutIPv6(t *testing.T) {
 // noGuard is a kernel without nftables, as far as set goes.
 type noGuard struct{ guard }
 
-func (noGuard) set(instance) error { return guardError("set the guard", unix.EOPNOTSUPP) }
+func (noGuard) set(instance, duty) error { return guardError("set the guard", unix.EOPNOTSUPP) }
 
 func TestWithoutNFTablesNothingPasses(t *testing.T) {
 	h, _ := oneHost(t)

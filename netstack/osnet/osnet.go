@@ -17,7 +17,8 @@ const (
 	DefaultTable = 7707
 	// RouteProtocol is the origin of our routes and rules, as `ip route show proto 77` selects them.
 	RouteProtocol = 77
-	// RulePriority is the rule for marked packets; the rule that leads to our table comes next.
+	// RulePriority is the rule for marked packets; the rule that leads to our table comes next, and then the one that leads
+	// what goes beyond the mesh there.
 	RulePriority = 5150
 	// DefaultMark is the SO_MARK of underlay sockets.
 	DefaultMark = 0x5244
@@ -48,6 +49,10 @@ type Config struct {
 	Mark uint32
 	// Table is the routing table to use; zero is DefaultTable.
 	Table int
+	// Routes are networks behind peers that are led to the device. They lie outside of the mesh's ranges.
+	Routes []netip.Prefix
+	Exit   Exit
+	Serve  Serve
 }
 
 // Network is the host's network as a node needs it. All methods may be called from any goroutine.
@@ -109,7 +114,9 @@ func (c Config) Validate() error {
 	if c.Table < 1 || c.Table > 1<<31-1 || c.Table >= 253 && c.Table <= 255 {
 		return fmt.Errorf("routing table %d: want one that is not the kernel's own", c.Table)
 	}
-	return nil
+	return errors.Join(
+		checkNetworks("route", c.Routes, MaxRoutes, 1, c.Mesh),
+		checkNetworks("served network", c.Serve.Routes, MaxServed, 0, c.Mesh))
 }
 
 // validInterface is stricter than the kernel, since the name becomes part of an nftables table's name that people type.

@@ -16,7 +16,9 @@ import (
 )
 
 const (
-	// wayMetric is that of the routes over the device, worstMetric that of the unreachable ones below them.
+	// throwMetric is that of the exceptions, wayMetric that of the routes over the device, worstMetric that of the unreachable
+	// ones below them.
+	throwMetric = 50
 	wayMetric   = 100
 	worstMetric = math.MaxInt32
 	// addrGenNone keeps the kernel from giving the device a link-local address, which no peer could reach.
@@ -25,10 +27,10 @@ const (
 
 var families = []int{unix.AF_INET, unix.AF_INET6}
 
-// unreachables hold the mesh's ranges when there is no device to lead to.
+// unreachables hold the mesh's ranges, and what else must not be reached by another way, when there is no device to lead to.
 func unreachables(c Config) []netlink.Route {
 	var out []netlink.Route
-	for _, p := range []netip.Prefix{c.Mesh.V4, c.Mesh.V6} {
+	for _, p := range append([]netip.Prefix{c.Mesh.V4, c.Mesh.V6}, c.held()...) {
 		out = append(out, netlink.Route{
 			Dst: netOf(p), Table: c.Table, Protocol: RouteProtocol, Priority: worstMetric, Type: unix.RTN_UNREACHABLE,
 		})
@@ -36,18 +38,31 @@ func unreachables(c Config) []netlink.Route {
 	return out
 }
 
-// ways lead the mesh's ranges to the device, from the node's own address.
+// throws send what goes to networks that are reached without the mesh on to the host's own tables.
+func throws(c Config, spared []netip.Prefix) []netlink.Route {
+	var out []netlink.Route
+	for _, p := range spared {
+		out = append(out, netlink.Route{
+			Dst: netOf(p), Table: c.Table, Protocol: RouteProtocol, Priority: throwMetric, Type: unix.RTN_THROW,
+		})
+	}
+	return out
+}
+
+// ways lead the mesh's ranges, and what is reached through peers, to the device, from the node's own address.
 func ways(c Config, index int) []netlink.Route {
-	way := func(p netip.Prefix, src netip.Addr, scope netlink.Scope) netlink.Route {
-		return netlink.Route{
+	var out []netlink.Route
+	for _, p := range append([]netip.Prefix{c.Mesh.V4, c.Mesh.V6}, c.led()...) {
+		src, scope := c.Addrs.V6, netlink.SCOPE_UNIVERSE
+		if p.Addr().Is4() {
+			src, scope = c.Addrs.V4, netlink.SCOPE_LINK
+		}
+		out = append(out, netlink.Route{
 			Dst: netOf(p), Src: src.AsSlice(), LinkIndex: index, Scope: scope,
 			Table: c.Table, Protocol: RouteProtocol, Priority: wayMetric, Type: unix.RTN_UNICAST,
-		}
+		})
 	}
-	return []netlink.Route{
-		way(c.Mesh.V4, c.Addrs.V4, netlink.SCOPE_LINK),
-		way(c.Mesh.V6, c.Addrs.V6, netlink.SCOPE_UNIVERSE),
-	}
+	return out
 }
 
 // rules lead to our table, except what underlay sockets send: those must never loop into the mesh.
@@ -61,6 +76,15 @@ func rules(c Config) []netlink.Rule {
 		to.Priority, to.Protocol, to.Dst, to.Family = RulePriority+1, RouteProtocol, netOf(p), familyOf(p)
 		to.Table = c.Table
 		out = append(out, *marked, *to)
+	}
+	if !c.leads() {
+		return out
+	}
+	for _, family := range families {
+		beyond := netlink.NewRule()
+		beyond.Priority, beyond.Protocol, beyond.Family, beyond.Table = RulePriority+2, RouteProtocol, family, c.Table
+		beyond.Mark, beyond.Invert = c.Mark, true
+		out = append(out, *beyond)
 	}
 	return out
 }
@@ -84,12 +108,20 @@ func (h *Host) addRoutes(want []netlink.Route) error {
 	if err != nil {
 		return err
 	}
+	there := make(map[netip.Prefix][]netlink.Route, len(have))
+	for _, r := range have {
+		there[prefixOf(r.Dst)] = append(there[prefixOf(r.Dst)], r)
+	}
 	for _, r := range want {
-		if slices.ContainsFunc(have, func(x netlink.Route) bool { return sameRoute(x, r) }) {
+		p := prefixOf(r.Dst)
+		if slices.ContainsFunc(there[p], func(x netlink.Route) bool { return sameRoute(x, r) }) {
 			continue
 		}
-		if err := h.family(prefixOf(r.Dst), h.rt.RouteReplace(&r)); err != nil {
+		if err := h.family(familyOf(p), h.rt.RouteReplace(&r)); err != nil {
 			return fmt.Errorf("set the route to %v in table %d: %w", r.Dst, r.Table, err)
+		}
+		if !h.up.Mesh.Contains(p.Addr()) && !slices.Contains(h.beyond, p) {
+			h.beyond = append(h.beyond, p)
 		}
 	}
 	return nil
@@ -109,7 +141,7 @@ func (h *Host) addRules(c Config) error {
 		if errors.Is(err, unix.EEXIST) {
 			err = nil
 		}
-		if err := h.family(prefixOf(r.Dst), err); err != nil {
+		if err := h.family(r.Family, err); err != nil {
 			return fmt.Errorf("set the routing rule %d to %v: %w", r.Priority, r.Dst, err)
 		}
 	}
@@ -117,8 +149,8 @@ func (h *Host) addRules(c Config) error {
 }
 
 // family passes over errors that say that this host has no IPv6, and makes them a problem: IPv4 works without.
-func (h *Host) family(p netip.Prefix, err error) error {
-	if err == nil || p.Addr().Is4() {
+func (h *Host) family(family int, err error) error {
+	if err == nil || family == unix.AF_INET {
 		return err
 	}
 	switch {
@@ -134,22 +166,50 @@ func (h *Host) family(p netip.Prefix, err error) error {
 }
 
 // tidy removes what carries our protocol number and is neither wanted nor another instance's.
-func (h *Host) tidy(c Config, others []netip.Prefix, index int) error {
-	routes := unreachables(c)
+func (h *Host) tidy(c Config, old, others []netip.Prefix, index int) error {
+	own := append(slices.Clone(old), c.Mesh.V4, c.Mesh.V6)
+	wanted := map[netip.Prefix][]netlink.Route{}
+	for _, r := range slices.Concat(unreachables(c), throws(c, h.spared)) {
+		wanted[prefixOf(r.Dst)] = append(wanted[prefixOf(r.Dst)], r)
+	}
 	if index != 0 {
-		routes = append(routes, ways(c, index)...)
+		for _, r := range ways(c, index) {
+			wanted[prefixOf(r.Dst)] = append(wanted[prefixOf(r.Dst)], r)
+		}
 	}
 	keepRoute := func(r netlink.Route) bool {
-		return slices.Contains(others, prefixOf(r.Dst)) ||
-			slices.ContainsFunc(routes, func(w netlink.Route) bool { return sameRoute(r, w) })
+		return h.leaves(r, own, others, index) ||
+			slices.ContainsFunc(wanted[prefixOf(r.Dst)], func(w netlink.Route) bool { return sameRoute(r, w) })
 	}
 	keepRule := func(r netlink.Rule) bool {
-		return slices.Contains(others, prefixOf(r.Dst)) ||
-			slices.ContainsFunc(rules(c), func(w netlink.Rule) bool { return sameIPRule(r, w) })
+		return theirs(r, others) || slices.ContainsFunc(rules(c), func(w netlink.Rule) bool { return sameIPRule(r, w) })
 	}
 	return errors.Join(
 		h.dropRoutes(func(r netlink.Route) bool { return !keepRoute(r) }),
 		h.dropRules(func(r netlink.Rule) bool { return !keepRule(r) }))
+}
+
+// theirs says whether a rule is another instance's. The one that leads beyond the mesh is everybody's.
+func theirs(r netlink.Rule, others []netip.Prefix) bool {
+	if r.Dst == nil {
+		return len(others) > 0
+	}
+	return slices.Contains(others, prefixOf(r.Dst))
+}
+
+// leaves says whether a route is, or may be, another instance's. Routes beyond the mesh do not tell whose they are: beside
+// others, only those go that lead to our device or that this run has set.
+func (h *Host) leaves(r netlink.Route, own, others []netip.Prefix, index int) bool {
+	p := prefixOf(r.Dst)
+	switch {
+	case slices.Contains(others, p):
+		return true
+	case len(others) == 0, slices.Contains(own, p):
+		return false
+	case r.Type == unix.RTN_UNICAST:
+		return r.LinkIndex != index
+	}
+	return !slices.Contains(h.beyond, p)
 }
 
 // dropRoutes removes those of our routes that match.
@@ -200,9 +260,16 @@ func (h *Host) ourRoutes() ([]netlink.Route, error) {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
 		for _, r := range got {
-			if r.Protocol == RouteProtocol {
-				out = append(out, r)
+			if r.Protocol != RouteProtocol {
+				continue
 			}
+			if r.Dst == nil {
+				r.Dst = netOf(everything4)
+				if f == unix.AF_INET6 {
+					r.Dst = netOf(everything6)
+				}
+			}
+			out = append(out, r)
 		}
 	}
 	return out, nil
@@ -220,7 +287,7 @@ func (h *Host) ourRules() ([]netlink.Rule, error) {
 			return nil, fmt.Errorf("list routing rules: %w", err)
 		}
 		for _, r := range got {
-			ours := r.Protocol == RouteProtocol && (r.Priority == RulePriority || r.Priority == RulePriority+1)
+			ours := r.Protocol == RouteProtocol && r.Priority >= RulePriority && r.Priority <= RulePriority+2
 			if ours && r.Family == f {
 				out = append(out, r)
 			}
@@ -279,7 +346,7 @@ func (h *Host) setAddrs(c Config, link netlink.Link, old []netip.Prefix) error {
 		if err == nil {
 			h.settle(a)
 		}
-		if err := h.family(p, err); err != nil {
+		if err := h.family(familyOf(p), err); err != nil {
 			return fmt.Errorf("give %s the address %v: %w", c.Interface, a, err)
 		}
 	}

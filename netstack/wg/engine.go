@@ -35,6 +35,13 @@ type Engine interface {
 	Rebind() error
 	// Peers are the counters of all peers, sorted by ID.
 	Peers() ([]PeerStats, error)
+	// Active are those of the peers that have a session or want one, sorted by ID; it may be of others too. It costs what
+	// these cost, not what all do.
+	Active() ([]PeerStats, error)
+	// Peer are those of one peer; an unknown one has none.
+	Peer(proto.NodeID) (PeerStats, error)
+	// Stats are the node's own.
+	Stats() (Stats, error)
 	// Port is the UDP port; 0 where nothing listens.
 	Port() (uint16, error)
 	// WriteUAPI writes the state as the answer to the text protocol's "get", without private and pre-shared keys.
@@ -73,6 +80,27 @@ type PeerStats struct {
 	Endpoint      netip.AddrPort
 	LastHandshake time.Time // zero where there was none
 	Rx, Tx        uint64    // bytes on the underlay
+	Drops         Drops     // of what is known to be of the peer, or for it
+
+	KeySince     time.Time // since when this engine has known Key as the peer's
+	Keys         int       // of the peer that are good
+	Sessions     int       // that are alive, those among them that are replaced already
+	SessionSince time.Time // when the one was made that is sent by; zero where there is none
+	Handshakes   uint64    // that came to an end
+	Unanswered   uint64    // first messages of handshakes to which no answer came in time
+}
+
+// Stats is what an engine counts of itself.
+type Stats struct {
+	Keys  []LocalKey // the newest first; none where it is not configured
+	Drops Drops      // of all peers, of those also that are gone, and of nobody's
+}
+
+// LocalKey is a node key of this node.
+type LocalKey struct {
+	Public key.NodePublic
+	Since  time.Time // when the engine was given it
+	Until  time.Time // when it ends, since there is a newer one; else zero
 }
 
 // ErrClosed says that an engine was closed, or ended by itself.

@@ -31,6 +31,7 @@ type stub struct {
 	sent   [][]byte
 	room   [][]byte
 	wrote  int
+	fail   error // of sending
 }
 
 const stubBatch = 128
@@ -77,6 +78,9 @@ func (b stubBind) BatchSize() int       { return stubBatch }
 func (b stubBind) Send(bufs [][]byte, _ conn.Endpoint) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.fail != nil {
+		return b.fail
+	}
 	for _, buf := range bufs {
 		n := len(b.sent)
 		if n == len(b.room) {
@@ -462,7 +466,9 @@ func TestDamagedMessages(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.wrote = 0
+		count := uint64(0)
 		put := func(msg []byte) {
+			count++
 			b.r.sizes[0] = copy(b.r.bufs[0], msg)
 			b.r.endpoints[0] = stubEndpoint("203.0.113.66:6")
 			b.e.inbound(b.r, 1)
@@ -480,6 +486,10 @@ func TestDamagedMessages(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if st, err := b.e.Stats(); err != nil || st.Drops.Sum() != count {
+			t.Errorf("of %d damaged messages were counted %v, %v", count, st.Drops, err)
+		}
+		after[0].Drops = before[0].Drops
 		if b.wrote != 0 || after[0] != before[0] {
 			t.Errorf("damaged messages had an effect: %d packets, %+v", b.wrote, after[0])
 		}
@@ -553,15 +563,32 @@ func FuzzInbound(f *testing.F) {
 	f.Add(append([]byte{2}, make([]byte, noise.ResponseSize-1)...))
 	f.Add(append([]byte{3}, make([]byte, noise.CookieReplySize-1)...))
 	f.Add(append([]byte{4}, make([]byte, 100)...))
-	a, b := newRig(f, 1), newRig(f, 2)
-	f.Cleanup(func() { a.close(f); b.close(f) })
-	a.peer(f, 2, b.key.Public())
+	var a, b *rig
+	var numbers int
+	var index uint32
+	var since time.Time
+	begin := func() {
+		a, b = twoRigs(f)
+		numbers, index, since = b.e.numbers(), b.e.nodes[1].peer.Current(time.Now()).Index, time.Now()
+	}
+	end := func() { a.close(f); b.close(f) }
+	begin()
+	f.Cleanup(func() { end() })
 	f.Fuzz(func(t *testing.T, msg []byte) {
+		if time.Since(since) > time.Minute { // before the session is to be renewed
+			end()
+			begin()
+		}
 		msg = msg[:min(len(msg), slotSize)]
-		a.r.sizes[0] = copy(a.r.bufs[0], msg)
-		a.r.endpoints[0] = stubEndpoint("192.0.2.9:1")
-		a.e.inbound(a.r, 1)
-		if a.wrote != 0 || a.e.numbers() != 0 {
+		b.put(msg)
+		if len(msg) >= 12 { // and as one that names the session
+			named := slices.Clone(msg)
+			binary.LittleEndian.PutUint32(named[4:], index)
+			b.put(named)
+			binary.LittleEndian.PutUint32(named[8:], index)
+			b.put(named)
+		}
+		if b.wrote != 1 || b.e.numbers() != numbers || b.e.nodes[1].endpoint != stubEndpoint("192.0.2.9:1") {
 			t.Error("something forged has an effect")
 		}
 		if src, n, ok := source(msg); ok && (n > len(msg) || !src.IsValid() || len(flow(msg[:n])) == 0) {

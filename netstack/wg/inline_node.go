@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -25,6 +26,7 @@ type node struct {
 	cfg     PeerConfig
 	remotes []*remoteKey // in the order of cfg.Keys
 	rx, tx  atomic.Uint64
+	drops   atomic.Pointer[drops] // nil: none
 
 	mu       sync.Mutex
 	endpoint conn.Endpoint // nil: nowhere
@@ -34,6 +36,8 @@ type node struct {
 	effects  []session.Effect // kept for its room
 	waiting  [][]byte         // packets without a session, with room for header and tag
 	shaken   time.Time        // the last handshake before it fell asleep
+	shakes   uint64           // handshakes that came to an end
+	missed   uint64           // those that were not answered
 	armed    time.Time        // when its timer is set to; zero where it is not
 
 	timer timer
@@ -44,6 +48,7 @@ type node struct {
 // remoteKey is a node key of a peer.
 type remoteKey struct {
 	public key.NodePublic
+	since  time.Time
 	noise  *noise.Remote // nil until the peer is first awake
 	seen   *session.Seen
 }
@@ -141,7 +146,7 @@ func (e *Inline) setRemotes(n *node, now time.Time) {
 			n.remotes = append(n.remotes, old[i])
 			continue
 		}
-		n.remotes = append(n.remotes, &remoteKey{public: k, seen: e.seen.take(k)})
+		n.remotes = append(n.remotes, &remoteKey{public: k, since: now, seen: e.seen.take(k)})
 		e.byKey[k.Array()] = n
 	}
 	for _, r := range old {
@@ -299,6 +304,7 @@ func (e *Inline) wake(n *node, now time.Time) {
 		Index:  func() uint32 { return e.indexes.reserve(n) },
 		Random: rand.Reader,
 	})
+	e.active.add(n)
 	e.step(n, now, session.SetPSK{PSK: n.cfg.PSK})
 	e.pairUp(n, now)
 	if n.cfg.Keepalive > 0 {
@@ -312,6 +318,7 @@ func (e *Inline) sleep(n *node) {
 		n.shaken = t
 	}
 	n.peer, n.pairs, n.effects = nil, nil, nil
+	e.active.remove(n)
 }
 
 // settle puts a peer to sleep that has nothing to do, and sets the timer of one that has.
@@ -384,6 +391,7 @@ func (e *Inline) stepFrom(n *node, now time.Time, ev session.Event, from conn.En
 		case session.Keepalive:
 			e.sendKeepalive(n, now)
 		case session.Ready:
+			n.shakes++
 			switch {
 			case len(n.waiting) > 0:
 				e.flush(n, now)
@@ -392,7 +400,12 @@ func (e *Inline) stepFrom(n *node, now time.Time, ev session.Event, from conn.En
 				e.step(n, now, session.Sent{})
 			}
 		case session.GiveUp:
+			e.lose(n, DropNoAnswer, len(n.waiting))
 			e.dropWaiting(n)
+		case session.Unanswered:
+			n.missed++
+		case session.Dropped:
+			e.lose(n, dropOf[f.Why], 1)
 		case session.ForgetSource:
 			if n.endpoint != nil {
 				n.endpoint.ClearSrc()
@@ -405,6 +418,35 @@ func (e *Inline) stepFrom(n *node, now time.Time, ev session.Event, from conn.En
 	}
 	clear(effects)
 	n.effects = effects[:0]
+}
+
+// dropOf says how what a session or handshake did not take is counted.
+var dropOf = map[error]Drop{
+	session.ErrForged: DropForged, session.ErrReplay: DropReplay, session.ErrStale: DropStale, session.ErrUnknown: DropNoSession,
+}
+
+// active are the peers that are awake.
+type active struct {
+	mu  sync.Mutex
+	all map[*node]struct{}
+}
+
+func (a *active) add(n *node) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.all[n] = struct{}{}
+}
+
+func (a *active) remove(n *node) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.all, n)
+}
+
+func (a *active) list() []*node {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Collect(maps.Keys(a.all))
 }
 
 // archive keeps, of keys that no peer has any more, what protects them from replays: their owner may come back while the

@@ -105,6 +105,7 @@ func (e *Inline) outbound(s *sender, count int) {
 			last, lastTo = e.behind(to), to
 		}
 		if last == nil {
+			e.lose(nil, DropNoPeer, 1)
 			continue
 		}
 		if len(last.batch) == 0 {
@@ -185,22 +186,28 @@ func (e *Inline) seal(s *sender, n *node, cur *session.Session) int {
 // wait puts packets of a batch aside and asks for a session. The caller holds the node's lock.
 func (e *Inline) wait(s *sender, n *node, places []int, now time.Time) {
 	for _, at := range places {
-		size := s.sizes[at]
-		room := noise.HeaderSize + session.Padded(size, int(e.mtu.Load())) + noise.Overhead
-		if e.staged.Add(int64(room)) > maxStaged {
-			e.staged.Add(-int64(room))
-			continue
-		}
-		if len(n.waiting) >= maxWaiting { // the oldest is the least use
-			e.staged.Add(-int64(cap(n.waiting[0])))
-			n.waiting = slices.Delete(n.waiting, 0, 1)
-		}
-		buf := make([]byte, noise.HeaderSize+size, room)
-		copy(buf[noise.HeaderSize:], s.bufs[at][noise.HeaderSize:])
-		n.waiting = append(n.waiting, buf)
+		e.stage(n, s.bufs[at][noise.HeaderSize:noise.HeaderSize+s.sizes[at]])
 	}
 	e.step(n, now, session.Want{})
 	e.settle(n)
+}
+
+// stage puts a copy of a packet aside. The caller holds the node's lock.
+func (e *Inline) stage(n *node, pkt []byte) {
+	room := noise.HeaderSize + session.Padded(len(pkt), int(e.mtu.Load())) + noise.Overhead
+	if e.staged.Add(int64(room)) > maxStaged {
+		e.staged.Add(-int64(room))
+		e.lose(n, DropNoAnswer, 1)
+		return
+	}
+	if len(n.waiting) >= maxWaiting { // the oldest is the least use
+		e.staged.Add(-int64(cap(n.waiting[0])))
+		n.waiting = slices.Delete(n.waiting, 0, 1)
+		e.lose(n, DropNoAnswer, 1)
+	}
+	buf := make([]byte, noise.HeaderSize+len(pkt), room)
+	copy(buf[noise.HeaderSize:], pkt)
+	n.waiting = append(n.waiting, buf)
 }
 
 // flush sends what waits. The caller holds the node's lock.
@@ -256,6 +263,7 @@ func (e *Inline) sendKeepalive(n *node, now time.Time) {
 // send hands messages to the bind. What cannot be sent is lost, as anything may be that is sent.
 func (e *Inline) send(n *node, to conn.Endpoint, msgs [][]byte) {
 	if to == nil {
+		e.lose(n, DropUnsent, len(msgs))
 		return
 	}
 	total := 0
@@ -264,6 +272,7 @@ func (e *Inline) send(n *node, to conn.Endpoint, msgs [][]byte) {
 	}
 	if err := sendError(e.bind.Send(msgs, to)); err != nil {
 		e.log.Debug("not sent", "node", n.id, "messages", len(msgs), "err", err)
+		e.lose(n, DropUnsent, len(msgs))
 		return
 	}
 	n.tx.Add(uint64(total))
@@ -307,6 +316,7 @@ func newReceiver(batch int) *receiver {
 type run struct {
 	entry
 	from  conn.Endpoint
+	src   netip.Addr // of the last packet, if the peer may send from there
 	bytes int
 	data  bool
 	msgs  int
@@ -333,19 +343,27 @@ func (e *Inline) receive(fn conn.ReceiveFunc) {
 			e.inbound(r, n)
 			continue
 		}
-		var lasting net.Error
-		if errors.Is(err, net.ErrClosed) || e.halted() {
+		if bad++; !e.tryAgain(err, bad) {
 			return
-		}
-		if bad++; bad > maxBadReceives || (errors.As(err, &lasting) && !lasting.Timeout()) {
-			e.log.Warn("nothing more is received by a socket", "err", err)
-			return
-		}
-		select {
-		case <-e.stopping:
-		case <-time.After(badReceiveWait):
 		}
 	}
+}
+
+// tryAgain says, after a while, whether a socket that failed so many times in a row may receive again.
+func (e *Inline) tryAgain(err error, bad int) bool {
+	var lasting net.Error
+	if errors.Is(err, net.ErrClosed) || e.halted() {
+		return false
+	}
+	if bad > maxBadReceives || (errors.As(err, &lasting) && !lasting.Timeout()) {
+		e.log.Warn("nothing more is received by a socket", "err", err)
+		return false
+	}
+	select {
+	case <-e.stopping:
+	case <-time.After(badReceiveWait):
+	}
+	return true
 }
 
 func (e *Inline) halted() bool {
@@ -374,6 +392,7 @@ func (e *Inline) inbound(r *receiver, count int) {
 	now := time.Now()
 	for i, size := range r.sizes[:count] {
 		if size < noise.Overhead {
+			e.lose(nil, DropMalformed, 1)
 			continue
 		}
 		msg := r.bufs[i][:size]
@@ -385,6 +404,12 @@ func (e *Inline) inbound(r *receiver, count int) {
 		e.handshake(msg, r.endpoints[i], now)
 	}
 	e.note(r, now)
+	e.deliver(r)
+	clear(r.endpoints[:count])
+}
+
+// deliver gives the host what was opened.
+func (e *Inline) deliver(r *receiver) {
 	if len(r.out) > 0 {
 		if _, err := e.tun.Write(r.out, noise.HeaderSize); err != nil && !e.halted() {
 			e.log.Debug("packets for the host were lost", "err", err)
@@ -392,7 +417,6 @@ func (e *Inline) inbound(r *receiver, count int) {
 	}
 	clear(r.out[:cap(r.out)])
 	r.out, r.flows = r.out[:0], r.flows[:0]
-	clear(r.endpoints[:count])
 }
 
 // transport opens one message.
@@ -402,13 +426,15 @@ func (e *Inline) transport(r *receiver, msg []byte, from conn.Endpoint, now time
 		e.note(r, now)
 		x := e.indexes.find(index)
 		if x.session == nil || !x.session.Alive(now) {
+			e.lose(x.node, DropNoSession, 1)
 			return
 		}
 		r.run = run{entry: x}
 	}
 	size := len(msg)
-	content, ok := r.run.session.Open(msg)
-	if !ok {
+	content, err := r.run.session.Open(msg)
+	if err != nil {
+		e.lose(r.run.node, dropOf[err], 1)
 		return
 	}
 	r.run.from = from
@@ -419,8 +445,16 @@ func (e *Inline) transport(r *receiver, msg []byte, from conn.Endpoint, now time
 	}
 	r.run.data = true
 	src, n, ok := source(content)
-	if !ok || e.behind(src) != r.run.node {
+	if !ok {
+		e.lose(r.run.node, DropMalformed, 1)
 		return
+	}
+	if src != r.run.src {
+		if e.behind(src) != r.run.node {
+			e.lose(r.run.node, DropSource, 1)
+			return
+		}
+		r.run.src = src
 	}
 	r.out = append(r.out, e.head(r, msg[:noise.HeaderSize+n:noise.HeaderSize+n]))
 }
@@ -468,27 +502,33 @@ func (e *Inline) handshake(msg []byte, from conn.Endpoint, now time.Time) {
 		}
 		in, err := l.Open(msg)
 		if err != nil {
+			e.lose(nil, DropForged, 1)
 			return
 		}
 		if n := e.byKey[in.Remote]; n != nil {
 			e.answer(n, l, in, from, len(msg), now)
+		} else {
+			e.lose(nil, DropStranger, 1)
 		}
 	case noise.TypeResponse:
 		if e.admit(msg, from, now) == nil {
 			return
 		}
-		if n := e.indexes.find(binary.LittleEndian.Uint32(msg[8:])).node; n != nil {
-			e.tell(n, session.Response{Message: msg}, from, len(msg), now)
-		}
+		e.tell(e.indexes.find(binary.LittleEndian.Uint32(msg[8:])).node, session.Response{Message: msg}, from, len(msg), now)
 	case noise.TypeCookieReply:
 		index := binary.LittleEndian.Uint32(msg[4:])
-		if n := e.indexes.find(index).node; n != nil {
-			e.tell(n, session.CookieReply{Index: index, Message: msg}, from, len(msg), now)
-		}
+		e.tell(e.indexes.find(index).node, session.CookieReply{Index: index, Message: msg}, from, len(msg), now)
+	default:
+		e.lose(nil, DropMalformed, 1)
 	}
 }
 
+// tell hands a message to the peer whose handshake it names, if there is one.
 func (e *Inline) tell(n *node, ev session.Event, from conn.Endpoint, size int, now time.Time) {
+	if n == nil {
+		e.lose(nil, DropNoSession, 1)
+		return
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.peer != nil {
@@ -521,15 +561,21 @@ func (e *Inline) admit(msg []byte, from conn.Endpoint, now time.Time) *local {
 		switch {
 		case err != nil:
 			e.log.Debug("a handshake is not taken", "err", err)
+			return nil
 		case v == noise.Pass:
 			return l
 		case v == noise.Challenge:
 			if err := e.bind.Send([][]byte{reply[:]}, from); err != nil {
 				e.log.Debug("a cookie is not sent", "err", err)
 			}
+			e.lose(nil, DropNoCookie, 1)
+			return nil
+		case v == noise.Refuse:
+			e.lose(nil, DropLimit, 1)
 			return nil
 		}
 	}
+	e.lose(nil, DropWrongKey, 1)
 	return nil
 }
 

@@ -5,13 +5,14 @@ import (
 	"cmp"
 	"encoding/hex"
 	"io"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
-	"github.com/redoubt-mesh/redoubt/proto/key"
+	"github.com/redoubt-mesh/redoubt/proto"
 )
 
 // Peers implements Engine.
@@ -21,22 +22,77 @@ func (e *Inline) Peers() ([]PeerStats, error) {
 	if err := e.ended(); err != nil {
 		return nil, err
 	}
-	out := make([]PeerStats, 0, len(e.nodes))
+	return statsOf(slices.Collect(maps.Values(e.nodes))), nil
+}
+
+// Active implements Engine.
+func (e *Inline) Active() ([]PeerStats, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if err := e.ended(); err != nil {
+		return nil, err
+	}
+	return statsOf(e.active.list()), nil
+}
+
+// Peer implements Engine.
+func (e *Inline) Peer(id proto.NodeID) (PeerStats, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if err := e.ended(); err != nil {
+		return PeerStats{}, err
+	}
+	n := e.nodes[id]
+	if n == nil {
+		return PeerStats{}, nil
+	}
+	return statsOf([]*node{n})[0], nil
+}
+
+// Stats implements Engine.
+func (e *Inline) Stats() (Stats, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if err := e.ended(); err != nil {
+		return Stats{}, err
+	}
+	s := Stats{Drops: e.drops.read()}
+	for _, l := range e.locals {
+		s.Keys = append(s.Keys, LocalKey{l.private.Public(), l.since, l.until})
+	}
+	return s, nil
+}
+
+func statsOf(list []*node) []PeerStats {
+	out := make([]PeerStats, 0, len(list))
 	now := time.Now()
-	for _, n := range e.nodes {
+	for _, n := range list {
 		n.mu.Lock()
 		out = append(out, n.stats(now))
 		n.mu.Unlock()
 	}
 	slices.SortFunc(out, func(a, b PeerStats) int { return cmp.Compare(a.ID, b.ID) })
-	return out, nil
+	return out
 }
 
 // stats are what the node counted. The caller holds its lock.
 func (n *node) stats(now time.Time) PeerStats {
-	s := PeerStats{ID: n.id, Key: n.key(now), LastHandshake: n.shaken, Rx: n.rx.Load(), Tx: n.tx.Load()}
-	if n.peer != nil && n.peer.LastHandshake().After(n.shaken) {
-		s.LastHandshake = n.peer.LastHandshake()
+	r := n.key(now)
+	s := PeerStats{
+		ID: n.id, Key: r.public, LastHandshake: n.shaken, Rx: n.rx.Load(), Tx: n.tx.Load(),
+		KeySince: r.since, Keys: len(n.remotes), Handshakes: n.shakes, Unanswered: n.missed,
+	}
+	if d := n.drops.Load(); d != nil {
+		s.Drops = d.read()
+	}
+	if n.peer != nil {
+		s.Sessions = n.peer.Sessions()
+		if n.peer.LastHandshake().After(n.shaken) {
+			s.LastHandshake = n.peer.LastHandshake()
+		}
+		if cur := n.peer.Current(now); cur != nil {
+			s.SessionSince = cur.Made()
+		}
 	}
 	if n.known {
 		s.Endpoint = n.address()
@@ -45,17 +101,17 @@ func (n *node) stats(now time.Time) PeerStats {
 }
 
 // key is the peer's key in use; where none is, the one to use.
-func (n *node) key(now time.Time) key.NodePublic {
+func (n *node) key(now time.Time) *remoteKey {
 	if n.peer != nil {
 		if cur := n.peer.Current(now); cur != nil {
 			for _, r := range n.remotes {
 				if r.noise == cur.Pair.Remote {
-					return r.public
+					return r
 				}
 			}
 		}
 	}
-	return n.cfg.Keys[0]
+	return n.remotes[0]
 }
 
 // address is where the peer is, or the first of its candidates.

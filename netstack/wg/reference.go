@@ -18,6 +18,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
+	"github.com/redoubt-mesh/redoubt/netstack/wg/session"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
@@ -25,7 +26,7 @@ import (
 // Reference is the engine of golang.zx2c4.com/wireguard.
 //
 // It knows a peer by one key at a time, PeerConfig.Keys[0]: when that changes, the session under the old one ends, and
-// what the peer sends until it has made a new one is lost.
+// what the peer sends until it has made a new one is lost. It does not count handshakes, nor what it drops.
 type Reference struct {
 	dev *device.Device
 	tun tun.Device
@@ -35,6 +36,7 @@ type Reference struct {
 	port    uint16           // asked for
 	peers   map[proto.NodeID]PeerConfig
 	owners  map[key.NodePublic]proto.NodeID
+	since   map[key.NodePublic]time.Time // our key, and those of the peers
 }
 
 var _ Engine = (*Reference)(nil)
@@ -51,6 +53,7 @@ func NewReference(d tun.Device, b conn.Bind, log *slog.Logger) *Reference {
 		tun:    tun.Unwrap(d),
 		peers:  map[proto.NodeID]PeerConfig{},
 		owners: map[key.NodePublic]proto.NodeID{},
+		since:  map[key.NodePublic]time.Time{},
 	}
 }
 
@@ -79,6 +82,10 @@ func (r *Reference) Configure(private key.NodePrivate, port uint16) error {
 	if r.private == nil || r.port != port {
 		s.line("listen_port", strconv.Itoa(int(port)))
 	}
+	if r.private != nil && r.private.Public() != private.Public() {
+		delete(r.since, r.private.Public())
+	}
+	r.know(private.Public())
 	r.private = nil // until all of it worked: a device that cannot open its sockets forgets their port
 	if err := r.set(&s); err != nil {
 		return fmt.Errorf("configure WireGuard: %w", err)
@@ -169,7 +176,9 @@ func (r *Reference) SetPeer(cfg PeerConfig) error {
 	}
 	if rekeyed {
 		delete(r.owners, before.Keys[0])
+		delete(r.since, before.Keys[0])
 	}
+	r.know(cfg.Keys[0])
 	r.peers[cfg.ID], r.owners[cfg.Keys[0]] = cfg, cfg.ID
 	if !known || rekeyed {
 		r.announce(cfg.Keys[0])
@@ -226,6 +235,7 @@ func (r *Reference) remove(id proto.NodeID, keys ...key.NodePublic) error {
 	for _, k := range keys {
 		s.remove(k)
 		delete(r.owners, k)
+		delete(r.since, k)
 	}
 	delete(r.peers, id)
 	if err := r.set(&s); err != nil {
@@ -282,12 +292,50 @@ func (r *Reference) Peers() ([]PeerStats, error) {
 	out := make([]PeerStats, 0, len(st.peers))
 	for k, p := range st.peers {
 		if id, ok := r.owners[k]; ok {
-			p.ID = id
+			p.ID, p.Keys, p.KeySince = id, 1, r.since[k]
+			if time.Since(p.LastHandshake) < session.RejectAfterTime {
+				p.Sessions, p.SessionSince = 1, p.LastHandshake
+			}
 			out = append(out, p)
 		}
 	}
 	slices.SortFunc(out, func(a, b PeerStats) int { return cmp.Compare(a.ID, b.ID) })
 	return out, nil
+}
+
+// know notes since when a key is known.
+func (r *Reference) know(k key.NodePublic) {
+	if r.since[k].IsZero() {
+		r.since[k] = time.Now()
+	}
+}
+
+// Active implements Engine. The device tells of all of its peers at once.
+func (r *Reference) Active() ([]PeerStats, error) { return r.Peers() }
+
+// Peer implements Engine.
+func (r *Reference) Peer(id proto.NodeID) (PeerStats, error) {
+	all, err := r.Peers()
+	for _, p := range all {
+		if p.ID == id {
+			return p, nil
+		}
+	}
+	return PeerStats{}, err
+}
+
+// Stats implements Engine.
+func (r *Reference) Stats() (s Stats, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended() {
+		return s, ErrClosed
+	}
+	if r.private != nil {
+		k := r.private.Public()
+		s.Keys = []LocalKey{{Public: k, Since: r.since[k]}}
+	}
+	return s, nil
 }
 
 // Port implements Engine.

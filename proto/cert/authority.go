@@ -58,6 +58,8 @@ func (a *Authority) NewIntermediate(rand io.Reader, now time.Time, lifetime time
 		return nil, err
 	}
 	t.MaxPathLenZero = true
+	// No two have the same name: a server names in a handshake those that clients need not show it.
+	t.Subject.CommonName = fmt.Sprintf("%s %x", t.Subject.CommonName, t.SerialNumber.Bytes()[:8])
 	c, err := a.sign(rand, t, signer.Public())
 	if err != nil {
 		return nil, fmt.Errorf("sign an intermediate: %w", err)

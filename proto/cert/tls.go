@@ -1,11 +1,14 @@
 package cert
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -41,11 +44,13 @@ func TLSCertificate(signer crypto.Signer, leaf []byte, above ...[]byte) (tls.Cer
 }
 
 // ServerConfig is TLS for a coordinator. Clients may come without a certificate: those can only enrol. verify judges the
-// chain of one that presents a certificate, leaf first; its error ends the handshake.
-func ServerConfig(leaf tls.Certificate, verify func(chain [][]byte) error) *tls.Config {
+// chain of one that presents a certificate, leaf first; its error ends the handshake. known are the intermediates that
+// verify needs nobody to show it: clients whose leaf is signed by one of them leave the rest of the chain out. Every
+// connection keeps what its client showed for as long as it lasts.
+func ServerConfig(leaf tls.Certificate, known *x509.CertPool, verify func(chain [][]byte) error) *tls.Config {
 	c := base()
 	c.Certificates = []tls.Certificate{leaf}
-	c.ClientAuth = tls.RequestClientCert
+	c.ClientAuth, c.ClientCAs = tls.RequestClientCert, known
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
 		if len(cs.PeerCertificates) == 0 {
 			return nil
@@ -56,15 +61,32 @@ func ServerConfig(leaf tls.Certificate, verify func(chain [][]byte) error) *tls.
 }
 
 // ClientConfig is TLS for a node. Without a leaf (nil) it presents no certificate. verify judges the server's chain, leaf
-// first, and stands in for all that crypto/tls would check: names and the system's roots mean nothing in a mesh.
+// first, and stands in for all that crypto/tls would check: names and the system's roots mean nothing in a mesh. Of a leaf
+// that TLSCertificate made, no more of the chain is presented than the server asks for.
 func ClientConfig(leaf *tls.Certificate, verify func(chain [][]byte) error) *tls.Config {
 	c := base()
 	c.InsecureSkipVerify = true
 	c.VerifyConnection = func(cs tls.ConnectionState) error { return verify(Chain(cs)) }
 	if leaf != nil {
-		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return leaf, nil }
+		c.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return shortest(leaf, r.AcceptableCAs), nil
+		}
 	}
 	return c
+}
+
+// shortest leaves out of a chain what the other side has already, by the names of the authorities that it takes.
+func shortest(chain *tls.Certificate, known [][]byte) *tls.Certificate {
+	if chain.Leaf == nil {
+		return chain
+	}
+	issuer := chain.Leaf.RawIssuer
+	if !slices.ContainsFunc(known, func(name []byte) bool { return bytes.Equal(name, issuer) }) {
+		return chain
+	}
+	short := *chain
+	short.Certificate = chain.Certificate[:1]
+	return &short
 }
 
 func base() *tls.Config {

@@ -51,10 +51,47 @@ func at(now time.Time) func() time.Time { return func() time.Time { return now }
 // server is a coordinator's TLS that takes nodes of its mesh.
 func (w *world) server(t *testing.T, leaf tls.Certificate, now time.Time) *tls.Config {
 	v := w.verifier(t)
-	return cert.ServerConfig(leaf, func(chain [][]byte) error {
+	return cert.ServerConfig(leaf, nil, func(chain [][]byte) error {
 		_, err := v.PeerNode(chain, now)
 		return err
 	})
+}
+
+// TestOnlyTheLeafIsShown to who knows its issuer.
+func TestOnlyTheLeafIsShown(t *testing.T) {
+	w := newWorld(t)
+	other := must(w.root.NewIntermediate(rand.Reader, start, 30*day))(t).Certificate()
+	node := w.certificate(t, w.device, w.issue(t))
+	client := cert.ClientConfig(&node, w.verifier(t).ForCoordinator(at(start)))
+	for _, c := range []struct {
+		what  string
+		known []*x509.Certificate
+		want  int
+	}{
+		{"nothing", nil, 3},
+		{"another intermediate", []*x509.Certificate{other}, 3},
+		{"both", []*x509.Certificate{other, w.intermediate.Certificate()}, 1},
+	} {
+		v, pool := w.verifier(t), x509.NewCertPool()
+		for _, k := range c.known {
+			pool.AddCert(k)
+			if err := v.AddIntermediates([][]byte{k.Raw}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		server := cert.ServerConfig(w.certificate(t, w.coordinator, w.issueCoordinator(t)), pool, func(chain [][]byte) error {
+			_, err := v.PeerNode(chain, start)
+			return err
+		})
+		s, _, serverErr, clientErr := shake(t, server, client)
+		if serverErr != nil || clientErr != nil {
+			t.Errorf("a server that knows %s: server %v, client %v", c.what, serverErr, clientErr)
+			continue
+		}
+		if got := len(cert.Chain(s.ConnectionState())); got != c.want {
+			t.Errorf("a server that knows %s saw %d certificates, want %d", c.what, got, c.want)
+		}
+	}
 }
 
 func TestMutualTLS(t *testing.T) {

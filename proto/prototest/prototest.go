@@ -41,7 +41,7 @@ func Netmap(version proto.Version) *rapid.Generator[*proto.Netmap] {
 		nm.Outage.Posture = min(nm.Outage.Grace, time.Duration(rapid.IntRange(0, 90).Draw(t, "posture"))*time.Minute)
 		for _, id := range IDs(40).Draw(t, "peers") {
 			if id != Self {
-				nm.Peers = append(nm.Peers, proto.Peer{
+				nm.Peers = append(nm.Peers, &proto.Peer{
 					ID: id, Certificate: Bytes(1, 4).Draw(t, "certificate"), Endpoints: Endpoints().Draw(t, "endpoints"),
 					Routes: routes().Draw(t, "routes"),
 				})

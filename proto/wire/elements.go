@@ -21,25 +21,25 @@ func toIDs(ids []uint64) []proto.NodeID {
 	return each(ids, func(id uint64) proto.NodeID { return proto.NodeID(id) })
 }
 
-func fromPeer(p proto.Peer) *redoubtv1.Peer {
+func fromPeer(p *proto.Peer) *redoubtv1.Peer {
 	return &redoubtv1.Peer{
 		Id: uint64(p.ID), Certificate: p.Certificate, Endpoints: FromEndpoints(p.Endpoints), Routes: each(p.Routes, FromPrefix),
 	}
 }
 
-func toPeer(p *redoubtv1.Peer) (proto.Peer, error) {
+func toPeer(p *redoubtv1.Peer) (*proto.Peer, error) {
 	es, err := toEndpoints(p.GetEndpoints())
 	if err != nil {
-		return proto.Peer{}, err
+		return nil, err
 	}
 	if len(p.GetRoutes()) > proto.MaxRoutes {
-		return proto.Peer{}, malformed("%d routes, at most %d", len(p.GetRoutes()), proto.MaxRoutes)
+		return nil, malformed("%d routes, at most %d", len(p.GetRoutes()), proto.MaxRoutes)
 	}
 	routes, err := convert(p.GetRoutes(), ToPrefix)
 	if err != nil {
-		return proto.Peer{}, err
+		return nil, err
 	}
-	return proto.Peer{ID: proto.NodeID(p.GetId()), Certificate: p.GetCertificate(), Endpoints: es, Routes: routes}, known(p)
+	return &proto.Peer{ID: proto.NodeID(p.GetId()), Certificate: p.GetCertificate(), Endpoints: es, Routes: routes}, known(p)
 }
 
 func fromSet(s proto.Set) *redoubtv1.Set {
@@ -225,3 +225,9 @@ func fromSetChange(c proto.SetChange) *redoubtv1.SetChange {
 func toSetChange(c *redoubtv1.SetChange) (proto.SetChange, error) {
 	return proto.SetChange{Name: c.GetName(), Add: toIDs(c.GetAdd()), Remove: toIDs(c.GetRemove())}, known(c)
 }
+
+// FromNodes is a list of nodes as it travels.
+func FromNodes(ids []proto.NodeID) []uint64 { return fromIDs(ids) }
+
+// ToNodes is the inverse.
+func ToNodes(ids []uint64) []proto.NodeID { return toIDs(ids) }

@@ -110,7 +110,7 @@ func TestRoundTrip(t *testing.T) {
 func large() *proto.Netmap {
 	nm := &proto.Netmap{Version: v(3), Mesh: prototest.Mesh(), Self: prototest.Self}
 	for i := range 400 {
-		nm.Peers = append(nm.Peers, proto.Peer{ID: proto.NodeID(i + 100), Certificate: bytes.Repeat([]byte{byte(i)}, 5000)})
+		nm.Peers = append(nm.Peers, &proto.Peer{ID: proto.NodeID(i + 100), Certificate: bytes.Repeat([]byte{byte(i)}, 5000)})
 	}
 	for _, name := range []string{"group:a", "group:b", "group:c"} {
 		s := proto.Set{Name: name}

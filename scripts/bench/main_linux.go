@@ -19,6 +19,12 @@ func main() {
 	each := flag.Duration("each", time.Second, "how long one measurement of throughput takes")
 	joins := flag.Int("joins", 9, "how many nodes join, for the time from up to first ping")
 	changes := flag.Int("changes", 20, "how many policies are applied")
+	peers := flag.Int("peers", 10000, "how many idle peers a node has")
+	starts := flag.Int("starts", 5, "how often it comes up with them")
+	floods := flag.Int("floods", 5, "interleaved rounds of floods")
+	only := flag.String("only", "", "throughput, control, flood or idle, and nothing else")
+	measure := flag.String("measure", "", "of throughput no more than these: tcp1,tcp4,back1,back4,udp,rtt")
+	other := flag.String("other", "", "directory with another build of Redoubt, to compare its throughput with")
 	flag.Parse()
 	if err := lab.Enter(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -28,19 +34,24 @@ func main() {
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
-	if err := run(ctx, *bin, *rounds, *each, *joins, *changes); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
+	for i, part := range []struct {
+		name string
+		run  func() error
+	}{
+		{"throughput", func() error { return throughput(ctx, *bin, *other, *measure, *rounds, *each) }},
+		{"control", func() error { return control(ctx, *bin, *joins, *changes) }},
+		{"flood", func() error { return flood(ctx, *bin, *floods, 3**each) }},
+		{"idle", func() error { return idle(ctx, *bin, *starts, *peers) }},
+	} {
+		if *only != "" && *only != part.name {
+			continue
+		}
+		if i > 0 {
+			fmt.Println()
+		}
+		if err := part.run(); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %s: %v\n", part.name, err)
+			os.Exit(1)
+		}
 	}
-}
-
-func run(ctx context.Context, bin string, rounds int, each time.Duration, joins, changes int) error {
-	if err := throughput(ctx, bin, rounds, each); err != nil {
-		return fmt.Errorf("throughput: %w", err)
-	}
-	fmt.Println()
-	if err := control(ctx, bin, joins, changes); err != nil {
-		return fmt.Errorf("control: %w", err)
-	}
-	return nil
 }

@@ -99,6 +99,17 @@ func TestStatus(t *testing.T) {
 		t.Errorf("ann sends to web at %q", p.Endpoint)
 	}
 
+	tunnel, _ := peers[0].(map[string]any)["tunnel"].(map[string]any)
+	r.fields("status.peers.tunnel", tunnel, map[string]any{
+		"publicKey": "", "keySince": "", "keys": 1.0, "sessions": 1.0, "sessionSince": "", "handshakes": 1.0, "unanswered": 0.0,
+		"drops": map[string]any{},
+	})
+	if tunnel["keys"] != 1.0 || tunnel["sessions"] == 0.0 || tunnel["handshakes"] == 0.0 {
+		t.Errorf("ann's tunnel: %v", tunnel)
+	}
+	tunnels := ann.do("status", "--tunnels")
+	r.contains(tunnels, "node key", "HANDSHAKES", "web")
+	r.narrow(tunnels)
 	text := ann.do("status")
 	r.contains(text, "running", "ann.mesh.internal", ann.id, ann.v4.String(), ann.v6.String(), "ann@example.com", "connected", r.URL(),
 		"web", web.v4.String(), "tag:web", "direct")

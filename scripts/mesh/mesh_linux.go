@@ -189,18 +189,24 @@ func (n *Node) State() string { return filepath.Join(n.mesh.dir, n.Name) }
 
 // StartAgent starts the agent and waits until it answers.
 func (n *Node) StartAgent(ctx context.Context, flags ...string) error {
-	p, err := n.Host.Start(lab.Command{
-		Name: "agent", Path: n.mesh.Program("redoubt"),
-		Args: append([]string{"agent", "--state", n.State()}, flags...),
-	})
+	p, err := n.Launch(lab.Command{Args: flags})
 	if err != nil {
 		return err
 	}
-	n.Agent = p
 	return n.mesh.await(ctx, p, func() error {
 		_, err := n.Status(ctx)
 		return err
 	})
+}
+
+// Launch starts the agent, with more flags and with variables, and does not wait. The TPM of the machine that all this runs on
+// is left alone; flags can name another one.
+func (n *Node) Launch(c lab.Command) (*lab.Process, error) {
+	c.Name, c.Path = "agent", n.mesh.Program("redoubt")
+	c.Args = append([]string{"agent", "--state", n.State(), "--tpm", "off"}, c.Args...)
+	p, err := n.Host.Start(c)
+	n.Agent = p
+	return p, err
 }
 
 // Run runs a redoubt command on the node and returns what it printed.
@@ -238,6 +244,25 @@ type Status struct {
 	PolicyVersion string
 	Peers         []Peer
 	Problems      []string
+	Routing       struct {
+		Offered []struct {
+			Prefix netip.Prefix
+			Served bool
+		}
+		Routes []struct {
+			Prefix netip.Prefix
+			Peer   string
+			Used   bool
+		}
+		ExitNode *struct {
+			Wanted, Peer string
+			IPv4, IPv6   bool
+		}
+	}
+	ListenPort uint16
+	WireGuard  struct {
+		Keys []struct{ PublicKey string }
+	}
 }
 
 // Peer is a peer in it.

@@ -91,9 +91,10 @@ func (m *Mesh) Netmap(self *Machine, version uint64, grace time.Duration, peers 
 	nm := &proto.Netmap{
 		Version: proto.Version{Epoch: 1, N: version}, Mesh: m.Mesh, Self: self.ID,
 		Authorities: [][]byte{m.Intermediate.Certificate().Raw}, Requires: []string{proto.FeatureRules},
-		Outage: proto.Outage{Grace: grace}, Peers: peers, Sets: []proto.Set{{Name: "all"}},
+		Outage: proto.Outage{Grace: grace}, Sets: []proto.Set{{Name: "all"}},
 	}
 	for _, p := range peers {
+		nm.Peers = append(nm.Peers, &p)
 		nm.Sets[0].Members = append(nm.Sets[0].Members, p.ID)
 	}
 	own := self.Identity().Addrs

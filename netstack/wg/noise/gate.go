@@ -25,6 +25,7 @@ const (
 	Drop      Verdict = iota
 	Pass              // read it
 	Challenge         // send the cookie reply
+	Refuse            // it is for the key, and more than is taken under load
 )
 
 // Gate decides which handshake messages are worth their price. Under load it takes only those whose sender proved by
@@ -58,10 +59,10 @@ func (g *Gate) Admit(now time.Time, random io.Reader, l *Local, msg, src []byte,
 		if g.allow(now, ip) {
 			return Pass, nil
 		}
-		return Drop, nil
+		return Refuse, nil
 	}
 	if g.replies++; g.replies > maxReplies {
-		return Drop, nil
+		return Refuse, nil
 	}
 	if err := g.cookies.reply(now, out, l, random, msg, src); err != nil {
 		return Drop, err

@@ -304,7 +304,7 @@ func TestGate(t *testing.T) {
 			t.Fatalf("with a cookie, %d: %d", n, v)
 		}
 	}
-	if v := admit(start, proven); v != Drop {
+	if v := admit(start, proven); v != Refuse {
 		t.Errorf("the sixth at once from one address: %d", v)
 	}
 	if v := admit(start.Add(perSource), proven); v != Pass {

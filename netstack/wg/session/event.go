@@ -88,6 +88,12 @@ type ForgetSource struct{}
 // Install says that messages with the session's index may come from now on.
 type Install struct{ Session *Session }
 
+// Unanswered says that the handshake that was under way had no answer in time.
+type Unanswered struct{}
+
+// Dropped says that the message of this step was not taken, and why.
+type Dropped struct{ Why error }
+
 // Release says that an index is free again.
 type Release struct{ Index uint32 }
 
@@ -98,4 +104,6 @@ func (Ready) effect()        {}
 func (GiveUp) effect()       {}
 func (ForgetSource) effect() {}
 func (Install) effect()      {}
+func (Unanswered) effect()   {}
+func (Dropped) effect()      {}
 func (Release) effect()      {}

@@ -152,10 +152,7 @@ func (p *Peer) Step(now time.Time, e Event, out []Effect) []Effect {
 	case Response:
 		out = p.response(now, e.Message, out)
 	case CookieReply:
-		if f := p.flight; f != nil && f.initiator.Index == e.Index {
-			// A reply that is none has no effect.
-			_ = f.pair.jar.Take(now, f.pair.Remote, e.Message)
-		}
+		out = p.cookie(now, e, out)
 	case Tick:
 		out = p.tick(now, out)
 	case Probe:
@@ -166,6 +163,18 @@ func (p *Peer) Step(now time.Time, e Event, out []Effect) []Effect {
 		p.psk = e.PSK
 	case SetKeepalive:
 		out = p.setKeepalive(now, e.Interval, out)
+	}
+	return out
+}
+
+// cookie keeps what proves to the peer that we are where we say.
+func (p *Peer) cookie(now time.Time, e CookieReply, out []Effect) []Effect {
+	f := p.flight
+	if f == nil || f.initiator.Index != e.Index {
+		return append(out, Dropped{ErrUnknown})
+	}
+	if f.pair.jar.Take(now, f.pair.Remote, e.Message) != nil {
+		return append(out, Dropped{ErrForged})
 	}
 	return out
 }
@@ -255,11 +264,14 @@ func (p *Peer) nextStamp(now time.Time) tai64n.Timestamp {
 func (p *Peer) initiation(now time.Time, e Initiation, out []Effect) []Effect {
 	pair := e.Pair
 	if !slices.Contains(p.pairs, pair) {
-		return out
+		return append(out, Dropped{ErrUnknown})
 	}
 	stamp, err := pair.Verify(e.Message)
-	if err != nil || !stamp.After(pair.Seen.Stamp) || (!pair.Seen.At.IsZero() && now.Sub(pair.Seen.At) <= floodTime) {
-		return out
+	if err != nil {
+		return append(out, Dropped{ErrForged})
+	}
+	if !stamp.After(pair.Seen.Stamp) || (!pair.Seen.At.IsZero() && now.Sub(pair.Seen.At) <= floodTime) {
+		return append(out, Dropped{ErrStale})
 	}
 	*pair.Seen = Seen{Stamp: stamp, At: now}
 	out = append(out, Heard{})
@@ -293,11 +305,11 @@ func (p *Peer) initiation(now time.Time, e Initiation, out []Effect) []Effect {
 func (p *Peer) response(now time.Time, msg []byte, out []Effect) []Effect {
 	f := p.flight
 	if f == nil {
-		return out
+		return append(out, Dropped{ErrUnknown})
 	}
 	keys, remote, err := f.initiator.Consume(msg, &p.psk)
 	if err != nil {
-		return out
+		return append(out, Dropped{ErrForged})
 	}
 	s, err := newSession(f.pair, &keys, f.initiator.Index, remote, now, p.cfg.Limits)
 	if err != nil {

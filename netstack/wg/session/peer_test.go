@@ -323,8 +323,8 @@ func TestReplayWindow(t *testing.T) {
 		msgs = append(msgs, buf[:n])
 	}
 	open := func(i int) bool {
-		_, ok := far.Open(bytes.Clone(msgs[i]))
-		return ok
+		_, err := far.Open(bytes.Clone(msgs[i]))
+		return err == nil
 	}
 	for _, c := range []struct {
 		i    int

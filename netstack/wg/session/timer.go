@@ -80,6 +80,7 @@ func (p *Peer) retry(now time.Time, out []Effect) []Effect {
 		return p.land(out)
 	case p.flight != nil:
 		p.attempts++
+		out = append(out, Unanswered{})
 	}
 	if p.why == move && p.attempts > maxMoveAttempts {
 		p.why = none

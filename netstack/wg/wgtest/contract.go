@@ -25,6 +25,7 @@ func Contract(t *testing.T, make Make) {
 	}{
 		{"traffic passes both ways", trafficBothWays},
 		{"counters count", counters},
+		{"keys and sessions are told", keysAndSessions},
 		{"whoever moves is followed", roaming},
 		{"both move at once", bothMove},
 		{"a peer that is removed is gone at once", removal},
@@ -83,6 +84,55 @@ func counters(t *testing.T, w *world) {
 	}
 	if p, err := w.a.Engine.Port(); err != nil || p != port {
 		t.Errorf("port %d, %v", p, err)
+	}
+}
+
+func keysAndSessions(t *testing.T, w *world) {
+	begun := time.Now()
+	if s := w.stats(w.a); !s.KeySince.Equal(begun) || s.Keys != 1 || s.Sessions != 0 || !s.SessionSince.IsZero() {
+		t.Errorf("before the first packet: %+v", s)
+	}
+	time.Sleep(time.Minute)
+	w.mustPing(w.a, w.b)
+	time.Sleep(10 * time.Second)
+	s := w.stats(w.a)
+	if !s.KeySince.Equal(begun) || s.Sessions != 1 || s.SessionSince.Sub(begun).Round(time.Second) != time.Minute {
+		t.Errorf("with a session: %+v", s)
+	}
+	if one, err := w.a.Engine.Peer(w.b.ID); err != nil || one != s {
+		t.Errorf("asked for one peer: %+v, %v", one, err)
+	}
+	if none, err := w.a.Engine.Peer(77); err != nil || none != (wg.PeerStats{}) {
+		t.Errorf("asked for a peer that there is not: %+v, %v", none, err)
+	}
+	if list, err := w.a.Engine.Active(); err != nil || len(list) != 1 || list[0] != s {
+		t.Errorf("active: %+v, %v", list, err)
+	}
+	own := wg.LocalKey{Public: w.a.Key.Public(), Since: begun}
+	if st, err := w.a.Engine.Stats(); err != nil || len(st.Keys) != 1 || st.Keys[0] != own {
+		t.Errorf("own keys: %+v, %v", st, err)
+	}
+	next, err := key.NewNode(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.a.Engine.RotateLocalKey(next); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.b.Engine.AddRemoteKey(w.a.ID, next.Public()); err != nil {
+		t.Fatal(err)
+	}
+	own = wg.LocalKey{Public: next.Public(), Since: time.Now()}
+	if st, err := w.a.Engine.Stats(); err != nil || st.Keys[0] != own {
+		t.Errorf("own keys after one was replaced: %+v, %v", st, err)
+	}
+	time.Sleep(5 * time.Minute)
+	w.mustPing(w.b, w.a)
+	if s := w.stats(w.b); s.Key != next.Public() || !s.KeySince.Equal(own.Since) {
+		t.Errorf("the peer's new key: %+v", s)
+	}
+	if st, err := w.a.Engine.Stats(); err != nil || len(st.Keys) != 1 {
+		t.Errorf("the key before did not end: %+v, %v", st, err)
 	}
 }
 
@@ -459,6 +509,12 @@ func closing(t *testing.T, w *world) {
 		if !errors.Is(err, wg.ErrClosed) {
 			t.Errorf("%s after Close: %v", name, err)
 		}
+	}
+	if _, err := w.a.Engine.Active(); !errors.Is(err, wg.ErrClosed) {
+		t.Errorf("active: %v", err)
+	}
+	if _, err := w.a.Engine.Stats(); !errors.Is(err, wg.ErrClosed) {
+		t.Errorf("stats: %v", err)
 	}
 	if _, err := w.a.Engine.Peers(); !errors.Is(err, wg.ErrClosed) {
 		t.Errorf("Peers after Close: %v", err)

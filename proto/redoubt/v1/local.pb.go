@@ -198,6 +198,9 @@ type Status struct {
 	ListenPort    uint32                 `protobuf:"varint,9,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"`
 	Filter        *FilterCounters        `protobuf:"bytes,10,opt,name=filter,proto3" json:"filter,omitempty"`
 	MeshDomain    string                 `protobuf:"bytes,11,opt,name=mesh_domain,json=meshDomain,proto3" json:"mesh_domain,omitempty"`
+	DeviceKey     string                 `protobuf:"bytes,40,opt,name=device_key,json=deviceKey,proto3" json:"device_key,omitempty"` // where it is: tpm or file; empty: there is none yet
+	Wireguard     *WireGuard             `protobuf:"bytes,20,opt,name=wireguard,proto3" json:"wireguard,omitempty"`                  // absent while there is no data path
+	Routing       *Routing               `protobuf:"bytes,12,opt,name=routing,proto3" json:"routing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -309,6 +312,522 @@ func (x *Status) GetMeshDomain() string {
 	return ""
 }
 
+func (x *Status) GetDeviceKey() string {
+	if x != nil {
+		return x.DeviceKey
+	}
+	return ""
+}
+
+func (x *Status) GetWireguard() *WireGuard {
+	if x != nil {
+		return x.Wireguard
+	}
+	return nil
+}
+
+func (x *Status) GetRouting() *Routing {
+	if x != nil {
+		return x.Routing
+	}
+	return nil
+}
+
+// WireGuard is what the engine counts of itself.
+type WireGuard struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*NodeKey             `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`                                                                              // of this node, the newest first
+	Drops         map[string]uint64      `protobuf:"bytes,2,rep,name=drops,proto3" json:"drops,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // messages and packets, by reason: of all peers and of strangers
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WireGuard) Reset() {
+	*x = WireGuard{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WireGuard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WireGuard) ProtoMessage() {}
+
+func (x *WireGuard) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WireGuard.ProtoReflect.Descriptor instead.
+func (*WireGuard) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *WireGuard) GetKeys() []*NodeKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *WireGuard) GetDrops() map[string]uint64 {
+	if x != nil {
+		return x.Drops
+	}
+	return nil
+}
+
+type NodeKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PublicKey     string                 `protobuf:"bytes,1,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // as wg writes it
+	Since         int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"`                         // Unix milliseconds
+	Until         int64                  `protobuf:"varint,3,opt,name=until,proto3" json:"until,omitempty"`                         // Unix milliseconds, for one that was replaced; 0: in use
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeKey) Reset() {
+	*x = NodeKey{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeKey) ProtoMessage() {}
+
+func (x *NodeKey) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeKey.ProtoReflect.Descriptor instead.
+func (*NodeKey) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *NodeKey) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
+}
+
+func (x *NodeKey) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *NodeKey) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+// Tunnel is what the engine counts of a peer.
+type Tunnel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PublicKey     string                 `protobuf:"bytes,1,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`                                                   // in use, as wg writes it
+	KeySince      int64                  `protobuf:"varint,2,opt,name=key_since,json=keySince,proto3" json:"key_since,omitempty"`                                                     // Unix milliseconds: when this agent began to use it for the peer
+	Keys          uint32                 `protobuf:"varint,3,opt,name=keys,proto3" json:"keys,omitempty"`                                                                             // of the peer that are good
+	Sessions      uint32                 `protobuf:"varint,4,opt,name=sessions,proto3" json:"sessions,omitempty"`                                                                     // that are alive
+	SessionSince  int64                  `protobuf:"varint,5,opt,name=session_since,json=sessionSince,proto3" json:"session_since,omitempty"`                                         // Unix milliseconds, of the one that is sent by; 0: there is none
+	Handshakes    uint64                 `protobuf:"varint,6,opt,name=handshakes,proto3" json:"handshakes,omitempty"`                                                                 // completed
+	Unanswered    uint64                 `protobuf:"varint,7,opt,name=unanswered,proto3" json:"unanswered,omitempty"`                                                                 // handshakes that this node began, and that were not answered in time
+	Drops         map[string]uint64      `protobuf:"bytes,8,rep,name=drops,proto3" json:"drops,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by reason
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tunnel) Reset() {
+	*x = Tunnel{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tunnel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tunnel) ProtoMessage() {}
+
+func (x *Tunnel) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tunnel.ProtoReflect.Descriptor instead.
+func (*Tunnel) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Tunnel) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
+}
+
+func (x *Tunnel) GetKeySince() int64 {
+	if x != nil {
+		return x.KeySince
+	}
+	return 0
+}
+
+func (x *Tunnel) GetKeys() uint32 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *Tunnel) GetSessions() uint32 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *Tunnel) GetSessionSince() int64 {
+	if x != nil {
+		return x.SessionSince
+	}
+	return 0
+}
+
+func (x *Tunnel) GetHandshakes() uint64 {
+	if x != nil {
+		return x.Handshakes
+	}
+	return 0
+}
+
+func (x *Tunnel) GetUnanswered() uint64 {
+	if x != nil {
+		return x.Unanswered
+	}
+	return 0
+}
+
+func (x *Tunnel) GetDrops() map[string]uint64 {
+	if x != nil {
+		return x.Drops
+	}
+	return nil
+}
+
+// Routing is what leads beyond the mesh: into networks that this node serves, and into those that others do.
+type Routing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offered       []*OfferedRoute        `protobuf:"bytes,1,rep,name=offered,proto3" json:"offered,omitempty"`                   // by this node, sorted; 0.0.0.0/0 and ::/0 are the exit node's
+	Snat          bool                   `protobuf:"varint,2,opt,name=snat,proto3" json:"snat,omitempty"`                        // what is led into them comes from this node's own address there
+	Accept        bool                   `protobuf:"varint,3,opt,name=accept,proto3" json:"accept,omitempty"`                    // networks behind others are used
+	Routes        []*PeerRoute           `protobuf:"bytes,4,rep,name=routes,proto3" json:"routes,omitempty"`                     // that peers serve to this node, sorted
+	ExitNode      *ExitNode              `protobuf:"bytes,5,opt,name=exit_node,json=exitNode,proto3" json:"exit_node,omitempty"` // absent: none is wanted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Routing) Reset() {
+	*x = Routing{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Routing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Routing) ProtoMessage() {}
+
+func (x *Routing) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Routing.ProtoReflect.Descriptor instead.
+func (*Routing) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Routing) GetOffered() []*OfferedRoute {
+	if x != nil {
+		return x.Offered
+	}
+	return nil
+}
+
+func (x *Routing) GetSnat() bool {
+	if x != nil {
+		return x.Snat
+	}
+	return false
+}
+
+func (x *Routing) GetAccept() bool {
+	if x != nil {
+		return x.Accept
+	}
+	return false
+}
+
+func (x *Routing) GetRoutes() []*PeerRoute {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *Routing) GetExitNode() *ExitNode {
+	if x != nil {
+		return x.ExitNode
+	}
+	return nil
+}
+
+type OfferedRoute struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Served        bool                   `protobuf:"varint,2,opt,name=served,proto3" json:"served,omitempty"` // it is approved, and some rule is about it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OfferedRoute) Reset() {
+	*x = OfferedRoute{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OfferedRoute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OfferedRoute) ProtoMessage() {}
+
+func (x *OfferedRoute) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OfferedRoute.ProtoReflect.Descriptor instead.
+func (*OfferedRoute) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *OfferedRoute) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *OfferedRoute) GetServed() bool {
+	if x != nil {
+		return x.Served
+	}
+	return false
+}
+
+type PeerRoute struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	PeerId        string                 `protobuf:"bytes,2,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
+	PeerName      string                 `protobuf:"bytes,3,opt,name=peer_name,json=peerName,proto3" json:"peer_name,omitempty"`
+	Used          bool                   `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerRoute) Reset() {
+	*x = PeerRoute{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerRoute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerRoute) ProtoMessage() {}
+
+func (x *PeerRoute) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerRoute.ProtoReflect.Descriptor instead.
+func (*PeerRoute) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PeerRoute) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *PeerRoute) GetPeerId() string {
+	if x != nil {
+		return x.PeerId
+	}
+	return ""
+}
+
+func (x *PeerRoute) GetPeerName() string {
+	if x != nil {
+		return x.PeerName
+	}
+	return ""
+}
+
+func (x *PeerRoute) GetUsed() bool {
+	if x != nil {
+		return x.Used
+	}
+	return false
+}
+
+type ExitNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Wanted        string                 `protobuf:"bytes,1,opt,name=wanted,proto3" json:"wanted,omitempty"`               // as it was asked for
+	PeerId        string                 `protobuf:"bytes,2,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"` // empty while there is none
+	PeerName      string                 `protobuf:"bytes,3,opt,name=peer_name,json=peerName,proto3" json:"peer_name,omitempty"`
+	Ipv4          bool                   `protobuf:"varint,4,opt,name=ipv4,proto3" json:"ipv4,omitempty"` // what it carries; the rest is closed
+	Ipv6          bool                   `protobuf:"varint,5,opt,name=ipv6,proto3" json:"ipv6,omitempty"`
+	AllowLan      bool                   `protobuf:"varint,6,opt,name=allow_lan,json=allowLan,proto3" json:"allow_lan,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExitNode) Reset() {
+	*x = ExitNode{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExitNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExitNode) ProtoMessage() {}
+
+func (x *ExitNode) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExitNode.ProtoReflect.Descriptor instead.
+func (*ExitNode) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ExitNode) GetWanted() string {
+	if x != nil {
+		return x.Wanted
+	}
+	return ""
+}
+
+func (x *ExitNode) GetPeerId() string {
+	if x != nil {
+		return x.PeerId
+	}
+	return ""
+}
+
+func (x *ExitNode) GetPeerName() string {
+	if x != nil {
+		return x.PeerName
+	}
+	return ""
+}
+
+func (x *ExitNode) GetIpv4() bool {
+	if x != nil {
+		return x.Ipv4
+	}
+	return false
+}
+
+func (x *ExitNode) GetIpv6() bool {
+	if x != nil {
+		return x.Ipv6
+	}
+	return false
+}
+
+func (x *ExitNode) GetAllowLan() bool {
+	if x != nil {
+		return x.AllowLan
+	}
+	return false
+}
+
 type LocalNode struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Id                 string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -317,13 +836,14 @@ type LocalNode struct {
 	User               string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	Tags               []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
 	CertificateExpires int64                  `protobuf:"varint,6,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds
+	Attestation        string                 `protobuf:"bytes,40,opt,name=attestation,proto3" json:"attestation,omitempty"`                                         // level in the certificate
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *LocalNode) Reset() {
 	*x = LocalNode{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[5]
+	mi := &file_redoubt_v1_local_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -335,7 +855,7 @@ func (x *LocalNode) String() string {
 func (*LocalNode) ProtoMessage() {}
 
 func (x *LocalNode) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[5]
+	mi := &file_redoubt_v1_local_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -348,7 +868,7 @@ func (x *LocalNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalNode.ProtoReflect.Descriptor instead.
 func (*LocalNode) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{5}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LocalNode) GetId() string {
@@ -393,6 +913,13 @@ func (x *LocalNode) GetCertificateExpires() int64 {
 	return 0
 }
 
+func (x *LocalNode) GetAttestation() string {
+	if x != nil {
+		return x.Attestation
+	}
+	return ""
+}
+
 type Coordinator struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Connected     bool                   `protobuf:"varint,1,opt,name=connected,proto3" json:"connected,omitempty"`
@@ -404,7 +931,7 @@ type Coordinator struct {
 
 func (x *Coordinator) Reset() {
 	*x = Coordinator{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[6]
+	mi := &file_redoubt_v1_local_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -416,7 +943,7 @@ func (x *Coordinator) String() string {
 func (*Coordinator) ProtoMessage() {}
 
 func (x *Coordinator) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[6]
+	mi := &file_redoubt_v1_local_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -429,7 +956,7 @@ func (x *Coordinator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Coordinator.ProtoReflect.Descriptor instead.
 func (*Coordinator) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{6}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Coordinator) GetConnected() bool {
@@ -466,13 +993,14 @@ type LocalPeer struct {
 	RxBytes            uint64                 `protobuf:"varint,9,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
 	TxBytes            uint64                 `protobuf:"varint,10,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
 	CertificateExpires int64                  `protobuf:"varint,11,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds
+	Tunnel             *Tunnel                `protobuf:"bytes,20,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                                                    // absent while there is no data path
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *LocalPeer) Reset() {
 	*x = LocalPeer{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[7]
+	mi := &file_redoubt_v1_local_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -484,7 +1012,7 @@ func (x *LocalPeer) String() string {
 func (*LocalPeer) ProtoMessage() {}
 
 func (x *LocalPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[7]
+	mi := &file_redoubt_v1_local_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -497,7 +1025,7 @@ func (x *LocalPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalPeer.ProtoReflect.Descriptor instead.
 func (*LocalPeer) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{7}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LocalPeer) GetId() string {
@@ -577,6 +1105,13 @@ func (x *LocalPeer) GetCertificateExpires() int64 {
 	return 0
 }
 
+func (x *LocalPeer) GetTunnel() *Tunnel {
+	if x != nil {
+		return x.Tunnel
+	}
+	return nil
+}
+
 type FilterCounters struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Flows          uint64                 `protobuf:"varint,1,opt,name=flows,proto3" json:"flows,omitempty"`
@@ -589,7 +1124,7 @@ type FilterCounters struct {
 
 func (x *FilterCounters) Reset() {
 	*x = FilterCounters{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[8]
+	mi := &file_redoubt_v1_local_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -601,7 +1136,7 @@ func (x *FilterCounters) String() string {
 func (*FilterCounters) ProtoMessage() {}
 
 func (x *FilterCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[8]
+	mi := &file_redoubt_v1_local_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -614,7 +1149,7 @@ func (x *FilterCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilterCounters.ProtoReflect.Descriptor instead.
 func (*FilterCounters) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FilterCounters) GetFlows() uint64 {
@@ -649,13 +1184,14 @@ type UpRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`         // join code; empty: go on with the identity on disk
 	Hostname      string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"` // empty: the machine's
+	Routing       *RoutingChange         `protobuf:"bytes,3,opt,name=routing,proto3" json:"routing,omitempty"`   // absent: as before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpRequest) Reset() {
 	*x = UpRequest{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[9]
+	mi := &file_redoubt_v1_local_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -667,7 +1203,7 @@ func (x *UpRequest) String() string {
 func (*UpRequest) ProtoMessage() {}
 
 func (x *UpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[9]
+	mi := &file_redoubt_v1_local_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -680,7 +1216,7 @@ func (x *UpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpRequest.ProtoReflect.Descriptor instead.
 func (*UpRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UpRequest) GetCode() string {
@@ -697,6 +1233,98 @@ func (x *UpRequest) GetHostname() string {
 	return ""
 }
 
+func (x *UpRequest) GetRouting() *RoutingChange {
+	if x != nil {
+		return x.Routing
+	}
+	return nil
+}
+
+// RoutingChange is what shall be different from now on; what is absent stays as it was.
+type RoutingChange struct {
+	state             protoimpl.MessageState  `protogen:"open.v1"`
+	Advertise         *RoutingChange_Prefixes `protobuf:"bytes,1,opt,name=advertise,proto3" json:"advertise,omitempty"`
+	AdvertiseExitNode *bool                   `protobuf:"varint,2,opt,name=advertise_exit_node,json=advertiseExitNode,proto3,oneof" json:"advertise_exit_node,omitempty"`
+	Accept            *bool                   `protobuf:"varint,3,opt,name=accept,proto3,oneof" json:"accept,omitempty"`
+	ExitNode          *string                 `protobuf:"bytes,4,opt,name=exit_node,json=exitNode,proto3,oneof" json:"exit_node,omitempty"` // name, id or overlay address; empty: none
+	ExitNodeAllowLan  *bool                   `protobuf:"varint,5,opt,name=exit_node_allow_lan,json=exitNodeAllowLan,proto3,oneof" json:"exit_node_allow_lan,omitempty"`
+	Snat              *bool                   `protobuf:"varint,6,opt,name=snat,proto3,oneof" json:"snat,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *RoutingChange) Reset() {
+	*x = RoutingChange{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RoutingChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RoutingChange) ProtoMessage() {}
+
+func (x *RoutingChange) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RoutingChange.ProtoReflect.Descriptor instead.
+func (*RoutingChange) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RoutingChange) GetAdvertise() *RoutingChange_Prefixes {
+	if x != nil {
+		return x.Advertise
+	}
+	return nil
+}
+
+func (x *RoutingChange) GetAdvertiseExitNode() bool {
+	if x != nil && x.AdvertiseExitNode != nil {
+		return *x.AdvertiseExitNode
+	}
+	return false
+}
+
+func (x *RoutingChange) GetAccept() bool {
+	if x != nil && x.Accept != nil {
+		return *x.Accept
+	}
+	return false
+}
+
+func (x *RoutingChange) GetExitNode() string {
+	if x != nil && x.ExitNode != nil {
+		return *x.ExitNode
+	}
+	return ""
+}
+
+func (x *RoutingChange) GetExitNodeAllowLan() bool {
+	if x != nil && x.ExitNodeAllowLan != nil {
+		return *x.ExitNodeAllowLan
+	}
+	return false
+}
+
+func (x *RoutingChange) GetSnat() bool {
+	if x != nil && x.Snat != nil {
+		return *x.Snat
+	}
+	return false
+}
+
 type UpResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Step          string                 `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`        // for people: what is happening
@@ -708,7 +1336,7 @@ type UpResponse struct {
 
 func (x *UpResponse) Reset() {
 	*x = UpResponse{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[10]
+	mi := &file_redoubt_v1_local_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +1348,7 @@ func (x *UpResponse) String() string {
 func (*UpResponse) ProtoMessage() {}
 
 func (x *UpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[10]
+	mi := &file_redoubt_v1_local_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +1361,7 @@ func (x *UpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpResponse.ProtoReflect.Descriptor instead.
 func (*UpResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpResponse) GetStep() string {
@@ -765,7 +1393,7 @@ type DownRequest struct {
 
 func (x *DownRequest) Reset() {
 	*x = DownRequest{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[11]
+	mi := &file_redoubt_v1_local_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +1405,7 @@ func (x *DownRequest) String() string {
 func (*DownRequest) ProtoMessage() {}
 
 func (x *DownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[11]
+	mi := &file_redoubt_v1_local_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +1418,7 @@ func (x *DownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownRequest.ProtoReflect.Descriptor instead.
 func (*DownRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{19}
 }
 
 type DownResponse struct {
@@ -801,7 +1429,7 @@ type DownResponse struct {
 
 func (x *DownResponse) Reset() {
 	*x = DownResponse{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[12]
+	mi := &file_redoubt_v1_local_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +1441,7 @@ func (x *DownResponse) String() string {
 func (*DownResponse) ProtoMessage() {}
 
 func (x *DownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[12]
+	mi := &file_redoubt_v1_local_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +1454,7 @@ func (x *DownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownResponse.ProtoReflect.Descriptor instead.
 func (*DownResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{20}
 }
 
 type PingRequest struct {
@@ -840,7 +1468,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[13]
+	mi := &file_redoubt_v1_local_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +1480,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[13]
+	mi := &file_redoubt_v1_local_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +1493,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PingRequest) GetPeer() string {
@@ -905,7 +1533,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[14]
+	mi := &file_redoubt_v1_local_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1545,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[14]
+	mi := &file_redoubt_v1_local_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1558,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PingResponse) GetPeerName() string {
@@ -998,7 +1626,7 @@ type WhoisRequest struct {
 
 func (x *WhoisRequest) Reset() {
 	*x = WhoisRequest{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[15]
+	mi := &file_redoubt_v1_local_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1638,7 @@ func (x *WhoisRequest) String() string {
 func (*WhoisRequest) ProtoMessage() {}
 
 func (x *WhoisRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[15]
+	mi := &file_redoubt_v1_local_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1651,7 @@ func (x *WhoisRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoisRequest.ProtoReflect.Descriptor instead.
 func (*WhoisRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WhoisRequest) GetAddress() string {
@@ -1043,7 +1671,7 @@ type WhoisResponse struct {
 
 func (x *WhoisResponse) Reset() {
 	*x = WhoisResponse{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[16]
+	mi := &file_redoubt_v1_local_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1683,7 @@ func (x *WhoisResponse) String() string {
 func (*WhoisResponse) ProtoMessage() {}
 
 func (x *WhoisResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[16]
+	mi := &file_redoubt_v1_local_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1696,7 @@ func (x *WhoisResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoisResponse.ProtoReflect.Descriptor instead.
 func (*WhoisResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WhoisResponse) GetNode() *LocalNode {
@@ -1097,7 +1725,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[17]
+	mi := &file_redoubt_v1_local_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1737,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[17]
+	mi := &file_redoubt_v1_local_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1750,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{17}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WhyRequest) GetDestination() string {
@@ -1173,7 +1801,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[18]
+	mi := &file_redoubt_v1_local_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1813,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[18]
+	mi := &file_redoubt_v1_local_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1826,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{18}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WhyResponse) GetAllowed() bool {
@@ -1298,7 +1926,7 @@ type WhyRule struct {
 
 func (x *WhyRule) Reset() {
 	*x = WhyRule{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[19]
+	mi := &file_redoubt_v1_local_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1938,7 @@ func (x *WhyRule) String() string {
 func (*WhyRule) ProtoMessage() {}
 
 func (x *WhyRule) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[19]
+	mi := &file_redoubt_v1_local_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1951,7 @@ func (x *WhyRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRule.ProtoReflect.Descriptor instead.
 func (*WhyRule) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{19}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WhyRule) GetPath() string {
@@ -1361,6 +1989,50 @@ func (x *WhyRule) GetMissing() string {
 	return ""
 }
 
+type RoutingChange_Prefixes struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefixes      []string               `protobuf:"bytes,1,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RoutingChange_Prefixes) Reset() {
+	*x = RoutingChange_Prefixes{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RoutingChange_Prefixes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RoutingChange_Prefixes) ProtoMessage() {}
+
+func (x *RoutingChange_Prefixes) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RoutingChange_Prefixes.ProtoReflect.Descriptor instead.
+func (*RoutingChange_Prefixes) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{17, 0}
+}
+
+func (x *RoutingChange_Prefixes) GetPrefixes() []string {
+	if x != nil {
+		return x.Prefixes
+	}
+	return nil
+}
+
 var File_redoubt_v1_local_proto protoreflect.FileDescriptor
 
 const file_redoubt_v1_local_proto_rawDesc = "" +
@@ -1372,7 +2044,7 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x0eStatusResponse\x12*\n" +
 	"\x06status\x18\x01 \x01(\v2\x12.redoubt.v1.StatusR\x06status\";\n" +
 	"\rWatchResponse\x12*\n" +
-	"\x06status\x18\x01 \x01(\v2\x12.redoubt.v1.StatusR\x06status\"\xa2\x03\n" +
+	"\x06status\x18\x01 \x01(\v2\x12.redoubt.v1.StatusR\x06status\"\xa5\x04\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12)\n" +
 	"\x04node\x18\x02 \x01(\v2\x15.redoubt.v1.LocalNodeR\x04node\x129\n" +
@@ -1387,19 +2059,75 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x06filter\x18\n" +
 	" \x01(\v2\x1a.redoubt.v1.FilterCountersR\x06filter\x12\x1f\n" +
 	"\vmesh_domain\x18\v \x01(\tR\n" +
-	"meshDomain\"\xa6\x01\n" +
+	"meshDomain\x12\x1d\n" +
+	"\n" +
+	"device_key\x18( \x01(\tR\tdeviceKey\x123\n" +
+	"\twireguard\x18\x14 \x01(\v2\x15.redoubt.v1.WireGuardR\twireguard\x12-\n" +
+	"\arouting\x18\f \x01(\v2\x13.redoubt.v1.RoutingR\arouting\"\xa6\x01\n" +
+	"\tWireGuard\x12'\n" +
+	"\x04keys\x18\x01 \x03(\v2\x13.redoubt.v1.NodeKeyR\x04keys\x126\n" +
+	"\x05drops\x18\x02 \x03(\v2 .redoubt.v1.WireGuard.DropsEntryR\x05drops\x1a8\n" +
+	"\n" +
+	"DropsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"T\n" +
+	"\aNodeKey\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x01 \x01(\tR\tpublicKey\x12\x14\n" +
+	"\x05since\x18\x02 \x01(\x03R\x05since\x12\x14\n" +
+	"\x05until\x18\x03 \x01(\x03R\x05until\"\xc8\x02\n" +
+	"\x06Tunnel\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x01 \x01(\tR\tpublicKey\x12\x1b\n" +
+	"\tkey_since\x18\x02 \x01(\x03R\bkeySince\x12\x12\n" +
+	"\x04keys\x18\x03 \x01(\rR\x04keys\x12\x1a\n" +
+	"\bsessions\x18\x04 \x01(\rR\bsessions\x12#\n" +
+	"\rsession_since\x18\x05 \x01(\x03R\fsessionSince\x12\x1e\n" +
+	"\n" +
+	"handshakes\x18\x06 \x01(\x04R\n" +
+	"handshakes\x12\x1e\n" +
+	"\n" +
+	"unanswered\x18\a \x01(\x04R\n" +
+	"unanswered\x123\n" +
+	"\x05drops\x18\b \x03(\v2\x1d.redoubt.v1.Tunnel.DropsEntryR\x05drops\x1a8\n" +
+	"\n" +
+	"DropsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xcb\x01\n" +
+	"\aRouting\x122\n" +
+	"\aoffered\x18\x01 \x03(\v2\x18.redoubt.v1.OfferedRouteR\aoffered\x12\x12\n" +
+	"\x04snat\x18\x02 \x01(\bR\x04snat\x12\x16\n" +
+	"\x06accept\x18\x03 \x01(\bR\x06accept\x12-\n" +
+	"\x06routes\x18\x04 \x03(\v2\x15.redoubt.v1.PeerRouteR\x06routes\x121\n" +
+	"\texit_node\x18\x05 \x01(\v2\x14.redoubt.v1.ExitNodeR\bexitNode\">\n" +
+	"\fOfferedRoute\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x16\n" +
+	"\x06served\x18\x02 \x01(\bR\x06served\"m\n" +
+	"\tPeerRoute\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x17\n" +
+	"\apeer_id\x18\x02 \x01(\tR\x06peerId\x12\x1b\n" +
+	"\tpeer_name\x18\x03 \x01(\tR\bpeerName\x12\x12\n" +
+	"\x04used\x18\x04 \x01(\bR\x04used\"\x9d\x01\n" +
+	"\bExitNode\x12\x16\n" +
+	"\x06wanted\x18\x01 \x01(\tR\x06wanted\x12\x17\n" +
+	"\apeer_id\x18\x02 \x01(\tR\x06peerId\x12\x1b\n" +
+	"\tpeer_name\x18\x03 \x01(\tR\bpeerName\x12\x12\n" +
+	"\x04ipv4\x18\x04 \x01(\bR\x04ipv4\x12\x12\n" +
+	"\x04ipv6\x18\x05 \x01(\bR\x04ipv6\x12\x1b\n" +
+	"\tallow_lan\x18\x06 \x01(\bR\ballowLan\"\xc8\x01\n" +
 	"\tLocalNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x12\n" +
 	"\x04user\x18\x04 \x01(\tR\x04user\x12\x12\n" +
 	"\x04tags\x18\x05 \x03(\tR\x04tags\x12/\n" +
-	"\x13certificate_expires\x18\x06 \x01(\x03R\x12certificateExpires\"\\\n" +
+	"\x13certificate_expires\x18\x06 \x01(\x03R\x12certificateExpires\x12 \n" +
+	"\vattestation\x18( \x01(\tR\vattestation\"\\\n" +
 	"\vCoordinator\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1d\n" +
 	"\n" +
 	"last_heard\x18\x02 \x01(\x03R\tlastHeard\x12\x10\n" +
-	"\x03url\x18\x03 \x01(\tR\x03url\"\xb3\x02\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\"\xdf\x02\n" +
 	"\tLocalPeer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -1412,7 +2140,8 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\brx_bytes\x18\t \x01(\x04R\arxBytes\x12\x19\n" +
 	"\btx_bytes\x18\n" +
 	" \x01(\x04R\atxBytes\x12/\n" +
-	"\x13certificate_expires\x18\v \x01(\x03R\x12certificateExpires\"\xed\x01\n" +
+	"\x13certificate_expires\x18\v \x01(\x03R\x12certificateExpires\x12*\n" +
+	"\x06tunnel\x18\x14 \x01(\v2\x12.redoubt.v1.TunnelR\x06tunnel\"\xed\x01\n" +
 	"\x0eFilterCounters\x12\x14\n" +
 	"\x05flows\x18\x01 \x01(\x04R\x05flows\x12'\n" +
 	"\x0fallowed_packets\x18\x02 \x01(\x04R\x0eallowedPackets\x12%\n" +
@@ -1421,10 +2150,26 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"DropsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\";\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"p\n" +
 	"\tUpRequest\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x1a\n" +
-	"\bhostname\x18\x02 \x01(\tR\bhostname\"f\n" +
+	"\bhostname\x18\x02 \x01(\tR\bhostname\x123\n" +
+	"\arouting\x18\x03 \x01(\v2\x19.redoubt.v1.RoutingChangeR\arouting\"\x8c\x03\n" +
+	"\rRoutingChange\x12@\n" +
+	"\tadvertise\x18\x01 \x01(\v2\".redoubt.v1.RoutingChange.PrefixesR\tadvertise\x123\n" +
+	"\x13advertise_exit_node\x18\x02 \x01(\bH\x00R\x11advertiseExitNode\x88\x01\x01\x12\x1b\n" +
+	"\x06accept\x18\x03 \x01(\bH\x01R\x06accept\x88\x01\x01\x12 \n" +
+	"\texit_node\x18\x04 \x01(\tH\x02R\bexitNode\x88\x01\x01\x122\n" +
+	"\x13exit_node_allow_lan\x18\x05 \x01(\bH\x03R\x10exitNodeAllowLan\x88\x01\x01\x12\x17\n" +
+	"\x04snat\x18\x06 \x01(\bH\x04R\x04snat\x88\x01\x01\x1a&\n" +
+	"\bPrefixes\x12\x1a\n" +
+	"\bprefixes\x18\x01 \x03(\tR\bprefixesB\x16\n" +
+	"\x14_advertise_exit_nodeB\t\n" +
+	"\a_acceptB\f\n" +
+	"\n" +
+	"_exit_nodeB\x16\n" +
+	"\x14_exit_node_allow_lanB\a\n" +
+	"\x05_snat\"f\n" +
 	"\n" +
 	"UpResponse\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x18\n" +
@@ -1498,64 +2243,86 @@ func file_redoubt_v1_local_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_local_proto_rawDescData
 }
 
-var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_redoubt_v1_local_proto_goTypes = []any{
-	(*StatusRequest)(nil),  // 0: redoubt.v1.StatusRequest
-	(*WatchRequest)(nil),   // 1: redoubt.v1.WatchRequest
-	(*StatusResponse)(nil), // 2: redoubt.v1.StatusResponse
-	(*WatchResponse)(nil),  // 3: redoubt.v1.WatchResponse
-	(*Status)(nil),         // 4: redoubt.v1.Status
-	(*LocalNode)(nil),      // 5: redoubt.v1.LocalNode
-	(*Coordinator)(nil),    // 6: redoubt.v1.Coordinator
-	(*LocalPeer)(nil),      // 7: redoubt.v1.LocalPeer
-	(*FilterCounters)(nil), // 8: redoubt.v1.FilterCounters
-	(*UpRequest)(nil),      // 9: redoubt.v1.UpRequest
-	(*UpResponse)(nil),     // 10: redoubt.v1.UpResponse
-	(*DownRequest)(nil),    // 11: redoubt.v1.DownRequest
-	(*DownResponse)(nil),   // 12: redoubt.v1.DownResponse
-	(*PingRequest)(nil),    // 13: redoubt.v1.PingRequest
-	(*PingResponse)(nil),   // 14: redoubt.v1.PingResponse
-	(*WhoisRequest)(nil),   // 15: redoubt.v1.WhoisRequest
-	(*WhoisResponse)(nil),  // 16: redoubt.v1.WhoisResponse
-	(*WhyRequest)(nil),     // 17: redoubt.v1.WhyRequest
-	(*WhyResponse)(nil),    // 18: redoubt.v1.WhyResponse
-	(*WhyRule)(nil),        // 19: redoubt.v1.WhyRule
-	nil,                    // 20: redoubt.v1.FilterCounters.DropsEntry
-	(*Capability)(nil),     // 21: redoubt.v1.Capability
+	(*StatusRequest)(nil),          // 0: redoubt.v1.StatusRequest
+	(*WatchRequest)(nil),           // 1: redoubt.v1.WatchRequest
+	(*StatusResponse)(nil),         // 2: redoubt.v1.StatusResponse
+	(*WatchResponse)(nil),          // 3: redoubt.v1.WatchResponse
+	(*Status)(nil),                 // 4: redoubt.v1.Status
+	(*WireGuard)(nil),              // 5: redoubt.v1.WireGuard
+	(*NodeKey)(nil),                // 6: redoubt.v1.NodeKey
+	(*Tunnel)(nil),                 // 7: redoubt.v1.Tunnel
+	(*Routing)(nil),                // 8: redoubt.v1.Routing
+	(*OfferedRoute)(nil),           // 9: redoubt.v1.OfferedRoute
+	(*PeerRoute)(nil),              // 10: redoubt.v1.PeerRoute
+	(*ExitNode)(nil),               // 11: redoubt.v1.ExitNode
+	(*LocalNode)(nil),              // 12: redoubt.v1.LocalNode
+	(*Coordinator)(nil),            // 13: redoubt.v1.Coordinator
+	(*LocalPeer)(nil),              // 14: redoubt.v1.LocalPeer
+	(*FilterCounters)(nil),         // 15: redoubt.v1.FilterCounters
+	(*UpRequest)(nil),              // 16: redoubt.v1.UpRequest
+	(*RoutingChange)(nil),          // 17: redoubt.v1.RoutingChange
+	(*UpResponse)(nil),             // 18: redoubt.v1.UpResponse
+	(*DownRequest)(nil),            // 19: redoubt.v1.DownRequest
+	(*DownResponse)(nil),           // 20: redoubt.v1.DownResponse
+	(*PingRequest)(nil),            // 21: redoubt.v1.PingRequest
+	(*PingResponse)(nil),           // 22: redoubt.v1.PingResponse
+	(*WhoisRequest)(nil),           // 23: redoubt.v1.WhoisRequest
+	(*WhoisResponse)(nil),          // 24: redoubt.v1.WhoisResponse
+	(*WhyRequest)(nil),             // 25: redoubt.v1.WhyRequest
+	(*WhyResponse)(nil),            // 26: redoubt.v1.WhyResponse
+	(*WhyRule)(nil),                // 27: redoubt.v1.WhyRule
+	nil,                            // 28: redoubt.v1.WireGuard.DropsEntry
+	nil,                            // 29: redoubt.v1.Tunnel.DropsEntry
+	nil,                            // 30: redoubt.v1.FilterCounters.DropsEntry
+	(*RoutingChange_Prefixes)(nil), // 31: redoubt.v1.RoutingChange.Prefixes
+	(*Capability)(nil),             // 32: redoubt.v1.Capability
 }
 var file_redoubt_v1_local_proto_depIdxs = []int32{
 	4,  // 0: redoubt.v1.StatusResponse.status:type_name -> redoubt.v1.Status
 	4,  // 1: redoubt.v1.WatchResponse.status:type_name -> redoubt.v1.Status
-	5,  // 2: redoubt.v1.Status.node:type_name -> redoubt.v1.LocalNode
-	6,  // 3: redoubt.v1.Status.coordinator:type_name -> redoubt.v1.Coordinator
-	7,  // 4: redoubt.v1.Status.peers:type_name -> redoubt.v1.LocalPeer
-	8,  // 5: redoubt.v1.Status.filter:type_name -> redoubt.v1.FilterCounters
-	20, // 6: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
-	4,  // 7: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
-	5,  // 8: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
-	21, // 9: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
-	19, // 10: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
-	19, // 11: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
-	19, // 12: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
-	0,  // 13: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
-	1,  // 14: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
-	9,  // 15: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
-	11, // 16: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
-	13, // 17: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
-	15, // 18: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
-	17, // 19: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
-	2,  // 20: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
-	3,  // 21: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
-	10, // 22: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
-	12, // 23: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
-	14, // 24: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
-	16, // 25: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
-	18, // 26: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
-	20, // [20:27] is the sub-list for method output_type
-	13, // [13:20] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	12, // 2: redoubt.v1.Status.node:type_name -> redoubt.v1.LocalNode
+	13, // 3: redoubt.v1.Status.coordinator:type_name -> redoubt.v1.Coordinator
+	14, // 4: redoubt.v1.Status.peers:type_name -> redoubt.v1.LocalPeer
+	15, // 5: redoubt.v1.Status.filter:type_name -> redoubt.v1.FilterCounters
+	5,  // 6: redoubt.v1.Status.wireguard:type_name -> redoubt.v1.WireGuard
+	8,  // 7: redoubt.v1.Status.routing:type_name -> redoubt.v1.Routing
+	6,  // 8: redoubt.v1.WireGuard.keys:type_name -> redoubt.v1.NodeKey
+	28, // 9: redoubt.v1.WireGuard.drops:type_name -> redoubt.v1.WireGuard.DropsEntry
+	29, // 10: redoubt.v1.Tunnel.drops:type_name -> redoubt.v1.Tunnel.DropsEntry
+	9,  // 11: redoubt.v1.Routing.offered:type_name -> redoubt.v1.OfferedRoute
+	10, // 12: redoubt.v1.Routing.routes:type_name -> redoubt.v1.PeerRoute
+	11, // 13: redoubt.v1.Routing.exit_node:type_name -> redoubt.v1.ExitNode
+	7,  // 14: redoubt.v1.LocalPeer.tunnel:type_name -> redoubt.v1.Tunnel
+	30, // 15: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
+	17, // 16: redoubt.v1.UpRequest.routing:type_name -> redoubt.v1.RoutingChange
+	31, // 17: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
+	4,  // 18: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
+	12, // 19: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
+	32, // 20: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
+	27, // 21: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
+	27, // 22: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
+	27, // 23: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
+	0,  // 24: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
+	1,  // 25: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
+	16, // 26: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
+	19, // 27: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
+	21, // 28: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
+	23, // 29: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
+	25, // 30: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
+	2,  // 31: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
+	3,  // 32: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
+	18, // 33: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
+	20, // 34: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
+	22, // 35: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
+	24, // 36: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
+	26, // 37: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
+	31, // [31:38] is the sub-list for method output_type
+	24, // [24:31] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_local_proto_init() }
@@ -1564,13 +2331,14 @@ func file_redoubt_v1_local_proto_init() {
 		return
 	}
 	file_redoubt_v1_netmap_proto_init()
+	file_redoubt_v1_local_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_local_proto_rawDesc), len(file_redoubt_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -178,7 +178,7 @@ func (f *fleet) close() error {
 func (f *fleet) settled(ctx context.Context) error {
 	st, err := f.admin.PolicyStatus(ctx, &redoubtv1.PolicyStatusRequest{WaitMs: 120_000})
 	if err == nil && len(st.GetLaggards()) > 0 {
-		err = fmt.Errorf("%d of %d nodes lag after two minutes", len(st.GetLaggards()), st.GetNodes())
+		err = fmt.Errorf("%d of %d nodes lag after two minutes, such as %v", len(st.GetLaggards()), st.GetNodes(), st.GetLaggards()[0])
 	}
 	return err
 }

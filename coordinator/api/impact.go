@@ -1,0 +1,58 @@
+package api
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/redoubt-mesh/redoubt/acl/compile"
+	"github.com/redoubt-mesh/redoubt/acl/explain"
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/coordinator/policy"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// Bounds of what is said about a change of policy.
+const (
+	// mostAsked is how many connections two policies are asked about, which takes about a second.
+	mostAsked   = 200_000
+	mostChanges = 200
+	mostNames   = 50 // of a side of a change
+)
+
+// impact is what a policy changes against the one in force: connections gained and lost, by identity.
+func impact(snap *directory.Snapshot, source string, program *compile.Program) *redoubtv1.PolicyImpact {
+	out := &redoubtv1.PolicyImpact{Base: number(snap.Policy()), Nodes: uint32(len(slices.Collect(snap.All())))}
+	if p := snap.Policy(); p != nil && p.Source == source {
+		out.SameText = true
+		return out
+	}
+	// What cannot be loaded permits nothing, and that is what it is compared with; its error was logged when it was loaded.
+	before, _ := policy.Load(snap.Policy(), snap.Mesh())
+	found, err := explain.Diff(before, program, snap, mostAsked)
+	out.Touched = uint32(found.Touched)
+	if err != nil {
+		out.TooWide = err.Error()
+		return out
+	}
+	for _, c := range found.Changes {
+		if c.Gained {
+			out.Gained++
+		} else {
+			out.Lost++
+		}
+		if len(out.Changes) < mostChanges {
+			out.Changes = append(out.Changes, &redoubtv1.ConnectionChange{
+				Gained: c.Gained, Src: someOf(c.Src), Dst: someOf(c.Dst), Services: someOf(c.Services), Rule: c.Rule.Path, Line: uint32(c.Rule.Line),
+			})
+		}
+	}
+	return out
+}
+
+// someOf are the first of many names, and how many more there are.
+func someOf(names []string) []string {
+	if len(names) <= mostNames {
+		return names
+	}
+	return append(slices.Clone(names[:mostNames]), fmt.Sprintf("%d more", len(names)-mostNames))
+}

@@ -1,0 +1,8 @@
+//go:build !linux
+
+package osnet
+
+import "net"
+
+// Dialer makes connections of the underlay.
+func Dialer() *net.Dialer { return &net.Dialer{} }

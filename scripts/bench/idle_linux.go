@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/agent/identity/identitytest"
+	"github.com/redoubt-mesh/redoubt/agent/state"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+	"github.com/redoubt-mesh/redoubt/scripts/lab"
+	"github.com/redoubt-mesh/redoubt/scripts/mesh"
+)
+
+// idle measures what peers cost an agent that has nothing to do with them: it comes up with a netmap on its disk, and no
+// coordinator in sight. The time is from the start of the process until it says to systemd that what is on the disk is in force.
+func idle(ctx context.Context, bin string, rounds, peers int) (err error) {
+	m, err := mesh.New(bin)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	fmt.Println("| peers in the netmap | up after, ms | of that for the peers | CPU-ms | resident memory, MB | peak |")
+	fmt.Println("| --- | --- | --- | --- | --- | --- |")
+	var alone float64
+	for _, n := range []int{1, peers} {
+		node, err := prepared(m, n)
+		if err != nil {
+			return err
+		}
+		var ms, cpu, now, peak []float64
+		for range rounds {
+			took, spent, err := start(node)
+			if err != nil {
+				return err
+			}
+			ms, cpu = append(ms, millis(took)), append(cpu, spent*1000)
+			// Garbage that loading left is collected meanwhile, or stays.
+			time.Sleep(3 * time.Second)
+			now, peak = append(now, rss(node.Agent.PID())), append(peak, peakRSS([]int{node.Agent.PID()}))
+			if err := errors.Join(runs(ctx, node, n), node.Agent.Stop(ctx)); err != nil {
+				return err
+			}
+		}
+		id := func(f float64) float64 { return f }
+		up := median(ms, id)
+		if n == 1 {
+			alone = up
+		}
+		fmt.Printf("| %d | %.0f | %.0f | %.0f | %.0f | %.0f |\n", n, up, up-alone, median(cpu, id), median(now, id), median(peak, id))
+	}
+	return nil
+}
+
+// prepared is a host with an agent's directory as it is when the agent has been a member for a while.
+func prepared(m *mesh.Mesh, peers int) (*mesh.Node, error) {
+	h, err := m.World.AddHost(fmt.Sprintf("with%d", peers), m.LAN)
+	if err != nil {
+		return nil, err
+	}
+	node := m.NodeOn(h)
+	begun := time.Now().Add(-time.Minute)
+	net := identitytest.New(begun)
+	self := net.Machine(1, "self")
+	list := make([]proto.Peer, peers)
+	for i := range list {
+		p := net.Machine(uint16(i+2), fmt.Sprintf("peer-%d", i))
+		list[i] = proto.Peer{
+			ID: p.ID, Certificate: net.Issue(p, 1, begun, time.Hour),
+			Endpoints: []proto.Endpoint{{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 41641), Kind: proto.EndpointInterface}},
+		}
+	}
+	dir, err := state.Open(node.State(), time.Now())
+	if err != nil {
+		return nil, err
+	}
+	secret, err := key.NewToken(rand.Reader)
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	err = errors.Join(
+		dir.SaveDevice(self.Device), dir.SaveNodes([]key.NodePrivate{self.Node}), dir.SaveIdentity(net.Record(self, 1, begun, time.Hour)),
+		dir.SaveJoin(state.Join{URLs: []string{m.URL()}, Secret: secret}), dir.SaveWanted(state.Wanted{Up: true, Hostname: "self"}),
+		dir.SaveFloors(state.Floors{MeshTime: begun, LastContact: begun}), dir.SaveNetmap(net.Netmap(self, 1, time.Hour, list...)),
+		dir.Close(),
+	)
+	return node, err
+}
+
+// start starts the agent, and waits as systemd does. It says how long that took, and how much CPU time.
+func start(node *mesh.Node) (took time.Duration, cpu float64, err error) {
+	path := filepath.Join(node.Host.RunDir, "notify")
+	sock, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() {
+		_ = sock.Close()
+		_ = os.Remove(path)
+	}()
+	begin := time.Now()
+	p, err := node.Launch(lab.Command{Env: []string{"NOTIFY_SOCKET=" + path}})
+	if err != nil {
+		return 0, 0, err
+	}
+	if err := sock.SetReadDeadline(begin.Add(time.Minute)); err != nil {
+		return 0, 0, err
+	}
+	buf := make([]byte, 1000)
+	for {
+		n, err := sock.Read(buf)
+		if err != nil {
+			return 0, 0, fmt.Errorf("the agent is not ready: %w\n%s", err, p.Output())
+		}
+		if strings.Contains(string(buf[:n]), "READY=1") {
+			break
+		}
+	}
+	return time.Since(begin), cpuSeconds([]int{p.PID()}), nil
+}
+
+// runs says whether the agent is up, with all peers. To tell it makes it write a long list, which takes memory too.
+func runs(ctx context.Context, node *mesh.Node, peers int) error {
+	st, err := node.Status(ctx)
+	if err == nil && (st.State != "running" || len(st.Peers) != peers) {
+		err = fmt.Errorf("the agent is %s, with %d peers: %v\n%s", st.State, len(st.Peers), st.Problems, node.Agent.Output())
+	}
+	return err
+}
