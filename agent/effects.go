@@ -99,7 +99,7 @@ func (a *Agent) save(e machine.Effect) error {
 		floors.MeshTime = a.time.Floor()
 		return d.SaveFloors(floors)
 	case machine.Forget:
-		a.loop.keys = keys{dir: d}
+		a.loop.keys = keys{dir: d, home: a.loop.keys.home}
 		return d.Forget()
 	}
 	return fmt.Errorf("agent: nobody carries out %T", e)
@@ -172,7 +172,7 @@ func (a *Agent) controlConfig(urls []string, hostname string) control.Config {
 	}
 	return control.Config{
 		Dial: a.cfg.Edges.Dial, Now: a.time.Now, Heard: a.time.Heard, Rand: newRand(),
-		URLs: urls, Device: a.loop.keys.device, Program: a.cfg.Program, Hostname: hostname, Facts: a.facts,
+		URLs: urls, Device: a.loop.keys.device, Prover: a.loop.keys.prover(), Program: a.cfg.Program, Hostname: hostname, Facts: a.facts,
 		Emit: func(ctx context.Context, e machine.Event) {
 			// An error means that the client was closed, or that the agent ends: nobody wants the event any more.
 			_ = a.post(ctx, func() { a.step(e) })
@@ -230,7 +230,7 @@ func (a *Agent) enrol(e machine.Enrol) error {
 	}
 	cfg := a.controlConfig(e.Join.URLs, e.Hostname)
 	request := enroll.Request{
-		Device: k.device, Node: k.node(), Token: e.Join.Secret, Root: e.Join.Root,
+		Device: k.device, Node: k.node(), Prover: cfg.Prover, Token: e.Join.Secret, Root: e.Join.Root,
 		Hostname: cfg.Hostname, Program: cfg.Program, Facts: a.facts(),
 	}
 	ctx, cancel := context.WithCancel(context.Background())

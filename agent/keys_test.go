@@ -21,7 +21,7 @@ func reopen(t *testing.T, path string) (*keys, func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &keys{dir: dir}
+	k := &keys{dir: dir, home: &home{}}
 	if err := k.open(loaded); err != nil {
 		t.Fatal(err)
 	}

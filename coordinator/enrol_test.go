@@ -248,7 +248,7 @@ func TestHellosThatMakeNoSense(t *testing.T) {
 		try("low-order node key", malformed, "", hello(func(h *redoubtv1.Hello) { h.GetEnrol().NodePublic = make([]byte, 32) }))
 		try("newer protocol", redoubtv1.Refusal_CODE_VERSION, "update the older", hello(func(h *redoubtv1.Hello) { h.ProtocolMin, h.ProtocolMax = 7, 9 }))
 		try("no version", malformed, "", hello(func(h *redoubtv1.Hello) { h.ProtocolMin, h.ProtocolMax = 0, 0 }))
-		try("evidence that nobody takes", redoubtv1.Refusal_CODE_PROOF, "none of the kinds", hello(func(h *redoubtv1.Hello) { h.GetEnrol().Evidence = []string{"tpm"} }))
+		try("evidence that nobody takes", redoubtv1.Refusal_CODE_PROOF, "none of the kinds", hello(func(h *redoubtv1.Hello) { h.GetEnrol().Evidence = []string{"promise"} }))
 		try("no token", redoubtv1.Refusal_CODE_PROOF, "no join token", hello(func(h *redoubtv1.Hello) { h.GetEnrol().TokenPublic = nil }))
 		try("attach without a certificate", redoubtv1.Refusal_CODE_PROOF, "enrol first", hello(func(h *redoubtv1.Hello) {
 			h.Purpose = &redoubtv1.Hello_Attach{Attach: &redoubtv1.Attach{Applied: wire.FromVersion(proto.Version{Epoch: 1, N: 1})}}

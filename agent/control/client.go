@@ -37,6 +37,7 @@ type Config struct {
 
 	URLs              []string
 	Device            device.Key
+	Prover            enroll.Prover // nil: there is none
 	Program, Hostname string
 	// Facts are asked for each time that they are told.
 	Facts func() enroll.Facts

@@ -184,10 +184,10 @@ func (m *Machine) ahead() Beyond {
 	b.PlainSource = r.PlainSource && len(b.Serves) > 0
 	for _, prefixes := range m.routes {
 		for _, p := range prefixes {
-			switch {
-			case p == state.Everything4:
+			switch p {
+			case state.Everything4:
 				b.Exit.V4 = true
-			case p == state.Everything6:
+			case state.Everything6:
 				b.Exit.V6 = true
 			default:
 				b.Routes = append(b.Routes, p)

@@ -1,7 +1,7 @@
 // Package state is what a node keeps on its disk, in one directory of mode 0700 that one agent at a time holds.
 //
 //	lock         who holds the directory: process, since when
-//	device.key   the device key; never leaves the machine
+//	device.key   the device key; never leaves the machine. Where a TPM holds it: what that TPM alone can load
 //	node.key     the WireGuard keys: the one in use, the one that takes over, and the one that a renewal asks for
 //	join         the coordinator's URLs and the root's fingerprint; the token's secret until it is spent
 //	identity     the node certificate with its chain, the roots, the mesh, the ticket for the next renewal

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/agent/device"
 	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
@@ -18,6 +19,7 @@ import (
 // State is everything that a directory holds. Zero and nil values stand for files that are not there.
 type State struct {
 	Device key.DevicePrivate
+	Sealed device.Blob       // the device key, where it is in a TPM
 	Nodes  []key.NodePrivate // the one in use, then those that come next
 	Join   *Join
 	Self   *identity.Self
@@ -83,7 +85,12 @@ func (d *Dir) loadKeys(s *State) error {
 		return err
 	}
 	if b != nil {
-		if s.Device, err = key.ParseDevicePEM(b); err != nil {
+		if block, _ := pem.Decode(b); block != nil && block.Type == device.PEMType {
+			s.Sealed, err = device.ParseBlob(b)
+		} else {
+			s.Device, err = key.ParseDevicePEM(b)
+		}
+		if err != nil {
 			return d.corrupt(fileDevice, err.Error())
 		}
 	}
@@ -124,6 +131,15 @@ func (d *Dir) SaveDevice(k key.DevicePrivate) error {
 	b, err := k.MarshalPEM()
 	if err != nil {
 		return fmt.Errorf("write the device key: %w", err)
+	}
+	return d.write(fileDevice, b)
+}
+
+// SaveSealed makes a device key last that a TPM holds.
+func (d *Dir) SaveSealed(k device.Blob) error {
+	b, err := k.MarshalPEM()
+	if err != nil {
+		return err
 	}
 	return d.write(fileDevice, b)
 }
@@ -220,7 +236,11 @@ func (d *Dir) loadIdentity(s *State) error {
 	if ok, err := d.readJSON(fileIdentity, limitSmall, &r); !ok || err != nil {
 		return err
 	}
-	if s.Device.IsZero() || len(s.Nodes) == 0 {
+	own := s.Device.Device()
+	if !s.Sealed.IsZero() {
+		own = s.Sealed.Device()
+	}
+	if own.IsZero() || len(s.Nodes) == 0 {
 		return d.corrupt(fileIdentity, "is there without the keys that it is about")
 	}
 	if s.Join == nil {
@@ -230,7 +250,7 @@ func (d *Dir) loadIdentity(s *State) error {
 	for i, k := range s.Nodes {
 		held[i] = k.Public()
 	}
-	self, err := identity.Check(r, s.Device.Device(), held...)
+	self, err := identity.Check(r, own, held...)
 	if err != nil {
 		return d.corrupt(fileIdentity, err.Error())
 	}

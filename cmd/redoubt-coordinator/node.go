@@ -37,6 +37,7 @@ type node struct {
 	AppliedVersion      string   `json:"appliedVersion,omitempty"`
 	Facts               []fact   `json:"facts,omitempty"`
 	Routes              []route  `json:"routes,omitempty"`
+	Attested            attested `json:"attested"`
 	Quarantine          string   `json:"quarantine,omitempty"` // why
 	QuarantineSince     string   `json:"quarantineSince,omitempty"`
 }
@@ -49,6 +50,7 @@ func nodeOf(n *redoubtv1.Node) node {
 		Program: n.GetProgram(), OS: n.GetOs(), Arch: n.GetArch(), Token: n.GetTokenId(), Ephemeral: n.GetEphemeral(),
 		Attestation: n.GetAttestation(), Endpoints: n.GetEndpoints(), NodePublic: n.GetNodePublic(), DevicePublic: n.GetDevicePublic(),
 		AppliedVersion: n.GetAppliedVersion(), Facts: factsOf(n), Routes: routesOf(n),
+		Attested:       attestedOf(n),
 		NextNodePublic: n.GetNextNodePublic(), NextNodeFrom: stamp(n.GetNextNodeFrom()),
 		Quarantine: n.GetQuarantine().GetReason(), QuarantineSince: stamp(n.GetQuarantine().GetSince()),
 	}
@@ -69,7 +71,7 @@ func presence(n *redoubtv1.Node) string {
 
 func (p *program) node() *cobra.Command {
 	cmd := &cobra.Command{Use: "node", Short: "The machines of the mesh"}
-	cmd.AddCommand(p.nodeList(), p.nodeShow(), p.nodeRevoke(), p.nodeRelease(), p.nodeDelete(), p.nodeFact(), p.nodeRoutes(), p.nodeApproveRoutes())
+	cmd.AddCommand(p.nodeList(), p.nodeShow(), p.nodeRevoke(), p.nodeRelease(), p.nodeDelete(), p.nodeReset(), p.nodeFact(), p.nodeRoutes(), p.nodeApproveRoutes())
 	return cmd
 }
 
@@ -125,6 +127,7 @@ func (p *program) nodeShow() *cobra.Command {
 				"certificate", fmt.Sprintf("number %d, until %s", n.GetCertificateSequence(), clock(n.GetCertificateExpires())),
 				"quarantine", quarantine(n), "attestation", n.GetAttestation(), "node key", n.GetNodePublic(), "next key", nextKey(n), "device key", n.GetDevicePublic(),
 				"program", strings.TrimPrefix(program, "/"), "applied", n.GetAppliedVersion(), "joined", clock(n.GetCreated())+" with token "+n.GetTokenId(), "ephemeral", map[bool]string{true: "yes"}[n.GetEphemeral()])
+			p.attestation(n)
 			p.facts(n)
 			if len(n.GetRoutes()) > 0 {
 				p.routes(n)

@@ -214,13 +214,24 @@ func (a *attached) acknowledge(m *redoubtv1.Applied) error {
 }
 
 func (a *attached) renew(sum [32]byte, m *redoubtv1.Renew) error {
+	n, ok := a.Directory.Snapshot().Lookup(a.id)
+	switch {
+	case !ok:
+		return refusal.Deleted()
+	case n.Device != a.node.Device:
+		return refusal.OtherMachine()
+	}
 	secret, err := cert.Exporter(a.conn.ConnectionState())
 	if err != nil {
 		return err
 	}
-	effect, err := a.machine.Step(a.Clock(), enroll.Renew{
+	renew := enroll.Renew{
 		Sum: sum, Message: m, Exporter: secret, Protocol: a.protocol, ID: a.id, Device: a.node.Device,
-	})
+	}
+	if n.Attestation.Again {
+		renew.Kind, renew.Known = n.Attestation.Kind, n.Attestation.Known
+	}
+	effect, err := a.machine.Step(a.Clock(), renew)
 	if err != nil {
 		a.metrics.renewals.WithLabelValues("refused").Inc()
 		return err
@@ -242,6 +253,7 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	defer func() { a.metrics.renewals.WithLabelValues(result).Inc() }()
 	effect, err := a.machine.Step(a.Clock(), enroll.Proof{Message: m})
 	if err != nil {
+		a.noteNodeRefusal(a.id, err)
 		return err
 	}
 	extend, ok := effect.(enroll.Extend)
@@ -250,6 +262,10 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	}
 	ctx, cancel := context.WithTimeout(a.ctx, step)
 	defer cancel()
+	if err := a.attest(ctx, extend); err != nil {
+		a.noteNodeRefusal(a.id, err)
+		return err
+	}
 	a.Hub.Talks(a.id, wire.ToNodes(a.renewal.GetTalking()))
 	n, err := a.Directory.Renew(ctx, directory.Renewal{ID: extend.ID, Key: extend.Key, Ticket: a.renewal.GetTicket()})
 	if err != nil {

@@ -25,6 +25,7 @@ type EnrollRequest struct {
 	Key      key.NodePublic
 	Hostname string
 	Level    cert.Level
+	Attested Attested
 	// Reported is what the machine says of itself.
 	Reported Reported
 }
@@ -67,7 +68,14 @@ func (d *Directory) enroll(t *tx, r EnrollRequest) (*Node, error) {
 	if err := t.unheld(r); err != nil {
 		return nil, err
 	}
-	n, err := t.admit(d, token, r)
+	if err := t.newMachine(token, r); err != nil {
+		return nil, err
+	}
+	admit := t.admit
+	if token.Replace != 0 {
+		admit = t.replace
+	}
+	n, err := admit(d, token, r)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +111,7 @@ func (t *tx) again(token *Token, r EnrollRequest) (*Node, error) {
 	case n.Revoked != nil:
 		return nil, fmt.Errorf("node %s (%s): %w", n.Name, n.ID, ErrRevoked)
 	case n.Token == token.ID && n.Key == r.Key && n.Next.IsZero():
-		return n, nil
+		return n, t.notLess(n, r)
 	}
 	return nil, fmt.Errorf("device key of node %s (%s); the machine must make new keys, or be deleted here first and make new keys: %w", n.Name, n.ID, ErrKeyUsed)
 }
@@ -138,6 +146,7 @@ func (t *tx) admit(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 		Identity: proto.Identity{ID: id, Name: t.name(r.Hostname), Addrs: addrs, Tags: token.Tags},
 		Device:   r.Device, Key: r.Key, Level: r.Level, Ephemeral: token.Ephemeral,
 		Hostname: strings.ToValidUTF8(r.Hostname, "?"), Token: token.ID, Created: t.now,
+		Attestation: Attestation{Attested: r.Attested, Highest: r.Level, Since: t.now},
 	}
 	if token.User != "" {
 		n.User = proto.User{Issuer: proto.IssuerToken, Subject: token.User, Name: token.User}
@@ -145,14 +154,19 @@ func (t *tx) admit(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 	if err := n.Validate(); err != nil {
 		return nil, err
 	}
-	if err := t.hold(devicePath(r.Device), heldDevice(r.Device), id); err != nil {
+	if err := t.holdBoth(r, id); err != nil {
 		return nil, err
 	}
-	if err := t.hold(nodeKeyPath(r.Key), heldNode(r.Key), id); err != nil {
-		return nil, err
-	}
-	t.record("token "+token.ID, audit.NodeEnroll, id.String(), n.Name, "for "+token.who())
+	t.record("token "+token.ID, audit.NodeEnroll, id.String(), n.Name, "for "+token.who()+", attested by "+r.Level.String())
 	return n, t.spend(token, n)
+}
+
+// holdBoth remembers for ever who holds the keys of a machine.
+func (t *tx) holdBoth(r EnrollRequest, id proto.NodeID) error {
+	if err := t.hold(devicePath(r.Device), heldDevice(r.Device), id); err != nil {
+		return err
+	}
+	return t.hold(nodeKeyPath(r.Key), heldNode(r.Key), id)
 }
 
 func (t *tx) newID(d *Directory) (proto.NodeID, error) {

@@ -284,7 +284,7 @@ func (s *story) invariants() {
 		if byDevice, ok := snap.Device(n.Device); !ok || byDevice != n {
 			s.rt.Fatalf("by its device key %s is %+v", n.Name, byDevice)
 		}
-		if id, ok := snap.ByAddr(n.Addrs.V6); ok != (n.Revoked == nil) || ok && id != n.ID {
+		if id, ok := snap.ByAddr(n.Addrs.V6); ok == n.Apart() || ok && id != n.ID {
 			s.rt.Fatalf("by its address %s is %v", n.Name, id)
 		}
 		if n.Ephemeral {
@@ -292,11 +292,11 @@ func (s *story) invariants() {
 		}
 		s.sees(snap, n)
 		peer, shown := snap.Peer(n.ID)
-		if shown != (n.Revoked == nil && !snap.Lapsed(n.ID)) ||
+		if shown != (!n.Apart() && !snap.Lapsed(n.ID)) ||
 			shown && (peer.ID != n.ID || !bytes.Equal(peer.Certificate, n.Certificate.DER) || !slices.Equal(peer.Endpoints, snap.Endpoints(n.ID))) {
 			s.rt.Fatalf("others see of %s %+v", n.Name, peer)
 		}
-		if n.Revoked == nil {
+		if !n.Apart() {
 			trusted++
 			if seen := snap.Traits(n.ID); len(seen.Advertised)+len(seen.Approved) > 0 {
 				routers++
@@ -325,9 +325,9 @@ func (s *story) invariants() {
 // sees looks that policies see of a node what people are shown, and nothing whose time has passed.
 func (s *story) sees(snap *Snapshot, n *Node) {
 	known, seen := snap.Known(n.ID), snap.Traits(n.ID)
-	if n.Revoked != nil {
+	if n.Apart() {
 		if seen.Facts != nil || seen.Advertised != nil || seen.Approved != nil {
-			s.rt.Fatalf("policies see of a revoked node %+v", seen)
+			s.rt.Fatalf("policies see of a node that is kept apart %+v", seen)
 		}
 		return
 	}

@@ -242,7 +242,7 @@ func (s *Snapshot) Known(id proto.NodeID) Traits {
 		out = *t.clone()
 	}
 	out.Facts = slices.DeleteFunc(out.Facts, func(f Fact) bool { return f.over(s.now) })
-	out.Facts = append(out.Facts, Fact{Name: factAttestation, Value: n.Level.String(), Source: SourceCoordinator, Set: n.Created})
+	out.Facts = append(out.Facts, Fact{Name: factAttestation, Value: n.Level.String(), Source: SourceCoordinator, Set: n.Attestation.Since})
 	sortFacts(out.Facts)
 	return out
 }

@@ -251,6 +251,20 @@ func (h *Hub) expel(before, after Source, changed []proto.NodeID) {
 	}
 }
 
+// Drop ends the stream of a node.
+func (h *Hub) Drop(id proto.NodeID, why *refusal.Refusal) {
+	h.mu.Lock()
+	r := h.nodes[id]
+	var session *Session
+	if r != nil {
+		session = r.session
+	}
+	h.mu.Unlock()
+	if session != nil {
+		session.stream.End(why)
+	}
+}
+
 // part ends the stream of a node whose quarantine begins or ends.
 func (h *Hub) part(before Source, n *directory.Node) {
 	old, was := before.Snapshot.Lookup(n.ID)

@@ -82,6 +82,12 @@ func Replaced() *Refusal {
 		"its identity was copied: revoke the node", RetryAfter: 30 * time.Second}
 }
 
+// OtherMachine tells a node that another machine has taken its place.
+func OtherMachine() *Refusal {
+	return &Refusal{Code: redoubtv1.Refusal_CODE_DELETED, Message: "another machine has taken this node's place " +
+		"(redoubt-coordinator token create --replace); enrol this one with a new join code"}
+}
+
 // Internal is a failure of the coordinator itself; its log says more.
 func Internal() *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_INTERNAL, Message: "the coordinator failed to do this; its log says why", RetryAfter: 10 * time.Second}
@@ -109,6 +115,10 @@ func From(err error) (r *Refusal, ok bool) {
 	case errors.Is(err, directory.ErrKeyUsed):
 		return code(redoubtv1.Refusal_CODE_KEY_USED, "a key of this machine is known from another node: was its disk or its state directory copied? "+
 			"Remove the agent's state directory and enrol again")
+	case errors.Is(err, directory.ErrMachineKnown):
+		return code(redoubtv1.Refusal_CODE_MACHINE_KNOWN, err.Error())
+	case errors.Is(err, directory.ErrDowngrade):
+		return code(redoubtv1.Refusal_CODE_DOWNGRADE, err.Error())
 	case errors.Is(err, directory.ErrTicket):
 		return &Refusal{
 			Code: redoubtv1.Refusal_CODE_PROOF, RetryAfter: 5 * time.Minute,

@@ -98,6 +98,20 @@ func (c Config) led() []netip.Prefix {
 	return out
 }
 
+// unreachable are those of the servers that no exit node leads to, as they have addresses of a local network that is cut off.
+func (c Config) unreachable(servers []netip.Addr) (out []netip.Addr) {
+	if !c.Exit.On || c.Exit.LAN {
+		return nil
+	}
+	for _, s := range servers {
+		led := c.Mesh.Contains(s) || slices.ContainsFunc(c.Routes, func(p netip.Prefix) bool { return p.Contains(s) })
+		if !led && s.IsPrivate() {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
 // spared are the networks that the host is in itself and goes on to reach without the mesh: those within a network behind a
 // peer, since the host is nearer to them; all of them where an exit node is asked to leave the LAN alone, and none where it
 // is not. Shadowed are the routes for which nothing is left.

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -460,5 +462,70 @@ func TestNotes(t *testing.T) {
 		if s, got := parseSetting(text); got != want || got && s.String() != text {
 			t.Errorf("%q: %v, %v", text, s, got)
 		}
+	}
+}
+
+// TestRouterListensToRouters: a host that has its IPv6 default route from routers keeps it when it begins to forward.
+func TestRouterListensToRouters(t *testing.T) {
+	x := withNeighbour(t)
+	link, err := x.a.Netlink().LinkByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(
+		x.a.Sysctl("net.ipv6.conf.eth0.accept_ra", "1"),
+		x.a.Netlink().RouteReplace(&netlink.Route{
+			LinkIndex: link.Attrs().Index, Dst: netOf(everything6), Gw: x.m.V6().AsSlice(), Protocol: unix.RTPROT_RA, Priority: 2000,
+		}),
+	); err != nil {
+		t.Fatal(err)
+	}
+	set := kernelSettings(t, x.a)
+	up(t, x.a, x.n, x.router(true))
+	if got := kernelSettings(t, x.a); !strings.Contains(got, "eth0/accept_ra=2") || !strings.Contains(got, forward6+"=1") {
+		t.Errorf("while it serves: %s", got)
+	}
+	x.kill()
+	n, _ := inNetwork(t, x.a)
+	up(t, x.a, n, configA())
+	same(t, "served no more", set, kernelSettings(t, x.a))
+}
+
+// TestFirewallsThatDropAreNamed: a host that drops what is forwarded says so, until a rule names the device.
+func TestFirewallsThatDropAreNamed(t *testing.T) {
+	x := withNeighbour(t)
+	drop := nftables.ChainPolicyDrop
+	chain := nftables.Chain{
+		Name: "FORWARD", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward,
+		Priority: nftables.ChainPriorityFilter, Policy: &drop,
+	}
+	ruleset(t, x.a, chain)
+	up(t, x.a, x.n, configA())
+	if err := x.a.Do(func() error { return x.n.Up(x.router(true)) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := problem(x.n, "ip user-FORWARD FORWARD")(); err != nil {
+		t.Error(err)
+	}
+	ruleset(t, x.a, chain, append(is(expr.MetaKeyIIFNAME, "redoubt0"), &expr.Verdict{Kind: expr.VerdictAccept}))
+	up(t, x.a, x.n, x.router(true))
+}
+
+func TestPrivateServersAreCutOff(t *testing.T) {
+	servers := []netip.Addr{
+		netip.MustParseAddr("192.168.1.1"), netip.MustParseAddr("9.9.9.9"), netip.MustParseAddr("127.0.0.53"), netip.MustParseAddr("10.33.0.53"),
+		ownA.V4,
+	}
+	c := configA()
+	if got := c.unreachable(servers); len(got) != 0 {
+		t.Errorf("without an exit node: %v", got)
+	}
+	c.Exit, c.Routes = Exit{On: true, V4: true}, []netip.Prefix{prefix("10.33.0.0/16")}
+	if got := c.unreachable(servers); !slices.Equal(got, servers[:1]) {
+		t.Errorf("with an exit node: %v", got)
+	}
+	c.Exit.LAN = true
+	if got := c.unreachable(servers); len(got) != 0 {
+		t.Errorf("with the LAN left alone: %v", got)
 	}
 }

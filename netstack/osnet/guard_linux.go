@@ -31,6 +31,8 @@ type guard interface {
 	set(instance, duty) error
 	// notes returns what a duty of the device's noted.
 	notes(device string) ([]setting, error)
+	// blocks names the chains of others that drop what is forwarded and say nothing about the device.
+	blocks(device string) ([]string, error)
 	// remove takes the guard of a device away; without one it does nothing.
 	remove(device string) error
 	close() error
@@ -474,6 +476,60 @@ func (g *nft) notes(device string) ([]setting, error) {
 		}
 	}
 	return out, nil
+}
+
+// blocks implements guard. Whether rules that name the device do let its packets through is their author's business.
+func (g *nft) blocks(device string) (out []string, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var chains []*nftables.Chain
+	err = g.ask("list nftables' chains", func() error {
+		chains, err = g.conn.ListChains()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range chains {
+		forwards := c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop &&
+			(c.Table.Family == nftables.TableFamilyIPv4 || c.Table.Family == nftables.TableFamilyIPv6 || c.Table.Family == nftables.TableFamilyINet)
+		if !forwards {
+			continue
+		}
+		named, err := g.names(c.Table, chains, device)
+		if err != nil {
+			return nil, err
+		}
+		if !named {
+			out = append(out, familyName[c.Table.Family]+" "+c.Table.Name+" "+c.Name)
+		}
+	}
+	return out, nil
+}
+
+var familyName = map[nftables.TableFamily]string{
+	nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet",
+}
+
+// names says whether any rule of a table compares something with a device's name.
+func (g *nft) names(t *nftables.Table, chains []*nftables.Chain, device string) (bool, error) {
+	for _, c := range chains {
+		if c.Table.Name != t.Name || c.Table.Family != t.Family {
+			continue
+		}
+		rules, err := g.rules(t, c)
+		if err != nil {
+			return false, err
+		}
+		for _, r := range rules {
+			for _, e := range r.Exprs {
+				if cmp, ok := e.(*expr.Cmp); ok && string(bytes.TrimRight(cmp.Data, "\x00")) == device {
+					return true, nil
+				}
+			}
+		}
+	}
+	return false, nil
 }
 
 // sameRule compares a rule of the kernel's with one of ours, what it has counted aside.

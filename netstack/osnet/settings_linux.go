@@ -22,9 +22,9 @@ func (s setting) String() string { return s.name + "=" + s.value }
 func parseSetting(text string) (setting, bool) {
 	name, value, ok := strings.Cut(text, "=")
 	known := slices.Contains(settingNames, name)
-	if rest, is := strings.CutPrefix(name, "net/ipv6/conf/"); is && !known {
+	if rest, is := strings.CutPrefix(name, perDevice); is && !known {
 		var device string
-		device, known = strings.CutSuffix(rest, "/accept_ra")
+		device, known = strings.CutSuffix(rest, acceptRA)
 		known = known && device != "" && !strings.Contains(device, "/") && device != ".."
 	}
 	return setting{name, value}, ok && known && digits(value) && value != ""
@@ -34,6 +34,8 @@ const (
 	forward4  = "net/ipv4/ip_forward"
 	forward6  = "net/ipv6/conf/all/forwarding"
 	validMark = "net/ipv4/conf/all/src_valid_mark"
+	// Whether a device listens to routers, around its name.
+	perDevice, acceptRA = "net/ipv6/conf/", "/accept_ra"
 )
 
 var settingNames = []string{forward4, forward6, validMark}
@@ -116,11 +118,20 @@ func (h *Host) wantedSettings(c Config) (out []setting) {
 		out = append(out, setting{forward4, "1"})
 	}
 	if c.Serve.serves(false) {
-		for _, device := range h.advertised() {
-			name := "net/ipv6/conf/" + device + "/accept_ra"
-			if v, err := h.settings.get(name); err == nil && v == "1" || slices.ContainsFunc(h.notes, func(s setting) bool { return s.name == name }) {
-				out = append(out, setting{name, "2"})
+		var listen []string
+		for _, s := range h.notes {
+			if strings.HasSuffix(s.name, acceptRA) {
+				listen = append(listen, s.name) // still, though the route may be gone for a moment
 			}
+		}
+		for _, device := range h.advertised() {
+			name := perDevice + device + acceptRA
+			if v, err := h.settings.get(name); err == nil && v == "1" && !slices.Contains(listen, name) {
+				listen = append(listen, name)
+			}
+		}
+		for _, name := range listen {
+			out = append(out, setting{name, "2"})
 		}
 		out = append(out, setting{forward6, "1"})
 	}
@@ -148,7 +159,7 @@ func (h *Host) advertised() (out []string) {
 // openSettings opens those that differ from host to host, from a thread in the namespace.
 func (h *Host) openSettings() {
 	for _, device := range h.advertised() {
-		h.settings.open("net/ipv6/conf/" + device + "/accept_ra")
+		h.settings.open(perDevice + device + acceptRA)
 	}
 	for _, s := range h.notes {
 		h.settings.open(s.name)
@@ -197,16 +208,20 @@ func (h *Host) putBack(wanted []setting) error {
 
 // make gives settings the values that are wanted. What they were is noted in the guard already.
 func (h *Host) make(wanted []setting) error {
+	var errs []error
 	for _, s := range wanted {
 		now, err := h.settings.get(s.name)
 		if err == nil && now != s.value {
 			err = h.settings.set(s)
 		}
+		if errors.Is(err, unix.ENODEV) || errors.Is(err, os.ErrNotExist) && strings.HasSuffix(s.name, acceptRA) {
+			continue // it went with its device
+		}
 		if err != nil {
-			return fmt.Errorf("set %s to %s: %w", strings.ReplaceAll(s.name, "/", "."), s.value, err)
+			errs = append(errs, fmt.Errorf("set %s to %s: %w", strings.ReplaceAll(s.name, "/", "."), s.value, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // dutyOf is what the guard does for a config.
@@ -248,7 +263,20 @@ func (h *Host) setGuard(c Config) error {
 		return err
 	}
 	if err := h.make(wanted); err != nil {
-		h.problem("this host does not forward: %v; run `sysctl -w` for it, or give the agent the right to", err)
+		h.problem("this host does not forward all that it serves, or drops what comes back to an exit node's user: %v; run "+
+			"`sysctl -w` for it, or give the agent the right to", err)
+	}
+	if len(d.serve) == 0 {
+		return nil
+	}
+	blocks, err := h.guard.blocks(c.Interface)
+	for _, chain := range blocks {
+		h.problem("this host's firewall drops what is forwarded (nftables' chain %s), and names %s nowhere: let in what comes from it and "+
+			"goes to it, for instance by `iptables -I FORWARD -i %[2]s -j ACCEPT` and the same with -o", chain, c.Interface)
+	}
+	if err != nil {
+		// Others' rules may be of kinds that are not known here. Nothing depends on them but the words above.
+		h.log.Debug("this host's firewall not understood", "err", err)
 	}
 	return nil
 }
@@ -265,6 +293,14 @@ func (h *Host) nearer(c Config) ([]netip.Prefix, error) {
 	spared, shadowed := c.spared(own)
 	for _, p := range shadowed {
 		h.problem("this host is in the network %v itself: the route through the mesh to it is not used", p)
+	}
+	servers, err := h.nameServers()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range c.unreachable(servers) {
+		h.problem("the DNS server %v is not reached while an exit node is used, since its address is a private one: name a public server, or "+
+			"say --exit-node-allow-lan", s)
 	}
 	return spared, nil
 }

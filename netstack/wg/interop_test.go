@@ -31,6 +31,8 @@ func mixed(first, second wgtest.Make) wgtest.Make {
 
 func TestInlineAgainstReference(t *testing.T) { wgtest.Contract(t, mixed(inline, reference)) }
 
+func TestInlineSuperAgainstReference(t *testing.T) { wgtest.Contract(t, mixed(super, reference)) }
+
 func TestReferenceAgainstInline(t *testing.T) { wgtest.Contract(t, mixed(reference, inline)) }
 
 // TestTenMinutes is traffic between both engines: who begins is the first node or the second, with a pre-shared key or

@@ -22,7 +22,8 @@ const (
 	MaxFeatures    = 64  // entries
 	MaxKinds       = 16  // entries: kinds of evidence
 	MaxText        = 256
-	MaxEvidence    = 32 << 10
+	MaxEvidence    = 46 << 10 // a log of measured boot, and what goes with it
+	MaxOpening     = 16 << 10
 	MaxPosture     = 16 << 10
 	MaxRefusalText = 1024
 	maxSignature   = 72 // ECDSA P-256
@@ -126,6 +127,14 @@ func checkEnrol(e *redoubtv1.Enrol) error {
 	if t := e.GetTokenPublic(); len(t) != 0 {
 		if _, err := key.ParseTokenPublic(t); err != nil {
 			return fmt.Errorf("%w: %w", ErrMalformed, err)
+		}
+	}
+	if len(e.GetOpenings()) > MaxKinds {
+		return malformed("openings: %d, at most %d", len(e.GetOpenings()), MaxKinds)
+	}
+	for kind, opening := range e.GetOpenings() {
+		if !proto.ValidText(kind, MaxText) || len(opening) > MaxOpening {
+			return malformed("an opening without a name, or of %d bytes, at most %d", len(opening), MaxOpening)
 		}
 	}
 	return checkNodePublic(e.GetNodePublic())

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -40,7 +41,7 @@ func hello(t testing.TB) *redoubtv1.Hello {
 		ProtocolMin: 1, ProtocolMax: 3, Features: proto.Features(), Program: "1.0.0", Hostname: "web", Os: "linux", Arch: "arm64",
 		Purpose: &redoubtv1.Hello_Enrol{Enrol: &redoubtv1.Enrol{
 			Evidence: []string{"token"}, DevicePublic: devicePublic(t).Bytes(), NodePublic: nodePublic(t).Bytes(),
-			TokenPublic: bytes.Repeat([]byte{1}, 32),
+			TokenPublic: bytes.Repeat([]byte{1}, 32), Openings: map[string][]byte{"tpm": {1, 2}},
 		}},
 	}
 }
@@ -151,13 +152,21 @@ func TestUpRefused(t *testing.T) {
 		"a node key of zero":    enrol(func(e *redoubtv1.Enrol) { e.NodePublic = make([]byte, 32) }),
 		"a short token":         enrol(func(e *redoubtv1.Enrol) { e.TokenPublic = make([]byte, 31) }),
 		"a zero token":          enrol(func(e *redoubtv1.Enrol) { e.TokenPublic = make([]byte, 32) }),
-		"much evidence":         prove(func(p *redoubtv1.Proof) { p.Evidence = make([]byte, wire.MaxEvidence+1) }),
-		"much posture":          prove(func(p *redoubtv1.Proof) { p.Posture = make([]byte, wire.MaxPosture+1) }),
-		"no MAC":                prove(func(p *redoubtv1.Proof) { p.NodeKeyMac = nil }),
-		"no device signature":   prove(func(p *redoubtv1.Proof) { p.DeviceSignature = nil }),
-		"a long signature":      prove(func(p *redoubtv1.Proof) { p.DeviceSignature = make([]byte, 73) }),
-		"a short signature":     prove(func(p *redoubtv1.Proof) { p.TokenSignature = make([]byte, 63) }),
-		"half a ticket":         {Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{NodePublic: nodePublic(t).Bytes(), Ticket: make([]byte, 20)}}},
+		"many openings": enrol(func(e *redoubtv1.Enrol) {
+			e.Openings = make(map[string][]byte)
+			for i := range wire.MaxKinds + 1 {
+				e.Openings[strconv.Itoa(i)] = nil
+			}
+		}),
+		"long opening":        enrol(func(e *redoubtv1.Enrol) { e.Openings = map[string][]byte{"tpm": make([]byte, wire.MaxOpening+1)} }),
+		"opening of no kind":  enrol(func(e *redoubtv1.Enrol) { e.Openings = map[string][]byte{"": {1}} }),
+		"much evidence":       prove(func(p *redoubtv1.Proof) { p.Evidence = make([]byte, wire.MaxEvidence+1) }),
+		"much posture":        prove(func(p *redoubtv1.Proof) { p.Posture = make([]byte, wire.MaxPosture+1) }),
+		"no MAC":              prove(func(p *redoubtv1.Proof) { p.NodeKeyMac = nil }),
+		"no device signature": prove(func(p *redoubtv1.Proof) { p.DeviceSignature = nil }),
+		"a long signature":    prove(func(p *redoubtv1.Proof) { p.DeviceSignature = make([]byte, 73) }),
+		"a short signature":   prove(func(p *redoubtv1.Proof) { p.TokenSignature = make([]byte, 63) }),
+		"half a ticket":       {Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{NodePublic: nodePublic(t).Bytes(), Ticket: make([]byte, 20)}}},
 		"talks with too many": {Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{
 			NodePublic: nodePublic(t).Bytes(), Talking: make([]uint64, wire.MaxTalking+1),
 		}}},

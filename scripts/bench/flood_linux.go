@@ -40,8 +40,11 @@ func flood(ctx context.Context, bin string, rounds int, d time.Duration) (err er
 		}
 	}()
 	strangers := map[*pair]*stranger{}
-	for _, make := range []func(context.Context, string) (*pair, error){stockPair, redoubtPair} {
-		p, err := make(ctx, bin)
+	for _, make := range []func() (*pair, error){
+		func() (*pair, error) { return stockPair(ctx, bin) },
+		func() (*pair, error) { return redoubtPair(ctx, bin, "Redoubt, filter on") },
+	} {
+		p, err := make()
 		if err != nil {
 			return err
 		}
@@ -50,7 +53,7 @@ func flood(ctx context.Context, bin string, rounds int, d time.Duration) (err er
 			return err
 		}
 		defer strangers[p].close()
-		if _, err := flows(ctx, p, 1, 300*time.Millisecond); err != nil {
+		if _, err := flows(ctx, p.there(), 1, 300*time.Millisecond); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
@@ -85,7 +88,8 @@ func flood(ctx context.Context, bin string, rounds int, d time.Duration) (err er
 
 // offer sends at a fixed rate for a while, and counts what arrives.
 func offer(ctx context.Context, p *pair, d time.Duration) (s stream, err error) {
-	sink, err := p.to.ListenUDP(netip.AddrPortFrom(p.target, 5300))
+	way := p.there()
+	sink, err := way.to.ListenUDP(netip.AddrPortFrom(way.target, 5300))
 	if err != nil {
 		return s, err
 	}
@@ -93,7 +97,7 @@ func offer(ctx context.Context, p *pair, d time.Duration) (s stream, err error) 
 	if err := sink.SetReadBuffer(4 << 20); err != nil {
 		return s, err
 	}
-	c, err := p.from.Dial(ctx, "udp", sink.LocalAddr().String())
+	c, err := way.from.Dial(ctx, "udp", sink.LocalAddr().String())
 	if err != nil {
 		return s, err
 	}
@@ -137,7 +141,7 @@ type stranger struct {
 }
 
 func newStranger(p *pair) (*stranger, error) {
-	h, err := p.world.AddHost("stranger", p.to.Ports[0].LAN)
+	h, err := p.world.AddHost("stranger", p.hosts[1].Ports[0].LAN)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +181,7 @@ func initiations(p *pair, from *lab.Host) ([][]byte, error) {
 	if _, err := link.Initiate(&msg, [32]byte{8: 5}, 0, noise.Stamp(time.Now())); err != nil {
 		return nil, err
 	}
-	port := p.to.Ports[0]
+	port := p.hosts[1].Ports[0]
 	header := append(append(append([]byte(nil), port.MAC...), from.Ports[0].MAC...), byte(unix.ETH_P_IP>>8), byte(unix.ETH_P_IP&0xff))
 	out := make([][]byte, spoofed)
 	for n := range out {

@@ -14,20 +14,6 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// shown is what `node show --json` says of a node.
-type shown struct {
-	State               string
-	CertificateSequence uint64
-	NodePublic          string
-	Quarantine          string
-}
-
-func (r *rig) show(name string) (s shown) {
-	r.Helper()
-	r.adminJSON(&s, "node", "show", name)
-	return s
-}
-
 // TestKeysChangeUnderTraffic has real programs renew their certificates, and change their keys, every few seconds while packets go
 // both ways: none is lost.
 func TestKeysChangeUnderTraffic(t *testing.T) {

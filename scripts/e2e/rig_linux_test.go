@@ -379,3 +379,23 @@ func (r *rig) contains(text string, words ...string) {
 		}
 	}
 }
+
+// shown is what `node show --json` says of a node.
+type shown struct {
+	ID, Name, State          string
+	CertificateSequence      uint64
+	NodePublic, DevicePublic string
+	Quarantine               string
+	Attestation              string
+	Attested                 struct {
+		Level, Highest, Kind, Device, Checked, Lapse string
+		Checks, Selectors                            []string
+	}
+	Facts []struct{ Name, Value string }
+}
+
+func (r *rig) show(node string) (s shown) {
+	r.Helper()
+	r.adminJSON(&s, "node", "show", node)
+	return s
+}

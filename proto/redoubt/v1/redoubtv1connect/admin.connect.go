@@ -50,6 +50,8 @@ const (
 	AdminServiceRevokeNodeProcedure = "/redoubt.v1.AdminService/RevokeNode"
 	// AdminServiceDeleteNodeProcedure is the fully-qualified name of the AdminService's DeleteNode RPC.
 	AdminServiceDeleteNodeProcedure = "/redoubt.v1.AdminService/DeleteNode"
+	// AdminServiceResetNodeProcedure is the fully-qualified name of the AdminService's ResetNode RPC.
+	AdminServiceResetNodeProcedure = "/redoubt.v1.AdminService/ResetNode"
 	// AdminServiceReleaseNodeProcedure is the fully-qualified name of the AdminService's ReleaseNode
 	// RPC.
 	AdminServiceReleaseNodeProcedure = "/redoubt.v1.AdminService/ReleaseNode"
@@ -88,6 +90,7 @@ type AdminServiceClient interface {
 	GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeResponse, error)
 	RevokeNode(context.Context, *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error)
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
+	ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error)
 	ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error)
 	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
 	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
@@ -152,6 +155,12 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			httpClient,
 			baseURL+AdminServiceDeleteNodeProcedure,
 			connect.WithSchema(adminServiceMethods.ByName("DeleteNode")),
+			connect.WithClientOptions(opts...),
+		),
+		resetNode: connect.NewClient[v1.ResetNodeRequest, v1.ResetNodeResponse](
+			httpClient,
+			baseURL+AdminServiceResetNodeProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ResetNode")),
 			connect.WithClientOptions(opts...),
 		),
 		releaseNode: connect.NewClient[v1.ReleaseNodeRequest, v1.ReleaseNodeResponse](
@@ -232,6 +241,7 @@ type adminServiceClient struct {
 	getNode       *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
 	revokeNode    *connect.Client[v1.RevokeNodeRequest, v1.RevokeNodeResponse]
 	deleteNode    *connect.Client[v1.DeleteNodeRequest, v1.DeleteNodeResponse]
+	resetNode     *connect.Client[v1.ResetNodeRequest, v1.ResetNodeResponse]
 	releaseNode   *connect.Client[v1.ReleaseNodeRequest, v1.ReleaseNodeResponse]
 	setFact       *connect.Client[v1.SetFactRequest, v1.SetFactResponse]
 	unsetFact     *connect.Client[v1.UnsetFactRequest, v1.UnsetFactResponse]
@@ -302,6 +312,15 @@ func (c *adminServiceClient) RevokeNode(ctx context.Context, req *v1.RevokeNodeR
 // DeleteNode calls redoubt.v1.AdminService.DeleteNode.
 func (c *adminServiceClient) DeleteNode(ctx context.Context, req *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error) {
 	response, err := c.deleteNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ResetNode calls redoubt.v1.AdminService.ResetNode.
+func (c *adminServiceClient) ResetNode(ctx context.Context, req *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error) {
+	response, err := c.resetNode.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -412,6 +431,7 @@ type AdminServiceHandler interface {
 	GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeResponse, error)
 	RevokeNode(context.Context, *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error)
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
+	ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error)
 	ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error)
 	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
 	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
@@ -472,6 +492,12 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		AdminServiceDeleteNodeProcedure,
 		svc.DeleteNode,
 		connect.WithSchema(adminServiceMethods.ByName("DeleteNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceResetNodeHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceResetNodeProcedure,
+		svc.ResetNode,
+		connect.WithSchema(adminServiceMethods.ByName("ResetNode")),
 		connect.WithHandlerOptions(opts...),
 	)
 	adminServiceReleaseNodeHandler := connect.NewUnaryHandlerSimple(
@@ -556,6 +582,8 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceRevokeNodeHandler.ServeHTTP(w, r)
 		case AdminServiceDeleteNodeProcedure:
 			adminServiceDeleteNodeHandler.ServeHTTP(w, r)
+		case AdminServiceResetNodeProcedure:
+			adminServiceResetNodeHandler.ServeHTTP(w, r)
 		case AdminServiceReleaseNodeProcedure:
 			adminServiceReleaseNodeHandler.ServeHTTP(w, r)
 		case AdminServiceSetFactProcedure:
@@ -613,6 +641,10 @@ func (UnimplementedAdminServiceHandler) RevokeNode(context.Context, *v1.RevokeNo
 
 func (UnimplementedAdminServiceHandler) DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.DeleteNode is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ResetNode is not implemented"))
 }
 
 func (UnimplementedAdminServiceHandler) ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error) {
