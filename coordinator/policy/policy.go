@@ -40,7 +40,7 @@ func Stage(source string, now time.Time, mesh proto.Mesh, inventory compile.Inve
 	}
 	program := compile.New(parsed, mesh)
 	found = append(found, compile.Unresolved(program, inventory)...)
-	failures := compile.RunTests(program, inventory)
+	failures := append(compile.RunTests(program, inventory), compile.RunSSHTests(program, inventory)...)
 	for _, f := range failures {
 		found = append(found, f.Diagnostic())
 	}

@@ -45,6 +45,8 @@ func TestStage(t *testing.T) {
 	}
 	for _, c := range []struct{ name, source, want string }{
 		{"test that fails", strings.Replace(good, `"deny": ["tag:db:22"]`, `"deny": ["tag:db:5432"]`, 1), "tests[0]"},
+		{"test of ssh that fails", strings.Replace(good, `"tests": [`, `"ssh": [{"action": "accept", "src": ["ann@example.com"], "dst": ["tag:db"], "users": ["admin"]}],
+			"sshTests": [{"src": "ann@example.com", "dst": ["tag:db"], "accept": ["root"]}], "tests": [`, 1), "sshTests[0]"},
 		{"undefined tag", strings.ReplaceAll(good, `"dst": ["tag:db"]`, `"dst": ["tag:dc"]`), "tag:dc"},
 		{"two errors", `{"groups": {"eng": []}, "grantz": []}`, "grantz"},
 		{"no policy", ``, ""},
