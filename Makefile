@@ -22,6 +22,10 @@ demo: build ## a mesh on this machine, in namespaces that vanish afterwards; und
 test: ## all tests; says at the end if anything was left out
 	@scripts/test
 
+.PHONY: test-kernel
+test-kernel: ## our WireGuard against the kernel's, in a virtual machine; some four minutes, root, Debian
+	@scripts/interop/kernel
+
 .PHONY: bench
 bench: build ## speed and memory, as ratios to stock wireguard-go in the same run
 	@scripts/bench/run

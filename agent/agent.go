@@ -84,9 +84,13 @@ func New(cfg Config) (*Agent, error) {
 		inbox: make(chan func()), running: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
 		filter: filter.New(filter.Config{}),
 	}
-	k := keys{dir: dir}
-	if err := k.open(loaded); err != nil {
+	home, err := openHome(cfg)
+	if err != nil {
 		return nil, errors.Join(err, dir.Close())
+	}
+	k := keys{dir: dir, home: home}
+	if err := k.open(loaded); err != nil {
+		return nil, errors.Join(err, home.close(), dir.Close())
 	}
 	a.loop = loopState{
 		dir: dir, keys: k, timer: time.NewTimer(tickMax), port: loaded.Port,
@@ -94,11 +98,12 @@ func New(cfg Config) (*Agent, error) {
 			machine.Config{Features: proto.Features(), Program: cfg.Program, Rand: newRand()},
 			machine.Loaded{
 				Wanted: loaded.Wanted, Join: loaded.Join, Self: loaded.Self, Netmap: loaded.Netmap, Floors: loaded.Floors,
+				Key: k.node().Public(),
 			}),
 	}
 	if cfg.Registry != nil {
 		if err := cfg.Registry.Register(newCollector(a)); err != nil {
-			return nil, errors.Join(fmt.Errorf("register the metrics: %w", err), dir.Close())
+			return nil, errors.Join(fmt.Errorf("register the metrics: %w", err), home.close(), dir.Close())
 		}
 	}
 	return a, nil
@@ -159,7 +164,7 @@ func (a *Agent) stop() error {
 	}
 	a.stopPath()
 	a.loop.timer.Stop()
-	err := errors.Join(a.cfg.Edges.Network.Close(), a.loop.dir.Close())
+	err := errors.Join(a.cfg.Edges.Network.Close(), a.loop.keys.home.close(), a.loop.dir.Close())
 	a.log.Info("agent stopped")
 	return err
 }

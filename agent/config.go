@@ -35,8 +35,16 @@ type Config struct {
 	// Access says which of them may change something.
 	Access   localapi.Access
 	Hostname string // what to be called where Up says nothing; empty: the machine's
-	Program  string // version of the program
-	Log      *slog.Logger
+	// TPM is where the machine's TPM is: device.Auto, device.Off, a device or unix:PATH; empty: off.
+	TPM string
+	// DeviceKey is where a device key is made: KeyAuto, KeyTPM or KeyFile; empty: KeyAuto.
+	DeviceKey string
+	// EventLog is the file with the log of measured boot; empty: none.
+	EventLog string
+	// Certificate and CertificateKey are files with a certificate of the company and its key, in PEM; empty: there is none.
+	Certificate, CertificateKey string
+	Program                     string // version of the program
+	Log                         *slog.Logger
 	// Registry takes the metrics; nil: nobody wants them.
 	Registry prometheus.Registerer
 	Edges    Edges
@@ -86,6 +94,9 @@ func (c *Config) complete() error {
 			name = "node"
 		}
 		c.Hostname = name
+	}
+	if err := c.completeAttestation(); err != nil {
+		return err
 	}
 	return c.Edges.complete(c.Log)
 }

@@ -42,8 +42,14 @@ func (a *Agent) carryOut(effects []machine.Effect) (events []machine.Event) {
 			a.stopPath()
 		case machine.Enrol:
 			err = a.enrol(e)
-		case machine.Attach, machine.Resume, machine.Redial, machine.Hang, machine.Renew:
+		case machine.Attach, machine.Resume, machine.Redial, machine.Hang:
 			a.converse(e)
+		case machine.Renew:
+			err = a.renew(e.Self)
+		case machine.Turn:
+			err = a.turn(e)
+		case machine.DropKey:
+			err = a.loop.keys.drop(e.Self)
 		case machine.Ack:
 			if c := a.loop.client; c != nil && !failed && !unsaved {
 				c.Ack(e.Version)
@@ -93,7 +99,7 @@ func (a *Agent) save(e machine.Effect) error {
 		floors.MeshTime = a.time.Floor()
 		return d.SaveFloors(floors)
 	case machine.Forget:
-		a.loop.keys = keys{dir: d}
+		a.loop.keys = keys{dir: d, home: a.loop.keys.home}
 		return d.Forget()
 	}
 	return fmt.Errorf("agent: nobody carries out %T", e)
@@ -146,10 +152,6 @@ func (a *Agent) converse(e machine.Effect) {
 		if c != nil {
 			c.Redial(e.Reason)
 		}
-	case machine.Renew:
-		if c != nil {
-			c.Renew()
-		}
 	}
 }
 
@@ -170,12 +172,35 @@ func (a *Agent) controlConfig(urls []string, hostname string) control.Config {
 	}
 	return control.Config{
 		Dial: a.cfg.Edges.Dial, Now: a.time.Now, Heard: a.time.Heard, Rand: newRand(),
-		URLs: urls, Device: a.loop.keys.device, Node: a.loop.keys.node, Program: a.cfg.Program, Hostname: hostname, Facts: a.facts,
+		URLs: urls, Device: a.loop.keys.device, Prover: a.loop.keys.prover(), Program: a.cfg.Program, Hostname: hostname, Facts: a.facts,
 		Emit: func(ctx context.Context, e machine.Event) {
 			// An error means that the client was closed, or that the agent ends: nobody wants the event any more.
 			_ = a.post(ctx, func() { a.step(e) })
 		},
 	}
+}
+
+// renew asks for the next certificate, for a node key that is on the disk.
+func (a *Agent) renew(self *identity.Self) error {
+	c := a.loop.client
+	if c == nil {
+		return nil
+	}
+	next, err := a.loop.keys.next(self)
+	if err != nil {
+		return err
+	}
+	c.Renew(control.Renewal{Node: next, Ticket: self.Record.Ticket, Talking: a.talking()})
+	return nil
+}
+
+// turn puts another node key to use.
+func (a *Agent) turn(e machine.Turn) error {
+	private, err := a.loop.keys.turn(e.To)
+	if private.IsZero() || a.loop.path == nil {
+		return err
+	}
+	return errors.Join(err, a.loop.path.engine.RotateLocalKey(private))
 }
 
 // facts are what the coordinator is told of this machine.
@@ -205,7 +230,7 @@ func (a *Agent) enrol(e machine.Enrol) error {
 	}
 	cfg := a.controlConfig(e.Join.URLs, e.Hostname)
 	request := enroll.Request{
-		Device: k.device, Node: k.node, Token: e.Join.Secret, Root: e.Join.Root,
+		Device: k.device, Node: k.node(), Prover: cfg.Prover, Token: e.Join.Secret, Root: e.Join.Root,
 		Hostname: cfg.Hostname, Program: cfg.Program, Facts: a.facts(),
 	}
 	ctx, cancel := context.WithCancel(context.Background())

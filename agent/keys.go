@@ -2,27 +2,115 @@ package agent
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 
 	"github.com/redoubt-mesh/redoubt/agent/device"
+	"github.com/redoubt-mesh/redoubt/agent/enroll"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/state"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
+// Where a device key is made.
+const (
+	KeyAuto = "auto" // in the TPM if there is one that works
+	KeyTPM  = "tpm"
+	KeyFile = "file"
+)
+
+func (c *Config) completeAttestation() error {
+	if c.TPM == "" {
+		c.TPM = device.Off
+	}
+	if c.DeviceKey == "" {
+		c.DeviceKey = KeyAuto
+	}
+	if err := device.CheckPlace(c.TPM); err != nil {
+		return err
+	}
+	switch c.DeviceKey {
+	case KeyAuto, KeyFile:
+	case KeyTPM:
+		if c.TPM == device.Off {
+			return errors.New("the device key cannot be made in a TPM that is off; give --tpm auto, or --device-key file")
+		}
+	default:
+		return fmt.Errorf("device key %.20q: want auto, tpm or file", c.DeviceKey)
+	}
+	if (c.Certificate == "") != (c.CertificateKey == "") {
+		return errors.New("a certificate of the company comes with its key: give both --x509-cert and --x509-key, or neither")
+	}
+	return nil
+}
+
+// home is where keys live outside the state directory, and what else the machine can prove itself with.
+type home struct {
+	tpm               *device.TPM // nil: there is none
+	make              string      // where a device key is made
+	certificate, file string      // of the company: the files with the certificate and its key
+	log               *slog.Logger
+}
+
+// openHome finds the TPM. One that was asked for by name must be there.
+func openHome(c Config) (*home, error) {
+	h := &home{make: c.DeviceKey, certificate: c.Certificate, file: c.CertificateKey, log: c.Log}
+	if c.TPM == device.Off {
+		return h, nil
+	}
+	t, err := device.NewTPM(c.TPM, c.EventLog)
+	switch {
+	case err == nil:
+		h.tpm = t
+	case !errors.Is(err, device.ErrNone) || c.TPM != device.Auto || c.DeviceKey == KeyTPM:
+		return nil, fmt.Errorf("--tpm %s: %w", c.TPM, err)
+	}
+	return h, nil
+}
+
+func (h *home) close() error {
+	if h.tpm == nil {
+		return nil
+	}
+	return h.tpm.Close()
+}
+
+// newKey makes a device key in the TPM. A TPM that cannot attest is of no use for one.
+func (h *home) newKey() (device.Blob, error) {
+	if _, err := h.tpm.Opening(); err != nil {
+		return device.Blob{}, err
+	}
+	return h.tpm.NewKey()
+}
+
 // keys are the node's own. Those that there are, are on the disk.
+//
+//	nodes:  in use │ takes over │ asked for
+//
+// A renewal asks for one that is on the disk before the coordinator hears of it, and for the same one until a certificate came
+// that names it. So a reply may be lost, and the program may die anywhere in between.
 type keys struct {
 	dir    *state.Dir
+	home   *home
 	file   key.DevicePrivate // the device key, where it is one in a file
+	sealed device.Blob       // the device key, where it is one in the TPM
 	device device.Key        // nil: none yet
-	node   key.NodePrivate
+	nodes  []key.NodePrivate
 }
 
 var _ device.Store = (*keys)(nil)
 
 // open takes the keys that were loaded.
 func (k *keys) open(s *state.State) error {
-	k.file, k.node = s.Device, s.Node
-	if k.file.IsZero() {
+	k.file, k.sealed, k.nodes = s.Device, s.Sealed, s.Nodes
+	if !k.sealed.IsZero() && k.home.tpm == nil {
+		return errors.New("the device key is in this machine's TPM, which is off (--tpm) or not there; without it this node " +
+			"cannot show who it is. To join anew without it, move the state directory away")
+	}
+	if k.file.IsZero() && k.sealed.IsZero() {
 		return nil
 	}
 	return k.make()
@@ -30,22 +118,105 @@ func (k *keys) open(s *state.State) error {
 
 // make makes what is missing.
 func (k *keys) make() error {
-	var err error
-	if k.device, err = device.Open(k, rand.Reader); err != nil {
+	if err := k.makeDevice(); err != nil {
 		return err
 	}
-	if !k.node.IsZero() {
+	if len(k.nodes) > 0 {
 		return nil
 	}
+	return k.add()
+}
+
+// add makes a node key, to come after those that there are.
+func (k *keys) add() error {
 	node, err := key.NewNode(rand.Reader)
 	if err != nil {
-		return fmt.Errorf("make the node key: %w", err)
+		return fmt.Errorf("make a node key: %w", err)
 	}
-	if err := k.dir.SaveNode(node); err != nil {
+	return k.save(append(slices.Clip(k.nodes), node))
+}
+
+func (k *keys) save(nodes []key.NodePrivate) error {
+	if err := k.dir.SaveNodes(nodes); err != nil {
 		return err
 	}
-	k.node = node
+	k.nodes = nodes
 	return nil
+}
+
+func (k *keys) makeDevice() (err error) {
+	if k.file.IsZero() && k.sealed.IsZero() && k.home.tpm != nil && k.home.make != KeyFile {
+		sealed, err := k.home.newKey()
+		switch {
+		case err == nil:
+			if err := k.dir.SaveSealed(sealed); err != nil {
+				return err
+			}
+			k.sealed = sealed
+		case k.home.make == KeyTPM:
+			return fmt.Errorf("%w; give --device-key file to join without the TPM", err)
+		default:
+			k.home.log.Warn("the TPM is of no use, the device key is made in a file; give --device-key tpm to insist", "err", err)
+		}
+	}
+	if !k.sealed.IsZero() {
+		k.device = k.home.tpm.Key(k.sealed)
+		return nil
+	}
+	k.device, err = device.Open(k, rand.Reader)
+	return err
+}
+
+// node is the one in use; zero before there is one.
+func (k *keys) node() key.NodePrivate {
+	if len(k.nodes) == 0 {
+		return key.NodePrivate{}
+	}
+	return k.nodes[0]
+}
+
+// next is the key to ask for: one that the certificate does not name, and that is not in use.
+func (k *keys) next(self *identity.Self) (key.NodePrivate, error) {
+	for _, n := range k.nodes[min(1, len(k.nodes)):] {
+		if !names(self, n) {
+			return n, nil
+		}
+	}
+	if err := k.add(); err != nil {
+		return key.NodePrivate{}, err
+	}
+	return k.nodes[len(k.nodes)-1], nil
+}
+
+// drop gives up the key to ask for: it is not to be had.
+func (k *keys) drop(self *identity.Self) error {
+	for i := 1; i < len(k.nodes); i++ {
+		if !names(self, k.nodes[i]) {
+			return k.save(slices.Delete(slices.Clone(k.nodes), i, i+1))
+		}
+	}
+	return nil
+}
+
+// turn puts a key to use. Those before it are gone.
+func (k *keys) turn(to key.NodePublic) (key.NodePrivate, error) {
+	i := slices.IndexFunc(k.nodes, func(n key.NodePrivate) bool { return n.Public() == to })
+	if i < 0 {
+		return key.NodePrivate{}, fmt.Errorf("the certificate names a node key, %s, that this machine does not have: "+
+			"was its state directory put back from a copy? Nothing passes until the next renewal", to)
+	}
+	if i == 0 {
+		return k.nodes[0], nil
+	}
+	nodes := slices.Clone(k.nodes[i:])
+	// In use it is whatever the disk says: which of the two a restart begins with does not matter.
+	k.nodes = nodes
+	return nodes[0], k.dir.SaveNodes(nodes)
+}
+
+// names says whether a certificate names a key.
+func names(self *identity.Self, n key.NodePrivate) bool {
+	return slices.ContainsFunc(self.Node.Keys, func(c cert.NodeKey) bool { return c.Public == n.Public() })
 }
 
 // DeviceKey implements device.Store.
@@ -58,4 +229,13 @@ func (k *keys) SaveDeviceKey(d key.DevicePrivate) error {
 	}
 	k.file = d
 	return nil
+}
+
+// prover is what this machine proves itself with.
+func (k *keys) prover() enroll.Prover {
+	p := prover{certificate: k.home.certificate, file: k.home.file}
+	if !k.sealed.IsZero() {
+		p.tpm, p.sealed = k.home.tpm, k.sealed
+	}
+	return p
 }

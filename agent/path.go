@@ -18,7 +18,9 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/path"
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
 	"github.com/redoubt-mesh/redoubt/netstack/wg"
+	"github.com/redoubt-mesh/redoubt/netstack/wg/session"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
 const (
@@ -115,9 +117,9 @@ func (a *Agent) listen(e wg.Engine) error {
 	if want == 0 {
 		want = a.loop.port
 	}
-	err := e.Configure(a.loop.keys.node, want)
+	err := e.Configure(a.loop.keys.node(), want)
 	if err != nil && want != a.cfg.ListenPort {
-		err = e.Configure(a.loop.keys.node, 0)
+		err = e.Configure(a.loop.keys.node(), 0)
 	}
 	if err != nil {
 		return err
@@ -305,6 +307,25 @@ func (a *Agent) drain(flows *flowlog.Aggregator) filter.Counters {
 // lookAgain is how long what was seen of the engine's counters is new enough for changes of the netmap: those may come one
 // after the other.
 const lookAgain = 50 * time.Millisecond
+
+// talking are the peers that there are sessions with.
+func (a *Agent) talking() (ids []proto.NodeID) {
+	p := a.loop.path
+	if p == nil {
+		return nil
+	}
+	stats, err := p.engine.Peers()
+	if err != nil {
+		a.log.Debug("engine's counters", "err", err)
+		return nil
+	}
+	for _, s := range stats {
+		if !s.LastHandshake.IsZero() && time.Since(s.LastHandshake) < session.RejectAfterTime && len(ids) < wire.MaxTalking {
+			ids = append(ids, s.ID)
+		}
+	}
+	return ids
+}
 
 // lookAtPeers tells the path decisions what the engine has counted.
 func (a *Agent) lookAtPeers() {

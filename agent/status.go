@@ -27,6 +27,12 @@ func (a *Agent) status() *redoubtv1.Status {
 		Coordinator: &redoubtv1.Coordinator{Connected: v.Connected, Url: v.URL, LastHeard: millis(v.LastHeard)},
 		Filter:      counters(c),
 	}
+	switch k := &a.loop.keys; {
+	case !k.sealed.IsZero():
+		st.DeviceKey = KeyTPM
+	case !k.file.IsZero():
+		st.DeviceKey = KeyFile
+	}
 	if v.Node != nil {
 		st.Node = describe(v.Node)
 	}
@@ -85,6 +91,7 @@ func way(s wg.PeerStats) (path, endpoint string) {
 func describe(n *cert.Node) *redoubtv1.LocalNode {
 	l := &redoubtv1.LocalNode{
 		Id: n.ID.String(), Name: n.Name, User: n.User.Name, Tags: n.Tags, CertificateExpires: n.NotAfter.Unix(),
+		Attestation: n.Level.String(),
 	}
 	for _, a := range n.Addrs.Slice() {
 		l.Addresses = append(l.Addresses, a.String())

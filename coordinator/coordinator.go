@@ -19,7 +19,6 @@ import (
 	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/acl/compile"
 	"github.com/redoubt-mesh/redoubt/coordinator/api"
-	"github.com/redoubt-mesh/redoubt/coordinator/attest"
 	"github.com/redoubt-mesh/redoubt/coordinator/control"
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/distribute"
@@ -55,6 +54,10 @@ type Config struct {
 	// Range and Domain are the mesh's, chosen at the first start; zero takes what is there, or the default.
 	Range  netip.Prefix
 	Domain string
+
+	// TPMRoots and X509Roots are directories with PEM files: the CAs of makers of TPMs, and those of the company whose
+	// certificates machines may show. Without the first one TPMs are unverified, without the second no certificate is asked for.
+	TPMRoots, X509Roots string
 
 	NodeLifetime         time.Duration // of certificates; 0: the issuer's default, as the next
 	IntermediateLifetime time.Duration
@@ -170,6 +173,10 @@ func New(ctx context.Context, c Config) (*Coordinator, error) {
 
 func (c *Coordinator) open(ctx context.Context) (err error) {
 	config := c.config
+	attestors, err := openAttestors(config)
+	if err != nil {
+		return err
+	}
 	if c.store, err = config.OpenStore(config.Data); err != nil {
 		return err
 	}
@@ -195,10 +202,6 @@ func (c *Coordinator) open(ctx context.Context) (err error) {
 		Directory: c.directory, Clock: config.Clock, Log: config.Log, Registry: config.Registry,
 		Compile: c.compile, Authorities: c.issuer.Authorities, Outage: outage,
 	})
-	attestors, err := attest.NewRegistry(attest.Token{})
-	if err != nil {
-		return err
-	}
 	c.control = control.New(control.Config{
 		Directory: c.directory, Hub: c.hub, Attestors: attestors, Issuer: c.issuer,
 		Clock: config.Clock, Rand: config.Rand, Log: config.Log, Registry: config.Registry, Program: config.Program,

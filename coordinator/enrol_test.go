@@ -52,7 +52,7 @@ func TestTokens(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := c.send(up(m.proof(c, wire.DomainEnrol, sum, challenge, &unknown))); err != nil {
+		if _, err := c.send(up(m.proof(c, m.node, wire.DomainEnrol, sum, challenge, &unknown))); err != nil {
 			t.Fatal(err)
 		}
 		stolen := m.take(c)
@@ -130,7 +130,7 @@ func TestLostReplies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := c.send(up(m.proof(c, wire.DomainEnrol, sum, challenge, &code.Secret))); err != nil {
+		if _, err := c.send(up(m.proof(c, m.node, wire.DomainEnrol, sum, challenge, &code.Secret))); err != nil {
 			t.Fatal(err)
 		}
 		c.t.Close()
@@ -162,7 +162,7 @@ func TestProofsThatDoNotHold(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.t.Close()
-			p := m.proof(c, wire.DomainEnrol, sum, challenge, &code.Secret)
+			p := m.proof(c, m.node, wire.DomainEnrol, sum, challenge, &code.Secret)
 			change(m, c, p)
 			if _, err := c.send(up(p)); err != nil && want != 0 {
 				t.Fatal(err)
@@ -193,9 +193,9 @@ func TestProofsThatDoNotHold(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		held := m.proof(c, wire.DomainEnrol, sum, challenge, &code.Secret)
+		held := m.proof(c, m.node, wire.DomainEnrol, sum, challenge, &code.Secret)
 		m.node = mine
-		stranger := m.proof(c, wire.DomainEnrol, sum, challenge, &code.Secret)
+		stranger := m.proof(c, m.node, wire.DomainEnrol, sum, challenge, &code.Secret)
 		held.NodeKeyMac = stranger.GetNodeKeyMac()
 		if _, err := c.send(up(held)); err != nil {
 			t.Fatal(err)
@@ -248,7 +248,7 @@ func TestHellosThatMakeNoSense(t *testing.T) {
 		try("low-order node key", malformed, "", hello(func(h *redoubtv1.Hello) { h.GetEnrol().NodePublic = make([]byte, 32) }))
 		try("newer protocol", redoubtv1.Refusal_CODE_VERSION, "update the older", hello(func(h *redoubtv1.Hello) { h.ProtocolMin, h.ProtocolMax = 7, 9 }))
 		try("no version", malformed, "", hello(func(h *redoubtv1.Hello) { h.ProtocolMin, h.ProtocolMax = 0, 0 }))
-		try("evidence that nobody takes", redoubtv1.Refusal_CODE_PROOF, "none of the kinds", hello(func(h *redoubtv1.Hello) { h.GetEnrol().Evidence = []string{"tpm"} }))
+		try("evidence that nobody takes", redoubtv1.Refusal_CODE_PROOF, "none of the kinds", hello(func(h *redoubtv1.Hello) { h.GetEnrol().Evidence = []string{"promise"} }))
 		try("no token", redoubtv1.Refusal_CODE_PROOF, "no join token", hello(func(h *redoubtv1.Hello) { h.GetEnrol().TokenPublic = nil }))
 		try("attach without a certificate", redoubtv1.Refusal_CODE_PROOF, "enrol first", hello(func(h *redoubtv1.Hello) {
 			h.Purpose = &redoubtv1.Hello_Attach{Attach: &redoubtv1.Attach{Applied: wire.FromVersion(proto.Version{Epoch: 1, N: 1})}}

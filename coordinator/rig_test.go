@@ -101,6 +101,7 @@ type machine struct {
 	host   string
 	device key.DevicePrivate
 	node   key.NodePrivate
+	next   key.NodePrivate // that is asked for; zero: none is
 	result *redoubtv1.Result
 	cert   *cert.Node
 	facts  *redoubtv1.Facts
@@ -244,19 +245,19 @@ func (m *machine) ask(code join.Code) (*wireConn, [32]byte, *redoubtv1.Challenge
 	return c, sum, down.GetChallenge(), nil
 }
 
-// proof answers a challenge.
-func (m *machine) proof(c *wireConn, domain string, sum [32]byte, challenge *redoubtv1.Challenge, token *key.TokenSecret) *redoubtv1.Proof {
+// proof answers a challenge, for one of the machine's node keys.
+func (m *machine) proof(c *wireConn, node key.NodePrivate, domain string, sum [32]byte, challenge *redoubtv1.Challenge, token *key.TokenSecret) *redoubtv1.Proof {
 	m.r.t.Helper()
 	secret, err := cert.Exporter(c.t.ConnectionState())
 	if err != nil {
 		m.r.t.Fatal(err)
 	}
-	binding := wire.Binding(domain, challenge.GetNonce(), secret, m.node.Public(), m.device.Device(), sha256.Sum256(nil), sum)
+	binding := wire.Binding(domain, challenge.GetNonce(), secret, node.Public(), m.device.Device(), sha256.Sum256(nil), sum)
 	ephemeral, err := key.ParseNodePublic(challenge.GetEphemeralPublic())
 	if err != nil {
 		m.r.t.Fatal(err)
 	}
-	shared, err := m.node.Shared(ephemeral)
+	shared, err := node.Shared(ephemeral)
 	if err != nil {
 		m.r.t.Fatal(err)
 	}
@@ -282,7 +283,7 @@ func (m *machine) enrol(code join.Code) error {
 		return err
 	}
 	defer c.t.Close()
-	if _, err := c.send(up(m.proof(c, wire.DomainEnrol, sum, challenge, &code.Secret))); err != nil {
+	if _, err := c.send(up(m.proof(c, m.node, wire.DomainEnrol, sum, challenge, &code.Secret))); err != nil {
 		return err
 	}
 	return m.take(c)
@@ -326,6 +327,7 @@ type stream struct {
 	done    chan struct{}
 	answers chan *redoubtv1.Down
 	quiet   bool // no acknowledgements
+	talking []uint64
 }
 
 func (m *machine) open(applied proto.Version) (*wireConn, *redoubtv1.Welcome, error) {
@@ -461,7 +463,7 @@ func (s *stream) renew() error {
 	}
 	select {
 	case down := <-s.answers:
-		s.m.result = down.GetResult()
+		s.m.result, s.m.next = down.GetResult(), key.NodePrivate{}
 		var err error
 		s.m.cert, err = cert.ParseNode(s.m.result.GetCertificate())
 		return err
@@ -472,13 +474,21 @@ func (s *stream) renew() error {
 
 // askNext does all of a renewal but read its result.
 func (s *stream) askNext() error {
-	sum, err := s.c.send(&redoubtv1.Up{Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{NodePublic: s.m.node.Public().Bytes(), Facts: s.m.facts}}})
+	var err error
+	if s.m.next.IsZero() {
+		if s.m.next, err = key.NewNode(random); err != nil {
+			return err
+		}
+	}
+	sum, err := s.c.send(&redoubtv1.Up{Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{
+		NodePublic: s.m.next.Public().Bytes(), Facts: s.m.facts, Ticket: s.m.result.GetTicket(), Talking: s.talking,
+	}}})
 	if err != nil {
 		return err
 	}
 	select {
 	case down := <-s.answers:
-		_, err = s.c.send(up(s.m.proof(s.c, wire.DomainRenew, sum, down.GetChallenge(), nil)))
+		_, err = s.c.send(up(s.m.proof(s.c, s.m.next, wire.DomainRenew, sum, down.GetChallenge(), nil)))
 		return err
 	case <-s.done:
 		return s.failed()

@@ -67,17 +67,21 @@ func TestRenewalsWithLostReplies(t *testing.T) {
 func TestRenewalsThatAreRefused(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		m := r.join("m", &redoubtv1.CreateTokenRequest{})
-		other, err := key.NewNode(random)
-		if err != nil {
-			t.Fatal(err)
-		}
-		mine := m.node
-		m.node = other
+		// A key that is the node's already is none that could come next.
+		m.next = m.node
 		s := m.attach(nil)
-		refusedWith(t, s.renew(), redoubtv1.Refusal_CODE_MALFORMED, "does not exchange node keys")
+		refusedWith(t, s.renew(), redoubtv1.Refusal_CODE_KEY_USED, "")
 		s.close()
 
-		m.node = mine
+		m.next = key.NodePrivate{}
+		ticket := m.result.GetTicket()
+		m.result.Ticket = nil
+		s = m.attach(nil)
+		refusedWith(t, s.renew(), redoubtv1.Refusal_CODE_PROOF, "ticket")
+		s.close()
+		m.result.Ticket = ticket
+
+		var err error
 		device := m.device
 		s = m.attach(nil)
 		if m.device, err = key.NewDevice(random); err != nil {

@@ -7,8 +7,8 @@ import (
 )
 
 func peerKey(p **Peer) NodeID { return (*p).ID }
-func setKey(s *Set) string   { return s.Name }
-func ruleKey(r *Rule) string { return r.Key }
+func setKey(s *Set) string    { return s.Name }
+func ruleKey(r *Rule) string  { return r.Key }
 func idKey(id *NodeID) NodeID {
 	return *id
 }

@@ -24,8 +24,8 @@ type Netmap struct {
 	// Authorities are the intermediate certificates (DER) under which the peers' certificates were issued.
 	Authorities [][]byte
 	Peers       []*Peer // sorted by ID; never holds Self
-	Sets        []Set  // sorted by Name
-	Rules       []Rule // sorted by Key
+	Sets        []Set   // sorted by Name
+	Rules       []Rule  // sorted by Key
 	// Requires names the features that enforcing this netmap takes. A node that lacks one enforces the empty policy.
 	Requires []string // sorted
 	Outage   Outage

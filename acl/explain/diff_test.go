@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/acl"
-	"github.com/redoubt-mesh/redoubt/acl/compile"
 	"github.com/redoubt-mesh/redoubt/acl/inventory"
 )
 
@@ -104,7 +103,7 @@ func TestDiffIsBounded(t *testing.T) {
 }
 
 func diffOf(a, b *acl.Policy, inv *inventory.Inventory, most int) (Difference, error) {
-	return Diff(compile.New(a, inv.Mesh), compile.New(b, inv.Mesh), inv, most)
+	return Diff(inv.Program(a), inv.Program(b), inv, most)
 }
 
 func sides(c Change) string { return fmt.Sprint(c.Src, " ", c.Dst, " ", c.Services) }

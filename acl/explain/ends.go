@@ -24,6 +24,7 @@ type Book struct {
 
 // Open makes a policy ready to be asked about.
 func Open(policy *acl.Policy, inv *inventory.Inventory) *Book {
+	policy = inv.Resolve(policy)
 	return &Book{policy: policy, inv: inv, bound: compile.New(policy, inv.Mesh).On(inv), withheld: map[proto.NodeID]map[string]string{}}
 }
 
@@ -59,10 +60,8 @@ func (b *Book) Find(text string) ([]End, error) {
 		}
 		return nil, fmt.Errorf("no node of the inventory has %s", text)
 	}
-	login, known := b.inv.Logins[text]
-	if !known {
-		login = strings.TrimSuffix(text, "@")
-	}
+	name := strings.TrimSuffix(text, "@")
+	login := cmp.Or(b.inv.Logins[name], name)
 	out := slices.DeleteFunc(b.ends(b.inv.ByUser(login)), func(e End) bool { return len(e.Node.Tags) > 0 })
 	if len(out) == 0 {
 		return nil, fmt.Errorf("%q is no address, and in the inventory neither a node, a tag nor a user who has a node", text)

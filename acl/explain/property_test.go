@@ -10,7 +10,6 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/redoubt-mesh/redoubt/acl"
-	"github.com/redoubt-mesh/redoubt/acl/compile"
 	"github.com/redoubt-mesh/redoubt/acl/inventory"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
@@ -92,7 +91,7 @@ func TestDiffMissesNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		inv := drawMesh(t)
 		old, changed := drawPolicies(t)
-		a, b := compile.New(old, inv.Mesh), compile.New(changed, inv.Mesh)
+		a, b := inv.Program(old), inv.Program(changed)
 		before, after := a.On(inv), b.On(inv)
 		found, err := Diff(a, b, inv, 1e9)
 		if err != nil {

@@ -202,3 +202,32 @@ func TestWidestServices(t *testing.T) {
 		}
 	}
 }
+
+// TestSearch holds the search, which jumps where there are many ranges, against a look at all of them.
+func TestSearch(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var claims []span
+		protocol := rapid.SampledFrom([]uint8{proto.ProtoTCP, proto.ProtoTCP, proto.ProtoUDP, proto.ProtoSCTP, 5, 7, 0, 255})
+		at := func(name string) uint32 {
+			port := uint16(rapid.SampledFrom([]int{0, 65535, rapid.IntRange(0, 65535).Draw(t, name), rapid.IntRange(1000, 1100).Draw(t, name)}).Draw(t, name))
+			return point(protocol.Draw(t, name), port)
+		}
+		for n := range rapid.SampledFrom([]int{1, fewRanges, fewRanges + 1, 300}).Draw(t, "claims") {
+			first := at("first")
+			claims = append(claims, span{first: first, last: first + uint32(rapid.IntRange(0, 3).Draw(t, "length")), rank: 1, rule: n})
+		}
+		s := (&shelf{rules: make([]ruling, len(claims)), known: map[string]*services{}}).services(claims)
+		for range 50 {
+			x := at("at")
+			want := 0
+			for i, first := range s.first {
+				if first <= x {
+					want = i
+				}
+			}
+			if got := s.search(x); got != want {
+				t.Fatalf("search(%#x) is %d, want %d of %#x", x, got, want, s.first)
+			}
+		}
+	})
+}

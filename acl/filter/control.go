@@ -5,9 +5,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// control judges ICMP messages other than echoes. Errors pass if the packet that they quote is one that their receiver
-// sent in a live flow with their sender: so nobody can speak about the flows of others, or about addresses behind which
-// somebody else is. Nothing else passes; hosts of a mesh have neither routers nor neighbours to discover.
+// control judges ICMP messages other than echoes. Errors pass if the packet that they quote is one that their receiver sent in
+// a live flow, and if they come from the other side of that flow: its end, or the node before it, which as a router tells of
+// what is too big for the network behind it. So nobody can speak about the flows of others. Nothing else passes; hosts of a
+// mesh have no neighbours to discover.
 func (f *Filter) control(d proto.Direction, from proto.NodeID, pkt []byte, p *packet.Packet) Verdict {
 	if !p.IsError() {
 		if p.Dst.IsGroup() {
@@ -16,7 +17,7 @@ func (f *Filter) control(d proto.Direction, from proto.NodeID, pkt []byte, p *pa
 		return f.discard(ICMPType)
 	}
 	var q packet.Packet
-	if p.Quoted(pkt, &q) != packet.OK || q.Later() || q.Src != p.Dst || q.Dst != p.Src ||
+	if p.Quoted(pkt, &q) != packet.OK || q.Later() || q.Src != p.Dst ||
 		isICMP(q.Proto) && !q.IsEchoRequest() && !q.IsEchoReply() {
 		return f.discard(ICMPUnrelated)
 	}
@@ -53,11 +54,24 @@ func (f *Filter) follow(d proto.Direction, from proto.NodeID, k *key, p *packet.
 		return v.deny(Spoofed, nil)
 	case fl.state == dead:
 		return f.discard(Revoked)
+	case !piece && !v.speaksFor(fl, p.Src):
+		return f.discard(ICMPUnrelated)
 	}
 	fl.sent[sender(d)].plus(w)
 	if piece {
-		fl.expires = v.now + idle[fl.class][fl.state]
+		fl.expires = v.now + idleFor(fl.class, fl.state)
 	}
 	s.passed[d].plus(w)
 	return Verdict{Pass: true, rule: fl.rule}
+}
+
+// speaksFor says whether an address is on the sender's side of a flow: the end of the flow or its node or, of ours, any that is
+// here.
+func (v *visit) speaksFor(fl *flow, src packet.Addr) bool {
+	if v.d == proto.Out {
+		_, ours := v.by.local.class(src)
+		return ours
+	}
+	node, known := v.by.find(src)
+	return known && v.by.peers[node] == fl.peer
 }

@@ -58,7 +58,7 @@ func TestICMPErrors(t *testing.T) {
 			w.wantIn(ICMPUnrelated, unreachable(them, us, nil))
 
 			// Errors neither keep a flow alive nor open one.
-			w.pass(idle[udpFlow][opening].duration() - 1)
+			w.pass(idleFor(udpFlow, opening).duration() - 1)
 			w.wantIn(Permitted, unreachable(them, us, udp(us, 4000, them, 9, 100)))
 			w.pass(second.duration())
 			w.wantIn(ICMPUnrelated, unreachable(them, us, udp(us, 4000, them, 9, 100)))

@@ -168,30 +168,27 @@ func (f *Filter) InSegments(from proto.NodeID, pkt []byte, n int) Verdict {
 // bufs[i][offset:][:sizes[i]]. Verdicts must be at least as long as sizes. Each packet after another of the same flow
 // costs less than half.
 func (f *Filter) OutBatch(bufs [][]byte, sizes []int, offset int, verdicts []Verdict) {
-	var r run
-	for i, n := range sizes {
-		verdicts[i] = f.decide(&r, proto.Out, 0, bufs[i][offset:][:n], 1)
-	}
-	r.release()
+	f.batch(proto.Out, 0, bufs[:len(sizes)], sizes, offset, verdicts)
 }
 
 // InBatch judges packets that came together from one peer: packet i is bufs[i][offset:]. From is zero where the engine
 // checked that the peers are the owners of the source addresses. Verdicts must be at least as long as bufs.
 func (f *Filter) InBatch(from proto.NodeID, bufs [][]byte, offset int, verdicts []Verdict) {
-	var r run
-	for i, b := range bufs {
-		verdicts[i] = f.decide(&r, proto.In, from, b[offset:], 1)
-	}
-	r.release()
+	f.batch(proto.In, from, bufs, nil, offset, verdicts)
 }
 
 func (f *Filter) one(d proto.Direction, from proto.NodeID, pkt []byte) Verdict {
-	return f.segments(d, from, pkt, 1)
+	var r run
+	var p packet.Packet
+	v := f.decide(&r, d, from, pkt, &p, 1)
+	r.release()
+	return v
 }
 
 func (f *Filter) segments(d proto.Direction, from proto.NodeID, pkt []byte, n int) Verdict {
 	var r run
-	v := f.decide(&r, d, from, pkt, n)
+	var p packet.Packet
+	v := f.decide(&r, d, from, pkt, &p, n)
 	r.release()
 	if !v.Pass && n > 1 {
 		f.dropped[v.Reason].Add(uint64(n - 1))
@@ -213,23 +210,68 @@ func (r *run) release() {
 	}
 }
 
-// decide judges one packet of a run, which stands for n; from is its sender where the engine names it, else zero.
-func (f *Filter) decide(r *run, d proto.Direction, from proto.NodeID, pkt []byte, n int) Verdict {
+// batch judges packets that come one after the other. Those that only carry on what the one before them did are not
+// looked up again.
+func (f *Filter) batch(d proto.Direction, from proto.NodeID, bufs [][]byte, sizes []int, offset int, verdicts []Verdict) {
+	var r run
 	var p packet.Packet
-	if fault := packet.Parse(pkt, &p); fault != packet.OK {
+	for i := 0; i < len(bufs); {
+		pkt := bufs[i][offset:]
+		if sizes != nil {
+			pkt = pkt[:sizes[i]]
+		}
+		v := f.decide(&r, d, from, pkt, &p, 1)
+		verdicts[i] = v
+		if i++; r.fl == nil {
+			continue
+		}
+		rest := sizes
+		if sizes != nil {
+			rest = sizes[i:]
+		}
+		more := p.Follow(pkt, bufs[i:], rest, offset)
+		if more.Packets == 0 {
+			continue
+		}
+		r.carry(d, &more)
+		same := verdicts[i : i+more.Packets]
+		for j := range same {
+			same[j] = v
+		}
+		i += more.Packets
+	}
+	r.release()
+}
+
+// carry takes note of packets that carry on what one did that passed by the run's flow.
+func (r *run) carry(d proto.Direction, more *packet.Run) {
+	s, w := sender(d), Traffic{uint64(more.Packets), uint64(more.Bytes)}
+	r.fl.sent[s].plus(w)
+	r.s.passed[d].plus(w)
+	if r.fl.class == tcpFlow {
+		r.fl.advance(s, more.End)
+		r.fl.acknowledge(s, more.Ack)
+	}
+}
+
+// decide judges one packet of a run, which stands for n, and reads it into p; from is its sender where the engine names
+// it, else zero.
+func (f *Filter) decide(r *run, d proto.Direction, from proto.NodeID, pkt []byte, p *packet.Packet, n int) Verdict {
+	if fault := packet.Parse(pkt, p); fault != packet.OK {
+		r.release()
 		return f.discard(Reason(fault))
 	}
 	switch {
-	case n > 1 && !comesInSegments(&p):
+	case n > 1 && !comesInSegments(p):
 		return f.discard(BadSegments)
 	case p.Fragment:
 		r.release()
-		return f.fragment(d, from, &p)
+		return f.fragment(d, from, p)
 	case isICMP(p.Proto) && !p.IsEchoRequest() && !p.IsEchoReply():
 		r.release()
-		return f.control(d, from, pkt, &p)
+		return f.control(d, from, pkt, p)
 	}
-	return f.flow(r, d, from, &p, weigh(&p, n))
+	return f.flow(r, d, from, p, weigh(p, n))
 }
 
 // flow judges a packet by the flow that it belongs to, or opens.
@@ -237,11 +279,13 @@ func (f *Filter) flow(r *run, d proto.Direction, from proto.NodeID, p *packet.Pa
 	var k key
 	k.of(d, p)
 	if r.fl == nil || !k.equal(&r.fl.key) {
-		r.release()
+		if r.s != nil {
+			r.release()
+		}
 		h := f.seed.hash(&k)
-		r.s, r.tag = &f.shards[h%shardCount], uint32(h>>32)
-		r.s.mu.Lock()
-		r.fl = r.s.find(&k, r.tag)
+		s, tag := &f.shards[h%shardCount], uint32(h>>32)
+		s.mu.Lock()
+		r.s, r.tag, r.fl = s, tag, s.find(&k, tag)
 	}
 	by, now := f.current.Load(), tick(f.clock.Load())
 	if fl := r.fl; fl != nil && fl.by == by && now < fl.expires && !isOpening(p) && (from == 0 || from == fl.peer.id) {

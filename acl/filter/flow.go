@@ -73,11 +73,11 @@ func (k *key) service(opened proto.Direction) uint16 {
 // seed makes hashes unpredictable to peers, who choose half of what is hashed.
 type seed [6]uint64
 
-// hash spreads k over 64 bits: the low ones choose the shard, the high ones are the tag. The last two rounds multiply by
-// constants that are known to be good, since among random factors some hardly mix at all.
+// hash spreads k over 64 bits: the low ones choose the shard, the high ones are the tag. The three products of the first
+// round do not wait for each other. Ports and the last round are multiplied by constants that are known to be good, since
+// among random factors some hardly mix at all.
 func (s *seed) hash(k *key) uint64 {
-	h := mix(k.local.Hi^s[0], k.remote.Hi^s[1]) ^ mix(k.local.Lo^s[2], k.remote.Lo^s[3])
-	h = mix(h^k.ports^s[4], 0xa0761d6478bd642f)
+	h := mix(k.local.Hi^s[0], k.remote.Hi^s[1]) ^ mix(k.local.Lo^s[2], k.remote.Lo^s[3]) ^ mix(k.ports^s[4], 0xa0761d6478bd642f)
 	return mix(h^s[5], 0xe7037ed1a0b428db)
 }
 
@@ -124,35 +124,30 @@ type tally struct {
 
 // touch counts what side s sent and moves the flow's state.
 func (f *flow) touch(s side, p *packet.Packet, w Traffic, now tick) {
-	f.sent[s].plus(w)
-	if f.class == tcpFlow {
+	f.sent[s&1].plus(w)
+	switch {
+	case f.class != tcpFlow:
+		if s != sender(f.opened) {
+			f.state = open
+		}
+	default:
 		f.segment(s, p)
-	} else if s != sender(f.opened) {
-		f.state = open
 	}
-	f.expires = now + idle[f.class][f.state]
+	f.expires = now + idleFor(f.class, f.state)
 }
 
 // segment follows a TCP connection.
 func (f *flow) segment(s side, p *packet.Packet) {
-	mine, others := &f.sent[s], &f.sent[s^1]
 	end := p.Seq + p.SegmentLength()
-	switch {
-	case p.Flags&packet.SYN != 0 && f.state == opening:
-		mine.next, mine.acked = end, end
+	if p.Flags&packet.SYN != 0 && f.state == opening {
+		f.sent[s].next, f.sent[s].acked = end, end
 		if p.Flags&packet.ACK != 0 && s != sender(f.opened) {
 			f.state = open
 		}
-	case int32(end-mine.next) > 0:
-		mine.next = end
 	}
+	f.advance(s, end)
 	if p.Flags&packet.ACK != 0 {
-		if int32(p.Ack-others.acked) > 0 {
-			others.acked = p.Ack
-		}
-		if int32(p.Ack-others.next) > 0 {
-			others.next = p.Ack
-		}
+		f.acknowledge(s, p.Ack)
 	}
 	if p.Flags&(packet.FIN|packet.RST) != 0 {
 		if p.Flags&packet.FIN != 0 {
@@ -161,6 +156,24 @@ func (f *flow) segment(s side, p *packet.Packet) {
 		if f.fins == 3 || p.Flags&packet.RST != 0 {
 			f.state = closing
 		}
+	}
+}
+
+// advance takes note of how far side s has sent.
+func (f *flow) advance(s side, end uint32) {
+	if mine := &f.sent[s&1]; int32(end-mine.next) > 0 {
+		mine.next = end
+	}
+}
+
+// acknowledge takes note of what side s says that it has from the other.
+func (f *flow) acknowledge(s side, ack uint32) {
+	others := &f.sent[s&1^1]
+	if int32(ack-others.acked) > 0 {
+		others.acked = ack
+	}
+	if int32(ack-others.next) > 0 {
+		others.next = ack
 	}
 }
 
@@ -191,16 +204,18 @@ const (
 	tcpFlow = iota
 	udpFlow
 	otherFlow
-	flowClasses
 )
 
 // idle is how long a flow may be silent. An open TCP connection outlasts the two hours after which hosts probe it
-// (RFC 5382), one closed by both sides lingers for retransmissions.
-var idle = [flowClasses][dead + 1]tick{
+// (RFC 5382), one closed by both sides lingers for retransmissions. Both lengths are powers of two, so that any two bytes
+// find something there.
+var idle = [4][8]tick{
 	tcpFlow:   {opening: 60 * second, open: 3 * 3600 * second, closing: 60 * second},
 	udpFlow:   {opening: 30 * second, open: 180 * second},
 	otherFlow: {opening: 30 * second, open: 60 * second},
 }
+
+func idleFor(class uint8, s state) tick { return idle[class&3][s&7] }
 
 func classOf(protocol uint8) uint8 {
 	switch protocol {

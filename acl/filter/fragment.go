@@ -49,6 +49,9 @@ func (f *Filter) fragment(d proto.Direction, from proto.NodeID, p *packet.Packet
 	if isICMP(p.Proto) && !p.Later() && !p.IsEchoRequest() && !p.IsEchoReply() {
 		return f.discard(ICMPType) // no message that we let pass by itself is large enough to come in pieces
 	}
+	if from != 0 && !f.current.Load().owns(from, p.Src) {
+		return f.discard(Spoofed) // before it can take room, or spoil what its true owner sends
+	}
 	now := tick(f.clock.Load())
 	flow, reason := f.fragments.accept(d, k, p, now)
 	if reason != Permitted {

@@ -19,6 +19,7 @@ type oracle struct {
 	number int      // of installs
 	now    time.Time
 	flows  []*oracleFlow
+	cut    []*oracleDatagram
 }
 
 type oracleFlow struct {
@@ -34,6 +35,18 @@ type oracleFlow struct {
 	finRemote     bool
 	closing       bool
 	dead          bool
+	left          bool // its peer was not there once
+}
+
+// oracleDatagram is a packet in pieces.
+type oracleDatagram struct {
+	src, dst netip.Addr
+	id       int
+	flow     sees
+	until    time.Time
+	have     map[int]bool // bytes
+	end      int          // -1: not known
+	spoiled  bool
 }
 
 // sees is what the oracle wants to know about a packet.
@@ -45,6 +58,31 @@ type sees struct {
 	flags         uint8
 	reply         bool // ICMP echo reply
 	about         *sees
+	piece         *oraclePiece
+	segments      int // 0: one
+}
+
+// oraclePiece is which bytes of the packet with that id there are.
+type oraclePiece struct {
+	id, first, end int
+	more           bool
+}
+
+// ends gives the addresses from and to which the packet goes.
+func (p *sees) ends() (src, dst netip.Addr) {
+	if p.d == proto.In {
+		return p.remote.Addr(), p.local.Addr()
+	}
+	return p.local.Addr(), p.remote.Addr()
+}
+
+// install puts rules in force, nil for none.
+func (o *oracle) install(r *Ruleset) {
+	o.number++
+	o.rules = r
+	for _, f := range o.flows {
+		f.left = f.left || r == nil || !slices.ContainsFunc(r.Peers, func(p proto.Identity) bool { return p.ID == f.peer })
+	}
 }
 
 func (o *oracle) permitted(d proto.Direction, local, remote netip.AddrPort, protocol uint8) (Reason, proto.NodeID) {
@@ -143,7 +181,7 @@ func (o *oracle) alive(local, remote netip.AddrPort, protocol uint8) *oracleFlow
 func (o *oracle) review(f *oracleFlow) {
 	if !f.dead && f.judged != o.number {
 		reason, id := o.permitted(f.opened, f.local, f.remote, f.proto)
-		f.dead = reason != Permitted || id != f.peer
+		f.dead = reason != Permitted || id != f.peer || f.left
 		f.judged = o.number
 	}
 }
@@ -159,21 +197,13 @@ func (o *oracle) sweep() {
 }
 
 func (o *oracle) judge(p sees) Reason {
-	if p.about != nil {
-		f := o.alive(p.about.local, p.about.remote, p.about.proto)
-		switch {
-		case p.about.local.Addr() != p.local.Addr() || p.about.remote.Addr() != p.remote.Addr() || p.about.d == p.d:
-			return ICMPUnrelated
-		case o.rules == nil:
-			return Closed
-		case f == nil:
-			return ICMPUnrelated
-		case p.from != 0 && p.from != f.peer:
-			return Spoofed
-		case f.dead:
-			return Revoked
-		}
-		return Permitted
+	switch {
+	case p.segments > 1 && (p.piece != nil || p.about != nil || p.proto != proto.ProtoUDP && p.proto != proto.ProtoTCP || p.flags&(syn|rst) != 0):
+		return BadSegments
+	case p.piece != nil:
+		return o.judgePiece(p)
+	case p.about != nil:
+		return o.judgeError(p)
 	}
 	f := o.alive(p.local, p.remote, p.proto)
 	opening := p.proto == proto.ProtoTCP && p.flags&(syn|packet.ACK|rst|packet.FIN) == syn
@@ -210,6 +240,94 @@ func (o *oracle) judge(p sees) Reason {
 	f = &oracleFlow{peer: id, local: p.local, remote: p.remote, proto: p.proto, opened: p.d, judged: o.number}
 	o.flows = append(o.flows, f)
 	o.count(f, p)
+	return Permitted
+}
+
+// judgeError lets errors pass about packets that their receiver sent, from the node that these went to.
+func (o *oracle) judgeError(p sees) Reason {
+	sent, _ := p.about.ends()
+	src, dst := p.ends()
+	if sent != dst || p.about.d == p.d {
+		return ICMPUnrelated
+	}
+	f := o.alive(p.about.local, p.about.remote, p.about.proto)
+	speaker := proto.NodeID(0)
+	if o.rules != nil && p.d == proto.In {
+		speaker, _ = o.behind(src)
+	}
+	switch {
+	case o.rules == nil:
+		return Closed
+	case f == nil:
+		return ICMPUnrelated
+	case p.from != 0 && p.from != f.peer:
+		return Spoofed
+	case f.dead:
+		return Revoked
+	case p.d == proto.In && speaker != f.peer, p.d == proto.Out && !o.rules.Self.Addrs.Has(src):
+		return ICMPUnrelated
+	}
+	return Permitted
+}
+
+// judgePiece lets pieces pass whose packet's first piece did, and of which each byte comes once.
+func (o *oracle) judgePiece(p sees) Reason {
+	src, dst := p.ends()
+	if p.from != 0 && o.rules != nil {
+		if id, _ := o.behind(src); id != p.from {
+			return Spoofed
+		}
+	}
+	o.cut = slices.DeleteFunc(o.cut, func(g *oracleDatagram) bool { return !o.now.Before(g.until) })
+	at := slices.IndexFunc(o.cut, func(g *oracleDatagram) bool { return g.src == src && g.dst == dst && g.id == p.piece.id })
+	forget := func() { o.cut = slices.Delete(o.cut, at, at+1) }
+	if at < 0 {
+		if p.piece.first > 0 {
+			return FragmentUnknown
+		}
+		at = len(o.cut)
+		o.cut = append(o.cut, &oracleDatagram{
+			src: src, dst: dst, id: p.piece.id, flow: p, until: o.now.Add(30 * time.Second), have: map[int]bool{}, end: -1,
+		})
+	}
+	g := o.cut[at]
+	if !p.piece.more {
+		g.spoiled = g.spoiled || g.end >= 0
+		g.end = p.piece.end
+	}
+	for i := p.piece.first; i < p.piece.end; i++ {
+		g.spoiled = g.spoiled || g.have[i]
+		g.have[i] = true
+	}
+	for i := range g.have {
+		g.spoiled = g.spoiled || g.end >= 0 && i >= g.end
+	}
+	if g.spoiled {
+		return FragmentOverlap
+	}
+	if g.end >= 0 && len(g.have) == g.end {
+		forget()
+	}
+	if p.piece.first == 0 {
+		p.piece = nil
+		reason := o.judge(p)
+		if reason != Permitted {
+			forget()
+		}
+		return reason
+	}
+	f := o.alive(g.flow.local, g.flow.remote, g.flow.proto)
+	switch {
+	case o.rules == nil:
+		return Closed
+	case f == nil:
+		return FragmentUnknown
+	case p.from != 0 && p.from != f.peer:
+		return Spoofed
+	case f.dead:
+		return Revoked
+	}
+	f.last = o.now
 	return Permitted
 }
 
@@ -257,6 +375,14 @@ func drawRules(t *rapid.T) Ruleset {
 	for _, p := range drawnRoutes {
 		if node := rapid.SampledFrom([]proto.NodeID{0, 0, 2, 3, 9}).Draw(t, "router"); node > 0 {
 			r.Routes = append(r.Routes, Route{p, node})
+		}
+	}
+	if rapid.IntRange(0, 2).Draw(t, "much is allowed") > 0 {
+		for i, d := range []proto.Direction{proto.In, proto.Out} {
+			r.Rules = append(r.Rules, proto.Rule{
+				Origin: proto.Origin{Path: "wide", Line: 100 + i}, Direction: d, Local: ownPrefixes(r.Self), Services: everything,
+				Peers: proto.Selector{Sets: []string{"a"}, Prefixes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}},
+			})
 		}
 	}
 	prefixes := []netip.Prefix{
@@ -313,9 +439,16 @@ var (
 	drawnProtocols = []uint8{proto.ProtoTCP, proto.ProtoTCP, proto.ProtoUDP, proto.ProtoICMP, proto.ProtoICMPv6, proto.ProtoSCTP, proto.ProtoGRE}
 )
 
-// drawPacket makes a packet between this node's addresses and others', mostly sensible ones.
-func drawPacket(t *rapid.T) ([]byte, sees) {
-	p := sees{d: rapid.SampledFrom([]proto.Direction{proto.In, proto.Out}).Draw(t, "direction")}
+// talk is what packets are drawn from: who spoke with whom before.
+type talk struct{ before []sees }
+
+// ends draws the ends of a flow, often such as there were before.
+func (k *talk) ends(t *rapid.T, p *sees) {
+	if len(k.before) > 0 && rapid.IntRange(0, 3).Draw(t, "again") > 0 {
+		q := rapid.SampledFrom(k.before[max(0, len(k.before)-8):]).Draw(t, "of before")
+		p.local, p.remote, p.proto = q.local, q.remote, q.proto
+		return
+	}
 	node := v4
 	if rapid.IntRange(0, 2).Draw(t, "IPv6") == 0 {
 		node = v6
@@ -330,78 +463,89 @@ func drawPacket(t *rapid.T) ([]byte, sees) {
 		us = node(7)
 	}
 	lport, rport := rapid.SampledFrom(drawnPorts).Draw(t, "our port"), rapid.SampledFrom(drawnPorts).Draw(t, "their port")
-	src, dst, sport, dport := us, them, lport, rport
-	if p.d == proto.In {
-		src, dst, sport, dport = them, us, rport, lport
-		p.from = rapid.SampledFrom([]proto.NodeID{0, 0, 0, 2, 3, 102}).Draw(t, "from")
-	}
-	p.proto = rapid.SampledFrom(drawnProtocols).Draw(t, "protocol")
-	var b []byte
-	switch p.proto {
-	case proto.ProtoTCP:
-		p.flags = rapid.SampledFrom([]uint8{syn, syn, synAck, ack, ack, fin, rst, 0}).Draw(t, "flags")
-		b = tcp(src, sport, dst, dport, p.flags)
-	case proto.ProtoUDP:
-		b = udp(src, sport, dst, dport, 8)
+	switch p.proto = rapid.SampledFrom(drawnProtocols).Draw(t, "protocol"); p.proto {
+	case proto.ProtoGRE:
+		lport, rport = 0, 0
 	case proto.ProtoICMP, proto.ProtoICMPv6:
 		p.proto = proto.ProtoICMP
-		if src.Is6() {
+		if us.Is6() {
 			p.proto = proto.ProtoICMPv6
 		}
-		id := uint16(rapid.IntRange(0, 1).Draw(t, "identifier"))
-		b = ping(src, dst, id)
-		lport, rport = id, echo
-		if p.reply = rapid.Bool().Draw(t, "reply"); p.reply {
-			b = pong(src, dst, id)
-			lport, rport = echo, id
-		}
-		if p.d == proto.In {
+		if lport, rport = uint16(rapid.IntRange(0, 1).Draw(t, "identifier")), echo; rapid.Bool().Draw(t, "they ask") {
 			lport, rport = rport, lport
-		}
-	default:
-		b = ported(p.proto, src, sport, dst, dport)
-		if p.proto == proto.ProtoGRE {
-			lport, rport = 0, 0
 		}
 	}
 	p.local, p.remote = netip.AddrPortFrom(us, lport), netip.AddrPortFrom(them, rport)
-	return b, p
+	k.before = append(k.before, *p)
 }
 
-// drawError makes an ICMP error, mostly about a packet that its receiver sent.
-func drawError(t *rapid.T) ([]byte, sees) {
-	quote, about := drawPacket(t)
-	for about.reply { // which nobody reports about
-		quote, about = drawPacket(t)
+// packet makes a packet between this node's addresses and others', mostly sensible ones.
+func (k *talk) packet(t *rapid.T, d proto.Direction, from proto.NodeID) ([]byte, sees) {
+	p := sees{d: d, from: from}
+	k.ends(t, &p)
+	src, dst := p.ends()
+	sport, dport := p.local.Port(), p.remote.Port()
+	if d == proto.In {
+		sport, dport = dport, sport
 	}
-	about.from = 0
-	p := about
-	p.about = &about
-	p.d = opposite(about.d)
-	if rapid.IntRange(0, 5).Draw(t, "other peer") == 0 {
-		other := v4(2)
-		if p.remote.Addr().Is6() {
-			other = v6(2)
+	if rapid.IntRange(0, 5).Draw(t, "segments") == 0 {
+		p.segments = 3
+	}
+	switch p.proto {
+	case proto.ProtoTCP:
+		p.flags = rapid.SampledFrom([]uint8{syn, syn, synAck, ack, ack, fin, rst, 0}).Draw(t, "flags")
+		return tcp(src, sport, dst, dport, p.flags), p
+	case proto.ProtoUDP:
+		b := udp(src, sport, dst, dport, 8)
+		if rapid.IntRange(0, 2).Draw(t, "in pieces") == 0 {
+			q := &oraclePiece{id: rapid.IntRange(1, 2).Draw(t, "identification"), first: 8 * rapid.IntRange(0, 5).Draw(t, "offset")}
+			q.end = q.first + 8*rapid.IntRange(1, 2).Draw(t, "length")
+			q.more = q.first == 0 || rapid.IntRange(0, 2).Draw(t, "more") > 0
+			header := len(b) - 16
+			b = piece(b[:header:header], proto.ProtoUDP, uint32(q.id), q.first, b[header:][:q.end-q.first], q.more)
+			p.piece = q
 		}
-		p.remote = netip.AddrPortFrom(other, 0)
+		return b, p
+	case proto.ProtoICMP, proto.ProtoICMPv6:
+		if p.reply = sport == echo; p.reply {
+			return pong(src, dst, dport), p
+		}
+		return ping(src, dst, sport), p
 	}
-	src, dst := p.local.Addr(), p.remote.Addr()
-	if p.d == proto.In {
-		src, dst = dst, src
-		p.from = rapid.SampledFrom([]proto.NodeID{0, 0, 2, 3}).Draw(t, "from")
+	return ported(p.proto, src, sport, dst, dport), p
+}
+
+// failure makes an ICMP error, mostly about a packet that its receiver sent.
+func (k *talk) failure(t *rapid.T, d proto.Direction, from proto.NodeID) ([]byte, sees) {
+	quote, about := k.packet(t, opposite(d), 0)
+	for about.reply || about.piece != nil && about.piece.first > 0 { // which nobody reports about
+		quote, about = k.packet(t, opposite(d), 0)
 	}
+	p := about
+	p.about, p.d, p.from, p.piece, p.segments = &about, d, from, nil, 0
+	other := map[bool][]netip.Addr{
+		true:  {v4(1), v4(2), v4(3), v4(7), beyond[0], beyond[3]},
+		false: {v6(1), v6(2), v6(3), v6(7), beyond[4]},
+	}[p.remote.Addr().Is4()]
+	switch rapid.IntRange(0, 7).Draw(t, "lie") {
+	case 0:
+		p.remote = netip.AddrPortFrom(rapid.SampledFrom(other).Draw(t, "other side"), 0)
+	case 1:
+		p.local = netip.AddrPortFrom(rapid.SampledFrom(other).Draw(t, "our side"), 0)
+	}
+	src, dst := p.ends()
 	return unreachable(src, dst, quote), p
 }
 
-// TestFilterAgreesWithOracle runs random packets in both directions through changing rules.
+// TestFilterAgreesWithOracle runs random packets in both directions through changing rules, alone and in rows, in pieces and
+// many at once.
 func TestFilterAgreesWithOracle(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		o := &oracle{now: time.Unix(1_800_000_000, 0)}
 		f := New(Config{Now: func() time.Time { return o.now }})
 		batched := New(Config{Now: func() time.Time { return o.now }})
 		install := func() {
-			o.number++
-			o.rules = nil
+			var rules *Ruleset
 			var p *Program
 			if rapid.IntRange(0, 9).Draw(t, "closed") > 0 {
 				r := drawRules(t)
@@ -410,12 +554,14 @@ func TestFilterAgreesWithOracle(t *testing.T) {
 				if p, err = Compile(r); err != nil {
 					t.Fatal(err)
 				}
-				o.rules = &r
+				rules = &r
 			}
+			o.install(rules)
 			f.Install(p)
 			batched.Install(p)
 		}
 		install()
+		var k talk
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			switch rapid.IntRange(0, 15).Draw(t, "step") {
 			case 0:
@@ -430,37 +576,74 @@ func TestFilterAgreesWithOracle(t *testing.T) {
 				}
 				o.sweep()
 			default:
-				draw := drawPacket
-				if rapid.IntRange(0, 7).Draw(t, "an error") == 0 {
-					draw = drawError
-				}
-				b, p := draw(t)
-				want := o.judge(p)
-				again := o.judge(p)
-				bufs, sizes, verdicts := [][]byte{b, b}, []int{len(b), len(b)}, make([]Verdict, 2)
-				var got Verdict
-				switch {
-				case p.from != 0:
-					got = f.InFrom(p.from, b)
-					verdicts[0], verdicts[1] = batched.InFrom(p.from, b), batched.InFrom(p.from, b)
-					f.InFrom(p.from, b)
-				case p.d == proto.In:
-					got = f.In(b)
-					batched.InBatch(0, bufs, 0, verdicts)
-					f.In(b)
-				default:
-					got = f.Out(b)
-					batched.OutBatch(bufs, sizes, 0, verdicts)
-					f.Out(b)
-				}
-				if got.Reason != want || got.Pass != (want == Permitted) {
-					t.Fatalf("%s %v from %v: %q, the oracle says %q", describe(b), p.d, p.from, got.Reason, want)
-				}
-				if verdicts[0].Reason != want || verdicts[1].Reason != again {
-					t.Fatalf("%s %v from %v in a batch: %q, %q; the oracle says %q, %q", describe(b), p.d, p.from,
-						verdicts[0].Reason, verdicts[1].Reason, want, again)
-				}
+				packetsAgree(t, &k, o, f, batched)
 			}
 		}
+		if alone, rows := f.Counters(), batched.Counters(); alone != rows {
+			t.Fatalf("one by one %+v, in rows %+v", alone, rows)
+		}
 	})
+}
+
+// packetsAgree gives both filters and the oracle some packets of one direction and sender.
+func packetsAgree(t *rapid.T, k *talk, o *oracle, f, batched *Filter) {
+	d := rapid.SampledFrom([]proto.Direction{proto.In, proto.Out}).Draw(t, "direction")
+	from := proto.NodeID(0)
+	if d == proto.In {
+		from = rapid.SampledFrom([]proto.NodeID{0, 0, 0, 2, 3, 102}).Draw(t, "from")
+	}
+	row := oracleRow{f: batched, d: d, from: from}
+	for range rapid.IntRange(1, 3).Draw(t, "packets") {
+		draw := k.packet
+		if rapid.IntRange(0, 7).Draw(t, "an error") == 0 {
+			draw = k.failure
+		}
+		b, p := draw(t, d, from)
+		for range rapid.IntRange(1, 3).Draw(t, "times") {
+			reason := o.judge(p)
+			judge := f.one
+			if p.segments > 1 {
+				judge = func(d proto.Direction, from proto.NodeID, b []byte) Verdict {
+					return f.segments(d, from, b, p.segments)
+				}
+			}
+			got := judge(d, from, b)
+			if got.Reason != reason || got.Pass != (reason == Permitted) {
+				t.Fatalf("%s %v from %v: %q, the oracle says %q", describe(b), d, from, got.Reason, reason)
+			}
+			if p.segments > 1 {
+				row.judge(t)
+				batched.segments(d, from, b, p.segments)
+				continue
+			}
+			row.bufs, row.sizes, row.want = append(row.bufs, b), append(row.sizes, len(b)), append(row.want, reason)
+		}
+	}
+	row.judge(t)
+}
+
+// oracleRow is a row of packets, and what the oracle says of them.
+type oracleRow struct {
+	f     *Filter
+	d     proto.Direction
+	from  proto.NodeID
+	bufs  [][]byte
+	sizes []int
+	want  []Reason
+}
+
+// judge has the filter judge the row, and empties it.
+func (r *oracleRow) judge(t *rapid.T) {
+	verdicts := make([]Verdict, len(r.bufs))
+	if r.d == proto.In {
+		r.f.InBatch(r.from, r.bufs, 0, verdicts)
+	} else {
+		r.f.OutBatch(r.bufs, r.sizes, 0, verdicts)
+	}
+	for i, v := range verdicts {
+		if v.Reason != r.want[i] || v.Pass != (v.Reason == Permitted) {
+			t.Fatalf("%s %v from %v as number %d of a row: %q, the oracle says %q", describe(r.bufs[i]), r.d, r.from, i, v.Reason, r.want[i])
+		}
+	}
+	r.bufs, r.sizes, r.want = nil, nil, nil
 }

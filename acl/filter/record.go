@@ -138,6 +138,7 @@ func ringSize(want int) uint32 {
 	return size
 }
 
+// add makes room for an event, which is zero: take leaves it so.
 func (r *ring) add(k Kind) *event {
 	room := r.size
 	if k == Denied {
@@ -170,10 +171,8 @@ func (s *shard) record(k Kind, fl *flow, r Reason, now tick) *event {
 	if e == nil {
 		return nil
 	}
-	*e = event{
-		key: fl.key, kind: k, direction: fl.opened, reason: r, at: now, rule: fl.rule, by: fl.by,
-		peer: fl.peer.identity.Load(),
-	}
+	e.key, e.kind, e.direction, e.reason, e.at = fl.key, k, fl.opened, r, now
+	e.rule, e.by, e.peer = fl.rule, fl.by, fl.peer.identity.Load()
 	if k == FlowEnd {
 		e.lasted = now - fl.started
 		for i, t := range fl.sent {
@@ -188,9 +187,11 @@ func (s *shard) deny(v *visit, r Reason, rule *ruling) {
 	if e == nil {
 		return
 	}
-	*e = event{key: v.key, kind: Denied, direction: v.d, reason: r, at: v.now, rule: rule, by: v.by}
+	e.key, e.kind, e.direction, e.reason, e.at, e.by = v.key, Denied, v.d, r, v.now, v.by
 	if r == NoService {
-		e.rule, e.near = nil, rule
+		e.near = rule
+	} else {
+		e.rule = rule
 	}
 	if node, ok := v.by.find(v.key.remote); ok {
 		e.peer = &v.by.Program.peers[node]

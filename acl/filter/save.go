@@ -101,7 +101,7 @@ func (f *Filter) restore(saved *savedFlow, passed, now tick) bool {
 	k := key{saved.Local, saved.Remote, saved.Ports}
 	class, st, opened := classOf(k.proto()), state(saved.State), proto.Direction(saved.Opened)
 	if st <= vacant || st >= dead || opened != proto.In && opened != proto.Out || saved.Ports>>40 != 0 || saved.Fins > 3 ||
-		tick(saved.Left) > idle[class][st] || tick(saved.Left) <= passed {
+		tick(saved.Left) > idleFor(class, st) || tick(saved.Left) <= passed {
 		return false
 	}
 	h := f.seed.hash(&k)

@@ -101,6 +101,15 @@ func (e *enforced) find(addr packet.Addr) (int, bool) {
 	return node, ok
 }
 
+// owns says whether addr is one of a node's, or behind it. Without a program nobody is checked: nothing passes anyway.
+func (e *enforced) owns(id proto.NodeID, addr packet.Addr) bool {
+	if e.Program == nil {
+		return true
+	}
+	node, known := e.find(addr)
+	return known && e.peers[node].id == id
+}
+
 // tell hands emit the packets that end a flow on both sides. TCP gets two where it is not certain which sequence number
 // a side expects, as an inexact reset is ignored.
 func (f *Filter) tell(d *doomed, emit func(Reset)) {

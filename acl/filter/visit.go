@@ -134,10 +134,8 @@ func (v *visit) ends() (node int, _ *services, _ Reason) {
 	if v.by.Program == nil {
 		return 0, nil, Closed
 	}
-	if v.d == proto.In && v.from != 0 {
-		if node, known := v.by.find(v.key.remote); !known || v.by.peers[node].id != v.from {
-			return 0, nil, Spoofed
-		}
+	if v.d == proto.In && v.from != 0 && !v.by.owns(v.from, v.key.remote) {
+		return 0, nil, Spoofed
 	}
 	return v.by.ends(v.d, v.key.local, v.key.remote)
 }

@@ -34,7 +34,8 @@ type Inventory struct {
 	Mesh proto.Mesh
 	// Nodes are in the order of the file.
 	Nodes []proto.Identity
-	// Logins are the names that policies use for users, by the names that nodes use for them.
+	// Logins are the names by which the nodes' identities call users, by every name that somebody else may call them: the one that
+	// nodes of the file use, and the address of their mail.
 	Logins map[string]string
 
 	byName map[string]proto.NodeID
@@ -46,12 +47,25 @@ func (inv *Inventory) ByName(name string) (proto.NodeID, bool) {
 	return id, ok
 }
 
+// Program compiles a policy, nil for none, for the mesh. A policy may call a user by name (ann@) or by the address of their mail.
+func (inv *Inventory) Program(policy *acl.Policy) *compile.Program {
+	return compile.New(inv.Resolve(policy), inv.Mesh)
+}
+
+// Resolve is a policy with the users called as the nodes' identities call them.
+func (inv *Inventory) Resolve(policy *acl.Policy) *acl.Policy {
+	if policy == nil {
+		return nil
+	}
+	return policy.Renamed(func(name string) string { return cmp.Or(inv.Logins[name], name) })
+}
+
 // Parse reads an inventory. The moment is the one that it is about: what ends or ages in a policy is measured against it.
 func Parse(src []byte, now time.Time) (*Inventory, error) {
 	if len(src) > MaxSize {
 		return nil, fmt.Errorf("the inventory has %d bytes; at most %d are read", len(src), MaxSize)
 	}
-	p := &parser{reader: newReader(src), now: now, names: map[string]bool{}, inv: &Inventory{
+	p := &parser{reader: newReader(src), now: now, inv: &Inventory{
 		Memory: &compile.Memory{}, Mesh: proto.Mesh{V4: DefaultRange}, Logins: map[string]string{}, byName: map[string]proto.NodeID{},
 	}}
 	p.inv.SetNow(now)
@@ -67,7 +81,6 @@ type parser struct {
 	now   time.Time
 	nodes []node
 	users []user
-	names map[string]bool // login names
 }
 
 type user struct {
@@ -132,18 +145,17 @@ func (p *parser) user(path string) error {
 
 func (p *parser) addUser(u user) error {
 	login := cmp.Or(u.email, u.name)
-	if _, twice := p.inv.Logins[u.name]; twice {
-		return fmt.Errorf("there are two users named %q", short(u.name))
-	}
-	if p.names[login] {
-		return fmt.Errorf("there are two users whom policies would call %q", short(login))
+	for _, name := range []string{u.name, login} {
+		if _, twice := p.inv.Logins[name]; twice {
+			return fmt.Errorf("there are two users whom policies would call %q", short(name))
+		}
 	}
 	for _, role := range u.roles {
 		if !slices.Contains(acl.Roles, role) {
 			return fmt.Errorf("there is no role %q; roles are %s", short(role), strings.Join(acl.Roles, ", "))
 		}
 	}
-	p.inv.Logins[u.name], p.names[login] = login, true
+	p.inv.Logins[u.name], p.inv.Logins[login] = login, login
 	p.inv.SetRoles(login, u.roles...)
 	return nil
 }

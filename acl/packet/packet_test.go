@@ -17,8 +17,10 @@ func TestDecodeCases(t *testing.T) {
 		"bogus_proto_ff":             OK,          // a number like any other, which no rule names
 		"ipv4_short_first_fragment":  BadFragment, // no multiple of eight bytes
 		"ipv4_small_offset_fragment": BadFragment,
-		"ipv6_frag_small_offset":     OK, // the filter sees whether it overlaps its first
-		"ipv6_frag_chained":          OK, // extension headers are followed
+		"ipv6_frag_small_offset":     OK,        // the filter sees whether it overlaps its first
+		"ipv6_frag_chained":          OK,        // extension headers are followed
+		"ipv4_tsmp":                  Truncated, // the data has fewer bytes than the header says
+		"ipv4_sctp":                  Truncated,
 	}
 	var file struct {
 		Cases []struct {

@@ -227,9 +227,15 @@ func TestHostileNode(t *testing.T) {
 
 		// Renewing a certificate for a key that is another's.
 		taken := must(cert.ParseNode(shown))(t)
-		if err := stream.raw(frame(t, &redoubtv1.Up{Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{
-			NodePublic: taken.Keys[0].Public.Bytes(),
-		}}})); codeOf(err) == redoubtv1.Refusal_CODE_UNSPECIFIED {
+		if _, err := stream.say(&redoubtv1.Up{Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{NodePublic: taken.Keys[0].Public.Bytes()}}}); err != nil {
+			t.Fatal(err)
+		}
+		for asked := false; !asked; {
+			asked = must(stream.hear())(t).GetChallenge() != nil
+		}
+		if err := stream.raw(frame(t, &redoubtv1.Up{Message: &redoubtv1.Up_Proof{Proof: &redoubtv1.Proof{
+			NodeKeyMac: make([]byte, wire.MACSize), DeviceSignature: make([]byte, 70),
+		}}})); codeOf(err) != redoubtv1.Refusal_CODE_PROOF {
 			t.Errorf("a renewal with another node's WireGuard key: %v", err)
 		}
 		m.Await(2*time.Minute, "others are served", func() bool { return ann.Status().GetCoordinator().GetConnected() })

@@ -89,12 +89,12 @@ func TestRenewalWithEachMessageLost(t *testing.T) {
 		tap.mu.Lock()
 		tap.seen = 0
 		tap.mu.Unlock()
-		time.Sleep(20 * time.Minute)
+		time.Sleep(25 * time.Minute) // a node that was cut off as it renewed takes up to six more until it asks again
 		m.Agree()
 		enrolledOnce(m, n)
 		after := n.Status().GetNode()
 		if left := time.Until(time.Unix(after.GetCertificateExpires(), 0)); left < 40*time.Minute {
-			m.Errorf("after 40 minutes the certificate is good for %v more", left)
+			m.Errorf("after 45 minutes the certificate is good for %v more", left)
 		}
 		if s := m.Nodes()["laptop"].GetCertificateSequence(); s < 2 || s > 3 {
 			m.Errorf("certificate number %d", s)

@@ -37,7 +37,7 @@ type Config struct {
 
 	URLs              []string
 	Device            device.Key
-	Node              key.NodePrivate
+	Prover            enroll.Prover // nil: there is none
 	Program, Hostname string
 	// Facts are asked for each time that they are told.
 	Facts func() enroll.Facts
@@ -87,8 +87,15 @@ func (c *Client) Ack(v proto.Version) { c.out.ack(v) }
 // Report tells the coordinator, of this stream and of those that come, where this node may be reached.
 func (c *Client) Report(endpoints []proto.Endpoint, port uint16) { c.out.report(endpoints, port) }
 
+// Renewal is what the next certificate is asked for with.
+type Renewal struct {
+	Node    key.NodePrivate // that is to come next
+	Ticket  []byte          // that came with the certificate that there is
+	Talking []proto.NodeID  // the peers that the node speaks with
+}
+
 // Renew asks for the next certificate.
-func (c *Client) Renew() { c.out.renew() }
+func (c *Client) Renew(r Renewal) { c.out.renew(r) }
 
 // Resume sets the version that the next stream resumes from.
 func (c *Client) Resume(v proto.Version) {
@@ -211,6 +218,9 @@ func (e *refusedError) Error() string { return e.message }
 
 // kind says what a refusal means for a node with a certificate.
 func (e *refusedError) kind() machine.Refusal {
+	if e.code == redoubtv1.Refusal_CODE_QUARANTINED {
+		return machine.RefusedQuarantined
+	}
 	if e.code == redoubtv1.Refusal_CODE_REVOKED || e.code == redoubtv1.Refusal_CODE_DELETED && e.final {
 		return machine.RefusedRevoked
 	}

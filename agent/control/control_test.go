@@ -352,8 +352,8 @@ func TestRenewal(t *testing.T) {
 	}, func(l *lab, c *Client) {
 		time.Sleep(time.Second)
 		l.took()
-		c.Renew()
-		c.Renew()
+		c.Renew(Renewal{Node: l.self.Node})
+		c.Renew(Renewal{Node: l.self.Node})
 		time.Sleep(time.Second)
 		var renewed *identity.Self
 		for _, e := range l.took() {
@@ -381,7 +381,7 @@ func TestRenewalWithoutAnswer(t *testing.T) {
 		}
 	}, func(l *lab, c *Client) {
 		time.Sleep(time.Second)
-		c.Renew()
+		c.Renew(Renewal{Node: l.self.Node})
 		time.Sleep(exchangeTimeout + time.Second)
 		var lost bool
 		for _, e := range l.took() {

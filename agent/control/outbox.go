@@ -19,7 +19,7 @@ type outbox struct {
 	applied    *proto.Version
 	reported   *redoubtv1.Report
 	unreported bool
-	wanted     bool // a renewal is asked for but not begun
+	wanted     *Renewal // is asked for but not begun; nil: none is
 	under      *enroll.Exchange
 	proof      *redoubtv1.Up
 	alive      bool
@@ -41,7 +41,7 @@ func (o *outbox) put(f func()) {
 // begin is for a new stream: what belonged to the one before is void.
 func (o *outbox) begin() {
 	o.put(func() {
-		o.applied, o.wanted, o.under, o.proof = nil, false, nil, nil
+		o.applied, o.wanted, o.under, o.proof = nil, nil, nil, nil
 		o.unreported = o.reported != nil
 	})
 }
@@ -54,7 +54,13 @@ func (o *outbox) report(endpoints []proto.Endpoint, port uint16) {
 	o.put(func() { o.reported, o.unreported = r, true })
 }
 
-func (o *outbox) renew() { o.put(func() { o.wanted = o.under == nil }) }
+func (o *outbox) renew(r Renewal) {
+	o.put(func() {
+		if o.under == nil {
+			o.wanted = &r
+		}
+	})
+}
 
 func (o *outbox) prove(up *redoubtv1.Up) { o.put(func() { o.proof = up }) }
 
@@ -77,16 +83,16 @@ func (o *outbox) renewed() {
 }
 
 // take returns the frames of what waits. Begin makes the exchange of a renewal that is asked for.
-func (o *outbox) take(begin func() (*enroll.Exchange, error)) ([]byte, error) {
+func (o *outbox) take(begin func(Renewal) (*enroll.Exchange, error)) ([]byte, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var frames []byte
-	if o.wanted {
-		x, err := begin()
+	if o.wanted != nil {
+		x, err := begin(*o.wanted)
 		if err != nil {
 			return nil, err
 		}
-		o.wanted, o.under = false, x
+		o.wanted, o.under = nil, x
 		frames = binary.BigEndian.AppendUint32(frames, uint32(len(x.First())))
 		frames = append(frames, x.First()...)
 	}

@@ -74,7 +74,7 @@ func (l *lab) config() Config {
 			l.heard = append(l.heard, at)
 		},
 		Rand: randv2.New(randv2.NewPCG(1, 1)), URLs: []string{coordinatorURL},
-		Device: l.self.Device, Node: l.self.Node, Program: "test", Hostname: "self",
+		Device: l.self.Device, Program: "test", Hostname: "self",
 		Emit: func(_ context.Context, e machine.Event) {
 			l.mu.Lock()
 			defer l.mu.Unlock()

@@ -144,7 +144,7 @@ func (s *stream) greet(coordinator string, applied proto.Version) (keepAlive tim
 		}
 		s.c.out.begin()
 		s.heard(w.GetServerTime())
-		s.emit(machine.Connected{URL: coordinator, RenewFirst: w.GetRenewFirst()})
+		s.emit(machine.Connected{URL: coordinator, RenewFirst: w.GetRenewFirst(), Quarantine: w.GetQuarantine()})
 		return min(max(time.Duration(w.GetKeepAliveSeconds())*time.Second, keepAliveMin), keepAliveMax), nil
 	default:
 		return 0, fmt.Errorf("%w: %T in place of a welcome", enroll.ErrOrder, m)
@@ -208,7 +208,7 @@ func (s *stream) take(down *redoubtv1.Down) error {
 	case *redoubtv1.Down_Refusal:
 		err := refused(m.Refusal)
 		if s.c.out.renewing() {
-			s.emit(machine.RenewFailed{Reason: err.Error()})
+			s.emit(machine.RenewFailed{Reason: err.Error(), KeyUsed: m.Refusal.GetCode() == redoubtv1.Refusal_CODE_KEY_USED})
 		}
 		return err
 	case *redoubtv1.Down_Welcome:
@@ -274,14 +274,16 @@ func (s *stream) write(keepAlive time.Duration) error {
 }
 
 // begin makes the exchange of a renewal.
-func (s *stream) begin() (*enroll.Exchange, error) {
+func (s *stream) begin(r Renewal) (*enroll.Exchange, error) {
 	s.deadline = time.AfterFunc(exchangeTimeout, func() {
 		if s.c.out.renewing() {
 			s.end(errors.New("the coordinator did not answer the request for a certificate"))
 		}
 	})
 	return enroll.Renew(enroll.Request{
-		Device: s.c.cfg.Device, Node: s.c.cfg.Node, Program: s.c.cfg.Program, Hostname: s.c.cfg.Hostname, Facts: s.c.cfg.facts(),
+		Prover: s.c.cfg.Prover,
+		Device: s.c.cfg.Device, Node: r.Node, Program: s.c.cfg.Program, Hostname: s.c.cfg.Hostname, Facts: s.c.cfg.facts(),
+		Ticket: r.Ticket, Talking: r.Talking,
 	})
 }
 

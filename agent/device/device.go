@@ -1,6 +1,14 @@
 // Package device is the node's device key: the key that its certificate is about, and that never leaves the machine.
 //
-// Here it lives in a file of the state directory. Keys that a TPM holds will be another Key.
+// It lives in the TPM where there is one, and else in a file of the state directory. In the TPM it is made as a child of the
+// storage root; what is on the disk is wrapped by that root, and of no use anywhere else. A TPM has few places for keys, and
+// may be shared: at most two are taken at a time, and what a crash left there is put out first.
+//
+//	Sign      storage root ─load─► device key, kept
+//	Evidence  device key, attestation key ─► certification, quote; endorsement key, attestation key ─► activation
+//
+// The attestation key is a primary key of the endorsement hierarchy: the TPM makes the same one whenever it is asked, so that
+// nothing has to be stored and nothing can be lost.
 package device
 
 import (

@@ -1,5 +1,5 @@
 // Package enroll is a node's side of getting a certificate, the first one and every next one. It is pure: what was heard goes
-// in, what is to be said comes out; package control carries it.
+// in, what is to be said comes out; package control carries it, and a Prover speaks with the TPM.
 //
 //	Enrol(request) ─► hello ─►                      Renew(request) ─► renew ─►
 //	                         coordinator                                     coordinator
@@ -34,15 +34,28 @@ import (
 // EvidenceToken is the kind of evidence that a join token is.
 const EvidenceToken = "token"
 
+// Prover makes evidence of what this machine is, beside a join token.
+type Prover interface {
+	// Offers says which kinds of evidence there can be, and what their challenges are made for.
+	Offers() (kinds []string, openings map[string][]byte, err error)
+	// Evidence makes one, for what the coordinator's challenge says and bound to this exchange.
+	Evidence(kind string, parameters []byte, binding [32]byte) ([]byte, error)
+}
+
 // Request is what a node asks with.
 type Request struct {
+	Prover Prover // nil: there is nothing beside the token
 	Device device.Key
-	Node   key.NodePrivate
+	Node   key.NodePrivate // of a renewal, the one to come next
 	Token  key.TokenSecret // for the first certificate only
 	Root   [32]byte        // fingerprint that the join code named; for the first certificate only
 
 	Hostname, Program string
 	Facts             Facts
+
+	// For a renewal: the ticket that came with the certificate, and the peers that the node speaks with now.
+	Ticket  []byte
+	Talking []proto.NodeID
 }
 
 // Facts are what a node says of itself for policies to go by, beside its name and its program.
@@ -81,16 +94,26 @@ const (
 // Enrol begins to ask for the first certificate.
 func Enrol(r Request) (*Exchange, error) {
 	hello := Hello(r.Program, r.Hostname, r.Facts)
-	hello.Purpose = &redoubtv1.Hello_Enrol{Enrol: &redoubtv1.Enrol{
-		Evidence: []string{EvidenceToken}, DevicePublic: r.Device.Device().Bytes(),
-		NodePublic: r.Node.Public().Bytes(), TokenPublic: r.Token.Public().Bytes(),
-	}}
+	enrol := &redoubtv1.Enrol{
+		DevicePublic: r.Device.Device().Bytes(), NodePublic: r.Node.Public().Bytes(), TokenPublic: r.Token.Public().Bytes(),
+	}
+	if r.Prover != nil {
+		var err error
+		if enrol.Evidence, enrol.Openings, err = r.Prover.Offers(); err != nil {
+			return nil, err
+		}
+	}
+	enrol.Evidence = append(enrol.Evidence, EvidenceToken)
+	hello.Purpose = &redoubtv1.Hello_Enrol{Enrol: enrol}
 	return begin(r, wire.DomainEnrol, &redoubtv1.Up{Message: &redoubtv1.Up_Hello{Hello: hello}})
 }
 
 // Renew begins to ask for the next certificate.
 func Renew(r Request) (*Exchange, error) {
-	renew := &redoubtv1.Renew{NodePublic: r.Node.Public().Bytes(), Facts: r.Facts.message()}
+	renew := &redoubtv1.Renew{
+		NodePublic: r.Node.Public().Bytes(), Facts: r.Facts.message(), Ticket: r.Ticket,
+		Talking: wire.FromNodes(r.Talking[:min(len(r.Talking), wire.MaxTalking)]),
+	}
 	return begin(r, wire.DomainRenew, &redoubtv1.Up{Message: &redoubtv1.Up_Renew{Renew: renew}})
 }
 
@@ -115,8 +138,9 @@ func (x *Exchange) Answer(c *redoubtv1.Challenge, exporter []byte) (*redoubtv1.U
 	}
 	x.state = over
 	renewal := x.domain == wire.DomainRenew
+	nothing := c.GetAttestor() == EvidenceToken || renewal && c.GetAttestor() == ""
 	switch {
-	case c.GetAttestor() != EvidenceToken && !(renewal && c.GetAttestor() == ""):
+	case !nothing && (x.r.Prover == nil || c.GetAttestor() == ""):
 		return nil, fmt.Errorf("the coordinator asks for evidence of kind %.32q, which this agent cannot give", c.GetAttestor())
 	case len(c.GetNonce()) != 32:
 		return nil, fmt.Errorf("challenge with a nonce of %d bytes", len(c.GetNonce()))
@@ -140,6 +164,11 @@ func (x *Exchange) Answer(c *redoubtv1.Challenge, exporter []byte) (*redoubtv1.U
 	if !renewal {
 		proof.TokenSignature = x.r.Token.Sign(binding[:])
 	}
+	if !nothing {
+		if proof.Evidence, err = x.r.Prover.Evidence(c.GetAttestor(), c.GetParameters(), binding); err != nil {
+			return nil, fmt.Errorf("evidence of what this machine is: %w", err)
+		}
+	}
 	x.state = awaitResult
 	return &redoubtv1.Up{Message: &redoubtv1.Up_Proof{Proof: proof}}, nil
 }
@@ -156,7 +185,7 @@ func (x *Exchange) Finish(r *redoubtv1.Result) (*identity.Self, error) {
 		return nil, fmt.Errorf("certificate: %w", err)
 	}
 	record := identity.Record{
-		Chain: append([][]byte{r.GetCertificate()}, r.GetChain()...), Roots: r.GetRoots(), Mesh: mesh,
+		Chain: append([][]byte{r.GetCertificate()}, r.GetChain()...), Roots: r.GetRoots(), Mesh: mesh, Ticket: r.GetTicket(),
 	}
 	if x.domain == wire.DomainEnrol {
 		// Nothing but the pinned root vouches for the others that came with it.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,6 +22,8 @@ type Record struct {
 	Chain [][]byte // DER: the node's certificate, then intermediates
 	Roots [][]byte // DER
 	Mesh  proto.Mesh
+	// Ticket is for the renewal of the certificate, once; empty where the coordinator gives none.
+	Ticket []byte `json:",omitempty"`
 }
 
 // Limits of a record.
@@ -33,13 +36,13 @@ const (
 type Self struct {
 	Record   Record
 	Node     *cert.Node
-	Key      key.NodePublic // the one of the certificate's keys that is this node's
+	Key      key.NodePublic // the one of the certificate's keys that this node was known to hold
 	Verifier *cert.Verifier // trusts the record's roots; knows the record's intermediates
 }
 
-// Check says whether a record is the identity of a machine with these keys. Whether its time is over is another question,
-// which is asked again and again.
-func Check(r Record, device key.DevicePublic, node key.NodePublic) (*Self, error) {
+// Check says whether a record is the identity of a machine with this device key and one of these node keys, of which it takes
+// the first that the certificate names. Whether its time is over is another question, which is asked again and again.
+func Check(r Record, device key.DevicePublic, held ...key.NodePublic) (*Self, error) {
 	if len(r.Chain) == 0 || len(r.Chain) > MaxChain || len(r.Roots) == 0 || len(r.Roots) > MaxRoots {
 		return nil, fmt.Errorf("identity with %d certificates and %d roots: want 1 to %d and 1 to %d",
 			len(r.Chain), len(r.Roots), MaxChain, MaxRoots)
@@ -70,9 +73,9 @@ func Check(r Record, device key.DevicePublic, node key.NodePublic) (*Self, error
 		return nil, fmt.Errorf("the certificate's addresses %v and %v are not in the mesh's ranges %v and %v",
 			n.Addrs.V4, n.Addrs.V6, r.Mesh.V4, r.Mesh.V6)
 	}
-	for _, k := range n.Keys {
-		if k.Public == node {
-			return &Self{Record: r, Node: n, Key: node, Verifier: v}, nil
+	for _, h := range held {
+		if slices.ContainsFunc(n.Keys, func(k cert.NodeKey) bool { return k.Public == h }) {
+			return &Self{Record: r, Node: n, Key: h, Verifier: v}, nil
 		}
 	}
 	return nil, errors.New("the certificate does not name this node's key")

@@ -156,6 +156,10 @@ func (m *Machine) reject(err error) {
 // settle judges peers and this node itself anew where that is due.
 func (m *Machine) settle() []move {
 	g := m.contact.grace(m.outage(), m.now)
+	m.roster.heard = m.contact.last
+	if m.contact.serves {
+		m.roster.heard = m.now
+	}
 	moves := m.roster.settle(m.now, g)
 	was := m.selfLive
 	m.selfLive, m.selfUntil = live(m.self.Node, m.now, g)
@@ -237,7 +241,7 @@ func (m *Machine) enginePeer(id proto.NodeID, e *entry) Peer {
 
 // enginePeers are all that the engine may talk to.
 func (m *Machine) enginePeers() (peers []Peer) {
-	if m.wanted.Revoked != nil {
+	if m.wanted.Revoked != nil || m.quarantine != "" {
 		return nil
 	}
 	for _, p := range m.roster.sorted() {

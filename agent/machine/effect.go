@@ -53,7 +53,14 @@ type Redial struct{ Reason string }
 type Hang struct{}
 
 // Renew asks for the next certificate on the stream: Renewed or RenewFailed follow.
-type Renew struct{}
+type Renew struct{ Self *identity.Self }
+
+// Turn puts another node key to use that the certificate names. Where that key was to come next, sessions go on under the one
+// before until they are made anew.
+type Turn struct{ To key.NodePublic }
+
+// DropKey gives up the key that a renewal would ask for, so that the next one asks for another.
+type DropKey struct{ Self *identity.Self }
 
 // Ack tells the coordinator which version the data path enforces. It is left out if an effect before it failed.
 type Ack struct{ Version proto.Version }
@@ -131,6 +138,8 @@ func (Resume) effect()       {}
 func (Redial) effect()       {}
 func (Hang) effect()         {}
 func (Renew) effect()        {}
+func (Turn) effect()         {}
+func (DropKey) effect()      {}
 func (Ack) effect()          {}
 func (Arm) effect()          {}
 func (Log) effect()          {}

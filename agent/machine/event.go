@@ -37,7 +37,9 @@ type Trouble struct{ Reason string }
 
 // Connected says that a stream with the coordinator is open.
 type Connected struct {
-	URL        string
+	URL string
+	// Quarantine says why this node is kept apart from all others; empty where it is not.
+	Quarantine string
 	RenewFirst bool // the certificate that we came with is no good any more, or not the last: nothing is served before a renewal
 }
 
@@ -58,8 +60,9 @@ type Refusal uint8
 
 // The kinds of refusals.
 const (
-	RefusedForNow  Refusal = iota + 1 // it may work later
-	RefusedRevoked                    // the node is not one of the mesh any more
+	RefusedForNow      Refusal = iota + 1 // it may work later
+	RefusedRevoked                        // the node is not one of the mesh any more
+	RefusedQuarantined                    // the node is kept apart, for two machines have its identity
 )
 
 // Snapshot brings a whole netmap.
@@ -72,7 +75,11 @@ type Change struct{ Delta *proto.Delta }
 type Renewed struct{ Self *identity.Self }
 
 // RenewFailed says that no certificate came.
-type RenewFailed struct{ Reason string }
+type RenewFailed struct {
+	Reason string
+	// KeyUsed says that the key to come next is not to be had.
+	KeyUsed bool
+}
 
 // PathUp says that the data path of this generation runs, with nothing passing yet.
 type PathUp struct{}

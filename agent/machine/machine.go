@@ -13,6 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/state"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
 const (
@@ -44,6 +45,7 @@ type Loaded struct {
 	Self   *identity.Self // nil: not enrolled
 	Netmap *proto.Netmap  // nil: none
 	Floors state.Floors
+	Key    key.NodePublic // the node key in use
 }
 
 // Machine is the state of a node. It has one owner.
@@ -59,6 +61,7 @@ type Machine struct {
 	contact contact
 	path    pathState
 	renewal renewal
+	using   key.NodePublic // the node key in use
 	term    term
 	routes  routes // as the engine knows them
 	beyond  beyond
@@ -72,8 +75,10 @@ type Machine struct {
 	retryDisk time.Time
 	armed     time.Time
 
+	quarantine string // why this node is kept apart from all others; empty where it is not
+
 	// What is wrong, for people; "" where it is not.
-	refused, netmapFault, compileFault, diskFault, renewFault string
+	refused, netmapFault, compileFault, diskFault, renewFault, keyFault string
 
 	now time.Time
 	out []Effect
@@ -99,6 +104,7 @@ func New(cfg Config, l Loaded) *Machine {
 	return &Machine{
 		cfg: cfg, wanted: l.Wanted, join: l.Join, self: l.Self, netmap: l.Netmap, floors: l.Floors,
 		roster: newRoster(l.Floors.Sequences), contact: contact{last: l.Floors.LastContact},
+		using: l.Key,
 	}
 }
 
@@ -197,6 +203,9 @@ func (m *Machine) take(e Event) {
 		m.renewed(e.Self)
 	case RenewFailed:
 		m.renewFailed(e.Reason)
+		if e.KeyUsed && m.self != nil {
+			m.do(DropKey{m.self})
+		}
 	case PathUp:
 		m.pathUp()
 	case PathDown:
@@ -331,6 +340,7 @@ func (m *Machine) forget() {
 	m.term = term{}
 	m.beyond.used = nil
 	m.missing, m.refused, m.netmapFault, m.compileFault, m.renewFault = nil, "", "", "", ""
+	m.using, m.quarantine, m.keyFault = key.NodePublic{}, "", ""
 	m.do(Hang{}, Forget{})
 }
 
@@ -345,6 +355,7 @@ func (m *Machine) enrolled(e Enrolled) {
 	// The identity first: with it on the disk the secret is not needed any more, without it, it is.
 	m.do(SaveIdentity{e.Self.Record}, SaveJoin{join}, Hang{})
 	m.log("enrolled", "node", e.Self.Node.ID, "name", e.Self.Node.Name, "v4", e.Self.Node.Addrs.V4, "v6", e.Self.Node.Addrs.V6)
+	m.using = e.Self.Key
 	m.adopt(e.Self)
 	m.offer() // without what this mesh has itself
 	m.run()
@@ -375,6 +386,7 @@ func (m *Machine) adopt(self *identity.Self) {
 	n := self.Node
 	life := n.NotAfter.Sub(n.NotBefore)
 	m.renewal = renewal{due: n.NotBefore.Add(time.Duration((0.45 + 0.1*m.cfg.Rand.Float64()) * float64(life)))}
+	m.spread()
 }
 
 func (m *Machine) connected(e Connected) {
@@ -383,7 +395,9 @@ func (m *Machine) connected(e Connected) {
 	}
 	m.contact.open, m.contact.url = true, e.URL
 	m.renewal.must = e.RenewFirst
+	m.isolate(e.Quarantine)
 	if !e.RenewFirst {
+		m.spread()
 		m.serve()
 	}
 	m.log("connected", "coordinator", e.URL)
@@ -393,6 +407,7 @@ func (m *Machine) connected(e Connected) {
 func (m *Machine) serve() {
 	m.contact.serve(m.now)
 	m.roster.regrace()
+	m.roster.reorder()
 }
 
 func (m *Machine) lost(reason string) {
@@ -413,6 +428,9 @@ func (m *Machine) refuse(e Refused) {
 		m.do(RemovePeers{m.engineIDs()}, SaveWanted{m.wanted}, Hang{})
 		m.warn("this node was revoked", "message", e.Message)
 	}
+	if e.Kind == RefusedQuarantined {
+		m.isolate(e.Message)
+	}
 	m.lost(e.Message)
 }
 
@@ -430,12 +448,15 @@ func (m *Machine) renewed(self *identity.Self) {
 	m.renewFault = ""
 	m.do(SaveIdentity{self.Record})
 	m.adopt(self)
-	if must {
+	if must && m.now.Before(self.Node.NotAfter.Add(cert.Skew)) {
 		m.serve()
+	} else {
+		m.renewal.must = must // it was issued long ago, and its time is over as well
 	}
 	m.log("certificate renewed", "expires", stamp(self.Node.NotAfter), "sequence", self.Node.Sequence)
 	m.do(Attach{Self: self, Applied: m.lasting()})
-	if before.Node.Addrs != self.Node.Addrs || before.Key != self.Key {
+	m.turn()
+	if before.Node.Addrs != self.Node.Addrs {
 		m.closeAll()
 		m.startPath()
 		return
@@ -479,6 +500,11 @@ func (m *Machine) failed(e Failed) {
 	switch e.Effect.(type) {
 	case SetPeers, RemovePeers, Lead:
 		m.pathDown(e.Reason)
+	case Renew:
+		m.renewFailed(e.Reason)
+	case Turn, DropKey:
+		m.keyFault = e.Reason
+		m.warn("node key not changed", "reason", e.Reason)
 	case Enrol:
 		m.enrolFailed(EnrolFailed{Reason: e.Reason})
 	default:
@@ -496,9 +522,10 @@ func (m *Machine) advance() {
 	}
 	moves := m.settle()
 	m.enforce(moves, m.expire())
+	m.turn()
 	if m.contact.open && !m.renewal.asking && (m.renewal.must || !m.now.Before(m.renewal.due)) {
 		m.renewal.asking = true
-		m.do(Renew{})
+		m.do(Renew{m.self})
 	}
 	if !m.path.retry.IsZero() && !m.now.Before(m.path.retry) && m.path.wanted && !m.path.up {
 		m.startPath()
@@ -562,6 +589,7 @@ func (m *Machine) arm() {
 		}
 		if m.contact.serves {
 			sooner(m.savedAt.Add(saveEvery))
+			sooner(m.turnsAt())
 			if len(m.roster.kept) > 0 {
 				sooner(m.contact.since.Add(Settle))
 			}
@@ -609,7 +637,7 @@ func (m *Machine) missingFeatures(nm *proto.Netmap) (missing []string) {
 // may pass.
 func (m *Machine) program(without map[proto.NodeID]bool, held []netip.Prefix) *filter.Program {
 	m.compileFault = ""
-	if m.netmap == nil || m.wanted.Revoked != nil || !m.selfLive || len(m.missing) > 0 || !m.path.up {
+	if m.netmap == nil || m.wanted.Revoked != nil || !m.selfLive || len(m.missing) > 0 || !m.path.up || m.quarantine != "" {
 		return nil
 	}
 	rules := filter.Ruleset{Version: m.netmap.Version, Mesh: m.netmap.Mesh, Self: m.self.Node.Identity}

@@ -26,12 +26,13 @@ type entry struct {
 
 // peer is one peer of the netmap.
 type peer struct {
-	claim proto.Peer
-	node  *cert.Node // nil where the certificate does not hold
-	live  *entry     // nil where the peer may not be used
-	why   string     // then
-	until time.Time  // when to judge again; zero: never by itself
-	index int        // in the heap, from 1; 0: not there
+	claim  proto.Peer
+	node   *cert.Node // nil where the certificate does not hold
+	live   *entry     // nil where the peer may not be used
+	why    string     // then
+	until  time.Time  // when to judge again; zero: never by itself
+	former former
+	index  int // in the heap, from 1; 0: not there
 }
 
 // ended says that the time of the peer's certificate is over.
@@ -60,6 +61,8 @@ type roster struct {
 	clashing  map[proto.NodeID]struct{} // not in use because another has an address or a key
 	out       map[proto.NodeID]struct{} // not in use
 	routers   map[proto.NodeID]struct{} // that serve routes, in use or not
+	behind    map[proto.NodeID]struct{} // that use another key by now if they are in contact, as we are not
+	heard     time.Time                 // when the coordinator was heard last
 	untold    map[proto.NodeID]struct{} // whose sequence number the netmap's certificates may not tell
 	raised    bool                      // there are more of those than were saved
 }
@@ -84,6 +87,7 @@ func (r *roster) clear() {
 	r.clashing = map[proto.NodeID]struct{}{}
 	r.out = map[proto.NodeID]struct{}{}
 	r.routers = map[proto.NodeID]struct{}{}
+	r.behind = map[proto.NodeID]struct{}{}
 }
 
 // trust sets who we are, and the intermediates under which peers' certificates were issued. Certificates that did
@@ -173,6 +177,7 @@ func (r *roster) remove(id proto.NodeID) {
 	delete(r.peers, id)
 	delete(r.out, id)
 	delete(r.routers, id)
+	delete(r.behind, id)
 	r.tellNoMore(id)
 }
 
@@ -314,7 +319,7 @@ func (r *roster) judge(id proto.NodeID, p *peer, now time.Time, g grace) {
 	}
 	e := &entry{node: p.node, endpoints: p.claim.Endpoints}
 	var next time.Time
-	if e.keys, next = usable(p.node.Keys, at); len(e.keys) == 0 {
+	if e.keys, next = r.keysOf(id, p, now, at); len(e.keys) == 0 {
 		p.why = "none of its keys is valid now"
 		delete(r.kept, id)
 		r.schedule(p, next)
@@ -333,26 +338,11 @@ func (r *roster) judge(id proto.NodeID, p *peer, now time.Time, g grace) {
 		r.keys[k] = id
 	}
 	delete(r.out, id)
-	p.live, p.why = e, ""
+	p.live, p.why, p.former = e, "", p.former.after(p.node, now)
 	if _, byGrace := r.kept[id]; !byGrace && !next.IsZero() && next.Before(until) {
 		until = next
 	}
 	r.schedule(p, until)
-}
-
-// usable returns the keys that are valid at a time, and when that changes next.
-func usable(keys []cert.NodeKey, at time.Time) (out []key.NodePublic, next time.Time) {
-	for _, k := range keys {
-		for _, t := range []time.Time{k.NotBefore.Add(-cert.Skew), k.NotAfter.Add(cert.Skew)} {
-			if t.After(at) && (next.IsZero() || t.Before(next)) {
-				next = t
-			}
-		}
-		if !at.Before(k.NotBefore.Add(-cert.Skew)) && at.Before(k.NotAfter.Add(cert.Skew)) {
-			out = append(out, k.Public)
-		}
-	}
-	return out, next
 }
 
 func (r *roster) taken(e *entry) (proto.NodeID, bool) {
@@ -366,7 +356,7 @@ func (r *roster) taken(e *entry) (proto.NodeID, bool) {
 		}
 	}
 	for _, k := range e.keys {
-		if k == r.self.Key {
+		if slices.ContainsFunc(self.Keys, func(own cert.NodeKey) bool { return own.Public == k }) {
 			return self.ID, true
 		}
 		if id, ok := r.keys[k]; ok {

@@ -20,6 +20,8 @@ const (
 	StateRunning   State = "running"
 	StateExpired   State = "expired"
 	StateRevoked   State = "revoked"
+	// StateQuarantined is a node that is kept apart, since two machines have its identity.
+	StateQuarantined State = "quarantined"
 )
 
 // View is what people want to know of a Machine, at one moment.
@@ -53,6 +55,8 @@ func (m *Machine) State() State {
 		return StateEnrolling
 	case m.self == nil:
 		return StateDown
+	case m.quarantine != "":
+		return StateQuarantined
 	case !m.selfLive:
 		return StateExpired
 	case m.path.up && m.netmap != nil:
@@ -114,8 +118,11 @@ func (m *Machine) problems(now time.Time) (list []string) {
 	if m.path.fault != "" {
 		add("the data path does not run: %s; it is tried again every %v", m.path.fault, retryPath)
 	}
+	if m.quarantine != "" {
+		add("%s", m.quarantine)
+	}
 	m.contactProblems(now, add)
-	for _, f := range []string{m.compileFault, m.netmapFault} {
+	for _, f := range []string{m.compileFault, m.netmapFault, m.keyFault} {
 		if f != "" {
 			add("%s", f)
 		}

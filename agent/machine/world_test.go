@@ -61,6 +61,7 @@ func enrolled(t fataler) *world {
 	w.disk.Self = w.mesh.Self(w.self, 1, noon, hour)
 	w.disk.Join = &state.Join{URLs: []string{"https://c.test"}, Root: [32]byte{1}}
 	w.disk.Wanted.Up = true
+	w.disk.Key = w.self.Node.Public()
 	return w
 }
 
@@ -159,6 +160,8 @@ func (w *world) carryOut(eff Effect) {
 		w.disk.Netmap = nm
 	case SaveFloors:
 		w.disk.Floors = e.Floors
+	case Turn:
+		w.disk.Key = e.To
 	case Forget:
 		w.disk = Loaded{Wanted: w.disk.Wanted}
 	case Ack:

@@ -13,6 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/identity/identitytest"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
 var errCut = errors.New("the machine is off")
@@ -216,7 +217,7 @@ func (s *script) steps() []func() error {
 	secret := Join{URLs: []string{"https://c.test"}, Root: [32]byte{1}}
 	steps := []func() error{
 		func() error { return d.SaveDevice(s.node.Device) },
-		func() error { return d.SaveNode(s.node.Node) },
+		func() error { return d.SaveNodes([]key.NodePrivate{s.node.Node}) },
 		func() error { return d.SaveJoin(secret) },
 		func() error { return d.SaveWanted(Wanted{Up: true, Hostname: "web"}) },
 		func() error { return d.SaveIdentity(s.record) },
@@ -280,7 +281,7 @@ func checkReboot(t *testing.T, d *disk, s *script, done, at int) {
 	if done >= 15 { // forgetting may be half done, or done
 		return
 	}
-	if done >= 2 && (got.Device.Device() != s.node.Device.Device() || got.Node.Public() != s.node.Node.Public()) {
+	if done >= 2 && (got.Device.Device() != s.node.Device.Device() || len(got.Nodes) != 1 || got.Nodes[0].Public() != s.node.Node.Public()) {
 		t.Errorf("cut at %d, after %d steps: the keys are lost", at, done)
 	}
 	if done >= 5 && got.Self == nil {

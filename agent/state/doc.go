@@ -1,10 +1,10 @@
 // Package state is what a node keeps on its disk, in one directory of mode 0700 that one agent at a time holds.
 //
 //	lock         who holds the directory: process, since when
-//	device.key   the device key; never leaves the machine
-//	node.key     the WireGuard key
+//	device.key   the device key; never leaves the machine. Where a TPM holds it: what that TPM alone can load
+//	node.key     the WireGuard keys: the one in use, the one that takes over, and the one that a renewal asks for
 //	join         the coordinator's URLs and the root's fingerprint; the token's secret until it is spent
-//	identity     the node certificate with its chain, the roots, the mesh
+//	identity     the node certificate with its chain, the roots, the mesh, the ticket for the next renewal
 //	netmap       the last snapshot of the netmap ...
 //	netmap.log   ... and what changed since, one record a change; written anew when it outgrows the snapshot
 //	floors       what must never go back: mesh time, last contact, the greatest sequence number seen of each peer

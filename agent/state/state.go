@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/agent/device"
 	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
@@ -18,7 +19,8 @@ import (
 // State is everything that a directory holds. Zero and nil values stand for files that are not there.
 type State struct {
 	Device key.DevicePrivate
-	Node   key.NodePrivate
+	Sealed device.Blob       // the device key, where it is in a TPM
+	Nodes  []key.NodePrivate // the one in use, then those that come next
 	Join   *Join
 	Self   *identity.Self
 	Netmap *proto.Netmap
@@ -83,21 +85,45 @@ func (d *Dir) loadKeys(s *State) error {
 		return err
 	}
 	if b != nil {
-		if s.Device, err = key.ParseDevicePEM(b); err != nil {
+		if block, _ := pem.Decode(b); block != nil && block.Type == device.PEMType {
+			s.Sealed, err = device.ParseBlob(b)
+		} else {
+			s.Device, err = key.ParseDevicePEM(b)
+		}
+		if err != nil {
 			return d.corrupt(fileDevice, err.Error())
 		}
 	}
 	if b, err = d.read(fileNode, limitSmall); b == nil || err != nil {
 		return err
 	}
-	block, _ := pem.Decode(b)
-	if block == nil || block.Type != pemNode {
-		return d.corrupt(fileNode, "holds no node key")
-	}
-	if s.Node, err = key.ParseNodePrivate(block.Bytes); err != nil {
+	if s.Nodes, err = parseNodes(b); err != nil {
 		return d.corrupt(fileNode, err.Error())
 	}
 	return nil
+}
+
+// MaxNodes is how many node keys there can be: the one in use, the one that takes over, and the one that is asked for.
+const MaxNodes = 3
+
+func parseNodes(b []byte) (nodes []key.NodePrivate, err error) {
+	for len(bytes.TrimSpace(b)) > 0 {
+		var block *pem.Block
+		if block, b = pem.Decode(b); block == nil || block.Type != pemNode {
+			return nil, errors.New("holds something else than node keys")
+		}
+		k, err := key.ParseNodePrivate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		if nodes = append(nodes, k); len(nodes) > MaxNodes {
+			return nil, fmt.Errorf("holds more than %d node keys", MaxNodes)
+		}
+	}
+	if len(nodes) == 0 {
+		return nil, errors.New("holds no node key")
+	}
+	return nodes, nil
 }
 
 // SaveDevice makes the device key last.
@@ -109,10 +135,23 @@ func (d *Dir) SaveDevice(k key.DevicePrivate) error {
 	return d.write(fileDevice, b)
 }
 
-// SaveNode makes the node key last.
-func (d *Dir) SaveNode(k key.NodePrivate) error {
-	secret := k.Expose()
-	return d.write(fileNode, pem.EncodeToMemory(&pem.Block{Type: pemNode, Bytes: secret[:]}))
+// SaveSealed makes a device key last that a TPM holds.
+func (d *Dir) SaveSealed(k device.Blob) error {
+	b, err := k.MarshalPEM()
+	if err != nil {
+		return err
+	}
+	return d.write(fileDevice, b)
+}
+
+// SaveNodes makes the node keys last, the one in use first.
+func (d *Dir) SaveNodes(nodes []key.NodePrivate) error {
+	var b []byte
+	for _, k := range nodes {
+		secret := k.Expose()
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: pemNode, Bytes: secret[:]})...)
+	}
+	return d.write(fileNode, b)
 }
 
 // joinFile is Join as it is written.
@@ -197,13 +236,21 @@ func (d *Dir) loadIdentity(s *State) error {
 	if ok, err := d.readJSON(fileIdentity, limitSmall, &r); !ok || err != nil {
 		return err
 	}
-	if s.Device.IsZero() || s.Node.IsZero() {
+	own := s.Device.Device()
+	if !s.Sealed.IsZero() {
+		own = s.Sealed.Device()
+	}
+	if own.IsZero() || len(s.Nodes) == 0 {
 		return d.corrupt(fileIdentity, "is there without the keys that it is about")
 	}
 	if s.Join == nil {
 		return d.corrupt(fileIdentity, "is there without the file join, which says where the coordinator is")
 	}
-	self, err := identity.Check(r, s.Device.Device(), s.Node.Public())
+	held := make([]key.NodePublic, len(s.Nodes))
+	for i, k := range s.Nodes {
+		held[i] = k.Public()
+	}
+	self, err := identity.Check(r, own, held...)
 	if err != nil {
 		return d.corrupt(fileIdentity, err.Error())
 	}

@@ -31,10 +31,15 @@ type node struct {
 	Attestation         string   `json:"attestation"`
 	Endpoints           []string `json:"endpoints,omitempty"`
 	NodePublic          string   `json:"nodePublic"`
+	NextNodePublic      string   `json:"nextNodePublic,omitempty"`
+	NextNodeFrom        string   `json:"nextNodeFrom,omitempty"`
 	DevicePublic        string   `json:"devicePublic"`
 	AppliedVersion      string   `json:"appliedVersion,omitempty"`
 	Facts               []fact   `json:"facts,omitempty"`
 	Routes              []route  `json:"routes,omitempty"`
+	Attested            attested `json:"attested"`
+	Quarantine          string   `json:"quarantine,omitempty"` // why
+	QuarantineSince     string   `json:"quarantineSince,omitempty"`
 }
 
 func nodeOf(n *redoubtv1.Node) node {
@@ -45,6 +50,9 @@ func nodeOf(n *redoubtv1.Node) node {
 		Program: n.GetProgram(), OS: n.GetOs(), Arch: n.GetArch(), Token: n.GetTokenId(), Ephemeral: n.GetEphemeral(),
 		Attestation: n.GetAttestation(), Endpoints: n.GetEndpoints(), NodePublic: n.GetNodePublic(), DevicePublic: n.GetDevicePublic(),
 		AppliedVersion: n.GetAppliedVersion(), Facts: factsOf(n), Routes: routesOf(n),
+		Attested:       attestedOf(n),
+		NextNodePublic: n.GetNextNodePublic(), NextNodeFrom: stamp(n.GetNextNodeFrom()),
+		Quarantine: n.GetQuarantine().GetReason(), QuarantineSince: stamp(n.GetQuarantine().GetSince()),
 	}
 }
 
@@ -63,7 +71,7 @@ func presence(n *redoubtv1.Node) string {
 
 func (p *program) node() *cobra.Command {
 	cmd := &cobra.Command{Use: "node", Short: "The machines of the mesh"}
-	cmd.AddCommand(p.nodeList(), p.nodeShow(), p.nodeRevoke(), p.nodeDelete(), p.nodeFact(), p.nodeRoutes(), p.nodeApproveRoutes())
+	cmd.AddCommand(p.nodeList(), p.nodeShow(), p.nodeRevoke(), p.nodeRelease(), p.nodeDelete(), p.nodeReset(), p.nodeFact(), p.nodeRoutes(), p.nodeApproveRoutes())
 	return cmd
 }
 
@@ -117,8 +125,9 @@ func (p *program) nodeShow() *cobra.Command {
 			p.fields("name", n.GetName(), "id", n.GetId(), "state", presence(n), "user", n.GetUser(), "tags", strings.Join(n.GetTags(), ", "),
 				"addresses", strings.Join(n.GetAddresses(), ", "), "endpoints", strings.Join(n.GetEndpoints(), ", "),
 				"certificate", fmt.Sprintf("number %d, until %s", n.GetCertificateSequence(), clock(n.GetCertificateExpires())),
-				"attestation", n.GetAttestation(), "node key", n.GetNodePublic(), "device key", n.GetDevicePublic(),
+				"quarantine", quarantine(n), "attestation", n.GetAttestation(), "node key", n.GetNodePublic(), "next key", nextKey(n), "device key", n.GetDevicePublic(),
 				"program", strings.TrimPrefix(program, "/"), "applied", n.GetAppliedVersion(), "joined", clock(n.GetCreated())+" with token "+n.GetTokenId(), "ephemeral", map[bool]string{true: "yes"}[n.GetEphemeral()])
+			p.attestation(n)
 			p.facts(n)
 			if len(n.GetRoutes()) > 0 {
 				p.routes(n)
@@ -164,6 +173,42 @@ func (p *program) nodeRevoke() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "`TEXT` for the audit log")
 	return cmd
+}
+
+// quarantine says why a node is kept apart, and what to do; empty where it is not.
+func quarantine(n *redoubtv1.Node) string {
+	q := n.GetQuarantine()
+	if q == nil {
+		return ""
+	}
+	return fmt.Sprintf("since %s: %s; end the copy of the machine, then `node release %s`", clock(q.GetSince()), q.GetReason(), n.GetName())
+}
+
+// nextKey is the key that takes over.
+func nextKey(n *redoubtv1.Node) string {
+	if n.GetNextNodePublic() == "" {
+		return ""
+	}
+	return n.GetNextNodePublic() + " from " + clock(n.GetNextNodeFrom())
+}
+
+func (p *program) nodeRelease() *cobra.Command {
+	return &cobra.Command{
+		Use: "release NODE", Short: "End the quarantine of a node whose identity two machines had", Args: cobra.ExactArgs(1),
+		Long: "End the quarantine of a node whose identity two machines had. End the copy first: the machine that renews first goes on as\n" +
+			"the node, and if the other one is still there, both are in quarantine again.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := p.client().ReleaseNode(cmd.Context(), &redoubtv1.ReleaseNodeRequest{Node: args[0]})
+			if err != nil {
+				return p.explain(err)
+			}
+			if p.json {
+				return p.print(map[string]node{"node": nodeOf(a.GetNode())})
+			}
+			fmt.Fprintf(p.out, "%s is released: the machine that renews its certificate first goes on as this node\n", a.GetNode().GetName())
+			return nil
+		},
+	}
 }
 
 func (p *program) nodeDelete() *cobra.Command {

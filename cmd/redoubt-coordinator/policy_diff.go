@@ -5,7 +5,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/redoubt-mesh/redoubt/acl/compile"
 	"github.com/redoubt-mesh/redoubt/acl/explain"
 )
 
@@ -64,7 +63,7 @@ func (p *program) difference(files []string, inv string) ([]change, error) {
 	if err != nil {
 		return nil, err
 	}
-	found, err := explain.Diff(compile.New(before, mesh.Mesh), after, mesh, mostAsked)
+	found, err := explain.Diff(mesh.Program(before), after, mesh, mostAsked)
 	if err != nil {
 		return nil, fmt.Errorf("%w; use an inventory with fewer of them", err)
 	}

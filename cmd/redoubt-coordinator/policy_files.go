@@ -69,7 +69,7 @@ func (p *program) loadBoth(file, inv string) (*compile.Program, *inventory.Inven
 	if err != nil {
 		return nil, nil, err
 	}
-	return compile.New(policy, mesh.Mesh), mesh, nil
+	return mesh.Program(policy), mesh, nil
 }
 
 func (p *program) policyCheck() *cobra.Command {
@@ -92,7 +92,7 @@ Exit code: 0 without errors, 1 with errors.`,
 					return err
 				}
 				if policy != nil {
-					found = append(found, compile.Unresolved(compile.New(policy, mesh.Mesh), mesh)...)
+					found = append(found, compile.Unresolved(mesh.Program(policy), mesh)...)
 					found.Sort()
 				}
 			}
@@ -136,7 +136,7 @@ Exit code: 0 if all hold, 1 if one fails or the policy does not load.`,
 			if err != nil {
 				return err
 			}
-			prog := compile.New(policy, mesh.Mesh)
+			prog := mesh.Program(policy)
 			failed := []failure{}
 			for _, f := range append(compile.RunTests(prog, mesh), compile.RunSSHTests(prog, mesh)...) {
 				failed = append(failed, failure{listOf(acl.Diagnostics{f.Diagnostic()})[0], f.Source, f.Target})

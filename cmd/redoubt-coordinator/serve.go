@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -31,6 +32,8 @@ type serveOptions struct {
 	mesh         string
 	domain       string
 	metrics      string
+	tpmRoots     string
+	x509Roots    string
 	lifetime     time.Duration
 	intermediate time.Duration
 	level        slog.Level
@@ -50,6 +53,8 @@ func (p *program) serve() *cobra.Command {
 	f.StringVar(&o.metrics, "metrics", "", "`ADDR` for Prometheus metrics; loopback if only a port is given")
 	f.DurationVar(&o.lifetime, "cert-lifetime", issuer.NodeLifetime, "lifetime of node certificates")
 	f.DurationVar(&o.intermediate, "intermediate-lifetime", issuer.IntermediateLifetime, "lifetime of the intermediate certificate")
+	f.StringVar(&o.tpmRoots, "tpm-roots", "", "`DIR` with PEM files of the CAs of TPM makers (default: TPMs are unverified)")
+	f.StringVar(&o.x509Roots, "x509-roots", "", "`DIR` with PEM files of the CAs whose certificates machines may join with")
 	f.TextVar(&o.level, "log-level", slog.LevelInfo, "`LEVEL` to log: debug, info, warn or error")
 	return cmd
 }
@@ -64,12 +69,12 @@ type daemonRun struct {
 }
 
 func (p *program) runServe(ctx context.Context, o serveOptions) error {
-	tuneMemory()
 	log := slog.New(slog.NewTextHandler(p.err, &slog.HandlerOptions{Level: o.level}))
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	config := coordinator.Config{
 		Data: p.data, URLs: o.urls, Domain: o.domain, NodeLifetime: o.lifetime, IntermediateLifetime: o.intermediate,
+		TPMRoots: o.tpmRoots, X509Roots: o.x509Roots,
 		Log: log, Registry: registry, Program: build().Version,
 	}
 	metrics, err := metricsAddress(o.metrics)
@@ -107,14 +112,15 @@ func (p *program) runServe(ctx context.Context, o serveOptions) error {
 }
 
 func (d *daemonRun) run(ctx context.Context) error {
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		d.report(ctx)
-	}()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var beside sync.WaitGroup
+	beside.Go(func() { d.report(ctx) })
+	beside.Go(func() { keepMemory(ctx) })
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 	err := d.co.Run(ctx, d.listener)
-	<-stopped
+	cancel()
+	beside.Wait()
 	return err
 }
 

@@ -86,7 +86,7 @@ func (on painter) state(s string) string {
 	switch s {
 	case "connected", "valid", "current":
 		return on.wrap("32", s)
-	case "revoked", "expired":
+	case "revoked", "expired", "quarantined":
 		return on.wrap("31", s)
 	}
 	return s

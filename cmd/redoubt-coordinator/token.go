@@ -21,12 +21,14 @@ type token struct {
 	Expires   string   `json:"expires"`
 	Uses      uint32   `json:"uses"`
 	State     string   `json:"state"`
+	Replace   string   `json:"replace,omitempty"`
 }
 
 func tokenOf(t *redoubtv1.Token) token {
 	return token{
 		ID: t.GetId(), User: t.GetUser(), Tags: t.GetTags(), Reusable: t.GetReusable(), Ephemeral: t.GetEphemeral(),
 		Created: stamp(t.GetCreated()), Expires: stamp(t.GetExpires()), Uses: t.GetUses(), State: t.GetState(),
+		Replace: t.GetReplace(),
 	}
 }
 
@@ -67,6 +69,7 @@ func (p *program) tokenCreate() *cobra.Command {
 	f.StringVar(&q.User, "user", "", "`LOGIN` name of the person whose machines they are")
 	f.BoolVar(&q.Reusable, "reusable", false, "good for any number of machines")
 	f.BoolVar(&q.Ephemeral, "ephemeral", false, "remove the machines when they are away for half an hour")
+	f.StringVar(&q.Replace, "replace", "", "`NODE` whose machine the one that joins takes the place of, as the same node")
 	f.DurationVar(&ttl, "ttl", time.Hour, "how long the code is good")
 	return cmd
 }
@@ -77,7 +80,9 @@ func describe(t *redoubtv1.Token) string {
 		machines = "any number of machines"
 	}
 	hint := ""
-	if t.GetUser() == "" && len(t.GetTags()) == 0 {
+	if t.GetReplace() != "" {
+		hint = "\n# it becomes node " + t.GetReplace() + ", whose machine until now is out of the mesh then"
+	} else if t.GetUser() == "" && len(t.GetTags()) == 0 {
 		hint = "\n# without --user and --tag, only rules for * or for an address cover them"
 	}
 	return fmt.Sprintf("# token %s: for %s of %s, until %s%s\n# on the machine: sudo redoubt up CODE",

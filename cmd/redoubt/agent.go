@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/redoubt-mesh/redoubt/agent"
+	"github.com/redoubt-mesh/redoubt/agent/device"
 	"github.com/redoubt-mesh/redoubt/agent/localapi"
 )
 
@@ -24,6 +25,8 @@ import (
 type agentFlags struct {
 	state, tun, operator, metrics, logLevel string
 	port                                    uint16
+
+	tpm, deviceKey, eventLog, certificate, certificateKey string
 }
 
 func agentCommand(p program) *cobra.Command {
@@ -41,6 +44,11 @@ func agentCommand(p program) *cobra.Command {
 	flags.StringVar(&f.state, "state", "/var/lib/redoubt", "`DIR` with this node's keys and what it knows")
 	flags.StringVar(&f.tun, "tun", agent.DefaultInterface, "`NAME` of the network device to make")
 	flags.Uint16Var(&f.port, "listen-port", 0, "UDP `PORT` for other nodes (default any)")
+	flags.StringVar(&f.tpm, "tpm", device.Auto, "TPM: auto, off, a `DEVICE`, or unix:PATH for one in software")
+	flags.StringVar(&f.deviceKey, "device-key", agent.KeyAuto, "`WHERE` the device key is made: tpm, file, or auto for the TPM if it works")
+	flags.StringVar(&f.eventLog, "event-log", "", "`FILE` with the log of measured boot (default the system's)")
+	flags.StringVar(&f.certificate, "x509-cert", "", "`FILE` with a certificate of the company to join with (PEM)")
+	flags.StringVar(&f.certificateKey, "x509-key", "", "`FILE` with its key (PEM)")
 	flags.StringVar(&f.operator, "operator", "", "`USER` (name or number) who may run up and down besides root")
 	flags.StringVar(&f.metrics, "metrics", "", "`ADDR` to serve Prometheus metrics on; loopback if only a port is given")
 	flags.StringVar(&f.logLevel, "log-level", "info", "`LEVEL` to log: debug, info, warn or error")
@@ -73,6 +81,7 @@ func (f agentFlags) run(ctx context.Context, p program, socket string) error {
 	tuneMemory()
 	a, err := agent.New(agent.Config{
 		StateDir: f.state, Interface: f.tun, ListenPort: f.port, Listener: listener, Access: access,
+		TPM: f.tpm, DeviceKey: f.deviceKey, EventLog: f.log(), Certificate: f.certificate, CertificateKey: f.certificateKey,
 		Program: version(), Log: log, Registry: registry,
 	})
 	if err != nil {
@@ -84,6 +93,14 @@ func (f agentFlags) run(ctx context.Context, p program, socket string) error {
 		return &exitError{exitFalse, err}
 	}
 	return nil
+}
+
+// log is where the log of measured boot is. The system's is about the system's TPM only.
+func (f agentFlags) log() string {
+	if f.eventLog == "" && !device.InSoftware(f.tpm) {
+		return device.SystemEventLog
+	}
+	return f.eventLog
 }
 
 // listenMetrics takes ADDR:PORT, or a port alone for loopback; nothing for nothing.

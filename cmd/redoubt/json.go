@@ -37,6 +37,8 @@ type (
 		MeshDomain    string          `json:"meshDomain"`
 		Program       string          `json:"program"`
 		Filter        filterJSON      `json:"filter"`
+		Attestation   string          `json:"attestation"`
+		DeviceKey     string          `json:"deviceKey"`
 		WireGuard     *wireguardJSON  `json:"wireguard"`
 		Routing       routingJSON     `json:"routing"`
 	}
@@ -95,6 +97,7 @@ func statusOf(st *redoubtv1.Status) statusJSON {
 	out := statusJSON{
 		State: st.GetState(), PolicyVersion: st.GetPolicyVersion(), Problems: list(st.GetProblems()), Peers: []peerJSON{},
 		Interface: st.GetInterface(), ListenPort: st.GetListenPort(), MeshDomain: st.GetMeshDomain(), Program: st.GetProgram(),
+		Attestation: st.GetNode().GetAttestation(), DeviceKey: st.GetDeviceKey(),
 		Coordinator: coordinatorJSON{
 			Connected: st.GetCoordinator().GetConnected(), URL: st.GetCoordinator().GetUrl(),
 			LastHeard: fromMillis(st.GetCoordinator().GetLastHeard()),

@@ -69,10 +69,10 @@ func redoubt(t *testing.T, stdin string, args ...string) result {
 
 func status() *redoubtv1.Status {
 	return &redoubtv1.Status{
-		State: "running", Program: "v1.2.3", Interface: "redoubt0", ListenPort: 41641, MeshDomain: "mesh.internal", PolicyVersion: "1.12",
+		State: "running", Program: "v1.2.3", Interface: "redoubt0", ListenPort: 41641, MeshDomain: "mesh.internal", PolicyVersion: "1.12", DeviceKey: "tpm",
 		Node: &redoubtv1.LocalNode{
 			Id: "n0000000000002", Name: "web-1", Addresses: []string{"100.64.0.1", "fd00::1"}, User: "ann@example.com",
-			CertificateExpires: noon.Add(47 * time.Minute).Unix(),
+			CertificateExpires: noon.Add(47 * time.Minute).Unix(), Attestation: "measured",
 		},
 		Coordinator: &redoubtv1.Coordinator{Connected: true, LastHeard: noon.Add(-3 * time.Second).UnixMilli(), Url: "https://coordinator.example.com"},
 		Peers: []*redoubtv1.LocalPeer{

@@ -80,7 +80,7 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 	switch st.GetState() {
 	case "running":
 		state = c.good(st.GetState())
-	case "revoked", "expired":
+	case "revoked", "expired", "quarantined":
 		state = c.bad(st.GetState())
 	}
 	field("state", "%s", state)
@@ -89,6 +89,7 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 		field("addresses", "%s", strings.Join(n.GetAddresses(), "  "))
 		field("identity", "%s", fit(who(n.GetUser(), n.GetTags()), 68))
 		field("certificate", "%s", until(now, n.GetCertificateExpires(), c))
+		field("machine", "attestation %s, device key in %s", n.GetAttestation(), keyHome(st.GetDeviceKey()))
 	}
 	if st.GetState() != "down" {
 		coordinator := c.bad("not connected")
@@ -118,6 +119,14 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 		}
 	}
 	return b.String()
+}
+
+// keyHome says where the device key is.
+func keyHome(where string) string {
+	if where == "tpm" {
+		return "the TPM"
+	}
+	return "a file"
 }
 
 func until(now time.Time, seconds int64, c palette) string {

@@ -11,8 +11,8 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// device reads the state of a WireGuard interface, of the kernel or of a program.
-func device(name string) (*wgtypes.Device, error) {
+// wireguardDevice reads the state of a WireGuard interface, of the kernel or of a program.
+func wireguardDevice(name string) (*wgtypes.Device, error) {
 	c, err := wgctrl.New()
 	if err != nil {
 		return nil, &exitError{exitFalse, fmt.Errorf("look at WireGuard interfaces: %w", err)}

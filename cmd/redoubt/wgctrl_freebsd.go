@@ -7,6 +7,6 @@ import (
 )
 
 // device would take cgo on this system, which this program is built without.
-func device(string) (*wgtypes.Device, error) {
+func wireguardDevice(string) (*wgtypes.Device, error) {
 	return nil, &exitError{exitFalse, errors.New("other WireGuard interfaces cannot be read on FreeBSD yet: use `wg show`")}
 }

@@ -24,7 +24,7 @@ type interfacePeerJSON struct {
 
 // wireguard shows the counters of any WireGuard interface of this machine.
 func (f statusFlags) wireguard(p program) error {
-	d, err := device(f.wireguardName)
+	d, err := wireguardDevice(f.wireguardName)
 	if err != nil {
 		return err
 	}

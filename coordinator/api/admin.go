@@ -66,13 +66,21 @@ func (a *Admin) CreateToken(ctx context.Context, r *redoubtv1.CreateTokenRequest
 	if s := r.GetTtlSeconds(); s != 0 {
 		ttl = time.Duration(min(s, uint64(directory.MaxTokenTime/time.Second)+1)) * time.Second
 	}
+	var replace proto.NodeID
+	if r.GetReplace() != "" {
+		n, err := find(a.Directory.Snapshot(), r.GetReplace())
+		if err != nil {
+			return nil, err
+		}
+		replace = n.ID
+	}
 	secret, err := key.NewToken(a.Rand)
 	if err != nil {
 		return nil, a.fail(err)
 	}
 	token, err := a.Directory.CreateToken(ctx, directory.TokenSpec{
 		Public: secret.Public(), User: r.GetUser(), Tags: r.GetTags(), Reusable: r.GetReusable(), Ephemeral: r.GetEphemeral(),
-		TTL: ttl, By: Caller(ctx),
+		TTL: ttl, By: Caller(ctx), Replace: replace,
 	})
 	if err != nil {
 		return nil, a.fail(err)
@@ -171,6 +179,32 @@ func (a *Admin) DeleteNode(ctx context.Context, r *redoubtv1.DeleteNodeRequest) 
 	}
 	a.Log.Info("node deleted", "node", n.ID, "name", n.Name, "by", Caller(ctx))
 	return &redoubtv1.DeleteNodeResponse{}, nil
+}
+
+// ResetNode lets a machine take a node's place that proves less than the node's did.
+func (a *Admin) ResetNode(ctx context.Context, r *redoubtv1.ResetNodeRequest) (*redoubtv1.ResetNodeResponse, error) {
+	n, err := find(a.Directory.Snapshot(), r.GetNode())
+	if err != nil {
+		return nil, err
+	}
+	if n, err = a.Directory.ResetNode(ctx, n.ID, Caller(ctx)); err != nil {
+		return nil, a.fail(err)
+	}
+	a.Log.Info("node reset", "node", n.ID, "name", n.Name, "by", Caller(ctx))
+	return &redoubtv1.ResetNodeResponse{Node: a.node(a.Directory.Snapshot(), n)}, nil
+}
+
+// ReleaseNode ends the quarantine of a node.
+func (a *Admin) ReleaseNode(ctx context.Context, r *redoubtv1.ReleaseNodeRequest) (*redoubtv1.ReleaseNodeResponse, error) {
+	n, err := find(a.Directory.Snapshot(), r.GetNode())
+	if err != nil {
+		return nil, err
+	}
+	if n, err = a.Directory.ReleaseNode(ctx, n.ID, Caller(ctx)); err != nil {
+		return nil, a.fail(err)
+	}
+	a.Log.Info("node released from quarantine", "node", n.ID, "name", n.Name, "by", Caller(ctx))
+	return &redoubtv1.ReleaseNodeResponse{Node: a.node(a.Directory.Snapshot(), n)}, nil
 }
 
 // Backup sends a consistent copy of the store.

@@ -13,13 +13,19 @@ import (
 
 // The states of a node.
 const (
-	NodeActive  = "active"
-	NodeRevoked = "revoked"
+	NodeActive      = "active"
+	NodeQuarantined = "quarantined"
+	NodeRevoked     = "revoked"
 )
 
 func (a *Admin) token(t *directory.Token) *redoubtv1.Token {
+	replace := ""
+	if t.Replace != 0 {
+		replace = t.Replace.String()
+	}
 	return &redoubtv1.Token{
-		Id: t.ID, Tags: t.Tags, User: t.User, Reusable: t.Reusable, Ephemeral: t.Ephemeral,
+		Replace: replace,
+		Id:      t.ID, Tags: t.Tags, User: t.User, Reusable: t.Reusable, Ephemeral: t.Ephemeral,
 		Created: t.Created.Unix(), Expires: t.Expires.Unix(), Uses: t.Uses, State: t.State(a.Clock()),
 	}
 }
@@ -31,9 +37,16 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 		Created: n.Created.Unix(), LastSeen: seconds(live.LastSeen), CertificateExpires: seconds(n.Certificate.NotAfter),
 		Program: live.Program, Os: live.OS, Arch: live.Arch, TokenId: n.Token, Ephemeral: n.Ephemeral, Attestation: n.Level.String(),
 		NodePublic: n.Key.String(), DevicePublic: n.Device.String(), CertificateSequence: n.Certificate.Sequence,
+		Attested: attestation(n),
+	}
+	if q := n.Quarantine; q != nil {
+		out.State, out.Quarantine = NodeQuarantined, &redoubtv1.Quarantine{Since: seconds(q.At), Reason: q.Why}
 	}
 	if n.Revoked != nil {
 		out.State = NodeRevoked
+	}
+	if !n.Next.IsZero() {
+		out.NextNodePublic, out.NextNodeFrom = n.Next.String(), seconds(n.NextFrom)
 	}
 	for _, x := range n.Addrs.Slice() {
 		out.Addresses = append(out.Addresses, x.String())
@@ -55,6 +68,15 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 		out.AppliedVersion = v.String()
 	}
 	return out
+}
+
+// attestation is what the node's machine proved of itself.
+func attestation(n *directory.Node) *redoubtv1.Attestation {
+	a := &n.Attestation
+	return &redoubtv1.Attestation{
+		Level: n.Level.String(), Highest: a.Highest.String(), Kind: a.Kind, Device: a.Device, Since: seconds(a.Since),
+		Checked: seconds(n.Checked()), Selectors: a.Selectors, Checks: a.Checks, Lapse: a.Lapse,
+	}
 }
 
 // served are the routes that are approved, by hand or by the policy.

@@ -52,7 +52,7 @@ func claim(t testing.TB) Claim {
 
 func TestToken(t *testing.T) {
 	c := claim(t)
-	parameters, state, err := Token{}.Begin(time.Now(), rand.Reader, c)
+	parameters, state, err := Token{}.Begin(time.Now(), rand.Reader, c, nil)
 	if err != nil || len(parameters) != 0 {
 		t.Fatalf("%x, %v", parameters, err)
 	}
@@ -64,14 +64,14 @@ func TestToken(t *testing.T) {
 		t.Error("finished what was not begun")
 	}
 	c.Token = key.TokenPublic{}
-	if _, _, err := (Token{}).Begin(time.Now(), rand.Reader, c); err == nil {
+	if _, _, err := (Token{}).Begin(time.Now(), rand.Reader, c, nil); err == nil {
 		t.Error("begun without a token")
 	}
 }
 
 func FuzzTokenEvidence(f *testing.F) {
 	c := claim(f)
-	_, state, err := Token{}.Begin(time.Now(), rand.Reader, c)
+	_, state, err := Token{}.Begin(time.Now(), rand.Reader, c, nil)
 	if err != nil {
 		f.Fatal(err)
 	}

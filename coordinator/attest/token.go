@@ -19,21 +19,26 @@ const KindToken = "token"
 func (Token) Kind() string { return KindToken }
 
 // Begin implements Attestor.
-func (Token) Begin(_ time.Time, _ io.Reader, c Claim) ([]byte, State, error) {
+func (Token) Begin(_ time.Time, _ io.Reader, c Claim, _ []byte) ([]byte, State, error) {
 	if c.Token.IsZero() {
 		return nil, nil, errors.New("there is no join token")
 	}
 	return nil, c, nil
 }
 
+// Again implements Attestor: a token proves nothing twice.
+func (Token) Again(time.Time, Claim, []byte) ([]byte, State, error) {
+	return nil, nil, &UnableError{"a join token is shown once"}
+}
+
 // Finish implements Attestor.
 func (Token) Finish(_ time.Time, s State, evidence []byte, _ [32]byte) (Attributes, error) {
 	c, ok := s.(Claim)
 	if !ok {
-		return Attributes{}, errors.New("not a state of this attestor")
+		return Attributes{}, errState
 	}
 	if len(evidence) != 0 {
 		return Attributes{}, errors.New("evidence of kind token is empty")
 	}
-	return Attributes{DeviceID: "device:" + c.Device.String(), Level: cert.LevelToken}, nil
+	return Attributes{DeviceID: "device:" + c.Device.String(), Level: cert.LevelToken, Checks: []string{"join token"}}, nil
 }

@@ -40,7 +40,12 @@ const (
 	NodeRevoke     = "node.revoke"
 	NodeDelete     = "node.delete"
 	NodeExpire     = "node.expire"
-	NodeRekey      = "node.rekey"
+	NodeQuarantine = "node.quarantine"
+	NodeRelease    = "node.release"
+	NodeRefuse     = "node.refuse"  // an enrolment, or a proof at a renewal
+	NodeAttest     = "node.attest"  // what the machine proves of itself has changed
+	NodeReset      = "node.reset"   // another machine may prove less
+	NodeReplace    = "node.replace" // another machine is the node now
 	PolicyApply    = "policy.apply"
 	PolicyRollback = "policy.rollback"
 	FactSet        = "node.fact.set"

@@ -32,6 +32,7 @@ type attached struct {
 	// renewFirst says that nothing but a renewal is served: the certificate is out of its time, or is not the one that peers
 	// are shown. A reply was lost, or the data are those of a backup, whose certificates ended long ago.
 	renewFirst bool
+	renewal    *redoubtv1.Renew // that was asked for last
 	// unheard is what the node reported before it had renewed.
 	unheard *redoubtv1.Report
 	about   directory.Reported // what the node says of itself
@@ -59,6 +60,10 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 		renewFirst: g.outOfTime || known.Certificate.Serial != g.node.Serial,
 		pace:       pace{tokens: burst, at: time.Now()},
 	}
+	if known.Quarantine != nil {
+		// It has no peers, whichever of its certificates it shows, and gets no other one.
+		a.renewFirst = g.outOfTime
+	}
 	st.expires.Store(g.node.NotAfter.Add(cert.Skew).UnixNano())
 	s.Directory.SetLive(a.id, func(l *directory.Live) {
 		l.Program, l.OS, l.Arch, l.Features = hello.GetProgram(), hello.GetOs(), hello.GetArch(), a.features
@@ -67,7 +72,7 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 	s.Log.Debug("node connected", "node", a.id, "name", a.node.Name, "remote", t.RemoteAddr(), "program", hello.GetProgram(), "renewFirst", a.renewFirst)
 	st.send(&redoubtv1.Down{Message: &redoubtv1.Down_Welcome{Welcome: &redoubtv1.Welcome{
 		Protocol: protocol, Features: proto.Features(), ServerTime: s.Clock().UnixMilli(), Program: s.Program,
-		RenewFirst: a.renewFirst, KeepAliveSeconds: uint32(keepAlive / time.Second),
+		Quarantine: quarantine(known), RenewFirst: a.renewFirst, KeepAliveSeconds: uint32(keepAlive / time.Second),
 	}}})
 	// What the certificate said is in the directory; of the parsed one only this is asked for later.
 	g.node = &cert.Node{Identity: g.node.Identity, Device: g.node.Device}
@@ -210,16 +215,23 @@ func (a *attached) acknowledge(m *redoubtv1.Applied) error {
 
 func (a *attached) renew(sum [32]byte, m *redoubtv1.Renew) error {
 	n, ok := a.Directory.Snapshot().Lookup(a.id)
-	if !ok {
+	switch {
+	case !ok:
 		return refusal.Deleted()
+	case n.Device != a.node.Device:
+		return refusal.OtherMachine()
 	}
 	secret, err := cert.Exporter(a.conn.ConnectionState())
 	if err != nil {
 		return err
 	}
-	effect, err := a.machine.Step(a.Clock(), enroll.Renew{
-		Sum: sum, Message: m, Exporter: secret, Protocol: a.protocol, ID: a.id, Device: a.node.Device, Key: n.Key,
-	})
+	renew := enroll.Renew{
+		Sum: sum, Message: m, Exporter: secret, Protocol: a.protocol, ID: a.id, Device: a.node.Device,
+	}
+	if n.Attestation.Again {
+		renew.Kind, renew.Known = n.Attestation.Kind, n.Attestation.Known
+	}
+	effect, err := a.machine.Step(a.Clock(), renew)
 	if err != nil {
 		a.metrics.renewals.WithLabelValues("refused").Inc()
 		return err
@@ -228,6 +240,7 @@ func (a *attached) renew(sum [32]byte, m *redoubtv1.Renew) error {
 	if !ok {
 		return errors.New("control: a renewal led to no challenge")
 	}
+	a.renewal = m
 	if m.GetFacts() != nil {
 		a.hear(m.GetFacts())
 	}
@@ -240,6 +253,7 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	defer func() { a.metrics.renewals.WithLabelValues(result).Inc() }()
 	effect, err := a.machine.Step(a.Clock(), enroll.Proof{Message: m})
 	if err != nil {
+		a.noteNodeRefusal(a.id, err)
 		return err
 	}
 	extend, ok := effect.(enroll.Extend)
@@ -248,8 +262,14 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	}
 	ctx, cancel := context.WithTimeout(a.ctx, step)
 	defer cancel()
-	n, err := a.Directory.NextCertificate(ctx, extend.ID, extend.Key)
+	if err := a.attest(ctx, extend); err != nil {
+		a.noteNodeRefusal(a.id, err)
+		return err
+	}
+	a.Hub.Talks(a.id, wire.ToNodes(a.renewal.GetTalking()))
+	n, err := a.Directory.Renew(ctx, directory.Renewal{ID: extend.ID, Key: extend.Key, Ticket: a.renewal.GetTicket()})
 	if err != nil {
+		a.Hub.Talks(a.id, nil)
 		return err
 	}
 	result = "done"
@@ -259,11 +279,26 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	if !a.renewFirst {
 		return a.tell()
 	}
-	a.renewFirst = false
+	if a.renewFirst = a.outOfTime(n); a.renewFirst {
+		return nil // it got the one that it had missed, and needs the next
+	}
 	if err := a.join(); err != nil || a.unheard == nil {
 		return err
 	}
 	return a.report(a.unheard)
+}
+
+// outOfTime says whether a certificate's time is over.
+func (a *attached) outOfTime(n *directory.Node) bool {
+	return a.Clock().After(n.Certificate.NotAfter.Add(cert.Skew))
+}
+
+// quarantine says why a node is kept apart; empty where it is not.
+func quarantine(n *directory.Node) string {
+	if n.Quarantine == nil {
+		return ""
+	}
+	return refusal.Quarantined(n.Quarantine.Why).Message
 }
 
 // report notes where the node may be reached: where it says, and where it was seen to come from.

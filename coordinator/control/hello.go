@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/attest"
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/enroll"
 	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
@@ -118,10 +119,12 @@ func negotiate(hello *redoubtv1.Hello) (uint32, error) {
 }
 
 // enrol turns a machine into a node.
-func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) error {
+func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (err error) {
 	result := "refused"
-	defer func() { s.metrics.enrolments.WithLabelValues(result).Inc() }()
-	var err error
+	defer func() {
+		s.metrics.enrolments.WithLabelValues(result).Inc()
+		s.noteRefusal(hello.Message, err)
+	}()
 	if hello.Exporter, err = cert.Exporter(t.ConnectionState()); err != nil {
 		return err
 	}
@@ -157,7 +160,10 @@ func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) er
 		return err
 	}
 	result = "admitted"
-	s.Log.Info("node enrolled", "node", n.ID, "name", n.Name, "who", n.Who(), "v4", n.Addrs.V4, "v6", n.Addrs.V6, "token", n.Token, "remote", t.RemoteAddr())
+	if known, ok := s.Directory.Snapshot().TokenByID(n.Token); ok && known.Replace == n.ID {
+		s.Hub.Drop(n.ID, refusal.OtherMachine())
+	}
+	s.Log.Info("node enrolled", "node", n.ID, "name", n.Name, "attestation", n.Level, "who", n.Who(), "v4", n.Addrs.V4, "v6", n.Addrs.V6, "token", n.Token, "remote", t.RemoteAddr())
 	lastWord(t, g, s.result(n))
 	drain(t)
 	return nil
@@ -168,14 +174,23 @@ func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello) (*directory.Node,
 	defer cancel()
 	return s.Directory.Enroll(ctx, directory.EnrollRequest{
 		Token: a.Claim.Token, Device: a.Claim.Device, Key: a.Claim.Node, Hostname: a.Hostname, Level: a.Attributes.Level,
+		Attested: attested(a.Kind, a.Attributes),
 		Reported: s.reported(hello, hello.GetFacts()),
 	})
+}
+
+// attested is what the directory remembers of a proof.
+func attested(kind string, a attest.Attributes) directory.Attested {
+	return directory.Attested{
+		Kind: kind, Device: a.DeviceID, Selectors: a.Selectors, Checks: a.Checks, Again: a.CanReattest, Known: a.Known,
+	}
 }
 
 // result is the message with a node's certificate.
 func (s *Server) result(n *directory.Node) *redoubtv1.Down {
 	return &redoubtv1.Down{Message: &redoubtv1.Down_Result{Result: &redoubtv1.Result{
 		Certificate: n.Certificate.DER, Chain: s.chain(), Roots: s.Issuer.Roots(), Mesh: wire.FromMesh(s.Directory.Snapshot().Mesh()),
+		Ticket: n.NextTicket(),
 	}}}
 }
 

@@ -65,6 +65,7 @@ type Server struct {
 	http    *http.Server
 	arrived *funnel
 	metrics metrics
+	noted   noted
 
 	ctx    context.Context
 	cancel context.CancelFunc

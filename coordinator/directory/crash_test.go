@@ -63,7 +63,8 @@ func childEnroll(ctx context.Context, d *Directory, i int) error {
 	token, err1 := key.NewToken(rand.Reader)
 	device, err2 := key.NewDevice(rand.Reader)
 	node, err3 := key.NewNode(rand.Reader)
-	if err := errors.Join(err1, err2, err3); err != nil {
+	next, err4 := key.NewNode(rand.Reader)
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return err
 	}
 	if _, err := d.CreateToken(ctx, TokenSpec{Public: token.Public(), TTL: time.Hour}); err != nil {
@@ -78,7 +79,7 @@ func childEnroll(ctx context.Context, d *Directory, i int) error {
 	fmt.Println("node", n.ID, n.Addrs.V4, n.Name, hex.EncodeToString(n.Device.Bytes()), n.Token, d.Snapshot().Version())
 	switch i % 5 {
 	case 1:
-		if n, err = d.NextCertificate(ctx, n.ID, node.Public()); err == nil {
+		if n, err = d.Renew(ctx, Renewal{ID: n.ID, Key: next.Public(), Ticket: n.NextTicket()}); err == nil {
 			fmt.Println("sequence", n.ID, n.Certificate.Sequence)
 		}
 	case 2:

@@ -2,7 +2,7 @@
 // node ever held. One goroutine, the writer, changes it; everybody else reads immutable snapshots, which cost nothing to
 // take and never change.
 //
-//	CreateToken Enroll NextCertificate      ┌────────┐  one transaction   ┌───────┐
+//	CreateToken Enroll Renew ReleaseNode    ┌────────┐  one transaction   ┌───────┐
 //	RevokeNode DeleteNode SetPolicy   ─────►│ writer │ ─────────────────► │ store │  on disk
 //	Report SetFact SetRoles                 │        │                    └───────┘
 //	SetEndpoints (memory only)              └───┬────┘
@@ -29,7 +29,8 @@
 //	mesh              id, domain, ranges; written once
 //	head              epoch, reserved N, number of the last audit record
 //	node/ID           a node with its last certificate
-//	key/device/HEX    who held a device key first; never removed, as is key/node/HEX
+//	key/device/HEX    who held a device key first; never removed
+//	key/node/HEX      the same of a node key; one that was given up is removed once no certificate is good that names it
 //	token/ID          public half of a join token, and what became of it
 //	policy/NUMBER     every policy that was ever in force; the last one is
 //	freed/ADDRESS     until when the address rests

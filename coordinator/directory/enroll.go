@@ -15,10 +15,7 @@ import (
 
 const (
 	// MaxHostname is how long the name may be that a machine gives itself.
-	MaxHostname   = 255
-	maxKeyHistory = 16
-	// retryTime is how long a renewal that is asked for again is taken for one whose reply was lost.
-	retryTime = 10 * time.Second
+	MaxHostname = 255
 )
 
 // EnrollRequest is a machine that proved that it holds these keys and the token's secret.
@@ -28,6 +25,7 @@ type EnrollRequest struct {
 	Key      key.NodePublic
 	Hostname string
 	Level    cert.Level
+	Attested Attested
 	// Reported is what the machine says of itself.
 	Reported Reported
 }
@@ -70,7 +68,14 @@ func (d *Directory) enroll(t *tx, r EnrollRequest) (*Node, error) {
 	if err := t.unheld(r); err != nil {
 		return nil, err
 	}
-	n, err := t.admit(d, token, r)
+	if err := t.newMachine(token, r); err != nil {
+		return nil, err
+	}
+	admit := t.admit
+	if token.Replace != 0 {
+		admit = t.replace
+	}
+	n, err := admit(d, token, r)
 	if err != nil {
 		return nil, err
 	}
@@ -105,8 +110,8 @@ func (t *tx) again(token *Token, r EnrollRequest) (*Node, error) {
 	switch {
 	case n.Revoked != nil:
 		return nil, fmt.Errorf("node %s (%s): %w", n.Name, n.ID, ErrRevoked)
-	case n.Token == token.ID && n.Key == r.Key:
-		return n, nil
+	case n.Token == token.ID && n.Key == r.Key && n.Next.IsZero():
+		return n, t.notLess(n, r)
 	}
 	return nil, fmt.Errorf("device key of node %s (%s); the machine must make new keys, or be deleted here first and make new keys: %w", n.Name, n.ID, ErrKeyUsed)
 }
@@ -132,10 +137,16 @@ func (t *tx) admit(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w; delete nodes that are gone, their addresses are free after %v", err, ipam.Rest)
 	}
+	seed, err := d.newSeed()
+	if err != nil {
+		return nil, err
+	}
 	n := &Node{
+		Seed:     seed,
 		Identity: proto.Identity{ID: id, Name: t.name(r.Hostname), Addrs: addrs, Tags: token.Tags},
 		Device:   r.Device, Key: r.Key, Level: r.Level, Ephemeral: token.Ephemeral,
 		Hostname: strings.ToValidUTF8(r.Hostname, "?"), Token: token.ID, Created: t.now,
+		Attestation: Attestation{Attested: r.Attested, Highest: r.Level, Since: t.now},
 	}
 	if token.User != "" {
 		n.User = proto.User{Issuer: proto.IssuerToken, Subject: token.User, Name: token.User}
@@ -143,14 +154,19 @@ func (t *tx) admit(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 	if err := n.Validate(); err != nil {
 		return nil, err
 	}
-	if err := t.hold(devicePath(r.Device), heldDevice(r.Device), id); err != nil {
+	if err := t.holdBoth(r, id); err != nil {
 		return nil, err
 	}
-	if err := t.hold(nodeKeyPath(r.Key), heldNode(r.Key), id); err != nil {
-		return nil, err
-	}
-	t.record("token "+token.ID, audit.NodeEnroll, id.String(), n.Name, "for "+token.who())
+	t.record("token "+token.ID, audit.NodeEnroll, id.String(), n.Name, "for "+token.who()+", attested by "+r.Level.String())
 	return n, t.spend(token, n)
+}
+
+// holdBoth remembers for ever who holds the keys of a machine.
+func (t *tx) holdBoth(r EnrollRequest, id proto.NodeID) error {
+	if err := t.hold(devicePath(r.Device), heldDevice(r.Device), id); err != nil {
+		return err
+	}
+	return t.hold(nodeKeyPath(r.Key), heldNode(r.Key), id)
 }
 
 func (t *tx) newID(d *Directory) (proto.NodeID, error) {
@@ -176,14 +192,22 @@ func (t *tx) spend(token *Token, n *Node) error {
 
 // certify issues the next certificate of a node and writes the node with it.
 func (d *Directory) certify(t *tx, old *Node) (*Node, error) {
+	keys := []cert.NodeKey{{Public: old.Key}}
+	if !old.Next.IsZero() {
+		keys = append(keys, cert.NodeKey{Public: old.Next})
+	}
 	c, err := d.config.Issue(cert.Node{
 		Mesh: t.mesh.ID, Identity: old.Identity, DNSName: old.Name + "." + t.mesh.Domain, Device: old.Device,
-		Keys: []cert.NodeKey{{Public: old.Key}}, Level: old.Level, Sequence: old.Certificate.Sequence + 1,
+		Keys: keys, Level: old.Level, Sequence: old.Certificate.Sequence + 1,
 	}, t.now)
 	if err != nil {
 		return nil, fmt.Errorf("issue a certificate for node %s (%s): %w", old.Name, old.ID, err)
 	}
 	n := *old
+	n.Ticket, n.NextFrom = c.Sequence, time.Time{}
+	if len(c.Keys) == 2 {
+		n.NextFrom = wall(c.Keys[1].NotBefore)
+	}
 	n.Certificate = Certificate{
 		DER: c.Raw, Serial: c.Serial, Sequence: c.Sequence, Issued: t.now,
 		NotBefore: wall(c.NotBefore), NotAfter: wall(c.NotAfter),
@@ -195,35 +219,6 @@ func (d *Directory) certify(t *tx, old *Node) (*Node, error) {
 // was wrong may begin later.
 func fresh(c Certificate, now time.Time) bool {
 	return !now.Before(c.Issued) && now.Before(c.Issued.Add(c.NotAfter.Sub(c.Issued)/2))
-}
-
-// NextCertificate issues the next certificate of a node, with the next sequence number. With another WireGuard key than
-// the node has, that key takes the place of the old one; keys that any node holds or held, this one included, are refused.
-// A renewal that is asked for again at once with the same key gets the same certificate.
-func (d *Directory) NextCertificate(ctx context.Context, id proto.NodeID, next key.NodePublic) (*Node, error) {
-	if next.IsZero() {
-		return nil, fmt.Errorf("renewal of node %s without a node key: %w", id, ErrInvalid)
-	}
-	var n *Node
-	err := d.do(ctx, func(t *tx) (err error) {
-		if n, err = t.trustedNode(id); err != nil {
-			return err
-		}
-		if next == n.Key && t.now.Sub(n.Certificate.Issued) < retryTime && fresh(n.Certificate, t.now) {
-			return nil
-		}
-		if next != n.Key {
-			if n, err = t.rekey(n, next); err != nil {
-				return err
-			}
-		}
-		n, err = d.certify(t, n)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return n, nil
 }
 
 // trustedNode answers a node that is known and not revoked.
@@ -242,18 +237,4 @@ func (t *tx) knownNode(id proto.NodeID) (*Node, error) {
 			id, ErrUnknown)
 	}
 	return n, nil
-}
-
-func (t *tx) rekey(old *Node, next key.NodePublic) (*Node, error) {
-	if holder, ok := t.held.Get(heldNode(next)); ok {
-		return nil, fmt.Errorf("node key of node %s: %w", holder, ErrKeyUsed)
-	}
-	n := *old
-	n.Keys = append(n.Keys[:len(n.Keys):len(n.Keys)], PastKey{Key: old.Key, Until: t.now})
-	if len(n.Keys) > maxKeyHistory {
-		n.Keys = n.Keys[len(n.Keys)-maxKeyHistory:]
-	}
-	n.Key = next
-	t.record("node "+n.ID.String(), audit.NodeRekey, n.ID.String(), n.Name, "new WireGuard key "+next.String())
-	return &n, t.hold(nodeKeyPath(next), heldNode(next), n.ID)
 }

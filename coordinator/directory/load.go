@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
 // loadState reads all records into indexes. One that cannot be read stops the coordinator: a node, a token or a key that
@@ -71,6 +72,13 @@ func addHeld(s *state, e store.Entry) error {
 		return fmt.Errorf("record %s: %w", e.Key, err)
 	}
 	put(&s.held, k, r.Node)
+	if !r.Until.IsZero() {
+		p, err := key.ParseNodePublic([]byte(k[1:]))
+		if err != nil {
+			return fmt.Errorf("record %s: %w", e.Key, err)
+		}
+		s.give(p, r.Until)
+	}
 	return nil
 }
 

@@ -132,12 +132,20 @@ func (s *story) renew() {
 	if !ok {
 		return
 	}
-	k := n.Key
-	if rapid.Bool().Draw(s.rt, "new key") {
-		k = newNodeKey(s.t)
+	q := s.renewal(n, newNodeKey(s.t))
+	switch rapid.IntRange(0, 9).Draw(s.rt, "how") {
+	case 0:
+		q.Key = n.latest()
+		q.Ticket = n.ticketOf(n.Used)
+	case 1:
+		q.Ticket = n.ticketOf(rapid.Uint64Range(0, n.Ticket).Draw(s.rt, "ticket"))
+	case 2:
+		_, err := s.ReleaseNode(s.t.Context(), n.ID, "uid 0")
+		s.allowed(err, ErrInvalid, ErrRevoked)
+		return
 	}
-	next, err := s.NextCertificate(s.t.Context(), n.ID, k)
-	if s.allowed(err, ErrRevoked) && next.Certificate.Sequence < n.Certificate.Sequence {
+	next, err := s.Renew(s.t.Context(), q)
+	if s.allowed(err, ErrRevoked, ErrQuarantined) && next.Certificate.Sequence < n.Certificate.Sequence {
 		s.rt.Fatalf("certificate %d after %d", next.Certificate.Sequence, n.Certificate.Sequence)
 	}
 }
@@ -276,7 +284,7 @@ func (s *story) invariants() {
 		if byDevice, ok := snap.Device(n.Device); !ok || byDevice != n {
 			s.rt.Fatalf("by its device key %s is %+v", n.Name, byDevice)
 		}
-		if id, ok := snap.ByAddr(n.Addrs.V6); ok != (n.Revoked == nil) || ok && id != n.ID {
+		if id, ok := snap.ByAddr(n.Addrs.V6); ok == n.Apart() || ok && id != n.ID {
 			s.rt.Fatalf("by its address %s is %v", n.Name, id)
 		}
 		if n.Ephemeral {
@@ -284,11 +292,11 @@ func (s *story) invariants() {
 		}
 		s.sees(snap, n)
 		peer, shown := snap.Peer(n.ID)
-		if shown != (n.Revoked == nil && !snap.Lapsed(n.ID)) ||
+		if shown != (!n.Apart() && !snap.Lapsed(n.ID)) ||
 			shown && (peer.ID != n.ID || !bytes.Equal(peer.Certificate, n.Certificate.DER) || !slices.Equal(peer.Endpoints, snap.Endpoints(n.ID))) {
 			s.rt.Fatalf("others see of %s %+v", n.Name, peer)
 		}
-		if n.Revoked == nil {
+		if !n.Apart() {
 			trusted++
 			if seen := snap.Traits(n.ID); len(seen.Advertised)+len(seen.Approved) > 0 {
 				routers++
@@ -317,9 +325,9 @@ func (s *story) invariants() {
 // sees looks that policies see of a node what people are shown, and nothing whose time has passed.
 func (s *story) sees(snap *Snapshot, n *Node) {
 	known, seen := snap.Known(n.ID), snap.Traits(n.ID)
-	if n.Revoked != nil {
+	if n.Apart() {
 		if seen.Facts != nil || seen.Advertised != nil || seen.Approved != nil {
-			s.rt.Fatalf("policies see of a revoked node %+v", seen)
+			s.rt.Fatalf("policies see of a node that is kept apart %+v", seen)
 		}
 		return
 	}

@@ -109,6 +109,7 @@ func (d *Directory) Expire(ctx context.Context) ([]proto.NodeID, error) {
 		}
 		t.lapse(d.config.Ages.Grace(d.Snapshot()))
 		t.expireFreed()
+		t.expireKeys()
 		t.expireTokens()
 		return t.expireFacts()
 	})

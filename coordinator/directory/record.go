@@ -99,6 +99,7 @@ type heldRecord struct {
 	version
 	Node  proto.NodeID `json:"node"`
 	Since time.Time    `json:"since"`
+	Until time.Time    `json:"until,omitzero"` // of a node key that was given up; zero: for ever
 }
 
 type freedRecord struct {
@@ -198,12 +199,14 @@ type tokenRecord struct {
 	Spent     []byte            `json:"spent,omitempty"`
 	SpentBy   proto.NodeID      `json:"spentBy,omitempty"`
 	Revoked   *revocationRecord `json:"revoked,omitempty"`
+	Replace   proto.NodeID      `json:"replace,omitempty"`
 }
 
 func tokenOp(t *Token) (store.Op, error) {
 	r := tokenRecord{
 		version: v1, Public: t.Public.Bytes(), User: t.User, Tags: t.Tags, Reusable: t.Reusable, Ephemeral: t.Ephemeral,
 		By: t.By, Created: t.Created, Expires: t.Expires, Uses: t.Uses, SpentBy: t.SpentBy, Revoked: revocationOf(t.Revoked),
+		Replace: t.Replace,
 	}
 	if t.SpentBy != 0 {
 		r.Spent = t.Spent.Bytes()
@@ -219,6 +222,7 @@ func parseToken(e store.Entry) (*Token, error) {
 	t := &Token{
 		User: r.User, Tags: r.Tags, Reusable: r.Reusable, Ephemeral: r.Ephemeral, By: r.By, Created: r.Created,
 		Expires: r.Expires, Uses: r.Uses, SpentBy: r.SpentBy, Revoked: r.Revoked.value(),
+		Replace: r.Replace,
 	}
 	if t.Public, err = key.ParseTokenPublic(r.Public); err != nil {
 		return nil, fmt.Errorf("record %s: %w", e.Key, err)
@@ -241,9 +245,9 @@ type userRecord struct {
 	AuthTime time.Time `json:"authTime,omitzero"`
 }
 
-type pastKeyRecord struct {
-	Key   []byte    `json:"key"`
-	Until time.Time `json:"until"`
+type quarantineRecord struct {
+	At  time.Time `json:"at"`
+	Why string    `json:"why"`
 }
 
 type certificateRecord struct {
@@ -257,36 +261,81 @@ type certificateRecord struct {
 
 type nodeRecord struct {
 	version
-	ID          proto.NodeID      `json:"id"`
-	Name        string            `json:"name"`
-	V4          netip.Addr        `json:"v4"`
-	V6          netip.Addr        `json:"v6"`
-	User        *userRecord       `json:"user,omitempty"`
-	Tags        []string          `json:"tags,omitempty"`
-	Device      []byte            `json:"device"`
-	Key         []byte            `json:"key"`
-	Keys        []pastKeyRecord   `json:"keys,omitempty"`
-	Level       string            `json:"level"`
-	Ephemeral   bool              `json:"ephemeral,omitempty"`
-	Hostname    string            `json:"hostname"`
-	Token       string            `json:"token"`
-	Created     time.Time         `json:"created"`
-	Revoked     *revocationRecord `json:"revoked,omitempty"`
-	Certificate certificateRecord `json:"certificate"`
+	ID          proto.NodeID       `json:"id"`
+	Name        string             `json:"name"`
+	V4          netip.Addr         `json:"v4"`
+	V6          netip.Addr         `json:"v6"`
+	User        *userRecord        `json:"user,omitempty"`
+	Tags        []string           `json:"tags,omitempty"`
+	Device      []byte             `json:"device"`
+	Key         []byte             `json:"key"`
+	Next        []byte             `json:"next,omitempty"`
+	NextFrom    time.Time          `json:"nextFrom,omitzero"`
+	Seed        []byte             `json:"seed,omitempty"`
+	Ticket      uint64             `json:"ticket,omitempty"`
+	Used        uint64             `json:"used,omitempty"`
+	Released    bool               `json:"released,omitempty"`
+	Quarantine  *quarantineRecord  `json:"quarantine,omitempty"`
+	Level       string             `json:"level"`
+	Ephemeral   bool               `json:"ephemeral,omitempty"`
+	Hostname    string             `json:"hostname"`
+	Token       string             `json:"token"`
+	Created     time.Time          `json:"created"`
+	Revoked     *revocationRecord  `json:"revoked,omitempty"`
+	Certificate certificateRecord  `json:"certificate"`
+	Attestation *attestationRecord `json:"attestation,omitempty"` // nil: enrolled with a token before there was anything else
+}
+
+type attestationRecord struct {
+	Kind      string    `json:"kind"`
+	Device    string    `json:"device,omitempty"`
+	Selectors []string  `json:"selectors,omitempty"`
+	Checks    []string  `json:"checks,omitempty"`
+	Again     bool      `json:"again,omitempty"`
+	Known     []byte    `json:"known,omitempty"`
+	Highest   string    `json:"highest"`
+	Since     time.Time `json:"since"`
+	Lapse     string    `json:"lapse,omitempty"`
+}
+
+func attestationOf(a *Attestation) *attestationRecord {
+	return &attestationRecord{
+		Kind: a.Kind, Device: a.Device, Selectors: a.Selectors, Checks: a.Checks, Again: a.Again, Known: a.Known,
+		Highest: a.Highest.String(), Since: a.Since, Lapse: a.Lapse,
+	}
+}
+
+// kindToken is the kind of evidence of nodes that have enrolled when there was no other.
+const kindToken = "token"
+
+func (r *attestationRecord) value(n *Node) (Attestation, error) {
+	if r == nil {
+		return Attestation{Attested: Attested{Kind: kindToken}, Highest: n.Level, Since: n.Created}, nil
+	}
+	highest, err := cert.ParseLevel(r.Highest)
+	return Attestation{
+		Attested: Attested{Kind: r.Kind, Device: r.Device, Selectors: r.Selectors, Checks: r.Checks, Again: r.Again, Known: r.Known},
+		Highest:  highest, Since: r.Since, Lapse: r.Lapse,
+	}, err
 }
 
 func nodeOp(n *Node) (store.Op, error) {
 	r := nodeRecord{
 		version: v1, ID: n.ID, Name: n.Name, V4: n.Addrs.V4, V6: n.Addrs.V6, Tags: n.Tags, Device: n.Device.Bytes(),
-		Key: n.Key.Bytes(), Level: n.Level.String(), Ephemeral: n.Ephemeral, Hostname: n.Hostname, Token: n.Token,
+		Key: n.Key.Bytes(), NextFrom: n.NextFrom, Seed: n.Seed, Ticket: n.Ticket, Used: n.Used, Released: n.Released, Level: n.Level.String(), Ephemeral: n.Ephemeral, Hostname: n.Hostname, Token: n.Token,
 		Created: n.Created, Revoked: revocationOf(n.Revoked), Certificate: certificateRecord(n.Certificate),
+		Attestation: attestationOf(&n.Attestation),
 	}
 	if !n.User.IsZero() {
 		u := userRecord(n.User)
 		r.User = &u
 	}
-	for _, k := range n.Keys {
-		r.Keys = append(r.Keys, pastKeyRecord{Key: k.Key.Bytes(), Until: k.Until})
+	if !n.Next.IsZero() {
+		r.Next = n.Next.Bytes()
+	}
+	if n.Quarantine != nil {
+		q := quarantineRecord(*n.Quarantine)
+		r.Quarantine = &q
 	}
 	return putRecord(nodePath(n.ID), r)
 }
@@ -299,7 +348,7 @@ func parseNode(e store.Entry) (*Node, error) {
 	n := &Node{
 		Identity:  proto.Identity{ID: r.ID, Name: r.Name, Addrs: proto.Addrs{V4: r.V4, V6: r.V6}, Tags: r.Tags},
 		Ephemeral: r.Ephemeral, Hostname: r.Hostname, Token: r.Token, Created: r.Created, Revoked: r.Revoked.value(),
-		Certificate: Certificate(r.Certificate),
+		Certificate: Certificate(r.Certificate), NextFrom: r.NextFrom, Seed: r.Seed, Ticket: r.Ticket, Used: r.Used, Released: r.Released,
 	}
 	if r.User != nil {
 		n.User = proto.User(*r.User)
@@ -313,14 +362,19 @@ func parseNode(e store.Entry) (*Node, error) {
 	if n.Key, err = key.ParseNodePublic(r.Key); err != nil {
 		return nil, fmt.Errorf("record %s: %w", e.Key, err)
 	}
-	for _, k := range r.Keys {
-		p, err := key.ParseNodePublic(k.Key)
-		if err != nil {
+	if r.Next != nil {
+		if n.Next, err = key.ParseNodePublic(r.Next); err != nil {
 			return nil, fmt.Errorf("record %s: %w", e.Key, err)
 		}
-		n.Keys = append(n.Keys, PastKey{Key: p, Until: k.Until})
+	}
+	if r.Quarantine != nil {
+		q := Quarantine(*r.Quarantine)
+		n.Quarantine = &q
 	}
 	if n.Level, err = cert.ParseLevel(r.Level); err != nil {
+		return nil, fmt.Errorf("record %s: %w", e.Key, err)
+	}
+	if n.Attestation, err = r.Attestation.value(n); err != nil {
 		return nil, fmt.Errorf("record %s: %w", e.Key, err)
 	}
 	return n, nil

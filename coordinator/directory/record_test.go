@@ -1,6 +1,7 @@
 package directory
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -12,7 +13,8 @@ import (
 func FuzzRecords(f *testing.F) {
 	r := newRig(f)
 	n := r.enroll(machine(f, r.token(func(s *TokenSpec) { s.Tags, s.User = nil, "ann@example.com" }), "host"))
-	if _, err := r.NextCertificate(f.Context(), n.ID, newNodeKey(f)); err != nil {
+	n = r.renew(r.renew(n))
+	if _, err := r.Renew(f.Context(), Renewal{ID: n.ID, Key: newNodeKey(f), Ticket: n.ticketOf(1)}); !errors.Is(err, ErrQuarantined) {
 		f.Fatal(err)
 	}
 	if _, err := r.RevokeNode(f.Context(), n.ID, "lost", "uid 0"); err != nil {

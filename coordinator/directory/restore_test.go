@@ -60,10 +60,7 @@ func TestRestore(t *testing.T) {
 	lateMachine := machine(t, spare, "late")
 	late := r.enroll(lateMachine)
 	r.clock.pass(time.Hour)
-	newest, err := r.NextCertificate(t.Context(), kept.ID, kept.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	newest := r.renew(r.renew(kept))
 	if _, err := r.RevokeNode(t.Context(), before.ID, "", "uid 0"); err != nil {
 		t.Fatal(err)
 	}
@@ -87,18 +84,27 @@ func TestRestore(t *testing.T) {
 	if got, _ := s.TokenByID(spentToken.ID); got.Revoked != nil {
 		t.Error("a spent token was voided: its device could not finish")
 	}
-	if _, err := first.NextCertificate(t.Context(), late.ID, late.Key); !errors.Is(err, ErrUnknown) {
+	if _, err := first.Renew(t.Context(), first.renewal(late, newNodeKey(t))); !errors.Is(err, ErrUnknown) {
 		t.Errorf("a node that is newer than the backup: %v, want ErrUnknown", err)
 	}
-	if n, err := first.NextCertificate(t.Context(), kept.ID, kept.Key); err != nil || n.Certificate.Sequence <= newest.Certificate.Sequence {
-		t.Errorf("the next certificate is %d (%v), %d was issued", n.Certificate.Sequence, err, newest.Certificate.Sequence)
+	// The node has a ticket that this store knows nothing of, and keys.
+	k := newNodeKey(t)
+	n, err := first.Renew(t.Context(), first.renewal(newest, k))
+	if err != nil || n.Certificate.Sequence <= newest.Certificate.Sequence || n.Key != k || !n.Next.IsZero() {
+		t.Errorf("the next certificate: %+v, %v; %d was issued", n, err, newest.Certificate.Sequence)
+	}
+	if n = first.renew(n); n.Key != k || n.Next.IsZero() {
+		t.Errorf("and the one after it: %+v", n)
+	}
+	if _, err := first.Renew(t.Context(), first.renewal(newest, newNodeKey(t))); !errors.Is(err, ErrQuarantined) {
+		t.Errorf("with the ticket from before the restore again: %v", err)
 	}
 	lateMachine.Token = first.token(nil).Public
 	if again := first.enroll(lateMachine); again.ID == late.ID {
 		t.Error("it came back with its old id")
 	}
 	book, err := first.Audit(t.Context(), 0, 100)
-	if err != nil || len(book) == 0 || book[len(book)-1].Action != audit.MeshCreate || book[2].Action != audit.Restore {
+	if err != nil || len(book) == 0 || book[len(book)-1].Action != audit.MeshCreate || book[3].Action != audit.Restore {
 		t.Errorf("audit: %+v, %v", book, err)
 	}
 	high := first.Snapshot().Version()

@@ -54,6 +54,9 @@ func issue(n cert.Node, now time.Time) (cert.Node, error) {
 	n.NotBefore, n.NotAfter = now.Add(-time.Minute), now.Add(time.Hour)
 	n.Raw = fmt.Appendf(nil, "%s %s %d", n.ID, n.DNSName, n.Sequence)
 	n.Serial = fmt.Sprint(n.Sequence)
+	if len(n.Keys) == 2 {
+		n.Keys[1].NotBefore = now.Add(15 * time.Minute)
+	}
 	return n, nil
 }
 
@@ -162,6 +165,21 @@ func (r *rig) enroll(q EnrollRequest) *Node {
 func (r *rig) node(hostname string) *Node {
 	r.t.Helper()
 	return r.enroll(machine(r.t, r.token(nil), hostname))
+}
+
+// renewal is what a node asks with that has all that it was given last.
+func (r *rig) renewal(n *Node, next key.NodePublic) Renewal {
+	return Renewal{ID: n.ID, Key: next, Ticket: n.NextTicket()}
+}
+
+// renew renews a node with a new key.
+func (r *rig) renew(n *Node) *Node {
+	r.t.Helper()
+	next, err := r.Renew(context.Background(), r.renewal(n, newNodeKey(r.t)))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return next
 }
 
 // traits gives a node facts and routes, and a user roles.

@@ -94,7 +94,7 @@ func (s *Snapshot) Tokens() iter.Seq[*Token] { return values(s.state.tokens) }
 // Node answers who a trusted node is.
 func (s *Snapshot) Node(id proto.NodeID) (proto.Identity, bool) {
 	n, ok := s.Lookup(id)
-	if !ok || n.Revoked != nil {
+	if !ok || n.Apart() {
 		return proto.Identity{}, false
 	}
 	return n.Identity, true
@@ -112,7 +112,7 @@ func (s *Snapshot) All() iter.Seq[proto.NodeID] { return values(s.state.trusted)
 // ByAddr answers the trusted node with an overlay address.
 func (s *Snapshot) ByAddr(a netip.Addr) (proto.NodeID, bool) {
 	n, ok := s.resolve(s.state.addrs.Get(addrKey(a.Unmap())))
-	if !ok || n.Revoked != nil {
+	if !ok || n.Apart() {
 		return 0, false
 	}
 	return n.ID, true

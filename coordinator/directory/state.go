@@ -17,6 +17,7 @@ type state struct {
 	nodes     index[proto.NodeID, *Node]
 	names     index[string, proto.NodeID]
 	devices   index[string, proto.NodeID] // by deviceKey
+	machines  index[string, proto.NodeID] // by the name of the piece of hardware, where that is known
 	ephemeral index[proto.NodeID, proto.NodeID]
 	addrs     index[string, proto.NodeID] // by addrKey; both addresses of every node
 	// trusted, users and tags have only nodes that are not revoked: what policies are about.
@@ -24,8 +25,10 @@ type state struct {
 	users   index[string, proto.NodeID] // by memberKey of the login name
 	tags    index[string, proto.NodeID] // by memberKey of the tag
 	held    index[string, proto.NodeID] // every key that a node ever held; who held it
-	tokens  index[string, *Token]       // by id
-	freed   index[string, time.Time]    // by addrKey of the IPv4 address: until when it rests
+	// keyEnds is the node keys that were given up, by timeKey of when they are forgotten.
+	keyEnds index[string, givenUp]
+	tokens  index[string, *Token]    // by id
+	freed   index[string, time.Time] // by addrKey of the IPv4 address: until when it rests
 	lapsed  index[proto.NodeID, proto.NodeID]
 	// What Expire looks at, by timeKey of the time that is over: the certificates of trusted nodes that have not lapsed, the
 	// rest of addresses, tokens.
@@ -33,7 +36,7 @@ type state struct {
 	rests     index[string, netip.Addr]
 	tokenEnds index[string, *Token]
 	endpoints index[proto.NodeID, []proto.Endpoint]
-	peers     index[proto.NodeID, *proto.Peer] // trusted nodes that have not lapsed, for netmaps to share
+	peers     index[proto.NodeID, *proto.Peer]  // trusted nodes that have not lapsed, for netmaps to share
 	policy    *Policy                           // nil before the first one
 	roles     index[string, *UserRoles]         // by login name
 	traits    index[proto.NodeID, *Traits]      // only of nodes of which something is known
@@ -49,11 +52,11 @@ type state struct {
 func newState() state {
 	type id = proto.NodeID
 	return state{
-		nodes: newIndex[id, *Node](), names: newIndex[string, id](), devices: newIndex[string, id](),
+		nodes: newIndex[id, *Node](), names: newIndex[string, id](), devices: newIndex[string, id](), machines: newIndex[string, id](),
 		ephemeral: newIndex[id, id](), addrs: newIndex[string, id](), trusted: newIndex[id, id](),
-		users: newIndex[string, id](), tags: newIndex[string, id](), held: newIndex[string, id](),
+		users: newIndex[string, id](), tags: newIndex[string, id](), held: newIndex[string, id](), keyEnds: newIndex[string, givenUp](),
 		tokens: newIndex[string, *Token](), freed: newIndex[string, time.Time](), endpoints: newIndex[id, []proto.Endpoint](),
-		peers: newIndex[id, *proto.Peer](),
+		peers:  newIndex[id, *proto.Peer](),
 		lapsed: newIndex[id, id](), ends: newIndex[string, id](), rests: newIndex[string, netip.Addr](),
 		tokenEnds: newIndex[string, *Token](), roles: newIndex[string, *UserRoles](), traits: newIndex[id, *Traits](),
 		factEnds: newIndex[string, id](), routers: newIndex[id, id](), stale: newIndex[id, id](),
@@ -134,13 +137,16 @@ func (s *state) setNode(n *Node) {
 	put(&s.nodes, id, n)
 	put(&s.names, n.Name, n.ID)
 	put(&s.devices, deviceKey(n.Device), n.ID)
+	if m := n.Attestation.Device; m != "" {
+		put(&s.machines, m, n.ID)
+	}
 	for _, a := range n.Addrs.Slice() {
 		put(&s.addrs, addrKey(a), n.ID)
 	}
 	if n.Ephemeral {
 		put(&s.ephemeral, id, n.ID)
 	}
-	if n.Revoked != nil {
+	if n.Apart() {
 		return
 	}
 	put(&s.trusted, id, n.ID)
@@ -173,6 +179,9 @@ func (s *state) unindex(n *Node) {
 	id := n.ID
 	drop(&s.names, n.Name)
 	drop(&s.devices, deviceKey(n.Device))
+	if m := n.Attestation.Device; m != "" {
+		drop(&s.machines, m)
+	}
 	drop(&s.ephemeral, id)
 	drop(&s.lapsed, id)
 	drop(&s.peers, id)

@@ -34,6 +34,8 @@ type TokenSpec struct {
 	Ephemeral bool
 	TTL       time.Duration
 	By        string
+	// Replace is the node whose machine the one that joins takes the place of, with who it is.
+	Replace proto.NodeID
 }
 
 // TokenID names a token by its public half.
@@ -54,13 +56,24 @@ func (d *Directory) CreateToken(ctx context.Context, spec TokenSpec) (*Token, er
 			ID: TokenID(spec.Public), Public: spec.Public, User: spec.User, Tags: tags, Reusable: spec.Reusable,
 			Ephemeral: spec.Ephemeral, By: spec.By, Created: t.now, Expires: t.now.Add(spec.TTL),
 		}
+		if spec.Replace != 0 {
+			n, err := t.trustedNode(spec.Replace)
+			if err != nil {
+				return err
+			}
+			token.Replace, token.User, token.Tags = n.ID, n.User.Name, n.Tags
+		}
 		if _, ok := t.tokens.Get(token.ID); ok {
 			return fmt.Errorf("token %s exists already: %w", token.ID, ErrInvalid)
 		}
 		if t.tokens.Len() >= MaxTokens {
 			return fmt.Errorf("there are %d tokens already; wait until some have expired: %w", MaxTokens, ErrInvalid)
 		}
-		t.record(spec.By, audit.TokenCreate, token.ID, token.who(), "expires "+token.Expires.Format(time.RFC3339))
+		why := "expires " + token.Expires.Format(time.RFC3339)
+		if token.Replace != 0 {
+			why += ", replaces the machine of node " + token.Replace.String()
+		}
+		t.record(spec.By, audit.TokenCreate, token.ID, token.who(), why)
 		return t.setToken(token)
 	})
 	if err != nil {
@@ -75,6 +88,9 @@ func (s TokenSpec) check() (tags []string, err error) {
 	}
 	if s.Public.IsZero() {
 		return nil, fmt.Errorf("token without a public key: %w", ErrInvalid)
+	}
+	if s.Replace != 0 && (s.User != "" || len(s.Tags) > 0 || s.Reusable || s.Ephemeral) {
+		return nil, fmt.Errorf("token that replaces a node's machine: it is for one machine, which becomes what that node is: %w", ErrInvalid)
 	}
 	if s.User != "" && len(s.Tags) > 0 {
 		return nil, fmt.Errorf("token for user %.64q with %d tags: want a user or tags, for a node is a person's machine or has a role: %w",

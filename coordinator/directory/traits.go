@@ -218,7 +218,7 @@ func attested(l cert.Level) compile.Traits { return attestations[l] }
 // Traits is what policies know of a trusted node beside who it is. Facts whose time has passed are not there.
 func (s *Snapshot) Traits(id proto.NodeID) compile.Traits {
 	n, ok := s.Lookup(id)
-	if !ok || n.Revoked != nil {
+	if !ok || n.Apart() {
 		return compile.Traits{}
 	}
 	t, ok := s.state.traits.Get(id)
@@ -242,7 +242,7 @@ func (s *Snapshot) Known(id proto.NodeID) Traits {
 		out = *t.clone()
 	}
 	out.Facts = slices.DeleteFunc(out.Facts, func(f Fact) bool { return f.over(s.now) })
-	out.Facts = append(out.Facts, Fact{Name: factAttestation, Value: n.Level.String(), Source: SourceCoordinator, Set: n.Created})
+	out.Facts = append(out.Facts, Fact{Name: factAttestation, Value: n.Level.String(), Source: SourceCoordinator, Set: n.Attestation.Since})
 	sortFacts(out.Facts)
 	return out
 }
@@ -251,10 +251,10 @@ func (s *Snapshot) Known(id proto.NodeID) Traits {
 func Alike(before, after *Snapshot, id proto.NodeID) bool {
 	old, was := before.Lookup(id)
 	n, is := after.Lookup(id)
-	if !was || !is || (old.Revoked == nil) != (n.Revoked == nil) || before.Lapsed(id) != after.Lapsed(id) {
+	if !was || !is || old.Apart() != n.Apart() || before.Lapsed(id) != after.Lapsed(id) {
 		return false
 	}
-	if old.Key != n.Key || old.Level != n.Level || old.Name != n.Name || old.User != n.User || !slices.Equal(old.Tags, n.Tags) {
+	if old.Level != n.Level || old.Name != n.Name || old.User != n.User || !slices.Equal(old.Tags, n.Tags) {
 		return false
 	}
 	t, _ := before.state.traits.Get(id)
@@ -421,7 +421,7 @@ func (s *state) setTraits(n *Node, next *Traits) {
 	if !next.ends.IsZero() {
 		put(&s.factEnds, timeKey(next.ends, idKey(n.ID)), n.ID)
 	}
-	if next.routes() && n.Revoked == nil {
+	if next.routes() && !n.Apart() {
 		put(&s.routers, n.ID, n.ID)
 	}
 }

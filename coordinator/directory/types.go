@@ -15,6 +15,8 @@ var (
 	ErrTokenSpent    = errors.New("join token was used before")
 	ErrTokenExpired  = errors.New("join token has expired")
 	ErrTokenRevoked  = errors.New("join token was revoked")
+	ErrMachineKnown  = errors.New("machine is another node already")
+	ErrDowngrade     = errors.New("machine proves less than the node's did before")
 	ErrKeyUsed       = errors.New("key is held by another node, or was once")
 	ErrRevoked       = errors.New("node was revoked")
 	ErrUnknown       = errors.New("node is not known")
@@ -29,24 +31,53 @@ var (
 type Node struct {
 	proto.Identity
 	Device key.DevicePublic
-	// Key is the WireGuard key of the last certificate.
-	Key key.NodePublic
-	// Keys are the keys that came before it, oldest first, at most maxKeyHistory of them.
-	Keys      []PastKey
-	Level     cert.Level
-	Ephemeral bool   // removed when it was away for AwayLimit
-	Hostname  string // as the node named itself; Name was made from it
-	Token     string // id of the token that it enrolled with
-	Created   time.Time
-	Revoked   *Revocation // nil while the node is trusted
+	// Key is the WireGuard key that the last certificate begins with; Next takes its place at NextFrom. A node that has never
+	// renewed has no next.
+	Key, Next key.NodePublic
+	NextFrom  time.Time
+	// Seed is what the node's tickets are made with, Ticket the number of the one that came with the certificate, Used that of
+	// the one that the certificate was given for; see Renew.
+	Seed         []byte
+	Ticket, Used uint64
+	Released     bool        // from quarantine, and not renewed since
+	Quarantine   *Quarantine // nil while the node is one of the mesh
+	Level        cert.Level  // as proved last; Attestation has the rest
+	Ephemeral    bool        // removed when it was away for AwayLimit
+	Hostname     string      // as the node named itself; Name was made from it
+	Token        string      // id of the token that it enrolled with
+	Created      time.Time
+	Revoked      *Revocation // nil while the node is trusted
 	// Certificate is the last one that was issued.
 	Certificate Certificate
+	Attestation Attestation
 }
 
-// PastKey is a WireGuard key that a node gave up, and when.
-type PastKey struct {
-	Key   key.NodePublic
-	Until time.Time
+// Attested is what the machine of a node proved of itself beside its level.
+type Attested struct {
+	Kind      string // of the evidence
+	Device    string // name of the piece of hardware; one is one node
+	Selectors []string
+	Checks    []string
+	// Again says that it can be proved again at each renewal, which takes Known.
+	Again bool
+	Known []byte
+}
+
+// Attestation is what is remembered of that.
+type Attestation struct {
+	Attested
+	// Highest is the highest level so far, below which no other machine may take this one's place; LevelNone after a reset.
+	Highest cert.Level
+	Since   time.Time // of what was proved last
+	Lapse   string    // why it could not be proved again; empty while it can
+}
+
+// Checked is when a node proved what it is for the last time: with each certificate, where it proves that again.
+func (n *Node) Checked() time.Time {
+	if a := &n.Attestation; a.Again && a.Lapse == "" {
+		return n.Certificate.Issued
+	}
+	return n.Attestation.Since
 }
 
 // Certificate is a node certificate that was issued.
@@ -81,6 +112,8 @@ type Token struct {
 	// Spent is the device that used up a single-use token; only it may finish again.
 	Spent   key.DevicePublic
 	SpentBy proto.NodeID
+	// Replace is the node whose machine the one that joins takes the place of; 0 where it becomes a new node.
+	Replace proto.NodeID
 	Revoked *Revocation
 }
 

@@ -3,6 +3,7 @@ package distribute
 import (
 	"container/list"
 	"log/slog"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -57,6 +58,8 @@ type Hub struct {
 	// fresh are nodes that attached before the hub heard of them. If one is gone again before the hub looks, the change that
 	// it looks at says nothing of it.
 	fresh []proto.NodeID
+	// talks are peers of nodes that renew: they learn of it at once.
+	talks map[proto.NodeID][]proto.NodeID
 
 	waits waits
 
@@ -75,7 +78,7 @@ func newHub(c Config) *Hub {
 	h := &Hub{
 		config: c, sub: c.Directory.Subscribe(), metrics: newMetrics(c.Registry),
 		started: c.Clock(), stop: make(chan struct{}), done: make(chan struct{}),
-		nodes: make(map[proto.NodeID]*record), away: list.New(), calm: make(map[proto.NodeID]struct{}),
+		nodes: make(map[proto.NodeID]*record), away: list.New(), talks: make(map[proto.NodeID][]proto.NodeID), calm: make(map[proto.NodeID]struct{}),
 	}
 	snap := h.sub.Snapshot()
 	h.source.Store(&Source{Snapshot: snap, Program: c.Compile(snap.Policy()), Authorities: c.Authorities(), Outage: c.Outage})
@@ -142,11 +145,18 @@ func (h *Hub) apply(c directory.Change) {
 	h.mu.Lock()
 	fresh := h.fresh
 	h.fresh = nil
+	talks := make(map[proto.NodeID][]proto.NodeID)
+	for _, id := range c.Nodes {
+		if peers, ok := h.talks[id]; ok {
+			talks[id] = peers
+			delete(h.talks, id)
+		}
+	}
 	h.mu.Unlock()
-	h.expel(after, slices.Concat(c.Nodes, fresh))
+	h.expel(before, after, slices.Concat(c.Nodes, fresh))
 
 	dirty := make(map[proto.NodeID]struct{})
-	if touch(before, after, c, h.config.Clock(), dirty, h.calm) {
+	if touch(before, after, c, talks, h.config.Clock(), dirty, h.calm) {
 		h.mu.Lock()
 		for id := range h.nodes {
 			dirty[id] = struct{}{}
@@ -161,8 +171,8 @@ func (h *Hub) apply(c directory.Change) {
 }
 
 // touch finds the nodes whose netmaps can differ after a change: they are added to dirty, and those for whom that does not hurry
-// to later. It answers whether instead it can be all of them.
-func touch(before, after Source, c directory.Change, now time.Time, dirty, later map[proto.NodeID]struct{}) (all bool) {
+// to later, all but those that talk with the node. It answers whether instead it can be all of them.
+func touch(before, after Source, c directory.Change, talks map[proto.NodeID][]proto.NodeID, now time.Time, dirty, later map[proto.NodeID]struct{}) (all bool) {
 	if before.outage() != after.outage() || ended(before, after) || !slices.EqualFunc(before.Authorities, after.Authorities, slices.Equal) {
 		return true
 	}
@@ -172,11 +182,19 @@ func touch(before, after Source, c directory.Change, now time.Time, dirty, later
 	between.Snapshot = after.Snapshot
 	was, is := before.bind(), between.bind()
 	for _, id := range c.Nodes {
-		if calm(c.Before, c.After, id, now) {
-			affected(was, is, id, later)
-		} else {
+		if !calm(c.Before, c.After, id, now) {
 			affected(was, is, id, dirty)
+			continue
 		}
+		tied := make(map[proto.NodeID]struct{})
+		affected(was, is, id, tied)
+		for _, peer := range talks[id] {
+			if _, ok := tied[peer]; ok {
+				dirty[peer] = struct{}{}
+				delete(tied, peer)
+			}
+		}
+		maps.Copy(later, tied)
 	}
 	if c.Policy {
 		for _, id := range compile.Changed(is.policy, after.bind().policy) {
@@ -203,11 +221,13 @@ func (h *Hub) settle() {
 	h.calm = make(map[proto.NodeID]struct{})
 }
 
-// expel ends the streams of nodes that are not trusted any more, and forgets them.
-func (h *Hub) expel(s Source, changed []proto.NodeID) {
+// expel ends the streams of nodes that are not trusted any more, and forgets them. Those that come into quarantine, or out of
+// it, have to connect again.
+func (h *Hub) expel(before, after Source, changed []proto.NodeID) {
 	for _, id := range changed {
-		n, known := s.Snapshot.Lookup(id)
+		n, known := after.Snapshot.Lookup(id)
 		if known && n.Revoked == nil {
+			h.part(before, n)
 			continue
 		}
 		h.waits.gone(id)
@@ -229,6 +249,54 @@ func (h *Hub) expel(s Source, changed []proto.NodeID) {
 			session.stream.End(refusal.Deleted())
 		}
 	}
+}
+
+// Drop ends the stream of a node.
+func (h *Hub) Drop(id proto.NodeID, why *refusal.Refusal) {
+	h.mu.Lock()
+	r := h.nodes[id]
+	var session *Session
+	if r != nil {
+		session = r.session
+	}
+	h.mu.Unlock()
+	if session != nil {
+		session.stream.End(why)
+	}
+}
+
+// part ends the stream of a node whose quarantine begins or ends.
+func (h *Hub) part(before Source, n *directory.Node) {
+	old, was := before.Snapshot.Lookup(n.ID)
+	if !was || (old.Quarantine == nil) == (n.Quarantine == nil) {
+		return
+	}
+	h.mu.Lock()
+	var session *Session
+	if r := h.nodes[n.ID]; r != nil {
+		session = r.session
+	}
+	h.mu.Unlock()
+	switch {
+	case session == nil:
+	case n.Quarantine != nil:
+		r := refusal.Quarantined(n.Quarantine.Why)
+		r.RetryAfter = time.Second // to be told that it has no peers
+		session.stream.End(r)
+	default:
+		session.stream.End(refusal.Released())
+	}
+}
+
+// Talks says which peers of a node ought to learn at once of the renewal that it is about to get; nil takes that back.
+func (h *Hub) Talks(id proto.NodeID, peers []proto.NodeID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(peers) == 0 {
+		delete(h.talks, id)
+		return
+	}
+	h.talks[id] = peers
 }
 
 // forget drops a record. Called with the lock held.

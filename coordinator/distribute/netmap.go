@@ -77,12 +77,17 @@ func (s Source) outage() proto.Outage { return s.Program.Outage(s.Outage) }
 func (s Source) bind() *bound { return &bound{s, s.Program.On(s.Snapshot)} }
 
 func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
-	if _, trusted := s.Snapshot.Node(id); !trusted {
+	n, known := s.Snapshot.Lookup(id)
+	if !known || n.Revoked != nil {
 		return nil
 	}
 	nm := &proto.Netmap{
 		Version: s.Snapshot.Version(), Mesh: s.Snapshot.Mesh(), Self: id,
 		Authorities: s.Authorities, Outage: s.outage(),
+	}
+	if n.Quarantine != nil {
+		nm.Requires = []string{proto.FeatureRules}
+		return nm
 	}
 	view := s.policy.For(id)
 	if nm.Requires = Requires(view); len(lacking(nm.Requires, features)) > 0 {
@@ -116,11 +121,12 @@ func affected(before, after *bound, id proto.NodeID, dirty map[proto.NodeID]stru
 // hurry is how much of its life a certificate that peers have must have left for its successor to wait.
 const hurry = 4 * time.Minute
 
-// calm says that all that happened to a node is that its certificate was renewed well before the old one ends.
+// calm says that all that happened to a node is that its certificate was renewed well before the old one ends, and that the key
+// that it uses meanwhile is one that its peers know.
 func calm(before, after *directory.Snapshot, id proto.NodeID, now time.Time) bool {
 	old, was := before.Lookup(id)
 	n, is := after.Lookup(id)
-	return was && is && n.Revoked == nil && old.Certificate.Serial != n.Certificate.Serial &&
+	return was && is && !n.Apart() && (n.Key == old.Key || n.Key == old.Next) && old.Certificate.Serial != n.Certificate.Serial &&
 		old.Certificate.NotAfter.Sub(now) > hurry &&
 		directory.Alike(before, after, id) && slices.Equal(before.Endpoints(id), after.Endpoints(id))
 }

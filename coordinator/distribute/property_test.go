@@ -169,7 +169,7 @@ func look(t *rapid.T, w *world) {
 	w.hub.apply(c)
 	after := w.hub.Source()
 	touched := make(map[proto.NodeID]struct{})
-	all := touch(before, after, c, w.clock(), touched, touched)
+	all := touch(before, after, c, nil, w.clock(), touched, touched)
 	if all && !c.Policy {
 		t.Errorf("all nodes are looked at for a change of %v", c.Nodes)
 	}

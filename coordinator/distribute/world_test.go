@@ -140,7 +140,11 @@ func (w *world) renew(id proto.NodeID) {
 	if !ok {
 		return
 	}
-	if _, err := w.dir.NextCertificate(background, id, n.Key); err != nil && n.Revoked == nil {
+	k, err := key.NewNode(w.random)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := w.dir.Renew(background, directory.Renewal{ID: id, Key: k.Public(), Ticket: n.NextTicket()}); err != nil && !n.Apart() {
 		w.t.Fatal(err)
 	}
 }

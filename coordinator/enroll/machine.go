@@ -3,6 +3,7 @@ package enroll
 import (
 	"crypto/hmac"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -38,10 +39,13 @@ type Renew struct {
 	Message  *redoubtv1.Renew
 	Exporter []byte
 	Protocol uint32
-	// Who the stream's certificate says that it is, and the node key that the directory has for it.
+	// Who the stream's certificate says that it is.
 	ID     proto.NodeID
 	Device key.DevicePublic
-	Key    key.NodePublic
+	// Kind is the kind of evidence that the machine gave when it enrolled and can give again, with what its attestor noted
+	// then; empty where it cannot.
+	Kind  string
+	Known []byte
 }
 
 // Proof is the answer to a challenge.
@@ -64,14 +68,19 @@ type Challenge struct {
 // Admit asks the directory to make this machine a node; the answer to the machine is a certificate.
 type Admit struct {
 	Claim      attest.Claim
+	Kind       string // of the evidence
 	Attributes attest.Attributes
 	Hostname   string
 }
 
-// Extend asks the directory for the next certificate of a node.
+// Extend asks the directory for the next certificate of a node, with the key that it proved to hold as the one to come next.
 type Extend struct {
 	ID  proto.NodeID
 	Key key.NodePublic
+	// Again is what the machine proved of itself once more; nil where nothing is to be proved again, and where it could not,
+	// of which Lapse says why.
+	Again *attest.Attributes
+	Lapse string
 }
 
 func (Challenge) effect() {}
@@ -98,6 +107,9 @@ type asked struct {
 	node      proto.NodeID // of a renewal
 	attestor  attest.Attestor
 	state     attest.State
+	opening   []byte // of an enrolment: what came with the offer
+	known     []byte // of a renewal: what was noted of the machine
+	lapse     string // of a renewal: why nothing is asked
 }
 
 // New makes the machine of one stream.
@@ -145,6 +157,7 @@ func (m *Machine) hello(now time.Time, e Hello) (Effect, error) {
 	if a.attestor, err = m.attestors.Choose(enrol.GetEvidence()); err != nil {
 		return nil, &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: err.Error()}
 	}
+	a.opening = enrol.GetOpenings()[a.attestor.Kind()]
 	return m.challenge(now, a, e.Protocol)
 }
 
@@ -156,13 +169,14 @@ func (m *Machine) renew(now time.Time, e Renew) (Effect, error) {
 	if err != nil {
 		return nil, refusal.Malformed("node key: " + err.Error())
 	}
-	if node != e.Key {
-		return nil, refusal.Malformed("this coordinator does not exchange node keys, and the certificate is asked for another one than the node has; " +
-			"if the agent lost its key, delete the node and enrol it again")
-	}
 	a := &asked{
 		domain: wire.DomainRenew, exporter: e.Exporter, hash: e.Sum, node: e.ID,
-		claim: attest.Claim{Device: e.Device, Node: node},
+		claim: attest.Claim{Device: e.Device, Node: node}, known: e.Known,
+	}
+	if e.Kind != "" {
+		if a.attestor = m.attestors.Of(e.Kind); a.attestor == nil {
+			a.lapse = "evidence of kind " + e.Kind + " is not accepted here any more"
+		}
 	}
 	return m.challenge(now, a, e.Protocol)
 }
@@ -179,14 +193,33 @@ func (m *Machine) challenge(now time.Time, a *asked, protocol uint32) (Effect, e
 		Nonce: a.nonce[:], EphemeralPublic: a.ephemeral.Public().Bytes(), ServerTime: now.UnixMilli(), Protocol: protocol,
 	}
 	if a.attestor != nil {
-		c.Attestor = a.attestor.Kind()
-		if c.Parameters, a.state, err = a.attestor.Begin(now, m.random, a.claim); err != nil {
-			return nil, &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "evidence of kind " + c.Attestor + ": " + err.Error()}
+		if err := m.begin(now, a, c); err != nil {
+			return nil, err
 		}
 	}
 	a.until = now.Add(Patience)
 	m.asked = a
 	return Challenge{c}, nil
+}
+
+// begin asks for evidence. What a node cannot be asked for again is no reason to refuse it a certificate.
+func (m *Machine) begin(now time.Time, a *asked, c *redoubtv1.Challenge) (err error) {
+	c.Attestor = a.attestor.Kind()
+	if a.node == 0 {
+		if c.Parameters, a.state, err = a.attestor.Begin(now, m.random, a.claim, a.opening); err != nil {
+			return evidence(a.attestor, err)
+		}
+		return nil
+	}
+	if c.Parameters, a.state, err = a.attestor.Again(now, a.claim, a.known); err != nil {
+		a.attestor, a.lapse, c.Attestor = nil, err.Error(), ""
+	}
+	return nil
+}
+
+// evidence refuses evidence.
+func evidence(a attest.Attestor, err error) *refusal.Refusal {
+	return &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "evidence of kind " + a.Kind() + ": " + err.Error()}
 }
 
 // proof judges an answer. Whatever comes of it, the challenge is used up.
@@ -211,14 +244,34 @@ func (m *Machine) proof(now time.Time, e Proof) (Effect, error) {
 		return nil, refusal.Proof("the device key")
 	}
 	if a.node != 0 {
-		return Extend{ID: a.node, Key: a.claim.Node}, nil
+		return a.extend(now, e.Message.GetEvidence(), binding)
 	}
 	if !a.claim.Token.IsZero() && !a.claim.Token.Verify(binding[:], e.Message.GetTokenSignature()) {
 		return nil, refusal.Token()
 	}
 	attributes, err := a.attestor.Finish(now, a.state, e.Message.GetEvidence(), binding)
 	if err != nil {
-		return nil, &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "evidence of kind " + a.attestor.Kind() + ": " + err.Error()}
+		return nil, evidence(a.attestor, err)
 	}
-	return Admit{Claim: a.claim, Attributes: attributes, Hostname: a.hostname}, nil
+	return Admit{Claim: a.claim, Kind: a.attestor.Kind(), Attributes: attributes, Hostname: a.hostname}, nil
+}
+
+// extend judges the evidence of a renewal. A machine that says that it cannot give any keeps its certificate, and has proved
+// less; one that gives what does not hold gets nothing.
+func (a *asked) extend(now time.Time, given []byte, binding [32]byte) (Effect, error) {
+	x := Extend{ID: a.node, Key: a.claim.Node, Lapse: a.lapse}
+	if a.attestor == nil {
+		return x, nil
+	}
+	attributes, err := a.attestor.Finish(now, a.state, given, binding)
+	var unable *attest.UnableError
+	switch {
+	case errors.As(err, &unable):
+		x.Lapse = unable.Reason
+	case err != nil:
+		return nil, evidence(a.attestor, err)
+	default:
+		x.Again = &attributes
+	}
+	return x, nil
 }

@@ -105,7 +105,7 @@ func TestEnrolment(t *testing.T) {
 
 func TestRenewal(t *testing.T) {
 	p, m := newPeer(t), newMachine(t)
-	renew := Renew{Sum: [32]byte{2}, Exporter: exporter, Message: &redoubtv1.Renew{NodePublic: p.node.Public().Bytes()}, ID: 7, Device: p.device.Device(), Key: p.node.Public()}
+	renew := Renew{Sum: [32]byte{2}, Exporter: exporter, Message: &redoubtv1.Renew{NodePublic: p.node.Public().Bytes()}, ID: 7, Device: p.device.Device()}
 	for range 3 {
 		c := challenged(t, m, renew)
 		if c.GetAttestor() != "" {
@@ -116,9 +116,17 @@ func TestRenewal(t *testing.T) {
 			t.Fatalf("%+v, %v", effect, err)
 		}
 	}
-	renew.Key = newPeer(t).node.Public()
-	effect, err := m.Step(now, renew)
-	refusedAs(t, effect, err, redoubtv1.Refusal_CODE_MALFORMED)
+	// The key must be held, and not only known.
+	renew.Message = &redoubtv1.Renew{NodePublic: newPeer(t).node.Public().Bytes()}
+	c := challenged(t, m, renew)
+	effect, err := m.Step(now, p.proof(t, wire.DomainRenew, c, exporter, [32]byte{2}))
+	refusedAs(t, effect, err, redoubtv1.Refusal_CODE_PROOF)
+	// A point of low order would make the proof worth nothing.
+	for _, low := range [][]byte{make([]byte, 32), append([]byte{1}, make([]byte, 31)...)} {
+		renew.Message = &redoubtv1.Renew{NodePublic: low}
+		effect, err = m.Step(now, renew)
+		refusedAs(t, effect, err, redoubtv1.Refusal_CODE_MALFORMED)
+	}
 }
 
 func TestProofsAreForOneChallenge(t *testing.T) {
@@ -168,7 +176,7 @@ func TestOutOfOrder(t *testing.T) {
 	challenged(t, m, p.hello())
 	effect, err = m.Step(now, p.hello())
 	refusedAs(t, effect, err, redoubtv1.Refusal_CODE_MALFORMED)
-	effect, err = m.Step(now, Renew{Message: &redoubtv1.Renew{NodePublic: p.node.Public().Bytes()}, Key: p.node.Public()})
+	effect, err = m.Step(now, Renew{Message: &redoubtv1.Renew{NodePublic: p.node.Public().Bytes()}})
 	refusedAs(t, effect, err, redoubtv1.Refusal_CODE_MALFORMED)
 }
 

@@ -25,7 +25,6 @@ const (
 	MaxIntermediateLifetime = 366 * 24 * time.Hour
 
 	NodeLifetime    = time.Hour
-	MinNodeLifetime = 10 * time.Minute
 	MaxNodeLifetime = 24 * time.Hour
 
 	leafLifetime = 24 * time.Hour
@@ -248,7 +247,8 @@ func (i *Issuer) authority() *cert.Authority {
 }
 
 // IssueNode signs a certificate that says what n says, valid from now on for the lifetime of node certificates or, if that
-// is less, as long as the intermediate is. Node keys without a validity of their own get the certificate's. It answers n
+// is less, as long as the intermediate is. Node keys without a validity of their own get the certificate's; the second of two
+// takes over when a quarter of that is over, by when all peers know of it, and long before the renewal. It answers n
 // with what it filled in.
 func (i *Issuer) IssueNode(n cert.Node, now time.Time) (cert.Node, error) {
 	a := i.authority()
@@ -267,6 +267,9 @@ func (i *Issuer) IssueNode(n cert.Node, now time.Time) (cert.Node, error) {
 	for k := range n.Keys {
 		if n.Keys[k].NotAfter.IsZero() {
 			n.Keys[k].NotBefore, n.Keys[k].NotAfter = n.NotBefore, n.NotAfter
+			if k > 0 {
+				n.Keys[k].NotBefore = n.NotBefore.Add(n.NotAfter.Sub(n.NotBefore) / 4).Truncate(time.Second)
+			}
 		}
 	}
 	der, err := a.IssueNode(i.config.Rand, n)

@@ -56,6 +56,20 @@ func Revoked() *Refusal {
 		"(redoubt-coordinator token create)"}
 }
 
+// Quarantined tells a node that it is kept apart.
+func Quarantined(why string) *Refusal {
+	return &Refusal{
+		Code: redoubtv1.Refusal_CODE_QUARANTINED, RetryAfter: time.Minute,
+		Message: "this node is in quarantine, since two machines use its identity (" + why + "): find the copy of its state directory and end it, " +
+			"then let the rightful machine go on with `redoubt-coordinator node release NODE`",
+	}
+}
+
+// Released tells a node that its quarantine is over.
+func Released() *Refusal {
+	return &Refusal{Code: redoubtv1.Refusal_CODE_BUSY, Message: "the quarantine is over; connect again", RetryAfter: time.Second}
+}
+
 // Deleted tells a node that it is not known.
 func Deleted() *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_DELETED, Message: "the coordinator does not know this node any more; enrol again with a new join code " +
@@ -68,6 +82,12 @@ func Replaced() *Refusal {
 		"its identity was copied: revoke the node", RetryAfter: 30 * time.Second}
 }
 
+// OtherMachine tells a node that another machine has taken its place.
+func OtherMachine() *Refusal {
+	return &Refusal{Code: redoubtv1.Refusal_CODE_DELETED, Message: "another machine has taken this node's place " +
+		"(redoubt-coordinator token create --replace); enrol this one with a new join code"}
+}
+
 // Internal is a failure of the coordinator itself; its log says more.
 func Internal() *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_INTERNAL, Message: "the coordinator failed to do this; its log says why", RetryAfter: 10 * time.Second}
@@ -76,6 +96,7 @@ func Internal() *Refusal {
 // From translates what the directory answered. The text for a token's state goes only to those who proved to hold the
 // token. ok is false for a failure of the coordinator, which wants to be logged.
 func From(err error) (r *Refusal, ok bool) {
+	var quarantined *directory.QuarantineError
 	const again = "; ask for a new one (redoubt-coordinator token create)"
 	code := func(c redoubtv1.Refusal_Code, text string) (*Refusal, bool) {
 		return &Refusal{Code: c, Message: text}, true
@@ -94,6 +115,18 @@ func From(err error) (r *Refusal, ok bool) {
 	case errors.Is(err, directory.ErrKeyUsed):
 		return code(redoubtv1.Refusal_CODE_KEY_USED, "a key of this machine is known from another node: was its disk or its state directory copied? "+
 			"Remove the agent's state directory and enrol again")
+	case errors.Is(err, directory.ErrMachineKnown):
+		return code(redoubtv1.Refusal_CODE_MACHINE_KNOWN, err.Error())
+	case errors.Is(err, directory.ErrDowngrade):
+		return code(redoubtv1.Refusal_CODE_DOWNGRADE, err.Error())
+	case errors.Is(err, directory.ErrTicket):
+		return &Refusal{
+			Code: redoubtv1.Refusal_CODE_PROOF, RetryAfter: 5 * time.Minute,
+			Message: "the renewal's ticket is none that this node was given, so its state directory is not whole: put back a good copy, or " +
+				"remove it and enrol with a new join code (redoubt-coordinator token create)",
+		}, true
+	case errors.As(err, &quarantined):
+		return Quarantined(quarantined.Why), true
 	case errors.Is(err, directory.ErrRevoked):
 		return Revoked(), true
 	case errors.Is(err, directory.ErrUnknown):

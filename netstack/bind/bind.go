@@ -17,8 +17,7 @@ import (
 
 // Config is what a Bind needs to know.
 type Config struct {
-	// Inner moves the packets; nil takes the system's UDP sockets. Those have buffers of 7 MiB, where the process may
-	// set that, and batches with segmentation offload on Linux.
+	// Inner moves the packets; nil takes the system's UDP sockets.
 	Inner conn.Bind
 	// Bounds says which addresses peers may have.
 	Bounds path.Bounds
@@ -44,7 +43,7 @@ var _ conn.Bind = (*Bind)(nil)
 // New is a Bind that is not open yet.
 func New(cfg Config) *Bind {
 	if cfg.Inner == nil {
-		cfg.Inner = conn.NewDefaultBind()
+		cfg.Inner = System()
 	}
 	b := &Bind{cfg: cfg, mark: cfg.Mark, once: newOnce()}
 	b.bounds.Store(&cfg.Bounds)
@@ -63,9 +62,26 @@ func (b *Bind) ForgetSources() { b.generation.Add(1) }
 
 // Open opens the sockets. Port 0 means the one that the last Open had, if it is still free.
 func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	fns, actual, err := openAs(b, port, b.cfg.Inner.Open)
+	for i, fn := range fns {
+		fns[i] = b.receive(fn)
+	}
+	return fns, actual, err
+}
+
+// openAs opens the sockets by one of the inner Bind's ways.
+func openAs[F any](b *Bind, port uint16, open func(uint16) ([]F, uint16, error)) ([]F, uint16, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	fns, actual, err := b.openInner(port)
+	var fns []F
+	var actual uint16
+	err := error(syscall.EADDRINUSE)
+	if port == 0 && b.port != 0 {
+		fns, actual, err = open(b.port)
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		fns, actual, err = open(port)
+	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("listen on UDP port %d: %w", port, err)
 	}
@@ -76,20 +92,7 @@ func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	}
 	b.port = actual
 	b.generation.Add(1)
-	for i, fn := range fns {
-		fns[i] = b.receive(fn)
-	}
 	return fns, actual, nil
-}
-
-func (b *Bind) openInner(port uint16) ([]conn.ReceiveFunc, uint16, error) {
-	if port == 0 && b.port != 0 {
-		fns, actual, err := b.cfg.Inner.Open(b.port)
-		if !errors.Is(err, syscall.EADDRINUSE) {
-			return fns, actual, err
-		}
-	}
-	return b.cfg.Inner.Open(port)
 }
 
 // Close closes the sockets; the functions that Open gave return net.ErrClosed.

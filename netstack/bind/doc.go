@@ -1,6 +1,5 @@
 // Package bind is the WireGuard engine's way to the network: one UDP port, and a socket per address family, for all
-// peers. It is a conn.Bind around another one that does the moving, with its batches and its segmentation offload: the
-// system's (conn.NewDefaultBind) or a simulated one.
+// peers. It is a conn.Bind around another one that does the moving: the system's (System) or a simulated one.
 //
 //	    engine                               Endpoint: one address, or
 //	 Send │   ▲ receive                      several candidates of which
@@ -12,6 +11,10 @@
 //
 // A new peer, or one that was lost, gets an Endpoint with all of its candidates. As soon as a packet of the peer proves
 // itself, the engine replaces that by the Endpoint that the packet came from: a single address.
+//
+// On Linux, System is our own, and moves runs: messages of one size that lie one after the other, which the kernel splits
+// when they are sent (UDP_SEGMENT) and joins when they are received (UDP_GRO). Bind moves them as well, where its inner Bind
+// does; so does nobody have to copy messages, or make an endpoint for each.
 //
 // Candidates are bounded by path.Bounds, and so is what is received: a packet from an overlay address would be one that
 // came around through the tunnel.

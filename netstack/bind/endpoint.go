@@ -41,12 +41,13 @@ func (e *Endpoint) inner() (ep conn.Endpoint, sourced bool, err error) {
 	if p := e.plain.Load(); p != nil {
 		return *p, false, nil
 	}
-	ep, err = e.bind.cfg.Inner.ParseEndpoint(e.dst.String())
+	// A variable of its own, which is only then made: this is called for every packet.
+	plain, err := e.bind.cfg.Inner.ParseEndpoint(e.dst.String())
 	if err != nil {
 		return nil, false, fmt.Errorf("endpoint %s: %w", e.dst, err)
 	}
-	e.plain.Store(&ep)
-	return ep, false, nil
+	e.plain.Store(&plain)
+	return plain, false, nil
 }
 
 // ClearSrc forgets the local address that packets leave from.

@@ -11,6 +11,7 @@ import (
 // Link is what happens to packets between two hosts, the same both ways.
 type Link struct {
 	Latency time.Duration // one way
+	Jitter  time.Duration // how much longer a UDP packet takes at most; it may be overtaken
 	Loss    float64       // the share of UDP packets that is lost, 0 to 1
 	Cut     bool          // nothing gets through
 }

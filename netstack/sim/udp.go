@@ -76,9 +76,11 @@ func (c *UDPConn) send(data []byte, src netip.Addr, dst netip.AddrPort) error {
 		return nil
 	}
 	if peer := to.udp[dst.Port()]; peer != nil {
-		peer.arrive(datagram{
-			from: netip.AddrPortFrom(src, c.port), to: dst.Addr(), data: bytes.Clone(data), due: time.Now().Add(l.Latency),
-		})
+		due := time.Now().Add(l.Latency)
+		if l.Jitter > 0 {
+			due = due.Add(time.Duration(l.rnd.Float64() * float64(l.Jitter)))
+		}
+		peer.arrive(datagram{from: netip.AddrPortFrom(src, c.port), to: dst.Addr(), data: bytes.Clone(data), due: due})
 	}
 	return nil
 }

@@ -20,6 +20,9 @@ const headroom = 16
 // maxBadReads is how many reads in a row may fail before the device is given up.
 const maxBadReads = 1024
 
+// verdictRoom is how many packets are judged together.
+const verdictRoom = 128
+
 // waker can end a blocked Read: an *os.File, or a device that has deadlines of its own.
 type waker interface{ SetReadDeadline(time.Time) error }
 
@@ -32,7 +35,7 @@ var longAgo = time.Unix(1, 0)
 // end because somebody sets the link down for a moment.
 type FilteredDevice struct {
 	inner  Device
-	hook   Hook
+	hook   BatchHook
 	waker  waker // nil where the device cannot be woken
 	events chan Event
 	ended  chan struct{} // closed when the forwarder of events is gone
@@ -44,6 +47,10 @@ type FilteredDevice struct {
 	injected [][]byte
 	awoken   bool // the deadline is in the past
 
+	// Of Write, so that verdicts need not be made anew for each batch.
+	writing  sync.Mutex
+	verdicts [verdictRoom]filter.Verdict
+
 	badReads      atomic.Uint64
 	injectDropped atomic.Uint64
 }
@@ -54,7 +61,7 @@ var _ Device = (*FilteredDevice)(nil)
 func Filtered(inner Device, f Hook) *FilteredDevice {
 	d := &FilteredDevice{
 		inner:  inner,
-		hook:   f,
+		hook:   batching(f),
 		events: make(chan Event, 1),
 		ended:  make(chan struct{}),
 	}
@@ -117,6 +124,67 @@ func (d *FilteredDevice) Read(bufs [][]byte, sizes []int, offset int) (int, erro
 	}
 }
 
+// Supers are the wrapped device's queues, of which only that comes which may pass.
+func (d *FilteredDevice) Supers() []SuperReader {
+	inner := Supers(d.inner)
+	out := make([]SuperReader, len(inner))
+	for i, q := range inner {
+		out[i] = &filteredReader{d: d, inner: q, injects: i == 0}
+	}
+	return out
+}
+
+// filteredReader is one queue; the first is also where injected packets come from, since it is the one that is woken.
+type filteredReader struct {
+	d       *FilteredDevice
+	inner   SuperReader
+	injects bool
+	bad     int // in a row
+}
+
+// maxDenied is how many packets that may not pass are taken at most by who does not wait, since others wait for that one.
+const maxDenied = 64
+
+// ReadSuper implements SuperReader.
+func (r *filteredReader) ReadSuper(s *Super, wait bool) (bool, error) {
+	for denied := 0; wait || denied < maxDenied; denied++ {
+		if r.injects && r.d.pending.Load() && r.d.takeInjectedSuper(s) {
+			return true, nil
+		}
+		switch ok, err := r.inner.ReadSuper(s, wait); {
+		case err == nil && !ok:
+			return false, nil
+		case err == nil:
+			r.bad = 0
+			if r.d.judgeSuper(s) {
+				return true, nil
+			}
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			// Woken: there is something to inject.
+		default:
+			r.d.badReads.Add(1)
+			if r.bad++; lasting(err) || r.bad == maxBadReads {
+				return false, err
+			}
+		}
+	}
+	return false, nil
+}
+
+// judgeSuper says whether a packet of the host may pass. One verdict is for all that a super-packet is.
+func (d *FilteredDevice) judgeSuper(s *Super) bool {
+	var v filter.Verdict
+	if count := s.Count(); count > 1 {
+		v = d.hook.OutSegments(s.Packet(), count)
+	} else {
+		v = d.hook.Out(s.Packet())
+	}
+	if !v.Pass && v.Refuse {
+		d.refuse(v, s.Packet())
+	}
+	return v.Pass
+}
+
 // lasting says whether an error of the device's Read means that it is no use any more. All others are about one packet
 // of the host that has no sense, or about the device's watch over its link; the engine would close itself for either.
 func lasting(err error) bool {
@@ -156,17 +224,28 @@ func (d *FilteredDevice) refuse(v filter.Verdict, pkt []byte) {
 
 // Write gives the host the packets of peers that the Hook lets in. It closes up bufs over those that it does not.
 func (d *FilteredDevice) Write(bufs [][]byte, offset int) (int, error) {
-	kept := 0
-	for _, b := range bufs {
-		if d.hook.In(b[offset:]).Pass {
-			bufs[kept] = b
-			kept++
-		}
-	}
+	kept := d.judgeIn(bufs, offset)
 	if kept == 0 {
 		return 0, nil
 	}
 	return d.inner.Write(bufs[:kept], offset)
+}
+
+func (d *FilteredDevice) judgeIn(bufs [][]byte, offset int) (kept int) {
+	d.writing.Lock()
+	defer d.writing.Unlock()
+	for from := 0; from < len(bufs); from += verdictRoom {
+		batch := bufs[from:min(from+verdictRoom, len(bufs))]
+		verdicts := d.verdicts[:len(batch)]
+		d.hook.InBatch(0, batch, offset, verdicts)
+		for i, b := range batch {
+			if verdicts[i].Pass {
+				bufs[kept] = b
+				kept++
+			}
+		}
+	}
+	return kept
 }
 
 // Deliver gives the host a packet that was judged already, such as the reset of a flow that died.

@@ -12,15 +12,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
 	wgtun "golang.zx2c4.com/wireguard/tun"
 
 	"github.com/redoubt-mesh/redoubt/acl/filter"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var (
 	here  = netip.MustParseAddr("100.64.0.1")

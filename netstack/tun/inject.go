@@ -39,6 +39,24 @@ func (d *FilteredDevice) takeInjected(bufs [][]byte, sizes []int, offset int) in
 	for i := range n {
 		sizes[i] = copy(bufs[i][offset:], d.injected[i])
 	}
+	d.took(n)
+	return n
+}
+
+// takeInjectedSuper is takeInjected for one packet.
+func (d *FilteredDevice) takeInjectedSuper(s *Super) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := min(len(d.injected), 1)
+	if n == 1 {
+		s.Set(d.injected[0])
+	}
+	d.took(n)
+	return n == 1
+}
+
+// took takes the first n packets out. The caller holds the lock.
+func (d *FilteredDevice) took(n int) {
 	d.injected = append(d.injected[:0], d.injected[n:]...)
 	if n == 0 {
 		d.pending.Store(false)
@@ -48,5 +66,4 @@ func (d *FilteredDevice) takeInjected(bufs [][]byte, sizes []int, offset int) in
 			d.awoken = false
 		}
 	}
-	return n
 }

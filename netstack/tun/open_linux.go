@@ -4,14 +4,20 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"syscall"
-
-	"golang.zx2c4.com/wireguard/tun"
 )
+
+// maxQueues is how many queues a device has at most.
+const maxQueues = 4
+
+// queuesFor is how many queues pay. What reads one takes a processor when there is much to do, and what its packets are
+// answered with takes another; with a single queue the kernel need not look which one a packet belongs to.
+func queuesFor(processors int) int { return min(max(1, processors/2), maxQueues) }
 
 // Open makes the TUN device name with the given MTU. The name may end in %d, and the kernel then picks a number.
 func Open(name string, mtu int) (Device, error) {
-	d, err := tun.CreateTUN(name, mtu)
+	d, err := openNative(name, mtu, queuesFor(runtime.GOMAXPROCS(0)))
 	switch {
 	case err == nil:
 		return d, nil

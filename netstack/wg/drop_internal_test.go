@@ -19,7 +19,7 @@ func (x *rig) put(msg []byte) {
 }
 
 // initiation is the first message of a handshake that the peer of a with the seed for a key begins with b.
-func initiation(t *testing.T, seed byte, b *rig) []byte {
+func initiation(t testing.TB, seed byte, b *rig) []byte {
 	t.Helper()
 	far, err := noise.NewRemote(b.key.Public().Array())
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/gaissmai/bart"
 	"golang.zx2c4.com/wireguard/conn"
 
+	"github.com/redoubt-mesh/redoubt/netstack/bind"
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
 	"github.com/redoubt-mesh/redoubt/netstack/wg/noise"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -23,9 +24,12 @@ import (
 // Inline is Redoubt's own WireGuard engine. It moves packets to completion: whoever reads a batch also seals or opens it,
 // in place, and sends or writes it.
 //
-//	TUN ──► one goroutine: Read (judged), seal, Send ──────────────────► bind
-//	TUN ◄── one for each socket: Write (judged), open, Receive ◄──────── bind
+//	TUN ──► one for each queue: read (judged), seal, send ─────────────► bind
+//	TUN ◄── one for each socket: write (judged), open, receive ◄──────── bind
 //	        one for all timers, one for the device's events
+//
+// Where device and bind move super-packets and runs, a system call moves as many packets as it can, and packets are where
+// they were read until they are sealed, or written. Else they move packets in batches of buffers.
 //
 // A peer that is only configured is an entry in three maps, and one in a table for each of its routes. What it takes to
 // talk to it is made with the first packet either way, and dropped when its last session ended. The stamp of its last
@@ -38,6 +42,7 @@ type Inline struct {
 	self proto.NodeID
 	tun  tun.Device
 	bind conn.Bind
+	runs bind.Runs // the same bind; nil where packets move in batches
 	log  *slog.Logger
 	mtu  atomic.Int64
 
@@ -100,7 +105,7 @@ func NewInline(self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) *
 	e.readMTU()
 	var tasks sync.WaitGroup
 	tasks.Go(e.watchDevice)
-	tasks.Go(e.readDevice)
+	e.startReading(&tasks)
 	tasks.Go(e.runTimers)
 	go e.reap(&tasks)
 	return e
@@ -272,16 +277,43 @@ func (e *Inline) listen(port uint16) error {
 		return err
 	}
 	e.recv.Wait()
-	fns, actual, err := e.bind.Open(port)
+	actual, err := e.startReceiving(port)
 	if err != nil {
 		return err
 	}
 	e.open, e.asked = true, port
 	e.setPort(actual)
+	return nil
+}
+
+// startReading starts what reads the device.
+func (e *Inline) startReading(tasks *sync.WaitGroup) {
+	if runs, ok := bind.AsRuns(e.bind); ok {
+		if queues := tun.Supers(e.tun); len(queues) > 0 {
+			e.runs = runs
+			for _, q := range queues {
+				tasks.Go(func() { e.readSupers(q) })
+			}
+			return
+		}
+	}
+	tasks.Go(e.readDevice)
+}
+
+// startReceiving opens the sockets and starts what reads them.
+func (e *Inline) startReceiving(port uint16) (actual uint16, err error) {
+	if e.runs != nil {
+		fns, actual, err := e.runs.OpenRuns(port)
+		for _, fn := range fns {
+			e.recv.Go(func() { e.receiveRuns(fn) })
+		}
+		return actual, err
+	}
+	fns, actual, err := e.bind.Open(port)
 	for _, fn := range fns {
 		e.recv.Go(func() { e.receive(fn) })
 	}
-	return nil
+	return actual, err
 }
 
 func (e *Inline) setPort(port uint16) {

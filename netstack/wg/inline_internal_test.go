@@ -563,15 +563,32 @@ func FuzzInbound(f *testing.F) {
 	f.Add(append([]byte{2}, make([]byte, noise.ResponseSize-1)...))
 	f.Add(append([]byte{3}, make([]byte, noise.CookieReplySize-1)...))
 	f.Add(append([]byte{4}, make([]byte, 100)...))
-	a, b := newRig(f, 1), newRig(f, 2)
-	f.Cleanup(func() { a.close(f); b.close(f) })
-	a.peer(f, 2, b.key.Public())
+	var a, b *rig
+	var numbers int
+	var index uint32
+	var since time.Time
+	begin := func() {
+		a, b = twoRigs(f)
+		numbers, index, since = b.e.numbers(), b.e.nodes[1].peer.Current(time.Now()).Index, time.Now()
+	}
+	end := func() { a.close(f); b.close(f) }
+	begin()
+	f.Cleanup(func() { end() })
 	f.Fuzz(func(t *testing.T, msg []byte) {
+		if time.Since(since) > time.Minute { // before the session is to be renewed
+			end()
+			begin()
+		}
 		msg = msg[:min(len(msg), slotSize)]
-		a.r.sizes[0] = copy(a.r.bufs[0], msg)
-		a.r.endpoints[0] = stubEndpoint("192.0.2.9:1")
-		a.e.inbound(a.r, 1)
-		if a.wrote != 0 || a.e.numbers() != 0 {
+		b.put(msg)
+		if len(msg) >= 12 { // and as one that names the session
+			named := slices.Clone(msg)
+			binary.LittleEndian.PutUint32(named[4:], index)
+			b.put(named)
+			binary.LittleEndian.PutUint32(named[8:], index)
+			b.put(named)
+		}
+		if b.wrote != 1 || b.e.numbers() != numbers || b.e.nodes[1].endpoint != stubEndpoint("192.0.2.9:1") {
 			t.Error("something forged has an effect")
 		}
 		if src, n, ok := source(msg); ok && (n > len(msg) || !src.IsValid() || len(flow(msg[:n])) == 0) {

@@ -186,24 +186,28 @@ func (e *Inline) seal(s *sender, n *node, cur *session.Session) int {
 // wait puts packets of a batch aside and asks for a session. The caller holds the node's lock.
 func (e *Inline) wait(s *sender, n *node, places []int, now time.Time) {
 	for _, at := range places {
-		size := s.sizes[at]
-		room := noise.HeaderSize + session.Padded(size, int(e.mtu.Load())) + noise.Overhead
-		if e.staged.Add(int64(room)) > maxStaged {
-			e.staged.Add(-int64(room))
-			e.lose(n, DropNoAnswer, 1)
-			continue
-		}
-		if len(n.waiting) >= maxWaiting { // the oldest is the least use
-			e.staged.Add(-int64(cap(n.waiting[0])))
-			n.waiting = slices.Delete(n.waiting, 0, 1)
-			e.lose(n, DropNoAnswer, 1)
-		}
-		buf := make([]byte, noise.HeaderSize+size, room)
-		copy(buf[noise.HeaderSize:], s.bufs[at][noise.HeaderSize:])
-		n.waiting = append(n.waiting, buf)
+		e.stage(n, s.bufs[at][noise.HeaderSize:noise.HeaderSize+s.sizes[at]])
 	}
 	e.step(n, now, session.Want{})
 	e.settle(n)
+}
+
+// stage puts a copy of a packet aside. The caller holds the node's lock.
+func (e *Inline) stage(n *node, pkt []byte) {
+	room := noise.HeaderSize + session.Padded(len(pkt), int(e.mtu.Load())) + noise.Overhead
+	if e.staged.Add(int64(room)) > maxStaged {
+		e.staged.Add(-int64(room))
+		e.lose(n, DropNoAnswer, 1)
+		return
+	}
+	if len(n.waiting) >= maxWaiting { // the oldest is the least use
+		e.staged.Add(-int64(cap(n.waiting[0])))
+		n.waiting = slices.Delete(n.waiting, 0, 1)
+		e.lose(n, DropNoAnswer, 1)
+	}
+	buf := make([]byte, noise.HeaderSize+len(pkt), room)
+	copy(buf[noise.HeaderSize:], pkt)
+	n.waiting = append(n.waiting, buf)
 }
 
 // flush sends what waits. The caller holds the node's lock.
@@ -312,6 +316,7 @@ func newReceiver(batch int) *receiver {
 type run struct {
 	entry
 	from  conn.Endpoint
+	src   netip.Addr // of the last packet, if the peer may send from there
 	bytes int
 	data  bool
 	msgs  int
@@ -338,19 +343,27 @@ func (e *Inline) receive(fn conn.ReceiveFunc) {
 			e.inbound(r, n)
 			continue
 		}
-		var lasting net.Error
-		if errors.Is(err, net.ErrClosed) || e.halted() {
+		if bad++; !e.tryAgain(err, bad) {
 			return
-		}
-		if bad++; bad > maxBadReceives || (errors.As(err, &lasting) && !lasting.Timeout()) {
-			e.log.Warn("nothing more is received by a socket", "err", err)
-			return
-		}
-		select {
-		case <-e.stopping:
-		case <-time.After(badReceiveWait):
 		}
 	}
+}
+
+// tryAgain says, after a while, whether a socket that failed so many times in a row may receive again.
+func (e *Inline) tryAgain(err error, bad int) bool {
+	var lasting net.Error
+	if errors.Is(err, net.ErrClosed) || e.halted() {
+		return false
+	}
+	if bad > maxBadReceives || (errors.As(err, &lasting) && !lasting.Timeout()) {
+		e.log.Warn("nothing more is received by a socket", "err", err)
+		return false
+	}
+	select {
+	case <-e.stopping:
+	case <-time.After(badReceiveWait):
+	}
+	return true
 }
 
 func (e *Inline) halted() bool {
@@ -391,6 +404,12 @@ func (e *Inline) inbound(r *receiver, count int) {
 		e.handshake(msg, r.endpoints[i], now)
 	}
 	e.note(r, now)
+	e.deliver(r)
+	clear(r.endpoints[:count])
+}
+
+// deliver gives the host what was opened.
+func (e *Inline) deliver(r *receiver) {
 	if len(r.out) > 0 {
 		if _, err := e.tun.Write(r.out, noise.HeaderSize); err != nil && !e.halted() {
 			e.log.Debug("packets for the host were lost", "err", err)
@@ -398,7 +417,6 @@ func (e *Inline) inbound(r *receiver, count int) {
 	}
 	clear(r.out[:cap(r.out)])
 	r.out, r.flows = r.out[:0], r.flows[:0]
-	clear(r.endpoints[:count])
 }
 
 // transport opens one message.
@@ -431,9 +449,12 @@ func (e *Inline) transport(r *receiver, msg []byte, from conn.Endpoint, now time
 		e.lose(r.run.node, DropMalformed, 1)
 		return
 	}
-	if e.behind(src) != r.run.node {
-		e.lose(r.run.node, DropSource, 1)
-		return
+	if src != r.run.src {
+		if e.behind(src) != r.run.node {
+			e.lose(r.run.node, DropSource, 1)
+			return
+		}
+		r.run.src = src
 	}
 	r.out = append(r.out, e.head(r, msg[:noise.HeaderSize+n:noise.HeaderSize+n]))
 }

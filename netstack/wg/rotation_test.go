@@ -69,7 +69,7 @@ func TestRotationLosesNothing(t *testing.T) {
 						if jitter > 0 {
 							fate = jittery(jitter)
 						}
-						a, b, end := pairOf(t, inline, inline, rtt/2, fate)
+						a, b, end := pairOf(t, inline, super, rtt/2, fate)
 						defer end()
 						keys := map[*counted][]key.NodePublic{a: {a.Key.Public()}, b: {b.Key.Public()}}
 						for n := range 6 {
@@ -99,7 +99,7 @@ func TestRotationLosesNothing(t *testing.T) {
 
 func TestThousandRotations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, b, end := pairOf(t, inline, inline, 20*time.Millisecond, jittery(5*time.Millisecond))
+		a, b, end := pairOf(t, super, super, 20*time.Millisecond, jittery(5*time.Millisecond))
 		defer end()
 		keys := map[*counted][]key.NodePublic{a: {a.Key.Public()}, b: {b.Key.Public()}}
 		for n := range 1000 {

@@ -2,6 +2,7 @@ package wg
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -118,4 +119,55 @@ func TestUAPIBrokenEngine(t *testing.T) {
 	if got := readAnswer(t, bufio.NewReader(c)); got != "errno=-5\n" {
 		t.Errorf("got %q", got)
 	}
+}
+
+// FuzzQuestions asks anything of the socket for wg. The answer to a "get" is all that ever comes of it.
+func FuzzQuestions(f *testing.F) {
+	for _, q := range []string{"get=1\n\n", "set=1\nprivate_key=00\n\nget=1\n\n", "get=1\n", "set=1\n", "\n", strings.Repeat("x", uapiLine+1)} {
+		f.Add([]byte(q))
+	}
+	f.Fuzz(func(t *testing.T, question []byte) {
+		asked := 0
+		u := &uapi{state: func(w io.Writer) error {
+			asked++
+			return publish(w, strings.NewReader(fullState))
+		}}
+		r := bufio.NewReaderSize(bytes.NewReader(question), uapiLine)
+		for range len(question) + 1 {
+			var answer bytes.Buffer
+			errno, err := u.answer(&answer, r)
+			if err != nil {
+				break
+			}
+			if got := answer.String(); (errno == errnoOK) != (got == publicState) || (errno != errnoOK && got != "") {
+				t.Errorf("errno %d with %q", errno, got)
+			}
+		}
+		if n := bytes.Count(question, []byte("get=1\n\n")); asked > n {
+			t.Errorf("the state was told %d times to %d questions", asked, n)
+		}
+	})
+}
+
+// FuzzState reads what may have come out of another engine.
+func FuzzState(f *testing.F) {
+	f.Add(fullState)
+	f.Add("public_key=" + strings.Repeat("11", 32) + "\nendpoint=192.0.2.1:7\nrx_bytes=18446744073709551615\nlast_handshake_time_sec=-1\n")
+	f.Add("=\nlisten_port=65536\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		st, err := readState(strings.NewReader(text))
+		if err != nil && len(st.peers) > 0 {
+			t.Error("an error, and peers")
+		}
+		var b strings.Builder
+		if err := publish(&b, strings.NewReader(text)); err == nil {
+			for _, secret := range []string{"private_key=", "preshared_key="} {
+				for line := range strings.Lines(b.String()) {
+					if strings.HasPrefix(line, secret) {
+						t.Errorf("it tells %q", line)
+					}
+				}
+			}
+		}
+	})
 }

@@ -68,7 +68,9 @@ func ClientConfig(leaf *tls.Certificate, verify func(chain [][]byte) error) *tls
 	c.InsecureSkipVerify = true
 	c.VerifyConnection = func(cs tls.ConnectionState) error { return verify(Chain(cs)) }
 	if leaf != nil {
-		c.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) { return shortest(leaf, r.AcceptableCAs), nil }
+		c.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return shortest(leaf, r.AcceptableCAs), nil
+		}
 	}
 	return c
 }

@@ -189,17 +189,22 @@ func lowerS(sig []byte) ([]byte, error) {
 		!inner.ReadASN1Integer(&r) || !inner.ReadASN1Integer(&s) || !inner.Empty() {
 		return nil, errors.New("not an ECDSA signature")
 	}
+	return DeviceSignature(&r, &s)
+}
+
+// DeviceSignature is the one signature of a device key that Verify takes, from the numbers that it is made of.
+func DeviceSignature(r, s *big.Int) ([]byte, error) {
 	order := elliptic.P256().Params().N
 	if r.Sign() <= 0 || s.Sign() <= 0 || r.Cmp(order) >= 0 || s.Cmp(order) >= 0 {
 		return nil, errors.New("not an ECDSA signature of P-256")
 	}
 	if s.Cmp(halfOrder) > 0 {
-		s.Sub(order, &s)
+		s = new(big.Int).Sub(order, s)
 	}
 	var out cryptobyte.Builder
 	out.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1BigInt(&r)
-		b.AddASN1BigInt(&s)
+		b.AddASN1BigInt(r)
+		b.AddASN1BigInt(s)
 	})
 	return out.Bytes()
 }

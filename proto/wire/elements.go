@@ -225,3 +225,9 @@ func fromSetChange(c proto.SetChange) *redoubtv1.SetChange {
 func toSetChange(c *redoubtv1.SetChange) (proto.SetChange, error) {
 	return proto.SetChange{Name: c.GetName(), Add: toIDs(c.GetAdd()), Remove: toIDs(c.GetRemove())}, known(c)
 }
+
+// FromNodes is a list of nodes as it travels.
+func FromNodes(ids []proto.NodeID) []uint64 { return fromIDs(ids) }
+
+// ToNodes is the inverse.
+func ToNodes(ids []uint64) []proto.NodeID { return toIDs(ids) }

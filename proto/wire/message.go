@@ -17,10 +17,13 @@ import (
 const (
 	NonceSize      = 32
 	MACSize        = 32
-	MaxFeatures    = 64 // entries
-	MaxKinds       = 16 // entries: kinds of evidence
+	TicketSize     = 40
+	MaxTalking     = 256 // entries
+	MaxFeatures    = 64  // entries
+	MaxKinds       = 16  // entries: kinds of evidence
 	MaxText        = 256
-	MaxEvidence    = 32 << 10
+	MaxEvidence    = 46 << 10 // a log of measured boot, and what goes with it
+	MaxOpening     = 16 << 10
 	MaxPosture     = 16 << 10
 	MaxRefusalText = 1024
 	maxSignature   = 72 // ECDSA P-256
@@ -53,7 +56,7 @@ func checkUp(m *redoubtv1.Up) error {
 	case *redoubtv1.Up_Proof:
 		return checkProof(x.Proof)
 	case *redoubtv1.Up_Renew:
-		return cmp.Or(checkNodePublic(x.Renew.GetNodePublic()), checkFacts(x.Renew.GetFacts()))
+		return checkRenew(x.Renew)
 	case *redoubtv1.Up_Report:
 		if x.Report.GetListenPort() > 65535 {
 			return malformed("port %d", x.Report.GetListenPort())
@@ -69,6 +72,16 @@ func checkUp(m *redoubtv1.Up) error {
 		return nil
 	}
 	return malformed("an Up message of a kind that this program does not know")
+}
+
+func checkRenew(r *redoubtv1.Renew) error {
+	if n := len(r.GetTicket()); n != 0 && n != TicketSize {
+		return malformed("ticket of %d bytes, want %d or none", n, TicketSize)
+	}
+	if n := len(r.GetTalking()); n > MaxTalking {
+		return malformed("talks with %d peers, at most %d", n, MaxTalking)
+	}
+	return cmp.Or(checkNodePublic(r.GetNodePublic()), checkFacts(r.GetFacts()))
 }
 
 func checkFacts(f *redoubtv1.Facts) error {
@@ -114,6 +127,14 @@ func checkEnrol(e *redoubtv1.Enrol) error {
 	if t := e.GetTokenPublic(); len(t) != 0 {
 		if _, err := key.ParseTokenPublic(t); err != nil {
 			return fmt.Errorf("%w: %w", ErrMalformed, err)
+		}
+	}
+	if len(e.GetOpenings()) > MaxKinds {
+		return malformed("openings: %d, at most %d", len(e.GetOpenings()), MaxKinds)
+	}
+	for kind, opening := range e.GetOpenings() {
+		if !proto.ValidText(kind, MaxText) || len(opening) > MaxOpening {
+			return malformed("an opening without a name, or of %d bytes, at most %d", len(opening), MaxOpening)
 		}
 	}
 	return checkNodePublic(e.GetNodePublic())
@@ -217,6 +238,7 @@ func checkWelcome(w *redoubtv1.Welcome) error {
 	if p := w.GetProgram(); p != "" && !proto.ValidText(p, MaxText) {
 		return malformed("the coordinator's program is too long or not printable")
 	}
+	w.Quarantine = oneLine(w.GetQuarantine())
 	return checkTexts("features", w.GetFeatures(), MaxFeatures)
 }
 
@@ -241,6 +263,9 @@ func checkResult(r *redoubtv1.Result) error {
 		if len(c) == 0 || len(c) > proto.MaxCertificate {
 			return malformed("a certificate of %d bytes", len(c))
 		}
+	}
+	if n := len(r.GetTicket()); n != 0 && n != TicketSize {
+		return malformed("a ticket of %d bytes, want %d or none", n, TicketSize)
 	}
 	_, err := ToMesh(r.GetMesh())
 	return err

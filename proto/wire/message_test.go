@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -40,7 +41,7 @@ func hello(t testing.TB) *redoubtv1.Hello {
 		ProtocolMin: 1, ProtocolMax: 3, Features: proto.Features(), Program: "1.0.0", Hostname: "web", Os: "linux", Arch: "arm64",
 		Purpose: &redoubtv1.Hello_Enrol{Enrol: &redoubtv1.Enrol{
 			Evidence: []string{"token"}, DevicePublic: devicePublic(t).Bytes(), NodePublic: nodePublic(t).Bytes(),
-			TokenPublic: bytes.Repeat([]byte{1}, 32),
+			TokenPublic: bytes.Repeat([]byte{1}, 32), Openings: map[string][]byte{"tpm": {1, 2}},
 		}},
 	}
 }
@@ -59,15 +60,19 @@ func ups(t testing.TB) map[string]*redoubtv1.Up {
 		"attach":       {Message: &redoubtv1.Up_Hello{Hello: attach}},
 		"attach first": {Message: &redoubtv1.Up_Hello{Hello: fresh}},
 		"proof":        {Message: &redoubtv1.Up_Proof{Proof: proof()}},
-		"renew":        {Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{NodePublic: nodePublic(t).Bytes()}}},
-		"report":       {Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{Endpoints: endpoint(192, 0, 2, 1), ListenPort: 41641}}},
-		"applied":      {Message: &redoubtv1.Up_Applied{Applied: &redoubtv1.Applied{Version: wire.FromVersion(v(3))}}},
-		"keepalive":    {Message: &redoubtv1.Up_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{}}},
+		"renew": {Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{
+			NodePublic: nodePublic(t).Bytes(), Ticket: make([]byte, wire.TicketSize), Talking: []uint64{1, 2},
+		}}},
+		"renew first": {Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{NodePublic: nodePublic(t).Bytes()}}},
+		"report":      {Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{Endpoints: endpoint(192, 0, 2, 1), ListenPort: 41641}}},
+		"applied":     {Message: &redoubtv1.Up_Applied{Applied: &redoubtv1.Applied{Version: wire.FromVersion(v(3))}}},
+		"keepalive":   {Message: &redoubtv1.Up_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{}}},
 	}
 }
 
 func result() *redoubtv1.Result {
 	return &redoubtv1.Result{
+		Ticket:      make([]byte, wire.TicketSize),
 		Certificate: []byte{1}, Chain: [][]byte{{2}}, Roots: [][]byte{{3}, {4}}, Mesh: wire.FromMesh(prototest.Mesh()),
 	}
 }
@@ -81,7 +86,7 @@ func challenge(t testing.TB) *redoubtv1.Challenge {
 func downs(t testing.TB) map[string]*redoubtv1.Down {
 	nm := &proto.Netmap{Version: v(3), Mesh: prototest.Mesh(), Self: prototest.Self}
 	return map[string]*redoubtv1.Down{
-		"welcome":   {Message: &redoubtv1.Down_Welcome{Welcome: &redoubtv1.Welcome{Protocol: 1, KeepAliveSeconds: 25, Features: []string{"x/1"}}}},
+		"welcome":   {Message: &redoubtv1.Down_Welcome{Welcome: &redoubtv1.Welcome{Protocol: 1, KeepAliveSeconds: 25, Features: []string{"x/1"}, Quarantine: "two machines"}}},
 		"challenge": {Message: &redoubtv1.Down_Challenge{Challenge: challenge(t)}},
 		"result":    {Message: &redoubtv1.Down_Result{Result: result()}},
 		"netmap":    {Message: &redoubtv1.Down_Netmap{Netmap: wire.FromNetmap(nm)[0]}},
@@ -147,16 +152,28 @@ func TestUpRefused(t *testing.T) {
 		"a node key of zero":    enrol(func(e *redoubtv1.Enrol) { e.NodePublic = make([]byte, 32) }),
 		"a short token":         enrol(func(e *redoubtv1.Enrol) { e.TokenPublic = make([]byte, 31) }),
 		"a zero token":          enrol(func(e *redoubtv1.Enrol) { e.TokenPublic = make([]byte, 32) }),
-		"much evidence":         prove(func(p *redoubtv1.Proof) { p.Evidence = make([]byte, wire.MaxEvidence+1) }),
-		"much posture":          prove(func(p *redoubtv1.Proof) { p.Posture = make([]byte, wire.MaxPosture+1) }),
-		"no MAC":                prove(func(p *redoubtv1.Proof) { p.NodeKeyMac = nil }),
-		"no device signature":   prove(func(p *redoubtv1.Proof) { p.DeviceSignature = nil }),
-		"a long signature":      prove(func(p *redoubtv1.Proof) { p.DeviceSignature = make([]byte, 73) }),
-		"a short signature":     prove(func(p *redoubtv1.Proof) { p.TokenSignature = make([]byte, 63) }),
-		"renews no key":         {Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{}}},
-		"port of 17 bits":       {Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{ListenPort: 65536}}},
-		"too many endpoints":    {Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{Endpoints: repeat[redoubtv1.Endpoint](17)}}},
-		"applied nothing":       {Message: &redoubtv1.Up_Applied{Applied: &redoubtv1.Applied{}}},
+		"many openings": enrol(func(e *redoubtv1.Enrol) {
+			e.Openings = make(map[string][]byte)
+			for i := range wire.MaxKinds + 1 {
+				e.Openings[strconv.Itoa(i)] = nil
+			}
+		}),
+		"long opening":        enrol(func(e *redoubtv1.Enrol) { e.Openings = map[string][]byte{"tpm": make([]byte, wire.MaxOpening+1)} }),
+		"opening of no kind":  enrol(func(e *redoubtv1.Enrol) { e.Openings = map[string][]byte{"": {1}} }),
+		"much evidence":       prove(func(p *redoubtv1.Proof) { p.Evidence = make([]byte, wire.MaxEvidence+1) }),
+		"much posture":        prove(func(p *redoubtv1.Proof) { p.Posture = make([]byte, wire.MaxPosture+1) }),
+		"no MAC":              prove(func(p *redoubtv1.Proof) { p.NodeKeyMac = nil }),
+		"no device signature": prove(func(p *redoubtv1.Proof) { p.DeviceSignature = nil }),
+		"a long signature":    prove(func(p *redoubtv1.Proof) { p.DeviceSignature = make([]byte, 73) }),
+		"a short signature":   prove(func(p *redoubtv1.Proof) { p.TokenSignature = make([]byte, 63) }),
+		"half a ticket":       {Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{NodePublic: nodePublic(t).Bytes(), Ticket: make([]byte, 20)}}},
+		"talks with too many": {Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{
+			NodePublic: nodePublic(t).Bytes(), Talking: make([]uint64, wire.MaxTalking+1),
+		}}},
+		"renews no key":      {Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{}}},
+		"port of 17 bits":    {Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{ListenPort: 65536}}},
+		"too many endpoints": {Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{Endpoints: repeat[redoubtv1.Endpoint](17)}}},
+		"applied nothing":    {Message: &redoubtv1.Up_Applied{Applied: &redoubtv1.Applied{}}},
 	} {
 		if got, err := wire.DecodeUp(encode(t, m)); !errors.Is(err, wire.ErrMalformed) || got != nil {
 			t.Errorf("%s: got %v, %v", name, got, err)
@@ -203,6 +220,7 @@ func TestDownRefused(t *testing.T) {
 		"a long chain":        give(func(r *redoubtv1.Result) { r.Chain = make([][]byte, 5) }),
 		"no root":             give(func(r *redoubtv1.Result) { r.Roots = nil }),
 		"an empty root":       give(func(r *redoubtv1.Result) { r.Roots[0] = nil }),
+		"a short ticket":      give(func(r *redoubtv1.Result) { r.Ticket = []byte{1} }),
 		"no mesh":             give(func(r *redoubtv1.Result) { r.Mesh = nil }),
 		"a mesh of no range":  give(func(r *redoubtv1.Result) { r.Mesh.V4 = nil }),
 		"a mesh of no id":     give(func(r *redoubtv1.Result) { r.Mesh.Id = "" }),

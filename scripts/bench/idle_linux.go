@@ -87,7 +87,7 @@ func prepared(m *mesh.Mesh, peers int) (*mesh.Node, error) {
 		return nil, errors.Join(err, dir.Close())
 	}
 	err = errors.Join(
-		dir.SaveDevice(self.Device), dir.SaveNode(self.Node), dir.SaveIdentity(net.Record(self, 1, begun, time.Hour)),
+		dir.SaveDevice(self.Device), dir.SaveNodes([]key.NodePrivate{self.Node}), dir.SaveIdentity(net.Record(self, 1, begun, time.Hour)),
 		dir.SaveJoin(state.Join{URLs: []string{m.URL()}, Secret: secret}), dir.SaveWanted(state.Wanted{Up: true, Hostname: "self"}),
 		dir.SaveFloors(state.Floors{MeshTime: begun, LastContact: begun}), dir.SaveNetmap(net.Netmap(self, 1, time.Hour, list...)),
 		dir.Close(),

@@ -21,7 +21,10 @@ func main() {
 	changes := flag.Int("changes", 20, "how many policies are applied")
 	peers := flag.Int("peers", 10000, "how many idle peers a node has")
 	starts := flag.Int("starts", 5, "how often it comes up with them")
-	only := flag.String("only", "", "throughput, control or idle, and nothing else")
+	floods := flag.Int("floods", 5, "interleaved rounds of floods")
+	only := flag.String("only", "", "throughput, control, flood or idle, and nothing else")
+	measure := flag.String("measure", "", "of throughput no more than these: tcp1,tcp4,back1,back4,udp,rtt")
+	other := flag.String("other", "", "directory with another build of Redoubt, to compare its throughput with")
 	flag.Parse()
 	if err := lab.Enter(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -35,8 +38,9 @@ func main() {
 		name string
 		run  func() error
 	}{
-		{"throughput", func() error { return throughput(ctx, *bin, *rounds, *each) }},
+		{"throughput", func() error { return throughput(ctx, *bin, *other, *measure, *rounds, *each) }},
 		{"control", func() error { return control(ctx, *bin, *joins, *changes) }},
+		{"flood", func() error { return flood(ctx, *bin, *floods, 3**each) }},
 		{"idle", func() error { return idle(ctx, *bin, *starts, *peers) }},
 	} {
 		if *only != "" && *only != part.name {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/redoubt-mesh/redoubt/proto/key"
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
@@ -23,12 +24,12 @@ import (
 const open = `{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}`
 
 // rawPair is two hosts with a cable between them.
-func rawPair(context.Context, string) (*pair, error) {
+func rawPair() (*pair, error) {
 	w, a, b, err := twoHosts()
 	if err != nil {
 		return nil, err
 	}
-	return &pair{name: "raw veth", from: a, to: b, target: b.V4(), close: w.Close}, nil
+	return &pair{name: "raw veth", hosts: [2]*lab.Host{a, b}, addrs: [2]netip.Addr{a.V4(), b.V4()}, close: w.Close}, nil
 }
 
 func twoHosts() (w *lab.World, a, b *lab.Host, err error) {
@@ -54,7 +55,10 @@ func stockPair(ctx context.Context, bin string) (*pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &pair{name: "wireguard-go", from: a, to: b, target: netip.MustParseAddr("10.200.0.2"), close: w.Close}
+	p := &pair{
+		name: "wireguard-go", hosts: [2]*lab.Host{a, b}, close: w.Close,
+		addrs: [2]netip.Addr{netip.MustParseAddr("10.200.0.1"), netip.MustParseAddr("10.200.0.2")},
+	}
 	var keys [2]*ecdh.PrivateKey
 	for i := range keys {
 		if keys[i], err = ecdh.X25519().GenerateKey(rand.Reader); err != nil {
@@ -68,6 +72,10 @@ func stockPair(ctx context.Context, bin string) (*pair, error) {
 			return nil, errors.Join(err, w.Close())
 		}
 		p.pids = append(p.pids, pid)
+	}
+	p.world, p.at = w, netip.AddrPortFrom(b.V4(), 51820)
+	if p.key, err = key.ParseNodePublic(keys[1].PublicKey().Bytes()); err != nil {
+		return nil, errors.Join(err, w.Close())
 	}
 	return p, nil
 }
@@ -123,7 +131,7 @@ func uapi(ctx context.Context, socket, config string) error {
 }
 
 // redoubtPair is two nodes of a mesh.
-func redoubtPair(ctx context.Context, bin string) (*pair, error) {
+func redoubtPair(ctx context.Context, bin, name string) (*pair, error) {
 	m, err := mesh.New(bin)
 	if err != nil {
 		return nil, err
@@ -132,14 +140,24 @@ func redoubtPair(ctx context.Context, bin string) (*pair, error) {
 	if err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
-	far, err := b.Status(ctx)
-	if err != nil {
-		return nil, errors.Join(err, m.Close())
+	p := &pair{
+		name: name, hosts: [2]*lab.Host{a.Host, b.Host}, pids: []int{a.Agent.PID(), b.Agent.PID()}, close: m.Close, world: m.World,
 	}
-	return &pair{
-		name: "Redoubt, filter on", from: a.Host, to: b.Host, target: far.V4(), pids: []int{a.Agent.PID(), b.Agent.PID()},
-		close: m.Close,
-	}, nil
+	for i, n := range []*mesh.Node{a, b} {
+		st, err := n.Status(ctx)
+		if err != nil {
+			return nil, errors.Join(err, m.Close())
+		}
+		p.addrs[i] = st.V4()
+		if n != b {
+			continue
+		}
+		p.at = netip.AddrPortFrom(b.Host.V4(), st.ListenPort)
+		if p.key, err = key.ParseNodePublicText(st.WireGuard.Keys[0].PublicKey); err != nil {
+			return nil, errors.Join(err, m.Close())
+		}
+	}
+	return p, nil
 }
 
 func twoNodes(ctx context.Context, m *mesh.Mesh) (a, b *mesh.Node, err error) {

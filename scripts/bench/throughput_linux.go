@@ -5,65 +5,130 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/proto/key"
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
 // pair is two hosts with something between them that is to be measured.
 type pair struct {
-	name   string
-	from   *lab.Host
-	to     *lab.Host
-	target netip.Addr // of the far end, through what is measured
-	pids   []int      // of the daemons, for their CPU time and memory
-	close  func() error
+	name  string
+	hosts [2]*lab.Host
+	addrs [2]netip.Addr // through what is measured
+	pids  []int         // of the daemons, for their CPU time and memory
+	close func() error
+
+	world *lab.World
+	key   key.NodePublic // of the far end, and where it listens
+	at    netip.AddrPort
 }
 
-// rate is what one flow reached.
-type rate struct {
-	gbits float64
-	cpu   float64 // CPU-seconds of the daemons a gigabyte
+// direction is a way through a pair: from one of its hosts to the other.
+type direction struct {
+	*pair
+	from, to *lab.Host
+	target   netip.Addr
 }
 
-// throughput measures all pairs in interleaved rounds.
-func throughput(ctx context.Context, bin string, rounds int, d time.Duration) (err error) {
+func (p *pair) there() direction { return direction{p, p.hosts[0], p.hosts[1], p.addrs[1]} }
+func (p *pair) back() direction  { return direction{p, p.hosts[1], p.hosts[0], p.addrs[0]} }
+
+// figures are what one measurement found, by name.
+type figures map[string]float64
+
+// metrics are the rows of the table, and measurements what finds them.
+var metrics = []string{
+	"TCP 1 flow, Gbit/s", "TCP 4 flows, Gbit/s", "TCP 1 flow back, Gbit/s", "TCP 4 flows back, Gbit/s",
+	"daemons' CPU-s a GB, 1 flow", "daemons' CPU-s a GB, 4 flows",
+	"64 B UDP received, kpps", "64 B UDP delivered, kpps", "RTT p50, us", "RTT p99, us",
+	"daemons' CPU-us a delivered packet, 64 B UDP",
+}
+
+var measurements = []struct {
+	name string
+	run  func(context.Context, *pair, time.Duration) (figures, error)
+}{
+	{"tcp1", func(ctx context.Context, p *pair, d time.Duration) (figures, error) {
+		r, err := flows(ctx, p.there(), 1, d)
+		return figures{metrics[0]: r.gbits, metrics[4]: r.cpu}, err
+	}},
+	{"tcp4", func(ctx context.Context, p *pair, d time.Duration) (figures, error) {
+		r, err := flows(ctx, p.there(), 4, d)
+		return figures{metrics[1]: r.gbits, metrics[5]: r.cpu}, err
+	}},
+	{"back1", func(ctx context.Context, p *pair, d time.Duration) (figures, error) {
+		r, err := flows(ctx, p.back(), 1, d)
+		return figures{metrics[2]: r.gbits}, err
+	}},
+	{"back4", func(ctx context.Context, p *pair, d time.Duration) (figures, error) {
+		r, err := flows(ctx, p.back(), 4, d)
+		return figures{metrics[3]: r.gbits}, err
+	}},
+	{"udp", func(ctx context.Context, p *pair, d time.Duration) (figures, error) {
+		r, err := datagrams(ctx, p.there(), d)
+		return figures{metrics[6]: r.received / 1e3, metrics[7]: r.delivered / 1e3, metrics[10]: r.cpu}, err
+	}},
+	{"rtt", func(ctx context.Context, p *pair, d time.Duration) (figures, error) {
+		p50, p99, err := roundTrips(ctx, p.there(), d)
+		return figures{metrics[8]: p50, metrics[9]: p99}, err
+	}},
+}
+
+// throughput measures all pairs in interleaved rounds: all that there is, or only what is named.
+func throughput(ctx context.Context, bin, other, only string, rounds int, d time.Duration) (err error) {
 	var pairs []*pair
 	defer func() {
 		for _, p := range pairs {
 			err = errors.Join(err, p.close())
 		}
 	}()
-	for _, make := range []func(context.Context, string) (*pair, error){rawPair, stockPair, redoubtPair} {
-		p, err := make(ctx, bin)
+	makers := []func() (*pair, error){
+		rawPair,
+		func() (*pair, error) { return stockPair(ctx, bin) },
+		func() (*pair, error) { return redoubtPair(ctx, bin, "Redoubt, filter on") },
+	}
+	if other != "" {
+		makers = append(makers, func() (*pair, error) { return redoubtPair(ctx, other, "the other Redoubt") })
+	}
+	for _, make := range makers {
+		p, err := make()
 		if err != nil {
 			return err
 		}
 		pairs = append(pairs, p)
 	}
-	results := map[*pair]map[int][]rate{}
+	results := map[*pair][]figures{}
 	for _, p := range pairs {
-		results[p] = map[int][]rate{}
-		if _, err := flows(ctx, p, 1, 300*time.Millisecond); err != nil { // handshake, caches
+		if _, err := flows(ctx, p.there(), 1, 300*time.Millisecond); err != nil { // handshake, caches
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
+		results[p] = make([]figures, rounds)
 	}
 	for round := range rounds {
-		for _, n := range []int{1, 4} {
+		for _, m := range measurements {
+			if only != "" && !slices.Contains(strings.Split(only, ","), m.name) {
+				continue
+			}
 			// Whoever comes second finds another machine than the first: they take turns.
 			order := slices.Clone(pairs)
 			if round%2 == 1 {
 				slices.Reverse(order)
 			}
 			for _, p := range order {
-				r, err := flows(ctx, p, n, d)
+				f, err := m.run(ctx, p, d)
 				if err != nil {
 					return fmt.Errorf("%s: %w", p.name, err)
 				}
-				results[p][n] = append(results[p][n], r)
+				if results[p][round] == nil {
+					results[p][round] = figures{}
+				}
+				maps.Copy(results[p][round], f)
 			}
 		}
 	}
@@ -71,35 +136,59 @@ func throughput(ctx context.Context, bin string, rounds int, d time.Duration) (e
 	return nil
 }
 
-func report(pairs []*pair, results map[*pair]map[int][]rate, rounds int) {
-	gbits := func(r rate) float64 { return r.gbits }
-	cpu := func(r rate) float64 { return r.cpu }
-	fmt.Printf("TCP, inner MTU 1420, medians of %d interleaved rounds; both ends on this machine\n\n", rounds)
-	fmt.Println("| | 1 flow Gbit/s | 4 flows Gbit/s | daemons' CPU-s a GB | peak RSS MB |")
-	fmt.Println("| --- | --- | --- | --- | --- |")
+func report(pairs []*pair, results map[*pair][]figures, rounds int) {
+	fmt.Printf("Inner MTU 1420, medians of %d interleaved rounds; both ends on this machine\n\n|", rounds)
+	stock, own := pairs[1], pairs[2:]
+	rule := "\n| ---"
 	for _, p := range pairs {
-		r := results[p]
-		fmt.Printf("| %s | %.2f | %.2f | %.2f | %.0f |\n", p.name, median(r[1], gbits), median(r[4], gbits), median(r[1], cpu), peakRSS(p.pids))
+		fmt.Printf(" | %s", p.name)
+		rule += " | ---"
 	}
-	stock := pairs[1]
-	for _, p := range pairs[2:] {
-		own, theirs := results[p], results[stock]
-		fmt.Printf("| %s / %s, median of the rounds' ratios | %.2fx | %.2fx | %.2fx | %.2fx |\n", p.name, stock.name,
-			ratio(own[1], theirs[1], gbits), ratio(own[4], theirs[4], gbits), ratio(own[1], theirs[1], cpu), peakRSS(p.pids)/peakRSS(stock.pids))
+	for _, p := range own {
+		fmt.Printf(" | %s / %s, median of the rounds' ratios", p.name, stock.name)
+		rule += " | ---"
 	}
+	fmt.Println(" |" + rule + " |")
+	for _, m := range metrics {
+		if _, measured := results[stock][0][m]; !measured {
+			continue
+		}
+		fmt.Printf("| %s", m)
+		for _, p := range pairs {
+			fmt.Printf(" | %.2f", median(results[p], func(f figures) float64 { return f[m] }))
+		}
+		for _, p := range own {
+			fmt.Printf(" | %.2fx", ratio(results[p], results[stock], m))
+		}
+		fmt.Println(" |")
+	}
+	fmt.Print("| peak RSS, MB")
+	for _, p := range pairs {
+		fmt.Printf(" | %.0f", peakRSS(p.pids))
+	}
+	for _, p := range own {
+		fmt.Printf(" | %.2fx", peakRSS(p.pids)/peakRSS(stock.pids))
+	}
+	fmt.Println(" |")
 }
 
 // ratio is the median of the rounds' ratios: what disturbs the machine mostly disturbs both of one round.
-func ratio(a, b []rate, f func(rate) float64) float64 {
+func ratio(a, b []figures, metric string) float64 {
 	var all []float64
 	for i := range a {
-		all = append(all, f(a[i])/f(b[i]))
+		all = append(all, a[i][metric]/b[i][metric])
 	}
 	return median(all, func(x float64) float64 { return x })
 }
 
+// rate is what flows reached.
+type rate struct {
+	gbits float64
+	cpu   float64 // CPU-seconds of the daemons a gigabyte
+}
+
 // flows sends over n connections for a while and says how much arrived.
-func flows(ctx context.Context, p *pair, n int, d time.Duration) (rate, error) {
+func flows(ctx context.Context, p direction, n int, d time.Duration) (rate, error) {
 	ctx, cancel := context.WithTimeout(ctx, d+20*time.Second)
 	defer cancel()
 	l, err := p.to.Listen(netip.AddrPortFrom(p.target, 5201))

@@ -176,7 +176,7 @@ func (r *rig) enrol(h *lab.Host, code join.Code, name string) (*identity.Self, e
 	defer cancel()
 	return control.Enrol(ctx, control.Config{
 		Dial: h.Dial, Now: time.Now, Heard: func(time.Time) {}, Rand: randv2.New(randv2.NewPCG(randv2.Uint64(), bits.Reverse64(randv2.Uint64()))),
-		URLs: code.URLs, Device: device, Node: node, Program: "test", Hostname: name, Emit: func(context.Context, machine.Event) {},
+		URLs: code.URLs, Device: device, Program: "test", Hostname: name, Emit: func(context.Context, machine.Event) {},
 	}, enroll.Request{Device: device, Node: node, Token: code.Secret, Root: code.Root, Hostname: name, Program: "test"})
 }
 

@@ -10,6 +10,7 @@
 //	host        what a node leaves on its host, and what it says of others there
 //	carry       much data, large packets, hosts that move, devices that vanish
 //	routes      networks behind routers, and exit nodes: approved, used, revoked, killed
+//	renew       node keys that change while packets are counted; a copied state directory
 //	look        counters for wg, metrics, systemd, settings
 //
 // Every test ends with the same questions: did all programs that still ran stop cleanly when they were asked to, and is there

@@ -151,7 +151,7 @@ func TestOwnNames(t *testing.T) {
 	socket := "/run/elsewhere/sock"
 	p, err := h.Start(lab.Command{
 		Name: "agent", Path: r.Program("redoubt"),
-		Args: []string{"agent", "--state", state, "--socket", socket, "--tun", "mesh7", "--listen-port", "4500"},
+		Args: []string{"agent", "--state", state, "--socket", socket, "--tun", "mesh7", "--listen-port", "4500", "--tpm", "off"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -268,7 +268,7 @@ func TestDamagedState(t *testing.T) {
 			if err := os.WriteFile(path, damaged, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			_, err := m.Host.Run(r.ctx, lab.Command{Path: r.Program("redoubt"), Args: []string{"agent", "--state", m.State()}})
+			_, err := m.Host.Run(r.ctx, lab.Command{Path: r.Program("redoubt"), Args: []string{"agent", "--state", m.State(), "--tpm", "off"}})
 			if err == nil {
 				t.Fatalf("%s %s: the agent runs", name, what)
 			}

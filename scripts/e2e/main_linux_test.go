@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -16,30 +17,47 @@ import (
 
 func TestMain(m *testing.M) {
 	code := labtest.Main(m)
-	if dir, err := built(); err == nil {
-		err = os.RemoveAll(dir)
-		if err == nil && code == 0 {
-			err = goleak.Find()
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
+	dirs.Lock()
+	defer dirs.Unlock()
+	var err error
+	for _, dir := range dirs.all {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err == nil && code == 0 {
+		err = goleak.Find()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
 	os.Exit(code)
 }
 
+// dirs are the directories with programs, to be removed at the end.
+var dirs struct {
+	sync.Mutex
+	all []string
+}
+
 // built is the directory with the two programs, which every user of this machine may read. They are built once, with the
 // flags of `go build ./...`, so that the build's cache has most of it already.
-var built = sync.OnceValues(func() (string, error) {
+var built = sync.OnceValues(func() (string, error) { return build() })
+
+// brief is the same, but the coordinator gives certificates that last for seconds where it is asked to.
+var brief = sync.OnceValues(func() (string, error) { return build("-tags=shortlives") })
+
+func build(flags ...string) (string, error) {
 	dir, err := os.MkdirTemp("", "redoubt-e2e-")
 	if err != nil {
 		return "", err
 	}
-	build := exec.Command("go", "build", "-o", dir+"/", "./cmd/redoubt", "./cmd/redoubt-coordinator")
+	dirs.Lock()
+	dirs.all = append(dirs.all, dir)
+	dirs.Unlock()
+	build := exec.Command("go", slices.Concat([]string{"build"}, flags, []string{"-o", dir + "/", "./cmd/redoubt", "./cmd/redoubt-coordinator"})...)
 	build.Dir = filepath.Join("..", "..")
 	if out, err := build.CombinedOutput(); err != nil {
-		return "", errors.Join(fmt.Errorf("build the programs: %w\n%s", err, out), os.RemoveAll(dir))
+		return "", fmt.Errorf("build the programs: %w\n%s", err, out)
 	}
 	return dir, os.Chmod(dir, 0o755)
-})
+}

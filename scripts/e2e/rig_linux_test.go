@@ -45,12 +45,25 @@ func newRig(t testing.TB, flags ...string) *rig {
 	return r
 }
 
+// briefRig makes one whose certificates last for some seconds only.
+func briefRig(t testing.TB, lifetime time.Duration) *rig {
+	t.Helper()
+	r := rigOf(t, brief)
+	r.startCoordinator("--cert-lifetime=" + lifetime.String())
+	return r
+}
+
 // emptyRig makes a world with a host for the coordinator, which does not run yet.
 func emptyRig(t testing.TB) *rig {
 	t.Helper()
+	return rigOf(t, built)
+}
+
+func rigOf(t testing.TB, programs func() (string, error)) *rig {
+	t.Helper()
 	labtest.Need(t)
 	labtest.TUN(t)
-	bin, err := built()
+	bin, err := programs()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,4 +378,24 @@ func (r *rig) contains(text string, words ...string) {
 			r.Errorf("it does not say %q:\n%s", w, text)
 		}
 	}
+}
+
+// shown is what `node show --json` says of a node.
+type shown struct {
+	ID, Name, State          string
+	CertificateSequence      uint64
+	NodePublic, DevicePublic string
+	Quarantine               string
+	Attestation              string
+	Attested                 struct {
+		Level, Highest, Kind, Device, Checked, Lapse string
+		Checks, Selectors                            []string
+	}
+	Facts []struct{ Name, Value string }
+}
+
+func (r *rig) show(node string) (s shown) {
+	r.Helper()
+	r.adminJSON(&s, "node", "show", node)
+	return s
 }

@@ -38,6 +38,7 @@ var only = map[string][]string{
 	"github.com/vishvananda/":           {"netstack/osnet", "scripts"},
 	"github.com/google/nftables":        {"netstack/osnet", "scripts"},
 	"go.etcd.io/bbolt":                  {"coordinator/store"},
+	"github.com/google/go-tpm":          {"agent/device", "coordinator/attest"},
 	"github.com/tailscale/hujson":       {"acl", "cmd/settings"},
 	"github.com/spf13/":                 {"cmd", "scripts"},
 	"charm.land/":                       {"cmd", "scripts"},

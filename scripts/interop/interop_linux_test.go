@@ -34,19 +34,19 @@ func newPair(t *testing.T) *pair {
 	w := labtest.World(t)
 	lan := labtest.LAN(t, w, "lan")
 	a, b := labtest.Host(t, w, "a", lan), labtest.Host(t, w, "b", lan)
-	return &pair{ctx, startOwn(t, a), startOther(ctx, t, dir, b), labtest.Host(t, w, "stranger", lan)}
+	return &pair{ctx, startOwn(t, a, 1), startOther(ctx, t, dir, b), labtest.Host(t, w, "stranger", lan)}
 }
 
 // meet has both ends know each other; who begins knows where the other is.
 func (p *pair) meet(t *testing.T, weBegin, v6 bool, psk [32]byte) {
 	t.Helper()
-	at := func(h *lab.Host) netip.Addr {
+	at := func(h *lab.Host) netip.AddrPort {
 		if v6 {
-			return h.V6()
+			return netip.AddrPortFrom(h.V6(), port)
 		}
-		return h.V4()
+		return netip.AddrPortFrom(h.V4(), port)
 	}
-	var a, b netip.Addr
+	var a, b netip.AddrPort
 	if weBegin {
 		b = at(p.b.Host)
 	} else {
@@ -101,7 +101,7 @@ func TestSecrets(t *testing.T) {
 	sides(t, func(t *testing.T, weBegin bool) {
 		p := newPair(t)
 		p.meet(t, weBegin, false, [32]byte{1})
-		p.b.meet(p.ctx, t, p.a, netip.Addr{}, [32]byte{2})
+		p.b.meet(p.ctx, t, p.a, netip.AddrPort{}, [32]byte{2})
 		first, second := p.order(weBegin)
 		for _, a := range second.addrs.Slice() {
 			ctx, cancel := context.WithTimeout(p.ctx, 2*time.Second)
@@ -117,7 +117,7 @@ func TestSecrets(t *testing.T) {
 		if at := p.b.shown(p.ctx, t, "latest-handshakes"); at != "0" && !weBegin {
 			t.Errorf("wg show says of handshakes: %q", at)
 		}
-		p.b.meet(p.ctx, t, p.a, netip.Addr{}, [32]byte{1})
+		p.b.meet(p.ctx, t, p.a, netip.AddrPort{}, [32]byte{1})
 		reaches(p.ctx, t, first, second)
 	})
 }
@@ -172,7 +172,7 @@ func TestRestart(t *testing.T) {
 		<-p.b.process.Done()
 		p.b.start(p.ctx, t)
 		p.b.configure(p.ctx, t)
-		p.b.meet(p.ctx, t, p.a, netip.Addr{}, [32]byte{}) // it cannot begin: we must
+		p.b.meet(p.ctx, t, p.a, netip.AddrPort{}, [32]byte{}) // it cannot begin: we must
 		reaches(p.ctx, t, &p.a.end, &p.b.end)
 		transfer(p.ctx, t, &p.b.end, &p.a.end)
 		if s := p.a.stats(t); s.Handshakes != 2 {

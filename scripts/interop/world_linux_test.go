@@ -106,9 +106,9 @@ type own struct {
 }
 
 // startOwn starts it.
-func startOwn(t testing.TB, host *lab.Host) *own {
+func startOwn(t testing.TB, host *lab.Host, number byte) *own {
 	t.Helper()
-	o := &own{end: newEnd(host, 1)}
+	o := &own{end: newEnd(host, number)}
 	var err error
 	if o.key, err = key.NewNode(rand.Reader); err != nil {
 		t.Fatal(err)
@@ -161,11 +161,11 @@ func (e *end) up(t testing.TB, device string) {
 const ifaNoDAD = 0x02
 
 // meet tells our engine of the other end. Without an address we wait for it to begin.
-func (o *own) meet(t testing.TB, other *end, at netip.Addr, psk [32]byte) {
+func (o *own) meet(t testing.TB, other *end, at netip.AddrPort, psk [32]byte) {
 	t.Helper()
 	cfg := wg.PeerConfig{ID: 2, Keys: []key.NodePublic{other.public}, Addrs: other.addrs, PSK: psk}
 	if at.IsValid() {
-		cfg.Endpoints = []netip.AddrPort{netip.AddrPortFrom(at, port)}
+		cfg.Endpoints = []netip.AddrPort{at}
 	}
 	if err := o.engine.SetPeer(cfg); err != nil {
 		t.Fatal(err)
@@ -241,11 +241,11 @@ func (o *other) wg(ctx context.Context, t testing.TB, stdin string, args ...stri
 }
 
 // meet tells wireguard-go of our end. Without an address it waits for us to begin.
-func (o *other) meet(ctx context.Context, t testing.TB, us *own, at netip.Addr, psk [32]byte) {
+func (o *other) meet(ctx context.Context, t testing.TB, us *own, at netip.AddrPort, psk [32]byte) {
 	t.Helper()
 	args := []string{"set", "wg0", "peer", us.public.String(), "allowed-ips", us.addrs.V4.String() + "/32," + us.addrs.V6.String() + "/128"}
 	if at.IsValid() {
-		args = append(args, "endpoint", netip.AddrPortFrom(at, port).String())
+		args = append(args, "endpoint", at.String())
 	}
 	if psk != [32]byte{} {
 		args = append(args, "preshared-key", "/dev/stdin")

@@ -199,10 +199,11 @@ func (n *Node) StartAgent(ctx context.Context, flags ...string) error {
 	})
 }
 
-// Launch starts the agent, with more flags and with variables, and does not wait.
+// Launch starts the agent, with more flags and with variables, and does not wait. The TPM of the machine that all this runs on
+// is left alone; flags can name another one.
 func (n *Node) Launch(c lab.Command) (*lab.Process, error) {
 	c.Name, c.Path = "agent", n.mesh.Program("redoubt")
-	c.Args = append([]string{"agent", "--state", n.State()}, c.Args...)
+	c.Args = append([]string{"agent", "--state", n.State(), "--tpm", "off"}, c.Args...)
 	p, err := n.Host.Start(c)
 	n.Agent = p
 	return p, err
@@ -257,6 +258,10 @@ type Status struct {
 			Wanted, Peer string
 			IPv4, IPv6   bool
 		}
+	}
+	ListenPort uint16
+	WireGuard  struct {
+		Keys []struct{ PublicKey string }
 	}
 }
 

@@ -210,6 +210,62 @@ func TestAnyScheduleHeals(t *testing.T) {
 	})
 }
 
+// TestClocksThatJump suspends nodes, whose clocks go on meanwhile or stand still, and sets clocks forward. Afterwards the two
+// find each other: each end finds out by sending and hearing nothing that the other has no session any more.
+func TestClocksThatJump(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		w := newWorld(t, DefaultLimits)
+		pause := rapid.IntRange(0, 400)
+		sent := uint64(10)
+		for range rapid.IntRange(1, 30).Draw(rt, "steps") {
+			e := w.ends[rapid.IntRange(0, 1).Draw(rt, "who")]
+			switch rapid.IntRange(0, 5).Draw(rt, "what") {
+			case 0, 1:
+				e.send(sent)
+				sent++
+			case 2:
+				e.sleep(time.Duration(pause.Draw(rt, "slept"))*time.Second, true)
+			case 3:
+				e.sleep(time.Duration(pause.Draw(rt, "slept"))*time.Second, false)
+			case 4:
+				e.ahead += time.Duration(pause.Draw(rt, "jump")) * time.Second
+			case 5:
+				e.step(SetKeepalive{time.Duration(rapid.IntRange(0, 30).Draw(rt, "interval")) * time.Second})
+			}
+			w.run(time.Duration(pause.Draw(rt, "pause")) * 100 * time.Millisecond)
+		}
+		for range 40 {
+			for _, e := range w.ends {
+				e.step(SetKeepalive{})
+				e.send(2)
+			}
+			w.run(time.Second)
+		}
+		for i, e := range w.ends {
+			e.send(uint64(1000 + i))
+		}
+		w.run(20 * time.Second)
+		for i, e := range w.ends {
+			if !slices.Contains(e.got, uint64(1001-i)) {
+				rt.Fatalf("nothing comes to node %d", i)
+			}
+			seen := map[uint64]bool{}
+			for _, n := range e.got {
+				if seen[n] && n >= 10 && n < 1000 {
+					rt.Fatalf("packet %d came twice", n)
+				}
+				seen[n] = true
+			}
+		}
+		w.run(2 * time.Hour)
+		for i, e := range w.ends {
+			if len(e.reserved) != 0 || !e.p.Idle() || !e.p.Next().IsZero() {
+				rt.Fatalf("node %d keeps %d indexes, next %s", i, len(e.reserved), e.p.Next())
+			}
+		}
+	})
+}
+
 func TestAllocations(t *testing.T) {
 	w := newWorld(t, DefaultLimits)
 	w.shake()

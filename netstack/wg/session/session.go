@@ -87,22 +87,58 @@ func Padded(n, mtu int) int {
 // Seal makes a message in place of the n bytes of content at buf[noise.HeaderSize:], and says how long it is. There must
 // be room for padding and tag. It refuses when the session has carried all that it may.
 func (s *Session) Seal(buf []byte, n, mtu int) (size int, ok bool) {
-	counter := s.counter.Add(1) - 1
-	if counter >= s.limit {
-		s.counter.Store(s.limit) // it must never come round
+	counter, ok := s.take()
+	if !ok {
 		return 0, false
 	}
 	padded := Padded(n, mtu)
 	content := buf[noise.HeaderSize : noise.HeaderSize+padded]
 	clear(content[n:])
+	s.seal(buf, content, counter)
+	return padded + noise.Overhead, true
+}
+
+// SealTo makes a message at the start of buf, where there must be room for it, from content that lies elsewhere. Content must
+// have capacity for its padding; what is there is the same afterwards.
+func (s *Session) SealTo(buf, content []byte, mtu int) (size int, ok bool) {
+	counter, ok := s.take()
+	if !ok {
+		return 0, false
+	}
+	n := len(content)
+	padded := Padded(n, mtu)
+	content = content[:padded]
+	if n == padded {
+		s.seal(buf, content, counter)
+		return padded + noise.Overhead, true
+	}
+	var kept [padding]byte
+	copy(kept[:], content[n:])
+	clear(content[n:])
+	s.seal(buf, content, counter)
+	copy(content[n:], kept[:])
+	return padded + noise.Overhead, true
+}
+
+// take takes the next counter, if there is one left.
+func (s *Session) take() (uint64, bool) {
+	counter := s.counter.Add(1) - 1
+	if counter >= s.limit {
+		s.counter.Store(s.limit) // it must never come round
+		return 0, false
+	}
+	return counter, true
+}
+
+// seal seals content behind where the header is to stand in buf.
+func (s *Session) seal(buf, content []byte, counter uint64) {
 	// The nonce is four zero bytes and the counter. It stands where the header will, so that none has to be allocated.
 	nonce := buf[4:noise.HeaderSize]
 	clear(nonce[:4])
 	binary.LittleEndian.PutUint64(nonce[4:], counter)
-	s.send.Seal(content[:0], nonce, content, nil)
+	s.send.Seal(buf[noise.HeaderSize:noise.HeaderSize], nonce, content, nil)
 	binary.LittleEndian.PutUint32(buf, noise.TypeTransport)
 	binary.LittleEndian.PutUint32(buf[4:], s.remote)
-	return padded + noise.Overhead, true
 }
 
 // Why a message is not taken.

@@ -52,6 +52,21 @@ type end struct {
 	waiting  [][]byte
 	got      []uint64 // the numbers of the packets that came
 	tally    map[string]int
+	ahead    time.Duration // of the world's time: how far its clock was set, less what it did not count while it slept
+	asleep   bool          // nothing happens on it, and what comes is lost
+}
+
+// now is the time by its clock.
+func (e *end) now() time.Time { return e.w.now.Add(e.ahead) }
+
+// sleep suspends a node for a while. Its clock may go on meanwhile, or not.
+func (e *end) sleep(d time.Duration, counts bool) {
+	e.asleep = true
+	e.w.run(d)
+	e.asleep = false
+	if !counts {
+		e.ahead -= d
+	}
 }
 
 func newWorld(t testing.TB, limits Limits) *world {
@@ -125,7 +140,7 @@ func (e *end) pair(l *noise.Local, r *noise.Remote) *Pair {
 }
 
 func (e *end) step(ev Event) {
-	for _, f := range e.p.Step(e.w.now, ev, nil) {
+	for _, f := range e.p.Step(e.now(), ev, nil) {
 		switch f := f.(type) {
 		case Message:
 			e.w.put(e.number, f.Bytes)
@@ -137,7 +152,7 @@ func (e *end) step(ev Event) {
 				list := e.waiting
 				e.waiting = nil
 				for _, pkt := range list {
-					if e.p.Current(e.w.now) == nil {
+					if e.p.Current(e.now()) == nil {
 						e.waiting = append(e.waiting, pkt)
 					} else {
 						e.seal(pkt)
@@ -180,7 +195,7 @@ func (e *end) step(ev Event) {
 
 // seal sends content by the current session.
 func (e *end) seal(content []byte) {
-	s := e.p.Current(e.w.now)
+	s := e.p.Current(e.now())
 	if s == nil {
 		e.w.t.Fatal("no session to send by")
 	}
@@ -197,7 +212,7 @@ func (e *end) seal(content []byte) {
 // send sends a packet with a number.
 func (e *end) send(number uint64) {
 	pkt := binary.BigEndian.AppendUint64(nil, number)
-	if e.p.Current(e.w.now) == nil {
+	if e.p.Current(e.now()) == nil {
 		e.waiting = append(e.waiting, pkt)
 		e.step(Want{})
 		return
@@ -248,7 +263,7 @@ func (e *end) arrive(msg []byte) {
 		e.step(CookieReply{index, msg})
 	case noise.TypeTransport:
 		s := e.reserved[index]
-		if s == nil || !s.Alive(e.w.now) {
+		if s == nil || !s.Alive(e.now()) {
 			return
 		}
 		content, err := s.Open(msg)
@@ -268,7 +283,11 @@ func (w *world) run(d time.Duration) {
 	for range 1_000_000 {
 		next, who := until, -1
 		for i, e := range w.ends {
-			if t := e.p.Next(); !t.IsZero() && t.Before(next) {
+			t := e.p.Next()
+			if t.IsZero() || e.asleep {
+				continue
+			}
+			if t = t.Add(-e.ahead); t.Before(next) {
 				next, who = t, i
 			}
 		}
@@ -276,7 +295,9 @@ func (w *world) run(d time.Duration) {
 			f := w.air[0]
 			w.air = w.air[1:]
 			w.now = later(w.now, f.at)
-			w.ends[f.to].arrive(f.msg)
+			if e := w.ends[f.to]; !e.asleep {
+				e.arrive(f.msg)
+			}
 			continue
 		}
 		if who < 0 {
@@ -312,7 +333,7 @@ func (w *world) shake() {
 	w.ends[0].send(1)
 	w.run(time.Second)
 	for i, e := range w.ends {
-		if e.p.Current(w.now) == nil {
+		if e.p.Current(e.now()) == nil {
 			w.t.Fatalf("node %d has no session", i)
 		}
 	}

@@ -33,7 +33,8 @@ type Token struct {
 	Created       int64                  `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"` // Unix seconds
 	Expires       int64                  `protobuf:"varint,7,opt,name=expires,proto3" json:"expires,omitempty"` // Unix seconds
 	Uses          uint32                 `protobuf:"varint,8,opt,name=uses,proto3" json:"uses,omitempty"`
-	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"` // valid, spent, expired, revoked
+	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`      // valid, spent, expired, revoked
+	Replace       string                 `protobuf:"bytes,20,opt,name=replace,proto3" json:"replace,omitempty"` // id of the node whose machine it replaces; empty: it makes a new node
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -131,6 +132,13 @@ func (x *Token) GetState() string {
 	return ""
 }
 
+func (x *Token) GetReplace() string {
+	if x != nil {
+		return x.Replace
+	}
+	return ""
+}
+
 type CreateTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tags          []string               `protobuf:"bytes,1,rep,name=tags,proto3" json:"tags,omitempty"`
@@ -138,6 +146,7 @@ type CreateTokenRequest struct {
 	Reusable      bool                   `protobuf:"varint,3,opt,name=reusable,proto3" json:"reusable,omitempty"`
 	Ephemeral     bool                   `protobuf:"varint,4,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
 	TtlSeconds    uint64                 `protobuf:"varint,5,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	Replace       string                 `protobuf:"bytes,20,opt,name=replace,proto3" json:"replace,omitempty"` // id or name of the node whose machine the one that joins takes the place of
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -205,6 +214,13 @@ func (x *CreateTokenRequest) GetTtlSeconds() uint64 {
 		return x.TtlSeconds
 	}
 	return 0
+}
+
+func (x *CreateTokenRequest) GetReplace() string {
+	if x != nil {
+		return x.Replace
+	}
+	return ""
 }
 
 type CreateTokenResponse struct {
@@ -426,7 +442,7 @@ type Node struct {
 	Addresses           []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	User                string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	Tags                []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
-	State               string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // active, revoked
+	State               string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // active, quarantined, revoked
 	Connected           bool                   `protobuf:"varint,7,opt,name=connected,proto3" json:"connected,omitempty"`
 	Created             int64                  `protobuf:"varint,8,opt,name=created,proto3" json:"created,omitempty"`                                                  // Unix seconds
 	LastSeen            int64                  `protobuf:"varint,9,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`                                // Unix seconds; 0: not since the coordinator started
@@ -444,6 +460,10 @@ type Node struct {
 	CertificateSequence uint64                 `protobuf:"varint,21,opt,name=certificate_sequence,json=certificateSequence,proto3" json:"certificate_sequence,omitempty"`
 	Facts               []*Fact                `protobuf:"bytes,22,rep,name=facts,proto3" json:"facts,omitempty"`
 	Routes              []*Route               `protobuf:"bytes,23,rep,name=routes,proto3" json:"routes,omitempty"`
+	Quarantine          *Quarantine            `protobuf:"bytes,30,opt,name=quarantine,proto3" json:"quarantine,omitempty"`                                 // absent where there is none
+	NextNodePublic      string                 `protobuf:"bytes,31,opt,name=next_node_public,json=nextNodePublic,proto3" json:"next_node_public,omitempty"` // that takes over; empty where there is none
+	NextNodeFrom        int64                  `protobuf:"varint,32,opt,name=next_node_from,json=nextNodeFrom,proto3" json:"next_node_from,omitempty"`      // Unix seconds
+	Attested            *Attestation           `protobuf:"bytes,40,opt,name=attested,proto3" json:"attested,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -639,6 +659,196 @@ func (x *Node) GetRoutes() []*Route {
 	return nil
 }
 
+func (x *Node) GetQuarantine() *Quarantine {
+	if x != nil {
+		return x.Quarantine
+	}
+	return nil
+}
+
+func (x *Node) GetNextNodePublic() string {
+	if x != nil {
+		return x.NextNodePublic
+	}
+	return ""
+}
+
+func (x *Node) GetNextNodeFrom() int64 {
+	if x != nil {
+		return x.NextNodeFrom
+	}
+	return 0
+}
+
+func (x *Node) GetAttested() *Attestation {
+	if x != nil {
+		return x.Attested
+	}
+	return nil
+}
+
+// Attestation is what a node's machine proved of itself, when, and what of it was checked.
+type Attestation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Level         string                 `protobuf:"bytes,1,opt,name=level,proto3" json:"level,omitempty"`      // as proved last
+	Highest       string                 `protobuf:"bytes,2,opt,name=highest,proto3" json:"highest,omitempty"`  // that was ever proved; less is refused of another machine until the node is reset
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`        // of the evidence
+	Device        string                 `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"`    // name of the piece of hardware
+	Since         int64                  `protobuf:"varint,5,opt,name=since,proto3" json:"since,omitempty"`     // Unix seconds: when this was proved first
+	Checked       int64                  `protobuf:"varint,6,opt,name=checked,proto3" json:"checked,omitempty"` // Unix seconds: when it was proved last
+	Selectors     []string               `protobuf:"bytes,7,rep,name=selectors,proto3" json:"selectors,omitempty"`
+	Checks        []string               `protobuf:"bytes,8,rep,name=checks,proto3" json:"checks,omitempty"`
+	Lapse         string                 `protobuf:"bytes,9,opt,name=lapse,proto3" json:"lapse,omitempty"` // why the machine could not prove it again; empty while it can
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attestation) Reset() {
+	*x = Attestation{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attestation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attestation) ProtoMessage() {}
+
+func (x *Attestation) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attestation.ProtoReflect.Descriptor instead.
+func (*Attestation) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Attestation) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
+func (x *Attestation) GetHighest() string {
+	if x != nil {
+		return x.Highest
+	}
+	return ""
+}
+
+func (x *Attestation) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Attestation) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *Attestation) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Attestation) GetChecked() int64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
+
+func (x *Attestation) GetSelectors() []string {
+	if x != nil {
+		return x.Selectors
+	}
+	return nil
+}
+
+func (x *Attestation) GetChecks() []string {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+func (x *Attestation) GetLapse() string {
+	if x != nil {
+		return x.Lapse
+	}
+	return ""
+}
+
+// Quarantine is a node that is kept apart from all others.
+type Quarantine struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Since         int64                  `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"` // Unix seconds
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quarantine) Reset() {
+	*x = Quarantine{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quarantine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quarantine) ProtoMessage() {}
+
+func (x *Quarantine) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
+func (*Quarantine) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Quarantine) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Quarantine) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Fact is something that is known of a node.
 type Fact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -653,7 +863,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +875,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +888,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Fact) GetName() string {
@@ -729,7 +939,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +951,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +964,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Route) GetPrefix() string {
@@ -793,7 +1003,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +1015,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +1028,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 type ListNodesResponse struct {
@@ -830,7 +1040,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +1052,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +1065,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -874,7 +1084,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +1096,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +1109,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -918,7 +1128,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -930,7 +1140,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -943,7 +1153,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetNodeResponse) GetNode() *Node {
@@ -963,7 +1173,7 @@ type RevokeNodeRequest struct {
 
 func (x *RevokeNodeRequest) Reset() {
 	*x = RevokeNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1185,7 @@ func (x *RevokeNodeRequest) String() string {
 func (*RevokeNodeRequest) ProtoMessage() {}
 
 func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1198,7 @@ func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RevokeNodeRequest) GetNode() string {
@@ -1020,7 +1230,7 @@ type RevokeNodeResponse struct {
 
 func (x *RevokeNodeResponse) Reset() {
 	*x = RevokeNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1242,7 @@ func (x *RevokeNodeResponse) String() string {
 func (*RevokeNodeResponse) ProtoMessage() {}
 
 func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1255,7 @@ func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RevokeNodeResponse) GetNode() *Node {
@@ -1092,7 +1302,7 @@ type DeleteNodeRequest struct {
 
 func (x *DeleteNodeRequest) Reset() {
 	*x = DeleteNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1314,7 @@ func (x *DeleteNodeRequest) String() string {
 func (*DeleteNodeRequest) ProtoMessage() {}
 
 func (x *DeleteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1327,7 @@ func (x *DeleteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNodeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteNodeRequest) GetNode() string {
@@ -1135,7 +1345,7 @@ type DeleteNodeResponse struct {
 
 func (x *DeleteNodeResponse) Reset() {
 	*x = DeleteNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1357,7 @@ func (x *DeleteNodeResponse) String() string {
 func (*DeleteNodeResponse) ProtoMessage() {}
 
 func (x *DeleteNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1370,183 @@ func (x *DeleteNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNodeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+type ResetNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetNodeRequest) Reset() {
+	*x = ResetNodeRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetNodeRequest) ProtoMessage() {}
+
+func (x *ResetNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetNodeRequest.ProtoReflect.Descriptor instead.
+func (*ResetNodeRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ResetNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type ResetNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetNodeResponse) Reset() {
+	*x = ResetNodeResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetNodeResponse) ProtoMessage() {}
+
+func (x *ResetNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetNodeResponse.ProtoReflect.Descriptor instead.
+func (*ResetNodeResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ResetNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+type ReleaseNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseNodeRequest) Reset() {
+	*x = ReleaseNodeRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseNodeRequest) ProtoMessage() {}
+
+func (x *ReleaseNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseNodeRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseNodeRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ReleaseNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type ReleaseNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseNodeResponse) Reset() {
+	*x = ReleaseNodeResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseNodeResponse) ProtoMessage() {}
+
+func (x *ReleaseNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseNodeResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseNodeResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ReleaseNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
 }
 
 type SetFactRequest struct {
@@ -1175,7 +1561,7 @@ type SetFactRequest struct {
 
 func (x *SetFactRequest) Reset() {
 	*x = SetFactRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1573,7 @@ func (x *SetFactRequest) String() string {
 func (*SetFactRequest) ProtoMessage() {}
 
 func (x *SetFactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1586,7 @@ func (x *SetFactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFactRequest.ProtoReflect.Descriptor instead.
 func (*SetFactRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetFactRequest) GetNode() string {
@@ -1240,7 +1626,7 @@ type SetFactResponse struct {
 
 func (x *SetFactResponse) Reset() {
 	*x = SetFactResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1638,7 @@ func (x *SetFactResponse) String() string {
 func (*SetFactResponse) ProtoMessage() {}
 
 func (x *SetFactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1651,7 @@ func (x *SetFactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFactResponse.ProtoReflect.Descriptor instead.
 func (*SetFactResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetFactResponse) GetNode() *Node {
@@ -1285,7 +1671,7 @@ type UnsetFactRequest struct {
 
 func (x *UnsetFactRequest) Reset() {
 	*x = UnsetFactRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1297,7 +1683,7 @@ func (x *UnsetFactRequest) String() string {
 func (*UnsetFactRequest) ProtoMessage() {}
 
 func (x *UnsetFactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1310,7 +1696,7 @@ func (x *UnsetFactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsetFactRequest.ProtoReflect.Descriptor instead.
 func (*UnsetFactRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UnsetFactRequest) GetNode() string {
@@ -1336,7 +1722,7 @@ type UnsetFactResponse struct {
 
 func (x *UnsetFactResponse) Reset() {
 	*x = UnsetFactResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1734,7 @@ func (x *UnsetFactResponse) String() string {
 func (*UnsetFactResponse) ProtoMessage() {}
 
 func (x *UnsetFactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1747,7 @@ func (x *UnsetFactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsetFactResponse.ProtoReflect.Descriptor instead.
 func (*UnsetFactResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UnsetFactResponse) GetNode() *Node {
@@ -1381,7 +1767,7 @@ type ApproveRoutesRequest struct {
 
 func (x *ApproveRoutesRequest) Reset() {
 	*x = ApproveRoutesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1779,7 @@ func (x *ApproveRoutesRequest) String() string {
 func (*ApproveRoutesRequest) ProtoMessage() {}
 
 func (x *ApproveRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1792,7 @@ func (x *ApproveRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ApproveRoutesRequest) GetNode() string {
@@ -1432,7 +1818,7 @@ type ApproveRoutesResponse struct {
 
 func (x *ApproveRoutesResponse) Reset() {
 	*x = ApproveRoutesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1830,7 @@ func (x *ApproveRoutesResponse) String() string {
 func (*ApproveRoutesResponse) ProtoMessage() {}
 
 func (x *ApproveRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1843,7 @@ func (x *ApproveRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ApproveRoutesResponse) GetNode() *Node {
@@ -1477,7 +1863,7 @@ type UserRoles struct {
 
 func (x *UserRoles) Reset() {
 	*x = UserRoles{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1875,7 @@ func (x *UserRoles) String() string {
 func (*UserRoles) ProtoMessage() {}
 
 func (x *UserRoles) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1888,7 @@ func (x *UserRoles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRoles.ProtoReflect.Descriptor instead.
 func (*UserRoles) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UserRoles) GetUser() string {
@@ -1528,7 +1914,7 @@ type SetRolesRequest struct {
 
 func (x *SetRolesRequest) Reset() {
 	*x = SetRolesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1926,7 @@ func (x *SetRolesRequest) String() string {
 func (*SetRolesRequest) ProtoMessage() {}
 
 func (x *SetRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1939,7 @@ func (x *SetRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRolesRequest.ProtoReflect.Descriptor instead.
 func (*SetRolesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SetRolesRequest) GetUser() *UserRoles {
@@ -1571,7 +1957,7 @@ type SetRolesResponse struct {
 
 func (x *SetRolesResponse) Reset() {
 	*x = SetRolesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1969,7 @@ func (x *SetRolesResponse) String() string {
 func (*SetRolesResponse) ProtoMessage() {}
 
 func (x *SetRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1982,7 @@ func (x *SetRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRolesResponse.ProtoReflect.Descriptor instead.
 func (*SetRolesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 type ListRolesRequest struct {
@@ -1607,7 +1993,7 @@ type ListRolesRequest struct {
 
 func (x *ListRolesRequest) Reset() {
 	*x = ListRolesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +2005,7 @@ func (x *ListRolesRequest) String() string {
 func (*ListRolesRequest) ProtoMessage() {}
 
 func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +2018,7 @@ func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesRequest.ProtoReflect.Descriptor instead.
 func (*ListRolesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 type ListRolesResponse struct {
@@ -1644,7 +2030,7 @@ type ListRolesResponse struct {
 
 func (x *ListRolesResponse) Reset() {
 	*x = ListRolesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +2042,7 @@ func (x *ListRolesResponse) String() string {
 func (*ListRolesResponse) ProtoMessage() {}
 
 func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +2055,7 @@ func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesResponse.ProtoReflect.Descriptor instead.
 func (*ListRolesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListRolesResponse) GetUsers() []*UserRoles {
@@ -1693,7 +2079,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +2091,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +2104,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -1769,7 +2155,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +2167,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +2180,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ApplyPolicyResponse) GetNumber() uint64 {
@@ -1849,7 +2235,7 @@ type PolicyImpact struct {
 
 func (x *PolicyImpact) Reset() {
 	*x = PolicyImpact{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1861,7 +2247,7 @@ func (x *PolicyImpact) String() string {
 func (*PolicyImpact) ProtoMessage() {}
 
 func (x *PolicyImpact) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1874,7 +2260,7 @@ func (x *PolicyImpact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyImpact.ProtoReflect.Descriptor instead.
 func (*PolicyImpact) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PolicyImpact) GetBase() uint64 {
@@ -1949,7 +2335,7 @@ type ConnectionChange struct {
 
 func (x *ConnectionChange) Reset() {
 	*x = ConnectionChange{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1961,7 +2347,7 @@ func (x *ConnectionChange) String() string {
 func (*ConnectionChange) ProtoMessage() {}
 
 func (x *ConnectionChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1974,7 +2360,7 @@ func (x *ConnectionChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionChange.ProtoReflect.Descriptor instead.
 func (*ConnectionChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ConnectionChange) GetGained() bool {
@@ -2032,7 +2418,7 @@ type Diagnostic struct {
 
 func (x *Diagnostic) Reset() {
 	*x = Diagnostic{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2430,7 @@ func (x *Diagnostic) String() string {
 func (*Diagnostic) ProtoMessage() {}
 
 func (x *Diagnostic) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2443,7 @@ func (x *Diagnostic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diagnostic.ProtoReflect.Descriptor instead.
 func (*Diagnostic) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Diagnostic) GetError() bool {
@@ -2104,7 +2490,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2502,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2515,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetPolicyRequest) GetNumber() uint64 {
@@ -2154,7 +2540,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2552,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2565,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetPolicyResponse) GetSource() string {
@@ -2241,7 +2627,7 @@ type PolicyHistoryRequest struct {
 
 func (x *PolicyHistoryRequest) Reset() {
 	*x = PolicyHistoryRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2253,7 +2639,7 @@ func (x *PolicyHistoryRequest) String() string {
 func (*PolicyHistoryRequest) ProtoMessage() {}
 
 func (x *PolicyHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2266,7 +2652,7 @@ func (x *PolicyHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyHistoryRequest.ProtoReflect.Descriptor instead.
 func (*PolicyHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PolicyHistoryRequest) GetBefore() uint64 {
@@ -2292,7 +2678,7 @@ type PolicyHistoryResponse struct {
 
 func (x *PolicyHistoryResponse) Reset() {
 	*x = PolicyHistoryResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2304,7 +2690,7 @@ func (x *PolicyHistoryResponse) String() string {
 func (*PolicyHistoryResponse) ProtoMessage() {}
 
 func (x *PolicyHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2317,7 +2703,7 @@ func (x *PolicyHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyHistoryResponse.ProtoReflect.Descriptor instead.
 func (*PolicyHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PolicyHistoryResponse) GetVersions() []*PolicyVersion {
@@ -2342,7 +2728,7 @@ type PolicyVersion struct {
 
 func (x *PolicyVersion) Reset() {
 	*x = PolicyVersion{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2354,7 +2740,7 @@ func (x *PolicyVersion) String() string {
 func (*PolicyVersion) ProtoMessage() {}
 
 func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2367,7 +2753,7 @@ func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyVersion.ProtoReflect.Descriptor instead.
 func (*PolicyVersion) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PolicyVersion) GetNumber() uint64 {
@@ -2428,7 +2814,7 @@ type PolicyStatusRequest struct {
 
 func (x *PolicyStatusRequest) Reset() {
 	*x = PolicyStatusRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2440,7 +2826,7 @@ func (x *PolicyStatusRequest) String() string {
 func (*PolicyStatusRequest) ProtoMessage() {}
 
 func (x *PolicyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2453,7 +2839,7 @@ func (x *PolicyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatusRequest.ProtoReflect.Descriptor instead.
 func (*PolicyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PolicyStatusRequest) GetWaitMs() uint64 {
@@ -2478,7 +2864,7 @@ type PolicyStatusResponse struct {
 
 func (x *PolicyStatusResponse) Reset() {
 	*x = PolicyStatusResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2490,7 +2876,7 @@ func (x *PolicyStatusResponse) String() string {
 func (*PolicyStatusResponse) ProtoMessage() {}
 
 func (x *PolicyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2503,7 +2889,7 @@ func (x *PolicyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatusResponse.ProtoReflect.Descriptor instead.
 func (*PolicyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PolicyStatusResponse) GetNumber() uint64 {
@@ -2568,7 +2954,7 @@ type Unable struct {
 
 func (x *Unable) Reset() {
 	*x = Unable{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2580,7 +2966,7 @@ func (x *Unable) String() string {
 func (*Unable) ProtoMessage() {}
 
 func (x *Unable) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2593,7 +2979,7 @@ func (x *Unable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unable.ProtoReflect.Descriptor instead.
 func (*Unable) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Unable) GetId() string {
@@ -2638,7 +3024,7 @@ type Laggard struct {
 
 func (x *Laggard) Reset() {
 	*x = Laggard{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +3036,7 @@ func (x *Laggard) String() string {
 func (*Laggard) ProtoMessage() {}
 
 func (x *Laggard) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +3049,7 @@ func (x *Laggard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
 func (*Laggard) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Laggard) GetId() string {
@@ -2716,7 +3102,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +3114,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +3127,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 type BackupResponse struct {
@@ -2753,7 +3139,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2765,7 +3151,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2778,7 +3164,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -2793,7 +3179,7 @@ var File_redoubt_v1_admin_proto protoreflect.FileDescriptor
 const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x16redoubt/v1/admin.proto\x12\n" +
-	"redoubt.v1\x1a\x17redoubt/v1/netmap.proto\"\xd7\x01\n" +
+	"redoubt.v1\x1a\x17redoubt/v1/netmap.proto\"\xf1\x01\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04tags\x18\x02 \x03(\tR\x04tags\x12\x12\n" +
@@ -2803,14 +3189,16 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\acreated\x18\x06 \x01(\x03R\acreated\x12\x18\n" +
 	"\aexpires\x18\a \x01(\x03R\aexpires\x12\x12\n" +
 	"\x04uses\x18\b \x01(\rR\x04uses\x12\x14\n" +
-	"\x05state\x18\t \x01(\tR\x05state\"\x97\x01\n" +
+	"\x05state\x18\t \x01(\tR\x05state\x12\x18\n" +
+	"\areplace\x18\x14 \x01(\tR\areplace\"\xb1\x01\n" +
 	"\x12CreateTokenRequest\x12\x12\n" +
 	"\x04tags\x18\x01 \x03(\tR\x04tags\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x1a\n" +
 	"\breusable\x18\x03 \x01(\bR\breusable\x12\x1c\n" +
 	"\tephemeral\x18\x04 \x01(\bR\tephemeral\x12\x1f\n" +
 	"\vttl_seconds\x18\x05 \x01(\x04R\n" +
-	"ttlSeconds\"R\n" +
+	"ttlSeconds\x12\x18\n" +
+	"\areplace\x18\x14 \x01(\tR\areplace\"R\n" +
 	"\x13CreateTokenResponse\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12'\n" +
 	"\x05token\x18\x02 \x01(\v2\x11.redoubt.v1.TokenR\x05token\"\x13\n" +
@@ -2819,7 +3207,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06tokens\x18\x01 \x03(\v2\x11.redoubt.v1.TokenR\x06tokens\"$\n" +
 	"\x12RevokeTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
-	"\x13RevokeTokenResponse\"\xb8\x05\n" +
+	"\x13RevokeTokenResponse\"\xf5\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -2845,7 +3233,27 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x0fapplied_version\x18\x14 \x01(\tR\x0eappliedVersion\x121\n" +
 	"\x14certificate_sequence\x18\x15 \x01(\x04R\x13certificateSequence\x12&\n" +
 	"\x05facts\x18\x16 \x03(\v2\x10.redoubt.v1.FactR\x05facts\x12)\n" +
-	"\x06routes\x18\x17 \x03(\v2\x11.redoubt.v1.RouteR\x06routes\"t\n" +
+	"\x06routes\x18\x17 \x03(\v2\x11.redoubt.v1.RouteR\x06routes\x126\n" +
+	"\n" +
+	"quarantine\x18\x1e \x01(\v2\x16.redoubt.v1.QuarantineR\n" +
+	"quarantine\x12(\n" +
+	"\x10next_node_public\x18\x1f \x01(\tR\x0enextNodePublic\x12$\n" +
+	"\x0enext_node_from\x18  \x01(\x03R\fnextNodeFrom\x123\n" +
+	"\battested\x18( \x01(\v2\x17.redoubt.v1.AttestationR\battested\"\xe5\x01\n" +
+	"\vAttestation\x12\x14\n" +
+	"\x05level\x18\x01 \x01(\tR\x05level\x12\x18\n" +
+	"\ahighest\x18\x02 \x01(\tR\ahighest\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06device\x18\x04 \x01(\tR\x06device\x12\x14\n" +
+	"\x05since\x18\x05 \x01(\x03R\x05since\x12\x18\n" +
+	"\achecked\x18\x06 \x01(\x03R\achecked\x12\x1c\n" +
+	"\tselectors\x18\a \x03(\tR\tselectors\x12\x16\n" +
+	"\x06checks\x18\b \x03(\tR\x06checks\x12\x14\n" +
+	"\x05lapse\x18\t \x01(\tR\x05lapse\":\n" +
+	"\n" +
+	"Quarantine\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"t\n" +
 	"\x04Fact\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
@@ -2878,7 +3286,15 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x05bound\x18\x05 \x01(\x03R\x05bound\"'\n" +
 	"\x11DeleteNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x14\n" +
-	"\x12DeleteNodeResponse\"o\n" +
+	"\x12DeleteNodeResponse\"&\n" +
+	"\x10ResetNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"9\n" +
+	"\x11ResetNodeResponse\x12$\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.redoubt.v1.NodeR\x04node\"(\n" +
+	"\x12ReleaseNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\";\n" +
+	"\x13ReleaseNodeResponse\x12$\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.redoubt.v1.NodeR\x04node\"o\n" +
 	"\x0eSetFactRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2995,8 +3411,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06age_ms\x18\x06 \x01(\x04R\x05ageMs\"\x0f\n" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\x9e\n" +
-	"\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xb8\v\n" +
 	"\fAdminService\x12N\n" +
 	"\vCreateToken\x12\x1e.redoubt.v1.CreateTokenRequest\x1a\x1f.redoubt.v1.CreateTokenResponse\x12K\n" +
 	"\n" +
@@ -3007,7 +3422,9 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"RevokeNode\x12\x1d.redoubt.v1.RevokeNodeRequest\x1a\x1e.redoubt.v1.RevokeNodeResponse\x12K\n" +
 	"\n" +
-	"DeleteNode\x12\x1d.redoubt.v1.DeleteNodeRequest\x1a\x1e.redoubt.v1.DeleteNodeResponse\x12B\n" +
+	"DeleteNode\x12\x1d.redoubt.v1.DeleteNodeRequest\x1a\x1e.redoubt.v1.DeleteNodeResponse\x12H\n" +
+	"\tResetNode\x12\x1c.redoubt.v1.ResetNodeRequest\x1a\x1d.redoubt.v1.ResetNodeResponse\x12N\n" +
+	"\vReleaseNode\x12\x1e.redoubt.v1.ReleaseNodeRequest\x1a\x1f.redoubt.v1.ReleaseNodeResponse\x12B\n" +
 	"\aSetFact\x12\x1a.redoubt.v1.SetFactRequest\x1a\x1b.redoubt.v1.SetFactResponse\x12H\n" +
 	"\tUnsetFact\x12\x1c.redoubt.v1.UnsetFactRequest\x1a\x1d.redoubt.v1.UnsetFactResponse\x12T\n" +
 	"\rApproveRoutes\x12 .redoubt.v1.ApproveRoutesRequest\x1a!.redoubt.v1.ApproveRoutesResponse\x12E\n" +
@@ -3031,7 +3448,7 @@ func file_redoubt_v1_admin_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_admin_proto_rawDescData
 }
 
-var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_redoubt_v1_admin_proto_goTypes = []any{
 	(*Token)(nil),                 // 0: redoubt.v1.Token
 	(*CreateTokenRequest)(nil),    // 1: redoubt.v1.CreateTokenRequest
@@ -3041,104 +3458,118 @@ var file_redoubt_v1_admin_proto_goTypes = []any{
 	(*RevokeTokenRequest)(nil),    // 5: redoubt.v1.RevokeTokenRequest
 	(*RevokeTokenResponse)(nil),   // 6: redoubt.v1.RevokeTokenResponse
 	(*Node)(nil),                  // 7: redoubt.v1.Node
-	(*Fact)(nil),                  // 8: redoubt.v1.Fact
-	(*Route)(nil),                 // 9: redoubt.v1.Route
-	(*ListNodesRequest)(nil),      // 10: redoubt.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 11: redoubt.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),        // 12: redoubt.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),       // 13: redoubt.v1.GetNodeResponse
-	(*RevokeNodeRequest)(nil),     // 14: redoubt.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),    // 15: redoubt.v1.RevokeNodeResponse
-	(*DeleteNodeRequest)(nil),     // 16: redoubt.v1.DeleteNodeRequest
-	(*DeleteNodeResponse)(nil),    // 17: redoubt.v1.DeleteNodeResponse
-	(*SetFactRequest)(nil),        // 18: redoubt.v1.SetFactRequest
-	(*SetFactResponse)(nil),       // 19: redoubt.v1.SetFactResponse
-	(*UnsetFactRequest)(nil),      // 20: redoubt.v1.UnsetFactRequest
-	(*UnsetFactResponse)(nil),     // 21: redoubt.v1.UnsetFactResponse
-	(*ApproveRoutesRequest)(nil),  // 22: redoubt.v1.ApproveRoutesRequest
-	(*ApproveRoutesResponse)(nil), // 23: redoubt.v1.ApproveRoutesResponse
-	(*UserRoles)(nil),             // 24: redoubt.v1.UserRoles
-	(*SetRolesRequest)(nil),       // 25: redoubt.v1.SetRolesRequest
-	(*SetRolesResponse)(nil),      // 26: redoubt.v1.SetRolesResponse
-	(*ListRolesRequest)(nil),      // 27: redoubt.v1.ListRolesRequest
-	(*ListRolesResponse)(nil),     // 28: redoubt.v1.ListRolesResponse
-	(*ApplyPolicyRequest)(nil),    // 29: redoubt.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),   // 30: redoubt.v1.ApplyPolicyResponse
-	(*PolicyImpact)(nil),          // 31: redoubt.v1.PolicyImpact
-	(*ConnectionChange)(nil),      // 32: redoubt.v1.ConnectionChange
-	(*Diagnostic)(nil),            // 33: redoubt.v1.Diagnostic
-	(*GetPolicyRequest)(nil),      // 34: redoubt.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),     // 35: redoubt.v1.GetPolicyResponse
-	(*PolicyHistoryRequest)(nil),  // 36: redoubt.v1.PolicyHistoryRequest
-	(*PolicyHistoryResponse)(nil), // 37: redoubt.v1.PolicyHistoryResponse
-	(*PolicyVersion)(nil),         // 38: redoubt.v1.PolicyVersion
-	(*PolicyStatusRequest)(nil),   // 39: redoubt.v1.PolicyStatusRequest
-	(*PolicyStatusResponse)(nil),  // 40: redoubt.v1.PolicyStatusResponse
-	(*Unable)(nil),                // 41: redoubt.v1.Unable
-	(*Laggard)(nil),               // 42: redoubt.v1.Laggard
-	(*BackupRequest)(nil),         // 43: redoubt.v1.BackupRequest
-	(*BackupResponse)(nil),        // 44: redoubt.v1.BackupResponse
-	(*Version)(nil),               // 45: redoubt.v1.Version
+	(*Attestation)(nil),           // 8: redoubt.v1.Attestation
+	(*Quarantine)(nil),            // 9: redoubt.v1.Quarantine
+	(*Fact)(nil),                  // 10: redoubt.v1.Fact
+	(*Route)(nil),                 // 11: redoubt.v1.Route
+	(*ListNodesRequest)(nil),      // 12: redoubt.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 13: redoubt.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),        // 14: redoubt.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),       // 15: redoubt.v1.GetNodeResponse
+	(*RevokeNodeRequest)(nil),     // 16: redoubt.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),    // 17: redoubt.v1.RevokeNodeResponse
+	(*DeleteNodeRequest)(nil),     // 18: redoubt.v1.DeleteNodeRequest
+	(*DeleteNodeResponse)(nil),    // 19: redoubt.v1.DeleteNodeResponse
+	(*ResetNodeRequest)(nil),      // 20: redoubt.v1.ResetNodeRequest
+	(*ResetNodeResponse)(nil),     // 21: redoubt.v1.ResetNodeResponse
+	(*ReleaseNodeRequest)(nil),    // 22: redoubt.v1.ReleaseNodeRequest
+	(*ReleaseNodeResponse)(nil),   // 23: redoubt.v1.ReleaseNodeResponse
+	(*SetFactRequest)(nil),        // 24: redoubt.v1.SetFactRequest
+	(*SetFactResponse)(nil),       // 25: redoubt.v1.SetFactResponse
+	(*UnsetFactRequest)(nil),      // 26: redoubt.v1.UnsetFactRequest
+	(*UnsetFactResponse)(nil),     // 27: redoubt.v1.UnsetFactResponse
+	(*ApproveRoutesRequest)(nil),  // 28: redoubt.v1.ApproveRoutesRequest
+	(*ApproveRoutesResponse)(nil), // 29: redoubt.v1.ApproveRoutesResponse
+	(*UserRoles)(nil),             // 30: redoubt.v1.UserRoles
+	(*SetRolesRequest)(nil),       // 31: redoubt.v1.SetRolesRequest
+	(*SetRolesResponse)(nil),      // 32: redoubt.v1.SetRolesResponse
+	(*ListRolesRequest)(nil),      // 33: redoubt.v1.ListRolesRequest
+	(*ListRolesResponse)(nil),     // 34: redoubt.v1.ListRolesResponse
+	(*ApplyPolicyRequest)(nil),    // 35: redoubt.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),   // 36: redoubt.v1.ApplyPolicyResponse
+	(*PolicyImpact)(nil),          // 37: redoubt.v1.PolicyImpact
+	(*ConnectionChange)(nil),      // 38: redoubt.v1.ConnectionChange
+	(*Diagnostic)(nil),            // 39: redoubt.v1.Diagnostic
+	(*GetPolicyRequest)(nil),      // 40: redoubt.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),     // 41: redoubt.v1.GetPolicyResponse
+	(*PolicyHistoryRequest)(nil),  // 42: redoubt.v1.PolicyHistoryRequest
+	(*PolicyHistoryResponse)(nil), // 43: redoubt.v1.PolicyHistoryResponse
+	(*PolicyVersion)(nil),         // 44: redoubt.v1.PolicyVersion
+	(*PolicyStatusRequest)(nil),   // 45: redoubt.v1.PolicyStatusRequest
+	(*PolicyStatusResponse)(nil),  // 46: redoubt.v1.PolicyStatusResponse
+	(*Unable)(nil),                // 47: redoubt.v1.Unable
+	(*Laggard)(nil),               // 48: redoubt.v1.Laggard
+	(*BackupRequest)(nil),         // 49: redoubt.v1.BackupRequest
+	(*BackupResponse)(nil),        // 50: redoubt.v1.BackupResponse
+	(*Version)(nil),               // 51: redoubt.v1.Version
 }
 var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: redoubt.v1.CreateTokenResponse.token:type_name -> redoubt.v1.Token
 	0,  // 1: redoubt.v1.ListTokensResponse.tokens:type_name -> redoubt.v1.Token
-	8,  // 2: redoubt.v1.Node.facts:type_name -> redoubt.v1.Fact
-	9,  // 3: redoubt.v1.Node.routes:type_name -> redoubt.v1.Route
-	7,  // 4: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
-	7,  // 5: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 6: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 7: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 8: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 9: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
-	24, // 10: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
-	24, // 11: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
-	45, // 12: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
-	33, // 13: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
-	31, // 14: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
-	32, // 15: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
-	38, // 16: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
-	42, // 17: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
-	41, // 18: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
-	1,  // 19: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
-	3,  // 20: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
-	5,  // 21: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
-	10, // 22: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	12, // 23: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	14, // 24: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
-	16, // 25: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
-	18, // 26: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
-	20, // 27: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
-	22, // 28: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
-	25, // 29: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
-	27, // 30: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
-	29, // 31: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
-	34, // 32: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
-	36, // 33: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
-	39, // 34: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
-	43, // 35: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
-	2,  // 36: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
-	4,  // 37: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
-	6,  // 38: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
-	11, // 39: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	13, // 40: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	15, // 41: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
-	17, // 42: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
-	19, // 43: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
-	21, // 44: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
-	23, // 45: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
-	26, // 46: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
-	28, // 47: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
-	30, // 48: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
-	35, // 49: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
-	37, // 50: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
-	40, // 51: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
-	44, // 52: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
-	36, // [36:53] is the sub-list for method output_type
-	19, // [19:36] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	10, // 2: redoubt.v1.Node.facts:type_name -> redoubt.v1.Fact
+	11, // 3: redoubt.v1.Node.routes:type_name -> redoubt.v1.Route
+	9,  // 4: redoubt.v1.Node.quarantine:type_name -> redoubt.v1.Quarantine
+	8,  // 5: redoubt.v1.Node.attested:type_name -> redoubt.v1.Attestation
+	7,  // 6: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
+	7,  // 7: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 8: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 9: redoubt.v1.ResetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 10: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 11: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 12: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 13: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
+	30, // 14: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
+	30, // 15: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
+	51, // 16: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
+	39, // 17: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
+	37, // 18: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
+	38, // 19: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
+	44, // 20: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
+	48, // 21: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
+	47, // 22: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
+	1,  // 23: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
+	3,  // 24: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
+	5,  // 25: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
+	12, // 26: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	14, // 27: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	16, // 28: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
+	18, // 29: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
+	20, // 30: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
+	22, // 31: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
+	24, // 32: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
+	26, // 33: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
+	28, // 34: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
+	31, // 35: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
+	33, // 36: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
+	35, // 37: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
+	40, // 38: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
+	42, // 39: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
+	45, // 40: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
+	49, // 41: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
+	2,  // 42: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
+	4,  // 43: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
+	6,  // 44: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
+	13, // 45: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	15, // 46: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	17, // 47: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
+	19, // 48: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
+	21, // 49: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
+	23, // 50: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
+	25, // 51: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
+	27, // 52: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
+	29, // 53: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
+	32, // 54: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
+	34, // 55: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
+	36, // 56: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
+	41, // 57: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
+	43, // 58: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
+	46, // 59: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
+	50, // 60: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
+	42, // [42:61] is the sub-list for method output_type
+	23, // [23:42] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_admin_proto_init() }
@@ -3147,14 +3578,14 @@ func file_redoubt_v1_admin_proto_init() {
 		return
 	}
 	file_redoubt_v1_netmap_proto_init()
-	file_redoubt_v1_admin_proto_msgTypes[29].OneofWrappers = []any{}
+	file_redoubt_v1_admin_proto_msgTypes[35].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_admin_proto_rawDesc), len(file_redoubt_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

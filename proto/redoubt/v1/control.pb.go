@@ -43,19 +43,22 @@ const (
 type Refusal_Code int32
 
 const (
-	Refusal_CODE_UNSPECIFIED Refusal_Code = 0
-	Refusal_CODE_MALFORMED   Refusal_Code = 1  // the message makes no sense; do not send it again
-	Refusal_CODE_VERSION     Refusal_Code = 2  // no common protocol version
-	Refusal_CODE_TOKEN       Refusal_Code = 3  // token unknown, spent, expired or revoked
-	Refusal_CODE_PROOF       Refusal_Code = 4  // a proof does not hold
-	Refusal_CODE_KEY_USED    Refusal_Code = 5  // a key that another node holds or held
-	Refusal_CODE_REVOKED     Refusal_Code = 6  // the node was revoked
-	Refusal_CODE_DELETED     Refusal_Code = 7  // the node is not known (any more)
-	Refusal_CODE_EXPIRED     Refusal_Code = 8  // took too long
-	Refusal_CODE_BUSY        Refusal_Code = 9  // try again later
-	Refusal_CODE_REPLACED    Refusal_Code = 10 // the node opened another stream
-	Refusal_CODE_EXHAUSTED   Refusal_Code = 11 // no address is left
-	Refusal_CODE_INTERNAL    Refusal_Code = 12
+	Refusal_CODE_UNSPECIFIED   Refusal_Code = 0
+	Refusal_CODE_MALFORMED     Refusal_Code = 1  // the message makes no sense; do not send it again
+	Refusal_CODE_VERSION       Refusal_Code = 2  // no common protocol version
+	Refusal_CODE_TOKEN         Refusal_Code = 3  // token unknown, spent, expired or revoked
+	Refusal_CODE_PROOF         Refusal_Code = 4  // a proof does not hold
+	Refusal_CODE_KEY_USED      Refusal_Code = 5  // a key that another node holds or held
+	Refusal_CODE_REVOKED       Refusal_Code = 6  // the node was revoked
+	Refusal_CODE_DELETED       Refusal_Code = 7  // the node is not known (any more)
+	Refusal_CODE_EXPIRED       Refusal_Code = 8  // took too long
+	Refusal_CODE_BUSY          Refusal_Code = 9  // try again later
+	Refusal_CODE_REPLACED      Refusal_Code = 10 // the node opened another stream
+	Refusal_CODE_EXHAUSTED     Refusal_Code = 11 // no address is left
+	Refusal_CODE_INTERNAL      Refusal_Code = 12
+	Refusal_CODE_QUARANTINED   Refusal_Code = 13 // two machines share the node's identity
+	Refusal_CODE_MACHINE_KNOWN Refusal_Code = 16 // the machine is another node already
+	Refusal_CODE_DOWNGRADE     Refusal_Code = 17 // the machine proved more of itself before
 )
 
 // Enum value maps for Refusal_Code.
@@ -74,21 +77,27 @@ var (
 		10: "CODE_REPLACED",
 		11: "CODE_EXHAUSTED",
 		12: "CODE_INTERNAL",
+		13: "CODE_QUARANTINED",
+		16: "CODE_MACHINE_KNOWN",
+		17: "CODE_DOWNGRADE",
 	}
 	Refusal_Code_value = map[string]int32{
-		"CODE_UNSPECIFIED": 0,
-		"CODE_MALFORMED":   1,
-		"CODE_VERSION":     2,
-		"CODE_TOKEN":       3,
-		"CODE_PROOF":       4,
-		"CODE_KEY_USED":    5,
-		"CODE_REVOKED":     6,
-		"CODE_DELETED":     7,
-		"CODE_EXPIRED":     8,
-		"CODE_BUSY":        9,
-		"CODE_REPLACED":    10,
-		"CODE_EXHAUSTED":   11,
-		"CODE_INTERNAL":    12,
+		"CODE_UNSPECIFIED":   0,
+		"CODE_MALFORMED":     1,
+		"CODE_VERSION":       2,
+		"CODE_TOKEN":         3,
+		"CODE_PROOF":         4,
+		"CODE_KEY_USED":      5,
+		"CODE_REVOKED":       6,
+		"CODE_DELETED":       7,
+		"CODE_EXPIRED":       8,
+		"CODE_BUSY":          9,
+		"CODE_REPLACED":      10,
+		"CODE_EXHAUSTED":     11,
+		"CODE_INTERNAL":      12,
+		"CODE_QUARANTINED":   13,
+		"CODE_MACHINE_KNOWN": 16,
+		"CODE_DOWNGRADE":     17,
 	}
 )
 
@@ -632,10 +641,11 @@ func (x *Facts) GetRoutes() []*Prefix {
 // Enrol asks for the first certificate.
 type Enrol struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Evidence      []string               `protobuf:"bytes,1,rep,name=evidence,proto3" json:"evidence,omitempty"`                             // kinds of evidence that the node can give, such as "token"
-	DevicePublic  []byte                 `protobuf:"bytes,2,opt,name=device_public,json=devicePublic,proto3" json:"device_public,omitempty"` // P-256, uncompressed point, 65 bytes
-	NodePublic    []byte                 `protobuf:"bytes,3,opt,name=node_public,json=nodePublic,proto3" json:"node_public,omitempty"`       // X25519, 32 bytes
-	TokenPublic   []byte                 `protobuf:"bytes,4,opt,name=token_public,json=tokenPublic,proto3" json:"token_public,omitempty"`    // Ed25519, 32 bytes; empty where there is no token
+	Evidence      []string               `protobuf:"bytes,1,rep,name=evidence,proto3" json:"evidence,omitempty"`                                                                           // kinds of evidence that the node can give, such as "token"
+	DevicePublic  []byte                 `protobuf:"bytes,2,opt,name=device_public,json=devicePublic,proto3" json:"device_public,omitempty"`                                               // P-256, uncompressed point, 65 bytes
+	NodePublic    []byte                 `protobuf:"bytes,3,opt,name=node_public,json=nodePublic,proto3" json:"node_public,omitempty"`                                                     // X25519, 32 bytes
+	TokenPublic   []byte                 `protobuf:"bytes,4,opt,name=token_public,json=tokenPublic,proto3" json:"token_public,omitempty"`                                                  // Ed25519, 32 bytes; empty where there is no token
+	Openings      map[string][]byte      `protobuf:"bytes,5,rep,name=openings,proto3" json:"openings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by kind of evidence: what its challenge is made for, see attest.proto
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -698,6 +708,13 @@ func (x *Enrol) GetTokenPublic() []byte {
 	return nil
 }
 
+func (x *Enrol) GetOpenings() map[string][]byte {
+	if x != nil {
+		return x.Openings
+	}
+	return nil
+}
+
 // Attach goes on with the identity of the client's certificate.
 type Attach struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -753,8 +770,10 @@ type Welcome struct {
 	// The certificate that the node came with has expired, or is not the last one: nothing but a renewal is served.
 	RenewFirst       bool   `protobuf:"varint,5,opt,name=renew_first,json=renewFirst,proto3" json:"renew_first,omitempty"`
 	KeepAliveSeconds uint32 `protobuf:"varint,6,opt,name=keep_alive_seconds,json=keepAliveSeconds,proto3" json:"keep_alive_seconds,omitempty"` // how often each side sends something; two missed are the end
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Why the node is kept apart from all others for now, for people; empty where it is not.
+	Quarantine    string `protobuf:"bytes,7,opt,name=quarantine,proto3" json:"quarantine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
@@ -827,6 +846,13 @@ func (x *Welcome) GetKeepAliveSeconds() uint32 {
 		return x.KeepAliveSeconds
 	}
 	return 0
+}
+
+func (x *Welcome) GetQuarantine() string {
+	if x != nil {
+		return x.Quarantine
+	}
+	return ""
 }
 
 // Challenge is answered within 60 s, once.
@@ -993,9 +1019,12 @@ func (x *Proof) GetTokenSignature() []byte {
 
 // Renew asks for the next certificate.
 type Renew struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodePublic    []byte                 `protobuf:"bytes,1,opt,name=node_public,json=nodePublic,proto3" json:"node_public,omitempty"` // X25519, 32 bytes: the key that the new certificate shall name
-	Facts         *Facts                 `protobuf:"bytes,2,opt,name=facts,proto3" json:"facts,omitempty"`                             // absent: as the hello said
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	NodePublic []byte                 `protobuf:"bytes,1,opt,name=node_public,json=nodePublic,proto3" json:"node_public,omitempty"` // X25519, 32 bytes: the key that takes over while the new certificate lasts
+	Facts      *Facts                 `protobuf:"bytes,2,opt,name=facts,proto3" json:"facts,omitempty"`                             // absent: as the hello said
+	Ticket     []byte                 `protobuf:"bytes,3,opt,name=ticket,proto3" json:"ticket,omitempty"`                           // that came with the certificate that the node has now; 40 bytes
+	// The peers that the node speaks with now, at most 256: they learn of the new certificate before others.
+	Talking       []uint64 `protobuf:"fixed64,4,rep,packed,name=talking,proto3" json:"talking,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1044,6 +1073,20 @@ func (x *Renew) GetFacts() *Facts {
 	return nil
 }
 
+func (x *Renew) GetTicket() []byte {
+	if x != nil {
+		return x.Ticket
+	}
+	return nil
+}
+
+func (x *Renew) GetTalking() []uint64 {
+	if x != nil {
+		return x.Talking
+	}
+	return nil
+}
+
 // Result is a certificate.
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1051,6 +1094,7 @@ type Result struct {
 	Chain         [][]byte               `protobuf:"bytes,2,rep,name=chain,proto3" json:"chain,omitempty"`             // intermediates, DER, leaf's issuer first
 	Roots         [][]byte               `protobuf:"bytes,3,rep,name=roots,proto3" json:"roots,omitempty"`             // DER
 	Mesh          *Mesh                  `protobuf:"bytes,4,opt,name=mesh,proto3" json:"mesh,omitempty"`
+	Ticket        []byte                 `protobuf:"bytes,5,opt,name=ticket,proto3" json:"ticket,omitempty"` // for the renewal of this certificate, once; 40 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1109,6 +1153,13 @@ func (x *Result) GetRoots() [][]byte {
 func (x *Result) GetMesh() *Mesh {
 	if x != nil {
 		return x.Mesh
+	}
+	return nil
+}
+
+func (x *Result) GetTicket() []byte {
+	if x != nil {
+		return x.Ticket
 	}
 	return nil
 }
@@ -1358,15 +1409,19 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x05Facts\x12\x1d\n" +
 	"\n" +
 	"os_version\x18\x01 \x01(\tR\tosVersion\x12*\n" +
-	"\x06routes\x18\x02 \x03(\v2\x12.redoubt.v1.PrefixR\x06routes\"\x8c\x01\n" +
+	"\x06routes\x18\x02 \x03(\v2\x12.redoubt.v1.PrefixR\x06routes\"\x86\x02\n" +
 	"\x05Enrol\x12\x1a\n" +
 	"\bevidence\x18\x01 \x03(\tR\bevidence\x12#\n" +
 	"\rdevice_public\x18\x02 \x01(\fR\fdevicePublic\x12\x1f\n" +
 	"\vnode_public\x18\x03 \x01(\fR\n" +
 	"nodePublic\x12!\n" +
-	"\ftoken_public\x18\x04 \x01(\fR\vtokenPublic\"7\n" +
+	"\ftoken_public\x18\x04 \x01(\fR\vtokenPublic\x12;\n" +
+	"\bopenings\x18\x05 \x03(\v2\x1f.redoubt.v1.Enrol.OpeningsEntryR\bopenings\x1a;\n" +
+	"\rOpeningsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"7\n" +
 	"\x06Attach\x12-\n" +
-	"\aapplied\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aapplied\"\xcb\x01\n" +
+	"\aapplied\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aapplied\"\xeb\x01\n" +
 	"\aWelcome\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x1a\n" +
 	"\bfeatures\x18\x02 \x03(\tR\bfeatures\x12\x1f\n" +
@@ -1375,7 +1430,10 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\aprogram\x18\x04 \x01(\tR\aprogram\x12\x1f\n" +
 	"\vrenew_first\x18\x05 \x01(\bR\n" +
 	"renewFirst\x12,\n" +
-	"\x12keep_alive_seconds\x18\x06 \x01(\rR\x10keepAliveSeconds\"\xc5\x01\n" +
+	"\x12keep_alive_seconds\x18\x06 \x01(\rR\x10keepAliveSeconds\x12\x1e\n" +
+	"\n" +
+	"quarantine\x18\a \x01(\tR\n" +
+	"quarantine\"\xc5\x01\n" +
 	"\tChallenge\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12)\n" +
 	"\x10ephemeral_public\x18\x02 \x01(\fR\x0fephemeralPublic\x12\x1f\n" +
@@ -1392,16 +1450,19 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\fnode_key_mac\x18\x03 \x01(\fR\n" +
 	"nodeKeyMac\x12)\n" +
 	"\x10device_signature\x18\x04 \x01(\fR\x0fdeviceSignature\x12'\n" +
-	"\x0ftoken_signature\x18\x05 \x01(\fR\x0etokenSignature\"Q\n" +
+	"\x0ftoken_signature\x18\x05 \x01(\fR\x0etokenSignature\"\x83\x01\n" +
 	"\x05Renew\x12\x1f\n" +
 	"\vnode_public\x18\x01 \x01(\fR\n" +
 	"nodePublic\x12'\n" +
-	"\x05facts\x18\x02 \x01(\v2\x11.redoubt.v1.FactsR\x05facts\"|\n" +
+	"\x05facts\x18\x02 \x01(\v2\x11.redoubt.v1.FactsR\x05facts\x12\x16\n" +
+	"\x06ticket\x18\x03 \x01(\fR\x06ticket\x12\x18\n" +
+	"\atalking\x18\x04 \x03(\x06R\atalking\"\x94\x01\n" +
 	"\x06Result\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x14\n" +
 	"\x05chain\x18\x02 \x03(\fR\x05chain\x12\x14\n" +
 	"\x05roots\x18\x03 \x03(\fR\x05roots\x12$\n" +
-	"\x04mesh\x18\x04 \x01(\v2\x10.redoubt.v1.MeshR\x04mesh\"]\n" +
+	"\x04mesh\x18\x04 \x01(\v2\x10.redoubt.v1.MeshR\x04mesh\x12\x16\n" +
+	"\x06ticket\x18\x05 \x01(\fR\x06ticket\"]\n" +
 	"\x06Report\x122\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\x12\x1f\n" +
 	"\vlisten_port\x18\x02 \x01(\rR\n" +
@@ -1410,11 +1471,11 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aversion\",\n" +
 	"\tKeepAlive\x12\x1f\n" +
 	"\vserver_time\x18\x01 \x01(\x03R\n" +
-	"serverTime\"\xf8\x02\n" +
+	"serverTime\"\xba\x03\n" +
 	"\aRefusal\x12,\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x18.redoubt.v1.Refusal.CodeR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12.\n" +
-	"\x13retry_after_seconds\x18\x03 \x01(\rR\x11retryAfterSeconds\"\xf4\x01\n" +
+	"\x13retry_after_seconds\x18\x03 \x01(\rR\x11retryAfterSeconds\"\xb6\x02\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCODE_MALFORMED\x10\x01\x12\x10\n" +
@@ -1431,7 +1492,10 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\rCODE_REPLACED\x10\n" +
 	"\x12\x12\n" +
 	"\x0eCODE_EXHAUSTED\x10\v\x12\x11\n" +
-	"\rCODE_INTERNAL\x10\fB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
+	"\rCODE_INTERNAL\x10\f\x12\x14\n" +
+	"\x10CODE_QUARANTINED\x10\r\x12\x16\n" +
+	"\x12CODE_MACHINE_KNOWN\x10\x10\x12\x12\n" +
+	"\x0eCODE_DOWNGRADE\x10\x11B<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
 var (
 	file_redoubt_v1_control_proto_rawDescOnce sync.Once
@@ -1446,7 +1510,7 @@ func file_redoubt_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_redoubt_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_redoubt_v1_control_proto_goTypes = []any{
 	(Refusal_Code)(0),  // 0: redoubt.v1.Refusal.Code
 	(*Up)(nil),         // 1: redoubt.v1.Up
@@ -1464,12 +1528,13 @@ var file_redoubt_v1_control_proto_goTypes = []any{
 	(*Applied)(nil),    // 13: redoubt.v1.Applied
 	(*KeepAlive)(nil),  // 14: redoubt.v1.KeepAlive
 	(*Refusal)(nil),    // 15: redoubt.v1.Refusal
-	(*NetmapPart)(nil), // 16: redoubt.v1.NetmapPart
-	(*DeltaPart)(nil),  // 17: redoubt.v1.DeltaPart
-	(*Prefix)(nil),     // 18: redoubt.v1.Prefix
-	(*Version)(nil),    // 19: redoubt.v1.Version
-	(*Mesh)(nil),       // 20: redoubt.v1.Mesh
-	(*Endpoint)(nil),   // 21: redoubt.v1.Endpoint
+	nil,                // 16: redoubt.v1.Enrol.OpeningsEntry
+	(*NetmapPart)(nil), // 17: redoubt.v1.NetmapPart
+	(*DeltaPart)(nil),  // 18: redoubt.v1.DeltaPart
+	(*Prefix)(nil),     // 19: redoubt.v1.Prefix
+	(*Version)(nil),    // 20: redoubt.v1.Version
+	(*Mesh)(nil),       // 21: redoubt.v1.Mesh
+	(*Endpoint)(nil),   // 22: redoubt.v1.Endpoint
 }
 var file_redoubt_v1_control_proto_depIdxs = []int32{
 	3,  // 0: redoubt.v1.Up.hello:type_name -> redoubt.v1.Hello
@@ -1481,25 +1546,26 @@ var file_redoubt_v1_control_proto_depIdxs = []int32{
 	7,  // 6: redoubt.v1.Down.welcome:type_name -> redoubt.v1.Welcome
 	8,  // 7: redoubt.v1.Down.challenge:type_name -> redoubt.v1.Challenge
 	11, // 8: redoubt.v1.Down.result:type_name -> redoubt.v1.Result
-	16, // 9: redoubt.v1.Down.netmap:type_name -> redoubt.v1.NetmapPart
-	17, // 10: redoubt.v1.Down.delta:type_name -> redoubt.v1.DeltaPart
+	17, // 9: redoubt.v1.Down.netmap:type_name -> redoubt.v1.NetmapPart
+	18, // 10: redoubt.v1.Down.delta:type_name -> redoubt.v1.DeltaPart
 	14, // 11: redoubt.v1.Down.keep_alive:type_name -> redoubt.v1.KeepAlive
 	15, // 12: redoubt.v1.Down.refusal:type_name -> redoubt.v1.Refusal
 	5,  // 13: redoubt.v1.Hello.enrol:type_name -> redoubt.v1.Enrol
 	6,  // 14: redoubt.v1.Hello.attach:type_name -> redoubt.v1.Attach
 	4,  // 15: redoubt.v1.Hello.facts:type_name -> redoubt.v1.Facts
-	18, // 16: redoubt.v1.Facts.routes:type_name -> redoubt.v1.Prefix
-	19, // 17: redoubt.v1.Attach.applied:type_name -> redoubt.v1.Version
-	4,  // 18: redoubt.v1.Renew.facts:type_name -> redoubt.v1.Facts
-	20, // 19: redoubt.v1.Result.mesh:type_name -> redoubt.v1.Mesh
-	21, // 20: redoubt.v1.Report.endpoints:type_name -> redoubt.v1.Endpoint
-	19, // 21: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
-	0,  // 22: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	19, // 16: redoubt.v1.Facts.routes:type_name -> redoubt.v1.Prefix
+	16, // 17: redoubt.v1.Enrol.openings:type_name -> redoubt.v1.Enrol.OpeningsEntry
+	20, // 18: redoubt.v1.Attach.applied:type_name -> redoubt.v1.Version
+	4,  // 19: redoubt.v1.Renew.facts:type_name -> redoubt.v1.Facts
+	21, // 20: redoubt.v1.Result.mesh:type_name -> redoubt.v1.Mesh
+	22, // 21: redoubt.v1.Report.endpoints:type_name -> redoubt.v1.Endpoint
+	20, // 22: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
+	0,  // 23: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_control_proto_init() }
@@ -1535,7 +1601,7 @@ func file_redoubt_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_control_proto_rawDesc), len(file_redoubt_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

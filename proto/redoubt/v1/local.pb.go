@@ -198,7 +198,8 @@ type Status struct {
 	ListenPort    uint32                 `protobuf:"varint,9,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"`
 	Filter        *FilterCounters        `protobuf:"bytes,10,opt,name=filter,proto3" json:"filter,omitempty"`
 	MeshDomain    string                 `protobuf:"bytes,11,opt,name=mesh_domain,json=meshDomain,proto3" json:"mesh_domain,omitempty"`
-	Wireguard     *WireGuard             `protobuf:"bytes,20,opt,name=wireguard,proto3" json:"wireguard,omitempty"` // absent while there is no data path
+	DeviceKey     string                 `protobuf:"bytes,40,opt,name=device_key,json=deviceKey,proto3" json:"device_key,omitempty"` // where it is: tpm or file; empty: there is none yet
+	Wireguard     *WireGuard             `protobuf:"bytes,20,opt,name=wireguard,proto3" json:"wireguard,omitempty"`                  // absent while there is no data path
 	Routing       *Routing               `protobuf:"bytes,12,opt,name=routing,proto3" json:"routing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -307,6 +308,13 @@ func (x *Status) GetFilter() *FilterCounters {
 func (x *Status) GetMeshDomain() string {
 	if x != nil {
 		return x.MeshDomain
+	}
+	return ""
+}
+
+func (x *Status) GetDeviceKey() string {
+	if x != nil {
+		return x.DeviceKey
 	}
 	return ""
 }
@@ -828,6 +836,7 @@ type LocalNode struct {
 	User               string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	Tags               []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
 	CertificateExpires int64                  `protobuf:"varint,6,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds
+	Attestation        string                 `protobuf:"bytes,40,opt,name=attestation,proto3" json:"attestation,omitempty"`                                         // level in the certificate
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -902,6 +911,13 @@ func (x *LocalNode) GetCertificateExpires() int64 {
 		return x.CertificateExpires
 	}
 	return 0
+}
+
+func (x *LocalNode) GetAttestation() string {
+	if x != nil {
+		return x.Attestation
+	}
+	return ""
 }
 
 type Coordinator struct {
@@ -2028,7 +2044,7 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x0eStatusResponse\x12*\n" +
 	"\x06status\x18\x01 \x01(\v2\x12.redoubt.v1.StatusR\x06status\";\n" +
 	"\rWatchResponse\x12*\n" +
-	"\x06status\x18\x01 \x01(\v2\x12.redoubt.v1.StatusR\x06status\"\x86\x04\n" +
+	"\x06status\x18\x01 \x01(\v2\x12.redoubt.v1.StatusR\x06status\"\xa5\x04\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12)\n" +
 	"\x04node\x18\x02 \x01(\v2\x15.redoubt.v1.LocalNodeR\x04node\x129\n" +
@@ -2043,7 +2059,9 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x06filter\x18\n" +
 	" \x01(\v2\x1a.redoubt.v1.FilterCountersR\x06filter\x12\x1f\n" +
 	"\vmesh_domain\x18\v \x01(\tR\n" +
-	"meshDomain\x123\n" +
+	"meshDomain\x12\x1d\n" +
+	"\n" +
+	"device_key\x18( \x01(\tR\tdeviceKey\x123\n" +
 	"\twireguard\x18\x14 \x01(\v2\x15.redoubt.v1.WireGuardR\twireguard\x12-\n" +
 	"\arouting\x18\f \x01(\v2\x13.redoubt.v1.RoutingR\arouting\"\xa6\x01\n" +
 	"\tWireGuard\x12'\n" +
@@ -2096,14 +2114,15 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\tpeer_name\x18\x03 \x01(\tR\bpeerName\x12\x12\n" +
 	"\x04ipv4\x18\x04 \x01(\bR\x04ipv4\x12\x12\n" +
 	"\x04ipv6\x18\x05 \x01(\bR\x04ipv6\x12\x1b\n" +
-	"\tallow_lan\x18\x06 \x01(\bR\ballowLan\"\xa6\x01\n" +
+	"\tallow_lan\x18\x06 \x01(\bR\ballowLan\"\xc8\x01\n" +
 	"\tLocalNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x12\n" +
 	"\x04user\x18\x04 \x01(\tR\x04user\x12\x12\n" +
 	"\x04tags\x18\x05 \x03(\tR\x04tags\x12/\n" +
-	"\x13certificate_expires\x18\x06 \x01(\x03R\x12certificateExpires\"\\\n" +
+	"\x13certificate_expires\x18\x06 \x01(\x03R\x12certificateExpires\x12 \n" +
+	"\vattestation\x18( \x01(\tR\vattestation\"\\\n" +
 	"\vCoordinator\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1d\n" +
 	"\n" +

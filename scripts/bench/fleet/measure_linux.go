@@ -18,6 +18,9 @@ type plan struct {
 
 const last = 11
 
+// calm is how long after the joins the coordinator is idle.
+const calm = 15 * time.Second
+
 // groups are the sizes of the groups.
 func (p plan) groups() (sizes []int) {
 	for left := p.nodes - last; left > 0; left -= p.group {
@@ -135,7 +138,10 @@ func (f *fleet) run(ctx context.Context, r *result, rounds int, idle time.Durati
 	}
 	r.join = (f.cpu() - before) / float64(f.nodes)
 	progress("%d nodes joined, %.2f CPU-ms each, RSS %.0f MB", f.nodes, 1e3*r.join, f.rss()/1e3)
-	// What counts is what the process occupies when the joins are over, not what it has in use.
+	// What counts is what the process occupies some time after the joins, not what it has in use.
+	if err := pause(ctx, calm); err != nil {
+		return err
+	}
 	before = f.cpu()
 	if err := pause(ctx, idle); err != nil {
 		return err

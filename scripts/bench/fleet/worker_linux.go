@@ -159,7 +159,7 @@ func newNode(text string) (*node, error) {
 func (n *node) config() control.Config {
 	return control.Config{
 		Dial: n.dial, Now: time.Now, Heard: func(time.Time) {}, Rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
-		URLs: n.code.URLs, Device: n.device, Node: n.key, Program: "bench", Hostname: "node", Emit: n.emit,
+		URLs: n.code.URLs, Device: n.device, Program: "bench", Hostname: "node", Emit: n.emit,
 	}
 }
 

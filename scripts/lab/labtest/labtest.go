@@ -56,6 +56,12 @@ func Users(t testing.TB) {
 	}
 }
 
+// Installed sees to it that a program is there that the test runs, in the same way: missing says which one is not.
+func Installed(t testing.TB, missing error) {
+	t.Helper()
+	need(t, missing)
+}
+
 // need ends a test that cannot run here. Which one and why is always said.
 func need(t testing.TB, refused error) {
 	t.Helper()

@@ -50,6 +50,11 @@ const (
 	AdminServiceRevokeNodeProcedure = "/redoubt.v1.AdminService/RevokeNode"
 	// AdminServiceDeleteNodeProcedure is the fully-qualified name of the AdminService's DeleteNode RPC.
 	AdminServiceDeleteNodeProcedure = "/redoubt.v1.AdminService/DeleteNode"
+	// AdminServiceResetNodeProcedure is the fully-qualified name of the AdminService's ResetNode RPC.
+	AdminServiceResetNodeProcedure = "/redoubt.v1.AdminService/ResetNode"
+	// AdminServiceReleaseNodeProcedure is the fully-qualified name of the AdminService's ReleaseNode
+	// RPC.
+	AdminServiceReleaseNodeProcedure = "/redoubt.v1.AdminService/ReleaseNode"
 	// AdminServiceSetFactProcedure is the fully-qualified name of the AdminService's SetFact RPC.
 	AdminServiceSetFactProcedure = "/redoubt.v1.AdminService/SetFact"
 	// AdminServiceUnsetFactProcedure is the fully-qualified name of the AdminService's UnsetFact RPC.
@@ -85,6 +90,8 @@ type AdminServiceClient interface {
 	GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeResponse, error)
 	RevokeNode(context.Context, *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error)
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
+	ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error)
+	ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error)
 	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
 	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
 	ApproveRoutes(context.Context, *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error)
@@ -148,6 +155,18 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			httpClient,
 			baseURL+AdminServiceDeleteNodeProcedure,
 			connect.WithSchema(adminServiceMethods.ByName("DeleteNode")),
+			connect.WithClientOptions(opts...),
+		),
+		resetNode: connect.NewClient[v1.ResetNodeRequest, v1.ResetNodeResponse](
+			httpClient,
+			baseURL+AdminServiceResetNodeProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ResetNode")),
+			connect.WithClientOptions(opts...),
+		),
+		releaseNode: connect.NewClient[v1.ReleaseNodeRequest, v1.ReleaseNodeResponse](
+			httpClient,
+			baseURL+AdminServiceReleaseNodeProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ReleaseNode")),
 			connect.WithClientOptions(opts...),
 		),
 		setFact: connect.NewClient[v1.SetFactRequest, v1.SetFactResponse](
@@ -222,6 +241,8 @@ type adminServiceClient struct {
 	getNode       *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
 	revokeNode    *connect.Client[v1.RevokeNodeRequest, v1.RevokeNodeResponse]
 	deleteNode    *connect.Client[v1.DeleteNodeRequest, v1.DeleteNodeResponse]
+	resetNode     *connect.Client[v1.ResetNodeRequest, v1.ResetNodeResponse]
+	releaseNode   *connect.Client[v1.ReleaseNodeRequest, v1.ReleaseNodeResponse]
 	setFact       *connect.Client[v1.SetFactRequest, v1.SetFactResponse]
 	unsetFact     *connect.Client[v1.UnsetFactRequest, v1.UnsetFactResponse]
 	approveRoutes *connect.Client[v1.ApproveRoutesRequest, v1.ApproveRoutesResponse]
@@ -291,6 +312,24 @@ func (c *adminServiceClient) RevokeNode(ctx context.Context, req *v1.RevokeNodeR
 // DeleteNode calls redoubt.v1.AdminService.DeleteNode.
 func (c *adminServiceClient) DeleteNode(ctx context.Context, req *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error) {
 	response, err := c.deleteNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ResetNode calls redoubt.v1.AdminService.ResetNode.
+func (c *adminServiceClient) ResetNode(ctx context.Context, req *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error) {
+	response, err := c.resetNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReleaseNode calls redoubt.v1.AdminService.ReleaseNode.
+func (c *adminServiceClient) ReleaseNode(ctx context.Context, req *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error) {
+	response, err := c.releaseNode.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -392,6 +431,8 @@ type AdminServiceHandler interface {
 	GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeResponse, error)
 	RevokeNode(context.Context, *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error)
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
+	ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error)
+	ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error)
 	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
 	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
 	ApproveRoutes(context.Context, *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error)
@@ -451,6 +492,18 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		AdminServiceDeleteNodeProcedure,
 		svc.DeleteNode,
 		connect.WithSchema(adminServiceMethods.ByName("DeleteNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceResetNodeHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceResetNodeProcedure,
+		svc.ResetNode,
+		connect.WithSchema(adminServiceMethods.ByName("ResetNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceReleaseNodeHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceReleaseNodeProcedure,
+		svc.ReleaseNode,
+		connect.WithSchema(adminServiceMethods.ByName("ReleaseNode")),
 		connect.WithHandlerOptions(opts...),
 	)
 	adminServiceSetFactHandler := connect.NewUnaryHandlerSimple(
@@ -529,6 +582,10 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceRevokeNodeHandler.ServeHTTP(w, r)
 		case AdminServiceDeleteNodeProcedure:
 			adminServiceDeleteNodeHandler.ServeHTTP(w, r)
+		case AdminServiceResetNodeProcedure:
+			adminServiceResetNodeHandler.ServeHTTP(w, r)
+		case AdminServiceReleaseNodeProcedure:
+			adminServiceReleaseNodeHandler.ServeHTTP(w, r)
 		case AdminServiceSetFactProcedure:
 			adminServiceSetFactHandler.ServeHTTP(w, r)
 		case AdminServiceUnsetFactProcedure:
@@ -584,6 +641,14 @@ func (UnimplementedAdminServiceHandler) RevokeNode(context.Context, *v1.RevokeNo
 
 func (UnimplementedAdminServiceHandler) DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.DeleteNode is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ResetNode is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ReleaseNode is not implemented"))
 }
 
 func (UnimplementedAdminServiceHandler) SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error) {

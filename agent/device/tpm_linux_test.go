@@ -1,0 +1,244 @@
+package device
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"flag"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/attest"
+	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
+	"github.com/redoubt-mesh/redoubt/scripts/swtpm"
+)
+
+// record has the test keep a blob, in testdata/blob.pem.
+var record = flag.Bool("record", false, "keep a blob")
+
+// software makes a TPM of a maker of its own.
+func software(t testing.TB) *swtpm.TPM {
+	t.Helper()
+	labtest.Installed(t, swtpm.Missing())
+	// A socket's path must be short.
+	dir, err := os.MkdirTemp("", "tpm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	m, err := swtpm.NewMaker(filepath.Join(dir, "maker"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := swtpm.New(t.Context(), filepath.Join(dir, "a"), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func open(t testing.TB, s *swtpm.TPM) *TPM {
+	t.Helper()
+	c, err := NewTPM("unix:"+s.Socket, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+func signs(t *testing.T, k Key) {
+	t.Helper()
+	digest := sha256.Sum256([]byte("something"))
+	signature, err := k.Sign(rand.Reader, digest[:], crypto.SHA256)
+	if err != nil || !k.Device().Verify(digest[:], signature) {
+		t.Errorf("%x, %v", signature, err)
+	}
+}
+
+func TestKeyInTPM(t *testing.T) {
+	s := software(t)
+	c := open(t, s)
+	b, err := c.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := c.Key(b)
+	signs(t, k)
+
+	// As it comes back from the disk.
+	text, err := b.MarshalPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *record {
+		if err := os.WriteFile(filepath.Join("testdata", "blob.pem"), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again, err := ParseBlob(text)
+	if err != nil || again.Device() != b.Device() {
+		t.Fatalf("%v, %v", again.Device(), err)
+	}
+	// A second key takes the place of the first.
+	other, err := c.NewKey()
+	if err != nil || other.Device() == b.Device() {
+		t.Fatalf("%v", err)
+	}
+	for range 3 {
+		signs(t, c.Key(other))
+		signs(t, c.Key(again))
+	}
+	if _, err := k.Sign(rand.Reader, make([]byte, 31), crypto.SHA256); err == nil {
+		t.Error("signs what is no digest")
+	}
+
+	// The TPM is reset under us, as swtpm is when its machine restarts.
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	signs(t, k)
+
+	// A crash leaves keys loaded. They are put out, as often as it happens: there are three places.
+	for range 5 {
+		crashed := open(t, s)
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := crashed.do(func() error { return crashed.load(again) }); err != nil {
+			t.Fatal(err)
+		}
+		if err := crashed.t.Close(); err != nil {
+			t.Fatal(err)
+		}
+		crashed.t, crashed.device = nil, nil
+		c = open(t, s)
+		signs(t, c.Key(again))
+	}
+
+	// The same blob in another TPM is of no use: that is what a copied disk gets.
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := open(t, software(t))
+	digest := sha256.Sum256(nil)
+	if _, err := elsewhere.Key(again).Sign(rand.Reader, digest[:], crypto.SHA256); err == nil {
+		t.Error("another TPM signs with the key")
+	}
+}
+
+func TestManyUseTheTPM(t *testing.T) {
+	s := software(t)
+	c := open(t, s)
+	b, err := c.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 5 {
+				signs(t, c.Key(b))
+				if _, err := c.Opening(); err != nil {
+					t.Error(err)
+				}
+				if m, err := c.Evidence(b, nil, [32]byte{1}); err != nil || len(m) == 0 {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestPlaces(t *testing.T) {
+	for _, bad := range []string{"", "unix:", "yes", "tpmrm0"} {
+		if CheckPlace(bad) == nil {
+			t.Errorf("%q is a place", bad)
+		}
+	}
+	c, err := NewTPM("unix:/nowhere/at/all", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.NewKey(); err == nil {
+		t.Error("a key from nowhere")
+	}
+	if _, err := NewTPM("/nowhere/at/all", ""); err == nil {
+		t.Error("a device that is not there")
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.NewKey(); err == nil {
+		t.Error("a key after the end")
+	}
+}
+
+// BenchmarkEnrolment is what the agent does for an enrolment by TPM: a device key, the opening, the evidence. CPU is the agent's
+// own; what the TPM takes is in the time.
+func BenchmarkEnrolment(b *testing.B) {
+	s := software(b)
+	l := coordinator{attest.NewTPM(nil)}
+	var before, after unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &before); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		c, err := NewTPM("unix:"+s.Socket, "")
+		if err != nil {
+			b.Fatal(err)
+		}
+		k, err := c.NewKey()
+		if err != nil {
+			b.Fatal(err)
+		}
+		opening, err := c.Opening()
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		challenge := l.challenge(b, k, opening)
+		b.StartTimer()
+		if _, err := c.Evidence(k, challenge, [32]byte{1}); err != nil {
+			b.Fatal(err)
+		}
+		if err := c.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &after); err != nil {
+		b.Fatal(err)
+	}
+	cpu := time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
+	b.ReportMetric(float64(cpu.Microseconds())/1000/float64(b.N), "cpu-ms/op")
+}
+
+// coordinator makes challenges.
+type coordinator struct{ attestor attest.TPM }
+
+func (c coordinator) challenge(t testing.TB, b Blob, opening []byte) []byte {
+	t.Helper()
+	challenge, _, err := c.attestor.Begin(time.Now(), rand.Reader, attest.Claim{Device: b.Device()}, opening)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return challenge
+}

@@ -1,0 +1,86 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/enroll"
+	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// attest has the directory note what a renewal showed of the machine, before the certificate is made that says so.
+func (a *attached) attest(ctx context.Context, x enroll.Extend) error {
+	if x.Again == nil && x.Lapse == "" {
+		return nil
+	}
+	n, ok := a.Directory.Snapshot().Lookup(a.id)
+	if !ok {
+		return refusal.Deleted()
+	}
+	before := n.Level
+	var err error
+	if x.Again != nil {
+		err = a.Directory.Attest(ctx, a.id, x.Again.Level, attested(n.Attestation.Kind, *x.Again), "")
+	} else {
+		err = a.Directory.Attest(ctx, a.id, n.Level, n.Attestation.Attested, x.Lapse)
+	}
+	if err != nil {
+		return err
+	}
+	if n, ok := a.Directory.Snapshot().Lookup(a.id); ok && n.Level != before {
+		a.Log.Info("attestation changed", "node", a.id, "name", n.Name, "attestation", n.Level, "before", before, "lapse", x.Lapse)
+	}
+	return nil
+}
+
+// noted bounds how fast refusals fill the audit book: each is logged in any case.
+type noted struct {
+	mu   sync.Mutex
+	pace pace
+}
+
+// room says whether one more may be written now.
+func (n *noted) room(now time.Time) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.pace.tokens = min(burst, n.pace.tokens+now.Sub(n.pace.at).Seconds())
+	n.pace.at = now
+	if n.pace.tokens < 1 {
+		return false
+	}
+	n.pace.tokens--
+	return true
+}
+
+// noteRefusal writes into the audit book why a machine with a join token was refused.
+func (s *Server) noteRefusal(hello *redoubtv1.Hello, err error) {
+	token, bad := key.ParseTokenPublic(hello.GetEnrol().GetTokenPublic())
+	if err == nil || bad != nil || isTransport(err) {
+		return
+	}
+	s.note(err, func(ctx context.Context) error {
+		return s.Directory.Refuse(ctx, token, hello.GetHostname(), err.Error())
+	})
+}
+
+// noteNodeRefusal writes why a node was refused its next certificate.
+func (s *Server) noteNodeRefusal(id proto.NodeID, err error) {
+	s.note(err, func(ctx context.Context) error { return s.Directory.RefuseNode(ctx, id, err.Error()) })
+}
+
+func (s *Server) note(err error, write func(context.Context) error) {
+	// A failure of our own says nothing about whom it met.
+	if _, meant := refusal.From(err); !meant || s.ctx.Err() != nil || !s.noted.room(time.Now()) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, step)
+	defer cancel()
+	if err := write(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		s.Log.Warn("a refusal is not in the audit book", "err", err)
+	}
+}

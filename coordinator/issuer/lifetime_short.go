@@ -1,0 +1,9 @@
+//go:build shortlives
+
+package issuer
+
+import "time"
+
+// MinNodeLifetime lets tests with the real programs see many renewals in a short time. No coordinator that serves people is built
+// like this.
+const MinNodeLifetime = 5 * time.Second

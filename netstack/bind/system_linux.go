@@ -1,0 +1,256 @@
+package bind
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
+)
+
+// System is a conn.Bind over the kernel's UDP sockets, which also moves runs: a system call takes up to 64 messages to one
+// address, and brings as many from one.
+func System() conn.Bind { return &udp{} }
+
+// udp has a socket for each address family, on the same port.
+type udp struct {
+	mu     sync.Mutex // of Open and Close
+	v4, v6 atomic.Pointer[socket]
+}
+
+var _ Runs = (*udp)(nil)
+
+// socketBuffer is how many bytes wait in a socket at most. A flow that is faster than a reader which has to wait for its
+// turn overruns smaller ones.
+const socketBuffer = 8 << 20
+
+// openTries is how often another port is tried where any will do, and the one that IPv4 got is taken for IPv6.
+const openTries = 100
+
+// Open implements conn.Bind.
+func (u *udp) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	runs, actual, err := u.OpenRuns(port)
+	fns := make([]conn.ReceiveFunc, 0, len(runs))
+	for _, r := range runs {
+		fns = append(fns, unpack(r))
+	}
+	return fns, actual, err
+}
+
+// OpenRuns implements Runs.
+func (u *udp) OpenRuns(port uint16) ([]RunFunc, uint16, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.v4.Load() != nil || u.v6.Load() != nil {
+		return nil, 0, conn.ErrBindAlreadyOpen
+	}
+	for tries := 0; ; tries++ {
+		v4, v6, err := listenBoth(port)
+		if port == 0 && tries < openTries && errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		u.v4.Store(v4)
+		u.v6.Store(v6)
+		var fns []RunFunc
+		for _, s := range []*socket{v4, v6} {
+			if s != nil {
+				fns = append(fns, newReceiving(s).run)
+				port = s.port
+			}
+		}
+		return fns, port, nil
+	}
+}
+
+// listenBoth opens a socket for each address family that there is, on the same port.
+func listenBoth(port uint16) (v4, v6 *socket, err error) {
+	v4, err = listen("udp4", port)
+	if err != nil && !errors.Is(err, syscall.EAFNOSUPPORT) {
+		return nil, nil, err
+	}
+	if v4 != nil {
+		port = v4.port
+	}
+	v6, err = listen("udp6", port)
+	switch {
+	case err == nil:
+		return v4, v6, nil
+	case v4 != nil && errors.Is(err, syscall.EAFNOSUPPORT):
+		return v4, nil, nil
+	case v4 != nil:
+		err = errors.Join(err, v4.conn.Close())
+	}
+	return nil, nil, err
+}
+
+func listen(network string, port uint16) (*socket, error) {
+	s := &socket{is6: network == "udp6"}
+	c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var err error
+		return errors.Join(raw.Control(func(fd uintptr) { err = s.prepare(int(fd)) }), err)
+	}}
+	p, err := c.ListenPacket(context.Background(), network, ":"+strconv.Itoa(int(port)))
+	if err != nil {
+		return nil, err
+	}
+	s.conn = p.(*net.UDPConn) //nolint:errcheck // that is what ListenPacket gives for UDP
+	s.port = s.conn.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+	if s.raw, err = s.conn.SyscallConn(); err != nil {
+		return nil, errors.Join(err, s.conn.Close())
+	}
+	s.calls.New = func() any { return newSending(s) }
+	return s, nil
+}
+
+// prepare sets a socket's options, before it is bound.
+func (s *socket) prepare(fd int) error {
+	// Beyond what the system lets anybody have, where the process may; else as much as it lets. Less only makes it slower.
+	for _, o := range [][2]int{{unix.SO_RCVBUF, unix.SO_RCVBUFFORCE}, {unix.SO_SNDBUF, unix.SO_SNDBUFFORCE}} {
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, o[1], socketBuffer) != nil {
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o[0], socketBuffer)
+		}
+	}
+	// Where the kernel does not join what it receives, each message comes alone.
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+	_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
+	s.segments.Store(err == nil && !corruptsSegments(kernelRelease()))
+	if !s.is6 {
+		return option("IP_PKTINFO", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1))
+	}
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1); err != nil {
+		return option("IPV6_RECVPKTINFO", err)
+	}
+	return option("IPV6_V6ONLY", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1))
+}
+
+func option(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("set %s: %w", name, err)
+}
+
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// corruptsSegments says whether a Linux spoils what it splits: 7.0 to 7.1.4 write wrong UDP headers where the last message is
+// as long as the others.
+func corruptsSegments(release string) bool {
+	var v [3]int
+	for i, part := range strings.SplitN(release, ".", 3) {
+		digits := len(part) - len(strings.TrimLeft(part, "0123456789"))
+		v[i], _ = strconv.Atoi(part[:digits]) // no digits: zero
+	}
+	return v[0] == 7 && (v[1] == 0 || v[1] == 1 && v[2] <= 4)
+}
+
+// Close implements conn.Bind.
+func (u *udp) Close() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var errs []error
+	for _, p := range []*atomic.Pointer[socket]{&u.v4, &u.v6} {
+		if s := p.Swap(nil); s != nil {
+			errs = append(errs, s.conn.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// SetMark implements conn.Bind.
+func (u *udp) SetMark(mark uint32) error {
+	var errs []error
+	for _, s := range []*socket{u.v4.Load(), u.v6.Load()} {
+		if s != nil {
+			var err error
+			errs = append(errs, s.raw.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark))
+			}), err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// BatchSize implements conn.Bind.
+func (u *udp) BatchSize() int { return conn.IdealBatchSize }
+
+// ParseEndpoint implements conn.Bind.
+func (u *udp) ParseEndpoint(s string) (conn.Endpoint, error) {
+	a, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return nil, err
+	}
+	return newUDPEndpoint(netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
+}
+
+// SendRun implements Runs.
+func (u *udp) SendRun(run []byte, size int, to conn.Endpoint) error {
+	e, ok := to.(*udpEndpoint)
+	if !ok {
+		return conn.ErrWrongEndpointType
+	}
+	s := u.toward(e)
+	if s == nil {
+		return syscall.EAFNOSUPPORT
+	}
+	c := s.calls.Get().(*sending) //nolint:errcheck // calls holds nothing else
+	defer s.calls.Put(c)
+	for len(run) > 0 {
+		n := min(len(run), size*max(1, min(MaxRunCount, MaxRun/size)))
+		if !s.segments.Load() {
+			n = min(len(run), size)
+		}
+		c.iov[0].Base, c.parts = &run[0], 1
+		c.iov[0].SetLen(n)
+		if err := c.send(e, n, size); err != nil {
+			return err
+		}
+		run = run[n:]
+	}
+	return nil
+}
+
+// Send implements conn.Bind.
+func (u *udp) Send(bufs [][]byte, to conn.Endpoint) error {
+	e, ok := to.(*udpEndpoint)
+	if !ok {
+		return conn.ErrWrongEndpointType
+	}
+	s := u.toward(e)
+	if s == nil {
+		return syscall.EAFNOSUPPORT
+	}
+	c := s.calls.Get().(*sending) //nolint:errcheck // calls holds nothing else
+	defer s.calls.Put(c)
+	for len(bufs) > 0 {
+		n := c.gather(bufs, s.segments.Load())
+		if err := c.send(e, c.bytes, len(bufs[0])); err != nil {
+			return err
+		}
+		bufs = bufs[n:]
+	}
+	return nil
+}
+
+func (u *udp) toward(e *udpEndpoint) *socket {
+	if e.dst.Addr().Is4() {
+		return u.v4.Load()
+	}
+	return u.v6.Load()
+}

@@ -1,0 +1,151 @@
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// errNothing says that there is nothing to read.
+var errNothing = errors.New("nothing to read")
+
+// queue is an open TUN device. Its calls are made raw and never block; the runtime's poller waits. What calls point to is
+// part of it, since it must not be on a stack.
+type queue struct {
+	file *os.File
+	raw  syscall.RawConn
+
+	buf       []byte
+	got       int
+	readErrno syscall.Errno
+	readOnce  func(fd uintptr)
+	readAgain func(fd uintptr) bool
+
+	vector     [maxParts]unix.Iovec
+	parts      int
+	writeErrno syscall.Errno
+	writeOnce  func(fd uintptr)
+}
+
+// openQueue opens a queue of a device, the first of which makes it, and says what the device is called.
+func openQueue(name string, flags uint16) (*queue, string, error) {
+	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, "", &os.PathError{Op: "open", Path: clonePath, Err: err}
+	}
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return nil, "", errors.Join(fmt.Errorf("name %q: %w", name, err), unix.Close(fd))
+	}
+	req.SetUint16(flags)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+		return nil, "", errors.Join(os.NewSyscallError("TUNSETIFF", err), unix.Close(fd))
+	}
+	// From here on the runtime's poller may wait for it: before it was attached there was nothing to wait for.
+	q, err := newQueue(os.NewFile(uintptr(fd), clonePath))
+	return q, req.Name(), err
+}
+
+func newQueue(file *os.File) (*queue, error) {
+	q := &queue{file: file}
+	var err error
+	if q.raw, err = file.SyscallConn(); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	q.readOnce = func(fd uintptr) { q.callRead(fd) }
+	q.readAgain = func(fd uintptr) bool {
+		q.callRead(fd)
+		return q.readErrno != unix.EAGAIN
+	}
+	q.writeOnce = func(fd uintptr) { q.callWrite(fd) }
+	return q, nil
+}
+
+// attach has the host use the queue, or not.
+func (q *queue) attach(how uint16) error {
+	req, err := unix.NewIfreq("")
+	if err != nil {
+		return err
+	}
+	req.SetUint16(how)
+	e := q.raw.Control(func(fd uintptr) {
+		err = os.NewSyscallError("TUNSETQUEUE", unix.IoctlIfreq(int(fd), unix.TUNSETQUEUE, req))
+	})
+	return errors.Join(e, err)
+}
+
+// offload has the host leave packets joined and without checksums. It says whether that is so for UDP as well, which
+// Linux can since 6.2.
+func (q *queue) offload() (udp bool, err error) {
+	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+	e := q.raw.Control(func(fd uintptr) {
+		if unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, tcp|unix.TUN_F_USO4|unix.TUN_F_USO6) == nil {
+			udp = true
+			return
+		}
+		err = os.NewSyscallError("TUNSETOFFLOAD", unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, tcp))
+	})
+	return udp, errors.Join(e, err)
+}
+
+func (q *queue) callRead(fd uintptr) {
+	for {
+		n, _, errno := syscall.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&q.buf[0])), uintptr(len(q.buf)))
+		if q.got, q.readErrno = int(n), errno; errno != unix.EINTR {
+			return
+		}
+	}
+}
+
+// read reads a virtio header and a packet; errNothing where there is none and it shall not wait.
+func (q *queue) read(buf []byte, wait bool) (int, error) {
+	q.buf = buf
+	if err := q.raw.Control(q.readOnce); err != nil {
+		return 0, err
+	}
+	if q.readErrno == unix.EAGAIN {
+		if !wait {
+			return 0, errNothing
+		}
+		if err := q.raw.Read(q.readAgain); err != nil {
+			return 0, err
+		}
+	}
+	return q.got, q.failure("read", q.readErrno)
+}
+
+func (q *queue) callWrite(fd uintptr) {
+	for {
+		_, _, q.writeErrno = syscall.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&q.vector[0])), uintptr(q.parts))
+		if q.writeErrno != unix.EINTR {
+			return
+		}
+	}
+}
+
+// write writes a virtio header and a packet that lie in parts.
+func (q *queue) write(parts [][]byte) error {
+	for i, p := range parts {
+		q.vector[i].Base = &p[0]
+		q.vector[i].SetLen(len(p))
+	}
+	q.parts = len(parts)
+	if err := q.raw.Control(q.writeOnce); err != nil {
+		return err
+	}
+	return q.failure("write", q.writeErrno)
+}
+
+func (q *queue) failure(op string, errno syscall.Errno) error {
+	switch errno {
+	case 0:
+		return nil
+	case unix.EBADFD: // the device was removed
+		return os.ErrClosed
+	}
+	return &os.PathError{Op: op, Path: clonePath, Err: errno}
+}

@@ -1,0 +1,295 @@
+package wg
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/netstack/wg/noise"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// elsewhere is an endpoint with an address that counts.
+type elsewhere struct{ netip.AddrPort }
+
+func (e elsewhere) ClearSrc()           {}
+func (e elsewhere) SrcToString() string { return "" }
+func (e elsewhere) DstToString() string { return e.String() }
+func (e elsewhere) DstIP() netip.Addr   { return e.Addr() }
+func (e elsewhere) SrcIP() netip.Addr   { return netip.Addr{} }
+
+func (e elsewhere) DstToBytes() []byte {
+	b, err := e.MarshalBinary()
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// source of number n of many.
+func sourceOf(n int) elsewhere {
+	return elsewhere{netip.AddrPortFrom(netip.AddrFrom16([16]byte{0: 0x20, 1: 1, 4: byte(n >> 16), 5: byte(n >> 8), 6: byte(n), 15: 1}), 9)}
+}
+
+// putFrom gives an engine a message that comes from somewhere.
+func (x *rig) putFrom(msg []byte, from elsewhere) {
+	x.r.sizes[0] = copy(x.r.bufs[0], msg)
+	x.r.endpoints[0] = from
+	x.e.inbound(x.r, 1)
+}
+
+// TestWholeExchangeReplayed records all that two nodes say to each other over hours, and says it again to both: soon, when
+// the sessions have ended, and when one was removed and came back. It has no effect.
+func TestWholeExchangeReplayed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := twoRigs(t)
+		defer a.close(t)
+		defer b.close(t)
+		var said [2][][]byte // to a and to b
+		for n := range 1200 {
+			if n%10 == 0 {
+				a.fill(3, 200, 1, 2)
+				a.e.outbound(a.s, 3)
+				b.fill(3, 200, 2, 1)
+				b.e.outbound(b.s, 3)
+			}
+			for a.count()+b.count() > 0 {
+				said[1] = append(said[1], a.held()...)
+				a.carry(b)
+				said[0] = append(said[0], b.held()...)
+				b.carry(a)
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+		}
+		kinds := map[byte]int{}
+		for _, m := range slices.Concat(said[:]...) {
+			kinds[m[0]]++
+		}
+		if kinds[noise.TypeInitiation] < 5 || kinds[noise.TypeResponse] < 5 || kinds[noise.TypeTransport] < 200 {
+			t.Fatalf("recorded were %v", kinds)
+		}
+		r := rand.New(rand.NewPCG(1, 2))
+		again := func(when string) {
+			t.Helper()
+			for at, to := range []*rig{a, b} {
+				to.drop()
+				wrote := to.wrote
+				id := other(at)
+				before := to.e.nodes[id].stats(time.Now())
+				r.Shuffle(len(said[at]), func(i, j int) { said[at][i], said[at][j] = said[at][j], said[at][i] })
+				for _, m := range said[at] {
+					to.putFrom(m, sourceOf(1))
+				}
+				after := to.e.nodes[id].stats(time.Now())
+				if to.wrote != wrote {
+					t.Errorf("%s: %d packets came again", when, to.wrote-wrote)
+				}
+				if after.Endpoint != before.Endpoint || after.Handshakes != before.Handshakes || after.Sessions != before.Sessions || after.Rx != before.Rx {
+					t.Errorf("%s: before %+v, then %+v", when, before, after)
+				}
+				for _, m := range to.held() {
+					if m[0] != noise.TypeCookieReply {
+						t.Errorf("%s: a message of type %d was sent in answer", when, m[0])
+					}
+				}
+			}
+		}
+		again("at once")
+		time.Sleep(time.Minute)
+		again("a minute later")
+		time.Sleep(time.Hour)
+		again("when the sessions have ended")
+		for at, x := range []*rig{a, b} {
+			if err := x.e.RemovePeer(other(at)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a.peer(t, 2, b.key.Public())
+		b.peer(t, 1, a.key.Public())
+		again("when both were removed and came back")
+	})
+}
+
+// other is the other node's ID, seen from the first and the second.
+func other(at int) proto.NodeID { return proto.NodeID(2 - at) }
+
+// TestNumbersOfNobody tries 2^16 numbers that stand for no session and no handshake, in all messages that name one.
+func TestNumbersOfNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := twoRigs(t)
+		defer a.close(t)
+		defer b.close(t)
+		far, err := noise.NewRemote(b.key.Public().Array())
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := b.e.nodes[1].stats(time.Now())
+		numbers, wrote := b.e.numbers(), b.wrote
+		b.drop()
+		r := rand.New(rand.NewPCG(3, 4))
+		data, response, cookie := make([]byte, 128), make([]byte, noise.ResponseSize), make([]byte, noise.CookieReplySize)
+		data[0], response[0], cookie[0] = noise.TypeTransport, noise.TypeResponse, noise.TypeCookieReply
+		for n := range 1 << 16 {
+			number := r.Uint32()
+			if b.e.indexes.find(number).node != nil {
+				continue
+			}
+			binary.LittleEndian.PutUint32(data[4:], number)
+			b.putFrom(slices.Clone(data), sourceOf(n))
+			binary.LittleEndian.PutUint32(cookie[4:], number)
+			b.putFrom(cookie, sourceOf(n))
+			if n%600 == 0 { // beyond some a second they are not read at all
+				binary.LittleEndian.PutUint32(response[8:], number)
+				new(noise.Jar).Sign(time.Now(), far, response)
+				b.putFrom(response, sourceOf(n))
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+		after := b.e.nodes[1].stats(time.Now())
+		if after != before || b.e.numbers() != numbers || b.count() != 0 || b.wrote != wrote {
+			t.Errorf("before %+v, then %+v; %d indexes, before %d", before, after, b.e.numbers(), numbers)
+		}
+		a.drop()
+		a.fill(1, 100, 1, 2)
+		a.e.outbound(a.s, 1)
+		a.carry(b)
+		if b.wrote != wrote+1 {
+			t.Error("the session did not survive")
+		}
+	})
+}
+
+// TestDamagedHandshakes changes each bit of the messages of a handshake, and cuts them short. The last 16 bytes prove an
+// address under load, and are not looked at otherwise.
+func TestDamagedHandshakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := newRig(t, 1), newRig(t, 2)
+		defer a.close(t)
+		defer b.close(t)
+		a.peer(t, 2, b.key.Public())
+		b.peer(t, 1, a.key.Public())
+		damage := func(to *rig, good []byte) {
+			t.Helper()
+			id := proto.NodeID(1)
+			if to == a {
+				id = 2
+			}
+			to.drop()
+			before, numbers := to.e.nodes[id].stats(time.Now()), to.e.numbers()
+			for n := range good {
+				to.put(good[:n])
+			}
+			for bit := range (len(good) - 16) * 8 {
+				bad := slices.Clone(good)
+				bad[bit/8] ^= 1 << (bit % 8)
+				to.put(bad)
+			}
+			to.put(append(slices.Clone(good), 0))
+			after := to.e.nodes[id].stats(time.Now())
+			after.Drops = before.Drops
+			if after != before || to.e.numbers() != numbers || to.count() != 0 {
+				t.Errorf("a damaged message of type %d: %d answers, before %+v, then %+v", good[0], to.count(), before, after)
+			}
+		}
+		a.fill(1, 100, 1, 2)
+		a.e.outbound(a.s, 1)
+		first := a.held()[0]
+		damage(b, first)
+		b.put(first)
+		second := b.held()[0]
+		damage(a, second)
+		a.drop()
+		a.put(second)
+		a.carry(b)
+		if b.wrote != 1 {
+			t.Error("the good ones do not make a session after them")
+		}
+	})
+}
+
+// TestFakePeersLeaveNothing has 2^16 hosts begin handshakes, a quarter of which answer to cookies as real hosts do. What the
+// engine keeps is bounded, and an established peer gets through.
+func TestFakePeersLeaveNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := twoRigs(t)
+		defer a.close(t)
+		defer b.close(t)
+		far, err := noise.NewRemote(b.key.Public().Array())
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, numbers := inUse(), b.e.numbers()
+		msg := initiation(t, 9, b)
+		most, came := uint64(0), b.wrote
+		for n := range 1 << 16 {
+			binary.LittleEndian.PutUint32(msg[4:], uint32(n))
+			var jar noise.Jar
+			jar.Sign(time.Now(), far, msg)
+			b.drop()
+			b.putFrom(msg, sourceOf(n))
+			if b.count() == 1 && n%4 == 0 {
+				if err := jar.Take(time.Now(), far, b.held()[0]); err != nil {
+					t.Fatal(err)
+				}
+				jar.Sign(time.Now(), far, msg)
+				b.putFrom(msg, sourceOf(n))
+			}
+			if n%1000 == 0 {
+				time.Sleep(50 * time.Millisecond)
+				a.drop()
+				a.fill(1, 100, 1, 2)
+				a.e.outbound(a.s, 1)
+				a.carry(b)
+				came++
+			}
+			if n%10000 == 9999 {
+				most = max(most, inUse())
+			}
+		}
+		if b.wrote != came {
+			t.Errorf("%d of %d packets of an established peer came", b.wrote, came)
+		}
+		if n, m := b.e.awake(), b.e.numbers(); n != 1 || m != numbers {
+			t.Errorf("%d peers are awake, %d indexes in use", n, m)
+		}
+		if grown := int64(most) - int64(before); grown > 1<<20 {
+			t.Errorf("%d bytes were kept of them", grown)
+		}
+	})
+}
+
+// inUse is how much memory is in use.
+func inUse() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// BenchmarkFlood is what one handshake of a stranger costs under load.
+func BenchmarkFlood(b *testing.B) {
+	x := newRig(b, 2)
+	defer x.close(b)
+	msg := initiation(b, 9, x)
+	put := func() {
+		for i := range x.r.bufs {
+			x.r.sizes[i] = copy(x.r.bufs[i], msg)
+			x.r.endpoints[i] = stubEndpoint("192.0.2.9:1")
+		}
+		x.e.inbound(x.r, len(x.r.bufs))
+	}
+	for range 10 {
+		put()
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		put()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(x.r.bufs)), "ns/handshake")
+}
