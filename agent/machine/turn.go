@@ -104,7 +104,8 @@ type retired struct {
 }
 
 // keysOf are the keys that a peer may be spoken with, the one to use first, and when that changes by itself next. Whether they
-// are valid is judged at a time that may be in the past, where the peer is in use by grace.
+// are over is judged at a time that may be in the past, where the peer is in use by grace; whether they have begun never is: a
+// key whose turn came in an outage is one that the peer may use.
 func (r *roster) keysOf(id proto.NodeID, p *peer, now, at time.Time) (out []key.NodePublic, next time.Time) {
 	sooner := func(t time.Time) {
 		if t.After(at) && (next.IsZero() || t.Before(next)) {
@@ -115,7 +116,7 @@ func (r *roster) keysOf(id proto.NodeID, p *peer, now, at time.Time) (out []key.
 	for _, k := range p.node.Keys {
 		sooner(k.NotBefore.Add(-cert.Skew))
 		sooner(k.NotAfter.Add(cert.Skew))
-		if at.Before(k.NotBefore.Add(-cert.Skew)) || !at.Before(k.NotAfter.Add(cert.Skew)) {
+		if now.Before(k.NotBefore.Add(-cert.Skew)) || !at.Before(k.NotAfter.Add(cert.Skew)) {
 			continue
 		}
 		switch {

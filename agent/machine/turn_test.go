@@ -212,6 +212,30 @@ func TestKeysOfPeers(t *testing.T) {
 	expect("after a restart in that", c, b)
 }
 
+// TestKeyWhoseTurnCameInAnOutage stays known when the certificate is over and only grace is left: the peer may be back in contact
+// before us, and use it.
+func TestKeyWhoseTurnCameInAnOutage(t *testing.T) {
+	w := enrolled(t)
+	w.boot()
+	w.step(Connected{})
+	p := w.mesh.Machine(2, "p")
+	a, b := p.Node.Public(), nodeKey(t).Public()
+	w.step(Renewed{w.mesh.Self(w.self, 2, w.now, 12*hour)})
+	w.step(Snapshot{w.netmap(1, 8*hour, w.peer(p, 1, hour, pair(a, b)))})
+	w.attend(5 * time.Minute)
+	w.step(Lost{Reason: "gone"})
+	for _, d := range []time.Duration{20 * time.Minute, 30 * time.Minute, 20 * time.Minute, hour} {
+		w.wait(d)
+		if got := w.engine[p.ID].Keys; !slices.Equal(got, []key.NodePublic{a, b}) {
+			t.Errorf("%v into the certificate: keys %v, want %v", w.now.Sub(noon), got, []key.NodePublic{a, b})
+		}
+	}
+	w.boot()
+	if got := w.engine[p.ID].Keys; !slices.Equal(got, []key.NodePublic{a, b}) {
+		t.Errorf("after a restart: keys %v, want %v", got, []key.NodePublic{a, b})
+	}
+}
+
 // Keys of certificates that were never in use are none that drain: whoever shows one could take another's place with it.
 func TestKeysOfBadCertificatesAreForgotten(t *testing.T) {
 	w := enrolled(t)
