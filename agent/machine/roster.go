@@ -343,7 +343,8 @@ func (r *roster) judge(id proto.NodeID, p *peer, now time.Time, g grace) {
 		r.keys[k] = id
 	}
 	delete(r.out, id)
-	p.live, p.why, p.former = e, "", p.former.after(p.node, now)
+	p.live, p.why, p.former = e, "", p.former.after(p.node, r.dirty[id] != nil, now)
+	p.former.first = e.keys[0]
 	if _, byGrace := r.kept[id]; !byGrace && !next.IsZero() && next.Before(until) {
 		until = next
 	}

@@ -94,6 +94,7 @@ func (m *Machine) isolate(why string) {
 // former is the certificate that a peer was in use with last, and which keys that were in use it does not name.
 type former struct {
 	of      *cert.Node
+	first   key.NodePublic // that it was called by
 	retired []retired
 }
 
@@ -120,7 +121,8 @@ func (r *roster) keysOf(id proto.NodeID, p *peer, now, at time.Time) (out []key.
 			continue
 		}
 		switch {
-		case !r.heard.Before(k.NotBefore):
+		case !r.heard.Before(k.NotBefore), p.former.of == p.node && p.former.first == k.Public:
+			// What it was called by in contact it is called by after that, though the last word came a little before its turn.
 			out = slices.Insert(out, 0, k.Public)
 			continue
 		case !now.Before(k.NotBefore):
@@ -130,7 +132,7 @@ func (r *roster) keysOf(id proto.NodeID, p *peer, now, at time.Time) (out []key.
 		}
 		out = append(out, k.Public)
 	}
-	for _, k := range p.former.after(p.node, now).retired {
+	for _, k := range p.former.after(p.node, r.dirty[id] != nil, now).retired {
 		if len(out) > 0 && len(out) < maxPeerKeys {
 			out = append(out, k.Public)
 			sooner(k.until)
@@ -140,20 +142,16 @@ func (r *roster) keysOf(id proto.NodeID, p *peer, now, at time.Time) (out []key.
 }
 
 // after is what is remembered once a certificate is in use. The keys that it does not name and that the one before it named are
-// retired, the newest first; of those that were retired before, some have drained.
-func (f former) after(n *cert.Node, now time.Time) former {
+// retired, the newest first, if the peer was in use until now, be it by grace; of those that were retired before, some have drained.
+func (f former) after(n *cert.Node, inUse bool, now time.Time) former {
 	named := func(k key.NodePublic) bool {
 		return slices.ContainsFunc(n.Keys, func(x cert.NodeKey) bool { return x.Public == k })
 	}
 	next := former{of: n}
-	if f.of != nil && f.of != n {
+	if f.of != nil && f.of != n && inUse {
 		for _, old := range f.of.Keys {
-			until := now.Add(drain)
-			if end := old.NotAfter.Add(cert.Skew); end.Before(until) {
-				until = end
-			}
 			if !named(old.Public) && !now.Before(old.NotBefore) {
-				next.retired = slices.Insert(next.retired, 0, retired{old.Public, until})
+				next.retired = slices.Insert(next.retired, 0, retired{old.Public, now.Add(drain)})
 			}
 		}
 	}

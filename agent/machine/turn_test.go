@@ -210,6 +210,18 @@ func TestKeysOfPeers(t *testing.T) {
 	expect("in another outage", c, b)
 	w.boot()
 	expect("after a restart in that", c, b)
+
+	// The last word of the coordinator came before the turn, and the stream ended after it.
+	d := nodeKey(t).Public()
+	w.step(Connected{})
+	w.step(Snapshot{w.netmap(4, 8*hour, w.peer(p, 4, hour, pair(c, d)))})
+	w.attend(15*time.Minute - time.Second)
+	w.wait(3 * time.Second)
+	expect("at the turn", d, c)
+	w.step(Lost{Reason: "gone"})
+	expect("when contact is lost", d, c)
+	w.wait(time.Minute)
+	expect("later", d, c)
 }
 
 // TestKeyWhoseTurnCameInAnOutage stays known when the certificate is over and only grace is left: the peer may be back in contact
