@@ -125,7 +125,7 @@ func TestEveryDropIsCounted(t *testing.T) {
 				if st.Drops != want {
 					t.Errorf("the engine counts %v, want %v", st.Drops.Map(), want.Map())
 				}
-				if got := at.e.nodes[proto.NodeID(id)].stats(time.Now()).Drops; got != own {
+				if got := at.statsOf(proto.NodeID(id)).Drops; got != own {
 					t.Errorf("its peer %v, want %v", got.Map(), own.Map())
 				}
 			})

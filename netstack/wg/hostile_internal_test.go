@@ -43,6 +43,14 @@ func (x *rig) putFrom(msg []byte, from elsewhere) {
 	x.e.inbound(x.r, 1)
 }
 
+// statsOf are what the engine counts of a peer.
+func (r *rig) statsOf(id proto.NodeID) PeerStats {
+	n := r.e.nodes[id]
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.stats(time.Now())
+}
+
 // TestWholeExchangeReplayed records all that two nodes say to each other over hours, and says it again to both: soon, when
 // the sessions have ended, and when one was removed and came back. It has no effect.
 func TestWholeExchangeReplayed(t *testing.T) {
@@ -81,12 +89,12 @@ func TestWholeExchangeReplayed(t *testing.T) {
 				to.drop()
 				wrote := to.wrote
 				id := other(at)
-				before := to.e.nodes[id].stats(time.Now())
+				before := to.statsOf(id)
 				r.Shuffle(len(said[at]), func(i, j int) { said[at][i], said[at][j] = said[at][j], said[at][i] })
 				for _, m := range said[at] {
 					to.putFrom(m, sourceOf(1))
 				}
-				after := to.e.nodes[id].stats(time.Now())
+				after := to.statsOf(id)
 				if to.wrote != wrote {
 					t.Errorf("%s: %d packets came again", when, to.wrote-wrote)
 				}
@@ -129,7 +137,7 @@ func TestNumbersOfNobody(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		before := b.e.nodes[1].stats(time.Now())
+		before := b.statsOf(1)
 		numbers, wrote := b.e.numbers(), b.wrote
 		b.drop()
 		r := rand.New(rand.NewPCG(3, 4))
@@ -151,7 +159,7 @@ func TestNumbersOfNobody(t *testing.T) {
 				time.Sleep(10 * time.Millisecond)
 			}
 		}
-		after := b.e.nodes[1].stats(time.Now())
+		after := b.statsOf(1)
 		if after != before || b.e.numbers() != numbers || b.count() != 0 || b.wrote != wrote {
 			t.Errorf("before %+v, then %+v; %d indexes, before %d", before, after, b.e.numbers(), numbers)
 		}
@@ -181,7 +189,7 @@ func TestDamagedHandshakes(t *testing.T) {
 				id = 2
 			}
 			to.drop()
-			before, numbers := to.e.nodes[id].stats(time.Now()), to.e.numbers()
+			before, numbers := to.statsOf(id), to.e.numbers()
 			for n := range good {
 				to.put(good[:n])
 			}
@@ -191,7 +199,7 @@ func TestDamagedHandshakes(t *testing.T) {
 				to.put(bad)
 			}
 			to.put(append(slices.Clone(good), 0))
-			after := to.e.nodes[id].stats(time.Now())
+			after := to.statsOf(id)
 			after.Drops = before.Drops
 			if after != before || to.e.numbers() != numbers || to.count() != 0 {
 				t.Errorf("a damaged message of type %d: %d answers, before %+v, then %+v", good[0], to.count(), before, after)

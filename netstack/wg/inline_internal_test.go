@@ -551,7 +551,7 @@ func TestUAPIText(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, want := st.peers[b.key.Public()], a.e.nodes[2].stats(time.Now())
+	got, want := st.peers[b.key.Public()], a.statsOf(2)
 	if got.Rx != want.Rx || got.Tx != want.Tx || got.Endpoint != want.Endpoint || got.LastHandshake.UnixNano() != want.LastHandshake.UnixNano() {
 		t.Errorf("the text says %+v, want %+v", got, want)
 	}

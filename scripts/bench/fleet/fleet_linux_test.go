@@ -31,7 +31,7 @@ const inOneProcess = 4000
 // streams, with some who hardly read and some who do not. Each time every node ends with exactly what the pure function of the
 // directory says that it knows, and with the peers that the plan gives it.
 func TestFleet(t *testing.T) {
-	size := 1000
+	size := usual
 	if text := os.Getenv(fleetNodes); text != "" {
 		var err error
 		if size, err = strconv.Atoi(text); err != nil || size < 100 {
