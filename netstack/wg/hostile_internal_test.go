@@ -44,8 +44,8 @@ func (x *rig) putFrom(msg []byte, from elsewhere) {
 }
 
 // statsOf are what the engine counts of a peer.
-func (r *rig) statsOf(id proto.NodeID) PeerStats {
-	n := r.e.nodes[id]
+func (x *rig) statsOf(id proto.NodeID) PeerStats {
+	n := x.e.nodes[id]
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.stats(time.Now())
