@@ -275,7 +275,7 @@ func (e *Inline) drain(now time.Time) (next time.Time) {
 // leave calls the peers that speak by an old key of ours with the newest. The caller holds the lock for writing.
 func (e *Inline) leave(l *local, now time.Time) {
 	l.left = true
-	for _, n := range e.nodes {
+	for _, n := range e.active.list() {
 		n.mu.Lock()
 		if n.peer != nil {
 			e.step(n, now, session.Leave{Local: l.Local})
