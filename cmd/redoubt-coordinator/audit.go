@@ -257,7 +257,7 @@ func (p *program) verified(v *verification, err error) error {
 	}
 	fmt.Fprintf(p.out, "%d records are as they were written", v.chain.Number())
 	if len(v.seals) > 0 {
-		fmt.Fprintf(p.out, ", and fit %d checkpoints", len(v.seals))
+		fmt.Fprintf(p.out, ", and fit the checkpoints (%d)", len(v.seals))
 	}
 	fmt.Fprintln(p.out)
 	return nil

@@ -50,7 +50,7 @@ func TestAuditCommands(t *testing.T) {
 	if out := s.ok("audit", "list"); !strings.Contains(out, "token.create") || !strings.Contains(out, "WHY") {
 		t.Error(out)
 	}
-	if out := s.ok("audit", "verify"); !strings.Contains(out, "4 records are as they were written, and fit 1 checkpoints") {
+	if out := s.ok("audit", "verify"); !strings.Contains(out, "4 records are as they were written, and fit the checkpoints (1)") {
 		t.Error(out)
 	}
 
