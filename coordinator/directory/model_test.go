@@ -252,7 +252,7 @@ func (s *story) setFact() {
 	name := rapid.SampledFrom([]string{"custom:a", "custom:b"}).Draw(s.rt, "fact")
 	if rapid.Bool().Draw(s.rt, "unset") {
 		_, err := s.UnsetFact(s.t.Context(), n.ID, name, "uid 0")
-		s.allowed(err, ErrRevoked, ErrInvalid)
+		s.allowed(err, ErrRevoked, ErrLocked, ErrInvalid)
 		return
 	}
 	ttl := rapid.SampledFrom([]time.Duration{0, time.Minute, 3 * time.Hour}).Draw(s.rt, "ttl")
