@@ -96,9 +96,8 @@ func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 	nm.Rules, nm.Sets, nm.Withheld = view.Rules, view.Sets, view.Withheld
 	knows := slices.Contains(features, proto.FeatureBarred)
 	nm.Peers = make([]*proto.Peer, 0, len(view.Peers))
-	for _, id := range view.Peers {
-		peer, ok := s.Snapshot.Peer(id)
-		if !ok {
+	for id, peer := range s.Snapshot.Peers(view.Peers) {
+		if peer == nil {
 			if sequence, barred := s.Snapshot.Bars(id); barred && knows {
 				nm.Barred = append(nm.Barred, proto.Barred{ID: id, Sequence: sequence})
 			}
