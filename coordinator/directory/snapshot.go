@@ -72,10 +72,10 @@ func (s *Snapshot) Nodes() iter.Seq[*Node] { return values(s.state.nodes) }
 // node that nobody may trust.
 func (s *Snapshot) Peer(id proto.NodeID) (*proto.Peer, bool) { return s.state.peers.Get(id) }
 
-// Endpoints are where a node may be reached on the underlay, as it last reported.
-func (s *Snapshot) Endpoints(id proto.NodeID) []proto.Endpoint {
-	e, _ := s.state.endpoints.Get(id)
-	return e
+// Reach is how a node may be reached on the underlay, as it last reported.
+func (s *Snapshot) Reach(id proto.NodeID) proto.Reach {
+	r, _ := s.state.reaches.Get(id)
+	return r
 }
 
 // Token answers the token with a public key.
