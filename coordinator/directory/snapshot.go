@@ -74,10 +74,10 @@ func (s *Snapshot) Peers(ids []proto.NodeID) iter.Seq2[proto.NodeID, *proto.Peer
 	return s.state.peers.among(ids)
 }
 
-// Endpoints are where a node may be reached on the underlay, as it last reported.
-func (s *Snapshot) Endpoints(id proto.NodeID) []proto.Endpoint {
-	e, _ := s.state.endpoints.Get(id)
-	return e
+// Reach is how a node may be reached on the underlay, as it last reported.
+func (s *Snapshot) Reach(id proto.NodeID) proto.Reach {
+	r, _ := s.state.reaches.Get(id)
+	return r
 }
 
 // Token answers the token with a public key.
