@@ -2,10 +2,10 @@ package control
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -296,7 +296,7 @@ func (s *stream) begin(r Renewal) (*enroll.Exchange, error) {
 	return enroll.Renew(enroll.Request{
 		Prover: s.c.cfg.Prover,
 		Device: s.c.cfg.Device, Node: r.Node, Program: s.c.cfg.Program, Hostname: s.c.cfg.Hostname, Facts: s.c.cfg.facts(),
-		Ticket: r.Ticket, Talking: r.Talking,
+		Roots: s.c.trusted(), Ticket: r.Ticket, Talking: r.Talking,
 	})
 }
 
@@ -307,13 +307,17 @@ func (c Config) facts() enroll.Facts {
 	return c.Facts()
 }
 
-// shown names the last certificate of a chain, which should be a root.
+// shown names the roots of a chain.
 func shown(chain [][]byte) string {
-	if len(chain) > 0 {
-		if c, err := x509.ParseCertificate(chain[len(chain)-1]); err == nil {
-			f := cert.Fingerprint(c)
-			return fmt.Sprintf("%x...", f[:6])
+	var roots []string
+	for _, b := range chain {
+		if root, _, err := cert.ParseRoot(b); err == nil {
+			f := cert.Fingerprint(root)
+			roots = append(roots, fmt.Sprintf("%x...", f[:6]))
 		}
 	}
-	return "none"
+	if len(roots) == 0 {
+		return "none"
+	}
+	return strings.Join(roots, " and ")
 }
