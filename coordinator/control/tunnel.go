@@ -1,7 +1,6 @@
 package control
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"io"
@@ -41,13 +40,11 @@ func (s *Server) tunnel(w http.ResponseWriter, r *http.Request) {
 	var inner net.Conn
 	switch {
 	case upgrades(r, wire.TunnelProtocol):
-		conn, buffered, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			http.Error(w, "this connection cannot be upgraded", http.StatusInternalServerError)
+		conn, _, early, ok := hijack(w, r, wire.TunnelProtocol)
+		if !ok {
 			return
 		}
-		early, _ := buffered.Peek(buffered.Reader.Buffered())
-		inner = &tunnelled{Conn: conn, early: bytes.Clone(early)}
+		inner = &tunnelled{Conn: conn, early: early}
 		if _, err := conn.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + wire.TunnelProtocol + "\r\n\r\n")); err != nil {
 			conn.Close()
 			return
