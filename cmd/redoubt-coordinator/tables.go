@@ -26,6 +26,7 @@ var (
 	historyColumns = []column{{"VERSION", 7}, {"APPLIED", 16}, {"BY", 14}, {"STATE", 12}, {"COMMENT", 23}}
 	unableColumns  = []column{{"NODE", 24}, {"PROGRAM", 16}, {"LACKS", 34}}
 	auditColumns   = []column{{"RECORD", 6}, {"WHEN", 16}, {"WHO", 9}, {"WHAT", 17}, {"ABOUT", 11}, {"WHY", 11}}
+	rootColumns    = []column{{"ROOT", 16}, {"STATE", 7}, {"KEY", 10}, {"SINCE", 16}, {"EXPIRES", 16}}
 	lockColumns    = []column{{"ID", 14}, {"ABOUT", 22}, {"NODES", 5}, {"UNTIL", 16}, {"WHY", 15}}
 	laggardColumns = []column{{"NODE", 20}, {"STATE", 9}, {"ENFORCES", 15}, {"SHOULD", 15}, {"SINCE", 8}}
 )

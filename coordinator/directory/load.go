@@ -40,6 +40,9 @@ func loadState(ctx context.Context, st store.Store, now time.Time) (state, error
 			}
 		}
 	}
+	if err := loadKeys(ctx, st, &s); err != nil {
+		return state{}, err
+	}
 	return s, loadPolicy(ctx, st, &s)
 }
 

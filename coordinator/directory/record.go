@@ -20,6 +20,7 @@ import (
 const (
 	meshKey       = "mesh"
 	headKey       = "head"
+	keysKey       = "keys"
 	nodePrefix    = "node/"
 	devicePrefix  = "key/device/"
 	nodeKeyPrefix = "key/node/"

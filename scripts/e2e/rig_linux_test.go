@@ -30,6 +30,7 @@ type rig struct {
 	mu        sync.Mutex
 	said      []saying
 	codes     []string
+	former    []secret       // keys that are not in their files any more
 	processes []*lab.Process // besides those of the coordinator and of members
 	members   []*member
 }

@@ -3992,6 +3992,651 @@ func (x *GetCheckpointResponse) GetKey() []byte {
 	return nil
 }
 
+// Root is one that nodes trust.
+type Root struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fingerprint   string                 `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`         // SHA-256 of its public key, in hexadecimal, as join codes name it
+	Since         int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"`                    // Unix seconds: when it became trusted; 0: as the mesh began
+	Expires       int64                  `protobuf:"varint,3,opt,name=expires,proto3" json:"expires,omitempty"`                // Unix seconds
+	KeyHere       bool                   `protobuf:"varint,4,opt,name=key_here,json=keyHere,proto3" json:"key_here,omitempty"` // its private key is on the coordinator's machine
+	Issues        bool                   `protobuf:"varint,5,opt,name=issues,proto3" json:"issues,omitempty"`                  // the intermediate that issues is under it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Root) Reset() {
+	*x = Root{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Root) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Root) ProtoMessage() {}
+
+func (x *Root) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Root.ProtoReflect.Descriptor instead.
+func (*Root) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *Root) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *Root) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Root) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *Root) GetKeyHere() bool {
+	if x != nil {
+		return x.KeyHere
+	}
+	return false
+}
+
+func (x *Root) GetIssues() bool {
+	if x != nil {
+		return x.Issues
+	}
+	return false
+}
+
+type GetRootsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRootsRequest) Reset() {
+	*x = GetRootsRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRootsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRootsRequest) ProtoMessage() {}
+
+func (x *GetRootsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRootsRequest.ProtoReflect.Descriptor instead.
+func (*GetRootsRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{64}
+}
+
+type GetRootsResponse struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Roots               []*Root                `protobuf:"bytes,1,rep,name=roots,proto3" json:"roots,omitempty"`                                                         // the newest first
+	Intermediate        string                 `protobuf:"bytes,2,opt,name=intermediate,proto3" json:"intermediate,omitempty"`                                           // serial number
+	IntermediateExpires int64                  `protobuf:"varint,3,opt,name=intermediate_expires,json=intermediateExpires,proto3" json:"intermediate_expires,omitempty"` // Unix seconds
+	IntermediateDue     int64                  `protobuf:"varint,4,opt,name=intermediate_due,json=intermediateDue,proto3" json:"intermediate_due,omitempty"`             // Unix seconds: when half of its life is over, and it is replaced
+	Requested           bool                   `protobuf:"varint,5,opt,name=requested,proto3" json:"requested,omitempty"`                                                // the next one was asked for, and is not installed
+	Warnings            []string               `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Nodes               []string               `protobuf:"bytes,7,rep,name=nodes,proto3" json:"nodes,omitempty"`   // names of those that hang on the older root
+	Tokens              []string               `protobuf:"bytes,8,rep,name=tokens,proto3" json:"tokens,omitempty"` // ids of those that name it
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *GetRootsResponse) Reset() {
+	*x = GetRootsResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRootsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRootsResponse) ProtoMessage() {}
+
+func (x *GetRootsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRootsResponse.ProtoReflect.Descriptor instead.
+func (*GetRootsResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *GetRootsResponse) GetRoots() []*Root {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *GetRootsResponse) GetIntermediate() string {
+	if x != nil {
+		return x.Intermediate
+	}
+	return ""
+}
+
+func (x *GetRootsResponse) GetIntermediateExpires() int64 {
+	if x != nil {
+		return x.IntermediateExpires
+	}
+	return 0
+}
+
+func (x *GetRootsResponse) GetIntermediateDue() int64 {
+	if x != nil {
+		return x.IntermediateDue
+	}
+	return 0
+}
+
+func (x *GetRootsResponse) GetRequested() bool {
+	if x != nil {
+		return x.Requested
+	}
+	return false
+}
+
+func (x *GetRootsResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *GetRootsResponse) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *GetRootsResponse) GetTokens() []string {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type RotateRootRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRootRequest) Reset() {
+	*x = RotateRootRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRootRequest) ProtoMessage() {}
+
+func (x *RotateRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRootRequest.ProtoReflect.Descriptor instead.
+func (*RotateRootRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{66}
+}
+
+type RotateRootResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Roots         *GetRootsResponse      `protobuf:"bytes,1,opt,name=roots,proto3" json:"roots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRootResponse) Reset() {
+	*x = RotateRootResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRootResponse) ProtoMessage() {}
+
+func (x *RotateRootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRootResponse.ProtoReflect.Descriptor instead.
+func (*RotateRootResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *RotateRootResponse) GetRoots() *GetRootsResponse {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+type RetireRootRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Force         bool                   `protobuf:"varint,1,opt,name=force,proto3" json:"force,omitempty"` // although somebody hangs on it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireRootRequest) Reset() {
+	*x = RetireRootRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireRootRequest) ProtoMessage() {}
+
+func (x *RetireRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireRootRequest.ProtoReflect.Descriptor instead.
+func (*RetireRootRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *RetireRootRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RetireRootResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []string               `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`   // that may have to join again
+	Tokens        []string               `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"` // that are void
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireRootResponse) Reset() {
+	*x = RetireRootResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireRootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireRootResponse) ProtoMessage() {}
+
+func (x *RetireRootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireRootResponse.ProtoReflect.Descriptor instead.
+func (*RetireRootResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *RetireRootResponse) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *RetireRootResponse) GetTokens() []string {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type ForgetRootKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        []byte                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"` // SHA-256 of its file
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetRootKeyRequest) Reset() {
+	*x = ForgetRootKeyRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetRootKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetRootKeyRequest) ProtoMessage() {}
+
+func (x *ForgetRootKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetRootKeyRequest.ProtoReflect.Descriptor instead.
+func (*ForgetRootKeyRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *ForgetRootKeyRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+type ForgetRootKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetRootKeyResponse) Reset() {
+	*x = ForgetRootKeyResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetRootKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetRootKeyResponse) ProtoMessage() {}
+
+func (x *ForgetRootKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetRootKeyResponse.ProtoReflect.Descriptor instead.
+func (*ForgetRootKeyResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{71}
+}
+
+type RequestIntermediateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestIntermediateRequest) Reset() {
+	*x = RequestIntermediateRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestIntermediateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestIntermediateRequest) ProtoMessage() {}
+
+func (x *RequestIntermediateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestIntermediateRequest.ProtoReflect.Descriptor instead.
+func (*RequestIntermediateRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{72}
+}
+
+type RequestIntermediateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       []byte                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"` // PEM
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestIntermediateResponse) Reset() {
+	*x = RequestIntermediateResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestIntermediateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestIntermediateResponse) ProtoMessage() {}
+
+func (x *RequestIntermediateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestIntermediateResponse.ProtoReflect.Descriptor instead.
+func (*RequestIntermediateResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *RequestIntermediateResponse) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type InstallIntermediateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answer        []byte                 `protobuf:"bytes,1,opt,name=answer,proto3" json:"answer,omitempty"` // PEM
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstallIntermediateRequest) Reset() {
+	*x = InstallIntermediateRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstallIntermediateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstallIntermediateRequest) ProtoMessage() {}
+
+func (x *InstallIntermediateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstallIntermediateRequest.ProtoReflect.Descriptor instead.
+func (*InstallIntermediateRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *InstallIntermediateRequest) GetAnswer() []byte {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+type InstallIntermediateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Roots         *GetRootsResponse      `protobuf:"bytes,1,opt,name=roots,proto3" json:"roots,omitempty"`
+	Rotated       bool                   `protobuf:"varint,2,opt,name=rotated,proto3" json:"rotated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstallIntermediateResponse) Reset() {
+	*x = InstallIntermediateResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstallIntermediateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstallIntermediateResponse) ProtoMessage() {}
+
+func (x *InstallIntermediateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstallIntermediateResponse.ProtoReflect.Descriptor instead.
+func (*InstallIntermediateResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *InstallIntermediateResponse) GetRoots() *GetRootsResponse {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *InstallIntermediateResponse) GetRotated() bool {
+	if x != nil {
+		return x.Rotated
+	}
+	return false
+}
+
 type BackupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4000,7 +4645,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4012,7 +4657,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4025,7 +4670,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{63}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{76}
 }
 
 type BackupResponse struct {
@@ -4037,7 +4682,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4049,7 +4694,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4062,7 +4707,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{64}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -4372,10 +5017,45 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x14GetCheckpointRequest\"=\n" +
 	"\x15GetCheckpointResponse\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\fR\x04line\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\fR\x03key\"\x0f\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\"\x8b\x01\n" +
+	"\x04Root\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x14\n" +
+	"\x05since\x18\x02 \x01(\x03R\x05since\x12\x18\n" +
+	"\aexpires\x18\x03 \x01(\x03R\aexpires\x12\x19\n" +
+	"\bkey_here\x18\x04 \x01(\bR\akeyHere\x12\x16\n" +
+	"\x06issues\x18\x05 \x01(\bR\x06issues\"\x11\n" +
+	"\x0fGetRootsRequest\"\xa4\x02\n" +
+	"\x10GetRootsResponse\x12&\n" +
+	"\x05roots\x18\x01 \x03(\v2\x10.redoubt.v1.RootR\x05roots\x12\"\n" +
+	"\fintermediate\x18\x02 \x01(\tR\fintermediate\x121\n" +
+	"\x14intermediate_expires\x18\x03 \x01(\x03R\x13intermediateExpires\x12)\n" +
+	"\x10intermediate_due\x18\x04 \x01(\x03R\x0fintermediateDue\x12\x1c\n" +
+	"\trequested\x18\x05 \x01(\bR\trequested\x12\x1a\n" +
+	"\bwarnings\x18\x06 \x03(\tR\bwarnings\x12\x14\n" +
+	"\x05nodes\x18\a \x03(\tR\x05nodes\x12\x16\n" +
+	"\x06tokens\x18\b \x03(\tR\x06tokens\"\x13\n" +
+	"\x11RotateRootRequest\"H\n" +
+	"\x12RotateRootResponse\x122\n" +
+	"\x05roots\x18\x01 \x01(\v2\x1c.redoubt.v1.GetRootsResponseR\x05roots\")\n" +
+	"\x11RetireRootRequest\x12\x14\n" +
+	"\x05force\x18\x01 \x01(\bR\x05force\"B\n" +
+	"\x12RetireRootResponse\x12\x14\n" +
+	"\x05nodes\x18\x01 \x03(\tR\x05nodes\x12\x16\n" +
+	"\x06tokens\x18\x02 \x03(\tR\x06tokens\".\n" +
+	"\x14ForgetRootKeyRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\fR\x06digest\"\x17\n" +
+	"\x15ForgetRootKeyResponse\"\x1c\n" +
+	"\x1aRequestIntermediateRequest\"7\n" +
+	"\x1bRequestIntermediateResponse\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\fR\arequest\"4\n" +
+	"\x1aInstallIntermediateRequest\x12\x16\n" +
+	"\x06answer\x18\x01 \x01(\fR\x06answer\"k\n" +
+	"\x1bInstallIntermediateResponse\x122\n" +
+	"\x05roots\x18\x01 \x01(\v2\x1c.redoubt.v1.GetRootsResponseR\x05roots\x12\x18\n" +
+	"\arotated\x18\x02 \x01(\bR\arotated\"\x0f\n" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\x8e\x0f\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\x95\x13\n" +
 	"\fAdminService\x12N\n" +
 	"\vCreateToken\x12\x1e.redoubt.v1.CreateTokenRequest\x1a\x1f.redoubt.v1.CreateTokenResponse\x12K\n" +
 	"\n" +
@@ -4402,7 +5082,15 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"CreateLock\x12\x1d.redoubt.v1.CreateLockRequest\x1a\x1e.redoubt.v1.CreateLockResponse\x12H\n" +
 	"\tListLocks\x12\x1c.redoubt.v1.ListLocksRequest\x1a\x1d.redoubt.v1.ListLocksResponse\x12K\n" +
 	"\n" +
-	"DeleteLock\x12\x1d.redoubt.v1.DeleteLockRequest\x1a\x1e.redoubt.v1.DeleteLockResponse\x12H\n" +
+	"DeleteLock\x12\x1d.redoubt.v1.DeleteLockRequest\x1a\x1e.redoubt.v1.DeleteLockResponse\x12E\n" +
+	"\bGetRoots\x12\x1b.redoubt.v1.GetRootsRequest\x1a\x1c.redoubt.v1.GetRootsResponse\x12K\n" +
+	"\n" +
+	"RotateRoot\x12\x1d.redoubt.v1.RotateRootRequest\x1a\x1e.redoubt.v1.RotateRootResponse\x12K\n" +
+	"\n" +
+	"RetireRoot\x12\x1d.redoubt.v1.RetireRootRequest\x1a\x1e.redoubt.v1.RetireRootResponse\x12T\n" +
+	"\rForgetRootKey\x12 .redoubt.v1.ForgetRootKeyRequest\x1a!.redoubt.v1.ForgetRootKeyResponse\x12f\n" +
+	"\x13RequestIntermediate\x12&.redoubt.v1.RequestIntermediateRequest\x1a'.redoubt.v1.RequestIntermediateResponse\x12f\n" +
+	"\x13InstallIntermediate\x12&.redoubt.v1.InstallIntermediateRequest\x1a'.redoubt.v1.InstallIntermediateResponse\x12H\n" +
 	"\tListAudit\x12\x1c.redoubt.v1.ListAuditRequest\x1a\x1d.redoubt.v1.ListAuditResponse\x12P\n" +
 	"\vExportAudit\x12\x1e.redoubt.v1.ExportAuditRequest\x1a\x1f.redoubt.v1.ExportAuditResponse0\x01\x12T\n" +
 	"\rGetCheckpoint\x12 .redoubt.v1.GetCheckpointRequest\x1a!.redoubt.v1.GetCheckpointResponse\x12A\n" +
@@ -4420,74 +5108,87 @@ func file_redoubt_v1_admin_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_admin_proto_rawDescData
 }
 
-var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
 var file_redoubt_v1_admin_proto_goTypes = []any{
-	(*Token)(nil),                 // 0: redoubt.v1.Token
-	(*CreateTokenRequest)(nil),    // 1: redoubt.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 2: redoubt.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),     // 3: redoubt.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 4: redoubt.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),    // 5: redoubt.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),   // 6: redoubt.v1.RevokeTokenResponse
-	(*Node)(nil),                  // 7: redoubt.v1.Node
-	(*Attestation)(nil),           // 8: redoubt.v1.Attestation
-	(*Quarantine)(nil),            // 9: redoubt.v1.Quarantine
-	(*Fact)(nil),                  // 10: redoubt.v1.Fact
-	(*Route)(nil),                 // 11: redoubt.v1.Route
-	(*ListNodesRequest)(nil),      // 12: redoubt.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 13: redoubt.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),        // 14: redoubt.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),       // 15: redoubt.v1.GetNodeResponse
-	(*RevokeNodeRequest)(nil),     // 16: redoubt.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),    // 17: redoubt.v1.RevokeNodeResponse
-	(*DeleteNodeRequest)(nil),     // 18: redoubt.v1.DeleteNodeRequest
-	(*DeleteNodeResponse)(nil),    // 19: redoubt.v1.DeleteNodeResponse
-	(*ResetNodeRequest)(nil),      // 20: redoubt.v1.ResetNodeRequest
-	(*ResetNodeResponse)(nil),     // 21: redoubt.v1.ResetNodeResponse
-	(*ReleaseNodeRequest)(nil),    // 22: redoubt.v1.ReleaseNodeRequest
-	(*ReleaseNodeResponse)(nil),   // 23: redoubt.v1.ReleaseNodeResponse
-	(*SetFactRequest)(nil),        // 24: redoubt.v1.SetFactRequest
-	(*SetFactResponse)(nil),       // 25: redoubt.v1.SetFactResponse
-	(*UnsetFactRequest)(nil),      // 26: redoubt.v1.UnsetFactRequest
-	(*UnsetFactResponse)(nil),     // 27: redoubt.v1.UnsetFactResponse
-	(*ApproveRoutesRequest)(nil),  // 28: redoubt.v1.ApproveRoutesRequest
-	(*ApproveRoutesResponse)(nil), // 29: redoubt.v1.ApproveRoutesResponse
-	(*UserRoles)(nil),             // 30: redoubt.v1.UserRoles
-	(*SetRolesRequest)(nil),       // 31: redoubt.v1.SetRolesRequest
-	(*SetRolesResponse)(nil),      // 32: redoubt.v1.SetRolesResponse
-	(*ListRolesRequest)(nil),      // 33: redoubt.v1.ListRolesRequest
-	(*ListRolesResponse)(nil),     // 34: redoubt.v1.ListRolesResponse
-	(*ApplyPolicyRequest)(nil),    // 35: redoubt.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),   // 36: redoubt.v1.ApplyPolicyResponse
-	(*PolicyImpact)(nil),          // 37: redoubt.v1.PolicyImpact
-	(*ConnectionChange)(nil),      // 38: redoubt.v1.ConnectionChange
-	(*Diagnostic)(nil),            // 39: redoubt.v1.Diagnostic
-	(*GetPolicyRequest)(nil),      // 40: redoubt.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),     // 41: redoubt.v1.GetPolicyResponse
-	(*PolicyHistoryRequest)(nil),  // 42: redoubt.v1.PolicyHistoryRequest
-	(*PolicyHistoryResponse)(nil), // 43: redoubt.v1.PolicyHistoryResponse
-	(*PolicyVersion)(nil),         // 44: redoubt.v1.PolicyVersion
-	(*PolicyStatusRequest)(nil),   // 45: redoubt.v1.PolicyStatusRequest
-	(*PolicyStatusResponse)(nil),  // 46: redoubt.v1.PolicyStatusResponse
-	(*Unable)(nil),                // 47: redoubt.v1.Unable
-	(*Laggard)(nil),               // 48: redoubt.v1.Laggard
-	(*Lock)(nil),                  // 49: redoubt.v1.Lock
-	(*CreateLockRequest)(nil),     // 50: redoubt.v1.CreateLockRequest
-	(*CreateLockResponse)(nil),    // 51: redoubt.v1.CreateLockResponse
-	(*ListLocksRequest)(nil),      // 52: redoubt.v1.ListLocksRequest
-	(*ListLocksResponse)(nil),     // 53: redoubt.v1.ListLocksResponse
-	(*DeleteLockRequest)(nil),     // 54: redoubt.v1.DeleteLockRequest
-	(*DeleteLockResponse)(nil),    // 55: redoubt.v1.DeleteLockResponse
-	(*AuditRecord)(nil),           // 56: redoubt.v1.AuditRecord
-	(*ListAuditRequest)(nil),      // 57: redoubt.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),     // 58: redoubt.v1.ListAuditResponse
-	(*ExportAuditRequest)(nil),    // 59: redoubt.v1.ExportAuditRequest
-	(*ExportAuditResponse)(nil),   // 60: redoubt.v1.ExportAuditResponse
-	(*GetCheckpointRequest)(nil),  // 61: redoubt.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil), // 62: redoubt.v1.GetCheckpointResponse
-	(*BackupRequest)(nil),         // 63: redoubt.v1.BackupRequest
-	(*BackupResponse)(nil),        // 64: redoubt.v1.BackupResponse
-	(*Version)(nil),               // 65: redoubt.v1.Version
+	(*Token)(nil),                       // 0: redoubt.v1.Token
+	(*CreateTokenRequest)(nil),          // 1: redoubt.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),         // 2: redoubt.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),           // 3: redoubt.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),          // 4: redoubt.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),          // 5: redoubt.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),         // 6: redoubt.v1.RevokeTokenResponse
+	(*Node)(nil),                        // 7: redoubt.v1.Node
+	(*Attestation)(nil),                 // 8: redoubt.v1.Attestation
+	(*Quarantine)(nil),                  // 9: redoubt.v1.Quarantine
+	(*Fact)(nil),                        // 10: redoubt.v1.Fact
+	(*Route)(nil),                       // 11: redoubt.v1.Route
+	(*ListNodesRequest)(nil),            // 12: redoubt.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),           // 13: redoubt.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),              // 14: redoubt.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),             // 15: redoubt.v1.GetNodeResponse
+	(*RevokeNodeRequest)(nil),           // 16: redoubt.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),          // 17: redoubt.v1.RevokeNodeResponse
+	(*DeleteNodeRequest)(nil),           // 18: redoubt.v1.DeleteNodeRequest
+	(*DeleteNodeResponse)(nil),          // 19: redoubt.v1.DeleteNodeResponse
+	(*ResetNodeRequest)(nil),            // 20: redoubt.v1.ResetNodeRequest
+	(*ResetNodeResponse)(nil),           // 21: redoubt.v1.ResetNodeResponse
+	(*ReleaseNodeRequest)(nil),          // 22: redoubt.v1.ReleaseNodeRequest
+	(*ReleaseNodeResponse)(nil),         // 23: redoubt.v1.ReleaseNodeResponse
+	(*SetFactRequest)(nil),              // 24: redoubt.v1.SetFactRequest
+	(*SetFactResponse)(nil),             // 25: redoubt.v1.SetFactResponse
+	(*UnsetFactRequest)(nil),            // 26: redoubt.v1.UnsetFactRequest
+	(*UnsetFactResponse)(nil),           // 27: redoubt.v1.UnsetFactResponse
+	(*ApproveRoutesRequest)(nil),        // 28: redoubt.v1.ApproveRoutesRequest
+	(*ApproveRoutesResponse)(nil),       // 29: redoubt.v1.ApproveRoutesResponse
+	(*UserRoles)(nil),                   // 30: redoubt.v1.UserRoles
+	(*SetRolesRequest)(nil),             // 31: redoubt.v1.SetRolesRequest
+	(*SetRolesResponse)(nil),            // 32: redoubt.v1.SetRolesResponse
+	(*ListRolesRequest)(nil),            // 33: redoubt.v1.ListRolesRequest
+	(*ListRolesResponse)(nil),           // 34: redoubt.v1.ListRolesResponse
+	(*ApplyPolicyRequest)(nil),          // 35: redoubt.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),         // 36: redoubt.v1.ApplyPolicyResponse
+	(*PolicyImpact)(nil),                // 37: redoubt.v1.PolicyImpact
+	(*ConnectionChange)(nil),            // 38: redoubt.v1.ConnectionChange
+	(*Diagnostic)(nil),                  // 39: redoubt.v1.Diagnostic
+	(*GetPolicyRequest)(nil),            // 40: redoubt.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),           // 41: redoubt.v1.GetPolicyResponse
+	(*PolicyHistoryRequest)(nil),        // 42: redoubt.v1.PolicyHistoryRequest
+	(*PolicyHistoryResponse)(nil),       // 43: redoubt.v1.PolicyHistoryResponse
+	(*PolicyVersion)(nil),               // 44: redoubt.v1.PolicyVersion
+	(*PolicyStatusRequest)(nil),         // 45: redoubt.v1.PolicyStatusRequest
+	(*PolicyStatusResponse)(nil),        // 46: redoubt.v1.PolicyStatusResponse
+	(*Unable)(nil),                      // 47: redoubt.v1.Unable
+	(*Laggard)(nil),                     // 48: redoubt.v1.Laggard
+	(*Lock)(nil),                        // 49: redoubt.v1.Lock
+	(*CreateLockRequest)(nil),           // 50: redoubt.v1.CreateLockRequest
+	(*CreateLockResponse)(nil),          // 51: redoubt.v1.CreateLockResponse
+	(*ListLocksRequest)(nil),            // 52: redoubt.v1.ListLocksRequest
+	(*ListLocksResponse)(nil),           // 53: redoubt.v1.ListLocksResponse
+	(*DeleteLockRequest)(nil),           // 54: redoubt.v1.DeleteLockRequest
+	(*DeleteLockResponse)(nil),          // 55: redoubt.v1.DeleteLockResponse
+	(*AuditRecord)(nil),                 // 56: redoubt.v1.AuditRecord
+	(*ListAuditRequest)(nil),            // 57: redoubt.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),           // 58: redoubt.v1.ListAuditResponse
+	(*ExportAuditRequest)(nil),          // 59: redoubt.v1.ExportAuditRequest
+	(*ExportAuditResponse)(nil),         // 60: redoubt.v1.ExportAuditResponse
+	(*GetCheckpointRequest)(nil),        // 61: redoubt.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),       // 62: redoubt.v1.GetCheckpointResponse
+	(*Root)(nil),                        // 63: redoubt.v1.Root
+	(*GetRootsRequest)(nil),             // 64: redoubt.v1.GetRootsRequest
+	(*GetRootsResponse)(nil),            // 65: redoubt.v1.GetRootsResponse
+	(*RotateRootRequest)(nil),           // 66: redoubt.v1.RotateRootRequest
+	(*RotateRootResponse)(nil),          // 67: redoubt.v1.RotateRootResponse
+	(*RetireRootRequest)(nil),           // 68: redoubt.v1.RetireRootRequest
+	(*RetireRootResponse)(nil),          // 69: redoubt.v1.RetireRootResponse
+	(*ForgetRootKeyRequest)(nil),        // 70: redoubt.v1.ForgetRootKeyRequest
+	(*ForgetRootKeyResponse)(nil),       // 71: redoubt.v1.ForgetRootKeyResponse
+	(*RequestIntermediateRequest)(nil),  // 72: redoubt.v1.RequestIntermediateRequest
+	(*RequestIntermediateResponse)(nil), // 73: redoubt.v1.RequestIntermediateResponse
+	(*InstallIntermediateRequest)(nil),  // 74: redoubt.v1.InstallIntermediateRequest
+	(*InstallIntermediateResponse)(nil), // 75: redoubt.v1.InstallIntermediateResponse
+	(*BackupRequest)(nil),               // 76: redoubt.v1.BackupRequest
+	(*BackupResponse)(nil),              // 77: redoubt.v1.BackupResponse
+	(*Version)(nil),                     // 78: redoubt.v1.Version
 }
 var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: redoubt.v1.CreateTokenResponse.token:type_name -> redoubt.v1.Token
@@ -4507,7 +5208,7 @@ var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	7,  // 14: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
 	30, // 15: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
 	30, // 16: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
-	65, // 17: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
+	78, // 17: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
 	39, // 18: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
 	37, // 19: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
 	38, // 20: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
@@ -4519,61 +5220,76 @@ var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	49, // 26: redoubt.v1.ListLocksResponse.locks:type_name -> redoubt.v1.Lock
 	49, // 27: redoubt.v1.DeleteLockResponse.lock:type_name -> redoubt.v1.Lock
 	56, // 28: redoubt.v1.ListAuditResponse.records:type_name -> redoubt.v1.AuditRecord
-	1,  // 29: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
-	3,  // 30: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
-	5,  // 31: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
-	12, // 32: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	14, // 33: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	16, // 34: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
-	18, // 35: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
-	20, // 36: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
-	22, // 37: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
-	24, // 38: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
-	26, // 39: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
-	28, // 40: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
-	31, // 41: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
-	33, // 42: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
-	35, // 43: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
-	40, // 44: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
-	42, // 45: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
-	45, // 46: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
-	50, // 47: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
-	52, // 48: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
-	54, // 49: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
-	57, // 50: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
-	59, // 51: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
-	61, // 52: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
-	63, // 53: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
-	2,  // 54: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
-	4,  // 55: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
-	6,  // 56: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
-	13, // 57: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	15, // 58: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	17, // 59: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
-	19, // 60: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
-	21, // 61: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
-	23, // 62: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
-	25, // 63: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
-	27, // 64: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
-	29, // 65: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
-	32, // 66: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
-	34, // 67: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
-	36, // 68: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
-	41, // 69: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
-	43, // 70: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
-	46, // 71: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
-	51, // 72: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
-	53, // 73: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
-	55, // 74: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
-	58, // 75: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
-	60, // 76: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
-	62, // 77: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
-	64, // 78: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
-	54, // [54:79] is the sub-list for method output_type
-	29, // [29:54] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	63, // 29: redoubt.v1.GetRootsResponse.roots:type_name -> redoubt.v1.Root
+	65, // 30: redoubt.v1.RotateRootResponse.roots:type_name -> redoubt.v1.GetRootsResponse
+	65, // 31: redoubt.v1.InstallIntermediateResponse.roots:type_name -> redoubt.v1.GetRootsResponse
+	1,  // 32: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
+	3,  // 33: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
+	5,  // 34: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
+	12, // 35: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	14, // 36: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	16, // 37: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
+	18, // 38: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
+	20, // 39: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
+	22, // 40: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
+	24, // 41: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
+	26, // 42: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
+	28, // 43: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
+	31, // 44: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
+	33, // 45: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
+	35, // 46: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
+	40, // 47: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
+	42, // 48: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
+	45, // 49: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
+	50, // 50: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
+	52, // 51: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
+	54, // 52: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
+	64, // 53: redoubt.v1.AdminService.GetRoots:input_type -> redoubt.v1.GetRootsRequest
+	66, // 54: redoubt.v1.AdminService.RotateRoot:input_type -> redoubt.v1.RotateRootRequest
+	68, // 55: redoubt.v1.AdminService.RetireRoot:input_type -> redoubt.v1.RetireRootRequest
+	70, // 56: redoubt.v1.AdminService.ForgetRootKey:input_type -> redoubt.v1.ForgetRootKeyRequest
+	72, // 57: redoubt.v1.AdminService.RequestIntermediate:input_type -> redoubt.v1.RequestIntermediateRequest
+	74, // 58: redoubt.v1.AdminService.InstallIntermediate:input_type -> redoubt.v1.InstallIntermediateRequest
+	57, // 59: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
+	59, // 60: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
+	61, // 61: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
+	76, // 62: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
+	2,  // 63: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
+	4,  // 64: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
+	6,  // 65: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
+	13, // 66: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	15, // 67: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	17, // 68: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
+	19, // 69: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
+	21, // 70: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
+	23, // 71: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
+	25, // 72: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
+	27, // 73: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
+	29, // 74: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
+	32, // 75: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
+	34, // 76: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
+	36, // 77: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
+	41, // 78: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
+	43, // 79: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
+	46, // 80: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
+	51, // 81: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
+	53, // 82: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
+	55, // 83: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
+	65, // 84: redoubt.v1.AdminService.GetRoots:output_type -> redoubt.v1.GetRootsResponse
+	67, // 85: redoubt.v1.AdminService.RotateRoot:output_type -> redoubt.v1.RotateRootResponse
+	69, // 86: redoubt.v1.AdminService.RetireRoot:output_type -> redoubt.v1.RetireRootResponse
+	71, // 87: redoubt.v1.AdminService.ForgetRootKey:output_type -> redoubt.v1.ForgetRootKeyResponse
+	73, // 88: redoubt.v1.AdminService.RequestIntermediate:output_type -> redoubt.v1.RequestIntermediateResponse
+	75, // 89: redoubt.v1.AdminService.InstallIntermediate:output_type -> redoubt.v1.InstallIntermediateResponse
+	58, // 90: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
+	60, // 91: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
+	62, // 92: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
+	77, // 93: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
+	63, // [63:94] is the sub-list for method output_type
+	32, // [32:63] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_admin_proto_init() }
@@ -4589,7 +5305,7 @@ func file_redoubt_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_admin_proto_rawDesc), len(file_redoubt_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   65,
+			NumMessages:   78,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
