@@ -97,7 +97,7 @@ func (s *Server) greet(t *tls.Conn, g *guest, in *frames) (func(), error) {
 	case hello.GetEnrol() != nil && g.node != nil:
 		return nil, refusal.Malformed("a machine that has a certificate does not enrol with it")
 	case hello.GetEnrol() != nil:
-		return nil, s.enrol(t, g, in, enroll.Hello{Sum: sum, Message: hello, Protocol: protocol})
+		return s.enrol(t, g, in, enroll.Hello{Sum: sum, Message: hello, Protocol: protocol})
 	case hello.GetAttach() != nil && g.node == nil:
 		return nil, &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "only a node with its certificate can attach; enrol first (redoubt up CODE)"}
 	case hello.GetAttach() != nil:
@@ -118,46 +118,29 @@ func negotiate(hello *redoubtv1.Hello) (uint32, error) {
 	return v, nil
 }
 
-// enrol turns a machine into a node.
-func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (err error) {
+// enrol turns a machine into a node. Where the machine has to wait, what it answers keeps the stream open meanwhile.
+func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (wait func(), err error) {
 	result := "refused"
 	defer func() {
 		s.metrics.enrolments.WithLabelValues(result).Inc()
-		s.noteRefusal(hello.Message, err)
+		s.noteRefusal(remote(t), hello.Message, err)
 	}()
-	if hello.Exporter, err = cert.Exporter(t.ConnectionState()); err != nil {
-		return err
-	}
-	m := enroll.New(s.Attestors, s.Rand)
-	effect, err := m.Step(s.Clock(), hello)
+	admit, err := s.examine(t, g, in, hello)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	challenge, ok := effect.(enroll.Challenge)
-	if !ok {
-		return fmt.Errorf("control: a hello led to %T", effect)
-	}
-	g.patience(time.Now().Add(step))
-	if err := write(t, &redoubtv1.Down{Message: &redoubtv1.Down_Challenge{Challenge: challenge.Message}}); err != nil {
-		return err
-	}
-	up, _, err := in.next()
-	if err != nil {
-		return err
-	}
-	if up.GetProof() == nil {
-		return refusal.Malformed("a challenge is answered with a proof")
-	}
-	if effect, err = m.Step(s.Clock(), enroll.Proof{Message: up.GetProof()}); err != nil {
-		return err
-	}
-	admit, ok := effect.(enroll.Admit)
-	if !ok {
-		return fmt.Errorf("control: a proof led to %T", effect)
-	}
+	watch := s.Directory.WatchCandidate(admit.Claim.Device)
 	n, err := s.admit(admit, hello.Message, t)
+	if pending := (*directory.PendingError)(nil); errors.As(err, &pending) {
+		result = "pending"
+		s.Log.Info("machine waits for approval", "code", pending.Code, "name", pending.Name, "attestation", admit.Attributes.Level, "remote", t.RemoteAddr())
+		return s.await(t, g, in, "candidate "+admit.Claim.Device.String(), watch, func(hold uint32) *redoubtv1.Down {
+			return pendingDown(pending, hold)
+		}), nil
+	}
+	watch.Close()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	result = "admitted"
 	if known, ok := s.Directory.Snapshot().TokenByID(n.Token); ok && known.Replace == n.ID {
@@ -166,7 +149,41 @@ func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (e
 	s.Log.Info("node enrolled", "node", n.ID, "name", n.Name, "attestation", n.Level, "who", n.Who(), "v4", n.Addrs.V4, "v6", n.Addrs.V6, "token", n.Token, "remote", t.RemoteAddr())
 	lastWord(t, g, s.result(n))
 	drain(t)
-	return nil
+	return nil, nil
+}
+
+// examine has a machine prove who and what it is.
+func (s *Server) examine(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (admit enroll.Admit, err error) {
+	if hello.Exporter, err = cert.Exporter(t.ConnectionState()); err != nil {
+		return admit, err
+	}
+	m := enroll.New(s.Attestors, s.Rand)
+	effect, err := m.Step(s.Clock(), hello)
+	if err != nil {
+		return admit, err
+	}
+	challenge, ok := effect.(enroll.Challenge)
+	if !ok {
+		return admit, fmt.Errorf("control: a hello led to %T", effect)
+	}
+	g.patience(time.Now().Add(step))
+	if err := write(t, &redoubtv1.Down{Message: &redoubtv1.Down_Challenge{Challenge: challenge.Message}}); err != nil {
+		return admit, err
+	}
+	up, _, err := in.next()
+	if err != nil {
+		return admit, err
+	}
+	if up.GetProof() == nil {
+		return admit, refusal.Malformed("a challenge is answered with a proof")
+	}
+	if effect, err = m.Step(s.Clock(), enroll.Proof{Message: up.GetProof()}); err != nil {
+		return admit, err
+	}
+	if admit, ok = effect.(enroll.Admit); !ok {
+		return admit, fmt.Errorf("control: a proof led to %T", effect)
+	}
+	return admit, nil
 }
 
 func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello, t *tls.Conn) (*directory.Node, error) {
@@ -182,6 +199,10 @@ func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello, t *tls.Conn) (*di
 		r := refusal.Locked(locked.Lock)
 		r.RetryAfter = 0 // somebody waits in front of it
 		return nil, r
+	}
+	if errors.Is(err, directory.ErrAdmission) {
+		r, _ := refusal.From(err)
+		return nil, r.Unspent()
 	}
 	return n, err
 }

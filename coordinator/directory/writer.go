@@ -9,6 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
 // maxBatch is how many operations share a transaction at most. Each writes few keys, far fewer than a transaction takes.
@@ -34,6 +35,7 @@ type tx struct {
 	audits []audit.Record
 	nodes  []proto.NodeID // that changed
 	policy bool
+	judged []key.DevicePublic // candidates that were judged or are forgotten
 }
 
 // do has the writer run an operation, and waits until it is on disk and visible. When ctx ends first the operation may
@@ -141,6 +143,7 @@ func (d *Directory) commit(batch []*request) (written bool, err error) {
 
 // publish makes a snapshot the current one and tells the subscribers.
 func (d *Directory) publish(after *Snapshot, t *tx) {
+	defer d.watches.tell(t)
 	if !t.visible() {
 		d.current.Store(after)
 		return
