@@ -149,7 +149,9 @@ func (c *Client) run(ctx context.Context) {
 		switch {
 		case errors.As(err, &refused):
 			kind := refused.kind()
-			c.cfg.Emit(ctx, machine.Refused{Kind: kind, Message: refused.Error()})
+			if !refused.told {
+				c.cfg.Emit(ctx, machine.Refused{Kind: kind, Message: refused.Error()})
+			}
 			if kind == machine.RefusedRevoked {
 				<-ctx.Done() // the machine decides what becomes of the client
 				return
@@ -212,6 +214,7 @@ type refusedError struct {
 	code    redoubtv1.Refusal_Code
 	message string
 	final   bool // it said not to try again
+	told    bool // the machine knows already
 }
 
 func (e *refusedError) Error() string { return e.message }
@@ -258,7 +261,15 @@ func Enrol(ctx context.Context, cfg Config, r enroll.Request) (*identity.Self, e
 		if errors.As(err, &refused) && refused.final || errors.Is(err, cert.ErrPin) {
 			return nil, err
 		}
-		cfg.Emit(ctx, machine.Trouble{Reason: err.Error()})
+		waited := (*waitedError)(nil)
+		if errors.As(err, &waited) {
+			cfg.Emit(ctx, machine.Trouble{}) // it was told why, and asks again
+			if waited.held > steady {
+				backoff.Reset()
+			}
+		} else {
+			cfg.Emit(ctx, machine.Trouble{Reason: err.Error()})
+		}
 		if named(err) == 0 && (turn+1)%len(cfg.URLs) != 0 {
 			continue
 		}
@@ -279,7 +290,7 @@ func (c Config) enrol(ctx context.Context, coordinator string, r enroll.Request)
 	stop := context.AfterFunc(ctx, func() { ch.conn.Close() })
 	defer stop()
 	defer ch.conn.Close()
-	self, err := c.exchange(ch, r)
+	self, err := c.exchange(ctx, coordinator, ch, r)
 	if err != nil {
 		return nil, fmt.Errorf("coordinator %s: %w", coordinator, err)
 	}
@@ -287,7 +298,7 @@ func (c Config) enrol(ctx context.Context, coordinator string, r enroll.Request)
 }
 
 // exchange is a whole enrolment on an open channel.
-func (c Config) exchange(ch *channel, r enroll.Request) (*identity.Self, error) {
+func (c Config) exchange(ctx context.Context, coordinator string, ch *channel, r enroll.Request) (*identity.Self, error) {
 	x, err := enroll.Enrol(r)
 	if err != nil {
 		return nil, err
@@ -315,6 +326,10 @@ func (c Config) exchange(ch *channel, r enroll.Request) (*identity.Self, error) 
 			return x.Finish(m.Result)
 		case *redoubtv1.Down_Refusal:
 			return nil, refused(m.Refusal)
+		case *redoubtv1.Down_Pending:
+			p := m.Pending
+			c.Emit(ctx, machine.Pending{URL: coordinator, Code: p.GetCode(), Name: p.GetName(), Message: p.GetMessage()})
+			return nil, ch.wait(p)
 		case *redoubtv1.Down_KeepAlive:
 		default:
 			return nil, fmt.Errorf("%w: %T", enroll.ErrOrder, m)
