@@ -19,6 +19,7 @@ type Head struct {
 	Requires    []string
 	Outage      Outage
 	Withheld    []Withheld
+	Relays      []Relay
 }
 
 // SetChange is what becomes of a set that stays: members that come and members that go, each sorted.
@@ -59,12 +60,13 @@ func (d *Delta) Empty() bool {
 }
 
 func (n *Netmap) head() Head {
-	return Head{Mesh: n.Mesh, Self: n.Self, Authorities: n.Authorities, Requires: n.Requires, Outage: n.Outage, Withheld: n.Withheld}
+	return Head{Mesh: n.Mesh, Self: n.Self, Authorities: n.Authorities, Requires: n.Requires, Outage: n.Outage, Withheld: n.Withheld, Relays: n.Relays}
 }
 
 func (h *Head) equal(o *Head) bool {
 	return h.Mesh == o.Mesh && h.Self == o.Self && h.Outage == o.Outage &&
 		slices.EqualFunc(h.Withheld, o.Withheld, func(a, b Withheld) bool { return a.Reason == b.Reason && a.Equal(&b.Rule) }) &&
+		slices.EqualFunc(h.Relays, o.Relays, func(a, b Relay) bool { return a.Equal(&b) }) &&
 		slices.Equal(h.Requires, o.Requires) && slices.EqualFunc(h.Authorities, o.Authorities, bytes.Equal)
 }
 
@@ -205,7 +207,7 @@ func (n *Netmap) applyHead(h *Head) error {
 	if err := h.validate(); err != nil {
 		return err
 	}
-	n.Authorities, n.Requires, n.Outage, n.Withheld = h.Authorities, h.Requires, h.Outage, h.Withheld
+	n.Authorities, n.Requires, n.Outage, n.Withheld, n.Relays = h.Authorities, h.Requires, h.Outage, h.Withheld, h.Relays
 	return nil
 }
 

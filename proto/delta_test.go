@@ -17,7 +17,7 @@ import (
 
 // diff compares netmaps: absent and empty lists mean the same.
 func diff(a, b *proto.Netmap) string {
-	return cmp.Diff(a, b, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{}))
+	return cmp.Diff(a, b, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{}, netip.Addr{}))
 }
 
 func v(n uint64) proto.Version { return proto.Version{Epoch: 1, N: n} }

@@ -12,6 +12,8 @@ const (
 const (
 	// FeatureBarred is knowing of nodes that are revoked or locked. No netmap requires it: they are no peers either way.
 	FeatureBarred = "barred/1"
+	// FeatureRelays is reaching peers through relays. Netmaps name relays to nodes that have it, and none requires it.
+	FeatureRelays = "relays/1"
 	// FeatureRules is enforcing Rules with Sets in both directions, statefully.
 	FeatureRules = "rules/1"
 	// FeatureDeny is enforcing rules whose action is Deny or Monitor, and Until.
@@ -22,5 +24,5 @@ const (
 
 // Features lists what this build can enforce, sorted.
 func Features() []string {
-	return []string{FeatureBarred, FeatureConditions, FeatureDeny, FeatureRules}
+	return []string{FeatureBarred, FeatureConditions, FeatureDeny, FeatureRelays, FeatureRules}
 }

@@ -21,6 +21,9 @@ const (
 	MaxCapability   = 8 << 10 // bytes of one rule's capabilities together
 	MaxWithheld     = 256     // rules of a netmap that do not hold
 	MaxRoutes       = 256     // of one peer
+	MaxRelays       = 64
+	MaxRelayAddrs   = 8 // of one relay
+	MaxRelayURLs    = 8 // of one relay
 	// Texts, in bytes.
 	MaxName   = 256 // names of sets, keys and paths of rules, features
 	MaxDomain = 190 // leaves room for a label before it

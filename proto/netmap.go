@@ -34,6 +34,8 @@ type Netmap struct {
 	Withheld []Withheld // sorted by Key
 	// Barred are nodes that this node could meet and whose certificates it refuses, whoever shows them. None is a peer.
 	Barred []Barred // sorted by ID
+	// Relays are the servers that can carry packets where there is no direct way.
+	Relays []Relay // sorted by ID
 }
 
 // Barred is a node that was revoked, or is locked.

@@ -421,5 +421,8 @@ func (h *Head) validate() error {
 	if p := h.Outage.Posture; p < 0 || p > h.Outage.Grace || p%time.Second != 0 {
 		return invalid("outage posture %s: whole seconds up to the grace, %s", p, h.Outage.Grace)
 	}
+	if err := checkRelays(h.Relays); err != nil {
+		return err
+	}
 	return checkWithheld(h.Withheld)
 }

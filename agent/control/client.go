@@ -111,6 +111,13 @@ func (c *Client) SetSelf(self *identity.Self) {
 	c.self = self
 }
 
+// trusted are the roots that the identity trusts.
+func (c *Client) trusted() [][]byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.self.Record.Roots
+}
+
 // Redial ends the stream; another follows.
 func (c *Client) Redial(reason string) {
 	c.mu.Lock()
@@ -341,8 +348,7 @@ func (c Config) exchange(ctx context.Context, coordinator string, ch *channel, r
 func pinned(chain [][]byte, fingerprint [32]byte, at time.Time) error {
 	_, err := cert.JoinCoordinator(chain, fingerprint, at)
 	if errors.Is(err, cert.ErrPin) {
-		return fmt.Errorf("%w: the join code names root %x..., the coordinator shows %s; "+
-			"somebody may be in between, or the code is of another mesh", err, fingerprint[:6], shown(chain))
+		return fmt.Errorf("%w: the join code names root %x..., the coordinator shows %s", err, fingerprint[:6], shown(chain))
 	}
 	return err
 }

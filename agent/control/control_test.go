@@ -302,8 +302,42 @@ func TestStream(t *testing.T) {
 	if got.report.GetListenPort() != 41641 || len(got.report.GetEndpoints()) != 1 {
 		t.Errorf("reported %v", got.report)
 	}
-	if len(got.alive) != 4 {
-		t.Errorf("%d keepalives in two minutes, want one each 25 s", len(got.alive))
+	// The coordinator here answers whatever comes, which must not be answered in turn.
+	if len(got.alive) != 3 {
+		t.Errorf("%d keepalives in two minutes, want one each 30 s", len(got.alive))
+	}
+}
+
+// The coordinator speaks first: it is answered at once, and told nothing beside that.
+func TestKeepAliveIsAnswered(t *testing.T) {
+	const rounds = 10
+	answers := make(chan time.Duration, 2*rounds)
+	attached(t, func(_ *lab, _ int, s *talk) {
+		s.up()
+		s.down(welcome())
+		for range rounds {
+			time.Sleep(25 * time.Second)
+			asked := time.Now()
+			s.down(&redoubtv1.Down{Message: &redoubtv1.Down_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{ServerTime: asked.UnixMilli()}}})
+			up, _ := s.up()
+			if up.GetKeepAlive() == nil {
+				t.Errorf("the answer to a keepalive: %v", up)
+				return
+			}
+			answers <- time.Since(asked)
+		}
+		for up, _ := s.up(); up != nil; up, _ = s.up() {
+		}
+	}, func(*lab, *Client) { time.Sleep(rounds*25*time.Second + time.Second) })
+	close(answers)
+	n := 0
+	for took := range answers {
+		if n++; took > time.Second {
+			t.Errorf("answered after %v", took)
+		}
+	}
+	if n != rounds {
+		t.Errorf("%d of %d keepalives were answered", n, rounds)
 	}
 }
 

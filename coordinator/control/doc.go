@@ -14,6 +14,6 @@
 // is taken from the node's session when a writer gets to it, so nothing queues up behind a node that does not read. Writers
 // are a fixed number; one that waits for its node's socket is replaced, so that nobody else waits with it.
 //
-// There is one live stream a node; a newer one ends the one before. Both sides say something at least every 25 s, and who
-// hears nothing for 55 s closes.
+// There is one live stream a node; a newer one ends the one before. Every 25 s, in one of 25 beats, each stream is looked at: where
+// nothing was said for half of that time the node is told something, and answers. Who hears nothing for 55 s closes.
 package control

@@ -33,7 +33,7 @@ const (
 	arrival = 10 * time.Second
 	// step is how long each later message of an enrolment may take.
 	step = 20 * time.Second
-	// keepAlive is how often each side says something; deaf is when a side that says nothing is gone.
+	// keepAlive is how often the coordinator looks whether it has to say something; deaf is when a side that says nothing is gone.
 	keepAlive = 25 * time.Second
 	deaf      = 2*keepAlive + 5*time.Second
 	// stuck is how long a node may take to read what it is sent.
@@ -74,7 +74,7 @@ type Server struct {
 	mu        sync.Mutex
 	closed    bool
 	listeners map[net.Listener]struct{}
-	streams   map[*stream]struct{}
+	streams   pulse
 	all       sync.WaitGroup
 }
 
@@ -82,7 +82,7 @@ type Server struct {
 func New(c Config) *Server {
 	s := &Server{
 		Config: c, lobby: newLobby(lobbyPlaces, handshakeSlots), room: newRoom(roomPlaces), writers: newPool(4 * runtime.GOMAXPROCS(0)),
-		arrived: newFunnel(), listeners: make(map[net.Listener]struct{}), streams: make(map[*stream]struct{}),
+		arrived: newFunnel(), listeners: make(map[net.Listener]struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.metrics = newMetrics(c.Registry, s)
@@ -97,6 +97,7 @@ func New(c Config) *Server {
 	}
 	s.http.SetKeepAlivesEnabled(false)
 	s.all.Go(func() { _ = s.http.Serve(s.arrived) })
+	s.all.Go(s.beat)
 	return s
 }
 
@@ -260,7 +261,7 @@ func (s *Server) Close() error {
 	for l := range s.listeners {
 		l.Close()
 	}
-	for st := range s.streams {
+	for st := range s.streams.all() {
 		st.guest.drop()
 	}
 	s.mu.Unlock()
@@ -278,7 +279,7 @@ func (s *Server) Close() error {
 func (s *Server) Connected() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.streams)
+	return s.streams.len
 }
 
 // funnel hands connections that shook hands to net/http, as a listener.

@@ -406,7 +406,7 @@ func TestStrangersLeaveNothingBehind(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.drop()
-		for n := range uint32(5000) {
+		for n := range uint32(1500) {
 			var seed [32]byte
 			binary.LittleEndian.PutUint32(seed[8:], n+1)
 			stranger, err := noise.NewLocal(seed)

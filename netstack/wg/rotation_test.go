@@ -64,6 +64,7 @@ func TestRotationLosesNothing(t *testing.T) {
 		for _, jitter := range []time.Duration{0, 5 * time.Millisecond} {
 			for _, r := range []row{{"the lower node", one}, {"the higher node", other}, {"both", both}} {
 				t.Run(fmt.Sprintf("%s, RTT %s, jitter %s", r.name, rtt, jitter), func(t *testing.T) {
+					t.Parallel()
 					synctest.Test(t, func(t *testing.T) {
 						fate := prompt
 						if jitter > 0 {
@@ -76,10 +77,15 @@ func TestRotationLosesNothing(t *testing.T) {
 							if n > 0 {
 								rotate(t, r.nodes(a, b), keys)
 							}
-							for range 1000 {
+							// Ten seconds, the most packets where the keys change.
+							for i := range 200 + 160 {
 								a.send(t, b, 600)
 								b.send(t, a, 600)
-								time.Sleep(10 * time.Millisecond)
+								if i < 200 {
+									time.Sleep(10 * time.Millisecond)
+								} else {
+									time.Sleep(50 * time.Millisecond)
+								}
 							}
 							newest(t, [2]*counted{a, b}, keys)
 							newest(t, [2]*counted{b, a}, keys)
@@ -98,6 +104,7 @@ func TestRotationLosesNothing(t *testing.T) {
 }
 
 func TestThousandRotations(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		a, b, end := pairOf(t, super, super, 20*time.Millisecond, jittery(5*time.Millisecond))
 		defer end()
@@ -129,40 +136,46 @@ func TestThousandRotations(t *testing.T) {
 func TestPeerThatIsLate(t *testing.T) {
 	for _, higher := range []bool{false, true} {
 		for age := 0; age < 130; age += 13 {
-			synctest.Test(t, func(t *testing.T) {
-				a, b, end := pairOf(t, inline, inline, 20*time.Millisecond, jittery(5*time.Millisecond))
-				defer end()
-				if higher {
-					a, b = b, a
-				}
-				talk := func(seconds int) {
-					for range 10 * seconds {
-						a.send(t, b, 100)
-						b.send(t, a, 100)
-						time.Sleep(100 * time.Millisecond)
-					}
-				}
-				talk(age)
-				next, err := key.NewNode(rand.Reader)
-				if err != nil {
-					t.Fatal(err)
-				}
-				for _, k := range []key.NodePublic{next.Public(), a.Key.Public()} {
-					if err := b.Engine.AddRemoteKey(a.ID, k); err != nil {
-						t.Fatal(err)
-					}
-				}
-				if err := a.Engine.RotateLocalKey(next); err != nil {
-					t.Fatal(err)
-				}
-				talk(400)
-				time.Sleep(time.Second)
-				for _, x := range [][2]*counted{{a, b}, {b, a}} {
-					if missing, doubled := x[1].lost(x[0]); missing+doubled > 0 {
-						t.Errorf("node %d changed its key after %d s: of %d packets of node %d %d were lost and %d doubled", a.ID, age, x[0].sent, x[0].ID, missing, doubled)
-					}
-				}
+			t.Run(fmt.Sprintf("after %d s, the higher node changes: %t", age, higher), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) { changeUnheard(t, age, higher) })
 			})
+		}
+	}
+}
+
+// changeUnheard changes the key of one node after so many seconds of talk, of which the other does not hear.
+func changeUnheard(t *testing.T, age int, higher bool) {
+	a, b, end := pairOf(t, inline, inline, 20*time.Millisecond, jittery(5*time.Millisecond))
+	defer end()
+	if higher {
+		a, b = b, a
+	}
+	talk := func(seconds int) {
+		for range 5 * seconds {
+			a.send(t, b, 100)
+			b.send(t, a, 100)
+			time.Sleep(200 * time.Millisecond)
+		}
+	}
+	talk(age)
+	next, err := key.NewNode(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []key.NodePublic{next.Public(), a.Key.Public()} {
+		if err := b.Engine.AddRemoteKey(a.ID, k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Engine.RotateLocalKey(next); err != nil {
+		t.Fatal(err)
+	}
+	talk(400)
+	time.Sleep(time.Second)
+	for _, x := range [][2]*counted{{a, b}, {b, a}} {
+		if missing, doubled := x[1].lost(x[0]); missing+doubled > 0 {
+			t.Errorf("of %d packets of node %d %d were lost and %d doubled", x[0].sent, x[0].ID, missing, doubled)
 		}
 	}
 }

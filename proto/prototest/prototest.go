@@ -62,8 +62,23 @@ func Netmap(version proto.Version) *rapid.Generator[*proto.Netmap] {
 			w := proto.Withheld{Rule: rule(t, n, nil), Reason: rapid.SampledFrom([]string{"node:os is not set", "too old"}).Draw(t, "reason")}
 			nm.Withheld = append(nm.Withheld, w)
 		}
+		for _, n := range keys(rapid.MapOfN(rapid.IntRange(1, 5), rapid.Just(0), 0, 3).Draw(t, "relays")) {
+			nm.Relays = append(nm.Relays, relay(t, n))
+		}
 		return nm
 	})
+}
+
+func relay(t *rapid.T, n int) proto.Relay {
+	r := proto.Relay{
+		ID: proto.NodeID(n), Name: fmt.Sprintf("relay-%d", n), Region: rapid.SampledFrom([]string{"", "eu"}).Draw(t, "region"),
+		UDPPort: rapid.SampledFrom([]uint16{0, 3478}).Draw(t, "port"), URLs: []string{"https://relay.example.com:8443"},
+	}
+	copy(r.Key[:], Bytes(1, 4).Draw(t, "key"))
+	if rapid.Bool().Draw(t, "address") {
+		r.UDP = []netip.Addr{Addr().Draw(t, "address")}
+	}
+	return r
 }
 
 func rule(t *rapid.T, n int, sets []proto.Set) proto.Rule {

@@ -89,7 +89,7 @@ func (a *NetmapAssembler) add(part *redoubtv1.NetmapPart) error {
 		}
 		a.nm = proto.Netmap{
 			Version: version, Mesh: h.Mesh, Self: h.Self, Authorities: h.Authorities, Requires: h.Requires, Outage: h.Outage,
-			Withheld: h.Withheld,
+			Withheld: h.Withheld, Relays: h.Relays,
 		}
 	} else if part.GetHead() != nil || version != a.nm.Version {
 		return malformed("a part that does not belong to the one before it")

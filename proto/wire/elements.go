@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -183,6 +184,7 @@ func fromHead(h proto.Head) *redoubtv1.Head {
 		Withheld: each(h.Withheld, func(w proto.Withheld) *redoubtv1.Withheld {
 			return &redoubtv1.Withheld{Rule: fromRule(w.Rule), Reason: w.Reason}
 		}),
+		Relays: each(h.Relays, FromRelay),
 	}
 }
 
@@ -193,8 +195,9 @@ func toHead(h *redoubtv1.Head) (*proto.Head, error) {
 	if h.GetOutagePostureSeconds() > h.GetOutageGraceSeconds() {
 		return nil, malformed("outage posture of %d s, longer than the grace", h.GetOutagePostureSeconds())
 	}
-	if len(h.GetAuthorities()) > proto.MaxAuthorities || len(h.GetRequires()) > proto.MaxRequires || len(h.GetWithheld()) > proto.MaxWithheld {
-		return nil, malformed("too many authorities, required features or withheld rules")
+	if len(h.GetAuthorities()) > proto.MaxAuthorities || len(h.GetRequires()) > proto.MaxRequires || len(h.GetWithheld()) > proto.MaxWithheld ||
+		len(h.GetRelays()) > proto.MaxRelays {
+		return nil, malformed("too many authorities, required features, withheld rules or relays")
 	}
 	mesh, err := ToMesh(h.GetMesh())
 	if err != nil {
@@ -204,13 +207,17 @@ func toHead(h *redoubtv1.Head) (*proto.Head, error) {
 	if err != nil {
 		return nil, err
 	}
+	relays, err := convert(h.GetRelays(), ToRelay)
+	if err != nil {
+		return nil, err
+	}
 	return &proto.Head{
 		Mesh: mesh, Self: proto.NodeID(h.GetSelf()), Authorities: h.GetAuthorities(), Requires: h.GetRequires(),
 		Outage: proto.Outage{
 			Grace:   time.Duration(h.GetOutageGraceSeconds()) * time.Second,
 			Posture: time.Duration(h.GetOutagePostureSeconds()) * time.Second,
 		},
-		Withheld: withheld,
+		Withheld: withheld, Relays: relays,
 	}, known(h)
 }
 
@@ -239,3 +246,28 @@ func FromNodes(ids []proto.NodeID) []uint64 { return fromIDs(ids) }
 
 // ToNodes is the inverse.
 func ToNodes(ids []uint64) []proto.NodeID { return toIDs(ids) }
+
+// FromRelay is a relay as it travels.
+func FromRelay(r proto.Relay) *redoubtv1.Relay {
+	return &redoubtv1.Relay{
+		Id: uint64(r.ID), Name: r.Name, Region: r.Region, Key: r.Key[:], UdpPort: uint32(r.UDPPort), Urls: r.URLs,
+		Udp: each(r.UDP, func(a netip.Addr) []byte { return a.AsSlice() }),
+	}
+}
+
+// ToRelay is the inverse. What it gives still has to be validated.
+func ToRelay(r *redoubtv1.Relay) (proto.Relay, error) {
+	out := proto.Relay{ID: proto.NodeID(r.GetId()), Name: r.GetName(), Region: r.GetRegion(), UDPPort: uint16(r.GetUdpPort()), URLs: r.GetUrls()}
+	if len(r.GetKey()) != proto.RelayKeySize || r.GetUdpPort() > 0xffff || len(r.GetUdp()) > proto.MaxRelayAddrs || len(r.GetUrls()) > proto.MaxRelayURLs {
+		return out, malformed("relay %s", out.ID)
+	}
+	out.Key = [proto.RelayKeySize]byte(r.GetKey())
+	for _, b := range r.GetUdp() {
+		a, ok := netip.AddrFromSlice(b)
+		if !ok {
+			return out, malformed("relay %s: an address of %d bytes", out.ID, len(b))
+		}
+		out.UDP = append(out.UDP, a)
+	}
+	return out, known(r)
+}

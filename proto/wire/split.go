@@ -57,7 +57,7 @@ func FromNetmap(nm *proto.Netmap) []*redoubtv1.NetmapPart {
 	f.next()
 	p.Head = fromHead(proto.Head{
 		Mesh: nm.Mesh, Self: nm.Self, Authorities: nm.Authorities, Requires: nm.Requires, Outage: nm.Outage,
-		Withheld: nm.Withheld,
+		Withheld: nm.Withheld, Relays: nm.Relays,
 	})
 	f.size = pb.Size(p)
 	fill(f, nm.Peers, fromPeer, func(m *redoubtv1.Peer) { p.Peers = append(p.Peers, m) })

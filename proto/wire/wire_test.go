@@ -25,7 +25,7 @@ import (
 )
 
 // compare takes absent and empty lists for the same.
-var compare = []cmp.Option{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{})}
+var compare = []cmp.Option{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{}, netip.Addr{})}
 
 func diff(a, b any) string { return cmp.Diff(a, b, compare...) }
 

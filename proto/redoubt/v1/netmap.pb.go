@@ -945,6 +945,7 @@ type Head struct {
 	OutageGraceSeconds   uint64                 `protobuf:"varint,5,opt,name=outage_grace_seconds,json=outageGraceSeconds,proto3" json:"outage_grace_seconds,omitempty"`
 	OutagePostureSeconds uint64                 `protobuf:"varint,6,opt,name=outage_posture_seconds,json=outagePostureSeconds,proto3" json:"outage_posture_seconds,omitempty"`
 	Withheld             []*Withheld            `protobuf:"bytes,7,rep,name=withheld,proto3" json:"withheld,omitempty"`
+	Relays               []*Relay               `protobuf:"bytes,8,rep,name=relays,proto3" json:"relays,omitempty"` // only to nodes with the feature relays/1; sorted by id
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -1028,6 +1029,106 @@ func (x *Head) GetWithheld() []*Withheld {
 	return nil
 }
 
+func (x *Head) GetRelays() []*Relay {
+	if x != nil {
+		return x.Relays
+	}
+	return nil
+}
+
+// Relay is a server that forwards sealed packets.
+type Relay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Region        string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	Key           []byte                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`                         // X25519, 32 bytes, new with each start
+	UdpPort       uint32                 `protobuf:"varint,5,opt,name=udp_port,json=udpPort,proto3" json:"udp_port,omitempty"` // 0: none
+	Udp           [][]byte               `protobuf:"bytes,6,rep,name=udp,proto3" json:"udp,omitempty"`                         // addresses, 4 or 16 bytes; where there is none, the hosts of urls
+	Urls          []string               `protobuf:"bytes,7,rep,name=urls,proto3" json:"urls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Relay) Reset() {
+	*x = Relay{}
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Relay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Relay) ProtoMessage() {}
+
+func (x *Relay) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Relay.ProtoReflect.Descriptor instead.
+func (*Relay) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Relay) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Relay) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Relay) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *Relay) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Relay) GetUdpPort() uint32 {
+	if x != nil {
+		return x.UdpPort
+	}
+	return 0
+}
+
+func (x *Relay) GetUdp() [][]byte {
+	if x != nil {
+		return x.Udp
+	}
+	return nil
+}
+
+func (x *Relay) GetUrls() []string {
+	if x != nil {
+		return x.Urls
+	}
+	return nil
+}
+
 // NetmapPart is a piece of a netmap: parts follow one another without anything in between, the first has the head, and the
 // one without `more` is the last.
 type NetmapPart struct {
@@ -1045,7 +1146,7 @@ type NetmapPart struct {
 
 func (x *NetmapPart) Reset() {
 	*x = NetmapPart{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1158,7 @@ func (x *NetmapPart) String() string {
 func (*NetmapPart) ProtoMessage() {}
 
 func (x *NetmapPart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1171,7 @@ func (x *NetmapPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetmapPart.ProtoReflect.Descriptor instead.
 func (*NetmapPart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NetmapPart) GetVersion() *Version {
@@ -1133,7 +1234,7 @@ type SetChange struct {
 
 func (x *SetChange) Reset() {
 	*x = SetChange{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1246,7 @@ func (x *SetChange) String() string {
 func (*SetChange) ProtoMessage() {}
 
 func (x *SetChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1259,7 @@ func (x *SetChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetChange.ProtoReflect.Descriptor instead.
 func (*SetChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetChange) GetName() string {
@@ -1192,7 +1293,7 @@ type EndpointsChange struct {
 
 func (x *EndpointsChange) Reset() {
 	*x = EndpointsChange{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1305,7 @@ func (x *EndpointsChange) String() string {
 func (*EndpointsChange) ProtoMessage() {}
 
 func (x *EndpointsChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1318,7 @@ func (x *EndpointsChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsChange.ProtoReflect.Descriptor instead.
 func (*EndpointsChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *EndpointsChange) GetId() uint64 {
@@ -1258,7 +1359,7 @@ type DeltaPart struct {
 
 func (x *DeltaPart) Reset() {
 	*x = DeltaPart{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[16]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1371,7 @@ func (x *DeltaPart) String() string {
 func (*DeltaPart) ProtoMessage() {}
 
 func (x *DeltaPart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[16]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1384,7 @@ func (x *DeltaPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeltaPart.ProtoReflect.Descriptor instead.
 func (*DeltaPart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeltaPart) GetFrom() *Version {
@@ -1459,7 +1560,7 @@ const file_redoubt_v1_netmap_proto_rawDesc = "" +
 	"\x06values\x18\x02 \x03(\tR\x06values\"H\n" +
 	"\bWithheld\x12$\n" +
 	"\x04rule\x18\x01 \x01(\v2\x10.redoubt.v1.RuleR\x04rule\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x98\x02\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xc3\x02\n" +
 	"\x04Head\x12$\n" +
 	"\x04mesh\x18\x01 \x01(\v2\x10.redoubt.v1.MeshR\x04mesh\x12\x12\n" +
 	"\x04self\x18\x02 \x01(\x06R\x04self\x12 \n" +
@@ -1467,7 +1568,16 @@ const file_redoubt_v1_netmap_proto_rawDesc = "" +
 	"\brequires\x18\x04 \x03(\tR\brequires\x120\n" +
 	"\x14outage_grace_seconds\x18\x05 \x01(\x04R\x12outageGraceSeconds\x124\n" +
 	"\x16outage_posture_seconds\x18\x06 \x01(\x04R\x14outagePostureSeconds\x120\n" +
-	"\bwithheld\x18\a \x03(\v2\x14.redoubt.v1.WithheldR\bwithheld\"\x96\x02\n" +
+	"\bwithheld\x18\a \x03(\v2\x14.redoubt.v1.WithheldR\bwithheld\x12)\n" +
+	"\x06relays\x18\b \x03(\v2\x11.redoubt.v1.RelayR\x06relays\"\x96\x01\n" +
+	"\x05Relay\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\fR\x03key\x12\x19\n" +
+	"\budp_port\x18\x05 \x01(\rR\audpPort\x12\x10\n" +
+	"\x03udp\x18\x06 \x03(\fR\x03udp\x12\x12\n" +
+	"\x04urls\x18\a \x03(\tR\x04urls\"\x96\x02\n" +
 	"\n" +
 	"NetmapPart\x12-\n" +
 	"\aversion\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aversion\x12$\n" +
@@ -1517,7 +1627,7 @@ func file_redoubt_v1_netmap_proto_rawDescGZIP() []byte {
 }
 
 var file_redoubt_v1_netmap_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_redoubt_v1_netmap_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_redoubt_v1_netmap_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_redoubt_v1_netmap_proto_goTypes = []any{
 	(Endpoint_Kind)(0),      // 0: redoubt.v1.Endpoint.Kind
 	(Rule_Direction)(0),     // 1: redoubt.v1.Rule.Direction
@@ -1535,10 +1645,11 @@ var file_redoubt_v1_netmap_proto_goTypes = []any{
 	(*Capability)(nil),      // 13: redoubt.v1.Capability
 	(*Withheld)(nil),        // 14: redoubt.v1.Withheld
 	(*Head)(nil),            // 15: redoubt.v1.Head
-	(*NetmapPart)(nil),      // 16: redoubt.v1.NetmapPart
-	(*SetChange)(nil),       // 17: redoubt.v1.SetChange
-	(*EndpointsChange)(nil), // 18: redoubt.v1.EndpointsChange
-	(*DeltaPart)(nil),       // 19: redoubt.v1.DeltaPart
+	(*Relay)(nil),           // 16: redoubt.v1.Relay
+	(*NetmapPart)(nil),      // 17: redoubt.v1.NetmapPart
+	(*SetChange)(nil),       // 18: redoubt.v1.SetChange
+	(*EndpointsChange)(nil), // 19: redoubt.v1.EndpointsChange
+	(*DeltaPart)(nil),       // 20: redoubt.v1.DeltaPart
 }
 var file_redoubt_v1_netmap_proto_depIdxs = []int32{
 	5,  // 0: redoubt.v1.Mesh.v4:type_name -> redoubt.v1.Prefix
@@ -1556,27 +1667,28 @@ var file_redoubt_v1_netmap_proto_depIdxs = []int32{
 	12, // 12: redoubt.v1.Withheld.rule:type_name -> redoubt.v1.Rule
 	4,  // 13: redoubt.v1.Head.mesh:type_name -> redoubt.v1.Mesh
 	14, // 14: redoubt.v1.Head.withheld:type_name -> redoubt.v1.Withheld
-	3,  // 15: redoubt.v1.NetmapPart.version:type_name -> redoubt.v1.Version
-	15, // 16: redoubt.v1.NetmapPart.head:type_name -> redoubt.v1.Head
-	7,  // 17: redoubt.v1.NetmapPart.peers:type_name -> redoubt.v1.Peer
-	9,  // 18: redoubt.v1.NetmapPart.sets:type_name -> redoubt.v1.Set
-	12, // 19: redoubt.v1.NetmapPart.rules:type_name -> redoubt.v1.Rule
-	8,  // 20: redoubt.v1.NetmapPart.barred:type_name -> redoubt.v1.Barred
-	6,  // 21: redoubt.v1.EndpointsChange.endpoints:type_name -> redoubt.v1.Endpoint
-	3,  // 22: redoubt.v1.DeltaPart.from:type_name -> redoubt.v1.Version
-	3,  // 23: redoubt.v1.DeltaPart.to:type_name -> redoubt.v1.Version
-	15, // 24: redoubt.v1.DeltaPart.head:type_name -> redoubt.v1.Head
-	7,  // 25: redoubt.v1.DeltaPart.upsert_peers:type_name -> redoubt.v1.Peer
-	18, // 26: redoubt.v1.DeltaPart.endpoints:type_name -> redoubt.v1.EndpointsChange
-	9,  // 27: redoubt.v1.DeltaPart.upsert_sets:type_name -> redoubt.v1.Set
-	17, // 28: redoubt.v1.DeltaPart.change_sets:type_name -> redoubt.v1.SetChange
-	12, // 29: redoubt.v1.DeltaPart.upsert_rules:type_name -> redoubt.v1.Rule
-	8,  // 30: redoubt.v1.DeltaPart.upsert_barred:type_name -> redoubt.v1.Barred
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	16, // 15: redoubt.v1.Head.relays:type_name -> redoubt.v1.Relay
+	3,  // 16: redoubt.v1.NetmapPart.version:type_name -> redoubt.v1.Version
+	15, // 17: redoubt.v1.NetmapPart.head:type_name -> redoubt.v1.Head
+	7,  // 18: redoubt.v1.NetmapPart.peers:type_name -> redoubt.v1.Peer
+	9,  // 19: redoubt.v1.NetmapPart.sets:type_name -> redoubt.v1.Set
+	12, // 20: redoubt.v1.NetmapPart.rules:type_name -> redoubt.v1.Rule
+	8,  // 21: redoubt.v1.NetmapPart.barred:type_name -> redoubt.v1.Barred
+	6,  // 22: redoubt.v1.EndpointsChange.endpoints:type_name -> redoubt.v1.Endpoint
+	3,  // 23: redoubt.v1.DeltaPart.from:type_name -> redoubt.v1.Version
+	3,  // 24: redoubt.v1.DeltaPart.to:type_name -> redoubt.v1.Version
+	15, // 25: redoubt.v1.DeltaPart.head:type_name -> redoubt.v1.Head
+	7,  // 26: redoubt.v1.DeltaPart.upsert_peers:type_name -> redoubt.v1.Peer
+	19, // 27: redoubt.v1.DeltaPart.endpoints:type_name -> redoubt.v1.EndpointsChange
+	9,  // 28: redoubt.v1.DeltaPart.upsert_sets:type_name -> redoubt.v1.Set
+	18, // 29: redoubt.v1.DeltaPart.change_sets:type_name -> redoubt.v1.SetChange
+	12, // 30: redoubt.v1.DeltaPart.upsert_rules:type_name -> redoubt.v1.Rule
+	8,  // 31: redoubt.v1.DeltaPart.upsert_barred:type_name -> redoubt.v1.Barred
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_netmap_proto_init() }
@@ -1590,7 +1702,7 @@ func file_redoubt_v1_netmap_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_netmap_proto_rawDesc), len(file_redoubt_v1_netmap_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -268,12 +268,17 @@ func (n *node) enforce(nm *proto.Netmap) {
 	n.netmap, n.at = nm, time.Now().UnixNano()
 	opened := n.opened
 	n.opened = nil
+	n.ack()
 	n.mu.Unlock()
 	if opened != nil {
 		close(opened)
 	}
+}
+
+// ack acknowledges what the node enforces. Called with the lock held: the version that is said last is the one that counts.
+func (n *node) ack() {
 	if c := n.client.Load(); c != nil {
-		c.Ack(nm.Version)
+		c.Ack(n.netmap.Version)
 	}
 }
 
@@ -295,7 +300,9 @@ func (w *crowd) attach(nodes []*node) {
 
 // again acknowledges what came before there was a client to say it.
 func (n *node) again() {
-	n.client.Load().Ack(n.knows().Version)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.ack()
 }
 
 func (w *crowd) drop() {
