@@ -48,8 +48,7 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 	if err != nil {
 		s.Directory.RenewRefused(directory.From(s.ctx, remote(t).String()), g.node.ID, err)
 		if r, _ := refusal.From(err); r.Code == redoubtv1.Refusal_CODE_LOCKED {
-			s.refused(err, g, t)
-			return s.await(t, g, in, "node "+g.node.ID.String(), watch, r.Held), nil
+			return s.await(t, g, in, "node "+g.node.ID.String(), watch, s.refused(err, g, t).Held), nil
 		}
 		watch.Close()
 		return nil, err

@@ -1,7 +1,6 @@
 package directory
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -195,13 +194,14 @@ func (d *Directory) Renewable(s *Snapshot, n *Node) error {
 	if n.Verdict.denied() {
 		return &DeniedError{Name: n.Name, Verdict: *n.Verdict}
 	}
-	demand, err := d.demands(s, n.Identity)
-	if err != nil {
-		return nil // such a policy permits nothing, and what it asks for was asked when the node enrolled
+	demand, unreadable := d.demands(s, n.Identity)
+	switch err := proves(demand, n.Identity, n.Level.String()); {
+	case unreadable != nil: // such a policy permits nothing, and what one asks for was asked when the node enrolled
+		return nil
+	case err != nil:
+		return err
+	case demand.Approval && !n.Verdict.approved():
+		return &PendingError{Name: n.Name, By: demand.ApprovalBy}
 	}
-	err = proves(demand, n.Identity, n.Level.String())
-	if demand.Approval && !n.Verdict.approved() {
-		err = cmp.Or(err, error(&PendingError{Name: n.Name, By: demand.ApprovalBy}))
-	}
-	return err
+	return nil
 }

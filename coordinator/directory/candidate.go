@@ -174,7 +174,7 @@ func (t *tx) setCandidate(c *Candidate) error {
 		return err
 	}
 	if old, ok := t.candidates.Get(deviceKey(c.Device)); ok {
-		t.state.dropCandidate(old)
+		t.dropCandidate(old)
 	}
 	t.writes = append(t.writes, op)
 	t.putCandidate(c)
@@ -184,7 +184,7 @@ func (t *tx) setCandidate(c *Candidate) error {
 // forgetCandidate removes a candidate; who waits for what becomes of it looks again.
 func (t *tx) forgetCandidate(c *Candidate) {
 	t.writes = append(t.writes, store.Delete(candidatePath(c.Device)))
-	t.state.dropCandidate(c)
+	t.dropCandidate(c)
 	t.judged = append(t.judged, c.Device)
 }
 
