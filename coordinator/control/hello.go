@@ -97,7 +97,11 @@ func (s *Server) greet(t *tls.Conn, g *guest, in *frames) (func(), error) {
 	case hello.GetEnrol() != nil && g.node != nil:
 		return nil, refusal.Malformed("a machine that has a certificate does not enrol with it")
 	case hello.GetEnrol() != nil:
-		return s.enrol(t, g, in, enroll.Hello{Sum: sum, Message: hello, Protocol: protocol})
+		n, wait, err := s.enrol(t, g, in, enroll.Hello{Sum: sum, Message: hello, Protocol: protocol})
+		if err != nil || n == nil {
+			return wait, err
+		}
+		return s.enrolled(t, g, in, n, hello.GetEnrol().GetStays())
 	case hello.GetAttach() != nil && g.node == nil:
 		return nil, &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "only a node with its certificate can attach; enrol first (redoubt up CODE)"}
 	case hello.GetAttach() != nil:
@@ -118,8 +122,8 @@ func negotiate(hello *redoubtv1.Hello) (uint32, error) {
 	return v, nil
 }
 
-// enrol turns a machine into a node. Where the machine has to wait, what it answers keeps the stream open meanwhile.
-func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (wait func(), err error) {
+// enrol turns a machine into a node. For one that has to wait it answers no node, and what keeps its stream open meanwhile.
+func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (n *directory.Node, wait func(), err error) {
 	result := "refused"
 	defer func() {
 		s.metrics.enrolments.WithLabelValues(result).Inc()
@@ -127,29 +131,57 @@ func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (w
 	}()
 	admit, err := s.examine(t, g, in, hello)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	watch := s.Directory.WatchCandidate(admit.Claim.Device)
-	n, err := s.admit(admit, hello.Message, t)
+	n, err = s.admit(admit, hello.Message, t)
 	if pending := (*directory.PendingError)(nil); errors.As(err, &pending) {
 		result = "pending"
 		s.Log.Info("machine waits for approval", "code", pending.Code, "name", pending.Name, "attestation", admit.Attributes.Level, "remote", t.RemoteAddr())
-		return s.await(t, g, in, "candidate "+admit.Claim.Device.String(), watch, func(hold uint32) *redoubtv1.Down {
+		return nil, s.await(t, g, in, "candidate "+admit.Claim.Device.String(), watch, func(hold uint32) *redoubtv1.Down {
 			return pendingDown(pending, hold)
 		}), nil
 	}
 	watch.Close()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	result = "admitted"
 	if known, ok := s.Directory.Snapshot().TokenByID(n.Token); ok && known.Replace == n.ID {
 		s.Hub.Drop(n.ID, refusal.OtherMachine())
 	}
 	s.Log.Info("node enrolled", "node", n.ID, "name", n.Name, "attestation", n.Level, "who", n.Who(), "v4", n.Addrs.V4, "v6", n.Addrs.V6, "token", n.Token, "remote", t.RemoteAddr())
-	lastWord(t, g, s.result(n))
-	drain(t)
-	return nil, nil
+	return n, nil, nil
+}
+
+// enrolled gives a machine its certificate. One that stays goes on as the node that it is now: its proof was bound to this very
+// connection, so whoever is at the other end of it holds the device key, as a handshake with the certificate would show.
+func (s *Server) enrolled(t *tls.Conn, g *guest, in *frames, n *directory.Node, stays bool) (func(), error) {
+	result := s.result(n)
+	if !stays {
+		lastWord(t, g, result)
+		drain(t)
+		return nil, nil
+	}
+	result.GetResult().Stays = true
+	g.patience(time.Now().Add(arrival))
+	if err := write(t, result); err != nil {
+		return nil, err
+	}
+	g.node = &cert.Node{Identity: n.Identity, Device: n.Device, Serial: n.Certificate.Serial, NotAfter: n.Certificate.NotAfter}
+	up, _, err := in.next()
+	if err != nil {
+		return nil, err
+	}
+	hello := up.GetHello()
+	if hello.GetAttach() == nil {
+		return nil, refusal.Malformed("a machine that has enrolled can only attach")
+	}
+	protocol, err := negotiate(hello)
+	if err != nil {
+		return nil, err
+	}
+	return s.attach(t, g, in, hello, protocol)
 }
 
 // examine has a machine prove who and what it is.
