@@ -36,6 +36,9 @@ func (a *Agent) status() *redoubtv1.Status {
 	if v.Node != nil {
 		st.Node = describe(v.Node)
 	}
+	if p := v.Pending; p != nil {
+		st.Pending = &redoubtv1.PendingApproval{Code: p.Code, Name: p.Name, Since: p.Since.Unix()}
+	}
 	if !v.Version.IsZero() {
 		st.PolicyVersion = v.Version.String()
 	}

@@ -25,6 +25,7 @@ func loadState(ctx context.Context, st store.Store, now time.Time) (state, error
 		{devicePrefix, addHeld},
 		{nodeKeyPrefix, addHeld},
 		{tokenPrefix, addToken},
+		{candidatePrefix, addCandidate},
 		{freedPrefix, addFreed},
 		{rolePrefix, addRoles},
 		{traitsPrefix, func(s *state, e store.Entry) error { return addTraits(s, e, now) }},
