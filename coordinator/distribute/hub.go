@@ -322,7 +322,7 @@ func (h *Hub) refresh(ids map[proto.NodeID]struct{}) {
 	var workers sync.WaitGroup
 	for range min(runtime.GOMAXPROCS(0), len(records)) {
 		workers.Go(func() {
-			source := source.bind()
+			source := source.bindMany()
 			for i := int(next.Add(1)) - 1; i < len(records); i = int(next.Add(1)) - 1 {
 				h.refreshOne(records[i], source, now)
 			}

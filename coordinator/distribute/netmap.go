@@ -69,12 +69,33 @@ func Netmap(s Source, id proto.NodeID, features []string) *proto.Netmap {
 type bound struct {
 	Source
 	policy *compile.Bound
+	peers  map[proto.NodeID]*proto.Peer // that were asked for, where there are many who ask; nil: nobody may trust it
 }
 
 // outage is what the policy says, and where it says nothing what holds without it.
 func (s Source) outage() proto.Outage { return s.Program.Outage(s.Outage) }
 
-func (s Source) bind() *bound { return &bound{s, s.Program.On(s.Snapshot)} }
+func (s Source) bind() *bound { return &bound{Source: s, policy: s.Program.On(s.Snapshot)} }
+
+// bindMany is bind for the netmaps of many nodes, which have peers in common.
+func (s Source) bindMany() *bound {
+	b := s.bind()
+	b.peers = make(map[proto.NodeID]*proto.Peer)
+	return b
+}
+
+// peer is Snapshot.Peer.
+func (s *bound) peer(id proto.NodeID) (*proto.Peer, bool) {
+	if s.peers == nil {
+		return s.Snapshot.Peer(id)
+	}
+	p, asked := s.peers[id]
+	if !asked {
+		p, _ = s.Snapshot.Peer(id)
+		s.peers[id] = p
+	}
+	return p, p != nil
+}
 
 func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 	n, known := s.Snapshot.Lookup(id)
@@ -97,7 +118,7 @@ func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 	knows := slices.Contains(features, proto.FeatureBarred)
 	nm.Peers = make([]*proto.Peer, 0, len(view.Peers))
 	for _, id := range view.Peers {
-		peer, ok := s.Snapshot.Peer(id)
+		peer, ok := s.peer(id)
 		if !ok {
 			if sequence, barred := s.Snapshot.Bars(id); barred && knows {
 				nm.Barred = append(nm.Barred, proto.Barred{ID: id, Sequence: sequence})
