@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/url"
 	"sync"
 	"time"
 
@@ -30,6 +31,8 @@ const (
 // Config is the edges of the package, and what it says of this node.
 type Config struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Proxy says by which proxy a coordinator is reached; nil: none.
+	Proxy func(*url.URL) (*url.URL, error)
 	// Now is mesh time; Heard is told the coordinator's.
 	Now   func() time.Time
 	Heard func(server time.Time)
@@ -151,7 +154,7 @@ func (c *Client) Kick(lost func(net.Addr) bool) {
 func (c *Client) run(ctx context.Context) {
 	var backoff Backoff
 	for turn := 0; ctx.Err() == nil; turn++ {
-		opened, lived, err := c.attempt(ctx, c.cfg.URLs[turn%len(c.cfg.URLs)])
+		opened, lived, err := c.attempt(ctx, turn)
 		if ctx.Err() != nil {
 			return
 		}
@@ -172,9 +175,6 @@ func (c *Client) run(ctx context.Context) {
 		if lived > steady {
 			backoff.Reset()
 		}
-		if !opened && named(err) == 0 && (turn+1)%len(c.cfg.URLs) != 0 {
-			continue // the next one may answer
-		}
 		c.wait(ctx, backoff.Fail(c.cfg.Rand.Float64(), named(err)))
 	}
 }
@@ -189,9 +189,9 @@ func (c *Client) wait(ctx context.Context, pause time.Duration) {
 	}
 }
 
-// attempt opens one stream and serves it to its end, of which it returns the cause. What becomes of a stream that was held is
-// not worth a word unless the coordinator has one: it may have waited for too short a time.
-func (c *Client) attempt(ctx context.Context, coordinator string) (opened bool, lived time.Duration, err error) {
+// attempt opens one stream, with a coordinator from one on, and serves it to its end, of which it returns the cause. What becomes
+// of a stream that was held is not worth a word unless the coordinator has one: it may have waited for too short a time.
+func (c *Client) attempt(ctx context.Context, from int) (opened bool, lived time.Duration, err error) {
 	c.mu.Lock()
 	self, applied := c.self, c.applied
 	c.mu.Unlock()
@@ -203,14 +203,14 @@ func (c *Client) attempt(ctx context.Context, coordinator string) (opened bool, 
 	}
 	certificate, err := cert.TLSCertificate(c.cfg.Device, self.Record.Chain[0], self.Record.Chain[1:]...)
 	if err != nil {
-		return false, 0, fmt.Errorf("coordinator %s: %w", coordinator, err)
+		return false, 0, fmt.Errorf("this node's certificate: %w", err)
 	}
-	ch, err := c.cfg.open(ctx, coordinator, &certificate, func(chain [][]byte) error {
+	ch, coordinator, err := c.cfg.first(ctx, from, &certificate, func(chain [][]byte) error {
 		_, err := self.Verifier.Coordinator(chain, c.cfg.Now())
 		return err
 	})
 	if err != nil {
-		return false, 0, fmt.Errorf("coordinator %s: %w", coordinator, err)
+		return false, 0, err
 	}
 	return c.serve(ctx, coordinator, ch, self, applied)
 }
@@ -278,7 +278,7 @@ func refused(r *redoubtv1.Refusal) error {
 func Enrol(ctx context.Context, cfg Config, r enroll.Request) (*identity.Self, *Held, error) {
 	var backoff Backoff
 	for turn := 0; ; turn++ {
-		self, held, err := cfg.enrol(ctx, cfg.URLs[turn%len(cfg.URLs)], r)
+		self, held, err := cfg.enrol(ctx, turn, r)
 		if err == nil {
 			return self, held, nil
 		}
@@ -290,9 +290,6 @@ func Enrol(ctx context.Context, cfg Config, r enroll.Request) (*identity.Self, *
 			return nil, nil, err
 		}
 		cfg.Emit(ctx, machine.Trouble{Reason: err.Error()})
-		if named(err) == 0 && (turn+1)%len(cfg.URLs) != 0 {
-			continue
-		}
 		pause := time.NewTimer(backoff.Fail(cfg.Rand.Float64(), named(err)))
 		select {
 		case <-ctx.Done():
@@ -302,10 +299,10 @@ func Enrol(ctx context.Context, cfg Config, r enroll.Request) (*identity.Self, *
 	}
 }
 
-func (c Config) enrol(ctx context.Context, coordinator string, r enroll.Request) (*identity.Self, *Held, error) {
-	ch, err := c.open(ctx, coordinator, nil, func(chain [][]byte) error { return pinned(chain, r.Root, c.Now()) })
+func (c Config) enrol(ctx context.Context, from int, r enroll.Request) (*identity.Self, *Held, error) {
+	ch, coordinator, err := c.first(ctx, from, nil, func(chain [][]byte) error { return pinned(chain, r.Root, c.Now()) })
 	if err != nil {
-		return nil, nil, fmt.Errorf("coordinator %s: %w", coordinator, err)
+		return nil, nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { ch.conn.Close() })
 	self, stays, err := c.exchange(ch, r)

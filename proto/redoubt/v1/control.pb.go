@@ -1189,6 +1189,8 @@ type Report struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Endpoints     []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`                      // at most 16
 	ListenPort    uint32                 `protobuf:"varint,2,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"` // the UDP port, for the address that the coordinator sees
+	PathKey       *PathKey               `protobuf:"bytes,3,opt,name=path_key,json=pathKey,proto3" json:"path_key,omitempty"`
+	HomeRelay     uint64                 `protobuf:"fixed64,4,opt,name=home_relay,json=homeRelay,proto3" json:"home_relay,omitempty"` // 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1233,6 +1235,20 @@ func (x *Report) GetEndpoints() []*Endpoint {
 func (x *Report) GetListenPort() uint32 {
 	if x != nil {
 		return x.ListenPort
+	}
+	return 0
+}
+
+func (x *Report) GetPathKey() *PathKey {
+	if x != nil {
+		return x.PathKey
+	}
+	return nil
+}
+
+func (x *Report) GetHomeRelay() uint64 {
+	if x != nil {
+		return x.HomeRelay
 	}
 	return 0
 }
@@ -1484,11 +1500,14 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x05roots\x18\x03 \x03(\fR\x05roots\x12$\n" +
 	"\x04mesh\x18\x04 \x01(\v2\x10.redoubt.v1.MeshR\x04mesh\x12\x16\n" +
 	"\x06ticket\x18\x05 \x01(\fR\x06ticket\x12\x14\n" +
-	"\x05stays\x18\x06 \x01(\bR\x05stays\"]\n" +
+	"\x05stays\x18\x06 \x01(\bR\x05stays\"\xac\x01\n" +
 	"\x06Report\x122\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\x12\x1f\n" +
 	"\vlisten_port\x18\x02 \x01(\rR\n" +
-	"listenPort\"8\n" +
+	"listenPort\x12.\n" +
+	"\bpath_key\x18\x03 \x01(\v2\x13.redoubt.v1.PathKeyR\apathKey\x12\x1d\n" +
+	"\n" +
+	"home_relay\x18\x04 \x01(\x06R\thomeRelay\"8\n" +
 	"\aApplied\x12-\n" +
 	"\aversion\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aversion\",\n" +
 	"\tKeepAlive\x12\x1f\n" +
@@ -1558,6 +1577,7 @@ var file_redoubt_v1_control_proto_goTypes = []any{
 	(*Version)(nil),    // 20: redoubt.v1.Version
 	(*Mesh)(nil),       // 21: redoubt.v1.Mesh
 	(*Endpoint)(nil),   // 22: redoubt.v1.Endpoint
+	(*PathKey)(nil),    // 23: redoubt.v1.PathKey
 }
 var file_redoubt_v1_control_proto_depIdxs = []int32{
 	3,  // 0: redoubt.v1.Up.hello:type_name -> redoubt.v1.Hello
@@ -1582,13 +1602,14 @@ var file_redoubt_v1_control_proto_depIdxs = []int32{
 	4,  // 19: redoubt.v1.Renew.facts:type_name -> redoubt.v1.Facts
 	21, // 20: redoubt.v1.Result.mesh:type_name -> redoubt.v1.Mesh
 	22, // 21: redoubt.v1.Report.endpoints:type_name -> redoubt.v1.Endpoint
-	20, // 22: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
-	0,  // 23: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	23, // 22: redoubt.v1.Report.path_key:type_name -> redoubt.v1.PathKey
+	20, // 23: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
+	0,  // 24: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_control_proto_init() }
