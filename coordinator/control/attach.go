@@ -176,10 +176,6 @@ func (a *attached) read() error {
 		if a.ended() {
 			continue
 		}
-		if a.session.Load() != nil {
-			now := a.Clock()
-			a.Directory.SetLive(a.id, func(l *directory.Live) { l.LastSeen = now })
-		}
 		if err := a.handle(up, sum); err != nil {
 			return err
 		}
@@ -189,10 +185,12 @@ func (a *attached) read() error {
 func (a *attached) handle(up *redoubtv1.Up, sum [32]byte) error {
 	switch m := up.GetMessage().(type) {
 	case *redoubtv1.Up_KeepAlive:
+		a.seen()
 		return nil
 	case *redoubtv1.Up_Applied:
 		return a.acknowledge(m.Applied)
 	}
+	a.seen()
 	if !a.pace.wait(a.ctx) {
 		return a.ctx.Err()
 	}
@@ -207,6 +205,14 @@ func (a *attached) handle(up *redoubtv1.Up, sum [32]byte) error {
 	return refusal.Malformed("a second hello")
 }
 
+// seen notes that the node said something.
+func (a *attached) seen() {
+	if a.session.Load() != nil {
+		now := a.Clock()
+		a.Directory.SetLive(a.id, func(l *directory.Live) { l.LastSeen = now })
+	}
+}
+
 func (a *attached) acknowledge(m *redoubtv1.Applied) error {
 	session := a.session.Load()
 	if session == nil {
@@ -216,11 +222,16 @@ func (a *attached) acknowledge(m *redoubtv1.Applied) error {
 	if err != nil {
 		return refusal.Malformed(err.Error())
 	}
-	if !session.Applied(v) {
+	sent := session.Applied(v)
+	if !sent {
 		a.Log.Debug("node acknowledges a version that it was not sent", "node", a.id, "version", v)
-		return nil
 	}
-	a.Directory.SetLive(a.id, func(l *directory.Live) { l.Applied = v })
+	now := a.Clock()
+	a.Directory.SetLive(a.id, func(l *directory.Live) {
+		if l.LastSeen = now; sent {
+			l.Applied = v
+		}
+	})
 	return nil
 }
 
