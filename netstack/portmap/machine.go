@@ -173,13 +173,15 @@ func (m *Machine) begin(now time.Time, e Start) []Effect {
 	if e == m.start && (m.stage == searching || m.stage == natpmp || m.stage == describing) {
 		return nil
 	}
+	if e != m.start {
+		m.state = State{Gateway: e.Gateway}
+	}
 	m.start, m.clock = e, clock{}
 	_, _ = m.rnd.Read(m.nonce[:]) // has no errors
 	if !e.Gateway.Is4() || !e.Local.Is4() || e.Port == 0 {
 		m.stage, m.next, m.state = off, time.Time{}, State{Problem: "there is no router"}
 		return nil
 	}
-	m.state = State{Gateway: e.Gateway}
 	return m.search(now)
 }
 
