@@ -125,7 +125,7 @@ func TestExpiredCertificateRenewsFirst(t *testing.T) {
 		if s.netmap() == nil || s.failed() != nil {
 			t.Errorf("after the renewal: %v", s.failed())
 		}
-		if e := r.co.directory.Snapshot().Endpoints(m.cert.ID); len(e) != 1 {
+		if e := r.co.directory.Snapshot().Reach(m.cert.ID).Endpoints; len(e) != 1 {
 			t.Errorf("what the node reported before it had renewed: %v", e)
 		}
 		if len(s.netmap().Peers) != 0 {
@@ -215,7 +215,7 @@ func TestNewerStreamReplacesTheOlder(t *testing.T) {
 			t.Fatal(err)
 		}
 		settle()
-		if e := r.co.directory.Snapshot().Endpoints(m.cert.ID); len(e) != 0 {
+		if e := r.co.directory.Snapshot().Reach(m.cert.ID).Endpoints; len(e) != 0 {
 			t.Errorf("the stream that was replaced set the endpoints to %v", e)
 		}
 		first.close()

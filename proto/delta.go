@@ -28,10 +28,10 @@ type SetChange struct {
 	Add, Remove []NodeID
 }
 
-// EndpointsChange replaces the endpoints of a peer whose certificate stays.
-type EndpointsChange struct {
-	ID        NodeID
-	Endpoints []Endpoint
+// ReachChange says how a peer is reached now, whose certificate stays.
+type ReachChange struct {
+	ID NodeID
+	Reach
 }
 
 // Delta leads from one version of a node's netmap to a later one. Each list is sorted, and no two lists of the same kind
@@ -40,7 +40,7 @@ type Delta struct {
 	From, To    Version
 	Head        *Head // nil: stays
 	UpsertPeers []*Peer
-	Endpoints   []EndpointsChange
+	Reaches     []ReachChange
 	RemovePeers []NodeID
 	UpsertSets  []Set
 	ChangeSets  []SetChange
@@ -54,7 +54,7 @@ type Delta struct {
 
 // Empty says that nothing but the version changes.
 func (d *Delta) Empty() bool {
-	return d.Head == nil && len(d.UpsertPeers) == 0 && len(d.Endpoints) == 0 && len(d.RemovePeers) == 0 &&
+	return d.Head == nil && len(d.UpsertPeers) == 0 && len(d.Reaches) == 0 && len(d.RemovePeers) == 0 &&
 		len(d.UpsertSets) == 0 && len(d.ChangeSets) == 0 && len(d.RemoveSets) == 0 &&
 		len(d.UpsertRules) == 0 && len(d.RemoveRules) == 0 && len(d.UpsertBarred) == 0 && len(d.RemoveBarred) == 0
 }
@@ -98,8 +98,8 @@ func (d *Delta) diffPeer(x, y **Peer) {
 	case a == b: // most of what two netmaps have in common they share
 	case !bytes.Equal(a.Certificate, b.Certificate) || !slices.Equal(a.Routes, b.Routes):
 		d.UpsertPeers = append(d.UpsertPeers, b)
-	case !slices.Equal(a.Endpoints, b.Endpoints):
-		d.Endpoints = append(d.Endpoints, EndpointsChange{ID: b.ID, Endpoints: b.Endpoints})
+	case !a.Reach.Equal(&b.Reach):
+		d.Reaches = append(d.Reaches, ReachChange{ID: b.ID, Reach: b.Reach})
 	}
 }
 
@@ -222,13 +222,13 @@ func (d *Delta) applyPeers(n *Netmap) ([]*Peer, error) {
 	for _, id := range d.RemovePeers {
 		es = append(es, remove[*Peer](id))
 	}
-	for _, c := range d.Endpoints {
-		if err := checkEndpoints(c.Endpoints, n.Mesh); err != nil {
+	for _, c := range d.Reaches {
+		if err := c.check(n.Mesh); err != nil {
 			return nil, fmt.Errorf("peer %s: %w", c.ID, err)
 		}
 		es = append(es, change(c.ID, func(p *Peer) (*Peer, error) {
 			moved := *p
-			moved.Endpoints = c.Endpoints
+			moved.Reach = c.Reach
 			return &moved, nil
 		}))
 	}

@@ -6,6 +6,7 @@ import "time"
 const (
 	MaxPeers       = 100_000
 	MaxEndpoints   = 16 // of one node
+	MaxSignature   = 80 // of a path key, bytes
 	MaxAuthorities = 32
 	MaxCertificate = 8 << 10 // bytes
 	MaxBarred      = MaxPeers

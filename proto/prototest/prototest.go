@@ -42,7 +42,7 @@ func Netmap(version proto.Version) *rapid.Generator[*proto.Netmap] {
 		for _, id := range IDs(40).Draw(t, "peers") {
 			if id != Self {
 				nm.Peers = append(nm.Peers, &proto.Peer{
-					ID: id, Certificate: Bytes(1, 4).Draw(t, "certificate"), Endpoints: Endpoints().Draw(t, "endpoints"),
+					ID: id, Certificate: Bytes(1, 4).Draw(t, "certificate"), Reach: Reach().Draw(t, "reach"),
 					Routes: routes().Draw(t, "routes"),
 				})
 			}
@@ -174,3 +174,17 @@ func Endpoints() *rapid.Generator[[]proto.Endpoint] {
 }
 
 func keys[K interface{ ~int | ~string }](m map[K]int) []K { return slices.Sorted(maps.Keys(m)) }
+
+// Reach draws how one node is reached.
+func Reach() *rapid.Generator[proto.Reach] {
+	return rapid.Custom(func(t *rapid.T) proto.Reach {
+		r := proto.Reach{Endpoints: Endpoints().Draw(t, "endpoints")}
+		if rapid.Bool().Draw(t, "paths") {
+			r.PathKey = &proto.PathKey{Boot: rapid.Uint64().Draw(t, "boot"), Signature: Bytes(1, proto.MaxSignature).Draw(t, "signature")}
+			copy(r.PathKey.Public[:], Bytes(proto.PathKeySize, proto.PathKeySize).Draw(t, "path key"))
+			r.PathKey.Public[0] |= 1
+			r.HomeRelay = proto.NodeID(rapid.Uint64().Draw(t, "home relay"))
+		}
+		return r
+	})
+}

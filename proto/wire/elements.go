@@ -25,11 +25,12 @@ func toIDs(ids []uint64) []proto.NodeID {
 func fromPeer(p *proto.Peer) *redoubtv1.Peer {
 	return &redoubtv1.Peer{
 		Id: uint64(p.ID), Certificate: p.Certificate, Endpoints: FromEndpoints(p.Endpoints), Routes: each(p.Routes, FromPrefix),
+		PathKey: FromPathKey(p.PathKey), HomeRelay: uint64(p.HomeRelay),
 	}
 }
 
 func toPeer(p *redoubtv1.Peer) (*proto.Peer, error) {
-	es, err := toEndpoints(p.GetEndpoints())
+	reach, err := toReach(p)
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +41,7 @@ func toPeer(p *redoubtv1.Peer) (*proto.Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &proto.Peer{ID: proto.NodeID(p.GetId()), Certificate: p.GetCertificate(), Endpoints: es, Routes: routes}, known(p)
+	return &proto.Peer{ID: proto.NodeID(p.GetId()), Certificate: p.GetCertificate(), Reach: reach, Routes: routes}, known(p)
 }
 
 func fromBarred(b proto.Barred) *redoubtv1.Barred {
@@ -221,16 +222,18 @@ func toHead(h *redoubtv1.Head) (*proto.Head, error) {
 	}, known(h)
 }
 
-func fromEndpointsChange(c proto.EndpointsChange) *redoubtv1.EndpointsChange {
-	return &redoubtv1.EndpointsChange{Id: uint64(c.ID), Endpoints: FromEndpoints(c.Endpoints)}
+func fromReachChange(c proto.ReachChange) *redoubtv1.ReachChange {
+	return &redoubtv1.ReachChange{
+		Id: uint64(c.ID), Endpoints: FromEndpoints(c.Endpoints), PathKey: FromPathKey(c.PathKey), HomeRelay: uint64(c.HomeRelay),
+	}
 }
 
-func toEndpointsChange(c *redoubtv1.EndpointsChange) (proto.EndpointsChange, error) {
-	es, err := toEndpoints(c.GetEndpoints())
+func toReachChange(c *redoubtv1.ReachChange) (proto.ReachChange, error) {
+	reach, err := toReach(c)
 	if err != nil {
-		return proto.EndpointsChange{}, err
+		return proto.ReachChange{}, err
 	}
-	return proto.EndpointsChange{ID: proto.NodeID(c.GetId()), Endpoints: es}, known(c)
+	return proto.ReachChange{ID: proto.NodeID(c.GetId()), Reach: reach}, known(c)
 }
 
 func fromSetChange(c proto.SetChange) *redoubtv1.SetChange {
@@ -239,6 +242,40 @@ func fromSetChange(c proto.SetChange) *redoubtv1.SetChange {
 
 func toSetChange(c *redoubtv1.SetChange) (proto.SetChange, error) {
 	return proto.SetChange{Name: c.GetName(), Add: toIDs(c.GetAdd()), Remove: toIDs(c.GetRemove())}, known(c)
+}
+
+// reachable is a message that says how a node is reached.
+type reachable interface {
+	GetEndpoints() []*redoubtv1.Endpoint
+	GetPathKey() *redoubtv1.PathKey
+	GetHomeRelay() uint64
+}
+
+func toReach(m reachable) (r proto.Reach, err error) {
+	if r.Endpoints, err = toEndpoints(m.GetEndpoints()); err != nil {
+		return r, err
+	}
+	r.PathKey, err = toPathKey(m.GetPathKey())
+	r.HomeRelay = proto.NodeID(m.GetHomeRelay())
+	return r, err
+}
+
+// FromPathKey encodes a path key; none is none.
+func FromPathKey(k *proto.PathKey) *redoubtv1.PathKey {
+	if k == nil {
+		return nil
+	}
+	return &redoubtv1.PathKey{Public: k.Public[:], Boot: k.Boot, Signature: k.Signature}
+}
+
+func toPathKey(k *redoubtv1.PathKey) (*proto.PathKey, error) {
+	if k == nil {
+		return nil, nil
+	}
+	if len(k.GetPublic()) != proto.PathKeySize || len(k.GetSignature()) > proto.MaxSignature {
+		return nil, malformed("path key of %d bytes, signed by %d", len(k.GetPublic()), len(k.GetSignature()))
+	}
+	return &proto.PathKey{Public: [proto.PathKeySize]byte(k.GetPublic()), Boot: k.GetBoot(), Signature: k.GetSignature()}, known(k)
 }
 
 // FromNodes is a list of nodes as it travels.

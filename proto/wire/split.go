@@ -84,7 +84,7 @@ func FromDelta(d *proto.Delta) []*redoubtv1.DeltaPart {
 	}
 	f.size = pb.Size(p)
 	fill(f, d.UpsertPeers, fromPeer, func(m *redoubtv1.Peer) { p.UpsertPeers = append(p.UpsertPeers, m) })
-	fill(f, d.Endpoints, fromEndpointsChange, func(m *redoubtv1.EndpointsChange) { p.Endpoints = append(p.Endpoints, m) })
+	fill(f, d.Reaches, fromReachChange, func(m *redoubtv1.ReachChange) { p.Reaches = append(p.Reaches, m) })
 	for _, id := range d.RemovePeers {
 		f.add(8)
 		p.RemovePeers = append(p.RemovePeers, uint64(id))
