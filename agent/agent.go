@@ -17,6 +17,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/localapi"
 	"github.com/redoubt-mesh/redoubt/agent/machine"
 	"github.com/redoubt-mesh/redoubt/agent/meshtime"
+	"github.com/redoubt-mesh/redoubt/agent/posture"
 	"github.com/redoubt-mesh/redoubt/agent/state"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
@@ -33,6 +34,7 @@ type Agent struct {
 	filter  *filter.Filter
 	program atomic.Pointer[filter.Program] // installed last
 	offered atomic.Pointer[[]netip.Prefix]
+	health  *posture.Watch // set when Run begins
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
@@ -131,6 +133,8 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if a.loop.flows, err = a.loop.dir.TakeFlows(); err != nil {
 		a.log.Warn("connections from before the restart are cut", "err", err)
 	}
+	a.health = a.watchHealth()
+	defer a.health.Close()
 	a.step(machine.Start{})
 	close(a.running)
 	for {

@@ -93,6 +93,10 @@ func (c *Client) Ack(v proto.Version) { c.out.ack(v) }
 // Report tells the coordinator, of this stream and of those that come, where this node may be reached.
 func (c *Client) Report(endpoints []proto.Endpoint, port uint16) { c.out.report(endpoints, port) }
 
+// Posture tells the coordinator, of this stream and of those that come, what has changed of this machine's health. Complete says
+// that nothing is known but what it was told of.
+func (c *Client) Posture(facts []Fact, complete bool) { c.out.posture(facts, complete) }
+
 // Renewal is what the next certificate is asked for with.
 type Renewal struct {
 	Node    key.NodePrivate // that is to come next

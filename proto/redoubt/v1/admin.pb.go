@@ -1088,9 +1088,11 @@ type Fact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`    // node, coordinator, or the administrator who set it
-	Set           int64                  `protobuf:"varint,4,opt,name=set,proto3" json:"set,omitempty"`         // Unix seconds
-	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"` // Unix seconds; 0: never
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`                            // reported by the node, attested to the coordinator, or custom
+	Set           int64                  `protobuf:"varint,4,opt,name=set,proto3" json:"set,omitempty"`                                 // Unix seconds
+	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"`                         // Unix seconds; 0: not while the node is heard, or never
+	By            string                 `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`                                    // the administrator who set a custom one
+	TtlSeconds    uint64                 `protobuf:"varint,7,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // how long it holds after the node was heard last; 0: until something else is said
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1156,6 +1158,20 @@ func (x *Fact) GetSet() int64 {
 func (x *Fact) GetExpires() int64 {
 	if x != nil {
 		return x.Expires
+	}
+	return 0
+}
+
+func (x *Fact) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Fact) GetTtlSeconds() uint64 {
+	if x != nil {
+		return x.TtlSeconds
 	}
 	return 0
 }
@@ -5356,13 +5372,16 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"Quarantine\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"t\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xa5\x01\n" +
 	"\x04Fact\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12\x10\n" +
 	"\x03set\x18\x04 \x01(\x03R\x03set\x12\x18\n" +
-	"\aexpires\x18\x05 \x01(\x03R\aexpires\"\x84\x01\n" +
+	"\aexpires\x18\x05 \x01(\x03R\aexpires\x12\x0e\n" +
+	"\x02by\x18\x06 \x01(\tR\x02by\x12\x1f\n" +
+	"\vttl_seconds\x18\a \x01(\x04R\n" +
+	"ttlSeconds\"\x84\x01\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
 	"\n" +
