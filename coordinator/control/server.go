@@ -21,6 +21,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/distribute"
 	"github.com/redoubt-mesh/redoubt/coordinator/issuer"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
@@ -55,6 +56,8 @@ type Config struct {
 	Log       *slog.Logger
 	Registry  prometheus.Registerer
 	Program   string // version of this program, for people
+	// Relay serves the streams of nodes that are asked for under relaymsg.Path, each until it ends; nil: there is none.
+	Relay func(stream net.Conn, certificate []byte) error
 }
 
 // Server serves control streams.
@@ -74,6 +77,7 @@ type Server struct {
 	closed    bool
 	listeners map[net.Listener]struct{}
 	streams   pulse
+	carried   map[*guest]struct{} // whose streams the relay serves
 	all       sync.WaitGroup
 }
 
@@ -82,11 +86,13 @@ func New(c Config) *Server {
 	s := &Server{
 		Config: c, lobby: newLobby(lobbyPlaces, handshakeSlots), writers: newPool(4 * runtime.GOMAXPROCS(0)),
 		arrived: newFunnel(), listeners: make(map[net.Listener]struct{}),
+		carried: make(map[*guest]struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.metrics = newMetrics(c.Registry, s)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.Path, s.upgrade)
+	mux.HandleFunc("GET "+relaymsg.Path, s.upgradeRelay)
 	mux.HandleFunc("GET /healthz", s.health)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -217,29 +223,36 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
-	if r.Header.Get("Upgrade") != wire.Protocol || !mentions(r.Header.Values("Connection"), "upgrade") {
-		w.Header().Set("Upgrade", wire.Protocol)
-		w.Header().Set("Connection", "Upgrade")
-		http.Error(w, "this is for agents, which ask for an Upgrade to "+wire.Protocol, http.StatusUpgradeRequired)
-		return
-	}
-	conn, buffered, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		http.Error(w, "this connection cannot be upgraded", http.StatusInternalServerError)
-		return
-	}
-	t, ok := conn.(*tls.Conn)
+	t, g, early, ok := hijack(w, r, wire.Protocol)
 	if !ok {
-		conn.Close()
 		return
 	}
-	g := t.NetConn().(*guest)
-	early, _ := buffered.Peek(buffered.Reader.Buffered())
-	early = bytes.Clone(early)
 	// A fresh goroutine, so that the stack of this one, which is large by now, is freed.
 	if !s.start(func() { s.serve(t, g, early) }) {
 		g.drop()
 	}
+}
+
+// hijack takes the connection of a request for an Upgrade to a protocol, with what was read of it too early. Where it cannot it
+// has said so.
+func hijack(w http.ResponseWriter, r *http.Request, protocol string) (t *tls.Conn, g *guest, early []byte, ok bool) {
+	if r.Header.Get("Upgrade") != protocol || !mentions(r.Header.Values("Connection"), "upgrade") {
+		w.Header().Set("Upgrade", protocol)
+		w.Header().Set("Connection", "Upgrade")
+		http.Error(w, "this is for agents, which ask for an Upgrade to "+protocol, http.StatusUpgradeRequired)
+		return nil, nil, nil, false
+	}
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, "this connection cannot be upgraded", http.StatusInternalServerError)
+		return nil, nil, nil, false
+	}
+	if t, ok = conn.(*tls.Conn); !ok {
+		conn.Close()
+		return nil, nil, nil, false
+	}
+	early, _ = buffered.Peek(buffered.Reader.Buffered())
+	return t, t.NetConn().(*guest), bytes.Clone(early), true
 }
 
 func mentions(values []string, word string) bool {
@@ -262,6 +275,9 @@ func (s *Server) Close() error {
 	}
 	for st := range s.streams.all() {
 		st.guest.drop()
+	}
+	for g := range s.carried {
+		g.drop()
 	}
 	s.mu.Unlock()
 	s.cancel()

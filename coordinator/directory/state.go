@@ -49,6 +49,7 @@ type state struct {
 	stale        index[proto.NodeID, proto.NodeID] // whose facts have expired and are still on disk
 	lockSubjects index[string, *Lock]              // by Lock.key
 	lockEnds     index[string, *Lock]              // by timeKey of when it ends
+	relays       index[proto.NodeID, *proto.Relay] // that serve now; memory only
 	// When time alone changes what the policy makes of nodes, by node and by timeKey, and the policy itself; memory only.
 	moments index[proto.NodeID, time.Time]
 	due     index[string, proto.NodeID]
@@ -69,6 +70,7 @@ func newState() state {
 		moments: newIndex[id, time.Time](), due: newIndex[string, id](),
 		prints: newIndex[string, id](), joined: newIndex[string, id](),
 		locks: newIndex[string, *Lock](), lockSubjects: newIndex[string, *Lock](), lockEnds: newIndex[string, *Lock](),
+		relays: newIndex[id, *proto.Relay](),
 	}
 }
 

@@ -70,12 +70,13 @@ func Netmap(s Source, id proto.NodeID, features []string) *proto.Netmap {
 type bound struct {
 	Source
 	policy *compile.Bound
+	relays []proto.Relay
 }
 
 // outage is what the policy says, and where it says nothing what holds without it.
 func (s Source) outage() proto.Outage { return s.Program.Outage(s.Outage) }
 
-func (s Source) bind() *bound { return &bound{s, s.Program.On(s.Snapshot)} }
+func (s Source) bind() *bound { return &bound{s, s.Program.On(s.Snapshot), s.Snapshot.Relays()} }
 
 func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 	n, known := s.Snapshot.Lookup(id)
@@ -95,6 +96,9 @@ func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 		return nm
 	}
 	nm.Rules, nm.Sets, nm.Withheld = view.Rules, view.Sets, view.Withheld
+	if slices.Contains(features, proto.FeatureRelays) {
+		nm.Relays = s.relays
+	}
 	knows, paths := slices.Contains(features, proto.FeatureBarred), slices.Contains(features, proto.FeaturePaths)
 	nm.Peers = make([]*proto.Peer, 0, len(view.Peers))
 	for _, id := range view.Peers {

@@ -198,11 +198,11 @@ func TestNotPermitted(t *testing.T) {
 			t.Errorf("told: %v", r)
 		}
 		w.permit.change(func(p *permit) { clear(p.apart) })
-		s.server.Recheck()
+		s.server.Recheck([]proto.NodeID{1, 2})
 		a.send(s, b, "two")
 		b.gets(a, "two")
 		w.permit.change(func(p *permit) { p.apart[[2]proto.NodeID{1, 2}] = true })
-		s.server.Recheck()
+		s.server.Recheck([]proto.NodeID{1, 2})
 		a.send(s, b, "three")
 		b.silent(time.Second)
 	})
@@ -222,7 +222,7 @@ func TestRevoked(t *testing.T) {
 			a.send(s, b, "one")
 			b.gets(a, "one")
 			w.permit.change(func(p *permit) { p.revoked[a.id] = true })
-			s.server.Recheck()
+			s.server.Recheck([]proto.NodeID{1, 2})
 			for range 100 {
 				a.send(s, b, "two")
 				b.silent(100 * time.Millisecond)

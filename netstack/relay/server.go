@@ -149,14 +149,14 @@ func (s *Server) ServeUDP(b conn.Bind, port uint16) (uint16, error) {
 	return actual, nil
 }
 
-// Recheck is called when what is permitted changed: sessions of nodes that are not trusted any more end at once, and each
-// pair is asked about again at its next packet.
-func (s *Server) Recheck() {
+// Recheck is called when what is permitted changed: of the nodes named, the sessions of those that are not trusted any more
+// end at once, and each pair is asked about again at its next packet.
+func (s *Server) Recheck(changed []proto.NodeID) {
 	s.permits.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id := range s.nodes {
-		if !s.cfg.Permit.Trusted(id) {
+	for _, id := range changed {
+		if s.nodes[id] != nil && !s.cfg.Permit.Trusted(id) {
 			s.expel(id)
 		}
 	}
