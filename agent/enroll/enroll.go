@@ -97,7 +97,7 @@ const (
 func Enrol(r Request) (*Exchange, error) {
 	hello := Hello(r.Program, r.Hostname, r.Facts)
 	enrol := &redoubtv1.Enrol{
-		DevicePublic: r.Device.Device().Bytes(), NodePublic: r.Node.Public().Bytes(), TokenPublic: r.Token.Public().Bytes(),
+		Stays: true, DevicePublic: r.Device.Device().Bytes(), NodePublic: r.Node.Public().Bytes(), TokenPublic: r.Token.Public().Bytes(),
 	}
 	if r.Prover != nil {
 		var err error

@@ -1,9 +1,9 @@
 // Package control is the coordinator's end of the control streams: it accepts connections, finds out who is there, and moves
 // messages between nodes and the packages that decide.
 //
-//	accept ──► lobby ──► TLS 1.3 ──► GET /v1/control, Upgrade ──► hello ──► enrol:  challenge, proof, result, gone
-//	            16384     32 at once    net/http, 8 KiB, no body      │        (stays in the lobby; 64 KiB frames)
-//	            places    compute                                     │
+//	accept ──► lobby ──► TLS 1.3 ──► GET /v1/control, Upgrade ──► hello ──► enrol:  challenge, proof, result, and gone,
+//	            16384     32 at once    net/http, 8 KiB, no body      │        or it attaches as the node that it is now
+//	            places    compute                                     │        (in the lobby so far; 64 KiB frames)
 //	            └── 10 s for both; the oldest guest gives way ──┘     └──► attach: one goroutine reads, for as long as it lasts
 //	                                                                                 a pool of writers sends what is due
 //

@@ -92,12 +92,13 @@ func New(c Config) *Server {
 	s.metrics = newMetrics(c.Registry, s)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.Path, s.upgrade)
+	mux.HandleFunc("GET "+wire.TunnelPath, s.tunnel)
 	mux.HandleFunc("GET "+relaymsg.Path, s.upgradeRelay)
 	mux.HandleFunc("GET /healthz", s.health)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	s.http = &http.Server{
-		Handler: withoutBody(mux), Protocols: protocols, MaxHeaderBytes: maxHeader,
+		Handler: withoutBody(mux), Protocols: protocols, MaxHeaderBytes: maxHeader, ConnContext: withGuest,
 		ReadHeaderTimeout: arrival, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug),
 	}
 	s.http.SetKeepAlivesEnabled(false)
@@ -236,7 +237,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 // hijack takes the connection of a request for an Upgrade to a protocol, with what was read of it too early. Where it cannot it
 // has said so.
 func hijack(w http.ResponseWriter, r *http.Request, protocol string) (t *tls.Conn, g *guest, early []byte, ok bool) {
-	if r.Header.Get("Upgrade") != protocol || !mentions(r.Header.Values("Connection"), "upgrade") {
+	if !upgrades(r, protocol) {
 		w.Header().Set("Upgrade", protocol)
 		w.Header().Set("Connection", "Upgrade")
 		http.Error(w, "this is for agents, which ask for an Upgrade to "+protocol, http.StatusUpgradeRequired)
@@ -295,45 +296,3 @@ func (s *Server) Connected() int {
 	defer s.mu.Unlock()
 	return s.streams.len
 }
-
-// funnel hands connections that shook hands to net/http, as a listener.
-type funnel struct {
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-}
-
-func newFunnel() *funnel { return &funnel{conns: make(chan net.Conn), closed: make(chan struct{})} }
-
-func (f *funnel) put(c net.Conn) bool {
-	select {
-	case f.conns <- c:
-		return true
-	case <-f.closed:
-		return false
-	}
-}
-
-// Accept implements net.Listener.
-func (f *funnel) Accept() (net.Conn, error) {
-	select {
-	case c := <-f.conns:
-		return c, nil
-	case <-f.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener.
-func (f *funnel) Close() error {
-	f.once.Do(func() { close(f.closed) })
-	return nil
-}
-
-// Addr implements net.Listener.
-func (f *funnel) Addr() net.Addr { return nowhere{} }
-
-type nowhere struct{}
-
-func (nowhere) Network() string { return "funnel" }
-func (nowhere) String() string  { return "funnel" }

@@ -344,7 +344,11 @@ func (s *story) invariants() {
 		if (n.Lock != nil) != s.held(snap, n) || snap.Trusted(n.ID) != (!n.Apart() && n.Lock == nil) {
 			s.rt.Fatalf("node %+v is held by %+v", n, n.Lock)
 		}
-		peer, shown := snap.Peer(n.ID)
+		var peer *proto.Peer
+		for _, p := range snap.Peers([]proto.NodeID{n.ID}) {
+			peer = p
+		}
+		shown := peer != nil
 		if shown {
 			peers++
 		}

@@ -101,9 +101,8 @@ func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 	}
 	knows, paths := slices.Contains(features, proto.FeatureBarred), slices.Contains(features, proto.FeaturePaths)
 	nm.Peers = make([]*proto.Peer, 0, len(view.Peers))
-	for _, id := range view.Peers {
-		peer, ok := s.Snapshot.Peer(id)
-		if !ok {
+	for id, peer := range s.Snapshot.Peers(view.Peers) {
+		if peer == nil {
 			if sequence, barred := s.Snapshot.Bars(id); barred && knows {
 				nm.Barred = append(nm.Barred, proto.Barred{ID: id, Sequence: sequence})
 			}
