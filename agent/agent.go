@@ -14,6 +14,7 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/acl/filter"
 	"github.com/redoubt-mesh/redoubt/agent/control"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/localapi"
 	"github.com/redoubt-mesh/redoubt/agent/machine"
 	"github.com/redoubt-mesh/redoubt/agent/meshtime"
@@ -34,7 +35,8 @@ type Agent struct {
 	filter  *filter.Filter
 	program atomic.Pointer[filter.Program] // installed last
 	offered atomic.Pointer[[]netip.Prefix]
-	health  *posture.Watch // set when Run begins
+	health  *posture.Watch                // set when Run begins
+	shown   atomic.Pointer[identity.Self] // to relays
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
@@ -50,6 +52,7 @@ type loopState struct {
 	path    *dataPath // nil while it is down
 	beyond  machine.Beyond
 	client  *control.Client
+	pathKey pathKey
 	held    *control.Held // while the node that has enrolled on it becomes one
 	enrolment
 	timer    *time.Timer
