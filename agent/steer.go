@@ -57,7 +57,7 @@ type steering struct {
 
 // keyed is a peer whose path key was verified.
 type keyed struct {
-	claim  *proto.PathKey
+	reach  proto.Reach
 	public key.PathPublic
 }
 
@@ -179,26 +179,32 @@ func (a *Agent) setRelays() {
 // steer gives the course for a peer, or nil for one that takes no path messages: such a one is found as the engine finds it.
 func (a *Agent) steer(p *dataPath, peer machine.Peer) *bind.Course {
 	s := p.steering
+	known, was := s.keys[peer.ID]
+	if was && peer.Reach.Equal(&proto.Reach{}) {
+		// The coordinator has lost its memory, and the peer has not spoken with it since.
+		return s.pilot.SetPeer(peer.ID, known.public, known.reach)
+	}
 	if peer.PathKey == nil {
 		s.forget(peer.ID)
 		return nil
 	}
-	known := s.keys[peer.ID]
-	if !peer.PathKey.Equal(known.claim) {
-		public, err := pathmsg.VerifyKey(peer.Device, peer.ID, peer.PathKey)
-		switch {
-		case err != nil:
+	public, claim := known.public, peer.PathKey
+	if !claim.Equal(known.reach.PathKey) {
+		var err error
+		if public, err = pathmsg.VerifyKey(peer.Device, peer.ID, claim); err != nil {
 			a.log.Warn("path key refused", "node", peer.ID, "err", err)
 			s.forget(peer.ID)
 			return nil
-		case known.claim != nil && peer.PathKey.Boot < known.claim.Boot:
+		}
+		if was && claim.Boot < known.reach.PathKey.Boot {
 			a.log.Warn("path key refused: it is older than the one that is known", "node", peer.ID)
-		default:
-			known = keyed{peer.PathKey, public}
-			s.keys[peer.ID] = known
+			public, claim = known.public, known.reach.PathKey
 		}
 	}
-	return s.pilot.SetPeer(peer.ID, known.public, peer.Reach)
+	reach := peer.Reach
+	reach.PathKey = claim
+	s.keys[peer.ID] = keyed{reach, public}
+	return s.pilot.SetPeer(peer.ID, public, reach)
 }
 
 func (s *steering) forget(id proto.NodeID) {
