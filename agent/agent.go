@@ -81,18 +81,21 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Edges.Disk != nil {
 		dir.Ask(cfg.Edges.Disk)
 	}
-	loaded, err := dir.Load()
+	home, err := openHome(cfg)
 	if err != nil {
 		return nil, errors.Join(err, dir.Close())
+	}
+	if home.tpm != nil {
+		dir.Protect(home.tpm)
+	}
+	loaded, err := dir.Load()
+	if err != nil {
+		return nil, errors.Join(err, home.close(), dir.Close())
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, time: meshtime.New(cfg.Edges.Clock, loaded.Floors.MeshTime),
 		inbox: make(chan func()), running: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
 		filter: filter.New(filter.Config{}),
-	}
-	home, err := openHome(cfg)
-	if err != nil {
-		return nil, errors.Join(err, dir.Close())
 	}
 	k := keys{dir: dir, home: home}
 	if err := k.open(loaded); err != nil {

@@ -29,14 +29,14 @@ func (r *rig) rootList() (s rootsShown) {
 	return s
 }
 
-// renewed waits until nodes have renewed some times.
-func (r *rig) renewed(times uint64, nodes ...*member) {
+// renewed waits until nodes have renewed.
+func (r *rig) renewed(nodes ...*member) {
 	r.Helper()
 	for _, n := range nodes {
-		last := r.show(n.Name).CertificateSequence + times
-		r.await(fmt.Sprintf("%s has certificate %d", n.Name, last), func() error {
-			if s := r.show(n.Name).CertificateSequence; s < last {
-				return fmt.Errorf("it has %d", s)
+		last := r.show(n.Name).CertificateSequence
+		r.awaitEvery(time.Second, n.Name+" renews", func() error {
+			if s := r.show(n.Name).CertificateSequence; s == last {
+				return fmt.Errorf("it has certificate %d", s)
 			}
 			return nil
 		})
@@ -46,7 +46,7 @@ func (r *rig) renewed(times uint64, nodes ...*member) {
 // retired waits until nothing hangs on the old root, and retires it.
 func (r *rig) retired() {
 	r.Helper()
-	r.await("nothing hangs on the old root", func() error {
+	r.awaitEvery(time.Second, "nothing hangs on the old root", func() error {
 		s := r.rootList()
 		if len(s.Roots) == 1 {
 			return nil // by itself
@@ -87,7 +87,7 @@ func TestRootsAreReplaced(t *testing.T) {
 		_, err := c.Run(r.ctx, "ping", b.id, "-c", "1")
 		return err
 	})
-	r.renewed(2, nodes...)
+	r.renewed(nodes...)
 	r.contains(r.adminFails(1, "root", "retire"), "join code")
 	r.admin("root", "retire", "--force")
 	d := r.machine("d")
@@ -117,13 +117,12 @@ func TestRootsAreReplaced(t *testing.T) {
 	if r.rootList().Intermediate.Serial == before {
 		t.Error("the intermediate is the same")
 	}
-	r.renewed(2, nodes...)
+	r.renewed(nodes...)
 	r.admin("root", "request", at("request"))
 	r.admin("root", "sign", at("request"), "--key", at("root.age"), "--passphrase-file", at("passphrase"), "--out", at("answer"), "--new-root", at("next.age"))
 	r.contains(r.admin("root", "install", at("answer")), "there is a new root")
 	r.killCoordinator()
 	r.startCoordinator("--cert-lifetime=16s")
-	r.renewed(2, nodes...)
 	r.retired()
 	r.lives(flow, 20)
 	r.losesNothing(there)
