@@ -304,12 +304,20 @@ func (f *Filter) discard(r Reason) Verdict {
 	return Verdict{Reason: r}
 }
 
-// tick moves the coarse clock, and with it everything that is allowed so often a second.
+// tick moves the coarse clock, and with it everything that is allowed so often a second. It never goes back: to a time that
+// is set back it stands still, so that no flow is taken for younger than it is.
 func (f *Filter) tick() tick {
-	now := tick(f.now().Sub(f.start) / tickLength)
-	before := tick(f.clock.Swap(uint32(now)))
-	f.refusals.pass(now - before)
-	return now
+	now := tick(max(f.now().Sub(f.start), 0) / tickLength)
+	for {
+		before := tick(f.clock.Load())
+		if now <= before {
+			return before
+		}
+		if f.clock.CompareAndSwap(uint32(before), uint32(now)) {
+			f.refusals.pass(now - before)
+			return now
+		}
+	}
 }
 
 // weigh is what p counts for, which stands for n packets: all of them carry its headers.
