@@ -992,8 +992,9 @@ type LocalPeer struct {
 	LastHandshake      int64                  `protobuf:"varint,8,opt,name=last_handshake,json=lastHandshake,proto3" json:"last_handshake,omitempty"` // Unix milliseconds; 0: never
 	RxBytes            uint64                 `protobuf:"varint,9,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
 	TxBytes            uint64                 `protobuf:"varint,10,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
-	CertificateExpires int64                  `protobuf:"varint,11,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds
-	Tunnel             *Tunnel                `protobuf:"bytes,20,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                                                    // absent while there is no data path
+	CertificateExpires int64                  `protobuf:"varint,11,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`                         // Unix seconds
+	Tunnel             *Tunnel                `protobuf:"bytes,20,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                                                                            // absent while there is no data path
+	Denied             map[string]uint64      `protobuf:"bytes,21,rep,name=denied,proto3" json:"denied,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // packets from and to it that the filter dropped, by reason
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1108,6 +1109,13 @@ func (x *LocalPeer) GetCertificateExpires() int64 {
 func (x *LocalPeer) GetTunnel() *Tunnel {
 	if x != nil {
 		return x.Tunnel
+	}
+	return nil
+}
+
+func (x *LocalPeer) GetDenied() map[string]uint64 {
+	if x != nil {
+		return x.Denied
 	}
 	return nil
 }
@@ -1998,7 +2006,7 @@ type RoutingChange_Prefixes struct {
 
 func (x *RoutingChange_Prefixes) Reset() {
 	*x = RoutingChange_Prefixes{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	mi := &file_redoubt_v1_local_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2018,7 @@ func (x *RoutingChange_Prefixes) String() string {
 func (*RoutingChange_Prefixes) ProtoMessage() {}
 
 func (x *RoutingChange_Prefixes) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	mi := &file_redoubt_v1_local_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2135,7 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1d\n" +
 	"\n" +
 	"last_heard\x18\x02 \x01(\x03R\tlastHeard\x12\x10\n" +
-	"\x03url\x18\x03 \x01(\tR\x03url\"\xdf\x02\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\"\xd5\x03\n" +
 	"\tLocalPeer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -2141,7 +2149,11 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\btx_bytes\x18\n" +
 	" \x01(\x04R\atxBytes\x12/\n" +
 	"\x13certificate_expires\x18\v \x01(\x03R\x12certificateExpires\x12*\n" +
-	"\x06tunnel\x18\x14 \x01(\v2\x12.redoubt.v1.TunnelR\x06tunnel\"\xed\x01\n" +
+	"\x06tunnel\x18\x14 \x01(\v2\x12.redoubt.v1.TunnelR\x06tunnel\x129\n" +
+	"\x06denied\x18\x15 \x03(\v2!.redoubt.v1.LocalPeer.DeniedEntryR\x06denied\x1a9\n" +
+	"\vDeniedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xed\x01\n" +
 	"\x0eFilterCounters\x12\x14\n" +
 	"\x05flows\x18\x01 \x01(\x04R\x05flows\x12'\n" +
 	"\x0fallowed_packets\x18\x02 \x01(\x04R\x0eallowedPackets\x12%\n" +
@@ -2243,7 +2255,7 @@ func file_redoubt_v1_local_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_local_proto_rawDescData
 }
 
-var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_redoubt_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: redoubt.v1.StatusRequest
 	(*WatchRequest)(nil),           // 1: redoubt.v1.WatchRequest
@@ -2275,9 +2287,10 @@ var file_redoubt_v1_local_proto_goTypes = []any{
 	(*WhyRule)(nil),                // 27: redoubt.v1.WhyRule
 	nil,                            // 28: redoubt.v1.WireGuard.DropsEntry
 	nil,                            // 29: redoubt.v1.Tunnel.DropsEntry
-	nil,                            // 30: redoubt.v1.FilterCounters.DropsEntry
-	(*RoutingChange_Prefixes)(nil), // 31: redoubt.v1.RoutingChange.Prefixes
-	(*Capability)(nil),             // 32: redoubt.v1.Capability
+	nil,                            // 30: redoubt.v1.LocalPeer.DeniedEntry
+	nil,                            // 31: redoubt.v1.FilterCounters.DropsEntry
+	(*RoutingChange_Prefixes)(nil), // 32: redoubt.v1.RoutingChange.Prefixes
+	(*Capability)(nil),             // 33: redoubt.v1.Capability
 }
 var file_redoubt_v1_local_proto_depIdxs = []int32{
 	4,  // 0: redoubt.v1.StatusResponse.status:type_name -> redoubt.v1.Status
@@ -2295,34 +2308,35 @@ var file_redoubt_v1_local_proto_depIdxs = []int32{
 	10, // 12: redoubt.v1.Routing.routes:type_name -> redoubt.v1.PeerRoute
 	11, // 13: redoubt.v1.Routing.exit_node:type_name -> redoubt.v1.ExitNode
 	7,  // 14: redoubt.v1.LocalPeer.tunnel:type_name -> redoubt.v1.Tunnel
-	30, // 15: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
-	17, // 16: redoubt.v1.UpRequest.routing:type_name -> redoubt.v1.RoutingChange
-	31, // 17: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
-	4,  // 18: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
-	12, // 19: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
-	32, // 20: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
-	27, // 21: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
-	27, // 22: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
-	27, // 23: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
-	0,  // 24: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
-	1,  // 25: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
-	16, // 26: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
-	19, // 27: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
-	21, // 28: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
-	23, // 29: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
-	25, // 30: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
-	2,  // 31: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
-	3,  // 32: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
-	18, // 33: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
-	20, // 34: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
-	22, // 35: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
-	24, // 36: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
-	26, // 37: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
-	31, // [31:38] is the sub-list for method output_type
-	24, // [24:31] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	30, // 15: redoubt.v1.LocalPeer.denied:type_name -> redoubt.v1.LocalPeer.DeniedEntry
+	31, // 16: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
+	17, // 17: redoubt.v1.UpRequest.routing:type_name -> redoubt.v1.RoutingChange
+	32, // 18: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
+	4,  // 19: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
+	12, // 20: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
+	33, // 21: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
+	27, // 22: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
+	27, // 23: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
+	27, // 24: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
+	0,  // 25: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
+	1,  // 26: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
+	16, // 27: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
+	19, // 28: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
+	21, // 29: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
+	23, // 30: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
+	25, // 31: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
+	2,  // 32: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
+	3,  // 33: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
+	18, // 34: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
+	20, // 35: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
+	22, // 36: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
+	24, // 37: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
+	26, // 38: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
+	32, // [32:39] is the sub-list for method output_type
+	25, // [25:32] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_local_proto_init() }
@@ -2338,7 +2352,7 @@ func file_redoubt_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_local_proto_rawDesc), len(file_redoubt_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
