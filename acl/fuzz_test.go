@@ -113,6 +113,14 @@ func checkPolicy(t *testing.T, p *Policy) {
 			t.Errorf("selector %+v", s)
 		}
 	}
+	for _, a := range p.Admission {
+		if a.Line < 1 || a.Attestation != "" && !slices.Contains(Attestations[1:], a.Attestation) {
+			t.Errorf("admission %+v", a)
+		}
+		for _, s := range a.Whom {
+			selector(s)
+		}
+	}
 	for _, r := range p.Rules {
 		if (r.Action == Monitor) == r.Until.IsZero() || r.Action != Allow && (r.App != nil || r.Auth != nil || r.Via != nil) {
 			t.Errorf("%s: %+v", r.Path, r)

@@ -28,9 +28,9 @@ var (
 		"groups": {}, "hosts": {}, "tagOwners": {}, "ipsets": {}, "postures": {}, "defaultSrcPosture": {},
 		"acls": {}, "grants": {}, "deny": {}, "enforcement": {}, "autoApprovers": {}, "nodeAttrs": {},
 		"tests": {}, "ssh": {}, "sshTests": {}, "session": {}, "outage": {}, "node": {},
+		"admission": {},
 
-		"access":    {support: refused, note: notEnforced},
-		"admission": {support: refused, note: notEnforced},
+		"access": {support: refused, note: notEnforced},
 
 		"randomizeClientPort": {support: ignored, note: "the port is chosen by each agent (--listen-port)"},
 		"disableIPv4":         {support: ignored, note: "every node has an IPv4 and an IPv6 address"},
@@ -52,13 +52,14 @@ var (
 	enforcementKeys = map[string]keySpec{
 		"src": {required: true}, "dst": {required: true}, "mode": {required: true}, "until": {required: true},
 	}
-	approverKeys = map[string]keySpec{"routes": {}, "exitNode": {}, "services": {support: refused, note: notEnforced}}
-	nodeAttrKeys = map[string]keySpec{"target": {required: true}, "attr": {}, "app": {}, "ipPool": {}}
-	sessionKeys  = map[string]keySpec{"maxAge": {required: true}}
-	authKeys     = map[string]keySpec{"age": {}, "mfa": {}}
-	outageKeys   = map[string]keySpec{"grace": {}, "posture": {}}
-	nodeKeys     = map[string]keySpec{"certLifetime": {}}
-	sshKeys      = map[string]keySpec{
+	approverKeys  = map[string]keySpec{"routes": {}, "exitNode": {}, "services": {support: refused, note: notEnforced}}
+	nodeAttrKeys  = map[string]keySpec{"target": {required: true}, "attr": {}, "app": {}, "ipPool": {}}
+	sessionKeys   = map[string]keySpec{"maxAge": {required: true}}
+	authKeys      = map[string]keySpec{"age": {}, "mfa": {}}
+	outageKeys    = map[string]keySpec{"grace": {}, "posture": {}}
+	nodeKeys      = map[string]keySpec{"certLifetime": {}}
+	admissionKeys = map[string]keySpec{"tags": {}, "groups": {}, "users": {}, "attestation": {}, "approval": {}}
+	sshKeys       = map[string]keySpec{
 		"action": {required: true}, "src": {}, "dst": {}, "users": {required: true},
 		"checkPeriod": {}, "acceptEnv": {}, "srcPosture": {},
 		"recorder": {support: refused, note: notEnforced}, "enforceRecorder": {support: refused, note: notEnforced},

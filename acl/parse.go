@@ -69,6 +69,7 @@ func (p *parser) file() {
 		{"session", p.session},
 		{"outage", p.outage},
 		{"node", p.node},
+		{"admission", p.admission},
 	} {
 		if m, ok := f[section.key]; ok {
 			section.read(m.value)

@@ -41,7 +41,6 @@ var errorTests = []errorTest{
 
 	// Parts of the language that this version does not enforce.
 	{"access", `{|"access": []}`, `"access" is not enforced by this version, which therefore refuses it`},
-	{"admission", `{|"admission": {}}`, `"admission" is not enforced by this version`},
 	{"services", `{"autoApprovers": {|"services": {}}}`, `"services" is not enforced`},
 
 	// Definitions.

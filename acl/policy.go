@@ -28,6 +28,7 @@ type Policy struct {
 	Session   Session
 	Outage    Outage
 	Node      NodeTerms
+	Admission []Admission
 }
 
 // Pos is a place in the file, from 1; columns count characters.

@@ -56,6 +56,10 @@ func (p *Policy) Renamed(login func(name string) string) *Policy {
 		}
 		return out
 	}
+	out.Admission = slices.Clone(p.Admission)
+	for i := range out.Admission {
+		out.Admission[i].Whom = all(out.Admission[i].Whom)
+	}
 	out.Tests = slices.Clone(p.Tests)
 	for i := range out.Tests {
 		t := &out.Tests[i]

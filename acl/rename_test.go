@@ -16,6 +16,7 @@ func TestRenamed(t *testing.T) {
 		"autoApprovers": {"routes": {"10.0.0.0/8": ["ann@"]}, "exitNode": ["ann@"]},
 		"nodeAttrs": [{"target": ["ann@"], "attr": ["x"]}],
 		"ssh": [{"action": "accept", "src": ["ann@"], "dst": ["ann@"], "users": ["root"]}],
+		"admission": [{"users": ["ann@"], "approval": true}],
 		"tests": [{"src": "ann@", "accept": ["ann@:22"], "deny": ["ann@:23"]}],
 		"sshTests": [{"src": "ann@", "dst": ["ann@"], "accept": ["root"]}]}`)
 	before, found := Parse("test", src)
@@ -28,7 +29,7 @@ func TestRenamed(t *testing.T) {
 		t.Errorf("the policy itself has changed: %s", is)
 	}
 	text := fmt.Sprintf("%+v", after)
-	if want := strings.Count(was, "Name:ann "); strings.Contains(text, "Name:ann ") || strings.Count(text, "Name:ANN@example.com ") != want || want != 20 {
+	if want := strings.Count(was, "Name:ann "); strings.Contains(text, "Name:ann ") || strings.Count(text, "Name:ANN@example.com ") != want || want != 21 {
 		t.Errorf("%d places, and afterwards: %s", want, text)
 	}
 	if strings.Count(text, "Text:ann@ ") != strings.Count(was, "Text:ann@ ") {

@@ -28,6 +28,9 @@ const (
 	inSSHDst
 	inSSHTestSrc
 	inSSHTestDst
+	inAdmissionTags
+	inAdmissionGroups
+	inAdmissionUsers
 )
 
 // place is what is known of a use.
@@ -60,6 +63,19 @@ var places = [...]place{
 	inSSHDst:     {"the dst of ssh", []Kind{User, Tag, Member, Tagged, Self}, "cannot be a destination of ssh; those are tags, autogroup:self, autogroup:member, autogroup:tagged, and a user who is the source"},
 	inSSHTestSrc: {"the src of a test of ssh", with(people, Literal, Domain), ""},
 	inSSHTestDst: {"the dst of a test of ssh", with(people, Literal, Self), "cannot be the dst of a test of ssh; name one machine, a user, or tags"},
+
+	inAdmissionTags: {
+		"the tags of admission", []Kind{Tag, Tagged},
+		"is not a tag; name tags, or autogroup:tagged. An entry without tags, groups and users is about every node",
+	},
+	inAdmissionGroups: {
+		"the groups of admission", []Kind{GroupOf, Member, Role},
+		"is not a group; name groups, autogroup:member and the like. An entry without tags, groups and users is about every node",
+	},
+	inAdmissionUsers: {
+		"the users of admission", []Kind{User, Domain, Member, Role},
+		"is not a user; name users, user:*@DOMAIN or autogroup:member. An entry without tags, groups and users is about every node",
+	},
 }
 
 func with(kinds []Kind, more ...Kind) []Kind { return append(slices.Clone(kinds), more...) }
@@ -187,7 +203,7 @@ func legal(s Selector, where use) error {
 		switch only := autogroups[s.Text].where; {
 		case only != "":
 			return fmt.Errorf("%s is legal in %s only, not in %s", s.Text, only, where)
-		case s.Kind == Domain:
+		case s.Kind == Domain && at.hint == "":
 			return fmt.Errorf("%s is legal in src only, not in %s; name a group", quote(s.Text), where)
 		case where == inTestDst:
 			return fmt.Errorf("%s is a range; a test goes to %s", quote(s.Text), at.hint)

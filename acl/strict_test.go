@@ -30,6 +30,7 @@ const whole = `{
 	"session": {"maxAge": "12h"},
 	"outage": {"grace": "8h", "posture": "15m"},
 	"node": {"certLifetime": {"*": "1h", "tag:a": "10m"}},
+	"admission": [{"tags": ["tag:a"], "groups": ["group:g"], "users": ["ann@x.org"], "attestation": "tpm", "approval": true}],
 	"randomizeClientPort": true, "disableIPv4": false, "OneCGNATRoute": "", "derpMap": {"Regions": {"1": null}}
 }`
 

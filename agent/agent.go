@@ -48,6 +48,7 @@ type loopState struct {
 	path    *dataPath // nil while it is down
 	beyond  machine.Beyond
 	client  *control.Client
+	held    *control.Held // while the node that has enrolled on it becomes one
 	enrolment
 	timer    *time.Timer
 	armed    time.Time

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/meshtime"
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
 	"github.com/redoubt-mesh/redoubt/netstack/osnet"
+	"github.com/redoubt-mesh/redoubt/netstack/outward"
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
 	"github.com/redoubt-mesh/redoubt/netstack/wg"
 )
@@ -52,8 +54,10 @@ type Config struct {
 
 // Edges is the world as the agent sees it. What is left out is the real one.
 type Edges struct {
-	Clock   meshtime.Clock
-	Dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	Clock meshtime.Clock
+	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
+	// Proxy says by which proxy a server of the mesh is reached; where Dial is given, nil means by none.
+	Proxy   func(server *url.URL) (*url.URL, error)
 	OpenTUN func(name string, mtu int) (tun.Device, error)
 	NewBind func(bind.Config) *bind.Bind
 	Network osnet.Network
@@ -113,6 +117,9 @@ func (e *Edges) complete(log *slog.Logger) error {
 	}
 	if e.Dial == nil {
 		e.Dial = osnet.Dialer().DialContext
+		if e.Proxy == nil {
+			e.Proxy = outward.Environment
+		}
 	}
 	if e.OpenTUN == nil {
 		e.OpenTUN = tun.Open

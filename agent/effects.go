@@ -162,7 +162,7 @@ func (a *Agent) attach(self *identity.Self, applied proto.Version) {
 		c.Resume(applied)
 		return
 	}
-	a.loop.client = control.Attach(a.controlConfig(a.loop.machine.URLs(), a.loop.machine.Hostname()), self, applied)
+	a.loop.client = control.Attach(a.controlConfig(a.loop.machine.URLs(), a.loop.machine.Hostname()), self, applied, a.loop.held)
 	a.report()
 }
 
@@ -171,7 +171,7 @@ func (a *Agent) controlConfig(urls []string, hostname string) control.Config {
 		hostname = a.cfg.Hostname
 	}
 	return control.Config{
-		Dial: a.cfg.Edges.Dial, Now: a.time.Now, Heard: a.time.Heard, Rand: newRand(),
+		Dial: a.cfg.Edges.Dial, Proxy: a.cfg.Edges.Proxy, Now: a.time.Now, Heard: a.time.Heard, Rand: newRand(),
 		URLs: urls, Device: a.loop.keys.device, Prover: a.loop.keys.prover(), Program: a.cfg.Program, Hostname: hostname, Facts: a.facts,
 		Emit: func(ctx context.Context, e machine.Event) {
 			// An error means that the client was closed, or that the agent ends: nobody wants the event any more.
@@ -238,10 +238,18 @@ func (a *Agent) enrol(e machine.Enrol) error {
 	a.loop.enrolment = enrolment{cancel, done}
 	go func() {
 		defer close(done)
-		self, err := control.Enrol(ctx, cfg, request)
+		self, held, err := control.Enrol(ctx, cfg, request)
 		switch {
 		case err == nil:
-			cfg.Emit(ctx, machine.Enrolled{Self: self})
+			err := a.post(ctx, func() {
+				defer held.Close() // unless the client has taken it
+				a.loop.held = held
+				a.step(machine.Enrolled{Self: self})
+				a.loop.held = nil
+			})
+			if err != nil { // nobody wants it any more
+				held.Close()
+			}
 		case !errors.Is(err, context.Canceled):
 			cfg.Emit(ctx, machine.EnrolFailed{Reason: err.Error()})
 		}

@@ -71,6 +71,9 @@ type Config struct {
 	Log      *slog.Logger          // nil: none
 	Registry prometheus.Registerer // nil: one that nobody reads
 	Program  string                // version, for people
+
+	// Relay, where there is one, takes the streams that nodes open to the relay beside this coordinator.
+	Relay func(stream net.Conn, certificate []byte) error
 }
 
 func (c *Config) complete() error {
@@ -208,7 +211,7 @@ func (c *Coordinator) open(ctx context.Context) (err error) {
 	})
 	c.control = control.New(control.Config{
 		Directory: c.directory, Hub: c.hub, Attestors: attestors, Issuer: c.issuer,
-		Clock: config.Clock, Rand: config.Rand, Log: config.Log, Registry: config.Registry, Program: config.Program,
+		Clock: config.Clock, Rand: config.Rand, Log: config.Log, Registry: config.Registry, Program: config.Program, Relay: config.Relay,
 	})
 	c.admin = api.New(api.Config{
 		Directory: c.directory, Hub: c.hub, Issuer: c.issuer, Store: c.store, URLs: config.URLs, Outage: outage,

@@ -106,6 +106,7 @@ type machine struct {
 	cert   *cert.Node
 	facts  *redoubtv1.Facts
 	lacks  string // a feature
+	stays  bool   // where it enrols
 }
 
 func (r *rig) machine(host string) *machine {
@@ -221,18 +222,22 @@ func (m *machine) hello() *redoubtv1.Hello {
 	}
 }
 
+// enrols is the hello of an enrolment.
+func (m *machine) enrols(code join.Code) *redoubtv1.Hello {
+	hello, public := m.hello(), code.Secret.Public()
+	hello.Purpose = &redoubtv1.Hello_Enrol{Enrol: &redoubtv1.Enrol{
+		Stays: m.stays, Evidence: []string{"token"}, DevicePublic: m.device.Device().Bytes(), NodePublic: m.node.Public().Bytes(), TokenPublic: public.Bytes(),
+	}}
+	return hello
+}
+
 // ask sends the hello of an enrolment and reads the challenge.
 func (m *machine) ask(code join.Code) (*wireConn, [32]byte, *redoubtv1.Challenge, error) {
 	c, err := m.r.upgrade(nil)
 	if err != nil {
 		return nil, [32]byte{}, nil, err
 	}
-	hello := m.hello()
-	public := code.Secret.Public()
-	hello.Purpose = &redoubtv1.Hello_Enrol{Enrol: &redoubtv1.Enrol{
-		Evidence: []string{"token"}, DevicePublic: m.device.Device().Bytes(), NodePublic: m.node.Public().Bytes(), TokenPublic: public.Bytes(),
-	}}
-	sum, err := c.send(&redoubtv1.Up{Message: &redoubtv1.Up_Hello{Hello: hello}})
+	sum, err := c.send(&redoubtv1.Up{Message: &redoubtv1.Up_Hello{Hello: m.enrols(code)}})
 	if err != nil {
 		c.t.Close()
 		return nil, sum, nil, err
@@ -278,15 +283,27 @@ func up(p *redoubtv1.Proof) *redoubtv1.Up {
 }
 
 func (m *machine) enrol(code join.Code) error {
+	c, err := m.enrolOn(code)
+	if err == nil {
+		c.t.Close()
+	}
+	return err
+}
+
+// enrolOn is enrol, and leaves the stream open.
+func (m *machine) enrolOn(code join.Code) (*wireConn, error) {
 	c, sum, challenge, err := m.ask(code)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer c.t.Close()
-	if _, err := c.send(up(m.proof(c, m.node, wire.DomainEnrol, sum, challenge, &code.Secret))); err != nil {
-		return err
+	if _, err = c.send(up(m.proof(c, m.node, wire.DomainEnrol, sum, challenge, &code.Secret))); err == nil {
+		err = m.take(c)
 	}
-	return m.take(c)
+	if err != nil {
+		c.t.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // take reads a result.
@@ -335,6 +352,16 @@ func (m *machine) open(applied proto.Version) (*wireConn, *redoubtv1.Welcome, er
 	if err != nil {
 		return nil, nil, err
 	}
+	welcome, err := m.greet(c, applied)
+	if err != nil {
+		c.t.Close()
+		return nil, nil, err
+	}
+	return c, welcome, nil
+}
+
+// greet attaches on an open connection.
+func (m *machine) greet(c *wireConn, applied proto.Version) (*redoubtv1.Welcome, error) {
 	hello := m.hello()
 	attach := &redoubtv1.Attach{}
 	if !applied.IsZero() {
@@ -342,15 +369,13 @@ func (m *machine) open(applied proto.Version) (*wireConn, *redoubtv1.Welcome, er
 	}
 	hello.Purpose = &redoubtv1.Hello_Attach{Attach: attach}
 	if _, err := c.send(&redoubtv1.Up{Message: &redoubtv1.Up_Hello{Hello: hello}}); err != nil {
-		c.t.Close()
-		return nil, nil, err
+		return nil, err
 	}
 	down, err := c.read()
 	if err != nil {
-		c.t.Close()
-		return nil, nil, err
+		return nil, err
 	}
-	return c, down.GetWelcome(), nil
+	return down.GetWelcome(), nil
 }
 
 // attach opens a stream; have is the netmap that the node has from before.
@@ -364,6 +389,11 @@ func (m *machine) attach(have *proto.Netmap) *stream {
 	if err != nil {
 		m.r.t.Fatal(err)
 	}
+	return m.serve(c, welcome, have)
+}
+
+// serve is a node on a stream that is open.
+func (m *machine) serve(c *wireConn, welcome *redoubtv1.Welcome, have *proto.Netmap) *stream {
 	s := &stream{m: m, c: c, welcome: welcome, nm: have, done: make(chan struct{}), answers: make(chan *redoubtv1.Down, 4)}
 	go s.read()
 	go s.live()

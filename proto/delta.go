@@ -19,6 +19,7 @@ type Head struct {
 	Requires    []string
 	Outage      Outage
 	Withheld    []Withheld
+	Relays      []Relay
 }
 
 // SetChange is what becomes of a set that stays: members that come and members that go, each sorted.
@@ -27,10 +28,10 @@ type SetChange struct {
 	Add, Remove []NodeID
 }
 
-// EndpointsChange replaces the endpoints of a peer whose certificate stays.
-type EndpointsChange struct {
-	ID        NodeID
-	Endpoints []Endpoint
+// ReachChange says how a peer is reached now, whose certificate stays.
+type ReachChange struct {
+	ID NodeID
+	Reach
 }
 
 // Delta leads from one version of a node's netmap to a later one. Each list is sorted, and no two lists of the same kind
@@ -39,7 +40,7 @@ type Delta struct {
 	From, To    Version
 	Head        *Head // nil: stays
 	UpsertPeers []*Peer
-	Endpoints   []EndpointsChange
+	Reaches     []ReachChange
 	RemovePeers []NodeID
 	UpsertSets  []Set
 	ChangeSets  []SetChange
@@ -53,18 +54,19 @@ type Delta struct {
 
 // Empty says that nothing but the version changes.
 func (d *Delta) Empty() bool {
-	return d.Head == nil && len(d.UpsertPeers) == 0 && len(d.Endpoints) == 0 && len(d.RemovePeers) == 0 &&
+	return d.Head == nil && len(d.UpsertPeers) == 0 && len(d.Reaches) == 0 && len(d.RemovePeers) == 0 &&
 		len(d.UpsertSets) == 0 && len(d.ChangeSets) == 0 && len(d.RemoveSets) == 0 &&
 		len(d.UpsertRules) == 0 && len(d.RemoveRules) == 0 && len(d.UpsertBarred) == 0 && len(d.RemoveBarred) == 0
 }
 
 func (n *Netmap) head() Head {
-	return Head{Mesh: n.Mesh, Self: n.Self, Authorities: n.Authorities, Requires: n.Requires, Outage: n.Outage, Withheld: n.Withheld}
+	return Head{Mesh: n.Mesh, Self: n.Self, Authorities: n.Authorities, Requires: n.Requires, Outage: n.Outage, Withheld: n.Withheld, Relays: n.Relays}
 }
 
 func (h *Head) equal(o *Head) bool {
 	return h.Mesh == o.Mesh && h.Self == o.Self && h.Outage == o.Outage &&
 		slices.EqualFunc(h.Withheld, o.Withheld, func(a, b Withheld) bool { return a.Reason == b.Reason && a.Equal(&b.Rule) }) &&
+		slices.EqualFunc(h.Relays, o.Relays, func(a, b Relay) bool { return a.Equal(&b) }) &&
 		slices.Equal(h.Requires, o.Requires) && slices.EqualFunc(h.Authorities, o.Authorities, bytes.Equal)
 }
 
@@ -96,8 +98,8 @@ func (d *Delta) diffPeer(x, y **Peer) {
 	case a == b: // most of what two netmaps have in common they share
 	case !bytes.Equal(a.Certificate, b.Certificate) || !slices.Equal(a.Routes, b.Routes):
 		d.UpsertPeers = append(d.UpsertPeers, b)
-	case !slices.Equal(a.Endpoints, b.Endpoints):
-		d.Endpoints = append(d.Endpoints, EndpointsChange{ID: b.ID, Endpoints: b.Endpoints})
+	case !a.Reach.Equal(&b.Reach):
+		d.Reaches = append(d.Reaches, ReachChange{ID: b.ID, Reach: b.Reach})
 	}
 }
 
@@ -205,7 +207,7 @@ func (n *Netmap) applyHead(h *Head) error {
 	if err := h.validate(); err != nil {
 		return err
 	}
-	n.Authorities, n.Requires, n.Outage, n.Withheld = h.Authorities, h.Requires, h.Outage, h.Withheld
+	n.Authorities, n.Requires, n.Outage, n.Withheld, n.Relays = h.Authorities, h.Requires, h.Outage, h.Withheld, h.Relays
 	return nil
 }
 
@@ -220,13 +222,13 @@ func (d *Delta) applyPeers(n *Netmap) ([]*Peer, error) {
 	for _, id := range d.RemovePeers {
 		es = append(es, remove[*Peer](id))
 	}
-	for _, c := range d.Endpoints {
-		if err := checkEndpoints(c.Endpoints, n.Mesh); err != nil {
+	for _, c := range d.Reaches {
+		if err := c.check(n.Mesh); err != nil {
 			return nil, fmt.Errorf("peer %s: %w", c.ID, err)
 		}
 		es = append(es, change(c.ID, func(p *Peer) (*Peer, error) {
 			moved := *p
-			moved.Endpoints = c.Endpoints
+			moved.Reach = c.Reach
 			return &moved, nil
 		}))
 	}

@@ -17,7 +17,7 @@ import (
 
 // diff compares netmaps: absent and empty lists mean the same.
 func diff(a, b *proto.Netmap) string {
-	return cmp.Diff(a, b, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{}))
+	return cmp.Diff(a, b, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{}, netip.Addr{}))
 }
 
 func v(n uint64) proto.Version { return proto.Version{Epoch: 1, N: n} }
@@ -62,7 +62,7 @@ func TestApplyMutatedDelta(t *testing.T) {
 		// Parts of a delta between other netmaps name what is not there and come beside what is.
 		if rapid.Bool().Draw(t, "peers") {
 			d.RemovePeers = append(slices.Clone(d.RemovePeers), other.RemovePeers...)
-			d.Endpoints = append(slices.Clone(d.Endpoints), other.Endpoints...)
+			d.Reaches = append(slices.Clone(d.Reaches), other.Reaches...)
 		}
 		if rapid.Bool().Draw(t, "sets") {
 			d.UpsertSets, d.ChangeSets, d.RemoveSets = other.UpsertSets, other.ChangeSets, other.RemoveSets
@@ -136,8 +136,8 @@ func TestHostileDeltas(t *testing.T) {
 		"removes no peer":          func(d *proto.Delta) { d.RemovePeers = []proto.NodeID{5} },
 		"removes a peer twice":     func(d *proto.Delta) { d.RemovePeers = []proto.NodeID{1, 1} },
 		"removes and upserts":      func(d *proto.Delta) { d.UpsertPeers, d.RemovePeers = []*proto.Peer{peer}, []proto.NodeID{3} },
-		"moves a peer it removes":  func(d *proto.Delta) { d.Endpoints, d.RemovePeers = []proto.EndpointsChange{{ID: 1}}, []proto.NodeID{1} },
-		"moves no peer":            func(d *proto.Delta) { d.Endpoints = []proto.EndpointsChange{{ID: 5}} },
+		"moves a peer it removes":  func(d *proto.Delta) { d.Reaches, d.RemovePeers = []proto.ReachChange{{ID: 1}}, []proto.NodeID{1} },
+		"moves no peer":            func(d *proto.Delta) { d.Reaches = []proto.ReachChange{{ID: 5}} },
 		"the node as its own peer": func(d *proto.Delta) { d.UpsertPeers = []*proto.Peer{{ID: prototest.Self, Certificate: []byte{1}}} },
 		"peer zero":                func(d *proto.Delta) { d.UpsertPeers = []*proto.Peer{{Certificate: []byte{1}}} },
 		"peer without certificate": func(d *proto.Delta) { d.UpsertPeers = []*proto.Peer{{ID: 3}} },

@@ -12,6 +12,10 @@ const (
 const (
 	// FeatureBarred is knowing of nodes that are revoked or locked. No netmap requires it: they are no peers either way.
 	FeatureBarred = "barred/1"
+	// FeatureRelays is reaching peers through relays. Netmaps name relays to nodes that have it, and none requires it.
+	FeatureRelays = "relays/1"
+	// FeaturePaths is knowing of path keys and home relays. Netmaps have those for nodes with it, and none requires it.
+	FeaturePaths = "paths/1"
 	// FeatureRules is enforcing Rules with Sets in both directions, statefully.
 	FeatureRules = "rules/1"
 	// FeatureDeny is enforcing rules whose action is Deny or Monitor, and Until.
@@ -22,5 +26,5 @@ const (
 
 // Features lists what this build can enforce, sorted.
 func Features() []string {
-	return []string{FeatureBarred, FeatureConditions, FeatureDeny, FeatureRules}
+	return []string{FeatureBarred, FeatureConditions, FeatureDeny, FeaturePaths, FeatureRelays, FeatureRules}
 }

@@ -6,6 +6,7 @@ import "time"
 const (
 	MaxPeers       = 100_000
 	MaxEndpoints   = 16 // of one node
+	MaxSignature   = 80 // of a path key, bytes
 	MaxAuthorities = 32
 	MaxCertificate = 8 << 10 // bytes
 	MaxBarred      = MaxPeers
@@ -21,6 +22,9 @@ const (
 	MaxCapability   = 8 << 10 // bytes of one rule's capabilities together
 	MaxWithheld     = 256     // rules of a netmap that do not hold
 	MaxRoutes       = 256     // of one peer
+	MaxRelays       = 64
+	MaxRelayAddrs   = 8 // of one relay
+	MaxRelayURLs    = 8 // of one relay
 	// Texts, in bytes.
 	MaxName   = 256 // names of sets, keys and paths of rules, features
 	MaxDomain = 190 // leaves room for a label before it

@@ -1,7 +1,9 @@
 package proto
 
 import (
+	"bytes"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -34,6 +36,8 @@ type Netmap struct {
 	Withheld []Withheld // sorted by Key
 	// Barred are nodes that this node could meet and whose certificates it refuses, whoever shows them. None is a peer.
 	Barred []Barred // sorted by ID
+	// Relays are the servers that can carry packets where there is no direct way.
+	Relays []Relay // sorted by ID
 }
 
 // Barred is a node that was revoked, or is locked.
@@ -62,9 +66,42 @@ type Outage struct {
 type Peer struct {
 	ID          NodeID
 	Certificate []byte // node certificate, DER
-	Endpoints   []Endpoint
+	Reach
 	// Routes are approved prefixes outside of the mesh's own that the peer serves and that this node may use, sorted.
 	Routes []netip.Prefix
+}
+
+// Reach is how a node may be reached, as it reports itself. All of it is hints: nothing is trusted for it.
+type Reach struct {
+	Endpoints []Endpoint
+	// PathKey is what messages about paths to the node are sealed for; nil: it takes none.
+	PathKey *PathKey
+	// HomeRelay is where the node waits for what others relay to it; 0: nowhere.
+	HomeRelay NodeID
+}
+
+// Equal says whether two nodes are reached in the same way.
+func (r *Reach) Equal(o *Reach) bool {
+	return r.HomeRelay == o.HomeRelay && r.PathKey.Equal(o.PathKey) && slices.Equal(r.Endpoints, o.Endpoints)
+}
+
+// PathKeySize is the length of a path key.
+const PathKeySize = 32
+
+// PathKey is an X25519 key that a node draws each time that it starts. It is signed by the node's device key, so that a
+// peer believes it for the node's certificate and not for who delivered it.
+type PathKey struct {
+	Public    [PathKeySize]byte
+	Boot      uint64 // grows with each start of the node
+	Signature []byte
+}
+
+// Equal says whether two keys are the same, or both none.
+func (k *PathKey) Equal(o *PathKey) bool {
+	if k == nil || o == nil {
+		return k == o
+	}
+	return k.Public == o.Public && k.Boot == o.Boot && bytes.Equal(k.Signature, o.Signature)
 }
 
 // EndpointKind says how an endpoint came to be known.

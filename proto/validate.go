@@ -172,6 +172,17 @@ func checkEndpoints(es []Endpoint, m Mesh) error {
 	return nil
 }
 
+// check leaves to those who use a path key whether its signature holds.
+func (r *Reach) check(m Mesh) error {
+	if k := r.PathKey; k != nil && (k.Public == [PathKeySize]byte{} || len(k.Signature) == 0 || len(k.Signature) > MaxSignature) {
+		return invalid("a path key that is zero, or signed by %d bytes", len(k.Signature))
+	}
+	return checkEndpoints(r.Endpoints, m)
+}
+
+// ValidReach says whether a node of the mesh may say of itself that it is reached so.
+func (m Mesh) ValidReach(r Reach) error { return r.check(m) }
+
 func checkPeers(ps []*Peer, m Mesh, self NodeID) error {
 	var before NodeID
 	for _, p := range ps {
@@ -185,7 +196,7 @@ func checkPeers(ps []*Peer, m Mesh, self NodeID) error {
 		if len(p.Certificate) == 0 || len(p.Certificate) > MaxCertificate {
 			return invalid("peer %s: certificate of %d bytes", p.ID, len(p.Certificate))
 		}
-		if err := cmp.Or(checkEndpoints(p.Endpoints, m), checkRoutes(p.Routes, m)); err != nil {
+		if err := cmp.Or(p.check(m), checkRoutes(p.Routes, m)); err != nil {
 			return fmt.Errorf("peer %s: %w", p.ID, err)
 		}
 	}
@@ -420,6 +431,9 @@ func (h *Head) validate() error {
 	}
 	if p := h.Outage.Posture; p < 0 || p > h.Outage.Grace || p%time.Second != 0 {
 		return invalid("outage posture %s: whole seconds up to the grace, %s", p, h.Outage.Grace)
+	}
+	if err := checkRelays(h.Relays); err != nil {
+		return err
 	}
 	return checkWithheld(h.Withheld)
 }

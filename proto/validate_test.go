@@ -75,6 +75,17 @@ func TestValidateRefuses(t *testing.T) {
 		"barred without a number":    func(n *proto.Netmap) { n.Barred = []proto.Barred{{ID: 77}} },
 		"barred twice":               func(n *proto.Netmap) { n.Barred = []proto.Barred{{ID: 77, Sequence: 1}, {ID: 77, Sequence: 1}} },
 		"peer without a certificate": func(n *proto.Netmap) { n.Peers[0].Certificate = nil },
+		"relay without an id":        func(n *proto.Netmap) { n.Relays = relays(proto.Relay{Name: "a", URLs: []string{"https://a"}}) },
+		"relay without a name":       func(n *proto.Netmap) { n.Relays = relays(proto.Relay{ID: 1, URLs: []string{"https://a"}}) },
+		"relay that is nowhere":      func(n *proto.Netmap) { n.Relays = relays(proto.Relay{ID: 1, Name: "a"}) },
+		"relay by http":              func(n *proto.Netmap) { n.Relays = relays(proto.Relay{ID: 1, Name: "a", URLs: []string{"http://a"}}) },
+		"relay by a group address": func(n *proto.Netmap) {
+			n.Relays = relays(proto.Relay{ID: 1, Name: "a", UDP: []netip.Addr{netip.MustParseAddr("224.0.0.1")}})
+		},
+		"relay twice": func(n *proto.Netmap) {
+			r := proto.Relay{ID: 1, Name: "a", URLs: []string{"https://a"}}
+			n.Relays = relays(r, r)
+		},
 	}
 	for name, damage := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -89,6 +100,8 @@ func TestValidateRefuses(t *testing.T) {
 		})
 	}
 }
+
+func relays(r ...proto.Relay) []proto.Relay { return r }
 
 func endpoints(n int) []proto.Endpoint {
 	out := make([]proto.Endpoint, n)

@@ -9,7 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Unresolved tells of the selectors in rules that pick nobody in an inventory. That is a warning, since the people may come
+// Unresolved tells of the selectors in rules and in admission that pick nobody in an inventory. That is a warning, since the people may come
 // later, and an error where the rule denies: a guard rail that is about nobody guards nothing.
 func Unresolved(p *Program, inv Inventory) acl.Diagnostics {
 	if p.policy == nil {
@@ -36,6 +36,11 @@ func Unresolved(p *Program, inv Inventory) acl.Diagnostics {
 		}
 		for _, d := range r.Dst {
 			warn(d.Selector, severity)
+		}
+	}
+	for _, a := range p.policy.Admission {
+		for _, s := range a.Whom {
+			warn(s, acl.Warning)
 		}
 	}
 	out.Sort()

@@ -15,6 +15,7 @@
 //	                         NextChange(node), Until()      nothing but the time does
 //	on the file:             RunTests                       the tests that the policy carries
 //	                         Unresolved                     selectors that pick nobody
+//	                         Demands, Unadmitted            what is asked of machines, and whose do less
 //
 // How a rule becomes rules of a node:
 //

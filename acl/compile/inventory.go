@@ -39,6 +39,8 @@ type Traits struct {
 	Facts map[string]string
 	// Advertised are the routes that the node offers, Approved those that an administrator approved by hand; sorted.
 	Advertised, Approved []netip.Prefix
+	// Admitted says that an administrator approved the machine.
+	Admitted bool
 }
 
 // Memory is an inventory in memory. The zero value is empty.

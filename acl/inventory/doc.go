@@ -4,7 +4,8 @@
 //	{
 //	  "users": [{"name": "ann", "email": "ann@example.com", "roles": ["admin"]}],
 //	  "nodes": [
-//	    {"name": "laptop", "ipv4": "100.64.0.1", "ipv6": "fd7a:115c:a1e0::1", "user": "ann", "facts": {"node:os": "linux"}},
+//	    {"name": "laptop", "ipv4": "100.64.0.1", "ipv6": "fd7a:115c:a1e0::1", "user": "ann", "facts": {"node:os": "linux"},
+//	     "admitted": true},
 //	    {"name": "router", "ipv4": "100.64.0.2", "ipv6": "fd7a:115c:a1e0::2", "tags": ["tag:router"],
 //	     "advertised": ["10.33.0.0/16"], "approved": ["10.33.0.0/16"]}
 //	  ],
@@ -12,7 +13,8 @@
 //	}
 //
 // A node has a user or tags, and an address of each family. The mesh's IPv6 prefix is the /48 that holds the nodes'
-// addresses. The fact user:authAge is how many seconds ago the person behind the node logged in.
+// addresses. The fact user:authAge is how many seconds ago the person behind the node logged in. One
+// that an administrator approved is admitted.
 //
 // The file is read strictly: a slip in it would make a policy look better than it is. Reading is pure.
 package inventory

@@ -171,6 +171,7 @@ func (p *parser) node(path string) error {
 		"advertised": func(path string) (err error) { n.traits.Advertised, err = p.prefixes(path); return err },
 		"approved":   func(path string) (err error) { n.traits.Approved, err = p.prefixes(path); return err },
 		"facts":      func(path string) (err error) { n.traits.Facts, err = p.facts(path); return err },
+		"admitted":   func(path string) (err error) { n.traits.Admitted, err = p.boolean(path); return err },
 	})
 	switch {
 	case err != nil:

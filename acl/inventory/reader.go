@@ -174,6 +174,18 @@ func (r *reader) scalar(path string) (string, error) {
 	return "", r.wrong(path, "want a string, a number, true or false, not %s", kind(t))
 }
 
+func (r *reader) boolean(path string) (bool, error) {
+	t, err := r.token(path)
+	if err != nil {
+		return false, err
+	}
+	is, ok := t.(bool)
+	if !ok {
+		return false, r.wrong(path, "want true or false, not %s", kind(t))
+	}
+	return is, nil
+}
+
 func kind(t json.Token) string {
 	switch v := t.(type) {
 	case json.Delim:

@@ -59,7 +59,7 @@ func each(t *testing.T, least int, f func(m *mesh, tap *tap)) {
 
 func TestEnrolmentWithEachMessageLost(t *testing.T) {
 	t.Parallel()
-	each(t, 20, func(m *mesh, tap *tap) {
+	each(t, 15, func(m *mesh, tap *tap) {
 		n := m.Machine("laptop")
 		tap.install(n)
 		if _, err := n.TryUp(m.Code(user("ann@example.com")), 10*time.Minute); err != nil {

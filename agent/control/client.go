@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/url"
 	"sync"
 	"time"
 
@@ -30,6 +31,8 @@ const (
 // Config is the edges of the package, and what it says of this node.
 type Config struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Proxy says by which proxy a coordinator is reached; nil: none.
+	Proxy func(*url.URL) (*url.URL, error)
 	// Now is mesh time; Heard is told the coordinator's.
 	Now   func() time.Time
 	Heard func(server time.Time)
@@ -54,6 +57,7 @@ type Client struct {
 	done   chan struct{}
 	kick   chan struct{}
 	out    *outbox
+	held   *Held // the first stream, where there is one already; of run alone
 
 	mu      sync.Mutex
 	self    *identity.Self
@@ -61,15 +65,17 @@ type Client struct {
 	live    *stream // nil while there is none
 }
 
-// Attach opens a stream for a node that resumes from a version, and keeps one open until Close.
-func Attach(cfg Config, self *identity.Self, applied proto.Version) *Client {
+// Attach opens a stream for a node that resumes from a version, and keeps one open until Close. The first is the one that was
+// held since the node enrolled, if there is one.
+func Attach(cfg Config, self *identity.Self, applied proto.Version, held *Held) *Client {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Client{
 		cfg: cfg, cancel: cancel, done: make(chan struct{}), kick: make(chan struct{}, 1),
-		out: newOutbox(), self: self, applied: applied,
+		out: newOutbox(), self: self, applied: applied, held: held.move(),
 	}
 	go func() {
 		defer close(c.done)
+		defer c.held.Close()
 		c.run(ctx)
 	}()
 	return c
@@ -111,6 +117,13 @@ func (c *Client) SetSelf(self *identity.Self) {
 	c.self = self
 }
 
+// trusted are the roots that the identity trusts.
+func (c *Client) trusted() [][]byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.self.Record.Roots
+}
+
 // Redial ends the stream; another follows.
 func (c *Client) Redial(reason string) {
 	c.mu.Lock()
@@ -141,7 +154,7 @@ func (c *Client) Kick(lost func(net.Addr) bool) {
 func (c *Client) run(ctx context.Context) {
 	var backoff Backoff
 	for turn := 0; ctx.Err() == nil; turn++ {
-		opened, lived, err := c.attempt(ctx, c.cfg.URLs[turn%len(c.cfg.URLs)])
+		opened, lived, err := c.attempt(ctx, turn)
 		if ctx.Err() != nil {
 			return
 		}
@@ -162,9 +175,6 @@ func (c *Client) run(ctx context.Context) {
 		if lived > steady {
 			backoff.Reset()
 		}
-		if !opened && named(err) == 0 && (turn+1)%len(c.cfg.URLs) != 0 {
-			continue // the next one may answer
-		}
 		c.wait(ctx, backoff.Fail(c.cfg.Rand.Float64(), named(err)))
 	}
 }
@@ -179,22 +189,43 @@ func (c *Client) wait(ctx context.Context, pause time.Duration) {
 	}
 }
 
-// attempt opens one stream and serves it to its end, of which it returns the cause.
-func (c *Client) attempt(ctx context.Context, coordinator string) (opened bool, lived time.Duration, err error) {
+// attempt opens one stream, with a coordinator from one on, and serves it to its end, of which it returns the cause. What becomes
+// of a stream that was held is not worth a word unless the coordinator has one: it may have waited for too short a time.
+func (c *Client) attempt(ctx context.Context, from int) (opened bool, lived time.Duration, err error) {
 	c.mu.Lock()
 	self, applied := c.self, c.applied
 	c.mu.Unlock()
+	if ch := c.held.take(); ch != nil {
+		var refused *refusedError
+		if opened, lived, err = c.goOn(ctx, c.held.coordinator, ch, self, applied); opened || errors.As(err, &refused) || ctx.Err() != nil {
+			return opened, lived, err
+		}
+	}
 	certificate, err := cert.TLSCertificate(c.cfg.Device, self.Record.Chain[0], self.Record.Chain[1:]...)
 	if err != nil {
-		return false, 0, fmt.Errorf("coordinator %s: %w", coordinator, err)
+		return false, 0, fmt.Errorf("this node's certificate: %w", err)
 	}
-	ch, err := c.cfg.open(ctx, coordinator, &certificate, func(chain [][]byte) error {
+	ch, coordinator, err := c.cfg.first(ctx, from, &certificate, func(chain [][]byte) error {
 		_, err := self.Verifier.Coordinator(chain, c.cfg.Now())
 		return err
 	})
 	if err != nil {
+		return false, 0, err
+	}
+	return c.serve(ctx, coordinator, ch, self, applied)
+}
+
+// goOn is attempt on a stream that was held.
+func (c *Client) goOn(ctx context.Context, coordinator string, ch *channel, self *identity.Self, applied proto.Version) (opened bool, lived time.Duration, err error) {
+	if err := ch.judge(self, c.cfg.Now()); err != nil {
+		ch.conn.Close()
 		return false, 0, fmt.Errorf("coordinator %s: %w", coordinator, err)
 	}
+	return c.serve(ctx, coordinator, ch, self, applied)
+}
+
+// serve attaches on an open channel, and serves the stream to its end.
+func (c *Client) serve(ctx context.Context, coordinator string, ch *channel, self *identity.Self, applied proto.Version) (opened bool, lived time.Duration, err error) {
 	s := newStream(ctx, c, ch, self)
 	c.mu.Lock()
 	c.live = s
@@ -243,25 +274,22 @@ func refused(r *redoubtv1.Refusal) error {
 }
 
 // Enrol asks for the first certificate until it is there, refused for good, or the context ends. Trouble is emitted for what
-// is tried again.
-func Enrol(ctx context.Context, cfg Config, r enroll.Request) (*identity.Self, error) {
+// is tried again. The stream is held for Attach where the coordinator offers that; otherwise it is nil.
+func Enrol(ctx context.Context, cfg Config, r enroll.Request) (*identity.Self, *Held, error) {
 	var backoff Backoff
 	for turn := 0; ; turn++ {
-		self, err := cfg.enrol(ctx, cfg.URLs[turn%len(cfg.URLs)], r)
+		self, held, err := cfg.enrol(ctx, turn, r)
 		if err == nil {
-			return self, nil
+			return self, held, nil
 		}
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		}
 		var refused *refusedError
 		if errors.As(err, &refused) && refused.final || errors.Is(err, cert.ErrPin) {
-			return nil, err
+			return nil, nil, err
 		}
 		cfg.Emit(ctx, machine.Trouble{Reason: err.Error()})
-		if named(err) == 0 && (turn+1)%len(cfg.URLs) != 0 {
-			continue
-		}
 		pause := time.NewTimer(backoff.Fail(cfg.Rand.Float64(), named(err)))
 		select {
 		case <-ctx.Done():
@@ -271,53 +299,58 @@ func Enrol(ctx context.Context, cfg Config, r enroll.Request) (*identity.Self, e
 	}
 }
 
-func (c Config) enrol(ctx context.Context, coordinator string, r enroll.Request) (*identity.Self, error) {
-	ch, err := c.open(ctx, coordinator, nil, func(chain [][]byte) error { return pinned(chain, r.Root, c.Now()) })
+func (c Config) enrol(ctx context.Context, from int, r enroll.Request) (*identity.Self, *Held, error) {
+	ch, coordinator, err := c.first(ctx, from, nil, func(chain [][]byte) error { return pinned(chain, r.Root, c.Now()) })
 	if err != nil {
-		return nil, fmt.Errorf("coordinator %s: %w", coordinator, err)
+		return nil, nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { ch.conn.Close() })
-	defer stop()
-	defer ch.conn.Close()
-	self, err := c.exchange(ch, r)
-	if err != nil {
-		return nil, fmt.Errorf("coordinator %s: %w", coordinator, err)
+	self, stays, err := c.exchange(ch, r)
+	if !stop() || err != nil || !stays {
+		ch.conn.Close()
 	}
-	return self, nil
+	if err != nil {
+		return nil, nil, fmt.Errorf("coordinator %s: %w", coordinator, err)
+	}
+	if !stays {
+		return self, nil, nil
+	}
+	return self, hold(coordinator, ch), nil
 }
 
-// exchange is a whole enrolment on an open channel.
-func (c Config) exchange(ch *channel, r enroll.Request) (*identity.Self, error) {
+// exchange is a whole enrolment on an open channel. It says whether the coordinator lets the node stay on it.
+func (c Config) exchange(ch *channel, r enroll.Request) (self *identity.Self, stays bool, err error) {
 	x, err := enroll.Enrol(r)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	ch.conn.SetDeadline(time.Now().Add(exchangeTimeout))
 	if err := ch.write(x.First()); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	for {
 		down, err := ch.read(maxGreeting)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		switch m := down.GetMessage().(type) {
 		case *redoubtv1.Down_Challenge:
 			c.Heard(time.UnixMilli(m.Challenge.GetServerTime()))
 			up, err := x.Answer(m.Challenge, ch.exporter)
 			if err != nil {
-				return nil, err
+				return nil, false, err
 			}
 			if err := ch.send(up); err != nil {
-				return nil, err
+				return nil, false, err
 			}
 		case *redoubtv1.Down_Result:
-			return x.Finish(m.Result)
+			self, err := x.Finish(m.Result)
+			return self, m.Result.GetStays(), err
 		case *redoubtv1.Down_Refusal:
-			return nil, refused(m.Refusal)
+			return nil, false, refused(m.Refusal)
 		case *redoubtv1.Down_KeepAlive:
 		default:
-			return nil, fmt.Errorf("%w: %T", enroll.ErrOrder, m)
+			return nil, false, fmt.Errorf("%w: %T", enroll.ErrOrder, m)
 		}
 	}
 }
@@ -326,8 +359,7 @@ func (c Config) exchange(ch *channel, r enroll.Request) (*identity.Self, error) 
 func pinned(chain [][]byte, fingerprint [32]byte, at time.Time) error {
 	_, err := cert.JoinCoordinator(chain, fingerprint, at)
 	if errors.Is(err, cert.ErrPin) {
-		return fmt.Errorf("%w: the join code names root %x..., the coordinator shows %s; "+
-			"somebody may be in between, or the code is of another mesh", err, fingerprint[:6], shown(chain))
+		return fmt.Errorf("%w: the join code names root %x..., the coordinator shows %s", err, fingerprint[:6], shown(chain))
 	}
 	return err
 }

@@ -74,7 +74,9 @@ func (l *lab) enrols(cut int) func(*talk) {
 func (l *lab) enrolNow() (*identity.Self, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	return Enrol(ctx, l.config(), l.request())
+	self, held, err := Enrol(ctx, l.config(), l.request())
+	held.Close()
+	return self, err
 }
 
 func TestEnrol(t *testing.T) {
@@ -156,7 +158,7 @@ func TestEnrolOtherRoot(t *testing.T) {
 		r := l.request()
 		other := identitytest.New(time.Now())
 		r.Root = cert.Fingerprint(other.Root.Certificate())
-		_, err := Enrol(t.Context(), l.config(), r)
+		_, _, err := Enrol(t.Context(), l.config(), r)
 		if !errors.Is(err, cert.ErrPin) {
 			t.Fatalf("%v", err)
 		}
@@ -223,7 +225,7 @@ func attached(t *testing.T, serve func(l *lab, n int, s *talk), f func(l *lab, c
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t)
 		stop := l.serve(":443", func(n int, s *talk) { serve(l, n, s) })
-		c := Attach(l.config(), l.mesh.Self(l.self, 1, time.Now(), time.Hour), proto.Version{Epoch: 1, N: 3})
+		c := Attach(l.config(), l.mesh.Self(l.self, 1, time.Now(), time.Hour), proto.Version{Epoch: 1, N: 3}, nil)
 		f(l, c)
 		c.Close()
 		c.Close()
@@ -302,8 +304,42 @@ func TestStream(t *testing.T) {
 	if got.report.GetListenPort() != 41641 || len(got.report.GetEndpoints()) != 1 {
 		t.Errorf("reported %v", got.report)
 	}
-	if len(got.alive) != 4 {
-		t.Errorf("%d keepalives in two minutes, want one each 25 s", len(got.alive))
+	// The coordinator here answers whatever comes, which must not be answered in turn.
+	if len(got.alive) != 3 {
+		t.Errorf("%d keepalives in two minutes, want one each 30 s", len(got.alive))
+	}
+}
+
+// The coordinator speaks first: it is answered at once, and told nothing beside that.
+func TestKeepAliveIsAnswered(t *testing.T) {
+	const rounds = 10
+	answers := make(chan time.Duration, 2*rounds)
+	attached(t, func(_ *lab, _ int, s *talk) {
+		s.up()
+		s.down(welcome())
+		for range rounds {
+			time.Sleep(25 * time.Second)
+			asked := time.Now()
+			s.down(&redoubtv1.Down{Message: &redoubtv1.Down_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{ServerTime: asked.UnixMilli()}}})
+			up, _ := s.up()
+			if up.GetKeepAlive() == nil {
+				t.Errorf("the answer to a keepalive: %v", up)
+				return
+			}
+			answers <- time.Since(asked)
+		}
+		for up, _ := s.up(); up != nil; up, _ = s.up() {
+		}
+	}, func(*lab, *Client) { time.Sleep(rounds*25*time.Second + time.Second) })
+	close(answers)
+	n := 0
+	for took := range answers {
+		if n++; took > time.Second {
+			t.Errorf("answered after %v", took)
+		}
+	}
+	if n != rounds {
+		t.Errorf("%d of %d keepalives were answered", n, rounds)
 	}
 }
 
@@ -503,7 +539,7 @@ func TestStranger(t *testing.T) {
 		home := l.mesh
 		l.mesh = identitytest.New(time.Now().Add(-time.Hour))
 		stop := l.serve(":443", func(int, *talk) { t.Error("a stream with a stranger") })
-		c := Attach(l.config(), home.Self(l.self, 1, time.Now(), time.Hour), proto.Version{})
+		c := Attach(l.config(), home.Self(l.self, 1, time.Now(), time.Hour), proto.Version{}, nil)
 		time.Sleep(3 * time.Second)
 		for _, e := range l.took() {
 			if _, ok := e.(machine.Trouble); !ok {
@@ -548,7 +584,7 @@ func TestBackoff(t *testing.T) {
 		l := newLab(t)
 		cfg := l.config()
 		cfg.URLs = []string{coordinatorURL, "https://192.0.2.1:8443"}
-		c := Attach(cfg, l.mesh.Self(l.self, 1, time.Now(), time.Hour), proto.Version{})
+		c := Attach(cfg, l.mesh.Self(l.self, 1, time.Now(), time.Hour), proto.Version{}, nil)
 		time.Sleep(time.Hour)
 		l.mu.Lock()
 		dials := l.dials
@@ -557,7 +593,7 @@ func TestBackoff(t *testing.T) {
 			t.Errorf("%d dials in an hour", n)
 		}
 		for i := 2; i < len(dials); i++ {
-			if d := dials[i].Sub(dials[i-2]); d > backoffMax+2*openTimeout {
+			if d := dials[i].Sub(dials[i-2]); d > backoffMax+openTimeout+stagger {
 				t.Errorf("nobody was dialled for %v", d)
 			}
 		}
@@ -599,12 +635,12 @@ func TestBackoffBounds(t *testing.T) {
 			random := rapid.Float64Range(0, 0.999).Draw(t, "random")
 			named := time.Duration(rapid.IntRange(0, 100).Draw(t, "named")) * time.Second
 			d := b.Fail(random, named)
-			if d < 100*time.Millisecond || d > max(backoffMax, named*3/2) || d < named {
+			if d > max(min(backoffMin<<min(n, 20), backoffMax), named*3/2) || d < named {
 				t.Fatalf("failure %d, coordinator names %v: pause %v", n, named, d)
 			}
 		}
 		b.Reset()
-		if d := b.Fail(0, 0); d != backoffMin/2 {
+		if d := b.Fail(1, 0); d != backoffMin {
 			t.Fatalf("after Reset: %v", d)
 		}
 	})

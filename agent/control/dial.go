@@ -9,11 +9,11 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/netstack/outward"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
@@ -37,43 +37,84 @@ type retryError struct {
 func (e *retryError) Error() string { return e.err.Error() }
 func (e *retryError) Unwrap() error { return e.err }
 
+// stagger is how long a coordinator may take before the next one is asked as well.
+const stagger = 2 * time.Second
+
+// opened is what became of asking one coordinator.
+type opened struct {
+	url string
+	ch  *channel
+	err error
+}
+
+// first opens a channel to whichever coordinator answers first. They are asked in order from one on, each when the one before has
+// failed or has taken its time.
+func (c Config) first(ctx context.Context, from int, certificate *tls.Certificate, verify func([][]byte) error) (*channel, string, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answers := make(chan opened, len(c.URLs))
+	var errs []error
+	asked, waiting := 0, 0
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for {
+		select {
+		case <-next.C:
+			if asked == len(c.URLs) {
+				continue
+			}
+			u := c.URLs[(from+asked)%len(c.URLs)]
+			asked++
+			waiting++
+			go func() {
+				ch, err := c.open(ctx, u, certificate, verify)
+				answers <- opened{u, ch, err}
+			}()
+			next.Reset(stagger)
+		case a := <-answers:
+			waiting--
+			if a.err == nil {
+				cancel()
+				for range waiting {
+					if late := <-answers; late.ch != nil {
+						late.ch.conn.Close()
+					}
+				}
+				return a.ch, a.url, nil
+			}
+			errs = append(errs, fmt.Errorf("coordinator %s: %w", a.url, a.err))
+			if waiting == 0 && asked == len(c.URLs) {
+				return nil, "", errors.Join(errs...)
+			}
+			next.Reset(0)
+		}
+	}
+}
+
 // open dials a coordinator, and speaks TLS and HTTP until frames can go. The certificate is nil when enrolling; verify judges
 // the coordinator's chain.
 func (c Config) open(ctx context.Context, coordinator string, certificate *tls.Certificate, verify func([][]byte) error) (*channel, error) {
-	u, err := url.Parse(coordinator)
-	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
-		return nil, fmt.Errorf("coordinator %.100q: want https://HOST[:PORT]", coordinator)
-	}
-	port := u.Port()
-	if port == "" {
-		port = "443"
-	}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	raw, err := c.Dial(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
-	if err != nil {
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
-	conn := tls.Client(raw, cert.ClientConfig(certificate, verify))
-	ch, err := upgrade(ctx, conn, u.Host)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		raw.Close()
-		if ctx.Err() != nil {
-			err = fmt.Errorf("%s did not answer within %v", u.Host, openTimeout)
+	way := outward.Dialer{Dial: c.Dial, Proxy: c.Proxy}
+	conn, err := way.Open(ctx, coordinator, cert.ClientConfig(certificate, verify))
+	if err == nil {
+		stop := context.AfterFunc(ctx, func() { conn.NetConn().Close() })
+		var ch *channel
+		if ch, err = upgrade(conn, coordinator); err == nil && stop() {
+			return ch, nil
 		}
-		return nil, err
+		stop()
+		conn.NetConn().Close()
 	}
-	return ch, nil
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("no answer within %v", openTimeout)
+	}
+	return nil, err
 }
 
-func upgrade(ctx context.Context, conn *tls.Conn, host string) (*channel, error) {
-	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, fmt.Errorf("TLS with %s: %w", host, err)
-	}
+func upgrade(conn *tls.Conn, coordinator string) (*channel, error) {
+	host := strings.TrimPrefix(coordinator, "https://")
 	exporter, err := cert.Exporter(conn.ConnectionState())
 	if err != nil {
 		return nil, fmt.Errorf("TLS with %s: %w", host, err)

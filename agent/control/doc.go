@@ -9,5 +9,6 @@
 //	Ack, Report, Renew ─► outbox: the newest of each kind, so that it cannot grow
 //
 // Emit is a direct, ordered call: while the node is busy with one netmap nothing more is read, and the coordinator folds
-// what it has for us. Enrolment uses the same way to a coordinator, but trusts the root that the join code named.
+// what it has for us. Enrolment uses the same way to a coordinator, but trusts the root that the join code named; where the
+// coordinator offers that, its stream is held for the client to attach on.
 package control

@@ -2,10 +2,10 @@ package control
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -72,7 +72,8 @@ type stream struct {
 	snapshot wire.NetmapAssembler
 	delta    wire.DeltaAssembler
 
-	deadline *time.Timer // of the renewal that was begun last; nil: none was
+	deadline *time.Timer   // of the renewal that was begun last; nil: none was
+	asked    chan struct{} // holds one when the coordinator's keepalive is to be answered
 
 	once  sync.Once
 	cause error // why it ended; set once
@@ -80,7 +81,7 @@ type stream struct {
 }
 
 func newStream(ctx context.Context, c *Client, ch *channel, self *identity.Self) *stream {
-	return &stream{ctx: ctx, c: c, ch: ch, self: self, ended: make(chan struct{})}
+	return &stream{ctx: ctx, c: c, ch: ch, self: self, asked: make(chan struct{}, 1), ended: make(chan struct{})}
 }
 
 // end ends the stream, for the first cause given.
@@ -201,6 +202,10 @@ func (s *stream) take(down *redoubtv1.Down) error {
 		}
 	case *redoubtv1.Down_KeepAlive:
 		s.heard(m.KeepAlive.GetServerTime())
+		select {
+		case s.asked <- struct{}{}:
+		default:
+		}
 	case *redoubtv1.Down_Challenge:
 		return s.challenge(m.Challenge)
 	case *redoubtv1.Down_Result:
@@ -247,15 +252,22 @@ func (s *stream) result(r *redoubtv1.Result) error {
 	return nil
 }
 
-// write sends what is in the outbox, and keepalives when there was nothing for long.
+// write sends what is in the outbox, and keepalives when there was nothing for long. The coordinator speaks first, to many nodes
+// at once: answering it while it is awake costs it, and this node, less than a time of our own. A coordinator that answered
+// answers would be told nothing for a while.
 func (s *stream) write(keepAlive time.Duration) error {
-	idle := time.NewTimer(keepAlive)
+	alone := keepAlive + grace
+	idle, said := time.NewTimer(alone), time.Now()
 	defer idle.Stop()
 	for {
 		select {
 		case <-s.ended:
 			return nil
 		case <-s.c.out.wake:
+		case <-s.asked:
+			if time.Since(said) >= keepAlive/2 {
+				s.c.out.keepAlive()
+			}
 		case <-idle.C:
 			s.c.out.keepAlive()
 		}
@@ -268,7 +280,8 @@ func (s *stream) write(keepAlive time.Duration) error {
 			if _, err := s.ch.conn.Write(frames); err != nil {
 				return err
 			}
-			idle.Reset(keepAlive)
+			idle.Reset(alone)
+			said = time.Now()
 		}
 	}
 }
@@ -283,7 +296,7 @@ func (s *stream) begin(r Renewal) (*enroll.Exchange, error) {
 	return enroll.Renew(enroll.Request{
 		Prover: s.c.cfg.Prover,
 		Device: s.c.cfg.Device, Node: r.Node, Program: s.c.cfg.Program, Hostname: s.c.cfg.Hostname, Facts: s.c.cfg.facts(),
-		Ticket: r.Ticket, Talking: r.Talking,
+		Roots: s.c.trusted(), Ticket: r.Ticket, Talking: r.Talking,
 	})
 }
 
@@ -294,13 +307,17 @@ func (c Config) facts() enroll.Facts {
 	return c.Facts()
 }
 
-// shown names the last certificate of a chain, which should be a root.
+// shown names the roots of a chain.
 func shown(chain [][]byte) string {
-	if len(chain) > 0 {
-		if c, err := x509.ParseCertificate(chain[len(chain)-1]); err == nil {
-			f := cert.Fingerprint(c)
-			return fmt.Sprintf("%x...", f[:6])
+	var roots []string
+	for _, b := range chain {
+		if root, _, err := cert.ParseRoot(b); err == nil {
+			f := cert.Fingerprint(root)
+			roots = append(roots, fmt.Sprintf("%x...", f[:6]))
 		}
 	}
-	return "none"
+	if len(roots) == 0 {
+		return "none"
+	}
+	return strings.Join(roots, " and ")
 }

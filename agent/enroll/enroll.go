@@ -53,7 +53,9 @@ type Request struct {
 	Hostname, Program string
 	Facts             Facts
 
-	// For a renewal: the ticket that came with the certificate, and the peers that the node speaks with now.
+	// For a renewal: the roots that are trusted, the ticket that came with the certificate, and the peers that the node speaks
+	// with now.
+	Roots   [][]byte
 	Ticket  []byte
 	Talking []proto.NodeID
 }
@@ -95,7 +97,7 @@ const (
 func Enrol(r Request) (*Exchange, error) {
 	hello := Hello(r.Program, r.Hostname, r.Facts)
 	enrol := &redoubtv1.Enrol{
-		DevicePublic: r.Device.Device().Bytes(), NodePublic: r.Node.Public().Bytes(), TokenPublic: r.Token.Public().Bytes(),
+		Stays: true, DevicePublic: r.Device.Device().Bytes(), NodePublic: r.Node.Public().Bytes(), TokenPublic: r.Token.Public().Bytes(),
 	}
 	if r.Prover != nil {
 		var err error
@@ -173,8 +175,9 @@ func (x *Exchange) Answer(c *redoubtv1.Challenge, exporter []byte) (*redoubtv1.U
 	return &redoubtv1.Up{Message: &redoubtv1.Up_Proof{Proof: proof}}, nil
 }
 
-// Finish checks a result, and returns the identity that it gives. For the first certificate the pinned root must be among
-// the roots; whether a next one may follow the present one is the machine's to say.
+// Finish checks a result, and returns the identity that it gives. Of the roots that come with it those are taken that are trusted
+// (for the first certificate the pinned one, for a next one those of the request) or that one of these vouches for. Whether a next
+// one may follow the present one is the machine's to say.
 func (x *Exchange) Finish(r *redoubtv1.Result) (*identity.Self, error) {
 	if x.state != awaitResult {
 		return nil, ErrOrder
@@ -187,16 +190,16 @@ func (x *Exchange) Finish(r *redoubtv1.Result) (*identity.Self, error) {
 	record := identity.Record{
 		Chain: append([][]byte{r.GetCertificate()}, r.GetChain()...), Roots: r.GetRoots(), Mesh: mesh, Ticket: r.GetTicket(),
 	}
+	trusted := x.r.Roots
 	if x.domain == wire.DomainEnrol {
-		// Nothing but the pinned root vouches for the others that came with it.
 		root, err := cert.PinnedRoot(record.Roots, x.r.Root)
 		if err != nil {
 			return nil, err
 		}
-		pinned := identity.Record{Chain: record.Chain, Roots: [][]byte{root.Raw}, Mesh: mesh}
-		if _, err := identity.Check(pinned, x.r.Device.Device(), x.r.Node.Public()); err != nil {
-			return nil, err
-		}
+		trusted = [][]byte{root.Raw}
+	}
+	if record, err = record.Under(trusted); err != nil {
+		return nil, err
 	}
 	return identity.Check(record, x.r.Device.Device(), x.r.Node.Public())
 }

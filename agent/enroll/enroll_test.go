@@ -121,6 +121,7 @@ func TestResultsThatAreRefused(t *testing.T) {
 	for name, record := range map[string]identity.Record{
 		"another mesh":                   theirs,
 		"another root of this mesh":      unpinned,
+		"a new root of this mesh alone":  vouched(second, l.self, second),
 		"the pinned root only as a name": both,
 		"another node's certificate":     l.mesh.Record(l.mesh.Machine(2, "db"), 1, noon, time.Hour),
 	} {
@@ -135,11 +136,37 @@ func TestResultsThatAreRefused(t *testing.T) {
 	}
 }
 
+// vouched is an identity under a new root, with the old one's word for it.
+func vouched(next *identitytest.Mesh, n *identitytest.Machine, roots ...*identitytest.Mesh) identity.Record {
+	r := next.Record(n, 1, noon, time.Hour)
+	r.Chain, r.Roots = append(r.Chain, next.Cross), nil
+	for _, m := range roots {
+		r.Roots = append(r.Roots, m.Root.Certificate().Raw)
+	}
+	return r
+}
+
+// While the root is replaced, a join code that names either is good. Only roots that the named one vouches for are taken.
+func TestEnrolWhileTheRootIsReplaced(t *testing.T) {
+	for name, roots := range map[string]int{"old": 2, "new": 1} {
+		l := newLab(t)
+		second := l.mesh.Successor(noon.Add(-time.Hour))
+		if name == "new" {
+			l.r.Root = cert.Fingerprint(second.Root.Certificate())
+		}
+		self, err := l.answered(t).Finish(l.result(vouched(second, l.self, second, l.mesh)))
+		if err != nil || len(self.Record.Roots) != roots {
+			t.Errorf("a code that names the %s root: %v, want %d roots: %+v", name, err, roots, self)
+		}
+	}
+}
+
 // Whatever a coordinator, or somebody in its place, sends: no panic, and no identity but under the pinned root.
 func FuzzFinish(f *testing.F) {
 	l := newLab(f)
 	for _, record := range []identity.Record{
 		l.mesh.Record(l.self, 1, noon, time.Hour), identitytest.New(noon).Record(l.self, 1, noon, time.Hour),
+		vouched(l.mesh.Successor(noon.Add(-time.Hour)), l.self, l.mesh),
 	} {
 		b, err := pb.Marshal(l.result(record))
 		if err != nil {

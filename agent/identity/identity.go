@@ -40,26 +40,62 @@ type Self struct {
 	Verifier *cert.Verifier // trusts the record's roots; knows the record's intermediates
 }
 
-// Check says whether a record is the identity of a machine with this device key and one of these node keys, of which it takes
-// the first that the certificate names. Whether its time is over is another question, which is asked again and again.
-func Check(r Record, device key.DevicePublic, held ...key.NodePublic) (*Self, error) {
-	if len(r.Chain) == 0 || len(r.Chain) > MaxChain || len(r.Roots) == 0 || len(r.Roots) > MaxRoots {
+// verifier trusts the given roots, and knows the record's intermediates.
+func (r Record) verifier(roots [][]byte) (*cert.Verifier, error) {
+	if len(r.Chain) == 0 || len(r.Chain) > MaxChain || len(roots) == 0 || len(roots) > MaxRoots {
 		return nil, fmt.Errorf("identity with %d certificates and %d roots: want 1 to %d and 1 to %d",
-			len(r.Chain), len(r.Roots), MaxChain, MaxRoots)
+			len(r.Chain), len(roots), MaxChain, MaxRoots)
 	}
-	roots := make([]*x509.Certificate, len(r.Roots))
-	for i, der := range r.Roots {
+	parsed := make([]*x509.Certificate, len(roots))
+	for i, der := range roots {
 		root, err := x509.ParseCertificate(der)
 		if err != nil {
 			return nil, fmt.Errorf("root certificate: %w", err)
 		}
-		roots[i] = root
+		parsed[i] = root
 	}
-	v, err := cert.NewVerifier(r.Mesh.ID, roots)
+	v, err := cert.NewVerifier(r.Mesh.ID, parsed)
 	if err != nil {
 		return nil, err
 	}
 	if err := v.AddIntermediates(r.Chain[1:]); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// Under is the record with those of its roots that the given ones, which are trusted, are among or vouch for: a coordinator alone
+// names no root. It is an error where the record's certificate is not under them, or no root is left.
+func (r Record) Under(trusted [][]byte) (Record, error) {
+	v, err := r.verifier(trusted)
+	if err != nil {
+		return Record{}, fmt.Errorf("not under a root that this node trusts: %w", err)
+	}
+	if _, err := Certificate(v, r.Chain[0]); err != nil {
+		return Record{}, fmt.Errorf("not under a root that this node trusts: %w", err)
+	}
+	var roots [][]byte
+	for _, der := range r.Roots {
+		root, _, err := cert.ParseRoot(der)
+		if err != nil {
+			return Record{}, fmt.Errorf("root certificate: %w", err)
+		}
+		if v.Trusts(root) {
+			roots = append(roots, der)
+		}
+	}
+	if len(roots) == 0 {
+		return Record{}, errors.New("no root comes with it that this node trusts, or that one of those vouches for")
+	}
+	r.Roots = roots
+	return r, nil
+}
+
+// Check says whether a record is the identity of a machine with this device key and one of these node keys, of which it takes
+// the first that the certificate names. Whether its time is over is another question, which is asked again and again.
+func Check(r Record, device key.DevicePublic, held ...key.NodePublic) (*Self, error) {
+	v, err := r.verifier(r.Roots)
+	if err != nil {
 		return nil, err
 	}
 	n, err := Certificate(v, r.Chain[0])
@@ -120,8 +156,8 @@ func Certificates(v *cert.Verifier, ders [][]byte) []Checked {
 // never comes after every certificate's end.
 var never = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 
-// Follows says whether s may take the place of old: the same node of the same mesh, under roots that the old
-// identity trusts, and not an earlier certificate.
+// Follows says whether s may take the place of old: the same node of the same mesh, under roots that the old identity trusts or
+// that those vouch for, and not an earlier certificate.
 func (s *Self) Follows(old *Self) error {
 	switch {
 	case s.Node.ID != old.Node.ID || s.Record.Mesh.ID != old.Record.Mesh.ID:
@@ -130,9 +166,12 @@ func (s *Self) Follows(old *Self) error {
 	case s.Node.Sequence < old.Node.Sequence:
 		return fmt.Errorf("certificate number %d came after number %d", s.Node.Sequence, old.Node.Sequence)
 	}
-	under := Record{Chain: s.Record.Chain, Roots: old.Record.Roots, Mesh: s.Record.Mesh}
-	if _, err := Check(under, s.Node.Device, s.Key); err != nil {
-		return fmt.Errorf("not under a root that this node trusts: %w", err)
+	under, err := s.Record.Under(old.Record.Roots)
+	if err != nil {
+		return err
+	}
+	if len(under.Roots) != len(s.Record.Roots) {
+		return errors.New("a root comes with it that no root vouches for that this node trusts")
 	}
 	return nil
 }

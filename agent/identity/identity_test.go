@@ -1,6 +1,8 @@
 package identity_test
 
 import (
+	"bytes"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -92,24 +94,57 @@ func TestFollows(t *testing.T) {
 	}
 }
 
-// Roots may change while one that is trusted vouches; never otherwise.
+// Roots change while one that is trusted vouches for the next, in person; a coordinator's word is not enough.
 func TestRootsChange(t *testing.T) {
 	m := identitytest.New(noon.Add(-time.Hour))
 	n := m.Machine(1, "web")
 	old := m.Self(n, 1, noon, time.Hour)
-	second := m.Successor(noon.Add(-time.Hour))
-	both := m.Record(n, 2, noon, time.Hour)
-	both.Roots = append(both.Roots, second.Root.Certificate().Raw)
+	second, stranger := m.Successor(noon.Add(-time.Hour)), m.Successor(noon.Add(-time.Hour))
+	record := func(issuer *identitytest.Mesh, cross []byte, roots ...*identitytest.Mesh) identity.Record {
+		r := issuer.Record(n, 2, noon, time.Hour)
+		if cross != nil {
+			r.Chain = append(r.Chain, cross)
+		}
+		r.Roots = nil
+		for _, of := range roots {
+			r.Roots = append(r.Roots, of.Root.Certificate().Raw)
+		}
+		return r
+	}
+	for name, c := range map[string]struct {
+		record identity.Record
+		taken  int // roots; 0: it does not follow
+	}{
+		"the new root, cross-signed":             {record(second, second.Cross, second, m), 2},
+		"the new root alone":                     {record(second, second.Cross, second), 1},
+		"the new root, and issued under the old": {record(m, second.Cross, m, second), 2},
+		"nobody vouches":                         {record(second, nil, second, m), 0},
+		"the coordinator's word alone":           {record(m, nil, m, second), 0},
+		"another root than the one vouched for":  {record(m, second.Cross, m, stranger), 0},
+	} {
+		next, err := identity.Check(c.record, n.Device.Device(), n.Node.Public())
+		if err == nil {
+			err = next.Follows(old)
+		}
+		if (err == nil) != (c.taken > 0) {
+			t.Errorf("%s: %v", name, err)
+		}
+		under, err := c.record.Under(old.Record.Roots)
+		if c.taken > 0 && (err != nil || len(under.Roots) != c.taken) {
+			t.Errorf("%s: %d roots are taken, %v", name, len(under.Roots), err)
+		}
+		if err == nil && slices.ContainsFunc(under.Roots, func(r []byte) bool { return bytes.Equal(r, stranger.Root.Certificate().Raw) }) {
+			t.Errorf("%s: took a root that nobody vouches for", name)
+		}
+	}
+	moved := second.Self(n, 3, noon, time.Hour)
+	both := record(second, second.Cross, second, m)
 	announced, err := identity.Check(both, n.Device.Device(), n.Node.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := announced.Follows(old); err != nil {
-		t.Errorf("a second root, announced under the first: %v", err)
-	}
-	moved := second.Self(n, 3, noon, time.Hour)
 	if err := moved.Follows(announced); err != nil {
-		t.Errorf("under the second root, once that was announced: %v", err)
+		t.Errorf("under the second root alone, once that was taken: %v", err)
 	}
 	if err := moved.Follows(old); err == nil {
 		t.Error("under a root that nobody announced")

@@ -119,8 +119,8 @@ func (m *Machine) apply(d *proto.Delta, nm *proto.Netmap) error {
 	}
 	m.roster.bar(d.UpsertBarred, d.RemoveBarred)
 	m.roster.set(d.UpsertPeers)
-	for _, c := range d.Endpoints {
-		m.roster.setEndpoints(c.ID, c.Endpoints)
+	for _, c := range d.Reaches {
+		m.roster.setReach(c.ID, c.Reach)
 	}
 	if d.Head != nil {
 		m.roster.regrace() // the grace may be another
@@ -203,7 +203,7 @@ func (m *Machine) enforce(moves []move, rules bool) {
 			gone = append(gone, mv.id)
 		default:
 			rules = rules || !sameIdentity(mv.before.node.Identity, mv.after.node.Identity)
-			if slices.Equal(mv.before.keys, mv.after.keys) && slices.Equal(mv.before.endpoints, mv.after.endpoints) {
+			if slices.Equal(mv.before.keys, mv.after.keys) && mv.before.reach.Equal(&mv.after.reach) {
 				continue
 			}
 		}
@@ -239,7 +239,7 @@ func (m *Machine) tell(mv move) {
 }
 
 func (m *Machine) enginePeer(id proto.NodeID, e *entry) Peer {
-	return Peer{ID: id, Keys: e.keys, Addrs: e.node.Addrs, Routes: m.routes[id], Endpoints: e.endpoints}
+	return Peer{ID: id, Keys: e.keys, Addrs: e.node.Addrs, Routes: m.routes[id], Reach: e.reach, Device: e.node.Device}
 }
 
 // enginePeers are all that the engine may talk to.

@@ -114,11 +114,12 @@ type SetPeers struct {
 
 // Peer is one that the engine may talk to.
 type Peer struct {
-	ID        proto.NodeID
-	Keys      []key.NodePublic
-	Addrs     proto.Addrs
-	Routes    []netip.Prefix // behind it; each is one peer's at a time
-	Endpoints []proto.Endpoint
+	ID     proto.NodeID
+	Keys   []key.NodePublic
+	Addrs  proto.Addrs
+	Routes []netip.Prefix   // behind it; each is one peer's at a time
+	Device key.DevicePublic // that its path key is signed with
+	proto.Reach
 }
 
 // RemovePeers removes peers of the engine, with their sessions.

@@ -20,9 +20,9 @@ import (
 
 // entry is a peer that may be used. It does not change.
 type entry struct {
-	node      *cert.Node
-	keys      []key.NodePublic
-	endpoints []proto.Endpoint
+	node  *cert.Node
+	keys  []key.NodePublic
+	reach proto.Reach
 }
 
 // peer is one peer of the netmap.
@@ -162,10 +162,10 @@ func (r *roster) claim(claim proto.Peer) (p *peer, same bool) {
 	return p, same
 }
 
-func (r *roster) setEndpoints(id proto.NodeID, endpoints []proto.Endpoint) {
+func (r *roster) setReach(id proto.NodeID, reach proto.Reach) {
 	if p := r.peers[id]; p != nil {
 		r.touch(id)
-		p.claim.Endpoints = endpoints
+		p.claim.Reach = reach
 	}
 }
 
@@ -322,7 +322,7 @@ func (r *roster) judge(id proto.NodeID, p *peer, now time.Time, g grace) {
 		at, until = l.at, l.until
 		r.kept[id] = struct{}{}
 	}
-	e := &entry{node: p.node, endpoints: p.claim.Endpoints}
+	e := &entry{node: p.node, reach: p.claim.Reach}
 	var next time.Time
 	if e.keys, next = r.keysOf(id, p, now, at); len(e.keys) == 0 {
 		p.why = "none of its keys is valid now"

@@ -80,7 +80,7 @@ func (m *Machine) View(now time.Time) View {
 	if m.wanted.Up && !m.barred() {
 		for _, p := range m.roster.sorted() {
 			if p.live != nil {
-				v.Peers = append(v.Peers, PeerView{p.live.node, p.live.endpoints})
+				v.Peers = append(v.Peers, PeerView{p.live.node, p.live.reach.Endpoints})
 			}
 		}
 	}

@@ -77,7 +77,8 @@ func (p *program) policyCheck() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "check FILE", Short: "Find every error in a policy file; needs no coordinator", Args: cobra.ExactArgs(1),
 		Long: `Finds every error in a policy file, with line and column, and what deserves a
-look. With --inventory also the selectors that pick nobody.
+look. With --inventory also the selectors that pick nobody, and the nodes that
+do not do what "admission" asks of machines.
 
 Exit code: 0 without errors, 1 with errors.`,
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -92,7 +93,9 @@ Exit code: 0 without errors, 1 with errors.`,
 					return err
 				}
 				if policy != nil {
-					found = append(found, compile.Unresolved(mesh.Program(policy), mesh)...)
+					prog := mesh.Program(policy)
+					found = append(found, compile.Unresolved(prog, mesh)...)
+					found = append(found, compile.AdmissionWarnings(prog, mesh)...)
 					found.Sort()
 				}
 			}

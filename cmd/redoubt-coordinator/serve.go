@@ -37,13 +37,17 @@ type serveOptions struct {
 	lifetime     time.Duration
 	intermediate time.Duration
 	level        slog.Level
+	relay        relayOptions
 }
 
 func (p *program) serve() *cobra.Command {
 	var o serveOptions
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Run the coordinator", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return p.runServe(cmd.Context(), o) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.relay.given = cmd.Flags().Changed("relay-listen")
+			return p.runServe(cmd.Context(), o)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.listen, "listen", ":443", "`ADDR`:PORT for agents")
@@ -55,6 +59,7 @@ func (p *program) serve() *cobra.Command {
 	f.DurationVar(&o.intermediate, "intermediate-lifetime", issuer.IntermediateLifetime, "lifetime of the intermediate certificate")
 	f.StringVar(&o.tpmRoots, "tpm-roots", "", "`DIR` with PEM files of the CAs of TPM makers (default: TPMs are unverified)")
 	f.StringVar(&o.x509Roots, "x509-roots", "", "`DIR` with PEM files of the CAs whose certificates machines may join with")
+	o.relay.flags(f)
 	f.TextVar(&o.level, "log-level", slog.LevelInfo, "`LEVEL` to log: debug, info, warn or error")
 	return cmd
 }
@@ -65,6 +70,7 @@ type daemonRun struct {
 	listener net.Listener
 	admin    *api.Server
 	metrics  *http.Server
+	relay    *embedded // nil: there is none
 	log      *slog.Logger
 }
 
@@ -92,6 +98,11 @@ func (p *program) runServe(ctx context.Context, o serveOptions) error {
 		config.URLs = guessURL(listener, log)
 	}
 	d := &daemonRun{listener: listener, log: log}
+	if o.relay.on {
+		config.Relay = func(stream net.Conn, certificate []byte) error {
+			return d.relay.server.ServeStream(stream, certificate)
+		}
+	}
 	defer d.close()
 	if d.co, err = coordinator.New(ctx, config); err != nil {
 		return err
@@ -101,6 +112,11 @@ func (p *program) runServe(ctx context.Context, o serveOptions) error {
 	}
 	if d.admin, err = api.Serve(p.socketPath(), d.co.Admin()); err != nil {
 		return err
+	}
+	if o.relay.on {
+		if err := d.startRelay(ctx, o.relay, config.URLs, registry); err != nil {
+			return err
+		}
 	}
 	if metrics != "" {
 		if err := d.serveMetrics(ctx, metrics, registry); err != nil {
@@ -153,6 +169,9 @@ func (d *daemonRun) close() {
 	}
 	if d.admin != nil {
 		_ = d.admin.Close()
+	}
+	if d.relay != nil {
+		d.relay.close()
 	}
 	if d.co != nil {
 		_ = d.co.Close()

@@ -55,7 +55,7 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 	for _, x := range n.Addrs.Slice() {
 		out.Addresses = append(out.Addresses, x.String())
 	}
-	for _, e := range snap.Endpoints(n.ID) {
+	for _, e := range snap.Reach(n.ID).Endpoints {
 		out.Endpoints = append(out.Endpoints, e.Addr.String())
 	}
 	known := snap.Known(n.ID)

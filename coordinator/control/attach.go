@@ -312,20 +312,21 @@ func (a *attached) report(m *redoubtv1.Report) error {
 		return nil
 	}
 	mesh := a.Directory.Snapshot().Mesh()
-	reported, err := wire.ToEndpoints(m.GetEndpoints(), mesh)
+	reach, err := wire.ToReach(m, mesh)
 	if err != nil {
-		return refusal.Malformed("endpoints: " + err.Error())
+		return refusal.Malformed("how the node is reached: " + err.Error())
 	}
 	var list []proto.Endpoint
 	if port := uint16(m.GetListenPort()); port != 0 {
 		list = append(list, proto.Endpoint{Addr: netip.AddrPortFrom(remote(a.conn).Addr(), port), Kind: proto.EndpointObserved})
 	}
-	for _, e := range reported {
-		list = append(list, proto.Endpoint{Addr: e.Addr, Kind: proto.EndpointInterface})
+	for _, e := range reach.Endpoints {
+		list = append(list, proto.Endpoint{Addr: e.Addr, Kind: e.Kind})
 	}
 	ctx, cancel := context.WithTimeout(a.ctx, step)
 	defer cancel()
-	return a.Directory.SetEndpoints(ctx, a.id, usable(list, mesh))
+	reach.Endpoints = usable(list, mesh)
+	return a.Directory.SetReach(ctx, a.id, reach)
 }
 
 // remote is where a connection comes from.

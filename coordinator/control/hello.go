@@ -97,7 +97,11 @@ func (s *Server) greet(t *tls.Conn, g *guest, in *frames) (func(), error) {
 	case hello.GetEnrol() != nil && g.node != nil:
 		return nil, refusal.Malformed("a machine that has a certificate does not enrol with it")
 	case hello.GetEnrol() != nil:
-		return nil, s.enrol(t, g, in, enroll.Hello{Sum: sum, Message: hello, Protocol: protocol})
+		n, err := s.enrol(t, g, in, enroll.Hello{Sum: sum, Message: hello, Protocol: protocol})
+		if err != nil {
+			return nil, err
+		}
+		return s.enrolled(t, g, in, n, hello.GetEnrol().GetStays())
 	case hello.GetAttach() != nil && g.node == nil:
 		return nil, &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "only a node with its certificate can attach; enrol first (redoubt up CODE)"}
 	case hello.GetAttach() != nil:
@@ -119,54 +123,81 @@ func negotiate(hello *redoubtv1.Hello) (uint32, error) {
 }
 
 // enrol turns a machine into a node.
-func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (err error) {
+func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (n *directory.Node, err error) {
 	result := "refused"
 	defer func() {
 		s.metrics.enrolments.WithLabelValues(result).Inc()
 		s.noteRefusal(hello.Message, err)
 	}()
 	if hello.Exporter, err = cert.Exporter(t.ConnectionState()); err != nil {
-		return err
+		return nil, err
 	}
 	m := enroll.New(s.Attestors, s.Rand)
 	effect, err := m.Step(s.Clock(), hello)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	challenge, ok := effect.(enroll.Challenge)
 	if !ok {
-		return fmt.Errorf("control: a hello led to %T", effect)
+		return nil, fmt.Errorf("control: a hello led to %T", effect)
 	}
 	g.patience(time.Now().Add(step))
 	if err := write(t, &redoubtv1.Down{Message: &redoubtv1.Down_Challenge{Challenge: challenge.Message}}); err != nil {
-		return err
+		return nil, err
 	}
 	up, _, err := in.next()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if up.GetProof() == nil {
-		return refusal.Malformed("a challenge is answered with a proof")
+		return nil, refusal.Malformed("a challenge is answered with a proof")
 	}
 	if effect, err = m.Step(s.Clock(), enroll.Proof{Message: up.GetProof()}); err != nil {
-		return err
+		return nil, err
 	}
 	admit, ok := effect.(enroll.Admit)
 	if !ok {
-		return fmt.Errorf("control: a proof led to %T", effect)
+		return nil, fmt.Errorf("control: a proof led to %T", effect)
 	}
-	n, err := s.admit(admit, hello.Message, t)
-	if err != nil {
-		return err
+	if n, err = s.admit(admit, hello.Message, t); err != nil {
+		return nil, err
 	}
 	result = "admitted"
 	if known, ok := s.Directory.Snapshot().TokenByID(n.Token); ok && known.Replace == n.ID {
 		s.Hub.Drop(n.ID, refusal.OtherMachine())
 	}
 	s.Log.Info("node enrolled", "node", n.ID, "name", n.Name, "attestation", n.Level, "who", n.Who(), "v4", n.Addrs.V4, "v6", n.Addrs.V6, "token", n.Token, "remote", t.RemoteAddr())
-	lastWord(t, g, s.result(n))
-	drain(t)
-	return nil
+	return n, nil
+}
+
+// enrolled gives a machine its certificate. One that stays goes on as the node that it is now: its proof was bound to this very
+// connection, so whoever is at the other end of it holds the device key, as a handshake with the certificate would show.
+func (s *Server) enrolled(t *tls.Conn, g *guest, in *frames, n *directory.Node, stays bool) (func(), error) {
+	result := s.result(n)
+	if !stays {
+		lastWord(t, g, result)
+		drain(t)
+		return nil, nil
+	}
+	result.GetResult().Stays = true
+	g.patience(time.Now().Add(arrival))
+	if err := write(t, result); err != nil {
+		return nil, err
+	}
+	g.node = &cert.Node{Identity: n.Identity, Device: n.Device, Serial: n.Certificate.Serial, NotAfter: n.Certificate.NotAfter}
+	up, _, err := in.next()
+	if err != nil {
+		return nil, err
+	}
+	hello := up.GetHello()
+	if hello.GetAttach() == nil {
+		return nil, refusal.Malformed("a machine that has enrolled can only attach")
+	}
+	protocol, err := negotiate(hello)
+	if err != nil {
+		return nil, err
+	}
+	return s.attach(t, g, in, hello, protocol)
 }
 
 func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello, t *tls.Conn) (*directory.Node, error) {

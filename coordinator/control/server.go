@@ -21,6 +21,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/distribute"
 	"github.com/redoubt-mesh/redoubt/coordinator/issuer"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
@@ -33,7 +34,7 @@ const (
 	arrival = 10 * time.Second
 	// step is how long each later message of an enrolment may take.
 	step = 20 * time.Second
-	// keepAlive is how often each side says something; deaf is when a side that says nothing is gone.
+	// keepAlive is how often the coordinator looks whether it has to say something; deaf is when a side that says nothing is gone.
 	keepAlive = 25 * time.Second
 	deaf      = 2*keepAlive + 5*time.Second
 	// stuck is how long a node may take to read what it is sent.
@@ -55,6 +56,8 @@ type Config struct {
 	Log       *slog.Logger
 	Registry  prometheus.Registerer
 	Program   string // version of this program, for people
+	// Relay serves the streams of nodes that are asked for under relaymsg.Path, each until it ends; nil: there is none.
+	Relay func(stream net.Conn, certificate []byte) error
 }
 
 // Server serves control streams.
@@ -73,7 +76,8 @@ type Server struct {
 	mu        sync.Mutex
 	closed    bool
 	listeners map[net.Listener]struct{}
-	streams   map[*stream]struct{}
+	streams   pulse
+	carried   map[*guest]struct{} // whose streams the relay serves
 	all       sync.WaitGroup
 }
 
@@ -81,21 +85,25 @@ type Server struct {
 func New(c Config) *Server {
 	s := &Server{
 		Config: c, lobby: newLobby(lobbyPlaces, handshakeSlots), writers: newPool(4 * runtime.GOMAXPROCS(0)),
-		arrived: newFunnel(), listeners: make(map[net.Listener]struct{}), streams: make(map[*stream]struct{}),
+		arrived: newFunnel(), listeners: make(map[net.Listener]struct{}),
+		carried: make(map[*guest]struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.metrics = newMetrics(c.Registry, s)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.Path, s.upgrade)
+	mux.HandleFunc("GET "+wire.TunnelPath, s.tunnel)
+	mux.HandleFunc("GET "+relaymsg.Path, s.upgradeRelay)
 	mux.HandleFunc("GET /healthz", s.health)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	s.http = &http.Server{
-		Handler: withoutBody(mux), Protocols: protocols, MaxHeaderBytes: maxHeader,
+		Handler: withoutBody(mux), Protocols: protocols, MaxHeaderBytes: maxHeader, ConnContext: withGuest,
 		ReadHeaderTimeout: arrival, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug),
 	}
 	s.http.SetKeepAlivesEnabled(false)
 	s.all.Go(func() { _ = s.http.Serve(s.arrived) })
+	s.all.Go(s.beat)
 	return s
 }
 
@@ -216,29 +224,36 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
-	if r.Header.Get("Upgrade") != wire.Protocol || !mentions(r.Header.Values("Connection"), "upgrade") {
-		w.Header().Set("Upgrade", wire.Protocol)
-		w.Header().Set("Connection", "Upgrade")
-		http.Error(w, "this is for agents, which ask for an Upgrade to "+wire.Protocol, http.StatusUpgradeRequired)
-		return
-	}
-	conn, buffered, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		http.Error(w, "this connection cannot be upgraded", http.StatusInternalServerError)
-		return
-	}
-	t, ok := conn.(*tls.Conn)
+	t, g, early, ok := hijack(w, r, wire.Protocol)
 	if !ok {
-		conn.Close()
 		return
 	}
-	g := t.NetConn().(*guest)
-	early, _ := buffered.Peek(buffered.Reader.Buffered())
-	early = bytes.Clone(early)
 	// A fresh goroutine, so that the stack of this one, which is large by now, is freed.
 	if !s.start(func() { s.serve(t, g, early) }) {
 		g.drop()
 	}
+}
+
+// hijack takes the connection of a request for an Upgrade to a protocol, with what was read of it too early. Where it cannot it
+// has said so.
+func hijack(w http.ResponseWriter, r *http.Request, protocol string) (t *tls.Conn, g *guest, early []byte, ok bool) {
+	if !upgrades(r, protocol) {
+		w.Header().Set("Upgrade", protocol)
+		w.Header().Set("Connection", "Upgrade")
+		http.Error(w, "this is for agents, which ask for an Upgrade to "+protocol, http.StatusUpgradeRequired)
+		return nil, nil, nil, false
+	}
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, "this connection cannot be upgraded", http.StatusInternalServerError)
+		return nil, nil, nil, false
+	}
+	if t, ok = conn.(*tls.Conn); !ok {
+		conn.Close()
+		return nil, nil, nil, false
+	}
+	early, _ = buffered.Peek(buffered.Reader.Buffered())
+	return t, t.NetConn().(*guest), bytes.Clone(early), true
 }
 
 func mentions(values []string, word string) bool {
@@ -259,8 +274,11 @@ func (s *Server) Close() error {
 	for l := range s.listeners {
 		l.Close()
 	}
-	for st := range s.streams {
+	for st := range s.streams.all() {
 		st.guest.drop()
+	}
+	for g := range s.carried {
+		g.drop()
 	}
 	s.mu.Unlock()
 	s.cancel()
@@ -276,47 +294,5 @@ func (s *Server) Close() error {
 func (s *Server) Connected() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.streams)
+	return s.streams.len
 }
-
-// funnel hands connections that shook hands to net/http, as a listener.
-type funnel struct {
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-}
-
-func newFunnel() *funnel { return &funnel{conns: make(chan net.Conn), closed: make(chan struct{})} }
-
-func (f *funnel) put(c net.Conn) bool {
-	select {
-	case f.conns <- c:
-		return true
-	case <-f.closed:
-		return false
-	}
-}
-
-// Accept implements net.Listener.
-func (f *funnel) Accept() (net.Conn, error) {
-	select {
-	case c := <-f.conns:
-		return c, nil
-	case <-f.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener.
-func (f *funnel) Close() error {
-	f.once.Do(func() { close(f.closed) })
-	return nil
-}
-
-// Addr implements net.Listener.
-func (f *funnel) Addr() net.Addr { return nowhere{} }
-
-type nowhere struct{}
-
-func (nowhere) Network() string { return "funnel" }
-func (nowhere) String() string  { return "funnel" }

@@ -23,6 +23,7 @@ type stream struct {
 	conn    *tls.Conn
 	guest   *guest
 	id      proto.NodeID
+	beat    int // when the stream is looked at, guarded by Server.mu
 	session atomic.Pointer[distribute.Session]
 	// expires is when the certificate that the node has ends, in Unix nanoseconds.
 	expires atomic.Int64
@@ -34,19 +35,18 @@ type stream struct {
 	ending  *refusal.Refusal
 	said    chan struct{} // closed when the refusal was said, or could not be
 	stopped bool
-	quiet   *time.Timer // fires when nothing was written for a while
+	spoke   time.Time // when something was written last
 }
 
 func (s *Server) newStream(t *tls.Conn, g *guest, id proto.NodeID) (*stream, bool) {
-	st := &stream{server: s, conn: t, guest: g, id: id, said: make(chan struct{})}
+	st := &stream{server: s, conn: t, guest: g, id: id, said: make(chan struct{}), spoke: time.Now()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, false
 	}
-	s.streams[st] = struct{}{}
+	s.streams.add(st)
 	g.writers = s.writers
-	st.quiet = time.AfterFunc(keepAlive, st.speak)
 	return st, true
 }
 
@@ -54,13 +54,12 @@ func (s *Server) newStream(t *tls.Conn, g *guest, id proto.NodeID) (*stream, boo
 func (st *stream) stop() {
 	st.mu.Lock()
 	st.stopped = true
-	st.quiet.Stop()
 	st.mu.Unlock()
 	if session := st.session.Load(); session != nil {
 		session.Close()
 	}
 	st.server.mu.Lock()
-	delete(st.server.streams, st)
+	st.server.streams.remove(st)
 	st.server.mu.Unlock()
 }
 
@@ -116,9 +115,12 @@ func (st *stream) ended() bool {
 	return st.ending != nil
 }
 
-// speak says something when nothing was said for a while.
-func (st *stream) speak() {
-	if !st.expired() {
+// speak says something if nothing was said for a while.
+func (st *stream) speak(now time.Time) {
+	st.mu.Lock()
+	silent := now.Sub(st.spoke) >= keepAlive/2
+	st.mu.Unlock()
+	if !st.expired() && silent {
 		st.send(&redoubtv1.Down{Message: &redoubtv1.Down_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{ServerTime: st.server.Clock().UnixMilli()}}})
 	}
 }
@@ -194,9 +196,7 @@ func (st *stream) write(m *redoubtv1.Down) error {
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if !st.stopped {
-		st.quiet.Reset(keepAlive)
-	}
+	st.spoke = time.Now()
 	return nil
 }
 

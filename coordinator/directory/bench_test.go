@@ -7,6 +7,7 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
+	"github.com/redoubt-mesh/redoubt/proto"
 )
 
 // BenchmarkEnroll50 enrols 50 machines at once, on a disk; the metric is one such crowd.
@@ -51,7 +52,7 @@ func BenchmarkEndpoints(b *testing.B) {
 		if i%2 == 0 {
 			e = endpoint("192.0.2.1:2")
 		}
-		if err := r.SetEndpoints(b.Context(), last.ID, append(r.Snapshot().Endpoints(last.ID)[:0:0], e)); err != nil {
+		if err := r.SetReach(b.Context(), last.ID, proto.Reach{Endpoints: []proto.Endpoint{e}}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -5,7 +5,7 @@
 //	CreateToken Enroll Renew ReleaseNode    ┌────────┐  one transaction   ┌───────┐
 //	RevokeNode DeleteNode SetPolicy   ─────►│ writer │ ─────────────────► │ store │  on disk
 //	Report SetFact SetRoles                 │        │                    └───────┘
-//	SetEndpoints (memory only)              └───┬────┘
+//	SetReach (memory only)                  └───┬────┘
 //	                                            │ then
 //	                                            ▼
 //	          Snapshot() ◄──── immutable snapshot, Version{Epoch, N}  ────► Subscription: what changed since you looked

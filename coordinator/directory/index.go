@@ -37,6 +37,36 @@ func (x index[K, V]) from(k K) iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) { x.tree.Ascend(k, yield) }
 }
 
+// near is how many entries are stepped over before one is searched for.
+const near = 8
+
+// among yields each of some sorted keys with what is under it, or nothing. A key that is near the one before it costs a few
+// steps and no search.
+func (x index[K, V]) among(keys []K) iter.Seq2[K, V] {
+	return func(yield func(K, V) bool) {
+		at := x.tree.Iter()
+		more := len(keys) > 0 && at.Seek(keys[0])
+		for _, k := range keys {
+			for range near {
+				if !more || at.Key() >= k {
+					break
+				}
+				more = at.Next()
+			}
+			if more && at.Key() < k {
+				more = at.Seek(k)
+			}
+			var v V
+			if more && at.Key() == k {
+				v = at.Value()
+			}
+			if !yield(k, v) {
+				return
+			}
+		}
+	}
+}
+
 func put[K cmp.Ordered, V any](x *index[K, V], k K, v V) {
 	x.tree = x.tree.Copy()
 	x.tree.Set(k, v)

@@ -235,7 +235,7 @@ func (s *story) pass() {
 func (s *story) endpoints() {
 	if n, ok := s.some(); ok {
 		port := rapid.Uint16Range(1, 3).Draw(s.rt, "port")
-		s.allowed(s.SetEndpoints(s.t.Context(), n.ID, []proto.Endpoint{endpoint(fmt.Sprint("192.0.2.1:", port))}), ErrRevoked, ErrLocked)
+		s.allowed(s.SetReach(s.t.Context(), n.ID, proto.Reach{Endpoints: []proto.Endpoint{endpoint(fmt.Sprint("192.0.2.1:", port))}}), ErrRevoked, ErrLocked)
 	}
 }
 
@@ -344,12 +344,16 @@ func (s *story) invariants() {
 		if (n.Lock != nil) != s.held(snap, n) || snap.Trusted(n.ID) != (!n.Apart() && n.Lock == nil) {
 			s.rt.Fatalf("node %+v is held by %+v", n, n.Lock)
 		}
-		peer, shown := snap.Peer(n.ID)
+		var peer *proto.Peer
+		for _, p := range snap.Peers([]proto.NodeID{n.ID}) {
+			peer = p
+		}
+		shown := peer != nil
 		if shown {
 			peers++
 		}
 		if shown != (!n.Barred() && !snap.Lapsed(n.ID)) ||
-			shown && (peer.ID != n.ID || !bytes.Equal(peer.Certificate, n.Certificate.DER) || !slices.Equal(peer.Endpoints, snap.Endpoints(n.ID))) {
+			shown && (peer.ID != n.ID || !bytes.Equal(peer.Certificate, n.Certificate.DER) || !slices.Equal(peer.Endpoints, snap.Reach(n.ID).Endpoints)) {
 			s.rt.Fatalf("others see of %s %+v", n.Name, peer)
 		}
 		if snap.state.seen(n) {

@@ -67,28 +67,21 @@ func (d *Directory) remove(t *tx, n *Node) error {
 	return nil
 }
 
-// SetEndpoints remembers where a node may be reached, in memory only.
-func (d *Directory) SetEndpoints(ctx context.Context, id proto.NodeID, endpoints []proto.Endpoint) error {
-	if len(endpoints) > proto.MaxEndpoints {
-		return fmt.Errorf("node %s reports %d endpoints: at most %d: %w", id, len(endpoints), proto.MaxEndpoints, ErrInvalid)
+// SetReach remembers how a node may be reached, in memory only.
+func (d *Directory) SetReach(ctx context.Context, id proto.NodeID, reach proto.Reach) error {
+	if err := d.Snapshot().Mesh().ValidReach(reach); err != nil {
+		return fmt.Errorf("what node %s reports: %w: %w", id, ErrInvalid, err)
 	}
-	endpoints = slices.Clone(endpoints)
-	mesh := d.Snapshot().Mesh()
-	for i, e := range endpoints {
-		twice := slices.ContainsFunc(endpoints[:i], func(f proto.Endpoint) bool { return f.Addr == e.Addr })
-		if twice || !mesh.ValidEndpoint(e) {
-			return fmt.Errorf("node %s reports the endpoint %v: %w", id, e.Addr, ErrInvalid)
-		}
-	}
+	reach.Endpoints = slices.Clone(reach.Endpoints)
 	return d.do(ctx, func(t *tx) error {
 		n, err := t.trustedNode(id)
 		if err != nil {
 			return err
 		}
-		if old, _ := t.endpoints.Get(id); slices.Equal(old, endpoints) {
+		if old, _ := t.reaches.Get(id); old.Equal(&reach) {
 			return nil
 		}
-		put(&t.endpoints, id, endpoints)
+		put(&t.reaches, id, reach)
 		if _, seen := t.peers.Get(id); seen {
 			t.present(n)
 		}

@@ -94,7 +94,7 @@ func TestByUser(t *testing.T) {
 func TestDeleteNode(t *testing.T) {
 	r := newRig(t)
 	n := r.node("host")
-	if err := r.SetEndpoints(t.Context(), n.ID, []proto.Endpoint{endpoint("192.0.2.1:1")}); err != nil {
+	if err := r.SetReach(t.Context(), n.ID, proto.Reach{Endpoints: []proto.Endpoint{endpoint("192.0.2.1:1")}}); err != nil {
 		t.Fatal(err)
 	}
 	r.SetLive(n.ID, func(l *Live) { l.Connected = true })
@@ -103,7 +103,7 @@ func TestDeleteNode(t *testing.T) {
 	}
 	for _, when := range []string{"after", "after a restart"} {
 		s := r.Snapshot()
-		if _, ok := s.Find(n.ID.String()); ok || s.Len() != 0 || s.Endpoints(n.ID) != nil {
+		if _, ok := s.Find(n.ID.String()); ok || s.Len() != 0 || s.Reach(n.ID).Endpoints != nil {
 			t.Errorf("%s the node is still there", when)
 		}
 		if _, ok := r.Live(n.ID); ok {
@@ -131,12 +131,12 @@ func TestEndpoints(t *testing.T) {
 	e := []proto.Endpoint{endpoint("192.0.2.1:41641"), endpoint("[2001:db8::1]:41641")}
 	v := r.Snapshot().Version()
 	for range 2 { // the same again is no news
-		if err := r.SetEndpoints(t.Context(), n.ID, e); err != nil {
+		if err := r.SetReach(t.Context(), n.ID, proto.Reach{Endpoints: e}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s := r.Snapshot()
-	if got := s.Endpoints(n.ID); !slices.Equal(got, e) {
+	if got := s.Reach(n.ID).Endpoints; !slices.Equal(got, e) {
 		t.Errorf("endpoints %v, want %v", got, e)
 	}
 	if s.Version().N != v.N+1 {
@@ -149,15 +149,15 @@ func TestEndpoints(t *testing.T) {
 	for what, bad := range map[string][]proto.Endpoint{
 		"many": make([]proto.Endpoint, proto.MaxEndpoints+1), "overlay": {overlay}, "twice": {e[0], e[0]}, "zero": {{}},
 	} {
-		if err := r.SetEndpoints(t.Context(), n.ID, bad); !errors.Is(err, ErrInvalid) {
+		if err := r.SetReach(t.Context(), n.ID, proto.Reach{Endpoints: bad}); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: %v, want ErrInvalid", what, err)
 		}
 	}
-	if err := r.SetEndpoints(t.Context(), 9, e); !errors.Is(err, ErrUnknown) {
+	if err := r.SetReach(t.Context(), 9, proto.Reach{Endpoints: e}); !errors.Is(err, ErrUnknown) {
 		t.Errorf("of nobody: %v, want ErrUnknown", err)
 	}
 	r.reopen()
-	if got := r.Snapshot().Endpoints(n.ID); got != nil {
+	if got := r.Snapshot().Reach(n.ID).Endpoints; got != nil {
 		t.Errorf("after a restart: %v", got)
 	}
 }

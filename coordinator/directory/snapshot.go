@@ -68,14 +68,16 @@ func (s *Snapshot) Find(what string) (*Node, bool) {
 // Nodes yields every node, revoked or not, sorted by id.
 func (s *Snapshot) Nodes() iter.Seq[*Node] { return values(s.state.nodes) }
 
-// Peer is a node as those see it whom the policy lets know of it, without routes: that hangs on who asks. It is false for a
-// node that nobody may trust.
-func (s *Snapshot) Peer(id proto.NodeID) (*proto.Peer, bool) { return s.state.peers.Get(id) }
+// Peers yields some nodes, whose ids are sorted, as those see them whom the policy lets know of them, without routes: that hangs
+// on who asks. It yields nil for a node that nobody may trust.
+func (s *Snapshot) Peers(ids []proto.NodeID) iter.Seq2[proto.NodeID, *proto.Peer] {
+	return s.state.peers.among(ids)
+}
 
-// Endpoints are where a node may be reached on the underlay, as it last reported.
-func (s *Snapshot) Endpoints(id proto.NodeID) []proto.Endpoint {
-	e, _ := s.state.endpoints.Get(id)
-	return e
+// Reach is how a node may be reached on the underlay, as it last reported.
+func (s *Snapshot) Reach(id proto.NodeID) proto.Reach {
+	r, _ := s.state.reaches.Get(id)
+	return r
 }
 
 // Token answers the token with a public key.

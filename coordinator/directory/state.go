@@ -38,7 +38,7 @@ type state struct {
 	ends         index[string, proto.NodeID]
 	rests        index[string, netip.Addr]
 	tokenEnds    index[string, *Token]
-	endpoints    index[proto.NodeID, []proto.Endpoint]
+	reaches      index[proto.NodeID, proto.Reach]
 	peers        index[proto.NodeID, *proto.Peer]  // trusted nodes that have not lapsed, for netmaps to share
 	locks        index[string, *Lock]              // by id
 	policy       *Policy                           // nil before the first one
@@ -49,6 +49,7 @@ type state struct {
 	stale        index[proto.NodeID, proto.NodeID] // whose facts have expired and are still on disk
 	lockSubjects index[string, *Lock]              // by Lock.key
 	lockEnds     index[string, *Lock]              // by timeKey of when it ends
+	relays       index[proto.NodeID, *proto.Relay] // that serve now; memory only
 	// When time alone changes what the policy makes of nodes, by node and by timeKey, and the policy itself; memory only.
 	moments index[proto.NodeID, time.Time]
 	due     index[string, proto.NodeID]
@@ -61,7 +62,7 @@ func newState() state {
 		nodes: newIndex[id, *Node](), names: newIndex[string, id](), devices: newIndex[string, id](), machines: newIndex[string, id](),
 		ephemeral: newIndex[id, id](), addrs: newIndex[string, id](), trusted: newIndex[id, id](),
 		users: newIndex[string, id](), tags: newIndex[string, id](), held: newIndex[string, id](), keyEnds: newIndex[string, givenUp](),
-		tokens: newIndex[string, *Token](), freed: newIndex[string, time.Time](), endpoints: newIndex[id, []proto.Endpoint](),
+		tokens: newIndex[string, *Token](), freed: newIndex[string, time.Time](), reaches: newIndex[id, proto.Reach](),
 		peers:  newIndex[id, *proto.Peer](),
 		lapsed: newIndex[id, id](), ends: newIndex[string, id](), rests: newIndex[string, netip.Addr](),
 		tokenEnds: newIndex[string, *Token](), roles: newIndex[string, *UserRoles](), traits: newIndex[id, *Traits](),
@@ -69,6 +70,7 @@ func newState() state {
 		moments: newIndex[id, time.Time](), due: newIndex[string, id](),
 		prints: newIndex[string, id](), joined: newIndex[string, id](),
 		locks: newIndex[string, *Lock](), lockSubjects: newIndex[string, *Lock](), lockEnds: newIndex[string, *Lock](),
+		relays: newIndex[id, *proto.Relay](),
 	}
 }
 
@@ -185,7 +187,7 @@ func (s *state) setNode(n *Node) {
 func (s *state) dropNode(n *Node) {
 	s.unindex(n)
 	drop(&s.nodes, n.ID)
-	drop(&s.endpoints, n.ID)
+	drop(&s.reaches, n.ID)
 	drop(&s.stale, n.ID)
 	s.dropTraits(n.ID)
 	s.reckon(n.ID, time.Time{})
@@ -222,8 +224,8 @@ func (s *state) overlook(n *Node) {
 
 // present makes what others see of a node.
 func (s *state) present(n *Node) {
-	endpoints, _ := s.endpoints.Get(n.ID)
-	put(&s.peers, n.ID, &proto.Peer{ID: n.ID, Certificate: n.Certificate.DER, Endpoints: endpoints})
+	reach, _ := s.reaches.Get(n.ID)
+	put(&s.peers, n.ID, &proto.Peer{ID: n.ID, Certificate: n.Certificate.DER, Reach: reach})
 }
 
 // setToken replaces a token, or adds it.

@@ -13,6 +13,7 @@ type Change struct {
 	Before, After *Snapshot
 	Nodes         []proto.NodeID // that appeared, went or changed, endpoints included; sorted
 	Policy        bool
+	Relays        bool // others serve
 }
 
 // Subscription tells one reader what changed since it looked last. It never holds up the writer, and holds no more than
@@ -26,6 +27,7 @@ type Subscription struct {
 	after  *Snapshot
 	nodes  map[proto.NodeID]struct{}
 	policy bool
+	relays bool
 	ended  bool
 }
 
@@ -70,8 +72,8 @@ func (s *Subscription) Take() (Change, bool) {
 	if s.before == s.after {
 		return Change{}, false
 	}
-	c := Change{Before: s.before, After: s.after, Nodes: slices.Sorted(maps.Keys(s.nodes)), Policy: s.policy}
-	s.before, s.policy = s.after, false
+	c := Change{Before: s.before, After: s.after, Nodes: slices.Sorted(maps.Keys(s.nodes)), Policy: s.policy, Relays: s.relays}
+	s.before, s.policy, s.relays = s.after, false, false
 	s.nodes = make(map[proto.NodeID]struct{})
 	return c, true
 }
@@ -94,7 +96,7 @@ func (s *Subscription) end() {
 }
 
 // add folds a change in. A node that came and went between two looks leaves nothing.
-func (s *Subscription) add(after *Snapshot, nodes []proto.NodeID, policy bool) {
+func (s *Subscription) add(after *Snapshot, nodes []proto.NodeID, policy, relays bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
@@ -102,6 +104,7 @@ func (s *Subscription) add(after *Snapshot, nodes []proto.NodeID, policy bool) {
 	}
 	s.after = after
 	s.policy = s.policy || policy
+	s.relays = s.relays || relays
 	for _, id := range nodes {
 		_, was := s.before.Lookup(id)
 		_, is := after.Lookup(id)
@@ -119,12 +122,12 @@ func (s *Subscription) add(after *Snapshot, nodes []proto.NodeID, policy bool) {
 
 // publish makes a snapshot the current one and tells the subscribers. A new subscription sees either the snapshot or the
 // change to it.
-func (s *subscriptions) publish(store func(), after *Snapshot, nodes []proto.NodeID, policy bool) {
+func (s *subscriptions) publish(store func(), after *Snapshot, nodes []proto.NodeID, policy, relays bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	store()
 	for sub := range s.all {
-		sub.add(after, nodes, policy)
+		sub.add(after, nodes, policy, relays)
 	}
 }
 

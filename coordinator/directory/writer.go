@@ -34,6 +34,7 @@ type tx struct {
 	audits []audit.Record
 	nodes  []proto.NodeID // that changed
 	policy bool
+	relays bool // others serve than before
 }
 
 // do has the writer run an operation, and waits until it is on disk and visible. When ctx ends first the operation may
@@ -145,12 +146,12 @@ func (d *Directory) publish(after *Snapshot, t *tx) {
 		d.current.Store(after)
 		return
 	}
-	d.subs.publish(func() { d.current.Store(after) }, after, t.nodes, t.policy)
+	d.subs.publish(func() { d.current.Store(after) }, after, t.nodes, t.policy, t.relays)
 	d.forget(after, t.nodes)
 }
 
 // visible says whether a netmap may differ from before.
-func (t *tx) visible() bool { return len(t.nodes) > 0 || t.policy }
+func (t *tx) visible() bool { return len(t.nodes) > 0 || t.policy || t.relays }
 
 // persist writes what a batch wants, with the head, which every transaction passes on. It does nothing where there is
 // nothing to last.

@@ -56,7 +56,7 @@ func TestVersionsGrowOverRestartsAndCrashes(t *testing.T) {
 	n := r.node("host")
 	later("enrolled")
 	for i := range 3 {
-		if err := r.SetEndpoints(t.Context(), n.ID, []proto.Endpoint{endpoint(fmt.Sprint("192.0.2.1:", i+1))}); err != nil {
+		if err := r.SetReach(t.Context(), n.ID, proto.Reach{Endpoints: []proto.Endpoint{endpoint(fmt.Sprint("192.0.2.1:", i+1))}}); err != nil {
 			t.Fatal(err)
 		}
 		later("endpoints")
@@ -78,7 +78,7 @@ func TestVersionsAreReservedBeforeTheyAreUsed(t *testing.T) {
 	txns := 0
 	r.store.(*store.Memory).Before = func([]store.Op) error { txns++; return nil }
 	for i := range 2*block + 10 {
-		if err := r.SetEndpoints(t.Context(), n.ID, []proto.Endpoint{endpoint(fmt.Sprint("192.0.2.1:", i%2+1))}); err != nil {
+		if err := r.SetReach(t.Context(), n.ID, proto.Reach{Endpoints: []proto.Endpoint{endpoint(fmt.Sprint("192.0.2.1:", i%2+1))}}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -61,7 +61,8 @@ type Hub struct {
 	// talks are peers of nodes that renew: they learn of it at once.
 	talks map[proto.NodeID][]proto.NodeID
 
-	waits waits
+	waits    waits
+	meetings meetings
 
 	// The loop's own.
 	calm map[proto.NodeID]struct{} // nodes that a change touches that does not hurry
@@ -168,12 +169,13 @@ func (h *Hub) apply(c directory.Change) {
 	}
 	h.refresh(dirty)
 	h.waits.flush(c.After.Version())
+	h.tellMeetings(c.Nodes)
 }
 
 // touch finds the nodes whose netmaps can differ after a change: they are added to dirty, and those for whom that does not hurry
 // to later, all but those that talk with the node. It answers whether instead it can be all of them.
 func touch(before, after Source, c directory.Change, talks map[proto.NodeID][]proto.NodeID, now time.Time, dirty, later map[proto.NodeID]struct{}) (all bool) {
-	if before.outage() != after.outage() || ended(before, after) || !slices.EqualFunc(before.Authorities, after.Authorities, slices.Equal) {
+	if c.Relays || before.outage() != after.outage() || ended(before, after) || !slices.EqualFunc(before.Authorities, after.Authorities, slices.Equal) {
 		return true
 	}
 	// A change of nodes comes first, under the policy that was in force, and then one of the policy, with the nodes that there

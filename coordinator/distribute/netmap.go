@@ -1,6 +1,7 @@
 package distribute
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 
@@ -69,12 +70,13 @@ func Netmap(s Source, id proto.NodeID, features []string) *proto.Netmap {
 type bound struct {
 	Source
 	policy *compile.Bound
+	relays []proto.Relay
 }
 
 // outage is what the policy says, and where it says nothing what holds without it.
 func (s Source) outage() proto.Outage { return s.Program.Outage(s.Outage) }
 
-func (s Source) bind() *bound { return &bound{s, s.Program.On(s.Snapshot)} }
+func (s Source) bind() *bound { return &bound{s, s.Program.On(s.Snapshot), s.Snapshot.Relays()} }
 
 func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 	n, known := s.Snapshot.Lookup(id)
@@ -94,24 +96,38 @@ func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 		return nm
 	}
 	nm.Rules, nm.Sets, nm.Withheld = view.Rules, view.Sets, view.Withheld
-	knows := slices.Contains(features, proto.FeatureBarred)
+	if slices.Contains(features, proto.FeatureRelays) {
+		nm.Relays = s.relays
+	}
+	knows, paths := slices.Contains(features, proto.FeatureBarred), slices.Contains(features, proto.FeaturePaths)
 	nm.Peers = make([]*proto.Peer, 0, len(view.Peers))
-	for _, id := range view.Peers {
-		peer, ok := s.Snapshot.Peer(id)
-		if !ok {
+	for id, peer := range s.Snapshot.Peers(view.Peers) {
+		if peer == nil {
 			if sequence, barred := s.Snapshot.Bars(id); barred && knows {
 				nm.Barred = append(nm.Barred, proto.Barred{ID: id, Sequence: sequence})
 			}
 			continue
 		}
-		if routes := view.Routes[id]; len(routes) > 0 {
-			router := *peer
-			router.Routes = routes
-			peer = &router
-		}
-		nm.Peers = append(nm.Peers, peer)
+		nm.Peers = append(nm.Peers, shown(peer, view.Routes[id], paths))
 	}
 	return nm
+}
+
+// sameReach compares what two snapshots say of a node.
+func sameReach(a, b proto.Reach) bool { return a.Equal(&b) }
+
+// shown is a peer as a node sees it that has these routes by it.
+func shown(peer *proto.Peer, routes []netip.Prefix, paths bool) *proto.Peer {
+	hide := !paths && (peer.PathKey != nil || peer.HomeRelay != 0)
+	if len(routes) == 0 && !hide {
+		return peer
+	}
+	other := *peer
+	other.Routes = routes
+	if hide {
+		other.PathKey, other.HomeRelay = nil, 0
+	}
+	return &other
 }
 
 // affected adds to dirty the nodes whose netmap can differ after a change of one node: those that the policy tied it to
@@ -132,5 +148,5 @@ func calm(before, after *directory.Snapshot, id proto.NodeID, now time.Time) boo
 	n, is := after.Lookup(id)
 	return was && is && !n.Barred() && (n.Key == old.Key || n.Key == old.Next) && old.Certificate.Serial != n.Certificate.Serial &&
 		old.Certificate.NotAfter.Sub(now) > hurry &&
-		directory.Alike(before, after, id) && slices.Equal(before.Endpoints(id), after.Endpoints(id))
+		directory.Alike(before, after, id) && sameReach(before.Reach(id), after.Reach(id))
 }

@@ -160,3 +160,31 @@ func TestWhoIsToldOfABarredNode(t *testing.T) {
 	}
 	barred("when its certificate is over", step())
 }
+
+// Path keys and home relays are fields that older agents refuse a netmap for.
+func TestWhoIsToldOfPaths(t *testing.T) {
+	w := newWorld(t, 1, newHub)
+	defer func() {
+		w.hub.sub.Close()
+		w.dir.Close()
+	}()
+	a, b := w.enrol("tag:a"), w.enrol("tag:b")
+	w.setPolicy(`{"tagOwners": {"tag:a": [], "tag:b": []}, "grants": [{"src": ["tag:a"], "dst": ["tag:b"], "ip": ["*"]}]}`)
+	reach := proto.Reach{PathKey: &proto.PathKey{Public: [32]byte{1}, Boot: 1, Signature: []byte{1}}, HomeRelay: 5}
+	if err := w.dir.SetReach(t.Context(), b, reach); err != nil {
+		t.Fatal(err)
+	}
+	if change, ok := w.hub.sub.Take(); ok {
+		w.hub.apply(change)
+	}
+	s := w.hub.Source()
+	for name, c := range map[string]struct {
+		features []string
+		want     proto.Reach
+	}{"new": {proto.Features(), reach}, "old": {conceivable, proto.Reach{}}} {
+		nm := Netmap(s, a, c.features)
+		if len(nm.Peers) != 1 || !nm.Peers[0].Reach.Equal(&c.want) {
+			t.Errorf("%s: %+v", name, nm.Peers)
+		}
+	}
+}

@@ -94,7 +94,7 @@ func TestSessionsConverge(t *testing.T) {
 			"renew":  withNode(func(_ *rapid.T, id proto.NodeID) { w.renew(id) }),
 			"endpoints": withNode(func(t *rapid.T, id proto.NodeID) {
 				e := proto.Endpoint{Addr: netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:1", rapid.IntRange(1, 3).Draw(t, "host"))), Kind: proto.EndpointInterface}
-				_ = w.dir.SetEndpoints(background, id, []proto.Endpoint{e})
+				_ = w.dir.SetReach(background, id, proto.Reach{Endpoints: []proto.Endpoint{e}})
 			}),
 			"fact": withNode(func(t *rapid.T, id proto.NodeID) {
 				ttl := time.Duration(rapid.IntRange(0, 90).Draw(t, "ttl")) * time.Minute

@@ -32,8 +32,16 @@ type Bind struct {
 	generation atomic.Uint64
 	bounds     atomic.Pointer[path.Bounds]
 	once       *once
+	handler    Handler // nil: none, as with carrier
+	carrier    Carrier
+
+	relayedMu sync.RWMutex
+	relayed   map[Via]*Endpoint
+	plainMu   sync.Mutex
+	plain     map[netip.AddrPort]conn.Endpoint // for what is not sent to a peer
 
 	mu   sync.Mutex
+	shut func() // what receives from relays; nil where nothing does
 	port uint16 // of the last Open
 	mark uint32
 }
@@ -62,20 +70,22 @@ func (b *Bind) ForgetSources() { b.generation.Add(1) }
 
 // Open opens the sockets. Port 0 means the one that the last Open had, if it is still free.
 func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
-	fns, actual, err := openAs(b, port, b.cfg.Inner.Open)
+	fns, actual, closed, err := openAs(b, port, b.cfg.Inner.Open)
 	for i, fn := range fns {
 		fns[i] = b.receive(fn)
+	}
+	if closed != nil {
+		fns = append(fns, unpack(b.receiveStreams(closed)))
 	}
 	return fns, actual, err
 }
 
 // openAs opens the sockets by one of the inner Bind's ways.
-func openAs[F any](b *Bind, port uint16, open func(uint16) ([]F, uint16, error)) ([]F, uint16, error) {
+// Where there are relays, closed ends what receives from their streams.
+func openAs[F any](b *Bind, port uint16, open func(uint16) ([]F, uint16, error)) (fns []F, actual uint16, closed chan struct{}, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var fns []F
-	var actual uint16
-	err := error(syscall.EADDRINUSE)
+	err = error(syscall.EADDRINUSE)
 	if port == 0 && b.port != 0 {
 		fns, actual, err = open(b.port)
 	}
@@ -83,20 +93,31 @@ func openAs[F any](b *Bind, port uint16, open func(uint16) ([]F, uint16, error))
 		fns, actual, err = open(port)
 	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("listen on UDP port %d: %w", port, err)
+		return nil, 0, nil, fmt.Errorf("listen on UDP port %d: %w", port, err)
 	}
 	if b.mark != 0 {
 		if err := b.cfg.Inner.SetMark(b.mark); err != nil {
-			return nil, 0, errors.Join(fmt.Errorf("set mark %#x on the UDP sockets: %w", b.mark, err), b.cfg.Inner.Close())
+			return nil, 0, nil, errors.Join(fmt.Errorf("set mark %#x on the UDP sockets: %w", b.mark, err), b.cfg.Inner.Close())
 		}
 	}
 	b.port = actual
 	b.generation.Add(1)
-	return fns, actual, nil
+	if b.carrier != nil {
+		closed = make(chan struct{})
+		b.shut = sync.OnceFunc(func() { close(closed) })
+	}
+	return fns, actual, closed, nil
 }
 
 // Close closes the sockets; the functions that Open gave return net.ErrClosed.
-func (b *Bind) Close() error { return b.cfg.Inner.Close() }
+func (b *Bind) Close() error {
+	b.mu.Lock()
+	if b.shut != nil {
+		b.shut()
+	}
+	b.mu.Unlock()
+	return b.cfg.Inner.Close()
+}
 
 // SetMark changes the mark of the sockets.
 func (b *Bind) SetMark(mark uint32) error {
@@ -146,6 +167,9 @@ func isInitiation(msg []byte) bool {
 
 // Send sends messages to a peer.
 func (b *Bind) Send(bufs [][]byte, ep conn.Endpoint) error {
+	if c, ok := ep.(*Course); ok && c.bind == b && len(bufs) > 0 {
+		return c.send(bufs)
+	}
 	e, ok := ep.(*Endpoint)
 	if !ok || e.bind != b {
 		return conn.ErrWrongEndpointType
@@ -164,6 +188,14 @@ func (b *Bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 }
 
 func (b *Bind) sendTo(bufs [][]byte, e *Endpoint) error {
+	if e.via != (Via{}) {
+		for _, msg := range bufs {
+			if err := b.carry(msg, len(msg), e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	inner, sourced, err := e.inner()
 	if err != nil {
 		return err
@@ -196,12 +228,17 @@ func (b *Bind) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
 			if sizes[i] == 0 {
 				continue
 			}
-			e := t.intern(eps[i])
-			if e.refused || (isInitiation(bufs[i][:sizes[i]]) && !b.once.first(bufs[i][:sizes[i]])) {
+			e, msg := t.intern(eps[i]), bufs[i][:sizes[i]]
+			if e.refused {
 				sizes[i] = 0
 				continue
 			}
-			eps[i] = e
+			if b.relayedMessage(msg) {
+				msg, _, e = b.unwrap(msg, len(msg), e)
+			}
+			if sizes[i] = len(b.sift(msg, len(msg), e)); sizes[i] > 0 {
+				eps[i] = e
+			}
 		}
 		return n, err
 	}

@@ -16,6 +16,19 @@
 // when they are sent (UDP_SEGMENT) and joins when they are received (UDP_GRO). Bind moves them as well, where its inner Bind
 // does; so does nobody have to copy messages, or make an endpoint for each.
 //
+// Not all that comes is WireGuard's. Messages are told apart by how they begin (Serve says who gets the rest):
+//
+//	1 to 4, and three zeros      WireGuard                 ─► engine
+//	0xD0                         about paths               ─► Handler
+//	0 or 1, cookie of RFC 8489   STUN                      ─► Handler
+//	0xE0 to 0xEF                 relayed: Carrier takes the header off, and what is left is told apart again
+//
+// Where a peer takes path messages, its endpoint in the engine is a Course: packets go where the path decisions say, which
+// change while the engine sends, and the peer's own packets do not move it.
+//
+// A peer behind a relay has an Endpoint of its own, with an address that nothing is sent to (RelayEndpoint). Runs stay runs
+// on the way through a relay.
+//
 // Candidates are bounded by path.Bounds, and so is what is received: a packet from an overlay address would be one that
 // came around through the tunnel.
 package bind

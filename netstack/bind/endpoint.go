@@ -14,7 +14,8 @@ import (
 // Endpoint is where a peer is, or the candidates for it. It does not change, and may be used by several peers.
 type Endpoint struct {
 	bind *Bind
-	dst  netip.AddrPort
+	dst  netip.AddrPort // where via is set, one that nothing is sent to
+	via  Via
 	// sourced is what the inner Bind made of a received packet: it answers from the address that the packet came to.
 	// Nil in candidates.
 	sourced conn.Endpoint
@@ -49,6 +50,12 @@ func (e *Endpoint) inner() (ep conn.Endpoint, sourced bool, err error) {
 	e.plain.Store(&plain)
 	return plain, false, nil
 }
+
+// Addr is the peer's address and port; of several candidates, the first.
+func (e *Endpoint) Addr() netip.AddrPort { return e.dst }
+
+// Via is the way through a relay that this is; zero where it is direct.
+func (e *Endpoint) Via() Via { return e.via }
 
 // ClearSrc forgets the local address that packets leave from.
 func (e *Endpoint) ClearSrc() { e.forgotten.Store(true) }

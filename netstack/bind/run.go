@@ -49,12 +49,15 @@ func (b *Bind) OpenRuns(port uint16) ([]RunFunc, uint16, error) {
 	if !ok {
 		return nil, 0, fmt.Errorf("listen on UDP port %d for runs: %w", port, errors.ErrUnsupported)
 	}
-	fns, actual, err := openAs(b, port, inner.OpenRuns)
+	fns, actual, closed, err := openAs(b, port, inner.OpenRuns)
 	if err != nil {
 		return nil, 0, err
 	}
 	for i, fn := range fns {
 		fns[i] = b.receiveRuns(fn)
+	}
+	if closed != nil {
+		fns = append(fns, b.receiveStreams(closed))
 	}
 	return fns, actual, nil
 }
@@ -62,38 +65,57 @@ func (b *Bind) OpenRuns(port uint16) ([]RunFunc, uint16, error) {
 // receiveRuns wraps one of the inner Bind's functions, which one goroutine calls.
 func (b *Bind) receiveRuns(fn RunFunc) RunFunc {
 	t := &table{bind: b}
+	var room, rest []byte // what is left of a run that the kernel joined of what does not belong together
+	var size int
+	var from *Endpoint
 	return func(buf []byte) (int, int, conn.Endpoint, error) {
 		for {
-			n, size, from, err := fn(buf)
-			if err != nil || n == 0 {
-				return 0, 0, nil, err
+			run := buf[:copy(buf, rest)]
+			if len(rest) == 0 {
+				n, each, ep, err := fn(buf)
+				if err != nil || n == 0 {
+					return 0, 0, nil, err
+				}
+				run, size, from = buf[:n], each, t.intern(ep)
+				if from.refused {
+					continue
+				}
 			}
-			e := t.intern(from)
-			if e.refused {
-				continue
+			n, relay := b.leading(run, size)
+			if n == len(run) {
+				rest = nil
+			} else if len(rest) == 0 {
+				room = append(room[:0], run[n:]...)
+				rest = room
+			} else {
+				rest = rest[n:]
 			}
-			b.spoilCopies(buf[:n], size)
-			return n, size, e, nil
-		}
-	}
-}
-
-// spoilCopies makes something that is not a WireGuard message of each handshake initiation in a run that came before.
-func (b *Bind) spoilCopies(run []byte, size int) {
-	for len(run) > 0 {
-		msg := run[:min(size, len(run))]
-		run = run[len(msg):]
-		if isInitiation(msg) && !b.once.first(msg) {
-			msg[0] = 0
+			run, each, e := run[:n], size, from
+			if relay {
+				run, each, e = b.unwrap(run, size, from)
+			}
+			if run = b.sift(run, each, e); len(run) > 0 {
+				return len(run), each, e, nil
+			}
 		}
 	}
 }
 
 // SendRun implements Runs.
 func (b *Bind) SendRun(run []byte, size int, ep conn.Endpoint) error {
+	if c, ok := ep.(*Course); ok && c.bind == b {
+		return c.sendRun(run, size)
+	}
 	e, ok := ep.(*Endpoint)
 	if !ok || e.bind != b {
 		return conn.ErrWrongEndpointType
+	}
+	return b.sendRunTo(run, size, e)
+}
+
+func (b *Bind) sendRunTo(run []byte, size int, e *Endpoint) error {
+	if e.via != (Via{}) {
+		return b.carry(run, size, e)
 	}
 	inner, ok := b.cfg.Inner.(Runs)
 	if !ok {
@@ -112,4 +134,31 @@ func (b *Bind) SendRun(run []byte, size int, ep conn.Endpoint) error {
 		return err
 	}
 	return inner.SendRun(run, size, to)
+}
+
+// unpack makes a function that gives messages of one that gives runs. One goroutine calls it.
+func unpack(run RunFunc) conn.ReceiveFunc {
+	buf := make([]byte, RunSize)
+	var rest []byte
+	var size int
+	var from conn.Endpoint
+	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		if len(rest) == 0 {
+			n, each, ep, err := run(buf)
+			if err != nil {
+				return 0, err
+			}
+			rest, size, from = buf[:n], each, ep
+		}
+		n := 0
+		for ; n < len(bufs) && len(rest) > 0; n++ {
+			msg := rest[:min(size, len(rest))]
+			rest = rest[len(msg):]
+			eps[n] = from
+			if sizes[n] = copy(bufs[n], msg); sizes[n] < len(msg) {
+				sizes[n] = 0 // half a message is none
+			}
+		}
+		return n, nil
+	}
 }

@@ -399,30 +399,3 @@ func (e *udpEndpoint) remember(o *origin, is6 bool) {
 	copy(data[4:], o.local[:4])
 	e.infoWords = unix.CmsgSpace(unix.SizeofInet4Pktinfo) / 8
 }
-
-// unpack makes a function that gives messages of one that gives runs. One goroutine calls it.
-func unpack(run RunFunc) conn.ReceiveFunc {
-	buf := make([]byte, RunSize)
-	var rest []byte
-	var size int
-	var from conn.Endpoint
-	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
-		if len(rest) == 0 {
-			n, each, ep, err := run(buf)
-			if err != nil {
-				return 0, err
-			}
-			rest, size, from = buf[:n], each, ep
-		}
-		n := 0
-		for ; n < len(bufs) && len(rest) > 0; n++ {
-			msg := rest[:min(size, len(rest))]
-			rest = rest[len(msg):]
-			eps[n] = from
-			if sizes[n] = copy(bufs[n], msg); sizes[n] < len(msg) {
-				sizes[n] = 0 // half a message is none
-			}
-		}
-		return n, nil
-	}
-}

@@ -38,7 +38,7 @@ func (b *udpBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 		got, err := sock.receive(min(len(bufs), batchSize))
 		for i, d := range got {
 			sizes[i] = copy(bufs[i], d.data)
-			eps[i] = &udpEndpoint{AddrPort: d.from, src: d.to}
+			eps[i] = &udpEndpoint{AddrPort: d.from, src: d.dst.Addr()}
 		}
 		return len(got), err
 	}

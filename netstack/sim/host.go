@@ -1,12 +1,12 @@
 package sim
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 const firstEphemeral = 49152
@@ -18,7 +18,10 @@ type Host struct {
 	number int
 
 	// All guarded by the Internet's lock.
+	realm     *realm
 	addrs     []netip.Addr
+	asleep    bool
+	mtus      map[netip.Addr]int // what ICMP said about destinations
 	udp       map[uint16]*UDPConn
 	listeners map[uint16]*Listener
 	nextPort  uint16
@@ -30,20 +33,73 @@ func (h *Host) Name() string { return h.name }
 // SetAddrs gives the host other addresses, or none: it roams, leaves, returns. Streams from or to an address that is
 // gone fall silent until it is back.
 func (h *Host) SetAddrs(addrs ...netip.Addr) {
-	n := h.net
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	h.place(h.realm, addrs)
+}
+
+// MoveTo takes the host to another network, behind a NAT or, for none, on the Internet itself.
+func (h *Host) MoveTo(t *NAT, addrs ...netip.Addr) {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	to := h.net.root
+	if t != nil {
+		to = t.inside
+	}
+	h.place(to, addrs)
+}
+
+func (h *Host) place(to *realm, addrs []netip.Addr) {
+	h.settle()
 	for _, a := range h.addrs {
-		delete(n.owners, a)
+		h.realm.drop(a)
 	}
-	h.addrs = slices.Clone(addrs)
+	h.realm, h.addrs = to, slices.Clone(addrs)
 	for _, a := range addrs {
-		if o := n.owners[a]; o != nil {
-			panic(fmt.Sprintf("sim: host %s wants %s, which host %s has", h.name, a, o.name))
-		}
-		n.owners[a] = h
+		to.take(a, owner{host: h})
 	}
-	n.changed()
+	h.settle()
+	h.net.changed()
+}
+
+// Sleep stops the host: what it sends and what is sent to it is lost, streams stand still. Its programs go on, but nobody
+// hears of it.
+func (h *Host) Sleep() { h.setAsleep(true) }
+
+// Wake ends a Sleep.
+func (h *Host) Wake() { h.setAsleep(false) }
+
+func (h *Host) setAsleep(asleep bool) {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	h.settle()
+	h.asleep = asleep
+	h.net.changed()
+}
+
+// settle lets in what has arrived at the NATs before the host.
+func (h *Host) settle() {
+	if h.realm.gateway != nil {
+		h.realm.gateway.settle()
+	}
+}
+
+// expected is when the next datagram arrives at one of the NATs before the host; zero if none is on its way.
+func (h *Host) expected() (first time.Time) {
+	for t := h.realm.gateway; t != nil; t = t.outside.gateway {
+		if len(t.arriving) > 0 && (first.IsZero() || t.arriving[0].due.Before(first)) {
+			first = t.arriving[0].due
+		}
+	}
+	return first
+}
+
+// learn keeps what an ICMP message said: no larger packets to dst.
+func (h *Host) learn(dst netip.Addr, mtu int) {
+	if h.mtus == nil {
+		h.mtus = map[netip.Addr]int{}
+	}
+	h.mtus[dst] = mtu
 }
 
 // Addrs are the host's addresses.

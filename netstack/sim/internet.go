@@ -14,6 +14,38 @@ type Link struct {
 	Jitter  time.Duration // how much longer a UDP packet takes at most; it may be overtaken
 	Loss    float64       // the share of UDP packets that is lost, 0 to 1
 	Cut     bool          // nothing gets through
+
+	Reorder   float64 // the share of UDP packets that take half as long again
+	Duplicate float64 // the share of UDP packets that arrive twice
+
+	MTU         int  // the largest IP packet; 0 means that there is no limit. Streams know it, and fit.
+	NoFragments bool // larger UDP packets that may be fragmented are lost too
+	NoICMP      bool // nobody is told that a packet was too large: a hole
+}
+
+// delay is how long a UDP packet takes.
+func (l *link) delay() time.Duration {
+	d := l.Latency
+	if l.Jitter > 0 {
+		d += time.Duration(l.rnd.Float64() * float64(l.Jitter))
+	}
+	if l.Reorder > 0 && l.rnd.Float64() < l.Reorder {
+		d += l.Latency/2 + time.Millisecond
+	}
+	return d
+}
+
+// passes says whether a UDP packet gets through.
+func (l *link) passes(d *datagram) bool {
+	return !l.Cut && (l.Loss == 0 || l.rnd.Float64() >= l.Loss) && d.fits(l.Link)
+}
+
+// again delivers a packet a second time, if that is what the link does.
+func (l *link) again(to *Host, d datagram) {
+	if l.Duplicate > 0 && l.rnd.Float64() < l.Duplicate {
+		d.due = d.due.Add(l.delay())
+		to.deliver(d)
+	}
 }
 
 // DefaultLink is between all hosts for which nothing else was said.
@@ -25,7 +57,8 @@ type Internet struct {
 
 	mu     sync.Mutex
 	hosts  map[string]*Host
-	owners map[netip.Addr]*Host
+	root   *realm
+	nats   int
 	others Link // between hosts for which nothing was said
 	links  map[[2]*Host]*link
 	pipes  map[*pipe]struct{}
@@ -43,7 +76,7 @@ func New(seed uint64) *Internet {
 	return &Internet{
 		seed:   seed,
 		hosts:  map[string]*Host{},
-		owners: map[netip.Addr]*Host{},
+		root:   &realm{owners: map[netip.Addr]owner{}},
 		others: DefaultLink,
 		links:  map[[2]*Host]*link{},
 		pipes:  map[*pipe]struct{}{},
@@ -52,7 +85,11 @@ func New(seed uint64) *Internet {
 
 // Host adds a host. Others can dial it by its name, which may have dots in it.
 func (n *Internet) Host(name string, addrs ...netip.Addr) *Host {
-	h := &Host{net: n, name: name, udp: map[uint16]*UDPConn{}, listeners: map[uint16]*Listener{}, nextPort: firstEphemeral}
+	return n.newHost(n.root, name, addrs)
+}
+
+func (n *Internet) newHost(at *realm, name string, addrs []netip.Addr) *Host {
+	h := &Host{net: n, name: name, realm: at, udp: map[uint16]*UDPConn{}, listeners: map[uint16]*Listener{}, nextPort: firstEphemeral}
 	n.mu.Lock()
 	if n.hosts[name] != nil {
 		n.mu.Unlock()
@@ -70,11 +107,6 @@ func (n *Internet) SetDefault(l Link) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.others = l
-	for _, x := range n.links {
-		if !x.own {
-			x.Link = l
-		}
-	}
 	n.changed()
 }
 
@@ -118,27 +150,17 @@ func (n *Internet) between(a, b *Host) *link {
 	}
 	x := n.links[[2]*Host{a, b}]
 	if x == nil {
-		x = &link{Link: n.others, rnd: rand.New(rand.NewPCG(n.seed, uint64(a.number)<<32|uint64(b.number)))}
+		x = &link{rnd: rand.New(rand.NewPCG(n.seed, uint64(a.number)<<32|uint64(b.number)))}
 		n.links[[2]*Host{a, b}] = x
 	}
+	switch {
+	case x.own:
+	case a.realm == b.realm && a.realm.gateway != nil:
+		x.Link = a.realm.gateway.lan()
+	default:
+		x.Link = n.others
+	}
 	return x
-}
-
-// route says where a packet from h to dst arrives, and over which link; nil and no link where it arrives nowhere. The
-// caller holds the lock.
-func (n *Internet) route(h *Host, dst netip.Addr) (*Host, *link) {
-	if dst.IsLoopback() || n.owners[dst] == h {
-		return h, &link{}
-	}
-	to := n.owners[dst]
-	if to == nil {
-		return nil, nil
-	}
-	l := n.between(h, to)
-	if l.Cut {
-		return nil, nil
-	}
-	return to, l
 }
 
 // changed looks at everything again that waits for the network to be otherwise. The caller holds the lock.

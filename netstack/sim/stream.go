@@ -20,8 +20,8 @@ const (
 // pipe is one direction of a stream. All of it is guarded by the Internet's lock.
 type pipe struct {
 	net              *Internet
+	way              *way
 	fromHost, toHost *Host
-	from, to         netip.Addr
 
 	chunks []chunk
 	size   int
@@ -41,16 +41,7 @@ type chunk struct {
 }
 
 // open says whether packets get through now, and how long they take.
-func (p *pipe) open() (time.Duration, bool) {
-	if !p.from.IsLoopback() && (p.net.owners[p.from] != p.fromHost || p.net.owners[p.to] != p.toHost) {
-		return 0, false
-	}
-	to, l := p.net.route(p.fromHost, p.to)
-	if to == nil {
-		return 0, false
-	}
-	return l.Latency, true
-}
+func (p *pipe) open() (time.Duration, bool) { return p.way.open(p.net) }
 
 func (p *pipe) put(c chunk) {
 	p.chunks = append(p.chunks, c)
@@ -358,18 +349,18 @@ func (h *Host) dial(ctx context.Context, network, address string) (c *Conn, to n
 				err = os.NewSyscallError("connect", syscall.ENETUNREACH)
 			}
 		}
+		var w *way
 		var latency time.Duration
-		var l *link
 		if err == nil {
-			if _, l = n.route(h, to.Addr()); l != nil {
-				latency = l.Latency
+			if w = n.way(h, from, to); w != nil {
+				latency, _ = w.open(n)
 			}
 		}
 		n.mu.Unlock()
 		if err != nil {
 			return nil, to, err
 		}
-		if l != nil {
+		if w != nil {
 			c, err := h.handshake(ctx, from, to, latency)
 			if c != nil || err != nil {
 				return c, to, err
@@ -412,11 +403,11 @@ func (h *Host) connect(from netip.Addr, to netip.AddrPort) (c *Conn, lost bool) 
 	n := h.net
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	peer, _ := n.route(h, to.Addr())
-	if peer == nil {
+	w := n.way(h, from, to)
+	if w == nil {
 		return nil, true
 	}
-	l := peer.listeners[to.Port()]
+	l := w.to.host.listeners[to.Port()]
 	if l == nil || len(l.backlog) >= maxBacklog {
 		return nil, l != nil
 	}
@@ -424,13 +415,12 @@ func (h *Host) connect(from netip.Addr, to netip.AddrPort) (c *Conn, lost bool) 
 	if err != nil {
 		return nil, true
 	}
-	there := &pipe{net: n, fromHost: h, toHost: peer, from: from, to: to.Addr()}
-	back := &pipe{net: n, fromHost: peer, toHost: h, from: to.Addr(), to: from}
+	there := &pipe{net: n, way: w, fromHost: h, toHost: w.to.host}
+	back := &pipe{net: n, way: w, fromHost: w.to.host, toHost: h}
 	n.pipes[there], n.pipes[back] = struct{}{}, struct{}{}
-	local := netip.AddrPortFrom(from, port)
-	l.backlog = append(l.backlog, &Conn{in: there, out: back, local: to, remote: local})
+	l.backlog = append(l.backlog, &Conn{in: there, out: back, local: to, remote: w.seen(port)})
 	l.moved.fire()
-	return &Conn{in: back, out: there, local: local, remote: to}, false
+	return &Conn{in: back, out: there, local: netip.AddrPortFrom(from, port), remote: to}, false
 }
 
 // pause waits, or says why ctx is done.

@@ -23,16 +23,11 @@ type UDPConn struct {
 	moved    signal
 	deadline time.Time
 	closed   bool
+	whole    bool // what it sends must not be fragmented on the way
+	probes   bool // nor by the host, whatever ICMP said
 }
 
 var _ net.PacketConn = (*UDPConn)(nil)
-
-type datagram struct {
-	from netip.AddrPort
-	to   netip.Addr
-	data []byte
-	due  time.Time
-}
 
 // ListenUDP opens a socket on a port; 0 takes a free one.
 func (h *Host) ListenUDP(port uint16) (*UDPConn, error) {
@@ -48,7 +43,7 @@ func (h *Host) ListenUDP(port uint16) (*UDPConn, error) {
 	if taken(port) {
 		return nil, &net.OpError{Op: "listen", Net: "udp", Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}
 	}
-	c := &UDPConn{host: h, port: port}
+	c := &UDPConn{host: h, port: port, whole: true}
 	h.udp[port] = c
 	return c, nil
 }
@@ -71,17 +66,14 @@ func (c *UDPConn) send(data []byte, src netip.Addr, dst netip.AddrPort) error {
 			return os.NewSyscallError("sendmsg", syscall.ENETUNREACH)
 		}
 	}
-	to, l := n.route(h, dst.Addr())
-	if to == nil || (l.Loss > 0 && l.rnd.Float64() < l.Loss) {
-		return nil
+	d := datagram{
+		sender: h, asked: dst, from: netip.AddrPortFrom(src, c.port), dst: dst,
+		whole: c.whole, data: bytes.Clone(data),
 	}
-	if peer := to.udp[dst.Port()]; peer != nil {
-		due := time.Now().Add(l.Latency)
-		if l.Jitter > 0 {
-			due = due.Add(time.Duration(l.rnd.Float64() * float64(l.Jitter)))
-		}
-		peer.arrive(datagram{from: netip.AddrPortFrom(src, c.port), to: dst.Addr(), data: bytes.Clone(data), due: due})
+	if mtu, ok := h.mtus[dst.Addr()]; ok && !c.probes && d.size() > mtu {
+		d.whole = false
 	}
+	n.carry(d)
 	return nil
 }
 
@@ -98,6 +90,14 @@ func (c *UDPConn) arrive(d datagram) {
 	c.moved.fire()
 }
 
+// Probe makes the socket's packets whole, whatever ICMP said of the way (IP_PMTUDISC_PROBE). Without it a packet that is
+// known to be too large is sent in fragments, as Linux does (IP_PMTUDISC_WANT).
+func (c *UDPConn) Probe() {
+	c.host.net.mu.Lock()
+	defer c.host.net.mu.Unlock()
+	c.probes = true
+}
+
 // receive waits for datagrams, and hands over at least one, at most limit.
 func (c *UDPConn) receive(limit int) ([]datagram, error) {
 	mu := &c.host.net.mu
@@ -107,6 +107,7 @@ func (c *UDPConn) receive(limit int) ([]datagram, error) {
 		if c.closed {
 			return nil, net.ErrClosed
 		}
+		c.host.settle()
 		now, n := time.Now(), 0
 		for n < len(c.queue) && n < limit && !c.queue[n].due.After(now) {
 			n++
@@ -123,9 +124,9 @@ func (c *UDPConn) receive(limit int) ([]datagram, error) {
 		if len(c.queue) > 0 {
 			due = c.queue[0].due
 		}
-		ch, deadline := c.moved.changed(), c.deadline
+		ch, deadline, expected := c.moved.changed(), c.deadline, c.host.expected()
 		mu.Unlock()
-		await(ch, due, deadline)
+		await(ch, due, deadline, expected)
 		mu.Lock()
 	}
 }

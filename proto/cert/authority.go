@@ -37,6 +37,7 @@ func NewRoot(rand io.Reader, mesh proto.MeshID, now time.Time, lifetime time.Dur
 		return nil, err
 	}
 	t.MaxPathLen = 1
+	distinguish(t)
 	b, err := x509.CreateCertificate(rand, t, t, signer.Public(), signer)
 	if err != nil {
 		return nil, fmt.Errorf("sign the mesh root: %w", err)
@@ -57,14 +58,27 @@ func (a *Authority) NewIntermediate(rand io.Reader, now time.Time, lifetime time
 	if err != nil {
 		return nil, err
 	}
+	c, err := a.signIntermediate(rand, t, signer.Public())
+	if err != nil {
+		return nil, err
+	}
+	return &Authority{mesh: a.mesh, cert: c, signer: signer}, nil
+}
+
+func (a *Authority) signIntermediate(rand io.Reader, t *x509.Certificate, pub crypto.PublicKey) (*x509.Certificate, error) {
 	t.MaxPathLenZero = true
-	// No two have the same name: a server names in a handshake those that clients need not show it.
-	t.Subject.CommonName = fmt.Sprintf("%s %x", t.Subject.CommonName, t.SerialNumber.Bytes()[:8])
-	c, err := a.sign(rand, t, signer.Public())
+	distinguish(t)
+	c, err := a.sign(rand, t, pub)
 	if err != nil {
 		return nil, fmt.Errorf("sign an intermediate: %w", err)
 	}
-	return &Authority{mesh: a.mesh, cert: c, signer: signer}, nil
+	return c, nil
+}
+
+// distinguish makes a name that no other authority has: a server names in a handshake those that clients need not show it, and
+// a certificate names its issuer.
+func distinguish(t *x509.Certificate) {
+	t.Subject.CommonName = fmt.Sprintf("%s %x", t.Subject.CommonName, t.SerialNumber.Bytes()[:8])
 }
 
 func newAuthority(rand io.Reader, mesh proto.MeshID, what string, from, to time.Time) (*x509.Certificate, key.DevicePrivate, error) {
@@ -72,14 +86,19 @@ func newAuthority(rand io.Reader, mesh proto.MeshID, what string, from, to time.
 	if err != nil {
 		return nil, signer, err
 	}
+	t, err := authorityTemplate(rand, mesh, what, from, to)
+	return t, signer, err
+}
+
+func authorityTemplate(rand io.Reader, mesh proto.MeshID, what string, from, to time.Time) (*x509.Certificate, error) {
 	t, err := template(rand, "Redoubt mesh "+what, spiffe{Mesh: mesh}, from, to)
 	if err != nil {
-		return nil, signer, err
+		return nil, err
 	}
 	t.IsCA = true
 	t.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
 	t.BasicConstraintsValid = true
-	return t, signer, nil
+	return t, nil
 }
 
 // template is what all certificates have in common.

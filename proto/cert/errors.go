@@ -11,5 +11,6 @@ var (
 	ErrChain       = errors.New("certificate: no chain to a trusted root")
 	ErrExpired     = errors.New("certificate: expired")
 	ErrNotYetValid = errors.New("certificate: not yet valid (is the clock right?)")
-	ErrPin         = errors.New("certificate: the root is not the one that was named")
+	ErrPin         = errors.New("certificate: the coordinator does not show the root that the join code names: if the mesh's root was " +
+		"replaced since the code was made, ask for a new code; else the code is of another mesh, or somebody is in between")
 )

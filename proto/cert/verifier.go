@@ -24,17 +24,35 @@ const (
 // Verifier judges certificates by the roots of one mesh. It may be used by several goroutines.
 type Verifier struct {
 	mesh  proto.MeshID
-	roots []*x509.Certificate
+	roots []anchor
 
 	mu            sync.RWMutex
+	successors    []anchor                   // roots that one of roots vouches for
 	intermediates map[[32]byte]*intermediate // by SHA-256 of the certificate
+}
+
+// anchor is a root under which intermediates are trusted, with what must be valid for that.
+type anchor struct {
+	cert  *x509.Certificate // as it signed itself, or as the root before it signed it
+	above []*x509.Certificate
+	pool  *x509.CertPool // holds cert alone
+}
+
+func newAnchor(c *x509.Certificate, above ...*x509.Certificate) anchor {
+	return anchor{cert: c, above: append([]*x509.Certificate{c}, above...), pool: poolOf(c)}
+}
+
+func poolOf(c *x509.Certificate) *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(c)
+	return pool
 }
 
 // intermediate is one whose signature by a root was checked. Its validity is asked anew each time.
 type intermediate struct {
-	cert *x509.Certificate
-	root *x509.Certificate
-	pool *x509.CertPool // holds cert alone
+	cert  *x509.Certificate
+	above []*x509.Certificate
+	pool  *x509.CertPool // holds cert alone
 }
 
 // NewVerifier trusts the given roots, each of which must be a root of the mesh. It wants at least one.
@@ -42,6 +60,7 @@ func NewVerifier(mesh proto.MeshID, roots []*x509.Certificate) (*Verifier, error
 	if len(roots) == 0 || len(roots) > maxRoots {
 		return nil, fmt.Errorf("%w: %d roots, want 1 to %d", ErrChain, len(roots), maxRoots)
 	}
+	v := &Verifier{mesh: mesh, intermediates: map[[32]byte]*intermediate{}}
 	for _, r := range roots {
 		_, m, err := ParseRoot(r.Raw)
 		if err != nil {
@@ -50,8 +69,9 @@ func NewVerifier(mesh proto.MeshID, roots []*x509.Certificate) (*Verifier, error
 		if m != mesh {
 			return nil, fmt.Errorf("root %x: %w: %s, not %s", Fingerprint(r), ErrMesh, m, mesh)
 		}
+		v.roots = append(v.roots, newAnchor(r))
 	}
-	return &Verifier{mesh: mesh, roots: slices.Clone(roots), intermediates: map[[32]byte]*intermediate{}}, nil
+	return v, nil
 }
 
 // ParseRoot reads the certificate of a mesh's root, signed by itself, and says which mesh that is. Whether to trust it is
@@ -61,7 +81,7 @@ func ParseRoot(b []byte) (*x509.Certificate, proto.MeshID, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	if c.MaxPathLen != 1 || !bytes.Equal(c.RawIssuer, c.RawSubject) {
+	if !isRoot(c) || !selfIssued(c) {
 		return nil, "", fmt.Errorf("%w: not a root", ErrRole)
 	}
 	if err := c.CheckSignatureFrom(c); err != nil {
@@ -73,27 +93,51 @@ func ParseRoot(b []byte) (*x509.Certificate, proto.MeshID, error) {
 // Mesh is the mesh whose certificates are verified.
 func (v *Verifier) Mesh() proto.MeshID { return v.mesh }
 
-// Roots are the roots that are trusted.
-func (v *Verifier) Roots() []*x509.Certificate { return slices.Clone(v.roots) }
+// Roots are the roots that are trusted by themselves.
+func (v *Verifier) Roots() []*x509.Certificate {
+	roots := make([]*x509.Certificate, len(v.roots))
+	for i, a := range v.roots {
+		roots[i] = a.cert
+	}
+	return roots
+}
 
-// AddIntermediates checks who signed the intermediates and keeps them, so that leaves under them can be verified. Either
-// all are good or none is kept.
+// Trusts says whether a root is one that is trusted, or that one of those vouches for as far as is known.
+func (v *Verifier) Trusts(root *x509.Certificate) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return among(v.roots, root) || among(v.successors, root)
+}
+
+// among says whether one of the anchors is the same root: the same key under the same name, whoever signed it.
+func among(anchors []anchor, root *x509.Certificate) bool {
+	return slices.ContainsFunc(anchors, func(a anchor) bool {
+		return bytes.Equal(a.cert.RawSubjectPublicKeyInfo, root.RawSubjectPublicKeyInfo) && bytes.Equal(a.cert.RawSubject, root.RawSubject)
+	})
+}
+
+// AddIntermediates checks who signed the intermediates and keeps them, so that leaves under them can be verified. Roots that a
+// trusted one has cross-signed may be among them, in any order. Either all are good or none is kept.
 func (v *Verifier) AddIntermediates(ders [][]byte) error {
 	if len(ders) > proto.MaxAuthorities {
 		return fmt.Errorf("%w: %d intermediates, at most %d", ErrMalformed, len(ders), proto.MaxAuthorities)
 	}
-	var fresh []*intermediate
+	var certs []*x509.Certificate
 	for _, b := range ders {
 		if v.known(b) {
 			continue
 		}
-		i, err := v.checkIntermediate(b)
+		c, err := v.parseAuthority(b)
 		if err != nil {
 			return fmt.Errorf("intermediate: %w", err)
 		}
-		fresh = append(fresh, i)
+		certs = append(certs, c)
 	}
-	v.keep(fresh)
+	successors, fresh, err := v.check(certs)
+	if err != nil {
+		return fmt.Errorf("intermediate: %w", err)
+	}
+	v.keep(successors, fresh)
 	return nil
 }
 
@@ -103,9 +147,14 @@ func (v *Verifier) known(b []byte) bool {
 	return v.intermediates[sha256.Sum256(b)] != nil
 }
 
-func (v *Verifier) keep(fresh []*intermediate) {
+func (v *Verifier) keep(successors []anchor, fresh []*intermediate) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	for _, a := range successors {
+		if !among(v.successors, a.cert) && len(v.successors) < maxRoots {
+			v.successors = append(v.successors, a)
+		}
+	}
 	for _, i := range fresh {
 		v.intermediates[sha256.Sum256(i.cert.Raw)] = i
 	}
@@ -121,8 +170,8 @@ func (v *Verifier) keep(fresh []*intermediate) {
 	}
 }
 
-// checkIntermediate asks for profile, mesh, and the signature of a trusted root.
-func (v *Verifier) checkIntermediate(b []byte) (*intermediate, error) {
+// parseAuthority asks for profile and mesh.
+func (v *Verifier) parseAuthority(b []byte) (*x509.Certificate, error) {
 	c, mesh, err := parseAuthorityCertificate(b)
 	if err != nil {
 		return nil, err
@@ -130,20 +179,50 @@ func (v *Verifier) checkIntermediate(b []byte) (*intermediate, error) {
 	if mesh != v.mesh {
 		return nil, fmt.Errorf("%w: %s, not %s", ErrMesh, mesh, v.mesh)
 	}
-	if !c.MaxPathLenZero {
+	if isRoot(c) && selfIssued(c) {
 		return nil, fmt.Errorf("%w: not an intermediate", ErrRole)
 	}
-	for _, root := range v.roots {
-		pool := x509.NewCertPool()
-		pool.AddCert(root)
-		if signedBy(c, root, pool, c.NotBefore) != nil {
+	return c, nil
+}
+
+// check finds the signer of each certificate: of a cross-signed root one of the roots that are trusted by themselves, of an
+// intermediate one of those, or a root that they vouch for.
+func (v *Verifier) check(certs []*x509.Certificate) (successors []anchor, fresh []*intermediate, err error) {
+	v.mu.RLock()
+	anchors := slices.Concat(v.roots, v.successors)
+	v.mu.RUnlock()
+	for _, c := range certs {
+		if !isRoot(c) || among(anchors, c) {
 			continue
 		}
-		own := x509.NewCertPool()
-		own.AddCert(c)
-		return &intermediate{cert: c, root: root, pool: own}, nil
+		by, ok := signer(v.roots, c)
+		if !ok {
+			return nil, nil, ErrChain
+		}
+		successors = append(successors, newAnchor(c, by.cert))
+		anchors = append(anchors, successors[len(successors)-1])
 	}
-	return nil, ErrChain
+	for _, c := range certs {
+		if isRoot(c) {
+			continue
+		}
+		by, ok := signer(anchors, c)
+		if !ok {
+			return nil, nil, ErrChain
+		}
+		fresh = append(fresh, &intermediate{cert: c, above: by.above, pool: poolOf(c)})
+	}
+	return successors, fresh, nil
+}
+
+// signer finds the anchor that signed an authority.
+func signer(anchors []anchor, c *x509.Certificate) (anchor, bool) {
+	for _, a := range anchors {
+		if signedBy(c, a.cert, a.pool, c.NotBefore) == nil {
+			return a, true
+		}
+	}
+	return anchor{}, false
 }
 
 // signedBy says whether issuer, the only member of pool, signed c as an authority may. The moment that x509 is asked about
@@ -214,7 +293,7 @@ func (v *Verifier) chain(c *x509.Certificate, at time.Time) error {
 			continue
 		}
 		err := within(c.NotBefore, c.NotAfter, at)
-		for _, above := range []*x509.Certificate{i.cert, i.root} {
+		for _, above := range append([]*x509.Certificate{i.cert}, i.above...) {
 			if e := within(above.NotBefore, above.NotAfter, at); err == nil && e != nil {
 				err = fmt.Errorf("its issuer: %w", e)
 			}
@@ -291,18 +370,26 @@ func (v *Verifier) Coordinator(chain [][]byte, at time.Time) (id string, err err
 	return s.ID, err
 }
 
-// learn keeps the good intermediates of a presented chain. What else is in it (the root, or something that is no use) does
-// not matter: without its intermediate the leaf will be refused.
+// learn keeps the good intermediates of a presented chain, and the roots in it that a trusted one has cross-signed. What else is
+// in it (a root, or something that is no use) does not matter: without its intermediate the leaf will be refused.
 func (v *Verifier) learn(chain [][]byte) error {
 	if len(chain) == 0 || len(chain) > maxChain {
 		return fmt.Errorf("%w: a chain of %d certificates, want 1 to %d", ErrMalformed, len(chain), maxChain)
 	}
+	var certs []*x509.Certificate
 	for _, b := range chain[1:] {
 		if v.known(b) {
 			continue
 		}
-		if i, err := v.checkIntermediate(b); err == nil {
-			v.keep([]*intermediate{i})
+		if c, err := v.parseAuthority(b); err == nil {
+			certs = append(certs, c)
+		}
+	}
+	// Roots first: what follows may be under them.
+	slices.SortStableFunc(certs, func(a, b *x509.Certificate) int { return b.MaxPathLen - a.MaxPathLen })
+	for _, c := range certs {
+		if successors, fresh, err := v.check([]*x509.Certificate{c}); err == nil {
+			v.keep(successors, fresh)
 		}
 	}
 	return nil
@@ -318,8 +405,8 @@ func PinnedRoot(chain [][]byte, fingerprint [32]byte) (*x509.Certificate, error)
 		if err != nil {
 			return nil, err
 		}
-		if Fingerprint(c) != fingerprint {
-			continue
+		if Fingerprint(c) != fingerprint || isRoot(c) && !selfIssued(c) {
+			continue // or the same root as another has signed it
 		}
 		root, _, err := ParseRoot(b)
 		return root, err

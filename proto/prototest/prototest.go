@@ -42,7 +42,7 @@ func Netmap(version proto.Version) *rapid.Generator[*proto.Netmap] {
 		for _, id := range IDs(40).Draw(t, "peers") {
 			if id != Self {
 				nm.Peers = append(nm.Peers, &proto.Peer{
-					ID: id, Certificate: Bytes(1, 4).Draw(t, "certificate"), Endpoints: Endpoints().Draw(t, "endpoints"),
+					ID: id, Certificate: Bytes(1, 4).Draw(t, "certificate"), Reach: Reach().Draw(t, "reach"),
 					Routes: routes().Draw(t, "routes"),
 				})
 			}
@@ -62,8 +62,23 @@ func Netmap(version proto.Version) *rapid.Generator[*proto.Netmap] {
 			w := proto.Withheld{Rule: rule(t, n, nil), Reason: rapid.SampledFrom([]string{"node:os is not set", "too old"}).Draw(t, "reason")}
 			nm.Withheld = append(nm.Withheld, w)
 		}
+		for _, n := range keys(rapid.MapOfN(rapid.IntRange(1, 5), rapid.Just(0), 0, 3).Draw(t, "relays")) {
+			nm.Relays = append(nm.Relays, relay(t, n))
+		}
 		return nm
 	})
+}
+
+func relay(t *rapid.T, n int) proto.Relay {
+	r := proto.Relay{
+		ID: proto.NodeID(n), Name: fmt.Sprintf("relay-%d", n), Region: rapid.SampledFrom([]string{"", "eu"}).Draw(t, "region"),
+		UDPPort: rapid.SampledFrom([]uint16{0, 3478}).Draw(t, "port"), URLs: []string{"https://relay.example.com:8443"},
+	}
+	copy(r.Key[:], Bytes(1, 4).Draw(t, "key"))
+	if rapid.Bool().Draw(t, "address") {
+		r.UDP = []netip.Addr{Addr().Draw(t, "address")}
+	}
+	return r
 }
 
 func rule(t *rapid.T, n int, sets []proto.Set) proto.Rule {
@@ -159,3 +174,17 @@ func Endpoints() *rapid.Generator[[]proto.Endpoint] {
 }
 
 func keys[K interface{ ~int | ~string }](m map[K]int) []K { return slices.Sorted(maps.Keys(m)) }
+
+// Reach draws how one node is reached.
+func Reach() *rapid.Generator[proto.Reach] {
+	return rapid.Custom(func(t *rapid.T) proto.Reach {
+		r := proto.Reach{Endpoints: Endpoints().Draw(t, "endpoints")}
+		if rapid.Bool().Draw(t, "paths") {
+			r.PathKey = &proto.PathKey{Boot: rapid.Uint64().Draw(t, "boot"), Signature: Bytes(1, proto.MaxSignature).Draw(t, "signature")}
+			copy(r.PathKey.Public[:], Bytes(proto.PathKeySize, proto.PathKeySize).Draw(t, "path key"))
+			r.PathKey.Public[0] |= 1
+			r.HomeRelay = proto.NodeID(rapid.Uint64().Draw(t, "home relay"))
+		}
+		return r
+	})
+}

@@ -89,7 +89,7 @@ func (a *NetmapAssembler) add(part *redoubtv1.NetmapPart) error {
 		}
 		a.nm = proto.Netmap{
 			Version: version, Mesh: h.Mesh, Self: h.Self, Authorities: h.Authorities, Requires: h.Requires, Outage: h.Outage,
-			Withheld: h.Withheld,
+			Withheld: h.Withheld, Relays: h.Relays,
 		}
 	} else if part.GetHead() != nil || version != a.nm.Version {
 		return malformed("a part that does not belong to the one before it")
@@ -137,7 +137,7 @@ func (a *DeltaAssembler) take(part *redoubtv1.DeltaPart) error {
 	c := &a.count
 	c.parts++
 	c.bytes += pb.Size(part) + perElement
-	c.peers += len(part.GetUpsertPeers()) + len(part.GetEndpoints()) + len(part.GetRemovePeers())
+	c.peers += len(part.GetUpsertPeers()) + len(part.GetReaches()) + len(part.GetRemovePeers())
 	c.barred += len(part.GetUpsertBarred()) + len(part.GetRemoveBarred())
 	c.sets += len(part.GetUpsertSets()) + len(part.GetChangeSets()) + len(part.GetRemoveSets())
 	for _, s := range part.GetUpsertSets() {
@@ -178,7 +178,7 @@ func (a *DeltaAssembler) add(part *redoubtv1.DeltaPart) error {
 	if d.UpsertPeers, err = extend(d.UpsertPeers, part.GetUpsertPeers(), toPeer); err != nil {
 		return err
 	}
-	if d.Endpoints, err = extend(d.Endpoints, part.GetEndpoints(), toEndpointsChange); err != nil {
+	if d.Reaches, err = extend(d.Reaches, part.GetReaches(), toReachChange); err != nil {
 		return err
 	}
 	if d.UpsertSets, err = extendSets(d.UpsertSets, part.GetUpsertSets()); err != nil {

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -24,11 +25,12 @@ func toIDs(ids []uint64) []proto.NodeID {
 func fromPeer(p *proto.Peer) *redoubtv1.Peer {
 	return &redoubtv1.Peer{
 		Id: uint64(p.ID), Certificate: p.Certificate, Endpoints: FromEndpoints(p.Endpoints), Routes: each(p.Routes, FromPrefix),
+		PathKey: FromPathKey(p.PathKey), HomeRelay: uint64(p.HomeRelay),
 	}
 }
 
 func toPeer(p *redoubtv1.Peer) (*proto.Peer, error) {
-	es, err := toEndpoints(p.GetEndpoints())
+	reach, err := toReach(p)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +41,7 @@ func toPeer(p *redoubtv1.Peer) (*proto.Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &proto.Peer{ID: proto.NodeID(p.GetId()), Certificate: p.GetCertificate(), Endpoints: es, Routes: routes}, known(p)
+	return &proto.Peer{ID: proto.NodeID(p.GetId()), Certificate: p.GetCertificate(), Reach: reach, Routes: routes}, known(p)
 }
 
 func fromBarred(b proto.Barred) *redoubtv1.Barred {
@@ -183,6 +185,7 @@ func fromHead(h proto.Head) *redoubtv1.Head {
 		Withheld: each(h.Withheld, func(w proto.Withheld) *redoubtv1.Withheld {
 			return &redoubtv1.Withheld{Rule: fromRule(w.Rule), Reason: w.Reason}
 		}),
+		Relays: each(h.Relays, FromRelay),
 	}
 }
 
@@ -193,8 +196,9 @@ func toHead(h *redoubtv1.Head) (*proto.Head, error) {
 	if h.GetOutagePostureSeconds() > h.GetOutageGraceSeconds() {
 		return nil, malformed("outage posture of %d s, longer than the grace", h.GetOutagePostureSeconds())
 	}
-	if len(h.GetAuthorities()) > proto.MaxAuthorities || len(h.GetRequires()) > proto.MaxRequires || len(h.GetWithheld()) > proto.MaxWithheld {
-		return nil, malformed("too many authorities, required features or withheld rules")
+	if len(h.GetAuthorities()) > proto.MaxAuthorities || len(h.GetRequires()) > proto.MaxRequires || len(h.GetWithheld()) > proto.MaxWithheld ||
+		len(h.GetRelays()) > proto.MaxRelays {
+		return nil, malformed("too many authorities, required features, withheld rules or relays")
 	}
 	mesh, err := ToMesh(h.GetMesh())
 	if err != nil {
@@ -204,26 +208,32 @@ func toHead(h *redoubtv1.Head) (*proto.Head, error) {
 	if err != nil {
 		return nil, err
 	}
+	relays, err := convert(h.GetRelays(), ToRelay)
+	if err != nil {
+		return nil, err
+	}
 	return &proto.Head{
 		Mesh: mesh, Self: proto.NodeID(h.GetSelf()), Authorities: h.GetAuthorities(), Requires: h.GetRequires(),
 		Outage: proto.Outage{
 			Grace:   time.Duration(h.GetOutageGraceSeconds()) * time.Second,
 			Posture: time.Duration(h.GetOutagePostureSeconds()) * time.Second,
 		},
-		Withheld: withheld,
+		Withheld: withheld, Relays: relays,
 	}, known(h)
 }
 
-func fromEndpointsChange(c proto.EndpointsChange) *redoubtv1.EndpointsChange {
-	return &redoubtv1.EndpointsChange{Id: uint64(c.ID), Endpoints: FromEndpoints(c.Endpoints)}
+func fromReachChange(c proto.ReachChange) *redoubtv1.ReachChange {
+	return &redoubtv1.ReachChange{
+		Id: uint64(c.ID), Endpoints: FromEndpoints(c.Endpoints), PathKey: FromPathKey(c.PathKey), HomeRelay: uint64(c.HomeRelay),
+	}
 }
 
-func toEndpointsChange(c *redoubtv1.EndpointsChange) (proto.EndpointsChange, error) {
-	es, err := toEndpoints(c.GetEndpoints())
+func toReachChange(c *redoubtv1.ReachChange) (proto.ReachChange, error) {
+	reach, err := toReach(c)
 	if err != nil {
-		return proto.EndpointsChange{}, err
+		return proto.ReachChange{}, err
 	}
-	return proto.EndpointsChange{ID: proto.NodeID(c.GetId()), Endpoints: es}, known(c)
+	return proto.ReachChange{ID: proto.NodeID(c.GetId()), Reach: reach}, known(c)
 }
 
 func fromSetChange(c proto.SetChange) *redoubtv1.SetChange {
@@ -234,8 +244,67 @@ func toSetChange(c *redoubtv1.SetChange) (proto.SetChange, error) {
 	return proto.SetChange{Name: c.GetName(), Add: toIDs(c.GetAdd()), Remove: toIDs(c.GetRemove())}, known(c)
 }
 
+// reachable is a message that says how a node is reached.
+type reachable interface {
+	GetEndpoints() []*redoubtv1.Endpoint
+	GetPathKey() *redoubtv1.PathKey
+	GetHomeRelay() uint64
+}
+
+func toReach(m reachable) (r proto.Reach, err error) {
+	if r.Endpoints, err = toEndpoints(m.GetEndpoints()); err != nil {
+		return r, err
+	}
+	r.PathKey, err = toPathKey(m.GetPathKey())
+	r.HomeRelay = proto.NodeID(m.GetHomeRelay())
+	return r, err
+}
+
+// FromPathKey encodes a path key; none is none.
+func FromPathKey(k *proto.PathKey) *redoubtv1.PathKey {
+	if k == nil {
+		return nil
+	}
+	return &redoubtv1.PathKey{Public: k.Public[:], Boot: k.Boot, Signature: k.Signature}
+}
+
+func toPathKey(k *redoubtv1.PathKey) (*proto.PathKey, error) {
+	if k == nil {
+		return nil, nil
+	}
+	if len(k.GetPublic()) != proto.PathKeySize || len(k.GetSignature()) > proto.MaxSignature {
+		return nil, malformed("path key of %d bytes, signed by %d", len(k.GetPublic()), len(k.GetSignature()))
+	}
+	return &proto.PathKey{Public: [proto.PathKeySize]byte(k.GetPublic()), Boot: k.GetBoot(), Signature: k.GetSignature()}, known(k)
+}
+
 // FromNodes is a list of nodes as it travels.
 func FromNodes(ids []proto.NodeID) []uint64 { return fromIDs(ids) }
 
 // ToNodes is the inverse.
 func ToNodes(ids []uint64) []proto.NodeID { return toIDs(ids) }
+
+// FromRelay is a relay as it travels.
+func FromRelay(r proto.Relay) *redoubtv1.Relay {
+	return &redoubtv1.Relay{
+		Id: uint64(r.ID), Name: r.Name, Region: r.Region, Key: r.Key[:], UdpPort: uint32(r.UDPPort), Urls: r.URLs,
+		Udp: each(r.UDP, func(a netip.Addr) []byte { return a.AsSlice() }),
+	}
+}
+
+// ToRelay is the inverse. What it gives still has to be validated.
+func ToRelay(r *redoubtv1.Relay) (proto.Relay, error) {
+	out := proto.Relay{ID: proto.NodeID(r.GetId()), Name: r.GetName(), Region: r.GetRegion(), UDPPort: uint16(r.GetUdpPort()), URLs: r.GetUrls()}
+	if len(r.GetKey()) != proto.RelayKeySize || r.GetUdpPort() > 0xffff || len(r.GetUdp()) > proto.MaxRelayAddrs || len(r.GetUrls()) > proto.MaxRelayURLs {
+		return out, malformed("relay %s", out.ID)
+	}
+	out.Key = [proto.RelayKeySize]byte(r.GetKey())
+	for _, b := range r.GetUdp() {
+		a, ok := netip.AddrFromSlice(b)
+		if !ok {
+			return out, malformed("relay %s: an address of %d bytes", out.ID, len(b))
+		}
+		out.UDP = append(out.UDP, a)
+	}
+	return out, known(r)
+}

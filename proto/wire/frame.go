@@ -16,6 +16,12 @@ const (
 	Protocol = "redoubt/1" // in the Upgrade header
 )
 
+// How TLS begins inside the TLS of somebody else: in an Upgrade, or as the subprotocol of a WebSocket.
+const (
+	TunnelPath     = "/v1/tls"
+	TunnelProtocol = "redoubt-tls/1"
+)
+
 // How long a frame's message may be.
 const (
 	MaxFrameUnauthenticated = 64 << 10 // until the node is known by its certificate

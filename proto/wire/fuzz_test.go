@@ -70,9 +70,9 @@ func FuzzDecodeUp(f *testing.F) {
 		if err != nil || !pb.Equal(m, again) {
 			t.Fatalf("%v is read, and then %v, %v", m, again, err)
 		}
-		es, err := wire.ToEndpoints(m.GetReport().GetEndpoints(), prototest.Mesh())
-		if len(es) > proto.MaxEndpoints || (err != nil && es != nil) {
-			t.Fatalf("endpoints %v, %v", es, err)
+		r, err := wire.ToReach(m.GetReport(), prototest.Mesh())
+		if len(r.Endpoints) > proto.MaxEndpoints || (err != nil && r.Endpoints != nil) {
+			t.Fatalf("endpoints %v, %v", r.Endpoints, err)
 		}
 	})
 }

@@ -61,7 +61,7 @@ func checkUp(m *redoubtv1.Up) error {
 		if x.Report.GetListenPort() > 65535 {
 			return malformed("port %d", x.Report.GetListenPort())
 		}
-		_, err := toEndpoints(x.Report.GetEndpoints())
+		_, err := toReach(x.Report)
 		return err
 	case *redoubtv1.Up_Applied:
 		if x.Applied.GetVersion() == nil {

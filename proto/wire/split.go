@@ -57,7 +57,7 @@ func FromNetmap(nm *proto.Netmap) []*redoubtv1.NetmapPart {
 	f.next()
 	p.Head = fromHead(proto.Head{
 		Mesh: nm.Mesh, Self: nm.Self, Authorities: nm.Authorities, Requires: nm.Requires, Outage: nm.Outage,
-		Withheld: nm.Withheld,
+		Withheld: nm.Withheld, Relays: nm.Relays,
 	})
 	f.size = pb.Size(p)
 	fill(f, nm.Peers, fromPeer, func(m *redoubtv1.Peer) { p.Peers = append(p.Peers, m) })
@@ -84,7 +84,7 @@ func FromDelta(d *proto.Delta) []*redoubtv1.DeltaPart {
 	}
 	f.size = pb.Size(p)
 	fill(f, d.UpsertPeers, fromPeer, func(m *redoubtv1.Peer) { p.UpsertPeers = append(p.UpsertPeers, m) })
-	fill(f, d.Endpoints, fromEndpointsChange, func(m *redoubtv1.EndpointsChange) { p.Endpoints = append(p.Endpoints, m) })
+	fill(f, d.Reaches, fromReachChange, func(m *redoubtv1.ReachChange) { p.Reaches = append(p.Reaches, m) })
 	for _, id := range d.RemovePeers {
 		f.add(8)
 		p.RemovePeers = append(p.RemovePeers, uint64(id))

@@ -160,17 +160,20 @@ func toEndpoints(es []*redoubtv1.Endpoint) ([]proto.Endpoint, error) {
 	return convert(es, toEndpoint)
 }
 
-// ToEndpoints decodes the endpoints that a node of a mesh reports: at most 16, none in the overlay, none that is no
+// ToReach decodes how a node of a mesh says that it is reached: at most 16 endpoints, none in the overlay, none that is no
 // address of a single other machine.
-func ToEndpoints(es []*redoubtv1.Endpoint, mesh proto.Mesh) ([]proto.Endpoint, error) {
-	out, err := toEndpoints(es)
+func ToReach(m *redoubtv1.Report, mesh proto.Mesh) (proto.Reach, error) {
+	r, err := toReach(m)
 	if err != nil {
-		return nil, err
+		return proto.Reach{}, err
 	}
-	for _, e := range out {
+	for _, e := range r.Endpoints {
 		if !mesh.ValidEndpoint(e) {
-			return nil, malformed("endpoint %s cannot be called from another machine", e.Addr)
+			return proto.Reach{}, malformed("endpoint %s cannot be called from another machine", e.Addr)
 		}
 	}
-	return out, nil
+	if err := mesh.ValidReach(proto.Reach{PathKey: r.PathKey}); err != nil {
+		return proto.Reach{}, malformed("%s", err)
+	}
+	return r, nil
 }

@@ -25,7 +25,7 @@ import (
 )
 
 // compare takes absent and empty lists for the same.
-var compare = []cmp.Option{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{})}
+var compare = []cmp.Option{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{}, netip.Addr{})}
 
 func diff(a, b any) string { return cmp.Diff(a, b, compare...) }
 
@@ -362,7 +362,7 @@ func TestAssemblersAreBounded(t *testing.T) {
 	}
 	for name, part := range map[string]*redoubtv1.DeltaPart{
 		"bytes":           {UpsertPeers: []*redoubtv1.Peer{{Certificate: make([]byte, 1<<20)}}},
-		"endpoints":       {Endpoints: repeat[redoubtv1.EndpointsChange](10_000)},
+		"reaches":         {Reaches: repeat[redoubtv1.ReachChange](10_000)},
 		"removed peers":   {RemovePeers: make([]uint64, 10_000)},
 		"removed sets":    {RemoveSets: make([]string, 10_000)},
 		"changed sets":    {ChangeSets: repeat[redoubtv1.SetChange](10_000)},
@@ -418,11 +418,11 @@ func TestDeltaPartsRefused(t *testing.T) {
 			ps[0].ChangeSets[0].ProtoReflect().SetUnknown(unknown)
 		},
 		"unknown in endpoints": func(ps []*redoubtv1.DeltaPart) {
-			ps[0].Endpoints = []*redoubtv1.EndpointsChange{{Endpoints: endpoint(192, 0, 2, 1)}}
-			ps[0].Endpoints[0].Endpoints[0].ProtoReflect().SetUnknown(unknown)
+			ps[0].Reaches = []*redoubtv1.ReachChange{{Endpoints: endpoint(192, 0, 2, 1)}}
+			ps[0].Reaches[0].Endpoints[0].ProtoReflect().SetUnknown(unknown)
 		},
 		"too many endpoints": func(ps []*redoubtv1.DeltaPart) {
-			ps[0].Endpoints = []*redoubtv1.EndpointsChange{{Endpoints: repeat[redoubtv1.Endpoint](17)}}
+			ps[0].Reaches = []*redoubtv1.ReachChange{{Endpoints: repeat[redoubtv1.Endpoint](17)}}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -450,8 +450,8 @@ func TestEndpoints(t *testing.T) {
 		{Addr: netip.MustParseAddrPort("192.0.2.1:41641"), Kind: proto.EndpointInterface},
 		{Addr: netip.MustParseAddrPort("[2001:db8::1]:1"), Kind: proto.EndpointObserved},
 	}
-	got, err := wire.ToEndpoints(wire.FromEndpoints(good), prototest.Mesh())
-	if err != nil || diff(good, got) != "" {
+	got, err := wire.ToReach(&redoubtv1.Report{Endpoints: wire.FromEndpoints(good)}, prototest.Mesh())
+	if err != nil || diff(good, got.Endpoints) != "" {
 		t.Errorf("got %v, %v", got, err)
 	}
 	mapped := append(make([]byte, 10), 0xff, 0xff, 192, 0, 2, 1)
@@ -464,7 +464,7 @@ func TestEndpoints(t *testing.T) {
 		"unknown kind": {Address: []byte{192, 0, 2, 1}, Port: 1, Kind: 3},
 		"no kind":      {Address: []byte{192, 0, 2, 1}, Port: 1},
 	} {
-		if got, err := wire.ToEndpoints([]*redoubtv1.Endpoint{e}, prototest.Mesh()); !errors.Is(err, wire.ErrMalformed) {
+		if got, err := wire.ToReach(&redoubtv1.Report{Endpoints: []*redoubtv1.Endpoint{e}}, prototest.Mesh()); !errors.Is(err, wire.ErrMalformed) {
 			t.Errorf("%s: got %v, %v", name, got, err)
 		}
 	}

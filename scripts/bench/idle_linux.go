@@ -75,7 +75,7 @@ func prepared(m *mesh.Mesh, peers int) (*mesh.Node, error) {
 		p := net.Machine(uint16(i+2), fmt.Sprintf("peer-%d", i))
 		list[i] = proto.Peer{
 			ID: p.ID, Certificate: net.Issue(p, 1, begun, time.Hour),
-			Endpoints: []proto.Endpoint{{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 41641), Kind: proto.EndpointInterface}},
+			Reach: proto.Reach{Endpoints: []proto.Endpoint{{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 41641), Kind: proto.EndpointInterface}}},
 		}
 	}
 	dir, err := state.Open(node.State(), time.Now())

@@ -174,10 +174,12 @@ func (r *rig) enrol(h *lab.Host, code join.Code, name string) (*identity.Self, e
 	}
 	ctx, cancel := context.WithTimeout(r.ctx, 90*time.Second)
 	defer cancel()
-	return control.Enrol(ctx, control.Config{
+	self, held, err := control.Enrol(ctx, control.Config{
 		Dial: h.Dial, Now: time.Now, Heard: func(time.Time) {}, Rand: randv2.New(randv2.NewPCG(randv2.Uint64(), bits.Reverse64(randv2.Uint64()))),
 		URLs: code.URLs, Device: device, Program: "test", Hostname: name, Emit: func(context.Context, machine.Event) {},
 	}, enroll.Request{Device: device, Node: node, Token: code.Secret, Root: code.Root, Hostname: name, Program: "test"})
+	held.Close()
+	return self, err
 }
 
 // TestOutage takes the coordinator away while data flow: nothing of that is lost. An agent that is restarted meanwhile

@@ -27,7 +27,7 @@ var arrows = map[string][]string{
 	"cmd/settings":            {},
 	"cmd/usage":               {},
 	"cmd/redoubt":             {"agent", "proto", "cmd/settings", "cmd/usage"},
-	"cmd/redoubt-coordinator": {"coordinator", "acl", "proto", "cmd/settings", "cmd/usage"},
+	"cmd/redoubt-coordinator": {"coordinator", "netstack/relay", "acl", "proto", "cmd/settings", "cmd/usage"},
 	"scripts":                 {"agent", "coordinator", "netstack", "acl", "proto"},
 }
 

@@ -8,5 +8,7 @@
 //	load      each side is flooded by a stranger, and the other has to prove where it is
 //	restart   each side forgets its sessions
 //
+// And the STUN prober of netstack/stun against coturn, without a NAT and behind those of the kernel.
+//
 // What takes hours there, the renewal of sessions by time and by count, is tried in virtual time: see the tests of netstack/wg.
 package interop

@@ -15,6 +15,8 @@
 //	  │   Process ...          │   Process ...
 //	  └─ a directory in /tmp: each host's /run and the processes' logs
 //
+// A NAT is a host between a LAN and a new one behind it, 192.168.n.0/24, into which nobody else has a route.
+//
 // Everything is held by the process that made the world and nothing has a name in the system: namespaces are open files,
 // the cables are made between them, processes are told to die with their parent. A test that is killed with -9 leaves
 // a directory behind, which the next World removes.

@@ -67,12 +67,17 @@ func (w *World) AddHost(name string, lans ...*LAN) (*Host, error) {
 
 // plug makes a cable: the pair is made with one end in each namespace, so that no name is ever seen elsewhere.
 func (h *Host) plug(l *LAN) error {
-	p := &Port{Device: "eth" + strconv.Itoa(len(h.Ports)), LAN: l, host: h}
 	n := l.next
 	l.next++
 	if n > 250 {
 		return errors.New("a LAN has at most 240 hosts")
 	}
+	return h.plugAt(l, n)
+}
+
+// plugAt gives it the nth addresses there.
+func (h *Host) plugAt(l *LAN, n int) error {
+	p := &Port{Device: "eth" + strconv.Itoa(len(h.Ports)), LAN: l, host: h}
 	v4, v6 := l.V4.Addr().As4(), l.V6.Addr().As16()
 	v4[3], v6[15] = byte(n), byte(n)
 	p.V4, p.V6 = netip.AddrFrom4(v4), netip.AddrFrom16(v6)

@@ -43,10 +43,11 @@ type LAN struct {
 	Name   string
 	V4, V6 netip.Prefix // with the router's address
 
-	world  *World
-	number int
-	bridge *netlink.Bridge
-	next   int
+	world   *World
+	gateway *NAT // that it is behind, if it is
+	number  int
+	bridge  *netlink.Bridge
+	next    int
 }
 
 // New makes an empty world and removes what killed ones have left.
@@ -119,16 +120,23 @@ func sweep(tmp string) error {
 }
 
 // LAN adds a network. The nth is 10.99.n.0/24 and 2001:db8:99:n::/64.
-func (w *World) LAN(name string) (*LAN, error) {
+func (w *World) LAN(name string) (*LAN, error) { return w.addLAN(name, w.router) }
+
+// addLAN adds a network for which the router routes, or somebody else.
+func (w *World) addLAN(name string, router *namespace) (*LAN, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := len(w.lans) + 1
 	if n > 200 {
 		return nil, errors.New("a world has at most 200 LANs")
 	}
+	first := [4]byte{10, 99, byte(n), 1}
+	if router == nil {
+		first = [4]byte{192, 168, byte(n), 1}
+	}
 	l := &LAN{
 		Name: name, world: w, number: n, next: 10,
-		V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 99, byte(n), 1}), 24),
+		V4: netip.PrefixFrom(netip.AddrFrom4(first), 24),
 		V6: netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 0, 0x99, 0, byte(n), 15: 1}), 64),
 	}
 	attrs := netlink.NewLinkAttrs()
@@ -140,6 +148,9 @@ func (w *World) LAN(name string) (*LAN, error) {
 		return nil, fmt.Errorf("make the bridge of LAN %s: %w", name, err)
 	}
 	for _, p := range []netip.Prefix{l.V4, l.V6} {
+		if router == nil {
+			break
+		}
 		if err := addAddr(rt, l.bridge, p); err != nil {
 			return nil, err
 		}

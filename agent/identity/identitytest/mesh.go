@@ -17,6 +17,7 @@ type Mesh struct {
 	Mesh         proto.Mesh
 	Root         *cert.Authority
 	Intermediate *cert.Authority
+	Cross        []byte // of a successor: its root, signed by the one before; nil: there is none
 }
 
 // New is a mesh that began at a time and lasts for a year.
@@ -115,11 +116,12 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// Successor is the same mesh under another root.
+// Successor is the same mesh under another root, which this one's root vouches for.
 func (m *Mesh) Successor(now time.Time) *Mesh {
 	next := &Mesh{Mesh: m.Mesh}
 	const year = 366 * 24 * time.Hour
 	next.Root = must(cert.NewRoot(rand.Reader, m.Mesh.ID, now, year))
 	next.Intermediate = must(next.Root.NewIntermediate(rand.Reader, now, year))
+	next.Cross = must(m.Root.CrossSign(rand.Reader, next.Root.Certificate())).Raw
 	return next
 }

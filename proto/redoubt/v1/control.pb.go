@@ -17,9 +17,9 @@
 //                            <-  Down.challenge                                 <-  Down.welcome
 //     Up.proof               ->                                                 <-  Down.netmap | Down.delta
 //                            <-  Down.result               Up.applied           ->
-//     (connects again with the certificate)                Up.renew             ->
-//                                                                               <-  Down.challenge
-//                                                          Up.proof             ->
+//     (connects again with the certificate,                Up.renew             ->
+//     or, where both say that it stays,                                         <-  Down.challenge
+//     goes on here with Up.hello{attach})                  Up.proof             ->
 //                                                                               <-  Down.result
 // Either side may send a keepalive at any time after the first exchange. Down.refusal ends the stream.
 
@@ -643,12 +643,14 @@ func (x *Facts) GetRoutes() []*Prefix {
 
 // Enrol asks for the first certificate.
 type Enrol struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Evidence      []string               `protobuf:"bytes,1,rep,name=evidence,proto3" json:"evidence,omitempty"`                                                                           // kinds of evidence that the node can give, such as "token"
-	DevicePublic  []byte                 `protobuf:"bytes,2,opt,name=device_public,json=devicePublic,proto3" json:"device_public,omitempty"`                                               // P-256, uncompressed point, 65 bytes
-	NodePublic    []byte                 `protobuf:"bytes,3,opt,name=node_public,json=nodePublic,proto3" json:"node_public,omitempty"`                                                     // X25519, 32 bytes
-	TokenPublic   []byte                 `protobuf:"bytes,4,opt,name=token_public,json=tokenPublic,proto3" json:"token_public,omitempty"`                                                  // Ed25519, 32 bytes; empty where there is no token
-	Openings      map[string][]byte      `protobuf:"bytes,5,rep,name=openings,proto3" json:"openings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by kind of evidence: what its challenge is made for, see attest.proto
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Evidence     []string               `protobuf:"bytes,1,rep,name=evidence,proto3" json:"evidence,omitempty"`                                                                           // kinds of evidence that the node can give, such as "token"
+	DevicePublic []byte                 `protobuf:"bytes,2,opt,name=device_public,json=devicePublic,proto3" json:"device_public,omitempty"`                                               // P-256, uncompressed point, 65 bytes
+	NodePublic   []byte                 `protobuf:"bytes,3,opt,name=node_public,json=nodePublic,proto3" json:"node_public,omitempty"`                                                     // X25519, 32 bytes
+	TokenPublic  []byte                 `protobuf:"bytes,4,opt,name=token_public,json=tokenPublic,proto3" json:"token_public,omitempty"`                                                  // Ed25519, 32 bytes; empty where there is no token
+	Openings     map[string][]byte      `protobuf:"bytes,5,rep,name=openings,proto3" json:"openings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by kind of evidence: what its challenge is made for, see attest.proto
+	// The machine would go on as a node on this stream. It proves on it that it holds the device key, as a handshake would.
+	Stays         bool `protobuf:"varint,6,opt,name=stays,proto3" json:"stays,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -718,7 +720,14 @@ func (x *Enrol) GetOpenings() map[string][]byte {
 	return nil
 }
 
-// Attach goes on with the identity of the client's certificate.
+func (x *Enrol) GetStays() bool {
+	if x != nil {
+		return x.Stays
+	}
+	return false
+}
+
+// Attach goes on with the identity of the client's certificate, or of the one that it was given on this stream.
 type Attach struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Applied       *Version               `protobuf:"bytes,1,opt,name=applied,proto3" json:"applied,omitempty"` // what the data path enforces now; absent for nothing
@@ -1098,6 +1107,7 @@ type Result struct {
 	Roots         [][]byte               `protobuf:"bytes,3,rep,name=roots,proto3" json:"roots,omitempty"`             // DER
 	Mesh          *Mesh                  `protobuf:"bytes,4,opt,name=mesh,proto3" json:"mesh,omitempty"`
 	Ticket        []byte                 `protobuf:"bytes,5,opt,name=ticket,proto3" json:"ticket,omitempty"` // for the renewal of this certificate, once; 40 bytes
+	Stays         bool                   `protobuf:"varint,6,opt,name=stays,proto3" json:"stays,omitempty"`  // the next message of a machine that has enrolled may be a hello that attaches
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1167,11 +1177,20 @@ func (x *Result) GetTicket() []byte {
 	return nil
 }
 
+func (x *Result) GetStays() bool {
+	if x != nil {
+		return x.Stays
+	}
+	return false
+}
+
 // Report says where the node may be reached.
 type Report struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Endpoints     []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`                      // at most 16
 	ListenPort    uint32                 `protobuf:"varint,2,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"` // the UDP port, for the address that the coordinator sees
+	PathKey       *PathKey               `protobuf:"bytes,3,opt,name=path_key,json=pathKey,proto3" json:"path_key,omitempty"`
+	HomeRelay     uint64                 `protobuf:"fixed64,4,opt,name=home_relay,json=homeRelay,proto3" json:"home_relay,omitempty"` // 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1216,6 +1235,20 @@ func (x *Report) GetEndpoints() []*Endpoint {
 func (x *Report) GetListenPort() uint32 {
 	if x != nil {
 		return x.ListenPort
+	}
+	return 0
+}
+
+func (x *Report) GetPathKey() *PathKey {
+	if x != nil {
+		return x.PathKey
+	}
+	return nil
+}
+
+func (x *Report) GetHomeRelay() uint64 {
+	if x != nil {
+		return x.HomeRelay
 	}
 	return 0
 }
@@ -1412,14 +1445,15 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x05Facts\x12\x1d\n" +
 	"\n" +
 	"os_version\x18\x01 \x01(\tR\tosVersion\x12*\n" +
-	"\x06routes\x18\x02 \x03(\v2\x12.redoubt.v1.PrefixR\x06routes\"\x86\x02\n" +
+	"\x06routes\x18\x02 \x03(\v2\x12.redoubt.v1.PrefixR\x06routes\"\x9c\x02\n" +
 	"\x05Enrol\x12\x1a\n" +
 	"\bevidence\x18\x01 \x03(\tR\bevidence\x12#\n" +
 	"\rdevice_public\x18\x02 \x01(\fR\fdevicePublic\x12\x1f\n" +
 	"\vnode_public\x18\x03 \x01(\fR\n" +
 	"nodePublic\x12!\n" +
 	"\ftoken_public\x18\x04 \x01(\fR\vtokenPublic\x12;\n" +
-	"\bopenings\x18\x05 \x03(\v2\x1f.redoubt.v1.Enrol.OpeningsEntryR\bopenings\x1a;\n" +
+	"\bopenings\x18\x05 \x03(\v2\x1f.redoubt.v1.Enrol.OpeningsEntryR\bopenings\x12\x14\n" +
+	"\x05stays\x18\x06 \x01(\bR\x05stays\x1a;\n" +
 	"\rOpeningsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"7\n" +
@@ -1459,17 +1493,21 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"nodePublic\x12'\n" +
 	"\x05facts\x18\x02 \x01(\v2\x11.redoubt.v1.FactsR\x05facts\x12\x16\n" +
 	"\x06ticket\x18\x03 \x01(\fR\x06ticket\x12\x18\n" +
-	"\atalking\x18\x04 \x03(\x06R\atalking\"\x94\x01\n" +
+	"\atalking\x18\x04 \x03(\x06R\atalking\"\xaa\x01\n" +
 	"\x06Result\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x14\n" +
 	"\x05chain\x18\x02 \x03(\fR\x05chain\x12\x14\n" +
 	"\x05roots\x18\x03 \x03(\fR\x05roots\x12$\n" +
 	"\x04mesh\x18\x04 \x01(\v2\x10.redoubt.v1.MeshR\x04mesh\x12\x16\n" +
-	"\x06ticket\x18\x05 \x01(\fR\x06ticket\"]\n" +
+	"\x06ticket\x18\x05 \x01(\fR\x06ticket\x12\x14\n" +
+	"\x05stays\x18\x06 \x01(\bR\x05stays\"\xac\x01\n" +
 	"\x06Report\x122\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\x12\x1f\n" +
 	"\vlisten_port\x18\x02 \x01(\rR\n" +
-	"listenPort\"8\n" +
+	"listenPort\x12.\n" +
+	"\bpath_key\x18\x03 \x01(\v2\x13.redoubt.v1.PathKeyR\apathKey\x12\x1d\n" +
+	"\n" +
+	"home_relay\x18\x04 \x01(\x06R\thomeRelay\"8\n" +
 	"\aApplied\x12-\n" +
 	"\aversion\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aversion\",\n" +
 	"\tKeepAlive\x12\x1f\n" +
@@ -1539,6 +1577,7 @@ var file_redoubt_v1_control_proto_goTypes = []any{
 	(*Version)(nil),    // 20: redoubt.v1.Version
 	(*Mesh)(nil),       // 21: redoubt.v1.Mesh
 	(*Endpoint)(nil),   // 22: redoubt.v1.Endpoint
+	(*PathKey)(nil),    // 23: redoubt.v1.PathKey
 }
 var file_redoubt_v1_control_proto_depIdxs = []int32{
 	3,  // 0: redoubt.v1.Up.hello:type_name -> redoubt.v1.Hello
@@ -1563,13 +1602,14 @@ var file_redoubt_v1_control_proto_depIdxs = []int32{
 	4,  // 19: redoubt.v1.Renew.facts:type_name -> redoubt.v1.Facts
 	21, // 20: redoubt.v1.Result.mesh:type_name -> redoubt.v1.Mesh
 	22, // 21: redoubt.v1.Report.endpoints:type_name -> redoubt.v1.Endpoint
-	20, // 22: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
-	0,  // 23: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	23, // 22: redoubt.v1.Report.path_key:type_name -> redoubt.v1.PathKey
+	20, // 23: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
+	0,  // 24: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_control_proto_init() }

@@ -118,7 +118,7 @@ func (x Rule_Direction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Rule_Direction.Descriptor instead.
 func (Rule_Direction) EnumDescriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{9, 0}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{10, 0}
 }
 
 type Rule_Action int32
@@ -170,7 +170,7 @@ func (x Rule_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Rule_Action.Descriptor instead.
 func (Rule_Action) EnumDescriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{9, 1}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{10, 1}
 }
 
 type Version struct {
@@ -411,6 +411,8 @@ type Peer struct {
 	Certificate   []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
 	Endpoints     []*Endpoint            `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	Routes        []*Prefix              `protobuf:"bytes,4,rep,name=routes,proto3" json:"routes,omitempty"`
+	PathKey       *PathKey               `protobuf:"bytes,5,opt,name=path_key,json=pathKey,proto3" json:"path_key,omitempty"`         // this and the next only to nodes with the feature paths/1
+	HomeRelay     uint64                 `protobuf:"fixed64,6,opt,name=home_relay,json=homeRelay,proto3" json:"home_relay,omitempty"` // 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -473,6 +475,81 @@ func (x *Peer) GetRoutes() []*Prefix {
 	return nil
 }
 
+func (x *Peer) GetPathKey() *PathKey {
+	if x != nil {
+		return x.PathKey
+	}
+	return nil
+}
+
+func (x *Peer) GetHomeRelay() uint64 {
+	if x != nil {
+		return x.HomeRelay
+	}
+	return 0
+}
+
+// PathKey is what messages about paths to a node are sealed for.
+type PathKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Public        []byte                 `protobuf:"bytes,1,opt,name=public,proto3" json:"public,omitempty"` // X25519, 32 bytes
+	Boot          uint64                 `protobuf:"fixed64,2,opt,name=boot,proto3" json:"boot,omitempty"`
+	Signature     []byte                 `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"` // by the device key
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathKey) Reset() {
+	*x = PathKey{}
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathKey) ProtoMessage() {}
+
+func (x *PathKey) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathKey.ProtoReflect.Descriptor instead.
+func (*PathKey) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PathKey) GetPublic() []byte {
+	if x != nil {
+		return x.Public
+	}
+	return nil
+}
+
+func (x *PathKey) GetBoot() uint64 {
+	if x != nil {
+		return x.Boot
+	}
+	return 0
+}
+
+func (x *PathKey) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 // Barred is a node whose certificates are refused, whoever shows them: it was revoked, or is locked.
 type Barred struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -484,7 +561,7 @@ type Barred struct {
 
 func (x *Barred) Reset() {
 	*x = Barred{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[5]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -496,7 +573,7 @@ func (x *Barred) String() string {
 func (*Barred) ProtoMessage() {}
 
 func (x *Barred) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[5]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -509,7 +586,7 @@ func (x *Barred) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Barred.ProtoReflect.Descriptor instead.
 func (*Barred) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{5}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Barred) GetId() uint64 {
@@ -537,7 +614,7 @@ type Set struct {
 
 func (x *Set) Reset() {
 	*x = Set{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[6]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +626,7 @@ func (x *Set) String() string {
 func (*Set) ProtoMessage() {}
 
 func (x *Set) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[6]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +639,7 @@ func (x *Set) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Set.ProtoReflect.Descriptor instead.
 func (*Set) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{6}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Set) GetName() string {
@@ -596,7 +673,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[7]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +685,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[7]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,7 +698,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{7}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Selector) GetSets() []string {
@@ -650,7 +727,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[8]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -662,7 +739,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[8]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -675,7 +752,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Service) GetProtocol() uint32 {
@@ -725,7 +802,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[9]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +814,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[9]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +827,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Rule) GetKey() string {
@@ -840,7 +917,7 @@ type Capability struct {
 
 func (x *Capability) Reset() {
 	*x = Capability{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[10]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +929,7 @@ func (x *Capability) String() string {
 func (*Capability) ProtoMessage() {}
 
 func (x *Capability) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[10]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +942,7 @@ func (x *Capability) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capability.ProtoReflect.Descriptor instead.
 func (*Capability) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Capability) GetName() string {
@@ -893,7 +970,7 @@ type Withheld struct {
 
 func (x *Withheld) Reset() {
 	*x = Withheld{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[11]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +982,7 @@ func (x *Withheld) String() string {
 func (*Withheld) ProtoMessage() {}
 
 func (x *Withheld) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[11]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +995,7 @@ func (x *Withheld) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Withheld.ProtoReflect.Descriptor instead.
 func (*Withheld) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Withheld) GetRule() *Rule {
@@ -945,13 +1022,14 @@ type Head struct {
 	OutageGraceSeconds   uint64                 `protobuf:"varint,5,opt,name=outage_grace_seconds,json=outageGraceSeconds,proto3" json:"outage_grace_seconds,omitempty"`
 	OutagePostureSeconds uint64                 `protobuf:"varint,6,opt,name=outage_posture_seconds,json=outagePostureSeconds,proto3" json:"outage_posture_seconds,omitempty"`
 	Withheld             []*Withheld            `protobuf:"bytes,7,rep,name=withheld,proto3" json:"withheld,omitempty"`
+	Relays               []*Relay               `protobuf:"bytes,8,rep,name=relays,proto3" json:"relays,omitempty"` // only to nodes with the feature relays/1; sorted by id
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Head) Reset() {
 	*x = Head{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[12]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1041,7 @@ func (x *Head) String() string {
 func (*Head) ProtoMessage() {}
 
 func (x *Head) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[12]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1054,7 @@ func (x *Head) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Head.ProtoReflect.Descriptor instead.
 func (*Head) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Head) GetMesh() *Mesh {
@@ -1028,6 +1106,106 @@ func (x *Head) GetWithheld() []*Withheld {
 	return nil
 }
 
+func (x *Head) GetRelays() []*Relay {
+	if x != nil {
+		return x.Relays
+	}
+	return nil
+}
+
+// Relay is a server that forwards sealed packets.
+type Relay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Region        string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	Key           []byte                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`                         // X25519, 32 bytes, new with each start
+	UdpPort       uint32                 `protobuf:"varint,5,opt,name=udp_port,json=udpPort,proto3" json:"udp_port,omitempty"` // 0: none
+	Udp           [][]byte               `protobuf:"bytes,6,rep,name=udp,proto3" json:"udp,omitempty"`                         // addresses, 4 or 16 bytes; where there is none, the hosts of urls
+	Urls          []string               `protobuf:"bytes,7,rep,name=urls,proto3" json:"urls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Relay) Reset() {
+	*x = Relay{}
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Relay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Relay) ProtoMessage() {}
+
+func (x *Relay) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Relay.ProtoReflect.Descriptor instead.
+func (*Relay) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Relay) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Relay) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Relay) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *Relay) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Relay) GetUdpPort() uint32 {
+	if x != nil {
+		return x.UdpPort
+	}
+	return 0
+}
+
+func (x *Relay) GetUdp() [][]byte {
+	if x != nil {
+		return x.Udp
+	}
+	return nil
+}
+
+func (x *Relay) GetUrls() []string {
+	if x != nil {
+		return x.Urls
+	}
+	return nil
+}
+
 // NetmapPart is a piece of a netmap: parts follow one another without anything in between, the first has the head, and the
 // one without `more` is the last.
 type NetmapPart struct {
@@ -1045,7 +1223,7 @@ type NetmapPart struct {
 
 func (x *NetmapPart) Reset() {
 	*x = NetmapPart{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1235,7 @@ func (x *NetmapPart) String() string {
 func (*NetmapPart) ProtoMessage() {}
 
 func (x *NetmapPart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[13]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1248,7 @@ func (x *NetmapPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetmapPart.ProtoReflect.Descriptor instead.
 func (*NetmapPart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NetmapPart) GetVersion() *Version {
@@ -1133,7 +1311,7 @@ type SetChange struct {
 
 func (x *SetChange) Reset() {
 	*x = SetChange{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1323,7 @@ func (x *SetChange) String() string {
 func (*SetChange) ProtoMessage() {}
 
 func (x *SetChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[14]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1336,7 @@ func (x *SetChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetChange.ProtoReflect.Descriptor instead.
 func (*SetChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetChange) GetName() string {
@@ -1182,29 +1360,31 @@ func (x *SetChange) GetRemove() []uint64 {
 	return nil
 }
 
-type EndpointsChange struct {
+type ReachChange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
 	Endpoints     []*Endpoint            `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	PathKey       *PathKey               `protobuf:"bytes,3,opt,name=path_key,json=pathKey,proto3" json:"path_key,omitempty"`
+	HomeRelay     uint64                 `protobuf:"fixed64,4,opt,name=home_relay,json=homeRelay,proto3" json:"home_relay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *EndpointsChange) Reset() {
-	*x = EndpointsChange{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
+func (x *ReachChange) Reset() {
+	*x = ReachChange{}
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *EndpointsChange) String() string {
+func (x *ReachChange) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*EndpointsChange) ProtoMessage() {}
+func (*ReachChange) ProtoMessage() {}
 
-func (x *EndpointsChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[15]
+func (x *ReachChange) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,23 +1395,37 @@ func (x *EndpointsChange) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use EndpointsChange.ProtoReflect.Descriptor instead.
-func (*EndpointsChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{15}
+// Deprecated: Use ReachChange.ProtoReflect.Descriptor instead.
+func (*ReachChange) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{17}
 }
 
-func (x *EndpointsChange) GetId() uint64 {
+func (x *ReachChange) GetId() uint64 {
 	if x != nil {
 		return x.Id
 	}
 	return 0
 }
 
-func (x *EndpointsChange) GetEndpoints() []*Endpoint {
+func (x *ReachChange) GetEndpoints() []*Endpoint {
 	if x != nil {
 		return x.Endpoints
 	}
 	return nil
+}
+
+func (x *ReachChange) GetPathKey() *PathKey {
+	if x != nil {
+		return x.PathKey
+	}
+	return nil
+}
+
+func (x *ReachChange) GetHomeRelay() uint64 {
+	if x != nil {
+		return x.HomeRelay
+	}
+	return 0
 }
 
 // DeltaPart is a piece of what leads from one version of a netmap to a later one; parts as in NetmapPart. Nothing of it is
@@ -1242,7 +1436,7 @@ type DeltaPart struct {
 	To            *Version               `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
 	Head          *Head                  `protobuf:"bytes,3,opt,name=head,proto3" json:"head,omitempty"` // only where it changed
 	UpsertPeers   []*Peer                `protobuf:"bytes,4,rep,name=upsert_peers,json=upsertPeers,proto3" json:"upsert_peers,omitempty"`
-	Endpoints     []*EndpointsChange     `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Reaches       []*ReachChange         `protobuf:"bytes,5,rep,name=reaches,proto3" json:"reaches,omitempty"`
 	RemovePeers   []uint64               `protobuf:"fixed64,6,rep,packed,name=remove_peers,json=removePeers,proto3" json:"remove_peers,omitempty"`
 	UpsertSets    []*Set                 `protobuf:"bytes,7,rep,name=upsert_sets,json=upsertSets,proto3" json:"upsert_sets,omitempty"`
 	ChangeSets    []*SetChange           `protobuf:"bytes,8,rep,name=change_sets,json=changeSets,proto3" json:"change_sets,omitempty"`
@@ -1258,7 +1452,7 @@ type DeltaPart struct {
 
 func (x *DeltaPart) Reset() {
 	*x = DeltaPart{}
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[16]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1464,7 @@ func (x *DeltaPart) String() string {
 func (*DeltaPart) ProtoMessage() {}
 
 func (x *DeltaPart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_netmap_proto_msgTypes[16]
+	mi := &file_redoubt_v1_netmap_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1477,7 @@ func (x *DeltaPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeltaPart.ProtoReflect.Descriptor instead.
 func (*DeltaPart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeltaPart) GetFrom() *Version {
@@ -1314,9 +1508,9 @@ func (x *DeltaPart) GetUpsertPeers() []*Peer {
 	return nil
 }
 
-func (x *DeltaPart) GetEndpoints() []*EndpointsChange {
+func (x *DeltaPart) GetReaches() []*ReachChange {
 	if x != nil {
-		return x.Endpoints
+		return x.Reaches
 	}
 	return nil
 }
@@ -1408,12 +1602,19 @@ const file_redoubt_v1_netmap_proto_rawDesc = "" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eKIND_INTERFACE\x10\x01\x12\x11\n" +
-	"\rKIND_OBSERVED\x10\x02\"\x98\x01\n" +
+	"\rKIND_OBSERVED\x10\x02\"\xe7\x01\n" +
 	"\x04Peer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12 \n" +
 	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x122\n" +
 	"\tendpoints\x18\x03 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\x12*\n" +
-	"\x06routes\x18\x04 \x03(\v2\x12.redoubt.v1.PrefixR\x06routes\"4\n" +
+	"\x06routes\x18\x04 \x03(\v2\x12.redoubt.v1.PrefixR\x06routes\x12.\n" +
+	"\bpath_key\x18\x05 \x01(\v2\x13.redoubt.v1.PathKeyR\apathKey\x12\x1d\n" +
+	"\n" +
+	"home_relay\x18\x06 \x01(\x06R\thomeRelay\"S\n" +
+	"\aPathKey\x12\x16\n" +
+	"\x06public\x18\x01 \x01(\fR\x06public\x12\x12\n" +
+	"\x04boot\x18\x02 \x01(\x06R\x04boot\x12\x1c\n" +
+	"\tsignature\x18\x03 \x01(\fR\tsignature\"4\n" +
 	"\x06Barred\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\"U\n" +
@@ -1459,7 +1660,7 @@ const file_redoubt_v1_netmap_proto_rawDesc = "" +
 	"\x06values\x18\x02 \x03(\tR\x06values\"H\n" +
 	"\bWithheld\x12$\n" +
 	"\x04rule\x18\x01 \x01(\v2\x10.redoubt.v1.RuleR\x04rule\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x98\x02\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xc3\x02\n" +
 	"\x04Head\x12$\n" +
 	"\x04mesh\x18\x01 \x01(\v2\x10.redoubt.v1.MeshR\x04mesh\x12\x12\n" +
 	"\x04self\x18\x02 \x01(\x06R\x04self\x12 \n" +
@@ -1467,7 +1668,16 @@ const file_redoubt_v1_netmap_proto_rawDesc = "" +
 	"\brequires\x18\x04 \x03(\tR\brequires\x120\n" +
 	"\x14outage_grace_seconds\x18\x05 \x01(\x04R\x12outageGraceSeconds\x124\n" +
 	"\x16outage_posture_seconds\x18\x06 \x01(\x04R\x14outagePostureSeconds\x120\n" +
-	"\bwithheld\x18\a \x03(\v2\x14.redoubt.v1.WithheldR\bwithheld\"\x96\x02\n" +
+	"\bwithheld\x18\a \x03(\v2\x14.redoubt.v1.WithheldR\bwithheld\x12)\n" +
+	"\x06relays\x18\b \x03(\v2\x11.redoubt.v1.RelayR\x06relays\"\x96\x01\n" +
+	"\x05Relay\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\fR\x03key\x12\x19\n" +
+	"\budp_port\x18\x05 \x01(\rR\audpPort\x12\x10\n" +
+	"\x03udp\x18\x06 \x03(\fR\x03udp\x12\x12\n" +
+	"\x04urls\x18\a \x03(\tR\x04urls\"\x96\x02\n" +
 	"\n" +
 	"NetmapPart\x12-\n" +
 	"\aversion\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aversion\x12$\n" +
@@ -1480,16 +1690,19 @@ const file_redoubt_v1_netmap_proto_rawDesc = "" +
 	"\tSetChange\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03add\x18\x02 \x03(\x06R\x03add\x12\x16\n" +
-	"\x06remove\x18\x03 \x03(\x06R\x06remove\"U\n" +
-	"\x0fEndpointsChange\x12\x0e\n" +
+	"\x06remove\x18\x03 \x03(\x06R\x06remove\"\xa0\x01\n" +
+	"\vReachChange\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x122\n" +
-	"\tendpoints\x18\x02 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\"\xe7\x04\n" +
+	"\tendpoints\x18\x02 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\x12.\n" +
+	"\bpath_key\x18\x03 \x01(\v2\x13.redoubt.v1.PathKeyR\apathKey\x12\x1d\n" +
+	"\n" +
+	"home_relay\x18\x04 \x01(\x06R\thomeRelay\"\xdf\x04\n" +
 	"\tDeltaPart\x12'\n" +
 	"\x04from\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\x04from\x12#\n" +
 	"\x02to\x18\x02 \x01(\v2\x13.redoubt.v1.VersionR\x02to\x12$\n" +
 	"\x04head\x18\x03 \x01(\v2\x10.redoubt.v1.HeadR\x04head\x123\n" +
-	"\fupsert_peers\x18\x04 \x03(\v2\x10.redoubt.v1.PeerR\vupsertPeers\x129\n" +
-	"\tendpoints\x18\x05 \x03(\v2\x1b.redoubt.v1.EndpointsChangeR\tendpoints\x12!\n" +
+	"\fupsert_peers\x18\x04 \x03(\v2\x10.redoubt.v1.PeerR\vupsertPeers\x121\n" +
+	"\areaches\x18\x05 \x03(\v2\x17.redoubt.v1.ReachChangeR\areaches\x12!\n" +
 	"\fremove_peers\x18\x06 \x03(\x06R\vremovePeers\x120\n" +
 	"\vupsert_sets\x18\a \x03(\v2\x0f.redoubt.v1.SetR\n" +
 	"upsertSets\x126\n" +
@@ -1517,28 +1730,30 @@ func file_redoubt_v1_netmap_proto_rawDescGZIP() []byte {
 }
 
 var file_redoubt_v1_netmap_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_redoubt_v1_netmap_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_redoubt_v1_netmap_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_redoubt_v1_netmap_proto_goTypes = []any{
-	(Endpoint_Kind)(0),      // 0: redoubt.v1.Endpoint.Kind
-	(Rule_Direction)(0),     // 1: redoubt.v1.Rule.Direction
-	(Rule_Action)(0),        // 2: redoubt.v1.Rule.Action
-	(*Version)(nil),         // 3: redoubt.v1.Version
-	(*Mesh)(nil),            // 4: redoubt.v1.Mesh
-	(*Prefix)(nil),          // 5: redoubt.v1.Prefix
-	(*Endpoint)(nil),        // 6: redoubt.v1.Endpoint
-	(*Peer)(nil),            // 7: redoubt.v1.Peer
-	(*Barred)(nil),          // 8: redoubt.v1.Barred
-	(*Set)(nil),             // 9: redoubt.v1.Set
-	(*Selector)(nil),        // 10: redoubt.v1.Selector
-	(*Service)(nil),         // 11: redoubt.v1.Service
-	(*Rule)(nil),            // 12: redoubt.v1.Rule
-	(*Capability)(nil),      // 13: redoubt.v1.Capability
-	(*Withheld)(nil),        // 14: redoubt.v1.Withheld
-	(*Head)(nil),            // 15: redoubt.v1.Head
-	(*NetmapPart)(nil),      // 16: redoubt.v1.NetmapPart
-	(*SetChange)(nil),       // 17: redoubt.v1.SetChange
-	(*EndpointsChange)(nil), // 18: redoubt.v1.EndpointsChange
-	(*DeltaPart)(nil),       // 19: redoubt.v1.DeltaPart
+	(Endpoint_Kind)(0),  // 0: redoubt.v1.Endpoint.Kind
+	(Rule_Direction)(0), // 1: redoubt.v1.Rule.Direction
+	(Rule_Action)(0),    // 2: redoubt.v1.Rule.Action
+	(*Version)(nil),     // 3: redoubt.v1.Version
+	(*Mesh)(nil),        // 4: redoubt.v1.Mesh
+	(*Prefix)(nil),      // 5: redoubt.v1.Prefix
+	(*Endpoint)(nil),    // 6: redoubt.v1.Endpoint
+	(*Peer)(nil),        // 7: redoubt.v1.Peer
+	(*PathKey)(nil),     // 8: redoubt.v1.PathKey
+	(*Barred)(nil),      // 9: redoubt.v1.Barred
+	(*Set)(nil),         // 10: redoubt.v1.Set
+	(*Selector)(nil),    // 11: redoubt.v1.Selector
+	(*Service)(nil),     // 12: redoubt.v1.Service
+	(*Rule)(nil),        // 13: redoubt.v1.Rule
+	(*Capability)(nil),  // 14: redoubt.v1.Capability
+	(*Withheld)(nil),    // 15: redoubt.v1.Withheld
+	(*Head)(nil),        // 16: redoubt.v1.Head
+	(*Relay)(nil),       // 17: redoubt.v1.Relay
+	(*NetmapPart)(nil),  // 18: redoubt.v1.NetmapPart
+	(*SetChange)(nil),   // 19: redoubt.v1.SetChange
+	(*ReachChange)(nil), // 20: redoubt.v1.ReachChange
+	(*DeltaPart)(nil),   // 21: redoubt.v1.DeltaPart
 }
 var file_redoubt_v1_netmap_proto_depIdxs = []int32{
 	5,  // 0: redoubt.v1.Mesh.v4:type_name -> redoubt.v1.Prefix
@@ -1546,37 +1761,40 @@ var file_redoubt_v1_netmap_proto_depIdxs = []int32{
 	0,  // 2: redoubt.v1.Endpoint.kind:type_name -> redoubt.v1.Endpoint.Kind
 	6,  // 3: redoubt.v1.Peer.endpoints:type_name -> redoubt.v1.Endpoint
 	5,  // 4: redoubt.v1.Peer.routes:type_name -> redoubt.v1.Prefix
-	5,  // 5: redoubt.v1.Selector.prefixes:type_name -> redoubt.v1.Prefix
-	1,  // 6: redoubt.v1.Rule.direction:type_name -> redoubt.v1.Rule.Direction
-	10, // 7: redoubt.v1.Rule.peers:type_name -> redoubt.v1.Selector
-	5,  // 8: redoubt.v1.Rule.local:type_name -> redoubt.v1.Prefix
-	11, // 9: redoubt.v1.Rule.services:type_name -> redoubt.v1.Service
-	2,  // 10: redoubt.v1.Rule.action:type_name -> redoubt.v1.Rule.Action
-	13, // 11: redoubt.v1.Rule.app:type_name -> redoubt.v1.Capability
-	12, // 12: redoubt.v1.Withheld.rule:type_name -> redoubt.v1.Rule
-	4,  // 13: redoubt.v1.Head.mesh:type_name -> redoubt.v1.Mesh
-	14, // 14: redoubt.v1.Head.withheld:type_name -> redoubt.v1.Withheld
-	3,  // 15: redoubt.v1.NetmapPart.version:type_name -> redoubt.v1.Version
-	15, // 16: redoubt.v1.NetmapPart.head:type_name -> redoubt.v1.Head
-	7,  // 17: redoubt.v1.NetmapPart.peers:type_name -> redoubt.v1.Peer
-	9,  // 18: redoubt.v1.NetmapPart.sets:type_name -> redoubt.v1.Set
-	12, // 19: redoubt.v1.NetmapPart.rules:type_name -> redoubt.v1.Rule
-	8,  // 20: redoubt.v1.NetmapPart.barred:type_name -> redoubt.v1.Barred
-	6,  // 21: redoubt.v1.EndpointsChange.endpoints:type_name -> redoubt.v1.Endpoint
-	3,  // 22: redoubt.v1.DeltaPart.from:type_name -> redoubt.v1.Version
-	3,  // 23: redoubt.v1.DeltaPart.to:type_name -> redoubt.v1.Version
-	15, // 24: redoubt.v1.DeltaPart.head:type_name -> redoubt.v1.Head
-	7,  // 25: redoubt.v1.DeltaPart.upsert_peers:type_name -> redoubt.v1.Peer
-	18, // 26: redoubt.v1.DeltaPart.endpoints:type_name -> redoubt.v1.EndpointsChange
-	9,  // 27: redoubt.v1.DeltaPart.upsert_sets:type_name -> redoubt.v1.Set
-	17, // 28: redoubt.v1.DeltaPart.change_sets:type_name -> redoubt.v1.SetChange
-	12, // 29: redoubt.v1.DeltaPart.upsert_rules:type_name -> redoubt.v1.Rule
-	8,  // 30: redoubt.v1.DeltaPart.upsert_barred:type_name -> redoubt.v1.Barred
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	8,  // 5: redoubt.v1.Peer.path_key:type_name -> redoubt.v1.PathKey
+	5,  // 6: redoubt.v1.Selector.prefixes:type_name -> redoubt.v1.Prefix
+	1,  // 7: redoubt.v1.Rule.direction:type_name -> redoubt.v1.Rule.Direction
+	11, // 8: redoubt.v1.Rule.peers:type_name -> redoubt.v1.Selector
+	5,  // 9: redoubt.v1.Rule.local:type_name -> redoubt.v1.Prefix
+	12, // 10: redoubt.v1.Rule.services:type_name -> redoubt.v1.Service
+	2,  // 11: redoubt.v1.Rule.action:type_name -> redoubt.v1.Rule.Action
+	14, // 12: redoubt.v1.Rule.app:type_name -> redoubt.v1.Capability
+	13, // 13: redoubt.v1.Withheld.rule:type_name -> redoubt.v1.Rule
+	4,  // 14: redoubt.v1.Head.mesh:type_name -> redoubt.v1.Mesh
+	15, // 15: redoubt.v1.Head.withheld:type_name -> redoubt.v1.Withheld
+	17, // 16: redoubt.v1.Head.relays:type_name -> redoubt.v1.Relay
+	3,  // 17: redoubt.v1.NetmapPart.version:type_name -> redoubt.v1.Version
+	16, // 18: redoubt.v1.NetmapPart.head:type_name -> redoubt.v1.Head
+	7,  // 19: redoubt.v1.NetmapPart.peers:type_name -> redoubt.v1.Peer
+	10, // 20: redoubt.v1.NetmapPart.sets:type_name -> redoubt.v1.Set
+	13, // 21: redoubt.v1.NetmapPart.rules:type_name -> redoubt.v1.Rule
+	9,  // 22: redoubt.v1.NetmapPart.barred:type_name -> redoubt.v1.Barred
+	6,  // 23: redoubt.v1.ReachChange.endpoints:type_name -> redoubt.v1.Endpoint
+	8,  // 24: redoubt.v1.ReachChange.path_key:type_name -> redoubt.v1.PathKey
+	3,  // 25: redoubt.v1.DeltaPart.from:type_name -> redoubt.v1.Version
+	3,  // 26: redoubt.v1.DeltaPart.to:type_name -> redoubt.v1.Version
+	16, // 27: redoubt.v1.DeltaPart.head:type_name -> redoubt.v1.Head
+	7,  // 28: redoubt.v1.DeltaPart.upsert_peers:type_name -> redoubt.v1.Peer
+	20, // 29: redoubt.v1.DeltaPart.reaches:type_name -> redoubt.v1.ReachChange
+	10, // 30: redoubt.v1.DeltaPart.upsert_sets:type_name -> redoubt.v1.Set
+	19, // 31: redoubt.v1.DeltaPart.change_sets:type_name -> redoubt.v1.SetChange
+	13, // 32: redoubt.v1.DeltaPart.upsert_rules:type_name -> redoubt.v1.Rule
+	9,  // 33: redoubt.v1.DeltaPart.upsert_barred:type_name -> redoubt.v1.Barred
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_netmap_proto_init() }
@@ -1590,7 +1808,7 @@ func file_redoubt_v1_netmap_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_netmap_proto_rawDesc), len(file_redoubt_v1_netmap_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

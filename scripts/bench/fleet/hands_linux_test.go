@@ -158,7 +158,7 @@ func (o *own) slow(n *node) {
 	opened := make(chan struct{})
 	n.opened = opened
 	n.mu.Unlock()
-	n.client.Store(control.Attach(cfg, n.self, n.knows().Version))
+	n.client.Store(control.Attach(cfg, n.self, n.knows().Version, nil))
 	<-opened
 	n.again()
 	t.shut()

@@ -56,6 +56,7 @@ type node struct {
 	key    key.NodePrivate
 	code   join.Code
 	self   *identity.Self
+	held   *control.Held // from the enrolment until it attaches
 	client atomic.Pointer[control.Client]
 
 	bytes atomic.Int64 // that came since mark
@@ -156,7 +157,7 @@ func newNode(text string) (*node, error) {
 	if n.key, err = key.NewNode(crand.Reader); err != nil {
 		return nil, err
 	}
-	n.self, err = control.Enrol(context.Background(), n.config(), enroll.Request{
+	n.self, n.held, err = control.Enrol(context.Background(), n.config(), enroll.Request{
 		Device: n.device, Node: n.key, Token: n.code.Secret, Root: n.code.Root, Hostname: "node", Program: "bench",
 	})
 	return n, err
@@ -268,12 +269,17 @@ func (n *node) enforce(nm *proto.Netmap) {
 	n.netmap, n.at = nm, time.Now().UnixNano()
 	opened := n.opened
 	n.opened = nil
+	n.ack()
 	n.mu.Unlock()
 	if opened != nil {
 		close(opened)
 	}
+}
+
+// ack acknowledges what the node enforces. Called with the lock held: the version that is said last is the one that counts.
+func (n *node) ack() {
 	if c := n.client.Load(); c != nil {
-		c.Ack(nm.Version)
+		c.Ack(n.netmap.Version)
 	}
 }
 
@@ -287,7 +293,8 @@ func (w *crowd) attach(nodes []*node) {
 		}
 		n.opened = opened
 		n.mu.Unlock()
-		c := control.Attach(n.config(), n.self, applied)
+		c := control.Attach(n.config(), n.self, applied, n.held)
+		n.held = nil
 		n.client.Store(c)
 		defer func() { <-opened; n.again() }()
 	}
@@ -295,7 +302,9 @@ func (w *crowd) attach(nodes []*node) {
 
 // again acknowledges what came before there was a client to say it.
 func (n *node) again() {
-	n.client.Load().Ack(n.knows().Version)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.ack()
 }
 
 func (w *crowd) drop() {

@@ -1,0 +1,69 @@
+package control
+
+import (
+	"bytes"
+	"crypto/tls"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
+)
+
+// switchingRelay is the answer to the request for an Upgrade to a relay's stream.
+const switchingRelay = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + relaymsg.Protocol + "\r\n\r\n"
+
+// upgradeRelay hands the stream of a node over to the relay.
+func (s *Server) upgradeRelay(w http.ResponseWriter, r *http.Request) {
+	if s.Relay == nil {
+		http.Error(w, "this coordinator has no relay", http.StatusNotFound)
+		return
+	}
+	t, g, early, ok := hijack(w, r, relaymsg.Protocol)
+	if !ok {
+		return
+	}
+	if !s.start(func() { s.carry(t, g, early) }) {
+		g.drop()
+	}
+}
+
+// carry has the relay serve a stream to its end.
+func (s *Server) carry(t *tls.Conn, g *guest, early []byte) {
+	defer g.drop()
+	if g.node == nil || g.outOfTime {
+		_, _ = io.WriteString(t, "HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+		return
+	}
+	g.patience(time.Now().Add(arrival))
+	if _, err := io.WriteString(t, switchingRelay); err != nil {
+		return
+	}
+	g.admit()
+	certificate := g.node.Raw
+	g.node = nil
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	s.carried[g] = struct{}{}
+	s.mu.Unlock()
+	err := s.Relay(&resumed{Conn: t, r: io.MultiReader(bytes.NewReader(early), t)}, certificate)
+	s.mu.Lock()
+	delete(s.carried, g)
+	s.mu.Unlock()
+	if err != nil && !isTransport(err) {
+		s.Log.Debug("relay stream ended", "remote", g.RemoteAddr(), "err", err)
+	}
+}
+
+// resumed is a connection of which some was read already.
+type resumed struct {
+	net.Conn
+	r io.Reader
+}
+
+// Read reads what was read too early first.
+func (c *resumed) Read(b []byte) (int, error) { return c.r.Read(b) }

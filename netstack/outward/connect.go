@@ -1,0 +1,83 @@
+package outward
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// maxHead bounds the head of an answer.
+const maxHead = 16 << 10
+
+// connect asks a proxy for a connection to a target (RFC 9110, section 9.3.6).
+func (d Dialer) connect(ctx context.Context, proxy *url.URL, target string) (net.Conn, error) {
+	if proxy.Scheme != "http" && proxy.Scheme != "https" {
+		return nil, fmt.Errorf("%s proxies are not known, only http and https: see HTTPS_PROXY", proxy.Scheme)
+	}
+	c, err := d.Dial(ctx, "tcp", hostPort(proxy))
+	if err != nil {
+		return nil, err
+	}
+	if proxy.Scheme == "https" {
+		t, err := shake(ctx, c, proxy.Host, &tls.Config{ServerName: proxy.Hostname(), MinVersion: tls.VersionTLS12})
+		if err != nil {
+			// Not ErrTLS: this is about the proxy, and no other way into the mesh follows from it.
+			return nil, errors.New(err.Error())
+		}
+		c = t
+	}
+	return c, bounded(ctx, c, func() error { return ask(c, proxy.User, target) })
+}
+
+func ask(c net.Conn, user *url.Userinfo, target string) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n", target, target)
+	if user != nil {
+		password, _ := user.Password()
+		b.WriteString("Proxy-Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(user.Username()+":"+password)) + "\r\n")
+	}
+	b.WriteString("\r\n")
+	if _, err := io.WriteString(c, b.String()); err != nil {
+		return err
+	}
+	answer, err := readHead(c, &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		return err
+	}
+	switch {
+	case answer.code == http.StatusProxyAuthRequired:
+		return fmt.Errorf("%s: put the user and the password into HTTPS_PROXY, http://USER:PASSWORD@HOST:PORT", answer.status)
+	case answer.code/100 != 2:
+		return fmt.Errorf("it refuses a connection to %s: %.100s", target, answer.status)
+	}
+	return nil
+}
+
+// head is that of an answer, as far as anybody here asks.
+type head struct {
+	code            int
+	status, upgrade string
+}
+
+// readHead reads the head of an answer and not a byte more: what follows belongs to somebody else.
+func readHead(c io.Reader, request *http.Request) (head, error) {
+	answer, err := http.ReadResponse(bufio.NewReaderSize(oneByte{io.LimitReader(c, maxHead)}, 16), request)
+	if err != nil {
+		return head{}, fmt.Errorf("it answers something else than HTTP: %w", err)
+	}
+	answer.Body.Close()
+	return head{code: answer.StatusCode, status: answer.Status, upgrade: answer.Header.Get("Upgrade")}, nil
+}
+
+// oneByte gives a reader above no more than it needs.
+type oneByte struct{ r io.Reader }
+
+func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:min(len(p), 1)]) }

@@ -1,0 +1,109 @@
+package outward
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/coder/websocket"
+
+	"github.com/redoubt-mesh/redoubt/proto/wire"
+)
+
+// errNoTunnel says that whoever answered knows nothing of our tunnel.
+var errNoTunnel = errors.New("it leads to no coordinator or relay")
+
+// through speaks mesh TLS with a server behind something that ends TLS itself.
+func (d Dialer) through(ctx context.Context, u *url.URL, cfg *tls.Config) (*tls.Conn, error) {
+	outer, err := d.upgraded(ctx, u)
+	if errors.Is(err, errNoTunnel) {
+		outer, err = d.webSocket(ctx, u)
+	}
+	if err != nil {
+		return nil, err
+	}
+	t, err := shake(ctx, outer, u.Host, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("inside the TLS of a proxy: %w", err)
+	}
+	return t, nil
+}
+
+// outer is TLS with anybody. It protects nothing, since whoever ends it reads what is in it; that is what the mesh's own TLS
+// inside is for.
+func (d Dialer) outer(ctx context.Context, u *url.URL) (*tls.Conn, error) {
+	return d.shake(ctx, u, &tls.Config{
+		ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12,
+		InsecureSkipVerify: true, //nolint:gosec // whoever is there is believed nothing
+	})
+}
+
+func (d Dialer) upgraded(ctx context.Context, u *url.URL) (net.Conn, error) {
+	c, err := d.outer(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	return c, bounded(ctx, c, func() error {
+		request := "GET " + wire.TunnelPath + " HTTP/1.1\r\nHost: " + u.Host + "\r\nConnection: Upgrade\r\nUpgrade: " + wire.TunnelProtocol + "\r\n\r\n"
+		if _, err := io.WriteString(c, request); err != nil {
+			return err
+		}
+		answer, err := readHead(c, nil)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errNoTunnel, err)
+		}
+		if answer.code != http.StatusSwitchingProtocols || !strings.EqualFold(answer.upgrade, wire.TunnelProtocol) {
+			return fmt.Errorf("%w: %.100s", errNoTunnel, answer.status)
+		}
+		return nil
+	})
+}
+
+// webSocket is for proxies that pass no other protocol.
+func (d Dialer) webSocket(ctx context.Context, u *url.URL) (net.Conn, error) {
+	c, err := d.outer(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	var ws *websocket.Conn
+	err = bounded(ctx, c, func() error {
+		once := &http.Transport{DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }}
+		target := url.URL{Scheme: "https", Host: u.Host, Path: wire.TunnelPath}
+		var err error
+		//nolint:bodyclose // the library closes it, and says so
+		ws, _, err = websocket.Dial(ctx, target.String(), &websocket.DialOptions{
+			HTTPClient:   &http.Client{Transport: once, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+			Subprotocols: []string{wire.TunnelProtocol},
+		})
+		if err == nil && ws.Subprotocol() != wire.TunnelProtocol {
+			err = errors.New("a WebSocket, but not ours")
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", errNoTunnel, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	ws.SetReadLimit(-1) // what is read is a stream; whoever reads it bounds it
+	return &wsConn{Conn: websocket.NetConn(context.Background(), ws, websocket.MessageBinary), below: c}, nil
+}
+
+// wsConn is a stream in a WebSocket that knows where it really comes from.
+type wsConn struct {
+	net.Conn
+	below net.Conn
+}
+
+func (c *wsConn) LocalAddr() net.Addr  { return c.below.LocalAddr() }
+func (c *wsConn) RemoteAddr() net.Addr { return c.below.RemoteAddr() }
+
+// Close ends the connection below: a WebSocket's own good-bye would wait for one who may not answer.
+func (c *wsConn) Close() error { return errors.Join(c.below.Close(), c.Conn.Close()) }

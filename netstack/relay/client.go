@@ -1,0 +1,557 @@
+package relay
+
+import (
+	"cmp"
+	"context"
+	"crypto"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/netstack/bind"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
+)
+
+const (
+	// inUse is how long a relay that is not home is kept after the last packet through it.
+	inUse = 2 * time.Minute
+	// remeasure is how often the round trips to all relays are taken.
+	remeasure = 10 * time.Minute
+	// settling is how long answers of all relays are awaited before the first home is chosen among those that answered.
+	settling = 400 * time.Millisecond
+	// head start is what UDP has before a stream is tried as well.
+	headStart = 300 * time.Millisecond
+	// pending is how many bytes wait for a session with a relay.
+	pending = 256 << 10
+	// resolveAgain is how often the names of relays are looked up.
+	resolveAgain = 5 * time.Minute
+)
+
+// Config is what a client needs.
+type Config struct {
+	Self proto.NodeID
+	// Certificate is the node's, with its device key as the private one; asked for each session.
+	Certificate func() *tls.Certificate
+	// Send sends a run of messages, of size bytes each but the last, by the socket that peers are reached by.
+	Send func(run []byte, size int, to netip.AddrPort) error
+	// Open opens a stream to a relay whose Upgrade to relaymsg.Protocol is done, and who it is verified.
+	Open func(ctx context.Context, relay *proto.Relay) (net.Conn, error)
+	// Resolve finds the addresses of a host; nil: only literal addresses are reached by UDP.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Changed is told that States or Home are others. It must not block. May be nil.
+	Changed func()
+	// Unreached is told that a relay does not bring packets to a peer. It must not block. May be nil.
+	Unreached func(via bind.Via, reason relaymsg.Reason)
+	Rand      io.Reader
+	Log       *slog.Logger
+}
+
+// Transport is how a relay is reached.
+type Transport uint8
+
+// The transports.
+const (
+	None Transport = iota
+	UDP
+	TLS
+)
+
+func (t Transport) String() string { return [...]string{"none", "udp", "tls"}[t] }
+
+// State is how things stand with one relay.
+type State struct {
+	Relay     proto.Relay
+	Transport Transport
+	Since     time.Time // of the transport
+	RTT       time.Duration
+	// Seen is this node's address as the relay sees it; zero where that is not known.
+	Seen netip.AddrPort
+	Home bool
+	// Draining says that the relay is about to stop.
+	Draining bool
+	Err      error // the last, where there is no transport
+}
+
+// Client is a node's end of all its relays. It implements bind.Carrier.
+type Client struct {
+	cfg    Config
+	chance chances
+	ctx    context.Context
+	cancel context.CancelFunc
+	all    sync.WaitGroup
+	kick   chan struct{}
+	inbox  chan *frame
+
+	table atomic.Pointer[map[proto.NodeID]*hop]
+	// sessions finds a hop by the number of its session.
+	sessionsMu sync.RWMutex
+	sessions   map[uint32]*route
+
+	mu     sync.Mutex
+	closed bool
+	home   proto.NodeID
+	since  time.Time // when the relays were set
+	gauge  time.Time // when round trips were asked for last
+}
+
+var _ bind.Carrier = (*Client)(nil)
+
+// hop is one relay. All but the atomic fields are guarded by the client's lock.
+type hop struct {
+	link
+	client *Client
+
+	route  atomic.Pointer[route]  // by UDP; nil: there is none
+	stream atomic.Pointer[runner] // nil: there is none
+	usedAt atomic.Int64           // Unix nanoseconds, of the last packet sent
+
+	since      time.Time
+	dialing    context.CancelFunc // nil: no stream is being opened, or is open
+	redial     time.Time
+	streams    int // failures
+	streamErr  error
+	streamSeen netip.AddrPort
+	resolved   time.Time
+	lookingUp  bool
+
+	waitMu  sync.Mutex
+	waits   []*parcel // for a session, oldest first
+	waiting int
+}
+
+// parcel is a run that waits.
+type parcel struct {
+	peer proto.NodeID
+	size int
+	b    []byte
+}
+
+// New makes a client without relays. Close it.
+func New(c Config) *Client {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	x := &Client{cfg: c, chance: chances{c.Rand}, kick: make(chan struct{}, 1), inbox: make(chan *frame, 64), sessions: map[uint32]*route{}}
+	x.table.Store(&map[proto.NodeID]*hop{})
+	x.ctx, x.cancel = context.WithCancel(context.Background())
+	x.all.Go(x.run)
+	return x
+}
+
+// Close leaves all relays and waits.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	if !c.closed {
+		c.closed = true
+		for _, h := range *c.table.Load() {
+			c.drop(h)
+		}
+	}
+	c.mu.Unlock()
+	c.cancel()
+	c.all.Wait()
+	return nil
+}
+
+// drop leaves a relay. Called with the lock held.
+func (c *Client) drop(h *hop) {
+	if h.cur != nil {
+		bye := &relaymsg.Message{Header: relaymsg.Header{Kind: relaymsg.Bye, Session: h.cur.session}}
+		c.do(h, []effect{send{h.cur.addr, relaymsg.Append(nil, bye, h.cur.key, false)}})
+		h.cur = nil
+		c.lose(h)
+	}
+	h.hangUp()
+}
+
+// SetRelays says which relays there are. Sessions with those that stay as they are go on.
+func (c *Client) SetRelays(relays []proto.Relay) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	old := *c.table.Load()
+	next := make(map[proto.NodeID]*hop, len(relays))
+	now := time.Now()
+	for i := range relays {
+		r := relays[i]
+		if h := old[r.ID]; h != nil && h.relay.Equal(&r) {
+			next[r.ID] = h
+			continue
+		}
+		h := &hop{client: c, link: link{relay: r, measure: true}}
+		h.addrs = literal(&r)
+		next[r.ID] = h
+	}
+	for id, h := range old {
+		if next[id] != h {
+			c.drop(h)
+		}
+	}
+	c.table.Store(&next)
+	if len(old) == 0 {
+		c.since = now
+	}
+	c.wake()
+}
+
+// literal are the addresses of a relay that are known without asking.
+func literal(r *proto.Relay) (out []netip.AddrPort) {
+	if r.UDPPort == 0 {
+		return nil
+	}
+	for _, a := range r.UDP {
+		out = append(out, netip.AddrPortFrom(a, r.UDPPort))
+	}
+	if len(out) > 0 {
+		return out
+	}
+	for _, h := range hosts(r) {
+		if a, err := netip.ParseAddr(h); err == nil {
+			out = append(out, netip.AddrPortFrom(a.Unmap(), r.UDPPort))
+		}
+	}
+	return out
+}
+
+// hosts are those of a relay's URLs.
+func hosts(r *proto.Relay) (out []string) {
+	for _, s := range r.URLs {
+		if u, err := url.Parse(s); err == nil && !slices.Contains(out, u.Hostname()) {
+			out = append(out, u.Hostname())
+		}
+	}
+	return out
+}
+
+// Moved says that this node's address may be another one, or that the socket was opened anew: sessions move along.
+func (c *Client) Moved() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	for _, h := range *c.table.Load() {
+		c.sync(h)
+		c.do(h, h.Step(now, moved{}, c.chance))
+		h.redial, h.streams, h.resolved = time.Time{}, 0, time.Time{}
+		if h.stream.Load() != nil {
+			h.hangUp() // TCP would find out much later
+		}
+		h.measure = h.cur == nil
+	}
+	c.wake()
+}
+
+// Warm has a session with a relay made ready, since packets will go through it soon.
+func (c *Client) Warm(relay proto.NodeID) {
+	if h := (*c.table.Load())[relay]; h != nil {
+		h.usedAt.Store(time.Now().UnixNano())
+		c.wake()
+	}
+}
+
+// Home is the relay through which others reach this node; false where there is none.
+func (c *Client) Home() (proto.NodeID, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.home, c.home != 0
+}
+
+// States says how things stand, sorted by the relays' ids.
+func (c *Client) States() []State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	table := *c.table.Load()
+	out := make([]State, 0, len(table))
+	for id, h := range table {
+		s := State{
+			Relay: h.relay, RTT: h.rtt, Home: id == c.home, Since: h.since, Draining: !h.drains.IsZero(),
+			Err: cmp.Or(h.err, h.streamErr), // UDP's first
+		}
+		switch {
+		case h.cur != nil:
+			s.Transport, s.Seen, s.Err = UDP, h.cur.seen, nil
+		case h.stream.Load() != nil:
+			s.Transport, s.Seen, s.Err = TLS, h.streamSeen, nil
+		}
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b State) int { return cmp.Compare(a.Relay.ID, b.Relay.ID) })
+	return out
+}
+
+func (c *Client) wake() {
+	select {
+	case c.kick <- struct{}{}:
+	default:
+	}
+}
+
+// run does what time asks for.
+func (c *Client) run() {
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-c.kick:
+		case <-t.C:
+		}
+		t.Reset(c.tick(time.Now()))
+	}
+}
+
+// tick looks at all relays, and says when it wants to do so again.
+func (c *Client) tick(now time.Time) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	table := *c.table.Load()
+	if len(table) == 0 || c.closed {
+		return time.Hour
+	}
+	if now.Sub(c.gauge) >= remeasure {
+		c.gauge = now
+		for _, h := range table {
+			h.measure = true
+		}
+	}
+	next := c.gauge.Add(remeasure)
+	for _, id := range slices.Sorted(maps.Keys(table)) {
+		h := table[id]
+		used := time.Unix(0, h.usedAt.Load())
+		h.want = id == c.home || now.Sub(used) < inUse
+		c.lookUp(now, h)
+		c.sync(h)
+		c.do(h, h.Step(now, ticked{}, c.chance))
+		c.tendStream(now, h)
+		for _, at := range []time.Time{h.due(), h.streamDue(now), h.watch(now, used)} {
+			if !at.IsZero() && at.Before(next) {
+				next = at
+			}
+		}
+	}
+	if at := c.chooseHome(now); !at.IsZero() && at.Before(next) {
+		next = at
+	}
+	return max(next.Sub(now), time.Millisecond)
+}
+
+// watch is when a relay that is in use is looked at again: who moves packets says nothing.
+func (h *hop) watch(now, used time.Time) time.Time {
+	if h.route.Load() == nil || now.Sub(used) > 2*suspect {
+		return time.Time{}
+	}
+	return now.Add(suspect)
+}
+
+// chooseHome chooses, and says when it is worth to choose again.
+func (c *Client) chooseHome(now time.Time) time.Time {
+	settled := c.since.Add(settling)
+	table := *c.table.Load()
+	open := false
+	all := make([]candidate, 0, len(table))
+	for id, h := range table {
+		open = open || (h.measured.IsZero() && h.err == nil && h.streamErr == nil && h.relay.UDPPort != 0)
+		all = append(all, candidate{id: id, health: h.health(), rtt: h.rtt})
+	}
+	if open && c.home == 0 && now.Before(settled) {
+		return settled
+	}
+	if home := choose(c.home, all); home != c.home {
+		c.home = home
+		c.cfg.Log.Info("home relay", "relay", home)
+		c.changed()
+		c.wake()
+	}
+	return time.Time{}
+}
+
+func (h *hop) health() health {
+	byStream := len(h.relay.URLs) > 0 && h.client.cfg.Open != nil
+	switch {
+	case !h.drains.IsZero():
+		return dead
+	case h.cur != nil || h.stream.Load() != nil:
+		return healthy
+	case h.err == nil && len(h.addrs) > 0 && (h.streamErr == nil || !h.measured.IsZero()):
+		return healthy
+	case h.err == nil && len(h.addrs) > 0, byStream && h.streamErr == nil:
+		return unsure
+	}
+	return dead
+}
+
+func (c *Client) changed() {
+	if c.cfg.Changed != nil {
+		c.cfg.Changed()
+	}
+}
+
+// lookUp finds the addresses of a relay that is known by name.
+func (c *Client) lookUp(now time.Time, h *hop) {
+	if c.cfg.Resolve == nil || h.relay.UDPPort == 0 || len(h.relay.UDP) > 0 || h.lookingUp || now.Sub(h.resolved) < resolveAgain {
+		return
+	}
+	if h.cur != nil || !(h.want || h.measure) {
+		return
+	}
+	h.lookingUp = true
+	c.all.Go(func() {
+		var found []netip.AddrPort
+		for _, host := range hosts(&h.relay) {
+			if _, err := netip.ParseAddr(host); err == nil {
+				continue
+			}
+			ctx, cancel := context.WithTimeout(c.ctx, 5*time.Second)
+			ips, err := c.cfg.Resolve(ctx, host)
+			cancel()
+			if err != nil {
+				c.cfg.Log.Debug("relay's name is not found", "relay", h.relay.ID, "host", host, "err", err)
+			}
+			for _, a := range ips {
+				found = append(found, netip.AddrPortFrom(a.Unmap().WithZone(""), h.relay.UDPPort))
+			}
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		h.lookingUp, h.resolved = false, time.Now()
+		addrs := append(literal(&h.relay), found...)
+		if slices.Equal(addrs, h.addrs) {
+			return
+		}
+		h.addrs, h.next = addrs[:min(len(addrs), proto.MaxRelayAddrs)], time.Time{}
+		c.wake()
+	})
+}
+
+// sync tells the link what was sent and heard since the last time.
+func (c *Client) sync(h *hop) {
+	r := h.route.Load()
+	if r == nil || h.cur == nil || r.session != h.cur.session {
+		return
+	}
+	h.cur.sent, h.cur.asked = time.Unix(0, h.usedAt.Load()), time.Unix(0, r.asked.Load())
+	if heard := time.Unix(0, r.heard.Load()); heard.After(h.cur.heard) {
+		h.cur.heard = heard
+	}
+}
+
+// do does what a link asks for. Called with the lock held.
+func (c *Client) do(h *hop, effects []effect) {
+	for _, e := range effects {
+		switch e := e.(type) {
+		case send:
+			if err := c.cfg.Send(e.b, len(e.b), e.to); err != nil {
+				c.cfg.Log.Debug("cannot send to a relay", "relay", h.relay.ID, "to", e.to, "err", err)
+			}
+		case sign:
+			c.all.Go(func() { c.sign(h, e) })
+		case opened:
+			c.open(h)
+		case lost:
+			c.lose(h)
+		case gauged, leave:
+			c.changed()
+			c.wake()
+		case unreachable:
+			if c.cfg.Unreached != nil {
+				c.cfg.Unreached(bind.Via{Relay: h.relay.ID, Peer: e.peer}, e.reason)
+			}
+		}
+	}
+}
+
+// sign makes what binds a session. A TPM takes its time for that.
+func (c *Client) sign(h *hop, e sign) {
+	out := signed{session: e.session}
+	out.info, out.key, out.err = c.bindInfo(h.relay.ID, e)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.do(h, h.Step(time.Now(), out, c.chance))
+	c.wake()
+}
+
+func (c *Client) bindInfo(relay proto.NodeID, e sign) (relaymsg.BindInfo, *relaymsg.Key, error) {
+	certificate := c.cfg.Certificate()
+	if certificate == nil || len(certificate.Certificate) == 0 {
+		return relaymsg.BindInfo{}, nil, errors.New("relay: this node has no certificate")
+	}
+	signer, ok := certificate.PrivateKey.(crypto.Signer)
+	if !ok {
+		return relaymsg.BindInfo{}, nil, errors.New("relay: this node's key cannot sign")
+	}
+	leaf := certificate.Certificate[0]
+	transcript := relaymsg.Transcript(relay, e.key, e.secret.Public(), e.session, leaf)
+	signature, err := signer.Sign(c.cfg.Rand, transcript[:], crypto.SHA256)
+	if err != nil {
+		return relaymsg.BindInfo{}, nil, fmt.Errorf("sign for relay %s: %w", relay, err)
+	}
+	key, err := e.secret.Agree(e.key, transcript)
+	return relaymsg.BindInfo{RelayKey: e.key, Ephemeral: e.secret.Public(), Certificate: leaf, Signature: signature}, key, err
+}
+
+// open puts a session in use.
+func (c *Client) open(h *hop) {
+	r := h.route.Load()
+	if r == nil || r.session != h.cur.session {
+		fresh := newRoute(h, h.cur)
+		c.sessionsMu.Lock()
+		if r != nil {
+			delete(c.sessions, r.session)
+		}
+		c.sessions[fresh.session] = fresh
+		c.sessionsMu.Unlock()
+		h.route.Store(fresh)
+		if r == nil {
+			h.since = time.Now()
+		}
+		h.hangUp()
+		c.flush(h)
+	}
+	c.changed()
+	c.wake()
+}
+
+// lose takes a session out of use.
+func (c *Client) lose(h *hop) {
+	if r := h.route.Swap(nil); r != nil {
+		c.sessionsMu.Lock()
+		delete(c.sessions, r.session)
+		c.sessionsMu.Unlock()
+	}
+	h.since = time.Time{}
+	c.changed()
+	c.wake()
+}
+
+// chances is where randomness comes from.
+type chances struct{ r io.Reader }
+
+func (c chances) Uint64() uint64 {
+	var b [8]byte
+	_, _ = io.ReadFull(c.r, b[:]) // a session's number, or a token: zeros do no harm
+	return binary.BigEndian.Uint64(b[:])
+}
+
+func (c chances) Float64() float64 { return float64(c.Uint64()>>11) / (1 << 53) }
+
+func (c chances) Secret() *relaymsg.Secret {
+	s, err := relaymsg.NewSecret(c.r)
+	if err != nil {
+		return nil
+	}
+	return s
+}

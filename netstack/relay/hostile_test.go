@@ -1,0 +1,319 @@
+package relay_test
+
+import (
+	"crypto"
+	"crypto/rand"
+	"net"
+	"net/netip"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/netstack/relay"
+	"github.com/redoubt-mesh/redoubt/netstack/sim"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
+)
+
+// raw speaks to a relay without a client.
+type raw struct {
+	t    *testing.T
+	s    *station
+	conn *sim.UDPConn
+	key  *relaymsg.Key
+	// bind is the Bind that was sent last.
+	bind []byte
+}
+
+func (w *world) raw(s *station, name string, addr string) *raw {
+	w.t.Helper()
+	c, err := w.net.Host(name, netip.MustParseAddr(addr)).ListenUDP(0)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return &raw{t: w.t, s: s, conn: c}
+}
+
+func (r *raw) send(b []byte) {
+	r.t.Helper()
+	if _, err := r.conn.WriteTo(b, net.UDPAddrFromAddrPort(netip.AddrPortFrom(r.s.relay.UDP[0], port))); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *raw) say(m relaymsg.Message) {
+	r.t.Helper()
+	r.send(relaymsg.Append(nil, &m, r.key, false))
+}
+
+// answer is what the relay says within a second; false for nothing.
+func (r *raw) answer() (relaymsg.Message, bool) {
+	r.t.Helper()
+	b := make([]byte, 2048)
+	_ = r.conn.SetReadDeadline(time.Now().Add(time.Second))
+	n, _, err := r.conn.ReadFrom(b)
+	if err != nil {
+		return relaymsg.Message{}, false
+	}
+	m, err := relaymsg.Parse(b[:n])
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return m, true
+}
+
+func (r *raw) wants(kind relaymsg.Kind) relaymsg.Message {
+	r.t.Helper()
+	m, ok := r.answer()
+	if !ok || m.Kind != kind {
+		r.t.Fatalf("answer %+v, %v; want kind %#x", m, ok, uint8(kind))
+	}
+	return m
+}
+
+func header(k relaymsg.Kind, session uint32) relaymsg.Header {
+	return relaymsg.Header{Kind: k, Session: session}
+}
+
+// cookie gets one.
+func (r *raw) cookie(session uint32) [relaymsg.CookieSize]byte {
+	r.t.Helper()
+	r.say(relaymsg.Message{Header: header(relaymsg.Hello, session)})
+	return r.wants(relaymsg.Challenge).Cookie
+}
+
+// begin sends a bind of a node's with a cookie.
+func (r *raw) begin(n *node, session uint32, cookie [relaymsg.CookieSize]byte) {
+	r.t.Helper()
+	secret, err := relaymsg.NewSecret(rand.Reader)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	leaf := n.tls.Certificate[0]
+	sum := relaymsg.Transcript(r.s.relay.ID, r.s.relay.Key, secret.Public(), session, leaf)
+	signature, err := n.tls.PrivateKey.(crypto.Signer).Sign(rand.Reader, sum[:], crypto.SHA256)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if r.key, err = secret.Agree(r.s.relay.Key, sum); err != nil {
+		r.t.Fatal(err)
+	}
+	r.bind = relaymsg.Append(nil, &relaymsg.Message{Header: header(relaymsg.Bind, session), Cookie: cookie, BindInfo: relaymsg.BindInfo{
+		RelayKey: r.s.relay.Key, Ephemeral: secret.Public(), Certificate: leaf, Signature: signature,
+	}}, nil, false)
+	r.send(r.bind)
+}
+
+func data(kind relaymsg.Kind, session uint32, peer proto.NodeID, text string) []byte {
+	b := make([]byte, relaymsg.HeaderSize)
+	header(kind, session).Put(b)
+	if kind == relaymsg.DataFor {
+		b = append(b, make([]byte, relaymsg.PeerSize)...)
+		relaymsg.PutPeer(b[relaymsg.HeaderSize:], peer)
+	}
+	return append(b, text...)
+}
+
+func hostile(t *testing.T, f func(t *testing.T, w *world, s *station, victim *node)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		s := w.addRelay(100, func(c *relay.ServerConfig) { c.Sessions = 4 })
+		victim := w.addNode(1)
+		w.know(s)
+		settle(time.Second)
+		f(t, w, s, victim)
+	})
+}
+
+// A session is bound, and is good for nothing from another address until that has proved itself.
+func TestForgedSource(t *testing.T) {
+	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
+		n := w.addNode(2)
+		good, bad := w.raw(s, "good", "192.0.2.1"), w.raw(s, "bad", "192.0.2.2")
+		good.begin(n, 7, good.cookie(7))
+		good.wants(relaymsg.Bound)
+		bad.send(data(relaymsg.DataFor, 7, victim.id, "\x04\x00\x00\x00 this is long enough for an answer"))
+		c := bad.wants(relaymsg.Challenge)
+		victim.silent(time.Second)
+		bad.key = &relaymsg.Key{}
+		bad.say(relaymsg.Message{Header: header(relaymsg.Rebind, 7), Cookie: c.Cookie, Token: 1})
+		if m, ok := bad.answer(); ok {
+			t.Errorf("a move without the session's key is answered: %+v", m)
+		}
+		good.send(data(relaymsg.DataFor, 7, victim.id, "\x04\x00\x00\x00one"))
+		victim.gets(n, "one")
+	})
+}
+
+// A bind or a move that is played again, by whoever saw it, moves nothing.
+func TestReplays(t *testing.T) {
+	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
+		n := w.addNode(2)
+		first, second := w.raw(s, "first", "192.0.2.1"), w.raw(s, "second", "192.0.2.2")
+		first.begin(n, 7, first.cookie(7))
+		first.wants(relaymsg.Bound)
+		second.send(first.bind) // the cookie is not of this address
+		second.wants(relaymsg.Challenge)
+		// The node moves to the second address.
+		second.key = first.key
+		second.send(data(relaymsg.DataFor, 7, victim.id, "\x04\x00\x00\x00 this is long enough for an answer"))
+		move := relaymsg.Append(nil, &relaymsg.Message{Header: header(relaymsg.Rebind, 7), Cookie: second.wants(relaymsg.Challenge).Cookie, Token: 1}, second.key, false)
+		second.send(move)
+		second.wants(relaymsg.Bound)
+		// What bound it to the first one is played again from there.
+		first.send(first.bind)
+		if m := first.wants(relaymsg.Refused); m.Reason != relaymsg.ReasonTaken {
+			t.Errorf("refused: %v", m.Reason)
+		}
+		second.send(move)
+		if m, ok := second.answer(); ok {
+			t.Errorf("a move that was played again is answered: %+v", m)
+		}
+		second.send(data(relaymsg.DataFor, 7, victim.id, "\x04\x00\x00\x00one"))
+		victim.gets(n, "one")
+	})
+}
+
+// Strangers get no session: certificates that nobody admits, signatures by other keys, for other relays.
+func TestStrangers(t *testing.T) {
+	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
+		n := w.addNode(2)
+		thief := w.addNode(3)
+		r := w.raw(s, "stranger", "192.0.2.1")
+		w.permit.change(func(p *permit) { delete(p.nodes, string(n.tls.Certificate[0])) })
+		r.begin(n, 7, r.cookie(7))
+		if m := r.wants(relaymsg.Refused); m.Reason != relaymsg.ReasonCertificate {
+			t.Errorf("a stranger: %v", m.Reason)
+		}
+		stolen := victim.tls
+		stolen.PrivateKey = thief.tls.PrivateKey
+		r.begin(&node{tls: stolen}, 8, r.cookie(8))
+		if m := r.wants(relaymsg.Refused); m.Reason != relaymsg.ReasonCertificate {
+			t.Errorf("another's certificate: %v", m.Reason)
+		}
+		old := s.relay.Key
+		s.relay.Key[0] ^= 1
+		r.begin(thief, 9, r.cookie(9))
+		if m := r.wants(relaymsg.Refused); m.Reason != relaymsg.ReasonKey {
+			t.Errorf("another relay's key: %v", m.Reason)
+		}
+		s.relay.Key = old
+		cookie := r.cookie(10)
+		time.Sleep(time.Minute)
+		r.begin(thief, 10, cookie)
+		r.wants(relaymsg.Challenge)
+		if x := victim.state(s); x.Transport != relay.UDP {
+			t.Errorf("the victim lost its session: %+v", x)
+		}
+	})
+}
+
+// Beginnings by the thousand leave nothing behind, and do not keep others out.
+func TestHalfOpen(t *testing.T) {
+	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
+		r := w.raw(s, "flood", "192.0.2.1")
+		heap := func() uint64 {
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			return m.HeapAlloc
+		}
+		before := heap()
+		for i := range uint32(3000) {
+			r.say(relaymsg.Message{Header: header(relaymsg.Hello, i)})
+			if _, ok := r.answer(); !ok {
+				t.Fatal("no answer")
+			}
+		}
+		if after := heap(); after > before+(2<<20) {
+			t.Errorf("memory went from %d to %d", before, after)
+		}
+		w.addNode(2)
+		w.know(s)
+		settle(time.Second)
+		if x := w.nodes[1].state(s); x.Transport != relay.UDP {
+			t.Errorf("%+v", x)
+		}
+	})
+}
+
+// More sessions than the relay takes are refused, and each node has one.
+func TestLimits(t *testing.T) {
+	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
+		r := w.raw(s, "crowd", "192.0.2.1")
+		n := w.addNode(2)
+		for i := range uint32(10) {
+			r.begin(n, 10+i, r.cookie(10+i))
+			r.wants(relaymsg.Bound)
+		}
+		r.send(data(relaymsg.DataFor, 10, victim.id, "\x04\x00\x00\x00 of a session that another one took the place of"))
+		if m := r.wants(relaymsg.Refused); m.Reason != relaymsg.ReasonUnknownSession {
+			t.Errorf("refused: %v", m.Reason)
+		}
+		for i := range uint32(2) {
+			other := w.addNode(proto.NodeID(3 + i))
+			r.begin(other, 30+i, r.cookie(30+i))
+			r.wants(relaymsg.Bound)
+		}
+		other := w.addNode(9)
+		r.begin(other, 40, r.cookie(40))
+		if m := r.wants(relaymsg.Refused); m.Reason != relaymsg.ReasonFull {
+			t.Errorf("refused: %v", m.Reason)
+		}
+	})
+}
+
+// A node that floods loses its own packets, and nobody else's.
+func TestFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		s := w.addRelay(100, func(c *relay.ServerConfig) { c.Rate = 80_000 })
+		flooder, good, b := w.addNode(1), w.addNode(2), w.addNode(3)
+		w.know(s)
+		settle(time.Second)
+		drain := make(chan int)
+		go func() {
+			n := 0
+			for p := range b.inbox {
+				if p.via.Peer == good.id {
+					n++
+				}
+			}
+			drain <- n
+		}()
+		for range 100 {
+			for range 20 {
+				flooder.send(s, b, string(make([]byte, 1000)))
+			}
+			good.send(s, b, "good")
+			time.Sleep(20 * time.Millisecond)
+		}
+		settle(time.Second)
+		close(b.inbox)
+		if n := <-drain; n != 100 {
+			t.Errorf("%d of 100 packets of the other arrived", n)
+		}
+	})
+}
+
+// What is no message at all changes nothing.
+func TestGarbage(t *testing.T) {
+	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
+		r := w.raw(s, "noise", "192.0.2.1")
+		for kind := 0; kind < 256; kind++ {
+			for _, n := range []int{1, 7, 8, 9, 16, 24, 48, 100, 1400} {
+				b := make([]byte, n)
+				_, _ = rand.Read(b)
+				b[0] = byte(kind)
+				r.send(b)
+			}
+		}
+		settle(time.Second)
+		if x := victim.state(s); x.Transport != relay.UDP {
+			t.Errorf("%+v", x)
+		}
+	})
+}

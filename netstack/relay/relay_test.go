@@ -1,0 +1,298 @@
+package relay_test
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/netstack/relay"
+	"github.com/redoubt-mesh/redoubt/netstack/sim"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
+)
+
+// pairOf is a world with a relay and two nodes that know it.
+func pairOf(t *testing.T) (*world, *station, *node, *node) {
+	w := newWorld(t)
+	s := w.addRelay(100)
+	a, b := w.addNode(1), w.addNode(2)
+	w.know(s)
+	return w, s, a, b
+}
+
+func settle(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestUDP(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, s, a, b := pairOf(t)
+		defer w.close()
+		settle(time.Second)
+		for _, n := range []*node{a, b} {
+			if x := n.state(s); x.Transport != relay.UDP || !x.Home || x.RTT != 20*time.Millisecond || x.Seen.Addr() != n.host.Addrs()[0] {
+				t.Errorf("node %d: %+v", n.id, x)
+			}
+		}
+		begin := time.Now()
+		a.send(s, b, "one")
+		b.gets(a, "one")
+		if d := time.Since(begin); d != 20*time.Millisecond {
+			t.Errorf("the first packet took %v", d)
+		}
+		for i := range 5 {
+			text := fmt.Sprint(i)
+			b.send(s, a, text)
+			a.gets(b, text)
+			a.send(s, b, text)
+			b.gets(a, text)
+		}
+	})
+}
+
+// A packet that goes before there is a session waits for it: two round trips and its own way.
+func TestCold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		s, other := w.addRelay(100), w.addRelay(101)
+		a, b := w.addNode(1), w.addNode(2)
+		w.net.SetLink(a.host, s.host, sim.Link{Latency: 40 * time.Millisecond})
+		w.net.SetLink(b.host, other.host, sim.Link{Latency: 40 * time.Millisecond})
+		w.know(s, other)
+		settle(time.Second)
+		if home, _ := a.client.Home(); home != other.relay.ID {
+			t.Fatalf("home of a is %v", home)
+		}
+		if home, _ := b.client.Home(); home != s.relay.ID {
+			t.Fatalf("home of b is %v", home)
+		}
+		begin := time.Now()
+		a.send(s, b, "one", "two")
+		b.gets(a, "one")
+		if d := time.Since(begin); d != 210*time.Millisecond {
+			t.Errorf("the first packet took %v", d)
+		}
+		b.gets(a, "two")
+		settle(5 * time.Minute)
+		if x := a.state(s); x.Transport != relay.None {
+			t.Errorf("a relay that is not home is kept for nothing: %+v", x)
+		}
+	})
+}
+
+// A node's address changes: the session moves along within a round trip.
+func TestRoaming(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, s, a, b := pairOf(t)
+		defer w.close()
+		settle(time.Second)
+		a.send(s, b, "one")
+		b.gets(a, "one")
+		b.send(s, a, "one")
+		a.gets(b, "one")
+		a.host.SetAddrs(b.host.Addrs()[0].Next())
+		a.client.Moved()
+		settle(50 * time.Millisecond)
+		if x := a.state(s); x.Transport != relay.UDP || x.Seen.Addr() != a.host.Addrs()[0] {
+			t.Fatalf("%+v", x)
+		}
+		b.send(s, a, "two")
+		a.gets(b, "two")
+		a.send(s, b, "two")
+		b.gets(a, "two")
+	})
+}
+
+// Where UDP is blocked a stream takes its place, and gives it back.
+func TestStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		s := w.addRelay(100)
+		a, b := w.addNode(1), w.addNode(2)
+		blocked := s.relay
+		s.relay.UDPPort = 0
+		w.know(s)
+		settle(time.Second)
+		if x := a.state(s); x.Transport != relay.TLS || x.Seen.Addr() != a.host.Addrs()[0] {
+			t.Fatalf("%+v", x)
+		}
+		a.send(s, b, "stream to stream")
+		b.gets(a, "stream to stream")
+		b.client.SetRelays([]proto.Relay{blocked})
+		settle(time.Second)
+		if x := b.state(s); x.Transport != relay.UDP {
+			t.Fatalf("%+v", x)
+		}
+		a.send(s, b, "stream to UDP")
+		b.gets(a, "stream to UDP")
+		b.send(s, a, "UDP to stream")
+		a.gets(b, "UDP to stream")
+		a.client.SetRelays([]proto.Relay{blocked})
+		settle(time.Second)
+		a.send(s, b, "UDP to UDP")
+		b.gets(a, "UDP to UDP")
+	})
+}
+
+// A relay dies while it is in use: another one becomes home. It comes back with another key: it is used again.
+func TestRelayDies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		s, other := w.addRelay(100), w.addRelay(101)
+		a, b := w.addNode(1), w.addNode(2)
+		w.net.SetLink(a.host, other.host, sim.Link{Latency: 15 * time.Millisecond})
+		w.know(s, other)
+		settle(time.Second)
+		a.send(s, b, "one")
+		b.gets(a, "one")
+		if home, _ := a.client.Home(); home != s.relay.ID {
+			t.Fatalf("home is %v", home)
+		}
+		s.close()
+		begin := time.Now()
+		for {
+			a.send(s, b, "lost")
+			time.Sleep(20 * time.Millisecond)
+			if home, _ := a.client.Home(); home == other.relay.ID {
+				break
+			}
+			if time.Since(begin) > time.Minute {
+				t.Fatalf("home is still the dead relay: %+v", a.client.States())
+			}
+		}
+		if d := time.Since(begin); d > 2*time.Second {
+			t.Errorf("the death was noticed after %v", d)
+		}
+		settle(30 * time.Second) // b was idle, and asks after its relay only to keep it warm
+		a.send(other, b, "two")
+		b.gets(a, "two")
+		s.start()
+		w.know(s, other)
+		settle(time.Minute)
+		home := s
+		if id, _ := b.client.Home(); id == other.relay.ID {
+			home = other
+		}
+		a.send(home, b, "three")
+		b.gets(a, "three")
+		if x := a.state(s); x.RTT == 0 || x.Err != nil {
+			t.Errorf("the relay that is back does not answer: %+v", x)
+		}
+	})
+}
+
+func TestNotPermitted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, s, a, b := pairOf(t)
+		defer w.close()
+		settle(time.Second)
+		w.permit.change(func(p *permit) { p.apart[[2]proto.NodeID{1, 2}] = true })
+		a.send(s, b, "one")
+		b.silent(time.Second)
+		if r := <-a.fail; r != relaymsg.ReasonNotPermitted {
+			t.Errorf("told: %v", r)
+		}
+		w.permit.change(func(p *permit) { clear(p.apart) })
+		s.server.Recheck([]proto.NodeID{1, 2})
+		a.send(s, b, "two")
+		b.gets(a, "two")
+		w.permit.change(func(p *permit) { p.apart[[2]proto.NodeID{1, 2}] = true })
+		s.server.Recheck([]proto.NodeID{1, 2})
+		a.send(s, b, "three")
+		b.silent(time.Second)
+	})
+}
+
+// A revoked node is cut off at once, and does not come back.
+func TestRevoked(t *testing.T) {
+	for _, port := range []uint16{port, 0} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.close()
+			s := w.addRelay(100)
+			a, b := w.addNode(1), w.addNode(2)
+			s.relay.UDPPort = port
+			w.know(s)
+			settle(time.Second)
+			a.send(s, b, "one")
+			b.gets(a, "one")
+			w.permit.change(func(p *permit) { p.revoked[a.id] = true })
+			s.server.Recheck([]proto.NodeID{1, 2})
+			for range 100 {
+				a.send(s, b, "two")
+				b.silent(100 * time.Millisecond)
+			}
+			if x := a.state(s); x.Transport != relay.None {
+				t.Errorf("%+v", x)
+			}
+			b.send(s, a, "three")
+			a.silent(time.Second)
+			if r := <-b.fail; r != relaymsg.ReasonNotPermitted {
+				t.Errorf("told: %v", r)
+			}
+		})
+	}
+}
+
+// Drain has clients go elsewhere before the relay stops.
+func TestDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		s, other := w.addRelay(100), w.addRelay(101)
+		a := w.addNode(1)
+		w.know(s, other)
+		settle(time.Second)
+		home, other2 := s, other
+		if id, _ := a.client.Home(); id == other.relay.ID {
+			home, other2 = other, s
+		}
+		home.server.Drain(10 * time.Second)
+		settle(100 * time.Millisecond)
+		if id, _ := a.client.Home(); id != other2.relay.ID {
+			t.Errorf("home is %v", id)
+		}
+		if x := a.state(home); !x.Draining {
+			t.Errorf("%+v", x)
+		}
+	})
+}
+
+// A session goes on for days: certificates end, and others take their place.
+func TestLasting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, s, a, b := pairOf(t)
+		defer w.close()
+		for range 20 {
+			settle(11 * time.Minute)
+			a.send(s, b, "one")
+			b.gets(a, "one")
+		}
+	})
+}
+
+// A line that loses, delays and reorders costs packets and nothing else.
+func TestBadLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, s, a, b := pairOf(t)
+		defer w.close()
+		w.net.SetLink(a.host, s.host, sim.Link{Latency: 30 * time.Millisecond, Loss: 0.2})
+		got := 0
+		for range 500 {
+			a.send(s, b, "x")
+			select {
+			case <-b.inbox:
+				got++
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+		if got < 300 {
+			t.Errorf("%d of 500 arrived", got)
+		}
+	})
+}

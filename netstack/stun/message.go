@@ -1,0 +1,277 @@
+package stun
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"net/netip"
+)
+
+// TxID names a request and its answer.
+type TxID [12]byte
+
+// Kind is what a message is.
+type Kind uint16
+
+// The kinds of the one method that there is here, Binding.
+const (
+	Request  Kind = 0x0001
+	Response Kind = 0x0101
+	Failure  Kind = 0x0111
+)
+
+// Change asks a server to answer from its other address, its other port, or both (RFC 5780, CHANGE-REQUEST).
+type Change uint8
+
+// What may be changed.
+const (
+	ChangePort Change = 1 << 1
+	ChangeAddr Change = 1 << 2
+)
+
+// Message is what matters of a STUN message. Addresses are invalid where the message has none.
+type Message struct {
+	Kind        Kind
+	ID          TxID
+	Mapped      netip.AddrPort // where the request came from, XOR-MAPPED-ADDRESS or else MAPPED-ADDRESS
+	Origin      netip.AddrPort // where the answer came from, RESPONSE-ORIGIN
+	Other       netip.AddrPort // the server's other address and port, OTHER-ADDRESS
+	Change      Change
+	Code        int  // of a Failure, as 420
+	Fingerprint bool // there is one, and it is right
+	unknown     []uint16
+}
+
+const (
+	headerLen   = 20
+	cookie      = 0x2112A442
+	fingerprint = 0x5354554e // what the checksum is XORed with
+
+	// maxLen is how long a message may be. No answer to a Binding request comes near.
+	maxLen = 1280
+	// maxUnknown is how many attributes are listed that are not understood.
+	maxUnknown = 8
+)
+
+// The attributes.
+const (
+	attrMapped      = 0x0001
+	attrChange      = 0x0003
+	attrUsername    = 0x0006
+	attrIntegrity   = 0x0008
+	attrError       = 0x0009
+	attrUnknown     = 0x000A
+	attrRealm       = 0x0014
+	attrNonce       = 0x0015
+	attrIntegrity2  = 0x001C
+	attrAlgorithm   = 0x001D
+	attrUserhash    = 0x001E
+	attrXORMapped   = 0x0020
+	attrFingerprint = 0x8028
+	attrOrigin      = 0x802b
+	attrOther       = 0x802c
+	optional        = 0x8000 // attributes from here on may be ignored
+)
+
+// ErrFormat says that bytes are no STUN message, or one that nobody honest sends.
+var ErrFormat = errors.New("not a STUN message")
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrFormat, fmt.Sprintf(format, args...))
+}
+
+// Is says whether a datagram is STUN's and not another protocol's on the same socket.
+func Is(b []byte) bool {
+	return len(b) >= headerLen && b[0]&0xC0 == 0 && binary.BigEndian.Uint32(b[4:]) == cookie
+}
+
+// Parse reads a message, which is all of b.
+func Parse(b []byte) (Message, error) {
+	if !Is(b) {
+		return Message{}, malformed("%d bytes without its header", len(b))
+	}
+	m := Message{Kind: Kind(binary.BigEndian.Uint16(b)), ID: TxID(b[8:])}
+	switch m.Kind {
+	case Request, Response, Failure:
+	default:
+		return Message{}, malformed("type %#04x is none of Binding's", uint16(m.Kind))
+	}
+	if n := int(binary.BigEndian.Uint16(b[2:])); n != len(b)-headerLen || n%4 != 0 || len(b) > maxLen {
+		return Message{}, malformed("length %d in %d bytes", n, len(b))
+	}
+	var mapped netip.AddrPort
+	signed := false
+	for at := headerLen; at < len(b); {
+		if len(b)-at < 4 {
+			return Message{}, malformed("half an attribute at %d", at)
+		}
+		kind, n := binary.BigEndian.Uint16(b[at:]), int(binary.BigEndian.Uint16(b[at+2:]))
+		end := at + 4 + (n+3)&^3
+		if end > len(b) || m.Fingerprint {
+			return Message{}, malformed("attribute %#04x of %d bytes at %d of %d", kind, n, at, len(b))
+		}
+		v := b[at+4 : at+4+n]
+		// What follows a signature is not covered by it, and not for us (RFC 8489, section 14.5).
+		if !signed || kind == attrFingerprint {
+			if err := m.attribute(b, at, kind, v, &mapped); err != nil {
+				return Message{}, err
+			}
+		}
+		signed = signed || kind == attrIntegrity || kind == attrIntegrity2
+		at = end
+	}
+	if !m.Mapped.IsValid() {
+		m.Mapped = mapped
+	}
+	return m, nil
+}
+
+// attribute reads one attribute. Where one is there twice, the first counts.
+func (m *Message) attribute(b []byte, at int, kind uint16, v []byte, mapped *netip.AddrPort) error {
+	var err error
+	addr := func(to *netip.AddrPort, xor []byte) {
+		var a netip.AddrPort
+		if a, err = parseAddr(kind, v, xor); err == nil && !to.IsValid() {
+			*to = a
+		}
+	}
+	switch kind {
+	case attrXORMapped:
+		addr(&m.Mapped, b[4:headerLen])
+	case attrMapped:
+		addr(mapped, nil)
+	case attrOrigin:
+		addr(&m.Origin, nil)
+	case attrOther:
+		addr(&m.Other, nil)
+	case attrChange:
+		if len(v) != 4 {
+			return malformed("CHANGE-REQUEST of %d bytes", len(v))
+		}
+		m.Change = Change(v[3]) & (ChangeAddr | ChangePort)
+	case attrError:
+		if len(v) < 4 || v[2]&7 < 3 || v[2]&7 > 6 || v[3] > 99 {
+			return malformed("ERROR-CODE %x", v[:min(len(v), 4)])
+		}
+		m.Code = 100*int(v[2]&7) + int(v[3])
+	case attrFingerprint:
+		if len(v) != 4 || binary.BigEndian.Uint32(v) != sum(b[:at]) {
+			return malformed("FINGERPRINT %x does not match", v[:min(len(v), 4)])
+		}
+		m.Fingerprint = true
+	case attrUsername, attrIntegrity, attrIntegrity2, attrRealm, attrNonce, attrAlgorithm, attrUserhash, attrUnknown:
+		// About who asks, which nobody has to prove for an address.
+	default:
+		if kind < optional && len(m.unknown) < maxUnknown {
+			m.unknown = append(m.unknown, kind)
+		}
+	}
+	return err
+}
+
+// sum is the checksum of all that is before a FINGERPRINT; the length in the header includes that.
+func sum(b []byte) uint32 { return crc32.ChecksumIEEE(b) ^ fingerprint }
+
+// parseAddr reads an address. XORed ones hide from NATs that translate whatever looks like an address.
+func parseAddr(kind uint16, v, xor []byte) (netip.AddrPort, error) {
+	if len(v) < 2 || (v[1] != 1 || len(v) != 8) && (v[1] != 2 || len(v) != 20) {
+		return netip.AddrPort{}, malformed("address %x in attribute %#04x", v[:min(len(v), 20)], kind)
+	}
+	var raw [16]byte
+	ip := raw[:len(v)-4]
+	copy(ip, v[4:])
+	port := binary.BigEndian.Uint16(v[2:])
+	if xor != nil {
+		port ^= cookie >> 16
+		for i := range ip {
+			ip[i] ^= xor[i]
+		}
+	}
+	a, _ := netip.AddrFromSlice(ip)
+	return netip.AddrPortFrom(a.Unmap(), port), nil
+}
+
+// AppendRequest appends a Binding request.
+func AppendRequest(b []byte, id TxID) []byte { return AppendChangeRequest(b, id, 0) }
+
+// AppendChangeRequest appends a Binding request that is to be answered from elsewhere.
+func AppendChangeRequest(b []byte, id TxID, c Change) []byte {
+	at := len(b)
+	b = appendHeader(b, Request, id)
+	if c != 0 {
+		b = append(b, 0, attrChange, 0, 4, 0, 0, 0, byte(c))
+	}
+	return finish(b, at, true)
+}
+
+// AppendResponse appends the answer to a request: the addresses of m that it has.
+func AppendResponse(b []byte, m Message) []byte {
+	at := len(b)
+	b = appendHeader(b, Response, m.ID)
+	b = appendAddr(b, attrXORMapped, m.Mapped, b[at+4:at+headerLen])
+	if m.Origin.IsValid() {
+		b = appendAddr(b, attrOrigin, m.Origin, nil)
+	}
+	if m.Other.IsValid() {
+		b = appendAddr(b, attrOther, m.Other, nil)
+	}
+	return finish(b, at, m.Fingerprint)
+}
+
+// appendUnknown appends the answer to a request with attributes that are not understood but have to be.
+func appendUnknown(b []byte, m Message, attrs []uint16) []byte {
+	at := len(b)
+	b = appendHeader(b, Failure, m.ID)
+	b = append(b, 0, attrError, 0, 4, 0, 0, 4, 20)
+	b = append(b, 0, attrUnknown, 0, byte(2*len(attrs)))
+	for _, a := range attrs {
+		b = binary.BigEndian.AppendUint16(b, a)
+	}
+	if len(attrs)%2 != 0 {
+		b = append(b, 0, 0)
+	}
+	return finish(b, at, m.Fingerprint)
+}
+
+func appendHeader(b []byte, kind Kind, id TxID) []byte {
+	b = binary.BigEndian.AppendUint16(b, uint16(kind))
+	b = append(b, 0, 0)
+	b = binary.BigEndian.AppendUint32(b, cookie)
+	return append(b, id[:]...)
+}
+
+// appendAddr appends an attribute with an address. A 4-in-6 one becomes IPv4.
+func appendAddr(b []byte, kind uint16, a netip.AddrPort, xor []byte) []byte {
+	ip := a.Addr().Unmap().AsSlice()
+	family, port := byte(1), a.Port()
+	if len(ip) == 16 {
+		family = 2
+	}
+	if xor != nil {
+		port ^= cookie >> 16
+		for i := range ip {
+			ip[i] ^= xor[i]
+		}
+	}
+	b = binary.BigEndian.AppendUint16(b, kind)
+	b = append(b, 0, byte(4+len(ip)), 0, family)
+	b = binary.BigEndian.AppendUint16(b, port)
+	return append(b, ip...)
+}
+
+// finish sets the length of a message that begins at at, and appends its FINGERPRINT.
+func finish(b []byte, at int, fingerprinted bool) []byte {
+	n := len(b) - at - headerLen
+	if fingerprinted {
+		n += 8
+	}
+	binary.BigEndian.PutUint16(b[at+2:], uint16(n))
+	if fingerprinted {
+		s := sum(b[at:])
+		b = binary.BigEndian.AppendUint16(b, attrFingerprint)
+		b = append(b, 0, 4)
+		b = binary.BigEndian.AppendUint32(b, s)
+	}
+	return b
+}

@@ -1,0 +1,156 @@
+package cert_test
+
+import (
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+)
+
+// succession is a world whose root is replaced: what was issued before, and what is from then on.
+type succession struct {
+	*world
+	next         *cert.Authority
+	under        *cert.Authority   // intermediate of next
+	cross, older *x509.Certificate // next by the old root, the old intermediate by next
+}
+
+func (w *world) succeed(t testing.TB) *succession {
+	t.Helper()
+	s := &succession{world: w}
+	s.next = must(cert.NewRoot(rand.Reader, w.mesh, start, 3650*day))(t)
+	s.under = must(s.next.NewIntermediate(rand.Reader, start, 30*day))(t)
+	s.cross = must(w.root.CrossSign(rand.Reader, s.next.Certificate()))(t)
+	s.older = must(s.next.CrossSign(rand.Reader, w.intermediate.Certificate()))(t)
+	return s
+}
+
+func (s *succession) authorities() [][]byte {
+	return [][]byte{s.under.Certificate().Raw, s.older.Raw, s.cross.Raw}
+}
+
+func verifierOf(t testing.TB, w *world, roots ...*x509.Certificate) *cert.Verifier {
+	t.Helper()
+	return must(cert.NewVerifier(w.mesh, roots))(t)
+}
+
+// TestOneRootLeadsToTheNext: with what the mesh hands out while its root is replaced, whoever trusts either root verifies what was
+// issued before and after.
+func TestOneRootLeadsToTheNext(t *testing.T) {
+	w := newWorld(t)
+	s := w.succeed(t)
+	before := w.issue(t)
+	after := must(s.under.IssueNode(rand.Reader, w.node))(t)
+	coordinator := must(s.under.IssueCoordinator(rand.Reader, w.mesh, "c1", w.coordinator.Public(), start, day))(t)
+	shown := [][]byte{coordinator, s.under.Certificate().Raw, s.next.Certificate().Raw, s.cross.Raw, w.root.Certificate().Raw}
+	for name, roots := range map[string][]*x509.Certificate{
+		"the old root":  {w.root.Certificate()},
+		"the new root":  {s.next.Certificate()},
+		"both of them":  {s.next.Certificate(), w.root.Certificate()},
+		"in that order": {w.root.Certificate(), s.next.Certificate()},
+	} {
+		list := s.authorities()
+		for range 2 {
+			v := verifierOf(t, w, roots...)
+			if err := v.AddIntermediates(list); err != nil {
+				t.Fatalf("trusting %s: %v", name, err)
+			}
+			for what, der := range map[string][]byte{"before": before, "after": after} {
+				if _, err := v.Node(der, start); err != nil {
+					t.Errorf("trusting %s, issued %s: %v", name, what, err)
+				}
+			}
+			if !v.Trusts(s.next.Certificate()) {
+				t.Errorf("trusting %s: the new root is not trusted", name)
+			}
+			slices.Reverse(list)
+		}
+		for range 2 {
+			if _, err := verifierOf(t, w, roots...).Coordinator(shown, start); err != nil {
+				t.Errorf("trusting %s, the coordinator: %v", name, err)
+			}
+			slices.Reverse(shown[1:])
+		}
+	}
+	for name, root := range map[string]*x509.Certificate{"old": w.root.Certificate(), "new": s.next.Certificate()} {
+		if _, err := cert.JoinCoordinator(shown, cert.Fingerprint(root), start); err != nil {
+			t.Errorf("a join code that names the %s root: %v", name, err)
+		}
+	}
+	if _, err := cert.JoinCoordinator(shown[:4], cert.Fingerprint(w.root.Certificate()), start); !errors.Is(err, cert.ErrPin) {
+		t.Errorf("the old root is not shown any more: %v, want ErrPin", err)
+	}
+	if v := verifierOf(t, w, s.next.Certificate()); v.Trusts(w.root.Certificate()) {
+		t.Error("the new root vouches for the old one")
+	}
+}
+
+// TestNobodyElseNamesARoot: without the old root's key there is no way to a new one.
+func TestNobodyElseNamesARoot(t *testing.T) {
+	w := newWorld(t)
+	s := w.succeed(t)
+	foreign := newWorld(t)
+	stranger := must(cert.NewRoot(rand.Reader, w.mesh, start, day))(t)
+	byStranger := must(stranger.CrossSign(rand.Reader, s.next.Certificate()))(t)
+	third := must(cert.NewRoot(rand.Reader, w.mesh, start, 3650*day))(t)
+	thirdByNext := must(s.next.CrossSign(rand.Reader, third.Certificate()))(t)
+	underThird := must(third.NewIntermediate(rand.Reader, start, day))(t)
+	for name, list := range map[string][][]byte{
+		"an intermediate of it alone":         {s.under.Certificate().Raw},
+		"the root itself":                     {s.under.Certificate().Raw, s.next.Certificate().Raw},
+		"a stranger's word":                   {s.under.Certificate().Raw, byStranger.Raw},
+		"a stranger's intermediate":           {must(stranger.NewIntermediate(rand.Reader, start, day-1))(t).Certificate().Raw, s.cross.Raw},
+		"one that is itself only vouched for": {underThird.Certificate().Raw, s.cross.Raw, thirdByNext.Raw},
+		"an altered word":                     {s.under.Certificate().Raw, flip(s.cross.Raw, len(s.cross.Raw)-1)},
+	} {
+		v := w.verifier(t)
+		if err := v.AddIntermediates(list); err == nil {
+			t.Errorf("%s was taken", name)
+		}
+		if v.Trusts(stranger.Certificate()) || v.Trusts(third.Certificate()) {
+			t.Errorf("%s: a root is trusted that nobody vouches for", name)
+		}
+	}
+	if v := w.verifier(t); v.AddIntermediates(s.authorities()) != nil || v.Trusts(stranger.Certificate()) {
+		t.Error("one root is vouched for, and another trusted")
+	}
+	if _, err := w.intermediate.CrossSign(rand.Reader, s.next.Certificate()); err == nil {
+		t.Error("an intermediate vouched for a root")
+	}
+	if _, err := w.root.CrossSign(rand.Reader, foreign.root.Certificate()); !errors.Is(err, cert.ErrMesh) {
+		t.Errorf("a root of another mesh: %v", err)
+	}
+	if _, err := w.root.CrossSign(rand.Reader, w.root.Certificate()); err == nil {
+		t.Error("a root vouched for itself")
+	}
+	if _, err := w.root.CrossSign(rand.Reader, must(x509.ParseCertificate(w.issue(t)))(t)); !errors.Is(err, cert.ErrRole) {
+		t.Errorf("a node: %v", err)
+	}
+}
+
+// TestAWordLastsAsLongAsWhoGaveIt: what is under the new root is trusted by way of the old one while that one's time lasts.
+func TestAWordLastsAsLongAsWhoGaveIt(t *testing.T) {
+	w := newWorld(t)
+	w.root = must(cert.NewRoot(rand.Reader, w.mesh, start, 10*day))(t)
+	w.intermediate = must(w.root.NewIntermediate(rand.Reader, start, 9*day))(t)
+	s := w.succeed(t)
+	w.node.NotBefore, w.node.NotAfter = start.Add(20*day), start.Add(20*day+time.Hour)
+	w.node.Keys[0].NotBefore, w.node.Keys[0].NotAfter = w.node.NotBefore, w.node.NotAfter
+	late := must(s.under.IssueNode(rand.Reader, w.node))(t)
+	for name, test := range map[string]struct {
+		root *x509.Certificate
+		want error
+	}{"old": {w.root.Certificate(), cert.ErrExpired}, "new": {s.next.Certificate(), nil}} {
+		v := verifierOf(t, w, test.root)
+		if err := v.AddIntermediates(s.authorities()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := v.Node(late, start.Add(20*day)); !errors.Is(err, test.want) {
+			t.Errorf("trusting the %s root: %v, want %v", name, err, test.want)
+		}
+	}
+}

@@ -1,0 +1,155 @@
+package pathmsg
+
+import (
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+const (
+	headerSize = 24
+	// Overhead is by how much a message is longer than its body.
+	Overhead = headerSize + chacha20poly1305.Overhead
+	// FirstByte is what all messages begin with.
+	FirstByte = 0xd0
+)
+
+// magic begins with a byte that neither WireGuard, STUN nor relays have there.
+var magic = [4]byte{FirstByte, 'r', 'p', '1'}
+
+// Why a message is not taken.
+var (
+	ErrForeign = errors.New("no path message")
+	ErrForged  = errors.New("not sealed by the peer, or changed on its way")
+	ErrReplay  = errors.New("a path message that came before")
+)
+
+// KeyID names a path key in messages that are sealed with it.
+type KeyID [8]byte
+
+// IDOf is the name of a key.
+func IDOf(p key.PathPublic) KeyID {
+	h := sha256.Sum256(append([]byte("redoubt path key id v1\x00"), p.Bytes()...))
+	return KeyID(h[:8])
+}
+
+// Sender is the name of the key that a message says to be sealed with.
+func Sender(msg []byte) (KeyID, error) {
+	if len(msg) < Overhead || [4]byte(msg) != magic || msg[5] != 0 || msg[6] != 0 || msg[7] != 0 {
+		return KeyID{}, ErrForeign
+	}
+	return KeyID(msg[8:16]), nil
+}
+
+// Box seals messages for one peer and opens those that it sealed. It has one owner.
+type Box struct {
+	in, out cipher.AEAD
+	id      KeyID // own
+	counter uint64
+	window  window
+}
+
+// NewBox makes the box of a pair of keys. A pair may have another box later, when this one was forgotten: since is how long
+// the own key has existed, and keeps counters from coming twice.
+func NewBox(own key.PathPrivate, peer key.PathPublic, since time.Duration) (*Box, error) {
+	shared, err := own.Shared(peer)
+	if err != nil {
+		return nil, err
+	}
+	b := &Box{id: IDOf(own.Public()), counter: uint64(max(since, 0))}
+	if b.out, err = derive(shared, own.Public(), peer); err != nil {
+		return nil, err
+	}
+	b.in, err = derive(shared, peer, own.Public())
+	return b, err
+}
+
+// derive makes the key of one direction.
+func derive(shared []byte, from, to key.PathPublic) (cipher.AEAD, error) {
+	salt := append(from.Bytes(), to.Bytes()...)
+	k, err := hkdf.Key(sha256.New, shared, salt, "redoubt path messages v1", chacha20poly1305.KeySize)
+	if err != nil {
+		return nil, fmt.Errorf("derive a key for path messages: %w", err)
+	}
+	return chacha20poly1305.New(k)
+}
+
+func nonce(header []byte) []byte {
+	n := make([]byte, chacha20poly1305.NonceSize)
+	copy(n[4:], header[16:headerSize])
+	return n
+}
+
+// Seal appends a message to b.
+func (x *Box) Seal(b []byte, m Message) []byte {
+	x.counter++
+	at := len(b)
+	b = append(b, magic[:]...)
+	b = append(b, m.kind(), 0, 0, 0)
+	b = append(b, x.id[:]...)
+	b = binary.BigEndian.AppendUint64(b, x.counter)
+	header := b[at : at+headerSize]
+	return x.out.Seal(b, nonce(header), m.appendBody(nil), header)
+}
+
+// Open opens a message, which Sender has found to be sealed with the peer's key.
+func (x *Box) Open(msg []byte) (Message, error) {
+	if _, err := Sender(msg); err != nil {
+		return nil, err
+	}
+	header := msg[:headerSize]
+	body, err := x.in.Open(nil, nonce(header), msg[headerSize:], header)
+	if err != nil {
+		return nil, ErrForged
+	}
+	if !x.window.take(binary.BigEndian.Uint64(header[16:])) {
+		return nil, ErrReplay
+	}
+	return parse(header[4], body)
+}
+
+// windowSize is how far a message may be overtaken.
+const windowSize = 256
+
+// window remembers which of the last counters were seen.
+type window struct {
+	top  uint64 // the greatest so far; none where any is false
+	seen [windowSize / 64]uint64
+	any  bool
+}
+
+// take says whether a counter is new, and remembers it.
+func (w *window) take(n uint64) bool {
+	switch {
+	case !w.any:
+		w.any, w.top = true, n
+	case n > w.top && n-w.top >= windowSize:
+		w.seen, w.top = [windowSize / 64]uint64{}, n
+	case n > w.top:
+		for w.top < n {
+			w.top++
+			w.set(w.top, false)
+		}
+	case w.top-n >= windowSize || w.seen[n/64%uint64(len(w.seen))]&(1<<(n%64)) != 0:
+		return false
+	}
+	w.set(n, true)
+	return true
+}
+
+func (w *window) set(n uint64, seen bool) {
+	bit := uint64(1) << (n % 64)
+	if word := &w.seen[n/64%uint64(len(w.seen))]; seen {
+		*word |= bit
+	} else {
+		*word &^= bit
+	}
+}

@@ -1,0 +1,4 @@
+package pathmsg
+
+// Parse reads the body of a message.
+func Parse(kind byte, body []byte) (Message, error) { return parse(kind, body) }

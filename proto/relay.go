@@ -1,0 +1,74 @@
+package proto
+
+import (
+	"cmp"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// RelayKeySize is the length of a relay's key.
+const RelayKeySize = 32
+
+// Relay is a server that forwards sealed packets between nodes that cannot reach each other. It can read none of them.
+type Relay struct {
+	ID   NodeID
+	Name string // for people
+	// Region is where it stands, for people and for the choice among relays of the same latency; may be empty.
+	Region string
+	// Key is its X25519 key, new with each start of the relay: what a session by UDP is agreed with.
+	Key [RelayKeySize]byte
+	// UDPPort is the port of its UDP socket; 0: it has none. It is where UDP says, or where the hosts of URLs are.
+	UDPPort uint16
+	UDP     []netip.Addr
+	// URLs are https://HOST[:PORT], where it takes streams.
+	URLs []string
+}
+
+// Equal says whether two descriptions of relays are the same.
+func (r *Relay) Equal(o *Relay) bool {
+	return r.ID == o.ID && r.Name == o.Name && r.Region == o.Region && r.Key == o.Key && r.UDPPort == o.UDPPort &&
+		slices.Equal(r.UDP, o.UDP) && slices.Equal(r.URLs, o.URLs)
+}
+
+// Validate says what is wrong with the description of a relay.
+func (r *Relay) Validate() error {
+	switch {
+	case r.ID == 0:
+		return invalid("relay without an id")
+	case !ValidText(r.Name, MaxName) || (r.Region != "" && !ValidText(r.Region, MaxName)):
+		return invalid("relay %s: a name or region that is empty, too long or not printable", r.ID)
+	case len(r.UDP) > MaxRelayAddrs || len(r.URLs) > MaxRelayURLs:
+		return invalid("relay %s: %d addresses and %d URLs, at most %d and %d", r.ID, len(r.UDP), len(r.URLs), MaxRelayAddrs, MaxRelayURLs)
+	case len(r.UDP)+len(r.URLs) == 0:
+		return invalid("relay %s: neither an address nor a URL", r.ID)
+	}
+	for _, a := range r.UDP {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
+			return invalid("relay %s: address %s", r.ID, a)
+		}
+	}
+	for _, s := range r.URLs {
+		u, err := url.Parse(s)
+		if err != nil || len(s) > MaxName || u.Scheme != "https" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+			return invalid("relay %s: URL %q: want https://HOST[:PORT]", r.ID, shorten(s))
+		}
+	}
+	return nil
+}
+
+func checkRelays(relays []Relay) error {
+	if len(relays) > MaxRelays {
+		return invalid("%d relays, at most %d", len(relays), MaxRelays)
+	}
+	for i := range relays {
+		if err := relays[i].Validate(); err != nil {
+			return err
+		}
+		if i > 0 && cmp.Compare(relays[i-1].ID, relays[i].ID) >= 0 {
+			return invalid("relays are not sorted, or name %s twice", relays[i].ID)
+		}
+	}
+	return nil
+}

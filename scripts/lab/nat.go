@@ -1,0 +1,168 @@
+//go:build linux
+
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// NATConfig says how a NAT behaves. The zero value is an easy one: the kernel keeps the port of a host behind it, whoever
+// the host speaks to, and lets in those that were spoken to.
+type NATConfig struct {
+	Hard     bool   // another random port towards each address and port
+	BlockUDP bool   // no UDP gets out
+	TCPPort  uint16 // the only port that TCP gets out to; 0 means all
+	V6       bool   // IPv6 is routed; only answers get in. Without it there is none
+}
+
+// NAT is a router with a LAN of its own behind it, which the rest of the world cannot reach.
+type NAT struct {
+	*Host
+	Inside *LAN
+	cfg    NATConfig
+}
+
+// AddNAT adds a router between a LAN and a new one. The new one is 192.168.n.0/24 and 2001:db8:99:n::/64, the router has the
+// first address there. A NAT whose LAN is inside another one has a carrier's NAT before it.
+func (w *World) AddNAT(name string, outside *LAN, cfg NATConfig) (*NAT, error) {
+	inside, err := w.addLAN(name, nil)
+	if err != nil {
+		return nil, err
+	}
+	h, err := w.AddHost(name, outside)
+	if err != nil {
+		return nil, err
+	}
+	t := &NAT{Host: h, Inside: inside, cfg: cfg}
+	inside.gateway = t
+	w.mu.Lock()
+	err = h.plugAt(inside, 1)
+	w.mu.Unlock()
+	if err != nil {
+		return nil, fmt.Errorf("NAT %s: %w", name, err)
+	}
+	err = h.Do(func() error {
+		return errors.Join(sysctl("net.ipv4.ip_forward", "1"), sysctl("net.ipv6.conf.all.forwarding", "1"), t.rules())
+	})
+	if err == nil && cfg.V6 {
+		err = outside.route(inside.V6, h.V6())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("NAT %s: %w", name, err)
+	}
+	return t, nil
+}
+
+// route has whoever routes for a LAN, and all before it, send packets for a network behind it to one of its hosts.
+func (l *LAN) route(to netip.Prefix, by netip.Addr) error {
+	rt := l.world.router.rt
+	if l.gateway != nil {
+		rt = l.gateway.ns.rt
+		if err := l.gateway.Ports[0].LAN.route(to, l.gateway.V6()); err != nil {
+			return err
+		}
+	}
+	return rt.RouteAdd(&netlink.Route{Dst: netOf(to.Masked()), Gw: by.AsSlice()})
+}
+
+// Reboot forgets all mappings.
+func (t *NAT) Reboot() error {
+	return t.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
+}
+
+// Configure makes it behave otherwise from now on; what is mapped stays so.
+func (t *NAT) Configure(cfg NATConfig) error {
+	t.cfg = cfg
+	return t.Do(t.rules)
+}
+
+// rules sets this, all at once:
+//
+//	table inet nat {
+//	  chain post    { type nat hook postrouting;  meta nfproto ipv4 oifname "eth0" masquerade }
+//	  chain input   { type filter hook input;  meta l4proto udp iifname "eth0" drop }
+//	  chain forward { type filter hook forward; policy drop
+//	                  ct state established,related accept
+//	                  meta nfproto ipv6 drop                     without V6
+//	                  iifname "eth0" drop
+//	                  meta l4proto udp drop                      with BlockUDP
+//	                  meta l4proto tcp tcp dport != 443 drop     with TCPPort
+//	                  accept }
+//	}
+//
+// What is dropped on input leaves no trace. If it did, as a connection of the router's own, then a packet from the inside to
+// where it came from would get another port: punching would fail.
+func (t *NAT) rules() error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := &nftables.Table{Name: "nat", Family: nftables.TableFamilyINet}
+	c.AddTable(table)
+	c.DelTable(table)
+	c.AddTable(table)
+	drop := nftables.ChainPolicyDrop
+	post := c.AddChain(&nftables.Chain{
+		Name: "post", Table: table, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+	})
+	forward := c.AddChain(&nftables.Chain{
+		Name: "forward", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop,
+	})
+	input := c.AddChain(&nftables.Chain{
+		Name: "input", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
+	})
+	add := func(chain *nftables.Chain, exprs ...[]expr.Any) {
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: slices.Concat(exprs...)})
+	}
+	verdict := func(k expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: k}} }
+	add(post, meta(expr.MetaKeyNFPROTO, []byte{unix.NFPROTO_IPV4}), meta(expr.MetaKeyOIFNAME, device("eth0")),
+		[]expr.Any{&expr.Masq{FullyRandom: t.cfg.Hard}})
+	add(input, meta(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_UDP}), meta(expr.MetaKeyIIFNAME, device("eth0")), verdict(expr.VerdictDrop))
+	known := binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
+	add(forward, []expr.Any{
+		&expr.Ct{Register: 1, Key: expr.CtKeySTATE},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: known, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}, verdict(expr.VerdictAccept))
+	if !t.cfg.V6 {
+		add(forward, meta(expr.MetaKeyNFPROTO, []byte{unix.NFPROTO_IPV6}), verdict(expr.VerdictDrop))
+	}
+	add(forward, meta(expr.MetaKeyIIFNAME, device("eth0")), verdict(expr.VerdictDrop))
+	if t.cfg.BlockUDP {
+		add(forward, meta(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_UDP}), verdict(expr.VerdictDrop))
+	}
+	if t.cfg.TCPPort != 0 {
+		add(forward, meta(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_TCP}), []expr.Any{
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.BigEndian.PutUint16(t.cfg.TCPPort)},
+		}, verdict(expr.VerdictDrop))
+	}
+	add(forward, verdict(expr.VerdictAccept))
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("set the rules: %w", err)
+	}
+	return nil
+}
+
+func meta(key expr.MetaKey, is []byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: is}}
+}
+
+// device is an interface's name as the kernel compares it.
+func device(name string) []byte {
+	b := make([]byte, unix.IFNAMSIZ)
+	copy(b, name)
+	return b
+}
