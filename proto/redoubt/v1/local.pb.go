@@ -1061,12 +1061,13 @@ type LocalPeer struct {
 	LastHandshake      int64                  `protobuf:"varint,8,opt,name=last_handshake,json=lastHandshake,proto3" json:"last_handshake,omitempty"` // Unix milliseconds; 0: never
 	RxBytes            uint64                 `protobuf:"varint,9,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
 	TxBytes            uint64                 `protobuf:"varint,10,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
-	CertificateExpires int64                  `protobuf:"varint,11,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds
-	PathSince          int64                  `protobuf:"varint,30,opt,name=path_since,json=pathSince,proto3" json:"path_since,omitempty"`                            // Unix milliseconds; 0: not known
-	PathRttUs          uint64                 `protobuf:"varint,31,opt,name=path_rtt_us,json=pathRttUs,proto3" json:"path_rtt_us,omitempty"`                          // of the path itself, without the host's own network stack; 0: not known
-	PathWhy            string                 `protobuf:"bytes,32,opt,name=path_why,json=pathWhy,proto3" json:"path_why,omitempty"`                                   // why it is not direct, or in doubt
-	PathTransport      string                 `protobuf:"bytes,33,opt,name=path_transport,json=pathTransport,proto3" json:"path_transport,omitempty"`                 // of a relay: udp or tls
-	Tunnel             *Tunnel                `protobuf:"bytes,20,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                                                    // absent while there is no data path
+	CertificateExpires int64                  `protobuf:"varint,11,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`                         // Unix seconds
+	PathSince          int64                  `protobuf:"varint,30,opt,name=path_since,json=pathSince,proto3" json:"path_since,omitempty"`                                                    // Unix milliseconds; 0: not known
+	PathRttUs          uint64                 `protobuf:"varint,31,opt,name=path_rtt_us,json=pathRttUs,proto3" json:"path_rtt_us,omitempty"`                                                  // of the path itself, without the host's own network stack; 0: not known
+	PathWhy            string                 `protobuf:"bytes,32,opt,name=path_why,json=pathWhy,proto3" json:"path_why,omitempty"`                                                           // why it is not direct, or in doubt
+	PathTransport      string                 `protobuf:"bytes,33,opt,name=path_transport,json=pathTransport,proto3" json:"path_transport,omitempty"`                                         // of a relay: udp or tls
+	Tunnel             *Tunnel                `protobuf:"bytes,20,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                                                                            // absent while there is no data path
+	Denied             map[string]uint64      `protobuf:"bytes,21,rep,name=denied,proto3" json:"denied,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // packets from and to it that the filter dropped, by reason
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1209,6 +1210,13 @@ func (x *LocalPeer) GetPathTransport() string {
 func (x *LocalPeer) GetTunnel() *Tunnel {
 	if x != nil {
 		return x.Tunnel
+	}
+	return nil
+}
+
+func (x *LocalPeer) GetDenied() map[string]uint64 {
+	if x != nil {
+		return x.Denied
 	}
 	return nil
 }
@@ -2389,7 +2397,7 @@ type RoutingChange_Prefixes struct {
 
 func (x *RoutingChange_Prefixes) Reset() {
 	*x = RoutingChange_Prefixes{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[36]
+	mi := &file_redoubt_v1_local_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2401,7 +2409,7 @@ func (x *RoutingChange_Prefixes) String() string {
 func (*RoutingChange_Prefixes) ProtoMessage() {}
 
 func (x *RoutingChange_Prefixes) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[36]
+	mi := &file_redoubt_v1_local_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +2531,7 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1d\n" +
 	"\n" +
 	"last_heard\x18\x02 \x01(\x03R\tlastHeard\x12\x10\n" +
-	"\x03url\x18\x03 \x01(\tR\x03url\"\xe0\x03\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\"\xd6\x04\n" +
 	"\tLocalPeer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -2542,7 +2550,11 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\vpath_rtt_us\x18\x1f \x01(\x04R\tpathRttUs\x12\x19\n" +
 	"\bpath_why\x18  \x01(\tR\apathWhy\x12%\n" +
 	"\x0epath_transport\x18! \x01(\tR\rpathTransport\x12*\n" +
-	"\x06tunnel\x18\x14 \x01(\v2\x12.redoubt.v1.TunnelR\x06tunnel\"\xed\x01\n" +
+	"\x06tunnel\x18\x14 \x01(\v2\x12.redoubt.v1.TunnelR\x06tunnel\x129\n" +
+	"\x06denied\x18\x15 \x03(\v2!.redoubt.v1.LocalPeer.DeniedEntryR\x06denied\x1a9\n" +
+	"\vDeniedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xed\x01\n" +
 	"\x0eFilterCounters\x12\x14\n" +
 	"\x05flows\x18\x01 \x01(\x04R\x05flows\x12'\n" +
 	"\x0fallowed_packets\x18\x02 \x01(\x04R\x0eallowedPackets\x12%\n" +
@@ -2668,7 +2680,7 @@ func file_redoubt_v1_local_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_local_proto_rawDescData
 }
 
-var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_redoubt_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: redoubt.v1.StatusRequest
 	(*WatchRequest)(nil),           // 1: redoubt.v1.WatchRequest
@@ -2705,9 +2717,10 @@ var file_redoubt_v1_local_proto_goTypes = []any{
 	(*WithheldRule)(nil),           // 32: redoubt.v1.WithheldRule
 	nil,                            // 33: redoubt.v1.WireGuard.DropsEntry
 	nil,                            // 34: redoubt.v1.Tunnel.DropsEntry
-	nil,                            // 35: redoubt.v1.FilterCounters.DropsEntry
-	(*RoutingChange_Prefixes)(nil), // 36: redoubt.v1.RoutingChange.Prefixes
-	(*Capability)(nil),             // 37: redoubt.v1.Capability
+	nil,                            // 35: redoubt.v1.LocalPeer.DeniedEntry
+	nil,                            // 36: redoubt.v1.FilterCounters.DropsEntry
+	(*RoutingChange_Prefixes)(nil), // 37: redoubt.v1.RoutingChange.Prefixes
+	(*Capability)(nil),             // 38: redoubt.v1.Capability
 }
 var file_redoubt_v1_local_proto_depIdxs = []int32{
 	4,  // 0: redoubt.v1.StatusResponse.status:type_name -> redoubt.v1.Status
@@ -2726,38 +2739,39 @@ var file_redoubt_v1_local_proto_depIdxs = []int32{
 	11, // 13: redoubt.v1.Routing.routes:type_name -> redoubt.v1.PeerRoute
 	12, // 14: redoubt.v1.Routing.exit_node:type_name -> redoubt.v1.ExitNode
 	8,  // 15: redoubt.v1.LocalPeer.tunnel:type_name -> redoubt.v1.Tunnel
-	35, // 16: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
-	18, // 17: redoubt.v1.UpRequest.routing:type_name -> redoubt.v1.RoutingChange
-	36, // 18: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
-	4,  // 19: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
-	13, // 20: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
-	37, // 21: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
-	28, // 22: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
-	28, // 23: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
-	28, // 24: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
-	31, // 25: redoubt.v1.PostureResponse.facts:type_name -> redoubt.v1.LocalFact
-	32, // 26: redoubt.v1.PostureResponse.withheld:type_name -> redoubt.v1.WithheldRule
-	0,  // 27: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
-	1,  // 28: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
-	17, // 29: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
-	20, // 30: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
-	22, // 31: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
-	24, // 32: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
-	26, // 33: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
-	29, // 34: redoubt.v1.LocalService.Posture:input_type -> redoubt.v1.PostureRequest
-	2,  // 35: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
-	3,  // 36: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
-	19, // 37: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
-	21, // 38: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
-	23, // 39: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
-	25, // 40: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
-	27, // 41: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
-	30, // 42: redoubt.v1.LocalService.Posture:output_type -> redoubt.v1.PostureResponse
-	35, // [35:43] is the sub-list for method output_type
-	27, // [27:35] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	35, // 16: redoubt.v1.LocalPeer.denied:type_name -> redoubt.v1.LocalPeer.DeniedEntry
+	36, // 17: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
+	18, // 18: redoubt.v1.UpRequest.routing:type_name -> redoubt.v1.RoutingChange
+	37, // 19: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
+	4,  // 20: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
+	13, // 21: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
+	38, // 22: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
+	28, // 23: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
+	28, // 24: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
+	28, // 25: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
+	31, // 26: redoubt.v1.PostureResponse.facts:type_name -> redoubt.v1.LocalFact
+	32, // 27: redoubt.v1.PostureResponse.withheld:type_name -> redoubt.v1.WithheldRule
+	0,  // 28: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
+	1,  // 29: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
+	17, // 30: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
+	20, // 31: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
+	22, // 32: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
+	24, // 33: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
+	26, // 34: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
+	29, // 35: redoubt.v1.LocalService.Posture:input_type -> redoubt.v1.PostureRequest
+	2,  // 36: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
+	3,  // 37: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
+	19, // 38: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
+	21, // 39: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
+	23, // 40: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
+	25, // 41: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
+	27, // 42: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
+	30, // 43: redoubt.v1.LocalService.Posture:output_type -> redoubt.v1.PostureResponse
+	36, // [36:44] is the sub-list for method output_type
+	28, // [28:36] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_local_proto_init() }
@@ -2773,7 +2787,7 @@ func file_redoubt_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_local_proto_rawDesc), len(file_redoubt_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
