@@ -14,6 +14,7 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/acl/filter"
 	"github.com/redoubt-mesh/redoubt/agent/control"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/localapi"
 	"github.com/redoubt-mesh/redoubt/agent/machine"
 	"github.com/redoubt-mesh/redoubt/agent/meshtime"
@@ -34,7 +35,8 @@ type Agent struct {
 	filter  *filter.Filter
 	program atomic.Pointer[filter.Program] // installed last
 	offered atomic.Pointer[[]netip.Prefix]
-	health  *posture.Watch // set when Run begins
+	health  *posture.Watch                // set when Run begins
+	shown   atomic.Pointer[identity.Self] // to relays
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
@@ -50,6 +52,7 @@ type loopState struct {
 	path    *dataPath // nil while it is down
 	beyond  machine.Beyond
 	client  *control.Client
+	pathKey pathKey
 	held    *control.Held // while the node that has enrolled on it becomes one
 	enrolment
 	timer    *time.Timer
@@ -78,18 +81,21 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Edges.Disk != nil {
 		dir.Ask(cfg.Edges.Disk)
 	}
-	loaded, err := dir.Load()
+	home, err := openHome(cfg)
 	if err != nil {
 		return nil, errors.Join(err, dir.Close())
+	}
+	if home.tpm != nil {
+		dir.Protect(home.tpm)
+	}
+	loaded, err := dir.Load()
+	if err != nil {
+		return nil, errors.Join(err, home.close(), dir.Close())
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, time: meshtime.New(cfg.Edges.Clock, loaded.Floors.MeshTime),
 		inbox: make(chan func()), running: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
 		filter: filter.New(filter.Config{}),
-	}
-	home, err := openHome(cfg)
-	if err != nil {
-		return nil, errors.Join(err, dir.Close())
 	}
 	k := keys{dir: dir, home: home}
 	if err := k.open(loaded); err != nil {

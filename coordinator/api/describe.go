@@ -47,6 +47,10 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 		NodePublic: n.Key.String(), DevicePublic: n.Device.String(), CertificateSequence: n.Certificate.Sequence,
 		Attested: attestation(n),
 	}
+	out.Verdict = verdict(n.Verdict)
+	if err := a.Directory.Renewable(snap, n); err != nil && !n.Barred() {
+		out.Withheld = withheld(err)
+	}
 	if q := n.Quarantine; q != nil {
 		out.State, out.Quarantine = NodeQuarantined, &redoubtv1.Quarantine{Since: seconds(q.At), Reason: q.Why}
 	}

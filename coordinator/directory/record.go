@@ -20,6 +20,7 @@ import (
 const (
 	meshKey       = "mesh"
 	headKey       = "head"
+	keysKey       = "keys"
 	nodePrefix    = "node/"
 	devicePrefix  = "key/device/"
 	nodeKeyPrefix = "key/node/"
@@ -293,6 +294,7 @@ type nodeRecord struct {
 	Revoked     *revocationRecord  `json:"revoked,omitempty"`
 	Certificate certificateRecord  `json:"certificate"`
 	Attestation *attestationRecord `json:"attestation,omitempty"` // nil: enrolled with a token before there was anything else
+	Verdict     *verdictRecord     `json:"verdict,omitempty"`
 }
 
 type attestationRecord struct {
@@ -333,7 +335,7 @@ func nodeOp(n *Node) (store.Op, error) {
 		version: v1, ID: n.ID, Name: n.Name, V4: n.Addrs.V4, V6: n.Addrs.V6, Tags: n.Tags, Device: n.Device.Bytes(),
 		Key: n.Key.Bytes(), NextFrom: n.NextFrom, Seed: n.Seed, Ticket: n.Ticket, Used: n.Used, Released: n.Released, Level: n.Level.String(), Ephemeral: n.Ephemeral, Hostname: n.Hostname, Token: n.Token,
 		Created: n.Created, Revoked: revocationOf(n.Revoked), Certificate: certificateRecord(n.Certificate),
-		Attestation: attestationOf(&n.Attestation),
+		Attestation: attestationOf(&n.Attestation), Verdict: verdictOf(n.Verdict),
 	}
 	if !n.User.IsZero() {
 		u := userRecord(n.User)
@@ -358,6 +360,7 @@ func parseNode(e store.Entry) (*Node, error) {
 		Identity:  proto.Identity{ID: r.ID, Name: r.Name, Addrs: proto.Addrs{V4: r.V4, V6: r.V6}, Tags: r.Tags},
 		Ephemeral: r.Ephemeral, Hostname: r.Hostname, Token: r.Token, Created: r.Created, Revoked: r.Revoked.value(),
 		Certificate: Certificate(r.Certificate), NextFrom: r.NextFrom, Seed: r.Seed, Ticket: r.Ticket, Used: r.Used, Released: r.Released,
+		Verdict: r.Verdict.value(),
 	}
 	if r.User != nil {
 		n.User = proto.User(*r.User)

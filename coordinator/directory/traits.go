@@ -230,14 +230,18 @@ func (s *Snapshot) Traits(id proto.NodeID) compile.Traits {
 	if !ok || !s.state.seen(n) {
 		return compile.Traits{}
 	}
+	var out compile.Traits
 	t, ok := s.state.traits.Get(id)
 	switch {
 	case !ok:
-		return attested(n.Level)
+		out = attested(n.Level)
 	case t.ends.IsZero() || s.now.Before(t.ends):
-		return t.all
+		out = t.all
+	default:
+		out = t.at(s.now, n.Level)
 	}
-	return t.at(s.now, n.Level)
+	out.Admitted = n.Verdict.approved()
+	return out
 }
 
 // Known is what is known of a node, revoked or not, for people: the facts that hold now, the one of its attestation included.

@@ -238,9 +238,28 @@ func checkDown(m *redoubtv1.Down) error {
 		return nil
 	case *redoubtv1.Down_Refusal:
 		x.Refusal.Message = oneLine(x.Refusal.GetMessage())
-		return nil
+		return checkHold(x.Refusal.GetHoldSeconds())
+	case *redoubtv1.Down_Pending:
+		return checkPending(x.Pending)
 	}
 	return malformed("a Down message of a kind that this program does not know")
+}
+
+func checkPending(p *redoubtv1.Pending) error {
+	for _, s := range []string{p.GetCode(), p.GetName()} {
+		if s != "" && !proto.ValidText(s, MaxText) {
+			return malformed("the code or the name of a machine that waits is too long or not printable")
+		}
+	}
+	p.Message = oneLine(p.GetMessage())
+	return checkHold(p.GetHoldSeconds())
+}
+
+func checkHold(seconds uint32) error {
+	if seconds > maxKeepAlive {
+		return malformed("a keepalive of %d s", seconds)
+	}
+	return nil
 }
 
 // oneLine makes a text from outside safe to print.
