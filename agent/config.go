@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -46,8 +47,10 @@ type Config struct {
 	EventLog string
 	// Certificate and CertificateKey are files with a certificate of the company and its key, in PEM; empty: there is none.
 	Certificate, CertificateKey string
-	Program                     string // version of the program
-	Log                         *slog.Logger
+	// Guards are programs that watch over the machine, beside those that are known.
+	Guards  []posture.Guard
+	Program string // version of the program
+	Log     *slog.Logger
 	// Registry takes the metrics; nil: nobody wants them.
 	Registry prometheus.Registerer
 	Edges    Edges
@@ -110,7 +113,9 @@ func (c *Config) complete() error {
 	if c.Edges.Posture == nil {
 		c.Edges.Posture = &posture.Source{}
 		if c.Edges.OpenTUN == nil {
-			*c.Edges.Posture = posture.Local(c.Interface)
+			*c.Edges.Posture = posture.Local(posture.Config{
+				Interface: c.Interface, Guards: c.Guards, Memory: posture.File(filepath.Join(c.StateDir, "posture.json")),
+			})
 		}
 	}
 	return c.Edges.complete(c.Log)
