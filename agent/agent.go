@@ -14,9 +14,11 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/acl/filter"
 	"github.com/redoubt-mesh/redoubt/agent/control"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/localapi"
 	"github.com/redoubt-mesh/redoubt/agent/machine"
 	"github.com/redoubt-mesh/redoubt/agent/meshtime"
+	"github.com/redoubt-mesh/redoubt/agent/posture"
 	"github.com/redoubt-mesh/redoubt/agent/state"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
@@ -33,6 +35,8 @@ type Agent struct {
 	filter  *filter.Filter
 	program atomic.Pointer[filter.Program] // installed last
 	offered atomic.Pointer[[]netip.Prefix]
+	health  *posture.Watch                // set when Run begins
+	shown   atomic.Pointer[identity.Self] // to relays
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
@@ -48,6 +52,7 @@ type loopState struct {
 	path    *dataPath // nil while it is down
 	beyond  machine.Beyond
 	client  *control.Client
+	pathKey pathKey
 	held    *control.Held // while the node that has enrolled on it becomes one
 	enrolment
 	timer    *time.Timer
@@ -134,6 +139,8 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if a.loop.flows, err = a.loop.dir.TakeFlows(); err != nil {
 		a.log.Warn("connections from before the restart are cut", "err", err)
 	}
+	a.health = a.watchHealth()
+	defer a.health.Close()
 	a.step(machine.Start{})
 	close(a.running)
 	for {

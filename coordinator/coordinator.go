@@ -199,7 +199,7 @@ func (c *Coordinator) open(ctx context.Context) (err error) {
 		return err
 	}
 	c.directory, err = directory.Open(ctx, c.store, directory.Config{
-		Clock: config.Clock, Rand: config.Rand, Issue: c.issue, Ages: c.programs, Signer: signer,
+		Clock: config.Clock, Rand: config.Rand, Issue: c.issue, Ages: c.programs, Demands: c.programs.Demands, Signer: signer,
 	})
 	if err != nil {
 		return err

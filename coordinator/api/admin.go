@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -109,7 +110,7 @@ func (a *Admin) RevokeToken(ctx context.Context, r *redoubtv1.RevokeTokenRequest
 	return &redoubtv1.RevokeTokenResponse{}, nil
 }
 
-// ListNodes lists all nodes, by name.
+// ListNodes lists all nodes, by name, and the machines that wait for an approval.
 func (a *Admin) ListNodes(context.Context, *redoubtv1.ListNodesRequest) (*redoubtv1.ListNodesResponse, error) {
 	snap := a.Directory.Snapshot()
 	out := &redoubtv1.ListNodesResponse{}
@@ -122,6 +123,12 @@ func (a *Admin) ListNodes(context.Context, *redoubtv1.ListNodesRequest) (*redoub
 		}
 		return 1
 	})
+	candidates := slices.SortedFunc(snap.Candidates(), func(x, y *directory.Candidate) int {
+		return cmp.Or(x.Asked.Compare(y.Asked), strings.Compare(x.Code, y.Code))
+	})
+	for _, c := range candidates {
+		out.Candidates = append(out.Candidates, candidate(snap, c))
+	}
 	return out, nil
 }
 
@@ -233,7 +240,7 @@ func (a *Admin) fail(err error) error {
 		// What is wrong stands before it.
 		return connect.NewError(connect.CodeInvalidArgument, errors.New(strings.TrimSuffix(err.Error(), ": "+directory.ErrInvalid.Error())))
 	case errors.Is(err, directory.ErrUnknown), errors.Is(err, directory.ErrTokenUnknown), errors.Is(err, directory.ErrPolicyUnknown),
-		errors.Is(err, directory.ErrLockUnknown):
+		errors.Is(err, directory.ErrLockUnknown), errors.Is(err, directory.ErrCandidateUnknown):
 		code = connect.CodeNotFound
 	case errors.Is(err, directory.ErrPolicyChanged), errors.Is(err, directory.ErrLocked):
 		code = connect.CodeFailedPrecondition

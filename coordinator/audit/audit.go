@@ -58,6 +58,9 @@ const (
 	NodeRelease    = "node.release"
 	NodeRefuse     = "node.refuse"  // an enrolment, or a proof at a renewal
 	NodeAttest     = "node.attest"  // what the machine proves of itself has changed
+	NodePending    = "node.pending" // a machine waits for an approval
+	NodeApprove    = "node.approve"
+	NodeDeny       = "node.deny"
 	NodeReset      = "node.reset"   // another machine may prove less
 	NodeReplace    = "node.replace" // another machine is the node now
 	PolicyApply    = "policy.apply"

@@ -51,6 +51,10 @@ type state struct {
 	lockSubjects index[string, *Lock]              // by Lock.key
 	lockEnds     index[string, *Lock]              // by timeKey of when it ends
 	relays       index[proto.NodeID, *proto.Relay] // that serve now; memory only
+	// Machines that wait for an approval: by deviceKey, by code, by memberPrefix of the token and deviceKey, and by timeKey of when
+	// they are forgotten.
+	candidates, candidateCodes, candidateTokens, candidateEnds index[string, *Candidate]
+
 	// When time alone changes what the policy makes of nodes, by node and by timeKey, and the policy itself; memory only.
 	moments index[proto.NodeID, time.Time]
 	due     index[string, proto.NodeID]
@@ -70,6 +74,8 @@ func newState() state {
 		factEnds: newIndex[string, id](), routers: newIndex[id, id](), stale: newIndex[id, id](),
 		moments: newIndex[id, time.Time](), due: newIndex[string, id](),
 		prints: newIndex[string, id](), joined: newIndex[string, id](),
+		candidates: newIndex[string, *Candidate](), candidateCodes: newIndex[string, *Candidate](),
+		candidateTokens: newIndex[string, *Candidate](), candidateEnds: newIndex[string, *Candidate](),
 		locks: newIndex[string, *Lock](), lockSubjects: newIndex[string, *Lock](), lockEnds: newIndex[string, *Lock](),
 		relays: newIndex[id, *proto.Relay](),
 	}

@@ -243,11 +243,7 @@ func (i *Issuer) IssueNode(n cert.Node, now time.Time) (cert.Node, error) {
 			}
 		}
 	}
-	der, err := a.IssueNode(i.config.Rand, n)
-	if err != nil {
-		return cert.Node{}, err
-	}
-	issued, err := cert.ParseNode(der)
+	issued, err := a.IssueNode(i.config.Rand, n)
 	if err != nil {
 		return cert.Node{}, err
 	}

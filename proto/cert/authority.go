@@ -2,6 +2,7 @@ package cert
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/sha256"
@@ -147,8 +148,9 @@ func (a *Authority) Mesh() proto.MeshID { return a.mesh }
 // Certificate is the authority's own.
 func (a *Authority) Certificate() *x509.Certificate { return a.cert }
 
-// IssueNode signs a node certificate with what n says, except for Raw and Serial. What it returns, a Verifier takes.
-func (a *Authority) IssueNode(rand io.Reader, n Node) ([]byte, error) {
+// IssueNode signs a node certificate with what n says, except for Raw and Serial, and reads it as anybody would. What it
+// returns, a Verifier takes.
+func (a *Authority) IssueNode(rand io.Reader, n Node) (*Node, error) {
 	if err := a.checkIssue(n); err != nil {
 		return nil, fmt.Errorf("issue a certificate to node %s: %w", n.ID, err)
 	}
@@ -169,10 +171,14 @@ func (a *Authority) IssueNode(rand io.Reader, n Node) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("issue a certificate to node %s: %w", n.ID, err)
 	}
-	if _, err := ParseNode(c.Raw); err != nil {
+	if err := cmp.Or(checkSize(c.Raw), checkProfile(c)); err != nil {
 		return nil, fmt.Errorf("issue a certificate to node %s: %w", n.ID, err)
 	}
-	return c.Raw, nil
+	issued, err := nodeFrom(c)
+	if err != nil {
+		return nil, fmt.Errorf("issue a certificate to node %s: %w", n.ID, err)
+	}
+	return issued, nil
 }
 
 func (a *Authority) checkIssue(n Node) error {

@@ -44,7 +44,7 @@ func TestOneRootLeadsToTheNext(t *testing.T) {
 	w := newWorld(t)
 	s := w.succeed(t)
 	before := w.issue(t)
-	after := must(s.under.IssueNode(rand.Reader, w.node))(t)
+	after := must(s.under.IssueNode(rand.Reader, w.node))(t).Raw
 	coordinator := must(s.under.IssueCoordinator(rand.Reader, w.mesh, "c1", w.coordinator.Public(), start, day))(t)
 	shown := [][]byte{coordinator, s.under.Certificate().Raw, s.next.Certificate().Raw, s.cross.Raw, w.root.Certificate().Raw}
 	for name, roots := range map[string][]*x509.Certificate{
@@ -150,7 +150,7 @@ func TestAWordLastsAsLongAsWhoGaveIt(t *testing.T) {
 	s := w.succeed(t)
 	w.node.NotBefore, w.node.NotAfter = start.Add(20*day), start.Add(20*day+time.Hour)
 	w.node.Keys[0].NotBefore, w.node.Keys[0].NotAfter = w.node.NotBefore, w.node.NotAfter
-	late := must(s.under.IssueNode(rand.Reader, w.node))(t)
+	late := must(s.under.IssueNode(rand.Reader, w.node))(t).Raw
 	for name, test := range map[string]struct {
 		root *x509.Certificate
 		want error

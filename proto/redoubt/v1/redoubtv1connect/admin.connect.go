@@ -55,6 +55,11 @@ const (
 	// AdminServiceReleaseNodeProcedure is the fully-qualified name of the AdminService's ReleaseNode
 	// RPC.
 	AdminServiceReleaseNodeProcedure = "/redoubt.v1.AdminService/ReleaseNode"
+	// AdminServiceApproveNodeProcedure is the fully-qualified name of the AdminService's ApproveNode
+	// RPC.
+	AdminServiceApproveNodeProcedure = "/redoubt.v1.AdminService/ApproveNode"
+	// AdminServiceDenyNodeProcedure is the fully-qualified name of the AdminService's DenyNode RPC.
+	AdminServiceDenyNodeProcedure = "/redoubt.v1.AdminService/DenyNode"
 	// AdminServiceSetFactProcedure is the fully-qualified name of the AdminService's SetFact RPC.
 	AdminServiceSetFactProcedure = "/redoubt.v1.AdminService/SetFact"
 	// AdminServiceUnsetFactProcedure is the fully-qualified name of the AdminService's UnsetFact RPC.
@@ -121,6 +126,8 @@ type AdminServiceClient interface {
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
 	ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error)
 	ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error)
+	ApproveNode(context.Context, *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error)
+	DenyNode(context.Context, *v1.DenyNodeRequest) (*v1.DenyNodeResponse, error)
 	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
 	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
 	ApproveRoutes(context.Context, *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error)
@@ -210,6 +217,18 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			httpClient,
 			baseURL+AdminServiceReleaseNodeProcedure,
 			connect.WithSchema(adminServiceMethods.ByName("ReleaseNode")),
+			connect.WithClientOptions(opts...),
+		),
+		approveNode: connect.NewClient[v1.ApproveNodeRequest, v1.ApproveNodeResponse](
+			httpClient,
+			baseURL+AdminServiceApproveNodeProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ApproveNode")),
+			connect.WithClientOptions(opts...),
+		),
+		denyNode: connect.NewClient[v1.DenyNodeRequest, v1.DenyNodeResponse](
+			httpClient,
+			baseURL+AdminServiceDenyNodeProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("DenyNode")),
 			connect.WithClientOptions(opts...),
 		),
 		setFact: connect.NewClient[v1.SetFactRequest, v1.SetFactResponse](
@@ -358,6 +377,8 @@ type adminServiceClient struct {
 	deleteNode          *connect.Client[v1.DeleteNodeRequest, v1.DeleteNodeResponse]
 	resetNode           *connect.Client[v1.ResetNodeRequest, v1.ResetNodeResponse]
 	releaseNode         *connect.Client[v1.ReleaseNodeRequest, v1.ReleaseNodeResponse]
+	approveNode         *connect.Client[v1.ApproveNodeRequest, v1.ApproveNodeResponse]
+	denyNode            *connect.Client[v1.DenyNodeRequest, v1.DenyNodeResponse]
 	setFact             *connect.Client[v1.SetFactRequest, v1.SetFactResponse]
 	unsetFact           *connect.Client[v1.UnsetFactRequest, v1.UnsetFactResponse]
 	approveRoutes       *connect.Client[v1.ApproveRoutesRequest, v1.ApproveRoutesResponse]
@@ -457,6 +478,24 @@ func (c *adminServiceClient) ResetNode(ctx context.Context, req *v1.ResetNodeReq
 // ReleaseNode calls redoubt.v1.AdminService.ReleaseNode.
 func (c *adminServiceClient) ReleaseNode(ctx context.Context, req *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error) {
 	response, err := c.releaseNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ApproveNode calls redoubt.v1.AdminService.ApproveNode.
+func (c *adminServiceClient) ApproveNode(ctx context.Context, req *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error) {
+	response, err := c.approveNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DenyNode calls redoubt.v1.AdminService.DenyNode.
+func (c *adminServiceClient) DenyNode(ctx context.Context, req *v1.DenyNodeRequest) (*v1.DenyNodeResponse, error) {
+	response, err := c.denyNode.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -664,6 +703,8 @@ type AdminServiceHandler interface {
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
 	ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error)
 	ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error)
+	ApproveNode(context.Context, *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error)
+	DenyNode(context.Context, *v1.DenyNodeRequest) (*v1.DenyNodeResponse, error)
 	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
 	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
 	ApproveRoutes(context.Context, *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error)
@@ -749,6 +790,18 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		AdminServiceReleaseNodeProcedure,
 		svc.ReleaseNode,
 		connect.WithSchema(adminServiceMethods.ByName("ReleaseNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceApproveNodeHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceApproveNodeProcedure,
+		svc.ApproveNode,
+		connect.WithSchema(adminServiceMethods.ByName("ApproveNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceDenyNodeHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceDenyNodeProcedure,
+		svc.DenyNode,
+		connect.WithSchema(adminServiceMethods.ByName("DenyNode")),
 		connect.WithHandlerOptions(opts...),
 	)
 	adminServiceSetFactHandler := connect.NewUnaryHandlerSimple(
@@ -903,6 +956,10 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceResetNodeHandler.ServeHTTP(w, r)
 		case AdminServiceReleaseNodeProcedure:
 			adminServiceReleaseNodeHandler.ServeHTTP(w, r)
+		case AdminServiceApproveNodeProcedure:
+			adminServiceApproveNodeHandler.ServeHTTP(w, r)
+		case AdminServiceDenyNodeProcedure:
+			adminServiceDenyNodeHandler.ServeHTTP(w, r)
 		case AdminServiceSetFactProcedure:
 			adminServiceSetFactHandler.ServeHTTP(w, r)
 		case AdminServiceUnsetFactProcedure:
@@ -990,6 +1047,14 @@ func (UnimplementedAdminServiceHandler) ResetNode(context.Context, *v1.ResetNode
 
 func (UnimplementedAdminServiceHandler) ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ReleaseNode is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ApproveNode(context.Context, *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ApproveNode is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) DenyNode(context.Context, *v1.DenyNodeRequest) (*v1.DenyNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.DenyNode is not implemented"))
 }
 
 func (UnimplementedAdminServiceHandler) SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error) {
