@@ -36,6 +36,9 @@ func (a *Agent) status() *redoubtv1.Status {
 	if v.Node != nil {
 		st.Node = describe(v.Node)
 	}
+	if p := v.Pending; p != nil {
+		st.Pending = &redoubtv1.PendingApproval{Code: p.Code, Name: p.Name, Since: p.Since.Unix()}
+	}
 	if !v.Version.IsZero() {
 		st.PolicyVersion = v.Version.String()
 	}
@@ -57,18 +60,26 @@ func (a *Agent) status() *redoubtv1.Status {
 			st.Problems = append(st.Problems, "the engine does not answer: "+err.Error())
 		}
 	}
-	st.Peers = peers(v.Peers, stats, a.filter)
+	st.Peers = a.peers(v.Peers, stats)
 	st.Routing = routing(v.Routing)
 	return st
 }
 
-func peers(known []machine.PeerView, stats []wg.PeerStats, f *filter.Filter) []*redoubtv1.LocalPeer {
+func (a *Agent) peers(known []machine.PeerView, stats []wg.PeerStats) []*redoubtv1.LocalPeer {
+	var w ways
+	if p := a.loop.path; p != nil {
+		ids := make([]proto.NodeID, 0, len(known))
+		for _, k := range known {
+			ids = append(ids, k.Node.ID)
+		}
+		w = p.ways(ids)
+	}
 	byID := make(map[proto.NodeID]wg.PeerStats, len(stats))
 	for _, s := range stats {
 		byID[s.ID] = s
 	}
 	denied := map[proto.NodeID]map[string]uint64{}
-	for id, d := range f.PeerDrops {
+	for id, d := range a.filter.PeerDrops {
 		denied[id] = dropsOf(d)
 	}
 	out := make([]*redoubtv1.LocalPeer, 0, len(known))
@@ -79,7 +90,7 @@ func peers(known []machine.PeerView, stats []wg.PeerStats, f *filter.Filter) []*
 			LastHandshake: millis(s.LastHandshake), RxBytes: s.Rx, TxBytes: s.Tx, Tunnel: tunnel(s),
 			Denied: denied[p.Node.ID],
 		}
-		l.Path, l.Endpoint = way(s)
+		w.tell(l, s)
 		out = append(out, l)
 	}
 	return out

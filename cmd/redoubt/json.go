@@ -41,6 +41,12 @@ type (
 		DeviceKey     string          `json:"deviceKey"`
 		WireGuard     *wireguardJSON  `json:"wireguard"`
 		Routing       routingJSON     `json:"routing"`
+		Pending       *pendingJSON    `json:"pending"` // what it waits for before it is a node; null for nothing
+	}
+	pendingJSON struct {
+		Code  string     `json:"code"`
+		Name  string     `json:"name"`
+		Since *time.Time `json:"since"`
 	}
 	nodeJSON struct {
 		ID                 string     `json:"id"`
@@ -110,6 +116,9 @@ func statusOf(st *redoubtv1.Status) statusJSON {
 	if st.GetNode() != nil {
 		n := nodeOf(st.GetNode())
 		out.Node = &n
+	}
+	if a := st.GetPending(); a != nil {
+		out.Pending = &pendingJSON{a.GetCode(), a.GetName(), fromSeconds(a.GetSince())}
 	}
 	for _, p := range st.GetPeers() {
 		out.Peers = append(out.Peers, peerJSON{
