@@ -67,6 +67,12 @@ func kind(r stun.Report) Kind {
 	}
 }
 
+// Reaches says whether peers can be reached, if only through a relay.
+func (r Report) Reaches() bool {
+	_, relay := r.nearest()
+	return relay || len(r.STUN.Mapped()) > 0
+}
+
 // nearest is the relay with the shortest round trip by UDP, or else by TCP.
 func (r Report) nearest() (Relay, bool) {
 	best, found := Relay{}, false

@@ -1989,6 +1989,254 @@ func (x *WhyRule) GetMissing() string {
 	return ""
 }
 
+type UnderlayRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayRequest) Reset() {
+	*x = UnderlayRequest{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayRequest) ProtoMessage() {}
+
+func (x *UnderlayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayRequest.ProtoReflect.Descriptor instead.
+func (*UnderlayRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{28}
+}
+
+type UnderlayResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Relays        []*UnderlayRelay       `protobuf:"bytes,1,rep,name=relays,proto3" json:"relays,omitempty"`
+	Router        *UnderlayRouter        `protobuf:"bytes,2,opt,name=router,proto3" json:"router,omitempty"`   // absent where the agent asks no router
+	Outside       []string               `protobuf:"bytes,3,rep,name=outside,proto3" json:"outside,omitempty"` // addresses at which others may reach the agent's port
+	Local         []string               `protobuf:"bytes,4,rep,name=local,proto3" json:"local,omitempty"`     // addresses of this host
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayResponse) Reset() {
+	*x = UnderlayResponse{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayResponse) ProtoMessage() {}
+
+func (x *UnderlayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayResponse.ProtoReflect.Descriptor instead.
+func (*UnderlayResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *UnderlayResponse) GetRelays() []*UnderlayRelay {
+	if x != nil {
+		return x.Relays
+	}
+	return nil
+}
+
+func (x *UnderlayResponse) GetRouter() *UnderlayRouter {
+	if x != nil {
+		return x.Router
+	}
+	return nil
+}
+
+func (x *UnderlayResponse) GetOutside() []string {
+	if x != nil {
+		return x.Outside
+	}
+	return nil
+}
+
+func (x *UnderlayResponse) GetLocal() []string {
+	if x != nil {
+		return x.Local
+	}
+	return nil
+}
+
+type UnderlayRelay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Region        string                 `protobuf:"bytes,2,opt,name=region,proto3" json:"region,omitempty"`
+	Udp           []string               `protobuf:"bytes,3,rep,name=udp,proto3" json:"udp,omitempty"` // addresses; empty: those of the URLs' hosts
+	UdpPort       uint32                 `protobuf:"varint,4,opt,name=udp_port,json=udpPort,proto3" json:"udp_port,omitempty"`
+	Urls          []string               `protobuf:"bytes,5,rep,name=urls,proto3" json:"urls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayRelay) Reset() {
+	*x = UnderlayRelay{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayRelay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayRelay) ProtoMessage() {}
+
+func (x *UnderlayRelay) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayRelay.ProtoReflect.Descriptor instead.
+func (*UnderlayRelay) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *UnderlayRelay) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UnderlayRelay) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *UnderlayRelay) GetUdp() []string {
+	if x != nil {
+		return x.Udp
+	}
+	return nil
+}
+
+func (x *UnderlayRelay) GetUdpPort() uint32 {
+	if x != nil {
+		return x.UdpPort
+	}
+	return 0
+}
+
+func (x *UnderlayRelay) GetUrls() []string {
+	if x != nil {
+		return x.Urls
+	}
+	return nil
+}
+
+type UnderlayRouter struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gateway       string                 `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Protocol      string                 `protobuf:"bytes,2,opt,name=protocol,proto3" json:"protocol,omitempty"` // PCP, NAT-PMP, UPnP
+	External      string                 `protobuf:"bytes,3,opt,name=external,proto3" json:"external,omitempty"` // the port that it opened; empty where it did not
+	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`   // why
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayRouter) Reset() {
+	*x = UnderlayRouter{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayRouter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayRouter) ProtoMessage() {}
+
+func (x *UnderlayRouter) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayRouter.ProtoReflect.Descriptor instead.
+func (*UnderlayRouter) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *UnderlayRouter) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *UnderlayRouter) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *UnderlayRouter) GetExternal() string {
+	if x != nil {
+		return x.External
+	}
+	return ""
+}
+
+func (x *UnderlayRouter) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 type RoutingChange_Prefixes struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefixes      []string               `protobuf:"bytes,1,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
@@ -1998,7 +2246,7 @@ type RoutingChange_Prefixes struct {
 
 func (x *RoutingChange_Prefixes) Reset() {
 	*x = RoutingChange_Prefixes{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	mi := &file_redoubt_v1_local_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2258,7 @@ func (x *RoutingChange_Prefixes) String() string {
 func (*RoutingChange_Prefixes) ProtoMessage() {}
 
 func (x *RoutingChange_Prefixes) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	mi := &file_redoubt_v1_local_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2469,24 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x04line\x18\x02 \x01(\x05R\x04line\x12\x16\n" +
 	"\x06action\x18\x03 \x01(\tR\x06action\x12\x14\n" +
 	"\x05until\x18\x04 \x01(\x03R\x05until\x12\x18\n" +
-	"\amissing\x18\x05 \x01(\tR\amissing2\xb4\x03\n" +
+	"\amissing\x18\x05 \x01(\tR\amissing\"\x11\n" +
+	"\x0fUnderlayRequest\"\xa9\x01\n" +
+	"\x10UnderlayResponse\x121\n" +
+	"\x06relays\x18\x01 \x03(\v2\x19.redoubt.v1.UnderlayRelayR\x06relays\x122\n" +
+	"\x06router\x18\x02 \x01(\v2\x1a.redoubt.v1.UnderlayRouterR\x06router\x12\x18\n" +
+	"\aoutside\x18\x03 \x03(\tR\aoutside\x12\x14\n" +
+	"\x05local\x18\x04 \x03(\tR\x05local\"|\n" +
+	"\rUnderlayRelay\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06region\x18\x02 \x01(\tR\x06region\x12\x10\n" +
+	"\x03udp\x18\x03 \x03(\tR\x03udp\x12\x19\n" +
+	"\budp_port\x18\x04 \x01(\rR\audpPort\x12\x12\n" +
+	"\x04urls\x18\x05 \x03(\tR\x04urls\"|\n" +
+	"\x0eUnderlayRouter\x12\x18\n" +
+	"\agateway\x18\x01 \x01(\tR\agateway\x12\x1a\n" +
+	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x1a\n" +
+	"\bexternal\x18\x03 \x01(\tR\bexternal\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem2\xfb\x03\n" +
 	"\fLocalService\x12?\n" +
 	"\x06Status\x12\x19.redoubt.v1.StatusRequest\x1a\x1a.redoubt.v1.StatusResponse\x12>\n" +
 	"\x05Watch\x12\x18.redoubt.v1.WatchRequest\x1a\x19.redoubt.v1.WatchResponse0\x01\x125\n" +
@@ -2229,7 +2494,8 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x04Down\x12\x17.redoubt.v1.DownRequest\x1a\x18.redoubt.v1.DownResponse\x12;\n" +
 	"\x04Ping\x12\x17.redoubt.v1.PingRequest\x1a\x18.redoubt.v1.PingResponse0\x01\x12<\n" +
 	"\x05Whois\x12\x18.redoubt.v1.WhoisRequest\x1a\x19.redoubt.v1.WhoisResponse\x126\n" +
-	"\x03Why\x12\x16.redoubt.v1.WhyRequest\x1a\x17.redoubt.v1.WhyResponseB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
+	"\x03Why\x12\x16.redoubt.v1.WhyRequest\x1a\x17.redoubt.v1.WhyResponse\x12E\n" +
+	"\bUnderlay\x12\x1b.redoubt.v1.UnderlayRequest\x1a\x1c.redoubt.v1.UnderlayResponseB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
 var (
 	file_redoubt_v1_local_proto_rawDescOnce sync.Once
@@ -2243,7 +2509,7 @@ func file_redoubt_v1_local_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_local_proto_rawDescData
 }
 
-var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_redoubt_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: redoubt.v1.StatusRequest
 	(*WatchRequest)(nil),           // 1: redoubt.v1.WatchRequest
@@ -2273,11 +2539,15 @@ var file_redoubt_v1_local_proto_goTypes = []any{
 	(*WhyRequest)(nil),             // 25: redoubt.v1.WhyRequest
 	(*WhyResponse)(nil),            // 26: redoubt.v1.WhyResponse
 	(*WhyRule)(nil),                // 27: redoubt.v1.WhyRule
-	nil,                            // 28: redoubt.v1.WireGuard.DropsEntry
-	nil,                            // 29: redoubt.v1.Tunnel.DropsEntry
-	nil,                            // 30: redoubt.v1.FilterCounters.DropsEntry
-	(*RoutingChange_Prefixes)(nil), // 31: redoubt.v1.RoutingChange.Prefixes
-	(*Capability)(nil),             // 32: redoubt.v1.Capability
+	(*UnderlayRequest)(nil),        // 28: redoubt.v1.UnderlayRequest
+	(*UnderlayResponse)(nil),       // 29: redoubt.v1.UnderlayResponse
+	(*UnderlayRelay)(nil),          // 30: redoubt.v1.UnderlayRelay
+	(*UnderlayRouter)(nil),         // 31: redoubt.v1.UnderlayRouter
+	nil,                            // 32: redoubt.v1.WireGuard.DropsEntry
+	nil,                            // 33: redoubt.v1.Tunnel.DropsEntry
+	nil,                            // 34: redoubt.v1.FilterCounters.DropsEntry
+	(*RoutingChange_Prefixes)(nil), // 35: redoubt.v1.RoutingChange.Prefixes
+	(*Capability)(nil),             // 36: redoubt.v1.Capability
 }
 var file_redoubt_v1_local_proto_depIdxs = []int32{
 	4,  // 0: redoubt.v1.StatusResponse.status:type_name -> redoubt.v1.Status
@@ -2289,40 +2559,44 @@ var file_redoubt_v1_local_proto_depIdxs = []int32{
 	5,  // 6: redoubt.v1.Status.wireguard:type_name -> redoubt.v1.WireGuard
 	8,  // 7: redoubt.v1.Status.routing:type_name -> redoubt.v1.Routing
 	6,  // 8: redoubt.v1.WireGuard.keys:type_name -> redoubt.v1.NodeKey
-	28, // 9: redoubt.v1.WireGuard.drops:type_name -> redoubt.v1.WireGuard.DropsEntry
-	29, // 10: redoubt.v1.Tunnel.drops:type_name -> redoubt.v1.Tunnel.DropsEntry
+	32, // 9: redoubt.v1.WireGuard.drops:type_name -> redoubt.v1.WireGuard.DropsEntry
+	33, // 10: redoubt.v1.Tunnel.drops:type_name -> redoubt.v1.Tunnel.DropsEntry
 	9,  // 11: redoubt.v1.Routing.offered:type_name -> redoubt.v1.OfferedRoute
 	10, // 12: redoubt.v1.Routing.routes:type_name -> redoubt.v1.PeerRoute
 	11, // 13: redoubt.v1.Routing.exit_node:type_name -> redoubt.v1.ExitNode
 	7,  // 14: redoubt.v1.LocalPeer.tunnel:type_name -> redoubt.v1.Tunnel
-	30, // 15: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
+	34, // 15: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
 	17, // 16: redoubt.v1.UpRequest.routing:type_name -> redoubt.v1.RoutingChange
-	31, // 17: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
+	35, // 17: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
 	4,  // 18: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
 	12, // 19: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
-	32, // 20: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
+	36, // 20: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
 	27, // 21: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
 	27, // 22: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
 	27, // 23: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
-	0,  // 24: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
-	1,  // 25: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
-	16, // 26: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
-	19, // 27: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
-	21, // 28: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
-	23, // 29: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
-	25, // 30: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
-	2,  // 31: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
-	3,  // 32: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
-	18, // 33: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
-	20, // 34: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
-	22, // 35: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
-	24, // 36: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
-	26, // 37: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
-	31, // [31:38] is the sub-list for method output_type
-	24, // [24:31] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	30, // 24: redoubt.v1.UnderlayResponse.relays:type_name -> redoubt.v1.UnderlayRelay
+	31, // 25: redoubt.v1.UnderlayResponse.router:type_name -> redoubt.v1.UnderlayRouter
+	0,  // 26: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
+	1,  // 27: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
+	16, // 28: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
+	19, // 29: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
+	21, // 30: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
+	23, // 31: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
+	25, // 32: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
+	28, // 33: redoubt.v1.LocalService.Underlay:input_type -> redoubt.v1.UnderlayRequest
+	2,  // 34: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
+	3,  // 35: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
+	18, // 36: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
+	20, // 37: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
+	22, // 38: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
+	24, // 39: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
+	26, // 40: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
+	29, // 41: redoubt.v1.LocalService.Underlay:output_type -> redoubt.v1.UnderlayResponse
+	34, // [34:42] is the sub-list for method output_type
+	26, // [26:34] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_local_proto_init() }
@@ -2338,7 +2612,7 @@ func file_redoubt_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_local_proto_rawDesc), len(file_redoubt_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
