@@ -14,6 +14,7 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/acl/filter"
 	"github.com/redoubt-mesh/redoubt/agent/control"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/localapi"
 	"github.com/redoubt-mesh/redoubt/agent/machine"
 	"github.com/redoubt-mesh/redoubt/agent/meshtime"
@@ -33,6 +34,7 @@ type Agent struct {
 	filter  *filter.Filter
 	program atomic.Pointer[filter.Program] // installed last
 	offered atomic.Pointer[[]netip.Prefix]
+	shown   atomic.Pointer[identity.Self] // to relays
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
@@ -48,6 +50,7 @@ type loopState struct {
 	path    *dataPath // nil while it is down
 	beyond  machine.Beyond
 	client  *control.Client
+	pathKey pathKey
 	held    *control.Held // while the node that has enrolled on it becomes one
 	enrolment
 	timer    *time.Timer

@@ -57,7 +57,9 @@ type Edges struct {
 	Clock meshtime.Clock
 	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
 	// Proxy says by which proxy a server of the mesh is reached; where Dial is given, nil means by none.
-	Proxy   func(server *url.URL) (*url.URL, error)
+	Proxy func(server *url.URL) (*url.URL, error)
+	// Resolve finds the addresses of a host; where Dial is given, nil means that names are left to that.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 	OpenTUN func(name string, mtu int) (tun.Device, error)
 	NewBind func(bind.Config) *bind.Bind
 	Network osnet.Network
@@ -117,6 +119,11 @@ func (e *Edges) complete(log *slog.Logger) error {
 	}
 	if e.Dial == nil {
 		e.Dial = osnet.Dialer().DialContext
+		if e.Resolve == nil {
+			e.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+				return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+			}
+		}
 		if e.Proxy == nil {
 			e.Proxy = outward.Environment
 		}

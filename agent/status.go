@@ -57,12 +57,20 @@ func (a *Agent) status() *redoubtv1.Status {
 			st.Problems = append(st.Problems, "the engine does not answer: "+err.Error())
 		}
 	}
-	st.Peers = peers(v.Peers, stats)
+	st.Peers = a.peers(v.Peers, stats)
 	st.Routing = routing(v.Routing)
 	return st
 }
 
-func peers(known []machine.PeerView, stats []wg.PeerStats) []*redoubtv1.LocalPeer {
+func (a *Agent) peers(known []machine.PeerView, stats []wg.PeerStats) []*redoubtv1.LocalPeer {
+	var w ways
+	if p := a.loop.path; p != nil {
+		ids := make([]proto.NodeID, 0, len(known))
+		for _, k := range known {
+			ids = append(ids, k.Node.ID)
+		}
+		w = p.ways(ids)
+	}
 	byID := make(map[proto.NodeID]wg.PeerStats, len(stats))
 	for _, s := range stats {
 		byID[s.ID] = s
@@ -74,7 +82,7 @@ func peers(known []machine.PeerView, stats []wg.PeerStats) []*redoubtv1.LocalPee
 			Id: n.Id, Name: n.Name, Addresses: n.Addresses, User: n.User, Tags: n.Tags, CertificateExpires: n.CertificateExpires,
 			LastHandshake: millis(s.LastHandshake), RxBytes: s.Rx, TxBytes: s.Tx, Tunnel: tunnel(s),
 		}
-		l.Path, l.Endpoint = way(s)
+		w.tell(l, s)
 		out = append(out, l)
 	}
 	return out

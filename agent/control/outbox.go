@@ -48,9 +48,12 @@ func (o *outbox) begin() {
 
 func (o *outbox) ack(v proto.Version) { o.put(func() { o.applied = &v }) }
 
-func (o *outbox) report(endpoints []proto.Endpoint, port uint16) {
-	endpoints = endpoints[:min(len(endpoints), proto.MaxEndpoints)]
-	r := &redoubtv1.Report{Endpoints: wire.FromEndpoints(endpoints), ListenPort: uint32(port)}
+func (o *outbox) report(reach proto.Reach, port uint16) {
+	endpoints := reach.Endpoints[:min(len(reach.Endpoints), proto.MaxEndpoints)]
+	r := &redoubtv1.Report{
+		Endpoints: wire.FromEndpoints(endpoints), ListenPort: uint32(port),
+		PathKey: wire.FromPathKey(reach.PathKey), HomeRelay: uint64(reach.HomeRelay),
+	}
 	o.put(func() { o.reported, o.unreported = r, true })
 }
 

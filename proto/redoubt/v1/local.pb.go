@@ -987,12 +987,16 @@ type LocalPeer struct {
 	Addresses          []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	User               string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	Tags               []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
-	Path               string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"` // direct, or empty while there is none
+	Path               string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"` // direct or relay; empty while there is none
 	Endpoint           string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	LastHandshake      int64                  `protobuf:"varint,8,opt,name=last_handshake,json=lastHandshake,proto3" json:"last_handshake,omitempty"` // Unix milliseconds; 0: never
 	RxBytes            uint64                 `protobuf:"varint,9,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
 	TxBytes            uint64                 `protobuf:"varint,10,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
 	CertificateExpires int64                  `protobuf:"varint,11,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds
+	PathSince          int64                  `protobuf:"varint,30,opt,name=path_since,json=pathSince,proto3" json:"path_since,omitempty"`                            // Unix milliseconds; 0: not known
+	PathRttUs          uint64                 `protobuf:"varint,31,opt,name=path_rtt_us,json=pathRttUs,proto3" json:"path_rtt_us,omitempty"`                          // of the path itself, without the host's own network stack; 0: not known
+	PathWhy            string                 `protobuf:"bytes,32,opt,name=path_why,json=pathWhy,proto3" json:"path_why,omitempty"`                                   // why it is not direct, or in doubt
+	PathTransport      string                 `protobuf:"bytes,33,opt,name=path_transport,json=pathTransport,proto3" json:"path_transport,omitempty"`                 // of a relay: udp or tls
 	Tunnel             *Tunnel                `protobuf:"bytes,20,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                                                    // absent while there is no data path
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -1103,6 +1107,34 @@ func (x *LocalPeer) GetCertificateExpires() int64 {
 		return x.CertificateExpires
 	}
 	return 0
+}
+
+func (x *LocalPeer) GetPathSince() int64 {
+	if x != nil {
+		return x.PathSince
+	}
+	return 0
+}
+
+func (x *LocalPeer) GetPathRttUs() uint64 {
+	if x != nil {
+		return x.PathRttUs
+	}
+	return 0
+}
+
+func (x *LocalPeer) GetPathWhy() string {
+	if x != nil {
+		return x.PathWhy
+	}
+	return ""
+}
+
+func (x *LocalPeer) GetPathTransport() string {
+	if x != nil {
+		return x.PathTransport
+	}
+	return ""
 }
 
 func (x *LocalPeer) GetTunnel() *Tunnel {
@@ -1525,8 +1557,8 @@ type PingResponse struct {
 	Lost          bool                   `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
 	RttUs         uint64                 `protobuf:"varint,5,opt,name=rtt_us,json=rttUs,proto3" json:"rtt_us,omitempty"`
 	Path          string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`
-	Endpoint      string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
-	Reason        string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"` // why it was lost, where that is known
+	Endpoint      string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // an address, or the relay's name
+	Reason        string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`     // why it was lost, where that is known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2375,7 +2407,7 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1d\n" +
 	"\n" +
 	"last_heard\x18\x02 \x01(\x03R\tlastHeard\x12\x10\n" +
-	"\x03url\x18\x03 \x01(\tR\x03url\"\xdf\x02\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\"\xe0\x03\n" +
 	"\tLocalPeer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -2388,7 +2420,12 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\brx_bytes\x18\t \x01(\x04R\arxBytes\x12\x19\n" +
 	"\btx_bytes\x18\n" +
 	" \x01(\x04R\atxBytes\x12/\n" +
-	"\x13certificate_expires\x18\v \x01(\x03R\x12certificateExpires\x12*\n" +
+	"\x13certificate_expires\x18\v \x01(\x03R\x12certificateExpires\x12\x1d\n" +
+	"\n" +
+	"path_since\x18\x1e \x01(\x03R\tpathSince\x12\x1e\n" +
+	"\vpath_rtt_us\x18\x1f \x01(\x04R\tpathRttUs\x12\x19\n" +
+	"\bpath_why\x18  \x01(\tR\apathWhy\x12%\n" +
+	"\x0epath_transport\x18! \x01(\tR\rpathTransport\x12*\n" +
 	"\x06tunnel\x18\x14 \x01(\v2\x12.redoubt.v1.TunnelR\x06tunnel\"\xed\x01\n" +
 	"\x0eFilterCounters\x12\x14\n" +
 	"\x05flows\x18\x01 \x01(\x04R\x05flows\x12'\n" +
