@@ -21,6 +21,19 @@ func (a *Agent) Underlay(ctx context.Context) (*redoubtv1.UnderlayResponse, erro
 			for _, ip := range p.local {
 				u.Local = append(u.Local, ip.String())
 			}
+			found := p.steering.scout.Report()
+			for _, o := range found.Outside() {
+				u.Outside = append(u.Outside, o.String())
+			}
+			if a.cfg.Edges.Router != nil {
+				u.Router = &redoubtv1.UnderlayRouter{Protocol: string(found.Router.Protocol), Problem: found.Router.Problem}
+				if found.Router.Gateway.IsValid() {
+					u.Router.Gateway = found.Router.Gateway.String()
+				}
+				if found.Router.External.IsValid() {
+					u.Router.External = found.Router.External.String()
+				}
+			}
 		}
 	})
 	return u, err

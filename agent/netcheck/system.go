@@ -28,12 +28,9 @@ func System() (c Config, end func() error) {
 	if err != nil { // not every system tells who its router is
 		return c, func() error { return nil }
 	}
-	c.PortMap = &portmap.Config{
-		Gateway: host.Gateway, Dial: c.Dial,
-		Listen: func(local netip.Addr) (net.PacketConn, error) {
-			return osnet.Listener().ListenPacket(context.Background(), "udp4", netip.AddrPortFrom(local, 0).String())
-		},
-	}
+	router := portmap.System(host.Gateway)
+	router.Announcements = nil // it is over before a router starts anew
+	c.PortMap = &router
 	return c, host.Close
 }
 

@@ -6,6 +6,6 @@
 //	STUN: what came to it ─────┼─► stun.Prober ─────┤
 //	                           └─► portmap.Client ──┴─► Changed; Report, Endpoints
 //
-// It looks when it is told to, after the network changed, and every ten minutes besides: a NAT that was started anew says so to
+// It looks when it is told to, after the network changed, and every half an hour besides: a NAT that was started anew says so to
 // nobody.
 package scout

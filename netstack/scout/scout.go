@@ -13,7 +13,7 @@ import (
 )
 
 // lookAgain is how often it looks by itself.
-const lookAgain = 10 * time.Minute
+const lookAgain = 30 * time.Minute
 
 // Config is what a Scout takes.
 type Config struct {
