@@ -100,6 +100,8 @@ func (a *Agent) await(ctx context.Context, progress func(string)) (*redoubtv1.St
 			return st, nil
 		case machine.StateDown, machine.StateRevoked, machine.StateLocked:
 			return nil, &localapi.Error{Code: connect.CodeFailedPrecondition, Err: errors.New(reasons(st, "the node was set down meanwhile"))}
+		case machine.StatePending:
+			step = reasons(st, "waiting for an administrator's approval")
 		case machine.StateEnrolling:
 			step = reasons(st, "asking the coordinator for a certificate")
 		case machine.StateExpired:

@@ -17,6 +17,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/echo"
 	"github.com/redoubt-mesh/redoubt/agent/localapi"
 	"github.com/redoubt-mesh/redoubt/agent/meshtime"
+	"github.com/redoubt-mesh/redoubt/agent/posture"
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
 	"github.com/redoubt-mesh/redoubt/netstack/osnet"
 	"github.com/redoubt-mesh/redoubt/netstack/outward"
@@ -71,6 +72,8 @@ type Edges struct {
 	// ServeUAPI shows the engine's counters to wg; nil: not at all where another edge is given, else the real one.
 	ServeUAPI func(name string, e wg.Engine) (Closer, error)
 	OpenPing  func(src netip.Addr) (Pinger, error)
+	// Posture is where facts about this machine come from. Nil: nowhere where another edge is given, else from the machine.
+	Posture *posture.Source
 	// Disk is asked before each step that changes the state directory, and an error of it is the step's; nil: nobody is.
 	Disk func(step string) error
 }
@@ -108,6 +111,12 @@ func (c *Config) complete() error {
 	}
 	if err := c.completeAttestation(); err != nil {
 		return err
+	}
+	if c.Edges.Posture == nil {
+		c.Edges.Posture = &posture.Source{}
+		if c.Edges.OpenTUN == nil {
+			*c.Edges.Posture = posture.Local(c.Interface)
+		}
 	}
 	if err := c.Edges.complete(c.Log); err != nil {
 		return err

@@ -166,6 +166,7 @@ func (a *Agent) attach(self *identity.Self, applied proto.Version) {
 	}
 	a.loop.client = control.Attach(a.controlConfig(a.loop.machine.URLs(), a.loop.machine.Hostname()), self, applied, a.loop.held)
 	a.report()
+	a.tellHealth(a.health.Facts())
 }
 
 func (a *Agent) controlConfig(urls []string, hostname string) control.Config {

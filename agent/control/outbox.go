@@ -23,6 +23,8 @@ type outbox struct {
 	under      *enroll.Exchange
 	proof      *redoubtv1.Up
 	alive      bool
+
+	health health
 }
 
 func newOutbox() *outbox { return &outbox{wake: make(chan struct{}, 1)} }
@@ -38,12 +40,18 @@ func (o *outbox) put(f func()) {
 	}
 }
 
-// begin is for a new stream: what belonged to the one before is void.
-func (o *outbox) begin() {
+// begin is for a new stream, with a coordinator that has some features: what belonged to the one before is void.
+func (o *outbox) begin(features []string) {
 	o.put(func() {
 		o.applied, o.wanted, o.under, o.proof = nil, nil, nil, nil
 		o.unreported = o.reported != nil
+		o.health.begin(slices.Contains(features, proto.FeaturePosture))
 	})
+}
+
+// posture adds to what is known of the machine's health.
+func (o *outbox) posture(facts []Fact, complete bool) {
+	o.put(func() { o.health.add(facts, complete) })
 }
 
 func (o *outbox) ack(v proto.Version) { o.put(func() { o.applied = &v }) }
@@ -109,6 +117,9 @@ func (o *outbox) take(begin func(Renewal) (*enroll.Exchange, error)) ([]byte, er
 	}
 	if o.unreported {
 		ups, o.unreported = append(ups, &redoubtv1.Up{Message: &redoubtv1.Up_Report{Report: o.reported}}), false
+	}
+	if p := o.health.take(); p != nil {
+		ups = append(ups, &redoubtv1.Up{Message: &redoubtv1.Up_Posture{Posture: p}})
 	}
 	if o.alive && len(ups) == 0 && len(frames) == 0 {
 		ups = append(ups, &redoubtv1.Up{Message: &redoubtv1.Up_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{}}})

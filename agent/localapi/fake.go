@@ -22,9 +22,11 @@ type Fake struct {
 	refused  error
 	lost     string
 	why      *redoubtv1.WhyResponse
-	underlay *redoubtv1.UnderlayResponse
 	grants   []*redoubtv1.Capability
 	downs    int
+	posture  *redoubtv1.PostureResponse
+	read     int // how often everything was read anew
+	underlay *redoubtv1.UnderlayResponse
 	asked    *redoubtv1.UpRequest
 }
 
@@ -77,6 +79,20 @@ func (f *Fake) Grant(c ...*redoubtv1.Capability) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.grants = c
+}
+
+// SetPosture sets what Posture says.
+func (f *Fake) SetPosture(p *redoubtv1.PostureResponse) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.posture = p
+}
+
+// Refreshed counts the calls of Posture that asked for everything to be read anew.
+func (f *Fake) Refreshed() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.read
 }
 
 // Downs counts the calls of Down.
@@ -169,4 +185,17 @@ func (f *Fake) Underlay(context.Context) (*redoubtv1.UnderlayResponse, error) {
 	u := &redoubtv1.UnderlayResponse{}
 	pb.Merge(u, f.underlay)
 	return u, nil
+}
+
+// Posture implements Backend.
+func (f *Fake) Posture(_ context.Context, refresh bool) (*redoubtv1.PostureResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if refresh {
+		f.read++
+	}
+	if f.posture == nil {
+		return &redoubtv1.PostureResponse{}, nil
+	}
+	return f.posture, nil
 }

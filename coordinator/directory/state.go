@@ -42,6 +42,7 @@ type state struct {
 	peers        index[proto.NodeID, *proto.Peer]  // trusted nodes that have not lapsed, for netmaps to share
 	locks        index[string, *Lock]              // by id
 	policy       *Policy                           // nil before the first one
+	keys         *Keys                             // nil before they were noted
 	roles        index[string, *UserRoles]         // by login name
 	traits       index[proto.NodeID, *Traits]      // only of nodes of which something is known
 	factEnds     index[string, proto.NodeID]       // by timeKey of when the first fact expires
@@ -50,6 +51,10 @@ type state struct {
 	lockSubjects index[string, *Lock]              // by Lock.key
 	lockEnds     index[string, *Lock]              // by timeKey of when it ends
 	relays       index[proto.NodeID, *proto.Relay] // that serve now; memory only
+	// Machines that wait for an approval: by deviceKey, by code, by memberPrefix of the token and deviceKey, and by timeKey of when
+	// they are forgotten.
+	candidates, candidateCodes, candidateTokens, candidateEnds index[string, *Candidate]
+
 	// When time alone changes what the policy makes of nodes, by node and by timeKey, and the policy itself; memory only.
 	moments index[proto.NodeID, time.Time]
 	due     index[string, proto.NodeID]
@@ -69,6 +74,8 @@ func newState() state {
 		factEnds: newIndex[string, id](), routers: newIndex[id, id](), stale: newIndex[id, id](),
 		moments: newIndex[id, time.Time](), due: newIndex[string, id](),
 		prints: newIndex[string, id](), joined: newIndex[string, id](),
+		candidates: newIndex[string, *Candidate](), candidateCodes: newIndex[string, *Candidate](),
+		candidateTokens: newIndex[string, *Candidate](), candidateEnds: newIndex[string, *Candidate](),
 		locks: newIndex[string, *Lock](), lockSubjects: newIndex[string, *Lock](), lockEnds: newIndex[string, *Lock](),
 		relays: newIndex[id, *proto.Relay](),
 	}

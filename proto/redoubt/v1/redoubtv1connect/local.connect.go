@@ -51,6 +51,8 @@ const (
 	LocalServiceWhyProcedure = "/redoubt.v1.LocalService/Why"
 	// LocalServiceUnderlayProcedure is the fully-qualified name of the LocalService's Underlay RPC.
 	LocalServiceUnderlayProcedure = "/redoubt.v1.LocalService/Underlay"
+	// LocalServicePostureProcedure is the fully-qualified name of the LocalService's Posture RPC.
+	LocalServicePostureProcedure = "/redoubt.v1.LocalService/Posture"
 )
 
 // LocalServiceClient is a client for the redoubt.v1.LocalService service.
@@ -66,6 +68,8 @@ type LocalServiceClient interface {
 	Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error)
 	// Underlay tells what the agent knows of the network below the mesh: whom to ask about it, and what it found out itself.
 	Underlay(context.Context, *v1.UnderlayRequest) (*v1.UnderlayResponse, error)
+	// Posture says what is known of this machine, and what it keeps from holding.
+	Posture(context.Context, *v1.PostureRequest) (*v1.PostureResponse, error)
 }
 
 // NewLocalServiceClient constructs a client for the redoubt.v1.LocalService service. By default, it
@@ -127,6 +131,12 @@ func NewLocalServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(localServiceMethods.ByName("Underlay")),
 			connect.WithClientOptions(opts...),
 		),
+		posture: connect.NewClient[v1.PostureRequest, v1.PostureResponse](
+			httpClient,
+			baseURL+LocalServicePostureProcedure,
+			connect.WithSchema(localServiceMethods.ByName("Posture")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -140,6 +150,7 @@ type localServiceClient struct {
 	whois    *connect.Client[v1.WhoisRequest, v1.WhoisResponse]
 	why      *connect.Client[v1.WhyRequest, v1.WhyResponse]
 	underlay *connect.Client[v1.UnderlayRequest, v1.UnderlayResponse]
+	posture  *connect.Client[v1.PostureRequest, v1.PostureResponse]
 }
 
 // Status calls redoubt.v1.LocalService.Status.
@@ -202,6 +213,15 @@ func (c *localServiceClient) Underlay(ctx context.Context, req *v1.UnderlayReque
 	return nil, err
 }
 
+// Posture calls redoubt.v1.LocalService.Posture.
+func (c *localServiceClient) Posture(ctx context.Context, req *v1.PostureRequest) (*v1.PostureResponse, error) {
+	response, err := c.posture.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // LocalServiceHandler is an implementation of the redoubt.v1.LocalService service.
 type LocalServiceHandler interface {
 	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
@@ -215,6 +235,8 @@ type LocalServiceHandler interface {
 	Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error)
 	// Underlay tells what the agent knows of the network below the mesh: whom to ask about it, and what it found out itself.
 	Underlay(context.Context, *v1.UnderlayRequest) (*v1.UnderlayResponse, error)
+	// Posture says what is known of this machine, and what it keeps from holding.
+	Posture(context.Context, *v1.PostureRequest) (*v1.PostureResponse, error)
 }
 
 // NewLocalServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -272,6 +294,12 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(localServiceMethods.ByName("Underlay")),
 		connect.WithHandlerOptions(opts...),
 	)
+	localServicePostureHandler := connect.NewUnaryHandlerSimple(
+		LocalServicePostureProcedure,
+		svc.Posture,
+		connect.WithSchema(localServiceMethods.ByName("Posture")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/redoubt.v1.LocalService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case LocalServiceStatusProcedure:
@@ -290,6 +318,8 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 			localServiceWhyHandler.ServeHTTP(w, r)
 		case LocalServiceUnderlayProcedure:
 			localServiceUnderlayHandler.ServeHTTP(w, r)
+		case LocalServicePostureProcedure:
+			localServicePostureHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -329,4 +359,8 @@ func (UnimplementedLocalServiceHandler) Why(context.Context, *v1.WhyRequest) (*v
 
 func (UnimplementedLocalServiceHandler) Underlay(context.Context, *v1.UnderlayRequest) (*v1.UnderlayResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.LocalService.Underlay is not implemented"))
+}
+
+func (UnimplementedLocalServiceHandler) Posture(context.Context, *v1.PostureRequest) (*v1.PostureResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.LocalService.Posture is not implemented"))
 }
