@@ -22,6 +22,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
 	"github.com/redoubt-mesh/redoubt/netstack/osnet"
 	"github.com/redoubt-mesh/redoubt/netstack/outward"
+	"github.com/redoubt-mesh/redoubt/netstack/portmap"
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
 	"github.com/redoubt-mesh/redoubt/netstack/wg"
 )
@@ -48,9 +49,11 @@ type Config struct {
 	// Certificate and CertificateKey are files with a certificate of the company and its key, in PEM; empty: there is none.
 	Certificate, CertificateKey string
 	// Guards are programs that watch over the machine, beside those that are known.
-	Guards  []posture.Guard
-	Program string // version of the program
-	Log     *slog.Logger
+	Guards []posture.Guard
+	// LeaveRouter is not to ask the router for a port.
+	LeaveRouter bool
+	Program     string // version of the program
+	Log         *slog.Logger
 	// Registry takes the metrics; nil: nobody wants them.
 	Registry prometheus.Registerer
 	Edges    Edges
@@ -67,6 +70,8 @@ type Edges struct {
 	OpenTUN func(name string, mtu int) (tun.Device, error)
 	NewBind func(bind.Config) *bind.Bind
 	Network osnet.Network
+	// Router is how a port is asked of the router; where Dial is given, nil means not at all.
+	Router *portmap.Config
 	// ServeUAPI shows the engine's counters to wg; nil: not at all where another edge is given, else the real one.
 	ServeUAPI func(name string, e wg.Engine) (Closer, error)
 	OpenPing  func(src netip.Addr) (Pinger, error)
@@ -118,10 +123,17 @@ func (c *Config) complete() error {
 			})
 		}
 	}
-	return c.Edges.complete(c.Log)
+	if err := c.Edges.complete(c.Log); err != nil {
+		return err
+	}
+	if c.LeaveRouter {
+		c.Edges.Router = nil
+	}
+	return nil
 }
 
 func (e *Edges) complete(log *slog.Logger) error {
+	real := e.Dial == nil
 	if e.ServeUAPI == nil {
 		e.ServeUAPI = func(name string, engine wg.Engine) (Closer, error) { return wg.ServeUAPI(name, engine) }
 		if e.OpenTUN != nil {
@@ -131,7 +143,7 @@ func (e *Edges) complete(log *slog.Logger) error {
 	if e.Clock == nil {
 		e.Clock = meshtime.System()
 	}
-	if e.Dial == nil {
+	if real {
 		e.Dial = osnet.Dialer().DialContext
 		if e.Resolve == nil {
 			e.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
@@ -157,6 +169,10 @@ func (e *Edges) complete(log *slog.Logger) error {
 			return err
 		}
 		e.Network = n
+	}
+	if real && e.Router == nil {
+		router := portmap.System(e.Network.Gateway)
+		e.Router = &router
 	}
 	return nil
 }

@@ -70,6 +70,7 @@ func (a *Agent) startPath(self *identity.Self) machine.Event {
 		p.tasks.Go(func() { a.watchNetwork(ctx, changes) })
 	}
 	a.look()
+	a.scout(true)
 	a.offer()
 	a.report()
 	return machine.PathUp{}
@@ -426,6 +427,7 @@ func (a *Agent) moved() {
 	a.lookAtPeers() // who was heard lately must be told where we are now
 	a.follow(p.paths.Step(time.Now(), path.Moved{Local: networks(local)}))
 	p.steering.client.Moved()
+	a.scout(true)
 	a.offer()
 	p.steering.pilot.Moved(networks(local))
 	a.report()

@@ -18,6 +18,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/path"
 	"github.com/redoubt-mesh/redoubt/netstack/pilot"
 	"github.com/redoubt-mesh/redoubt/netstack/relay"
+	"github.com/redoubt-mesh/redoubt/netstack/scout"
 	"github.com/redoubt-mesh/redoubt/netstack/wg"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
@@ -50,7 +51,10 @@ func (a *Agent) openPathKey() error {
 type steering struct {
 	pilot  *pilot.Pilot
 	client *relay.Client
-	key    *proto.PathKey // as peers are told
+	scout  *scout.Scout
+	asked  []netip.AddrPort // by STUN
+	seen   []netip.AddrPort // where the relays saw this node then
+	key    *proto.PathKey   // as peers are told
 	keys   map[proto.NodeID]keyed
 	news   chan struct{} // has something when the relays' states are others
 }
@@ -82,6 +86,13 @@ func (a *Agent) openSteering(self *identity.Self, b *bind.Bind, bounds path.Boun
 		}
 		return &c
 	}
+	news := func() {
+		select {
+		case s.news <- struct{}{}:
+		default:
+		}
+	}
+	s.scout = scout.New(scout.Config{Send: b.SendTo, PortMap: a.cfg.Edges.Router, Changed: news})
 	s.client = relay.New(relay.Config{
 		Self: self.Node.ID, Certificate: certificate, Send: b.SendRunTo, Resolve: a.cfg.Edges.Resolve, Rand: rand.Reader, Log: a.log,
 		Open: func(ctx context.Context, r *proto.Relay) (net.Conn, error) {
@@ -94,15 +105,10 @@ func (a *Agent) openSteering(self *identity.Self, b *bind.Bind, bounds path.Boun
 				return err
 			})
 		},
-		Changed: func() {
-			select {
-			case s.news <- struct{}{}:
-			default:
-			}
-		},
+		Changed: news,
 	})
 	s.pilot = pilot.New(pilot.Config{
-		Self: self.Node.ID, Key: k.private, Since: k.since, Bind: b, Bounds: bounds, Warm: s.client.Warm, Log: a.log,
+		Self: self.Node.ID, Key: k.private, Since: k.since, Bind: b, Bounds: bounds, Warm: s.client.Warm, STUN: s.scout.STUN, Log: a.log,
 	})
 	b.Serve(s.pilot, s.client)
 	return s, nil
@@ -111,7 +117,7 @@ func (a *Agent) openSteering(self *identity.Self, b *bind.Bind, bounds path.Boun
 // close ends it, while the sockets are still open: relays are told.
 func (s *steering) close() error {
 	s.pilot.Close()
-	return s.client.Close()
+	return errors.Join(s.scout.Close(), s.client.Close())
 }
 
 // followRelays has the loop look at the relays whenever their states change.
@@ -124,6 +130,7 @@ func (a *Agent) followRelays(ctx context.Context, p *dataPath) {
 		}
 		err := a.post(ctx, func() {
 			if a.loop.path == p {
+				a.scout(false)
 				a.offer()
 				a.report()
 				a.announce()
@@ -142,7 +149,26 @@ func (a *Agent) offer() {
 	if err != nil {
 		return
 	}
-	p.steering.pilot.Offer(pilot.Offer(p.local, port, p.steering.client.States()))
+	p.steering.pilot.Offer(pilot.Offer(p.local, port, p.steering.client.States(), p.steering.scout.Report()))
+}
+
+// scout has it found out how this node is seen from outside, where that may be otherwise than before.
+func (a *Agent) scout(moved bool) {
+	p := a.loop.path
+	port, err := p.engine.Port()
+	if err != nil {
+		return
+	}
+	servers, seen := pilot.Servers(p.steering.client.States())
+	if !moved && slices.Equal(servers, p.steering.asked) && slices.Equal(seen, p.steering.seen) {
+		return
+	}
+	p.steering.asked, p.steering.seen = servers, seen
+	g := scout.Ground{Servers: servers, Port: port}
+	for _, l := range p.local {
+		g.Local = append(g.Local, netip.AddrPortFrom(l, port))
+	}
+	p.steering.scout.Look(g)
 }
 
 // reach is what the coordinator is told, for the peers.
@@ -151,10 +177,11 @@ func (p *dataPath) reach(port uint16) proto.Reach {
 	for _, l := range p.local {
 		r.Endpoints = append(r.Endpoints, proto.Endpoint{Addr: netip.AddrPortFrom(l, port), Kind: proto.EndpointInterface})
 	}
-	for _, s := range p.steering.client.States() {
-		e := proto.Endpoint{Addr: netip.AddrPortFrom(s.Seen.Addr().Unmap(), s.Seen.Port()), Kind: proto.EndpointObserved}
+	_, seen := pilot.Servers(p.steering.client.States())
+	for _, o := range slices.Concat(p.steering.scout.Report().Outside(), seen) {
+		e := proto.Endpoint{Addr: o, Kind: proto.EndpointObserved}
 		known := slices.ContainsFunc(r.Endpoints, func(o proto.Endpoint) bool { return o.Addr == e.Addr })
-		if s.Transport == relay.UDP && p.self.Record.Mesh.ValidEndpoint(e) && !known && len(r.Endpoints) < proto.MaxEndpoints {
+		if p.self.Record.Mesh.ValidEndpoint(e) && !known && len(r.Endpoints) < proto.MaxEndpoints {
 			r.Endpoints = append(r.Endpoints, e)
 		}
 	}

@@ -17,16 +17,17 @@ import (
 
 // Fake is a Backend that says what a test has set. The zero value knows nothing and is down.
 type Fake struct {
-	mu      sync.Mutex
-	status  *redoubtv1.Status
-	refused error
-	lost    string
-	why     *redoubtv1.WhyResponse
-	grants  []*redoubtv1.Capability
-	downs   int
-	posture *redoubtv1.PostureResponse
-	read    int // how often everything was read anew
-	asked   *redoubtv1.UpRequest
+	mu       sync.Mutex
+	status   *redoubtv1.Status
+	refused  error
+	lost     string
+	why      *redoubtv1.WhyResponse
+	grants   []*redoubtv1.Capability
+	downs    int
+	posture  *redoubtv1.PostureResponse
+	read     int // how often everything was read anew
+	underlay *redoubtv1.UnderlayResponse
+	asked    *redoubtv1.UpRequest
 }
 
 var _ Backend = (*Fake)(nil)
@@ -64,6 +65,13 @@ func (f *Fake) Explain(w *redoubtv1.WhyResponse) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.why = w
+}
+
+// SetUnderlay sets what Underlay says.
+func (f *Fake) SetUnderlay(u *redoubtv1.UnderlayResponse) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.underlay = u
 }
 
 // Grant sets the capabilities that Whois tells.
@@ -168,6 +176,15 @@ func (f *Fake) Why(_ context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.WhyRe
 	w.From, w.To = r.GetSource(), r.GetDestination()
 	w.Service = fmt.Sprintf("%d:%d", r.GetProtocol(), r.GetPort())
 	return w, nil
+}
+
+// Underlay implements Backend.
+func (f *Fake) Underlay(context.Context) (*redoubtv1.UnderlayResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	u := &redoubtv1.UnderlayResponse{}
+	pb.Merge(u, f.underlay)
+	return u, nil
 }
 
 // Posture implements Backend.

@@ -26,6 +26,7 @@ import (
 type agentFlags struct {
 	state, tun, operator, metrics, logLevel string
 	port                                    uint16
+	router                                  bool
 
 	tpm, deviceKey, eventLog, certificate, certificateKey string
 
@@ -47,6 +48,7 @@ func agentCommand(p program) *cobra.Command {
 	flags.StringVar(&f.state, "state", "/var/lib/redoubt", "`DIR` with this node's keys and what it knows")
 	flags.StringVar(&f.tun, "tun", agent.DefaultInterface, "`NAME` of the network device to make")
 	flags.Uint16Var(&f.port, "listen-port", 0, "UDP `PORT` for other nodes (default any)")
+	flags.BoolVar(&f.router, "port-mapping", true, "ask the router for a port by PCP, NAT-PMP or UPnP")
 	flags.StringVar(&f.tpm, "tpm", device.Auto, "TPM: auto, off, a `DEVICE`, or unix:PATH for one in software")
 	flags.StringVar(&f.deviceKey, "device-key", agent.KeyAuto, "`WHERE` the device key is made: tpm, file, or auto for the TPM if it works")
 	flags.StringVar(&f.eventLog, "event-log", "", "`FILE` with the log of measured boot (default the system's)")
@@ -94,7 +96,7 @@ func (f agentFlags) run(ctx context.Context, p program, socket string) error {
 	a, err := agent.New(agent.Config{
 		StateDir: f.state, Interface: f.tun, ListenPort: f.port, Listener: listener, Access: access,
 		TPM: f.tpm, DeviceKey: f.deviceKey, EventLog: f.log(), Certificate: f.certificate, CertificateKey: f.certificateKey,
-		Program: version(), Guards: guards, Log: log, Registry: registry,
+		LeaveRouter: !f.router, Program: version(), Guards: guards, Log: log, Registry: registry,
 	})
 	if err != nil {
 		return &exitError{exitFalse, errors.Join(err, listener.Close())}

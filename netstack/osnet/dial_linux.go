@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -31,4 +32,23 @@ func mark(_, _ string, c syscall.RawConn) error {
 		return fmt.Errorf("mark a socket: %w", err)
 	}
 	return nil
+}
+
+// ProbeListener opens sockets of the underlay whose packets are never taken apart, whatever the kernel knows of the way: to
+// find out what gets through.
+func ProbeListener() *net.ListenConfig {
+	return &net.ListenConfig{Control: func(network, address string, c syscall.RawConn) error {
+		if err := mark(network, address, c); err != nil {
+			return err
+		}
+		level, option, value := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE
+		if strings.HasSuffix(network, "6") {
+			level, option, value = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE
+		}
+		var err error
+		if e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, value) }); e != nil {
+			return e
+		}
+		return err
+	}}
 }

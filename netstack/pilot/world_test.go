@@ -21,6 +21,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/path"
 	"github.com/redoubt-mesh/redoubt/netstack/pilot"
 	"github.com/redoubt-mesh/redoubt/netstack/relay"
+	"github.com/redoubt-mesh/redoubt/netstack/scout"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
 	"github.com/redoubt-mesh/redoubt/netstack/wg"
@@ -233,7 +234,7 @@ func (w *world) meet() {
 // know tells all nodes how the others are reached, as netmaps do.
 func (w *world) know() {
 	for _, n := range w.nodes {
-		n.pilot.Offer(pilot.Offer(n.Host.Addrs(), port, n.client.States()))
+		n.pilot.Offer(pilot.Offer(n.Host.Addrs(), port, n.client.States(), scout.Report{}))
 		for _, o := range w.nodes {
 			if o == n {
 				continue
@@ -250,7 +251,7 @@ func (w *world) know() {
 func (n *node) reach() proto.Reach {
 	home, _ := n.client.Home()
 	r := proto.Reach{HomeRelay: home}
-	for _, a := range pilot.Offer(n.Host.Addrs(), port, n.client.States()).Candidates {
+	for _, a := range pilot.Offer(n.Host.Addrs(), port, n.client.States(), scout.Report{}).Candidates {
 		r.Endpoints = append(r.Endpoints, proto.Endpoint{Addr: a, Kind: proto.EndpointInterface})
 	}
 	return r

@@ -2098,6 +2098,254 @@ func (x *WhyRule) GetMissing() string {
 	return ""
 }
 
+type UnderlayRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayRequest) Reset() {
+	*x = UnderlayRequest{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayRequest) ProtoMessage() {}
+
+func (x *UnderlayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayRequest.ProtoReflect.Descriptor instead.
+func (*UnderlayRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{29}
+}
+
+type UnderlayResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Relays        []*UnderlayRelay       `protobuf:"bytes,1,rep,name=relays,proto3" json:"relays,omitempty"`
+	Router        *UnderlayRouter        `protobuf:"bytes,2,opt,name=router,proto3" json:"router,omitempty"`   // absent where the agent asks no router
+	Outside       []string               `protobuf:"bytes,3,rep,name=outside,proto3" json:"outside,omitempty"` // addresses at which others may reach the agent's port
+	Local         []string               `protobuf:"bytes,4,rep,name=local,proto3" json:"local,omitempty"`     // addresses of this host
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayResponse) Reset() {
+	*x = UnderlayResponse{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayResponse) ProtoMessage() {}
+
+func (x *UnderlayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayResponse.ProtoReflect.Descriptor instead.
+func (*UnderlayResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *UnderlayResponse) GetRelays() []*UnderlayRelay {
+	if x != nil {
+		return x.Relays
+	}
+	return nil
+}
+
+func (x *UnderlayResponse) GetRouter() *UnderlayRouter {
+	if x != nil {
+		return x.Router
+	}
+	return nil
+}
+
+func (x *UnderlayResponse) GetOutside() []string {
+	if x != nil {
+		return x.Outside
+	}
+	return nil
+}
+
+func (x *UnderlayResponse) GetLocal() []string {
+	if x != nil {
+		return x.Local
+	}
+	return nil
+}
+
+type UnderlayRelay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Region        string                 `protobuf:"bytes,2,opt,name=region,proto3" json:"region,omitempty"`
+	Udp           []string               `protobuf:"bytes,3,rep,name=udp,proto3" json:"udp,omitempty"` // addresses; empty: those of the URLs' hosts
+	UdpPort       uint32                 `protobuf:"varint,4,opt,name=udp_port,json=udpPort,proto3" json:"udp_port,omitempty"`
+	Urls          []string               `protobuf:"bytes,5,rep,name=urls,proto3" json:"urls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayRelay) Reset() {
+	*x = UnderlayRelay{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayRelay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayRelay) ProtoMessage() {}
+
+func (x *UnderlayRelay) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayRelay.ProtoReflect.Descriptor instead.
+func (*UnderlayRelay) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *UnderlayRelay) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UnderlayRelay) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *UnderlayRelay) GetUdp() []string {
+	if x != nil {
+		return x.Udp
+	}
+	return nil
+}
+
+func (x *UnderlayRelay) GetUdpPort() uint32 {
+	if x != nil {
+		return x.UdpPort
+	}
+	return 0
+}
+
+func (x *UnderlayRelay) GetUrls() []string {
+	if x != nil {
+		return x.Urls
+	}
+	return nil
+}
+
+type UnderlayRouter struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gateway       string                 `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Protocol      string                 `protobuf:"bytes,2,opt,name=protocol,proto3" json:"protocol,omitempty"` // PCP, NAT-PMP, UPnP
+	External      string                 `protobuf:"bytes,3,opt,name=external,proto3" json:"external,omitempty"` // the port that it opened; empty where it did not
+	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`   // why
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayRouter) Reset() {
+	*x = UnderlayRouter{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayRouter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayRouter) ProtoMessage() {}
+
+func (x *UnderlayRouter) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayRouter.ProtoReflect.Descriptor instead.
+func (*UnderlayRouter) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *UnderlayRouter) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *UnderlayRouter) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *UnderlayRouter) GetExternal() string {
+	if x != nil {
+		return x.External
+	}
+	return ""
+}
+
+func (x *UnderlayRouter) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 type PostureRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Refresh       bool                   `protobuf:"varint,1,opt,name=refresh,proto3" json:"refresh,omitempty"` // read everything anew first; takes root or the operator
@@ -2107,7 +2355,7 @@ type PostureRequest struct {
 
 func (x *PostureRequest) Reset() {
 	*x = PostureRequest{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[29]
+	mi := &file_redoubt_v1_local_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2367,7 @@ func (x *PostureRequest) String() string {
 func (*PostureRequest) ProtoMessage() {}
 
 func (x *PostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[29]
+	mi := &file_redoubt_v1_local_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2380,7 @@ func (x *PostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PostureRequest.ProtoReflect.Descriptor instead.
 func (*PostureRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{29}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PostureRequest) GetRefresh() bool {
@@ -2155,7 +2403,7 @@ type PostureResponse struct {
 
 func (x *PostureResponse) Reset() {
 	*x = PostureResponse{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[30]
+	mi := &file_redoubt_v1_local_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2167,7 +2415,7 @@ func (x *PostureResponse) String() string {
 func (*PostureResponse) ProtoMessage() {}
 
 func (x *PostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[30]
+	mi := &file_redoubt_v1_local_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2180,7 +2428,7 @@ func (x *PostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PostureResponse.ProtoReflect.Descriptor instead.
 func (*PostureResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{30}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PostureResponse) GetFacts() []*LocalFact {
@@ -2235,7 +2483,7 @@ type LocalFact struct {
 
 func (x *LocalFact) Reset() {
 	*x = LocalFact{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	mi := &file_redoubt_v1_local_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2247,7 +2495,7 @@ func (x *LocalFact) String() string {
 func (*LocalFact) ProtoMessage() {}
 
 func (x *LocalFact) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	mi := &file_redoubt_v1_local_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2260,7 +2508,7 @@ func (x *LocalFact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalFact.ProtoReflect.Descriptor instead.
 func (*LocalFact) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{31}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *LocalFact) GetName() string {
@@ -2332,7 +2580,7 @@ type WithheldRule struct {
 
 func (x *WithheldRule) Reset() {
 	*x = WithheldRule{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[32]
+	mi := &file_redoubt_v1_local_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2592,7 @@ func (x *WithheldRule) String() string {
 func (*WithheldRule) ProtoMessage() {}
 
 func (x *WithheldRule) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[32]
+	mi := &file_redoubt_v1_local_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2605,7 @@ func (x *WithheldRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithheldRule.ProtoReflect.Descriptor instead.
 func (*WithheldRule) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{32}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WithheldRule) GetPath() string {
@@ -2397,7 +2645,7 @@ type RoutingChange_Prefixes struct {
 
 func (x *RoutingChange_Prefixes) Reset() {
 	*x = RoutingChange_Prefixes{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[37]
+	mi := &file_redoubt_v1_local_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2409,7 +2657,7 @@ func (x *RoutingChange_Prefixes) String() string {
 func (*RoutingChange_Prefixes) ProtoMessage() {}
 
 func (x *RoutingChange_Prefixes) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[37]
+	mi := &file_redoubt_v1_local_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2634,7 +2882,24 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x04line\x18\x02 \x01(\x05R\x04line\x12\x16\n" +
 	"\x06action\x18\x03 \x01(\tR\x06action\x12\x14\n" +
 	"\x05until\x18\x04 \x01(\x03R\x05until\x12\x18\n" +
-	"\amissing\x18\x05 \x01(\tR\amissing\"*\n" +
+	"\amissing\x18\x05 \x01(\tR\amissing\"\x11\n" +
+	"\x0fUnderlayRequest\"\xa9\x01\n" +
+	"\x10UnderlayResponse\x121\n" +
+	"\x06relays\x18\x01 \x03(\v2\x19.redoubt.v1.UnderlayRelayR\x06relays\x122\n" +
+	"\x06router\x18\x02 \x01(\v2\x1a.redoubt.v1.UnderlayRouterR\x06router\x12\x18\n" +
+	"\aoutside\x18\x03 \x03(\tR\aoutside\x12\x14\n" +
+	"\x05local\x18\x04 \x03(\tR\x05local\"|\n" +
+	"\rUnderlayRelay\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06region\x18\x02 \x01(\tR\x06region\x12\x10\n" +
+	"\x03udp\x18\x03 \x03(\tR\x03udp\x12\x19\n" +
+	"\budp_port\x18\x04 \x01(\rR\audpPort\x12\x12\n" +
+	"\x04urls\x18\x05 \x03(\tR\x04urls\"|\n" +
+	"\x0eUnderlayRouter\x12\x18\n" +
+	"\agateway\x18\x01 \x01(\tR\agateway\x12\x1a\n" +
+	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x1a\n" +
+	"\bexternal\x18\x03 \x01(\tR\bexternal\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\"*\n" +
 	"\x0ePostureRequest\x12\x18\n" +
 	"\arefresh\x18\x01 \x01(\bR\arefresh\"\xcb\x01\n" +
 	"\x0fPostureResponse\x12+\n" +
@@ -2657,7 +2922,7 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04line\x18\x02 \x01(\x05R\x04line\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05facts\x18\x04 \x03(\tR\x05facts2\xf8\x03\n" +
+	"\x05facts\x18\x04 \x03(\tR\x05facts2\xbf\x04\n" +
 	"\fLocalService\x12?\n" +
 	"\x06Status\x12\x19.redoubt.v1.StatusRequest\x1a\x1a.redoubt.v1.StatusResponse\x12>\n" +
 	"\x05Watch\x12\x18.redoubt.v1.WatchRequest\x1a\x19.redoubt.v1.WatchResponse0\x01\x125\n" +
@@ -2665,7 +2930,8 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x04Down\x12\x17.redoubt.v1.DownRequest\x1a\x18.redoubt.v1.DownResponse\x12;\n" +
 	"\x04Ping\x12\x17.redoubt.v1.PingRequest\x1a\x18.redoubt.v1.PingResponse0\x01\x12<\n" +
 	"\x05Whois\x12\x18.redoubt.v1.WhoisRequest\x1a\x19.redoubt.v1.WhoisResponse\x126\n" +
-	"\x03Why\x12\x16.redoubt.v1.WhyRequest\x1a\x17.redoubt.v1.WhyResponse\x12B\n" +
+	"\x03Why\x12\x16.redoubt.v1.WhyRequest\x1a\x17.redoubt.v1.WhyResponse\x12E\n" +
+	"\bUnderlay\x12\x1b.redoubt.v1.UnderlayRequest\x1a\x1c.redoubt.v1.UnderlayResponse\x12B\n" +
 	"\aPosture\x12\x1a.redoubt.v1.PostureRequest\x1a\x1b.redoubt.v1.PostureResponseB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
 var (
@@ -2680,7 +2946,7 @@ func file_redoubt_v1_local_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_local_proto_rawDescData
 }
 
-var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_redoubt_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: redoubt.v1.StatusRequest
 	(*WatchRequest)(nil),           // 1: redoubt.v1.WatchRequest
@@ -2711,16 +2977,20 @@ var file_redoubt_v1_local_proto_goTypes = []any{
 	(*WhyRequest)(nil),             // 26: redoubt.v1.WhyRequest
 	(*WhyResponse)(nil),            // 27: redoubt.v1.WhyResponse
 	(*WhyRule)(nil),                // 28: redoubt.v1.WhyRule
-	(*PostureRequest)(nil),         // 29: redoubt.v1.PostureRequest
-	(*PostureResponse)(nil),        // 30: redoubt.v1.PostureResponse
-	(*LocalFact)(nil),              // 31: redoubt.v1.LocalFact
-	(*WithheldRule)(nil),           // 32: redoubt.v1.WithheldRule
-	nil,                            // 33: redoubt.v1.WireGuard.DropsEntry
-	nil,                            // 34: redoubt.v1.Tunnel.DropsEntry
-	nil,                            // 35: redoubt.v1.LocalPeer.DeniedEntry
-	nil,                            // 36: redoubt.v1.FilterCounters.DropsEntry
-	(*RoutingChange_Prefixes)(nil), // 37: redoubt.v1.RoutingChange.Prefixes
-	(*Capability)(nil),             // 38: redoubt.v1.Capability
+	(*UnderlayRequest)(nil),        // 29: redoubt.v1.UnderlayRequest
+	(*UnderlayResponse)(nil),       // 30: redoubt.v1.UnderlayResponse
+	(*UnderlayRelay)(nil),          // 31: redoubt.v1.UnderlayRelay
+	(*UnderlayRouter)(nil),         // 32: redoubt.v1.UnderlayRouter
+	(*PostureRequest)(nil),         // 33: redoubt.v1.PostureRequest
+	(*PostureResponse)(nil),        // 34: redoubt.v1.PostureResponse
+	(*LocalFact)(nil),              // 35: redoubt.v1.LocalFact
+	(*WithheldRule)(nil),           // 36: redoubt.v1.WithheldRule
+	nil,                            // 37: redoubt.v1.WireGuard.DropsEntry
+	nil,                            // 38: redoubt.v1.Tunnel.DropsEntry
+	nil,                            // 39: redoubt.v1.LocalPeer.DeniedEntry
+	nil,                            // 40: redoubt.v1.FilterCounters.DropsEntry
+	(*RoutingChange_Prefixes)(nil), // 41: redoubt.v1.RoutingChange.Prefixes
+	(*Capability)(nil),             // 42: redoubt.v1.Capability
 }
 var file_redoubt_v1_local_proto_depIdxs = []int32{
 	4,  // 0: redoubt.v1.StatusResponse.status:type_name -> redoubt.v1.Status
@@ -2733,45 +3003,49 @@ var file_redoubt_v1_local_proto_depIdxs = []int32{
 	9,  // 7: redoubt.v1.Status.routing:type_name -> redoubt.v1.Routing
 	5,  // 8: redoubt.v1.Status.pending:type_name -> redoubt.v1.PendingApproval
 	7,  // 9: redoubt.v1.WireGuard.keys:type_name -> redoubt.v1.NodeKey
-	33, // 10: redoubt.v1.WireGuard.drops:type_name -> redoubt.v1.WireGuard.DropsEntry
-	34, // 11: redoubt.v1.Tunnel.drops:type_name -> redoubt.v1.Tunnel.DropsEntry
+	37, // 10: redoubt.v1.WireGuard.drops:type_name -> redoubt.v1.WireGuard.DropsEntry
+	38, // 11: redoubt.v1.Tunnel.drops:type_name -> redoubt.v1.Tunnel.DropsEntry
 	10, // 12: redoubt.v1.Routing.offered:type_name -> redoubt.v1.OfferedRoute
 	11, // 13: redoubt.v1.Routing.routes:type_name -> redoubt.v1.PeerRoute
 	12, // 14: redoubt.v1.Routing.exit_node:type_name -> redoubt.v1.ExitNode
 	8,  // 15: redoubt.v1.LocalPeer.tunnel:type_name -> redoubt.v1.Tunnel
-	35, // 16: redoubt.v1.LocalPeer.denied:type_name -> redoubt.v1.LocalPeer.DeniedEntry
-	36, // 17: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
+	39, // 16: redoubt.v1.LocalPeer.denied:type_name -> redoubt.v1.LocalPeer.DeniedEntry
+	40, // 17: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
 	18, // 18: redoubt.v1.UpRequest.routing:type_name -> redoubt.v1.RoutingChange
-	37, // 19: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
+	41, // 19: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
 	4,  // 20: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
 	13, // 21: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
-	38, // 22: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
+	42, // 22: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
 	28, // 23: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
 	28, // 24: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
 	28, // 25: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
-	31, // 26: redoubt.v1.PostureResponse.facts:type_name -> redoubt.v1.LocalFact
-	32, // 27: redoubt.v1.PostureResponse.withheld:type_name -> redoubt.v1.WithheldRule
-	0,  // 28: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
-	1,  // 29: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
-	17, // 30: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
-	20, // 31: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
-	22, // 32: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
-	24, // 33: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
-	26, // 34: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
-	29, // 35: redoubt.v1.LocalService.Posture:input_type -> redoubt.v1.PostureRequest
-	2,  // 36: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
-	3,  // 37: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
-	19, // 38: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
-	21, // 39: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
-	23, // 40: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
-	25, // 41: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
-	27, // 42: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
-	30, // 43: redoubt.v1.LocalService.Posture:output_type -> redoubt.v1.PostureResponse
-	36, // [36:44] is the sub-list for method output_type
-	28, // [28:36] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	31, // 26: redoubt.v1.UnderlayResponse.relays:type_name -> redoubt.v1.UnderlayRelay
+	32, // 27: redoubt.v1.UnderlayResponse.router:type_name -> redoubt.v1.UnderlayRouter
+	35, // 28: redoubt.v1.PostureResponse.facts:type_name -> redoubt.v1.LocalFact
+	36, // 29: redoubt.v1.PostureResponse.withheld:type_name -> redoubt.v1.WithheldRule
+	0,  // 30: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
+	1,  // 31: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
+	17, // 32: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
+	20, // 33: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
+	22, // 34: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
+	24, // 35: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
+	26, // 36: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
+	29, // 37: redoubt.v1.LocalService.Underlay:input_type -> redoubt.v1.UnderlayRequest
+	33, // 38: redoubt.v1.LocalService.Posture:input_type -> redoubt.v1.PostureRequest
+	2,  // 39: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
+	3,  // 40: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
+	19, // 41: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
+	21, // 42: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
+	23, // 43: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
+	25, // 44: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
+	27, // 45: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
+	30, // 46: redoubt.v1.LocalService.Underlay:output_type -> redoubt.v1.UnderlayResponse
+	34, // 47: redoubt.v1.LocalService.Posture:output_type -> redoubt.v1.PostureResponse
+	39, // [39:48] is the sub-list for method output_type
+	30, // [30:39] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_local_proto_init() }
@@ -2787,7 +3061,7 @@ func file_redoubt_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_local_proto_rawDesc), len(file_redoubt_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

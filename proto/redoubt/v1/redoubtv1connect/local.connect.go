@@ -49,6 +49,8 @@ const (
 	LocalServiceWhoisProcedure = "/redoubt.v1.LocalService/Whois"
 	// LocalServiceWhyProcedure is the fully-qualified name of the LocalService's Why RPC.
 	LocalServiceWhyProcedure = "/redoubt.v1.LocalService/Why"
+	// LocalServiceUnderlayProcedure is the fully-qualified name of the LocalService's Underlay RPC.
+	LocalServiceUnderlayProcedure = "/redoubt.v1.LocalService/Underlay"
 	// LocalServicePostureProcedure is the fully-qualified name of the LocalService's Posture RPC.
 	LocalServicePostureProcedure = "/redoubt.v1.LocalService/Posture"
 )
@@ -64,6 +66,8 @@ type LocalServiceClient interface {
 	Whois(context.Context, *v1.WhoisRequest) (*v1.WhoisResponse, error)
 	// Why answers from this node's own netmap.
 	Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error)
+	// Underlay tells what the agent knows of the network below the mesh: whom to ask about it, and what it found out itself.
+	Underlay(context.Context, *v1.UnderlayRequest) (*v1.UnderlayResponse, error)
 	// Posture says what is known of this machine, and what it keeps from holding.
 	Posture(context.Context, *v1.PostureRequest) (*v1.PostureResponse, error)
 }
@@ -121,6 +125,12 @@ func NewLocalServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(localServiceMethods.ByName("Why")),
 			connect.WithClientOptions(opts...),
 		),
+		underlay: connect.NewClient[v1.UnderlayRequest, v1.UnderlayResponse](
+			httpClient,
+			baseURL+LocalServiceUnderlayProcedure,
+			connect.WithSchema(localServiceMethods.ByName("Underlay")),
+			connect.WithClientOptions(opts...),
+		),
 		posture: connect.NewClient[v1.PostureRequest, v1.PostureResponse](
 			httpClient,
 			baseURL+LocalServicePostureProcedure,
@@ -132,14 +142,15 @@ func NewLocalServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 
 // localServiceClient implements LocalServiceClient.
 type localServiceClient struct {
-	status  *connect.Client[v1.StatusRequest, v1.StatusResponse]
-	watch   *connect.Client[v1.WatchRequest, v1.WatchResponse]
-	up      *connect.Client[v1.UpRequest, v1.UpResponse]
-	down    *connect.Client[v1.DownRequest, v1.DownResponse]
-	ping    *connect.Client[v1.PingRequest, v1.PingResponse]
-	whois   *connect.Client[v1.WhoisRequest, v1.WhoisResponse]
-	why     *connect.Client[v1.WhyRequest, v1.WhyResponse]
-	posture *connect.Client[v1.PostureRequest, v1.PostureResponse]
+	status   *connect.Client[v1.StatusRequest, v1.StatusResponse]
+	watch    *connect.Client[v1.WatchRequest, v1.WatchResponse]
+	up       *connect.Client[v1.UpRequest, v1.UpResponse]
+	down     *connect.Client[v1.DownRequest, v1.DownResponse]
+	ping     *connect.Client[v1.PingRequest, v1.PingResponse]
+	whois    *connect.Client[v1.WhoisRequest, v1.WhoisResponse]
+	why      *connect.Client[v1.WhyRequest, v1.WhyResponse]
+	underlay *connect.Client[v1.UnderlayRequest, v1.UnderlayResponse]
+	posture  *connect.Client[v1.PostureRequest, v1.PostureResponse]
 }
 
 // Status calls redoubt.v1.LocalService.Status.
@@ -193,6 +204,15 @@ func (c *localServiceClient) Why(ctx context.Context, req *v1.WhyRequest) (*v1.W
 	return nil, err
 }
 
+// Underlay calls redoubt.v1.LocalService.Underlay.
+func (c *localServiceClient) Underlay(ctx context.Context, req *v1.UnderlayRequest) (*v1.UnderlayResponse, error) {
+	response, err := c.underlay.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Posture calls redoubt.v1.LocalService.Posture.
 func (c *localServiceClient) Posture(ctx context.Context, req *v1.PostureRequest) (*v1.PostureResponse, error) {
 	response, err := c.posture.CallUnary(ctx, connect.NewRequest(req))
@@ -213,6 +233,8 @@ type LocalServiceHandler interface {
 	Whois(context.Context, *v1.WhoisRequest) (*v1.WhoisResponse, error)
 	// Why answers from this node's own netmap.
 	Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error)
+	// Underlay tells what the agent knows of the network below the mesh: whom to ask about it, and what it found out itself.
+	Underlay(context.Context, *v1.UnderlayRequest) (*v1.UnderlayResponse, error)
 	// Posture says what is known of this machine, and what it keeps from holding.
 	Posture(context.Context, *v1.PostureRequest) (*v1.PostureResponse, error)
 }
@@ -266,6 +288,12 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(localServiceMethods.ByName("Why")),
 		connect.WithHandlerOptions(opts...),
 	)
+	localServiceUnderlayHandler := connect.NewUnaryHandlerSimple(
+		LocalServiceUnderlayProcedure,
+		svc.Underlay,
+		connect.WithSchema(localServiceMethods.ByName("Underlay")),
+		connect.WithHandlerOptions(opts...),
+	)
 	localServicePostureHandler := connect.NewUnaryHandlerSimple(
 		LocalServicePostureProcedure,
 		svc.Posture,
@@ -288,6 +316,8 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 			localServiceWhoisHandler.ServeHTTP(w, r)
 		case LocalServiceWhyProcedure:
 			localServiceWhyHandler.ServeHTTP(w, r)
+		case LocalServiceUnderlayProcedure:
+			localServiceUnderlayHandler.ServeHTTP(w, r)
 		case LocalServicePostureProcedure:
 			localServicePostureHandler.ServeHTTP(w, r)
 		default:
@@ -325,6 +355,10 @@ func (UnimplementedLocalServiceHandler) Whois(context.Context, *v1.WhoisRequest)
 
 func (UnimplementedLocalServiceHandler) Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.LocalService.Why is not implemented"))
+}
+
+func (UnimplementedLocalServiceHandler) Underlay(context.Context, *v1.UnderlayRequest) (*v1.UnderlayResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.LocalService.Underlay is not implemented"))
 }
 
 func (UnimplementedLocalServiceHandler) Posture(context.Context, *v1.PostureRequest) (*v1.PostureResponse, error) {
