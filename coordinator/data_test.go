@@ -11,6 +11,7 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/join"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -127,4 +128,42 @@ func private(dir string) error {
 		}
 		return os.Chmod(path, 0o600)
 	})
+}
+
+// TestNothingIsShared: no key, and nothing that a key is made of, comes with the program. Two coordinators have nothing in common.
+func TestNothingIsShared(t *testing.T) {
+	seen := map[string]string{}
+	for _, name := range []string{"one", "two"} {
+		dir := t.TempDir()
+		co, err := New(t.Context(), Config{Data: dir, URLs: []string{"https://c.example"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		code, err := co.Admin().CreateToken(t.Context(), &redoubtv1.CreateTokenRequest{Tags: []string{"tag:a"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed, err := join.Parse(code.GetCode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed := parsed.Secret.Expose()
+		secrets := map[string]string{"the mesh's id": string(co.Mesh().ID), "a join code's seed": string(seed[:])}
+		for _, file := range []string{"root.key", "intermediate.key", "audit.key", "root.crt"} {
+			b, err := os.ReadFile(filepath.Join(dir, "pki", file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			secrets[file] = string(b)
+		}
+		for what, text := range secrets {
+			if other, ok := seen[text]; ok {
+				t.Errorf("%s of coordinator %s is that of coordinator %s", what, name, other)
+			}
+			seen[text] = name
+		}
+		if err := co.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -91,7 +91,11 @@ func (c *Client) Close() {
 func (c *Client) Ack(v proto.Version) { c.out.ack(v) }
 
 // Report tells the coordinator, of this stream and of those that come, where this node may be reached.
-func (c *Client) Report(endpoints []proto.Endpoint, port uint16) { c.out.report(endpoints, port) }
+func (c *Client) Report(reach proto.Reach, port uint16) { c.out.report(reach, port) }
+
+// Posture tells the coordinator, of this stream and of those that come, what has changed of this machine's health. Complete says
+// that nothing is known but what it was told of.
+func (c *Client) Posture(facts []Fact, complete bool) { c.out.posture(facts, complete) }
 
 // Renewal is what the next certificate is asked for with.
 type Renewal struct {

@@ -419,7 +419,7 @@ func TestStream(t *testing.T) {
 			s.down(&redoubtv1.Down{Message: &redoubtv1.Down_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{ServerTime: time.Now().UnixMilli()}}})
 		}
 	}, func(l *lab, c *Client) {
-		c.Report([]proto.Endpoint{{Addr: netip.MustParseAddrPort("192.0.2.2:41641"), Kind: proto.EndpointInterface}}, 41641)
+		c.Report(proto.Reach{Endpoints: []proto.Endpoint{{Addr: netip.MustParseAddrPort("192.0.2.2:41641"), Kind: proto.EndpointInterface}}}, 41641)
 		time.Sleep(time.Second)
 		c.Ack(proto.Version{Epoch: 1, N: 5})
 		time.Sleep(2 * time.Minute)

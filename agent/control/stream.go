@@ -143,7 +143,7 @@ func (s *stream) greet(coordinator string, applied proto.Version) (keepAlive tim
 			return 0, fmt.Errorf("it speaks version %d of the protocol, this agent %d to %d: upgrade the older one",
 				p, proto.ProtocolMin, proto.ProtocolMax)
 		}
-		s.c.out.begin()
+		s.c.out.begin(w.GetFeatures())
 		s.heard(w.GetServerTime())
 		s.emit(machine.Connected{URL: coordinator, RenewFirst: w.GetRenewFirst(), Quarantine: w.GetQuarantine()})
 		return min(max(time.Duration(w.GetKeepAliveSeconds())*time.Second, keepAliveMin), keepAliveMax), nil

@@ -24,6 +24,8 @@ type Fake struct {
 	why     *redoubtv1.WhyResponse
 	grants  []*redoubtv1.Capability
 	downs   int
+	posture *redoubtv1.PostureResponse
+	read    int // how often everything was read anew
 	asked   *redoubtv1.UpRequest
 }
 
@@ -69,6 +71,20 @@ func (f *Fake) Grant(c ...*redoubtv1.Capability) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.grants = c
+}
+
+// SetPosture sets what Posture says.
+func (f *Fake) SetPosture(p *redoubtv1.PostureResponse) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.posture = p
+}
+
+// Refreshed counts the calls of Posture that asked for everything to be read anew.
+func (f *Fake) Refreshed() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.read
 }
 
 // Downs counts the calls of Down.
@@ -152,4 +168,17 @@ func (f *Fake) Why(_ context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.WhyRe
 	w.From, w.To = r.GetSource(), r.GetDestination()
 	w.Service = fmt.Sprintf("%d:%d", r.GetProtocol(), r.GetPort())
 	return w, nil
+}
+
+// Posture implements Backend.
+func (f *Fake) Posture(_ context.Context, refresh bool) (*redoubtv1.PostureResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if refresh {
+		f.read++
+	}
+	if f.posture == nil {
+		return &redoubtv1.PostureResponse{}, nil
+	}
+	return f.posture, nil
 }

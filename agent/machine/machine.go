@@ -420,6 +420,9 @@ func (m *Machine) adopt(self *identity.Self) {
 	n := self.Node
 	life := n.NotAfter.Sub(n.NotBefore)
 	m.renewal = renewal{due: n.NotBefore.Add(time.Duration((0.45 + 0.1*m.cfg.Rand.Float64()) * float64(life)))}
+	if self.Key.IsZero() {
+		m.renewal.due = n.NotBefore // without its keys nothing passes before
+	}
 	m.spread()
 }
 

@@ -100,6 +100,14 @@ func (m *Machine) View(now time.Time) View {
 	return v
 }
 
+// Relays are those of the netmap.
+func (m *Machine) Relays() []proto.Relay {
+	if m.netmap == nil || m.barred() {
+		return nil
+	}
+	return m.netmap.Relays
+}
+
 // Peer finds a peer that may be used.
 func (m *Machine) Peer(match func(*cert.Node) bool) (*cert.Node, bool) {
 	for _, p := range m.roster.peers {

@@ -28,6 +28,7 @@ var (
 	unableColumns     = []column{{"NODE", 24}, {"PROGRAM", 16}, {"LACKS", 34}}
 	auditColumns      = []column{{"RECORD", 6}, {"WHEN", 16}, {"WHO", 16}, {"WHAT", 17}, {"ABOUT", 17}, {"WHY", 0}}
 	lockColumns       = []column{{"ID", 14}, {"ABOUT", 22}, {"NODES", 5}, {"UNTIL", 16}, {"WHY", 15}}
+	rootColumns       = []column{{"ROOT", 16}, {"STATE", 7}, {"KEY", 10}, {"SINCE", 16}, {"EXPIRES", 16}}
 	candidateColumns  = []column{{"CODE", 9}, {"NAME", 12}, {"WHO", 12}, {"ATTESTED", 14}, {"FROM", 15}, {"WAITS", 8}}
 	withheldColumns   = []column{{"NODE", 14}, {"WHO", 14}, {"CERTIFIED", 16}, {"LACKS", 0}}
 	unadmittedColumns = []column{{"NODE", 14}, {"CERTIFIED", 16}, {"SINCE", 9}, {"LACKS", 0}}

@@ -69,7 +69,8 @@ type (
 		RxBytes       uint64     `json:"rxBytes"`
 		TxBytes       uint64     `json:"txBytes"`
 
-		Tunnel *tunnelJSON `json:"tunnel"`
+		Tunnel *tunnelJSON       `json:"tunnel"`
+		Denied map[string]uint64 `json:"denied"`
 	}
 	wireguardJSON struct {
 		Keys  []keyJSON         `json:"keys"`
@@ -127,6 +128,7 @@ func statusOf(st *redoubtv1.Status) statusJSON {
 			},
 			Path: p.GetPath(), Endpoint: p.GetEndpoint(), LastHandshake: fromMillis(p.GetLastHandshake()),
 			RxBytes: p.GetRxBytes(), TxBytes: p.GetTxBytes(), Tunnel: tunnelOf(p.GetTunnel()),
+			Denied: counters(p.GetDenied()),
 		})
 	}
 	return out

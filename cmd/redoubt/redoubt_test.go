@@ -85,6 +85,7 @@ func status() *redoubtv1.Status {
 					SessionSince: noon.Add(-90 * time.Second).UnixMilli(), Handshakes: 14, Unanswered: 2,
 					Drops: map[string]uint64{"replay": 3, "bad source": 12, "no answer": 1},
 				},
+				Denied: map[string]uint64{"no rule lets these nodes connect": 4, "no rule names this protocol and port": 1},
 			},
 			{
 				Id: "n0000000000006", Name: "a-machine-with-a-name-of-some-length", Addresses: []string{"100.64.255.255", "fd00::3"},

@@ -16,6 +16,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/distribute"
 	"github.com/redoubt-mesh/redoubt/coordinator/issuer"
+	"github.com/redoubt-mesh/redoubt/coordinator/roots"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/join"
@@ -37,6 +38,7 @@ type Config struct {
 	Directory *directory.Directory
 	Hub       *distribute.Hub
 	Issuer    *issuer.Issuer
+	Roots     *roots.Keeper
 	Store     store.Store
 	URLs      []string     // of this coordinator, for join codes
 	Outage    proto.Outage // where the policy says nothing else

@@ -69,6 +69,12 @@ const (
 	FactUnset      = "node.fact.unset"
 	RoutesApprove  = "node.routes.approve"
 	RolesSet       = "user.role.set"
+	RootRotate     = "root.rotate"
+	RootRetire     = "root.retire"
+	RootAway       = "root.away"   // its key was taken off the coordinator's machine
+	RootReturn     = "root.return" // its key is on the coordinator's machine again
+	RootRequest    = "root.request"
+	Intermediate   = "intermediate.replace"
 	KeyChange      = "audit.key"
 	BookUnsealed   = "audit.unsealed"
 )

@@ -35,6 +35,7 @@ type attached struct {
 	renewal    *redoubtv1.Renew // that was asked for last
 	// unheard is what the node reported before it had renewed.
 	unheard *redoubtv1.Report
+	health  directory.Health   // likewise
 	about   directory.Reported // what the node says of itself
 	left    chan struct{}      // closed when the stream ends; nil where nobody waits for that
 	pace    pace
@@ -157,11 +158,14 @@ func (a *attached) leave() {
 	}
 	now := a.Clock()
 	if session := a.session.Load(); session != nil {
+		var heard time.Time
 		a.Directory.SetLive(a.id, func(l *directory.Live) {
 			if !session.Replaced() {
-				l.Connected, l.LastSeen = false, now
+				l.Connected, heard = false, l.LastSeen
+				l.LastSeen = now
 			}
 		})
+		a.fallen(heard)
 	}
 	a.Log.Debug("node disconnected", "node", a.id, "name", a.node.Name)
 }
@@ -176,10 +180,6 @@ func (a *attached) read() error {
 		if a.ended() {
 			continue
 		}
-		if a.session.Load() != nil {
-			now := a.Clock()
-			a.Directory.SetLive(a.id, func(l *directory.Live) { l.LastSeen = now })
-		}
 		if err := a.handle(up, sum); err != nil {
 			return err
 		}
@@ -189,10 +189,12 @@ func (a *attached) read() error {
 func (a *attached) handle(up *redoubtv1.Up, sum [32]byte) error {
 	switch m := up.GetMessage().(type) {
 	case *redoubtv1.Up_KeepAlive:
+		a.seen()
 		return nil
 	case *redoubtv1.Up_Applied:
 		return a.acknowledge(m.Applied)
 	}
+	a.seen()
 	if !a.pace.wait(a.ctx) {
 		return a.ctx.Err()
 	}
@@ -203,8 +205,18 @@ func (a *attached) handle(up *redoubtv1.Up, sum [32]byte) error {
 		return a.prove(m.Proof)
 	case *redoubtv1.Up_Report:
 		return a.report(m.Report)
+	case *redoubtv1.Up_Posture:
+		return a.posture(m.Posture)
 	}
 	return refusal.Malformed("a second hello")
+}
+
+// seen notes that the node said something.
+func (a *attached) seen() {
+	if a.session.Load() != nil {
+		now := a.Clock()
+		a.Directory.SetLive(a.id, func(l *directory.Live) { l.LastSeen = now })
+	}
 }
 
 func (a *attached) acknowledge(m *redoubtv1.Applied) error {
@@ -216,11 +228,16 @@ func (a *attached) acknowledge(m *redoubtv1.Applied) error {
 	if err != nil {
 		return refusal.Malformed(err.Error())
 	}
-	if !session.Applied(v) {
+	sent := session.Applied(v)
+	if !sent {
 		a.Log.Debug("node acknowledges a version that it was not sent", "node", a.id, "version", v)
-		return nil
 	}
-	a.Directory.SetLive(a.id, func(l *directory.Live) { l.Applied = v })
+	now := a.Clock()
+	a.Directory.SetLive(a.id, func(l *directory.Live) {
+		if l.LastSeen = now; sent {
+			l.Applied = v
+		}
+	})
 	return nil
 }
 
@@ -304,7 +321,10 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	if a.renewFirst = a.outOfTime(n); a.renewFirst {
 		return nil // it got the one that it had missed, and needs the next
 	}
-	if err := a.join(); err != nil || a.unheard == nil {
+	if err := a.join(); err != nil {
+		return err
+	}
+	if err := a.reportHealth(a.health); err != nil || a.unheard == nil {
 		return err
 	}
 	return a.report(a.unheard)

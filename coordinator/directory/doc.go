@@ -27,6 +27,7 @@
 // In the store:
 //
 //	mesh              id, domain, ranges; written once
+//	keys              which roots and which intermediate the book has told of
 //	head              epoch, reserved N, number of the last audit record
 //	node/ID           a node with its last certificate
 //	key/device/HEX    who held a device key first; never removed

@@ -20,6 +20,7 @@ import (
 const (
 	meshKey       = "mesh"
 	headKey       = "head"
+	keysKey       = "keys"
 	nodePrefix    = "node/"
 	devicePrefix  = "key/device/"
 	nodeKeyPrefix = "key/node/"
@@ -132,6 +133,9 @@ type factRecord struct {
 	Source  string    `json:"source"`
 	Set     time.Time `json:"set"`
 	Expires time.Time `json:"expires,omitzero"`
+	// TTL is of a fact about the node's health. When the node was heard last is not on disk: it counts as if it was when the
+	// directory is opened.
+	TTL time.Duration `json:"ttl,omitzero"`
 }
 
 type traitsRecord struct {
@@ -145,6 +149,9 @@ type traitsRecord struct {
 func traitsOp(id proto.NodeID, t *Traits) (store.Op, error) {
 	r := traitsRecord{version: v1, Node: id, Advertised: t.Advertised, Approved: t.Approved}
 	for _, f := range t.Facts {
+		if f.health() {
+			f.Expires = time.Time{}
+		}
 		r.Facts = append(r.Facts, factRecord(f))
 	}
 	return putRecord(traitsPath(id), r)

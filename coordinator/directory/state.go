@@ -42,6 +42,7 @@ type state struct {
 	peers        index[proto.NodeID, *proto.Peer]  // trusted nodes that have not lapsed, for netmaps to share
 	locks        index[string, *Lock]              // by id
 	policy       *Policy                           // nil before the first one
+	keys         *Keys                             // nil before they were noted
 	roles        index[string, *UserRoles]         // by login name
 	traits       index[proto.NodeID, *Traits]      // only of nodes of which something is known
 	factEnds     index[string, proto.NodeID]       // by timeKey of when the first fact expires

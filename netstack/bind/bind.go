@@ -167,6 +167,9 @@ func isInitiation(msg []byte) bool {
 
 // Send sends messages to a peer.
 func (b *Bind) Send(bufs [][]byte, ep conn.Endpoint) error {
+	if c, ok := ep.(*Course); ok && c.bind == b && len(bufs) > 0 {
+		return c.send(bufs)
+	}
 	e, ok := ep.(*Endpoint)
 	if !ok || e.bind != b {
 		return conn.ErrWrongEndpointType

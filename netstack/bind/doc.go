@@ -23,6 +23,9 @@
 //	0 or 1, cookie of RFC 8489   STUN                      ─► Handler
 //	0xE0 to 0xEF                 relayed: Carrier takes the header off, and what is left is told apart again
 //
+// Where a peer takes path messages, its endpoint in the engine is a Course: packets go where the path decisions say, which
+// change while the engine sends, and the peer's own packets do not move it.
+//
 // A peer behind a relay has an Endpoint of its own, with an address that nothing is sent to (RelayEndpoint). Runs stay runs
 // on the way through a relay.
 //

@@ -103,10 +103,17 @@ func (b *Bind) receiveRuns(fn RunFunc) RunFunc {
 
 // SendRun implements Runs.
 func (b *Bind) SendRun(run []byte, size int, ep conn.Endpoint) error {
+	if c, ok := ep.(*Course); ok && c.bind == b {
+		return c.sendRun(run, size)
+	}
 	e, ok := ep.(*Endpoint)
 	if !ok || e.bind != b {
 		return conn.ErrWrongEndpointType
 	}
+	return b.sendRunTo(run, size, e)
+}
+
+func (b *Bind) sendRunTo(run []byte, size int, e *Endpoint) error {
 	if e.via != (Via{}) {
 		return b.carry(run, size, e)
 	}

@@ -28,6 +28,7 @@ type Event interface{ event() }
 type Known struct {
 	ID        proto.NodeID
 	Endpoints []proto.Endpoint
+	Relay     proto.NodeID // where it waits for what is relayed to it; 0: nowhere. Only a Finder minds.
 }
 
 // Gone says that a peer is no longer one.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/netstack/bind"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
@@ -65,6 +66,8 @@ type PeerConfig struct {
 	// Endpoints are the candidates, best first. They replace what was there if there are others than those given before;
 	// another order, or none, leaves it as it is. Where a peer really is follows its packets.
 	Endpoints []netip.AddrPort
+	// Course is the peer's endpoint instead, where others decide on it. Only Inline knows of such.
+	Course *bind.Course
 	// PSK is mixed into handshakes; zero where there is none.
 	PSK [32]byte
 	// Keepalive is how often an idle peer is sent something, in whole seconds; 0 for never.

@@ -80,7 +80,13 @@ func (e *Inline) setPeer(cfg PeerConfig) error {
 		before = n.cfg
 	}
 	var endpoint conn.Endpoint
-	moved := !sameCandidates(before.Endpoints, cfg.Endpoints)
+	left := before.Course != nil && cfg.Course == nil
+	if left && len(cfg.Endpoints) == 0 {
+		if at := before.Course.Known(); at.IsValid() {
+			cfg.Endpoints = []netip.AddrPort{at}
+		}
+	}
+	moved := cfg.Course == nil && len(cfg.Endpoints) > 0 && (left || !sameCandidates(before.Endpoints, cfg.Endpoints))
 	if moved {
 		var err error
 		if endpoint, err = e.bind.ParseEndpoint(bind.FormatCandidates(cfg.Endpoints)); err != nil {
@@ -97,7 +103,10 @@ func (e *Inline) setPeer(cfg PeerConfig) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if moved {
+	switch {
+	case cfg.Course != nil:
+		n.endpoint, n.known = cfg.Course, false
+	case moved || left:
 		n.endpoint, n.known = endpoint, false
 	}
 	e.apply(n, cfg, time.Now())
@@ -279,7 +288,7 @@ func (e *Inline) Probe(id proto.NodeID, candidates []netip.AddrPort) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if len(candidates) > 0 {
+	if len(candidates) > 0 && n.cfg.Course == nil {
 		endpoint, err := e.bind.ParseEndpoint(bind.FormatCandidates(candidates))
 		if err != nil {
 			return fmt.Errorf("probe peer %s: %w", id, err)
@@ -385,7 +394,7 @@ func (e *Inline) stepFrom(n *node, now time.Time, ev session.Event, from conn.En
 		switch f := f.(type) {
 		case session.Heard:
 			n.rx.Add(uint64(size))
-			n.endpoint, n.known = from, true
+			n.cameFrom(from)
 		case session.Message:
 			e.send(n, n.endpoint, [][]byte{f.Bytes})
 		case session.Keepalive:
@@ -418,6 +427,15 @@ func (e *Inline) stepFrom(n *node, now time.Time, ev session.Event, from conn.En
 	}
 	clear(effects)
 	n.effects = effects[:0]
+}
+
+// cameFrom notes where an authentic packet came from. The caller holds the node's lock.
+func (n *node) cameFrom(from conn.Endpoint) {
+	if c := n.cfg.Course; c != nil {
+		c.Heard(from)
+		return
+	}
+	n.endpoint, n.known = from, true
 }
 
 // dropOf says how what a session or handshake did not take is counted.

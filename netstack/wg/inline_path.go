@@ -487,7 +487,7 @@ func (e *Inline) note(r *receiver, now time.Time) {
 	if n.peer == nil {
 		return
 	}
-	n.endpoint, n.known = x.from, true
+	n.cameFrom(x.from)
 	e.step(n, now, session.Received{Session: x.session, Data: x.data})
 	e.settle(n)
 }

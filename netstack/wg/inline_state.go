@@ -94,7 +94,9 @@ func (n *node) stats(now time.Time) PeerStats {
 			s.SessionSince = cur.Made()
 		}
 	}
-	if n.known {
+	if c := n.cfg.Course; c != nil {
+		s.Endpoint = c.Known()
+	} else if n.known {
 		s.Endpoint = n.address()
 	}
 	return s

@@ -51,7 +51,7 @@ func TestNodeRoundTrip(t *testing.T) {
 		"tags": w.node, "two keys": second, "person": person, "person of a token": unproven, "nobody": nobody, "greatest": most,
 	} {
 		t.Run(name, func(t *testing.T) {
-			der := must(w.intermediate.IssueNode(rand.Reader, n))(t)
+			der := must(w.intermediate.IssueNode(rand.Reader, n))(t).Raw
 			got := must(w.verifier(t).PeerNode(w.chain(der), start))(t)
 			if d := cmp.Diff(n, *got, cmpopts.IgnoreFields(cert.Node{}, "Raw", "Serial"),
 				cmpopts.EquateComparable(netip.Addr{}, key.DevicePublic{}, key.NodePublic{}), cmpopts.EquateEmpty()); d != "" {
@@ -332,7 +332,7 @@ func TestIntermediatesAreBounded(t *testing.T) {
 		}
 	}
 	for i, a := range all {
-		_, err := v.Node(must(a.IssueNode(rand.Reader, w.node))(t), start)
+		_, err := v.Node(must(a.IssueNode(rand.Reader, w.node))(t).Raw, start)
 		if forgotten := i < 5; forgotten != errors.Is(err, cert.ErrChain) {
 			t.Errorf("intermediate %d: %v", i, err)
 		}

@@ -67,7 +67,17 @@ func ups(t testing.TB) map[string]*redoubtv1.Up {
 		"report":      {Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{Endpoints: endpoint(192, 0, 2, 1), ListenPort: 41641}}},
 		"applied":     {Message: &redoubtv1.Up_Applied{Applied: &redoubtv1.Applied{Version: wire.FromVersion(v(3))}}},
 		"keepalive":   {Message: &redoubtv1.Up_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{}}},
+		"posture":     {Message: &redoubtv1.Up_Posture{Posture: health("posture:firewall", "true", "posture:edr", "")}},
 	}
+}
+
+// health is a message about facts, each a name and a value.
+func health(pairs ...string) *redoubtv1.Posture {
+	p := &redoubtv1.Posture{Whole: true}
+	for i := 0; i < len(pairs); i += 2 {
+		p.Facts = append(p.Facts, &redoubtv1.PostureFact{Name: pairs[i], Value: pairs[i+1], TtlSeconds: 180})
+	}
+	return p
 }
 
 func result() *redoubtv1.Result {
@@ -134,6 +144,9 @@ func TestUpRefused(t *testing.T) {
 		f(h)
 		return &redoubtv1.Up{Message: &redoubtv1.Up_Hello{Hello: h}}
 	}
+	tell := func(p *redoubtv1.Posture) *redoubtv1.Up {
+		return &redoubtv1.Up{Message: &redoubtv1.Up_Posture{Posture: p}}
+	}
 	prove := func(f func(p *redoubtv1.Proof)) *redoubtv1.Up {
 		p := proof()
 		f(p)
@@ -178,6 +191,14 @@ func TestUpRefused(t *testing.T) {
 		"port of 17 bits":    {Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{ListenPort: 65536}}},
 		"too many endpoints": {Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{Endpoints: repeat[redoubtv1.Endpoint](17)}}},
 		"applied nothing":    {Message: &redoubtv1.Up_Applied{Applied: &redoubtv1.Applied{}}},
+		"too many facts":     tell(&redoubtv1.Posture{Facts: repeat[redoubtv1.PostureFact](wire.MaxFacts + 1)}),
+		"a fact twice":       tell(health("posture:a", "1", "posture:a", "2")),
+		"an own custom fact": tell(health("custom:tier", "gold")),
+		"an own level":       tell(health("device:attestation", "measured")),
+		"a long name":        tell(health("posture:"+strings.Repeat("a", wire.MaxFactName), "1")),
+		"a long value":       tell(health("posture:a", strings.Repeat("a", wire.MaxText+1))),
+		"a bell":             tell(health("posture:a", "\a")),
+		"a fact for ever":    tell(&redoubtv1.Posture{Facts: []*redoubtv1.PostureFact{{Name: "posture:a", Value: "1"}}}),
 	} {
 		if got, err := wire.DecodeUp(encode(t, m)); !errors.Is(err, wire.ErrMalformed) || got != nil {
 			t.Errorf("%s: got %v, %v", name, got, err)

@@ -1088,9 +1088,11 @@ type Fact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`    // node, coordinator, or the administrator who set it
-	Set           int64                  `protobuf:"varint,4,opt,name=set,proto3" json:"set,omitempty"`         // Unix seconds
-	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"` // Unix seconds; 0: never
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`                            // reported by the node, attested to the coordinator, or custom
+	Set           int64                  `protobuf:"varint,4,opt,name=set,proto3" json:"set,omitempty"`                                 // Unix seconds
+	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"`                         // Unix seconds; 0: not while the node is heard, or never
+	By            string                 `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`                                    // the administrator who set a custom one
+	TtlSeconds    uint64                 `protobuf:"varint,7,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // how long it holds after the node was heard last; 0: until something else is said
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1156,6 +1158,20 @@ func (x *Fact) GetSet() int64 {
 func (x *Fact) GetExpires() int64 {
 	if x != nil {
 		return x.Expires
+	}
+	return 0
+}
+
+func (x *Fact) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Fact) GetTtlSeconds() uint64 {
+	if x != nil {
+		return x.TtlSeconds
 	}
 	return 0
 }
@@ -4529,6 +4545,651 @@ func (x *GetCheckpointResponse) GetKey() []byte {
 	return nil
 }
 
+// Root is one that nodes trust.
+type Root struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fingerprint   string                 `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`         // SHA-256 of its public key, in hexadecimal, as join codes name it
+	Since         int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"`                    // Unix seconds: when it became trusted; 0: as the mesh began
+	Expires       int64                  `protobuf:"varint,3,opt,name=expires,proto3" json:"expires,omitempty"`                // Unix seconds
+	KeyHere       bool                   `protobuf:"varint,4,opt,name=key_here,json=keyHere,proto3" json:"key_here,omitempty"` // its private key is on the coordinator's machine
+	Issues        bool                   `protobuf:"varint,5,opt,name=issues,proto3" json:"issues,omitempty"`                  // the intermediate that issues is under it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Root) Reset() {
+	*x = Root{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Root) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Root) ProtoMessage() {}
+
+func (x *Root) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Root.ProtoReflect.Descriptor instead.
+func (*Root) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *Root) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *Root) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Root) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *Root) GetKeyHere() bool {
+	if x != nil {
+		return x.KeyHere
+	}
+	return false
+}
+
+func (x *Root) GetIssues() bool {
+	if x != nil {
+		return x.Issues
+	}
+	return false
+}
+
+type GetRootsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRootsRequest) Reset() {
+	*x = GetRootsRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRootsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRootsRequest) ProtoMessage() {}
+
+func (x *GetRootsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRootsRequest.ProtoReflect.Descriptor instead.
+func (*GetRootsRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{71}
+}
+
+type GetRootsResponse struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Roots               []*Root                `protobuf:"bytes,1,rep,name=roots,proto3" json:"roots,omitempty"`                                                         // the newest first
+	Intermediate        string                 `protobuf:"bytes,2,opt,name=intermediate,proto3" json:"intermediate,omitempty"`                                           // serial number
+	IntermediateExpires int64                  `protobuf:"varint,3,opt,name=intermediate_expires,json=intermediateExpires,proto3" json:"intermediate_expires,omitempty"` // Unix seconds
+	IntermediateDue     int64                  `protobuf:"varint,4,opt,name=intermediate_due,json=intermediateDue,proto3" json:"intermediate_due,omitempty"`             // Unix seconds: when half of its life is over, and it is replaced
+	Requested           bool                   `protobuf:"varint,5,opt,name=requested,proto3" json:"requested,omitempty"`                                                // the next one was asked for, and is not installed
+	Warnings            []string               `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Nodes               []string               `protobuf:"bytes,7,rep,name=nodes,proto3" json:"nodes,omitempty"`   // names of those that hang on the older root
+	Tokens              []string               `protobuf:"bytes,8,rep,name=tokens,proto3" json:"tokens,omitempty"` // ids of those that name it
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *GetRootsResponse) Reset() {
+	*x = GetRootsResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRootsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRootsResponse) ProtoMessage() {}
+
+func (x *GetRootsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRootsResponse.ProtoReflect.Descriptor instead.
+func (*GetRootsResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *GetRootsResponse) GetRoots() []*Root {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *GetRootsResponse) GetIntermediate() string {
+	if x != nil {
+		return x.Intermediate
+	}
+	return ""
+}
+
+func (x *GetRootsResponse) GetIntermediateExpires() int64 {
+	if x != nil {
+		return x.IntermediateExpires
+	}
+	return 0
+}
+
+func (x *GetRootsResponse) GetIntermediateDue() int64 {
+	if x != nil {
+		return x.IntermediateDue
+	}
+	return 0
+}
+
+func (x *GetRootsResponse) GetRequested() bool {
+	if x != nil {
+		return x.Requested
+	}
+	return false
+}
+
+func (x *GetRootsResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *GetRootsResponse) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *GetRootsResponse) GetTokens() []string {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type RotateRootRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRootRequest) Reset() {
+	*x = RotateRootRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRootRequest) ProtoMessage() {}
+
+func (x *RotateRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRootRequest.ProtoReflect.Descriptor instead.
+func (*RotateRootRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{73}
+}
+
+type RotateRootResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Roots         *GetRootsResponse      `protobuf:"bytes,1,opt,name=roots,proto3" json:"roots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRootResponse) Reset() {
+	*x = RotateRootResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRootResponse) ProtoMessage() {}
+
+func (x *RotateRootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRootResponse.ProtoReflect.Descriptor instead.
+func (*RotateRootResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *RotateRootResponse) GetRoots() *GetRootsResponse {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+type RetireRootRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Force         bool                   `protobuf:"varint,1,opt,name=force,proto3" json:"force,omitempty"` // although somebody hangs on it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireRootRequest) Reset() {
+	*x = RetireRootRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireRootRequest) ProtoMessage() {}
+
+func (x *RetireRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireRootRequest.ProtoReflect.Descriptor instead.
+func (*RetireRootRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *RetireRootRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RetireRootResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []string               `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`   // that may have to join again
+	Tokens        []string               `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"` // that are void
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireRootResponse) Reset() {
+	*x = RetireRootResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireRootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireRootResponse) ProtoMessage() {}
+
+func (x *RetireRootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireRootResponse.ProtoReflect.Descriptor instead.
+func (*RetireRootResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *RetireRootResponse) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *RetireRootResponse) GetTokens() []string {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type ForgetRootKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        []byte                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"` // SHA-256 of its file
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetRootKeyRequest) Reset() {
+	*x = ForgetRootKeyRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetRootKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetRootKeyRequest) ProtoMessage() {}
+
+func (x *ForgetRootKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetRootKeyRequest.ProtoReflect.Descriptor instead.
+func (*ForgetRootKeyRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *ForgetRootKeyRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+type ForgetRootKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetRootKeyResponse) Reset() {
+	*x = ForgetRootKeyResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetRootKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetRootKeyResponse) ProtoMessage() {}
+
+func (x *ForgetRootKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetRootKeyResponse.ProtoReflect.Descriptor instead.
+func (*ForgetRootKeyResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{78}
+}
+
+type RequestIntermediateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestIntermediateRequest) Reset() {
+	*x = RequestIntermediateRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestIntermediateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestIntermediateRequest) ProtoMessage() {}
+
+func (x *RequestIntermediateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestIntermediateRequest.ProtoReflect.Descriptor instead.
+func (*RequestIntermediateRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{79}
+}
+
+type RequestIntermediateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       []byte                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"` // PEM
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestIntermediateResponse) Reset() {
+	*x = RequestIntermediateResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestIntermediateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestIntermediateResponse) ProtoMessage() {}
+
+func (x *RequestIntermediateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestIntermediateResponse.ProtoReflect.Descriptor instead.
+func (*RequestIntermediateResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *RequestIntermediateResponse) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type InstallIntermediateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answer        []byte                 `protobuf:"bytes,1,opt,name=answer,proto3" json:"answer,omitempty"` // PEM
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstallIntermediateRequest) Reset() {
+	*x = InstallIntermediateRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstallIntermediateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstallIntermediateRequest) ProtoMessage() {}
+
+func (x *InstallIntermediateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstallIntermediateRequest.ProtoReflect.Descriptor instead.
+func (*InstallIntermediateRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *InstallIntermediateRequest) GetAnswer() []byte {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+type InstallIntermediateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Roots         *GetRootsResponse      `protobuf:"bytes,1,opt,name=roots,proto3" json:"roots,omitempty"`
+	Rotated       bool                   `protobuf:"varint,2,opt,name=rotated,proto3" json:"rotated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstallIntermediateResponse) Reset() {
+	*x = InstallIntermediateResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstallIntermediateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstallIntermediateResponse) ProtoMessage() {}
+
+func (x *InstallIntermediateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstallIntermediateResponse.ProtoReflect.Descriptor instead.
+func (*InstallIntermediateResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *InstallIntermediateResponse) GetRoots() *GetRootsResponse {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *InstallIntermediateResponse) GetRotated() bool {
+	if x != nil {
+		return x.Rotated
+	}
+	return false
+}
+
 type BackupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4537,7 +5198,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[70]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4549,7 +5210,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[70]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4562,7 +5223,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{70}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{83}
 }
 
 type BackupResponse struct {
@@ -4574,7 +5235,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[71]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4586,7 +5247,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[71]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4599,7 +5260,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{71}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -4711,13 +5372,16 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"Quarantine\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"t\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xa5\x01\n" +
 	"\x04Fact\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12\x10\n" +
 	"\x03set\x18\x04 \x01(\x03R\x03set\x12\x18\n" +
-	"\aexpires\x18\x05 \x01(\x03R\aexpires\"\x84\x01\n" +
+	"\aexpires\x18\x05 \x01(\x03R\aexpires\x12\x0e\n" +
+	"\x02by\x18\x06 \x01(\tR\x02by\x12\x1f\n" +
+	"\vttl_seconds\x18\a \x01(\x04R\n" +
+	"ttlSeconds\"\x84\x01\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
 	"\n" +
@@ -4957,10 +5621,45 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x14GetCheckpointRequest\"=\n" +
 	"\x15GetCheckpointResponse\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\fR\x04line\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\fR\x03key\"\x0f\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\"\x8b\x01\n" +
+	"\x04Root\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x14\n" +
+	"\x05since\x18\x02 \x01(\x03R\x05since\x12\x18\n" +
+	"\aexpires\x18\x03 \x01(\x03R\aexpires\x12\x19\n" +
+	"\bkey_here\x18\x04 \x01(\bR\akeyHere\x12\x16\n" +
+	"\x06issues\x18\x05 \x01(\bR\x06issues\"\x11\n" +
+	"\x0fGetRootsRequest\"\xa4\x02\n" +
+	"\x10GetRootsResponse\x12&\n" +
+	"\x05roots\x18\x01 \x03(\v2\x10.redoubt.v1.RootR\x05roots\x12\"\n" +
+	"\fintermediate\x18\x02 \x01(\tR\fintermediate\x121\n" +
+	"\x14intermediate_expires\x18\x03 \x01(\x03R\x13intermediateExpires\x12)\n" +
+	"\x10intermediate_due\x18\x04 \x01(\x03R\x0fintermediateDue\x12\x1c\n" +
+	"\trequested\x18\x05 \x01(\bR\trequested\x12\x1a\n" +
+	"\bwarnings\x18\x06 \x03(\tR\bwarnings\x12\x14\n" +
+	"\x05nodes\x18\a \x03(\tR\x05nodes\x12\x16\n" +
+	"\x06tokens\x18\b \x03(\tR\x06tokens\"\x13\n" +
+	"\x11RotateRootRequest\"H\n" +
+	"\x12RotateRootResponse\x122\n" +
+	"\x05roots\x18\x01 \x01(\v2\x1c.redoubt.v1.GetRootsResponseR\x05roots\")\n" +
+	"\x11RetireRootRequest\x12\x14\n" +
+	"\x05force\x18\x01 \x01(\bR\x05force\"B\n" +
+	"\x12RetireRootResponse\x12\x14\n" +
+	"\x05nodes\x18\x01 \x03(\tR\x05nodes\x12\x16\n" +
+	"\x06tokens\x18\x02 \x03(\tR\x06tokens\".\n" +
+	"\x14ForgetRootKeyRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\fR\x06digest\"\x17\n" +
+	"\x15ForgetRootKeyResponse\"\x1c\n" +
+	"\x1aRequestIntermediateRequest\"7\n" +
+	"\x1bRequestIntermediateResponse\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\fR\arequest\"4\n" +
+	"\x1aInstallIntermediateRequest\x12\x16\n" +
+	"\x06answer\x18\x01 \x01(\fR\x06answer\"k\n" +
+	"\x1bInstallIntermediateResponse\x122\n" +
+	"\x05roots\x18\x01 \x01(\v2\x1c.redoubt.v1.GetRootsResponseR\x05roots\x12\x18\n" +
+	"\arotated\x18\x02 \x01(\bR\arotated\"\x0f\n" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xa5\x10\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xac\x14\n" +
 	"\fAdminService\x12N\n" +
 	"\vCreateToken\x12\x1e.redoubt.v1.CreateTokenRequest\x1a\x1f.redoubt.v1.CreateTokenResponse\x12K\n" +
 	"\n" +
@@ -4989,7 +5688,15 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"CreateLock\x12\x1d.redoubt.v1.CreateLockRequest\x1a\x1e.redoubt.v1.CreateLockResponse\x12H\n" +
 	"\tListLocks\x12\x1c.redoubt.v1.ListLocksRequest\x1a\x1d.redoubt.v1.ListLocksResponse\x12K\n" +
 	"\n" +
-	"DeleteLock\x12\x1d.redoubt.v1.DeleteLockRequest\x1a\x1e.redoubt.v1.DeleteLockResponse\x12H\n" +
+	"DeleteLock\x12\x1d.redoubt.v1.DeleteLockRequest\x1a\x1e.redoubt.v1.DeleteLockResponse\x12E\n" +
+	"\bGetRoots\x12\x1b.redoubt.v1.GetRootsRequest\x1a\x1c.redoubt.v1.GetRootsResponse\x12K\n" +
+	"\n" +
+	"RotateRoot\x12\x1d.redoubt.v1.RotateRootRequest\x1a\x1e.redoubt.v1.RotateRootResponse\x12K\n" +
+	"\n" +
+	"RetireRoot\x12\x1d.redoubt.v1.RetireRootRequest\x1a\x1e.redoubt.v1.RetireRootResponse\x12T\n" +
+	"\rForgetRootKey\x12 .redoubt.v1.ForgetRootKeyRequest\x1a!.redoubt.v1.ForgetRootKeyResponse\x12f\n" +
+	"\x13RequestIntermediate\x12&.redoubt.v1.RequestIntermediateRequest\x1a'.redoubt.v1.RequestIntermediateResponse\x12f\n" +
+	"\x13InstallIntermediate\x12&.redoubt.v1.InstallIntermediateRequest\x1a'.redoubt.v1.InstallIntermediateResponse\x12H\n" +
 	"\tListAudit\x12\x1c.redoubt.v1.ListAuditRequest\x1a\x1d.redoubt.v1.ListAuditResponse\x12P\n" +
 	"\vExportAudit\x12\x1e.redoubt.v1.ExportAuditRequest\x1a\x1f.redoubt.v1.ExportAuditResponse0\x01\x12T\n" +
 	"\rGetCheckpoint\x12 .redoubt.v1.GetCheckpointRequest\x1a!.redoubt.v1.GetCheckpointResponse\x12A\n" +
@@ -5007,81 +5714,94 @@ func file_redoubt_v1_admin_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_admin_proto_rawDescData
 }
 
-var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
+var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 85)
 var file_redoubt_v1_admin_proto_goTypes = []any{
-	(*Token)(nil),                 // 0: redoubt.v1.Token
-	(*CreateTokenRequest)(nil),    // 1: redoubt.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 2: redoubt.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),     // 3: redoubt.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 4: redoubt.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),    // 5: redoubt.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),   // 6: redoubt.v1.RevokeTokenResponse
-	(*Node)(nil),                  // 7: redoubt.v1.Node
-	(*Verdict)(nil),               // 8: redoubt.v1.Verdict
-	(*Candidate)(nil),             // 9: redoubt.v1.Candidate
-	(*Attestation)(nil),           // 10: redoubt.v1.Attestation
-	(*Quarantine)(nil),            // 11: redoubt.v1.Quarantine
-	(*Fact)(nil),                  // 12: redoubt.v1.Fact
-	(*Route)(nil),                 // 13: redoubt.v1.Route
-	(*ListNodesRequest)(nil),      // 14: redoubt.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 15: redoubt.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),        // 16: redoubt.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),       // 17: redoubt.v1.GetNodeResponse
-	(*RevokeNodeRequest)(nil),     // 18: redoubt.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),    // 19: redoubt.v1.RevokeNodeResponse
-	(*DeleteNodeRequest)(nil),     // 20: redoubt.v1.DeleteNodeRequest
-	(*DeleteNodeResponse)(nil),    // 21: redoubt.v1.DeleteNodeResponse
-	(*ResetNodeRequest)(nil),      // 22: redoubt.v1.ResetNodeRequest
-	(*ResetNodeResponse)(nil),     // 23: redoubt.v1.ResetNodeResponse
-	(*ReleaseNodeRequest)(nil),    // 24: redoubt.v1.ReleaseNodeRequest
-	(*ReleaseNodeResponse)(nil),   // 25: redoubt.v1.ReleaseNodeResponse
-	(*ApproveNodeRequest)(nil),    // 26: redoubt.v1.ApproveNodeRequest
-	(*ApproveNodeResponse)(nil),   // 27: redoubt.v1.ApproveNodeResponse
-	(*DenyNodeRequest)(nil),       // 28: redoubt.v1.DenyNodeRequest
-	(*DenyNodeResponse)(nil),      // 29: redoubt.v1.DenyNodeResponse
-	(*SetFactRequest)(nil),        // 30: redoubt.v1.SetFactRequest
-	(*SetFactResponse)(nil),       // 31: redoubt.v1.SetFactResponse
-	(*UnsetFactRequest)(nil),      // 32: redoubt.v1.UnsetFactRequest
-	(*UnsetFactResponse)(nil),     // 33: redoubt.v1.UnsetFactResponse
-	(*ApproveRoutesRequest)(nil),  // 34: redoubt.v1.ApproveRoutesRequest
-	(*ApproveRoutesResponse)(nil), // 35: redoubt.v1.ApproveRoutesResponse
-	(*UserRoles)(nil),             // 36: redoubt.v1.UserRoles
-	(*SetRolesRequest)(nil),       // 37: redoubt.v1.SetRolesRequest
-	(*SetRolesResponse)(nil),      // 38: redoubt.v1.SetRolesResponse
-	(*ListRolesRequest)(nil),      // 39: redoubt.v1.ListRolesRequest
-	(*ListRolesResponse)(nil),     // 40: redoubt.v1.ListRolesResponse
-	(*ApplyPolicyRequest)(nil),    // 41: redoubt.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),   // 42: redoubt.v1.ApplyPolicyResponse
-	(*PolicyImpact)(nil),          // 43: redoubt.v1.PolicyImpact
-	(*Unadmitted)(nil),            // 44: redoubt.v1.Unadmitted
-	(*ConnectionChange)(nil),      // 45: redoubt.v1.ConnectionChange
-	(*Diagnostic)(nil),            // 46: redoubt.v1.Diagnostic
-	(*GetPolicyRequest)(nil),      // 47: redoubt.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),     // 48: redoubt.v1.GetPolicyResponse
-	(*PolicyHistoryRequest)(nil),  // 49: redoubt.v1.PolicyHistoryRequest
-	(*PolicyHistoryResponse)(nil), // 50: redoubt.v1.PolicyHistoryResponse
-	(*PolicyVersion)(nil),         // 51: redoubt.v1.PolicyVersion
-	(*PolicyStatusRequest)(nil),   // 52: redoubt.v1.PolicyStatusRequest
-	(*PolicyStatusResponse)(nil),  // 53: redoubt.v1.PolicyStatusResponse
-	(*Unable)(nil),                // 54: redoubt.v1.Unable
-	(*Laggard)(nil),               // 55: redoubt.v1.Laggard
-	(*Lock)(nil),                  // 56: redoubt.v1.Lock
-	(*CreateLockRequest)(nil),     // 57: redoubt.v1.CreateLockRequest
-	(*CreateLockResponse)(nil),    // 58: redoubt.v1.CreateLockResponse
-	(*ListLocksRequest)(nil),      // 59: redoubt.v1.ListLocksRequest
-	(*ListLocksResponse)(nil),     // 60: redoubt.v1.ListLocksResponse
-	(*DeleteLockRequest)(nil),     // 61: redoubt.v1.DeleteLockRequest
-	(*DeleteLockResponse)(nil),    // 62: redoubt.v1.DeleteLockResponse
-	(*AuditRecord)(nil),           // 63: redoubt.v1.AuditRecord
-	(*ListAuditRequest)(nil),      // 64: redoubt.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),     // 65: redoubt.v1.ListAuditResponse
-	(*ExportAuditRequest)(nil),    // 66: redoubt.v1.ExportAuditRequest
-	(*ExportAuditResponse)(nil),   // 67: redoubt.v1.ExportAuditResponse
-	(*GetCheckpointRequest)(nil),  // 68: redoubt.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil), // 69: redoubt.v1.GetCheckpointResponse
-	(*BackupRequest)(nil),         // 70: redoubt.v1.BackupRequest
-	(*BackupResponse)(nil),        // 71: redoubt.v1.BackupResponse
-	(*Version)(nil),               // 72: redoubt.v1.Version
+	(*Token)(nil),                       // 0: redoubt.v1.Token
+	(*CreateTokenRequest)(nil),          // 1: redoubt.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),         // 2: redoubt.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),           // 3: redoubt.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),          // 4: redoubt.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),          // 5: redoubt.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),         // 6: redoubt.v1.RevokeTokenResponse
+	(*Node)(nil),                        // 7: redoubt.v1.Node
+	(*Verdict)(nil),                     // 8: redoubt.v1.Verdict
+	(*Candidate)(nil),                   // 9: redoubt.v1.Candidate
+	(*Attestation)(nil),                 // 10: redoubt.v1.Attestation
+	(*Quarantine)(nil),                  // 11: redoubt.v1.Quarantine
+	(*Fact)(nil),                        // 12: redoubt.v1.Fact
+	(*Route)(nil),                       // 13: redoubt.v1.Route
+	(*ListNodesRequest)(nil),            // 14: redoubt.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),           // 15: redoubt.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),              // 16: redoubt.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),             // 17: redoubt.v1.GetNodeResponse
+	(*RevokeNodeRequest)(nil),           // 18: redoubt.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),          // 19: redoubt.v1.RevokeNodeResponse
+	(*DeleteNodeRequest)(nil),           // 20: redoubt.v1.DeleteNodeRequest
+	(*DeleteNodeResponse)(nil),          // 21: redoubt.v1.DeleteNodeResponse
+	(*ResetNodeRequest)(nil),            // 22: redoubt.v1.ResetNodeRequest
+	(*ResetNodeResponse)(nil),           // 23: redoubt.v1.ResetNodeResponse
+	(*ReleaseNodeRequest)(nil),          // 24: redoubt.v1.ReleaseNodeRequest
+	(*ReleaseNodeResponse)(nil),         // 25: redoubt.v1.ReleaseNodeResponse
+	(*ApproveNodeRequest)(nil),          // 26: redoubt.v1.ApproveNodeRequest
+	(*ApproveNodeResponse)(nil),         // 27: redoubt.v1.ApproveNodeResponse
+	(*DenyNodeRequest)(nil),             // 28: redoubt.v1.DenyNodeRequest
+	(*DenyNodeResponse)(nil),            // 29: redoubt.v1.DenyNodeResponse
+	(*SetFactRequest)(nil),              // 30: redoubt.v1.SetFactRequest
+	(*SetFactResponse)(nil),             // 31: redoubt.v1.SetFactResponse
+	(*UnsetFactRequest)(nil),            // 32: redoubt.v1.UnsetFactRequest
+	(*UnsetFactResponse)(nil),           // 33: redoubt.v1.UnsetFactResponse
+	(*ApproveRoutesRequest)(nil),        // 34: redoubt.v1.ApproveRoutesRequest
+	(*ApproveRoutesResponse)(nil),       // 35: redoubt.v1.ApproveRoutesResponse
+	(*UserRoles)(nil),                   // 36: redoubt.v1.UserRoles
+	(*SetRolesRequest)(nil),             // 37: redoubt.v1.SetRolesRequest
+	(*SetRolesResponse)(nil),            // 38: redoubt.v1.SetRolesResponse
+	(*ListRolesRequest)(nil),            // 39: redoubt.v1.ListRolesRequest
+	(*ListRolesResponse)(nil),           // 40: redoubt.v1.ListRolesResponse
+	(*ApplyPolicyRequest)(nil),          // 41: redoubt.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),         // 42: redoubt.v1.ApplyPolicyResponse
+	(*PolicyImpact)(nil),                // 43: redoubt.v1.PolicyImpact
+	(*Unadmitted)(nil),                  // 44: redoubt.v1.Unadmitted
+	(*ConnectionChange)(nil),            // 45: redoubt.v1.ConnectionChange
+	(*Diagnostic)(nil),                  // 46: redoubt.v1.Diagnostic
+	(*GetPolicyRequest)(nil),            // 47: redoubt.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),           // 48: redoubt.v1.GetPolicyResponse
+	(*PolicyHistoryRequest)(nil),        // 49: redoubt.v1.PolicyHistoryRequest
+	(*PolicyHistoryResponse)(nil),       // 50: redoubt.v1.PolicyHistoryResponse
+	(*PolicyVersion)(nil),               // 51: redoubt.v1.PolicyVersion
+	(*PolicyStatusRequest)(nil),         // 52: redoubt.v1.PolicyStatusRequest
+	(*PolicyStatusResponse)(nil),        // 53: redoubt.v1.PolicyStatusResponse
+	(*Unable)(nil),                      // 54: redoubt.v1.Unable
+	(*Laggard)(nil),                     // 55: redoubt.v1.Laggard
+	(*Lock)(nil),                        // 56: redoubt.v1.Lock
+	(*CreateLockRequest)(nil),           // 57: redoubt.v1.CreateLockRequest
+	(*CreateLockResponse)(nil),          // 58: redoubt.v1.CreateLockResponse
+	(*ListLocksRequest)(nil),            // 59: redoubt.v1.ListLocksRequest
+	(*ListLocksResponse)(nil),           // 60: redoubt.v1.ListLocksResponse
+	(*DeleteLockRequest)(nil),           // 61: redoubt.v1.DeleteLockRequest
+	(*DeleteLockResponse)(nil),          // 62: redoubt.v1.DeleteLockResponse
+	(*AuditRecord)(nil),                 // 63: redoubt.v1.AuditRecord
+	(*ListAuditRequest)(nil),            // 64: redoubt.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),           // 65: redoubt.v1.ListAuditResponse
+	(*ExportAuditRequest)(nil),          // 66: redoubt.v1.ExportAuditRequest
+	(*ExportAuditResponse)(nil),         // 67: redoubt.v1.ExportAuditResponse
+	(*GetCheckpointRequest)(nil),        // 68: redoubt.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),       // 69: redoubt.v1.GetCheckpointResponse
+	(*Root)(nil),                        // 70: redoubt.v1.Root
+	(*GetRootsRequest)(nil),             // 71: redoubt.v1.GetRootsRequest
+	(*GetRootsResponse)(nil),            // 72: redoubt.v1.GetRootsResponse
+	(*RotateRootRequest)(nil),           // 73: redoubt.v1.RotateRootRequest
+	(*RotateRootResponse)(nil),          // 74: redoubt.v1.RotateRootResponse
+	(*RetireRootRequest)(nil),           // 75: redoubt.v1.RetireRootRequest
+	(*RetireRootResponse)(nil),          // 76: redoubt.v1.RetireRootResponse
+	(*ForgetRootKeyRequest)(nil),        // 77: redoubt.v1.ForgetRootKeyRequest
+	(*ForgetRootKeyResponse)(nil),       // 78: redoubt.v1.ForgetRootKeyResponse
+	(*RequestIntermediateRequest)(nil),  // 79: redoubt.v1.RequestIntermediateRequest
+	(*RequestIntermediateResponse)(nil), // 80: redoubt.v1.RequestIntermediateResponse
+	(*InstallIntermediateRequest)(nil),  // 81: redoubt.v1.InstallIntermediateRequest
+	(*InstallIntermediateResponse)(nil), // 82: redoubt.v1.InstallIntermediateResponse
+	(*BackupRequest)(nil),               // 83: redoubt.v1.BackupRequest
+	(*BackupResponse)(nil),              // 84: redoubt.v1.BackupResponse
+	(*Version)(nil),                     // 85: redoubt.v1.Version
 }
 var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: redoubt.v1.CreateTokenResponse.token:type_name -> redoubt.v1.Token
@@ -5108,7 +5828,7 @@ var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	7,  // 21: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
 	36, // 22: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
 	36, // 23: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
-	72, // 24: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
+	85, // 24: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
 	46, // 25: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
 	43, // 26: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
 	45, // 27: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
@@ -5121,65 +5841,80 @@ var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	56, // 34: redoubt.v1.ListLocksResponse.locks:type_name -> redoubt.v1.Lock
 	56, // 35: redoubt.v1.DeleteLockResponse.lock:type_name -> redoubt.v1.Lock
 	63, // 36: redoubt.v1.ListAuditResponse.records:type_name -> redoubt.v1.AuditRecord
-	1,  // 37: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
-	3,  // 38: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
-	5,  // 39: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
-	14, // 40: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	16, // 41: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	18, // 42: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
-	20, // 43: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
-	22, // 44: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
-	24, // 45: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
-	26, // 46: redoubt.v1.AdminService.ApproveNode:input_type -> redoubt.v1.ApproveNodeRequest
-	28, // 47: redoubt.v1.AdminService.DenyNode:input_type -> redoubt.v1.DenyNodeRequest
-	30, // 48: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
-	32, // 49: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
-	34, // 50: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
-	37, // 51: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
-	39, // 52: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
-	41, // 53: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
-	47, // 54: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
-	49, // 55: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
-	52, // 56: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
-	57, // 57: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
-	59, // 58: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
-	61, // 59: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
-	64, // 60: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
-	66, // 61: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
-	68, // 62: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
-	70, // 63: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
-	2,  // 64: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
-	4,  // 65: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
-	6,  // 66: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
-	15, // 67: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	17, // 68: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	19, // 69: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
-	21, // 70: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
-	23, // 71: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
-	25, // 72: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
-	27, // 73: redoubt.v1.AdminService.ApproveNode:output_type -> redoubt.v1.ApproveNodeResponse
-	29, // 74: redoubt.v1.AdminService.DenyNode:output_type -> redoubt.v1.DenyNodeResponse
-	31, // 75: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
-	33, // 76: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
-	35, // 77: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
-	38, // 78: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
-	40, // 79: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
-	42, // 80: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
-	48, // 81: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
-	50, // 82: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
-	53, // 83: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
-	58, // 84: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
-	60, // 85: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
-	62, // 86: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
-	65, // 87: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
-	67, // 88: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
-	69, // 89: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
-	71, // 90: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
-	64, // [64:91] is the sub-list for method output_type
-	37, // [37:64] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	70, // 37: redoubt.v1.GetRootsResponse.roots:type_name -> redoubt.v1.Root
+	72, // 38: redoubt.v1.RotateRootResponse.roots:type_name -> redoubt.v1.GetRootsResponse
+	72, // 39: redoubt.v1.InstallIntermediateResponse.roots:type_name -> redoubt.v1.GetRootsResponse
+	1,  // 40: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
+	3,  // 41: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
+	5,  // 42: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
+	14, // 43: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	16, // 44: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	18, // 45: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
+	20, // 46: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
+	22, // 47: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
+	24, // 48: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
+	26, // 49: redoubt.v1.AdminService.ApproveNode:input_type -> redoubt.v1.ApproveNodeRequest
+	28, // 50: redoubt.v1.AdminService.DenyNode:input_type -> redoubt.v1.DenyNodeRequest
+	30, // 51: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
+	32, // 52: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
+	34, // 53: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
+	37, // 54: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
+	39, // 55: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
+	41, // 56: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
+	47, // 57: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
+	49, // 58: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
+	52, // 59: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
+	57, // 60: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
+	59, // 61: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
+	61, // 62: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
+	71, // 63: redoubt.v1.AdminService.GetRoots:input_type -> redoubt.v1.GetRootsRequest
+	73, // 64: redoubt.v1.AdminService.RotateRoot:input_type -> redoubt.v1.RotateRootRequest
+	75, // 65: redoubt.v1.AdminService.RetireRoot:input_type -> redoubt.v1.RetireRootRequest
+	77, // 66: redoubt.v1.AdminService.ForgetRootKey:input_type -> redoubt.v1.ForgetRootKeyRequest
+	79, // 67: redoubt.v1.AdminService.RequestIntermediate:input_type -> redoubt.v1.RequestIntermediateRequest
+	81, // 68: redoubt.v1.AdminService.InstallIntermediate:input_type -> redoubt.v1.InstallIntermediateRequest
+	64, // 69: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
+	66, // 70: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
+	68, // 71: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
+	83, // 72: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
+	2,  // 73: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
+	4,  // 74: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
+	6,  // 75: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
+	15, // 76: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	17, // 77: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	19, // 78: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
+	21, // 79: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
+	23, // 80: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
+	25, // 81: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
+	27, // 82: redoubt.v1.AdminService.ApproveNode:output_type -> redoubt.v1.ApproveNodeResponse
+	29, // 83: redoubt.v1.AdminService.DenyNode:output_type -> redoubt.v1.DenyNodeResponse
+	31, // 84: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
+	33, // 85: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
+	35, // 86: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
+	38, // 87: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
+	40, // 88: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
+	42, // 89: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
+	48, // 90: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
+	50, // 91: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
+	53, // 92: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
+	58, // 93: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
+	60, // 94: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
+	62, // 95: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
+	72, // 96: redoubt.v1.AdminService.GetRoots:output_type -> redoubt.v1.GetRootsResponse
+	74, // 97: redoubt.v1.AdminService.RotateRoot:output_type -> redoubt.v1.RotateRootResponse
+	76, // 98: redoubt.v1.AdminService.RetireRoot:output_type -> redoubt.v1.RetireRootResponse
+	78, // 99: redoubt.v1.AdminService.ForgetRootKey:output_type -> redoubt.v1.ForgetRootKeyResponse
+	80, // 100: redoubt.v1.AdminService.RequestIntermediate:output_type -> redoubt.v1.RequestIntermediateResponse
+	82, // 101: redoubt.v1.AdminService.InstallIntermediate:output_type -> redoubt.v1.InstallIntermediateResponse
+	65, // 102: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
+	67, // 103: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
+	69, // 104: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
+	84, // 105: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
+	73, // [73:106] is the sub-list for method output_type
+	40, // [40:73] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_admin_proto_init() }
@@ -5195,7 +5930,7 @@ func file_redoubt_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_admin_proto_rawDesc), len(file_redoubt_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   72,
+			NumMessages:   85,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1056,13 +1056,18 @@ type LocalPeer struct {
 	Addresses          []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	User               string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	Tags               []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
-	Path               string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"` // direct, or empty while there is none
+	Path               string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"` // direct or relay; empty while there is none
 	Endpoint           string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	LastHandshake      int64                  `protobuf:"varint,8,opt,name=last_handshake,json=lastHandshake,proto3" json:"last_handshake,omitempty"` // Unix milliseconds; 0: never
 	RxBytes            uint64                 `protobuf:"varint,9,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
 	TxBytes            uint64                 `protobuf:"varint,10,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
-	CertificateExpires int64                  `protobuf:"varint,11,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds
-	Tunnel             *Tunnel                `protobuf:"bytes,20,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                                                    // absent while there is no data path
+	CertificateExpires int64                  `protobuf:"varint,11,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`                         // Unix seconds
+	PathSince          int64                  `protobuf:"varint,30,opt,name=path_since,json=pathSince,proto3" json:"path_since,omitempty"`                                                    // Unix milliseconds; 0: not known
+	PathRttUs          uint64                 `protobuf:"varint,31,opt,name=path_rtt_us,json=pathRttUs,proto3" json:"path_rtt_us,omitempty"`                                                  // of the path itself, without the host's own network stack; 0: not known
+	PathWhy            string                 `protobuf:"bytes,32,opt,name=path_why,json=pathWhy,proto3" json:"path_why,omitempty"`                                                           // why it is not direct, or in doubt
+	PathTransport      string                 `protobuf:"bytes,33,opt,name=path_transport,json=pathTransport,proto3" json:"path_transport,omitempty"`                                         // of a relay: udp or tls
+	Tunnel             *Tunnel                `protobuf:"bytes,20,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                                                                            // absent while there is no data path
+	Denied             map[string]uint64      `protobuf:"bytes,21,rep,name=denied,proto3" json:"denied,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // packets from and to it that the filter dropped, by reason
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1174,9 +1179,44 @@ func (x *LocalPeer) GetCertificateExpires() int64 {
 	return 0
 }
 
+func (x *LocalPeer) GetPathSince() int64 {
+	if x != nil {
+		return x.PathSince
+	}
+	return 0
+}
+
+func (x *LocalPeer) GetPathRttUs() uint64 {
+	if x != nil {
+		return x.PathRttUs
+	}
+	return 0
+}
+
+func (x *LocalPeer) GetPathWhy() string {
+	if x != nil {
+		return x.PathWhy
+	}
+	return ""
+}
+
+func (x *LocalPeer) GetPathTransport() string {
+	if x != nil {
+		return x.PathTransport
+	}
+	return ""
+}
+
 func (x *LocalPeer) GetTunnel() *Tunnel {
 	if x != nil {
 		return x.Tunnel
+	}
+	return nil
+}
+
+func (x *LocalPeer) GetDenied() map[string]uint64 {
+	if x != nil {
+		return x.Denied
 	}
 	return nil
 }
@@ -1594,8 +1634,8 @@ type PingResponse struct {
 	Lost          bool                   `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
 	RttUs         uint64                 `protobuf:"varint,5,opt,name=rtt_us,json=rttUs,proto3" json:"rtt_us,omitempty"`
 	Path          string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`
-	Endpoint      string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
-	Reason        string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"` // why it was lost, where that is known
+	Endpoint      string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // an address, or the relay's name
+	Reason        string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`     // why it was lost, where that is known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2058,6 +2098,296 @@ func (x *WhyRule) GetMissing() string {
 	return ""
 }
 
+type PostureRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Refresh       bool                   `protobuf:"varint,1,opt,name=refresh,proto3" json:"refresh,omitempty"` // read everything anew first; takes root or the operator
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PostureRequest) Reset() {
+	*x = PostureRequest{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PostureRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PostureRequest) ProtoMessage() {}
+
+func (x *PostureRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PostureRequest.ProtoReflect.Descriptor instead.
+func (*PostureRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *PostureRequest) GetRefresh() bool {
+	if x != nil {
+		return x.Refresh
+	}
+	return false
+}
+
+type PostureResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Facts         []*LocalFact           `protobuf:"bytes,1,rep,name=facts,proto3" json:"facts,omitempty"`       // by name
+	Withheld      []*WithheldRule        `protobuf:"bytes,2,rep,name=withheld,proto3" json:"withheld,omitempty"` // rules that do not hold for this node now
+	Told          bool                   `protobuf:"varint,3,opt,name=told,proto3" json:"told,omitempty"`        // the coordinator is connected, and takes facts
+	PolicyVersion string                 `protobuf:"bytes,4,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
+	Problems      []string               `protobuf:"bytes,5,rep,name=problems,proto3" json:"problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PostureResponse) Reset() {
+	*x = PostureResponse{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PostureResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PostureResponse) ProtoMessage() {}
+
+func (x *PostureResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PostureResponse.ProtoReflect.Descriptor instead.
+func (*PostureResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *PostureResponse) GetFacts() []*LocalFact {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *PostureResponse) GetWithheld() []*WithheldRule {
+	if x != nil {
+		return x.Withheld
+	}
+	return nil
+}
+
+func (x *PostureResponse) GetTold() bool {
+	if x != nil {
+		return x.Told
+	}
+	return false
+}
+
+func (x *PostureResponse) GetPolicyVersion() string {
+	if x != nil {
+		return x.PolicyVersion
+	}
+	return ""
+}
+
+func (x *PostureResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+// LocalFact is something that this machine says of itself.
+type LocalFact struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`      // empty: not known
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`    // reported
+	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`     // Unix seconds: when it became so, as far as it was seen
+	Checked       int64                  `protobuf:"varint,5,opt,name=checked,proto3" json:"checked,omitempty"` // Unix seconds: when it was read last
+	TtlSeconds    uint32                 `protobuf:"varint,6,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	Note          string                 `protobuf:"bytes,7,opt,name=note,proto3" json:"note,omitempty"` // what the value is about, or why there is none
+	Mend          string                 `protobuf:"bytes,8,opt,name=mend,proto3" json:"mend,omitempty"` // what to do, where a rule does not hold because of it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalFact) Reset() {
+	*x = LocalFact{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalFact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalFact) ProtoMessage() {}
+
+func (x *LocalFact) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalFact.ProtoReflect.Descriptor instead.
+func (*LocalFact) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *LocalFact) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LocalFact) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *LocalFact) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *LocalFact) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *LocalFact) GetChecked() int64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
+
+func (x *LocalFact) GetTtlSeconds() uint32 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+func (x *LocalFact) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *LocalFact) GetMend() string {
+	if x != nil {
+		return x.Mend
+	}
+	return ""
+}
+
+// WithheldRule is a rule that does not hold.
+type WithheldRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // such as grants[3]
+	Line          int32                  `protobuf:"varint,2,opt,name=line,proto3" json:"line,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Facts         []string               `protobuf:"bytes,4,rep,name=facts,proto3" json:"facts,omitempty"` // of this machine that the reason names
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WithheldRule) Reset() {
+	*x = WithheldRule{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WithheldRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WithheldRule) ProtoMessage() {}
+
+func (x *WithheldRule) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WithheldRule.ProtoReflect.Descriptor instead.
+func (*WithheldRule) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *WithheldRule) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *WithheldRule) GetLine() int32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *WithheldRule) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *WithheldRule) GetFacts() []string {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
 type RoutingChange_Prefixes struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefixes      []string               `protobuf:"bytes,1,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
@@ -2067,7 +2397,7 @@ type RoutingChange_Prefixes struct {
 
 func (x *RoutingChange_Prefixes) Reset() {
 	*x = RoutingChange_Prefixes{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[32]
+	mi := &file_redoubt_v1_local_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2409,7 @@ func (x *RoutingChange_Prefixes) String() string {
 func (*RoutingChange_Prefixes) ProtoMessage() {}
 
 func (x *RoutingChange_Prefixes) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[32]
+	mi := &file_redoubt_v1_local_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2201,7 +2531,7 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1d\n" +
 	"\n" +
 	"last_heard\x18\x02 \x01(\x03R\tlastHeard\x12\x10\n" +
-	"\x03url\x18\x03 \x01(\tR\x03url\"\xdf\x02\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\"\xd6\x04\n" +
 	"\tLocalPeer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -2214,8 +2544,17 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\brx_bytes\x18\t \x01(\x04R\arxBytes\x12\x19\n" +
 	"\btx_bytes\x18\n" +
 	" \x01(\x04R\atxBytes\x12/\n" +
-	"\x13certificate_expires\x18\v \x01(\x03R\x12certificateExpires\x12*\n" +
-	"\x06tunnel\x18\x14 \x01(\v2\x12.redoubt.v1.TunnelR\x06tunnel\"\xed\x01\n" +
+	"\x13certificate_expires\x18\v \x01(\x03R\x12certificateExpires\x12\x1d\n" +
+	"\n" +
+	"path_since\x18\x1e \x01(\x03R\tpathSince\x12\x1e\n" +
+	"\vpath_rtt_us\x18\x1f \x01(\x04R\tpathRttUs\x12\x19\n" +
+	"\bpath_why\x18  \x01(\tR\apathWhy\x12%\n" +
+	"\x0epath_transport\x18! \x01(\tR\rpathTransport\x12*\n" +
+	"\x06tunnel\x18\x14 \x01(\v2\x12.redoubt.v1.TunnelR\x06tunnel\x129\n" +
+	"\x06denied\x18\x15 \x03(\v2!.redoubt.v1.LocalPeer.DeniedEntryR\x06denied\x1a9\n" +
+	"\vDeniedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xed\x01\n" +
 	"\x0eFilterCounters\x12\x14\n" +
 	"\x05flows\x18\x01 \x01(\x04R\x05flows\x12'\n" +
 	"\x0fallowed_packets\x18\x02 \x01(\x04R\x0eallowedPackets\x12%\n" +
@@ -2295,7 +2634,30 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x04line\x18\x02 \x01(\x05R\x04line\x12\x16\n" +
 	"\x06action\x18\x03 \x01(\tR\x06action\x12\x14\n" +
 	"\x05until\x18\x04 \x01(\x03R\x05until\x12\x18\n" +
-	"\amissing\x18\x05 \x01(\tR\amissing2\xb4\x03\n" +
+	"\amissing\x18\x05 \x01(\tR\amissing\"*\n" +
+	"\x0ePostureRequest\x12\x18\n" +
+	"\arefresh\x18\x01 \x01(\bR\arefresh\"\xcb\x01\n" +
+	"\x0fPostureResponse\x12+\n" +
+	"\x05facts\x18\x01 \x03(\v2\x15.redoubt.v1.LocalFactR\x05facts\x124\n" +
+	"\bwithheld\x18\x02 \x03(\v2\x18.redoubt.v1.WithheldRuleR\bwithheld\x12\x12\n" +
+	"\x04told\x18\x03 \x01(\bR\x04told\x12%\n" +
+	"\x0epolicy_version\x18\x04 \x01(\tR\rpolicyVersion\x12\x1a\n" +
+	"\bproblems\x18\x05 \x03(\tR\bproblems\"\xc6\x01\n" +
+	"\tLocalFact\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\x12\x18\n" +
+	"\achecked\x18\x05 \x01(\x03R\achecked\x12\x1f\n" +
+	"\vttl_seconds\x18\x06 \x01(\rR\n" +
+	"ttlSeconds\x12\x12\n" +
+	"\x04note\x18\a \x01(\tR\x04note\x12\x12\n" +
+	"\x04mend\x18\b \x01(\tR\x04mend\"d\n" +
+	"\fWithheldRule\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04line\x18\x02 \x01(\x05R\x04line\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05facts\x18\x04 \x03(\tR\x05facts2\xf8\x03\n" +
 	"\fLocalService\x12?\n" +
 	"\x06Status\x12\x19.redoubt.v1.StatusRequest\x1a\x1a.redoubt.v1.StatusResponse\x12>\n" +
 	"\x05Watch\x12\x18.redoubt.v1.WatchRequest\x1a\x19.redoubt.v1.WatchResponse0\x01\x125\n" +
@@ -2303,7 +2665,8 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x04Down\x12\x17.redoubt.v1.DownRequest\x1a\x18.redoubt.v1.DownResponse\x12;\n" +
 	"\x04Ping\x12\x17.redoubt.v1.PingRequest\x1a\x18.redoubt.v1.PingResponse0\x01\x12<\n" +
 	"\x05Whois\x12\x18.redoubt.v1.WhoisRequest\x1a\x19.redoubt.v1.WhoisResponse\x126\n" +
-	"\x03Why\x12\x16.redoubt.v1.WhyRequest\x1a\x17.redoubt.v1.WhyResponseB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
+	"\x03Why\x12\x16.redoubt.v1.WhyRequest\x1a\x17.redoubt.v1.WhyResponse\x12B\n" +
+	"\aPosture\x12\x1a.redoubt.v1.PostureRequest\x1a\x1b.redoubt.v1.PostureResponseB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
 var (
 	file_redoubt_v1_local_proto_rawDescOnce sync.Once
@@ -2317,7 +2680,7 @@ func file_redoubt_v1_local_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_local_proto_rawDescData
 }
 
-var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_redoubt_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: redoubt.v1.StatusRequest
 	(*WatchRequest)(nil),           // 1: redoubt.v1.WatchRequest
@@ -2348,11 +2711,16 @@ var file_redoubt_v1_local_proto_goTypes = []any{
 	(*WhyRequest)(nil),             // 26: redoubt.v1.WhyRequest
 	(*WhyResponse)(nil),            // 27: redoubt.v1.WhyResponse
 	(*WhyRule)(nil),                // 28: redoubt.v1.WhyRule
-	nil,                            // 29: redoubt.v1.WireGuard.DropsEntry
-	nil,                            // 30: redoubt.v1.Tunnel.DropsEntry
-	nil,                            // 31: redoubt.v1.FilterCounters.DropsEntry
-	(*RoutingChange_Prefixes)(nil), // 32: redoubt.v1.RoutingChange.Prefixes
-	(*Capability)(nil),             // 33: redoubt.v1.Capability
+	(*PostureRequest)(nil),         // 29: redoubt.v1.PostureRequest
+	(*PostureResponse)(nil),        // 30: redoubt.v1.PostureResponse
+	(*LocalFact)(nil),              // 31: redoubt.v1.LocalFact
+	(*WithheldRule)(nil),           // 32: redoubt.v1.WithheldRule
+	nil,                            // 33: redoubt.v1.WireGuard.DropsEntry
+	nil,                            // 34: redoubt.v1.Tunnel.DropsEntry
+	nil,                            // 35: redoubt.v1.LocalPeer.DeniedEntry
+	nil,                            // 36: redoubt.v1.FilterCounters.DropsEntry
+	(*RoutingChange_Prefixes)(nil), // 37: redoubt.v1.RoutingChange.Prefixes
+	(*Capability)(nil),             // 38: redoubt.v1.Capability
 }
 var file_redoubt_v1_local_proto_depIdxs = []int32{
 	4,  // 0: redoubt.v1.StatusResponse.status:type_name -> redoubt.v1.Status
@@ -2365,40 +2733,45 @@ var file_redoubt_v1_local_proto_depIdxs = []int32{
 	9,  // 7: redoubt.v1.Status.routing:type_name -> redoubt.v1.Routing
 	5,  // 8: redoubt.v1.Status.pending:type_name -> redoubt.v1.PendingApproval
 	7,  // 9: redoubt.v1.WireGuard.keys:type_name -> redoubt.v1.NodeKey
-	29, // 10: redoubt.v1.WireGuard.drops:type_name -> redoubt.v1.WireGuard.DropsEntry
-	30, // 11: redoubt.v1.Tunnel.drops:type_name -> redoubt.v1.Tunnel.DropsEntry
+	33, // 10: redoubt.v1.WireGuard.drops:type_name -> redoubt.v1.WireGuard.DropsEntry
+	34, // 11: redoubt.v1.Tunnel.drops:type_name -> redoubt.v1.Tunnel.DropsEntry
 	10, // 12: redoubt.v1.Routing.offered:type_name -> redoubt.v1.OfferedRoute
 	11, // 13: redoubt.v1.Routing.routes:type_name -> redoubt.v1.PeerRoute
 	12, // 14: redoubt.v1.Routing.exit_node:type_name -> redoubt.v1.ExitNode
 	8,  // 15: redoubt.v1.LocalPeer.tunnel:type_name -> redoubt.v1.Tunnel
-	31, // 16: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
-	18, // 17: redoubt.v1.UpRequest.routing:type_name -> redoubt.v1.RoutingChange
-	32, // 18: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
-	4,  // 19: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
-	13, // 20: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
-	33, // 21: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
-	28, // 22: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
-	28, // 23: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
-	28, // 24: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
-	0,  // 25: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
-	1,  // 26: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
-	17, // 27: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
-	20, // 28: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
-	22, // 29: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
-	24, // 30: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
-	26, // 31: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
-	2,  // 32: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
-	3,  // 33: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
-	19, // 34: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
-	21, // 35: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
-	23, // 36: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
-	25, // 37: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
-	27, // 38: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
-	32, // [32:39] is the sub-list for method output_type
-	25, // [25:32] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	35, // 16: redoubt.v1.LocalPeer.denied:type_name -> redoubt.v1.LocalPeer.DeniedEntry
+	36, // 17: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
+	18, // 18: redoubt.v1.UpRequest.routing:type_name -> redoubt.v1.RoutingChange
+	37, // 19: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
+	4,  // 20: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
+	13, // 21: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
+	38, // 22: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
+	28, // 23: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
+	28, // 24: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
+	28, // 25: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
+	31, // 26: redoubt.v1.PostureResponse.facts:type_name -> redoubt.v1.LocalFact
+	32, // 27: redoubt.v1.PostureResponse.withheld:type_name -> redoubt.v1.WithheldRule
+	0,  // 28: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
+	1,  // 29: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
+	17, // 30: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
+	20, // 31: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
+	22, // 32: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
+	24, // 33: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
+	26, // 34: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
+	29, // 35: redoubt.v1.LocalService.Posture:input_type -> redoubt.v1.PostureRequest
+	2,  // 36: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
+	3,  // 37: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
+	19, // 38: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
+	21, // 39: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
+	23, // 40: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
+	25, // 41: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
+	27, // 42: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
+	30, // 43: redoubt.v1.LocalService.Posture:output_type -> redoubt.v1.PostureResponse
+	36, // [36:44] is the sub-list for method output_type
+	28, // [28:36] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_local_proto_init() }
@@ -2414,7 +2787,7 @@ func file_redoubt_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_local_proto_rawDesc), len(file_redoubt_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

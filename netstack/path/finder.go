@@ -1,0 +1,542 @@
+package path
+
+import (
+	"cmp"
+	"container/heap"
+	"io"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
+)
+
+// Way is how a message gets to a peer: to an address, or through a relay. The zero one is none.
+type Way struct {
+	Addr  netip.AddrPort
+	Relay proto.NodeID
+}
+
+// IsZero says that it is none.
+func (w Way) IsZero() bool { return w == Way{} }
+
+// Direct says that it leads through no relay.
+func (w Way) Direct() bool { return w.Addr.IsValid() }
+
+// Route is what the packets for a peer do.
+type Route struct {
+	Main Way // zero: none is known, only Spray
+	Copy Way // where all of them go as well while Main is in doubt; zero: nowhere
+	// Spray are addresses that handshakes go to as well.
+	Spray []netip.AddrPort
+	// Roams says that Main is not proved: an authentic packet that comes another way shows a better one at once.
+	Roams bool
+}
+
+func (r *Route) equal(o *Route) bool {
+	return r.Main == o.Main && r.Copy == o.Copy && r.Roams == o.Roams && slices.Equal(r.Spray, o.Spray)
+}
+
+// Finder finds the way to each peer that has a path key, and keeps it. It has one owner.
+type Finder struct {
+	bounds Bounds
+	random io.Reader
+	local  []netip.Prefix
+	own    pathmsg.Offer // what peers are told of this node
+	peers  map[proto.NodeID]*pair
+	due    pairHeap
+	out    []Effect // of the step that is under way
+	now    time.Time
+}
+
+// NewFinder is a finder without peers. It draws the numbers of pings from random, which must be cryptographically random.
+func NewFinder(bounds Bounds, local []netip.Prefix, random io.Reader) *Finder {
+	return &Finder{bounds: bounds, random: random, local: slices.Clone(local), peers: map[proto.NodeID]*pair{}}
+}
+
+// What happens to a Finder besides Known, Gone and Moved.
+type (
+	// Offering changes what peers are told of this node.
+	Offering struct{ Offer pathmsg.Offer }
+	// Wanted says that a packet went out to a peer at rest.
+	Wanted struct{ ID proto.NodeID }
+	// Used says what became of a peer that is not at rest since this was said last: whether packets went out to it, and
+	// whether authentic ones came by the Main way. It comes every UsedEvery.
+	Used struct {
+		ID          proto.NodeID
+		Sent, Heard bool
+	}
+	// Heard says that an authentic packet of a peer came another way than Main, for the first time since the route changed.
+	Heard struct {
+		ID   proto.NodeID
+		From Way
+	}
+	// Got is a path message of a peer.
+	Got struct {
+		ID      proto.NodeID
+		From    Way
+		Message pathmsg.Message
+	}
+	// Tick is for when Next has come.
+	Tick struct{}
+)
+
+func (Offering) event() {}
+func (Wanted) event()   {}
+func (Used) event()     {}
+func (Heard) event()    {}
+func (Got) event()      {}
+func (Tick) event()     {}
+
+// What a Finder asks for.
+type (
+	// Send sends a path message to a peer.
+	Send struct {
+		ID      proto.NodeID
+		To      Way
+		Message pathmsg.Message
+	}
+	// Use changes what the packets for a peer do.
+	Use struct {
+		ID    proto.NodeID
+		Route Route
+	}
+	// Rest says that a peer is at rest: Used need not come until Wanted has.
+	Rest struct{ ID proto.NodeID }
+)
+
+func (Send) effect() {}
+func (Use) effect()  {}
+func (Rest) effect() {}
+
+// UsedEvery is how often Used comes.
+const UsedEvery = 50 * time.Millisecond
+
+const (
+	// restAfter is how long after the last packet out a peer comes to rest.
+	restAfter = 5 * time.Second
+	// roundEvery is how often all candidates are tried while packets go out and no direct way is known, once the first
+	// rounds are over, and betterEvery how often a better one is looked for where one is.
+	roundEvery  = 5 * time.Second
+	betterEvery = time.Minute
+	// checkEvery is how often the way in use is pinged while packets go both ways.
+	checkEvery = time.Second
+	// trustFor is how long after its last Pong an address is one that something is sent to, other than Pings.
+	trustFor = 2 * time.Minute
+	// maxLearned is how many addresses are tried that a peer was seen at, and that nobody told of.
+	maxLearned = 8
+	// lostPings is how many pings in a row remain without an answer on a way that is lost.
+	lostPings = 5
+	// lateAfter is how long after a ping its Pong is still one.
+	lateAfter = 2 * time.Second
+	// maxProbes is how many pings of one peer wait for their Pong; the oldest gives way.
+	maxProbes = 96
+	// maxAnswers is how many pings of one peer are answered a second.
+	maxAnswers = 64
+)
+
+// rounds is when all candidates are tried after a search began.
+var rounds = [...]time.Duration{0, 50 * time.Millisecond, 150 * time.Millisecond, 350 * time.Millisecond, 750 * time.Millisecond}
+
+// Step takes one event, and says what is to be done for it.
+func (f *Finder) Step(now time.Time, e Event) []Effect {
+	f.now, f.out = now, nil
+	switch e := e.(type) {
+	case Known:
+		f.known(e)
+	case Gone:
+		if p := f.peers[e.ID]; p != nil {
+			f.unschedule(p)
+			delete(f.peers, e.ID)
+		}
+	case Moved:
+		f.moved(e)
+	case Offering:
+		f.own = e.Offer
+	case Tick:
+		f.tick()
+	default:
+		f.ofPeer(e)
+	}
+	return f.out
+}
+
+// ofPeer takes what happened to one peer.
+func (f *Finder) ofPeer(e Event) {
+	switch e := e.(type) {
+	case Wanted:
+		f.with(e.ID, func(p *pair) { f.wanted(p) })
+	case Used:
+		f.with(e.ID, func(p *pair) { f.used(p, e) })
+	case Heard:
+		f.with(e.ID, func(p *pair) { f.heardFrom(p, e.From) })
+	case Got:
+		f.with(e.ID, func(p *pair) { f.got(p, e) })
+	}
+}
+
+func (f *Finder) with(id proto.NodeID, do func(*pair)) {
+	if p := f.peers[id]; p != nil {
+		do(p)
+		f.settle(p)
+	}
+}
+
+// Next is when the next Tick is due; zero: never.
+func (f *Finder) Next() time.Time {
+	if len(f.due) == 0 {
+		return time.Time{}
+	}
+	return f.due[0].next
+}
+
+func (f *Finder) tick() {
+	for len(f.due) > 0 && !f.due[0].next.After(f.now) {
+		p := f.due[0]
+		f.run(p)
+		f.settle(p)
+		if !p.next.IsZero() && !p.next.After(f.now) { // nothing may run twice in one instant
+			p.next = f.now.Add(time.Millisecond)
+			f.schedule(p)
+		}
+	}
+}
+
+// known takes what a netmap says of a peer.
+func (f *Finder) known(e Known) {
+	p := f.peers[e.ID]
+	if p == nil {
+		p = &pair{id: e.ID, all: map[netip.AddrPort]*candidate{}}
+		f.peers[e.ID] = p
+	}
+	p.relay, p.endpoints = e.Relay, slices.Clone(e.Endpoints)
+	f.relist(p)
+	f.settle(p)
+}
+
+// relist follows a change of the peer's endpoints or of this host's networks: what the netmap says comes first.
+func (f *Finder) relist(p *pair) {
+	var fresh bool
+	listed := f.bounds.Candidates(f.local, p.endpoints)
+	for _, a := range listed {
+		if c := p.all[a]; c == nil {
+			fresh = true
+			p.all[a] = &candidate{addr: a, told: true}
+		} else {
+			c.told = true
+		}
+	}
+	for a, c := range p.all {
+		if c.told && !slices.Contains(listed, a) {
+			c.told, c.learned = false, f.now
+		}
+	}
+	p.told = listed
+	p.forget(f.now)
+	if fresh && p.awake && p.current == nil {
+		p.search(f.now)
+	}
+}
+
+// moved follows a change of this host's addresses. The ways that were may be none any more, and the peers do not know yet.
+func (f *Finder) moved(e Moved) {
+	f.local = slices.Clone(e.Local)
+	for _, p := range f.sorted() {
+		f.relist(p)
+		recently := !p.lastHeard.IsZero() && f.now.Sub(p.lastHeard) < recent
+		if c := p.current; c != nil {
+			p.doubt(f.now, "this host's addresses changed")
+			if !p.awake && recently {
+				f.ping(p, Way{Addr: c.addr})
+			}
+		}
+		if p.awake {
+			p.search(f.now)
+			f.run(p)
+		}
+		f.settle(p)
+	}
+}
+
+// sorted are the peers in the order of their ids.
+func (f *Finder) sorted() []*pair {
+	list := make([]*pair, 0, len(f.peers))
+	for _, p := range f.peers {
+		list = append(list, p)
+	}
+	slices.SortFunc(list, func(a, b *pair) int { return cmp.Compare(a.id, b.id) })
+	return list
+}
+
+// wanted begins to look for the way to a peer that was at rest.
+func (f *Finder) wanted(p *pair) {
+	if p.awake {
+		return
+	}
+	p.awake, p.lastSent, p.unanswered = true, f.now, time.Time{}
+	if p.current != nil && f.now.Sub(p.current.pong) > checkEvery {
+		p.doubt(f.now, "it was at rest")
+	}
+	p.search(f.now)
+	f.run(p)
+}
+
+// used looks whether what was sent was answered.
+func (f *Finder) used(p *pair, e Used) {
+	if !p.awake {
+		return
+	}
+	if e.Sent {
+		p.lastSent = f.now
+	}
+	if e.Heard {
+		p.lastHeard, p.unanswered = f.now, time.Time{}
+	} else if e.Sent && p.unanswered.IsZero() {
+		p.unanswered = f.now
+	}
+	if f.now.Sub(p.lastSent) > restAfter {
+		p.awake = false
+		p.rounds, p.round = len(rounds), time.Time{}
+		f.out = append(f.out, Rest{p.id})
+		return
+	}
+	f.run(p)
+}
+
+// heardFrom takes an authentic packet that came another way: the peer may have moved.
+func (f *Finder) heardFrom(p *pair, from Way) {
+	p.lastHeard = f.now
+	if !from.Direct() || f.bounds.Check(from.Addr) != nil {
+		return
+	}
+	c := p.learn(f.now, from.Addr)
+	c.heard = f.now
+	if c != p.current && f.now.Sub(c.pong) > checkEvery {
+		f.ping(p, from)
+		if p.current != nil {
+			p.beside = c // until it has answered, or not
+			f.ping(p, Way{Addr: p.current.addr})
+		}
+	}
+}
+
+// got takes a path message.
+func (f *Finder) got(p *pair, e Got) {
+	switch m := e.Message.(type) {
+	case pathmsg.Ping:
+		f.gotPing(p, e.From, m)
+	case pathmsg.Pong:
+		f.gotPong(p, m)
+	case pathmsg.Offer:
+		f.gotOffer(p, m)
+	}
+}
+
+func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
+	if f.now.Sub(p.answering) >= time.Second {
+		p.answering, p.answers = f.now, 0
+	}
+	if p.answers++; p.answers > maxAnswers {
+		return
+	}
+	f.out = append(f.out, Send{p.id, from, pathmsg.Pong{TxID: m.TxID, Observed: from.Addr}})
+	if !from.Direct() || f.bounds.Check(from.Addr) != nil {
+		return
+	}
+	c := p.learn(f.now, from.Addr)
+	c.heard = f.now
+	// It got through to us, so that ours may get through to it. Where it is the way in use, the peer asks because it misses
+	// answers.
+	if f.now.Sub(c.pong) > checkEvery/4 && f.now.Sub(c.ping) > rounds[1]/2 && (p.awake || c == p.current || p.current == nil || f.now.Sub(p.lastHeard) < recent) {
+		f.ping(p, from)
+	}
+}
+
+func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
+	i := slices.IndexFunc(p.probes, func(x probe) bool { return x.id == m.TxID })
+	if i < 0 {
+		return // to no ping of ours, or too late
+	}
+	x := p.probes[i]
+	p.probes = slices.Delete(p.probes, i, i+1)
+	p.lastHeard = f.now
+	rtt := f.now.Sub(x.at)
+	if !x.to.Direct() {
+		p.relayRTT, p.relayPong = rtt, f.now
+		return
+	}
+	c := p.all[x.to.Addr]
+	if c == nil {
+		return
+	}
+	c.answer(f.now, rtt)
+	if c == p.beside {
+		p.beside = nil
+	}
+	if c == p.current {
+		p.unanswered = time.Time{}
+		p.trust(f.now)
+		return
+	}
+	if p.prefers(c, f.local) {
+		p.change(f.now, c)
+	}
+}
+
+// gotOffer takes where else a peer may be. That it asks means that it looks for us now: pings from both sides open what is
+// between.
+func (f *Finder) gotOffer(p *pair, m pathmsg.Offer) {
+	if f.now.Sub(p.offered) < rounds[1] {
+		return
+	}
+	p.offered = f.now
+	for _, a := range m.Candidates {
+		if f.bounds.Check(a) == nil {
+			p.learn(f.now, a)
+		}
+	}
+	p.peerNAT = m.NAT
+	if p.current == nil || p.doubted {
+		p.search(f.now)
+		f.run(p)
+	}
+}
+
+// run does what is due for a peer.
+func (f *Finder) run(p *pair) {
+	p.expire(f.now)
+	f.check(p)
+	f.look(p)
+}
+
+// check asks the way in use for an answer where none came by itself.
+func (f *Finder) check(p *pair) {
+	c := p.current
+	if c == nil {
+		return
+	}
+	patience := max(c.rtt+c.rtt/4, 20*time.Millisecond) + 40*time.Millisecond
+	if c.missed > 0 {
+		missing := "it does not answer"
+		if c.missed >= lostPings {
+			p.lose(f.now, missing)
+			return
+		}
+		if !p.doubted {
+			p.doubt(f.now, missing)
+			p.search(f.now)
+		}
+	}
+	asked := p.waitsFor(Way{Addr: c.addr})
+	silent := !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= patience
+	due := p.awake && f.now.Sub(c.ping) >= checkEvery && f.now.Sub(p.lastSent) < checkEvery
+	if !asked && (silent || due || p.doubted) && f.now.Sub(c.ping) >= UsedEvery/2 {
+		f.ping(p, Way{Addr: c.addr})
+	}
+}
+
+// look tries the candidates when their time has come.
+func (f *Finder) look(p *pair) {
+	if p.began.IsZero() || (p.rounds >= len(rounds) && (p.round.IsZero() || f.now.Before(p.round))) {
+		return
+	}
+	if p.rounds < len(rounds) && f.now.Before(p.began.Add(rounds[p.rounds])) {
+		return
+	}
+	first := p.rounds == 0 || p.rounds == 3 || p.rounds >= len(rounds)
+	for p.rounds < len(rounds) && !f.now.Before(p.began.Add(rounds[p.rounds])) {
+		p.rounds++
+	}
+	if p.rounds >= len(rounds) {
+		every := roundEvery
+		if p.current != nil && !p.doubted {
+			every = betterEvery
+		}
+		p.round = f.now.Add(every)
+	}
+	for _, c := range p.list(f.local) {
+		if f.now.Sub(c.pong) > checkEvery && f.now.Sub(c.ping) > UsedEvery/2 {
+			f.ping(p, Way{Addr: c.addr})
+		}
+	}
+	if p.relay != 0 {
+		f.ping(p, Way{Relay: p.relay})
+		if first {
+			f.out = append(f.out, Send{p.id, Way{Relay: p.relay}, f.own})
+		}
+	}
+}
+
+func (f *Finder) ping(p *pair, to Way) {
+	var id pathmsg.TxID
+	if _, err := io.ReadFull(f.random, id[:]); err != nil {
+		return // a ping with a number that can be guessed proves nothing
+	}
+	patience := time.Second
+	if c := p.all[to.Addr]; c != nil {
+		c.ping = f.now
+		if c == p.current {
+			patience = max(2*c.rtt, 60*time.Millisecond) + 30*time.Millisecond
+		}
+	}
+	if len(p.probes) == maxProbes {
+		p.probes = slices.Delete(p.probes, 0, 1)
+	}
+	p.probes = append(p.probes, probe{id: id, to: to, at: f.now, due: f.now.Add(patience)})
+	f.out = append(f.out, Send{p.id, to, pathmsg.Ping{TxID: id}})
+}
+
+// settle says what changed of a route, and sets the timer.
+func (f *Finder) settle(p *pair) {
+	if r := p.routeNow(f.now, f.local); !p.said || !r.equal(&p.route) {
+		p.route, p.said = r, true
+		f.out = append(f.out, Use{p.id, r})
+	}
+	p.next = p.wake()
+	if p.next.IsZero() {
+		f.unschedule(p)
+	} else {
+		f.schedule(p)
+	}
+}
+
+func (f *Finder) schedule(p *pair) {
+	if p.place == 0 {
+		heap.Push(&f.due, p)
+	} else {
+		heap.Fix(&f.due, p.place-1)
+	}
+}
+
+func (f *Finder) unschedule(p *pair) {
+	if p.place > 0 {
+		heap.Remove(&f.due, p.place-1)
+	}
+}
+
+// pairHeap implements heap.Interface: the pairs that wait for a time, the first one first.
+type pairHeap []*pair
+
+func (h pairHeap) Len() int           { return len(h) }
+func (h pairHeap) Less(i, j int) bool { return h[i].next.Before(h[j].next) }
+
+func (h pairHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].place, h[j].place = i+1, j+1
+}
+
+func (h *pairHeap) Push(x any) {
+	p := x.(*pair) //nolint:errcheck // only schedule pushes
+	*h = append(*h, p)
+	p.place = len(*h)
+}
+
+func (h *pairHeap) Pop() any {
+	last := len(*h) - 1
+	p := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	p.place = 0
+	return p
+}

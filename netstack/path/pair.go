@@ -1,0 +1,315 @@
+package path
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
+)
+
+// pair is what this node knows of the ways to one peer.
+type pair struct {
+	id        proto.NodeID
+	relay     proto.NodeID // where the peer waits; 0: nowhere
+	endpoints []proto.Endpoint
+	told      []netip.AddrPort // the candidates of the netmap, best first
+	all       map[netip.AddrPort]*candidate
+	peerNAT   pathmsg.NATClass
+
+	current *candidate // the direct way in use; nil: none
+	doubted bool       // the way in use may be none any more
+	beside  *candidate // where the peer was just seen, and may have moved
+	since   time.Time  // of the way in use
+	why     string     // there is no direct way, or it is in doubt
+
+	awake      bool
+	lastSent   time.Time
+	lastHeard  time.Time
+	unanswered time.Time // since when packets went out with none coming back; zero: they do not
+	answering  time.Time
+	answers    int
+	offered    time.Time // when the peer's last Offer was taken
+
+	began  time.Time // of the search
+	rounds int       // of it that are over
+	round  time.Time // the next one afterwards; zero: none
+	probes []probe
+
+	relayRTT  time.Duration
+	relayPong time.Time
+
+	route Route
+	said  bool
+	next  time.Time
+	place int // in the heap, from 1; 0: it is not there
+}
+
+// candidate is an address where a peer may be.
+type candidate struct {
+	addr    netip.AddrPort
+	told    bool      // by the netmap
+	learned time.Time // else: when the peer was last seen there, or said so
+	ping    time.Time // the last one
+	pong    time.Time // the last one; zero: it was never proved
+	heard   time.Time
+	rtt     time.Duration
+	missed  int // pings in a row without an answer, of those that were sent while it was in use
+}
+
+// probe is a ping that waits for its Pong.
+type probe struct {
+	id  pathmsg.TxID
+	to  Way
+	at  time.Time
+	due time.Time // when it counts as not answered
+
+	late bool // it does
+}
+
+// search begins to try all candidates, unless that has just begun.
+func (p *pair) search(now time.Time) {
+	if p.rounds < len(rounds) && !p.began.IsZero() {
+		return
+	}
+	p.began, p.rounds, p.round = now, 0, time.Time{}
+}
+
+// learn notes where a peer may be as well.
+func (p *pair) learn(now time.Time, a netip.AddrPort) *candidate {
+	c := p.all[a]
+	if c == nil {
+		c = &candidate{addr: a}
+		p.all[a] = c
+	}
+	c.learned = now
+	p.forget(now)
+	return c
+}
+
+// forget drops addresses that nobody told of and where the peer was seen longest ago.
+func (p *pair) forget(now time.Time) {
+	var learned []*candidate
+	for _, c := range p.all {
+		if !c.told && c != p.current && c != p.beside {
+			learned = append(learned, c)
+		}
+	}
+	if len(learned) <= maxLearned {
+		return
+	}
+	slices.SortFunc(learned, func(a, b *candidate) int {
+		return cmp.Or(b.learned.Compare(a.learned), b.pong.Compare(a.pong), a.addr.Compare(b.addr))
+	})
+	for _, c := range learned[maxLearned:] {
+		delete(p.all, c.addr)
+	}
+}
+
+// list are the candidates, best first.
+func (p *pair) list(local []netip.Prefix) []*candidate {
+	out := make([]*candidate, 0, len(p.all))
+	for _, c := range p.all {
+		out = append(out, c)
+	}
+	slices.SortFunc(out, func(a, b *candidate) int {
+		return cmp.Or(cmp.Compare(class(local, a.addr.Addr()), class(local, b.addr.Addr())), a.addr.Compare(b.addr))
+	})
+	return out
+}
+
+// class is low for what is near.
+func class(local []netip.Prefix, a netip.Addr) int { return rank(local, a, proto.EndpointInterface) }
+
+// expire counts the pings that were not answered in time.
+func (p *pair) expire(now time.Time) {
+	p.probes = slices.DeleteFunc(p.probes, func(x probe) bool { return now.Sub(x.at) >= lateAfter })
+	for i := range p.probes {
+		x := &p.probes[i]
+		if x.late || now.Before(x.due) {
+			continue
+		}
+		x.late = true
+		if c := p.all[x.to.Addr]; c != nil && c == p.current && c.pong.Before(x.at) {
+			c.missed++
+		}
+	}
+	if b := p.beside; b != nil && !p.waitsFor(Way{Addr: b.addr}) {
+		p.beside = nil
+	}
+}
+
+func (p *pair) waitsFor(w Way) bool {
+	return slices.ContainsFunc(p.probes, func(x probe) bool { return x.to == w && !x.late })
+}
+
+// answer notes a Pong.
+func (c *candidate) answer(now time.Time, rtt time.Duration) {
+	if c.pong.IsZero() || now.Sub(c.pong) > trustFor {
+		c.rtt = rtt
+	} else {
+		c.rtt += (rtt - c.rtt) / 4
+	}
+	c.pong, c.missed = now, 0
+}
+
+// prefers says whether a candidate that has just answered is better than the way in use: nearer, or clearly faster, or the
+// only one that works.
+func (p *pair) prefers(c *candidate, local []netip.Prefix) bool {
+	cur := p.current
+	if cur == nil || p.doubted || cur.missed > 0 {
+		return true
+	}
+	if !c.heard.IsZero() && c.heard.After(p.lastOn(cur)) && p.silentOn(cur) {
+		return true // the peer speaks from there, and no more from where it was
+	}
+	switch near, nearer := class(local, cur.addr.Addr()), class(local, c.addr.Addr()); {
+	case nearer == 0 && near > 0:
+		return c.rtt <= cur.rtt
+	case near == 0 && nearer > 0:
+		return false
+	}
+	return c.rtt+2*time.Millisecond < cur.rtt*8/10
+}
+
+// lastOn is when a way was last seen to work.
+func (p *pair) lastOn(c *candidate) time.Time {
+	if c.heard.After(c.pong) {
+		return c.heard
+	}
+	return c.pong
+}
+
+// silentOn says whether packets go out by the way in use and none come back.
+func (p *pair) silentOn(c *candidate) bool {
+	return !p.unanswered.IsZero() || c.missed > 0 || p.waitsFor(Way{Addr: c.addr}) || !p.awake
+}
+
+// change makes a candidate the way in use.
+func (p *pair) change(now time.Time, c *candidate) {
+	p.current, p.doubted, p.beside, p.why, p.since = c, false, nil, "", now
+	p.unanswered, c.missed = time.Time{}, 0
+}
+
+// trust ends a doubt.
+func (p *pair) trust(now time.Time) {
+	if p.doubted {
+		p.doubted, p.why = false, ""
+		p.rounds = len(rounds)
+		p.round = now.Add(betterEvery)
+	}
+}
+
+// doubt has packets go both ways.
+func (p *pair) doubt(now time.Time, why string) {
+	p.doubted, p.why = true, why
+}
+
+// lose gives the way in use up.
+func (p *pair) lose(now time.Time, why string) {
+	p.current.pong, p.current.missed = time.Time{}, 0
+	p.current, p.doubted, p.why, p.since = nil, false, why, now
+	p.rounds = len(rounds) // the search begins anew
+	p.search(now)
+}
+
+// routeNow is what packets should do.
+func (p *pair) routeNow(now time.Time, local []netip.Prefix) Route {
+	var relay Way
+	if p.relay != 0 {
+		relay = Way{Relay: p.relay}
+	}
+	if p.current != nil && !p.doubted {
+		r := Route{Main: Way{Addr: p.current.addr}}
+		if p.beside != nil {
+			r.Copy = Way{Addr: p.beside.addr}
+		}
+		return r
+	}
+	r := Route{Main: relay, Roams: true}
+	for _, c := range p.list(local) {
+		if len(r.Spray) < MaxCandidates {
+			r.Spray = append(r.Spray, c.addr)
+		}
+	}
+	if p.current != nil {
+		r.Main, r.Copy = Way{Addr: p.current.addr}, relay
+		if relay.IsZero() && p.beside != nil {
+			r.Copy = Way{Addr: p.beside.addr}
+		}
+	}
+	return r
+}
+
+// wake is when there is something to do for the peer; zero: when something happens.
+func (p *pair) wake() (at time.Time) {
+	sooner := func(t time.Time) {
+		if !t.IsZero() && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
+	}
+	if !p.awake && p.current == nil && len(p.probes) == 0 && p.rounds >= len(rounds) {
+		return time.Time{}
+	}
+	if p.rounds < len(rounds) && !p.began.IsZero() {
+		sooner(p.began.Add(rounds[p.rounds]))
+	} else if p.awake {
+		sooner(p.round)
+	}
+	for _, x := range p.probes {
+		if x.late {
+			sooner(x.at.Add(lateAfter))
+		} else {
+			sooner(x.due)
+		}
+	}
+	return at
+}
+
+// View is how things stand with a peer.
+type View struct {
+	Way   Way // zero: none is known
+	Since time.Time
+	RTT   time.Duration // of the last Pong; zero: not known
+	Doubt bool          // packets go both ways
+	// Why says why the way is not direct, or in doubt; empty where it is neither.
+	Why string
+}
+
+// View tells how things stand with a peer; false where it is not known.
+func (f *Finder) View(id proto.NodeID) (View, bool) {
+	p := f.peers[id]
+	if p == nil {
+		return View{}, false
+	}
+	v := View{Since: p.since, Doubt: p.doubted, Why: p.why}
+	switch {
+	case p.current != nil:
+		v.Way, v.RTT = Way{Addr: p.current.addr}, p.current.rtt
+	case p.relay != 0:
+		v.Way, v.RTT = Way{Relay: p.relay}, p.relayRTT
+	}
+	if p.current == nil && v.Why == "" {
+		v.Why = p.reason(&f.own)
+	}
+	return v, true
+}
+
+// reason says why no direct way was found.
+func (p *pair) reason(own *pathmsg.Offer) string {
+	switch {
+	case p.began.IsZero():
+		return "nothing was sent yet"
+	case p.rounds < len(rounds):
+		return "still looking"
+	case len(p.all) == 0:
+		return "the peer has told of no address"
+	case own.NAT == pathmsg.NATBlocked || p.peerNAT == pathmsg.NATBlocked:
+		return "UDP is blocked on one side"
+	case own.NAT == pathmsg.NATHard && p.peerNAT == pathmsg.NATHard:
+		return "both are behind NATs that give each destination another port"
+	}
+	return "no address of the peer answers"
+}

@@ -1,0 +1,360 @@
+package pilot
+
+import (
+	"crypto/rand"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/redoubt-mesh/redoubt/netstack/bind"
+	"github.com/redoubt-mesh/redoubt/netstack/path"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
+)
+
+// Config is what a Pilot needs.
+type Config struct {
+	Self   proto.NodeID
+	Key    key.PathPrivate
+	Since  time.Time // when the key was drawn
+	Bind   *bind.Bind
+	Bounds path.Bounds
+	Local  []netip.Prefix
+	// STUN is given what comes of RFC 8489; nil: nobody waits for it.
+	STUN func(from netip.AddrPort, msg []byte)
+	// Warm has a way through a relay made ready; nil: there are no relays.
+	Warm func(relay proto.NodeID)
+	// Changed is told that the view of a peer may be another. It must not block. May be nil.
+	Changed func(proto.NodeID)
+	Log     *slog.Logger
+}
+
+// Pilot finds the ways to all peers that have path keys. Its methods may be called from any goroutine.
+type Pilot struct {
+	cfg   Config
+	inbox chan func()
+	stop  chan struct{}
+	done  sync.WaitGroup
+	once  sync.Once
+
+	// The goroutine's own.
+	finder *path.Finder
+	peers  map[proto.NodeID]*peer
+	byKey  map[pathmsg.KeyID]*peer
+	awake  map[proto.NodeID]*peer
+
+	dropped atomic.Uint64 // path messages that nobody sealed for us, or that came too fast
+}
+
+var (
+	_ bind.Handler = (*Pilot)(nil)
+	_ bind.Watcher = (*Pilot)(nil)
+)
+
+// peer is one whose path key is known.
+type peer struct {
+	id     proto.NodeID
+	course *bind.Course
+	public key.PathPublic
+	keyID  pathmsg.KeyID
+	box    *pathmsg.Box // nil until it is needed
+
+	sent, heard uint64 // as the course counted last
+}
+
+// maxInbox is how much waits for the goroutine at most.
+const maxInbox = 512
+
+// New makes a Pilot. It does not serve the Bind yet: that is for who made that. Close it.
+func New(cfg Config) *Pilot {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Pilot{
+		cfg: cfg, inbox: make(chan func(), maxInbox), stop: make(chan struct{}),
+		finder: path.NewFinder(cfg.Bounds, cfg.Local, rand.Reader),
+		peers:  map[proto.NodeID]*peer{}, byKey: map[pathmsg.KeyID]*peer{}, awake: map[proto.NodeID]*peer{},
+	}
+	p.done.Go(p.run)
+	return p
+}
+
+// Close ends the goroutine and waits. Routes stay as they are.
+func (p *Pilot) Close() {
+	p.once.Do(func() { close(p.stop) })
+	p.done.Wait()
+}
+
+// post hands the goroutine something; false where too much waits, or it has ended.
+func (p *Pilot) post(f func()) bool {
+	select {
+	case <-p.stop:
+		return false
+	case p.inbox <- f:
+		return true
+	default:
+		return false
+	}
+}
+
+// call hands the goroutine something that must not be lost, and waits for it.
+func (p *Pilot) call(f func()) {
+	done := make(chan struct{})
+	select {
+	case <-p.stop:
+		return
+	case p.inbox <- func() { defer close(done); f() }:
+	}
+	select {
+	case <-done:
+	case <-p.stop:
+		p.done.Wait()
+	}
+}
+
+// Path implements bind.Handler.
+func (p *Pilot) Path(from *bind.Endpoint, msg []byte) {
+	id, err := pathmsg.Sender(msg)
+	if err != nil || len(msg) > pathmsg.MaxPing {
+		p.dropped.Add(1)
+		return
+	}
+	own := append([]byte(nil), msg...)
+	if !p.post(func() { p.open(id, from, own) }) {
+		p.dropped.Add(1)
+	}
+}
+
+// STUN implements bind.Handler.
+func (p *Pilot) STUN(from netip.AddrPort, msg []byte) {
+	if p.cfg.STUN != nil {
+		p.cfg.STUN(from, msg)
+	}
+}
+
+// Wanted implements bind.Watcher.
+func (p *Pilot) Wanted(id proto.NodeID, c *bind.Course) {
+	if !p.post(func() { p.wake(id) }) {
+		c.Sleep() // the next packet says it again
+	}
+}
+
+// Heard implements bind.Watcher.
+func (p *Pilot) Heard(id proto.NodeID, from *bind.Endpoint) {
+	p.post(func() { p.step(path.Heard{ID: id, From: wayOf(from)}) })
+}
+
+// SetPeer makes a peer known, or changes it, and gives the course to send to it by.
+func (p *Pilot) SetPeer(id proto.NodeID, public key.PathPublic, reach proto.Reach) (c *bind.Course) {
+	p.call(func() {
+		x := p.peers[id]
+		if x == nil {
+			x = &peer{id: id, course: p.cfg.Bind.NewCourse(id, p)}
+			p.peers[id] = x
+		}
+		if x.public != public {
+			delete(p.byKey, x.keyID)
+			x.public, x.keyID, x.box = public, pathmsg.IDOf(public), nil
+			if p.byKey[x.keyID] == nil {
+				p.byKey[x.keyID] = x
+			}
+		}
+		c = x.course
+		p.step(path.Known{ID: id, Endpoints: reach.Endpoints, Relay: reach.HomeRelay})
+	})
+	return c
+}
+
+// RemovePeer forgets a peer.
+func (p *Pilot) RemovePeer(id proto.NodeID) {
+	p.call(func() {
+		x := p.peers[id]
+		if x == nil {
+			return
+		}
+		p.step(path.Gone{ID: id})
+		if p.byKey[x.keyID] == x {
+			delete(p.byKey, x.keyID)
+		}
+		delete(p.peers, id)
+		delete(p.awake, id)
+	})
+}
+
+// Moved says that this host's networks are others now.
+func (p *Pilot) Moved(local []netip.Prefix) { p.call(func() { p.step(path.Moved{Local: local}) }) }
+
+// Offer changes what peers are told of this node.
+func (p *Pilot) Offer(o pathmsg.Offer) { p.call(func() { p.step(path.Offering{Offer: o}) }) }
+
+// View tells how things stand with a peer; false where the Pilot does not steer it.
+func (p *Pilot) View(id proto.NodeID) (v path.View, ok bool) {
+	p.call(func() { v, ok = p.finder.View(id) })
+	return v, ok
+}
+
+// Views tells it of some peers at once.
+func (p *Pilot) Views(ids []proto.NodeID) map[proto.NodeID]path.View {
+	out := make(map[proto.NodeID]path.View, len(ids))
+	p.call(func() {
+		for _, id := range ids {
+			if v, ok := p.finder.View(id); ok {
+				out[id] = v
+			}
+		}
+	})
+	return out
+}
+
+// run is the goroutine.
+func (p *Pilot) run() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	look := time.NewTicker(time.Hour)
+	defer look.Stop()
+	looking := false
+	for {
+		select {
+		case <-p.stop:
+			return
+		case f := <-p.inbox:
+			f()
+		case <-timer.C:
+			p.step(path.Tick{})
+		case <-look.C:
+			p.look()
+		}
+		if busy := len(p.awake) > 0; busy != looking {
+			looking = busy
+			if busy {
+				look.Reset(path.UsedEvery)
+			} else {
+				look.Reset(time.Hour)
+			}
+		}
+		timer.Stop()
+		if next := p.finder.Next(); !next.IsZero() {
+			timer.Reset(time.Until(next))
+		}
+	}
+}
+
+// look says what the courses counted.
+func (p *Pilot) look() {
+	for id, x := range p.awake {
+		sent, heard := x.course.Counts()
+		e := path.Used{ID: id, Sent: sent != x.sent, Heard: heard != x.heard}
+		x.sent, x.heard = sent, heard
+		p.step(e)
+	}
+}
+
+func (p *Pilot) wake(id proto.NodeID) {
+	if x := p.peers[id]; x != nil {
+		p.awake[id] = x
+		p.step(path.Wanted{ID: id})
+	}
+}
+
+// open opens a path message, and has it answered.
+func (p *Pilot) open(id pathmsg.KeyID, from *bind.Endpoint, msg []byte) {
+	x := p.byKey[id]
+	if x == nil || (from.Via() != (bind.Via{}) && from.Via().Peer != x.id) {
+		p.dropped.Add(1)
+		return
+	}
+	box, err := p.boxOf(x)
+	if err != nil {
+		p.dropped.Add(1)
+		return
+	}
+	m, err := box.Open(msg)
+	if ping, ok := m.(pathmsg.Ping); err != nil || (ok && ping.Node != x.id) {
+		p.dropped.Add(1)
+		return
+	}
+	p.step(path.Got{ID: x.id, From: wayOf(from), Message: m})
+}
+
+func (p *Pilot) boxOf(x *peer) (*pathmsg.Box, error) {
+	if x.box == nil {
+		box, err := pathmsg.NewBox(p.cfg.Key, x.public, time.Since(p.cfg.Since))
+		if err != nil {
+			return nil, err
+		}
+		x.box = box
+	}
+	return x.box, nil
+}
+
+func wayOf(e *bind.Endpoint) path.Way {
+	if v := e.Via(); v != (bind.Via{}) {
+		return path.Way{Relay: v.Relay}
+	}
+	return path.Way{Addr: e.Addr()}
+}
+
+// step lets the finder decide, and does what it decided.
+func (p *Pilot) step(e path.Event) {
+	for _, f := range p.finder.Step(time.Now(), e) {
+		switch f := f.(type) {
+		case path.Send:
+			p.send(f)
+		case path.Use:
+			p.use(f)
+		case path.Rest:
+			delete(p.awake, f.ID)
+			if x := p.peers[f.ID]; x != nil {
+				x.course.Sleep()
+			}
+		}
+	}
+}
+
+func (p *Pilot) use(f path.Use) {
+	x := p.peers[f.ID]
+	if x == nil {
+		return
+	}
+	for _, w := range []path.Way{f.Route.Main, f.Route.Copy} {
+		if w.Relay != 0 && p.cfg.Warm != nil && p.awake[f.ID] != nil {
+			p.cfg.Warm(w.Relay)
+		}
+	}
+	x.course.SetRoute(f.Route)
+	if p.cfg.Changed != nil {
+		p.cfg.Changed(f.ID)
+	}
+}
+
+// send seals a message and sends it. What cannot be sent is as good as lost.
+func (p *Pilot) send(f path.Send) {
+	x := p.peers[f.ID]
+	if x == nil {
+		return
+	}
+	box, err := p.boxOf(x)
+	if err != nil {
+		return
+	}
+	m := f.Message
+	if ping, ok := m.(pathmsg.Ping); ok {
+		ping.Node = p.cfg.Self
+		m = ping
+	}
+	msg := box.Seal(nil, m)
+	if f.To.Direct() {
+		err = p.cfg.Bind.SendTo(msg, f.To.Addr)
+	} else {
+		via := p.cfg.Bind.RelayEndpoint(bind.Via{Relay: f.To.Relay, Peer: f.ID})
+		err = p.cfg.Bind.Send([][]byte{msg}, conn.Endpoint(via))
+	}
+	if err != nil {
+		p.cfg.Log.Debug("path message not sent", "node", f.ID, "err", err)
+	}
+}
