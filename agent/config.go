@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -49,8 +50,10 @@ type Config struct {
 	Certificate, CertificateKey string
 	// LeaveRouter is not to ask the router for a port.
 	LeaveRouter bool
-	Program     string // version of the program
-	Log         *slog.Logger
+	// Guards are programs that watch over the machine, beside those that are known.
+	Guards  []posture.Guard
+	Program string // version of the program
+	Log     *slog.Logger
 	// Registry takes the metrics; nil: nobody wants them.
 	Registry prometheus.Registerer
 	Edges    Edges
@@ -115,7 +118,9 @@ func (c *Config) complete() error {
 	if c.Edges.Posture == nil {
 		c.Edges.Posture = &posture.Source{}
 		if c.Edges.OpenTUN == nil {
-			*c.Edges.Posture = posture.Local(c.Interface)
+			*c.Edges.Posture = posture.Local(posture.Config{
+				Interface: c.Interface, Guards: c.Guards, Memory: posture.File(filepath.Join(c.StateDir, "posture.json")),
+			})
 		}
 	}
 	if err := c.Edges.complete(c.Log); err != nil {

@@ -14,6 +14,8 @@ const (
 	lasts = 3
 	// patience is how long a collector may take before what it reads is too old.
 	patience = 2 * time.Minute
+	// settle is how long dear collectors wait after the agent has begun: a machine that boots has other things to do.
+	settle = 20 * time.Second
 	// gap is how soon a collector may run again because of what was told: some hosts change their firewall all the time.
 	gap = time.Second / 2
 )
@@ -104,11 +106,15 @@ type entry struct {
 	task int
 }
 
-// NewSchedule makes a schedule by which everything is due at once.
+// NewSchedule makes a schedule by which everything is due at once, but for what is dear.
 func NewSchedule(now time.Duration, plans []Plan) *Schedule {
 	s := &Schedule{facts: map[string]*entry{}, changed: map[string]struct{}{}, began: now}
 	for _, p := range plans {
-		s.tasks = append(s.tasks, task{Plan: p, next: now})
+		t := task{Plan: p, next: now}
+		if p.Dear {
+			t.next += settle
+		}
+		s.tasks = append(s.tasks, t)
 	}
 	return s
 }

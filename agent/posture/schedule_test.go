@@ -58,8 +58,10 @@ func found(collector int, pairs ...string) Collected {
 
 func TestOnlyWhatChangedIsTold(t *testing.T) {
 	x := newSteps(t, Plan{Every: time.Minute}, Plan{Every: time.Hour, Dear: true}, Plan{Every: time.Hour, Dear: true})
-	x.want(Tick{}, []int{0, 1})
+	x.want(Tick{}, []int{0})
 	x.want(found(0, "a", "1", "b", "2"), nil, "a=1", "b=2")
+	x.now = settle
+	x.want(Tick{}, []int{1})
 	x.want(found(1, "c", "3"), []int{2}, "c=3")
 	x.want(found(2), nil, "complete")
 	x.now = time.Minute

@@ -2,6 +2,13 @@ package posture
 
 import "context"
 
+// Config is what Local goes by.
+type Config struct {
+	Interface string  // the device into the mesh
+	Guards    []Guard // that are known besides
+	Memory    Memory
+}
+
 // reader is a collector of a host.
 type reader struct {
 	Plan

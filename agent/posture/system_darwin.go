@@ -28,7 +28,7 @@ var osVersion = sync.OnceValue(func() string {
 })
 
 // Local is the source of what is known of this machine.
-func Local(string) Source {
+func Local(Config) Source {
 	return source(System(), []reader{
 		{Plan{Every: often}, applicationFirewall},
 		{Plan{Every: seldom, Dear: true}, fileVault},

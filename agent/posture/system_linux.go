@@ -2,6 +2,7 @@ package posture
 
 import (
 	"context"
+	"slices"
 
 	"github.com/redoubt-mesh/redoubt/netstack/osnet"
 )
@@ -17,16 +18,24 @@ func environment() []string {
 // OSVersion is the release of the kernel, such as 6.12.9-amd64: what policies call the version of Linux.
 func OSVersion() string { return clean(System().text("proc/sys/kernel/osrelease")) }
 
-// Local is the source of what is known of this machine, whose device into the mesh has a name.
-func Local(device string) Source { return source(System(), collectors(device), changes) }
+// Local is the source of what is known of this machine.
+func Local(c Config) Source { return source(System(), collectors(c), changes) }
 
-func collectors(device string) []reader {
+func collectors(c Config) []reader {
 	return []reader{
 		{Plan{Every: seldom}, distribution},
 		{Plan{Every: seldom}, kernel},
 		{Plan{Every: often}, lockdown},
 		{Plan{Every: seldom}, secureBoot},
-		{Plan{Every: often, On: Firewall}, firewall(device)},
+		{Plan{Every: often, On: Firewall}, firewall(c.Interface)},
+		{Plan{Every: often}, rebootRequired},
+		{Plan{Every: often}, edr(append(slices.Clone(c.Guards), guards...))},
+		{Plan{Every: seldom}, diskEncrypted},
+		{Plan{Every: seldom}, screenLock},
+		{Plan{Every: seldom, Dear: true}, sshRootLogin},
+		{Plan{Every: seldom, Dear: true}, osquery},
+		{Plan{Every: seldom, Dear: true}, agentHash("/proc/self/exe")},
+		{Plan{Every: seldom, Dear: true}, updates(c.Memory)},
 	}
 }
 

@@ -12,4 +12,4 @@ func environment() []string { return nil }
 func OSVersion() string { return "" }
 
 // Local is the source of what is known of this machine: nothing on this system.
-func Local(string) Source { return Source{} }
+func Local(Config) Source { return Source{} }

@@ -28,7 +28,7 @@ func OSVersion() string {
 }
 
 // Local is the source of what is known of this machine. PowerShell is dear: it takes a second of CPU to start.
-func Local(string) Source {
+func Local(Config) Source {
 	return source(System(), []reader{
 		{Plan{Every: 5 * often, Dear: true}, defenderFirewall},
 		{Plan{Every: seldom, Dear: true}, bitLocker},
