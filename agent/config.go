@@ -48,12 +48,12 @@ type Config struct {
 	EventLog string
 	// Certificate and CertificateKey are files with a certificate of the company and its key, in PEM; empty: there is none.
 	Certificate, CertificateKey string
-	// Guards are programs that watch over the machine, beside those that are known.
-	Guards []posture.Guard
 	// LeaveRouter is not to ask the router for a port.
 	LeaveRouter bool
-	Program     string // version of the program
-	Log         *slog.Logger
+	// Guards are programs that watch over the machine, beside those that are known.
+	Guards  []posture.Guard
+	Program string // version of the program
+	Log     *slog.Logger
 	// Registry takes the metrics; nil: nobody wants them.
 	Registry prometheus.Registerer
 	Edges    Edges

@@ -39,12 +39,22 @@ var fieldNATs = []struct {
 	{"carrier", "", lab.NATConfig{}},
 	{"home", "carrier", lab.NATConfig{}},
 	{"six", "", lab.NATConfig{V6: true}},
+	{"helpful", "", lab.NATConfig{Hard: true}}, // it opens ports for who asks
 }
 
 // The members, and where they are; the Internet itself has no name.
 var fieldMembers = [][2]string{
-	{"ann", "easy"}, {"bea", "easy"}, {"cem", "other"}, {"dan", "hard"}, {"eve", "harder"}, {"fay", "blocked"}, {"gus", "hotel"},
-	{"hal", "home"}, {"ida", "six"}, {"jon", ""},
+	{"ann", "easy"},
+	{"bea", "easy"},
+	{"cem", "other"},
+	{"dan", "hard"},
+	{"eve", "harder"},
+	{"fay", "blocked"},
+	{"gus", "hotel"},
+	{"hal", "home"},
+	{"ida", "six"},
+	{"jon", ""},
+	{"kim", "helpful"},
 }
 
 func newField(t *testing.T) *field {
@@ -63,6 +73,10 @@ func newField(t *testing.T) *field {
 			t.Fatal(err)
 		}
 		f.nats[n.name] = nat
+	}
+	router := labtest.Miniupnpd(t, f.nats["helpful"], "enable_natpmp=yes\nenable_upnp=no\n")
+	if err := router.WaitFor(f.ctx, "istening "); err != nil {
+		t.Fatal(err)
 	}
 	var all sync.WaitGroup
 	for _, m := range fieldMembers {
@@ -129,6 +143,7 @@ func TestThroughNATs(t *testing.T) {
 		{"hal", "cem", "direct"}, // a carrier's NAT and an easy one
 		{"ann", "dan", ""},       // easy and hard: directly if the port is guessed
 		{"dan", "eve", "relay"},  // hard and hard
+		{"dan", "kim", "direct"}, // the same, but one has a port that its router opened
 		{"ann", "fay", "relay"},
 		{"fay", "gus", "relay"},
 		{"gus", "jon", "relay"},

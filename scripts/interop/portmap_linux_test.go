@@ -2,72 +2,17 @@ package interop
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
-
-	"github.com/google/nftables"
 
 	"github.com/redoubt-mesh/redoubt/netstack/portmap"
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 )
 
-// startMiniupnpd makes a NAT a router that opens ports, by the program that many routers have.
-func startMiniupnpd(t *testing.T, nat *lab.NAT, protocols string) *lab.Process {
-	t.Helper()
-	if err := nat.Do(chains); err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	conf := filepath.Join(dir, "conf")
-	text := "ext_ifname=eth0\nlistening_ip=eth1\nport=5000\nuuid=d58c1bff-45a7-4aea-8965-729f082f78d4\nsystem_uptime=no\n" +
-		"lease_file=" + filepath.Join(dir, "leases") + "\next_ip=" + publicAddr.String() + "\n" +
-		"allow 1024-65535 192.168.0.0/16 1024-65535\n" + protocols
-	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p, err := nat.Start(lab.Command{Path: "miniupnpd", Args: []string{"-d", "-4", "-f", conf, "-P", filepath.Join(dir, "pid")}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := p.Kill(); err != nil {
-			t.Error(err)
-		}
-	})
-	return p
-}
-
-// publicAddr is what the router says that its outside address is. Its own is private, as all are here, and it would not open a
-// port of that.
-var publicAddr = netip.MustParseAddr("45.67.89.10")
-
-// chains are those that miniupnpd puts its rules in.
-func chains() error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	table := c.AddTable(&nftables.Table{Name: "filter", Family: nftables.TableFamilyINet})
-	c.AddChain(&nftables.Chain{Name: "miniupnpd", Table: table})
-	c.AddChain(&nftables.Chain{
-		Name: "prerouting_miniupnpd", Table: table, Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
-	})
-	c.AddChain(&nftables.Chain{Name: "postrouting_miniupnpd", Table: table})
-	return c.Flush()
-}
-
 func TestMiniupnpd(t *testing.T) {
 	labtest.Need(t)
-	if _, err := exec.LookPath("miniupnpd"); err != nil {
-		labtest.Installed(t, errors.New("there is no miniupnpd here (apt-get install --no-install-recommends miniupnpd)"))
-	}
 	for protocol, config := range map[portmap.Protocol]string{
 		portmap.PCP:  "enable_natpmp=yes\nenable_upnp=no\n",
 		portmap.UPnP: "enable_natpmp=no\nenable_upnp=yes\n",
@@ -84,7 +29,7 @@ func TestMiniupnpd(t *testing.T) {
 				t.Fatal(err)
 			}
 			laptop := labtest.Host(t, w, "laptop", nat.Inside)
-			router := startMiniupnpd(t, nat, config)
+			router := labtest.Miniupnpd(t, nat, config)
 			const port = 41641
 			if err := laptop.Echo(netip.AddrPortFrom(laptop.V4(), port)); err != nil {
 				t.Fatal(err)
@@ -115,7 +60,7 @@ func TestMiniupnpd(t *testing.T) {
 			}
 			client.Start(port)
 			s := mapped(ctx, t, states, router)
-			if s.Protocol != protocol || s.External.Addr() != publicAddr {
+			if s.Protocol != protocol || s.External.Addr() != labtest.PublicAddr {
 				t.Errorf("%+v", s)
 			}
 			to := netip.AddrPortFrom(nat.V4(), s.External.Port())

@@ -67,11 +67,20 @@ func (l *LAN) route(to netip.Prefix, by netip.Addr) error {
 	rt := l.world.router.rt
 	if l.gateway != nil {
 		rt = l.gateway.ns.rt
-		if err := l.gateway.Ports[0].LAN.route(to, l.gateway.V6()); err != nil {
+		next := l.gateway.V6()
+		if to.Addr().Is4() {
+			next = l.gateway.V4()
+		}
+		if err := l.gateway.Ports[0].LAN.route(to, next); err != nil {
 			return err
 		}
 	}
 	return rt.RouteAdd(&netlink.Route{Dst: netOf(to.Masked()), Gw: by.AsSlice()})
+}
+
+// AlsoAt leads packets for a further IPv4 address to the NAT.
+func (t *NAT) AlsoAt(a netip.Addr) error {
+	return t.Ports[0].LAN.route(netip.PrefixFrom(a, a.BitLen()), t.V4())
 }
 
 // Reboot forgets all mappings.
