@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 
+	pb "google.golang.org/protobuf/proto"
+
 	"github.com/redoubt-mesh/redoubt/agent/enroll"
 	"github.com/redoubt-mesh/redoubt/proto"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
@@ -62,7 +64,11 @@ func (o *outbox) report(reach proto.Reach, port uint16) {
 		Endpoints: wire.FromEndpoints(endpoints), ListenPort: uint32(port),
 		PathKey: wire.FromPathKey(reach.PathKey), HomeRelay: uint64(reach.HomeRelay),
 	}
-	o.put(func() { o.reported, o.unreported = r, true })
+	o.put(func() {
+		if !pb.Equal(o.reported, r) {
+			o.reported, o.unreported = r, true
+		}
+	})
 }
 
 func (o *outbox) renew(r Renewal) {
