@@ -13,7 +13,6 @@ import (
 type gauge struct {
 	mu    sync.Mutex
 	value string
-	reads int
 	slow  time.Duration
 }
 
@@ -24,13 +23,15 @@ func (g *gauge) set(value string) {
 }
 
 func (g *gauge) read(ctx context.Context) []Reading {
+	g.mu.Lock()
+	slow := g.slow
+	g.mu.Unlock()
 	select {
-	case <-time.After(g.slow):
+	case <-time.After(slow):
 	case <-ctx.Done():
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.reads++
 	return []Reading{known("posture:gauge", g.value, "")}
 }
 
@@ -106,7 +107,9 @@ func TestHangingCollector(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
+		g.mu.Lock()
 		g.slow = time.Hour
+		g.mu.Unlock()
 		time.Sleep(4 * time.Minute)
 		if facts, _ := w.Facts(); len(facts) != 1 || facts[0].Value != "" || facts[0].Note == "" {
 			t.Errorf("%+v", facts)
