@@ -1,13 +1,17 @@
 package coordinator
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -166,4 +170,40 @@ func TestNothingIsShared(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestAnOldIntermediateIsSpokenOf in the log, the metrics and the status, where the root's key is elsewhere.
+func TestAnOldIntermediateIsSpokenOf(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.stop()
+		if err := os.Remove(filepath.Join(r.dir, "pki", "root.key")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(16 * 24 * time.Hour)
+		var log bytes.Buffer
+		registry := prometheus.NewRegistry()
+		r.start(Config{Log: slog.New(slog.NewTextHandler(&log, nil)), Registry: registry})
+		settle()
+		st, err := r.co.Admin().PolicyStatus(context.Background(), &redoubtv1.PolicyStatusRequest{})
+		if err != nil || len(st.GetKeyWarnings()) != 1 || !strings.Contains(st.GetKeyWarnings()[0], "root request") {
+			t.Errorf("the status: %v, %v", st, err)
+		}
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		warnings := 0.0
+		for _, f := range families {
+			if f.GetName() == "redoubt_coordinator_key_warnings" {
+				warnings = f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		if warnings != 1 {
+			t.Errorf("the metrics count %v warnings", warnings)
+		}
+		r.stop()
+		if !strings.Contains(log.String(), "root request") {
+			t.Errorf("the log does not say what to do: %s", &log)
+		}
+	})
 }

@@ -103,7 +103,12 @@ func (p *program) showRoots(r *redoubtv1.GetRootsResponse) {
 			fmt.Fprintf(p.out, "  join code %s\n", t)
 		}
 	}
-	for _, w := range r.GetWarnings() {
+	p.warn(r.GetWarnings())
+}
+
+// warn prints what somebody must do soon.
+func (p *program) warn(list []string) {
+	for _, w := range list {
 		fmt.Fprintf(p.err, "# warning: %s\n", w)
 	}
 }

@@ -194,13 +194,12 @@ func (d *Directory) Renewable(s *Snapshot, n *Node) error {
 	if n.Verdict.denied() {
 		return &DeniedError{Name: n.Name, Verdict: *n.Verdict}
 	}
-	demand, unreadable := d.demands(s, n.Identity)
-	switch err := proves(demand, n.Identity, n.Level.String()); {
-	case unreadable != nil: // such a policy permits nothing, and what one asks for was asked when the node enrolled
-		return nil
-	case err != nil:
+	// A policy that is not understood asks for nothing here: it permits nothing, and what one asks for was asked at enrolment.
+	demand, _ := d.demands(s, n.Identity)
+	if err := proves(demand, n.Identity, n.Level.String()); err != nil {
 		return err
-	case demand.Approval && !n.Verdict.approved():
+	}
+	if demand.Approval && !n.Verdict.approved() {
 		return &PendingError{Name: n.Name, By: demand.ApprovalBy}
 	}
 	return nil

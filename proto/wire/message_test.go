@@ -103,6 +103,10 @@ func downs(t testing.TB) map[string]*redoubtv1.Down {
 		"delta":     {Message: &redoubtv1.Down_Delta{Delta: wire.FromDelta(&proto.Delta{From: v(3), To: v(4)})[0]}},
 		"keepalive": {Message: &redoubtv1.Down_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{ServerTime: 9}}},
 		"refusal":   {Message: &redoubtv1.Down_Refusal{Refusal: &redoubtv1.Refusal{Code: redoubtv1.Refusal_CODE_TOKEN, Message: "spent"}}},
+		"held":      {Message: &redoubtv1.Down_Refusal{Refusal: &redoubtv1.Refusal{Code: redoubtv1.Refusal_CODE_LOCKED, Message: "locked", HoldSeconds: 25}}},
+		"pending": {Message: &redoubtv1.Down_Pending{Pending: &redoubtv1.Pending{
+			Code: "BCDF-GHJK", Name: "web", Message: "wait", HoldSeconds: 25, RetryAfterSeconds: 60,
+		}}},
 	}
 }
 
@@ -272,6 +276,32 @@ func TestRefusalText(t *testing.T) {
 	text := got.GetRefusal().GetMessage()
 	if !strings.HasPrefix(text, "no [2J way") || len(text) > wire.MaxRefusalText || !proto.ValidText(text, wire.MaxRefusalText) {
 		t.Errorf("got %q", text)
+	}
+}
+
+// TestPendingIsBounded, in what is shown and in how long it holds a stream.
+func TestPendingIsBounded(t *testing.T) {
+	pending := func(change func(*redoubtv1.Pending)) (*redoubtv1.Down, error) {
+		p := &redoubtv1.Pending{Code: "BCDF-GHJK", Name: "web", Message: "wait", HoldSeconds: 25}
+		change(p)
+		return wire.DecodeDown(encode(t, &redoubtv1.Down{Message: &redoubtv1.Down_Pending{Pending: p}}))
+	}
+	got, err := pending(func(p *redoubtv1.Pending) { p.Message = "no\x1b[2J\nway" + strings.Repeat("é", 1000) })
+	if text := got.GetPending().GetMessage(); err != nil || !proto.ValidText(text, wire.MaxRefusalText) {
+		t.Errorf("%q, %v", text, err)
+	}
+	for what, change := range map[string]func(*redoubtv1.Pending){
+		"code": func(p *redoubtv1.Pending) { p.Code = "a\nb" },
+		"name": func(p *redoubtv1.Pending) { p.Name = strings.Repeat("x", wire.MaxText+1) },
+		"hold": func(p *redoubtv1.Pending) { p.HoldSeconds = 1 << 20 },
+	} {
+		if _, err := pending(change); !errors.Is(err, wire.ErrMalformed) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	held := &redoubtv1.Down{Message: &redoubtv1.Down_Refusal{Refusal: &redoubtv1.Refusal{HoldSeconds: 1 << 20}}}
+	if _, err := wire.DecodeDown(encode(t, held)); !errors.Is(err, wire.ErrMalformed) {
+		t.Errorf("a refusal that is held: %v", err)
 	}
 }
 

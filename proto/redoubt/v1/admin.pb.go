@@ -3427,6 +3427,7 @@ type PolicyStatusResponse struct {
 	Laggards      []*Laggard             `protobuf:"bytes,5,rep,name=laggards,proto3" json:"laggards,omitempty"`
 	Unable        []*Unable              `protobuf:"bytes,6,rep,name=unable,proto3" json:"unable,omitempty"`
 	PolicyAgeMs   uint64                 `protobuf:"varint,7,opt,name=policy_age_ms,json=policyAgeMs,proto3" json:"policy_age_ms,omitempty"` // since the policy was applied
+	KeyWarnings   []string               `protobuf:"bytes,50,rep,name=key_warnings,json=keyWarnings,proto3" json:"key_warnings,omitempty"`   // as GetRoots has them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3508,6 +3509,13 @@ func (x *PolicyStatusResponse) GetPolicyAgeMs() uint64 {
 		return x.PolicyAgeMs
 	}
 	return 0
+}
+
+func (x *PolicyStatusResponse) GetKeyWarnings() []string {
+	if x != nil {
+		return x.KeyWarnings
+	}
+	return nil
 }
 
 // Unable is a node that is connected and cannot enforce what the policy gives it, so nothing passes there.
@@ -5537,7 +5545,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x04size\x18\x06 \x01(\x04R\x04size\x12\x19\n" +
 	"\bin_force\x18\a \x01(\bR\ainForce\".\n" +
 	"\x13PolicyStatusRequest\x12\x17\n" +
-	"\await_ms\x18\x01 \x01(\x04R\x06waitMs\"\xf9\x01\n" +
+	"\await_ms\x18\x01 \x01(\x04R\x06waitMs\"\x9c\x02\n" +
 	"\x14PolicyStatusResponse\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -5545,7 +5553,8 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\acurrent\x18\x04 \x01(\rR\acurrent\x12/\n" +
 	"\blaggards\x18\x05 \x03(\v2\x13.redoubt.v1.LaggardR\blaggards\x12*\n" +
 	"\x06unable\x18\x06 \x03(\v2\x12.redoubt.v1.UnableR\x06unable\x12\"\n" +
-	"\rpolicy_age_ms\x18\a \x01(\x04R\vpolicyAgeMs\"\\\n" +
+	"\rpolicy_age_ms\x18\a \x01(\x04R\vpolicyAgeMs\x12!\n" +
+	"\fkey_warnings\x182 \x03(\tR\vkeyWarnings\"\\\n" +
 	"\x06Unable\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
