@@ -67,7 +67,7 @@ func (o Opener) open(ctx context.Context, url string, relay proto.NodeID) (net.C
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		t.Close()
+		_ = t.Close()
 		return nil, err
 	}
 	return c, nil
