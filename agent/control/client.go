@@ -93,6 +93,9 @@ func (c *Client) Ack(v proto.Version) { c.out.ack(v) }
 // Report tells the coordinator, of this stream and of those that come, where this node may be reached.
 func (c *Client) Report(endpoints []proto.Endpoint, port uint16) { c.out.report(endpoints, port) }
 
+// Serve tells the coordinator, of this stream and of those that come, what a relay serves.
+func (c *Client) Serve(r proto.Relay) { c.out.serve(r) }
+
 // Renewal is what the next certificate is asked for with.
 type Renewal struct {
 	Node    key.NodePrivate // that is to come next

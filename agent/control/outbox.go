@@ -54,6 +54,11 @@ func (o *outbox) report(endpoints []proto.Endpoint, port uint16) {
 	o.put(func() { o.reported, o.unreported = r, true })
 }
 
+func (o *outbox) serve(r proto.Relay) {
+	report := &redoubtv1.Report{Relay: wire.FromRelay(r)}
+	o.put(func() { o.reported, o.unreported = report, true })
+}
+
 func (o *outbox) renew(r Renewal) {
 	o.put(func() {
 		if o.under == nil {

@@ -36,6 +36,7 @@ type attached struct {
 	// unheard is what the node reported before it had renewed.
 	unheard *redoubtv1.Report
 	about   directory.Reported // what the node says of itself
+	relay   bool               // it is a relay, which reports what it serves
 	pace    pace
 }
 
@@ -58,6 +59,7 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 	a := &attached{
 		Server: s, stream: st, in: in, node: g.node, machine: enroll.New(s.Attestors, s.Rand), protocol: protocol,
 		features: hello.GetFeatures(), applied: applied, about: s.reported(hello, hello.GetFacts()),
+		relay:      known.Relay,
 		renewFirst: g.outOfTime || known.Certificate.Serial != g.node.Serial,
 		pace:       pace{tokens: burst, at: time.Now()},
 	}
@@ -146,6 +148,9 @@ func (a *attached) join() error {
 func (a *attached) leave() {
 	a.stop()
 	now := a.Clock()
+	if a.relay {
+		a.served()
+	}
 	if session := a.session.Load(); session != nil {
 		a.Directory.SetLive(a.id, func(l *directory.Live) {
 			if !session.Replaced() {
@@ -310,6 +315,9 @@ func (a *attached) report(m *redoubtv1.Report) error {
 	if a.renewFirst {
 		a.unheard = m // it is not said again on this stream
 		return nil
+	}
+	if a.relay {
+		return a.serves(m.GetRelay())
 	}
 	mesh := a.Directory.Snapshot().Mesh()
 	reach, err := wire.ToReach(m, mesh)

@@ -136,6 +136,9 @@ func (s *Server) ServeTLS(l net.Listener, config *tls.Config) error {
 	}
 }
 
+// Go runs f in a goroutine that Close waits for.
+func (s *Server) Go(f func()) { s.start(f) }
+
 // start runs f in a goroutine that Close waits for.
 func (s *Server) start(f func()) bool {
 	s.mu.Lock()

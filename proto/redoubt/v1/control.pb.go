@@ -1191,6 +1191,7 @@ type Report struct {
 	ListenPort    uint32                 `protobuf:"varint,2,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"` // the UDP port, for the address that the coordinator sees
 	PathKey       *PathKey               `protobuf:"bytes,3,opt,name=path_key,json=pathKey,proto3" json:"path_key,omitempty"`
 	HomeRelay     uint64                 `protobuf:"fixed64,4,opt,name=home_relay,json=homeRelay,proto3" json:"home_relay,omitempty"` // 0: none
+	Relay         *Relay                 `protobuf:"bytes,5,opt,name=relay,proto3" json:"relay,omitempty"`                            // only of relays, whose id and name are their certificate's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1251,6 +1252,13 @@ func (x *Report) GetHomeRelay() uint64 {
 		return x.HomeRelay
 	}
 	return 0
+}
+
+func (x *Report) GetRelay() *Relay {
+	if x != nil {
+		return x.Relay
+	}
+	return nil
 }
 
 // Applied says which version the data path enforces.
@@ -1500,14 +1508,15 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x05roots\x18\x03 \x03(\fR\x05roots\x12$\n" +
 	"\x04mesh\x18\x04 \x01(\v2\x10.redoubt.v1.MeshR\x04mesh\x12\x16\n" +
 	"\x06ticket\x18\x05 \x01(\fR\x06ticket\x12\x14\n" +
-	"\x05stays\x18\x06 \x01(\bR\x05stays\"\xac\x01\n" +
+	"\x05stays\x18\x06 \x01(\bR\x05stays\"\xd5\x01\n" +
 	"\x06Report\x122\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\x12\x1f\n" +
 	"\vlisten_port\x18\x02 \x01(\rR\n" +
 	"listenPort\x12.\n" +
 	"\bpath_key\x18\x03 \x01(\v2\x13.redoubt.v1.PathKeyR\apathKey\x12\x1d\n" +
 	"\n" +
-	"home_relay\x18\x04 \x01(\x06R\thomeRelay\"8\n" +
+	"home_relay\x18\x04 \x01(\x06R\thomeRelay\x12'\n" +
+	"\x05relay\x18\x05 \x01(\v2\x11.redoubt.v1.RelayR\x05relay\"8\n" +
 	"\aApplied\x12-\n" +
 	"\aversion\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aversion\",\n" +
 	"\tKeepAlive\x12\x1f\n" +
@@ -1578,6 +1587,7 @@ var file_redoubt_v1_control_proto_goTypes = []any{
 	(*Mesh)(nil),       // 21: redoubt.v1.Mesh
 	(*Endpoint)(nil),   // 22: redoubt.v1.Endpoint
 	(*PathKey)(nil),    // 23: redoubt.v1.PathKey
+	(*Relay)(nil),      // 24: redoubt.v1.Relay
 }
 var file_redoubt_v1_control_proto_depIdxs = []int32{
 	3,  // 0: redoubt.v1.Up.hello:type_name -> redoubt.v1.Hello
@@ -1603,13 +1613,14 @@ var file_redoubt_v1_control_proto_depIdxs = []int32{
 	21, // 20: redoubt.v1.Result.mesh:type_name -> redoubt.v1.Mesh
 	22, // 21: redoubt.v1.Report.endpoints:type_name -> redoubt.v1.Endpoint
 	23, // 22: redoubt.v1.Report.path_key:type_name -> redoubt.v1.PathKey
-	20, // 23: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
-	0,  // 24: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	24, // 23: redoubt.v1.Report.relay:type_name -> redoubt.v1.Relay
+	20, // 24: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
+	0,  // 25: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_control_proto_init() }
