@@ -243,6 +243,9 @@ func (a *Agent) enrol(e machine.Enrol) error {
 		defer close(done)
 		self, held, err := control.Enrol(ctx, cfg, request)
 		switch {
+		case err == nil && self.Node.Relay:
+			held.Close()
+			cfg.Emit(ctx, machine.EnrolFailed{Reason: "the join code is for a relay: run `redoubt relay` with it"})
 		case err == nil:
 			err := a.post(ctx, func() {
 				defer held.Close() // unless the client has taken it

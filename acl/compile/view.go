@@ -347,6 +347,9 @@ func minus(p, hole netip.Prefix) []netip.Prefix {
 	return out
 }
 
+// Peers are the nodes that some rule ties to a node, sorted.
+func (b *Bound) Peers(id proto.NodeID) []proto.NodeID { return b.peers(id) }
+
 // peers are the nodes that some rule ties to a node.
 func (b *Bound) peers(id proto.NodeID) []proto.NodeID {
 	n, ok := b.node(id)

@@ -97,6 +97,9 @@ func (c *Client) Report(reach proto.Reach, port uint16) { c.out.report(reach, po
 // that nothing is known but what it was told of.
 func (c *Client) Posture(facts []Fact, complete bool) { c.out.posture(facts, complete) }
 
+// Serve tells the coordinator, of this stream and of those that come, what a relay serves.
+func (c *Client) Serve(r proto.Relay) { c.out.serve(r) }
+
 // Renewal is what the next certificate is asked for with.
 type Renewal struct {
 	Node    key.NodePrivate // that is to come next

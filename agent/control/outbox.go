@@ -71,6 +71,11 @@ func (o *outbox) report(reach proto.Reach, port uint16) {
 	})
 }
 
+func (o *outbox) serve(r proto.Relay) {
+	report := &redoubtv1.Report{Relay: wire.FromRelay(r)}
+	o.put(func() { o.reported, o.unreported = report, true })
+}
+
 func (o *outbox) renew(r Renewal) {
 	o.put(func() {
 		if o.under == nil {

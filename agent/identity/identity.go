@@ -71,7 +71,7 @@ func (r Record) Under(trusted [][]byte) (Record, error) {
 	if err != nil {
 		return Record{}, fmt.Errorf("not under a root that this node trusts: %w", err)
 	}
-	if _, err := Certificate(v, r.Chain[0]); err != nil {
+	if _, err := v.Member(r.Chain[0], never); err != nil {
 		return Record{}, fmt.Errorf("not under a root that this node trusts: %w", err)
 	}
 	var roots [][]byte
@@ -91,7 +91,7 @@ func (r Record) Under(trusted [][]byte) (Record, error) {
 	return r, nil
 }
 
-// Check says whether a record is the identity of a machine with this device key and one of these node keys, of which it takes
+// Check says whether a record is the identity of a machine, a node's or a relay's, with this device key and one of these node keys, of which it takes
 // the first that the certificate names. Whether its time is over is another question, which is asked again and again.
 func Check(r Record, device key.DevicePublic, held ...key.NodePublic) (*Self, error) {
 	s, err := CheckLost(r, device)
@@ -113,7 +113,7 @@ func CheckLost(r Record, device key.DevicePublic) (*Self, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := Certificate(v, r.Chain[0])
+	n, err := v.Member(r.Chain[0], never)
 	if err != nil {
 		return nil, err
 	}

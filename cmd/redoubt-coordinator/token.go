@@ -22,13 +22,14 @@ type token struct {
 	Uses      uint32   `json:"uses"`
 	State     string   `json:"state"`
 	Replace   string   `json:"replace,omitempty"`
+	Relay     bool     `json:"relay,omitempty"`
 }
 
 func tokenOf(t *redoubtv1.Token) token {
 	return token{
 		ID: t.GetId(), User: t.GetUser(), Tags: t.GetTags(), Reusable: t.GetReusable(), Ephemeral: t.GetEphemeral(),
 		Created: stamp(t.GetCreated()), Expires: stamp(t.GetExpires()), Uses: t.GetUses(), State: t.GetState(),
-		Replace: t.GetReplace(),
+		Replace: t.GetReplace(), Relay: t.GetRelay(),
 	}
 }
 
@@ -70,6 +71,7 @@ func (p *program) tokenCreate() *cobra.Command {
 	f.BoolVar(&q.Reusable, "reusable", false, "good for any number of machines")
 	f.BoolVar(&q.Ephemeral, "ephemeral", false, "remove the machines when they are away for half an hour")
 	f.StringVar(&q.Replace, "replace", "", "`NODE` whose machine the one that joins takes the place of, as the same node")
+	f.BoolVar(&q.Relay, "relay", false, "for a relay: on its machine, redoubt relay CODE")
 	f.DurationVar(&ttl, "ttl", time.Hour, "how long the code is good")
 	return cmd
 }
@@ -79,14 +81,24 @@ func describe(t *redoubtv1.Token) string {
 	if t.GetReusable() {
 		machines = "any number of machines"
 	}
-	hint := ""
+	hint, use := "", "sudo redoubt up CODE"
+	if t.GetRelay() {
+		use = "sudo redoubt relay CODE"
+	}
 	if t.GetReplace() != "" {
 		hint = "\n# it becomes node " + t.GetReplace() + ", whose machine until now is out of the mesh then"
-	} else if t.GetUser() == "" && len(t.GetTags()) == 0 {
+	} else if t.GetUser() == "" && len(t.GetTags()) == 0 && !t.GetRelay() {
 		hint = "\n# without --user and --tag, only rules for * or for an address cover them"
 	}
-	return fmt.Sprintf("# token %s: for %s of %s, until %s%s\n# on the machine: sudo redoubt up CODE",
-		t.GetId(), machines, who(t.GetUser(), t.GetTags()), clock(t.GetExpires()), hint)
+	return fmt.Sprintf("# token %s: for %s of %s, until %s%s\n# on the machine: %s",
+		t.GetId(), machines, whose(t), clock(t.GetExpires()), hint, use)
+}
+
+func whose(t *redoubtv1.Token) string {
+	if t.GetRelay() {
+		return "a relay"
+	}
+	return who(t.GetUser(), t.GetTags())
 }
 
 func who(user string, tags []string) string {
@@ -115,7 +127,7 @@ func (p *program) tokenList() *cobra.Command {
 				if t.GetReusable() {
 					kind = "reusable"
 				}
-				rows = append(rows, []string{t.GetId(), who(t.GetUser(), t.GetTags()), kind, fmt.Sprint(t.GetUses()), t.GetState(), clock(t.GetExpires())})
+				rows = append(rows, []string{t.GetId(), whose(t), kind, fmt.Sprint(t.GetUses()), t.GetState(), clock(t.GetExpires())})
 			}
 			if p.json {
 				return p.print(map[string]any{"tokens": list})

@@ -79,7 +79,7 @@ func (a *Admin) CreateToken(ctx context.Context, r *redoubtv1.CreateTokenRequest
 		return nil, a.fail(err)
 	}
 	token, err := a.Directory.CreateToken(ctx, directory.TokenSpec{
-		Public: secret.Public(), User: r.GetUser(), Tags: r.GetTags(), Reusable: r.GetReusable(), Ephemeral: r.GetEphemeral(),
+		Public: secret.Public(), User: r.GetUser(), Tags: r.GetTags(), Reusable: r.GetReusable(), Ephemeral: r.GetEphemeral(), Relay: r.GetRelay(),
 		TTL: ttl, By: Caller(ctx), Replace: replace,
 	})
 	if err != nil {

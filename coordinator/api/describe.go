@@ -33,7 +33,7 @@ func (a *Admin) token(t *directory.Token) *redoubtv1.Token {
 	}
 	return &redoubtv1.Token{
 		Replace: replace,
-		Id:      t.ID, Tags: t.Tags, User: t.User, Reusable: t.Reusable, Ephemeral: t.Ephemeral,
+		Id:      t.ID, Tags: t.Tags, User: t.User, Reusable: t.Reusable, Ephemeral: t.Ephemeral, Relay: t.Relay,
 		Created: t.Created.Unix(), Expires: t.Expires.Unix(), Uses: t.Uses, State: t.State(a.Clock()),
 	}
 }
@@ -43,7 +43,7 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 	out := &redoubtv1.Node{
 		Id: n.ID.String(), Name: n.Name, User: n.User.Name, Tags: n.Tags, State: NodeActive, Connected: live.Connected,
 		Created: n.Created.Unix(), LastSeen: seconds(live.LastSeen), CertificateExpires: seconds(n.Certificate.NotAfter),
-		Program: live.Program, Os: live.OS, Arch: live.Arch, TokenId: n.Token, Ephemeral: n.Ephemeral, Attestation: n.Level.String(),
+		Program: live.Program, Os: live.OS, Arch: live.Arch, TokenId: n.Token, Ephemeral: n.Ephemeral, Relay: n.Relay, Attestation: n.Level.String(),
 		NodePublic: n.Key.String(), DevicePublic: n.Device.String(), CertificateSequence: n.Certificate.Sequence,
 		Attested: attestation(n),
 	}

@@ -38,6 +38,7 @@ type attached struct {
 	health  directory.Health   // likewise
 	about   directory.Reported // what the node says of itself
 	left    chan struct{}      // closed when the stream ends; nil where nobody waits for that
+	relay   bool               // it is a relay, which reports what it serves
 	pace    pace
 }
 
@@ -66,6 +67,7 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 	a := &attached{
 		Server: s, stream: st, in: in, node: g.node, machine: enroll.New(s.Attestors, s.Rand), protocol: protocol,
 		features: hello.GetFeatures(), applied: applied, about: s.reported(hello, hello.GetFacts()),
+		relay:      known.Relay,
 		renewFirst: g.outOfTime || known.Certificate.Serial != g.node.Serial,
 		pace:       pace{tokens: burst, at: time.Now()},
 	}
@@ -157,6 +159,9 @@ func (a *attached) leave() {
 		close(a.left)
 	}
 	now := a.Clock()
+	if a.relay {
+		a.served()
+	}
 	if session := a.session.Load(); session != nil {
 		var heard time.Time
 		a.Directory.SetLive(a.id, func(l *directory.Live) {
@@ -377,6 +382,9 @@ func (a *attached) report(m *redoubtv1.Report) error {
 	if a.renewFirst {
 		a.unheard = m // it is not said again on this stream
 		return nil
+	}
+	if a.relay {
+		return a.serves(m.GetRelay())
 	}
 	mesh := a.Directory.Snapshot().Mesh()
 	reach, err := wire.ToReach(m, mesh)

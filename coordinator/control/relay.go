@@ -2,13 +2,18 @@ package control
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
 // switchingRelay is the answer to the request for an Upgrade to a relay's stream.
@@ -67,3 +72,37 @@ type resumed struct {
 
 // Read reads what was read too early first.
 func (c *resumed) Read(b []byte) (int, error) { return c.r.Read(b) }
+
+// serves tells nodes of a relay that is attached.
+func (a *attached) serves(m *redoubtv1.Relay) error {
+	if m == nil {
+		return nil
+	}
+	r, err := wire.ToRelay(m)
+	if err != nil {
+		return refusal.Malformed("relay: " + err.Error())
+	}
+	r.ID, r.Name = a.id, a.node.Name
+	if from := remote(a.conn).Addr(); len(r.UDP) == 0 && len(r.URLs) == 0 && from.IsValid() {
+		r.UDP = []netip.Addr{from} // it named no address: where it comes from
+	}
+	if err := r.Validate(); err != nil {
+		return refusal.Malformed(err.Error())
+	}
+	ctx, cancel := context.WithTimeout(a.ctx, step)
+	defer cancel()
+	a.Log.Info("relay serves", "relay", a.id, "name", r.Name, "udp", r.UDPPort, "remote", a.conn.RemoteAddr())
+	return a.Directory.SetRelay(ctx, r)
+}
+
+// served tells nodes that a relay is gone, unless it is attached again already.
+func (a *attached) served() {
+	if session := a.session.Load(); session == nil || session.Replaced() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), step)
+	defer cancel()
+	if err := a.Directory.DropRelay(ctx, a.id); err != nil {
+		a.Log.Debug("relay is not taken away", "relay", a.id, "err", err)
+	}
+}

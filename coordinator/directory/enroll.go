@@ -173,7 +173,7 @@ func (t *tx) admit(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 	n := &Node{
 		Seed:     seed,
 		Identity: proto.Identity{ID: id, Name: t.name(r.Hostname), Addrs: addrs, Tags: token.Tags},
-		Device:   r.Device, Key: r.Key, Level: r.Level, Ephemeral: token.Ephemeral,
+		Device:   r.Device, Key: r.Key, Level: r.Level, Ephemeral: token.Ephemeral, Relay: token.Relay,
 		Hostname: strings.ToValidUTF8(r.Hostname, "?"), Token: token.ID, Created: t.now,
 		Attestation: Attestation{Attested: r.Attested, Highest: r.Level, Since: t.now},
 	}
@@ -227,7 +227,7 @@ func (d *Directory) certify(t *tx, old *Node) (*Node, error) {
 	}
 	c, err := d.config.Issue(cert.Node{
 		Mesh: t.mesh.ID, Identity: old.Identity, DNSName: old.Name + "." + t.mesh.Domain, Device: old.Device,
-		Keys: keys, Level: old.Level, Sequence: old.Certificate.Sequence + 1,
+		Relay: old.Relay, Keys: keys, Level: old.Level, Sequence: old.Certificate.Sequence + 1,
 	}, t.now)
 	if err != nil {
 		return nil, fmt.Errorf("issue a certificate for node %s (%s): %w", old.Name, old.ID, err)

@@ -202,6 +202,7 @@ type tokenRecord struct {
 	Tags      []string          `json:"tags,omitempty"`
 	Reusable  bool              `json:"reusable,omitempty"`
 	Ephemeral bool              `json:"ephemeral,omitempty"`
+	Relay     bool              `json:"relay,omitempty"`
 	By        string            `json:"by"`
 	Created   time.Time         `json:"created"`
 	Expires   time.Time         `json:"expires"`
@@ -214,7 +215,7 @@ type tokenRecord struct {
 
 func tokenOp(t *Token) (store.Op, error) {
 	r := tokenRecord{
-		version: v1, Public: t.Public.Bytes(), User: t.User, Tags: t.Tags, Reusable: t.Reusable, Ephemeral: t.Ephemeral,
+		version: v1, Public: t.Public.Bytes(), User: t.User, Tags: t.Tags, Reusable: t.Reusable, Ephemeral: t.Ephemeral, Relay: t.Relay,
 		By: t.By, Created: t.Created, Expires: t.Expires, Uses: t.Uses, SpentBy: t.SpentBy, Revoked: revocationOf(t.Revoked),
 		Replace: t.Replace,
 	}
@@ -230,7 +231,7 @@ func parseToken(e store.Entry) (*Token, error) {
 		return nil, err
 	}
 	t := &Token{
-		User: r.User, Tags: r.Tags, Reusable: r.Reusable, Ephemeral: r.Ephemeral, By: r.By, Created: r.Created,
+		User: r.User, Tags: r.Tags, Reusable: r.Reusable, Ephemeral: r.Ephemeral, Relay: r.Relay, By: r.By, Created: r.Created,
 		Expires: r.Expires, Uses: r.Uses, SpentBy: r.SpentBy, Revoked: r.Revoked.value(),
 		Replace: r.Replace,
 	}
@@ -288,6 +289,7 @@ type nodeRecord struct {
 	Quarantine  *quarantineRecord  `json:"quarantine,omitempty"`
 	Level       string             `json:"level"`
 	Ephemeral   bool               `json:"ephemeral,omitempty"`
+	Relay       bool               `json:"relay,omitempty"`
 	Hostname    string             `json:"hostname"`
 	Token       string             `json:"token"`
 	Created     time.Time          `json:"created"`
@@ -333,7 +335,7 @@ func (r *attestationRecord) value(n *Node) (Attestation, error) {
 func nodeOp(n *Node) (store.Op, error) {
 	r := nodeRecord{
 		version: v1, ID: n.ID, Name: n.Name, V4: n.Addrs.V4, V6: n.Addrs.V6, Tags: n.Tags, Device: n.Device.Bytes(),
-		Key: n.Key.Bytes(), NextFrom: n.NextFrom, Seed: n.Seed, Ticket: n.Ticket, Used: n.Used, Released: n.Released, Level: n.Level.String(), Ephemeral: n.Ephemeral, Hostname: n.Hostname, Token: n.Token,
+		Key: n.Key.Bytes(), NextFrom: n.NextFrom, Seed: n.Seed, Ticket: n.Ticket, Used: n.Used, Released: n.Released, Level: n.Level.String(), Ephemeral: n.Ephemeral, Relay: n.Relay, Hostname: n.Hostname, Token: n.Token,
 		Created: n.Created, Revoked: revocationOf(n.Revoked), Certificate: certificateRecord(n.Certificate),
 		Attestation: attestationOf(&n.Attestation), Verdict: verdictOf(n.Verdict),
 	}
@@ -358,7 +360,7 @@ func parseNode(e store.Entry) (*Node, error) {
 	}
 	n := &Node{
 		Identity:  proto.Identity{ID: r.ID, Name: r.Name, Addrs: proto.Addrs{V4: r.V4, V6: r.V6}, Tags: r.Tags},
-		Ephemeral: r.Ephemeral, Hostname: r.Hostname, Token: r.Token, Created: r.Created, Revoked: r.Revoked.value(),
+		Ephemeral: r.Ephemeral, Relay: r.Relay, Hostname: r.Hostname, Token: r.Token, Created: r.Created, Revoked: r.Revoked.value(),
 		Certificate: Certificate(r.Certificate), NextFrom: r.NextFrom, Seed: r.Seed, Ticket: r.Ticket, Used: r.Used, Released: r.Released,
 		Verdict: r.Verdict.value(),
 	}

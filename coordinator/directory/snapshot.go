@@ -122,7 +122,7 @@ func (s *Snapshot) Bars(id proto.NodeID) (sequence uint64, ok bool) {
 // seen says whether policies are about a node.
 func (s *state) seen(n *Node) bool {
 	switch {
-	case n.Quarantine != nil:
+	case n.Quarantine != nil || n.Relay:
 		return false
 	case n.Revoked == nil:
 		return true

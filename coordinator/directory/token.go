@@ -32,6 +32,7 @@ type TokenSpec struct {
 	Tags      []string
 	Reusable  bool
 	Ephemeral bool
+	Relay     bool
 	TTL       time.Duration
 	By        string
 	// Replace is the node whose machine the one that joins takes the place of, with who it is.
@@ -54,7 +55,7 @@ func (d *Directory) CreateToken(ctx context.Context, spec TokenSpec) (*Token, er
 	err = d.do(ctx, func(t *tx) error {
 		token = &Token{
 			ID: TokenID(spec.Public), Public: spec.Public, User: spec.User, Tags: tags, Reusable: spec.Reusable,
-			Ephemeral: spec.Ephemeral, By: spec.By, Created: t.now, Expires: t.now.Add(spec.TTL),
+			Ephemeral: spec.Ephemeral, Relay: spec.Relay, By: spec.By, Created: t.now, Expires: t.now.Add(spec.TTL),
 		}
 		if spec.Replace != 0 {
 			n, err := t.trustedNode(spec.Replace)
@@ -89,6 +90,9 @@ func (s TokenSpec) check() (tags []string, err error) {
 	if s.Public.IsZero() {
 		return nil, fmt.Errorf("token without a public key: %w", ErrInvalid)
 	}
+	if s.Relay && (s.User != "" || len(s.Tags) > 0 || s.Ephemeral || s.Replace != 0) {
+		return nil, fmt.Errorf("token for a relay: a relay is nobody's machine, has no role and replaces no node: %w", ErrInvalid)
+	}
 	if s.Replace != 0 && (s.User != "" || len(s.Tags) > 0 || s.Reusable || s.Ephemeral) {
 		return nil, fmt.Errorf("token that replaces a node's machine: it is for one machine, which becomes what that node is: %w", ErrInvalid)
 	}
@@ -121,6 +125,8 @@ func (t *Token) who() string {
 		return t.User
 	case len(t.Tags) > 0:
 		return strings.Join(t.Tags, ",")
+	case t.Relay:
+		return "a relay"
 	}
 	return "nobody in particular"
 }

@@ -42,6 +42,7 @@ type Node struct {
 	Released     bool        // from quarantine, and not renewed since
 	Quarantine   *Quarantine // nil while the node is one of the mesh
 	Level        cert.Level  // as proved last; Attestation has the rest
+	Relay        bool        // it carries packets for nodes, and is none that policies are about
 	Ephemeral    bool        // removed when it was away for AwayLimit
 	Hostname     string      // as the node named itself; Name was made from it
 	Token        string      // id of the token that it enrolled with
@@ -107,6 +108,7 @@ type Token struct {
 	Tags      []string // sorted; empty where there is a user
 	Reusable  bool
 	Ephemeral bool
+	Relay     bool // for relays, which have neither a user nor tags
 	By        string
 	Created   time.Time
 	Expires   time.Time

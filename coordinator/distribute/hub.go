@@ -82,7 +82,7 @@ func newHub(c Config) *Hub {
 		nodes: make(map[proto.NodeID]*record), away: list.New(), talks: make(map[proto.NodeID][]proto.NodeID), calm: make(map[proto.NodeID]struct{}),
 	}
 	snap := h.sub.Snapshot()
-	h.source.Store(&Source{Snapshot: snap, Program: c.Compile(snap.Policy()), Authorities: c.Authorities(), Outage: c.Outage})
+	h.source.Store(&Source{Snapshot: snap, Program: c.Compile(snap.Policy()), Authorities: c.Authorities(), Outage: c.Outage, meets: new(pairs)})
 	h.waits.flushed = snap.Version()
 	return h
 }
@@ -138,7 +138,7 @@ func (h *Hub) run() {
 // apply finds out whom a change can touch, and refreshes those.
 func (h *Hub) apply(c directory.Change) {
 	before := *h.source.Load()
-	after := Source{Snapshot: c.After, Program: before.Program, Authorities: h.config.Authorities(), Outage: h.config.Outage}
+	after := Source{Snapshot: c.After, Program: before.Program, Authorities: h.config.Authorities(), Outage: h.config.Outage, meets: new(pairs)}
 	if c.Policy {
 		after.Program = h.config.Compile(c.After.Policy())
 	}
@@ -157,7 +157,11 @@ func (h *Hub) apply(c directory.Change) {
 	h.expel(before, after, slices.Concat(c.Nodes, fresh))
 
 	dirty := make(map[proto.NodeID]struct{})
-	if touch(before, after, c, talks, h.config.Clock(), dirty, h.calm) {
+	all := touch(before, after, c, talks, h.config.Clock(), dirty, h.calm)
+	if !all {
+		after.meets.before, after.meets.dirty = before.meets, maps.Clone(dirty)
+	}
+	if all {
 		h.mu.Lock()
 		for id := range h.nodes {
 			dirty[id] = struct{}{}
@@ -167,6 +171,7 @@ func (h *Hub) apply(c directory.Change) {
 	for id := range dirty {
 		delete(h.calm, id)
 	}
+	h.addRelays(after, dirty)
 	h.refresh(dirty)
 	h.waits.flush(c.After.Version())
 	h.tellMeetings(c.Nodes)

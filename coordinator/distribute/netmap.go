@@ -17,6 +17,8 @@ type Source struct {
 	// Authorities are the intermediate certificates that are in use, sorted.
 	Authorities [][]byte
 	Outage      proto.Outage // where the policy says nothing else
+
+	meets *pairs
 }
 
 // conceivable are all features that a netmap can require.
@@ -76,12 +78,20 @@ type bound struct {
 // outage is what the policy says, and where it says nothing what holds without it.
 func (s Source) outage() proto.Outage { return s.Program.Outage(s.Outage) }
 
-func (s Source) bind() *bound { return &bound{s, s.Program.On(s.Snapshot), s.Snapshot.Relays()} }
+func (s Source) bind() *bound {
+	if s.meets == nil {
+		s.meets = new(pairs)
+	}
+	return &bound{s, s.Program.On(s.Snapshot), s.Snapshot.Relays()}
+}
 
 func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 	n, known := s.Snapshot.Lookup(id)
 	if !known || n.Dismissed() {
 		return nil
+	}
+	if n.Relay {
+		return s.relayNetmap(id)
 	}
 	nm := &proto.Netmap{
 		Version: s.Snapshot.Version(), Mesh: s.Snapshot.Mesh(), Self: id,

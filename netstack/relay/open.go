@@ -67,7 +67,7 @@ func (o Opener) open(ctx context.Context, url string, relay proto.NodeID) (net.C
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		t.Close()
+		_ = t.Close()
 		return nil, err
 	}
 	return c, nil
@@ -135,6 +135,9 @@ func (s *Server) ServeTLS(l net.Listener, config *tls.Config) error {
 		}
 	}
 }
+
+// Go runs f in a goroutine that Close waits for.
+func (s *Server) Go(f func()) { s.start(f) }
 
 // start runs f in a goroutine that Close waits for.
 func (s *Server) start(f func()) bool {

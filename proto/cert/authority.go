@@ -154,12 +154,16 @@ func (a *Authority) IssueNode(rand io.Reader, n Node) (*Node, error) {
 	if err := a.checkIssue(n); err != nil {
 		return nil, fmt.Errorf("issue a certificate to node %s: %w", n.ID, err)
 	}
-	t, err := template(rand, n.ID.String(), spiffe{Mesh: n.Mesh, Role: RoleNode, ID: n.ID.String()}, n.NotBefore, n.NotAfter)
+	role, usage := RoleNode, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	if n.Relay {
+		role, usage = RoleRelay, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	}
+	t, err := template(rand, n.ID.String(), spiffe{Mesh: n.Mesh, Role: role, ID: n.ID.String()}, n.NotBefore, n.NotAfter)
 	if err != nil {
 		return nil, fmt.Errorf("issue a certificate to node %s: %w", n.ID, err)
 	}
 	t.KeyUsage = x509.KeyUsageDigitalSignature
-	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	t.ExtKeyUsage = usage
 	t.DNSNames = []string{n.DNSName}
 	t.IPAddresses = []net.IP{n.Addrs.V4.AsSlice(), n.Addrs.V6.AsSlice()}
 	ext, err := extension{Sequence: n.Sequence, Level: n.Level, Keys: n.Keys, Tags: n.Tags, User: n.User}.marshal()

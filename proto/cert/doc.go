@@ -3,6 +3,7 @@
 //	mesh root            spiffe://MESH                    kept offline where the owner wants it; agents pin it
 //	  └─ intermediate    spiffe://MESH                    one for each coordinator
 //	       ├─ node         spiffe://MESH/node/ID          subject key: the device key; one hour
+//	       ├─ relay        spiffe://MESH/relay/ID         as a node's, of a machine that carries packets for nodes
 //	       └─ coordinator  spiffe://MESH/coordinator/ID   what agents see in the TLS handshake
 //
 // A node certificate says all that a mesh knows of a node's identity: its id in the URI, its two overlay addresses and

@@ -26,8 +26,10 @@ type NodeKey struct {
 type Node struct {
 	Mesh proto.MeshID
 	proto.Identity
-	DNSName             string // Name, a dot, and the mesh's domain
-	Device              key.DevicePublic
+	DNSName string // Name, a dot, and the mesh's domain
+	Device  key.DevicePublic
+	// Relay says that the certificate is a relay's: its role is that, and nobody takes it for a node's.
+	Relay               bool
 	Keys                []NodeKey // one, or the current and the next
 	Level               Level
 	Sequence            uint64 // grows with every certificate of the node
@@ -153,7 +155,7 @@ func checkLeaf(c *x509.Certificate, mesh proto.MeshID, role Role) (spiffe, error
 		return spiffe{}, fmt.Errorf("%w: %s, not %s", ErrRole, got, role)
 	}
 	wanted := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	if role == RoleCoordinator {
+	if role == RoleCoordinator || role == RoleRelay {
 		wanted = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	}
 	if c.IsCA || c.KeyUsage != x509.KeyUsageDigitalSignature || len(c.UnknownExtKeyUsage) != 0 || !slices.Equal(c.ExtKeyUsage, wanted) {
@@ -162,8 +164,8 @@ func checkLeaf(c *x509.Certificate, mesh proto.MeshID, role Role) (spiffe, error
 	return s, nil
 }
 
-// ParseNode reads a node certificate without asking who signed it: nothing that it says may be relied on. A Verifier's
-// Node is what one wants of a certificate from outside.
+// ParseNode reads a certificate of a node or a relay without asking who signed it: nothing that it says may be relied on. A
+// Verifier's Node is what one wants of a certificate from outside.
 func ParseNode(b []byte) (*Node, error) {
 	c, err := parseCertificate(b)
 	if err != nil {
@@ -174,14 +176,22 @@ func ParseNode(b []byte) (*Node, error) {
 
 // nodeFrom is ParseNode of a certificate that is parsed.
 func nodeFrom(c *x509.Certificate) (*Node, error) {
-	s, err := checkLeaf(c, "", RoleNode)
+	s, err := checkLeaf(c, "", memberRole(c))
 	if err != nil {
 		return nil, err
 	}
 	return nodeOf(c, s)
 }
 
-// nodeOf reads what is particular to node certificates.
+// memberRole is a relay's for a certificate that says so, and a node's for all others.
+func memberRole(c *x509.Certificate) Role {
+	if s, err := spiffeOf(c); err == nil && s.Role == RoleRelay {
+		return RoleRelay
+	}
+	return RoleNode
+}
+
+// nodeOf reads what is particular to certificates of nodes and relays.
 func nodeOf(c *x509.Certificate, s spiffe) (*Node, error) {
 	id, err := proto.ParseNodeID(s.ID)
 	if err != nil {
@@ -195,7 +205,7 @@ func nodeOf(c *x509.Certificate, s spiffe) (*Node, error) {
 		Mesh: s.Mesh, Device: device, NotBefore: c.NotBefore, NotAfter: c.NotAfter,
 		Raw: bytes.Clone(c.Raw), Serial: c.SerialNumber.Text(16),
 	}
-	n.ID = id
+	n.ID, n.Relay = id, s.Role == RoleRelay
 	if err := n.readNames(c); err != nil {
 		return nil, err
 	}

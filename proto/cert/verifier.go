@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -333,13 +334,22 @@ func (v *Verifier) issuers(c *x509.Certificate) []*intermediate {
 
 // Node verifies a node certificate under one of the intermediates that were added.
 func (v *Verifier) Node(b []byte, at time.Time) (*Node, error) {
-	return v.node(b, func(*x509.Certificate) time.Time { return at })
+	return v.node(b, RoleNode, func(*x509.Certificate) time.Time { return at })
 }
 
 // NodeOutOfTime is Node, but a certificate whose time is over, or has not come, is judged as of the moment of it that is
 // nearest. It is for coordinators, which let such a node renew and do nothing else.
 func (v *Verifier) NodeOutOfTime(b []byte, at time.Time) (*Node, error) {
-	return v.node(b, func(c *x509.Certificate) time.Time {
+	return v.node(b, RoleNode, outOfTime(at))
+}
+
+// Member is NodeOutOfTime for certificates of nodes and of relays: for who holds one, and for coordinators.
+func (v *Verifier) Member(b []byte, at time.Time) (*Node, error) {
+	return v.member(b, outOfTime(at))
+}
+
+func outOfTime(at time.Time) func(c *x509.Certificate) time.Time {
+	return func(c *x509.Certificate) time.Time {
 		switch {
 		case at.Before(c.NotBefore):
 			return c.NotBefore
@@ -347,23 +357,31 @@ func (v *Verifier) NodeOutOfTime(b []byte, at time.Time) (*Node, error) {
 			return c.NotAfter
 		}
 		return at
-	})
+	}
 }
 
-func (v *Verifier) node(b []byte, at func(*x509.Certificate) time.Time) (*Node, error) {
-	c, s, err := v.leaf(b, RoleNode, at)
+func (v *Verifier) member(b []byte, at func(*x509.Certificate) time.Time) (*Node, error) {
+	c, err := parseCertificate(b)
+	if err != nil {
+		return nil, err
+	}
+	return v.node(b, memberRole(c), at)
+}
+
+func (v *Verifier) node(b []byte, role Role, at func(*x509.Certificate) time.Time) (*Node, error) {
+	c, s, err := v.leaf(b, role, at)
 	if err != nil {
 		return nil, err
 	}
 	return nodeOf(c, s)
 }
 
-// PeerNode verifies the chain that a node presents in a TLS handshake, leaf first.
+// PeerNode verifies the chain that a node or a relay presents to a coordinator in a TLS handshake, leaf first.
 func (v *Verifier) PeerNode(chain [][]byte, at time.Time) (*Node, error) {
 	if err := v.learn(chain); err != nil {
 		return nil, err
 	}
-	return v.Node(chain[0], at)
+	return v.member(chain[0], func(*x509.Certificate) time.Time { return at })
 }
 
 // PeerNodeOutOfTime is PeerNode as NodeOutOfTime is Node.
@@ -371,7 +389,25 @@ func (v *Verifier) PeerNodeOutOfTime(chain [][]byte, at time.Time) (*Node, error
 	if err := v.learn(chain); err != nil {
 		return nil, err
 	}
-	return v.NodeOutOfTime(chain[0], at)
+	return v.Member(chain[0], at)
+}
+
+// Relay verifies the chain that a relay presents in a TLS handshake, leaf first: one with this id, or a coordinator, which may
+// have a relay in it.
+func (v *Verifier) Relay(chain [][]byte, id proto.NodeID, at time.Time) error {
+	if err := v.learn(chain); err != nil {
+		return err
+	}
+	now := func(*x509.Certificate) time.Time { return at }
+	_, s, err := v.leaf(chain[0], RoleRelay, now)
+	switch {
+	case errors.Is(err, ErrRole):
+		_, _, err = v.leaf(chain[0], RoleCoordinator, now)
+		return err
+	case err == nil && s.ID != id.String():
+		return fmt.Errorf("%w: relay %s, not %s", ErrRole, s.ID, id)
+	}
+	return err
 }
 
 // Coordinator verifies the chain that a coordinator presents in a TLS handshake, leaf first, and gives its id.

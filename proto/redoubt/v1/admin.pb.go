@@ -35,6 +35,7 @@ type Token struct {
 	Uses          uint32                 `protobuf:"varint,8,opt,name=uses,proto3" json:"uses,omitempty"`
 	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`      // valid, spent, expired, revoked
 	Replace       string                 `protobuf:"bytes,20,opt,name=replace,proto3" json:"replace,omitempty"` // id of the node whose machine it replaces; empty: it makes a new node
+	Relay         bool                   `protobuf:"varint,21,opt,name=relay,proto3" json:"relay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -139,6 +140,13 @@ func (x *Token) GetReplace() string {
 	return ""
 }
 
+func (x *Token) GetRelay() bool {
+	if x != nil {
+		return x.Relay
+	}
+	return false
+}
+
 type CreateTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tags          []string               `protobuf:"bytes,1,rep,name=tags,proto3" json:"tags,omitempty"`
@@ -147,6 +155,7 @@ type CreateTokenRequest struct {
 	Ephemeral     bool                   `protobuf:"varint,4,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
 	TtlSeconds    uint64                 `protobuf:"varint,5,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
 	Replace       string                 `protobuf:"bytes,20,opt,name=replace,proto3" json:"replace,omitempty"` // id or name of the node whose machine the one that joins takes the place of
+	Relay         bool                   `protobuf:"varint,21,opt,name=relay,proto3" json:"relay,omitempty"`    // for a relay
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -221,6 +230,13 @@ func (x *CreateTokenRequest) GetReplace() string {
 		return x.Replace
 	}
 	return ""
+}
+
+func (x *CreateTokenRequest) GetRelay() bool {
+	if x != nil {
+		return x.Relay
+	}
+	return false
 }
 
 type CreateTokenResponse struct {
@@ -465,6 +481,7 @@ type Node struct {
 	NextNodePublic      string                 `protobuf:"bytes,31,opt,name=next_node_public,json=nextNodePublic,proto3" json:"next_node_public,omitempty"` // that takes over; empty where there is none
 	NextNodeFrom        int64                  `protobuf:"varint,32,opt,name=next_node_from,json=nextNodeFrom,proto3" json:"next_node_from,omitempty"`      // Unix seconds
 	Attested            *Attestation           `protobuf:"bytes,40,opt,name=attested,proto3" json:"attested,omitempty"`
+	Relay               bool                   `protobuf:"varint,41,opt,name=relay,proto3" json:"relay,omitempty"`
 	Verdict             *Verdict               `protobuf:"bytes,50,opt,name=verdict,proto3" json:"verdict,omitempty"`   // absent where no administrator said anything of the machine
 	Withheld            string                 `protobuf:"bytes,51,opt,name=withheld,proto3" json:"withheld,omitempty"` // why it gets no other certificate as things are; empty where it does
 	unknownFields       protoimpl.UnknownFields
@@ -695,6 +712,13 @@ func (x *Node) GetAttested() *Attestation {
 		return x.Attested
 	}
 	return nil
+}
+
+func (x *Node) GetRelay() bool {
+	if x != nil {
+		return x.Relay
+	}
+	return false
 }
 
 func (x *Node) GetVerdict() *Verdict {
@@ -5283,7 +5307,7 @@ var File_redoubt_v1_admin_proto protoreflect.FileDescriptor
 const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x16redoubt/v1/admin.proto\x12\n" +
-	"redoubt.v1\x1a\x17redoubt/v1/netmap.proto\"\xf1\x01\n" +
+	"redoubt.v1\x1a\x17redoubt/v1/netmap.proto\"\x87\x02\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04tags\x18\x02 \x03(\tR\x04tags\x12\x12\n" +
@@ -5294,7 +5318,8 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\aexpires\x18\a \x01(\x03R\aexpires\x12\x12\n" +
 	"\x04uses\x18\b \x01(\rR\x04uses\x12\x14\n" +
 	"\x05state\x18\t \x01(\tR\x05state\x12\x18\n" +
-	"\areplace\x18\x14 \x01(\tR\areplace\"\xb1\x01\n" +
+	"\areplace\x18\x14 \x01(\tR\areplace\x12\x14\n" +
+	"\x05relay\x18\x15 \x01(\bR\x05relay\"\xc7\x01\n" +
 	"\x12CreateTokenRequest\x12\x12\n" +
 	"\x04tags\x18\x01 \x03(\tR\x04tags\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x1a\n" +
@@ -5302,7 +5327,8 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\tephemeral\x18\x04 \x01(\bR\tephemeral\x12\x1f\n" +
 	"\vttl_seconds\x18\x05 \x01(\x04R\n" +
 	"ttlSeconds\x12\x18\n" +
-	"\areplace\x18\x14 \x01(\tR\areplace\"R\n" +
+	"\areplace\x18\x14 \x01(\tR\areplace\x12\x14\n" +
+	"\x05relay\x18\x15 \x01(\bR\x05relay\"R\n" +
 	"\x13CreateTokenResponse\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12'\n" +
 	"\x05token\x18\x02 \x01(\v2\x11.redoubt.v1.TokenR\x05token\"\x13\n" +
@@ -5311,7 +5337,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06tokens\x18\x01 \x03(\v2\x11.redoubt.v1.TokenR\x06tokens\"$\n" +
 	"\x12RevokeTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
-	"\x13RevokeTokenResponse\"\xd4\a\n" +
+	"\x13RevokeTokenResponse\"\xea\a\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -5344,7 +5370,8 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"quarantine\x12(\n" +
 	"\x10next_node_public\x18\x1f \x01(\tR\x0enextNodePublic\x12$\n" +
 	"\x0enext_node_from\x18  \x01(\x03R\fnextNodeFrom\x123\n" +
-	"\battested\x18( \x01(\v2\x17.redoubt.v1.AttestationR\battested\x12-\n" +
+	"\battested\x18( \x01(\v2\x17.redoubt.v1.AttestationR\battested\x12\x14\n" +
+	"\x05relay\x18) \x01(\bR\x05relay\x12-\n" +
 	"\averdict\x182 \x01(\v2\x13.redoubt.v1.VerdictR\averdict\x12\x1a\n" +
 	"\bwithheld\x183 \x01(\tR\bwithheld\"Y\n" +
 	"\aVerdict\x12\x0e\n" +

@@ -1314,6 +1314,7 @@ type Report struct {
 	ListenPort    uint32                 `protobuf:"varint,2,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"` // the UDP port, for the address that the coordinator sees
 	PathKey       *PathKey               `protobuf:"bytes,3,opt,name=path_key,json=pathKey,proto3" json:"path_key,omitempty"`
 	HomeRelay     uint64                 `protobuf:"fixed64,4,opt,name=home_relay,json=homeRelay,proto3" json:"home_relay,omitempty"` // 0: none
+	Relay         *Relay                 `protobuf:"bytes,5,opt,name=relay,proto3" json:"relay,omitempty"`                            // only of relays, whose id and name are their certificate's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1374,6 +1375,13 @@ func (x *Report) GetHomeRelay() uint64 {
 		return x.HomeRelay
 	}
 	return 0
+}
+
+func (x *Report) GetRelay() *Relay {
+	if x != nil {
+		return x.Relay
+	}
+	return nil
 }
 
 // Posture says what is new of the machine's health. What it does not name is as it was said before, on this stream or an earlier
@@ -1755,14 +1763,15 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12!\n" +
 	"\fhold_seconds\x18\x04 \x01(\rR\vholdSeconds\x12.\n" +
-	"\x13retry_after_seconds\x18\x05 \x01(\rR\x11retryAfterSeconds\"\xac\x01\n" +
+	"\x13retry_after_seconds\x18\x05 \x01(\rR\x11retryAfterSeconds\"\xd5\x01\n" +
 	"\x06Report\x122\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\x12\x1f\n" +
 	"\vlisten_port\x18\x02 \x01(\rR\n" +
 	"listenPort\x12.\n" +
 	"\bpath_key\x18\x03 \x01(\v2\x13.redoubt.v1.PathKeyR\apathKey\x12\x1d\n" +
 	"\n" +
-	"home_relay\x18\x04 \x01(\x06R\thomeRelay\"N\n" +
+	"home_relay\x18\x04 \x01(\x06R\thomeRelay\x12'\n" +
+	"\x05relay\x18\x05 \x01(\v2\x11.redoubt.v1.RelayR\x05relay\"N\n" +
 	"\aPosture\x12-\n" +
 	"\x05facts\x18\x01 \x03(\v2\x17.redoubt.v1.PostureFactR\x05facts\x12\x14\n" +
 	"\x05whole\x18\x02 \x01(\bR\x05whole\"X\n" +
@@ -1848,6 +1857,7 @@ var file_redoubt_v1_control_proto_goTypes = []any{
 	(*Mesh)(nil),        // 24: redoubt.v1.Mesh
 	(*Endpoint)(nil),    // 25: redoubt.v1.Endpoint
 	(*PathKey)(nil),     // 26: redoubt.v1.PathKey
+	(*Relay)(nil),       // 27: redoubt.v1.Relay
 }
 var file_redoubt_v1_control_proto_depIdxs = []int32{
 	3,  // 0: redoubt.v1.Up.hello:type_name -> redoubt.v1.Hello
@@ -1875,14 +1885,15 @@ var file_redoubt_v1_control_proto_depIdxs = []int32{
 	24, // 22: redoubt.v1.Result.mesh:type_name -> redoubt.v1.Mesh
 	25, // 23: redoubt.v1.Report.endpoints:type_name -> redoubt.v1.Endpoint
 	26, // 24: redoubt.v1.Report.path_key:type_name -> redoubt.v1.PathKey
-	15, // 25: redoubt.v1.Posture.facts:type_name -> redoubt.v1.PostureFact
-	23, // 26: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
-	0,  // 27: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	27, // 25: redoubt.v1.Report.relay:type_name -> redoubt.v1.Relay
+	15, // 26: redoubt.v1.Posture.facts:type_name -> redoubt.v1.PostureFact
+	23, // 27: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
+	0,  // 28: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_control_proto_init() }

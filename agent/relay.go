@@ -1,0 +1,365 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/redoubt-mesh/redoubt/agent/control"
+	"github.com/redoubt-mesh/redoubt/agent/enroll"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
+	"github.com/redoubt-mesh/redoubt/agent/machine"
+	"github.com/redoubt-mesh/redoubt/agent/meshtime"
+	"github.com/redoubt-mesh/redoubt/agent/state"
+	"github.com/redoubt-mesh/redoubt/netstack/osnet"
+	"github.com/redoubt-mesh/redoubt/netstack/outward"
+	"github.com/redoubt-mesh/redoubt/netstack/relay"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
+)
+
+// RelayConfig is what a relay on a machine of its own is made with.
+type RelayConfig struct {
+	StateDir string
+	// Join is what its join code says; nil where it has joined before.
+	Join     *state.Join
+	Hostname string
+	Program  string
+	Region   string
+	// Port is of UDP, and Addresses where nodes reach that; without one it is where the coordinator sees the relay come from.
+	Port      uint16
+	Addresses []netip.Addr
+	// Listener takes streams, which nodes open by URLs; nil: there are none.
+	Listener net.Listener
+	URLs     []string
+
+	Log      *slog.Logger
+	Registry prometheus.Registerer
+
+	Clock meshtime.Clock // nil: the system's, as with what follows
+	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
+	Proxy func(*url.URL) (*url.URL, error)
+	UDP   conn.Bind
+}
+
+const (
+	// renewAgain is when a certificate is asked for again that did not come.
+	renewAgain = time.Minute
+	// parting is how long nodes have to go to another relay.
+	parting = 5 * time.Second
+)
+
+// carrier is a relay that runs: a server, and what it knows of the mesh.
+type carrier struct {
+	cfg    RelayConfig
+	keys   keys
+	time   *meshtime.Time
+	permit relayPermit
+	server *relay.Server
+	client *control.Client
+	info   proto.Relay
+	// renew gets a value when a certificate is to be asked for, and over why the relay cannot go on.
+	renew chan struct{}
+	over  chan error
+
+	// Of the goroutine that hears the coordinator.
+	self    *identity.Self
+	netmap  *proto.Netmap
+	serving bool
+}
+
+// RunRelay joins the mesh, where there is a join code for that, and carries packets until the context ends.
+func RunRelay(ctx context.Context, cfg RelayConfig) (err error) {
+	cfg.complete()
+	dir, err := state.Open(cfg.StateDir, cfg.Clock.Now())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	loaded, err := dir.Load()
+	if err != nil {
+		return err
+	}
+	c := &carrier{cfg: cfg, time: meshtime.New(cfg.Clock, loaded.Floors.MeshTime), renew: make(chan struct{}, 1), over: make(chan error, 1)}
+	c.keys = keys{dir: dir, home: &home{make: KeyFile, log: cfg.Log}}
+	if err := c.keys.open(loaded); err != nil {
+		return err
+	}
+	if err := c.keys.make(); err != nil {
+		return err
+	}
+	join := loaded.Join
+	if cfg.Join != nil && loaded.Self == nil {
+		join = cfg.Join
+		if err := dir.SaveJoin(*join); err != nil {
+			return err
+		}
+	}
+	if join == nil {
+		return errors.New("this relay is in no mesh: give it a join code (on the coordinator: redoubt-coordinator token create --relay)")
+	}
+	if c.self = loaded.Self; c.self == nil {
+		if err := c.join(ctx, join); err != nil {
+			return err
+		}
+	}
+	if !c.self.Node.Relay {
+		return errors.New("this identity is a node's, not a relay's: want the code of `redoubt-coordinator token create --relay`, and a state directory of its own")
+	}
+	return c.run(ctx, join.URLs)
+}
+
+func (cfg *RelayConfig) complete() {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Registry == nil {
+		cfg.Registry = prometheus.NewRegistry()
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = meshtime.System()
+	}
+	if cfg.Dial == nil {
+		cfg.Dial, cfg.Proxy = osnet.Dialer().DialContext, outward.Environment
+	}
+}
+
+func (c *carrier) control(urls []string) control.Config {
+	return control.Config{
+		Dial: c.cfg.Dial, Proxy: c.cfg.Proxy, Now: c.time.Now, Heard: c.time.Heard, Rand: newRand(),
+		URLs: urls, Device: c.keys.device, Program: c.cfg.Program, Hostname: c.cfg.Hostname, Emit: c.hear,
+	}
+}
+
+// join gets the first certificate.
+func (c *carrier) join(ctx context.Context, join *state.Join) error {
+	cfg := c.control(join.URLs)
+	self, held, err := control.Enrol(ctx, cfg, enroll.Request{
+		Device: c.keys.device, Node: c.keys.node(), Token: join.Secret, Root: join.Root, Hostname: cfg.Hostname, Program: cfg.Program,
+	})
+	if err != nil {
+		return err
+	}
+	held.Close() // the stream to come is one of the certificate
+	if !self.Node.Relay {
+		return errors.New("the join code is for a node: want that of `redoubt-coordinator token create --relay`")
+	}
+	c.self = self
+	return c.keys.dir.SaveIdentity(self.Record)
+}
+
+// run serves until the context ends.
+func (c *carrier) run(ctx context.Context, urls []string) error {
+	secret, err := relaymsg.NewSecret(rand.Reader)
+	if err != nil {
+		return err
+	}
+	c.info = proto.Relay{
+		ID: c.self.Node.ID, Name: c.self.Node.Name, Region: c.cfg.Region, Key: secret.Public(), UDPPort: c.cfg.Port, UDP: c.cfg.Addresses, URLs: c.cfg.URLs,
+	}
+	c.permit.now = c.time.Now
+	c.permit.set(c.self.Verifier, nil)
+	c.permit.leaf.Store(c.certificate(c.self))
+	c.server, err = relay.NewServer(relay.ServerConfig{
+		ID: c.info.ID, Secret: secret, Permit: &c.permit, Rand: rand.Reader, Log: c.cfg.Log, Registry: c.cfg.Registry,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.server.Close() }()
+	ready := make(chan struct{})
+	inner, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.client = control.Attach(gate(c.control(urls), ready), c.self, proto.Version{}, nil)
+	defer c.client.Close()
+	close(ready)
+	return c.wait(inner, c.self)
+}
+
+// gate has events wait until the client is known.
+func gate(cfg control.Config, ready <-chan struct{}) control.Config {
+	emit := cfg.Emit
+	cfg.Emit = func(ctx context.Context, e machine.Event) {
+		<-ready
+		emit(ctx, e)
+	}
+	return cfg
+}
+
+// wait asks for certificates in time, until the end.
+func (c *carrier) wait(ctx context.Context, self *identity.Self) error {
+	due := time.NewTimer(untilRenewal(self.Node, c.time.Now()))
+	defer due.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			c.server.Drain(parting)
+			return nil
+		case err := <-c.over:
+			return err
+		case <-c.renew:
+		case <-due.C:
+		}
+		self := c.permit.self.Load()
+		if self == nil {
+			due.Reset(renewAgain)
+			continue
+		}
+		if left := untilRenewal(self.Node, c.time.Now()); left > 0 && !c.permit.first.Load() {
+			due.Reset(left)
+			continue
+		}
+		due.Reset(renewAgain)
+		next, err := c.keys.next(self)
+		if err != nil {
+			return err
+		}
+		c.client.Renew(control.Renewal{Node: next, Ticket: self.Record.Ticket})
+	}
+}
+
+// untilRenewal is how long a certificate is good enough, which half of its life is.
+func untilRenewal(n *cert.Node, now time.Time) time.Duration {
+	return n.NotBefore.Add(n.NotAfter.Sub(n.NotBefore) / 2).Sub(now)
+}
+
+func (c *carrier) wake() {
+	select {
+	case c.renew <- struct{}{}:
+	default:
+	}
+}
+
+func (c *carrier) end(err error) {
+	select {
+	case c.over <- err:
+	default:
+	}
+}
+
+// hear takes what the coordinator says.
+func (c *carrier) hear(_ context.Context, e machine.Event) {
+	log := c.cfg.Log
+	switch e := e.(type) {
+	case machine.Connected:
+		log.Info("connected with the coordinator", "url", e.URL)
+		c.permit.self.Store(c.self)
+		c.permit.first.Store(e.RenewFirst)
+		if e.RenewFirst {
+			c.wake()
+		}
+	case machine.Lost:
+		log.Warn("lost the coordinator; who may meet stays as it was", "reason", e.Reason)
+	case machine.Trouble:
+		log.Warn("the coordinator cannot be reached", "reason", e.Reason)
+	case machine.Refused:
+		log.Warn("refused by the coordinator", "reason", e.Message)
+		if e.Kind == machine.RefusedRevoked {
+			c.end(fmt.Errorf("this relay is not one of the mesh any more: %s", e.Message))
+		}
+	case machine.Snapshot:
+		c.know(e.Netmap)
+	case machine.Change:
+		next, err := c.netmap.Apply(e.Delta)
+		if err != nil {
+			log.Warn("asking for everything anew", "err", err)
+			c.client.Resume(proto.Version{})
+			c.client.Redial("a change that does not fit")
+			return
+		}
+		c.know(next)
+	case machine.Renewed:
+		c.renewed(e.Self)
+	case machine.RenewFailed:
+		log.Warn("no new certificate", "reason", e.Reason)
+		if e.KeyUsed {
+			if err := c.keys.drop(c.self); err != nil {
+				c.end(err)
+			}
+		}
+	}
+}
+
+// know takes who may meet from now on, and says that it holds.
+func (c *carrier) know(nm *proto.Netmap) {
+	if err := c.self.Verifier.AddIntermediates(nm.Authorities); err != nil {
+		c.cfg.Log.Warn("certificates of an authority are not taken", "err", err)
+	}
+	c.netmap = nm
+	c.server.Recheck(c.permit.set(c.self.Verifier, nm))
+	if !c.serving {
+		if err := c.serve(); err != nil {
+			c.end(err)
+			return
+		}
+	}
+	c.client.Resume(nm.Version)
+	c.client.Ack(nm.Version)
+}
+
+// serve opens what nodes come by, once it is known which of them may, and tells the coordinator.
+func (c *carrier) serve() (err error) {
+	if c.info.UDPPort, err = c.server.ServeUDP(c.cfg.UDP, c.cfg.Port); err != nil {
+		return err
+	}
+	if c.cfg.Listener != nil {
+		c.server.Go(func() {
+			_ = c.server.ServeTLS(c.cfg.Listener, &tls.Config{GetConfigForClient: c.permit.configure, MinVersion: tls.VersionTLS13})
+		})
+	}
+	c.serving = true
+	c.cfg.Log.Info("relay serves", "relay", c.info.ID, "udp", c.info.UDPPort)
+	c.client.Serve(c.info)
+	return nil
+}
+
+// renewed takes the next certificate.
+func (c *carrier) renewed(self *identity.Self) {
+	err := self.Follows(c.self)
+	if err == nil && !self.Node.Relay {
+		err = errors.New("the certificate is a node's")
+	}
+	if err == nil {
+		err = c.keys.dir.SaveIdentity(self.Record)
+	}
+	if err == nil {
+		_, err = c.keys.turn(self.Node.Keys[0].Public)
+	}
+	if err != nil {
+		c.end(fmt.Errorf("new certificate: %w", err))
+		return
+	}
+	c.self = self
+	c.permit.first.Store(false)
+	c.permit.self.Store(self)
+	if c.netmap != nil {
+		if err := self.Verifier.AddIntermediates(c.netmap.Authorities); err != nil {
+			c.cfg.Log.Warn("certificates of an authority are not taken", "err", err)
+		}
+	}
+	c.permit.set(self.Verifier, c.netmap)
+	c.permit.leaf.Store(c.certificate(self))
+	c.client.SetSelf(self)
+	c.cfg.Log.Info("certificate renewed", "until", self.Node.NotAfter)
+	c.wake()
+}
+
+// certificate is what the relay shows.
+func (c *carrier) certificate(self *identity.Self) *tls.Certificate {
+	t, err := cert.TLSCertificate(c.keys.device, self.Record.Chain[0], self.Record.Chain[1:]...)
+	if err != nil {
+		return nil // handshakes say so
+	}
+	return &t
+}

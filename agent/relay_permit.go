@@ -1,0 +1,93 @@
+package agent
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/agent/identity"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+)
+
+// relayPermit says who may use a relay: those whose certificates hold, and of whom the coordinator says whom they may meet. It
+// grants no grace.
+type relayPermit struct {
+	now   func() time.Time
+	view  atomic.Pointer[relayView]
+	leaf  atomic.Pointer[tls.Certificate] // that the relay shows
+	self  atomic.Pointer[identity.Self]   // that the coordinator was shown last
+	first atomic.Bool                     // it wants a renewal before anything else
+}
+
+type relayView struct {
+	verifier *cert.Verifier
+	meets    map[proto.NodeID][]proto.NodeID // sorted
+}
+
+// set takes who may meet whom, and answers of whom that changed.
+func (p *relayPermit) set(v *cert.Verifier, nm *proto.Netmap) (changed []proto.NodeID) {
+	next := &relayView{verifier: v}
+	if nm != nil {
+		next.meets = make(map[proto.NodeID][]proto.NodeID, len(nm.Sets))
+		for i := range nm.Sets {
+			if id, err := proto.ParseNodeID(nm.Sets[i].Name); err == nil {
+				next.meets[id] = nm.Sets[i].Members
+			}
+		}
+	}
+	before := p.view.Swap(next)
+	if before == nil {
+		return nil
+	}
+	for id, members := range before.meets {
+		if now, ok := next.meets[id]; !ok || !slices.Equal(now, members) {
+			changed = append(changed, id)
+		}
+	}
+	return changed
+}
+
+// Admit implements relay.Permit.
+func (p *relayPermit) Admit(certificate []byte) (proto.NodeID, time.Time, error) {
+	n, err := p.view.Load().verifier.Node(certificate, p.now())
+	if err != nil {
+		return 0, time.Time{}, err
+	}
+	if !p.Trusted(n.ID) {
+		return 0, time.Time{}, errors.New("the coordinator does not name node " + n.ID.String())
+	}
+	// Sessions are ended by this machine's clock.
+	return n.ID, time.Now().Add(n.NotAfter.Add(cert.Skew).Sub(p.now())), nil
+}
+
+// Trusted implements relay.Permit.
+func (p *relayPermit) Trusted(id proto.NodeID) bool {
+	_, ok := p.view.Load().meets[id]
+	return ok
+}
+
+// Meet implements relay.Permit.
+func (p *relayPermit) Meet(a, b proto.NodeID) bool {
+	v := p.view.Load()
+	_, ok := slices.BinarySearch(v.meets[a], b)
+	return ok && p.Trusted(b)
+}
+
+// configure makes TLS of one connection.
+func (p *relayPermit) configure(*tls.ClientHelloInfo) (*tls.Config, error) {
+	leaf := p.leaf.Load()
+	if leaf == nil {
+		return nil, errors.New("relay: no certificate")
+	}
+	return cert.ServerConfig(*leaf, x509.NewCertPool(), func(chain [][]byte) error {
+		n, err := p.view.Load().verifier.PeerNode(chain, p.now())
+		if err == nil && n.Relay {
+			err = cert.ErrRole
+		}
+		return err
+	}), nil
+}
