@@ -5,12 +5,10 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
-	"net"
 	"net/netip"
 	"slices"
 	"time"
 
-	"github.com/redoubt-mesh/redoubt/agent/control"
 	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/machine"
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
@@ -95,16 +93,13 @@ func (a *Agent) openSteering(self *identity.Self, b *bind.Bind, bounds path.Boun
 	s.scout = scout.New(scout.Config{Send: b.SendTo, PortMap: a.cfg.Edges.Router, Changed: news})
 	s.client = relay.New(relay.Config{
 		Self: self.Node.ID, Certificate: certificate, Send: b.SendRunTo, Resolve: a.cfg.Edges.Resolve, Rand: rand.Reader, Log: a.log,
-		Open: func(ctx context.Context, r *proto.Relay) (net.Conn, error) {
-			c := certificate()
-			if c == nil {
-				return nil, errors.New("no certificate to show")
-			}
-			return control.OpenRelay(ctx, outward.Dialer{Dial: a.cfg.Edges.Dial, Proxy: a.cfg.Edges.Proxy}, r, c, func(chain [][]byte) error {
+		Open: relay.Opener{
+			Dial: outward.Dialer{Dial: a.cfg.Edges.Dial, Proxy: a.cfg.Edges.Proxy}.Open, Certificate: certificate,
+			Verify: func(_ proto.NodeID, chain [][]byte) error {
 				_, err := a.shown.Load().Verifier.Coordinator(chain, a.time.Now())
 				return err
-			})
-		},
+			},
+		}.Open,
 		Changed: news,
 	})
 	s.pilot = pilot.New(pilot.Config{
