@@ -465,8 +465,11 @@ type Node struct {
 	NextNodePublic      string                 `protobuf:"bytes,31,opt,name=next_node_public,json=nextNodePublic,proto3" json:"next_node_public,omitempty"` // that takes over; empty where there is none
 	NextNodeFrom        int64                  `protobuf:"varint,32,opt,name=next_node_from,json=nextNodeFrom,proto3" json:"next_node_from,omitempty"`      // Unix seconds
 	Attested            *Attestation           `protobuf:"bytes,40,opt,name=attested,proto3" json:"attested,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// What the policy's nodeAttrs give the node, where one node is asked for.
+	Attributes    []string      `protobuf:"bytes,41,rep,name=attributes,proto3" json:"attributes,omitempty"`
+	App           []*Capability `protobuf:"bytes,42,rep,name=app,proto3" json:"app,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -691,6 +694,20 @@ func (x *Node) GetNextNodeFrom() int64 {
 func (x *Node) GetAttested() *Attestation {
 	if x != nil {
 		return x.Attested
+	}
+	return nil
+}
+
+func (x *Node) GetAttributes() []string {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *Node) GetApp() []*Capability {
+	if x != nil {
+		return x.App
 	}
 	return nil
 }
@@ -4105,7 +4122,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06tokens\x18\x01 \x03(\v2\x11.redoubt.v1.TokenR\x06tokens\"$\n" +
 	"\x12RevokeTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
-	"\x13RevokeTokenResponse\"\x89\a\n" +
+	"\x13RevokeTokenResponse\"\xd3\a\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -4138,7 +4155,11 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"quarantine\x12(\n" +
 	"\x10next_node_public\x18\x1f \x01(\tR\x0enextNodePublic\x12$\n" +
 	"\x0enext_node_from\x18  \x01(\x03R\fnextNodeFrom\x123\n" +
-	"\battested\x18( \x01(\v2\x17.redoubt.v1.AttestationR\battested\"\xe5\x01\n" +
+	"\battested\x18( \x01(\v2\x17.redoubt.v1.AttestationR\battested\x12\x1e\n" +
+	"\n" +
+	"attributes\x18) \x03(\tR\n" +
+	"attributes\x12(\n" +
+	"\x03app\x18* \x03(\v2\x16.redoubt.v1.CapabilityR\x03app\"\xe5\x01\n" +
 	"\vAttestation\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\tR\x05level\x12\x18\n" +
 	"\ahighest\x18\x02 \x01(\tR\ahighest\x12\x12\n" +
@@ -4487,7 +4508,8 @@ var file_redoubt_v1_admin_proto_goTypes = []any{
 	(*GetCheckpointResponse)(nil), // 62: redoubt.v1.GetCheckpointResponse
 	(*BackupRequest)(nil),         // 63: redoubt.v1.BackupRequest
 	(*BackupResponse)(nil),        // 64: redoubt.v1.BackupResponse
-	(*Version)(nil),               // 65: redoubt.v1.Version
+	(*Capability)(nil),            // 65: redoubt.v1.Capability
+	(*Version)(nil),               // 66: redoubt.v1.Version
 }
 var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: redoubt.v1.CreateTokenResponse.token:type_name -> redoubt.v1.Token
@@ -4496,84 +4518,85 @@ var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	11, // 3: redoubt.v1.Node.routes:type_name -> redoubt.v1.Route
 	9,  // 4: redoubt.v1.Node.quarantine:type_name -> redoubt.v1.Quarantine
 	8,  // 5: redoubt.v1.Node.attested:type_name -> redoubt.v1.Attestation
-	7,  // 6: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
-	7,  // 7: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 8: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
-	48, // 9: redoubt.v1.RevokeNodeResponse.laggards:type_name -> redoubt.v1.Laggard
-	7,  // 10: redoubt.v1.ResetNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 11: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 12: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 13: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 14: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
-	30, // 15: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
-	30, // 16: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
-	65, // 17: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
-	39, // 18: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
-	37, // 19: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
-	38, // 20: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
-	44, // 21: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
-	48, // 22: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
-	47, // 23: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
-	49, // 24: redoubt.v1.CreateLockResponse.lock:type_name -> redoubt.v1.Lock
-	48, // 25: redoubt.v1.CreateLockResponse.laggards:type_name -> redoubt.v1.Laggard
-	49, // 26: redoubt.v1.ListLocksResponse.locks:type_name -> redoubt.v1.Lock
-	49, // 27: redoubt.v1.DeleteLockResponse.lock:type_name -> redoubt.v1.Lock
-	56, // 28: redoubt.v1.ListAuditResponse.records:type_name -> redoubt.v1.AuditRecord
-	1,  // 29: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
-	3,  // 30: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
-	5,  // 31: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
-	12, // 32: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	14, // 33: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	16, // 34: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
-	18, // 35: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
-	20, // 36: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
-	22, // 37: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
-	24, // 38: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
-	26, // 39: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
-	28, // 40: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
-	31, // 41: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
-	33, // 42: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
-	35, // 43: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
-	40, // 44: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
-	42, // 45: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
-	45, // 46: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
-	50, // 47: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
-	52, // 48: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
-	54, // 49: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
-	57, // 50: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
-	59, // 51: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
-	61, // 52: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
-	63, // 53: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
-	2,  // 54: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
-	4,  // 55: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
-	6,  // 56: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
-	13, // 57: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	15, // 58: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	17, // 59: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
-	19, // 60: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
-	21, // 61: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
-	23, // 62: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
-	25, // 63: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
-	27, // 64: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
-	29, // 65: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
-	32, // 66: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
-	34, // 67: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
-	36, // 68: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
-	41, // 69: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
-	43, // 70: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
-	46, // 71: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
-	51, // 72: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
-	53, // 73: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
-	55, // 74: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
-	58, // 75: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
-	60, // 76: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
-	62, // 77: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
-	64, // 78: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
-	54, // [54:79] is the sub-list for method output_type
-	29, // [29:54] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	65, // 6: redoubt.v1.Node.app:type_name -> redoubt.v1.Capability
+	7,  // 7: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
+	7,  // 8: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 9: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
+	48, // 10: redoubt.v1.RevokeNodeResponse.laggards:type_name -> redoubt.v1.Laggard
+	7,  // 11: redoubt.v1.ResetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 12: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 13: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 14: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 15: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
+	30, // 16: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
+	30, // 17: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
+	66, // 18: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
+	39, // 19: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
+	37, // 20: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
+	38, // 21: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
+	44, // 22: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
+	48, // 23: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
+	47, // 24: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
+	49, // 25: redoubt.v1.CreateLockResponse.lock:type_name -> redoubt.v1.Lock
+	48, // 26: redoubt.v1.CreateLockResponse.laggards:type_name -> redoubt.v1.Laggard
+	49, // 27: redoubt.v1.ListLocksResponse.locks:type_name -> redoubt.v1.Lock
+	49, // 28: redoubt.v1.DeleteLockResponse.lock:type_name -> redoubt.v1.Lock
+	56, // 29: redoubt.v1.ListAuditResponse.records:type_name -> redoubt.v1.AuditRecord
+	1,  // 30: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
+	3,  // 31: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
+	5,  // 32: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
+	12, // 33: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	14, // 34: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	16, // 35: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
+	18, // 36: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
+	20, // 37: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
+	22, // 38: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
+	24, // 39: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
+	26, // 40: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
+	28, // 41: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
+	31, // 42: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
+	33, // 43: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
+	35, // 44: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
+	40, // 45: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
+	42, // 46: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
+	45, // 47: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
+	50, // 48: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
+	52, // 49: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
+	54, // 50: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
+	57, // 51: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
+	59, // 52: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
+	61, // 53: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
+	63, // 54: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
+	2,  // 55: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
+	4,  // 56: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
+	6,  // 57: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
+	13, // 58: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	15, // 59: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	17, // 60: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
+	19, // 61: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
+	21, // 62: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
+	23, // 63: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
+	25, // 64: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
+	27, // 65: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
+	29, // 66: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
+	32, // 67: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
+	34, // 68: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
+	36, // 69: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
+	41, // 70: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
+	43, // 71: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
+	46, // 72: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
+	51, // 73: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
+	53, // 74: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
+	55, // 75: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
+	58, // 76: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
+	60, // 77: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
+	62, // 78: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
+	64, // 79: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
+	55, // [55:80] is the sub-list for method output_type
+	30, // [30:55] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_admin_proto_init() }
