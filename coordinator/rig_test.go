@@ -53,7 +53,7 @@ func (r *rig) start(c Config) {
 	r.t.Helper()
 	c.Data, c.Program = r.dir, "test"
 	c.URLs = []string{"https://coordinator.example"}
-	if testing.Verbose() {
+	if testing.Verbose() && c.Log == nil {
 		c.Log = slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	co, err := New(context.Background(), c)

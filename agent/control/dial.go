@@ -101,7 +101,7 @@ func (c Config) open(ctx context.Context, coordinator string, certificate *tls.C
 	if err == nil {
 		stop := context.AfterFunc(ctx, func() { conn.NetConn().Close() })
 		var ch *channel
-		if ch, err = upgrade(conn, coordinator); err == nil && stop() {
+		if ch, err = newChannel(conn, coordinator); err == nil && stop() {
 			return ch, nil
 		}
 		stop()
@@ -113,13 +113,22 @@ func (c Config) open(ctx context.Context, coordinator string, certificate *tls.C
 	return nil, err
 }
 
-func upgrade(conn *tls.Conn, coordinator string) (*channel, error) {
-	host := strings.TrimPrefix(coordinator, "https://")
+func newChannel(conn *tls.Conn, coordinator string) (*channel, error) {
 	exporter, err := cert.Exporter(conn.ConnectionState())
 	if err != nil {
-		return nil, fmt.Errorf("TLS with %s: %w", host, err)
+		return nil, fmt.Errorf("TLS with %s: %w", strings.TrimPrefix(coordinator, "https://"), err)
 	}
-	request := "GET " + wire.Path + " HTTP/1.1\r\nHost: " + host + "\r\nConnection: Upgrade\r\nUpgrade: " + wire.Protocol + "\r\n\r\n"
+	r, err := upgrade(conn, coordinator, wire.Path, wire.Protocol)
+	if err != nil {
+		return nil, err
+	}
+	return &channel{conn: conn, r: r, exporter: exporter}, nil
+}
+
+// upgrade asks a server to go on with another protocol, and gives the reader by which the connection goes on.
+func upgrade(conn net.Conn, server, path, protocol string) (*bufio.Reader, error) {
+	host := strings.TrimPrefix(server, "https://")
+	request := "GET " + path + " HTTP/1.1\r\nHost: " + host + "\r\nConnection: Upgrade\r\nUpgrade: " + protocol + "\r\n\r\n"
 	if _, err := io.WriteString(conn, request); err != nil {
 		return nil, fmt.Errorf("ask %s for a stream: %w", host, err)
 	}
@@ -131,10 +140,10 @@ func upgrade(conn *tls.Conn, coordinator string) (*channel, error) {
 		return nil, fmt.Errorf("%s answers something else than HTTP: %w", host, err)
 	}
 	defer response.Body.Close()
-	if response.StatusCode != http.StatusSwitchingProtocols || !strings.EqualFold(response.Header.Get("Upgrade"), wire.Protocol) {
+	if response.StatusCode != http.StatusSwitchingProtocols || !strings.EqualFold(response.Header.Get("Upgrade"), protocol) {
 		return nil, declined(host, response)
 	}
-	return &channel{conn: conn, r: r, exporter: exporter}, nil
+	return r, nil
 }
 
 // oneByte keeps a reader above from taking more than it needs: frames follow the head at once.

@@ -41,6 +41,12 @@ type (
 		DeviceKey     string          `json:"deviceKey"`
 		WireGuard     *wireguardJSON  `json:"wireguard"`
 		Routing       routingJSON     `json:"routing"`
+		Pending       *pendingJSON    `json:"pending"` // what it waits for before it is a node; null for nothing
+	}
+	pendingJSON struct {
+		Code  string     `json:"code"`
+		Name  string     `json:"name"`
+		Since *time.Time `json:"since"`
 	}
 	nodeJSON struct {
 		ID                 string     `json:"id"`
@@ -63,7 +69,8 @@ type (
 		RxBytes       uint64     `json:"rxBytes"`
 		TxBytes       uint64     `json:"txBytes"`
 
-		Tunnel *tunnelJSON `json:"tunnel"`
+		Tunnel *tunnelJSON       `json:"tunnel"`
+		Denied map[string]uint64 `json:"denied"`
 	}
 	wireguardJSON struct {
 		Keys  []keyJSON         `json:"keys"`
@@ -110,6 +117,9 @@ func statusOf(st *redoubtv1.Status) statusJSON {
 		n := nodeOf(st.GetNode())
 		out.Node = &n
 	}
+	if a := st.GetPending(); a != nil {
+		out.Pending = &pendingJSON{a.GetCode(), a.GetName(), fromSeconds(a.GetSince())}
+	}
 	for _, p := range st.GetPeers() {
 		out.Peers = append(out.Peers, peerJSON{
 			nodeJSON: nodeJSON{
@@ -118,6 +128,7 @@ func statusOf(st *redoubtv1.Status) statusJSON {
 			},
 			Path: p.GetPath(), Endpoint: p.GetEndpoint(), LastHandshake: fromMillis(p.GetLastHandshake()),
 			RxBytes: p.GetRxBytes(), TxBytes: p.GetTxBytes(), Tunnel: tunnelOf(p.GetTunnel()),
+			Denied: counters(p.GetDenied()),
 		})
 	}
 	return out

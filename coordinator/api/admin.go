@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/distribute"
 	"github.com/redoubt-mesh/redoubt/coordinator/issuer"
+	"github.com/redoubt-mesh/redoubt/coordinator/roots"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/join"
@@ -37,6 +39,7 @@ type Config struct {
 	Directory *directory.Directory
 	Hub       *distribute.Hub
 	Issuer    *issuer.Issuer
+	Roots     *roots.Keeper
 	Store     store.Store
 	URLs      []string     // of this coordinator, for join codes
 	Outage    proto.Outage // where the policy says nothing else
@@ -108,7 +111,7 @@ func (a *Admin) RevokeToken(ctx context.Context, r *redoubtv1.RevokeTokenRequest
 	return &redoubtv1.RevokeTokenResponse{}, nil
 }
 
-// ListNodes lists all nodes, by name.
+// ListNodes lists all nodes, by name, and the machines that wait for an approval.
 func (a *Admin) ListNodes(context.Context, *redoubtv1.ListNodesRequest) (*redoubtv1.ListNodesResponse, error) {
 	snap := a.Directory.Snapshot()
 	out := &redoubtv1.ListNodesResponse{}
@@ -121,6 +124,12 @@ func (a *Admin) ListNodes(context.Context, *redoubtv1.ListNodesRequest) (*redoub
 		}
 		return 1
 	})
+	candidates := slices.SortedFunc(snap.Candidates(), func(x, y *directory.Candidate) int {
+		return cmp.Or(x.Asked.Compare(y.Asked), strings.Compare(x.Code, y.Code))
+	})
+	for _, c := range candidates {
+		out.Candidates = append(out.Candidates, candidate(snap, c))
+	}
 	return out, nil
 }
 
@@ -235,7 +244,7 @@ func (a *Admin) fail(err error) error {
 		// What is wrong stands before it.
 		return connect.NewError(connect.CodeInvalidArgument, errors.New(strings.TrimSuffix(err.Error(), ": "+directory.ErrInvalid.Error())))
 	case errors.Is(err, directory.ErrUnknown), errors.Is(err, directory.ErrTokenUnknown), errors.Is(err, directory.ErrPolicyUnknown),
-		errors.Is(err, directory.ErrLockUnknown):
+		errors.Is(err, directory.ErrLockUnknown), errors.Is(err, directory.ErrCandidateUnknown):
 		code = connect.CodeNotFound
 	case errors.Is(err, directory.ErrPolicyChanged), errors.Is(err, directory.ErrLocked):
 		code = connect.CodeFailedPrecondition

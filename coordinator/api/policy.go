@@ -162,6 +162,7 @@ func (a *Admin) PolicyStatus(ctx context.Context, r *redoubtv1.PolicyStatusReque
 	}
 	out.Unable = a.unable()
 	out.Laggards = laggards(st.Laggards)
+	out.KeyWarnings = a.Issuer.Status().Warnings
 	return out, nil
 }
 

@@ -3,8 +3,10 @@ package relay_test
 import (
 	"crypto"
 	"crypto/rand"
+	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"testing"
 	"testing/synctest"
@@ -314,6 +316,49 @@ func TestGarbage(t *testing.T) {
 		settle(time.Second)
 		if x := victim.state(s); x.Transport != relay.UDP {
 			t.Errorf("%+v", x)
+		}
+	})
+}
+
+// Connections that say nothing, or something else, do not keep streams of nodes out, and are gone after their time.
+func TestStrangeConnections(t *testing.T) {
+	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
+		host := w.net.Host("crowd", netip.MustParseAddr("192.0.2.1"))
+		crowd := make([]net.Conn, 0, 400)
+		for range 400 {
+			c, err := host.DialContext(t.Context(), "tcp", s.relay.Name+":443")
+			if err != nil {
+				t.Fatal(err)
+			}
+			crowd = append(crowd, c)
+		}
+		for _, text := range []string{"GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x00\x01"} {
+			c, err := host.DialContext(t.Context(), "tcp", s.relay.Name+":443")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = c.Write([]byte(text))
+			crowd = append(crowd, c)
+		}
+		by := s.relay
+		by.UDPPort = 0
+		victim.client.SetRelays([]proto.Relay{by})
+		settle(2 * time.Second)
+		if x := victim.state(s); x.Transport != relay.TLS {
+			t.Errorf("%+v", x)
+		}
+		settle(20 * time.Second)
+		for _, c := range crowd {
+			_ = c.SetReadDeadline(time.Now().Add(time.Second))
+			for {
+				if _, err := c.Read(make([]byte, 512)); err != nil {
+					if errors.Is(err, os.ErrDeadlineExceeded) {
+						t.Error("a connection that says nothing is still open")
+					}
+					break
+				}
+			}
+			c.Close()
 		}
 	})
 }

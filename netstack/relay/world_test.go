@@ -1,6 +1,7 @@
 package relay_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -17,6 +18,7 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
+	"github.com/redoubt-mesh/redoubt/netstack/outward"
 	"github.com/redoubt-mesh/redoubt/netstack/relay"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -102,6 +104,7 @@ type station struct {
 	listener net.Listener
 	streams  sync.WaitGroup
 	config   relay.ServerConfig
+	tls      tls.Certificate
 }
 
 const port = 3478
@@ -114,6 +117,11 @@ func (w *world) addRelay(id proto.NodeID, change ...func(*relay.ServerConfig)) *
 	s := &station{w: w, host: w.net.Host(name, addr), relay: proto.Relay{
 		ID: id, Name: name, UDPPort: port, UDP: []netip.Addr{addr}, URLs: []string{"https://" + name},
 	}}
+	device, err := key.NewDevice(rand.Reader)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	s.tls = certificate(w.t, device)
 	s.config = relay.ServerConfig{ID: id, Permit: w.permit, Rand: rand.Reader}
 	for _, f := range change {
 		f(&s.config)
@@ -142,28 +150,8 @@ func (s *station) start() {
 	}
 	s.listener = l
 	server := s.server
-	s.streams.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			s.streams.Go(func() { s.serve(server, c) })
-		}
-	})
-}
-
-// serve takes a stream: in place of TLS and an Upgrade, the node says its certificate.
-func (s *station) serve(server *relay.Server, c net.Conn) {
-	b := make([]byte, 4096)
-	n, err := c.Read(b)
-	if err == nil {
-		err = server.ServeStream(c, b[:n])
-	}
-	if err != nil {
-		s.w.t.Logf("%s: stream: %v", s.relay.Name, err)
-		c.Close()
-	}
+	config := cert.ServerConfig(s.tls, x509.NewCertPool(), func([][]byte) error { return nil })
+	s.streams.Go(func() { _ = server.ServeTLS(l, config) })
 }
 
 func (s *station) close() {
@@ -204,8 +192,10 @@ func (w *world) addNode(id proto.NodeID) *node {
 	}
 	w.permit.change(func(p *permit) { p.nodes[string(n.tls.Certificate[0])] = id })
 	n.bind = bind.New(bind.Config{Inner: n.host.Bind()})
+	own := func() *tls.Certificate { return &n.tls }
 	n.client = relay.New(relay.Config{
-		Self: id, Certificate: func() *tls.Certificate { return &n.tls }, Send: n.bind.SendRunTo, Open: n.open, Rand: rand.Reader,
+		Self: id, Certificate: own, Send: n.bind.SendRunTo, Rand: rand.Reader,
+		Open: relay.Opener{Dial: n.dial, Certificate: own, Verify: w.verify}.Open,
 		Unreached: func(_ bind.Via, r relaymsg.Reason) {
 			select {
 			case n.fail <- r:
@@ -225,7 +215,7 @@ func (nobody) Path(*bind.Endpoint, []byte) {}
 func (nobody) STUN(netip.AddrPort, []byte) {}
 
 // certificate is one that only the permit knows.
-func certificate(t *testing.T, device key.DevicePrivate) tls.Certificate {
+func certificate(t testing.TB, device key.DevicePrivate) tls.Certificate {
 	t.Helper()
 	mesh, err := proto.NewMeshID(rand.Reader)
 	if err != nil {
@@ -281,16 +271,18 @@ func (n *node) receive(fn conn.ReceiveFunc) {
 	}
 }
 
-func (n *node) open(ctx context.Context, r *proto.Relay) (net.Conn, error) {
-	c, err := n.host.DialContext(ctx, "tcp", r.Name+":443")
-	if err != nil {
-		return nil, err
+func (n *node) dial(ctx context.Context, url string, cfg *tls.Config) (*tls.Conn, error) {
+	return outward.Dialer{Dial: n.host.DialContext}.Open(ctx, url, cfg)
+}
+
+// verify knows relays by their certificates.
+func (w *world) verify(id proto.NodeID, chain [][]byte) error {
+	for _, s := range w.relays {
+		if s.relay.ID == id && bytes.Equal(chain[0], s.tls.Certificate[0]) {
+			return nil
+		}
 	}
-	if _, err := c.Write(n.tls.Certificate[0]); err != nil {
-		c.Close()
-		return nil, err
-	}
-	return c, nil
+	return errStranger
 }
 
 func (n *node) close() {

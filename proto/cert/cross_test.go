@@ -84,6 +84,16 @@ func TestOneRootLeadsToTheNext(t *testing.T) {
 	if _, err := cert.JoinCoordinator(shown[:4], cert.Fingerprint(w.root.Certificate()), start); !errors.Is(err, cert.ErrPin) {
 		t.Errorf("the old root is not shown any more: %v, want ErrPin", err)
 	}
+	for _, c := range []*x509.Certificate{s.cross, s.older} {
+		if !cert.CrossSigned(c) {
+			t.Errorf("%s is not known as cross-signed", c.Subject)
+		}
+	}
+	for _, a := range []*cert.Authority{w.root, w.intermediate, s.next, s.under} {
+		if cert.CrossSigned(a.Certificate()) {
+			t.Errorf("%s is taken for cross-signed", a.Certificate().Subject)
+		}
+	}
 	if v := verifierOf(t, w, s.next.Certificate()); v.Trusts(w.root.Certificate()) {
 		t.Error("the new root vouches for the old one")
 	}

@@ -1,0 +1,187 @@
+package relay
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
+)
+
+const (
+	// arrival is how long TLS and the Upgrade may take together.
+	arrival = 10 * time.Second
+	// maxHead bounds the head of a request or an answer.
+	maxHead = 8 << 10
+	// handshakes is how many streams a Server has on the way to be open; the next one waits for its turn outside.
+	handshakes = 512
+)
+
+// Opener opens streams to relays: its Open is a Config's.
+type Opener struct {
+	// Dial connects to https://HOST[:PORT] and shakes hands by cfg, as outward.Dialer does.
+	Dial func(ctx context.Context, url string, cfg *tls.Config) (*tls.Conn, error)
+	// Certificate is the node's, with what leads up to the root.
+	Certificate func() *tls.Certificate
+	// Verify judges the chain that a relay shows, leaf first.
+	Verify func(relay proto.NodeID, chain [][]byte) error
+}
+
+// Open opens a stream to a relay, by the first of its URLs that leads there.
+func (o Opener) Open(ctx context.Context, relay *proto.Relay) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, arrival*time.Duration(max(1, len(relay.URLs))))
+	defer cancel()
+	errs := []error{}
+	for _, url := range relay.URLs {
+		c, err := o.open(ctx, url, relay.ID)
+		if err == nil {
+			return c, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", url, err))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, errors.Join(errs...)
+}
+
+func (o Opener) open(ctx context.Context, url string, relay proto.NodeID) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, arrival)
+	defer cancel()
+	t, err := o.Dial(ctx, url, cert.ClientConfig(o.Certificate(), func(chain [][]byte) error { return o.Verify(relay, chain) }))
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = t.SetDeadline(time.Unix(1, 0)) })
+	c, err := upgrade(t, strings.TrimPrefix(url, "https://"))
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		t.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// upgrade asks for the Upgrade.
+func upgrade(t net.Conn, host string) (net.Conn, error) {
+	request := "GET " + relaymsg.Path + " HTTP/1.1\r\nHost: " + host + "\r\nConnection: Upgrade\r\nUpgrade: " + relaymsg.Protocol + "\r\n\r\n"
+	if _, err := io.WriteString(t, request); err != nil {
+		return nil, err
+	}
+	r := bufio.NewReaderSize(t, 4096)
+	response, err := http.ReadResponse(headOf(r), nil)
+	if err != nil {
+		return nil, fmt.Errorf("it answers something else than HTTP: %w", err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusSwitchingProtocols || !strings.EqualFold(response.Header.Get("Upgrade"), relaymsg.Protocol) {
+		return nil, fmt.Errorf("it opens no relay stream: %s", response.Status)
+	}
+	return &begun{Conn: t, r: r}, nil
+}
+
+// headOf reads no more than the head of a message: what follows is not HTTP's.
+func headOf(r io.Reader) *bufio.Reader {
+	return bufio.NewReaderSize(oneByte{io.LimitReader(r, maxHead)}, 16)
+}
+
+// oneByte keeps a reader above from taking more than it needs.
+type oneByte struct{ r io.Reader }
+
+func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:min(len(p), 1)]) }
+
+// begun is a connection of which a reader may hold some already.
+type begun struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+// Read implements net.Conn.
+func (c *begun) Read(b []byte) (int, error) { return c.r.Read(b) }
+
+// ServeTLS accepts streams until the listener or the server is closed. Config judges who is there; nobody is without a
+// certificate.
+func (s *Server) ServeTLS(l net.Listener, config *tls.Config) error {
+	stop := context.AfterFunc(s.ctx, func() { l.Close() })
+	defer stop()
+	slots := make(chan struct{}, handshakes)
+	for {
+		select {
+		case slots <- struct{}{}:
+		case <-s.ctx.Done():
+			return net.ErrClosed
+		}
+		c, err := l.Accept()
+		if err != nil {
+			if s.ctx.Err() != nil {
+				return net.ErrClosed
+			}
+			return err
+		}
+		if !s.start(func() { s.arrive(c, config, func() { <-slots }) }) {
+			c.Close()
+			return net.ErrClosed
+		}
+	}
+}
+
+// start runs f in a goroutine that Close waits for.
+func (s *Server) start(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.all.Go(f)
+	}
+	return !s.closed
+}
+
+// arrive brings a connection to where it is a stream, and serves it.
+func (s *Server) arrive(c net.Conn, config *tls.Config, arrived func()) {
+	_ = c.SetDeadline(time.Now().Add(arrival))
+	stop := context.AfterFunc(s.ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	t := tls.Server(c, config)
+	r, err := s.greet(t)
+	arrived()
+	if !stop() || err != nil {
+		s.cfg.Log.Debug("no relay stream", "remote", c.RemoteAddr(), "err", err)
+		c.Close()
+		return
+	}
+	_ = c.SetDeadline(time.Time{})
+	if err := s.ServeStream(&begun{Conn: t, r: r}, t.ConnectionState().PeerCertificates[0].Raw); err != nil {
+		s.cfg.Log.Debug("relay stream ended", "remote", c.RemoteAddr(), "err", err)
+	}
+}
+
+// greet shakes hands and answers the request.
+func (s *Server) greet(t *tls.Conn) (*bufio.Reader, error) {
+	if err := t.HandshakeContext(s.ctx); err != nil {
+		return nil, err
+	}
+	r := bufio.NewReaderSize(t, gathered)
+	request, err := http.ReadRequest(headOf(r))
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case request.Method != http.MethodGet || request.URL.Path != relaymsg.Path || !strings.EqualFold(request.Header.Get("Upgrade"), relaymsg.Protocol):
+		_, err = io.WriteString(t, "HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+		return nil, errors.Join(errors.New("a request for something else"), err)
+	case len(t.ConnectionState().PeerCertificates) == 0:
+		_, err = io.WriteString(t, "HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+		return nil, errors.Join(errors.New("a client without a certificate"), err)
+	}
+	_, err = io.WriteString(t, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+relaymsg.Protocol+"\r\n\r\n")
+	return r, err
+}
