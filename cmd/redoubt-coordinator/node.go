@@ -1,7 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -42,6 +45,9 @@ type node struct {
 	QuarantineSince     string   `json:"quarantineSince,omitempty"`
 	Verdict             *verdict `json:"approval,omitempty"`
 	Withheld            string   `json:"withheld,omitempty"` // why it gets no other certificate
+	// Attributes and App are what the policy's nodeAttrs give the node; `node show` alone has them.
+	Attributes []string                     `json:"attributes,omitempty"`
+	App        map[string][]json.RawMessage `json:"app,omitempty"`
 }
 
 func nodeOf(n *redoubtv1.Node) node {
@@ -56,7 +62,29 @@ func nodeOf(n *redoubtv1.Node) node {
 		NextNodePublic: n.GetNextNodePublic(), NextNodeFrom: stamp(n.GetNextNodeFrom()),
 		Verdict: verdictOf(n.GetVerdict()), Withheld: n.GetWithheld(),
 		Quarantine: n.GetQuarantine().GetReason(), QuarantineSince: stamp(n.GetQuarantine().GetSince()),
+		Attributes: n.GetAttributes(), App: appOf(n),
 	}
+}
+
+// appOf is capabilities as policies write them.
+func appOf(n *redoubtv1.Node) map[string][]json.RawMessage {
+	if len(n.GetApp()) == 0 {
+		return nil
+	}
+	out := make(map[string][]json.RawMessage, len(n.GetApp()))
+	for _, c := range n.GetApp() {
+		list := []json.RawMessage{}
+		for _, v := range c.GetValues() {
+			list = append(list, json.RawMessage(v))
+		}
+		out[c.GetName()] = list
+	}
+	return out
+}
+
+// appNames are the names of capabilities.
+func appNames(n *redoubtv1.Node) string {
+	return strings.Join(slices.Sorted(maps.Keys(appOf(n))), ", ")
 }
 
 // presence says in a word or two how a node is.
@@ -132,6 +160,7 @@ func (p *program) nodeShow() *cobra.Command {
 			}
 			program := strings.TrimSpace(n.GetProgram() + " " + n.GetOs() + "/" + n.GetArch())
 			p.fields("name", n.GetName(), "id", n.GetId(), "state", presence(n), "lock", n.GetLock(), "user", n.GetUser(), "tags", strings.Join(n.GetTags(), ", "),
+				"attributes", strings.Join(n.GetAttributes(), ", "), "app", appNames(n),
 				"addresses", strings.Join(n.GetAddresses(), ", "), "endpoints", strings.Join(n.GetEndpoints(), ", "),
 				"certificate", fmt.Sprintf("number %d, until %s", n.GetCertificateSequence(), clock(n.GetCertificateExpires())),
 				"approval", approval(n), "withheld", withheldFrom(n), "quarantine", quarantine(n), "attestation", n.GetAttestation(), "node key", n.GetNodePublic(), "next key", nextKey(n), "device key", n.GetDevicePublic(),

@@ -23,6 +23,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 	"github.com/redoubt-mesh/redoubt/proto/redoubt/v1/redoubtv1connect"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
 const (
@@ -139,7 +140,10 @@ func (a *Admin) GetNode(_ context.Context, r *redoubtv1.GetNodeRequest) (*redoub
 	if err != nil {
 		return nil, err
 	}
-	return &redoubtv1.GetNodeResponse{Node: a.node(snap, n)}, nil
+	out := a.node(snap, n)
+	attributes, app := a.Hub.Source().Program.On(snap).NodeAttrs(n.ID)
+	out.Attributes, out.App = attributes, wire.FromCapabilities(app)
+	return &redoubtv1.GetNodeResponse{Node: out}, nil
 }
 
 func find(snap *directory.Snapshot, what string) (*directory.Node, error) {

@@ -481,11 +481,14 @@ type Node struct {
 	NextNodePublic      string                 `protobuf:"bytes,31,opt,name=next_node_public,json=nextNodePublic,proto3" json:"next_node_public,omitempty"` // that takes over; empty where there is none
 	NextNodeFrom        int64                  `protobuf:"varint,32,opt,name=next_node_from,json=nextNodeFrom,proto3" json:"next_node_from,omitempty"`      // Unix seconds
 	Attested            *Attestation           `protobuf:"bytes,40,opt,name=attested,proto3" json:"attested,omitempty"`
-	Relay               bool                   `protobuf:"varint,41,opt,name=relay,proto3" json:"relay,omitempty"`
-	Verdict             *Verdict               `protobuf:"bytes,50,opt,name=verdict,proto3" json:"verdict,omitempty"`   // absent where no administrator said anything of the machine
-	Withheld            string                 `protobuf:"bytes,51,opt,name=withheld,proto3" json:"withheld,omitempty"` // why it gets no other certificate as things are; empty where it does
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// What the policy's nodeAttrs give the node, where one node is asked for.
+	Attributes    []string      `protobuf:"bytes,41,rep,name=attributes,proto3" json:"attributes,omitempty"`
+	App           []*Capability `protobuf:"bytes,42,rep,name=app,proto3" json:"app,omitempty"`
+	Relay         bool          `protobuf:"varint,43,opt,name=relay,proto3" json:"relay,omitempty"`
+	Verdict       *Verdict      `protobuf:"bytes,50,opt,name=verdict,proto3" json:"verdict,omitempty"`   // absent where no administrator said anything of the machine
+	Withheld      string        `protobuf:"bytes,51,opt,name=withheld,proto3" json:"withheld,omitempty"` // why it gets no other certificate as things are; empty where it does
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -710,6 +713,20 @@ func (x *Node) GetNextNodeFrom() int64 {
 func (x *Node) GetAttested() *Attestation {
 	if x != nil {
 		return x.Attested
+	}
+	return nil
+}
+
+func (x *Node) GetAttributes() []string {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *Node) GetApp() []*Capability {
+	if x != nil {
+		return x.App
 	}
 	return nil
 }
@@ -5337,7 +5354,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06tokens\x18\x01 \x03(\v2\x11.redoubt.v1.TokenR\x06tokens\"$\n" +
 	"\x12RevokeTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
-	"\x13RevokeTokenResponse\"\xea\a\n" +
+	"\x13RevokeTokenResponse\"\xb4\b\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -5370,8 +5387,12 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"quarantine\x12(\n" +
 	"\x10next_node_public\x18\x1f \x01(\tR\x0enextNodePublic\x12$\n" +
 	"\x0enext_node_from\x18  \x01(\x03R\fnextNodeFrom\x123\n" +
-	"\battested\x18( \x01(\v2\x17.redoubt.v1.AttestationR\battested\x12\x14\n" +
-	"\x05relay\x18) \x01(\bR\x05relay\x12-\n" +
+	"\battested\x18( \x01(\v2\x17.redoubt.v1.AttestationR\battested\x12\x1e\n" +
+	"\n" +
+	"attributes\x18) \x03(\tR\n" +
+	"attributes\x12(\n" +
+	"\x03app\x18* \x03(\v2\x16.redoubt.v1.CapabilityR\x03app\x12\x14\n" +
+	"\x05relay\x18+ \x01(\bR\x05relay\x12-\n" +
 	"\averdict\x182 \x01(\v2\x13.redoubt.v1.VerdictR\averdict\x12\x1a\n" +
 	"\bwithheld\x183 \x01(\tR\bwithheld\"Y\n" +
 	"\aVerdict\x12\x0e\n" +
@@ -5837,7 +5858,8 @@ var file_redoubt_v1_admin_proto_goTypes = []any{
 	(*InstallIntermediateResponse)(nil), // 82: redoubt.v1.InstallIntermediateResponse
 	(*BackupRequest)(nil),               // 83: redoubt.v1.BackupRequest
 	(*BackupResponse)(nil),              // 84: redoubt.v1.BackupResponse
-	(*Version)(nil),                     // 85: redoubt.v1.Version
+	(*Capability)(nil),                  // 85: redoubt.v1.Capability
+	(*Version)(nil),                     // 86: redoubt.v1.Version
 }
 var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: redoubt.v1.CreateTokenResponse.token:type_name -> redoubt.v1.Token
@@ -5846,111 +5868,112 @@ var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	13, // 3: redoubt.v1.Node.routes:type_name -> redoubt.v1.Route
 	11, // 4: redoubt.v1.Node.quarantine:type_name -> redoubt.v1.Quarantine
 	10, // 5: redoubt.v1.Node.attested:type_name -> redoubt.v1.Attestation
-	8,  // 6: redoubt.v1.Node.verdict:type_name -> redoubt.v1.Verdict
-	8,  // 7: redoubt.v1.Candidate.verdict:type_name -> redoubt.v1.Verdict
-	7,  // 8: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
-	9,  // 9: redoubt.v1.ListNodesResponse.candidates:type_name -> redoubt.v1.Candidate
-	7,  // 10: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 11: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
-	55, // 12: redoubt.v1.RevokeNodeResponse.laggards:type_name -> redoubt.v1.Laggard
-	7,  // 13: redoubt.v1.ResetNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 14: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
-	9,  // 15: redoubt.v1.ApproveNodeResponse.candidate:type_name -> redoubt.v1.Candidate
-	7,  // 16: redoubt.v1.ApproveNodeResponse.node:type_name -> redoubt.v1.Node
-	9,  // 17: redoubt.v1.DenyNodeResponse.candidate:type_name -> redoubt.v1.Candidate
-	7,  // 18: redoubt.v1.DenyNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 19: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 20: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 21: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
-	36, // 22: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
-	36, // 23: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
-	85, // 24: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
-	46, // 25: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
-	43, // 26: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
-	45, // 27: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
-	44, // 28: redoubt.v1.PolicyImpact.not_admitted:type_name -> redoubt.v1.Unadmitted
-	51, // 29: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
-	55, // 30: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
-	54, // 31: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
-	56, // 32: redoubt.v1.CreateLockResponse.lock:type_name -> redoubt.v1.Lock
-	55, // 33: redoubt.v1.CreateLockResponse.laggards:type_name -> redoubt.v1.Laggard
-	56, // 34: redoubt.v1.ListLocksResponse.locks:type_name -> redoubt.v1.Lock
-	56, // 35: redoubt.v1.DeleteLockResponse.lock:type_name -> redoubt.v1.Lock
-	63, // 36: redoubt.v1.ListAuditResponse.records:type_name -> redoubt.v1.AuditRecord
-	70, // 37: redoubt.v1.GetRootsResponse.roots:type_name -> redoubt.v1.Root
-	72, // 38: redoubt.v1.RotateRootResponse.roots:type_name -> redoubt.v1.GetRootsResponse
-	72, // 39: redoubt.v1.InstallIntermediateResponse.roots:type_name -> redoubt.v1.GetRootsResponse
-	1,  // 40: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
-	3,  // 41: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
-	5,  // 42: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
-	14, // 43: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	16, // 44: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	18, // 45: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
-	20, // 46: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
-	22, // 47: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
-	24, // 48: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
-	26, // 49: redoubt.v1.AdminService.ApproveNode:input_type -> redoubt.v1.ApproveNodeRequest
-	28, // 50: redoubt.v1.AdminService.DenyNode:input_type -> redoubt.v1.DenyNodeRequest
-	30, // 51: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
-	32, // 52: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
-	34, // 53: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
-	37, // 54: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
-	39, // 55: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
-	41, // 56: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
-	47, // 57: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
-	49, // 58: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
-	52, // 59: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
-	57, // 60: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
-	59, // 61: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
-	61, // 62: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
-	71, // 63: redoubt.v1.AdminService.GetRoots:input_type -> redoubt.v1.GetRootsRequest
-	73, // 64: redoubt.v1.AdminService.RotateRoot:input_type -> redoubt.v1.RotateRootRequest
-	75, // 65: redoubt.v1.AdminService.RetireRoot:input_type -> redoubt.v1.RetireRootRequest
-	77, // 66: redoubt.v1.AdminService.ForgetRootKey:input_type -> redoubt.v1.ForgetRootKeyRequest
-	79, // 67: redoubt.v1.AdminService.RequestIntermediate:input_type -> redoubt.v1.RequestIntermediateRequest
-	81, // 68: redoubt.v1.AdminService.InstallIntermediate:input_type -> redoubt.v1.InstallIntermediateRequest
-	64, // 69: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
-	66, // 70: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
-	68, // 71: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
-	83, // 72: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
-	2,  // 73: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
-	4,  // 74: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
-	6,  // 75: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
-	15, // 76: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	17, // 77: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	19, // 78: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
-	21, // 79: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
-	23, // 80: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
-	25, // 81: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
-	27, // 82: redoubt.v1.AdminService.ApproveNode:output_type -> redoubt.v1.ApproveNodeResponse
-	29, // 83: redoubt.v1.AdminService.DenyNode:output_type -> redoubt.v1.DenyNodeResponse
-	31, // 84: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
-	33, // 85: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
-	35, // 86: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
-	38, // 87: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
-	40, // 88: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
-	42, // 89: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
-	48, // 90: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
-	50, // 91: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
-	53, // 92: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
-	58, // 93: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
-	60, // 94: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
-	62, // 95: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
-	72, // 96: redoubt.v1.AdminService.GetRoots:output_type -> redoubt.v1.GetRootsResponse
-	74, // 97: redoubt.v1.AdminService.RotateRoot:output_type -> redoubt.v1.RotateRootResponse
-	76, // 98: redoubt.v1.AdminService.RetireRoot:output_type -> redoubt.v1.RetireRootResponse
-	78, // 99: redoubt.v1.AdminService.ForgetRootKey:output_type -> redoubt.v1.ForgetRootKeyResponse
-	80, // 100: redoubt.v1.AdminService.RequestIntermediate:output_type -> redoubt.v1.RequestIntermediateResponse
-	82, // 101: redoubt.v1.AdminService.InstallIntermediate:output_type -> redoubt.v1.InstallIntermediateResponse
-	65, // 102: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
-	67, // 103: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
-	69, // 104: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
-	84, // 105: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
-	73, // [73:106] is the sub-list for method output_type
-	40, // [40:73] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	85, // 6: redoubt.v1.Node.app:type_name -> redoubt.v1.Capability
+	8,  // 7: redoubt.v1.Node.verdict:type_name -> redoubt.v1.Verdict
+	8,  // 8: redoubt.v1.Candidate.verdict:type_name -> redoubt.v1.Verdict
+	7,  // 9: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
+	9,  // 10: redoubt.v1.ListNodesResponse.candidates:type_name -> redoubt.v1.Candidate
+	7,  // 11: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 12: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
+	55, // 13: redoubt.v1.RevokeNodeResponse.laggards:type_name -> redoubt.v1.Laggard
+	7,  // 14: redoubt.v1.ResetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 15: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
+	9,  // 16: redoubt.v1.ApproveNodeResponse.candidate:type_name -> redoubt.v1.Candidate
+	7,  // 17: redoubt.v1.ApproveNodeResponse.node:type_name -> redoubt.v1.Node
+	9,  // 18: redoubt.v1.DenyNodeResponse.candidate:type_name -> redoubt.v1.Candidate
+	7,  // 19: redoubt.v1.DenyNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 20: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 21: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 22: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
+	36, // 23: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
+	36, // 24: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
+	86, // 25: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
+	46, // 26: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
+	43, // 27: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
+	45, // 28: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
+	44, // 29: redoubt.v1.PolicyImpact.not_admitted:type_name -> redoubt.v1.Unadmitted
+	51, // 30: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
+	55, // 31: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
+	54, // 32: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
+	56, // 33: redoubt.v1.CreateLockResponse.lock:type_name -> redoubt.v1.Lock
+	55, // 34: redoubt.v1.CreateLockResponse.laggards:type_name -> redoubt.v1.Laggard
+	56, // 35: redoubt.v1.ListLocksResponse.locks:type_name -> redoubt.v1.Lock
+	56, // 36: redoubt.v1.DeleteLockResponse.lock:type_name -> redoubt.v1.Lock
+	63, // 37: redoubt.v1.ListAuditResponse.records:type_name -> redoubt.v1.AuditRecord
+	70, // 38: redoubt.v1.GetRootsResponse.roots:type_name -> redoubt.v1.Root
+	72, // 39: redoubt.v1.RotateRootResponse.roots:type_name -> redoubt.v1.GetRootsResponse
+	72, // 40: redoubt.v1.InstallIntermediateResponse.roots:type_name -> redoubt.v1.GetRootsResponse
+	1,  // 41: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
+	3,  // 42: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
+	5,  // 43: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
+	14, // 44: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	16, // 45: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	18, // 46: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
+	20, // 47: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
+	22, // 48: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
+	24, // 49: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
+	26, // 50: redoubt.v1.AdminService.ApproveNode:input_type -> redoubt.v1.ApproveNodeRequest
+	28, // 51: redoubt.v1.AdminService.DenyNode:input_type -> redoubt.v1.DenyNodeRequest
+	30, // 52: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
+	32, // 53: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
+	34, // 54: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
+	37, // 55: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
+	39, // 56: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
+	41, // 57: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
+	47, // 58: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
+	49, // 59: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
+	52, // 60: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
+	57, // 61: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
+	59, // 62: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
+	61, // 63: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
+	71, // 64: redoubt.v1.AdminService.GetRoots:input_type -> redoubt.v1.GetRootsRequest
+	73, // 65: redoubt.v1.AdminService.RotateRoot:input_type -> redoubt.v1.RotateRootRequest
+	75, // 66: redoubt.v1.AdminService.RetireRoot:input_type -> redoubt.v1.RetireRootRequest
+	77, // 67: redoubt.v1.AdminService.ForgetRootKey:input_type -> redoubt.v1.ForgetRootKeyRequest
+	79, // 68: redoubt.v1.AdminService.RequestIntermediate:input_type -> redoubt.v1.RequestIntermediateRequest
+	81, // 69: redoubt.v1.AdminService.InstallIntermediate:input_type -> redoubt.v1.InstallIntermediateRequest
+	64, // 70: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
+	66, // 71: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
+	68, // 72: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
+	83, // 73: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
+	2,  // 74: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
+	4,  // 75: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
+	6,  // 76: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
+	15, // 77: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	17, // 78: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	19, // 79: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
+	21, // 80: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
+	23, // 81: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
+	25, // 82: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
+	27, // 83: redoubt.v1.AdminService.ApproveNode:output_type -> redoubt.v1.ApproveNodeResponse
+	29, // 84: redoubt.v1.AdminService.DenyNode:output_type -> redoubt.v1.DenyNodeResponse
+	31, // 85: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
+	33, // 86: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
+	35, // 87: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
+	38, // 88: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
+	40, // 89: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
+	42, // 90: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
+	48, // 91: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
+	50, // 92: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
+	53, // 93: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
+	58, // 94: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
+	60, // 95: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
+	62, // 96: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
+	72, // 97: redoubt.v1.AdminService.GetRoots:output_type -> redoubt.v1.GetRootsResponse
+	74, // 98: redoubt.v1.AdminService.RotateRoot:output_type -> redoubt.v1.RotateRootResponse
+	76, // 99: redoubt.v1.AdminService.RetireRoot:output_type -> redoubt.v1.RetireRootResponse
+	78, // 100: redoubt.v1.AdminService.ForgetRootKey:output_type -> redoubt.v1.ForgetRootKeyResponse
+	80, // 101: redoubt.v1.AdminService.RequestIntermediate:output_type -> redoubt.v1.RequestIntermediateResponse
+	82, // 102: redoubt.v1.AdminService.InstallIntermediate:output_type -> redoubt.v1.InstallIntermediateResponse
+	65, // 103: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
+	67, // 104: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
+	69, // 105: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
+	84, // 106: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
+	74, // [74:107] is the sub-list for method output_type
+	41, // [41:74] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_admin_proto_init() }
