@@ -95,7 +95,9 @@ func (a *Agent) openSteering(self *identity.Self, b *bind.Bind, bounds path.Boun
 		Self: self.Node.ID, Certificate: certificate, Send: b.SendRunTo, Resolve: a.cfg.Edges.Resolve, Rand: rand.Reader, Log: a.log,
 		Open: relay.Opener{
 			Dial: outward.Dialer{Dial: a.cfg.Edges.Dial, Proxy: a.cfg.Edges.Proxy}.Open, Certificate: certificate,
-			Verify: func(id proto.NodeID, chain [][]byte) error { return a.shown.Load().Verifier.Relay(chain, id, a.time.Now()) },
+			Verify: func(id proto.NodeID, chain [][]byte) error {
+				return a.shown.Load().Verifier.Relay(chain, id, a.time.Now())
+			},
 		}.Open,
 		Changed: news,
 	})
