@@ -121,3 +121,23 @@ func TestHealthOfAHostileNode(t *testing.T) {
 		s.close()
 	})
 }
+
+// A renewal says all that is known of the machine, and what it says is in force with the certificate.
+func TestHealthComesWithTheRenewal(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		m := r.join("m", &redoubtv1.CreateTokenRequest{})
+		s := m.attach(nil)
+		s.say(t, true, "a", "1", "b", "1")
+		m.posture = &redoubtv1.Posture{Whole: true, Facts: []*redoubtv1.PostureFact{{Name: "posture:a", Value: "2", TtlSeconds: 180}}}
+		if err := s.renew(); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.health("m"); got != "a=2" {
+			t.Errorf("after the renewal: %q", got)
+		}
+		m.posture.Facts[0].Name = "custom:a"
+		if err := s.renew(); err == nil || r.facts("m")["custom:a"] != "" {
+			t.Errorf("a renewal that says what is not its to say: %v", err)
+		}
+	})
+}

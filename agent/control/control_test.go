@@ -17,6 +17,8 @@ import (
 
 	"pgregory.net/rapid"
 
+	pb "google.golang.org/protobuf/proto"
+
 	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/identity/identitytest"
 	"github.com/redoubt-mesh/redoubt/agent/machine"
@@ -28,7 +30,7 @@ import (
 
 // holds judges a proof as a coordinator does.
 func (l *lab) holds(a asked, domain string, exporter []byte, p *redoubtv1.Proof) error {
-	binding := wire.Binding(domain, a.nonce, exporter, l.self.Node.Public(), l.self.Device.Device(), sha256.Sum256(nil), sha256.Sum256(a.first))
+	binding := wire.Binding(domain, a.nonce, exporter, l.self.Node.Public(), l.self.Device.Device(), sha256.Sum256(p.GetPosture()), sha256.Sum256(a.first))
 	shared, err := a.ephemeral.Shared(l.self.Node.Public())
 	if err != nil {
 		return err
@@ -519,11 +521,17 @@ func TestDeadline(t *testing.T) {
 func TestRenewal(t *testing.T) {
 	attached(t, func(l *lab, _ int, s *talk) {
 		s.up()
-		s.down(welcome())
+		w := welcome()
+		w.GetWelcome().Features = []string{proto.FeaturePosture}
+		s.down(w)
 		_, raw := s.until(func(up *redoubtv1.Up) bool { return up.GetRenew() != nil })
 		a := ask(l.t, raw, "")
 		s.down(a.message)
 		up, _ := s.until(func(up *redoubtv1.Up) bool { return up.GetProof() != nil })
+		var said redoubtv1.Posture
+		if err := pb.Unmarshal(up.GetProof().GetPosture(), &said); err != nil || len(said.GetFacts()) != 1 || said.GetFacts()[0].GetName() != "posture:a" {
+			l.t.Errorf("the proof says of the machine: %v, %v", &said, err)
+		}
 		if err := l.holds(a, wire.DomainRenew, s.exporter, up.GetProof()); err != nil {
 			l.t.Errorf("proof: %v", err)
 		}
@@ -535,6 +543,7 @@ func TestRenewal(t *testing.T) {
 	}, func(l *lab, c *Client) {
 		time.Sleep(time.Second)
 		l.took()
+		c.Posture([]Fact{{Name: "posture:a", Value: "1", TTL: time.Minute}}, true)
 		c.Renew(Renewal{Node: l.self.Node})
 		c.Renew(Renewal{Node: l.self.Node})
 		time.Sleep(time.Second)

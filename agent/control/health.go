@@ -49,6 +49,27 @@ func (h *health) add(facts []Fact, complete bool) {
 	h.complete = h.complete || complete
 }
 
+// now is all that is known, for a coordinator that takes it; nil where nothing is.
+func (h *health) now() *redoubtv1.Posture {
+	if !h.listens || len(h.facts) == 0 {
+		return nil
+	}
+	p := &redoubtv1.Posture{Whole: h.complete}
+	for name, f := range h.facts {
+		p.Facts = append(p.Facts, f.message(name))
+	}
+	sortFacts(p)
+	return p
+}
+
+func (f Fact) message(name string) *redoubtv1.PostureFact {
+	return &redoubtv1.PostureFact{Name: name, Value: f.Value, TtlSeconds: uint32(f.TTL / time.Second)}
+}
+
+func sortFacts(p *redoubtv1.Posture) {
+	slices.SortFunc(p.Facts, func(a, b *redoubtv1.PostureFact) int { return cmp.Compare(a.GetName(), b.GetName()) })
+}
+
 // take is what has to be told; nil for nothing. A fact that is gone is remembered no longer than that takes.
 func (h *health) take() *redoubtv1.Posture {
 	if !h.listens || len(h.news) == 0 && !h.whole {
@@ -59,12 +80,12 @@ func (h *health) take() *redoubtv1.Posture {
 		if _, isNew := h.news[name]; !isNew && !h.whole {
 			continue
 		}
-		p.Facts = append(p.Facts, &redoubtv1.PostureFact{Name: name, Value: f.Value, TtlSeconds: uint32(f.TTL / time.Second)})
+		p.Facts = append(p.Facts, f.message(name))
 		if f.Value == "" {
 			delete(h.facts, name)
 		}
 	}
-	slices.SortFunc(p.Facts, func(a, b *redoubtv1.PostureFact) int { return cmp.Compare(a.GetName(), b.GetName()) })
+	sortFacts(p)
 	clear(h.news)
 	h.whole = false
 	return p

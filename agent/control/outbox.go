@@ -56,6 +56,13 @@ func (o *outbox) posture(facts []Fact, complete bool) {
 	o.put(func() { o.health.add(facts, complete) })
 }
 
+// healthNow is what is known of the machine's health.
+func (o *outbox) healthNow() *redoubtv1.Posture {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.health.now()
+}
+
 func (o *outbox) ack(v proto.Version) { o.put(func() { o.applied = &v }) }
 
 func (o *outbox) report(reach proto.Reach, port uint16) {

@@ -323,7 +323,7 @@ func (s *stream) begin(r Renewal) (*enroll.Exchange, error) {
 	return enroll.Renew(enroll.Request{
 		Prover: s.c.cfg.Prover,
 		Device: s.c.cfg.Device, Node: r.Node, Program: s.c.cfg.Program, Hostname: s.c.cfg.Hostname, Facts: s.c.cfg.facts(),
-		Roots: s.c.trusted(), Ticket: r.Ticket, Talking: r.Talking,
+		Roots: s.c.trusted(), Ticket: r.Ticket, Talking: r.Talking, Posture: s.c.out.healthNow,
 	})
 }
 

@@ -299,6 +299,11 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 		a.noteNodeRefusal(remote(a.conn), a.id, err)
 		return err
 	}
+	if extend.Posture != nil {
+		if err := a.posture(extend.Posture); err != nil {
+			return err
+		}
+	}
 	watch := a.Directory.WatchNode(a.id) // attest has changed what it will
 	a.Hub.Talks(a.id, wire.ToNodes(a.renewal.GetTalking()))
 	n, err := a.Directory.Renew(ctx, directory.Renewal{ID: extend.ID, Key: extend.Key, Ticket: a.renewal.GetTicket()})

@@ -1000,7 +1000,7 @@ func (x *Challenge) GetProtocol() uint32 {
 type Proof struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Evidence        []byte                 `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`                                      // for the attestor; empty for "token"
-	Posture         []byte                 `protobuf:"bytes,2,opt,name=posture,proto3" json:"posture,omitempty"`                                        // covered by the Binding; empty for now
+	Posture         []byte                 `protobuf:"bytes,2,opt,name=posture,proto3" json:"posture,omitempty"`                                        // covered by the Binding: a Posture, where a renewal says what is known of the machine's health
 	NodeKeyMac      []byte                 `protobuf:"bytes,3,opt,name=node_key_mac,json=nodeKeyMac,proto3" json:"node_key_mac,omitempty"`              // HMAC-SHA256, 32 bytes
 	DeviceSignature []byte                 `protobuf:"bytes,4,opt,name=device_signature,json=deviceSignature,proto3" json:"device_signature,omitempty"` // ECDSA P-256 over the Binding, ASN.1
 	TokenSignature  []byte                 `protobuf:"bytes,5,opt,name=token_signature,json=tokenSignature,proto3" json:"token_signature,omitempty"`    // Ed25519 over the Binding; empty where there is no token
