@@ -101,7 +101,7 @@ func (m mutant) noticed() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	path, err := filepath.Abs(m.file)
 	if err != nil {
 		return false, err
