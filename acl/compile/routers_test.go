@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/redoubt-mesh/redoubt/acl/compile"
+	"github.com/redoubt-mesh/redoubt/proto"
 )
 
 // TestSeveralRouters has two routers serve a network, of which the rules say different things: the best verdict counts,
@@ -45,6 +46,94 @@ func TestSeveralRouters(t *testing.T) {
 		}
 		if v.Allowed != test.allowed || v.Mode != test.mode || rule != test.rule {
 			t.Errorf("%s: %v %s by %q, want %v %s by %q", name, v.Allowed, v.Mode, rule, test.allowed, test.mode, test.rule)
+		}
+	}
+}
+
+// TestWhoseConnection has a policy allow everything to everybody. What is no connection of the node that is asked is not allowed
+// by it, and neither is one from a node to itself, or from a network to itself.
+func TestWhoseConnection(t *testing.T) {
+	prog, inv := managed(t, `"grants": [{"src": ["*"], "dst": ["*", "10.1.0.0/16", "autogroup:internet"], "ip": ["*"]}, {"src": ["10.1.0.0/16"], "dst": ["*"], "ip": ["*"]}]`, nil, 0)
+	all := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("0.0.0.0/0")}
+	inv.SetTraits(4, compile.Traits{Advertised: all, Approved: all})
+	b := prog.On(inv)
+	ann, bob, router := node(1, "").Addrs.V4, node(2, "").Addrs.V4, node(4, "").Addrs.V4
+	here, there := netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("10.1.9.9")
+	for name, test := range map[string]struct {
+		at       int
+		src, dst netip.Addr
+		want     bool
+	}{
+		"between two nodes, at the one":           {1, ann, bob, true},
+		"between two nodes, at the other":         {2, ann, bob, true},
+		"between two nodes, at a third":           {4, ann, bob, false},
+		"to the router":                           {4, ann, router, true},
+		"to behind the router":                    {4, ann, here, true},
+		"to behind the router, at the source":     {1, ann, here, true},
+		"from behind the router":                  {4, here, ann, true},
+		"from a node to itself":                   {1, ann, ann, false},
+		"from the router to behind it":            {4, router, here, false},
+		"from behind the router to it":            {4, here, router, false},
+		"from the network to itself":              {4, here, there, false},
+		"at a node that there is not":             {9, ann, bob, false},
+		"to the address of nobody, at the source": {1, ann, netip.MustParseAddr("100.64.9.9"), false},
+	} {
+		if v := b.Decide(proto.NodeID(test.at), test.src, test.dst, 6, 22); v.Allowed != test.want {
+			t.Errorf("%s: %+v, want %v", name, v, test.want)
+		}
+	}
+}
+
+// TestSelfIsNotBehind: what a user's own devices may is not theirs who are behind one of them.
+func TestSelfIsNotBehind(t *testing.T) {
+	prog, inv := managed(t, `"grants": [{"src": ["autogroup:member"], "dst": ["autogroup:self"], "ip": ["*"]}]`, nil, 0)
+	mustPut(inv, node(6, "ann@example.com"))
+	route := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}
+	inv.SetTraits(1, compile.Traits{Advertised: route, Approved: route})
+	b := prog.On(inv)
+	first, second, behind := node(1, "").Addrs.V4, node(6, "").Addrs.V4, netip.MustParseAddr("10.1.2.3")
+	for name, test := range map[string]struct {
+		src, dst netip.Addr
+		want     bool
+	}{
+		"to her other one":            {first, second, true},
+		"back":                        {second, first, true},
+		"from behind it":              {behind, second, false},
+		"to behind it":                {second, behind, false},
+		"to bob's":                    {second, node(2, "").Addrs.V4, false},
+		"from one role to another":    {node(3, "").Addrs.V4, node(4, "").Addrs.V4, false},
+		"from nobody's to a role's":   {node(5, "").Addrs.V4, node(4, "").Addrs.V4, false},
+		"from the role's to nobody's": {node(4, "").Addrs.V4, node(5, "").Addrs.V4, false},
+	} {
+		for at := range proto.NodeID(7) {
+			v := b.Decide(at, test.src, test.dst, 6, 22)
+			if v.Allowed && !test.want {
+				t.Errorf("%s: node %v allows it: %+v", name, at, v)
+			}
+		}
+		if v := b.Decide(6, test.src, test.dst, 6, 22); test.want && !v.Allowed {
+			t.Errorf("%s: %+v", name, v)
+		}
+	}
+}
+
+// TestTheFirstRuleIsNamed where several say the same, in policies with rules that deny and without.
+func TestTheFirstRuleIsNamed(t *testing.T) {
+	const deny = `"deny": [{"src": ["ann@example.com"], "dst": ["tag:web"], "ip": ["*"]}],`
+	for _, before := range []string{"", deny} {
+		prog, inv := managed(t, before+`
+			"grants": [{"src": ["ann@example.com"], "dst": ["tag:db"], "ip": ["tcp:22"]}, {"src": ["ann@example.com"], "dst": ["tag:db"], "ip": ["*"]}],
+			"enforcement": [{"src": ["ann@example.com", "bob@example.com"], "dst": ["tag:db"], "mode": "monitor", "until": "2026-04-01"},
+				{"src": ["*"], "dst": ["tag:db"], "mode": "monitor", "until": "2026-04-01"}]`, nil, 0)
+		b := prog.On(inv)
+		db := node(3, "").Addrs.V4
+		for src, want := range map[int]string{1: "grants[0]", 2: "enforcement[0]", 4: "enforcement[1]"} {
+			if v := b.Decide(3, node(src, "").Addrs.V4, db, 6, 22); v.Rule == nil || v.Rule.Path != want {
+				t.Errorf("with %q, from %d: %+v, want %s", before, src, v, want)
+			}
+		}
+		if v := b.Decide(3, node(1, "").Addrs.V4, db, 6, 23); v.Rule == nil || v.Rule.Path != "grants[1]" || v.Mode != compile.Enforce {
+			t.Errorf("with %q, on another port: %+v", before, v)
 		}
 	}
 }
