@@ -17,8 +17,7 @@ const everything = `{"tagOwners": {"tag:a": [], "tag:b": []}, "grants": [{"src":
 // inBubble runs a world with a hub that runs by itself, in virtual time.
 func inBubble(t *testing.T, f func(t *testing.T, w *world)) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 1, New)
-		w.clock = time.Now
+		w := newWorld(t, 1, New, time.Now)
 		defer w.close()
 		f(t, w)
 	})

@@ -12,7 +12,7 @@ import (
 
 // TestOnlyRenewalsAreCalm: what else happens to a node hurries, also where it comes together with a renewal.
 func TestOnlyRenewalsAreCalm(t *testing.T) {
-	w := newWorld(t, 1, newHub)
+	w := newWorld(t, 1, newHub, nil)
 	defer func() {
 		w.hub.sub.Close()
 		w.dir.Close()
@@ -76,7 +76,7 @@ func TestWhatNetmapsRequire(t *testing.T) {
 
 // TestNetmapsOfNodesThatLackAFeature: they get no rule that they could enforce wrongly, and learn what it takes.
 func TestNetmapsOfNodesThatLackAFeature(t *testing.T) {
-	w := newWorld(t, 1, newHub)
+	w := newWorld(t, 1, newHub, nil)
 	defer func() {
 		w.hub.sub.Close()
 		w.dir.Close()
@@ -106,7 +106,7 @@ func TestNetmapsOfNodesThatLackAFeature(t *testing.T) {
 
 // TestWhoIsToldOfABarredNode: those whom the policy ties to it, until its certificate is over, and nobody else.
 func TestWhoIsToldOfABarredNode(t *testing.T) {
-	w := newWorld(t, 1, newHub)
+	w := newWorld(t, 1, newHub, nil)
 	defer func() {
 		w.hub.sub.Close()
 		w.dir.Close()
@@ -163,7 +163,7 @@ func TestWhoIsToldOfABarredNode(t *testing.T) {
 
 // Path keys and home relays are fields that older agents refuse a netmap for.
 func TestWhoIsToldOfPaths(t *testing.T) {
-	w := newWorld(t, 1, newHub)
+	w := newWorld(t, 1, newHub, nil)
 	defer func() {
 		w.hub.sub.Close()
 		w.dir.Close()

@@ -39,7 +39,7 @@ var offered = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParse
 // its node should have, which it built from what it was sent.
 func TestSessionsConverge(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		w := newWorld(t, rapid.Uint64().Draw(t, "seed"), newHub)
+		w := newWorld(t, rapid.Uint64().Draw(t, "seed"), newHub, nil)
 		defer func() {
 			w.hub.sub.Close()
 			w.dir.Close()

@@ -50,13 +50,17 @@ type fataler interface {
 	Errorf(string, ...any)
 }
 
-func newWorld(t fataler, seed uint64, start func(Config) *Hub) *world {
+// newWorld has a clock of its own, or that one.
+func newWorld(t fataler, seed uint64, start func(Config) *Hub, clock func() time.Time) *world {
 	t.Helper()
 	w := &world{t: t, now: time.Unix(1_800_000_000, 0), byToken: make(map[string]key.TokenPublic)}
 	var s [32]byte
 	binary.BigEndian.PutUint64(s[:], seed)
 	w.random = rand.NewChaCha8(s)
-	w.clock = func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return w.now }
+	if clock == nil {
+		clock = func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return w.now }
+	}
+	w.clock = clock
 	st := store.NewMemory()
 	ctx := background
 	if _, err := directory.Ensure(ctx, st, directory.Plan{}, w.random, w.now); err != nil {
@@ -68,7 +72,6 @@ func newWorld(t fataler, seed uint64, start func(Config) *Hub) *world {
 		return n, nil
 	}
 	var err error
-	clock := func() time.Time { return w.clock() }
 	signer := audit.NewSigner("mesh", ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
 	if w.dir, err = directory.Open(ctx, st, directory.Config{Clock: clock, Rand: w.random, Issue: issue, Signer: signer, Ages: policy.NewPrograms(proto.Outage{}, slog.New(slog.DiscardHandler))}); err != nil {
 		t.Fatal(err)

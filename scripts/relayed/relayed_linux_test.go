@@ -8,6 +8,7 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -204,12 +205,15 @@ func (silent) Path(*bind.Endpoint, []byte) {}
 func (silent) STUN(netip.AddrPort, []byte) {}
 
 // knows waits until the netmap has so many relays, and gives them to the client, by UDP or not.
-func (n *node) knows(count int, udp bool) []proto.Relay {
+func (n *node) knows(count int, udp bool, gone ...proto.Relay) []proto.Relay {
 	n.t.Helper()
+	is := func(r proto.Relay) bool {
+		return slices.ContainsFunc(gone, func(g proto.Relay) bool { return slices.Equal(g.URLs, r.URLs) })
+	}
 	for deadline := time.After(patience); ; {
 		select {
 		case list := <-n.relays:
-			if len(list) != count {
+			if len(list) != count || slices.ContainsFunc(list, is) {
 				continue
 			}
 			list = append([]proto.Relay(nil), list...)
@@ -275,10 +279,10 @@ func TestRelayOfItsOwn(t *testing.T) {
 
 	stop() // it comes back as the same one, without a code
 	w.relay(dir, nil)
-	if again := a.knows(1, false); again[0].ID != id {
+	if again := a.knows(1, false, list...); again[0].ID != id {
 		t.Errorf("%v, was %v", again[0].ID, id)
 	}
-	b.knows(1, false)
+	b.knows(1, false, list...)
 	a.sends(b, id, "by stream", true)
 
 	must[*redoubtv1.RevokeNodeResponse](t)(w.co.Admin().RevokeNode(t.Context(), &redoubtv1.RevokeNodeRequest{Node: b.id.String()}))
