@@ -30,10 +30,11 @@ func relayCommand(p program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "relay [CODE | -]",
 		Short: "Carry packets for nodes that cannot reach each other",
-		Long: "Runs a relay on this machine, which is no node of the mesh. The join code is that\n" +
-			"of `redoubt-coordinator token create --relay`, and is needed once. Nodes reach the\n" +
-			"relay by UDP and, where --url says by which names, by TLS. It can read nothing of\n" +
-			"what it carries, and carries it only between nodes that the policy ties together.",
+		Long: "Runs a relay on this machine, which is no node of the mesh. The join code is\n" +
+			"that of `redoubt-coordinator token create --relay`, and is needed once. Nodes\n" +
+			"reach the relay by UDP and, where --url says by which names, by TLS. It can read\n" +
+			"nothing of what it carries, and carries it only between nodes that the policy\n" +
+			"ties together.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd.Context(), p, args) },
 	}
