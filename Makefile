@@ -26,6 +26,10 @@ test: ## all tests; says at the end if anything was left out
 test-kernel: ## our WireGuard against the kernel's, in a virtual machine; some four minutes, root, Debian
 	@scripts/interop/kernel
 
+.PHONY: mutants
+mutants: ## changes what decides of policies, one condition after the other, and asks whether a test notices; half an hour
+	@$(GO) run ./scripts/mutants acl/compile/eval.go acl/compile/condition.go acl/compile/coverage.go
+
 .PHONY: bench
 bench: build ## speed and memory, as ratios to stock wireguard-go in the same run
 	@scripts/bench/run

@@ -47,7 +47,7 @@ func (p *parser) admission(v value) {
 			a.Attestation = p.level(m.value)
 		}
 		if m, ok := f["approval"]; ok {
-			a.Approval, _ = p.boolean(m.value)
+			a.Approval = p.boolean(m.value)
 		}
 		if a.Attestation == "" && !a.Approval && len(p.diags) == before {
 			p.report(Warning, a.Place, `asks for nothing; say "attestation", "approval": true or both, or remove the entry`)

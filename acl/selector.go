@@ -65,15 +65,18 @@ var places = [...]place{
 	inSSHTestDst: {"the dst of a test of ssh", with(people, Literal, Self), "cannot be the dst of a test of ssh; name one machine, a user, or tags"},
 
 	inAdmissionTags: {
-		"the tags of admission", []Kind{Tag, Tagged},
+		"the tags of admission",
+		[]Kind{Tag, Tagged},
 		"is not a tag; name tags, or autogroup:tagged. An entry without tags, groups and users is about every node",
 	},
 	inAdmissionGroups: {
-		"the groups of admission", []Kind{GroupOf, Member, Role},
+		"the groups of admission",
+		[]Kind{GroupOf, Member, Role},
 		"is not a group; name groups, autogroup:member and the like. An entry without tags, groups and users is about every node",
 	},
 	inAdmissionUsers: {
-		"the users of admission", []Kind{User, Domain, Member, Role},
+		"the users of admission",
+		[]Kind{User, Domain, Member, Role},
 		"is not a user; name users, user:*@DOMAIN or autogroup:member. An entry without tags, groups and users is about every node",
 	},
 }

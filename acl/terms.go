@@ -38,7 +38,7 @@ func (p *parser) auth(f map[string]member) *Auth {
 		a.Age, _ = p.duration(m.value, time.Minute, maxAge)
 	}
 	if m, ok := f["mfa"]; ok {
-		a.MFA, _ = p.boolean(m.value)
+		a.MFA = p.boolean(m.value)
 	}
 	if *a == (Auth{Place: a.Place}) && len(p.diags) == before {
 		p.report(Warning, a.Place, `asks for nothing; say "age", "mfa": true or both, or remove it`)
@@ -158,11 +158,11 @@ func shortly(d time.Duration) string {
 }
 
 // boolean reads true or false.
-func (p *parser) boolean(v value) (is, ok bool) {
+func (p *parser) boolean(v value) bool {
 	lit, ok := v.Value.Value.(hujson.Literal)
 	if !ok || lit.Kind() != 't' && lit.Kind() != 'f' {
 		p.errorf(v, "is %s; want true or false", kindName(v.Value))
-		return false, false
+		return false
 	}
-	return lit.Kind() == 't', true
+	return lit.Kind() == 't'
 }

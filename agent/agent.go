@@ -14,9 +14,11 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/acl/filter"
 	"github.com/redoubt-mesh/redoubt/agent/control"
+	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/localapi"
 	"github.com/redoubt-mesh/redoubt/agent/machine"
 	"github.com/redoubt-mesh/redoubt/agent/meshtime"
+	"github.com/redoubt-mesh/redoubt/agent/posture"
 	"github.com/redoubt-mesh/redoubt/agent/state"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
@@ -33,6 +35,8 @@ type Agent struct {
 	filter  *filter.Filter
 	program atomic.Pointer[filter.Program] // installed last
 	offered atomic.Pointer[[]netip.Prefix]
+	health  *posture.Watch                // set when Run begins
+	shown   atomic.Pointer[identity.Self] // to relays
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
@@ -48,6 +52,7 @@ type loopState struct {
 	path    *dataPath // nil while it is down
 	beyond  machine.Beyond
 	client  *control.Client
+	pathKey pathKey
 	held    *control.Held // while the node that has enrolled on it becomes one
 	enrolment
 	timer    *time.Timer
@@ -76,18 +81,21 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Edges.Disk != nil {
 		dir.Ask(cfg.Edges.Disk)
 	}
-	loaded, err := dir.Load()
+	home, err := openHome(cfg)
 	if err != nil {
 		return nil, errors.Join(err, dir.Close())
+	}
+	if home.tpm != nil {
+		dir.Protect(home.tpm)
+	}
+	loaded, err := dir.Load()
+	if err != nil {
+		return nil, errors.Join(err, home.close(), dir.Close())
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, time: meshtime.New(cfg.Edges.Clock, loaded.Floors.MeshTime),
 		inbox: make(chan func()), running: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
 		filter: filter.New(filter.Config{}),
-	}
-	home, err := openHome(cfg)
-	if err != nil {
-		return nil, errors.Join(err, dir.Close())
 	}
 	k := keys{dir: dir, home: home}
 	if err := k.open(loaded); err != nil {
@@ -131,6 +139,8 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if a.loop.flows, err = a.loop.dir.TakeFlows(); err != nil {
 		a.log.Warn("connections from before the restart are cut", "err", err)
 	}
+	a.health = a.watchHealth()
+	defer a.health.Close()
 	a.step(machine.Start{})
 	close(a.running)
 	for {

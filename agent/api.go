@@ -100,6 +100,8 @@ func (a *Agent) await(ctx context.Context, progress func(string)) (*redoubtv1.St
 			return st, nil
 		case machine.StateDown, machine.StateRevoked, machine.StateLocked:
 			return nil, &localapi.Error{Code: connect.CodeFailedPrecondition, Err: errors.New(reasons(st, "the node was set down meanwhile"))}
+		case machine.StatePending:
+			step = reasons(st, "waiting for an administrator's approval")
 		case machine.StateEnrolling:
 			step = reasons(st, "asking the coordinator for a certificate")
 		case machine.StateExpired:
@@ -243,7 +245,14 @@ func (a *Agent) pingOnce(ctx context.Context, socket Pinger, n *cert.Node, dst n
 	defer cancel()
 	rtt, err := socket.Ping(within, dst)
 	s, _ := a.statsOf(ctx, n.ID)
-	r.Path, r.Endpoint = way(s)
+	// An error means that the agent ends, and so does this.
+	_ = a.call(ctx, func() {
+		var w ways
+		if p := a.loop.path; p != nil {
+			w = p.ways([]proto.NodeID{n.ID})
+		}
+		r.Path, r.Endpoint = w.describe(s)
+	})
 	if err == nil {
 		r.RttUs = uint64(rtt.Microseconds())
 		return r

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -17,9 +18,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/echo"
 	"github.com/redoubt-mesh/redoubt/agent/localapi"
 	"github.com/redoubt-mesh/redoubt/agent/meshtime"
+	"github.com/redoubt-mesh/redoubt/agent/posture"
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
 	"github.com/redoubt-mesh/redoubt/netstack/osnet"
 	"github.com/redoubt-mesh/redoubt/netstack/outward"
+	"github.com/redoubt-mesh/redoubt/netstack/portmap"
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
 	"github.com/redoubt-mesh/redoubt/netstack/wg"
 )
@@ -45,8 +48,12 @@ type Config struct {
 	EventLog string
 	// Certificate and CertificateKey are files with a certificate of the company and its key, in PEM; empty: there is none.
 	Certificate, CertificateKey string
-	Program                     string // version of the program
-	Log                         *slog.Logger
+	// LeaveRouter is not to ask the router for a port.
+	LeaveRouter bool
+	// Guards are programs that watch over the machine, beside those that are known.
+	Guards  []posture.Guard
+	Program string // version of the program
+	Log     *slog.Logger
 	// Registry takes the metrics; nil: nobody wants them.
 	Registry prometheus.Registerer
 	Edges    Edges
@@ -57,13 +64,19 @@ type Edges struct {
 	Clock meshtime.Clock
 	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
 	// Proxy says by which proxy a server of the mesh is reached; where Dial is given, nil means by none.
-	Proxy   func(server *url.URL) (*url.URL, error)
+	Proxy func(server *url.URL) (*url.URL, error)
+	// Resolve finds the addresses of a host; where Dial is given, nil means that names are left to that.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 	OpenTUN func(name string, mtu int) (tun.Device, error)
 	NewBind func(bind.Config) *bind.Bind
 	Network osnet.Network
+	// Router is how a port is asked of the router; where Dial is given, nil means not at all.
+	Router *portmap.Config
 	// ServeUAPI shows the engine's counters to wg; nil: not at all where another edge is given, else the real one.
 	ServeUAPI func(name string, e wg.Engine) (Closer, error)
 	OpenPing  func(src netip.Addr) (Pinger, error)
+	// Posture is where facts about this machine come from. Nil: nowhere where another edge is given, else from the machine.
+	Posture *posture.Source
 	// Disk is asked before each step that changes the state directory, and an error of it is the step's; nil: nobody is.
 	Disk func(step string) error
 }
@@ -102,10 +115,25 @@ func (c *Config) complete() error {
 	if err := c.completeAttestation(); err != nil {
 		return err
 	}
-	return c.Edges.complete(c.Log)
+	if c.Edges.Posture == nil {
+		c.Edges.Posture = &posture.Source{}
+		if c.Edges.OpenTUN == nil {
+			*c.Edges.Posture = posture.Local(posture.Config{
+				Interface: c.Interface, Guards: c.Guards, Memory: posture.File(filepath.Join(c.StateDir, "posture.json")),
+			})
+		}
+	}
+	if err := c.Edges.complete(c.Log); err != nil {
+		return err
+	}
+	if c.LeaveRouter {
+		c.Edges.Router = nil
+	}
+	return nil
 }
 
 func (e *Edges) complete(log *slog.Logger) error {
+	real := e.Dial == nil
 	if e.ServeUAPI == nil {
 		e.ServeUAPI = func(name string, engine wg.Engine) (Closer, error) { return wg.ServeUAPI(name, engine) }
 		if e.OpenTUN != nil {
@@ -115,8 +143,13 @@ func (e *Edges) complete(log *slog.Logger) error {
 	if e.Clock == nil {
 		e.Clock = meshtime.System()
 	}
-	if e.Dial == nil {
+	if real {
 		e.Dial = osnet.Dialer().DialContext
+		if e.Resolve == nil {
+			e.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+				return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+			}
+		}
 		if e.Proxy == nil {
 			e.Proxy = outward.Environment
 		}
@@ -136,6 +169,10 @@ func (e *Edges) complete(log *slog.Logger) error {
 			return err
 		}
 		e.Network = n
+	}
+	if real && e.Router == nil {
+		router := portmap.System(e.Network.Gateway)
+		e.Router = &router
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ func (a *Agent) step(e machine.Event) {
 	for events := []machine.Event{e}; len(events) > 0; events = events[1:] {
 		events = append(events, a.carryOut(a.loop.machine.Step(a.time.Now(), events[0]))...)
 	}
+	a.setRelays()
 	a.announce()
 }
 
@@ -157,6 +158,7 @@ func (a *Agent) converse(e machine.Effect) {
 
 // attach keeps a stream with the coordinator from now on, or goes on with the one that there is as another self.
 func (a *Agent) attach(self *identity.Self, applied proto.Version) {
+	a.shown.Store(self)
 	if c := a.loop.client; c != nil {
 		c.SetSelf(self)
 		c.Resume(applied)
@@ -164,6 +166,7 @@ func (a *Agent) attach(self *identity.Self, applied proto.Version) {
 	}
 	a.loop.client = control.Attach(a.controlConfig(a.loop.machine.URLs(), a.loop.machine.Hostname()), self, applied, a.loop.held)
 	a.report()
+	a.tellHealth(a.health.Facts())
 }
 
 func (a *Agent) controlConfig(urls []string, hostname string) control.Config {

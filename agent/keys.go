@@ -113,6 +113,9 @@ func (k *keys) open(s *state.State) error {
 	if k.file.IsZero() && k.sealed.IsZero() {
 		return nil
 	}
+	if s.Lost != nil {
+		k.home.log.Warn("the node keys are lost; the node renews with a new one, and nothing passes until that is in use", "err", s.Lost)
+	}
 	return k.make()
 }
 
@@ -137,11 +140,25 @@ func (k *keys) add() error {
 }
 
 func (k *keys) save(nodes []key.NodePrivate) error {
-	if err := k.dir.SaveNodes(nodes); err != nil {
+	if err := k.write(nodes); err != nil {
 		return err
 	}
 	k.nodes = nodes
 	return nil
+}
+
+// write makes node keys last: wrapped by the TPM where that has the device key. One that cannot wrap them now is no reason to do
+// without a key; the next time it is asked again.
+func (k *keys) write(nodes []key.NodePrivate) error {
+	if k.sealed.IsZero() || k.home.tpm == nil {
+		return k.dir.SaveNodes(nodes)
+	}
+	err := k.dir.WrapNodes(nodes)
+	if errors.Is(err, state.ErrWrap) {
+		k.home.log.Warn("the node keys are on the disk as they are", "err", err)
+		return k.dir.SaveNodes(nodes)
+	}
+	return err
 }
 
 func (k *keys) makeDevice() (err error) {
@@ -211,7 +228,7 @@ func (k *keys) turn(to key.NodePublic) (key.NodePrivate, error) {
 	nodes := slices.Clone(k.nodes[i:])
 	// In use it is whatever the disk says: which of the two a restart begins with does not matter.
 	k.nodes = nodes
-	return nodes[0], k.dir.SaveNodes(nodes)
+	return nodes[0], k.write(nodes)
 }
 
 // names says whether a certificate names a key.

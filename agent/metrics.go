@@ -61,7 +61,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count(c.bytes, f.In.Bytes, "in")
 	count(c.bytes, f.Out.Bytes, "out")
 	count(c.lost, f.RecordsLost)
-	for reason, n := range f.Each {
+	for reason, n := range f.Dropped.Each {
 		count(c.dropped, n, reason.String())
 	}
 	select {

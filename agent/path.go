@@ -39,10 +39,13 @@ type dataPath struct {
 	device *tun.FilteredDevice
 	bind   *bind.Bind
 	engine wg.Engine
-	uapi   Closer // nil: none
-	paths  *path.State
+	uapi   Closer      // nil: none
+	paths  *path.State // to peers that have no path keys
 	local  []netip.Addr
-	looked time.Time // when the engine's counters were looked at last
+	relays []proto.Relay // of the netmap
+
+	steering *steering
+	looked   time.Time // when the engine's counters were looked at last
 
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
@@ -60,12 +63,15 @@ func (a *Agent) startPath(self *identity.Self) machine.Event {
 	p.cancel = cancel
 	p.tasks.Go(func() { a.tend(ctx, p) })
 	p.tasks.Go(func() { a.watchEngine(ctx, p) })
+	p.tasks.Go(func() { a.followRelays(ctx, p) })
 	if changes, err := a.cfg.Edges.Network.Watch(ctx); err != nil {
 		a.log.Warn("changes of the network are not seen", "err", err)
 	} else {
 		p.tasks.Go(func() { a.watchNetwork(ctx, changes) })
 	}
 	a.look()
+	a.scout(true)
+	a.offer()
 	a.report()
 	return machine.PathUp{}
 }
@@ -92,8 +98,12 @@ func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
 	}
 	bounds := path.Bounds{Overlay: []netip.Prefix{mesh.V4, mesh.V6}}
 	p.bind = a.cfg.Edges.NewBind(bind.Config{Bounds: bounds, Mark: osnet.DefaultMark})
+	a.shown.Store(self)
+	if p.steering, err = a.openSteering(self, p.bind, bounds); err != nil {
+		return nil, err
+	}
 	p.engine = wg.NewInline(self.Node.ID, p.device, p.bind, a.log)
-	undo = p.engine.Close
+	undo = func() error { return errors.Join(p.steering.close(), p.engine.Close()) }
 	if err = a.listen(p.engine); err != nil {
 		return nil, err
 	}
@@ -102,6 +112,7 @@ func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
 		return nil, err
 	}
 	p.paths = path.New(bounds, networks(p.local))
+	p.steering.pilot.Moved(networks(p.local))
 	if a.cfg.Edges.ServeUAPI != nil {
 		if p.uapi, err = a.cfg.Edges.ServeUAPI(p.name, p.engine); err != nil {
 			a.log.Warn("wg show will not see this interface", "err", err)
@@ -173,6 +184,9 @@ func (a *Agent) closePath() {
 			a.log.Warn("close the socket for wg show", "err", err)
 		}
 	}
+	if err := p.steering.close(); err != nil {
+		a.log.Warn("relays were not left cleanly", "err", err)
+	}
 	if err := p.engine.Close(); err != nil {
 		a.log.Warn("the engine did not end cleanly", "err", err)
 	}
@@ -196,7 +210,12 @@ func (a *Agent) setPeers(e machine.SetPeers) error {
 	}
 	for n, peer := range e.Peers {
 		cfg := wg.PeerConfig{ID: peer.ID, Keys: peer.Keys, Addrs: peer.Addrs, Routes: peer.Routes}
-		effects := p.paths.Step(time.Now(), path.Known{ID: peer.ID, Endpoints: peer.Endpoints})
+		var effects []path.Effect
+		if cfg.Course = a.steer(p, peer); cfg.Course != nil {
+			p.paths.Step(time.Now(), path.Gone{ID: peer.ID})
+		} else {
+			effects = p.paths.Step(time.Now(), path.Known{ID: peer.ID, Endpoints: peer.Endpoints})
+		}
 		for _, effect := range effects {
 			if point, ok := effect.(path.Point); ok {
 				cfg.Endpoints = point.Candidates
@@ -224,6 +243,7 @@ func (a *Agent) removePeers(ids []proto.NodeID) error {
 	var errs []error
 	for _, id := range ids {
 		p.paths.Step(time.Now(), path.Gone{ID: id})
+		p.steering.forget(id)
 		errs = append(errs, p.engine.RemovePeer(id))
 	}
 	return errors.Join(errs...)
@@ -406,6 +426,10 @@ func (a *Agent) moved() {
 	p.bind.ForgetSources()
 	a.lookAtPeers() // who was heard lately must be told where we are now
 	a.follow(p.paths.Step(time.Now(), path.Moved{Local: networks(local)}))
+	p.steering.client.Moved()
+	a.scout(true)
+	a.offer()
+	p.steering.pilot.Moved(networks(local))
 	a.report()
 	if c := a.loop.client; c != nil {
 		c.Kick(func(addr net.Addr) bool { return isGone(addr, local) })
@@ -453,9 +477,5 @@ func (a *Agent) report() {
 		a.log.Debug("UDP port", "err", err)
 		return
 	}
-	endpoints := make([]proto.Endpoint, 0, len(p.local))
-	for _, l := range p.local {
-		endpoints = append(endpoints, proto.Endpoint{Addr: netip.AddrPortFrom(l, port), Kind: proto.EndpointInterface})
-	}
-	c.Report(endpoints, port)
+	c.Report(p.reach(port), port)
 }

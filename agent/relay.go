@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.zx2c4.com/wireguard/conn"
 
 	"github.com/redoubt-mesh/redoubt/agent/control"
 	"github.com/redoubt-mesh/redoubt/agent/enroll"
@@ -21,6 +20,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/machine"
 	"github.com/redoubt-mesh/redoubt/agent/meshtime"
 	"github.com/redoubt-mesh/redoubt/agent/state"
+	"github.com/redoubt-mesh/redoubt/netstack/bind"
 	"github.com/redoubt-mesh/redoubt/netstack/osnet"
 	"github.com/redoubt-mesh/redoubt/netstack/outward"
 	"github.com/redoubt-mesh/redoubt/netstack/relay"
@@ -50,7 +50,7 @@ type RelayConfig struct {
 	Clock meshtime.Clock // nil: the system's, as with what follows
 	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
 	Proxy func(*url.URL) (*url.URL, error)
-	UDP   conn.Bind
+	UDP   bind.Sockets
 }
 
 const (

@@ -36,6 +36,9 @@ func (a *Agent) status() *redoubtv1.Status {
 	if v.Node != nil {
 		st.Node = describe(v.Node)
 	}
+	if p := v.Pending; p != nil {
+		st.Pending = &redoubtv1.PendingApproval{Code: p.Code, Name: p.Name, Since: p.Since.Unix()}
+	}
 	if !v.Version.IsZero() {
 		st.PolicyVersion = v.Version.String()
 	}
@@ -57,15 +60,27 @@ func (a *Agent) status() *redoubtv1.Status {
 			st.Problems = append(st.Problems, "the engine does not answer: "+err.Error())
 		}
 	}
-	st.Peers = peers(v.Peers, stats)
+	st.Peers = a.peers(v.Peers, stats)
 	st.Routing = routing(v.Routing)
 	return st
 }
 
-func peers(known []machine.PeerView, stats []wg.PeerStats) []*redoubtv1.LocalPeer {
+func (a *Agent) peers(known []machine.PeerView, stats []wg.PeerStats) []*redoubtv1.LocalPeer {
+	var w ways
+	if p := a.loop.path; p != nil {
+		ids := make([]proto.NodeID, 0, len(known))
+		for _, k := range known {
+			ids = append(ids, k.Node.ID)
+		}
+		w = p.ways(ids)
+	}
 	byID := make(map[proto.NodeID]wg.PeerStats, len(stats))
 	for _, s := range stats {
 		byID[s.ID] = s
+	}
+	denied := map[proto.NodeID]map[string]uint64{}
+	for id, d := range a.filter.PeerDrops {
+		denied[id] = dropsOf(d)
 	}
 	out := make([]*redoubtv1.LocalPeer, 0, len(known))
 	for _, p := range known {
@@ -73,8 +88,9 @@ func peers(known []machine.PeerView, stats []wg.PeerStats) []*redoubtv1.LocalPee
 		l := &redoubtv1.LocalPeer{
 			Id: n.Id, Name: n.Name, Addresses: n.Addresses, User: n.User, Tags: n.Tags, CertificateExpires: n.CertificateExpires,
 			LastHandshake: millis(s.LastHandshake), RxBytes: s.Rx, TxBytes: s.Tx, Tunnel: tunnel(s),
+			Denied: denied[p.Node.ID],
 		}
-		l.Path, l.Endpoint = way(s)
+		w.tell(l, s)
 		out = append(out, l)
 	}
 	return out
@@ -101,13 +117,21 @@ func describe(n *cert.Node) *redoubtv1.LocalNode {
 
 func counters(c filter.Counters) *redoubtv1.FilterCounters {
 	f := &redoubtv1.FilterCounters{
-		Flows: uint64(c.Flows), AllowedPackets: c.In.Packets + c.Out.Packets, Drops: map[string]uint64{},
+		Flows: uint64(c.Flows), AllowedPackets: c.In.Packets + c.Out.Packets, Drops: dropsOf(&c.Dropped),
 	}
-	for r, n := range c.Each {
+	for _, n := range f.Drops {
 		f.DeniedPackets += n
-		f.Drops[r.String()] += n
 	}
 	return f
+}
+
+// dropsOf has the reasons that occurred, by their texts.
+func dropsOf(d *filter.Drops) map[string]uint64 {
+	m := map[string]uint64{}
+	for r, n := range d.Each {
+		m[r.String()] += n
+	}
+	return m
 }
 
 // millis is zero for the zero time.

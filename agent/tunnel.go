@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/redoubt-mesh/redoubt/acl/filter"
 	"github.com/redoubt-mesh/redoubt/agent/machine"
 	"github.com/redoubt-mesh/redoubt/netstack/wg"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -36,7 +37,7 @@ func wireguard(s wg.Stats) *redoubtv1.WireGuard {
 type tunnelMetrics struct {
 	keys, keySince, dropped *prometheus.Desc
 
-	peerKeySince, peerSessions, peerSession, peerShaken, peerHandshakes, peerUnanswered, peerBytes, peerDropped *prometheus.Desc
+	peerKeySince, peerSessions, peerSession, peerShaken, peerHandshakes, peerUnanswered, peerBytes, peerDropped, peerDenied *prometheus.Desc
 }
 
 func newTunnelMetrics(d func(name, help string, labels ...string) *prometheus.Desc) tunnelMetrics {
@@ -52,6 +53,7 @@ func newTunnelMetrics(d func(name, help string, labels ...string) *prometheus.De
 		peerUnanswered: d("peer_handshakes_unanswered_total", "Handshakes with a busy peer that were not answered in time.", "peer"),
 		peerBytes:      d("peer_bytes_total", "Bytes of WireGuard from and to a busy peer.", "peer", "direction"),
 		peerDropped:    d("peer_dropped_total", "Messages from and packets to a busy peer that the engine dropped.", "peer", "reason"),
+		peerDenied:     d("peer_packets_dropped_total", "Packets from and to a busy peer that the filter dropped.", "peer", "reason"),
 	}
 }
 
@@ -60,6 +62,8 @@ type tunnels struct {
 	own   wg.Stats
 	peers []wg.PeerStats
 	names map[proto.NodeID]string
+
+	denied func(yield func(proto.NodeID, *filter.Drops) bool) // the filter's word
 }
 
 // tunnels asks the engine, if there is one.
@@ -76,6 +80,7 @@ func (a *Agent) tunnels(known []machine.PeerView) (t tunnels, ok bool) {
 		a.log.Debug("engine's counters", "err", err)
 		return t, false
 	}
+	t.denied = a.filter.PeerDrops
 	t.names = make(map[proto.NodeID]string, len(t.peers))
 	for _, s := range t.peers {
 		t.names[s.ID] = s.ID.String()
@@ -114,6 +119,13 @@ func (m *tunnelMetrics) collect(t tunnels, gauge func(*prometheus.Desc, float64,
 		for why, n := range s.Drops {
 			if n > 0 {
 				count(m.peerDropped, n, name, wg.Drop(why).String())
+			}
+		}
+	}
+	for id, d := range t.denied {
+		if name, busy := t.names[id]; busy {
+			for r, n := range d.Each {
+				count(m.peerDenied, n, name, r.String())
 			}
 		}
 	}

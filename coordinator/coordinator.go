@@ -26,6 +26,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/ipam"
 	"github.com/redoubt-mesh/redoubt/coordinator/issuer"
 	"github.com/redoubt-mesh/redoubt/coordinator/policy"
+	"github.com/redoubt-mesh/redoubt/coordinator/roots"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -156,6 +157,7 @@ type Coordinator struct {
 	hub       *distribute.Hub
 	control   *control.Server
 	admin     *api.Admin
+	roots     *roots.Keeper
 	programs  *policy.Programs
 
 	closing sync.Once
@@ -197,9 +199,13 @@ func (c *Coordinator) open(ctx context.Context) (err error) {
 		return err
 	}
 	c.directory, err = directory.Open(ctx, c.store, directory.Config{
-		Clock: config.Clock, Rand: config.Rand, Issue: c.issue, Ages: c.programs, Signer: signer,
+		Clock: config.Clock, Rand: config.Rand, Issue: c.issue, Ages: c.programs, Demands: c.programs.Demands, Signer: signer,
 	})
 	if err != nil {
+		return err
+	}
+	c.roots = roots.New(c.issuer, c.directory, config.Clock, config.Log)
+	if err := c.roots.Keep(ctx); err != nil && !errors.Is(err, issuer.ErrNoIssuer) {
 		return err
 	}
 	if err := c.writeStarter(); err != nil {
@@ -214,7 +220,7 @@ func (c *Coordinator) open(ctx context.Context) (err error) {
 		Clock: config.Clock, Rand: config.Rand, Log: config.Log, Registry: config.Registry, Program: config.Program, Relay: config.Relay,
 	})
 	c.admin = api.New(api.Config{
-		Directory: c.directory, Hub: c.hub, Issuer: c.issuer, Store: c.store, URLs: config.URLs, Outage: outage,
+		Directory: c.directory, Hub: c.hub, Issuer: c.issuer, Roots: c.roots, Store: c.store, URLs: config.URLs, Outage: outage,
 		Clock: config.Clock, Rand: config.Rand, Log: config.Log,
 	})
 	c.measure()
@@ -316,10 +322,8 @@ func (c *Coordinator) keepHouse(ctx context.Context) {
 		} else if len(gone) > 0 {
 			c.config.Log.Info("ephemeral nodes removed", "count", len(gone))
 		}
-		if changed, err := c.issuer.Maintain(); err != nil {
-			c.config.Log.Error("cannot renew the intermediate certificate", "err", err)
-		} else if changed {
-			c.config.Log.Info("intermediate certificate renewed")
+		if err := c.roots.Keep(ctx); err != nil && ctx.Err() == nil {
+			c.config.Log.Error("cannot keep the mesh's keys in order", "err", err)
 		}
 		for _, w := range c.issuer.Status().Warnings {
 			if time.Since(warned[w]) > 12*time.Hour {
@@ -361,7 +365,10 @@ func (c *Coordinator) measure() {
 	gauge("nodes", "Nodes in the directory, revoked ones included.", func() float64 { return float64(c.directory.Snapshot().Len()) })
 	gauge("version", "Number of the newest change that netmaps are made of.", func() float64 { return float64(c.directory.Snapshot().Version().N) })
 	gauge("lagging_nodes", "Nodes that have not acknowledged the last version that changed their netmap.", func() float64 { return float64(len(c.hub.Status().Laggards)) })
-	gauge("intermediate_expires_seconds", "When the intermediate certificate ends, in Unix seconds.", func() float64 { return float64(c.issuer.Status().IntermediateEnds.Unix()) })
+	gauge("intermediate_expires_seconds", "When the intermediate certificate ends, in Unix seconds.", func() float64 { return float64(c.issuer.Status().Intermediate.NotAfter.Unix()) })
+	gauge("root_expires_seconds", "When the newest mesh root ends, in Unix seconds.", func() float64 { return float64(c.issuer.Status().Roots[0].NotAfter.Unix()) })
+	gauge("roots", "Mesh roots that nodes trust: 2 while one is replaced.", func() float64 { return float64(len(c.issuer.Roots())) })
+	gauge("key_warnings", "Warnings about the mesh's root and intermediate, as root list prints them.", func() float64 { return float64(len(c.issuer.Status().Warnings)) })
 	gauge("policy_number", "Number of the policy in force; 0 before the first.", func() float64 {
 		if p := c.directory.Snapshot().Policy(); p != nil {
 			return float64(p.Number)

@@ -1,16 +1,21 @@
 package coordinator
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/join"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -126,5 +131,79 @@ func private(dir string) error {
 			return os.Chmod(path, 0o700)
 		}
 		return os.Chmod(path, 0o600)
+	})
+}
+
+// TestNothingIsShared: no key, and nothing that a key is made of, comes with the program. Two coordinators have nothing in common.
+func TestNothingIsShared(t *testing.T) {
+	seen := map[string]string{}
+	for _, name := range []string{"one", "two"} {
+		dir := t.TempDir()
+		co, err := New(t.Context(), Config{Data: dir, URLs: []string{"https://c.example"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		code, err := co.Admin().CreateToken(t.Context(), &redoubtv1.CreateTokenRequest{Tags: []string{"tag:a"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed, err := join.Parse(code.GetCode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed := parsed.Secret.Expose()
+		secrets := map[string]string{"the mesh's id": string(co.Mesh().ID), "a join code's seed": string(seed[:])}
+		for _, file := range []string{"root.key", "intermediate.key", "audit.key", "root.crt"} {
+			b, err := os.ReadFile(filepath.Join(dir, "pki", file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			secrets[file] = string(b)
+		}
+		for what, text := range secrets {
+			if other, ok := seen[text]; ok {
+				t.Errorf("%s of coordinator %s is that of coordinator %s", what, name, other)
+			}
+			seen[text] = name
+		}
+		if err := co.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestAnOldIntermediateIsSpokenOf in the log, the metrics and the status, where the root's key is elsewhere.
+func TestAnOldIntermediateIsSpokenOf(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.stop()
+		if err := os.Remove(filepath.Join(r.dir, "pki", "root.key")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(16 * 24 * time.Hour)
+		var log bytes.Buffer
+		registry := prometheus.NewRegistry()
+		r.start(Config{Log: slog.New(slog.NewTextHandler(&log, nil)), Registry: registry})
+		settle()
+		st, err := r.co.Admin().PolicyStatus(context.Background(), &redoubtv1.PolicyStatusRequest{})
+		if err != nil || len(st.GetKeyWarnings()) != 1 || !strings.Contains(st.GetKeyWarnings()[0], "root request") {
+			t.Errorf("the status: %v, %v", st, err)
+		}
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		warnings := 0.0
+		for _, f := range families {
+			if f.GetName() == "redoubt_coordinator_key_warnings" {
+				warnings = f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		if warnings != 1 {
+			t.Errorf("the metrics count %v warnings", warnings)
+		}
+		r.stop()
+		if !strings.Contains(log.String(), "root request") {
+			t.Errorf("the log does not say what to do: %s", &log)
+		}
 	})
 }

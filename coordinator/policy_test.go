@@ -99,7 +99,7 @@ func TestFactsThatExpire(t *testing.T) {
 			t.Fatal(err)
 		}
 		f := a.GetNode().GetFacts()[0]
-		if f.GetName() != "custom:tier" || f.GetSource() != "uid 7" || f.GetSet() != time.Now().Unix() || f.GetExpires() != time.Now().Unix()+90 {
+		if f.GetName() != "custom:tier" || f.GetSource() != api.FactCustom || f.GetBy() != "uid 7" || f.GetSet() != time.Now().Unix() || f.GetExpires() != time.Now().Unix()+90 {
 			t.Errorf("set: %v", f)
 		}
 		time.Sleep(90 * time.Second)

@@ -19,6 +19,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	pb "google.golang.org/protobuf/proto"
+
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/join"
@@ -53,7 +55,7 @@ func (r *rig) start(c Config) {
 	r.t.Helper()
 	c.Data, c.Program = r.dir, "test"
 	c.URLs = []string{"https://coordinator.example"}
-	if testing.Verbose() {
+	if testing.Verbose() && c.Log == nil {
 		c.Log = slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	co, err := New(context.Background(), c)
@@ -107,6 +109,8 @@ type machine struct {
 	facts  *redoubtv1.Facts
 	lacks  string // a feature
 	stays  bool   // where it enrols
+	// posture is what its renewals say of its health; nil: nothing.
+	posture *redoubtv1.Posture
 }
 
 func (r *rig) machine(host string) *machine {
@@ -257,7 +261,13 @@ func (m *machine) proof(c *wireConn, node key.NodePrivate, domain string, sum [3
 	if err != nil {
 		m.r.t.Fatal(err)
 	}
-	binding := wire.Binding(domain, challenge.GetNonce(), secret, node.Public(), m.device.Device(), sha256.Sum256(nil), sum)
+	var posture []byte
+	if domain == wire.DomainRenew && m.posture != nil {
+		if posture, err = pb.Marshal(m.posture); err != nil {
+			m.r.t.Fatal(err)
+		}
+	}
+	binding := wire.Binding(domain, challenge.GetNonce(), secret, node.Public(), m.device.Device(), sha256.Sum256(posture), sum)
 	ephemeral, err := key.ParseNodePublic(challenge.GetEphemeralPublic())
 	if err != nil {
 		m.r.t.Fatal(err)
@@ -271,7 +281,7 @@ func (m *machine) proof(c *wireConn, node key.NodePrivate, domain string, sum [3
 	if err != nil {
 		m.r.t.Fatal(err)
 	}
-	p := &redoubtv1.Proof{NodeKeyMac: mac[:], DeviceSignature: signature}
+	p := &redoubtv1.Proof{Posture: posture, NodeKeyMac: mac[:], DeviceSignature: signature}
 	if token != nil {
 		p.TokenSignature = token.Sign(binding[:])
 	}

@@ -318,11 +318,11 @@ func TestRolesAndMeshes(t *testing.T) {
 			}
 			forged := *m.cert
 			forged.Mesh = mesh
-			der, err := mid.IssueNode(random, forged)
+			issued, err := mid.IssueNode(random, forged)
 			if err != nil {
 				t.Fatal(err)
 			}
-			m.result.Certificate, m.result.Chain = der, [][]byte{mid.Certificate().Raw, root.Certificate().Raw}
+			m.result.Certificate, m.result.Chain = issued.Raw, [][]byte{mid.Certificate().Raw, root.Certificate().Raw}
 			if _, _, err := m.open(proto.Version{}); err == nil {
 				t.Errorf("%s: let in", name)
 			}

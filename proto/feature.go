@@ -22,9 +22,11 @@ const (
 	FeatureDeny = "deny/1"
 	// FeatureConditions is letting go of conditional sets and rules Outage.Posture after the last contact.
 	FeatureConditions = "conditions/1"
+	// FeaturePosture is taking facts of a machine's health on the stream. No netmap requires it.
+	FeaturePosture = "posture/1"
 )
 
-// Features lists what this build can enforce, sorted.
+// Features lists what this build can do, sorted.
 func Features() []string {
-	return []string{FeatureBarred, FeatureConditions, FeatureDeny, FeaturePaths, FeatureRelays, FeatureRules}
+	return []string{FeatureBarred, FeatureConditions, FeatureDeny, FeaturePaths, FeaturePosture, FeatureRelays, FeatureRules}
 }

@@ -140,8 +140,11 @@ func TestDemandsAddUp(t *testing.T) {
 		})
 		entries := rapid.SliceOfN(entry, 1, 5).Draw(t, "entries")
 		node := rapid.SampledFrom([]proto.Identity{
-			{Tags: []string{"tag:db"}}, {Tags: []string{"tag:db", "tag:prod"}}, {},
-			{User: proto.User{Issuer: "i", Subject: "a", Name: "ann@example.com"}}, {User: proto.User{Issuer: "i", Subject: "b", Name: "bob@example.com"}},
+			{Tags: []string{"tag:db"}},
+			{Tags: []string{"tag:db", "tag:prod"}},
+			{},
+			{User: proto.User{Issuer: "i", Subject: "a", Name: "ann@example.com"}},
+			{User: proto.User{Issuer: "i", Subject: "b", Name: "bob@example.com"}},
 		}).Draw(t, "node")
 		demands := func(entries ...string) compile.Demand {
 			p, found := acl.Parse("test", []byte(`{`+admissionDefs+`"admission": [`+strings.Join(entries, ", ")+`]}`))

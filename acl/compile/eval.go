@@ -51,9 +51,6 @@ func (b *Bound) Decide(at proto.NodeID, src, dst netip.Addr, protocol uint8, por
 	from, to := b.ends(at, src, dst)
 	for _, f := range from {
 		for _, t := range to {
-			if f.id == t.id {
-				continue
-			}
 			v := b.judge(f, t, protocol, port)
 			if v.Allowed && v.Mode == Enforce {
 				return v

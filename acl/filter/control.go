@@ -12,14 +12,14 @@ import (
 func (f *Filter) control(d proto.Direction, from proto.NodeID, pkt []byte, p *packet.Packet) Verdict {
 	if !p.IsError() {
 		if p.Dst.IsGroup() {
-			return f.discard(Multicast)
+			return f.discardOf(d, p, Multicast)
 		}
-		return f.discard(ICMPType)
+		return f.discardOf(d, p, ICMPType)
 	}
 	var q packet.Packet
 	if p.Quoted(pkt, &q) != packet.OK || q.Later() || q.Src != p.Dst ||
 		isICMP(q.Proto) && !q.IsEchoRequest() && !q.IsEchoReply() {
-		return f.discard(ICMPUnrelated)
+		return f.discardOf(d, p, ICMPUnrelated)
 	}
 	var k key
 	k.of(opposite(d), &q)
@@ -45,17 +45,17 @@ func (f *Filter) follow(d proto.Direction, from proto.NodeID, k *key, p *packet.
 	fl := v.review(s.find(k, tag))
 	switch {
 	case v.by.Program == nil:
-		return f.discard(Closed)
+		return f.discardOf(d, p, Closed)
 	case fl == nil && piece:
-		return f.discard(FragmentUnknown)
+		return f.discardOf(d, p, FragmentUnknown)
 	case fl == nil:
-		return f.discard(ICMPUnrelated)
+		return f.discardOf(d, p, ICMPUnrelated)
 	case from != 0 && from != fl.peer.id:
 		return v.deny(Spoofed, nil)
 	case fl.state == dead:
-		return f.discard(Revoked)
+		return f.discardOf(d, p, Revoked)
 	case !piece && !v.speaksFor(fl, p.Src):
-		return f.discard(ICMPUnrelated)
+		return f.discardOf(d, p, ICMPUnrelated)
 	}
 	fl.sent[sender(d)].plus(w)
 	if piece {

@@ -32,7 +32,7 @@ type Filter struct {
 	perPeer  int32
 	perShard int
 	refusals allowance
-	dropped  [reasons]atomic.Uint64
+	dropped  drops
 
 	shards    [shardCount]shard
 	fragments fragments
@@ -53,6 +53,7 @@ type peer struct {
 	id       proto.NodeID
 	identity atomic.Pointer[proto.Identity]
 	flows    atomic.Int32
+	dropped  atomic.Pointer[drops] // nil: none
 }
 
 // Verdict is what becomes of a packet.
@@ -191,7 +192,7 @@ func (f *Filter) segments(d proto.Direction, from proto.NodeID, pkt []byte, n in
 	v := f.decide(&r, d, from, pkt, &p, n)
 	r.release()
 	if !v.Pass && n > 1 {
-		f.dropped[v.Reason].Add(uint64(n - 1))
+		f.drop(f.other(d, &p, v.Reason), v.Reason, n-1)
 	}
 	return v
 }
@@ -263,7 +264,7 @@ func (f *Filter) decide(r *run, d proto.Direction, from proto.NodeID, pkt []byte
 	}
 	switch {
 	case n > 1 && !comesInSegments(p):
-		return f.discard(BadSegments)
+		return f.discardOf(d, p, BadSegments)
 	case p.Fragment:
 		r.release()
 		return f.fragment(d, from, p)
@@ -298,18 +299,20 @@ func (f *Filter) flow(r *run, d proto.Direction, from proto.NodeID, p *packet.Pa
 
 func isICMP(protocol uint8) bool { return protocol == proto.ProtoICMP || protocol == proto.ProtoICMPv6 }
 
-// discard drops a packet of which too little is known for a record.
-func (f *Filter) discard(r Reason) Verdict {
-	f.dropped[r].Add(1)
-	return Verdict{Reason: r}
-}
-
-// tick moves the coarse clock, and with it everything that is allowed so often a second.
+// tick moves the coarse clock, and with it everything that is allowed so often a second. It never goes back: to a time that
+// is set back it stands still, so that no flow is taken for younger than it is.
 func (f *Filter) tick() tick {
-	now := tick(f.now().Sub(f.start) / tickLength)
-	before := tick(f.clock.Swap(uint32(now)))
-	f.refusals.pass(now - before)
-	return now
+	now := tick(max(f.now().Sub(f.start), 0) / tickLength)
+	for {
+		before := tick(f.clock.Load())
+		if now <= before {
+			return before
+		}
+		if f.clock.CompareAndSwap(uint32(before), uint32(now)) {
+			f.refusals.pass(now - before)
+			return now
+		}
+	}
 }
 
 // weigh is what p counts for, which stands for n packets: all of them carry its headers.

@@ -47,7 +47,7 @@ func (f *Filter) fragment(d proto.Direction, from proto.NodeID, p *packet.Packet
 		k.proto = p.Proto
 	}
 	if isICMP(p.Proto) && !p.Later() && !p.IsEchoRequest() && !p.IsEchoReply() {
-		return f.discard(ICMPType) // no message that we let pass by itself is large enough to come in pieces
+		return f.discardOf(d, p, ICMPType) // no message that we let pass by itself is large enough to come in pieces
 	}
 	if from != 0 && !f.current.Load().owns(from, p.Src) {
 		return f.discard(Spoofed) // before it can take room, or spoil what its true owner sends
@@ -55,7 +55,7 @@ func (f *Filter) fragment(d proto.Direction, from proto.NodeID, p *packet.Packet
 	now := tick(f.clock.Load())
 	flow, reason := f.fragments.accept(d, k, p, now)
 	if reason != Permitted {
-		return f.discard(reason)
+		return f.discardOf(d, p, reason)
 	}
 	if p.Later() {
 		return f.follow(d, from, &flow, p, true)

@@ -83,6 +83,11 @@ func TestConcurrency(t *testing.T) {
 				}
 			})
 			f.Counters()
+			for id := range f.PeerDrops {
+				if id < 2 || id > 9 {
+					t.Errorf("drops of %v", id)
+				}
+			}
 		}
 	})
 	traffic.Wait()

@@ -182,10 +182,11 @@ func (s *shard) record(k Kind, fl *flow, r Reason, now tick) *event {
 	return e
 }
 
-func (s *shard) deny(v *visit, r Reason, rule *ruling) {
+// deny writes a record of a packet that is denied, nil where there is no room for one.
+func (s *shard) deny(v *visit, r Reason, rule *ruling) *event {
 	e := s.records.add(Denied)
 	if e == nil {
-		return
+		return nil
 	}
 	e.key, e.kind, e.direction, e.reason, e.at, e.by = v.key, Denied, v.d, r, v.now, v.by
 	if r == NoService {
@@ -193,9 +194,7 @@ func (s *shard) deny(v *visit, r Reason, rule *ruling) {
 	} else {
 		e.rule = rule
 	}
-	if node, ok := v.by.find(v.key.remote); ok {
-		e.peer = &v.by.Program.peers[node]
-	}
+	return e
 }
 
 // Drain hands emit all records that wait, oldest first within each part of the table, and forgets them.
@@ -219,27 +218,15 @@ func (f *Filter) Drain(emit func(Record)) {
 // Counters is what the filter has seen since it was made.
 type Counters struct {
 	Out, In        Traffic // passed
-	Dropped        [reasons]uint64
+	Dropped        Drops
 	Flows          int // now
 	Started, Ended uint64
 	RecordsLost    uint64
 }
 
-// Each calls yield for every reason for which packets were dropped.
-func (c *Counters) Each(yield func(r Reason, packets uint64) bool) {
-	for r, n := range c.Dropped {
-		if n > 0 && !yield(Reason(r), n) {
-			return
-		}
-	}
-}
-
 // Counters reads the counters, one part of the table after the other.
 func (f *Filter) Counters() Counters {
-	var c Counters
-	for r := range c.Dropped {
-		c.Dropped[r] = f.dropped[r].Load()
-	}
+	c := Counters{Dropped: f.dropped.read()}
 	for i := range f.shards {
 		s := &f.shards[i]
 		s.mu.Lock()

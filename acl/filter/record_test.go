@@ -101,7 +101,7 @@ func TestRecordsAreBounded(t *testing.T) {
 	if c.Dropped[NoService] != many || c.In.Packets != many || c.In.Bytes != many*28 || c.Out.Packets != 0 || c.Started != many {
 		t.Errorf("%+v", c)
 	}
-	c.Each(func(r Reason, n uint64) bool {
+	c.Dropped.Each(func(r Reason, n uint64) bool {
 		if r != NoService || n != many {
 			t.Errorf("%v %d", r, n)
 		}

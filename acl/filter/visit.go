@@ -162,11 +162,18 @@ func (v *visit) pass(fl *flow, p *packet.Packet) Verdict {
 // deny drops the packet. Multicast is silence on both sides: every host sends it all the time. What the host sends with a
 // foreign source is not answered, since the answer would go to whoever owns that address.
 func (v *visit) deny(r Reason, near *ruling) Verdict {
-	v.f.dropped[r].Add(1)
+	node, known := v.by.find(v.key.remote)
+	var whose *peer
+	if known && r != Spoofed {
+		whose = v.by.peers[node]
+	}
+	v.f.drop(whose, r, 1)
 	if r == Multicast {
 		return Verdict{Reason: r}
 	}
-	v.s.deny(v, r, near)
+	if e := v.s.deny(v, r, near); e != nil && known {
+		e.peer = &v.by.Program.peers[node]
+	}
 	refuse := v.d == proto.Out && r != ForeignSource && v.f.refusals.take()
 	return Verdict{Reason: r, Refuse: refuse, rule: near}
 }

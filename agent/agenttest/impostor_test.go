@@ -426,7 +426,7 @@ func certificatesThatAreNone(t *testing.T, first, count int) {
 			n.Keys = []cert.NodeKey{{Public: asked, NotBefore: n.NotBefore, NotAfter: n.NotAfter}}
 			change(&n)
 			return &redoubtv1.Result{
-				Certificate: must(signer.IssueNode(rand.Reader, n))(t), Chain: [][]byte{signer.Certificate().Raw},
+				Certificate: must(signer.IssueNode(rand.Reader, n))(t).Raw, Chain: [][]byte{signer.Certificate().Raw},
 				Roots: self.Record.Roots, Mesh: wire.FromMesh(self.Record.Mesh),
 			}
 		}

@@ -2,6 +2,9 @@ package agenttest
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/pem"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -130,6 +133,56 @@ func TestTPMOfNoUse(t *testing.T) {
 			if err != nil || st.GetDeviceKey() != "file" || m.attested("gives-way").GetLevel() != "token" {
 				t.Errorf("%v, %v", st, err)
 			}
+		}
+	})
+}
+
+// TestNodeKeysAreWrapped: where the device key is in the TPM, the node keys on the disk are of no use without it. A node that has
+// lost them renews with a new one.
+func TestNodeKeysAreWrapped(t *testing.T) {
+	t.Parallel()
+	c := chip(t)
+	inBubble(t, func(m *mesh) {
+		a, b := m.Machine("a"), m.Join("b", tags("tag:db"))
+		b.Listen(22)
+		a.stop()
+		a.configure = func(c2 *agent.Config) { c2.TPM = "unix:" + c.Socket }
+		a.start()
+		a.Up(m.Code(tags("tag:db")))
+		m.Policy(open)
+		a.Reaches(b, 22)
+		file := filepath.Join(a.dir, "node.key")
+		wrapped := func() *pem.Block {
+			t.Helper()
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			block, _ := pem.Decode(text)
+			if block == nil || block.Type != "REDOUBT WRAPPED NODE KEY" || strings.Contains(string(text), "REDOUBT NODE KEY") {
+				t.Fatalf("the node keys are on the disk as %s", text)
+			}
+			return block
+		}
+		wrapped()
+		a.restart()
+		m.Agree()
+		a.Reaches(b, 22)
+
+		a.stop()
+		block := wrapped()
+		block.Bytes[len(block.Bytes)-1] ^= 1
+		damaged := pem.EncodeToMemory(block)
+		if err := os.WriteFile(file, fmt.Appendf(nil, "redoubt node.key 1 %x\n%s", sha256.Sum256(damaged), damaged), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		before := m.Nodes()["a"].GetCertificateSequence()
+		a.start()
+		m.Await(10*time.Minute, "a renews", func() bool { return m.Nodes()["a"].GetCertificateSequence() > before })
+		m.Await(time.Hour, "a reaches b again", func() bool { return a.Visit(b.V4(), 22) == nil })
+		wrapped()
+		if st := a.Status(); len(st.GetProblems()) > 0 {
+			t.Errorf("%q", st.GetProblems())
 		}
 	})
 }

@@ -91,7 +91,11 @@ func (c *Client) Close() {
 func (c *Client) Ack(v proto.Version) { c.out.ack(v) }
 
 // Report tells the coordinator, of this stream and of those that come, where this node may be reached.
-func (c *Client) Report(endpoints []proto.Endpoint, port uint16) { c.out.report(endpoints, port) }
+func (c *Client) Report(reach proto.Reach, port uint16) { c.out.report(reach, port) }
+
+// Posture tells the coordinator, of this stream and of those that come, what has changed of this machine's health. Complete says
+// that nothing is known but what it was told of.
+func (c *Client) Posture(facts []Fact, complete bool) { c.out.posture(facts, complete) }
 
 // Serve tells the coordinator, of this stream and of those that come, what a relay serves.
 func (c *Client) Serve(r proto.Relay) { c.out.serve(r) }
@@ -165,7 +169,9 @@ func (c *Client) run(ctx context.Context) {
 		switch {
 		case errors.As(err, &refused):
 			kind := refused.kind()
-			c.cfg.Emit(ctx, machine.Refused{Kind: kind, Message: refused.Error()})
+			if !refused.told {
+				c.cfg.Emit(ctx, machine.Refused{Kind: kind, Message: refused.Error()})
+			}
 			if kind == machine.RefusedRevoked {
 				<-ctx.Done() // the machine decides what becomes of the client
 				return
@@ -246,6 +252,7 @@ type refusedError struct {
 	code    redoubtv1.Refusal_Code
 	message string
 	final   bool // it said not to try again
+	told    bool // the machine knows already
 }
 
 func (e *refusedError) Error() string { return e.message }
@@ -292,7 +299,15 @@ func Enrol(ctx context.Context, cfg Config, r enroll.Request) (*identity.Self, *
 		if errors.As(err, &refused) && refused.final || errors.Is(err, cert.ErrPin) {
 			return nil, nil, err
 		}
-		cfg.Emit(ctx, machine.Trouble{Reason: err.Error()})
+		waited := (*waitedError)(nil)
+		if errors.As(err, &waited) {
+			cfg.Emit(ctx, machine.Trouble{}) // it was told why, and asks again
+			if waited.held > steady {
+				backoff.Reset()
+			}
+		} else {
+			cfg.Emit(ctx, machine.Trouble{Reason: err.Error()})
+		}
 		pause := time.NewTimer(backoff.Fail(cfg.Rand.Float64(), named(err)))
 		select {
 		case <-ctx.Done():
@@ -308,7 +323,7 @@ func (c Config) enrol(ctx context.Context, from int, r enroll.Request) (*identit
 		return nil, nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { ch.conn.Close() })
-	self, stays, err := c.exchange(ch, r)
+	self, stays, err := c.exchange(ctx, coordinator, ch, r)
 	if !stop() || err != nil || !stays {
 		ch.conn.Close()
 	}
@@ -322,7 +337,7 @@ func (c Config) enrol(ctx context.Context, from int, r enroll.Request) (*identit
 }
 
 // exchange is a whole enrolment on an open channel. It says whether the coordinator lets the node stay on it.
-func (c Config) exchange(ch *channel, r enroll.Request) (self *identity.Self, stays bool, err error) {
+func (c Config) exchange(ctx context.Context, coordinator string, ch *channel, r enroll.Request) (self *identity.Self, stays bool, err error) {
 	x, err := enroll.Enrol(r)
 	if err != nil {
 		return nil, false, err
@@ -351,6 +366,10 @@ func (c Config) exchange(ch *channel, r enroll.Request) (self *identity.Self, st
 			return self, m.Result.GetStays(), err
 		case *redoubtv1.Down_Refusal:
 			return nil, false, refused(m.Refusal)
+		case *redoubtv1.Down_Pending:
+			p := m.Pending
+			c.Emit(ctx, machine.Pending{URL: coordinator, Code: p.GetCode(), Name: p.GetName(), Message: p.GetMessage()})
+			return nil, false, ch.wait(p)
 		case *redoubtv1.Down_KeepAlive:
 		default:
 			return nil, false, fmt.Errorf("%w: %T", enroll.ErrOrder, m)

@@ -17,6 +17,8 @@ import (
 
 	"pgregory.net/rapid"
 
+	pb "google.golang.org/protobuf/proto"
+
 	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/identity/identitytest"
 	"github.com/redoubt-mesh/redoubt/agent/machine"
@@ -28,7 +30,7 @@ import (
 
 // holds judges a proof as a coordinator does.
 func (l *lab) holds(a asked, domain string, exporter []byte, p *redoubtv1.Proof) error {
-	binding := wire.Binding(domain, a.nonce, exporter, l.self.Node.Public(), l.self.Device.Device(), sha256.Sum256(nil), sha256.Sum256(a.first))
+	binding := wire.Binding(domain, a.nonce, exporter, l.self.Node.Public(), l.self.Device.Device(), sha256.Sum256(p.GetPosture()), sha256.Sum256(a.first))
 	shared, err := a.ephemeral.Shared(l.self.Node.Public())
 	if err != nil {
 		return err
@@ -145,6 +147,150 @@ func TestEnrolRefused(t *testing.T) {
 	})
 }
 
+// TestEnrolWaits on a stream that stays open, for as long as it takes, and asks again when that ends; without such a stream it asks
+// when the coordinator said.
+func TestEnrolWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		var alive atomic.Int32
+		pending := func(hold, retry uint32) *redoubtv1.Down {
+			return &redoubtv1.Down{Message: &redoubtv1.Down_Pending{Pending: &redoubtv1.Pending{
+				Code: "BCDF-GHJK", Name: "self", Message: "wait", HoldSeconds: hold, RetryAfterSeconds: retry,
+			}}}
+		}
+		defer l.serve(":443", func(n int, s *talk) {
+			if n == 3 {
+				l.enrols(2)(s)
+				return
+			}
+			_, raw := s.up()
+			s.down(ask(l.t, raw, "token").message)
+			s.up()
+			if n == 2 {
+				s.down(pending(0, 60))
+				s.up()
+				return
+			}
+			s.down(pending(25, 60))
+			for end := time.Now().Add(time.Hour); time.Now().Before(end); alive.Add(1) {
+				if up, _ := s.up(); up.GetKeepAlive() == nil {
+					l.t.Errorf("%v, not a keepalive", up)
+					return
+				}
+				s.down(&redoubtv1.Down{Message: &redoubtv1.Down_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{}}})
+			}
+		})()
+		if _, _, err := Enrol(t.Context(), l.config(), l.request()); err != nil {
+			t.Fatal(err)
+		}
+		var waits int
+		for _, e := range l.took() {
+			switch e := e.(type) {
+			case machine.Pending:
+				if waits++; e != (machine.Pending{URL: coordinatorURL, Code: "BCDF-GHJK", Name: "self", Message: "wait"}) {
+					t.Errorf("%+v", e)
+				}
+			case machine.Trouble:
+				if e.Reason != "" {
+					t.Errorf("trouble: %s", e.Reason)
+				}
+			}
+		}
+		if n := alive.Load(); waits != 3 || n < 2*140 || n > 2*150 {
+			t.Errorf("told to wait %d times, and said %d times that it is there", waits, n)
+		}
+		for i, most := range []time.Duration{time.Hour + 30*time.Second, time.Hour + 30*time.Second, 91 * time.Second} {
+			if d := l.dials[i+1].Sub(l.dials[i]); d > most || d < most-31*time.Second {
+				t.Errorf("dial %d %v after the one before", i+1, d)
+			}
+		}
+	})
+}
+
+// TestARefusalThatStands is told at once, and when the stream ends it is worth coming back.
+func TestARefusalThatStands(t *testing.T) {
+	attached(t, func(_ *lab, n int, s *talk) {
+		s.up()
+		if n > 0 {
+			s.down(welcome())
+			s.until(func(*redoubtv1.Up) bool { return false })
+			return
+		}
+		locked := refusal(redoubtv1.Refusal_CODE_LOCKED, 15)
+		locked.GetRefusal().HoldSeconds = 25
+		s.down(locked)
+		for end := time.Now().Add(time.Hour); time.Now().Before(end); {
+			if up, _ := s.up(); up == nil {
+				return
+			}
+			s.down(&redoubtv1.Down{Message: &redoubtv1.Down_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{}}})
+		}
+	}, func(l *lab, _ *Client) {
+		time.Sleep(time.Second)
+		if e := l.took(); len(e) != 1 || e[0].(machine.Refused).Kind != machine.RefusedLocked {
+			t.Errorf("%+v", e)
+		}
+		time.Sleep(time.Hour + time.Minute)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if len(l.dials) < 2 || l.dials[1].Sub(l.dials[0]) > time.Hour+30*time.Second {
+			t.Errorf("dials: %v", l.dials)
+		}
+		if _, ok := l.events[0].(machine.Connected); !ok {
+			t.Errorf("%+v", l.events)
+		}
+	})
+}
+
+// TestASilentHoldEnds for who waits: the coordinator is gone.
+func TestASilentHoldEnds(t *testing.T) {
+	attached(t, func(_ *lab, n int, s *talk) {
+		s.up()
+		locked := refusal(redoubtv1.Refusal_CODE_LOCKED, 15)
+		locked.GetRefusal().HoldSeconds = 25
+		s.down(locked)
+		s.until(func(*redoubtv1.Up) bool { return false }) // never a word
+	}, func(l *lab, _ *Client) {
+		time.Sleep(10 * time.Minute)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if n := len(l.dials); n < 8 || n > 12 {
+			t.Errorf("%d dials in ten minutes, want one about every 55 s", n)
+		}
+	})
+}
+
+// TestRenewalIsWithheld: the stream goes on.
+func TestRenewalIsWithheld(t *testing.T) {
+	attached(t, func(l *lab, _ int, s *talk) {
+		s.up()
+		s.down(welcome())
+		for {
+			up, raw := s.until(func(up *redoubtv1.Up) bool { return up.GetRenew() != nil })
+			if up == nil {
+				return
+			}
+			s.down(ask(l.t, raw, "").message)
+			s.until(func(up *redoubtv1.Up) bool { return up.GetProof() != nil })
+			s.down(&redoubtv1.Down{Message: &redoubtv1.Down_Pending{Pending: &redoubtv1.Pending{Message: "approve it", RetryAfterSeconds: 300}}})
+		}
+	}, func(l *lab, c *Client) {
+		time.Sleep(time.Second)
+		l.took()
+		for range 2 {
+			c.Renew(Renewal{Node: l.self.Node})
+			time.Sleep(time.Second)
+			e := l.took()
+			if len(e) == 0 || e[0] != (machine.RenewFailed{Reason: "approve it", Withheld: true, After: 5 * time.Minute}) {
+				t.Errorf("%+v", e)
+			}
+		}
+		if len(l.dials) != 1 {
+			t.Errorf("%d dials", len(l.dials))
+		}
+	})
+}
+
 // A coordinator under another root than the join code's gets not one message, whatever its TLS says.
 func TestEnrolOtherRoot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -191,6 +337,9 @@ func TestEnrolNonsense(t *testing.T) {
 		"rubbish":            func(_ *lab, s *talk, _ []byte) { _, _ = s.Write([]byte{0, 0, 0, 2, 0xff, 0xff}) },
 		"unknown evidence":   func(l *lab, s *talk, raw []byte) { s.down(ask(l.t, raw, "tpm").message) },
 		"another's identity": func(l *lab, s *talk, raw []byte) { s.down(ask(l.t, raw, "token").message); s.up(); s.down(other(l)) },
+		"a wait without a proof": func(_ *lab, s *talk, _ []byte) {
+			s.down(&redoubtv1.Down{Message: &redoubtv1.Down_Pending{Pending: &redoubtv1.Pending{HoldSeconds: 1 << 30}}})
+		},
 		"two challenges": func(l *lab, s *talk, raw []byte) {
 			s.down(ask(l.t, raw, "token").message, ask(l.t, raw, "token").message)
 		},
@@ -272,7 +421,7 @@ func TestStream(t *testing.T) {
 			s.down(&redoubtv1.Down{Message: &redoubtv1.Down_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{ServerTime: time.Now().UnixMilli()}}})
 		}
 	}, func(l *lab, c *Client) {
-		c.Report([]proto.Endpoint{{Addr: netip.MustParseAddrPort("192.0.2.2:41641"), Kind: proto.EndpointInterface}}, 41641)
+		c.Report(proto.Reach{Endpoints: []proto.Endpoint{{Addr: netip.MustParseAddrPort("192.0.2.2:41641"), Kind: proto.EndpointInterface}}}, 41641)
 		time.Sleep(time.Second)
 		c.Ack(proto.Version{Epoch: 1, N: 5})
 		time.Sleep(2 * time.Minute)
@@ -372,11 +521,17 @@ func TestDeadline(t *testing.T) {
 func TestRenewal(t *testing.T) {
 	attached(t, func(l *lab, _ int, s *talk) {
 		s.up()
-		s.down(welcome())
+		w := welcome()
+		w.GetWelcome().Features = []string{proto.FeaturePosture}
+		s.down(w)
 		_, raw := s.until(func(up *redoubtv1.Up) bool { return up.GetRenew() != nil })
 		a := ask(l.t, raw, "")
 		s.down(a.message)
 		up, _ := s.until(func(up *redoubtv1.Up) bool { return up.GetProof() != nil })
+		var said redoubtv1.Posture
+		if err := pb.Unmarshal(up.GetProof().GetPosture(), &said); err != nil || len(said.GetFacts()) != 1 || said.GetFacts()[0].GetName() != "posture:a" {
+			l.t.Errorf("the proof says of the machine: %v, %v", &said, err)
+		}
 		if err := l.holds(a, wire.DomainRenew, s.exporter, up.GetProof()); err != nil {
 			l.t.Errorf("proof: %v", err)
 		}
@@ -388,6 +543,7 @@ func TestRenewal(t *testing.T) {
 	}, func(l *lab, c *Client) {
 		time.Sleep(time.Second)
 		l.took()
+		c.Posture([]Fact{{Name: "posture:a", Value: "1", TTL: time.Minute}}, true)
 		c.Renew(Renewal{Node: l.self.Node})
 		c.Renew(Renewal{Node: l.self.Node})
 		time.Sleep(time.Second)

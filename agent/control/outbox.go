@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 
+	pb "google.golang.org/protobuf/proto"
+
 	"github.com/redoubt-mesh/redoubt/agent/enroll"
 	"github.com/redoubt-mesh/redoubt/proto"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
@@ -23,6 +25,8 @@ type outbox struct {
 	under      *enroll.Exchange
 	proof      *redoubtv1.Up
 	alive      bool
+
+	health health
 }
 
 func newOutbox() *outbox { return &outbox{wake: make(chan struct{}, 1)} }
@@ -38,20 +42,40 @@ func (o *outbox) put(f func()) {
 	}
 }
 
-// begin is for a new stream: what belonged to the one before is void.
-func (o *outbox) begin() {
+// begin is for a new stream, with a coordinator that has some features: what belonged to the one before is void.
+func (o *outbox) begin(features []string) {
 	o.put(func() {
 		o.applied, o.wanted, o.under, o.proof = nil, nil, nil, nil
 		o.unreported = o.reported != nil
+		o.health.begin(slices.Contains(features, proto.FeaturePosture))
 	})
+}
+
+// posture adds to what is known of the machine's health.
+func (o *outbox) posture(facts []Fact, complete bool) {
+	o.put(func() { o.health.add(facts, complete) })
+}
+
+// healthNow is what is known of the machine's health.
+func (o *outbox) healthNow() *redoubtv1.Posture {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.health.now()
 }
 
 func (o *outbox) ack(v proto.Version) { o.put(func() { o.applied = &v }) }
 
-func (o *outbox) report(endpoints []proto.Endpoint, port uint16) {
-	endpoints = endpoints[:min(len(endpoints), proto.MaxEndpoints)]
-	r := &redoubtv1.Report{Endpoints: wire.FromEndpoints(endpoints), ListenPort: uint32(port)}
-	o.put(func() { o.reported, o.unreported = r, true })
+func (o *outbox) report(reach proto.Reach, port uint16) {
+	endpoints := reach.Endpoints[:min(len(reach.Endpoints), proto.MaxEndpoints)]
+	r := &redoubtv1.Report{
+		Endpoints: wire.FromEndpoints(endpoints), ListenPort: uint32(port),
+		PathKey: wire.FromPathKey(reach.PathKey), HomeRelay: uint64(reach.HomeRelay),
+	}
+	o.put(func() {
+		if !pb.Equal(o.reported, r) {
+			o.reported, o.unreported = r, true
+		}
+	})
 }
 
 func (o *outbox) serve(r proto.Relay) {
@@ -111,6 +135,9 @@ func (o *outbox) take(begin func(Renewal) (*enroll.Exchange, error)) ([]byte, er
 	}
 	if o.unreported {
 		ups, o.unreported = append(ups, &redoubtv1.Up{Message: &redoubtv1.Up_Report{Report: o.reported}}), false
+	}
+	if p := o.health.take(); p != nil {
+		ups = append(ups, &redoubtv1.Up{Message: &redoubtv1.Up_Posture{Posture: p}})
 	}
 	if o.alive && len(ups) == 0 && len(frames) == 0 {
 		ups = append(ups, &redoubtv1.Up{Message: &redoubtv1.Up_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{}}})

@@ -136,20 +136,34 @@ func (s *stream) greet(coordinator string, applied proto.Version) (keepAlive tim
 	s.ch.conn.SetDeadline(time.Time{})
 	switch m := down.GetMessage().(type) {
 	case *redoubtv1.Down_Refusal:
-		return 0, refused(m.Refusal)
+		return 0, s.refused(m.Refusal)
 	case *redoubtv1.Down_Welcome:
 		w := m.Welcome
 		if p := w.GetProtocol(); p < proto.ProtocolMin || p > proto.ProtocolMax {
 			return 0, fmt.Errorf("it speaks version %d of the protocol, this agent %d to %d: upgrade the older one",
 				p, proto.ProtocolMin, proto.ProtocolMax)
 		}
-		s.c.out.begin()
+		s.c.out.begin(w.GetFeatures())
 		s.heard(w.GetServerTime())
 		s.emit(machine.Connected{URL: coordinator, RenewFirst: w.GetRenewFirst(), Quarantine: w.GetQuarantine()})
 		return min(max(time.Duration(w.GetKeepAliveSeconds())*time.Second, keepAliveMin), keepAliveMax), nil
 	default:
 		return 0, fmt.Errorf("%w: %T in place of a welcome", enroll.ErrOrder, m)
 	}
+}
+
+// refused is a refusal in place of a welcome. The machine is told of one that stands for as long as the stream stays open before it
+// does not any more.
+func (s *stream) refused(r *redoubtv1.Refusal) error {
+	err := refused(r)
+	var why *refusedError
+	if r.GetHoldSeconds() == 0 || !errors.As(err, &why) {
+		return err
+	}
+	s.emit(machine.Refused{Kind: why.kind(), Message: why.Error()})
+	s.ch.linger(r.GetHoldSeconds())
+	why.told = true
+	return why // and not when to come back: that is now
 }
 
 func (s *stream) emit(e machine.Event) { s.c.cfg.Emit(s.ctx, e) }
@@ -216,6 +230,8 @@ func (s *stream) take(down *redoubtv1.Down) error {
 			s.emit(machine.RenewFailed{Reason: err.Error(), KeyUsed: m.Refusal.GetCode() == redoubtv1.Refusal_CODE_KEY_USED})
 		}
 		return err
+	case *redoubtv1.Down_Pending:
+		return s.pending(m.Pending)
 	case *redoubtv1.Down_Welcome:
 		return fmt.Errorf("%w: a second welcome", enroll.ErrOrder)
 	}
@@ -249,6 +265,17 @@ func (s *stream) result(r *redoubtv1.Result) error {
 		return err
 	}
 	s.emit(machine.Renewed{Self: self})
+	return nil
+}
+
+// pending is no certificate for now.
+func (s *stream) pending(p *redoubtv1.Pending) error {
+	if !s.c.out.renewing() {
+		return fmt.Errorf("%w: %q, where nobody asked for a certificate", enroll.ErrOrder, p.GetMessage())
+	}
+	s.c.out.renewed()
+	after := min(time.Duration(p.GetRetryAfterSeconds())*time.Second, time.Hour)
+	s.emit(machine.RenewFailed{Reason: p.GetMessage(), Withheld: true, After: after})
 	return nil
 }
 
@@ -296,7 +323,7 @@ func (s *stream) begin(r Renewal) (*enroll.Exchange, error) {
 	return enroll.Renew(enroll.Request{
 		Prover: s.c.cfg.Prover,
 		Device: s.c.cfg.Device, Node: r.Node, Program: s.c.cfg.Program, Hostname: s.c.cfg.Hostname, Facts: s.c.cfg.facts(),
-		Roots: s.c.trusted(), Ticket: r.Ticket, Talking: r.Talking,
+		Roots: s.c.trusted(), Ticket: r.Ticket, Talking: r.Talking, Posture: s.c.out.healthNow,
 	})
 }
 

@@ -22,10 +22,11 @@ type TPM struct {
 	eventLog string // file; empty: none
 	open     func() (transport.TPMCloser, error)
 
-	mu     sync.Mutex
-	t      transport.TPMCloser // nil: not open
-	device *object             // of the key that was loaded last; nil: none
-	closed bool
+	mu       sync.Mutex
+	t        transport.TPMCloser // nil: not open
+	device   *object             // of the key that was loaded last; nil: none
+	wrapping wrapping            // that was asked for last
+	closed   bool
 }
 
 // NewTPM finds a TPM; nothing is asked of it yet. Without one the error is ErrNone.
@@ -202,25 +203,37 @@ func signing(restricted bool) tpm2.TPMTPublic {
 	}
 }
 
+// under has f work with the first storage root for which it does not fail.
+func (t *TPM) under(f func(parent *object) error) error {
+	var failed []error
+	for _, root := range t.roots() {
+		parent, err := root()
+		if parent == nil && err == nil {
+			continue
+		}
+		if err == nil {
+			err = f(parent)
+			t.flush(parent)
+		}
+		if err == nil {
+			return nil
+		}
+		failed = append(failed, err)
+	}
+	return errors.Join(failed...)
+}
+
 // NewKey makes a device key.
 func (t *TPM) NewKey() (b Blob, err error) {
 	err = t.do(func() error {
-		var failed []error
-		for _, root := range t.roots() {
-			parent, err := root()
-			if parent == nil && err == nil {
-				continue
-			}
-			if err == nil {
-				b, err = t.create(parent)
-				t.flush(parent)
-			}
-			if err == nil {
-				return nil
-			}
-			failed = append(failed, err)
+		err := t.under(func(parent *object) (err error) {
+			b, err = t.create(parent)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("make the device key: %w", err)
 		}
-		return fmt.Errorf("make the device key: %w", errors.Join(failed...))
+		return nil
 	})
 	return b, err
 }
@@ -247,24 +260,16 @@ func (t *TPM) load(b Blob) error {
 	if err != nil {
 		return err
 	}
-	var failed []error
-	for _, root := range t.roots() {
-		parent, err := root()
-		if parent == nil && err == nil {
-			continue
-		}
+	err = t.under(func(parent *object) error {
+		r, err := tpm2.Load{ParentHandle: parent.named(), InPrivate: *private, InPublic: *public}.Execute(t.t)
 		if err == nil {
-			var r *tpm2.LoadResponse
-			r, err = tpm2.Load{ParentHandle: parent.named(), InPrivate: *private, InPublic: *public}.Execute(t.t)
-			t.flush(parent)
-			if err == nil {
-				t.device = &object{handle: r.ObjectHandle, name: r.Name, public: *public, of: b.device}
-				return nil
-			}
+			t.device = &object{handle: r.ObjectHandle, name: r.Name, public: *public, of: b.device}
 		}
-		failed = append(failed, err)
+		return err
+	})
+	if err == nil {
+		return nil
 	}
-	err = errors.Join(failed...)
 	if errors.Is(err, tpm2.TPMRCIntegrity) {
 		return fmt.Errorf("the device key is another TPM's, or this one was cleared; move the state directory away and enrol anew: %w", err)
 	}

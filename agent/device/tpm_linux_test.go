@@ -1,9 +1,11 @@
 package device
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -192,7 +194,7 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-// BenchmarkEnrolment is what the agent does for an enrolment by TPM: a device key, the opening, the evidence. CPU is the agent's
+// BenchmarkEnrolment is what the agent does for an enrolment by TPM: a device key, a node key wrapped, the opening, the evidence. CPU is the agent's
 // own; what the TPM takes is in the time.
 func BenchmarkEnrolment(b *testing.B) {
 	s := software(b)
@@ -208,6 +210,9 @@ func BenchmarkEnrolment(b *testing.B) {
 		}
 		k, err := c.NewKey()
 		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := c.Wrap(make([]byte, 32)); err != nil {
 			b.Fatal(err)
 		}
 		opening, err := c.Opening()
@@ -241,4 +246,58 @@ func (c coordinator) challenge(t testing.TB, b Blob, opening []byte) []byte {
 		t.Fatal(err)
 	}
 	return challenge
+}
+
+// TestWrap: what one TPM wraps it reads again, also after a reset, and no other one does.
+func TestWrap(t *testing.T) {
+	s := software(t)
+	c := open(t, s)
+	secret := []byte("a node key")
+	wrapped, err := c.Wrap(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := c.Wrap(secret)
+	if err != nil || bytes.Equal(wrapped, again) || bytes.Contains(wrapped, secret) {
+		t.Errorf("wrapped twice: the same %v, %v", bytes.Equal(wrapped, again), err)
+	}
+	reads := func(c *TPM) {
+		t.Helper()
+		for _, w := range [][]byte{wrapped, again} {
+			if got, err := c.Unwrap(w); err != nil || !bytes.Equal(got, secret) {
+				t.Errorf("%q, %v", got, err)
+			}
+		}
+	}
+	reads(c)
+	// It takes a place of the TPM only while it is asked, also beside a device key.
+	b, err := c.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	signs(t, c.Key(b))
+	reads(c)
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.Close(), s.Start(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	c = open(t, s)
+	reads(c)
+	signs(t, c.Key(b))
+
+	for _, i := range []int{0, 8, len(wrapped) / 2, len(wrapped) - 50, len(wrapped) - 1} {
+		bad := bytes.Clone(wrapped)
+		bad[i] ^= 1
+		if got, err := c.Unwrap(bad); err == nil {
+			t.Fatalf("with byte %d changed it is %q", i, got)
+		}
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := open(t, software(t)).Unwrap(wrapped); err == nil {
+		t.Errorf("another TPM reads %q", got)
+	}
 }

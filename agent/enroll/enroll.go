@@ -58,6 +58,8 @@ type Request struct {
 	Roots   [][]byte
 	Ticket  []byte
 	Talking []proto.NodeID
+	// Posture is what is known of the machine's health when the proof is made, which covers it; nil, or none: nothing is.
+	Posture func() *redoubtv1.Posture
 }
 
 // Facts are what a node says of itself for policies to go by, beside its name and its program.
@@ -155,14 +157,18 @@ func (x *Exchange) Answer(c *redoubtv1.Challenge, exporter []byte) (*redoubtv1.U
 	if err != nil {
 		return nil, fmt.Errorf("challenge: %w", err)
 	}
+	posture, err := x.posture()
+	if err != nil {
+		return nil, err
+	}
 	binding := wire.Binding(x.domain, c.GetNonce(), exporter, x.r.Node.Public(), x.r.Device.Device(),
-		sha256.Sum256(nil), sha256.Sum256(x.first))
+		sha256.Sum256(posture), sha256.Sum256(x.first))
 	signature, err := x.r.Device.Sign(rand.Reader, binding[:], crypto.SHA256)
 	if err != nil {
 		return nil, fmt.Errorf("sign with the device key: %w", err)
 	}
 	mac := wire.NodeKeyMAC(shared, binding)
-	proof := &redoubtv1.Proof{NodeKeyMac: mac[:], DeviceSignature: signature}
+	proof := &redoubtv1.Proof{Posture: posture, NodeKeyMac: mac[:], DeviceSignature: signature}
 	if !renewal {
 		proof.TokenSignature = x.r.Token.Sign(binding[:])
 	}
@@ -173,6 +179,22 @@ func (x *Exchange) Answer(c *redoubtv1.Challenge, exporter []byte) (*redoubtv1.U
 	}
 	x.state = awaitResult
 	return &redoubtv1.Up{Message: &redoubtv1.Up_Proof{Proof: proof}}, nil
+}
+
+// posture is what the proof says of the machine's health.
+func (x *Exchange) posture() ([]byte, error) {
+	if x.r.Posture == nil {
+		return nil, nil
+	}
+	p := x.r.Posture()
+	if p == nil {
+		return nil, nil
+	}
+	b, err := pb.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("what is known of this machine's health: %w", err)
+	}
+	return b, nil
 }
 
 // Finish checks a result, and returns the identity that it gives. Of the roots that come with it those are taken that are trusted

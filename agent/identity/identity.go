@@ -36,7 +36,7 @@ const (
 type Self struct {
 	Record   Record
 	Node     *cert.Node
-	Key      key.NodePublic // the one of the certificate's keys that this node was known to hold
+	Key      key.NodePublic // the one of the certificate's keys that this node was known to hold; zero: it has lost them
 	Verifier *cert.Verifier // trusts the record's roots; knows the record's intermediates
 }
 
@@ -94,6 +94,21 @@ func (r Record) Under(trusted [][]byte) (Record, error) {
 // Check says whether a record is the identity of a machine, a node's or a relay's, with this device key and one of these node keys, of which it takes
 // the first that the certificate names. Whether its time is over is another question, which is asked again and again.
 func Check(r Record, device key.DevicePublic, held ...key.NodePublic) (*Self, error) {
+	s, err := CheckLost(r, device)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range held {
+		if slices.ContainsFunc(s.Node.Keys, func(k cert.NodeKey) bool { return k.Public == h }) {
+			s.Key = h
+			return s, nil
+		}
+	}
+	return nil, errors.New("the certificate does not name this node's key")
+}
+
+// CheckLost is Check for a machine that has lost its node keys. Its identity has no Key: nothing passes until it has renewed.
+func CheckLost(r Record, device key.DevicePublic) (*Self, error) {
 	v, err := r.verifier(r.Roots)
 	if err != nil {
 		return nil, err
@@ -109,13 +124,11 @@ func Check(r Record, device key.DevicePublic, held ...key.NodePublic) (*Self, er
 		return nil, fmt.Errorf("the certificate's addresses %v and %v are not in the mesh's ranges %v and %v",
 			n.Addrs.V4, n.Addrs.V6, r.Mesh.V4, r.Mesh.V6)
 	}
-	for _, h := range held {
-		if slices.ContainsFunc(n.Keys, func(k cert.NodeKey) bool { return k.Public == h }) {
-			return &Self{Record: r, Node: n, Key: h, Verifier: v}, nil
-		}
-	}
-	return nil, errors.New("the certificate does not name this node's key")
+	return &Self{Record: r, Node: n, Verifier: v}, nil
 }
+
+// Trust is a verifier of its own that trusts what the identity does.
+func (s *Self) Trust() (*cert.Verifier, error) { return s.Record.verifier(s.Record.Roots) }
 
 // Certificate checks a node certificate in everything but its time: it is judged as of its own last moment.
 func Certificate(v *cert.Verifier, der []byte) (*cert.Node, error) {

@@ -17,14 +17,17 @@ import (
 
 // Fake is a Backend that says what a test has set. The zero value knows nothing and is down.
 type Fake struct {
-	mu      sync.Mutex
-	status  *redoubtv1.Status
-	refused error
-	lost    string
-	why     *redoubtv1.WhyResponse
-	grants  []*redoubtv1.Capability
-	downs   int
-	asked   *redoubtv1.UpRequest
+	mu       sync.Mutex
+	status   *redoubtv1.Status
+	refused  error
+	lost     string
+	why      *redoubtv1.WhyResponse
+	grants   []*redoubtv1.Capability
+	downs    int
+	posture  *redoubtv1.PostureResponse
+	read     int // how often everything was read anew
+	underlay *redoubtv1.UnderlayResponse
+	asked    *redoubtv1.UpRequest
 }
 
 var _ Backend = (*Fake)(nil)
@@ -64,11 +67,32 @@ func (f *Fake) Explain(w *redoubtv1.WhyResponse) {
 	f.why = w
 }
 
+// SetUnderlay sets what Underlay says.
+func (f *Fake) SetUnderlay(u *redoubtv1.UnderlayResponse) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.underlay = u
+}
+
 // Grant sets the capabilities that Whois tells.
 func (f *Fake) Grant(c ...*redoubtv1.Capability) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.grants = c
+}
+
+// SetPosture sets what Posture says.
+func (f *Fake) SetPosture(p *redoubtv1.PostureResponse) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.posture = p
+}
+
+// Refreshed counts the calls of Posture that asked for everything to be read anew.
+func (f *Fake) Refreshed() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.read
 }
 
 // Downs counts the calls of Down.
@@ -152,4 +176,26 @@ func (f *Fake) Why(_ context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.WhyRe
 	w.From, w.To = r.GetSource(), r.GetDestination()
 	w.Service = fmt.Sprintf("%d:%d", r.GetProtocol(), r.GetPort())
 	return w, nil
+}
+
+// Underlay implements Backend.
+func (f *Fake) Underlay(context.Context) (*redoubtv1.UnderlayResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	u := &redoubtv1.UnderlayResponse{}
+	pb.Merge(u, f.underlay)
+	return u, nil
+}
+
+// Posture implements Backend.
+func (f *Fake) Posture(_ context.Context, refresh bool) (*redoubtv1.PostureResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if refresh {
+		f.read++
+	}
+	if f.posture == nil {
+		return &redoubtv1.PostureResponse{}, nil
+	}
+	return f.posture, nil
 }

@@ -28,6 +28,9 @@ type Backend interface {
 	Ping(ctx context.Context, peer string, count uint32, interval time.Duration, emit func(*redoubtv1.PingResponse) error) error
 	Whois(context.Context, netip.Addr) (*redoubtv1.WhoisResponse, error)
 	Why(context.Context, *redoubtv1.WhyRequest) (*redoubtv1.WhyResponse, error)
+	Underlay(context.Context) (*redoubtv1.UnderlayResponse, error)
+	// Posture reads everything anew first where that is asked for.
+	Posture(ctx context.Context, refresh bool) (*redoubtv1.PostureResponse, error)
 }
 
 const (
@@ -203,6 +206,25 @@ func (s *service) Why(ctx context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.
 		return nil, failed(err)
 	}
 	return w, nil
+}
+
+func (s *service) Underlay(ctx context.Context, _ *redoubtv1.UnderlayRequest) (*redoubtv1.UnderlayResponse, error) {
+	u, err := s.b.Underlay(ctx)
+	if err != nil {
+		return nil, failed(err)
+	}
+	return u, nil
+}
+
+func (s *service) Posture(ctx context.Context, r *redoubtv1.PostureRequest) (*redoubtv1.PostureResponse, error) {
+	if r.GetRefresh() && !s.access.MayChange(callerOf(ctx)) {
+		return nil, errDenied
+	}
+	p, err := s.b.Posture(ctx, r.GetRefresh())
+	if err != nil {
+		return nil, failed(err)
+	}
+	return p, nil
 }
 
 // Error is a failure with its kind, for backends.

@@ -1,6 +1,8 @@
 package machine
 
 import (
+	"time"
+
 	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/state"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -34,6 +36,13 @@ type EnrolFailed struct{ Reason string }
 
 // Trouble says why the coordinator cannot be reached just now; it is tried again.
 type Trouble struct{ Reason string }
+
+// Pending says that this machine is a node once an administrator has approved it, and waits for that.
+type Pending struct {
+	URL        string // of the coordinator
+	Code, Name string // by which administrators know the machine
+	Message    string // what to do
+}
 
 // Connected says that a stream with the coordinator is open.
 type Connected struct {
@@ -80,6 +89,9 @@ type RenewFailed struct {
 	Reason string
 	// KeyUsed says that the key to come next is not to be had.
 	KeyUsed bool
+	// Withheld says that there is none before somebody has done something about it, and After when to ask again.
+	Withheld bool
+	After    time.Duration
 }
 
 // PathUp says that the data path of this generation runs, with nothing passing yet.
@@ -105,6 +117,7 @@ func (Stop) event()        {}
 func (Enrolled) event()    {}
 func (EnrolFailed) event() {}
 func (Trouble) event()     {}
+func (Pending) event()     {}
 func (Connected) event()   {}
 func (Heard) event()       {}
 func (Lost) event()        {}

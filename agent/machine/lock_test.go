@@ -1,6 +1,9 @@
 package machine
 
 import (
+	"crypto/elliptic"
+	"encoding/asn1"
+	"math/big"
 	"slices"
 	"strings"
 	"testing"
@@ -95,4 +98,58 @@ func TestBarredNodesAreRefusedOffline(t *testing.T) {
 	if len(w.engine) != 2 {
 		t.Errorf("not barred any more: engine: %v", w.engine)
 	}
+}
+
+// TestBarredWhateverTheSignature: of a certificate's signature there are two forms. One node is barred, not one form of bytes.
+func TestBarredWhateverTheSignature(t *testing.T) {
+	w := enrolled(t)
+	w.boot()
+	w.step(Connected{})
+	bad := w.mesh.Machine(2, "two")
+	peer := w.peer(bad, 4, hour)
+	twin := peer
+	twin.Certificate = otherForm(t, peer.Certificate)
+	w.step(Snapshot{w.netmap(1, 8*hour, twin)})
+	if len(w.engine) != 1 {
+		t.Fatalf("the other form is not good at all, and the test shows nothing: %v", w.engine)
+	}
+	barred := []proto.Barred{{ID: 2, Sequence: 4}}
+	nm := w.netmap(2, 8*hour)
+	nm.Barred = barred
+	w.step(Snapshot{nm})
+	for i, p := range []proto.Peer{peer, twin} {
+		nm := w.netmap(uint64(i)+3, 8*hour, p)
+		nm.Barred = barred
+		w.step(Snapshot{nm})
+		if len(w.engine) != 0 {
+			t.Errorf("form %d of a certificate that is barred: engine: %v", i, w.engine)
+		}
+	}
+}
+
+// otherForm is the same certificate with the other signature (r, n-s) that is as good.
+func otherForm(t *testing.T, der []byte) []byte {
+	t.Helper()
+	var c struct {
+		Body, Algorithm asn1.RawValue
+		Signature       asn1.BitString
+	}
+	var s struct{ R, S *big.Int }
+	if _, err := asn1.Unmarshal(der, &c); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := asn1.Unmarshal(c.Signature.Bytes, &s); err != nil {
+		t.Fatal(err)
+	}
+	s.S.Sub(elliptic.P256().Params().N, s.S)
+	signature, err := asn1.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Signature = asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}
+	other, err := asn1.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return other
 }

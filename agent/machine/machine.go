@@ -75,6 +75,8 @@ type Machine struct {
 	retryDisk time.Time
 	armed     time.Time
 
+	pending *approval // that enrolment waits for; nil: for none
+
 	quarantine string // why this node is kept apart from all others; empty where it is not
 
 	// What is wrong, for people; "" where it is not.
@@ -97,6 +99,14 @@ type renewal struct {
 	due    time.Time
 	asking bool
 	must   bool // nothing else is served before
+	// withheld says that there is none before somebody has done something about it.
+	withheld bool
+}
+
+// approval is what this machine waits for before it is a node.
+type approval struct {
+	Pending
+	since time.Time
 }
 
 // New is the machine of a node that has not started yet.
@@ -184,6 +194,8 @@ func (m *Machine) take(e Event) {
 			m.warn("no coordinator", "reason", e.Reason)
 		}
 		m.contact.lose(m.now, e.Reason)
+	case Pending:
+		m.await(e)
 	case Connected:
 		m.connected(e)
 	case Heard:
@@ -203,6 +215,10 @@ func (m *Machine) take(e Event) {
 		m.renewed(e.Self)
 	case RenewFailed:
 		m.renewFailed(e.Reason)
+		if e.Withheld {
+			m.renewal.withheld = true
+			m.renewal.due = m.now.Add(e.After + time.Duration(m.cfg.Rand.Int64N(int64(retryRenew))))
+		}
 		if e.KeyUsed && m.self != nil {
 			m.do(DropKey{m.self})
 		}
@@ -312,7 +328,7 @@ func (m *Machine) down() {
 // halt ends what run began.
 func (m *Machine) halt() {
 	m.contact.lose(m.now, "")
-	m.enrolling = false
+	m.enrolling, m.pending = false, nil
 	m.renewal.asking = false
 	m.do(Hang{})
 	m.leave()
@@ -351,7 +367,7 @@ func (m *Machine) enrolled(e Enrolled) {
 	if !m.enrolling {
 		return
 	}
-	m.enrolling = false
+	m.enrolling, m.pending = false, nil
 	join := *m.join
 	join.Secret = state.Join{}.Secret
 	m.join = &join
@@ -376,6 +392,21 @@ func (m *Machine) enrolFailed(e EnrolFailed) {
 	m.warn("enrolment refused", "reason", e.Reason)
 }
 
+// await waits for an approval, with a stream that stays open meanwhile.
+func (m *Machine) await(e Pending) {
+	if !m.enrolling {
+		return
+	}
+	m.contact.open, m.contact.url = true, e.URL
+	since := m.now
+	if p := m.pending; p != nil && p.Code == e.Code {
+		since = p.since
+	} else {
+		m.log("waits for an administrator's approval", "code", e.Code, "name", e.Name)
+	}
+	m.pending = &approval{e, since}
+}
+
 // adopt makes an identity ours, and plans its renewal.
 func (m *Machine) adopt(self *identity.Self) {
 	var authorities [][]byte
@@ -389,6 +420,9 @@ func (m *Machine) adopt(self *identity.Self) {
 	n := self.Node
 	life := n.NotAfter.Sub(n.NotBefore)
 	m.renewal = renewal{due: n.NotBefore.Add(time.Duration((0.45 + 0.1*m.cfg.Rand.Float64()) * float64(life)))}
+	if self.Key.IsZero() {
+		m.renewal.due = n.NotBefore // without its keys nothing passes before
+	}
 	m.spread()
 }
 
@@ -398,10 +432,15 @@ func (m *Machine) connected(e Connected) {
 	}
 	m.contact.open, m.contact.url = true, e.URL
 	m.renewal.must = e.RenewFirst
+	withheld := m.renewal.withheld
+	m.renewal.withheld = false
 	m.isolate(e.Quarantine)
 	if !e.RenewFirst {
 		m.spread()
 		m.serve()
+	}
+	if withheld {
+		m.renewal.due = m.now // something may have changed
 	}
 	m.log("connected", "coordinator", e.URL)
 }
@@ -524,7 +563,7 @@ func (m *Machine) advance() {
 	moves := m.settle()
 	m.enforce(moves, m.expire())
 	m.turn()
-	if m.contact.open && !m.renewal.asking && (m.renewal.must || !m.now.Before(m.renewal.due)) {
+	if m.contact.open && !m.renewal.asking && (m.renewal.must && !m.renewal.withheld || !m.now.Before(m.renewal.due)) {
 		m.renewal.asking = true
 		m.do(Renew{m.self})
 	}

@@ -106,6 +106,81 @@ func TestEnrolmentRefused(t *testing.T) {
 	w.expect(t, StateEnrolling)
 }
 
+// TestEnrolmentThatWaits shows the code, through the loss of the coordinator, until there is an answer.
+func TestEnrolmentThatWaits(t *testing.T) {
+	w := newWorld(t)
+	w.boot()
+	w.step(Up{Join: join(t)})
+	pending := Pending{URL: "https://c.test", Code: "BCDF-GHJK", Name: "self", Message: "node approve BCDF-GHJK"}
+	shown := func(problems int) {
+		t.Helper()
+		w.expect(t, StatePending)
+		v := w.m.View(w.now)
+		if v.Pending == nil || *v.Pending != (PendingView{"BCDF-GHJK", "self", noon}) || len(v.Problems) != problems || !strings.Contains(v.Problems[0], "node approve BCDF-GHJK") {
+			t.Errorf("%+v, %q", v.Pending, v.Problems)
+		}
+	}
+	w.step(pending)
+	shown(1)
+	w.wait(hour)
+	w.step(Trouble{})
+	shown(1)
+	w.step(Trouble{Reason: "nobody answers"})
+	shown(2)
+	w.step(pending)
+	shown(1)
+	w.boot() // and asks again
+	w.expect(t, StateEnrolling)
+	w.step(pending)
+	w.step(EnrolFailed{Reason: "denied"})
+	w.expect(t, StateDown)
+	w.step(Up{Join: join(t)})
+	w.expect(t, StateEnrolling)
+	w.step(pending)
+	w.step(Enrolled{w.mesh.Self(w.self, 1, w.now, hour)})
+	if v := w.m.View(w.now); v.Pending != nil || v.State == StatePending {
+		t.Errorf("%+v", v)
+	}
+	w.step(pending)
+	if v := w.m.View(w.now); v.Pending != nil {
+		t.Errorf("a node waits to be one: %+v", v)
+	}
+}
+
+// TestARenewalThatIsWithheld is asked for again when the coordinator said, and when it ended the stream.
+func TestARenewalThatIsWithheld(t *testing.T) {
+	for _, must := range []bool{false, true} {
+		w := enrolled(t)
+		w.boot()
+		w.step(Connected{RenewFirst: must})
+		for !w.m.renewal.asking {
+			w.wait(time.Minute)
+			w.step(Heard{})
+		}
+		w.step(RenewFailed{Reason: "node approve self", Withheld: true, After: 5 * time.Minute})
+		if w.has(isEffect[Renew]) {
+			t.Fatal("it asks at once again")
+		}
+		if p := w.m.View(w.now).Problems; !slices.ContainsFunc(p, func(s string) bool { return strings.Contains(s, "node approve self") }) {
+			t.Errorf("%q", p)
+		}
+		asked := w.now
+		for !w.m.renewal.asking {
+			w.wait(10 * time.Second)
+			w.step(Heard{})
+		}
+		if d := w.now.Sub(asked); d < 5*time.Minute || d > 7*time.Minute {
+			t.Errorf("asked again after %v", d)
+		}
+		w.step(RenewFailed{Reason: "node approve self", Withheld: true, After: 5 * time.Minute})
+		w.step(Lost{Reason: "something has changed"})
+		w.step(Connected{RenewFirst: must})
+		if !w.has(isEffect[Renew]) {
+			t.Error("it does not ask when something may have changed")
+		}
+	}
+}
+
 func TestOtherMesh(t *testing.T) {
 	w := enrolled(t)
 	w.boot()

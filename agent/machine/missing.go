@@ -48,9 +48,19 @@ func (m *Machine) Missing(q Question) (out []proto.Withheld) {
 	return out
 }
 
+// Withheld are the rules that do not hold for this node, each with what is missing.
+func (m *Machine) Withheld() []proto.Withheld {
+	if m.netmap == nil {
+		return nil
+	}
+	return m.netmap.Withheld
+}
+
 // matches says whether a rule is about the connection.
 func (q Question) matches(r *proto.Rule, nm *proto.Netmap) bool {
-	return r.Direction == q.Direction && (picks(nm, r.Peers, q.Peer, q.Remote) || q.Stranger && len(r.Peers.Sets) > 0) &&
+	// A rule that does not hold names only those of its sets that others name too.
+	byIdentity := len(r.Peers.Sets) > 0 || len(r.Peers.Prefixes) == 0
+	return r.Direction == q.Direction && (picks(nm, r.Peers, q.Peer, q.Remote) || q.Stranger && byIdentity) &&
 		slices.ContainsFunc(r.Local, func(p netip.Prefix) bool { return p.Contains(q.Local) }) &&
 		slices.ContainsFunc(r.Services, func(s proto.Service) bool {
 			return s.Proto == q.Protocol && (!proto.HasPorts(q.Protocol) || s.First <= q.Port && q.Port <= s.Last)

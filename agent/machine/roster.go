@@ -96,18 +96,18 @@ func (r *roster) clear() {
 // trust sets who we are, and the intermediates under which peers' certificates were issued. Certificates that did
 // not hold may hold now.
 func (r *roster) trust(self *identity.Self, authorities [][]byte) error {
-	fresh, err := identity.Check(self.Record, self.Node.Device, self.Key)
+	fresh, err := self.Trust()
 	if err != nil {
 		return err
 	}
-	if err := fresh.Verifier.AddIntermediates(authorities); err != nil {
+	if err := fresh.AddIntermediates(authorities); err != nil {
 		return fmt.Errorf("intermediate certificates of the netmap: %w", err)
 	}
 	again := maps.Keys(r.out)
 	if r.self != nil && !slices.EqualFunc(r.self.Record.Roots, self.Record.Roots, bytes.Equal) {
 		again = maps.Keys(r.peers) // what held under another root need not hold now
 	}
-	r.self, r.verifier = self, fresh.Verifier
+	r.self, r.verifier = self, fresh
 	for _, id := range slices.Collect(again) {
 		r.touch(id)
 		r.verify(r.peers[id])

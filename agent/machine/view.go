@@ -16,6 +16,7 @@ type State string
 const (
 	StateDown      State = "down"
 	StateEnrolling State = "enrolling"
+	StatePending   State = "pending" // enrolment waits for an administrator's approval
 	StateStarting  State = "starting"
 	StateRunning   State = "running"
 	StateExpired   State = "expired"
@@ -37,6 +38,13 @@ type View struct {
 	Peers     []PeerView
 	Routing   RoutingView
 	Problems  []string
+	Pending   *PendingView // nil unless the state is StatePending
+}
+
+// PendingView is how administrators know a machine that waits for their approval.
+type PendingView struct {
+	Code, Name string
+	Since      time.Time
 }
 
 // PeerView is a peer that may be used.
@@ -52,6 +60,8 @@ func (m *Machine) State() State {
 		return StateRevoked
 	case !m.wanted.Up:
 		return StateDown
+	case m.self == nil && m.enrolling && m.pending != nil:
+		return StatePending
 	case m.self == nil && m.enrolling:
 		return StateEnrolling
 	case m.self == nil:
@@ -74,6 +84,9 @@ func (m *Machine) View(now time.Time) View {
 		State: m.State(), Version: m.version(), Connected: m.contact.open, URL: m.contact.url, LastHeard: m.contact.last,
 		Problems: m.problems(now), Routing: m.routingView(),
 	}
+	if p := m.pending; p != nil {
+		v.Pending = &PendingView{p.Code, p.Name, p.since}
+	}
 	if m.self != nil {
 		v.Node, v.Mesh = m.self.Node, m.self.Record.Mesh
 	}
@@ -85,6 +98,14 @@ func (m *Machine) View(now time.Time) View {
 		}
 	}
 	return v
+}
+
+// Relays are those of the netmap.
+func (m *Machine) Relays() []proto.Relay {
+	if m.netmap == nil || m.barred() {
+		return nil
+	}
+	return m.netmap.Relays
 }
 
 // Peer finds a peer that may be used.
@@ -121,6 +142,9 @@ func (m *Machine) problems(now time.Time) (list []string) {
 	if l := m.wanted.Locked; l != nil {
 		add("since %s the coordinator says: %s", stamp(l.At), l.Message)
 		return list
+	}
+	if p := m.pending; p != nil {
+		add("since %s: %s", stamp(p.since), p.Message)
 	}
 	if m.path.fault != "" {
 		add("the data path does not run: %s; it is tried again every %v", m.path.fault, retryPath)

@@ -29,9 +29,10 @@ const (
 
 // Dir is a state directory that this process holds. Its methods are for one goroutine.
 type Dir struct {
-	name string
-	fs   filesystem
-	lock *os.File
+	name    string
+	fs      filesystem
+	lock    *os.File
+	wrapper Wrapper // nil: nothing is wrapped
 
 	// Of the netmap's log: its size, that of the snapshot before it, and whether a failed write left part of a record.
 	logSize, snapshotSize int64

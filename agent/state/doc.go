@@ -2,7 +2,8 @@
 //
 //	lock         who holds the directory: process, since when
 //	device.key   the device key; never leaves the machine. Where a TPM holds it: what that TPM alone can load
-//	node.key     the WireGuard keys: the one in use, the one that takes over, and the one that a renewal asks for
+//	node.key     the WireGuard keys: the one in use, the one that takes over, and the one that a renewal asks for;
+//	             wrapped where a TPM holds the device key
 //	join         the coordinator's URLs and the root's fingerprint; the token's secret until it is spent
 //	identity     the node certificate with its chain, the roots, the mesh, the ticket for the next renewal
 //	netmap       the last snapshot of the netmap ...

@@ -21,6 +21,7 @@ type State struct {
 	Device key.DevicePrivate
 	Sealed device.Blob       // the device key, where it is in a TPM
 	Nodes  []key.NodePrivate // the one in use, then those that come next
+	Lost   error             // why there are none although the disk has some; nil where there is no such reason
 	Join   *Join
 	Self   *identity.Self
 	Netmap *proto.Netmap
@@ -78,7 +79,11 @@ func (d *Dir) Load() (*State, error) {
 	return s, nil
 }
 
-const pemNode = "REDOUBT NODE KEY"
+// The types of PEM blocks with a node key, as it is and wrapped.
+const (
+	pemNode    = "REDOUBT NODE KEY"
+	pemWrapped = "REDOUBT WRAPPED NODE KEY"
+)
 
 func (d *Dir) loadKeys(s *State) error {
 	b, err := d.read(fileDevice, limitSmall)
@@ -98,22 +103,58 @@ func (d *Dir) loadKeys(s *State) error {
 	if b, err = d.read(fileNode, limitSmall); b == nil || err != nil {
 		return err
 	}
-	if s.Nodes, err = parseNodes(b); err != nil {
+	var lost *lostError
+	s.Nodes, err = d.parseNodes(b)
+	switch {
+	case errors.As(err, &lost):
+		s.Lost = lost
+	case err != nil:
 		return d.corrupt(fileNode, err.Error())
 	}
 	return nil
 }
 
+// Wrapper encrypts what is secret with a key that does not leave this machine.
+type Wrapper interface {
+	Wrap(secret []byte) ([]byte, error)
+	Unwrap(wrapped []byte) ([]byte, error)
+}
+
+// Protect has node keys that are wrapped read, and written, with w.
+func (d *Dir) Protect(w Wrapper) { d.wrapper = w }
+
+// lostError says why a wrapped node key cannot be read. Only its machine could: that is no damage to the file.
+type lostError struct{ error }
+
+func (e *lostError) Unwrap() error { return e.error }
+
+func (d *Dir) unwrap(b []byte) ([]byte, error) {
+	if d.wrapper == nil {
+		return nil, &lostError{errors.New("the node keys are wrapped by a TPM, which is off or not there")}
+	}
+	secret, err := d.wrapper.Unwrap(b)
+	if err != nil {
+		return nil, &lostError{fmt.Errorf("read the node keys: %w", err)}
+	}
+	return secret, nil
+}
+
 // MaxNodes is how many node keys there can be: the one in use, the one that takes over, and the one that is asked for.
 const MaxNodes = 3
 
-func parseNodes(b []byte) (nodes []key.NodePrivate, err error) {
+func (d *Dir) parseNodes(b []byte) (nodes []key.NodePrivate, err error) {
 	for len(bytes.TrimSpace(b)) > 0 {
 		var block *pem.Block
-		if block, b = pem.Decode(b); block == nil || block.Type != pemNode {
+		if block, b = pem.Decode(b); block == nil || block.Type != pemNode && block.Type != pemWrapped {
 			return nil, errors.New("holds something else than node keys")
 		}
-		k, err := key.ParseNodePrivate(block.Bytes)
+		secret := block.Bytes
+		if block.Type == pemWrapped {
+			if secret, err = d.unwrap(secret); err != nil {
+				return nil, err
+			}
+		}
+		k, err := key.ParseNodePrivate(secret)
 		if err != nil {
 			return nil, err
 		}
@@ -154,6 +195,23 @@ func (d *Dir) SaveNodes(nodes []key.NodePrivate) error {
 	}
 	return d.write(fileNode, b)
 }
+
+// WrapNodes is SaveNodes with the keys wrapped, as Protect says how. ErrWrap is that nothing was written.
+func (d *Dir) WrapNodes(nodes []key.NodePrivate) error {
+	var b []byte
+	for _, k := range nodes {
+		secret := k.Expose()
+		wrapped, err := d.wrapper.Wrap(secret[:])
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrWrap, err)
+		}
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: pemWrapped, Bytes: wrapped})...)
+	}
+	return d.write(fileNode, b)
+}
+
+// ErrWrap says that what should be wrapped could not be.
+var ErrWrap = errors.New("wrap the node keys")
 
 // joinFile is Join as it is written.
 type joinFile struct {
@@ -241,7 +299,7 @@ func (d *Dir) loadIdentity(s *State) error {
 	if !s.Sealed.IsZero() {
 		own = s.Sealed.Device()
 	}
-	if own.IsZero() || len(s.Nodes) == 0 {
+	if own.IsZero() || len(s.Nodes) == 0 && s.Lost == nil {
 		return d.corrupt(fileIdentity, "is there without the keys that it is about")
 	}
 	if s.Join == nil {
@@ -251,7 +309,10 @@ func (d *Dir) loadIdentity(s *State) error {
 	for i, k := range s.Nodes {
 		held[i] = k.Public()
 	}
-	self, err := identity.Check(r, own, held...)
+	self, err := identity.CheckLost(r, own)
+	if s.Lost == nil {
+		self, err = identity.Check(r, own, held...)
+	}
 	if err != nil {
 		return d.corrupt(fileIdentity, err.Error())
 	}

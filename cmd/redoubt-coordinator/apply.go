@@ -155,10 +155,15 @@ type impact struct {
 	Lost    uint32   `json:"lost"`
 	Changes []change `json:"connections"`
 	TooWide string   `json:"notCompared,omitempty"`
+
+	Unadmitted  uint32       `json:"unadmitted"`
+	NotAdmitted []unadmitted `json:"notAdmitted"`
 }
 
 func impactOf(m *redoubtv1.PolicyImpact) impact {
-	out := impact{m.GetBase(), m.GetNodes(), m.GetTouched(), m.GetGained(), m.GetLost(), []change{}, m.GetTooWide()}
+	out := impact{
+		m.GetBase(), m.GetNodes(), m.GetTouched(), m.GetGained(), m.GetLost(), []change{}, m.GetTooWide(), m.GetUnadmitted(), unadmittedOf(m),
+	}
 	for _, c := range m.GetChanges() {
 		out.Changes = append(out.Changes, change{gainedOrLost(c.GetGained()), c.GetSrc(), c.GetDst(), c.GetServices(), c.GetRule(), int(c.GetLine())})
 	}
@@ -176,6 +181,7 @@ func (p *program) impact(file string, m *redoubtv1.PolicyImpact) {
 		against = "against " + before
 	}
 	fmt.Fprintf(p.out, "%s: %d of %d nodes are touched\n", against, m.GetTouched(), m.GetNodes())
+	p.unadmitted(m)
 	if m.GetTooWide() != "" {
 		p.wrapped("", strings.Fields("connections gained and lost are not listed: "+m.GetTooWide()+
 			"; `policy diff` lists more, on an inventory"), "")

@@ -47,7 +47,7 @@ func TestAuditCommands(t *testing.T) {
 		}
 	}
 	s.no("want a time", "audit", "list", "--since", "yesterday")
-	if out := s.ok("audit", "list"); !strings.Contains(out, "token.create") || !strings.Contains(out, "WHY") {
+	if out := s.ok("audit", "list"); !strings.Contains(out, "token.create") || !strings.Contains(out, "\n    why  first start; ") {
 		t.Error(out)
 	}
 	if out := s.ok("audit", "verify"); !strings.Contains(out, "4 records are as they were written, and fit the checkpoints (1)") {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -14,14 +15,18 @@ import (
 type fact struct {
 	Name    string `json:"name"`
 	Value   string `json:"value"`
-	Source  string `json:"source"`
+	Source  string `json:"source"` // reported, attested, custom
+	By      string `json:"by,omitempty"`
 	Set     string `json:"set"`
 	Expires string `json:"expires,omitempty"`
+	TTL     uint64 `json:"ttlSeconds,omitempty"` // how long it holds after the node was heard last
 }
 
 func factsOf(n *redoubtv1.Node) (out []fact) {
 	for _, f := range n.GetFacts() {
-		out = append(out, fact{f.GetName(), f.GetValue(), f.GetSource(), stamp(f.GetSet()), stamp(f.GetExpires())})
+		out = append(out, fact{
+			f.GetName(), f.GetValue(), f.GetSource(), f.GetBy(), stamp(f.GetSet()), stamp(f.GetExpires()), f.GetTtlSeconds(),
+		})
 	}
 	return out
 }
@@ -29,12 +34,25 @@ func factsOf(n *redoubtv1.Node) (out []fact) {
 func (p *program) facts(n *redoubtv1.Node) {
 	var rows [][]string
 	for _, f := range n.GetFacts() {
-		rows = append(rows, []string{f.GetName(), f.GetValue(), f.GetSource(), ago(f.GetSet()), clock(f.GetExpires())})
+		rows = append(rows, []string{f.GetName(), f.GetValue(), word(f), ago(f.GetSet()), holds(f)})
 	}
 	if len(rows) > 0 {
 		fmt.Fprintln(p.out)
 		p.table(factColumns, rows)
 	}
+}
+
+// word says whose word a fact is.
+func word(f *redoubtv1.Fact) string {
+	return cmp.Or(f.GetBy(), f.GetSource())
+}
+
+// holds says for how long a fact holds.
+func holds(f *redoubtv1.Fact) string {
+	if f.GetExpires() == 0 && f.GetTtlSeconds() > 0 {
+		return "silence + " + span(time.Duration(f.GetTtlSeconds())*time.Second)
+	}
+	return clock(f.GetExpires())
 }
 
 // route is one that a node offers or that was approved for it, as JSON shows it.

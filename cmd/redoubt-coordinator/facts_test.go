@@ -85,14 +85,14 @@ func TestFactsAndRoutes(t *testing.T) {
 	}
 	s.ok("node", "fact", "set", "laptop", "custom:team", strings.Repeat("blue ", 20))
 	shown := s.ok("node", "show", "laptop")
-	for _, want := range []string{"custom:tier", "device:attestation", "coordinator", "node:osVersion", "uid "} {
+	for _, want := range []string{"custom:tier", "device:attestation", "attested", "reported", "node:osVersion", "uid "} {
 		if !strings.Contains(shown, want) {
 			t.Errorf("want %q in\n%s", want, shown)
 		}
 	}
 	n := decode[node](t, s.ok("node", "show", "laptop", "--json"))
 	i := slices.IndexFunc(n.Facts, func(f fact) bool { return f.Name == "custom:tier" })
-	if i < 0 || n.Facts[i].Value != "prod" || n.Facts[i].Expires == "" || n.Facts[i].Set == "" || !strings.HasPrefix(n.Facts[i].Source, "uid ") {
+	if i < 0 || n.Facts[i].Value != "prod" || n.Facts[i].Expires == "" || n.Facts[i].Set == "" || n.Facts[i].Source != "custom" || !strings.HasPrefix(n.Facts[i].By, "uid ") {
 		t.Errorf("%+v", n.Facts)
 	}
 	if out := s.ok("node", "fact", "unset", "laptop", "custom:tier"); !strings.Contains(out, "custom:tier is not set any more") {

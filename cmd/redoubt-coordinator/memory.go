@@ -2,13 +2,14 @@ package main
 
 import (
 	"context"
+	"os"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
 )
 
 // What is in use is mostly what connected nodes take, and stays. What a burst of joins or of changes took beside it is resident
-// for nothing once that is over, and the runtime gives back little of it by itself: its heap may be twice as large as what is
+// for nothing once that is over, and the runtime gives back little of it by itself: its heap may be three times as large as what is
 // in use. Collecting more often would cost most when there is most to do.
 const (
 	memoryLook = 5 * time.Second
@@ -16,6 +17,9 @@ const (
 	memoryBusy = 16 << 20
 	// memorySpare is how much must be to be had for giving it back to be worth it; a quarter of what is in use at least.
 	memorySpare = 16 << 20
+	// memoryGrowth is how many percent of what is in use may be garbage until it is collected: twice what is usual, for what
+	// there is most of stays, and looking at all of it while nodes join or wait to be told costs them. GOGC says something else.
+	memoryGrowth = 200
 )
 
 // memory is what the heap is like at a moment, in bytes.
@@ -44,6 +48,9 @@ func (m memory) spare(before memory) bool {
 
 // keepMemory gives memory back to the system, until ctx ends.
 func keepMemory(ctx context.Context) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(memoryGrowth)
+	}
 	t := time.NewTicker(memoryLook)
 	defer t.Stop()
 	before := readMemory()

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -40,6 +43,11 @@ type node struct {
 	Lock                string   `json:"lock,omitempty"`
 	Quarantine          string   `json:"quarantine,omitempty"` // why
 	QuarantineSince     string   `json:"quarantineSince,omitempty"`
+	Verdict             *verdict `json:"approval,omitempty"`
+	Withheld            string   `json:"withheld,omitempty"` // why it gets no other certificate
+	// Attributes and App are what the policy's nodeAttrs give the node; `node show` alone has them.
+	Attributes []string                     `json:"attributes,omitempty"`
+	App        map[string][]json.RawMessage `json:"app,omitempty"`
 }
 
 func nodeOf(n *redoubtv1.Node) node {
@@ -52,8 +60,31 @@ func nodeOf(n *redoubtv1.Node) node {
 		AppliedVersion: n.GetAppliedVersion(), Facts: factsOf(n), Routes: routesOf(n), Lock: n.GetLock(),
 		Attested:       attestedOf(n),
 		NextNodePublic: n.GetNextNodePublic(), NextNodeFrom: stamp(n.GetNextNodeFrom()),
+		Verdict: verdictOf(n.GetVerdict()), Withheld: n.GetWithheld(),
 		Quarantine: n.GetQuarantine().GetReason(), QuarantineSince: stamp(n.GetQuarantine().GetSince()),
+		Attributes: n.GetAttributes(), App: appOf(n),
 	}
+}
+
+// appOf is capabilities as policies write them.
+func appOf(n *redoubtv1.Node) map[string][]json.RawMessage {
+	if len(n.GetApp()) == 0 {
+		return nil
+	}
+	out := make(map[string][]json.RawMessage, len(n.GetApp()))
+	for _, c := range n.GetApp() {
+		list := []json.RawMessage{}
+		for _, v := range c.GetValues() {
+			list = append(list, json.RawMessage(v))
+		}
+		out[c.GetName()] = list
+	}
+	return out
+}
+
+// appNames are the names of capabilities.
+func appNames(n *redoubtv1.Node) string {
+	return strings.Join(slices.Sorted(maps.Keys(appOf(n))), ", ")
 }
 
 // presence says in a word or two how a node is.
@@ -71,13 +102,13 @@ func presence(n *redoubtv1.Node) string {
 
 func (p *program) node() *cobra.Command {
 	cmd := &cobra.Command{Use: "node", Short: "The machines of the mesh"}
-	cmd.AddCommand(p.nodeList(), p.nodeShow(), p.nodeRevoke(), p.nodeRelease(), p.nodeDelete(), p.nodeReset(), p.nodeFact(), p.nodeRoutes(), p.nodeApproveRoutes())
+	cmd.AddCommand(p.nodeList(), p.nodeShow(), p.nodePending(), p.nodeApprove(), p.nodeDeny(), p.nodeRevoke(), p.nodeRelease(), p.nodeDelete(), p.nodeReset(), p.nodeFact(), p.nodeRoutes(), p.nodeApproveRoutes())
 	return cmd
 }
 
 func (p *program) nodeList() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "List nodes", Args: cobra.NoArgs,
+		Use: "list", Short: "List nodes, and machines that wait to become one", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			a, err := p.client().ListNodes(cmd.Context(), &redoubtv1.ListNodesRequest{})
 			if err != nil {
@@ -90,13 +121,19 @@ func (p *program) nodeList() *cobra.Command {
 				rows = append(rows, []string{n.GetName(), who(n.GetUser(), n.GetTags()), first(n.GetAddresses()), presence(n), clock(n.GetCertificateExpires())})
 			}
 			if p.json {
-				return p.print(map[string]any{"nodes": list})
+				return p.print(map[string]any{"nodes": list, "candidates": candidatesOf(a.GetCandidates())})
 			}
-			if len(rows) == 0 {
+			if len(rows) == 0 && len(a.GetCandidates()) == 0 {
 				fmt.Fprintln(p.err, "# there are no nodes yet; `token create` lets one join")
 				return nil
 			}
-			p.table(nodeColumns, rows)
+			if len(rows) > 0 {
+				p.table(nodeColumns, rows)
+			}
+			if len(a.GetCandidates()) > 0 {
+				p.candidates(a.GetCandidates())
+			}
+			p.withheld(a.GetNodes())
 			return nil
 		},
 	}
@@ -123,9 +160,10 @@ func (p *program) nodeShow() *cobra.Command {
 			}
 			program := strings.TrimSpace(n.GetProgram() + " " + n.GetOs() + "/" + n.GetArch())
 			p.fields("name", n.GetName(), "id", n.GetId(), "state", presence(n), "lock", n.GetLock(), "user", n.GetUser(), "tags", strings.Join(n.GetTags(), ", "),
+				"attributes", strings.Join(n.GetAttributes(), ", "), "app", appNames(n),
 				"addresses", strings.Join(n.GetAddresses(), ", "), "endpoints", strings.Join(n.GetEndpoints(), ", "),
 				"certificate", fmt.Sprintf("number %d, until %s", n.GetCertificateSequence(), clock(n.GetCertificateExpires())),
-				"quarantine", quarantine(n), "attestation", n.GetAttestation(), "node key", n.GetNodePublic(), "next key", nextKey(n), "device key", n.GetDevicePublic(),
+				"approval", approval(n), "withheld", withheldFrom(n), "quarantine", quarantine(n), "attestation", n.GetAttestation(), "node key", n.GetNodePublic(), "next key", nextKey(n), "device key", n.GetDevicePublic(),
 				"program", strings.TrimPrefix(program, "/"), "applied", n.GetAppliedVersion(), "joined", clock(n.GetCreated())+" with token "+n.GetTokenId(), "ephemeral", map[bool]string{true: "yes"}[n.GetEphemeral()])
 			p.attestation(n)
 			p.facts(n)
@@ -159,6 +197,14 @@ func (p *program) nodeRevoke() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "`TEXT` for the audit log")
 	return cmd
+}
+
+// withheldFrom says why a node gets no other certificate; empty where it does.
+func withheldFrom(n *redoubtv1.Node) string {
+	if n.GetWithheld() == "" {
+		return ""
+	}
+	return "the next certificate: " + n.GetWithheld()
 }
 
 // quarantine says why a node is kept apart, and what to do; empty where it is not.

@@ -143,6 +143,7 @@ func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start tim
 		err = p.print(map[string]any{
 			"number": st.GetNumber(), "version": st.GetVersion(), "nodes": st.GetNodes(), "current": st.GetCurrent(), "laggards": lag, "tookMs": took.Milliseconds(),
 			"policyAgeMs": st.GetPolicyAgeMs(), "unable": unableOf(st.GetUnable()),
+			"keyWarnings": orNone(st.GetKeyWarnings()),
 		})
 	case st.GetNumber() == 0:
 		fmt.Fprintln(p.out, "no policy was applied yet, so no packet passes; `policy apply FILE` applies one")
@@ -161,6 +162,7 @@ func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start tim
 	if !p.json && len(st.GetUnable()) > 0 {
 		p.unable(st.GetUnable())
 	}
+	p.warn(st.GetKeyWarnings())
 	if wait > 0 && len(lag) > 0 {
 		return errors.Join(err, errSaid)
 	}

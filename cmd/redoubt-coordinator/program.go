@@ -81,7 +81,7 @@ in the file that --config names ({"cert-lifetime": "1h"}).`,
 	root.PersistentFlags().StringVar(&p.data, "data", defaultData, "`DIR` with the coordinator's data")
 	root.PersistentFlags().StringVar(&p.socket, "admin-socket", "", "`PATH` of the socket for these commands (default DIR/"+socketName+")")
 	root.PersistentFlags().BoolVar(&p.json, "json", false, "print JSON")
-	root.AddCommand(p.serve(), p.token(), p.node(), p.user(), p.policy(), p.lock(), p.audit(), p.backup(), p.restore(), p.version())
+	root.AddCommand(p.serve(), p.token(), p.node(), p.user(), p.policy(), p.lock(), p.rootCommand(), p.audit(), p.backup(), p.restore(), p.version())
 	settings.Bind(root, p.lookup)
 	usage.Tidy(root)
 	return root

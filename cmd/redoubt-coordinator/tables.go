@@ -10,7 +10,8 @@ import (
 	"golang.org/x/term"
 )
 
-// column is a column of a table. Cells wider than most are cut.
+// column is a column of a table. Cells wider than most are cut. Those of a column without a width, which may be the last one, stand
+// in lines of their own below the rest of their row, whole, and so does again what was cut of that.
 type column struct {
 	title string
 	most  int
@@ -18,20 +19,29 @@ type column struct {
 
 // The tables. They fit 80 columns whatever is in them.
 var (
-	nodeColumns    = []column{{"NAME", 15}, {"WHO", 15}, {"ADDRESS", 15}, {"STATE", 11}, {"CERTIFIED", 16}}
-	tokenColumns   = []column{{"ID", 14}, {"WHO", 21}, {"KIND", 8}, {"USES", 4}, {"STATE", 7}, {"UNTIL", 16}}
-	factColumns    = []column{{"FACT", 23}, {"VALUE", 16}, {"FROM", 11}, {"AGE", 6}, {"UNTIL", 16}}
-	routeColumns   = []column{{"ROUTE", 43}, {"OFFERED", 7}, {"APPROVED", 20}}
-	roleColumns    = []column{{"USER", 40}, {"ROLES", 38}}
-	historyColumns = []column{{"VERSION", 7}, {"APPLIED", 16}, {"BY", 14}, {"STATE", 12}, {"COMMENT", 23}}
-	unableColumns  = []column{{"NODE", 24}, {"PROGRAM", 16}, {"LACKS", 34}}
-	auditColumns   = []column{{"RECORD", 6}, {"WHEN", 16}, {"WHO", 9}, {"WHAT", 17}, {"ABOUT", 11}, {"WHY", 11}}
-	lockColumns    = []column{{"ID", 14}, {"ABOUT", 22}, {"NODES", 5}, {"UNTIL", 16}, {"WHY", 15}}
+	nodeColumns       = []column{{"NAME", 15}, {"WHO", 15}, {"ADDRESS", 15}, {"STATE", 11}, {"CERTIFIED", 16}}
+	tokenColumns      = []column{{"ID", 14}, {"WHO", 21}, {"KIND", 8}, {"USES", 4}, {"STATE", 7}, {"UNTIL", 16}}
+	factColumns       = []column{{"FACT", 23}, {"VALUE", 16}, {"FROM", 11}, {"AGE", 6}, {"UNTIL", 16}}
+	routeColumns      = []column{{"ROUTE", 43}, {"OFFERED", 7}, {"APPROVED", 20}}
+	roleColumns       = []column{{"USER", 40}, {"ROLES", 38}}
+	historyColumns    = []column{{"VERSION", 7}, {"APPLIED", 16}, {"BY", 14}, {"STATE", 12}, {"COMMENT", 23}}
+	unableColumns     = []column{{"NODE", 24}, {"PROGRAM", 16}, {"LACKS", 34}}
+	auditColumns      = []column{{"RECORD", 6}, {"WHEN", 16}, {"WHO", 16}, {"WHAT", 17}, {"ABOUT", 17}, {"WHY", 0}}
+	lockColumns       = []column{{"ID", 14}, {"ABOUT", 22}, {"NODES", 5}, {"UNTIL", 16}, {"WHY", 15}}
+	rootColumns       = []column{{"ROOT", 16}, {"STATE", 7}, {"KEY", 10}, {"SINCE", 16}, {"EXPIRES", 16}}
+	candidateColumns  = []column{{"CODE", 9}, {"NAME", 12}, {"WHO", 12}, {"ATTESTED", 14}, {"FROM", 15}, {"WAITS", 8}}
+	withheldColumns   = []column{{"NODE", 14}, {"WHO", 14}, {"CERTIFIED", 16}, {"LACKS", 0}}
+	unadmittedColumns = []column{{"NODE", 14}, {"CERTIFIED", 16}, {"SINCE", 9}, {"LACKS", 0}}
+
 	laggardColumns = []column{{"NODE", 20}, {"STATE", 9}, {"ENFORCES", 15}, {"SHOULD", 15}, {"SINCE", 8}}
 )
 
 // table prints rows in columns.
 func (p *program) table(columns []column, rows [][]string) {
+	below := ""
+	if last := columns[len(columns)-1]; last.most == 0 {
+		below, columns = last.title, columns[:len(columns)-1]
+	}
 	sizes := make([]int, len(columns))
 	for i, c := range columns {
 		sizes[i] = utf8.RuneCountInString(c.title)
@@ -46,7 +56,22 @@ func (p *program) table(columns []column, rows [][]string) {
 	paint := p.paint()
 	p.row(sizes, titles, paint.dim)
 	for _, row := range rows {
-		p.row(sizes, row, paint.state)
+		p.row(sizes, row[:len(columns)], paint.state)
+		if below != "" {
+			p.below(columns, row, below)
+		}
+	}
+}
+
+// below prints what does not fit into a row, or into columns at all.
+func (p *program) below(columns []column, row []string, last string) {
+	for i, c := range columns {
+		if utf8.RuneCountInString(row[i]) > c.most {
+			p.wrapped("    "+strings.ToLower(c.title)+"  ", []string{row[i]}, "")
+		}
+	}
+	if text := row[len(columns)]; text != "" {
+		p.wrapped("    "+strings.ToLower(last)+"  ", strings.Fields(text), "")
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 func TestTablesFit(t *testing.T) {
-	for _, columns := range [][]column{nodeColumns, tokenColumns, laggardColumns} {
+	for _, columns := range [][]column{nodeColumns, tokenColumns, laggardColumns, candidateColumns} {
 		var out bytes.Buffer
 		p := &program{out: &out}
 		wide := make([]string, len(columns))
@@ -21,6 +21,29 @@ func TestTablesFit(t *testing.T) {
 		narrow(t, out.String())
 		if lines := strings.Split(out.String(), "\n"); !strings.HasPrefix(lines[0], columns[0].title) || !strings.Contains(lines[1], "ä~") {
 			t.Error(out.String())
+		}
+	}
+}
+
+// TestNothingIsLostBelow: with a column below its rows, all of a row can be read.
+func TestNothingIsLostBelow(t *testing.T) {
+	for _, columns := range [][]column{auditColumns, withheldColumns, unadmittedColumns} {
+		var out bytes.Buffer
+		p := &program{out: &out}
+		row := make([]string, len(columns))
+		for i, c := range columns {
+			row[i] = strings.Repeat(string(rune('a'+i)), min(c.most+1, 60))
+		}
+		row[len(row)-1] = strings.Repeat("why not ", 30)
+		p.table(columns, [][]string{row, make([]string, len(columns))})
+		narrow(t, out.String())
+		for _, cell := range row[:len(row)-1] {
+			if len(cell) < 60 && !strings.Contains(out.String(), "  "+cell+"\n") {
+				t.Errorf("%q is lost:\n%s", cell, out.String())
+			}
+		}
+		if n := strings.Count(out.String(), "not"); n != 30 {
+			t.Errorf("%d of 30 words:\n%s", n, out.String())
 		}
 	}
 }

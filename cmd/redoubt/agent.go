@@ -19,14 +19,18 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent"
 	"github.com/redoubt-mesh/redoubt/agent/device"
 	"github.com/redoubt-mesh/redoubt/agent/localapi"
+	"github.com/redoubt-mesh/redoubt/agent/posture"
 )
 
 // agentFlags are those of `redoubt agent`.
 type agentFlags struct {
 	state, tun, operator, metrics, logLevel string
 	port                                    uint16
+	router                                  bool
 
 	tpm, deviceKey, eventLog, certificate, certificateKey string
+
+	edr []string
 }
 
 func agentCommand(p program) *cobra.Command {
@@ -44,11 +48,13 @@ func agentCommand(p program) *cobra.Command {
 	flags.StringVar(&f.state, "state", "/var/lib/redoubt", "`DIR` with this node's keys and what it knows")
 	flags.StringVar(&f.tun, "tun", agent.DefaultInterface, "`NAME` of the network device to make")
 	flags.Uint16Var(&f.port, "listen-port", 0, "UDP `PORT` for other nodes (default any)")
+	flags.BoolVar(&f.router, "port-mapping", true, "ask the router for a port by PCP, NAT-PMP or UPnP")
 	flags.StringVar(&f.tpm, "tpm", device.Auto, "TPM: auto, off, a `DEVICE`, or unix:PATH for one in software")
 	flags.StringVar(&f.deviceKey, "device-key", agent.KeyAuto, "`WHERE` the device key is made: tpm, file, or auto for the TPM if it works")
 	flags.StringVar(&f.eventLog, "event-log", "", "`FILE` with the log of measured boot (default the system's)")
 	flags.StringVar(&f.certificate, "x509-cert", "", "`FILE` with a certificate of the company to join with (PEM)")
 	flags.StringVar(&f.certificateKey, "x509-key", "", "`FILE` with its key (PEM)")
+	flags.StringArrayVar(&f.edr, "edr", nil, "`NAME=PROGRAM[:UNIT]` of a product that watches over the machine, for posture:edr (may be repeated)")
 	flags.StringVar(&f.operator, "operator", "", "`USER` (name or number) who may run up and down besides root")
 	flags.StringVar(&f.metrics, "metrics", "", "`ADDR` to serve Prometheus metrics on; loopback if only a port is given")
 	flags.StringVar(&f.logLevel, "log-level", "info", "`LEVEL` to log: debug, info, warn or error")
@@ -64,6 +70,14 @@ func (f agentFlags) run(ctx context.Context, p program, socket string) error {
 	access, err := localapi.Operator(f.operator)
 	if err != nil {
 		return &exitError{exitUsage, fmt.Errorf("--operator: %w", err)}
+	}
+	var guards []posture.Guard
+	for _, text := range f.edr {
+		g, err := posture.ParseGuard(text)
+		if err != nil {
+			return &exitError{exitUsage, fmt.Errorf("--edr %w", err)}
+		}
+		guards = append(guards, g)
 	}
 	metrics, err := listenMetrics(ctx, f.metrics)
 	if err != nil {
@@ -82,7 +96,7 @@ func (f agentFlags) run(ctx context.Context, p program, socket string) error {
 	a, err := agent.New(agent.Config{
 		StateDir: f.state, Interface: f.tun, ListenPort: f.port, Listener: listener, Access: access,
 		TPM: f.tpm, DeviceKey: f.deviceKey, EventLog: f.log(), Certificate: f.certificate, CertificateKey: f.certificateKey,
-		Program: version(), Log: log, Registry: registry,
+		LeaveRouter: !f.router, Program: version(), Guards: guards, Log: log, Registry: registry,
 	})
 	if err != nil {
 		return &exitError{exitFalse, errors.Join(err, listener.Close())}

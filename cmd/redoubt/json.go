@@ -41,6 +41,12 @@ type (
 		DeviceKey     string          `json:"deviceKey"`
 		WireGuard     *wireguardJSON  `json:"wireguard"`
 		Routing       routingJSON     `json:"routing"`
+		Pending       *pendingJSON    `json:"pending"` // what it waits for before it is a node; null for nothing
+	}
+	pendingJSON struct {
+		Code  string     `json:"code"`
+		Name  string     `json:"name"`
+		Since *time.Time `json:"since"`
 	}
 	nodeJSON struct {
 		ID                 string     `json:"id"`
@@ -59,11 +65,16 @@ type (
 		nodeJSON
 		Path          string     `json:"path"`
 		Endpoint      string     `json:"endpoint"`
+		Transport     string     `json:"transport"` // to a relay: udp or tls
+		PathSince     *time.Time `json:"pathSince"`
+		PathRTT       float64    `json:"pathRttMs"` // 0: not known
+		WhyNotDirect  string     `json:"whyNotDirect"`
 		LastHandshake *time.Time `json:"lastHandshake"`
 		RxBytes       uint64     `json:"rxBytes"`
 		TxBytes       uint64     `json:"txBytes"`
 
-		Tunnel *tunnelJSON `json:"tunnel"`
+		Tunnel *tunnelJSON       `json:"tunnel"`
+		Denied map[string]uint64 `json:"denied"`
 	}
 	wireguardJSON struct {
 		Keys  []keyJSON         `json:"keys"`
@@ -110,14 +121,19 @@ func statusOf(st *redoubtv1.Status) statusJSON {
 		n := nodeOf(st.GetNode())
 		out.Node = &n
 	}
+	if a := st.GetPending(); a != nil {
+		out.Pending = &pendingJSON{a.GetCode(), a.GetName(), fromSeconds(a.GetSince())}
+	}
 	for _, p := range st.GetPeers() {
 		out.Peers = append(out.Peers, peerJSON{
 			nodeJSON: nodeJSON{
 				ID: p.GetId(), Name: p.GetName(), Addresses: list(p.GetAddresses()), User: p.GetUser(), Tags: list(p.GetTags()),
 				CertificateExpires: fromSeconds(p.GetCertificateExpires()),
 			},
-			Path: p.GetPath(), Endpoint: p.GetEndpoint(), LastHandshake: fromMillis(p.GetLastHandshake()),
+			Path: p.GetPath(), Endpoint: p.GetEndpoint(), Transport: p.GetPathTransport(), PathSince: fromMillis(p.GetPathSince()),
+			PathRTT: float64(p.GetPathRttUs()) / 1000, WhyNotDirect: p.GetPathWhy(), LastHandshake: fromMillis(p.GetLastHandshake()),
 			RxBytes: p.GetRxBytes(), TxBytes: p.GetTxBytes(), Tunnel: tunnelOf(p.GetTunnel()),
+			Denied: counters(p.GetDenied()),
 		})
 	}
 	return out

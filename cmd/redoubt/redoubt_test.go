@@ -85,6 +85,7 @@ func status() *redoubtv1.Status {
 					SessionSince: noon.Add(-90 * time.Second).UnixMilli(), Handshakes: 14, Unanswered: 2,
 					Drops: map[string]uint64{"replay": 3, "bad source": 12, "no answer": 1},
 				},
+				Denied: map[string]uint64{"no rule lets these nodes connect": 4, "no rule names this protocol and port": 1},
 			},
 			{
 				Id: "n0000000000006", Name: "a-machine-with-a-name-of-some-length", Addresses: []string{"100.64.255.255", "fd00::3"},
@@ -131,6 +132,13 @@ func TestStatusText(t *testing.T) {
 	golden(t, "status.txt", text)
 	down := &redoubtv1.Status{State: "down", Problems: []string{"this machine is in no mesh yet"}}
 	golden(t, "status-down.txt", render(down, noon, false))
+	pending := &redoubtv1.Status{
+		State: "pending", Coordinator: &redoubtv1.Coordinator{Connected: true, Url: "https://coordinator.example.com"},
+		Pending: &redoubtv1.PendingApproval{Code: "BCDF-GHJK", Name: "web-1", Since: noon.Unix()},
+		Problems: []string{"since 2026-05-01T12:00:00Z: an administrator has to approve this machine, which is web-1, code BCDF-GHJK " +
+			"(redoubt-coordinator node approve BCDF-GHJK); it goes on by itself then"},
+	}
+	golden(t, "status-pending.txt", render(pending, noon, false))
 	revoked := status()
 	revoked.State, revoked.Peers, revoked.Coordinator.Connected = "revoked", nil, false
 	golden(t, "status-revoked.txt", render(revoked, noon.Add(time.Hour), false))

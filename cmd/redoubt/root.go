@@ -83,7 +83,8 @@ func newRoot(p program) *cobra.Command {
 	}
 	root.PersistentFlags().String("socket", localapi.DefaultSocket, "`PATH` where the agent listens for local programs")
 	for _, c := range []*cobra.Command{
-		agentCommand(p), upCommand(p), downCommand(p), statusCommand(p), pingCommand(p), relayCommand(p), whoisCommand(p), whyCommand(p), versionCommand(p),
+		agentCommand(p), upCommand(p), downCommand(p), statusCommand(p), pingCommand(p), relayCommand(p), whoisCommand(p), whyCommand(p), netcheckCommand(p),
+		postureCommand(p), versionCommand(p),
 	} {
 		root.AddCommand(c)
 	}

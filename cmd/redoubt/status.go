@@ -111,6 +111,7 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 	}
 	if len(st.GetPeers()) > 0 {
 		b.WriteString("\n" + peerTable(st.GetPeers(), now))
+		b.WriteString(relayedPeers(st.GetPeers(), now))
 	}
 	if len(st.GetProblems()) > 0 {
 		b.WriteString("\n" + c.warn("problems") + "\n")
@@ -145,6 +146,27 @@ func who(user string, tags []string) string {
 		return strings.Join(tags, ",")
 	}
 	return "-"
+}
+
+// relayedPeers says of each peer that is reached through a relay since when, and why not directly.
+func relayedPeers(peers []*redoubtv1.LocalPeer, now time.Time) string {
+	var b strings.Builder
+	for _, p := range peers {
+		if p.GetPath() != "relay" {
+			continue
+		}
+		since := ""
+		if at := p.GetPathSince(); at > 0 {
+			since = " for " + span(now.Sub(time.UnixMilli(at)))
+		}
+		why := p.GetPathWhy()
+		if why == "" {
+			why = "no direct way is known"
+		}
+		line := fmt.Sprintf("%s is reached through relay %s (%s)%s, and not directly: %s", p.GetName(), p.GetEndpoint(), p.GetPathTransport(), since, why)
+		b.WriteString(wrap(line, "", "  "))
+	}
+	return b.String()
 }
 
 func peerTable(peers []*redoubtv1.LocalPeer, now time.Time) string {

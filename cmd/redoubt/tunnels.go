@@ -12,7 +12,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// renderTunnels shows what the WireGuard engine counts, of this node and of each peer.
+// renderTunnels shows what the WireGuard engine counts, of this node and of each peer, and what the filter denied of each.
 func renderTunnels(st *redoubtv1.Status, now time.Time, c palette) string {
 	w := st.GetWireguard()
 	if w == nil {
@@ -44,6 +44,9 @@ func renderTunnels(st *redoubtv1.Status, now time.Time, c palette) string {
 	for _, p := range st.GetPeers() {
 		if d := p.GetTunnel().GetDrops(); len(d) > 0 {
 			b.WriteString(wrap("dropped of "+p.GetName()+": "+reasons(d), "", "  "))
+		}
+		if d := p.GetDenied(); len(d) > 0 {
+			b.WriteString(wrap("denied of "+p.GetName()+": "+reasons(d), "", "  "))
 		}
 	}
 	return b.String()

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,12 +16,14 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/distribute"
 	"github.com/redoubt-mesh/redoubt/coordinator/issuer"
+	"github.com/redoubt-mesh/redoubt/coordinator/roots"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/join"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 	"github.com/redoubt-mesh/redoubt/proto/redoubt/v1/redoubtv1connect"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
 const (
@@ -36,6 +39,7 @@ type Config struct {
 	Directory *directory.Directory
 	Hub       *distribute.Hub
 	Issuer    *issuer.Issuer
+	Roots     *roots.Keeper
 	Store     store.Store
 	URLs      []string     // of this coordinator, for join codes
 	Outage    proto.Outage // where the policy says nothing else
@@ -107,7 +111,7 @@ func (a *Admin) RevokeToken(ctx context.Context, r *redoubtv1.RevokeTokenRequest
 	return &redoubtv1.RevokeTokenResponse{}, nil
 }
 
-// ListNodes lists all nodes, by name.
+// ListNodes lists all nodes, by name, and the machines that wait for an approval.
 func (a *Admin) ListNodes(context.Context, *redoubtv1.ListNodesRequest) (*redoubtv1.ListNodesResponse, error) {
 	snap := a.Directory.Snapshot()
 	out := &redoubtv1.ListNodesResponse{}
@@ -120,6 +124,12 @@ func (a *Admin) ListNodes(context.Context, *redoubtv1.ListNodesRequest) (*redoub
 		}
 		return 1
 	})
+	candidates := slices.SortedFunc(snap.Candidates(), func(x, y *directory.Candidate) int {
+		return cmp.Or(x.Asked.Compare(y.Asked), strings.Compare(x.Code, y.Code))
+	})
+	for _, c := range candidates {
+		out.Candidates = append(out.Candidates, candidate(snap, c))
+	}
 	return out, nil
 }
 
@@ -130,7 +140,10 @@ func (a *Admin) GetNode(_ context.Context, r *redoubtv1.GetNodeRequest) (*redoub
 	if err != nil {
 		return nil, err
 	}
-	return &redoubtv1.GetNodeResponse{Node: a.node(snap, n)}, nil
+	out := a.node(snap, n)
+	attributes, app := a.Hub.Source().Program.On(snap).NodeAttrs(n.ID)
+	out.Attributes, out.App = attributes, wire.FromCapabilities(app)
+	return &redoubtv1.GetNodeResponse{Node: out}, nil
 }
 
 func find(snap *directory.Snapshot, what string) (*directory.Node, error) {
@@ -231,7 +244,7 @@ func (a *Admin) fail(err error) error {
 		// What is wrong stands before it.
 		return connect.NewError(connect.CodeInvalidArgument, errors.New(strings.TrimSuffix(err.Error(), ": "+directory.ErrInvalid.Error())))
 	case errors.Is(err, directory.ErrUnknown), errors.Is(err, directory.ErrTokenUnknown), errors.Is(err, directory.ErrPolicyUnknown),
-		errors.Is(err, directory.ErrLockUnknown):
+		errors.Is(err, directory.ErrLockUnknown), errors.Is(err, directory.ErrCandidateUnknown):
 		code = connect.CodeNotFound
 	case errors.Is(err, directory.ErrPolicyChanged), errors.Is(err, directory.ErrLocked):
 		code = connect.CodeFailedPrecondition

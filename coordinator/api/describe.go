@@ -19,6 +19,13 @@ const (
 	NodeLocked      = "locked"
 )
 
+// Whose word a fact is.
+const (
+	FactReported = "reported" // the node's own
+	FactAttested = "attested" // what its machine proved to the coordinator
+	FactCustom   = "custom"   // an administrator's
+)
+
 func (a *Admin) token(t *directory.Token) *redoubtv1.Token {
 	replace := ""
 	if t.Replace != 0 {
@@ -40,6 +47,10 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 		NodePublic: n.Key.String(), DevicePublic: n.Device.String(), CertificateSequence: n.Certificate.Sequence,
 		Attested: attestation(n),
 	}
+	out.Verdict = verdict(n.Verdict)
+	if err := a.Directory.Renewable(snap, n); err != nil && !n.Barred() {
+		out.Withheld = withheld(err)
+	}
 	if q := n.Quarantine; q != nil {
 		out.State, out.Quarantine = NodeQuarantined, &redoubtv1.Quarantine{Since: seconds(q.At), Reason: q.Why}
 	}
@@ -60,7 +71,7 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 	}
 	known := snap.Known(n.ID)
 	for _, f := range known.Facts {
-		out.Facts = append(out.Facts, &redoubtv1.Fact{Name: f.Name, Value: f.Value, Source: f.Source, Set: seconds(f.Set), Expires: seconds(f.Expires)})
+		out.Facts = append(out.Facts, fact(f))
 	}
 	out.Routes = routes(known.Advertised, known.Approved)
 	if served := a.served(snap, n.ID, out.GetRoutes()); len(served) > 0 {
@@ -70,6 +81,22 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 	}
 	if v := a.Hub.Applied(n.ID); !v.IsZero() {
 		out.AppliedVersion = v.String()
+	}
+	return out
+}
+
+// fact is one that is known of a node, and by whom.
+func fact(f directory.Fact) *redoubtv1.Fact {
+	out := &redoubtv1.Fact{
+		Name: f.Name, Value: f.Value, Set: seconds(f.Set), Expires: seconds(f.Expires), TtlSeconds: uint64(f.TTL / time.Second),
+	}
+	switch f.Source {
+	case directory.SourceNode:
+		out.Source = FactReported
+	case directory.SourceCoordinator:
+		out.Source = FactAttested
+	default:
+		out.Source, out.By = FactCustom, f.Source
 	}
 	return out
 }

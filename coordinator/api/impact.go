@@ -8,6 +8,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/acl/explain"
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/policy"
+	"github.com/redoubt-mesh/redoubt/proto"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -28,6 +29,7 @@ func impact(snap *directory.Snapshot, source string, program *compile.Program) *
 	}
 	// What cannot be loaded permits nothing, and that is what it is compared with; its error was logged when it was loaded.
 	before, _ := policy.Load(snap.Policy(), snap.Mesh())
+	unadmitted(out, snap, before, program)
 	found, err := explain.Diff(before, program, snap, mostAsked)
 	out.Touched = uint32(found.Touched)
 	if err != nil {
@@ -47,6 +49,31 @@ func impact(snap *directory.Snapshot, source string, program *compile.Program) *
 		}
 	}
 	return out
+}
+
+// unadmitted adds the nodes that a policy asks for more than they have; those that are new first.
+func unadmitted(out *redoubtv1.PolicyImpact, snap *directory.Snapshot, old, program *compile.Program) {
+	list := program.Unadmitted(snap)
+	before := map[proto.NodeID]bool{}
+	for _, u := range old.Unadmitted(snap) {
+		before[u.Node.ID] = true
+	}
+	slices.SortStableFunc(list, func(x, y compile.Unadmitted) int {
+		switch {
+		case before[x.Node.ID] == before[y.Node.ID]:
+			return 0
+		case before[x.Node.ID]:
+			return 1
+		}
+		return -1
+	})
+	out.Unadmitted = uint32(len(list))
+	for _, u := range list[:min(len(list), mostChanges)] {
+		n, _ := snap.Lookup(u.Node.ID)
+		out.NotAdmitted = append(out.NotAdmitted, &redoubtv1.Unadmitted{
+			Id: u.Node.ID.String(), Name: u.Node.Name, Lacks: u.Lacks(), Until: seconds(n.Certificate.NotAfter), Before: before[u.Node.ID],
+		})
+	}
 }
 
 // someOf are the first of many names, and how many more there are.

@@ -35,8 +35,8 @@ func (a *Admin) ApplyPolicy(ctx context.Context, r *redoubtv1.ApplyPolicyRequest
 		a.Log.Warn("policy refused", "by", Caller(ctx), "in_force", number(snap.Policy()))
 		return nil, refuse(err, out)
 	}
-	out.Impact = impact(snap, source, staged.Program)
 	if r.GetDryRun() {
+		out.Impact = impact(snap, source, staged.Program)
 		if err := directory.ExpectPolicy(snap.Policy(), r.Expect); err != nil {
 			return nil, a.fail(err)
 		}
@@ -49,6 +49,8 @@ func (a *Admin) ApplyPolicy(ctx context.Context, r *redoubtv1.ApplyPolicyRequest
 	if err != nil {
 		return nil, a.fail(err)
 	}
+	// Nodes are being told meanwhile: none has to wait for what people read.
+	out.Impact = impact(snap, source, staged.Program)
 	out.Number, out.Applied = p.Number, p.Number != base
 	out.Version = wire.FromVersion(a.Directory.Snapshot().Version())
 	a.Log.Info("policy applied", "number", p.Number, "by", Caller(ctx), "changed", out.GetApplied(), "comment", p.Comment,
@@ -160,6 +162,7 @@ func (a *Admin) PolicyStatus(ctx context.Context, r *redoubtv1.PolicyStatusReque
 	}
 	out.Unable = a.unable()
 	out.Laggards = laggards(st.Laggards)
+	out.KeyWarnings = a.Issuer.Status().Warnings
 	return out, nil
 }
 

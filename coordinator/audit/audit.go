@@ -58,6 +58,9 @@ const (
 	NodeRelease    = "node.release"
 	NodeRefuse     = "node.refuse"  // an enrolment, or a proof at a renewal
 	NodeAttest     = "node.attest"  // what the machine proves of itself has changed
+	NodePending    = "node.pending" // a machine waits for an approval
+	NodeApprove    = "node.approve"
+	NodeDeny       = "node.deny"
 	NodeReset      = "node.reset"   // another machine may prove less
 	NodeReplace    = "node.replace" // another machine is the node now
 	PolicyApply    = "policy.apply"
@@ -66,6 +69,12 @@ const (
 	FactUnset      = "node.fact.unset"
 	RoutesApprove  = "node.routes.approve"
 	RolesSet       = "user.role.set"
+	RootRotate     = "root.rotate"
+	RootRetire     = "root.retire"
+	RootAway       = "root.away"   // its key was taken off the coordinator's machine
+	RootReturn     = "root.return" // its key is on the coordinator's machine again
+	RootRequest    = "root.request"
+	Intermediate   = "intermediate.replace"
 	KeyChange      = "audit.key"
 	BookUnsealed   = "audit.unsealed"
 )

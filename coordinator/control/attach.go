@@ -35,7 +35,9 @@ type attached struct {
 	renewal    *redoubtv1.Renew // that was asked for last
 	// unheard is what the node reported before it had renewed.
 	unheard *redoubtv1.Report
+	health  directory.Health   // likewise
 	about   directory.Reported // what the node says of itself
+	left    chan struct{}      // closed when the stream ends; nil where nobody waits for that
 	relay   bool               // it is a relay, which reports what it serves
 	pace    pace
 }
@@ -43,11 +45,17 @@ type attached struct {
 // attach goes on with a node that showed its certificate. It answers what is left to do for as long as the stream lasts, nil
 // for nothing.
 func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hello, protocol uint32) (func(), error) {
+	watch := s.Directory.WatchNode(g.node.ID)
 	known, err := s.trusted(g.node)
 	if err != nil {
 		s.Directory.RenewRefused(directory.From(s.ctx, remote(t).String()), g.node.ID, err)
+		if r, _ := refusal.From(err); r.Code == redoubtv1.Refusal_CODE_LOCKED {
+			return s.await(t, g, in, "node "+g.node.ID.String(), watch, s.refused(err, g, t).Held), nil
+		}
+		watch.Close()
 		return nil, err
 	}
+	watch.Close()
 	applied, err := wire.ToVersion(hello.GetAttach().GetApplied())
 	if err != nil {
 		return nil, refusal.Malformed(err.Error())
@@ -147,16 +155,22 @@ func (a *attached) join() error {
 
 func (a *attached) leave() {
 	a.stop()
+	if a.left != nil {
+		close(a.left)
+	}
 	now := a.Clock()
 	if a.relay {
 		a.served()
 	}
 	if session := a.session.Load(); session != nil {
+		var heard time.Time
 		a.Directory.SetLive(a.id, func(l *directory.Live) {
 			if !session.Replaced() {
-				l.Connected, l.LastSeen = false, now
+				l.Connected, heard = false, l.LastSeen
+				l.LastSeen = now
 			}
 		})
+		a.fallen(heard)
 	}
 	a.Log.Debug("node disconnected", "node", a.id, "name", a.node.Name)
 }
@@ -171,10 +185,6 @@ func (a *attached) read() error {
 		if a.ended() {
 			continue
 		}
-		if a.session.Load() != nil {
-			now := a.Clock()
-			a.Directory.SetLive(a.id, func(l *directory.Live) { l.LastSeen = now })
-		}
 		if err := a.handle(up, sum); err != nil {
 			return err
 		}
@@ -184,10 +194,12 @@ func (a *attached) read() error {
 func (a *attached) handle(up *redoubtv1.Up, sum [32]byte) error {
 	switch m := up.GetMessage().(type) {
 	case *redoubtv1.Up_KeepAlive:
+		a.seen()
 		return nil
 	case *redoubtv1.Up_Applied:
 		return a.acknowledge(m.Applied)
 	}
+	a.seen()
 	if !a.pace.wait(a.ctx) {
 		return a.ctx.Err()
 	}
@@ -198,8 +210,18 @@ func (a *attached) handle(up *redoubtv1.Up, sum [32]byte) error {
 		return a.prove(m.Proof)
 	case *redoubtv1.Up_Report:
 		return a.report(m.Report)
+	case *redoubtv1.Up_Posture:
+		return a.posture(m.Posture)
 	}
 	return refusal.Malformed("a second hello")
+}
+
+// seen notes that the node said something.
+func (a *attached) seen() {
+	if a.session.Load() != nil {
+		now := a.Clock()
+		a.Directory.SetLive(a.id, func(l *directory.Live) { l.LastSeen = now })
+	}
 }
 
 func (a *attached) acknowledge(m *redoubtv1.Applied) error {
@@ -211,11 +233,16 @@ func (a *attached) acknowledge(m *redoubtv1.Applied) error {
 	if err != nil {
 		return refusal.Malformed(err.Error())
 	}
-	if !session.Applied(v) {
+	sent := session.Applied(v)
+	if !sent {
 		a.Log.Debug("node acknowledges a version that it was not sent", "node", a.id, "version", v)
-		return nil
 	}
-	a.Directory.SetLive(a.id, func(l *directory.Live) { l.Applied = v })
+	now := a.Clock()
+	a.Directory.SetLive(a.id, func(l *directory.Live) {
+		if l.LastSeen = now; sent {
+			l.Applied = v
+		}
+	})
 	return nil
 }
 
@@ -259,7 +286,7 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	defer func() { a.metrics.renewals.WithLabelValues(result).Inc() }()
 	effect, err := a.machine.Step(a.Clock(), enroll.Proof{Message: m})
 	if err != nil {
-		a.noteNodeRefusal(a.id, err)
+		a.noteNodeRefusal(remote(a.conn), a.id, err)
 		return err
 	}
 	extend, ok := effect.(enroll.Extend)
@@ -269,9 +296,15 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	ctx, cancel := context.WithTimeout(directory.From(a.ctx, remote(a.conn).String()), step)
 	defer cancel()
 	if err := a.attest(ctx, extend); err != nil {
-		a.noteNodeRefusal(a.id, err)
+		a.noteNodeRefusal(remote(a.conn), a.id, err)
 		return err
 	}
+	if extend.Posture != nil {
+		if err := a.posture(extend.Posture); err != nil {
+			return err
+		}
+	}
+	watch := a.Directory.WatchNode(a.id) // attest has changed what it will
 	a.Hub.Talks(a.id, wire.ToNodes(a.renewal.GetTalking()))
 	n, err := a.Directory.Renew(ctx, directory.Renewal{ID: extend.ID, Key: extend.Key, Ticket: a.renewal.GetTicket()})
 	if err != nil {
@@ -279,8 +312,15 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 		if _, refused := refusal.From(err); refused {
 			a.Directory.RenewRefused(ctx, a.id, err)
 		}
+		if r := refusal.Waiting(err); r != nil {
+			result = "pending"
+			a.wait(r, watch)
+			return nil
+		}
+		watch.Close()
 		return err
 	}
+	watch.Close()
 	result = "done"
 	a.expires.Store(n.Certificate.NotAfter.Add(cert.Skew).UnixNano())
 	a.Log.Debug("certificate renewed", "node", a.id, "name", n.Name, "sequence", n.Certificate.Sequence, "until", n.Certificate.NotAfter)
@@ -291,10 +331,42 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	if a.renewFirst = a.outOfTime(n); a.renewFirst {
 		return nil // it got the one that it had missed, and needs the next
 	}
-	if err := a.join(); err != nil || a.unheard == nil {
+	if err := a.join(); err != nil {
+		return err
+	}
+	if err := a.reportHealth(a.health); err != nil || a.unheard == nil {
 		return err
 	}
 	return a.report(a.unheard)
+}
+
+// wait tells a node that there is no certificate for now. One that is served goes on with the one that it has; one that is not is
+// told to connect again when something has changed about it.
+func (a *attached) wait(r *refusal.Refusal, watch *directory.Watch) {
+	pending := &redoubtv1.Pending{Message: r.Message, RetryAfterSeconds: r.Down().GetRefusal().GetRetryAfterSeconds()}
+	a.send(&redoubtv1.Down{Message: &redoubtv1.Down_Pending{Pending: pending}})
+	who := "node " + a.id.String()
+	if !a.renewFirst {
+		watch.Close()
+		return
+	}
+	if a.left == nil {
+		a.left = make(chan struct{})
+	}
+	left := a.left
+	waits := a.room.enter(who, a.guest) && a.start(func() {
+		defer watch.Close()
+		defer a.room.leave(who, a.guest)
+		select {
+		case <-watch.Changed():
+			a.end(refusal.LookAgain())
+		case <-left:
+		case <-a.ctx.Done():
+		}
+	})
+	if !waits {
+		watch.Close() // and the stream ends when the guest's patience does
+	}
 }
 
 // outOfTime says whether a certificate's time is over.

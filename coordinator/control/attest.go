@@ -3,9 +3,11 @@ package control
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"sync"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/enroll"
 	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -58,27 +60,27 @@ func (n *noted) room(now time.Time) bool {
 }
 
 // noteRefusal writes into the audit book why a machine with a join token was refused.
-func (s *Server) noteRefusal(hello *redoubtv1.Hello, err error) {
+func (s *Server) noteRefusal(from netip.AddrPort, hello *redoubtv1.Hello, err error) {
 	token, bad := key.ParseTokenPublic(hello.GetEnrol().GetTokenPublic())
 	if err == nil || bad != nil || isTransport(err) {
 		return
 	}
-	s.note(err, func(ctx context.Context) error {
+	s.note(from, err, func(ctx context.Context) error {
 		return s.Directory.Refuse(ctx, token, hello.GetHostname(), err.Error())
 	})
 }
 
 // noteNodeRefusal writes why a node was refused its next certificate.
-func (s *Server) noteNodeRefusal(id proto.NodeID, err error) {
-	s.note(err, func(ctx context.Context) error { return s.Directory.RefuseNode(ctx, id, err.Error()) })
+func (s *Server) noteNodeRefusal(from netip.AddrPort, id proto.NodeID, err error) {
+	s.note(from, err, func(ctx context.Context) error { return s.Directory.RefuseNode(ctx, id, err.Error()) })
 }
 
-func (s *Server) note(err error, write func(context.Context) error) {
+func (s *Server) note(from netip.AddrPort, err error, write func(context.Context) error) {
 	// A failure of our own says nothing about whom it met.
 	if _, meant := refusal.From(err); !meant || s.ctx.Err() != nil || !s.noted.room(time.Now()) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, step)
+	ctx, cancel := context.WithTimeout(directory.From(s.ctx, from.String()), step)
 	defer cancel()
 	if err := write(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		s.Log.Warn("a refusal is not in the audit book", "err", err)

@@ -2,8 +2,12 @@ package control
 
 import (
 	"context"
+	"errors"
+	"slices"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
@@ -35,4 +39,54 @@ func (a *attached) tell() error {
 	ctx, cancel := context.WithTimeout(a.ctx, step)
 	defer cancel()
 	return a.Directory.Report(ctx, a.id, a.about)
+}
+
+// posture takes what the node says of its health.
+func (a *attached) posture(m *redoubtv1.Posture) error {
+	said := directory.Health{Whole: m.GetWhole()}
+	for _, f := range m.GetFacts() {
+		said.Facts = append(said.Facts, directory.HealthFact{
+			Name: f.GetName(), Value: f.GetValue(), TTL: time.Duration(f.GetTtlSeconds()) * time.Second,
+		})
+	}
+	if !a.renewFirst {
+		return a.reportHealth(said)
+	}
+	// It is not said again on this stream.
+	if !said.Whole {
+		said.Whole = a.health.Whole
+		for _, f := range a.health.Facts {
+			if len(said.Facts) < directory.MaxFacts && !slices.ContainsFunc(said.Facts, func(x directory.HealthFact) bool { return x.Name == f.Name }) {
+				said.Facts = append(said.Facts, f)
+			}
+		}
+	}
+	a.health = said
+	return nil
+}
+
+func (a *attached) reportHealth(said directory.Health) error {
+	if len(said.Facts) == 0 && !said.Whole {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(a.ctx, step)
+	defer cancel()
+	err := a.Directory.ReportHealth(ctx, a.id, said)
+	if errors.Is(err, directory.ErrInvalid) {
+		return refusal.Malformed(err.Error())
+	}
+	return err
+}
+
+// fallen has what the node said of its health end in time, now that it is not heard any more. Where heard is zero another stream
+// has taken this one's place.
+func (a *attached) fallen(heard time.Time) {
+	if heard.IsZero() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), step)
+	defer cancel()
+	if err := a.Directory.Fallen(ctx, a.id, heard); err != nil && !errors.Is(err, directory.ErrClosed) {
+		a.Log.Error("what is known of a node's health does not end", "node", a.id, "name", a.node.Name, "err", err)
+	}
 }

@@ -97,9 +97,9 @@ func (s *Server) greet(t *tls.Conn, g *guest, in *frames) (func(), error) {
 	case hello.GetEnrol() != nil && g.node != nil:
 		return nil, refusal.Malformed("a machine that has a certificate does not enrol with it")
 	case hello.GetEnrol() != nil:
-		n, err := s.enrol(t, g, in, enroll.Hello{Sum: sum, Message: hello, Protocol: protocol})
-		if err != nil {
-			return nil, err
+		n, wait, err := s.enrol(t, g, in, enroll.Hello{Sum: sum, Message: hello, Protocol: protocol})
+		if err != nil || n == nil {
+			return wait, err
 		}
 		return s.enrolled(t, g, in, n, hello.GetEnrol().GetStays())
 	case hello.GetAttach() != nil && g.node == nil:
@@ -122,52 +122,36 @@ func negotiate(hello *redoubtv1.Hello) (uint32, error) {
 	return v, nil
 }
 
-// enrol turns a machine into a node.
-func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (n *directory.Node, err error) {
+// enrol turns a machine into a node. For one that has to wait it answers no node, and what keeps its stream open meanwhile.
+func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (n *directory.Node, wait func(), err error) {
 	result := "refused"
 	defer func() {
 		s.metrics.enrolments.WithLabelValues(result).Inc()
-		s.noteRefusal(hello.Message, err)
+		s.noteRefusal(remote(t), hello.Message, err)
 	}()
-	if hello.Exporter, err = cert.Exporter(t.ConnectionState()); err != nil {
-		return nil, err
-	}
-	m := enroll.New(s.Attestors, s.Rand)
-	effect, err := m.Step(s.Clock(), hello)
+	admit, err := s.examine(t, g, in, hello)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	challenge, ok := effect.(enroll.Challenge)
-	if !ok {
-		return nil, fmt.Errorf("control: a hello led to %T", effect)
+	watch := s.Directory.WatchCandidate(admit.Claim.Device)
+	n, err = s.admit(admit, hello.Message, t)
+	if pending := (*directory.PendingError)(nil); errors.As(err, &pending) {
+		result = "pending"
+		s.Log.Info("machine waits for approval", "code", pending.Code, "name", pending.Name, "attestation", admit.Attributes.Level, "remote", t.RemoteAddr())
+		return nil, s.await(t, g, in, "candidate "+admit.Claim.Device.String(), watch, func(hold uint32) *redoubtv1.Down {
+			return pendingDown(pending, hold)
+		}), nil
 	}
-	g.patience(time.Now().Add(step))
-	if err := write(t, &redoubtv1.Down{Message: &redoubtv1.Down_Challenge{Challenge: challenge.Message}}); err != nil {
-		return nil, err
-	}
-	up, _, err := in.next()
+	watch.Close()
 	if err != nil {
-		return nil, err
-	}
-	if up.GetProof() == nil {
-		return nil, refusal.Malformed("a challenge is answered with a proof")
-	}
-	if effect, err = m.Step(s.Clock(), enroll.Proof{Message: up.GetProof()}); err != nil {
-		return nil, err
-	}
-	admit, ok := effect.(enroll.Admit)
-	if !ok {
-		return nil, fmt.Errorf("control: a proof led to %T", effect)
-	}
-	if n, err = s.admit(admit, hello.Message, t); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	result = "admitted"
 	if known, ok := s.Directory.Snapshot().TokenByID(n.Token); ok && known.Replace == n.ID {
 		s.Hub.Drop(n.ID, refusal.OtherMachine())
 	}
 	s.Log.Info("node enrolled", "node", n.ID, "name", n.Name, "attestation", n.Level, "who", n.Who(), "v4", n.Addrs.V4, "v6", n.Addrs.V6, "token", n.Token, "remote", t.RemoteAddr())
-	return n, nil
+	return n, nil, nil
 }
 
 // enrolled gives a machine its certificate. One that stays goes on as the node that it is now: its proof was bound to this very
@@ -200,6 +184,40 @@ func (s *Server) enrolled(t *tls.Conn, g *guest, in *frames, n *directory.Node, 
 	return s.attach(t, g, in, hello, protocol)
 }
 
+// examine has a machine prove who and what it is.
+func (s *Server) examine(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (admit enroll.Admit, err error) {
+	if hello.Exporter, err = cert.Exporter(t.ConnectionState()); err != nil {
+		return admit, err
+	}
+	m := enroll.New(s.Attestors, s.Rand)
+	effect, err := m.Step(s.Clock(), hello)
+	if err != nil {
+		return admit, err
+	}
+	challenge, ok := effect.(enroll.Challenge)
+	if !ok {
+		return admit, fmt.Errorf("control: a hello led to %T", effect)
+	}
+	g.patience(time.Now().Add(step))
+	if err := write(t, &redoubtv1.Down{Message: &redoubtv1.Down_Challenge{Challenge: challenge.Message}}); err != nil {
+		return admit, err
+	}
+	up, _, err := in.next()
+	if err != nil {
+		return admit, err
+	}
+	if up.GetProof() == nil {
+		return admit, refusal.Malformed("a challenge is answered with a proof")
+	}
+	if effect, err = m.Step(s.Clock(), enroll.Proof{Message: up.GetProof()}); err != nil {
+		return admit, err
+	}
+	if admit, ok = effect.(enroll.Admit); !ok {
+		return admit, fmt.Errorf("control: a proof led to %T", effect)
+	}
+	return admit, nil
+}
+
 func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello, t *tls.Conn) (*directory.Node, error) {
 	ctx, cancel := context.WithTimeout(directory.From(s.ctx, remote(t).String()), step)
 	defer cancel()
@@ -213,6 +231,10 @@ func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello, t *tls.Conn) (*di
 		r := refusal.Locked(locked.Lock)
 		r.RetryAfter = 0 // somebody waits in front of it
 		return nil, r
+	}
+	if errors.Is(err, directory.ErrAdmission) {
+		r, _ := refusal.From(err)
+		return nil, r.Unspent()
 	}
 	return n, err
 }

@@ -20,6 +20,7 @@ func newMetrics(r prometheus.Registerer, s *Server) metrics {
 	}
 	gauge("connected_nodes", "Nodes with a control stream.", func() float64 { return float64(s.Connected()) })
 	gauge("lobby_connections", "Connections that have not shown who they are.", func() float64 { return float64(s.lobby.len()) })
+	gauge("waiting_connections", "Connections of machines that wait for an approval, or for the end of a lock.", func() float64 { return float64(s.room.len()) })
 	r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "redoubt_coordinator_lobby_dropped_total", Help: "Connections that gave way to newer ones because the lobby was full.",
 	}, func() float64 { return float64(s.lobby.dropped.Load()) }))

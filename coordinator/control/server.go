@@ -64,6 +64,7 @@ type Config struct {
 type Server struct {
 	Config
 	lobby   *lobby
+	room    *room
 	writers *pool
 	http    *http.Server
 	arrived *funnel
@@ -84,7 +85,7 @@ type Server struct {
 // New makes a server. It serves nothing until Serve is called, and must be closed.
 func New(c Config) *Server {
 	s := &Server{
-		Config: c, lobby: newLobby(lobbyPlaces, handshakeSlots), writers: newPool(4 * runtime.GOMAXPROCS(0)),
+		Config: c, lobby: newLobby(lobbyPlaces, handshakeSlots), room: newRoom(roomPlaces), writers: newPool(4 * runtime.GOMAXPROCS(0)),
 		arrived: newFunnel(), listeners: make(map[net.Listener]struct{}),
 		carried: make(map[*guest]struct{}),
 	}
@@ -283,6 +284,7 @@ func (s *Server) Close() error {
 	s.mu.Unlock()
 	s.cancel()
 	s.lobby.close()
+	s.room.close()
 	_ = s.arrived.Close()
 	_ = s.http.Close()
 	s.writers.close()

@@ -28,6 +28,8 @@ type Config struct {
 	Grace time.Duration
 	// Ages is what the policies make of time; nil for nothing, but Grace. Otherwise Grace is for it to say.
 	Ages Ages
+	// Demands is what the policies ask of machines; nil for nothing.
+	Demands Demands
 }
 
 // Directory owns the coordinator's state, see the package comment. All methods may be called concurrently.
@@ -45,6 +47,8 @@ type Directory struct {
 
 	live liveness
 	subs subscriptions
+
+	watches watches
 
 	// The writer's own: the head as it is on disk, and its revision.
 	head     headRecord

@@ -27,11 +27,13 @@
 // In the store:
 //
 //	mesh              id, domain, ranges; written once
+//	keys              which roots and which intermediate the book has told of
 //	head              epoch, reserved N, number of the last audit record
 //	node/ID           a node with its last certificate
 //	key/device/HEX    who held a device key first; never removed
 //	key/node/HEX      the same of a node key; one that was given up is removed once no certificate is good that names it
 //	token/ID          public half of a join token, and what became of it
+//	candidate/HEX     a machine that waits for an administrator's approval, by device key
 //	policy/NUMBER     every policy that was ever in force; the last one is
 //	freed/ADDRESS     until when the address rests
 //	traits/ID         facts of a node, the routes that it offers and those that were approved

@@ -2,6 +2,7 @@ package directory
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -30,7 +31,8 @@ type EnrollRequest struct {
 	Reported Reported
 }
 
-// Enroll makes a node: name, addresses and first certificate, and spends the token, all in one transaction. The same
+// Enroll makes a node: name, addresses and first certificate, and spends the token, all in one transaction. A machine that the
+// policy wants an administrator to approve is a candidate until then, which a *PendingError says. The same
 // keys with the same token again, while the token's time is not over, are a machine that missed the reply: it gets the
 // node that it is.
 func (d *Directory) Enroll(ctx context.Context, r EnrollRequest) (*Node, error) {
@@ -41,39 +43,58 @@ func (d *Directory) Enroll(ctx context.Context, r EnrollRequest) (*Node, error) 
 		return nil, err
 	}
 	var n *Node
+	var pending error // although something is written
 	err := d.do(ctx, func(t *tx) (err error) {
-		n, err = d.enroll(t, r)
+		n, pending, err = d.enroll(t, r)
 		return err
 	})
-	if err != nil {
+	if err = errors.Join(err, pending); err != nil {
 		return nil, err
 	}
 	return n, nil
 }
 
-func (d *Directory) enroll(t *tx, r EnrollRequest) (*Node, error) {
-	token, err := t.usable(r.Token)
+func (d *Directory) enroll(t *tx, r EnrollRequest) (n *Node, pending, err error) {
+	token, err := t.usable(r)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if n, err := t.again(token, r); n != nil || err != nil {
 		if err == nil && !fresh(n.Certificate, t.now) {
 			n, err = d.certify(t, n)
 		}
-		return n, err
+		return n, nil, err
 	}
+	if err := t.enrollable(token, r); err != nil {
+		return nil, nil, err
+	}
+	verdict, pending, err := t.admissible(d, token, r)
+	if err != nil || pending != nil {
+		return nil, pending, err
+	}
+	n, err = t.join(d, token, r, verdict)
+	return n, nil, err
+}
+
+// enrollable refuses what no approval could allow.
+func (t *tx) enrollable(token *Token, r EnrollRequest) error {
 	if token.SpentBy != 0 {
-		return nil, fmt.Errorf("token %s; ask for a new join code: %w", token.ID, ErrTokenSpent)
+		return fmt.Errorf("token %s; ask for a new join code: %w", token.ID, ErrTokenSpent)
 	}
 	if err := t.unheld(r); err != nil {
-		return nil, err
+		return err
 	}
 	if err := t.unlocked(token, r); err != nil {
-		return nil, err
+		return err
 	}
 	if err := t.newMachine(token, r); err != nil {
-		return nil, err
+		return err
 	}
+	return t.reserved(token, r)
+}
+
+// join makes the node.
+func (t *tx) join(d *Directory, token *Token, r EnrollRequest, verdict *Verdict) (*Node, error) {
 	admit := t.admit
 	if token.Replace != 0 {
 		admit = t.replace
@@ -82,14 +103,17 @@ func (d *Directory) enroll(t *tx, r EnrollRequest) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	n.Verdict = verdict
 	if n, err = d.certify(t, n); err != nil {
 		return nil, err
 	}
 	return n, t.setTraits(n, new(Traits).with(&r.Reported, t.now))
 }
 
-// usable answers a token that is neither revoked nor past its time; it may be spent.
-func (t *tx) usable(public key.TokenPublic) (*Token, error) {
+// usable answers a token that is neither revoked nor past its time; it may be spent. A machine that asked in time, and waits, may
+// take longer.
+func (t *tx) usable(r EnrollRequest) (*Token, error) {
+	public := r.Token
 	id := TokenID(public)
 	token, ok := t.tokens.Get(id)
 	switch {
@@ -97,7 +121,7 @@ func (t *tx) usable(public key.TokenPublic) (*Token, error) {
 		return nil, fmt.Errorf("token %s; ask for a new join code: %w", id, ErrTokenUnknown)
 	case token.Revoked != nil:
 		return nil, fmt.Errorf("token %s; ask for a new join code: %w", id, ErrTokenRevoked)
-	case !t.now.Before(token.Expires):
+	case !t.now.Before(token.Expires) && !t.waits(token, r):
 		return nil, fmt.Errorf("token %s was good until %s; ask for a new join code: %w", id, token.Expires.Format(time.RFC3339), ErrTokenExpired)
 	}
 	return token, nil

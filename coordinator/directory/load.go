@@ -25,6 +25,7 @@ func loadState(ctx context.Context, st store.Store, now time.Time) (state, error
 		{devicePrefix, addHeld},
 		{nodeKeyPrefix, addHeld},
 		{tokenPrefix, addToken},
+		{candidatePrefix, addCandidate},
 		{freedPrefix, addFreed},
 		{rolePrefix, addRoles},
 		{traitsPrefix, func(s *state, e store.Entry) error { return addTraits(s, e, now) }},
@@ -39,6 +40,9 @@ func loadState(ctx context.Context, st store.Store, now time.Time) (state, error
 				return state{}, err
 			}
 		}
+	}
+	if err := loadKeys(ctx, st, &s); err != nil {
+		return state{}, err
 	}
 	return s, loadPolicy(ctx, st, &s)
 }
@@ -127,6 +131,7 @@ func addTraits(s *state, e store.Entry, now time.Time) error {
 	if !ok {
 		return fmt.Errorf("record %s: of a node that is not known", e.Key)
 	}
+	t.silent(now)
 	before := len(t.Facts)
 	if t.Facts = slices.DeleteFunc(t.Facts, func(f Fact) bool { return f.over(now) }); len(t.Facts) != before {
 		put(&s.stale, id, id)

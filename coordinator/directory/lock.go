@@ -187,9 +187,9 @@ func (s *state) under(l *Lock) iter.Seq[proto.NodeID] {
 	}
 	switch l.Kind {
 	case LockUser:
-		return members(s.users, l.Subject)
+		return s.withOverlooked(members(s.users, l.Subject), func(n *Node) bool { return n.User.Name == l.Subject })
 	case LockTag:
-		return members(s.tags, l.Subject)
+		return s.withOverlooked(members(s.tags, l.Subject), func(n *Node) bool { return slices.Contains(n.Tags, l.Subject) })
 	case LockToken:
 		return members(s.joined, l.Subject)
 	case LockDevice:
@@ -198,6 +198,22 @@ func (s *state) under(l *Lock) iter.Seq[proto.NodeID] {
 	id, err := proto.ParseNodeID(l.Subject)
 	_, ok := s.nodes.Get(id)
 	return one(id, err == nil && ok)
+}
+
+// withOverlooked adds to nodes those that policies are not about. There are few: in quarantine, or revoked.
+func (s *state) withOverlooked(ids iter.Seq[proto.NodeID], is func(*Node) bool) iter.Seq[proto.NodeID] {
+	return func(yield func(proto.NodeID) bool) {
+		for id := range ids {
+			if !yield(id) {
+				return
+			}
+		}
+		for id := range s.overlooked.all() {
+			if n, ok := s.nodes.Get(id); ok && is(n) && !yield(id) {
+				return
+			}
+		}
+	}
 }
 
 // relock looks again at the nodes that a lock is about.

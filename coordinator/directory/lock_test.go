@@ -157,3 +157,31 @@ func TestWhatCannotBeLocked(t *testing.T) {
 		t.Error("something was locked")
 	}
 }
+
+// A node that is in quarantine is locked like any other, so that its release does not bring it back.
+func TestLocksInQuarantine(t *testing.T) {
+	r := newRig(t)
+	mine := r.enroll(machine(t, r.token(func(s *TokenSpec) { s.Tags, s.User = nil, "ann@example.com" }), "laptop"))
+	other := r.node("db")
+	for _, n := range []*Node{mine, other} {
+		r.renew(r.renew(n))
+		if _, err := r.Renew(t.Context(), r.renewal(n, newNodeKey(t))); !errors.Is(err, ErrQuarantined) { // two machines
+			t.Fatalf("%v, want quarantine", err)
+		}
+	}
+	for kind, c := range map[string]struct {
+		subject string
+		n       *Node
+	}{LockUser: {"ann@example.com", mine}, LockTag: {"tag:db", other}} {
+		l, nodes := r.lock(kind, c.subject, 0)
+		if n, _ := r.Snapshot().Lookup(c.n.ID); n.Lock == nil || !slices.Equal(nodes, []proto.NodeID{c.n.ID}) {
+			t.Errorf("%s: locked %v: %+v", kind, nodes, n.Lock)
+		}
+		if _, _, err := r.DeleteLock(t.Context(), l.ID, "uid 0"); err != nil {
+			t.Fatal(err)
+		}
+		if n, _ := r.Snapshot().Lookup(c.n.ID); n.Lock != nil {
+			t.Errorf("%s: still locked by what was deleted: %+v", kind, n.Lock)
+		}
+	}
+}

@@ -104,6 +104,7 @@ func (d *Directory) Expire(ctx context.Context) ([]proto.NodeID, error) {
 		t.expireFreed()
 		t.expireKeys()
 		t.expireTokens()
+		t.expireCandidates()
 		return t.expireFacts()
 	})
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 const (
 	meshKey       = "mesh"
 	headKey       = "head"
+	keysKey       = "keys"
 	nodePrefix    = "node/"
 	devicePrefix  = "key/device/"
 	nodeKeyPrefix = "key/node/"
@@ -132,6 +133,9 @@ type factRecord struct {
 	Source  string    `json:"source"`
 	Set     time.Time `json:"set"`
 	Expires time.Time `json:"expires,omitzero"`
+	// TTL is of a fact about the node's health. When the node was heard last is not on disk: it counts as if it was when the
+	// directory is opened.
+	TTL time.Duration `json:"ttl,omitzero"`
 }
 
 type traitsRecord struct {
@@ -145,6 +149,9 @@ type traitsRecord struct {
 func traitsOp(id proto.NodeID, t *Traits) (store.Op, error) {
 	r := traitsRecord{version: v1, Node: id, Advertised: t.Advertised, Approved: t.Approved}
 	for _, f := range t.Facts {
+		if f.health() {
+			f.Expires = time.Time{}
+		}
 		r.Facts = append(r.Facts, factRecord(f))
 	}
 	return putRecord(traitsPath(id), r)
@@ -289,6 +296,7 @@ type nodeRecord struct {
 	Revoked     *revocationRecord  `json:"revoked,omitempty"`
 	Certificate certificateRecord  `json:"certificate"`
 	Attestation *attestationRecord `json:"attestation,omitempty"` // nil: enrolled with a token before there was anything else
+	Verdict     *verdictRecord     `json:"verdict,omitempty"`
 }
 
 type attestationRecord struct {
@@ -329,7 +337,7 @@ func nodeOp(n *Node) (store.Op, error) {
 		version: v1, ID: n.ID, Name: n.Name, V4: n.Addrs.V4, V6: n.Addrs.V6, Tags: n.Tags, Device: n.Device.Bytes(),
 		Key: n.Key.Bytes(), NextFrom: n.NextFrom, Seed: n.Seed, Ticket: n.Ticket, Used: n.Used, Released: n.Released, Level: n.Level.String(), Ephemeral: n.Ephemeral, Relay: n.Relay, Hostname: n.Hostname, Token: n.Token,
 		Created: n.Created, Revoked: revocationOf(n.Revoked), Certificate: certificateRecord(n.Certificate),
-		Attestation: attestationOf(&n.Attestation),
+		Attestation: attestationOf(&n.Attestation), Verdict: verdictOf(n.Verdict),
 	}
 	if !n.User.IsZero() {
 		u := userRecord(n.User)
@@ -354,6 +362,7 @@ func parseNode(e store.Entry) (*Node, error) {
 		Identity:  proto.Identity{ID: r.ID, Name: r.Name, Addrs: proto.Addrs{V4: r.V4, V6: r.V6}, Tags: r.Tags},
 		Ephemeral: r.Ephemeral, Relay: r.Relay, Hostname: r.Hostname, Token: r.Token, Created: r.Created, Revoked: r.Revoked.value(),
 		Certificate: Certificate(r.Certificate), NextFrom: r.NextFrom, Seed: r.Seed, Ticket: r.Ticket, Used: r.Used, Released: r.Released,
+		Verdict: r.Verdict.value(),
 	}
 	if r.User != nil {
 		n.User = proto.User(*r.User)

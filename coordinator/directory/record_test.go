@@ -27,6 +27,13 @@ func FuzzRecords(f *testing.F) {
 		f.Fatal(err)
 	}
 	r.traits(r.node("router"))
+	r.demand.Approval = true
+	for _, hostname := range []string{"waits", "approved", "denied"} {
+		code := r.waits(machine(f, r.token(nil), hostname))
+		if hostname != "waits" {
+			r.judge(code, hostname == "approved")
+		}
+	}
 	for k, v := range contents(f, r.store) {
 		f.Add(k, []byte(v))
 	}
@@ -62,9 +69,19 @@ func FuzzRecords(f *testing.F) {
 				t.Fatalf("%s: %v, %s", op.Key, err, cmp.Diff(known, again, opaque))
 			}
 		}
+		if c, err := parseCandidate(e); err == nil {
+			op, err := candidateOp(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := parseCandidate(store.Entry{Key: op.Key, Value: op.Value})
+			if err != nil || op.Key != k || !cmp.Equal(c, again, opaque) {
+				t.Fatalf("%s: %v, %s", op.Key, err, cmp.Diff(c, again, opaque))
+			}
+		}
 		s := newState()
 		addTraitsNow := func(s *state, e store.Entry) error { return addTraits(s, e, start) }
-		for _, add := range []func(*state, store.Entry) error{addNode, addHeld, addToken, addFreed, addRoles, addTraitsNow} {
+		for _, add := range []func(*state, store.Entry) error{addNode, addHeld, addToken, addFreed, addRoles, addCandidate, addTraitsNow} {
 			_ = add(&s, e) // any error will do, a panic will not
 		}
 		_, _ = parsePolicy(e)

@@ -93,7 +93,7 @@ func (d *Directory) newSeed() ([]byte, error) {
 
 // Renew issues the next certificate of a node, with the next sequence number. The key that was to come next is its key from now
 // on, and the renewal's is the next. Keys that any node holds, or held while a certificate that names them may still be shown,
-// are refused. What a ticket is good for is written above.
+// are refused, and so are machines that do not do what the policy asks of them. What a ticket is good for is written above.
 func (d *Directory) Renew(ctx context.Context, r Renewal) (*Node, error) {
 	if r.Key.IsZero() {
 		return nil, fmt.Errorf("renewal of node %s without a node key: %w", r.ID, ErrInvalid)
@@ -117,6 +117,9 @@ func (d *Directory) Renew(ctx context.Context, r Renewal) (*Node, error) {
 			refused = n.quarantined()
 			return err
 		default:
+			if err := d.Renewable(t.snapshot(), n); err != nil {
+				return err
+			}
 			n, err = d.renew(t, n, r, use)
 			return err
 		}

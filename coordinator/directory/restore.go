@@ -24,6 +24,7 @@ type Restoration struct {
 //   - A new epoch begins, later than any before it even if the same backup is restored twice: agents take its word for
 //     newer than what they heard last.
 //   - Every token that can still be used is void: it may have been used since.
+//   - No machine waits for an approval any more, or has one and has not used it: it may have been denied since.
 //   - Certificates go on with higher sequence numbers than were issued since.
 //   - Nodes that joined since are not known, and are refused until an administrator lets them join again.
 //   - Nodes that were revoked or deleted since are trusted again: the administrator must revoke them once more.
@@ -42,6 +43,9 @@ func Restored(t store.Tx, now time.Time, by string) (Restoration, error) {
 		return r, err
 	}
 	if err := r.tokens(t, now, by); err != nil {
+		return r, err
+	}
+	if err := dropCandidates(t); err != nil {
 		return r, err
 	}
 	if err := r.latest(t, head.Audit); err != nil {
@@ -131,6 +135,19 @@ func (r *Restoration) tokens(t store.Tx, now time.Time, by string) error {
 			return err
 		}
 		r.Voided++
+	}
+	return nil
+}
+
+func dropCandidates(t store.Tx) error {
+	list, err := t.List(candidatePrefix)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		if err := t.Delete(e.Key); err != nil {
+			return err
+		}
 	}
 	return nil
 }

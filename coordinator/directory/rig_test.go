@@ -16,8 +16,10 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 
+	"github.com/redoubt-mesh/redoubt/acl/compile"
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
@@ -71,6 +73,8 @@ type rig struct {
 	t     testing.TB
 	store store.Store
 	clock *clock
+	// demand is what a policy asks of every machine.
+	demand compile.Demand
 }
 
 // smallPlan is a range with room for 109 nodes.
@@ -89,7 +93,10 @@ func newRigOn(t testing.TB, s store.Store, p Plan) *rig {
 }
 
 func (r *rig) config() Config {
-	return Config{Clock: r.clock.now, Rand: rand.Reader, Issue: issue, Signer: signer}
+	return Config{
+		Clock: r.clock.now, Rand: rand.Reader, Issue: issue, Signer: signer,
+		Demands: func(*Snapshot, proto.Identity) (compile.Demand, error) { return r.demand, nil },
+	}
 }
 
 func (r *rig) open() {

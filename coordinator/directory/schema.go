@@ -11,7 +11,9 @@ import (
 
 // Migrations lead from the first schema of the store to the one that this program writes, the oldest first. They are only ever
 // appended to.
-func Migrations() []store.Edit { return []store.Edit{traitsAndRoles, attestation, chainedBook} }
+func Migrations() []store.Edit {
+	return []store.Edit{traitsAndRoles, attestation, chainedBook, admission}
+}
 
 // traitsAndRoles is schema 2: traits and roles have records, and policies may have comments. Nothing that is there changes. The
 // number keeps older programs away, which would enforce a policy without knowing whom it is about.
@@ -68,3 +70,7 @@ func chainedBook(t store.Tx) error {
 	}
 	return t.Put(op.Key, op.Value)
 }
+
+// admission is schema 5: nodes have what an administrator said of their machine, and machines that wait for that have records.
+// Nothing that is there changes. The number keeps older programs away, which would admit whom nobody approved.
+func admission(store.Tx) error { return nil }

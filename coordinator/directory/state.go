@@ -25,9 +25,11 @@ type state struct {
 	// trusted, users and tags are what policies are about: nodes that are not apart, and revoked ones as long as somebody could
 	// trust their certificates, and has to be told not to.
 	trusted index[proto.NodeID, proto.NodeID]
-	users   index[string, proto.NodeID] // by memberKey of the login name
-	tags    index[string, proto.NodeID] // by memberKey of the tag
-	held    index[string, proto.NodeID] // every key that a node ever held; who held it
+	// overlooked are all others. They can be locked like any.
+	overlooked index[proto.NodeID, proto.NodeID]
+	users      index[string, proto.NodeID] // by memberKey of the login name
+	tags       index[string, proto.NodeID] // by memberKey of the tag
+	held       index[string, proto.NodeID] // every key that a node ever held; who held it
 	// keyEnds is the node keys that were given up, by timeKey of when they are forgotten.
 	keyEnds index[string, givenUp]
 	tokens  index[string, *Token]    // by id
@@ -42,6 +44,7 @@ type state struct {
 	peers        index[proto.NodeID, *proto.Peer]  // trusted nodes that have not lapsed, for netmaps to share
 	locks        index[string, *Lock]              // by id
 	policy       *Policy                           // nil before the first one
+	keys         *Keys                             // nil before they were noted
 	roles        index[string, *UserRoles]         // by login name
 	traits       index[proto.NodeID, *Traits]      // only of nodes of which something is known
 	factEnds     index[string, proto.NodeID]       // by timeKey of when the first fact expires
@@ -50,6 +53,10 @@ type state struct {
 	lockSubjects index[string, *Lock]              // by Lock.key
 	lockEnds     index[string, *Lock]              // by timeKey of when it ends
 	relays       index[proto.NodeID, *proto.Relay] // that serve now; memory only
+	// Machines that wait for an approval: by deviceKey, by code, by memberPrefix of the token and deviceKey, and by timeKey of when
+	// they are forgotten.
+	candidates, candidateCodes, candidateTokens, candidateEnds index[string, *Candidate]
+
 	// When time alone changes what the policy makes of nodes, by node and by timeKey, and the policy itself; memory only.
 	moments index[proto.NodeID, time.Time]
 	due     index[string, proto.NodeID]
@@ -60,7 +67,7 @@ func newState() state {
 	type id = proto.NodeID
 	return state{
 		nodes: newIndex[id, *Node](), names: newIndex[string, id](), devices: newIndex[string, id](), machines: newIndex[string, id](),
-		ephemeral: newIndex[id, id](), addrs: newIndex[string, id](), trusted: newIndex[id, id](),
+		ephemeral: newIndex[id, id](), addrs: newIndex[string, id](), trusted: newIndex[id, id](), overlooked: newIndex[id, id](),
 		users: newIndex[string, id](), tags: newIndex[string, id](), held: newIndex[string, id](), keyEnds: newIndex[string, givenUp](),
 		tokens: newIndex[string, *Token](), freed: newIndex[string, time.Time](), reaches: newIndex[id, proto.Reach](),
 		peers:  newIndex[id, *proto.Peer](),
@@ -69,6 +76,8 @@ func newState() state {
 		factEnds: newIndex[string, id](), routers: newIndex[id, id](), stale: newIndex[id, id](),
 		moments: newIndex[id, time.Time](), due: newIndex[string, id](),
 		prints: newIndex[string, id](), joined: newIndex[string, id](),
+		candidates: newIndex[string, *Candidate](), candidateCodes: newIndex[string, *Candidate](),
+		candidateTokens: newIndex[string, *Candidate](), candidateEnds: newIndex[string, *Candidate](),
 		locks: newIndex[string, *Lock](), lockSubjects: newIndex[string, *Lock](), lockEnds: newIndex[string, *Lock](),
 		relays: newIndex[id, *proto.Relay](),
 	}
@@ -163,6 +172,7 @@ func (s *state) setNode(n *Node) {
 	put(&s.prints, n.Device.String(), n.ID)
 	put(&s.joined, memberKey(n.Token, n.ID), n.ID)
 	if !s.seen(n) {
+		put(&s.overlooked, id, id)
 		return
 	}
 	put(&s.trusted, id, n.ID)
@@ -210,10 +220,12 @@ func (s *state) unindex(n *Node) {
 		drop(&s.addrs, addrKey(a))
 	}
 	s.overlook(n)
+	drop(&s.overlooked, id)
 }
 
 // overlook takes a node out of what policies are about.
 func (s *state) overlook(n *Node) {
+	put(&s.overlooked, n.ID, n.ID)
 	drop(&s.trusted, n.ID)
 	drop(&s.routers, n.ID)
 	drop(&s.users, memberKey(n.User.Name, n.ID))

@@ -136,7 +136,7 @@ func (t *Token) user() proto.User {
 	return proto.User{Issuer: proto.IssuerToken, Subject: t.User, Name: t.User}
 }
 
-// RevokeToken ends a token; nodes that joined with it stay. A token that was revoked stays as it is.
+// RevokeToken ends a token; nodes that joined with it stay, and machines that wait with it are refused. A token that was revoked stays as it is.
 func (d *Directory) RevokeToken(ctx context.Context, id, by string) (*Token, error) {
 	var token *Token
 	err := d.do(ctx, func(t *tx) error {
@@ -151,6 +151,9 @@ func (d *Directory) RevokeToken(ctx context.Context, id, by string) (*Token, err
 		revoked.Revoked = &Revocation{At: t.now, By: by, Reason: "revoked"}
 		token = &revoked
 		t.recordOf(token.User, by, audit.TokenRevoke, id, token.who(), "")
+		for _, c := range slices.Collect(t.ofToken(id)) {
+			t.forgetCandidate(c)
+		}
 		return t.setToken(token)
 	})
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 
 // Limits of facts.
 const (
-	MaxFacts   = 64  // of those that administrators set, for each node
+	MaxFacts   = 64  // of those that administrators set, for each node, and as many that the node reports of its health
 	MaxFact    = 256 // bytes of a value
 	MinFactTTL = time.Second
 	MaxFactTTL = 366 * 24 * time.Hour
@@ -40,6 +40,7 @@ const (
 	factVersion     = "node:version"
 	factHostname    = "node:hostname"
 	factAttestation = "device:attestation"
+	factSecureBoot  = "posture:secureBoot"
 )
 
 // Fact is something that is known of a node.
@@ -47,7 +48,10 @@ type Fact struct {
 	Name, Value string
 	Source      string // SourceNode, SourceCoordinator, or the administrator who set it
 	Set         time.Time
-	Expires     time.Time // zero: never; what nodes say of themselves holds until they say something else
+	Expires     time.Time // zero: never
+	// TTL is how long a fact about the node's health holds after the node was heard last: Expires is zero while it is attached.
+	// For other facts it is zero. What nodes say of themselves otherwise holds until they say something else.
+	TTL time.Duration
 }
 
 // over says whether the fact's time has passed.
@@ -131,7 +135,7 @@ func (t *Traits) same(r *Reported) bool {
 	want := r.facts(time.Time{})
 	n := 0
 	for _, f := range t.Facts {
-		if f.Source != SourceNode {
+		if f.Source != SourceNode || f.health() {
 			continue
 		}
 		if n == len(want) || want[n].Name != f.Name || want[n].Value != f.Value {
@@ -145,7 +149,7 @@ func (t *Traits) same(r *Reported) bool {
 // with are the traits after a report.
 func (t *Traits) with(r *Reported, now time.Time) *Traits {
 	next := t.clone()
-	next.Facts = slices.DeleteFunc(next.Facts, func(f Fact) bool { return f.Source == SourceNode })
+	next.Facts = slices.DeleteFunc(next.Facts, func(f Fact) bool { return f.Source == SourceNode && !f.health() })
 	for _, f := range r.facts(now) {
 		if t != nil {
 			if old, ok := t.fact(f.Name); ok && old.Value == f.Value {
@@ -196,9 +200,10 @@ func (t *Traits) complete(level cert.Level) *Traits {
 
 // at is what policies see at a time; the zero time is before everything.
 func (t *Traits) at(now time.Time, level cert.Level) compile.Traits {
-	facts := maps.Clone(attested(level).Facts)
+	proven := attested(level).Facts
+	facts := maps.Clone(proven)
 	for _, f := range t.Facts {
-		if !f.over(now) {
+		if _, better := proven[f.Name]; !better && !f.over(now) {
 			facts[f.Name] = f.Value
 		}
 	}
@@ -208,7 +213,11 @@ func (t *Traits) at(now time.Time, level cert.Level) compile.Traits {
 // attestations are the traits of nodes of which nothing is known but how they were attested.
 var attestations = func() (out []compile.Traits) {
 	for l := cert.LevelNone; l.Valid(); l++ {
-		out = append(out, compile.Traits{Facts: map[string]string{factAttestation: l.String()}})
+		facts := map[string]string{factAttestation: l.String()}
+		if l == cert.LevelMeasured {
+			facts[factSecureBoot] = "true" // its log of measured boot shows that
+		}
+		out = append(out, compile.Traits{Facts: facts})
 	}
 	return out
 }()
@@ -221,14 +230,18 @@ func (s *Snapshot) Traits(id proto.NodeID) compile.Traits {
 	if !ok || !s.state.seen(n) {
 		return compile.Traits{}
 	}
+	var out compile.Traits
 	t, ok := s.state.traits.Get(id)
 	switch {
 	case !ok:
-		return attested(n.Level)
+		out = attested(n.Level)
 	case t.ends.IsZero() || s.now.Before(t.ends):
-		return t.all
+		out = t.all
+	default:
+		out = t.at(s.now, n.Level)
 	}
-	return t.at(s.now, n.Level)
+	out.Admitted = n.Verdict.approved()
+	return out
 }
 
 // Known is what is known of a node, revoked or not, for people: the facts that hold now, the one of its attestation included.
@@ -241,8 +254,14 @@ func (s *Snapshot) Known(id proto.NodeID) Traits {
 	if t, ok := s.state.traits.Get(id); ok {
 		out = *t.clone()
 	}
-	out.Facts = slices.DeleteFunc(out.Facts, func(f Fact) bool { return f.over(s.now) })
-	out.Facts = append(out.Facts, Fact{Name: factAttestation, Value: n.Level.String(), Source: SourceCoordinator, Set: n.Attestation.Since})
+	proven := attested(n.Level).Facts
+	out.Facts = slices.DeleteFunc(out.Facts, func(f Fact) bool {
+		_, better := proven[f.Name]
+		return better || f.over(s.now)
+	})
+	for name, value := range proven {
+		out.Facts = append(out.Facts, Fact{Name: name, Value: value, Source: SourceCoordinator, Set: n.Attestation.Since})
+	}
 	sortFacts(out.Facts)
 	return out
 }

@@ -49,6 +49,7 @@ type Node struct {
 	Created      time.Time
 	Revoked      *Revocation // nil while the node is trusted
 	Lock         *Lock       // what holds it; nil for nothing. Not part of the node's record
+	Verdict      *Verdict    // what an administrator said of the machine; nil for nothing
 	// Certificate is the last one that was issued.
 	Certificate Certificate
 	Attestation Attestation

@@ -9,6 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
 // maxBatch is how many operations share a transaction at most. Each writes few keys, far fewer than a transaction takes.
@@ -34,7 +35,8 @@ type tx struct {
 	audits []audit.Record
 	nodes  []proto.NodeID // that changed
 	policy bool
-	relays bool // others serve than before
+	judged []key.DevicePublic // candidates that were judged or are forgotten
+	relays bool               // others serve than before
 }
 
 // do has the writer run an operation, and waits until it is on disk and visible. When ctx ends first the operation may
@@ -142,6 +144,7 @@ func (d *Directory) commit(batch []*request) (written bool, err error) {
 
 // publish makes a snapshot the current one and tells the subscribers.
 func (d *Directory) publish(after *Snapshot, t *tx) {
+	defer d.watches.tell(t)
 	if !t.visible() {
 		d.current.Store(after)
 		return

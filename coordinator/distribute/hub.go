@@ -250,9 +250,16 @@ func (h *Hub) expel(before, after Source, changed []proto.NodeID) {
 		if session == nil {
 			continue
 		}
-		session.stream.End(refusal.Of(n))
+		why := refusal.Of(n)
+		if why.RetryAfter > 0 { // the trust may come back
+			why.RetryAfter = lookSoon
+		}
+		session.stream.End(why)
 	}
 }
+
+// lookSoon is when a node comes back whose stream a lock has ended: to wait for the end of the lock on another one.
+const lookSoon = 2 * time.Second
 
 // Drop ends the stream of a node.
 func (h *Hub) Drop(id proto.NodeID, why *refusal.Refusal) {

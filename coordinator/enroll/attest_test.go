@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	pb "google.golang.org/protobuf/proto"
+
 	"github.com/redoubt-mesh/redoubt/coordinator/attest"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
@@ -131,4 +133,32 @@ func TestRenewalsProveAgain(t *testing.T) {
 			t.Errorf("%s: %+v, %v", kind, effect, err)
 		}
 	}
+}
+
+// What a renewal says of the machine's health is what the device key has signed.
+func TestRenewalsSayHowTheMachineIs(t *testing.T) {
+	p := newPeer(t)
+	renew := Renew{
+		Sum: [32]byte{2}, Exporter: exporter, Message: &redoubtv1.Renew{NodePublic: p.node.Public().Bytes()}, ID: 7, Device: p.device.Device(),
+	}
+	said := &redoubtv1.Posture{Whole: true, Facts: []*redoubtv1.PostureFact{{Name: "posture:firewall", Value: "true", TtlSeconds: 180}}}
+	b, err := pb.Marshal(said)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := chipMachine(t)
+	effect, err := m.Step(now, p.proofWith(t, wire.DomainRenew, challenged(t, m, renew), exporter, [32]byte{2}, b))
+	if x, ok := effect.(Extend); err != nil || !ok || !pb.Equal(x.Posture, said) {
+		t.Fatalf("%+v, %v", effect, err)
+	}
+	effect, err = m.Step(now, p.proof(t, wire.DomainRenew, challenged(t, m, renew), exporter, [32]byte{2}))
+	if x, ok := effect.(Extend); err != nil || !ok || x.Posture != nil {
+		t.Errorf("says nothing: %+v, %v", effect, err)
+	}
+	other := p.proofWith(t, wire.DomainRenew, challenged(t, m, renew), exporter, [32]byte{2}, b)
+	other.Message.Posture = other.Message.Posture[:len(b)-1]
+	effect, err = m.Step(now, other)
+	refusedAs(t, effect, err, redoubtv1.Refusal_CODE_PROOF)
+	effect, err = m.Step(now, p.proofWith(t, wire.DomainRenew, challenged(t, m, renew), exporter, [32]byte{2}, []byte("no posture")))
+	refusedAs(t, effect, err, redoubtv1.Refusal_CODE_MALFORMED)
 }

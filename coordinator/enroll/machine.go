@@ -8,6 +8,8 @@ import (
 	"io"
 	"time"
 
+	pb "google.golang.org/protobuf/proto"
+
 	"github.com/redoubt-mesh/redoubt/coordinator/attest"
 	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -81,6 +83,8 @@ type Extend struct {
 	// of which Lapse says why.
 	Again *attest.Attributes
 	Lapse string
+	// Posture is what the proof said of the machine's health; nil for nothing.
+	Posture *redoubtv1.Posture
 }
 
 func (Challenge) effect() {}
@@ -244,7 +248,7 @@ func (m *Machine) proof(now time.Time, e Proof) (Effect, error) {
 		return nil, refusal.Proof("the device key")
 	}
 	if a.node != 0 {
-		return a.extend(now, e.Message.GetEvidence(), binding)
+		return a.extend(now, e.Message, binding)
 	}
 	if !a.claim.Token.IsZero() && !a.claim.Token.Verify(binding[:], e.Message.GetTokenSignature()) {
 		return nil, refusal.Token()
@@ -258,12 +262,18 @@ func (m *Machine) proof(now time.Time, e Proof) (Effect, error) {
 
 // extend judges the evidence of a renewal. A machine that says that it cannot give any keeps its certificate, and has proved
 // less; one that gives what does not hold gets nothing.
-func (a *asked) extend(now time.Time, given []byte, binding [32]byte) (Effect, error) {
+func (a *asked) extend(now time.Time, given *redoubtv1.Proof, binding [32]byte) (Effect, error) {
 	x := Extend{ID: a.node, Key: a.claim.Node, Lapse: a.lapse}
+	if b := given.GetPosture(); len(b) > 0 {
+		x.Posture = new(redoubtv1.Posture)
+		if err := pb.Unmarshal(b, x.Posture); err != nil {
+			return nil, refusal.Malformed("posture: " + err.Error())
+		}
+	}
 	if a.attestor == nil {
 		return x, nil
 	}
-	attributes, err := a.attestor.Finish(now, a.state, given, binding)
+	attributes, err := a.attestor.Finish(now, a.state, given.GetEvidence(), binding)
 	var unable *attest.UnableError
 	switch {
 	case errors.As(err, &unable):

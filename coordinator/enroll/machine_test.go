@@ -57,7 +57,13 @@ func (p peer) hello() Hello {
 
 func (p peer) proof(t testing.TB, domain string, c *redoubtv1.Challenge, exporter []byte, sum [32]byte) Proof {
 	t.Helper()
-	binding := wire.Binding(domain, c.GetNonce(), exporter, p.node.Public(), p.device.Device(), sha256.Sum256(nil), sum)
+	return p.proofWith(t, domain, c, exporter, sum, nil)
+}
+
+// proofWith is a proof that says something of the machine's health.
+func (p peer) proofWith(t testing.TB, domain string, c *redoubtv1.Challenge, exporter []byte, sum [32]byte, posture []byte) Proof {
+	t.Helper()
+	binding := wire.Binding(domain, c.GetNonce(), exporter, p.node.Public(), p.device.Device(), sha256.Sum256(posture), sum)
 	ephemeral, err := key.ParseNodePublic(c.GetEphemeralPublic())
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +77,7 @@ func (p peer) proof(t testing.TB, domain string, c *redoubtv1.Challenge, exporte
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Proof{&redoubtv1.Proof{NodeKeyMac: mac[:], DeviceSignature: signature, TokenSignature: p.token.Sign(binding[:])}}
+	return Proof{&redoubtv1.Proof{Posture: posture, NodeKeyMac: mac[:], DeviceSignature: signature, TokenSignature: p.token.Sign(binding[:])}}
 }
 
 func challenged(t testing.TB, m *Machine, e Event) *redoubtv1.Challenge {

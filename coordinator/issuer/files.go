@@ -1,9 +1,7 @@
 package issuer
 
 import (
-	"bytes"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -18,8 +16,10 @@ import (
 // The files, see the package comment.
 const (
 	rootKeyFile       = "root.key"
+	rootNextFile      = "root.next"
 	rootFile          = "root.crt"
 	intermediateFile  = "intermediate.key"
+	requestedFile     = "intermediate.next"
 	intermediatesFile = "intermediates.crt"
 	auditKeyFile      = "audit.key"
 	auditPublicFile   = "audit.pub"
@@ -98,6 +98,17 @@ func (f files) readAuthority(name string) (*cert.Authority, error) {
 	return a, nil
 }
 
+// remove makes sure that a file is not there.
+func (f files) remove(name string) error {
+	if err := os.Remove(f.path(name)); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	return durable.SyncDir(f.dir)
+}
+
 func (f files) writeAuthority(name string, a *cert.Authority) error {
 	b, err := a.MarshalPEM()
 	if err != nil {
@@ -118,26 +129,14 @@ func (f files) readCertificates(name string) (list []*x509.Certificate, err erro
 	if err != nil {
 		return nil, err
 	}
-	for len(bytes.TrimSpace(b)) > 0 {
-		block, rest := pem.Decode(b)
-		if block == nil || block.Type != certificateBlock {
-			return nil, fmt.Errorf("%s: holds something that is not a certificate in PEM", f.path(name))
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", f.path(name), err)
-		}
-		list, b = append(list, c), rest
+	if list, err = parseCertificates(b); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.path(name), err)
 	}
 	return list, nil
 }
 
 func (f files) writeCertificates(name string, list []*x509.Certificate) error {
-	var b []byte
-	for _, c := range list {
-		b = append(b, pem.EncodeToMemory(&pem.Block{Type: certificateBlock, Bytes: c.Raw})...)
-	}
-	if err := durable.WriteBytes(f.path(name), b); err != nil {
+	if err := durable.WriteBytes(f.path(name), certificatesPEM(list)); err != nil {
 		return fmt.Errorf("write %s: %w", f.path(name), err)
 	}
 	return nil

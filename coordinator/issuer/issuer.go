@@ -54,18 +54,18 @@ type Config struct {
 
 // Issuer signs certificates. All methods may be called concurrently.
 type Issuer struct {
-	config   Config
-	files    files
-	root     *x509.Certificate
-	verifier *cert.Verifier
+	config Config
+	files  files
 
 	maintaining sync.Mutex // held while files change
 
-	mu      sync.Mutex
-	current *cert.Authority
-	older   []*x509.Certificate // intermediates before it that have not ended
-	leaf    *tls.Certificate    // signed by current
-	known   *x509.CertPool      // current and older
+	mu       sync.Mutex
+	roots    trust
+	verifier *cert.Verifier
+	current  *cert.Authority
+	older    []*x509.Certificate // intermediates before it that have not ended
+	leaf     *tls.Certificate    // signed by current
+	known    *x509.CertPool      // current and older
 }
 
 // Open loads the keys, or makes what a first start needs.
@@ -105,130 +105,101 @@ func (i *Issuer) load() error {
 	if err := i.files.prepare(); err != nil {
 		return err
 	}
-	if err := i.loadRoot(); err != nil {
-		return err
-	}
-	var err error
-	if i.verifier, err = cert.NewVerifier(i.config.Mesh, []*x509.Certificate{i.root}); err != nil {
-		return err
-	}
-	if i.current, err = i.files.readAuthority(intermediateFile); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if i.older, err = i.files.readCertificates(intermediatesFile); err != nil {
-		return err
-	}
-	i.older = i.useful(i.older)
-	_, err = i.Maintain()
-	if err != nil && (i.current == nil || !errors.Is(err, ErrNoIssuer)) {
-		return err
-	}
-	return i.verifier.AddIntermediates(i.Authorities())
-}
-
-// loadRoot reads the root's certificate. Where there is none it is taken from the root's key, which is what a first start
-// makes first; where there is no key either, this is a first start.
-func (i *Issuer) loadRoot() error {
-	list, err := i.files.readCertificates(rootFile)
+	roots, err := i.loadRoot()
 	if err != nil {
 		return err
 	}
-	if len(list) == 0 {
-		return i.makeRoot()
+	current, err := i.files.readAuthority(intermediateFile)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
-	root, mesh, err := cert.ParseRoot(list[0].Raw)
-	if err != nil || len(list) != 1 {
-		return fmt.Errorf("%s: want the one certificate of the mesh root: %w", i.files.path(rootFile), err)
+	older, err := i.files.readCertificates(intermediatesFile)
+	if err != nil {
+		return err
 	}
-	if mesh != i.config.Mesh {
-		return fmt.Errorf("%s is of mesh %s, the data are of mesh %s: put the keys back that belong to them", i.files.path(rootFile), mesh, i.config.Mesh)
+	if err := i.use(roots, current, i.useful(older, current)); err != nil {
+		return err
 	}
-	i.root = root
+	if err := i.finishRequest(); err != nil {
+		return err
+	}
+	if _, err = i.Maintain(); err != nil && (current == nil || !errors.Is(err, ErrNoIssuer)) {
+		return err
+	}
 	return nil
 }
 
-func (i *Issuer) makeRoot() error {
-	a, err := i.files.readAuthority(rootKeyFile)
-	if errors.Is(err, os.ErrNotExist) {
-		if !i.config.Fresh {
-			return fmt.Errorf("%s is missing, and nodes of this mesh know its root: put the directory %s back from where it was kept",
-				i.files.path(rootFile), i.config.Dir)
-		}
-		if a, err = cert.NewRoot(i.config.Rand, i.config.Mesh, i.config.Clock().Add(-rootAge), RootLifetime); err == nil {
-			err = i.files.writeAuthority(rootKeyFile, a)
-		}
-	}
-	if err != nil {
-		return err
-	}
-	i.root = a.Certificate()
-	return i.files.writeCertificates(rootFile, []*x509.Certificate{i.root})
-}
-
 // useful leaves out certificates that have ended, and the current one.
-func (i *Issuer) useful(list []*x509.Certificate) []*x509.Certificate {
+func (i *Issuer) useful(list []*x509.Certificate, current *cert.Authority) []*x509.Certificate {
 	now := i.config.Clock()
 	return slices.DeleteFunc(slices.Clone(list), func(c *x509.Certificate) bool {
-		return now.After(c.NotAfter.Add(cert.Skew)) || i.current != nil && c.Equal(i.current.Certificate())
+		return now.After(c.NotAfter.Add(cert.Skew)) || current != nil && c.Equal(current.Certificate())
 	})
 }
 
-// Maintain replaces the intermediate when half of its life is over, if the root's key is there. It says whether
-// Authorities gives something else than before; every netmap must then be made again. Whoever runs the coordinator calls
-// it about once a minute. ErrNoIssuer means that nothing can be issued; until then a missing root is no error.
+// Maintain replaces the intermediate when half of its life is over or it is under a root that is about to be retired, if the root's
+// key is there. It says whether Authorities gives something else than before; every netmap must then be made again. Whoever runs
+// the coordinator calls it about once a minute. ErrNoIssuer means that nothing can be issued; until then a missing root is no error.
 func (i *Issuer) Maintain() (changed bool, err error) {
 	i.maintaining.Lock()
 	defer i.maintaining.Unlock()
 	now := i.config.Clock()
 	old := i.authority()
-	if old != nil && (young(old.Certificate(), now) || i.early(now)) {
+	if old != nil && (i.early(now) || young(old.Certificate(), now) && i.upToDate()) {
 		return false, nil
 	}
-	root, err := i.files.readAuthority(rootKeyFile)
+	root, err := i.rootKey()
 	switch {
 	case errors.Is(err, os.ErrNotExist) && old != nil && now.Before(old.Certificate().NotAfter.Add(-MinNodeLifetime)):
 		return false, nil
 	case errors.Is(err, os.ErrNotExist):
-		return false, fmt.Errorf("%w: put it back as %s", ErrNoIssuer, i.files.path(rootKeyFile))
+		return false, fmt.Errorf("%w: %s", ErrNoIssuer, howToSign)
 	case err != nil:
 		return false, err
-	case cert.Fingerprint(root.Certificate()) != cert.Fingerprint(i.root):
-		return false, fmt.Errorf("%s is not the key of %s: put the right one back", i.files.path(rootKeyFile), i.files.path(rootFile))
 	}
-	return true, i.replace(root, old, now)
+	return true, i.replace(root, now)
 }
 
-// replace makes the next intermediate. The certificate of the one before goes to its file first: nodes that it vouched
-// for must stay provable whatever happens.
-func (i *Issuer) replace(root, old *cert.Authority, now time.Time) error {
+// howToSign says how a new intermediate is made where the root's key is elsewhere.
+const howToSign = "run `redoubt-coordinator root request FILE` here, `root sign FILE` where the key is, and `root install` here with the answer"
+
+// upToDate says that the intermediate is under the newest root.
+func (i *Issuer) upToDate() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.roots.under(i.current.Certificate()) == i.roots.newest
+}
+
+// replace makes the next intermediate.
+func (i *Issuer) replace(root *cert.Authority, now time.Time) error {
 	lifetime := min(i.config.IntermediateLifetime, root.Certificate().NotAfter.Sub(now))
 	next, err := root.NewIntermediate(i.config.Rand, now, lifetime)
 	if err != nil {
 		return err
 	}
-	older := i.useful(i.older)
-	if old != nil {
+	return i.install(next)
+}
+
+// install makes an intermediate the one that issues. The certificate of the one before goes to its file first: nodes that it vouched
+// for must stay provable whatever happens. Where that one is under an older root, what the newest root signed of it is there.
+func (i *Issuer) install(next *cert.Authority) error {
+	t, old := i.trusted(), i.authority()
+	older := i.useful(i.older, old)
+	if old != nil && t.under(old.Certificate()) == t.newest {
 		older = append(older, old.Certificate())
-		if err := i.files.writeCertificates(intermediatesFile, older); err != nil {
-			return err
-		}
+	}
+	older = slices.DeleteFunc(older, func(c *x509.Certificate) bool { return t.under(c) != t.newest })
+	if err := i.files.writeCertificates(intermediatesFile, older); err != nil {
+		return err
 	}
 	if err := i.files.writeAuthority(intermediateFile, next); err != nil {
 		return err
 	}
-	// The verifier knows it before anybody can have a certificate of it to show.
-	if err := i.verifier.AddIntermediates([][]byte{next.Certificate().Raw}); err != nil {
-		return err
-	}
-	i.mu.Lock()
-	i.current, i.older, i.leaf = next, older, nil
-	i.known = nil
-	i.mu.Unlock()
-	return nil
+	return i.use(t, next, older)
 }
 
 // early says that the clock is wrong: it is before the mesh's time.
-func (i *Issuer) early(now time.Time) bool { return now.Before(i.root.NotBefore) }
+func (i *Issuer) early(now time.Time) bool { return now.Before(i.trusted().newest.NotBefore) }
 
 // young says whether a certificate's life has begun, and more than half of it is ahead. One that was made while the clock was
 // wrong may begin later: nobody would take it.
@@ -260,7 +231,7 @@ func (i *Issuer) IssueNode(n cert.Node, now time.Time) (cert.Node, error) {
 		end = last
 	}
 	if end.Sub(now) < MinNodeLifetime {
-		return cert.Node{}, fmt.Errorf("%w: put it back as %s", ErrNoIssuer, i.files.path(rootKeyFile))
+		return cert.Node{}, fmt.Errorf("%w: %s", ErrNoIssuer, howToSign)
 	}
 	n.NotBefore, n.NotAfter = now.UTC().Truncate(time.Second), end.UTC().Truncate(time.Second)
 	n.Keys = slices.Clone(n.Keys)
@@ -272,18 +243,14 @@ func (i *Issuer) IssueNode(n cert.Node, now time.Time) (cert.Node, error) {
 			}
 		}
 	}
-	der, err := a.IssueNode(i.config.Rand, n)
-	if err != nil {
-		return cert.Node{}, err
-	}
-	issued, err := cert.ParseNode(der)
+	issued, err := a.IssueNode(i.config.Rand, n)
 	if err != nil {
 		return cert.Node{}, err
 	}
 	return *issued, nil
 }
 
-// GetCertificate is the hook of a tls.Config: the coordinator's leaf with all that leads to the root. The leaf and its key
+// GetCertificate is the hook of a tls.Config: the coordinator's leaf with all that leads to the roots. The leaf and its key
 // are replaced at half of the leaf's life.
 func (i *Issuer) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	i.mu.Lock()
@@ -311,22 +278,36 @@ func (i *Issuer) makeLeaf(a *cert.Authority, now time.Time) (*tls.Certificate, e
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := cert.TLSCertificate(signer, der, a.Certificate().Raw, i.root.Raw)
+	above := []*x509.Certificate{a.Certificate(), i.roots.newest}
+	above = append(above, i.roots.vouching(now)...)
+	if i.roots.before != nil {
+		above = append(above, i.roots.before)
+	}
+	chain := make([][]byte, len(above))
+	for n, c := range above {
+		chain[n] = c.Raw
+	}
+	leaf, err := cert.TLSCertificate(signer, der, chain...)
 	return &leaf, err
 }
 
-// Authorities are the intermediates (DER) that certificates of nodes may have been issued under, newest first.
+// Authorities are the intermediates (DER) that certificates of nodes may have been issued under, newest first, behind what an
+// earlier root says of the newest one, if it does.
 func (i *Issuer) Authorities() [][]byte {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	list := [][]byte{i.current.Certificate().Raw}
+	var list [][]byte
+	for _, c := range i.roots.vouching(i.config.Clock()) {
+		list = append(list, c.Raw)
+	}
+	list = append(list, i.current.Certificate().Raw)
 	for _, c := range slices.Backward(i.older) {
 		list = append(list, c.Raw)
 	}
 	return list
 }
 
-// Known is Authorities as a pool, for handshakes.
+// Known is the intermediates of Authorities as a pool, for handshakes.
 func (i *Issuer) Known() *x509.CertPool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -339,11 +320,9 @@ func (i *Issuer) Known() *x509.CertPool {
 	return i.known
 }
 
-// Roots are the certificates (DER) that nodes trust.
-func (i *Issuer) Roots() [][]byte { return [][]byte{i.root.Raw} }
-
-// Fingerprint names the root in join codes.
-func (i *Issuer) Fingerprint() [32]byte { return cert.Fingerprint(i.root) }
-
-// Verifier trusts this mesh's root and knows the intermediates that were made here.
-func (i *Issuer) Verifier() *cert.Verifier { return i.verifier }
+// Verifier trusts this mesh's roots and knows the intermediates that were made here. After a change of those it is another one.
+func (i *Issuer) Verifier() *cert.Verifier {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.verifier
+}

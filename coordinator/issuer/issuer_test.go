@@ -358,7 +358,7 @@ func TestARootThatIsOffline(t *testing.T) {
 	r.open()
 	warnings := func(want int) {
 		t.Helper()
-		if s := r.Status(); s.RootHere || len(s.Warnings) != want || !s.IntermediateEnds.Equal(start.Add(30*day)) {
+		if s := r.Status(); s.RootHere || len(s.Warnings) != want || !s.Intermediate.NotAfter.Equal(start.Add(30*day)) {
 			t.Errorf("at %v: %+v, want %d warnings", r.clock(), s, want)
 		}
 	}

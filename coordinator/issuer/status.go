@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -9,9 +10,12 @@ import (
 
 // Status is how the keys are, for people and metrics.
 type Status struct {
-	RootEnds         time.Time
-	RootHere         bool
-	IntermediateEnds time.Time
+	// Roots are those that are trusted, the newest first.
+	Roots            []*x509.Certificate
+	RootHere         bool // the key of the newest
+	Intermediate     *x509.Certificate
+	IntermediateRoot *x509.Certificate // that signed it
+	Requested        bool              // somebody asked for the next intermediate, and no answer was installed
 	// Warnings say what somebody must do soon.
 	Warnings []string
 }
@@ -19,19 +23,25 @@ type Status struct {
 // Status looks at the keys now.
 func (i *Issuer) Status() Status {
 	now := i.config.Clock()
-	current := i.authority().Certificate()
+	i.mu.Lock()
+	t, current := i.roots, i.current.Certificate()
+	i.mu.Unlock()
 	_, err := os.Stat(i.files.path(rootKeyFile))
-	s := Status{RootEnds: i.root.NotAfter, RootHere: !errors.Is(err, os.ErrNotExist), IntermediateEnds: current.NotAfter}
+	_, asked := os.Stat(i.files.path(requestedFile))
+	s := Status{
+		Roots: t.roots(), RootHere: !errors.Is(err, os.ErrNotExist), Intermediate: current, IntermediateRoot: t.under(current), Requested: asked == nil,
+	}
 	if !s.RootHere && now.After(middle(current)) {
 		s.Warnings = append(s.Warnings, fmt.Sprintf(
-			"the intermediate certificate ends %s and no certificate is issued after that: put the root's key back as %s for a minute",
-			current.NotAfter.Format(time.RFC3339), i.files.path(rootKeyFile)))
+			"the intermediate certificate ends %s and no certificate is issued after that, and the root's key is not here: %s",
+			current.NotAfter.Format(time.RFC3339), howToSign))
 	}
-	if now.After(i.root.NotAfter.Add(-rootWarning)) {
-		s.Warnings = append(s.Warnings, fmt.Sprintf("the mesh root ends %s, and the mesh with it", i.root.NotAfter.Format(time.RFC3339)))
+	if now.After(t.newest.NotAfter.Add(-rootWarning)) {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("the mesh root ends %s, and the mesh with it: run `redoubt-coordinator root rotate`",
+			t.newest.NotAfter.Format(time.RFC3339)))
 	}
 	if i.early(now) {
-		s.Warnings = append(s.Warnings, fmt.Sprintf("this machine's clock is before %s, when the mesh was made: no node is served until it is right", i.root.NotBefore.Format(time.RFC3339)))
+		s.Warnings = append(s.Warnings, fmt.Sprintf("this machine's clock is before %s, when the mesh was made: no node is served until it is right", t.newest.NotBefore.Format(time.RFC3339)))
 	}
 	return s
 }

@@ -25,6 +25,7 @@ type loaded struct {
 	of      *directory.Policy
 	program *compile.Program
 	parsed  *acl.Policy // nil: none, or one that is not understood
+	err     error       // why it is not
 }
 
 // NewPrograms begins with no policy. outage is what holds where a policy says nothing.
@@ -42,9 +43,8 @@ func (p *Programs) load(of *directory.Policy, mesh proto.Mesh) *loaded {
 	defer p.mu.Unlock()
 	if p.last == nil || p.last.of != of {
 		l := &loaded{of: of}
-		var err error
-		if l.parsed, l.program, err = load(of, mesh); err != nil {
-			p.log.Error("policy cannot be enforced", "err", err)
+		if l.parsed, l.program, l.err = load(of, mesh); l.err != nil {
+			p.log.Error("policy cannot be enforced", "err", l.err)
 		}
 		p.last = l
 	}
@@ -73,6 +73,12 @@ func (p *Programs) Lifetime(s *directory.Snapshot, tags []string) time.Duration 
 		return parsed.Node.CertLifetime
 	}
 	return least
+}
+
+// Demands is what the policy of a snapshot asks of the machine of a node, which may be one to come (directory.Demands).
+func (p *Programs) Demands(s *directory.Snapshot, n proto.Identity) (compile.Demand, error) {
+	l := p.load(s.Policy(), s.Mesh())
+	return l.program.Demands(s, n), l.err
 }
 
 // Until implements directory.Ages: the next end of an enforcement window.

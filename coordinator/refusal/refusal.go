@@ -19,6 +19,14 @@ type Refusal struct {
 	RetryAfter time.Duration // 0: the program must not try again by itself
 }
 
+// Held is the refusal as it travels to somebody whose stream stays open for as long as it stands, with keepalives every so many
+// seconds; with 0 the stream ends.
+func (r *Refusal) Held(seconds uint32) *redoubtv1.Down {
+	down := r.Down()
+	down.GetRefusal().HoldSeconds = seconds
+	return down
+}
+
 func (r *Refusal) Error() string { return r.Message }
 
 // Down is the refusal as it travels.
@@ -129,6 +137,9 @@ func From(err error) (r *Refusal, ok bool) {
 		return &Refusal{Code: c, Message: text}, true
 	}
 	var locked *directory.LockedError
+	if r := admission(err); r != nil {
+		return r, true
+	}
 	switch {
 	case errors.As(err, &r):
 		return r, true

@@ -15,6 +15,9 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/path"
 )
 
+// Sockets are what moves datagrams in the end: the system's, or simulated ones.
+type Sockets = conn.Bind
+
 // Config is what a Bind needs to know.
 type Config struct {
 	// Inner moves the packets; nil takes the system's UDP sockets.

@@ -13,6 +13,7 @@ type network struct {
 	Network
 	config Config
 	addrs  []netip.Addr
+	router netip.Addr         // that the default route leads to
 	change func(t *testing.T) // makes the underlay another one
 	enter  func(func() error) error
 }
@@ -62,6 +63,13 @@ func contract(t *testing.T, open func(t *testing.T) network) {
 			t.Errorf("with one of them in the overlay: %v, %v", got, err)
 		}
 	})
+	t.Run("gateway", func(t *testing.T) {
+		n := open(t)
+		gateway, local, err := n.Gateway()
+		if err != nil || gateway != n.router || local != n.addrs[0] {
+			t.Errorf("gateway %s from %s, %v, want %s from %s", gateway, local, err, n.router, n.addrs[0])
+		}
+	})
 	t.Run("watch", func(t *testing.T) {
 		n := open(t)
 		watch := func(ctx context.Context) <-chan struct{} {
@@ -92,8 +100,10 @@ func TestFakeKeepsTheContract(t *testing.T) {
 	contract(t, func(t *testing.T) network {
 		f := &Fake{}
 		f.SetEndpoints(v4, v6)
+		router := netip.MustParseAddr("10.99.1.1")
+		f.SetGateway(router, v4)
 		return network{
-			Network: f, config: fakeConfig(), addrs: []netip.Addr{v4, v6},
+			Network: f, config: fakeConfig(), addrs: []netip.Addr{v4, v6}, router: router,
 			change: func(*testing.T) { f.SetEndpoints(v6) },
 			enter:  func(do func() error) error { return do() },
 		}

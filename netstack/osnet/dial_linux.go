@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -11,19 +12,43 @@ import (
 
 // Dialer makes connections of the underlay: neither they nor the questions for names that come before them go by an exit node.
 func Dialer() *net.Dialer {
-	mark := func(_, _ string, c syscall.RawConn) error {
-		var err error
-		if e := c.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, DefaultMark)
-		}); e != nil {
-			return e
-		}
-		// Who may not mark sockets may not have an exit node, either.
-		if err != nil && !errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("mark a socket: %w", err)
-		}
-		return nil
-	}
 	ask := net.Dialer{Control: mark}
 	return &net.Dialer{Control: mark, Resolver: &net.Resolver{PreferGo: true, Dial: ask.DialContext}}
+}
+
+// Listener opens sockets of the underlay.
+func Listener() *net.ListenConfig { return &net.ListenConfig{Control: mark} }
+
+// mark marks a socket before it is used.
+func mark(_, _ string, c syscall.RawConn) error {
+	var err error
+	if e := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, DefaultMark)
+	}); e != nil {
+		return e
+	}
+	// Who may not mark sockets may not have an exit node, either.
+	if err != nil && !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("mark a socket: %w", err)
+	}
+	return nil
+}
+
+// ProbeListener opens sockets of the underlay whose packets are never taken apart, whatever the kernel knows of the way: to
+// find out what gets through.
+func ProbeListener() *net.ListenConfig {
+	return &net.ListenConfig{Control: func(network, address string, c syscall.RawConn) error {
+		if err := mark(network, address, c); err != nil {
+			return err
+		}
+		level, option, value := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE
+		if strings.HasSuffix(network, "6") {
+			level, option, value = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE
+		}
+		var err error
+		if e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, value) }); e != nil {
+			return e
+		}
+		return err
+	}}
 }

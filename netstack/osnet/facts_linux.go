@@ -90,6 +90,39 @@ func (h *Host) defaultDevices() (map[int]bool, error) {
 	return out, nil
 }
 
+// Gateway implements Network.
+func (h *Host) Gateway() (gateway, local netip.Addr, err error) {
+	routes, err := dump(func() ([]netlink.Route, error) { return h.rt.RouteList(nil, unix.AF_INET) })
+	if err != nil {
+		return gateway, local, fmt.Errorf("list routes: %w", err)
+	}
+	var best netlink.Route
+	for _, r := range routes {
+		if len(r.MultiPath) > 0 && len(r.Gw) == 0 {
+			r.Gw, r.LinkIndex = r.MultiPath[0].Gw, r.MultiPath[0].LinkIndex
+		}
+		p := prefixOf(r.Dst)
+		if len(r.Gw) == 0 || (p.IsValid() && p.Bits() != 0) || (gateway.IsValid() && r.Priority >= best.Priority) {
+			continue
+		}
+		best = r
+		gateway, _ = netip.AddrFromSlice(r.Gw)
+	}
+	if gateway = gateway.Unmap(); !gateway.Is4() {
+		return netip.Addr{}, netip.Addr{}, nil
+	}
+	all, err := dump(func() ([]netlink.Addr, error) { return h.rt.AddrList(nil, unix.AF_INET) })
+	if err != nil {
+		return netip.Addr{}, netip.Addr{}, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range all {
+		if p := prefixOf(a.IPNet); a.LinkIndex == best.LinkIndex && p.Contains(gateway) {
+			return gateway, p.Addr(), nil
+		}
+	}
+	return netip.Addr{}, netip.Addr{}, nil
+}
+
 // Clashes implements Network.
 func (h *Host) Clashes(mesh proto.Mesh) ([]string, error) {
 	f := facts{ours: h.device()}

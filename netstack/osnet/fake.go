@@ -20,6 +20,8 @@ type Fake struct {
 	problems []string
 	addrs    []netip.Addr
 	clashes  []string
+	gateway  netip.Addr
+	local    netip.Addr
 	watchers map[chan struct{}]struct{}
 }
 
@@ -72,6 +74,13 @@ func (f *Fake) Endpoints(mesh proto.Mesh) ([]netip.Addr, error) {
 		}
 	}
 	return out, nil
+}
+
+// Gateway implements Network.
+func (f *Fake) Gateway() (gateway, local netip.Addr, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.gateway, f.local, nil
 }
 
 // Clashes implements Network.
@@ -145,6 +154,13 @@ func (f *Fake) SetEndpoints(addrs ...netip.Addr) {
 		default:
 		}
 	}
+}
+
+// SetGateway says what Gateway returns from now on.
+func (f *Fake) SetGateway(gateway, local netip.Addr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.gateway, f.local = gateway, local
 }
 
 // SetClashes says what Clashes returns from now on.

@@ -40,6 +40,9 @@ func (*Host) Problems() []string { return []string{unsupported().Error()} }
 // Endpoints implements Network.
 func (*Host) Endpoints(proto.Mesh) ([]netip.Addr, error) { return nil, unsupported() }
 
+// Gateway implements Network.
+func (*Host) Gateway() (gateway, local netip.Addr, err error) { return gateway, local, unsupported() }
+
 // Clashes implements Network.
 func (*Host) Clashes(proto.Mesh) ([]string, error) { return nil, unsupported() }
 

@@ -66,6 +66,9 @@ type Network interface {
 	Problems() []string
 	// Endpoints lists the underlay addresses at which peers may reach this host, the likeliest first, at most MaxEndpoints.
 	Endpoints(proto.Mesh) ([]netip.Addr, error)
+	// Gateway is the router that IPv4's default route leads to, and our address on its network. Both are invalid where there
+	// is none.
+	Gateway() (gateway, local netip.Addr, err error)
 	// Clashes names other users of the mesh's ranges on this host, each as a sentence, at most MaxClashes.
 	Clashes(proto.Mesh) ([]string, error)
 	// Watch reports changes of what Endpoints depends on: the first at once, those after it folded for FoldInterval. The

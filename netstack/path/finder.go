@@ -233,7 +233,7 @@ func (f *Finder) relist(p *pair) {
 		}
 	}
 	p.told = listed
-	p.forget(f.now)
+	p.forget()
 	if fresh && p.awake && p.current == nil {
 		p.search(f.now)
 	}
@@ -246,7 +246,7 @@ func (f *Finder) moved(e Moved) {
 		f.relist(p)
 		recently := !p.lastHeard.IsZero() && f.now.Sub(p.lastHeard) < recent
 		if c := p.current; c != nil {
-			p.doubt(f.now, "this host's addresses changed")
+			p.doubt("this host's addresses changed")
 			if !p.awake && recently {
 				f.ping(p, Way{Addr: c.addr})
 			}
@@ -276,7 +276,7 @@ func (f *Finder) wanted(p *pair) {
 	}
 	p.awake, p.lastSent, p.unanswered = true, f.now, time.Time{}
 	if p.current != nil && f.now.Sub(p.current.pong) > checkEvery {
-		p.doubt(f.now, "it was at rest")
+		p.doubt("it was at rest")
 	}
 	p.search(f.now)
 	f.run(p)
@@ -424,7 +424,7 @@ func (f *Finder) check(p *pair) {
 			return
 		}
 		if !p.doubted {
-			p.doubt(f.now, missing)
+			p.doubt(missing)
 			p.search(f.now)
 		}
 	}
@@ -489,7 +489,7 @@ func (f *Finder) ping(p *pair, to Way) {
 
 // settle says what changed of a route, and sets the timer.
 func (f *Finder) settle(p *pair) {
-	if r := p.routeNow(f.now, f.local); !p.said || !r.equal(&p.route) {
+	if r := p.routeNow(f.local); !p.said || !r.equal(&p.route) {
 		p.route, p.said = r, true
 		f.out = append(f.out, Use{p.id, r})
 	}

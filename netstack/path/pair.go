@@ -85,12 +85,12 @@ func (p *pair) learn(now time.Time, a netip.AddrPort) *candidate {
 		p.all[a] = c
 	}
 	c.learned = now
-	p.forget(now)
+	p.forget()
 	return c
 }
 
 // forget drops addresses that nobody told of and where the peer was seen longest ago.
-func (p *pair) forget(now time.Time) {
+func (p *pair) forget() {
 	var learned []*candidate
 	for _, c := range p.all {
 		if !c.told && c != p.current && c != p.beside {
@@ -203,7 +203,7 @@ func (p *pair) trust(now time.Time) {
 }
 
 // doubt has packets go both ways.
-func (p *pair) doubt(now time.Time, why string) {
+func (p *pair) doubt(why string) {
 	p.doubted, p.why = true, why
 }
 
@@ -216,7 +216,7 @@ func (p *pair) lose(now time.Time, why string) {
 }
 
 // routeNow is what packets should do.
-func (p *pair) routeNow(now time.Time, local []netip.Prefix) Route {
+func (p *pair) routeNow(local []netip.Prefix) Route {
 	var relay Way
 	if p.relay != 0 {
 		relay = Way{Relay: p.relay}

@@ -5,37 +5,39 @@ import (
 	"slices"
 
 	"github.com/redoubt-mesh/redoubt/netstack/relay"
+	"github.com/redoubt-mesh/redoubt/netstack/scout"
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// Offer is what peers are told of a node with these addresses and this UDP port, and of where the relays see it. A NAT that
-// shows relays different ports gives each peer another one as well.
-func Offer(local []netip.Addr, port uint16, states []relay.State) pathmsg.Offer {
+// Offer is what peers are told of a node with these addresses and this UDP port: of where the relays see it, and of what was
+// found out about it besides. A NAT that shows relays different ports gives each peer another one as well.
+func Offer(local []netip.Addr, port uint16, states []relay.State, found scout.Report) pathmsg.Offer {
 	var o pathmsg.Offer
-	add := func(a netip.AddrPort) bool {
-		fresh := !slices.Contains(o.Candidates, a)
-		if fresh && len(o.Candidates) < pathmsg.MaxCandidates {
+	add := func(a netip.AddrPort) {
+		if !slices.Contains(o.Candidates, a) && len(o.Candidates) < pathmsg.MaxCandidates {
 			o.Candidates = append(o.Candidates, a)
 		}
-		return fresh
 	}
-	var seen []netip.AddrPort
 	udp := false
 	for _, s := range states {
 		udp = udp || s.Transport == relay.UDP
-		if s.Transport == relay.UDP && s.Seen.IsValid() {
-			if a := netip.AddrPortFrom(s.Seen.Addr().Unmap(), s.Seen.Port()); !slices.Contains(seen, a) {
-				seen = append(seen, a)
-			}
-		}
 		if s.Transport != relay.None && s.RTT > 0 && len(o.Relays) < pathmsg.MaxRelays {
 			o.Relays = append(o.Relays, pathmsg.RelayRTT{Relay: s.Relay.ID, RTT: s.RTT})
 		}
 	}
 	slices.SortStableFunc(o.Relays, func(a, b pathmsg.RelayRTT) int { return int(a.RTT - b.RTT) })
+	_, seen := Servers(states)
+	for _, a := range found.STUN.Mapped() {
+		if !slices.Contains(seen, a) {
+			seen = append(seen, a)
+		}
+	}
 	o.NAT = class(local, port, seen)
 	if o.NAT == pathmsg.NATUnknown && !udp && len(o.Relays) > 0 {
 		o.NAT = pathmsg.NATBlocked
+	}
+	if found.Router.External.IsValid() {
+		add(found.Router.External)
 	}
 	for _, a := range seen {
 		add(a)
@@ -44,6 +46,23 @@ func Offer(local []netip.Addr, port uint16, states []relay.State) pathmsg.Offer 
 		add(netip.AddrPortFrom(a, port))
 	}
 	return o
+}
+
+// Servers are addresses of relays to ask by STUN, at most one of each family of a relay, and where the relays see this node.
+func Servers(states []relay.State) (servers, seen []netip.AddrPort) {
+	for _, s := range states {
+		for _, six := range []bool{false, true} {
+			i := slices.IndexFunc(s.Addrs, func(a netip.AddrPort) bool { return a.Addr().Is6() == six })
+			if i >= 0 && !slices.Contains(servers, s.Addrs[i]) {
+				servers = append(servers, s.Addrs[i])
+			}
+		}
+		a := netip.AddrPortFrom(s.Seen.Addr().Unmap(), s.Seen.Port())
+		if s.Transport == relay.UDP && a.IsValid() && !slices.Contains(seen, a) {
+			seen = append(seen, a)
+		}
+	}
+	return servers, seen
 }
 
 // class is what the addresses that relays saw say of the NAT between. IPv6 is not translated.

@@ -21,6 +21,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/path"
 	"github.com/redoubt-mesh/redoubt/netstack/pilot"
 	"github.com/redoubt-mesh/redoubt/netstack/relay"
+	"github.com/redoubt-mesh/redoubt/netstack/scout"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
 	"github.com/redoubt-mesh/redoubt/netstack/wg"
@@ -91,15 +92,19 @@ func (w *world) close() {
 		w.must(n.Engine.Close())
 	}
 	for _, s := range w.relays {
+		s.listener.Close()
 		w.must(s.server.Close())
+		s.streams.Wait()
 	}
 }
 
-// station is a relay that takes datagrams only.
+// station is a relay.
 type station struct {
-	host   *sim.Host
-	server *relay.Server
-	relay  proto.Relay
+	host     *sim.Host
+	server   *relay.Server
+	relay    proto.Relay
+	listener net.Listener
+	streams  sync.WaitGroup
 }
 
 func (w *world) addRelay(id proto.NodeID) {
@@ -110,10 +115,35 @@ func (w *world) addRelay(id proto.NodeID) {
 	w.must(err)
 	s.server, err = relay.NewServer(relay.ServerConfig{ID: id, Permit: permit{w}, Rand: rand.Reader, Secret: secret})
 	w.must(err)
-	s.relay = proto.Relay{ID: id, Name: name, UDPPort: relayPort, UDP: []netip.Addr{a4, a6}, Key: s.server.Key()}
+	s.relay = proto.Relay{
+		ID: id, Name: name, UDPPort: relayPort, UDP: []netip.Addr{a4, a6}, Key: s.server.Key(), URLs: []string{"https://" + name},
+	}
 	_, err = s.server.ServeUDP(s.host.Bind(), relayPort)
 	w.must(err)
+	s.listener, err = s.host.Listen("tcp", ":443")
+	w.must(err)
+	s.streams.Go(func() {
+		for {
+			c, err := s.listener.Accept()
+			if err != nil {
+				return
+			}
+			s.streams.Go(func() { s.serve(c) })
+		}
+	})
 	w.relays = append(w.relays, s)
+}
+
+// serve takes a stream: in place of TLS and an Upgrade, the node says its certificate.
+func (s *station) serve(c net.Conn) {
+	b := make([]byte, 4096)
+	n, err := c.Read(b)
+	if err == nil {
+		err = s.server.ServeStream(c, b[:n])
+	}
+	if err != nil {
+		c.Close()
+	}
 }
 
 // permit lets all nodes meet.
@@ -160,7 +190,13 @@ func (w *world) addNode(host *sim.Host, number byte) *node {
 func (n *node) serve(id proto.NodeID, host *sim.Host, b *bind.Bind) {
 	n.client = relay.New(relay.Config{
 		Self: id, Certificate: func() *tls.Certificate { return &n.leaf }, Send: b.SendRunTo, Rand: rand.Reader,
-		Open: func(context.Context, *proto.Relay) (net.Conn, error) { return nil, errors.New("no streams here") },
+		Open: func(ctx context.Context, r *proto.Relay) (net.Conn, error) {
+			c, err := host.DialContext(ctx, "tcp", r.Name+":443")
+			if err == nil {
+				_, err = c.Write(n.leaf.Certificate[0])
+			}
+			return c, err
+		},
 	})
 	n.pilot = pilot.New(pilot.Config{
 		Self: id, Key: n.key, Since: time.Now(), Bind: b, Local: networks(host), Warm: n.client.Warm,
@@ -198,7 +234,7 @@ func (w *world) meet() {
 // know tells all nodes how the others are reached, as netmaps do.
 func (w *world) know() {
 	for _, n := range w.nodes {
-		n.pilot.Offer(pilot.Offer(n.Host.Addrs(), port, n.client.States()))
+		n.pilot.Offer(pilot.Offer(n.Host.Addrs(), port, n.client.States(), scout.Report{}))
 		for _, o := range w.nodes {
 			if o == n {
 				continue
@@ -215,7 +251,7 @@ func (w *world) know() {
 func (n *node) reach() proto.Reach {
 	home, _ := n.client.Home()
 	r := proto.Reach{HomeRelay: home}
-	for _, a := range pilot.Offer(n.Host.Addrs(), port, n.client.States()).Candidates {
+	for _, a := range pilot.Offer(n.Host.Addrs(), port, n.client.States(), scout.Report{}).Candidates {
 		r.Endpoints = append(r.Endpoints, proto.Endpoint{Addr: a, Kind: proto.EndpointInterface})
 	}
 	return r

@@ -79,6 +79,8 @@ type State struct {
 	// Seen is this node's address as the relay sees it; zero where that is not known.
 	Seen netip.AddrPort
 	Home bool
+	// Addrs are where its UDP port may be, as far as that is known.
+	Addrs []netip.AddrPort
 	// Draining says that the relay is about to stop.
 	Draining bool
 	Err      error // the last, where there is no transport
@@ -277,7 +279,7 @@ func (c *Client) States() []State {
 	out := make([]State, 0, len(table))
 	for id, h := range table {
 		s := State{
-			Relay: h.relay, RTT: h.rtt, Home: id == c.home, Since: h.since, Draining: !h.drains.IsZero(),
+			Relay: h.relay, RTT: h.rtt, Addrs: slices.Clone(h.addrs), Home: id == c.home, Since: h.since, Draining: !h.drains.IsZero(),
 			Err: cmp.Or(h.err, h.streamErr), // UDP's first
 		}
 		switch {

@@ -11,7 +11,7 @@
 // The server forwards by UDP without looking into packets, and without copying them where it can: a run (see package bind)
 // has its headers written over in place, and leaves by one system call. What goes to a stream waits in a queue of bounded
 // bytes, fair over who sent it, of which the oldest goes where it is full. A session exists only once its node has proved
-// its address and its certificate; until then nothing is kept of it.
+// its address and its certificate; until then nothing is kept of it. The UDP port also answers to STUN, whoever asks.
 //
 // The client has a link for each relay, whose decisions are pure (link.Step): Hello, Challenge, Bind, then pings that find
 // out whether the session lives. A stream is opened where UDP has no answer within a moment, and ended when it has one. The

@@ -2,12 +2,15 @@ package relay_test
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/netstack/relay"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
+	"github.com/redoubt-mesh/redoubt/netstack/stun"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
@@ -293,6 +296,34 @@ func TestBadLine(t *testing.T) {
 		}
 		if got < 300 {
 			t.Errorf("%d of 500 arrived", got)
+		}
+	})
+}
+
+// The port says to anybody where they come from.
+func TestSTUN(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, s, _, _ := pairOf(t)
+		defer w.close()
+		home := w.net.NAT("home", sim.NATConfig{Ports: sim.Random}, netip.MustParseAddr("198.51.100.9"))
+		c, err := home.Host("stranger", netip.MustParseAddr("10.0.0.1")).ListenUDP(7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		server := netip.AddrPortFrom(s.relay.UDP[0], s.relay.UDPPort)
+		if _, err := c.WriteTo(stun.AppendRequest(nil, stun.TxID{9}), net.UDPAddrFromAddrPort(server)); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 100)
+		n, from, err := c.ReadFrom(b)
+		if err != nil || from.String() != server.String() {
+			t.Fatalf("%v from %v", err, from)
+		}
+		m, err := stun.Parse(b[:n])
+		mapped, _ := home.Mapped(netip.MustParseAddrPort("10.0.0.1:7"), server)
+		if err != nil || m.ID != (stun.TxID{9}) || m.Mapped != mapped {
+			t.Errorf("%+v, %v, want %s", m, err, mapped)
 		}
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
+	"github.com/redoubt-mesh/redoubt/netstack/stun"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
@@ -87,6 +88,7 @@ func (x *session) learned(m *relaymsg.Message) {
 // receive serves one socket until it is closed.
 func (s *Server) receive(udp bind.Runs, fn bind.RunFunc) {
 	buf := make([]byte, bind.RunSize)
+	asked := stun.NewServer()
 	in := counted{s.metrics.packets.WithLabelValues("udp"), s.metrics.bytes.WithLabelValues("udp")}
 	for {
 		n, size, from, err := fn(buf)
@@ -101,9 +103,24 @@ func (s *Server) receive(udp bind.Runs, fn bind.RunFunc) {
 		for len(run) > 0 {
 			part := run[:sameHead(run, size)]
 			run = run[len(part):]
-			if relaymsg.Is(part) {
+			switch {
+			case relaymsg.Is(part):
 				s.take(udp, now, part, min(size, len(part)), addr, from, in)
+			case stun.Is(part):
+				s.tellSource(asked, now, part, size, addr, from)
 			}
+		}
+	}
+}
+
+// tellSource answers those who ask by STUN where they come from. They may be strangers.
+func (s *Server) tellSource(asked *stun.Server, now time.Time, run []byte, size int, addr netip.AddrPort, from conn.Endpoint) {
+	var b [64]byte
+	for len(run) > 0 {
+		msg := run[:min(size, len(run))]
+		run = run[len(msg):]
+		if answer, ok := asked.Answer(b[:0], msg, now, addr); ok {
+			s.send(answer, from)
 		}
 	}
 }

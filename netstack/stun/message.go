@@ -48,8 +48,8 @@ const (
 	cookie      = 0x2112A442
 	fingerprint = 0x5354554e // what the checksum is XORed with
 
-	// maxLen is how long a message may be. No answer to a Binding request comes near.
-	maxLen = 1280
+	// maxLen is how long a message may be: one that fills the largest packet that MTUs are looked for with.
+	maxLen = 1500 - 20 - 8
 	// maxUnknown is how many attributes are listed that are not understood.
 	maxUnknown = 8
 )
@@ -68,6 +68,7 @@ const (
 	attrAlgorithm   = 0x001D
 	attrUserhash    = 0x001E
 	attrXORMapped   = 0x0020
+	attrSoftware    = 0x8022
 	attrFingerprint = 0x8028
 	attrOrigin      = 0x802b
 	attrOther       = 0x802c
@@ -232,6 +233,17 @@ func appendUnknown(b []byte, m Message, attrs []uint16) []byte {
 		b = append(b, 0, 0)
 	}
 	return finish(b, at, m.Fingerprint)
+}
+
+// AppendPadded appends a Binding request of exactly size bytes, a multiple of 4, to find out whether it gets through. It says
+// nothing of us: the padding is empty.
+func AppendPadded(b []byte, id TxID, size int) []byte {
+	at := len(b)
+	b = appendHeader(b, Request, id)
+	n := max(0, size-headerLen-4-8)
+	b = binary.BigEndian.AppendUint16(b, attrSoftware)
+	b = binary.BigEndian.AppendUint16(b, uint16(n))
+	return finish(append(b, make([]byte, (n+3)&^3)...), at, true)
 }
 
 func appendHeader(b []byte, kind Kind, id TxID) []byte {

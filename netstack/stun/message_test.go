@@ -162,6 +162,15 @@ func equal(a, b stun.Message) bool {
 		a.Change == b.Change && a.Code == b.Code && a.Fingerprint == b.Fingerprint
 }
 
+func TestAppendPadded(t *testing.T) {
+	for _, size := range []int{32, 36, 1252, 1472} {
+		b := stun.AppendPadded(nil, stun.TxID{1}, size)
+		if m, err := stun.Parse(b); err != nil || m.Kind != stun.Request || len(b) != size {
+			t.Errorf("%d bytes for %d: %+v, %v", len(b), size, m, err)
+		}
+	}
+}
+
 // A bit that changes on the way is noticed, where there is a fingerprint.
 func TestDamage(t *testing.T) {
 	good := stun.AppendResponse(nil, stun.Message{Mapped: ap("192.0.2.1:7"), Fingerprint: true})

@@ -80,8 +80,13 @@ func (e *Inline) setPeer(cfg PeerConfig) error {
 		before = n.cfg
 	}
 	var endpoint conn.Endpoint
-	left := before.Course != nil && len(cfg.Endpoints) > 0
-	moved := cfg.Course == nil && (left || !sameCandidates(before.Endpoints, cfg.Endpoints))
+	left := before.Course != nil && cfg.Course == nil
+	if left && len(cfg.Endpoints) == 0 {
+		if at := before.Course.Known(); at.IsValid() {
+			cfg.Endpoints = []netip.AddrPort{at}
+		}
+	}
+	moved := cfg.Course == nil && len(cfg.Endpoints) > 0 && (left || !sameCandidates(before.Endpoints, cfg.Endpoints))
 	if moved {
 		var err error
 		if endpoint, err = e.bind.ParseEndpoint(bind.FormatCandidates(cfg.Endpoints)); err != nil {
@@ -101,7 +106,7 @@ func (e *Inline) setPeer(cfg PeerConfig) error {
 	switch {
 	case cfg.Course != nil:
 		n.endpoint, n.known = cfg.Course, false
-	case moved || before.Course != nil:
+	case moved || left:
 		n.endpoint, n.known = endpoint, false
 	}
 	e.apply(n, cfg, time.Now())

@@ -2,6 +2,7 @@ package cert
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/sha256"
@@ -32,7 +33,11 @@ func NewRoot(rand io.Reader, mesh proto.MeshID, now time.Time, lifetime time.Dur
 	if err := mesh.Validate(); err != nil {
 		return nil, err
 	}
-	t, signer, err := newAuthority(rand, mesh, "root", now, now.Add(lifetime))
+	signer, err := key.NewDevice(rand)
+	if err != nil {
+		return nil, err
+	}
+	t, err := authorityTemplate(rand, mesh, "root", now, now.Add(lifetime))
 	if err != nil {
 		return nil, err
 	}
@@ -51,21 +56,29 @@ func NewRoot(rand io.Reader, mesh proto.MeshID, now time.Time, lifetime time.Dur
 
 // NewIntermediate makes an authority that signs leaves. It may not outlive the root.
 func (a *Authority) NewIntermediate(rand io.Reader, now time.Time, lifetime time.Duration) (*Authority, error) {
-	if !a.isRoot() {
-		return nil, errors.New("sign an intermediate: only a root may")
-	}
-	t, signer, err := newAuthority(rand, a.mesh, "intermediate", now, now.Add(lifetime))
+	signer, err := key.NewDevice(rand)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("sign an intermediate: %w", err)
 	}
-	c, err := a.signIntermediate(rand, t, signer.Public())
+	c, err := a.SignIntermediate(rand, signer.Public(), now, lifetime)
 	if err != nil {
 		return nil, err
 	}
 	return &Authority{mesh: a.mesh, cert: c, signer: signer}, nil
 }
 
-func (a *Authority) signIntermediate(rand io.Reader, t *x509.Certificate, pub crypto.PublicKey) (*x509.Certificate, error) {
+// SignIntermediate is NewIntermediate for a key that somebody else holds.
+func (a *Authority) SignIntermediate(rand io.Reader, pub crypto.PublicKey, now time.Time, lifetime time.Duration) (*x509.Certificate, error) {
+	if !a.isRoot() {
+		return nil, errors.New("sign an intermediate: only a root may")
+	}
+	if _, err := key.DeviceFromPublic(pub); err != nil {
+		return nil, fmt.Errorf("sign an intermediate: %w", err)
+	}
+	t, err := authorityTemplate(rand, a.mesh, "intermediate", now, now.Add(lifetime))
+	if err != nil {
+		return nil, fmt.Errorf("sign an intermediate: %w", err)
+	}
 	t.MaxPathLenZero = true
 	distinguish(t)
 	c, err := a.sign(rand, t, pub)
@@ -78,17 +91,10 @@ func (a *Authority) signIntermediate(rand io.Reader, t *x509.Certificate, pub cr
 // distinguish makes a name that no other authority has: a server names in a handshake those that clients need not show it, and
 // a certificate names its issuer.
 func distinguish(t *x509.Certificate) {
-	t.Subject.CommonName = fmt.Sprintf("%s %x", t.Subject.CommonName, t.SerialNumber.Bytes()[:8])
+	t.Subject.CommonName += " " + numbered(t)
 }
 
-func newAuthority(rand io.Reader, mesh proto.MeshID, what string, from, to time.Time) (*x509.Certificate, key.DevicePrivate, error) {
-	signer, err := key.NewDevice(rand)
-	if err != nil {
-		return nil, signer, err
-	}
-	t, err := authorityTemplate(rand, mesh, what, from, to)
-	return t, signer, err
-}
+func numbered(c *x509.Certificate) string { return fmt.Sprintf("%x", c.SerialNumber.Bytes()[:8]) }
 
 func authorityTemplate(rand io.Reader, mesh proto.MeshID, what string, from, to time.Time) (*x509.Certificate, error) {
 	t, err := template(rand, "Redoubt mesh "+what, spiffe{Mesh: mesh}, from, to)
@@ -142,8 +148,9 @@ func (a *Authority) Mesh() proto.MeshID { return a.mesh }
 // Certificate is the authority's own.
 func (a *Authority) Certificate() *x509.Certificate { return a.cert }
 
-// IssueNode signs a node certificate with what n says, except for Raw and Serial. What it returns, a Verifier takes.
-func (a *Authority) IssueNode(rand io.Reader, n Node) ([]byte, error) {
+// IssueNode signs a node certificate with what n says, except for Raw and Serial, and reads it as anybody would. What it
+// returns, a Verifier takes.
+func (a *Authority) IssueNode(rand io.Reader, n Node) (*Node, error) {
 	if err := a.checkIssue(n); err != nil {
 		return nil, fmt.Errorf("issue a certificate to node %s: %w", n.ID, err)
 	}
@@ -168,10 +175,14 @@ func (a *Authority) IssueNode(rand io.Reader, n Node) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("issue a certificate to node %s: %w", n.ID, err)
 	}
-	if _, err := ParseNode(c.Raw); err != nil {
+	if err := cmp.Or(checkSize(c.Raw), checkProfile(c)); err != nil {
 		return nil, fmt.Errorf("issue a certificate to node %s: %w", n.ID, err)
 	}
-	return c.Raw, nil
+	issued, err := nodeFrom(c)
+	if err != nil {
+		return nil, fmt.Errorf("issue a certificate to node %s: %w", n.ID, err)
+	}
+	return issued, nil
 }
 
 func (a *Authority) checkIssue(n Node) error {
@@ -237,7 +248,12 @@ func ParseAuthority(b []byte) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("authority: %w", err)
 	}
-	c, mesh, err := parseAuthorityCertificate(block.Bytes)
+	return NewAuthority(signer, block.Bytes)
+}
+
+// NewAuthority puts a key and its certificate together.
+func NewAuthority(signer key.DevicePrivate, der []byte) (*Authority, error) {
+	c, mesh, err := parseAuthorityCertificate(der)
 	if err != nil {
 		return nil, fmt.Errorf("authority: %w", err)
 	}

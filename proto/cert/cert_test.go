@@ -51,7 +51,7 @@ func TestNodeRoundTrip(t *testing.T) {
 		"tags": w.node, "two keys": second, "person": person, "person of a token": unproven, "nobody": nobody, "greatest": most,
 	} {
 		t.Run(name, func(t *testing.T) {
-			der := must(w.intermediate.IssueNode(rand.Reader, n))(t)
+			der := must(w.intermediate.IssueNode(rand.Reader, n))(t).Raw
 			got := must(w.verifier(t).PeerNode(w.chain(der), start))(t)
 			if d := cmp.Diff(n, *got, cmpopts.IgnoreFields(cert.Node{}, "Raw", "Serial"),
 				cmpopts.EquateComparable(netip.Addr{}, key.DevicePublic{}, key.NodePublic{}), cmpopts.EquateEmpty()); d != "" {
@@ -151,7 +151,7 @@ func TestForged(t *testing.T) {
 		"with a trailing byte":      {func(c *x509.Certificate) { e := &c.ExtraExtensions[0]; e.Value = append(slices.Clone(e.Value), 0) }, cert.ErrExtension},
 		"of another mesh":           {uri("spiffe://" + string(other.mesh) + "/node/" + id), cert.ErrMesh},
 		"of a coordinator":          {uri("spiffe://" + string(w.mesh) + "/coordinator/c1"), cert.ErrRole},
-		"of a relay":                {uri("spiffe://" + string(w.mesh) + "/relay/r1"), cert.ErrRole},
+		"of a relay":                {uri("spiffe://" + string(w.mesh) + "/relay/r1"), cert.ErrMalformed},
 		"of no role":                {uri("spiffe://" + string(w.mesh)), cert.ErrRole},
 		"of an unknown role":        {uri("spiffe://" + string(w.mesh) + "/admin/" + id), cert.ErrRole},
 		"of a longer path":          {uri("spiffe://" + string(w.mesh) + "/node/" + id + "/x"), cert.ErrMalformed},
@@ -186,6 +186,23 @@ func TestForged(t *testing.T) {
 				t.Errorf("got %v, want %v", err, test.want)
 			}
 		})
+	}
+}
+
+// TestRelaysAreNoNodes: who asks for a node takes no relay's certificate, though a coordinator lets both in.
+func TestRelaysAreNoNodes(t *testing.T) {
+	w := newWorld(t)
+	w.node.Relay = true
+	leaf, v := w.issue(t), w.verifier(t)
+	n, err := v.PeerNode(w.chain(leaf), start)
+	if err != nil || !n.Relay {
+		t.Fatalf("a coordinator reads it as %+v, %v", n, err)
+	}
+	if _, err := v.Node(leaf, start); !errors.Is(err, cert.ErrRole) {
+		t.Errorf("a peer: %v", err)
+	}
+	if _, err := v.NodeOutOfTime(leaf, start); !errors.Is(err, cert.ErrRole) {
+		t.Errorf("out of time: %v", err)
 	}
 }
 
@@ -332,7 +349,7 @@ func TestIntermediatesAreBounded(t *testing.T) {
 		}
 	}
 	for i, a := range all {
-		_, err := v.Node(must(a.IssueNode(rand.Reader, w.node))(t), start)
+		_, err := v.Node(must(a.IssueNode(rand.Reader, w.node))(t).Raw, start)
 		if forgotten := i < 5; forgotten != errors.Is(err, cert.ErrChain) {
 			t.Errorf("intermediate %d: %v", i, err)
 		}

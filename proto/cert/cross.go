@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 )
 
@@ -24,6 +25,12 @@ import (
 func isRoot(c *x509.Certificate) bool { return c.MaxPathLen == 1 }
 
 func selfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawIssuer, c.RawSubject) }
+
+// CrossSigned says whether an authority's certificate is the work of CrossSign: its name is that of the certificate that it had
+// first.
+func CrossSigned(c *x509.Certificate) bool {
+	return !selfIssued(c) && !strings.HasSuffix(c.Subject.CommonName, " "+numbered(c))
+}
 
 // CrossSign signs the key and the name of another authority of the mesh, a root or an intermediate, for as long as both may be
 // trusted.

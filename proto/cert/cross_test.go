@@ -44,7 +44,7 @@ func TestOneRootLeadsToTheNext(t *testing.T) {
 	w := newWorld(t)
 	s := w.succeed(t)
 	before := w.issue(t)
-	after := must(s.under.IssueNode(rand.Reader, w.node))(t)
+	after := must(s.under.IssueNode(rand.Reader, w.node))(t).Raw
 	coordinator := must(s.under.IssueCoordinator(rand.Reader, w.mesh, "c1", w.coordinator.Public(), start, day))(t)
 	shown := [][]byte{coordinator, s.under.Certificate().Raw, s.next.Certificate().Raw, s.cross.Raw, w.root.Certificate().Raw}
 	for name, roots := range map[string][]*x509.Certificate{
@@ -83,6 +83,16 @@ func TestOneRootLeadsToTheNext(t *testing.T) {
 	}
 	if _, err := cert.JoinCoordinator(shown[:4], cert.Fingerprint(w.root.Certificate()), start); !errors.Is(err, cert.ErrPin) {
 		t.Errorf("the old root is not shown any more: %v, want ErrPin", err)
+	}
+	for _, c := range []*x509.Certificate{s.cross, s.older} {
+		if !cert.CrossSigned(c) {
+			t.Errorf("%s is not known as cross-signed", c.Subject)
+		}
+	}
+	for _, a := range []*cert.Authority{w.root, w.intermediate, s.next, s.under} {
+		if cert.CrossSigned(a.Certificate()) {
+			t.Errorf("%s is taken for cross-signed", a.Certificate().Subject)
+		}
 	}
 	if v := verifierOf(t, w, s.next.Certificate()); v.Trusts(w.root.Certificate()) {
 		t.Error("the new root vouches for the old one")
@@ -140,7 +150,7 @@ func TestAWordLastsAsLongAsWhoGaveIt(t *testing.T) {
 	s := w.succeed(t)
 	w.node.NotBefore, w.node.NotAfter = start.Add(20*day), start.Add(20*day+time.Hour)
 	w.node.Keys[0].NotBefore, w.node.Keys[0].NotAfter = w.node.NotBefore, w.node.NotAfter
-	late := must(s.under.IssueNode(rand.Reader, w.node))(t)
+	late := must(s.under.IssueNode(rand.Reader, w.node))(t).Raw
 	for name, test := range map[string]struct {
 		root *x509.Certificate
 		want error

@@ -102,25 +102,40 @@ func validID(s string) bool {
 
 // parseCertificate bounds what is parsed and demands what all certificates of a mesh have in common.
 func parseCertificate(b []byte) (*x509.Certificate, error) {
-	if len(b) > proto.MaxCertificate {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrMalformed, len(b), proto.MaxCertificate)
+	if err := checkSize(b); err != nil {
+		return nil, err
 	}
 	c, err := x509.ParseCertificate(b)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
+	if err := checkProfile(c); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func checkSize(b []byte) error {
+	if len(b) > proto.MaxCertificate {
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrMalformed, len(b), proto.MaxCertificate)
+	}
+	return nil
+}
+
+// checkProfile demands what all certificates of a mesh have in common.
+func checkProfile(c *x509.Certificate) error {
 	pub, ok := c.PublicKey.(*ecdsa.PublicKey)
 	switch {
 	case !ok || pub.Curve != elliptic.P256() || c.SignatureAlgorithm != x509.ECDSAWithSHA256:
-		return nil, fmt.Errorf("%w: not ECDSA with P-256 and SHA-256", ErrMalformed)
+		return fmt.Errorf("%w: not ECDSA with P-256 and SHA-256", ErrMalformed)
 	case c.Version != 3 || c.SerialNumber.Sign() <= 0:
-		return nil, fmt.Errorf("%w: version or serial number", ErrMalformed)
+		return fmt.Errorf("%w: version or serial number", ErrMalformed)
 	case len(c.UnhandledCriticalExtensions) != 0:
-		return nil, fmt.Errorf("%w: critical extension %s is not known", ErrMalformed, c.UnhandledCriticalExtensions[0])
+		return fmt.Errorf("%w: critical extension %s is not known", ErrMalformed, c.UnhandledCriticalExtensions[0])
 	case !c.NotBefore.Before(c.NotAfter):
-		return nil, fmt.Errorf("%w: ends before it begins", ErrMalformed)
+		return fmt.Errorf("%w: ends before it begins", ErrMalformed)
 	}
-	return c, nil
+	return nil
 }
 
 // checkLeaf demands what all leaves have in common, and a role.
@@ -156,6 +171,11 @@ func ParseNode(b []byte) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	return nodeFrom(c)
+}
+
+// nodeFrom is ParseNode of a certificate that is parsed.
+func nodeFrom(c *x509.Certificate) (*Node, error) {
 	s, err := checkLeaf(c, "", memberRole(c))
 	if err != nil {
 		return nil, err

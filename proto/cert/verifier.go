@@ -2,6 +2,7 @@ package cert
 
 import (
 	"bytes"
+	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -146,6 +147,18 @@ func (v *Verifier) known(b []byte) bool {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return v.intermediates[sha256.Sum256(b)] != nil
+}
+
+// Knows says whether one of the intermediates has a key.
+func (v *Verifier) Knows(public *ecdsa.PublicKey) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	for _, i := range v.intermediates {
+		if public.Equal(i.cert.PublicKey) {
+			return true
+		}
+	}
+	return false
 }
 
 func (v *Verifier) keep(successors []anchor, fresh []*intermediate) {

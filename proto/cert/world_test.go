@@ -69,7 +69,7 @@ func nodeKey(t testing.TB) key.NodePublic {
 
 func (w *world) issue(t testing.TB) []byte {
 	t.Helper()
-	return must(w.intermediate.IssueNode(rand.Reader, w.node))(t)
+	return must(w.intermediate.IssueNode(rand.Reader, w.node))(t).Raw
 }
 
 func (w *world) issueCoordinator(t testing.TB) []byte {

@@ -60,6 +60,13 @@ func toSet(s *redoubtv1.Set) (proto.Set, error) {
 	return proto.Set{Name: s.GetName(), Members: toIDs(s.GetMembers()), Conditional: s.GetConditional()}, known(s)
 }
 
+// FromCapabilities encodes what applications are told.
+func FromCapabilities(in []proto.Capability) []*redoubtv1.Capability {
+	return each(in, func(c proto.Capability) *redoubtv1.Capability {
+		return &redoubtv1.Capability{Name: c.Name, Values: c.Values}
+	})
+}
+
 func fromRule(r proto.Rule) *redoubtv1.Rule {
 	out := &redoubtv1.Rule{
 		Key: r.Key, OriginPath: r.Origin.Path, OriginLine: uint32(r.Origin.Line),
@@ -68,9 +75,7 @@ func fromRule(r proto.Rule) *redoubtv1.Rule {
 		Local:     each(r.Local, FromPrefix),
 		Services:  fromServices(r.Services),
 		Action:    redoubtv1.Rule_Action(r.Action + 1), Conditional: r.Conditional,
-		App: each(r.App, func(c proto.Capability) *redoubtv1.Capability {
-			return &redoubtv1.Capability{Name: c.Name, Values: c.Values}
-		}),
+		App: FromCapabilities(r.App),
 	}
 	if !r.Until.IsZero() {
 		out.UntilSeconds = r.Until.Unix()

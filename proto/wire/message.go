@@ -25,6 +25,8 @@ const (
 	MaxEvidence    = 46 << 10 // a log of measured boot, and what goes with it
 	MaxOpening     = 16 << 10
 	MaxPosture     = 16 << 10
+	MaxFacts       = 64  // entries: of a machine's health
+	MaxFactName    = 128 // with its prefix
 	MaxRefusalText = 1024
 	maxSignature   = 72 // ECDSA P-256
 	tokenSignature = 64 // Ed25519
@@ -70,6 +72,8 @@ func checkUp(m *redoubtv1.Up) error {
 		return nil
 	case *redoubtv1.Up_KeepAlive:
 		return nil
+	case *redoubtv1.Up_Posture:
+		return checkPosture(x.Posture)
 	}
 	return malformed("an Up message of a kind that this program does not know")
 }
@@ -82,6 +86,27 @@ func checkRenew(r *redoubtv1.Renew) error {
 		return malformed("talks with %d peers, at most %d", n, MaxTalking)
 	}
 	return cmp.Or(checkNodePublic(r.GetNodePublic()), checkFacts(r.GetFacts()))
+}
+
+func checkPosture(p *redoubtv1.Posture) error {
+	if n := len(p.GetFacts()); n > MaxFacts {
+		return malformed("posture: %d facts, at most %d", n, MaxFacts)
+	}
+	seen := make(map[string]struct{}, len(p.GetFacts()))
+	for _, f := range p.GetFacts() {
+		name := f.GetName()
+		if !strings.HasPrefix(name, "posture:") || !proto.ValidText(name, MaxFactName) {
+			return malformed("posture: a fact that is not called posture:NAME")
+		}
+		if _, twice := seen[name]; twice {
+			return malformed("posture: %s twice", name)
+		}
+		seen[name] = struct{}{}
+		if v := f.GetValue(); v != "" && (!proto.ValidText(v, MaxText) || f.GetTtlSeconds() == 0) {
+			return malformed("posture: %s has a value that is too long or not printable, or no time to live", name)
+		}
+	}
+	return nil
 }
 
 func checkFacts(f *redoubtv1.Facts) error {
@@ -213,9 +238,28 @@ func checkDown(m *redoubtv1.Down) error {
 		return nil
 	case *redoubtv1.Down_Refusal:
 		x.Refusal.Message = oneLine(x.Refusal.GetMessage())
-		return nil
+		return checkHold(x.Refusal.GetHoldSeconds())
+	case *redoubtv1.Down_Pending:
+		return checkPending(x.Pending)
 	}
 	return malformed("a Down message of a kind that this program does not know")
+}
+
+func checkPending(p *redoubtv1.Pending) error {
+	for _, s := range []string{p.GetCode(), p.GetName()} {
+		if s != "" && !proto.ValidText(s, MaxText) {
+			return malformed("the code or the name of a machine that waits is too long or not printable")
+		}
+	}
+	p.Message = oneLine(p.GetMessage())
+	return checkHold(p.GetHoldSeconds())
+}
+
+func checkHold(seconds uint32) error {
+	if seconds > maxKeepAlive {
+		return malformed("a keepalive of %d s", seconds)
+	}
+	return nil
 }
 
 // oneLine makes a text from outside safe to print.

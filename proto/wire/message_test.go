@@ -67,7 +67,17 @@ func ups(t testing.TB) map[string]*redoubtv1.Up {
 		"report":      {Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{Endpoints: endpoint(192, 0, 2, 1), ListenPort: 41641}}},
 		"applied":     {Message: &redoubtv1.Up_Applied{Applied: &redoubtv1.Applied{Version: wire.FromVersion(v(3))}}},
 		"keepalive":   {Message: &redoubtv1.Up_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{}}},
+		"posture":     {Message: &redoubtv1.Up_Posture{Posture: health("posture:firewall", "true", "posture:edr", "")}},
 	}
+}
+
+// health is a message about facts, each a name and a value.
+func health(pairs ...string) *redoubtv1.Posture {
+	p := &redoubtv1.Posture{Whole: true}
+	for i := 0; i < len(pairs); i += 2 {
+		p.Facts = append(p.Facts, &redoubtv1.PostureFact{Name: pairs[i], Value: pairs[i+1], TtlSeconds: 180})
+	}
+	return p
 }
 
 func result() *redoubtv1.Result {
@@ -93,6 +103,10 @@ func downs(t testing.TB) map[string]*redoubtv1.Down {
 		"delta":     {Message: &redoubtv1.Down_Delta{Delta: wire.FromDelta(&proto.Delta{From: v(3), To: v(4)})[0]}},
 		"keepalive": {Message: &redoubtv1.Down_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{ServerTime: 9}}},
 		"refusal":   {Message: &redoubtv1.Down_Refusal{Refusal: &redoubtv1.Refusal{Code: redoubtv1.Refusal_CODE_TOKEN, Message: "spent"}}},
+		"held":      {Message: &redoubtv1.Down_Refusal{Refusal: &redoubtv1.Refusal{Code: redoubtv1.Refusal_CODE_LOCKED, Message: "locked", HoldSeconds: 25}}},
+		"pending": {Message: &redoubtv1.Down_Pending{Pending: &redoubtv1.Pending{
+			Code: "BCDF-GHJK", Name: "web", Message: "wait", HoldSeconds: 25, RetryAfterSeconds: 60,
+		}}},
 	}
 }
 
@@ -129,6 +143,9 @@ func TestUpRefused(t *testing.T) {
 		h := hello(t)
 		f(h)
 		return &redoubtv1.Up{Message: &redoubtv1.Up_Hello{Hello: h}}
+	}
+	tell := func(p *redoubtv1.Posture) *redoubtv1.Up {
+		return &redoubtv1.Up{Message: &redoubtv1.Up_Posture{Posture: p}}
 	}
 	prove := func(f func(p *redoubtv1.Proof)) *redoubtv1.Up {
 		p := proof()
@@ -174,6 +191,14 @@ func TestUpRefused(t *testing.T) {
 		"port of 17 bits":    {Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{ListenPort: 65536}}},
 		"too many endpoints": {Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{Endpoints: repeat[redoubtv1.Endpoint](17)}}},
 		"applied nothing":    {Message: &redoubtv1.Up_Applied{Applied: &redoubtv1.Applied{}}},
+		"too many facts":     tell(&redoubtv1.Posture{Facts: repeat[redoubtv1.PostureFact](wire.MaxFacts + 1)}),
+		"a fact twice":       tell(health("posture:a", "1", "posture:a", "2")),
+		"an own custom fact": tell(health("custom:tier", "gold")),
+		"an own level":       tell(health("device:attestation", "measured")),
+		"a long name":        tell(health("posture:"+strings.Repeat("a", wire.MaxFactName), "1")),
+		"a long value":       tell(health("posture:a", strings.Repeat("a", wire.MaxText+1))),
+		"a bell":             tell(health("posture:a", "\a")),
+		"a fact for ever":    tell(&redoubtv1.Posture{Facts: []*redoubtv1.PostureFact{{Name: "posture:a", Value: "1"}}}),
 	} {
 		if got, err := wire.DecodeUp(encode(t, m)); !errors.Is(err, wire.ErrMalformed) || got != nil {
 			t.Errorf("%s: got %v, %v", name, got, err)
@@ -251,6 +276,32 @@ func TestRefusalText(t *testing.T) {
 	text := got.GetRefusal().GetMessage()
 	if !strings.HasPrefix(text, "no [2J way") || len(text) > wire.MaxRefusalText || !proto.ValidText(text, wire.MaxRefusalText) {
 		t.Errorf("got %q", text)
+	}
+}
+
+// TestPendingIsBounded, in what is shown and in how long it holds a stream.
+func TestPendingIsBounded(t *testing.T) {
+	pending := func(change func(*redoubtv1.Pending)) (*redoubtv1.Down, error) {
+		p := &redoubtv1.Pending{Code: "BCDF-GHJK", Name: "web", Message: "wait", HoldSeconds: 25}
+		change(p)
+		return wire.DecodeDown(encode(t, &redoubtv1.Down{Message: &redoubtv1.Down_Pending{Pending: p}}))
+	}
+	got, err := pending(func(p *redoubtv1.Pending) { p.Message = "no\x1b[2J\nway" + strings.Repeat("é", 1000) })
+	if text := got.GetPending().GetMessage(); err != nil || !proto.ValidText(text, wire.MaxRefusalText) {
+		t.Errorf("%q, %v", text, err)
+	}
+	for what, change := range map[string]func(*redoubtv1.Pending){
+		"code": func(p *redoubtv1.Pending) { p.Code = "a\nb" },
+		"name": func(p *redoubtv1.Pending) { p.Name = strings.Repeat("x", wire.MaxText+1) },
+		"hold": func(p *redoubtv1.Pending) { p.HoldSeconds = 1 << 20 },
+	} {
+		if _, err := pending(change); !errors.Is(err, wire.ErrMalformed) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	held := &redoubtv1.Down{Message: &redoubtv1.Down_Refusal{Refusal: &redoubtv1.Refusal{HoldSeconds: 1 << 20}}}
+	if _, err := wire.DecodeDown(encode(t, held)); !errors.Is(err, wire.ErrMalformed) {
+		t.Errorf("a refusal that is held: %v", err)
 	}
 }
 

@@ -77,7 +77,9 @@ func TestLock(t *testing.T) {
 	r.silent(packets)
 
 	r.contains(r.admin("lock", "delete", made.Lock.ID), "1 machine trusted again")
+	begin := time.Now()
 	bad.awaitState("running")
+	t.Logf("back %v after the end of the lock", time.Since(begin).Round(time.Millisecond))
 	r.settle()
 	r.arrives(packets, 20)
 	r.arrives(answers, 20)

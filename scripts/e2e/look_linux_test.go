@@ -132,6 +132,10 @@ func TestMetrics(t *testing.T) {
 	b := r.join("b", "--tag", "tag:b")
 	r.settle()
 	a.do("ping", "b", "-c", "1")
+	r.apply(`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["tcp:22"]}]}`)
+	if _, err := a.Host.Dial(r.ctx, "tcp", netip.AddrPortFrom(b.v4, 23).String()); err == nil {
+		t.Error("a reaches a port that no rule names")
+	}
 	for _, c := range []struct {
 		host  *lab.Host
 		port  uint16
@@ -143,6 +147,7 @@ func TestMetrics(t *testing.T) {
 			`redoubt_agent_wireguard_dropped_total{reason="replay"} 0`, `redoubt_agent_peer_sessions{peer="b"} `,
 			`redoubt_agent_peer_handshakes_total{peer="b"} `, `redoubt_agent_peer_bytes_total{direction="out",peer="b"}`,
 			`redoubt_agent_peer_session_since_seconds{peer="b"}`, `redoubt_agent_peer_key_since_seconds{peer="b"}`,
+			`redoubt_agent_peer_packets_dropped_total{peer="b",reason="no rule names this protocol and port"} `,
 		}},
 	} {
 		text, err := r.get(c.host, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), c.port))

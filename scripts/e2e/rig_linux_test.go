@@ -30,6 +30,7 @@ type rig struct {
 	mu        sync.Mutex
 	said      []saying
 	codes     []string
+	former    []secret       // keys that are not in their files any more
 	processes []*lab.Process // besides those of the coordinator and of members
 	members   []*member
 }
@@ -227,8 +228,14 @@ func (r *rig) settle() {
 // await repeats f until it returns no error.
 func (r *rig) await(what string, f func() error) {
 	r.Helper()
+	r.awaitEvery(10*time.Millisecond, what, f)
+}
+
+// awaitEvery is await for what takes some time, and must not keep the machine busy meanwhile.
+func (r *rig) awaitEvery(pause time.Duration, what string, f func() error) {
+	r.Helper()
 	var err error
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(pause) {
 		if err = f(); err == nil {
 			return
 		}

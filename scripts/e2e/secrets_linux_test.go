@@ -10,9 +10,11 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -34,9 +36,10 @@ func forms(what string, b []byte) (out []secret) {
 	return out
 }
 
-// secrets gathers all that were made in this test: join codes, and private keys in files.
+// secrets gathers all that were made in this test: join codes, private keys in files, tickets.
 func (r *rig) secrets() (out []secret) {
 	r.Helper()
+	out = append(r.tickets(), r.former...)
 	for _, text := range r.codes {
 		out = append(out, secret{"a join code", strings.TrimPrefix(text, "redoubt1-")})
 		code, err := join.Parse(text)
@@ -69,6 +72,32 @@ func (r *rig) secrets() (out []secret) {
 	}
 	if keys == 0 && r.Serve != nil {
 		r.Error("no file of a key was found")
+	}
+	return out
+}
+
+// ticketOf finds the ticket in the file of an identity.
+var ticketOf = regexp.MustCompile(`"Ticket":"([A-Za-z0-9+/]+=*)"`)
+
+// tickets are those for the next renewal of each node.
+func (r *rig) tickets() (out []secret) {
+	r.Helper()
+	for _, m := range r.members {
+		b, err := os.ReadFile(filepath.Join(m.State(), "identity"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it is in no mesh
+		}
+		found := ticketOf.FindSubmatch(b)
+		if err != nil || found == nil {
+			r.Errorf("%s: no ticket in its identity: %v", m.Name, err)
+			continue
+		}
+		ticket, err := base64.StdEncoding.DecodeString(string(found[1]))
+		if err != nil {
+			r.Errorf("%s: its ticket: %v", m.Name, err)
+			continue
+		}
+		out = append(out, forms("a ticket of "+m.Name, ticket)...)
 	}
 	return out
 }

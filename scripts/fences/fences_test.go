@@ -37,6 +37,7 @@ var only = map[string][]string{
 	"golang.zx2c4.com/wireguard":        {"netstack", "scripts"},
 	"github.com/vishvananda/":           {"netstack/osnet", "scripts"},
 	"github.com/google/nftables":        {"netstack/osnet", "scripts"},
+	"filippo.io/age":                    {"coordinator/issuer"},
 	"go.etcd.io/bbolt":                  {"coordinator/store"},
 	"github.com/google/go-tpm":          {"agent/device", "coordinator/attest"},
 	"github.com/tailscale/hujson":       {"acl", "cmd/settings"},

@@ -8,7 +8,8 @@
 //	load      each side is flooded by a stranger, and the other has to prove where it is
 //	restart   each side forgets its sessions
 //
-// And the STUN prober of netstack/stun against coturn, without a NAT and behind those of the kernel.
+// And the STUN prober of netstack/stun against coturn, without a NAT and behind those of the kernel; and
+// the port mapping client of netstack/portmap against miniupnpd, on such a NAT.
 //
 // What takes hours there, the renewal of sessions by time and by count, is tried in virtual time: see the tests of netstack/wg.
 package interop

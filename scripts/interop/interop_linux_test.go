@@ -214,8 +214,9 @@ func flood(ctx context.Context, t *testing.T, from *lab.Host, to netip.AddrPort,
 			jar.Sign(time.Now(), far, msg[:])
 			// What does not fit is lost, as it is on a network.
 			_, _ = sock.WriteToUDPAddrPort(msg[:], to)
-			if n%8 == 7 { // enough to be asked for cookies, and not so much that a busy machine does nothing else
-				time.Sleep(time.Millisecond)
+			// A burst is more than an end queues before it asks for cookies, and the pause leaves a busy machine time for others.
+			if n%256 == 255 {
+				time.Sleep(32 * time.Millisecond)
 			}
 		}
 	}()

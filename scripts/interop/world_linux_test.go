@@ -211,16 +211,27 @@ func parse(t testing.TB, text string) key.NodePublic {
 // start starts the program, and waits until wg can speak to it.
 func (o *other) start(ctx context.Context, t testing.TB) {
 	t.Helper()
-	var err error
-	o.process, err = o.Start(lab.Command{
-		Path: filepath.Join(o.dir, "wireguard-go"), Args: []string{"-f", "wg0"}, Env: []string{"LOG_LEVEL=error", "WG_PROCESS_FOREGROUND=1"},
-	})
-	if err != nil {
+	launch := func() (err error) {
+		o.process, err = o.Start(lab.Command{
+			Path: filepath.Join(o.dir, "wireguard-go"), Args: []string{"-f", "wg0"}, Env: []string{"LOG_LEVEL=error", "WG_PROCESS_FOREGROUND=1"},
+		})
+		return err
+	}
+	if err := launch(); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "wireguard-go", func() error {
-		_, err := o.Run(ctx, lab.Command{Path: "wg", Args: []string{"show", "wg0"}})
-		return err
+		select {
+		case <-o.process.Done(): // the device of one that was killed may be busy for a moment
+			if err := launch(); err != nil {
+				return err
+			}
+		default:
+		}
+		if _, err := o.Run(ctx, lab.Command{Path: "wg", Args: []string{"show", "wg0"}}); err != nil {
+			return fmt.Errorf("%w\n%s", err, o.process.Output())
+		}
+		return nil
 	})
 	o.up(t, "wg0")
 }

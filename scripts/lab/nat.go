@@ -67,11 +67,20 @@ func (l *LAN) route(to netip.Prefix, by netip.Addr) error {
 	rt := l.world.router.rt
 	if l.gateway != nil {
 		rt = l.gateway.ns.rt
-		if err := l.gateway.Ports[0].LAN.route(to, l.gateway.V6()); err != nil {
+		next := l.gateway.V6()
+		if to.Addr().Is4() {
+			next = l.gateway.V4()
+		}
+		if err := l.gateway.Ports[0].LAN.route(to, next); err != nil {
 			return err
 		}
 	}
 	return rt.RouteAdd(&netlink.Route{Dst: netOf(to.Masked()), Gw: by.AsSlice()})
+}
+
+// AlsoAt leads packets for a further IPv4 address to the NAT.
+func (t *NAT) AlsoAt(a netip.Addr) error {
+	return t.Ports[0].LAN.route(netip.PrefixFrom(a, a.BitLen()), t.V4())
 }
 
 // Reboot forgets all mappings.
@@ -92,6 +101,7 @@ func (t *NAT) Configure(cfg NATConfig) error {
 //	  chain input   { type filter hook input;  meta l4proto udp iifname "eth0" drop }
 //	  chain forward { type filter hook forward; policy drop
 //	                  ct state established,related accept
+//	                  ct status dnat accept                      for who opens ports
 //	                  meta nfproto ipv6 drop                     without V6
 //	                  iifname "eth0" drop
 //	                  meta l4proto udp drop                      with BlockUDP
@@ -136,6 +146,11 @@ func (t *NAT) rules() error {
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: known, Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
 	}, verdict(expr.VerdictAccept))
+	add(forward, []expr.Any{
+		&expr.Ct{Register: 1, Key: expr.CtKeySTATUS},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(statusDNAT), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}, verdict(expr.VerdictAccept))
 	if !t.cfg.V6 {
 		add(forward, meta(expr.MetaKeyNFPROTO, []byte{unix.NFPROTO_IPV6}), verdict(expr.VerdictDrop))
 	}
@@ -155,6 +170,9 @@ func (t *NAT) rules() error {
 	}
 	return nil
 }
+
+// statusDNAT is the kernel's IPS_DST_NAT.
+const statusDNAT = 1 << 5
 
 func meta(key expr.MetaKey, is []byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: is}}

@@ -244,6 +244,7 @@ type Status struct {
 	PolicyVersion string
 	Peers         []Peer
 	Problems      []string
+	Pending       struct{ Code, Name string } // what it waits for before it is a node
 	Routing       struct {
 		Offered []struct {
 			Prefix netip.Prefix

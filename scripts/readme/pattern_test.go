@@ -19,6 +19,7 @@ var kinds = []kind{
 	{regexp.MustCompile(`^m[0-9a-v]{26}\b`), `m[0-9a-v]{26}`, true},       // a mesh
 	{regexp.MustCompile(`^[nt][0-9a-v]{13}\b`), `[nt][0-9a-v]{13}`, true}, // a node, a token
 	{regexp.MustCompile(`^\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?)?Z?`), `\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?`, false},
+	{regexp.MustCompile(`^\d+\.\d+\.\d+\.\d+:\d+`), `(?:\d+\.\d+\.\d+\.\d+|\[[0-9a-f:]+\]):\d+`, false}, // where a peer is: either family
 	{regexp.MustCompile(`^\d+\.\d+\.\d+\.\d+(/\d+)?`), `\d+\.\d+\.\d+\.\d+(?:/\d+)?`, true},
 	{regexp.MustCompile(`^[0-9a-f]{4}:[0-9a-f:]+(/\d+)?`), `[0-9a-f]{4}:[0-9a-f:]+(?:/\d+)?`, true},
 	{regexp.MustCompile(`^[0-9a-f]{8,}\b`), `[0-9a-f]{8,}`, true},

@@ -71,7 +71,7 @@ func (m *Mesh) Issue(n *Machine, sequence uint64, from time.Time, life time.Dura
 	for _, f := range change {
 		f(&c)
 	}
-	return must(m.Intermediate.IssueNode(rand.Reader, c))
+	return must(m.Intermediate.IssueNode(rand.Reader, c)).Raw
 }
 
 // Record is an identity as a coordinator gives it.

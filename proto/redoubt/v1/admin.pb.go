@@ -481,9 +481,14 @@ type Node struct {
 	NextNodePublic      string                 `protobuf:"bytes,31,opt,name=next_node_public,json=nextNodePublic,proto3" json:"next_node_public,omitempty"` // that takes over; empty where there is none
 	NextNodeFrom        int64                  `protobuf:"varint,32,opt,name=next_node_from,json=nextNodeFrom,proto3" json:"next_node_from,omitempty"`      // Unix seconds
 	Attested            *Attestation           `protobuf:"bytes,40,opt,name=attested,proto3" json:"attested,omitempty"`
-	Relay               bool                   `protobuf:"varint,41,opt,name=relay,proto3" json:"relay,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// What the policy's nodeAttrs give the node, where one node is asked for.
+	Attributes    []string      `protobuf:"bytes,41,rep,name=attributes,proto3" json:"attributes,omitempty"`
+	App           []*Capability `protobuf:"bytes,42,rep,name=app,proto3" json:"app,omitempty"`
+	Relay         bool          `protobuf:"varint,43,opt,name=relay,proto3" json:"relay,omitempty"`
+	Verdict       *Verdict      `protobuf:"bytes,50,opt,name=verdict,proto3" json:"verdict,omitempty"`   // absent where no administrator said anything of the machine
+	Withheld      string        `protobuf:"bytes,51,opt,name=withheld,proto3" json:"withheld,omitempty"` // why it gets no other certificate as things are; empty where it does
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -712,11 +717,249 @@ func (x *Node) GetAttested() *Attestation {
 	return nil
 }
 
+func (x *Node) GetAttributes() []string {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *Node) GetApp() []*Capability {
+	if x != nil {
+		return x.App
+	}
+	return nil
+}
+
 func (x *Node) GetRelay() bool {
 	if x != nil {
 		return x.Relay
 	}
 	return false
+}
+
+func (x *Node) GetVerdict() *Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return nil
+}
+
+func (x *Node) GetWithheld() string {
+	if x != nil {
+		return x.Withheld
+	}
+	return ""
+}
+
+// Verdict is what an administrator said of a machine.
+type Verdict struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            int64                  `protobuf:"varint,1,opt,name=at,proto3" json:"at,omitempty"` // Unix seconds
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	Denied        bool                   `protobuf:"varint,3,opt,name=denied,proto3" json:"denied,omitempty"` // else approved
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verdict) Reset() {
+	*x = Verdict{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verdict) ProtoMessage() {}
+
+func (x *Verdict) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
+func (*Verdict) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Verdict) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *Verdict) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Verdict) GetDenied() bool {
+	if x != nil {
+		return x.Denied
+	}
+	return false
+}
+
+func (x *Verdict) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// Candidate is a machine with a good join token that an administrator must approve before it is a node.
+type Candidate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	User          string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	Tags          []string               `protobuf:"bytes,4,rep,name=tags,proto3" json:"tags,omitempty"`
+	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // waiting; approved, until it comes back; denied
+	Attestation   string                 `protobuf:"bytes,6,opt,name=attestation,proto3" json:"attestation,omitempty"`
+	TokenId       string                 `protobuf:"bytes,7,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	DevicePublic  string                 `protobuf:"bytes,8,opt,name=device_public,json=devicePublic,proto3" json:"device_public,omitempty"`
+	Hardware      string                 `protobuf:"bytes,9,opt,name=hardware,proto3" json:"hardware,omitempty"`
+	From          string                 `protobuf:"bytes,10,opt,name=from,proto3" json:"from,omitempty"`
+	Asked         int64                  `protobuf:"varint,11,opt,name=asked,proto3" json:"asked,omitempty"` // Unix seconds
+	Ends          int64                  `protobuf:"varint,12,opt,name=ends,proto3" json:"ends,omitempty"`   // Unix seconds: when it is forgotten
+	Verdict       *Verdict               `protobuf:"bytes,13,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Candidate) Reset() {
+	*x = Candidate{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Candidate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Candidate) ProtoMessage() {}
+
+func (x *Candidate) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
+func (*Candidate) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Candidate) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Candidate) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Candidate) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Candidate) GetTags() []string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *Candidate) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Candidate) GetAttestation() string {
+	if x != nil {
+		return x.Attestation
+	}
+	return ""
+}
+
+func (x *Candidate) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *Candidate) GetDevicePublic() string {
+	if x != nil {
+		return x.DevicePublic
+	}
+	return ""
+}
+
+func (x *Candidate) GetHardware() string {
+	if x != nil {
+		return x.Hardware
+	}
+	return ""
+}
+
+func (x *Candidate) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Candidate) GetAsked() int64 {
+	if x != nil {
+		return x.Asked
+	}
+	return 0
+}
+
+func (x *Candidate) GetEnds() int64 {
+	if x != nil {
+		return x.Ends
+	}
+	return 0
+}
+
+func (x *Candidate) GetVerdict() *Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return nil
 }
 
 // Attestation is what a node's machine proved of itself, when, and what of it was checked.
@@ -737,7 +980,7 @@ type Attestation struct {
 
 func (x *Attestation) Reset() {
 	*x = Attestation{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +992,7 @@ func (x *Attestation) String() string {
 func (*Attestation) ProtoMessage() {}
 
 func (x *Attestation) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +1005,7 @@ func (x *Attestation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attestation.ProtoReflect.Descriptor instead.
 func (*Attestation) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Attestation) GetLevel() string {
@@ -839,7 +1082,7 @@ type Quarantine struct {
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +1094,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +1107,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Quarantine) GetSince() int64 {
@@ -886,16 +1129,18 @@ type Fact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`    // node, coordinator, or the administrator who set it
-	Set           int64                  `protobuf:"varint,4,opt,name=set,proto3" json:"set,omitempty"`         // Unix seconds
-	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"` // Unix seconds; 0: never
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`                            // reported by the node, attested to the coordinator, or custom
+	Set           int64                  `protobuf:"varint,4,opt,name=set,proto3" json:"set,omitempty"`                                 // Unix seconds
+	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"`                         // Unix seconds; 0: not while the node is heard, or never
+	By            string                 `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`                                    // the administrator who set a custom one
+	TtlSeconds    uint64                 `protobuf:"varint,7,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // how long it holds after the node was heard last; 0: until something else is said
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -907,7 +1152,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -920,7 +1165,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Fact) GetName() string {
@@ -958,6 +1203,20 @@ func (x *Fact) GetExpires() int64 {
 	return 0
 }
 
+func (x *Fact) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Fact) GetTtlSeconds() uint64 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
 // Route is one that a node offers, or that was approved for it.
 type Route struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -971,7 +1230,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1242,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1255,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Route) GetPrefix() string {
@@ -1035,7 +1294,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1306,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,19 +1319,20 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 type ListNodesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Nodes         []*Node                `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Candidates    []*Candidate           `protobuf:"bytes,20,rep,name=candidates,proto3" json:"candidates,omitempty"` // the oldest first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1344,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,12 +1357,19 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
 	if x != nil {
 		return x.Nodes
+	}
+	return nil
+}
+
+func (x *ListNodesResponse) GetCandidates() []*Candidate {
+	if x != nil {
+		return x.Candidates
 	}
 	return nil
 }
@@ -1116,7 +1383,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1395,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1408,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -1160,7 +1427,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1439,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1452,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetNodeResponse) GetNode() *Node {
@@ -1205,7 +1472,7 @@ type RevokeNodeRequest struct {
 
 func (x *RevokeNodeRequest) Reset() {
 	*x = RevokeNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1484,7 @@ func (x *RevokeNodeRequest) String() string {
 func (*RevokeNodeRequest) ProtoMessage() {}
 
 func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1497,7 @@ func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RevokeNodeRequest) GetNode() string {
@@ -1263,7 +1530,7 @@ type RevokeNodeResponse struct {
 
 func (x *RevokeNodeResponse) Reset() {
 	*x = RevokeNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1542,7 @@ func (x *RevokeNodeResponse) String() string {
 func (*RevokeNodeResponse) ProtoMessage() {}
 
 func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1555,7 @@ func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RevokeNodeResponse) GetNode() *Node {
@@ -1342,7 +1609,7 @@ type DeleteNodeRequest struct {
 
 func (x *DeleteNodeRequest) Reset() {
 	*x = DeleteNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +1621,7 @@ func (x *DeleteNodeRequest) String() string {
 func (*DeleteNodeRequest) ProtoMessage() {}
 
 func (x *DeleteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +1634,7 @@ func (x *DeleteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNodeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteNodeRequest) GetNode() string {
@@ -1385,7 +1652,7 @@ type DeleteNodeResponse struct {
 
 func (x *DeleteNodeResponse) Reset() {
 	*x = DeleteNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1664,7 @@ func (x *DeleteNodeResponse) String() string {
 func (*DeleteNodeResponse) ProtoMessage() {}
 
 func (x *DeleteNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1677,7 @@ func (x *DeleteNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNodeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 type ResetNodeRequest struct {
@@ -1422,7 +1689,7 @@ type ResetNodeRequest struct {
 
 func (x *ResetNodeRequest) Reset() {
 	*x = ResetNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1701,7 @@ func (x *ResetNodeRequest) String() string {
 func (*ResetNodeRequest) ProtoMessage() {}
 
 func (x *ResetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1714,7 @@ func (x *ResetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ResetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResetNodeRequest) GetNode() string {
@@ -1466,7 +1733,7 @@ type ResetNodeResponse struct {
 
 func (x *ResetNodeResponse) Reset() {
 	*x = ResetNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1745,7 @@ func (x *ResetNodeResponse) String() string {
 func (*ResetNodeResponse) ProtoMessage() {}
 
 func (x *ResetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1758,7 @@ func (x *ResetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ResetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResetNodeResponse) GetNode() *Node {
@@ -1510,7 +1777,7 @@ type ReleaseNodeRequest struct {
 
 func (x *ReleaseNodeRequest) Reset() {
 	*x = ReleaseNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1789,7 @@ func (x *ReleaseNodeRequest) String() string {
 func (*ReleaseNodeRequest) ProtoMessage() {}
 
 func (x *ReleaseNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1802,7 @@ func (x *ReleaseNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseNodeRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReleaseNodeRequest) GetNode() string {
@@ -1554,7 +1821,7 @@ type ReleaseNodeResponse struct {
 
 func (x *ReleaseNodeResponse) Reset() {
 	*x = ReleaseNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1833,7 @@ func (x *ReleaseNodeResponse) String() string {
 func (*ReleaseNodeResponse) ProtoMessage() {}
 
 func (x *ReleaseNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,10 +1846,220 @@ func (x *ReleaseNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseNodeResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReleaseNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+type ApproveNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // of a candidate its code or name, else id, name or address of a node
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveNodeRequest) Reset() {
+	*x = ApproveNodeRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveNodeRequest) ProtoMessage() {}
+
+func (x *ApproveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveNodeRequest.ProtoReflect.Descriptor instead.
+func (*ApproveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ApproveNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ApproveNodeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// One of the two is there.
+type ApproveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Candidate     *Candidate             `protobuf:"bytes,1,opt,name=candidate,proto3" json:"candidate,omitempty"`
+	Node          *Node                  `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveNodeResponse) Reset() {
+	*x = ApproveNodeResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveNodeResponse) ProtoMessage() {}
+
+func (x *ApproveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveNodeResponse.ProtoReflect.Descriptor instead.
+func (*ApproveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ApproveNodeResponse) GetCandidate() *Candidate {
+	if x != nil {
+		return x.Candidate
+	}
+	return nil
+}
+
+func (x *ApproveNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+type DenyNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // as above
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DenyNodeRequest) Reset() {
+	*x = DenyNodeRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DenyNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DenyNodeRequest) ProtoMessage() {}
+
+func (x *DenyNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DenyNodeRequest.ProtoReflect.Descriptor instead.
+func (*DenyNodeRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *DenyNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DenyNodeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// One of the two is there.
+type DenyNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Candidate     *Candidate             `protobuf:"bytes,1,opt,name=candidate,proto3" json:"candidate,omitempty"`
+	Node          *Node                  `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DenyNodeResponse) Reset() {
+	*x = DenyNodeResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DenyNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DenyNodeResponse) ProtoMessage() {}
+
+func (x *DenyNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DenyNodeResponse.ProtoReflect.Descriptor instead.
+func (*DenyNodeResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DenyNodeResponse) GetCandidate() *Candidate {
+	if x != nil {
+		return x.Candidate
+	}
+	return nil
+}
+
+func (x *DenyNodeResponse) GetNode() *Node {
 	if x != nil {
 		return x.Node
 	}
@@ -1601,7 +2078,7 @@ type SetFactRequest struct {
 
 func (x *SetFactRequest) Reset() {
 	*x = SetFactRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +2090,7 @@ func (x *SetFactRequest) String() string {
 func (*SetFactRequest) ProtoMessage() {}
 
 func (x *SetFactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +2103,7 @@ func (x *SetFactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFactRequest.ProtoReflect.Descriptor instead.
 func (*SetFactRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SetFactRequest) GetNode() string {
@@ -1666,7 +2143,7 @@ type SetFactResponse struct {
 
 func (x *SetFactResponse) Reset() {
 	*x = SetFactResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1678,7 +2155,7 @@ func (x *SetFactResponse) String() string {
 func (*SetFactResponse) ProtoMessage() {}
 
 func (x *SetFactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1691,7 +2168,7 @@ func (x *SetFactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFactResponse.ProtoReflect.Descriptor instead.
 func (*SetFactResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SetFactResponse) GetNode() *Node {
@@ -1711,7 +2188,7 @@ type UnsetFactRequest struct {
 
 func (x *UnsetFactRequest) Reset() {
 	*x = UnsetFactRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1723,7 +2200,7 @@ func (x *UnsetFactRequest) String() string {
 func (*UnsetFactRequest) ProtoMessage() {}
 
 func (x *UnsetFactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1736,7 +2213,7 @@ func (x *UnsetFactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsetFactRequest.ProtoReflect.Descriptor instead.
 func (*UnsetFactRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UnsetFactRequest) GetNode() string {
@@ -1762,7 +2239,7 @@ type UnsetFactResponse struct {
 
 func (x *UnsetFactResponse) Reset() {
 	*x = UnsetFactResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +2251,7 @@ func (x *UnsetFactResponse) String() string {
 func (*UnsetFactResponse) ProtoMessage() {}
 
 func (x *UnsetFactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +2264,7 @@ func (x *UnsetFactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsetFactResponse.ProtoReflect.Descriptor instead.
 func (*UnsetFactResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UnsetFactResponse) GetNode() *Node {
@@ -1807,7 +2284,7 @@ type ApproveRoutesRequest struct {
 
 func (x *ApproveRoutesRequest) Reset() {
 	*x = ApproveRoutesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +2296,7 @@ func (x *ApproveRoutesRequest) String() string {
 func (*ApproveRoutesRequest) ProtoMessage() {}
 
 func (x *ApproveRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1832,7 +2309,7 @@ func (x *ApproveRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ApproveRoutesRequest) GetNode() string {
@@ -1858,7 +2335,7 @@ type ApproveRoutesResponse struct {
 
 func (x *ApproveRoutesResponse) Reset() {
 	*x = ApproveRoutesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2347,7 @@ func (x *ApproveRoutesResponse) String() string {
 func (*ApproveRoutesResponse) ProtoMessage() {}
 
 func (x *ApproveRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2360,7 @@ func (x *ApproveRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ApproveRoutesResponse) GetNode() *Node {
@@ -1903,7 +2380,7 @@ type UserRoles struct {
 
 func (x *UserRoles) Reset() {
 	*x = UserRoles{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1915,7 +2392,7 @@ func (x *UserRoles) String() string {
 func (*UserRoles) ProtoMessage() {}
 
 func (x *UserRoles) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1928,7 +2405,7 @@ func (x *UserRoles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRoles.ProtoReflect.Descriptor instead.
 func (*UserRoles) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *UserRoles) GetUser() string {
@@ -1954,7 +2431,7 @@ type SetRolesRequest struct {
 
 func (x *SetRolesRequest) Reset() {
 	*x = SetRolesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2443,7 @@ func (x *SetRolesRequest) String() string {
 func (*SetRolesRequest) ProtoMessage() {}
 
 func (x *SetRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2456,7 @@ func (x *SetRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRolesRequest.ProtoReflect.Descriptor instead.
 func (*SetRolesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SetRolesRequest) GetUser() *UserRoles {
@@ -1997,7 +2474,7 @@ type SetRolesResponse struct {
 
 func (x *SetRolesResponse) Reset() {
 	*x = SetRolesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2486,7 @@ func (x *SetRolesResponse) String() string {
 func (*SetRolesResponse) ProtoMessage() {}
 
 func (x *SetRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2499,7 @@ func (x *SetRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRolesResponse.ProtoReflect.Descriptor instead.
 func (*SetRolesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 type ListRolesRequest struct {
@@ -2033,7 +2510,7 @@ type ListRolesRequest struct {
 
 func (x *ListRolesRequest) Reset() {
 	*x = ListRolesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2045,7 +2522,7 @@ func (x *ListRolesRequest) String() string {
 func (*ListRolesRequest) ProtoMessage() {}
 
 func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2058,7 +2535,7 @@ func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesRequest.ProtoReflect.Descriptor instead.
 func (*ListRolesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 type ListRolesResponse struct {
@@ -2070,7 +2547,7 @@ type ListRolesResponse struct {
 
 func (x *ListRolesResponse) Reset() {
 	*x = ListRolesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2559,7 @@ func (x *ListRolesResponse) String() string {
 func (*ListRolesResponse) ProtoMessage() {}
 
 func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2572,7 @@ func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesResponse.ProtoReflect.Descriptor instead.
 func (*ListRolesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListRolesResponse) GetUsers() []*UserRoles {
@@ -2119,7 +2596,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2131,7 +2608,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2144,7 +2621,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -2195,7 +2672,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2207,7 +2684,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2220,7 +2697,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ApplyPolicyResponse) GetNumber() uint64 {
@@ -2267,15 +2744,17 @@ type PolicyImpact struct {
 	Touched       uint32                 `protobuf:"varint,4,opt,name=touched,proto3" json:"touched,omitempty"` // nodes that a rule is about which only one of the two policies has
 	Gained        uint32                 `protobuf:"varint,8,opt,name=gained,proto3" json:"gained,omitempty"`   // changes below by which connections are gained, those that are not listed included
 	Lost          uint32                 `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`
-	Changes       []*ConnectionChange    `protobuf:"bytes,10,rep,name=changes,proto3" json:"changes,omitempty"`                // those gained first
-	TooWide       string                 `protobuf:"bytes,11,opt,name=too_wide,json=tooWide,proto3" json:"too_wide,omitempty"` // why connections were not compared; then gained, lost and changes say nothing
+	Changes       []*ConnectionChange    `protobuf:"bytes,10,rep,name=changes,proto3" json:"changes,omitempty"`                            // those gained first
+	Unadmitted    uint32                 `protobuf:"varint,20,opt,name=unadmitted,proto3" json:"unadmitted,omitempty"`                     // nodes that it asks for more than they have
+	NotAdmitted   []*Unadmitted          `protobuf:"bytes,21,rep,name=not_admitted,json=notAdmitted,proto3" json:"not_admitted,omitempty"` // those, the new ones first
+	TooWide       string                 `protobuf:"bytes,11,opt,name=too_wide,json=tooWide,proto3" json:"too_wide,omitempty"`             // why connections were not compared; then gained, lost and changes say nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyImpact) Reset() {
 	*x = PolicyImpact{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +2766,7 @@ func (x *PolicyImpact) String() string {
 func (*PolicyImpact) ProtoMessage() {}
 
 func (x *PolicyImpact) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +2779,7 @@ func (x *PolicyImpact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyImpact.ProtoReflect.Descriptor instead.
 func (*PolicyImpact) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PolicyImpact) GetBase() uint64 {
@@ -2352,11 +2831,102 @@ func (x *PolicyImpact) GetChanges() []*ConnectionChange {
 	return nil
 }
 
+func (x *PolicyImpact) GetUnadmitted() uint32 {
+	if x != nil {
+		return x.Unadmitted
+	}
+	return 0
+}
+
+func (x *PolicyImpact) GetNotAdmitted() []*Unadmitted {
+	if x != nil {
+		return x.NotAdmitted
+	}
+	return nil
+}
+
 func (x *PolicyImpact) GetTooWide() string {
 	if x != nil {
 		return x.TooWide
 	}
 	return ""
+}
+
+// Unadmitted is a node that a policy asks for more than it has. It keeps its certificate until that ends, and gets no other.
+type Unadmitted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Lacks         string                 `protobuf:"bytes,3,opt,name=lacks,proto3" json:"lacks,omitempty"`
+	Until         int64                  `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"`   // Unix seconds: when its certificate ends
+	Before        bool                   `protobuf:"varint,5,opt,name=before,proto3" json:"before,omitempty"` // the policy in force asks for that as well
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Unadmitted) Reset() {
+	*x = Unadmitted{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Unadmitted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Unadmitted) ProtoMessage() {}
+
+func (x *Unadmitted) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Unadmitted.ProtoReflect.Descriptor instead.
+func (*Unadmitted) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *Unadmitted) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Unadmitted) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Unadmitted) GetLacks() string {
+	if x != nil {
+		return x.Lacks
+	}
+	return ""
+}
+
+func (x *Unadmitted) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+func (x *Unadmitted) GetBefore() bool {
+	if x != nil {
+		return x.Before
+	}
+	return false
 }
 
 // ConnectionChange is connections that one policy allows and the other does not.
@@ -2375,7 +2945,7 @@ type ConnectionChange struct {
 
 func (x *ConnectionChange) Reset() {
 	*x = ConnectionChange{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2957,7 @@ func (x *ConnectionChange) String() string {
 func (*ConnectionChange) ProtoMessage() {}
 
 func (x *ConnectionChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2970,7 @@ func (x *ConnectionChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionChange.ProtoReflect.Descriptor instead.
 func (*ConnectionChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ConnectionChange) GetGained() bool {
@@ -2458,7 +3028,7 @@ type Diagnostic struct {
 
 func (x *Diagnostic) Reset() {
 	*x = Diagnostic{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2470,7 +3040,7 @@ func (x *Diagnostic) String() string {
 func (*Diagnostic) ProtoMessage() {}
 
 func (x *Diagnostic) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2483,7 +3053,7 @@ func (x *Diagnostic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diagnostic.ProtoReflect.Descriptor instead.
 func (*Diagnostic) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Diagnostic) GetError() bool {
@@ -2530,7 +3100,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2542,7 +3112,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2555,7 +3125,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *GetPolicyRequest) GetNumber() uint64 {
@@ -2580,7 +3150,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2592,7 +3162,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2605,7 +3175,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GetPolicyResponse) GetSource() string {
@@ -2667,7 +3237,7 @@ type PolicyHistoryRequest struct {
 
 func (x *PolicyHistoryRequest) Reset() {
 	*x = PolicyHistoryRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2679,7 +3249,7 @@ func (x *PolicyHistoryRequest) String() string {
 func (*PolicyHistoryRequest) ProtoMessage() {}
 
 func (x *PolicyHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2692,7 +3262,7 @@ func (x *PolicyHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyHistoryRequest.ProtoReflect.Descriptor instead.
 func (*PolicyHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PolicyHistoryRequest) GetBefore() uint64 {
@@ -2718,7 +3288,7 @@ type PolicyHistoryResponse struct {
 
 func (x *PolicyHistoryResponse) Reset() {
 	*x = PolicyHistoryResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +3300,7 @@ func (x *PolicyHistoryResponse) String() string {
 func (*PolicyHistoryResponse) ProtoMessage() {}
 
 func (x *PolicyHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +3313,7 @@ func (x *PolicyHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyHistoryResponse.ProtoReflect.Descriptor instead.
 func (*PolicyHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PolicyHistoryResponse) GetVersions() []*PolicyVersion {
@@ -2768,7 +3338,7 @@ type PolicyVersion struct {
 
 func (x *PolicyVersion) Reset() {
 	*x = PolicyVersion{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2780,7 +3350,7 @@ func (x *PolicyVersion) String() string {
 func (*PolicyVersion) ProtoMessage() {}
 
 func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2793,7 +3363,7 @@ func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyVersion.ProtoReflect.Descriptor instead.
 func (*PolicyVersion) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PolicyVersion) GetNumber() uint64 {
@@ -2854,7 +3424,7 @@ type PolicyStatusRequest struct {
 
 func (x *PolicyStatusRequest) Reset() {
 	*x = PolicyStatusRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +3436,7 @@ func (x *PolicyStatusRequest) String() string {
 func (*PolicyStatusRequest) ProtoMessage() {}
 
 func (x *PolicyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +3449,7 @@ func (x *PolicyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatusRequest.ProtoReflect.Descriptor instead.
 func (*PolicyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PolicyStatusRequest) GetWaitMs() uint64 {
@@ -2898,13 +3468,14 @@ type PolicyStatusResponse struct {
 	Laggards      []*Laggard             `protobuf:"bytes,5,rep,name=laggards,proto3" json:"laggards,omitempty"`
 	Unable        []*Unable              `protobuf:"bytes,6,rep,name=unable,proto3" json:"unable,omitempty"`
 	PolicyAgeMs   uint64                 `protobuf:"varint,7,opt,name=policy_age_ms,json=policyAgeMs,proto3" json:"policy_age_ms,omitempty"` // since the policy was applied
+	KeyWarnings   []string               `protobuf:"bytes,50,rep,name=key_warnings,json=keyWarnings,proto3" json:"key_warnings,omitempty"`   // as GetRoots has them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyStatusResponse) Reset() {
 	*x = PolicyStatusResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2916,7 +3487,7 @@ func (x *PolicyStatusResponse) String() string {
 func (*PolicyStatusResponse) ProtoMessage() {}
 
 func (x *PolicyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2929,7 +3500,7 @@ func (x *PolicyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatusResponse.ProtoReflect.Descriptor instead.
 func (*PolicyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PolicyStatusResponse) GetNumber() uint64 {
@@ -2981,6 +3552,13 @@ func (x *PolicyStatusResponse) GetPolicyAgeMs() uint64 {
 	return 0
 }
 
+func (x *PolicyStatusResponse) GetKeyWarnings() []string {
+	if x != nil {
+		return x.KeyWarnings
+	}
+	return nil
+}
+
 // Unable is a node that is connected and cannot enforce what the policy gives it, so nothing passes there.
 type Unable struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2994,7 +3572,7 @@ type Unable struct {
 
 func (x *Unable) Reset() {
 	*x = Unable{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +3584,7 @@ func (x *Unable) String() string {
 func (*Unable) ProtoMessage() {}
 
 func (x *Unable) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +3597,7 @@ func (x *Unable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unable.ProtoReflect.Descriptor instead.
 func (*Unable) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Unable) GetId() string {
@@ -3064,7 +3642,7 @@ type Laggard struct {
 
 func (x *Laggard) Reset() {
 	*x = Laggard{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3076,7 +3654,7 @@ func (x *Laggard) String() string {
 func (*Laggard) ProtoMessage() {}
 
 func (x *Laggard) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3089,7 +3667,7 @@ func (x *Laggard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
 func (*Laggard) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Laggard) GetId() string {
@@ -3152,7 +3730,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3742,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3755,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Lock) GetId() string {
@@ -3255,7 +3833,7 @@ type CreateLockRequest struct {
 
 func (x *CreateLockRequest) Reset() {
 	*x = CreateLockRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3267,7 +3845,7 @@ func (x *CreateLockRequest) String() string {
 func (*CreateLockRequest) ProtoMessage() {}
 
 func (x *CreateLockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3280,7 +3858,7 @@ func (x *CreateLockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLockRequest.ProtoReflect.Descriptor instead.
 func (*CreateLockRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *CreateLockRequest) GetKind() string {
@@ -3326,7 +3904,7 @@ type CreateLockResponse struct {
 
 func (x *CreateLockResponse) Reset() {
 	*x = CreateLockResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3338,7 +3916,7 @@ func (x *CreateLockResponse) String() string {
 func (*CreateLockResponse) ProtoMessage() {}
 
 func (x *CreateLockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3351,7 +3929,7 @@ func (x *CreateLockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLockResponse.ProtoReflect.Descriptor instead.
 func (*CreateLockResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *CreateLockResponse) GetLock() *Lock {
@@ -3404,7 +3982,7 @@ type ListLocksRequest struct {
 
 func (x *ListLocksRequest) Reset() {
 	*x = ListLocksRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3416,7 +3994,7 @@ func (x *ListLocksRequest) String() string {
 func (*ListLocksRequest) ProtoMessage() {}
 
 func (x *ListLocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3429,7 +4007,7 @@ func (x *ListLocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLocksRequest.ProtoReflect.Descriptor instead.
 func (*ListLocksRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 type ListLocksResponse struct {
@@ -3441,7 +4019,7 @@ type ListLocksResponse struct {
 
 func (x *ListLocksResponse) Reset() {
 	*x = ListLocksResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3453,7 +4031,7 @@ func (x *ListLocksResponse) String() string {
 func (*ListLocksResponse) ProtoMessage() {}
 
 func (x *ListLocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3466,7 +4044,7 @@ func (x *ListLocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLocksResponse.ProtoReflect.Descriptor instead.
 func (*ListLocksResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{53}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListLocksResponse) GetLocks() []*Lock {
@@ -3485,7 +4063,7 @@ type DeleteLockRequest struct {
 
 func (x *DeleteLockRequest) Reset() {
 	*x = DeleteLockRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3497,7 +4075,7 @@ func (x *DeleteLockRequest) String() string {
 func (*DeleteLockRequest) ProtoMessage() {}
 
 func (x *DeleteLockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3510,7 +4088,7 @@ func (x *DeleteLockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteLockRequest.ProtoReflect.Descriptor instead.
 func (*DeleteLockRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DeleteLockRequest) GetId() string {
@@ -3530,7 +4108,7 @@ type DeleteLockResponse struct {
 
 func (x *DeleteLockResponse) Reset() {
 	*x = DeleteLockResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3542,7 +4120,7 @@ func (x *DeleteLockResponse) String() string {
 func (*DeleteLockResponse) ProtoMessage() {}
 
 func (x *DeleteLockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3555,7 +4133,7 @@ func (x *DeleteLockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteLockResponse.ProtoReflect.Descriptor instead.
 func (*DeleteLockResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DeleteLockResponse) GetLock() *Lock {
@@ -3591,7 +4169,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3603,7 +4181,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3616,7 +4194,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *AuditRecord) GetNumber() uint64 {
@@ -3709,7 +4287,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3721,7 +4299,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3734,7 +4312,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{57}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListAuditRequest) GetBefore() uint64 {
@@ -3781,7 +4359,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3793,7 +4371,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3806,7 +4384,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{58}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListAuditResponse) GetRecords() []*AuditRecord {
@@ -3826,7 +4404,7 @@ type ExportAuditRequest struct {
 
 func (x *ExportAuditRequest) Reset() {
 	*x = ExportAuditRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3838,7 +4416,7 @@ func (x *ExportAuditRequest) String() string {
 func (*ExportAuditRequest) ProtoMessage() {}
 
 func (x *ExportAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3851,7 +4429,7 @@ func (x *ExportAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuditRequest.ProtoReflect.Descriptor instead.
 func (*ExportAuditRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{59}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ExportAuditRequest) GetAfter() uint64 {
@@ -3879,7 +4457,7 @@ type ExportAuditResponse struct {
 
 func (x *ExportAuditResponse) Reset() {
 	*x = ExportAuditResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3891,7 +4469,7 @@ func (x *ExportAuditResponse) String() string {
 func (*ExportAuditResponse) ProtoMessage() {}
 
 func (x *ExportAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3904,7 +4482,7 @@ func (x *ExportAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuditResponse.ProtoReflect.Descriptor instead.
 func (*ExportAuditResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{60}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExportAuditResponse) GetCheckpoints() [][]byte {
@@ -3936,7 +4514,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3948,7 +4526,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3961,7 +4539,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{61}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{68}
 }
 
 type GetCheckpointResponse struct {
@@ -3974,7 +4552,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[62]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3986,7 +4564,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[62]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3999,7 +4577,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{62}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GetCheckpointResponse) GetLine() []byte {
@@ -4016,6 +4594,651 @@ func (x *GetCheckpointResponse) GetKey() []byte {
 	return nil
 }
 
+// Root is one that nodes trust.
+type Root struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fingerprint   string                 `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`         // SHA-256 of its public key, in hexadecimal, as join codes name it
+	Since         int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"`                    // Unix seconds: when it became trusted; 0: as the mesh began
+	Expires       int64                  `protobuf:"varint,3,opt,name=expires,proto3" json:"expires,omitempty"`                // Unix seconds
+	KeyHere       bool                   `protobuf:"varint,4,opt,name=key_here,json=keyHere,proto3" json:"key_here,omitempty"` // its private key is on the coordinator's machine
+	Issues        bool                   `protobuf:"varint,5,opt,name=issues,proto3" json:"issues,omitempty"`                  // the intermediate that issues is under it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Root) Reset() {
+	*x = Root{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Root) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Root) ProtoMessage() {}
+
+func (x *Root) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Root.ProtoReflect.Descriptor instead.
+func (*Root) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *Root) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *Root) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Root) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *Root) GetKeyHere() bool {
+	if x != nil {
+		return x.KeyHere
+	}
+	return false
+}
+
+func (x *Root) GetIssues() bool {
+	if x != nil {
+		return x.Issues
+	}
+	return false
+}
+
+type GetRootsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRootsRequest) Reset() {
+	*x = GetRootsRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRootsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRootsRequest) ProtoMessage() {}
+
+func (x *GetRootsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRootsRequest.ProtoReflect.Descriptor instead.
+func (*GetRootsRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{71}
+}
+
+type GetRootsResponse struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Roots               []*Root                `protobuf:"bytes,1,rep,name=roots,proto3" json:"roots,omitempty"`                                                         // the newest first
+	Intermediate        string                 `protobuf:"bytes,2,opt,name=intermediate,proto3" json:"intermediate,omitempty"`                                           // serial number
+	IntermediateExpires int64                  `protobuf:"varint,3,opt,name=intermediate_expires,json=intermediateExpires,proto3" json:"intermediate_expires,omitempty"` // Unix seconds
+	IntermediateDue     int64                  `protobuf:"varint,4,opt,name=intermediate_due,json=intermediateDue,proto3" json:"intermediate_due,omitempty"`             // Unix seconds: when half of its life is over, and it is replaced
+	Requested           bool                   `protobuf:"varint,5,opt,name=requested,proto3" json:"requested,omitempty"`                                                // the next one was asked for, and is not installed
+	Warnings            []string               `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Nodes               []string               `protobuf:"bytes,7,rep,name=nodes,proto3" json:"nodes,omitempty"`   // names of those that hang on the older root
+	Tokens              []string               `protobuf:"bytes,8,rep,name=tokens,proto3" json:"tokens,omitempty"` // ids of those that name it
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *GetRootsResponse) Reset() {
+	*x = GetRootsResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRootsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRootsResponse) ProtoMessage() {}
+
+func (x *GetRootsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRootsResponse.ProtoReflect.Descriptor instead.
+func (*GetRootsResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *GetRootsResponse) GetRoots() []*Root {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *GetRootsResponse) GetIntermediate() string {
+	if x != nil {
+		return x.Intermediate
+	}
+	return ""
+}
+
+func (x *GetRootsResponse) GetIntermediateExpires() int64 {
+	if x != nil {
+		return x.IntermediateExpires
+	}
+	return 0
+}
+
+func (x *GetRootsResponse) GetIntermediateDue() int64 {
+	if x != nil {
+		return x.IntermediateDue
+	}
+	return 0
+}
+
+func (x *GetRootsResponse) GetRequested() bool {
+	if x != nil {
+		return x.Requested
+	}
+	return false
+}
+
+func (x *GetRootsResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *GetRootsResponse) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *GetRootsResponse) GetTokens() []string {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type RotateRootRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRootRequest) Reset() {
+	*x = RotateRootRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRootRequest) ProtoMessage() {}
+
+func (x *RotateRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRootRequest.ProtoReflect.Descriptor instead.
+func (*RotateRootRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{73}
+}
+
+type RotateRootResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Roots         *GetRootsResponse      `protobuf:"bytes,1,opt,name=roots,proto3" json:"roots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRootResponse) Reset() {
+	*x = RotateRootResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRootResponse) ProtoMessage() {}
+
+func (x *RotateRootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRootResponse.ProtoReflect.Descriptor instead.
+func (*RotateRootResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *RotateRootResponse) GetRoots() *GetRootsResponse {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+type RetireRootRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Force         bool                   `protobuf:"varint,1,opt,name=force,proto3" json:"force,omitempty"` // although somebody hangs on it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireRootRequest) Reset() {
+	*x = RetireRootRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireRootRequest) ProtoMessage() {}
+
+func (x *RetireRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireRootRequest.ProtoReflect.Descriptor instead.
+func (*RetireRootRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *RetireRootRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RetireRootResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []string               `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`   // that may have to join again
+	Tokens        []string               `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"` // that are void
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireRootResponse) Reset() {
+	*x = RetireRootResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireRootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireRootResponse) ProtoMessage() {}
+
+func (x *RetireRootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireRootResponse.ProtoReflect.Descriptor instead.
+func (*RetireRootResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *RetireRootResponse) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *RetireRootResponse) GetTokens() []string {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type ForgetRootKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        []byte                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"` // SHA-256 of its file
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetRootKeyRequest) Reset() {
+	*x = ForgetRootKeyRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetRootKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetRootKeyRequest) ProtoMessage() {}
+
+func (x *ForgetRootKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetRootKeyRequest.ProtoReflect.Descriptor instead.
+func (*ForgetRootKeyRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *ForgetRootKeyRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+type ForgetRootKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetRootKeyResponse) Reset() {
+	*x = ForgetRootKeyResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetRootKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetRootKeyResponse) ProtoMessage() {}
+
+func (x *ForgetRootKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetRootKeyResponse.ProtoReflect.Descriptor instead.
+func (*ForgetRootKeyResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{78}
+}
+
+type RequestIntermediateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestIntermediateRequest) Reset() {
+	*x = RequestIntermediateRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestIntermediateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestIntermediateRequest) ProtoMessage() {}
+
+func (x *RequestIntermediateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestIntermediateRequest.ProtoReflect.Descriptor instead.
+func (*RequestIntermediateRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{79}
+}
+
+type RequestIntermediateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       []byte                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"` // PEM
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestIntermediateResponse) Reset() {
+	*x = RequestIntermediateResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestIntermediateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestIntermediateResponse) ProtoMessage() {}
+
+func (x *RequestIntermediateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestIntermediateResponse.ProtoReflect.Descriptor instead.
+func (*RequestIntermediateResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *RequestIntermediateResponse) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type InstallIntermediateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answer        []byte                 `protobuf:"bytes,1,opt,name=answer,proto3" json:"answer,omitempty"` // PEM
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstallIntermediateRequest) Reset() {
+	*x = InstallIntermediateRequest{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstallIntermediateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstallIntermediateRequest) ProtoMessage() {}
+
+func (x *InstallIntermediateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstallIntermediateRequest.ProtoReflect.Descriptor instead.
+func (*InstallIntermediateRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *InstallIntermediateRequest) GetAnswer() []byte {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+type InstallIntermediateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Roots         *GetRootsResponse      `protobuf:"bytes,1,opt,name=roots,proto3" json:"roots,omitempty"`
+	Rotated       bool                   `protobuf:"varint,2,opt,name=rotated,proto3" json:"rotated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstallIntermediateResponse) Reset() {
+	*x = InstallIntermediateResponse{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstallIntermediateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstallIntermediateResponse) ProtoMessage() {}
+
+func (x *InstallIntermediateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstallIntermediateResponse.ProtoReflect.Descriptor instead.
+func (*InstallIntermediateResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *InstallIntermediateResponse) GetRoots() *GetRootsResponse {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *InstallIntermediateResponse) GetRotated() bool {
+	if x != nil {
+		return x.Rotated
+	}
+	return false
+}
+
 type BackupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4024,7 +5247,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4036,7 +5259,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4049,7 +5272,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{63}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{83}
 }
 
 type BackupResponse struct {
@@ -4061,7 +5284,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4073,7 +5296,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4086,7 +5309,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{64}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -4131,7 +5354,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06tokens\x18\x01 \x03(\v2\x11.redoubt.v1.TokenR\x06tokens\"$\n" +
 	"\x12RevokeTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
-	"\x13RevokeTokenResponse\"\x9f\a\n" +
+	"\x13RevokeTokenResponse\"\xb4\b\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -4164,8 +5387,34 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"quarantine\x12(\n" +
 	"\x10next_node_public\x18\x1f \x01(\tR\x0enextNodePublic\x12$\n" +
 	"\x0enext_node_from\x18  \x01(\x03R\fnextNodeFrom\x123\n" +
-	"\battested\x18( \x01(\v2\x17.redoubt.v1.AttestationR\battested\x12\x14\n" +
-	"\x05relay\x18) \x01(\bR\x05relay\"\xe5\x01\n" +
+	"\battested\x18( \x01(\v2\x17.redoubt.v1.AttestationR\battested\x12\x1e\n" +
+	"\n" +
+	"attributes\x18) \x03(\tR\n" +
+	"attributes\x12(\n" +
+	"\x03app\x18* \x03(\v2\x16.redoubt.v1.CapabilityR\x03app\x12\x14\n" +
+	"\x05relay\x18+ \x01(\bR\x05relay\x12-\n" +
+	"\averdict\x182 \x01(\v2\x13.redoubt.v1.VerdictR\averdict\x12\x1a\n" +
+	"\bwithheld\x183 \x01(\tR\bwithheld\"Y\n" +
+	"\aVerdict\x12\x0e\n" +
+	"\x02at\x18\x01 \x01(\x03R\x02at\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x16\n" +
+	"\x06denied\x18\x03 \x01(\bR\x06denied\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xdc\x02\n" +
+	"\tCandidate\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\x12\x12\n" +
+	"\x04tags\x18\x04 \x03(\tR\x04tags\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12 \n" +
+	"\vattestation\x18\x06 \x01(\tR\vattestation\x12\x19\n" +
+	"\btoken_id\x18\a \x01(\tR\atokenId\x12#\n" +
+	"\rdevice_public\x18\b \x01(\tR\fdevicePublic\x12\x1a\n" +
+	"\bhardware\x18\t \x01(\tR\bhardware\x12\x12\n" +
+	"\x04from\x18\n" +
+	" \x01(\tR\x04from\x12\x14\n" +
+	"\x05asked\x18\v \x01(\x03R\x05asked\x12\x12\n" +
+	"\x04ends\x18\f \x01(\x03R\x04ends\x12-\n" +
+	"\averdict\x18\r \x01(\v2\x13.redoubt.v1.VerdictR\averdict\"\xe5\x01\n" +
 	"\vAttestation\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\tR\x05level\x12\x18\n" +
 	"\ahighest\x18\x02 \x01(\tR\ahighest\x12\x12\n" +
@@ -4179,13 +5428,16 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"Quarantine\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"t\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xa5\x01\n" +
 	"\x04Fact\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12\x10\n" +
 	"\x03set\x18\x04 \x01(\x03R\x03set\x12\x18\n" +
-	"\aexpires\x18\x05 \x01(\x03R\aexpires\"\x84\x01\n" +
+	"\aexpires\x18\x05 \x01(\x03R\aexpires\x12\x0e\n" +
+	"\x02by\x18\x06 \x01(\tR\x02by\x12\x1f\n" +
+	"\vttl_seconds\x18\a \x01(\x04R\n" +
+	"ttlSeconds\"\x84\x01\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
 	"\n" +
@@ -4193,9 +5445,12 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"advertised\x12\x1a\n" +
 	"\bapproved\x18\x03 \x01(\bR\bapproved\x12'\n" +
 	"\x0fapproved_policy\x18\x04 \x01(\bR\x0eapprovedPolicy\"\x12\n" +
-	"\x10ListNodesRequest\";\n" +
+	"\x10ListNodesRequest\"r\n" +
 	"\x11ListNodesResponse\x12&\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x10.redoubt.v1.NodeR\x05nodes\"$\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x10.redoubt.v1.NodeR\x05nodes\x125\n" +
+	"\n" +
+	"candidates\x18\x14 \x03(\v2\x15.redoubt.v1.CandidateR\n" +
+	"candidates\"$\n" +
 	"\x0eGetNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"7\n" +
 	"\x0fGetNodeResponse\x12$\n" +
@@ -4221,7 +5476,19 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x12ReleaseNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\";\n" +
 	"\x13ReleaseNodeResponse\x12$\n" +
-	"\x04node\x18\x01 \x01(\v2\x10.redoubt.v1.NodeR\x04node\"o\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.redoubt.v1.NodeR\x04node\"@\n" +
+	"\x12ApproveNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"p\n" +
+	"\x13ApproveNodeResponse\x123\n" +
+	"\tcandidate\x18\x01 \x01(\v2\x15.redoubt.v1.CandidateR\tcandidate\x12$\n" +
+	"\x04node\x18\x02 \x01(\v2\x10.redoubt.v1.NodeR\x04node\"=\n" +
+	"\x0fDenyNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"m\n" +
+	"\x10DenyNodeResponse\x123\n" +
+	"\tcandidate\x18\x01 \x01(\v2\x15.redoubt.v1.CandidateR\tcandidate\x12$\n" +
+	"\x04node\x18\x02 \x01(\v2\x10.redoubt.v1.NodeR\x04node\"o\n" +
 	"\x0eSetFactRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4262,7 +5529,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\v2\x13.redoubt.v1.VersionR\aversion\x128\n" +
 	"\vdiagnostics\x18\x03 \x03(\v2\x16.redoubt.v1.DiagnosticR\vdiagnostics\x12\x18\n" +
 	"\aapplied\x18\x04 \x01(\bR\aapplied\x120\n" +
-	"\x06impact\x18\x05 \x01(\v2\x18.redoubt.v1.PolicyImpactR\x06impact\"\xf4\x01\n" +
+	"\x06impact\x18\x05 \x01(\v2\x18.redoubt.v1.PolicyImpactR\x06impact\"\xcf\x02\n" +
 	"\fPolicyImpact\x12\x12\n" +
 	"\x04base\x18\x01 \x01(\x04R\x04base\x12\x1b\n" +
 	"\tsame_text\x18\x02 \x01(\bR\bsameText\x12\x14\n" +
@@ -4271,8 +5538,19 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06gained\x18\b \x01(\rR\x06gained\x12\x12\n" +
 	"\x04lost\x18\t \x01(\rR\x04lost\x126\n" +
 	"\achanges\x18\n" +
-	" \x03(\v2\x1c.redoubt.v1.ConnectionChangeR\achanges\x12\x19\n" +
-	"\btoo_wide\x18\v \x01(\tR\atooWideJ\x04\b\x05\x10\b\"\x92\x01\n" +
+	" \x03(\v2\x1c.redoubt.v1.ConnectionChangeR\achanges\x12\x1e\n" +
+	"\n" +
+	"unadmitted\x18\x14 \x01(\rR\n" +
+	"unadmitted\x129\n" +
+	"\fnot_admitted\x18\x15 \x03(\v2\x16.redoubt.v1.UnadmittedR\vnotAdmitted\x12\x19\n" +
+	"\btoo_wide\x18\v \x01(\tR\atooWideJ\x04\b\x05\x10\b\"t\n" +
+	"\n" +
+	"Unadmitted\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05lacks\x18\x03 \x01(\tR\x05lacks\x12\x14\n" +
+	"\x05until\x18\x04 \x01(\x03R\x05until\x12\x16\n" +
+	"\x06before\x18\x05 \x01(\bR\x06before\"\x92\x01\n" +
 	"\x10ConnectionChange\x12\x16\n" +
 	"\x06gained\x18\x01 \x01(\bR\x06gained\x12\x10\n" +
 	"\x03src\x18\x02 \x03(\tR\x03src\x12\x10\n" +
@@ -4315,7 +5593,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x04size\x18\x06 \x01(\x04R\x04size\x12\x19\n" +
 	"\bin_force\x18\a \x01(\bR\ainForce\".\n" +
 	"\x13PolicyStatusRequest\x12\x17\n" +
-	"\await_ms\x18\x01 \x01(\x04R\x06waitMs\"\xf9\x01\n" +
+	"\await_ms\x18\x01 \x01(\x04R\x06waitMs\"\x9c\x02\n" +
 	"\x14PolicyStatusResponse\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -4323,7 +5601,8 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\acurrent\x18\x04 \x01(\rR\acurrent\x12/\n" +
 	"\blaggards\x18\x05 \x03(\v2\x13.redoubt.v1.LaggardR\blaggards\x12*\n" +
 	"\x06unable\x18\x06 \x03(\v2\x12.redoubt.v1.UnableR\x06unable\x12\"\n" +
-	"\rpolicy_age_ms\x18\a \x01(\x04R\vpolicyAgeMs\"\\\n" +
+	"\rpolicy_age_ms\x18\a \x01(\x04R\vpolicyAgeMs\x12!\n" +
+	"\fkey_warnings\x182 \x03(\tR\vkeyWarnings\"\\\n" +
 	"\x06Unable\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -4399,10 +5678,45 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x14GetCheckpointRequest\"=\n" +
 	"\x15GetCheckpointResponse\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\fR\x04line\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\fR\x03key\"\x0f\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\"\x8b\x01\n" +
+	"\x04Root\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x14\n" +
+	"\x05since\x18\x02 \x01(\x03R\x05since\x12\x18\n" +
+	"\aexpires\x18\x03 \x01(\x03R\aexpires\x12\x19\n" +
+	"\bkey_here\x18\x04 \x01(\bR\akeyHere\x12\x16\n" +
+	"\x06issues\x18\x05 \x01(\bR\x06issues\"\x11\n" +
+	"\x0fGetRootsRequest\"\xa4\x02\n" +
+	"\x10GetRootsResponse\x12&\n" +
+	"\x05roots\x18\x01 \x03(\v2\x10.redoubt.v1.RootR\x05roots\x12\"\n" +
+	"\fintermediate\x18\x02 \x01(\tR\fintermediate\x121\n" +
+	"\x14intermediate_expires\x18\x03 \x01(\x03R\x13intermediateExpires\x12)\n" +
+	"\x10intermediate_due\x18\x04 \x01(\x03R\x0fintermediateDue\x12\x1c\n" +
+	"\trequested\x18\x05 \x01(\bR\trequested\x12\x1a\n" +
+	"\bwarnings\x18\x06 \x03(\tR\bwarnings\x12\x14\n" +
+	"\x05nodes\x18\a \x03(\tR\x05nodes\x12\x16\n" +
+	"\x06tokens\x18\b \x03(\tR\x06tokens\"\x13\n" +
+	"\x11RotateRootRequest\"H\n" +
+	"\x12RotateRootResponse\x122\n" +
+	"\x05roots\x18\x01 \x01(\v2\x1c.redoubt.v1.GetRootsResponseR\x05roots\")\n" +
+	"\x11RetireRootRequest\x12\x14\n" +
+	"\x05force\x18\x01 \x01(\bR\x05force\"B\n" +
+	"\x12RetireRootResponse\x12\x14\n" +
+	"\x05nodes\x18\x01 \x03(\tR\x05nodes\x12\x16\n" +
+	"\x06tokens\x18\x02 \x03(\tR\x06tokens\".\n" +
+	"\x14ForgetRootKeyRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\fR\x06digest\"\x17\n" +
+	"\x15ForgetRootKeyResponse\"\x1c\n" +
+	"\x1aRequestIntermediateRequest\"7\n" +
+	"\x1bRequestIntermediateResponse\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\fR\arequest\"4\n" +
+	"\x1aInstallIntermediateRequest\x12\x16\n" +
+	"\x06answer\x18\x01 \x01(\fR\x06answer\"k\n" +
+	"\x1bInstallIntermediateResponse\x122\n" +
+	"\x05roots\x18\x01 \x01(\v2\x1c.redoubt.v1.GetRootsResponseR\x05roots\x12\x18\n" +
+	"\arotated\x18\x02 \x01(\bR\arotated\"\x0f\n" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\x8e\x0f\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xac\x14\n" +
 	"\fAdminService\x12N\n" +
 	"\vCreateToken\x12\x1e.redoubt.v1.CreateTokenRequest\x1a\x1f.redoubt.v1.CreateTokenResponse\x12K\n" +
 	"\n" +
@@ -4415,7 +5729,9 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"DeleteNode\x12\x1d.redoubt.v1.DeleteNodeRequest\x1a\x1e.redoubt.v1.DeleteNodeResponse\x12H\n" +
 	"\tResetNode\x12\x1c.redoubt.v1.ResetNodeRequest\x1a\x1d.redoubt.v1.ResetNodeResponse\x12N\n" +
-	"\vReleaseNode\x12\x1e.redoubt.v1.ReleaseNodeRequest\x1a\x1f.redoubt.v1.ReleaseNodeResponse\x12B\n" +
+	"\vReleaseNode\x12\x1e.redoubt.v1.ReleaseNodeRequest\x1a\x1f.redoubt.v1.ReleaseNodeResponse\x12N\n" +
+	"\vApproveNode\x12\x1e.redoubt.v1.ApproveNodeRequest\x1a\x1f.redoubt.v1.ApproveNodeResponse\x12E\n" +
+	"\bDenyNode\x12\x1b.redoubt.v1.DenyNodeRequest\x1a\x1c.redoubt.v1.DenyNodeResponse\x12B\n" +
 	"\aSetFact\x12\x1a.redoubt.v1.SetFactRequest\x1a\x1b.redoubt.v1.SetFactResponse\x12H\n" +
 	"\tUnsetFact\x12\x1c.redoubt.v1.UnsetFactRequest\x1a\x1d.redoubt.v1.UnsetFactResponse\x12T\n" +
 	"\rApproveRoutes\x12 .redoubt.v1.ApproveRoutesRequest\x1a!.redoubt.v1.ApproveRoutesResponse\x12E\n" +
@@ -4429,7 +5745,15 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"CreateLock\x12\x1d.redoubt.v1.CreateLockRequest\x1a\x1e.redoubt.v1.CreateLockResponse\x12H\n" +
 	"\tListLocks\x12\x1c.redoubt.v1.ListLocksRequest\x1a\x1d.redoubt.v1.ListLocksResponse\x12K\n" +
 	"\n" +
-	"DeleteLock\x12\x1d.redoubt.v1.DeleteLockRequest\x1a\x1e.redoubt.v1.DeleteLockResponse\x12H\n" +
+	"DeleteLock\x12\x1d.redoubt.v1.DeleteLockRequest\x1a\x1e.redoubt.v1.DeleteLockResponse\x12E\n" +
+	"\bGetRoots\x12\x1b.redoubt.v1.GetRootsRequest\x1a\x1c.redoubt.v1.GetRootsResponse\x12K\n" +
+	"\n" +
+	"RotateRoot\x12\x1d.redoubt.v1.RotateRootRequest\x1a\x1e.redoubt.v1.RotateRootResponse\x12K\n" +
+	"\n" +
+	"RetireRoot\x12\x1d.redoubt.v1.RetireRootRequest\x1a\x1e.redoubt.v1.RetireRootResponse\x12T\n" +
+	"\rForgetRootKey\x12 .redoubt.v1.ForgetRootKeyRequest\x1a!.redoubt.v1.ForgetRootKeyResponse\x12f\n" +
+	"\x13RequestIntermediate\x12&.redoubt.v1.RequestIntermediateRequest\x1a'.redoubt.v1.RequestIntermediateResponse\x12f\n" +
+	"\x13InstallIntermediate\x12&.redoubt.v1.InstallIntermediateRequest\x1a'.redoubt.v1.InstallIntermediateResponse\x12H\n" +
 	"\tListAudit\x12\x1c.redoubt.v1.ListAuditRequest\x1a\x1d.redoubt.v1.ListAuditResponse\x12P\n" +
 	"\vExportAudit\x12\x1e.redoubt.v1.ExportAuditRequest\x1a\x1f.redoubt.v1.ExportAuditResponse0\x01\x12T\n" +
 	"\rGetCheckpoint\x12 .redoubt.v1.GetCheckpointRequest\x1a!.redoubt.v1.GetCheckpointResponse\x12A\n" +
@@ -4447,160 +5771,209 @@ func file_redoubt_v1_admin_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_admin_proto_rawDescData
 }
 
-var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 85)
 var file_redoubt_v1_admin_proto_goTypes = []any{
-	(*Token)(nil),                 // 0: redoubt.v1.Token
-	(*CreateTokenRequest)(nil),    // 1: redoubt.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 2: redoubt.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),     // 3: redoubt.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 4: redoubt.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),    // 5: redoubt.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),   // 6: redoubt.v1.RevokeTokenResponse
-	(*Node)(nil),                  // 7: redoubt.v1.Node
-	(*Attestation)(nil),           // 8: redoubt.v1.Attestation
-	(*Quarantine)(nil),            // 9: redoubt.v1.Quarantine
-	(*Fact)(nil),                  // 10: redoubt.v1.Fact
-	(*Route)(nil),                 // 11: redoubt.v1.Route
-	(*ListNodesRequest)(nil),      // 12: redoubt.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 13: redoubt.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),        // 14: redoubt.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),       // 15: redoubt.v1.GetNodeResponse
-	(*RevokeNodeRequest)(nil),     // 16: redoubt.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),    // 17: redoubt.v1.RevokeNodeResponse
-	(*DeleteNodeRequest)(nil),     // 18: redoubt.v1.DeleteNodeRequest
-	(*DeleteNodeResponse)(nil),    // 19: redoubt.v1.DeleteNodeResponse
-	(*ResetNodeRequest)(nil),      // 20: redoubt.v1.ResetNodeRequest
-	(*ResetNodeResponse)(nil),     // 21: redoubt.v1.ResetNodeResponse
-	(*ReleaseNodeRequest)(nil),    // 22: redoubt.v1.ReleaseNodeRequest
-	(*ReleaseNodeResponse)(nil),   // 23: redoubt.v1.ReleaseNodeResponse
-	(*SetFactRequest)(nil),        // 24: redoubt.v1.SetFactRequest
-	(*SetFactResponse)(nil),       // 25: redoubt.v1.SetFactResponse
-	(*UnsetFactRequest)(nil),      // 26: redoubt.v1.UnsetFactRequest
-	(*UnsetFactResponse)(nil),     // 27: redoubt.v1.UnsetFactResponse
-	(*ApproveRoutesRequest)(nil),  // 28: redoubt.v1.ApproveRoutesRequest
-	(*ApproveRoutesResponse)(nil), // 29: redoubt.v1.ApproveRoutesResponse
-	(*UserRoles)(nil),             // 30: redoubt.v1.UserRoles
-	(*SetRolesRequest)(nil),       // 31: redoubt.v1.SetRolesRequest
-	(*SetRolesResponse)(nil),      // 32: redoubt.v1.SetRolesResponse
-	(*ListRolesRequest)(nil),      // 33: redoubt.v1.ListRolesRequest
-	(*ListRolesResponse)(nil),     // 34: redoubt.v1.ListRolesResponse
-	(*ApplyPolicyRequest)(nil),    // 35: redoubt.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),   // 36: redoubt.v1.ApplyPolicyResponse
-	(*PolicyImpact)(nil),          // 37: redoubt.v1.PolicyImpact
-	(*ConnectionChange)(nil),      // 38: redoubt.v1.ConnectionChange
-	(*Diagnostic)(nil),            // 39: redoubt.v1.Diagnostic
-	(*GetPolicyRequest)(nil),      // 40: redoubt.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),     // 41: redoubt.v1.GetPolicyResponse
-	(*PolicyHistoryRequest)(nil),  // 42: redoubt.v1.PolicyHistoryRequest
-	(*PolicyHistoryResponse)(nil), // 43: redoubt.v1.PolicyHistoryResponse
-	(*PolicyVersion)(nil),         // 44: redoubt.v1.PolicyVersion
-	(*PolicyStatusRequest)(nil),   // 45: redoubt.v1.PolicyStatusRequest
-	(*PolicyStatusResponse)(nil),  // 46: redoubt.v1.PolicyStatusResponse
-	(*Unable)(nil),                // 47: redoubt.v1.Unable
-	(*Laggard)(nil),               // 48: redoubt.v1.Laggard
-	(*Lock)(nil),                  // 49: redoubt.v1.Lock
-	(*CreateLockRequest)(nil),     // 50: redoubt.v1.CreateLockRequest
-	(*CreateLockResponse)(nil),    // 51: redoubt.v1.CreateLockResponse
-	(*ListLocksRequest)(nil),      // 52: redoubt.v1.ListLocksRequest
-	(*ListLocksResponse)(nil),     // 53: redoubt.v1.ListLocksResponse
-	(*DeleteLockRequest)(nil),     // 54: redoubt.v1.DeleteLockRequest
-	(*DeleteLockResponse)(nil),    // 55: redoubt.v1.DeleteLockResponse
-	(*AuditRecord)(nil),           // 56: redoubt.v1.AuditRecord
-	(*ListAuditRequest)(nil),      // 57: redoubt.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),     // 58: redoubt.v1.ListAuditResponse
-	(*ExportAuditRequest)(nil),    // 59: redoubt.v1.ExportAuditRequest
-	(*ExportAuditResponse)(nil),   // 60: redoubt.v1.ExportAuditResponse
-	(*GetCheckpointRequest)(nil),  // 61: redoubt.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil), // 62: redoubt.v1.GetCheckpointResponse
-	(*BackupRequest)(nil),         // 63: redoubt.v1.BackupRequest
-	(*BackupResponse)(nil),        // 64: redoubt.v1.BackupResponse
-	(*Version)(nil),               // 65: redoubt.v1.Version
+	(*Token)(nil),                       // 0: redoubt.v1.Token
+	(*CreateTokenRequest)(nil),          // 1: redoubt.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),         // 2: redoubt.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),           // 3: redoubt.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),          // 4: redoubt.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),          // 5: redoubt.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),         // 6: redoubt.v1.RevokeTokenResponse
+	(*Node)(nil),                        // 7: redoubt.v1.Node
+	(*Verdict)(nil),                     // 8: redoubt.v1.Verdict
+	(*Candidate)(nil),                   // 9: redoubt.v1.Candidate
+	(*Attestation)(nil),                 // 10: redoubt.v1.Attestation
+	(*Quarantine)(nil),                  // 11: redoubt.v1.Quarantine
+	(*Fact)(nil),                        // 12: redoubt.v1.Fact
+	(*Route)(nil),                       // 13: redoubt.v1.Route
+	(*ListNodesRequest)(nil),            // 14: redoubt.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),           // 15: redoubt.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),              // 16: redoubt.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),             // 17: redoubt.v1.GetNodeResponse
+	(*RevokeNodeRequest)(nil),           // 18: redoubt.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),          // 19: redoubt.v1.RevokeNodeResponse
+	(*DeleteNodeRequest)(nil),           // 20: redoubt.v1.DeleteNodeRequest
+	(*DeleteNodeResponse)(nil),          // 21: redoubt.v1.DeleteNodeResponse
+	(*ResetNodeRequest)(nil),            // 22: redoubt.v1.ResetNodeRequest
+	(*ResetNodeResponse)(nil),           // 23: redoubt.v1.ResetNodeResponse
+	(*ReleaseNodeRequest)(nil),          // 24: redoubt.v1.ReleaseNodeRequest
+	(*ReleaseNodeResponse)(nil),         // 25: redoubt.v1.ReleaseNodeResponse
+	(*ApproveNodeRequest)(nil),          // 26: redoubt.v1.ApproveNodeRequest
+	(*ApproveNodeResponse)(nil),         // 27: redoubt.v1.ApproveNodeResponse
+	(*DenyNodeRequest)(nil),             // 28: redoubt.v1.DenyNodeRequest
+	(*DenyNodeResponse)(nil),            // 29: redoubt.v1.DenyNodeResponse
+	(*SetFactRequest)(nil),              // 30: redoubt.v1.SetFactRequest
+	(*SetFactResponse)(nil),             // 31: redoubt.v1.SetFactResponse
+	(*UnsetFactRequest)(nil),            // 32: redoubt.v1.UnsetFactRequest
+	(*UnsetFactResponse)(nil),           // 33: redoubt.v1.UnsetFactResponse
+	(*ApproveRoutesRequest)(nil),        // 34: redoubt.v1.ApproveRoutesRequest
+	(*ApproveRoutesResponse)(nil),       // 35: redoubt.v1.ApproveRoutesResponse
+	(*UserRoles)(nil),                   // 36: redoubt.v1.UserRoles
+	(*SetRolesRequest)(nil),             // 37: redoubt.v1.SetRolesRequest
+	(*SetRolesResponse)(nil),            // 38: redoubt.v1.SetRolesResponse
+	(*ListRolesRequest)(nil),            // 39: redoubt.v1.ListRolesRequest
+	(*ListRolesResponse)(nil),           // 40: redoubt.v1.ListRolesResponse
+	(*ApplyPolicyRequest)(nil),          // 41: redoubt.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),         // 42: redoubt.v1.ApplyPolicyResponse
+	(*PolicyImpact)(nil),                // 43: redoubt.v1.PolicyImpact
+	(*Unadmitted)(nil),                  // 44: redoubt.v1.Unadmitted
+	(*ConnectionChange)(nil),            // 45: redoubt.v1.ConnectionChange
+	(*Diagnostic)(nil),                  // 46: redoubt.v1.Diagnostic
+	(*GetPolicyRequest)(nil),            // 47: redoubt.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),           // 48: redoubt.v1.GetPolicyResponse
+	(*PolicyHistoryRequest)(nil),        // 49: redoubt.v1.PolicyHistoryRequest
+	(*PolicyHistoryResponse)(nil),       // 50: redoubt.v1.PolicyHistoryResponse
+	(*PolicyVersion)(nil),               // 51: redoubt.v1.PolicyVersion
+	(*PolicyStatusRequest)(nil),         // 52: redoubt.v1.PolicyStatusRequest
+	(*PolicyStatusResponse)(nil),        // 53: redoubt.v1.PolicyStatusResponse
+	(*Unable)(nil),                      // 54: redoubt.v1.Unable
+	(*Laggard)(nil),                     // 55: redoubt.v1.Laggard
+	(*Lock)(nil),                        // 56: redoubt.v1.Lock
+	(*CreateLockRequest)(nil),           // 57: redoubt.v1.CreateLockRequest
+	(*CreateLockResponse)(nil),          // 58: redoubt.v1.CreateLockResponse
+	(*ListLocksRequest)(nil),            // 59: redoubt.v1.ListLocksRequest
+	(*ListLocksResponse)(nil),           // 60: redoubt.v1.ListLocksResponse
+	(*DeleteLockRequest)(nil),           // 61: redoubt.v1.DeleteLockRequest
+	(*DeleteLockResponse)(nil),          // 62: redoubt.v1.DeleteLockResponse
+	(*AuditRecord)(nil),                 // 63: redoubt.v1.AuditRecord
+	(*ListAuditRequest)(nil),            // 64: redoubt.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),           // 65: redoubt.v1.ListAuditResponse
+	(*ExportAuditRequest)(nil),          // 66: redoubt.v1.ExportAuditRequest
+	(*ExportAuditResponse)(nil),         // 67: redoubt.v1.ExportAuditResponse
+	(*GetCheckpointRequest)(nil),        // 68: redoubt.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),       // 69: redoubt.v1.GetCheckpointResponse
+	(*Root)(nil),                        // 70: redoubt.v1.Root
+	(*GetRootsRequest)(nil),             // 71: redoubt.v1.GetRootsRequest
+	(*GetRootsResponse)(nil),            // 72: redoubt.v1.GetRootsResponse
+	(*RotateRootRequest)(nil),           // 73: redoubt.v1.RotateRootRequest
+	(*RotateRootResponse)(nil),          // 74: redoubt.v1.RotateRootResponse
+	(*RetireRootRequest)(nil),           // 75: redoubt.v1.RetireRootRequest
+	(*RetireRootResponse)(nil),          // 76: redoubt.v1.RetireRootResponse
+	(*ForgetRootKeyRequest)(nil),        // 77: redoubt.v1.ForgetRootKeyRequest
+	(*ForgetRootKeyResponse)(nil),       // 78: redoubt.v1.ForgetRootKeyResponse
+	(*RequestIntermediateRequest)(nil),  // 79: redoubt.v1.RequestIntermediateRequest
+	(*RequestIntermediateResponse)(nil), // 80: redoubt.v1.RequestIntermediateResponse
+	(*InstallIntermediateRequest)(nil),  // 81: redoubt.v1.InstallIntermediateRequest
+	(*InstallIntermediateResponse)(nil), // 82: redoubt.v1.InstallIntermediateResponse
+	(*BackupRequest)(nil),               // 83: redoubt.v1.BackupRequest
+	(*BackupResponse)(nil),              // 84: redoubt.v1.BackupResponse
+	(*Capability)(nil),                  // 85: redoubt.v1.Capability
+	(*Version)(nil),                     // 86: redoubt.v1.Version
 }
 var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: redoubt.v1.CreateTokenResponse.token:type_name -> redoubt.v1.Token
 	0,  // 1: redoubt.v1.ListTokensResponse.tokens:type_name -> redoubt.v1.Token
-	10, // 2: redoubt.v1.Node.facts:type_name -> redoubt.v1.Fact
-	11, // 3: redoubt.v1.Node.routes:type_name -> redoubt.v1.Route
-	9,  // 4: redoubt.v1.Node.quarantine:type_name -> redoubt.v1.Quarantine
-	8,  // 5: redoubt.v1.Node.attested:type_name -> redoubt.v1.Attestation
-	7,  // 6: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
-	7,  // 7: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 8: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
-	48, // 9: redoubt.v1.RevokeNodeResponse.laggards:type_name -> redoubt.v1.Laggard
-	7,  // 10: redoubt.v1.ResetNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 11: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 12: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 13: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 14: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
-	30, // 15: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
-	30, // 16: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
-	65, // 17: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
-	39, // 18: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
-	37, // 19: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
-	38, // 20: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
-	44, // 21: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
-	48, // 22: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
-	47, // 23: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
-	49, // 24: redoubt.v1.CreateLockResponse.lock:type_name -> redoubt.v1.Lock
-	48, // 25: redoubt.v1.CreateLockResponse.laggards:type_name -> redoubt.v1.Laggard
-	49, // 26: redoubt.v1.ListLocksResponse.locks:type_name -> redoubt.v1.Lock
-	49, // 27: redoubt.v1.DeleteLockResponse.lock:type_name -> redoubt.v1.Lock
-	56, // 28: redoubt.v1.ListAuditResponse.records:type_name -> redoubt.v1.AuditRecord
-	1,  // 29: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
-	3,  // 30: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
-	5,  // 31: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
-	12, // 32: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	14, // 33: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	16, // 34: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
-	18, // 35: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
-	20, // 36: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
-	22, // 37: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
-	24, // 38: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
-	26, // 39: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
-	28, // 40: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
-	31, // 41: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
-	33, // 42: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
-	35, // 43: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
-	40, // 44: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
-	42, // 45: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
-	45, // 46: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
-	50, // 47: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
-	52, // 48: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
-	54, // 49: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
-	57, // 50: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
-	59, // 51: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
-	61, // 52: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
-	63, // 53: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
-	2,  // 54: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
-	4,  // 55: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
-	6,  // 56: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
-	13, // 57: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	15, // 58: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	17, // 59: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
-	19, // 60: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
-	21, // 61: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
-	23, // 62: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
-	25, // 63: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
-	27, // 64: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
-	29, // 65: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
-	32, // 66: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
-	34, // 67: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
-	36, // 68: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
-	41, // 69: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
-	43, // 70: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
-	46, // 71: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
-	51, // 72: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
-	53, // 73: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
-	55, // 74: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
-	58, // 75: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
-	60, // 76: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
-	62, // 77: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
-	64, // 78: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
-	54, // [54:79] is the sub-list for method output_type
-	29, // [29:54] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	12, // 2: redoubt.v1.Node.facts:type_name -> redoubt.v1.Fact
+	13, // 3: redoubt.v1.Node.routes:type_name -> redoubt.v1.Route
+	11, // 4: redoubt.v1.Node.quarantine:type_name -> redoubt.v1.Quarantine
+	10, // 5: redoubt.v1.Node.attested:type_name -> redoubt.v1.Attestation
+	85, // 6: redoubt.v1.Node.app:type_name -> redoubt.v1.Capability
+	8,  // 7: redoubt.v1.Node.verdict:type_name -> redoubt.v1.Verdict
+	8,  // 8: redoubt.v1.Candidate.verdict:type_name -> redoubt.v1.Verdict
+	7,  // 9: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
+	9,  // 10: redoubt.v1.ListNodesResponse.candidates:type_name -> redoubt.v1.Candidate
+	7,  // 11: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 12: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
+	55, // 13: redoubt.v1.RevokeNodeResponse.laggards:type_name -> redoubt.v1.Laggard
+	7,  // 14: redoubt.v1.ResetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 15: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
+	9,  // 16: redoubt.v1.ApproveNodeResponse.candidate:type_name -> redoubt.v1.Candidate
+	7,  // 17: redoubt.v1.ApproveNodeResponse.node:type_name -> redoubt.v1.Node
+	9,  // 18: redoubt.v1.DenyNodeResponse.candidate:type_name -> redoubt.v1.Candidate
+	7,  // 19: redoubt.v1.DenyNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 20: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 21: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 22: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
+	36, // 23: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
+	36, // 24: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
+	86, // 25: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
+	46, // 26: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
+	43, // 27: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
+	45, // 28: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
+	44, // 29: redoubt.v1.PolicyImpact.not_admitted:type_name -> redoubt.v1.Unadmitted
+	51, // 30: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
+	55, // 31: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
+	54, // 32: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
+	56, // 33: redoubt.v1.CreateLockResponse.lock:type_name -> redoubt.v1.Lock
+	55, // 34: redoubt.v1.CreateLockResponse.laggards:type_name -> redoubt.v1.Laggard
+	56, // 35: redoubt.v1.ListLocksResponse.locks:type_name -> redoubt.v1.Lock
+	56, // 36: redoubt.v1.DeleteLockResponse.lock:type_name -> redoubt.v1.Lock
+	63, // 37: redoubt.v1.ListAuditResponse.records:type_name -> redoubt.v1.AuditRecord
+	70, // 38: redoubt.v1.GetRootsResponse.roots:type_name -> redoubt.v1.Root
+	72, // 39: redoubt.v1.RotateRootResponse.roots:type_name -> redoubt.v1.GetRootsResponse
+	72, // 40: redoubt.v1.InstallIntermediateResponse.roots:type_name -> redoubt.v1.GetRootsResponse
+	1,  // 41: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
+	3,  // 42: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
+	5,  // 43: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
+	14, // 44: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	16, // 45: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	18, // 46: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
+	20, // 47: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
+	22, // 48: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
+	24, // 49: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
+	26, // 50: redoubt.v1.AdminService.ApproveNode:input_type -> redoubt.v1.ApproveNodeRequest
+	28, // 51: redoubt.v1.AdminService.DenyNode:input_type -> redoubt.v1.DenyNodeRequest
+	30, // 52: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
+	32, // 53: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
+	34, // 54: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
+	37, // 55: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
+	39, // 56: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
+	41, // 57: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
+	47, // 58: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
+	49, // 59: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
+	52, // 60: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
+	57, // 61: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
+	59, // 62: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
+	61, // 63: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
+	71, // 64: redoubt.v1.AdminService.GetRoots:input_type -> redoubt.v1.GetRootsRequest
+	73, // 65: redoubt.v1.AdminService.RotateRoot:input_type -> redoubt.v1.RotateRootRequest
+	75, // 66: redoubt.v1.AdminService.RetireRoot:input_type -> redoubt.v1.RetireRootRequest
+	77, // 67: redoubt.v1.AdminService.ForgetRootKey:input_type -> redoubt.v1.ForgetRootKeyRequest
+	79, // 68: redoubt.v1.AdminService.RequestIntermediate:input_type -> redoubt.v1.RequestIntermediateRequest
+	81, // 69: redoubt.v1.AdminService.InstallIntermediate:input_type -> redoubt.v1.InstallIntermediateRequest
+	64, // 70: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
+	66, // 71: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
+	68, // 72: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
+	83, // 73: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
+	2,  // 74: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
+	4,  // 75: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
+	6,  // 76: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
+	15, // 77: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	17, // 78: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	19, // 79: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
+	21, // 80: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
+	23, // 81: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
+	25, // 82: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
+	27, // 83: redoubt.v1.AdminService.ApproveNode:output_type -> redoubt.v1.ApproveNodeResponse
+	29, // 84: redoubt.v1.AdminService.DenyNode:output_type -> redoubt.v1.DenyNodeResponse
+	31, // 85: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
+	33, // 86: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
+	35, // 87: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
+	38, // 88: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
+	40, // 89: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
+	42, // 90: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
+	48, // 91: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
+	50, // 92: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
+	53, // 93: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
+	58, // 94: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
+	60, // 95: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
+	62, // 96: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
+	72, // 97: redoubt.v1.AdminService.GetRoots:output_type -> redoubt.v1.GetRootsResponse
+	74, // 98: redoubt.v1.AdminService.RotateRoot:output_type -> redoubt.v1.RotateRootResponse
+	76, // 99: redoubt.v1.AdminService.RetireRoot:output_type -> redoubt.v1.RetireRootResponse
+	78, // 100: redoubt.v1.AdminService.ForgetRootKey:output_type -> redoubt.v1.ForgetRootKeyResponse
+	80, // 101: redoubt.v1.AdminService.RequestIntermediate:output_type -> redoubt.v1.RequestIntermediateResponse
+	82, // 102: redoubt.v1.AdminService.InstallIntermediate:output_type -> redoubt.v1.InstallIntermediateResponse
+	65, // 103: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
+	67, // 104: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
+	69, // 105: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
+	84, // 106: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
+	74, // [74:107] is the sub-list for method output_type
+	41, // [41:74] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_admin_proto_init() }
@@ -4609,14 +5982,14 @@ func file_redoubt_v1_admin_proto_init() {
 		return
 	}
 	file_redoubt_v1_netmap_proto_init()
-	file_redoubt_v1_admin_proto_msgTypes[35].OneofWrappers = []any{}
+	file_redoubt_v1_admin_proto_msgTypes[41].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_admin_proto_rawDesc), len(file_redoubt_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   65,
+			NumMessages:   85,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

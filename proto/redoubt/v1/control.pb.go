@@ -17,11 +17,14 @@
 //                            <-  Down.challenge                                 <-  Down.welcome
 //     Up.proof               ->                                                 <-  Down.netmap | Down.delta
 //                            <-  Down.result               Up.applied           ->
-//     (connects again with the certificate,                Up.renew             ->
-//     or, where both say that it stays,                                         <-  Down.challenge
-//     goes on here with Up.hello{attach})                  Up.proof             ->
+//     (connects again with the certificate,                Up.posture           ->
+//     or, where both say that it stays,                    Up.renew             ->
+//     goes on here with Up.hello{attach})                                       <-  Down.challenge
+//                                                          Up.proof             ->
 //                                                                               <-  Down.result
-// Either side may send a keepalive at any time after the first exchange. Down.refusal ends the stream.
+// Either side may send a keepalive at any time after the first exchange. Down.refusal ends the stream. Down.pending may stand in
+// place of Down.result: a node goes on with the certificate that it has; a machine that enrols keeps the stream open and asks again
+// when it ends.
 
 package redoubtv1
 
@@ -60,6 +63,9 @@ const (
 	Refusal_CODE_LOCKED        Refusal_Code = 15 // the node, or whose it is, is locked for now
 	Refusal_CODE_MACHINE_KNOWN Refusal_Code = 16 // the machine is another node already
 	Refusal_CODE_DOWNGRADE     Refusal_Code = 17 // the machine proved more of itself before
+	Refusal_CODE_ADMISSION     Refusal_Code = 20 // the machine proves less of itself than the policy asks for
+	Refusal_CODE_DENIED        Refusal_Code = 21 // an administrator denied the machine
+	Refusal_CODE_PENDING       Refusal_Code = 22 // an administrator has not approved the machine
 )
 
 // Enum value maps for Refusal_Code.
@@ -82,6 +88,9 @@ var (
 		15: "CODE_LOCKED",
 		16: "CODE_MACHINE_KNOWN",
 		17: "CODE_DOWNGRADE",
+		20: "CODE_ADMISSION",
+		21: "CODE_DENIED",
+		22: "CODE_PENDING",
 	}
 	Refusal_Code_value = map[string]int32{
 		"CODE_UNSPECIFIED":   0,
@@ -101,6 +110,9 @@ var (
 		"CODE_LOCKED":        15,
 		"CODE_MACHINE_KNOWN": 16,
 		"CODE_DOWNGRADE":     17,
+		"CODE_ADMISSION":     20,
+		"CODE_DENIED":        21,
+		"CODE_PENDING":       22,
 	}
 )
 
@@ -128,7 +140,7 @@ func (x Refusal_Code) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Refusal_Code.Descriptor instead.
 func (Refusal_Code) EnumDescriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{14, 0}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{17, 0}
 }
 
 // Up is what a node sends.
@@ -142,6 +154,7 @@ type Up struct {
 	//	*Up_Report
 	//	*Up_Applied
 	//	*Up_KeepAlive
+	//	*Up_Posture
 	Message       isUp_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -238,6 +251,15 @@ func (x *Up) GetKeepAlive() *KeepAlive {
 	return nil
 }
 
+func (x *Up) GetPosture() *Posture {
+	if x != nil {
+		if x, ok := x.Message.(*Up_Posture); ok {
+			return x.Posture
+		}
+	}
+	return nil
+}
+
 type isUp_Message interface {
 	isUp_Message()
 }
@@ -266,6 +288,10 @@ type Up_KeepAlive struct {
 	KeepAlive *KeepAlive `protobuf:"bytes,6,opt,name=keep_alive,json=keepAlive,proto3,oneof"`
 }
 
+type Up_Posture struct {
+	Posture *Posture `protobuf:"bytes,7,opt,name=posture,proto3,oneof"`
+}
+
 func (*Up_Hello) isUp_Message() {}
 
 func (*Up_Proof) isUp_Message() {}
@@ -277,6 +303,8 @@ func (*Up_Report) isUp_Message() {}
 func (*Up_Applied) isUp_Message() {}
 
 func (*Up_KeepAlive) isUp_Message() {}
+
+func (*Up_Posture) isUp_Message() {}
 
 // Down is what a coordinator sends.
 type Down struct {
@@ -290,6 +318,7 @@ type Down struct {
 	//	*Down_Delta
 	//	*Down_KeepAlive
 	//	*Down_Refusal
+	//	*Down_Pending
 	Message       isDown_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -395,6 +424,15 @@ func (x *Down) GetRefusal() *Refusal {
 	return nil
 }
 
+func (x *Down) GetPending() *Pending {
+	if x != nil {
+		if x, ok := x.Message.(*Down_Pending); ok {
+			return x.Pending
+		}
+	}
+	return nil
+}
+
 type isDown_Message interface {
 	isDown_Message()
 }
@@ -427,6 +465,10 @@ type Down_Refusal struct {
 	Refusal *Refusal `protobuf:"bytes,7,opt,name=refusal,proto3,oneof"`
 }
 
+type Down_Pending struct {
+	Pending *Pending `protobuf:"bytes,20,opt,name=pending,proto3,oneof"`
+}
+
 func (*Down_Welcome) isDown_Message() {}
 
 func (*Down_Challenge) isDown_Message() {}
@@ -440,6 +482,8 @@ func (*Down_Delta) isDown_Message() {}
 func (*Down_KeepAlive) isDown_Message() {}
 
 func (*Down_Refusal) isDown_Message() {}
+
+func (*Down_Pending) isDown_Message() {}
 
 // Hello is the first message of a stream.
 type Hello struct {
@@ -956,7 +1000,7 @@ func (x *Challenge) GetProtocol() uint32 {
 type Proof struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Evidence        []byte                 `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`                                      // for the attestor; empty for "token"
-	Posture         []byte                 `protobuf:"bytes,2,opt,name=posture,proto3" json:"posture,omitempty"`                                        // covered by the Binding; empty for now
+	Posture         []byte                 `protobuf:"bytes,2,opt,name=posture,proto3" json:"posture,omitempty"`                                        // covered by the Binding: a Posture, where a renewal says what is known of the machine's health
 	NodeKeyMac      []byte                 `protobuf:"bytes,3,opt,name=node_key_mac,json=nodeKeyMac,proto3" json:"node_key_mac,omitempty"`              // HMAC-SHA256, 32 bytes
 	DeviceSignature []byte                 `protobuf:"bytes,4,opt,name=device_signature,json=deviceSignature,proto3" json:"device_signature,omitempty"` // ECDSA P-256 over the Binding, ASN.1
 	TokenSignature  []byte                 `protobuf:"bytes,5,opt,name=token_signature,json=tokenSignature,proto3" json:"token_signature,omitempty"`    // Ed25519 over the Binding; empty where there is no token
@@ -1184,6 +1228,85 @@ func (x *Result) GetStays() bool {
 	return false
 }
 
+// Pending says that there is no certificate before somebody has done something about it: approved the machine, above all.
+type Pending struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Code    string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`       // of a machine that enrols: what administrators approve it by
+	Name    string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`       // what they know it by
+	Message string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"` // for people: what is missing and what to do next
+	// Of a machine that enrols: the stream stays open for as long as it is held, both sides say something this often, and when it
+	// ends it is worth asking again. 0: it ends now.
+	HoldSeconds       uint32 `protobuf:"varint,4,opt,name=hold_seconds,json=holdSeconds,proto3" json:"hold_seconds,omitempty"`
+	RetryAfterSeconds uint32 `protobuf:"varint,5,opt,name=retry_after_seconds,json=retryAfterSeconds,proto3" json:"retry_after_seconds,omitempty"` // of a renewal: when to ask again
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Pending) Reset() {
+	*x = Pending{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pending) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pending) ProtoMessage() {}
+
+func (x *Pending) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pending.ProtoReflect.Descriptor instead.
+func (*Pending) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Pending) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Pending) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Pending) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Pending) GetHoldSeconds() uint32 {
+	if x != nil {
+		return x.HoldSeconds
+	}
+	return 0
+}
+
+func (x *Pending) GetRetryAfterSeconds() uint32 {
+	if x != nil {
+		return x.RetryAfterSeconds
+	}
+	return 0
+}
+
 // Report says where the node may be reached.
 type Report struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1198,7 +1321,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[11]
+	mi := &file_redoubt_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1333,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[11]
+	mi := &file_redoubt_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1346,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Report) GetEndpoints() []*Endpoint {
@@ -1261,6 +1384,120 @@ func (x *Report) GetRelay() *Relay {
 	return nil
 }
 
+// Posture says what is new of the machine's health. What it does not name is as it was said before, on this stream or an earlier
+// one. It is for coordinators with the feature posture/1.
+type Posture struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Facts         []*PostureFact         `protobuf:"bytes,1,rep,name=facts,proto3" json:"facts,omitempty"`  // at most 64, each name once
+	Whole         bool                   `protobuf:"varint,2,opt,name=whole,proto3" json:"whole,omitempty"` // what is not named is not known any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Posture) Reset() {
+	*x = Posture{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Posture) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Posture) ProtoMessage() {}
+
+func (x *Posture) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Posture.ProtoReflect.Descriptor instead.
+func (*Posture) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Posture) GetFacts() []*PostureFact {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *Posture) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
+type PostureFact struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                // posture:NAME
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`                              // at most 256 bytes; empty: it is not known any more
+	TtlSeconds    uint32                 `protobuf:"varint,3,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // how long the value holds after the node was heard last
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PostureFact) Reset() {
+	*x = PostureFact{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PostureFact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PostureFact) ProtoMessage() {}
+
+func (x *PostureFact) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PostureFact.ProtoReflect.Descriptor instead.
+func (*PostureFact) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PostureFact) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PostureFact) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *PostureFact) GetTtlSeconds() uint32 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
 // Applied says which version the data path enforces.
 type Applied struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1271,7 +1508,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[12]
+	mi := &file_redoubt_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1520,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[12]
+	mi := &file_redoubt_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1533,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Applied) GetVersion() *Version {
@@ -1316,7 +1553,7 @@ type KeepAlive struct {
 
 func (x *KeepAlive) Reset() {
 	*x = KeepAlive{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[13]
+	mi := &file_redoubt_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1565,7 @@ func (x *KeepAlive) String() string {
 func (*KeepAlive) ProtoMessage() {}
 
 func (x *KeepAlive) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[13]
+	mi := &file_redoubt_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1578,7 @@ func (x *KeepAlive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAlive.ProtoReflect.Descriptor instead.
 func (*KeepAlive) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *KeepAlive) GetServerTime() int64 {
@@ -1357,13 +1594,16 @@ type Refusal struct {
 	Code              Refusal_Code           `protobuf:"varint,1,opt,name=code,proto3,enum=redoubt.v1.Refusal_Code" json:"code,omitempty"`
 	Message           string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`                                                 // what was refused and what to do next
 	RetryAfterSeconds uint32                 `protobuf:"varint,3,opt,name=retry_after_seconds,json=retryAfterSeconds,proto3" json:"retry_after_seconds,omitempty"` // 0: do not try again by yourself
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// The stream stays open for as long as the refusal stands: both sides say something this often, and when it ends it is worth
+	// connecting again. 0: it ends now.
+	HoldSeconds   uint32 `protobuf:"varint,20,opt,name=hold_seconds,json=holdSeconds,proto3" json:"hold_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[14]
+	mi := &file_redoubt_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1615,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[14]
+	mi := &file_redoubt_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1628,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Refusal) GetCode() Refusal_Code {
@@ -1412,12 +1652,19 @@ func (x *Refusal) GetRetryAfterSeconds() uint32 {
 	return 0
 }
 
+func (x *Refusal) GetHoldSeconds() uint32 {
+	if x != nil {
+		return x.HoldSeconds
+	}
+	return 0
+}
+
 var File_redoubt_v1_control_proto protoreflect.FileDescriptor
 
 const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"\x18redoubt/v1/control.proto\x12\n" +
-	"redoubt.v1\x1a\x17redoubt/v1/netmap.proto\"\xa7\x02\n" +
+	"redoubt.v1\x1a\x17redoubt/v1/netmap.proto\"\xd8\x02\n" +
 	"\x02Up\x12)\n" +
 	"\x05hello\x18\x01 \x01(\v2\x11.redoubt.v1.HelloH\x00R\x05hello\x12)\n" +
 	"\x05proof\x18\x02 \x01(\v2\x11.redoubt.v1.ProofH\x00R\x05proof\x12)\n" +
@@ -1425,8 +1672,9 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x06report\x18\x04 \x01(\v2\x12.redoubt.v1.ReportH\x00R\x06report\x12/\n" +
 	"\aapplied\x18\x05 \x01(\v2\x13.redoubt.v1.AppliedH\x00R\aapplied\x126\n" +
 	"\n" +
-	"keep_alive\x18\x06 \x01(\v2\x15.redoubt.v1.KeepAliveH\x00R\tkeepAliveB\t\n" +
-	"\amessage\"\xf1\x02\n" +
+	"keep_alive\x18\x06 \x01(\v2\x15.redoubt.v1.KeepAliveH\x00R\tkeepAlive\x12/\n" +
+	"\aposture\x18\a \x01(\v2\x13.redoubt.v1.PostureH\x00R\apostureB\t\n" +
+	"\amessage\"\xa2\x03\n" +
 	"\x04Down\x12/\n" +
 	"\awelcome\x18\x01 \x01(\v2\x13.redoubt.v1.WelcomeH\x00R\awelcome\x125\n" +
 	"\tchallenge\x18\x02 \x01(\v2\x15.redoubt.v1.ChallengeH\x00R\tchallenge\x12,\n" +
@@ -1435,7 +1683,8 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x05delta\x18\x05 \x01(\v2\x15.redoubt.v1.DeltaPartH\x00R\x05delta\x126\n" +
 	"\n" +
 	"keep_alive\x18\x06 \x01(\v2\x15.redoubt.v1.KeepAliveH\x00R\tkeepAlive\x12/\n" +
-	"\arefusal\x18\a \x01(\v2\x13.redoubt.v1.RefusalH\x00R\arefusalB\t\n" +
+	"\arefusal\x18\a \x01(\v2\x13.redoubt.v1.RefusalH\x00R\arefusal\x12/\n" +
+	"\apending\x18\x14 \x01(\v2\x13.redoubt.v1.PendingH\x00R\apendingB\t\n" +
 	"\amessage\"\xd0\x02\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
@@ -1508,7 +1757,13 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x05roots\x18\x03 \x03(\fR\x05roots\x12$\n" +
 	"\x04mesh\x18\x04 \x01(\v2\x10.redoubt.v1.MeshR\x04mesh\x12\x16\n" +
 	"\x06ticket\x18\x05 \x01(\fR\x06ticket\x12\x14\n" +
-	"\x05stays\x18\x06 \x01(\bR\x05stays\"\xd5\x01\n" +
+	"\x05stays\x18\x06 \x01(\bR\x05stays\"\x9e\x01\n" +
+	"\aPending\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12!\n" +
+	"\fhold_seconds\x18\x04 \x01(\rR\vholdSeconds\x12.\n" +
+	"\x13retry_after_seconds\x18\x05 \x01(\rR\x11retryAfterSeconds\"\xd5\x01\n" +
 	"\x06Report\x122\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x14.redoubt.v1.EndpointR\tendpoints\x12\x1f\n" +
 	"\vlisten_port\x18\x02 \x01(\rR\n" +
@@ -1516,16 +1771,25 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\bpath_key\x18\x03 \x01(\v2\x13.redoubt.v1.PathKeyR\apathKey\x12\x1d\n" +
 	"\n" +
 	"home_relay\x18\x04 \x01(\x06R\thomeRelay\x12'\n" +
-	"\x05relay\x18\x05 \x01(\v2\x11.redoubt.v1.RelayR\x05relay\"8\n" +
+	"\x05relay\x18\x05 \x01(\v2\x11.redoubt.v1.RelayR\x05relay\"N\n" +
+	"\aPosture\x12-\n" +
+	"\x05facts\x18\x01 \x03(\v2\x17.redoubt.v1.PostureFactR\x05facts\x12\x14\n" +
+	"\x05whole\x18\x02 \x01(\bR\x05whole\"X\n" +
+	"\vPostureFact\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x1f\n" +
+	"\vttl_seconds\x18\x03 \x01(\rR\n" +
+	"ttlSeconds\"8\n" +
 	"\aApplied\x12-\n" +
 	"\aversion\x18\x01 \x01(\v2\x13.redoubt.v1.VersionR\aversion\",\n" +
 	"\tKeepAlive\x12\x1f\n" +
 	"\vserver_time\x18\x01 \x01(\x03R\n" +
-	"serverTime\"\xcb\x03\n" +
+	"serverTime\"\xa5\x04\n" +
 	"\aRefusal\x12,\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x18.redoubt.v1.Refusal.CodeR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12.\n" +
-	"\x13retry_after_seconds\x18\x03 \x01(\rR\x11retryAfterSeconds\"\xc7\x02\n" +
+	"\x13retry_after_seconds\x18\x03 \x01(\rR\x11retryAfterSeconds\x12!\n" +
+	"\fhold_seconds\x18\x14 \x01(\rR\vholdSeconds\"\xfe\x02\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCODE_MALFORMED\x10\x01\x12\x10\n" +
@@ -1546,7 +1810,10 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x10CODE_QUARANTINED\x10\r\x12\x0f\n" +
 	"\vCODE_LOCKED\x10\x0f\x12\x16\n" +
 	"\x12CODE_MACHINE_KNOWN\x10\x10\x12\x12\n" +
-	"\x0eCODE_DOWNGRADE\x10\x11B<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
+	"\x0eCODE_DOWNGRADE\x10\x11\x12\x12\n" +
+	"\x0eCODE_ADMISSION\x10\x14\x12\x0f\n" +
+	"\vCODE_DENIED\x10\x15\x12\x10\n" +
+	"\fCODE_PENDING\x10\x16B<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
 var (
 	file_redoubt_v1_control_proto_rawDescOnce sync.Once
@@ -1561,66 +1828,72 @@ func file_redoubt_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_redoubt_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_redoubt_v1_control_proto_goTypes = []any{
-	(Refusal_Code)(0),  // 0: redoubt.v1.Refusal.Code
-	(*Up)(nil),         // 1: redoubt.v1.Up
-	(*Down)(nil),       // 2: redoubt.v1.Down
-	(*Hello)(nil),      // 3: redoubt.v1.Hello
-	(*Facts)(nil),      // 4: redoubt.v1.Facts
-	(*Enrol)(nil),      // 5: redoubt.v1.Enrol
-	(*Attach)(nil),     // 6: redoubt.v1.Attach
-	(*Welcome)(nil),    // 7: redoubt.v1.Welcome
-	(*Challenge)(nil),  // 8: redoubt.v1.Challenge
-	(*Proof)(nil),      // 9: redoubt.v1.Proof
-	(*Renew)(nil),      // 10: redoubt.v1.Renew
-	(*Result)(nil),     // 11: redoubt.v1.Result
-	(*Report)(nil),     // 12: redoubt.v1.Report
-	(*Applied)(nil),    // 13: redoubt.v1.Applied
-	(*KeepAlive)(nil),  // 14: redoubt.v1.KeepAlive
-	(*Refusal)(nil),    // 15: redoubt.v1.Refusal
-	nil,                // 16: redoubt.v1.Enrol.OpeningsEntry
-	(*NetmapPart)(nil), // 17: redoubt.v1.NetmapPart
-	(*DeltaPart)(nil),  // 18: redoubt.v1.DeltaPart
-	(*Prefix)(nil),     // 19: redoubt.v1.Prefix
-	(*Version)(nil),    // 20: redoubt.v1.Version
-	(*Mesh)(nil),       // 21: redoubt.v1.Mesh
-	(*Endpoint)(nil),   // 22: redoubt.v1.Endpoint
-	(*PathKey)(nil),    // 23: redoubt.v1.PathKey
-	(*Relay)(nil),      // 24: redoubt.v1.Relay
+	(Refusal_Code)(0),   // 0: redoubt.v1.Refusal.Code
+	(*Up)(nil),          // 1: redoubt.v1.Up
+	(*Down)(nil),        // 2: redoubt.v1.Down
+	(*Hello)(nil),       // 3: redoubt.v1.Hello
+	(*Facts)(nil),       // 4: redoubt.v1.Facts
+	(*Enrol)(nil),       // 5: redoubt.v1.Enrol
+	(*Attach)(nil),      // 6: redoubt.v1.Attach
+	(*Welcome)(nil),     // 7: redoubt.v1.Welcome
+	(*Challenge)(nil),   // 8: redoubt.v1.Challenge
+	(*Proof)(nil),       // 9: redoubt.v1.Proof
+	(*Renew)(nil),       // 10: redoubt.v1.Renew
+	(*Result)(nil),      // 11: redoubt.v1.Result
+	(*Pending)(nil),     // 12: redoubt.v1.Pending
+	(*Report)(nil),      // 13: redoubt.v1.Report
+	(*Posture)(nil),     // 14: redoubt.v1.Posture
+	(*PostureFact)(nil), // 15: redoubt.v1.PostureFact
+	(*Applied)(nil),     // 16: redoubt.v1.Applied
+	(*KeepAlive)(nil),   // 17: redoubt.v1.KeepAlive
+	(*Refusal)(nil),     // 18: redoubt.v1.Refusal
+	nil,                 // 19: redoubt.v1.Enrol.OpeningsEntry
+	(*NetmapPart)(nil),  // 20: redoubt.v1.NetmapPart
+	(*DeltaPart)(nil),   // 21: redoubt.v1.DeltaPart
+	(*Prefix)(nil),      // 22: redoubt.v1.Prefix
+	(*Version)(nil),     // 23: redoubt.v1.Version
+	(*Mesh)(nil),        // 24: redoubt.v1.Mesh
+	(*Endpoint)(nil),    // 25: redoubt.v1.Endpoint
+	(*PathKey)(nil),     // 26: redoubt.v1.PathKey
+	(*Relay)(nil),       // 27: redoubt.v1.Relay
 }
 var file_redoubt_v1_control_proto_depIdxs = []int32{
 	3,  // 0: redoubt.v1.Up.hello:type_name -> redoubt.v1.Hello
 	9,  // 1: redoubt.v1.Up.proof:type_name -> redoubt.v1.Proof
 	10, // 2: redoubt.v1.Up.renew:type_name -> redoubt.v1.Renew
-	12, // 3: redoubt.v1.Up.report:type_name -> redoubt.v1.Report
-	13, // 4: redoubt.v1.Up.applied:type_name -> redoubt.v1.Applied
-	14, // 5: redoubt.v1.Up.keep_alive:type_name -> redoubt.v1.KeepAlive
-	7,  // 6: redoubt.v1.Down.welcome:type_name -> redoubt.v1.Welcome
-	8,  // 7: redoubt.v1.Down.challenge:type_name -> redoubt.v1.Challenge
-	11, // 8: redoubt.v1.Down.result:type_name -> redoubt.v1.Result
-	17, // 9: redoubt.v1.Down.netmap:type_name -> redoubt.v1.NetmapPart
-	18, // 10: redoubt.v1.Down.delta:type_name -> redoubt.v1.DeltaPart
-	14, // 11: redoubt.v1.Down.keep_alive:type_name -> redoubt.v1.KeepAlive
-	15, // 12: redoubt.v1.Down.refusal:type_name -> redoubt.v1.Refusal
-	5,  // 13: redoubt.v1.Hello.enrol:type_name -> redoubt.v1.Enrol
-	6,  // 14: redoubt.v1.Hello.attach:type_name -> redoubt.v1.Attach
-	4,  // 15: redoubt.v1.Hello.facts:type_name -> redoubt.v1.Facts
-	19, // 16: redoubt.v1.Facts.routes:type_name -> redoubt.v1.Prefix
-	16, // 17: redoubt.v1.Enrol.openings:type_name -> redoubt.v1.Enrol.OpeningsEntry
-	20, // 18: redoubt.v1.Attach.applied:type_name -> redoubt.v1.Version
-	4,  // 19: redoubt.v1.Renew.facts:type_name -> redoubt.v1.Facts
-	21, // 20: redoubt.v1.Result.mesh:type_name -> redoubt.v1.Mesh
-	22, // 21: redoubt.v1.Report.endpoints:type_name -> redoubt.v1.Endpoint
-	23, // 22: redoubt.v1.Report.path_key:type_name -> redoubt.v1.PathKey
-	24, // 23: redoubt.v1.Report.relay:type_name -> redoubt.v1.Relay
-	20, // 24: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
-	0,  // 25: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	13, // 3: redoubt.v1.Up.report:type_name -> redoubt.v1.Report
+	16, // 4: redoubt.v1.Up.applied:type_name -> redoubt.v1.Applied
+	17, // 5: redoubt.v1.Up.keep_alive:type_name -> redoubt.v1.KeepAlive
+	14, // 6: redoubt.v1.Up.posture:type_name -> redoubt.v1.Posture
+	7,  // 7: redoubt.v1.Down.welcome:type_name -> redoubt.v1.Welcome
+	8,  // 8: redoubt.v1.Down.challenge:type_name -> redoubt.v1.Challenge
+	11, // 9: redoubt.v1.Down.result:type_name -> redoubt.v1.Result
+	20, // 10: redoubt.v1.Down.netmap:type_name -> redoubt.v1.NetmapPart
+	21, // 11: redoubt.v1.Down.delta:type_name -> redoubt.v1.DeltaPart
+	17, // 12: redoubt.v1.Down.keep_alive:type_name -> redoubt.v1.KeepAlive
+	18, // 13: redoubt.v1.Down.refusal:type_name -> redoubt.v1.Refusal
+	12, // 14: redoubt.v1.Down.pending:type_name -> redoubt.v1.Pending
+	5,  // 15: redoubt.v1.Hello.enrol:type_name -> redoubt.v1.Enrol
+	6,  // 16: redoubt.v1.Hello.attach:type_name -> redoubt.v1.Attach
+	4,  // 17: redoubt.v1.Hello.facts:type_name -> redoubt.v1.Facts
+	22, // 18: redoubt.v1.Facts.routes:type_name -> redoubt.v1.Prefix
+	19, // 19: redoubt.v1.Enrol.openings:type_name -> redoubt.v1.Enrol.OpeningsEntry
+	23, // 20: redoubt.v1.Attach.applied:type_name -> redoubt.v1.Version
+	4,  // 21: redoubt.v1.Renew.facts:type_name -> redoubt.v1.Facts
+	24, // 22: redoubt.v1.Result.mesh:type_name -> redoubt.v1.Mesh
+	25, // 23: redoubt.v1.Report.endpoints:type_name -> redoubt.v1.Endpoint
+	26, // 24: redoubt.v1.Report.path_key:type_name -> redoubt.v1.PathKey
+	27, // 25: redoubt.v1.Report.relay:type_name -> redoubt.v1.Relay
+	15, // 26: redoubt.v1.Posture.facts:type_name -> redoubt.v1.PostureFact
+	23, // 27: redoubt.v1.Applied.version:type_name -> redoubt.v1.Version
+	0,  // 28: redoubt.v1.Refusal.code:type_name -> redoubt.v1.Refusal.Code
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_control_proto_init() }
@@ -1636,6 +1909,7 @@ func file_redoubt_v1_control_proto_init() {
 		(*Up_Report)(nil),
 		(*Up_Applied)(nil),
 		(*Up_KeepAlive)(nil),
+		(*Up_Posture)(nil),
 	}
 	file_redoubt_v1_control_proto_msgTypes[1].OneofWrappers = []any{
 		(*Down_Welcome)(nil),
@@ -1645,6 +1919,7 @@ func file_redoubt_v1_control_proto_init() {
 		(*Down_Delta)(nil),
 		(*Down_KeepAlive)(nil),
 		(*Down_Refusal)(nil),
+		(*Down_Pending)(nil),
 	}
 	file_redoubt_v1_control_proto_msgTypes[2].OneofWrappers = []any{
 		(*Hello_Enrol)(nil),
@@ -1656,7 +1931,7 @@ func file_redoubt_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_control_proto_rawDesc), len(file_redoubt_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

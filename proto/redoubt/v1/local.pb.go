@@ -187,7 +187,7 @@ func (x *WatchResponse) GetStatus() *Status {
 
 type Status struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"` // see agent/machine: down, enrolling, starting, running, expired, locked, revoked
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"` // see agent/machine: down, enrolling, pending, starting, running, expired, locked, revoked
 	Node          *LocalNode             `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`   // absent before enrolment
 	Coordinator   *Coordinator           `protobuf:"bytes,3,opt,name=coordinator,proto3" json:"coordinator,omitempty"`
 	PolicyVersion string                 `protobuf:"bytes,4,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
@@ -201,6 +201,7 @@ type Status struct {
 	DeviceKey     string                 `protobuf:"bytes,40,opt,name=device_key,json=deviceKey,proto3" json:"device_key,omitempty"` // where it is: tpm or file; empty: there is none yet
 	Wireguard     *WireGuard             `protobuf:"bytes,20,opt,name=wireguard,proto3" json:"wireguard,omitempty"`                  // absent while there is no data path
 	Routing       *Routing               `protobuf:"bytes,12,opt,name=routing,proto3" json:"routing,omitempty"`
+	Pending       *PendingApproval       `protobuf:"bytes,50,opt,name=pending,proto3" json:"pending,omitempty"` // absent unless the machine waits for an administrator's approval
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -333,6 +334,74 @@ func (x *Status) GetRouting() *Routing {
 	return nil
 }
 
+func (x *Status) GetPending() *PendingApproval {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
+// PendingApproval is how administrators know a machine that waits for their approval.
+type PendingApproval struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"` // Unix seconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PendingApproval) Reset() {
+	*x = PendingApproval{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PendingApproval) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PendingApproval) ProtoMessage() {}
+
+func (x *PendingApproval) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PendingApproval.ProtoReflect.Descriptor instead.
+func (*PendingApproval) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PendingApproval) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *PendingApproval) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PendingApproval) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
 // WireGuard is what the engine counts of itself.
 type WireGuard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -344,7 +413,7 @@ type WireGuard struct {
 
 func (x *WireGuard) Reset() {
 	*x = WireGuard{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[5]
+	mi := &file_redoubt_v1_local_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -356,7 +425,7 @@ func (x *WireGuard) String() string {
 func (*WireGuard) ProtoMessage() {}
 
 func (x *WireGuard) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[5]
+	mi := &file_redoubt_v1_local_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -369,7 +438,7 @@ func (x *WireGuard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WireGuard.ProtoReflect.Descriptor instead.
 func (*WireGuard) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{5}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WireGuard) GetKeys() []*NodeKey {
@@ -397,7 +466,7 @@ type NodeKey struct {
 
 func (x *NodeKey) Reset() {
 	*x = NodeKey{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[6]
+	mi := &file_redoubt_v1_local_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -409,7 +478,7 @@ func (x *NodeKey) String() string {
 func (*NodeKey) ProtoMessage() {}
 
 func (x *NodeKey) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[6]
+	mi := &file_redoubt_v1_local_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -422,7 +491,7 @@ func (x *NodeKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeKey.ProtoReflect.Descriptor instead.
 func (*NodeKey) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{6}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeKey) GetPublicKey() string {
@@ -463,7 +532,7 @@ type Tunnel struct {
 
 func (x *Tunnel) Reset() {
 	*x = Tunnel{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[7]
+	mi := &file_redoubt_v1_local_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +544,7 @@ func (x *Tunnel) String() string {
 func (*Tunnel) ProtoMessage() {}
 
 func (x *Tunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[7]
+	mi := &file_redoubt_v1_local_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +557,7 @@ func (x *Tunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tunnel.ProtoReflect.Descriptor instead.
 func (*Tunnel) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{7}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Tunnel) GetPublicKey() string {
@@ -561,7 +630,7 @@ type Routing struct {
 
 func (x *Routing) Reset() {
 	*x = Routing{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[8]
+	mi := &file_redoubt_v1_local_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +642,7 @@ func (x *Routing) String() string {
 func (*Routing) ProtoMessage() {}
 
 func (x *Routing) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[8]
+	mi := &file_redoubt_v1_local_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +655,7 @@ func (x *Routing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Routing.ProtoReflect.Descriptor instead.
 func (*Routing) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Routing) GetOffered() []*OfferedRoute {
@@ -634,7 +703,7 @@ type OfferedRoute struct {
 
 func (x *OfferedRoute) Reset() {
 	*x = OfferedRoute{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[9]
+	mi := &file_redoubt_v1_local_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +715,7 @@ func (x *OfferedRoute) String() string {
 func (*OfferedRoute) ProtoMessage() {}
 
 func (x *OfferedRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[9]
+	mi := &file_redoubt_v1_local_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +728,7 @@ func (x *OfferedRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OfferedRoute.ProtoReflect.Descriptor instead.
 func (*OfferedRoute) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *OfferedRoute) GetPrefix() string {
@@ -688,7 +757,7 @@ type PeerRoute struct {
 
 func (x *PeerRoute) Reset() {
 	*x = PeerRoute{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[10]
+	mi := &file_redoubt_v1_local_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +769,7 @@ func (x *PeerRoute) String() string {
 func (*PeerRoute) ProtoMessage() {}
 
 func (x *PeerRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[10]
+	mi := &file_redoubt_v1_local_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +782,7 @@ func (x *PeerRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerRoute.ProtoReflect.Descriptor instead.
 func (*PeerRoute) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PeerRoute) GetPrefix() string {
@@ -758,7 +827,7 @@ type ExitNode struct {
 
 func (x *ExitNode) Reset() {
 	*x = ExitNode{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[11]
+	mi := &file_redoubt_v1_local_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +839,7 @@ func (x *ExitNode) String() string {
 func (*ExitNode) ProtoMessage() {}
 
 func (x *ExitNode) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[11]
+	mi := &file_redoubt_v1_local_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +852,7 @@ func (x *ExitNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitNode.ProtoReflect.Descriptor instead.
 func (*ExitNode) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExitNode) GetWanted() string {
@@ -843,7 +912,7 @@ type LocalNode struct {
 
 func (x *LocalNode) Reset() {
 	*x = LocalNode{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[12]
+	mi := &file_redoubt_v1_local_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +924,7 @@ func (x *LocalNode) String() string {
 func (*LocalNode) ProtoMessage() {}
 
 func (x *LocalNode) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[12]
+	mi := &file_redoubt_v1_local_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,7 +937,7 @@ func (x *LocalNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalNode.ProtoReflect.Descriptor instead.
 func (*LocalNode) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LocalNode) GetId() string {
@@ -931,7 +1000,7 @@ type Coordinator struct {
 
 func (x *Coordinator) Reset() {
 	*x = Coordinator{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[13]
+	mi := &file_redoubt_v1_local_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1012,7 @@ func (x *Coordinator) String() string {
 func (*Coordinator) ProtoMessage() {}
 
 func (x *Coordinator) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[13]
+	mi := &file_redoubt_v1_local_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1025,7 @@ func (x *Coordinator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Coordinator.ProtoReflect.Descriptor instead.
 func (*Coordinator) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Coordinator) GetConnected() bool {
@@ -987,20 +1056,25 @@ type LocalPeer struct {
 	Addresses          []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	User               string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	Tags               []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
-	Path               string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"` // direct, or empty while there is none
+	Path               string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"` // direct or relay; empty while there is none
 	Endpoint           string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	LastHandshake      int64                  `protobuf:"varint,8,opt,name=last_handshake,json=lastHandshake,proto3" json:"last_handshake,omitempty"` // Unix milliseconds; 0: never
 	RxBytes            uint64                 `protobuf:"varint,9,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
 	TxBytes            uint64                 `protobuf:"varint,10,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
-	CertificateExpires int64                  `protobuf:"varint,11,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds
-	Tunnel             *Tunnel                `protobuf:"bytes,20,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                                                    // absent while there is no data path
+	CertificateExpires int64                  `protobuf:"varint,11,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`                         // Unix seconds
+	PathSince          int64                  `protobuf:"varint,30,opt,name=path_since,json=pathSince,proto3" json:"path_since,omitempty"`                                                    // Unix milliseconds; 0: not known
+	PathRttUs          uint64                 `protobuf:"varint,31,opt,name=path_rtt_us,json=pathRttUs,proto3" json:"path_rtt_us,omitempty"`                                                  // of the path itself, without the host's own network stack; 0: not known
+	PathWhy            string                 `protobuf:"bytes,32,opt,name=path_why,json=pathWhy,proto3" json:"path_why,omitempty"`                                                           // why it is not direct, or in doubt
+	PathTransport      string                 `protobuf:"bytes,33,opt,name=path_transport,json=pathTransport,proto3" json:"path_transport,omitempty"`                                         // of a relay: udp or tls
+	Tunnel             *Tunnel                `protobuf:"bytes,20,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                                                                            // absent while there is no data path
+	Denied             map[string]uint64      `protobuf:"bytes,21,rep,name=denied,proto3" json:"denied,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // packets from and to it that the filter dropped, by reason
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *LocalPeer) Reset() {
 	*x = LocalPeer{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[14]
+	mi := &file_redoubt_v1_local_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1012,7 +1086,7 @@ func (x *LocalPeer) String() string {
 func (*LocalPeer) ProtoMessage() {}
 
 func (x *LocalPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[14]
+	mi := &file_redoubt_v1_local_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1025,7 +1099,7 @@ func (x *LocalPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalPeer.ProtoReflect.Descriptor instead.
 func (*LocalPeer) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LocalPeer) GetId() string {
@@ -1105,9 +1179,44 @@ func (x *LocalPeer) GetCertificateExpires() int64 {
 	return 0
 }
 
+func (x *LocalPeer) GetPathSince() int64 {
+	if x != nil {
+		return x.PathSince
+	}
+	return 0
+}
+
+func (x *LocalPeer) GetPathRttUs() uint64 {
+	if x != nil {
+		return x.PathRttUs
+	}
+	return 0
+}
+
+func (x *LocalPeer) GetPathWhy() string {
+	if x != nil {
+		return x.PathWhy
+	}
+	return ""
+}
+
+func (x *LocalPeer) GetPathTransport() string {
+	if x != nil {
+		return x.PathTransport
+	}
+	return ""
+}
+
 func (x *LocalPeer) GetTunnel() *Tunnel {
 	if x != nil {
 		return x.Tunnel
+	}
+	return nil
+}
+
+func (x *LocalPeer) GetDenied() map[string]uint64 {
+	if x != nil {
+		return x.Denied
 	}
 	return nil
 }
@@ -1124,7 +1233,7 @@ type FilterCounters struct {
 
 func (x *FilterCounters) Reset() {
 	*x = FilterCounters{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[15]
+	mi := &file_redoubt_v1_local_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1136,7 +1245,7 @@ func (x *FilterCounters) String() string {
 func (*FilterCounters) ProtoMessage() {}
 
 func (x *FilterCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[15]
+	mi := &file_redoubt_v1_local_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1149,7 +1258,7 @@ func (x *FilterCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilterCounters.ProtoReflect.Descriptor instead.
 func (*FilterCounters) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FilterCounters) GetFlows() uint64 {
@@ -1191,7 +1300,7 @@ type UpRequest struct {
 
 func (x *UpRequest) Reset() {
 	*x = UpRequest{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[16]
+	mi := &file_redoubt_v1_local_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1312,7 @@ func (x *UpRequest) String() string {
 func (*UpRequest) ProtoMessage() {}
 
 func (x *UpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[16]
+	mi := &file_redoubt_v1_local_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1325,7 @@ func (x *UpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpRequest.ProtoReflect.Descriptor instead.
 func (*UpRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpRequest) GetCode() string {
@@ -1255,7 +1364,7 @@ type RoutingChange struct {
 
 func (x *RoutingChange) Reset() {
 	*x = RoutingChange{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[17]
+	mi := &file_redoubt_v1_local_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1376,7 @@ func (x *RoutingChange) String() string {
 func (*RoutingChange) ProtoMessage() {}
 
 func (x *RoutingChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[17]
+	mi := &file_redoubt_v1_local_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1389,7 @@ func (x *RoutingChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutingChange.ProtoReflect.Descriptor instead.
 func (*RoutingChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{17}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RoutingChange) GetAdvertise() *RoutingChange_Prefixes {
@@ -1336,7 +1445,7 @@ type UpResponse struct {
 
 func (x *UpResponse) Reset() {
 	*x = UpResponse{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[18]
+	mi := &file_redoubt_v1_local_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1457,7 @@ func (x *UpResponse) String() string {
 func (*UpResponse) ProtoMessage() {}
 
 func (x *UpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[18]
+	mi := &file_redoubt_v1_local_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1470,7 @@ func (x *UpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpResponse.ProtoReflect.Descriptor instead.
 func (*UpResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{18}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpResponse) GetStep() string {
@@ -1393,7 +1502,7 @@ type DownRequest struct {
 
 func (x *DownRequest) Reset() {
 	*x = DownRequest{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[19]
+	mi := &file_redoubt_v1_local_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +1514,7 @@ func (x *DownRequest) String() string {
 func (*DownRequest) ProtoMessage() {}
 
 func (x *DownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[19]
+	mi := &file_redoubt_v1_local_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +1527,7 @@ func (x *DownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownRequest.ProtoReflect.Descriptor instead.
 func (*DownRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{19}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{20}
 }
 
 type DownResponse struct {
@@ -1429,7 +1538,7 @@ type DownResponse struct {
 
 func (x *DownResponse) Reset() {
 	*x = DownResponse{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[20]
+	mi := &file_redoubt_v1_local_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1550,7 @@ func (x *DownResponse) String() string {
 func (*DownResponse) ProtoMessage() {}
 
 func (x *DownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[20]
+	mi := &file_redoubt_v1_local_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1563,7 @@ func (x *DownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownResponse.ProtoReflect.Descriptor instead.
 func (*DownResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{20}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{21}
 }
 
 type PingRequest struct {
@@ -1468,7 +1577,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[21]
+	mi := &file_redoubt_v1_local_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1589,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[21]
+	mi := &file_redoubt_v1_local_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1602,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{21}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PingRequest) GetPeer() string {
@@ -1525,15 +1634,15 @@ type PingResponse struct {
 	Lost          bool                   `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
 	RttUs         uint64                 `protobuf:"varint,5,opt,name=rtt_us,json=rttUs,proto3" json:"rtt_us,omitempty"`
 	Path          string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`
-	Endpoint      string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
-	Reason        string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"` // why it was lost, where that is known
+	Endpoint      string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // an address, or the relay's name
+	Reason        string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`     // why it was lost, where that is known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[22]
+	mi := &file_redoubt_v1_local_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1654,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[22]
+	mi := &file_redoubt_v1_local_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1667,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{22}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PingResponse) GetPeerName() string {
@@ -1626,7 +1735,7 @@ type WhoisRequest struct {
 
 func (x *WhoisRequest) Reset() {
 	*x = WhoisRequest{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[23]
+	mi := &file_redoubt_v1_local_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1747,7 @@ func (x *WhoisRequest) String() string {
 func (*WhoisRequest) ProtoMessage() {}
 
 func (x *WhoisRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[23]
+	mi := &file_redoubt_v1_local_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1760,7 @@ func (x *WhoisRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoisRequest.ProtoReflect.Descriptor instead.
 func (*WhoisRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{23}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WhoisRequest) GetAddress() string {
@@ -1671,7 +1780,7 @@ type WhoisResponse struct {
 
 func (x *WhoisResponse) Reset() {
 	*x = WhoisResponse{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[24]
+	mi := &file_redoubt_v1_local_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1792,7 @@ func (x *WhoisResponse) String() string {
 func (*WhoisResponse) ProtoMessage() {}
 
 func (x *WhoisResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[24]
+	mi := &file_redoubt_v1_local_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1805,7 @@ func (x *WhoisResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoisResponse.ProtoReflect.Descriptor instead.
 func (*WhoisResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{24}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WhoisResponse) GetNode() *LocalNode {
@@ -1725,7 +1834,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[25]
+	mi := &file_redoubt_v1_local_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +1846,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[25]
+	mi := &file_redoubt_v1_local_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +1859,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{25}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WhyRequest) GetDestination() string {
@@ -1801,7 +1910,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[26]
+	mi := &file_redoubt_v1_local_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +1922,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[26]
+	mi := &file_redoubt_v1_local_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +1935,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{26}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WhyResponse) GetAllowed() bool {
@@ -1926,7 +2035,7 @@ type WhyRule struct {
 
 func (x *WhyRule) Reset() {
 	*x = WhyRule{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[27]
+	mi := &file_redoubt_v1_local_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +2047,7 @@ func (x *WhyRule) String() string {
 func (*WhyRule) ProtoMessage() {}
 
 func (x *WhyRule) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[27]
+	mi := &file_redoubt_v1_local_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +2060,7 @@ func (x *WhyRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRule.ProtoReflect.Descriptor instead.
 func (*WhyRule) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{27}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WhyRule) GetPath() string {
@@ -1989,6 +2098,544 @@ func (x *WhyRule) GetMissing() string {
 	return ""
 }
 
+type UnderlayRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayRequest) Reset() {
+	*x = UnderlayRequest{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayRequest) ProtoMessage() {}
+
+func (x *UnderlayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayRequest.ProtoReflect.Descriptor instead.
+func (*UnderlayRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{29}
+}
+
+type UnderlayResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Relays        []*UnderlayRelay       `protobuf:"bytes,1,rep,name=relays,proto3" json:"relays,omitempty"`
+	Router        *UnderlayRouter        `protobuf:"bytes,2,opt,name=router,proto3" json:"router,omitempty"`   // absent where the agent asks no router
+	Outside       []string               `protobuf:"bytes,3,rep,name=outside,proto3" json:"outside,omitempty"` // addresses at which others may reach the agent's port
+	Local         []string               `protobuf:"bytes,4,rep,name=local,proto3" json:"local,omitempty"`     // addresses of this host
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayResponse) Reset() {
+	*x = UnderlayResponse{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayResponse) ProtoMessage() {}
+
+func (x *UnderlayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayResponse.ProtoReflect.Descriptor instead.
+func (*UnderlayResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *UnderlayResponse) GetRelays() []*UnderlayRelay {
+	if x != nil {
+		return x.Relays
+	}
+	return nil
+}
+
+func (x *UnderlayResponse) GetRouter() *UnderlayRouter {
+	if x != nil {
+		return x.Router
+	}
+	return nil
+}
+
+func (x *UnderlayResponse) GetOutside() []string {
+	if x != nil {
+		return x.Outside
+	}
+	return nil
+}
+
+func (x *UnderlayResponse) GetLocal() []string {
+	if x != nil {
+		return x.Local
+	}
+	return nil
+}
+
+type UnderlayRelay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Region        string                 `protobuf:"bytes,2,opt,name=region,proto3" json:"region,omitempty"`
+	Udp           []string               `protobuf:"bytes,3,rep,name=udp,proto3" json:"udp,omitempty"` // addresses; empty: those of the URLs' hosts
+	UdpPort       uint32                 `protobuf:"varint,4,opt,name=udp_port,json=udpPort,proto3" json:"udp_port,omitempty"`
+	Urls          []string               `protobuf:"bytes,5,rep,name=urls,proto3" json:"urls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayRelay) Reset() {
+	*x = UnderlayRelay{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayRelay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayRelay) ProtoMessage() {}
+
+func (x *UnderlayRelay) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayRelay.ProtoReflect.Descriptor instead.
+func (*UnderlayRelay) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *UnderlayRelay) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UnderlayRelay) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *UnderlayRelay) GetUdp() []string {
+	if x != nil {
+		return x.Udp
+	}
+	return nil
+}
+
+func (x *UnderlayRelay) GetUdpPort() uint32 {
+	if x != nil {
+		return x.UdpPort
+	}
+	return 0
+}
+
+func (x *UnderlayRelay) GetUrls() []string {
+	if x != nil {
+		return x.Urls
+	}
+	return nil
+}
+
+type UnderlayRouter struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gateway       string                 `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Protocol      string                 `protobuf:"bytes,2,opt,name=protocol,proto3" json:"protocol,omitempty"` // PCP, NAT-PMP, UPnP
+	External      string                 `protobuf:"bytes,3,opt,name=external,proto3" json:"external,omitempty"` // the port that it opened; empty where it did not
+	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`   // why
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayRouter) Reset() {
+	*x = UnderlayRouter{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayRouter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayRouter) ProtoMessage() {}
+
+func (x *UnderlayRouter) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayRouter.ProtoReflect.Descriptor instead.
+func (*UnderlayRouter) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *UnderlayRouter) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *UnderlayRouter) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *UnderlayRouter) GetExternal() string {
+	if x != nil {
+		return x.External
+	}
+	return ""
+}
+
+func (x *UnderlayRouter) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+type PostureRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Refresh       bool                   `protobuf:"varint,1,opt,name=refresh,proto3" json:"refresh,omitempty"` // read everything anew first; takes root or the operator
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PostureRequest) Reset() {
+	*x = PostureRequest{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PostureRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PostureRequest) ProtoMessage() {}
+
+func (x *PostureRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PostureRequest.ProtoReflect.Descriptor instead.
+func (*PostureRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *PostureRequest) GetRefresh() bool {
+	if x != nil {
+		return x.Refresh
+	}
+	return false
+}
+
+type PostureResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Facts         []*LocalFact           `protobuf:"bytes,1,rep,name=facts,proto3" json:"facts,omitempty"`       // by name
+	Withheld      []*WithheldRule        `protobuf:"bytes,2,rep,name=withheld,proto3" json:"withheld,omitempty"` // rules that do not hold for this node now
+	Told          bool                   `protobuf:"varint,3,opt,name=told,proto3" json:"told,omitempty"`        // the coordinator is connected, and takes facts
+	PolicyVersion string                 `protobuf:"bytes,4,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
+	Problems      []string               `protobuf:"bytes,5,rep,name=problems,proto3" json:"problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PostureResponse) Reset() {
+	*x = PostureResponse{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PostureResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PostureResponse) ProtoMessage() {}
+
+func (x *PostureResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PostureResponse.ProtoReflect.Descriptor instead.
+func (*PostureResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *PostureResponse) GetFacts() []*LocalFact {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *PostureResponse) GetWithheld() []*WithheldRule {
+	if x != nil {
+		return x.Withheld
+	}
+	return nil
+}
+
+func (x *PostureResponse) GetTold() bool {
+	if x != nil {
+		return x.Told
+	}
+	return false
+}
+
+func (x *PostureResponse) GetPolicyVersion() string {
+	if x != nil {
+		return x.PolicyVersion
+	}
+	return ""
+}
+
+func (x *PostureResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+// LocalFact is something that this machine says of itself.
+type LocalFact struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`      // empty: not known
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`    // reported
+	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`     // Unix seconds: when it became so, as far as it was seen
+	Checked       int64                  `protobuf:"varint,5,opt,name=checked,proto3" json:"checked,omitempty"` // Unix seconds: when it was read last
+	TtlSeconds    uint32                 `protobuf:"varint,6,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	Note          string                 `protobuf:"bytes,7,opt,name=note,proto3" json:"note,omitempty"` // what the value is about, or why there is none
+	Mend          string                 `protobuf:"bytes,8,opt,name=mend,proto3" json:"mend,omitempty"` // what to do, where a rule does not hold because of it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalFact) Reset() {
+	*x = LocalFact{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalFact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalFact) ProtoMessage() {}
+
+func (x *LocalFact) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalFact.ProtoReflect.Descriptor instead.
+func (*LocalFact) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *LocalFact) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LocalFact) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *LocalFact) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *LocalFact) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *LocalFact) GetChecked() int64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
+
+func (x *LocalFact) GetTtlSeconds() uint32 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+func (x *LocalFact) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *LocalFact) GetMend() string {
+	if x != nil {
+		return x.Mend
+	}
+	return ""
+}
+
+// WithheldRule is a rule that does not hold.
+type WithheldRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // such as grants[3]
+	Line          int32                  `protobuf:"varint,2,opt,name=line,proto3" json:"line,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Facts         []string               `protobuf:"bytes,4,rep,name=facts,proto3" json:"facts,omitempty"` // of this machine that the reason names
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WithheldRule) Reset() {
+	*x = WithheldRule{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WithheldRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WithheldRule) ProtoMessage() {}
+
+func (x *WithheldRule) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WithheldRule.ProtoReflect.Descriptor instead.
+func (*WithheldRule) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *WithheldRule) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *WithheldRule) GetLine() int32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *WithheldRule) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *WithheldRule) GetFacts() []string {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
 type RoutingChange_Prefixes struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefixes      []string               `protobuf:"bytes,1,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
@@ -1998,7 +2645,7 @@ type RoutingChange_Prefixes struct {
 
 func (x *RoutingChange_Prefixes) Reset() {
 	*x = RoutingChange_Prefixes{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	mi := &file_redoubt_v1_local_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2657,7 @@ func (x *RoutingChange_Prefixes) String() string {
 func (*RoutingChange_Prefixes) ProtoMessage() {}
 
 func (x *RoutingChange_Prefixes) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	mi := &file_redoubt_v1_local_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2670,7 @@ func (x *RoutingChange_Prefixes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutingChange_Prefixes.ProtoReflect.Descriptor instead.
 func (*RoutingChange_Prefixes) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{17, 0}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{18, 0}
 }
 
 func (x *RoutingChange_Prefixes) GetPrefixes() []string {
@@ -2044,7 +2691,7 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x0eStatusResponse\x12*\n" +
 	"\x06status\x18\x01 \x01(\v2\x12.redoubt.v1.StatusR\x06status\";\n" +
 	"\rWatchResponse\x12*\n" +
-	"\x06status\x18\x01 \x01(\v2\x12.redoubt.v1.StatusR\x06status\"\xa5\x04\n" +
+	"\x06status\x18\x01 \x01(\v2\x12.redoubt.v1.StatusR\x06status\"\xdc\x04\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12)\n" +
 	"\x04node\x18\x02 \x01(\v2\x15.redoubt.v1.LocalNodeR\x04node\x129\n" +
@@ -2063,7 +2710,12 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"device_key\x18( \x01(\tR\tdeviceKey\x123\n" +
 	"\twireguard\x18\x14 \x01(\v2\x15.redoubt.v1.WireGuardR\twireguard\x12-\n" +
-	"\arouting\x18\f \x01(\v2\x13.redoubt.v1.RoutingR\arouting\"\xa6\x01\n" +
+	"\arouting\x18\f \x01(\v2\x13.redoubt.v1.RoutingR\arouting\x125\n" +
+	"\apending\x182 \x01(\v2\x1b.redoubt.v1.PendingApprovalR\apending\"O\n" +
+	"\x0fPendingApproval\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\"\xa6\x01\n" +
 	"\tWireGuard\x12'\n" +
 	"\x04keys\x18\x01 \x03(\v2\x13.redoubt.v1.NodeKeyR\x04keys\x126\n" +
 	"\x05drops\x18\x02 \x03(\v2 .redoubt.v1.WireGuard.DropsEntryR\x05drops\x1a8\n" +
@@ -2127,7 +2779,7 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1d\n" +
 	"\n" +
 	"last_heard\x18\x02 \x01(\x03R\tlastHeard\x12\x10\n" +
-	"\x03url\x18\x03 \x01(\tR\x03url\"\xdf\x02\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\"\xd6\x04\n" +
 	"\tLocalPeer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -2140,8 +2792,17 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\brx_bytes\x18\t \x01(\x04R\arxBytes\x12\x19\n" +
 	"\btx_bytes\x18\n" +
 	" \x01(\x04R\atxBytes\x12/\n" +
-	"\x13certificate_expires\x18\v \x01(\x03R\x12certificateExpires\x12*\n" +
-	"\x06tunnel\x18\x14 \x01(\v2\x12.redoubt.v1.TunnelR\x06tunnel\"\xed\x01\n" +
+	"\x13certificate_expires\x18\v \x01(\x03R\x12certificateExpires\x12\x1d\n" +
+	"\n" +
+	"path_since\x18\x1e \x01(\x03R\tpathSince\x12\x1e\n" +
+	"\vpath_rtt_us\x18\x1f \x01(\x04R\tpathRttUs\x12\x19\n" +
+	"\bpath_why\x18  \x01(\tR\apathWhy\x12%\n" +
+	"\x0epath_transport\x18! \x01(\tR\rpathTransport\x12*\n" +
+	"\x06tunnel\x18\x14 \x01(\v2\x12.redoubt.v1.TunnelR\x06tunnel\x129\n" +
+	"\x06denied\x18\x15 \x03(\v2!.redoubt.v1.LocalPeer.DeniedEntryR\x06denied\x1a9\n" +
+	"\vDeniedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xed\x01\n" +
 	"\x0eFilterCounters\x12\x14\n" +
 	"\x05flows\x18\x01 \x01(\x04R\x05flows\x12'\n" +
 	"\x0fallowed_packets\x18\x02 \x01(\x04R\x0eallowedPackets\x12%\n" +
@@ -2221,7 +2882,47 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x04line\x18\x02 \x01(\x05R\x04line\x12\x16\n" +
 	"\x06action\x18\x03 \x01(\tR\x06action\x12\x14\n" +
 	"\x05until\x18\x04 \x01(\x03R\x05until\x12\x18\n" +
-	"\amissing\x18\x05 \x01(\tR\amissing2\xb4\x03\n" +
+	"\amissing\x18\x05 \x01(\tR\amissing\"\x11\n" +
+	"\x0fUnderlayRequest\"\xa9\x01\n" +
+	"\x10UnderlayResponse\x121\n" +
+	"\x06relays\x18\x01 \x03(\v2\x19.redoubt.v1.UnderlayRelayR\x06relays\x122\n" +
+	"\x06router\x18\x02 \x01(\v2\x1a.redoubt.v1.UnderlayRouterR\x06router\x12\x18\n" +
+	"\aoutside\x18\x03 \x03(\tR\aoutside\x12\x14\n" +
+	"\x05local\x18\x04 \x03(\tR\x05local\"|\n" +
+	"\rUnderlayRelay\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06region\x18\x02 \x01(\tR\x06region\x12\x10\n" +
+	"\x03udp\x18\x03 \x03(\tR\x03udp\x12\x19\n" +
+	"\budp_port\x18\x04 \x01(\rR\audpPort\x12\x12\n" +
+	"\x04urls\x18\x05 \x03(\tR\x04urls\"|\n" +
+	"\x0eUnderlayRouter\x12\x18\n" +
+	"\agateway\x18\x01 \x01(\tR\agateway\x12\x1a\n" +
+	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x1a\n" +
+	"\bexternal\x18\x03 \x01(\tR\bexternal\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\"*\n" +
+	"\x0ePostureRequest\x12\x18\n" +
+	"\arefresh\x18\x01 \x01(\bR\arefresh\"\xcb\x01\n" +
+	"\x0fPostureResponse\x12+\n" +
+	"\x05facts\x18\x01 \x03(\v2\x15.redoubt.v1.LocalFactR\x05facts\x124\n" +
+	"\bwithheld\x18\x02 \x03(\v2\x18.redoubt.v1.WithheldRuleR\bwithheld\x12\x12\n" +
+	"\x04told\x18\x03 \x01(\bR\x04told\x12%\n" +
+	"\x0epolicy_version\x18\x04 \x01(\tR\rpolicyVersion\x12\x1a\n" +
+	"\bproblems\x18\x05 \x03(\tR\bproblems\"\xc6\x01\n" +
+	"\tLocalFact\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\x12\x18\n" +
+	"\achecked\x18\x05 \x01(\x03R\achecked\x12\x1f\n" +
+	"\vttl_seconds\x18\x06 \x01(\rR\n" +
+	"ttlSeconds\x12\x12\n" +
+	"\x04note\x18\a \x01(\tR\x04note\x12\x12\n" +
+	"\x04mend\x18\b \x01(\tR\x04mend\"d\n" +
+	"\fWithheldRule\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04line\x18\x02 \x01(\x05R\x04line\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05facts\x18\x04 \x03(\tR\x05facts2\xbf\x04\n" +
 	"\fLocalService\x12?\n" +
 	"\x06Status\x12\x19.redoubt.v1.StatusRequest\x1a\x1a.redoubt.v1.StatusResponse\x12>\n" +
 	"\x05Watch\x12\x18.redoubt.v1.WatchRequest\x1a\x19.redoubt.v1.WatchResponse0\x01\x125\n" +
@@ -2229,7 +2930,9 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x04Down\x12\x17.redoubt.v1.DownRequest\x1a\x18.redoubt.v1.DownResponse\x12;\n" +
 	"\x04Ping\x12\x17.redoubt.v1.PingRequest\x1a\x18.redoubt.v1.PingResponse0\x01\x12<\n" +
 	"\x05Whois\x12\x18.redoubt.v1.WhoisRequest\x1a\x19.redoubt.v1.WhoisResponse\x126\n" +
-	"\x03Why\x12\x16.redoubt.v1.WhyRequest\x1a\x17.redoubt.v1.WhyResponseB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
+	"\x03Why\x12\x16.redoubt.v1.WhyRequest\x1a\x17.redoubt.v1.WhyResponse\x12E\n" +
+	"\bUnderlay\x12\x1b.redoubt.v1.UnderlayRequest\x1a\x1c.redoubt.v1.UnderlayResponse\x12B\n" +
+	"\aPosture\x12\x1a.redoubt.v1.PostureRequest\x1a\x1b.redoubt.v1.PostureResponseB<Z:github.com/redoubt-mesh/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
 var (
 	file_redoubt_v1_local_proto_rawDescOnce sync.Once
@@ -2243,86 +2946,106 @@ func file_redoubt_v1_local_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_local_proto_rawDescData
 }
 
-var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_redoubt_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: redoubt.v1.StatusRequest
 	(*WatchRequest)(nil),           // 1: redoubt.v1.WatchRequest
 	(*StatusResponse)(nil),         // 2: redoubt.v1.StatusResponse
 	(*WatchResponse)(nil),          // 3: redoubt.v1.WatchResponse
 	(*Status)(nil),                 // 4: redoubt.v1.Status
-	(*WireGuard)(nil),              // 5: redoubt.v1.WireGuard
-	(*NodeKey)(nil),                // 6: redoubt.v1.NodeKey
-	(*Tunnel)(nil),                 // 7: redoubt.v1.Tunnel
-	(*Routing)(nil),                // 8: redoubt.v1.Routing
-	(*OfferedRoute)(nil),           // 9: redoubt.v1.OfferedRoute
-	(*PeerRoute)(nil),              // 10: redoubt.v1.PeerRoute
-	(*ExitNode)(nil),               // 11: redoubt.v1.ExitNode
-	(*LocalNode)(nil),              // 12: redoubt.v1.LocalNode
-	(*Coordinator)(nil),            // 13: redoubt.v1.Coordinator
-	(*LocalPeer)(nil),              // 14: redoubt.v1.LocalPeer
-	(*FilterCounters)(nil),         // 15: redoubt.v1.FilterCounters
-	(*UpRequest)(nil),              // 16: redoubt.v1.UpRequest
-	(*RoutingChange)(nil),          // 17: redoubt.v1.RoutingChange
-	(*UpResponse)(nil),             // 18: redoubt.v1.UpResponse
-	(*DownRequest)(nil),            // 19: redoubt.v1.DownRequest
-	(*DownResponse)(nil),           // 20: redoubt.v1.DownResponse
-	(*PingRequest)(nil),            // 21: redoubt.v1.PingRequest
-	(*PingResponse)(nil),           // 22: redoubt.v1.PingResponse
-	(*WhoisRequest)(nil),           // 23: redoubt.v1.WhoisRequest
-	(*WhoisResponse)(nil),          // 24: redoubt.v1.WhoisResponse
-	(*WhyRequest)(nil),             // 25: redoubt.v1.WhyRequest
-	(*WhyResponse)(nil),            // 26: redoubt.v1.WhyResponse
-	(*WhyRule)(nil),                // 27: redoubt.v1.WhyRule
-	nil,                            // 28: redoubt.v1.WireGuard.DropsEntry
-	nil,                            // 29: redoubt.v1.Tunnel.DropsEntry
-	nil,                            // 30: redoubt.v1.FilterCounters.DropsEntry
-	(*RoutingChange_Prefixes)(nil), // 31: redoubt.v1.RoutingChange.Prefixes
-	(*Capability)(nil),             // 32: redoubt.v1.Capability
+	(*PendingApproval)(nil),        // 5: redoubt.v1.PendingApproval
+	(*WireGuard)(nil),              // 6: redoubt.v1.WireGuard
+	(*NodeKey)(nil),                // 7: redoubt.v1.NodeKey
+	(*Tunnel)(nil),                 // 8: redoubt.v1.Tunnel
+	(*Routing)(nil),                // 9: redoubt.v1.Routing
+	(*OfferedRoute)(nil),           // 10: redoubt.v1.OfferedRoute
+	(*PeerRoute)(nil),              // 11: redoubt.v1.PeerRoute
+	(*ExitNode)(nil),               // 12: redoubt.v1.ExitNode
+	(*LocalNode)(nil),              // 13: redoubt.v1.LocalNode
+	(*Coordinator)(nil),            // 14: redoubt.v1.Coordinator
+	(*LocalPeer)(nil),              // 15: redoubt.v1.LocalPeer
+	(*FilterCounters)(nil),         // 16: redoubt.v1.FilterCounters
+	(*UpRequest)(nil),              // 17: redoubt.v1.UpRequest
+	(*RoutingChange)(nil),          // 18: redoubt.v1.RoutingChange
+	(*UpResponse)(nil),             // 19: redoubt.v1.UpResponse
+	(*DownRequest)(nil),            // 20: redoubt.v1.DownRequest
+	(*DownResponse)(nil),           // 21: redoubt.v1.DownResponse
+	(*PingRequest)(nil),            // 22: redoubt.v1.PingRequest
+	(*PingResponse)(nil),           // 23: redoubt.v1.PingResponse
+	(*WhoisRequest)(nil),           // 24: redoubt.v1.WhoisRequest
+	(*WhoisResponse)(nil),          // 25: redoubt.v1.WhoisResponse
+	(*WhyRequest)(nil),             // 26: redoubt.v1.WhyRequest
+	(*WhyResponse)(nil),            // 27: redoubt.v1.WhyResponse
+	(*WhyRule)(nil),                // 28: redoubt.v1.WhyRule
+	(*UnderlayRequest)(nil),        // 29: redoubt.v1.UnderlayRequest
+	(*UnderlayResponse)(nil),       // 30: redoubt.v1.UnderlayResponse
+	(*UnderlayRelay)(nil),          // 31: redoubt.v1.UnderlayRelay
+	(*UnderlayRouter)(nil),         // 32: redoubt.v1.UnderlayRouter
+	(*PostureRequest)(nil),         // 33: redoubt.v1.PostureRequest
+	(*PostureResponse)(nil),        // 34: redoubt.v1.PostureResponse
+	(*LocalFact)(nil),              // 35: redoubt.v1.LocalFact
+	(*WithheldRule)(nil),           // 36: redoubt.v1.WithheldRule
+	nil,                            // 37: redoubt.v1.WireGuard.DropsEntry
+	nil,                            // 38: redoubt.v1.Tunnel.DropsEntry
+	nil,                            // 39: redoubt.v1.LocalPeer.DeniedEntry
+	nil,                            // 40: redoubt.v1.FilterCounters.DropsEntry
+	(*RoutingChange_Prefixes)(nil), // 41: redoubt.v1.RoutingChange.Prefixes
+	(*Capability)(nil),             // 42: redoubt.v1.Capability
 }
 var file_redoubt_v1_local_proto_depIdxs = []int32{
 	4,  // 0: redoubt.v1.StatusResponse.status:type_name -> redoubt.v1.Status
 	4,  // 1: redoubt.v1.WatchResponse.status:type_name -> redoubt.v1.Status
-	12, // 2: redoubt.v1.Status.node:type_name -> redoubt.v1.LocalNode
-	13, // 3: redoubt.v1.Status.coordinator:type_name -> redoubt.v1.Coordinator
-	14, // 4: redoubt.v1.Status.peers:type_name -> redoubt.v1.LocalPeer
-	15, // 5: redoubt.v1.Status.filter:type_name -> redoubt.v1.FilterCounters
-	5,  // 6: redoubt.v1.Status.wireguard:type_name -> redoubt.v1.WireGuard
-	8,  // 7: redoubt.v1.Status.routing:type_name -> redoubt.v1.Routing
-	6,  // 8: redoubt.v1.WireGuard.keys:type_name -> redoubt.v1.NodeKey
-	28, // 9: redoubt.v1.WireGuard.drops:type_name -> redoubt.v1.WireGuard.DropsEntry
-	29, // 10: redoubt.v1.Tunnel.drops:type_name -> redoubt.v1.Tunnel.DropsEntry
-	9,  // 11: redoubt.v1.Routing.offered:type_name -> redoubt.v1.OfferedRoute
-	10, // 12: redoubt.v1.Routing.routes:type_name -> redoubt.v1.PeerRoute
-	11, // 13: redoubt.v1.Routing.exit_node:type_name -> redoubt.v1.ExitNode
-	7,  // 14: redoubt.v1.LocalPeer.tunnel:type_name -> redoubt.v1.Tunnel
-	30, // 15: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
-	17, // 16: redoubt.v1.UpRequest.routing:type_name -> redoubt.v1.RoutingChange
-	31, // 17: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
-	4,  // 18: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
-	12, // 19: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
-	32, // 20: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
-	27, // 21: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
-	27, // 22: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
-	27, // 23: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
-	0,  // 24: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
-	1,  // 25: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
-	16, // 26: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
-	19, // 27: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
-	21, // 28: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
-	23, // 29: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
-	25, // 30: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
-	2,  // 31: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
-	3,  // 32: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
-	18, // 33: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
-	20, // 34: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
-	22, // 35: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
-	24, // 36: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
-	26, // 37: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
-	31, // [31:38] is the sub-list for method output_type
-	24, // [24:31] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	13, // 2: redoubt.v1.Status.node:type_name -> redoubt.v1.LocalNode
+	14, // 3: redoubt.v1.Status.coordinator:type_name -> redoubt.v1.Coordinator
+	15, // 4: redoubt.v1.Status.peers:type_name -> redoubt.v1.LocalPeer
+	16, // 5: redoubt.v1.Status.filter:type_name -> redoubt.v1.FilterCounters
+	6,  // 6: redoubt.v1.Status.wireguard:type_name -> redoubt.v1.WireGuard
+	9,  // 7: redoubt.v1.Status.routing:type_name -> redoubt.v1.Routing
+	5,  // 8: redoubt.v1.Status.pending:type_name -> redoubt.v1.PendingApproval
+	7,  // 9: redoubt.v1.WireGuard.keys:type_name -> redoubt.v1.NodeKey
+	37, // 10: redoubt.v1.WireGuard.drops:type_name -> redoubt.v1.WireGuard.DropsEntry
+	38, // 11: redoubt.v1.Tunnel.drops:type_name -> redoubt.v1.Tunnel.DropsEntry
+	10, // 12: redoubt.v1.Routing.offered:type_name -> redoubt.v1.OfferedRoute
+	11, // 13: redoubt.v1.Routing.routes:type_name -> redoubt.v1.PeerRoute
+	12, // 14: redoubt.v1.Routing.exit_node:type_name -> redoubt.v1.ExitNode
+	8,  // 15: redoubt.v1.LocalPeer.tunnel:type_name -> redoubt.v1.Tunnel
+	39, // 16: redoubt.v1.LocalPeer.denied:type_name -> redoubt.v1.LocalPeer.DeniedEntry
+	40, // 17: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
+	18, // 18: redoubt.v1.UpRequest.routing:type_name -> redoubt.v1.RoutingChange
+	41, // 19: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
+	4,  // 20: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
+	13, // 21: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
+	42, // 22: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
+	28, // 23: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
+	28, // 24: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
+	28, // 25: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
+	31, // 26: redoubt.v1.UnderlayResponse.relays:type_name -> redoubt.v1.UnderlayRelay
+	32, // 27: redoubt.v1.UnderlayResponse.router:type_name -> redoubt.v1.UnderlayRouter
+	35, // 28: redoubt.v1.PostureResponse.facts:type_name -> redoubt.v1.LocalFact
+	36, // 29: redoubt.v1.PostureResponse.withheld:type_name -> redoubt.v1.WithheldRule
+	0,  // 30: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
+	1,  // 31: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
+	17, // 32: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
+	20, // 33: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
+	22, // 34: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
+	24, // 35: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
+	26, // 36: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
+	29, // 37: redoubt.v1.LocalService.Underlay:input_type -> redoubt.v1.UnderlayRequest
+	33, // 38: redoubt.v1.LocalService.Posture:input_type -> redoubt.v1.PostureRequest
+	2,  // 39: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
+	3,  // 40: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
+	19, // 41: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
+	21, // 42: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
+	23, // 43: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
+	25, // 44: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
+	27, // 45: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
+	30, // 46: redoubt.v1.LocalService.Underlay:output_type -> redoubt.v1.UnderlayResponse
+	34, // 47: redoubt.v1.LocalService.Posture:output_type -> redoubt.v1.PostureResponse
+	39, // [39:48] is the sub-list for method output_type
+	30, // [30:39] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_local_proto_init() }
@@ -2331,14 +3054,14 @@ func file_redoubt_v1_local_proto_init() {
 		return
 	}
 	file_redoubt_v1_netmap_proto_init()
-	file_redoubt_v1_local_proto_msgTypes[17].OneofWrappers = []any{}
+	file_redoubt_v1_local_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_local_proto_rawDesc), len(file_redoubt_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

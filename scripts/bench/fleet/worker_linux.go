@@ -111,7 +111,7 @@ func (w *crowd) do(c command, a *answer) error {
 		w.collect(a)
 	case "report":
 		e := proto.Endpoint{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), c.Port), Kind: proto.EndpointInterface}
-		(*w)[c.Node].client.Load().Report([]proto.Endpoint{e}, c.Port)
+		(*w)[c.Node].client.Load().Report(proto.Reach{Endpoints: []proto.Endpoint{e}}, c.Port)
 	case "renew":
 		return w.renew(c.Count, c.Over)
 	default:

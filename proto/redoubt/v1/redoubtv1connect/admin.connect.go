@@ -55,6 +55,11 @@ const (
 	// AdminServiceReleaseNodeProcedure is the fully-qualified name of the AdminService's ReleaseNode
 	// RPC.
 	AdminServiceReleaseNodeProcedure = "/redoubt.v1.AdminService/ReleaseNode"
+	// AdminServiceApproveNodeProcedure is the fully-qualified name of the AdminService's ApproveNode
+	// RPC.
+	AdminServiceApproveNodeProcedure = "/redoubt.v1.AdminService/ApproveNode"
+	// AdminServiceDenyNodeProcedure is the fully-qualified name of the AdminService's DenyNode RPC.
+	AdminServiceDenyNodeProcedure = "/redoubt.v1.AdminService/DenyNode"
 	// AdminServiceSetFactProcedure is the fully-qualified name of the AdminService's SetFact RPC.
 	AdminServiceSetFactProcedure = "/redoubt.v1.AdminService/SetFact"
 	// AdminServiceUnsetFactProcedure is the fully-qualified name of the AdminService's UnsetFact RPC.
@@ -83,6 +88,21 @@ const (
 	AdminServiceListLocksProcedure = "/redoubt.v1.AdminService/ListLocks"
 	// AdminServiceDeleteLockProcedure is the fully-qualified name of the AdminService's DeleteLock RPC.
 	AdminServiceDeleteLockProcedure = "/redoubt.v1.AdminService/DeleteLock"
+	// AdminServiceGetRootsProcedure is the fully-qualified name of the AdminService's GetRoots RPC.
+	AdminServiceGetRootsProcedure = "/redoubt.v1.AdminService/GetRoots"
+	// AdminServiceRotateRootProcedure is the fully-qualified name of the AdminService's RotateRoot RPC.
+	AdminServiceRotateRootProcedure = "/redoubt.v1.AdminService/RotateRoot"
+	// AdminServiceRetireRootProcedure is the fully-qualified name of the AdminService's RetireRoot RPC.
+	AdminServiceRetireRootProcedure = "/redoubt.v1.AdminService/RetireRoot"
+	// AdminServiceForgetRootKeyProcedure is the fully-qualified name of the AdminService's
+	// ForgetRootKey RPC.
+	AdminServiceForgetRootKeyProcedure = "/redoubt.v1.AdminService/ForgetRootKey"
+	// AdminServiceRequestIntermediateProcedure is the fully-qualified name of the AdminService's
+	// RequestIntermediate RPC.
+	AdminServiceRequestIntermediateProcedure = "/redoubt.v1.AdminService/RequestIntermediate"
+	// AdminServiceInstallIntermediateProcedure is the fully-qualified name of the AdminService's
+	// InstallIntermediate RPC.
+	AdminServiceInstallIntermediateProcedure = "/redoubt.v1.AdminService/InstallIntermediate"
 	// AdminServiceListAuditProcedure is the fully-qualified name of the AdminService's ListAudit RPC.
 	AdminServiceListAuditProcedure = "/redoubt.v1.AdminService/ListAudit"
 	// AdminServiceExportAuditProcedure is the fully-qualified name of the AdminService's ExportAudit
@@ -106,6 +126,8 @@ type AdminServiceClient interface {
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
 	ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error)
 	ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error)
+	ApproveNode(context.Context, *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error)
+	DenyNode(context.Context, *v1.DenyNodeRequest) (*v1.DenyNodeResponse, error)
 	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
 	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
 	ApproveRoutes(context.Context, *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error)
@@ -118,6 +140,13 @@ type AdminServiceClient interface {
 	CreateLock(context.Context, *v1.CreateLockRequest) (*v1.CreateLockResponse, error)
 	ListLocks(context.Context, *v1.ListLocksRequest) (*v1.ListLocksResponse, error)
 	DeleteLock(context.Context, *v1.DeleteLockRequest) (*v1.DeleteLockResponse, error)
+	GetRoots(context.Context, *v1.GetRootsRequest) (*v1.GetRootsResponse, error)
+	RotateRoot(context.Context, *v1.RotateRootRequest) (*v1.RotateRootResponse, error)
+	RetireRoot(context.Context, *v1.RetireRootRequest) (*v1.RetireRootResponse, error)
+	// ForgetRootKey removes the root's key from the coordinator's machine, for whoever has read it.
+	ForgetRootKey(context.Context, *v1.ForgetRootKeyRequest) (*v1.ForgetRootKeyResponse, error)
+	RequestIntermediate(context.Context, *v1.RequestIntermediateRequest) (*v1.RequestIntermediateResponse, error)
+	InstallIntermediate(context.Context, *v1.InstallIntermediateRequest) (*v1.InstallIntermediateResponse, error)
 	ListAudit(context.Context, *v1.ListAuditRequest) (*v1.ListAuditResponse, error)
 	// ExportAudit sends the lines of the audit log as they are, the oldest first.
 	ExportAudit(context.Context, *v1.ExportAuditRequest) (*connect.ServerStreamForClient[v1.ExportAuditResponse], error)
@@ -188,6 +217,18 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			httpClient,
 			baseURL+AdminServiceReleaseNodeProcedure,
 			connect.WithSchema(adminServiceMethods.ByName("ReleaseNode")),
+			connect.WithClientOptions(opts...),
+		),
+		approveNode: connect.NewClient[v1.ApproveNodeRequest, v1.ApproveNodeResponse](
+			httpClient,
+			baseURL+AdminServiceApproveNodeProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ApproveNode")),
+			connect.WithClientOptions(opts...),
+		),
+		denyNode: connect.NewClient[v1.DenyNodeRequest, v1.DenyNodeResponse](
+			httpClient,
+			baseURL+AdminServiceDenyNodeProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("DenyNode")),
 			connect.WithClientOptions(opts...),
 		),
 		setFact: connect.NewClient[v1.SetFactRequest, v1.SetFactResponse](
@@ -262,6 +303,42 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("DeleteLock")),
 			connect.WithClientOptions(opts...),
 		),
+		getRoots: connect.NewClient[v1.GetRootsRequest, v1.GetRootsResponse](
+			httpClient,
+			baseURL+AdminServiceGetRootsProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("GetRoots")),
+			connect.WithClientOptions(opts...),
+		),
+		rotateRoot: connect.NewClient[v1.RotateRootRequest, v1.RotateRootResponse](
+			httpClient,
+			baseURL+AdminServiceRotateRootProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("RotateRoot")),
+			connect.WithClientOptions(opts...),
+		),
+		retireRoot: connect.NewClient[v1.RetireRootRequest, v1.RetireRootResponse](
+			httpClient,
+			baseURL+AdminServiceRetireRootProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("RetireRoot")),
+			connect.WithClientOptions(opts...),
+		),
+		forgetRootKey: connect.NewClient[v1.ForgetRootKeyRequest, v1.ForgetRootKeyResponse](
+			httpClient,
+			baseURL+AdminServiceForgetRootKeyProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ForgetRootKey")),
+			connect.WithClientOptions(opts...),
+		),
+		requestIntermediate: connect.NewClient[v1.RequestIntermediateRequest, v1.RequestIntermediateResponse](
+			httpClient,
+			baseURL+AdminServiceRequestIntermediateProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("RequestIntermediate")),
+			connect.WithClientOptions(opts...),
+		),
+		installIntermediate: connect.NewClient[v1.InstallIntermediateRequest, v1.InstallIntermediateResponse](
+			httpClient,
+			baseURL+AdminServiceInstallIntermediateProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("InstallIntermediate")),
+			connect.WithClientOptions(opts...),
+		),
 		listAudit: connect.NewClient[v1.ListAuditRequest, v1.ListAuditResponse](
 			httpClient,
 			baseURL+AdminServiceListAuditProcedure,
@@ -291,31 +368,39 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 
 // adminServiceClient implements AdminServiceClient.
 type adminServiceClient struct {
-	createToken   *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
-	listTokens    *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
-	revokeToken   *connect.Client[v1.RevokeTokenRequest, v1.RevokeTokenResponse]
-	listNodes     *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
-	getNode       *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
-	revokeNode    *connect.Client[v1.RevokeNodeRequest, v1.RevokeNodeResponse]
-	deleteNode    *connect.Client[v1.DeleteNodeRequest, v1.DeleteNodeResponse]
-	resetNode     *connect.Client[v1.ResetNodeRequest, v1.ResetNodeResponse]
-	releaseNode   *connect.Client[v1.ReleaseNodeRequest, v1.ReleaseNodeResponse]
-	setFact       *connect.Client[v1.SetFactRequest, v1.SetFactResponse]
-	unsetFact     *connect.Client[v1.UnsetFactRequest, v1.UnsetFactResponse]
-	approveRoutes *connect.Client[v1.ApproveRoutesRequest, v1.ApproveRoutesResponse]
-	setRoles      *connect.Client[v1.SetRolesRequest, v1.SetRolesResponse]
-	listRoles     *connect.Client[v1.ListRolesRequest, v1.ListRolesResponse]
-	applyPolicy   *connect.Client[v1.ApplyPolicyRequest, v1.ApplyPolicyResponse]
-	getPolicy     *connect.Client[v1.GetPolicyRequest, v1.GetPolicyResponse]
-	policyHistory *connect.Client[v1.PolicyHistoryRequest, v1.PolicyHistoryResponse]
-	policyStatus  *connect.Client[v1.PolicyStatusRequest, v1.PolicyStatusResponse]
-	createLock    *connect.Client[v1.CreateLockRequest, v1.CreateLockResponse]
-	listLocks     *connect.Client[v1.ListLocksRequest, v1.ListLocksResponse]
-	deleteLock    *connect.Client[v1.DeleteLockRequest, v1.DeleteLockResponse]
-	listAudit     *connect.Client[v1.ListAuditRequest, v1.ListAuditResponse]
-	exportAudit   *connect.Client[v1.ExportAuditRequest, v1.ExportAuditResponse]
-	getCheckpoint *connect.Client[v1.GetCheckpointRequest, v1.GetCheckpointResponse]
-	backup        *connect.Client[v1.BackupRequest, v1.BackupResponse]
+	createToken         *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
+	listTokens          *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
+	revokeToken         *connect.Client[v1.RevokeTokenRequest, v1.RevokeTokenResponse]
+	listNodes           *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
+	getNode             *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
+	revokeNode          *connect.Client[v1.RevokeNodeRequest, v1.RevokeNodeResponse]
+	deleteNode          *connect.Client[v1.DeleteNodeRequest, v1.DeleteNodeResponse]
+	resetNode           *connect.Client[v1.ResetNodeRequest, v1.ResetNodeResponse]
+	releaseNode         *connect.Client[v1.ReleaseNodeRequest, v1.ReleaseNodeResponse]
+	approveNode         *connect.Client[v1.ApproveNodeRequest, v1.ApproveNodeResponse]
+	denyNode            *connect.Client[v1.DenyNodeRequest, v1.DenyNodeResponse]
+	setFact             *connect.Client[v1.SetFactRequest, v1.SetFactResponse]
+	unsetFact           *connect.Client[v1.UnsetFactRequest, v1.UnsetFactResponse]
+	approveRoutes       *connect.Client[v1.ApproveRoutesRequest, v1.ApproveRoutesResponse]
+	setRoles            *connect.Client[v1.SetRolesRequest, v1.SetRolesResponse]
+	listRoles           *connect.Client[v1.ListRolesRequest, v1.ListRolesResponse]
+	applyPolicy         *connect.Client[v1.ApplyPolicyRequest, v1.ApplyPolicyResponse]
+	getPolicy           *connect.Client[v1.GetPolicyRequest, v1.GetPolicyResponse]
+	policyHistory       *connect.Client[v1.PolicyHistoryRequest, v1.PolicyHistoryResponse]
+	policyStatus        *connect.Client[v1.PolicyStatusRequest, v1.PolicyStatusResponse]
+	createLock          *connect.Client[v1.CreateLockRequest, v1.CreateLockResponse]
+	listLocks           *connect.Client[v1.ListLocksRequest, v1.ListLocksResponse]
+	deleteLock          *connect.Client[v1.DeleteLockRequest, v1.DeleteLockResponse]
+	getRoots            *connect.Client[v1.GetRootsRequest, v1.GetRootsResponse]
+	rotateRoot          *connect.Client[v1.RotateRootRequest, v1.RotateRootResponse]
+	retireRoot          *connect.Client[v1.RetireRootRequest, v1.RetireRootResponse]
+	forgetRootKey       *connect.Client[v1.ForgetRootKeyRequest, v1.ForgetRootKeyResponse]
+	requestIntermediate *connect.Client[v1.RequestIntermediateRequest, v1.RequestIntermediateResponse]
+	installIntermediate *connect.Client[v1.InstallIntermediateRequest, v1.InstallIntermediateResponse]
+	listAudit           *connect.Client[v1.ListAuditRequest, v1.ListAuditResponse]
+	exportAudit         *connect.Client[v1.ExportAuditRequest, v1.ExportAuditResponse]
+	getCheckpoint       *connect.Client[v1.GetCheckpointRequest, v1.GetCheckpointResponse]
+	backup              *connect.Client[v1.BackupRequest, v1.BackupResponse]
 }
 
 // CreateToken calls redoubt.v1.AdminService.CreateToken.
@@ -393,6 +478,24 @@ func (c *adminServiceClient) ResetNode(ctx context.Context, req *v1.ResetNodeReq
 // ReleaseNode calls redoubt.v1.AdminService.ReleaseNode.
 func (c *adminServiceClient) ReleaseNode(ctx context.Context, req *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error) {
 	response, err := c.releaseNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ApproveNode calls redoubt.v1.AdminService.ApproveNode.
+func (c *adminServiceClient) ApproveNode(ctx context.Context, req *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error) {
+	response, err := c.approveNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DenyNode calls redoubt.v1.AdminService.DenyNode.
+func (c *adminServiceClient) DenyNode(ctx context.Context, req *v1.DenyNodeRequest) (*v1.DenyNodeResponse, error) {
+	response, err := c.denyNode.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -507,6 +610,60 @@ func (c *adminServiceClient) DeleteLock(ctx context.Context, req *v1.DeleteLockR
 	return nil, err
 }
 
+// GetRoots calls redoubt.v1.AdminService.GetRoots.
+func (c *adminServiceClient) GetRoots(ctx context.Context, req *v1.GetRootsRequest) (*v1.GetRootsResponse, error) {
+	response, err := c.getRoots.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RotateRoot calls redoubt.v1.AdminService.RotateRoot.
+func (c *adminServiceClient) RotateRoot(ctx context.Context, req *v1.RotateRootRequest) (*v1.RotateRootResponse, error) {
+	response, err := c.rotateRoot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RetireRoot calls redoubt.v1.AdminService.RetireRoot.
+func (c *adminServiceClient) RetireRoot(ctx context.Context, req *v1.RetireRootRequest) (*v1.RetireRootResponse, error) {
+	response, err := c.retireRoot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ForgetRootKey calls redoubt.v1.AdminService.ForgetRootKey.
+func (c *adminServiceClient) ForgetRootKey(ctx context.Context, req *v1.ForgetRootKeyRequest) (*v1.ForgetRootKeyResponse, error) {
+	response, err := c.forgetRootKey.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RequestIntermediate calls redoubt.v1.AdminService.RequestIntermediate.
+func (c *adminServiceClient) RequestIntermediate(ctx context.Context, req *v1.RequestIntermediateRequest) (*v1.RequestIntermediateResponse, error) {
+	response, err := c.requestIntermediate.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// InstallIntermediate calls redoubt.v1.AdminService.InstallIntermediate.
+func (c *adminServiceClient) InstallIntermediate(ctx context.Context, req *v1.InstallIntermediateRequest) (*v1.InstallIntermediateResponse, error) {
+	response, err := c.installIntermediate.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ListAudit calls redoubt.v1.AdminService.ListAudit.
 func (c *adminServiceClient) ListAudit(ctx context.Context, req *v1.ListAuditRequest) (*v1.ListAuditResponse, error) {
 	response, err := c.listAudit.CallUnary(ctx, connect.NewRequest(req))
@@ -546,6 +703,8 @@ type AdminServiceHandler interface {
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
 	ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error)
 	ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error)
+	ApproveNode(context.Context, *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error)
+	DenyNode(context.Context, *v1.DenyNodeRequest) (*v1.DenyNodeResponse, error)
 	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
 	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
 	ApproveRoutes(context.Context, *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error)
@@ -558,6 +717,13 @@ type AdminServiceHandler interface {
 	CreateLock(context.Context, *v1.CreateLockRequest) (*v1.CreateLockResponse, error)
 	ListLocks(context.Context, *v1.ListLocksRequest) (*v1.ListLocksResponse, error)
 	DeleteLock(context.Context, *v1.DeleteLockRequest) (*v1.DeleteLockResponse, error)
+	GetRoots(context.Context, *v1.GetRootsRequest) (*v1.GetRootsResponse, error)
+	RotateRoot(context.Context, *v1.RotateRootRequest) (*v1.RotateRootResponse, error)
+	RetireRoot(context.Context, *v1.RetireRootRequest) (*v1.RetireRootResponse, error)
+	// ForgetRootKey removes the root's key from the coordinator's machine, for whoever has read it.
+	ForgetRootKey(context.Context, *v1.ForgetRootKeyRequest) (*v1.ForgetRootKeyResponse, error)
+	RequestIntermediate(context.Context, *v1.RequestIntermediateRequest) (*v1.RequestIntermediateResponse, error)
+	InstallIntermediate(context.Context, *v1.InstallIntermediateRequest) (*v1.InstallIntermediateResponse, error)
 	ListAudit(context.Context, *v1.ListAuditRequest) (*v1.ListAuditResponse, error)
 	// ExportAudit sends the lines of the audit log as they are, the oldest first.
 	ExportAudit(context.Context, *v1.ExportAuditRequest, *connect.ServerStream[v1.ExportAuditResponse]) error
@@ -624,6 +790,18 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		AdminServiceReleaseNodeProcedure,
 		svc.ReleaseNode,
 		connect.WithSchema(adminServiceMethods.ByName("ReleaseNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceApproveNodeHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceApproveNodeProcedure,
+		svc.ApproveNode,
+		connect.WithSchema(adminServiceMethods.ByName("ApproveNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceDenyNodeHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceDenyNodeProcedure,
+		svc.DenyNode,
+		connect.WithSchema(adminServiceMethods.ByName("DenyNode")),
 		connect.WithHandlerOptions(opts...),
 	)
 	adminServiceSetFactHandler := connect.NewUnaryHandlerSimple(
@@ -698,6 +876,42 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("DeleteLock")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceGetRootsHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceGetRootsProcedure,
+		svc.GetRoots,
+		connect.WithSchema(adminServiceMethods.ByName("GetRoots")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceRotateRootHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceRotateRootProcedure,
+		svc.RotateRoot,
+		connect.WithSchema(adminServiceMethods.ByName("RotateRoot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceRetireRootHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceRetireRootProcedure,
+		svc.RetireRoot,
+		connect.WithSchema(adminServiceMethods.ByName("RetireRoot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceForgetRootKeyHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceForgetRootKeyProcedure,
+		svc.ForgetRootKey,
+		connect.WithSchema(adminServiceMethods.ByName("ForgetRootKey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceRequestIntermediateHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceRequestIntermediateProcedure,
+		svc.RequestIntermediate,
+		connect.WithSchema(adminServiceMethods.ByName("RequestIntermediate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceInstallIntermediateHandler := connect.NewUnaryHandlerSimple(
+		AdminServiceInstallIntermediateProcedure,
+		svc.InstallIntermediate,
+		connect.WithSchema(adminServiceMethods.ByName("InstallIntermediate")),
+		connect.WithHandlerOptions(opts...),
+	)
 	adminServiceListAuditHandler := connect.NewUnaryHandlerSimple(
 		AdminServiceListAuditProcedure,
 		svc.ListAudit,
@@ -742,6 +956,10 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceResetNodeHandler.ServeHTTP(w, r)
 		case AdminServiceReleaseNodeProcedure:
 			adminServiceReleaseNodeHandler.ServeHTTP(w, r)
+		case AdminServiceApproveNodeProcedure:
+			adminServiceApproveNodeHandler.ServeHTTP(w, r)
+		case AdminServiceDenyNodeProcedure:
+			adminServiceDenyNodeHandler.ServeHTTP(w, r)
 		case AdminServiceSetFactProcedure:
 			adminServiceSetFactHandler.ServeHTTP(w, r)
 		case AdminServiceUnsetFactProcedure:
@@ -766,6 +984,18 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceListLocksHandler.ServeHTTP(w, r)
 		case AdminServiceDeleteLockProcedure:
 			adminServiceDeleteLockHandler.ServeHTTP(w, r)
+		case AdminServiceGetRootsProcedure:
+			adminServiceGetRootsHandler.ServeHTTP(w, r)
+		case AdminServiceRotateRootProcedure:
+			adminServiceRotateRootHandler.ServeHTTP(w, r)
+		case AdminServiceRetireRootProcedure:
+			adminServiceRetireRootHandler.ServeHTTP(w, r)
+		case AdminServiceForgetRootKeyProcedure:
+			adminServiceForgetRootKeyHandler.ServeHTTP(w, r)
+		case AdminServiceRequestIntermediateProcedure:
+			adminServiceRequestIntermediateHandler.ServeHTTP(w, r)
+		case AdminServiceInstallIntermediateProcedure:
+			adminServiceInstallIntermediateHandler.ServeHTTP(w, r)
 		case AdminServiceListAuditProcedure:
 			adminServiceListAuditHandler.ServeHTTP(w, r)
 		case AdminServiceExportAuditProcedure:
@@ -819,6 +1049,14 @@ func (UnimplementedAdminServiceHandler) ReleaseNode(context.Context, *v1.Release
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ReleaseNode is not implemented"))
 }
 
+func (UnimplementedAdminServiceHandler) ApproveNode(context.Context, *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ApproveNode is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) DenyNode(context.Context, *v1.DenyNodeRequest) (*v1.DenyNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.DenyNode is not implemented"))
+}
+
 func (UnimplementedAdminServiceHandler) SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.SetFact is not implemented"))
 }
@@ -865,6 +1103,30 @@ func (UnimplementedAdminServiceHandler) ListLocks(context.Context, *v1.ListLocks
 
 func (UnimplementedAdminServiceHandler) DeleteLock(context.Context, *v1.DeleteLockRequest) (*v1.DeleteLockResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.DeleteLock is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) GetRoots(context.Context, *v1.GetRootsRequest) (*v1.GetRootsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.GetRoots is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) RotateRoot(context.Context, *v1.RotateRootRequest) (*v1.RotateRootResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.RotateRoot is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) RetireRoot(context.Context, *v1.RetireRootRequest) (*v1.RetireRootResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.RetireRoot is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ForgetRootKey(context.Context, *v1.ForgetRootKeyRequest) (*v1.ForgetRootKeyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.ForgetRootKey is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) RequestIntermediate(context.Context, *v1.RequestIntermediateRequest) (*v1.RequestIntermediateResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.RequestIntermediate is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) InstallIntermediate(context.Context, *v1.InstallIntermediateRequest) (*v1.InstallIntermediateResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.AdminService.InstallIntermediate is not implemented"))
 }
 
 func (UnimplementedAdminServiceHandler) ListAudit(context.Context, *v1.ListAuditRequest) (*v1.ListAuditResponse, error) {

@@ -49,6 +49,10 @@ const (
 	LocalServiceWhoisProcedure = "/redoubt.v1.LocalService/Whois"
 	// LocalServiceWhyProcedure is the fully-qualified name of the LocalService's Why RPC.
 	LocalServiceWhyProcedure = "/redoubt.v1.LocalService/Why"
+	// LocalServiceUnderlayProcedure is the fully-qualified name of the LocalService's Underlay RPC.
+	LocalServiceUnderlayProcedure = "/redoubt.v1.LocalService/Underlay"
+	// LocalServicePostureProcedure is the fully-qualified name of the LocalService's Posture RPC.
+	LocalServicePostureProcedure = "/redoubt.v1.LocalService/Posture"
 )
 
 // LocalServiceClient is a client for the redoubt.v1.LocalService service.
@@ -62,6 +66,10 @@ type LocalServiceClient interface {
 	Whois(context.Context, *v1.WhoisRequest) (*v1.WhoisResponse, error)
 	// Why answers from this node's own netmap.
 	Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error)
+	// Underlay tells what the agent knows of the network below the mesh: whom to ask about it, and what it found out itself.
+	Underlay(context.Context, *v1.UnderlayRequest) (*v1.UnderlayResponse, error)
+	// Posture says what is known of this machine, and what it keeps from holding.
+	Posture(context.Context, *v1.PostureRequest) (*v1.PostureResponse, error)
 }
 
 // NewLocalServiceClient constructs a client for the redoubt.v1.LocalService service. By default, it
@@ -117,18 +125,32 @@ func NewLocalServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(localServiceMethods.ByName("Why")),
 			connect.WithClientOptions(opts...),
 		),
+		underlay: connect.NewClient[v1.UnderlayRequest, v1.UnderlayResponse](
+			httpClient,
+			baseURL+LocalServiceUnderlayProcedure,
+			connect.WithSchema(localServiceMethods.ByName("Underlay")),
+			connect.WithClientOptions(opts...),
+		),
+		posture: connect.NewClient[v1.PostureRequest, v1.PostureResponse](
+			httpClient,
+			baseURL+LocalServicePostureProcedure,
+			connect.WithSchema(localServiceMethods.ByName("Posture")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // localServiceClient implements LocalServiceClient.
 type localServiceClient struct {
-	status *connect.Client[v1.StatusRequest, v1.StatusResponse]
-	watch  *connect.Client[v1.WatchRequest, v1.WatchResponse]
-	up     *connect.Client[v1.UpRequest, v1.UpResponse]
-	down   *connect.Client[v1.DownRequest, v1.DownResponse]
-	ping   *connect.Client[v1.PingRequest, v1.PingResponse]
-	whois  *connect.Client[v1.WhoisRequest, v1.WhoisResponse]
-	why    *connect.Client[v1.WhyRequest, v1.WhyResponse]
+	status   *connect.Client[v1.StatusRequest, v1.StatusResponse]
+	watch    *connect.Client[v1.WatchRequest, v1.WatchResponse]
+	up       *connect.Client[v1.UpRequest, v1.UpResponse]
+	down     *connect.Client[v1.DownRequest, v1.DownResponse]
+	ping     *connect.Client[v1.PingRequest, v1.PingResponse]
+	whois    *connect.Client[v1.WhoisRequest, v1.WhoisResponse]
+	why      *connect.Client[v1.WhyRequest, v1.WhyResponse]
+	underlay *connect.Client[v1.UnderlayRequest, v1.UnderlayResponse]
+	posture  *connect.Client[v1.PostureRequest, v1.PostureResponse]
 }
 
 // Status calls redoubt.v1.LocalService.Status.
@@ -182,6 +204,24 @@ func (c *localServiceClient) Why(ctx context.Context, req *v1.WhyRequest) (*v1.W
 	return nil, err
 }
 
+// Underlay calls redoubt.v1.LocalService.Underlay.
+func (c *localServiceClient) Underlay(ctx context.Context, req *v1.UnderlayRequest) (*v1.UnderlayResponse, error) {
+	response, err := c.underlay.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Posture calls redoubt.v1.LocalService.Posture.
+func (c *localServiceClient) Posture(ctx context.Context, req *v1.PostureRequest) (*v1.PostureResponse, error) {
+	response, err := c.posture.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // LocalServiceHandler is an implementation of the redoubt.v1.LocalService service.
 type LocalServiceHandler interface {
 	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
@@ -193,6 +233,10 @@ type LocalServiceHandler interface {
 	Whois(context.Context, *v1.WhoisRequest) (*v1.WhoisResponse, error)
 	// Why answers from this node's own netmap.
 	Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error)
+	// Underlay tells what the agent knows of the network below the mesh: whom to ask about it, and what it found out itself.
+	Underlay(context.Context, *v1.UnderlayRequest) (*v1.UnderlayResponse, error)
+	// Posture says what is known of this machine, and what it keeps from holding.
+	Posture(context.Context, *v1.PostureRequest) (*v1.PostureResponse, error)
 }
 
 // NewLocalServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -244,6 +288,18 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(localServiceMethods.ByName("Why")),
 		connect.WithHandlerOptions(opts...),
 	)
+	localServiceUnderlayHandler := connect.NewUnaryHandlerSimple(
+		LocalServiceUnderlayProcedure,
+		svc.Underlay,
+		connect.WithSchema(localServiceMethods.ByName("Underlay")),
+		connect.WithHandlerOptions(opts...),
+	)
+	localServicePostureHandler := connect.NewUnaryHandlerSimple(
+		LocalServicePostureProcedure,
+		svc.Posture,
+		connect.WithSchema(localServiceMethods.ByName("Posture")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/redoubt.v1.LocalService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case LocalServiceStatusProcedure:
@@ -260,6 +316,10 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 			localServiceWhoisHandler.ServeHTTP(w, r)
 		case LocalServiceWhyProcedure:
 			localServiceWhyHandler.ServeHTTP(w, r)
+		case LocalServiceUnderlayProcedure:
+			localServiceUnderlayHandler.ServeHTTP(w, r)
+		case LocalServicePostureProcedure:
+			localServicePostureHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -295,4 +355,12 @@ func (UnimplementedLocalServiceHandler) Whois(context.Context, *v1.WhoisRequest)
 
 func (UnimplementedLocalServiceHandler) Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.LocalService.Why is not implemented"))
+}
+
+func (UnimplementedLocalServiceHandler) Underlay(context.Context, *v1.UnderlayRequest) (*v1.UnderlayResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.LocalService.Underlay is not implemented"))
+}
+
+func (UnimplementedLocalServiceHandler) Posture(context.Context, *v1.PostureRequest) (*v1.PostureResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("redoubt.v1.LocalService.Posture is not implemented"))
 }

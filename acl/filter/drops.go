@@ -1,0 +1,86 @@
+package filter
+
+import (
+	"sync/atomic"
+
+	"github.com/redoubt-mesh/redoubt/acl/packet"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Drops says how many packets were dropped, by reason.
+type Drops [reasons]uint64
+
+// Each calls yield for every reason for which there were any.
+func (d *Drops) Each(yield func(r Reason, packets uint64) bool) {
+	for r, n := range d {
+		if n > 0 && !yield(Reason(r), n) {
+			return
+		}
+	}
+}
+
+// drops counts them.
+type drops [reasons]atomic.Uint64
+
+func (d *drops) read() (out Drops) {
+	for r := range d {
+		out[r] = d[r].Load()
+	}
+	return out
+}
+
+// PeerDrops calls yield for every peer from or to which packets were dropped since it is one, as far as packets are known to
+// be a peer's.
+func (f *Filter) PeerDrops(yield func(id proto.NodeID, d *Drops) bool) {
+	for _, p := range f.current.Load().peers {
+		if own := p.dropped.Load(); own != nil {
+			if d := own.read(); !yield(p.id, &d) {
+				return
+			}
+		}
+	}
+}
+
+// drop counts packets that are dropped, of a peer if it is known which. Most peers never have any: their counters are made
+// with the first.
+func (f *Filter) drop(p *peer, r Reason, n int) {
+	f.dropped[r].Add(uint64(n))
+	if p == nil {
+		return
+	}
+	own := p.dropped.Load()
+	if own == nil {
+		p.dropped.CompareAndSwap(nil, new(drops))
+		own = p.dropped.Load()
+	}
+	own[r].Add(uint64(n))
+}
+
+// discard drops a packet of which too little is known for a record, and too little to tell whose it is.
+func (f *Filter) discard(r Reason) Verdict {
+	f.drop(nil, r, 1)
+	return Verdict{Reason: r}
+}
+
+// discardOf drops a packet from or to a peer, without a record.
+func (f *Filter) discardOf(d proto.Direction, p *packet.Packet, r Reason) Verdict {
+	f.drop(f.other(d, p, r), r, 1)
+	return Verdict{Reason: r}
+}
+
+// other is the peer that a packet came from or goes to, nil where there is none: one that a packet only claims to be from is
+// not.
+func (f *Filter) other(d proto.Direction, p *packet.Packet, r Reason) *peer {
+	if r < Closed || r == Spoofed { // without having been read, or lying
+		return nil
+	}
+	addr := p.Dst
+	if d == proto.In {
+		addr = p.Src
+	}
+	by := f.current.Load()
+	if node, ok := by.find(addr); ok {
+		return by.peers[node]
+	}
+	return nil
+}

@@ -1,0 +1,227 @@
+package posture
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+)
+
+// diskEncrypted says whether what the system keeps on its disks cannot be read without a key: the root and all swap.
+func diskEncrypted(ctx context.Context, h Host) []Reading {
+	mounts := mountTable(h.raw("proc/self/mountinfo"))
+	root, ok := mounts.at("/")
+	if !ok {
+		return []Reading{unknown(DiskEncrypted, "where / is mounted from cannot be read")}
+	}
+	d := disks{h, mounts, ctx}
+	worst := d.mounted(root)
+	notes := []string{"/ " + worst.note}
+	for _, f := range fields(h.raw("proc/swaps"), 2) {
+		if !strings.HasPrefix(f[0], "/") {
+			continue // the heading
+		}
+		v := d.swap(unescape(f[0]), f[1])
+		notes = append(notes, "swap "+v.note)
+		worst = worse(worst, v)
+	}
+	note := strings.Join(notes, ", ")
+	switch worst.is {
+	case inClear:
+		return []Reading{yesNo(DiskEncrypted, false, note)}
+	case encrypted:
+		return []Reading{yesNo(DiskEncrypted, true, note)}
+	}
+	return []Reading{unknown(DiskEncrypted, note)}
+}
+
+// state is how something is kept.
+type state uint8
+
+const (
+	encrypted state = iota
+	noOneKnows
+	inClear
+)
+
+type verdict struct {
+	is   state
+	note string
+}
+
+func worse(a, b verdict) verdict {
+	if b.is > a.is {
+		return b
+	}
+	return a
+}
+
+// mount is one that is mounted now.
+type mount struct{ device, point, kind, source string }
+
+type mountList []mount
+
+// mountTable reads /proc/self/mountinfo. Of what is mounted over something the last counts.
+func mountTable(b []byte) (out mountList) {
+	for _, f := range fields(b, 9) {
+		for i := 6; i+2 < len(f); i++ {
+			if f[i] == "-" {
+				out = append(out, mount{device: f[2], point: unescape(f[4]), kind: f[i+1], source: unescape(f[i+2])})
+				break
+			}
+		}
+	}
+	return out
+}
+
+func (l mountList) at(point string) (mount, bool) {
+	for i := len(l) - 1; i >= 0; i-- {
+		if l[i].point == point {
+			return l[i], true
+		}
+	}
+	return mount{}, false
+}
+
+// holding is what a file is on.
+func (l mountList) holding(name string) (mount, bool) {
+	for {
+		name = path.Dir(name)
+		if m, ok := l.at(name); ok || name == "/" || name == "." {
+			return m, ok
+		}
+	}
+}
+
+// unescape undoes what the kernel does to spaces in names: \040.
+func unescape(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; c == '\\' && i+3 < len(s) && octal(s[i+1:i+4]) >= 0 {
+			b.WriteByte(byte(octal(s[i+1 : i+4])))
+			i += 3
+			continue
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+func octal(s string) int {
+	n := 0
+	for _, c := range []byte(s) {
+		if c < '0' || c > '7' {
+			return -1
+		}
+		n = n*8 + int(c-'0')
+	}
+	if n > 255 {
+		return -1
+	}
+	return n
+}
+
+// disks finds out what things are kept on.
+type disks struct {
+	Host
+	mounts mountList
+	ctx    context.Context //nolint:containedctx // it lives for one reading
+}
+
+func (d disks) mounted(m mount) verdict {
+	switch m.kind {
+	case "zfs":
+		return d.zfs(m.source)
+	case "overlay", "tmpfs", "nfs", "nfs4", "9p", "virtiofs", "squashfs":
+		return verdict{noOneKnows, "is on " + m.kind + ", which is no disk"}
+	}
+	// Some file systems, such as btrfs, have a number of their own, and name the disk.
+	if v := d.device("sys/dev/block/"+m.device, 0); v.is != noOneKnows {
+		return v
+	}
+	return d.named(m.source)
+}
+
+// named is about a device by its name, such as /dev/mapper/root or /dev/nvme0n1p2.
+func (d disks) named(name string) verdict {
+	base, ok := strings.CutPrefix(name, "/dev/")
+	if !ok || strings.Contains(base, "..") {
+		return verdict{noOneKnows, "is on something that is not understood"}
+	}
+	if mapped, ok := strings.CutPrefix(base, "mapper/"); ok {
+		found, err := fs.Glob(d.Files, "sys/block/dm-*")
+		if err != nil {
+			return verdict{noOneKnows, err.Error()}
+		}
+		for _, dir := range found {
+			if d.text(dir+"/dm/name") == mapped {
+				return d.device(dir, 0)
+			}
+		}
+	}
+	return d.device("sys/class/block/"+base, 0)
+}
+
+// maxLayers is how deep devices may lie on one another: LUKS on LVM on RAID.
+const maxLayers = 8
+
+// device is about a block device, by its directory below /sys. One that lies on others is kept as the worst of them.
+func (d disks) device(dir string, layer int) verdict {
+	name := d.text(dir + "/dm/name")
+	if name == "" {
+		name = path.Base(dir)
+		for line := range strings.Lines(d.text(dir + "/uevent")) {
+			if v, ok := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); ok {
+				name = v
+			}
+		}
+	}
+	switch {
+	case strings.HasPrefix(d.text(dir+"/dm/uuid"), "CRYPT-"):
+		return verdict{encrypted, "is on " + name + ", dm-crypt"}
+	case strings.HasPrefix(name, "zram"):
+		return verdict{encrypted, "is in memory"}
+	case layer >= maxLayers || !d.exists(dir):
+		return verdict{noOneKnows, "is on a device that is not known"}
+	}
+	below, err := fs.ReadDir(d.Files, dir+"/slaves")
+	if err != nil || len(below) == 0 {
+		return verdict{inClear, "is on " + name + " in clear"}
+	}
+	out := verdict{is: encrypted}
+	for _, e := range below {
+		if v := d.device(dir+"/slaves/"+e.Name(), layer+1); out.note == "" || v.is > out.is {
+			out = v
+		}
+	}
+	return out
+}
+
+func (d disks) swap(name, kind string) verdict {
+	if kind != "file" {
+		return d.named(name)
+	}
+	m, ok := d.mounts.holding(name)
+	if !ok {
+		return verdict{noOneKnows, fmt.Sprintf("%s is on a disk that is not known", name)}
+	}
+	return d.mounted(m)
+}
+
+// zfs asks for a dataset.
+func (d disks) zfs(dataset string) verdict {
+	if dataset == "" || strings.HasPrefix(dataset, "-") {
+		return verdict{noOneKnows, "is on a dataset of ZFS without a name"}
+	}
+	b, err := d.Run(d.ctx, "zfs", "get", "-H", "-o", "value", "encryption", dataset)
+	switch v := strings.TrimSpace(string(b)); {
+	case err != nil:
+		return verdict{noOneKnows, err.Error()}
+	case v == "off":
+		return verdict{inClear, "is on ZFS in clear"}
+	case strings.HasPrefix(v, "aes-"):
+		return verdict{encrypted, "is on ZFS, " + v}
+	}
+	return verdict{noOneKnows, "is on ZFS, which says something that is not understood"}
+}

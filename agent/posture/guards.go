@@ -1,0 +1,196 @@
+package posture
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+)
+
+// Guard is a program that watches over a machine (EDR).
+type Guard struct {
+	Name    string // as policies know it
+	Program string // path
+	Unit    string // of systemd, that runs it
+}
+
+// guards are those that are known. Agents may be told of more.
+var guards = []Guard{
+	{"carbonblack", "/opt/carbonblack/psc/bin/cbagentd", "cbagentd.service"},
+	{"cortex", "/opt/traps/bin/pmd", "traps_pmd.service"},
+	{"crowdstrike", "/opt/CrowdStrike/falcon-sensor", "falcon-sensor.service"},
+	{"defender", "/opt/microsoft/mdatp/sbin/wdavdaemon", "mdatp.service"},
+	{"elastic", "/opt/Elastic/Endpoint/elastic-endpoint", "ElasticEndpoint.service"},
+	{"sentinelone", "/opt/sentinelone/bin/sentinelone-agent", "sentinelone.service"},
+	{"sophos", "/opt/sophos-spl/base/bin/sophos_managementagent", "sophos-spl.service"},
+	{"trendmicro", "/opt/ds_agent/ds_agent", "ds_agent.service"},
+	{"wazuh", "/var/ossec/bin/wazuh-agentd", "wazuh-agent.service"},
+}
+
+// ParseGuard reads NAME=PROGRAM or NAME=PROGRAM:UNIT. The unit is called like the program where nothing else is said.
+func ParseGuard(s string) (Guard, error) {
+	name, program, ok := strings.Cut(s, "=")
+	program, unit, named := strings.Cut(program, ":")
+	if !named {
+		unit = path.Base(program) + ".service"
+	}
+	if !ok || name == "" || name != clean(name) || !path.IsAbs(program) || program != path.Clean(program) ||
+		strings.ContainsAny(unit, "/") || !strings.HasSuffix(unit, ".service") {
+		return Guard{}, fmt.Errorf("%.80q: want NAME=/PATH/OF/PROGRAM, and :UNIT.service behind it where the unit is not called like the program", s)
+	}
+	return Guard{name, program, unit}, nil
+}
+
+// edr names a guard that is installed and runs, and says which program that is. Of several that run the first by name counts.
+func edr(known []Guard) func(context.Context, Host) []Reading {
+	hashes := &hashes{}
+	return func(ctx context.Context, h Host) []Reading {
+		why := "none that is known is installed"
+		for _, g := range known {
+			if !h.exists(strings.TrimPrefix(g.Program, "/")) {
+				continue
+			}
+			if !h.runs(g.Unit) {
+				why = g.Name + " is installed, and " + g.Unit + " does not run"
+				continue
+			}
+			sum, err := hashes.of(ctx, h, g.Program)
+			if err != nil {
+				why = err.Error()
+				continue
+			}
+			return []Reading{{Name: EDR, Value: g.Name, Note: g.Unit}, {Name: EDRHash, Value: sum, Note: g.Program}}
+		}
+		return []Reading{unknown(EDR, why), unknown(EDRHash, why)}
+	}
+}
+
+// runs says whether a unit of systemd has a process, by its control group.
+func (h Host) runs(unit string) bool {
+	for line := range strings.Lines(h.text("sys/fs/cgroup/system.slice/" + unit + "/cgroup.events")) {
+		if strings.TrimSpace(line) == "populated 1" {
+			return true
+		}
+	}
+	return h.text("sys/fs/cgroup/systemd/system.slice/"+unit+"/cgroup.procs") != ""
+}
+
+// maxProgram is how large a program may be that is hashed.
+const maxProgram = 1 << 30
+
+// hashes are those of programs that have not changed since.
+type hashes struct {
+	name string
+	size int64
+	at   time.Time
+	sum  string
+}
+
+// of is the SHA-256 of a program. One that has the same size and time as before is not read again.
+func (c *hashes) of(ctx context.Context, h Host, program string) (string, error) {
+	name := strings.TrimPrefix(program, "/")
+	f, err := h.Files.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	s, err := f.Stat()
+	switch {
+	case err != nil:
+		return "", err
+	case !s.Mode().IsRegular() || s.Size() > maxProgram:
+		return "", fmt.Errorf("%s is no program, or has more than %d bytes", program, maxProgram)
+	case c.name == program && c.size == s.Size() && c.at.Equal(s.ModTime()):
+		return c.sum, nil
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.LimitReader(whileWanted{ctx, f}, maxProgram)); err != nil {
+		return "", err
+	}
+	*c = hashes{program, s.Size(), s.ModTime(), hex.EncodeToString(sum.Sum(nil))}
+	return c.sum, nil
+}
+
+// whileWanted reads until the context ends.
+type whileWanted struct {
+	ctx context.Context //nolint:containedctx // it lives for one reading
+	r   io.Reader
+}
+
+func (w whileWanted) Read(b []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return w.r.Read(b)
+}
+
+// agentHash is which program this agent is.
+func agentHash(program string) func(context.Context, Host) []Reading {
+	hashes := &hashes{}
+	return func(ctx context.Context, h Host) []Reading {
+		sum, err := hashes.of(ctx, h, program)
+		if err != nil {
+			return []Reading{unknown(AgentHash, err.Error())}
+		}
+		return []Reading{{Name: AgentHash, Value: sum, Note: "SHA-256"}}
+	}
+}
+
+// sshRootLogin says how root may log in by SSH, as sshd understands its configuration.
+func sshRootLogin(ctx context.Context, h Host) []Reading {
+	b, err := h.Run(ctx, "sshd", "-T", "-C", "user=root,host=localhost,addr=192.0.2.1")
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return []Reading{known(SSHRootLogin, "no", "there is no sshd")}
+	case err != nil:
+		return []Reading{unknown(SSHRootLogin, err.Error()+": `sshd -T` says why")}
+	}
+	if v := permitRootLogin(b); v != "" {
+		return []Reading{known(SSHRootLogin, v, "")}
+	}
+	return []Reading{unknown(SSHRootLogin, "sshd says something that is not understood")}
+}
+
+// permitRootLogin reads what `sshd -T` prints. It calls one of the values by a name that it has left long ago.
+func permitRootLogin(b []byte) string {
+	for _, f := range fields(b, 2) {
+		if f[0] != "permitrootlogin" {
+			continue
+		}
+		switch f[1] {
+		case "yes", "no", "prohibit-password", "forced-commands-only":
+			return f[1]
+		case "without-password":
+			return "prohibit-password"
+		}
+	}
+	return ""
+}
+
+// osquery is the version of osquery, where it runs.
+func osquery(ctx context.Context, h Host) []Reading {
+	if !h.runs("osqueryd.service") {
+		return []Reading{unknown(OsqueryVersion, "osqueryd.service does not run")}
+	}
+	b, err := h.Run(ctx, "osqueryd", "--version")
+	if err != nil {
+		return []Reading{unknown(OsqueryVersion, err.Error())}
+	}
+	return []Reading{known(OsqueryVersion, osqueryVersion(b), "")}
+}
+
+// osqueryVersion reads "osqueryd version 5.12.1".
+func osqueryVersion(b []byte) string {
+	for _, f := range fields(b, 3) {
+		if f[1] == "version" {
+			return f[2]
+		}
+	}
+	return ""
+}

@@ -1,0 +1,140 @@
+package posture
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"strings"
+)
+
+// osRelease reads os-release(5).
+func osRelease(b []byte) map[string]string {
+	out := map[string]string{}
+	for line := range bytes.Lines(b) {
+		key, value, ok := strings.Cut(strings.TrimSpace(string(line)), "=")
+		if !ok || strings.HasPrefix(key, "#") || len(out) > 64 {
+			continue
+		}
+		out[key] = unquote(value)
+	}
+	return out
+}
+
+// unquote undoes the quoting of a shell, as far as os-release(5) allows it.
+func unquote(s string) string {
+	if len(s) >= 2 && (s[0] == '"' || s[0] == '\'') && s[len(s)-1] == s[0] {
+		s = s[1 : len(s)-1]
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+1 < len(s) {
+			i++
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// distribution is which Linux this is.
+func distribution(_ context.Context, h Host) []Reading {
+	b, err := h.read("etc/os-release")
+	if err != nil {
+		b, err = h.read("usr/lib/os-release")
+	}
+	if err != nil {
+		return []Reading{unknown(Distro, "there is no /etc/os-release"), unknown(DistroVersion, "there is no /etc/os-release")}
+	}
+	release := osRelease(b)
+	name := known(Distro, release["ID"], release["PRETTY_NAME"])
+	version := known(DistroVersion, release["VERSION_ID"], release["VERSION"])
+	if version.Value == "" {
+		version.Note = "the distribution has no versions"
+	}
+	return []Reading{name, version}
+}
+
+// kernel is the release of the kernel that runs.
+func kernel(_ context.Context, h Host) []Reading {
+	return []Reading{known(KernelVersion, h.text("proc/sys/kernel/osrelease"), "")}
+}
+
+// lockdown reads what the kernel keeps even root from.
+func lockdown(_ context.Context, h Host) []Reading {
+	b, err := h.read("sys/kernel/security/lockdown")
+	if err != nil {
+		return []Reading{unknown(Lockdown, "the kernel has no lockdown, or securityfs is not mounted")}
+	}
+	mode := lockdownMode(string(b))
+	if mode == "" {
+		return []Reading{unknown(Lockdown, "/sys/kernel/security/lockdown says something that is not understood")}
+	}
+	return []Reading{known(Lockdown, mode, "")}
+}
+
+// lockdownMode is the mode in brackets of "none [integrity] confidentiality".
+func lockdownMode(s string) string {
+	for word := range strings.FieldsSeq(s) {
+		mode, begins := strings.CutPrefix(word, "[")
+		if mode, ends := strings.CutSuffix(mode, "]"); begins && ends {
+			switch mode {
+			case "none", "integrity", "confidentiality":
+				return mode
+			}
+		}
+	}
+	return ""
+}
+
+const (
+	efiVariables = "sys/firmware/efi/efivars"
+	efiGlobal    = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+)
+
+// secureBoot reads what the firmware says.
+func secureBoot(_ context.Context, h Host) []Reading {
+	if !h.exists("sys/firmware/efi") {
+		return []Reading{yesNo(SecureBoot, false, "the machine was not booted by UEFI")}
+	}
+	b, err := h.read(efiVariables + "/SecureBoot-" + efiGlobal)
+	if err != nil {
+		return []Reading{unknown(SecureBoot, "the firmware's variable SecureBoot cannot be read")}
+	}
+	on, ok := efiFlag(b)
+	if !ok {
+		return []Reading{unknown(SecureBoot, "the firmware's variable SecureBoot is no flag")}
+	}
+	// In set-up mode anybody may replace the keys.
+	if setup, ok := efiFlag(h.raw(efiVariables + "/SetupMode-" + efiGlobal)); ok && setup {
+		return []Reading{yesNo(SecureBoot, false, "the firmware is in set-up mode: it takes any key")}
+	}
+	return []Reading{yesNo(SecureBoot, on, "")}
+}
+
+// raw is a file, nil where it cannot be read.
+func (h Host) raw(name string) []byte {
+	b, err := h.read(name)
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// efiFlag reads a variable of one byte, behind its four bytes of attributes.
+func efiFlag(b []byte) (on, ok bool) {
+	if len(b) != 5 || b[4] > 1 {
+		return false, false
+	}
+	return b[4] == 1, true
+}
+
+// fields are the columns of the lines of a table, without the lines that have fewer.
+func fields(b []byte, least int) (out [][]string) {
+	lines := bufio.NewScanner(bytes.NewReader(b))
+	lines.Buffer(nil, maxFile)
+	for lines.Scan() {
+		if f := strings.Fields(lines.Text()); len(f) >= least {
+			out = append(out, f)
+		}
+	}
+	return out
+}

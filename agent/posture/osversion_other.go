@@ -1,5 +1,0 @@
-//go:build !linux
-
-package posture
-
-func osVersion() string { return "" }

@@ -1,0 +1,279 @@
+package posture
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
+
+const (
+	// maxUpdates is how many updates are looked at.
+	maxUpdates = 5000
+	// maxListAge is how old the lists of packages may be: from older ones nobody knows what is pending.
+	maxListAge = 7 * 24 * time.Hour
+	day        = 24 * time.Hour
+)
+
+// update is a package with a fix for the system's security that is not installed.
+type update struct {
+	name   string    // with its version
+	issued time.Time // zero: not known
+}
+
+// updates counts the pending ones, and says how many days the oldest of them waits: since it was issued where that is known,
+// else since this agent saw it first.
+func updates(memory Memory) func(context.Context, Host) []Reading {
+	return func(ctx context.Context, h Host) []Reading {
+		pending, err := pendingUpdates(ctx, h)
+		if err != nil {
+			return []Reading{unknown(UpdatesPending, err.Error()), unknown(UpdatesAge, err.Error())}
+		}
+		now := h.Now()
+		was, err := memory.Load()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return []Reading{known(UpdatesPending, strconv.Itoa(len(pending)), ""), unknown(UpdatesAge, err.Error())}
+		}
+		seen, oldest := remember(decodeSeen(was), pending, now)
+		if b := encodeSeen(seen); string(b) != string(was) {
+			err = memory.Save(b)
+		} else {
+			err = nil
+		}
+		count := known(UpdatesPending, strconv.Itoa(len(pending)), examples(pending))
+		if err != nil {
+			return []Reading{count, unknown(UpdatesAge, err.Error())}
+		}
+		return []Reading{count, known(UpdatesAge, strconv.Itoa(int(max(now.Sub(oldest), 0)/day)), "days")}
+	}
+}
+
+func examples(list []update) string {
+	var names []string
+	for _, u := range list[:min(len(list), 3)] {
+		names = append(names, u.name)
+	}
+	if more := len(list) - len(names); more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(names, ", ")
+}
+
+// pendingUpdates asks the system's package manager, by the lists that it has.
+func pendingUpdates(ctx context.Context, h Host) ([]update, error) {
+	switch {
+	case h.exists("usr/bin/apt-get"):
+		return listed(ctx, h, aptUpdates, []string{
+			"var/lib/apt/periodic/update-success-stamp", "var/lib/apt/lists/partial", "var/lib/apt/lists",
+		}, "apt-get", "--simulate", "-qq", "-o", "Debug::NoLocking=true", "dist-upgrade")
+	case h.exists("usr/bin/dnf5"):
+		return listed(ctx, h, dnf5Updates, []string{"var/cache/libdnf5/*/repodata/repomd.xml"},
+			"dnf5", "--cacheonly", "--quiet", "--setopt=logdir=/tmp", "advisory", "list", "--security")
+	case h.exists("usr/bin/dnf"):
+		return listed(ctx, h, dnfUpdates, []string{"var/cache/dnf/*/repodata/repomd.xml"},
+			"dnf", "--cacheonly", "--quiet", "--setopt=logdir=/tmp", "updateinfo", "list", "--security")
+	}
+	return nil, errors.New("the package manager of this system says nothing of security")
+}
+
+// listed runs a package manager, if its lists are fresh.
+func listed(ctx context.Context, h Host, parse func([]byte) []update, lists []string, program string, args ...string) ([]update, error) {
+	fetched := newest(h.Files, lists)
+	if fetched.IsZero() {
+		return nil, fmt.Errorf("%s has fetched no lists of packages yet", program)
+	}
+	if age := h.Now().Sub(fetched); age > maxListAge {
+		return nil, fmt.Errorf("the lists of packages are %d days old", int(age/day))
+	}
+	b, err := h.Run(ctx, program, args...)
+	if err != nil {
+		return nil, err
+	}
+	out := parse(b)
+	slices.SortFunc(out, func(a, b update) int { return cmp.Or(cmp.Compare(a.name, b.name), a.issued.Compare(b.issued)) })
+	return slices.CompactFunc(out, func(a, b update) bool { return a.name == b.name }), nil
+}
+
+// newest is the latest time of any of the files that patterns match.
+func newest(files fs.FS, patterns []string) (at time.Time) {
+	for _, p := range patterns {
+		names, err := fs.Glob(files, p)
+		if err != nil {
+			continue // the pattern is one of ours
+		}
+		for _, name := range names {
+			if s, err := fs.Stat(files, name); err == nil && s.ModTime().After(at) {
+				at = s.ModTime()
+			}
+		}
+	}
+	return at
+}
+
+// aptUpdates reads what `apt-get -s dist-upgrade` would install:
+//
+//	Inst libssl3 [3.0.11-1~deb12u1] (3.0.15-1~deb12u1 Debian-Security:12/stable-security [amd64])
+//	Inst openssl [3.0.2-0ubuntu1.9] (3.0.2-0ubuntu1.18 Ubuntu:22.04/jammy-updates, Ubuntu:22.04/jammy-security [amd64])
+func aptUpdates(b []byte) (out []update) {
+	for _, f := range fields(b, 3) {
+		if f[0] != "Inst" || len(out) >= maxUpdates {
+			continue
+		}
+		line := strings.Join(f[2:], " ")
+		_, line, _ = strings.Cut(line, "(")
+		inside, _, ok := strings.Cut(line, ")")
+		version, sources, spaced := strings.Cut(inside, " ")
+		if !ok || !spaced {
+			continue
+		}
+		sources, _, _ = strings.Cut(sources, " [")
+		for source := range strings.SplitSeq(sources, ", ") {
+			label, suite, _ := strings.Cut(source, "/")
+			if strings.Contains(label, "Security") || strings.HasSuffix(suite, "-security") {
+				out = append(out, update{name: brief(f[1] + " " + version)})
+				break
+			}
+		}
+	}
+	return out
+}
+
+// dnf5Updates reads the table that `dnf5 advisory list` prints:
+//
+//	Name                   Type     Severity  Package                             Issued
+//	FEDORA-2025-2bcc9bb5d4 security Important openssl-libs-1:3.2.4-3.fc42.x86_64  2025-04-02 02:13:33
+func dnf5Updates(b []byte) (out []update) {
+	for _, f := range fields(b, 6) {
+		if f[1] != "security" || len(out) >= maxUpdates {
+			continue
+		}
+		issued, err := time.Parse(time.DateTime, f[len(f)-2]+" "+f[len(f)-1])
+		if err != nil {
+			continue
+		}
+		out = append(out, update{brief(f[len(f)-3]), issued})
+	}
+	return out
+}
+
+// dnfUpdates reads the list that `dnf updateinfo list` prints, as does yum:
+//
+//	RHSA-2025:1234  Important/Sec. openssl-libs-1:3.0.7-27.el9.x86_64
+func dnfUpdates(b []byte) (out []update) {
+	for _, f := range fields(b, 3) {
+		if len(f) == 3 && strings.HasSuffix(f[1], "/Sec.") && len(out) < maxUpdates {
+			out = append(out, update{name: brief(f[2])})
+		}
+	}
+	return out
+}
+
+// seen is when each pending update was seen first, in Unix seconds.
+type seen map[string]int64
+
+// remember keeps of what was seen what is pending still, and adds what is new. Oldest is since when the oldest one waits.
+func remember(was seen, pending []update, now time.Time) (out seen, oldest time.Time) {
+	out, oldest = seen{}, now
+	for _, u := range pending {
+		since, known := was[u.name]
+		if !known || since > now.Unix() {
+			since = now.Unix()
+		}
+		out[u.name] = since
+		at := time.Unix(since, 0)
+		if !u.issued.IsZero() && u.issued.Before(now) {
+			at = u.issued
+		}
+		if at.Before(oldest) {
+			oldest = at
+		}
+	}
+	return out, oldest
+}
+
+func encodeSeen(s seen) []byte {
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // texts and numbers
+	}
+	return append(b, '\n')
+}
+
+// decodeSeen reads what encodeSeen made. What cannot be read was not seen.
+func decodeSeen(b []byte) seen {
+	var s seen
+	if json.Unmarshal(b, &s) != nil || len(s) > maxUpdates {
+		return nil
+	}
+	return s
+}
+
+// rebootRequired says whether something that was updated runs still as it was.
+func rebootRequired(_ context.Context, h Host) []Reading {
+	if h.exists("run/reboot-required") || h.exists("var/run/reboot-required") {
+		return []Reading{yesNo(RebootRequired, true, "for "+strings.Join(strings.Fields(h.text("run/reboot-required.pkgs")), ", "))}
+	}
+	running := h.text("proc/sys/kernel/osrelease")
+	var kernels []string
+	for _, pattern := range []string{"usr/lib/modules/*/modules.builtin", "lib/modules/*/modules.builtin"} {
+		names, err := fs.Glob(h.Files, pattern)
+		if err != nil {
+			continue // the pattern is ours
+		}
+		for _, name := range names {
+			kernels = append(kernels, path.Base(path.Dir(name)))
+		}
+	}
+	if running == "" || len(kernels) == 0 {
+		return []Reading{unknown(RebootRequired, "no kernel is installed here")}
+	}
+	return []Reading{judgeKernel(running, kernels)}
+}
+
+// judgeKernel compares the kernel that runs with those that are installed.
+func judgeKernel(running string, installed []string) Reading {
+	if !slices.Contains(installed, running) {
+		return yesNo(RebootRequired, true, "the kernel that runs, "+running+", is not installed any more")
+	}
+	for _, k := range installed {
+		if flavour(k) == flavour(running) && newer(k, running) {
+			return yesNo(RebootRequired, true, k+" is installed, and "+running+" runs")
+		}
+	}
+	return yesNo(RebootRequired, false, "")
+}
+
+// flavour is what is left of a kernel's release without numbers: kernels of several may be installed.
+func flavour(release string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsLetter(r) {
+			return r
+		}
+		return -1
+	}, release)
+}
+
+// newer compares the numbers in two releases, one after the other.
+func newer(a, b string) bool {
+	x, y := numbers(a), numbers(b)
+	return slices.Compare(x, y) > 0
+}
+
+func numbers(s string) (out []int) {
+	for _, f := range strings.FieldsFunc(s, func(r rune) bool { return r < '0' || r > '9' }) {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			n = int(^uint(0) >> 1) // longer than any that is one
+		}
+		out = append(out, n)
+	}
+	return out
+}

@@ -1,0 +1,161 @@
+package posture
+
+import (
+	"context"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+)
+
+const (
+	askApt  = "apt-get --simulate -qq -o Debug::NoLocking=true dist-upgrade"
+	askDnf5 = "dnf5 --cacheonly --quiet --setopt=logdir=/tmp advisory list --security"
+	askDnf  = "dnf --cacheonly --quiet --setopt=logdir=/tmp updateinfo list --security"
+)
+
+// note is a Memory of a test.
+type note struct{ b []byte }
+
+func (n *note) Load() ([]byte, error) {
+	if n.b == nil {
+		return nil, fs.ErrNotExist
+	}
+	return n.b, nil
+}
+
+func (n *note) Save(b []byte) error {
+	n.b = b
+	return nil
+}
+
+func TestUpdates(t *testing.T) {
+	apt := map[string]string{"/usr/bin/apt-get": "", "/var/lib/apt/periodic/update-success-stamp": ""}
+	dnf := map[string]string{"/usr/bin/dnf": "", "/var/cache/dnf/updates-0123456789abcdef/repodata/repomd.xml": ""}
+	dnf5 := map[string]string{"/usr/bin/dnf5": "", "/usr/bin/dnf": "", "/var/cache/libdnf5/updates-0123456789abcdef/repodata/repomd.xml": ""}
+	for name, c := range map[string]struct {
+		files    map[string]string
+		ask, out string
+		want     string
+	}{
+		"Debian":            {apt, askApt, recorded(t, "apt-debian.txt"), "updatesPending=3 updatesAge=0"},
+		"Ubuntu":            {apt, askApt, recorded(t, "apt-ubuntu.txt"), "updatesPending=3 updatesAge=0"},
+		"nothing pending":   {apt, askApt, "", "updatesPending=0 updatesAge=0"},
+		"apt is broken":     {apt, askApt, "!E: dpkg was interrupted", "updatesPending=- updatesAge=-"},
+		"Fedora":            {dnf5, askDnf5, recorded(t, "dnf5-fedora.txt"), "updatesPending=3 updatesAge=29"},
+		"Red Hat":           {dnf, askDnf, recorded(t, "dnf-rhel.txt"), "updatesPending=2 updatesAge=0"},
+		"no lists":          {map[string]string{"/usr/bin/dnf5": ""}, askDnf5, recorded(t, "dnf5-fedora.txt"), "updatesPending=- updatesAge=-"},
+		"Arch does not say": {map[string]string{"/usr/bin/pacman": ""}, askDnf5, "", "updatesPending=- updatesAge=-"},
+	} {
+		h := machine(c.files, map[string]string{c.ask: c.out})
+		if got := values(updates(&note{})(t.Context(), h)); got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}
+
+// An update that waits grows older, whoever restarts meanwhile; one that was installed is forgotten; and old lists are no news.
+func TestAgeOfUpdates(t *testing.T) {
+	now := noon
+	memory := File(filepath.Join(t.TempDir(), "posture.json"))
+	programs := map[string]string{askApt: recorded(t, "apt-debian.txt")}
+	lists := &fstest.MapFile{Mode: fs.ModeDir, ModTime: noon}
+	h := machine(map[string]string{"/usr/bin/apt-get": ""}, programs)
+	files, ok := h.Files.(fstest.MapFS)
+	if !ok {
+		t.Fatal(h.Files)
+	}
+	files["var/lib/apt/lists/partial"] = lists
+	h.Now = func() time.Time { return now }
+	want := func(what string) {
+		t.Helper()
+		if got := values(updates(memory)(t.Context(), h)); got != what {
+			t.Errorf("at %v: %s, want %s", now, got, what)
+		}
+	}
+	want("updatesPending=3 updatesAge=0")
+	now = now.Add(5 * day)
+	want("updatesPending=3 updatesAge=5")
+	now = now.Add(3 * day)
+	want("updatesPending=- updatesAge=-")
+	lists.ModTime = now
+	want("updatesPending=3 updatesAge=8")
+	programs[askApt] = "Inst bash [5.2] (5.3 Debian-Security:12/stable-security [amd64])\n"
+	want("updatesPending=1 updatesAge=0")
+	programs[askApt] = recorded(t, "apt-debian.txt")
+	want("updatesPending=3 updatesAge=0")
+	now = now.Add(-2 * day) // somebody sets the clock
+	want("updatesPending=3 updatesAge=0")
+}
+
+func TestRebootRequired(t *testing.T) {
+	kernels := func(running string, installed ...string) map[string]string {
+		files := map[string]string{"/proc/sys/kernel/osrelease": running + "\n"}
+		for _, k := range installed {
+			files["/usr/lib/modules/"+k+"/modules.builtin"] = ""
+		}
+		return files
+	}
+	asked := kernels("6.1.0-21-amd64", "6.1.0-21-amd64")
+	asked["/run/reboot-required"], asked["/run/reboot-required.pkgs"] = "*** System restart required ***\n", "libc6\ndbus\n"
+	for name, c := range map[string]struct {
+		files map[string]string
+		want  string
+	}{
+		"Debian asks for it":      {asked, "true"},
+		"Debian":                  {kernels("6.1.0-21-amd64", "6.1.0-18-amd64", "6.1.0-21-amd64"), "false"},
+		"Debian, older":           {kernels("6.1.0-9-amd64", "6.1.0-9-amd64", "6.1.0-10-amd64"), "true"},
+		"Ubuntu":                  {kernels("6.8.0-31-generic", "6.8.0-31-generic", "6.8.0-35-generic"), "true"},
+		"Fedora":                  {kernels("6.8.9-300.fc40.x86_64", "6.8.5-301.fc40.x86_64", "6.8.9-300.fc40.x86_64"), "false"},
+		"Fedora, next release":    {kernels("6.8.9-300.fc40.x86_64", "6.8.9-300.fc40.x86_64", "6.11.4-301.fc41.x86_64"), "true"},
+		"Arch":                    {kernels("6.9.1-arch1-1", "6.9.1-arch1-1", "6.10.1-1-lts"), "false"},
+		"Arch, upgraded":          {kernels("6.9.1-arch1-1", "6.9.2-arch1-1"), "true"},
+		"a container":             {kernels("6.9.1-arch1-1"), "-"},
+		"a kernel of long number": {kernels("6.99999999999999999999.1", "6.99999999999999999999.1"), "false"},
+	} {
+		if got := values(rebootRequired(t.Context(), machine(c.files, nil))); got != "rebootRequired="+c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}
+
+func FuzzUpdates(f *testing.F) {
+	for _, name := range []string{"apt-debian.txt", "apt-ubuntu.txt", "dnf5-fedora.txt", "dnf-rhel.txt"} {
+		f.Add(recorded(f, name), `{"bash 5.3":1777636800}`, "6.8.9-300.fc40.x86_64")
+	}
+	f.Fuzz(func(t *testing.T, out, memory, release string) {
+		for _, parse := range []func([]byte) []update{aptUpdates, dnf5Updates, dnfUpdates} {
+			pending := parse([]byte(out))
+			if len(pending) > maxUpdates || len(pending) > strings.Count(out, "\n")+1 {
+				t.Fatalf("%d updates", len(pending))
+			}
+			was := decodeSeen([]byte(memory))
+			next, oldest := remember(was, pending, noon)
+			if oldest.After(noon) || len(next) > len(pending) {
+				t.Fatalf("%v since %v", next, oldest)
+			}
+			if again := decodeSeen(encodeSeen(next)); len(again) != len(next) {
+				t.Fatalf("%v was written, and %v read", next, again)
+			}
+		}
+		sound(t, judgeKernel(brief(release), []string{brief(release), "6.1.0-9-amd64"}))
+		if newer(release, release) {
+			t.Errorf("%q is newer than itself", release)
+		}
+	})
+}
+
+func TestProgramsAreBounded(t *testing.T) {
+	out := &capped{most: 4}
+	if _, err := out.Write([]byte("abcd")); err != nil || out.over {
+		t.Error(err)
+	}
+	if _, err := out.Write([]byte("e")); err == nil || !out.over || out.String() != "abcd" {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+	if _, err := run(context.Background(), "no-such-program"); err == nil {
+		t.Error("a program that is not there was run")
+	}
+}

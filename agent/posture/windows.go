@@ -1,0 +1,72 @@
+package posture
+
+import (
+	"context"
+	"strings"
+)
+
+// powershell runs one command. What it prints is in no language: numbers and names of the system.
+func powershell(ctx context.Context, h Host, command string) ([]byte, error) {
+	return h.Run(ctx, "powershell.exe", "-NoLogo", "-NoProfile", "-NonInteractive", "-Command", command)
+}
+
+// bitLocker asks Windows whether the drive that it is on is encrypted.
+func bitLocker(ctx context.Context, h Host) []Reading {
+	b, err := powershell(ctx, h, "$v = Get-BitLockerVolume -MountPoint $env:SystemDrive; "+
+		"'VolumeStatus={0:d} ProtectionStatus={1:d}' -f $v.VolumeStatus, $v.ProtectionStatus")
+	if err != nil {
+		return []Reading{unknown(DiskEncrypted, err.Error())}
+	}
+	return []Reading{bitLockerStatus(string(b))}
+}
+
+// bitLockerStatus reads VolumeStatus and ProtectionStatus. The drive is protected where it is fully encrypted (1) and its key is
+// not lying on it in clear (1).
+func bitLockerStatus(s string) Reading {
+	values := assignments(s)
+	volume, protection := values["VolumeStatus"], values["ProtectionStatus"]
+	switch {
+	case volume == "" || protection == "":
+		return unknown(DiskEncrypted, "Get-BitLockerVolume says something that is not understood")
+	case volume != "1":
+		return yesNo(DiskEncrypted, false, "the system's drive is not fully encrypted")
+	case protection != "1":
+		return yesNo(DiskEncrypted, false, "BitLocker is suspended")
+	}
+	return yesNo(DiskEncrypted, true, "BitLocker")
+}
+
+// defenderFirewall asks Windows for its firewall.
+func defenderFirewall(ctx context.Context, h Host) []Reading {
+	b, err := powershell(ctx, h, "Get-NetFirewallProfile -PolicyStore ActiveStore | ForEach-Object { '{0}={1:d}' -f $_.Name, $_.Enabled }")
+	if err != nil {
+		return []Reading{unknown(FirewallOn, err.Error())}
+	}
+	return []Reading{defenderFirewallProfiles(string(b))}
+}
+
+// defenderFirewallProfiles wants the firewall on (1) in each profile, for the network may become another one.
+func defenderFirewallProfiles(s string) Reading {
+	values := assignments(s)
+	for _, profile := range []string{"Domain", "Private", "Public"} {
+		switch values[profile] {
+		case "1":
+		case "":
+			return unknown(FirewallOn, "Get-NetFirewallProfile says something that is not understood")
+		default:
+			return yesNo(FirewallOn, false, "the firewall is off in the profile "+profile)
+		}
+	}
+	return yesNo(FirewallOn, true, "on in all profiles")
+}
+
+// assignments reads words such as Name=1.
+func assignments(s string) map[string]string {
+	out := map[string]string{}
+	for word := range strings.FieldsSeq(s) {
+		if name, value, ok := strings.Cut(word, "="); ok && len(out) < 64 {
+			out[name] = value
+		}
+	}
+	return out
+}

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/redoubt-mesh/redoubt/agent/netcheck"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+func netcheckCommand(p program) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "netcheck",
+		Short: "Look at the network that this machine is in",
+		Long: "Finds out how others reach this machine: the kind of NAT that it is behind,\n" +
+			"its addresses outside, whether UDP gets out, what the router opens, the MTU, how\n" +
+			"far the relays are; and says what would help. It takes some seconds. Without an\n" +
+			"agent it needs a --stun server to ask; any relay is one. Exits with 0 if peers\n" +
+			"can be reached, if only through a relay.",
+		Args: cobra.NoArgs,
+	}
+	servers := cmd.Flags().StringSlice("stun", nil, "`HOST[:PORT]` of a further STUN server to ask")
+	router := cmd.Flags().Bool("port-mapping", true, "without an agent, ask the router for a port, and give it back")
+	asJSON := jsonFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		r, err := look(cmd, *servers, *router)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			err = printJSON(p.out, netcheckOf(r))
+		} else {
+			err = tell(p.out, r, palette(p.colour))
+		}
+		if err == nil && !r.Reaches() {
+			return &exitError{exitFalse, nil}
+		}
+		return err
+	}
+	return cmd
+}
+
+// look asks the agent whom it may ask, and then looks itself.
+func look(cmd *cobra.Command, servers []string, router bool) (r netcheck.Report, err error) {
+	ctx := cmd.Context()
+	c, end := netcheck.System()
+	defer func() { err = errors.Join(err, end()) }()
+	if !router {
+		c.PortMap = nil
+	}
+	u, err := client(cmd).Underlay(ctx, &redoubtv1.UnderlayRequest{})
+	if err == nil {
+		c.Ask(ctx, u)
+	} else if err = failed(cmd, err); len(servers) == 0 {
+		var exit *exitError
+		if errors.As(err, &exit) && exit.code == exitNoAgent {
+			exit.err = fmt.Errorf("%w; or name a --stun server to ask", exit.err)
+		}
+		return r, err
+	}
+	for _, s := range servers {
+		if err := c.AskServer(ctx, s); err != nil {
+			return r, &exitError{exitUsage, fmt.Errorf("--stun %s: %w", s, err)}
+		}
+	}
+	return netcheck.Run(ctx, c), nil
+}
+
+// tell is the report for people.
+func tell(w io.Writer, r netcheck.Report, c palette) error {
+	var b strings.Builder
+	const column = 14
+	for _, l := range r.Words() {
+		b.WriteString(wrap(l.Text, fmt.Sprintf("%-*s", column, l.About), strings.Repeat(" ", column)))
+	}
+	if advice := r.Advice(); len(advice) > 0 {
+		b.WriteString("\n" + c.warn("What would help:") + "\n")
+		for _, a := range advice {
+			b.WriteString(wrap(a, "- ", "  "))
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// What `netcheck --json` prints.
+type (
+	netcheckJSON struct {
+		Kind        string          `json:"kind"`
+		IPv4        familyJSON      `json:"ipv4"`
+		IPv6        familyJSON      `json:"ipv6"`
+		PortMapping portMappingJSON `json:"portMapping"`
+		MTU         *int            `json:"mtu"`
+		Relays      []relayJSON     `json:"relays"`
+		Advice      []string        `json:"advice"`
+	}
+	familyJSON struct {
+		Mapped    []string `json:"mapped"`
+		Mapping   string   `json:"mapping"`
+		Filtering string   `json:"filtering"`
+		Hairpin   string   `json:"hairpin"`
+	}
+	portMappingJSON struct {
+		Protocol string `json:"protocol"`
+		External string `json:"external"`
+		Problem  string `json:"problem"`
+	}
+	relayJSON struct {
+		Name   string   `json:"name"`
+		Region string   `json:"region"`
+		UDPms  *float64 `json:"udpMs"`
+		TCPms  *float64 `json:"tcpMs"`
+	}
+)
+
+func netcheckOf(r netcheck.Report) netcheckJSON {
+	family := func(mapped []netip.AddrPort, mapping, filtering, hairpin fmt.Stringer) familyJSON {
+		f := familyJSON{[]string{}, mapping.String(), filtering.String(), hairpin.String()}
+		for _, a := range mapped {
+			f.Mapped = append(f.Mapped, a.String())
+		}
+		return f
+	}
+	ms := func(d time.Duration) *float64 {
+		if d == 0 {
+			return nil
+		}
+		f := float64(d.Microseconds()) / 1000
+		return &f
+	}
+	v4, v6 := r.STUN.V4, r.STUN.V6
+	out := netcheckJSON{
+		Kind:        string(r.Kind),
+		IPv4:        family(v4.Mapped(), v4.Mapping, v4.Filtering, v4.Hairpin),
+		IPv6:        family(v6.Mapped(), v6.Mapping, v6.Filtering, v6.Hairpin),
+		PortMapping: portMappingJSON{Protocol: string(r.Router.Protocol), Problem: r.Router.Problem},
+		Relays:      []relayJSON{}, Advice: append([]string{}, r.Advice()...),
+	}
+	if r.Router.External.IsValid() {
+		out.PortMapping.External = r.Router.External.String()
+	}
+	if r.MTU != 0 {
+		out.MTU = &r.MTU
+	}
+	for _, x := range r.Relays {
+		out.Relays = append(out.Relays, relayJSON{x.Name, x.Region, ms(x.UDP), ms(x.TCP)})
+	}
+	return out
+}

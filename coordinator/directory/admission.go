@@ -1,0 +1,206 @@
+package directory
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl/compile"
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Admission. What the policy asks of a machine is asked when it enrols and at each renewal:
+//
+//	too little attested  ─► AdmissionError: nothing changes, the token is not used
+//	denied               ─► DeniedError
+//	not approved         ─► PendingError: the machine is a Candidate, or a node that keeps what it has
+//	else                 ─► a certificate
+
+// Demands says what the policy of a snapshot asks of the machine of a node, which may be one to come. Its error is that the policy is
+// not understood. It is called by the writer: it must neither wait nor call the directory.
+type Demands func(s *Snapshot, n proto.Identity) (compile.Demand, error)
+
+// Errors of admission. Each is wrapped by a type that says more.
+var (
+	ErrAdmission = errors.New("the machine proves less than the policy asks for")
+	ErrPending   = errors.New("the machine waits for an administrator's approval")
+	ErrDenied    = errors.New("an administrator denied the machine")
+	ErrCrowded   = errors.New("too many machines wait for an approval")
+	ErrReserved  = errors.New("join token is kept for another machine")
+)
+
+// AdmissionError is an ErrAdmission.
+type AdmissionError struct {
+	Who        string // whose machines are asked, such as tag:prod
+	Has, Needs string // kinds of attestation
+	By         proto.Origin
+}
+
+func (e *AdmissionError) Error() string {
+	return fmt.Sprintf("for %s a machine must be attested by %s or better (%s, line %d of the policy), and this one is attested by %s",
+		e.Who, e.Needs, e.By.Path, e.By.Line, e.Has)
+}
+
+// Is makes it an ErrAdmission.
+func (e *AdmissionError) Is(target error) bool { return target == ErrAdmission }
+
+// PendingError is an ErrPending.
+type PendingError struct {
+	Code string // of a candidate; empty for a node
+	Name string // by which administrators know the machine
+	By   proto.Origin
+}
+
+func (e *PendingError) Error() string {
+	return fmt.Sprintf("%s waits for an administrator's approval (%s, line %d of the policy)", e.Name, e.By.Path, e.By.Line)
+}
+
+// Is makes it an ErrPending.
+func (e *PendingError) Is(target error) bool { return target == ErrPending }
+
+// DeniedError is an ErrDenied.
+type DeniedError struct {
+	Name string
+	Verdict
+}
+
+func (e *DeniedError) Error() string {
+	return fmt.Sprintf("%s was denied at %s by %s%s", e.Name, e.At.Format(time.RFC3339), e.By, because(e.Reason))
+}
+
+// Is makes it an ErrDenied.
+func (e *DeniedError) Is(target error) bool { return target == ErrDenied }
+
+func (d *Directory) demands(s *Snapshot, n proto.Identity) (compile.Demand, error) {
+	if d.config.Demands == nil {
+		return compile.Demand{}, nil
+	}
+	return d.config.Demands(s, n)
+}
+
+// snapshot is the state of the transaction so far, for the policy to look at.
+func (t *tx) snapshot() *Snapshot { return &Snapshot{mesh: t.mesh, now: t.moment, state: t.state} }
+
+// whose names those whose machine it is.
+func whose(n proto.Identity) string {
+	switch {
+	case len(n.Tags) > 0:
+		return strings.Join(n.Tags, ",")
+	case !n.User.IsZero():
+		return n.User.Name
+	}
+	return "any node"
+}
+
+// proves refuses a machine that is attested too little.
+func proves(d compile.Demand, n proto.Identity, has string) error {
+	if d.Proves(has) {
+		return nil
+	}
+	return &AdmissionError{Who: whose(n), Has: has, Needs: d.Attestation, By: d.AttestationBy}
+}
+
+// admissible says whether a machine that enrols may be a node: verdict is what an administrator said of it, if that was asked for.
+// An ErrPending is not one of the transaction: the candidate is to be written.
+func (t *tx) admissible(d *Directory, token *Token, r EnrollRequest) (verdict *Verdict, pending, err error) {
+	would := proto.Identity{Tags: token.Tags}
+	if token.User != "" {
+		would.User = token.user()
+	}
+	c, known := t.candidates.Get(deviceKey(r.Device))
+	if known && c.Token == token.ID && c.Verdict.denied() {
+		return nil, nil, &DeniedError{Name: c.Name(), Verdict: *c.Verdict}
+	}
+	demand, err := d.demands(t.snapshot(), would)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := proves(demand, would, r.Level.String()); err != nil {
+		return nil, nil, err
+	}
+	switch {
+	case !demand.Approval:
+		if known {
+			t.forgetCandidate(c)
+		}
+		return nil, nil, nil
+	case known && c.Token == token.ID && c.Verdict.approved():
+		t.forgetCandidate(c)
+		return c.Verdict, nil, nil
+	}
+	c, err = t.wait(d, c, token, r)
+	if err != nil {
+		return nil, nil, err
+	}
+	return nil, &PendingError{Code: c.Code, Name: c.Name(), By: demand.ApprovalBy}, nil
+}
+
+// wait has a machine wait for an approval: as it did before, if it did so with this token.
+func (t *tx) wait(d *Directory, c *Candidate, token *Token, r EnrollRequest) (*Candidate, error) {
+	hostname := strings.ToValidUTF8(r.Hostname, "?")
+	if c != nil && c.Token == token.ID {
+		if c.Hostname == hostname && c.Level == r.Level && c.Hardware == r.Attested.Device {
+			return c, nil
+		}
+		now := *c
+		now.Hostname, now.Level, now.Hardware = hostname, r.Level, r.Attested.Device
+		return &now, t.setCandidate(&now)
+	}
+	if c != nil {
+		t.forgetCandidate(c)
+	}
+	count := 0
+	for range t.ofToken(token.ID) {
+		count++
+	}
+	if count >= MaxOfToken || t.candidates.Len() >= MaxCandidates {
+		return nil, fmt.Errorf("%d of token %s, %d in all; approve or deny some (`node list`): %w", count, token.ID, t.candidates.Len(), ErrCrowded)
+	}
+	code, err := d.newCode(t)
+	if err != nil {
+		return nil, err
+	}
+	c = &Candidate{
+		Code: code, Token: token.ID, Device: r.Device, Hostname: hostname, Level: r.Level, Hardware: r.Attested.Device, From: t.from,
+		Asked: t.now, Ends: t.now.Add(CandidateTime),
+	}
+	t.recordOf(token.User, "token "+token.ID, audit.NodePending, c.Code, c.Name(), "for "+token.who()+", attested by "+r.Level.String())
+	return c, t.setCandidate(c)
+}
+
+// reserved refuses a token for one machine that another one waits with.
+func (t *tx) reserved(token *Token, r EnrollRequest) error {
+	if token.Reusable {
+		return nil
+	}
+	for c := range t.ofToken(token.ID) {
+		if c.Device != r.Device && !c.Verdict.denied() {
+			return fmt.Errorf("token %s, for %s, which waits for an approval under the code %s: %w", token.ID, c.Name(), c.Code, ErrReserved)
+		}
+	}
+	return nil
+}
+
+// waits says whether a machine asked in time with a token, and was not told yet what becomes of it.
+func (t *tx) waits(token *Token, r EnrollRequest) bool {
+	c, ok := t.candidates.Get(deviceKey(r.Device))
+	return ok && c.Token == token.ID && t.now.Before(c.Ends)
+}
+
+// Renewable says why a node gets no other certificate as things are, or nil.
+func (d *Directory) Renewable(s *Snapshot, n *Node) error {
+	if n.Verdict.denied() {
+		return &DeniedError{Name: n.Name, Verdict: *n.Verdict}
+	}
+	// A policy that is not understood asks for nothing here: it permits nothing, and what one asks for was asked at enrolment.
+	demand, _ := d.demands(s, n.Identity)
+	if err := proves(demand, n.Identity, n.Level.String()); err != nil {
+		return err
+	}
+	if demand.Approval && !n.Verdict.approved() {
+		return &PendingError{Name: n.Name, By: demand.ApprovalBy}
+	}
+	return nil
+}

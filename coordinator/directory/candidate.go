@@ -1,0 +1,336 @@
+package directory
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/key"
+)
+
+// Limits of candidates. Together with those of tokens they bound what strangers with join codes can have written.
+const (
+	MaxCandidates = 1_000
+	// MaxOfToken is how many candidates a token has at most, those included that were denied.
+	MaxOfToken = 64
+	// CandidateTime is how long a machine may wait for an approval, and how long one is kept for it.
+	CandidateTime = 7 * 24 * time.Hour
+)
+
+// Verdict is what an administrator decided about a machine.
+type Verdict struct {
+	At     time.Time
+	By     string
+	Denied bool // else approved
+	Reason string
+}
+
+// Candidate is a machine with a good join token that an administrator must approve before it is a node. It reserves a token that
+// is good for one machine. Values are shared and never change.
+type Candidate struct {
+	Code     string // such as BCDF-GHJK, for people to name it by
+	Token    string // id
+	Device   key.DevicePublic
+	Hostname string     // as the machine names itself
+	Level    cert.Level // that it proved last
+	Hardware string     // name of the piece of hardware, where that is known
+	From     string     // where it asked first
+	Asked    time.Time
+	Ends     time.Time // when it is forgotten
+	Verdict  *Verdict  // nil: it waits
+}
+
+// Name is the label that names are made from.
+func (c *Candidate) Name() string { return label(c.Hostname) }
+
+// denied says whether an administrator has said no.
+func (v *Verdict) denied() bool { return v != nil && v.Denied }
+
+// approved says whether an administrator has said yes.
+func (v *Verdict) approved() bool { return v != nil && !v.Denied }
+
+type verdictRecord struct {
+	At     time.Time `json:"at"`
+	By     string    `json:"by"`
+	Denied bool      `json:"denied,omitempty"`
+	Reason string    `json:"reason,omitempty"`
+}
+
+func verdictOf(v *Verdict) *verdictRecord {
+	if v == nil {
+		return nil
+	}
+	r := verdictRecord(*v)
+	return &r
+}
+
+func (r *verdictRecord) value() *Verdict {
+	if r == nil {
+		return nil
+	}
+	v := Verdict(*r)
+	return &v
+}
+
+type candidateRecord struct {
+	version
+	Code     string         `json:"code"`
+	Token    string         `json:"token"`
+	Device   []byte         `json:"device"`
+	Hostname string         `json:"hostname"`
+	Level    string         `json:"level"`
+	Hardware string         `json:"hardware,omitempty"`
+	From     string         `json:"from,omitempty"`
+	Asked    time.Time      `json:"asked"`
+	Ends     time.Time      `json:"ends"`
+	Verdict  *verdictRecord `json:"verdict,omitempty"`
+}
+
+const candidatePrefix = "candidate/"
+
+func candidatePath(k key.DevicePublic) string { return candidatePrefix + hex.EncodeToString(k.Bytes()) }
+
+func candidateOp(c *Candidate) (store.Op, error) {
+	return putRecord(candidatePath(c.Device), candidateRecord{
+		version: v1, Code: c.Code, Token: c.Token, Device: c.Device.Bytes(), Hostname: c.Hostname, Level: c.Level.String(),
+		Hardware: c.Hardware, From: c.From, Asked: c.Asked, Ends: c.Ends, Verdict: verdictOf(c.Verdict),
+	})
+}
+
+func parseCandidate(e store.Entry) (*Candidate, error) {
+	r, err := parse[candidateRecord](e)
+	if err != nil {
+		return nil, err
+	}
+	c := &Candidate{
+		Code: r.Code, Token: r.Token, Hostname: r.Hostname, Hardware: r.Hardware, From: r.From, Asked: r.Asked, Ends: r.Ends,
+		Verdict: r.Verdict.value(),
+	}
+	if c.Device, err = key.ParseDevicePublic(r.Device); err != nil {
+		return nil, fmt.Errorf("record %s: %w", e.Key, err)
+	}
+	if c.Level, err = cert.ParseLevel(r.Level); err != nil {
+		return nil, fmt.Errorf("record %s: %w", e.Key, err)
+	}
+	if candidatePath(c.Device) != e.Key || CandidateCode(c.Code) != c.Code {
+		return nil, fmt.Errorf("record %s: holds candidate %.20q", e.Key, c.Code)
+	}
+	return c, nil
+}
+
+func addCandidate(s *state, e store.Entry) error {
+	c, err := parseCandidate(e)
+	if err != nil {
+		return err
+	}
+	if _, twice := s.candidateCodes.Get(c.Code); twice {
+		return fmt.Errorf("record %s: the code %s is another's", e.Key, c.Code)
+	}
+	s.putCandidate(c)
+	return nil
+}
+
+func (s *state) putCandidate(c *Candidate) {
+	id := deviceKey(c.Device)
+	put(&s.candidates, id, c)
+	put(&s.candidateCodes, c.Code, c)
+	put(&s.candidateTokens, memberPrefix(c.Token)+id, c)
+	put(&s.candidateEnds, timeKey(c.Ends, id), c)
+}
+
+func (s *state) dropCandidate(c *Candidate) {
+	id := deviceKey(c.Device)
+	drop(&s.candidates, id)
+	drop(&s.candidateCodes, c.Code)
+	drop(&s.candidateTokens, memberPrefix(c.Token)+id)
+	drop(&s.candidateEnds, timeKey(c.Ends, id))
+}
+
+// ofToken yields the candidates of a token.
+func (s *state) ofToken(token string) iter.Seq[*Candidate] {
+	return func(yield func(*Candidate) bool) {
+		prefix := memberPrefix(token)
+		for k, c := range s.candidateTokens.from(prefix) {
+			if !strings.HasPrefix(k, prefix) || !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// setCandidate writes a candidate, in place of what it was before.
+func (t *tx) setCandidate(c *Candidate) error {
+	op, err := candidateOp(c)
+	if err != nil {
+		return err
+	}
+	if old, ok := t.candidates.Get(deviceKey(c.Device)); ok {
+		t.dropCandidate(old)
+	}
+	t.writes = append(t.writes, op)
+	t.putCandidate(c)
+	return nil
+}
+
+// forgetCandidate removes a candidate; who waits for what becomes of it looks again.
+func (t *tx) forgetCandidate(c *Candidate) {
+	t.writes = append(t.writes, store.Delete(candidatePath(c.Device)))
+	t.dropCandidate(c)
+	t.judged = append(t.judged, c.Device)
+}
+
+// expireCandidates forgets those whose time is over.
+func (t *tx) expireCandidates() {
+	count := 0
+	for c := range over(t.candidateEnds, t.now) {
+		if c.Verdict == nil {
+			t.record("coordinator", audit.NodeExpire, c.Code, c.Name(), "nobody approved it since "+c.Asked.Format(time.RFC3339))
+		}
+		t.forgetCandidate(c)
+		if count++; count == maxExpired {
+			return
+		}
+	}
+}
+
+// codeLetters has no vowels, that codes be no words, and nothing that is taken for another letter.
+const codeLetters = "BCDFGHJKLMNPQRSTVWXZ"
+
+const codeLength = 8
+
+// newCode draws a code that no candidate has.
+func (d *Directory) newCode(t *tx) (string, error) {
+	for {
+		var b []byte
+		for len(b) < codeLength {
+			var one [1]byte
+			if _, err := io.ReadFull(d.config.Rand, one[:]); err != nil {
+				return "", fmt.Errorf("draw a code: %w", err)
+			}
+			if n := int(one[0]); n < 256-256%len(codeLetters) { // each letter as often as the others
+				b = append(b, codeLetters[n%len(codeLetters)])
+			}
+		}
+		code := string(b[:codeLength/2]) + "-" + string(b[codeLength/2:])
+		if _, taken := t.candidateCodes.Get(code); !taken {
+			return code, nil
+		}
+	}
+}
+
+// CandidateCode is the code that a person means by a text; empty where it is none.
+func CandidateCode(text string) string {
+	letters := strings.ToUpper(strings.ReplaceAll(text, "-", ""))
+	if len(letters) != codeLength || strings.Trim(letters, codeLetters) != "" {
+		return ""
+	}
+	return letters[:codeLength/2] + "-" + letters[codeLength/2:]
+}
+
+// Candidates yields all candidates, those that were judged included.
+func (s *Snapshot) Candidates() iter.Seq[*Candidate] { return values(s.state.candidates) }
+
+// ErrCandidateUnknown says that no machine waits under a name or a code.
+var ErrCandidateUnknown = errors.New("no such machine waits for an approval")
+
+// FindCandidate answers the one that a person means by a code or, where only one has it, by the name that it gives itself. Those that
+// were denied are found by their code only.
+func (s *Snapshot) FindCandidate(what string) (*Candidate, error) {
+	if c, ok := s.state.candidateCodes.Get(CandidateCode(what)); ok {
+		return c, nil
+	}
+	var found []*Candidate
+	for c := range s.Candidates() {
+		if c.Name() == what && !c.Verdict.denied() {
+			found = append(found, c)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, ErrCandidateUnknown
+	case 1:
+		return found[0], nil
+	}
+	codes := make([]string, 0, len(found))
+	for _, c := range found {
+		codes = append(codes, c.Code)
+	}
+	return nil, fmt.Errorf("%d machines that wait are called %.64q; name the one that you mean by its code (%s): %w",
+		len(found), what, strings.Join(codes, ", "), ErrInvalid)
+}
+
+// JudgeCandidate approves or denies a machine that waits. It may be judged again until it has joined.
+func (d *Directory) JudgeCandidate(ctx context.Context, code string, v Verdict) (*Candidate, error) {
+	if err := v.check(); err != nil {
+		return nil, err
+	}
+	var c *Candidate
+	err := d.do(ctx, func(t *tx) error {
+		old, ok := t.candidateCodes.Get(code)
+		if !ok {
+			return fmt.Errorf("%.20q: %w (`node list` shows those that do)", code, ErrCandidateUnknown)
+		}
+		next := *old
+		verdict := v
+		verdict.At = t.now
+		next.Verdict, next.Ends = &verdict, t.now.Add(CandidateTime)
+		c = &next
+		t.judged = append(t.judged, c.Device)
+		token, _ := t.tokens.Get(c.Token)
+		t.recordVerdict(verdict, token.User, c.Code, c.Name(), "joins with token "+c.Token+" for "+token.who()+", attested by "+c.Level.String())
+		return t.setCandidate(c)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// JudgeNode approves or denies the machine of a node: for its next certificates.
+func (d *Directory) JudgeNode(ctx context.Context, id proto.NodeID, v Verdict) (*Node, error) {
+	if err := v.check(); err != nil {
+		return nil, err
+	}
+	var n *Node
+	err := d.do(ctx, func(t *tx) error {
+		old, err := t.trustedNode(id)
+		if err != nil {
+			return err
+		}
+		judged := *old
+		verdict := v
+		verdict.At = t.now
+		judged.Verdict = &verdict
+		n = &judged
+		t.recordVerdict(verdict, n.User.Name, id.String(), n.Name, "attested by "+n.Level.String())
+		return t.setNode(n)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+func (v *Verdict) check() error {
+	if v.Reason != "" && !proto.ValidText(v.Reason, maxReason) {
+		return fmt.Errorf("reason of %d bytes: want one line of printable text of at most %d: %w", len(v.Reason), maxReason, ErrInvalid)
+	}
+	return nil
+}
+
+func (t *tx) recordVerdict(v Verdict, user, subject, name, about string) {
+	action := audit.NodeApprove
+	if v.Denied {
+		action = audit.NodeDeny
+	}
+	t.recordOf(user, v.By, action, subject, name, strings.TrimSuffix(about+because(v.Reason), ": "))
+}

@@ -1,0 +1,147 @@
+package directory
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/acl"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// Bounds of how long a fact about a node's health may hold after the node was heard last. What a node says is brought within.
+const (
+	MinHealthTTL = time.Second
+	MaxHealthTTL = 24 * time.Hour
+)
+
+// healthPrefix is how facts about a node's health are called.
+const healthPrefix = "posture:"
+
+// Health is what a node says of its own health, from one message to the next.
+type Health struct {
+	Facts []HealthFact
+	// Whole says that what is not named is not known any more.
+	Whole bool
+}
+
+// HealthFact is one of them.
+type HealthFact struct {
+	Name, Value string // no value: it is not known any more
+	TTL         time.Duration
+}
+
+// health says whether the fact is about the node's health, and holds for some time after the node was heard.
+func (f Fact) health() bool { return f.TTL > 0 }
+
+func (h *Health) check() error {
+	if len(h.Facts) > MaxFacts {
+		return fmt.Errorf("%d facts, at most %d: %w", len(h.Facts), MaxFacts, ErrInvalid)
+	}
+	for i := range h.Facts {
+		f := &h.Facts[i]
+		if err := acl.CheckFact(f.Name); err != nil {
+			return fmt.Errorf("%w: %w", err, ErrInvalid)
+		}
+		if !strings.HasPrefix(f.Name, healthPrefix) || f.Value != "" && !proto.ValidText(f.Value, MaxFact) {
+			return fmt.Errorf("fact %.80q: want posture:NAME and at most %d bytes of printable text: %w", f.Name, MaxFact, ErrInvalid)
+		}
+		f.TTL = min(max(f.TTL, MinHealthTTL), MaxHealthTTL)
+	}
+	return nil
+}
+
+// withHealth are the traits after a node has said something of its health, and whether that is something else for policies than before.
+func (t *Traits) withHealth(h *Health, now time.Time) (next *Traits, differs bool) {
+	next = t.clone()
+	if h.Whole {
+		next.Facts = slices.DeleteFunc(next.Facts, func(f Fact) bool {
+			gone := f.health() && !slices.ContainsFunc(h.Facts, func(x HealthFact) bool { return x.Name == f.Name })
+			differs = differs || gone
+			return gone
+		})
+	}
+	count := 0
+	for _, f := range next.Facts {
+		if f.health() {
+			count++
+		}
+	}
+	for _, x := range h.Facts {
+		i := slices.IndexFunc(next.Facts, func(f Fact) bool { return f.Name == x.Name })
+		switch {
+		case x.Value == "" && i >= 0:
+			next.Facts = slices.Delete(next.Facts, i, i+1)
+			count--
+			differs = true
+		case x.Value == "":
+		case i >= 0 && next.Facts[i].Value == x.Value:
+			f := &next.Facts[i]
+			differs = differs || f.TTL != x.TTL // that is on disk
+			f.TTL, f.Expires = x.TTL, time.Time{}
+		case i >= 0:
+			next.Facts[i] = Fact{Name: x.Name, Value: x.Value, Source: SourceNode, Set: now, TTL: x.TTL}
+			differs = true
+		case count < MaxFacts:
+			next.Facts = append(next.Facts, Fact{Name: x.Name, Value: x.Value, Source: SourceNode, Set: now, TTL: x.TTL})
+			count++
+			differs = true
+		}
+	}
+	return next, differs
+}
+
+// silent has what is known of the node's health end some time after a moment, unless it ends sooner.
+func (t *Traits) silent(since time.Time) (changed bool) {
+	for i := range t.Facts {
+		if f := &t.Facts[i]; f.health() && f.Expires.IsZero() {
+			f.Expires = since.Add(f.TTL)
+			changed = true
+		}
+	}
+	return changed
+}
+
+// ReportHealth remembers what an attached node says of its health. It holds while the node is attached, and some time longer.
+func (d *Directory) ReportHealth(ctx context.Context, id proto.NodeID, h Health) error {
+	if err := h.check(); err != nil {
+		return fmt.Errorf("node %s: %w", id, err)
+	}
+	return d.do(ctx, func(t *tx) error {
+		n, err := t.trustedNode(id)
+		if err != nil {
+			return err
+		}
+		old, _ := t.traits.Get(id)
+		next, differs := old.withHealth(&h, t.now)
+		if !differs {
+			t.setTimes(n, next)
+			return nil
+		}
+		return t.setTraits(n, next)
+	})
+}
+
+// Fallen notes that a node is not heard any more: what it said of its health holds for the times that go with it. That costs no
+// write. A node that is attached again is left alone.
+func (d *Directory) Fallen(ctx context.Context, id proto.NodeID, heard time.Time) error {
+	return d.do(ctx, func(t *tx) error {
+		n, ok := t.state.nodes.Get(id)
+		old, known := t.traits.Get(id)
+		if live, _ := d.Live(id); !ok || !known || live.Connected {
+			return nil
+		}
+		if next := old.clone(); next.silent(heard) {
+			t.setTimes(n, next)
+		}
+		return nil
+	})
+}
+
+// setTimes replaces what is known of a node by the same that expires at other times.
+func (t *tx) setTimes(n *Node, next *Traits) {
+	sortFacts(next.Facts)
+	t.state.setTraits(n, next)
+}

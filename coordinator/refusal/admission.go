@@ -1,0 +1,102 @@
+package refusal
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+const (
+	// crowdedPause is when a machine that could not even wait asks again, and one that waits without a stream.
+	crowdedPause = time.Minute
+	// withheldPause is when a node asks again that got no certificate because of what the policy asks for. An approval is told at once.
+	withheldPause = 5 * time.Minute
+)
+
+// admission translates what the policy's admission makes of a machine; nil for other errors.
+func admission(err error) *Refusal {
+	var (
+		lacking *directory.AdmissionError
+		pending *directory.PendingError
+		denied  *directory.DeniedError
+	)
+	switch {
+	case errors.As(err, &lacking):
+		return &Refusal{Code: redoubtv1.Refusal_CODE_ADMISSION, Message: lacking.Error() + ": " + remedy(lacking)}
+	case errors.As(err, &pending):
+		name := pending.Code
+		if name == "" {
+			name = pending.Name
+		}
+		text := "an administrator has to approve this machine, which is " + pending.Name
+		if pending.Code != "" {
+			text += ", code " + pending.Code
+		}
+		return &Refusal{
+			Code: redoubtv1.Refusal_CODE_PENDING, RetryAfter: crowdedPause,
+			Message: text + " (redoubt-coordinator node approve " + name + "); it goes on by itself then",
+		}
+	case errors.As(err, &denied):
+		why := ""
+		if denied.Reason != "" {
+			why = " (" + denied.Reason + ")"
+		}
+		return &Refusal{Code: redoubtv1.Refusal_CODE_DENIED, Message: fmt.Sprintf("an administrator denied this machine, %s, at %s%s; "+
+			"ask them, they can approve it all the same (redoubt-coordinator node approve) or give out another join code",
+			denied.Name, denied.At.Format(time.RFC3339), why)}
+	case errors.Is(err, directory.ErrCrowded):
+		return &Refusal{
+			Code: redoubtv1.Refusal_CODE_BUSY, RetryAfter: crowdedPause,
+			Message: "too many machines wait for an administrator's approval already; it is tried again by itself",
+		}
+	case errors.Is(err, directory.ErrReserved):
+		return &Refusal{Code: redoubtv1.Refusal_CODE_TOKEN, Message: "the join code is kept for another machine, which waits for an administrator's " +
+			"approval: if that is not one of yours, the code was stolen (redoubt-coordinator node list, node deny, token revoke); ask for a new one"}
+	}
+	return nil
+}
+
+// remedy says what may make a machine prove enough.
+func remedy(e *directory.AdmissionError) string {
+	const tpm = "a TPM that the agent can open (`redoubt status` says what is wrong with it)"
+	switch {
+	case e.Needs == "measured" && e.Has == "tpm":
+		return "it takes secure boot, and the log of the boot that the agent can read"
+	case e.Has == "tpm-unverified":
+		return "its TPM is of a maker whom the coordinator does not trust; an administrator can add their CA (redoubt-coordinator serve --tpm-roots)"
+	case e.Needs == "x509", e.Needs == "tpm-unverified":
+		return "it takes a certificate of the company (redoubt agent --x509-cert, --x509-key) or " + tpm
+	case e.Needs == "measured":
+		return "it takes " + tpm + ", and secure boot"
+	}
+	return "it takes " + tpm
+}
+
+// Waiting is what a node is told that gets no certificate because of what the policy asks for, and keeps the one that it has; nil
+// for errors of another kind.
+func Waiting(err error) *Refusal {
+	if !errors.Is(err, directory.ErrAdmission) && !errors.Is(err, directory.ErrPending) && !errors.Is(err, directory.ErrDenied) {
+		return nil
+	}
+	r := admission(err)
+	r.RetryAfter = withheldPause
+	return r
+}
+
+// Unspent is the refusal of a machine that may try again with the same join code; others as they are.
+func (r *Refusal) Unspent() *Refusal {
+	if r.Code != redoubtv1.Refusal_CODE_ADMISSION {
+		return r
+	}
+	said := *r
+	said.Message += "; the join code was not used up"
+	return &said
+}
+
+// LookAgain tells a node that something has changed about it.
+func LookAgain() *Refusal {
+	return &Refusal{Code: redoubtv1.Refusal_CODE_BUSY, Message: "something has changed about this node; connect again", RetryAfter: time.Second}
+}

@@ -1,0 +1,224 @@
+package path_test
+
+import (
+	"cmp"
+	"crypto/rand"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/redoubt-mesh/redoubt/netstack/path"
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
+)
+
+const home = proto.NodeID(99)
+
+// course is a Finder with one peer, and what came of it.
+type course struct {
+	finder *path.Finder
+	now    time.Time
+	route  path.Route
+	rests  bool
+	sent   []path.Send // not answered yet
+	pings  map[pathmsg.TxID]path.Way
+	proved map[netip.AddrPort]bool // by a Pong to a Ping of ours
+	count  int
+}
+
+func newCourse(relay proto.NodeID, addrs ...string) *course {
+	c := &course{
+		finder: path.NewFinder(bounds, local, rand.Reader), now: time.Unix(1_000_000, 0), rests: true,
+		pings: map[pathmsg.TxID]path.Way{}, proved: map[netip.AddrPort]bool{},
+	}
+	c.step(path.Known{ID: peer, Endpoints: endpoints(proto.EndpointInterface, addrs...), Relay: relay})
+	return c
+}
+
+func (c *course) step(e path.Event) {
+	effects := c.finder.Step(c.now, e)
+	c.count += len(effects)
+	for _, f := range effects {
+		switch f := f.(type) {
+		case path.Use:
+			c.route = f.Route
+		case path.Rest:
+			c.rests = true
+		case path.Send:
+			c.sent = append(c.sent, f)
+			if p, ok := f.Message.(pathmsg.Ping); ok {
+				c.pings[p.TxID] = f.To
+			}
+		}
+	}
+}
+
+// answer gives Pongs to all pings that go one of some ways.
+func (c *course) answer(works func(path.Way) bool) {
+	list := c.sent
+	c.sent = nil
+	for _, s := range list {
+		if p, ok := s.Message.(pathmsg.Ping); ok && works(s.To) {
+			c.pong(p.TxID)
+		}
+	}
+}
+
+func (c *course) pong(id pathmsg.TxID) {
+	if to, ours := c.pings[id]; ours {
+		c.proved[to.Addr] = true
+	}
+	c.step(path.Got{ID: peer, From: path.Way{Relay: home}, Message: pathmsg.Pong{TxID: id}})
+}
+
+// live lets time pass in which packets go out, and come back where heard is true.
+func (c *course) live(d time.Duration, heard bool, works func(path.Way) bool) {
+	for end := c.now.Add(d); c.now.Before(end); {
+		c.now = c.now.Add(path.UsedEvery)
+		for next := c.finder.Next(); !next.IsZero() && !next.After(c.now); next = c.finder.Next() {
+			c.step(path.Tick{})
+		}
+		c.step(path.Used{ID: peer, Sent: true, Heard: heard})
+		c.answer(works)
+	}
+}
+
+func only(a string) func(path.Way) bool {
+	return func(w path.Way) bool { return w.Addr == at(a) }
+}
+
+func nowhere(path.Way) bool { return false }
+
+func TestFirstPacketGoesThroughTheRelay(t *testing.T) {
+	c := newCourse(home, "192.0.2.1:1", "192.0.2.2:1")
+	if c.route.Main != (path.Way{Relay: home}) || len(c.route.Spray) != 2 || !c.finder.Next().IsZero() {
+		t.Fatalf("at rest: %+v, next at %s", c.route, c.finder.Next())
+	}
+	c.step(path.Wanted{ID: peer})
+	if len(c.pings) != 3 {
+		t.Errorf("%d pings at once, want one for each candidate and one through the relay", len(c.pings))
+	}
+	c.live(100*time.Millisecond, false, only("192.0.2.2:1"))
+	if want := (path.Route{Main: path.Way{Addr: at("192.0.2.2:1")}}); c.route.Main != want.Main || !c.route.Copy.IsZero() || c.route.Roams {
+		t.Errorf("once it answers: %+v", c.route)
+	}
+}
+
+// Packets go both ways a few hundred milliseconds after answers to live traffic are missing, and the way is given up later.
+func TestLostWayIsFelt(t *testing.T) {
+	c := newCourse(home, "192.0.2.1:1")
+	c.step(path.Wanted{ID: peer})
+	c.live(2*time.Second, true, only("192.0.2.1:1"))
+	lost := c.now
+	for c.route.Copy.IsZero() {
+		c.live(path.UsedEvery, false, nowhere)
+		if c.now.Sub(lost) > 300*time.Millisecond {
+			t.Fatalf("still %+v after %s", c.route, c.now.Sub(lost))
+		}
+	}
+	c.live(2*time.Second, false, nowhere)
+	if c.route.Main != (path.Way{Relay: home}) || c.route.Roams != true {
+		t.Errorf("in the end: %+v", c.route)
+	}
+	c.live(6*time.Second, true, only("192.0.2.1:1"))
+	if c.route.Main != (path.Way{Addr: at("192.0.2.1:1")}) {
+		t.Errorf("healed: %+v", c.route)
+	}
+}
+
+func TestIdlePeerCostsNothing(t *testing.T) {
+	c := newCourse(home, "192.0.2.1:1")
+	c.step(path.Wanted{ID: peer})
+	c.live(time.Second, true, only("192.0.2.1:1"))
+	for range 1000 {
+		c.now = c.now.Add(path.UsedEvery)
+		c.step(path.Used{ID: peer})
+		c.answer(only("192.0.2.1:1"))
+		for next := c.finder.Next(); !next.IsZero() && !next.After(c.now); next = c.finder.Next() {
+			c.step(path.Tick{})
+		}
+	}
+	if next := c.finder.Next(); !c.rests || !next.IsZero() {
+		t.Errorf("rests: %t, next at %s", c.rests, next)
+	}
+}
+
+// Whatever peers, netmaps and the network do: packets go to addresses only that answered a Ping of ours, but for handshakes and
+// copies of what has roamed; nobody is sent to who may not be; the work is bounded; and where an address works it is used.
+func TestFinderKeepsItsPromises(t *testing.T) {
+	candidates := []string{"192.0.2.1:1", "192.168.1.7:1", "[2001:db8::1]:1", "198.51.100.1:9"}
+	rapid.Check(t, func(t *rapid.T) {
+		c := newCourse(rapid.SampledFrom([]proto.NodeID{0, home}).Draw(t, "relay"), candidates[:2]...)
+		anyAddr := rapid.SampledFrom([]string{candidates[0], candidates[1], candidates[2], candidates[3], "224.0.0.1:1", "127.0.0.1:1", "100.64.0.9:1"})
+		copies := map[netip.AddrPort]bool{} // where the peer was seen
+		for i := range rapid.IntRange(1, 60).Draw(t, "events") {
+			before := c.count
+			c.now = c.now.Add(time.Duration(rapid.IntRange(0, 400).Draw(t, "ms")) * time.Millisecond)
+			from := path.Way{Addr: at(anyAddr.Draw(t, "from"))}
+			switch rapid.IntRange(0, 8).Draw(t, "event") {
+			case 0:
+				c.step(path.Wanted{ID: peer})
+			case 1:
+				c.step(path.Used{ID: peer, Sent: rapid.Bool().Draw(t, "sent"), Heard: rapid.Bool().Draw(t, "heard")})
+			case 2:
+				copies[from.Addr] = true
+				c.step(path.Heard{ID: peer, From: from})
+			case 3:
+				c.step(path.Got{ID: peer, From: from, Message: pathmsg.Ping{TxID: pathmsg.TxID{byte(i)}}})
+			case 4:
+				var o pathmsg.Offer
+				for range rapid.IntRange(0, pathmsg.MaxCandidates).Draw(t, "offered") {
+					o.Candidates = append(o.Candidates, at(anyAddr.Draw(t, "candidate")))
+				}
+				c.step(path.Got{ID: peer, From: path.Way{Relay: home}, Message: o})
+			case 5:
+				c.pong(pathmsg.TxID{byte(i), 1, 2}) // to no ping
+			case 6:
+				for _, id := range slices.SortedFunc(maps.Keys(c.pings), func(a, b pathmsg.TxID) int { return cmp.Compare(string(a[:]), string(b[:])) }) {
+					if rapid.Bool().Draw(t, "answered") {
+						c.pong(id)
+					}
+				}
+			case 7:
+				c.step(path.Moved{Local: local})
+			case 8:
+				c.step(path.Tick{})
+			}
+			if n := c.count - before; n > 400 {
+				t.Fatalf("%d effects of one event", n)
+			}
+			if err := c.sane(copies); err != nil {
+				t.Fatal(err)
+			}
+			c.sent = nil
+		}
+		c.step(path.Wanted{ID: peer})
+		c.live(20*time.Second, false, only(candidates[0]))
+		if !c.rests && c.route.Main != (path.Way{Addr: at(candidates[0])}) {
+			t.Fatalf("the only address that works is not used: %+v", c.route)
+		}
+	})
+}
+
+func (c *course) sane(seen map[netip.AddrPort]bool) error {
+	if a := c.route.Main.Addr; a.IsValid() && !c.proved[a] {
+		return fmt.Errorf("packets go to %s, which was never proved", a)
+	}
+	if a := c.route.Copy.Addr; a.IsValid() && !c.proved[a] && !seen[a] {
+		return fmt.Errorf("copies go to %s, where the peer never was", a)
+	}
+	if len(c.route.Spray) > path.MaxCandidates {
+		return fmt.Errorf("%d addresses are sprayed", len(c.route.Spray))
+	}
+	for _, s := range c.sent {
+		if _, answer := s.Message.(pathmsg.Pong); !answer && s.To.Direct() && bounds.Check(s.To.Addr) != nil {
+			return fmt.Errorf("sent to %s", s.To.Addr)
+		}
+	}
+	return nil
+}

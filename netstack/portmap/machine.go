@@ -1,0 +1,407 @@
+package portmap
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"time"
+)
+
+// Event is what a Machine is told.
+type Event interface{ event() }
+
+// The events.
+type (
+	// Start asks for a mapping, or looks after it again after the network changed.
+	Start struct {
+		Gateway netip.Addr // of IPv4's default route
+		Local   netip.Addr // ours on the way there
+		Port    uint16     // the UDP port that is to be reached
+	}
+	// Stop deletes the mapping.
+	Stop struct{}
+	// Received is a datagram that came to one of the client's sockets.
+	Received struct {
+		From netip.AddrPort
+		Msg  []byte
+	}
+	// Fetched is what came of a Fetch: a body, and whether the status was one of success or of a service's own error.
+	Fetched struct {
+		ID   int
+		Body []byte
+		OK   bool
+	}
+	// Tick is the time that a Wake asked for.
+	Tick struct{}
+)
+
+func (Start) event()    {}
+func (Stop) event()     {}
+func (Received) event() {}
+func (Fetched) event()  {}
+func (Tick) event()     {}
+
+// Effect is what is to be done.
+type Effect interface{ effect() }
+
+// The effects.
+type (
+	// Send sends a datagram.
+	Send struct {
+		To  netip.AddrPort
+		Msg []byte
+	}
+	// Fetch asks the gateway over HTTP: a POST with the SOAP action, or a GET where there is none.
+	Fetch struct {
+		ID     int
+		URL    string
+		Action string
+		Body   string
+	}
+	// Wake asks for a Tick; it stands in for all earlier ones.
+	Wake struct{ At time.Time }
+	// Changed is the state from now on.
+	Changed struct{ State State }
+)
+
+func (Send) effect()    {}
+func (Fetch) effect()   {}
+func (Wake) effect()    {}
+func (Changed) effect() {}
+
+// Protocol is how a router is spoken to.
+type Protocol string
+
+// The protocols.
+const (
+	PCP    Protocol = "PCP"
+	NATPMP Protocol = "NAT-PMP"
+	UPnP   Protocol = "UPnP"
+)
+
+// State is what there is.
+type State struct {
+	Gateway  netip.Addr
+	Protocol Protocol       // that the router speaks; empty while none is known
+	External netip.AddrPort // invalid where there is no mapping
+	Until    time.Time      // when the mapping ends if it is not renewed; zero: never
+	Problem  string         // why there is none
+}
+
+// Machine keeps one mapping of a UDP port.
+//
+//	off ──Start──► searching ─────────► held ──half of its life──► renewed
+//	                │  │  └► describing ─┤▲                           │
+//	                │  └───► natpmp ─────┘└── nobody answers: anew ◄──┘
+//	                └──► failed, again after an hour
+type Machine struct {
+	rnd   *rand.ChaCha8
+	start Start
+	stage stage
+	state State
+	next  time.Time // of the Tick; zero: none
+	tries int       // requests sent since the last answer
+	nonce nonce
+	// refusal is why the router gave nothing in this search, in its own words.
+	refusal string
+
+	clock clock
+	// NAT-PMP tells the address and the port apart.
+	addr netip.Addr
+	port answer
+
+	upnp upnp
+}
+
+type stage uint8
+
+const (
+	off stage = iota
+	searching
+	natpmp
+	describing // UPnP
+	held
+	failed
+)
+
+const (
+	lifetime   = 7200 // seconds that are asked for
+	minLife    = 10 * time.Second
+	maxLife    = 24 * time.Hour
+	searchLong = time.Hour // until a router is looked for again where there was none
+	fetchTime  = 5 * time.Second
+)
+
+// gaps are the times between requests; after the last one nobody answers.
+var gaps = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second}
+
+// NewMachine is one that is off. Nonces and ports follow from the secret seed.
+func NewMachine(seed [32]byte) *Machine { return &Machine{rnd: rand.NewChaCha8(seed)} }
+
+// Step takes an event and says what to do.
+func (m *Machine) Step(now time.Time, e Event) []Effect {
+	before, was := m.next, m.state
+	var out []Effect
+	switch e := e.(type) {
+	case Start:
+		out = m.begin(now, e)
+	case Stop:
+		out = m.stop()
+	case Received:
+		out = m.received(now, e)
+	case Fetched:
+		out = m.fetched(now, e)
+	case Tick:
+		if m.next.IsZero() || m.next.After(now) {
+			before = time.Time{}
+			break
+		}
+		out = m.tick(now)
+	}
+	if m.state != was {
+		out = append(out, Changed{m.state})
+	}
+	if m.next != before && !m.next.IsZero() {
+		out = append(out, Wake{m.next})
+	}
+	return out
+}
+
+func (m *Machine) begin(now time.Time, e Start) []Effect {
+	if e == m.start && m.stage == held {
+		return m.renew(now)
+	}
+	if e == m.start && (m.stage == searching || m.stage == natpmp || m.stage == describing) {
+		return nil
+	}
+	if e != m.start {
+		m.state = State{Gateway: e.Gateway}
+	}
+	m.start, m.clock = e, clock{}
+	_, _ = m.rnd.Read(m.nonce[:]) // has no errors
+	if !e.Gateway.Is4() || !e.Local.Is4() || e.Port == 0 {
+		m.stage, m.next, m.state = off, time.Time{}, State{Problem: "there is no router"}
+		return nil
+	}
+	return m.search(now)
+}
+
+// search looks for a router that speaks anything.
+func (m *Machine) search(now time.Time) []Effect {
+	m.stage, m.tries, m.refusal = searching, 0, ""
+	m.addr, m.port, m.upnp = netip.Addr{}, answer{}, upnp{id: m.upnp.id}
+	m.state = State{Gateway: m.start.Gateway, Problem: m.state.Problem}
+	return m.request(now)
+}
+
+// request sends what the stage asks, once more.
+func (m *Machine) request(now time.Time) []Effect {
+	m.next = now.Add(gaps[min(m.tries, len(gaps)-1)])
+	m.tries++
+	to := netip.AddrPortFrom(m.start.Gateway, controlPort)
+	pcp := Send{to, appendPCP(nil, m.start.Local, m.nonce, m.start.Port, lifetime, m.suggestion())}
+	switch {
+	case m.stage == searching:
+		near := netip.AddrPortFrom(m.start.Gateway, ssdp.Port())
+		return []Effect{pcp, Send{ssdp, search(ssdp)}, Send{near, search(near)}}
+	case m.stage == natpmp || m.state.Protocol == NATPMP:
+		m.addr, m.port = netip.Addr{}, answer{}
+		return []Effect{Send{to, appendAddrRequest(nil)}, Send{to, appendNATPMP(nil, m.start.Port, m.suggestion().Port(), lifetime)}}
+	case m.state.Protocol == UPnP:
+		m.next = now.Add(fetchTime)
+		return []Effect{m.add()}
+	}
+	return []Effect{pcp}
+}
+
+// suggestion is the outside address that we would like: what we have, or else our own port.
+func (m *Machine) suggestion() netip.AddrPort {
+	if m.state.External.IsValid() {
+		return m.state.External
+	}
+	return netip.AddrPortFrom(netip.Addr{}, m.start.Port)
+}
+
+// renew asks for the mapping again.
+func (m *Machine) renew(now time.Time) []Effect {
+	m.tries = 0
+	return m.request(now)
+}
+
+func (m *Machine) tick(now time.Time) []Effect {
+	switch {
+	case m.stage == failed:
+		return m.search(now)
+	case m.stage == off:
+		m.next = time.Time{}
+		return nil
+	case m.tries < len(gaps) && m.stage != describing:
+		return m.request(now)
+	case (m.stage == searching || m.stage == natpmp) && m.upnp.location != "":
+		return m.describe(now)
+	case m.stage != held:
+		return m.fail(now, "the router does not answer to PCP, NAT-PMP or UPnP")
+	}
+	return m.unheard(now)
+}
+
+// unheard is what follows when nobody answered to a renewal: another try while there is time.
+func (m *Machine) unheard(now time.Time) []Effect {
+	left := m.state.Until.Sub(now)
+	if m.state.Until.IsZero() || left < minLife {
+		m.state.Problem = "the router did not renew the mapping"
+		return m.search(now)
+	}
+	m.tries, m.next = 0, now.Add(left/2)
+	return nil
+}
+
+// refused goes on with UPnP after a no by PCP or NAT-PMP, as soon as the router is known to speak it.
+func (m *Machine) refused(now time.Time, why string) []Effect {
+	m.refusal = why
+	switch {
+	case m.stage == held:
+		m.state.Problem = why
+		return m.search(now)
+	case m.upnp.location != "":
+		return m.describe(now)
+	}
+	return nil
+}
+
+// fail gives up for a while. A reason that the router gave says more than that nobody answered.
+func (m *Machine) fail(now time.Time, why string) []Effect {
+	if m.state.Problem = why; m.refusal != "" {
+		m.state.Problem = m.refusal
+	}
+	m.stage, m.next = failed, now.Add(searchLong)
+	return nil
+}
+
+// hold takes a mapping that the router gave us.
+func (m *Machine) hold(now time.Time, p Protocol, external netip.AddrPort, life time.Duration) {
+	m.stage, m.tries = held, 0
+	m.state = State{Gateway: m.start.Gateway, Protocol: p, External: external}
+	if life == 0 { // it never ends, as far as the router says; it may be gone with the router's state
+		m.next = now.Add(searchLong)
+		return
+	}
+	life = min(max(life, minLife), maxLife)
+	m.state.Until, m.next = now.Add(life), now.Add(life/2)
+}
+
+// stop deletes the mapping, without waiting for an answer.
+func (m *Machine) stop() []Effect {
+	was := m.state
+	stage := m.stage
+	to := netip.AddrPortFrom(m.start.Gateway, controlPort)
+	m.stage, m.state, m.next = off, State{}, time.Time{}
+	switch {
+	case stage != held:
+		return nil
+	case was.Protocol == PCP:
+		return []Effect{Send{to, appendPCP(nil, m.start.Local, m.nonce, m.start.Port, 0, netip.AddrPort{})}}
+	case was.Protocol == NATPMP:
+		return []Effect{Send{to, appendNATPMP(nil, m.start.Port, 0, 0)}}
+	}
+	return []Effect{m.remove(was.External.Port())}
+}
+
+// received takes a datagram. From anyone but the gateway it is none.
+func (m *Machine) received(now time.Time, e Received) []Effect {
+	if m.stage == off || e.From.Addr().Unmap() != m.start.Gateway {
+		return nil
+	}
+	if e.From.Port() != controlPort {
+		location, err := parseSearch(e.Msg, m.start.Gateway)
+		if err == nil && m.stage == searching && m.upnp.location == "" {
+			m.upnp.location = location
+			if m.refusal != "" {
+				return m.describe(now)
+			}
+		}
+		return nil
+	}
+	a, err := parseAnswer(e.Msg)
+	if err != nil {
+		return nil
+	}
+	if a.version == versionPCP {
+		return m.pcp(now, a)
+	}
+	return m.natpmp(now, a)
+}
+
+// pcp takes an answer or announcement by PCP.
+func (m *Machine) pcp(now time.Time, a answer) []Effect {
+	if a.op == opAnnounce && m.stage == held && m.state.Protocol == PCP && m.tries == 0 && m.clock.wentBack(now, a.epoch) {
+		return m.renew(now)
+	}
+	mine := a.nonce == m.nonce && a.internal == m.start.Port
+	waits := m.stage == searching || m.stage == held && m.state.Protocol == PCP && m.tries > 0
+	if a.op != opMap || !mine || !waits {
+		return nil
+	}
+	m.clock.wentBack(now, a.epoch)
+	switch {
+	case a.result == 0 && a.lifetime > 0 && usable(a.external):
+		m.hold(now, PCP, a.external, seconds(a.lifetime))
+		return nil
+	case a.result == 0:
+		return m.refused(now, "the router's answer makes no sense")
+	}
+	return m.refused(now, a.reason())
+}
+
+// natpmp takes an answer or announcement by NAT-PMP.
+func (m *Machine) natpmp(now time.Time, a answer) []Effect {
+	switch {
+	case m.stage == searching && a.result == resultVersion:
+		m.stage, m.tries = natpmp, 0
+		return m.request(now)
+	case m.stage == held && m.state.Protocol == NATPMP && m.tries == 0:
+		if a.op == opAnnounce && a.result == 0 && m.clock.wentBack(now, a.epoch) {
+			return m.renew(now)
+		}
+		return nil
+	case m.stage != natpmp && m.stage != held, m.stage == held && m.state.Protocol != NATPMP:
+		return nil
+	case a.result != 0:
+		return m.refused(now, a.reason())
+	}
+	m.clock.wentBack(now, a.epoch)
+	switch {
+	case a.op == opAnnounce:
+		m.addr = a.external.Addr()
+	case a.op == opMap && a.internal == m.start.Port && a.lifetime > 0:
+		m.port = a
+	}
+	if external := netip.AddrPortFrom(m.addr, m.port.external.Port()); usable(external) {
+		m.hold(now, NATPMP, external, seconds(m.port.lifetime))
+	}
+	return nil
+}
+
+func seconds(n uint32) time.Duration { return time.Duration(n) * time.Second }
+
+// usable says whether an outside address can be one.
+func usable(a netip.AddrPort) bool {
+	ip := a.Addr()
+	return ip.Is4() && a.Port() != 0 && !ip.IsUnspecified() && !ip.IsMulticast() && !ip.IsLoopback() && !ip.IsLinkLocalUnicast()
+}
+
+// clock follows the gateway's count of seconds.
+type clock struct {
+	epoch uint32
+	at    time.Time
+}
+
+// wentBack says whether the gateway lost its state since its last answer (RFC 6887, section 8.5).
+func (c *clock) wentBack(now time.Time, epoch uint32) bool {
+	was := *c
+	*c = clock{epoch, now}
+	if was.at.IsZero() {
+		return false
+	}
+	theirs, ours := int64(epoch)-int64(was.epoch), int64(now.Sub(was.at)/time.Second)
+	return theirs < -1 || ours+2 < theirs-theirs/16 || theirs+2 < ours-ours/16
+}

@@ -1,0 +1,75 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"testing"
+
+	"github.com/redoubt-mesh/redoubt/scripts/lab"
+	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
+)
+
+// relayOn runs a relay on a machine of its own, which is reached by UDP and by TLS.
+func (f *field) relayOn(name string) *lab.Process {
+	f.Helper()
+	h := labtest.Host(f.TB, f.World, name, f.LAN)
+	code, v4 := f.token("--relay"), h.V4().String()
+	p, err := h.Start(lab.Command{Name: "relay", Path: f.Program("redoubt"), Args: []string{
+		"relay", code, "--state", filepath.Join(f.TempDir(), name), "--hostname", name, "--address", v4, "--listen", ":443", "--url", "https://" + v4,
+	}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.processes = append(f.processes, p)
+	return p
+}
+
+// TestRelaysOfTheirOwn has the coordinator carry nothing: two relays on machines of their own do. When the one in use is killed,
+// the other takes over, by UDP as by TLS, and nobody acts.
+func TestRelaysOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	f := &field{rig: emptyRig(t), nats: map[string]*lab.NAT{}, members: map[string]*member{}}
+	f.startCoordinator("--relay=false")
+	f.apply(open)
+	relays := map[string]*lab.Process{"relay1": f.relayOn("relay1"), "relay2": f.relayOn("relay2")}
+	for name, cfg := range map[string]lab.NATConfig{"hard": {Hard: true}, "harder": {Hard: true}, "hotel": {BlockUDP: true, TCPPort: 443}} {
+		nat, err := f.World.AddNAT(name, f.LAN, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.nats[name] = nat
+	}
+	for name, nat := range map[string]string{"dan": "hard", "eve": "harder", "gus": "hotel"} {
+		x := f.agentOn(labtest.Host(t, f.World, name, f.nats[nat].Inside))
+		x.join(f.token("--tag", "tag:x"))
+		f.members[name] = x
+	}
+	f.settle()
+	dan, eve, gus := f.members["dan"], f.members["eve"], f.members["gus"]
+	f.echo(eve.Host, 7)
+	carried := func(from *member) (relay string) {
+		f.Helper()
+		f.await(from.Name+" reaches eve through a relay", func() error {
+			if err := from.Host.TryUDP(f.ctx, netip.AddrPortFrom(eve.v4, 7)); err != nil {
+				return err
+			}
+			p := from.way(eve)
+			if relay = p.Endpoint; p.Path != "relay" || relays[relay] == nil {
+				return fmt.Errorf("its way is %q by %s", p.Path, relay)
+			}
+			return nil
+		})
+		return relay
+	}
+	carried(gus)
+	inUse := carried(dan)
+	flow := f.tcpFlow(dan.Host, eve.Host, netip.AddrPortFrom(eve.v4, 80))
+	f.lives(flow, 20)
+	f.interruption("relay killed", dan, eve, 5001, relays[inUse].Kill)
+	f.lives(flow, 20)
+	if other := carried(dan); other == inUse {
+		t.Errorf("%s carries on, dead", other)
+	}
+	carried(gus)
+}

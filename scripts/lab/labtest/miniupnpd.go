@@ -1,0 +1,68 @@
+//go:build linux
+
+package labtest
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/nftables"
+
+	"github.com/redoubt-mesh/redoubt/scripts/lab"
+)
+
+// Miniupnpd makes a NAT a router that opens ports, by the program that many routers have. protocols are lines of its settings.
+func Miniupnpd(t testing.TB, nat *lab.NAT, protocols string) *lab.Process {
+	t.Helper()
+	if _, err := exec.LookPath("miniupnpd"); err != nil {
+		Installed(t, errors.New("there is no miniupnpd here (apt-get install --no-install-recommends miniupnpd)"))
+	}
+	if err := nat.AlsoAt(PublicAddr); err != nil {
+		t.Fatal(err)
+	}
+	if err := nat.Do(chains); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "conf")
+	text := "ext_ifname=eth0\nlistening_ip=eth1\nport=5000\nuuid=d58c1bff-45a7-4aea-8965-729f082f78d4\nsystem_uptime=no\n" +
+		"lease_file=" + filepath.Join(dir, "leases") + "\next_ip=" + PublicAddr.String() + "\n" +
+		"allow 1024-65535 192.168.0.0/16 1024-65535\n" + protocols
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := nat.Start(lab.Command{Path: "miniupnpd", Args: []string{"-d", "-4", "-f", conf, "-P", filepath.Join(dir, "pid")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Kill(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+// PublicAddr is what such a router says that its outside address is. Its own is private, as all are here, and it would not open
+// a port of that.
+var PublicAddr = netip.MustParseAddr("45.67.89.10")
+
+// chains are those that miniupnpd puts its rules in.
+func chains() error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := c.AddTable(&nftables.Table{Name: "filter", Family: nftables.TableFamilyINet})
+	c.AddChain(&nftables.Chain{Name: "miniupnpd", Table: table})
+	c.AddChain(&nftables.Chain{
+		Name: "prerouting_miniupnpd", Table: table, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
+	})
+	c.AddChain(&nftables.Chain{Name: "postrouting_miniupnpd", Table: table})
+	return c.Flush()
+}
