@@ -96,9 +96,9 @@ func parseDescription(b []byte, location string, gateway netip.Addr) (service, e
 		}
 	}
 	best, at := service{}, len(wanted)
-	for todo := []xmlDevice{root.Device}; len(todo) > 0; todo = todo[1:] {
-		todo = append(todo, todo[0].Devices...)
-		for _, s := range todo[0].Services {
+	for rest := []xmlDevice{root.Device}; len(rest) > 0; rest = rest[1:] {
+		rest = append(rest, rest[0].Devices...)
+		for _, s := range rest[0].Services {
 			i := slices.Index(wanted, strings.TrimSpace(s.Type))
 			if i < 0 || i >= at {
 				continue
