@@ -119,28 +119,17 @@ func upgrade(conn *tls.Conn, coordinator string) (*channel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("TLS with %s: %w", host, err)
 	}
-	request := "GET " + wire.Path + " HTTP/1.1\r\nHost: " + host + "\r\nConnection: Upgrade\r\nUpgrade: " + wire.Protocol + "\r\n\r\n"
-	if _, err := io.WriteString(conn, request); err != nil {
-		return nil, fmt.Errorf("ask %s for a stream: %w", host, err)
-	}
 	r := bufio.NewReaderSize(conn, 4096)
-	// The head of the answer fits the reader's buffer several times; what does not end by then is none.
-	head := io.LimitReader(r, 16<<10)
-	response, err := http.ReadResponse(bufio.NewReaderSize(oneByte{head}, 16), nil)
+	answer, granted, err := outward.Upgrade(conn, r, host, wire.Path, wire.Protocol)
 	if err != nil {
-		return nil, fmt.Errorf("%s answers something else than HTTP: %w", host, err)
+		return nil, fmt.Errorf("%s: %w", host, err)
 	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusSwitchingProtocols || !strings.EqualFold(response.Header.Get("Upgrade"), wire.Protocol) {
-		return nil, declined(host, response)
+	defer answer.Body.Close()
+	if !granted {
+		return nil, declined(host, answer)
 	}
 	return &channel{conn: conn, r: r, exporter: exporter}, nil
 }
-
-// oneByte keeps a reader above from taking more than it needs: frames follow the head at once.
-type oneByte struct{ r io.Reader }
-
-func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:min(len(p), 1)]) }
 
 func declined(host string, response *http.Response) error {
 	text, _ := io.ReadAll(io.LimitReader(response.Body, 300))

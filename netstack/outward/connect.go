@@ -1,7 +1,6 @@
 package outward
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"encoding/base64"
@@ -13,9 +12,6 @@ import (
 	"net/url"
 	"strings"
 )
-
-// maxHead bounds the head of an answer.
-const maxHead = 16 << 10
 
 // connect asks a proxy for a connection to a target (RFC 9110, section 9.3.6).
 func (d Dialer) connect(ctx context.Context, proxy *url.URL, target string) (net.Conn, error) {
@@ -48,36 +44,16 @@ func ask(c net.Conn, user *url.Userinfo, target string) error {
 	if _, err := io.WriteString(c, b.String()); err != nil {
 		return err
 	}
-	answer, err := readHead(c, &http.Request{Method: http.MethodConnect})
+	answer, err := http.ReadResponse(HeadOf(c), &http.Request{Method: http.MethodConnect})
 	if err != nil {
-		return err
+		return fmt.Errorf("it answers something else than HTTP: %w", err)
 	}
+	answer.Body.Close()
 	switch {
-	case answer.code == http.StatusProxyAuthRequired:
-		return fmt.Errorf("%s: put the user and the password into HTTPS_PROXY, http://USER:PASSWORD@HOST:PORT", answer.status)
-	case answer.code/100 != 2:
-		return fmt.Errorf("it refuses a connection to %s: %.100s", target, answer.status)
+	case answer.StatusCode == http.StatusProxyAuthRequired:
+		return fmt.Errorf("%s: put the user and the password into HTTPS_PROXY, http://USER:PASSWORD@HOST:PORT", answer.Status)
+	case answer.StatusCode/100 != 2:
+		return fmt.Errorf("it refuses a connection to %s: %.100s", target, answer.Status)
 	}
 	return nil
 }
-
-// head is that of an answer, as far as anybody here asks.
-type head struct {
-	code            int
-	status, upgrade string
-}
-
-// readHead reads the head of an answer and not a byte more: what follows belongs to somebody else.
-func readHead(c io.Reader, request *http.Request) (head, error) {
-	answer, err := http.ReadResponse(bufio.NewReaderSize(oneByte{io.LimitReader(c, maxHead)}, 16), request)
-	if err != nil {
-		return head{}, fmt.Errorf("it answers something else than HTTP: %w", err)
-	}
-	answer.Body.Close()
-	return head{code: answer.StatusCode, status: answer.Status, upgrade: answer.Header.Get("Upgrade")}, nil
-}
-
-// oneByte gives a reader above no more than it needs.
-type oneByte struct{ r io.Reader }
-
-func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:min(len(p), 1)]) }

@@ -5,11 +5,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 
 	"github.com/coder/websocket"
 
@@ -50,16 +48,13 @@ func (d Dialer) upgraded(ctx context.Context, u *url.URL) (net.Conn, error) {
 		return nil, err
 	}
 	return c, bounded(ctx, c, func() error {
-		request := "GET " + wire.TunnelPath + " HTTP/1.1\r\nHost: " + u.Host + "\r\nConnection: Upgrade\r\nUpgrade: " + wire.TunnelProtocol + "\r\n\r\n"
-		if _, err := io.WriteString(c, request); err != nil {
-			return err
-		}
-		answer, err := readHead(c, nil)
+		answer, granted, err := Upgrade(c, c, u.Host, wire.TunnelPath, wire.TunnelProtocol)
 		if err != nil {
 			return fmt.Errorf("%w: %w", errNoTunnel, err)
 		}
-		if answer.code != http.StatusSwitchingProtocols || !strings.EqualFold(answer.upgrade, wire.TunnelProtocol) {
-			return fmt.Errorf("%w: %.100s", errNoTunnel, answer.status)
+		answer.Body.Close()
+		if !granted {
+			return fmt.Errorf("%w: %.100s", errNoTunnel, answer.Status)
 		}
 		return nil
 	})

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/netstack/outward"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
@@ -20,8 +21,6 @@ import (
 const (
 	// arrival is how long TLS and the Upgrade may take together.
 	arrival = 10 * time.Second
-	// maxHead bounds the head of a request or an answer.
-	maxHead = 8 << 10
 	// handshakes is how many streams a Server has on the way to be open; the next one waits for its turn outside.
 	handshakes = 512
 )
@@ -75,31 +74,17 @@ func (o Opener) open(ctx context.Context, url string, relay proto.NodeID) (net.C
 
 // upgrade asks for the Upgrade.
 func upgrade(t net.Conn, host string) (net.Conn, error) {
-	request := "GET " + relaymsg.Path + " HTTP/1.1\r\nHost: " + host + "\r\nConnection: Upgrade\r\nUpgrade: " + relaymsg.Protocol + "\r\n\r\n"
-	if _, err := io.WriteString(t, request); err != nil {
+	r := bufio.NewReaderSize(t, 4096)
+	answer, granted, err := outward.Upgrade(t, r, host, relaymsg.Path, relaymsg.Protocol)
+	if err != nil {
 		return nil, err
 	}
-	r := bufio.NewReaderSize(t, 4096)
-	response, err := http.ReadResponse(headOf(r), nil)
-	if err != nil {
-		return nil, fmt.Errorf("it answers something else than HTTP: %w", err)
-	}
-	response.Body.Close()
-	if response.StatusCode != http.StatusSwitchingProtocols || !strings.EqualFold(response.Header.Get("Upgrade"), relaymsg.Protocol) {
-		return nil, fmt.Errorf("it opens no relay stream: %s", response.Status)
+	answer.Body.Close()
+	if !granted {
+		return nil, fmt.Errorf("it opens no relay stream: %s", answer.Status)
 	}
 	return &begun{Conn: t, r: r}, nil
 }
-
-// headOf reads no more than the head of a message: what follows is not HTTP's.
-func headOf(r io.Reader) *bufio.Reader {
-	return bufio.NewReaderSize(oneByte{io.LimitReader(r, maxHead)}, 16)
-}
-
-// oneByte keeps a reader above from taking more than it needs.
-type oneByte struct{ r io.Reader }
-
-func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:min(len(p), 1)]) }
 
 // begun is a connection of which a reader may hold some already.
 type begun struct {
@@ -173,7 +158,7 @@ func (s *Server) greet(t *tls.Conn) (*bufio.Reader, error) {
 		return nil, err
 	}
 	r := bufio.NewReaderSize(t, gathered)
-	request, err := http.ReadRequest(headOf(r))
+	request, err := http.ReadRequest(outward.HeadOf(r))
 	if err != nil {
 		return nil, err
 	}
