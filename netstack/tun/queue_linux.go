@@ -92,6 +92,11 @@ func (q *queue) tryRead(fd uintptr) {
 func (q *queue) read(buf []byte, wait bool) (int, error) {
 	q.buf = buf
 	for {
+		if q.readErrno == unix.EAGAIN && wait { // there was nothing a moment ago
+			if err := q.file.WaitRead(); err != nil {
+				return 0, err
+			}
+		}
 		if err := q.file.Do(q.callRead); err != nil {
 			return 0, err
 		}
@@ -100,9 +105,6 @@ func (q *queue) read(buf []byte, wait bool) (int, error) {
 			return q.got, q.failure("read", q.readErrno)
 		case !wait:
 			return 0, errNothing
-		}
-		if err := q.file.WaitRead(); err != nil {
-			return 0, err
 		}
 	}
 }
