@@ -12,6 +12,9 @@ import (
 
 // Times of a link.
 const (
+	// renewBefore is how long before its end a session is bound anew; one that lasts for less than four times this, when a
+	// quarter of it is left.
+	renewBefore = 2 * time.Minute
 	// keepWarm is how often a session that nothing else keeps open says something, so that NATs keep its mapping.
 	keepWarm = 25 * time.Second
 	// firstTry is how long the first answer is awaited; each later one twice as long, up to lastTry.
@@ -78,6 +81,7 @@ type bound struct {
 	addr    netip.AddrPort
 	key     *relaymsg.Key
 	seen    netip.AddrPort // us, as the relay sees us
+	since   time.Time
 	until   time.Time
 	counter uint64 // of the last Rebind
 	heard   time.Time
@@ -215,7 +219,7 @@ func (l *link) renewal() time.Time {
 	if c == nil {
 		return time.Time{}
 	}
-	return laterOf(c.until.Add(-2*time.Minute), l.next)
+	return laterOf(c.until.Add(-min(renewBefore, c.until.Sub(c.since)/4)), l.next)
 }
 
 // nextPing is when the relay is asked whether the session lives.
@@ -443,7 +447,7 @@ func (l *link) answered(now time.Time, t *attempt, e arrived, r chance) []effect
 		l.next = time.Time{}
 		l.cur = &bound{
 			session: t.session, addr: t.addr, key: t.key, seen: e.m.Addr, heard: now, pinged: now,
-			until: now.Add(time.Duration(e.m.Seconds) * time.Second),
+			since: now, until: now.Add(time.Duration(e.m.Seconds) * time.Second),
 		}
 		return []effect{opened{}}
 	}
