@@ -115,12 +115,15 @@ type (
 	}
 	// moved says that our address, or the socket, is another one.
 	moved struct{}
+	// stirred says that what is between may have forgotten us, or that the relay may be gone.
+	stirred struct{}
 )
 
 func (ticked) isEvent()  {}
 func (arrived) isEvent() {}
 func (signed) isEvent()  {}
 func (moved) isEvent()   {}
+func (stirred) isEvent() {}
 
 // effect is what is to be done.
 type effect interface{ isEffect() }
@@ -175,6 +178,8 @@ func (l *link) Step(now time.Time, e event, r chance) []effect {
 		return append(out, l.tickTry(now, r)...)
 	case moved:
 		return l.move(now, r)
+	case stirred:
+		return l.stir(now, r)
 	case signed:
 		return l.bind(now, e, r)
 	case arrived:
@@ -337,6 +342,17 @@ func (l *link) move(now time.Time, r chance) []effect {
 		return l.tickTry(now, r)
 	}
 	l.cur.open = 0
+	return []effect{l.ping(now, r)}
+}
+
+// stir asks whether the session lives, unless that was asked just now.
+func (l *link) stir(now time.Time, r chance) []effect {
+	if l.cur == nil || now.Sub(l.cur.pinged) < ask {
+		return nil
+	}
+	if l.cur.heard.After(l.cur.pinged) {
+		l.cur.open = 0
+	}
 	return []effect{l.ping(now, r)}
 }
 
