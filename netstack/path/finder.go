@@ -48,6 +48,9 @@ type Finder struct {
 	due    pairHeap
 	out    []Effect // of the step that is under way
 	now    time.Time
+
+	stirred time.Time // when a Stir was asked for last
+	keepAt  time.Time // when ways are kept open next; zero: they need not be
 }
 
 // NewFinder is a finder without peers. It draws the numbers of pings from random, which must be cryptographically random.
@@ -154,6 +157,8 @@ func (f *Finder) Step(now time.Time, e Event) []Effect {
 		f.moved(e)
 	case Offering:
 		f.own = e.Offer
+	case Keeping:
+		f.keeping(e.On)
 	case Tick:
 		f.tick()
 	default:
@@ -185,13 +190,14 @@ func (f *Finder) with(id proto.NodeID, do func(*pair)) {
 
 // Next is when the next Tick is due; zero: never.
 func (f *Finder) Next() time.Time {
-	if len(f.due) == 0 {
-		return time.Time{}
+	if len(f.due) == 0 || (!f.keepAt.IsZero() && f.keepAt.Before(f.due[0].next)) {
+		return f.keepAt
 	}
 	return f.due[0].next
 }
 
 func (f *Finder) tick() {
+	f.keep()
 	for len(f.due) > 0 && !f.due[0].next.After(f.now) {
 		p := f.due[0]
 		f.run(p)
@@ -213,6 +219,7 @@ func (f *Finder) known(e Known) {
 	if p.relay != e.Relay && p.current == nil && !p.since.IsZero() {
 		p.since = f.now
 	}
+	f.leaves(p, e.Relay)
 	p.relay, p.endpoints = e.Relay, slices.Clone(e.Endpoints)
 	f.relist(p)
 	f.settle(p)
@@ -347,6 +354,7 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 		return
 	}
 	f.out = append(f.out, Send{p.id, from, pathmsg.Pong{TxID: m.TxID, Observed: from.Addr}})
+	p.expect(f.now)
 	if !from.Direct() || f.bounds.Check(from.Addr) != nil {
 		return
 	}
@@ -370,6 +378,9 @@ func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 	rtt := f.now.Sub(x.at)
 	if !x.to.Direct() {
 		p.relayRTT, p.relayPong = rtt, f.now
+		if p.current == nil {
+			p.unanswered = time.Time{}
+		}
 		return
 	}
 	c := p.all[x.to.Addr]
@@ -412,6 +423,7 @@ func (f *Finder) gotOffer(p *pair, m pathmsg.Offer) {
 // run does what is due for a peer.
 func (f *Finder) run(p *pair) {
 	p.expire(f.now)
+	f.miss(p)
 	f.check(p)
 	f.look(p)
 }
@@ -420,6 +432,7 @@ func (f *Finder) run(p *pair) {
 func (f *Finder) check(p *pair) {
 	c := p.current
 	if c == nil {
+		f.askRelay(p)
 		return
 	}
 	patience := max(c.rtt+c.rtt/4, 20*time.Millisecond) + 40*time.Millisecond
@@ -432,6 +445,7 @@ func (f *Finder) check(p *pair) {
 		if !p.doubted {
 			p.doubt(missing)
 			p.search(f.now)
+			f.stir()
 		}
 	}
 	asked := p.waitsFor(Way{Addr: c.addr})
@@ -485,6 +499,8 @@ func (f *Finder) ping(p *pair, to Way) {
 		if c == p.current {
 			patience = max(2*c.rtt, 60*time.Millisecond) + 30*time.Millisecond
 		}
+	} else if !to.Direct() && p.relayRTT > 0 {
+		patience = max(2*p.relayRTT, 120*time.Millisecond) + 60*time.Millisecond
 	}
 	if len(p.probes) == maxProbes {
 		p.probes = slices.Delete(p.probes, 0, 1)

@@ -32,6 +32,11 @@ type pair struct {
 	answering  time.Time
 	answers    int
 	offered    time.Time // when the peer's last Offer was taken
+	asked      time.Time // when the peer pinged last
+	missing    time.Time // when its next ping should have come; zero: it need not
+	missed     time.Time // when something was done about that
+	stirs      int       // how often it was
+	again      bool      // it has pinged since
 
 	began  time.Time // of the search
 	rounds int       // of it that are over
@@ -40,6 +45,8 @@ type pair struct {
 
 	relayRTT  time.Duration
 	relayPong time.Time
+	// relayAsked is when it was asked for a Pong through the relay last, since nothing else came.
+	relayAsked time.Time
 
 	route Route
 	said  bool
@@ -250,8 +257,9 @@ func (p *pair) wake() (at time.Time) {
 			at = t
 		}
 	}
+	sooner(p.missing)
 	if !p.awake && p.current == nil && len(p.probes) == 0 && p.rounds >= len(rounds) {
-		return time.Time{}
+		return at
 	}
 	if p.rounds < len(rounds) && !p.began.IsZero() {
 		sooner(p.began.Add(rounds[p.rounds]))

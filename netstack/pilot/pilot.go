@@ -29,6 +29,9 @@ type Config struct {
 	STUN func(from netip.AddrPort, msg []byte)
 	// Warm has a way through a relay made ready; nil: there are no relays.
 	Warm func(relay proto.NodeID)
+	// Stir has something said to a relay, or to all where that is 0: the NAT between may have forgotten this node, or the relay
+	// be gone. Nil: there are none.
+	Stir func(relay proto.NodeID)
 	// Changed is told that the view of a peer may be another. It must not block. May be nil.
 	Changed func(proto.NodeID)
 	Log     *slog.Logger
@@ -192,6 +195,9 @@ func (p *Pilot) Moved(local []netip.Prefix) { p.call(func() { p.step(path.Moved{
 // Offer changes what peers are told of this node.
 func (p *Pilot) Offer(o pathmsg.Offer) { p.call(func() { p.step(path.Offering{Offer: o}) }) }
 
+// Keep says whether the ways in use are this node's only ones in, so that they must be kept open.
+func (p *Pilot) Keep(on bool) { p.call(func() { p.step(path.Keeping{On: on}) }) }
+
 // View tells how things stand with a peer; false where the Pilot does not steer it.
 func (p *Pilot) View(id proto.NodeID) (v path.View, ok bool) {
 	p.call(func() { v, ok = p.finder.View(id) })
@@ -307,6 +313,10 @@ func (p *Pilot) step(e path.Event) {
 			p.send(f)
 		case path.Use:
 			p.use(f)
+		case path.Stir:
+			if p.cfg.Stir != nil {
+				p.cfg.Stir(f.Relay)
+			}
 		case path.Rest:
 			delete(p.awake, f.ID)
 			if x := p.peers[f.ID]; x != nil {

@@ -256,6 +256,19 @@ func (c *Client) Moved() {
 	c.wake()
 }
 
+// Stir says to a relay, or to all where that is 0, where this node is, and finds out whether it lives: where there is a session.
+func (c *Client) Stir(relay proto.NodeID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, h := range *c.table.Load() {
+		if relay == 0 || relay == id {
+			c.sync(h)
+			c.do(h, h.Step(time.Now(), stirred{}, c.chance))
+		}
+	}
+	c.wake()
+}
+
 // Warm has a session with a relay made ready, since packets will go through it soon.
 func (c *Client) Warm(relay proto.NodeID) {
 	if h := (*c.table.Load())[relay]; h != nil {
@@ -327,7 +340,7 @@ func (c *Client) tick(now time.Time) time.Duration {
 	if now.Sub(c.gauge) >= remeasure {
 		c.gauge = now
 		for _, h := range table {
-			h.measure = true
+			h.measure = h.cur == nil // a session's pings measure as well
 		}
 	}
 	next := c.gauge.Add(remeasure)
