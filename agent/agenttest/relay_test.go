@@ -4,12 +4,14 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/agent"
 	"github.com/redoubt-mesh/redoubt/agent/state"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/join"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
@@ -154,5 +156,74 @@ func TestPingTellsThePath(t *testing.T) {
 		if last := all[len(all)-1]; last.GetPath() != "direct" || last.GetLost() || time.Since(begun) > 6*time.Second {
 			t.Errorf("healed: %v after %v", last, time.Since(begun))
 		}
+	})
+}
+
+// TestRelayStartsWithoutTheCoordinator: a relay that starts while the coordinator is away carries for those who might meet when
+// that was heard last, and for nobody once its own certificate has run out.
+func TestRelayStartsWithoutTheCoordinator(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		relay := m.Relay("fra1", 200)
+		end := time.Now().Add(time.Hour + cert.Skew)
+		time.Sleep(25 * time.Minute) // so that the nodes' certificates outlive the relay's
+		a, b := m.Join("a", user("ann@example.com")), m.Join("b", tags("tag:db"))
+		m.Policy(open)
+		time.Sleep(10 * time.Second)
+		m.net.Cut(a.host, b.host)
+		carried := func(within time.Duration) {
+			m.Helper()
+			m.Await(within, "a reaches b through the relay", func() bool { return a.Ping(b.V4()) == nil })
+			m.Await(within, "it is reached by UDP", func() bool {
+				p := a.Way(b)
+				return p.GetPath() == "relay" && p.GetEndpoint() == "fra1" && p.GetPathTransport() == "udp"
+			})
+		}
+		carried(10 * time.Second)
+		m.center.stop()
+		relay.end()
+		if err := a.Ping(b.V4()); err == nil {
+			t.Error("they reach each other without a relay")
+		}
+		relay.start(nil)
+		carried(time.Minute)
+		time.Sleep(time.Until(end) - time.Minute)
+		carried(10 * time.Second)
+		time.Sleep(2 * time.Minute)
+		if err := a.Ping(b.V4()); err == nil {
+			t.Error("a relay carries whose certificate has run out")
+		}
+		m.center.start()
+		carried(15 * time.Minute)
+	})
+}
+
+// TestRevokedRelayForgets: a relay that is revoked serves nobody, and does not either when it is started again.
+func TestRevokedRelayForgets(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		relay, _, _ := m.related()
+		if _, err := m.center.admin().RevokeNode(m.Context(), &redoubtv1.RevokeNodeRequest{Node: "fra1"}); err != nil {
+			t.Fatal(err)
+		}
+		ends := func(words string) {
+			select {
+			case err := <-relay.ended:
+				if err == nil || !strings.Contains(err.Error(), words) {
+					t.Errorf("it ended with %v, not because it is %s", err, words)
+				}
+			case <-time.After(time.Minute):
+				t.Error("it goes on, and is " + words)
+				relay.stop()
+				<-relay.ended
+			}
+			relay.stop()
+			relay.stop = nil
+		}
+		ends("not one of the mesh any more")
+		m.center.stop()
+		relay.start(nil)
+		ends("in no mesh")
+		m.center.start()
 	})
 }
