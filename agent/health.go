@@ -32,17 +32,17 @@ func (a *Agent) tellHealth(facts []posture.Fact, complete bool) {
 	if c == nil {
 		return // it is told everything when there is one
 	}
-	c.Posture(told(facts), complete)
+	c.Posture(forCoordinator(facts), complete)
 }
 
 // healthNow is what is known of this machine, for the proof with which it enrols.
 func (a *Agent) healthNow() *redoubtv1.Posture {
 	facts, complete := a.health.Facts()
-	return control.Posture(told(facts), complete)
+	return control.Posture(forCoordinator(facts), complete)
 }
 
-// told are facts as the coordinator is told of them.
-func told(facts []posture.Fact) []control.Fact {
+// forCoordinator are facts as the coordinator is told of them.
+func forCoordinator(facts []posture.Fact) []control.Fact {
 	list := make([]control.Fact, 0, len(facts))
 	for _, f := range facts {
 		list = append(list, control.Fact{Name: f.Name, Value: f.Value, TTL: f.TTL})
