@@ -48,6 +48,7 @@ type Finder struct {
 	due    pairHeap
 	out    []Effect // of the step that is under way
 	now    time.Time
+	mtu    int // of this host's device; 0: sizes are of no interest
 }
 
 // NewFinder is a finder without peers. It draws the numbers of pings from random, which must be cryptographically random.
@@ -154,6 +155,8 @@ func (f *Finder) Step(now time.Time, e Event) []Effect {
 		f.moved(e)
 	case Offering:
 		f.own = e.Offer
+	case Sized:
+		f.mtu = min(e.MTU, maxMTU)
 	case Tick:
 		f.tick()
 	default:
@@ -210,7 +213,10 @@ func (f *Finder) known(e Known) {
 		p = &pair{id: e.ID, all: map[netip.AddrPort]*candidate{}}
 		f.peers[e.ID] = p
 	}
-	p.relay, p.endpoints = e.Relay, slices.Clone(e.Endpoints)
+	if p.relay != e.Relay {
+		p.relay, p.relayPong, p.relaySizes = e.Relay, time.Time{}, search{}
+	}
+	p.endpoints = slices.Clone(e.Endpoints)
 	f.relist(p)
 	f.settle(p)
 }
@@ -244,6 +250,7 @@ func (f *Finder) moved(e Moved) {
 	f.local = slices.Clone(e.Local)
 	for _, p := range f.sorted() {
 		f.relist(p)
+		p.resize()
 		recently := !p.lastHeard.IsZero() && f.now.Sub(p.lastHeard) < recent
 		if c := p.current; c != nil {
 			p.doubt("this host's addresses changed")
@@ -356,14 +363,17 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 	i := slices.IndexFunc(p.probes, func(x probe) bool { return x.id == m.TxID })
 	if i < 0 {
-		return // to no ping of ours, or too late
+		f.gotSized(p, m.TxID) // else it is to no ping of ours, or too late
+		return
 	}
 	x := p.probes[i]
 	p.probes = slices.Delete(p.probes, i, i+1)
 	p.lastHeard = f.now
 	rtt := f.now.Sub(x.at)
 	if !x.to.Direct() {
-		p.relayRTT, p.relayPong = rtt, f.now
+		if x.to.Relay == p.relay {
+			p.relayRTT, p.relayPong = rtt, f.now
+		}
 		return
 	}
 	c := p.all[x.to.Addr]
@@ -375,6 +385,9 @@ func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 		p.beside = nil
 	}
 	if c == p.current {
+		if !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= c.patience() {
+			c.sizes.suspect(f.now)
+		}
 		p.unanswered = time.Time{}
 		p.trust(f.now)
 		return
@@ -416,7 +429,6 @@ func (f *Finder) check(p *pair) {
 	if c == nil {
 		return
 	}
-	patience := max(c.rtt+c.rtt/4, 20*time.Millisecond) + 40*time.Millisecond
 	if c.missed > 0 {
 		missing := "it does not answer"
 		if c.missed >= lostPings {
@@ -429,7 +441,7 @@ func (f *Finder) check(p *pair) {
 		}
 	}
 	asked := p.waitsFor(Way{Addr: c.addr})
-	silent := !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= patience
+	silent := !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= c.patience()
 	due := p.awake && f.now.Sub(c.ping) >= checkEvery && f.now.Sub(p.lastSent) < checkEvery
 	if !asked && (silent || due || p.doubted) && f.now.Sub(c.ping) >= UsedEvery/2 {
 		f.ping(p, Way{Addr: c.addr})
@@ -487,8 +499,9 @@ func (f *Finder) ping(p *pair, to Way) {
 	f.out = append(f.out, Send{p.id, to, pathmsg.Ping{TxID: id}})
 }
 
-// settle says what changed of a route, and sets the timer.
+// settle says what changed of a route and of what fits it, and sets the timer.
 func (f *Finder) settle(p *pair) {
+	f.fit(p)
 	if r := p.routeNow(f.local); !p.said || !r.equal(&p.route) {
 		p.route, p.said = r, true
 		f.out = append(f.out, Use{p.id, r})

@@ -38,8 +38,11 @@ type pair struct {
 	round  time.Time // the next one afterwards; zero: none
 	probes []probe
 
-	relayRTT  time.Duration
-	relayPong time.Time
+	relayRTT   time.Duration
+	relayPong  time.Time // zero: it was never proved
+	relaySizes search
+	sized      []sized
+	fits       Fit
 
 	route Route
 	said  bool
@@ -56,6 +59,7 @@ type candidate struct {
 	pong    time.Time // the last one; zero: it was never proved
 	heard   time.Time
 	rtt     time.Duration
+	sizes   search
 	missed  int // pings in a row without an answer, of those that were sent while it was in use
 }
 
@@ -153,6 +157,11 @@ func (c *candidate) answer(now time.Time, rtt time.Duration) {
 		c.rtt += (rtt - c.rtt) / 4
 	}
 	c.pong, c.missed = now, 0
+}
+
+// patience is how long packets may go out by a way without an answer before it is asked for one.
+func (c *candidate) patience() time.Duration {
+	return max(c.rtt+c.rtt/4, 20*time.Millisecond) + 40*time.Millisecond
 }
 
 // prefers says whether a candidate that has just answered is better than the way in use: nearer, or clearly faster, or the
@@ -258,6 +267,9 @@ func (p *pair) wake() (at time.Time) {
 	} else if p.awake {
 		sooner(p.round)
 	}
+	if _, s, _ := p.inUse(); s != nil && p.awake {
+		sooner(s.next())
+	}
 	for _, x := range p.probes {
 		if x.late {
 			sooner(x.at.Add(lateAfter))
@@ -274,6 +286,10 @@ type View struct {
 	Since time.Time
 	RTT   time.Duration // of the last Pong; zero: not known
 	Doubt bool          // packets go both ways
+	// MTU is how large a packet may be that arrives, inside the tunnel; 0: that is not known (yet). Fragments says that
+	// it does so in fragments.
+	MTU       int
+	Fragments bool
 	// Why says why the way is not direct, or in doubt; empty where it is neither.
 	Why string
 }
@@ -290,6 +306,9 @@ func (f *Finder) View(id proto.NodeID) (View, bool) {
 		v.Way, v.RTT = Way{Addr: p.current.addr}, p.current.rtt
 	case p.relay != 0:
 		v.Way, v.RTT = Way{Relay: p.relay}, p.relayRTT
+	}
+	if _, s, _ := p.inUse(); s != nil {
+		v.MTU, v.Fragments = max(s.found, s.limit), s.split
 	}
 	if p.current == nil && v.Why == "" {
 		v.Why = p.reason(&f.own)
