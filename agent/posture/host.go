@@ -88,7 +88,9 @@ func run(ctx context.Context, name string, args ...string) ([]byte, error) {
 	cmd.Env = append(environment(), "LC_ALL=C")
 	cmd.Stdout = out
 	cmd.WaitDelay = time.Second
-	err = cmd.Run()
+	if err = start(cmd); err == nil {
+		err = cmd.Wait()
+	}
 	switch {
 	case out.over:
 		return nil, fmt.Errorf("%s prints more than %d bytes", name, maxOutput)
