@@ -56,7 +56,7 @@ func restore(list []*socket, cuts bool) error {
 
 func (s *socket) discover(v4, v6 int) error {
 	var err error
-	failed := s.raw.Control(func(fd uintptr) {
+	failed := s.file.Do(func(fd uintptr) {
 		if s.is6 {
 			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, v6)
 		} else {

@@ -214,6 +214,9 @@ func (f *Finder) known(e Known) {
 		f.peers[e.ID] = p
 	}
 	if p.relay != e.Relay {
+		if p.current == nil && !p.since.IsZero() {
+			p.since = f.now
+		}
 		p.relay, p.relayPong, p.relaySizes = e.Relay, time.Time{}, search{}
 	}
 	p.endpoints = slices.Clone(e.Endpoints)
@@ -282,6 +285,9 @@ func (f *Finder) wanted(p *pair) {
 		return
 	}
 	p.awake, p.lastSent, p.unanswered = true, f.now, time.Time{}
+	if p.since.IsZero() {
+		p.since = f.now
+	}
 	if p.current != nil && f.now.Sub(p.current.pong) > checkEvery {
 		p.doubt("it was at rest")
 	}
