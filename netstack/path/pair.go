@@ -43,10 +43,13 @@ type pair struct {
 	round  time.Time // the next one afterwards; zero: none
 	probes []probe
 
-	relayRTT  time.Duration
-	relayPong time.Time
 	// relayAsked is when it was asked for a Pong through the relay last, since nothing else came.
 	relayAsked time.Time
+	relayRTT   time.Duration
+	relayPong  time.Time // zero: it was never proved
+	relaySizes search
+	sized      []sized
+	fits       Fit
 
 	route Route
 	said  bool
@@ -63,6 +66,7 @@ type candidate struct {
 	pong    time.Time // the last one; zero: it was never proved
 	heard   time.Time
 	rtt     time.Duration
+	sizes   search
 	missed  int // pings in a row without an answer, of those that were sent while it was in use
 }
 
@@ -160,6 +164,11 @@ func (c *candidate) answer(now time.Time, rtt time.Duration) {
 		c.rtt += (rtt - c.rtt) / 4
 	}
 	c.pong, c.missed = now, 0
+}
+
+// patience is how long packets may go out by a way without an answer before it is asked for one.
+func (c *candidate) patience() time.Duration {
+	return max(c.rtt+c.rtt/4, 20*time.Millisecond) + 40*time.Millisecond
 }
 
 // prefers says whether a candidate that has just answered is better than the way in use: nearer, or clearly faster, or the
@@ -265,6 +274,9 @@ func (p *pair) wake() (at time.Time) {
 		sooner(p.began.Add(rounds[p.rounds]))
 	} else if p.awake {
 		sooner(p.round)
+	}
+	if _, s, _ := p.inUse(); s != nil && p.awake {
+		sooner(s.next())
 	}
 	for _, x := range p.probes {
 		if x.late {
