@@ -210,6 +210,9 @@ func (f *Finder) known(e Known) {
 		p = &pair{id: e.ID, all: map[netip.AddrPort]*candidate{}}
 		f.peers[e.ID] = p
 	}
+	if p.relay != e.Relay && p.current == nil && !p.since.IsZero() {
+		p.since = f.now
+	}
 	p.relay, p.endpoints = e.Relay, slices.Clone(e.Endpoints)
 	f.relist(p)
 	f.settle(p)
@@ -275,6 +278,9 @@ func (f *Finder) wanted(p *pair) {
 		return
 	}
 	p.awake, p.lastSent, p.unanswered = true, f.now, time.Time{}
+	if p.since.IsZero() {
+		p.since = f.now
+	}
 	if p.current != nil && f.now.Sub(p.current.pong) > checkEvery {
 		p.doubt("it was at rest")
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // maxBurst is how many super-packets are read before others get the engine's lock, and time is looked at again.
-const maxBurst = 32
+const maxBurst = 64
 
 // superSender is what the reader of one queue works with. It gathers messages for one peer into a run.
 type superSender struct {
