@@ -1,7 +1,6 @@
 package agenttest
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"sync/atomic"
@@ -11,11 +10,8 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 
 	"github.com/redoubt-mesh/redoubt/agent"
-	"github.com/redoubt-mesh/redoubt/agent/state"
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
-	"github.com/redoubt-mesh/redoubt/proto/join"
-	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
 // counted counts the datagrams that leave by a socket.
@@ -47,49 +43,6 @@ func (m *mesh) JoinBehind(nat *sim.NAT, name string, inside netip.Addr, options 
 	return n, sent
 }
 
-// station is a relay on a machine of its own, which is reached by UDP.
-type station struct {
-	name   string
-	host   *sim.Host
-	cancel context.CancelFunc
-	done   chan error
-}
-
-// Station runs a relay.
-func (m *mesh) Station(name string, number int) *station {
-	m.Helper()
-	code := must(join.Parse(m.Code(func(r *redoubtv1.CreateTokenRequest) { r.Relay = true })))(m.T)
-	ctx, cancel := context.WithCancel(context.Background())
-	s := &station{name: name, host: m.net.Host(name+".example", underlay(number)...), cancel: cancel, done: make(chan error, 1)}
-	config := agent.RelayConfig{
-		StateDir: m.TempDir(), Join: &state.Join{URLs: code.URLs, Root: code.Root, Secret: code.Secret}, Hostname: name, Program: "test",
-		Port: 3478, Addresses: s.host.Addrs()[:1], Dial: s.host.DialContext, UDP: s.host.Bind(), Log: m.logger(name), Clock: &clock{booted: time.Now()},
-	}
-	go func() {
-		s.done <- agent.RunRelay(ctx, config)
-		close(s.done)
-	}()
-	m.after = append(m.after, func() {
-		cancel()
-		if err := <-s.done; err != nil {
-			m.Error(err)
-		}
-	})
-	return s
-}
-
-// way is how a node's packets go to another, as its status says.
-func (n *node) way(to *node) *redoubtv1.LocalPeer {
-	n.m.Helper()
-	id := to.Status().GetNode().GetId()
-	for _, p := range n.Status().GetPeers() {
-		if p.GetId() == id {
-			return p
-		}
-	}
-	return nil
-}
-
 // TestIdleDatagrams: an agent behind a NAT, which knows a hundred peers and has talked with some, costs next to nothing where nothing
 // is to be done; and still each of those it talked with last reaches it, at any time.
 func TestIdleDatagrams(t *testing.T) {
@@ -105,7 +58,7 @@ func TestIdleDatagrams(t *testing.T) {
 func idle(m *mesh, relays int) {
 	m.Policy(open)
 	for i := range relays {
-		m.Station(fmt.Sprintf("relay%d", i), 240+i)
+		m.Relay(fmt.Sprintf("relay%d", i), 240+i)
 	}
 	nat := m.net.NAT("home", sim.NATConfig{Filtering: sim.AddressAndPortDependent, Timeout: 30 * time.Second}, netip.MustParseAddr("203.0.113.1"))
 	n, sent := m.JoinBehind(nat, "idle", netip.MustParseAddr("10.0.0.2"), tags("tag:db"))
@@ -155,7 +108,7 @@ func TestRelayGoesWhileIdle(t *testing.T) {
 
 func relayGoes(m *mesh, seen bool, within time.Duration) {
 	m.Policy(open)
-	stations := []*station{m.Station("relay0", 240), m.Station("relay1", 241)}
+	stations := []*station{m.Relay("relay0", 240), m.Relay("relay1", 241)}
 	hard := sim.NATConfig{Mapping: sim.AddressAndPortDependent, Filtering: sim.AddressAndPortDependent, Ports: sim.Random}
 	a, _ := m.JoinBehind(m.net.NAT("one", hard, netip.MustParseAddr("203.0.113.1")), "a", netip.MustParseAddr("10.0.0.2"), tags("tag:db"))
 	b, _ := m.JoinBehind(m.net.NAT("two", hard, netip.MustParseAddr("203.0.113.2")), "b", netip.MustParseAddr("10.0.0.2"), tags("tag:db"))
@@ -165,7 +118,7 @@ func relayGoes(m *mesh, seen bool, within time.Duration) {
 		m.Fatal(err)
 	}
 	time.Sleep(65 * time.Second) // not when sessions say by themselves that they live
-	used := a.way(b).GetEndpoint()
+	used := a.Way(b).GetEndpoint()
 	for _, s := range stations {
 		if s.name == used {
 			for _, h := range []*sim.Host{a.host, b.host, m.center.host} {
@@ -185,7 +138,7 @@ func relayGoes(m *mesh, seen bool, within time.Duration) {
 		return err == nil
 	})
 	m.Logf("reached %s after the first packet", time.Since(begun))
-	if now := a.way(b); now.GetPath() != "relay" || now.GetEndpoint() == used {
+	if now := a.Way(b); now.GetPath() != "relay" || now.GetEndpoint() == used {
 		m.Errorf("the way was by %q, and is %v", used, now)
 	}
 }

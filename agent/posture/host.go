@@ -59,6 +59,20 @@ func (h Host) read(name string) ([]byte, error) {
 	return b, nil
 }
 
+// head is how a file begins, nil where it cannot be read.
+func (h Host) head(name string, most int64) []byte {
+	f, err := h.Files.Open(name)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	b, err := io.ReadAll(io.LimitReader(f, most))
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
 // text is a small file without the white space around it; empty where it cannot be read.
 func (h Host) text(name string) string {
 	b, err := h.read(name)
@@ -88,7 +102,9 @@ func run(ctx context.Context, name string, args ...string) ([]byte, error) {
 	cmd.Env = append(environment(), "LC_ALL=C")
 	cmd.Stdout = out
 	cmd.WaitDelay = time.Second
-	err = cmd.Run()
+	if err = start(cmd); err == nil {
+		err = cmd.Wait()
+	}
 	switch {
 	case out.over:
 		return nil, fmt.Errorf("%s prints more than %d bytes", name, maxOutput)

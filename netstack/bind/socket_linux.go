@@ -2,6 +2,7 @@ package bind
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -13,13 +14,14 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/redoubt-mesh/redoubt/netstack/poll"
 )
 
-// socket is one UDP socket. Its calls are made raw and never block: the runtime's poller waits, and a goroutine that a call
-// does not take off its thread costs a third less.
+// socket is one UDP socket. Its calls are made raw and never block: a goroutine that a call does not take off its thread
+// costs a third less.
 type socket struct {
-	conn     *net.UDPConn
-	raw      syscall.RawConn
+	file     *poll.File
 	is6      bool
 	port     uint16
 	segments atomic.Bool // the kernel splits what is sent
@@ -40,27 +42,30 @@ type sending struct {
 	bytes   int
 	control [infoWords + splitWords]uint64
 	errno   syscall.Errno
-	once    func(fd uintptr)
-	again   func(fd uintptr) bool
+	call    func(fd uintptr)
 }
 
 func newSending(s *socket) *sending {
 	c := &sending{s: s}
-	c.once = func(fd uintptr) { c.call(fd) }
-	c.again = func(fd uintptr) bool {
-		c.call(fd)
-		return c.errno != unix.EAGAIN
-	}
+	c.call = c.try
 	return c
 }
 
-func (c *sending) call(fd uintptr) {
+func (c *sending) try(fd uintptr) {
 	for {
 		_, _, c.errno = syscall.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_DONTWAIT)
 		if c.errno != unix.EINTR {
 			return
 		}
 	}
+}
+
+// closed says of a socket that was closed what others say of theirs.
+func closed(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return net.ErrClosed
+	}
+	return err
 }
 
 // gather takes as many messages as can go by one call, and says how many.
@@ -100,12 +105,15 @@ func (c *sending) send(e *udpEndpoint, bytes, size int) error {
 		c.hdr.Control = (*byte)(unsafe.Pointer(&c.control[0]))
 	}
 	c.hdr.SetControllen(words * 8)
-	if err := c.s.raw.Control(c.once); err != nil {
-		return err
-	}
-	if c.errno == unix.EAGAIN {
-		if err := c.s.raw.Write(c.again); err != nil {
-			return err
+	for {
+		if err := c.s.file.Do(c.call); err != nil {
+			return closed(err)
+		}
+		if c.errno != unix.EAGAIN {
+			break
+		}
+		if err := c.s.file.WaitWrite(); err != nil {
+			return closed(err)
 		}
 	}
 	switch {
@@ -240,8 +248,7 @@ type receiving struct {
 	control [infoWords + splitWords + 4]uint64
 	n       int
 	errno   syscall.Errno
-	once    func(fd uintptr)
-	again   func(fd uintptr) bool
+	call    func(fd uintptr)
 
 	last     *udpEndpoint
 	lastFrom origin
@@ -257,15 +264,11 @@ type origin struct {
 
 func newReceiving(s *socket) *receiving {
 	c := &receiving{s: s}
-	c.once = func(fd uintptr) { c.call(fd) }
-	c.again = func(fd uintptr) bool {
-		c.call(fd)
-		return c.errno != unix.EAGAIN
-	}
+	c.call = c.try
 	return c
 }
 
-func (c *receiving) call(fd uintptr) {
+func (c *receiving) try(fd uintptr) {
 	for {
 		c.hdr.Name, c.hdr.Namelen = &c.from.name[0], uint32(len(c.from.name))
 		c.hdr.Iov = &c.iov
@@ -284,16 +287,16 @@ func (c *receiving) run(buf []byte) (n, size int, from conn.Endpoint, err error)
 	c.iov.Base = &buf[0]
 	c.iov.SetLen(len(buf))
 	for {
-		if err := c.s.raw.Control(c.once); err != nil {
-			return 0, 0, nil, err
-		}
-		if c.errno == unix.EAGAIN {
-			if err := c.s.raw.Read(c.again); err != nil {
-				return 0, 0, nil, err
-			}
+		if err := c.s.file.Do(c.call); err != nil {
+			return 0, 0, nil, closed(err)
 		}
 		switch c.errno {
 		case 0:
+		case unix.EAGAIN:
+			if err := c.s.file.WaitRead(); err != nil {
+				return 0, 0, nil, closed(err)
+			}
+			continue
 		case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EMSGSIZE:
 			continue // about something that was sent
 		default:

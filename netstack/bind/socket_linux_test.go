@@ -36,9 +36,9 @@ func TestSendSingly(t *testing.T) {
 		}
 		s := u.v4.Load()
 		call := newSending(s)
-		once := call.once
+		once := call.call
 		refused := false
-		call.once = func(fd uintptr) { // as the kernel would, the first time
+		call.call = func(fd uintptr) { // as the kernel would, the first time
 			if !refused {
 				refused, call.errno = true, c.errno
 				return

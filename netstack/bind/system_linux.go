@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,6 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/redoubt-mesh/redoubt/netstack/poll"
 )
 
 // System is a conn.Bind over the kernel's UDP sockets, which also moves runs: a system call takes up to 64 messages to one
@@ -24,6 +27,9 @@ func System() conn.Bind { return &udp{} }
 type udp struct {
 	mu     sync.Mutex // of Open and Close
 	v4, v6 atomic.Pointer[socket]
+
+	wholeMu sync.Mutex
+	cuts    bool // the network may cut what is sent
 }
 
 var _ Runs = (*udp)(nil)
@@ -62,6 +68,12 @@ func (u *udp) OpenRuns(port uint16) ([]RunFunc, uint16, error) {
 		}
 		u.v4.Store(v4)
 		u.v6.Store(v6)
+		u.wholeMu.Lock()
+		err = restore(u.sockets(), u.cuts)
+		u.wholeMu.Unlock()
+		if err != nil {
+			return nil, 0, errors.Join(err, u.closeSockets())
+		}
 		var fns []RunFunc
 		for _, s := range []*socket{v4, v6} {
 			if s != nil {
@@ -89,7 +101,7 @@ func listenBoth(port uint16) (v4, v6 *socket, err error) {
 	case v4 != nil && errors.Is(err, syscall.EAFNOSUPPORT):
 		return v4, nil, nil
 	case v4 != nil:
-		err = errors.Join(err, v4.conn.Close())
+		err = errors.Join(err, v4.file.Close())
 	}
 	return nil, nil, err
 }
@@ -104,13 +116,31 @@ func listen(network string, port uint16) (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.conn = p.(*net.UDPConn) //nolint:errcheck // that is what ListenPacket gives for UDP
-	s.port = s.conn.LocalAddr().(*net.UDPAddr).AddrPort().Port()
-	if s.raw, err = s.conn.SyscallConn(); err != nil {
-		return nil, errors.Join(err, s.conn.Close())
+	u := p.(*net.UDPConn) //nolint:errcheck // that is what ListenPacket gives for UDP
+	s.port = u.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+	if s.file, err = take(u); err != nil {
+		return nil, err
 	}
 	s.calls.New = func() any { return newSending(s) }
 	return s, nil
+}
+
+// take takes a socket away from the runtime's poller.
+func take(u *net.UDPConn) (*poll.File, error) {
+	fd := -1
+	raw, err := u.SyscallConn()
+	if err == nil {
+		e := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
+		err = errors.Join(e, os.NewSyscallError("fcntl", err))
+	}
+	err = errors.Join(err, u.Close())
+	switch {
+	case fd < 0:
+		return nil, err
+	case err != nil:
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	return poll.New(fd, "udp")
 }
 
 // prepare sets a socket's options, before it is bound.
@@ -164,10 +194,14 @@ func corruptsSegments(release string) bool {
 func (u *udp) Close() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	return u.closeSockets()
+}
+
+func (u *udp) closeSockets() error {
 	var errs []error
 	for _, p := range []*atomic.Pointer[socket]{&u.v4, &u.v6} {
 		if s := p.Swap(nil); s != nil {
-			errs = append(errs, s.conn.Close())
+			errs = append(errs, s.file.Close())
 		}
 	}
 	return errors.Join(errs...)
@@ -179,7 +213,7 @@ func (u *udp) SetMark(mark uint32) error {
 	for _, s := range []*socket{u.v4.Load(), u.v6.Load()} {
 		if s != nil {
 			var err error
-			errs = append(errs, s.raw.Control(func(fd uintptr) {
+			errs = append(errs, s.file.Do(func(fd uintptr) {
 				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark))
 			}), err)
 		}

@@ -51,6 +51,7 @@ type Finder struct {
 
 	stirred time.Time // when a Stir was asked for last
 	keepAt  time.Time // when ways are kept open next; zero: they need not be
+	mtu     int       // of this host's device; 0: sizes are of no interest
 }
 
 // NewFinder is a finder without peers. It draws the numbers of pings from random, which must be cryptographically random.
@@ -159,6 +160,8 @@ func (f *Finder) Step(now time.Time, e Event) []Effect {
 		f.own = e.Offer
 	case Keeping:
 		f.keeping(e.On)
+	case Sized:
+		f.mtu = min(e.MTU, maxMTU)
 	case Tick:
 		f.tick()
 	default:
@@ -216,8 +219,14 @@ func (f *Finder) known(e Known) {
 		p = &pair{id: e.ID, all: map[netip.AddrPort]*candidate{}}
 		f.peers[e.ID] = p
 	}
-	f.leaves(p, e.Relay)
-	p.relay, p.endpoints = e.Relay, slices.Clone(e.Endpoints)
+	if p.relay != e.Relay {
+		f.leaves(p, e.Relay)
+		if p.current == nil && !p.since.IsZero() {
+			p.since = f.now
+		}
+		p.relay, p.relayPong, p.relayAsked, p.relaySizes = e.Relay, time.Time{}, time.Time{}, search{}
+	}
+	p.endpoints = slices.Clone(e.Endpoints)
 	f.relist(p)
 	f.settle(p)
 }
@@ -251,6 +260,7 @@ func (f *Finder) moved(e Moved) {
 	f.local = slices.Clone(e.Local)
 	for _, p := range f.sorted() {
 		f.relist(p)
+		p.resize()
 		recently := !p.lastHeard.IsZero() && f.now.Sub(p.lastHeard) < recent
 		if c := p.current; c != nil {
 			p.doubt("this host's addresses changed")
@@ -282,6 +292,9 @@ func (f *Finder) wanted(p *pair) {
 		return
 	}
 	p.awake, p.lastSent, p.unanswered = true, f.now, time.Time{}
+	if p.since.IsZero() {
+		p.since = f.now
+	}
 	if p.current != nil && f.now.Sub(p.current.pong) > checkEvery {
 		p.doubt("it was at rest")
 	}
@@ -364,15 +377,22 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 	i := slices.IndexFunc(p.probes, func(x probe) bool { return x.id == m.TxID })
 	if i < 0 {
-		return // to no ping of ours, or too late
+		f.gotSized(p, m.TxID) // else it is to no ping of ours, or too late
+		return
 	}
 	x := p.probes[i]
 	p.probes = slices.Delete(p.probes, i, i+1)
 	p.lastHeard = f.now
 	rtt := f.now.Sub(x.at)
 	if !x.to.Direct() {
+		if x.to.Relay != p.relay {
+			return
+		}
 		p.relayRTT, p.relayPong = rtt, f.now
 		if p.current == nil {
+			if p.missesRelay(f.now) {
+				p.relaySizes.suspect(f.now)
+			}
 			p.unanswered = time.Time{}
 		}
 		return
@@ -386,6 +406,9 @@ func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 		p.beside = nil
 	}
 	if c == p.current {
+		if !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= c.patience() {
+			c.sizes.suspect(f.now)
+		}
 		p.unanswered = time.Time{}
 		p.trust(f.now)
 		return
@@ -429,7 +452,6 @@ func (f *Finder) check(p *pair) {
 		f.askRelay(p)
 		return
 	}
-	patience := max(c.rtt+c.rtt/4, 20*time.Millisecond) + 40*time.Millisecond
 	if c.missed > 0 {
 		missing := "it does not answer"
 		if c.missed >= lostPings {
@@ -443,7 +465,7 @@ func (f *Finder) check(p *pair) {
 		}
 	}
 	asked := p.waitsFor(Way{Addr: c.addr})
-	silent := !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= patience
+	silent := !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= c.patience()
 	due := p.awake && f.now.Sub(c.ping) >= checkEvery && f.now.Sub(p.lastSent) < checkEvery
 	if !asked && (silent || due || p.doubted) && f.now.Sub(c.ping) >= UsedEvery/2 {
 		f.ping(p, Way{Addr: c.addr})
@@ -503,8 +525,9 @@ func (f *Finder) ping(p *pair, to Way) {
 	f.out = append(f.out, Send{p.id, to, pathmsg.Ping{TxID: id}})
 }
 
-// settle says what changed of a route, and sets the timer.
+// settle says what changed of a route and of what fits it, and sets the timer.
 func (f *Finder) settle(p *pair) {
+	f.fit(p)
 	if r := p.routeNow(f.local); !p.said || !r.equal(&p.route) {
 		p.route, p.said = r, true
 		f.out = append(f.out, Use{p.id, r})

@@ -93,11 +93,16 @@ func (f *Finder) leaves(p *pair, to proto.NodeID) {
 	}
 }
 
+// missesRelay says that no answer came through the relay in time.
+func (p *pair) missesRelay(now time.Time) bool {
+	patience := max(p.relayRTT+p.relayRTT/4, 40*time.Millisecond) + 40*time.Millisecond
+	return !p.unanswered.IsZero() && now.Sub(p.unanswered) >= patience
+}
+
 // askRelay pings through the relay that is the only way, where no answers come.
 func (f *Finder) askRelay(p *pair) {
 	way := Way{Relay: p.relay}
-	patience := max(p.relayRTT+p.relayRTT/4, 40*time.Millisecond) + 40*time.Millisecond
-	if !p.awake || p.relay == 0 || p.unanswered.IsZero() || f.now.Sub(p.unanswered) < patience || p.waitsFor(way) {
+	if !p.awake || p.relay == 0 || !p.missesRelay(f.now) || p.waitsFor(way) {
 		return
 	}
 	if p.relayAsked.After(p.relayPong) {

@@ -23,7 +23,7 @@ type pair struct {
 	doubted bool       // the way in use may be none any more
 	beside  *candidate // where the peer was just seen, and may have moved
 	since   time.Time  // of the way in use
-	why     string     // there is no direct way, or it is in doubt
+	why     string     // the way in use is in doubt, or was lost
 
 	awake      bool
 	lastSent   time.Time
@@ -43,10 +43,13 @@ type pair struct {
 	round  time.Time // the next one afterwards; zero: none
 	probes []probe
 
-	relayRTT  time.Duration
-	relayPong time.Time
 	// relayAsked is when it was asked for a Pong through the relay last, since nothing else came.
 	relayAsked time.Time
+	relayRTT   time.Duration
+	relayPong  time.Time // zero: it was never proved
+	relaySizes search
+	sized      []sized
+	fits       Fit
 
 	route Route
 	said  bool
@@ -63,6 +66,7 @@ type candidate struct {
 	pong    time.Time // the last one; zero: it was never proved
 	heard   time.Time
 	rtt     time.Duration
+	sizes   search
 	missed  int // pings in a row without an answer, of those that were sent while it was in use
 }
 
@@ -160,6 +164,11 @@ func (c *candidate) answer(now time.Time, rtt time.Duration) {
 		c.rtt += (rtt - c.rtt) / 4
 	}
 	c.pong, c.missed = now, 0
+}
+
+// patience is how long packets may go out by a way without an answer before it is asked for one.
+func (c *candidate) patience() time.Duration {
+	return max(c.rtt+c.rtt/4, 20*time.Millisecond) + 40*time.Millisecond
 }
 
 // prefers says whether a candidate that has just answered is better than the way in use: nearer, or clearly faster, or the
@@ -266,6 +275,9 @@ func (p *pair) wake() (at time.Time) {
 	} else if p.awake {
 		sooner(p.round)
 	}
+	if _, s, _ := p.inUse(); s != nil && p.awake {
+		sooner(s.next())
+	}
 	for _, x := range p.probes {
 		if x.late {
 			sooner(x.at.Add(lateAfter))
@@ -274,50 +286,4 @@ func (p *pair) wake() (at time.Time) {
 		}
 	}
 	return at
-}
-
-// View is how things stand with a peer.
-type View struct {
-	Way   Way // zero: none is known
-	Since time.Time
-	RTT   time.Duration // of the last Pong; zero: not known
-	Doubt bool          // packets go both ways
-	// Why says why the way is not direct, or in doubt; empty where it is neither.
-	Why string
-}
-
-// View tells how things stand with a peer; false where it is not known.
-func (f *Finder) View(id proto.NodeID) (View, bool) {
-	p := f.peers[id]
-	if p == nil {
-		return View{}, false
-	}
-	v := View{Since: p.since, Doubt: p.doubted, Why: p.why}
-	switch {
-	case p.current != nil:
-		v.Way, v.RTT = Way{Addr: p.current.addr}, p.current.rtt
-	case p.relay != 0:
-		v.Way, v.RTT = Way{Relay: p.relay}, p.relayRTT
-	}
-	if p.current == nil && v.Why == "" {
-		v.Why = p.reason(&f.own)
-	}
-	return v, true
-}
-
-// reason says why no direct way was found.
-func (p *pair) reason(own *pathmsg.Offer) string {
-	switch {
-	case p.began.IsZero():
-		return "nothing was sent yet"
-	case p.rounds < len(rounds):
-		return "still looking"
-	case len(p.all) == 0:
-		return "the peer has told of no address"
-	case own.NAT == pathmsg.NATBlocked || p.peerNAT == pathmsg.NATBlocked:
-		return "UDP is blocked on one side"
-	case own.NAT == pathmsg.NATHard && p.peerNAT == pathmsg.NATHard:
-		return "both are behind NATs that give each destination another port"
-	}
-	return "no address of the peer answers"
 }

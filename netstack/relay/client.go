@@ -104,6 +104,7 @@ type Client struct {
 	mu     sync.Mutex
 	closed bool
 	home   proto.NodeID
+	lost   bool      // no relay answers: any that does may become home
 	since  time.Time // when the relays were set
 	gauge  time.Time // when round trips were asked for last
 }
@@ -347,7 +348,7 @@ func (c *Client) tick(now time.Time) time.Duration {
 	for _, id := range slices.Sorted(maps.Keys(table)) {
 		h := table[id]
 		used := time.Unix(0, h.usedAt.Load())
-		h.want = id == c.home || now.Sub(used) < inUse
+		h.want = id == c.home || now.Sub(used) < inUse || c.lost
 		c.lookUp(now, h)
 		c.sync(h)
 		c.do(h, h.Step(now, ticked{}, c.chance))
@@ -384,6 +385,10 @@ func (c *Client) chooseHome(now time.Time) time.Time {
 	}
 	if open && c.home == 0 && now.Before(settled) {
 		return settled
+	}
+	if lost := len(all) > 0 && !slices.ContainsFunc(all, func(x candidate) bool { return x.health != dead }); lost != c.lost {
+		c.lost = lost
+		c.wake()
 	}
 	if home := choose(c.home, all); home != c.home {
 		c.home = home

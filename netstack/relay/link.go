@@ -33,6 +33,7 @@ const (
 
 var (
 	errSilent = errors.New("no answer by UDP")
+	errMute   = errors.New("no answer by the stream")
 	errRandom = errors.New("no random numbers")
 )
 

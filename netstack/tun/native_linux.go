@@ -184,7 +184,7 @@ func (d *native) MTU() (int, error) { return d.link.mtu() }
 func (d *native) Name() (string, error) { return d.name, nil }
 
 // File implements Device.
-func (d *native) File() *os.File { return d.first.file }
+func (d *native) File() *os.File { return d.first.file.OS() }
 
 // BatchSize implements Device: as many packets as a super-packet mostly has, and some.
 func (d *native) BatchSize() int { return 128 }

@@ -8,27 +8,27 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/redoubt-mesh/redoubt/netstack/poll"
 )
 
 // errNothing says that there is nothing to read.
 var errNothing = errors.New("nothing to read")
 
-// queue is an open TUN device. Its calls are made raw and never block; the runtime's poller waits. What calls point to is
-// part of it, since it must not be on a stack.
+// queue is an open TUN device. Its calls are made raw and never block. What calls point to is part of it, since it must not
+// be on a stack.
 type queue struct {
-	file *os.File
-	raw  syscall.RawConn
+	file *poll.File
 
 	buf       []byte
 	got       int
 	readErrno syscall.Errno
-	readOnce  func(fd uintptr)
-	readAgain func(fd uintptr) bool
+	callRead  func(fd uintptr)
 
 	vector     [maxParts]unix.Iovec
 	parts      int
 	writeErrno syscall.Errno
-	writeOnce  func(fd uintptr)
+	callWrite  func(fd uintptr)
 }
 
 // openQueue opens a queue of a device, the first of which makes it, and says what the device is called.
@@ -45,24 +45,11 @@ func openQueue(name string, flags uint16) (*queue, string, error) {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		return nil, "", errors.Join(os.NewSyscallError("TUNSETIFF", err), unix.Close(fd))
 	}
-	// From here on the runtime's poller may wait for it: before it was attached there was nothing to wait for.
-	q, err := newQueue(os.NewFile(uintptr(fd), clonePath))
+	q := &queue{}
+	q.callRead, q.callWrite = q.tryRead, q.tryWrite
+	// Before it was attached there was nothing to wait for.
+	q.file, err = poll.New(fd, clonePath)
 	return q, req.Name(), err
-}
-
-func newQueue(file *os.File) (*queue, error) {
-	q := &queue{file: file}
-	var err error
-	if q.raw, err = file.SyscallConn(); err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	q.readOnce = func(fd uintptr) { q.callRead(fd) }
-	q.readAgain = func(fd uintptr) bool {
-		q.callRead(fd)
-		return q.readErrno != unix.EAGAIN
-	}
-	q.writeOnce = func(fd uintptr) { q.callWrite(fd) }
-	return q, nil
 }
 
 // attach has the host use the queue, or not.
@@ -72,7 +59,7 @@ func (q *queue) attach(how uint16) error {
 		return err
 	}
 	req.SetUint16(how)
-	e := q.raw.Control(func(fd uintptr) {
+	e := q.file.Do(func(fd uintptr) {
 		err = os.NewSyscallError("TUNSETQUEUE", unix.IoctlIfreq(int(fd), unix.TUNSETQUEUE, req))
 	})
 	return errors.Join(e, err)
@@ -82,7 +69,7 @@ func (q *queue) attach(how uint16) error {
 // Linux can since 6.2.
 func (q *queue) offload() (udp bool, err error) {
 	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
-	e := q.raw.Control(func(fd uintptr) {
+	e := q.file.Do(func(fd uintptr) {
 		if unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, tcp|unix.TUN_F_USO4|unix.TUN_F_USO6) == nil {
 			udp = true
 			return
@@ -92,7 +79,7 @@ func (q *queue) offload() (udp bool, err error) {
 	return udp, errors.Join(e, err)
 }
 
-func (q *queue) callRead(fd uintptr) {
+func (q *queue) tryRead(fd uintptr) {
 	for {
 		n, _, errno := syscall.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&q.buf[0])), uintptr(len(q.buf)))
 		if q.got, q.readErrno = int(n), errno; errno != unix.EINTR {
@@ -104,21 +91,25 @@ func (q *queue) callRead(fd uintptr) {
 // read reads a virtio header and a packet; errNothing where there is none and it shall not wait.
 func (q *queue) read(buf []byte, wait bool) (int, error) {
 	q.buf = buf
-	if err := q.raw.Control(q.readOnce); err != nil {
-		return 0, err
-	}
-	if q.readErrno == unix.EAGAIN {
-		if !wait {
-			return 0, errNothing
+	for {
+		if q.readErrno == unix.EAGAIN && wait { // there was nothing a moment ago
+			if err := q.file.WaitRead(); err != nil {
+				return 0, err
+			}
 		}
-		if err := q.raw.Read(q.readAgain); err != nil {
+		if err := q.file.Do(q.callRead); err != nil {
 			return 0, err
 		}
+		switch {
+		case q.readErrno != unix.EAGAIN:
+			return q.got, q.failure("read", q.readErrno)
+		case !wait:
+			return 0, errNothing
+		}
 	}
-	return q.got, q.failure("read", q.readErrno)
 }
 
-func (q *queue) callWrite(fd uintptr) {
+func (q *queue) tryWrite(fd uintptr) {
 	for {
 		_, _, q.writeErrno = syscall.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&q.vector[0])), uintptr(q.parts))
 		if q.writeErrno != unix.EINTR {
@@ -134,7 +125,7 @@ func (q *queue) write(parts [][]byte) error {
 		q.vector[i].SetLen(len(p))
 	}
 	q.parts = len(parts)
-	if err := q.raw.Control(q.writeOnce); err != nil {
+	if err := q.file.Do(q.callWrite); err != nil {
 		return err
 	}
 	return q.failure("write", q.writeErrno)

@@ -1,0 +1,155 @@
+package poll
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// File is an open descriptor for system calls that are made raw and never block.
+type File struct {
+	file     *os.File
+	raw      syscall.RawConn
+	closed   atomic.Bool
+	readable *bell
+
+	writing  sync.Mutex // one waits for room at a time
+	writable *bell
+}
+
+// New makes a File of a descriptor, which it owns from then on, also when it fails.
+func New(fd int, name string) (*File, error) {
+	// The runtime's poller takes what does not block.
+	err := os.NewSyscallError("fcntl", unix.SetNonblock(fd, false))
+	f := &File{file: os.NewFile(uintptr(fd), name)}
+	if err == nil {
+		err = os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
+	}
+	if err == nil {
+		f.raw, err = f.file.SyscallConn()
+	}
+	if err == nil {
+		f.readable, err = newBell(fd, unix.EPOLLIN, name)
+	}
+	if err == nil {
+		f.writable, err = newBell(fd, unix.EPOLLOUT, name)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// Do calls call with the descriptor, which stays open meanwhile.
+func (f *File) Do(call func(fd uintptr)) error { return f.failure(f.raw.Control(call)) }
+
+// WaitRead waits until there is something to read, for one goroutine at a time. It may return early.
+func (f *File) WaitRead() error { return f.failure(f.readable.wait()) }
+
+// WaitWrite waits until there is room to write. It may return early.
+func (f *File) WaitWrite() error {
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	return f.failure(f.writable.wait())
+}
+
+// failure is os.ErrClosed for whatever goes wrong because f was closed.
+func (f *File) failure(err error) error {
+	if err != nil && f.closed.Load() {
+		return os.ErrClosed
+	}
+	return err
+}
+
+// SetReadDeadline ends WaitRead with os.ErrDeadlineExceeded at a time; the zero time never does.
+func (f *File) SetReadDeadline(t time.Time) error { return f.readable.file.SetReadDeadline(t) }
+
+// OS is the open file, for who needs one. It is closed with f.
+func (f *File) OS() *os.File { return f.file }
+
+// Close ends all waits, with os.ErrClosed, and closes the descriptor when the last call is done.
+func (f *File) Close() error {
+	f.closed.Store(true)
+	return errors.Join(f.readable.close(), f.writable.close(), f.file.Close())
+}
+
+// bell rings once for who waits.
+type bell struct {
+	file  *os.File // an epoll instance that has one descriptor
+	raw   syscall.RawConn
+	event unix.EpollEvent // what to wait for; calls point to it
+	heard unix.EpollEvent // what there was
+	armed bool
+	errno syscall.Errno
+	ring  func(epoll uintptr) bool
+}
+
+func newBell(fd int, events uint32, name string) (*bell, error) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	b := &bell{event: unix.EpollEvent{Events: unix.EPOLLONESHOT, Fd: int32(fd)}}
+	err = os.NewSyscallError("epoll_ctl", unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, fd, &b.event))
+	if err == nil {
+		err = os.NewSyscallError("fcntl", unix.SetNonblock(epoll, true)) // has os.NewFile give it to the runtime's poller
+	}
+	if err != nil {
+		return nil, errors.Join(err, unix.Close(epoll))
+	}
+	b.event.Events |= events
+	b.file = os.NewFile(uintptr(epoll), name)
+	if b.raw, err = b.file.SyscallConn(); err != nil {
+		return nil, errors.Join(err, b.file.Close())
+	}
+	b.ring = b.step
+	return b, nil
+}
+
+// wait is called by one goroutine at a time.
+func (b *bell) wait() error {
+	b.errno = 0
+	if err := b.raw.Read(b.ring); err != nil {
+		return err
+	}
+	if b.errno != 0 {
+		return os.NewSyscallError("epoll", b.errno)
+	}
+	return nil
+}
+
+// step is called before the poller waits, and whenever it has seen something. It says whether the wait is over.
+func (b *bell) step(epoll uintptr) bool {
+	if !b.armed { // else a wait that ended early has left it so
+		_, _, b.errno = syscall.RawSyscall6(unix.SYS_EPOLL_CTL, epoll, unix.EPOLL_CTL_MOD, uintptr(b.event.Fd),
+			uintptr(unsafe.Pointer(&b.event)), 0, 0)
+		b.armed = b.errno == 0
+		return b.errno != 0
+	}
+	// The event is taken out: it would not be told of again while it is there.
+	for {
+		n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, epoll, uintptr(unsafe.Pointer(&b.heard)), 1, 0, 0, 0)
+		switch {
+		case errno == unix.EINTR:
+		case errno != 0:
+			b.errno = errno
+			return true
+		default:
+			b.armed = n == 0
+			return n > 0
+		}
+	}
+}
+
+func (b *bell) close() error {
+	if b == nil {
+		return nil
+	}
+	return b.file.Close()
+}
