@@ -72,6 +72,8 @@ type Edges struct {
 	Network osnet.Network
 	// Router is how a port is asked of the router; where Dial is given, nil means not at all.
 	Router *portmap.Config
+	// Router6 is how a port is asked of IPv6's router, which is a firewall.
+	Router6 *portmap.Config
 	// ServeUAPI shows the engine's counters to wg; nil: not at all where another edge is given, else the real one.
 	ServeUAPI func(name string, e wg.Engine) (Closer, error)
 	OpenPing  func(src netip.Addr) (Pinger, error)
@@ -127,7 +129,7 @@ func (c *Config) complete() error {
 		return err
 	}
 	if c.LeaveRouter {
-		c.Edges.Router = nil
+		c.Edges.Router, c.Edges.Router6 = nil, nil
 	}
 	return nil
 }
@@ -171,8 +173,8 @@ func (e *Edges) complete(log *slog.Logger) error {
 		e.Network = n
 	}
 	if real && e.Router == nil {
-		router := portmap.System(e.Network.Gateway)
-		e.Router = &router
+		router, router6 := portmap.System(e.Network.Gateway), portmap.System(e.Network.Gateway6)
+		e.Router, e.Router6 = &router, &router6
 	}
 	return nil
 }

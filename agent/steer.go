@@ -88,7 +88,7 @@ func (a *Agent) openSteering(self *identity.Self, b *bind.Bind, bounds path.Boun
 		default:
 		}
 	}
-	s.scout = scout.New(scout.Config{Send: b.SendTo, PortMap: a.cfg.Edges.Router, Changed: news})
+	s.scout = scout.New(scout.Config{Send: b.SendTo, PortMap: a.cfg.Edges.Router, PortMap6: a.cfg.Edges.Router6, Changed: news})
 	s.client = relay.New(relay.Config{
 		Self: self.Node.ID, Certificate: certificate, Send: b.SendRunTo, Resolve: a.cfg.Edges.Resolve, Rand: rand.Reader, Log: a.log,
 		Open: relay.Opener{

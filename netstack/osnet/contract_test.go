@@ -11,11 +11,12 @@ import (
 // network is an implementation under the contract test, with a host that has one underlay address of each family.
 type network struct {
 	Network
-	config Config
-	addrs  []netip.Addr
-	router netip.Addr         // that the default route leads to
-	change func(t *testing.T) // makes the underlay another one
-	enter  func(func() error) error
+	config  Config
+	addrs   []netip.Addr
+	router  netip.Addr // that the default route leads to; router6 that of IPv6
+	router6 netip.Addr
+	change  func(t *testing.T) // makes the underlay another one
+	enter   func(func() error) error
 }
 
 // contract is what every Network does.
@@ -69,6 +70,10 @@ func contract(t *testing.T, open func(t *testing.T) network) {
 		if err != nil || gateway != n.router || local != n.addrs[0] {
 			t.Errorf("gateway %s from %s, %v, want %s from %s", gateway, local, err, n.router, n.addrs[0])
 		}
+		gateway, local, err = n.Gateway6()
+		if err != nil || gateway != n.router6 || local != n.addrs[1] {
+			t.Errorf("IPv6: gateway %s from %s, %v, want %s from %s", gateway, local, err, n.router6, n.addrs[1])
+		}
 	})
 	t.Run("watch", func(t *testing.T) {
 		n := open(t)
@@ -101,9 +106,11 @@ func TestFakeKeepsTheContract(t *testing.T) {
 		f := &Fake{}
 		f.SetEndpoints(v4, v6)
 		router := netip.MustParseAddr("10.99.1.1")
+		router6 := netip.MustParseAddr("fe80::1%eth0")
 		f.SetGateway(router, v4)
+		f.SetGateway(router6, v6)
 		return network{
-			Network: f, config: fakeConfig(), addrs: []netip.Addr{v4, v6}, router: router,
+			Network: f, config: fakeConfig(), addrs: []netip.Addr{v4, v6}, router: router, router6: router6,
 			change: func(*testing.T) { f.SetEndpoints(v6) },
 			enter:  func(do func() error) error { return do() },
 		}

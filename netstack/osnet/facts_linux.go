@@ -92,9 +92,50 @@ func (h *Host) defaultDevices() (map[int]bool, error) {
 
 // Gateway implements Network.
 func (h *Host) Gateway() (gateway, local netip.Addr, err error) {
-	routes, err := dump(func() ([]netlink.Route, error) { return h.rt.RouteList(nil, unix.AF_INET) })
+	gateway, link, err := h.defaultRoute(unix.AF_INET)
+	if err != nil || !gateway.Is4() {
+		return netip.Addr{}, netip.Addr{}, err
+	}
+	local, err = h.addressOn(link, unix.AF_INET, func(a netlink.Addr) bool { return prefixOf(a.IPNet).Contains(gateway) })
+	if !local.IsValid() {
+		gateway = netip.Addr{}
+	}
+	return gateway, local, err
+}
+
+// Gateway6 implements Network.
+func (h *Host) Gateway6() (gateway, local netip.Addr, err error) {
+	gateway, link, err := h.defaultRoute(unix.AF_INET6)
+	if err != nil || !gateway.Is6() {
+		return netip.Addr{}, netip.Addr{}, err
+	}
+	for _, unfit := range []int{unix.IFA_F_TENTATIVE | unix.IFA_F_DEPRECATED | unix.IFA_F_TEMPORARY, unix.IFA_F_TENTATIVE | unix.IFA_F_DEPRECATED} {
+		local, err = h.addressOn(link, unix.AF_INET6, func(a netlink.Addr) bool {
+			ip := prefixOf(a.IPNet).Addr()
+			return a.Flags&unfit == 0 && ip.IsGlobalUnicast() && !ip.IsPrivate()
+		})
+		if err != nil || local.IsValid() {
+			break
+		}
+	}
+	if err != nil || !local.IsValid() {
+		return netip.Addr{}, netip.Addr{}, err
+	}
+	if gateway.IsLinkLocalUnicast() {
+		device, err := h.rt.LinkByIndex(link)
+		if err != nil {
+			return netip.Addr{}, netip.Addr{}, fmt.Errorf("device of the default route: %w", err)
+		}
+		gateway = gateway.WithZone(device.Attrs().Name)
+	}
+	return gateway, local, nil
+}
+
+// defaultRoute is the router of a family's best default route, and the device towards it.
+func (h *Host) defaultRoute(family int) (gateway netip.Addr, link int, err error) {
+	routes, err := dump(func() ([]netlink.Route, error) { return h.rt.RouteList(nil, family) })
 	if err != nil {
-		return gateway, local, fmt.Errorf("list routes: %w", err)
+		return gateway, 0, fmt.Errorf("list routes: %w", err)
 	}
 	var best netlink.Route
 	for _, r := range routes {
@@ -108,19 +149,21 @@ func (h *Host) Gateway() (gateway, local netip.Addr, err error) {
 		best = r
 		gateway, _ = netip.AddrFromSlice(r.Gw)
 	}
-	if gateway = gateway.Unmap(); !gateway.Is4() {
-		return netip.Addr{}, netip.Addr{}, nil
-	}
-	all, err := dump(func() ([]netlink.Addr, error) { return h.rt.AddrList(nil, unix.AF_INET) })
+	return gateway.Unmap(), best.LinkIndex, nil
+}
+
+// addressOn is the first address of a device that fits.
+func (h *Host) addressOn(link, family int, fits func(netlink.Addr) bool) (netip.Addr, error) {
+	all, err := dump(func() ([]netlink.Addr, error) { return h.rt.AddrList(nil, family) })
 	if err != nil {
-		return netip.Addr{}, netip.Addr{}, fmt.Errorf("list addresses: %w", err)
+		return netip.Addr{}, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range all {
-		if p := prefixOf(a.IPNet); a.LinkIndex == best.LinkIndex && p.Contains(gateway) {
-			return gateway, p.Addr(), nil
+		if a.LinkIndex == link && fits(a) {
+			return prefixOf(a.IPNet).Addr(), nil
 		}
 	}
-	return netip.Addr{}, netip.Addr{}, nil
+	return netip.Addr{}, nil
 }
 
 // Clashes implements Network.

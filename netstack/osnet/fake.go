@@ -22,6 +22,8 @@ type Fake struct {
 	clashes  []string
 	gateway  netip.Addr
 	local    netip.Addr
+	gateway6 netip.Addr
+	local6   netip.Addr
 	watchers map[chan struct{}]struct{}
 }
 
@@ -81,6 +83,13 @@ func (f *Fake) Gateway() (gateway, local netip.Addr, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.gateway, f.local, nil
+}
+
+// Gateway6 implements Network.
+func (f *Fake) Gateway6() (gateway, local netip.Addr, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.gateway6, f.local6, nil
 }
 
 // Clashes implements Network.
@@ -156,10 +165,14 @@ func (f *Fake) SetEndpoints(addrs ...netip.Addr) {
 	}
 }
 
-// SetGateway says what Gateway returns from now on.
+// SetGateway says what Gateway returns from now on, or Gateway6 where it is one of IPv6.
 func (f *Fake) SetGateway(gateway, local netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if gateway.Is6() {
+		f.gateway6, f.local6 = gateway, local
+		return
+	}
 	f.gateway, f.local = gateway, local
 }
 

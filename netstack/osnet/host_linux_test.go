@@ -679,7 +679,7 @@ func TestHostKeepsTheContract(t *testing.T) {
 		n, _ := inNetwork(t, h)
 		return network{
 			Network: n, config: configA(), addrs: []netip.Addr{h.V4(), h.V6()}, enter: h.Do,
-			router: h.Ports[0].LAN.V4.Addr(),
+			router: h.Ports[0].LAN.V4.Addr(), router6: h.Ports[0].LAN.V6.Addr(),
 			change: func(t *testing.T) {
 				if err := h.Ports[0].Renumber(99); err != nil {
 					t.Fatal(err)

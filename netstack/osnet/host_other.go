@@ -43,6 +43,9 @@ func (*Host) Endpoints(proto.Mesh) ([]netip.Addr, error) { return nil, unsupport
 // Gateway implements Network.
 func (*Host) Gateway() (gateway, local netip.Addr, err error) { return gateway, local, unsupported() }
 
+// Gateway6 implements Network.
+func (*Host) Gateway6() (gateway, local netip.Addr, err error) { return gateway, local, unsupported() }
+
 // Clashes implements Network.
 func (*Host) Clashes(proto.Mesh) ([]string, error) { return nil, unsupported() }
 

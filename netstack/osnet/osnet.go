@@ -69,6 +69,9 @@ type Network interface {
 	// Gateway is the router that IPv4's default route leads to, and our address on its network. Both are invalid where there
 	// is none.
 	Gateway() (gateway, local netip.Addr, err error)
+	// Gateway6 is the router that IPv6's default route leads to, mostly by its link-local address, and an address of the Internet
+	// that this host has there, as lasting as it has one. Both are invalid where there is none.
+	Gateway6() (gateway, local netip.Addr, err error)
 	// Clashes names other users of the mesh's ranges on this host, each as a sentence, at most MaxClashes.
 	Clashes(proto.Mesh) ([]string, error)
 	// Watch reports changes of what Endpoints depends on: the first at once, those after it folded for FoldInterval. The

@@ -17,11 +17,11 @@ import (
 
 // Config is what a Client takes.
 type Config struct {
-	// Gateway is IPv4's default router, and our address on the way there.
+	// Gateway is the default router of one family, and our address on the way there.
 	Gateway func() (gateway, local netip.Addr, err error)
 	// Listen opens a socket for questions by UDP.
 	Listen func(local netip.Addr) (net.PacketConn, error)
-	// Announcements opens a socket for what the router tells all, at port 5350 of 224.0.0.1. Nil is without.
+	// Announcements opens a socket for what the router tells all, at port 5350 of 224.0.0.1 or ff02::1. Nil is without.
 	Announcements func(local netip.Addr) (net.PacketConn, error)
 	// Dial opens connections for UPnP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)

@@ -15,6 +15,8 @@
 // A mapping is renewed at half of its life, deleted on Stop, and asked for anew at once when the router says that it lost its
 // state: its clock went back (RFC 6887, section 8.5).
 //
+// Over IPv6 there is nothing to translate, and PCP alone: it has the router's firewall let in what comes to our own address.
+//
 // Whoever is on the LAN may answer. So nothing counts that does not come from the gateway's address; PCP answers carry a
 // random nonce besides; and UPnP is spoken to URLs with the gateway's own address only, without following where they lead.
 // Still, what a router says is a hint: a peer that tries the address finds out.

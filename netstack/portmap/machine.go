@@ -13,7 +13,7 @@ type Event interface{ event() }
 type (
 	// Start asks for a mapping, or looks after it again after the network changed.
 	Start struct {
-		Gateway netip.Addr // of IPv4's default route
+		Gateway netip.Addr // of the default route, of either family
 		Local   netip.Addr // ours on the way there
 		Port    uint16     // the UDP port that is to be reached
 	}
@@ -178,7 +178,7 @@ func (m *Machine) begin(now time.Time, e Start) []Effect {
 	}
 	m.start, m.clock = e, clock{}
 	_, _ = m.rnd.Read(m.nonce[:]) // has no errors
-	if !e.Gateway.Is4() || !e.Local.Is4() || e.Port == 0 {
+	if !(e.Gateway.Is4() && e.Local.Is4() || isV6(e.Gateway) && isV6(e.Local)) || e.Port == 0 {
 		m.stage, m.next, m.state = off, time.Time{}, State{Problem: "there is no router"}
 		return nil
 	}
@@ -200,6 +200,8 @@ func (m *Machine) request(now time.Time) []Effect {
 	to := netip.AddrPortFrom(m.start.Gateway, controlPort)
 	pcp := Send{to, appendPCP(nil, m.start.Local, m.nonce, m.start.Port, lifetime, m.suggestion())}
 	switch {
+	case m.stage == searching && m.v6():
+		return []Effect{pcp}
 	case m.stage == searching:
 		near := netip.AddrPortFrom(m.start.Gateway, ssdp.Port())
 		return []Effect{pcp, Send{ssdp, search(ssdp)}, Send{near, search(near)}}
@@ -218,8 +220,16 @@ func (m *Machine) suggestion() netip.AddrPort {
 	if m.state.External.IsValid() {
 		return m.state.External
 	}
+	if m.v6() {
+		return netip.AddrPortFrom(m.start.Local, m.start.Port) // nothing is translated
+	}
 	return netip.AddrPortFrom(netip.Addr{}, m.start.Port)
 }
+
+// v6 says that the router is a firewall, which PCP alone opens.
+func (m *Machine) v6() bool { return isV6(m.start.Gateway) }
+
+func isV6(a netip.Addr) bool { return a.Is6() && !a.Is4In6() }
 
 // renew asks for the mapping again.
 func (m *Machine) renew(now time.Time) []Effect {
@@ -238,6 +248,8 @@ func (m *Machine) tick(now time.Time) []Effect {
 		return m.request(now)
 	case (m.stage == searching || m.stage == natpmp) && m.upnp.location != "":
 		return m.describe(now)
+	case m.stage != held && m.v6():
+		return m.fail(now, "the router does not answer to PCP")
 	case m.stage != held:
 		return m.fail(now, "the router does not answer to PCP, NAT-PMP or UPnP")
 	}
@@ -312,6 +324,9 @@ func (m *Machine) received(now time.Time, e Received) []Effect {
 		return nil
 	}
 	if e.From.Port() != controlPort {
+		if m.v6() {
+			return nil
+		}
 		location, err := parseSearch(e.Msg, m.start.Gateway)
 		if err == nil && m.stage == searching && m.upnp.location == "" {
 			m.upnp.location = location
@@ -325,8 +340,11 @@ func (m *Machine) received(now time.Time, e Received) []Effect {
 	if err != nil {
 		return nil
 	}
-	if a.version == versionPCP {
+	switch {
+	case a.version == versionPCP:
 		return m.pcp(now, a)
+	case m.v6():
+		return nil // NAT-PMP knows IPv4 only
 	}
 	return m.natpmp(now, a)
 }
@@ -343,7 +361,7 @@ func (m *Machine) pcp(now time.Time, a answer) []Effect {
 	}
 	m.clock.wentBack(now, a.epoch)
 	switch {
-	case a.result == 0 && a.lifetime > 0 && usable(a.external):
+	case a.result == 0 && a.lifetime > 0 && usable(a.external) && a.external.Addr().Is4() == !m.v6():
 		m.hold(now, PCP, a.external, seconds(a.lifetime))
 		return nil
 	case a.result == 0:
@@ -386,7 +404,10 @@ func seconds(n uint32) time.Duration { return time.Duration(n) * time.Second }
 // usable says whether an outside address can be one.
 func usable(a netip.AddrPort) bool {
 	ip := a.Addr()
-	return ip.Is4() && a.Port() != 0 && !ip.IsUnspecified() && !ip.IsMulticast() && !ip.IsLoopback() && !ip.IsLinkLocalUnicast()
+	if isV6(ip) && (!ip.IsGlobalUnicast() || ip.IsPrivate()) {
+		return false
+	}
+	return ip.IsValid() && a.Port() != 0 && !ip.IsUnspecified() && !ip.IsMulticast() && !ip.IsLoopback() && !ip.IsLinkLocalUnicast()
 }
 
 // clock follows the gateway's count of seconds.

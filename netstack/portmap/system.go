@@ -15,13 +15,25 @@ func System(gateway func() (gateway, local netip.Addr, err error)) Config {
 	return Config{
 		Gateway: gateway, Dial: osnet.Dialer().DialContext, Announcements: announcements,
 		Listen: func(local netip.Addr) (net.PacketConn, error) {
-			return osnet.Listener().ListenPacket(context.Background(), "udp4", netip.AddrPortFrom(local, 0).String())
+			return osnet.Listener().ListenPacket(context.Background(), network(local), netip.AddrPortFrom(local, 0).String())
 		},
 	}
 }
 
+// network is UDP over the family of an address.
+func network(a netip.Addr) string {
+	if a.Is4() {
+		return "udp4"
+	}
+	return "udp6"
+}
+
 // announcements listens on the device that has the address.
 func announcements(local netip.Addr) (net.PacketConn, error) {
+	all := net.IPv4allsys
+	if !local.Is4() {
+		all = net.IPv6linklocalallnodes
+	}
 	devices, err := net.Interfaces()
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
@@ -33,7 +45,7 @@ func announcements(local netip.Addr) (net.PacketConn, error) {
 		}
 		for _, a := range addrs {
 			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == local {
-				return net.ListenMulticastUDP("udp4", &d, &net.UDPAddr{IP: net.IPv4(224, 0, 0, 1), Port: clientPort})
+				return net.ListenMulticastUDP(network(local), &d, &net.UDPAddr{IP: all, Port: clientPort})
 			}
 		}
 	}

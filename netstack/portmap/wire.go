@@ -55,9 +55,13 @@ func appendPCP(b []byte, client netip.Addr, n nonce, port uint16, lifetime uint3
 	b = append(b, protocolUDP, 0, 0, 0)
 	b = binary.BigEndian.AppendUint16(b, port)
 	b = binary.BigEndian.AppendUint16(b, want.Port())
-	ip = netip.AddrFrom4([4]byte{}).As16() // any
-	if want.Addr().IsValid() {
+	switch {
+	case want.Addr().IsValid():
 		ip = want.Addr().As16()
+	case client.Is4():
+		ip = netip.IPv4Unspecified().As16() // any
+	default:
+		ip = netip.IPv6Unspecified().As16()
 	}
 	return append(b, ip[:]...)
 }

@@ -11,6 +11,9 @@ import (
 var (
 	router = netip.MustParseAddr("192.168.1.1")
 	local  = netip.MustParseAddr("192.168.1.2")
+
+	router6 = netip.MustParseAddr("fe80::1%eth0")
+	local6  = netip.MustParseAddr("2001:db8::2")
 )
 
 func TestWire(t *testing.T) {
@@ -25,6 +28,15 @@ func TestWire(t *testing.T) {
 	}
 	if got := hex.EncodeToString(appendAddrRequest(nil)); got != "0000" {
 		t.Errorf("NAT-PMP: %s", got)
+	}
+	got = hex.EncodeToString(appendPCP(nil, local6, nonce{1, 11: 2}, 7, 3600, netip.AddrPortFrom(local6, 7)))
+	const want6 = "02010000" + "00000e10" + "20010db8000000000000000000000002" + "010000000000000000000002" + "11000000" +
+		"00070007" + "20010db8000000000000000000000002"
+	if got != want6 {
+		t.Errorf("PCP MAP over IPv6:\n%s, want\n%s", got, want6)
+	}
+	if got := appendPCP(nil, local6, nonce{}, 7, 0, netip.AddrPort{}); netip.AddrFrom16([16]byte(got[44:])) != netip.IPv6Unspecified() {
+		t.Errorf("any address of IPv6 is %x", got[44:])
 	}
 	for text, want := range map[string]answer{
 		"008000000000002acb007101": {op: 0, epoch: 42, external: netip.MustParseAddrPort("203.0.113.1:0")},
@@ -85,16 +97,26 @@ func FuzzAnswer(f *testing.F) {
 			t.Fatalf("%+v", a)
 		}
 		// No single answer, whatever it says, moves a machine to where it was not asked for.
-		m := NewMachine([32]byte{1})
 		now := time.Unix(1_000_000, 0)
-		m.Step(now, Start{Gateway: router, Local: local, Port: 7})
-		for range 2 {
-			for _, e := range m.Step(now, Received{netip.AddrPortFrom(router, controlPort), b}) {
-				if s, ok := e.(Send); ok && s.To.Addr() != router {
-					t.Fatalf("sends to %s", s.To)
-				}
-				if c, ok := e.(Changed); ok && c.State.External.IsValid() && (!usable(c.State.External) || a.version == versionPCP && a.nonce != m.nonce) {
-					t.Fatalf("%+v", c)
+		for _, start := range []Start{{Gateway: router, Local: local, Port: 7}, {Gateway: router6, Local: local6, Port: 7}} {
+			m := NewMachine([32]byte{1})
+			m.Step(now, start)
+			if err == nil && a.version == versionPCP && a.nonce != (nonce{}) {
+				m.nonce = a.nonce // as if it were the gateway's answer
+			}
+			for range 2 {
+				for _, e := range m.Step(now, Received{netip.AddrPortFrom(start.Gateway, controlPort), b}) {
+					if s, ok := e.(Send); ok && s.To.Addr() != start.Gateway {
+						t.Fatalf("sends to %s", s.To)
+					}
+					c, ok := e.(Changed)
+					if !ok || !c.State.External.IsValid() {
+						continue
+					}
+					same := c.State.External.Addr().Is4() == start.Gateway.Is4()
+					if !usable(c.State.External) || !same || (a.version == versionPCP && a.nonce != m.nonce) {
+						t.Fatalf("%+v", c)
+					}
 				}
 			}
 		}

@@ -2,6 +2,7 @@ package scout
 
 import (
 	"crypto/rand"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -21,6 +22,8 @@ type Config struct {
 	Send func(msg []byte, to netip.AddrPort) error
 	// PortMap has the edges of port mapping; its Changed is not used. Nil leaves routers alone.
 	PortMap *portmap.Config
+	// PortMap6 is the same over IPv6, where routers are firewalls.
+	PortMap6 *portmap.Config
 	// Changed is told that the report may be another. It must not block, nor call the Scout.
 	Changed func()
 }
@@ -35,31 +38,37 @@ type Ground struct {
 
 // Report is what was found.
 type Report struct {
-	STUN   stun.Report
-	Router portmap.State
+	STUN    stun.Report
+	Router  portmap.State
+	Router6 portmap.State
 }
 
 // Scout looks after one socket.
 type Scout struct {
-	cfg    Config
-	ground chan Ground
-	inbox  chan stun.Received
-	stop   chan struct{}
-	ended  sync.WaitGroup
-	once   sync.Once
-	router *portmap.Client
-	report atomic.Pointer[stun.Report]
+	cfg     Config
+	ground  chan Ground
+	inbox   chan stun.Received
+	stop    chan struct{}
+	ended   sync.WaitGroup
+	once    sync.Once
+	router  *portmap.Client // nil: none is asked; as router6
+	router6 *portmap.Client
+	report  atomic.Pointer[stun.Report]
 }
 
 // New makes a Scout that looks at nothing yet. Close it.
 func New(cfg Config) *Scout {
 	s := &Scout{cfg: cfg, ground: make(chan Ground, 1), inbox: make(chan stun.Received, 32), stop: make(chan struct{})}
 	s.report.Store(&stun.Report{})
-	if cfg.PortMap != nil {
-		edges := *cfg.PortMap
-		edges.Changed = func(portmap.State) { cfg.Changed() }
-		s.router = portmap.New(edges)
+	client := func(edges *portmap.Config) *portmap.Client {
+		if edges == nil {
+			return nil
+		}
+		own := *edges
+		own.Changed = func(portmap.State) { cfg.Changed() }
+		return portmap.New(own)
 	}
+	s.router, s.router6 = client(cfg.PortMap), client(cfg.PortMap6)
 	s.ended.Go(s.run)
 	return s
 }
@@ -68,10 +77,16 @@ func New(cfg Config) *Scout {
 func (s *Scout) Close() error {
 	s.once.Do(func() { close(s.stop) })
 	s.ended.Wait()
-	if s.router == nil {
-		return nil
+	var errs []error
+	for _, r := range s.routers() {
+		errs = append(errs, r.Close())
 	}
-	return s.router.Close()
+	return errors.Join(errs...)
+}
+
+// routers are those that are asked.
+func (s *Scout) routers() []*portmap.Client {
+	return slices.DeleteFunc([]*portmap.Client{s.router, s.router6}, func(c *portmap.Client) bool { return c == nil })
 }
 
 // STUN takes what came to the socket. What is too much at once is dropped: it is asked for again.
@@ -100,6 +115,9 @@ func (s *Scout) Report() Report {
 	if s.router != nil {
 		r.Router = s.router.State()
 	}
+	if s.router6 != nil {
+		r.Router6 = s.router6.State()
+	}
 	return r
 }
 
@@ -107,8 +125,10 @@ func (s *Scout) Report() Report {
 // saw.
 func (r Report) Outside() []netip.AddrPort {
 	var all []netip.AddrPort
-	if r.Router.External.IsValid() {
-		all = append(all, r.Router.External)
+	for _, opened := range []netip.AddrPort{r.Router.External, r.Router6.External} {
+		if opened.IsValid() {
+			all = append(all, opened)
+		}
 	}
 	for _, a := range r.STUN.Mapped() {
 		if !slices.Contains(all, a) {
@@ -136,8 +156,10 @@ func (s *Scout) run() {
 		case <-s.stop:
 			return
 		case here = <-s.ground:
-			if s.router != nil && here.Port != 0 {
-				s.router.Start(here.Port)
+			for _, r := range s.routers() {
+				if here.Port != 0 {
+					r.Start(here.Port)
+				}
 			}
 			e = begin()
 		case <-again.C:

@@ -78,6 +78,9 @@ func (l *LAN) route(to netip.Prefix, by netip.Addr) error {
 	return rt.RouteAdd(&netlink.Route{Dst: netOf(to.Masked()), Gw: by.AsSlice()})
 }
 
+// RoutesV6 says whether IPv6 is routed.
+func (t *NAT) RoutesV6() bool { return t.cfg.V6 }
+
 // AlsoAt leads packets for a further IPv4 address to the NAT.
 func (t *NAT) AlsoAt(a netip.Addr) error {
 	return t.Ports[0].LAN.route(netip.PrefixFrom(a, a.BitLen()), t.V4())

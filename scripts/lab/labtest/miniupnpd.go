@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
@@ -24,7 +25,7 @@ func Miniupnpd(t testing.TB, nat *lab.NAT, protocols string) *lab.Process {
 	if err := nat.AlsoAt(PublicAddr); err != nil {
 		t.Fatal(err)
 	}
-	if err := nat.Do(chains); err != nil {
+	if err := nat.Do(func() error { return chains(nat.RoutesV6()) }); err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
@@ -32,10 +33,16 @@ func Miniupnpd(t testing.TB, nat *lab.NAT, protocols string) *lab.Process {
 	text := "ext_ifname=eth0\nlistening_ip=eth1\nport=5000\nuuid=d58c1bff-45a7-4aea-8965-729f082f78d4\nsystem_uptime=no\n" +
 		"lease_file=" + filepath.Join(dir, "leases") + "\next_ip=" + PublicAddr.String() + "\n" +
 		"allow 1024-65535 192.168.0.0/16 1024-65535\n" + protocols
+	args := []string{"-d", "-f", conf, "-P", filepath.Join(dir, "pid")}
+	if nat.RoutesV6() {
+		text += "upnp_table_name=nat\nupnp_nat_table_name=filter\n" // where the NAT drops what it does not let in
+	} else {
+		args = append(args, "-4")
+	}
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p, err := nat.Start(lab.Command{Path: "miniupnpd", Args: []string{"-d", "-4", "-f", conf, "-P", filepath.Join(dir, "pid")}})
+	p, err := nat.Start(lab.Command{Path: "miniupnpd", Args: args})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,11 +58,19 @@ func Miniupnpd(t testing.TB, nat *lab.NAT, protocols string) *lab.Process {
 // a port of that.
 var PublicAddr = netip.MustParseAddr("45.67.89.10")
 
-// chains are those that miniupnpd puts its rules in.
-func chains() error {
+// chains are those that miniupnpd puts its rules in. Those for IPv6 are where the NAT has its own, which come after them.
+func chains(v6 bool) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
+	}
+	if v6 {
+		own := &nftables.Table{Name: "nat", Family: nftables.TableFamilyINet}
+		opened := c.AddChain(&nftables.Chain{Name: "miniupnpd", Table: own})
+		c.InsertRule(&nftables.Rule{
+			Table: own, Chain: &nftables.Chain{Name: "forward", Table: own},
+			Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: opened.Name}},
+		})
 	}
 	table := c.AddTable(&nftables.Table{Name: "filter", Family: nftables.TableFamilyINet})
 	c.AddChain(&nftables.Chain{Name: "miniupnpd", Table: table})
