@@ -202,7 +202,7 @@ func (f pingFlags) print(p program, s *pinging, was wayJSON, r *redoubtv1.PingRe
 			"echo", r.GetPeerName(), r.GetAddress(), r.GetSequence(), r.GetLost(), millis(rtt), r.GetReason(), pathOf(r),
 		})
 	}
-	_, err := fmt.Fprint(p.out, wrap(pingLine(r, was, elapsed, palette(p.colour)), "", "  "))
+	_, err := fmt.Fprintln(p.out, pingLine(r, was, elapsed, palette(p.colour))) // a line each, for who counts lines
 	return err
 }
 

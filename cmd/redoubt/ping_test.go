@@ -52,7 +52,7 @@ func TestPing(t *testing.T) {
 	}
 	f.SetPings(&redoubtv1.PingResponse{PeerName: "db-1", Address: "100.64.0.2", Sequence: 1, Lost: true, Reason: "denied on this node: no rule lets these nodes connect"})
 	r = ping("-c", "1")
-	if want := "db-1 (100.64.0.2) seq 1 lost: denied on this node: no rule lets these nodes\n  connect\n1 sent, 0 answered, 100% lost\n"; r.code != exitFalse || r.out != want {
+	if want := "db-1 (100.64.0.2) seq 1 lost: denied on this node: no rule lets these nodes connect\n1 sent, 0 answered, 100% lost\n"; r.code != exitFalse || r.out != want {
 		t.Errorf("%+v", r)
 	}
 	if r = ping("--until-direct"); r.code != exitFalse || r.err != "redoubt: no direct path: no ping was answered\n" {

@@ -225,6 +225,7 @@ func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello, t *tls.Conn) (*di
 		Token: a.Claim.Token, Device: a.Claim.Device, Key: a.Claim.Node, Hostname: a.Hostname, Level: a.Attributes.Level,
 		Attested: attested(a.Kind, a.Attributes),
 		Reported: s.reported(hello, hello.GetFacts()),
+		Health:   healthOf(a.Posture),
 	})
 	var locked *directory.LockedError
 	if errors.As(err, &locked) {
