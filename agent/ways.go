@@ -31,6 +31,8 @@ type told struct {
 	since          time.Time
 	rtt            time.Duration
 	doubt          bool
+	mtu            int // of packets inside the tunnel; 0: not known
+	fragments      bool
 	cause, why     string
 }
 
@@ -43,7 +45,7 @@ func (w ways) of(s wg.PeerStats) told {
 	case !steered:
 		return told{}
 	}
-	t := told{since: v.Since, rtt: v.RTT, doubt: v.Doubt, cause: string(v.Cause), why: v.Why}
+	t := told{since: v.Since, rtt: v.RTT, doubt: v.Doubt, mtu: v.MTU, fragments: v.Fragments, cause: string(v.Cause), why: v.Why}
 	if v.Way.Direct() {
 		t.kind, t.endpoint = "direct", v.Way.Addr.String()
 		return t
@@ -77,11 +79,13 @@ func (t told) same(o told) bool {
 // status completes what is said of a peer.
 func (t told) status(l *redoubtv1.LocalPeer) {
 	l.Path, l.Endpoint, l.PathTransport, l.PathSince = t.kind, t.endpoint, t.transport, millis(t.since)
+	l.PathMtu, l.PathFragments = uint32(t.mtu), t.fragments
 	l.PathRttUs, l.PathDoubt, l.PathCause, l.PathWhy = uint64(t.rtt.Microseconds()), t.doubt, t.cause, t.why
 }
 
 // ping completes what is said of an echo.
 func (t told) ping(r *redoubtv1.PingResponse) {
 	r.Path, r.Endpoint, r.PathTransport, r.PathSince = t.kind, t.endpoint, t.transport, millis(t.since)
+	r.PathMtu, r.PathFragments = uint32(t.mtu), t.fragments
 	r.PathRttUs, r.PathDoubt, r.PathCause, r.PathWhy = uint64(t.rtt.Microseconds()), t.doubt, t.cause, t.why
 }

@@ -79,7 +79,7 @@ func status() *redoubtv1.Status {
 			{
 				Id: "n0000000000004", Name: "db-1", Addresses: []string{"100.64.0.2", "fd00::2"}, Tags: []string{"tag:db", "tag:prod"}, Path: "direct",
 				Endpoint: "[2001:db8:1234:5678:9abc:def0:1234:5678]:41641", LastHandshake: noon.Add(-90 * time.Second).UnixMilli(),
-				PathSince: noon.Add(-80 * time.Minute).UnixMilli(), PathRttUs: 1912,
+				PathSince: noon.Add(-80 * time.Minute).UnixMilli(), PathRttUs: 1912, PathMtu: 1420,
 				RxBytes: 123, TxBytes: 7 << 20, CertificateExpires: noon.Add(time.Hour).Unix(),
 				Tunnel: &redoubtv1.Tunnel{
 					PublicKey: "mPnjfjfIfNDAdo3XhwaI91Ia6UK8wJMQPdmk8T4LI2E=", KeySince: noon.Add(-12 * time.Minute).UnixMilli(), Keys: 2, Sessions: 3,

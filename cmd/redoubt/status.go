@@ -180,6 +180,12 @@ func peerPath(p *redoubtv1.LocalPeer, now time.Time) string {
 	if us := p.GetPathRttUs(); us > 0 {
 		line += fmt.Sprintf(", round trip %.1f ms", float64(us)/1000)
 	}
+	if mtu := p.GetPathMtu(); mtu > 0 {
+		line += fmt.Sprintf(", MTU %d", mtu)
+		if p.GetPathFragments() {
+			line += " in fragments"
+		}
+	}
 	switch {
 	case p.GetPathDoubt():
 		line += "; in doubt: " + why

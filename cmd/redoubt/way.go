@@ -9,6 +9,8 @@ type steered interface {
 	GetPathTransport() string
 	GetPathSince() int64
 	GetPathRttUs() uint64
+	GetPathMtu() uint32
+	GetPathFragments() bool
 	GetPathDoubt() bool
 	GetPathCause() string
 	GetPathWhy() string
@@ -25,6 +27,8 @@ type (
 		wayJSON
 		PathSince        *time.Time `json:"pathSince"`
 		PathRTT          float64    `json:"pathRttMs"`        // 0: not known
+		PathMTU          uint32     `json:"pathMtu"`          // of packets inside the tunnel; 0: not known
+		PathFragments    bool       `json:"pathFragments"`    // packets of that size arrive in fragments only
 		PathInDoubt      bool       `json:"pathInDoubt"`      // direct, and through the relay as well until it has answered
 		WhyNotDirect     string     `json:"whyNotDirect"`     // or in doubt
 		WhyNotDirectCode string     `json:"whyNotDirectCode"` // the same for programs
@@ -41,7 +45,7 @@ func wayOf(s steered) wayJSON {
 
 func pathOf(s steered) pathJSON {
 	return pathJSON{
-		wayOf(s), fromMillis(s.GetPathSince()), float64(s.GetPathRttUs()) / 1000, s.GetPathDoubt(), s.GetPathWhy(), s.GetPathCause(),
+		wayOf(s), fromMillis(s.GetPathSince()), float64(s.GetPathRttUs()) / 1000, s.GetPathMtu(), s.GetPathFragments(), s.GetPathDoubt(), s.GetPathWhy(), s.GetPathCause(),
 	}
 }
 

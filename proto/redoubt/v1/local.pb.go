@@ -1068,6 +1068,8 @@ type LocalPeer struct {
 	PathTransport      string                 `protobuf:"bytes,33,opt,name=path_transport,json=pathTransport,proto3" json:"path_transport,omitempty"`                                         // of a relay: udp or tls
 	PathDoubt          bool                   `protobuf:"varint,34,opt,name=path_doubt,json=pathDoubt,proto3" json:"path_doubt,omitempty"`                                                    // it is direct, and packets go through the relay as well until it has answered
 	PathCause          string                 `protobuf:"bytes,35,opt,name=path_cause,json=pathCause,proto3" json:"path_cause,omitempty"`                                                     // why it is not direct, or in doubt, in a word for programs: see netstack/path
+	PathMtu            uint32                 `protobuf:"varint,36,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`                                                          // how long a packet inside the tunnel may be that arrives; 0: not known
+	PathFragments      bool                   `protobuf:"varint,37,opt,name=path_fragments,json=pathFragments,proto3" json:"path_fragments,omitempty"`                                        // it arrives in fragments only
 	Tunnel             *Tunnel                `protobuf:"bytes,20,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                                                                            // absent while there is no data path
 	Denied             map[string]uint64      `protobuf:"bytes,21,rep,name=denied,proto3" json:"denied,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // packets from and to it that the filter dropped, by reason
 	unknownFields      protoimpl.UnknownFields
@@ -1221,6 +1223,20 @@ func (x *LocalPeer) GetPathCause() string {
 		return x.PathCause
 	}
 	return ""
+}
+
+func (x *LocalPeer) GetPathMtu() uint32 {
+	if x != nil {
+		return x.PathMtu
+	}
+	return 0
+}
+
+func (x *LocalPeer) GetPathFragments() bool {
+	if x != nil {
+		return x.PathFragments
+	}
+	return false
 }
 
 func (x *LocalPeer) GetTunnel() *Tunnel {
@@ -1669,6 +1685,8 @@ type PingResponse struct {
 	PathWhy       string `protobuf:"bytes,13,opt,name=path_why,json=pathWhy,proto3" json:"path_why,omitempty"`
 	PathCause     string `protobuf:"bytes,14,opt,name=path_cause,json=pathCause,proto3" json:"path_cause,omitempty"`
 	Moved         bool   `protobuf:"varint,15,opt,name=moved,proto3" json:"moved,omitempty"`
+	PathMtu       uint32 `protobuf:"varint,16,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`
+	PathFragments bool   `protobuf:"varint,17,opt,name=path_fragments,json=pathFragments,proto3" json:"path_fragments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1804,6 +1822,20 @@ func (x *PingResponse) GetPathCause() string {
 func (x *PingResponse) GetMoved() bool {
 	if x != nil {
 		return x.Moved
+	}
+	return false
+}
+
+func (x *PingResponse) GetPathMtu() uint32 {
+	if x != nil {
+		return x.PathMtu
+	}
+	return 0
+}
+
+func (x *PingResponse) GetPathFragments() bool {
+	if x != nil {
+		return x.PathFragments
 	}
 	return false
 }
@@ -2861,7 +2893,7 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1d\n" +
 	"\n" +
 	"last_heard\x18\x02 \x01(\x03R\tlastHeard\x12\x10\n" +
-	"\x03url\x18\x03 \x01(\tR\x03url\"\x94\x05\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\"\xd6\x05\n" +
 	"\tLocalPeer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -2883,7 +2915,9 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"path_doubt\x18\" \x01(\bR\tpathDoubt\x12\x1d\n" +
 	"\n" +
-	"path_cause\x18# \x01(\tR\tpathCause\x12*\n" +
+	"path_cause\x18# \x01(\tR\tpathCause\x12\x19\n" +
+	"\bpath_mtu\x18$ \x01(\rR\apathMtu\x12%\n" +
+	"\x0epath_fragments\x18% \x01(\bR\rpathFragments\x12*\n" +
 	"\x06tunnel\x18\x14 \x01(\v2\x12.redoubt.v1.TunnelR\x06tunnel\x129\n" +
 	"\x06denied\x18\x15 \x03(\v2!.redoubt.v1.LocalPeer.DeniedEntryR\x06denied\x1a9\n" +
 	"\vDeniedEntry\x12\x10\n" +
@@ -2929,7 +2963,7 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x05count\x18\x02 \x01(\rR\x05count\x12\x1f\n" +
 	"\vinterval_ms\x18\x03 \x01(\rR\n" +
 	"intervalMs\x12!\n" +
-	"\funtil_direct\x18\x04 \x01(\bR\vuntilDirect\"\xa9\x03\n" +
+	"\funtil_direct\x18\x04 \x01(\bR\vuntilDirect\"\xeb\x03\n" +
 	"\fPingResponse\x12\x1b\n" +
 	"\tpeer_name\x18\x01 \x01(\tR\bpeerName\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
@@ -2949,7 +2983,9 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\bpath_why\x18\r \x01(\tR\apathWhy\x12\x1d\n" +
 	"\n" +
 	"path_cause\x18\x0e \x01(\tR\tpathCause\x12\x14\n" +
-	"\x05moved\x18\x0f \x01(\bR\x05moved\"(\n" +
+	"\x05moved\x18\x0f \x01(\bR\x05moved\x12\x19\n" +
+	"\bpath_mtu\x18\x10 \x01(\rR\apathMtu\x12%\n" +
+	"\x0epath_fragments\x18\x11 \x01(\bR\rpathFragments\"(\n" +
 	"\fWhoisRequest\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\"v\n" +
 	"\rWhoisResponse\x12)\n" +
