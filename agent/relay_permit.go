@@ -26,7 +26,7 @@ type relayPermit struct {
 
 type relayView struct {
 	verifier *cert.Verifier
-	until    time.Time // when nobody is trusted any more
+	until    time.Time                       // when nobody is trusted any more
 	meets    map[proto.NodeID][]proto.NodeID // sorted
 }
 
