@@ -11,5 +11,8 @@
 //	           │    OpenTUN ─► sim.TUN ─► sim.Stack: the machine's programs, which ping, and open and accept connections
 //	           └─ Reaches, Ping, Echo ... what those programs see
 //
+// FuzzMesh reads bytes as a program: a world, with relays and NATs in it, and what happens there. A trial runs it, and a witness
+// sees all that programs are given and all that is on the wire.
+//
 // Only tests live here: this is the one place that may import agent, coordinator and netstack/sim at once.
 package agenttest

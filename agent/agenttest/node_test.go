@@ -49,9 +49,11 @@ type daemon struct {
 }
 
 func newNode(m *mesh, name string, number int) *node {
-	return &node{
-		m: m, name: name, dir: m.TempDir(), host: m.net.Host(name+".example", underlay(number)...), clock: &clock{booted: time.Now()},
-	}
+	return newNodeOn(m, name, m.net.Host(name+".example", underlay(number)...))
+}
+
+func newNodeOn(m *mesh, name string, host *sim.Host) *node {
+	return &node{m: m, name: name, dir: m.TempDir(), host: host, clock: &clock{booted: time.Now()}}
 }
 
 // clock is a machine's own idea of time: virtual time, wrong by some error, and what passed since it was switched on.

@@ -88,6 +88,18 @@ func (c *course) live(d time.Duration, heard bool, works func(path.Way) bool) {
 	}
 }
 
+// idle lets time pass in which nothing is sent.
+func (c *course) idle(d time.Duration, works func(path.Way) bool) {
+	for end := c.now.Add(d); c.now.Before(end); {
+		c.now = c.now.Add(path.UsedEvery)
+		c.step(path.Used{ID: peer})
+		c.answer(works)
+		for next := c.finder.Next(); !next.IsZero() && !next.After(c.now); next = c.finder.Next() {
+			c.step(path.Tick{})
+		}
+	}
+}
+
 func only(a string) func(path.Way) bool {
 	return func(w path.Way) bool { return w.Addr == at(a) }
 }
@@ -135,16 +147,26 @@ func TestIdlePeerCostsNothing(t *testing.T) {
 	c := newCourse(home, "192.0.2.1:1")
 	c.step(path.Wanted{ID: peer})
 	c.live(time.Second, true, only("192.0.2.1:1"))
-	for range 1000 {
-		c.now = c.now.Add(path.UsedEvery)
-		c.step(path.Used{ID: peer})
-		c.answer(only("192.0.2.1:1"))
-		for next := c.finder.Next(); !next.IsZero() && !next.After(c.now); next = c.finder.Next() {
-			c.step(path.Tick{})
-		}
-	}
+	c.idle(50*time.Second, only("192.0.2.1:1"))
 	if next := c.finder.Next(); !c.rests || !next.IsZero() {
 		t.Errorf("rests: %t, next at %s", c.rests, next)
+	}
+}
+
+// The packet that ends a rest goes through the relay as well: a NAT may have forgotten the direct way meanwhile.
+func TestRestEndsOnBothWays(t *testing.T) {
+	c := newCourse(home, "192.0.2.1:1")
+	works := only("192.0.2.1:1")
+	c.step(path.Wanted{ID: peer})
+	c.live(time.Second, true, works)
+	c.idle(10*time.Second, works)
+	if want := (path.Way{Relay: home}); !c.rests || c.route.Main.Addr != at("192.0.2.1:1") || c.route.Copy != want {
+		t.Errorf("at rest: %t, %+v", c.rests, c.route)
+	}
+	c.step(path.Wanted{ID: peer})
+	c.live(time.Second, true, works)
+	if c.route.Main.Addr != at("192.0.2.1:1") || !c.route.Copy.IsZero() {
+		t.Errorf("afterwards: %+v", c.route)
 	}
 }
 

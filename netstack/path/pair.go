@@ -239,8 +239,11 @@ func (p *pair) routeNow(local []netip.Prefix) Route {
 	}
 	if p.current != nil && !p.doubted {
 		r := Route{Main: Way{Addr: p.current.addr}}
-		if p.beside != nil {
+		switch {
+		case p.beside != nil:
 			r.Copy = Way{Addr: p.beside.addr}
+		case !p.awake:
+			r.Copy = relay // the packet that ends the rest: a NAT may have forgotten the way meanwhile
 		}
 		return r
 	}
