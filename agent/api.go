@@ -82,27 +82,31 @@ func (a *Agent) Up(ctx context.Context, r *redoubtv1.UpRequest, progress func(st
 
 // await tells what happens until the node runs, or cannot.
 func (a *Agent) await(ctx context.Context, progress func(string)) (*redoubtv1.Status, error) {
-	last := ""
+	last, joins := "", false
 	for {
 		changed := a.change()
 		st, err := a.Status(ctx)
 		if err != nil {
 			return nil, err
 		}
+		enrolled := "enrolled as " + st.GetNode().GetName() + "; starting the data path"
 		var step string
 		switch machine.State(st.GetState()) {
 		case machine.StateRunning:
+			if joins { // and was faster than this
+				progress(enrolled)
+			}
 			return st, nil
 		case machine.StateDown, machine.StateRevoked, machine.StateLocked:
 			return nil, &localapi.Error{Code: connect.CodeFailedPrecondition, Err: errors.New(reasons(st, "the node was set down meanwhile"))}
 		case machine.StatePending:
-			step = reasons(st, "waiting for an administrator's approval")
+			joins, step = true, reasons(st, "waiting for an administrator's approval")
 		case machine.StateEnrolling:
-			step = reasons(st, "asking the coordinator for a certificate")
+			joins, step = true, reasons(st, "asking the coordinator for a certificate")
 		case machine.StateExpired:
 			step = reasons(st, "renewing the certificate")
 		default:
-			step = reasons(st, "enrolled as "+st.GetNode().GetName()+"; starting the data path")
+			joins, step = false, reasons(st, enrolled)
 		}
 		if step != last {
 			progress(step)

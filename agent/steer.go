@@ -100,8 +100,8 @@ func (a *Agent) openSteering(self *identity.Self, b *bind.Bind, bounds path.Boun
 		Changed: news,
 	})
 	s.pilot = pilot.New(pilot.Config{
-		Self: self.Node.ID, Key: k.private, Since: k.since, Bind: b, Bounds: bounds, Warm: s.client.Warm, STUN: s.scout.STUN,
-		Changed: func(proto.NodeID) { a.announce() }, Log: a.log,
+		Self: self.Node.ID, Key: k.private, Since: k.since, Bind: b, Bounds: bounds, Warm: s.client.Warm, Stir: s.client.Stir,
+		STUN: s.scout.STUN, Changed: func(proto.NodeID) { a.announce() }, Log: a.log,
 	})
 	b.Serve(s.pilot, s.client)
 	return s, nil
@@ -142,7 +142,9 @@ func (a *Agent) offer() {
 	if err != nil {
 		return
 	}
-	p.steering.pilot.Offer(pilot.Offer(p.local, port, p.steering.client.States(), p.steering.scout.Report()))
+	states, found := p.steering.client.States(), p.steering.scout.Report()
+	p.steering.pilot.Offer(pilot.Offer(p.local, port, states, found))
+	p.steering.pilot.Keep(pilot.Shut(p.local, states, found))
 }
 
 // scout has it found out how this node is seen from outside, where that may be otherwise than before.

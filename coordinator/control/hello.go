@@ -135,7 +135,7 @@ func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (n
 	}
 	watch := s.Directory.WatchCandidate(admit.Claim.Device)
 	n, err = s.admit(admit, hello.Message, t)
-	if pending := (*directory.PendingError)(nil); errors.As(err, &pending) {
+	if pending := (*directory.PendingError)(nil); errors.As(err, &pending) && pending.Code != "" { // else it is a node already
 		result = "pending"
 		s.Log.Info("machine waits for approval", "code", pending.Code, "name", pending.Name, "attestation", admit.Attributes.Level, "remote", t.RemoteAddr())
 		return nil, s.await(t, g, in, "candidate "+admit.Claim.Device.String(), watch, func(hold uint32) *redoubtv1.Down {

@@ -62,7 +62,7 @@ func (d *Directory) enroll(t *tx, r EnrollRequest) (n *Node, pending, err error)
 	}
 	if n, err := t.again(token, r); n != nil || err != nil {
 		if err == nil && !fresh(n.Certificate, t.now) {
-			n, err = d.certify(t, n)
+			n, err = d.certifyAgain(t, n)
 		}
 		return n, nil, err
 	}
@@ -220,6 +220,18 @@ func (t *tx) spend(token *Token, n *Node) error {
 		used.Spent, used.SpentBy = n.Device, n.ID
 	}
 	return t.setToken(&used)
+}
+
+// certifyAgain issues another certificate for a node that enrols once more, on the terms of a renewal: a join code is no way around
+// them.
+func (d *Directory) certifyAgain(t *tx, n *Node) (*Node, error) {
+	if n.Quarantine != nil {
+		return nil, n.quarantined()
+	}
+	if err := d.Renewable(t.snapshot(), n); err != nil {
+		return nil, err
+	}
+	return d.certify(t, n)
 }
 
 // certify issues the next certificate of a node and writes the node with it.

@@ -32,14 +32,24 @@ type pair struct {
 	answering  time.Time
 	answers    int
 	offered    time.Time // when the peer's last Offer was taken
+	asked      time.Time // when the peer pinged last
+	missing    time.Time // when its next ping should have come; zero: it need not
+	missed     time.Time // when something was done about that
+	stirs      int       // how often it was
+	again      bool      // it has pinged since
 
 	began  time.Time // of the search
 	rounds int       // of it that are over
 	round  time.Time // the next one afterwards; zero: none
 	probes []probe
 
-	relayRTT  time.Duration
-	relayPong time.Time
+	// relayAsked is when it was asked for a Pong through the relay last, since nothing else came.
+	relayAsked time.Time
+	relayRTT   time.Duration
+	relayPong  time.Time // zero: it was never proved
+	relaySizes search
+	sized      []sized
+	fits       Fit
 
 	route Route
 	said  bool
@@ -56,6 +66,7 @@ type candidate struct {
 	pong    time.Time // the last one; zero: it was never proved
 	heard   time.Time
 	rtt     time.Duration
+	sizes   search
 	missed  int // pings in a row without an answer, of those that were sent while it was in use
 }
 
@@ -155,6 +166,11 @@ func (c *candidate) answer(now time.Time, rtt time.Duration) {
 	c.pong, c.missed = now, 0
 }
 
+// patience is how long packets may go out by a way without an answer before it is asked for one.
+func (c *candidate) patience() time.Duration {
+	return max(c.rtt+c.rtt/4, 20*time.Millisecond) + 40*time.Millisecond
+}
+
 // prefers says whether a candidate that has just answered is better than the way in use: nearer, or clearly faster, or the
 // only one that works.
 func (p *pair) prefers(c *candidate, local []netip.Prefix) bool {
@@ -250,13 +266,17 @@ func (p *pair) wake() (at time.Time) {
 			at = t
 		}
 	}
+	sooner(p.missing)
 	if !p.awake && p.current == nil && len(p.probes) == 0 && p.rounds >= len(rounds) {
-		return time.Time{}
+		return at
 	}
 	if p.rounds < len(rounds) && !p.began.IsZero() {
 		sooner(p.began.Add(rounds[p.rounds]))
 	} else if p.awake {
 		sooner(p.round)
+	}
+	if _, s, _ := p.inUse(); s != nil && p.awake {
+		sooner(s.next())
 	}
 	for _, x := range p.probes {
 		if x.late {

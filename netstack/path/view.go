@@ -16,6 +16,10 @@ type View struct {
 	Since time.Time     // zero: it was never used
 	RTT   time.Duration // of the last Pong; zero: not known
 	Doubt bool          // packets go both ways
+	// MTU is how large a packet may be that arrives, inside the tunnel; 0: that is not known (yet). Fragments says that
+	// it does so in fragments.
+	MTU       int
+	Fragments bool
 	// Cause says why the way is not direct, or in doubt, in a word for programs, and Why in words for people. They are empty
 	// where it is neither.
 	Cause Cause
@@ -45,6 +49,9 @@ func (f *Finder) View(id proto.NodeID) (View, bool) {
 		return View{}, false
 	}
 	v := View{Since: p.since, Doubt: p.doubted}
+	if _, s, _ := p.inUse(); s != nil {
+		v.MTU, v.Fragments = s.limit, s.split
+	}
 	switch {
 	case p.current != nil:
 		v.Way, v.RTT = Way{Addr: p.current.addr}, p.current.rtt
