@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,6 +64,7 @@ type node struct {
 
 	mu     sync.Mutex
 	netmap *proto.Netmap // nil before the first; never changed
+	light  bool          // netmap has some of the peers only, see heavy
 	opened chan struct{} // closed when the next stream is open; nil: it was
 	done   chan error    // gets the result of a renewal
 	at     int64         // when the last update came since mark, in Unix nanoseconds; 0: none did
@@ -203,7 +205,7 @@ func (n *node) emit(_ context.Context, e machine.Event) {
 	case machine.Snapshot:
 		n.enforce(e.Netmap)
 	case machine.Change:
-		nm, err := n.knows().Apply(e.Delta)
+		nm, err := n.apply(e.Delta)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "node:", err) // and acknowledges it never, which ends the measurement
 			return
@@ -222,6 +224,25 @@ func (n *node) emit(_ context.Context, e machine.Event) {
 			fmt.Fprintln(os.Stderr, "node refused:", e.Message)
 		}
 	}
+}
+
+// heavy is how many peers a node keeps all of. Of ten thousand nodes that all see each other no machine holds all netmaps: such a node
+// keeps some peers, and takes deltas by their versions alone.
+const heavy = 1000
+
+func (n *node) apply(d *proto.Delta) (*proto.Netmap, error) {
+	n.mu.Lock()
+	nm, light := n.netmap, n.light
+	n.mu.Unlock()
+	switch {
+	case !light:
+		return nm.Apply(d)
+	case d.From != nm.Version:
+		return nil, proto.ErrVersion
+	}
+	next := *nm
+	next.Version = d.To
+	return &next, nil
 }
 
 // talking is how many of its peers a node says that it speaks with.
@@ -266,6 +287,9 @@ func (n *node) knows() *proto.Netmap {
 
 func (n *node) enforce(nm *proto.Netmap) {
 	n.mu.Lock()
+	if len(nm.Peers) > heavy {
+		nm, n.light = &proto.Netmap{Version: nm.Version, Peers: slices.Clone(nm.Peers[:talking])}, true
+	}
 	n.netmap, n.at = nm, time.Now().UnixNano()
 	opened := n.opened
 	n.opened = nil
