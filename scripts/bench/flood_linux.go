@@ -60,13 +60,13 @@ func flood(ctx context.Context, bin string, rounds int, d time.Duration) (err er
 	quiet, flooded := map[*pair][]stream{}, map[*pair][]stream{}
 	for range rounds {
 		for _, p := range pairs {
-			s, err := offer(ctx, p, d)
+			s, err := offer(ctx, p, offered, inner, d)
 			if err != nil {
 				return fmt.Errorf("%s: %w", p.name, err)
 			}
 			quiet[p] = append(quiet[p], s)
 			stop := strangers[p].begin()
-			s, err = offer(ctx, p, d)
+			s, err = offer(ctx, p, offered, inner, d)
 			s.floods = stop()
 			if err != nil {
 				return fmt.Errorf("%s: %w", p.name, err)
@@ -86,8 +86,8 @@ func flood(ctx context.Context, bin string, rounds int, d time.Duration) (err er
 	return nil
 }
 
-// offer sends at a fixed rate for a while, and counts what arrives.
-func offer(ctx context.Context, p *pair, d time.Duration) (s stream, err error) {
+// offer sends packets of size bytes at a fixed rate of bits a second for a while, and counts what arrives.
+func offer(ctx context.Context, p *pair, rate float64, size int, d time.Duration) (s stream, err error) {
 	way := p.there()
 	sink, err := way.to.ListenUDP(netip.AddrPortFrom(way.target, 5300))
 	if err != nil {
@@ -113,14 +113,14 @@ func offer(ctx context.Context, p *pair, d time.Duration) (s stream, err error) 
 			n++
 		}
 	}()
-	payload := make([]byte, inner-28)
+	payload := make([]byte, size-28)
 	begin, cpu, sent := time.Now(), cpuSeconds(p.pids), 0
 	for {
 		past := time.Since(begin)
 		if past >= d {
 			break
 		}
-		for due := int(past.Seconds() * offered / 8 / inner); sent < due; sent++ {
+		for due := int(past.Seconds() * rate / 8 / float64(size)); sent < due; sent++ {
 			// What the device has no room for is lost, and counts as offered.
 			_, _ = c.Write(payload)
 		}

@@ -22,7 +22,8 @@ func main() {
 	peers := flag.Int("peers", 10000, "how many idle peers a node has")
 	starts := flag.Int("starts", 5, "how often it comes up with them")
 	floods := flag.Int("floods", 5, "interleaved rounds of floods")
-	only := flag.String("only", "", "throughput, control, flood or idle, and nothing else")
+	relayRounds := flag.Int("relays", 5, "interleaved rounds of what goes through a relay")
+	only := flag.String("only", "", "throughput, control, relay, flood or idle, and nothing else")
 	measure := flag.String("measure", "", "of throughput no more than these: tcp1,tcp4,back1,back4,udp,rtt")
 	other := flag.String("other", "", "directory with another build of Redoubt, to compare its throughput with")
 	flag.Parse()
@@ -40,6 +41,7 @@ func main() {
 	}{
 		{"throughput", func() error { return throughput(ctx, *bin, *other, *measure, *rounds, *each) }},
 		{"control", func() error { return control(ctx, *bin, *joins, *changes) }},
+		{"relay", func() error { return relays(ctx, *bin, *other, *relayRounds, *each) }},
 		{"flood", func() error { return flood(ctx, *bin, *floods, 3**each) }},
 		{"idle", func() error { return idle(ctx, *bin, *starts, *peers) }},
 	} {

@@ -175,14 +175,19 @@ func twoNodes(ctx context.Context, m *mesh.Mesh) (a, b *mesh.Node, err error) {
 }
 
 func join(ctx context.Context, m *mesh.Mesh, name string) (*mesh.Node, error) {
-	code, err := m.Token(ctx, "--user", "ann@example.com")
-	if err != nil {
-		return nil, err
-	}
 	n, err := m.AddNode(ctx, name)
 	if err != nil {
 		return nil, err
 	}
+	return n, up(ctx, m, n)
+}
+
+// up has a node join.
+func up(ctx context.Context, m *mesh.Mesh, n *mesh.Node) error {
+	code, err := m.Token(ctx, "--user", "ann@example.com")
+	if err != nil {
+		return err
+	}
 	_, err = n.Up(ctx, code)
-	return n, err
+	return err
 }
