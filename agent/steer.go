@@ -17,6 +17,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/pilot"
 	"github.com/redoubt-mesh/redoubt/netstack/relay"
 	"github.com/redoubt-mesh/redoubt/netstack/scout"
+	"github.com/redoubt-mesh/redoubt/netstack/tun"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
@@ -101,7 +102,7 @@ func (a *Agent) openSteering(self *identity.Self, b *bind.Bind, bounds path.Boun
 	})
 	s.pilot = pilot.New(pilot.Config{
 		Self: self.Node.ID, Key: k.private, Since: k.since, Bind: b, Bounds: bounds, Warm: s.client.Warm, Stir: s.client.Stir,
-		STUN: s.scout.STUN, Changed: func(proto.NodeID) { a.announce() }, Log: a.log,
+		STUN: s.scout.STUN, MTU: tun.DefaultMTU, Changed: func(proto.NodeID) { a.announce() }, Log: a.log,
 	})
 	b.Serve(s.pilot, s.client)
 	return s, nil

@@ -4,16 +4,35 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
+// maxSegment is the payload of a TCP segment in the 1280 bytes that every network with IPv6 carries.
+const maxSegment = 1280 - 40 - 20
+
 // Dialer makes connections of the underlay: neither they nor the questions for names that come before them go by an exit node.
+// Their segments, both ways, are so short that they also pass where something on the way drops longer ones and says nothing.
 func Dialer() *net.Dialer {
 	ask := net.Dialer{Control: mark}
-	return &net.Dialer{Control: mark, Resolver: &net.Resolver{PreferGo: true, Dial: ask.DialContext}}
+	return &net.Dialer{Control: outgoing, Resolver: &net.Resolver{PreferGo: true, Dial: ask.DialContext}}
+}
+
+// outgoing is mark, and shortens what TCP sends.
+func outgoing(network, address string, c syscall.RawConn) error {
+	if err := mark(network, address, c); err != nil || !strings.HasPrefix(network, "tcp") {
+		return err
+	}
+	var err error
+	if e := c.Control(func(fd uintptr) {
+		err = os.NewSyscallError("set TCP_MAXSEG", unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, maxSegment))
+	}); e != nil {
+		return e
+	}
+	return err
 }
 
 // Listener opens sockets of the underlay.

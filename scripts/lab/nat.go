@@ -22,6 +22,7 @@ type NATConfig struct {
 	BlockUDP bool   // no UDP gets out
 	TCPPort  uint16 // the only port that TCP gets out to; 0 means all
 	V6       bool   // IPv6 is routed; only answers get in. Without it there is none
+	MTU      int    // of the way out, which says nothing of what is too large for it; 0: 1500. As it was added, it stays
 }
 
 // NAT is a router with a LAN of its own behind it, which the rest of the world cannot reach.
@@ -53,6 +54,9 @@ func (w *World) AddNAT(name string, outside *LAN, cfg NATConfig) (*NAT, error) {
 	err = h.Do(func() error {
 		return errors.Join(sysctl("net.ipv4.ip_forward", "1"), sysctl("net.ipv6.conf.all.forwarding", "1"), t.rules())
 	})
+	if err == nil && cfg.MTU != 0 {
+		err = t.narrow(cfg.MTU)
+	}
 	if err == nil && cfg.V6 {
 		err = outside.route(inside.V6, h.V6())
 	}
@@ -76,6 +80,15 @@ func (l *LAN) route(to netip.Prefix, by netip.Addr) error {
 		}
 	}
 	return rt.RouteAdd(&netlink.Route{Dst: netOf(to.Masked()), Gw: by.AsSlice()})
+}
+
+// narrow sets the MTU of the way out.
+func (t *NAT) narrow(mtu int) error {
+	link, err := t.Netlink().LinkByName(t.Ports[0].Device)
+	if err != nil {
+		return err
+	}
+	return t.Netlink().LinkSetMTU(link, mtu)
 }
 
 // RoutesV6 says whether IPv6 is routed.
@@ -102,6 +115,7 @@ func (t *NAT) Configure(cfg NATConfig) error {
 //	table inet nat {
 //	  chain post    { type nat hook postrouting;  meta nfproto ipv4 oifname "eth0" masquerade }
 //	  chain input   { type filter hook input;  meta l4proto udp iifname "eth0" drop }
+//	  chain output  { type filter hook output;  meta l4proto icmp drop; meta l4proto icmpv6 icmpv6 type 2 drop }    with MTU
 //	  chain forward { type filter hook forward; policy drop
 //	                  ct state established,related accept
 //	                  ct status dnat accept                      for who opens ports
@@ -143,6 +157,17 @@ func (t *NAT) rules() error {
 	add(post, meta(expr.MetaKeyNFPROTO, []byte{unix.NFPROTO_IPV4}), meta(expr.MetaKeyOIFNAME, device("eth0")),
 		[]expr.Any{&expr.Masq{FullyRandom: t.cfg.Hard}})
 	add(input, meta(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_UDP}), meta(expr.MetaKeyIIFNAME, device("eth0")), verdict(expr.VerdictDrop))
+	if t.cfg.MTU != 0 {
+		output := c.AddChain(&nftables.Chain{
+			Name: "output", Table: table, Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter,
+		})
+		add(output, meta(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_ICMP}), verdict(expr.VerdictDrop))
+		add(output, meta(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_ICMPV6}), []expr.Any{
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{packetTooBig}},
+		}, verdict(expr.VerdictDrop))
+	}
 	known := binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
 	add(forward, []expr.Any{
 		&expr.Ct{Register: 1, Key: expr.CtKeySTATE},
@@ -173,6 +198,9 @@ func (t *NAT) rules() error {
 	}
 	return nil
 }
+
+// packetTooBig is the type of ICMPv6 (RFC 4443, section 3.2).
+const packetTooBig = 2
 
 // statusDNAT is the kernel's IPS_DST_NAT.
 const statusDNAT = 1 << 5

@@ -273,6 +273,7 @@ type Peer struct {
 	User             string
 	Tags             []string
 	Path, Endpoint   string
+	PathMTU          int
 	LastHandshake    time.Time
 	RxBytes, TxBytes uint64
 }
