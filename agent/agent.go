@@ -107,7 +107,7 @@ func New(cfg Config) (*Agent, error) {
 			machine.Config{Features: proto.Features(), Program: cfg.Program, Rand: newRand()},
 			machine.Loaded{
 				Wanted: loaded.Wanted, Join: loaded.Join, Self: loaded.Self, Netmap: loaded.Netmap, Floors: loaded.Floors,
-				Key: k.node().Public(),
+				Key: k.node().Public(), Checked: loaded.Checked,
 			}),
 	}
 	if cfg.Registry != nil {
@@ -173,11 +173,23 @@ func (a *Agent) stop() error {
 			a.log.Warn("connections end with the agent", "err", err)
 		}
 	}
+	if err := a.saveChecked(); err != nil {
+		a.log.Warn("the next start verifies all certificates", "err", err)
+	}
 	a.stopPath()
 	a.loop.timer.Stop()
 	err := errors.Join(a.cfg.Edges.Network.Close(), a.loop.keys.home.close(), a.loop.dir.Close())
 	a.log.Info("agent stopped")
 	return err
+}
+
+// saveChecked spares the next start the signatures that were checked by this one.
+func (a *Agent) saveChecked() error {
+	node, good := a.loop.keys.node(), a.loop.machine.Checked()
+	if node.IsZero() || len(good) == 0 {
+		return nil
+	}
+	return a.loop.dir.SaveChecked(node, good)
 }
 
 // errEnded says that the agent is gone, or going.

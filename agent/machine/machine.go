@@ -46,6 +46,8 @@ type Loaded struct {
 	Netmap *proto.Netmap  // nil: none
 	Floors state.Floors
 	Key    key.NodePublic // the node key in use
+	// Checked are signatures of peers' certificates that are known to be good.
+	Checked map[cert.Signature]struct{}
 }
 
 // Machine is the state of a node. It has one owner.
@@ -111,11 +113,13 @@ type approval struct {
 
 // New is the machine of a node that has not started yet.
 func New(cfg Config, l Loaded) *Machine {
-	return &Machine{
+	m := &Machine{
 		cfg: cfg, wanted: l.Wanted, join: l.Join, self: l.Self, netmap: l.Netmap, floors: l.Floors,
 		roster: newRoster(l.Floors.Sequences), contact: contact{last: l.Floors.LastContact},
 		using: l.Key,
 	}
+	m.roster.presumed = l.Checked
+	return m
 }
 
 // Errors of Check.
@@ -244,10 +248,14 @@ func (m *Machine) start() {
 			m.netmap = nil
 		}
 	}
+	m.roster.presume(nil) // the netmap of the disk was what it is about
 	if m.wanted.Up {
 		m.run()
 	}
 }
+
+// Checked are the signatures of peers' certificates that were found good.
+func (m *Machine) Checked() []cert.Signature { return m.roster.checkedSignatures() }
 
 // run begins what being up means.
 func (m *Machine) run() {

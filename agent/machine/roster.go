@@ -51,6 +51,7 @@ type move struct {
 type roster struct {
 	self     *identity.Self
 	verifier *cert.Verifier
+	presumed map[cert.Signature]struct{} // signatures that need no check
 
 	peers     map[proto.NodeID]*peer
 	sequences map[proto.NodeID]state.Sequence
@@ -108,11 +109,30 @@ func (r *roster) trust(self *identity.Self, authorities [][]byte) error {
 		again = maps.Keys(r.peers) // what held under another root need not hold now
 	}
 	r.self, r.verifier = self, fresh
+	r.presume(r.presumed)
 	for _, id := range slices.Collect(again) {
 		r.touch(id)
 		r.verify(r.peers[id])
 	}
 	return nil
+}
+
+// presume says which signatures need no check from now on.
+func (r *roster) presume(good map[cert.Signature]struct{}) {
+	r.presumed = good
+	if r.verifier != nil {
+		r.verifier.Presume(good)
+	}
+}
+
+// checkedSignatures are those of the certificates that hold, but for their time.
+func (r *roster) checkedSignatures() (good []cert.Signature) {
+	for _, p := range r.peers {
+		if p.node != nil {
+			good = append(good, p.node.Signed)
+		}
+	}
+	return good
 }
 
 // touch makes settle judge a peer.

@@ -25,6 +25,7 @@ const (
 	fileWanted   = "wanted"
 	filePort     = "port"
 	fileFlows    = "flows"
+	fileChecked  = "checked"
 	fileRelay    = "relay.key"
 )
 

@@ -10,6 +10,7 @@
 //	netmap.log   ... and what changed since, one record a change; written anew when it outgrows the snapshot
 //	floors       what must never go back: mesh time, last contact, the greatest sequence number seen of each peer
 //	flows        the flow table, from a clean stop to the start after it
+//	checked      which peers' certificates were found to be signed by their issuer, as of the last clean stop; see checked.go
 //	wanted       up or down, and whether the node was revoked
 //	port         the UDP port, so that peers find the node there again after a restart
 //

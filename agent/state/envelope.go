@@ -23,10 +23,11 @@ func (e *CorruptError) Error() string {
 
 // Limits of what is read, far above what is written.
 const (
-	limitSmall  = 1 << 20
-	limitFloors = 64 << 20
-	limitFlows  = 64 << 20
-	limitNetmap = 256 << 20
+	limitSmall   = 1 << 20
+	limitFloors  = 64 << 20
+	limitFlows   = 64 << 20
+	limitChecked = 8 << 20
+	limitNetmap  = 256 << 20
 )
 
 const formatVersion = "1"

@@ -13,6 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/device"
 	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
@@ -26,10 +27,12 @@ type State struct {
 	Join   *Join
 	Self   *identity.Self
 	Netmap *proto.Netmap
-	Floors Floors
-	Wanted Wanted
-	Port   uint16
-	Relay  *relaymsg.Secret // a relay's, which nodes know it by; nil: there is none
+	// Checked are signatures of peers' certificates that this node found good before.
+	Checked map[cert.Signature]struct{}
+	Floors  Floors
+	Wanted  Wanted
+	Port    uint16
+	Relay   *relaymsg.Secret // a relay's, which nodes know it by; nil: there is none
 }
 
 // Join is what a join code said.
@@ -72,7 +75,7 @@ type Revocation struct {
 func (d *Dir) Load() (*State, error) {
 	s := &State{}
 	for _, load := range []func(*State) error{
-		d.loadKeys, d.loadJoin, d.loadFloors, d.loadWanted, d.loadPort, d.loadRelay, d.loadIdentity, d.loadNetmap,
+		d.loadKeys, d.loadJoin, d.loadFloors, d.loadWanted, d.loadPort, d.loadRelay, d.loadIdentity, d.loadNetmap, d.loadChecked,
 	} {
 		if err := load(s); err != nil {
 			return nil, err
@@ -342,7 +345,7 @@ func (d *Dir) SaveIdentity(r identity.Record) error { return d.writeJSON(fileIde
 // Forget removes everything about one membership: keys, certificate, netmap, floors. What was wanted stays. No file outlives
 // one that it makes no sense without, wherever this ends.
 func (d *Dir) Forget() error {
-	for _, name := range []string{fileLog, fileNetmap, fileIdentity, fileJoin, fileFloors, fileRelay, fileNode, fileDevice} {
+	for _, name := range []string{fileChecked, fileLog, fileNetmap, fileIdentity, fileJoin, fileFloors, fileRelay, fileNode, fileDevice} {
 		if err := d.remove(name); err != nil {
 			return err
 		}

@@ -38,6 +38,8 @@ type Node struct {
 	// Raw and Serial (in hex) are known of a certificate that exists; IssueNode does not look at them.
 	Raw    []byte
 	Serial string
+	// Signed is the signature that a Verifier relied on; zero where none was asked.
+	Signed Signature
 }
 
 // HasKey says whether the certificate names p as valid at a time, with the skew that is allowed.

@@ -31,6 +31,7 @@ type Verifier struct {
 	mu            sync.RWMutex
 	successors    []anchor                   // roots that one of roots vouches for
 	intermediates map[[32]byte]*intermediate // by SHA-256 of the certificate
+	presumed      map[Signature]struct{}
 }
 
 // anchor is a root under which intermediates are trusted, with what must be valid for that.
@@ -52,6 +53,7 @@ func poolOf(c *x509.Certificate) *x509.CertPool {
 
 // intermediate is one whose signature by a root was checked. Its validity is asked anew each time.
 type intermediate struct {
+	sum   [32]byte // SHA-256 of the certificate
 	cert  *x509.Certificate
 	above []*x509.Certificate
 	pool  *x509.CertPool // holds cert alone
@@ -170,7 +172,7 @@ func (v *Verifier) keep(successors []anchor, fresh []*intermediate) {
 		}
 	}
 	for _, i := range fresh {
-		v.intermediates[sha256.Sum256(i.cert.Raw)] = i
+		v.intermediates[i.sum] = i
 	}
 	for len(v.intermediates) > maxIntermediates {
 		var first [32]byte
@@ -224,7 +226,7 @@ func (v *Verifier) check(certs []*x509.Certificate) (successors []anchor, fresh 
 		if !ok {
 			return nil, nil, ErrChain
 		}
-		fresh = append(fresh, &intermediate{cert: c, above: by.above, pool: poolOf(c)})
+		fresh = append(fresh, &intermediate{sum: sha256.Sum256(c.Raw), cert: c, above: by.above, pool: poolOf(c)})
 	}
 	return successors, fresh, nil
 }
@@ -284,26 +286,33 @@ func within(from, to, at time.Time) error {
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // leaf checks everything that certificates of all roles have in common.
-func (v *Verifier) leaf(b []byte, role Role, at func(*x509.Certificate) time.Time) (*x509.Certificate, spiffe, error) {
+func (v *Verifier) leaf(b []byte, role Role, at func(*x509.Certificate) time.Time) (leaf, error) {
 	c, err := parseCertificate(b)
 	if err != nil {
-		return nil, spiffe{}, err
+		return leaf{}, err
 	}
 	s, err := checkLeaf(c, v.mesh, role)
 	if err != nil {
-		return nil, spiffe{}, err
+		return leaf{}, err
 	}
-	if err := v.chain(c, at(c)); err != nil {
-		return nil, spiffe{}, err
-	}
-	return c, s, nil
+	signed, err := v.chain(c, at(c))
+	return leaf{c, s, signed}, err
 }
 
-// chain finds the issuer of a leaf among the verified intermediates and judges the validity of all three.
-func (v *Verifier) chain(c *x509.Certificate, at time.Time) error {
+// leaf is a certificate of a role that holds.
+type leaf struct {
+	cert   *x509.Certificate
+	spiffe spiffe
+	signed Signature
+}
+
+// chain finds the issuer of a leaf among the verified intermediates and judges the validity of all three. It says whose signature
+// it relied on.
+func (v *Verifier) chain(c *x509.Certificate, at time.Time) (Signature, error) {
 	refused := ErrChain
 	for _, i := range v.issuers(c) {
-		if err := signedBy(c, i.cert, i.pool, at); err != nil {
+		signed := signatureOf(c, i)
+		if err := v.signed(signed, c, i, at); err != nil {
 			continue
 		}
 		err := within(c.NotBefore, c.NotAfter, at)
@@ -313,11 +322,11 @@ func (v *Verifier) chain(c *x509.Certificate, at time.Time) error {
 			}
 		}
 		if err == nil {
-			return nil
+			return signed, nil
 		}
 		refused = err
 	}
-	return refused
+	return Signature{}, refused
 }
 
 func (v *Verifier) issuers(c *x509.Certificate) []*intermediate {
@@ -369,11 +378,16 @@ func (v *Verifier) member(b []byte, at func(*x509.Certificate) time.Time) (*Node
 }
 
 func (v *Verifier) node(b []byte, role Role, at func(*x509.Certificate) time.Time) (*Node, error) {
-	c, s, err := v.leaf(b, role, at)
+	l, err := v.leaf(b, role, at)
 	if err != nil {
 		return nil, err
 	}
-	return nodeOf(c, s)
+	n, err := nodeOf(l.cert, l.spiffe)
+	if err != nil {
+		return nil, err
+	}
+	n.Signed = l.signed
+	return n, nil
 }
 
 // PeerNode verifies the chain that a node or a relay presents to a coordinator in a TLS handshake, leaf first.
@@ -399,13 +413,13 @@ func (v *Verifier) Relay(chain [][]byte, id proto.NodeID, at time.Time) error {
 		return err
 	}
 	now := func(*x509.Certificate) time.Time { return at }
-	_, s, err := v.leaf(chain[0], RoleRelay, now)
+	l, err := v.leaf(chain[0], RoleRelay, now)
 	switch {
 	case errors.Is(err, ErrRole):
-		_, _, err = v.leaf(chain[0], RoleCoordinator, now)
+		_, err = v.leaf(chain[0], RoleCoordinator, now)
 		return err
-	case err == nil && s.ID != id.String():
-		return fmt.Errorf("%w: relay %s, not %s", ErrRole, s.ID, id)
+	case err == nil && l.spiffe.ID != id.String():
+		return fmt.Errorf("%w: relay %s, not %s", ErrRole, l.spiffe.ID, id)
 	}
 	return err
 }
@@ -415,8 +429,8 @@ func (v *Verifier) Coordinator(chain [][]byte, at time.Time) (id string, err err
 	if err := v.learn(chain); err != nil {
 		return "", err
 	}
-	_, s, err := v.leaf(chain[0], RoleCoordinator, func(*x509.Certificate) time.Time { return at })
-	return s.ID, err
+	l, err := v.leaf(chain[0], RoleCoordinator, func(*x509.Certificate) time.Time { return at })
+	return l.spiffe.ID, err
 }
 
 // learn keeps the good intermediates of a presented chain, and the roots in it that a trusted one has cross-signed. What else is

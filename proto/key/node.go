@@ -3,6 +3,8 @@ package key
 import (
 	"bytes"
 	"crypto/ecdh"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -84,6 +86,18 @@ func (k NodePrivate) Expose() [NodeSize]byte {
 		return [NodeSize]byte{}
 	}
 	return [NodeSize]byte(k.open().Bytes())
+}
+
+// Derive makes a key for one purpose that tells nothing of this one, nor of that for another purpose.
+func (k NodePrivate) Derive(purpose string) ([32]byte, error) {
+	if k.open == nil {
+		return [32]byte{}, errors.New("no private node key")
+	}
+	b, err := hkdf.Key(sha256.New, k.open().Bytes(), nil, "redoubt "+purpose, 32)
+	if err != nil {
+		return [32]byte{}, fmt.Errorf("derive a key for %s: %w", purpose, err)
+	}
+	return [32]byte(b), nil
 }
 
 // NodePublic is the public half of a node's WireGuard key. The zero value is no key.
