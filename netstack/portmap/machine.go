@@ -198,7 +198,7 @@ func (m *Machine) request(now time.Time) []Effect {
 	m.next = now.Add(gaps[min(m.tries, len(gaps)-1)])
 	m.tries++
 	to := netip.AddrPortFrom(m.start.Gateway, controlPort)
-	pcp := Send{to, appendPCP(nil, m.start.Local, m.nonce, m.start.Port, lifetime, m.suggestion())}
+	pcp := Send{to, pcpRequest(m.start.Local, m.nonce, m.start.Port, lifetime, m.suggestion())}
 	switch {
 	case m.stage == searching && m.v6():
 		return []Effect{pcp}
@@ -311,7 +311,7 @@ func (m *Machine) stop() []Effect {
 	case stage != held:
 		return nil
 	case was.Protocol == PCP:
-		return []Effect{Send{to, appendPCP(nil, m.start.Local, m.nonce, m.start.Port, 0, netip.AddrPort{})}}
+		return []Effect{Send{to, pcpRequest(m.start.Local, m.nonce, m.start.Port, 0, netip.AddrPort{})}}
 	case was.Protocol == NATPMP:
 		return []Effect{Send{to, appendNATPMP(nil, m.start.Port, 0, 0)}}
 	}

@@ -45,9 +45,9 @@ type answer struct {
 // errAnswer says that bytes are no answer of a gateway.
 var errAnswer = errors.New("no answer of a gateway")
 
-// appendPCP appends a MAP request. A lifetime of 0 deletes the mapping.
-func appendPCP(b []byte, client netip.Addr, n nonce, port uint16, lifetime uint32, want netip.AddrPort) []byte {
-	b = append(b, versionPCP, opMap, 0, 0)
+// pcpRequest is a MAP request. A lifetime of 0 deletes the mapping.
+func pcpRequest(client netip.Addr, n nonce, port uint16, lifetime uint32, want netip.AddrPort) []byte {
+	b := []byte{versionPCP, opMap, 0, 0}
 	b = binary.BigEndian.AppendUint32(b, lifetime)
 	ip := client.As16()
 	b = append(b, ip[:]...)

@@ -17,7 +17,7 @@ var (
 )
 
 func TestWire(t *testing.T) {
-	got := hex.EncodeToString(appendPCP(nil, local, nonce{1, 11: 2}, 7, 3600, netip.MustParseAddrPort("203.0.113.1:9")))
+	got := hex.EncodeToString(pcpRequest(local, nonce{1, 11: 2}, 7, 3600, netip.MustParseAddrPort("203.0.113.1:9")))
 	const want = "02010000" + "00000e10" + "00000000000000000000ffffc0a80102" + "010000000000000000000002" + "11000000" +
 		"00070009" + "00000000000000000000ffffcb007101"
 	if got != want {
@@ -29,13 +29,13 @@ func TestWire(t *testing.T) {
 	if got := hex.EncodeToString(appendAddrRequest(nil)); got != "0000" {
 		t.Errorf("NAT-PMP: %s", got)
 	}
-	got = hex.EncodeToString(appendPCP(nil, local6, nonce{1, 11: 2}, 7, 3600, netip.AddrPortFrom(local6, 7)))
+	got = hex.EncodeToString(pcpRequest(local6, nonce{1, 11: 2}, 7, 3600, netip.AddrPortFrom(local6, 7)))
 	const want6 = "02010000" + "00000e10" + "20010db8000000000000000000000002" + "010000000000000000000002" + "11000000" +
 		"00070007" + "20010db8000000000000000000000002"
 	if got != want6 {
 		t.Errorf("PCP MAP over IPv6:\n%s, want\n%s", got, want6)
 	}
-	if got := appendPCP(nil, local6, nonce{}, 7, 0, netip.AddrPort{}); netip.AddrFrom16([16]byte(got[44:])) != netip.IPv6Unspecified() {
+	if got := pcpRequest(local6, nonce{}, 7, 0, netip.AddrPort{}); netip.AddrFrom16([16]byte(got[44:])) != netip.IPv6Unspecified() {
 		t.Errorf("any address of IPv6 is %x", got[44:])
 	}
 	for text, want := range map[string]answer{

@@ -30,7 +30,7 @@ func (h *Host) UDPOnlyFrom(addrs ...netip.Addr) error {
 			Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
 		})
 		add := func(kind expr.VerdictKind, more ...expr.Any) {
-			rule := append(meta(expr.MetaKeyIIFNAME, device("eth0")), meta(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_UDP})...)
+			rule := append(meta(expr.MetaKeyIIFNAME, outside()), meta(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_UDP})...)
 			c.AddRule(&nftables.Rule{Table: table, Chain: input, Exprs: append(append(rule, more...), &expr.Verdict{Kind: kind})})
 		}
 		for _, a := range addrs {

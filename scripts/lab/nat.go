@@ -154,9 +154,9 @@ func (t *NAT) rules() error {
 		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: slices.Concat(exprs...)})
 	}
 	verdict := func(k expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: k}} }
-	add(post, meta(expr.MetaKeyNFPROTO, []byte{unix.NFPROTO_IPV4}), meta(expr.MetaKeyOIFNAME, device("eth0")),
+	add(post, meta(expr.MetaKeyNFPROTO, []byte{unix.NFPROTO_IPV4}), meta(expr.MetaKeyOIFNAME, outside()),
 		[]expr.Any{&expr.Masq{FullyRandom: t.cfg.Hard}})
-	add(input, meta(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_UDP}), meta(expr.MetaKeyIIFNAME, device("eth0")), verdict(expr.VerdictDrop))
+	add(input, meta(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_UDP}), meta(expr.MetaKeyIIFNAME, outside()), verdict(expr.VerdictDrop))
 	if t.cfg.MTU != 0 {
 		output := c.AddChain(&nftables.Chain{
 			Name: "output", Table: table, Type: nftables.ChainTypeFilter,
@@ -182,7 +182,7 @@ func (t *NAT) rules() error {
 	if !t.cfg.V6 {
 		add(forward, meta(expr.MetaKeyNFPROTO, []byte{unix.NFPROTO_IPV6}), verdict(expr.VerdictDrop))
 	}
-	add(forward, meta(expr.MetaKeyIIFNAME, device("eth0")), verdict(expr.VerdictDrop))
+	add(forward, meta(expr.MetaKeyIIFNAME, outside()), verdict(expr.VerdictDrop))
 	if t.cfg.BlockUDP {
 		add(forward, meta(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_UDP}), verdict(expr.VerdictDrop))
 	}
@@ -209,9 +209,9 @@ func meta(key expr.MetaKey, is []byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: is}}
 }
 
-// device is an interface's name as the kernel compares it.
-func device(name string) []byte {
+// outside is the name of the interface that leads out, as the kernel compares it.
+func outside() []byte {
 	b := make([]byte, unix.IFNAMSIZ)
-	copy(b, name)
+	copy(b, "eth0")
 	return b
 }
