@@ -274,7 +274,10 @@ func (w ways) tell(l *redoubtv1.LocalPeer, s wg.PeerStats) {
 		return
 	}
 	l.PathSince, l.PathRttUs, l.PathWhy = millis(v.Since), uint64(v.RTT.Microseconds()), v.Why
-	if l.GetPath() == "relay" {
+	switch {
+	case l.GetPath() == "relay":
 		l.PathTransport = w.relays[v.Way.Relay].Transport.String()
+	case v.Punched:
+		l.PathTransport = "punched"
 	}
 }

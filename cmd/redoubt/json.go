@@ -65,7 +65,7 @@ type (
 		nodeJSON
 		Path          string     `json:"path"`
 		Endpoint      string     `json:"endpoint"`
-		Transport     string     `json:"transport"` // to a relay: udp or tls
+		Transport     string     `json:"transport"` // to a relay: udp or tls; directly: punched or nothing
 		PathSince     *time.Time `json:"pathSince"`
 		PathRTT       float64    `json:"pathRttMs"` // 0: not known
 		WhyNotDirect  string     `json:"whyNotDirect"`

@@ -179,6 +179,9 @@ func peerTable(peers []*redoubtv1.LocalPeer, now time.Time) string {
 		if p.GetPath() != "" {
 			path = p.GetPath() + " " + p.GetEndpoint()
 		}
+		if p.GetPath() == "direct" && p.GetPathTransport() != "" {
+			path += " (" + p.GetPathTransport() + ")"
+		}
 		rows = append(rows, []string{
 			p.GetName(), address, who(p.GetUser(), p.GetTags()), path, age(now, time.UnixMilli(p.GetLastHandshake())),
 			size(p.GetRxBytes()), size(p.GetTxBytes()),

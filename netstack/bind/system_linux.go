@@ -25,9 +25,13 @@ func System() conn.Bind { return &udp{} }
 
 // udp has a socket for each address family, on the same port.
 type udp struct {
+	only4  bool
 	mu     sync.Mutex // of Open and Close
 	v4, v6 atomic.Pointer[socket]
 }
+
+// Sibling implements Siblings.
+func (u *udp) Sibling() conn.Bind { return &udp{only4: true} }
 
 var _ Runs = (*udp)(nil)
 
@@ -56,7 +60,7 @@ func (u *udp) OpenRuns(port uint16) ([]RunFunc, uint16, error) {
 		return nil, 0, conn.ErrBindAlreadyOpen
 	}
 	for tries := 0; ; tries++ {
-		v4, v6, err := listenBoth(port)
+		v4, v6, err := u.listen(port)
 		if port == 0 && tries < openTries && errors.Is(err, syscall.EADDRINUSE) {
 			continue
 		}
@@ -74,6 +78,14 @@ func (u *udp) OpenRuns(port uint16) ([]RunFunc, uint16, error) {
 		}
 		return fns, port, nil
 	}
+}
+
+func (u *udp) listen(port uint16) (v4, v6 *socket, err error) {
+	if u.only4 {
+		v4, err = listen("udp4", port)
+		return v4, nil, err
+	}
+	return listenBoth(port)
 }
 
 // listenBoth opens a socket for each address family that there is, on the same port.

@@ -18,6 +18,7 @@ type pair struct {
 	told      []netip.AddrPort // the candidates of the netmap, best first
 	all       map[netip.AddrPort]*candidate
 	peerNAT   pathmsg.NATClass
+	outside   netip.AddrPort // where the peer's NAT shows it, as its last Offer says
 
 	current *candidate // the direct way in use; nil: none
 	doubted bool       // the way in use may be none any more
@@ -38,6 +39,10 @@ type pair struct {
 	round  time.Time // the next one afterwards; zero: none
 	probes []probe
 
+	punched *candidate // the way by a socket of its own; nil: none
+	opens   backoff    // of punches as the opener
+	guesses backoff    // as the guesser
+
 	relayRTT  time.Duration
 	relayPong time.Time
 
@@ -50,6 +55,8 @@ type pair struct {
 // candidate is an address where a peer may be.
 type candidate struct {
 	addr    netip.AddrPort
+	socket  uint32    // of its own; 0: it is none of all
+	punched bool      // it was guessed, or is where the peer guessed
 	told    bool      // by the netmap
 	learned time.Time // else: when the peer was last seen there, or said so
 	ping    time.Time // the last one
@@ -67,6 +74,20 @@ type probe struct {
 	due time.Time // when it counts as not answered
 
 	late bool // it does
+}
+
+// way is how messages get there.
+func (c *candidate) way() Way { return Way{Addr: c.addr, Socket: c.socket} }
+
+// at is the candidate that a direct way leads to; nil: none.
+func (p *pair) at(w Way) *candidate {
+	switch {
+	case w.Socket == 0:
+		return p.all[w.Addr]
+	case p.punched != nil && p.punched.way() == w:
+		return p.punched
+	}
+	return nil
 }
 
 // search begins to try all candidates, unless that has just begun.
@@ -132,11 +153,11 @@ func (p *pair) expire(now time.Time) {
 			continue
 		}
 		x.late = true
-		if c := p.all[x.to.Addr]; c != nil && c == p.current && c.pong.Before(x.at) {
+		if c := p.at(x.to); c != nil && c == p.current && c.pong.Before(x.at) {
 			c.missed++
 		}
 	}
-	if b := p.beside; b != nil && !p.waitsFor(Way{Addr: b.addr}) {
+	if b := p.beside; b != nil && !p.waitsFor(b.way()) {
 		p.beside = nil
 	}
 }
@@ -184,7 +205,7 @@ func (p *pair) lastOn(c *candidate) time.Time {
 
 // silentOn says whether packets go out by the way in use and none come back.
 func (p *pair) silentOn(c *candidate) bool {
-	return !p.unanswered.IsZero() || c.missed > 0 || p.waitsFor(Way{Addr: c.addr}) || !p.awake
+	return !p.unanswered.IsZero() || c.missed > 0 || p.waitsFor(c.way()) || !p.awake
 }
 
 // change makes a candidate the way in use.
@@ -222,7 +243,7 @@ func (p *pair) routeNow(local []netip.Prefix) Route {
 		relay = Way{Relay: p.relay}
 	}
 	if p.current != nil && !p.doubted {
-		r := Route{Main: Way{Addr: p.current.addr}}
+		r := Route{Main: p.current.way()}
 		if p.beside != nil {
 			r.Copy = Way{Addr: p.beside.addr}
 		}
@@ -235,7 +256,7 @@ func (p *pair) routeNow(local []netip.Prefix) Route {
 		}
 	}
 	if p.current != nil {
-		r.Main, r.Copy = Way{Addr: p.current.addr}, relay
+		r.Main, r.Copy = p.current.way(), relay
 		if relay.IsZero() && p.beside != nil {
 			r.Copy = Way{Addr: p.beside.addr}
 		}
@@ -258,6 +279,9 @@ func (p *pair) wake() (at time.Time) {
 	} else if p.awake {
 		sooner(p.round)
 	}
+	if !p.awake {
+		sooner(p.warms())
+	}
 	for _, x := range p.probes {
 		if x.late {
 			sooner(x.at.Add(lateAfter))
@@ -274,6 +298,8 @@ type View struct {
 	Since time.Time
 	RTT   time.Duration // of the last Pong; zero: not known
 	Doubt bool          // packets go both ways
+	// Punched says that a port of a NAT was guessed for it.
+	Punched bool
 	// Why says why the way is not direct, or in doubt; empty where it is neither.
 	Why string
 }
@@ -287,18 +313,18 @@ func (f *Finder) View(id proto.NodeID) (View, bool) {
 	v := View{Since: p.since, Doubt: p.doubted, Why: p.why}
 	switch {
 	case p.current != nil:
-		v.Way, v.RTT = Way{Addr: p.current.addr}, p.current.rtt
+		v.Way, v.RTT, v.Punched = p.current.way(), p.current.rtt, p.current.punched
 	case p.relay != 0:
 		v.Way, v.RTT = Way{Relay: p.relay}, p.relayRTT
 	}
 	if p.current == nil && v.Why == "" {
-		v.Why = p.reason(&f.own)
+		v.Why = p.reason(&f.own, f.punchReason(p))
 	}
 	return v, true
 }
 
 // reason says why no direct way was found.
-func (p *pair) reason(own *pathmsg.Offer) string {
+func (p *pair) reason(own *pathmsg.Offer, punching string) string {
 	switch {
 	case p.began.IsZero():
 		return "nothing was sent yet"
@@ -310,6 +336,8 @@ func (p *pair) reason(own *pathmsg.Offer) string {
 		return "UDP is blocked on one side"
 	case own.NAT == pathmsg.NATHard && p.peerNAT == pathmsg.NATHard:
 		return "both are behind NATs that give each destination another port"
+	case punching != "":
+		return punching
 	}
 	return "no address of the peer answers"
 }

@@ -296,7 +296,7 @@ func wayOf(e *bind.Endpoint) path.Way {
 	if v := e.Via(); v != (bind.Via{}) {
 		return path.Way{Relay: v.Relay}
 	}
-	return path.Way{Addr: e.Addr()}
+	return path.Way{Addr: e.Addr(), Socket: e.Socket()}
 }
 
 // step lets the finder decide, and does what it decided.
@@ -307,12 +307,23 @@ func (p *Pilot) step(e path.Event) {
 			p.send(f)
 		case path.Use:
 			p.use(f)
+		case path.Open:
+			p.log("socket not opened", f.ID, p.cfg.Bind.OpenExtra(f.Socket))
+		case path.Shut:
+			p.log("socket not closed", f.ID, p.cfg.Bind.ShutExtra(f.Socket))
 		case path.Rest:
 			delete(p.awake, f.ID)
 			if x := p.peers[f.ID]; x != nil {
 				x.course.Sleep()
 			}
 		}
+	}
+}
+
+// log notes what did not work. It is as good as lost on the way.
+func (p *Pilot) log(what string, id proto.NodeID, err error) {
+	if err != nil {
+		p.cfg.Log.Debug(what, "node", id, "err", err)
 	}
 }
 
@@ -348,13 +359,14 @@ func (p *Pilot) send(f path.Send) {
 		m = ping
 	}
 	msg := box.Seal(nil, m)
-	if f.To.Direct() {
+	switch {
+	case f.To.Socket != 0:
+		err = p.cfg.Bind.SendFrom(f.To.Socket, msg, f.To.Addr)
+	case f.To.Direct():
 		err = p.cfg.Bind.SendTo(msg, f.To.Addr)
-	} else {
+	default:
 		via := p.cfg.Bind.RelayEndpoint(bind.Via{Relay: f.To.Relay, Peer: f.ID})
 		err = p.cfg.Bind.Send([][]byte{msg}, conn.Endpoint(via))
 	}
-	if err != nil {
-		p.cfg.Log.Debug("path message not sent", "node", f.ID, "err", err)
-	}
+	p.log("path message not sent", f.ID, err)
 }

@@ -273,6 +273,8 @@ type Peer struct {
 	User             string
 	Tags             []string
 	Path, Endpoint   string
+	Transport        string
+	WhyNotDirect     string
 	LastHandshake    time.Time
 	RxBytes, TxBytes uint64
 }
