@@ -6,17 +6,12 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"time"
 
 	"connectrpc.com/connect"
 
-	"github.com/redoubt-mesh/redoubt/acl/filter"
-	"github.com/redoubt-mesh/redoubt/agent/echo"
 	"github.com/redoubt-mesh/redoubt/agent/localapi"
 	"github.com/redoubt-mesh/redoubt/agent/machine"
 	"github.com/redoubt-mesh/redoubt/agent/state"
-	"github.com/redoubt-mesh/redoubt/netstack/wg"
-	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/join"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
@@ -87,27 +82,31 @@ func (a *Agent) Up(ctx context.Context, r *redoubtv1.UpRequest, progress func(st
 
 // await tells what happens until the node runs, or cannot.
 func (a *Agent) await(ctx context.Context, progress func(string)) (*redoubtv1.Status, error) {
-	last := ""
+	last, joins := "", false
 	for {
 		changed := a.change()
 		st, err := a.Status(ctx)
 		if err != nil {
 			return nil, err
 		}
+		enrolled := "enrolled as " + st.GetNode().GetName() + "; starting the data path"
 		var step string
 		switch machine.State(st.GetState()) {
 		case machine.StateRunning:
+			if joins { // and was faster than this
+				progress(enrolled)
+			}
 			return st, nil
 		case machine.StateDown, machine.StateRevoked, machine.StateLocked:
 			return nil, &localapi.Error{Code: connect.CodeFailedPrecondition, Err: errors.New(reasons(st, "the node was set down meanwhile"))}
 		case machine.StatePending:
-			step = reasons(st, "waiting for an administrator's approval")
+			joins, step = true, reasons(st, "waiting for an administrator's approval")
 		case machine.StateEnrolling:
-			step = reasons(st, "asking the coordinator for a certificate")
+			joins, step = true, reasons(st, "asking the coordinator for a certificate")
 		case machine.StateExpired:
 			step = reasons(st, "renewing the certificate")
 		default:
-			step = reasons(st, "enrolled as "+st.GetNode().GetName()+"; starting the data path")
+			joins, step = false, reasons(st, enrolled)
 		}
 		if step != last {
 			progress(step)
@@ -171,130 +170,4 @@ func (a *Agent) find(ctx context.Context, who string) (*cert.Node, error) {
 			"%.100q is no node that this one knows: `redoubt status` lists those that a rule ties to it", who)}
 	}
 	return found, nil
-}
-
-// pingPatience is how long an answer is waited for; a handshake may come first.
-const pingPatience = 2 * time.Second
-
-// Ping sends echoes to a peer.
-func (a *Agent) Ping(ctx context.Context, peer string, count uint32, interval time.Duration, emit func(*redoubtv1.PingResponse) error) error {
-	n, err := a.find(ctx, peer)
-	if err != nil {
-		return err
-	}
-	dst := n.Addrs.V4
-	if addr, err := netip.ParseAddr(peer); err == nil {
-		dst = addr
-	}
-	src, err := a.source(ctx, dst)
-	if err != nil {
-		return err
-	}
-	socket, err := a.cfg.Edges.OpenPing(src)
-	if err != nil {
-		return &localapi.Error{Code: connect.CodeUnavailable, Err: err}
-	}
-	defer func() { _ = socket.Close() }()
-	for seq := uint32(1); ; seq++ {
-		next := time.NewTimer(interval)
-		r := a.pingOnce(ctx, socket, n, dst)
-		r.Sequence = seq
-		if ctx.Err() != nil {
-			next.Stop()
-			return ctx.Err()
-		}
-		if err := emit(r); err != nil {
-			next.Stop()
-			return err
-		}
-		if seq == count {
-			next.Stop()
-			return nil
-		}
-		select {
-		case <-next.C:
-		case <-ctx.Done():
-			next.Stop()
-			return ctx.Err()
-		}
-	}
-}
-
-// source is this node's address of the family of dst.
-func (a *Agent) source(ctx context.Context, dst netip.Addr) (src netip.Addr, err error) {
-	down := false
-	err = a.call(ctx, func() {
-		if a.loop.path == nil {
-			down = true
-			return
-		}
-		src = a.loop.path.self.Node.Addrs.V4
-		if dst.Is6() {
-			src = a.loop.path.self.Node.Addrs.V6
-		}
-	})
-	if down {
-		err = &localapi.Error{Code: connect.CodeFailedPrecondition, Err: errors.New("the node is down: run `redoubt up`")}
-	}
-	return src, err
-}
-
-func (a *Agent) pingOnce(ctx context.Context, socket Pinger, n *cert.Node, dst netip.Addr) *redoubtv1.PingResponse {
-	r := &redoubtv1.PingResponse{PeerName: n.Name, Address: dst.String()}
-	within, cancel := context.WithTimeout(ctx, pingPatience)
-	defer cancel()
-	rtt, err := socket.Ping(within, dst)
-	s, _ := a.statsOf(ctx, n.ID)
-	// An error means that the agent ends, and so does this.
-	_ = a.call(ctx, func() {
-		var w ways
-		if p := a.loop.path; p != nil {
-			w = p.ways([]proto.NodeID{n.ID})
-		}
-		r.Path, r.Endpoint = w.describe(s)
-	})
-	if err == nil {
-		r.RttUs = uint64(rtt.Microseconds())
-		return r
-	}
-	r.Lost = true
-	switch allowed, why := a.mayPing(dst); {
-	case !allowed:
-		r.Reason = "denied on this node: " + why
-	case !errors.Is(err, echo.ErrLost):
-		r.Reason = err.Error()
-	case r.Path == "":
-		r.Reason = "no tunnel to " + n.Name + " so far: it may be off, or no packet of ours reaches it"
-	default:
-		r.Reason = "no answer within " + pingPatience.String()
-	}
-	return r
-}
-
-// mayPing asks the program in force whether this node may ping an address of a peer.
-func (a *Agent) mayPing(dst netip.Addr) (bool, string) {
-	protocol := uint8(proto.ProtoICMP)
-	if dst.Is6() {
-		protocol = proto.ProtoICMPv6
-	}
-	rule, reason := a.program.Load().Why(proto.Out, dst, protocol, 0)
-	if reason == filter.Permitted {
-		return true, ""
-	}
-	if reason == filter.Forbidden {
-		return false, fmt.Sprintf("%s (%s, line %d of the policy)", reason, rule.Path, rule.Line)
-	}
-	if rule.Path != "" {
-		return false, fmt.Sprintf("%s (nearest: %s, line %d of the policy)", reason, rule.Path, rule.Line)
-	}
-	return false, reason.String()
-}
-
-func (a *Agent) statsOf(ctx context.Context, id proto.NodeID) (s wg.PeerStats, err error) {
-	cerr := a.call(ctx, func() {
-		if p := a.loop.path; p != nil {
-			s, err = p.engine.Peer(id)
-		}
-	})
-	return s, errors.Join(err, cerr)
 }

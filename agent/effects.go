@@ -234,7 +234,7 @@ func (a *Agent) enrol(e machine.Enrol) error {
 	cfg := a.controlConfig(e.Join.URLs, e.Hostname)
 	request := enroll.Request{
 		Device: k.device, Node: k.node(), Prover: cfg.Prover, Token: e.Join.Secret, Root: e.Join.Root,
-		Hostname: cfg.Hostname, Program: cfg.Program, Facts: a.facts(),
+		Hostname: cfg.Hostname, Program: cfg.Program, Facts: a.facts(), Posture: a.healthNow,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -32,11 +32,22 @@ func (a *Agent) tellHealth(facts []posture.Fact, complete bool) {
 	if c == nil {
 		return // it is told everything when there is one
 	}
+	c.Posture(forCoordinator(facts), complete)
+}
+
+// healthNow is what is known of this machine, for the proof with which it enrols.
+func (a *Agent) healthNow() *redoubtv1.Posture {
+	facts, complete := a.health.Facts()
+	return control.Posture(forCoordinator(facts), complete)
+}
+
+// forCoordinator are facts as the coordinator is told of them.
+func forCoordinator(facts []posture.Fact) []control.Fact {
 	list := make([]control.Fact, 0, len(facts))
 	for _, f := range facts {
 		list = append(list, control.Fact{Name: f.Name, Value: f.Value, TTL: f.TTL})
 	}
-	c.Posture(list, complete)
+	return list
 }
 
 // Posture says what is known of this machine, and which rules do not hold for it now.

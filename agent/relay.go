@@ -76,6 +76,8 @@ type carrier struct {
 	// Of the goroutine that hears the coordinator.
 	self    *identity.Self
 	netmap  *proto.Netmap
+	seen    proto.Version // of the netmaps, the greatest
+	unsaved bool          // the disk has not what came last
 	serving bool
 }
 
@@ -117,7 +119,7 @@ func RunRelay(ctx context.Context, cfg RelayConfig) (err error) {
 	if !c.self.Node.Relay {
 		return errors.New("this identity is a node's, not a relay's: want the code of `redoubt-coordinator token create --relay`, and a state directory of its own")
 	}
-	return c.run(ctx, join.URLs)
+	return c.run(ctx, join.URLs, loaded)
 }
 
 func (cfg *RelayConfig) complete() {
@@ -160,8 +162,8 @@ func (c *carrier) join(ctx context.Context, join *state.Join) error {
 }
 
 // run serves until the context ends.
-func (c *carrier) run(ctx context.Context, urls []string) error {
-	secret, err := relaymsg.NewSecret(rand.Reader)
+func (c *carrier) run(ctx context.Context, urls []string, loaded *state.State) error {
+	secret, err := c.secret(loaded.Relay)
 	if err != nil {
 		return err
 	}
@@ -169,7 +171,7 @@ func (c *carrier) run(ctx context.Context, urls []string) error {
 		ID: c.self.Node.ID, Name: c.self.Node.Name, Region: c.cfg.Region, Key: secret.Public(), UDPPort: c.cfg.Port, UDP: c.cfg.Addresses, URLs: c.cfg.URLs,
 	}
 	c.permit.now = c.time.Now
-	c.permit.set(c.self.Verifier, nil)
+	c.permit.set(c.self, nil)
 	c.permit.leaf.Store(c.certificate(c.self))
 	c.server, err = relay.NewServer(relay.ServerConfig{
 		ID: c.info.ID, Secret: secret, Permit: &c.permit, Rand: rand.Reader, Log: c.cfg.Log, Registry: c.cfg.Registry,
@@ -181,10 +183,42 @@ func (c *carrier) run(ctx context.Context, urls []string) error {
 	ready := make(chan struct{})
 	inner, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c.client = control.Attach(gate(c.control(urls), ready), c.self, proto.Version{}, nil)
+	c.seen = loaded.Floors.Version
+	kept := c.recall(loaded.Netmap)
+	c.client = control.Attach(gate(c.control(urls), ready), c.self, kept, nil)
 	defer c.client.Close()
+	if c.netmap != nil {
+		if err := c.serve(); err != nil {
+			return err
+		}
+	}
 	close(ready)
 	return c.wait(inner, c.self)
+}
+
+// secret is what nodes know the relay by. It lasts, so that they find it again while nobody can tell them of another one.
+func (c *carrier) secret(kept *relaymsg.Secret) (*relaymsg.Secret, error) {
+	if kept != nil {
+		return kept, nil
+	}
+	s, err := relaymsg.NewSecret(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	return s, c.keys.dir.SaveRelay(s)
+}
+
+// recall takes who may meet as the coordinator said it before the relay was started, and answers which version that is. It holds
+// as long as the relay's certificate does.
+func (c *carrier) recall(nm *proto.Netmap) proto.Version {
+	if nm == nil {
+		return proto.Version{}
+	}
+	if err := c.take(nm); err != nil {
+		c.cfg.Log.Warn("what is on the disk is of no use; waiting for the coordinator", "err", err)
+		return proto.Version{}
+	}
+	return nm.Version
 }
 
 // gate has events wait until the client is known.
@@ -201,6 +235,8 @@ func gate(cfg control.Config, ready <-chan struct{}) control.Config {
 func (c *carrier) wait(ctx context.Context, self *identity.Self) error {
 	due := time.NewTimer(untilRenewal(self.Node, c.time.Now()))
 	defer due.Stop()
+	end := time.NewTimer(c.left())
+	defer end.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -208,7 +244,16 @@ func (c *carrier) wait(ctx context.Context, self *identity.Self) error {
 			return nil
 		case err := <-c.over:
 			return err
+		case <-end.C:
+			if left := c.left(); left > 0 {
+				end.Reset(left)
+				continue
+			}
+			c.cfg.Log.Warn("this relay's certificate ran out, and it carries nothing until the coordinator renews it")
+			c.server.Recheck(c.permit.all())
+			continue
 		case <-c.renew:
+			end.Reset(max(c.left(), 0))
 		case <-due.C:
 		}
 		self := c.permit.self.Load()
@@ -228,6 +273,9 @@ func (c *carrier) wait(ctx context.Context, self *identity.Self) error {
 		c.client.Renew(control.Renewal{Node: next, Ticket: self.Record.Ticket})
 	}
 }
+
+// left is how long anybody is trusted, as things stand.
+func (c *carrier) left() time.Duration { return c.permit.view.Load().until.Sub(c.time.Now()) }
 
 // untilRenewal is how long a certificate is good enough, which half of its life is.
 func untilRenewal(n *cert.Node, now time.Time) time.Duration {
@@ -266,19 +314,13 @@ func (c *carrier) hear(_ context.Context, e machine.Event) {
 	case machine.Refused:
 		log.Warn("refused by the coordinator", "reason", e.Message)
 		if e.Kind == machine.RefusedRevoked {
-			c.end(fmt.Errorf("this relay is not one of the mesh any more: %s", e.Message))
+			err := fmt.Errorf("this relay is not one of the mesh any more: %s", e.Message)
+			c.end(errors.Join(err, c.keys.dir.Forget()))
 		}
 	case machine.Snapshot:
-		c.know(e.Netmap)
+		c.know(e.Netmap, nil)
 	case machine.Change:
-		next, err := c.netmap.Apply(e.Delta)
-		if err != nil {
-			log.Warn("asking for everything anew", "err", err)
-			c.client.Resume(proto.Version{})
-			c.client.Redial("a change that does not fit")
-			return
-		}
-		c.know(next)
+		c.change(e.Delta)
 	case machine.Renewed:
 		c.renewed(e.Self)
 	case machine.RenewFailed:
@@ -291,13 +333,65 @@ func (c *carrier) hear(_ context.Context, e machine.Event) {
 	}
 }
 
-// know takes who may meet from now on, and says that it holds.
-func (c *carrier) know(nm *proto.Netmap) {
+// change takes what is different of who may meet.
+func (c *carrier) change(d *proto.Delta) {
+	if c.netmap == nil {
+		c.anew(errors.New("a change came before there was anything to change"))
+		return
+	}
+	next, err := c.netmap.Apply(d)
+	if err != nil {
+		c.anew(err)
+		return
+	}
+	c.know(next, d)
+}
+
+// anew asks the coordinator for everything.
+func (c *carrier) anew(err error) {
+	c.cfg.Log.Warn("asking for everything anew", "err", err)
+	c.client.Resume(proto.Version{})
+	c.client.Redial("what came does not fit")
+}
+
+// take has who may meet be as a netmap says, if it is one for this relay.
+func (c *carrier) take(nm *proto.Netmap) error {
+	if err := machine.Fits(nm, c.self, c.seen); err != nil {
+		return err
+	}
 	if err := c.self.Verifier.AddIntermediates(nm.Authorities); err != nil {
 		c.cfg.Log.Warn("certificates of an authority are not taken", "err", err)
 	}
-	c.netmap = nm
-	c.server.Recheck(c.permit.set(c.self.Verifier, nm))
+	c.netmap, c.seen = nm, nm.Version
+	c.server.Recheck(c.permit.set(c.self, nm))
+	return nil
+}
+
+// save makes a netmap last, which a change led to if there is one.
+func (c *carrier) save(nm *proto.Netmap, d *proto.Delta) {
+	dir := c.keys.dir
+	var err error
+	if d == nil || c.unsaved {
+		err = dir.SaveNetmap(nm)
+	} else {
+		err = dir.SaveDelta(d, nm)
+	}
+	c.unsaved = err != nil
+	if err == nil {
+		err = dir.SaveFloors(state.Floors{MeshTime: c.time.Floor(), LastContact: c.time.Now(), Version: nm.Version})
+	}
+	if err != nil {
+		c.cfg.Log.Warn("a restart will know less of who may meet", "err", err)
+	}
+}
+
+// know takes who may meet from now on, which a change led to if there is one, and says that it holds.
+func (c *carrier) know(nm *proto.Netmap, d *proto.Delta) {
+	if err := c.take(nm); err != nil {
+		c.anew(err)
+		return
+	}
+	c.save(nm, d)
 	if !c.serving {
 		if err := c.serve(); err != nil {
 			c.end(err)
@@ -348,7 +442,7 @@ func (c *carrier) renewed(self *identity.Self) {
 			c.cfg.Log.Warn("certificates of an authority are not taken", "err", err)
 		}
 	}
-	c.permit.set(self.Verifier, c.netmap)
+	c.server.Recheck(c.permit.set(self, c.netmap))
 	c.permit.leaf.Store(c.certificate(self))
 	c.client.SetSelf(self)
 	c.cfg.Log.Info("certificate renewed", "until", self.Node.NotAfter)

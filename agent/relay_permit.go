@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -14,7 +15,7 @@ import (
 )
 
 // relayPermit says who may use a relay: those whose certificates hold, and of whom the coordinator says whom they may meet. It
-// grants no grace.
+// grants no grace, and what the coordinator said holds no longer than the relay's own certificate.
 type relayPermit struct {
 	now   func() time.Time
 	view  atomic.Pointer[relayView]
@@ -25,12 +26,13 @@ type relayPermit struct {
 
 type relayView struct {
 	verifier *cert.Verifier
+	until    time.Time // when nobody is trusted any more
 	meets    map[proto.NodeID][]proto.NodeID // sorted
 }
 
 // set takes who may meet whom, and answers of whom that changed.
-func (p *relayPermit) set(v *cert.Verifier, nm *proto.Netmap) (changed []proto.NodeID) {
-	next := &relayView{verifier: v}
+func (p *relayPermit) set(self *identity.Self, nm *proto.Netmap) (changed []proto.NodeID) {
+	next := &relayView{verifier: self.Verifier, until: self.Node.NotAfter.Add(cert.Skew)}
 	if nm != nil {
 		next.meets = make(map[proto.NodeID][]proto.NodeID, len(nm.Sets))
 		for i := range nm.Sets {
@@ -66,8 +68,14 @@ func (p *relayPermit) Admit(certificate []byte) (proto.NodeID, time.Time, error)
 
 // Trusted implements relay.Permit.
 func (p *relayPermit) Trusted(id proto.NodeID) bool {
-	_, ok := p.view.Load().meets[id]
-	return ok
+	v := p.view.Load()
+	_, ok := v.meets[id]
+	return ok && p.now().Before(v.until)
+}
+
+// all are the nodes that the coordinator named.
+func (p *relayPermit) all() []proto.NodeID {
+	return slices.Collect(maps.Keys(p.view.Load().meets))
 }
 
 // Meet implements relay.Permit.

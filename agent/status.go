@@ -90,18 +90,10 @@ func (a *Agent) peers(known []machine.PeerView, stats []wg.PeerStats) []*redoubt
 			LastHandshake: millis(s.LastHandshake), RxBytes: s.Rx, TxBytes: s.Tx, Tunnel: tunnel(s),
 			Denied: denied[p.Node.ID],
 		}
-		w.tell(l, s)
+		w.of(s).status(l)
 		out = append(out, l)
 	}
 	return out
-}
-
-// way is how packets go to a peer: known once something came from there.
-func way(s wg.PeerStats) (path, endpoint string) {
-	if !s.Endpoint.IsValid() {
-		return "", ""
-	}
-	return "direct", s.Endpoint.String()
 }
 
 func describe(n *cert.Node) *redoubtv1.LocalNode {

@@ -17,12 +17,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/pilot"
 	"github.com/redoubt-mesh/redoubt/netstack/relay"
 	"github.com/redoubt-mesh/redoubt/netstack/scout"
-	"github.com/redoubt-mesh/redoubt/netstack/wg"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
-	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
 // pathKey is what this process takes path messages by. It is drawn once, and forgotten with the process.
@@ -102,7 +100,8 @@ func (a *Agent) openSteering(self *identity.Self, b *bind.Bind, bounds path.Boun
 		Changed: news,
 	})
 	s.pilot = pilot.New(pilot.Config{
-		Self: self.Node.ID, Key: k.private, Since: k.since, Bind: b, Bounds: bounds, Warm: s.client.Warm, STUN: s.scout.STUN, Log: a.log,
+		Self: self.Node.ID, Key: k.private, Since: k.since, Bind: b, Bounds: bounds, Warm: s.client.Warm, Stir: s.client.Stir,
+		STUN: s.scout.STUN, Changed: func(proto.NodeID) { a.announce() }, Log: a.log,
 	})
 	b.Serve(s.pilot, s.client)
 	return s, nil
@@ -143,7 +142,9 @@ func (a *Agent) offer() {
 	if err != nil {
 		return
 	}
-	p.steering.pilot.Offer(pilot.Offer(p.local, port, p.steering.client.States(), p.steering.scout.Report()))
+	states, found := p.steering.client.States(), p.steering.scout.Report()
+	p.steering.pilot.Offer(pilot.Offer(p.local, port, states, found))
+	p.steering.pilot.Keep(pilot.Shut(p.local, states, found))
 }
 
 // scout has it found out how this node is seen from outside, where that may be otherwise than before.
@@ -232,52 +233,5 @@ func (s *steering) forget(id proto.NodeID) {
 	if _, known := s.keys[id]; known {
 		delete(s.keys, id)
 		s.pilot.RemovePeer(id)
-	}
-}
-
-// ways are how packets go to peers, for people.
-type ways struct {
-	views  map[proto.NodeID]path.View
-	relays map[proto.NodeID]relay.State
-}
-
-func (p *dataPath) ways(ids []proto.NodeID) ways {
-	w := ways{p.steering.pilot.Views(ids), map[proto.NodeID]relay.State{}}
-	for _, s := range p.steering.client.States() {
-		w.relays[s.Relay.ID] = s
-	}
-	return w
-}
-
-// describe says how packets go to a peer: by what kind of way, and where that leads.
-func (w ways) describe(s wg.PeerStats) (kind, endpoint string) {
-	v, steered := w.views[s.ID]
-	switch {
-	case !steered || v.Way.Direct():
-		return way(s)
-	case v.Way.Relay == 0 || s.LastHandshake.IsZero():
-		return "", ""
-	}
-	r := w.relays[v.Way.Relay]
-	name := r.Relay.Name
-	if name == "" {
-		name = v.Way.Relay.String()
-	}
-	return "relay", name
-}
-
-// tell completes what is said of a peer's way.
-func (w ways) tell(l *redoubtv1.LocalPeer, s wg.PeerStats) {
-	l.Path, l.Endpoint = w.describe(s)
-	v, steered := w.views[s.ID]
-	if !steered {
-		return
-	}
-	l.PathSince, l.PathRttUs, l.PathWhy = millis(v.Since), uint64(v.RTT.Microseconds()), v.Why
-	switch {
-	case l.GetPath() == "relay":
-		l.PathTransport = w.relays[v.Way.Relay].Transport.String()
-	case v.Punched:
-		l.PathTransport = "punched"
 	}
 }

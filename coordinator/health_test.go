@@ -141,3 +141,43 @@ func TestHealthComesWithTheRenewal(t *testing.T) {
 		}
 	})
 }
+
+// What a machine's first proof says of its health is in force with its first certificate, and for as long as it holds if the machine
+// does not attach.
+func TestHealthComesWithTheEnrolment(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		m, code := r.machine("m"), r.code(&redoubtv1.CreateTokenRequest{})
+		m.posture = &redoubtv1.Posture{Whole: true, Facts: []*redoubtv1.PostureFact{{Name: "custom:a", Value: "1", TtlSeconds: 180}}}
+		if err := m.enrol(code); codeOf(err) != redoubtv1.Refusal_CODE_MALFORMED {
+			t.Fatalf("an enrolment that says what is not its to say: %v", err)
+		}
+		m.posture.Facts[0].Name = "posture:a"
+		if err := m.enrol(code); err != nil { // the code is not spent
+			t.Fatal(err)
+		}
+		if got := r.health("m"); got != "a=1" {
+			t.Errorf("with the certificate: %q", got)
+		}
+		time.Sleep(3*time.Minute + time.Second)
+		if got := r.health("m"); got != "" {
+			t.Errorf("of a machine that did not attach: %q", got)
+		}
+		other := r.machine("other")
+		other.posture = m.posture
+		if err := other.enrol(r.code(&redoubtv1.CreateTokenRequest{})); err != nil {
+			t.Fatal(err)
+		}
+		s := other.attach(nil)
+		s.say(t, true, "a", "1")
+		for range 10 {
+			if _, err := s.c.send(&redoubtv1.Up{Message: &redoubtv1.Up_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{}}}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * time.Second)
+		}
+		if got := r.health("other"); got != "a=1" {
+			t.Errorf("of a machine that is heard: %q", got)
+		}
+		s.close()
+	})
+}

@@ -109,7 +109,7 @@ type machine struct {
 	facts  *redoubtv1.Facts
 	lacks  string // a feature
 	stays  bool   // where it enrols
-	// posture is what its renewals say of its health; nil: nothing.
+	// posture is what its proofs say of its health; nil: nothing.
 	posture *redoubtv1.Posture
 }
 
@@ -262,7 +262,7 @@ func (m *machine) proof(c *wireConn, node key.NodePrivate, domain string, sum [3
 		m.r.t.Fatal(err)
 	}
 	var posture []byte
-	if domain == wire.DomainRenew && m.posture != nil {
+	if m.posture != nil {
 		if posture, err = pb.Marshal(m.posture); err != nil {
 			m.r.t.Fatal(err)
 		}

@@ -65,15 +65,38 @@ func AppendRefusal(b, from []byte, p *Packet) []byte {
 
 // AppendProhibited appends an ICMP error from src to dst that quotes as much of quote as may be.
 func AppendProhibited(b []byte, src, dst Addr, quote []byte) []byte {
-	start := len(b)
-	proto, kind, code, limit := uint8(protoICMPv6), uint8(icmp6Unreachable), uint8(icmp6Prohibited), quoteLimit6
 	if src.Is4() {
-		proto, kind, code, limit = protoICMP, icmpUnreachable, icmpProhibited, quoteLimit4
+		return appendError(b, src, dst, icmpUnreachable, icmpProhibited, 0, quote)
+	}
+	return appendError(b, src, dst, icmp6Unreachable, icmp6Prohibited, 0, quote)
+}
+
+// AppendTooBig appends the ICMP error that tells the sender of an IP packet that it is longer than mtu, the most that gets to
+// where it goes, as if its destination had said so. It appends nothing where hosts expect silence: to ICMP errors, later
+// fragments, and packets to many hosts.
+func AppendTooBig(b, from []byte, mtu int) []byte {
+	var p Packet
+	if fault := Parse(from, &p); fault != OK || p.Later() || p.Dst.IsGroup() || p.Src.IsGroup() || (p.isICMPReport() && !p.IsEchoReply()) {
+		return b
+	}
+	if p.Src.Is4() {
+		return appendError(b, p.Dst, p.Src, icmpUnreachable, icmpTooBig, uint32(mtu), from[:p.Length])
+	}
+	return appendError(b, p.Dst, p.Src, icmp6TooBig, 0, uint32(mtu), from[:p.Length])
+}
+
+// appendError appends an ICMP error; word is what follows its checksum.
+func appendError(b []byte, src, dst Addr, kind, code uint8, word uint32, quote []byte) []byte {
+	start := len(b)
+	proto, limit := uint8(protoICMPv6), quoteLimit6
+	if src.Is4() {
+		proto, limit = protoICMP, quoteLimit4
 	}
 	quote = quote[:min(len(quote), limit)]
 	b, at := appendHeader(b, src, dst, proto, icmpHeaderLength+len(quote))
 	t := b[at:]
 	t[0], t[1] = kind, code
+	binary.BigEndian.PutUint32(t[4:], word)
 	copy(t[icmpHeaderLength:], quote)
 	sealTransport(b[start:], at-start, 2)
 	return b

@@ -8,9 +8,11 @@ const (
 	icmpTimeExceeded  = 11
 	icmpParameter     = 12
 	icmp6Unreachable  = 1
+	icmp6TooBig       = 2
 	icmp6Parameter    = 4
 	icmp6EchoRequest  = 128
 	icmp6EchoReply    = 129
+	icmpTooBig        = 4  // code of icmpUnreachable
 	icmpProhibited    = 13 // code of icmpUnreachable
 	icmp6Prohibited   = 1  // code of icmp6Unreachable
 	icmpHeaderLength  = 8

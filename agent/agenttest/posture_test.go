@@ -3,6 +3,7 @@ package agenttest
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent"
 	"github.com/redoubt-mesh/redoubt/agent/posture"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
 // firewalled is a policy under which ann reaches the database while her machine has a firewall.
@@ -71,15 +73,22 @@ type wallPair struct {
 	near, far *sim.TCPConn
 }
 
+// MachineBehind is a machine that has a wall.
+func (m *mesh) MachineBehind(w *wall, name string) *node {
+	m.Helper()
+	n := newNode(m, name, len(m.nodes)+1)
+	n.configure = func(c *agent.Config) { c.Edges.Posture = w.source() }
+	m.nodes = append(m.nodes, n)
+	n.start()
+	return n
+}
+
 func (m *mesh) Walled() *wallPair {
 	m.Helper()
 	p := &wallPair{mesh: m, wall: &wall{on: "true"}, db: m.Join("db", tags("tag:db"))}
 	p.db.Listen(22)
 	m.Policy(firewalled)
-	p.ann = newNode(m, "ann", len(m.nodes)+1)
-	p.ann.configure = func(c *agent.Config) { c.Edges.Posture = p.wall.source() }
-	m.nodes = append(m.nodes, p.ann)
-	p.ann.start()
+	p.ann = m.MachineBehind(p.wall, "ann")
 	p.ann.Up(m.Code(user("ann@example.com")))
 	p.open()
 	return p
@@ -162,6 +171,31 @@ func TestFactOpensAndCloses(t *testing.T) {
 		}
 		if len(nm.Withheld) > 0 {
 			m.Errorf("the database was told why: %+v", nm.Withheld)
+		}
+	})
+}
+
+// TestFactsFromTheFirstMoment: what a machine is known by is known when it becomes a node, before it has said anything as one.
+func TestFactsFromTheFirstMoment(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		n, code := m.MachineBehind(&wall{on: "true"}, "ann"), m.Code(user("ann@example.com"))
+		up := make(chan error, 1)
+		go func() {
+			_, err := n.TryUp(code, time.Minute)
+			up <- err
+		}()
+		var known *redoubtv1.Node
+		for ; known == nil; known = m.Nodes()["ann"] {
+			time.Sleep(latency / 10)
+		}
+		if known.GetConnected() || !slices.ContainsFunc(known.GetFacts(), func(f *redoubtv1.Fact) bool {
+			return f.GetName() == posture.FirewallOn && f.GetValue() == "true" && f.GetSource() == "reported"
+		}) {
+			m.Errorf("connected %t, facts %v", known.GetConnected(), known.GetFacts())
+		}
+		if err := <-up; err != nil {
+			m.Fatal(err)
 		}
 	})
 }

@@ -49,6 +49,13 @@ func (h *health) add(facts []Fact, complete bool) {
 	h.complete = h.complete || complete
 }
 
+// Posture is all that is known of a machine, for the proof with which it enrols; nil where nothing is.
+func Posture(facts []Fact, complete bool) *redoubtv1.Posture {
+	h := health{listens: true} // whoever does not listen passes it over
+	h.add(facts, complete)
+	return h.now()
+}
+
 // now is all that is known, for a coordinator that takes it; nil where nothing is.
 func (h *health) now() *redoubtv1.Posture {
 	if !h.listens || len(h.facts) == 0 {

@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"testing"
 	"time"
@@ -63,6 +64,30 @@ func (l lab) answered(t testing.TB) *Exchange {
 		t.Fatal(err)
 	}
 	return x
+}
+
+// The proof says what is known of the machine's health, and covers it: see the Binding.
+func TestEnrolSaysPosture(t *testing.T) {
+	l := newLab(t)
+	want := &redoubtv1.Posture{Whole: true, Facts: []*redoubtv1.PostureFact{{Name: "posture:a", Value: "1", TtlSeconds: 60}}}
+	l.r.Posture = func() *redoubtv1.Posture { return want }
+	x, err := Enrol(l.r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, exporter := l.challenge(t), make([]byte, 32)
+	up, err := x.Answer(c, exporter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, said := up.GetProof(), new(redoubtv1.Posture)
+	if err := pb.Unmarshal(p.GetPosture(), said); err != nil || !pb.Equal(said, want) {
+		t.Errorf("%v, %v", said, err)
+	}
+	binding := wire.Binding(wire.DomainEnrol, c.GetNonce(), exporter, l.r.Node.Public(), l.r.Device.Device(), sha256.Sum256(p.GetPosture()), sha256.Sum256(x.First()))
+	if !l.r.Device.Device().Verify(binding[:], p.GetDeviceSignature()) {
+		t.Error("the proof does not cover what it says")
+	}
 }
 
 func TestOrder(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"time"
 
 	"connectrpc.com/connect"
 	pb "google.golang.org/protobuf/proto"
@@ -20,7 +19,7 @@ type Fake struct {
 	mu       sync.Mutex
 	status   *redoubtv1.Status
 	refused  error
-	lost     string
+	pings    []*redoubtv1.PingResponse
 	why      *redoubtv1.WhyResponse
 	grants   []*redoubtv1.Capability
 	downs    int
@@ -53,11 +52,11 @@ func (f *Fake) Refuse(err error) {
 	f.refused = err
 }
 
-// Lose makes pings be lost for a reason.
-func (f *Fake) Lose(reason string) {
+// SetPings sets what comes of a ping.
+func (f *Fake) SetPings(p ...*redoubtv1.PingResponse) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.lost = reason
+	f.pings = p
 }
 
 // Explain sets what Why says.
@@ -133,19 +132,21 @@ func (f *Fake) Down(context.Context) error {
 	return f.refused
 }
 
-// Ping implements Backend: each answer takes as long as the interval.
-func (f *Fake) Ping(ctx context.Context, peer string, count uint32, interval time.Duration, emit func(*redoubtv1.PingResponse) error) error {
+// Ping implements Backend: each answer takes as long as the interval, unless answers were set.
+func (f *Fake) Ping(ctx context.Context, r *redoubtv1.PingRequest, emit func(*redoubtv1.PingResponse) error) error {
 	f.mu.Lock()
-	lost := f.lost
+	all := f.pings
 	f.mu.Unlock()
-	for n := range count {
-		r := &redoubtv1.PingResponse{
-			PeerName: peer, Address: "100.64.0.2", Sequence: n + 1, RttUs: uint64(interval.Microseconds()), Path: "direct", Endpoint: "192.0.2.2:41641",
+	for n := uint32(0); all == nil && n < r.GetCount(); n++ {
+		err := emit(&redoubtv1.PingResponse{
+			PeerName: r.GetPeer(), Address: "100.64.0.2", Sequence: n + 1, RttUs: uint64(r.GetIntervalMs()) * 1000, Path: "direct", Endpoint: "192.0.2.2:41641",
+		})
+		if err != nil {
+			return err
 		}
-		if lost != "" {
-			r.Lost, r.Reason, r.RttUs, r.Path, r.Endpoint = true, lost, 0, "", ""
-		}
-		if err := emit(r); err != nil {
+	}
+	for _, p := range all {
+		if err := emit(p); err != nil {
 			return err
 		}
 	}

@@ -24,8 +24,8 @@ type Backend interface {
 	// Up returns when the data path runs; until then it tells progress.
 	Up(ctx context.Context, r *redoubtv1.UpRequest, progress func(step string)) (*redoubtv1.Status, error)
 	Down(context.Context) error
-	// Ping sends count echoes, or goes on until the context ends if count is zero.
-	Ping(ctx context.Context, peer string, count uint32, interval time.Duration, emit func(*redoubtv1.PingResponse) error) error
+	// Ping sends echoes as it was asked to, or goes on until the context ends if the count is zero.
+	Ping(ctx context.Context, r *redoubtv1.PingRequest, emit func(*redoubtv1.PingResponse) error) error
 	Whois(context.Context, netip.Addr) (*redoubtv1.WhoisResponse, error)
 	Why(context.Context, *redoubtv1.WhyRequest) (*redoubtv1.WhyResponse, error)
 	Underlay(context.Context) (*redoubtv1.UnderlayResponse, error)
@@ -176,8 +176,8 @@ func (s *service) Ping(ctx context.Context, r *redoubtv1.PingRequest, out *conne
 	if interval == 0 {
 		interval = time.Second
 	}
-	interval = min(max(interval, minInterval), maxInterval)
-	return failed(s.b.Ping(ctx, r.GetPeer(), r.GetCount(), interval, out.Send))
+	r.IntervalMs = uint32(min(max(interval, minInterval), maxInterval).Milliseconds())
+	return failed(s.b.Ping(ctx, r, out.Send))
 }
 
 func (s *service) Whois(ctx context.Context, r *redoubtv1.WhoisRequest) (*redoubtv1.WhoisResponse, error) {

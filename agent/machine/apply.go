@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
@@ -28,18 +29,23 @@ func (m *Machine) load(nm *proto.Netmap) error {
 
 // fits says whether a netmap is one for this node, and not an older one than it has seen.
 func (m *Machine) fits(nm *proto.Netmap) error {
+	return Fits(nm, m.self, maxVersion(m.floors.Version, m.version()))
+}
+
+// Fits says whether a netmap is one for a node that has seen a version.
+func Fits(nm *proto.Netmap, self *identity.Self, seen proto.Version) error {
 	if err := nm.Validate(); err != nil {
 		return err
 	}
 	switch {
-	case nm.Self != m.self.Node.ID:
+	case nm.Self != self.Node.ID:
 		return fmt.Errorf("it is for node %v", nm.Self)
-	case nm.Mesh != m.self.Record.Mesh:
+	case nm.Mesh != self.Record.Mesh:
 		return errors.New("it describes another mesh than this node's")
 	case nm.Version.IsZero():
 		return errors.New("it has no version")
-	case nm.Version.Less(m.floors.Version), nm.Version.Less(m.version()):
-		return fmt.Errorf("it is version %v, but version %v was seen", nm.Version, maxVersion(m.floors.Version, m.version()))
+	case nm.Version.Less(seen):
+		return fmt.Errorf("it is version %v, but version %v was seen", nm.Version, seen)
 	}
 	return nil
 }

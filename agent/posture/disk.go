@@ -2,6 +2,7 @@ package posture
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -18,7 +19,11 @@ func diskEncrypted(ctx context.Context, h Host) []Reading {
 	d := disks{h, mounts, ctx}
 	worst := d.mounted(root)
 	notes := []string{"/ " + worst.note}
-	for _, f := range fields(h.raw("proc/swaps"), 2) {
+	swaps, err := h.read("proc/swaps")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // else the kernel has no swap
+		return []Reading{unknown(DiskEncrypted, "what the system swaps to: "+err.Error())}
+	}
+	for _, f := range fields(swaps, 2) {
 		if !strings.HasPrefix(f[0], "/") {
 			continue // the heading
 		}
@@ -133,34 +138,69 @@ func (d disks) mounted(m mount) verdict {
 	switch m.kind {
 	case "zfs":
 		return d.zfs(m.source)
+	case "btrfs":
+		return d.btrfs(m.source)
 	case "overlay", "tmpfs", "nfs", "nfs4", "9p", "virtiofs", "squashfs":
 		return verdict{noOneKnows, "is on " + m.kind + ", which is no disk"}
 	}
-	// Some file systems, such as btrfs, have a number of their own, and name the disk.
+	// Some file systems have a number of their own, and name the disk.
 	if v := d.device("sys/dev/block/"+m.device, 0); v.is != noOneKnows {
 		return v
 	}
 	return d.named(m.source)
 }
 
-// named is about a device by its name, such as /dev/mapper/root or /dev/nvme0n1p2.
-func (d disks) named(name string) verdict {
-	base, ok := strings.CutPrefix(name, "/dev/")
-	if !ok || strings.Contains(base, "..") {
-		return verdict{noOneKnows, "is on something that is not understood"}
+// btrfs may lie on several devices, of which a mount names one: it is kept as the worst of them.
+func (d disks) btrfs(source string) verdict {
+	out := d.named(source)
+	name := d.kernelName(source)
+	systems, err := fs.Glob(d.Files, "sys/fs/btrfs/*/devices")
+	if err != nil || name == "" {
+		return out
 	}
-	if mapped, ok := strings.CutPrefix(base, "mapper/"); ok {
-		found, err := fs.Glob(d.Files, "sys/block/dm-*")
+	for _, dir := range systems {
+		if !d.exists(dir + "/" + name) {
+			continue
+		}
+		devices, err := fs.ReadDir(d.Files, dir)
 		if err != nil {
 			return verdict{noOneKnows, err.Error()}
 		}
-		for _, dir := range found {
-			if d.text(dir+"/dm/name") == mapped {
-				return d.device(dir, 0)
-			}
+		for _, e := range devices {
+			out = worse(out, d.device("sys/class/block/"+e.Name(), 0))
 		}
 	}
-	return d.device("sys/class/block/"+base, 0)
+	return out
+}
+
+// named is about a device by its name, such as /dev/mapper/root or /dev/nvme0n1p2.
+func (d disks) named(name string) verdict {
+	if k := d.kernelName(name); k != "" {
+		return d.device("sys/class/block/"+k, 0)
+	}
+	return verdict{noOneKnows, "is on something that is not understood"}
+}
+
+// kernelName is what the kernel calls a device, such as dm-0; empty where that is not understood.
+func (d disks) kernelName(name string) string {
+	base, ok := strings.CutPrefix(name, "/dev/")
+	if !ok || strings.Contains(base, "..") {
+		return ""
+	}
+	mapped, ok := strings.CutPrefix(base, "mapper/")
+	if !ok {
+		return base
+	}
+	found, err := fs.Glob(d.Files, "sys/class/block/dm-*")
+	if err != nil {
+		return "" // the pattern is ours
+	}
+	for _, dir := range found {
+		if d.text(dir+"/dm/name") == mapped {
+			return path.Base(dir)
+		}
+	}
+	return ""
 }
 
 // maxLayers is how deep devices may lie on one another: LUKS on LVM on RAID.
@@ -168,8 +208,9 @@ const maxLayers = 8
 
 // device is about a block device, by its directory below /sys. One that lies on others is kept as the worst of them.
 func (d disks) device(dir string, layer int) verdict {
-	name := d.text(dir + "/dm/name")
-	if name == "" {
+	name, uuid := d.text(dir+"/dm/name"), d.text(dir+"/dm/uuid")
+	mapped := name != ""
+	if !mapped {
 		name = path.Base(dir)
 		for line := range strings.Lines(d.text(dir + "/uevent")) {
 			if v, ok := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); ok {
@@ -178,9 +219,12 @@ func (d disks) device(dir string, layer int) verdict {
 		}
 	}
 	switch {
-	case strings.HasPrefix(d.text(dir+"/dm/uuid"), "CRYPT-"):
+	case ciphered(uuid):
 		return verdict{encrypted, "is on " + name + ", dm-crypt"}
-	case strings.HasPrefix(name, "zram"):
+	case !mapped && strings.HasPrefix(name, "zram"):
+		if back := d.text(dir + "/backing_dev"); back != "" && back != "none" {
+			return verdict{noOneKnows, "is in memory, of which some goes to " + back}
+		}
 		return verdict{encrypted, "is in memory"}
 	case layer >= maxLayers || !d.exists(dir):
 		return verdict{noOneKnows, "is on a device that is not known"}
@@ -196,6 +240,18 @@ func (d disks) device(dir string, layer int) verdict {
 		}
 	}
 	return out
+}
+
+// ciphered says whether a device is one of dm-crypt, by its UUID. Cryptsetup calls those of dm-verity and dm-integrity alike, which
+// keep things in clear.
+func ciphered(uuid string) bool {
+	kind, crypt := strings.CutPrefix(uuid, "CRYPT-")
+	kind, _, _ = strings.Cut(kind, "-")
+	switch kind {
+	case "LUKS1", "LUKS2", "PLAIN", "BITLK", "FVAULT2", "TCRYPT", "LOOPAES":
+		return crypt
+	}
+	return false
 }
 
 func (d disks) swap(name, kind string) verdict {

@@ -2,6 +2,7 @@ package posture
 
 import (
 	"maps"
+	"strings"
 	"testing"
 )
 
@@ -14,7 +15,7 @@ func luks(t testing.TB) map[string]string {
 	}
 	crypt := map[string]string{"dm/name": "nvme0n1p3_crypt", "dm/uuid": "CRYPT-LUKS2-0123456789abcdef-nvme0n1p3_crypt", "slaves/nvme0n1p3/uevent": "DEVNAME=nvme0n1p3"}
 	for _, at := range []struct{ dir, name, uuid string }{
-		{"/sys/dev/block/253:1/", "vg-root", "LVM-abc"}, {"/sys/block/dm-1/", "vg-root", "LVM-abc"}, {"/sys/class/block/dm-2/", "vg-swap", "LVM-def"},
+		{"/sys/dev/block/253:1/", "vg-root", "LVM-abc"}, {"/sys/class/block/dm-2/", "vg-swap", "LVM-def"},
 	} {
 		files[at.dir+"dm/name"], files[at.dir+"dm/uuid"] = at.name+"\n", at.uuid+"\n"
 		for name, text := range crypt {
@@ -38,12 +39,12 @@ func TestDisk(t *testing.T) {
 		"/sys/dev/block/9:0/slaves/sda1/uevent": "DEVNAME=sda1\n",
 	}
 	btrfs := map[string]string{
-		"/proc/self/mountinfo":                    recorded(t, "mountinfo-btrfs.txt"),
-		"/sys/block/dm-0/dm/name":                 "luks-2f1c\n",
-		"/sys/block/dm-0/dm/uuid":                 "CRYPT-LUKS2-2f1c-luks-2f1c\n",
-		"/sys/block/dm-0/slaves/nvme0n1p3/uevent": "DEVNAME=nvme0n1p3\n",
-		"/proc/swaps":                             "Filename Type Size Used Priority\n/dev/zram0 partition 8388604 0 100\n",
-		"/sys/class/block/zram0/uevent":           "DEVNAME=zram0\n",
+		"/proc/self/mountinfo":                          recorded(t, "mountinfo-btrfs.txt"),
+		"/sys/class/block/dm-0/dm/name":                 "luks-2f1c\n",
+		"/sys/class/block/dm-0/dm/uuid":                 "CRYPT-LUKS2-2f1c-luks-2f1c\n",
+		"/sys/class/block/dm-0/slaves/nvme0n1p3/uevent": "DEVNAME=nvme0n1p3\n",
+		"/proc/swaps":                                   "Filename Type Size Used Priority\n/dev/zram0 partition 8388604 0 100\n",
+		"/sys/class/block/zram0/uevent":                 "DEVNAME=zram0\n",
 	}
 	mixed := luks(t)
 	mixed["/sys/dev/block/253:1/slaves/sdb1/uevent"] = "DEVNAME=sdb1\n"
@@ -61,13 +62,29 @@ func TestDisk(t *testing.T) {
 		"one of two disks in clear":    {mixed, nil, "false"},
 		"plain":                        {plain, nil, "false"},
 		"btrfs on LUKS, zram (Fedora)": {btrfs, nil, "true"},
-		"btrfs on a device not known":  {with(btrfs, map[string]string{"/sys/block/dm-0/dm/name": "other"}), nil, "-"},
-		"ZFS, encrypted":               {zfs, map[string]string{askZFS: "aes-256-gcm\n"}, "true"},
-		"ZFS in clear":                 {zfs, map[string]string{askZFS: "off\n"}, "false"},
-		"ZFS says nothing":             {zfs, nil, "-"},
-		"ZFS says nonsense":            {zfs, map[string]string{askZFS: "?"}, "-"},
-		"a container":                  {map[string]string{"/proc/self/mountinfo": "21 1 0:50 / / rw,relatime - overlay overlay rw\n"}, nil, "-"},
-		"nothing can be read":          {nil, nil, "-"},
+		"btrfs on a device not known":  {with(btrfs, map[string]string{"/sys/class/block/dm-0/dm/name": "other"}), nil, "-"},
+		"btrfs on a second disk in clear": {with(btrfs, map[string]string{
+			"/sys/fs/btrfs/2f1c/devices/dm-0/x": "", "/sys/fs/btrfs/2f1c/devices/sdb1/x": "", "/sys/class/block/sdb1/uevent": "DEVNAME=sdb1\n",
+		}), nil, "false"},
+		"another btrfs in clear": {with(btrfs, map[string]string{
+			"/sys/fs/btrfs/9999/devices/sdb1/x": "", "/sys/class/block/sdb1/uevent": "DEVNAME=sdb1\n",
+		}), nil, "true"},
+		"zram that writes to a disk": {with(btrfs, map[string]string{"/sys/class/block/zram0/backing_dev": "/dev/sda9\n"}), nil, "-"},
+		"a volume called zram":       {with(plain, map[string]string{"/sys/dev/block/8:2/dm/name": "zram-root\n", "/sys/dev/block/8:2/dm/uuid": "LVM-x\n"}), nil, "false"},
+		"dm-verity": {with(plain, map[string]string{
+			"/sys/dev/block/8:2/dm/name": "root\n", "/sys/dev/block/8:2/dm/uuid": "CRYPT-VERITY-abc-root\n", "/sys/dev/block/8:2/slaves/sda3/uevent": "DEVNAME=sda3\n",
+		}), nil, "false"},
+		"dm-verity on LUKS": {with(plain, map[string]string{
+			"/sys/dev/block/8:2/dm/name": "root\n", "/sys/dev/block/8:2/dm/uuid": "CRYPT-VERITY-abc-root\n",
+			"/sys/dev/block/8:2/slaves/dm-1/dm/name": "luks\n", "/sys/dev/block/8:2/slaves/dm-1/dm/uuid": "CRYPT-LUKS2-abc-luks\n",
+		}), nil, "true"},
+		"swap that cannot be read": {with(luks(t), map[string]string{"/proc/swaps": strings.Repeat(" ", maxFile+1)}), nil, "-"},
+		"ZFS, encrypted":           {zfs, map[string]string{askZFS: "aes-256-gcm\n"}, "true"},
+		"ZFS in clear":             {zfs, map[string]string{askZFS: "off\n"}, "false"},
+		"ZFS says nothing":         {zfs, nil, "-"},
+		"ZFS says nonsense":        {zfs, map[string]string{askZFS: "?"}, "-"},
+		"a container":              {map[string]string{"/proc/self/mountinfo": "21 1 0:50 / / rw,relatime - overlay overlay rw\n"}, nil, "-"},
+		"nothing can be read":      {nil, nil, "-"},
 	} {
 		if got := values(diskEncrypted(t.Context(), machine(c.files, c.programs))); got != "diskEncrypted="+c.want {
 			t.Errorf("%s: %s, want %s", name, got, c.want)

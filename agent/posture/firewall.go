@@ -56,12 +56,13 @@ func judgeFirewall(chains []osnet.FilterChain, v6 bool) Reading {
 
 // stopper is a chain that stops what comes in by a family and that no rule is about; empty where there is none.
 func stopper(chains []osnet.FilterChain, family string) string {
+	w := walker{chains, maxSteps}
 	for i := range chains {
 		c := &chains[i]
 		if !c.Input || c.Family != family && c.Family != "inet" {
 			continue
 		}
-		if end := walk(chains, c, 0); end == stops || end == goesOn && c.Drops {
+		if end := w.walk(c, 0); end == stops || end == goesOn && c.Drops {
 			return fmt.Sprintf("%s %s %s", c.Family, c.Table, c.Name)
 		}
 	}
@@ -77,14 +78,28 @@ const (
 	passes
 )
 
-// maxJumps is how deep chains may be nested: the kernel has the same bound.
-const maxJumps = 16
+const (
+	// maxJumps is how deep chains may be nested: the kernel has the same bound.
+	maxJumps = 16
+	// maxSteps is how many rules are looked at, of chains that jump to one another again and again. What has more is no firewall
+	// that anybody could vouch for.
+	maxSteps = 100_000
+)
 
-func walk(chains []osnet.FilterChain, c *osnet.FilterChain, depth int) end {
+// walker follows a packet through chains.
+type walker struct {
+	chains []osnet.FilterChain
+	left   int // of maxSteps
+}
+
+func (w *walker) walk(c *osnet.FilterChain, depth int) end {
 	if depth > maxJumps {
 		return goesOn
 	}
 	for _, r := range c.Rules {
+		if w.left--; w.left < 0 {
+			return passes
+		}
 		if r.Conditional {
 			continue
 		}
@@ -96,13 +111,13 @@ func walk(chains []osnet.FilterChain, c *osnet.FilterChain, depth int) end {
 		case osnet.VerdictReturn:
 			return goesOn
 		case osnet.VerdictJump, osnet.VerdictGoto:
-			i := slices.IndexFunc(chains, func(x osnet.FilterChain) bool {
+			i := slices.IndexFunc(w.chains, func(x osnet.FilterChain) bool {
 				return x.Name == r.Target && x.Table == c.Table && x.Family == c.Family
 			})
 			if i < 0 {
 				continue
 			}
-			if e := walk(chains, &chains[i], depth+1); e != goesOn || r.Verdict == osnet.VerdictGoto {
+			if e := w.walk(&w.chains[i], depth+1); e != goesOn || r.Verdict == osnet.VerdictGoto {
 				return e
 			}
 		}
@@ -175,7 +190,7 @@ func iptablesVerdict(leaves bool, target string) (verdict, to string) {
 		return osnet.VerdictGoto, target
 	case target == "DROP" || target == "REJECT":
 		return osnet.VerdictDrop, ""
-	case target == "ACCEPT":
+	case target == "ACCEPT" || target == "NFQUEUE" || target == "QUEUE": // a queue is judged by a program that nobody vouches for
 		return osnet.VerdictAccept, ""
 	case target == "RETURN":
 		return osnet.VerdictReturn, ""

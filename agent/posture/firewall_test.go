@@ -2,9 +2,12 @@ package posture
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -118,6 +121,47 @@ func TestFirewallIsADefault(t *testing.T) {
 	}
 }
 
+// What osnet.Filters read of real ones: both let some in, and nothing else.
+func TestRecordedFirewalls(t *testing.T) {
+	for name, want := range map[string]string{"filters-ufw.json": "ip filter INPUT", "filters-firewalld.json": "inet firewalld filter_INPUT"} {
+		var chains []osnet.FilterChain
+		for in := json.NewDecoder(strings.NewReader(recorded(t, name))); in.More(); {
+			var c osnet.FilterChain
+			if err := in.Decode(&c); err != nil {
+				t.Fatal(err)
+			}
+			chains = append(chains, c)
+		}
+		if got := judgeFirewall(chains, true); got.Value != "true" || got.Note != want {
+			t.Errorf("%s: %+v", name, got)
+		}
+		// Whatever is let in before all is let in.
+		for i := range chains {
+			if chains[i].Input {
+				chains[i].Rules = slices.Insert(chains[i].Rules, 0, accept)
+			}
+		}
+		if got := judgeFirewall(chains, true); got.Value != "false" {
+			t.Errorf("%s, open: %+v", name, got)
+		}
+	}
+}
+
+// Chains that jump to one another again and again are walked for so long, and are no firewall then.
+func TestChainsWithoutEnd(t *testing.T) {
+	chains := []osnet.FilterChain{input("inet", true, jump("0"))}
+	for i := range maxJumps {
+		c := chainOf(strconv.Itoa(i))
+		for range 50 {
+			c.Rules = append(c.Rules, jump(strconv.Itoa(i+1)))
+		}
+		chains = append(chains, c)
+	}
+	if got := judgeFirewall(chains, false); got.Value != "false" {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestFirewallOfAHost(t *testing.T) {
 	legacy := map[string]string{"/proc/net/ip_tables_names": "filter\nnat\n"}
 	for name, c := range map[string]struct {
@@ -129,6 +173,8 @@ func TestFirewallOfAHost(t *testing.T) {
 		"nothing at all":            {want: "false"},
 		"nftables cannot be asked":  {broken: true, want: "-"},
 		"ufw, by legacy iptables":   {legacy, map[string]string{"iptables-legacy-save -t filter": recorded(t, "iptables-ufw.txt")}, false, "true"},
+		"ufw of Debian 12":          {legacy, map[string]string{"iptables-legacy-save -t filter": recorded(t, "iptables-ufw-debian12.txt")}, false, "true"},
+		"a program judges":          {legacy, map[string]string{"iptables-legacy-save -t filter": "*filter\n:INPUT DROP [0:0]\n-A INPUT -j NFQUEUE --queue-num 0\n"}, false, "false"},
 		"older systems' iptables":   {legacy, map[string]string{"iptables-save -t filter": recorded(t, "iptables-ufw.txt")}, false, "true"},
 		"docker alone":              {legacy, map[string]string{"iptables-legacy-save -t filter": recorded(t, "iptables-docker.txt")}, false, "false"},
 		"Red Hat's default":         {legacy, map[string]string{"iptables-save -t filter": recorded(t, "iptables-rhel.txt")}, false, "true"},

@@ -73,6 +73,7 @@ func TestHashes(t *testing.T) {
 func TestServices(t *testing.T) {
 	const askSSH = "sshd -T -C user=root,host=localhost,addr=192.0.2.1"
 	for out, want := range map[string]string{
+		recorded(t, "sshd-debian12.txt"):                         "prohibit-password",
 		"port 22\npermitrootlogin without-password\n":            "prohibit-password",
 		"port 22\nPermitRootLogin yes\npermitrootlogin yes\n":    "yes",
 		"permitrootlogin no\npasswordauthentication no\n":        "no",

@@ -59,6 +59,20 @@ func (h Host) read(name string) ([]byte, error) {
 	return b, nil
 }
 
+// head is how a file begins, nil where it cannot be read.
+func (h Host) head(name string, most int64) []byte {
+	f, err := h.Files.Open(name)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	b, err := io.ReadAll(io.LimitReader(f, most))
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
 // text is a small file without the white space around it; empty where it cannot be read.
 func (h Host) text(name string) string {
 	b, err := h.read(name)

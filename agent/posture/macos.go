@@ -2,6 +2,7 @@ package posture
 
 import (
 	"context"
+	"fmt"
 	"strings"
 )
 
@@ -14,20 +15,30 @@ func fileVault(ctx context.Context, h Host) []Reading {
 	return []Reading{fileVaultStatus(string(b))}
 }
 
-// fileVaultStatus reads what `fdesetup status` prints. While the disk is being encrypted it says On in the first line, and how far
-// it is in the next.
+// fileVaultStatus reads what `fdesetup status` prints: a line that says On or Off, and others around it. While the disk is being
+// encrypted or decrypted it says On, and how far it is in another line. Whatever else it says is no yes.
 func fileVaultStatus(s string) Reading {
-	first, rest, _ := strings.Cut(s, "\n")
-	switch strings.TrimSpace(first) {
-	case "FileVault is On.":
-		if strings.Contains(rest, "in progress") {
-			return yesNo(DiskEncrypted, false, rest)
+	on, off, odd := "", "", ""
+	for line := range strings.Lines(s) {
+		switch line = strings.TrimSpace(line); {
+		case line == "", line == "FileVault master keychain appears to be installed.":
+		case line == "FileVault is On.":
+			on = line
+		case strings.HasPrefix(line, "FileVault is Off"), // also: "Off, but will be enabled after the next restart."
+			strings.HasPrefix(line, "FileVault is On, but"), // "needs to be restarted to finish."
+			strings.Contains(line, "in progress"):
+			off = line
+		default:
+			odd = line
 		}
-		return yesNo(DiskEncrypted, true, first)
-	case "FileVault is Off.":
-		return yesNo(DiskEncrypted, false, first)
 	}
-	return unknown(DiskEncrypted, "fdesetup says something that is not understood")
+	switch {
+	case off != "":
+		return yesNo(DiskEncrypted, false, off)
+	case on != "" && odd == "":
+		return yesNo(DiskEncrypted, true, on)
+	}
+	return unknown(DiskEncrypted, fmt.Sprintf("fdesetup says %q, which is not understood", odd))
 }
 
 // applicationFirewall asks macOS for its firewall.

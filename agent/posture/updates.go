@@ -1,6 +1,7 @@
 package posture
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -67,30 +68,28 @@ func examples(list []update) string {
 	return strings.Join(names, ", ")
 }
 
-// pendingUpdates asks the system's package manager, by the lists that it has.
+// pendingUpdates asks the system's package manager, by the lists that it has. A repository whose lists it has not got is an error
+// to dnf only if it is told so: else it counts without that one.
 func pendingUpdates(ctx context.Context, h Host) ([]update, error) {
 	switch {
 	case h.exists("usr/bin/apt-get"):
-		return listed(ctx, h, aptUpdates, []string{
-			"var/lib/apt/periodic/update-success-stamp", "var/lib/apt/lists/partial", "var/lib/apt/lists",
-		}, "apt-get", "--simulate", "-qq", "-o", "Debug::NoLocking=true", "dist-upgrade")
+		return listed(ctx, h, aptUpdates, aptLists(h), "apt-get", "--simulate", "-qq", "-o", "Debug::NoLocking=true", "dist-upgrade")
 	case h.exists("usr/bin/dnf5"):
-		return listed(ctx, h, dnf5Updates, []string{"var/cache/libdnf5/*/repodata/repomd.xml"},
-			"dnf5", "--cacheonly", "--quiet", "--setopt=logdir=/tmp", "advisory", "list", "--security")
+		return listed(ctx, h, dnf5Updates, dnfLists(h.Files, "var/cache/libdnf5"), "dnf5", "--cacheonly", "--quiet",
+			"--setopt=logdir=/tmp", "--setopt=*.skip_if_unavailable=False", "advisory", "list", "--security")
 	case h.exists("usr/bin/dnf"):
-		return listed(ctx, h, dnfUpdates, []string{"var/cache/dnf/*/repodata/repomd.xml"},
-			"dnf", "--cacheonly", "--quiet", "--setopt=logdir=/tmp", "updateinfo", "list", "--security")
+		return listed(ctx, h, dnfUpdates, dnfLists(h.Files, "var/cache/dnf"), "dnf", "--cacheonly", "--quiet",
+			"--setopt=logdir=/tmp", "--setopt=*.skip_if_unavailable=False", "updateinfo", "list", "--security")
 	}
 	return nil, errors.New("the package manager of this system says nothing of security")
 }
 
 // listed runs a package manager, if its lists are fresh.
-func listed(ctx context.Context, h Host, parse func([]byte) []update, lists []string, program string, args ...string) ([]update, error) {
-	fetched := newest(h.Files, lists)
-	if fetched.IsZero() {
-		return nil, fmt.Errorf("%s has fetched no lists of packages yet", program)
+func listed(ctx context.Context, h Host, parse func([]byte) []update, lists time.Time, program string, args ...string) ([]update, error) {
+	if lists.IsZero() {
+		return nil, fmt.Errorf("%s has fetched no lists of packages that are for security", program)
 	}
-	if age := h.Now().Sub(fetched); age > maxListAge {
+	if age := h.Now().Sub(lists); age > maxListAge {
 		return nil, fmt.Errorf("the lists of packages are %d days old", int(age/day))
 	}
 	b, err := h.Run(ctx, program, args...)
@@ -102,17 +101,64 @@ func listed(ctx context.Context, h Host, parse func([]byte) []update, lists []st
 	return slices.CompactFunc(out, func(a, b update) bool { return a.name == b.name }), nil
 }
 
-// newest is the latest time of any of the files that patterns match.
-func newest(files fs.FS, patterns []string) (at time.Time) {
-	for _, p := range patterns {
-		names, err := fs.Glob(files, p)
-		if err != nil {
-			continue // the pattern is one of ours
+const (
+	// maxLists is how many files of lists are looked at.
+	maxLists = 512
+	// maxRelease is how much of a Release file is read: what it is about stands at its beginning.
+	maxRelease = 8 << 10
+)
+
+// aptLists is of when apt's newest list of updates for security is, by the archive's own word: apt touches its directories also
+// when it could fetch nothing.
+func aptLists(h Host) (at time.Time) {
+	names, err := fs.Glob(h.Files, "var/lib/apt/lists/*Release")
+	if err != nil {
+		return at // the pattern is ours
+	}
+	for _, name := range names[:min(len(names), maxLists)] {
+		if made := securityRelease(h.head(name, maxRelease)); made.After(at) {
+			at = made
 		}
-		for _, name := range names {
-			if s, err := fs.Stat(files, name); err == nil && s.ModTime().After(at) {
-				at = s.ModTime()
+	}
+	return at
+}
+
+// securityRelease is when a Release file was made, if it is about updates for security; else the zero time.
+func securityRelease(b []byte) (made time.Time) {
+	security := false
+	for line := range bytes.Lines(b) {
+		key, value, _ := strings.Cut(strings.TrimSpace(string(line)), ": ")
+		switch key {
+		case "Label", "Suite":
+			security = security || isSecurity(value, value)
+		case "Date":
+			for _, zone := range []string{"MST", "-0700"} {
+				if t, err := time.Parse("Mon, 2 Jan 2006 15:04:05 "+zone, value); err == nil {
+					made = t
+				}
 			}
+		}
+	}
+	if !security {
+		return time.Time{}
+	}
+	return made
+}
+
+// isSecurity says whether a source of packages is for security, by its label or its suite.
+func isSecurity(label, suite string) bool {
+	return strings.Contains(label, "Security") || strings.HasSuffix(suite, "-security")
+}
+
+// dnfLists is when dnf fetched last what a repository knows of security. Not all know anything.
+func dnfLists(files fs.FS, cache string) (at time.Time) {
+	names, err := fs.Glob(files, cache+"/*/repodata/*updateinfo*")
+	if err != nil {
+		return at // the pattern is ours
+	}
+	for _, name := range names[:min(len(names), maxLists)] {
+		if s, err := fs.Stat(files, path.Dir(name)+"/repomd.xml"); err == nil && s.ModTime().After(at) {
+			at = s.ModTime()
 		}
 	}
 	return at
@@ -137,7 +183,7 @@ func aptUpdates(b []byte) (out []update) {
 		sources, _, _ = strings.Cut(sources, " [")
 		for source := range strings.SplitSeq(sources, ", ") {
 			label, suite, _ := strings.Cut(source, "/")
-			if strings.Contains(label, "Security") || strings.HasSuffix(suite, "-security") {
+			if isSecurity(label, suite) {
 				out = append(out, update{name: brief(f[1] + " " + version)})
 				break
 			}

@@ -12,8 +12,13 @@ import (
 
 const (
 	askApt  = "apt-get --simulate -qq -o Debug::NoLocking=true dist-upgrade"
-	askDnf5 = "dnf5 --cacheonly --quiet --setopt=logdir=/tmp advisory list --security"
-	askDnf  = "dnf --cacheonly --quiet --setopt=logdir=/tmp updateinfo list --security"
+	askDnf5 = "dnf5 --cacheonly --quiet --setopt=logdir=/tmp --setopt=*.skip_if_unavailable=False advisory list --security"
+	askDnf  = "dnf --cacheonly --quiet --setopt=logdir=/tmp --setopt=*.skip_if_unavailable=False updateinfo list --security"
+)
+
+const (
+	debian         = "/var/lib/apt/lists/deb.debian.org_debian_dists_bookworm_InRelease"
+	debianSecurity = "/var/lib/apt/lists/deb.debian.org_debian-security_dists_bookworm-security_InRelease"
 )
 
 // note is a Memory of a test.
@@ -32,20 +37,31 @@ func (n *note) Save(b []byte) error {
 }
 
 func TestUpdates(t *testing.T) {
-	apt := map[string]string{"/usr/bin/apt-get": "", "/var/lib/apt/periodic/update-success-stamp": ""}
-	dnf := map[string]string{"/usr/bin/dnf": "", "/var/cache/dnf/updates-0123456789abcdef/repodata/repomd.xml": ""}
-	dnf5 := map[string]string{"/usr/bin/dnf5": "", "/usr/bin/dnf": "", "/var/cache/libdnf5/updates-0123456789abcdef/repodata/repomd.xml": ""}
+	apt := map[string]string{
+		"/usr/bin/apt-get": "", debian: recorded(t, "release-debian.txt"), debianSecurity: recorded(t, "release-debian-security.txt"),
+	}
+	dnf := map[string]string{"/usr/bin/dnf": ""}
+	dnf5 := map[string]string{"/usr/bin/dnf5": "", "/usr/bin/dnf": ""}
+	for _, name := range []string{"repomd.xml", "4be0-updateinfo.xml.zst"} {
+		dnf["/var/cache/dnf/updates-0123456789abcdef/repodata/"+name] = ""
+		dnf5["/var/cache/libdnf5/updates-0123456789abcdef/repodata/"+name] = ""
+	}
+	noAdvisories := map[string]string{"/usr/bin/dnf": "", "/var/cache/dnf/plain-0123456789abcdef/repodata/repomd.xml": ""}
 	for name, c := range map[string]struct {
 		files    map[string]string
 		ask, out string
 		want     string
 	}{
+		"Debian 12":         {apt, askApt, recorded(t, "apt-debian12.txt"), "updatesPending=20 updatesAge=0"},
+		"Debian, only main": {with(apt, map[string]string{debianSecurity: ""}), askApt, "", "updatesPending=- updatesAge=-"},
 		"Debian":            {apt, askApt, recorded(t, "apt-debian.txt"), "updatesPending=3 updatesAge=0"},
 		"Ubuntu":            {apt, askApt, recorded(t, "apt-ubuntu.txt"), "updatesPending=3 updatesAge=0"},
 		"nothing pending":   {apt, askApt, "", "updatesPending=0 updatesAge=0"},
 		"apt is broken":     {apt, askApt, "!E: dpkg was interrupted", "updatesPending=- updatesAge=-"},
 		"Fedora":            {dnf5, askDnf5, recorded(t, "dnf5-fedora.txt"), "updatesPending=3 updatesAge=29"},
 		"Red Hat":           {dnf, askDnf, recorded(t, "dnf-rhel.txt"), "updatesPending=2 updatesAge=0"},
+		"dnf 4":             {dnf, askDnf, recorded(t, "dnf4-debian12.txt"), "updatesPending=2 updatesAge=0"},
+		"no advisories":     {noAdvisories, askDnf, "", "updatesPending=- updatesAge=-"},
 		"no lists":          {map[string]string{"/usr/bin/dnf5": ""}, askDnf5, recorded(t, "dnf5-fedora.txt"), "updatesPending=- updatesAge=-"},
 		"Arch does not say": {map[string]string{"/usr/bin/pacman": ""}, askDnf5, "", "updatesPending=- updatesAge=-"},
 	} {
@@ -61,13 +77,17 @@ func TestAgeOfUpdates(t *testing.T) {
 	now := noon
 	memory := File(filepath.Join(t.TempDir(), "posture.json"))
 	programs := map[string]string{askApt: recorded(t, "apt-debian.txt")}
-	lists := &fstest.MapFile{Mode: fs.ModeDir, ModTime: noon}
+	lists := &fstest.MapFile{}
+	made := func(at time.Time) {
+		lists.Data = []byte("Suite: stable-security\nDate: " + at.Format(time.RFC1123) + "\n")
+	}
+	made(noon)
 	h := machine(map[string]string{"/usr/bin/apt-get": ""}, programs)
 	files, ok := h.Files.(fstest.MapFS)
 	if !ok {
 		t.Fatal(h.Files)
 	}
-	files["var/lib/apt/lists/partial"] = lists
+	files[strings.TrimPrefix(debianSecurity, "/")] = lists
 	h.Now = func() time.Time { return now }
 	want := func(what string) {
 		t.Helper()
@@ -80,7 +100,7 @@ func TestAgeOfUpdates(t *testing.T) {
 	want("updatesPending=3 updatesAge=5")
 	now = now.Add(3 * day)
 	want("updatesPending=- updatesAge=-")
-	lists.ModTime = now
+	made(now)
 	want("updatesPending=3 updatesAge=8")
 	programs[askApt] = "Inst bash [5.2] (5.3 Debian-Security:12/stable-security [amd64])\n"
 	want("updatesPending=1 updatesAge=0")
@@ -88,6 +108,25 @@ func TestAgeOfUpdates(t *testing.T) {
 	want("updatesPending=3 updatesAge=0")
 	now = now.Add(-2 * day) // somebody sets the clock
 	want("updatesPending=3 updatesAge=0")
+}
+
+// A Release file says when it was made; what the files' own times are says nothing.
+func TestReleasesOfSecurity(t *testing.T) {
+	made := time.Date(2026, 5, 20, 16, 28, 12, 0, time.UTC)
+	for text, want := range map[string]time.Time{
+		recorded(t, "release-debian-security.txt"):                                                  made,
+		recorded(t, "release-debian.txt"):                                                           {},
+		"Origin: Ubuntu\nLabel: Ubuntu\nSuite: jammy-security\nDate: Wed, 20 May 2026 16:28:12 UTC": made,
+		"Suite: x-security\nDate: Wed, 20 May 2026 18:28:12 +0200\n":                                made,
+		"Suite: x-security\nDate: yesterday\n":                                                      {},
+		"Suite: x-security\n":                                                                       {},
+		"Description: Security\nDate: Wed, 20 May 2026 16:28:12 UTC\n":                              {},
+		"": {},
+	} {
+		if got := securityRelease([]byte(text)); !got.Equal(want) {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
 }
 
 func TestRebootRequired(t *testing.T) {
@@ -125,7 +164,11 @@ func FuzzUpdates(f *testing.F) {
 	for _, name := range []string{"apt-debian.txt", "apt-ubuntu.txt", "dnf5-fedora.txt", "dnf-rhel.txt"} {
 		f.Add(recorded(f, name), `{"bash 5.3":1777636800}`, "6.8.9-300.fc40.x86_64")
 	}
+	f.Add(recorded(f, "release-debian-security.txt"), "", "")
 	f.Fuzz(func(t *testing.T, out, memory, release string) {
+		if made := securityRelease([]byte(out)); !made.IsZero() && !strings.Contains(strings.ToLower(out), "security") {
+			t.Errorf("%q is for security", out)
+		}
 		for _, parse := range []func([]byte) []update{aptUpdates, dnf5Updates, dnfUpdates} {
 			pending := parse([]byte(out))
 			if len(pending) > maxUpdates || len(pending) > strings.Count(out, "\n")+1 {

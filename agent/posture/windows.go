@@ -21,40 +21,43 @@ func bitLocker(ctx context.Context, h Host) []Reading {
 }
 
 // bitLockerStatus reads VolumeStatus and ProtectionStatus. The drive is protected where it is fully encrypted (1) and its key is
-// not lying on it in clear (1).
+// not lying on it in clear (1). While what was free before is wiped (6, 7) it is not done.
 func bitLockerStatus(s string) Reading {
 	values := assignments(s)
 	volume, protection := values["VolumeStatus"], values["ProtectionStatus"]
 	switch {
-	case volume == "" || protection == "":
-		return unknown(DiskEncrypted, "Get-BitLockerVolume says something that is not understood")
-	case volume != "1":
-		return yesNo(DiskEncrypted, false, "the system's drive is not fully encrypted")
-	case protection != "1":
+	case volume == "1" && protection == "1":
+		return yesNo(DiskEncrypted, true, "BitLocker")
+	case volume == "1" && protection == "0":
 		return yesNo(DiskEncrypted, false, "BitLocker is suspended")
+	case len(volume) == 1 && strings.Contains("0234567", volume):
+		return yesNo(DiskEncrypted, false, "the system's drive is not fully encrypted")
 	}
-	return yesNo(DiskEncrypted, true, "BitLocker")
+	return unknown(DiskEncrypted, "Get-BitLockerVolume says something that is not understood")
 }
 
 // defenderFirewall asks Windows for its firewall.
 func defenderFirewall(ctx context.Context, h Host) []Reading {
-	b, err := powershell(ctx, h, "Get-NetFirewallProfile -PolicyStore ActiveStore | ForEach-Object { '{0}={1:d}' -f $_.Name, $_.Enabled }")
+	b, err := powershell(ctx, h, "Get-NetFirewallProfile -PolicyStore ActiveStore | "+
+		"ForEach-Object { '{0}={1:d}/{2:d}' -f $_.Name, $_.Enabled, $_.DefaultInboundAction }")
 	if err != nil {
 		return []Reading{unknown(FirewallOn, err.Error())}
 	}
 	return []Reading{defenderFirewallProfiles(string(b))}
 }
 
-// defenderFirewallProfiles wants the firewall on (1) in each profile, for the network may become another one.
+// defenderFirewallProfiles wants the firewall on (1) in each profile, for the network may become another one, and what no rule is
+// about blocked (4, which is what it does where nothing is set, 0).
 func defenderFirewallProfiles(s string) Reading {
 	values := assignments(s)
 	for _, profile := range []string{"Domain", "Private", "Public"} {
-		switch values[profile] {
-		case "1":
-		case "":
-			return unknown(FirewallOn, "Get-NetFirewallProfile says something that is not understood")
-		default:
+		switch on, inbound, _ := strings.Cut(values[profile], "/"); {
+		case on == "0":
 			return yesNo(FirewallOn, false, "the firewall is off in the profile "+profile)
+		case on == "1" && inbound == "2":
+			return yesNo(FirewallOn, false, "the firewall lets in what no rule is about in the profile "+profile)
+		case on != "1" || inbound != "0" && inbound != "4":
+			return unknown(FirewallOn, "Get-NetFirewallProfile says something that is not understood")
 		}
 	}
 	return yesNo(FirewallOn, true, "on in all profiles")

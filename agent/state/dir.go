@@ -25,6 +25,7 @@ const (
 	fileWanted   = "wanted"
 	filePort     = "port"
 	fileFlows    = "flows"
+	fileRelay    = "relay.key"
 )
 
 // Dir is a state directory that this process holds. Its methods are for one goroutine.

@@ -120,5 +120,6 @@ var remedies = map[string]string{
 	fileLog:      "remove netmap and netmap.log; the coordinator sends them again",
 	filePort:     "remove it; the node takes another port",
 	fileFlows:    "remove it; connections that it held are cut",
+	fileRelay:    "remove it; nodes find this relay by TLS alone until the coordinator has told them of the next key",
 	fileWanted:   "remove it, then run `redoubt up` or `redoubt down`",
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
+	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
 // State is everything that a directory holds. Zero and nil values stand for files that are not there.
@@ -28,6 +29,7 @@ type State struct {
 	Floors Floors
 	Wanted Wanted
 	Port   uint16
+	Relay  *relaymsg.Secret // a relay's, which nodes know it by; nil: there is none
 }
 
 // Join is what a join code said.
@@ -70,7 +72,7 @@ type Revocation struct {
 func (d *Dir) Load() (*State, error) {
 	s := &State{}
 	for _, load := range []func(*State) error{
-		d.loadKeys, d.loadJoin, d.loadFloors, d.loadWanted, d.loadPort, d.loadIdentity, d.loadNetmap,
+		d.loadKeys, d.loadJoin, d.loadFloors, d.loadWanted, d.loadPort, d.loadRelay, d.loadIdentity, d.loadNetmap,
 	} {
 		if err := load(s); err != nil {
 			return nil, err
@@ -278,6 +280,20 @@ func (d *Dir) loadPort(s *State) error {
 // SavePort makes the UDP port last.
 func (d *Dir) SavePort(port uint16) error { return d.writeJSON(filePort, port) }
 
+func (d *Dir) loadRelay(s *State) error {
+	b, err := d.read(fileRelay, limitSmall)
+	if b == nil || err != nil {
+		return err
+	}
+	if s.Relay, err = relaymsg.ParseSecret(b); err != nil {
+		return d.corrupt(fileRelay, err.Error())
+	}
+	return nil
+}
+
+// SaveRelay makes a relay's key last.
+func (d *Dir) SaveRelay(k *relaymsg.Secret) error { return d.write(fileRelay, k.Expose()) }
+
 // SaveFlows keeps the flow table for the next run.
 func (d *Dir) SaveFlows(flows []byte) error { return d.write(fileFlows, flows) }
 
@@ -326,7 +342,7 @@ func (d *Dir) SaveIdentity(r identity.Record) error { return d.writeJSON(fileIde
 // Forget removes everything about one membership: keys, certificate, netmap, floors. What was wanted stays. No file outlives
 // one that it makes no sense without, wherever this ends.
 func (d *Dir) Forget() error {
-	for _, name := range []string{fileLog, fileNetmap, fileIdentity, fileJoin, fileFloors, fileNode, fileDevice} {
+	for _, name := range []string{fileLog, fileNetmap, fileIdentity, fileJoin, fileFloors, fileRelay, fileNode, fileDevice} {
 		if err := d.remove(name); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
+	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
 func opened(t *testing.T, path string) *Dir {
@@ -37,7 +39,11 @@ func filled(t *testing.T) (*Dir, *script) {
 			t.Fatal(err)
 		}
 	}
-	if err := d.SavePort(51820); err != nil {
+	relay, err := relaymsg.ParseSecret(bytes.Repeat([]byte{7}, relaymsg.KeySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(d.SavePort(51820), d.SaveRelay(relay)); err != nil {
 		t.Fatal(err)
 	}
 	return d, s
@@ -70,6 +76,9 @@ func TestRoundTrip(t *testing.T) {
 	got, err := d.Load()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if want := bytes.Repeat([]byte{7}, relaymsg.KeySize); !bytes.Equal(got.Relay.Expose(), want) {
+		t.Error("another relay's key came back")
 	}
 	if diff := cmp.Diff(floors, got.Floors); diff != "" {
 		t.Error(diff)
@@ -128,7 +137,7 @@ func TestCorruptFiles(t *testing.T) {
 		"garbage":   func([]byte) []byte { return []byte("garbage\n") },
 		"longer":    func(b []byte) []byte { return append(b, b...) },
 	}
-	for _, name := range []string{fileDevice, fileNode, fileJoin, fileIdentity, fileNetmap, fileFloors, fileWanted, filePort} {
+	for _, name := range []string{fileDevice, fileNode, fileJoin, fileIdentity, fileNetmap, fileFloors, fileWanted, filePort, fileRelay} {
 		for how, f := range spoil {
 			t.Run(name+" "+how, func(t *testing.T) {
 				d, _ := filled(t)

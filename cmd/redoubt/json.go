@@ -63,12 +63,7 @@ type (
 	}
 	peerJSON struct {
 		nodeJSON
-		Path          string     `json:"path"`
-		Endpoint      string     `json:"endpoint"`
-		Transport     string     `json:"transport"` // to a relay: udp or tls; directly: punched or nothing
-		PathSince     *time.Time `json:"pathSince"`
-		PathRTT       float64    `json:"pathRttMs"` // 0: not known
-		WhyNotDirect  string     `json:"whyNotDirect"`
+		pathJSON
 		LastHandshake *time.Time `json:"lastHandshake"`
 		RxBytes       uint64     `json:"rxBytes"`
 		TxBytes       uint64     `json:"txBytes"`
@@ -130,8 +125,7 @@ func statusOf(st *redoubtv1.Status) statusJSON {
 				ID: p.GetId(), Name: p.GetName(), Addresses: list(p.GetAddresses()), User: p.GetUser(), Tags: list(p.GetTags()),
 				CertificateExpires: fromSeconds(p.GetCertificateExpires()),
 			},
-			Path: p.GetPath(), Endpoint: p.GetEndpoint(), Transport: p.GetPathTransport(), PathSince: fromMillis(p.GetPathSince()),
-			PathRTT: float64(p.GetPathRttUs()) / 1000, WhyNotDirect: p.GetPathWhy(), LastHandshake: fromMillis(p.GetLastHandshake()),
+			pathJSON: pathOf(p), LastHandshake: fromMillis(p.GetLastHandshake()),
 			RxBytes: p.GetRxBytes(), TxBytes: p.GetTxBytes(), Tunnel: tunnelOf(p.GetTunnel()),
 			Denied: counters(p.GetDenied()),
 		})

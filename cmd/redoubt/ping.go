@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,10 +15,14 @@ import (
 
 // pingFlags are those of `redoubt ping`.
 type pingFlags struct {
-	count    uint32
-	interval time.Duration
-	json     *bool
+	count             uint32
+	interval, timeout time.Duration
+	untilDirect       bool
+	json              *bool
 }
+
+// untilDirectCount is how many pings a direct way is waited for, where nothing else is said.
+const untilDirectCount = 10
 
 func pingCommand(p program) *cobra.Command {
 	var f pingFlags
@@ -23,76 +30,240 @@ func pingCommand(p program) *cobra.Command {
 		Use:   "ping PEER",
 		Short: "Send a peer pings through the mesh",
 		Long: "Sends ICMP echoes to a peer (its name, id or address), through the tunnel and\n" +
-			"both filters, and says why one was lost, where that is known. Exits with 0 if\n" +
-			"an answer came.",
+			"both filters, and says by which path each went, how long that path alone takes,\n" +
+			"and why one was lost, where that is known. A change of the path is told as it\n" +
+			"happens. Exits with 0 if an answer came; with --until-direct, which ends with\n" +
+			"the first one that came directly, only if there was one.",
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, p, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if f.untilDirect && !cmd.Flags().Changed("count") {
+				f.count = untilDirectCount
+			}
+			return f.run(cmd, p, args[0])
+		},
 	}
-	cmd.Flags().Uint32VarP(&f.count, "count", "c", 4, "how many; 0 goes on for ever")
+	cmd.Flags().Uint32VarP(&f.count, "count", "c", 4, fmt.Sprintf("how many; 0 goes on for ever; %d with --until-direct", untilDirectCount))
 	cmd.Flags().DurationVarP(&f.interval, "interval", "i", time.Second, "time between two")
+	cmd.Flags().DurationVar(&f.timeout, "timeout", 0, "how long at most; 0 for no end")
+	cmd.Flags().BoolVar(&f.untilDirect, "until-direct", false, "end as soon as an answer comes directly")
 	f.json = jsonFlag(cmd)
 	return cmd
 }
 
-// pingJSON is one line of `ping --json`.
-type pingJSON struct {
-	Peer     string  `json:"peer"`
-	Address  string  `json:"address"`
-	Sequence uint32  `json:"sequence"`
-	Lost     bool    `json:"lost"`
-	RTTms    float64 `json:"rttMs"`
-	Path     string  `json:"path"`
-	Endpoint string  `json:"endpoint"`
-	Reason   string  `json:"reason"`
+// What `ping --json` prints, one object a line.
+type (
+	pingJSON struct {
+		Event    string  `json:"event"` // echo
+		Peer     string  `json:"peer"`
+		Address  string  `json:"address"`
+		Sequence uint32  `json:"sequence"`
+		Lost     bool    `json:"lost"`
+		RTTms    float64 `json:"rttMs"`
+		Reason   string  `json:"reason"`
+		pathJSON
+	}
+	pingMovedJSON struct {
+		Event     string  `json:"event"` // path
+		Peer      string  `json:"peer"`
+		Address   string  `json:"address"`
+		ElapsedMs float64 `json:"elapsedMs"` // since the first echo
+		pathJSON
+		Was wayJSON `json:"was"`
+	}
+	pingSummaryJSON struct {
+		Event    string         `json:"event"` // summary
+		Sent     int            `json:"sent"`
+		Answered int            `json:"answered"`
+		Lost     float64        `json:"lostPercent"`
+		Min      *float64       `json:"minMs"` // null where no answer came, as the next two
+		Median   *float64       `json:"medianMs"`
+		Max      *float64       `json:"maxMs"`
+		Paths    []pingWaysJSON `json:"paths"` // in the order in which they were seen
+	}
+	pingWaysJSON struct {
+		wayJSON
+		Answers int `json:"answers"`
+	}
+)
+
+// maxRTTs is how many answers a median is of, the latest ones: a ping may go on for days.
+const maxRTTs = 1 << 16
+
+// pinging is what came of a ping so far.
+type pinging struct {
+	begun    time.Time
+	sent     int
+	answered int
+	rtts     []time.Duration // the latest
+	min, max time.Duration
+	ways     []pingWaysJSON
+	now      wayJSON // empty: none so far
+	peer     string
+	why      string // it is not direct
+	directly bool   // the last answer came so
+}
+
+// take counts a message of the agent.
+func (s *pinging) take(r *redoubtv1.PingResponse) {
+	s.now, s.why, s.peer = wayOf(r), r.GetPathWhy(), r.GetPeerName()
+	i := slices.IndexFunc(s.ways, func(w pingWaysJSON) bool { return w.wayJSON == s.now })
+	if i < 0 && s.now.Path != "" {
+		i = len(s.ways)
+		s.ways = append(s.ways, pingWaysJSON{wayJSON: s.now})
+	}
+	if r.GetMoved() {
+		return
+	}
+	s.sent++
+	if s.directly = !r.GetLost() && r.GetPath() == "direct" && !r.GetPathDoubt(); r.GetLost() {
+		return
+	}
+	if i >= 0 {
+		s.ways[i].Answers++
+	}
+	rtt := time.Duration(r.GetRttUs()) * time.Microsecond
+	if s.answered == 0 || rtt < s.min {
+		s.min = rtt
+	}
+	s.max = max(s.max, rtt)
+	s.answered++
+	if len(s.rtts) < maxRTTs {
+		s.rtts = append(s.rtts, rtt)
+	} else {
+		s.rtts[s.answered%maxRTTs] = rtt
+	}
+}
+
+// median is that of the answers; they were some.
+func (s *pinging) median() time.Duration {
+	sorted := slices.Sorted(slices.Values(s.rtts))
+	n := len(sorted)
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
 func (f pingFlags) run(cmd *cobra.Command, p program, peer string) error {
-	stream, err := client(cmd).Ping(cmd.Context(), &redoubtv1.PingRequest{
-		Peer: peer, Count: f.count, IntervalMs: uint32(f.interval.Milliseconds()),
+	ctx := cmd.Context()
+	if f.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, f.timeout)
+		defer cancel()
+	}
+	stream, err := client(cmd).Ping(ctx, &redoubtv1.PingRequest{
+		Peer: peer, Count: f.count, IntervalMs: uint32(f.interval.Milliseconds()), UntilDirect: f.untilDirect,
 	})
 	if err != nil {
 		return failed(cmd, err)
 	}
 	defer func() { _ = stream.Close() }()
-	sent, answered := 0, 0
+	s := &pinging{begun: time.Now()}
 	for stream.Receive() {
-		r := stream.Msg()
-		sent++
-		if !r.GetLost() {
-			answered++
-		}
-		if err := f.print(p, r); err != nil {
+		was := s.now
+		s.take(stream.Msg())
+		if err := f.print(p, s, was, stream.Msg()); err != nil {
 			return err
 		}
 	}
-	if err := stream.Err(); err != nil && cmd.Context().Err() == nil {
+	if err := stream.Err(); err != nil && ctx.Err() == nil {
 		return failed(cmd, err)
 	}
-	if !*f.json {
-		fmt.Fprintf(p.out, "%d sent, %d answered\n", sent, answered)
+	if err := f.summary(p, s); err != nil {
+		return err
 	}
-	if answered == 0 {
+	switch {
+	case f.untilDirect && !s.directly:
+		return &exitError{exitFalse, fmt.Errorf("no direct path: %s", s.notDirect())}
+	case s.answered == 0:
 		return &exitError{exitFalse, nil}
 	}
 	return nil
 }
 
-func (f pingFlags) print(p program, r *redoubtv1.PingResponse) error {
-	rtt := float64(r.GetRttUs()) / 1000
-	if *f.json {
+// notDirect says why no answer came directly.
+func (s *pinging) notDirect() string {
+	switch {
+	case s.sent == 0:
+		return "there was no time for a ping"
+	case s.answered == 0:
+		return "no ping was answered"
+	case s.why != "":
+		return s.why
+	}
+	return "the last ping was lost"
+}
+
+func (f pingFlags) print(p program, s *pinging, was wayJSON, r *redoubtv1.PingResponse) error {
+	elapsed := time.Since(s.begun)
+	switch {
+	case *f.json && r.GetMoved():
+		return json.NewEncoder(p.out).Encode(pingMovedJSON{"path", r.GetPeerName(), r.GetAddress(), millis(elapsed), pathOf(r), was})
+	case *f.json:
+		rtt := time.Duration(r.GetRttUs()) * time.Microsecond
 		return json.NewEncoder(p.out).Encode(pingJSON{
-			r.GetPeerName(), r.GetAddress(), r.GetSequence(), r.GetLost(), rtt, r.GetPath(), r.GetEndpoint(), r.GetReason(),
+			"echo", r.GetPeerName(), r.GetAddress(), r.GetSequence(), r.GetLost(), millis(rtt), r.GetReason(), pathOf(r),
 		})
 	}
-	c := palette(p.colour)
-	if r.GetLost() {
-		fmt.Fprint(p.out, wrap(fmt.Sprintf("%s (%s) seq %d %s: %s", r.GetPeerName(), r.GetAddress(), r.GetSequence(), c.bad("lost"), r.GetReason()), "", "  "))
-		return nil
-	}
-	way := ""
-	if r.GetPath() != "" {
-		way = "  " + r.GetPath() + " " + r.GetEndpoint()
-	}
-	fmt.Fprintf(p.out, "%s (%s) seq %d %s%s\n", r.GetPeerName(), r.GetAddress(), r.GetSequence(), c.good(fmt.Sprintf("%.2f ms", rtt)), way)
-	return nil
+	_, err := fmt.Fprintln(p.out, pingLine(r, was, elapsed, palette(p.colour))) // a line each, for who counts lines
+	return err
 }
+
+// pingLine is a message of the agent in words.
+func pingLine(r *redoubtv1.PingResponse, was wayJSON, elapsed time.Duration, c palette) string {
+	way := wayOf(r)
+	if r.GetMoved() {
+		line := fmt.Sprintf("%s %s after %.2f s, was %s", c.warn("now"), way.via(), elapsed.Seconds(), was.via())
+		if why := r.GetPathWhy(); why != "" {
+			line += ": " + why
+		}
+		return line
+	}
+	line := fmt.Sprintf("%s (%s) seq %d ", r.GetPeerName(), r.GetAddress(), r.GetSequence())
+	if r.GetLost() {
+		return line + c.bad("lost") + ": " + r.GetReason()
+	}
+	line += c.good(fmt.Sprintf("%.2f ms", millis(time.Duration(r.GetRttUs())*time.Microsecond)))
+	if way.Path == "" {
+		return line
+	}
+	line += ", " + way.String()
+	if us := r.GetPathRttUs(); us > 0 {
+		line += fmt.Sprintf(" (path %.2f ms)", float64(us)/1000)
+	}
+	if r.GetPathDoubt() {
+		line += " and through the relay as well: " + r.GetPathWhy()
+	}
+	return line
+}
+
+// summary says what came of all pings.
+func (f pingFlags) summary(p program, s *pinging) error {
+	lost := 0.0
+	if s.sent > 0 {
+		lost = float64(s.sent-s.answered) / float64(s.sent) * 100
+	}
+	if *f.json {
+		out := pingSummaryJSON{"summary", s.sent, s.answered, lost, nil, nil, nil, append([]pingWaysJSON{}, s.ways...)}
+		if s.answered > 0 {
+			least, median, most := millis(s.min), millis(s.median()), millis(s.max)
+			out.Min, out.Median, out.Max = &least, &median, &most
+		}
+		return json.NewEncoder(p.out).Encode(out)
+	}
+	text := fmt.Sprintf("%d sent, %d answered, %.0f%% lost\n", s.sent, s.answered, lost)
+	if s.answered > 0 {
+		text += fmt.Sprintf("round trip %.2f ms min, %.2f ms median, %.2f ms max\n", millis(s.min), millis(s.median()), millis(s.max))
+	}
+	if len(s.ways) > 0 {
+		var ways []string
+		for _, w := range s.ways {
+			ways = append(ways, fmt.Sprintf("%s (%d)", w, w.Answers))
+		}
+		text += wrap(strings.Join(ways, ", "), "paths: ", "  ")
+	}
+	if s.now.Path == "relay" && !f.untilDirect && s.why != "" {
+		text += wrap(s.why, "not direct: ", "  ")
+	}
+	_, err := fmt.Fprint(p.out, text)
+	return err
+}
+
+func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -111,7 +111,7 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 	}
 	if len(st.GetPeers()) > 0 {
 		b.WriteString("\n" + peerTable(st.GetPeers(), now))
-		b.WriteString(relayedPeers(st.GetPeers(), now))
+		b.WriteString(peerPaths(st.GetPeers(), now, c))
 	}
 	if len(st.GetProblems()) > 0 {
 		b.WriteString("\n" + c.warn("problems") + "\n")
@@ -148,25 +148,45 @@ func who(user string, tags []string) string {
 	return "-"
 }
 
-// relayedPeers says of each peer that is reached through a relay since when, and why not directly.
-func relayedPeers(peers []*redoubtv1.LocalPeer, now time.Time) string {
+// peerPaths says of each peer that packets go to by which way, since when, and why not directly.
+func peerPaths(peers []*redoubtv1.LocalPeer, now time.Time, c palette) string {
 	var b strings.Builder
 	for _, p := range peers {
-		if p.GetPath() != "relay" {
+		line := peerPath(p, now)
+		if line == "" {
 			continue
 		}
-		since := ""
-		if at := p.GetPathSince(); at > 0 {
-			since = " for " + span(now.Sub(time.UnixMilli(at)))
+		if b.Len() == 0 {
+			b.WriteString("\n" + c.dim("paths") + "\n")
 		}
-		why := p.GetPathWhy()
-		if why == "" {
-			why = "no direct way is known"
-		}
-		line := fmt.Sprintf("%s is reached through relay %s (%s)%s, and not directly: %s", p.GetName(), p.GetEndpoint(), p.GetPathTransport(), since, why)
-		b.WriteString(wrap(line, "", "  "))
+		b.WriteString(wrap(p.GetName()+": "+line, "  ", "    "))
 	}
 	return b.String()
+}
+
+// peerPath is how packets go to a peer; empty where none did.
+func peerPath(p *redoubtv1.LocalPeer, now time.Time) string {
+	way, why := wayOf(p), p.GetPathWhy()
+	if way.Path == "" {
+		if cause := p.GetPathCause(); cause == "" || cause == "unsent" {
+			return ""
+		}
+		return "nothing has come back so far: " + why
+	}
+	line := way.String()
+	if at := p.GetPathSince(); at > 0 {
+		line += " for " + since(now, at)
+	}
+	if us := p.GetPathRttUs(); us > 0 {
+		line += fmt.Sprintf(", round trip %.1f ms", float64(us)/1000)
+	}
+	switch {
+	case p.GetPathDoubt():
+		line += "; in doubt: " + why
+	case way.Path == "relay" && why != "":
+		line += "; not direct: " + why
+	}
+	return line
 }
 
 func peerTable(peers []*redoubtv1.LocalPeer, now time.Time) string {
@@ -176,8 +196,11 @@ func peerTable(peers []*redoubtv1.LocalPeer, now time.Time) string {
 		if len(p.GetAddresses()) > 0 {
 			address = p.GetAddresses()[0]
 		}
-		if p.GetPath() != "" {
-			path = p.GetPath() + " " + p.GetEndpoint()
+		switch p.GetPath() {
+		case "direct":
+			path = "direct" // below it is said where
+		case "relay":
+			path = "relay " + p.GetEndpoint()
 		}
 		if p.GetPath() == "direct" && p.GetPathTransport() != "" {
 			path += " (" + p.GetPathTransport() + ")"

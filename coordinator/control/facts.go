@@ -41,14 +41,20 @@ func (a *attached) tell() error {
 	return a.Directory.Report(ctx, a.id, a.about)
 }
 
-// posture takes what the node says of its health.
-func (a *attached) posture(m *redoubtv1.Posture) error {
+// healthOf is what a machine says of its health.
+func healthOf(m *redoubtv1.Posture) directory.Health {
 	said := directory.Health{Whole: m.GetWhole()}
 	for _, f := range m.GetFacts() {
 		said.Facts = append(said.Facts, directory.HealthFact{
 			Name: f.GetName(), Value: f.GetValue(), TTL: time.Duration(f.GetTtlSeconds()) * time.Second,
 		})
 	}
+	return said
+}
+
+// posture takes what the node says of its health.
+func (a *attached) posture(m *redoubtv1.Posture) error {
+	said := healthOf(m)
 	if !a.renewFirst {
 		return a.reportHealth(said)
 	}

@@ -135,7 +135,7 @@ func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (n
 	}
 	watch := s.Directory.WatchCandidate(admit.Claim.Device)
 	n, err = s.admit(admit, hello.Message, t)
-	if pending := (*directory.PendingError)(nil); errors.As(err, &pending) {
+	if pending := (*directory.PendingError)(nil); errors.As(err, &pending) && pending.Code != "" { // else it is a node already
 		result = "pending"
 		s.Log.Info("machine waits for approval", "code", pending.Code, "name", pending.Name, "attestation", admit.Attributes.Level, "remote", t.RemoteAddr())
 		return nil, s.await(t, g, in, "candidate "+admit.Claim.Device.String(), watch, func(hold uint32) *redoubtv1.Down {
@@ -225,6 +225,7 @@ func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello, t *tls.Conn) (*di
 		Token: a.Claim.Token, Device: a.Claim.Device, Key: a.Claim.Node, Hostname: a.Hostname, Level: a.Attributes.Level,
 		Attested: attested(a.Kind, a.Attributes),
 		Reported: s.reported(hello, hello.GetFacts()),
+		Health:   healthOf(a.Posture),
 	})
 	var locked *directory.LockedError
 	if errors.As(err, &locked) {

@@ -126,7 +126,7 @@ func (t *tx) admissible(d *Directory, token *Token, r EnrollRequest) (verdict *V
 			t.forgetCandidate(c)
 		}
 		return nil, nil, nil
-	case known && c.Token == token.ID && c.Verdict.approved():
+	case known && c.Token == token.ID && c.Verdict.approved() && c.shows(r):
 		t.forgetCandidate(c)
 		return c.Verdict, nil, nil
 	}
@@ -137,15 +137,21 @@ func (t *tx) admissible(d *Directory, token *Token, r EnrollRequest) (verdict *V
 	return nil, &PendingError{Code: c.Code, Name: c.Name(), By: demand.ApprovalBy}, nil
 }
 
-// wait has a machine wait for an approval: as it did before, if it did so with this token.
+// shows says whether a machine is what an administrator sees of the candidate.
+func (c *Candidate) shows(r EnrollRequest) bool {
+	return c.Hostname == strings.ToValidUTF8(r.Hostname, "?") && c.Level == r.Level && c.Hardware == r.Attested.Device
+}
+
+// wait has a machine wait for an approval: as it did before, if it did so with this token. What was approved is what the machine
+// showed then: one that shows something else waits again.
 func (t *tx) wait(d *Directory, c *Candidate, token *Token, r EnrollRequest) (*Candidate, error) {
 	hostname := strings.ToValidUTF8(r.Hostname, "?")
 	if c != nil && c.Token == token.ID {
-		if c.Hostname == hostname && c.Level == r.Level && c.Hardware == r.Attested.Device {
+		if c.shows(r) {
 			return c, nil
 		}
 		now := *c
-		now.Hostname, now.Level, now.Hardware = hostname, r.Level, r.Attested.Device
+		now.Hostname, now.Level, now.Hardware, now.Verdict = hostname, r.Level, r.Attested.Device, nil
 		return &now, t.setCandidate(&now)
 	}
 	if c != nil {

@@ -139,6 +139,31 @@ func tokenState(r *rig, tok *Token) string {
 	return now.State(r.clock.now())
 }
 
+// An approval is of what the administrator saw: a machine that shows something else by then waits again.
+func TestAnApprovalIsOfWhatWasShown(t *testing.T) {
+	for name, change := range map[string]func(*EnrollRequest){
+		"another name":     func(q *EnrollRequest) { q.Hostname = "payroll" },
+		"a lower level":    func(q *EnrollRequest) { q.Level = cert.LevelToken },
+		"another hardware": func(q *EnrollRequest) { q.Attested.Device = "tpm:other" },
+	} {
+		r := newRig(t)
+		r.demand.Approval = true
+		q := machine(t, r.token(nil), "laptop")
+		q.Level, q.Attested.Device = cert.LevelTPM, "tpm:one"
+		r.judge(r.waits(q), true)
+		other := q
+		change(&other)
+		code := r.waits(other)
+		r.reopen()
+		r.waits(other)
+		r.waits(q) // it shows something else again
+		r.judge(code, true)
+		if n := r.enroll(q); !n.Verdict.approved() {
+			t.Errorf("%s: %+v", name, n)
+		}
+	}
+}
+
 func TestDenial(t *testing.T) {
 	r := newRig(t)
 	r.demand.Approval = true
@@ -196,6 +221,30 @@ func TestCandidatesAreBounded(t *testing.T) {
 		t.Errorf("%d candidates are left", n)
 	}
 	r.waits(machine(t, r.reusable(), "one more"))
+}
+
+// A join code is no way around what a renewal asks: a node that enrols once more, with the keys that it has, gets no other
+// certificate where it would get none by a renewal.
+func TestEnrollingAgainAsksAgain(t *testing.T) {
+	r := newRig(t)
+	q := machine(t, r.token(func(s *TokenSpec) { s.TTL = 5 * time.Hour }), "laptop")
+	n := r.enroll(q)
+	r.clock.pass(40 * time.Minute)
+	judge := func(denied bool) {
+		t.Helper()
+		if _, err := r.JudgeNode(t.Context(), n.ID, Verdict{By: "uid 0", Denied: denied}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	judge(true)
+	r.refused(q, ErrDenied)
+	judge(false)
+	r.demand.Attestation = "tpm"
+	r.refused(q, ErrAdmission)
+	r.demand = compile.Demand{}
+	if again := r.enroll(q); again.ID != n.ID || again.Certificate.Sequence != 2 {
+		t.Errorf("%+v", again)
+	}
 }
 
 func TestTokenRevokedWhileAMachineWaits(t *testing.T) {

@@ -27,8 +27,9 @@ type EnrollRequest struct {
 	Hostname string
 	Level    cert.Level
 	Attested Attested
-	// Reported is what the machine says of itself.
+	// Reported is what the machine says of itself, Health what it says of its health: policies go by it from the first moment on.
 	Reported Reported
+	Health   Health
 }
 
 // Enroll makes a node: name, addresses and first certificate, and spends the token, all in one transaction. A machine that the
@@ -39,7 +40,7 @@ func (d *Directory) Enroll(ctx context.Context, r EnrollRequest) (*Node, error) 
 	if r.Token.IsZero() || r.Device.IsZero() || r.Key.IsZero() || len(r.Hostname) > MaxHostname {
 		return nil, fmt.Errorf("enrolment without all of its keys, or with a host name of %d bytes: %w", len(r.Hostname), ErrInvalid)
 	}
-	if err := r.Reported.check(d.Snapshot().Mesh()); err != nil {
+	if err := errors.Join(r.Reported.check(d.Snapshot().Mesh()), r.Health.check()); err != nil {
 		return nil, err
 	}
 	var n *Node
@@ -61,7 +62,7 @@ func (d *Directory) enroll(t *tx, r EnrollRequest) (n *Node, pending, err error)
 	}
 	if n, err := t.again(token, r); n != nil || err != nil {
 		if err == nil && !fresh(n.Certificate, t.now) {
-			n, err = d.certify(t, n)
+			n, err = d.certifyAgain(t, n)
 		}
 		return n, nil, err
 	}
@@ -107,7 +108,9 @@ func (t *tx) join(d *Directory, token *Token, r EnrollRequest, verdict *Verdict)
 	if n, err = d.certify(t, n); err != nil {
 		return nil, err
 	}
-	return n, t.setTraits(n, new(Traits).with(&r.Reported, t.now))
+	traits, _ := new(Traits).with(&r.Reported, t.now).withHealth(&r.Health, t.now)
+	traits.silent(t.now) // until it attaches
+	return n, t.setTraits(n, traits)
 }
 
 // usable answers a token that is neither revoked nor past its time; it may be spent. A machine that asked in time, and waits, may
@@ -217,6 +220,18 @@ func (t *tx) spend(token *Token, n *Node) error {
 		used.Spent, used.SpentBy = n.Device, n.ID
 	}
 	return t.setToken(&used)
+}
+
+// certifyAgain issues another certificate for a node that enrols once more, on the terms of a renewal: a join code is no way around
+// them.
+func (d *Directory) certifyAgain(t *tx, n *Node) (*Node, error) {
+	if n.Quarantine != nil {
+		return nil, n.quarantined()
+	}
+	if err := d.Renewable(t.snapshot(), n); err != nil {
+		return nil, err
+	}
+	return d.certify(t, n)
 }
 
 // certify issues the next certificate of a node and writes the node with it.

@@ -73,6 +73,8 @@ type Admit struct {
 	Kind       string // of the evidence
 	Attributes attest.Attributes
 	Hostname   string
+	// Posture is what the proof said of the machine's health; nil for nothing.
+	Posture *redoubtv1.Posture
 }
 
 // Extend asks the directory for the next certificate of a node, with the key that it proved to hold as the one to come next.
@@ -247,8 +249,12 @@ func (m *Machine) proof(now time.Time, e Proof) (Effect, error) {
 	if !a.claim.Device.Verify(binding[:], e.Message.GetDeviceSignature()) {
 		return nil, refusal.Proof("the device key")
 	}
+	posture, err := postureOf(e.Message)
+	if err != nil {
+		return nil, err
+	}
 	if a.node != 0 {
-		return a.extend(now, e.Message, binding)
+		return a.extend(now, e.Message, posture, binding)
 	}
 	if !a.claim.Token.IsZero() && !a.claim.Token.Verify(binding[:], e.Message.GetTokenSignature()) {
 		return nil, refusal.Token()
@@ -257,19 +263,26 @@ func (m *Machine) proof(now time.Time, e Proof) (Effect, error) {
 	if err != nil {
 		return nil, evidence(a.attestor, err)
 	}
-	return Admit{Claim: a.claim, Kind: a.attestor.Kind(), Attributes: attributes, Hostname: a.hostname}, nil
+	return Admit{Claim: a.claim, Kind: a.attestor.Kind(), Attributes: attributes, Hostname: a.hostname, Posture: posture}, nil
+}
+
+// postureOf is what a proof, which covers it, says of the machine's health.
+func postureOf(given *redoubtv1.Proof) (*redoubtv1.Posture, error) {
+	b := given.GetPosture()
+	if len(b) == 0 {
+		return nil, nil
+	}
+	p := new(redoubtv1.Posture)
+	if err := pb.Unmarshal(b, p); err != nil {
+		return nil, refusal.Malformed("posture: " + err.Error())
+	}
+	return p, nil
 }
 
 // extend judges the evidence of a renewal. A machine that says that it cannot give any keeps its certificate, and has proved
 // less; one that gives what does not hold gets nothing.
-func (a *asked) extend(now time.Time, given *redoubtv1.Proof, binding [32]byte) (Effect, error) {
-	x := Extend{ID: a.node, Key: a.claim.Node, Lapse: a.lapse}
-	if b := given.GetPosture(); len(b) > 0 {
-		x.Posture = new(redoubtv1.Posture)
-		if err := pb.Unmarshal(b, x.Posture); err != nil {
-			return nil, refusal.Malformed("posture: " + err.Error())
-		}
-	}
+func (a *asked) extend(now time.Time, given *redoubtv1.Proof, posture *redoubtv1.Posture, binding [32]byte) (Effect, error) {
+	x := Extend{ID: a.node, Key: a.claim.Node, Lapse: a.lapse, Posture: posture}
 	if a.attestor == nil {
 		return x, nil
 	}

@@ -31,6 +31,7 @@ type Course struct {
 	awake   atomic.Bool
 	sent    atomic.Uint64 // calls that sent something which wants an answer
 	heard   atomic.Uint64 // times that authentic packets came by the main way
+	limit   atomic.Int64
 }
 
 // leg is a route as endpoints.
@@ -70,6 +71,12 @@ func (c *Course) SetRoute(r path.Route) {
 	}
 	c.leg.Store(l)
 }
+
+// SetLimit says how large packets may be inside the tunnel; 0: there is no limit but the device's.
+func (c *Course) SetLimit(mtu int) { c.limit.Store(int64(mtu)) }
+
+// Limit is how large they may be.
+func (c *Course) Limit() int { return int(c.limit.Load()) }
 
 func (c *Course) endpoint(w path.Way) *Endpoint {
 	switch {

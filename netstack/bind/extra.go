@@ -230,3 +230,16 @@ func (b *Bind) SendFrom(number uint32, msg []byte, to netip.AddrPort) error {
 	}
 	return out.Send([][]byte{msg}, e)
 }
+
+// WholeFrom is Whole for what an extra socket sends.
+func (b *Bind) WholeFrom(number uint32, send func() error) error {
+	b.extras.mu.Lock()
+	x := b.extras.all[number]
+	b.extras.mu.Unlock()
+	if x != nil {
+		if w, ok := x.inner.(Whole); ok {
+			return w.Whole(send)
+		}
+	}
+	return fmt.Errorf("send in one piece by socket %d: %w", number, errors.ErrUnsupported)
+}

@@ -28,6 +28,9 @@ type udp struct {
 	only4  bool
 	mu     sync.Mutex // of Open and Close
 	v4, v6 atomic.Pointer[socket]
+
+	wholeMu sync.Mutex
+	cuts    bool // the network may cut what is sent
 }
 
 // Sibling implements Siblings.
@@ -69,6 +72,12 @@ func (u *udp) OpenRuns(port uint16) ([]RunFunc, uint16, error) {
 		}
 		u.v4.Store(v4)
 		u.v6.Store(v6)
+		u.wholeMu.Lock()
+		err = restore(u.sockets(), u.cuts)
+		u.wholeMu.Unlock()
+		if err != nil {
+			return nil, 0, errors.Join(err, u.closeSockets())
+		}
 		var fns []RunFunc
 		for _, s := range []*socket{v4, v6} {
 			if s != nil {
@@ -197,6 +206,10 @@ func corruptsSegments(release string) bool {
 func (u *udp) Close() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	return u.closeSockets()
+}
+
+func (u *udp) closeSockets() error {
 	var errs []error
 	for _, p := range []*atomic.Pointer[socket]{&u.v4, &u.v6} {
 		if s := p.Swap(nil); s != nil {

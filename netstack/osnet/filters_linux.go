@@ -71,6 +71,8 @@ func filterRule(exprs []expr.Any) (out FilterRule) {
 			case "LOG", "NFLOG":
 			case "REJECT", "DROP":
 				out.Verdict = VerdictDrop
+			case "NFQUEUE", "QUEUE":
+				out.Verdict = VerdictAccept // as nftables' own queue: a program judges, and nobody vouches for it
 			default:
 				out.Conditional = true
 			}

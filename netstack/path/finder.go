@@ -54,6 +54,10 @@ type Finder struct {
 	lastSocket  uint32
 	guessRested time.Time
 	aimedAt     map[netip.Addr]backoff // where guesses hit nothing
+
+	stirred time.Time // when a Stir was asked for last
+	keepAt  time.Time // when ways are kept open next; zero: they need not be
+	mtu     int       // of this host's device; 0: sizes are of no interest
 }
 
 // NewFinder is a finder without peers. It draws the numbers of pings from random, which must be cryptographically random.
@@ -163,6 +167,10 @@ func (f *Finder) Step(now time.Time, e Event) []Effect {
 		f.moved(e)
 	case Offering:
 		f.own = e.Offer
+	case Keeping:
+		f.keeping(e.On)
+	case Sized:
+		f.mtu = min(e.MTU, maxMTU)
 	case Tick:
 		f.tick()
 	default:
@@ -194,13 +202,14 @@ func (f *Finder) with(id proto.NodeID, do func(*pair)) {
 
 // Next is when the next Tick is due; zero: never.
 func (f *Finder) Next() time.Time {
-	if len(f.due) == 0 {
-		return time.Time{}
+	if len(f.due) == 0 || (!f.keepAt.IsZero() && f.keepAt.Before(f.due[0].next)) {
+		return f.keepAt
 	}
 	return f.due[0].next
 }
 
 func (f *Finder) tick() {
+	f.keep()
 	for len(f.due) > 0 && !f.due[0].next.After(f.now) {
 		p := f.due[0]
 		f.run(p)
@@ -219,7 +228,14 @@ func (f *Finder) known(e Known) {
 		p = &pair{id: e.ID, all: map[netip.AddrPort]*candidate{}}
 		f.peers[e.ID] = p
 	}
-	p.relay, p.endpoints = e.Relay, slices.Clone(e.Endpoints)
+	if p.relay != e.Relay {
+		f.leaves(p, e.Relay)
+		if p.current == nil && !p.since.IsZero() {
+			p.since = f.now
+		}
+		p.relay, p.relayPong, p.relayAsked, p.relaySizes = e.Relay, time.Time{}, time.Time{}, search{}
+	}
+	p.endpoints = slices.Clone(e.Endpoints)
 	f.relist(p)
 	f.settle(p)
 }
@@ -254,6 +270,7 @@ func (f *Finder) moved(e Moved) {
 	for _, p := range f.sorted() {
 		f.relist(p)
 		p.opens = backoff{}
+		p.resize()
 		recently := !p.lastHeard.IsZero() && f.now.Sub(p.lastHeard) < recent
 		if c := p.current; c != nil {
 			p.doubt("this host's addresses changed")
@@ -285,6 +302,9 @@ func (f *Finder) wanted(p *pair) {
 		return
 	}
 	p.awake, p.lastSent, p.unanswered = true, f.now, time.Time{}
+	if p.since.IsZero() {
+		p.since = f.now
+	}
 	if p.current != nil && f.now.Sub(p.current.pong) > checkEvery {
 		p.doubt("it was at rest")
 	}
@@ -353,6 +373,7 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 		return
 	}
 	f.out = append(f.out, Send{p.id, from, pathmsg.Pong{TxID: m.TxID, Observed: from.Addr}})
+	p.expect(f.now)
 	if !from.Direct() || f.bounds.Check(from.Addr) != nil {
 		return
 	}
@@ -372,7 +393,9 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 	i := slices.IndexFunc(p.probes, func(x probe) bool { return x.id == m.TxID })
 	if i < 0 {
-		f.struck(p, m.TxID)
+		if !f.struck(p, m.TxID) {
+			f.gotSized(p, m.TxID) // else it is to no ping of ours, or too late
+		}
 		return
 	}
 	x := p.probes[i]
@@ -380,7 +403,16 @@ func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 	p.lastHeard = f.now
 	rtt := f.now.Sub(x.at)
 	if !x.to.Direct() {
+		if x.to.Relay != p.relay {
+			return
+		}
 		p.relayRTT, p.relayPong = rtt, f.now
+		if p.current == nil {
+			if p.missesRelay(f.now) {
+				p.relaySizes.suspect(f.now)
+			}
+			p.unanswered = time.Time{}
+		}
 		return
 	}
 	c := p.at(x.to)
@@ -398,6 +430,9 @@ func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 		p.beside = nil
 	}
 	if c == p.current {
+		if !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= c.patience() {
+			c.sizes.suspect(f.now)
+		}
 		p.unanswered = time.Time{}
 		p.trust(f.now)
 		return
@@ -433,6 +468,7 @@ func (f *Finder) gotOffer(p *pair, m pathmsg.Offer) {
 // run does what is due for a peer.
 func (f *Finder) run(p *pair) {
 	p.expire(f.now)
+	f.miss(p)
 	f.check(p)
 	f.look(p)
 	f.runPunch(p)
@@ -442,9 +478,9 @@ func (f *Finder) run(p *pair) {
 func (f *Finder) check(p *pair) {
 	c := p.current
 	if c == nil {
+		f.askRelay(p)
 		return
 	}
-	patience := max(c.rtt+c.rtt/4, 20*time.Millisecond) + 40*time.Millisecond
 	if c.missed > 0 {
 		missing := "it does not answer"
 		if c.missed >= lostPings {
@@ -454,10 +490,11 @@ func (f *Finder) check(p *pair) {
 		if !p.doubted {
 			p.doubt(missing)
 			p.search(f.now)
+			f.stir()
 		}
 	}
 	asked := p.waitsFor(c.way())
-	silent := !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= patience
+	silent := !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= c.patience()
 	due := p.awake && f.now.Sub(c.ping) >= checkEvery && f.now.Sub(p.lastSent) < checkEvery
 	if warm := p.warms(); !warm.IsZero() && !f.now.Before(warm) {
 		due = true
@@ -510,6 +547,8 @@ func (f *Finder) ping(p *pair, to Way) {
 		if c == p.current {
 			patience = max(2*c.rtt, 60*time.Millisecond) + 30*time.Millisecond
 		}
+	} else if !to.Direct() && p.relayRTT > 0 {
+		patience = max(2*p.relayRTT, 120*time.Millisecond) + 60*time.Millisecond
 	}
 	if len(p.probes) == maxProbes {
 		p.probes = slices.Delete(p.probes, 0, 1)
@@ -518,8 +557,9 @@ func (f *Finder) ping(p *pair, to Way) {
 	f.out = append(f.out, Send{p.id, to, pathmsg.Ping{TxID: id}})
 }
 
-// settle says what changed of a route, and sets the timer.
+// settle says what changed of a route and of what fits it, and sets the timer.
 func (f *Finder) settle(p *pair) {
+	f.fit(p)
 	if r := p.routeNow(f.local); !p.said || !r.equal(&p.route) {
 		p.route, p.said = r, true
 		f.out = append(f.out, Use{p.id, r})

@@ -24,7 +24,7 @@ type pair struct {
 	doubted bool       // the way in use may be none any more
 	beside  *candidate // where the peer was just seen, and may have moved
 	since   time.Time  // of the way in use
-	why     string     // there is no direct way, or it is in doubt
+	why     string     // the way in use is in doubt, or was lost
 
 	awake      bool
 	lastSent   time.Time
@@ -33,6 +33,11 @@ type pair struct {
 	answering  time.Time
 	answers    int
 	offered    time.Time // when the peer's last Offer was taken
+	asked      time.Time // when the peer pinged last
+	missing    time.Time // when its next ping should have come; zero: it need not
+	missed     time.Time // when something was done about that
+	stirs      int       // how often it was
+	again      bool      // it has pinged since
 
 	began  time.Time // of the search
 	rounds int       // of it that are over
@@ -43,8 +48,13 @@ type pair struct {
 	opens   backoff    // of punches as the opener
 	guesses backoff    // as the guesser
 
-	relayRTT  time.Duration
-	relayPong time.Time
+	// relayAsked is when it was asked for a Pong through the relay last, since nothing else came.
+	relayAsked time.Time
+	relayRTT   time.Duration
+	relayPong  time.Time // zero: it was never proved
+	relaySizes search
+	sized      []sized
+	fits       Fit
 
 	route Route
 	said  bool
@@ -63,6 +73,7 @@ type candidate struct {
 	pong    time.Time // the last one; zero: it was never proved
 	heard   time.Time
 	rtt     time.Duration
+	sizes   search
 	missed  int // pings in a row without an answer, of those that were sent while it was in use
 }
 
@@ -176,6 +187,11 @@ func (c *candidate) answer(now time.Time, rtt time.Duration) {
 	c.pong, c.missed = now, 0
 }
 
+// patience is how long packets may go out by a way without an answer before it is asked for one.
+func (c *candidate) patience() time.Duration {
+	return max(c.rtt+c.rtt/4, 20*time.Millisecond) + 40*time.Millisecond
+}
+
 // prefers says whether a candidate that has just answered is better than the way in use: nearer, or clearly faster, or the
 // only one that works.
 func (p *pair) prefers(c *candidate, local []netip.Prefix) bool {
@@ -271,8 +287,9 @@ func (p *pair) wake() (at time.Time) {
 			at = t
 		}
 	}
+	sooner(p.missing)
 	if !p.awake && p.current == nil && len(p.probes) == 0 && p.rounds >= len(rounds) {
-		return time.Time{}
+		return at
 	}
 	if p.rounds < len(rounds) && !p.began.IsZero() {
 		sooner(p.began.Add(rounds[p.rounds]))
@@ -282,6 +299,9 @@ func (p *pair) wake() (at time.Time) {
 	if !p.awake {
 		sooner(p.warms())
 	}
+	if _, s, _ := p.inUse(); s != nil && p.awake {
+		sooner(s.next())
+	}
 	for _, x := range p.probes {
 		if x.late {
 			sooner(x.at.Add(lateAfter))
@@ -290,54 +310,4 @@ func (p *pair) wake() (at time.Time) {
 		}
 	}
 	return at
-}
-
-// View is how things stand with a peer.
-type View struct {
-	Way   Way // zero: none is known
-	Since time.Time
-	RTT   time.Duration // of the last Pong; zero: not known
-	Doubt bool          // packets go both ways
-	// Punched says that a port of a NAT was guessed for it.
-	Punched bool
-	// Why says why the way is not direct, or in doubt; empty where it is neither.
-	Why string
-}
-
-// View tells how things stand with a peer; false where it is not known.
-func (f *Finder) View(id proto.NodeID) (View, bool) {
-	p := f.peers[id]
-	if p == nil {
-		return View{}, false
-	}
-	v := View{Since: p.since, Doubt: p.doubted, Why: p.why}
-	switch {
-	case p.current != nil:
-		v.Way, v.RTT, v.Punched = p.current.way(), p.current.rtt, p.current.punched
-	case p.relay != 0:
-		v.Way, v.RTT = Way{Relay: p.relay}, p.relayRTT
-	}
-	if p.current == nil && v.Why == "" {
-		v.Why = p.reason(&f.own, f.punchReason(p))
-	}
-	return v, true
-}
-
-// reason says why no direct way was found.
-func (p *pair) reason(own *pathmsg.Offer, punching string) string {
-	switch {
-	case p.began.IsZero():
-		return "nothing was sent yet"
-	case p.rounds < len(rounds):
-		return "still looking"
-	case len(p.all) == 0:
-		return "the peer has told of no address"
-	case own.NAT == pathmsg.NATBlocked || p.peerNAT == pathmsg.NATBlocked:
-		return "UDP is blocked on one side"
-	case own.NAT == pathmsg.NATHard && p.peerNAT == pathmsg.NATHard:
-		return "both are behind NATs that give each destination another port"
-	case punching != "":
-		return punching
-	}
-	return "no address of the peer answers"
 }

@@ -245,16 +245,17 @@ func (f *Finder) shoot(to Way) {
 	f.out = append(f.out, Send{x.pair.id, to, pathmsg.Ping{TxID: id}})
 }
 
-// struck takes a Pong that may be to a ping of a punch.
-func (f *Finder) struck(p *pair, id pathmsg.TxID) {
+// struck takes a Pong that may be to a ping of a punch, and says whether it is.
+func (f *Finder) struck(p *pair, id pathmsg.TxID) bool {
 	x := &f.punch
 	s, ok := x.shots[id]
 	if x.pair != p || !ok || f.now.Sub(s.at) >= lateAfter {
-		return // to no ping of ours, or too late
+		return false
 	}
 	delete(x.shots, id)
 	p.lastHeard = f.now
 	f.found(p, s.to, f.now.Sub(s.at))
+	return true
 }
 
 // found makes the way that a punch found a candidate, and the way in use where there is no better one.

@@ -25,10 +25,15 @@ type Config struct {
 	Bind   *bind.Bind
 	Bounds path.Bounds
 	Local  []netip.Prefix
+	// MTU is how large a packet is that the host's device takes; 0 leaves it open how large those are that arrive.
+	MTU int
 	// STUN is given what comes of RFC 8489; nil: nobody waits for it.
 	STUN func(from netip.AddrPort, msg []byte)
 	// Warm has a way through a relay made ready; nil: there are no relays.
 	Warm func(relay proto.NodeID)
+	// Stir has something said to a relay, or to all where that is 0: the NAT between may have forgotten this node, or the relay
+	// be gone. Nil: there are none.
+	Stir func(relay proto.NodeID)
 	// Changed is told that the view of a peer may be another. It must not block. May be nil.
 	Changed func(proto.NodeID)
 	Log     *slog.Logger
@@ -79,6 +84,9 @@ func New(cfg Config) *Pilot {
 		cfg: cfg, inbox: make(chan func(), maxInbox), stop: make(chan struct{}),
 		finder: path.NewFinder(cfg.Bounds, cfg.Local, rand.Reader),
 		peers:  map[proto.NodeID]*peer{}, byKey: map[pathmsg.KeyID]*peer{}, awake: map[proto.NodeID]*peer{},
+	}
+	if cfg.MTU > 0 && cfg.Bind.Probes() {
+		p.step(path.Sized{MTU: cfg.MTU})
 	}
 	p.done.Go(p.run)
 	return p
@@ -191,6 +199,9 @@ func (p *Pilot) Moved(local []netip.Prefix) { p.call(func() { p.step(path.Moved{
 
 // Offer changes what peers are told of this node.
 func (p *Pilot) Offer(o pathmsg.Offer) { p.call(func() { p.step(path.Offering{Offer: o}) }) }
+
+// Keep says whether the ways in use are this node's only ones in, so that they must be kept open.
+func (p *Pilot) Keep(on bool) { p.call(func() { p.step(path.Keeping{On: on}) }) }
 
 // View tells how things stand with a peer; false where the Pilot does not steer it.
 func (p *Pilot) View(id proto.NodeID) (v path.View, ok bool) {
@@ -311,6 +322,12 @@ func (p *Pilot) step(e path.Event) {
 			p.log("socket not opened", f.ID, p.cfg.Bind.OpenExtra(f.Socket))
 		case path.Shut:
 			p.log("socket not closed", f.ID, p.cfg.Bind.ShutExtra(f.Socket))
+		case path.Stir:
+			if p.cfg.Stir != nil {
+				p.cfg.Stir(f.Relay)
+			}
+		case path.Fit:
+			p.fit(f)
 		case path.Rest:
 			delete(p.awake, f.ID)
 			if x := p.peers[f.ID]; x != nil {
@@ -343,6 +360,23 @@ func (p *Pilot) use(f path.Use) {
 	}
 }
 
+// fit says how large packets for a peer may be.
+func (p *Pilot) fit(f path.Fit) {
+	x := p.peers[f.ID]
+	if x == nil {
+		return
+	}
+	x.course.SetLimit(f.MTU)
+	if f.Fragments {
+		if err := p.cfg.Bind.Fragment(); err != nil {
+			p.cfg.Log.Warn("a way is too narrow, and packets cannot be sent in fragments", "node", f.ID, "err", err)
+		}
+	}
+	if p.cfg.Changed != nil {
+		p.cfg.Changed(f.ID)
+	}
+}
+
 // send seals a message and sends it. What cannot be sent is as good as lost.
 func (p *Pilot) send(f path.Send) {
 	x := p.peers[f.ID]
@@ -353,20 +387,29 @@ func (p *Pilot) send(f path.Send) {
 	if err != nil {
 		return
 	}
-	m := f.Message
+	m, whole := f.Message, false
 	if ping, ok := m.(pathmsg.Ping); ok {
 		ping.Node = p.cfg.Self
-		m = ping
+		m, whole = ping, ping.Size > 0
 	}
 	msg := box.Seal(nil, m)
-	switch {
-	case f.To.Socket != 0:
-		err = p.cfg.Bind.SendFrom(f.To.Socket, msg, f.To.Addr)
-	case f.To.Direct():
-		err = p.cfg.Bind.SendTo(msg, f.To.Addr)
-	default:
+	send := func() error {
+		switch {
+		case f.To.Socket != 0:
+			return p.cfg.Bind.SendFrom(f.To.Socket, msg, f.To.Addr)
+		case f.To.Direct():
+			return p.cfg.Bind.SendTo(msg, f.To.Addr)
+		}
 		via := p.cfg.Bind.RelayEndpoint(bind.Via{Relay: f.To.Relay, Peer: f.ID})
-		err = p.cfg.Bind.Send([][]byte{msg}, conn.Endpoint(via))
+		return p.cfg.Bind.Send([][]byte{msg}, conn.Endpoint(via))
+	}
+	switch {
+	case whole && f.To.Socket != 0:
+		err = p.cfg.Bind.WholeFrom(f.To.Socket, send)
+	case whole:
+		err = p.cfg.Bind.Whole(send)
+	default:
+		err = send()
 	}
 	p.log("path message not sent", f.ID, err)
 }

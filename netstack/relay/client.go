@@ -104,6 +104,7 @@ type Client struct {
 	mu     sync.Mutex
 	closed bool
 	home   proto.NodeID
+	lost   bool      // no relay answers: any that does may become home
 	since  time.Time // when the relays were set
 	gauge  time.Time // when round trips were asked for last
 }
@@ -256,6 +257,19 @@ func (c *Client) Moved() {
 	c.wake()
 }
 
+// Stir says to a relay, or to all where that is 0, where this node is, and finds out whether it lives: where there is a session.
+func (c *Client) Stir(relay proto.NodeID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, h := range *c.table.Load() {
+		if relay == 0 || relay == id {
+			c.sync(h)
+			c.do(h, h.Step(time.Now(), stirred{}, c.chance))
+		}
+	}
+	c.wake()
+}
+
 // Warm has a session with a relay made ready, since packets will go through it soon.
 func (c *Client) Warm(relay proto.NodeID) {
 	if h := (*c.table.Load())[relay]; h != nil {
@@ -327,14 +341,14 @@ func (c *Client) tick(now time.Time) time.Duration {
 	if now.Sub(c.gauge) >= remeasure {
 		c.gauge = now
 		for _, h := range table {
-			h.measure = true
+			h.measure = h.cur == nil // a session's pings measure as well
 		}
 	}
 	next := c.gauge.Add(remeasure)
 	for _, id := range slices.Sorted(maps.Keys(table)) {
 		h := table[id]
 		used := time.Unix(0, h.usedAt.Load())
-		h.want = id == c.home || now.Sub(used) < inUse
+		h.want = id == c.home || now.Sub(used) < inUse || c.lost
 		c.lookUp(now, h)
 		c.sync(h)
 		c.do(h, h.Step(now, ticked{}, c.chance))
@@ -371,6 +385,10 @@ func (c *Client) chooseHome(now time.Time) time.Time {
 	}
 	if open && c.home == 0 && now.Before(settled) {
 		return settled
+	}
+	if lost := len(all) > 0 && !slices.ContainsFunc(all, func(x candidate) bool { return x.health != dead }); lost != c.lost {
+		c.lost = lost
+		c.wake()
 	}
 	if home := choose(c.home, all); home != c.home {
 		c.home = home

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -263,6 +264,44 @@ func TestLimits(t *testing.T) {
 		r.begin(other, 40, r.cookie(40))
 		if m := r.wants(relaymsg.Refused); m.Reason != relaymsg.ReasonFull {
 			t.Errorf("refused: %v", m.Reason)
+		}
+	})
+}
+
+// A relay does not answer what relays say: one forged datagram would set two of them upon each other for ever.
+func TestRelaysDoNotAnswerEachOther(t *testing.T) {
+	hostile(t, func(t *testing.T, w *world, s *station, _ *node) {
+		other := w.addRelay(101)
+		r := w.raw(s, "forger", "192.0.2.1")
+		var said []sim.Seen
+		relays := []netip.AddrPort{netip.AddrPortFrom(s.relay.UDP[0], port), netip.AddrPortFrom(other.relay.UDP[0], port)}
+		w.net.Tap(func(x sim.Seen) {
+			if x.Datagram() && x.From == relays[0] {
+				said = append(said, x)
+			}
+		})
+		r.cookie(7)
+		r.send(data(relaymsg.Data, 7, 0, "of no session"))
+		r.wants(relaymsg.Refused)
+		n := w.addNode(2)
+		r.begin(n, 8, r.cookie(8))
+		r.wants(relaymsg.Bound)
+		answers := 0
+		w.net.Tap(func(x sim.Seen) {
+			if slices.Contains(relays, x.From) && slices.Contains(relays, x.To) {
+				answers++
+			}
+		})
+		if len(said) < 4 {
+			t.Fatalf("the relay said %d things", len(said))
+		}
+		for _, x := range said {
+			x.To = relays[1]
+			w.net.Inject(x)
+		}
+		time.Sleep(time.Second)
+		if answers > 0 {
+			t.Errorf("%d datagrams between the relays", answers)
 		}
 	})
 }

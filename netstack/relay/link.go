@@ -12,6 +12,9 @@ import (
 
 // Times of a link.
 const (
+	// renewBefore is how long before its end a session is bound anew; one that lasts for less than four times this, when a
+	// quarter of it is left.
+	renewBefore = 2 * time.Minute
 	// keepWarm is how often a session that nothing else keeps open says something, so that NATs keep its mapping.
 	keepWarm = 25 * time.Second
 	// firstTry is how long the first answer is awaited; each later one twice as long, up to lastTry.
@@ -30,6 +33,7 @@ const (
 
 var (
 	errSilent = errors.New("no answer by UDP")
+	errMute   = errors.New("no answer by the stream")
 	errRandom = errors.New("no random numbers")
 )
 
@@ -78,6 +82,7 @@ type bound struct {
 	addr    netip.AddrPort
 	key     *relaymsg.Key
 	seen    netip.AddrPort // us, as the relay sees us
+	since   time.Time
 	until   time.Time
 	counter uint64 // of the last Rebind
 	heard   time.Time
@@ -111,12 +116,15 @@ type (
 	}
 	// moved says that our address, or the socket, is another one.
 	moved struct{}
+	// stirred says that what is between may have forgotten us, or that the relay may be gone.
+	stirred struct{}
 )
 
 func (ticked) isEvent()  {}
 func (arrived) isEvent() {}
 func (signed) isEvent()  {}
 func (moved) isEvent()   {}
+func (stirred) isEvent() {}
 
 // effect is what is to be done.
 type effect interface{ isEffect() }
@@ -171,6 +179,8 @@ func (l *link) Step(now time.Time, e event, r chance) []effect {
 		return append(out, l.tickTry(now, r)...)
 	case moved:
 		return l.move(now, r)
+	case stirred:
+		return l.stir(now, r)
 	case signed:
 		return l.bind(now, e, r)
 	case arrived:
@@ -215,7 +225,7 @@ func (l *link) renewal() time.Time {
 	if c == nil {
 		return time.Time{}
 	}
-	return laterOf(c.until.Add(-2*time.Minute), l.next)
+	return laterOf(c.until.Add(-min(renewBefore, c.until.Sub(c.since)/4)), l.next)
 }
 
 // nextPing is when the relay is asked whether the session lives.
@@ -336,6 +346,17 @@ func (l *link) move(now time.Time, r chance) []effect {
 	return []effect{l.ping(now, r)}
 }
 
+// stir asks whether the session lives, unless that was asked just now.
+func (l *link) stir(now time.Time, r chance) []effect {
+	if l.cur == nil || now.Sub(l.cur.pinged) < ask {
+		return nil
+	}
+	if l.cur.heard.After(l.cur.pinged) {
+		l.cur.open = 0
+	}
+	return []effect{l.ping(now, r)}
+}
+
 func (l *link) arrive(now time.Time, e arrived, r chance) []effect {
 	if t := l.try; t != nil && e.m.Session == t.session {
 		return l.answered(now, t, e, r)
@@ -443,7 +464,7 @@ func (l *link) answered(now time.Time, t *attempt, e arrived, r chance) []effect
 		l.next = time.Time{}
 		l.cur = &bound{
 			session: t.session, addr: t.addr, key: t.key, seen: e.m.Addr, heard: now, pinged: now,
-			until: now.Add(time.Duration(e.m.Seconds) * time.Second),
+			since: now, until: now.Add(time.Duration(e.m.Seconds) * time.Second),
 		}
 		return []effect{opened{}}
 	}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	crand "crypto/rand"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -217,6 +218,31 @@ func TestChoose(t *testing.T) {
 	} {
 		if got := choose(c.home, c.all); got != c.want {
 			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+// A session is bound anew well before it ends, and once: also where it lasts for a short time only.
+func TestRenewal(t *testing.T) {
+	now, r := time.Unix(1_000_000, 0), chances{crand.Reader}
+	secret := r.Secret()
+	key, err := secret.Agree(secret.Public(), [32]byte{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for life, want := range map[time.Duration]time.Duration{
+		time.Hour: time.Hour - 2*time.Minute, 100 * time.Second: 75 * time.Second, 8 * time.Second: 6 * time.Second,
+	} {
+		l := &link{want: true, addrs: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}}
+		l.cur = &bound{since: now, until: now.Add(life), heard: now, pinged: now, key: key}
+		if got := l.renewal().Sub(now); got != want {
+			t.Errorf("of %s: after %s, want %s", life, got, want)
+		}
+		if l.Step(now.Add(want-time.Millisecond), ticked{}, r); l.try != nil {
+			t.Errorf("of %s: it is bound anew before that", life)
+		}
+		if l.Step(now.Add(want), ticked{}, r); l.try == nil {
+			t.Errorf("of %s: it is not bound anew", life)
 		}
 	}
 }

@@ -141,6 +141,42 @@ func TestStream(t *testing.T) {
 	})
 }
 
+// A NAT forgets the streams through it, and tells nobody: the node notices, with traffic and without, and opens another one.
+func TestStreamForgotten(t *testing.T) {
+	for name, quiet := range map[string]time.Duration{"while it talks": 0, "while it is idle": 40 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				defer w.close()
+				s := w.addRelay(100)
+				a, b := w.addNode(1), w.addNode(2)
+				home := w.net.NAT("home", sim.NATConfig{}, netip.MustParseAddr("198.51.100.9"))
+				a.host.MoveTo(home, netip.MustParseAddr("10.0.0.1"))
+				s.relay.UDPPort = 0
+				w.know(s)
+				settle(time.Second)
+				home.Reboot()
+				time.Sleep(quiet)
+				begin := time.Now()
+				for len(a.inbox) == 0 && time.Since(begin) < time.Minute {
+					if quiet == 0 {
+						a.send(s, b, "one way")
+					}
+					b.send(s, a, "the other")
+					time.Sleep(100 * time.Millisecond)
+				}
+				if took := time.Since(begin); quiet == 0 && took > 9*time.Second || quiet > 0 && took > time.Second {
+					t.Errorf("nothing came for %v", took)
+				}
+				settle(2 * time.Minute)
+				if x := a.state(s); x.Err != nil || time.Since(x.Since) < 2*time.Minute {
+					t.Errorf("a stream that is well is not kept: %+v", x)
+				}
+			})
+		})
+	}
+}
+
 // A relay dies while it is in use: another one becomes home. It comes back with another key: it is used again.
 func TestRelayDies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -332,6 +332,10 @@ func (s *Server) control(now time.Time, b []byte, addr netip.AddrPort, from conn
 	case relaymsg.Bind:
 		s.bind(now, &m, addr, from)
 		return
+	case relaymsg.Challenge, relaymsg.Bound, relaymsg.Refused, relaymsg.Unreached, relaymsg.Pong, relaymsg.Drain:
+		// Relays say this. If it were answered, one datagram with another relay's source, or this one's own, would go to and fro
+		// for ever.
+		return
 	}
 	s.mu.RLock()
 	x := s.sessions[m.Session]

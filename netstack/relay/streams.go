@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
@@ -15,7 +16,8 @@ import (
 
 // runner is an open stream to a relay: one goroutine reads, one writes.
 type runner struct {
-	conn net.Conn
+	conn    net.Conn
+	unheard atomic.Int64 // since when something was sent and nothing has come, as Unix nanoseconds; 0: something has
 
 	mu    sync.Mutex
 	queue queue
@@ -117,8 +119,12 @@ func (c *Client) readStream(ctx context.Context, h *hop, x *runner) error {
 			return ctx.Err()
 		}
 		if err != nil {
+			if x.silent(time.Now()) >= silence {
+				return errMute
+			}
 			return err
 		}
+		x.unheard.Store(0)
 		if f.Kind == relaymsg.Data {
 			in := newFrame()
 			in.b, in.size, in.via = append(in.b, body...), f.Size, bind.Via{Relay: h.relay.ID, Peer: f.Peer}
@@ -177,36 +183,80 @@ func (x *runner) send(run []byte, size int, peer proto.NodeID) {
 	}
 }
 
-// write sends what waits, and a ping when nothing did for long.
+const (
+	// doubtful is how long nothing may come by a stream after something was sent before the relay is asked.
+	doubtful = time.Second
+	// silence is when it is given up. TCP alone needs minutes to notice that a NAT has forgotten it; a slow uplink may well have
+	// some seconds in its queue.
+	silence = 6 * time.Second
+)
+
+// silent is for how long nothing has come since something was sent.
+func (x *runner) silent(now time.Time) time.Duration {
+	since := x.unheard.Load()
+	if since == 0 {
+		return 0
+	}
+	return now.Sub(time.Unix(0, since))
+}
+
+// write sends what waits, and a ping when nothing did for long or nothing comes back. It ends the stream that brings nothing.
 func (x *runner) write(ctx context.Context, ended <-chan struct{}) {
 	b := make([]byte, 0, gathered+relaymsg.MaxFrame)
-	warm := time.NewTimer(0)
-	defer warm.Stop()
+	due := time.NewTimer(0)
+	defer due.Stop()
+	var warm time.Time // when the next ping is due in any case
+	var asked int64    // the silence for which the relay was asked
 	for {
 		select {
 		case <-ended:
 			return
 		case <-x.wake:
-		case <-warm.C:
+		case <-due.C:
+		}
+		now, since := time.Now(), x.unheard.Load()
+		switch d := x.silent(now); {
+		case d >= silence:
+			_ = x.conn.SetDeadline(time.Unix(1, 0)) // the reader ends
+			return
+		case !now.Before(warm), d >= doubtful && asked != since:
 			x.mu.Lock()
 			x.queue.putControl(relaymsg.AppendControl(nil, &relaymsg.Message{
-				Header: relaymsg.Header{Kind: relaymsg.Ping}, Token: uint64(time.Now().UnixNano()),
+				Header: relaymsg.Header{Kind: relaymsg.Ping}, Token: uint64(now.UnixNano()),
 			}))
 			x.mu.Unlock()
-			warm.Reset(keepWarm)
+			warm, asked = now.Add(keepWarm), since
 		}
-		for ctx.Err() == nil {
-			x.mu.Lock()
-			b = x.queue.take(b[:0], gathered)
-			x.mu.Unlock()
-			if len(b) == 0 {
-				break
-			}
-			_ = x.conn.SetWriteDeadline(time.Now().Add(stuck))
-			if _, err := x.conn.Write(b); err != nil {
-				_ = x.conn.SetDeadline(time.Unix(1, 0)) // the reader ends
-				return
-			}
+		if !x.writeWaiting(ctx, b) {
+			_ = x.conn.SetDeadline(time.Unix(1, 0))
+			return
 		}
+		next := time.Until(warm)
+		if since := x.unheard.Load(); since != 0 {
+			limit := doubtful
+			if since == asked {
+				limit = silence
+			}
+			next = min(next, limit-x.silent(time.Now()))
+		}
+		due.Reset(next)
 	}
+}
+
+// writeWaiting writes what waits; false where that does not get out. It gathers in b.
+func (x *runner) writeWaiting(ctx context.Context, b []byte) bool {
+	for ctx.Err() == nil {
+		x.mu.Lock()
+		b = x.queue.take(b[:0], gathered)
+		x.mu.Unlock()
+		if len(b) == 0 {
+			break
+		}
+		_ = x.conn.SetWriteDeadline(time.Now().Add(stuck))
+		if _, err := x.conn.Write(b); err != nil {
+			return false
+		}
+		x.unheard.CompareAndSwap(0, time.Now().UnixNano())
+	}
+	return true
 }

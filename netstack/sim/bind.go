@@ -17,6 +17,7 @@ type udpBind struct {
 	host *Host
 	mu   sync.Mutex
 	sock *UDPConn
+	cuts bool // the network may cut what is sent
 }
 
 // Bind gives a conn.Bind over the host's UDP, to be put below a bind.Bind. It is not open yet.
@@ -37,6 +38,7 @@ func (b *udpBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 		return nil, 0, err
 	}
 	b.sock = sock
+	sock.discover(!b.cuts, false)
 	receive := func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		got, err := sock.receive(min(len(bufs), batchSize))
 		for i, d := range got {
@@ -91,6 +93,30 @@ func (b *udpBind) Send(bufs [][]byte, ep conn.Endpoint) error {
 		if err := sock.send(buf, e.SrcIP(), e.AddrPort); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// Whole implements bind.Whole.
+func (b *udpBind) Whole(send func() error) error {
+	b.mu.Lock()
+	sock, cuts := b.sock, b.cuts
+	b.mu.Unlock()
+	if sock == nil {
+		return net.ErrClosed
+	}
+	sock.discover(true, true)
+	defer sock.discover(!cuts, false)
+	return send()
+}
+
+// Fragment implements bind.Whole.
+func (b *udpBind) Fragment() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.cuts = true
+	if b.sock != nil {
+		b.sock.discover(false, false)
 	}
 	return nil
 }

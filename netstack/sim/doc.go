@@ -9,7 +9,8 @@
 //	          ├─ NAT "home" ── mapping, filtering, ports, timeouts (RFC 4787); reboots
 //	          │    ├─ Host "b" ── private addresses, translated; global ones, routed
 //	          │    └─ NAT ....... and so on: "home" is a carrier's
-//	          └─ Link a-b: latency, loss, reordering, MTU, cut
+//	          ├─ Link a-b: latency, loss, reordering, MTU, cut
+//	          └─ Tap, Inject ... what somebody on the way sees, and what he puts there
 //
 //	TUN ── the engine's side is a tun.Device
 //	 └─ Stack ── the host's side: answers pings, echoes UDP, opens and accepts TCP connections

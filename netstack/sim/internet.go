@@ -62,6 +62,7 @@ type Internet struct {
 	others Link // between hosts for which nothing was said
 	links  map[[2]*Host]*link
 	pipes  map[*pipe]struct{}
+	tap    func(Seen)
 }
 
 // link is a Link with its own losses.

@@ -111,20 +111,15 @@ func (n *Internet) carry(d datagram) {
 	for at := h.realm; ; {
 		o := at.owners[d.dst.Addr()]
 		switch {
-		case o.host != nil:
-			n.direct(o.host, d, delay)
-			return
 		case o.nat != nil && o.nat == outer:
+			n.see(at, &d)
 			if outer.cfg.Hairpin {
 				outer.await(d, now.Add(outer.lan().Latency))
 			}
 			return
-		case o.nat != nil:
-			if to := o.nat.probable(d.dst); to != nil {
-				o.nat.await(d, now.Add(delay+n.between(h, to).delay()+o.nat.depth(to)))
-			}
-			return
-		case at.gateway == nil:
+		case o != (owner{}) || at.gateway == nil:
+			n.see(at, &d)
+			n.enter(at, d, delay)
 			return
 		}
 		outer = at.gateway
@@ -134,6 +129,18 @@ func (n *Internet) carry(d datagram) {
 		}
 		delay += outer.uplink().delay()
 		at = outer.outside
+	}
+}
+
+// enter takes a datagram to whom it is for in a realm, if there is anybody.
+func (n *Internet) enter(at *realm, d datagram, delay time.Duration) {
+	switch o := at.owners[d.dst.Addr()]; {
+	case o.host != nil:
+		n.direct(o.host, d, delay)
+	case o.nat != nil:
+		if to := o.nat.probable(d.dst); to != nil {
+			o.nat.await(d, time.Now().Add(delay+n.between(d.sender, to).delay()+o.nat.depth(to)))
+		}
 	}
 }
 

@@ -44,6 +44,9 @@ type chunk struct {
 func (p *pipe) open() (time.Duration, bool) { return p.way.open(p.net) }
 
 func (p *pipe) put(c chunk) {
+	if p.net.tap != nil && len(c.data) > 0 {
+		p.net.tap(Seen{Data: c.data})
+	}
 	p.chunks = append(p.chunks, c)
 	p.size += len(c.data)
 	p.release()

@@ -23,7 +23,7 @@ type UDPConn struct {
 	moved    signal
 	deadline time.Time
 	closed   bool
-	whole    bool // what it sends must not be fragmented on the way
+	whole    bool // what it sends must not be fragmented on the way; over IPv6 nothing ever is
 	probes   bool // nor by the host, whatever ICMP said
 }
 
@@ -68,7 +68,7 @@ func (c *UDPConn) send(data []byte, src netip.Addr, dst netip.AddrPort) error {
 	}
 	d := datagram{
 		sender: h, asked: dst, from: netip.AddrPortFrom(src, c.port), dst: dst,
-		whole: c.whole, data: bytes.Clone(data),
+		whole: c.whole || c.probes || dst.Addr().Is6(), data: bytes.Clone(data),
 	}
 	if mtu, ok := h.mtus[dst.Addr()]; ok && !c.probes && d.size() > mtu {
 		d.whole = false
@@ -92,10 +92,13 @@ func (c *UDPConn) arrive(d datagram) {
 
 // Probe makes the socket's packets whole, whatever ICMP said of the way (IP_PMTUDISC_PROBE). Without it a packet that is
 // known to be too large is sent in fragments, as Linux does (IP_PMTUDISC_WANT).
-func (c *UDPConn) Probe() {
+func (c *UDPConn) Probe() { c.discover(true, true) }
+
+// discover says whether packets are whole where nothing is known of the way, and where they are known to be too large.
+func (c *UDPConn) discover(whole, probes bool) {
 	c.host.net.mu.Lock()
 	defer c.host.net.mu.Unlock()
-	c.probes = true
+	c.whole, c.probes = whole, probes
 }
 
 // receive waits for datagrams, and hands over at least one, at most limit.

@@ -32,10 +32,11 @@ type Super struct {
 	room []byte
 	pkt  []byte
 
-	size      int // of a payload; 0: this is one packet
-	transport int // where the transport header begins
-	header    int // how long all headers are
-	sumAt     int // where the transport's checksum is
+	size      int  // of a payload; 0: this is one packet
+	cut       bool // they are fragments
+	transport int  // where the transport header begins
+	header    int  // how long all headers are
+	sumAt     int  // where the transport's checksum is
 	protocol  byte
 
 	at       int // where the next payload begins
@@ -74,7 +75,7 @@ func NewSuper() *Super { return &Super{room: make([]byte, virtioSize+maxPacket+t
 // Set makes s a single packet.
 func (s *Super) Set(pkt []byte) {
 	n := copy(s.room[virtioSize:virtioSize+maxPacket], pkt)
-	s.pkt, s.size, s.at = s.room[virtioSize:virtioSize+n], 0, 0
+	s.pkt, s.size, s.cut, s.at = s.room[virtioSize:virtioSize+n], 0, false, 0
 }
 
 // Packet is all of it, in one packet as long as its header says. After Next it is no use any more.
@@ -94,7 +95,7 @@ func (s *Super) take(n int) error {
 		return ErrMalformed
 	}
 	v := s.room[:virtioSize]
-	s.pkt, s.size, s.at = s.room[virtioSize:n], 0, 0
+	s.pkt, s.size, s.cut, s.at = s.room[virtioSize:n], 0, false, 0
 	size, sumFrom := int(binary.NativeEndian.Uint16(v[4:])), int(binary.NativeEndian.Uint16(v[6:]))
 	sumAt := sumFrom + int(binary.NativeEndian.Uint16(v[8:]))
 	needs := v[0]&needsChecksum != 0
@@ -197,6 +198,9 @@ func (s *Super) Next() []byte {
 	if s.size == 0 {
 		s.at = len(s.pkt)
 		return s.pkt
+	}
+	if s.cut {
+		return s.nextFragment()
 	}
 	from, to := s.at, min(s.at+s.size, len(s.pkt))
 	q := s.pkt[from-s.header : to]

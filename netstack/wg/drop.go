@@ -20,6 +20,7 @@ const (
 	DropNoPeer
 	DropNoAnswer
 	DropUnsent
+	DropTooBig
 	numDrops
 )
 
@@ -37,6 +38,7 @@ var dropTexts = [numDrops]string{
 	DropNoPeer:    "no peer",    // no peer has the address
 	DropNoAnswer:  "no answer",  // it waited for a session in vain
 	DropUnsent:    "not sent",   // the network did not take it
+	DropTooBig:    "too big",    // larger than what gets through to the peer, and not to be cut; its sender was told
 }
 
 func (d Drop) String() string { return dropTexts[d] }

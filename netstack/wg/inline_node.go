@@ -27,6 +27,7 @@ type node struct {
 	remotes []*remoteKey // in the order of cfg.Keys
 	rx, tx  atomic.Uint64
 	drops   atomic.Pointer[drops] // nil: none
+	told    atomic.Int64          // when the host last heard that a packet was too large, in Unix nanoseconds
 
 	mu       sync.Mutex
 	endpoint conn.Endpoint // nil: nowhere

@@ -13,6 +13,7 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 	wgtun "golang.zx2c4.com/wireguard/tun"
 
+	"github.com/redoubt-mesh/redoubt/netstack/tun"
 	"github.com/redoubt-mesh/redoubt/netstack/wg/noise"
 	"github.com/redoubt-mesh/redoubt/netstack/wg/session"
 )
@@ -59,6 +60,7 @@ type sender struct {
 	jumbo   [][]byte // the first of each run of messages lies here, so that the bind can join the others to it
 	msgs    [][]byte
 	touched []*node
+	super   *tun.Super // to cut what is too large; nil until something is
 }
 
 func newSender(batch int) *sender {
@@ -106,6 +108,10 @@ func (e *Inline) outbound(s *sender, count int) {
 		}
 		if last == nil {
 			e.lose(nil, DropNoPeer, 1)
+			continue
+		}
+		if _, limit := e.mtuTo(last); limit > 0 && size > limit {
+			e.oversize(s, last, s.bufs[i][noise.HeaderSize:noise.HeaderSize+size], limit)
 			continue
 		}
 		if len(last.batch) == 0 {
@@ -158,7 +164,7 @@ func (e *Inline) transmit(s *sender, n *node, now time.Time) {
 
 // seal fills s.msgs, and says how many of the packets the session took.
 func (e *Inline) seal(s *sender, n *node, cur *session.Session) int {
-	mtu := int(e.mtu.Load())
+	mtu, _ := e.mtuTo(n)
 	s.msgs = s.msgs[:0]
 	joined, count, jumbo := 0, 0, 0
 	for i, at := range n.batch {
@@ -194,7 +200,7 @@ func (e *Inline) wait(s *sender, n *node, places []int, now time.Time) {
 
 // stage puts a copy of a packet aside. The caller holds the node's lock.
 func (e *Inline) stage(n *node, pkt []byte) {
-	room := noise.HeaderSize + session.Padded(len(pkt), int(e.mtu.Load())) + noise.Overhead
+	room := noise.HeaderSize + session.Padded(len(pkt), maxContent) + noise.Overhead // whatever the MTU is when it is sent
 	if e.staged.Add(int64(room)) > maxStaged {
 		e.staged.Add(-int64(room))
 		e.lose(n, DropNoAnswer, 1)
@@ -212,7 +218,7 @@ func (e *Inline) stage(n *node, pkt []byte) {
 
 // flush sends what waits. The caller holds the node's lock.
 func (e *Inline) flush(n *node, now time.Time) {
-	mtu := int(e.mtu.Load())
+	mtu, _ := e.mtuTo(n)
 	list := n.waiting
 	n.waiting = nil
 	var msgs [][]byte

@@ -21,7 +21,8 @@ const maxBurst = 64
 type superSender struct {
 	packet *tun.Super
 	now    time.Time
-	mtu    int
+	mtu    int // to node
+	limit  int // of packets to node; 0: none but the device's
 
 	to   netip.Addr // of the last packet
 	over *node      // that it goes to
@@ -63,7 +64,7 @@ func (e *Inline) readSupers(q tun.SuperReader) {
 func (e *Inline) burst(s *superSender, q tun.SuperReader) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	s.now, s.mtu = time.Now(), int(e.mtu.Load())
+	s.now = time.Now()
 	for n := 1; ; n++ {
 		e.forward(s)
 		if n == maxBurst {
@@ -94,6 +95,9 @@ func (e *Inline) forward(s *superSender) {
 		e.finish(s)
 		e.begin(s)
 	}
+	if s.limit > 0 && s.packet.Largest() > s.limit && !e.fit(s.node, s.packet, s.limit, s.now) {
+		return
+	}
 	for pkt := s.packet.Next(); pkt != nil; pkt = s.packet.Next() {
 		if s.session != nil && e.append(s, pkt) {
 			continue
@@ -115,6 +119,7 @@ func (e *Inline) begin(s *superSender) {
 		e.flush(n, s.now)
 	}
 	s.node, s.session, s.endpoint = n, n.peer.Current(s.now), n.endpoint
+	s.mtu, s.limit = e.mtuTo(n)
 }
 
 // append seals a packet at the end of the run. It is false when the session has carried all that it may.

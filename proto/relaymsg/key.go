@@ -50,6 +50,18 @@ func NewSecret(random io.Reader) (*Secret, error) {
 	return &Secret{k}, nil
 }
 
+// ParseSecret is the inverse of Expose.
+func ParseSecret(b []byte) (*Secret, error) {
+	k, err := ecdh.X25519().NewPrivateKey(b)
+	if err != nil {
+		return nil, fmt.Errorf("relay key of %d bytes: %w", len(b), err)
+	}
+	return &Secret{k}, nil
+}
+
+// Expose is the secret itself, for whom keeps it.
+func (s *Secret) Expose() []byte { return s.key.Bytes() }
+
 // String hides the key from logs.
 func (s *Secret) String() string { return "relay secret" }
 

@@ -1066,6 +1066,8 @@ type LocalPeer struct {
 	PathRttUs          uint64                 `protobuf:"varint,31,opt,name=path_rtt_us,json=pathRttUs,proto3" json:"path_rtt_us,omitempty"`                                                  // of the path itself, without the host's own network stack; 0: not known
 	PathWhy            string                 `protobuf:"bytes,32,opt,name=path_why,json=pathWhy,proto3" json:"path_why,omitempty"`                                                           // why it is not direct, or in doubt
 	PathTransport      string                 `protobuf:"bytes,33,opt,name=path_transport,json=pathTransport,proto3" json:"path_transport,omitempty"`                                         // of a relay: udp or tls; of a direct way: punched, where the port of a NAT was guessed
+	PathDoubt          bool                   `protobuf:"varint,34,opt,name=path_doubt,json=pathDoubt,proto3" json:"path_doubt,omitempty"`                                                    // it is direct, and packets go through the relay as well until it has answered
+	PathCause          string                 `protobuf:"bytes,35,opt,name=path_cause,json=pathCause,proto3" json:"path_cause,omitempty"`                                                     // why it is not direct, or in doubt, in a word for programs: see netstack/path
 	Tunnel             *Tunnel                `protobuf:"bytes,20,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                                                                            // absent while there is no data path
 	Denied             map[string]uint64      `protobuf:"bytes,21,rep,name=denied,proto3" json:"denied,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // packets from and to it that the filter dropped, by reason
 	unknownFields      protoimpl.UnknownFields
@@ -1203,6 +1205,20 @@ func (x *LocalPeer) GetPathWhy() string {
 func (x *LocalPeer) GetPathTransport() string {
 	if x != nil {
 		return x.PathTransport
+	}
+	return ""
+}
+
+func (x *LocalPeer) GetPathDoubt() bool {
+	if x != nil {
+		return x.PathDoubt
+	}
+	return false
+}
+
+func (x *LocalPeer) GetPathCause() string {
+	if x != nil {
+		return x.PathCause
 	}
 	return ""
 }
@@ -1571,6 +1587,7 @@ type PingRequest struct {
 	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"` // name, id or overlay address
 	Count         uint32                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
 	IntervalMs    uint32                 `protobuf:"varint,3,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`
+	UntilDirect   bool                   `protobuf:"varint,4,opt,name=until_direct,json=untilDirect,proto3" json:"until_direct,omitempty"` // end with the first answer that came directly
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1626,16 +1643,32 @@ func (x *PingRequest) GetIntervalMs() uint32 {
 	return 0
 }
 
+func (x *PingRequest) GetUntilDirect() bool {
+	if x != nil {
+		return x.UntilDirect
+	}
+	return false
+}
+
+// PingResponse is what became of an echo or, with moved, tells that the way to the peer is another than it was last said to be.
 type PingResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	PeerName      string                 `protobuf:"bytes,1,opt,name=peer_name,json=peerName,proto3" json:"peer_name,omitempty"`
-	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	Sequence      uint32                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	Lost          bool                   `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
-	RttUs         uint64                 `protobuf:"varint,5,opt,name=rtt_us,json=rttUs,proto3" json:"rtt_us,omitempty"`
-	Path          string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`
-	Endpoint      string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // an address, or the relay's name
-	Reason        string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`     // why it was lost, where that is known
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	PeerName string                 `protobuf:"bytes,1,opt,name=peer_name,json=peerName,proto3" json:"peer_name,omitempty"`
+	Address  string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Sequence uint32                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Lost     bool                   `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
+	RttUs    uint64                 `protobuf:"varint,5,opt,name=rtt_us,json=rttUs,proto3" json:"rtt_us,omitempty"`
+	Path     string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`         // direct or relay; empty while there is none
+	Endpoint string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // an address, or the relay's name
+	Reason   string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`     // why it was lost, where that is known
+	// As of LocalPeer.
+	PathTransport string `protobuf:"bytes,9,opt,name=path_transport,json=pathTransport,proto3" json:"path_transport,omitempty"`
+	PathRttUs     uint64 `protobuf:"varint,10,opt,name=path_rtt_us,json=pathRttUs,proto3" json:"path_rtt_us,omitempty"`
+	PathSince     int64  `protobuf:"varint,11,opt,name=path_since,json=pathSince,proto3" json:"path_since,omitempty"`
+	PathDoubt     bool   `protobuf:"varint,12,opt,name=path_doubt,json=pathDoubt,proto3" json:"path_doubt,omitempty"`
+	PathWhy       string `protobuf:"bytes,13,opt,name=path_why,json=pathWhy,proto3" json:"path_why,omitempty"`
+	PathCause     string `protobuf:"bytes,14,opt,name=path_cause,json=pathCause,proto3" json:"path_cause,omitempty"`
+	Moved         bool   `protobuf:"varint,15,opt,name=moved,proto3" json:"moved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1724,6 +1757,55 @@ func (x *PingResponse) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *PingResponse) GetPathTransport() string {
+	if x != nil {
+		return x.PathTransport
+	}
+	return ""
+}
+
+func (x *PingResponse) GetPathRttUs() uint64 {
+	if x != nil {
+		return x.PathRttUs
+	}
+	return 0
+}
+
+func (x *PingResponse) GetPathSince() int64 {
+	if x != nil {
+		return x.PathSince
+	}
+	return 0
+}
+
+func (x *PingResponse) GetPathDoubt() bool {
+	if x != nil {
+		return x.PathDoubt
+	}
+	return false
+}
+
+func (x *PingResponse) GetPathWhy() string {
+	if x != nil {
+		return x.PathWhy
+	}
+	return ""
+}
+
+func (x *PingResponse) GetPathCause() string {
+	if x != nil {
+		return x.PathCause
+	}
+	return ""
+}
+
+func (x *PingResponse) GetMoved() bool {
+	if x != nil {
+		return x.Moved
+	}
+	return false
 }
 
 type WhoisRequest struct {
@@ -2779,7 +2861,7 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1d\n" +
 	"\n" +
 	"last_heard\x18\x02 \x01(\x03R\tlastHeard\x12\x10\n" +
-	"\x03url\x18\x03 \x01(\tR\x03url\"\xd6\x04\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\"\x94\x05\n" +
 	"\tLocalPeer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -2797,7 +2879,11 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"path_since\x18\x1e \x01(\x03R\tpathSince\x12\x1e\n" +
 	"\vpath_rtt_us\x18\x1f \x01(\x04R\tpathRttUs\x12\x19\n" +
 	"\bpath_why\x18  \x01(\tR\apathWhy\x12%\n" +
-	"\x0epath_transport\x18! \x01(\tR\rpathTransport\x12*\n" +
+	"\x0epath_transport\x18! \x01(\tR\rpathTransport\x12\x1d\n" +
+	"\n" +
+	"path_doubt\x18\" \x01(\bR\tpathDoubt\x12\x1d\n" +
+	"\n" +
+	"path_cause\x18# \x01(\tR\tpathCause\x12*\n" +
 	"\x06tunnel\x18\x14 \x01(\v2\x12.redoubt.v1.TunnelR\x06tunnel\x129\n" +
 	"\x06denied\x18\x15 \x03(\v2!.redoubt.v1.LocalPeer.DeniedEntryR\x06denied\x1a9\n" +
 	"\vDeniedEntry\x12\x10\n" +
@@ -2837,12 +2923,13 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\arunning\x18\x02 \x01(\bR\arunning\x12*\n" +
 	"\x06status\x18\x03 \x01(\v2\x12.redoubt.v1.StatusR\x06status\"\r\n" +
 	"\vDownRequest\"\x0e\n" +
-	"\fDownResponse\"X\n" +
+	"\fDownResponse\"{\n" +
 	"\vPingRequest\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\rR\x05count\x12\x1f\n" +
 	"\vinterval_ms\x18\x03 \x01(\rR\n" +
-	"intervalMs\"\xd4\x01\n" +
+	"intervalMs\x12!\n" +
+	"\funtil_direct\x18\x04 \x01(\bR\vuntilDirect\"\xa9\x03\n" +
 	"\fPingResponse\x12\x1b\n" +
 	"\tpeer_name\x18\x01 \x01(\tR\bpeerName\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
@@ -2851,7 +2938,18 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x06rtt_us\x18\x05 \x01(\x04R\x05rttUs\x12\x12\n" +
 	"\x04path\x18\x06 \x01(\tR\x04path\x12\x1a\n" +
 	"\bendpoint\x18\a \x01(\tR\bendpoint\x12\x16\n" +
-	"\x06reason\x18\b \x01(\tR\x06reason\"(\n" +
+	"\x06reason\x18\b \x01(\tR\x06reason\x12%\n" +
+	"\x0epath_transport\x18\t \x01(\tR\rpathTransport\x12\x1e\n" +
+	"\vpath_rtt_us\x18\n" +
+	" \x01(\x04R\tpathRttUs\x12\x1d\n" +
+	"\n" +
+	"path_since\x18\v \x01(\x03R\tpathSince\x12\x1d\n" +
+	"\n" +
+	"path_doubt\x18\f \x01(\bR\tpathDoubt\x12\x19\n" +
+	"\bpath_why\x18\r \x01(\tR\apathWhy\x12\x1d\n" +
+	"\n" +
+	"path_cause\x18\x0e \x01(\tR\tpathCause\x12\x14\n" +
+	"\x05moved\x18\x0f \x01(\bR\x05moved\"(\n" +
 	"\fWhoisRequest\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\"v\n" +
 	"\rWhoisResponse\x12)\n" +

@@ -1,0 +1,229 @@
+package agenttest
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/agent"
+	"github.com/redoubt-mesh/redoubt/agent/state"
+	"github.com/redoubt-mesh/redoubt/netstack/sim"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/join"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+)
+
+// station is a relay on a machine of its own.
+type station struct {
+	m     *mesh
+	name  string
+	dir   string
+	host  *sim.Host
+	clock *clock
+	stop  func()
+	ended chan error
+}
+
+// Relay adds a relay, which joins and serves.
+func (m *mesh) Relay(name string, number int) *station {
+	m.Helper()
+	s := &station{m: m, name: name, dir: m.TempDir(), host: m.net.Host(name+".example", underlay(number)...), clock: &clock{booted: time.Now()}}
+	code, err := join.Parse(m.Code(func(r *redoubtv1.CreateTokenRequest) { r.Relay = true }))
+	if err != nil {
+		m.Fatal(err)
+	}
+	s.start(&state.Join{URLs: code.URLs, Root: code.Root, Secret: code.Secret})
+	m.after = append(m.after, func() { s.end() })
+	return s
+}
+
+// start starts the relay, with a join code where it is in no mesh yet.
+func (s *station) start(join *state.Join) {
+	s.m.Helper()
+	l, err := s.host.Listen("tcp", ":443")
+	if err != nil {
+		s.m.Fatal(err)
+	}
+	cfg := agent.RelayConfig{
+		StateDir: s.dir, Join: join, Hostname: s.name, Program: "test", Port: 3478, Addresses: s.host.Addrs(),
+		Listener: l, URLs: []string{"https://" + s.host.Name()}, Log: s.m.logger(s.name), Clock: s.clock, Dial: s.host.DialContext, UDP: s.host.Bind(),
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.ended = make(chan error, 1)
+	s.stop = cancel
+	go func() { s.ended <- agent.RunRelay(ctx, cfg) }()
+}
+
+// end stops the relay in good order, if it runs.
+func (s *station) end() {
+	s.m.Helper()
+	if s.stop == nil {
+		return
+	}
+	s.stop()
+	s.stop = nil
+	if err := <-s.ended; err != nil {
+		s.m.Errorf("relay %s: %v", s.name, err)
+	}
+}
+
+// Way is how packets go from a node to another one, as its status says.
+func (n *node) Way(to *node) *redoubtv1.LocalPeer {
+	for _, p := range n.Status().GetPeers() {
+		if p.GetName() == to.name {
+			return p
+		}
+	}
+	return &redoubtv1.LocalPeer{}
+}
+
+// pings are what a node's `ping` of another one tells.
+func (n *node) pings(to *node, r *redoubtv1.PingRequest) (all []*redoubtv1.PingResponse) {
+	n.m.Helper()
+	r.Peer, r.IntervalMs = to.name, 1000
+	err := n.agent.Ping(n.m.Context(), r, func(p *redoubtv1.PingResponse) error {
+		all = append(all, p)
+		if p.GetMoved() && p.GetPathSince() != time.Now().UnixMilli() {
+			n.m.Errorf("told late: %v", p)
+		}
+		return nil
+	})
+	if err != nil {
+		n.m.Error(err)
+	}
+	return all
+}
+
+// related has two nodes that know a relay at which they wait.
+func (m *mesh) related() (relay *station, a, b *node) {
+	m.Helper()
+	relay = m.Relay("fra1", 200)
+	a, b = m.Join("a", user("ann@example.com")), m.Join("b", tags("tag:db"))
+	m.Policy(open)
+	time.Sleep(10 * time.Second) // until the nodes know each other's relay
+	return relay, a, b
+}
+
+// TestPingTellsThePath: the first answer comes through the relay, and each change of the way is told when it happens.
+func TestPingTellsThePath(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		_, a, b := m.related()
+		if p := a.Way(b); p.GetPath() != "" || p.GetPathCause() != "unsent" {
+			t.Errorf("before anything was sent: %v", p)
+		}
+		direct := netip.AddrPortFrom(b.host.Addrs()[0], uint16(b.Status().GetListenPort())).String()
+		m.net.Cut(a.host, b.host)
+		time.AfterFunc(2500*time.Millisecond, func() { m.net.Heal(a.host, b.host) })
+		all := a.pings(b, &redoubtv1.PingRequest{Count: 10})
+		i := slices.IndexFunc(all, (*redoubtv1.PingResponse).GetMoved)
+		if i < 3 || len(all) != 11 {
+			t.Fatalf("cut and healed: %v", all)
+		}
+		for _, p := range all[:i] {
+			if p.GetPath() != "relay" || p.GetEndpoint() != "fra1" || p.GetPathTransport() != "udp" || p.GetPathWhy() == "" || p.GetLost() {
+				t.Errorf("while cut: %v", p)
+			}
+		}
+		moved := all[i]
+		if moved.GetPath() != "direct" || moved.GetEndpoint() != direct || moved.GetPathSince() == 0 {
+			t.Errorf("the change: %v, want direct %s", moved, direct)
+		}
+		for _, p := range all[i+1:] {
+			rtt := time.Duration(p.GetPathRttUs()) * time.Microsecond
+			if p.GetMoved() || p.GetLost() || p.GetEndpoint() != direct || rtt != 2*latency || p.GetPathWhy() != "" {
+				t.Errorf("healed: %v", p)
+			}
+		}
+		if p := a.Way(b); p.GetPath() != "direct" || p.GetEndpoint() != direct || p.GetPathSince() != moved.GetPathSince() {
+			t.Errorf("the status: %v", p)
+		}
+		m.net.Cut(a.host, b.host)
+		all = a.pings(b, &redoubtv1.PingRequest{Count: 8})
+		i = slices.IndexFunc(all, (*redoubtv1.PingResponse).GetMoved)
+		if i < 0 || all[i].GetPath() != "relay" || all[i].GetPathWhy() == "" {
+			t.Fatalf("cut: %v", all)
+		}
+		if last := all[len(all)-1]; last.GetLost() || last.GetPath() != "relay" || last.GetPathCause() != "no-answer" {
+			t.Errorf("cut: %v", last)
+		}
+		m.net.Heal(a.host, b.host)
+		begun := time.Now()
+		all = a.pings(b, &redoubtv1.PingRequest{Count: 20, UntilDirect: true})
+		if last := all[len(all)-1]; last.GetPath() != "direct" || last.GetLost() || time.Since(begun) > 6*time.Second {
+			t.Errorf("healed: %v after %v", last, time.Since(begun))
+		}
+	})
+}
+
+// TestRelayStartsWithoutTheCoordinator: a relay that starts while the coordinator is away carries for those who might meet when
+// that was heard last, and for nobody once its own certificate has run out.
+func TestRelayStartsWithoutTheCoordinator(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		relay := m.Relay("fra1", 200)
+		end := time.Now().Add(time.Hour + cert.Skew)
+		time.Sleep(25 * time.Minute) // so that the nodes' certificates outlive the relay's
+		a, b := m.Join("a", user("ann@example.com")), m.Join("b", tags("tag:db"))
+		m.Policy(open)
+		time.Sleep(10 * time.Second)
+		m.net.Cut(a.host, b.host)
+		carried := func(within time.Duration) {
+			m.Helper()
+			m.Await(within, "a reaches b through the relay", func() bool { return a.Ping(b.V4()) == nil })
+			m.Await(within, "it is reached by UDP", func() bool {
+				p := a.Way(b)
+				return p.GetPath() == "relay" && p.GetEndpoint() == "fra1" && p.GetPathTransport() == "udp"
+			})
+		}
+		carried(10 * time.Second)
+		m.center.stop()
+		relay.end()
+		if err := a.Ping(b.V4()); err == nil {
+			t.Error("they reach each other without a relay")
+		}
+		relay.start(nil)
+		carried(time.Minute)
+		time.Sleep(time.Until(end) - time.Minute)
+		carried(10 * time.Second)
+		time.Sleep(2 * time.Minute)
+		if err := a.Ping(b.V4()); err == nil {
+			t.Error("a relay carries whose certificate has run out")
+		}
+		m.center.start()
+		carried(15 * time.Minute)
+	})
+}
+
+// TestRevokedRelayForgets: a relay that is revoked serves nobody, and does not either when it is started again.
+func TestRevokedRelayForgets(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		relay, _, _ := m.related()
+		if _, err := m.center.admin().RevokeNode(m.Context(), &redoubtv1.RevokeNodeRequest{Node: "fra1"}); err != nil {
+			t.Fatal(err)
+		}
+		ends := func(words string) {
+			select {
+			case err := <-relay.ended:
+				if err == nil || !strings.Contains(err.Error(), words) {
+					t.Errorf("it ended with %v, not because it is %s", err, words)
+				}
+			case <-time.After(time.Minute):
+				t.Error("it goes on, and is " + words)
+				relay.stop()
+				<-relay.ended
+			}
+			relay.stop()
+			relay.stop = nil
+		}
+		ends("not one of the mesh any more")
+		m.center.stop()
+		relay.start(nil)
+		ends("in no mesh")
+		m.center.start()
+	})
+}
