@@ -64,8 +64,9 @@ func (b *Bind) OpenExtra(number uint32) error {
 		}
 	}
 	b.extras.all[number] = x
+	to := b.extras.runs
 	for _, fn := range fns {
-		x.readers.Go(func() { b.readExtra(x, fn, b.extras.runs) })
+		x.readers.Go(func() { b.readExtra(x, fn, to) })
 	}
 	return nil
 }

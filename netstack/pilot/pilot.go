@@ -319,9 +319,9 @@ func (p *Pilot) step(e path.Event) {
 		case path.Use:
 			p.use(f)
 		case path.Open:
-			p.log("socket not opened", f.ID, p.cfg.Bind.OpenExtra(f.Socket))
+			p.note("open a socket", f.ID, p.cfg.Bind.OpenExtra(f.Socket))
 		case path.Shut:
-			p.log("socket not closed", f.ID, p.cfg.Bind.ShutExtra(f.Socket))
+			p.note("close a socket", f.ID, p.cfg.Bind.ShutExtra(f.Socket))
 		case path.Stir:
 			if p.cfg.Stir != nil {
 				p.cfg.Stir(f.Relay)
@@ -337,10 +337,10 @@ func (p *Pilot) step(e path.Event) {
 	}
 }
 
-// log notes what did not work. It is as good as lost on the way.
-func (p *Pilot) log(what string, id proto.NodeID, err error) {
+// note says what did not work. It is as good as lost on the way.
+func (p *Pilot) note(what string, id proto.NodeID, err error) {
 	if err != nil {
-		p.cfg.Log.Debug(what, "node", id, "err", err)
+		p.cfg.Log.Debug("not done about a path", "what", what, "node", id, "err", err)
 	}
 }
 
@@ -411,5 +411,5 @@ func (p *Pilot) send(f path.Send) {
 	default:
 		err = send()
 	}
-	p.log("path message not sent", f.ID, err)
+	p.note("send a path message", f.ID, err)
 }
