@@ -27,7 +27,7 @@ func (p *dataPath) ways(ids []proto.NodeID) ways {
 // told is what people are told of the way to a peer.
 type told struct {
 	kind, endpoint string // direct, and the address; or relay, and its name; empty while there is none
-	transport      string // of a relay
+	transport      string // of a relay; of a direct way: punched, or none
 	since          time.Time
 	rtt            time.Duration
 	doubt          bool
@@ -48,6 +48,9 @@ func (w ways) of(s wg.PeerStats) told {
 	t := told{since: v.Since, rtt: v.RTT, doubt: v.Doubt, mtu: v.MTU, fragments: v.Fragments, cause: string(v.Cause), why: v.Why}
 	if v.Way.Direct() {
 		t.kind, t.endpoint = "direct", v.Way.Addr.String()
+		if v.Punched {
+			t.transport = "punched"
+		}
 		return t
 	}
 	if v.Way.Relay == 0 {

@@ -208,6 +208,9 @@ func peerTable(peers []*redoubtv1.LocalPeer, now time.Time) string {
 		case "relay":
 			path = "relay " + p.GetEndpoint()
 		}
+		if p.GetPath() == "direct" && p.GetPathTransport() != "" {
+			path += " (" + p.GetPathTransport() + ")"
+		}
 		rows = append(rows, []string{
 			p.GetName(), address, who(p.GetUser(), p.GetTags()), path, age(now, time.UnixMilli(p.GetLastHandshake())),
 			size(p.GetRxBytes()), size(p.GetTxBytes()),

@@ -21,7 +21,7 @@ type (
 	wayJSON struct {
 		Path      string `json:"path"`      // direct or relay; empty while there is none
 		Endpoint  string `json:"endpoint"`  // an address, or the relay's name
-		Transport string `json:"transport"` // to a relay: udp or tls
+		Transport string `json:"transport"` // to a relay: udp or tls; directly: punched or empty
 	}
 	pathJSON struct {
 		wayJSON
@@ -51,6 +51,9 @@ func pathOf(s steered) pathJSON {
 
 func (w wayJSON) String() string {
 	text := w.Path + " " + w.Endpoint
+	if w.Path == "direct" && w.Transport != "" {
+		return text + " (" + w.Transport + ")"
+	}
 	if w.Transport != "" {
 		text += " over " + w.Transport
 	}

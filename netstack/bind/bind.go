@@ -43,8 +43,10 @@ type Bind struct {
 	plainMu   sync.Mutex
 	plain     map[netip.AddrPort]conn.Endpoint // for what is not sent to a peer
 
+	extras extras
+
 	mu   sync.Mutex
-	shut func() // what receives from relays; nil where nothing does
+	shut func() // what receives from relays and extra sockets; nil where nothing does
 	port uint16 // of the last Open
 	mark uint32
 }
@@ -77,14 +79,16 @@ func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	for i, fn := range fns {
 		fns[i] = b.receive(fn)
 	}
-	if closed != nil {
-		fns = append(fns, unpack(b.receiveStreams(closed)))
+	if err == nil {
+		for _, fn := range b.besides(closed) {
+			fns = append(fns, unpack(fn))
+		}
 	}
 	return fns, actual, err
 }
 
 // openAs opens the sockets by one of the inner Bind's ways.
-// Where there are relays, closed ends what receives from their streams.
+// Where there are relays or extra sockets, closed ends what receives from them.
 func openAs[F any](b *Bind, port uint16, open func(uint16) ([]F, uint16, error)) (fns []F, actual uint16, closed chan struct{}, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -105,7 +109,7 @@ func openAs[F any](b *Bind, port uint16, open func(uint16) ([]F, uint16, error))
 	}
 	b.port = actual
 	b.generation.Add(1)
-	if b.carrier != nil {
+	if b.carrier != nil || b.handler != nil {
 		closed = make(chan struct{})
 		b.shut = sync.OnceFunc(func() { close(closed) })
 	}
@@ -119,7 +123,7 @@ func (b *Bind) Close() error {
 		b.shut()
 	}
 	b.mu.Unlock()
-	return b.cfg.Inner.Close()
+	return errors.Join(b.shutExtras(), b.cfg.Inner.Close())
 }
 
 // SetMark changes the mark of the sockets.
@@ -203,7 +207,11 @@ func (b *Bind) sendTo(bufs [][]byte, e *Endpoint) error {
 	if err != nil {
 		return err
 	}
-	err = b.cfg.Inner.Send(bufs, inner)
+	out, err := b.through(e)
+	if err != nil {
+		return err
+	}
+	err = out.Send(bufs, inner)
 	if err == nil || !sourced || !lostSource(err) {
 		return err
 	}
@@ -213,7 +221,7 @@ func (b *Bind) sendTo(bufs [][]byte, e *Endpoint) error {
 	if inner, _, err = e.inner(); err != nil {
 		return err
 	}
-	return b.cfg.Inner.Send(bufs, inner)
+	return out.Send(bufs, inner)
 }
 
 // lostSource says whether a send failed as it does when the source address or its interface is gone.
@@ -253,6 +261,7 @@ const maxInterned = 4096
 // table has one Endpoint for each pair of addresses that packets came from and to.
 type table struct {
 	bind       *Bind
+	extra      *extra // whose; nil: one of all peers
 	generation uint64
 	last       *Endpoint // most packets come from where the one before came from
 	all        map[pair]*Endpoint
@@ -276,7 +285,7 @@ func (t *table) intern(ep conn.Endpoint) *Endpoint {
 	e := t.all[p]
 	if e == nil || e.forgotten.Load() {
 		e = &Endpoint{
-			bind: t.bind, dst: p.dst, sourced: ep, src: p.src, ifindex: p.ifindex, generation: generation,
+			bind: t.bind, dst: p.dst, extra: t.extra, sourced: ep, src: p.src, ifindex: p.ifindex, generation: generation,
 			refused: t.bind.refuses(p.dst.Addr()),
 		}
 		t.all[p] = e

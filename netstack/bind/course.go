@@ -82,6 +82,8 @@ func (c *Course) endpoint(w path.Way) *Endpoint {
 	switch {
 	case w.IsZero():
 		return nil
+	case w.Socket != 0:
+		return c.bind.extraEndpoint(w.Socket, w.Addr)
 	case w.Direct():
 		return &Endpoint{bind: c.bind, dst: w.Addr}
 	}
@@ -129,7 +131,7 @@ func (c *Course) roam(l *leg, e *Endpoint) {
 	c.leg.CompareAndSwap(l, &next) // else there is a newer route, which knows better
 }
 
-func same(a, b *Endpoint) bool { return a.via == b.via && a.dst == b.dst }
+func same(a, b *Endpoint) bool { return a.via == b.via && a.dst == b.dst && a.extra == b.extra }
 
 // send sends messages where the route says.
 func (c *Course) send(bufs [][]byte) error {

@@ -87,7 +87,7 @@ func (b *Bind) take(msg []byte, from *Endpoint) bool {
 	case kindPath:
 		b.handler.Path(from, msg)
 	case kindSTUN:
-		if from.via == (Via{}) {
+		if from.via == (Via{}) && from.extra == nil {
 			b.handler.STUN(from.dst, msg)
 		}
 	default:

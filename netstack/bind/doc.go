@@ -29,6 +29,9 @@
 // A peer behind a relay has an Endpoint of its own, with an address that nothing is sent to (RelayEndpoint). Runs stay runs
 // on the way through a relay.
 //
+// A way through a NAT may need a socket of its own (package path says when). Those are open beside the others, send and are
+// received from as they do, and what a peer's packets leave by is part of its Endpoint.
+//
 // Candidates are bounded by path.Bounds, and so is what is received: a packet from an overlay address would be one that
 // came around through the tunnel.
 package bind

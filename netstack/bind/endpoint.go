@@ -16,6 +16,8 @@ type Endpoint struct {
 	bind *Bind
 	dst  netip.AddrPort // where via is set, one that nothing is sent to
 	via  Via
+	// extra is the socket of its own that packets leave by; nil: the one of all peers.
+	extra *extra
 	// sourced is what the inner Bind made of a received packet: it answers from the address that the packet came to.
 	// Nil in candidates.
 	sourced conn.Endpoint
@@ -56,6 +58,14 @@ func (e *Endpoint) Addr() netip.AddrPort { return e.dst }
 
 // Via is the way through a relay that this is; zero where it is direct.
 func (e *Endpoint) Via() Via { return e.via }
+
+// Socket is the number of the extra socket that this is a way by; 0: it is none.
+func (e *Endpoint) Socket() uint32 {
+	if e.extra == nil {
+		return 0
+	}
+	return e.extra.number
+}
 
 // ClearSrc forgets the local address that packets leave from.
 func (e *Endpoint) ClearSrc() { e.forgotten.Store(true) }

@@ -56,10 +56,7 @@ func (b *Bind) OpenRuns(port uint16) ([]RunFunc, uint16, error) {
 	for i, fn := range fns {
 		fns[i] = b.receiveRuns(fn)
 	}
-	if closed != nil {
-		fns = append(fns, b.receiveStreams(closed))
-	}
-	return fns, actual, nil
+	return append(fns, b.besides(closed)...), actual, nil
 }
 
 // receiveRuns wraps one of the inner Bind's functions, which one goroutine calls.
@@ -117,7 +114,11 @@ func (b *Bind) sendRunTo(run []byte, size int, e *Endpoint) error {
 	if e.via != (Via{}) {
 		return b.carry(run, size, e)
 	}
-	inner, ok := b.cfg.Inner.(Runs)
+	out, err := b.through(e)
+	if err != nil {
+		return err
+	}
+	inner, ok := out.(Runs)
 	if !ok {
 		return fmt.Errorf("send a run: %w", errors.ErrUnsupported)
 	}

@@ -25,12 +25,16 @@ func System() conn.Bind { return &udp{} }
 
 // udp has a socket for each address family, on the same port.
 type udp struct {
+	only4  bool
 	mu     sync.Mutex // of Open and Close
 	v4, v6 atomic.Pointer[socket]
 
 	wholeMu sync.Mutex
 	cuts    bool // the network may cut what is sent
 }
+
+// Sibling implements Siblings.
+func (u *udp) Sibling() conn.Bind { return &udp{only4: true} }
 
 var _ Runs = (*udp)(nil)
 
@@ -59,7 +63,7 @@ func (u *udp) OpenRuns(port uint16) ([]RunFunc, uint16, error) {
 		return nil, 0, conn.ErrBindAlreadyOpen
 	}
 	for tries := 0; ; tries++ {
-		v4, v6, err := listenBoth(port)
+		v4, v6, err := u.listen(port)
 		if port == 0 && tries < openTries && errors.Is(err, syscall.EADDRINUSE) {
 			continue
 		}
@@ -83,6 +87,14 @@ func (u *udp) OpenRuns(port uint16) ([]RunFunc, uint16, error) {
 		}
 		return fns, port, nil
 	}
+}
+
+func (u *udp) listen(port uint16) (v4, v6 *socket, err error) {
+	if u.only4 {
+		v4, err = listen("udp4", port)
+		return v4, nil, err
+	}
+	return listenBoth(port)
 }
 
 // listenBoth opens a socket for each address family that there is, on the same port.

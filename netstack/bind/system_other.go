@@ -5,4 +5,9 @@ package bind
 import "golang.zx2c4.com/wireguard/conn"
 
 // System is a conn.Bind over the system's UDP sockets, a packet a call.
-func System() conn.Bind { return conn.NewDefaultBind() }
+func System() conn.Bind { return standard{conn.NewDefaultBind()} }
+
+type standard struct{ conn.Bind }
+
+// Sibling implements Siblings.
+func (standard) Sibling() conn.Bind { return conn.NewDefaultBind() }

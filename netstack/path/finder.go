@@ -14,8 +14,9 @@ import (
 
 // Way is how a message gets to a peer: to an address, or through a relay. The zero one is none.
 type Way struct {
-	Addr  netip.AddrPort
-	Relay proto.NodeID
+	Addr   netip.AddrPort
+	Relay  proto.NodeID
+	Socket uint32 // by which it goes to the address; 0: the one that all peers share
 }
 
 // IsZero says that it is none.
@@ -49,6 +50,11 @@ type Finder struct {
 	out    []Effect // of the step that is under way
 	now    time.Time
 
+	punch       punch // the one that is under way
+	lastSocket  uint32
+	guessRested time.Time
+	aimedAt     map[netip.Addr]backoff // where guesses hit nothing
+
 	stirred time.Time // when a Stir was asked for last
 	keepAt  time.Time // when ways are kept open next; zero: they need not be
 	mtu     int       // of this host's device; 0: sizes are of no interest
@@ -56,7 +62,9 @@ type Finder struct {
 
 // NewFinder is a finder without peers. It draws the numbers of pings from random, which must be cryptographically random.
 func NewFinder(bounds Bounds, local []netip.Prefix, random io.Reader) *Finder {
-	return &Finder{bounds: bounds, random: random, local: slices.Clone(local), peers: map[proto.NodeID]*pair{}}
+	return &Finder{
+		bounds: bounds, random: random, local: slices.Clone(local), peers: map[proto.NodeID]*pair{}, aimedAt: map[netip.Addr]backoff{},
+	}
 }
 
 // What happens to a Finder besides Known, Gone and Moved.
@@ -151,6 +159,7 @@ func (f *Finder) Step(now time.Time, e Event) []Effect {
 		f.known(e)
 	case Gone:
 		if p := f.peers[e.ID]; p != nil {
+			f.leavePunch(p)
 			f.unschedule(p)
 			delete(f.peers, e.ID)
 		}
@@ -260,12 +269,13 @@ func (f *Finder) moved(e Moved) {
 	f.local = slices.Clone(e.Local)
 	for _, p := range f.sorted() {
 		f.relist(p)
+		p.opens = backoff{}
 		p.resize()
 		recently := !p.lastHeard.IsZero() && f.now.Sub(p.lastHeard) < recent
 		if c := p.current; c != nil {
 			p.doubt("this host's addresses changed")
 			if !p.awake && recently {
-				f.ping(p, Way{Addr: c.addr})
+				f.ping(p, c.way())
 			}
 		}
 		if p.awake {
@@ -327,7 +337,7 @@ func (f *Finder) used(p *pair, e Used) {
 // heardFrom takes an authentic packet that came another way: the peer may have moved.
 func (f *Finder) heardFrom(p *pair, from Way) {
 	p.lastHeard = f.now
-	if !from.Direct() || f.bounds.Check(from.Addr) != nil {
+	if !from.Direct() || from.Socket != 0 || f.bounds.Check(from.Addr) != nil {
 		return
 	}
 	c := p.learn(f.now, from.Addr)
@@ -336,7 +346,7 @@ func (f *Finder) heardFrom(p *pair, from Way) {
 		f.ping(p, from)
 		if p.current != nil {
 			p.beside = c // until it has answered, or not
-			f.ping(p, Way{Addr: p.current.addr})
+			f.ping(p, p.current.way())
 		}
 	}
 }
@@ -350,6 +360,8 @@ func (f *Finder) got(p *pair, e Got) {
 		f.gotPong(p, m)
 	case pathmsg.Offer:
 		f.gotOffer(p, m)
+	case pathmsg.Punch:
+		f.gotPunch(p, m)
 	}
 }
 
@@ -365,6 +377,10 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 	if !from.Direct() || f.bounds.Check(from.Addr) != nil {
 		return
 	}
+	if from.Socket != 0 {
+		f.pingedAt(p, from)
+		return
+	}
 	c := p.learn(f.now, from.Addr)
 	c.heard = f.now
 	// It got through to us, so that ours may get through to it. Where it is the way in use, the peer asks because it misses
@@ -377,7 +393,9 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 	i := slices.IndexFunc(p.probes, func(x probe) bool { return x.id == m.TxID })
 	if i < 0 {
-		f.gotSized(p, m.TxID) // else it is to no ping of ours, or too late
+		if !f.struck(p, m.TxID) {
+			f.gotSized(p, m.TxID) // else it is to no ping of ours, or too late
+		}
 		return
 	}
 	x := p.probes[i]
@@ -397,11 +415,17 @@ func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 		}
 		return
 	}
-	c := p.all[x.to.Addr]
+	c := p.at(x.to)
 	if c == nil {
+		if x.to.Socket != 0 && f.punch.pair == p {
+			f.found(p, x.to, rtt)
+		}
 		return
 	}
 	c.answer(f.now, rtt)
+	if f.punch.pair == p && c.addr.Addr() == f.punch.target {
+		c.punched = true // its ping got in where ours had been before it
+	}
 	if c == p.beside {
 		p.beside = nil
 	}
@@ -425,9 +449,13 @@ func (f *Finder) gotOffer(p *pair, m pathmsg.Offer) {
 		return
 	}
 	p.offered = f.now
+	p.outside = netip.AddrPort{}
 	for _, a := range m.Candidates {
 		if f.bounds.Check(a) == nil {
 			p.learn(f.now, a)
+			if a.Addr().Is4() && !p.outside.IsValid() {
+				p.outside = a
+			}
 		}
 	}
 	p.peerNAT = m.NAT
@@ -443,6 +471,7 @@ func (f *Finder) run(p *pair) {
 	f.miss(p)
 	f.check(p)
 	f.look(p)
+	f.runPunch(p)
 }
 
 // check asks the way in use for an answer where none came by itself.
@@ -464,11 +493,14 @@ func (f *Finder) check(p *pair) {
 			f.stir()
 		}
 	}
-	asked := p.waitsFor(Way{Addr: c.addr})
+	asked := p.waitsFor(c.way())
 	silent := !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= c.patience()
 	due := p.awake && f.now.Sub(c.ping) >= checkEvery && f.now.Sub(p.lastSent) < checkEvery
+	if warm := p.warms(); !warm.IsZero() && !f.now.Before(warm) {
+		due = true
+	}
 	if !asked && (silent || due || p.doubted) && f.now.Sub(c.ping) >= UsedEvery/2 {
-		f.ping(p, Way{Addr: c.addr})
+		f.ping(p, c.way())
 	}
 }
 
@@ -510,7 +542,7 @@ func (f *Finder) ping(p *pair, to Way) {
 		return // a ping with a number that can be guessed proves nothing
 	}
 	patience := time.Second
-	if c := p.all[to.Addr]; c != nil {
+	if c := p.at(to); c != nil {
 		c.ping = f.now
 		if c == p.current {
 			patience = max(2*c.rtt, 60*time.Millisecond) + 30*time.Millisecond
@@ -532,7 +564,11 @@ func (f *Finder) settle(p *pair) {
 		p.route, p.said = r, true
 		f.out = append(f.out, Use{p.id, r})
 	}
+	f.settlePunch(p)
 	p.next = p.wake()
+	if f.punch.pair == p && (p.next.IsZero() || f.punch.next.Before(p.next)) {
+		p.next = f.punch.next
+	}
 	if p.next.IsZero() {
 		f.unschedule(p)
 	} else {

@@ -77,8 +77,8 @@ func (f *Finder) miss(p *pair) {
 		return // it leads to the peer, which has nothing to send
 	}
 	f.stir()
-	if c != nil && !p.waitsFor(Way{Addr: c.addr}) {
-		f.ping(p, Way{Addr: c.addr})
+	if c != nil && !p.waitsFor(c.way()) {
+		f.ping(p, c.way())
 	}
 	p.missed, p.again = f.now, false
 	if p.stirs++; p.stirs < maxStirs {
@@ -126,7 +126,7 @@ func (f *Finder) keep() {
 	}
 	slices.SortFunc(kept, func(a, b *pair) int { return cmp.Or(b.lastHeard.Compare(a.lastHeard), cmp.Compare(a.id, b.id)) })
 	for _, p := range kept[:min(len(kept), maxKept)] {
-		f.out = append(f.out, Send{p.id, Way{Addr: p.current.addr}, pathmsg.Pong{Observed: p.current.addr}})
+		f.out = append(f.out, Send{p.id, p.current.way(), pathmsg.Pong{Observed: p.current.addr}})
 	}
 }
 

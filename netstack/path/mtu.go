@@ -247,7 +247,7 @@ type sized struct {
 func (p *pair) inUse() (Way, *search, time.Duration) {
 	switch {
 	case p.current != nil:
-		return Way{Addr: p.current.addr}, &p.current.sizes, p.current.rtt
+		return p.current.way(), &p.current.sizes, p.current.rtt
 	case p.relay != 0 && !p.relayPong.IsZero():
 		return Way{Relay: p.relay}, &p.relaySizes, p.relayRTT
 	}
@@ -309,8 +309,8 @@ func (f *Finder) gotSized(p *pair, id pathmsg.TxID) {
 	switch {
 	case !x.to.Direct() && x.to.Relay == p.relay:
 		p.relaySizes.answered(x.size)
-	case x.to.Direct() && p.all[x.to.Addr] != nil:
-		p.all[x.to.Addr].sizes.answered(x.size)
+	case x.to.Direct() && p.at(x.to) != nil:
+		p.at(x.to).sizes.answered(x.size)
 	}
 }
 

@@ -18,6 +18,7 @@ type pair struct {
 	told      []netip.AddrPort // the candidates of the netmap, best first
 	all       map[netip.AddrPort]*candidate
 	peerNAT   pathmsg.NATClass
+	outside   netip.AddrPort // where the peer's NAT shows it, as its last Offer says
 
 	current *candidate // the direct way in use; nil: none
 	doubted bool       // the way in use may be none any more
@@ -43,6 +44,10 @@ type pair struct {
 	round  time.Time // the next one afterwards; zero: none
 	probes []probe
 
+	punched *candidate // the way by a socket of its own; nil: none
+	opens   backoff    // of punches as the opener
+	guesses backoff    // as the guesser
+
 	// relayAsked is when it was asked for a Pong through the relay last, since nothing else came.
 	relayAsked time.Time
 	relayRTT   time.Duration
@@ -60,6 +65,8 @@ type pair struct {
 // candidate is an address where a peer may be.
 type candidate struct {
 	addr    netip.AddrPort
+	socket  uint32    // of its own; 0: it is none of all
+	punched bool      // it was guessed, or is where the peer guessed
 	told    bool      // by the netmap
 	learned time.Time // else: when the peer was last seen there, or said so
 	ping    time.Time // the last one
@@ -78,6 +85,20 @@ type probe struct {
 	due time.Time // when it counts as not answered
 
 	late bool // it does
+}
+
+// way is how messages get there.
+func (c *candidate) way() Way { return Way{Addr: c.addr, Socket: c.socket} }
+
+// at is the candidate that a direct way leads to; nil: none.
+func (p *pair) at(w Way) *candidate {
+	switch {
+	case w.Socket == 0:
+		return p.all[w.Addr]
+	case p.punched != nil && p.punched.way() == w:
+		return p.punched
+	}
+	return nil
 }
 
 // search begins to try all candidates, unless that has just begun.
@@ -143,11 +164,11 @@ func (p *pair) expire(now time.Time) {
 			continue
 		}
 		x.late = true
-		if c := p.all[x.to.Addr]; c != nil && c == p.current && c.pong.Before(x.at) {
+		if c := p.at(x.to); c != nil && c == p.current && c.pong.Before(x.at) {
 			c.missed++
 		}
 	}
-	if b := p.beside; b != nil && !p.waitsFor(Way{Addr: b.addr}) {
+	if b := p.beside; b != nil && !p.waitsFor(b.way()) {
 		p.beside = nil
 	}
 }
@@ -200,7 +221,7 @@ func (p *pair) lastOn(c *candidate) time.Time {
 
 // silentOn says whether packets go out by the way in use and none come back.
 func (p *pair) silentOn(c *candidate) bool {
-	return !p.unanswered.IsZero() || c.missed > 0 || p.waitsFor(Way{Addr: c.addr}) || !p.awake
+	return !p.unanswered.IsZero() || c.missed > 0 || p.waitsFor(c.way()) || !p.awake
 }
 
 // change makes a candidate the way in use.
@@ -238,7 +259,7 @@ func (p *pair) routeNow(local []netip.Prefix) Route {
 		relay = Way{Relay: p.relay}
 	}
 	if p.current != nil && !p.doubted {
-		r := Route{Main: Way{Addr: p.current.addr}}
+		r := Route{Main: p.current.way()}
 		switch {
 		case p.beside != nil:
 			r.Copy = Way{Addr: p.beside.addr}
@@ -254,7 +275,7 @@ func (p *pair) routeNow(local []netip.Prefix) Route {
 		}
 	}
 	if p.current != nil {
-		r.Main, r.Copy = Way{Addr: p.current.addr}, relay
+		r.Main, r.Copy = p.current.way(), relay
 		if relay.IsZero() && p.beside != nil {
 			r.Copy = Way{Addr: p.beside.addr}
 		}
@@ -277,6 +298,9 @@ func (p *pair) wake() (at time.Time) {
 		sooner(p.began.Add(rounds[p.rounds]))
 	} else if p.awake {
 		sooner(p.round)
+	}
+	if !p.awake {
+		sooner(p.warms())
 	}
 	if _, s, _ := p.inUse(); s != nil && p.awake {
 		sooner(s.next())

@@ -16,6 +16,8 @@ type View struct {
 	Since time.Time     // zero: it was never used
 	RTT   time.Duration // of the last Pong; zero: not known
 	Doubt bool          // packets go both ways
+	// Punched says that the port of a NAT was guessed for it.
+	Punched bool
 	// MTU is how large a packet may be that arrives, inside the tunnel; 0: that is not known (yet). Fragments says that
 	// it does so in fragments.
 	MTU       int
@@ -54,7 +56,8 @@ func (f *Finder) View(id proto.NodeID) (View, bool) {
 	}
 	switch {
 	case p.current != nil:
-		v.Way, v.RTT = Way{Addr: p.current.addr}, p.current.rtt
+		v.Way, v.RTT = p.current.way(), p.current.rtt
+		v.Punched = p.current.punched
 		if p.doubted {
 			v.Cause, v.Why = InDoubt, p.why
 		}
@@ -63,6 +66,9 @@ func (f *Finder) View(id proto.NodeID) (View, bool) {
 		v.Way, v.RTT = Way{Relay: p.relay}, p.relayRTT
 	}
 	v.Cause, v.Why = p.reason(&f.own)
+	if why := f.punchReason(p); why != "" && v.Cause == NoAnswer {
+		v.Why = why
+	}
 	if p.why != "" {
 		v.Why = "the direct way stopped answering; " + v.Why
 	}

@@ -27,21 +27,27 @@ var kinds = []kind{
 
 // permitted says which two kinds can meet without a relay over IPv4, by the order of kinds. A mapping that is the same
 // whoever is sent to is told to the peer, and pings from both sides open the filters; what is different for each peer is
-// learned from a ping that comes through, which only a filter lets pass that does not mind the port.
+// learned from a ping that comes through, which only a filter lets pass that does not mind the port. Otherwise the port is
+// guessed, which takes some seconds.
 //
 //	                    open  full  address  port  symmetric  blocked
 //	open                yes   yes   yes      yes   yes        no
 //	full cone                 yes   yes      yes   yes        no
 //	address restricted              yes      yes   yes        no
-//	port restricted                          yes   no         no
+//	port restricted                          yes   guessed    no
 //	symmetric                                      no         no
 var permitted = [6][6]bool{
 	{true, true, true, true, true, false},
 	{true, true, true, true, true, false},
 	{true, true, true, true, true, false},
+	{true, true, true, true, true, false},
 	{true, true, true, true, false, false},
-	{true, true, true, false, false, false},
 	{false, false, false, false, false, false},
+}
+
+// guessed says whether two kinds meet by chance only.
+func guessed(x, y kind) bool {
+	return min(x.name, y.name) == "port restricted" && max(x.name, y.name) == "symmetric"
 }
 
 // attach puts a host behind a NAT of the kind.
@@ -91,6 +97,15 @@ func meet(t *testing.T, x, y kind, dual, direct bool) {
 		t.Fatalf("the first packet: %v; %+v, %+v", err, a.view(b), b.view(a))
 	}
 	gap, lost := a.talk(b, 1200*time.Millisecond)
+	if !dual && guessed(x, y) { // one try in fifty misses, and is repeated a minute later, then two, and so on
+		for begun := time.Now(); time.Since(begun) < 10*time.Minute && !(a.view(b).Way.Direct() && b.view(a).Way.Direct()); {
+			g, l := a.talk(b, time.Second)
+			gap, lost = max(gap, g), lost+l
+		}
+		if n := a.Bind.Extras() + b.Bind.Extras(); n > 1 {
+			t.Errorf("%d sockets are left of a punch", n)
+		}
+	}
 	for _, v := range [][2]*node{{a, b}, {b, a}} {
 		if got := v[0].view(v[1]); got.Way.Direct() != direct || got.Doubt {
 			t.Errorf("from node %d: %+v, want direct: %t", v[0].ID, got, direct)

@@ -27,12 +27,13 @@ func Offer(local []netip.Addr, port uint16, states []relay.State, found scout.Re
 	}
 	slices.SortStableFunc(o.Relays, func(a, b pathmsg.RelayRTT) int { return int(a.RTT - b.RTT) })
 	_, seen := Servers(states)
+	witnesses := len(witnessesOf(states, found))
 	for _, a := range found.STUN.Mapped() {
 		if !slices.Contains(seen, a) {
 			seen = append(seen, a)
 		}
 	}
-	o.NAT = class(local, port, seen)
+	o.NAT = class(local, port, seen, witnesses)
 	if o.NAT == pathmsg.NATUnknown && !udp && len(o.Relays) > 0 {
 		o.NAT = pathmsg.NATBlocked
 	}
@@ -48,7 +49,27 @@ func Offer(local []netip.Addr, port uint16, states []relay.State, found scout.Re
 	return o
 }
 
-// Servers are addresses of relays to ask by STUN, at most one of each family of a relay, and where the relays see this node.
+// witnessesOf are the addresses at which something of ours was seen over IPv4, different ones of one relay only where
+// answers of both are known.
+func witnessesOf(states []relay.State, found scout.Report) (out []netip.AddrPort) {
+	for _, a := range found.STUN.V4.Answers {
+		if a.Mapped.IsValid() {
+			out = append(out, a.Server)
+		}
+	}
+	for _, s := range states {
+		known := slices.ContainsFunc(out, func(a netip.AddrPort) bool {
+			return slices.ContainsFunc(s.Addrs, func(b netip.AddrPort) bool { return a.Addr() == b.Addr() })
+		})
+		if s.Transport == relay.UDP && s.Seen.Addr().Unmap().Is4() && !known {
+			out = append(out, s.Seen)
+		}
+	}
+	return out
+}
+
+// Servers are addresses to ask by STUN, and where the relays see this node. Two tell what kind of NAT is between: where there
+// is one relay only, it is asked at both of its ports.
 func Servers(states []relay.State) (servers, seen []netip.AddrPort) {
 	for _, s := range states {
 		for _, six := range []bool{false, true} {
@@ -62,11 +83,15 @@ func Servers(states []relay.State) (servers, seen []netip.AddrPort) {
 			seen = append(seen, a)
 		}
 	}
+	if i := slices.IndexFunc(servers, func(a netip.AddrPort) bool { return a.Addr().Is4() }); i >= 0 && len(states) == 1 {
+		servers = append(servers, netip.AddrPortFrom(servers[i].Addr(), relay.NextPort(servers[i].Port())))
+	}
 	return servers, seen
 }
 
-// class is what the addresses that relays saw say of the NAT between. IPv6 is not translated.
-func class(local []netip.Addr, port uint16, seen []netip.AddrPort) pathmsg.NATClass {
+// class is what the addresses that relays saw say of the NAT between. IPv6 is not translated. One witness alone cannot tell
+// whether another one would see the same.
+func class(local []netip.Addr, port uint16, seen []netip.AddrPort, witnesses int) pathmsg.NATClass {
 	var mapped []netip.AddrPort
 	class := pathmsg.NATUnknown
 	for _, a := range seen {
@@ -80,6 +105,8 @@ func class(local []netip.Addr, port uint16, seen []netip.AddrPort) pathmsg.NATCl
 	switch {
 	case len(mapped) > 1:
 		return pathmsg.NATHard
+	case len(mapped) == 1 && witnesses < 2:
+		return pathmsg.NATUnknown
 	case len(mapped) == 1:
 		return pathmsg.NATEasy
 	}

@@ -307,7 +307,7 @@ func wayOf(e *bind.Endpoint) path.Way {
 	if v := e.Via(); v != (bind.Via{}) {
 		return path.Way{Relay: v.Relay}
 	}
-	return path.Way{Addr: e.Addr()}
+	return path.Way{Addr: e.Addr(), Socket: e.Socket()}
 }
 
 // step lets the finder decide, and does what it decided.
@@ -318,6 +318,10 @@ func (p *Pilot) step(e path.Event) {
 			p.send(f)
 		case path.Use:
 			p.use(f)
+		case path.Open:
+			p.note("open a socket", f.ID, p.cfg.Bind.OpenExtra(f.Socket))
+		case path.Shut:
+			p.note("close a socket", f.ID, p.cfg.Bind.ShutExtra(f.Socket))
 		case path.Stir:
 			if p.cfg.Stir != nil {
 				p.cfg.Stir(f.Relay)
@@ -330,6 +334,13 @@ func (p *Pilot) step(e path.Event) {
 				x.course.Sleep()
 			}
 		}
+	}
+}
+
+// note says what did not work. It is as good as lost on the way.
+func (p *Pilot) note(what string, id proto.NodeID, err error) {
+	if err != nil {
+		p.cfg.Log.Debug("not done about a path", "what", what, "node", id, "err", err)
 	}
 }
 
@@ -383,18 +394,22 @@ func (p *Pilot) send(f path.Send) {
 	}
 	msg := box.Seal(nil, m)
 	send := func() error {
-		if f.To.Direct() {
+		switch {
+		case f.To.Socket != 0:
+			return p.cfg.Bind.SendFrom(f.To.Socket, msg, f.To.Addr)
+		case f.To.Direct():
 			return p.cfg.Bind.SendTo(msg, f.To.Addr)
 		}
 		via := p.cfg.Bind.RelayEndpoint(bind.Via{Relay: f.To.Relay, Peer: f.ID})
 		return p.cfg.Bind.Send([][]byte{msg}, conn.Endpoint(via))
 	}
-	if whole {
+	switch {
+	case whole && f.To.Socket != 0:
+		err = p.cfg.Bind.WholeFrom(f.To.Socket, send)
+	case whole:
 		err = p.cfg.Bind.Whole(send)
-	} else {
+	default:
 		err = send()
 	}
-	if err != nil {
-		p.cfg.Log.Debug("path message not sent", "node", f.ID, "err", err)
-	}
+	p.note("send a path message", f.ID, err)
 }

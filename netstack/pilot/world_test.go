@@ -88,6 +88,7 @@ func (w *world) must(err error) {
 func (w *world) close() {
 	for _, n := range w.nodes {
 		n.pilot.Close()
+		w.must(n.scout.Close())
 		w.must(n.client.Close())
 		w.must(n.Engine.Close())
 	}
@@ -168,6 +169,7 @@ type node struct {
 	key    key.PathPrivate
 	leaf   tls.Certificate
 	client *relay.Client
+	scout  *scout.Scout
 	pilot  *pilot.Pilot
 }
 
@@ -198,9 +200,10 @@ func (n *node) serve(id proto.NodeID, host *sim.Host, b *bind.Bind) {
 			return c, err
 		},
 	})
+	n.scout = scout.New(scout.Config{Send: b.SendTo, Changed: func() {}})
 	n.pilot = pilot.New(pilot.Config{
 		Self: id, Key: n.key, Since: time.Now(), Bind: b, Local: networks(host), MTU: tun.DefaultMTU,
-		Warm: n.client.Warm, Stir: n.client.Stir,
+		Warm: n.client.Warm, STUN: n.scout.STUN, Stir: n.client.Stir,
 		Bounds: path.Bounds{Overlay: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("fd00:1::/48")}},
 	})
 	b.Serve(n.pilot, n.client)
@@ -228,6 +231,11 @@ func (w *world) meet() {
 	}
 	if len(relays) > 0 {
 		time.Sleep(3 * time.Second)
+		for _, n := range w.nodes {
+			servers, _ := pilot.Servers(n.client.States())
+			n.scout.Look(scout.Ground{Servers: servers})
+		}
+		time.Sleep(4 * time.Second)
 	}
 	w.know()
 }
@@ -235,7 +243,7 @@ func (w *world) meet() {
 // know tells all nodes how the others are reached, as netmaps do.
 func (w *world) know() {
 	for _, n := range w.nodes {
-		n.pilot.Offer(pilot.Offer(n.Host.Addrs(), port, n.client.States(), scout.Report{}))
+		n.pilot.Offer(pilot.Offer(n.Host.Addrs(), port, n.client.States(), n.scout.Report()))
 		for _, o := range w.nodes {
 			if o == n {
 				continue
@@ -252,7 +260,7 @@ func (w *world) know() {
 func (n *node) reach() proto.Reach {
 	home, _ := n.client.Home()
 	r := proto.Reach{HomeRelay: home}
-	for _, a := range pilot.Offer(n.Host.Addrs(), port, n.client.States(), scout.Report{}).Candidates {
+	for _, a := range pilot.Offer(n.Host.Addrs(), port, n.client.States(), n.scout.Report()).Candidates {
 		r.Endpoints = append(r.Endpoints, proto.Endpoint{Addr: a, Kind: proto.EndpointInterface})
 	}
 	return r

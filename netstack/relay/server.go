@@ -79,6 +79,7 @@ type Server struct {
 
 	mu       sync.RWMutex
 	udp      bind.Runs
+	next     bind.Runs // of STUN alone
 	sessions map[uint32]*session
 	nodes    map[proto.NodeID]*attached
 	streams  map[*stream]struct{}
@@ -127,7 +128,8 @@ func NewServer(c ServerConfig) (*Server, error) {
 // Key is the public half of the relay's key.
 func (s *Server) Key() [relaymsg.KeySize]byte { return s.cfg.Secret.Public() }
 
-// ServeUDP opens the port and serves sessions by UDP until Close. A nil bind takes the system's sockets.
+// ServeUDP opens the port and serves sessions by UDP until Close. A nil bind takes the system's sockets. On the next port it
+// answers to STUN only, if that one is free.
 func (s *Server) ServeUDP(b conn.Bind, port uint16) (uint16, error) {
 	if b == nil {
 		b = bind.System()
@@ -146,7 +148,30 @@ func (s *Server) ServeUDP(b conn.Bind, port uint16) (uint16, error) {
 	for _, fn := range fns {
 		s.all.Go(func() { s.receive(runs, fn) })
 	}
+	s.serveNext(b, NextPort(actual))
 	return actual, nil
+}
+
+// NextPort is where a relay answers to STUN as well: whoever is seen alike from both ports has a NAT that gives all
+// destinations the same. It is for IPv4, and may be silent.
+func NextPort(port uint16) uint16 { return port + 1 }
+
+// serveNext answers to STUN on another port. Called with the lock held.
+func (s *Server) serveNext(b conn.Bind, port uint16) {
+	family, ok := b.(bind.Siblings)
+	if !ok || port == 0 {
+		return
+	}
+	next := asRuns(family.Sibling())
+	fns, _, err := next.OpenRuns(port)
+	if err != nil {
+		s.cfg.Log.Info("relay's nodes are not told what kind of NAT they are behind", "port", port, "err", err)
+		return
+	}
+	s.next = next
+	for _, fn := range fns {
+		s.all.Go(func() { s.receiveNext(next, fn) })
+	}
 }
 
 // Recheck is called when what is permitted changed: of the nodes named, the sessions of those that are not trusted any more
@@ -199,18 +224,20 @@ func (s *Server) Drain(within time.Duration) {
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
-	udp := s.udp
+	open := []bind.Runs{s.udp, s.next}
 	for x := range s.streams {
 		x.close()
 	}
 	s.mu.Unlock()
 	s.cancel()
-	var err error
-	if udp != nil {
-		err = udp.Close()
+	var errs []error
+	for _, b := range open {
+		if b != nil {
+			errs = append(errs, b.Close())
+		}
 	}
 	s.all.Wait()
-	return err
+	return errors.Join(errs...)
 }
 
 // keepHouse forgets sessions that are over.

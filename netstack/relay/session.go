@@ -107,21 +107,38 @@ func (s *Server) receive(udp bind.Runs, fn bind.RunFunc) {
 			case relaymsg.Is(part):
 				s.take(udp, now, part, min(size, len(part)), addr, from, in)
 			case stun.Is(part):
-				s.tellSource(asked, now, part, size, addr, from)
+				s.tellSource(asked, now, part, size, addr, func(answer []byte) { s.send(answer, from) })
 			}
 		}
 	}
 }
 
 // tellSource answers those who ask by STUN where they come from. They may be strangers.
-func (s *Server) tellSource(asked *stun.Server, now time.Time, run []byte, size int, addr netip.AddrPort, from conn.Endpoint) {
+func (s *Server) tellSource(asked *stun.Server, now time.Time, run []byte, size int, addr netip.AddrPort, tell func([]byte)) {
 	var b [64]byte
 	for len(run) > 0 {
 		msg := run[:min(size, len(run))]
 		run = run[len(msg):]
 		if answer, ok := asked.Answer(b[:0], msg, now, addr); ok {
-			s.send(answer, from)
+			tell(answer)
 		}
+	}
+}
+
+// receiveNext answers to STUN on a socket of its own until that is closed.
+func (s *Server) receiveNext(udp bind.Runs, fn bind.RunFunc) {
+	buf := make([]byte, bind.RunSize)
+	asked := stun.NewServer()
+	for {
+		n, size, from, err := fn(buf)
+		if err != nil {
+			return
+		}
+		s.tellSource(asked, time.Now(), buf[:n], size, addrOf(from), func(answer []byte) {
+			if err := udp.SendRun(answer, len(answer), from); err != nil {
+				s.cfg.Log.Debug("relay cannot send", "to", from.DstToString(), "err", err)
+			}
+		})
 	}
 }
 

@@ -23,6 +23,9 @@ type udpBind struct {
 // Bind gives a conn.Bind over the host's UDP, to be put below a bind.Bind. It is not open yet.
 func (h *Host) Bind() conn.Bind { return &udpBind{host: h} }
 
+// Sibling implements bind.Siblings.
+func (b *udpBind) Sibling() conn.Bind { return &udpBind{host: b.host} }
+
 // Open implements conn.Bind.
 func (b *udpBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	b.mu.Lock()

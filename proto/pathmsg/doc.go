@@ -10,6 +10,7 @@
 //	Ping (1)   txid 12 | node 8 | padding, zeros          at least as long as a Pong
 //	Pong (2)   txid 12 | observed source 18
 //	Offer (3)  NAT class 1 | count 1 | relays 1 | count times address 18 | relays times (relay 8, RTT 2, milliseconds)
+//	Punch (4)  address 18, of the receiver; answered by the same
 //
 // An address is 16 bytes, IPv4 mapped, and a port. Bodies are sealed with ChaCha20-Poly1305 under keys that come of X25519
 // between the two nodes' path keys, one for each direction. The 24 bytes before the body are authenticated too. A key is

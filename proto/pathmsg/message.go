@@ -14,7 +14,7 @@ import (
 // TxID ties a Pong to its Ping. It is random.
 type TxID [12]byte
 
-// Message is a Ping, Pong or Offer.
+// Message is a Ping, Pong, Offer or Punch.
 type Message interface {
 	kind() byte
 	appendBody(b []byte) []byte
@@ -40,6 +40,10 @@ type Offer struct {
 	NAT        NATClass
 	Relays     []RelayRTT // at most MaxRelays, the nearest first
 }
+
+// Punch asks a peer to guess the ports that its sender's NAT gives to sockets which it opens toward an address of the peer. A
+// peer that does so sends it back.
+type Punch struct{ Toward netip.AddrPort }
 
 // RelayRTT is how far a relay is.
 type RelayRTT struct {
@@ -85,6 +89,7 @@ const (
 	typePing  = 1
 	typePong  = 2
 	typeOffer = 3
+	typePunch = 4
 
 	addrSize  = 18
 	pingSize  = 12 + 8
@@ -103,6 +108,7 @@ func malformed(format string, args ...any) error {
 func (Ping) kind() byte  { return typePing }
 func (Pong) kind() byte  { return typePong }
 func (Offer) kind() byte { return typeOffer }
+func (Punch) kind() byte { return typePunch }
 
 func (p Ping) appendBody(b []byte) []byte {
 	at := len(b)
@@ -116,6 +122,8 @@ func (p Pong) appendBody(b []byte) []byte {
 	b = append(b, p.TxID[:]...)
 	return appendAddr(b, p.Observed)
 }
+
+func (p Punch) appendBody(b []byte) []byte { return appendAddr(b, p.Toward) }
 
 func (o Offer) appendBody(b []byte) []byte {
 	candidates := o.Candidates[:min(len(o.Candidates), MaxCandidates)]
@@ -144,6 +152,15 @@ func parse(kind byte, b []byte) (Message, error) {
 		return Pong{TxID: TxID(b[:12]), Observed: from}, err
 	case typeOffer:
 		return parseOffer(b)
+	case typePunch:
+		if len(b) != addrSize {
+			return nil, malformed("Punch of %d bytes", len(b))
+		}
+		toward, err := readAddr(b)
+		if err != nil || !toward.IsValid() {
+			return nil, malformed("Punch toward no address")
+		}
+		return Punch{toward}, nil
 	}
 	return nil, malformed("type %d", kind)
 }

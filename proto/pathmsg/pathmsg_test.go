@@ -60,6 +60,7 @@ func messages() []pathmsg.Message {
 		pathmsg.Pong{TxID: pathmsg.TxID{3}},
 		pathmsg.Offer{},
 		many,
+		pathmsg.Punch{Toward: netip.MustParseAddrPort("198.51.100.1:41641")},
 	}
 }
 
@@ -215,7 +216,7 @@ func FuzzOpen(f *testing.F) {
 	for _, m := range messages() {
 		f.Add(stranger.Seal(nil, m), false)
 	}
-	for kind, body := range map[byte][]byte{1: make([]byte, 30), 2: make([]byte, 30), 3: {4, 1, 0}, 9: nil} {
+	for kind, body := range map[byte][]byte{1: make([]byte, 30), 2: make([]byte, 30), 3: {4, 1, 0}, 4: make([]byte, 18), 9: nil} {
 		f.Add(append([]byte{kind}, body...), true)
 	}
 	f.Fuzz(func(t *testing.T, msg []byte, sealed bool) {

@@ -234,13 +234,19 @@ func (r *rig) await(what string, f func() error) {
 // awaitEvery is await for what takes some time, and must not keep the machine busy meanwhile.
 func (r *rig) awaitEvery(pause time.Duration, what string, f func() error) {
 	r.Helper()
+	r.awaitWithin(patience, pause, what, f)
+}
+
+// awaitWithin is awaitEvery for what takes longer.
+func (r *rig) awaitWithin(limit, pause time.Duration, what string, f func() error) {
+	r.Helper()
 	var err error
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(pause) {
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(pause) {
 		if err = f(); err == nil {
 			return
 		}
 	}
-	r.Fatalf("%s: not within %v: %v", what, patience, err)
+	r.Fatalf("%s: not within %v: %v", what, limit, err)
 }
 
 // member is a node of the mesh.

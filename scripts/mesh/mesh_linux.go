@@ -274,6 +274,8 @@ type Peer struct {
 	Tags             []string
 	Path, Endpoint   string
 	PathMTU          int
+	Transport        string
+	WhyNotDirect     string
 	LastHandshake    time.Time
 	RxBytes, TxBytes uint64
 }

@@ -1,0 +1,386 @@
+package path
+
+import (
+	"encoding/binary"
+	"io"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
+)
+
+// A NAT that gives each destination another port (a hard one) tells nobody which port a peer will get, and a peer whose own
+// NAT lets in only the ports that were sent to cannot wait for it. Both can meet by chance, as birthdays do:
+//
+//	opener, behind the hard NAT               guesser, behind the easy one
+//	  Punch ───────────────── relay ────────►   if it has no other, and has not just had one
+//	  ◄────────────────────── relay ─────────   Punch, the same
+//	  256 sockets, a Ping from each             Pings to random ports of the opener's address, 100 a second
+//	      ╲__ 256 ports of its NAT ◄── one that fits
+//	  Pong by that socket, and a Ping ──────►   let in: it is where this was sent to
+//
+// Of N = 64512 ports k = 256 are open toward the guesser's address. That n different guesses all miss has the probability
+// (1-n/N)(1-n/(N-1))...(1-n/(N-k+1)), which is about exp(-k·n/N): a half after 175 guesses, 2 % after 1000.
+//
+// Guesses go where an authenticated peer says that it is, and it may lie. So they are few, in all and to each address, and
+// ever more seldom where they hit nothing.
+
+// What a Finder asks for to punch.
+type (
+	// Open opens a socket beside the one that all peers share, for a Way. Its number never comes twice.
+	Open struct {
+		ID     proto.NodeID // for whom
+		Socket uint32
+	}
+	// Shut closes it.
+	Shut struct {
+		ID     proto.NodeID
+		Socket uint32
+	}
+)
+
+func (Open) effect() {}
+func (Shut) effect() {}
+
+const (
+	// MaxSockets is how many sockets are open for a punch. Once it is over at most one of them is.
+	MaxSockets = 256
+	// MaxGuesses is how many ports are tried in a punch.
+	MaxGuesses = 1000
+
+	// punchFor is how long a punch lasts: for so long guesses are sent, or pings from the sockets.
+	punchFor = 10 * time.Second
+	// punchLate is how long after that answers are awaited.
+	punchLate = time.Second
+	// guessEvery and guessAtOnce are the pace of guesses.
+	guessEvery  = 50 * time.Millisecond
+	guessAtOnce = 5
+	// openEvery and openAtOnce are the pace at which sockets are opened and pinged from, and againEvery is when all of them
+	// ping again: what was lost comes, and a guess that came before its socket was open has opened the way for it.
+	openEvery  = 25 * time.Millisecond
+	openAtOnce = 32
+	againEvery = 3 * time.Second
+	// askEvery and maxAsks are how often a peer is asked to guess, and askAgain when it is asked anew that did not answer.
+	askEvery = 500 * time.Millisecond
+	maxAsks  = 4
+	askAgain = 10 * time.Second
+	// openPause and guessPause are how long after a first miss the next punch with a peer is; they double with each, up to
+	// pauseMax. The guesser's is shorter, so that it does not refuse a peer that keeps its own.
+	openPause  = time.Minute
+	guessPause = 50 * time.Second
+	pauseMax   = 32 * time.Minute
+	// guessRest is how long after any punch a guesser takes part in none.
+	guessRest = 10 * time.Second
+	// warmFor is how long after the last packet the opener keeps a punched way open, by a ping every warmEvery: no NAT
+	// whose mapping has answered forgets it sooner, and to find another costs a punch.
+	warmFor   = 5 * time.Minute
+	warmEvery = 20 * time.Second
+
+	firstPort = 1024 // that NATs give
+)
+
+// role is what this node does in a punch.
+type role uint8
+
+const (
+	roleNone  role = iota
+	roleAsker      // an opener whose peer has not answered yet
+	roleOpener
+	roleGuesser
+)
+
+// punch is the one that is under way, if any.
+type punch struct {
+	role  role
+	pair  *pair
+	began time.Time
+	next  time.Time
+
+	asks    int
+	toward  netip.AddrPort // where the guesser is mapped
+	sockets []uint32
+	pinged  int // how many pings went out by the sockets
+
+	target  netip.Addr // of the opener
+	guessed map[uint16]struct{}
+
+	shots map[pathmsg.TxID]shot // pings that may be answered
+}
+
+// shot is a ping of a punch.
+type shot struct {
+	to Way
+	at time.Time
+}
+
+// backoff is how long something that failed is left alone.
+type backoff struct {
+	fails int
+	until time.Time
+}
+
+func (b *backoff) fail(now time.Time, pause time.Duration) {
+	b.fails++
+	b.until = now.Add(min(pause<<min(b.fails-1, 10), pauseMax))
+}
+
+// mayAsk says whether a punch as the opener is due: nothing else was found, and could be.
+func (f *Finder) mayAsk(p *pair) bool {
+	return f.punch.role == roleNone && f.own.NAT == pathmsg.NATHard && p.peerNAT == pathmsg.NATEasy && p.outside.IsValid() &&
+		p.relay != 0 && p.current == nil && p.rounds >= len(rounds) && !f.now.Before(p.opens.until) &&
+		(p.awake || f.now.Sub(p.offered) < roundEvery)
+}
+
+// runPunch does what is due for a punch with a peer.
+func (f *Finder) runPunch(p *pair) {
+	if f.mayAsk(p) {
+		f.punch = punch{role: roleAsker, pair: p, began: f.now, next: f.now, toward: p.outside, shots: map[pathmsg.TxID]shot{}}
+	}
+	x := &f.punch
+	if x.pair != p || f.now.Before(x.next) {
+		return
+	}
+	switch {
+	case x.role == roleAsker && x.asks == maxAsks:
+		f.endPunch()
+		p.opens.until = f.now.Add(askAgain)
+	case x.role == roleAsker:
+		x.asks++
+		x.next = f.now.Add(askEvery)
+		f.out = append(f.out, Send{p.id, Way{Relay: p.relay}, pathmsg.Punch{Toward: x.toward}})
+	case f.now.Sub(x.began) >= punchFor+punchLate:
+		f.missed()
+	case f.now.Sub(x.began) >= punchFor:
+		x.next = x.began.Add(punchFor + punchLate)
+	case x.role == roleOpener:
+		f.openMore()
+	case x.role == roleGuesser:
+		f.guessMore()
+	}
+}
+
+// gotPunch takes a question for a punch, or the answer to ours.
+func (f *Finder) gotPunch(p *pair, m pathmsg.Punch) {
+	x := &f.punch
+	switch {
+	case x.pair == p && x.role == roleAsker && m.Toward == x.toward:
+		x.role, x.began, x.next = roleOpener, f.now, f.now
+		f.runPunch(p)
+	case x.pair == p && x.role == roleGuesser && f.now.Sub(x.began) < maxAsks*askEvery: // the answer was lost
+		f.out = append(f.out, Send{p.id, Way{Relay: p.relay}, m})
+	case f.mayGuess(p, m):
+		f.punch = punch{
+			role: roleGuesser, pair: p, began: f.now, next: f.now, target: p.outside.Addr(),
+			guessed: map[uint16]struct{}{}, shots: map[pathmsg.TxID]shot{},
+		}
+		f.out = append(f.out, Send{p.id, Way{Relay: p.relay}, m})
+		f.runPunch(p)
+	}
+}
+
+// mayGuess says whether a peer's question for a punch is followed.
+func (f *Finder) mayGuess(p *pair, m pathmsg.Punch) bool {
+	return f.punch.role == roleNone && f.own.NAT == pathmsg.NATEasy && p.peerNAT == pathmsg.NATHard && p.outside.IsValid() &&
+		p.relay != 0 && (p.current == nil || p.doubted) && slices.Contains(f.own.Candidates, m.Toward) &&
+		!f.now.Before(f.guessRested) && !f.now.Before(p.guesses.until) && !f.now.Before(f.aimedAt[p.outside.Addr()].until)
+}
+
+// openMore opens some more of the sockets, or pings once more from those that are open.
+func (f *Finder) openMore() {
+	x := &f.punch
+	for range openAtOnce {
+		i := x.pinged % MaxSockets
+		if i == len(x.sockets) {
+			f.lastSocket++
+			x.sockets = append(x.sockets, f.lastSocket)
+			f.out = append(f.out, Open{x.pair.id, f.lastSocket})
+		}
+		f.shoot(Way{Addr: x.toward, Socket: x.sockets[i]})
+		x.pinged++
+	}
+	x.next = f.now.Add(openEvery)
+	if x.pinged%MaxSockets == 0 {
+		x.next = x.began.Add(min(time.Duration(x.pinged/MaxSockets)*againEvery, punchFor))
+	}
+}
+
+// guessMore pings some more ports.
+func (f *Finder) guessMore() {
+	x := &f.punch
+	x.next = f.now.Add(guessEvery)
+	for range min(guessAtOnce, MaxGuesses-len(x.guessed)) {
+		port, ok := f.guess()
+		if !ok {
+			return
+		}
+		x.guessed[port] = struct{}{}
+		f.shoot(Way{Addr: netip.AddrPortFrom(x.target, port)})
+	}
+}
+
+// guess draws a port that was not drawn before.
+func (f *Finder) guess() (uint16, bool) {
+	for {
+		var b [2]byte
+		if _, err := io.ReadFull(f.random, b[:]); err != nil {
+			return 0, false
+		}
+		port := binary.BigEndian.Uint16(b[:])
+		if _, was := f.punch.guessed[port]; port >= firstPort && !was {
+			return port, true
+		}
+	}
+}
+
+// shoot sends a ping of a punch.
+func (f *Finder) shoot(to Way) {
+	var id pathmsg.TxID
+	if _, err := io.ReadFull(f.random, id[:]); err != nil {
+		return // as with every ping
+	}
+	x := &f.punch
+	x.shots[id] = shot{to, f.now}
+	f.out = append(f.out, Send{x.pair.id, to, pathmsg.Ping{TxID: id}})
+}
+
+// struck takes a Pong that may be to a ping of a punch, and says whether it is.
+func (f *Finder) struck(p *pair, id pathmsg.TxID) bool {
+	x := &f.punch
+	s, ok := x.shots[id]
+	if x.pair != p || !ok || f.now.Sub(s.at) >= lateAfter {
+		return false
+	}
+	delete(x.shots, id)
+	p.lastHeard = f.now
+	f.found(p, s.to, f.now.Sub(s.at))
+	return true
+}
+
+// found makes the way that a punch found a candidate, and the way in use where there is no better one.
+func (f *Finder) found(p *pair, w Way, rtt time.Duration) {
+	var c *candidate
+	switch {
+	case w.Socket == 0:
+		c = p.learn(f.now, w.Addr)
+	case p.punched != nil:
+		return
+	default:
+		c = &candidate{addr: w.Addr, socket: w.Socket}
+	}
+	c.punched = true
+	c.answer(f.now, rtt)
+	if !p.prefers(c, f.local) {
+		return
+	}
+	if c.socket != 0 {
+		p.punched = c
+	}
+	p.change(f.now, c)
+}
+
+// pingedAt takes a Ping that came by a socket of a punch.
+func (f *Finder) pingedAt(p *pair, from Way) {
+	c := p.at(from)
+	switch {
+	case c != nil:
+		c.heard = f.now
+		if f.now.Sub(c.pong) <= checkEvery/4 || f.now.Sub(c.ping) <= rounds[1]/2 {
+			return
+		}
+	case f.punch.pair != p || !slices.Contains(f.punch.sockets, from.Socket) || from.Addr != f.punch.toward:
+		return
+	}
+	f.ping(p, from)
+}
+
+// missed ends a punch that found nothing.
+func (f *Finder) missed() {
+	x := f.punch
+	if x.role == roleGuesser {
+		x.pair.guesses.fail(f.now, guessPause)
+		aimed := f.aimedAt[x.target]
+		aimed.fail(f.now, guessPause)
+		f.aimedAt[x.target] = aimed
+	} else {
+		x.pair.opens.fail(f.now, openPause)
+	}
+	f.endPunch()
+}
+
+// endPunch closes all sockets but that of a way that was found.
+func (f *Finder) endPunch() {
+	x := f.punch
+	f.punch = punch{}
+	if x.role == roleGuesser {
+		f.guessRested = f.now.Add(guessRest)
+		// What was left alone for long begins anew. Since a guesser rests, there are some hundred of them at most.
+		for a, b := range f.aimedAt {
+			if f.now.Sub(b.until) >= pauseMax {
+				delete(f.aimedAt, a)
+			}
+		}
+	}
+	for _, s := range x.sockets {
+		if x.pair.punched == nil || x.pair.punched.socket != s {
+			f.out = append(f.out, Shut{x.pair.id, s})
+		}
+	}
+}
+
+// settlePunch ends what became needless: a punch with a peer to which there is a way, and a socket that is not in use.
+func (f *Finder) settlePunch(p *pair) {
+	if f.punch.pair == p && p.current != nil && !p.doubted {
+		if f.punch.role == roleGuesser {
+			p.guesses = backoff{}
+			delete(f.aimedAt, f.punch.target)
+		}
+		p.opens = backoff{}
+		f.endPunch()
+	}
+	if c := p.punched; c != nil && p.current != c {
+		p.punched = nil
+		f.out = append(f.out, Shut{p.id, c.socket})
+	}
+}
+
+// leavePunch ends what there is with a peer that is gone.
+func (f *Finder) leavePunch(p *pair) {
+	p.current = nil
+	if f.punch.pair == p {
+		f.endPunch()
+	}
+	f.settlePunch(p)
+}
+
+// warms says when the way in use is pinged next though nothing goes out by it; zero: never.
+func (p *pair) warms() time.Time {
+	c := p.current
+	if c == nil || c != p.punched {
+		return time.Time{}
+	}
+	if at := c.ping.Add(warmEvery); at.Before(p.lastSent.Add(warmFor)) {
+		return at
+	}
+	return time.Time{}
+}
+
+// punchReason says why ports that are to be guessed were not; empty: they are not.
+func (f *Finder) punchReason(p *pair) string {
+	hard := f.own.NAT == pathmsg.NATHard && p.peerNAT == pathmsg.NATEasy
+	if !hard && (f.own.NAT != pathmsg.NATEasy || p.peerNAT != pathmsg.NATHard) {
+		return ""
+	}
+	b := p.guesses
+	if hard {
+		b = p.opens
+	}
+	switch {
+	case f.punch.pair == p:
+		return "the ports of a NAT that gives each destination another one are being guessed"
+	case b.fails > 0 && f.now.Before(b.until):
+		return "a NAT gives each destination another port, and it was not guessed; the next try is at " + b.until.Format(time.TimeOnly)
+	}
+	return ""
+}
