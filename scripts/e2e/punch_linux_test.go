@@ -15,7 +15,7 @@ import (
 )
 
 // punches is how often two NATs are made to forget all.
-const punches = 4
+const punches = 2
 
 // TestPunch has a node behind a NAT that gives each destination another port, and one behind a NAT that lets in only the ports
 // that were sent to, reach each other directly, again and again, with one relay in the mesh. Once it is done no more sockets
