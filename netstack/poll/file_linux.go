@@ -19,8 +19,8 @@ type File struct {
 	closed   atomic.Bool
 	readable *bell
 
-	writing  sync.Mutex // one waits for room at a time
-	writable *bell
+	writing  sync.Mutex           // one waits for room at a time
+	writable atomic.Pointer[bell] // nil before somebody did, which is seldom
 }
 
 // New makes a File of a descriptor, which it owns from then on, also when it fails.
@@ -36,9 +36,6 @@ func New(fd int, name string) (*File, error) {
 	}
 	if err == nil {
 		f.readable, err = newBell(fd, unix.EPOLLIN, name)
-	}
-	if err == nil {
-		f.writable, err = newBell(fd, unix.EPOLLOUT, name)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -56,7 +53,25 @@ func (f *File) WaitRead() error { return f.failure(f.readable.wait()) }
 func (f *File) WaitWrite() error {
 	f.writing.Lock()
 	defer f.writing.Unlock()
-	return f.failure(f.writable.wait())
+	b, err := f.bellForRoom()
+	if err != nil {
+		return f.failure(err)
+	}
+	return f.failure(b.wait())
+}
+
+func (f *File) bellForRoom() (b *bell, err error) {
+	if b = f.writable.Load(); b != nil {
+		return b, nil
+	}
+	if e := f.raw.Control(func(fd uintptr) { b, err = newBell(int(fd), unix.EPOLLOUT, f.file.Name()) }); e != nil || err != nil {
+		return nil, errors.Join(e, err)
+	}
+	f.writable.Store(b)
+	if f.closed.Load() { // and Close may not have seen it
+		return nil, errors.Join(os.ErrClosed, f.writable.Swap(nil).close())
+	}
+	return b, nil
 }
 
 // failure is os.ErrClosed for whatever goes wrong because f was closed.
@@ -76,7 +91,7 @@ func (f *File) OS() *os.File { return f.file }
 // Close ends all waits, with os.ErrClosed, and closes the descriptor when the last call is done.
 func (f *File) Close() error {
 	f.closed.Store(true)
-	return errors.Join(f.readable.close(), f.writable.close(), f.file.Close())
+	return errors.Join(f.readable.close(), f.writable.Swap(nil).close(), f.file.Close())
 }
 
 // bell rings once for who waits.
