@@ -217,7 +217,7 @@ func TestWhatIsMissing(t *testing.T) {
 	taken := r.agentOn(h, "--listen-port", "4500")
 	before := r.network(h)
 	code := r.token("--user", "ann@example.com")
-	r.contains(taken.fails(exitFalse, "up", code, "--timeout", "2s"), "4500", "in use", "redoubt status")
+	r.contains(taken.fails(exitFalse, "up", code, "--timeout", "10s"), "4500", "in use", "redoubt status")
 	r.contains(taken.fails(exitFalse, "status"), "starting", "4500", "in use")
 	if _, err := h.Ping(r.ctx, b.v4); err == nil {
 		t.Error("it reaches b without a data path")
@@ -241,7 +241,7 @@ func TestWhatIsMissing(t *testing.T) {
 	h.Mounts = map[string]string{"/dev/net": empty}
 	without := r.agentOn(h)
 	before = r.network(h)
-	r.contains(without.fails(exitFalse, "up", r.token("--user", "ann@example.com"), "--timeout", "2s"), "/dev/net/tun")
+	r.contains(without.fails(exitFalse, "up", r.token("--user", "ann@example.com"), "--timeout", "10s"), "/dev/net/tun")
 	without.do("down")
 	r.same("down", before, h)
 }
