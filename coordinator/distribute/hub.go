@@ -159,7 +159,7 @@ func (h *Hub) apply(c directory.Change) {
 	dirty := make(map[proto.NodeID]struct{})
 	all := touch(before, after, c, talks, h.config.Clock(), dirty, h.calm)
 	if !all {
-		after.meets.before, after.meets.dirty = before.meets, maps.Clone(dirty)
+		after.meets.follow(before.meets, dirty)
 	}
 	if all {
 		h.mu.Lock()

@@ -1,43 +1,62 @@
 package distribute
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// pairs are who may meet whom, as relays are told: a set for each node that is trusted, named by its id.
+// pairs are who may meet whom, as relays are told: a set for each node that is trusted, named by its id. They are made when they
+// are first asked for, by any goroutine.
 type pairs struct {
 	once sync.Once
-	sets []proto.Set // sorted by name; made when they are first asked for
-	made bool
+	sets atomic.Pointer[[]proto.Set] // sorted by name; nil until they are made
+	lead atomic.Pointer[lead]        // nil: there is none, or it was taken
+}
 
-	// before and dirty lead from other pairs to these, where that is less than to make them all.
-	before *pairs
-	dirty  map[proto.NodeID]struct{}
+// lead is how pairs come about from those before a change, where that is less than to make them all.
+type lead struct {
+	sets  []proto.Set
+	dirty map[proto.NodeID]struct{}
+}
+
+// follow says that only the sets of dirty nodes are others than before. Pairs that were never asked for lead to nothing: they
+// would be kept for the sake of these, and those before for theirs.
+func (p *pairs) follow(before *pairs, dirty map[proto.NodeID]struct{}) {
+	sets := before.sets.Load()
+	if sets == nil {
+		return
+	}
+	p.lead.Store(&lead{*sets, maps.Clone(dirty)})
+	if p.sets.Load() != nil { // somebody was faster, and made them all
+		p.lead.Store(nil)
+	}
 }
 
 // all makes the sets.
 func (p *pairs) all(s *bound) []proto.Set {
 	p.once.Do(func() {
-		if p.before != nil && p.before.made {
-			p.sets = p.before.sets
-			for id := range p.dirty {
+		var sets []proto.Set
+		if l := p.lead.Swap(nil); l != nil {
+			sets = l.sets
+			for id := range l.dirty {
 				members, trusted := s.pairsOf(id)
-				p.sets = put(p.sets, id, members, trusted)
+				sets = put(sets, id, members, trusted)
 			}
 		} else {
 			for id := range s.Snapshot.All() {
 				if members, trusted := s.pairsOf(id); trusted {
-					p.sets = append(p.sets, proto.Set{Name: id.String(), Members: members})
+					sets = append(sets, proto.Set{Name: id.String(), Members: members})
 				}
 			}
 		}
-		p.before, p.dirty, p.made = nil, nil, true
+		p.sets.Store(&sets)
 	})
-	return p.sets
+	return *p.sets.Load()
 }
 
 // put replaces the set of a node in a copy; one that is not trusted has none.
