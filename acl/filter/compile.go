@@ -59,57 +59,69 @@ func checkAddrs(id proto.Identity) error {
 // selectors are the distinct sets and prefixes by which rules of one direction pick peers, each with its rules.
 type selectors struct {
 	rules    [][]int
+	asks     []string // of each: the set's name if it is conditional
 	sets     map[string]int
 	prefixes *bart.Table[int]
 }
 
-func (s *selectors) add(rule int, sel proto.Selector) {
-	number := func(known bool, n int) int {
+func (s *selectors) add(rule int, sel proto.Selector, sets map[string]*proto.Set) {
+	number := func(known bool, n int, asks string) int {
 		if !known {
 			n = len(s.rules)
-			s.rules = append(s.rules, nil)
+			s.rules, s.asks = append(s.rules, nil), append(s.asks, asks)
 		}
 		s.rules[n] = append(s.rules[n], rule)
 		return n
 	}
 	for _, name := range sel.Sets {
+		asks := ""
+		if sets[name].Conditional {
+			asks = name
+		}
 		n, known := s.sets[name]
-		s.sets[name] = number(known, n)
+		s.sets[name] = number(known, n, asks)
 	}
 	for _, p := range sel.Prefixes {
-		s.prefixes.Modify(p.Masked(), func(n int, known bool) (int, bool) { return number(known, n), false })
+		s.prefixes.Modify(p.Masked(), func(n int, known bool) (int, bool) { return number(known, n, ""), false })
 	}
 }
 
 // services fills the rows.
 func (c *compiler) services(r Ruleset) error {
-	members := make(map[string][]proto.NodeID, len(r.Sets))
-	for _, s := range r.Sets {
-		if _, twice := members[s.Name]; twice {
+	sets := make(map[string]*proto.Set, len(r.Sets))
+	asks := slices.ContainsFunc(r.Rules, func(r proto.Rule) bool { return r.Conditional })
+	for i := range r.Sets {
+		s := &r.Sets[i]
+		if _, twice := sets[s.Name]; twice {
 			return fmt.Errorf("set %q stands there twice", s.Name)
 		}
-		members[s.Name] = s.Members
+		sets[s.Name] = s
+		asks = asks || s.Conditional
 	}
 	shelf := shelf{rules: make([]ruling, len(r.Rules)), known: make(map[string]*services)}
 	var picks [3]selectors
 	for _, dir := range []proto.Direction{proto.In, proto.Out} {
 		picks[dir] = selectors{sets: make(map[string]int), prefixes: new(bart.Table[int])}
-		c.rows[dir] = make([]*services, (len(c.peers)+len(c.routed.places))*c.local.classes)
+		rows := len(c.peers) + len(c.routed.places)
+		c.rows[dir] = make([]*services, rows*c.local.classes)
+		if asks {
+			c.postures[dir] = make(postures, 2*rows)
+		}
 	}
 	for n, rule := range r.Rules {
-		if err := checkRule(rule, members); err != nil {
+		if err := checkRule(rule, sets); err != nil {
 			return fmt.Errorf("rule %q (line %d): %w", rule.Origin.Path, rule.Origin.Line, err)
 		}
 		shelf.rules[n] = ruling{rule.Origin, rule.Action, rule.Until}
-		picks[rule.Direction].add(n, rule.Peers)
+		picks[rule.Direction].add(n, rule.Peers, sets)
 	}
 	for _, dir := range []proto.Direction{proto.In, proto.Out} {
-		c.fill(dir, &picks[dir], members, r.Rules, &shelf)
+		c.fill(dir, &picks[dir], sets, r.Rules, &shelf)
 	}
 	return nil
 }
 
-func checkRule(r proto.Rule, members map[string][]proto.NodeID) error {
+func checkRule(r proto.Rule, sets map[string]*proto.Set) error {
 	if r.Direction != proto.In && r.Direction != proto.Out {
 		return fmt.Errorf("direction %d is neither in nor out", r.Direction)
 	}
@@ -117,7 +129,7 @@ func checkRule(r proto.Rule, members map[string][]proto.NodeID) error {
 		return fmt.Errorf("action %v with end %v: rules that monitor have an end, and no others", r.Action, r.Until)
 	}
 	for _, name := range r.Peers.Sets {
-		if _, ok := members[name]; !ok {
+		if _, ok := sets[name]; !ok {
 			return fmt.Errorf("there is no set %q", name)
 		}
 	}
@@ -140,16 +152,16 @@ func checkRule(r proto.Rule, members map[string][]proto.NodeID) error {
 }
 
 // fill computes the row of each distinct signature once, and hands it to all peers that have it.
-func (c *compiler) fill(dir proto.Direction, pick *selectors, members map[string][]proto.NodeID, rules []proto.Rule, shelf *shelf) {
+func (c *compiler) fill(dir proto.Direction, pick *selectors, sets map[string]*proto.Set, rules []proto.Rule, shelf *shelf) {
 	memberOf := make([][]int, len(c.peers))
 	for name, n := range pick.sets {
-		for _, id := range members[name] {
+		for _, id := range sets[name].Members {
 			if peer, ok := c.numbers[id]; ok {
 				memberOf[peer] = append(memberOf[peer], n)
 			}
 		}
 	}
-	known := make(map[string][]*services)
+	known := make(map[string]shared)
 	var chosen []int
 	var signature []byte
 	fill := func(row int, prefix netip.Prefix, sets []int) {
@@ -166,16 +178,21 @@ func (c *compiler) fill(dir proto.Direction, pick *selectors, members map[string
 		for _, n := range slices.Compact(chosen) {
 			signature = binary.BigEndian.AppendUint32(signature, uint32(n))
 		}
-		shared, ok := known[string(signature)]
+		of, ok := known[string(signature)]
 		if !ok {
-			shared = c.row(is4, slices.Compact(chosen), pick, rules, shelf)
-			known[string(signature)] = shared
+			numbers := pick.rulesOf(slices.Compact(chosen))
+			of.row = c.row(is4, numbers, rules, shelf)
+			of.posture = postureOf(pick.asked(slices.Compact(chosen)), conditional(rules, numbers))
+			known[string(signature)] = of
 		}
 		to := c.rows[dir][row*c.local.classes:][:c.local.classes]
-		for class, s := range shared {
+		for class, s := range of.row {
 			if s != nil {
 				to[class] = s
 			}
+		}
+		if c.postures[dir] != nil {
+			*c.postures[dir].at(row, is4) = of.posture
 		}
 	}
 	for peer, id := range c.peers {
@@ -188,15 +205,23 @@ func (c *compiler) fill(dir proto.Direction, pick *selectors, members map[string
 	}
 }
 
-// row computes what the rules behind the chosen selectors decide, for each class of local addresses of one family.
-func (c *compiler) row(is4 bool, chosen []int, pick *selectors, rules []proto.Rule, shelf *shelf) []*services {
-	var numbers []int
+// shared is what peers of one signature have in common.
+type shared struct {
+	row     []*services
+	posture Posture
+}
+
+// rulesOf are the rules behind the chosen selectors.
+func (s *selectors) rulesOf(chosen []int) (numbers []int) {
 	for _, n := range chosen {
-		numbers = append(numbers, pick.rules[n]...)
+		numbers = append(numbers, s.rules[n]...)
 	}
 	slices.Sort(numbers)
-	numbers = slices.Compact(numbers)
+	return slices.Compact(numbers)
+}
 
+// row computes what rules decide for each class of local addresses of one family.
+func (c *compiler) row(is4 bool, numbers []int, rules []proto.Rule, shelf *shelf) []*services {
 	row := make([]*services, c.local.classes)
 	for class, prefix := range c.local.prefix {
 		if prefix.Addr().Is4() != is4 {

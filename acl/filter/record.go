@@ -66,6 +66,8 @@ type Record struct {
 	Watched bool
 	Until   time.Time
 	Version proto.Version
+	// Posture digests the verdicts about both sides' posture that counted between them.
+	Posture Posture
 	Self    Party
 	Peer    Party
 	Local   netip.AddrPort
@@ -113,6 +115,7 @@ func (e *event) record(start time.Time) Record {
 	}
 	if e.by.Program != nil {
 		r.Version, r.Self = e.by.version, partyOf(&e.by.self)
+		r.Posture = e.by.posture(e.direction, e.remote)
 	}
 	return r
 }

@@ -33,7 +33,8 @@ type Program struct {
 	local   localTable
 	// rows[direction] holds, for each peer, then each place behind one, and each class of local addresses, what may pass
 	// between them.
-	rows [3][]*services
+	rows     [3][]*services
+	postures [3]postures // by direction
 }
 
 // ErrRuleset says that a ruleset contradicts itself; nothing of it should be enforced, and nothing of an older one.

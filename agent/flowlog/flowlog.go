@@ -169,7 +169,11 @@ func line(message string, r filter.Record) Line {
 	if r.Rule.Path != "" {
 		attrs = append(attrs, slog.String("rule", r.Rule.Path), slog.Int("line", r.Rule.Line))
 	}
-	return Line{slog.LevelDebug, message, append(attrs, slog.String("version", r.Version.String()))}
+	attrs = append(attrs, slog.String("version", r.Version.String()))
+	if r.Posture != (filter.Posture{}) {
+		attrs = append(attrs, slog.String("posture", r.Posture.String()))
+	}
+	return Line{slog.LevelDebug, message, attrs}
 }
 
 func name(p filter.Party) string {

@@ -83,6 +83,11 @@ func TestFlows(t *testing.T) {
 	if l, ok := a.Add(noon, record(filter.FlowEnd, 2, 443)); !ok || l.Level != slog.LevelDebug {
 		t.Errorf("%s", text(l))
 	}
+	asked := record(filter.FlowStart, 2, 443)
+	asked.Posture = filter.Posture{0xab, 7: 0x01}
+	if l, _ := a.Add(noon, asked); !strings.HasSuffix(text(l), "version=1.7 posture=ab00000000000001") {
+		t.Errorf("%s", text(l))
+	}
 	unknown := record(filter.Denied, 9, 0)
 	unknown.Peer, unknown.Proto = filter.Party{}, proto.ProtoGRE
 	if l, _ := a.Add(noon, unknown); !strings.Contains(text(l), "to=? ") || !strings.Contains(text(l), "service=gre ") {
