@@ -1,13 +1,16 @@
 package agenttest
 
 import (
+	"crypto/sha256"
 	"errors"
 	"testing"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/agent/machine"
+	"github.com/redoubt-mesh/redoubt/agent/state"
 	"github.com/redoubt-mesh/redoubt/coordinator"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -268,6 +271,50 @@ func TestRestartWithoutCoordinator(t *testing.T) {
 		m.Settle()
 		m.Await(forgotten, "they reach each other again", func() bool { return a.Ping(b.V4()) == nil })
 		a.Reaches(b, 22)
+	})
+}
+
+// TestRestartIsSparedSignatures: which signatures were good before a clean stop is on the disk, and a start goes by it.
+func TestRestartIsSparedSignatures(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		a, b := m.Join("a", user("ann@example.com")), m.Join("b", tags("tag:db"))
+		b.Listen(22)
+		m.Policy(open)
+		a.Reaches(b, 22)
+		m.center.stop()
+
+		// Whether a signature was looked at shows where it is spoiled.
+		a.stop()
+		d := must(state.Open(a.dir, time.Now()))(t)
+		loaded := must(d.Load())(t)
+		if len(loaded.Checked) != 1 {
+			t.Fatalf("%d signatures are listed, of one peer", len(loaded.Checked))
+		}
+		der := loaded.Netmap.Peers[0].Certificate
+		der[len(der)-1] ^= 1
+		issuer := sha256.Sum256(loaded.Netmap.Authorities[0])
+		spoiled := sha256.Sum256(append(issuer[:], der...))
+		for _, listed := range []bool{false, true} {
+			if listed {
+				if err := d.SaveChecked(loaded.Nodes[0], []cert.Signature{spoiled}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := errors.Join(d.SaveNetmap(loaded.Netmap), d.Close()); err != nil {
+				t.Fatal(err)
+			}
+			a.start()
+			a.AwaitState(machine.StateRunning, time.Second)
+			if known := len(a.Status().GetPeers()) == 1 && !a.Problem("signature"); known != listed {
+				t.Errorf("with the signature listed: %v; the peer is known: %v\n%v", listed, known, a.Status())
+			}
+			a.stop()
+			d = must(state.Open(a.dir, time.Now()))(t)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
 	})
 }
 
