@@ -28,7 +28,7 @@ func idle(ctx context.Context, bin string, rounds, peers int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	fmt.Println("| peers in the netmap | up after, ms | of that for the peers | CPU-ms | resident memory, MB | peak |")
+	fmt.Println("| peers in the netmap | ready after, ms | of that for the peers | CPU-ms | resident memory, MB | peak |")
 	fmt.Println("| --- | --- | --- | --- | --- | --- |")
 	var alone float64
 	for _, n := range []int{1, peers} {
