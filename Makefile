@@ -6,7 +6,7 @@ BIN     = bin
 LDFLAGS = -s -w
 
 .PHONY: help
-help: ## what can be made
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .PHONY: build
@@ -19,23 +19,23 @@ demo: build ## a mesh on this machine, in namespaces that vanish afterwards; und
 	@$(GO) run ./scripts/demo -bin $(BIN)
 
 .PHONY: test
-test: ## all tests; says at the end if anything was left out
+test: ## all tests; lists at the end what was left out
 	@scripts/test
 
 .PHONY: test-kernel
-test-kernel: ## our WireGuard against the kernel's, in a virtual machine; some four minutes, root, Debian
+test-kernel: ## our WireGuard against the kernel's, in a virtual machine; about four minutes, needs root and Debian
 	@scripts/interop/kernel
 
 .PHONY: mutants
-mutants: ## changes what decides of policies, one condition after the other, and asks whether a test notices; half an hour
+mutants: ## changes one condition of the policy code at a time, and checks that a test notices; half an hour
 	@$(GO) run ./scripts/mutants acl/compile/eval.go acl/compile/condition.go acl/compile/coverage.go
 
 .PHONY: bench
-bench: build ## speed and memory, as ratios to stock wireguard-go in the same run
+bench: build ## speed and memory, compared with stock wireguard-go in the same run
 	@scripts/bench/run
 
 .PHONY: check
-check: fmt-check tidy-check vet lint generate-check vuln cross ## all checks but the tests
+check: fmt-check tidy-check vet lint generate-check vuln cross ## all checks except the tests
 
 .PHONY: fmt
 fmt: ## format the code
@@ -74,7 +74,7 @@ cross: ## builds for every system that the code must build for
 	@scripts/cross
 
 .PHONY: install
-install: $(BIN)/redoubt $(BIN)/redoubt-coordinator ## both programs and their systemd units, below $(DESTDIR)/
+install: $(BIN)/redoubt $(BIN)/redoubt-coordinator ## install both programs and their systemd units below $(DESTDIR)/
 	install -D -m 0755 -t $(DESTDIR)/usr/local/bin $(BIN)/redoubt $(BIN)/redoubt-coordinator
 	install -D -m 0644 -t $(DESTDIR)/etc/systemd/system scripts/systemd/redoubt.service scripts/systemd/redoubt-coordinator.service
 

@@ -22,13 +22,13 @@ func control(ctx context.Context, bin string, joins, changes int) (err error) {
 	}
 	fmt.Println("| what | median | worst | n |")
 	fmt.Println("| --- | --- | --- | --- |")
-	row("a further node, from `redoubt up CODE` to its first ping answered, ms", times)
+	row("a new node, from `redoubt up CODE` to its first answered ping, ms", times)
 
 	applied, err := policyTimes(ctx, m, changes)
 	if err != nil {
 		return err
 	}
-	row(fmt.Sprintf("`policy apply --wait` until %d nodes said that they enforce it, ms", joins+1), applied)
+	row(fmt.Sprintf("`policy apply --wait` until %d nodes enforce it, ms", joins+1), applied)
 	fmt.Printf("| resident memory of an idle agent, MB | %.1f | | 1 |\n", rss(first.Agent.PID()))
 	fmt.Printf("| resident memory of the coordinator, MB | %.1f | | 1 |\n", rss(m.Serve.PID()))
 	return nil

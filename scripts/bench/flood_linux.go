@@ -77,7 +77,7 @@ func flood(ctx context.Context, bin string, rounds int, d time.Duration) (err er
 	arrived := func(s stream) float64 { return 100 * s.arrived }
 	cpu := func(s stream) float64 { return s.cpu }
 	fmt.Printf("An established flow, offered %.0f Mbit/s of UDP, medians of %d interleaved rounds; both ends and the flood on this machine\n\n", offered/1e6, rounds)
-	fmt.Println("| | arrived, quiet, % | daemons' cores | arrived, flooded, % | daemons' cores | initiations a second | peak RSS MB |")
+	fmt.Println("| | arrived, no flood, % | daemons' cores | arrived, flooded, % | daemons' cores | initiations per second | peak RSS MB |")
 	fmt.Println("| --- | --- | --- | --- | --- | --- | --- |")
 	for _, p := range pairs {
 		fmt.Printf("| %s | %.1f | %.2f | %.1f | %.2f | %.0f | %.0f |\n", p.name, median(quiet[p], arrived), median(quiet[p], cpu),

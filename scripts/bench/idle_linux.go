@@ -29,7 +29,7 @@ func idle(ctx context.Context, bin string, rounds, peers int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	fmt.Println("| peers in the netmap | start | up after, ms | of that for the peers | CPU-ms | resident memory, MB | peak |")
+	fmt.Println("| peers in the netmap | start | ready after, ms | of that for the peers | CPU-ms | resident memory, MB | peak |")
 	fmt.Println("| --- | --- | --- | --- | --- | --- | --- |")
 	few, err := prepared(m, 1)
 	if err != nil {

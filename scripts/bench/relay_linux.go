@@ -38,12 +38,12 @@ const (
 const (
 	relayedOne    = "TCP 1 flow, Gbit/s"
 	relayedFour   = "TCP 4 flows, Gbit/s"
-	relayCPUOne   = "relay's CPU-us a forwarded packet, 1 flow"
-	relayCPUFour  = "relay's CPU-us a forwarded packet, 4 flows"
-	agentsCPUOne  = "agents' CPU-s a GB, 1 flow"
-	agentsCPUFour = "agents' CPU-s a GB, 4 flows"
-	relayCPUFull  = "relay's CPU-us a forwarded packet of 1,320 bytes"
-	relayedFull   = "of 300 Mbit/s of those, arrived, %"
+	relayCPUOne   = "relay's CPU-us per forwarded packet, 1 flow"
+	relayCPUFour  = "relay's CPU-us per forwarded packet, 4 flows"
+	agentsCPUOne  = "agents' CPU-s per GB, 1 flow"
+	agentsCPUFour = "agents' CPU-s per GB, 4 flows"
+	relayCPUFull  = "relay's CPU-us per forwarded 1,320-byte packet"
+	relayedFull   = "arrived of 300 Mbit/s of those, %"
 )
 
 var relayMetrics = []string{relayedOne, relayedFour, relayCPUOne, relayCPUFour, relayCPUFull, relayedFull, agentsCPUOne, agentsCPUFour}

@@ -44,10 +44,10 @@ type figures map[string]float64
 
 // metrics are the rows of the table, and measurements what finds them.
 var metrics = []string{
-	"TCP 1 flow, Gbit/s", "TCP 4 flows, Gbit/s", "TCP 1 flow back, Gbit/s", "TCP 4 flows back, Gbit/s",
-	"daemons' CPU-s a GB, 1 flow", "daemons' CPU-s a GB, 4 flows",
+	"TCP 1 flow, Gbit/s", "TCP 4 flows, Gbit/s", "TCP 1 flow, reverse, Gbit/s", "TCP 4 flows, reverse, Gbit/s",
+	"daemons' CPU-s per GB, 1 flow", "daemons' CPU-s per GB, 4 flows",
 	"64 B UDP received, kpps", "64 B UDP delivered, kpps", "RTT p50, us", "RTT p99, us",
-	"daemons' CPU-us a delivered packet, 64 B UDP",
+	"daemons' CPU-us per delivered packet, 64 B UDP",
 }
 
 var measurements = []struct {

@@ -30,12 +30,12 @@ func main() {
 		return
 	}
 	bin := flag.String("bin", "bin", "directory with redoubt-coordinator")
-	sizes := flag.String("nodes", "100,1000,10000", "how many nodes, 21 of which see each other")
+	sizes := flag.String("nodes", "100,1000,10000", "how many nodes, in groups of 21 that see each other")
 	all := flag.Int("all", 1000, "how many nodes that all see each other; 0: none")
 	rounds := flag.Int("rounds", 20, "changes of each kind")
 	idle := flag.Duration("idle", 30*time.Second, "how long to look at the idle coordinator")
-	locks := flag.Int("lock", 0, "measure only how fast a lock and a revocation reach so many nodes that know of the one; 0: not that")
-	renew := flag.Duration("renew", 0, "how long to have nodes renew, as many a second as 10,000 nodes do in 30 min; 0: not at all")
+	locks := flag.Int("lock", 0, "measure only how fast a lock and a revocation reach this many nodes that know the node; 0: do not")
+	renew := flag.Duration("renew", 0, "how long nodes renew, as many per second as 10,000 nodes do in 30 min; 0: not at all")
 	metrics := flag.String("metrics", "", "`ADDR` for the coordinator's metrics")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -64,7 +64,7 @@ func main() {
 }
 
 func heading() {
-	fmt.Println("| nodes | joins, CPU-ms each | RSS, KB a node | idle, % of a core | all back, s | CPU-s | all changed: last node, ms | p99, ms | CPU-s | ten changed: p99, ms | one rule: p99, ms | CPU-ms | bytes a node | bytes to others |")
+	fmt.Println("| nodes | joins, CPU-ms each | RSS, KB per node | idle, % of a core | all back, s | CPU-s | all changed: last node, ms | p99, ms | CPU-s | ten changed: p99, ms | one rule: p99, ms | CPU-ms | bytes per node | bytes to others |")
 	fmt.Println("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 }
 

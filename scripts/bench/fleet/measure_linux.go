@@ -112,7 +112,7 @@ func (f *fleet) renewals(ctx context.Context, r *result, idle, during time.Durat
 		return err
 	}
 	r.renewCPU = (f.cpu() - before - r.idle*time.Since(begin).Seconds()) / float64(r.renewed)
-	progress("%d renewals in %v, %.2f CPU-ms each beyond what the idle coordinator takes", r.renewed, over, 1e3*r.renewCPU)
+	progress("%d renewals in %v, %.2f CPU-ms each above the idle coordinator", r.renewed, over, 1e3*r.renewCPU)
 	return nil
 }
 
@@ -195,7 +195,7 @@ func (f *fleet) joined(ctx context.Context, r *result, idle time.Duration) error
 	}
 	r.idle = (f.cpu() - before) / idle.Seconds()
 	r.rss = (f.rss() - empty) / float64(f.nodes)
-	progress("idle %.1f %%, %.0f KB a node", 100*r.idle, r.rss)
+	progress("idle %.1f %%, %.0f KB per node", 100*r.idle, r.rss)
 	return nil
 }
 
