@@ -74,13 +74,17 @@ func (f *Filter) other(d proto.Direction, p *packet.Packet, r Reason) *peer {
 	if r < Closed || r == Spoofed { // without having been read, or lying
 		return nil
 	}
+	return f.current.Load().other(d, p)
+}
+
+// other is the peer behind the address that a packet came from or goes to, nil where there is none.
+func (e *enforced) other(d proto.Direction, p *packet.Packet) *peer {
 	addr := p.Dst
 	if d == proto.In {
 		addr = p.Src
 	}
-	by := f.current.Load()
-	if node, ok := by.find(addr); ok {
-		return by.peers[node]
+	if node, ok := e.find(addr); ok {
+		return e.peers[node]
 	}
 	return nil
 }

@@ -10,7 +10,7 @@ import (
 const (
 	fragmentLife  = 30 * second
 	maxDatagrams  = 1024 // in fragments at once
-	peerDatagrams = 64   // of them between this node and one other
+	peerDatagrams = 128  // of them between this node and one other, with all that is behind that
 	maxGaps       = 4    // between the fragments of one datagram that came
 )
 
@@ -19,7 +19,7 @@ const (
 type fragments struct {
 	mu    sync.Mutex
 	known map[fragmentKey]*datagram
-	count map[packet.Addr]int // by the address of the other node
+	count map[*peer]int
 	spare []*datagram
 }
 
@@ -33,6 +33,7 @@ type fragmentKey struct {
 // datagram is what came of one packet: sorted, disjoint ranges of its bytes.
 type datagram struct {
 	flow    key
+	peer    *peer // nil: nobody, and it will not pass
 	expires tick
 	spoiled bool // overlaps, or pieces that do not fit: nothing more of it passes
 	end     int  // where it ends, -1 until the last piece came
@@ -49,11 +50,16 @@ func (f *Filter) fragment(d proto.Direction, from proto.NodeID, p *packet.Packet
 	if isICMP(p.Proto) && !p.Later() && !p.IsEchoRequest() && !p.IsEchoReply() {
 		return f.discardOf(d, p, ICMPType) // no message that we let pass by itself is large enough to come in pieces
 	}
-	if from != 0 && !f.current.Load().owns(from, p.Src) {
+	by := f.current.Load()
+	if from != 0 && !by.owns(from, p.Src) {
 		return f.discard(Spoofed) // before it can take room, or spoil what its true owner sends
 	}
+	var who *peer
+	if !p.Later() {
+		who = by.other(d, p)
+	}
 	now := tick(f.clock.Load())
-	flow, reason := f.fragments.accept(d, k, p, now)
+	flow, reason := f.fragments.accept(d, k, p, who, now)
 	if reason != Permitted {
 		return f.discardOf(d, p, reason)
 	}
@@ -69,8 +75,9 @@ func (f *Filter) fragment(d proto.Direction, from proto.NodeID, p *packet.Packet
 	return v
 }
 
-// accept takes note of a piece, unless it fits in nowhere, and says which flow its packet belongs to.
-func (f *fragments) accept(d proto.Direction, k fragmentKey, p *packet.Packet, now tick) (key, Reason) {
+// accept takes note of a piece, unless it fits in nowhere, and says which flow its packet belongs to. Who is the other node,
+// which need not be known for later pieces.
+func (f *fragments) accept(d proto.Direction, k fragmentKey, p *packet.Packet, who *peer, now tick) (key, Reason) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	g := f.known[k]
@@ -82,12 +89,11 @@ func (f *fragments) accept(d proto.Direction, k fragmentKey, p *packet.Packet, n
 	case g == nil && p.Later():
 		return key{}, FragmentUnknown
 	case g == nil:
-		var fk key
-		fk.of(d, p)
-		if len(f.known) >= maxDatagrams || f.count[fk.remote] >= peerDatagrams {
+		if len(f.known) >= maxDatagrams || f.count[who] >= peerDatagrams {
 			return key{}, FragmentLimit
 		}
-		g = f.make(k, fk)
+		g = f.make(k, who)
+		g.flow.of(d, p)
 		g.expires = now + fragmentLife
 	}
 	if g.spoiled = g.spoiled || !g.add(int(p.FragOffset), int(p.FragOffset)+p.Length-p.Header, p.More); g.spoiled {
@@ -100,26 +106,26 @@ func (f *fragments) accept(d proto.Direction, k fragmentKey, p *packet.Packet, n
 	return flow, Permitted
 }
 
-func (f *fragments) make(k fragmentKey, flow key) *datagram {
+func (f *fragments) make(k fragmentKey, who *peer) *datagram {
 	var g *datagram
 	if n := len(f.spare); n > 0 {
 		g, f.spare = f.spare[n-1], f.spare[:n-1]
 	} else {
 		g = new(datagram)
 	}
-	*g = datagram{flow: flow, end: -1}
+	*g = datagram{peer: who, end: -1}
 	if f.known == nil {
-		f.known, f.count = make(map[fragmentKey]*datagram), make(map[packet.Addr]int)
+		f.known, f.count = make(map[fragmentKey]*datagram), make(map[*peer]int)
 	}
 	f.known[k] = g
-	f.count[flow.remote]++
+	f.count[who]++
 	return g
 }
 
 func (f *fragments) drop(k fragmentKey, g *datagram) {
 	delete(f.known, k)
-	if f.count[g.flow.remote]--; f.count[g.flow.remote] == 0 {
-		delete(f.count, g.flow.remote)
+	if f.count[g.peer]--; f.count[g.peer] == 0 {
+		delete(f.count, g.peer)
 	}
 	f.spare = append(f.spare, g)
 }

@@ -184,3 +184,36 @@ func TestFragmentTableIsBounded(t *testing.T) {
 		t.Error("they stay")
 	}
 }
+
+// TestRouterHasOneShareOfFragments has a router fill the table with pieces from all the hosts behind it, and a node by both of
+// its addresses: others still send theirs.
+func TestRouterHasOneShareOfFragments(t *testing.T) {
+	w := newWorldOf(t, Config{}, 4, func(r *Ruleset) {
+		r.rule(proto.In, udpPorts(53, 53)).Peers.Prefixes = []netip.Prefix{netip.MustParsePrefix("10.33.0.0/16")}
+		r.Routes = []Route{{netip.MustParsePrefix("10.33.0.0/16"), 2}}
+	})
+	passed := 0
+	for n := range 2 * maxDatagrams {
+		src := netip.AddrFrom4([4]byte{10, 33, byte(n >> 8), byte(n)})
+		if w.InFrom(2, cut(udp(src, 4000, v4(1), 53, 112), 24, 1)[0]).Pass {
+			passed++
+		}
+	}
+	if passed != peerDatagrams {
+		t.Errorf("%d packets in pieces came through a router, want %d", passed, peerDatagrams)
+	}
+	passed = 0
+	for n := range uint32(peerDatagrams) {
+		for _, pkt := range [][]byte{udp(v4(3), 4000, v4(1), 53, 112), udp(v6(3), 4000, v6(1), 53, 112)} {
+			if w.InFrom(3, cut(pkt, 24, n)[0]).Pass {
+				passed++
+			}
+		}
+	}
+	if passed != peerDatagrams {
+		t.Errorf("%d packets in pieces came from one node, want %d", passed, peerDatagrams)
+	}
+	for _, p := range cut(udp(v4(4), 4000, v4(1), 53, 112), 24, 1) {
+		w.wantIn(Permitted, p)
+	}
+}

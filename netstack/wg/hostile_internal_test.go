@@ -2,6 +2,7 @@ package wg
 
 import (
 	"encoding/binary"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
@@ -268,6 +269,91 @@ func TestFakePeersLeaveNothing(t *testing.T) {
 		}
 		if grown := int64(most) - int64(before); grown > 1<<20 {
 			t.Errorf("%d bytes were kept of them", grown)
+		}
+	})
+}
+
+// TestFloodAcrossRekey floods one end of a conversation so that no cookie is left for strangers whose messages come last in
+// their second, while the session has to be renewed: by the flooded end, or by the other. No packet waits for it.
+func TestFloodAcrossRekey(t *testing.T) {
+	for name, begins := range map[string]bool{"the flooded end begins": true, "the other end begins": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				flooded, other := twoRigs(t) // the first one begins
+				ours, theirs := 1, 2
+				if !begins {
+					flooded, other, ours, theirs = other, flooded, theirs, ours
+				}
+				defer flooded.close(t)
+				defer other.close(t)
+				far, err := noise.NewRemote(flooded.key.Public().Array())
+				if err != nil {
+					t.Fatal(err)
+				}
+				// Answers to nothing are judged as first messages are, and those that pass cost the test less.
+				strangers := make([][]byte, 2200)
+				for i := range strangers {
+					strangers[i] = make([]byte, noise.ResponseSize)
+					strangers[i][0] = noise.TypeResponse
+					binary.LittleEndian.PutUint32(strangers[i][4:], uint32(i))
+					new(noise.Jar).Sign(time.Now(), far, strangers[i])
+				}
+				before := [2]int{flooded.wrote, other.wrote}
+				for n := range 200 {
+					time.Sleep(time.Second)
+					synctest.Wait()
+					flooded.carry(other) // what its timers sent
+					// From before the session is to be renewed until it would end.
+					if n >= 118 && n < 182 {
+						for i, msg := range strangers {
+							flooded.putFrom(msg, sourceOf(i))
+						}
+						flooded.drop()
+					}
+					flooded.fill(1, 100, ours, theirs)
+					flooded.e.outbound(flooded.s, 1)
+					other.fill(1, 100, theirs, ours)
+					other.e.outbound(other.s, 1)
+					for flooded.count()+other.count() > 0 {
+						flooded.carry(other)
+						other.carry(flooded)
+					}
+					if to, from := flooded.wrote-before[0], other.wrote-before[1]; to != n+1 || from != n+1 {
+						t.Fatalf("of %d packets each way %d came to the flooded end, %d from it", n+1, to, from)
+					}
+				}
+				if st := flooded.e.drops.read(); st[DropLimit] < 64*500 || flooded.statsOf(proto.NodeID(theirs)).Handshakes < 2 {
+					t.Errorf("it counts %v, of the other %+v", st.Map(), flooded.statsOf(proto.NodeID(theirs)))
+				}
+			})
+		})
+	}
+}
+
+// TestHomes follows where a peer is known to be: it is there that something authentic came from last, until it is removed.
+func TestHomes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := twoRigs(t)
+		defer a.close(t)
+		defer b.close(t)
+		at := func() (list []netip.Addr) { return slices.Collect(maps.Keys(b.e.homes.all)) }
+		if first := netip.MustParseAddr("192.0.2.9"); !b.e.homes.has(first) || len(at()) != 1 {
+			t.Errorf("it is at %v, want %s", at(), first)
+		}
+		b.putFrom(initiation(t, 9, b), sourceOf(7)) // a stranger
+		a.drop()
+		a.fill(1, 100, 1, 2)
+		a.e.outbound(a.s, 1)
+		b.putFrom(a.held()[0], sourceOf(8))
+		if !b.e.homes.has(sourceOf(8).Addr()) || len(at()) != 1 {
+			t.Errorf("it is at %v, want %s", at(), sourceOf(8))
+		}
+		time.Sleep(time.Hour)
+		if b.e.awake() != 0 || len(at()) != 1 {
+			t.Errorf("asleep it is at %v", at())
+		}
+		if err := b.e.RemovePeer(1); err != nil || len(at()) != 0 {
+			t.Errorf("removed it is at %v, %v", at(), err)
 		}
 	})
 }

@@ -38,7 +38,7 @@ import (
 //
 // Locks, in the order in which they are taken: api (what opens and closes), mu (who the peers are; moving a batch holds
 // it for reading, so that who takes it for writing knows that no packet is under way), a node's own, and those of indexes,
-// gate and timers.
+// gate, homes and timers.
 type Inline struct {
 	self proto.NodeID
 	tun  tun.Device
@@ -65,6 +65,7 @@ type Inline struct {
 	indexes  indexes
 	gateMu   sync.Mutex
 	gate     noise.Gate
+	homes    homes
 	timers   *timers
 	staged   atomic.Int64 // bytes that wait for sessions
 	drops    drops
@@ -106,8 +107,9 @@ func NewInline(self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) *
 		self: self, tun: d, bind: b, log: log,
 		nodes: map[proto.NodeID]*node{}, byKey: map[[32]byte]*node{}, byAddr: map[netip.Addr]*node{},
 		indexes: indexes{all: map[uint32]entry{}}, timers: newTimers(), active: active{all: map[*node]struct{}{}},
-		stopping: make(chan struct{}), done: make(chan struct{}),
+		homes: homes{all: map[netip.Addr]int{}}, stopping: make(chan struct{}), done: make(chan struct{}),
 	}
+	e.gate.Known = e.homes.has
 	e.stop = sync.OnceFunc(func() { close(e.stopping) })
 	e.readMTU()
 	var tasks sync.WaitGroup

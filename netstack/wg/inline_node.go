@@ -32,6 +32,7 @@ type node struct {
 	mu       sync.Mutex
 	endpoint conn.Endpoint // nil: nowhere
 	known    bool          // the endpoint is where an authentic packet came from
+	home     netip.Addr    // where the last authentic packet came from; zero where none came
 	peer     *session.Peer // nil while it sleeps
 	pairs    []*session.Pair
 	effects  []session.Effect // kept for its room
@@ -271,6 +272,7 @@ func (e *Inline) unplug(n *node) {
 		e.sleep(n)
 	}
 	e.timers.remove(n)
+	e.homes.move(&n.home, netip.Addr{})
 }
 
 // Probe implements Engine.
@@ -395,7 +397,7 @@ func (e *Inline) stepFrom(n *node, now time.Time, ev session.Event, from conn.En
 		switch f := f.(type) {
 		case session.Heard:
 			n.rx.Add(uint64(size))
-			n.cameFrom(from)
+			e.cameFrom(n, from)
 		case session.Message:
 			e.send(n, n.endpoint, [][]byte{f.Bytes})
 		case session.Keepalive:
@@ -428,15 +430,6 @@ func (e *Inline) stepFrom(n *node, now time.Time, ev session.Event, from conn.En
 	}
 	clear(effects)
 	n.effects = effects[:0]
-}
-
-// cameFrom notes where an authentic packet came from. The caller holds the node's lock.
-func (n *node) cameFrom(from conn.Endpoint) {
-	if c := n.cfg.Course; c != nil {
-		c.Heard(from)
-		return
-	}
-	n.endpoint, n.known = from, true
 }
 
 // dropOf says how what a session or handshake did not take is counted.

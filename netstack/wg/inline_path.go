@@ -493,7 +493,7 @@ func (e *Inline) note(r *receiver, now time.Time) {
 	if n.peer == nil {
 		return
 	}
-	n.cameFrom(x.from)
+	e.cameFrom(n, x.from)
 	e.step(n, now, session.Received{Session: x.session, Data: x.data})
 	e.settle(n)
 }

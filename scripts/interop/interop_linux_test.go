@@ -239,7 +239,7 @@ func cookies(frames []lab.Frame, to *lab.Host) (n int) {
 	return n
 }
 
-// TestLoad floods each end, and has the other begin meanwhile: it is given a cookie, and has to come back with it.
+// TestLoad floods each end, and has the other begin meanwhile, or answer: it is given a cookie, and has to come back with it.
 func TestLoad(t *testing.T) {
 	t.Run("theirs is flooded", func(t *testing.T) {
 		p := newPair(t)
@@ -256,11 +256,26 @@ func TestLoad(t *testing.T) {
 			t.Errorf("our end counts %v, %v", s.Drops.Map(), err)
 		}
 	})
+	t.Run("theirs is flooded, and begins", func(t *testing.T) {
+		p := newPair(t)
+		load(t, p, &p.b.end, false)
+	})
+	t.Run("ours is flooded, and begins", func(t *testing.T) {
+		p := newPair(t)
+		load(t, p, &p.a.end, true)
+		if s := p.a.stats(t); s.Unanswered == 0 {
+			t.Errorf("the first answer was taken: %+v", s)
+		}
+	})
 }
 
 func load(t *testing.T, p *pair, flooded *end, weBegin bool) {
 	t.Helper()
 	first, second := p.order(weBegin)
+	quiet := first
+	if flooded == first {
+		quiet = second
+	}
 	stop := flood(p.ctx, t, p.stranger, netip.AddrPortFrom(flooded.V4(), port), flooded.public)
 	defer stop()
 	watch, err := p.stranger.Ports[0].CaptureWire()
@@ -274,7 +289,7 @@ func load(t *testing.T, p *pair, flooded *end, weBegin bool) {
 		return nil
 	})
 	_, _ = watch.Stop() // it may have missed some
-	wire, err := first.Ports[0].CaptureWire()
+	wire, err := quiet.Ports[0].CaptureWire()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +297,7 @@ func load(t *testing.T, p *pair, flooded *end, weBegin bool) {
 	reaches(p.ctx, t, first, second)
 	transfer(p.ctx, t, first, second)
 	frames, _ := wire.Stop() // as above
-	if cookies(frames, first.Host) == 0 {
-		t.Error("no cookie came to who began")
+	if cookies(frames, quiet.Host) == 0 {
+		t.Error("no cookie came to who is not flooded")
 	}
 }

@@ -11,6 +11,7 @@ const (
 	loadAt      = 128              // handshakes a second, at which senders must prove their address
 	loadFor     = time.Second      // how long that lasts after the last busy second
 	maxReplies  = 2048             // cookie replies a second
+	forKnown    = maxReplies / 4   // of these, for known addresses where strangers have taken all others
 	maxSources  = 4096             // addresses that are told apart
 	perSource   = time.Second / 20 // one handshake each, for an address that is proven
 	burst       = 5 * perSource
@@ -31,10 +32,15 @@ const (
 // Gate decides which handshake messages are worth their price. Under load it takes only those whose sender proved by
 // a cookie that it is where it says, and of each address only some. It is for one goroutine at a time.
 type Gate struct {
+	// Known says whether an address is one that a peer was at for sure. However many strangers there are, they take no
+	// cookie and no place from those: a session that lives is renewed. Nil knows none.
+	Known func(netip.Addr) bool
+
 	cookies cookies
 	second  time.Time // the second that is counted now
 	seen    int
-	replies int
+	replies int       // to anybody
+	kept    int       // that were kept for known addresses
 	load    time.Time // until when there is load
 	sources map[netip.Addr]time.Time
 }
@@ -46,7 +52,7 @@ func (g *Gate) Admit(now time.Time, random io.Reader, l *Local, msg, src []byte,
 		return Drop, nil
 	}
 	if d := now.Sub(g.second); d >= time.Second || d < 0 {
-		g.second, g.seen, g.replies = now, 0, 0
+		g.second, g.seen, g.replies, g.kept = now, 0, 0, 0
 		g.forget(now)
 	}
 	if g.seen++; g.seen > loadAt {
@@ -61,7 +67,7 @@ func (g *Gate) Admit(now time.Time, random io.Reader, l *Local, msg, src []byte,
 		}
 		return Refuse, nil
 	}
-	if g.replies++; g.replies > maxReplies {
+	if !g.mayReply(ip) {
 		return Refuse, nil
 	}
 	if err := g.cookies.reply(now, out, l, random, msg, src); err != nil {
@@ -70,15 +76,31 @@ func (g *Gate) Admit(now time.Time, random io.Reader, l *Local, msg, src []byte,
 	return Challenge, nil
 }
 
+// mayReply says whether one more cookie may be sent in this second, and counts it.
+func (g *Gate) mayReply(ip netip.Addr) bool {
+	switch {
+	case g.replies < maxReplies-forKnown:
+		g.replies++
+	case g.kept < forKnown && g.known(ip):
+		g.kept++
+	default:
+		return false
+	}
+	return true
+}
+
+func (g *Gate) known(ip netip.Addr) bool { return g.Known != nil && g.Known(ip) }
+
 // allow says whether a proven address may have another handshake. The map holds when its credit is whole again.
 func (g *Gate) allow(now time.Time, ip netip.Addr) bool {
+	at := ip
 	if ip = ip.Unmap().WithZone(""); ip.Is6() {
 		if p, err := ip.Prefix(sourceBits6); err == nil {
 			ip = p.Addr()
 		}
 	}
-	whole, known := g.sources[ip]
-	if !known && len(g.sources) >= maxSources {
+	whole, listed := g.sources[ip]
+	if !listed && len(g.sources) >= maxSources && !g.known(at) {
 		return false
 	}
 	if whole.Before(now) {

@@ -316,8 +316,17 @@ func TestGate(t *testing.T) {
 			replies++
 		}
 	}
+	if want := maxReplies - forKnown; replies != want {
+		t.Errorf("%d cookie replies in a second, want %d", replies, want)
+	}
+	g.Known = func(a netip.Addr) bool { return a == ip }
+	for range 2 * maxReplies {
+		if admit(start.Add(perSource), first) == Challenge {
+			replies++
+		}
+	}
 	if replies != maxReplies {
-		t.Errorf("%d cookie replies in a second, want %d", replies, maxReplies)
+		t.Errorf("%d cookie replies in a second, want %d, the last ones for a known address", replies, maxReplies)
 	}
 	quiet := start.Add(perSource + time.Second + loadFor)
 	if v := admit(quiet, first); v != Pass {
@@ -336,9 +345,13 @@ func TestGateForgetsNobodyForAFlood(t *testing.T) {
 	if len(g.sources) != maxSources {
 		t.Errorf("%d addresses are remembered", len(g.sources))
 	}
-	one := netip.MustParseAddr("2001::1")
+	one, home := netip.MustParseAddr("2001::1"), netip.MustParseAddr("2002::7")
 	if g.allow(start, netip.MustParseAddr("2002::1")) {
 		t.Error("an unknown address passes a full table")
+	}
+	g.Known = func(a netip.Addr) bool { return a == home }
+	if !g.allow(start, home) || g.allow(start, netip.MustParseAddr("2003::1")) {
+		t.Error("a full table keeps out a known address, or lets in an unknown one")
 	}
 	for range burst / perSource {
 		g.allow(start, one)

@@ -18,17 +18,15 @@ type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { return len(b), nil }
 
-// underLoad keeps a gate busy at the time of the next attempt.
-func underLoad(t *testing.T, g noise.Gate, w *world, b *end, msg []byte) noise.Gate {
+// underLoad keeps a gate busy at a time.
+func underLoad(t *testing.T, g *noise.Gate, at time.Time, e *end, msg []byte) {
 	t.Helper()
 	var reply [noise.CookieReplySize]byte
-	at := w.ends[0].p.Next().Add(-time.Millisecond)
 	for range 1000 {
-		if _, err := g.Admit(at, zeros{}, b.locals[0], msg, []byte("other"), ip, &reply); err != nil {
+		if _, err := g.Admit(at, zeros{}, e.locals[0], msg, []byte("other"), ip, &reply); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return g
 }
 
 // same says whether both ends send by the same session.

@@ -180,14 +180,28 @@ func (p *Peer) leave(now time.Time, l *noise.Local, out []Effect) []Effect {
 
 // cookie keeps what proves to the peer that we are where we say.
 func (p *Peer) cookie(now time.Time, e CookieReply, out []Effect) []Effect {
-	f := p.flight
-	if f == nil || f.initiator.Index != e.Index {
+	pair := p.signed(e.Index)
+	if pair == nil {
 		return append(out, Dropped{ErrUnknown})
 	}
-	if f.pair.jar.Take(now, f.pair.Remote, e.Message) != nil {
+	if pair.jar.Take(now, pair.Remote, e.Message) != nil {
 		return append(out, Dropped{ErrForged})
 	}
 	return out
+}
+
+// signed finds the pair by whose keys we sent the handshake message that has an index: our initiation that waits for its
+// answer, or the response that a session came of which the peer may not have yet.
+func (p *Peer) signed(index uint32) *Pair {
+	if f := p.flight; f != nil && f.initiator.Index == index {
+		return f.pair
+	}
+	for _, s := range p.sessions {
+		if s.Index == index && !s.confirmed {
+			return s.Pair
+		}
+	}
+	return nil
 }
 
 // shake begins a series of initiations, unless one runs that serves as well.

@@ -412,9 +412,38 @@ func TestCookies(t *testing.T) {
 		}
 		return v != noise.Pass
 	}
-	gate = underLoad(t, gate, w, b, a.p.flight.message)
+	underLoad(t, &gate, a.p.Next().Add(-time.Millisecond), b, a.p.flight.message)
 	w.run(rekeyTimeout + time.Second)
 	if passed != 1 || !slices.Equal(b.got, []uint64{1}) {
 		t.Errorf("%d initiations with a cookie passed, %d packets came", passed, len(b.got))
+	}
+}
+
+// TestCookieForResponse has the node that begins be under load: the response is taken once it proves where it comes from.
+func TestCookieForResponse(t *testing.T) {
+	w := newWorld(t, DefaultLimits)
+	a, b := w.ends[0], w.ends[1]
+	var gate noise.Gate
+	verdicts := map[noise.Verdict]int{}
+	w.lose = func(from int, msg []byte) bool {
+		if from == 0 || msg[0] != noise.TypeResponse {
+			return false
+		}
+		underLoad(t, &gate, w.now, a, msg)
+		var reply [noise.CookieReplySize]byte
+		v, err := gate.Admit(w.now, zeros{}, a.locals[0], msg, []byte("b"), ip, &reply)
+		if err != nil {
+			t.Fatal(err)
+		}
+		verdicts[v]++
+		if v == noise.Challenge {
+			w.put(0, reply[:])
+		}
+		return v != noise.Pass
+	}
+	a.send(1)
+	w.run(rekeyTimeout + time.Second)
+	if verdicts[noise.Challenge] != 1 || verdicts[noise.Pass] != 1 || !slices.Equal(b.got, []uint64{1}) {
+		t.Errorf("verdicts of responses %v, %d packets came", verdicts, b.got)
 	}
 }
