@@ -39,21 +39,17 @@ type parcel struct {
 // maxFirst is how long the first message is that comes by an extra socket. Most of them never get any.
 const maxFirst = 2048
 
-// OpenExtra opens a socket on a port of its own, under a number that is none's. It needs an open Bind.
+// OpenExtra opens a socket on a port of its own, under a number that is none's. It needs an open Bind, and may take the system
+// its time: nothing else waits for it.
 func (b *Bind) OpenExtra(number uint32) error {
 	family, ok := b.cfg.Inner.(Siblings)
 	if !ok {
 		return fmt.Errorf("open socket %d: %w", number, errors.ErrUnsupported)
 	}
-	x := &extra{number: number, inner: family.Sibling(), stop: make(chan struct{})}
 	b.mu.Lock()
 	mark := b.mark
 	b.mu.Unlock()
-	b.extras.mu.Lock()
-	defer b.extras.mu.Unlock()
-	if b.extras.runs == nil {
-		return fmt.Errorf("open socket %d: %w", number, net.ErrClosed)
-	}
+	x := &extra{number: number, inner: family.Sibling(), stop: make(chan struct{})}
 	fns, err := openAnyPort(x.inner)
 	if err != nil {
 		return fmt.Errorf("open socket %d: %w", number, err)
@@ -63,12 +59,25 @@ func (b *Bind) OpenExtra(number uint32) error {
 			return errors.Join(fmt.Errorf("set mark %#x on socket %d: %w", mark, number, err), x.inner.Close())
 		}
 	}
-	b.extras.all[number] = x
+	if !b.adopt(x, fns) {
+		return errors.Join(fmt.Errorf("open socket %d: %w", number, net.ErrClosed), x.inner.Close())
+	}
+	return nil
+}
+
+// adopt has an open socket read; false where the Bind is closed.
+func (b *Bind) adopt(x *extra, fns []RunFunc) bool {
+	b.extras.mu.Lock()
+	defer b.extras.mu.Unlock()
 	to := b.extras.runs
+	if to == nil {
+		return false
+	}
+	b.extras.all[x.number] = x
 	for _, fn := range fns {
 		x.readers.Go(func() { b.readExtra(x, fn, to) })
 	}
-	return nil
+	return true
 }
 
 func openAnyPort(inner conn.Bind) ([]RunFunc, error) {

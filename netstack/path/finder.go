@@ -146,6 +146,9 @@ const (
 	maxProbes = 96
 	// maxAnswers is how many pings of one peer are answered a second.
 	maxAnswers = 64
+	// maxCalls is how many searches a peer's Offers begin in callsIn: each pings where the peer says that it is, and it may lie.
+	maxCalls = 4
+	callsIn  = 2 * roundEvery
 )
 
 // rounds is when all candidates are tried after a search began.
@@ -459,7 +462,7 @@ func (f *Finder) gotOffer(p *pair, m pathmsg.Offer) {
 		}
 	}
 	p.peerNAT = m.NAT
-	if p.current == nil || p.doubted {
+	if (p.current == nil || p.doubted) && p.calls(f.now) {
 		p.search(f.now)
 		f.run(p)
 	}

@@ -33,6 +33,8 @@ type pair struct {
 	answering  time.Time
 	answers    int
 	offered    time.Time // when the peer's last Offer was taken
+	calling    time.Time // since when its calls are counted
+	called     int
 	asked      time.Time // when the peer pinged last
 	missing    time.Time // when its next ping should have come; zero: it need not
 	missed     time.Time // when something was done about that
@@ -101,9 +103,24 @@ func (p *pair) at(w Way) *candidate {
 	return nil
 }
 
+// searches says that the first rounds of a search are not over.
+func (p *pair) searches() bool { return p.rounds < len(rounds) && !p.began.IsZero() }
+
+// calls says whether an Offer may begin a search, as far as one does not go on anyway.
+func (p *pair) calls(now time.Time) bool {
+	if p.searches() {
+		return true
+	}
+	if now.Sub(p.calling) >= callsIn {
+		p.calling, p.called = now, 0
+	}
+	p.called++
+	return p.called <= maxCalls
+}
+
 // search begins to try all candidates, unless that has just begun.
 func (p *pair) search(now time.Time) {
-	if p.rounds < len(rounds) && !p.began.IsZero() {
+	if p.searches() {
 		return
 	}
 	p.began, p.rounds, p.round = now, 0, time.Time{}

@@ -24,8 +24,8 @@ import (
 // Of N = 64512 ports k = 256 are open toward the guesser's address. That n different guesses all miss has the probability
 // (1-n/N)(1-n/(N-1))...(1-n/(N-k+1)), which is about exp(-k·n/N): a half after 175 guesses, 2 % after 1000.
 //
-// Guesses go where an authenticated peer says that it is, and it may lie. So they are few, in all and to each address, and
-// ever more seldom where they hit nothing.
+// Guesses, and pings from the sockets, go where an authenticated peer says that it is, and it may lie. So they are few, in all
+// and to each address, and ever more seldom where they hit nothing. That the peer answers elsewhere makes up for nothing.
 
 // What a Finder asks for to punch.
 type (
@@ -73,6 +73,9 @@ const (
 	pauseMax   = 32 * time.Minute
 	// guessRest is how long after any punch a guesser takes part in none.
 	guessRest = 10 * time.Second
+	// hitPause is how long after a first hit the next punch as the opener is, should the way be lost; it doubles with each, up
+	// to openPause. A peer that answers, falls silent and asks again shall not have sockets opened all the time.
+	hitPause = 10 * time.Second
 	// warmFor is how long after the last packet the opener keeps a punched way open, by a ping every warmEvery: no NAT
 	// whose mapping has answered forgets it sooner, and to find another costs a punch.
 	warmFor   = 5 * time.Minute
@@ -115,10 +118,10 @@ type shot struct {
 	at time.Time
 }
 
-// backoff is how long something that failed is left alone.
+// backoff is how long something is left alone after it was tried.
 type backoff struct {
-	fails int
-	until time.Time
+	fails, hits int // in a row
+	until       time.Time
 }
 
 func (b *backoff) fail(now time.Time, pause time.Duration) {
@@ -126,11 +129,19 @@ func (b *backoff) fail(now time.Time, pause time.Duration) {
 	b.until = now.Add(min(pause<<min(b.fails-1, 10), pauseMax))
 }
 
+func (b *backoff) hit(now time.Time) {
+	if b.fails = 0; now.Sub(b.until) >= pauseMax {
+		b.hits = 0
+	}
+	b.until = now.Add(min(hitPause<<min(b.hits, 10), openPause))
+	b.hits++
+}
+
 // mayAsk says whether a punch as the opener is due: nothing else was found, and could be.
 func (f *Finder) mayAsk(p *pair) bool {
 	return f.punch.role == roleNone && f.own.NAT == pathmsg.NATHard && p.peerNAT == pathmsg.NATEasy && p.outside.IsValid() &&
 		p.relay != 0 && p.current == nil && p.rounds >= len(rounds) && !f.now.Before(p.opens.until) &&
-		(p.awake || f.now.Sub(p.offered) < roundEvery)
+		!f.now.Before(f.aimedAt[p.outside.Addr()].until) && (p.awake || f.now.Sub(p.offered) < roundEvery)
 }
 
 // runPunch does what is due for a punch with a peer.
@@ -295,16 +306,41 @@ func (f *Finder) pingedAt(p *pair, from Way) {
 	f.ping(p, from)
 }
 
-// missed ends a punch that found nothing.
+// aim is where a punch sends to; zero while it sends nowhere.
+func (x *punch) aim() netip.Addr {
+	switch x.role {
+	case roleGuesser:
+		return x.target
+	case roleOpener:
+		return x.toward.Addr()
+	}
+	return netip.Addr{}
+}
+
+// missed ends a punch that did not find a way to where it was aimed.
 func (f *Finder) missed() {
-	x := f.punch
-	if x.role == roleGuesser {
-		x.pair.guesses.fail(f.now, guessPause)
-		aimed := f.aimedAt[x.target]
+	x := &f.punch
+	if a := x.aim(); a.IsValid() {
+		aimed := f.aimedAt[a]
 		aimed.fail(f.now, guessPause)
-		f.aimedAt[x.target] = aimed
+		f.aimedAt[a] = aimed
+		if x.role == roleGuesser {
+			x.pair.guesses.fail(f.now, guessPause)
+		} else {
+			x.pair.opens.fail(f.now, openPause)
+		}
+	}
+	f.endPunch()
+}
+
+// hit ends a punch that did.
+func (f *Finder) hit() {
+	x := &f.punch
+	delete(f.aimedAt, x.aim())
+	if x.role == roleGuesser {
+		x.pair.guesses = backoff{}
 	} else {
-		x.pair.opens.fail(f.now, openPause)
+		x.pair.opens.hit(f.now)
 	}
 	f.endPunch()
 }
@@ -315,11 +351,11 @@ func (f *Finder) endPunch() {
 	f.punch = punch{}
 	if x.role == roleGuesser {
 		f.guessRested = f.now.Add(guessRest)
-		// What was left alone for long begins anew. Since a guesser rests, there are some hundred of them at most.
-		for a, b := range f.aimedAt {
-			if f.now.Sub(b.until) >= pauseMax {
-				delete(f.aimedAt, a)
-			}
+	}
+	// What was left alone for long begins anew. Since there is one punch at a time, there are some hundred of them at most.
+	for a, b := range f.aimedAt {
+		if f.now.Sub(b.until) >= pauseMax {
+			delete(f.aimedAt, a)
 		}
 	}
 	for _, s := range x.sockets {
@@ -332,12 +368,11 @@ func (f *Finder) endPunch() {
 // settlePunch ends what became needless: a punch with a peer to which there is a way, and a socket that is not in use.
 func (f *Finder) settlePunch(p *pair) {
 	if f.punch.pair == p && p.current != nil && !p.doubted {
-		if f.punch.role == roleGuesser {
-			p.guesses = backoff{}
-			delete(f.aimedAt, f.punch.target)
+		if p.current.addr.Addr() == f.punch.aim() {
+			f.hit()
+		} else {
+			f.missed()
 		}
-		p.opens = backoff{}
-		f.endPunch()
 	}
 	if c := p.punched; c != nil && p.current != c {
 		p.punched = nil
@@ -349,7 +384,7 @@ func (f *Finder) settlePunch(p *pair) {
 func (f *Finder) leavePunch(p *pair) {
 	p.current = nil
 	if f.punch.pair == p {
-		f.endPunch()
+		f.missed()
 	}
 	f.settlePunch(p)
 }

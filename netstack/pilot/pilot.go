@@ -43,6 +43,7 @@ type Config struct {
 type Pilot struct {
 	cfg   Config
 	inbox chan func()
+	extra chan func() // for what has to do with sockets of their own
 	stop  chan struct{}
 	done  sync.WaitGroup
 	once  sync.Once
@@ -72,8 +73,12 @@ type peer struct {
 	sent, heard uint64 // as the course counted last
 }
 
-// maxInbox is how much waits for the goroutine at most.
-const maxInbox = 512
+const (
+	// maxInbox is how much waits for the goroutine at most.
+	maxInbox = 512
+	// maxExtra is how much waits for sockets of their own: a punch opens them, sends by them several times, and closes them.
+	maxExtra = 8 * path.MaxSockets
+)
 
 // New makes a Pilot. It does not serve the Bind yet: that is for who made that. Close it.
 func New(cfg Config) *Pilot {
@@ -81,7 +86,7 @@ func New(cfg Config) *Pilot {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Pilot{
-		cfg: cfg, inbox: make(chan func(), maxInbox), stop: make(chan struct{}),
+		cfg: cfg, inbox: make(chan func(), maxInbox), extra: make(chan func(), maxExtra), stop: make(chan struct{}),
 		finder: path.NewFinder(cfg.Bounds, cfg.Local, rand.Reader),
 		peers:  map[proto.NodeID]*peer{}, byKey: map[pathmsg.KeyID]*peer{}, awake: map[proto.NodeID]*peer{},
 	}
@@ -89,10 +94,11 @@ func New(cfg Config) *Pilot {
 		p.step(path.Sized{MTU: cfg.MTU})
 	}
 	p.done.Go(p.run)
+	p.done.Go(p.runExtra)
 	return p
 }
 
-// Close ends the goroutine and waits. Routes stay as they are.
+// Close ends the goroutines and waits. Routes stay as they are.
 func (p *Pilot) Close() {
 	p.once.Do(func() { close(p.stop) })
 	p.done.Wait()
@@ -255,6 +261,34 @@ func (p *Pilot) run() {
 	}
 }
 
+// runExtra opens, uses and closes sockets of their own, in the order in which that was asked for. Hundreds of them take the
+// system its time, which nobody shall wait for who asks the Pilot something.
+func (p *Pilot) runExtra() {
+	for {
+		select {
+		case <-p.stop:
+			return
+		case f := <-p.extra:
+			f()
+		}
+	}
+}
+
+// later has something done with a socket of its own. What finds no room is lost, unless it must be done.
+func (p *Pilot) later(must bool, f func()) {
+	select {
+	case p.extra <- f:
+		return
+	default:
+	}
+	if must {
+		select {
+		case p.extra <- f:
+		case <-p.stop:
+		}
+	}
+}
+
 // look says what the courses counted.
 func (p *Pilot) look() {
 	for id, x := range p.awake {
@@ -319,9 +353,9 @@ func (p *Pilot) step(e path.Event) {
 		case path.Use:
 			p.use(f)
 		case path.Open:
-			p.note("open a socket", f.ID, p.cfg.Bind.OpenExtra(f.Socket))
+			p.later(false, func() { p.note("open a socket", f.ID, p.cfg.Bind.OpenExtra(f.Socket)) })
 		case path.Shut:
-			p.note("close a socket", f.ID, p.cfg.Bind.ShutExtra(f.Socket))
+			p.later(true, func() { p.note("close a socket", f.ID, p.cfg.Bind.ShutExtra(f.Socket)) })
 		case path.Stir:
 			if p.cfg.Stir != nil {
 				p.cfg.Stir(f.Relay)
@@ -393,23 +427,30 @@ func (p *Pilot) send(f path.Send) {
 		m, whole = ping, ping.Size > 0
 	}
 	msg := box.Seal(nil, m)
+	if f.To.Socket != 0 {
+		p.later(false, func() { p.note("send a path message", f.ID, p.sendFrom(f.To, msg, whole)) })
+		return
+	}
 	send := func() error {
-		switch {
-		case f.To.Socket != 0:
-			return p.cfg.Bind.SendFrom(f.To.Socket, msg, f.To.Addr)
-		case f.To.Direct():
+		if f.To.Direct() {
 			return p.cfg.Bind.SendTo(msg, f.To.Addr)
 		}
 		via := p.cfg.Bind.RelayEndpoint(bind.Via{Relay: f.To.Relay, Peer: f.ID})
 		return p.cfg.Bind.Send([][]byte{msg}, conn.Endpoint(via))
 	}
-	switch {
-	case whole && f.To.Socket != 0:
-		err = p.cfg.Bind.WholeFrom(f.To.Socket, send)
-	case whole:
+	if whole {
 		err = p.cfg.Bind.Whole(send)
-	default:
+	} else {
 		err = send()
 	}
 	p.note("send a path message", f.ID, err)
+}
+
+// sendFrom sends by a socket of its own.
+func (p *Pilot) sendFrom(to path.Way, msg []byte, whole bool) error {
+	send := func() error { return p.cfg.Bind.SendFrom(to.Socket, msg, to.Addr) }
+	if whole {
+		return p.cfg.Bind.WholeFrom(to.Socket, send)
+	}
+	return send()
 }

@@ -113,8 +113,9 @@ func (h *Host) command(c Command) (*exec.Cmd, error) {
 		Env:        append(os.Environ(), c.Env...),
 		Stdin:      c.Stdin,
 		ExtraFiles: []*os.File{h.ns.file},
-		// What its children hold open does not keep us waiting.
-		WaitDelay:   2 * time.Second,
+		// What its children hold open does not keep us waiting. On a busy machine that may for a while be a child of our own
+		// that is about to become some other program.
+		WaitDelay:   15 * time.Second,
 		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL},
 	}, nil
 }
