@@ -70,9 +70,9 @@ func (a *Agent) Up(ctx context.Context, r *redoubtv1.UpRequest, progress func(st
 	switch {
 	case member == "":
 	case event.Join != nil:
-		progress("this machine is in the mesh already, as " + member + "; the join code was not used")
+		progress("this machine is already in the mesh, as " + member + "; the join code was not used")
 	case hostname != "" && hostname != member:
-		progress("this machine is in the mesh already, as " + member + ", and keeps that name")
+		progress("this machine is already in the mesh, as " + member + ", and keeps that name")
 	}
 	if unused != "" {
 		progress(unused)
@@ -98,7 +98,7 @@ func (a *Agent) await(ctx context.Context, progress func(string)) (*redoubtv1.St
 			}
 			return st, nil
 		case machine.StateDown, machine.StateRevoked, machine.StateLocked:
-			return nil, &localapi.Error{Code: connect.CodeFailedPrecondition, Err: errors.New(reasons(st, "the node was set down meanwhile"))}
+			return nil, &localapi.Error{Code: connect.CodeFailedPrecondition, Err: errors.New(reasons(st, "the node was taken down in the meantime"))}
 		case machine.StatePending:
 			joins, step = true, reasons(st, "waiting for an administrator's approval")
 		case machine.StateEnrolling:
@@ -167,7 +167,7 @@ func (a *Agent) find(ctx context.Context, who string) (*cert.Node, error) {
 	}
 	if found == nil {
 		return nil, &localapi.Error{Code: connect.CodeNotFound, Err: fmt.Errorf(
-			"%.100q is no node that this one knows: `redoubt status` lists those that a rule ties to it", who)}
+			"%.100q is not a node that this one knows: `redoubt status` lists the nodes that a rule connects it with", who)}
 	}
 	return found, nil
 }

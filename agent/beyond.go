@@ -92,7 +92,7 @@ func notYet(v machine.RoutingView) string {
 	if v.Accept || n == 0 {
 		return ""
 	}
-	return fmt.Sprintf("peers serve %d networks that this machine does not use: `redoubt up --accept-routes` does", n)
+	return fmt.Sprintf("peers serve %d networks that this machine does not use: to use them, run `redoubt up --accept-routes`", n)
 }
 
 func routing(v machine.RoutingView) *redoubtv1.Routing {

@@ -99,7 +99,7 @@ func (c *Config) complete() error {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	if c.StateDir == "" {
-		return errors.New("no state directory: say where the node's keys are with --state DIR")
+		return errors.New("no state directory: give the directory of the node's keys with --state DIR")
 	}
 	if c.Interface == "" {
 		c.Interface = DefaultInterface

@@ -21,7 +21,7 @@ func (a *Agent) watchHealth() *posture.Watch {
 		_ = a.post(ctx, func() { a.tellHealth(r.Facts, r.Complete) })
 	})
 	if err != nil {
-		a.log.Warn("changes of the firewall are noticed within a minute only", "err", err)
+		a.log.Warn("firewall changes are noticed with a delay of up to a minute", "err", err)
 	}
 	return w
 }

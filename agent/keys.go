@@ -36,13 +36,13 @@ func (c *Config) completeAttestation() error {
 	case KeyAuto, KeyFile:
 	case KeyTPM:
 		if c.TPM == device.Off {
-			return errors.New("the device key cannot be made in a TPM that is off; give --tpm auto, or --device-key file")
+			return errors.New("the device key cannot be created in a TPM that is off; use --tpm auto or --device-key file")
 		}
 	default:
 		return fmt.Errorf("device key %.20q: want auto, tpm or file", c.DeviceKey)
 	}
 	if (c.Certificate == "") != (c.CertificateKey == "") {
-		return errors.New("a certificate of the company comes with its key: give both --x509-cert and --x509-key, or neither")
+		return errors.New("give both --x509-cert and --x509-key, or neither")
 	}
 	return nil
 }
@@ -107,14 +107,14 @@ var _ device.Store = (*keys)(nil)
 func (k *keys) open(s *state.State) error {
 	k.file, k.sealed, k.nodes = s.Device, s.Sealed, s.Nodes
 	if !k.sealed.IsZero() && k.home.tpm == nil {
-		return errors.New("the device key is in this machine's TPM, which is off (--tpm) or not there; without it this node " +
-			"cannot show who it is. To join anew without it, move the state directory away")
+		return errors.New("the device key is in this machine's TPM, which is off (--tpm) or missing; without it this node " +
+			"cannot prove its identity. To join again without the TPM, move the state directory away")
 	}
 	if k.file.IsZero() && k.sealed.IsZero() {
 		return nil
 	}
 	if s.Lost != nil {
-		k.home.log.Warn("the node keys are lost; the node renews with a new one, and nothing passes until that is in use", "err", s.Lost)
+		k.home.log.Warn("the node keys are lost; the node renews with a new key, and nothing passes until that is in use", "err", s.Lost)
 	}
 	return k.make()
 }
@@ -134,7 +134,7 @@ func (k *keys) make() error {
 func (k *keys) add() error {
 	node, err := key.NewNode(rand.Reader)
 	if err != nil {
-		return fmt.Errorf("make a node key: %w", err)
+		return fmt.Errorf("create a node key: %w", err)
 	}
 	return k.save(append(slices.Clip(k.nodes), node))
 }
@@ -155,7 +155,7 @@ func (k *keys) write(nodes []key.NodePrivate) error {
 	}
 	err := k.dir.WrapNodes(nodes)
 	if errors.Is(err, state.ErrWrap) {
-		k.home.log.Warn("the node keys are on the disk as they are", "err", err)
+		k.home.log.Warn("the node keys are stored unencrypted", "err", err)
 		return k.dir.SaveNodes(nodes)
 	}
 	return err
@@ -173,7 +173,7 @@ func (k *keys) makeDevice() (err error) {
 		case k.home.make == KeyTPM:
 			return fmt.Errorf("%w; give --device-key file to join without the TPM", err)
 		default:
-			k.home.log.Warn("the TPM is of no use, the device key is made in a file; give --device-key tpm to insist", "err", err)
+			k.home.log.Warn("the TPM cannot be used, so the device key is created in a file; use --device-key tpm to require the TPM", "err", err)
 		}
 	}
 	if !k.sealed.IsZero() {
@@ -220,7 +220,7 @@ func (k *keys) turn(to key.NodePublic) (key.NodePrivate, error) {
 	i := slices.IndexFunc(k.nodes, func(n key.NodePrivate) bool { return n.Public() == to })
 	if i < 0 {
 		return key.NodePrivate{}, fmt.Errorf("the certificate names a node key, %s, that this machine does not have: "+
-			"was its state directory put back from a copy? Nothing passes until the next renewal", to)
+			"was its state directory restored from a copy? Nothing passes until the next renewal", to)
 	}
 	if i == 0 {
 		return k.nodes[0], nil

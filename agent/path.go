@@ -65,7 +65,7 @@ func (a *Agent) startPath(self *identity.Self) machine.Event {
 	p.tasks.Go(func() { a.watchEngine(ctx, p) })
 	p.tasks.Go(func() { a.followRelays(ctx, p) })
 	if changes, err := a.cfg.Edges.Network.Watch(ctx); err != nil {
-		a.log.Warn("changes of the network are not seen", "err", err)
+		a.log.Warn("network changes are not noticed", "err", err)
 	} else {
 		p.tasks.Go(func() { a.watchNetwork(ctx, changes) })
 	}
@@ -115,7 +115,7 @@ func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
 	p.steering.pilot.Moved(networks(p.local))
 	if a.cfg.Edges.ServeUAPI != nil {
 		if p.uapi, err = a.cfg.Edges.ServeUAPI(p.name, p.engine); err != nil {
-			a.log.Warn("wg show will not see this interface", "err", err)
+			a.log.Warn("`wg show` will not show this interface", "err", err)
 			err = nil
 		}
 	}
@@ -141,7 +141,7 @@ func (a *Agent) listen(e wg.Engine) error {
 	}
 	a.loop.port = port
 	if err := a.loop.dir.SavePort(port); err != nil {
-		a.log.Warn("peers may not find this node at once after a restart", "err", err)
+		a.log.Warn("peers may not find this node immediately after a restart", "err", err)
 	}
 	return nil
 }
@@ -164,7 +164,7 @@ func networks(addrs []netip.Addr) (out []netip.Prefix) {
 func (a *Agent) stopPath() {
 	// The routes go first: what the host sends then is refused, and not lost in a device without an engine.
 	if err := a.cfg.Edges.Network.Down(); err != nil {
-		a.log.Warn("the host's network is not put back whole", "err", err)
+		a.log.Warn("the host's network configuration is not completely restored", "err", err)
 	}
 	a.closePath()
 }
@@ -185,10 +185,10 @@ func (a *Agent) closePath() {
 		}
 	}
 	if err := p.steering.close(); err != nil {
-		a.log.Warn("relays were not left cleanly", "err", err)
+		a.log.Warn("relays were not closed cleanly", "err", err)
 	}
 	if err := p.engine.Close(); err != nil {
-		a.log.Warn("the engine did not end cleanly", "err", err)
+		a.log.Warn("the engine did not stop cleanly", "err", err)
 	}
 }
 
@@ -375,7 +375,7 @@ func (a *Agent) watchEngine(ctx context.Context, p *dataPath) {
 		// An error means that the path is being stopped already.
 		_ = a.post(ctx, func() {
 			if a.loop.path == p {
-				a.broken("the WireGuard engine ended: was the device " + p.name + " removed?")
+				a.broken("the WireGuard engine stopped: was the interface " + p.name + " removed?")
 			}
 		})
 	}
@@ -395,7 +395,7 @@ func (a *Agent) watchNetwork(ctx context.Context, changes <-chan struct{}) {
 		case _, ok := <-changes:
 			if !ok {
 				if ctx.Err() == nil {
-					a.log.Warn("changes of the network are not seen any more")
+					a.log.Warn("network changes are no longer noticed")
 				}
 				return
 			}
@@ -419,7 +419,7 @@ func (a *Agent) moved() {
 	}
 	local, err := a.cfg.Edges.Network.Endpoints(p.self.Record.Mesh)
 	if err != nil {
-		a.log.Warn("addresses of this host not read", "err", err)
+		a.log.Warn("cannot read this host's addresses", "err", err)
 		return
 	}
 	p.local = local
@@ -461,7 +461,7 @@ func (a *Agent) look() {
 	problems := a.cfg.Edges.Network.Problems()
 	clashes, err := a.cfg.Edges.Network.Clashes(p.self.Record.Mesh)
 	if err != nil {
-		a.log.Warn("other users of the mesh's addresses not looked for", "err", err)
+		a.log.Warn("cannot look for other users of the mesh's addresses", "err", err)
 	}
 	a.loop.problems = append(problems, clashes...)
 }

@@ -200,11 +200,11 @@ func (p *pings) reason(err error) string {
 	case !errors.Is(err, echo.ErrLost):
 		return err.Error()
 	case p.way.kind == "" && p.way.why != "":
-		return "nothing came back from " + p.node.Name + " so far, which may be off: " + p.way.why
+		return "no reply from " + p.node.Name + " so far; it may be off: " + p.way.why
 	case p.way.kind == "":
-		return "no tunnel to " + p.node.Name + " so far: it may be off, or no packet of ours reaches it"
+		return "no tunnel to " + p.node.Name + " so far: it may be off, or our packets do not reach it"
 	}
-	return "no answer within " + pingPatience.String()
+	return "no reply within " + pingPatience.String()
 }
 
 // mayPing asks the program in force whether this node may ping an address of a peer.

@@ -33,7 +33,7 @@ func (p prover) Offers() (kinds []string, openings map[string][]byte, err error)
 	}
 	if p.certificate != "" {
 		if _, err := tls.LoadX509KeyPair(p.certificate, p.file); err != nil {
-			return nil, nil, fmt.Errorf("the company's certificate: %w", err)
+			return nil, nil, fmt.Errorf("the company certificate: %w", err)
 		}
 		kinds = append(kinds, wire.EvidenceX509)
 	}
@@ -48,7 +48,7 @@ func (p prover) Evidence(kind string, parameters []byte, binding [32]byte) ([]by
 	case kind == wire.EvidenceX509:
 		return p.possession(binding)
 	}
-	return nil, fmt.Errorf("of kind %.32q this agent has none", kind)
+	return nil, fmt.Errorf("this agent has none of kind %.32q", kind)
 }
 
 // possession shows the company's certificate and that its key is held. The files are read anew each time: what manages the
@@ -60,7 +60,7 @@ func (p prover) possession(binding [32]byte) ([]byte, error) {
 	}
 	signer, ok := c.PrivateKey.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("the key in %s is of no use for signatures", p.file)
+		return nil, fmt.Errorf("the key in %s cannot be used for signatures", p.file)
 	}
 	digest := wire.PossessionDigest(binding)
 	var opts crypto.SignerOpts = crypto.SHA256

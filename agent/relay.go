@@ -109,7 +109,7 @@ func RunRelay(ctx context.Context, cfg RelayConfig) (err error) {
 		}
 	}
 	if join == nil {
-		return errors.New("this relay is in no mesh: give it a join code (on the coordinator: redoubt-coordinator token create --relay)")
+		return errors.New("this relay is not in a mesh yet: give it a join code (on the coordinator: redoubt-coordinator token create --relay)")
 	}
 	if c.self = loaded.Self; c.self == nil {
 		if err := c.join(ctx, join); err != nil {
@@ -117,7 +117,7 @@ func RunRelay(ctx context.Context, cfg RelayConfig) (err error) {
 		}
 	}
 	if !c.self.Node.Relay {
-		return errors.New("this identity is a node's, not a relay's: want the code of `redoubt-coordinator token create --relay`, and a state directory of its own")
+		return errors.New("this identity belongs to a node, not to a relay: use a code from `redoubt-coordinator token create --relay`, and a separate state directory")
 	}
 	return c.run(ctx, join.URLs, loaded)
 }
@@ -155,7 +155,7 @@ func (c *carrier) join(ctx context.Context, join *state.Join) error {
 	}
 	held.Close() // the stream to come is one of the certificate
 	if !self.Node.Relay {
-		return errors.New("the join code is for a node: want that of `redoubt-coordinator token create --relay`")
+		return errors.New("the join code is for a node: use one from `redoubt-coordinator token create --relay`")
 	}
 	c.self = self
 	return c.keys.dir.SaveIdentity(self.Record)
@@ -215,7 +215,7 @@ func (c *carrier) recall(nm *proto.Netmap) proto.Version {
 		return proto.Version{}
 	}
 	if err := c.take(nm); err != nil {
-		c.cfg.Log.Warn("what is on the disk is of no use; waiting for the coordinator", "err", err)
+		c.cfg.Log.Warn("the stored state cannot be used; waiting for the coordinator", "err", err)
 		return proto.Version{}
 	}
 	return nm.Version
@@ -249,7 +249,7 @@ func (c *carrier) wait(ctx context.Context, self *identity.Self) error {
 				end.Reset(left)
 				continue
 			}
-			c.cfg.Log.Warn("this relay's certificate ran out, and it carries nothing until the coordinator renews it")
+			c.cfg.Log.Warn("this relay's certificate has expired; it forwards nothing until the coordinator renews it")
 			c.server.Recheck(c.permit.all())
 			continue
 		case <-c.renew:
@@ -308,13 +308,13 @@ func (c *carrier) hear(_ context.Context, e machine.Event) {
 			c.wake()
 		}
 	case machine.Lost:
-		log.Warn("lost the coordinator; who may meet stays as it was", "reason", e.Reason)
+		log.Warn("lost the coordinator; permissions stay as they were", "reason", e.Reason)
 	case machine.Trouble:
 		log.Warn("the coordinator cannot be reached", "reason", e.Reason)
 	case machine.Refused:
 		log.Warn("refused by the coordinator", "reason", e.Message)
 		if e.Kind == machine.RefusedRevoked {
-			err := fmt.Errorf("this relay is not one of the mesh any more: %s", e.Message)
+			err := fmt.Errorf("this relay no longer belongs to the mesh: %s", e.Message)
 			c.end(errors.Join(err, c.keys.dir.Forget()))
 		}
 	case machine.Snapshot:
@@ -336,7 +336,7 @@ func (c *carrier) hear(_ context.Context, e machine.Event) {
 // change takes what is different of who may meet.
 func (c *carrier) change(d *proto.Delta) {
 	if c.netmap == nil {
-		c.anew(errors.New("a change came before there was anything to change"))
+		c.anew(errors.New("received a change before any state"))
 		return
 	}
 	next, err := c.netmap.Apply(d)
@@ -349,9 +349,9 @@ func (c *carrier) change(d *proto.Delta) {
 
 // anew asks the coordinator for everything.
 func (c *carrier) anew(err error) {
-	c.cfg.Log.Warn("asking for everything anew", "err", err)
+	c.cfg.Log.Warn("requesting the whole state again", "err", err)
 	c.client.Resume(proto.Version{})
-	c.client.Redial("what came does not fit")
+	c.client.Redial("the received change does not fit")
 }
 
 // take has who may meet be as a netmap says, if it is one for this relay.
@@ -360,7 +360,7 @@ func (c *carrier) take(nm *proto.Netmap) error {
 		return err
 	}
 	if err := c.self.Verifier.AddIntermediates(nm.Authorities); err != nil {
-		c.cfg.Log.Warn("certificates of an authority are not taken", "err", err)
+		c.cfg.Log.Warn("certificates of an authority are refused", "err", err)
 	}
 	c.netmap, c.seen = nm, nm.Version
 	c.server.Recheck(c.permit.set(c.self, nm))
@@ -381,7 +381,7 @@ func (c *carrier) save(nm *proto.Netmap, d *proto.Delta) {
 		err = dir.SaveFloors(state.Floors{MeshTime: c.time.Floor(), LastContact: c.time.Now(), Version: nm.Version})
 	}
 	if err != nil {
-		c.cfg.Log.Warn("a restart will know less of who may meet", "err", err)
+		c.cfg.Log.Warn("permissions not stored; a restart will know older ones", "err", err)
 	}
 }
 
@@ -439,7 +439,7 @@ func (c *carrier) renewed(self *identity.Self) {
 	c.permit.self.Store(self)
 	if c.netmap != nil {
 		if err := self.Verifier.AddIntermediates(c.netmap.Authorities); err != nil {
-			c.cfg.Log.Warn("certificates of an authority are not taken", "err", err)
+			c.cfg.Log.Warn("certificates of an authority are refused", "err", err)
 		}
 	}
 	c.server.Recheck(c.permit.set(self, c.netmap))

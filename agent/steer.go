@@ -78,7 +78,7 @@ func (a *Agent) openSteering(self *identity.Self, b *bind.Bind, bounds path.Boun
 		current := a.shown.Load()
 		c, err := cert.TLSCertificate(device, current.Record.Chain[0], current.Record.Chain[1:]...)
 		if err != nil {
-			a.log.Warn("this node's certificate is of no use for relays", "err", err)
+			a.log.Warn("this node's certificate cannot be used for relays", "err", err)
 			return nil
 		}
 		return &c
@@ -220,7 +220,7 @@ func (a *Agent) steer(p *dataPath, peer machine.Peer) *bind.Course {
 			return nil
 		}
 		if was && claim.Boot < known.reach.PathKey.Boot {
-			a.log.Warn("path key refused: it is older than the one that is known", "node", peer.ID)
+			a.log.Warn("path key refused: it is older than the known one", "node", peer.ID)
 			public, claim = known.public, known.reach.PathKey
 		}
 	}

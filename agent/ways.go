@@ -62,7 +62,7 @@ func (w ways) of(s wg.PeerStats) told {
 		name = v.Way.Relay.String()
 	}
 	if r.Transport == relay.None && v.Cause != path.Unsent {
-		t.why += "; and relay " + name + ", at which it waits, cannot be reached"
+		t.why += "; relay " + name + ", its home relay, cannot be reached"
 		if r.Err != nil {
 			t.why += ": " + r.Err.Error()
 		}

@@ -83,14 +83,14 @@ func (a *Agent) Why(ctx context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.Wh
 	switch {
 	case us(src) && us(dst):
 		return nil, &localapi.Error{Code: connect.CodeInvalidArgument, Err: errors.New(
-			"both ends are this node: what it says to itself does not go through the mesh")}
+			"both ends are this node: traffic to itself does not go through the mesh")}
 	case us(src):
 		q.Stranger = dst.node == nil
 	case dst.node == nil || us(dst):
 		q.Direction, here, there = proto.In, dst, src
 	default:
 		return nil, &localapi.Error{Code: connect.CodeInvalidArgument, Err: fmt.Errorf(
-			"this node knows only what it may open, and what may be opened to it: ask on %s or on %s", src.name(), dst.name())}
+			"this node knows only connections from and to itself: ask on %s or on %s", src.name(), dst.name())}
 	}
 	v6, err := family(src, dst, q.Protocol)
 	if err != nil {
@@ -123,7 +123,7 @@ func (a *Agent) strange(ctx context.Context, self *cert.Node, r *redoubtv1.WhyRe
 	}
 	w := &redoubtv1.WhyResponse{
 		Direction: q.Direction.String(), From: self.Name, To: r.GetDestination(),
-		Source: q.Local.String(), Service: flowlog.Service(q.Protocol, q.Port), Reason: "no rule that holds now ties this node to one of that name",
+		Source: q.Local.String(), Service: flowlog.Service(q.Protocol, q.Port), Reason: "no rule that is in force connects this node with one of that name",
 	}
 	err := a.call(ctx, func() {
 		if v := a.program.Load().Version(); !v.IsZero() {

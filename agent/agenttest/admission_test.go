@@ -123,7 +123,7 @@ func TestAPolicyThatAsksNodesForMore(t *testing.T) {
 		}
 
 		time.Sleep(30 * time.Minute)
-		if !late.Problem("certificate ran out at") || !late.Problem("node approve late") {
+		if !late.Problem("certificate expired at") || !late.Problem("node approve late") {
 			t.Errorf("%v", late.Status())
 		}
 		db.ReachesNot(late, 80)

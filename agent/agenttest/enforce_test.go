@@ -240,7 +240,7 @@ func TestOutageClosesWhatIsConditional(t *testing.T) {
 		lost := time.Now()
 		time.Sleep(14 * time.Minute)
 		p.wantTalk("before the time is over")
-		if !p.a.Problem("hold for") {
+		if !p.a.Problem("depend on the state of machines apply for") {
 			m.Errorf("nothing counts down: %q", p.a.Status().GetProblems())
 		}
 		time.Sleep(time.Until(lost.Add(15*time.Minute + time.Second)))
@@ -252,7 +252,7 @@ func TestOutageClosesWhatIsConditional(t *testing.T) {
 		if err != nil || w.GetAllowed() || len(w.GetMissing()) != 1 || w.GetMissing()[0].GetPath() != "grants[0]/out" {
 			m.Errorf("%v, %v", w, err)
 		}
-		if !p.a.Problem("are void since") {
+		if !p.a.Problem("are suspended since") {
 			m.Errorf("the status says nothing: %q", p.a.Status().GetProblems())
 		}
 		p.impostor = m.Impostor(m.center.host, p.leaf, p.serve)

@@ -224,7 +224,7 @@ func TestCertificatesRunOut(t *testing.T) {
 				if st := a.Status(); st.GetState() != string(machine.StateExpired) && len(st.GetPeers()) > 0 {
 					t.Errorf("afterwards: %v", st)
 				}
-				if !a.Problem("certificate is not valid") && !a.Problem("its certificate ran out") {
+				if !a.Problem("certificate is not valid") && !a.Problem("its certificate expired") {
 					t.Errorf("the status does not say why: %q", a.Status().GetProblems())
 				}
 				time.Sleep(time.Hour)

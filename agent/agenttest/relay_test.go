@@ -220,10 +220,10 @@ func TestRevokedRelayForgets(t *testing.T) {
 			relay.stop()
 			relay.stop = nil
 		}
-		ends("not one of the mesh any more")
+		ends("no longer belongs to the mesh")
 		m.center.stop()
 		relay.start(nil)
-		ends("in no mesh")
+		ends("not in a mesh yet")
 		m.center.start()
 	})
 }

@@ -195,14 +195,14 @@ func TestExitNode(t *testing.T) {
 		r.Listen(22, 443)
 		yes := true
 		r.Offers(&redoubtv1.RoutingChange{AdvertiseExitNode: &yes}, 2)
-		if err := ann.Route(exitNode("r")); err == nil || !strings.Contains(err.Error(), "no node") {
+		if err := ann.Route(exitNode("r")); err == nil || !strings.Contains(err.Error(), "not a node") {
 			t.Errorf("an exit node that is not approved: %v", err)
 		}
 		m.Approve(r, "0.0.0.0/0", "::/0")
 		if ann.leads(out) || ann.Visit(out, 443) == nil {
 			t.Error("an exit node is used that nobody asked for")
 		}
-		for who, says := range map[string]string{"nobody": "no node", "ann": "its own", "bob": "no node"} {
+		for who, says := range map[string]string{"nobody": "not a node", "ann": "its own", "bob": "not a node"} {
 			if err := ann.Route(exitNode(who)); err == nil || !strings.Contains(err.Error(), says) {
 				t.Errorf("%s as the exit node: %v", who, err)
 			}
@@ -236,7 +236,7 @@ func TestExitNode(t *testing.T) {
 		m.Await(time.Second, "the connection is reset", func() bool { return errors.Is(live.Err(), sim.ErrReset) })
 		closed := func() {
 			m.Helper()
-			if c, _ := ann.network.Config(); !c.Exit.On || c.Exit.V4 || c.Exit.V6 || !ann.Problem("exit node "+r.V4().String()+" is not there") {
+			if c, _ := ann.network.Config(); !c.Exit.On || c.Exit.V4 || c.Exit.V6 || !ann.Problem("exit node "+r.V4().String()+" is not reachable") {
 				m.Errorf("without an exit node the host's network is told %+v, and people %q", c.Exit, ann.Status().GetProblems())
 			}
 		}

@@ -133,7 +133,7 @@ func upgrade(conn *tls.Conn, coordinator string) (*channel, error) {
 
 func declined(host string, response *http.Response) error {
 	text, _ := io.ReadAll(io.LimitReader(response.Body, 300))
-	err := fmt.Errorf("%s is no coordinator, or declines: %s: %.300q", host, response.Status, strings.TrimSpace(string(text)))
+	err := fmt.Errorf("%s is not a coordinator, or refuses: %s: %.300q", host, response.Status, strings.TrimSpace(string(text)))
 	seconds, perr := strconv.Atoi(response.Header.Get("Retry-After"))
 	if perr == nil && seconds > 0 {
 		return &retryError{err, min(time.Duration(seconds)*time.Second, time.Hour)}

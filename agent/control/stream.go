@@ -140,7 +140,7 @@ func (s *stream) greet(coordinator string, applied proto.Version) (keepAlive tim
 	case *redoubtv1.Down_Welcome:
 		w := m.Welcome
 		if p := w.GetProtocol(); p < proto.ProtocolMin || p > proto.ProtocolMax {
-			return 0, fmt.Errorf("it speaks version %d of the protocol, this agent %d to %d: upgrade the older one",
+			return 0, fmt.Errorf("it uses protocol version %d, this agent supports %d to %d: upgrade the older one",
 				p, proto.ProtocolMin, proto.ProtocolMax)
 		}
 		s.c.out.begin(w.GetFeatures())

@@ -38,7 +38,7 @@ func Open(s Store, rand io.Reader) (Key, error) {
 	}
 	k, err := key.NewDevice(rand)
 	if err != nil {
-		return nil, fmt.Errorf("make the device key: %w", err)
+		return nil, fmt.Errorf("create the device key: %w", err)
 	}
 	if err := s.SaveDeviceKey(k); err != nil {
 		return nil, err

@@ -231,7 +231,7 @@ func (t *TPM) NewKey() (b Blob, err error) {
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("make the device key: %w", err)
+			return fmt.Errorf("create the device key: %w", err)
 		}
 		return nil
 	})
@@ -271,7 +271,7 @@ func (t *TPM) load(b Blob) error {
 		return nil
 	}
 	if errors.Is(err, tpm2.TPMRCIntegrity) {
-		return fmt.Errorf("the device key is another TPM's, or this one was cleared; move the state directory away and enrol anew: %w", err)
+		return fmt.Errorf("the device key belongs to another TPM, or this one was cleared; move the state directory away and enrol again: %w", err)
 	}
 	return fmt.Errorf("load the device key: %w", err)
 }
@@ -317,7 +317,7 @@ func (k sealedKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) (sig
 func asn1Signature(s *tpm2.TPMTSignature) ([]byte, error) {
 	e, err := s.Signature.ECDSA()
 	if err != nil {
-		return nil, fmt.Errorf("the TPM signs otherwise than it was asked: %w", err)
+		return nil, fmt.Errorf("the TPM signed something other than requested: %w", err)
 	}
 	return key.DeviceSignature(new(big.Int).SetBytes(e.SignatureR.Buffer), new(big.Int).SetBytes(e.SignatureS.Buffer))
 }

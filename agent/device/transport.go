@@ -29,7 +29,7 @@ func CheckPlace(place string) error {
 	if place == Auto || place == Off || isUnix && path != "" || strings.HasPrefix(place, "/") {
 		return nil
 	}
-	return fmt.Errorf("%.80q names no TPM: want auto, off, a device such as /dev/tpmrm0, or unix:PATH", place)
+	return fmt.Errorf("%.80q is not a TPM: want auto, off, a device such as /dev/tpmrm0, or unix:PATH", place)
 }
 
 // InSoftware says whether a place is that of a program that plays a TPM.

@@ -133,7 +133,7 @@ func begin(r Request, domain string, up *redoubtv1.Up) (*Exchange, error) {
 func (x *Exchange) First() []byte { return x.first }
 
 // ErrOrder says that something came that was not its turn.
-var ErrOrder = errors.New("the coordinator's answer came out of turn")
+var ErrOrder = errors.New("the coordinator's answer was out of order")
 
 // Answer proves what a challenge asks for. The exporter is that of the connection on which the challenge came.
 func (x *Exchange) Answer(c *redoubtv1.Challenge, exporter []byte) (*redoubtv1.Up, error) {

@@ -85,7 +85,7 @@ func (r Record) Under(trusted [][]byte) (Record, error) {
 		}
 	}
 	if len(roots) == 0 {
-		return Record{}, errors.New("no root comes with it that this node trusts, or that one of those vouches for")
+		return Record{}, errors.New("it comes with no root that this node trusts, or that a trusted root has signed")
 	}
 	r.Roots = roots
 	return r, nil
@@ -119,7 +119,7 @@ func CheckLost(r Record, device key.DevicePublic) (*Self, error) {
 	}
 	switch {
 	case n.Device != device:
-		return nil, errors.New("the certificate is for another device key")
+		return nil, errors.New("the certificate is for a different device key")
 	case !r.Mesh.V4.Contains(n.Addrs.V4) || !r.Mesh.V6.Contains(n.Addrs.V6):
 		return nil, fmt.Errorf("the certificate's addresses %v and %v are not in the mesh's ranges %v and %v",
 			n.Addrs.V4, n.Addrs.V6, r.Mesh.V4, r.Mesh.V6)
@@ -184,7 +184,7 @@ func (s *Self) Follows(old *Self) error {
 		return err
 	}
 	if len(under.Roots) != len(s.Record.Roots) {
-		return errors.New("a root comes with it that no root vouches for that this node trusts")
+		return errors.New("it comes with a root that no trusted root has signed")
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ func TestCheck(t *testing.T) {
 		why   string
 	}{
 		"good":           {func(*identity.Record) {}, n, ""},
-		"other keys":     {func(*identity.Record) {}, stranger, "another device key"},
+		"other keys":     {func(*identity.Record) {}, stranger, "a different device key"},
 		"nothing":        {func(r *identity.Record) { r.Chain = nil }, n, "0 certificates"},
 		"no roots":       {func(r *identity.Record) { r.Roots = nil }, n, "0 roots"},
 		"too long":       {func(r *identity.Record) { r.Chain = make([][]byte, 6) }, n, "6 certificates"},

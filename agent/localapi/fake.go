@@ -168,7 +168,7 @@ func (f *Fake) Why(_ context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.WhyRe
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.why == nil {
-		return nil, &Error{connect.CodeNotFound, errors.New("nobody is called that")}
+		return nil, &Error{connect.CodeNotFound, errors.New("there is no node of that name")}
 	}
 	w, ok := pb.Clone(f.why).(*redoubtv1.WhyResponse)
 	if !ok {

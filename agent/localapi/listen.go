@@ -44,7 +44,7 @@ func clear(path string) error {
 		return fmt.Errorf("socket %s: %w", path, err)
 	}
 	if info.Mode()&fs.ModeSocket == 0 {
-		return fmt.Errorf("socket %s: there is a file of that name that is no socket; move it away or choose another --socket", path)
+		return fmt.Errorf("socket %s: there is a file of that name that is not a socket; move it away or choose another --socket", path)
 	}
 	d := net.Dialer{Timeout: time.Second}
 	conn, err := d.DialContext(context.Background(), "unix", path)

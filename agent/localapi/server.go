@@ -97,7 +97,7 @@ func (s *Server) Close() {
 func guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Host != Host || r.Header.Get("Origin") != "" {
-			http.Error(w, "this is the agent's interface for programs of this machine", http.StatusForbidden)
+			http.Error(w, "this is the agent's interface for programs on this machine", http.StatusForbidden)
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -88,7 +88,7 @@ func (m *Machine) change(d *proto.Delta) {
 		return
 	}
 	if m.netmap == nil {
-		m.reject(errors.New("a change came before there was anything to change"))
+		m.reject(errors.New("received a change before any state"))
 		return
 	}
 	nm, err := m.netmap.Apply(d)
@@ -177,7 +177,7 @@ func (m *Machine) settle() []move {
 	}
 	if was != m.selfLive && m.path.up {
 		if !m.selfLive {
-			m.warn("own certificate is out of its time: nothing passes", "from", stamp(m.self.Node.NotBefore), "to", stamp(m.self.Node.NotAfter))
+			m.warn("own certificate is not valid now: nothing passes", "from", stamp(m.self.Node.NotBefore), "to", stamp(m.self.Node.NotAfter))
 		}
 		m.enforce(moves, true)
 		return nil

@@ -71,13 +71,13 @@ func (m *Machine) checkRouting(e Up) error {
 			continue
 		}
 		if !slices.ContainsFunc(p.claim.Routes, everything) {
-			return fmt.Errorf("%s is no exit node for this one: it must run `redoubt up --advertise-exit-node`, an administrator must "+
+			return fmt.Errorf("%s is not an exit node for this one: it must run `redoubt up --advertise-exit-node`, an administrator must "+
 				"approve 0.0.0.0/0 and ::/0 with `redoubt-coordinator node approve-routes`, and the policy must let this node reach "+
 				"autogroup:internet", p.live.node.Name)
 		}
 		return nil
 	}
-	return fmt.Errorf("exit node %.100q is no node that this one knows: `redoubt status` lists those that a rule ties to it", r.Exit)
+	return fmt.Errorf("exit node %.100q is not a node that this one knows: `redoubt status` lists the nodes that a rule connects it with", r.Exit)
 }
 
 func everything(p netip.Prefix) bool { return p.Bits() == 0 }
@@ -327,7 +327,7 @@ func (m *Machine) routingProblems(add func(string, ...any)) {
 	r := m.wanted.Routing
 	if m.self != nil {
 		if _, refused := r.Offers(m.self.Record.Mesh); len(refused) > 0 {
-			add("the advertised route %v overlaps with the mesh's own addresses, and is not offered: say --advertise-routes without it", refused[0])
+			add("the advertised route %v overlaps with the mesh's own addresses and is not offered: give --advertise-routes without it", refused[0])
 		}
 	}
 	if r.Exit == "" || !m.path.up {
@@ -335,11 +335,11 @@ func (m *Machine) routingProblems(add func(string, ...any)) {
 	}
 	switch e := m.beyond.led.Exit; {
 	case !e.V4 && !e.V6:
-		add("exit node %s is not there: nothing leaves this machine for beyond the mesh until it comes back, or `redoubt up --exit-node=` "+
-			"gives it up", r.Exit)
+		add("exit node %s is not reachable: Internet traffic of this machine is blocked until it comes back, or `redoubt up --exit-node=` "+
+			"stops using it", r.Exit)
 	case !e.V4:
-		add("exit node %s carries no IPv4: IPv4 beyond the mesh is closed", r.Exit)
+		add("exit node %s does not carry IPv4: IPv4 to the Internet is blocked", r.Exit)
 	case !e.V6:
-		add("exit node %s carries no IPv6: IPv6 beyond the mesh is closed", r.Exit)
+		add("exit node %s does not carry IPv6: IPv6 to the Internet is blocked", r.Exit)
 	}
 }

@@ -134,7 +134,7 @@ func TestLeadsWhatIsWanted(t *testing.T) {
 	for range 2 {
 		l.rules()
 		l.wantLed(Beyond{Exit: Exit{On: true, LAN: true}})
-		if text := strings.Join(l.m.View(l.now).Problems, "\n"); !strings.Contains(text, "is not there") {
+		if text := strings.Join(l.m.View(l.now).Problems, "\n"); !strings.Contains(text, "is not reachable") {
 			t.Errorf("problems: %q", text)
 		}
 		l.restart()
@@ -210,13 +210,13 @@ func TestRoutingIsCheckedFirst(t *testing.T) {
 		"--advertise-exit-node":     {Advertise: []netip.Prefix{all4}},
 		"the mesh's own addresses":  {Advertise: []netip.Prefix{office, mesh.V4}},
 		"want a network":            {Advertise: make([]netip.Prefix, 1)},
-		"cannot be led to":          {Advertise: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+		"cannot be routed":          {Advertise: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
 		"cannot be an exit node":    {AdvertiseExit: true, Exit: "a"},
-		"name one":                  {ExitLAN: true},
-		"is no name":                {Exit: "a\nb"},
-		"is no node":                {Exit: "nobody"},
+		"give one":                  {ExitLAN: true},
+		"is not valid":              {Exit: "a\nb"},
+		"is not a node":             {Exit: "nobody"},
 		"its own exit node":         {Exit: l.self.Identity().Name},
-		"is no exit node":           {Exit: a.Identity().Name},
+		"is not an exit node":       {Exit: a.Identity().Name},
 		"at most 256": {Advertise: func() (many []netip.Prefix) {
 			for i := range 300 {
 				many = append(many, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))

@@ -124,11 +124,11 @@ func New(cfg Config, l Loaded) *Machine {
 
 // Errors of Check.
 var (
-	ErrNotEnrolled = errors.New("this machine is in no mesh yet: run `redoubt up CODE` with a join code; " +
-		"an administrator makes one with `redoubt-coordinator token create`")
-	ErrRevoked = errors.New("this node was revoked: an administrator must make a new join code, " +
+	ErrNotEnrolled = errors.New("this machine is not in a mesh yet: run `redoubt up CODE` with a join code; " +
+		"an administrator creates one with `redoubt-coordinator token create`")
+	ErrRevoked = errors.New("this node was revoked: an administrator must create a new join code, " +
 		"then run `redoubt up CODE` with it")
-	ErrOtherMesh = errors.New("this machine is in another mesh already: run `redoubt down`, stop the agent and move its " +
+	ErrOtherMesh = errors.New("this machine is already in another mesh: run `redoubt down`, stop the agent and move its " +
 		"state directory away before you join this one")
 )
 

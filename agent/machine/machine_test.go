@@ -203,7 +203,7 @@ func TestPeersThatAreLeftOut(t *testing.T) {
 		{"number that was passed", "number 5 was seen", func(w *world, _, bad *identitytest.Machine) []byte {
 			return w.mesh.Issue(bad, 4, w.now, hour)
 		}},
-		{"another node's", "is that of", func(w *world, good, _ *identitytest.Machine) []byte {
+		{"another node's", "belongs to", func(w *world, good, _ *identitytest.Machine) []byte {
 			return w.mesh.Issue(good, 6, w.now, hour)
 		}},
 		{"of another mesh", "another mesh", func(w *world, _, bad *identitytest.Machine) []byte {
@@ -212,7 +212,7 @@ func TestPeersThatAreLeftOut(t *testing.T) {
 		{"our address", "has its address", func(w *world, _, bad *identitytest.Machine) []byte {
 			return w.mesh.Issue(w.self, 6, w.now, hour, func(n *cert.Node) { n.ID = bad.ID })
 		}},
-		{"our own", "is that of", func(w *world, _, bad *identitytest.Machine) []byte {
+		{"our own", "belongs to", func(w *world, _, bad *identitytest.Machine) []byte {
 			return w.mesh.Issue(w.self, 6, w.now, hour)
 		}},
 		{"ran out", "", func(w *world, _, bad *identitytest.Machine) []byte {
@@ -322,7 +322,7 @@ func TestExpiryAndGrace(t *testing.T) {
 		if len(w.open(p)) != 1 {
 			t.Error("closed within the grace")
 		}
-		if p := strings.Join(w.m.View(w.now).Problems, "\n"); !strings.Contains(p, "beyond their certificates' time") {
+		if p := strings.Join(w.m.View(w.now).Problems, "\n"); !strings.Contains(p, "although their certificates have expired") {
 			t.Errorf("problems do not count down: %q", p)
 		}
 		w.wait(2 * time.Second)
@@ -595,7 +595,7 @@ func TestMissingFeature(t *testing.T) {
 	if w.program != nil {
 		t.Error("something passes under a netmap that asks for more than this program can do")
 	}
-	if p := strings.Join(w.m.View(w.now).Problems, "\n"); !strings.Contains(p, "coordinator needs feature shields/9, this agent is version test: upgrade") {
+	if p := strings.Join(w.m.View(w.now).Problems, "\n"); !strings.Contains(p, "requires feature shields/9, which this agent (version test) lacks: upgrade") {
 		t.Errorf("problems: %q", p)
 	}
 	w.step(Snapshot{w.netmap(3, 0, w.peer(p, 1, hour))})

@@ -42,7 +42,7 @@ func (m *Machine) Missing(q Question) (out []proto.Withheld) {
 		}) {
 			continue
 		}
-		out = append(out, proto.Withheld{Rule: *r, Reason: "hangs on the state of machines, of which nothing was heard since " +
+		out = append(out, proto.Withheld{Rule: *r, Reason: "depends on the state of machines, which is unknown since " +
 			stamp(m.contact.last) + ": needs the coordinator"})
 	}
 	return out

@@ -238,7 +238,7 @@ func (r *roster) checked(p *peer, c identity.Checked) {
 func (r *roster) acceptable(id proto.NodeID, n *cert.Node) error {
 	switch seen := r.sequences[n.ID]; {
 	case n.ID != id:
-		return fmt.Errorf("its certificate is that of %v", n.ID)
+		return fmt.Errorf("its certificate belongs to %v", n.ID)
 	case n.Sequence <= r.barred[n.ID]:
 		return errors.New("it was revoked, or is locked")
 	case n.Sequence < seen.Seen:
@@ -336,7 +336,7 @@ func (r *roster) judge(id proto.NodeID, p *peer, now time.Time, g grace) {
 	default:
 		l, ok := g.covers(begin, until, now)
 		if !ok {
-			p.why = "its certificate ran out at " + stamp(p.node.NotAfter)
+			p.why = "its certificate expired at " + stamp(p.node.NotAfter)
 			return
 		}
 		at, until = l.at, l.until

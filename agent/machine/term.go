@@ -31,9 +31,9 @@ func (m *Machine) expire() (changed bool) {
 	t := &m.term
 	if t.lapsed != before.lapsed {
 		if t.lapsed {
-			m.warn("permissions that hang on the state of machines are void", "since", stamp(postureEnd(m.netmap, m.contact)))
+			m.warn("permissions that depend on the state of machines are suspended", "since", stamp(postureEnd(m.netmap, m.contact)))
 		} else {
-			m.log("permissions that hang on the state of machines hold again")
+			m.log("permissions that depend on the state of machines apply again")
 		}
 	}
 	return t.lapsed != before.lapsed || t.ended != before.ended
@@ -119,10 +119,10 @@ func (m *Machine) termProblems(now time.Time, add func(string, ...any)) {
 	end := postureEnd(m.netmap, m.contact)
 	if left := end.Sub(now).Round(time.Second); left > 0 {
 		if now.Sub(m.contact.last) >= time.Minute {
-			add("without the coordinator, permissions that hang on the state of machines hold for %v more, until %s", left, stamp(end))
+			add("without the coordinator, permissions that depend on the state of machines apply for %v more, until %s", left, stamp(end))
 		}
 		return
 	}
-	add("permissions that hang on the state of machines are void since %s: the coordinator was not heard for %v",
+	add("permissions that depend on the state of machines are suspended since %s: the coordinator was not heard for %v",
 		stamp(end), m.netmap.Outage.Posture)
 }

@@ -81,10 +81,10 @@ func TestConditionalRulesGoWithoutContact(t *testing.T) {
 	c.step(Lost{Reason: "gone"})
 	c.wait(posture - time.Second)
 	c.wantOpen(t, "just before", 2, 3, 4, 5)
-	c.wantProblem(t, "hold for 1s more", true)
+	c.wantProblem(t, "apply for 1s more", true)
 	c.wait(time.Second)
 	c.wantOpen(t, "just after", 2, 5)
-	c.wantProblem(t, "are void since", true)
+	c.wantProblem(t, "are suspended since", true)
 	if _, reason := c.program.Why(proto.In, c.peers[2].Identity().Addrs.V4, proto.ProtoUDP, 1); reason != filter.Forbidden {
 		t.Errorf("what was denied: %v", reason)
 	}

@@ -374,10 +374,10 @@ func TestCountdown(t *testing.T) {
 		after time.Duration
 		want  []string
 	}{
-		"at once":             {8 * hour, 30 * time.Second, []string{"good for 59m30s more, until 2026-05-01T13:00:00Z", "trusted for 7h59m30s more"}},
-		"later":               {8 * hour, 2 * hour, []string{"ran out at 2026-05-01T13:00:00Z", "trusted for 6h0m0s more"}},
+		"at once":             {8 * hour, 30 * time.Second, []string{"valid for 59m30s more, until 2026-05-01T13:00:00Z", "trusted for 7h59m30s more"}},
+		"later":               {8 * hour, 2 * hour, []string{"expired at 2026-05-01T13:00:00Z", "trusted for 6h0m0s more"}},
 		"when grace is over":  {hour, 2 * hour, []string{"not been trusted since 2026-05-01T13:00:00Z", "nothing passes"}},
-		"without any grace":   {0, 30 * time.Second, []string{"good for 59m30s more", "meanwhile are not trusted"}},
+		"without any grace":   {0, 30 * time.Second, []string{"valid for 59m30s more", "meanwhile are not trusted"}},
 		"and when it has run": {0, 2 * hour, []string{"nothing passes until it is renewed"}},
 	} {
 		w := enrolled(t)
@@ -406,7 +406,7 @@ func TestRefusedRenewal(t *testing.T) {
 	w.step(RenewFailed{Reason: "the machine proves less than it did; ask an administrator"})
 	w.step(Refused{Kind: RefusedForNow, Message: "the same"})
 	w.step(Connected{})
-	if problems := strings.Join(w.m.View(w.now).Problems, "\n"); !strings.Contains(problems, "ask an administrator; the certificate that it has is good for 20m0s more") {
+	if problems := strings.Join(w.m.View(w.now).Problems, "\n"); !strings.Contains(problems, "ask an administrator; the current certificate is valid for 20m0s more") {
 		t.Errorf("problems: %q", problems)
 	}
 	if len(w.open(p)) != 1 {

@@ -134,7 +134,7 @@ func (m *Machine) problems(now time.Time) (list []string) {
 		add("%v", ErrNotEnrolled)
 	}
 	if m.diskFault != "" {
-		add("%s: what was decided does not outlive a restart until this is mended", m.diskFault)
+		add("%s: decisions do not survive a restart until this is fixed", m.diskFault)
 	}
 	if !m.wanted.Up {
 		return list
@@ -147,7 +147,7 @@ func (m *Machine) problems(now time.Time) (list []string) {
 		add("since %s: %s", stamp(p.since), p.Message)
 	}
 	if m.path.fault != "" {
-		add("the data path does not run: %s; it is tried again every %v", m.path.fault, retryPath)
+		add("the data path is not running: %s; retrying every %v", m.path.fault, retryPath)
 	}
 	if m.quarantine != "" {
 		add("%s", m.quarantine)
@@ -159,7 +159,7 @@ func (m *Machine) problems(now time.Time) (list []string) {
 		}
 	}
 	if len(m.missing) > 0 {
-		add("coordinator needs feature %s, this agent is version %s: upgrade it; until then nothing passes",
+		add("the coordinator requires feature %s, which this agent (version %s) lacks: upgrade it; until then nothing passes",
 			strings.Join(m.missing, ", "), m.cfg.Program)
 	}
 	m.peerProblems(now, add)
@@ -173,7 +173,7 @@ func (m *Machine) contactProblems(now time.Time, add func(string, ...any)) {
 		if reason == "" {
 			reason = "no answer so far"
 		}
-		add("no coordinator since %s: %s; it is tried again by itself%s", stamp(m.contact.lostAt), reason, m.countdown(now))
+		add("no coordinator since %s: %s; the agent keeps trying%s", stamp(m.contact.lostAt), reason, m.countdown(now))
 	}
 	m.termProblems(now, add)
 	if m.self == nil {
@@ -181,10 +181,10 @@ func (m *Machine) contactProblems(now time.Time, add func(string, ...any)) {
 	}
 	switch end := m.self.Node.NotAfter; {
 	case !m.selfLive:
-		add("this node's certificate is not valid (it is from %s to %s): nothing passes until it is renewed",
+		add("this node's certificate is not valid now (only from %s to %s): nothing passes until it is renewed",
 			stamp(m.self.Node.NotBefore), stamp(end))
 	case !now.Before(end.Add(cert.Skew)):
-		add("this node's certificate ran out at %s; others trust it by their grace only", stamp(end))
+		add("this node's certificate expired at %s; others trust it only for the grace period", stamp(end))
 	}
 	if m.renewFault != "" {
 		add("the certificate was not renewed: %s%s", m.renewFault, m.ownLeft(now))
@@ -199,11 +199,11 @@ func (m *Machine) countdown(now time.Time) string {
 	text := m.ownLeft(now)
 	switch end := m.contact.grace(m.outage(), now).end(); {
 	case now.Before(end):
-		return text + fmt.Sprintf("; certificates that run out meanwhile are trusted for %v more, until %s", end.Sub(now).Round(time.Second), stamp(end))
+		return text + fmt.Sprintf("; certificates that expire meanwhile are trusted for %v more, until %s", end.Sub(now).Round(time.Second), stamp(end))
 	case m.outage() > 0 && !end.IsZero():
-		return text + fmt.Sprintf("; certificates that run out have not been trusted since %s", stamp(end))
+		return text + fmt.Sprintf("; expired certificates have not been trusted since %s", stamp(end))
 	}
-	return text + "; certificates that run out meanwhile are not trusted"
+	return text + "; certificates that expire meanwhile are not trusted"
 }
 
 // ownLeft says for how long this node's certificate is good.
@@ -212,13 +212,13 @@ func (m *Machine) ownLeft(now time.Time) string {
 	if !now.Before(end) {
 		return ""
 	}
-	return fmt.Sprintf("; the certificate that it has is good for %v more, until %s", end.Sub(now).Round(time.Second), stamp(end))
+	return fmt.Sprintf("; the current certificate is valid for %v more, until %s", end.Sub(now).Round(time.Second), stamp(end))
 }
 
 func (m *Machine) peerProblems(now time.Time, add func(string, ...any)) {
 	if n := len(m.roster.kept); n > 0 {
 		until := m.contact.grace(m.outage(), now).end()
-		add("%d peers are trusted beyond their certificates' time since the coordinator was away, until %s at most (%v)",
+		add("%d peers are trusted although their certificates have expired, since the coordinator is away, until %s at most (%v)",
 			n, stamp(until), until.Sub(now).Round(time.Second))
 	}
 	named := 0

@@ -135,7 +135,7 @@ func TestReports(t *testing.T) {
 		want   string
 	}{
 		{"easy", sim.NATConfig{Ports: sim.Sequential}, []netip.Addr{lan}, &portmap.State{Problem: "the router refuses port mappings"}, netcheck.Easy, `UDP: gets out
-IPv4: 203.0.113.1:PORT, behind an easy NAT: one address for all
+IPv4: 203.0.113.1:PORT, behind an easy NAT: same external port for all peers
 IPv6: this machine has no global address
 Port mapping: none: the router refuses port mappings
 MTU: 1500 bytes to relay fra
@@ -143,14 +143,14 @@ Relays: fra (eu)  UDP 20.0 ms  TCP 20.0 ms
 : nyc (eu)  UDP 90.0 ms  TCP 90.0 ms
 `},
 		{"hard", sim.NATConfig{Ports: sim.Sequential, Mapping: sim.AddressDependent, Hairpin: true, Uplink: sim.Link{MTU: 1320, NoICMP: true}}, []netip.Addr{lan, addr("2001:db8:9::2")}, nil, netcheck.Hard, `UDP: gets out
-IPv4: 203.0.113.1:PORT, 203.0.113.1:PORT, behind a hard NAT: another address for each peer; it turns packets around
+IPv4: 203.0.113.1:PORT, 203.0.113.1:PORT, behind a hard NAT: different external port for each peer; hairpinning works
 IPv6: [2001:db8:9::2]:PORT, no NAT
 Port mapping: not looked at
 MTU: 1300 bytes to relay fra
 Relays: fra (eu)  UDP 20.0 ms  TCP 20.0 ms
 : nyc (eu)  UDP 90.0 ms  TCP 90.0 ms
-! Behind this NAT only peers with easy networks are reached directly. Switch on UPnP, NAT-PMP or PCP in the router, or forward a UDP port to this machine (redoubt agent --listen-port).
-! Packets of more than 1300 bytes do not get through: something on the way takes part of each, such as another tunnel.
+! Behind this NAT, only peers with easy NATs or none can be reached directly. Turn on UPnP, NAT-PMP or PCP in the router, or forward a UDP port to this machine (redoubt agent --listen-port).
+! Packets of more than 1300 bytes do not get through: something on the path, such as another tunnel, has a smaller MTU.
 `},
 		{"mapped", sim.NATConfig{Ports: sim.Sequential, Mapping: sim.AddressDependent}, []netip.Addr{lan}, opened, netcheck.Hard, ""},
 		{"blocked", sim.NATConfig{BlockUDP: true}, []netip.Addr{lan}, nil, netcheck.Blocked, `UDP: blocked: no relay answers
@@ -160,7 +160,7 @@ Port mapping: not looked at
 MTU: unknown
 Relays: fra (eu)  UDP no answer  TCP 20.0 ms
 : nyc (eu)  UDP no answer  TCP 90.0 ms
-! Let out UDP: all traffic goes through relays by TCP now, which is slow. UDP port 3478 to the relays helps, all UDP helps more.
+! Allow outbound UDP: all traffic goes through relays by TCP now, which is slow. UDP port 3478 to the relays helps; all UDP helps more.
 `},
 		{"shut", sim.NATConfig{BlockUDP: true, TCPPorts: []uint16{80}}, []netip.Addr{lan}, nil, netcheck.Blocked, ""},
 		{"open", sim.NATConfig{Open: true}, []netip.Addr{addr("192.0.2.7")}, nil, netcheck.Open, ""},
@@ -195,7 +195,7 @@ func TestCarrier(t *testing.T) {
 	with(t, func(t *testing.T, w *world) {
 		home := w.net.NAT("carrier", sim.NATConfig{}, addr("203.0.113.1")).NAT("home", sim.NATConfig{}, addr("100.64.0.1"))
 		r := w.check(home.Host("laptop", addr("192.168.1.2")), &portmap.State{Protocol: portmap.UPnP, External: netip.MustParseAddrPort("100.64.0.1:7")})
-		if got := text(r); !strings.Contains(got, "100.64.0.1:7 by UPnP; but there is one more NAT") || !strings.Contains(got, "! The provider shares") {
+		if got := text(r); !strings.Contains(got, "100.64.0.1:7 by UPnP; but there is another NAT") || !strings.Contains(got, "! The provider shares") {
 			t.Error(got)
 		}
 	})
@@ -205,12 +205,12 @@ func TestNobodyToAsk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t, net: sim.New(1)}
 		r := w.check(w.net.Host("vm", addr("192.0.2.7")), nil)
-		if r.Kind != netcheck.Unknown || len(r.Advice()) != 1 || r.Words()[0].Text != "unknown: there is no relay or server to ask" {
+		if r.Kind != netcheck.Unknown || len(r.Advice()) != 1 || r.Words()[0].Text != "unknown: there is no relay or STUN server to ask" {
 			t.Errorf("%+v\n%s", r, text(r))
 		}
 		w.relay("one", time.Millisecond, addr("198.51.100.1"))
 		h := w.net.NAT("home", sim.NATConfig{}, addr("203.0.113.1")).Host("laptop", addr("10.0.0.1"))
-		if r := w.check(h, nil); r.Kind != netcheck.Some || !strings.Contains(text(r), "A second relay tells") {
+		if r := w.check(h, nil); r.Kind != netcheck.Some || !strings.Contains(text(r), "A second relay would") {
 			t.Errorf("%+v\n%s", r, text(r))
 		}
 		w.ends[0]()

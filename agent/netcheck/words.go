@@ -29,7 +29,7 @@ func (r Report) udp() string {
 	case Blocked:
 		return "blocked: no relay answers"
 	case Unknown:
-		return "unknown: there is no relay or server to ask"
+		return "unknown: there is no relay or STUN server to ask"
 	}
 	return "gets out"
 }
@@ -55,22 +55,22 @@ func family(f stun.Family, none string) string {
 	case stun.Untranslated:
 		text += ", no NAT"
 	case stun.EndpointIndependent:
-		text += ", behind an easy NAT: one address for all"
+		text += ", behind an easy NAT: same external port for all peers"
 	case stun.Untold:
 		text += ", behind a NAT of unknown kind: it takes two relays to tell"
 	default:
-		text += ", behind a hard NAT: another address for each peer"
+		text += ", behind a hard NAT: different external port for each peer"
 	}
 	switch f.Filtering {
 	case stun.EndpointIndependent:
-		text += "; it lets in anyone"
+		text += "; it admits packets from anyone"
 	case stun.AddressDependent:
-		text += "; it lets in addresses that were sent to"
+		text += "; it admits packets from addresses that were sent to"
 	case stun.AddressAndPortDependent:
-		text += "; it lets in only who was sent to"
+		text += "; it admits packets only from ports that were sent to"
 	}
 	if f.Hairpin == stun.Yes {
-		text += "; it turns packets around"
+		text += "; hairpinning works"
 	}
 	return text
 }
@@ -95,7 +95,7 @@ func (r Report) mapping() string {
 	}
 	text := fmt.Sprintf("%s by %s", s.External, s.Protocol)
 	if r.shared() {
-		text += "; but there is one more NAT before this router"
+		text += "; but there is another NAT in front of this router"
 	}
 	return text
 }
@@ -132,27 +132,27 @@ func (r Report) Advice() []string {
 	_, relay := r.nearest()
 	switch {
 	case len(r.Relays) == 0:
-		say("No relay is known: peers that cannot reach each other directly do not meet. The coordinator embeds one unless it is told not to.")
+		say("No relay is known: peers that cannot reach each other directly cannot communicate. The coordinator includes a relay unless that is turned off.")
 	case !relay:
-		say("No relay answers, by UDP or by TCP: let out UDP port 3478 or TCP port 443 to them.")
+		say("No relay answers, by UDP or by TCP: allow outbound UDP port 3478 or TCP port 443 to them.")
 	case r.Kind == Blocked:
-		say("Let out UDP: all traffic goes through relays by TCP now, which is slow. UDP port 3478 to the relays helps, all UDP helps more.")
+		say("Allow outbound UDP: all traffic goes through relays by TCP now, which is slow. UDP port 3478 to the relays helps; all UDP helps more.")
 	}
 	mapped := r.Router.External.IsValid() && !r.shared()
 	if r.Kind == Hard && !mapped {
-		say("Behind this NAT only peers with easy networks are reached directly. Switch on UPnP, NAT-PMP or PCP in the router, or forward a UDP port to this machine (redoubt agent --listen-port).")
+		say("Behind this NAT, only peers with easy NATs or none can be reached directly. Turn on UPnP, NAT-PMP or PCP in the router, or forward a UDP port to this machine (redoubt agent --listen-port).")
 	}
 	if r.shared() {
-		say("The provider shares an address among customers: opening ports in the router does not help. IPv6, or a public address from the provider, does.")
+		say("The provider shares an address among customers (CGNAT): opening ports in the router does not help. IPv6 or a public address from the provider does.")
 	}
 	if r.Kind == Some && len(r.Relays) < 2 {
-		say("A second relay tells what kind of NAT this is, and stands in for the first.")
+		say("A second relay would show what kind of NAT this is, and could replace the first one if it fails.")
 	}
 	if (r.Kind == Hard || r.shared()) && r.Local6 && r.Asked6 && len(r.STUN.V6.Mapped()) == 0 {
-		say("IPv6 has an address here, but gets no answer: where it works, it needs no NAT.")
+		say("This machine has an IPv6 address, but gets no answer over IPv6. If it worked, no NAT would be in the way.")
 	}
 	if r.MTU != 0 && r.MTU < 1280+60 {
-		say("Packets of more than %d bytes do not get through: something on the way takes part of each, such as another tunnel.", r.MTU)
+		say("Packets of more than %d bytes do not get through: something on the path, such as another tunnel, has a smaller MTU.", r.MTU)
 	}
 	return all
 }

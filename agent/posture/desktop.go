@@ -31,7 +31,7 @@ func screenLock(_ context.Context, h Host) []Reading {
 	}
 	for _, pattern := range []string{"usr/share/wayland-sessions/*.desktop", "usr/share/xsessions/*.desktop"} {
 		if found, err := fs.Glob(h.Files, pattern); err == nil && len(found) > 0 {
-			return []Reading{unknown(ScreenLock, "nothing is known of how this desktop locks its screen")}
+			return []Reading{unknown(ScreenLock, "it is not known how this desktop locks its screen")}
 		}
 	}
 	return []Reading{unknown(ScreenLock, "there is no desktop")}

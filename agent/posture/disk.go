@@ -14,7 +14,7 @@ func diskEncrypted(ctx context.Context, h Host) []Reading {
 	mounts := mountTable(h.raw("proc/self/mountinfo"))
 	root, ok := mounts.at("/")
 	if !ok {
-		return []Reading{unknown(DiskEncrypted, "where / is mounted from cannot be read")}
+		return []Reading{unknown(DiskEncrypted, "cannot read where / is mounted from")}
 	}
 	d := disks{h, mounts, ctx}
 	worst := d.mounted(root)
@@ -178,7 +178,7 @@ func (d disks) named(name string) verdict {
 	if k := d.kernelName(name); k != "" {
 		return d.device("sys/class/block/"+k, 0)
 	}
-	return verdict{noOneKnows, "is on something that is not understood"}
+	return verdict{noOneKnows, "is on something unexpected"}
 }
 
 // kernelName is what the kernel calls a device, such as dm-0; empty where that is not understood.
@@ -227,11 +227,11 @@ func (d disks) device(dir string, layer int) verdict {
 		}
 		return verdict{encrypted, "is in memory"}
 	case layer >= maxLayers || !d.exists(dir):
-		return verdict{noOneKnows, "is on a device that is not known"}
+		return verdict{noOneKnows, "is on an unknown device"}
 	}
 	below, err := fs.ReadDir(d.Files, dir+"/slaves")
 	if err != nil || len(below) == 0 {
-		return verdict{inClear, "is on " + name + " in clear"}
+		return verdict{inClear, "is on " + name + " unencrypted"}
 	}
 	out := verdict{is: encrypted}
 	for _, e := range below {
@@ -260,7 +260,7 @@ func (d disks) swap(name, kind string) verdict {
 	}
 	m, ok := d.mounts.holding(name)
 	if !ok {
-		return verdict{noOneKnows, fmt.Sprintf("%s is on a disk that is not known", name)}
+		return verdict{noOneKnows, fmt.Sprintf("%s is on an unknown disk", name)}
 	}
 	return d.mounted(m)
 }
@@ -275,9 +275,9 @@ func (d disks) zfs(dataset string) verdict {
 	case err != nil:
 		return verdict{noOneKnows, err.Error()}
 	case v == "off":
-		return verdict{inClear, "is on ZFS in clear"}
+		return verdict{inClear, "is on ZFS unencrypted"}
 	case strings.HasPrefix(v, "aes-"):
 		return verdict{encrypted, "is on ZFS, " + v}
 	}
-	return verdict{noOneKnows, "is on ZFS, which says something that is not understood"}
+	return verdict{noOneKnows, "is on ZFS, which says something unexpected"}
 }

@@ -55,18 +55,18 @@ func TestDisk(t *testing.T) {
 		want            string
 	}{
 		"LVM on LUKS (Debian)":         {luks(t), nil, "true"},
-		"swap in clear":                {with(luks(t), map[string]string{"/proc/swaps": "/dev/sda3 partition 1 0 -2\n", "/sys/class/block/sda3/uevent": "DEVNAME=sda3\n"}), nil, "false"},
+		"swap unencrypted":             {with(luks(t), map[string]string{"/proc/swaps": "/dev/sda3 partition 1 0 -2\n", "/sys/class/block/sda3/uevent": "DEVNAME=sda3\n"}), nil, "false"},
 		"swap in a file on the root":   {with(luks(t), map[string]string{"/proc/swaps": "/swap\\040file file 1 0 -2\n"}), nil, "true"},
 		"swap in a file on another":    {with(luks(t), map[string]string{"/proc/swaps": "/boot/swapfile file 1 0 -2\n", "/sys/dev/block/259:2/uevent": "DEVNAME=nvme0n1p2\n"}), nil, "false"},
 		"swap on something strange":    {with(luks(t), map[string]string{"/proc/swaps": "/dev/../etc/passwd partition 1 0 -2\n"}), nil, "-"},
-		"one of two disks in clear":    {mixed, nil, "false"},
+		"one of two disks unencrypted": {mixed, nil, "false"},
 		"plain":                        {plain, nil, "false"},
 		"btrfs on LUKS, zram (Fedora)": {btrfs, nil, "true"},
 		"btrfs on a device not known":  {with(btrfs, map[string]string{"/sys/class/block/dm-0/dm/name": "other"}), nil, "-"},
-		"btrfs on a second disk in clear": {with(btrfs, map[string]string{
+		"btrfs on a second disk unencrypted": {with(btrfs, map[string]string{
 			"/sys/fs/btrfs/2f1c/devices/dm-0/x": "", "/sys/fs/btrfs/2f1c/devices/sdb1/x": "", "/sys/class/block/sdb1/uevent": "DEVNAME=sdb1\n",
 		}), nil, "false"},
-		"another btrfs in clear": {with(btrfs, map[string]string{
+		"another btrfs unencrypted": {with(btrfs, map[string]string{
 			"/sys/fs/btrfs/9999/devices/sdb1/x": "", "/sys/class/block/sdb1/uevent": "DEVNAME=sdb1\n",
 		}), nil, "true"},
 		"zram that writes to a disk": {with(btrfs, map[string]string{"/sys/class/block/zram0/backing_dev": "/dev/sda9\n"}), nil, "-"},
@@ -80,7 +80,7 @@ func TestDisk(t *testing.T) {
 		}), nil, "true"},
 		"swap that cannot be read": {with(luks(t), map[string]string{"/proc/swaps": strings.Repeat(" ", maxFile+1)}), nil, "-"},
 		"ZFS, encrypted":           {zfs, map[string]string{askZFS: "aes-256-gcm\n"}, "true"},
-		"ZFS in clear":             {zfs, map[string]string{askZFS: "off\n"}, "false"},
+		"ZFS unencrypted":          {zfs, map[string]string{askZFS: "off\n"}, "false"},
 		"ZFS says nothing":         {zfs, nil, "-"},
 		"ZFS says nonsense":        {zfs, map[string]string{askZFS: "?"}, "-"},
 		"a container":              {map[string]string{"/proc/self/mountinfo": "21 1 0:50 / / rw,relatime - overlay overlay rw\n"}, nil, "-"},

@@ -45,11 +45,11 @@ func judgeFirewall(chains []osnet.FilterChain, v6 bool) Reading {
 	by4, by6 := stopper(chains, "ip"), stopper(chains, "ip6")
 	switch {
 	case by4 == "" && by6 == "":
-		return yesNo(FirewallOn, false, "nothing drops by default what comes in")
+		return yesNo(FirewallOn, false, "incoming packets are not dropped by default")
 	case by4 == "":
-		return yesNo(FirewallOn, false, "nothing drops by default what comes in by IPv4")
+		return yesNo(FirewallOn, false, "incoming packets are not dropped by default by IPv4")
 	case v6 && by6 == "":
-		return yesNo(FirewallOn, false, "nothing drops by default what comes in by IPv6")
+		return yesNo(FirewallOn, false, "incoming packets are not dropped by default by IPv6")
 	}
 	return yesNo(FirewallOn, true, by4)
 }

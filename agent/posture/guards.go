@@ -42,7 +42,7 @@ func ParseGuard(s string) (Guard, error) {
 	}
 	if !ok || name == "" || name != clean(name) || !path.IsAbs(program) || program != path.Clean(program) ||
 		strings.ContainsAny(unit, "/") || !strings.HasSuffix(unit, ".service") {
-		return Guard{}, fmt.Errorf("%.80q: want NAME=/PATH/OF/PROGRAM, and :UNIT.service behind it where the unit is not called like the program", s)
+		return Guard{}, fmt.Errorf("%.80q: want NAME=/PATH/OF/PROGRAM, followed by :UNIT.service if the unit is not named like the program", s)
 	}
 	return Guard{name, program, unit}, nil
 }
@@ -51,7 +51,7 @@ func ParseGuard(s string) (Guard, error) {
 func edr(known []Guard) func(context.Context, Host) []Reading {
 	hashes := &hashes{}
 	return func(ctx context.Context, h Host) []Reading {
-		why := "none that is known is installed"
+		why := "no known product is installed"
 		for _, g := range known {
 			if !h.exists(strings.TrimPrefix(g.Program, "/")) {
 				continue
@@ -154,7 +154,7 @@ func sshRootLogin(ctx context.Context, h Host) []Reading {
 	if v := permitRootLogin(b); v != "" {
 		return []Reading{known(SSHRootLogin, v, "")}
 	}
-	return []Reading{unknown(SSHRootLogin, "sshd says something that is not understood")}
+	return []Reading{unknown(SSHRootLogin, "sshd says something unexpected")}
 }
 
 // permitRootLogin reads what `sshd -T` prints. It calls one of the values by a name that it has left long ago.

@@ -66,7 +66,7 @@ func lockdown(_ context.Context, h Host) []Reading {
 	}
 	mode := lockdownMode(string(b))
 	if mode == "" {
-		return []Reading{unknown(Lockdown, "/sys/kernel/security/lockdown says something that is not understood")}
+		return []Reading{unknown(Lockdown, "/sys/kernel/security/lockdown says something unexpected")}
 	}
 	return []Reading{known(Lockdown, mode, "")}
 }
@@ -105,7 +105,7 @@ func secureBoot(_ context.Context, h Host) []Reading {
 	}
 	// In set-up mode anybody may replace the keys.
 	if setup, ok := efiFlag(h.raw(efiVariables + "/SetupMode-" + efiGlobal)); ok && setup {
-		return []Reading{yesNo(SecureBoot, false, "the firmware is in set-up mode: it takes any key")}
+		return []Reading{yesNo(SecureBoot, false, "the firmware is in setup mode: it accepts any key")}
 	}
 	return []Reading{yesNo(SecureBoot, on, "")}
 }

@@ -61,5 +61,5 @@ func applicationFirewallState(s string) Reading {
 	case ok && end && (state == "1" || state == "2"):
 		return yesNo(FirewallOn, true, s)
 	}
-	return unknown(FirewallOn, "socketfilterfw says something that is not understood")
+	return unknown(FirewallOn, "socketfilterfw says something unexpected")
 }

@@ -23,24 +23,24 @@ const (
 
 // advice is what a person can do where a rule asks for something else than a fact says.
 var advice = map[string]string{
-	Distro:        "the rule is for machines with another distribution",
+	Distro:        "the rule requires a different distribution",
 	DistroVersion: "upgrade the system to a newer release of the distribution",
 	KernelVersion: "install the updates, and boot the newest kernel",
-	Lockdown:      "boot with secure boot, or with lockdown=integrity on the kernel's command line",
-	SecureBoot:    "turn secure boot on in the firmware's set-up",
-	FirewallOn: "turn on a firewall that drops what comes in and that no rule of it lets in: on Linux `ufw enable`, firewalld, " +
-		"or a chain of nftables at the hook input with policy drop",
+	Lockdown:      "boot with secure boot, or with lockdown=integrity on the kernel command line",
+	SecureBoot:    "turn on secure boot in the firmware setup",
+	FirewallOn: "turn on a firewall that drops incoming packets by default: on Linux `ufw enable`, firewalld, " +
+		"or an nftables chain at the input hook with policy drop",
 	UpdatesPending: "install the updates: `apt-get update && apt-get upgrade`, or `dnf upgrade --security`",
 	UpdatesAge:     "install the updates: `apt-get update && apt-get upgrade`, or `dnf upgrade --security`",
-	RebootRequired: "boot the machine anew",
-	ScreenLock: "have the system lock idle screens, and keep users from changing that: for GNOME in /etc/dconf/db/local.d and its " +
+	RebootRequired: "reboot the machine",
+	ScreenLock: "make the system lock idle screens, and keep users from changing that: for GNOME in /etc/dconf/db/local.d and its " +
 		"locks, for Plasma in /etc/xdg/kscreenlockerrc",
-	EDR:            "install the product that the rule asks for, and start its service; the agent is told of others by --edr",
-	EDRHash:        "install the version of the product that the rule asks for",
-	SSHRootLogin:   "set PermitRootLogin in /etc/ssh/sshd_config to what the rule asks for, and reload sshd",
+	EDR:            "install the product that the rule requires, and start its service; other products can be given to the agent with --edr",
+	EDRHash:        "install the version of the product that the rule requires",
+	SSHRootLogin:   "set PermitRootLogin in /etc/ssh/sshd_config to what the rule requires, and reload sshd",
 	OsqueryVersion: "install osquery, and start osqueryd.service",
-	AgentHash:      "install the version of the agent that the rule asks for",
-	DiskEncrypted:  "encrypt the disk: with LUKS on Linux, also the swap, with FileVault on macOS, with BitLocker on Windows",
+	AgentHash:      "install the version of the agent that the rule requires",
+	DiskEncrypted:  "encrypt the disk: with LUKS (and also the swap) on Linux, with FileVault on macOS, with BitLocker on Windows",
 }
 
 // Advice says how to mend what a fact shows; empty where that is not known.

@@ -233,7 +233,7 @@ func (s *Schedule) end(f *entry) time.Duration {
 func (s *Schedule) expire(now time.Duration) {
 	for _, f := range s.facts {
 		if f.Value != "" && s.end(f) <= now {
-			f.Value, f.Note, f.Since = "", "could not be read any more", now
+			f.Value, f.Note, f.Since = "", "can no longer be read", now
 			s.changed[f.Name] = struct{}{}
 		}
 	}

@@ -81,16 +81,16 @@ func pendingUpdates(ctx context.Context, h Host) ([]update, error) {
 		return listed(ctx, h, dnfUpdates, dnfLists(h.Files, "var/cache/dnf"), "dnf", "--cacheonly", "--quiet",
 			"--setopt=logdir=/tmp", "--setopt=*.skip_if_unavailable=False", "updateinfo", "list", "--security")
 	}
-	return nil, errors.New("the package manager of this system says nothing of security")
+	return nil, errors.New("the package manager of this system has no security information")
 }
 
 // listed runs a package manager, if its lists are fresh.
 func listed(ctx context.Context, h Host, parse func([]byte) []update, lists time.Time, program string, args ...string) ([]update, error) {
 	if lists.IsZero() {
-		return nil, fmt.Errorf("%s has fetched no lists of packages that are for security", program)
+		return nil, fmt.Errorf("%s has no package lists of a security repository", program)
 	}
 	if age := h.Now().Sub(lists); age > maxListAge {
-		return nil, fmt.Errorf("the lists of packages are %d days old", int(age/day))
+		return nil, fmt.Errorf("the package lists are %d days old", int(age/day))
 	}
 	b, err := h.Run(ctx, program, args...)
 	if err != nil {
@@ -287,7 +287,7 @@ func rebootRequired(_ context.Context, h Host) []Reading {
 // judgeKernel compares the kernel that runs with those that are installed.
 func judgeKernel(running string, installed []string) Reading {
 	if !slices.Contains(installed, running) {
-		return yesNo(RebootRequired, true, "the kernel that runs, "+running+", is not installed any more")
+		return yesNo(RebootRequired, true, "the running kernel, "+running+", is no longer installed")
 	}
 	for _, k := range installed {
 		if flavour(k) == flavour(running) && newer(k, running) {

@@ -33,7 +33,7 @@ func bitLockerStatus(s string) Reading {
 	case len(volume) == 1 && strings.Contains("0234567", volume):
 		return yesNo(DiskEncrypted, false, "the system's drive is not fully encrypted")
 	}
-	return unknown(DiskEncrypted, "Get-BitLockerVolume says something that is not understood")
+	return unknown(DiskEncrypted, "Get-BitLockerVolume says something unexpected")
 }
 
 // defenderFirewall asks Windows for its firewall.
@@ -55,9 +55,9 @@ func defenderFirewallProfiles(s string) Reading {
 		case on == "0":
 			return yesNo(FirewallOn, false, "the firewall is off in the profile "+profile)
 		case on == "1" && inbound == "2":
-			return yesNo(FirewallOn, false, "the firewall lets in what no rule is about in the profile "+profile)
+			return yesNo(FirewallOn, false, "the firewall admits what no rule matches in the profile "+profile)
 		case on != "1" || inbound != "0" && inbound != "4":
-			return unknown(FirewallOn, "Get-NetFirewallProfile says something that is not understood")
+			return unknown(FirewallOn, "Get-NetFirewallProfile says something unexpected")
 		}
 	}
 	return yesNo(FirewallOn, true, "on in all profiles")

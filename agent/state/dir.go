@@ -48,7 +48,7 @@ type InUseError struct {
 }
 
 func (e *InUseError) Error() string {
-	return fmt.Sprintf("state directory %s is held by another agent (%s): stop that one first, or use another --state",
+	return fmt.Sprintf("state directory %s is in use by another agent (%s): stop that one first, or use another --state",
 		e.Path, e.Holder)
 }
 
@@ -91,10 +91,10 @@ func closeToOthers(dir string) error {
 	}
 	ours := func(e os.DirEntry) bool { return e.Name() == fileLock }
 	if len(list) > 0 && !slices.ContainsFunc(list, ours) {
-		return fmt.Errorf("state directory %s has other files in it, and mode %04o: give the agent a directory of its own", dir, info.Mode().Perm())
+		return fmt.Errorf("state directory %s contains other files and has mode %04o: give the agent a directory of its own", dir, info.Mode().Perm())
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {
-		return fmt.Errorf("close the state directory to others: %w", err)
+		return fmt.Errorf("restrict access to the state directory: %w", err)
 	}
 	return nil
 }

@@ -45,7 +45,7 @@ func open(kind string, b []byte) ([]byte, error) {
 	line, _, ok := bytes.Cut(b[:min(len(b), 256)], []byte("\n"))
 	fields := strings.Split(string(line), " ")
 	if !ok || len(fields) != 4 || fields[0] != "redoubt" {
-		return nil, errors.New("not a file of redoubt's, or cut short")
+		return nil, errors.New("not written by redoubt, or truncated")
 	}
 	if fields[1] != kind {
 		return nil, fmt.Errorf("holds %.20q, not %q", fields[1], kind)
@@ -109,7 +109,7 @@ func (d *Dir) corrupt(name, reason string) error {
 	return &CorruptError{Path: d.path(name), Reason: reason, Remedy: remedies[name]}
 }
 
-const enrolAnew = "put back a good copy; without one, move the state directory away and enrol anew with `redoubt up CODE`"
+const enrolAnew = "restore a good copy; without one, move the state directory away and enrol again with `redoubt up CODE`"
 
 var remedies = map[string]string{
 	fileDevice:   enrolAnew,
@@ -119,8 +119,8 @@ var remedies = map[string]string{
 	fileJoin:     "remove it, then run `redoubt up CODE` with a fresh join code",
 	fileNetmap:   "remove netmap and netmap.log; the coordinator sends them again",
 	fileLog:      "remove netmap and netmap.log; the coordinator sends them again",
-	filePort:     "remove it; the node takes another port",
-	fileFlows:    "remove it; connections that it held are cut",
+	filePort:     "remove it; the node will choose another port",
+	fileFlows:    "remove it; the connections that it lists are cut",
 	fileRelay:    "remove it; nodes find this relay by TLS alone until the coordinator has told them of the next key",
 	fileWanted:   "remove it, then run `redoubt up` or `redoubt down`",
 }

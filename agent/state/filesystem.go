@@ -41,8 +41,8 @@ func (d directory) Read(name string, limit int64) ([]byte, error) {
 	}
 	if runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0 {
 		return nil, &CorruptError{
-			d.path(name), fmt.Sprintf("mode %04o lets others at it", info.Mode().Perm()),
-			"chmod 600 it, and enrol anew if somebody may have read it",
+			d.path(name), fmt.Sprintf("mode %04o lets other users access it", info.Mode().Perm()),
+			"run chmod 600 on it, and enrol again if somebody may have read it",
 		}
 	}
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))

@@ -47,7 +47,7 @@ func (d *Dir) loadNetmap(s *State) error {
 		}
 	}
 	if s.Self == nil {
-		return d.corrupt(fileNetmap, "is there without a certificate")
+		return d.corrupt(fileNetmap, "exists without a certificate")
 	}
 	if nm.Self != s.Self.Node.ID {
 		return d.corrupt(fileNetmap, "is another node's")

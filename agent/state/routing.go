@@ -57,11 +57,11 @@ func (r *Routing) Check(m proto.Mesh) error {
 		case !p.IsValid() || a.Is4In6():
 			return fmt.Errorf("advertised route %v: want a network such as 10.33.0.0/16", p)
 		case p.Bits() == 0:
-			return fmt.Errorf("advertised route %v: to offer the way to the Internet use --advertise-exit-node", p)
+			return fmt.Errorf("advertised route %v: to offer an exit node, use --advertise-exit-node", p)
 		case p != p.Masked():
-			return fmt.Errorf("advertised route %v has bits beyond its length: did you mean %v?", p, p.Masked())
+			return fmt.Errorf("advertised route %v has bits set beyond the prefix length: did you mean %v?", p, p.Masked())
 		case a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast():
-			return fmt.Errorf("advertised route %v: loopback, link-local and multicast networks cannot be led to", p)
+			return fmt.Errorf("advertised route %v: loopback, link-local and multicast networks cannot be routed", p)
 		}
 	}
 	r.Advertise = slices.Clone(r.Advertise)
@@ -73,13 +73,13 @@ func (r *Routing) Check(m proto.Mesh) error {
 		return fmt.Errorf("%d advertised routes: at most %d", len(offers), proto.MaxRoutes)
 	}
 	if r.Exit != "" && !proto.ValidText(r.Exit, maxExit) {
-		return errors.New("the exit node's name is no name: want a node's name, id or address in the mesh")
+		return errors.New("the exit node is not valid: want a node's name, id or address in the mesh")
 	}
 	if r.Exit != "" && r.AdvertiseExit {
-		return errors.New("a node cannot be an exit node and use one: leave out --advertise-exit-node, or say --exit-node=")
+		return errors.New("a node cannot be an exit node and use one: leave out --advertise-exit-node, or give --exit-node=")
 	}
 	if r.ExitLAN && r.Exit == "" {
-		return errors.New("--exit-node-allow-lan says something about an exit node: name one with --exit-node")
+		return errors.New("--exit-node-allow-lan needs an exit node: give one with --exit-node")
 	}
 	return nil
 }

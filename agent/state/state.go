@@ -151,7 +151,7 @@ func (d *Dir) parseNodes(b []byte) (nodes []key.NodePrivate, err error) {
 	for len(bytes.TrimSpace(b)) > 0 {
 		var block *pem.Block
 		if block, b = pem.Decode(b); block == nil || block.Type != pemNode && block.Type != pemWrapped {
-			return nil, errors.New("holds something else than node keys")
+			return nil, errors.New("contains something other than node keys")
 		}
 		secret := block.Bytes
 		if block.Type == pemWrapped {
@@ -319,10 +319,10 @@ func (d *Dir) loadIdentity(s *State) error {
 		own = s.Sealed.Device()
 	}
 	if own.IsZero() || len(s.Nodes) == 0 && s.Lost == nil {
-		return d.corrupt(fileIdentity, "is there without the keys that it is about")
+		return d.corrupt(fileIdentity, "exists without the keys that it is about")
 	}
 	if s.Join == nil {
-		return d.corrupt(fileIdentity, "is there without the file join, which says where the coordinator is")
+		return d.corrupt(fileIdentity, "exists without the file join, which says where the coordinator is")
 	}
 	held := make([]key.NodePublic, len(s.Nodes))
 	for i, k := range s.Nodes {

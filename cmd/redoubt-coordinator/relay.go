@@ -36,7 +36,7 @@ func (o *relayOptions) flags(f *pflag.FlagSet) {
 	f.BoolVar(&o.on, "relay", true, "carry packets of nodes that cannot reach each other, by UDP and on the port of --listen")
 	f.StringVar(&o.listen, "relay-listen", ":3478", "UDP `PORT` of the relay, as :PORT; empty for streams only")
 	f.StringArrayVar(&o.addresses, "relay-address", nil, "`ADDRESS` by which nodes reach the relay by UDP (may be repeated; default: where the hosts of --url are)")
-	f.StringVar(&o.region, "relay-region", "", "`NAME` of where the relay stands, for people")
+	f.StringVar(&o.region, "relay-region", "", "`NAME` of the relay's location, for display")
 }
 
 // embedded is the relay in a coordinator.

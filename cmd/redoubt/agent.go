@@ -38,25 +38,25 @@ func agentCommand(p program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run the daemon",
-		Long: "Runs the daemon that keeps this machine in the mesh. It takes the rights to\n" +
-			"change the host's network: root, or CAP_NET_ADMIN and CAP_NET_RAW. The service\n" +
-			"redoubt.service of systemd runs this command.",
+		Long: "Runs the daemon that keeps this machine in the mesh. It must be allowed to\n" +
+			"change the host's network: as root, or with CAP_NET_ADMIN and CAP_NET_RAW.\n" +
+			"The systemd unit redoubt.service runs this command.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), p, socket(cmd)) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.state, "state", "/var/lib/redoubt", "`DIR` with this node's keys and what it knows")
-	flags.StringVar(&f.tun, "tun", agent.DefaultInterface, "`NAME` of the network device to make")
+	flags.StringVar(&f.state, "state", "/var/lib/redoubt", "`DIR` with this node's keys and state")
+	flags.StringVar(&f.tun, "tun", agent.DefaultInterface, "`NAME` of the network interface to create")
 	flags.Uint16Var(&f.port, "listen-port", 0, "UDP `PORT` for other nodes (default any)")
 	flags.BoolVar(&f.router, "port-mapping", true, "ask the router for a port by PCP, NAT-PMP or UPnP")
-	flags.StringVar(&f.tpm, "tpm", device.Auto, "TPM: auto, off, a `DEVICE`, or unix:PATH for one in software")
-	flags.StringVar(&f.deviceKey, "device-key", agent.KeyAuto, "`WHERE` the device key is made: tpm, file, or auto for the TPM if it works")
-	flags.StringVar(&f.eventLog, "event-log", "", "`FILE` with the log of measured boot (default the system's)")
-	flags.StringVar(&f.certificate, "x509-cert", "", "`FILE` with a certificate of the company to join with (PEM)")
-	flags.StringVar(&f.certificateKey, "x509-key", "", "`FILE` with its key (PEM)")
-	flags.StringArrayVar(&f.edr, "edr", nil, "`NAME=PROGRAM[:UNIT]` of a product that watches over the machine, for posture:edr (may be repeated)")
+	flags.StringVar(&f.tpm, "tpm", device.Auto, "TPM: auto, off, a `DEVICE`, or unix:PATH for a software TPM")
+	flags.StringVar(&f.deviceKey, "device-key", agent.KeyAuto, "`WHERE` to create the device key: tpm, file, or auto (the TPM if it works)")
+	flags.StringVar(&f.eventLog, "event-log", "", "`FILE` with the measured-boot log (default the system's)")
+	flags.StringVar(&f.certificate, "x509-cert", "", "`FILE` with a company certificate to join with (PEM)")
+	flags.StringVar(&f.certificateKey, "x509-key", "", "`FILE` with that certificate's key (PEM)")
+	flags.StringArrayVar(&f.edr, "edr", nil, "`NAME=PROGRAM[:UNIT]` of an endpoint detection product, for posture:edr (may be repeated)")
 	flags.StringVar(&f.operator, "operator", "", "`USER` (name or number) who may run up and down besides root")
-	flags.StringVar(&f.metrics, "metrics", "", "`ADDR` to serve Prometheus metrics on; loopback if only a port is given")
+	flags.StringVar(&f.metrics, "metrics", "", "`ADDR` to serve Prometheus metrics on; just a port means loopback")
 	flags.StringVar(&f.logLevel, "log-level", "info", "`LEVEL` to log: debug, info, warn or error")
 	return cmd
 }

@@ -17,16 +17,16 @@ import (
 func netcheckCommand(p program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "netcheck",
-		Short: "Look at the network that this machine is in",
-		Long: "Finds out how others reach this machine: the kind of NAT that it is behind,\n" +
-			"its addresses outside, whether UDP gets out, what the router opens, the MTU, how\n" +
-			"far the relays are; and says what would help. It takes some seconds. Without an\n" +
-			"agent it needs a --stun server to ask; any relay is one. Exits with 0 if peers\n" +
-			"can be reached, if only through a relay.",
+		Short: "Examine this machine's network",
+		Long: "Determines how others can reach this machine: the kind of NAT, external\n" +
+			"addresses, whether UDP gets out, port mapping, the MTU and the distance to the\n" +
+			"relays, and says what would help. It takes a few seconds. Without an agent it\n" +
+			"needs a --stun server; any relay is one. Exits with 0 if peers can be reached,\n" +
+			"even if only through a relay.",
 		Args: cobra.NoArgs,
 	}
-	servers := cmd.Flags().StringSlice("stun", nil, "`HOST[:PORT]` of a further STUN server to ask")
-	router := cmd.Flags().Bool("port-mapping", true, "without an agent, ask the router for a port, and give it back")
+	servers := cmd.Flags().StringSlice("stun", nil, "`HOST[:PORT]` of an additional STUN server")
+	router := cmd.Flags().Bool("port-mapping", true, "without an agent, ask the router for a port, and release it")
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		r, err := look(cmd, *servers, *router)
@@ -60,7 +60,7 @@ func look(cmd *cobra.Command, servers []string, router bool) (r netcheck.Report,
 	} else if err = failed(cmd, err); len(servers) == 0 {
 		var exit *exitError
 		if errors.As(err, &exit) && exit.code == exitNoAgent {
-			exit.err = fmt.Errorf("%w; or name a --stun server to ask", exit.err)
+			exit.err = fmt.Errorf("%w; or give a --stun server to ask", exit.err)
 		}
 		return r, err
 	}

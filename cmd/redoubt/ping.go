@@ -28,12 +28,12 @@ func pingCommand(p program) *cobra.Command {
 	var f pingFlags
 	cmd := &cobra.Command{
 		Use:   "ping PEER",
-		Short: "Send a peer pings through the mesh",
-		Long: "Sends ICMP echoes to a peer (its name, id or address), through the tunnel and\n" +
-			"both filters, and says by which path each went, how long that path alone takes,\n" +
-			"and why one was lost, where that is known. A change of the path is told as it\n" +
-			"happens. Exits with 0 if an answer came; with --until-direct, which ends with\n" +
-			"the first one that came directly, only if there was one.",
+		Short: "Ping a peer through the mesh",
+		Long: "Sends ICMP echo requests to a peer (its name, id or address), through the tunnel\n" +
+			"and both filters. Shows the path of each reply, the round-trip time of that path\n" +
+			"alone and, if known, why a reply was lost. Changes of the path are reported as\n" +
+			"they happen. Exits with 0 if a reply came; with --until-direct, which stops at\n" +
+			"the first reply that came directly, only if there was one.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if f.untilDirect && !cmd.Flags().Changed("count") {
@@ -42,10 +42,10 @@ func pingCommand(p program) *cobra.Command {
 			return f.run(cmd, p, args[0])
 		},
 	}
-	cmd.Flags().Uint32VarP(&f.count, "count", "c", 4, fmt.Sprintf("how many; 0 goes on for ever; %d with --until-direct", untilDirectCount))
-	cmd.Flags().DurationVarP(&f.interval, "interval", "i", time.Second, "time between two")
-	cmd.Flags().DurationVar(&f.timeout, "timeout", 0, "how long at most; 0 for no end")
-	cmd.Flags().BoolVar(&f.untilDirect, "until-direct", false, "end as soon as an answer comes directly")
+	cmd.Flags().Uint32VarP(&f.count, "count", "c", 4, fmt.Sprintf("how many; 0 means no limit; %d with --until-direct", untilDirectCount))
+	cmd.Flags().DurationVarP(&f.interval, "interval", "i", time.Second, "time between pings")
+	cmd.Flags().DurationVar(&f.timeout, "timeout", 0, "stop after this time; 0 means never")
+	cmd.Flags().BoolVar(&f.untilDirect, "until-direct", false, "stop at the first reply that came directly")
 	f.json = jsonFlag(cmd)
 	return cmd
 }
@@ -182,7 +182,7 @@ func (f pingFlags) run(cmd *cobra.Command, p program, peer string) error {
 func (s *pinging) notDirect() string {
 	switch {
 	case s.sent == 0:
-		return "there was no time for a ping"
+		return "the timeout left no time for a ping"
 	case s.answered == 0:
 		return "no ping was answered"
 	case s.why != "":
@@ -229,7 +229,7 @@ func pingLine(r *redoubtv1.PingResponse, was wayJSON, elapsed time.Duration, c p
 		line += fmt.Sprintf(" (path %.2f ms)", float64(us)/1000)
 	}
 	if r.GetPathDoubt() {
-		line += " and through the relay as well: " + r.GetPathWhy()
+		line += " also through the relay: " + r.GetPathWhy()
 	}
 	return line
 }

@@ -83,7 +83,7 @@ func TestPingThatStaysRelayed(t *testing.T) {
 		t.Error(line)
 	}
 	doubt := &redoubtv1.PingResponse{PeerName: "db-1", Address: "100.64.0.2", Sequence: 7, RttUs: 41_200, Path: "direct", Endpoint: "192.0.2.2:41641", PathDoubt: true, PathWhy: "it does not answer"}
-	if line := pingLine(doubt, wayJSON{}, 0, false); line != "db-1 (100.64.0.2) seq 7 41.20 ms, direct 192.0.2.2:41641 and through the relay as well: it does not answer" {
+	if line := pingLine(doubt, wayJSON{}, 0, false); line != "db-1 (100.64.0.2) seq 7 41.20 ms, direct 192.0.2.2:41641 also through the relay: it does not answer" {
 		t.Error(line)
 	}
 }
@@ -115,7 +115,7 @@ func TestPathsOfPeers(t *testing.T) {
 		{Name: "old", Path: "direct", Endpoint: "192.0.2.3:41641"},
 		{Name: "roams", Path: "direct", Endpoint: "192.0.2.4:41641", PathSince: since, PathRttUs: 30_000, PathDoubt: true, PathCause: "in-doubt", PathWhy: "it does not answer"},
 		{Name: "eve", Path: "relay", Endpoint: "fra1", PathTransport: "udp", PathSince: since, PathRttUs: 41_200, PathCause: "hard-nats", PathWhy: "hard NAT here and hard NAT there"},
-		{Name: "gone", Path: "relay", Endpoint: "fra1", PathTransport: "none", PathCause: "no-answer", PathWhy: "no answer from its 3 addresses, tried every 5 s; and relay fra1, at which it waits, cannot be reached"},
+		{Name: "gone", Path: "relay", Endpoint: "fra1", PathTransport: "none", PathCause: "no-answer", PathWhy: "no answer from its 3 addresses, tried every 5 s; and relay fra1, its home relay, cannot be reached"},
 		{Name: "off", PathCause: "no-answer", PathWhy: "no answer from its 3 addresses, tried every 5 s"},
 	}, noon, false))
 }

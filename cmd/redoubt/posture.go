@@ -14,13 +14,13 @@ import (
 func postureCommand(p program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "posture",
-		Short: "Show what is known of this machine, and what it keeps from holding",
-		Long: "Shows what this machine tells the coordinator of its health, since when each\n" +
-			"fact is so and when it was read last, which rules of the policy do not hold\n" +
-			"because of it, and what to do about that. Exits with 1 if a rule does not hold.",
+		Short: "Show this machine's posture, and the rules that fail because of it",
+		Long: "Shows the facts that this machine reports to the coordinator about its health,\n" +
+			"since when each one holds and when it was last read, which rules of the policy\n" +
+			"fail because of them, and how to fix that. Exits with 1 if a rule fails.",
 		Args: cobra.NoArgs,
 	}
-	refresh := cmd.Flags().Bool("refresh", false, "read everything anew first")
+	refresh := cmd.Flags().Bool("refresh", false, "read all facts again first")
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		r, err := client(cmd).Posture(cmd.Context(), &redoubtv1.PostureRequest{Refresh: *refresh})
@@ -55,17 +55,17 @@ func printPosture(w io.Writer, r *redoubtv1.PostureResponse, now time.Time, c pa
 	if len(rows) > 1 {
 		b.WriteString(table(rows, 1, 4))
 	} else {
-		b.WriteString("nothing is known of this machine\n")
+		b.WriteString("no facts are known about this machine\n")
 	}
 	if !r.GetTold() {
-		b.WriteString("\n" + c.warn("the coordinator is not connected: it goes by what it heard last, for some time") + "\n")
+		b.WriteString("\n" + c.warn("not connected: the coordinator still uses the last report, for a limited time") + "\n")
 	}
 	mends := map[string]string{}
 	for _, f := range r.GetFacts() {
 		mends[f.GetName()] = f.GetMend()
 	}
 	for _, rule := range r.GetWithheld() {
-		b.WriteString("\n" + wrap(fmt.Sprintf("%s (line %d) does not hold: %s", rule.GetPath(), rule.GetLine(), rule.GetReason()), "", "  "))
+		b.WriteString("\n" + wrap(fmt.Sprintf("%s (line %d) fails: %s", rule.GetPath(), rule.GetLine(), rule.GetReason()), "", "  "))
 		for _, name := range rule.GetFacts() {
 			if mends[name] != "" {
 				b.WriteString(wrap(name+": "+mends[name], "  ", "    "))

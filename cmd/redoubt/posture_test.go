@@ -20,7 +20,7 @@ func health() *redoubtv1.PostureResponse {
 			},
 			{
 				Name: "posture:firewall", Value: "false", Source: "reported", Since: noon.Add(-5 * time.Minute).Unix(), Checked: noon.Add(-12 * time.Second).Unix(),
-				TtlSeconds: 180, Note: "nothing drops by default what comes in", Mend: "turn on a firewall, such as ufw",
+				TtlSeconds: 180, Note: "incoming packets are not dropped by default", Mend: "turn on a firewall, such as ufw",
 			},
 			{
 				Name: "posture:updatesPending", Source: "reported", Since: noon.Add(-time.Hour).Unix(), Checked: noon.Add(-time.Hour).Unix(),
@@ -51,7 +51,7 @@ func TestPosture(t *testing.T) {
 
 	f.SetPosture(nil)
 	r = redoubt(t, "", "posture", "--refresh", "--socket", socket)
-	if r.code != 0 || !strings.Contains(r.out, "nothing is known") || !strings.Contains(r.out, "is not connected") || f.Refreshed() != 1 {
+	if r.code != 0 || !strings.Contains(r.out, "no facts are known") || !strings.Contains(r.out, "not connected") || f.Refreshed() != 1 {
 		t.Errorf("%+v", r)
 	}
 }

@@ -131,7 +131,7 @@ func golden(t *testing.T, name, got string) {
 func TestStatusText(t *testing.T) {
 	text := render(status(), noon, false)
 	golden(t, "status.txt", text)
-	down := &redoubtv1.Status{State: "down", Problems: []string{"this machine is in no mesh yet"}}
+	down := &redoubtv1.Status{State: "down", Problems: []string{"this machine is not in a mesh yet"}}
 	golden(t, "status-down.txt", render(down, noon, false))
 	pending := &redoubtv1.Status{
 		State: "pending", Coordinator: &redoubtv1.Coordinator{Connected: true, Url: "https://coordinator.example.com"},

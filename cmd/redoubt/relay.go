@@ -29,25 +29,24 @@ func relayCommand(p program) *cobra.Command {
 	var f relayFlags
 	cmd := &cobra.Command{
 		Use:   "relay [CODE | -]",
-		Short: "Carry packets for nodes that cannot reach each other",
-		Long: "Runs a relay on this machine, which is no node of the mesh. The join code is\n" +
-			"that of `redoubt-coordinator token create --relay`, and is needed once. Nodes\n" +
-			"reach the relay by UDP and, where --url says by which names, by TLS. It can read\n" +
-			"nothing of what it carries, and carries it only between nodes that the policy\n" +
-			"ties together.",
+		Short: "Run a relay for nodes that cannot reach each other directly",
+		Long: "Runs a relay on this machine, which does not become a node of the mesh. The join\n" +
+			"code comes from `redoubt-coordinator token create --relay`, and is needed once.\n" +
+			"Nodes reach the relay by UDP and, at each --url, by TLS. It cannot read what it\n" +
+			"forwards, and forwards only between nodes that the policy connects.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd.Context(), p, args) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.state, "state", "/var/lib/redoubt-relay", "`DIR` with this relay's keys")
 	flags.StringVar(&f.code.codeFile, "code-file", "", "`FILE` that holds the join code")
-	flags.StringVar(&f.code.hostname, "hostname", "", "`NAME` of the relay (default the machine's)")
+	flags.StringVar(&f.code.hostname, "hostname", "", "`NAME` of the relay (default the machine's host name)")
 	flags.Uint16Var(&f.port, "listen-port", 3478, "UDP `PORT`")
 	flags.StringVar(&f.listen, "listen", "", "`ADDR`:PORT for streams, such as :443 (default none)")
-	flags.StringArrayVar(&f.urls, "url", nil, "`URL` by which nodes open streams (https://HOST[:PORT]; may be repeated)")
-	flags.StringArrayVar(&f.addresses, "address", nil, "`ADDRESS` by which nodes reach the UDP port (may be repeated; default: the hosts of --url, or where the coordinator sees the relay)")
-	flags.StringVar(&f.region, "region", "", "`NAME` of where the relay stands, for people")
-	flags.StringVar(&f.metrics, "metrics", "", "`ADDR` to serve Prometheus metrics on; loopback if only a port is given")
+	flags.StringArrayVar(&f.urls, "url", nil, "`URL` at which nodes open streams (https://HOST[:PORT]; may be repeated)")
+	flags.StringArrayVar(&f.addresses, "address", nil, "`ADDRESS` at which nodes reach the UDP port (may be repeated; default: the hosts of --url, or the address that the coordinator sees)")
+	flags.StringVar(&f.region, "region", "", "`NAME` of the relay's location, for display")
+	flags.StringVar(&f.metrics, "metrics", "", "`ADDR` to serve Prometheus metrics on; just a port means loopback")
 	flags.StringVar(&f.logLevel, "log-level", "info", "`LEVEL` to log: debug, info, warn or error")
 	return cmd
 }
@@ -63,7 +62,7 @@ func (f relayFlags) config(p program, args []string) (agent.RelayConfig, error) 
 	}
 	cfg.Log = slog.New(slog.NewTextHandler(p.err, &slog.HandlerOptions{Level: level}))
 	if (f.listen == "") != (len(f.urls) == 0) {
-		return cfg, fmt.Errorf("streams take both --listen and --url: where the relay takes them, and where nodes find it")
+		return cfg, fmt.Errorf("give --listen and --url together: where the relay accepts streams, and where nodes reach it")
 	}
 	for _, s := range f.addresses {
 		a, err := netip.ParseAddr(s)

@@ -73,15 +73,15 @@ func run(ctx context.Context, args []string, p program) int {
 func newRoot(p program) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "redoubt",
-		Short: "This machine's part of a mesh",
-		Long: "Joins this machine to a mesh and says how it is there.\n\n" +
-			"Exit codes: 0 it is true, 1 it is not, 2 usage, 3 no agent answers,\n" +
-			"4 not allowed. Each --some-flag can also be given as REDOUBT_SOME_FLAG,\n" +
-			"or as \"some-flag\" in the file that --config names.",
+		Short: "Zero-trust mesh network on WireGuard",
+		Long: "Joins this machine to a Redoubt mesh, and shows its state there.\n\n" +
+			"Exit codes: 0 success or true, 1 failure or false, 2 usage error,\n" +
+			"3 no agent answers, 4 not allowed. Each --some-flag can also be set as\n" +
+			"REDOUBT_SOME_FLAG, or as \"some-flag\" in the file that --config names.",
 		SilenceErrors: true, SilenceUsage: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.PersistentFlags().String("socket", localapi.DefaultSocket, "`PATH` where the agent listens for local programs")
+	root.PersistentFlags().String("socket", localapi.DefaultSocket, "`PATH` of the agent's socket for local programs")
 	for _, c := range []*cobra.Command{
 		agentCommand(p), upCommand(p), downCommand(p), statusCommand(p), pingCommand(p), relayCommand(p), whoisCommand(p), whyCommand(p), netcheckCommand(p),
 		postureCommand(p), versionCommand(p),
@@ -126,10 +126,10 @@ func failed(cmd *cobra.Command, err error) error {
 			return &exitError{exitFalse, errors.New(c.Message())}
 		}
 		if errors.Is(err, os.ErrPermission) {
-			return &exitError{exitNoAccess, fmt.Errorf("may not speak with the agent at %s: %w", socket(cmd), os.ErrPermission)}
+			return &exitError{exitNoAccess, fmt.Errorf("not allowed to talk to the agent at %s: %w", socket(cmd), os.ErrPermission)}
 		}
 		return &exitError{exitNoAgent, fmt.Errorf("no agent answers at %s; start it with `sudo systemctl start redoubt`, "+
-			"or name its --socket", socket(cmd))}
+			"or give its --socket", socket(cmd))}
 	case connect.CodePermissionDenied:
 		return &exitError{exitNoAccess, errors.New(c.Message())}
 	case connect.CodeInvalidArgument:

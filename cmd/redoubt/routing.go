@@ -21,12 +21,12 @@ type routingFlags struct {
 
 func (f *routingFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringSliceVar(&f.advertise, "advertise-routes", nil, "`NETWORKS` to lead the mesh into, such as 10.1.0.0/16,10.2.0.0/16")
-	flags.BoolVar(&f.advertiseExit, "advertise-exit-node", false, "offer this machine as a way to the Internet")
-	flags.BoolVar(&f.source, "snat-subnet-routes", true, "what is led on comes from this machine's address")
-	flags.BoolVar(&f.accept, "accept-routes", false, "use the networks that other nodes lead into (default no)")
-	flags.StringVar(&f.exit, "exit-node", "", "`NODE` (name, id or address) by which to reach the Internet")
-	flags.BoolVar(&f.lan, "exit-node-allow-lan", false, "reach the local network without the exit node")
+	flags.StringSliceVar(&f.advertise, "advertise-routes", nil, "`NETWORKS` to route from the mesh, such as 10.1.0.0/16,10.2.0.0/16")
+	flags.BoolVar(&f.advertiseExit, "advertise-exit-node", false, "offer this machine as an exit node")
+	flags.BoolVar(&f.source, "snat-subnet-routes", true, "forwarded packets get this machine's address as source")
+	flags.BoolVar(&f.accept, "accept-routes", false, "use the routes that other nodes serve (default no)")
+	flags.StringVar(&f.exit, "exit-node", "", "`NODE` (name, id or address) through which to reach the Internet")
+	flags.BoolVar(&f.lan, "exit-node-allow-lan", false, "reach the local network directly")
 }
 
 // change is what was given on the command line, in the environment or in the settings.
@@ -57,9 +57,9 @@ func (f *routingFlags) change(cmd *cobra.Command) (*redoubtv1.RoutingChange, err
 		case err != nil:
 			return nil, fmt.Errorf("--advertise-routes %.60q: want networks such as 10.33.0.0/16", text)
 		case p.Bits() == 0:
-			return nil, fmt.Errorf("--advertise-routes %v: to offer the way to the Internet use --advertise-exit-node", p)
+			return nil, fmt.Errorf("--advertise-routes %v: to offer an exit node, use --advertise-exit-node", p)
 		case p != p.Masked():
-			return nil, fmt.Errorf("--advertise-routes %v has bits beyond its length: did you mean %v?", p, p.Masked())
+			return nil, fmt.Errorf("--advertise-routes %v has bits set beyond the prefix length: did you mean %v?", p, p.Masked())
 		}
 		c.Advertise.Prefixes = append(c.Advertise.Prefixes, p.String())
 	}
@@ -85,12 +85,12 @@ func routingFields(r *redoubtv1.Routing, c palette) (out [][2]string) {
 	if len(serves) > 0 {
 		text := few(internet(serves))
 		if !r.GetSnat() {
-			text += ", with the sources as they are"
+			text += ", keeping source addresses"
 		}
 		out = append(out, [2]string{"serves", text})
 	}
 	if len(waits) > 0 {
-		out = append(out, [2]string{"offers", few(internet(waits)) + c.warn(" (not approved, or no rule is about it)")})
+		out = append(out, [2]string{"offers", few(internet(waits)) + c.warn(" (not approved, or no rule covers it)")})
 	}
 	unused := 0
 	for _, p := range r.GetRoutes() {
@@ -105,7 +105,7 @@ func routingFields(r *redoubtv1.Routing, c palette) (out [][2]string) {
 	if len(uses) > 0 {
 		out = append(out, [2]string{"routes", few(uses)})
 	} else if unused > 0 && !r.GetAccept() {
-		out = append(out, [2]string{"routes", fmt.Sprintf("none of the %d that peers serve (see up --accept-routes)", unused)})
+		out = append(out, [2]string{"routes", fmt.Sprintf("none of the %d that peers serve (see `up --accept-routes`)", unused)})
 	}
 	if e := r.GetExitNode(); e != nil {
 		out = append(out, [2]string{"exit node", exitNode(e, c)})
@@ -116,17 +116,17 @@ func routingFields(r *redoubtv1.Routing, c palette) (out [][2]string) {
 func exitNode(e *redoubtv1.ExitNode, c palette) string {
 	lan := ", the local network is cut off"
 	if e.GetAllowLan() {
-		lan = ", the local network is left alone"
+		lan = ", the local network is reached directly"
 	}
 	switch {
 	case e.GetIpv4() && e.GetIpv6():
 		return c.good(fit(e.GetPeerName(), 40)) + lan
 	case e.GetIpv4():
-		return c.warn(fit(e.GetPeerName(), 30)+" for IPv4 only, IPv6 is closed") + lan
+		return c.warn(fit(e.GetPeerName(), 30)+" for IPv4 only, IPv6 is blocked") + lan
 	case e.GetIpv6():
-		return c.warn(fit(e.GetPeerName(), 30)+" for IPv6 only, IPv4 is closed") + lan
+		return c.warn(fit(e.GetPeerName(), 30)+" for IPv6 only, IPv4 is blocked") + lan
 	}
-	return c.bad(fit(e.GetWanted(), 30)+" is not there, the way out is closed") + lan
+	return c.bad(fit(e.GetWanted(), 30)+" is not reachable, Internet traffic is blocked") + lan
 }
 
 // internet gives the two routes that make an exit node one name.

@@ -80,9 +80,9 @@ func TestStatusBeyondTheMesh(t *testing.T) {
 		want string
 	}{
 		{&redoubtv1.ExitNode{Wanted: "gate", PeerName: "gate", Ipv4: true, Ipv6: true}, "exit node   gate, the local network is cut off\n"},
-		{&redoubtv1.ExitNode{Wanted: "gate", PeerName: "gate", Ipv4: true, AllowLan: true}, "exit node   gate for IPv4 only, IPv6 is closed, the local network is left alone\n"},
-		{&redoubtv1.ExitNode{Wanted: "gate", PeerName: "gate", Ipv6: true}, "exit node   gate for IPv6 only, IPv4 is closed, the local network is cut off\n"},
-		{&redoubtv1.ExitNode{Wanted: "gate"}, "exit node   gate is not there, the way out is closed, the local network is cut off\n"},
+		{&redoubtv1.ExitNode{Wanted: "gate", PeerName: "gate", Ipv4: true, AllowLan: true}, "exit node   gate for IPv4 only, IPv6 is blocked, the local network is reached directly\n"},
+		{&redoubtv1.ExitNode{Wanted: "gate", PeerName: "gate", Ipv6: true}, "exit node   gate for IPv6 only, IPv4 is blocked, the local network is cut off\n"},
+		{&redoubtv1.ExitNode{Wanted: "gate"}, "exit node   gate is not reachable, Internet traffic is blocked, the local network is cut off\n"},
 	} {
 		st.Routing.ExitNode = c.exit
 		if text := render(st, noon, false); !strings.Contains(strings.Join(strings.Fields(text), " "), strings.Join(strings.Fields(c.want), " ")) {

@@ -24,11 +24,11 @@ func statusCommand(p program) *cobra.Command {
 	var f statusFlags
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Say how this node is, and whom it can reach",
-		Long: "Shows this node, its coordinator and its peers, and what is wrong, if anything.\n" +
-			"Exits with 1 unless the node runs; with --json, only if there is nothing to\n" +
-			"print. --tunnels shows keys, sessions, handshakes and what was dropped instead,\n" +
-			"--interface the counters of any WireGuard interface.",
+		Short: "Show the state of this node and its peers",
+		Long: "Shows this node, its coordinator, its peers and any problems. Exits with 1\n" +
+			"unless the node is running; with --json, only if there is nothing to print.\n" +
+			"--tunnels shows keys, sessions, handshakes and drops instead, --interface the\n" +
+			"counters of any WireGuard interface.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -45,7 +45,7 @@ func statusCommand(p program) *cobra.Command {
 		},
 	}
 	f.json = jsonFlag(cmd)
-	cmd.Flags().BoolVar(&f.watch, "watch", false, "go on showing it")
+	cmd.Flags().BoolVar(&f.watch, "watch", false, "keep showing it until q is pressed")
 	cmd.Flags().BoolVar(&f.tunnels, "tunnels", false, "show the WireGuard tunnels")
 	cmd.Flags().StringVar(&f.wireguardName, "interface", "", "show the counters of the WireGuard interface `NAME`")
 	return cmd
@@ -96,7 +96,7 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 		if st.GetCoordinator().GetConnected() {
 			coordinator = c.good("connected") + "  " + fit(st.GetCoordinator().GetUrl(), 40)
 		}
-		field("coordinator", "%s, heard %s", coordinator, age(now, time.UnixMilli(st.GetCoordinator().GetLastHeard())))
+		field("coordinator", "%s, last heard %s", coordinator, age(now, time.UnixMilli(st.GetCoordinator().GetLastHeard())))
 	}
 	if st.GetPolicyVersion() != "" {
 		field("policy", "version %s", st.GetPolicyVersion())
@@ -104,7 +104,7 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 	if st.GetInterface() != "" {
 		f := st.GetFilter()
 		field("interface", "%s, UDP port %d", st.GetInterface(), st.GetListenPort())
-		field("filter", "%d flows, %d packets let through, %d denied", f.GetFlows(), f.GetAllowedPackets(), f.GetDeniedPackets())
+		field("filter", "%d flows, %d packets allowed, %d denied", f.GetFlows(), f.GetAllowedPackets(), f.GetDeniedPackets())
 	}
 	for _, f := range routingFields(st.GetRouting(), c) {
 		b.WriteString(wrap(f[1], c.dim(fmt.Sprintf("%-11s", f[0]))+" ", strings.Repeat(" ", 12)))
@@ -133,7 +133,7 @@ func keyHome(where string) string {
 func until(now time.Time, seconds int64, c palette) string {
 	end := time.Unix(seconds, 0)
 	if !now.Before(end) {
-		return c.bad("ran out " + span(now.Sub(end)) + " ago")
+		return c.bad("expired " + span(now.Sub(end)) + " ago")
 	}
 	return "valid for " + span(end.Sub(now))
 }
@@ -171,7 +171,7 @@ func peerPath(p *redoubtv1.LocalPeer, now time.Time) string {
 		if cause := p.GetPathCause(); cause == "" || cause == "unsent" {
 			return ""
 		}
-		return "nothing has come back so far: " + why
+		return "no reply so far: " + why
 	}
 	line := way.String()
 	if at := p.GetPathSince(); at > 0 {

@@ -12,18 +12,18 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// renderTunnels shows what the WireGuard engine counts, of this node and of each peer, and what the filter denied of each.
+// renderTunnels shows what the WireGuard engine counts, of this node and of each peer, and what the filter denied from each.
 func renderTunnels(st *redoubtv1.Status, now time.Time, c palette) string {
 	w := st.GetWireguard()
 	if w == nil {
-		return c.warn("there is no data path, so no tunnels") + "\n"
+		return c.warn("the data path is not running, so there are no tunnels") + "\n"
 	}
 	var b strings.Builder
 	field := func(name, text string) { fmt.Fprintf(&b, "%s %s\n", c.dim(fmt.Sprintf("%-11s", name)), text) }
 	for i, k := range w.GetKeys() {
 		name, text := "node key", k.GetPublicKey()+"  since "+since(now, k.GetSince())
 		if i > 0 {
-			name, text = "before it", k.GetPublicKey()+"  good for "+span(time.UnixMilli(k.GetUntil()).Sub(now))
+			name, text = "previous", k.GetPublicKey()+"  valid for "+span(time.UnixMilli(k.GetUntil()).Sub(now))
 		}
 		field(name, text)
 	}
@@ -43,10 +43,10 @@ func renderTunnels(st *redoubtv1.Status, now time.Time, c palette) string {
 	}
 	for _, p := range st.GetPeers() {
 		if d := p.GetTunnel().GetDrops(); len(d) > 0 {
-			b.WriteString(wrap("dropped of "+p.GetName()+": "+reasons(d), "", "  "))
+			b.WriteString(wrap("dropped from "+p.GetName()+": "+reasons(d), "", "  "))
 		}
 		if d := p.GetDenied(); len(d) > 0 {
-			b.WriteString(wrap("denied of "+p.GetName()+": "+reasons(d), "", "  "))
+			b.WriteString(wrap("denied from "+p.GetName()+": "+reasons(d), "", "  "))
 		}
 	}
 	return b.String()

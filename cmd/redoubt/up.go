@@ -28,20 +28,21 @@ func upCommand(p program) *cobra.Command {
 	var f upFlags
 	cmd := &cobra.Command{
 		Use:   "up [CODE | -]",
-		Short: "Join the mesh, or come back into it",
-		Long: "Makes this machine a node of the mesh that the join code is for, and waits until\n" +
-			"packets can pass. Without a code it comes back into the mesh that it is in.\n" +
+		Short: "Join the mesh, or reconnect to it",
+		Long: "Joins this machine to the mesh that the join code is for, and waits until\n" +
+			"packets can pass. Without a code, it reconnects to the mesh that it has joined\n" +
+			"before. " +
 			"`-` reads the code from standard input.\n\n" +
-			"The flags about routes and exit nodes hold until another up changes them, and\n" +
-			"may be given to a node that is up. Networks that others lead into are not used\n" +
-			"unless --accept-routes says so. What a node offers is approved by an\n" +
-			"administrator, with `redoubt-coordinator node approve-routes`, or by the policy.",
+			"Settings for routes and exit nodes stay until another `up` changes them, which\n" +
+			"also works while the node is up. Routes of other nodes are used only with\n" +
+			"--accept-routes. Routes that this node advertises must be approved, by an\n" +
+			"administrator with `redoubt-coordinator node approve-routes` or by the policy.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, p, args) },
 	}
 	cmd.Flags().StringVar(&f.codeFile, "code-file", "", "`FILE` that holds the join code")
-	cmd.Flags().StringVar(&f.hostname, "hostname", "", "`NAME` in the mesh (default the machine's)")
-	cmd.Flags().DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait; 0 waits for ever")
+	cmd.Flags().StringVar(&f.hostname, "hostname", "", "`NAME` in the mesh (default the machine's host name)")
+	cmd.Flags().DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait; 0 means no limit")
 	f.routing.add(cmd)
 	f.json = jsonFlag(cmd)
 	return cmd
@@ -81,7 +82,7 @@ func (f upFlags) run(cmd *cobra.Command, p program, args []string) error {
 		if last != "" {
 			last = ": " + last
 		}
-		return &exitError{exitFalse, fmt.Errorf("not up after %v%s; the agent goes on trying, see `redoubt status`", f.timeout, last)}
+		return &exitError{exitFalse, fmt.Errorf("not up after %v%s; the agent keeps trying, see `redoubt status`", f.timeout, last)}
 	}
 	return failed(cmd, stream.Err())
 }
@@ -134,9 +135,9 @@ func (f upFlags) print(p program, st *redoubtv1.Status) error {
 func downCommand(p program) *cobra.Command {
 	return &cobra.Command{
 		Use:   "down",
-		Short: "Leave the mesh until the next up",
-		Long: "Takes the tunnel down and puts the host's network back as it was. The node keeps\n" +
-			"its identity: `redoubt up` brings it back.",
+		Short: "Disconnect from the mesh until the next up",
+		Long: "Takes the tunnel down and restores the host's network configuration. The node\n" +
+			"keeps its identity: `redoubt up` reconnects it.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if _, err := client(cmd).Down(cmd.Context(), &redoubtv1.DownRequest{}); err != nil {

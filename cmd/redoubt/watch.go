@@ -53,7 +53,7 @@ func (s screen) View() tea.View {
 	if s.st != nil {
 		text = s.render(s.st, s.now, s.palette)
 	}
-	v := tea.NewView(text + "\n" + s.palette.dim("q to leave"))
+	v := tea.NewView(text + "\n" + s.palette.dim("q to quit"))
 	v.AltScreen = true
 	return v
 }

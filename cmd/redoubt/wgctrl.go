@@ -15,7 +15,7 @@ import (
 func wireguardDevice(name string) (*wgtypes.Device, error) {
 	c, err := wgctrl.New()
 	if err != nil {
-		return nil, &exitError{exitFalse, fmt.Errorf("look at WireGuard interfaces: %w", err)}
+		return nil, &exitError{exitFalse, fmt.Errorf("read WireGuard interfaces: %w", err)}
 	}
 	defer func() { _ = c.Close() }()
 	d, err := c.Device(name)
@@ -23,9 +23,9 @@ func wireguardDevice(name string) (*wgtypes.Device, error) {
 	case errors.Is(err, os.ErrNotExist):
 		return nil, &exitError{exitFalse, fmt.Errorf("there is no WireGuard interface %q on this machine", name)}
 	case errors.Is(err, os.ErrPermission):
-		return nil, &exitError{exitNoAccess, fmt.Errorf("looking at WireGuard interface %q takes root", name)}
+		return nil, &exitError{exitNoAccess, fmt.Errorf("reading WireGuard interface %q requires root", name)}
 	case err != nil:
-		return nil, &exitError{exitFalse, fmt.Errorf("look at WireGuard interface %q: %w", name, err)}
+		return nil, &exitError{exitFalse, fmt.Errorf("read WireGuard interface %q: %w", name, err)}
 	}
 	return d, nil
 }

@@ -13,9 +13,9 @@ import (
 func whoisCommand(p program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "whois IP",
-		Short: "Say who is behind an overlay address",
-		Long: "Says which node an overlay address belongs to, whose that is, and which\n" +
-			"capabilities the policy grants it on this node. IP:PORT will do as well.",
+		Short: "Show whose an overlay address is",
+		Long: "Shows which node has an overlay address, whose node that is, and which\n" +
+			"capabilities the policy grants it on this node. Accepts IP:PORT too.",
 		Args: cobra.ExactArgs(1),
 	}
 	asJSON := jsonFlag(cmd)

@@ -18,14 +18,14 @@ func whyCommand(p program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "why DST[:PORT]",
 		Short: "Say whether a connection is allowed, and why",
-		Long: "Says whether this node may connect to another one (its name, id or address) or,\n" +
-			"with --from, whether another one may connect to this node, by which rule of the\n" +
-			"policy, and if not, what is missing. Without a port it is about a ping. Exits\n" +
+		Long: "Says whether this node may connect to another one (given by name, id or address)\n" +
+			"or, with --from, whether another one may connect to this node; by which rule of\n" +
+			"the policy and, if not, what is missing. Without a port, it checks a ping. Exits\n" +
 			"with 0 if the connection is allowed.",
 		Args: cobra.ExactArgs(1),
 	}
 	protocol := cmd.Flags().String("proto", "", "tcp (the default with a port), udp, sctp, icmp or a `NUMBER`")
-	from := cmd.Flags().String("from", "", "name, id or address of who connects; this node if empty (`SRC`)")
+	from := cmd.Flags().String("from", "", "`SRC` of the connection: name, id or address (default this node)")
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		r, err := question(args[0], *protocol, *from)
@@ -78,7 +78,7 @@ func question(dst, protocol, from string) (*redoubtv1.WhyRequest, error) {
 	}
 	switch takes := proto.HasPorts(uint8(r.GetProtocol())); {
 	case takes && !ported:
-		return nil, fmt.Errorf("%s has ports: name one, as in %s:443", protocol, dst)
+		return nil, fmt.Errorf("%s has ports: give one, as in %s:443", protocol, dst)
 	case !takes && ported:
 		return nil, fmt.Errorf("%s has no ports: ask about %s", protocol, host)
 	}
@@ -93,7 +93,7 @@ func target(dst string) (host string, port uint16, ported bool, err error) {
 	at := strings.LastIndexByte(dst, ':')
 	if at < 0 {
 		if dst == "" {
-			err = fmt.Errorf("want a name, an id or an address, and perhaps a port after a colon")
+			err = fmt.Errorf("want a name, an id or an address, optionally with :PORT")
 		}
 		return dst, 0, false, err
 	}
@@ -119,9 +119,9 @@ func explain(w *redoubtv1.WhyResponse, c palette) string {
 	case "allow":
 		say("by %s", place(rule))
 	case "deny":
-		say("denied by %s, which no other rule overrules", place(rule))
+		say("denied by %s, which overrides all other rules", place(rule))
 	case "monitor":
-		say("only because %s has what is not allowed watched until %s; else: %s", place(rule),
+		say("only because %s monitors until %s, and does not enforce; otherwise: %s", place(rule),
 			time.Unix(rule.GetUntil(), 0).UTC().Format(time.RFC3339), w.GetReason())
 	default:
 		say("%s", w.GetReason())
@@ -129,7 +129,7 @@ func explain(w *redoubtv1.WhyResponse, c palette) string {
 	for _, m := range w.GetMissing() {
 		may := "would allow it"
 		if w.GetDestination() == "" {
-			may = "may be about it"
+			may = "may apply"
 		}
 		say("%s %s: %s", place(m), may, m.GetMissing())
 	}

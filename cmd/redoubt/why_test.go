@@ -48,11 +48,11 @@ func TestWhy(t *testing.T) {
 		},
 		"unknown": {
 			&redoubtv1.WhyResponse{
-				Reason:  "no rule that holds now ties this node to one of that name",
+				Reason:  "no rule that is in force connects this node with one of that name",
 				Missing: []*redoubtv1.WhyRule{{Path: "grants[4]", Line: 20, Missing: "node:os is not set"}},
 			},
 			exitFalse,
-			[]string{"-> ?)", "no rule that holds now", "grants[4] (line 20 of the policy) may be about it: node:os is not set"},
+			[]string{"-> ?)", "no rule that is in force", "grants[4] (line 20 of the policy) may apply: node:os is not set"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -96,7 +96,7 @@ func TestWhyQuestions(t *testing.T) {
 		{"[fd00::2]:443", "", "fd00::2 6 443"},
 		{"[fd00::2]", "", "fd00::2 0 0"},
 		{"fd00::2", "icmpv6", "fd00::2 58 0"},
-		{"db", "tcp", "name one, as in db:443"},
+		{"db", "tcp", "give one, as in db:443"},
 		{"db:22", "icmp", "has no ports"},
 		{"db:22", "tpc", "want tcp"},
 		{"db:66000", "", "up to 65535"},
@@ -122,7 +122,7 @@ func TestWhyQuestions(t *testing.T) {
 	if r := redoubt(t, "", "--socket", socket, "why", "db:x"); r.code != exitUsage || r.err == "" {
 		t.Errorf("%+v", r)
 	}
-	if r := redoubt(t, "", "--socket", socket, "why", "db"); r.code != exitFalse || !strings.Contains(r.err, "nobody") {
+	if r := redoubt(t, "", "--socket", socket, "why", "db"); r.code != exitFalse || !strings.Contains(r.err, "no node of that name") {
 		t.Errorf("%+v", r)
 	}
 }

@@ -1,8 +1,9 @@
-// Package usage makes both programs speak alike of their command lines: help in 80 columns, and errors that say what was
-// expected and what was perhaps meant.
+// Package usage gives both programs the same command lines: help in 80 columns, and errors that say what was expected and
+// what was probably meant.
 package usage
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -21,6 +22,7 @@ func Tidy(root *cobra.Command) {
 		_, err := io.WriteString(c.OutOrStderr(), text(c))
 		return err
 	})
+	root.SetFlagErrorFunc(flagError)
 	root.InitDefaultHelpCmd()
 	tidy(root)
 }
@@ -51,17 +53,42 @@ func tidy(c *cobra.Command) {
 }
 
 func count(args []string) string {
-	switch len(args) {
-	case 0:
-		return "something is missing"
-	case 1:
-		return fmt.Sprintf("%q is too much", args[0])
+	if len(args) == 0 {
+		return "missing argument"
 	}
-	return fmt.Sprintf("%d arguments do not fit", len(args))
+	return fmt.Sprintf("wrong number of arguments (%d)", len(args))
+}
+
+// wants are the values of flags whose parsers answer in the terms of Go.
+var wants = map[string]string{
+	"bool":     "true or false",
+	"duration": "a time such as 90s, 5m or 24h",
+	"int":      "a whole number",
+	"uint16":   "a number from 0 to 65535",
+	"uint32":   "a number from 0 to 4294967295",
+	"uint64":   "a whole number, 0 or more",
+}
+
+// flagError says what a flag wants, or where the flags are listed.
+func flagError(c *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) {
+		return fmt.Errorf("%w; `%s --help` lists the flags", err, c.CommandPath())
+	}
+	var invalid *pflag.InvalidValueError
+	if !errors.As(err, &invalid) {
+		return err
+	}
+	f := invalid.GetFlag()
+	if want, ok := wants[f.Value.Type()]; ok {
+		return fmt.Errorf("--%s %q: want %s", f.Name, invalid.GetValue(), want)
+	}
+	return err
 }
 
 // meant suggests the command that a mistyped name is nearest to.
 func meant(c *cobra.Command, name string) string {
+	c.SuggestionsMinimumDistance = 2 // two letters wrong, or swapped
 	if near := c.SuggestionsFor(name); len(near) > 0 {
 		return fmt.Sprintf(" (did you mean %q?)", near[0])
 	}

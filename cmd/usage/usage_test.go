@@ -16,6 +16,7 @@ func tool() *cobra.Command {
 	node := &cobra.Command{Use: "node", Short: "The nodes"}
 	show := &cobra.Command{Use: "show NODE", Short: "Show a node", Args: cobra.ExactArgs(1), RunE: nothing}
 	show.Flags().Bool("long", false, "say everything that is known of it, and of those that it knows, and of theirs")
+	show.Flags().Duration("for", 0, "how long")
 	node.AddCommand(show, &cobra.Command{Use: "list", Short: "List the nodes", Args: cobra.NoArgs, RunE: nothing})
 	root.AddCommand(node, &cobra.Command{Use: "version", Short: "Say the version", Args: cobra.NoArgs, RunE: nothing})
 	root.CompletionOptions.DisableDefaultCmd = true
@@ -61,9 +62,10 @@ Usage:
   tool node show NODE [flags]
 
 Flags:
-  -h, --help   help for show
-      --long   say everything that is known of it, and of those that it
-               knows, and of theirs
+      --for duration   how long
+  -h, --help           help for show
+      --long           say everything that is known of it, and of those
+                       that it knows, and of theirs
 
 Flags of every command:
       --config FILE   FILE with settings
@@ -86,14 +88,19 @@ func TestErrors(t *testing.T) {
 	for args, want := range map[string]string{
 		"nod":          "unknown command \"nod\" (did you mean \"node\"?); `tool --help` lists them",
 		"node frob":    "unknown command \"frob\"; `tool node --help` lists them",
-		"node show":    "something is missing: want `tool node show NODE [flags]`",
-		"node list x":  "\"x\" is too much: want `tool node list [flags]`",
-		"version x y":  "2 arguments do not fit: want `tool version [flags]`",
+		"node show":    "missing argument: want `tool node show NODE [flags]`",
+		"node list x":  "wrong number of arguments (1): want `tool node list [flags]`",
+		"version x y":  "wrong number of arguments (2): want `tool version [flags]`",
 		"node show a":  "",
 		"node list":    "",
-		"--nope":       "unknown flag: --nope",
-		"node --nope":  "unknown flag: --nope",
-		"node show -x": "unknown shorthand flag: 'x' in -x",
+		"ndoe":         "unknown command \"ndoe\" (did you mean \"node\"?); `tool --help` lists them",
+		"--nope":       "unknown flag: --nope; `tool --help` lists the flags",
+		"node --nope":  "unknown flag: --nope; `tool node --help` lists the flags",
+		"node show -x": "unknown shorthand flag: 'x' in -x; `tool node show --help` lists the flags",
+
+		"node show a --long=x": `--long "x": want true or false`,
+		"node show a --for 5":  `--for "5": want a time such as 90s, 5m or 24h`,
+		"node show a --config": "flag needs an argument: --config",
 	} {
 		_, err := run(t, strings.Fields(args)...)
 		got := ""

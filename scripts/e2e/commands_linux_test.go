@@ -138,7 +138,7 @@ func TestCommandsOfANode(t *testing.T) {
 	r.apply(rules)
 	fresh := r.machine("fresh")
 	r.contains(fresh.fails(exitFalse, "status"), "down", "redoubt up CODE")
-	r.contains(fresh.fails(exitFalse, "up"), "no mesh", "redoubt up CODE", "token create")
+	r.contains(fresh.fails(exitFalse, "up"), "not in a mesh", "redoubt up CODE", "token create")
 	fresh.do("down") // It is: nothing to complain about.
 	nodes := r.joinAll("ann", "ann@example.com", "web", "tag:web")
 	ann, web := nodes[0], nodes[1]
@@ -323,8 +323,8 @@ func TestWaysToGiveTheCode(t *testing.T) {
 	r.contains(m.fails(exitUsage, "up", code, "--code-file", file), "not both")
 	r.contains(m.fails(exitUsage, "up", "--code-file", file+".none"), "code.none")
 	// A node that is in the mesh already does not spend another code.
-	r.contains(m.fails(0, "up", r.token("--user", "bob@example.com")), "in the mesh already", "not used")
-	r.contains(m.fails(0, "up", "--hostname", "other"), "in the mesh already", "keeps that name")
+	r.contains(m.fails(0, "up", r.token("--user", "bob@example.com")), "already in the mesh", "not used")
+	r.contains(m.fails(0, "up", "--hostname", "other"), "already in the mesh", "keeps that name")
 }
 
 // TestCodesThatAreNone gives join codes that are wrong in some way: each says what is wrong with it, and nothing of it is

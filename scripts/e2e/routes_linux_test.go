@@ -272,7 +272,7 @@ func TestExitNode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.contains(r.client.fails(1, "up", "--exit-node", "nobody"), "no node that this one knows")
+	r.contains(r.client.fails(1, "up", "--exit-node", "nobody"), "not a node that this one knows")
 	r.admin("node", "approve-routes", "router", "0.0.0.0/0", "::/0")
 	r.settle()
 	r.contains(r.router.do("status"), "serves", "the Internet")
@@ -312,7 +312,7 @@ func TestExitNode(t *testing.T) {
 		return st.Routing.ExitNode != nil && st.Routing.ExitNode.Peer == "" && strings.Contains(strings.Join(st.Problems, "\n"), "exit node router is not there")
 	})
 	closed("the approval was taken back")
-	r.contains(r.client.do("status"), "router is not there, the way out is closed")
+	r.contains(r.client.do("status"), "router is not reachable, Internet traffic is blocked")
 	r.admin("node", "approve-routes", "router", "0.0.0.0/0", "::/0")
 	r.reaches(outThere...)
 	r.admin("node", "revoke", "router")
