@@ -8,10 +8,10 @@
 //	                ▲
 //	   Deliver ─────┘ (already judged)
 //
-// A Device is what golang.zx2c4.com/wireguard calls one. On Linux it is our own, and reads and writes with a virtio header, so
-// that one system call moves a super-packet of up to 64 KiB: packets of one flow, with one set of headers. Who asks for Supers
-// gets them as they are, judged once, and splits them where they lie; Read gives them split. Write joins what follows each
-// other in a flow, again where it lies.
+// A Device is what golang.zx2c4.com/wireguard calls one, and on most systems that module makes it. On Linux it is our own, and
+// reads and writes with a virtio header, so that one system call moves a super-packet of up to 64 KiB: packets of one flow, with
+// one set of headers. Who asks for Supers gets them as they are, judged once, and splits them where they lie; Read gives them
+// split. Write joins what follows each other in a flow, again where it lies.
 //
 //	Read or a call for each of Supers  ──►  Super.take ──► Super.Next ──►      packets, checksums written
 //	Write  ──►  joiner.add ──► joiner.flush  ──►  writev                       packets, checksums checked

@@ -5,10 +5,28 @@ package tun
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
+	"strings"
+
+	"golang.zx2c4.com/wireguard/tun"
 )
 
-// Open makes the TUN device name with the given MTU; on this system it cannot yet.
+// anyName has macOS choose the number.
+const anyName = "utun"
+
+// Open makes a TUN device with the given MTU, as the WireGuard module does: it moves packets one by one. MacOS names such
+// devices itself: utun and a number, which may be asked for.
 func Open(name string, mtu int) (Device, error) {
-	return nil, fmt.Errorf("make the network device %s with MTU %d on %s: %w", name, mtu, runtime.GOOS, errors.ErrUnsupported)
+	if runtime.GOOS == "darwin" && !strings.HasPrefix(name, anyName) {
+		name = anyName
+	}
+	d, err := tun.CreateTUN(name, mtu)
+	switch {
+	case err == nil:
+		return d, nil
+	case errors.Is(err, os.ErrPermission):
+		return nil, fmt.Errorf("make the network device %s: %w; run the agent as administrator", name, err)
+	}
+	return nil, fmt.Errorf("make the network device %s: %w", name, err)
 }

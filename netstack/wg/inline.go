@@ -47,6 +47,8 @@ type Inline struct {
 	log  *slog.Logger
 	mtu  atomic.Int64
 
+	limits session.Limits // of what a session carries; zero: WireGuard's
+
 	api   sync.Mutex
 	open  bool   // the sockets are
 	asked uint16 // port

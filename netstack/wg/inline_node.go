@@ -315,6 +315,7 @@ func (e *Inline) wake(n *node, now time.Time) {
 		Higher: e.self > n.id,
 		Index:  func() uint32 { return e.indexes.reserve(n) },
 		Random: rand.Reader,
+		Limits: e.limits,
 	})
 	e.active.add(n)
 	e.step(n, now, session.SetPSK{PSK: n.cfg.PSK})

@@ -90,6 +90,54 @@ func TestTenMinutes(t *testing.T) {
 	runtime.GC()
 }
 
+// brief is the inline engine with sessions that are renewed after 50 messages.
+func brief(self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) wg.Engine {
+	e := wg.NewInline(self, d, b, log)
+	e.Limit(session.Limits{Rekey: 50, Reject: 100})
+	return e
+}
+
+// TestRekeyByCount has sessions renewed for what they carried, by who began them or by the other, before it is time.
+func TestRekeyByCount(t *testing.T) {
+	for name, c := range map[string]struct {
+		first, second wgtest.Make
+		swap          bool
+	}{
+		"ours begins":                     {first: brief, second: reference},
+		"theirs begins":                   {first: reference, second: brief},
+		"ours begins, with the higher id": {first: reference, second: brief, swap: true},
+		"both ours":                       {first: brief, second: brief},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b, end := pairOf(t, c.first, c.second, 5*time.Millisecond, prompt)
+				defer end()
+				if c.swap {
+					a, b = b, a
+				}
+				for range 500 {
+					a.send(t, b, 200)
+					b.send(t, a, 600)
+					time.Sleep(200 * time.Millisecond)
+				}
+				time.Sleep(time.Second)
+				for _, x := range [][2]*counted{{a, b}, {b, a}} {
+					if missing, doubled := x[1].lost(x[0]); missing+doubled > 0 {
+						t.Errorf("of %d packets %d were lost and %d doubled", x[0].sent, missing, doubled)
+					}
+					if _, ours := x[0].Engine.(*wg.Inline); !ours {
+						continue
+					}
+					if s, err := x[0].Engine.Peer(x[1].ID); err != nil || s.Handshakes < 9 || s.Handshakes > 11 {
+						t.Errorf("%d handshakes for 500 packets, %v", s.Handshakes, err)
+					}
+				}
+			})
+		})
+	}
+	runtime.GC()
+}
+
 // pairings are who speaks with whom.
 var pairings = map[string][2]wgtest.Make{
 	"reference": {reference, reference}, "inline": {inline, inline}, "mixed": {inline, reference}, "mixed too": {reference, inline},

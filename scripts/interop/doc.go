@@ -3,6 +3,7 @@
 // build tag kernel, the kernel of a virtual machine (make test-kernel, see there).
 //
 //	begin     each side begins, over IPv4 and IPv6, with a pre-shared key and without; traffic both ways
+//	portable  our engine on the module's device and sockets, as on systems other than Linux
 //	secrets   a wrong pre-shared key, and a peer that is not known
 //	roam      each side moves, and the other follows
 //	load      each side is flooded by a stranger, and the other has to prove where it is

@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.zx2c4.com/wireguard/conn"
+	wgtun "golang.zx2c4.com/wireguard/tun"
+
 	"github.com/redoubt-mesh/redoubt/netstack/wg"
 	"github.com/redoubt-mesh/redoubt/netstack/wg/noise"
 	"github.com/redoubt-mesh/redoubt/proto/key"
@@ -27,6 +30,11 @@ type pair struct {
 
 func newPair(t *testing.T) *pair {
 	t.Helper()
+	return newPairOf(t, startOwn)
+}
+
+func newPairOf(t *testing.T, start func(testing.TB, *lab.Host, byte) *own) *pair {
+	t.Helper()
 	t.Parallel()
 	dir := need(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
@@ -34,7 +42,7 @@ func newPair(t *testing.T) *pair {
 	w := labtest.World(t)
 	lan := labtest.LAN(t, w, "lan")
 	a, b := labtest.Host(t, w, "a", lan), labtest.Host(t, w, "b", lan)
-	return &pair{ctx, startOwn(t, a, 1), startOther(ctx, t, dir, b), labtest.Host(t, w, "stranger", lan)}
+	return &pair{ctx, start(t, a, 1), startOther(ctx, t, dir, b), labtest.Host(t, w, "stranger", lan)}
 }
 
 // meet has both ends know each other; who begins knows where the other is.
@@ -94,6 +102,28 @@ func TestBegin(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestPortable has our engine move packets as it does on systems other than Linux: on the device and the sockets of
+// wireguard-go's module.
+func TestPortable(t *testing.T) {
+	sides(t, func(t *testing.T, weBegin bool) {
+		p := newPairOf(t, func(t testing.TB, host *lab.Host, number byte) *own {
+			return startOn(t, host, number, wgtun.CreateTUN, conn.NewDefaultBind())
+		})
+		p.meet(t, weBegin, false, [32]byte{3})
+		first, second := p.order(weBegin)
+		reaches(p.ctx, t, first, second)
+		transfer(p.ctx, t, first, second)
+		transfer(p.ctx, t, second, first)
+		if s := p.a.stats(t); s.Handshakes != 1 || s.Sessions != 1 || s.Drops.Sum() != 0 || s.Rx < 4*bulk || s.Tx < 4*bulk {
+			t.Errorf("our end counts %+v", s)
+		}
+		if err := p.a.Do(p.a.engine.Rebind); err != nil {
+			t.Fatal(err)
+		}
+		reaches(p.ctx, t, second, first)
+	})
 }
 
 // TestSecrets checks that nothing passes where the pre-shared keys differ, or the key is not known.

@@ -21,6 +21,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
+	"golang.zx2c4.com/wireguard/conn"
 
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
 	"github.com/redoubt-mesh/redoubt/netstack/path"
@@ -105,8 +106,14 @@ type own struct {
 	key    key.NodePrivate
 }
 
-// startOwn starts it.
+// startOwn starts it as it is on Linux: on a device and sockets that move many packets a call.
 func startOwn(t testing.TB, host *lab.Host, number byte) *own {
+	t.Helper()
+	return startOn(t, host, number, tun.Open, nil)
+}
+
+// startOn starts it on another device, and other sockets; nil takes the system's.
+func startOn(t testing.TB, host *lab.Host, number byte, open func(string, int) (tun.Device, error), inner conn.Bind) *own {
 	t.Helper()
 	o := &own{end: newEnd(host, number)}
 	var err error
@@ -115,12 +122,12 @@ func startOwn(t testing.TB, host *lab.Host, number byte) *own {
 	}
 	o.public = o.key.Public()
 	err = host.Do(func() error {
-		d, err := tun.Open("own0", tun.DefaultMTU)
+		d, err := open("own0", tun.DefaultMTU)
 		if err != nil {
 			return err
 		}
 		overlay := []netip.Prefix{netip.MustParsePrefix("10.200.0.0/24"), netip.MustParsePrefix("fd20::/64")}
-		b := bind.New(bind.Config{Bounds: path.Bounds{Overlay: overlay}})
+		b := bind.New(bind.Config{Inner: inner, Bounds: path.Bounds{Overlay: overlay}})
 		o.engine = wg.NewInline(1, d, b, slog.New(slog.DiscardHandler))
 		return o.engine.Configure(o.key, port)
 	})
