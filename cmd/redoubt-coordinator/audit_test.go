@@ -10,11 +10,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
 func TestAuditCommands(t *testing.T) {
@@ -47,7 +49,8 @@ func TestAuditCommands(t *testing.T) {
 		}
 	}
 	s.no("want a time", "audit", "list", "--since", "yesterday")
-	if out := s.ok("audit", "list"); !strings.Contains(out, "token.create") || !strings.Contains(out, "\n    why  first start; ") {
+	if out := s.ok("audit", "list"); !strings.Contains(out, "token.create") || !strings.Contains(out, "\n    why  first start; ") ||
+		strings.Contains(out, "    from  ") {
 		t.Error(out)
 	}
 	if out := s.ok("audit", "verify"); !strings.Contains(out, "4 records are as they were written, and fit the checkpoints (1)") {
@@ -94,6 +97,28 @@ func TestAuditCommands(t *testing.T) {
 	s.no("record 4 is not the one", "audit", "verify", "--checkpoint", checkpoint, "--key", key)
 	if got := s.ok("audit", "list", "--limit", "1"); !strings.Contains(got, "audit.unsealed") {
 		t.Errorf("the coordinator does not say that its log is another one: %s", got)
+	}
+}
+
+// TestAuditTable: people see to the second when something was done, from where, and which policy it was.
+func TestAuditTable(t *testing.T) {
+	at := time.Date(2026, 8, 1, 12, 30, 45, 0, time.Local)
+	var out bytes.Buffer
+	p := &program{out: &out}
+	p.table(auditColumns, [][]string{
+		auditRow(&redoubtv1.AuditRecord{Number: 8, AtMs: at.UnixMilli(), By: "uid 0", From: "admin socket", Action: audit.PolicyApply, Subject: "3"}),
+		auditRow(&redoubtv1.AuditRecord{
+			Number: 7, AtMs: at.UnixMilli(), By: "node n1", From: "192.0.2.7:4711", Action: audit.RenewRefuse, Subject: "n1", Name: "web", Reason: "locked",
+		}),
+	})
+	want := "" +
+		"RECORD  WHEN                 WHO      WHAT               ABOUT\n" +
+		"8       2026-08-01 12:30:45  uid 0    policy.apply       policy 3\n" +
+		"7       2026-08-01 12:30:45  node n1  node.renew.refuse  web\n" +
+		"    from  192.0.2.7:4711\n" +
+		"    why  locked\n"
+	if out.String() != want {
+		t.Errorf("%s\nwant\n%s", &out, want)
 	}
 }
 
@@ -186,13 +211,17 @@ func TestLockCommands(t *testing.T) {
 	if out := s.ok("lock", "create", "--tag", "tag:nobody"); !strings.Contains(out, "0 machines") {
 		t.Error(out)
 	}
-	if out := s.ok("node", "show", "laptop"); !strings.Contains(out, "locked") || !strings.Contains(out, made.Lock.ID) {
+	if out := s.ok("node", "show", "laptop"); !strings.Contains(out, "locked") || !strings.Contains(out, made.Lock.ID+", about node laptop, since ") ||
+		!strings.Contains(out, "stolen") {
 		t.Error(out)
+	}
+	if b := decode[node](t, s.ok("node", "show", "laptop", "--json")).Barring; b == nil || b.Reason != "stolen" || b.At == "" || b.Ends == "" || b.By == "" {
+		t.Errorf("%+v", b)
 	}
 	if l := decode[struct{ Locks []lockJSON }](t, s.ok("lock", "list", "--json")).Locks; len(l) != 3 {
 		t.Errorf("%+v", l)
 	}
-	if out := s.ok("lock", "list"); !strings.Contains(out, "node laptop") || !strings.Contains(out, "stolen") {
+	if out := s.ok("lock", "list"); !strings.Contains(out, "node laptop") || !strings.Contains(out, "\n    why  stolen") || !strings.Contains(out, "deleted") {
 		t.Error(out)
 	}
 	if out := s.ok("lock", "delete", made.Lock.ID); !strings.Contains(out, "0 machines trusted again") || !strings.Contains(out, "1 machine of it held by other locks") {
