@@ -3,14 +3,18 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
@@ -164,6 +168,58 @@ func forge(t *testing.T, data string) {
 	if _, err := st.Txn(t.Context(), nil, append(ops, store.Put("head", b))); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestReadingCostsNoWrites: whoever looks into the audit log leaves no trace on the disk, not even in the log itself.
+func TestReadingCostsNoWrites(t *testing.T) {
+	s, _, _, stop := start(t)
+	defer stop()
+	for i := range 300 { // more than one page, and a checkpoint that is kept
+		s.ok("user", "role", "set", fmt.Sprintf("u%d@example.com", i), "admin")
+	}
+	before := filesOf(t, s.data)
+	_, exported, _ := s.try("", "audit", "export")
+	if strings.Count(exported, "\n") != 302 {
+		t.Fatalf("%d records", strings.Count(exported, "\n"))
+	}
+	file := filepath.Join(t.TempDir(), "export")
+	if err := os.WriteFile(file, []byte(exported), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		s.ok("audit", "list")
+		s.ok("audit", "list", "--json", "--limit", "1000", "--user", "u7@example.com")
+		s.ok("audit", "list", "--since", "1h", "--node", "n1")
+		s.ok("audit", "verify")
+		s.ok("audit", "verify", file)
+		s.try("", "audit", "checkpoint")
+		s.try("", "audit", "export", "--after", "299")
+	}
+	if diff := cmp.Diff(before, filesOf(t, s.data)); diff != "" {
+		t.Errorf("what is on the disk has changed: %s", diff)
+	}
+}
+
+// filesOf are the files below a directory, by what is in them and when that was written.
+func filesOf(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	files := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		files[path] = fmt.Sprintf("%x at %v", sha256.Sum256(b), info.ModTime())
+		return err
+	})
+	if err != nil || len(files) < 2 {
+		t.Fatalf("%v: %v", files, err)
+	}
+	return files
 }
 
 // TestAuditExportFollows prints a record when it is made.
