@@ -2,16 +2,14 @@ package agent
 
 import (
 	"context"
-	"slices"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/redoubt-mesh/redoubt/agent/control"
 	"github.com/redoubt-mesh/redoubt/agent/posture"
-	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
+	"github.com/redoubt-mesh/redoubt/proto/fact"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
 // watchHealth begins to look after what can be known of this machine.
@@ -67,51 +65,29 @@ func (a *Agent) Posture(ctx context.Context, refresh bool) (*redoubtv1.PostureRe
 	r := &redoubtv1.PostureResponse{}
 	return r, a.call(ctx, func() {
 		now := a.time.Now()
+		v := a.loop.machine.View(now)
+		if n := v.Node; n != nil && now.Before(n.NotAfter) {
+			r.Facts = append(r.Facts, proved(n))
+		}
 		at := func(boots time.Duration) int64 { return now.Add(boots - boot).Unix() }
 		for _, f := range facts {
 			r.Facts = append(r.Facts, &redoubtv1.LocalFact{
 				Name: f.Name, Value: f.Value, Source: "reported", Since: at(f.Since), Checked: at(f.Checked),
-				TtlSeconds: uint32(f.TTL / time.Second), Note: f.Note, Mend: posture.Advice(f.Name),
+				TtlSeconds: uint32(f.TTL / time.Second), Note: f.Note, Mend: fact.Advice(f.Name),
 			})
 		}
-		v := a.loop.machine.View(now)
 		r.Told, r.Problems = v.Connected, v.Problems
 		if !v.Version.IsZero() {
 			r.PolicyVersion = v.Version.String()
 		}
-		r.Withheld = withheld(a.loop.machine.Withheld(), facts)
+		r.Withheld = wire.FromUnmet(a.loop.machine.Withheld())
 	})
 }
 
-// withheld names rules once, however many parts of them do not hold.
-func withheld(rules []proto.Withheld, facts []posture.Fact) (out []*redoubtv1.WithheldRule) {
-	for _, w := range rules {
-		if slices.ContainsFunc(out, func(o *redoubtv1.WithheldRule) bool {
-			return o.GetPath() == w.Origin.Path && o.GetReason() == w.Reason
-		}) {
-			continue
-		}
-		o := &redoubtv1.WithheldRule{Path: w.Origin.Path, Line: int32(w.Origin.Line), Reason: w.Reason}
-		for _, f := range facts {
-			if mentions(w.Reason, f.Name) {
-				o.Facts = append(o.Facts, f.Name)
-			}
-		}
-		out = append(out, o)
-	}
-	return out
-}
-
-// mentions says whether a text names a fact, and not one whose name only begins like that.
-func mentions(text, fact string) bool {
-	for {
-		_, after, found := strings.Cut(text, fact)
-		if !found {
-			return false
-		}
-		if end, _ := utf8.DecodeRuneInString(after); !unicode.IsLetter(end) && !unicode.IsDigit(end) && end != ':' && end != '_' && end != '-' {
-			return true
-		}
-		text = after
+// proved is what the machine has shown to the coordinator of itself, by the word of its certificate.
+func proved(n *cert.Node) *redoubtv1.LocalFact {
+	return &redoubtv1.LocalFact{
+		Name: fact.Attestation, Value: n.Level.String(), Source: "attested", Since: n.NotBefore.Unix(), Checked: n.NotBefore.Unix(),
+		Note: "by the certificate", Mend: fact.Advice(fact.Attestation),
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent"
 	"github.com/redoubt-mesh/redoubt/agent/posture"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
+	"github.com/redoubt-mesh/redoubt/proto/fact"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -46,7 +47,7 @@ func (w *wall) source() *posture.Source {
 			Read: func(context.Context) []posture.Reading {
 				w.mu.Lock()
 				defer w.mu.Unlock()
-				return []posture.Reading{{Name: posture.FirewallOn, Value: w.on, Note: "of a secret make"}}
+				return []posture.Reading{{Name: fact.FirewallOn, Value: w.on, Note: "of a secret make"}}
 			},
 		}},
 		Changes: func(ctx context.Context) (<-chan posture.Trigger, error) {
@@ -137,16 +138,26 @@ func TestFactOpensAndCloses(t *testing.T) {
 			m.Errorf("it took %v", took)
 		}
 		r, err := p.ann.agent.Posture(m.Context(), false)
-		if err != nil || len(r.GetFacts()) != 1 || len(r.GetWithheld()) != 1 || !r.GetTold() {
+		if err != nil || len(r.GetFacts()) != 2 || len(r.GetWithheld()) != 1 || !r.GetTold() {
 			m.Fatalf("%v, %v", r, err)
 		}
-		f, w := r.GetFacts()[0], r.GetWithheld()[0]
-		if f.GetName() != posture.FirewallOn || f.GetValue() != "false" || f.GetMend() == "" || f.GetTtlSeconds() != 180 ||
-			w.GetPath() != "grants[0]" || len(w.GetFacts()) != 1 || w.GetFacts()[0] != posture.FirewallOn {
+		if a := r.GetFacts()[0]; a.GetName() != fact.Attestation || a.GetValue() != "token" || a.GetSource() != "attested" {
+			m.Errorf("%v", a)
+		}
+		f, w := r.GetFacts()[1], r.GetWithheld()[0]
+		if f.GetName() != fact.FirewallOn || f.GetValue() != "false" || f.GetSource() != "reported" || f.GetMend() == "" || f.GetTtlSeconds() != 180 ||
+			w.GetPath() != "grants[0]" || len(w.GetFacts()) != 1 || w.GetFacts()[0] != fact.FirewallOn {
 			m.Errorf("%v, %v", f, w)
+		}
+		if told := m.Unmet("ann"); len(told) != 1 || told[0].GetPath() != w.GetPath() || told[0].GetReason() != w.GetReason() ||
+			told[0].GetLine() != w.GetLine() || !slices.Equal(told[0].GetFacts(), w.GetFacts()) {
+			m.Errorf("administrators are told %v, and the machine %v", told, w)
 		}
 		p.wall.set("true")
 		p.open()
+		if told := m.Unmet("ann"); len(told) != 0 {
+			m.Errorf("mended, and administrators are told %v", told)
+		}
 
 		// What nobody tells of is found within a minute, and at once by who asks.
 		p.wall.mute = true
@@ -175,6 +186,16 @@ func TestFactOpensAndCloses(t *testing.T) {
 	})
 }
 
+// Unmet are the rules that do not hold for a node, as the coordinator tells administrators.
+func (m *mesh) Unmet(name string) []*redoubtv1.WithheldRule {
+	m.Helper()
+	a, err := m.center.admin().GetNode(m.Context(), &redoubtv1.GetNodeRequest{Node: name})
+	if err != nil {
+		m.Fatal(err)
+	}
+	return a.GetNode().GetUnmet()
+}
+
 // TestFactsFromTheFirstMoment: what a machine is known by is known when it becomes a node, before it has said anything as one.
 func TestFactsFromTheFirstMoment(t *testing.T) {
 	t.Parallel()
@@ -190,7 +211,7 @@ func TestFactsFromTheFirstMoment(t *testing.T) {
 			time.Sleep(latency / 10)
 		}
 		if known.GetConnected() || !slices.ContainsFunc(known.GetFacts(), func(f *redoubtv1.Fact) bool {
-			return f.GetName() == posture.FirewallOn && f.GetValue() == "true" && f.GetSource() == "reported"
+			return f.GetName() == fact.FirewallOn && f.GetValue() == "true" && f.GetSource() == "reported"
 		}) {
 			m.Errorf("connected %t, facts %v", known.GetConnected(), known.GetFacts())
 		}

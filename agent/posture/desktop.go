@@ -6,6 +6,8 @@ import (
 	"path"
 	"strconv"
 	"strings"
+
+	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
 // maxSettings is how many files of settings are read.
@@ -31,10 +33,10 @@ func screenLock(_ context.Context, h Host) []Reading {
 	}
 	for _, pattern := range []string{"usr/share/wayland-sessions/*.desktop", "usr/share/xsessions/*.desktop"} {
 		if found, err := fs.Glob(h.Files, pattern); err == nil && len(found) > 0 {
-			return []Reading{unknown(ScreenLock, "it is not known how this desktop locks its screen")}
+			return []Reading{unknown(fact.ScreenLock, "it is not known how this desktop locks its screen")}
 		}
 	}
-	return []Reading{unknown(ScreenLock, "there is no desktop")}
+	return []Reading{unknown(fact.ScreenLock, "there is no desktop")}
 }
 
 // dconf is what the system's keyfiles set, and which of it users cannot change.
@@ -85,15 +87,15 @@ func judgeGNOME(settings map[string]string, locks map[string]bool) Reading {
 	const lock, idle = "/org/gnome/desktop/screensaver/lock-enabled", "/org/gnome/desktop/session/idle-delay"
 	for _, key := range []string{lock, idle} {
 		if !locks[key] || settings[key] == "" {
-			return yesNo(ScreenLock, false, "users may change "+key+" of GNOME: the system does not set and lock it in /etc/dconf/db")
+			return yesNo(fact.ScreenLock, false, "users may change "+key+" of GNOME: the system does not set and lock it in /etc/dconf/db")
 		}
 	}
 	words := strings.Fields(settings[idle]) // uint32 300
 	after, err := strconv.ParseUint(words[len(words)-1], 10, 32)
 	if settings[lock] != "true" || err != nil || after == 0 {
-		return yesNo(ScreenLock, false, "the system keeps GNOME from locking the screen")
+		return yesNo(fact.ScreenLock, false, "the system keeps GNOME from locking the screen")
 	}
-	return yesNo(ScreenLock, true, "GNOME, after "+strconv.FormatUint(after, 10)+" s")
+	return yesNo(fact.ScreenLock, true, "GNOME, after "+strconv.FormatUint(after, 10)+" s")
 }
 
 // judgePlasma reads kscreenlockerrc. What ends in [$i] users cannot change. By default Plasma locks after five minutes.
@@ -119,9 +121,9 @@ func judgePlasma(s string) Reading {
 	minutes, err := strconv.ParseUint(after, 10, 16)
 	switch {
 	case !locked || !bound:
-		return yesNo(ScreenLock, false, "users may change Autolock or Timeout of Plasma: /etc/xdg/kscreenlockerrc does not fix them by [$i]")
+		return yesNo(fact.ScreenLock, false, "users may change Autolock or Timeout of Plasma: /etc/xdg/kscreenlockerrc does not fix them by [$i]")
 	case lock != "true" || err != nil || minutes == 0:
-		return yesNo(ScreenLock, false, "the system keeps Plasma from locking the screen")
+		return yesNo(fact.ScreenLock, false, "the system keeps Plasma from locking the screen")
 	}
-	return yesNo(ScreenLock, true, "Plasma, after "+after+" min")
+	return yesNo(fact.ScreenLock, true, "Plasma, after "+after+" min")
 }

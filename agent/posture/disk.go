@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+
+	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
 // diskEncrypted says whether what the system keeps on its disks cannot be read without a key: the root and all swap.
@@ -14,14 +16,14 @@ func diskEncrypted(ctx context.Context, h Host) []Reading {
 	mounts := mountTable(h.raw("proc/self/mountinfo"))
 	root, ok := mounts.at("/")
 	if !ok {
-		return []Reading{unknown(DiskEncrypted, "cannot read where / is mounted from")}
+		return []Reading{unknown(fact.DiskEncrypted, "cannot read where / is mounted from")}
 	}
 	d := disks{h, mounts, ctx}
 	worst := d.mounted(root)
 	notes := []string{"/ " + worst.note}
 	swaps, err := h.read("proc/swaps")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // else the kernel has no swap
-		return []Reading{unknown(DiskEncrypted, "what the system swaps to: "+err.Error())}
+		return []Reading{unknown(fact.DiskEncrypted, "what the system swaps to: "+err.Error())}
 	}
 	for _, f := range fields(swaps, 2) {
 		if !strings.HasPrefix(f[0], "/") {
@@ -34,11 +36,11 @@ func diskEncrypted(ctx context.Context, h Host) []Reading {
 	note := strings.Join(notes, ", ")
 	switch worst.is {
 	case inClear:
-		return []Reading{yesNo(DiskEncrypted, false, note)}
+		return []Reading{yesNo(fact.DiskEncrypted, false, note)}
 	case encrypted:
-		return []Reading{yesNo(DiskEncrypted, true, note)}
+		return []Reading{yesNo(fact.DiskEncrypted, true, note)}
 	}
-	return []Reading{unknown(DiskEncrypted, note)}
+	return []Reading{unknown(fact.DiskEncrypted, note)}
 }
 
 // state is how something is kept.

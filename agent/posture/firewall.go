@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/redoubt-mesh/redoubt/netstack/osnet"
+	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
 // firewall says whether what comes in unasked is dropped. A device whose packets are judged already, the mesh's, needs none.
@@ -18,7 +19,7 @@ func firewall(device string) func(context.Context, Host) []Reading {
 	return func(ctx context.Context, h Host) []Reading {
 		chains, err := h.Filters()
 		if err != nil {
-			return []Reading{unknown(FirewallOn, err.Error())}
+			return []Reading{unknown(fact.FirewallOn, err.Error())}
 		}
 		for _, legacy := range []struct{ names, program, family string }{
 			{"proc/net/ip_tables_names", "iptables-legacy-save", "ip"},
@@ -32,7 +33,7 @@ func firewall(device string) func(context.Context, Host) []Reading {
 				b, err = h.Run(ctx, strings.Replace(legacy.program, "-legacy", "", 1), "-t", "filter")
 			}
 			if err != nil {
-				return []Reading{unknown(FirewallOn, err.Error())}
+				return []Reading{unknown(fact.FirewallOn, err.Error())}
 			}
 			chains = append(chains, iptablesChains(b, legacy.family)...)
 		}
@@ -45,13 +46,13 @@ func judgeFirewall(chains []osnet.FilterChain, v6 bool) Reading {
 	by4, by6 := stopper(chains, "ip"), stopper(chains, "ip6")
 	switch {
 	case by4 == "" && by6 == "":
-		return yesNo(FirewallOn, false, "incoming packets are not dropped by default")
+		return yesNo(fact.FirewallOn, false, "incoming packets are not dropped by default")
 	case by4 == "":
-		return yesNo(FirewallOn, false, "incoming packets are not dropped by default by IPv4")
+		return yesNo(fact.FirewallOn, false, "incoming packets are not dropped by default by IPv4")
 	case v6 && by6 == "":
-		return yesNo(FirewallOn, false, "incoming packets are not dropped by default by IPv6")
+		return yesNo(fact.FirewallOn, false, "incoming packets are not dropped by default by IPv6")
 	}
-	return yesNo(FirewallOn, true, by4)
+	return yesNo(fact.FirewallOn, true, by4)
 }
 
 // stopper is a chain that stops what comes in by a family and that no rule is about; empty where there is none.

@@ -11,6 +11,8 @@ import (
 	"path"
 	"strings"
 	"time"
+
+	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
 // Guard is a program that watches over a machine (EDR).
@@ -65,9 +67,9 @@ func edr(known []Guard) func(context.Context, Host) []Reading {
 				why = err.Error()
 				continue
 			}
-			return []Reading{{Name: EDR, Value: g.Name, Note: g.Unit}, {Name: EDRHash, Value: sum, Note: g.Program}}
+			return []Reading{{Name: fact.EDR, Value: g.Name, Note: g.Unit}, {Name: fact.EDRHash, Value: sum, Note: g.Program}}
 		}
-		return []Reading{unknown(EDR, why), unknown(EDRHash, why)}
+		return []Reading{unknown(fact.EDR, why), unknown(fact.EDRHash, why)}
 	}
 }
 
@@ -136,9 +138,9 @@ func agentHash(program string) func(context.Context, Host) []Reading {
 	return func(ctx context.Context, h Host) []Reading {
 		sum, err := hashes.of(ctx, h, program)
 		if err != nil {
-			return []Reading{unknown(AgentHash, err.Error())}
+			return []Reading{unknown(fact.AgentHash, err.Error())}
 		}
-		return []Reading{{Name: AgentHash, Value: sum, Note: "SHA-256"}}
+		return []Reading{{Name: fact.AgentHash, Value: sum, Note: "SHA-256"}}
 	}
 }
 
@@ -147,14 +149,14 @@ func sshRootLogin(ctx context.Context, h Host) []Reading {
 	b, err := h.Run(ctx, "sshd", "-T", "-C", "user=root,host=localhost,addr=192.0.2.1")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return []Reading{known(SSHRootLogin, "no", "there is no sshd")}
+		return []Reading{known(fact.SSHRootLogin, "no", "there is no sshd")}
 	case err != nil:
-		return []Reading{unknown(SSHRootLogin, err.Error()+": `sshd -T` says why")}
+		return []Reading{unknown(fact.SSHRootLogin, err.Error()+": `sshd -T` says why")}
 	}
 	if v := permitRootLogin(b); v != "" {
-		return []Reading{known(SSHRootLogin, v, "")}
+		return []Reading{known(fact.SSHRootLogin, v, "")}
 	}
-	return []Reading{unknown(SSHRootLogin, "sshd says something unexpected")}
+	return []Reading{unknown(fact.SSHRootLogin, "sshd says something unexpected")}
 }
 
 // permitRootLogin reads what `sshd -T` prints. It calls one of the values by a name that it has left long ago.
@@ -176,13 +178,13 @@ func permitRootLogin(b []byte) string {
 // osquery is the version of osquery, where it runs.
 func osquery(ctx context.Context, h Host) []Reading {
 	if !h.runs("osqueryd.service") {
-		return []Reading{unknown(OsqueryVersion, "osqueryd.service does not run")}
+		return []Reading{unknown(fact.OsqueryVersion, "osqueryd.service does not run")}
 	}
 	b, err := h.Run(ctx, "osqueryd", "--version")
 	if err != nil {
-		return []Reading{unknown(OsqueryVersion, err.Error())}
+		return []Reading{unknown(fact.OsqueryVersion, err.Error())}
 	}
-	return []Reading{known(OsqueryVersion, osqueryVersion(b), "")}
+	return []Reading{known(fact.OsqueryVersion, osqueryVersion(b), "")}
 }
 
 // osqueryVersion reads "osqueryd version 5.12.1".

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"context"
 	"strings"
+
+	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
 // osRelease reads os-release(5).
@@ -42,11 +44,11 @@ func distribution(_ context.Context, h Host) []Reading {
 		b, err = h.read("usr/lib/os-release")
 	}
 	if err != nil {
-		return []Reading{unknown(Distro, "there is no /etc/os-release"), unknown(DistroVersion, "there is no /etc/os-release")}
+		return []Reading{unknown(fact.Distro, "there is no /etc/os-release"), unknown(fact.DistroVersion, "there is no /etc/os-release")}
 	}
 	release := osRelease(b)
-	name := known(Distro, release["ID"], release["PRETTY_NAME"])
-	version := known(DistroVersion, release["VERSION_ID"], release["VERSION"])
+	name := known(fact.Distro, release["ID"], release["PRETTY_NAME"])
+	version := known(fact.DistroVersion, release["VERSION_ID"], release["VERSION"])
 	if version.Value == "" {
 		version.Note = "the distribution has no versions"
 	}
@@ -55,20 +57,20 @@ func distribution(_ context.Context, h Host) []Reading {
 
 // kernel is the release of the kernel that runs.
 func kernel(_ context.Context, h Host) []Reading {
-	return []Reading{known(KernelVersion, h.text("proc/sys/kernel/osrelease"), "")}
+	return []Reading{known(fact.KernelVersion, h.text("proc/sys/kernel/osrelease"), "")}
 }
 
 // lockdown reads what the kernel keeps even root from.
 func lockdown(_ context.Context, h Host) []Reading {
 	b, err := h.read("sys/kernel/security/lockdown")
 	if err != nil {
-		return []Reading{unknown(Lockdown, "the kernel has no lockdown, or securityfs is not mounted")}
+		return []Reading{unknown(fact.Lockdown, "the kernel has no lockdown, or securityfs is not mounted")}
 	}
 	mode := lockdownMode(string(b))
 	if mode == "" {
-		return []Reading{unknown(Lockdown, "/sys/kernel/security/lockdown says something unexpected")}
+		return []Reading{unknown(fact.Lockdown, "/sys/kernel/security/lockdown says something unexpected")}
 	}
-	return []Reading{known(Lockdown, mode, "")}
+	return []Reading{known(fact.Lockdown, mode, "")}
 }
 
 // lockdownMode is the mode in brackets of "none [integrity] confidentiality".
@@ -93,21 +95,21 @@ const (
 // secureBoot reads what the firmware says.
 func secureBoot(_ context.Context, h Host) []Reading {
 	if !h.exists("sys/firmware/efi") {
-		return []Reading{yesNo(SecureBoot, false, "the machine was not booted by UEFI")}
+		return []Reading{yesNo(fact.SecureBoot, false, "the machine was not booted by UEFI")}
 	}
 	b, err := h.read(efiVariables + "/SecureBoot-" + efiGlobal)
 	if err != nil {
-		return []Reading{unknown(SecureBoot, "the firmware's variable SecureBoot cannot be read")}
+		return []Reading{unknown(fact.SecureBoot, "the firmware's variable SecureBoot cannot be read")}
 	}
 	on, ok := efiFlag(b)
 	if !ok {
-		return []Reading{unknown(SecureBoot, "the firmware's variable SecureBoot is no flag")}
+		return []Reading{unknown(fact.SecureBoot, "the firmware's variable SecureBoot is no flag")}
 	}
 	// In set-up mode anybody may replace the keys.
 	if setup, ok := efiFlag(h.raw(efiVariables + "/SetupMode-" + efiGlobal)); ok && setup {
-		return []Reading{yesNo(SecureBoot, false, "the firmware is in setup mode: it accepts any key")}
+		return []Reading{yesNo(fact.SecureBoot, false, "the firmware is in setup mode: it accepts any key")}
 	}
-	return []Reading{yesNo(SecureBoot, on, "")}
+	return []Reading{yesNo(fact.SecureBoot, on, "")}
 }
 
 // raw is a file, nil where it cannot be read.

@@ -4,13 +4,15 @@ import (
 	"context"
 	"fmt"
 	"strings"
+
+	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
 // fileVault asks macOS whether its disk is encrypted.
 func fileVault(ctx context.Context, h Host) []Reading {
 	b, err := h.Run(ctx, "fdesetup", "status")
 	if err != nil {
-		return []Reading{unknown(DiskEncrypted, err.Error())}
+		return []Reading{unknown(fact.DiskEncrypted, err.Error())}
 	}
 	return []Reading{fileVaultStatus(string(b))}
 }
@@ -34,18 +36,18 @@ func fileVaultStatus(s string) Reading {
 	}
 	switch {
 	case off != "":
-		return yesNo(DiskEncrypted, false, off)
+		return yesNo(fact.DiskEncrypted, false, off)
 	case on != "" && odd == "":
-		return yesNo(DiskEncrypted, true, on)
+		return yesNo(fact.DiskEncrypted, true, on)
 	}
-	return unknown(DiskEncrypted, fmt.Sprintf("fdesetup says %q, which is not understood", odd))
+	return unknown(fact.DiskEncrypted, fmt.Sprintf("fdesetup says %q, which is not understood", odd))
 }
 
 // applicationFirewall asks macOS for its firewall.
 func applicationFirewall(ctx context.Context, h Host) []Reading {
 	b, err := h.Run(ctx, "socketfilterfw", "--getglobalstate")
 	if err != nil {
-		return []Reading{unknown(FirewallOn, err.Error())}
+		return []Reading{unknown(fact.FirewallOn, err.Error())}
 	}
 	return []Reading{applicationFirewallState(string(b))}
 }
@@ -57,9 +59,9 @@ func applicationFirewallState(s string) Reading {
 	state, _, end := strings.Cut(state, ")")
 	switch {
 	case ok && end && state == "0":
-		return yesNo(FirewallOn, false, s)
+		return yesNo(fact.FirewallOn, false, s)
 	case ok && end && (state == "1" || state == "2"):
-		return yesNo(FirewallOn, true, s)
+		return yesNo(fact.FirewallOn, true, s)
 	}
-	return unknown(FirewallOn, "socketfilterfw says something unexpected")
+	return unknown(fact.FirewallOn, "socketfilterfw says something unexpected")
 }

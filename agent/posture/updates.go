@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
 const (
@@ -36,12 +38,12 @@ func updates(memory Memory) func(context.Context, Host) []Reading {
 	return func(ctx context.Context, h Host) []Reading {
 		pending, err := pendingUpdates(ctx, h)
 		if err != nil {
-			return []Reading{unknown(UpdatesPending, err.Error()), unknown(UpdatesAge, err.Error())}
+			return []Reading{unknown(fact.UpdatesPending, err.Error()), unknown(fact.UpdatesAge, err.Error())}
 		}
 		now := h.Now()
 		was, err := memory.Load()
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return []Reading{known(UpdatesPending, strconv.Itoa(len(pending)), ""), unknown(UpdatesAge, err.Error())}
+			return []Reading{known(fact.UpdatesPending, strconv.Itoa(len(pending)), ""), unknown(fact.UpdatesAge, err.Error())}
 		}
 		seen, oldest := remember(decodeSeen(was), pending, now)
 		if b := encodeSeen(seen); string(b) != string(was) {
@@ -49,11 +51,11 @@ func updates(memory Memory) func(context.Context, Host) []Reading {
 		} else {
 			err = nil
 		}
-		count := known(UpdatesPending, strconv.Itoa(len(pending)), examples(pending))
+		count := known(fact.UpdatesPending, strconv.Itoa(len(pending)), examples(pending))
 		if err != nil {
-			return []Reading{count, unknown(UpdatesAge, err.Error())}
+			return []Reading{count, unknown(fact.UpdatesAge, err.Error())}
 		}
-		return []Reading{count, known(UpdatesAge, strconv.Itoa(int(max(now.Sub(oldest), 0)/day)), "days")}
+		return []Reading{count, known(fact.UpdatesAge, strconv.Itoa(int(max(now.Sub(oldest), 0)/day)), "days")}
 	}
 }
 
@@ -265,7 +267,7 @@ func decodeSeen(b []byte) seen {
 // rebootRequired says whether something that was updated runs still as it was.
 func rebootRequired(_ context.Context, h Host) []Reading {
 	if h.exists("run/reboot-required") || h.exists("var/run/reboot-required") {
-		return []Reading{yesNo(RebootRequired, true, "for "+strings.Join(strings.Fields(h.text("run/reboot-required.pkgs")), ", "))}
+		return []Reading{yesNo(fact.RebootRequired, true, "for "+strings.Join(strings.Fields(h.text("run/reboot-required.pkgs")), ", "))}
 	}
 	running := h.text("proc/sys/kernel/osrelease")
 	var kernels []string
@@ -279,7 +281,7 @@ func rebootRequired(_ context.Context, h Host) []Reading {
 		}
 	}
 	if running == "" || len(kernels) == 0 {
-		return []Reading{unknown(RebootRequired, "no kernel is installed here")}
+		return []Reading{unknown(fact.RebootRequired, "no kernel is installed here")}
 	}
 	return []Reading{judgeKernel(running, kernels)}
 }
@@ -287,14 +289,14 @@ func rebootRequired(_ context.Context, h Host) []Reading {
 // judgeKernel compares the kernel that runs with those that are installed.
 func judgeKernel(running string, installed []string) Reading {
 	if !slices.Contains(installed, running) {
-		return yesNo(RebootRequired, true, "the running kernel, "+running+", is no longer installed")
+		return yesNo(fact.RebootRequired, true, "the running kernel, "+running+", is no longer installed")
 	}
 	for _, k := range installed {
 		if flavour(k) == flavour(running) && newer(k, running) {
-			return yesNo(RebootRequired, true, k+" is installed, and "+running+" runs")
+			return yesNo(fact.RebootRequired, true, k+" is installed, and "+running+" runs")
 		}
 	}
-	return yesNo(RebootRequired, false, "")
+	return yesNo(fact.RebootRequired, false, "")
 }
 
 // flavour is what is left of a kernel's release without numbers: kernels of several may be installed.

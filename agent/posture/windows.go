@@ -3,6 +3,8 @@ package posture
 import (
 	"context"
 	"strings"
+
+	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
 // powershell runs one command. What it prints is in no language: numbers and names of the system.
@@ -15,7 +17,7 @@ func bitLocker(ctx context.Context, h Host) []Reading {
 	b, err := powershell(ctx, h, "$v = Get-BitLockerVolume -MountPoint $env:SystemDrive; "+
 		"'VolumeStatus={0:d} ProtectionStatus={1:d}' -f $v.VolumeStatus, $v.ProtectionStatus")
 	if err != nil {
-		return []Reading{unknown(DiskEncrypted, err.Error())}
+		return []Reading{unknown(fact.DiskEncrypted, err.Error())}
 	}
 	return []Reading{bitLockerStatus(string(b))}
 }
@@ -27,13 +29,13 @@ func bitLockerStatus(s string) Reading {
 	volume, protection := values["VolumeStatus"], values["ProtectionStatus"]
 	switch {
 	case volume == "1" && protection == "1":
-		return yesNo(DiskEncrypted, true, "BitLocker")
+		return yesNo(fact.DiskEncrypted, true, "BitLocker")
 	case volume == "1" && protection == "0":
-		return yesNo(DiskEncrypted, false, "BitLocker is suspended")
+		return yesNo(fact.DiskEncrypted, false, "BitLocker is suspended")
 	case len(volume) == 1 && strings.Contains("0234567", volume):
-		return yesNo(DiskEncrypted, false, "the system's drive is not fully encrypted")
+		return yesNo(fact.DiskEncrypted, false, "the system's drive is not fully encrypted")
 	}
-	return unknown(DiskEncrypted, "Get-BitLockerVolume says something unexpected")
+	return unknown(fact.DiskEncrypted, "Get-BitLockerVolume says something unexpected")
 }
 
 // defenderFirewall asks Windows for its firewall.
@@ -41,7 +43,7 @@ func defenderFirewall(ctx context.Context, h Host) []Reading {
 	b, err := powershell(ctx, h, "Get-NetFirewallProfile -PolicyStore ActiveStore | "+
 		"ForEach-Object { '{0}={1:d}/{2:d}' -f $_.Name, $_.Enabled, $_.DefaultInboundAction }")
 	if err != nil {
-		return []Reading{unknown(FirewallOn, err.Error())}
+		return []Reading{unknown(fact.FirewallOn, err.Error())}
 	}
 	return []Reading{defenderFirewallProfiles(string(b))}
 }
@@ -53,14 +55,14 @@ func defenderFirewallProfiles(s string) Reading {
 	for _, profile := range []string{"Domain", "Private", "Public"} {
 		switch on, inbound, _ := strings.Cut(values[profile], "/"); {
 		case on == "0":
-			return yesNo(FirewallOn, false, "the firewall is off in the profile "+profile)
+			return yesNo(fact.FirewallOn, false, "the firewall is off in the profile "+profile)
 		case on == "1" && inbound == "2":
-			return yesNo(FirewallOn, false, "the firewall admits what no rule matches in the profile "+profile)
+			return yesNo(fact.FirewallOn, false, "the firewall admits what no rule matches in the profile "+profile)
 		case on != "1" || inbound != "0" && inbound != "4":
-			return unknown(FirewallOn, "Get-NetFirewallProfile says something unexpected")
+			return unknown(fact.FirewallOn, "Get-NetFirewallProfile says something unexpected")
 		}
 	}
-	return yesNo(FirewallOn, true, "on in all profiles")
+	return yesNo(fact.FirewallOn, true, "on in all profiles")
 }
 
 // assignments reads words such as Name=1.

@@ -78,10 +78,7 @@ func (p *program) auditList() *cobra.Command {
 			var rows [][]string
 			for _, r := range a.GetRecords() {
 				list = append(list, auditRecordOf(r))
-				rows = append(rows, []string{
-					fmt.Sprint(r.GetNumber()), time.UnixMilli(r.GetAtMs()).Local().Format("2006-01-02 15:04"), r.GetBy(), r.GetAction(),
-					called(r), r.GetReason(),
-				})
+				rows = append(rows, auditRow(r))
 			}
 			if p.json {
 				return p.print(map[string]any{"records": list})
@@ -103,12 +100,30 @@ func (p *program) auditList() *cobra.Command {
 	return cmd
 }
 
+func auditRow(r *redoubtv1.AuditRecord) []string {
+	return []string{
+		fmt.Sprint(r.GetNumber()), time.UnixMilli(r.GetAtMs()).Local().Format(time.DateTime), r.GetBy(), r.GetAction(),
+		called(r), whence(r), r.GetReason(),
+	}
+}
+
 // called is what a person calls the subject of a record.
 func called(r *redoubtv1.AuditRecord) string {
-	if r.GetName() != "" {
+	switch {
+	case r.GetName() != "":
 		return r.GetName()
+	case r.GetAction() == audit.PolicyApply || r.GetAction() == audit.PolicyRollback:
+		return "policy " + r.GetSubject()
 	}
 	return r.GetSubject()
+}
+
+// whence is from where something was asked for. That of administrators goes without saying: there is one place.
+func whence(r *redoubtv1.AuditRecord) string {
+	if r.GetFrom() == "admin socket" {
+		return ""
+	}
+	return r.GetFrom()
 }
 
 // moment reads a time, or how long ago it was, in Unix seconds; 0 for none.

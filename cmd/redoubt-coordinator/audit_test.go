@@ -3,18 +3,24 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
 func TestAuditCommands(t *testing.T) {
@@ -47,7 +53,8 @@ func TestAuditCommands(t *testing.T) {
 		}
 	}
 	s.no("want a time", "audit", "list", "--since", "yesterday")
-	if out := s.ok("audit", "list"); !strings.Contains(out, "token.create") || !strings.Contains(out, "\n    why  first start; ") {
+	if out := s.ok("audit", "list"); !strings.Contains(out, "token.create") || !strings.Contains(out, "\n    why  first start; ") ||
+		strings.Contains(out, "    from  ") {
 		t.Error(out)
 	}
 	if out := s.ok("audit", "verify"); !strings.Contains(out, "4 records are as they were written, and fit the checkpoints (1)") {
@@ -97,6 +104,28 @@ func TestAuditCommands(t *testing.T) {
 	}
 }
 
+// TestAuditTable: people see to the second when something was done, from where, and which policy it was.
+func TestAuditTable(t *testing.T) {
+	at := time.Date(2026, 8, 1, 12, 30, 45, 0, time.Local)
+	var out bytes.Buffer
+	p := &program{out: &out}
+	p.table(auditColumns, [][]string{
+		auditRow(&redoubtv1.AuditRecord{Number: 8, AtMs: at.UnixMilli(), By: "uid 0", From: "admin socket", Action: audit.PolicyApply, Subject: "3"}),
+		auditRow(&redoubtv1.AuditRecord{
+			Number: 7, AtMs: at.UnixMilli(), By: "node n1", From: "192.0.2.7:4711", Action: audit.RenewRefuse, Subject: "n1", Name: "web", Reason: "locked",
+		}),
+	})
+	want := "" +
+		"RECORD  WHEN                 WHO      WHAT               ABOUT\n" +
+		"8       2026-08-01 12:30:45  uid 0    policy.apply       policy 3\n" +
+		"7       2026-08-01 12:30:45  node n1  node.renew.refuse  web\n" +
+		"    from  192.0.2.7:4711\n" +
+		"    why  locked\n"
+	if out.String() != want {
+		t.Errorf("%s\nwant\n%s", &out, want)
+	}
+}
+
 // forge writes another user into the third record, and all that follows anew, as one could who has the data and not the key.
 func forge(t *testing.T, data string) {
 	t.Helper()
@@ -139,6 +168,58 @@ func forge(t *testing.T, data string) {
 	if _, err := st.Txn(t.Context(), nil, append(ops, store.Put("head", b))); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestReadingCostsNoWrites: whoever looks into the audit log leaves no trace on the disk, not even in the log itself.
+func TestReadingCostsNoWrites(t *testing.T) {
+	s, _, _, stop := start(t)
+	defer stop()
+	for i := range 300 { // more than one page, and a checkpoint that is kept
+		s.ok("user", "role", "set", fmt.Sprintf("u%d@example.com", i), "admin")
+	}
+	before := filesOf(t, s.data)
+	_, exported, _ := s.try("", "audit", "export")
+	if strings.Count(exported, "\n") != 302 {
+		t.Fatalf("%d records", strings.Count(exported, "\n"))
+	}
+	file := filepath.Join(t.TempDir(), "export")
+	if err := os.WriteFile(file, []byte(exported), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		s.ok("audit", "list")
+		s.ok("audit", "list", "--json", "--limit", "1000", "--user", "u7@example.com")
+		s.ok("audit", "list", "--since", "1h", "--node", "n1")
+		s.ok("audit", "verify")
+		s.ok("audit", "verify", file)
+		s.try("", "audit", "checkpoint")
+		s.try("", "audit", "export", "--after", "299")
+	}
+	if diff := cmp.Diff(before, filesOf(t, s.data)); diff != "" {
+		t.Errorf("what is on the disk has changed: %s", diff)
+	}
+}
+
+// filesOf are the files below a directory, by what is in them and when that was written.
+func filesOf(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	files := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		files[path] = fmt.Sprintf("%x at %v", sha256.Sum256(b), info.ModTime())
+		return err
+	})
+	if err != nil || len(files) < 2 {
+		t.Fatalf("%v: %v", files, err)
+	}
+	return files
 }
 
 // TestAuditExportFollows prints a record when it is made.
@@ -186,13 +267,17 @@ func TestLockCommands(t *testing.T) {
 	if out := s.ok("lock", "create", "--tag", "tag:nobody"); !strings.Contains(out, "0 machines") {
 		t.Error(out)
 	}
-	if out := s.ok("node", "show", "laptop"); !strings.Contains(out, "locked") || !strings.Contains(out, made.Lock.ID) {
+	if out := s.ok("node", "show", "laptop"); !strings.Contains(out, "locked") || !strings.Contains(out, made.Lock.ID+", about node laptop, since ") ||
+		!strings.Contains(out, "stolen") {
 		t.Error(out)
+	}
+	if b := decode[node](t, s.ok("node", "show", "laptop", "--json")).Barring; b == nil || b.Reason != "stolen" || b.At == "" || b.Ends == "" || b.By == "" {
+		t.Errorf("%+v", b)
 	}
 	if l := decode[struct{ Locks []lockJSON }](t, s.ok("lock", "list", "--json")).Locks; len(l) != 3 {
 		t.Errorf("%+v", l)
 	}
-	if out := s.ok("lock", "list"); !strings.Contains(out, "node laptop") || !strings.Contains(out, "stolen") {
+	if out := s.ok("lock", "list"); !strings.Contains(out, "node laptop") || !strings.Contains(out, "\n    why  stolen") || !strings.Contains(out, "deleted") {
 		t.Error(out)
 	}
 	if out := s.ok("lock", "delete", made.Lock.ID); !strings.Contains(out, "0 machines trusted again") || !strings.Contains(out, "1 machine of it held by other locks") {

@@ -4,15 +4,17 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/redoubt-mesh/redoubt/proto/fact"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// fact is something that is known of a node, as JSON shows it.
-type fact struct {
+// factJSON is something that is known of a node, as JSON shows it.
+type factJSON struct {
 	Name    string `json:"name"`
 	Value   string `json:"value"`
 	Source  string `json:"source"` // reported, attested, custom
@@ -22,9 +24,9 @@ type fact struct {
 	TTL     uint64 `json:"ttlSeconds,omitempty"` // how long it holds after the node was heard last
 }
 
-func factsOf(n *redoubtv1.Node) (out []fact) {
+func factsOf(n *redoubtv1.Node) (out []factJSON) {
 	for _, f := range n.GetFacts() {
-		out = append(out, fact{
+		out = append(out, factJSON{
 			f.GetName(), f.GetValue(), f.GetSource(), f.GetBy(), stamp(f.GetSet()), stamp(f.GetExpires()), f.GetTtlSeconds(),
 		})
 	}
@@ -53,6 +55,32 @@ func holds(f *redoubtv1.Fact) string {
 		return "silence + " + span(time.Duration(f.GetTtlSeconds())*time.Second)
 	}
 	return clock(f.GetExpires())
+}
+
+// unmet is a rule of the policy that does not hold for a node, as JSON shows it.
+type unmet struct {
+	Rule   string   `json:"rule"`
+	Line   int32    `json:"line"`
+	Reason string   `json:"reason"`
+	Facts  []string `json:"facts,omitempty"`
+}
+
+func unmetOf(n *redoubtv1.Node) (out []unmet) {
+	for _, r := range n.GetUnmet() {
+		out = append(out, unmet{r.GetPath(), r.GetLine(), r.GetReason(), r.GetFacts()})
+	}
+	return out
+}
+
+// unmet prints the rules that do not hold for a node, why, and what would mend that.
+func (p *program) unmet(n *redoubtv1.Node) {
+	for _, r := range n.GetUnmet() {
+		fmt.Fprintln(p.out)
+		p.wrapped("", strings.Fields(fmt.Sprintf("%s (line %d of the policy) does not hold: %s", r.GetPath(), r.GetLine(), r.GetReason())), "")
+		for _, name := range r.GetFacts() {
+			p.wrapped("  ", strings.Fields(name+": "+fact.Advice(name)), "")
+		}
+	}
 }
 
 // route is one that a node offers or that was approved for it, as JSON shows it.

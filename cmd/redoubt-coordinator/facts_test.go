@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -91,7 +92,7 @@ func TestFactsAndRoutes(t *testing.T) {
 		}
 	}
 	n := decode[node](t, s.ok("node", "show", "laptop", "--json"))
-	i := slices.IndexFunc(n.Facts, func(f fact) bool { return f.Name == "custom:tier" })
+	i := slices.IndexFunc(n.Facts, func(f factJSON) bool { return f.Name == "custom:tier" })
 	if i < 0 || n.Facts[i].Value != "prod" || n.Facts[i].Expires == "" || n.Facts[i].Set == "" || n.Facts[i].Source != "custom" || !strings.HasPrefix(n.Facts[i].By, "uid ") {
 		t.Errorf("%+v", n.Facts)
 	}
@@ -218,5 +219,39 @@ func TestImpactText(t *testing.T) {
 		if narrow(t, out.String()); out.String() != want {
 			t.Errorf("got\n%s\nwant\n%s", out.String(), want)
 		}
+	}
+}
+
+// TestUnmet: administrators see which rules do not hold for a node, why, and what its owner can do about it.
+func TestUnmet(t *testing.T) {
+	s, stop := populated(t)
+	defer stop()
+	policy := filepath.Join(t.TempDir(), "policy")
+	if err := os.WriteFile(policy, []byte(`{
+  "tagOwners": {"tag:router": []},
+  "postures": {"posture:walled": ["posture:firewall == 'true'", "custom:tier == 'prod'"]},
+  "grants": [{"src": ["ann@example.com"], "dst": ["tag:router"], "ip": ["tcp:80"], "srcPosture": ["posture:walled"]}],
+}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.ok("policy", "apply", policy)
+	show := func() []unmet { return decode[node](t, s.ok("node", "show", "laptop", "--json")).Unmet }
+	for end := time.Now().Add(time.Minute); len(show()) == 0 && time.Now().Before(end); { // what nodes are told follows the policy a moment later
+		runtime.Gosched()
+	}
+	shown := strings.Join(strings.Fields(s.ok("node", "show", "laptop")), " ")
+	for _, want := range []string{
+		"grants[0] (line 4 of the policy) does not hold: needs posture:walled: posture:firewall is not set", "posture:firewall: turn on a firewall",
+	} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("want %q in\n%s", want, shown)
+		}
+	}
+	if u := show(); len(u) != 1 || u[0].Rule != "grants[0]" || u[0].Line != 4 ||
+		!slices.Contains(u[0].Facts, "posture:firewall") || u[0].Reason == "" {
+		t.Errorf("%+v", u)
+	}
+	if u := decode[node](t, s.ok("node", "show", "router-"+strings.Repeat("x", 50), "--json")).Unmet; len(u) != 0 {
+		t.Errorf("a rule that is not about it: %+v", u)
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -128,7 +129,7 @@ to enforce that, waits for them, and tells who does not yet.`,
 				}{lockOf(a.GetLock()), enforcementOf(a)})
 			}
 			l := a.GetLock()
-			fmt.Fprintf(p.out, "%s is locked by %s\n%s%s\n", about(l), l.GetId(), machines(l.GetNodes()), ends(l))
+			fmt.Fprintf(p.out, "%s is locked (lock %s)\n%s%s\n", about(l), l.GetId(), machines(l.GetNodes()), ends(l))
 			if l.GetNodes() > 0 {
 				p.enforced(a)
 			}
@@ -176,7 +177,7 @@ func (p *program) lockList() *cobra.Command {
 			var rows [][]string
 			for _, l := range a.GetLocks() {
 				list = append(list, lockOf(l))
-				rows = append(rows, []string{l.GetId(), about(l), fmt.Sprint(l.GetNodes()), clock(l.GetExpires()), l.GetReason()})
+				rows = append(rows, []string{l.GetId(), about(l), fmt.Sprint(l.GetNodes()), cmp.Or(clock(l.GetExpires()), "deleted"), l.GetBy(), l.GetReason()})
 			}
 			if p.json {
 				return p.print(map[string]any{"locks": list})

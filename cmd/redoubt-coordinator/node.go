@@ -14,40 +14,85 @@ import (
 
 // node is a node as JSON shows it.
 type node struct {
-	ID                  string   `json:"id"`
-	Name                string   `json:"name"`
-	Addresses           []string `json:"addresses"`
-	User                string   `json:"user,omitempty"`
-	Tags                []string `json:"tags,omitempty"`
-	State               string   `json:"state"`
-	Connected           bool     `json:"connected"`
-	Created             string   `json:"created"`
-	LastSeen            string   `json:"lastSeen,omitempty"`
-	CertificateExpires  string   `json:"certificateExpires"`
-	CertificateSequence uint64   `json:"certificateSequence"`
-	Program             string   `json:"program,omitempty"`
-	OS                  string   `json:"os,omitempty"`
-	Arch                string   `json:"arch,omitempty"`
-	Token               string   `json:"token"`
-	Ephemeral           bool     `json:"ephemeral"`
-	Attestation         string   `json:"attestation"`
-	Endpoints           []string `json:"endpoints,omitempty"`
-	NodePublic          string   `json:"nodePublic"`
-	NextNodePublic      string   `json:"nextNodePublic,omitempty"`
-	NextNodeFrom        string   `json:"nextNodeFrom,omitempty"`
-	DevicePublic        string   `json:"devicePublic"`
-	AppliedVersion      string   `json:"appliedVersion,omitempty"`
-	Facts               []fact   `json:"facts,omitempty"`
-	Routes              []route  `json:"routes,omitempty"`
-	Attested            attested `json:"attested"`
-	Lock                string   `json:"lock,omitempty"`
-	Quarantine          string   `json:"quarantine,omitempty"` // why
-	QuarantineSince     string   `json:"quarantineSince,omitempty"`
-	Verdict             *verdict `json:"approval,omitempty"`
-	Withheld            string   `json:"withheld,omitempty"` // why it gets no other certificate
+	ID                  string     `json:"id"`
+	Name                string     `json:"name"`
+	Addresses           []string   `json:"addresses"`
+	User                string     `json:"user,omitempty"`
+	Tags                []string   `json:"tags,omitempty"`
+	State               string     `json:"state"`
+	Connected           bool       `json:"connected"`
+	Created             string     `json:"created"`
+	LastSeen            string     `json:"lastSeen,omitempty"`
+	CertificateExpires  string     `json:"certificateExpires"`
+	CertificateSequence uint64     `json:"certificateSequence"`
+	Program             string     `json:"program,omitempty"`
+	OS                  string     `json:"os,omitempty"`
+	Arch                string     `json:"arch,omitempty"`
+	Token               string     `json:"token"`
+	Ephemeral           bool       `json:"ephemeral"`
+	Attestation         string     `json:"attestation"`
+	Endpoints           []string   `json:"endpoints,omitempty"`
+	NodePublic          string     `json:"nodePublic"`
+	NextNodePublic      string     `json:"nextNodePublic,omitempty"`
+	NextNodeFrom        string     `json:"nextNodeFrom,omitempty"`
+	DevicePublic        string     `json:"devicePublic"`
+	AppliedVersion      string     `json:"appliedVersion,omitempty"`
+	Facts               []factJSON `json:"facts,omitempty"`
+	Routes              []route    `json:"routes,omitempty"`
+	Attested            attested   `json:"attested"`
+	Lock                string     `json:"lock,omitempty"`
+	Barring             *barring   `json:"barring,omitempty"`    // who revoked or locked it, and why
+	Quarantine          string     `json:"quarantine,omitempty"` // why
+	QuarantineSince     string     `json:"quarantineSince,omitempty"`
+	Verdict             *verdict   `json:"approval,omitempty"`
+	Withheld            string     `json:"withheld,omitempty"` // why it gets no other certificate
 	// Attributes and App are what the policy's nodeAttrs give the node; `node show` alone has them.
 	Attributes []string                     `json:"attributes,omitempty"`
 	App        map[string][]json.RawMessage `json:"app,omitempty"`
+	Unmet      []unmet                      `json:"unmet,omitempty"` // rules that do not hold for it, in `node show` alone
+}
+
+// barring is who took the trust in a node away, as JSON shows it.
+type barring struct {
+	At     string `json:"at"`
+	By     string `json:"by"`
+	Reason string `json:"reason,omitempty"`
+	About  string `json:"about,omitempty"` // what the lock is about
+	Ends   string `json:"ends,omitempty"`
+}
+
+func barringOf(b *redoubtv1.Barring) *barring {
+	if b == nil {
+		return nil
+	}
+	return &barring{At: stamp(b.GetAt()), By: b.GetBy(), Reason: b.GetReason(), About: b.GetAbout(), Ends: stamp(b.GetEnds())}
+}
+
+// barredBy is what a node is barred by.
+func barredBy(n *redoubtv1.Node) string {
+	if n.GetLock() == "" {
+		return "revoked"
+	}
+	return "lock"
+}
+
+// barred says in words who took the trust in a node away, when and why.
+func barred(n *redoubtv1.Node) string {
+	b := n.GetBarring()
+	if b == nil {
+		return ""
+	}
+	text := fmt.Sprintf("%s by %s", clock(b.GetAt()), b.GetBy())
+	if n.GetLock() != "" {
+		text = fmt.Sprintf("%s, about %s, since %s", n.GetLock(), b.GetAbout(), text)
+	}
+	if b.GetEnds() != 0 {
+		text += ", until " + clock(b.GetEnds())
+	}
+	if b.GetReason() != "" {
+		text += ": " + b.GetReason()
+	}
+	return text
 }
 
 func nodeOf(n *redoubtv1.Node) node {
@@ -62,7 +107,7 @@ func nodeOf(n *redoubtv1.Node) node {
 		NextNodePublic: n.GetNextNodePublic(), NextNodeFrom: stamp(n.GetNextNodeFrom()),
 		Verdict: verdictOf(n.GetVerdict()), Withheld: n.GetWithheld(),
 		Quarantine: n.GetQuarantine().GetReason(), QuarantineSince: stamp(n.GetQuarantine().GetSince()),
-		Attributes: n.GetAttributes(), App: appOf(n),
+		Attributes: n.GetAttributes(), App: appOf(n), Barring: barringOf(n.GetBarring()), Unmet: unmetOf(n),
 	}
 }
 
@@ -159,7 +204,7 @@ func (p *program) nodeShow() *cobra.Command {
 				return p.print(nodeOf(n))
 			}
 			program := strings.TrimSpace(n.GetProgram() + " " + n.GetOs() + "/" + n.GetArch())
-			p.fields("name", n.GetName(), "id", n.GetId(), "state", presence(n), "lock", n.GetLock(), "user", n.GetUser(), "tags", strings.Join(n.GetTags(), ", "),
+			p.fields("name", n.GetName(), "id", n.GetId(), "state", presence(n), barredBy(n), barred(n), "user", n.GetUser(), "tags", strings.Join(n.GetTags(), ", "),
 				"attributes", strings.Join(n.GetAttributes(), ", "), "app", appNames(n),
 				"addresses", strings.Join(n.GetAddresses(), ", "), "endpoints", strings.Join(n.GetEndpoints(), ", "),
 				"certificate", fmt.Sprintf("number %d, until %s", n.GetCertificateSequence(), clock(n.GetCertificateExpires())),
@@ -167,6 +212,7 @@ func (p *program) nodeShow() *cobra.Command {
 				"program", strings.TrimPrefix(program, "/"), "applied", n.GetAppliedVersion(), "joined", clock(n.GetCreated())+" with token "+n.GetTokenId(), "ephemeral", map[bool]string{true: "yes"}[n.GetEphemeral()])
 			p.attestation(n)
 			p.facts(n)
+			p.unmet(n)
 			if len(n.GetRoutes()) > 0 {
 				p.routes(n)
 			}

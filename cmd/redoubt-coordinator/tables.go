@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -10,8 +11,8 @@ import (
 	"golang.org/x/term"
 )
 
-// column is a column of a table. Cells wider than most are cut. Those of a column without a width, which may be the last one, stand
-// in lines of their own below the rest of their row, whole, and so does again what was cut of that.
+// column is a column of a table. Cells wider than most are cut. Those of columns without a width, which come last, stand in lines of
+// their own below the rest of their row, whole, and so does again what was cut of that.
 type column struct {
 	title string
 	most  int
@@ -26,8 +27,8 @@ var (
 	roleColumns       = []column{{"USER", 40}, {"ROLES", 38}}
 	historyColumns    = []column{{"VERSION", 7}, {"APPLIED", 16}, {"BY", 14}, {"STATE", 12}, {"COMMENT", 23}}
 	unableColumns     = []column{{"NODE", 24}, {"PROGRAM", 16}, {"LACKS", 34}}
-	auditColumns      = []column{{"RECORD", 6}, {"WHEN", 16}, {"WHO", 16}, {"WHAT", 17}, {"ABOUT", 17}, {"WHY", 0}}
-	lockColumns       = []column{{"ID", 14}, {"ABOUT", 22}, {"NODES", 5}, {"UNTIL", 16}, {"WHY", 15}}
+	auditColumns      = []column{{"RECORD", 6}, {"WHEN", 19}, {"WHO", 15}, {"WHAT", 17}, {"ABOUT", 15}, {"FROM", 0}, {"WHY", 0}}
+	lockColumns       = []column{{"ID", 14}, {"ABOUT", 24}, {"NODES", 5}, {"UNTIL", 16}, {"BY", 13}, {"WHY", 0}}
 	rootColumns       = []column{{"ROOT", 16}, {"STATE", 7}, {"KEY", 10}, {"SINCE", 16}, {"EXPIRES", 16}}
 	candidateColumns  = []column{{"CODE", 9}, {"NAME", 12}, {"WHO", 12}, {"ATTESTED", 14}, {"FROM", 15}, {"WAITS", 8}}
 	withheldColumns   = []column{{"NODE", 14}, {"WHO", 14}, {"CERTIFIED", 16}, {"LACKS", 0}}
@@ -38,9 +39,9 @@ var (
 
 // table prints rows in columns.
 func (p *program) table(columns []column, rows [][]string) {
-	below := ""
-	if last := columns[len(columns)-1]; last.most == 0 {
-		below, columns = last.title, columns[:len(columns)-1]
+	var below []column
+	if i := slices.IndexFunc(columns, func(c column) bool { return c.most == 0 }); i >= 0 {
+		columns, below = columns[:i], columns[i:]
 	}
 	sizes := make([]int, len(columns))
 	for i, c := range columns {
@@ -57,21 +58,23 @@ func (p *program) table(columns []column, rows [][]string) {
 	p.row(sizes, titles, paint.dim)
 	for _, row := range rows {
 		p.row(sizes, row[:len(columns)], paint.state)
-		if below != "" {
+		if len(below) > 0 {
 			p.below(columns, row, below)
 		}
 	}
 }
 
 // below prints what does not fit into a row, or into columns at all.
-func (p *program) below(columns []column, row []string, last string) {
+func (p *program) below(columns []column, row []string, more []column) {
 	for i, c := range columns {
 		if utf8.RuneCountInString(row[i]) > c.most {
 			p.wrapped("    "+strings.ToLower(c.title)+"  ", []string{row[i]}, "")
 		}
 	}
-	if text := row[len(columns)]; text != "" {
-		p.wrapped("    "+strings.ToLower(last)+"  ", strings.Fields(text), "")
+	for i, c := range more {
+		if text := row[len(columns)+i]; text != "" {
+			p.wrapped("    "+strings.ToLower(c.title)+"  ", strings.Fields(text), "")
+		}
 	}
 }
 
@@ -119,7 +122,7 @@ func (on painter) state(s string) string {
 	return s
 }
 
-// fields prints names and values, one a line.
+// fields prints names and values. Those that are too long for a line go on below.
 func (p *program) fields(pairs ...string) {
 	longest := 0
 	for i := 0; i < len(pairs); i += 2 {
@@ -127,8 +130,13 @@ func (p *program) fields(pairs ...string) {
 	}
 	paint := p.paint()
 	for i := 0; i < len(pairs); i += 2 {
-		if pairs[i+1] != "" {
-			fmt.Fprintf(p.out, "%s%s  %s\n", paint.dim(pairs[i]), strings.Repeat(" ", longest-len(pairs[i])), paint.state(pairs[i+1]))
+		name, value, gap := pairs[i], pairs[i+1], strings.Repeat(" ", longest-len(pairs[i])+2)
+		switch {
+		case value == "":
+		case len(name)+len(gap)+utf8.RuneCountInString(value) > 80:
+			p.wrapped(name+gap, strings.Fields(value), "")
+		default:
+			fmt.Fprintln(p.out, paint.dim(name)+gap+paint.state(value))
 		}
 	}
 }

@@ -27,18 +27,18 @@ func TestTablesFit(t *testing.T) {
 
 // TestNothingIsLostBelow: with a column below its rows, all of a row can be read.
 func TestNothingIsLostBelow(t *testing.T) {
-	for _, columns := range [][]column{auditColumns, withheldColumns, unadmittedColumns} {
+	for _, columns := range [][]column{auditColumns, lockColumns, withheldColumns, unadmittedColumns} {
 		var out bytes.Buffer
 		p := &program{out: &out}
 		row := make([]string, len(columns))
 		for i, c := range columns {
-			row[i] = strings.Repeat(string(rune('a'+i)), min(c.most+1, 60))
+			row[i] = strings.Repeat(string(rune('a'+i)), min(c.most+1, 50))
 		}
 		row[len(row)-1] = strings.Repeat("why not ", 30)
 		p.table(columns, [][]string{row, make([]string, len(columns))})
 		narrow(t, out.String())
 		for _, cell := range row[:len(row)-1] {
-			if len(cell) < 60 && !strings.Contains(out.String(), "  "+cell+"\n") {
+			if len(cell) < 50 && !strings.Contains(out.String(), "  "+cell+"\n") {
 				t.Errorf("%q is lost:\n%s", cell, out.String())
 			}
 		}
@@ -53,6 +53,12 @@ func TestFields(t *testing.T) {
 	(&program{out: &out}).fields("name", "db", "user", "", "node key", "k")
 	if want := "name      db\nnode key  k\n"; out.String() != want {
 		t.Errorf("%q, want %q", out.String(), want)
+	}
+	out.Reset()
+	(&program{out: &out}).fields("lock", strings.Repeat("why not ", 15), "name", "db")
+	narrow(t, out.String())
+	if got := out.String(); strings.Count(got, "not") != 15 || !strings.Contains(got, "\n      why") {
+		t.Errorf("a long value: %s", got)
 	}
 }
 

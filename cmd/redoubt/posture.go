@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/redoubt-mesh/redoubt/proto/fact"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -53,7 +55,7 @@ func printPosture(w io.Writer, r *redoubtv1.PostureResponse, now time.Time, c pa
 		})
 	}
 	if len(rows) > 1 {
-		b.WriteString(table(rows, 1, 4))
+		b.WriteString(folded(rows, 1, 4))
 	} else {
 		b.WriteString("no facts are known about this machine\n")
 	}
@@ -65,12 +67,15 @@ func printPosture(w io.Writer, r *redoubtv1.PostureResponse, now time.Time, c pa
 		mends[f.GetName()] = f.GetMend()
 	}
 	for _, rule := range r.GetWithheld() {
-		b.WriteString("\n" + wrap(fmt.Sprintf("%s (line %d) fails: %s", rule.GetPath(), rule.GetLine(), rule.GetReason()), "", "  "))
+		b.WriteString("\n" + wrap(fmt.Sprintf("%s (line %d of the policy) fails: %s", rule.GetPath(), rule.GetLine(), rule.GetReason()), "", "  "))
 		for _, name := range rule.GetFacts() {
-			if mends[name] != "" {
-				b.WriteString(wrap(name+": "+mends[name], "  ", "    "))
+			if mend := cmp.Or(mends[name], fact.Advice(name)); mend != "" {
+				b.WriteString(wrap(name+": "+mend, "  ", "    "))
 			}
 		}
+	}
+	if len(r.GetWithheld()) == 0 && r.GetTold() && len(rows) > 1 {
+		b.WriteString("\nno rule of the policy is kept from this machine by what is known of it\n")
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

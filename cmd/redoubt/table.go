@@ -34,7 +34,75 @@ func table(rows [][]string, shrink ...int) string {
 	if len(rows) == 0 {
 		return ""
 	}
-	const gap = 2
+	var b strings.Builder
+	widths := columns(rows, shrink)
+	for _, r := range rows {
+		line := ""
+		for i, cell := range r {
+			cell = fit(cell, widths[i])
+			line += cell
+			if i < len(r)-1 {
+				line += strings.Repeat(" ", widths[i]-lipgloss.Width(cell)+gap)
+			}
+		}
+		b.WriteString(strings.TrimRight(line, " "))
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// folded is table for texts that must be read whole: what does not fit goes on in lines below.
+func folded(rows [][]string, shrink ...int) string {
+	if len(rows) == 0 {
+		return ""
+	}
+	widths := columns(rows, shrink)
+	var lines [][]string
+	for _, r := range rows {
+		parts := make([][]string, len(r))
+		most := 1
+		for i, cell := range r {
+			parts[i] = fold(cell, widths[i])
+			most = max(most, len(parts[i]))
+		}
+		for l := range most {
+			line := make([]string, len(r))
+			for i := range r {
+				if l < len(parts[i]) {
+					line[i] = parts[i][l]
+				}
+			}
+			lines = append(lines, line)
+		}
+	}
+	return table(lines)
+}
+
+// fold breaks a plain text between words, and within those that are longer than a line.
+func fold(s string, w int) (lines []string) {
+	line := ""
+	for word := range strings.FieldsSeq(s) {
+		if line != "" && lipgloss.Width(line)+1+lipgloss.Width(word) <= w {
+			line += " " + word
+			continue
+		}
+		if line != "" {
+			lines = append(lines, line)
+		}
+		r := []rune(word)
+		for ; len(r) > w; r = r[w:] {
+			lines = append(lines, string(r[:w]))
+		}
+		line = string(r)
+	}
+	return append(lines, line)
+}
+
+// gap is between two columns of a table.
+const gap = 2
+
+// columns are how wide the columns of a table are.
+func columns(rows [][]string, shrink []int) []int {
 	widths := make([]int, len(rows[0]))
 	total := gap * (len(widths) - 1)
 	for i := range widths {
@@ -55,20 +123,7 @@ func table(rows [][]string, shrink ...int) string {
 		}
 		widths[widest]--
 	}
-	var b strings.Builder
-	for _, r := range rows {
-		line := ""
-		for i, cell := range r {
-			cell = fit(cell, widths[i])
-			line += cell
-			if i < len(r)-1 {
-				line += strings.Repeat(" ", widths[i]-lipgloss.Width(cell)+gap)
-			}
-		}
-		b.WriteString(strings.TrimRight(line, " "))
-		b.WriteByte('\n')
-	}
-	return b.String()
+	return widths
 }
 
 // fit shortens a plain text.

@@ -141,8 +141,10 @@ func (a *Admin) GetNode(_ context.Context, r *redoubtv1.GetNodeRequest) (*redoub
 		return nil, err
 	}
 	out := a.node(snap, n)
-	attributes, app := a.Hub.Source().Program.On(snap).NodeAttrs(n.ID)
+	bound := a.Hub.Source().Program.On(snap)
+	attributes, app := bound.NodeAttrs(n.ID)
 	out.Attributes, out.App = attributes, wire.FromCapabilities(app)
+	out.Unmet = wire.FromUnmet(bound.For(n.ID).Withheld)
 	return &redoubtv1.GetNodeResponse{Node: out}, nil
 }
 

@@ -3,6 +3,7 @@ package api
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/acl"
@@ -57,8 +58,9 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 	switch {
 	case n.Revoked != nil:
 		out.State = NodeRevoked
+		out.Barring = &redoubtv1.Barring{At: seconds(n.Revoked.At), By: n.Revoked.By, Reason: n.Revoked.Reason}
 	case n.Lock != nil:
-		out.State, out.Lock = NodeLocked, n.Lock.ID
+		out.State, out.Lock, out.Barring = NodeLocked, n.Lock.ID, barring(n)
 	}
 	if !n.Next.IsZero() {
 		out.NextNodePublic, out.NextNodeFrom = n.Next.String(), seconds(n.NextFrom)
@@ -83,6 +85,16 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 		out.AppliedVersion = v.String()
 	}
 	return out
+}
+
+// barring tells of the lock that holds a node.
+func barring(n *directory.Node) *redoubtv1.Barring {
+	l := n.Lock
+	subject := strings.TrimPrefix(l.Subject, "tag:")
+	if l.Kind == directory.LockNode || l.Kind == directory.LockDevice {
+		subject = n.Name
+	}
+	return &redoubtv1.Barring{At: seconds(l.Created), By: l.By, Reason: l.Reason, About: l.Kind + " " + subject, Ends: seconds(l.Expires)}
 }
 
 // fact is one that is known of a node, and by whom.

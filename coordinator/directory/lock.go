@@ -64,6 +64,14 @@ func (e *LockedError) Error() string {
 	return fmt.Sprintf("%s is locked since %s by lock %s%s", e.What, e.Lock.Created.Format(time.RFC3339), e.Lock.ID, because(e.Lock.Reason))
 }
 
+// number says how many of something there are.
+func number(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
 func because(reason string) string {
 	if reason == "" {
 		return ""
@@ -265,7 +273,7 @@ func (d *Directory) CreateLock(ctx context.Context, spec LockSpec) (*Lock, []pro
 		t.writes = append(t.writes, op)
 		t.putLock(l)
 		nodes = t.relock(l)
-		t.recordLock(spec.By, audit.LockCreate, l, about, fmt.Sprintf("%d nodes%s%s", len(nodes), until(l), because(l.Reason)))
+		t.recordLock(spec.By, audit.LockCreate, l, about, number(len(nodes), "node", "nodes")+until(l)+because(l.Reason))
 		return nil
 	})
 	if err != nil {
@@ -366,7 +374,7 @@ func (t *tx) unlock(l *Lock, by, action string) []proto.NodeID {
 		n, _ := t.state.nodes.Get(id)
 		return n.Barred()
 	})
-	t.recordLock(by, action, l, t.about(l), fmt.Sprintf("%d nodes are trusted again", len(free)))
+	t.recordLock(by, action, l, t.about(l), number(len(free), "node is", "nodes are")+" trusted again")
 	return free
 }
 

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	pb "google.golang.org/protobuf/proto"
 
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/fact"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -176,4 +178,20 @@ func ToReach(m *redoubtv1.Report, mesh proto.Mesh) (proto.Reach, error) {
 		return proto.Reach{}, malformed("%s", err)
 	}
 	return r, nil
+}
+
+// FromUnmet tells people of rules that do not hold, each once, however many parts of it do not, with the facts that somebody can do
+// something about.
+func FromUnmet(rules []proto.Withheld) (out []*redoubtv1.WithheldRule) {
+	for _, w := range rules {
+		if slices.ContainsFunc(out, func(o *redoubtv1.WithheldRule) bool {
+			return o.GetPath() == w.Origin.Path && o.GetReason() == w.Reason
+		}) {
+			continue
+		}
+		out = append(out, &redoubtv1.WithheldRule{
+			Path: w.Origin.Path, Line: int32(w.Origin.Line), Reason: w.Reason, Facts: fact.Named(w.Reason),
+		})
+	}
+	return out
 }

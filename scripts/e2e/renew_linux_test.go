@@ -12,16 +12,31 @@ import (
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
+	"github.com/redoubt-mesh/redoubt/scripts/swtpm"
 )
 
+// briefChips makes a mesh whose certificates last for some seconds only, and whose coordinator trusts the maker of one TPM.
+func briefChips(t *testing.T, flags ...string) (*rig, *chips, *swtpm.TPM) {
+	t.Helper()
+	r := rigOf(t, brief)
+	c := newChips(r)
+	chip := c.chip("a")
+	r.startCoordinator(append(flags, "--tpm-roots", c.roots)...)
+	return r, c, chip
+}
+
 // TestKeysChangeUnderTraffic has real programs renew their certificates, and change their keys, every few seconds while packets go
-// both ways: none is lost.
+// both ways: none is lost. One of the machines has a TPM, and proves itself each time.
 func TestKeysChangeUnderTraffic(t *testing.T) {
 	t.Parallel()
-	r := briefRig(t, 16*time.Second)
+	r, _, chip := briefChips(t, "--cert-lifetime=16s")
 	r.apply(open)
-	nodes := r.joinAll("a", "ann@example.com", "b", "tag:b")
-	a, b := nodes[0], nodes[1]
+	a := r.machine("a", "--tpm", place(chip))
+	a.join(r.token("--user", "ann@example.com"))
+	b := r.join("b", "--tag", "tag:b")
+	nodes := []*member{a, b}
+	r.settle()
+	first := r.attested("a", "tpm").Attested
 	there := r.udpFlow(a.Host, b.Host, netip.AddrPortFrom(b.v4, 1000))
 	back := r.udpFlow(b.Host, a.Host, netip.AddrPortFrom(a.v6, 1000))
 	flow := r.tcpFlow(a.Host, b.Host, netip.AddrPortFrom(b.v4, 80))
@@ -51,24 +66,81 @@ func TestKeysChangeUnderTraffic(t *testing.T) {
 			t.Errorf("%s: %q", n.Name, st.Problems)
 		}
 	}
+	if last := r.attested("a", "tpm").Attested; last.Checked <= first.Checked || last.Device != first.Device || last.Lapse != "" {
+		t.Errorf("proved at first %+v, and with the last certificate %+v", first, last)
+	}
+
+	// The machine is switched off and on, which resets its TPM: what was loaded there is gone, and it proves itself all the same.
+	if err := a.Agent.Stop(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(chip.Close(), chip.Start(r.ctx)); err != nil {
+		t.Fatal(err)
+	}
+	before := r.show("a")
+	a.start("--tpm", place(chip))
+	r.await("a proves itself again", func() error {
+		if s := r.show("a"); s.CertificateSequence < before.CertificateSequence+2 {
+			return fmt.Errorf("it has certificate %d", s.CertificateSequence)
+		}
+		return nil
+	})
+	if last := r.attested("a", "tpm").Attested; last.Checked <= before.Attested.Checked || last.Device != first.Device || last.Lapse != "" {
+		t.Errorf("proved before the reset %+v, and after it %+v", before.Attested, last)
+	}
 }
 
 // TestCopiedStateDirectory starts another machine on a copy of a node's state directory.
 func TestCopiedStateDirectory(t *testing.T) {
 	t.Parallel()
-	r := briefRig(t, 16*time.Second)
+	t.Run("keys in files", func(t *testing.T) {
+		t.Parallel()
+		r := briefRig(t, 16*time.Second)
+		a := r.machine("a")
+		r.copied(a, func() []string { return nil })
+	})
+	// A disk alone is of no use without its TPM. What is copied with it is a virtual machine.
+	t.Run("with the TPM", func(t *testing.T) {
+		t.Parallel()
+		r, c, chip := briefChips(t, "--cert-lifetime=16s")
+		a := r.machine("a", "--tpm", place(chip))
+		r.copied(a, func() []string {
+			if s := r.attested("a", "tpm"); s.CertificateSequence < 3 {
+				t.Errorf("%+v", s)
+			}
+			if err := chip.Close(); err != nil {
+				t.Fatal(err)
+			}
+			twin, err := chip.Copy(r.ctx, filepath.Join(c.dir, "twin"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = twin.Close() })
+			if err := chip.Start(r.ctx); err != nil {
+				t.Fatal(err)
+			}
+			return []string{"--tpm", place(twin)}
+		})
+	})
+}
+
+// copied copies the state of a machine, which joins and is used, and starts another one on it. What it has beside its disk is copied by
+// twin, which answers how to start an agent with that.
+func (r *rig) copied(a *member, twin func() []string) {
+	r.Helper()
 	r.apply(open)
-	nodes := r.joinAll("a", "ann@example.com", "b", "tag:b")
-	a, b := nodes[0], nodes[1]
+	a.join(r.token("--user", "ann@example.com"))
+	b := r.join("b", "--tag", "tag:b")
+	r.settle()
 	flow := r.tcpFlow(a.Host, b.Host, netip.AddrPortFrom(b.v4, 80))
 	r.lives(flow, 5)
 
 	thief := r.machine("thief")
 	if err := thief.Agent.Stop(r.ctx); err != nil {
-		t.Fatal(err)
+		r.Fatal(err)
 	}
 	if err := copyDir(thief.State(), a.State()); err != nil {
-		t.Fatal(err)
+		r.Fatal(err)
 	}
 	r.await("a renews", func() error {
 		if r.show("a").CertificateSequence < 3 {
@@ -76,21 +148,21 @@ func TestCopiedStateDirectory(t *testing.T) {
 		}
 		return nil
 	})
-	thief.start()
+	thief.start(twin()...)
 	quarantined := func(st mesh.Status) bool { return st.State == "quarantined" }
 	thief.awaitStatus("in quarantine", quarantined)
 	a.awaitStatus("in quarantine", quarantined)
 	b.awaitStatus("without peers", func(st mesh.Status) bool { return len(st.Peers) == 0 })
 	if s := r.show("a"); s.State != "quarantined" || s.Quarantine == "" {
-		t.Errorf("the coordinator shows %+v", s)
+		r.Errorf("the coordinator shows %+v", s)
 	}
-	r.contains(r.admin("node", "show", "a"), "quarantine", "ticket", "node release a")
+	r.contains(strings.Join(strings.Fields(r.admin("node", "show", "a")), " "), "quarantine", "ticket", "node release a")
 	r.contains(r.admin("node", "list"), "quarantined")
 	r.contains(strings.Join(thief.status().Problems, "\n"), "two machines", "node release")
 	r.contains(r.adminFails(1, "node", "release", "b"), "not in quarantine")
 
 	if err := thief.Agent.Stop(r.ctx); err != nil {
-		t.Fatal(err)
+		r.Fatal(err)
 	}
 	r.contains(r.admin("node", "release", "a"), "a is released")
 	a.awaitStatus("running", func(st mesh.Status) bool { return st.State == "running" && len(st.Peers) == 1 })

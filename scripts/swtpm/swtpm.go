@@ -93,6 +93,16 @@ func New(ctx context.Context, dir string, m *Maker) (*TPM, error) {
 	return t, t.Start(ctx)
 }
 
+// Copy makes another TPM with all that this one, which does not run, keeps in its store, and starts it: what a machine has that was
+// copied with its TPM, as virtual ones can be.
+func (t *TPM) Copy(ctx context.Context, dir string) (*TPM, error) {
+	if err := os.CopyFS(dir, os.DirFS(t.dir)); err != nil {
+		return nil, err
+	}
+	c := &TPM{dir: dir, Socket: filepath.Join(dir, "sock")}
+	return c, c.Start(ctx)
+}
+
 // Start starts the program, which resets the TPM: what was loaded and the PCRs are gone, as after a reboot.
 func (t *TPM) Start(ctx context.Context) error {
 	t.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+t.dir, "--server", "type=unixio,path="+t.Socket, //nolint:noctx // it outlives ctx

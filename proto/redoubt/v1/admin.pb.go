@@ -482,11 +482,13 @@ type Node struct {
 	NextNodeFrom        int64                  `protobuf:"varint,32,opt,name=next_node_from,json=nextNodeFrom,proto3" json:"next_node_from,omitempty"`      // Unix seconds
 	Attested            *Attestation           `protobuf:"bytes,40,opt,name=attested,proto3" json:"attested,omitempty"`
 	// What the policy's nodeAttrs give the node, where one node is asked for.
-	Attributes    []string      `protobuf:"bytes,41,rep,name=attributes,proto3" json:"attributes,omitempty"`
-	App           []*Capability `protobuf:"bytes,42,rep,name=app,proto3" json:"app,omitempty"`
-	Relay         bool          `protobuf:"varint,43,opt,name=relay,proto3" json:"relay,omitempty"`
-	Verdict       *Verdict      `protobuf:"bytes,50,opt,name=verdict,proto3" json:"verdict,omitempty"`   // absent where no administrator said anything of the machine
-	Withheld      string        `protobuf:"bytes,51,opt,name=withheld,proto3" json:"withheld,omitempty"` // why it gets no other certificate as things are; empty where it does
+	Attributes    []string        `protobuf:"bytes,41,rep,name=attributes,proto3" json:"attributes,omitempty"`
+	App           []*Capability   `protobuf:"bytes,42,rep,name=app,proto3" json:"app,omitempty"`
+	Relay         bool            `protobuf:"varint,43,opt,name=relay,proto3" json:"relay,omitempty"`
+	Verdict       *Verdict        `protobuf:"bytes,50,opt,name=verdict,proto3" json:"verdict,omitempty"`   // absent where no administrator said anything of the machine
+	Withheld      string          `protobuf:"bytes,51,opt,name=withheld,proto3" json:"withheld,omitempty"` // why it gets no other certificate as things are; empty where it does
+	Unmet         []*WithheldRule `protobuf:"bytes,52,rep,name=unmet,proto3" json:"unmet,omitempty"`       // rules of the policy that do not hold for it now, where one node is asked for
+	Barring       *Barring        `protobuf:"bytes,53,opt,name=barring,proto3" json:"barring,omitempty"`   // absent where it is neither revoked nor locked
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -752,6 +754,97 @@ func (x *Node) GetWithheld() string {
 	return ""
 }
 
+func (x *Node) GetUnmet() []*WithheldRule {
+	if x != nil {
+		return x.Unmet
+	}
+	return nil
+}
+
+func (x *Node) GetBarring() *Barring {
+	if x != nil {
+		return x.Barring
+	}
+	return nil
+}
+
+// Barring is by whom, when and why a node is revoked, or locked by the lock that it names.
+type Barring struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            int64                  `protobuf:"varint,1,opt,name=at,proto3" json:"at,omitempty"` // Unix seconds
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	About         string                 `protobuf:"bytes,4,opt,name=about,proto3" json:"about,omitempty"` // what the lock is about, such as "user ann@example.com"
+	Ends          int64                  `protobuf:"varint,5,opt,name=ends,proto3" json:"ends,omitempty"`  // Unix seconds; 0: not by itself
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Barring) Reset() {
+	*x = Barring{}
+	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Barring) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Barring) ProtoMessage() {}
+
+func (x *Barring) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Barring.ProtoReflect.Descriptor instead.
+func (*Barring) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Barring) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *Barring) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Barring) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Barring) GetAbout() string {
+	if x != nil {
+		return x.About
+	}
+	return ""
+}
+
+func (x *Barring) GetEnds() int64 {
+	if x != nil {
+		return x.Ends
+	}
+	return 0
+}
+
 // Verdict is what an administrator said of a machine.
 type Verdict struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -765,7 +858,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +870,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[8]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +883,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Verdict) GetAt() int64 {
@@ -843,7 +936,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +948,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[9]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,7 +961,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Candidate) GetCode() string {
@@ -980,7 +1073,7 @@ type Attestation struct {
 
 func (x *Attestation) Reset() {
 	*x = Attestation{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -992,7 +1085,7 @@ func (x *Attestation) String() string {
 func (*Attestation) ProtoMessage() {}
 
 func (x *Attestation) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[10]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1005,7 +1098,7 @@ func (x *Attestation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attestation.ProtoReflect.Descriptor instead.
 func (*Attestation) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Attestation) GetLevel() string {
@@ -1082,7 +1175,7 @@ type Quarantine struct {
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1187,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[11]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1200,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Quarantine) GetSince() int64 {
@@ -1140,7 +1233,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1245,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[12]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1258,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Fact) GetName() string {
@@ -1230,7 +1323,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1335,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[13]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1348,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Route) GetPrefix() string {
@@ -1294,7 +1387,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1399,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[14]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1412,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 type ListNodesResponse struct {
@@ -1332,7 +1425,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1344,7 +1437,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[15]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1357,7 +1450,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1383,7 +1476,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1488,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[16]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1501,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -1427,7 +1520,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +1532,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[17]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +1545,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetNodeResponse) GetNode() *Node {
@@ -1472,7 +1565,7 @@ type RevokeNodeRequest struct {
 
 func (x *RevokeNodeRequest) Reset() {
 	*x = RevokeNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1484,7 +1577,7 @@ func (x *RevokeNodeRequest) String() string {
 func (*RevokeNodeRequest) ProtoMessage() {}
 
 func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[18]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1497,7 +1590,7 @@ func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RevokeNodeRequest) GetNode() string {
@@ -1530,7 +1623,7 @@ type RevokeNodeResponse struct {
 
 func (x *RevokeNodeResponse) Reset() {
 	*x = RevokeNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +1635,7 @@ func (x *RevokeNodeResponse) String() string {
 func (*RevokeNodeResponse) ProtoMessage() {}
 
 func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[19]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +1648,7 @@ func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RevokeNodeResponse) GetNode() *Node {
@@ -1609,7 +1702,7 @@ type DeleteNodeRequest struct {
 
 func (x *DeleteNodeRequest) Reset() {
 	*x = DeleteNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1621,7 +1714,7 @@ func (x *DeleteNodeRequest) String() string {
 func (*DeleteNodeRequest) ProtoMessage() {}
 
 func (x *DeleteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[20]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1634,7 +1727,7 @@ func (x *DeleteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNodeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteNodeRequest) GetNode() string {
@@ -1652,7 +1745,7 @@ type DeleteNodeResponse struct {
 
 func (x *DeleteNodeResponse) Reset() {
 	*x = DeleteNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1757,7 @@ func (x *DeleteNodeResponse) String() string {
 func (*DeleteNodeResponse) ProtoMessage() {}
 
 func (x *DeleteNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[21]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1770,7 @@ func (x *DeleteNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNodeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 type ResetNodeRequest struct {
@@ -1689,7 +1782,7 @@ type ResetNodeRequest struct {
 
 func (x *ResetNodeRequest) Reset() {
 	*x = ResetNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +1794,7 @@ func (x *ResetNodeRequest) String() string {
 func (*ResetNodeRequest) ProtoMessage() {}
 
 func (x *ResetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[22]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +1807,7 @@ func (x *ResetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ResetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResetNodeRequest) GetNode() string {
@@ -1733,7 +1826,7 @@ type ResetNodeResponse struct {
 
 func (x *ResetNodeResponse) Reset() {
 	*x = ResetNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +1838,7 @@ func (x *ResetNodeResponse) String() string {
 func (*ResetNodeResponse) ProtoMessage() {}
 
 func (x *ResetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[23]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +1851,7 @@ func (x *ResetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ResetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ResetNodeResponse) GetNode() *Node {
@@ -1777,7 +1870,7 @@ type ReleaseNodeRequest struct {
 
 func (x *ReleaseNodeRequest) Reset() {
 	*x = ReleaseNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +1882,7 @@ func (x *ReleaseNodeRequest) String() string {
 func (*ReleaseNodeRequest) ProtoMessage() {}
 
 func (x *ReleaseNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[24]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +1895,7 @@ func (x *ReleaseNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseNodeRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReleaseNodeRequest) GetNode() string {
@@ -1821,7 +1914,7 @@ type ReleaseNodeResponse struct {
 
 func (x *ReleaseNodeResponse) Reset() {
 	*x = ReleaseNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +1926,7 @@ func (x *ReleaseNodeResponse) String() string {
 func (*ReleaseNodeResponse) ProtoMessage() {}
 
 func (x *ReleaseNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[25]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +1939,7 @@ func (x *ReleaseNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseNodeResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReleaseNodeResponse) GetNode() *Node {
@@ -1866,7 +1959,7 @@ type ApproveNodeRequest struct {
 
 func (x *ApproveNodeRequest) Reset() {
 	*x = ApproveNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1878,7 +1971,7 @@ func (x *ApproveNodeRequest) String() string {
 func (*ApproveNodeRequest) ProtoMessage() {}
 
 func (x *ApproveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[26]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1891,7 +1984,7 @@ func (x *ApproveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveNodeRequest.ProtoReflect.Descriptor instead.
 func (*ApproveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ApproveNodeRequest) GetNode() string {
@@ -1919,7 +2012,7 @@ type ApproveNodeResponse struct {
 
 func (x *ApproveNodeResponse) Reset() {
 	*x = ApproveNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1931,7 +2024,7 @@ func (x *ApproveNodeResponse) String() string {
 func (*ApproveNodeResponse) ProtoMessage() {}
 
 func (x *ApproveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[27]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1944,7 +2037,7 @@ func (x *ApproveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveNodeResponse.ProtoReflect.Descriptor instead.
 func (*ApproveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ApproveNodeResponse) GetCandidate() *Candidate {
@@ -1971,7 +2064,7 @@ type DenyNodeRequest struct {
 
 func (x *DenyNodeRequest) Reset() {
 	*x = DenyNodeRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1983,7 +2076,7 @@ func (x *DenyNodeRequest) String() string {
 func (*DenyNodeRequest) ProtoMessage() {}
 
 func (x *DenyNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[28]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1996,7 +2089,7 @@ func (x *DenyNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenyNodeRequest.ProtoReflect.Descriptor instead.
 func (*DenyNodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DenyNodeRequest) GetNode() string {
@@ -2024,7 +2117,7 @@ type DenyNodeResponse struct {
 
 func (x *DenyNodeResponse) Reset() {
 	*x = DenyNodeResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2036,7 +2129,7 @@ func (x *DenyNodeResponse) String() string {
 func (*DenyNodeResponse) ProtoMessage() {}
 
 func (x *DenyNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[29]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2049,7 +2142,7 @@ func (x *DenyNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenyNodeResponse.ProtoReflect.Descriptor instead.
 func (*DenyNodeResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DenyNodeResponse) GetCandidate() *Candidate {
@@ -2078,7 +2171,7 @@ type SetFactRequest struct {
 
 func (x *SetFactRequest) Reset() {
 	*x = SetFactRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2090,7 +2183,7 @@ func (x *SetFactRequest) String() string {
 func (*SetFactRequest) ProtoMessage() {}
 
 func (x *SetFactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[30]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2103,7 +2196,7 @@ func (x *SetFactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFactRequest.ProtoReflect.Descriptor instead.
 func (*SetFactRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SetFactRequest) GetNode() string {
@@ -2143,7 +2236,7 @@ type SetFactResponse struct {
 
 func (x *SetFactResponse) Reset() {
 	*x = SetFactResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2155,7 +2248,7 @@ func (x *SetFactResponse) String() string {
 func (*SetFactResponse) ProtoMessage() {}
 
 func (x *SetFactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[31]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2168,7 +2261,7 @@ func (x *SetFactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFactResponse.ProtoReflect.Descriptor instead.
 func (*SetFactResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetFactResponse) GetNode() *Node {
@@ -2188,7 +2281,7 @@ type UnsetFactRequest struct {
 
 func (x *UnsetFactRequest) Reset() {
 	*x = UnsetFactRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +2293,7 @@ func (x *UnsetFactRequest) String() string {
 func (*UnsetFactRequest) ProtoMessage() {}
 
 func (x *UnsetFactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[32]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +2306,7 @@ func (x *UnsetFactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsetFactRequest.ProtoReflect.Descriptor instead.
 func (*UnsetFactRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UnsetFactRequest) GetNode() string {
@@ -2239,7 +2332,7 @@ type UnsetFactResponse struct {
 
 func (x *UnsetFactResponse) Reset() {
 	*x = UnsetFactResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2344,7 @@ func (x *UnsetFactResponse) String() string {
 func (*UnsetFactResponse) ProtoMessage() {}
 
 func (x *UnsetFactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[33]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2357,7 @@ func (x *UnsetFactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsetFactResponse.ProtoReflect.Descriptor instead.
 func (*UnsetFactResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UnsetFactResponse) GetNode() *Node {
@@ -2284,7 +2377,7 @@ type ApproveRoutesRequest struct {
 
 func (x *ApproveRoutesRequest) Reset() {
 	*x = ApproveRoutesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2296,7 +2389,7 @@ func (x *ApproveRoutesRequest) String() string {
 func (*ApproveRoutesRequest) ProtoMessage() {}
 
 func (x *ApproveRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[34]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2309,7 +2402,7 @@ func (x *ApproveRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ApproveRoutesRequest) GetNode() string {
@@ -2335,7 +2428,7 @@ type ApproveRoutesResponse struct {
 
 func (x *ApproveRoutesResponse) Reset() {
 	*x = ApproveRoutesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2440,7 @@ func (x *ApproveRoutesResponse) String() string {
 func (*ApproveRoutesResponse) ProtoMessage() {}
 
 func (x *ApproveRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[35]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2453,7 @@ func (x *ApproveRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ApproveRoutesResponse) GetNode() *Node {
@@ -2380,7 +2473,7 @@ type UserRoles struct {
 
 func (x *UserRoles) Reset() {
 	*x = UserRoles{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2485,7 @@ func (x *UserRoles) String() string {
 func (*UserRoles) ProtoMessage() {}
 
 func (x *UserRoles) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[36]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2498,7 @@ func (x *UserRoles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRoles.ProtoReflect.Descriptor instead.
 func (*UserRoles) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *UserRoles) GetUser() string {
@@ -2431,7 +2524,7 @@ type SetRolesRequest struct {
 
 func (x *SetRolesRequest) Reset() {
 	*x = SetRolesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2536,7 @@ func (x *SetRolesRequest) String() string {
 func (*SetRolesRequest) ProtoMessage() {}
 
 func (x *SetRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[37]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2549,7 @@ func (x *SetRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRolesRequest.ProtoReflect.Descriptor instead.
 func (*SetRolesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SetRolesRequest) GetUser() *UserRoles {
@@ -2474,7 +2567,7 @@ type SetRolesResponse struct {
 
 func (x *SetRolesResponse) Reset() {
 	*x = SetRolesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2486,7 +2579,7 @@ func (x *SetRolesResponse) String() string {
 func (*SetRolesResponse) ProtoMessage() {}
 
 func (x *SetRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[38]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2499,7 +2592,7 @@ func (x *SetRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRolesResponse.ProtoReflect.Descriptor instead.
 func (*SetRolesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 type ListRolesRequest struct {
@@ -2510,7 +2603,7 @@ type ListRolesRequest struct {
 
 func (x *ListRolesRequest) Reset() {
 	*x = ListRolesRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2522,7 +2615,7 @@ func (x *ListRolesRequest) String() string {
 func (*ListRolesRequest) ProtoMessage() {}
 
 func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[39]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2535,7 +2628,7 @@ func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesRequest.ProtoReflect.Descriptor instead.
 func (*ListRolesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 type ListRolesResponse struct {
@@ -2547,7 +2640,7 @@ type ListRolesResponse struct {
 
 func (x *ListRolesResponse) Reset() {
 	*x = ListRolesResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2559,7 +2652,7 @@ func (x *ListRolesResponse) String() string {
 func (*ListRolesResponse) ProtoMessage() {}
 
 func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[40]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2572,7 +2665,7 @@ func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesResponse.ProtoReflect.Descriptor instead.
 func (*ListRolesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListRolesResponse) GetUsers() []*UserRoles {
@@ -2596,7 +2689,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2608,7 +2701,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[41]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2621,7 +2714,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -2672,7 +2765,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2777,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[42]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +2790,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ApplyPolicyResponse) GetNumber() uint64 {
@@ -2754,7 +2847,7 @@ type PolicyImpact struct {
 
 func (x *PolicyImpact) Reset() {
 	*x = PolicyImpact{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +2859,7 @@ func (x *PolicyImpact) String() string {
 func (*PolicyImpact) ProtoMessage() {}
 
 func (x *PolicyImpact) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[43]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +2872,7 @@ func (x *PolicyImpact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyImpact.ProtoReflect.Descriptor instead.
 func (*PolicyImpact) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PolicyImpact) GetBase() uint64 {
@@ -2866,7 +2959,7 @@ type Unadmitted struct {
 
 func (x *Unadmitted) Reset() {
 	*x = Unadmitted{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2878,7 +2971,7 @@ func (x *Unadmitted) String() string {
 func (*Unadmitted) ProtoMessage() {}
 
 func (x *Unadmitted) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[44]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2891,7 +2984,7 @@ func (x *Unadmitted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unadmitted.ProtoReflect.Descriptor instead.
 func (*Unadmitted) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Unadmitted) GetId() string {
@@ -2945,7 +3038,7 @@ type ConnectionChange struct {
 
 func (x *ConnectionChange) Reset() {
 	*x = ConnectionChange{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2957,7 +3050,7 @@ func (x *ConnectionChange) String() string {
 func (*ConnectionChange) ProtoMessage() {}
 
 func (x *ConnectionChange) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[45]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2970,7 +3063,7 @@ func (x *ConnectionChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionChange.ProtoReflect.Descriptor instead.
 func (*ConnectionChange) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ConnectionChange) GetGained() bool {
@@ -3028,7 +3121,7 @@ type Diagnostic struct {
 
 func (x *Diagnostic) Reset() {
 	*x = Diagnostic{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3133,7 @@ func (x *Diagnostic) String() string {
 func (*Diagnostic) ProtoMessage() {}
 
 func (x *Diagnostic) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[46]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3146,7 @@ func (x *Diagnostic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diagnostic.ProtoReflect.Descriptor instead.
 func (*Diagnostic) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Diagnostic) GetError() bool {
@@ -3100,7 +3193,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3112,7 +3205,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[47]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3125,7 +3218,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GetPolicyRequest) GetNumber() uint64 {
@@ -3150,7 +3243,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3162,7 +3255,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[48]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3175,7 +3268,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GetPolicyResponse) GetSource() string {
@@ -3237,7 +3330,7 @@ type PolicyHistoryRequest struct {
 
 func (x *PolicyHistoryRequest) Reset() {
 	*x = PolicyHistoryRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3249,7 +3342,7 @@ func (x *PolicyHistoryRequest) String() string {
 func (*PolicyHistoryRequest) ProtoMessage() {}
 
 func (x *PolicyHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[49]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3262,7 +3355,7 @@ func (x *PolicyHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyHistoryRequest.ProtoReflect.Descriptor instead.
 func (*PolicyHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PolicyHistoryRequest) GetBefore() uint64 {
@@ -3288,7 +3381,7 @@ type PolicyHistoryResponse struct {
 
 func (x *PolicyHistoryResponse) Reset() {
 	*x = PolicyHistoryResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3300,7 +3393,7 @@ func (x *PolicyHistoryResponse) String() string {
 func (*PolicyHistoryResponse) ProtoMessage() {}
 
 func (x *PolicyHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[50]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3313,7 +3406,7 @@ func (x *PolicyHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyHistoryResponse.ProtoReflect.Descriptor instead.
 func (*PolicyHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PolicyHistoryResponse) GetVersions() []*PolicyVersion {
@@ -3338,7 +3431,7 @@ type PolicyVersion struct {
 
 func (x *PolicyVersion) Reset() {
 	*x = PolicyVersion{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3350,7 +3443,7 @@ func (x *PolicyVersion) String() string {
 func (*PolicyVersion) ProtoMessage() {}
 
 func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[51]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3363,7 +3456,7 @@ func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyVersion.ProtoReflect.Descriptor instead.
 func (*PolicyVersion) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PolicyVersion) GetNumber() uint64 {
@@ -3424,7 +3517,7 @@ type PolicyStatusRequest struct {
 
 func (x *PolicyStatusRequest) Reset() {
 	*x = PolicyStatusRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3436,7 +3529,7 @@ func (x *PolicyStatusRequest) String() string {
 func (*PolicyStatusRequest) ProtoMessage() {}
 
 func (x *PolicyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[52]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3449,7 +3542,7 @@ func (x *PolicyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatusRequest.ProtoReflect.Descriptor instead.
 func (*PolicyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PolicyStatusRequest) GetWaitMs() uint64 {
@@ -3475,7 +3568,7 @@ type PolicyStatusResponse struct {
 
 func (x *PolicyStatusResponse) Reset() {
 	*x = PolicyStatusResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +3580,7 @@ func (x *PolicyStatusResponse) String() string {
 func (*PolicyStatusResponse) ProtoMessage() {}
 
 func (x *PolicyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[53]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +3593,7 @@ func (x *PolicyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatusResponse.ProtoReflect.Descriptor instead.
 func (*PolicyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{53}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PolicyStatusResponse) GetNumber() uint64 {
@@ -3572,7 +3665,7 @@ type Unable struct {
 
 func (x *Unable) Reset() {
 	*x = Unable{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3584,7 +3677,7 @@ func (x *Unable) String() string {
 func (*Unable) ProtoMessage() {}
 
 func (x *Unable) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[54]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3597,7 +3690,7 @@ func (x *Unable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unable.ProtoReflect.Descriptor instead.
 func (*Unable) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Unable) GetId() string {
@@ -3642,7 +3735,7 @@ type Laggard struct {
 
 func (x *Laggard) Reset() {
 	*x = Laggard{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3654,7 +3747,7 @@ func (x *Laggard) String() string {
 func (*Laggard) ProtoMessage() {}
 
 func (x *Laggard) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[55]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3667,7 +3760,7 @@ func (x *Laggard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
 func (*Laggard) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Laggard) GetId() string {
@@ -3730,7 +3823,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3742,7 +3835,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[56]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3755,7 +3848,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Lock) GetId() string {
@@ -3833,7 +3926,7 @@ type CreateLockRequest struct {
 
 func (x *CreateLockRequest) Reset() {
 	*x = CreateLockRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3845,7 +3938,7 @@ func (x *CreateLockRequest) String() string {
 func (*CreateLockRequest) ProtoMessage() {}
 
 func (x *CreateLockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[57]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3858,7 +3951,7 @@ func (x *CreateLockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLockRequest.ProtoReflect.Descriptor instead.
 func (*CreateLockRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{57}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *CreateLockRequest) GetKind() string {
@@ -3904,7 +3997,7 @@ type CreateLockResponse struct {
 
 func (x *CreateLockResponse) Reset() {
 	*x = CreateLockResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3916,7 +4009,7 @@ func (x *CreateLockResponse) String() string {
 func (*CreateLockResponse) ProtoMessage() {}
 
 func (x *CreateLockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[58]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3929,7 +4022,7 @@ func (x *CreateLockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLockResponse.ProtoReflect.Descriptor instead.
 func (*CreateLockResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{58}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *CreateLockResponse) GetLock() *Lock {
@@ -3982,7 +4075,7 @@ type ListLocksRequest struct {
 
 func (x *ListLocksRequest) Reset() {
 	*x = ListLocksRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3994,7 +4087,7 @@ func (x *ListLocksRequest) String() string {
 func (*ListLocksRequest) ProtoMessage() {}
 
 func (x *ListLocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[59]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4007,7 +4100,7 @@ func (x *ListLocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLocksRequest.ProtoReflect.Descriptor instead.
 func (*ListLocksRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{59}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 type ListLocksResponse struct {
@@ -4019,7 +4112,7 @@ type ListLocksResponse struct {
 
 func (x *ListLocksResponse) Reset() {
 	*x = ListLocksResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4031,7 +4124,7 @@ func (x *ListLocksResponse) String() string {
 func (*ListLocksResponse) ProtoMessage() {}
 
 func (x *ListLocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[60]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4044,7 +4137,7 @@ func (x *ListLocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLocksResponse.ProtoReflect.Descriptor instead.
 func (*ListLocksResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{60}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListLocksResponse) GetLocks() []*Lock {
@@ -4063,7 +4156,7 @@ type DeleteLockRequest struct {
 
 func (x *DeleteLockRequest) Reset() {
 	*x = DeleteLockRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4075,7 +4168,7 @@ func (x *DeleteLockRequest) String() string {
 func (*DeleteLockRequest) ProtoMessage() {}
 
 func (x *DeleteLockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[61]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4088,7 +4181,7 @@ func (x *DeleteLockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteLockRequest.ProtoReflect.Descriptor instead.
 func (*DeleteLockRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{61}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DeleteLockRequest) GetId() string {
@@ -4108,7 +4201,7 @@ type DeleteLockResponse struct {
 
 func (x *DeleteLockResponse) Reset() {
 	*x = DeleteLockResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[62]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4120,7 +4213,7 @@ func (x *DeleteLockResponse) String() string {
 func (*DeleteLockResponse) ProtoMessage() {}
 
 func (x *DeleteLockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[62]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4133,7 +4226,7 @@ func (x *DeleteLockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteLockResponse.ProtoReflect.Descriptor instead.
 func (*DeleteLockResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{62}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *DeleteLockResponse) GetLock() *Lock {
@@ -4169,7 +4262,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4181,7 +4274,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[63]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4194,7 +4287,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{63}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *AuditRecord) GetNumber() uint64 {
@@ -4287,7 +4380,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4299,7 +4392,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[64]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4312,7 +4405,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{64}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListAuditRequest) GetBefore() uint64 {
@@ -4359,7 +4452,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[65]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4371,7 +4464,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[65]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4384,7 +4477,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{65}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListAuditResponse) GetRecords() []*AuditRecord {
@@ -4404,7 +4497,7 @@ type ExportAuditRequest struct {
 
 func (x *ExportAuditRequest) Reset() {
 	*x = ExportAuditRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[66]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4416,7 +4509,7 @@ func (x *ExportAuditRequest) String() string {
 func (*ExportAuditRequest) ProtoMessage() {}
 
 func (x *ExportAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[66]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4429,7 +4522,7 @@ func (x *ExportAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuditRequest.ProtoReflect.Descriptor instead.
 func (*ExportAuditRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{66}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExportAuditRequest) GetAfter() uint64 {
@@ -4457,7 +4550,7 @@ type ExportAuditResponse struct {
 
 func (x *ExportAuditResponse) Reset() {
 	*x = ExportAuditResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[67]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4469,7 +4562,7 @@ func (x *ExportAuditResponse) String() string {
 func (*ExportAuditResponse) ProtoMessage() {}
 
 func (x *ExportAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[67]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4482,7 +4575,7 @@ func (x *ExportAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuditResponse.ProtoReflect.Descriptor instead.
 func (*ExportAuditResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{67}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExportAuditResponse) GetCheckpoints() [][]byte {
@@ -4514,7 +4607,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[68]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4526,7 +4619,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[68]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4539,7 +4632,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{68}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 type GetCheckpointResponse struct {
@@ -4552,7 +4645,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[69]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4564,7 +4657,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[69]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4577,7 +4670,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{69}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GetCheckpointResponse) GetLine() []byte {
@@ -4608,7 +4701,7 @@ type Root struct {
 
 func (x *Root) Reset() {
 	*x = Root{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[70]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4620,7 +4713,7 @@ func (x *Root) String() string {
 func (*Root) ProtoMessage() {}
 
 func (x *Root) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[70]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4633,7 +4726,7 @@ func (x *Root) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Root.ProtoReflect.Descriptor instead.
 func (*Root) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{70}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Root) GetFingerprint() string {
@@ -4679,7 +4772,7 @@ type GetRootsRequest struct {
 
 func (x *GetRootsRequest) Reset() {
 	*x = GetRootsRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[71]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4691,7 +4784,7 @@ func (x *GetRootsRequest) String() string {
 func (*GetRootsRequest) ProtoMessage() {}
 
 func (x *GetRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[71]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4704,7 +4797,7 @@ func (x *GetRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRootsRequest.ProtoReflect.Descriptor instead.
 func (*GetRootsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{71}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{72}
 }
 
 type GetRootsResponse struct {
@@ -4723,7 +4816,7 @@ type GetRootsResponse struct {
 
 func (x *GetRootsResponse) Reset() {
 	*x = GetRootsResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[72]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4735,7 +4828,7 @@ func (x *GetRootsResponse) String() string {
 func (*GetRootsResponse) ProtoMessage() {}
 
 func (x *GetRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[72]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4748,7 +4841,7 @@ func (x *GetRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRootsResponse.ProtoReflect.Descriptor instead.
 func (*GetRootsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{72}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GetRootsResponse) GetRoots() []*Root {
@@ -4815,7 +4908,7 @@ type RotateRootRequest struct {
 
 func (x *RotateRootRequest) Reset() {
 	*x = RotateRootRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[73]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4827,7 +4920,7 @@ func (x *RotateRootRequest) String() string {
 func (*RotateRootRequest) ProtoMessage() {}
 
 func (x *RotateRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[73]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4840,7 +4933,7 @@ func (x *RotateRootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRootRequest.ProtoReflect.Descriptor instead.
 func (*RotateRootRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{73}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{74}
 }
 
 type RotateRootResponse struct {
@@ -4852,7 +4945,7 @@ type RotateRootResponse struct {
 
 func (x *RotateRootResponse) Reset() {
 	*x = RotateRootResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[74]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4864,7 +4957,7 @@ func (x *RotateRootResponse) String() string {
 func (*RotateRootResponse) ProtoMessage() {}
 
 func (x *RotateRootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[74]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4877,7 +4970,7 @@ func (x *RotateRootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRootResponse.ProtoReflect.Descriptor instead.
 func (*RotateRootResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{74}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *RotateRootResponse) GetRoots() *GetRootsResponse {
@@ -4896,7 +4989,7 @@ type RetireRootRequest struct {
 
 func (x *RetireRootRequest) Reset() {
 	*x = RetireRootRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[75]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4908,7 +5001,7 @@ func (x *RetireRootRequest) String() string {
 func (*RetireRootRequest) ProtoMessage() {}
 
 func (x *RetireRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[75]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4921,7 +5014,7 @@ func (x *RetireRootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireRootRequest.ProtoReflect.Descriptor instead.
 func (*RetireRootRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{75}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RetireRootRequest) GetForce() bool {
@@ -4941,7 +5034,7 @@ type RetireRootResponse struct {
 
 func (x *RetireRootResponse) Reset() {
 	*x = RetireRootResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[76]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4953,7 +5046,7 @@ func (x *RetireRootResponse) String() string {
 func (*RetireRootResponse) ProtoMessage() {}
 
 func (x *RetireRootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[76]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4966,7 +5059,7 @@ func (x *RetireRootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireRootResponse.ProtoReflect.Descriptor instead.
 func (*RetireRootResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{76}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *RetireRootResponse) GetNodes() []string {
@@ -4992,7 +5085,7 @@ type ForgetRootKeyRequest struct {
 
 func (x *ForgetRootKeyRequest) Reset() {
 	*x = ForgetRootKeyRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[77]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5004,7 +5097,7 @@ func (x *ForgetRootKeyRequest) String() string {
 func (*ForgetRootKeyRequest) ProtoMessage() {}
 
 func (x *ForgetRootKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[77]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5017,7 +5110,7 @@ func (x *ForgetRootKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetRootKeyRequest.ProtoReflect.Descriptor instead.
 func (*ForgetRootKeyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{77}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ForgetRootKeyRequest) GetDigest() []byte {
@@ -5035,7 +5128,7 @@ type ForgetRootKeyResponse struct {
 
 func (x *ForgetRootKeyResponse) Reset() {
 	*x = ForgetRootKeyResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[78]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5047,7 +5140,7 @@ func (x *ForgetRootKeyResponse) String() string {
 func (*ForgetRootKeyResponse) ProtoMessage() {}
 
 func (x *ForgetRootKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[78]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5060,7 +5153,7 @@ func (x *ForgetRootKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetRootKeyResponse.ProtoReflect.Descriptor instead.
 func (*ForgetRootKeyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{78}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{79}
 }
 
 type RequestIntermediateRequest struct {
@@ -5071,7 +5164,7 @@ type RequestIntermediateRequest struct {
 
 func (x *RequestIntermediateRequest) Reset() {
 	*x = RequestIntermediateRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[79]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5083,7 +5176,7 @@ func (x *RequestIntermediateRequest) String() string {
 func (*RequestIntermediateRequest) ProtoMessage() {}
 
 func (x *RequestIntermediateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[79]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5096,7 +5189,7 @@ func (x *RequestIntermediateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestIntermediateRequest.ProtoReflect.Descriptor instead.
 func (*RequestIntermediateRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{79}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{80}
 }
 
 type RequestIntermediateResponse struct {
@@ -5108,7 +5201,7 @@ type RequestIntermediateResponse struct {
 
 func (x *RequestIntermediateResponse) Reset() {
 	*x = RequestIntermediateResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[80]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5120,7 +5213,7 @@ func (x *RequestIntermediateResponse) String() string {
 func (*RequestIntermediateResponse) ProtoMessage() {}
 
 func (x *RequestIntermediateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[80]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5133,7 +5226,7 @@ func (x *RequestIntermediateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestIntermediateResponse.ProtoReflect.Descriptor instead.
 func (*RequestIntermediateResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{80}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RequestIntermediateResponse) GetRequest() []byte {
@@ -5152,7 +5245,7 @@ type InstallIntermediateRequest struct {
 
 func (x *InstallIntermediateRequest) Reset() {
 	*x = InstallIntermediateRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[81]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5164,7 +5257,7 @@ func (x *InstallIntermediateRequest) String() string {
 func (*InstallIntermediateRequest) ProtoMessage() {}
 
 func (x *InstallIntermediateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[81]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5177,7 +5270,7 @@ func (x *InstallIntermediateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstallIntermediateRequest.ProtoReflect.Descriptor instead.
 func (*InstallIntermediateRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{81}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *InstallIntermediateRequest) GetAnswer() []byte {
@@ -5197,7 +5290,7 @@ type InstallIntermediateResponse struct {
 
 func (x *InstallIntermediateResponse) Reset() {
 	*x = InstallIntermediateResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[82]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5209,7 +5302,7 @@ func (x *InstallIntermediateResponse) String() string {
 func (*InstallIntermediateResponse) ProtoMessage() {}
 
 func (x *InstallIntermediateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[82]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5222,7 +5315,7 @@ func (x *InstallIntermediateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstallIntermediateResponse.ProtoReflect.Descriptor instead.
 func (*InstallIntermediateResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{82}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *InstallIntermediateResponse) GetRoots() *GetRootsResponse {
@@ -5247,7 +5340,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[83]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5259,7 +5352,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[83]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5272,7 +5365,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{83}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{84}
 }
 
 type BackupResponse struct {
@@ -5284,7 +5377,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_redoubt_v1_admin_proto_msgTypes[84]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5296,7 +5389,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_admin_proto_msgTypes[84]
+	mi := &file_redoubt_v1_admin_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5309,7 +5402,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{84}
+	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -5324,7 +5417,7 @@ var File_redoubt_v1_admin_proto protoreflect.FileDescriptor
 const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x16redoubt/v1/admin.proto\x12\n" +
-	"redoubt.v1\x1a\x17redoubt/v1/netmap.proto\"\x87\x02\n" +
+	"redoubt.v1\x1a\x16redoubt/v1/local.proto\x1a\x17redoubt/v1/netmap.proto\"\x87\x02\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04tags\x18\x02 \x03(\tR\x04tags\x12\x12\n" +
@@ -5354,7 +5447,7 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x06tokens\x18\x01 \x03(\v2\x11.redoubt.v1.TokenR\x06tokens\"$\n" +
 	"\x12RevokeTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
-	"\x13RevokeTokenResponse\"\xb4\b\n" +
+	"\x13RevokeTokenResponse\"\x93\t\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -5394,7 +5487,15 @@ const file_redoubt_v1_admin_proto_rawDesc = "" +
 	"\x03app\x18* \x03(\v2\x16.redoubt.v1.CapabilityR\x03app\x12\x14\n" +
 	"\x05relay\x18+ \x01(\bR\x05relay\x12-\n" +
 	"\averdict\x182 \x01(\v2\x13.redoubt.v1.VerdictR\averdict\x12\x1a\n" +
-	"\bwithheld\x183 \x01(\tR\bwithheld\"Y\n" +
+	"\bwithheld\x183 \x01(\tR\bwithheld\x12.\n" +
+	"\x05unmet\x184 \x03(\v2\x18.redoubt.v1.WithheldRuleR\x05unmet\x12-\n" +
+	"\abarring\x185 \x01(\v2\x13.redoubt.v1.BarringR\abarring\"k\n" +
+	"\aBarring\x12\x0e\n" +
+	"\x02at\x18\x01 \x01(\x03R\x02at\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05about\x18\x04 \x01(\tR\x05about\x12\x12\n" +
+	"\x04ends\x18\x05 \x01(\x03R\x04ends\"Y\n" +
 	"\aVerdict\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\x03R\x02at\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x12\x16\n" +
@@ -5771,7 +5872,7 @@ func file_redoubt_v1_admin_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_admin_proto_rawDescData
 }
 
-var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 85)
+var file_redoubt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 86)
 var file_redoubt_v1_admin_proto_goTypes = []any{
 	(*Token)(nil),                       // 0: redoubt.v1.Token
 	(*CreateTokenRequest)(nil),          // 1: redoubt.v1.CreateTokenRequest
@@ -5781,199 +5882,203 @@ var file_redoubt_v1_admin_proto_goTypes = []any{
 	(*RevokeTokenRequest)(nil),          // 5: redoubt.v1.RevokeTokenRequest
 	(*RevokeTokenResponse)(nil),         // 6: redoubt.v1.RevokeTokenResponse
 	(*Node)(nil),                        // 7: redoubt.v1.Node
-	(*Verdict)(nil),                     // 8: redoubt.v1.Verdict
-	(*Candidate)(nil),                   // 9: redoubt.v1.Candidate
-	(*Attestation)(nil),                 // 10: redoubt.v1.Attestation
-	(*Quarantine)(nil),                  // 11: redoubt.v1.Quarantine
-	(*Fact)(nil),                        // 12: redoubt.v1.Fact
-	(*Route)(nil),                       // 13: redoubt.v1.Route
-	(*ListNodesRequest)(nil),            // 14: redoubt.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),           // 15: redoubt.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),              // 16: redoubt.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),             // 17: redoubt.v1.GetNodeResponse
-	(*RevokeNodeRequest)(nil),           // 18: redoubt.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),          // 19: redoubt.v1.RevokeNodeResponse
-	(*DeleteNodeRequest)(nil),           // 20: redoubt.v1.DeleteNodeRequest
-	(*DeleteNodeResponse)(nil),          // 21: redoubt.v1.DeleteNodeResponse
-	(*ResetNodeRequest)(nil),            // 22: redoubt.v1.ResetNodeRequest
-	(*ResetNodeResponse)(nil),           // 23: redoubt.v1.ResetNodeResponse
-	(*ReleaseNodeRequest)(nil),          // 24: redoubt.v1.ReleaseNodeRequest
-	(*ReleaseNodeResponse)(nil),         // 25: redoubt.v1.ReleaseNodeResponse
-	(*ApproveNodeRequest)(nil),          // 26: redoubt.v1.ApproveNodeRequest
-	(*ApproveNodeResponse)(nil),         // 27: redoubt.v1.ApproveNodeResponse
-	(*DenyNodeRequest)(nil),             // 28: redoubt.v1.DenyNodeRequest
-	(*DenyNodeResponse)(nil),            // 29: redoubt.v1.DenyNodeResponse
-	(*SetFactRequest)(nil),              // 30: redoubt.v1.SetFactRequest
-	(*SetFactResponse)(nil),             // 31: redoubt.v1.SetFactResponse
-	(*UnsetFactRequest)(nil),            // 32: redoubt.v1.UnsetFactRequest
-	(*UnsetFactResponse)(nil),           // 33: redoubt.v1.UnsetFactResponse
-	(*ApproveRoutesRequest)(nil),        // 34: redoubt.v1.ApproveRoutesRequest
-	(*ApproveRoutesResponse)(nil),       // 35: redoubt.v1.ApproveRoutesResponse
-	(*UserRoles)(nil),                   // 36: redoubt.v1.UserRoles
-	(*SetRolesRequest)(nil),             // 37: redoubt.v1.SetRolesRequest
-	(*SetRolesResponse)(nil),            // 38: redoubt.v1.SetRolesResponse
-	(*ListRolesRequest)(nil),            // 39: redoubt.v1.ListRolesRequest
-	(*ListRolesResponse)(nil),           // 40: redoubt.v1.ListRolesResponse
-	(*ApplyPolicyRequest)(nil),          // 41: redoubt.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),         // 42: redoubt.v1.ApplyPolicyResponse
-	(*PolicyImpact)(nil),                // 43: redoubt.v1.PolicyImpact
-	(*Unadmitted)(nil),                  // 44: redoubt.v1.Unadmitted
-	(*ConnectionChange)(nil),            // 45: redoubt.v1.ConnectionChange
-	(*Diagnostic)(nil),                  // 46: redoubt.v1.Diagnostic
-	(*GetPolicyRequest)(nil),            // 47: redoubt.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),           // 48: redoubt.v1.GetPolicyResponse
-	(*PolicyHistoryRequest)(nil),        // 49: redoubt.v1.PolicyHistoryRequest
-	(*PolicyHistoryResponse)(nil),       // 50: redoubt.v1.PolicyHistoryResponse
-	(*PolicyVersion)(nil),               // 51: redoubt.v1.PolicyVersion
-	(*PolicyStatusRequest)(nil),         // 52: redoubt.v1.PolicyStatusRequest
-	(*PolicyStatusResponse)(nil),        // 53: redoubt.v1.PolicyStatusResponse
-	(*Unable)(nil),                      // 54: redoubt.v1.Unable
-	(*Laggard)(nil),                     // 55: redoubt.v1.Laggard
-	(*Lock)(nil),                        // 56: redoubt.v1.Lock
-	(*CreateLockRequest)(nil),           // 57: redoubt.v1.CreateLockRequest
-	(*CreateLockResponse)(nil),          // 58: redoubt.v1.CreateLockResponse
-	(*ListLocksRequest)(nil),            // 59: redoubt.v1.ListLocksRequest
-	(*ListLocksResponse)(nil),           // 60: redoubt.v1.ListLocksResponse
-	(*DeleteLockRequest)(nil),           // 61: redoubt.v1.DeleteLockRequest
-	(*DeleteLockResponse)(nil),          // 62: redoubt.v1.DeleteLockResponse
-	(*AuditRecord)(nil),                 // 63: redoubt.v1.AuditRecord
-	(*ListAuditRequest)(nil),            // 64: redoubt.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),           // 65: redoubt.v1.ListAuditResponse
-	(*ExportAuditRequest)(nil),          // 66: redoubt.v1.ExportAuditRequest
-	(*ExportAuditResponse)(nil),         // 67: redoubt.v1.ExportAuditResponse
-	(*GetCheckpointRequest)(nil),        // 68: redoubt.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),       // 69: redoubt.v1.GetCheckpointResponse
-	(*Root)(nil),                        // 70: redoubt.v1.Root
-	(*GetRootsRequest)(nil),             // 71: redoubt.v1.GetRootsRequest
-	(*GetRootsResponse)(nil),            // 72: redoubt.v1.GetRootsResponse
-	(*RotateRootRequest)(nil),           // 73: redoubt.v1.RotateRootRequest
-	(*RotateRootResponse)(nil),          // 74: redoubt.v1.RotateRootResponse
-	(*RetireRootRequest)(nil),           // 75: redoubt.v1.RetireRootRequest
-	(*RetireRootResponse)(nil),          // 76: redoubt.v1.RetireRootResponse
-	(*ForgetRootKeyRequest)(nil),        // 77: redoubt.v1.ForgetRootKeyRequest
-	(*ForgetRootKeyResponse)(nil),       // 78: redoubt.v1.ForgetRootKeyResponse
-	(*RequestIntermediateRequest)(nil),  // 79: redoubt.v1.RequestIntermediateRequest
-	(*RequestIntermediateResponse)(nil), // 80: redoubt.v1.RequestIntermediateResponse
-	(*InstallIntermediateRequest)(nil),  // 81: redoubt.v1.InstallIntermediateRequest
-	(*InstallIntermediateResponse)(nil), // 82: redoubt.v1.InstallIntermediateResponse
-	(*BackupRequest)(nil),               // 83: redoubt.v1.BackupRequest
-	(*BackupResponse)(nil),              // 84: redoubt.v1.BackupResponse
-	(*Capability)(nil),                  // 85: redoubt.v1.Capability
-	(*Version)(nil),                     // 86: redoubt.v1.Version
+	(*Barring)(nil),                     // 8: redoubt.v1.Barring
+	(*Verdict)(nil),                     // 9: redoubt.v1.Verdict
+	(*Candidate)(nil),                   // 10: redoubt.v1.Candidate
+	(*Attestation)(nil),                 // 11: redoubt.v1.Attestation
+	(*Quarantine)(nil),                  // 12: redoubt.v1.Quarantine
+	(*Fact)(nil),                        // 13: redoubt.v1.Fact
+	(*Route)(nil),                       // 14: redoubt.v1.Route
+	(*ListNodesRequest)(nil),            // 15: redoubt.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),           // 16: redoubt.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),              // 17: redoubt.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),             // 18: redoubt.v1.GetNodeResponse
+	(*RevokeNodeRequest)(nil),           // 19: redoubt.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),          // 20: redoubt.v1.RevokeNodeResponse
+	(*DeleteNodeRequest)(nil),           // 21: redoubt.v1.DeleteNodeRequest
+	(*DeleteNodeResponse)(nil),          // 22: redoubt.v1.DeleteNodeResponse
+	(*ResetNodeRequest)(nil),            // 23: redoubt.v1.ResetNodeRequest
+	(*ResetNodeResponse)(nil),           // 24: redoubt.v1.ResetNodeResponse
+	(*ReleaseNodeRequest)(nil),          // 25: redoubt.v1.ReleaseNodeRequest
+	(*ReleaseNodeResponse)(nil),         // 26: redoubt.v1.ReleaseNodeResponse
+	(*ApproveNodeRequest)(nil),          // 27: redoubt.v1.ApproveNodeRequest
+	(*ApproveNodeResponse)(nil),         // 28: redoubt.v1.ApproveNodeResponse
+	(*DenyNodeRequest)(nil),             // 29: redoubt.v1.DenyNodeRequest
+	(*DenyNodeResponse)(nil),            // 30: redoubt.v1.DenyNodeResponse
+	(*SetFactRequest)(nil),              // 31: redoubt.v1.SetFactRequest
+	(*SetFactResponse)(nil),             // 32: redoubt.v1.SetFactResponse
+	(*UnsetFactRequest)(nil),            // 33: redoubt.v1.UnsetFactRequest
+	(*UnsetFactResponse)(nil),           // 34: redoubt.v1.UnsetFactResponse
+	(*ApproveRoutesRequest)(nil),        // 35: redoubt.v1.ApproveRoutesRequest
+	(*ApproveRoutesResponse)(nil),       // 36: redoubt.v1.ApproveRoutesResponse
+	(*UserRoles)(nil),                   // 37: redoubt.v1.UserRoles
+	(*SetRolesRequest)(nil),             // 38: redoubt.v1.SetRolesRequest
+	(*SetRolesResponse)(nil),            // 39: redoubt.v1.SetRolesResponse
+	(*ListRolesRequest)(nil),            // 40: redoubt.v1.ListRolesRequest
+	(*ListRolesResponse)(nil),           // 41: redoubt.v1.ListRolesResponse
+	(*ApplyPolicyRequest)(nil),          // 42: redoubt.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),         // 43: redoubt.v1.ApplyPolicyResponse
+	(*PolicyImpact)(nil),                // 44: redoubt.v1.PolicyImpact
+	(*Unadmitted)(nil),                  // 45: redoubt.v1.Unadmitted
+	(*ConnectionChange)(nil),            // 46: redoubt.v1.ConnectionChange
+	(*Diagnostic)(nil),                  // 47: redoubt.v1.Diagnostic
+	(*GetPolicyRequest)(nil),            // 48: redoubt.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),           // 49: redoubt.v1.GetPolicyResponse
+	(*PolicyHistoryRequest)(nil),        // 50: redoubt.v1.PolicyHistoryRequest
+	(*PolicyHistoryResponse)(nil),       // 51: redoubt.v1.PolicyHistoryResponse
+	(*PolicyVersion)(nil),               // 52: redoubt.v1.PolicyVersion
+	(*PolicyStatusRequest)(nil),         // 53: redoubt.v1.PolicyStatusRequest
+	(*PolicyStatusResponse)(nil),        // 54: redoubt.v1.PolicyStatusResponse
+	(*Unable)(nil),                      // 55: redoubt.v1.Unable
+	(*Laggard)(nil),                     // 56: redoubt.v1.Laggard
+	(*Lock)(nil),                        // 57: redoubt.v1.Lock
+	(*CreateLockRequest)(nil),           // 58: redoubt.v1.CreateLockRequest
+	(*CreateLockResponse)(nil),          // 59: redoubt.v1.CreateLockResponse
+	(*ListLocksRequest)(nil),            // 60: redoubt.v1.ListLocksRequest
+	(*ListLocksResponse)(nil),           // 61: redoubt.v1.ListLocksResponse
+	(*DeleteLockRequest)(nil),           // 62: redoubt.v1.DeleteLockRequest
+	(*DeleteLockResponse)(nil),          // 63: redoubt.v1.DeleteLockResponse
+	(*AuditRecord)(nil),                 // 64: redoubt.v1.AuditRecord
+	(*ListAuditRequest)(nil),            // 65: redoubt.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),           // 66: redoubt.v1.ListAuditResponse
+	(*ExportAuditRequest)(nil),          // 67: redoubt.v1.ExportAuditRequest
+	(*ExportAuditResponse)(nil),         // 68: redoubt.v1.ExportAuditResponse
+	(*GetCheckpointRequest)(nil),        // 69: redoubt.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),       // 70: redoubt.v1.GetCheckpointResponse
+	(*Root)(nil),                        // 71: redoubt.v1.Root
+	(*GetRootsRequest)(nil),             // 72: redoubt.v1.GetRootsRequest
+	(*GetRootsResponse)(nil),            // 73: redoubt.v1.GetRootsResponse
+	(*RotateRootRequest)(nil),           // 74: redoubt.v1.RotateRootRequest
+	(*RotateRootResponse)(nil),          // 75: redoubt.v1.RotateRootResponse
+	(*RetireRootRequest)(nil),           // 76: redoubt.v1.RetireRootRequest
+	(*RetireRootResponse)(nil),          // 77: redoubt.v1.RetireRootResponse
+	(*ForgetRootKeyRequest)(nil),        // 78: redoubt.v1.ForgetRootKeyRequest
+	(*ForgetRootKeyResponse)(nil),       // 79: redoubt.v1.ForgetRootKeyResponse
+	(*RequestIntermediateRequest)(nil),  // 80: redoubt.v1.RequestIntermediateRequest
+	(*RequestIntermediateResponse)(nil), // 81: redoubt.v1.RequestIntermediateResponse
+	(*InstallIntermediateRequest)(nil),  // 82: redoubt.v1.InstallIntermediateRequest
+	(*InstallIntermediateResponse)(nil), // 83: redoubt.v1.InstallIntermediateResponse
+	(*BackupRequest)(nil),               // 84: redoubt.v1.BackupRequest
+	(*BackupResponse)(nil),              // 85: redoubt.v1.BackupResponse
+	(*Capability)(nil),                  // 86: redoubt.v1.Capability
+	(*WithheldRule)(nil),                // 87: redoubt.v1.WithheldRule
+	(*Version)(nil),                     // 88: redoubt.v1.Version
 }
 var file_redoubt_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: redoubt.v1.CreateTokenResponse.token:type_name -> redoubt.v1.Token
 	0,  // 1: redoubt.v1.ListTokensResponse.tokens:type_name -> redoubt.v1.Token
-	12, // 2: redoubt.v1.Node.facts:type_name -> redoubt.v1.Fact
-	13, // 3: redoubt.v1.Node.routes:type_name -> redoubt.v1.Route
-	11, // 4: redoubt.v1.Node.quarantine:type_name -> redoubt.v1.Quarantine
-	10, // 5: redoubt.v1.Node.attested:type_name -> redoubt.v1.Attestation
-	85, // 6: redoubt.v1.Node.app:type_name -> redoubt.v1.Capability
-	8,  // 7: redoubt.v1.Node.verdict:type_name -> redoubt.v1.Verdict
-	8,  // 8: redoubt.v1.Candidate.verdict:type_name -> redoubt.v1.Verdict
-	7,  // 9: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
-	9,  // 10: redoubt.v1.ListNodesResponse.candidates:type_name -> redoubt.v1.Candidate
-	7,  // 11: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 12: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
-	55, // 13: redoubt.v1.RevokeNodeResponse.laggards:type_name -> redoubt.v1.Laggard
-	7,  // 14: redoubt.v1.ResetNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 15: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
-	9,  // 16: redoubt.v1.ApproveNodeResponse.candidate:type_name -> redoubt.v1.Candidate
-	7,  // 17: redoubt.v1.ApproveNodeResponse.node:type_name -> redoubt.v1.Node
-	9,  // 18: redoubt.v1.DenyNodeResponse.candidate:type_name -> redoubt.v1.Candidate
-	7,  // 19: redoubt.v1.DenyNodeResponse.node:type_name -> redoubt.v1.Node
-	7,  // 20: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 21: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
-	7,  // 22: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
-	36, // 23: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
-	36, // 24: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
-	86, // 25: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
-	46, // 26: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
-	43, // 27: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
-	45, // 28: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
-	44, // 29: redoubt.v1.PolicyImpact.not_admitted:type_name -> redoubt.v1.Unadmitted
-	51, // 30: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
-	55, // 31: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
-	54, // 32: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
-	56, // 33: redoubt.v1.CreateLockResponse.lock:type_name -> redoubt.v1.Lock
-	55, // 34: redoubt.v1.CreateLockResponse.laggards:type_name -> redoubt.v1.Laggard
-	56, // 35: redoubt.v1.ListLocksResponse.locks:type_name -> redoubt.v1.Lock
-	56, // 36: redoubt.v1.DeleteLockResponse.lock:type_name -> redoubt.v1.Lock
-	63, // 37: redoubt.v1.ListAuditResponse.records:type_name -> redoubt.v1.AuditRecord
-	70, // 38: redoubt.v1.GetRootsResponse.roots:type_name -> redoubt.v1.Root
-	72, // 39: redoubt.v1.RotateRootResponse.roots:type_name -> redoubt.v1.GetRootsResponse
-	72, // 40: redoubt.v1.InstallIntermediateResponse.roots:type_name -> redoubt.v1.GetRootsResponse
-	1,  // 41: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
-	3,  // 42: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
-	5,  // 43: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
-	14, // 44: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	16, // 45: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	18, // 46: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
-	20, // 47: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
-	22, // 48: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
-	24, // 49: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
-	26, // 50: redoubt.v1.AdminService.ApproveNode:input_type -> redoubt.v1.ApproveNodeRequest
-	28, // 51: redoubt.v1.AdminService.DenyNode:input_type -> redoubt.v1.DenyNodeRequest
-	30, // 52: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
-	32, // 53: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
-	34, // 54: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
-	37, // 55: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
-	39, // 56: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
-	41, // 57: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
-	47, // 58: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
-	49, // 59: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
-	52, // 60: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
-	57, // 61: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
-	59, // 62: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
-	61, // 63: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
-	71, // 64: redoubt.v1.AdminService.GetRoots:input_type -> redoubt.v1.GetRootsRequest
-	73, // 65: redoubt.v1.AdminService.RotateRoot:input_type -> redoubt.v1.RotateRootRequest
-	75, // 66: redoubt.v1.AdminService.RetireRoot:input_type -> redoubt.v1.RetireRootRequest
-	77, // 67: redoubt.v1.AdminService.ForgetRootKey:input_type -> redoubt.v1.ForgetRootKeyRequest
-	79, // 68: redoubt.v1.AdminService.RequestIntermediate:input_type -> redoubt.v1.RequestIntermediateRequest
-	81, // 69: redoubt.v1.AdminService.InstallIntermediate:input_type -> redoubt.v1.InstallIntermediateRequest
-	64, // 70: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
-	66, // 71: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
-	68, // 72: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
-	83, // 73: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
-	2,  // 74: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
-	4,  // 75: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
-	6,  // 76: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
-	15, // 77: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	17, // 78: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	19, // 79: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
-	21, // 80: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
-	23, // 81: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
-	25, // 82: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
-	27, // 83: redoubt.v1.AdminService.ApproveNode:output_type -> redoubt.v1.ApproveNodeResponse
-	29, // 84: redoubt.v1.AdminService.DenyNode:output_type -> redoubt.v1.DenyNodeResponse
-	31, // 85: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
-	33, // 86: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
-	35, // 87: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
-	38, // 88: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
-	40, // 89: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
-	42, // 90: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
-	48, // 91: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
-	50, // 92: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
-	53, // 93: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
-	58, // 94: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
-	60, // 95: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
-	62, // 96: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
-	72, // 97: redoubt.v1.AdminService.GetRoots:output_type -> redoubt.v1.GetRootsResponse
-	74, // 98: redoubt.v1.AdminService.RotateRoot:output_type -> redoubt.v1.RotateRootResponse
-	76, // 99: redoubt.v1.AdminService.RetireRoot:output_type -> redoubt.v1.RetireRootResponse
-	78, // 100: redoubt.v1.AdminService.ForgetRootKey:output_type -> redoubt.v1.ForgetRootKeyResponse
-	80, // 101: redoubt.v1.AdminService.RequestIntermediate:output_type -> redoubt.v1.RequestIntermediateResponse
-	82, // 102: redoubt.v1.AdminService.InstallIntermediate:output_type -> redoubt.v1.InstallIntermediateResponse
-	65, // 103: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
-	67, // 104: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
-	69, // 105: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
-	84, // 106: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
-	74, // [74:107] is the sub-list for method output_type
-	41, // [41:74] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	13, // 2: redoubt.v1.Node.facts:type_name -> redoubt.v1.Fact
+	14, // 3: redoubt.v1.Node.routes:type_name -> redoubt.v1.Route
+	12, // 4: redoubt.v1.Node.quarantine:type_name -> redoubt.v1.Quarantine
+	11, // 5: redoubt.v1.Node.attested:type_name -> redoubt.v1.Attestation
+	86, // 6: redoubt.v1.Node.app:type_name -> redoubt.v1.Capability
+	9,  // 7: redoubt.v1.Node.verdict:type_name -> redoubt.v1.Verdict
+	87, // 8: redoubt.v1.Node.unmet:type_name -> redoubt.v1.WithheldRule
+	8,  // 9: redoubt.v1.Node.barring:type_name -> redoubt.v1.Barring
+	9,  // 10: redoubt.v1.Candidate.verdict:type_name -> redoubt.v1.Verdict
+	7,  // 11: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
+	10, // 12: redoubt.v1.ListNodesResponse.candidates:type_name -> redoubt.v1.Candidate
+	7,  // 13: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 14: redoubt.v1.RevokeNodeResponse.node:type_name -> redoubt.v1.Node
+	56, // 15: redoubt.v1.RevokeNodeResponse.laggards:type_name -> redoubt.v1.Laggard
+	7,  // 16: redoubt.v1.ResetNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 17: redoubt.v1.ReleaseNodeResponse.node:type_name -> redoubt.v1.Node
+	10, // 18: redoubt.v1.ApproveNodeResponse.candidate:type_name -> redoubt.v1.Candidate
+	7,  // 19: redoubt.v1.ApproveNodeResponse.node:type_name -> redoubt.v1.Node
+	10, // 20: redoubt.v1.DenyNodeResponse.candidate:type_name -> redoubt.v1.Candidate
+	7,  // 21: redoubt.v1.DenyNodeResponse.node:type_name -> redoubt.v1.Node
+	7,  // 22: redoubt.v1.SetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 23: redoubt.v1.UnsetFactResponse.node:type_name -> redoubt.v1.Node
+	7,  // 24: redoubt.v1.ApproveRoutesResponse.node:type_name -> redoubt.v1.Node
+	37, // 25: redoubt.v1.SetRolesRequest.user:type_name -> redoubt.v1.UserRoles
+	37, // 26: redoubt.v1.ListRolesResponse.users:type_name -> redoubt.v1.UserRoles
+	88, // 27: redoubt.v1.ApplyPolicyResponse.version:type_name -> redoubt.v1.Version
+	47, // 28: redoubt.v1.ApplyPolicyResponse.diagnostics:type_name -> redoubt.v1.Diagnostic
+	44, // 29: redoubt.v1.ApplyPolicyResponse.impact:type_name -> redoubt.v1.PolicyImpact
+	46, // 30: redoubt.v1.PolicyImpact.changes:type_name -> redoubt.v1.ConnectionChange
+	45, // 31: redoubt.v1.PolicyImpact.not_admitted:type_name -> redoubt.v1.Unadmitted
+	52, // 32: redoubt.v1.PolicyHistoryResponse.versions:type_name -> redoubt.v1.PolicyVersion
+	56, // 33: redoubt.v1.PolicyStatusResponse.laggards:type_name -> redoubt.v1.Laggard
+	55, // 34: redoubt.v1.PolicyStatusResponse.unable:type_name -> redoubt.v1.Unable
+	57, // 35: redoubt.v1.CreateLockResponse.lock:type_name -> redoubt.v1.Lock
+	56, // 36: redoubt.v1.CreateLockResponse.laggards:type_name -> redoubt.v1.Laggard
+	57, // 37: redoubt.v1.ListLocksResponse.locks:type_name -> redoubt.v1.Lock
+	57, // 38: redoubt.v1.DeleteLockResponse.lock:type_name -> redoubt.v1.Lock
+	64, // 39: redoubt.v1.ListAuditResponse.records:type_name -> redoubt.v1.AuditRecord
+	71, // 40: redoubt.v1.GetRootsResponse.roots:type_name -> redoubt.v1.Root
+	73, // 41: redoubt.v1.RotateRootResponse.roots:type_name -> redoubt.v1.GetRootsResponse
+	73, // 42: redoubt.v1.InstallIntermediateResponse.roots:type_name -> redoubt.v1.GetRootsResponse
+	1,  // 43: redoubt.v1.AdminService.CreateToken:input_type -> redoubt.v1.CreateTokenRequest
+	3,  // 44: redoubt.v1.AdminService.ListTokens:input_type -> redoubt.v1.ListTokensRequest
+	5,  // 45: redoubt.v1.AdminService.RevokeToken:input_type -> redoubt.v1.RevokeTokenRequest
+	15, // 46: redoubt.v1.AdminService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	17, // 47: redoubt.v1.AdminService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	19, // 48: redoubt.v1.AdminService.RevokeNode:input_type -> redoubt.v1.RevokeNodeRequest
+	21, // 49: redoubt.v1.AdminService.DeleteNode:input_type -> redoubt.v1.DeleteNodeRequest
+	23, // 50: redoubt.v1.AdminService.ResetNode:input_type -> redoubt.v1.ResetNodeRequest
+	25, // 51: redoubt.v1.AdminService.ReleaseNode:input_type -> redoubt.v1.ReleaseNodeRequest
+	27, // 52: redoubt.v1.AdminService.ApproveNode:input_type -> redoubt.v1.ApproveNodeRequest
+	29, // 53: redoubt.v1.AdminService.DenyNode:input_type -> redoubt.v1.DenyNodeRequest
+	31, // 54: redoubt.v1.AdminService.SetFact:input_type -> redoubt.v1.SetFactRequest
+	33, // 55: redoubt.v1.AdminService.UnsetFact:input_type -> redoubt.v1.UnsetFactRequest
+	35, // 56: redoubt.v1.AdminService.ApproveRoutes:input_type -> redoubt.v1.ApproveRoutesRequest
+	38, // 57: redoubt.v1.AdminService.SetRoles:input_type -> redoubt.v1.SetRolesRequest
+	40, // 58: redoubt.v1.AdminService.ListRoles:input_type -> redoubt.v1.ListRolesRequest
+	42, // 59: redoubt.v1.AdminService.ApplyPolicy:input_type -> redoubt.v1.ApplyPolicyRequest
+	48, // 60: redoubt.v1.AdminService.GetPolicy:input_type -> redoubt.v1.GetPolicyRequest
+	50, // 61: redoubt.v1.AdminService.PolicyHistory:input_type -> redoubt.v1.PolicyHistoryRequest
+	53, // 62: redoubt.v1.AdminService.PolicyStatus:input_type -> redoubt.v1.PolicyStatusRequest
+	58, // 63: redoubt.v1.AdminService.CreateLock:input_type -> redoubt.v1.CreateLockRequest
+	60, // 64: redoubt.v1.AdminService.ListLocks:input_type -> redoubt.v1.ListLocksRequest
+	62, // 65: redoubt.v1.AdminService.DeleteLock:input_type -> redoubt.v1.DeleteLockRequest
+	72, // 66: redoubt.v1.AdminService.GetRoots:input_type -> redoubt.v1.GetRootsRequest
+	74, // 67: redoubt.v1.AdminService.RotateRoot:input_type -> redoubt.v1.RotateRootRequest
+	76, // 68: redoubt.v1.AdminService.RetireRoot:input_type -> redoubt.v1.RetireRootRequest
+	78, // 69: redoubt.v1.AdminService.ForgetRootKey:input_type -> redoubt.v1.ForgetRootKeyRequest
+	80, // 70: redoubt.v1.AdminService.RequestIntermediate:input_type -> redoubt.v1.RequestIntermediateRequest
+	82, // 71: redoubt.v1.AdminService.InstallIntermediate:input_type -> redoubt.v1.InstallIntermediateRequest
+	65, // 72: redoubt.v1.AdminService.ListAudit:input_type -> redoubt.v1.ListAuditRequest
+	67, // 73: redoubt.v1.AdminService.ExportAudit:input_type -> redoubt.v1.ExportAuditRequest
+	69, // 74: redoubt.v1.AdminService.GetCheckpoint:input_type -> redoubt.v1.GetCheckpointRequest
+	84, // 75: redoubt.v1.AdminService.Backup:input_type -> redoubt.v1.BackupRequest
+	2,  // 76: redoubt.v1.AdminService.CreateToken:output_type -> redoubt.v1.CreateTokenResponse
+	4,  // 77: redoubt.v1.AdminService.ListTokens:output_type -> redoubt.v1.ListTokensResponse
+	6,  // 78: redoubt.v1.AdminService.RevokeToken:output_type -> redoubt.v1.RevokeTokenResponse
+	16, // 79: redoubt.v1.AdminService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	18, // 80: redoubt.v1.AdminService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	20, // 81: redoubt.v1.AdminService.RevokeNode:output_type -> redoubt.v1.RevokeNodeResponse
+	22, // 82: redoubt.v1.AdminService.DeleteNode:output_type -> redoubt.v1.DeleteNodeResponse
+	24, // 83: redoubt.v1.AdminService.ResetNode:output_type -> redoubt.v1.ResetNodeResponse
+	26, // 84: redoubt.v1.AdminService.ReleaseNode:output_type -> redoubt.v1.ReleaseNodeResponse
+	28, // 85: redoubt.v1.AdminService.ApproveNode:output_type -> redoubt.v1.ApproveNodeResponse
+	30, // 86: redoubt.v1.AdminService.DenyNode:output_type -> redoubt.v1.DenyNodeResponse
+	32, // 87: redoubt.v1.AdminService.SetFact:output_type -> redoubt.v1.SetFactResponse
+	34, // 88: redoubt.v1.AdminService.UnsetFact:output_type -> redoubt.v1.UnsetFactResponse
+	36, // 89: redoubt.v1.AdminService.ApproveRoutes:output_type -> redoubt.v1.ApproveRoutesResponse
+	39, // 90: redoubt.v1.AdminService.SetRoles:output_type -> redoubt.v1.SetRolesResponse
+	41, // 91: redoubt.v1.AdminService.ListRoles:output_type -> redoubt.v1.ListRolesResponse
+	43, // 92: redoubt.v1.AdminService.ApplyPolicy:output_type -> redoubt.v1.ApplyPolicyResponse
+	49, // 93: redoubt.v1.AdminService.GetPolicy:output_type -> redoubt.v1.GetPolicyResponse
+	51, // 94: redoubt.v1.AdminService.PolicyHistory:output_type -> redoubt.v1.PolicyHistoryResponse
+	54, // 95: redoubt.v1.AdminService.PolicyStatus:output_type -> redoubt.v1.PolicyStatusResponse
+	59, // 96: redoubt.v1.AdminService.CreateLock:output_type -> redoubt.v1.CreateLockResponse
+	61, // 97: redoubt.v1.AdminService.ListLocks:output_type -> redoubt.v1.ListLocksResponse
+	63, // 98: redoubt.v1.AdminService.DeleteLock:output_type -> redoubt.v1.DeleteLockResponse
+	73, // 99: redoubt.v1.AdminService.GetRoots:output_type -> redoubt.v1.GetRootsResponse
+	75, // 100: redoubt.v1.AdminService.RotateRoot:output_type -> redoubt.v1.RotateRootResponse
+	77, // 101: redoubt.v1.AdminService.RetireRoot:output_type -> redoubt.v1.RetireRootResponse
+	79, // 102: redoubt.v1.AdminService.ForgetRootKey:output_type -> redoubt.v1.ForgetRootKeyResponse
+	81, // 103: redoubt.v1.AdminService.RequestIntermediate:output_type -> redoubt.v1.RequestIntermediateResponse
+	83, // 104: redoubt.v1.AdminService.InstallIntermediate:output_type -> redoubt.v1.InstallIntermediateResponse
+	66, // 105: redoubt.v1.AdminService.ListAudit:output_type -> redoubt.v1.ListAuditResponse
+	68, // 106: redoubt.v1.AdminService.ExportAudit:output_type -> redoubt.v1.ExportAuditResponse
+	70, // 107: redoubt.v1.AdminService.GetCheckpoint:output_type -> redoubt.v1.GetCheckpointResponse
+	85, // 108: redoubt.v1.AdminService.Backup:output_type -> redoubt.v1.BackupResponse
+	76, // [76:109] is the sub-list for method output_type
+	43, // [43:76] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_admin_proto_init() }
@@ -5981,15 +6086,16 @@ func file_redoubt_v1_admin_proto_init() {
 	if File_redoubt_v1_admin_proto != nil {
 		return
 	}
+	file_redoubt_v1_local_proto_init()
 	file_redoubt_v1_netmap_proto_init()
-	file_redoubt_v1_admin_proto_msgTypes[41].OneofWrappers = []any{}
+	file_redoubt_v1_admin_proto_msgTypes[42].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_admin_proto_rawDesc), len(file_redoubt_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   85,
+			NumMessages:   86,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

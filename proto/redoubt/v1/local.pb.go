@@ -2687,7 +2687,7 @@ type WithheldRule struct {
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // such as grants[3]
 	Line          int32                  `protobuf:"varint,2,opt,name=line,proto3" json:"line,omitempty"`
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	Facts         []string               `protobuf:"bytes,4,rep,name=facts,proto3" json:"facts,omitempty"` // of this machine that the reason names
+	Facts         []string               `protobuf:"bytes,4,rep,name=facts,proto3" json:"facts,omitempty"` // that the reason names, and that somebody can do something about
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -1,6 +1,17 @@
-package posture
+// Package fact is the vocabulary of what is known of a node's machine, and of what people do about it: agents find facts out,
+// policies ask for them, and both ends tell people how to mend what a rule lacks.
+//
+//	"needs posture:walled: posture:firewall == 'true', and it is "false"" ──Named──► posture:firewall ──Advice──► what to do
+package fact
 
-// Names of facts.
+import (
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Names of facts that agents find out.
 const (
 	Distro        = "posture:distro"
 	DistroVersion = "posture:distroVersion"
@@ -20,6 +31,16 @@ const (
 	OsqueryVersion = "posture:osqueryVersion"
 	AgentHash      = "posture:agentHash"
 )
+
+// Names of facts that the coordinator knows of every node.
+const (
+	Attestation = "device:attestation"
+	OSVersion   = "node:osVersion"
+	Version     = "node:version"
+)
+
+// custom begins the names of those that administrators set.
+const custom = "custom:"
 
 // advice is what a person can do where a rule asks for something else than a fact says.
 var advice = map[string]string{
@@ -41,7 +62,43 @@ var advice = map[string]string{
 	OsqueryVersion: "install osquery, and start osqueryd.service",
 	AgentHash:      "install the version of the agent that the rule requires",
 	DiskEncrypted:  "encrypt the disk: with LUKS (and also the swap) on Linux, with FileVault on macOS, with BitLocker on Windows",
+	Attestation: "the machine needs stronger attestation: rejoin it with a TPM whose vendor the coordinator trusts (--tpm-roots), or " +
+		"with a certificate of the company",
+	OSVersion: "update the machine's operating system, and reboot it",
+	Version:   "install a newer version of Redoubt on the machine",
 }
 
 // Advice says how to mend what a fact shows; empty where that is not known.
-func Advice(fact string) string { return advice[fact] }
+func Advice(name string) string {
+	if strings.HasPrefix(name, custom) {
+		return "an administrator sets it: `redoubt-coordinator node fact set NODE " + name + " VALUE`"
+	}
+	return advice[name]
+}
+
+// Named are the facts that a text speaks of and that there is advice for, each once, in the order of the text.
+func Named(text string) (out []string) {
+	for text != "" {
+		start := strings.IndexFunc(text, inName)
+		if start < 0 {
+			return out
+		}
+		text = text[start:]
+		end := strings.IndexFunc(text, func(r rune) bool { return !inName(r) })
+		if end < 0 {
+			end = len(text)
+		}
+		// Behind the name of a posture stands a colon of the sentence.
+		name := strings.TrimRight(text[:end], ":")
+		if _, known := advice[name]; (known || strings.HasPrefix(name, custom)) && !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+		_, size := utf8.DecodeRuneInString(text[end:])
+		text = text[end+size:]
+	}
+	return out
+}
+
+func inName(r rune) bool {
+	return unicode.IsLetter(r) || unicode.IsDigit(r) || r == ':' || r == '_' || r == '-'
+}
