@@ -107,8 +107,8 @@ func punching(t *testing.T, lies bool) (talking, resting int) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
 		defer w.close()
-		hard, easy := w.addNode(w.attach("hard", kinds[4], 1, false), 1), w.addNode(w.attach("easy", kinds[3], 2, false), 2)
-		third := w.addNode(w.attach("third", kinds[0], 3, false), 3)
+		hard, easy := w.addNode(w.attach("hard", symmetric, 1, false), 1), w.addNode(w.attach("easy", portRestricted, 2, false), 2)
+		third := w.addNode(w.attach("third", open, 3, false), 3)
 		w.meet()
 		w.net.Cut(hard.Host, easy.Host)
 		outside := []netip.Addr{addr("198.51.100.1"), addr("198.51.100.2")}
