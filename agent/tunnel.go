@@ -37,7 +37,7 @@ func wireguard(s wg.Stats) *redoubtv1.WireGuard {
 type tunnelMetrics struct {
 	keys, keySince, dropped *prometheus.Desc
 
-	peerKeySince, peerSessions, peerSession, peerShaken, peerHandshakes, peerUnanswered, peerBytes, peerDropped, peerDenied *prometheus.Desc
+	peerKeySince, peerSessions, peerSession, peerShaken, peerHandshakes, peerUnanswered, peerBytes, peerDropped, peerDenied, peerMTU *prometheus.Desc
 }
 
 func newTunnelMetrics(d func(name, help string, labels ...string) *prometheus.Desc) tunnelMetrics {
@@ -54,6 +54,7 @@ func newTunnelMetrics(d func(name, help string, labels ...string) *prometheus.De
 		peerBytes:      d("peer_bytes_total", "Bytes of WireGuard from and to a busy peer.", "peer", "direction"),
 		peerDropped:    d("peer_dropped_total", "Messages from and packets to a busy peer that the engine dropped.", "peer", "reason"),
 		peerDenied:     d("peer_packets_dropped_total", "Packets from and to a busy peer that the filter dropped.", "peer", "reason"),
+		peerMTU:        d("peer_path_mtu_bytes", "How large packets inside the tunnel to a busy peer may be, where that is known.", "peer", "path"),
 	}
 }
 
@@ -62,6 +63,7 @@ type tunnels struct {
 	own   wg.Stats
 	peers []wg.PeerStats
 	names map[proto.NodeID]string
+	ways  ways
 
 	denied func(yield func(proto.NodeID, *filter.Drops) bool) // the filter's word
 }
@@ -81,10 +83,13 @@ func (a *Agent) tunnels(known []machine.PeerView) (t tunnels, ok bool) {
 		return t, false
 	}
 	t.denied = a.filter.PeerDrops
+	ids := make([]proto.NodeID, 0, len(t.peers))
 	t.names = make(map[proto.NodeID]string, len(t.peers))
 	for _, s := range t.peers {
 		t.names[s.ID] = s.ID.String()
+		ids = append(ids, s.ID)
 	}
+	t.ways = p.ways(ids)
 	for _, p := range known {
 		if _, busy := t.names[p.Node.ID]; busy {
 			t.names[p.Node.ID] = p.Node.Name
@@ -116,6 +121,9 @@ func (m *tunnelMetrics) collect(t tunnels, gauge func(*prometheus.Desc, float64,
 		count(m.peerUnanswered, s.Unanswered, name)
 		count(m.peerBytes, s.Rx, name, "in")
 		count(m.peerBytes, s.Tx, name, "out")
+		if way := t.ways.of(s); way.mtu > 0 && way.kind != "" {
+			gauge(m.peerMTU, float64(way.mtu), name, way.kind)
+		}
 		for why, n := range s.Drops {
 			if n > 0 {
 				count(m.peerDropped, n, name, wg.Drop(why).String())

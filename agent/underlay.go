@@ -3,6 +3,9 @@ package agent
 import (
 	"context"
 
+	"github.com/redoubt-mesh/redoubt/netstack/portmap"
+	"github.com/redoubt-mesh/redoubt/netstack/wg"
+	"github.com/redoubt-mesh/redoubt/proto"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -26,15 +29,52 @@ func (a *Agent) Underlay(ctx context.Context) (*redoubtv1.UnderlayResponse, erro
 				u.Outside = append(u.Outside, o.String())
 			}
 			if a.cfg.Edges.Router != nil {
-				u.Router = &redoubtv1.UnderlayRouter{Protocol: string(found.Router.Protocol), Problem: found.Router.Problem}
-				if found.Router.Gateway.IsValid() {
-					u.Router.Gateway = found.Router.Gateway.String()
-				}
-				if found.Router.External.IsValid() {
-					u.Router.External = found.Router.External.String()
-				}
+				u.Router = routerOf(found.Router)
 			}
+			if a.cfg.Edges.Router6 != nil {
+				u.Router6 = routerOf(found.Router6)
+			}
+			u.Paths = a.measured(p)
 		}
 	})
 	return u, err
+}
+
+// routerOf is what a router said.
+func routerOf(s portmap.State) *redoubtv1.UnderlayRouter {
+	r := &redoubtv1.UnderlayRouter{Protocol: string(s.Protocol), Problem: s.Problem}
+	if s.Gateway.IsValid() {
+		r.Gateway = s.Gateway.String()
+	}
+	if s.External.IsValid() {
+		r.External = s.External.String()
+	}
+	return r
+}
+
+// measured are the ways in use of which it is known what they carry.
+func (a *Agent) measured(p *dataPath) (paths []*redoubtv1.UnderlayPath) {
+	stats, err := p.engine.Peers()
+	if err != nil {
+		a.log.Debug("engine's counters", "err", err)
+		return nil
+	}
+	byID := make(map[proto.NodeID]wg.PeerStats, len(stats))
+	for _, s := range stats {
+		byID[s.ID] = s
+	}
+	known := a.loop.machine.View(a.time.Now()).Peers
+	ids := make([]proto.NodeID, 0, len(known))
+	for _, k := range known {
+		ids = append(ids, k.Node.ID)
+	}
+	ways := p.ways(ids)
+	for _, k := range known {
+		if t := ways.of(byID[k.Node.ID]); t.mtu > 0 && t.kind != "" {
+			paths = append(paths, &redoubtv1.UnderlayPath{
+				Peer: k.Node.Name, Path: t.kind, Endpoint: t.endpoint, Mtu: uint32(t.mtu), Fragments: t.fragments,
+			})
+		}
+	}
+	return paths
 }

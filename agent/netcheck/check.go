@@ -34,9 +34,11 @@ type Config struct {
 	// Listen opens a UDP socket, "udp4" or "udp6"; its packets are not taken apart on the way.
 	Listen func(ctx context.Context, network string) (net.PacketConn, error)
 	Dial   func(ctx context.Context, network, address string) (net.Conn, error)
-	// Router is what is known of port mapping already; nil: PortMap finds out.
-	Router  *portmap.State
-	PortMap *portmap.Config
+	// Router is what is known of port mapping already; nil: PortMap finds out. So with Router6 of IPv6.
+	Router, Router6   *portmap.State
+	PortMap, PortMap6 *portmap.Config
+	// Paths are the ways to peers that an agent has measured.
+	Paths []Path
 }
 
 // The times that are taken for a part of the check.
@@ -50,14 +52,14 @@ const (
 // Run looks at the network. It takes some seconds, and less if ctx ends.
 func Run(ctx context.Context, c Config) Report {
 	c.Targets = c.Targets[:min(len(c.Targets), MaxTargets)]
-	r := Report{Relays: make([]Relay, len(c.Targets))}
+	r := Report{Relays: make([]Relay, len(c.Targets)), Paths: c.Paths}
 	for i, t := range c.Targets {
 		r.Relays[i] = Relay{Name: t.Name, Region: t.Region, Asked: len(t.UDP) > 0}
 		r.Asked6 = r.Asked6 || slices.ContainsFunc(t.UDP, func(a netip.AddrPort) bool { return a.Addr().Is6() })
 	}
 	r.Local6 = slices.ContainsFunc(c.Local, func(a netip.Addr) bool { return a.Is6() && a.IsGlobalUnicast() && !a.IsPrivate() })
 	var all sync.WaitGroup
-	all.Go(func() { r.STUN, r.Router = c.full(ctx) })
+	all.Go(func() { c.full(ctx, &r) })
 	times := make([]time.Duration, len(c.Targets))
 	all.Go(func() { times = c.roundTrips(ctx) })
 	tcp := make([]time.Duration, len(c.Targets))
@@ -69,9 +71,14 @@ func Run(ctx context.Context, c Config) Report {
 		r.Relays[i].UDP, r.Relays[i].TCP = times[i], tcp[i]
 	}
 	r.Kind = kind(r.STUN)
-	if near, ok := r.nearest(); ok && near.UDP > 0 {
-		i := slices.IndexFunc(r.Relays, func(x Relay) bool { return x == near })
-		r.MTU = c.mtu(ctx, c.Targets[i].UDP)
+	for i, t := range c.Targets {
+		if r.Relays[i].UDP > 0 {
+			all.Go(func() { r.Relays[i].MTU = c.mtu(ctx, t.UDP) })
+		}
+	}
+	all.Wait()
+	if near, ok := r.nearest(); ok {
+		r.MTU = near.MTU
 	}
 	return r
 }
@@ -88,25 +95,34 @@ func (c Config) servers() (all []netip.AddrPort) {
 	return all
 }
 
-// full finds out all that servers tell of one socket, and what the router does for it.
-func (c Config) full(ctx context.Context) (stun.Report, portmap.State) {
-	var edges *portmap.Config
-	if c.Router == nil {
-		edges = c.PortMap
+// full finds out all that servers tell of one socket, and what the routers do for it.
+func (c Config) full(ctx context.Context, r *Report) {
+	ask, ask6 := c.PortMap, c.PortMap6
+	if c.Router != nil {
+		ask, r.Router = nil, *c.Router
 	}
-	p, err := c.probe(ctx, edges)
+	if c.Router6 != nil {
+		ask6, r.Router6 = nil, *c.Router6
+	}
+	p, err := c.probe(ctx, ask, ask6)
 	if err != nil {
-		return stun.Report{}, portmap.State{Problem: err.Error()}
+		if c.Router == nil {
+			r.Router.Problem = err.Error()
+		}
+		return
 	}
 	defer p.close()
-	r := p.run(ctx, stunTime, c.Local, c.servers(), true)
-	if c.Router != nil {
-		return r.STUN, *c.Router
+	r.STUN = p.run(ctx, stunTime, c.Local, c.servers(), true).STUN
+	told := func(asked *portmap.Config, s portmap.State) bool {
+		return asked == nil || s.External.IsValid() || s.Problem != ""
 	}
-	r = p.wait(ctx, routerTime, func(r scout.Report) bool {
-		return edges == nil || r.Router.External.IsValid() || r.Router.Problem != ""
-	})
-	return r.STUN, r.Router
+	found := p.wait(ctx, routerTime, func(r scout.Report) bool { return told(ask, r.Router) && told(ask6, r.Router6) })
+	if ask != nil {
+		r.Router = found.Router
+	}
+	if ask6 != nil {
+		r.Router6 = found.Router6
+	}
 }
 
 // roundTrips asks all targets, two at a time by a socket of their own.
@@ -116,7 +132,7 @@ func (c Config) roundTrips(ctx context.Context) []time.Duration {
 	for at := 0; at < len(c.Targets); at += stun.MaxServers {
 		pair := Config{Targets: c.Targets[at:min(at+stun.MaxServers, len(c.Targets))], Listen: c.Listen}
 		all.Go(func() {
-			p, err := pair.probe(ctx, nil)
+			p, err := pair.probe(ctx, nil, nil)
 			if err != nil {
 				return
 			}
@@ -239,7 +255,7 @@ type probe struct {
 var errNoSocket = errors.New("no socket")
 
 // probe opens sockets. A machine without one of the families has one.
-func (c Config) probe(ctx context.Context, router *portmap.Config) (*probe, error) {
+func (c Config) probe(ctx context.Context, router, router6 *portmap.Config) (*probe, error) {
 	p := &probe{changed: make(chan struct{}, 1)}
 	var errs []error
 	for i, network := range []string{"udp4", "udp6"} {
@@ -253,7 +269,7 @@ func (c Config) probe(ctx context.Context, router *portmap.Config) (*probe, erro
 	if len(errs) == len(p.socks) {
 		return nil, errors.Join(errs...)
 	}
-	p.scout = scout.New(scout.Config{Send: p.send, PortMap: router, Changed: func() {
+	p.scout = scout.New(scout.Config{Send: p.send, PortMap: router, PortMap6: router6, Changed: func() {
 		select {
 		case p.changed <- struct{}{}:
 		default:

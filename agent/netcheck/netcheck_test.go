@@ -139,16 +139,16 @@ IPv4: 203.0.113.1:PORT, behind an easy NAT: same external port for all peers
 IPv6: this machine has no global address
 Port mapping: none: the router refuses port mappings
 MTU: 1500 bytes to relay fra
-Relays: fra (eu)  UDP 20.0 ms  TCP 20.0 ms
-: nyc (eu)  UDP 90.0 ms  TCP 90.0 ms
+Relays: fra (eu)  UDP 20.0 ms  TCP 20.0 ms  MTU 1500
+: nyc (eu)  UDP 90.0 ms  TCP 90.0 ms  MTU 1500
 `},
 		{"hard", sim.NATConfig{Ports: sim.Sequential, Mapping: sim.AddressDependent, Hairpin: true, Uplink: sim.Link{MTU: 1320, NoICMP: true}}, []netip.Addr{lan, addr("2001:db8:9::2")}, nil, netcheck.Hard, `UDP: gets out
 IPv4: 203.0.113.1:PORT, 203.0.113.1:PORT, behind a hard NAT: different external port for each peer; hairpinning works
 IPv6: [2001:db8:9::2]:PORT, no NAT
 Port mapping: not looked at
 MTU: 1300 bytes to relay fra
-Relays: fra (eu)  UDP 20.0 ms  TCP 20.0 ms
-: nyc (eu)  UDP 90.0 ms  TCP 90.0 ms
+Relays: fra (eu)  UDP 20.0 ms  TCP 20.0 ms  MTU 1300
+: nyc (eu)  UDP 90.0 ms  TCP 90.0 ms  MTU 1300
 ! Behind this NAT, only peers with easy NATs or none can be reached directly. Turn on UPnP, NAT-PMP or PCP in the router, or forward a UDP port to this machine (redoubt agent --listen-port).
 ! Packets of more than 1300 bytes do not get through: something on the path, such as another tunnel, has a smaller MTU.
 `},

@@ -28,7 +28,17 @@ type Relay struct {
 	Region string
 	UDP    time.Duration // round trip; 0: no answer
 	TCP    time.Duration // the same, to its HTTPS port
+	MTU    int           // the largest IP packet that got there; 0: nobody could tell
 	Asked  bool          // it has a UDP port to ask
+}
+
+// Path is the way to a peer, and how large packets inside the tunnel may be that go there.
+type Path struct {
+	Peer      string
+	Way       string // direct or relay
+	Endpoint  string
+	MTU       int
+	Fragments bool // what is larger than the way carries goes in fragments
 }
 
 // Report is what was found. It is a value; nothing in it changes any more.
@@ -36,10 +46,13 @@ type Report struct {
 	Kind   Kind
 	STUN   stun.Report
 	Router portmap.State
-	Relays []Relay
-	Local6 bool // this machine has a global IPv6 address
-	Asked6 bool // there was a relay to ask over IPv6
-	MTU    int  // the largest IP packet that got to the nearest relay; 0: nobody could tell
+	// Router6 is IPv6's, where routers are firewalls.
+	Router6 portmap.State
+	Paths   []Path
+	Relays  []Relay
+	Local6  bool // this machine has a global IPv6 address
+	Asked6  bool // there was a relay to ask over IPv6
+	MTU     int  // the largest IP packet that got to the nearest relay; 0: nobody could tell
 }
 
 // kind is what STUN found out. What IPv4 is like counts, since IPv6 is seldom everywhere.

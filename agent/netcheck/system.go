@@ -28,9 +28,9 @@ func System() (c Config, end func() error) {
 	if err != nil { // not every system tells who its router is
 		return c, func() error { return nil }
 	}
-	router := portmap.System(host.Gateway)
-	router.Announcements = nil // it is over before a router starts anew
-	c.PortMap = &router
+	router, router6 := portmap.System(host.Gateway), portmap.System(host.Gateway6)
+	router.Announcements, router6.Announcements = nil, nil // it is over before a router starts anew
+	c.PortMap, c.PortMap6 = &router, &router6
 	return c, host.Close
 }
 
@@ -65,12 +65,21 @@ func (c *Config) Ask(ctx context.Context, u *redoubtv1.UnderlayResponse) {
 		}
 		c.Targets = append(c.Targets, t)
 	}
-	if r := u.GetRouter(); r != nil {
-		s := portmap.State{Protocol: portmap.Protocol(r.GetProtocol()), Problem: r.GetProblem()}
-		s.Gateway, _ = netip.ParseAddr(r.GetGateway())       // zero where there is none
-		s.External, _ = netip.ParseAddrPort(r.GetExternal()) // the same
-		c.Router = &s
+	c.Router, c.Router6 = stateOf(u.GetRouter()), stateOf(u.GetRouter6())
+	for _, p := range u.GetPaths() {
+		c.Paths = append(c.Paths, Path{p.GetPeer(), p.GetPath(), p.GetEndpoint(), int(p.GetMtu()), p.GetFragments()})
 	}
+}
+
+// stateOf is what an agent knows of a router; nil where it asks none.
+func stateOf(r *redoubtv1.UnderlayRouter) *portmap.State {
+	if r == nil {
+		return nil
+	}
+	s := portmap.State{Protocol: portmap.Protocol(r.GetProtocol()), Problem: r.GetProblem()}
+	s.Gateway, _ = netip.ParseAddr(r.GetGateway())       // zero where there is none
+	s.External, _ = netip.ParseAddrPort(r.GetExternal()) // the same
+	return &s
 }
 
 // ErrNoAddress says that a server's name stands for no address.

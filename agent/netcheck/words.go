@@ -13,7 +13,18 @@ type Line struct{ About, Text string }
 
 // Words says what was found.
 func (r Report) Words() []Line {
-	lines := []Line{{"UDP", r.udp()}, {"IPv4", family(r.STUN.V4, "")}, {"IPv6", r.v6()}, {"Port mapping", r.mapping()}, {"MTU", r.mtu()}}
+	lines := []Line{{"UDP", r.udp()}, {"IPv4", family(r.STUN.V4, "")}, {"IPv6", r.v6()}, {"Port mapping", r.mapping()}}
+	if text := r.mapping6(); text != "" {
+		lines = append(lines, Line{"", text})
+	}
+	lines = append(lines, Line{"MTU", r.mtu()})
+	for i, p := range r.Paths {
+		about := ""
+		if i == 0 {
+			about = "Peers"
+		}
+		lines = append(lines, Line{about, p.words()})
+	}
 	for i, x := range r.Relays {
 		about := ""
 		if i == 0 {
@@ -100,6 +111,25 @@ func (r Report) mapping() string {
 	return text
 }
 
+// mapping6 is the same over IPv6; empty where nobody was asked, or could be reached by that.
+func (r Report) mapping6() string {
+	switch s := r.Router6; {
+	case s.External.IsValid():
+		return fmt.Sprintf("over IPv6 %s by %s", s.External, s.Protocol)
+	case s.Problem != "" && r.Local6:
+		return "over IPv6 none: " + s.Problem
+	}
+	return ""
+}
+
+func (p Path) words() string {
+	text := fmt.Sprintf("%s  %d bytes inside the tunnel, %s %s", p.Peer, p.MTU, p.Way, p.Endpoint)
+	if p.Fragments {
+		text += ", in fragments"
+	}
+	return text
+}
+
 func (r Report) mtu() string {
 	if r.MTU == 0 {
 		return "unknown"
@@ -122,7 +152,11 @@ func (x Relay) words() string {
 	if x.Asked {
 		text += "  " + way("UDP", x.UDP)
 	}
-	return text + "  " + way("TCP", x.TCP)
+	text += "  " + way("TCP", x.TCP)
+	if x.MTU != 0 {
+		text += fmt.Sprintf("  MTU %d", x.MTU)
+	}
+	return text
 }
 
 // Advice says what would help, the most helpful first. It is empty where peers reach this machine as well as can be.

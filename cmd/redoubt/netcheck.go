@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/redoubt-mesh/redoubt/agent/netcheck"
+	"github.com/redoubt-mesh/redoubt/netstack/portmap"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -52,7 +53,7 @@ func look(cmd *cobra.Command, servers []string, router bool) (r netcheck.Report,
 	c, end := netcheck.System()
 	defer func() { err = errors.Join(err, end()) }()
 	if !router {
-		c.PortMap = nil
+		c.PortMap, c.PortMap6 = nil, nil
 	}
 	u, err := client(cmd).Underlay(ctx, &redoubtv1.UnderlayRequest{})
 	if err == nil {
@@ -96,7 +97,9 @@ type (
 		IPv4        familyJSON      `json:"ipv4"`
 		IPv6        familyJSON      `json:"ipv6"`
 		PortMapping portMappingJSON `json:"portMapping"`
+		Firewall    portMappingJSON `json:"portMapping6"`
 		MTU         *int            `json:"mtu"`
+		Paths       []pathMTUJSON   `json:"paths"`
 		Relays      []relayJSON     `json:"relays"`
 		Advice      []string        `json:"advice"`
 	}
@@ -116,6 +119,14 @@ type (
 		Region string   `json:"region"`
 		UDPms  *float64 `json:"udpMs"`
 		TCPms  *float64 `json:"tcpMs"`
+		MTU    *int     `json:"mtu"`
+	}
+	pathMTUJSON struct {
+		Peer      string `json:"peer"`
+		Path      string `json:"path"`
+		Endpoint  string `json:"endpoint"`
+		MTU       int    `json:"pathMtu"`
+		Fragments bool   `json:"pathFragments"`
 	}
 )
 
@@ -139,17 +150,30 @@ func netcheckOf(r netcheck.Report) netcheckJSON {
 		Kind:        string(r.Kind),
 		IPv4:        family(v4.Mapped(), v4.Mapping, v4.Filtering, v4.Hairpin),
 		IPv6:        family(v6.Mapped(), v6.Mapping, v6.Filtering, v6.Hairpin),
-		PortMapping: portMappingJSON{Protocol: string(r.Router.Protocol), Problem: r.Router.Problem},
-		Relays:      []relayJSON{}, Advice: append([]string{}, r.Advice()...),
+		PortMapping: mappingOf(r.Router), Firewall: mappingOf(r.Router6), MTU: known(r.MTU),
+		Paths: []pathMTUJSON{}, Relays: []relayJSON{}, Advice: append([]string{}, r.Advice()...),
 	}
-	if r.Router.External.IsValid() {
-		out.PortMapping.External = r.Router.External.String()
-	}
-	if r.MTU != 0 {
-		out.MTU = &r.MTU
+	for _, p := range r.Paths {
+		out.Paths = append(out.Paths, pathMTUJSON{p.Peer, p.Way, p.Endpoint, p.MTU, p.Fragments})
 	}
 	for _, x := range r.Relays {
-		out.Relays = append(out.Relays, relayJSON{x.Name, x.Region, ms(x.UDP), ms(x.TCP)})
+		out.Relays = append(out.Relays, relayJSON{x.Name, x.Region, ms(x.UDP), ms(x.TCP), known(x.MTU)})
 	}
 	return out
+}
+
+// known is nil for a size that nobody could tell.
+func known(mtu int) *int {
+	if mtu == 0 {
+		return nil
+	}
+	return &mtu
+}
+
+func mappingOf(s portmap.State) portMappingJSON {
+	m := portMappingJSON{Protocol: string(s.Protocol), Problem: s.Problem}
+	if s.External.IsValid() {
+		m.External = s.External.String()
+	}
+	return m
 }

@@ -45,13 +45,19 @@ func TestNetcheck(t *testing.T) {
 		return &redoubtv1.UnderlayRelay{Name: name, Region: "eu", Udp: []string{a.Addr().String()}, UdpPort: uint32(a.Port()), Urls: []string{"https://127.0.0.1:1"}}
 	}
 	f.SetUnderlay(&redoubtv1.UnderlayResponse{
-		Relays: []*redoubtv1.UnderlayRelay{relay("fra", one), relay("nyc", two)},
-		Router: &redoubtv1.UnderlayRouter{Protocol: "PCP", External: "203.0.113.7:41641"},
+		Relays:  []*redoubtv1.UnderlayRelay{relay("fra", one), relay("nyc", two)},
+		Router:  &redoubtv1.UnderlayRouter{Protocol: "PCP", External: "203.0.113.7:41641"},
+		Router6: &redoubtv1.UnderlayRouter{Protocol: "PCP", External: "[2001:db8::7]:41641"},
+		Paths: []*redoubtv1.UnderlayPath{
+			{Peer: "server", Path: "direct", Endpoint: "198.51.100.7:59590", Mtu: 1420},
+			{Peer: "nas", Path: "relay", Endpoint: "fra", Mtu: 1280, Fragments: true},
+		},
 	})
 	r := redoubt(t, "", "--socket", socket, "netcheck")
 	said := strings.Join(strings.Fields(r.out), " ")
 	for _, want := range []string{
-		"UDP gets out", "IPv4 203.0.113.7:4660, behind an easy NAT", "203.0.113.7:41641 by PCP", "1500 bytes", "Relays fra (eu) UDP ", "nyc (eu) UDP ", "TCP no answer",
+		"UDP gets out", "IPv4 203.0.113.7:4660, behind an easy NAT", "203.0.113.7:41641 by PCP", "over IPv6 [2001:db8::7]:41641 by PCP", "1500 bytes",
+		"Peers server 1420 bytes inside the tunnel, direct 198.51.100.7:59590", "nas 1280 bytes inside the tunnel, relay fra, in fragments", "MTU 1500", "Relays fra (eu) UDP ", "nyc (eu) UDP ", "TCP no answer",
 	} {
 		if !strings.Contains(said, want) {
 			t.Errorf("%q is not in\n%s", want, r.out)
@@ -64,6 +70,12 @@ func TestNetcheck(t *testing.T) {
 		if len(line) > 81 {
 			t.Errorf("too wide: %s", line)
 		}
+	}
+	var j netcheckJSON
+	r = redoubt(t, "", "--socket", socket, "netcheck", "--json")
+	if err := json.Unmarshal([]byte(r.out), &j); err != nil || j.Firewall.External != "[2001:db8::7]:41641" || len(j.Paths) != 2 ||
+		j.Paths[1] != (pathMTUJSON{"nas", "relay", "fra", 1280, true}) || j.Relays[0].MTU == nil || *j.Relays[0].MTU != 1500 {
+		t.Errorf("%s: %v", r.out, err)
 	}
 	// Without an agent it takes somebody to ask.
 	r = redoubt(t, "", "--socket", socket+"-", "netcheck")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -118,4 +119,19 @@ func TestPathsOfPeers(t *testing.T) {
 		{Name: "gone", Path: "relay", Endpoint: "fra1", PathTransport: "none", PathCause: "no-answer", PathWhy: "no answer from its 3 addresses, tried every 5 s; and relay fra1, its home relay, cannot be reached"},
 		{Name: "off", PathCause: "no-answer", PathWhy: "no answer from its 3 addresses, tried every 5 s"},
 	}, noon, false))
+}
+
+// TestPathsInTheReadme: the README shows of paths what is printed.
+func TestPathsInTheReadme(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	printed := peerPaths([]*redoubtv1.LocalPeer{{
+		Name: "server", Path: "relay", Endpoint: "coordinator", PathTransport: "udp", PathSince: noon.Add(-3 * time.Minute).UnixMilli(),
+		PathRttUs: 41_200, PathMtu: 1420, PathCause: "udp-blocked-there", PathWhy: "UDP is blocked there",
+	}}, noon, palette(false))
+	if !strings.Contains(string(readme), "```text"+printed+"```") {
+		t.Errorf("README.md does not show this:%s", printed)
+	}
 }

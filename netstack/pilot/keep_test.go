@@ -44,7 +44,7 @@ func TestReceiversNATReboots(t *testing.T) {
 			defer w.close()
 			nat := sim.NATConfig{Filtering: sim.AddressAndPortDependent, Ports: ports}
 			mine := w.net.NAT("nat of b", nat, addr("198.51.100.2"))
-			a := w.addNode(w.attach("a", kinds[3], 1, false), 1)
+			a := w.addNode(w.attach("a", portRestricted, 1, false), 1)
 			b := w.addNode(mine.Host("b", addr("10.2.0.2")), 2)
 			w.meet()
 			w.must(a.Ping(b.Addrs.V4))

@@ -2,6 +2,8 @@ package pilot_test
 
 import (
 	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,39 +17,93 @@ type kind struct {
 	cfg  *sim.NATConfig // nil: it has an address of its own
 }
 
-// kinds are those of RFC 4787: how a mapping is made, and what may come in by it.
+// kinds are no NAT, those of RFC 4787, and no UDP. Of NATs the first letter is how a mapping is made, and the second one is what
+// may come in by it: endpoint-independent, address-dependent, address-and-port-dependent.
 var kinds = []kind{
 	{"open", nil},
-	{"full cone", &sim.NATConfig{}},
-	{"address restricted", &sim.NATConfig{Filtering: sim.AddressDependent}},
-	{"port restricted", &sim.NATConfig{Filtering: sim.AddressAndPortDependent}},
-	{"symmetric", &sim.NATConfig{Mapping: sim.AddressAndPortDependent, Filtering: sim.AddressAndPortDependent, Ports: sim.Random}},
-	{"UDP blocked", &sim.NATConfig{BlockUDP: true}},
+	nat("E-E"), nat("E-A"), nat("E-P"),
+	nat("A-E"), nat("A-A"), nat("A-P"),
+	nat("P-E"), nat("P-A"), nat("P-P"),
+	{"blocked", &sim.NATConfig{BlockUDP: true}},
 }
 
-// permitted says which two kinds can meet without a relay over IPv4, by the order of kinds. A mapping that is the same
-// whoever is sent to is told to the peer, and pings from both sides open the filters; what is different for each peer is
-// learned from a ping that comes through, which only a filter lets pass that does not mind the port. Otherwise the port is
-// guessed, which takes some seconds.
-//
-//	                    open  full  address  port  symmetric  blocked
-//	open                yes   yes   yes      yes   yes        no
-//	full cone                 yes   yes      yes   yes        no
-//	address restricted              yes      yes   yes        no
-//	port restricted                          yes   guessed    no
-//	symmetric                                      no         no
-var permitted = [6][6]bool{
-	{true, true, true, true, true, false},
-	{true, true, true, true, true, false},
-	{true, true, true, true, true, false},
-	{true, true, true, true, true, false},
-	{true, true, true, true, false, false},
-	{false, false, false, false, false, false},
+var (
+	open           = kinds[0]
+	portRestricted = nat("E-P")
+	symmetric      = nat("P-P")
+)
+
+func nat(name string) kind {
+	behaviour := map[byte]sim.Behaviour{'E': sim.EndpointIndependent, 'A': sim.AddressDependent, 'P': sim.AddressAndPortDependent}
+	return kind{name, &sim.NATConfig{Mapping: behaviour[name[0]], Filtering: behaviour[name[2]], Ports: sim.Random}}
 }
 
-// guessed says whether two kinds meet by chance only.
-func guessed(x, y kind) bool {
-	return min(x.name, y.name) == "port restricted" && max(x.name, y.name) == "symmetric"
+// outcome is what becomes of two nodes over IPv4.
+type outcome string
+
+const (
+	yes     outcome = "yes"     // they reach each other directly
+	guessed outcome = "guessed" // the same, once a port was guessed
+	no      outcome = "no"      // they need a relay
+)
+
+// permitted says which two kinds can meet without a relay, by what RFC 4787 says of them. Each is told where relays see the other,
+// and both send there; who gets something answers to where it came from.
+func permitted(x, y kind) outcome {
+	switch {
+	case x.name == "blocked" || y.name == "blocked":
+		return no
+	case x.cfg == nil || y.cfg == nil: // who has no NAT is reached, and sees where from
+		return yes
+	case reaches(x.cfg, y.cfg) || reaches(y.cfg, x.cfg):
+		return yes
+	case easy(x.cfg) != easy(y.cfg):
+		return guessed
+	}
+	return no
+}
+
+// easy says that all see the same port of a node behind the NAT.
+func easy(c *sim.NATConfig) bool { return c.Mapping == sim.EndpointIndependent }
+
+// reaches says whether what x sends to where relays see y gets in there, and an answer gets back.
+func reaches(x, y *sim.NATConfig) bool {
+	// The port by which y speaks to the relays has sent to x as well only if it is the same for all; and it has sent to where
+	// relays see x, which is where this comes from only if that is the same for all.
+	in := y.Filtering == sim.EndpointIndependent ||
+		easy(y) && (y.Filtering == sim.AddressDependent || easy(x))
+	// The answer comes from where x has sent to, or else from another port of the same address.
+	back := easy(y) || x.Filtering != sim.AddressAndPortDependent
+	return in && back
+}
+
+// The table that is published says what is permitted.
+func TestPublishedTable(t *testing.T) {
+	text, err := os.ReadFile("../../docs/paths.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want strings.Builder
+	row := func(cells ...string) { fmt.Fprintf(&want, "| %s |\n", strings.Join(cells, " | ")) }
+	head, line := []string{""}, []string{"---"}
+	for _, k := range kinds {
+		head, line = append(head, k.name), append(line, "---")
+	}
+	row(head...)
+	row(line...)
+	for _, x := range kinds {
+		cells := []string{x.name}
+		for _, y := range kinds {
+			if permitted(x, y) != permitted(y, x) {
+				t.Errorf("%s and %s depend on who is who", x.name, y.name)
+			}
+			cells = append(cells, string(permitted(x, y)))
+		}
+		row(cells...)
+	}
+	if table := strings.Replace(want.String(), "|  |", "| |", 1); !strings.Contains(string(text), table) {
+		t.Errorf("docs/paths.md has another table than this:\n%s", table)
+	}
 }
 
 // attach puts a host behind a NAT of the kind.
@@ -77,9 +133,12 @@ func (w *world) attach(name string, k kind, number int, dual bool) *sim.Host {
 // Every pair of kinds is connected from the first packet on, and without a relay within a second wherever the NATs permit it.
 func TestEveryPairOfNATs(t *testing.T) {
 	for i, x := range kinds {
-		for j, y := range kinds[i:] {
+		for _, y := range kinds[i:] {
 			for _, dual := range []bool{false, true} {
-				want := permitted[i][i+j] || (dual && x.name != "UDP blocked" && y.name != "UDP blocked")
+				want := permitted(x, y)
+				if dual && x.name != "blocked" && y.name != "blocked" {
+					want = yes
+				}
 				t.Run(fmt.Sprintf("%s/%s/dual=%t", x.name, y.name, dual), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) { meet(t, x, y, dual, want) })
 				})
@@ -88,7 +147,22 @@ func TestEveryPairOfNATs(t *testing.T) {
 	}
 }
 
-func meet(t *testing.T, x, y kind, dual, direct bool) {
+// How a NAT picks its ports changes nothing about that, but that some are guessed sooner.
+func TestEveryPortPolicy(t *testing.T) {
+	for _, pair := range [][2]string{{"E-P", "E-P"}, {"E-A", "A-E"}, {"E-P", "P-P"}, {"A-A", "P-E"}} {
+		for _, p := range []sim.PortPolicy{sim.Preserve, sim.Sequential, sim.Random} {
+			for _, q := range []sim.PortPolicy{sim.Preserve, sim.Sequential, sim.Random} {
+				x, y := nat(pair[0]), nat(pair[1])
+				x.cfg.Ports, y.cfg.Ports = p, q
+				t.Run(fmt.Sprintf("%s %s/%s %s", x.name, p, y.name, q), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) { meet(t, x, y, false, permitted(x, y)) })
+				})
+			}
+		}
+	}
+}
+
+func meet(t *testing.T, x, y kind, dual bool, want outcome) {
 	w := newWorld(t, 2)
 	defer w.close()
 	a, b := w.addNode(w.attach("a", x, 1, dual), 1), w.addNode(w.attach("b", y, 2, dual), 2)
@@ -97,7 +171,7 @@ func meet(t *testing.T, x, y kind, dual, direct bool) {
 		t.Fatalf("the first packet: %v; %+v, %+v", err, a.view(b), b.view(a))
 	}
 	gap, lost := a.talk(b, 1200*time.Millisecond)
-	if !dual && guessed(x, y) { // one try in fifty misses, and is repeated a minute later, then two, and so on
+	if want == guessed { // one try in fifty misses, and is repeated a minute later, then two, and so on
 		for begun := time.Now(); time.Since(begun) < 10*time.Minute && !(a.view(b).Way.Direct() && b.view(a).Way.Direct()); {
 			g, l := a.talk(b, time.Second)
 			gap, lost = max(gap, g), lost+l
@@ -107,8 +181,8 @@ func meet(t *testing.T, x, y kind, dual, direct bool) {
 		}
 	}
 	for _, v := range [][2]*node{{a, b}, {b, a}} {
-		if got := v[0].view(v[1]); got.Way.Direct() != direct || got.Doubt {
-			t.Errorf("from node %d: %+v, want direct: %t", v[0].ID, got, direct)
+		if got := v[0].view(v[1]); got.Way.Direct() != (want != no) || got.Doubt {
+			t.Errorf("from node %d: %+v, want direct: %s", v[0].ID, got, want)
 		}
 	}
 	if lost > 0 || gap > 300*time.Millisecond {

@@ -39,31 +39,32 @@ func newRoute(h *hop, b *bound) *route {
 }
 
 // number gives the header of packets to a peer.
-func (r *route) number(peer proto.NodeID) (relaymsg.Header, error) {
-	r.mu.RLock()
+func (r *route) number(peer proto.NodeID, now int64) (relaymsg.Header, error) {
+	if h, ok := r.known(peer, now); ok {
+		return h, nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	o := r.out[peer]
-	var learned bool
-	if o != nil {
-		learned = o.learned
-	}
-	r.mu.RUnlock()
 	if o == nil {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if o = r.out[peer]; o == nil {
-			if len(r.out) >= maxPeers {
-				return relaymsg.Header{}, fmt.Errorf("relay %s: more than %d peers", r.hop.relay.ID, maxPeers)
-			}
-			o = &outgoing{number: r.next}
-			r.next++
-			r.out[peer] = o
+		if len(r.out) >= maxPeers {
+			return relaymsg.Header{}, fmt.Errorf("relay %s: more than %d peers", r.hop.relay.ID, maxPeers)
 		}
+		o = &outgoing{number: r.next}
+		r.next++
+		r.out[peer] = o
 	}
-	h := relaymsg.Header{Kind: relaymsg.DataFor, Number: o.number, Session: r.session}
-	if learned {
-		h.Kind = relaymsg.Data
+	return o.header(r.session, now), nil
+}
+
+func (r *route) known(peer proto.NodeID, now int64) (relaymsg.Header, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	o := r.out[peer]
+	if o == nil {
+		return relaymsg.Header{}, false
 	}
-	return h, nil
+	return o.header(r.session, now), true
 }
 
 // SendRun implements bind.Carrier.
@@ -92,7 +93,7 @@ func (c *Client) sendUDP(r *route, run []byte, size int, peer proto.NodeID, now 
 	if asked := r.asked.Load(); asked <= r.heard.Load() && now > asked {
 		r.asked.Store(now)
 	}
-	head, err := r.number(peer)
+	head, err := r.number(peer, now)
 	if err != nil {
 		return err
 	}
@@ -236,17 +237,7 @@ func (c *Client) control(b []byte, from netip.AddrPort) {
 func (r *route) learned(m *relaymsg.Message) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if m.Kind == relaymsg.Learned {
-		if o := r.out[m.Peer]; o != nil && o.number == m.Number {
-			o.learned = true
-		}
-		return
-	}
-	for _, o := range r.out {
-		if o.number == m.Number {
-			o.learned = false
-		}
-	}
+	learn(r.out, m)
 }
 
 // Receive implements bind.Carrier.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -303,6 +304,80 @@ func TestRelaysDoNotAnswerEachOther(t *testing.T) {
 		if answers > 0 {
 			t.Errorf("%d datagrams between the relays", answers)
 		}
+	})
+}
+
+// Whoever is on the way says that numbers stand for others, to the relay and to the nodes, and plays back what they said about
+// that. Packets go astray while he does so, and not for long afterwards.
+func TestForgedNumbers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		s := w.addRelay(100)
+		a, b, c := w.addNode(1), w.addNode(2), w.addNode(3)
+		w.know(s)
+		settle(time.Second)
+		var mu sync.Mutex
+		var packets, learned []sim.Seen
+		w.net.Tap(func(x sim.Seen) {
+			mu.Lock()
+			defer mu.Unlock()
+			switch k := relaymsg.ParseHeader(x.Data).Kind; k {
+			case relaymsg.Data:
+				packets = append(packets, x)
+			case relaymsg.Learned:
+				learned = append(learned, x)
+			}
+		})
+		talk := func() (arrived int) {
+			for range 100 {
+				a.send(s, b, "to b")
+				b.send(s, a, "to a")
+				settle(100 * time.Millisecond)
+				for _, n := range []*node{a, b} {
+					for len(n.inbox) > 0 {
+						<-n.inbox
+						arrived++
+					}
+				}
+			}
+			for len(c.inbox) > 0 {
+				<-c.inbox
+			}
+			return arrived
+		}
+		if n := talk(); n != 200 || len(packets) < 300 {
+			t.Fatalf("%d packets arrived, %d were seen", n, len(packets))
+		}
+		for _, again := range []bool{false, true} {
+			mu.Lock()
+			forged, replayed := slices.Clone(packets), slices.Clone(learned)
+			mu.Unlock()
+			for _, x := range forged[len(forged)-20:] {
+				h := relaymsg.ParseHeader(x.Data)
+				x.Data = data(relaymsg.DataFor, h.Session, c.id, "\x04\x00\x00\x00 forged")
+				h.Kind = relaymsg.DataFor
+				h.Put(x.Data)
+				w.net.Inject(x)
+			}
+			settle(50 * time.Millisecond)
+			if again {
+				for _, x := range replayed {
+					w.net.Inject(x)
+				}
+			}
+			least := 196
+			if again { // until it is said again by itself
+				least = 90
+			}
+			if n := talk(); n < least {
+				t.Errorf("played back: %t: %d of 200 packets arrived, want %d", again, n, least)
+			}
+			if n := talk(); n != 200 {
+				t.Errorf("played back: %t: afterwards %d of 200 packets arrived", again, n)
+			}
+		}
+		w.net.Tap(nil)
 	})
 }
 

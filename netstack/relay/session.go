@@ -42,14 +42,38 @@ type place struct {
 	ep   conn.Endpoint
 }
 
-// outgoing is the number that the relay gave to a sender, for one receiver.
+// sayAgain is how often it is said what a number stands for though the other side has learned it: somebody on the way may have
+// told it otherwise, since packets have no tags.
+const sayAgain = 5 * time.Second
+
+// outgoing is the number that stands for a peer in what is sent.
 type outgoing struct {
 	number  uint32
-	learned bool
+	learned bool         // the other side knows
+	said    atomic.Int64 // Unix nanoseconds: when it was told last
+}
+
+// header is what a packet has that is sent now. What learned is guarded by may be held for reading.
+func (o *outgoing) header(session uint32, now int64) relaymsg.Header {
+	h := relaymsg.Header{Kind: relaymsg.Data, Number: o.number, Session: session}
+	if !o.learned || now-o.said.Load() >= int64(sayAgain) {
+		h.Kind = relaymsg.DataFor
+		o.said.Store(now)
+	}
+	return h
+}
+
+// learn takes what the other side says of a number: whom it stands for, or that it does not know.
+func learn(out map[proto.NodeID]*outgoing, m *relaymsg.Message) {
+	for peer, o := range out {
+		if o.number == m.Number {
+			o.learned = m.Kind == relaymsg.Learned && m.Peer == peer
+		}
+	}
 }
 
 // number gives the header that packets of a sender have for this session.
-func (x *session) number(from proto.NodeID) (relaymsg.Header, bool) {
+func (x *session) number(from proto.NodeID, now time.Time) (relaymsg.Header, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	o := x.out[from]
@@ -61,28 +85,14 @@ func (x *session) number(from proto.NodeID) (relaymsg.Header, bool) {
 		x.next++
 		x.out[from] = o
 	}
-	h := relaymsg.Header{Kind: relaymsg.DataFor, Number: o.number, Session: x.id}
-	if o.learned {
-		h.Kind = relaymsg.Data
-	}
-	return h, true
+	return o.header(x.id, now.UnixNano()), true
 }
 
 // learned notes that the node knows, or does not know, whom a number stands for.
 func (x *session) learned(m *relaymsg.Message) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if m.Kind == relaymsg.Learned {
-		if o := x.out[m.Peer]; o != nil && o.number == m.Number {
-			o.learned = true
-		}
-		return
-	}
-	for _, o := range x.out {
-		if o.number == m.Number {
-			o.learned = false
-		}
-	}
+	learn(x.out, m)
 }
 
 // receive serves one socket until it is closed.
@@ -240,7 +250,7 @@ func (s *Server) forward(udp bind.Runs, now time.Time, x *session, h relaymsg.He
 	target, stream := s.way(p.peer)
 	switch {
 	case target != nil:
-		s.toSession(udp, x.node, target, run, size, skip)
+		s.toSession(udp, now, x.node, target, run, size, skip)
 	case stream != nil:
 		f := newFrame()
 		f.b = relaymsg.Frame{Kind: relaymsg.Data, Size: size - skip, Length: 1, Peer: x.node}.Append(f.b)
@@ -301,8 +311,8 @@ func (s *Server) pairOf(now time.Time, x *session, h relaymsg.Header, run []byte
 }
 
 // toSession sends packets of a node on by UDP.
-func (s *Server) toSession(udp bind.Runs, from proto.NodeID, target *session, run []byte, size, skip int) {
-	h, ok := target.number(from)
+func (s *Server) toSession(udp bind.Runs, now time.Time, from proto.NodeID, target *session, run []byte, size, skip int) {
+	h, ok := target.number(from, now)
 	if !ok {
 		return
 	}

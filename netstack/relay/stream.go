@@ -258,7 +258,7 @@ func (x *stream) forward(now time.Time, f relaymsg.Frame, body []byte, in counte
 		s.mu.RLock()
 		udp := s.udp
 		s.mu.RUnlock()
-		s.toSession(udp, x.node, target, body, f.Size, 0)
+		s.toSession(udp, now, x.node, target, body, f.Size, 0)
 	case stream != nil:
 		out := newFrame()
 		out.b = append(relaymsg.Frame{Kind: relaymsg.Data, Size: f.Size, Length: 1, Peer: x.node}.Append(out.b), body...)

@@ -11,11 +11,12 @@
 //
 // The node draws the session's number. Peers are numbered by whoever sends the datagram, for each direction alone. What a
 // number stands for is said in the datagrams that use it (DataFor) until the other side has learned it, so that the first
-// packet goes at once and later ones carry 8 bytes more than without a relay.
+// packet goes at once and later ones carry 8 bytes more than without a relay. It is said again every few seconds: packets have
+// no tags, so that whoever is on the way may say that a number stands for somebody else.
 //
 //	Data       payload
 //	DataFor    peer (8) | payload                    the number stands for this peer from now on
-//	Learned    peer (8) | tag                        answers DataFor: Data will do
+//	Learned    peer (8) | tag                        answers DataFor: Data will do, if that is who is meant
 //	Unknown    tag                                   answers Data: say again what the number stands for
 //	Unreached  peer (8) | reason | tag               from the relay: who is not reached, and why
 //	Ping, Pong token (8) | tag

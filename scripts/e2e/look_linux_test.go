@@ -147,6 +147,7 @@ func TestMetrics(t *testing.T) {
 			`redoubt_agent_wireguard_dropped_total{reason="replay"} `, `redoubt_agent_peer_sessions{peer="b"} `,
 			`redoubt_agent_peer_handshakes_total{peer="b"} `, `redoubt_agent_peer_bytes_total{direction="out",peer="b"}`,
 			`redoubt_agent_peer_session_since_seconds{peer="b"}`, `redoubt_agent_peer_key_since_seconds{peer="b"}`,
+			`redoubt_agent_peer_path_mtu_bytes{path="direct",peer="b"} 1420`,
 			`redoubt_agent_peer_packets_dropped_total{peer="b",reason="no rule names this protocol and port"} `,
 		}},
 	} {

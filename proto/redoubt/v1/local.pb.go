@@ -2254,6 +2254,8 @@ type UnderlayResponse struct {
 	Router        *UnderlayRouter        `protobuf:"bytes,2,opt,name=router,proto3" json:"router,omitempty"`   // absent where the agent asks no router
 	Outside       []string               `protobuf:"bytes,3,rep,name=outside,proto3" json:"outside,omitempty"` // addresses at which others may reach the agent's port
 	Local         []string               `protobuf:"bytes,4,rep,name=local,proto3" json:"local,omitempty"`     // addresses of this host
+	Router6       *UnderlayRouter        `protobuf:"bytes,5,opt,name=router6,proto3" json:"router6,omitempty"` // of IPv6, a firewall; absent where the agent asks none
+	Paths         []*UnderlayPath        `protobuf:"bytes,6,rep,name=paths,proto3" json:"paths,omitempty"`     // those of which it is known what they carry
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2316,6 +2318,97 @@ func (x *UnderlayResponse) GetLocal() []string {
 	return nil
 }
 
+func (x *UnderlayResponse) GetRouter6() *UnderlayRouter {
+	if x != nil {
+		return x.Router6
+	}
+	return nil
+}
+
+func (x *UnderlayResponse) GetPaths() []*UnderlayPath {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+// UnderlayPath is the way to a peer.
+type UnderlayPath struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`            // direct or relay
+	Endpoint      string                 `protobuf:"bytes,3,opt,name=endpoint,proto3" json:"endpoint,omitempty"`    // its address; or the relay's name
+	Mtu           uint32                 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`             // how large packets inside the tunnel may be
+	Fragments     bool                   `protobuf:"varint,5,opt,name=fragments,proto3" json:"fragments,omitempty"` // larger than what the way carries in one piece
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayPath) Reset() {
+	*x = UnderlayPath{}
+	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayPath) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayPath) ProtoMessage() {}
+
+func (x *UnderlayPath) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayPath.ProtoReflect.Descriptor instead.
+func (*UnderlayPath) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *UnderlayPath) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *UnderlayPath) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *UnderlayPath) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *UnderlayPath) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *UnderlayPath) GetFragments() bool {
+	if x != nil {
+		return x.Fragments
+	}
+	return false
+}
+
 type UnderlayRelay struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2329,7 +2422,7 @@ type UnderlayRelay struct {
 
 func (x *UnderlayRelay) Reset() {
 	*x = UnderlayRelay{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	mi := &file_redoubt_v1_local_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2341,7 +2434,7 @@ func (x *UnderlayRelay) String() string {
 func (*UnderlayRelay) ProtoMessage() {}
 
 func (x *UnderlayRelay) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[31]
+	mi := &file_redoubt_v1_local_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2354,7 +2447,7 @@ func (x *UnderlayRelay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayRelay.ProtoReflect.Descriptor instead.
 func (*UnderlayRelay) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{31}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UnderlayRelay) GetName() string {
@@ -2404,7 +2497,7 @@ type UnderlayRouter struct {
 
 func (x *UnderlayRouter) Reset() {
 	*x = UnderlayRouter{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[32]
+	mi := &file_redoubt_v1_local_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2416,7 +2509,7 @@ func (x *UnderlayRouter) String() string {
 func (*UnderlayRouter) ProtoMessage() {}
 
 func (x *UnderlayRouter) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[32]
+	mi := &file_redoubt_v1_local_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2429,7 +2522,7 @@ func (x *UnderlayRouter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayRouter.ProtoReflect.Descriptor instead.
 func (*UnderlayRouter) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{32}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UnderlayRouter) GetGateway() string {
@@ -2469,7 +2562,7 @@ type PostureRequest struct {
 
 func (x *PostureRequest) Reset() {
 	*x = PostureRequest{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[33]
+	mi := &file_redoubt_v1_local_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2574,7 @@ func (x *PostureRequest) String() string {
 func (*PostureRequest) ProtoMessage() {}
 
 func (x *PostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[33]
+	mi := &file_redoubt_v1_local_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,7 +2587,7 @@ func (x *PostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PostureRequest.ProtoReflect.Descriptor instead.
 func (*PostureRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{33}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PostureRequest) GetRefresh() bool {
@@ -2517,7 +2610,7 @@ type PostureResponse struct {
 
 func (x *PostureResponse) Reset() {
 	*x = PostureResponse{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[34]
+	mi := &file_redoubt_v1_local_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2529,7 +2622,7 @@ func (x *PostureResponse) String() string {
 func (*PostureResponse) ProtoMessage() {}
 
 func (x *PostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[34]
+	mi := &file_redoubt_v1_local_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2542,7 +2635,7 @@ func (x *PostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PostureResponse.ProtoReflect.Descriptor instead.
 func (*PostureResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{34}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PostureResponse) GetFacts() []*LocalFact {
@@ -2597,7 +2690,7 @@ type LocalFact struct {
 
 func (x *LocalFact) Reset() {
 	*x = LocalFact{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[35]
+	mi := &file_redoubt_v1_local_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2609,7 +2702,7 @@ func (x *LocalFact) String() string {
 func (*LocalFact) ProtoMessage() {}
 
 func (x *LocalFact) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[35]
+	mi := &file_redoubt_v1_local_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2622,7 +2715,7 @@ func (x *LocalFact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalFact.ProtoReflect.Descriptor instead.
 func (*LocalFact) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{35}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LocalFact) GetName() string {
@@ -2694,7 +2787,7 @@ type WithheldRule struct {
 
 func (x *WithheldRule) Reset() {
 	*x = WithheldRule{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[36]
+	mi := &file_redoubt_v1_local_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +2799,7 @@ func (x *WithheldRule) String() string {
 func (*WithheldRule) ProtoMessage() {}
 
 func (x *WithheldRule) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[36]
+	mi := &file_redoubt_v1_local_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2812,7 @@ func (x *WithheldRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithheldRule.ProtoReflect.Descriptor instead.
 func (*WithheldRule) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{36}
+	return file_redoubt_v1_local_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *WithheldRule) GetPath() string {
@@ -2759,7 +2852,7 @@ type RoutingChange_Prefixes struct {
 
 func (x *RoutingChange_Prefixes) Reset() {
 	*x = RoutingChange_Prefixes{}
-	mi := &file_redoubt_v1_local_proto_msgTypes[41]
+	mi := &file_redoubt_v1_local_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2771,7 +2864,7 @@ func (x *RoutingChange_Prefixes) String() string {
 func (*RoutingChange_Prefixes) ProtoMessage() {}
 
 func (x *RoutingChange_Prefixes) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_local_proto_msgTypes[41]
+	mi := &file_redoubt_v1_local_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3017,12 +3110,20 @@ const file_redoubt_v1_local_proto_rawDesc = "" +
 	"\x06action\x18\x03 \x01(\tR\x06action\x12\x14\n" +
 	"\x05until\x18\x04 \x01(\x03R\x05until\x12\x18\n" +
 	"\amissing\x18\x05 \x01(\tR\amissing\"\x11\n" +
-	"\x0fUnderlayRequest\"\xa9\x01\n" +
+	"\x0fUnderlayRequest\"\x8f\x02\n" +
 	"\x10UnderlayResponse\x121\n" +
 	"\x06relays\x18\x01 \x03(\v2\x19.redoubt.v1.UnderlayRelayR\x06relays\x122\n" +
 	"\x06router\x18\x02 \x01(\v2\x1a.redoubt.v1.UnderlayRouterR\x06router\x12\x18\n" +
 	"\aoutside\x18\x03 \x03(\tR\aoutside\x12\x14\n" +
-	"\x05local\x18\x04 \x03(\tR\x05local\"|\n" +
+	"\x05local\x18\x04 \x03(\tR\x05local\x124\n" +
+	"\arouter6\x18\x05 \x01(\v2\x1a.redoubt.v1.UnderlayRouterR\arouter6\x12.\n" +
+	"\x05paths\x18\x06 \x03(\v2\x18.redoubt.v1.UnderlayPathR\x05paths\"\x82\x01\n" +
+	"\fUnderlayPath\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1a\n" +
+	"\bendpoint\x18\x03 \x01(\tR\bendpoint\x12\x10\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\x12\x1c\n" +
+	"\tfragments\x18\x05 \x01(\bR\tfragments\"|\n" +
 	"\rUnderlayRelay\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x10\n" +
@@ -3080,7 +3181,7 @@ func file_redoubt_v1_local_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_local_proto_rawDescData
 }
 
-var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_redoubt_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_redoubt_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: redoubt.v1.StatusRequest
 	(*WatchRequest)(nil),           // 1: redoubt.v1.WatchRequest
@@ -3113,18 +3214,19 @@ var file_redoubt_v1_local_proto_goTypes = []any{
 	(*WhyRule)(nil),                // 28: redoubt.v1.WhyRule
 	(*UnderlayRequest)(nil),        // 29: redoubt.v1.UnderlayRequest
 	(*UnderlayResponse)(nil),       // 30: redoubt.v1.UnderlayResponse
-	(*UnderlayRelay)(nil),          // 31: redoubt.v1.UnderlayRelay
-	(*UnderlayRouter)(nil),         // 32: redoubt.v1.UnderlayRouter
-	(*PostureRequest)(nil),         // 33: redoubt.v1.PostureRequest
-	(*PostureResponse)(nil),        // 34: redoubt.v1.PostureResponse
-	(*LocalFact)(nil),              // 35: redoubt.v1.LocalFact
-	(*WithheldRule)(nil),           // 36: redoubt.v1.WithheldRule
-	nil,                            // 37: redoubt.v1.WireGuard.DropsEntry
-	nil,                            // 38: redoubt.v1.Tunnel.DropsEntry
-	nil,                            // 39: redoubt.v1.LocalPeer.DeniedEntry
-	nil,                            // 40: redoubt.v1.FilterCounters.DropsEntry
-	(*RoutingChange_Prefixes)(nil), // 41: redoubt.v1.RoutingChange.Prefixes
-	(*Capability)(nil),             // 42: redoubt.v1.Capability
+	(*UnderlayPath)(nil),           // 31: redoubt.v1.UnderlayPath
+	(*UnderlayRelay)(nil),          // 32: redoubt.v1.UnderlayRelay
+	(*UnderlayRouter)(nil),         // 33: redoubt.v1.UnderlayRouter
+	(*PostureRequest)(nil),         // 34: redoubt.v1.PostureRequest
+	(*PostureResponse)(nil),        // 35: redoubt.v1.PostureResponse
+	(*LocalFact)(nil),              // 36: redoubt.v1.LocalFact
+	(*WithheldRule)(nil),           // 37: redoubt.v1.WithheldRule
+	nil,                            // 38: redoubt.v1.WireGuard.DropsEntry
+	nil,                            // 39: redoubt.v1.Tunnel.DropsEntry
+	nil,                            // 40: redoubt.v1.LocalPeer.DeniedEntry
+	nil,                            // 41: redoubt.v1.FilterCounters.DropsEntry
+	(*RoutingChange_Prefixes)(nil), // 42: redoubt.v1.RoutingChange.Prefixes
+	(*Capability)(nil),             // 43: redoubt.v1.Capability
 }
 var file_redoubt_v1_local_proto_depIdxs = []int32{
 	4,  // 0: redoubt.v1.StatusResponse.status:type_name -> redoubt.v1.Status
@@ -3137,49 +3239,51 @@ var file_redoubt_v1_local_proto_depIdxs = []int32{
 	9,  // 7: redoubt.v1.Status.routing:type_name -> redoubt.v1.Routing
 	5,  // 8: redoubt.v1.Status.pending:type_name -> redoubt.v1.PendingApproval
 	7,  // 9: redoubt.v1.WireGuard.keys:type_name -> redoubt.v1.NodeKey
-	37, // 10: redoubt.v1.WireGuard.drops:type_name -> redoubt.v1.WireGuard.DropsEntry
-	38, // 11: redoubt.v1.Tunnel.drops:type_name -> redoubt.v1.Tunnel.DropsEntry
+	38, // 10: redoubt.v1.WireGuard.drops:type_name -> redoubt.v1.WireGuard.DropsEntry
+	39, // 11: redoubt.v1.Tunnel.drops:type_name -> redoubt.v1.Tunnel.DropsEntry
 	10, // 12: redoubt.v1.Routing.offered:type_name -> redoubt.v1.OfferedRoute
 	11, // 13: redoubt.v1.Routing.routes:type_name -> redoubt.v1.PeerRoute
 	12, // 14: redoubt.v1.Routing.exit_node:type_name -> redoubt.v1.ExitNode
 	8,  // 15: redoubt.v1.LocalPeer.tunnel:type_name -> redoubt.v1.Tunnel
-	39, // 16: redoubt.v1.LocalPeer.denied:type_name -> redoubt.v1.LocalPeer.DeniedEntry
-	40, // 17: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
+	40, // 16: redoubt.v1.LocalPeer.denied:type_name -> redoubt.v1.LocalPeer.DeniedEntry
+	41, // 17: redoubt.v1.FilterCounters.drops:type_name -> redoubt.v1.FilterCounters.DropsEntry
 	18, // 18: redoubt.v1.UpRequest.routing:type_name -> redoubt.v1.RoutingChange
-	41, // 19: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
+	42, // 19: redoubt.v1.RoutingChange.advertise:type_name -> redoubt.v1.RoutingChange.Prefixes
 	4,  // 20: redoubt.v1.UpResponse.status:type_name -> redoubt.v1.Status
 	13, // 21: redoubt.v1.WhoisResponse.node:type_name -> redoubt.v1.LocalNode
-	42, // 22: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
+	43, // 22: redoubt.v1.WhoisResponse.capabilities:type_name -> redoubt.v1.Capability
 	28, // 23: redoubt.v1.WhyResponse.rule:type_name -> redoubt.v1.WhyRule
 	28, // 24: redoubt.v1.WhyResponse.nearest:type_name -> redoubt.v1.WhyRule
 	28, // 25: redoubt.v1.WhyResponse.missing:type_name -> redoubt.v1.WhyRule
-	31, // 26: redoubt.v1.UnderlayResponse.relays:type_name -> redoubt.v1.UnderlayRelay
-	32, // 27: redoubt.v1.UnderlayResponse.router:type_name -> redoubt.v1.UnderlayRouter
-	35, // 28: redoubt.v1.PostureResponse.facts:type_name -> redoubt.v1.LocalFact
-	36, // 29: redoubt.v1.PostureResponse.withheld:type_name -> redoubt.v1.WithheldRule
-	0,  // 30: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
-	1,  // 31: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
-	17, // 32: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
-	20, // 33: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
-	22, // 34: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
-	24, // 35: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
-	26, // 36: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
-	29, // 37: redoubt.v1.LocalService.Underlay:input_type -> redoubt.v1.UnderlayRequest
-	33, // 38: redoubt.v1.LocalService.Posture:input_type -> redoubt.v1.PostureRequest
-	2,  // 39: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
-	3,  // 40: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
-	19, // 41: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
-	21, // 42: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
-	23, // 43: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
-	25, // 44: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
-	27, // 45: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
-	30, // 46: redoubt.v1.LocalService.Underlay:output_type -> redoubt.v1.UnderlayResponse
-	34, // 47: redoubt.v1.LocalService.Posture:output_type -> redoubt.v1.PostureResponse
-	39, // [39:48] is the sub-list for method output_type
-	30, // [30:39] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	32, // 26: redoubt.v1.UnderlayResponse.relays:type_name -> redoubt.v1.UnderlayRelay
+	33, // 27: redoubt.v1.UnderlayResponse.router:type_name -> redoubt.v1.UnderlayRouter
+	33, // 28: redoubt.v1.UnderlayResponse.router6:type_name -> redoubt.v1.UnderlayRouter
+	31, // 29: redoubt.v1.UnderlayResponse.paths:type_name -> redoubt.v1.UnderlayPath
+	36, // 30: redoubt.v1.PostureResponse.facts:type_name -> redoubt.v1.LocalFact
+	37, // 31: redoubt.v1.PostureResponse.withheld:type_name -> redoubt.v1.WithheldRule
+	0,  // 32: redoubt.v1.LocalService.Status:input_type -> redoubt.v1.StatusRequest
+	1,  // 33: redoubt.v1.LocalService.Watch:input_type -> redoubt.v1.WatchRequest
+	17, // 34: redoubt.v1.LocalService.Up:input_type -> redoubt.v1.UpRequest
+	20, // 35: redoubt.v1.LocalService.Down:input_type -> redoubt.v1.DownRequest
+	22, // 36: redoubt.v1.LocalService.Ping:input_type -> redoubt.v1.PingRequest
+	24, // 37: redoubt.v1.LocalService.Whois:input_type -> redoubt.v1.WhoisRequest
+	26, // 38: redoubt.v1.LocalService.Why:input_type -> redoubt.v1.WhyRequest
+	29, // 39: redoubt.v1.LocalService.Underlay:input_type -> redoubt.v1.UnderlayRequest
+	34, // 40: redoubt.v1.LocalService.Posture:input_type -> redoubt.v1.PostureRequest
+	2,  // 41: redoubt.v1.LocalService.Status:output_type -> redoubt.v1.StatusResponse
+	3,  // 42: redoubt.v1.LocalService.Watch:output_type -> redoubt.v1.WatchResponse
+	19, // 43: redoubt.v1.LocalService.Up:output_type -> redoubt.v1.UpResponse
+	21, // 44: redoubt.v1.LocalService.Down:output_type -> redoubt.v1.DownResponse
+	23, // 45: redoubt.v1.LocalService.Ping:output_type -> redoubt.v1.PingResponse
+	25, // 46: redoubt.v1.LocalService.Whois:output_type -> redoubt.v1.WhoisResponse
+	27, // 47: redoubt.v1.LocalService.Why:output_type -> redoubt.v1.WhyResponse
+	30, // 48: redoubt.v1.LocalService.Underlay:output_type -> redoubt.v1.UnderlayResponse
+	35, // 49: redoubt.v1.LocalService.Posture:output_type -> redoubt.v1.PostureResponse
+	41, // [41:50] is the sub-list for method output_type
+	32, // [32:41] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_local_proto_init() }
@@ -3195,7 +3299,7 @@ func file_redoubt_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_local_proto_rawDesc), len(file_redoubt_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   42,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
