@@ -176,6 +176,7 @@ func meet(t *testing.T, x, y kind, dual bool, want outcome) {
 			g, l := a.talk(b, time.Second)
 			gap, lost = max(gap, g), lost+l
 		}
+		synctest.Wait() // sockets are closed where nobody waits for it
 		if n := a.Bind.Extras() + b.Bind.Extras(); n > 1 {
 			t.Errorf("%d sockets are left of a punch", n)
 		}
