@@ -29,10 +29,10 @@ type application struct {
 func (p *program) policyApply() *cobra.Command {
 	a := &application{request: &redoubtv1.ApplyPolicyRequest{}}
 	cmd := &cobra.Command{
-		Use: "apply FILE", Short: "Put a policy in force, if nothing is wrong with it", Args: cobra.ExactArgs(1),
-		Long: `Says what a policy would change and puts it in force, all or nothing. It is
-refused if it has errors, if one of its tests fails, or if somebody else applied
-another policy in between; what is in force stays then.`,
+		Use: "apply FILE", Short: "Apply a policy, if nothing is wrong with it", Args: cobra.ExactArgs(1),
+		Long: `Shows what a policy would change, and applies it as a whole. It is refused if it
+has errors, if one of its tests fails, or if somebody else has applied another
+policy in the meantime; then the current policy stays in force.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			src, err := p.readFile(args[0])
 			if err != nil {
@@ -62,7 +62,7 @@ func (p *program) refuse(name string, src []byte) error {
 func (p *program) policyRollback() *cobra.Command {
 	a := &application{request: &redoubtv1.ApplyPolicyRequest{}}
 	cmd := &cobra.Command{
-		Use: "rollback VERSION", Short: "Bring an earlier policy back, as a new version", Args: cobra.ExactArgs(1),
+		Use: "rollback VERSION", Short: "Restore an earlier policy, as a new version", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if a.request.RollbackTo, err = versionNumber(args[0]); err != nil {
 				return err
@@ -76,8 +76,8 @@ func (p *program) policyRollback() *cobra.Command {
 }
 
 func (a *application) flags(cmd *cobra.Command) {
-	cmd.Flags().Uint64Var(&a.expect, "expect", 0, "refuse if another `VERSION` than this is in force (0: none)")
-	cmd.Flags().BoolVar(&a.dryRun, "dry-run", false, "say what would change, and change nothing")
+	cmd.Flags().Uint64Var(&a.expect, "expect", 0, "refuse unless this `VERSION` is in force (0: none)")
+	cmd.Flags().BoolVar(&a.dryRun, "dry-run", false, "show what would change, and change nothing")
 	cmd.Flags().StringVarP(&a.request.Comment, "comment", "m", "", "`TEXT` for the history")
 	waitFlag(cmd, &a.wait)
 }
@@ -125,7 +125,7 @@ func (p *program) apply(cmd *cobra.Command, a *application) error {
 	case answer.GetApplied():
 		fmt.Fprintf(p.out, "policy %d is in force\n", answer.GetNumber())
 	default:
-		fmt.Fprintf(p.out, "policy %d is in force already; nothing has changed\n", answer.GetNumber())
+		fmt.Fprintf(p.out, "policy %d is already in force; nothing has changed\n", answer.GetNumber())
 	}
 	if a.wait > 0 && !a.dryRun {
 		return p.awaitPolicy(cmd.Context(), a.wait, start)
@@ -175,12 +175,12 @@ func (p *program) impact(file string, m *redoubtv1.PolicyImpact) {
 	if m.GetSameText() {
 		return
 	}
-	before, against := "", "against no policy"
+	before, against := "", "compared with no policy"
 	if m.GetBase() != 0 {
 		before = fmt.Sprintf("policy %d", m.GetBase())
-		against = "against " + before
+		against = "compared with " + before
 	}
-	fmt.Fprintf(p.out, "%s: %d of %d nodes are touched\n", against, m.GetTouched(), m.GetNodes())
+	fmt.Fprintf(p.out, "%s: %d of %d nodes are affected\n", against, m.GetTouched(), m.GetNodes())
 	p.unadmitted(m)
 	if m.GetTooWide() != "" {
 		p.wrapped("", strings.Fields("connections gained and lost are not listed: "+m.GetTooWide()+
@@ -192,7 +192,7 @@ func (p *program) impact(file string, m *redoubtv1.PolicyImpact) {
 		fmt.Fprintf(p.out, "and %d more changes\n", rest)
 	}
 	if m.GetGained()+m.GetLost() == 0 {
-		fmt.Fprintln(p.out, "the same connections are allowed as before")
+		fmt.Fprintln(p.out, "no change in the allowed connections")
 	}
 }
 
@@ -245,7 +245,7 @@ type policyVersion struct {
 func (p *program) policyHistory() *cobra.Command {
 	q := &redoubtv1.PolicyHistoryRequest{}
 	cmd := &cobra.Command{
-		Use: "history", Short: "List the policies that are or were in force", Args: cobra.NoArgs,
+		Use: "history", Short: "List all versions of the policy", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			a, err := p.client().PolicyHistory(cmd.Context(), q)
 			if err != nil {
@@ -272,7 +272,7 @@ func (p *program) policyHistory() *cobra.Command {
 				return p.print(map[string]any{"versions": list})
 			}
 			if len(rows) == 0 {
-				fmt.Fprintln(p.err, "# no policy was applied yet, so no packet passes; `policy apply FILE` applies one")
+				fmt.Fprintln(p.err, "# no policy has been applied yet, so no packet passes; use `policy apply FILE`")
 				return nil
 			}
 			p.table(historyColumns, rows)
@@ -301,7 +301,7 @@ func unableOf(in []*redoubtv1.Unable) []unable {
 }
 
 func (p *program) unable(list []*redoubtv1.Unable) {
-	fmt.Fprintf(p.out, "on %d nodes nothing passes: their agents cannot enforce this policy; update them\n", len(list))
+	fmt.Fprintf(p.out, "on %d nodes nothing passes: their agents cannot enforce this policy; upgrade them\n", len(list))
 	var rows [][]string
 	for _, u := range list {
 		rows = append(rows, []string{u.GetName(), u.GetProgram(), strings.Join(u.GetLacks(), ", ")})

@@ -87,17 +87,16 @@ func (p *program) withheld(nodes []*redoubtv1.Node) (some bool) {
 		return false
 	}
 	p.table(withheldColumns, rows)
-	fmt.Fprintln(p.err, "# nodes that get no other certificate: the policy asks for more than they have")
+	fmt.Fprintln(p.err, "# nodes that get no further certificate: the policy requires more than they have")
 	return true
 }
 
 func (p *program) nodePending() *cobra.Command {
 	return &cobra.Command{
-		Use: "pending", Short: "List who waits for an approval or lacks what the policy asks", Args: cobra.NoArgs,
-		Long: `Lists the machines that want to join and wait until an administrator approves
-them, and the nodes that get no other certificate since the policy ("admission")
-asks for more than they have. Those keep the certificate that they have until it
-ends.`,
+		Use: "pending", Short: "List what waits for approval or lacks attestation", Args: cobra.NoArgs,
+		Long: `Lists the machines that wait for an administrator's approval to join, and the
+nodes that get no further certificate because the policy ("admission") requires
+more than they have. Those keep their current certificate until it expires.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			a, err := p.client().ListNodes(cmd.Context(), &redoubtv1.ListNodesRequest{})
 			if err != nil {
@@ -116,7 +115,7 @@ ends.`,
 				p.candidates(a.GetCandidates())
 			}
 			if !p.withheld(a.GetNodes()) && len(a.GetCandidates()) == 0 {
-				fmt.Fprintln(p.err, "# nobody waits")
+				fmt.Fprintln(p.err, "# nothing is pending")
 			}
 			return nil
 		},
@@ -130,39 +129,39 @@ type judged interface {
 }
 
 func (p *program) nodeApprove() *cobra.Command {
-	return p.nodeJudge("approve CODE|NODE", "Approve a machine that waits, or a node", `Approves a machine that wants to join, by the code that it shows (redoubt status)
-or by its name, or a node that the policy wants an administrator to approve. The
-machine goes on by itself. A machine that was denied may be approved after all.`,
+	return p.nodeJudge("approve CODE|NODE", "Approve a waiting machine, or a node", `Approves a machine that wants to join, by the code that it shows (redoubt
+status) or by its name, or a node that needs an administrator's approval. The
+machine continues by itself. A denied machine can still be approved.`,
 		func(ctx context.Context, who, reason string) (judged, error) {
 			return p.client().ApproveNode(ctx, &redoubtv1.ApproveNodeRequest{Node: who, Reason: reason})
 		}, func(a judged) {
 			if c := a.GetCandidate(); c != nil {
-				fmt.Fprintf(p.out, "%s (%s) is approved: it joins by itself\n", c.GetName(), c.GetCode())
+				fmt.Fprintf(p.out, "%s (%s) is approved: it will join by itself\n", c.GetName(), c.GetCode())
 				return
 			}
 			n := a.GetNode()
 			fmt.Fprintf(p.out, "%s is approved\n", n.GetName())
 			if n.GetWithheld() != "" {
-				fmt.Fprintf(p.out, "it gets no other certificate all the same: %s\n", n.GetWithheld())
+				fmt.Fprintf(p.out, "it still gets no further certificate: %s\n", n.GetWithheld())
 			}
 		})
 }
 
 func (p *program) nodeDeny() *cobra.Command {
-	return p.nodeJudge("deny CODE|NODE", "Refuse a machine that waits, or a node its next certificate", `Denies a machine that wants to join, by its code or its name: it is told so and
-gives up. Its join code may be used by another machine; revoke it if it was
-stolen (token revoke). A node that is denied gets no other certificate, and keeps
-the one that it has until that ends; to end that at once, lock or revoke it.`,
+	return p.nodeJudge("deny CODE|NODE", "Deny a waiting machine, or a node's next certificate", `Denies a machine that wants to join, by its code or its name: it is told so and
+gives up. Its join code can be used by another machine; revoke it if it was
+stolen (token revoke). A denied node gets no further certificate, and keeps its
+current one until that expires; to cut it off at once, lock or revoke it.`,
 		func(ctx context.Context, who, reason string) (judged, error) {
 			return p.client().DenyNode(ctx, &redoubtv1.DenyNodeRequest{Node: who, Reason: reason})
 		}, func(a judged) {
 			if c := a.GetCandidate(); c != nil {
 				fmt.Fprintf(p.out, "%s (%s) is denied\n", c.GetName(), c.GetCode())
-				fmt.Fprintf(p.out, "token %s may still be used by another machine; to end that: token revoke %s\n", c.GetTokenId(), c.GetTokenId())
+				fmt.Fprintf(p.out, "token %s can still be used by another machine; to prevent that: token revoke %s\n", c.GetTokenId(), c.GetTokenId())
 				return
 			}
 			n := a.GetNode()
-			fmt.Fprintf(p.out, "%s is denied: it gets no certificate after the one until %s; to end that at once: lock create --node %s\n",
+			fmt.Fprintf(p.out, "%s is denied: its certificate is valid until %s, and it gets no further one; to cut it off at once: lock create --node %s\n",
 				n.GetName(), clock(n.GetCertificateExpires()), n.GetName())
 		})
 }
@@ -225,8 +224,8 @@ func (p *program) unadmitted(m *redoubtv1.PolicyImpact) {
 	if m.GetUnadmitted() == 0 {
 		return
 	}
-	fmt.Fprintf(p.out, "%d of %d nodes do not do what it asks of machines (admission): each keeps its\n"+
-		"certificate until that ends, and gets no other\n", m.GetUnadmitted(), m.GetNodes())
+	fmt.Fprintf(p.out, "%d of %d nodes do not meet its requirements (admission): each keeps its\n"+
+		"certificate until that expires, and gets no further one\n", m.GetUnadmitted(), m.GetNodes())
 	var rows [][]string
 	for _, u := range m.GetNotAdmitted() {
 		state := "new"

@@ -55,9 +55,9 @@ func (p *program) attestation(n *redoubtv1.Node) {
 
 func (p *program) nodeReset() *cobra.Command {
 	return &cobra.Command{
-		Use: "reset NODE", Short: "Let a machine take a node's place that proves less of itself", Args: cobra.ExactArgs(1),
-		Long: `Forgets how high a node's machine was ever attested. A machine that proves less,
-such as one without a TPM, may then take the node's place:
+		Use: "reset NODE", Short: "Let a machine with weaker attestation take a node's place", Args: cobra.ExactArgs(1),
+		Long: `Forgets the highest attestation that a node's machine ever had. A machine with a
+lower one, such as one without a TPM, can then take the node's place:
 
   redoubt-coordinator node reset web
   redoubt-coordinator token create --replace web`,

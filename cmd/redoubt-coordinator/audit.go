@@ -47,12 +47,12 @@ func auditRecordOf(r *redoubtv1.AuditRecord) auditRecord {
 
 func (p *program) audit() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "audit", Short: "Who decided what, when and why",
-		Long: `Everything that changed whom the mesh trusts: who did it, from where, to what,
-when and why. Each record names the hash of the one before it; checkpoints,
-signed with DIR/pki/audit.key (public half: DIR/pki/audit.pub), say which hash a
-record has. Keep a checkpoint somewhere else now and then, and the public key:
-with them ` + "`audit verify`" + ` notices even a log that was written anew.`,
+		Use: "audit", Short: "Show and verify the audit log",
+		Long: `The audit log records every change to what the mesh trusts: who made it, from
+where, when and why. Each record contains the hash of the one before it.
+Checkpoints, signed with DIR/pki/audit.key (public half: DIR/pki/audit.pub), state
+the hash of a record. Store a checkpoint and the public key somewhere else from
+time to time: with them, ` + "`audit verify`" + ` detects even a log that was rewritten.`,
 	}
 	cmd.AddCommand(p.auditList(), p.auditVerify(), p.auditExport(), p.auditCheckpoint())
 	return cmd
@@ -62,7 +62,7 @@ func (p *program) auditList() *cobra.Command {
 	q := &redoubtv1.ListAuditRequest{}
 	var since string
 	cmd := &cobra.Command{
-		Use: "list", Short: "List records, the newest first", Args: cobra.NoArgs,
+		Use: "list", Short: "List records, newest first", Args: cobra.NoArgs,
 		Example: "  redoubt-coordinator audit list --since 24h --user ann@example.com",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			at, err := moment(since, time.Now())
@@ -84,7 +84,7 @@ func (p *program) auditList() *cobra.Command {
 				return p.print(map[string]any{"records": list})
 			}
 			if len(rows) == 0 {
-				fmt.Fprintln(p.err, "# no record is like that")
+				fmt.Fprintln(p.err, "# no matching records")
 				return nil
 			}
 			p.table(auditColumns, rows)
@@ -92,9 +92,9 @@ func (p *program) auditList() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&since, "since", "", "only records since then: a `TIME` such as 24h, 2026-08-01 or 2026-08-01T12:00:00Z")
-	f.StringVar(&q.Node, "node", "", "only records about `NODE`, by id, name or address, or by it")
-	f.StringVar(&q.User, "user", "", "only records about a person, by `LOGIN` name, or by them")
+	f.StringVar(&since, "since", "", "only records since `TIME`, such as 24h, 2026-08-01 or 2026-08-01T12:00:00Z")
+	f.StringVar(&q.Node, "node", "", "only records about or by `NODE` (id, name or address)")
+	f.StringVar(&q.User, "user", "", "only records about or by the user with `LOGIN` name")
 	f.Uint32Var(&q.Limit, "limit", 50, "at most `N` records")
 	f.Uint64Var(&q.Before, "before", 0, "only records with numbers below `N`")
 	return cmd
@@ -145,7 +145,7 @@ func moment(s string, now time.Time) (int64, error) {
 func (p *program) auditExport() *cobra.Command {
 	q := &redoubtv1.ExportAuditRequest{}
 	cmd := &cobra.Command{
-		Use: "export", Short: "Print the records as they are, one JSON object a line", Args: cobra.NoArgs,
+		Use: "export", Short: "Print the stored records, one JSON object per line", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			err := p.records(cmd, q, nil, func(line []byte) error {
 				_, err := p.out.Write(append(line, '\n'))
@@ -157,8 +157,8 @@ func (p *program) auditExport() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().BoolVarP(&q.Follow, "follow", "f", false, "go on with records that come")
-	cmd.Flags().Uint64Var(&q.After, "after", 0, "only records behind number `N`")
+	cmd.Flags().BoolVarP(&q.Follow, "follow", "f", false, "keep printing new records")
+	cmd.Flags().Uint64Var(&q.After, "after", 0, "only records after number `N`")
 	return cmd
 }
 
@@ -187,7 +187,7 @@ func (p *program) records(cmd *cobra.Command, q *redoubtv1.ExportAuditRequest, b
 
 func (p *program) auditCheckpoint() *cobra.Command {
 	return &cobra.Command{
-		Use: "checkpoint", Short: "Print the signed checkpoint of the newest record, to be kept elsewhere", Args: cobra.NoArgs,
+		Use: "checkpoint", Short: "Print a signed checkpoint of the newest record, to store elsewhere", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			a, err := p.client().GetCheckpoint(cmd.Context(), &redoubtv1.GetCheckpointRequest{})
 			if err != nil {
@@ -195,7 +195,7 @@ func (p *program) auditCheckpoint() *cobra.Command {
 			}
 			fmt.Fprintf(p.out, "%s\n", a.GetLine())
 			if !p.json {
-				fmt.Fprintf(p.err, "# signed with key %s, whose public half is %s\n# check the log against it with: audit verify --checkpoint FILE\n",
+				fmt.Fprintf(p.err, "# signed with key %s, whose public half is in %s\n# to check the log against it: audit verify --checkpoint FILE\n",
 					base64.StdEncoding.EncodeToString(a.GetKey()), filepath.Join(p.data, "pki", "audit.pub"))
 			}
 			return nil
@@ -206,11 +206,11 @@ func (p *program) auditCheckpoint() *cobra.Command {
 func (p *program) auditVerify() *cobra.Command {
 	var checkpoint, key string
 	cmd := &cobra.Command{
-		Use: "verify [FILE]", Short: "Look for records that were changed, taken out or moved", Args: cobra.MaximumNArgs(1),
-		Long: `Looks at every record of the coordinator's audit log, or of a file that
-` + "`audit export`" + ` wrote, and says which one is not as it was written. With
---checkpoint the log must also hold the record that a checkpoint kept elsewhere
-speaks of; --key names the public key that checkpoints must be signed with.`,
+		Use: "verify [FILE]", Short: "Detect records that were changed, removed or moved", Args: cobra.MaximumNArgs(1),
+		Long: `Checks every record of the coordinator's audit log, or of a file that
+` + "`audit export`" + ` wrote, and names any that was tampered with. With --checkpoint,
+the log must also contain the record that a checkpoint stored elsewhere names;
+--key gives the public key that checkpoints must be signed with.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v := &verification{}
 			if err := v.trust(key); err != nil {
@@ -241,7 +241,7 @@ speaks of; --key names the public key that checkpoints must be signed with.`,
 			return p.verified(v, err)
 		},
 	}
-	cmd.Flags().StringVar(&checkpoint, "checkpoint", "", "`FILE` with checkpoints that were kept elsewhere")
+	cmd.Flags().StringVar(&checkpoint, "checkpoint", "", "`FILE` with checkpoints that were stored elsewhere")
 	cmd.Flags().StringVar(&key, "key", "", "public `KEY` of the coordinator's checkpoints: a file such as audit.pub, or base64")
 	return cmd
 }
@@ -270,9 +270,9 @@ func (p *program) verified(v *verification, err error) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(p.out, "%d records are as they were written", v.chain.Number())
+	fmt.Fprintf(p.out, "%d records are unchanged", v.chain.Number())
 	if len(v.seals) > 0 {
-		fmt.Fprintf(p.out, ", and fit the checkpoints (%d)", len(v.seals))
+		fmt.Fprintf(p.out, ", and match the checkpoints (%d)", len(v.seals))
 	}
 	fmt.Fprintln(p.out)
 	return nil

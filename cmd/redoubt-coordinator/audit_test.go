@@ -57,7 +57,7 @@ func TestAuditCommands(t *testing.T) {
 		strings.Contains(out, "    from  ") {
 		t.Error(out)
 	}
-	if out := s.ok("audit", "verify"); !strings.Contains(out, "4 records are as they were written, and fit the checkpoints (1)") {
+	if out := s.ok("audit", "verify"); !strings.Contains(out, "4 records are unchanged, and match the checkpoints (1)") {
 		t.Error(out)
 	}
 
@@ -280,12 +280,12 @@ func TestLockCommands(t *testing.T) {
 	if out := s.ok("lock", "list"); !strings.Contains(out, "node laptop") || !strings.Contains(out, "\n    why  stolen") || !strings.Contains(out, "deleted") {
 		t.Error(out)
 	}
-	if out := s.ok("lock", "delete", made.Lock.ID); !strings.Contains(out, "0 machines trusted again") || !strings.Contains(out, "1 machine of it held by other locks") {
+	if out := s.ok("lock", "delete", made.Lock.ID); !strings.Contains(out, "0 machines trusted again") || !strings.Contains(out, "1 machine of it still locked by other locks") {
 		t.Error(out)
 	}
 	s.no("lock is not known", "lock", "delete", made.Lock.ID)
-	s.no("lock what?", "lock", "create")
-	s.no("a lock is about one thing", "lock", "create", "--node", "laptop", "--tag", "tag:a")
+	s.no("nothing to lock", "lock", "create")
+	s.no("a lock applies to one thing", "lock", "create", "--node", "laptop", "--tag", "tag:a")
 	s.no("want tag:NAME", "lock", "create", "--tag", "a")
 	s.no("want the device key", "lock", "create", "--device", "a")
 	s.no("no node", "lock", "create", "--node", "nobody")

@@ -17,7 +17,7 @@ import (
 
 func (p *program) backup() *cobra.Command {
 	return &cobra.Command{
-		Use: "backup FILE", Short: "Copy the data, without the keys, while the coordinator runs", Args: cobra.ExactArgs(1),
+		Use: "backup FILE", Short: "Back up the data, without the keys, while the coordinator runs", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			stream, err := p.client().Backup(cmd.Context(), &redoubtv1.BackupRequest{})
 			if err != nil {
@@ -43,7 +43,7 @@ func (p *program) backup() *cobra.Command {
 				return p.print(map[string]any{"file": args[0], "bytes": size})
 			}
 			fmt.Fprintf(p.out, "%s: %d bytes\n", args[0], size)
-			fmt.Fprintf(p.err, "# the keys are not in it: keep a copy of %s in a safe place\n", filepath.Join(p.data, "pki"))
+			fmt.Fprintf(p.err, "# it does not contain the keys: keep a copy of %s in a safe place\n", filepath.Join(p.data, "pki"))
 			return nil
 		},
 	}
@@ -75,7 +75,7 @@ func replace(path string, fill func(io.Writer) error) (size int64, err error) {
 
 func (p *program) restore() *cobra.Command {
 	return &cobra.Command{
-		Use: "restore FILE", Short: "Bring a backup back, into a directory without data", Args: cobra.ExactArgs(1),
+		Use: "restore FILE", Short: "Restore a backup, into an empty data directory", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			by := "uid " + fmt.Sprint(os.Getuid())
 			if u, err := user.Current(); err == nil {
@@ -92,9 +92,9 @@ func (p *program) restore() *cobra.Command {
 			}
 			fmt.Fprintf(p.out, `Restored: mesh %s
   %d nodes, as of %s
-What came after that is lost:
-  nodes that were revoked or deleted since are trusted again: revoke them
-  nodes that joined since must join again
+Changes after that are lost:
+  nodes revoked or deleted since then are trusted again: revoke them
+  nodes that joined since then must join again
   %d join codes that could still have been used are void
 Before you start it, put the keys back:
   %s

@@ -118,7 +118,7 @@ func (p *program) routes(n *redoubtv1.Node) {
 }
 
 func (p *program) nodeFact() *cobra.Command {
-	cmd := &cobra.Command{Use: "fact", Short: "What is known of a node, for postures to ask for"}
+	cmd := &cobra.Command{Use: "fact", Short: "Set facts about nodes, for use in postures"}
 	cmd.AddCommand(p.factSet(), p.factUnset())
 	return cmd
 }
@@ -126,7 +126,7 @@ func (p *program) nodeFact() *cobra.Command {
 func (p *program) factSet() *cobra.Command {
 	var ttl time.Duration
 	cmd := &cobra.Command{
-		Use: "set NODE custom:NAME VALUE", Short: "Set a fact of a node", Args: cobra.ExactArgs(3),
+		Use: "set NODE custom:NAME VALUE", Short: "Set a fact about a node", Args: cobra.ExactArgs(3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if ttl < 0 || ttl%time.Second != 0 {
 				return errors.New("--ttl: want whole seconds, such as 24h")
@@ -146,13 +146,13 @@ func (p *program) factSet() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().DurationVar(&ttl, "ttl", 0, "forget it after `TIME`, such as 24h (default: never)")
+	cmd.Flags().DurationVar(&ttl, "ttl", 0, "remove it after `TIME`, such as 24h (default: never)")
 	return cmd
 }
 
 func (p *program) factUnset() *cobra.Command {
 	return &cobra.Command{
-		Use: "unset NODE custom:NAME", Short: "Take a fact back", Args: cobra.ExactArgs(2),
+		Use: "unset NODE custom:NAME", Short: "Remove a fact", Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a, err := p.client().UnsetFact(cmd.Context(), &redoubtv1.UnsetFactRequest{Node: args[0], Name: args[1]})
 			if err != nil {
@@ -161,7 +161,7 @@ func (p *program) factUnset() *cobra.Command {
 			if p.json {
 				return p.print(nodeOf(a.GetNode()))
 			}
-			fmt.Fprintf(p.out, "%s is not set any more\n", args[1])
+			fmt.Fprintf(p.out, "%s is no longer set\n", args[1])
 			return nil
 		},
 	}
@@ -195,10 +195,10 @@ func (p *program) sayRoutes(n *redoubtv1.Node) error {
 func (p *program) nodeApproveRoutes() *cobra.Command {
 	var none bool
 	cmd := &cobra.Command{
-		Use: "approve-routes NODE PREFIX...", Short: "Say which routes of a node are approved by hand", Args: cobra.MinimumNArgs(1),
-		Long: `Says which routes of a node are approved by hand: those that are named, and no
-others. 0.0.0.0/0 and ::/0 make it an exit node. What the policy approves
-(autoApprovers) is approved besides.`,
+		Use: "approve-routes NODE PREFIX...", Short: "Set which routes of a node are approved by hand", Args: cobra.MinimumNArgs(1),
+		Long: `Sets which routes of a node are approved by hand: exactly those given here.
+0.0.0.0/0 and ::/0 make it an exit node. Routes that the policy approves
+(autoApprovers) are approved in addition.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if none == (len(args) > 1) {
 				return errors.New("want the prefixes to approve, such as 10.33.0.0/16, or --none")
@@ -210,6 +210,6 @@ others. 0.0.0.0/0 and ::/0 make it an exit node. What the policy approves
 			return p.sayRoutes(a.GetNode())
 		},
 	}
-	cmd.Flags().BoolVar(&none, "none", false, "take all approvals back")
+	cmd.Flags().BoolVar(&none, "none", false, "withdraw all approvals")
 	return cmd
 }

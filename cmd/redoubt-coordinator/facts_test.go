@@ -96,7 +96,7 @@ func TestFactsAndRoutes(t *testing.T) {
 	if i < 0 || n.Facts[i].Value != "prod" || n.Facts[i].Expires == "" || n.Facts[i].Set == "" || n.Facts[i].Source != "custom" || !strings.HasPrefix(n.Facts[i].By, "uid ") {
 		t.Errorf("%+v", n.Facts)
 	}
-	if out := s.ok("node", "fact", "unset", "laptop", "custom:tier"); !strings.Contains(out, "custom:tier is not set any more") {
+	if out := s.ok("node", "fact", "unset", "laptop", "custom:tier"); !strings.Contains(out, "custom:tier is no longer set") {
 		t.Error(out)
 	}
 	s.no("has no custom:tier", "node", "fact", "unset", "laptop", "custom:tier")
@@ -157,7 +157,7 @@ func TestPolicyHistoryAndRollback(t *testing.T) {
 	open := `{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}` + "\n"
 	write(open)
 	out := s.ok("policy", "apply", file, "--dry-run")
-	for _, want := range []string{"against no policy: 2 of 2 nodes are touched", "+ by grants[0] (" + file + ":1)\n  from  ann@example.com", "nothing was applied"} {
+	for _, want := range []string{"compared with no policy: 2 of 2 nodes are affected", "+ by grants[0] (" + file + ":1)\n  from  ann@example.com", "nothing was applied"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("want %q in\n%s", want, out)
 		}
@@ -204,12 +204,12 @@ func TestPolicyHistoryAndRollback(t *testing.T) {
 func TestImpactText(t *testing.T) {
 	for want, m := range map[string]*redoubtv1.PolicyImpact{
 		"": {SameText: true},
-		"against policy 3: 0 of 9 nodes are touched\nthe same connections are allowed as before\n": {Base: 3, Nodes: 9},
-		"against policy 3: 5 of 9 nodes are touched\n- by grants[1] (policy 3:7)\n  from  ann, bob\n  to    tag:a\n  for   tcp:22\nand 8 more changes\n": {
+		"compared with policy 3: 0 of 9 nodes are affected\nno change in the allowed connections\n": {Base: 3, Nodes: 9},
+		"compared with policy 3: 5 of 9 nodes are affected\n- by grants[1] (policy 3:7)\n  from  ann, bob\n  to    tag:a\n  for   tcp:22\nand 8 more changes\n": {
 			Base: 3, Nodes: 9, Touched: 5, Gained: 4, Lost: 5,
 			Changes: []*redoubtv1.ConnectionChange{{Src: []string{"ann", "bob"}, Dst: []string{"tag:a"}, Services: []string{"tcp:22"}, Rule: "grants[1]", Line: 7}},
 		},
-		"against no policy: 9 of 9 nodes are touched\nconnections gained and lost are not listed: too many of them; `policy diff`\nlists more, on an inventory\n": {
+		"compared with no policy: 9 of 9 nodes are affected\nconnections gained and lost are not listed: too many of them; `policy diff`\nlists more, on an inventory\n": {
 			Nodes: 9, Touched: 9, TooWide: "too many of them",
 		},
 	} {

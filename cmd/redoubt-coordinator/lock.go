@@ -70,22 +70,22 @@ func (p *program) enforced(e enforcement) {
 	took := time.Duration(e.GetEnforcedUs()) * time.Microsecond
 	switch {
 	case e.GetHolders() == 0:
-		fmt.Fprintln(p.out, "no other node knew of it")
+		fmt.Fprintln(p.out, "no other node knew it")
 		return
 	case e.GetHolders() == 1 && e.GetEnforced() == 1:
-		fmt.Fprintf(p.out, "the one node that knew of it refuses it now, %d ms later\n", took.Milliseconds())
+		fmt.Fprintf(p.out, "the one node that knew it now refuses it, after %d ms\n", took.Milliseconds())
 		return
 	case e.GetHolders() == e.GetEnforced():
-		fmt.Fprintf(p.out, "all %d nodes that knew of it refuse it now, %d ms later\n", e.GetHolders(), took.Milliseconds())
+		fmt.Fprintf(p.out, "all %d nodes that knew it now refuse it, after %d ms\n", e.GetHolders(), took.Milliseconds())
 		return
 	}
-	fmt.Fprintf(p.out, "%d of %d nodes that knew of it refuse it now, %d ms later;\nthe others stop trusting it at %s at the latest:\n",
+	fmt.Fprintf(p.out, "%d of %d nodes that knew it now refuse it, after %d ms;\nthe others stop trusting it at %s at the latest:\n",
 		e.GetEnforced(), e.GetHolders(), took.Milliseconds(), clock(e.GetBound()))
 	p.table(laggardColumns, laggardRows(e.GetLaggards()))
 }
 
 func (p *program) lock() *cobra.Command {
-	cmd := &cobra.Command{Use: "lock", Short: "Take the trust in machines away, and give it back"}
+	cmd := &cobra.Command{Use: "lock", Short: "Lock machines out of the mesh, and unlock them"}
 	cmd.AddCommand(p.lockCreate(), p.lockList(), p.lockDelete())
 	return cmd
 }
@@ -95,11 +95,11 @@ func (p *program) lockCreate() *cobra.Command {
 	var ttl time.Duration
 	by := map[string]*string{}
 	cmd := &cobra.Command{
-		Use: "create", Short: "Lock a person, a machine, a tag or a join code, at once", Args: cobra.NoArgs,
-		Long: `Locks the machines of a person, one machine, all with a tag, or all that joined
+		Use: "create", Short: "Lock a user, a machine, a tag or a join code, at once", Args: cobra.NoArgs,
+		Long: `Locks the machines of a user, one machine, all with a tag, or all that joined
 with one code: nothing passes to or from them, their connections end, and they
-get no certificate, until the lock is deleted or its time is over. Says who has
-to enforce that, waits for them, and tells who does not yet.`,
+get no certificate, until the lock is deleted or expires. Waits for the nodes
+that have to enforce it, and lists those that do not yet.`,
 		Example: "  redoubt-coordinator lock create --user ann@example.com --reason 'left the company'\n  redoubt-coordinator lock create --node laptop --ttl 2h",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for kind, subject := range by {
@@ -107,12 +107,12 @@ to enforce that, waits for them, and tells who does not yet.`,
 					continue
 				}
 				if q.GetKind() != "" {
-					return fmt.Errorf("--%s and --%s: a lock is about one thing; make two", q.GetKind(), kind)
+					return fmt.Errorf("--%s and --%s: a lock applies to one thing; create two locks", q.GetKind(), kind)
 				}
 				q.Kind, q.Subject = kind, *subject
 			}
 			if q.GetKind() == "" {
-				return errors.New("lock what? Give one of --user, --node, --tag, --device and --token")
+				return errors.New("nothing to lock: give one of --user, --node, --tag, --device and --token")
 			}
 			if ttl < 0 {
 				return fmt.Errorf("--ttl %v: want a time such as 2h", ttl)
@@ -138,16 +138,16 @@ to enforce that, waits for them, and tells who does not yet.`,
 	}
 	f := cmd.Flags()
 	for _, k := range []struct{ kind, what string }{
-		{"user", "all machines of a person, by `LOGIN` name"},
-		{"node", "one `NODE`, by id, name or address"},
-		{"tag", "all machines with a `tag:NAME`"},
-		{"device", "the machine with a device `KEY`, as node show prints it, whatever it is called"},
-		{"token", "all machines that joined with a code, by the token's `ID`"},
+		{"user", "all machines of the user with `LOGIN` name"},
+		{"node", "one `NODE` (id, name or address)"},
+		{"tag", "all machines with `tag:NAME`"},
+		{"device", "the machine with device `KEY`, as printed by node show"},
+		{"token", "all machines that joined with the token `ID`"},
 	} {
 		by[k.kind] = f.String(k.kind, "", k.what)
 	}
 	f.StringVar(&q.Reason, "reason", "", "`TEXT` for the audit log and the machine's own status")
-	f.DurationVar(&ttl, "ttl", 0, "how long; 0 is until it is deleted")
+	f.DurationVar(&ttl, "ttl", 0, "how long; 0 means until it is deleted")
 	return cmd
 }
 
@@ -194,7 +194,7 @@ func (p *program) lockList() *cobra.Command {
 
 func (p *program) lockDelete() *cobra.Command {
 	return &cobra.Command{
-		Use: "delete ID", Short: "Trust what a lock was about again", Args: cobra.ExactArgs(1),
+		Use: "delete ID", Short: "Delete a lock, and trust the machines again", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a, err := p.client().DeleteLock(cmd.Context(), &redoubtv1.DeleteLockRequest{Id: args[0]})
 			if err != nil {
@@ -208,7 +208,7 @@ func (p *program) lockDelete() *cobra.Command {
 			}
 			fmt.Fprintf(p.out, "lock %s of %s is deleted: %s trusted again\n", args[0], about(a.GetLock()), machines(a.GetUnlocked()))
 			if left := a.GetLock().GetNodes() - a.GetUnlocked(); left > 0 {
-				fmt.Fprintf(p.out, "%s of it held by other locks (`lock list`)\n", machines(left))
+				fmt.Fprintf(p.out, "%s of it still locked by other locks (`lock list`)\n", machines(left))
 			}
 			return nil
 		},

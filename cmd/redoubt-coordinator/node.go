@@ -146,7 +146,7 @@ func presence(n *redoubtv1.Node) string {
 }
 
 func (p *program) node() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "The machines of the mesh"}
+	cmd := &cobra.Command{Use: "node", Short: "Manage the machines of the mesh"}
 	cmd.AddCommand(p.nodeList(), p.nodeShow(), p.nodePending(), p.nodeApprove(), p.nodeDeny(), p.nodeRevoke(), p.nodeRelease(), p.nodeDelete(), p.nodeReset(), p.nodeFact(), p.nodeRoutes(), p.nodeApproveRoutes())
 	return cmd
 }
@@ -169,7 +169,7 @@ func (p *program) nodeList() *cobra.Command {
 				return p.print(map[string]any{"nodes": list, "candidates": candidatesOf(a.GetCandidates())})
 			}
 			if len(rows) == 0 && len(a.GetCandidates()) == 0 {
-				fmt.Fprintln(p.err, "# there are no nodes yet; `token create` lets one join")
+				fmt.Fprintln(p.err, "# there are no nodes yet; create a join code with `token create`")
 				return nil
 			}
 			if len(rows) > 0 {
@@ -224,7 +224,7 @@ func (p *program) nodeShow() *cobra.Command {
 func (p *program) nodeRevoke() *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
-		Use: "revoke NODE", Short: "End the trust in a node, everywhere and for ever", Args: cobra.ExactArgs(1),
+		Use: "revoke NODE", Short: "Revoke a node, everywhere and permanently", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a, err := p.client().RevokeNode(cmd.Context(), &redoubtv1.RevokeNodeRequest{Node: args[0], Reason: reason})
 			if err != nil {
@@ -259,7 +259,7 @@ func quarantine(n *redoubtv1.Node) string {
 	if q == nil {
 		return ""
 	}
-	return fmt.Sprintf("since %s: %s; end the copy of the machine, then `node release %s`", clock(q.GetSince()), q.GetReason(), n.GetName())
+	return fmt.Sprintf("since %s: %s; remove the copy of the machine, then run `node release %s`", clock(q.GetSince()), q.GetReason(), n.GetName())
 }
 
 // nextKey is the key that takes over.
@@ -273,8 +273,9 @@ func nextKey(n *redoubtv1.Node) string {
 func (p *program) nodeRelease() *cobra.Command {
 	return &cobra.Command{
 		Use: "release NODE", Short: "End the quarantine of a node whose identity two machines had", Args: cobra.ExactArgs(1),
-		Long: "End the quarantine of a node whose identity two machines had. End the copy first: the machine that renews first goes on as\n" +
-			"the node, and if the other one is still there, both are in quarantine again.",
+		Long: "Ends the quarantine of a node whose identity two machines had. Remove the copy\n" +
+			"first: the machine that renews first continues as the node, and if the other one\n" +
+			"still exists, both are quarantined again.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a, err := p.client().ReleaseNode(cmd.Context(), &redoubtv1.ReleaseNodeRequest{Node: args[0]})
 			if err != nil {
@@ -283,7 +284,7 @@ func (p *program) nodeRelease() *cobra.Command {
 			if p.json {
 				return p.print(map[string]node{"node": nodeOf(a.GetNode())})
 			}
-			fmt.Fprintf(p.out, "%s is released: the machine that renews its certificate first goes on as this node\n", a.GetNode().GetName())
+			fmt.Fprintf(p.out, "%s is released: the machine that renews its certificate first continues as this node\n", a.GetNode().GetName())
 			return nil
 		},
 	}
@@ -291,7 +292,7 @@ func (p *program) nodeRelease() *cobra.Command {
 
 func (p *program) nodeDelete() *cobra.Command {
 	return &cobra.Command{
-		Use: "delete NODE", Short: "Remove a node; its addresses rest for 30 days", Args: cobra.ExactArgs(1),
+		Use: "delete NODE", Short: "Remove a node; its addresses are not reused for 30 days", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := p.client().DeleteNode(cmd.Context(), &redoubtv1.DeleteNodeRequest{Node: args[0]}); err != nil {
 				return p.explain(err)

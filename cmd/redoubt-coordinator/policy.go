@@ -54,7 +54,7 @@ func (p *program) tell(name string, list []diagnostic) {
 }
 
 func (p *program) policy() *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "Who may reach what"}
+	cmd := &cobra.Command{Use: "policy", Short: "Manage the policy: who may reach what"}
 	cmd.AddCommand(
 		p.policyCheck(), p.policyTest(), p.policyEval(), p.policyExplain(), p.policyDiff(),
 		p.policyApply(), p.policyShow(), p.policyHistory(), p.policyRollback(), p.policyStatus(),
@@ -85,7 +85,7 @@ func (p *program) readUpTo(name string, most int, what string) ([]byte, error) {
 }
 
 func waitFlag(cmd *cobra.Command, wait *time.Duration) {
-	cmd.Flags().DurationVar(wait, "wait", 0, "wait so long until every node enforces it (exit 1 if one does not)")
+	cmd.Flags().DurationVar(wait, "wait", 0, "wait up to this long until every node enforces it (exit 1 if one does not)")
 	cmd.Flags().Lookup("wait").NoOptDefVal = patience
 }
 
@@ -94,7 +94,7 @@ func version(v *redoubtv1.Version) string { return fmt.Sprintf("%d.%d", v.GetEpo
 func (p *program) policyStatus() *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{
-		Use: "status", Short: "Say who does not enforce the policy yet", Args: cobra.NoArgs,
+		Use: "status", Short: "Show which nodes do not enforce the policy yet", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.awaitPolicy(cmd.Context(), wait, time.Now()) },
 	}
 	waitFlag(cmd, &wait)
@@ -146,9 +146,9 @@ func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start tim
 			"keyWarnings": orNone(st.GetKeyWarnings()),
 		})
 	case st.GetNumber() == 0:
-		fmt.Fprintln(p.out, "no policy was applied yet, so no packet passes; `policy apply FILE` applies one")
+		fmt.Fprintln(p.out, "no policy has been applied yet, so no packet passes; use `policy apply FILE`")
 	default:
-		fmt.Fprintf(p.out, "policy %d: %d of %d nodes enforce what they ought to (version %s)", st.GetNumber(), st.GetCurrent(), st.GetNodes(), st.GetVersion())
+		fmt.Fprintf(p.out, "policy %d: %d of %d nodes enforce it (version %s)", st.GetNumber(), st.GetCurrent(), st.GetNodes(), st.GetVersion())
 		if wait > 0 && len(lag) == 0 {
 			fmt.Fprintf(p.out, ", %d ms later", took.Milliseconds())
 		} else if wait <= 0 {

@@ -23,7 +23,7 @@ type change struct {
 func (p *program) policyDiff() *cobra.Command {
 	var inv string
 	cmd := &cobra.Command{
-		Use: "diff OLD NEW", Short: "List the connections that a new policy gains and loses", Args: cobra.ExactArgs(2),
+		Use: "diff OLD NEW", Short: "List the connections that a new policy adds and removes", Args: cobra.ExactArgs(2),
 		Long: `Lists the connections that NEW allows and OLD does not (+), and those that OLD
 allows and NEW does not (-), by who may open what to whom, with the rule that
 allows them. Then the nodes that "admission" of NEW asks for more than they have,
@@ -115,7 +115,7 @@ func (p *program) tellAdmission(list []admission) {
 			fmt.Fprintf(p.out, "%s %s is admitted again\n", paint.wrap("32", "+"), a.Node)
 			continue
 		}
-		fmt.Fprintf(p.out, "%s %s gets no certificate any more: %s\n", paint.wrap("31", "-"), a.Node, a.Lacks)
+		fmt.Fprintf(p.out, "%s %s gets no further certificate: %s\n", paint.wrap("31", "-"), a.Node, a.Lacks)
 	}
 }
 

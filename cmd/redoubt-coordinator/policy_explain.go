@@ -39,7 +39,7 @@ type nearest struct {
 func (p *program) policyExplain() *cobra.Command {
 	var inv, protocol string
 	cmd := &cobra.Command{
-		Use: "explain FILE SRC DST:PORT", Short: "Say why a connection is allowed, or what is missing", Args: cobra.ExactArgs(3),
+		Use: "explain FILE SRC DST:PORT", Short: "Explain why a connection is allowed, or what is missing", Args: cobra.ExactArgs(3),
 		Long: `Says which rule allows a connection, which one denies it, or which rules are
 nearest and what they miss. SRC and DST are an address, the name of a node, a
 user (by name or login: all nodes) or a tag. An IPv6 address before a port is in
@@ -142,11 +142,11 @@ func (p *program) tellAnswers(file string, list []explanation) {
 		p.wrapped("  from  ", []string{fmt.Sprintf("%s, %s", e.From, e.FromIP)}, "")
 		p.wrapped("  to    ", []string{fmt.Sprintf("%s, %s", e.To, e.ToIP)}, "")
 		if e.Alike > 0 {
-			fmt.Fprintf(p.out, "  and %d more between them alike\n", e.Alike)
+			fmt.Fprintf(p.out, "  and %d more like it between them\n", e.Alike)
 		}
 		switch {
 		case e.Allowed && e.Mode == "monitor":
-			fmt.Fprintf(p.out, "  only watched, by %s (%s:%d): no rule allows it\n", e.Rule, file, e.Line)
+			fmt.Fprintf(p.out, "  only monitored, by %s (%s:%d): no rule allows it\n", e.Rule, file, e.Line)
 		case e.Allowed:
 			fmt.Fprintf(p.out, "  by %s (%s:%d)\n", e.Rule, file, e.Line)
 		case e.Rule != "":

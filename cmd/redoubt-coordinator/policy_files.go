@@ -75,10 +75,10 @@ func (p *program) loadBoth(file, inv string) (*compile.Program, *inventory.Inven
 func (p *program) policyCheck() *cobra.Command {
 	var inv string
 	cmd := &cobra.Command{
-		Use: "check FILE", Short: "Find every error in a policy file; needs no coordinator", Args: cobra.ExactArgs(1),
-		Long: `Finds every error in a policy file, with line and column, and what deserves a
-look. With --inventory also the selectors that pick nobody, and the nodes that
-do not do what "admission" asks of machines.
+		Use: "check FILE", Short: "List every error in a policy file; needs no coordinator", Args: cobra.ExactArgs(1),
+		Long: `Lists every error in a policy file, with line and column, and warnings. With
+--inventory also the selectors that match nothing, and the nodes that do not
+meet the requirements of "admission".
 
 Exit code: 0 without errors, 1 with errors.`,
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -126,10 +126,10 @@ func (p *program) policyTest() *cobra.Command {
 	var inv string
 	cmd := &cobra.Command{
 		Use: "test FILE", Short: "Run the tests in a policy file; needs no coordinator", Args: cobra.ExactArgs(1),
-		Long: `Runs tests and sshTests of a policy file against what the nodes of an inventory
-would enforce.
+		Long: `Runs the tests and sshTests of a policy file against what the nodes of an
+inventory would enforce.
 
-Exit code: 0 if all hold, 1 if one fails or the policy does not load.`,
+Exit code: 0 if all pass, 1 if one fails or the policy does not load.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			policy, err := p.load(args[0])
 			if err != nil {
@@ -170,15 +170,15 @@ func testsHold(n int) string {
 	case 0:
 		return "there are no tests"
 	case 1:
-		return "the test holds"
+		return "the test passes"
 	}
-	return fmt.Sprintf("all %d tests hold", n)
+	return fmt.Sprintf("all %d tests pass", n)
 }
 
 func (p *program) policyEval() *cobra.Command {
 	var inv, probes string
 	cmd := &cobra.Command{
-		Use: "eval FILE", Short: "Say of many connections whether a policy allows them", Args: cobra.ExactArgs(1),
+		Use: "eval FILE", Short: "Check whether a policy allows many connections", Args: cobra.ExactArgs(1),
 		Long: `Answers questions, a JSON object a line, whether the filter of a node would let
 the first packet of a connection pass:
 
@@ -210,7 +210,7 @@ Exit code: 0; 1 if the policy does not load; 2 if one of the questions was none
 		},
 	}
 	inventoryFlag(cmd, &inv, true)
-	cmd.Flags().StringVar(&probes, "probes", "", "`FILE` of questions; - is standard input")
+	cmd.Flags().StringVar(&probes, "probes", "", "`FILE` with questions; - for standard input")
 	_ = cmd.MarkFlagRequired("probes") // fails only for flags that do not exist
 	return cmd
 }

@@ -73,13 +73,14 @@ func (p *program) root() *cobra.Command {
 		Long: `The control server of a Redoubt mesh: enrols machines, issues their
 certificates, and hands each the part of the policy that concerns it.
 
-Every flag can be set by a variable (--cert-lifetime: REDOUBT_CERT_LIFETIME) or
-in the file that --config names ({"cert-lifetime": "1h"}).`,
+Every flag can also be set as an environment variable (--cert-lifetime as
+REDOUBT_CERT_LIFETIME), or in the file that --config names
+({"cert-lifetime": "1h"}).`,
 		SilenceErrors: true, SilenceUsage: true,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.PersistentFlags().StringVar(&p.data, "data", defaultData, "`DIR` with the coordinator's data")
-	root.PersistentFlags().StringVar(&p.socket, "admin-socket", "", "`PATH` of the socket for these commands (default DIR/"+socketName+")")
+	root.PersistentFlags().StringVar(&p.socket, "admin-socket", "", "`PATH` of the admin socket (default DIR/"+socketName+")")
 	root.PersistentFlags().BoolVar(&p.json, "json", false, "print JSON")
 	root.AddCommand(p.serve(), p.token(), p.node(), p.user(), p.policy(), p.lock(), p.rootCommand(), p.audit(), p.backup(), p.restore(), p.version())
 	settings.Bind(root, p.lookup)
@@ -103,9 +104,9 @@ func (p *program) explain(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no coordinator listens on %s; is it running (redoubt-coordinator serve), and is --data or --admin-socket the one that it runs with?", p.socketPath())
+		return fmt.Errorf("no coordinator listens on %s; check that it is running (redoubt-coordinator serve), with the same --data or --admin-socket", p.socketPath())
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%s is for root and the user that the coordinator runs as; try again with sudo", p.socketPath())
+		return fmt.Errorf("%s is only for root and the user that the coordinator runs as; try again with sudo", p.socketPath())
 	case errors.As(err, &e):
 		return errors.New(e.Message())
 	}

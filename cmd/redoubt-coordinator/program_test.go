@@ -219,7 +219,7 @@ func TestPolicyCommands(t *testing.T) {
 	s, _, _, stop := start(t)
 	defer stop()
 	s.no("no packet passes", "policy", "show")
-	if out := s.ok("policy", "status"); !strings.Contains(out, "no policy was applied") {
+	if out := s.ok("policy", "status"); !strings.Contains(out, "no policy has been applied") {
 		t.Error(out)
 	}
 	file := filepath.Join(t.TempDir(), "p.hujson")

@@ -33,9 +33,9 @@ type relayOptions struct {
 const draining = 500 * time.Millisecond
 
 func (o *relayOptions) flags(f *pflag.FlagSet) {
-	f.BoolVar(&o.on, "relay", true, "carry packets of nodes that cannot reach each other, by UDP and on the port of --listen")
+	f.BoolVar(&o.on, "relay", true, "include a relay for nodes that cannot reach each other directly, by UDP and on the port of --listen")
 	f.StringVar(&o.listen, "relay-listen", ":3478", "UDP `PORT` of the relay, as :PORT; empty for streams only")
-	f.StringArrayVar(&o.addresses, "relay-address", nil, "`ADDRESS` by which nodes reach the relay by UDP (may be repeated; default: where the hosts of --url are)")
+	f.StringArrayVar(&o.addresses, "relay-address", nil, "`ADDRESS` at which nodes reach the relay by UDP (may be repeated; default: the addresses of the --url hosts)")
 	f.StringVar(&o.region, "relay-region", "", "`NAME` of the relay's location, for display")
 }
 
@@ -101,7 +101,7 @@ func (e *embedded) listen(d *daemonRun, o relayOptions) error {
 	}
 	e.info.UDPPort, err = e.server.ServeUDP(nil, port)
 	if errors.Is(err, syscall.EADDRINUSE) && !o.given {
-		d.log.Warn("the relay serves by streams only: another program has its UDP port; say another one with --relay-listen", "port", port)
+		d.log.Warn("the relay serves streams only: another program uses its UDP port; give another one with --relay-listen", "port", port)
 		return nil
 	}
 	return err

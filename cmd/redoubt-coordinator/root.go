@@ -16,10 +16,10 @@ const maxAnswer = 1 << 20
 
 func (p *program) rootCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "root", Short: "Replace the mesh's root, or keep its key offline",
-		Long: `The root is what all machines trust; its key signs the intermediate with which
-the coordinator issues certificates. Both can be replaced while the mesh runs,
-and the root's key can leave this machine.`,
+		Use: "root", Short: "Replace the mesh's root, or move its key offline",
+		Long: `All machines trust the root; its key signs the intermediate with which the
+coordinator issues certificates. Both can be replaced while the mesh runs, and
+the root's key can be moved off this machine.`,
 	}
 	cmd.AddCommand(p.rootList(), p.rootRotate(), p.rootRetire(), p.rootExport(), p.rootRequest(), p.rootSign(), p.rootInstall())
 	return cmd
@@ -92,10 +92,10 @@ func (p *program) showRoots(r *redoubtv1.GetRootsResponse) {
 	p.table(rootColumns, rows)
 	fmt.Fprintf(p.out, "intermediate %.16s, until %s\n  to be replaced from %s on\n", r.GetIntermediate(), clock(r.GetIntermediateExpires()), clock(r.GetIntermediateDue()))
 	if r.GetRequested() {
-		fmt.Fprintln(p.out, "the next one was requested, and its answer is not installed yet")
+		fmt.Fprintln(p.out, "the next one is requested, but the answer is not installed yet")
 	}
 	if len(r.GetNodes())+len(r.GetTokens()) > 0 {
-		fmt.Fprintf(p.out, "%s and %s hang on the old root:\n", machines(uint32(len(r.GetNodes()))), codes(len(r.GetTokens())))
+		fmt.Fprintf(p.out, "%s and %s still depend on the old root:\n", machines(uint32(len(r.GetNodes()))), codes(len(r.GetTokens())))
 		for _, n := range r.GetNodes() {
 			fmt.Fprintf(p.out, "  node %s\n", n)
 		}
@@ -122,7 +122,7 @@ func codes(n int) string {
 
 func (p *program) rootList() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "List the roots that are trusted, and how the keys are", Args: cobra.NoArgs,
+		Use: "list", Short: "List the trusted roots and the state of their keys", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			a, err := p.client().GetRoots(cmd.Context(), &redoubtv1.GetRootsRequest{})
 			if err != nil {
@@ -139,11 +139,11 @@ func (p *program) rootList() *cobra.Command {
 
 func (p *program) rootRotate() *cobra.Command {
 	return &cobra.Command{
-		Use: "rotate", Short: "Make a new root; the old one stays trusted until nobody needs it", Args: cobra.NoArgs,
-		Long: `Makes a new root, which the old one vouches for, and issues all certificates
-under it from now on. Nothing is interrupted: machines take the new root when
-they renew, and join codes from before stay good. When no machine and no join
-code hangs on the old root any more it is retired by itself ('root list').`,
+		Use: "rotate", Short: "Create a new root; the old one stays trusted while it is needed", Args: cobra.NoArgs,
+		Long: `Creates a new root, which the old one cross-signs, and issues all certificates
+under it from now on. Nothing is interrupted: machines accept the new root when
+they renew, and older join codes stay valid. When no machine and no join code
+depends on the old root any more, it is retired automatically ('root list').`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			a, err := p.client().RotateRoot(cmd.Context(), &redoubtv1.RotateRootRequest{})
 			if err != nil {
@@ -152,7 +152,7 @@ code hangs on the old root any more it is retired by itself ('root list').`,
 			if p.json {
 				return p.print(rootsOf(a.GetRoots()))
 			}
-			fmt.Fprintln(p.out, "There is a new root. Keep a copy of the keys as they are now:")
+			fmt.Fprintln(p.out, "There is a new root. Make a new copy of the keys:")
 			fmt.Fprintf(p.out, "  %s\n", p.keys())
 			p.showRoots(a.GetRoots())
 			return nil
@@ -163,9 +163,9 @@ code hangs on the old root any more it is retired by itself ('root list').`,
 func (p *program) rootRetire() *cobra.Command {
 	q := &redoubtv1.RetireRootRequest{}
 	cmd := &cobra.Command{
-		Use: "retire", Short: "End the trust in the old root", Args: cobra.NoArgs,
-		Long: `Ends the trust in the root before the newest one, which happens by itself when
-nothing hangs on it any more. Is refused while something does, and names it.`,
+		Use: "retire", Short: "Stop trusting the old root", Args: cobra.NoArgs,
+		Long: `Ends the trust in the root before the newest one. This happens automatically
+when nothing depends on it any more. It is refused, naming what still does.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			a, err := p.client().RetireRoot(cmd.Context(), q)
 			if err != nil {
@@ -174,7 +174,7 @@ nothing hangs on it any more. Is refused while something does, and names it.`,
 			if p.json {
 				return p.print(map[string]any{"nodes": orNone(a.GetNodes()), "tokens": orNone(a.GetTokens())})
 			}
-			fmt.Fprintln(p.out, "the old root is retired: machines cease to trust it when they renew")
+			fmt.Fprintln(p.out, "the old root is retired: machines stop trusting it when they renew")
 			for _, n := range a.GetNodes() {
 				fmt.Fprintf(p.out, "  node %s may have to join again\n", n)
 			}
@@ -184,15 +184,15 @@ nothing hangs on it any more. Is refused while something does, and names it.`,
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&q.Force, "force", false, "also where something hangs on it")
+	cmd.Flags().BoolVar(&q.Force, "force", false, "retire it even if something depends on it")
 	return cmd
 }
 
 func (p *program) rootRequest() *cobra.Command {
 	return &cobra.Command{
-		Use: "request FILE", Short: "Ask for the next intermediate, for the machine with the root's key", Args: cobra.ExactArgs(1),
-		Long: `Makes the key of the next intermediate, which stays here, and writes what the
-root has to sign to FILE ('-' for standard output). Nothing in it is secret.`,
+		Use: "request FILE", Short: "Request the next intermediate from the machine with the root's key", Args: cobra.ExactArgs(1),
+		Long: `Creates the key of the next intermediate, which stays here, and writes a request
+for the root to sign to FILE ('-' for standard output). It contains no secrets.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a, err := p.client().RequestIntermediate(cmd.Context(), &redoubtv1.RequestIntermediateRequest{})
 			if err != nil {
@@ -201,7 +201,7 @@ root has to sign to FILE ('-' for standard output). Nothing in it is secret.`,
 			if err := p.write(args[0], a.GetRequest()); err != nil {
 				return err
 			}
-			fmt.Fprintf(p.err, "# where the root's key is: redoubt-coordinator root sign --key KEY %s --out ANSWER\n", args[0])
+			fmt.Fprintf(p.err, "# on the machine with the root's key: redoubt-coordinator root sign --key KEY %s --out ANSWER\n", args[0])
 			return nil
 		},
 	}
@@ -270,7 +270,7 @@ func (p *program) write(name string, b []byte) error {
 // fresh refuses a file that is there already: it may be the only copy of a key.
 func fresh(name string) error {
 	if _, err := os.Lstat(name); !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%s exists already, and may be a key: move it away, or name another file", name)
+		return fmt.Errorf("%s already exists, and may be a key: move it away, or give another file", name)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ func TestRootCommands(t *testing.T) {
 	if out := s.ok("root", "rotate"); !strings.Contains(out, "There is a new root") || !strings.Contains(out, "join code "+code.Token.ID) {
 		t.Error(out)
 	}
-	if out := s.ok("root", "list"); strings.Count(out, "trusted") != 1 || !strings.Contains(out, "0 machines and 1 join code hang on the old root") {
+	if out := s.ok("root", "list"); strings.Count(out, "trusted") != 1 || !strings.Contains(out, "0 machines and 1 join code still depend on the old root") {
 		t.Error(out)
 	}
 	both := decode[rootsJSON](t, s.ok("root", "list", "--json"))
@@ -48,14 +48,14 @@ func TestRootKeyCommands(t *testing.T) {
 	defer stop()
 	dir := t.TempDir()
 	key, request := filepath.Join(dir, "root.age"), filepath.Join(dir, "request.pem")
-	s.no("say --offline", "root", "export", key)
+	s.no("confirm that with --offline", "root", "export", key)
 	s.no("no terminal", "root", "export", "--offline", key)
 	short := filepath.Join(dir, "short")
 	if err := os.WriteFile(short, []byte("secret\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s.no("want 12 or more", "root", "export", "--offline", key, "--passphrase-file", short)
-	s.no("exists already", "root", "export", "--offline", short, "--passphrase-file", short)
+	s.no("already exists", "root", "export", "--offline", short, "--passphrase-file", short)
 	if _, err := os.Stat(filepath.Join(s.data, "pki", "root.key")); err != nil {
 		t.Errorf("the root's key after it was not exported: %v", err)
 	}
@@ -67,7 +67,7 @@ func TestRootKeyCommands(t *testing.T) {
 	s.no("not a request", "root", "sign", "--key", short, "--passphrase-file", short, short)
 	s.no("not a file that `root export --offline` wrote", "root", "sign", "--key", short, "--passphrase-file", short, request)
 	s.no("not the answer", "root", "install", request)
-	if out := s.ok("root", "list"); !strings.Contains(out, "the next one was requested") {
+	if out := s.ok("root", "list"); !strings.Contains(out, "the next one is requested") {
 		t.Error(out)
 	}
 }

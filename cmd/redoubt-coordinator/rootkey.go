@@ -32,13 +32,13 @@ the key never has to come back. Keep two copies of FILE, and the passphrase
 apart from them: without them the mesh ends with its intermediate.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !offline {
-				return errors.New("root export takes the private key away from this machine: say --offline if that is what you want")
+				return errors.New("root export removes the private key from this machine: confirm that with --offline")
 			}
 			return p.exportRoot(cmd, args[0], secret)
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVar(&offline, "offline", false, "move the private key out; it never comes back")
+	f.BoolVar(&offline, "offline", false, "confirm that the private key leaves this machine")
 	passphraseFlag(f, &secret)
 	return cmd
 }
@@ -48,7 +48,7 @@ type stringVar interface {
 }
 
 func passphraseFlag(f stringVar, secret *string) {
-	f.StringVar(secret, "passphrase-file", "", "`FILE` with the passphrase in its first line, '-' for standard input (default: ask on the terminal)")
+	f.StringVar(secret, "passphrase-file", "", "`FILE` whose first line is the passphrase, '-' for standard input (default: ask on the terminal)")
 }
 
 func (p *program) exportRoot(cmd *cobra.Command, name, secret string) error {
@@ -144,11 +144,11 @@ func (p *program) passphrase(file string, choose bool) (string, error) {
 		return first, err
 	}
 	if len(first) < issuer.MinPassphrase {
-		return "", fmt.Errorf("a passphrase of %d characters: want %d or more", len(first), issuer.MinPassphrase)
+		return "", fmt.Errorf("the passphrase has %d characters: want %d or more", len(first), issuer.MinPassphrase)
 	}
-	again, err := ask("The same again: ")
+	again, err := ask("Repeat the passphrase: ")
 	if err == nil && again != first {
-		err = errors.New("the two are not the same")
+		err = errors.New("the passphrases differ")
 	}
 	return first, err
 }
@@ -162,17 +162,17 @@ type signOptions struct {
 func (p *program) rootSign() *cobra.Command {
 	o := signOptions{lifetime: issuer.IntermediateLifetime}
 	cmd := &cobra.Command{
-		Use: "sign REQUEST", Short: "Sign what a coordinator requests, where the root's key is", Args: cobra.ExactArgs(1),
+		Use: "sign REQUEST", Short: "Sign a coordinator's request, on the machine with the root's key", Args: cobra.ExactArgs(1),
 		Long: `Signs the intermediate that a coordinator asked for with 'root request', using
 the key that 'root export --offline' wrote. Needs neither a coordinator nor a
-network. With --new-root it makes a new root as well, which takes the place of
-the old one when the answer is installed.`,
+network. With --new-root it also creates a new root, which replaces the old one
+when the answer is installed.`,
 		Example: "  redoubt-coordinator root sign --key root.age request.pem --out answer.pem",
 		RunE:    func(_ *cobra.Command, args []string) error { return p.signRequest(args[0], o) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.key, "key", "", "`FILE` with the root's key, as root export --offline wrote it")
-	f.StringVar(&o.next, "new-root", "", "make a new root, and seal its key into `FILE` with the same passphrase")
+	f.StringVar(&o.key, "key", "", "`FILE` with the root's key, written by root export --offline")
+	f.StringVar(&o.next, "new-root", "", "create a new root, and store its key in `FILE` with the same passphrase")
 	f.StringVar(&o.out, "out", "-", "`FILE` for the answer")
 	f.DurationVar(&o.lifetime, "lifetime", o.lifetime, "lifetime of the intermediate certificate, up to 8784h")
 	passphraseFlag(f, &o.secret)

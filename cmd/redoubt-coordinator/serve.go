@@ -51,13 +51,13 @@ func (p *program) serve() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.listen, "listen", ":443", "`ADDR`:PORT for agents")
-	f.StringArrayVar(&o.urls, "url", nil, "`URL` that agents reach this coordinator by (https://HOST[:PORT]; may be repeated)")
+	f.StringArrayVar(&o.urls, "url", nil, "`URL` at which agents reach this coordinator (https://HOST[:PORT]; may be repeated)")
 	f.StringVar(&o.mesh, "range", "", "IPv4 `PREFIX` of the mesh, chosen at the first start (default a random /16 of 100.64.0.0/10)")
 	f.StringVar(&o.domain, "domain", "", "DNS `DOMAIN` of the nodes' names, chosen at the first start (default "+directory.DefaultDomain+")")
-	f.StringVar(&o.metrics, "metrics", "", "`ADDR` for Prometheus metrics; loopback if only a port is given")
+	f.StringVar(&o.metrics, "metrics", "", "`ADDR` to serve Prometheus metrics on; just a port means loopback")
 	f.DurationVar(&o.lifetime, "cert-lifetime", issuer.NodeLifetime, "lifetime of node certificates")
 	f.DurationVar(&o.intermediate, "intermediate-lifetime", issuer.IntermediateLifetime, "lifetime of the intermediate certificate")
-	f.StringVar(&o.tpmRoots, "tpm-roots", "", "`DIR` with PEM files of the CAs of TPM makers (default: TPMs are unverified)")
+	f.StringVar(&o.tpmRoots, "tpm-roots", "", "`DIR` with PEM files of TPM vendors' CAs (default: TPMs are unverified)")
 	f.StringVar(&o.x509Roots, "x509-roots", "", "`DIR` with PEM files of the CAs whose certificates machines may join with")
 	o.relay.flags(f)
 	f.TextVar(&o.level, "log-level", slog.LevelInfo, "`LEVEL` to log: debug, info, warn or error")
@@ -223,7 +223,7 @@ func guessURL(l net.Listener, log *slog.Logger) []string {
 	if address.Port != 443 {
 		host = net.JoinHostPort(host, strconv.Itoa(address.Port))
 	}
-	log.Warn("no --url was given; join codes will say that agents reach this coordinator by its host name", "url", "https://"+host)
+	log.Warn("no --url was given; join codes will contain this machine's host name", "url", "https://"+host)
 	return []string{"https://" + host}
 }
 
@@ -244,13 +244,13 @@ func (p *program) announce(d *daemonRun) {
   addresses  %s and %s
   names      NAME.%s
   root       SHA-256 %X
-  keys       %s/pki; keep a copy in a safe place, no backup has them
+  keys       %s/pki; keep a copy in a safe place, backups do not contain them
 
 What to do next:
-  let a machine join: print a join code here, and use it there
+  let a machine join: create a join code here, and use it there
     %s token create --user you@example.com
     sudo redoubt up CODE
-  say who may reach what (nothing passes before): edit a copy of the example
+  say who may reach what (until then nothing passes): edit a copy of the example
     cp %s policy.hujson
     %s policy apply policy.hujson
 `, mesh.ID, mesh.V4, mesh.V6, mesh.Domain, d.co.Fingerprint(), p.data, self, d.co.StarterPolicy(), self)

@@ -34,7 +34,7 @@ func tokenOf(t *redoubtv1.Token) token {
 }
 
 func (p *program) token() *cobra.Command {
-	cmd := &cobra.Command{Use: "token", Short: "Join codes for machines"}
+	cmd := &cobra.Command{Use: "token", Short: "Manage join codes"}
 	cmd.AddCommand(p.tokenCreate(), p.tokenList(), p.tokenRevoke())
 	return cmd
 }
@@ -43,7 +43,7 @@ func (p *program) tokenCreate() *cobra.Command {
 	q := &redoubtv1.CreateTokenRequest{}
 	var ttl time.Duration
 	cmd := &cobra.Command{
-		Use: "create", Short: "Print a join code: the only time that it is shown", Args: cobra.NoArgs,
+		Use: "create", Short: "Create a join code, and print it this once", Args: cobra.NoArgs,
 		Example: "  redoubt-coordinator token create --user ann@example.com\n  redoubt-coordinator token create --tag tag:server --reusable --ttl 24h",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if ttl <= 0 {
@@ -66,13 +66,13 @@ func (p *program) tokenCreate() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&q.Tags, "tag", nil, "role of the machines, `tag:NAME` (may be repeated)")
-	f.StringVar(&q.User, "user", "", "`LOGIN` name of the person whose machines they are")
-	f.BoolVar(&q.Reusable, "reusable", false, "good for any number of machines")
-	f.BoolVar(&q.Ephemeral, "ephemeral", false, "remove the machines when they are away for half an hour")
-	f.StringVar(&q.Replace, "replace", "", "`NODE` whose machine the one that joins takes the place of, as the same node")
-	f.BoolVar(&q.Relay, "relay", false, "for a relay: on its machine, redoubt relay CODE")
-	f.DurationVar(&ttl, "ttl", time.Hour, "how long the code is good")
+	f.StringArrayVar(&q.Tags, "tag", nil, "role of the machines: `tag:NAME` (may be repeated)")
+	f.StringVar(&q.User, "user", "", "`LOGIN` name of the user who owns the machines")
+	f.BoolVar(&q.Reusable, "reusable", false, "valid for any number of machines")
+	f.BoolVar(&q.Ephemeral, "ephemeral", false, "remove the machines after half an hour offline")
+	f.StringVar(&q.Replace, "replace", "", "`NODE` that the new machine becomes, replacing the old machine")
+	f.BoolVar(&q.Relay, "relay", false, "for a relay, to be used with `redoubt relay CODE`")
+	f.DurationVar(&ttl, "ttl", time.Hour, "how long the code is valid")
 	return cmd
 }
 
@@ -86,9 +86,9 @@ func describe(t *redoubtv1.Token) string {
 		use = "sudo redoubt relay CODE"
 	}
 	if t.GetReplace() != "" {
-		hint = "\n# it becomes node " + t.GetReplace() + ", whose machine until now is out of the mesh then"
+		hint = "\n# it becomes node " + t.GetReplace() + ", and the old machine is removed from the mesh"
 	} else if t.GetUser() == "" && len(t.GetTags()) == 0 && !t.GetRelay() {
-		hint = "\n# without --user and --tag, only rules for * or for an address cover them"
+		hint = "\n# without --user and --tag, only rules for * or for an address apply"
 	}
 	return fmt.Sprintf("# token %s: for %s of %s, until %s%s\n# on the machine: %s",
 		t.GetId(), machines, whose(t), clock(t.GetExpires()), hint, use)
@@ -133,7 +133,7 @@ func (p *program) tokenList() *cobra.Command {
 				return p.print(map[string]any{"tokens": list})
 			}
 			if len(rows) == 0 {
-				fmt.Fprintln(p.err, "# there are no join codes; `token create` makes one")
+				fmt.Fprintln(p.err, "# there are no join codes; create one with `token create`")
 				return nil
 			}
 			p.table(tokenColumns, rows)
@@ -144,7 +144,7 @@ func (p *program) tokenList() *cobra.Command {
 
 func (p *program) tokenRevoke() *cobra.Command {
 	return &cobra.Command{
-		Use: "revoke ID", Short: "Make a join code useless; machines that used it stay", Args: cobra.ExactArgs(1),
+		Use: "revoke ID", Short: "Revoke a join code; machines that used it stay", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := p.client().RevokeToken(cmd.Context(), &redoubtv1.RevokeTokenRequest{Id: args[0]}); err != nil {
 				return p.explain(err)

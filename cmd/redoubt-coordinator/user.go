@@ -10,8 +10,8 @@ import (
 )
 
 func (p *program) user() *cobra.Command {
-	cmd := &cobra.Command{Use: "user", Short: "The people of the mesh"}
-	role := &cobra.Command{Use: "role", Short: "What people are in the mesh, for autogroup:admin and the like"}
+	cmd := &cobra.Command{Use: "user", Short: "Manage users"}
+	role := &cobra.Command{Use: "role", Short: "Manage the roles of users, for autogroup:admin and the like"}
 	role.AddCommand(p.roleSet(), p.roleUnset(), p.roleList())
 	cmd.AddCommand(role)
 	return cmd
@@ -25,8 +25,8 @@ type userRoles struct {
 
 func (p *program) roleSet() *cobra.Command {
 	return &cobra.Command{
-		Use: "set USER ROLE...", Short: "Give a user these roles, and no others", Args: cobra.MinimumNArgs(2),
-		Long: `Gives a user, by login name, these roles and no others: owner, admin, it-admin,
+		Use: "set USER ROLE...", Short: "Set the roles of a user", Args: cobra.MinimumNArgs(2),
+		Long: `Gives a user, by login name, exactly these roles: owner, admin, it-admin,
 network-admin, billing-admin, auditor.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return p.setRoles(cmd, args[0], args[1:]) },
 	}
@@ -34,7 +34,7 @@ network-admin, billing-admin, auditor.`,
 
 func (p *program) roleUnset() *cobra.Command {
 	return &cobra.Command{
-		Use: "unset USER", Short: "Take all roles from a user", Args: cobra.ExactArgs(1),
+		Use: "unset USER", Short: "Remove all roles from a user", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return p.setRoles(cmd, args[0], nil) },
 	}
 }
@@ -73,7 +73,7 @@ func (p *program) roleList() *cobra.Command {
 				return p.print(map[string]any{"users": list})
 			}
 			if len(rows) == 0 {
-				fmt.Fprintln(p.err, "# nobody has a role; `user role set USER ROLE` gives one")
+				fmt.Fprintln(p.err, "# no user has a role; set one with `user role set USER ROLE`")
 				return nil
 			}
 			p.table(roleColumns, rows)

@@ -24,7 +24,7 @@ func health() *redoubtv1.PostureResponse {
 			},
 			{
 				Name: "posture:updatesPending", Source: "reported", Since: noon.Add(-time.Hour).Unix(), Checked: noon.Add(-time.Hour).Unix(),
-				TtlSeconds: 3 * 3600, Note: "the lists of packages are 12 days old", Mend: "run `apt-get update`",
+				TtlSeconds: 3 * 3600, Note: "the package lists are 12 days old", Mend: "run `apt-get update`",
 			},
 		},
 		Withheld: []*redoubtv1.WithheldRule{{

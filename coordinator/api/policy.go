@@ -116,7 +116,7 @@ func (a *Admin) GetPolicy(ctx context.Context, r *redoubtv1.GetPolicyRequest) (*
 			return nil, a.fail(err)
 		}
 	case p == nil:
-		return nil, connect.NewError(connect.CodeNotFound, errors.New("no policy was applied yet, so no packet passes; `policy apply FILE` applies one"))
+		return nil, connect.NewError(connect.CodeNotFound, errors.New("no policy has been applied yet, so no packet passes; use `policy apply FILE`"))
 	}
 	return &redoubtv1.GetPolicyResponse{
 		Source: p.Source, Number: p.Number, Applied: p.Applied.Unix(), AppliedBy: p.By, Comment: p.Comment, RollbackOf: p.Of,

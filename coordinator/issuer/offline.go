@@ -57,7 +57,7 @@ var (
 // Seal encrypts a root's key and certificate with a passphrase, as the tool age does.
 func Seal(root *cert.Authority, passphrase string) ([]byte, error) {
 	if len(passphrase) < MinPassphrase {
-		return nil, fmt.Errorf("a passphrase of %d characters: want %d or more", len(passphrase), MinPassphrase)
+		return nil, fmt.Errorf("the passphrase has %d characters: want %d or more", len(passphrase), MinPassphrase)
 	}
 	plain, err := root.MarshalPEM()
 	if err != nil {

@@ -76,7 +76,7 @@ func TestAdmission(t *testing.T) {
 	web.awaitStatus("waits again", func(st mesh.Status) bool {
 		return st.State == "pending" && st.Coordinator.Connected && st.Pending.Code == code
 	})
-	r.contains(r.admin("node", "approve", strings.ToLower(code), "--reason", "ticket 7"), "web ("+code+") is approved: it joins by itself")
+	r.contains(r.admin("node", "approve", strings.ToLower(code), "--reason", "ticket 7"), "web ("+code+") is approved: it will join by itself")
 	begin := time.Now()
 	web.awaitState("running")
 	t.Logf("joined %v after the approval", time.Since(begin).Round(time.Millisecond))

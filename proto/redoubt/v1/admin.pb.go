@@ -2681,7 +2681,7 @@ type ApplyPolicyRequest struct {
 	RollbackTo uint64                 `protobuf:"varint,2,opt,name=rollback_to,json=rollbackTo,proto3" json:"rollback_to,omitempty"` // a version whose text is brought back, in place of source
 	// The version that must be in force, 0 for none at all. Where it is absent, the one in force when the call is looked at.
 	Expect        *uint64 `protobuf:"varint,3,opt,name=expect,proto3,oneof" json:"expect,omitempty"`
-	DryRun        bool    `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // say what would change, and change nothing
+	DryRun        bool    `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // show what would change, and change nothing
 	Comment       string  `protobuf:"bytes,5,opt,name=comment,proto3" json:"comment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2945,7 +2945,7 @@ func (x *PolicyImpact) GetTooWide() string {
 	return ""
 }
 
-// Unadmitted is a node that a policy asks for more than it has. It keeps its certificate until that ends, and gets no other.
+// Unadmitted is a node that a policy asks for more than it has. It keeps its certificate until that expires, and gets no further one.
 type Unadmitted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
