@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -58,7 +59,7 @@ func (f *ferry) SendRun(run []byte, size int, to bind.Via) error {
 }
 
 func (f *ferry) FromUDP(run []byte, size int, _ netip.AddrPort) (int, int, bind.Via, bool) {
-	if run[0] != 0xe1 || size < bind.RelayHeader {
+	if run[0] != 0xe1 || min(size, len(run)) < bind.RelayHeader {
 		return 0, 0, bind.Via{}, false
 	}
 	via := bind.Via{Relay: relay, Peer: proto.NodeID(run[bind.RelayHeader-1])}
@@ -280,6 +281,53 @@ func TestRunsAreTakenApart(t *testing.T) {
 		}
 		if !slices.Equal(l.path, wantPath) {
 			t.Fatalf("path messages %q\nwant %q", l.path, wantPath)
+		}
+	})
+}
+
+// FuzzRuns gives what strangers may send, joined as the kernel joins it, or not. No more comes out than went in, nothing of it
+// twice, and nothing that is not WireGuard's comes to the engine but out of a relay's message.
+func FuzzRuns(f *testing.F) {
+	f.Add([]byte{0xd0, 1, 2, 3, 0xe1, 1, 2, 3, 4}, uint16(4))
+	f.Add(append(relayed(3, []byte("abcd")), relayed(4, []byte("ef"))...), uint16(12))
+	f.Add(append(stunMessage("abcd"), relayed(3, stunMessage("efgh"))...), uint16(24))
+	f.Add(append(relayed(3, []byte{0xd0}), 0xe1, 0xe0), uint16(9))
+	f.Fuzz(func(t *testing.T, data []byte, size uint16) {
+		if len(data) == 0 || len(data) > bind.RunSize {
+			return
+		}
+		inner := &runs{Bind: &fake{}, inbox: []run{{data, max(1, int(size))}}}
+		b, l := bind.New(bind.Config{Inner: inner}), &listener{}
+		b.Serve(l, &ferry{})
+		fns, _, err := b.OpenRuns(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		buf, came := make([]byte, bind.RunSize), 0
+		for range len(data) + 2 {
+			n, each, from, err := fns[0](buf)
+			if err != nil {
+				break
+			}
+			if came += n; n > 0 && each <= 0 {
+				t.Fatalf("a run of %d bytes has messages of %d", n, each)
+			}
+			for m := range slices.Chunk(buf[:n], max(1, each)) {
+				if e, ok := from.(*bind.Endpoint); ok && e.Via() == (bind.Via{}) && (m[0] == 0xd0 || m[0]&0xf0 == 0xe0) {
+					t.Errorf("the engine gets %x", m)
+				}
+			}
+		}
+		for _, m := range l.path {
+			_, rest, _ := strings.Cut(m, " ")
+			came += len(rest) + 1
+		}
+		for _, m := range l.stun {
+			_, rest, _ := strings.Cut(m, " ")
+			came += len(rest) + 20
+		}
+		if len(inner.inbox) > 0 || came > len(data) {
+			t.Errorf("%d bytes came of %d, %d runs are left", came, len(data), len(inner.inbox))
 		}
 	})
 }

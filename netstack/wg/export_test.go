@@ -1,6 +1,23 @@
 package wg
 
-import "github.com/redoubt-mesh/redoubt/netstack/wg/session"
+import (
+	"log/slog"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/redoubt-mesh/redoubt/netstack/tun"
+	"github.com/redoubt-mesh/redoubt/netstack/wg/session"
+	"github.com/redoubt-mesh/redoubt/proto"
+)
+
+// NewInlineBy is NewInline by another clock.
+func NewInlineBy(now func() time.Time, self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) *Inline {
+	return newInline(self, d, b, log, now)
+}
+
+// ClockJumped has timers looked at by a clock that was set.
+func (e *Inline) ClockJumped() { e.timers.poke() }
 
 // Limit has sessions carry less than WireGuard's do. It comes before Configure.
 func (e *Inline) Limit(l session.Limits) { e.limits = l }

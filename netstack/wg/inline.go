@@ -45,6 +45,7 @@ type Inline struct {
 	bind conn.Bind
 	runs bind.Runs // the same bind; nil where packets move in batches
 	log  *slog.Logger
+	now  func() time.Time
 	mtu  atomic.Int64
 
 	limits session.Limits // of what a session carries; zero: WireGuard's
@@ -105,8 +106,12 @@ const (
 // NewInline makes an engine for the node self, between d and b, both of which it owns from then on. It does nothing until
 // it is configured. Neither of them may call the engine's methods from its own: the engine holds its locks meanwhile.
 func NewInline(self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) *Inline {
+	return newInline(self, d, b, log, time.Now)
+}
+
+func newInline(self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger, now func() time.Time) *Inline {
 	e := &Inline{
-		self: self, tun: d, bind: b, log: log,
+		self: self, tun: d, bind: b, log: log, now: now,
 		nodes: map[proto.NodeID]*node{}, byKey: map[[32]byte]*node{}, byAddr: map[netip.Addr]*node{},
 		indexes: indexes{all: map[uint32]entry{}}, timers: newTimers(), active: active{all: map[*node]struct{}{}},
 		homes: homes{all: map[netip.Addr]int{}}, stopping: make(chan struct{}), done: make(chan struct{}),
@@ -189,7 +194,7 @@ func (e *Inline) RotateLocalKey(private key.NodePrivate) error {
 		list := []*local{l}
 		for i, old := range e.locals {
 			if i == 0 {
-				old.until = time.Now().Add(drainTime)
+				old.until = e.now().Add(drainTime)
 			}
 			if old.Public() != l.Public() && len(list) < maxLocals {
 				list = append(list, old)
@@ -224,7 +229,7 @@ func (e *Inline) setPrivate(private key.NodePrivate, list func(*local) []*local)
 	if n := e.byKey[l.Public()]; n != nil {
 		return fmt.Errorf("peer %s has the same node key", n.id)
 	}
-	e.setLocals(list(&local{Local: l, private: private, since: time.Now()}))
+	e.setLocals(list(&local{Local: l, private: private, since: e.now()}))
 	return nil
 }
 
@@ -241,7 +246,7 @@ func (e *Inline) local(public [32]byte) *local {
 // setLocals changes our keys, and with them the pairs of all peers that are awake. The caller holds the lock for writing.
 func (e *Inline) setLocals(list []*local) {
 	e.locals = list
-	now := time.Now()
+	now := e.now()
 	for _, n := range e.nodes {
 		n.mu.Lock()
 		if n.peer != nil {

@@ -45,7 +45,7 @@ func (e *Inline) oversize(s *sender, n *node, pkt []byte, limit int) {
 		s.super = tun.NewSuper()
 	}
 	s.super.Set(pkt)
-	now := time.Now()
+	now := e.now()
 	if !e.fit(n, s.super, limit, now) {
 		return
 	}

@@ -572,6 +572,7 @@ func FuzzInbound(f *testing.F) {
 		numbers, index, since = b.e.numbers(), b.e.nodes[1].peer.Current(time.Now()).Index, time.Now()
 	}
 	end := func() { a.close(f); b.close(f) }
+	run := newRunReceiver()
 	begin()
 	f.Cleanup(func() { end() })
 	f.Fuzz(func(t *testing.T, msg []byte) {
@@ -587,6 +588,9 @@ func FuzzInbound(f *testing.F) {
 			b.put(named)
 			binary.LittleEndian.PutUint32(named[8:], index)
 			b.put(named)
+		}
+		for _, size := range []int{noise.Overhead, noise.CookieReplySize, noise.ResponseSize, noise.InitiationSize, max(1, len(msg))} {
+			b.e.inboundRun(run, slices.Clone(msg), size, stubEndpoint("192.0.2.9:1"))
 		}
 		if b.wrote != 1 || b.e.numbers() != numbers || b.e.nodes[1].endpoint != stubEndpoint("192.0.2.9:1") {
 			t.Error("something forged has an effect")

@@ -111,7 +111,7 @@ func (e *Inline) setPeer(cfg PeerConfig) error {
 	case moved || left:
 		n.endpoint, n.known = endpoint, false
 	}
-	e.apply(n, cfg, time.Now())
+	e.apply(n, cfg, e.now())
 	return nil
 }
 
@@ -254,7 +254,7 @@ func (e *Inline) RemovePeer(id proto.NodeID) error {
 		}
 	}
 	e.setRoutes(n, n.cfg.Routes, nil)
-	now := time.Now()
+	now := e.now()
 	for _, r := range n.remotes {
 		e.forget(r, now)
 	}
@@ -268,7 +268,7 @@ func (e *Inline) unplug(n *node) {
 	defer n.mu.Unlock()
 	e.dropWaiting(n)
 	if n.peer != nil {
-		e.step(n, time.Now(), session.SetPairs{})
+		e.step(n, e.now(), session.SetPairs{})
 		e.sleep(n)
 	}
 	e.timers.remove(n)
@@ -299,7 +299,7 @@ func (e *Inline) Probe(id proto.NodeID, candidates []netip.AddrPort) error {
 		n.endpoint, n.known = endpoint, false
 		n.cfg.Endpoints = slices.Clone(candidates)
 	}
-	now := time.Now()
+	now := e.now()
 	e.wake(n, now)
 	e.step(n, now, session.Probe{})
 	e.settle(n)

@@ -119,7 +119,7 @@ func (e *Inline) outbound(s *sender, count int) {
 		}
 		last.batch = append(last.batch, i)
 	}
-	now := time.Now()
+	now := e.now()
 	for _, n := range s.touched {
 		e.transmit(s, n, now)
 		n.batch = n.batch[:0]
@@ -395,7 +395,7 @@ func receiveSlots(batch, size int) [][]byte {
 func (e *Inline) inbound(r *receiver, count int) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	now := time.Now()
+	now := e.now()
 	for i, size := range r.sizes[:count] {
 		if size < noise.Overhead {
 			e.lose(nil, DropMalformed, 1)

@@ -22,7 +22,7 @@ func (e *Inline) Peers() ([]PeerStats, error) {
 	if err := e.ended(); err != nil {
 		return nil, err
 	}
-	return statsOf(slices.Collect(maps.Values(e.nodes))), nil
+	return e.statsOf(slices.Collect(maps.Values(e.nodes))), nil
 }
 
 // Active implements Engine.
@@ -32,7 +32,7 @@ func (e *Inline) Active() ([]PeerStats, error) {
 	if err := e.ended(); err != nil {
 		return nil, err
 	}
-	return statsOf(e.active.list()), nil
+	return e.statsOf(e.active.list()), nil
 }
 
 // Peer implements Engine.
@@ -46,7 +46,7 @@ func (e *Inline) Peer(id proto.NodeID) (PeerStats, error) {
 	if n == nil {
 		return PeerStats{}, nil
 	}
-	return statsOf([]*node{n})[0], nil
+	return e.statsOf([]*node{n})[0], nil
 }
 
 // Stats implements Engine.
@@ -63,9 +63,9 @@ func (e *Inline) Stats() (Stats, error) {
 	return s, nil
 }
 
-func statsOf(list []*node) []PeerStats {
+func (e *Inline) statsOf(list []*node) []PeerStats {
 	out := make([]PeerStats, 0, len(list))
-	now := time.Now()
+	now := e.now()
 	for _, n := range list {
 		n.mu.Lock()
 		out = append(out, n.stats(now))
@@ -153,7 +153,7 @@ func (e *Inline) stateText() ([]byte, error) {
 	}
 	number := func(name string, v uint64) { line(name, strconv.FormatUint(v, 10)) }
 	number("listen_port", uint64(e.port))
-	now := time.Now()
+	now := e.now()
 	for _, n := range e.nodes {
 		n.mu.Lock()
 		s, at := n.stats(now), n.address()

@@ -64,7 +64,7 @@ func (e *Inline) readSupers(q tun.SuperReader) {
 func (e *Inline) burst(s *superSender, q tun.SuperReader) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	s.now = time.Now()
+	s.now = e.now()
 	for n := 1; ; n++ {
 		e.forward(s)
 		if n == maxBurst {
@@ -221,7 +221,7 @@ func (e *Inline) receiveRuns(fn bind.RunFunc) {
 func (e *Inline) inboundRun(r *receiver, run []byte, size int, from conn.Endpoint) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	now := time.Now()
+	now := e.now()
 	for len(run) > 0 {
 		msg := run[:min(size, len(run))]
 		run = run[len(msg):]

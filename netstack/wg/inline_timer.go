@@ -105,7 +105,7 @@ func (e *Inline) runTimers() {
 		case <-e.timers.wake:
 		case <-t.C:
 		}
-		now := time.Now()
+		now := e.now()
 		next := e.drain(now)
 		for {
 			n, due := e.timers.next(now)
@@ -119,7 +119,7 @@ func (e *Inline) runTimers() {
 		}
 		t.Stop()
 		if !next.IsZero() {
-			t.Reset(time.Until(next))
+			t.Reset(next.Sub(e.now()))
 		}
 	}
 }

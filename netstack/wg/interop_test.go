@@ -233,6 +233,9 @@ func (p *planned) against(to *planned) (missing, wrong int) {
 	to.mu.Lock()
 	defer to.mu.Unlock()
 	for n, size := range p.sizes {
+		if size == plainSize {
+			continue
+		}
 		want := min(len(p.fates[size]), 1)
 		switch got := to.got[uint64(n)]; {
 		case got < want:

@@ -302,42 +302,87 @@ func TestPadding(t *testing.T) {
 	}
 }
 
-// FuzzStep throws bytes at a Peer: as messages, and as a schedule of other events.
+// FuzzStep throws bytes at a Peer: as messages, and as a schedule of other events, among them what was said before, and what was
+// said with a bit changed.
 func FuzzStep(f *testing.F) {
 	f.Add([]byte{}, []byte{0, 1, 2, 3})
 	f.Add([]byte{1, 0, 0, 0, 1, 2, 3, 4}, []byte{9, 9, 9})
 	f.Add([]byte{4, 0, 0, 0, 0xe9, 3, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}, []byte{4, 4, 1})
+	f.Add([]byte{}, []byte{0, 0x0e, 0x8d, 0x9d, 0xad, 0xbd, 12, 20, 0, 28, 0x0e, 0, 0x80})
 	f.Fuzz(func(t *testing.T, msg, schedule []byte) {
 		w := newWorld(t, Limits{Rekey: 5, Reject: 9})
+		var said [][]byte
+		w.lose = func(_ int, msg []byte) bool {
+			said = append(said, slices.Clone(msg))
+			return false
+		}
+		next := byte(10)
 		for n, b := range schedule[:min(len(schedule), 64)] {
-			e := w.ends[b>>7]
+			e, more := w.ends[b>>7], int(b>>3&15)
 			switch b & 7 {
 			case 0:
 				e.send(uint64(n))
 			case 1:
 				e.step(Probe{})
 			case 2:
-				e.step(SetKeepalive{time.Duration(b>>3&7) * time.Second})
+				e.step(SetKeepalive{time.Duration(more&7) * time.Second})
 			case 3:
-				e.step(SetPairs{e.p.pairs[:min(len(e.p.pairs), int(b>>3&1))]})
+				e.step(SetPairs{e.p.pairs[:min(len(e.p.pairs), more&1)]})
 			case 4:
-				e.setPairs()
+				e.change(w.ends[1-b>>7], more, &next)
 			case 5:
-				forged := slices.Clone(msg)
-				if len(forged) >= 8 {
-					binary.LittleEndian.PutUint32(forged[4:], e.index)
-				}
-				got := len(e.got)
-				e.arrive(forged)
-				if len(e.got) != got {
-					t.Error("a forged message is taken")
-				}
+				e.lie(msg, said, more)
 			case 6:
-				w.run(time.Duration(b>>3&15) * 20 * time.Second)
+				w.run(time.Duration(more) * 20 * time.Second)
 			case 7:
-				w.run(time.Duration(b>>3&15) * time.Millisecond)
+				w.run(time.Duration(more) * time.Millisecond)
 			}
 		}
 		w.run(time.Minute)
+		for i, e := range w.ends {
+			slices.Sort(e.got)
+			if len(slices.Compact(slices.Clone(e.got))) != len(e.got) {
+				t.Errorf("to node %d came %d", i, e.got)
+			}
+		}
 	})
+}
+
+// change changes keys of a node, or has it use what it has.
+func (e *end) change(other *end, how int, next *byte) {
+	switch how & 3 {
+	case 0:
+		e.setPairs()
+	case 1:
+		e.step(Leave{e.locals[len(e.locals)-1]})
+	case 2:
+		e.step(SetPSK{[32]byte{byte(how >> 2)}})
+	case 3:
+		l, r := local(e.w.t, *next), remote(e.w.t, *next)
+		*next++
+		e.locals, other.remotes = []*noise.Local{l, e.locals[0]}, []*noise.Remote{r, other.remotes[0]}
+		other.setPairs()
+		e.setPairs()
+	}
+}
+
+// lie gives a node what nobody said, or what was said already, as it was or not.
+func (e *end) lie(msg []byte, said [][]byte, how int) {
+	got := len(e.got)
+	if how&1 == 1 && len(said) > 0 {
+		old := slices.Clone(said[len(said)-1-min(how>>1, len(said)-1)])
+		if len(msg) > 0 {
+			old[int(msg[0])%len(old)] ^= 1
+		}
+		e.arrive(old)
+		return
+	}
+	forged := slices.Clone(msg)
+	if len(forged) >= 8 {
+		binary.LittleEndian.PutUint32(forged[4:], e.index)
+	}
+	e.arrive(forged)
+	if len(e.got) != got {
+		e.w.t.Error("a forged message is taken")
+	}
 }
