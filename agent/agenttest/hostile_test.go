@@ -62,8 +62,15 @@ func TestHostileEnrolment(t *testing.T) {
 		}
 		eve.lowOrder(withLowOrder)
 		eve.replay(code)
-		if nodes := m.Nodes(); len(nodes) != 1 {
+		nodes := m.Nodes()
+		if len(nodes) != 1 {
 			t.Fatalf("nodes: %v", nodes)
+		}
+		// The victim has noticed nothing.
+		if now := nodes["victim"]; !now.GetConnected() || now.GetNodePublic() != known.GetNodePublic() ||
+			now.GetDevicePublic() != known.GetDevicePublic() || now.GetCertificateSequence() != known.GetCertificateSequence() ||
+			!victim.Status().GetCoordinator().GetConnected() {
+			t.Errorf("the victim is %v, and was %v", now, known)
 		}
 
 		// The token is still good, once.

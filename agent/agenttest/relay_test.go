@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/agent"
+	"github.com/redoubt-mesh/redoubt/agent/machine"
 	"github.com/redoubt-mesh/redoubt/agent/state"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
@@ -195,6 +196,54 @@ func TestRelayStartsWithoutTheCoordinator(t *testing.T) {
 		}
 		m.center.start()
 		carried(15 * time.Minute)
+	})
+}
+
+// TestRelayRefusesLockedNodes: a relay that has heard of a lock carries nothing for the node, though the node and its peer have not heard and
+// trust each other, and though the relay is started again where nobody can tell it anew.
+func TestRelayRefusesLockedNodes(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		relay, a, b := m.related()
+		m.net.Cut(a.host, b.host)
+		carried := func(within time.Duration) {
+			m.Helper()
+			m.Await(within, "a reaches b through the relay", func() bool { return a.Ping(b.V4()) == nil && a.Way(b).GetPath() == "relay" })
+		}
+		refused := func(when string) {
+			m.Helper()
+			for range 20 {
+				if a.Ping(b.V4()) == nil || b.Ping(a.V4()) == nil {
+					m.Fatalf("%s: the relay carries for a node that is locked", when)
+				}
+			}
+			for _, n := range []*node{a, b} {
+				if st := n.Status(); st.GetState() != string(machine.StateRunning) || len(st.GetPeers()) != 1 {
+					m.Errorf("%s: %s has heard of the lock, and the test shows nothing: %v", when, n.name, st)
+				}
+			}
+		}
+		carried(10 * time.Second)
+		m.net.Cut(a.host, m.center.host)
+		m.net.Cut(b.host, m.center.host)
+		carried(10 * time.Second)
+		lock, err := m.center.admin().CreateLock(m.Context(), &redoubtv1.CreateLockRequest{Kind: "node", Subject: "a"})
+		if err != nil {
+			m.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		refused("locked")
+		m.center.stop()
+		relay.end()
+		relay.start(nil)
+		time.Sleep(time.Minute)
+		refused("after a restart without the coordinator")
+
+		m.center.start()
+		if _, err := m.center.admin().DeleteLock(m.Context(), &redoubtv1.DeleteLockRequest{Id: lock.GetLock().GetId()}); err != nil {
+			m.Fatal(err)
+		}
+		carried(5 * time.Minute)
 	})
 }
 

@@ -26,14 +26,16 @@ func briefChips(t *testing.T, flags ...string) (*rig, *chips, *swtpm.TPM) {
 }
 
 // TestKeysChangeUnderTraffic has real programs renew their certificates, and change their keys, every few seconds while packets go
-// both ways: none is lost. One of the machines has a TPM, and proves itself each time.
+// both ways: none is lost. One of the machines has a TPM, and proves itself each time. All of them log whatever they can, so that secrets
+// in what only few people log are found as well.
 func TestKeysChangeUnderTraffic(t *testing.T) {
 	t.Parallel()
-	r, _, chip := briefChips(t, "--cert-lifetime=16s")
+	const verbose = "--log-level=debug"
+	r, _, chip := briefChips(t, "--cert-lifetime=16s", verbose)
 	r.apply(open)
-	a := r.machine("a", "--tpm", place(chip))
+	a, b := r.machine("a", "--tpm", place(chip), verbose), r.machine("b", verbose)
 	a.join(r.token("--user", "ann@example.com"))
-	b := r.join("b", "--tag", "tag:b")
+	b.join(r.token("--tag", "tag:b"))
 	nodes := []*member{a, b}
 	r.settle()
 	first := r.attested("a", "tpm").Attested
@@ -52,6 +54,7 @@ func TestKeysChangeUnderTraffic(t *testing.T) {
 				keys[s.NodePublic] = true
 				return nil
 			})
+			r.keepKeys()
 		}
 	}
 	if len(keys) < 10 {
@@ -78,7 +81,7 @@ func TestKeysChangeUnderTraffic(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := r.show("a")
-	a.start("--tpm", place(chip))
+	a.start("--tpm", place(chip), verbose)
 	r.await("a proves itself again", func() error {
 		if s := r.show("a"); s.CertificateSequence < before.CertificateSequence+2 {
 			return fmt.Errorf("it has certificate %d", s.CertificateSequence)

@@ -40,6 +40,7 @@ func (r *rig) renewed(nodes ...*member) {
 			}
 			return nil
 		})
+		r.keepKeys()
 	}
 }
 

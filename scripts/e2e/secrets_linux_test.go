@@ -102,6 +102,27 @@ func (r *rig) tickets() (out []secret) {
 	return out
 }
 
+// keepKeys remembers the tickets and the node keys of now, which must not be seen anywhere after others have taken their place.
+func (r *rig) keepKeys() {
+	r.Helper()
+	found := r.tickets()
+	for _, m := range r.members {
+		path := filepath.Join(m.State(), "node.key")
+		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it is in no mesh
+		}
+		keys := privateKeys(path, b)
+		if err != nil || len(keys) == 0 {
+			r.Errorf("%s holds no key that this test could look for: %v", path, err)
+		}
+		found = append(found, keys...)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.former = append(r.former, found...)
+}
+
 // readBook has the coordinator that still runs print all that it has written down of the test, and checks that nothing of it
 // was changed.
 func (r *rig) readBook(ctx context.Context) {
@@ -179,6 +200,37 @@ func (r *rig) lookForSecrets() {
 				r.Errorf("%s shows a secret: %s", t.who, s.what)
 			}
 		}
+	}
+}
+
+// given are keys as a program would bring them along.
+var given = regexp.MustCompile(`-----BEGIN [A-Z ]*KEY-----\s+[A-Za-z0-9+/=]{16}`)
+
+// TestProgramsBringNoSecret looks for keys that everybody would have who has the programs.
+func TestProgramsBringNoSecret(t *testing.T) {
+	bin, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"redoubt", "redoubt-coordinator"} {
+		b, err := os.ReadFile(filepath.Join(bin, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found := given.FindAll(b, -1); len(found) > 0 {
+			t.Errorf("%s comes with %q", name, found)
+		}
+	}
+	device, err := key.NewDevice(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := device.MarshalPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !given.Match(append([]byte("program\x00"), file...)) {
+		t.Errorf("a key that a program brings is not noticed: %s", file)
 	}
 }
 
