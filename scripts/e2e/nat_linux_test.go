@@ -212,8 +212,8 @@ func (f *field) netchecks() {
 	all.Wait()
 }
 
-// interruption is a flow during which something happens: how long until it arrives again, and what was lost.
-func (f *field) interruption(what string, from, to *member, port uint16, happen func() error) {
+// interruption is a flow during which something happens: how long until it arrives again, and how many packets were lost.
+func (f *field) interruption(what string, from, to *member, port uint16, happen func() error) (lost uint64) {
 	f.Helper()
 	flow := f.udpFlow(from.Host, to.Host, netip.AddrPortFrom(to.v4, port))
 	f.await("the flow begins", func() error {
@@ -242,7 +242,13 @@ func (f *field) interruption(what string, from, to *member, port uint16, happen 
 		return nil
 	})
 	flow.end()
-	f.Logf("%s: goes on after %d ms, %d of %d packets lost", what, gap.Milliseconds(), flow.sent.Load()-flow.got.Load(), flow.sent.Load())
+	// What is under way arrives, unless it is lost as well.
+	for end := time.Now().Add(5 * time.Second); flow.highest.Load() < flow.sent.Load() && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	lost = flow.sent.Load() - flow.got.Load()
+	f.Logf("%s: goes on after %d ms, %d of %d packets lost", what, gap.Milliseconds(), lost, flow.sent.Load())
+	return lost
 }
 
 // reboot has a NAT forget its mappings below a flow.
