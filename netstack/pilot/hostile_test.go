@@ -18,15 +18,16 @@ import (
 // liar keeps what was seen on the wire of the Internet, and says it again.
 type liar struct {
 	w     *world
-	rnd   *rand.Rand
+	rnd   *rand.Rand // of who calls again
 	mu    sync.Mutex
 	seen  []sim.Seen
+	turn  int
 	count int
 	// between are two addresses; what goes from one to the other is counted.
 	between []netip.Addr
 }
 
-// maxSeen is how many datagrams a liar keeps; what is older than that is as good as what is younger.
+// maxSeen is how many datagrams a liar keeps, the newest ones.
 const maxSeen = 1024
 
 func (l *liar) sees(s sim.Seen) {
@@ -42,7 +43,8 @@ func (l *liar) sees(s sim.Seen) {
 		if len(l.seen) < maxSeen {
 			l.seen = append(l.seen, s)
 		} else {
-			l.seen[l.rnd.IntN(maxSeen)] = s
+			l.seen[l.turn%maxSeen] = s
+			l.turn++
 		}
 	}
 }

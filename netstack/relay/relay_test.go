@@ -302,6 +302,55 @@ func TestDrain(t *testing.T) {
 	})
 }
 
+// A relay that is to stop carries on while its nodes still use it, for as long as it was given.
+func TestDrainCarriesOn(t *testing.T) {
+	for name, c := range map[string]struct {
+		port          uint16
+		talks, drains time.Duration
+	}{
+		"by UDP, until they are gone":    {port, 2 * time.Second, 3 * time.Second},
+		"by stream, until they are gone": {0, 2 * time.Second, 3 * time.Second},
+		"until the time is over":         {port, time.Minute, 5 * time.Second},
+		"nobody uses it":                 {port, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				defer w.close()
+				s := w.addRelay(100)
+				a, b := w.addNode(1), w.addNode(2)
+				s.relay.UDPPort = c.port
+				w.know(s)
+				settle(5 * time.Second)
+				begun := time.Now()
+				drained := make(chan time.Duration)
+				if c.talks > 0 {
+					a.send(s, b, "one")
+					b.gets(a, "one")
+				}
+				go func() {
+					s.server.Drain(5 * time.Second)
+					drained <- time.Since(begun)
+				}()
+				for time.Since(begun) < min(c.talks, 5*time.Second-100*time.Millisecond) {
+					a.send(s, b, "on")
+					b.gets(a, "on")
+					settle(50 * time.Millisecond)
+				}
+				if c.talks > c.drains {
+					for range 10 {
+						a.send(s, b, "on and on")
+						settle(50 * time.Millisecond)
+					}
+				}
+				if took := <-drained; took < c.drains-100*time.Millisecond || took > c.drains+800*time.Millisecond {
+					t.Errorf("it took %s, want %s", took, c.drains)
+				}
+			})
+		})
+	}
+}
+
 // A session goes on for days: certificates end, and others take their place.
 func TestLasting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -41,6 +41,8 @@ const (
 	quiet = 3 * keepWarm
 	// sweep is how often sessions are looked over.
 	sweep = 15 * time.Second
+	// calm is after how long a silence of all nodes a relay that is to stop does so.
+	calm = time.Second
 	// maxPeers is how many peers a session numbers, each way.
 	maxPeers = 4096
 	// waiting is how many bytes wait for the stream of one node.
@@ -203,8 +205,42 @@ func (s *Server) expel(id proto.NodeID) {
 	s.cfg.Log.Info("relay cuts a node off", "node", id)
 }
 
-// Drain tells all nodes to use another relay, and takes no new ones.
+// Drain tells all nodes to use another relay, and takes no new ones. It goes on carrying until nothing comes any more, or the
+// time is over, and returns then: peers learn only by and by where a node waits now.
 func (s *Server) Drain(within time.Duration) {
+	s.sayDrain(within)
+	end := time.NewTimer(within)
+	defer end.Stop()
+	for {
+		quiet := time.Since(s.lastHeard())
+		if quiet >= calm {
+			return
+		}
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-end.C:
+			return
+		case <-time.After(calm - quiet):
+		}
+	}
+}
+
+// lastHeard is when some node sent something.
+func (s *Server) lastHeard() time.Time {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var last int64
+	for _, x := range s.sessions {
+		last = max(last, x.heard.Load())
+	}
+	for x := range s.streams {
+		last = max(last, x.heard.Load())
+	}
+	return time.Unix(0, last)
+}
+
+func (s *Server) sayDrain(within time.Duration) {
 	s.mu.Lock()
 	s.draining = true
 	sessions := make([]*session, 0, len(s.sessions))

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/proto"
@@ -27,6 +28,7 @@ type stream struct {
 	conn   net.Conn
 	node   proto.NodeID
 	until  time.Time
+	heard  atomic.Int64 // Unix nanoseconds, of the last packets
 
 	mu     sync.Mutex
 	queue  queue
@@ -237,6 +239,7 @@ func (x *stream) next(in counted) error {
 
 func (x *stream) forward(now time.Time, f relaymsg.Frame, body []byte, in counted) {
 	s := x.server
+	x.heard.Store(now.UnixNano())
 	if !x.bucket.take(now, float64(s.cfg.Rate), float64(s.cfg.Rate)/8, float64(len(body))) {
 		s.metrics.refused.WithLabelValues(relaymsg.ReasonRate.String()).Inc()
 		return

@@ -105,8 +105,8 @@ func TestLock(t *testing.T) {
 	}
 }
 
-// cut keeps a host from its coordinator, which hears nothing of that, until heal is called.
-func (r *rig) cut(h *lab.Host) (heal func()) {
+// shut adds a table of rules to a host, until open is called.
+func (r *rig) shut(h *lab.Host, rules func(*nftables.Conn, *nftables.Table)) (open func()) {
 	r.Helper()
 	change := func(f func(*nftables.Conn)) {
 		err := h.Do(func() error {
@@ -124,6 +124,15 @@ func (r *rig) cut(h *lab.Host) (heal func()) {
 	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: "cut"}
 	change(func(conn *nftables.Conn) {
 		conn.AddTable(table)
+		rules(conn, table)
+	})
+	return func() { change(func(conn *nftables.Conn) { conn.DelTable(table) }) }
+}
+
+// cut keeps a host from its coordinator, which hears nothing of that, until heal is called.
+func (r *rig) cut(h *lab.Host) (heal func()) {
+	r.Helper()
+	return r.shut(h, func(conn *nftables.Conn, table *nftables.Table) {
 		for _, c := range []struct {
 			name   string
 			hook   *nftables.ChainHook
@@ -139,7 +148,6 @@ func (r *rig) cut(h *lab.Host) (heal func()) {
 			}})
 		}
 	})
-	return func() { change(func(conn *nftables.Conn) { conn.DelTable(table) }) }
 }
 
 // TestLockOfSomebodyOutOfReach locks a node that hears nothing of it and goes on sending, while one of its peers hears nothing

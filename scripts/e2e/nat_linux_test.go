@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
@@ -192,6 +194,7 @@ func TestThroughNATs(t *testing.T) {
 		t.Logf("%s to %s: %v", c.from, c.to, said)
 	}
 	f.netchecks()
+	f.parts()
 	f.reboot()
 	f.roams()
 }
@@ -212,8 +215,8 @@ func (f *field) netchecks() {
 	all.Wait()
 }
 
-// interruption is a flow during which something happens: how long until it arrives again, and what was lost.
-func (f *field) interruption(what string, from, to *member, port uint16, happen func() error) {
+// interruption is a flow during which something happens: how long until it arrives again, and how many packets were lost.
+func (f *field) interruption(what string, from, to *member, port uint16, happen func() error) (lost uint64) {
 	f.Helper()
 	flow := f.udpFlow(from.Host, to.Host, netip.AddrPortFrom(to.v4, port))
 	f.await("the flow begins", func() error {
@@ -242,7 +245,57 @@ func (f *field) interruption(what string, from, to *member, port uint16, happen 
 		return nil
 	})
 	flow.end()
-	f.Logf("%s: goes on after %d ms, %d of %d packets lost", what, gap.Milliseconds(), flow.sent.Load()-flow.got.Load(), flow.sent.Load())
+	// What is under way arrives, unless it is lost as well.
+	for end := time.Now().Add(5 * time.Second); flow.highest.Load() < flow.sent.Load() && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	lost = flow.sent.Load() - flow.got.Load()
+	f.Logf("%s: goes on after %d ms, %d of %d packets lost", what, gap.Milliseconds(), lost, flow.sent.Load())
+	return lost
+}
+
+// parts has a router drop what goes from one member to another directly, and let it through again, below a flow.
+func (f *field) parts() {
+	f.Helper()
+	ann, cem, router, other := f.members["ann"], f.members["cem"], f.nats["easy"], f.nats["other"].V4()
+	becomes := func(want string) {
+		f.Helper()
+		f.await("ann reaches cem "+want, func() error {
+			if err := ann.Host.TryUDP(f.ctx, netip.AddrPortFrom(cem.v4, 7)); err != nil {
+				return err
+			}
+			if p := ann.way(cem); p.Path != want {
+				return fmt.Errorf("its way is %q by %s", p.Path, p.Endpoint)
+			}
+			return nil
+		})
+	}
+	var heal func()
+	f.interruption("path cut", ann, cem, 5005, func() error {
+		heal = f.shut(router.Host, func(conn *nftables.Conn, table *nftables.Table) {
+			chain := conn.AddChain(&nftables.Chain{
+				Name: "forward", Table: table, Type: nftables.ChainTypeFilter,
+				Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+			})
+			for _, offset := range []uint32{12, 16} { // the source, the destination
+				conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+					&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
+					&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: other.AsSlice()},
+					&expr.Verdict{Kind: expr.VerdictDrop},
+				}})
+			}
+		})
+		return nil
+	})
+	becomes("relay")
+	lost := f.interruption("path healed", ann, cem, 5006, func() error {
+		heal()
+		becomes("direct")
+		return nil
+	})
+	if lost > 0 {
+		f.Errorf("%d packets are lost where the way is direct again", lost)
+	}
 }
 
 // reboot has a NAT forget its mappings below a flow.

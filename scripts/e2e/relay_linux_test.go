@@ -4,35 +4,44 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 )
 
-// relayOn runs a relay on a machine of its own, which is reached by UDP and by TLS.
-func (f *field) relayOn(name string) *lab.Process {
+// relayOn has a relay on a machine of its own, which is reached by UDP and by TLS. It gives what starts it.
+func (f *field) relayOn(name string) (start func() *lab.Process) {
 	f.Helper()
 	h := labtest.Host(f.TB, f.World, name, f.LAN)
-	code, v4 := f.token("--relay"), h.V4().String()
-	p, err := h.Start(lab.Command{Name: "relay", Path: f.Program("redoubt"), Args: []string{
-		"relay", code, "--state", filepath.Join(f.TempDir(), name), "--hostname", name, "--address", v4, "--listen", ":443", "--url", "https://" + v4,
-	}})
-	if err != nil {
-		f.Fatal(err)
+	v4 := h.V4().String()
+	flags := []string{"--state", filepath.Join(f.TempDir(), name), "--hostname", name, "--address", v4, "--listen", ":443", "--url", "https://" + v4}
+	code := []string{f.token("--relay")}
+	return func() *lab.Process {
+		f.Helper()
+		p, err := h.Start(lab.Command{Name: "relay", Path: f.Program("redoubt"), Args: slices.Concat([]string{"relay"}, code, flags)})
+		if err != nil {
+			f.Fatal(err)
+		}
+		code = nil // it knows who it is
+		f.processes = append(f.processes, p)
+		return p
 	}
-	f.processes = append(f.processes, p)
-	return p
 }
 
-// TestRelaysOfTheirOwn has the coordinator carry nothing: two relays on machines of their own do. When the one in use is killed,
-// the other takes over, by UDP as by TLS, and nobody acts.
+// TestRelaysOfTheirOwn has the coordinator carry nothing: two relays on machines of their own do. When the one in use is stopped,
+// the other takes over without losing a packet; when it is killed, soon, by UDP as by TLS; and nobody acts.
 func TestRelaysOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	f := &field{rig: emptyRig(t), nats: map[string]*lab.NAT{}, members: map[string]*member{}}
 	f.startCoordinator("--relay=false")
 	f.apply(open)
-	relays := map[string]*lab.Process{"relay1": f.relayOn("relay1"), "relay2": f.relayOn("relay2")}
+	starts := map[string]func() *lab.Process{"relay1": f.relayOn("relay1"), "relay2": f.relayOn("relay2")}
+	relays := map[string]*lab.Process{}
+	for name, start := range starts {
+		relays[name] = start()
+	}
 	for name, cfg := range map[string]lab.NATConfig{"hard": {Hard: true}, "harder": {Hard: true}, "hotel": {BlockUDP: true, TCPPort: 443}} {
 		nat, err := f.World.AddNAT(name, f.LAN, cfg)
 		if err != nil {
@@ -66,6 +75,14 @@ func TestRelaysOfTheirOwn(t *testing.T) {
 	inUse := carried(dan)
 	flow := f.tcpFlow(dan.Host, eve.Host, netip.AddrPortFrom(eve.v4, 80))
 	f.lives(flow, 20)
+	stopped := f.interruption("relay stopped", dan, eve, 5000, func() error { return relays[inUse].Stop(f.ctx) })
+	if stopped > 0 {
+		t.Errorf("%d packets are lost where a relay is stopped", stopped)
+	}
+	f.lives(flow, 20)
+	relays[inUse] = starts[inUse]()
+	f.settle()
+	inUse = carried(dan)
 	f.interruption("relay killed", dan, eve, 5001, relays[inUse].Kill)
 	f.lives(flow, 20)
 	if other := carried(dan); other == inUse {
