@@ -76,7 +76,7 @@ func unmetOf(n *redoubtv1.Node) (out []unmet) {
 func (p *program) unmet(n *redoubtv1.Node) {
 	for _, r := range n.GetUnmet() {
 		fmt.Fprintln(p.out)
-		p.wrapped("", strings.Fields(fmt.Sprintf("%s (line %d of the policy) does not hold: %s", r.GetPath(), r.GetLine(), r.GetReason())), "")
+		p.wrapped("", strings.Fields(fmt.Sprintf("%s (line %d of the policy) fails: %s", r.GetPath(), r.GetLine(), r.GetReason())), "")
 		for _, name := range r.GetFacts() {
 			p.wrapped("  ", strings.Fields(name+": "+fact.Advice(name)), "")
 		}

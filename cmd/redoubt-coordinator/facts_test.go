@@ -241,7 +241,7 @@ func TestUnmet(t *testing.T) {
 	}
 	shown := strings.Join(strings.Fields(s.ok("node", "show", "laptop")), " ")
 	for _, want := range []string{
-		"grants[0] (line 4 of the policy) does not hold: needs posture:walled: posture:firewall is not set", "posture:firewall: turn on a firewall",
+		"grants[0] (line 4 of the policy) fails: needs posture:walled: posture:firewall is not set", "posture:firewall: turn on a firewall",
 	} {
 		if !strings.Contains(shown, want) {
 			t.Errorf("want %q in\n%s", want, shown)

@@ -75,7 +75,7 @@ func printPosture(w io.Writer, r *redoubtv1.PostureResponse, now time.Time, c pa
 		}
 	}
 	if len(r.GetWithheld()) == 0 && r.GetTold() && len(rows) > 1 {
-		b.WriteString("\nno rule of the policy is kept from this machine by what is known of it\n")
+		b.WriteString("\nno rule of the policy fails because of these facts\n")
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

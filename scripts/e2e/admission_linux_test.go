@@ -101,7 +101,7 @@ func TestAdmission(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.contains(out, "1 of 1 nodes do not do what it asks of machines", "lacks  attested by token, not measured")
+	r.contains(out, "1 of 1 nodes do not meet its requirements", "lacks  attested by token, not measured")
 	r.apply(raised)
 	r.adminJSON(&p, "node", "pending")
 	if len(p.Candidates) != 1 || p.Candidates[0].State != "denied" || len(p.Nodes) != 1 || p.Nodes[0].Name != "web" {
