@@ -150,7 +150,7 @@ func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start tim
 	default:
 		fmt.Fprintf(p.out, "policy %d: %d of %d nodes enforce it (version %s)", st.GetNumber(), st.GetCurrent(), st.GetNodes(), st.GetVersion())
 		if wait > 0 && len(lag) == 0 {
-			fmt.Fprintf(p.out, ", %d ms later", took.Milliseconds())
+			fmt.Fprintf(p.out, ", after %d ms", took.Milliseconds())
 		} else if wait <= 0 {
 			fmt.Fprintf(p.out, "\napplied %s ago", span(time.Duration(st.GetPolicyAgeMs())*time.Millisecond))
 		}

@@ -98,7 +98,7 @@ func TestFirewallOpensAndCloses(t *testing.T) {
 		}
 		return errors.New(ann.do("status"))
 	})
-	r.contains(ann.fails(1, "posture"), "grants[0] (line 5) does not hold", "posture:firewall: turn on a firewall", "posture:kernelVersion")
+	r.contains(ann.fails(1, "posture"), "grants[0] (line 5) fails", "posture:firewall: turn on a firewall", "posture:kernelVersion")
 	r.contains(ann.fails(1, "why", "web:80"), "grants[0]", "posture:firewall")
 
 	for range 2 {

@@ -309,7 +309,7 @@ func TestExitNode(t *testing.T) {
 	// The exit node is no exit node any more, then it is none of the mesh.
 	r.admin("node", "approve-routes", "router", "--none")
 	r.client.awaitStatus("has lost its exit node", func(st mesh.Status) bool {
-		return st.Routing.ExitNode != nil && st.Routing.ExitNode.Peer == "" && strings.Contains(strings.Join(st.Problems, "\n"), "exit node router is not there")
+		return st.Routing.ExitNode != nil && st.Routing.ExitNode.Peer == "" && strings.Contains(strings.Join(st.Problems, "\n"), "exit node router is not reachable")
 	})
 	closed("the approval was taken back")
 	r.contains(r.client.do("status"), "router is not reachable, Internet traffic is blocked")
