@@ -22,10 +22,10 @@ const (
 
 // admission reads "admission": [{"tags": ["tag:prod"], "groups": [...], "users": [...], "attestation": "tpm", "approval": true}, ...].
 func (p *parser) admission(v value) {
-	list, _ := p.list(v, "a list of what is asked of machines")
+	list, _ := p.list(v, "a list of requirements on machines")
 	for i, e := range list {
 		if i >= maxAdmissions {
-			p.errorf(e, "more than %d entries; join those that ask for the same", maxAdmissions)
+			p.errorf(e, "more than %d entries; merge entries with the same requirements", maxAdmissions)
 			return
 		}
 		before := len(p.diags)
@@ -50,7 +50,7 @@ func (p *parser) admission(v value) {
 			a.Approval = p.boolean(m.value)
 		}
 		if a.Attestation == "" && !a.Approval && len(p.diags) == before {
-			p.report(Warning, a.Place, `asks for nothing; say "attestation", "approval": true or both, or remove the entry`)
+			p.report(Warning, a.Place, `requires nothing; add "attestation", "approval": true or both, or remove the entry`)
 		}
 		p.policy.Admission = append(p.policy.Admission, a)
 	}
@@ -61,7 +61,7 @@ func (p *parser) whom(m member, key string) (out []Selector) {
 	where := map[string]use{"tags": inAdmissionTags, "groups": inAdmissionGroups, "users": inAdmissionUsers}[key]
 	list, ok := p.list(m.value, "a list of "+key)
 	if ok && len(list) == 0 {
-		p.errorf(m.value, "is empty; name someone, or leave %q out: an entry without tags, groups and users is about every node", key)
+		p.errorf(m.value, "is empty; name someone, or leave %q out: an entry without tags, groups and users applies to every node", key)
 	}
 	for _, v := range list {
 		if s, ok := p.readSelector(v, where); ok {

@@ -52,9 +52,9 @@ func TestAdmissionErrors(t *testing.T) {
 		{"group among tags", `{` + defs + `"admission": [{"tags": [|"group:eng"], "attestation": "tpm"}]}`, `"group:eng" is not a tag`},
 		{"tag among groups", `{` + defs + `"admission": [{"groups": [|"tag:prod"], "attestation": "tpm"}]}`, `"tag:prod" is not a group`},
 		{"group among users", `{` + defs + `"admission": [{"users": [|"group:eng"], "attestation": "tpm"}]}`, `"group:eng" is not a user`},
-		{"everybody", `{` + defs + `"admission": [{"users": [|"*"], "attestation": "tpm"}]}`, `An entry without tags, groups and users is about every node`},
+		{"everybody", `{` + defs + `"admission": [{"users": [|"*"], "attestation": "tpm"}]}`, `An entry without tags, groups and users applies to every node`},
 		{"an address", `{` + defs + `"admission": [{"users": [|"100.64.0.1"], "attestation": "tpm"}]}`, `is not a user`},
-		{"own nodes", `{` + defs + `"admission": [{"groups": [|"autogroup:self"], "attestation": "tpm"}]}`, `autogroup:self is legal in dst only, not in the groups of admission`},
+		{"own nodes", `{` + defs + `"admission": [{"groups": [|"autogroup:self"], "attestation": "tpm"}]}`, `autogroup:self is allowed only in dst, not in the groups of admission`},
 	})
 }
 

@@ -89,7 +89,7 @@ func checkCapability(name string, grant bool) error {
 	case !ok || domain == "" || path == "" || strings.Contains(name, "://") || !proto.ValidText(name, proto.MaxName) || strings.Contains(name, " "):
 		return fmt.Errorf("%s is not a capability; a capability has a domain and a path, such as example.com/cap/admin", quote(name))
 	case grant && domain == "tailscale.com" && !slices.Contains(grantable, name):
-		return fmt.Errorf("%s is in the domain of another program, which gives it itself; use a domain of your own", quote(name))
+		return fmt.Errorf("%s is in the domain of another program, which sets it itself; use a domain of your own", quote(name))
 	}
 	return nil
 }
@@ -105,7 +105,7 @@ func (p *parser) nodeAttrs(v value) {
 	list, _ := p.list(v, "a list of attributes of nodes")
 	for i, e := range list {
 		if i >= maxNodeAttrs {
-			p.errorf(e, "more than %d entries; join those of the same nodes", maxNodeAttrs)
+			p.errorf(e, "more than %d entries; merge entries for the same nodes", maxNodeAttrs)
 			return
 		}
 		before := len(p.diags)
@@ -127,7 +127,7 @@ func (p *parser) nodeAttrs(v value) {
 			p.pool(m)
 		}
 		if entries(f["attr"].value)+entries(f["app"].value)+entries(f["ipPool"].value) == 0 && len(p.diags) == before {
-			p.report(Warning, a.Place, `gives nothing; say "attr" or "app", or remove the entry`)
+			p.report(Warning, a.Place, `grants nothing; add "attr" or "app", or remove the entry`)
 		}
 		p.policy.NodeAttrs = append(p.policy.NodeAttrs, a)
 	}
@@ -175,11 +175,11 @@ func (p *parser) pool(m member) {
 			err = fmt.Errorf("%s is not a range of addresses; write one such as 100.96.0.0/16", quote(text))
 		}
 		if err == nil && (!poolRange.Contains(prefix.Addr()) || prefix.Bits() < poolRange.Bits()) {
-			err = fmt.Errorf("%s is outside of %s, of which pools are parts", quote(text), poolRange)
+			err = fmt.Errorf("%s is not within %s, as pools must be", quote(text), poolRange)
 		}
 		for _, r := range poolReserved {
 			if err == nil && prefix.Overlaps(r) {
-				err = fmt.Errorf("%s overlaps %s, which is reserved; take another range", quote(text), r)
+				err = fmt.Errorf("%s overlaps %s, which is reserved; use another range", quote(text), r)
 			}
 		}
 		if err != nil {

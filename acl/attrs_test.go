@@ -29,14 +29,14 @@ func TestNodeAttrErrors(t *testing.T) {
 	attr := func(s string) string { return `{"nodeAttrs": [{"target": ["*"], ` + s + `}]}` }
 	runErrorTests(t, []errorTest{
 		{"no target", `{"nodeAttrs": [|{"attr": ["x"]}]}`, `"target" is missing`},
-		{"self", `{"nodeAttrs": [{"target": [|"autogroup:self"], "attr": ["x"]}]}`, `autogroup:self is legal in dst only, not in target`},
+		{"self", `{"nodeAttrs": [{"target": [|"autogroup:self"], "attr": ["x"]}]}`, `autogroup:self is allowed only in dst, not in target`},
 		{"undefined tag", `{"nodeAttrs": [{"target": [|"tag:x"], "attr": ["x"]}]}`, `is not defined`},
 		{"near key", attr(`|"attrs": ["x"]`), `did you mean "attr"?`},
 		{"empty attribute", attr(`"attr": [|""]`), `is not an attribute`},
 		{"attribute of a wrong type", attr(`"attr": [|true]`), `is a boolean; want an attribute`},
 		{"app", attr(`"app": {|"connectors": [{}]}`), `is not a capability`},
 	})
-	runWarningTests(t, []warningTest{{"nothing", `{"nodeAttrs": [|{"target": ["*"], "attr": []}]}`, "gives nothing"}})
+	runWarningTests(t, []warningTest{{"nothing", `{"nodeAttrs": [|{"target": ["*"], "attr": []}]}`, "grants nothing"}})
 	pool := func(s string) []Diagnostic {
 		_, diags := Parse("test", []byte(attr(`"ipPool": ["`+s+`"]`)))
 		return diags

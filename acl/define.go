@@ -40,9 +40,9 @@ func (p *parser) groups(v value) {
 func checkGroupMember(text string) error {
 	switch {
 	case strings.HasPrefix(text, "group:") && !strings.Contains(text, "@"):
-		return fmt.Errorf("%s: groups do not nest; list its members here, or both groups in the rule", quote(text))
+		return fmt.Errorf("%s: groups cannot be nested; list its members here, or both groups in the rule", quote(text))
 	case strings.HasPrefix(text, "tag:"), strings.HasPrefix(text, "autogroup:"), strings.HasPrefix(text, "user:*@"):
-		return fmt.Errorf("%s: a group has users only; name it in the rule beside the group", quote(text))
+		return fmt.Errorf("%s: a group contains only users; name it in the rule next to the group", quote(text))
 	}
 	return CheckUser(text)
 }
@@ -78,7 +78,7 @@ func (p *parser) hosts(v value) {
 // warnHostBits says so where a CIDR covers more than it looks like.
 func (p *parser) warnHostBits(v value, text string) {
 	if prefix, err := netip.ParsePrefix(text); err == nil && prefix != prefix.Masked() {
-		p.report(Warning, p.place(v), "%s covers all of %s; write that, or the one address without a length", quote(text), prefix.Masked())
+		p.report(Warning, p.place(v), "%s covers all of %s; write that, or a single address without a length", quote(text), prefix.Masked())
 	}
 }
 

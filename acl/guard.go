@@ -20,7 +20,7 @@ var allServices = func() []proto.Service {
 // protocols that nobody thought of: * is every protocol there, not only the usual ones. Postures that are asked of every
 // rule are not asked here, for they would narrow what is denied.
 func (p *parser) deny(v value) {
-	list, _ := p.list(v, "a list of what is denied")
+	list, _ := p.list(v, "a list of deny rules")
 	for _, e := range list {
 		if !p.roomForRule(e) {
 			return
@@ -50,7 +50,7 @@ func (p *parser) deny(v value) {
 
 // enforcement reads "enforcement": [{"src": [...], "dst": [...], "mode": "monitor", "until": "2027-01-31"}, ...].
 func (p *parser) enforcement(v value) {
-	list, _ := p.list(v, "a list of where to only monitor")
+	list, _ := p.list(v, "a list of monitoring entries")
 	for _, e := range list {
 		if !p.roomForRule(e) {
 			return
@@ -85,7 +85,7 @@ const maxMonitor = 90 * 24 * time.Hour
 
 // until reads a day, at whose beginning in UTC monitoring ends, or a moment.
 func (p *parser) until(v value) time.Time {
-	text, ok := p.str(v, "a day such as 2027-01-31, or a moment such as 2027-01-31T18:00:00Z")
+	text, ok := p.str(v, "a date such as 2027-01-31, or a time such as 2027-01-31T18:00:00Z")
 	if !ok {
 		return time.Time{}
 	}
@@ -94,7 +94,7 @@ func (p *parser) until(v value) time.Time {
 		at, err = time.Parse(time.RFC3339, text)
 	}
 	if err != nil || at.Year() < 1970 {
-		p.errorf(v, "%s is no day and no moment; write 2027-01-31 or 2027-01-31T18:00:00Z", quote(text))
+		p.errorf(v, "%s is not a date or time; write 2027-01-31 or 2027-01-31T18:00:00Z", quote(text))
 		return time.Time{}
 	}
 	at = at.UTC().Truncate(time.Second)
@@ -104,7 +104,7 @@ func (p *parser) until(v value) time.Time {
 		p.errorf(v, "is more than %d days ahead; monitor until %s at most, and apply the policy again then",
 			int(maxMonitor/(24*time.Hour)), p.now.Add(maxMonitor).UTC().Format(time.DateOnly))
 	case !at.After(p.now):
-		p.report(Warning, p.place(v), "is over, so nothing is monitored and the policy is enforced; remove the entry")
+		p.report(Warning, p.place(v), "is in the past, so the policy is enforced; remove the entry")
 	}
 	return at
 }

@@ -38,7 +38,7 @@ func (p *parser) ipsets(v value) {
 			p.report(Warning, s.Place, "has no addresses, so rules about it allow nothing")
 		}
 		if len(s.Prefixes) > maxSidePrefixes {
-			p.report(Error, s.Place, "takes %d prefixes to write down, and a rule has at most %d; use wider ranges, or two sets", len(s.Prefixes), maxSidePrefixes)
+			p.report(Error, s.Place, "expands to %d prefixes, and a rule has at most %d; use wider ranges, or two sets", len(s.Prefixes), maxSidePrefixes)
 		}
 	}
 }
@@ -91,7 +91,7 @@ func (r *setReader) read(name string) {
 			change()
 		}
 		if r.work > maxSetWork || len(have) > maxList {
-			r.errorf(v, "the sets up to here fall into too many ranges; use fewer and wider ones")
+			r.errorf(v, "the sets up to here expand to too many ranges; use fewer and wider ones")
 			r.open = nil
 			return
 		}
@@ -144,7 +144,7 @@ func (r *setReader) other(v value, name string) (ranges, bool) {
 		r.errorf(v, "sets of addresses use each other in a circle: %s; remove one of these lines", circleText(circle, name))
 		return nil, false
 	case len(r.path) > maxSetDepth:
-		r.errorf(v, "more than %d sets use one another in a row; no policy is that deep", maxSetDepth)
+		r.errorf(v, "sets are nested more than %d deep; flatten them", maxSetDepth)
 		return nil, false
 	}
 	r.read(name)
@@ -176,7 +176,7 @@ func (r *setReader) literal(text string) (ranges, error) {
 	}
 	for _, kind := range []string{"group:", "tag:", "autogroup:", "user:"} {
 		if strings.HasPrefix(text, kind) || strings.Contains(text, "@") {
-			return nil, fmt.Errorf("%s: a set of addresses has addresses, CIDRs, hosts, other sets and autogroup:internet only; name it in the rule beside the set", quote(text))
+			return nil, fmt.Errorf("%s: a set of addresses contains only addresses, CIDRs, hosts, other sets and autogroup:internet; name it in the rule next to the set", quote(text))
 		}
 	}
 	h, ok := r.policy.Hosts[strings.TrimPrefix(text, "host:")]

@@ -54,9 +54,9 @@ func TestIPSetErrors(t *testing.T) {
 		{"bad CIDR", set(`|"add 10.0.0.0/33"`), `is not a CIDR`},
 		{"undefined set", `{"ipsets": {"ipset:prod": ["10.0.0.1"], "ipset:a": [|"add ipset:prot"]}}`, `did you mean "ipset:prod"?`},
 		{"undefined host", set(`|"add host:web"`), `host "web" is not defined`},
-		{"tag", set(`|"add tag:db"`), `name it in the rule beside the set`},
-		{"user", set(`|"add ann@example.com"`), `name it in the rule beside the set`},
-		{"other autogroup", set(`|"add autogroup:member"`), `autogroup:internet only`},
+		{"tag", set(`|"add tag:db"`), `name it in the rule next to the set`},
+		{"user", set(`|"add ann@example.com"`), `name it in the rule next to the set`},
+		{"other autogroup", set(`|"add autogroup:member"`), `autogroup:internet;`},
 		{"range of two families", set(`|"10.0.0.1-fd00::1"`), `two addresses of one family`},
 		{"range backwards", set(`|"10.0.0.9-10.0.0.1"`), `write 10.0.0.1-10.0.0.9`},
 		{"range to nowhere", set(`|"10.0.0.9-"`), `is not a range`},
@@ -88,9 +88,9 @@ func TestIPSetsThatAreMade(t *testing.T) {
 		fmt.Fprintf(&alternating, `"10.%d.%d.1", "remove 10.0.0.2",`, i>>8, i&255)
 	}
 	for name, test := range map[string]struct{ sets, want string }{
-		"too many prefixes": {`"ipset:a": [` + scattered.String() + `]`, "takes 8000 prefixes to write down, and a rule has at most 4032"},
-		"too deep":          {chain.String() + `"ipset:s100": ["10.0.0.1"]`, "more than 64 sets use one another in a row"},
-		"too much work":     {`"ipset:a": [` + alternating.String() + `]`, "fall into too many ranges"},
+		"too many prefixes": {`"ipset:a": [` + scattered.String() + `]`, "expands to 8000 prefixes, and a rule has at most 4032"},
+		"too deep":          {chain.String() + `"ipset:s100": ["10.0.0.1"]`, "nested more than 64 deep"},
+		"too much work":     {`"ipset:a": [` + alternating.String() + `]`, "expand to too many ranges"},
 	} {
 		if p, diags := Parse("test", []byte(`{"ipsets": {`+test.sets+`}}`)); p != nil || len(diags) != 1 || !strings.Contains(diags[0].Message, test.want) {
 			t.Errorf("%s: want %q in:\n%s", name, test.want, diags.Format("test"))

@@ -40,14 +40,14 @@ var (
 	aclKeys = map[string]keySpec{
 		"action": {required: true}, "src": {required: true}, "dst": {required: true}, "proto": {}, "srcPosture": {},
 		"users": {now: "src"}, "ports": {now: "dst"},
-		"#": {support: ignored, note: "what begins with # is a note of a program that edits policies"},
+		"#": {support: ignored, note: "keys that begin with # are notes of programs that edit policies"},
 	}
 	grantKeys = map[string]keySpec{
 		"src": {required: true}, "dst": {required: true}, "ip": {}, "app": {}, "srcPosture": {}, "via": {}, "auth": {},
 	}
 	denyKeys = map[string]keySpec{
 		"src": {required: true}, "dst": {required: true}, "ip": {required: true}, "srcPosture": {},
-		"app": {support: refused, note: "cannot be denied: it permits nothing by itself; take it out of the grant"},
+		"app": {support: refused, note: "cannot be denied: it permits nothing by itself; remove it from the grant"},
 	}
 	enforcementKeys = map[string]keySpec{
 		"src": {required: true}, "dst": {required: true}, "mode": {required: true}, "until": {required: true},
@@ -94,7 +94,7 @@ func (p *parser) fields(v value, want string, keys map[string]keySpec) (map[stri
 			p.keyErrorf(m, "unknown key %s; %s", quote(m.key), didYouMean(m.key, keys))
 			continue
 		case twice:
-			p.keyErrorf(m, "%s means the same as %s, which was given before; keep one of the two", quote(m.key), quote(before))
+			p.keyErrorf(m, "%s means the same as %s above; keep one of the two", quote(m.key), quote(before))
 			continue
 		case spec.support == refused:
 			p.keyErrorf(m, "%q %s", name, spec.note)

@@ -28,7 +28,7 @@ var errorTests = []errorTest{
 	{"unknown key", `{|"firewall": []}`, `unknown key "firewall"; known are OneCGNATRoute, access, acls,`},
 	{"near key", `{|"group": {}}`, `unknown key "group"; did you mean "groups"?`},
 	{"near another case of a key", `{|"ACLS ": []}`, `unknown key "ACLS "`},
-	{"twice in other letters", `{"acls": [], |"ACLs": []}`, `"ACLs" means the same as "acls", which was given before`},
+	{"twice in other letters", `{"acls": [], |"ACLs": []}`, `"ACLs" means the same as "acls" above`},
 	{"twice by an old name", `{"acls": [{"action": "accept", "src": ["*"], |"users": ["*"], "dst": ["*:*"]}]}`, `"users" means the same as "src"`},
 	{"twice", "{\"acls\": [],\n|\"acls\": []}", `"acls" was given before, on line 1`},
 	{"null section", `{"groups": |null}`, `is null; want an object`},
@@ -46,9 +46,9 @@ var errorTests = []errorTest{
 	// Definitions.
 	{"group without prefix", `{"groups": {|"eng": []}}`, `"eng" is not a group`},
 	{"group with a user's sign", `{"groups": {|"group:a@b": []}}`, `is not a group`},
-	{"nested group", `{"groups": {"group:a": [], "group:b": [|"group:a"]}}`, `groups do not nest`},
-	{"tag in a group", `{"groups": {"group:a": [|"tag:x"]}}`, `a group has users only`},
-	{"domain in a group", `{"groups": {"group:a": [|"user:*@example.com"]}}`, `a group has users only`},
+	{"nested group", `{"groups": {"group:a": [], "group:b": [|"group:a"]}}`, `groups cannot be nested`},
+	{"tag in a group", `{"groups": {"group:a": [|"tag:x"]}}`, `a group contains only users`},
+	{"domain in a group", `{"groups": {"group:a": [|"user:*@example.com"]}}`, `a group contains only users`},
 	{"member without @", `{"groups": {"group:a": [|"ann"]}}`, `"ann" is not a user; a user is written ann@example.com, or ann@`},
 	{"member with two @", `{"groups": {"group:a": [|"a@b@c"]}}`, `is not a user's name`},
 	{"members of a wrong type", `{"groups": {"group:a": |"ann@example.com"}}`, `is a string; want a list of users`},
@@ -68,14 +68,14 @@ var errorTests = []errorTest{
 	{"undefined tag", `{"acls": [{"action": "accept", "src": ["*"], "dst": [|"tag:db:5432"]}]}`, `tag "tag:db" is not defined in tagOwners; define it there`},
 	{"undefined host", `{"acls": [{"action": "accept", "src": [|"web"], "dst": ["*:*"]}]}`, `host "web" is not defined in hosts`},
 	{"forgotten prefix", `{"tagOwners": {"tag:db": []}, "acls": [{"action": "accept", "src": [|"db"], "dst": ["*:*"]}]}`, `did you mean "tag:db"?`},
-	{"empty selector", `{"acls": [{"action": "accept", "src": [|""], "dst": ["*:*"]}]}`, `is empty; name who or what is meant`},
+	{"empty selector", `{"acls": [{"action": "accept", "src": [|""], "dst": ["*:*"]}]}`, `is empty; name someone or something`},
 	{"unknown autogroup", `{"acls": [{"action": "accept", "src": [|"autogroup:members"], "dst": ["*:*"]}]}`, `there is no "autogroup:members"; did you mean "autogroup:member"?`},
-	{"self as a source", `{"acls": [{"action": "accept", "src": [|"autogroup:self"], "dst": ["*:*"]}]}`, `legal in dst only`},
-	{"domain as a destination", `{"acls": [{"action": "accept", "src": ["*"], "dst": [|"user:*@example.com:22"]}]}`, `legal in src only`},
+	{"self as a source", `{"acls": [{"action": "accept", "src": [|"autogroup:self"], "dst": ["*:*"]}]}`, `allowed only in dst`},
+	{"domain as a destination", `{"acls": [{"action": "accept", "src": ["*"], "dst": [|"user:*@example.com:22"]}]}`, `allowed only in src`},
 	{"domain without a name", `{"acls": [{"action": "accept", "src": [|"user:*@"], "dst": ["*:*"]}]}`, `want user:*@ and a domain`},
-	{"tag beside self", `{"tagOwners": {"tag:a": []}, "acls": [{"action": "accept", "src": ["*", |"tag:a"], "dst": ["autogroup:self:*"]}]}`, `cannot stand beside autogroup:self`},
-	{"everything beside self in a grant", `{"grants": [{"src": [|"*"], "dst": ["autogroup:self"], "ip": ["*"]}]}`, `cannot stand beside autogroup:self`},
-	{"address beside self", `{"grants": [{"src": [|"100.64.0.1"], "dst": ["autogroup:self"], "ip": ["*"]}]}`, `cannot stand beside autogroup:self`},
+	{"tag beside self", `{"tagOwners": {"tag:a": []}, "acls": [{"action": "accept", "src": ["*", |"tag:a"], "dst": ["autogroup:self:*"]}]}`, `cannot be combined with autogroup:self`},
+	{"everything beside self in a grant", `{"grants": [{"src": [|"*"], "dst": ["autogroup:self"], "ip": ["*"]}]}`, `cannot be combined with autogroup:self`},
+	{"address beside self", `{"grants": [{"src": [|"100.64.0.1"], "dst": ["autogroup:self"], "ip": ["*"]}]}`, `cannot be combined with autogroup:self`},
 	{"everything as a CIDR", `{"grants": [{"src": ["*"], "dst": [|"0.0.0.0/0"], "ip": ["*"]}]}`, `to allow all addresses of the mesh write *`},
 	{"bad CIDR", `{"grants": [{"src": [|"10.0.0/8"], "dst": ["*"], "ip": ["*"]}]}`, `is not a CIDR`},
 	{"group with @", `{"grants": [{"src": [|"group:a@b"], "dst": ["*"], "ip": ["*"]}]}`, `is read as a user, but a user's name has no colon`},
@@ -96,7 +96,7 @@ var errorTests = []errorTest{
 	{"protocol of a wrong type", `{"acls": [{"action": "accept", "proto": |["tcp"], "src": ["*"], "dst": ["*:*"]}]}`, `is a list; want a protocol`},
 	{"ports of icmp", `{"acls": [{"action": "accept", "proto": "icmp", "src": ["*"], "dst": [|"*:22"]}]}`, `icmp has no ports; write * for the ports`},
 	{"grant of nothing", `{"grants": [|{"src": ["*"], "dst": ["*"]}]}`, `"ip" is missing`},
-	{"empty grant", `{"grants": [{"src": ["*"], "dst": ["*"], "ip": |[]}]}`, `is empty; say what is granted`},
+	{"empty grant", `{"grants": [{"src": ["*"], "dst": ["*"], "ip": |[]}]}`, `is empty; specify what is granted`},
 	{"protocol without ports", `{"grants": [{"src": ["*"], "dst": ["*"], "ip": [|"tcp"]}]}`, `write "tcp:*"`},
 	{"port of icmp", `{"grants": [{"src": ["*"], "dst": ["*"], "ip": [|"icmp:8"]}]}`, `icmp has no ports`},
 	{"ports in the destination of a grant", `{"tagOwners": {"tag:db": []}, "grants": [{"src": ["*"], "dst": [|"tag:db:22"], "ip": ["*"]}]}`, `is not a tag`},
@@ -104,7 +104,7 @@ var errorTests = []errorTest{
 	// Tests.
 	{"test of nothing", `{"tests": [|{"src": "*"}]}`, `needs "accept" or "deny"`},
 	{"test of empty lists", `{"tests": [|{"src": "*", "accept": [], "deny": []}]}`, `needs "accept" or "deny"`},
-	{"test to the internet", `{"tests": [{"src": "*", "deny": [|"autogroup:internet:443"]}]}`, `autogroup:internet is legal in dst only`},
+	{"test to the internet", `{"tests": [{"src": "*", "deny": [|"autogroup:internet:443"]}]}`, `autogroup:internet is allowed only in dst`},
 	{"test to a host that is a range", `{"hosts": {"net": "10.0.0.0/8"}, "tests": [{"src": "*", "deny": [|"net:443"]}]}`, `is a range`},
 	{"test to one address as a range", `{"tests": [{"src": "*", "deny": [|"10.0.0.1/32:443"]}]}`, `is a range`},
 	{"undefined source of a test", `{"tests": [{"src": |"group:x", "accept": ["*:22"]}]}`, `group "group:x" is not defined`},
@@ -192,10 +192,10 @@ p.hujson:4:46: error: grants[0].dst[1]: host "web" is not defined in hosts; defi
 p.hujson:4:61: error: grants[0].ip[0]: protocol "tpc" is not known; did you mean "tcp"?
 p.hujson:4:70: error: grants[0].ip[1]: "99999" is not a port; use *, a number from 1 to 65535, a range such as 80-90, or several with commas
 p.hujson:5:5: error: grants[1]: "dst" is missing; add it
-p.hujson:5:5: error: grants[1]: "ip" is missing; say what is granted, such as "ip": ["tcp:443"], or ["*"] for everything
+p.hujson:5:5: error: grants[1]: "ip" is missing; specify what is granted, such as "ip": ["tcp:443"], or ["*"] for everything
 p.hujson:5:5: error: grants[1]: "src" is missing; add it
 p.hujson:5:6: error: grants[1].source: unknown key "source"; known are app, auth, dst, ip, src, srcPosture, via
-p.hujson:7:47: error: groups["group:eng"][1]: "group:b": groups do not nest; list its members here, or both groups in the rule
+p.hujson:7:47: error: groups["group:eng"][1]: "group:b": groups cannot be nested; list its members here, or both groups in the rule
 p.hujson:7:70: error: groups["group:b"]: is a number; want a list of users
 p.hujson:8:3: error: access: "access" is not enforced by this version, which therefore refuses it rather than ignore it; remove it, or use a version that enforces it
 p.hujson:9:3: warning: derpMap: "derpMap" has no effect here: relays are not taken from the policy
@@ -277,10 +277,10 @@ func TestBounds(t *testing.T) {
 		{"many tests", "more than 1000 tests", []byte(`{"tests": [` + strings.Repeat(`{"src":"*","deny":["*:1"]},`, 1001) + `]}`)},
 		{"many users in a rule", "put users into a group", []byte(`{"grants": [{"src": [` + many(257, `"u%d@x",`) + `], "dst": ["*"], "ip": ["*"]}]}`)},
 		{"many addresses in a rule", "use ranges, or split the rule", []byte(`{"grants": [{"dst": [` + strings.Repeat(`"10.0.0.1",`, 8200) + `], "src": ["*"], "ip": ["*"]}]}`)},
-		{"many destinations with ports of their own", "1:11: error: acls[0]: with the rules before it there are more than 25000 destinations with ports of their own", []byte(`{"acls": [{"action":"accept","src":["*"],"dst":[` + strings.TrimPrefix(many(25002, `"*:%d",`), `"*:0",`) + `]}]}`)},
+		{"many destinations with their own ports", "1:11: error: acls[0]: with the rules before it there are more than 25000 destinations with their own ports", []byte(`{"acls": [{"action":"accept","src":["*"],"dst":[` + strings.TrimPrefix(many(25002, `"*:%d",`), `"*:0",`) + `]}]}`)},
 		{"many ports in a grant", "names 5000 ports and ranges of ports, and a rule has at most 4096", []byte(`{"grants": [{"src": ["*"], "dst": ["*"], "ip": [` + odd(5000, `"tcp:%d",`) + `]}]}`)},
 		{"many ports of a destination", "names 5000 ports and ranges of ports, and a rule has at most 4096", []byte(`{"acls": [{"action":"accept","proto":"tcp","src": ["*"], "dst": ["*:` + strings.TrimSuffix(odd(5000, "%d,"), ",") + `"]}]}`)},
-		{"many sources of many destinations", "more than a node can be sent", []byte(`{"acls": [{"action":"accept","src":[` + strings.Repeat(`"10.0.0.1",`, 4000) + `],"dst":[` + strings.TrimPrefix(many(201, `"*:%d",`), `"*:0",`) + `]}]}`)},
+		{"many sources of many destinations", "too large to send to a node", []byte(`{"acls": [{"action":"accept","src":[` + strings.Repeat(`"10.0.0.1",`, 4000) + `],"dst":[` + strings.TrimPrefix(many(201, `"*:%d",`), `"*:0",`) + `]}]}`)},
 		{"long names", "is not a user's name", []byte(`{"groups": {"group:a": ["` + strings.Repeat("x", 300) + `@example.com"]}}`)},
 		{"byte order mark", "", []byte("\xef\xbb\xbf{}")},
 	}

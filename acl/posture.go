@@ -24,7 +24,7 @@ func (p *parser) postures(v value) {
 		posture := Posture{Place: p.keyPlace(m), Name: m.key}
 		list, ok := p.list(m.value, `a list of conditions such as ["node:os == 'linux'"]`)
 		if ok && len(list) == 0 {
-			p.errorf(m.value, `is empty, so every node would have it; write a condition such as "node:os == 'linux'"`)
+			p.errorf(m.value, `is empty, so every node would satisfy it; write a condition such as "node:os == 'linux'"`)
 		}
 		if len(list) > maxConditions {
 			p.errorf(m.value, "has %d conditions; at most %d are read", len(list), maxConditions)
@@ -118,7 +118,7 @@ func (p *parser) facts(f map[string]member) map[string]string {
 		}
 		text := lit.String() // of a string what is within the quotes
 		if len(text) > maxFactValue {
-			p.errorf(m.value, "is longer than %d bytes; no fact is", maxFactValue)
+			p.errorf(m.value, "is longer than %d bytes, which no fact can be", maxFactValue)
 			continue
 		}
 		out[m.key] = text
@@ -216,21 +216,21 @@ func parseCondition(text string) (Condition, error) {
 	switch c.Op {
 	case IsSet, NotSet:
 		if s != "" {
-			err = fmt.Errorf("%s has something behind %s; remove it", quote(text), c.Op)
+			err = fmt.Errorf("%s has extra text after %s; remove it", quote(text), c.Op)
 		}
 	case In, NotIn:
 		if c.Values, err = parseValues(s); err != nil {
 			err = fmt.Errorf("%s: %w", quote(text), err)
 		}
 	case 0:
-		err = fmt.Errorf("%s has no operator; want ==, !=, <, <=, >, >=, IN, NOT IN, IS SET or NOT SET behind %s", quote(text), quote(c.Fact))
+		err = fmt.Errorf("%s has no operator; want ==, !=, <, <=, >, >=, IN, NOT IN, IS SET or NOT SET after %s", quote(text), quote(c.Fact))
 	default:
 		value, rest, valueErr := parseValue(s)
 		switch {
 		case valueErr != nil:
 			err = fmt.Errorf("%s: %w", quote(text), valueErr)
 		case rest != "":
-			err = fmt.Errorf("%s has something behind its value; write one condition a line", quote(text))
+			err = fmt.Errorf("%s has extra text after its value; write one condition per string", quote(text))
 		}
 		c.Values = []string{value}
 	}
@@ -271,7 +271,7 @@ func parseValue(s string) (value, rest string, err error) {
 	if s != "" && (s[0] == '\'' || s[0] == '"') {
 		end := strings.IndexByte(s[1:], s[0])
 		if end < 0 {
-			return "", "", errors.New("a string does not end; close its quotes")
+			return "", "", errors.New("a string is not terminated; close its quotes")
 		}
 		value, rest = s[1:1+end], s[end+2:]
 	} else {
@@ -281,11 +281,11 @@ func parseValue(s string) (value, rest string, err error) {
 		}
 		value, rest = s[:end], s[end:]
 		if value != "true" && value != "false" && !number(value) {
-			return "", "", fmt.Errorf("%s is no value; write a string in quotes, a number, true or false", quote(value))
+			return "", "", fmt.Errorf("%s is not a value; write a string in quotes, a number, true or false", quote(value))
 		}
 	}
 	if len(value) > maxFactValue {
-		return "", "", fmt.Errorf("a value is longer than %d bytes; no fact is", maxFactValue)
+		return "", "", fmt.Errorf("a value is longer than %d bytes, which no fact can be", maxFactValue)
 	}
 	return value, strings.TrimSpace(rest), nil
 }
@@ -301,7 +301,7 @@ func number(s string) bool {
 func parseValues(s string) ([]string, error) {
 	s, ok := strings.CutPrefix(s, "[")
 	if !ok {
-		return nil, errors.New("want a list such as ['linux', 'macos'] behind IN")
+		return nil, errors.New("want a list such as ['linux', 'macos'] after IN")
 	}
 	var out []string
 	for {

@@ -109,7 +109,7 @@ func TestPostures(t *testing.T) {
 func TestPostureErrors(t *testing.T) {
 	runErrorTests(t, []errorTest{
 		{"name", `{"postures": {|"managed": ["node:os == 'linux'"]}}`, `"managed" is not a posture`},
-		{"no condition", `{"postures": {"posture:a": |[]}}`, `every node would have it`},
+		{"no condition", `{"postures": {"posture:a": |[]}}`, `every node would satisfy it`},
 		{"no operator", `{"postures": {"posture:a": [|"node:os"]}}`, `has no operator`},
 		{"not a string", `{"postures": {"posture:a": [|true]}}`, `is a boolean; want a condition`},
 		{"near fact", `{"postures": {"posture:a": [|"node:oss == 'linux'"]}}`, `did you mean "node:os"?`},

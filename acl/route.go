@@ -21,7 +21,7 @@ func (p *parser) autoApprovers(v value) {
 				continue
 			}
 			if before, twice := seen[prefix]; twice {
-				p.keyErrorf(m, "%s is the same range as %s before; join their lists", quote(m.key), quote(before))
+				p.keyErrorf(m, "%s is the same range as %s above; merge their lists", quote(m.key), quote(before))
 				continue
 			}
 			seen[prefix] = m.key

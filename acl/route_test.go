@@ -38,7 +38,7 @@ func TestApproverErrors(t *testing.T) {
 		{"no range", routes(`|"office": ["tag:r"]`), `"office" is not a range of addresses`},
 		{"bad range", routes(`|"10.0.0.0/40": ["tag:r"]`), `is not a CIDR`},
 		{"the same range", routes(`"10.0.0.0/8": ["tag:r"], |"10.0.0.0/08": ["tag:r"]`), `is not a CIDR`},
-		{"the same range in other words", routes(`"10.0.0.0/8": ["tag:r"], |"10.1.0.0/8": ["tag:r"]`), `the same range as "10.0.0.0/8" before`},
+		{"the same range in other words", routes(`"10.0.0.0/8": ["tag:r"], |"10.1.0.0/8": ["tag:r"]`), `the same range as "10.0.0.0/8" above`},
 		{"not a list", routes(`"10.0.0.0/8": |"tag:r"`), `is a string; want a list of users, groups and tags`},
 		{"everybody", routes(`"10.0.0.0/8": [|"*"]`), `"*" cannot approve routes`},
 		{"an address", routes(`"10.0.0.0/8": [|"10.0.0.1"]`), `cannot approve routes`},

@@ -116,7 +116,7 @@ func (p *parser) roomForRule(v value) bool {
 	if len(p.policy.Rules) < maxRules {
 		return !p.full
 	}
-	p.errorf(v, "more than %d rules; join what differs in one list only", maxRules)
+	p.errorf(v, "more than %d rules; merge rules that differ in only one list", maxRules)
 	return false
 }
 
@@ -136,10 +136,10 @@ func (p *parser) bound(r Rule) {
 	p.full = true
 	switch {
 	case p.parts > proto.MaxRules/2:
-		p.report(Error, r.Place, "with the rules before it there are more than %d destinations with ports of their own; join what differs in one list only",
+		p.report(Error, r.Place, "with the rules before it there are more than %d destinations with their own ports; merge rules that differ in only one list",
 			proto.MaxRules/2)
 	case p.weight > maxWeight:
-		p.report(Error, r.Place, "with the rules before it there is more than a node can be sent; join rules, or use ranges in place of many addresses and ports")
+		p.report(Error, r.Place, "with the rules before it the policy is too large to send to a node; merge rules, or use ranges instead of many addresses and ports")
 	case len(p.sets) > proto.MaxSets/2:
 		p.report(Error, r.Place, "with the rules before it there are more than %d different users, groups and tags in rules; put users into groups",
 			proto.MaxSets/2)
@@ -180,7 +180,7 @@ func (p *parser) selfSources(r Rule, takesAny bool) {
 				continue
 			}
 		}
-		p.report(Error, s.Place, "%s cannot stand beside autogroup:self in dst, which is about nodes of users; "+
+		p.report(Error, s.Place, "%s cannot be combined with autogroup:self in dst, which applies to nodes of users; "+
 			"use users, groups or autogroup:member here, or split the rule", quote(s.Text))
 	}
 }
@@ -203,7 +203,7 @@ func (p *parser) action(f map[string]member) {
 	}
 	text, ok := p.str(m.value, `"accept"`)
 	if ok && text != "accept" {
-		p.errorf(m.value, "action %s is not supported: rules only permit, and what no rule permits is refused; write \"accept\" or remove the rule", quote(text))
+		p.errorf(m.value, "action %s is not supported: rules only permit, and anything else is refused; write \"accept\" or remove the rule", quote(text))
 	}
 }
 
@@ -311,14 +311,14 @@ func (p *parser) grants(v value) {
 		if hasApp {
 			before := len(p.diags)
 			if r.App = p.capabilities(app, true); len(r.App) == 0 && !hasIP && len(p.diags) == before {
-				p.errorf(app.value, `grants nothing; name a capability, or say "ip": ["tcp:443"]`)
+				p.errorf(app.value, `grants nothing; name a capability, or add "ip": ["tcp:443"]`)
 			}
 		}
 		if hasIP {
 			services = p.services(ip, nil, len(r.App) == 0)
 		}
 		if !hasIP && !hasApp {
-			p.errorf(e, `"ip" is missing; say what is granted, such as "ip": ["tcp:443"], or ["*"] for everything`)
+			p.errorf(e, `"ip" is missing; specify what is granted, such as "ip": ["tcp:443"], or ["*"] for everything`)
 		}
 		if m, ok := f["dst"]; ok {
 			r.Dst = destinations(p.readSelectors(m, inGrantDst), services)
@@ -336,7 +336,7 @@ func (p *parser) grantSides(r Rule) {
 	}
 	for _, d := range r.Dst {
 		if d.Kind == Internet {
-			p.report(Error, d.Place, "nobody in the internet can be told of capabilities; split the grant")
+			p.report(Error, d.Place, "capabilities cannot be granted on Internet destinations; split the grant")
 		}
 	}
 }
@@ -345,7 +345,7 @@ func (p *parser) grantSides(r Rule) {
 func (p *parser) services(m member, all []proto.Service, needed bool) []proto.Service {
 	list, ok := p.list(m.value, `a list such as ["tcp:443"]`)
 	if ok && len(list) == 0 && needed {
-		p.errorf(m.value, `is empty; say what is granted, such as ["tcp:443"], or ["*"] for everything`)
+		p.errorf(m.value, `is empty; specify what is granted, such as ["tcp:443"], or ["*"] for everything`)
 	}
 	var out []proto.Service
 	hasAll := false

@@ -67,17 +67,17 @@ var places = [...]place{
 	inAdmissionTags: {
 		"the tags of admission",
 		[]Kind{Tag, Tagged},
-		"is not a tag; name tags, or autogroup:tagged. An entry without tags, groups and users is about every node",
+		"is not a tag; name tags, or autogroup:tagged. An entry without tags, groups and users applies to every node",
 	},
 	inAdmissionGroups: {
 		"the groups of admission",
 		[]Kind{GroupOf, Member, Role},
-		"is not a group; name groups, autogroup:member and the like. An entry without tags, groups and users is about every node",
+		"is not a group; name groups, autogroup:member and the like. An entry without tags, groups and users applies to every node",
 	},
 	inAdmissionUsers: {
 		"the users of admission",
 		[]Kind{User, Domain, Member, Role},
-		"is not a user; name users, user:*@DOMAIN or autogroup:member. An entry without tags, groups and users is about every node",
+		"is not a user; name users, user:*@DOMAIN or autogroup:member. An entry without tags, groups and users applies to every node",
 	},
 }
 
@@ -125,7 +125,7 @@ func (p *parser) classify(text string) (Selector, error) {
 	}
 	switch {
 	case text == "":
-		return s, errors.New("is empty; name who or what is meant")
+		return s, errors.New("is empty; name someone or something")
 	case text == "*":
 		s.Kind = Any
 	case strings.Contains(text, "@"):
@@ -205,15 +205,15 @@ func legal(s Selector, where use) error {
 	if !slices.Contains(at.legal, s.Kind) {
 		switch only := autogroups[s.Text].where; {
 		case only != "":
-			return fmt.Errorf("%s is legal in %s only, not in %s", s.Text, only, where)
+			return fmt.Errorf("%s is allowed only in %s, not in %s", s.Text, only, where)
 		case s.Kind == Domain && at.hint == "":
-			return fmt.Errorf("%s is legal in src only, not in %s; name a group", quote(s.Text), where)
+			return fmt.Errorf("%s is allowed only in src, not in %s; name a group", quote(s.Text), where)
 		case where == inTestDst:
 			return fmt.Errorf("%s is a range; a test goes to %s", quote(s.Text), at.hint)
 		case at.hint != "":
 			return fmt.Errorf("%s %s", quote(s.Text), at.hint)
 		}
-		return fmt.Errorf("%s is not legal in %s", quote(s.Text), where)
+		return fmt.Errorf("%s is not allowed in %s", quote(s.Text), where)
 	}
 	if s.Kind != Literal {
 		return nil
@@ -243,7 +243,7 @@ func parseLiteral(text string) (prefix netip.Prefix, ok bool, err error) {
 	case a.Zone() != "":
 		return netip.Prefix{}, true, fmt.Errorf("%s has a zone; overlay addresses have none", quote(text))
 	case a.Is4In6():
-		return netip.Prefix{}, true, fmt.Errorf("%s is an IPv4 address in IPv6 clothes; write it as %s", quote(text), a.Unmap())
+		return netip.Prefix{}, true, fmt.Errorf("%s is an IPv4-mapped IPv6 address; write it as %s", quote(text), a.Unmap())
 	case !isCIDR:
 		return netip.PrefixFrom(a, a.BitLen()), true, nil
 	}

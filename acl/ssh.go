@@ -23,7 +23,7 @@ func (p *parser) ssh(v value) {
 	list, _ := p.list(v, "a list of rules")
 	for i, e := range list {
 		if i >= maxSSHRules {
-			p.errorf(e, "more than %d rules; join what differs in one list only", maxSSHRules)
+			p.errorf(e, "more than %d rules; merge rules that differ in only one list", maxSSHRules)
 			return
 		}
 		f, ok := p.fields(e, "an object with action, src, dst and users", sshKeys)

@@ -83,7 +83,7 @@ func TestSSHErrors(t *testing.T) {
 		{"near key", full(`|"acceptENVs": []`), `unknown key "acceptENVs"`},
 		{"everyone as a source", sides(`|"*"`, `"tag:a"`), `"*" cannot be a source of ssh`},
 		{"host as a source", sides(`|"web"`, `"tag:a"`), `cannot be a source of ssh`},
-		{"self as a source", sides(`|"autogroup:self"`, `"tag:a"`), `legal in dst only`},
+		{"self as a source", sides(`|"autogroup:self"`, `"tag:a"`), `allowed only in dst`},
 		{"everything as a destination", sides(`"autogroup:member"`, `|"*"`), `cannot be a destination of ssh`},
 		{"host as a destination", sides(`"autogroup:member"`, `|"web"`), `cannot be a destination of ssh`},
 		{"group as a destination", sides(`"autogroup:member"`, `|"group:g"`), `cannot be a destination of ssh`},
@@ -97,7 +97,7 @@ func TestSSHErrors(t *testing.T) {
 
 		{"test without a source", `{"sshTests": [|{"dst": ["ann@x.org"], "accept": ["root"]}]}`, `"src" is missing`},
 		{"test to nowhere", test(`"src": "ann@x.org", "dst": |[], "accept": ["root"]`), `name where to log in`},
-		{"test to the internet", test(`"src": "ann@x.org", "dst": [|"autogroup:internet"], "accept": ["root"]`), `legal in dst only`},
+		{"test to the internet", test(`"src": "ann@x.org", "dst": [|"autogroup:internet"], "accept": ["root"]`), `allowed only in dst`},
 		{"test to a range", test(`"src": "ann@x.org", "dst": [|"net"], "accept": ["root"]`), `is a range`},
 		{"test to everything", test(`"src": "ann@x.org", "dst": [|"*"], "accept": ["root"]`), `cannot be the dst of a test of ssh`},
 		{"test to an undefined tag", test(`"src": "ann@x.org", "dst": [|"tag:x"], "accept": ["root"]`), `is not defined`},

@@ -41,7 +41,7 @@ func (p *parser) auth(f map[string]member) *Auth {
 		a.MFA = p.boolean(m.value)
 	}
 	if *a == (Auth{Place: a.Place}) && len(p.diags) == before {
-		p.report(Warning, a.Place, `asks for nothing; say "age", "mfa": true or both, or remove it`)
+		p.report(Warning, a.Place, `requires nothing; add "age", "mfa": true or both, or remove it`)
 		return nil
 	}
 	return a

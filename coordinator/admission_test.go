@@ -54,14 +54,14 @@ func TestALevelIsRefused(t *testing.T) {
 		code := r.code(&redoubtv1.CreateTokenRequest{Tags: []string{"tag:a"}})
 		for range 2 { // nothing is used up
 			err := r.machine("web").enrol(code)
-			refusedWith(t, err, redoubtv1.Refusal_CODE_ADMISSION, "for tag:a a machine must be attested by tpm or better (admission[0], line 3 of the policy), "+
-				"and this one is attested by token: it takes a TPM that the agent can open (`redoubt status` says what is wrong with it); the join code was not used up")
+			refusedWith(t, err, redoubtv1.Refusal_CODE_ADMISSION, "tag:a requires attestation by tpm or better (admission[0], line 3 of the policy), "+
+				"and this machine is attested by token: it takes a TPM that the agent can open (`redoubt status` says what is wrong with it); the join code was not used up")
 		}
 		a, err := r.co.Admin().ListAudit(context.Background(), &redoubtv1.ListAuditRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if x := a.GetRecords()[0]; x.GetAction() != audit.NodeRefuse || !strings.HasPrefix(x.GetFrom(), "198.51.100.") || x.GetName() != "web" || !strings.Contains(x.GetReason(), "attested by tpm or better") {
+		if x := a.GetRecords()[0]; x.GetAction() != audit.NodeRefuse || !strings.HasPrefix(x.GetFrom(), "198.51.100.") || x.GetName() != "web" || !strings.Contains(x.GetReason(), "requires attestation by tpm or better") {
 			t.Errorf("audit: %v", x)
 		}
 		r.join("db", &redoubtv1.CreateTokenRequest{Tags: []string{"tag:b"}})
@@ -131,7 +131,7 @@ func TestADenial(t *testing.T) {
 		code := r.code(&redoubtv1.CreateTokenRequest{Tags: []string{"tag:a"}})
 		m := r.machine("web")
 		c, p := m.apply(code)
-		refusedWith(t, r.machine("other").enrol(code), redoubtv1.Refusal_CODE_TOKEN, "kept for another machine")
+		refusedWith(t, r.machine("other").enrol(code), redoubtv1.Refusal_CODE_TOKEN, "reserved for another machine")
 		if _, err := r.co.Admin().DenyNode(ctx, &redoubtv1.DenyNodeRequest{Node: p.GetCode(), Reason: "who is that?"}); err != nil {
 			t.Fatal(err)
 		}
@@ -189,7 +189,7 @@ func TestAPolicyThatAsksForMore(t *testing.T) {
 			}
 			return p
 		}
-		withheld(levelPolicy, "attested by tpm or better")
+		withheld(levelPolicy, "requires attestation by tpm or better")
 		withheld(approvalPolicy, "node approve web")
 		settle()
 		if nm := s.netmap(); nm == nil || len(nm.Peers) != 1 {

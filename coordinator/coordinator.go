@@ -318,12 +318,12 @@ func (c *Coordinator) keepHouse(ctx context.Context) {
 	warned := make(map[string]time.Time)
 	for {
 		if gone, err := c.directory.Expire(ctx); err != nil && ctx.Err() == nil {
-			c.config.Log.Error("cannot expire what is over", "err", err)
+			c.config.Log.Error("cannot remove what has expired", "err", err)
 		} else if len(gone) > 0 {
 			c.config.Log.Info("ephemeral nodes removed", "count", len(gone))
 		}
 		if err := c.roots.Keep(ctx); err != nil && ctx.Err() == nil {
-			c.config.Log.Error("cannot keep the mesh's keys in order", "err", err)
+			c.config.Log.Error("cannot maintain the mesh's keys", "err", err)
 		}
 		for _, w := range c.issuer.Status().Warnings {
 			if time.Since(warned[w]) > 12*time.Hour {

@@ -60,7 +60,7 @@ func openAuthorities(flag, dir string) (*attest.Authorities, error) {
 		}
 	}
 	if a.Len() == 0 {
-		return nil, fmt.Errorf("%s: %s holds no certificate that signed itself; put the PEM files of the CAs there", flag, dir)
+		return nil, fmt.Errorf("%s: %s contains no self-signed certificate; put the PEM files of the CAs there", flag, dir)
 	}
 	return a, nil
 }

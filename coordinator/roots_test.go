@@ -14,7 +14,7 @@ func TestAuthoritiesThatCannotBeUsed(t *testing.T) {
 	if err := os.WriteFile(file, []byte("no certificate"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for dir, words := range map[string]string{empty: "no certificate that signed itself", damaged: file, filepath.Join(empty, "none"): "no such file"} {
+	for dir, words := range map[string]string{empty: "no self-signed certificate", damaged: file, filepath.Join(empty, "none"): "no such file"} {
 		for flag, c := range map[string]Config{"--tpm-roots": {TPMRoots: dir}, "--x509-roots": {X509Roots: dir}} {
 			if _, err := openAttestors(c); err == nil || !strings.Contains(err.Error(), flag) || !strings.Contains(err.Error(), words) {
 				t.Errorf("%s %s: %v", flag, dir, err)

@@ -23,7 +23,7 @@ func Unresolved(p *Program, inv Inventory) acl.Diagnostics {
 		}
 		out = append(out, acl.Diagnostic{
 			Severity: severity, Line: s.Line, Column: s.Column, Path: s.Path,
-			Message: fmt.Sprintf("%q picks nobody: %s", s.Text, whyNobody(p, s)),
+			Message: fmt.Sprintf("%q matches nothing: %s", s.Text, whyNobody(p, s)),
 		})
 	}
 	for _, r := range p.policy.Rules {

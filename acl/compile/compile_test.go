@@ -314,12 +314,12 @@ func TestUnresolved(t *testing.T) {
   {"src": ["autogroup:member"], "dst": ["autogroup:self"], "ip": ["*"]},
 ]}`)
 	got := compile.Unresolved(p, inventory("bob@example.com")).Format("p")
-	want := `p:3:12: warning: grants[0].src[0]: "group:none" picks nobody: the group has no members
-p:3:39: warning: grants[0].src[2]: "cat@example.com" picks nobody: no such user has a node without tags
-p:3:58: warning: grants[0].src[3]: "user:*@example.net" picks nobody: no such user has a node without tags
-p:3:89: warning: grants[0].dst[0]: "tag:db" picks nobody: no node has it
-p:3:99: warning: grants[0].dst[1]: "10.0.0.0/8" picks nobody: 10.0.0.0/8 is outside of the mesh (100.64.0.0/10, fd00:1::/48), and no router has an approved route there
-p:3:113: warning: grants[0].dst[2]: "100.64.9.0/24" picks nobody: no node has an address in 100.64.9.0/24
+	want := `p:3:12: warning: grants[0].src[0]: "group:none" matches nothing: the group has no members
+p:3:39: warning: grants[0].src[2]: "cat@example.com" matches nothing: no such user has a node without tags
+p:3:58: warning: grants[0].src[3]: "user:*@example.net" matches nothing: no such user has a node without tags
+p:3:89: warning: grants[0].dst[0]: "tag:db" matches nothing: no node has it
+p:3:99: warning: grants[0].dst[1]: "10.0.0.0/8" matches nothing: 10.0.0.0/8 is outside of the mesh (100.64.0.0/10, fd00:1::/48), and no router has an approved route there
+p:3:113: warning: grants[0].dst[2]: "100.64.9.0/24" matches nothing: no node has an address in 100.64.9.0/24
 `
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -161,8 +161,8 @@ func TestRoutesInTests(t *testing.T) {
 		{`{"src": "10.1.2.3", "deny": ["tag:db:1"]}`, "10.1.2.3 (behind n4) to 100.64.0.3 (n3, tag:db)"},
 		{`{"src": "ann@example.com", "accept": ["10.1.2.3:2"], "deny": ["10.1.2.3:1"]}`, ""},
 		{`{"src": "bob@example.com", "accept": ["10.1.2.3:2"]}`, "no rule allows it"},
-		{`{"src": "10.2.0.1", "deny": ["tag:db:1"]}`, `the source "10.2.0.1" picks nobody`},
-		{`{"src": "autogroup:admin", "deny": ["tag:db:4"]}`, `the source "autogroup:admin" picks nobody: nobody who has the role has a node without tags`},
+		{`{"src": "10.2.0.1", "deny": ["tag:db:1"]}`, `the source "10.2.0.1" matches nothing`},
+		{`{"src": "autogroup:admin", "deny": ["tag:db:4"]}`, `the source "autogroup:admin" matches nothing: nobody who has the role has a node without tags`},
 	} {
 		prog, inv := managed(t, rules+`"tests": [`+test.test+`]`, nil, 0)
 		routed(inv, nil)

@@ -124,7 +124,7 @@ func (t *tester) runSSH(test acl.SSHTest) []TestFailure {
 	sources := t.parties(test.Src, nil)
 	if len(sources) == 0 {
 		return []TestFailure{{Place: test.Place, Source: test.Src.Text, Message: fmt.Sprintf(
-			"the source %q picks nobody: %s", test.Src.Text, whyNobody(t.b.prog, test.Src),
+			"the source %q matches nothing: %s", test.Src.Text, whyNobody(t.b.prog, test.Src),
 		)}}
 	}
 	var out []TestFailure

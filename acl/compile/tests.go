@@ -33,7 +33,7 @@ func (f TestFailure) String() string { return f.Diagnostic().String() }
 //
 // A test that accepts holds if every address of its source reaches every address of the destination in the same family; one
 // that denies holds if none reaches any. A node never opens connections to itself through the mesh, so such pairs do not
-// count. Where a selector picks nobody, stand-ins take the place of the nodes that it will pick one day (a node of that user,
+// count. Where a selector matches nothing, stand-ins take the place of the nodes that it will pick one day (a node of that user,
 // one with that tag): a policy can be tested before anybody enrolled.
 func RunTests(p *Program, inv Inventory) []TestFailure {
 	if p.policy == nil {
@@ -105,7 +105,7 @@ func (t *tester) run(test acl.Test) []TestFailure {
 	sources := t.parties(test.Src, nil)
 	if len(sources) == 0 {
 		return []TestFailure{{Place: test.Place, Source: test.Src.Text, Message: fmt.Sprintf(
-			"the source %q picks nobody: %s", test.Src.Text, whyNobody(t.b.prog, test.Src),
+			"the source %q matches nothing: %s", test.Src.Text, whyNobody(t.b.prog, test.Src),
 		)}}
 	}
 	var out []TestFailure

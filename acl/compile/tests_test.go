@@ -49,11 +49,11 @@ func TestRunTests(t *testing.T) {
 		},
 		{
 			"a source of nobody", `{"src": "group:none", "deny": ["tag:db:5432"]}`, nil,
-			`7:11: error: tests[0]: the source "group:none" picks nobody: the group has no members`,
+			`7:11: error: tests[0]: the source "group:none" matches nothing: the group has no members`,
 		},
 		{
 			"a source outside", `{"src": "10.0.0.1", "deny": ["tag:db:5432"]}`, nil,
-			`7:11: error: tests[0]: the source "10.0.0.1" picks nobody: 10.0.0.1/32 is outside of the mesh (100.64.0.0/10, fd00:1::/48), and no router has an approved route there`,
+			`7:11: error: tests[0]: the source "10.0.0.1" matches nothing: 10.0.0.1/32 is outside of the mesh (100.64.0.0/10, fd00:1::/48), and no router has an approved route there`,
 		},
 		{
 			"a destination outside", `{"src": "group:eng", "deny": ["10.0.0.1:22"]}`, nil,

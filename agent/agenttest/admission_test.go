@@ -104,7 +104,7 @@ func TestAPolicyThatAsksNodesForMore(t *testing.T) {
 		m.Policy(approval)
 		time.Sleep(50 * time.Minute) // all have asked for another certificate
 		for _, n := range []*node{db, late} {
-			if !n.Problem("the certificate was not renewed: an administrator has to approve this machine, which is " + n.name) {
+			if !n.Problem("the certificate was not renewed: an administrator has to approve this machine, " + n.name) {
 				t.Errorf("%s: %v", n.name, n.Status())
 			}
 			n.Reaches(web, 80)

@@ -194,7 +194,7 @@ func TestCommands(t *testing.T) {
 	if _, _, errs := s.try("", "token", "create"); !strings.Contains(errs, "one machine of nobody") {
 		t.Error(errs)
 	}
-	s.no("want a user or tags", "token", "create", "--user", "ann@example.com", "--tag", "tag:a")
+	s.no("want either a user or tags", "token", "create", "--user", "ann@example.com", "--tag", "tag:a")
 	s.no("want tag:", "token", "create", "--tag", "a")
 	s.no("want a time", "token", "create", "--user", "a@b", "--ttl", "-1h")
 

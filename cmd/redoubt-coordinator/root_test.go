@@ -65,7 +65,7 @@ func TestRootKeyCommands(t *testing.T) {
 		t.Errorf("%v, %v", info, err)
 	}
 	s.no("not a request", "root", "sign", "--key", short, "--passphrase-file", short, short)
-	s.no("not a file that `root export --offline` wrote", "root", "sign", "--key", short, "--passphrase-file", short, request)
+	s.no("not a file written by `root export --offline`", "root", "sign", "--key", short, "--passphrase-file", short, request)
 	s.no("not the answer", "root", "install", request)
 	if out := s.ok("root", "list"); !strings.Contains(out, "the next one is requested") {
 		t.Error(out)

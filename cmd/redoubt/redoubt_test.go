@@ -136,8 +136,8 @@ func TestStatusText(t *testing.T) {
 	pending := &redoubtv1.Status{
 		State: "pending", Coordinator: &redoubtv1.Coordinator{Connected: true, Url: "https://coordinator.example.com"},
 		Pending: &redoubtv1.PendingApproval{Code: "BCDF-GHJK", Name: "web-1", Since: noon.Unix()},
-		Problems: []string{"since 2026-05-01T12:00:00Z: an administrator has to approve this machine, which is web-1, code BCDF-GHJK " +
-			"(redoubt-coordinator node approve BCDF-GHJK); it goes on by itself then"},
+		Problems: []string{"since 2026-05-01T12:00:00Z: an administrator has to approve this machine, web-1, code BCDF-GHJK " +
+			"(redoubt-coordinator node approve BCDF-GHJK); then it continues by itself"},
 	}
 	golden(t, "status-pending.txt", render(pending, noon, false))
 	revoked := status()

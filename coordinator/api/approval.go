@@ -38,7 +38,7 @@ func (a *Admin) judge(ctx context.Context, who string, v directory.Verdict) (*re
 	switch {
 	case err == nil && isNode && directory.CandidateCode(who) == "":
 		return nil, nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf(
-			"%.64q is a node, and a machine that wants to join: say %s for the machine, or %s for the node", who, c.Code, n.ID))
+			"%.64q is both a node and a machine that wants to join: use %s for the machine, or %s for the node", who, c.Code, n.ID))
 	case err == nil:
 		if c, err = a.Directory.JudgeCandidate(ctx, c.Code, v); err != nil {
 			return nil, nil, a.fail(err)
@@ -49,7 +49,7 @@ func (a *Admin) judge(ctx context.Context, who string, v directory.Verdict) (*re
 		return nil, nil, a.fail(err)
 	case !isNode:
 		return nil, nil, connect.NewError(connect.CodeNotFound, fmt.Errorf(
-			"nothing waits under the name or code %.64q, and there is no such node: `node list` lists both", who))
+			"no machine waits under the name or code %.64q, and there is no such node: see `node list`", who))
 	}
 	waited := a.Directory.Renewable(snap, n) != nil
 	if n, err = a.Directory.JudgeNode(ctx, n.ID, v); err != nil {

@@ -106,7 +106,7 @@ func (a *Admin) failRoots(err error) error {
 		err = fmt.Errorf("%w: run `root request FILE`, have `root sign FILE` with --new-root for a rotation answer it where the key is, "+
 			"and run `root install` with the answer", err)
 	case errors.Is(err, issuer.ErrTwoRoots):
-		err = fmt.Errorf("%w: `root list` says who hangs on it; it is retired by itself when nobody does, or by `root retire`", err)
+		err = fmt.Errorf("%w: `root list` shows what depends on it; it is retired automatically when nothing does, or by `root retire`", err)
 	case errors.Is(err, issuer.ErrAnswer):
 		return connect.NewError(connect.CodeInvalidArgument, err)
 	case errors.As(err, &bound), errors.Is(err, issuer.ErrOneRoot):

@@ -133,7 +133,7 @@ func vacate(path string) error {
 		return fmt.Errorf("admin socket: %w", err)
 	}
 	if info.Mode().Type() != os.ModeSocket {
-		return fmt.Errorf("admin socket %s: there is a file of that name that is no socket; remove it or choose another name", path)
+		return fmt.Errorf("admin socket %s: there is a file of that name that is not a socket; remove it or choose another name", path)
 	}
 	c, err := (&net.Dialer{Timeout: time.Second}).DialContext(context.Background(), "unix", path)
 	if err == nil {

@@ -76,7 +76,7 @@ func TestSocketThatIsThereAlready(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Serve(path, quiet()); err == nil || !strings.Contains(err.Error(), "no socket") {
+	if _, err := Serve(path, quiet()); err == nil || !strings.Contains(err.Error(), "not a socket") {
 		t.Errorf("over a file: %v", err)
 	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != "precious" {

@@ -6,7 +6,7 @@ import (
 )
 
 // ErrBroken says that the book is not what was written.
-var ErrBroken = errors.New("the audit log is not as it was written")
+var ErrBroken = errors.New("the audit log was tampered with")
 
 func broken(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrBroken, fmt.Sprintf(format, args...))
@@ -43,21 +43,21 @@ func (c *Chain) Add(b []byte) (Record, error) {
 	due := c.number + 1
 	r, err := ParseLine(b)
 	if err != nil {
-		return Record{}, broken("record %d was changed, or something else stands in its place: %v", due, err)
+		return Record{}, broken("record %d was changed or replaced: %v", due, err)
 	}
 	cut := len(b) - len(hashed)
 	if cut <= 0 || string(b[cut:]) != `,"hash":"`+digest(b[:cut])+`"}` {
-		return Record{}, broken("record %d was changed: its text does not have the hash that stands in it", due)
+		return Record{}, broken("record %d was changed: its hash does not match its content", due)
 	}
 	switch {
 	case r.Number > due:
 		return Record{}, broken("%s missing: record %d follows record %d", span(due, r.Number-1), r.Number, c.number)
 	case r.Number < due:
-		return Record{}, broken("record %d stands where record %d is due: the order was changed, or it is there twice", r.Number, due)
+		return Record{}, broken("record %d is where record %d should be: the order was changed, or it is duplicated", r.Number, due)
 	case r.Prev != c.hash && due == 1:
-		return Record{}, broken("record 1 was changed: it names a record before it")
+		return Record{}, broken("record 1 was changed: it refers to an earlier record")
 	case r.Prev != c.hash:
-		return Record{}, broken("record %d does not follow record %d as it stands here: record %d was written anew, or record %d was put in its place", due, c.number, c.number, due)
+		return Record{}, broken("record %d does not follow this record %d: record %d was rewritten, or record %d was replaced", due, c.number, c.number, due)
 	}
 	c.number, c.hash = r.Number, string(b[cut+len(`,"hash":"`):len(b)-2])
 	if _, ok := c.watched[c.number]; ok {
@@ -92,9 +92,9 @@ func (c *Chain) Holds(p Checkpoint) error {
 		return broken("the checkpoint of %s is about record %d, and the log ends with record %d: %s missing, or an older backup was restored (look for %s)",
 			p.At.Format(stamp), p.Number, c.number, span(c.number+1, p.Number), Restore)
 	case !watched || hash == "":
-		return fmt.Errorf("record %d, of which the checkpoint speaks, was not looked at", p.Number)
+		return fmt.Errorf("record %d, which the checkpoint names, was not checked", p.Number)
 	case hash != p.Hash:
-		return broken("record %d is not the one that the checkpoint of %s speaks of: it or one before it was written anew, or an older backup was restored (look for %s)",
+		return broken("record %d is not the one that the checkpoint of %s names: it or an earlier one was rewritten, or an older backup was restored (look for %s)",
 			p.Number, p.At.Format(stamp), Restore)
 	}
 	return nil

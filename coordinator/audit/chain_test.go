@@ -205,7 +205,7 @@ func TestChangesAreNamed(t *testing.T) {
 		{func(b *book) { b.lines = slices.Delete(b.lines, 4, 5) }, "record 5 is missing: record 6 follows record 4"},
 		{func(b *book) { b.lines = slices.Delete(b.lines, 4, 7) }, "records 5 to 7 are missing"},
 		{func(b *book) { b.lines[4], b.lines[5] = b.lines[5], b.lines[4] }, "record 5 is missing: record 6 follows record 4"},
-		{func(b *book) { b.lines = slices.Insert(b.lines, 6, b.lines[2]) }, "record 3 stands where record 7 is due"},
+		{func(b *book) { b.lines = slices.Insert(b.lines, 6, b.lines[2]) }, "record 3 is where record 7 should be"},
 		{func(b *book) { b.lines = b.lines[:7] }, "records 8 to 9 are missing: the log ends with record 7"},
 		{func(b *book) { b.lines = nil }, "records 1 to 9 are missing"},
 		{func(b *book) {
@@ -213,7 +213,7 @@ func TestChangesAreNamed(t *testing.T) {
 			r.By = "uid 1"
 			op, _, _ := Append(r.Prev, r)
 			b.lines[4] = op.Value
-		}, "record 6 does not follow record 5"},
+		}, "record 6 does not follow this record 5"},
 		{func(b *book) { b.seal[40] ^= 1 }, "checkpoint"},
 	} {
 		b := newBook(t, n).clone()

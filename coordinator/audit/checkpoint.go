@@ -92,7 +92,7 @@ func ParseCheckpoint(b []byte) (Checkpoint, error) {
 	}
 	signed, err := c.signed()
 	if again, _ := c.Line(); !bytes.Equal(b, again) {
-		return Checkpoint{}, broken("the checkpoint of record %d was changed: it is not written as checkpoints are", c.Number)
+		return Checkpoint{}, broken("the checkpoint of record %d was changed: its form is not that of a checkpoint", c.Number)
 	}
 	switch {
 	case err != nil:

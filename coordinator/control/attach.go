@@ -235,7 +235,7 @@ func (a *attached) acknowledge(m *redoubtv1.Applied) error {
 	}
 	sent := session.Applied(v)
 	if !sent {
-		a.Log.Debug("node acknowledges a version that it was not sent", "node", a.id, "version", v)
+		a.Log.Debug("node acknowledged a version that it was not sent", "node", a.id, "version", v)
 	}
 	now := a.Clock()
 	a.Directory.SetLive(a.id, func(l *directory.Live) {

@@ -83,6 +83,6 @@ func (s *Server) note(from netip.AddrPort, err error, write func(context.Context
 	ctx, cancel := context.WithTimeout(directory.From(s.ctx, from.String()), step)
 	defer cancel()
 	if err := write(ctx); err != nil && !errors.Is(err, context.Canceled) {
-		s.Log.Warn("a refusal is not in the audit book", "err", err)
+		s.Log.Warn("a refusal is missing from the audit log", "err", err)
 	}
 }

@@ -93,6 +93,6 @@ func (a *attached) fallen(heard time.Time) {
 	ctx, cancel := context.WithTimeout(context.Background(), step)
 	defer cancel()
 	if err := a.Directory.Fallen(ctx, a.id, heard); err != nil && !errors.Is(err, directory.ErrClosed) {
-		a.Log.Error("what is known of a node's health does not end", "node", a.id, "name", a.node.Name, "err", err)
+		a.Log.Error("cannot expire what is known of a node's health", "node", a.id, "name", a.node.Name, "err", err)
 	}
 }

@@ -24,7 +24,7 @@ type Demands func(s *Snapshot, n proto.Identity) (compile.Demand, error)
 
 // Errors of admission. Each is wrapped by a type that says more.
 var (
-	ErrAdmission = errors.New("the machine proves less than the policy asks for")
+	ErrAdmission = errors.New("the machine's attestation is below what the policy requires")
 	ErrPending   = errors.New("the machine waits for an administrator's approval")
 	ErrDenied    = errors.New("an administrator denied the machine")
 	ErrCrowded   = errors.New("too many machines wait for an approval")
@@ -39,7 +39,7 @@ type AdmissionError struct {
 }
 
 func (e *AdmissionError) Error() string {
-	return fmt.Sprintf("for %s a machine must be attested by %s or better (%s, line %d of the policy), and this one is attested by %s",
+	return fmt.Sprintf("%s requires attestation by %s or better (%s, line %d of the policy), and this machine is attested by %s",
 		e.Who, e.Needs, e.By.Path, e.By.Line, e.Has)
 }
 

@@ -47,7 +47,7 @@ func TestAdmissionByLevel(t *testing.T) {
 		q.Level = l
 		r.refused(q, ErrAdmission)
 		_, err := r.Enroll(t.Context(), q)
-		if want := "for tag:db a machine must be attested by tpm or better (admission[1], line 7 of the policy), and this one is attested by " + l.String(); err.Error() != want {
+		if want := "tag:db requires attestation by tpm or better (admission[1], line 7 of the policy), and this machine is attested by " + l.String(); err.Error() != want {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}

@@ -244,7 +244,7 @@ func (d *Directory) CreateLock(ctx context.Context, spec LockSpec) (*Lock, []pro
 	case spec.Reason != "" && !proto.ValidText(spec.Reason, maxReason):
 		return nil, nil, fmt.Errorf("reason of %d bytes: want one line of printable text of at most %d: %w", len(spec.Reason), maxReason, ErrInvalid)
 	case spec.TTL != 0 && (spec.TTL < MinLockTTL || spec.TTL > MaxLockTTL):
-		return nil, nil, fmt.Errorf("lock for %v: want %v to %v, or no time for good: %w", spec.TTL, MinLockTTL, MaxLockTTL, ErrInvalid)
+		return nil, nil, fmt.Errorf("lock for %v: want %v to %v, or no time for a permanent lock: %w", spec.TTL, MinLockTTL, MaxLockTTL, ErrInvalid)
 	}
 	var l *Lock
 	var nodes []proto.NodeID

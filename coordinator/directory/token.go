@@ -91,13 +91,13 @@ func (s TokenSpec) check() (tags []string, err error) {
 		return nil, fmt.Errorf("token without a public key: %w", ErrInvalid)
 	}
 	if s.Relay && (s.User != "" || len(s.Tags) > 0 || s.Ephemeral || s.Replace != 0) {
-		return nil, fmt.Errorf("token for a relay: a relay is nobody's machine, has no role and replaces no node: %w", ErrInvalid)
+		return nil, fmt.Errorf("token for a relay: a relay has no user, no tags and replaces no node: %w", ErrInvalid)
 	}
 	if s.Replace != 0 && (s.User != "" || len(s.Tags) > 0 || s.Reusable || s.Ephemeral) {
-		return nil, fmt.Errorf("token that replaces a node's machine: it is for one machine, which becomes what that node is: %w", ErrInvalid)
+		return nil, fmt.Errorf("token that replaces a node's machine: it is for one machine, which gets that node's user and tags: %w", ErrInvalid)
 	}
 	if s.User != "" && len(s.Tags) > 0 {
-		return nil, fmt.Errorf("token for user %.64q with %d tags: want a user or tags, for a node is a person's machine or has a role: %w",
+		return nil, fmt.Errorf("token for user %.64q with %d tags: want either a user or tags: a node belongs to a user or has roles: %w",
 			s.User, len(s.Tags), ErrInvalid)
 	}
 	// What policies cannot name, or would take for several users, is no login name.

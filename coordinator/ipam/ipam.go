@@ -33,7 +33,7 @@ import (
 const Rest = 30 * 24 * time.Hour
 
 // ErrExhausted says that every address of the range is in use or resting.
-var ErrExhausted = errors.New("no address is left in the mesh's range")
+var ErrExhausted = errors.New("the mesh's range has no free address left")
 
 // shared is where ranges come from by default: the range for carrier NAT (RFC 6598).
 var shared = netip.MustParsePrefix("100.64.0.0/10")
@@ -111,13 +111,13 @@ func CheckV4(p netip.Prefix) error {
 	case !p.IsValid() || !p.Addr().Is4():
 		return fmt.Errorf("range %v: want an IPv4 prefix such as 100.87.0.0/16", p)
 	case p != p.Masked():
-		return fmt.Errorf("range %v: has bits set behind the prefix; did you mean %v?", p, p.Masked())
+		return fmt.Errorf("range %v: has bits set beyond the prefix length; did you mean %v?", p, p.Masked())
 	case p.Bits() < minBits || p.Bits() > maxBits:
 		return fmt.Errorf("range %v: want a prefix of /%d to /%d", p, minBits, maxBits)
 	}
 	if !slices.ContainsFunc(inner, func(r netip.Prefix) bool { return r.Contains(p.Addr()) && r.Bits() <= p.Bits() }) {
-		return fmt.Errorf("range %v: not private, so the nodes would lose whoever has these addresses; "+
-			"take one within 100.64.0.0/10, 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16", p)
+		return fmt.Errorf("range %v: not private, so the nodes could not reach the real owners of these addresses; "+
+			"use one within 100.64.0.0/10, 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16", p)
 	}
 	return nil
 }

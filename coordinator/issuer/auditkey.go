@@ -47,7 +47,7 @@ func (f files) readSigningKey(name string) (ed25519.PrivateKey, error) {
 	}
 	block, rest := pem.Decode(b)
 	if block == nil || block.Type != privateBlock || len(rest) != 0 {
-		return nil, fmt.Errorf("%s does not hold one private key in PEM: put the right file back", f.path(name))
+		return nil, fmt.Errorf("%s does not contain exactly one private key in PEM: restore the right file", f.path(name))
 	}
 	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
@@ -55,7 +55,7 @@ func (f files) readSigningKey(name string) (ed25519.PrivateKey, error) {
 	}
 	key, ok := parsed.(ed25519.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("%s holds another kind of key than Ed25519: put the right file back", f.path(name))
+		return nil, fmt.Errorf("%s contains a key that is not Ed25519: restore the right file", f.path(name))
 	}
 	return key, nil
 }

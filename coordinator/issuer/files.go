@@ -93,7 +93,7 @@ func (f files) readAuthority(name string) (*cert.Authority, error) {
 		return nil, fmt.Errorf("%s: %w", f.path(name), err)
 	}
 	if a.Mesh() != f.mesh {
-		return nil, fmt.Errorf("%s is of mesh %s, the data are of mesh %s: put the keys back that belong to them", f.path(name), a.Mesh(), f.mesh)
+		return nil, fmt.Errorf("%s belongs to mesh %s, the data to mesh %s: restore the keys that belong to the data", f.path(name), a.Mesh(), f.mesh)
 	}
 	return a, nil
 }

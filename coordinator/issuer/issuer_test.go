@@ -258,7 +258,7 @@ func TestAMissingRootIsNotReplacedWhereNodesKnowIt(t *testing.T) {
 	if err := os.RemoveAll(r.config.Dir); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(r.config); err == nil || !strings.Contains(err.Error(), "put the directory") {
+	if _, err := Open(r.config); err == nil || !strings.Contains(err.Error(), "restore the directory") {
 		t.Errorf("without its keys: %v", err)
 	}
 	if _, err := os.Stat(r.path(rootFile)); !errors.Is(err, os.ErrNotExist) {

@@ -49,7 +49,7 @@ const maxSealWork = 22
 
 // Errors of offline roots.
 var (
-	ErrPassphrase = errors.New("the passphrase is not the one that the file was sealed with")
+	ErrPassphrase = errors.New("the passphrase is wrong")
 	ErrRequest    = errors.New("not a request of this mesh")
 	ErrAnswer     = errors.New("not the answer to this coordinator's request")
 )
@@ -96,7 +96,7 @@ func Unseal(sealed []byte, passphrase string) (*cert.Authority, error) {
 		return nil, ErrPassphrase
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open the root's key: not a file that `root export --offline` wrote: %w", err)
+		return nil, fmt.Errorf("open the root's key: not a file written by `root export --offline`: %w", err)
 	}
 	plain, err := io.ReadAll(io.LimitReader(r, maxFile))
 	if err != nil {
@@ -140,7 +140,7 @@ func (i *Issuer) Forget(digest [32]byte) error {
 		return err
 	}
 	if sum := sha256.Sum256(b); subtle.ConstantTimeCompare(sum[:], digest[:]) != 1 {
-		return fmt.Errorf("%s is another key than the one that was exported: export it again", i.files.path(rootKeyFile))
+		return fmt.Errorf("%s is not the key that was exported: export it again", i.files.path(rootKeyFile))
 	}
 	return i.files.remove(rootKeyFile)
 }
@@ -352,7 +352,7 @@ func (i *Issuer) parseAnswer(answer []byte, signer key.DevicePrivate) (answered,
 		return answered{}, fmt.Errorf("it is for another key than this coordinator asked for: %w", err)
 	}
 	if now := i.config.Clock(); !young(list[0], now) {
-		return answered{}, fmt.Errorf("the intermediate is good from %s to %s, it is %s: look at the clocks, and sign it anew",
+		return answered{}, fmt.Errorf("the intermediate is good from %s to %s, it is %s: check the clocks, and sign it again",
 			list[0].NotBefore.Format(time.RFC3339), list[0].NotAfter.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	t := i.trusted()
@@ -361,7 +361,7 @@ func (i *Issuer) parseAnswer(answer []byte, signer key.DevicePrivate) (answered,
 			return answered{}, ErrTwoRoots
 		}
 		if len(list) < 3 {
-			return answered{}, errors.New("a new root that no other vouches for")
+			return answered{}, errors.New("a new root that is not cross-signed")
 		}
 		next.root, next.cross, next.crossed = list[1], list[2], list[3:]
 	}
@@ -385,7 +385,7 @@ func (i *Issuer) checkAnswer(t trust, next answered) error {
 		return nil
 	}
 	if _, _, err := cert.ParseRoot(next.root.Raw); err != nil || !v.Trusts(next.root) {
-		return errors.New("a new root that the one of this mesh does not vouch for")
+		return errors.New("a new root that this mesh's root has not signed")
 	}
 	under, err := cert.NewVerifier(i.config.Mesh, []*x509.Certificate{next.root})
 	if err != nil {

@@ -57,7 +57,7 @@ func (f files) readTrust() (trust, error) {
 		root, mesh, err := cert.ParseRoot(c.Raw)
 		switch {
 		case err == nil && mesh != f.mesh:
-			return trust{}, fmt.Errorf("%s is of mesh %s, the data are of mesh %s: put the keys back that belong to them", f.path(rootFile), mesh, f.mesh)
+			return trust{}, fmt.Errorf("%s belongs to mesh %s, the data to mesh %s: restore the keys that belong to the data", f.path(rootFile), mesh, f.mesh)
 		case err == nil && i == 0:
 			t.newest = root
 		case err == nil && t.before == nil && !root.Equal(t.newest):
@@ -65,7 +65,7 @@ func (f files) readTrust() (trust, error) {
 		case errors.Is(err, cert.ErrRole) && i > 0 && t.cross == nil:
 			t.cross = c
 		default:
-			return trust{}, fmt.Errorf("%s: certificate %d is not one of a mesh root, or one too many: put the right file back", f.path(rootFile), i+1)
+			return trust{}, fmt.Errorf("%s: certificate %d is not one of a mesh root, or one too many: restore the right file", f.path(rootFile), i+1)
 		}
 	}
 	return t, t.check(f)
@@ -81,7 +81,7 @@ func (t trust) check(f files) error {
 		err = v.AddIntermediates([][]byte{t.cross.Raw})
 	}
 	if err != nil || !v.Trusts(t.newest) {
-		return fmt.Errorf("%s: the older root does not vouch for the newer one: put the right file back", f.path(rootFile))
+		return fmt.Errorf("%s: the older root does not vouch for the newer one: restore the right file", f.path(rootFile))
 	}
 	return nil
 }
@@ -103,7 +103,7 @@ func (i *Issuer) makeRoot() (trust, error) {
 	a, err := i.files.readAuthority(rootKeyFile)
 	if errors.Is(err, os.ErrNotExist) {
 		if !i.config.Fresh {
-			return trust{}, fmt.Errorf("%s is missing, and nodes of this mesh know its root: put the directory %s back from where it was kept",
+			return trust{}, fmt.Errorf("%s is missing, and nodes of this mesh know its root: restore the directory %s from your copy",
 				i.files.path(rootFile), i.config.Dir)
 		}
 		if a, err = cert.NewRoot(i.config.Rand, i.config.Mesh, i.config.Clock().Add(-rootAge), RootLifetime); err == nil {
@@ -125,7 +125,7 @@ func (i *Issuer) rootKey() (*cert.Authority, error) {
 		return nil, err
 	}
 	if t := i.trusted(); cert.Fingerprint(root.Certificate()) != cert.Fingerprint(t.newest) {
-		return nil, fmt.Errorf("%s is not the key of the newest root in %s: put the right one back", i.files.path(rootKeyFile), i.files.path(rootFile))
+		return nil, fmt.Errorf("%s is not the key of the newest root in %s: restore the right one", i.files.path(rootKeyFile), i.files.path(rootFile))
 	}
 	return root, nil
 }

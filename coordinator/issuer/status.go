@@ -41,7 +41,7 @@ func (i *Issuer) Status() Status {
 			t.newest.NotAfter.Format(time.RFC3339)))
 	}
 	if i.early(now) {
-		s.Warnings = append(s.Warnings, fmt.Sprintf("this machine's clock is before %s, when the mesh was made: no node is served until it is right", t.newest.NotBefore.Format(time.RFC3339)))
+		s.Warnings = append(s.Warnings, fmt.Sprintf("this machine's clock is before %s, when the mesh was created: no node is served until the clock is right", t.newest.NotBefore.Format(time.RFC3339)))
 	}
 	return s
 }

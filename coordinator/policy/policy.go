@@ -63,7 +63,7 @@ func load(p *directory.Policy, mesh proto.Mesh) (*acl.Policy, *compile.Program, 
 	}
 	parsed, found := acl.Parse(name, []byte(p.Source))
 	if parsed == nil {
-		return nil, compile.New(nil, mesh), fmt.Errorf("policy %d, in force since %v, is not understood by this program, so nothing is permitted; apply one that is: %s",
+		return nil, compile.New(nil, mesh), fmt.Errorf("policy %d, in force since %v, cannot be read by this version, so nothing is permitted; apply another one: %s",
 			p.Number, p.Applied, found.Format(name))
 	}
 	return parsed, compile.New(parsed, mesh), nil

@@ -31,13 +31,13 @@ func admission(err error) *Refusal {
 		if name == "" {
 			name = pending.Name
 		}
-		text := "an administrator has to approve this machine, which is " + pending.Name
+		text := "an administrator has to approve this machine, " + pending.Name
 		if pending.Code != "" {
 			text += ", code " + pending.Code
 		}
 		return &Refusal{
 			Code: redoubtv1.Refusal_CODE_PENDING, RetryAfter: crowdedPause,
-			Message: text + " (redoubt-coordinator node approve " + name + "); it goes on by itself then",
+			Message: text + " (redoubt-coordinator node approve " + name + "); then it continues by itself",
 		}
 	case errors.As(err, &denied):
 		why := ""
@@ -45,16 +45,16 @@ func admission(err error) *Refusal {
 			why = " (" + denied.Reason + ")"
 		}
 		return &Refusal{Code: redoubtv1.Refusal_CODE_DENIED, Message: fmt.Sprintf("an administrator denied this machine, %s, at %s%s; "+
-			"ask them, they can approve it all the same (redoubt-coordinator node approve) or give out another join code",
+			"ask them: they can still approve it (redoubt-coordinator node approve) or issue another join code",
 			denied.Name, denied.At.Format(time.RFC3339), why)}
 	case errors.Is(err, directory.ErrCrowded):
 		return &Refusal{
 			Code: redoubtv1.Refusal_CODE_BUSY, RetryAfter: crowdedPause,
-			Message: "too many machines wait for an administrator's approval already; it is tried again by itself",
+			Message: "too many machines already wait for an administrator's approval; the agent keeps trying",
 		}
 	case errors.Is(err, directory.ErrReserved):
-		return &Refusal{Code: redoubtv1.Refusal_CODE_TOKEN, Message: "the join code is kept for another machine, which waits for an administrator's " +
-			"approval: if that is not one of yours, the code was stolen (redoubt-coordinator node list, node deny, token revoke); ask for a new one"}
+		return &Refusal{Code: redoubtv1.Refusal_CODE_TOKEN, Message: "the join code is reserved for another machine, which waits for an administrator's " +
+			"approval: if that machine is not yours, the code was stolen (redoubt-coordinator node list, node deny, token revoke); ask for a new one"}
 	}
 	return nil
 }
@@ -66,7 +66,7 @@ func remedy(e *directory.AdmissionError) string {
 	case e.Needs == "measured" && e.Has == "tpm":
 		return "it takes secure boot, and the log of the boot that the agent can read"
 	case e.Has == "tpm-unverified":
-		return "its TPM is of a maker whom the coordinator does not trust; an administrator can add their CA (redoubt-coordinator serve --tpm-roots)"
+		return "the coordinator does not trust the vendor of its TPM; an administrator can add the vendor's CA (redoubt-coordinator serve --tpm-roots)"
 	case e.Needs == "x509", e.Needs == "tpm-unverified":
 		return "it takes a certificate of the company (redoubt agent --x509-cert, --x509-key) or " + tpm
 	case e.Needs == "measured":

@@ -39,7 +39,7 @@ func (r *Refusal) Down() *redoubtv1.Down {
 // Malformed refuses a message that makes no sense.
 func Malformed(why string) *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_MALFORMED, Message: "the coordinator does not understand this: " + why +
-		"; is one of the two programs of another version?"}
+		"; are both programs of the same version?"}
 }
 
 // Proof refuses a proof that does not hold.
@@ -74,7 +74,7 @@ func Locked(l *directory.Lock) *Refusal {
 	if l.Reason != "" {
 		why = " (" + l.Reason + ")"
 	}
-	return &Refusal{Code: redoubtv1.Refusal_CODE_LOCKED, Message: fmt.Sprintf("locked%s: nothing passes until an administrator takes the lock back "+
+	return &Refusal{Code: redoubtv1.Refusal_CODE_LOCKED, Message: fmt.Sprintf("locked%s: nothing passes until an administrator deletes the lock "+
 		"(redoubt-coordinator lock delete %s)", why, l.ID), RetryAfter: lockedPause}
 }
 
@@ -95,8 +95,8 @@ func Of(n *directory.Node) *Refusal {
 func Quarantined(why string) *Refusal {
 	return &Refusal{
 		Code: redoubtv1.Refusal_CODE_QUARANTINED, RetryAfter: time.Minute,
-		Message: "this node is in quarantine, since two machines use its identity (" + why + "): find the copy of its state directory and end it, " +
-			"then let the rightful machine go on with `redoubt-coordinator node release NODE`",
+		Message: "this node is in quarantine, because two machines use its identity (" + why + "): find and remove the copy of its state directory, " +
+			"then release the rightful machine with `redoubt-coordinator node release NODE`",
 	}
 }
 
@@ -107,7 +107,7 @@ func Released() *Refusal {
 
 // Deleted tells a node that it is not known.
 func Deleted() *Refusal {
-	return &Refusal{Code: redoubtv1.Refusal_CODE_DELETED, Message: "the coordinator does not know this node any more; enrol again with a new join code " +
+	return &Refusal{Code: redoubtv1.Refusal_CODE_DELETED, Message: "the coordinator no longer knows this node; enrol again with a new join code " +
 		"(redoubt-coordinator token create)"}
 }
 
@@ -125,7 +125,7 @@ func OtherMachine() *Refusal {
 
 // Internal is a failure of the coordinator itself; its log says more.
 func Internal() *Refusal {
-	return &Refusal{Code: redoubtv1.Refusal_CODE_INTERNAL, Message: "the coordinator failed to do this; its log says why", RetryAfter: 10 * time.Second}
+	return &Refusal{Code: redoubtv1.Refusal_CODE_INTERNAL, Message: "the coordinator failed to do this; see its log", RetryAfter: 10 * time.Second}
 }
 
 // From translates what the directory answered. The text for a token's state goes only to those who proved to hold the
@@ -161,7 +161,7 @@ func From(err error) (r *Refusal, ok bool) {
 	case errors.Is(err, directory.ErrTicket):
 		return &Refusal{
 			Code: redoubtv1.Refusal_CODE_PROOF, RetryAfter: 5 * time.Minute,
-			Message: "the renewal's ticket is none that this node was given, so its state directory is not whole: put back a good copy, or " +
+			Message: "the renewal's ticket was not issued to this node, so its state directory is incomplete: restore a good copy, or " +
 				"remove it and enrol with a new join code (redoubt-coordinator token create)",
 		}, true
 	case errors.As(err, &quarantined):
@@ -173,7 +173,7 @@ func From(err error) (r *Refusal, ok bool) {
 	case errors.Is(err, directory.ErrUnknown):
 		return Deleted(), true
 	case errors.Is(err, ipam.ErrExhausted):
-		return code(redoubtv1.Refusal_CODE_EXHAUSTED, "the mesh has no address left; an administrator can delete nodes that are gone "+
+		return code(redoubtv1.Refusal_CODE_EXHAUSTED, "the mesh has no free address left; an administrator can delete unused nodes "+
 			"(redoubt-coordinator node list, node delete)")
 	case errors.Is(err, directory.ErrInvalid):
 		return code(redoubtv1.Refusal_CODE_MALFORMED, err.Error())

@@ -71,8 +71,8 @@ func (e *BoundError) Error() string {
 	if n := len(names) - maxNamed; n > 0 {
 		names, more = names[:maxNamed], fmt.Sprintf(" and %d more", n)
 	}
-	return fmt.Sprintf("the old root is still needed by %s%s (`root list` shows all): nodes let go of it when they renew, join codes when they "+
-		"are used, revoked or expired. With --force it is retired all the same: these nodes may have to join again, and these codes are void",
+	return fmt.Sprintf("the old root is still needed by %s%s (`root list` shows all): nodes stop needing it when they renew, join codes when they "+
+		"are used, revoked or expired. With --force it is retired anyway: these nodes may have to join again, and these codes become invalid",
 		strings.Join(names, ", "), more)
 }
 

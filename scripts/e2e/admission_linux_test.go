@@ -44,7 +44,7 @@ func TestAdmission(t *testing.T) {
 	keys := r.token("--tag", "tag:keys")
 	weak := r.machine("weak")
 	for range 2 { // its code is good all the while
-		r.refused(weak, keys, "for tag:keys a machine must be attested by tpm or better (admission[1], line 6 of the policy), and this one is attested by token",
+		r.refused(weak, keys, "tag:keys requires attestation by tpm or better (admission[1], line 6 of the policy), and this machine is attested by token",
 			"it takes a TPM", "the join code was not used up")
 	}
 
@@ -52,7 +52,7 @@ func TestAdmission(t *testing.T) {
 	up := web.upAlone(r.token("--tag", "tag:prod"))
 	web.awaitState("pending")
 	code := web.status().Pending.Code
-	waits := []string{"an administrator has to approve this machine, which is web, code " + code, "node approve " + code}
+	waits := []string{"an administrator has to approve this machine, web, code " + code, "node approve " + code}
 	r.contains(strings.Join(strings.Fields(web.fails(exitFalse, "status")), " "), append(waits, "state pending")...)
 	var p pendingJSON
 	r.adminJSON(&p, "node", "pending")
@@ -86,7 +86,7 @@ func TestAdmission(t *testing.T) {
 	single := r.token("--tag", "tag:prod")
 	up = stranger.upAlone(single)
 	stranger.awaitState("pending")
-	r.refused(weak, single, "kept for another machine")
+	r.refused(weak, single, "reserved for another machine")
 	r.contains(r.admin("node", "deny", "stranger", "--reason", "who is that?"), "stranger", "is denied", "token revoke")
 	if res := <-up; res.Code != exitFalse {
 		t.Errorf("%+v", res)

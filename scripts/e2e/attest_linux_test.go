@@ -141,7 +141,7 @@ func TestTPM(t *testing.T) {
 	}
 	a.start("--tpm", place(other))
 	a.awaitStatus("cannot sign", func(st mesh.Status) bool {
-		return !st.Coordinator.Connected && strings.Contains(strings.Join(st.Problems, " "), "another TPM's")
+		return !st.Coordinator.Connected && strings.Contains(strings.Join(st.Problems, " "), "belongs to another TPM")
 	})
 	if err := a.Agent.Stop(r.ctx); err != nil {
 		t.Fatal(err)

@@ -102,7 +102,7 @@ func checkEmpty(dir string) error {
 		switch e.Name() {
 		case lockName, keysDir, restoring, restoring + ".tmp":
 		default:
-			return fmt.Errorf("%s is not empty (%s is there); give a new directory", dir, e.Name())
+			return fmt.Errorf("%s is not empty (it contains %s); use a new directory", dir, e.Name())
 		}
 	}
 	return nil
