@@ -49,6 +49,28 @@ func TestPosture(t *testing.T) {
 	}
 	golden(t, "posture.txt", out.String())
 
+	// Where all is well that is said, and what is long is folded, not cut.
+	well := health()
+	well.Withheld = nil
+	hash := strings.Repeat("0123456789abcdef", 4)
+	well.Facts = append(well.Facts, &redoubtv1.LocalFact{Name: "posture:edrHash", Value: hash, Note: "/opt/CrowdStrike/falcon-sensor"})
+	out.Reset()
+	if err := printPosture(&out, well, noon, false); err != nil {
+		t.Fatal(err)
+	}
+	whole := ""
+	for line := range strings.Lines(out.String()) {
+		if len([]rune(line)) > width+1 {
+			t.Errorf("a line of %d columns: %s", len([]rune(line)), line)
+		}
+		if f := strings.Fields(strings.TrimPrefix(line, "posture:edrHash")); len(f) > 0 && strings.Contains(hash+hash, f[0]) {
+			whole += f[0]
+		}
+	}
+	if whole != hash || strings.Contains(out.String(), "…") || !strings.Contains(out.String(), "no rule of the policy is kept from this machine") {
+		t.Errorf("%s: %s", whole, &out)
+	}
+
 	f.SetPosture(nil)
 	r = redoubt(t, "", "posture", "--refresh", "--socket", socket)
 	if r.code != 0 || !strings.Contains(r.out, "no facts are known") || !strings.Contains(r.out, "not connected") || f.Refreshed() != 1 {

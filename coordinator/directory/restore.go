@@ -52,7 +52,8 @@ func Restored(t store.Tx, now time.Time, by string) (Restoration, error) {
 		return r, err
 	}
 	ops, err := head.enter([]audit.Record{{
-		By: by, Action: audit.Restore, Subject: string(r.Mesh.ID), Reason: fmt.Sprintf("epoch %d; %d nodes, %d tokens voided", r.Epoch, r.Nodes, r.Voided),
+		By: by, From: "command line", Action: audit.Restore, Subject: string(r.Mesh.ID),
+		Reason: fmt.Sprintf("epoch %d; %s, %s voided", r.Epoch, number(r.Nodes, "node", "nodes"), number(r.Voided, "token", "tokens")),
 	}}, page{now: now}, nil)
 	if err != nil {
 		return r, err

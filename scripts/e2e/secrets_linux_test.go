@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"io/fs"
@@ -17,6 +18,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/proto/join"
 	"github.com/redoubt-mesh/redoubt/proto/key"
@@ -138,8 +140,30 @@ func (r *rig) readBook(ctx context.Context) {
 	for _, args := range [][]string{{"audit", "export"}, {"audit", "list", "--limit", "1000", "--json"}, {"audit", "checkpoint"}, {"audit", "verify"}, {"lock", "list", "--json"}} {
 		if res, err := r.AdminExec(ctx, args...); err != nil {
 			r.Errorf("%v: %v\n%s", args, err, res.Err)
-		} else if args[1] == "export" && !strings.Contains(res.Out, `"action":"mesh.create"`) {
-			r.Errorf("the audit log does not begin with the mesh: %s", res.Out)
+		} else if args[1] == "export" {
+			r.sayAll(res.Out)
+		}
+	}
+}
+
+// sayAll demands that an export of the audit log begins with the mesh, and that each record says who did what to what, and, unless the
+// coordinator did it by itself, from where and at which version, which there is none of while a backup is restored.
+func (r *rig) sayAll(export string) {
+	r.Helper()
+	if !strings.Contains(export, `"action":"mesh.create"`) {
+		r.Errorf("the audit log does not begin with the mesh: %s", export)
+	}
+	for line := range strings.Lines(export) {
+		var rec struct {
+			By, From, Action, Subject, Version string
+			At                                 time.Time
+		}
+		if err := json.Unmarshal([]byte(line), &rec); err != nil {
+			r.Errorf("%v: %s", err, line)
+		}
+		itself, versioned := rec.By == "coordinator", rec.Version != "" || rec.Action == "mesh.restore"
+		if rec.By == "" || rec.Action == "" || rec.Subject == "" || rec.At.IsZero() || !itself && (rec.From == "" || !versioned) {
+			r.Errorf("a record does not say all: %s", line)
 		}
 	}
 }
