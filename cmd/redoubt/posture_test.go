@@ -67,7 +67,7 @@ func TestPosture(t *testing.T) {
 			whole += f[0]
 		}
 	}
-	if whole != hash || strings.Contains(out.String(), "…") || !strings.Contains(out.String(), "no rule of the policy is kept from this machine") {
+	if whole != hash || strings.Contains(out.String(), "…") || !strings.Contains(out.String(), "no rule of the policy fails because of these facts") {
 		t.Errorf("%s: %s", whole, &out)
 	}
 
