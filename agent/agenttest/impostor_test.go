@@ -385,10 +385,10 @@ func TestNetmapOfTheFuture(t *testing.T) {
 			}
 		})
 		defer i.Close()
-		m.Await(3*time.Minute, "it says so", func() bool { return a.Problem("needs feature rules/99") && a.Problem("upgrade it") })
+		m.Await(3*time.Minute, "it says so", func() bool { return a.Problem("requires feature rules/99") && a.Problem("upgrade it") })
 		a.ReachesNot(b, 22)
 		a.restart()
-		m.Await(time.Second, "it says so after a restart", func() bool { return a.Problem("needs feature rules/99") })
+		m.Await(time.Second, "it says so after a restart", func() bool { return a.Problem("requires feature rules/99") })
 		a.ReachesNot(b, 22)
 	})
 }
