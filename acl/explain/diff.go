@@ -188,48 +188,31 @@ func (d *differ) ask(rules []narrowed) {
 	}
 }
 
+// finding is a way in which services between two classes change: by which rule and, if not over both, over which family.
+type finding struct {
+	gained bool
+	rule   proto.Origin
+	over   string
+}
+
 // compare asks both policies about the connections from one class to another, of some segments.
 func (d *differ) compare(from, to *class, about []int) {
-	src, dst := from.nodes[0], proto.Identity{}
-	if !to.addr.IsValid() {
-		dst = to.nodes[0]
-		if from == to {
-			if len(from.nodes) < 2 {
-				return
-			}
-			dst = from.nodes[1]
-		}
+	src, dst, ok := pair(from, to)
+	if !ok {
+		return
 	}
-	type key struct {
-		gained bool
-		rule   proto.Origin
-		over   string
-	}
-	found := map[key][]string{}
-	var order []key
+	found := map[finding][]string{}
+	var order []finding
 	for _, i := range about {
 		s := d.segments[i]
-		verdict := [2]struct{ v4, v6 compile.Verdict }{}
-		for i, b := range d.bound {
-			ask := func(a, z netip.Addr) compile.Verdict {
-				if to.addr.IsValid() {
-					z = to.addr
-				}
-				if wrongFamily(End{Addr: z}, s.protocols[0]) {
-					return compile.Verdict{}
-				}
-				return b.Decide(src.ID, a, z, s.protocols[0], s.first)
-			}
-			verdict[i].v4, verdict[i].v6 = ask(src.Addrs.V4, dst.Addrs.V4), ask(src.Addrs.V6, dst.Addrs.V6)
-		}
 		note := func(gained bool, v compile.Verdict, over string) {
-			k := key{gained, origin(v.Rule), over}
+			k := finding{gained, origin(v.Rule), over}
 			if found[k] == nil {
 				order = append(order, k)
 			}
 			found[k] = append(found[k], s.names()...)
 		}
-		was, is := verdict[0], verdict[1]
+		was, is := s.decide(d.bound[0], src, dst, to.addr), s.decide(d.bound[1], src, dst, to.addr)
 		v4, v6 := was.v4.Allowed != is.v4.Allowed, was.v6.Allowed != is.v6.Allowed
 		one := proto.HasPorts(s.protocols[0]) && !to.addr.IsValid()
 		switch {
@@ -245,20 +228,55 @@ func (d *differ) compare(from, to *class, about []int) {
 		}
 	}
 	for _, k := range order {
-		services := found[k]
-		if k.over != "" {
-			services = append(services, k.over)
+		d.record(k, from, to, found[k])
+	}
+}
+
+// pair takes a node of each class, two different ones where the class is the same. The destination is nobody where it is an
+// address outside the mesh.
+func pair(from, to *class) (src, dst proto.Identity, ok bool) {
+	switch {
+	case to.addr.IsValid():
+		return from.nodes[0], proto.Identity{}, true
+	case from != to:
+		return from.nodes[0], to.nodes[0], true
+	case len(from.nodes) < 2:
+		return src, dst, false
+	}
+	return from.nodes[0], from.nodes[1], true
+}
+
+// families are the verdicts about one connection over each address family.
+type families struct{ v4, v6 compile.Verdict }
+
+// decide is what a policy decides about the segment, from one node to another, or to addr if that is valid.
+func (s segment) decide(b *compile.Bound, src, dst proto.Identity, addr netip.Addr) families {
+	ask := func(a, z netip.Addr) compile.Verdict {
+		if addr.IsValid() {
+			z = addr
 		}
-		id := fmt.Sprint(k, d.label(to), services)
-		c, ok := d.changes[id]
-		if !ok {
-			c = &Change{Gained: k.gained, Dst: []string{d.label(to)}, Services: services, Rule: k.rule}
-			d.changes[id] = c
-			d.order = append(d.order, id)
+		if wrongFamily(End{Addr: z}, s.protocols[0]) {
+			return compile.Verdict{}
 		}
-		if !slices.Contains(c.Src, d.label(from)) {
-			c.Src = append(c.Src, d.label(from))
-		}
+		return b.Decide(src.ID, a, z, s.protocols[0], s.first)
+	}
+	return families{ask(src.Addrs.V4, dst.Addrs.V4), ask(src.Addrs.V6, dst.Addrs.V6)}
+}
+
+// record adds the source to the change that is alike but for that, so that one change names all sources.
+func (d *differ) record(k finding, from, to *class, services []string) {
+	if k.over != "" {
+		services = append(services, k.over)
+	}
+	id := fmt.Sprint(k, d.label(to), services)
+	c, ok := d.changes[id]
+	if !ok {
+		c = &Change{Gained: k.gained, Dst: []string{d.label(to)}, Services: services, Rule: k.rule}
+		d.changes[id] = c
+		d.order = append(d.order, id)
+	}
+	if !slices.Contains(c.Src, d.label(from)) {
+		c.Src = append(c.Src, d.label(from))
 	}
 }
 

@@ -25,7 +25,7 @@
 // forwards, and hosts with routing rules of their own before ours.
 //
 // Together they are the guard. The guard is set before the first address and removed after the last, both in one
-// transaction where nftables is concerned, and it outlives the agent: only Down, Close and Cleanup remove it.
+// transaction where nftables is concerned, and it outlives the agent: only Down and Close remove it.
 //
 // # What is ours, and how it is known
 //
@@ -45,7 +45,7 @@
 //
 // Two agents may run in one network namespace with different devices and different ranges. Where the ranges
 // overlap, the second is refused by Up with the first one's name. A guard without a device is one that a crash left: it is
-// taken over when the ranges overlap, and else left in force until Cleanup.
+// taken over when the ranges overlap, and else left in force until Down.
 //
 // # Beyond the mesh
 //

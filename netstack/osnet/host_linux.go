@@ -65,16 +65,6 @@ func New(log *slog.Logger) (*Host, error) {
 	return h, nil
 }
 
-// Cleanup puts back what agents that are not running any more have left in this network namespace. What belongs to
-// a running one stays, and is named in the error.
-func Cleanup(log *slog.Logger) error {
-	h, err := New(log)
-	if err != nil {
-		return err
-	}
-	return errors.Join(h.Down(), h.Close())
-}
-
 // Up implements Network.
 func (h *Host) Up(c Config) error {
 	c = c.withDefaults()

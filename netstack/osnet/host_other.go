@@ -25,9 +25,6 @@ func unsupported() error {
 // New fails with ErrUnsupported.
 func New(*slog.Logger) (*Host, error) { return nil, unsupported() }
 
-// Cleanup fails with ErrUnsupported.
-func Cleanup(*slog.Logger) error { return unsupported() }
-
 // Up implements Network.
 func (*Host) Up(Config) error { return unsupported() }
 

@@ -159,9 +159,16 @@ func up(t *testing.T, h *lab.Host, n *Host, c Config) {
 	}
 }
 
+// cleanup is an agent that starts after a crash and is told to go down. What belongs to a running one stays, and is named.
 func cleanup(t *testing.T, h *lab.Host) error {
 	t.Helper()
-	return h.Do(func() error { return Cleanup(slog.New(slog.DiscardHandler)) })
+	return h.Do(func() error {
+		n, err := New(slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		return errors.Join(n.Down(), n.Close())
+	})
 }
 
 // state is everything of a host's network that Up may touch, as text.

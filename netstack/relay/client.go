@@ -392,7 +392,11 @@ func (c *Client) chooseHome(now time.Time) time.Time {
 	}
 	if home := choose(c.home, all); home != c.home {
 		c.home = home
-		c.cfg.Log.Info("home relay", "relay", home)
+		if home == 0 {
+			c.cfg.Log.Info("no home relay")
+		} else {
+			c.cfg.Log.Info("home relay", "relay", home)
+		}
 		c.changed()
 		c.wake()
 	}
