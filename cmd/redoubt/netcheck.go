@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/redoubt-mesh/redoubt/agent/netcheck"
-	"github.com/redoubt-mesh/redoubt/netstack/portmap"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -150,7 +149,8 @@ func netcheckOf(r netcheck.Report) netcheckJSON {
 		Kind:        string(r.Kind),
 		IPv4:        family(v4.Mapped(), v4.Mapping, v4.Filtering, v4.Hairpin),
 		IPv6:        family(v6.Mapped(), v6.Mapping, v6.Filtering, v6.Hairpin),
-		PortMapping: mappingOf(r.Router), Firewall: mappingOf(r.Router6), MTU: known(r.MTU),
+		PortMapping: mappingOf(string(r.Router.Protocol), r.Router.External, r.Router.Problem),
+		Firewall:    mappingOf(string(r.Router6.Protocol), r.Router6.External, r.Router6.Problem), MTU: known(r.MTU),
 		Paths: []pathMTUJSON{}, Relays: []relayJSON{}, Advice: append([]string{}, r.Advice()...),
 	}
 	for _, p := range r.Paths {
@@ -170,10 +170,10 @@ func known(mtu int) *int {
 	return &mtu
 }
 
-func mappingOf(s portmap.State) portMappingJSON {
-	m := portMappingJSON{Protocol: string(s.Protocol), Problem: s.Problem}
-	if s.External.IsValid() {
-		m.External = s.External.String()
+func mappingOf(protocol string, external netip.AddrPort, problem string) portMappingJSON {
+	m := portMappingJSON{Protocol: protocol, Problem: problem}
+	if external.IsValid() {
+		m.External = external.String()
 	}
 	return m
 }
