@@ -399,6 +399,9 @@ func (m *Machine) serve() {
 }
 
 func (m *Machine) lost(reason string) {
+	if m.renewal.asking {
+		m.renewFault = reason
+	}
 	m.renewal.asking, m.renewal.must = false, false
 	m.roster.regrace()
 	if m.contact.lose(m.now, reason) {

@@ -459,6 +459,12 @@ func TestRenewal(t *testing.T) {
 	if !w.m.renewal.asking {
 		t.Error("a failed renewal is not tried again")
 	}
+	// What comes in place of an answer, and ends the contact, is said of the renewal even when there is contact again.
+	w.step(Lost{Reason: "malformed"})
+	w.step(Connected{})
+	if p := strings.Join(w.m.View(w.now).Problems, "\n"); !strings.Contains(p, "the certificate was not renewed: malformed") {
+		t.Errorf("problems: %q", p)
+	}
 	// Something else than the next certificate of this node is not taken.
 	other := w.mesh.Machine(9, "other")
 	w.step(Renewed{w.mesh.Self(other, 99, w.now, hour)})
