@@ -20,8 +20,9 @@ type Sockets = conn.Bind
 
 // Config is what a Bind needs to know.
 type Config struct {
-	// Inner moves the packets; nil takes the system's UDP sockets.
-	Inner conn.Bind
+	// Inner moves the packets; nil takes the system's UDP sockets, as many as Readers for each address family, at least one.
+	Inner   conn.Bind
+	Readers int
 	// Bounds says which addresses peers may have.
 	Bounds path.Bounds
 	// Mark is set on the sockets, so that routing keeps their packets out of the tunnel; 0 sets none.
@@ -56,7 +57,7 @@ var _ conn.Bind = (*Bind)(nil)
 // New is a Bind that is not open yet.
 func New(cfg Config) *Bind {
 	if cfg.Inner == nil {
-		cfg.Inner = System()
+		cfg.Inner = System(cfg.Readers)
 	}
 	b := &Bind{cfg: cfg, mark: cfg.Mark, once: newOnce()}
 	b.bounds.Store(&cfg.Bounds)

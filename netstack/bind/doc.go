@@ -1,5 +1,6 @@
-// Package bind is the WireGuard engine's way to the network: one UDP port, and a socket per address family, for all
-// peers. It is a conn.Bind around another one that does the moving: the system's (System) or a simulated one.
+// Package bind is the WireGuard engine's way to the network: one UDP port for all peers, and sockets for each address
+// family, so many as cores shall receive. It is a conn.Bind around another one that does the moving: the system's (System) or a
+// simulated one.
 //
 //	    engine                               Endpoint: one address, or
 //	 Send │   ▲ receive                      several candidates of which

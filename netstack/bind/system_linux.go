@@ -20,14 +20,17 @@ import (
 )
 
 // System is a conn.Bind over the kernel's UDP sockets, which also moves runs: a system call takes up to 64 messages to one
-// address, and brings as many from one.
-func System() conn.Bind { return &udp{} }
+// address, and brings as many from one. It has so many sockets for each address family, all on one port, if the kernel has
+// room for them: it spreads over them who sends, so that several cores receive, and each sender's packets stay in their order.
+func System(readers int) conn.Bind { return &udp{readers: min(readers, maxReaders)} }
 
-// udp has a socket for each address family, on the same port.
+// udp has sockets for each address family, on the same port.
 type udp struct {
-	only4  bool
-	mu     sync.Mutex // of Open and Close
-	v4, v6 atomic.Pointer[socket]
+	only4   bool
+	readers int
+	mu      sync.Mutex // of Open and Close
+	v4, v6  atomic.Pointer[socket]
+	more    []*socket // that receive as well, and send nothing
 
 	wholeMu sync.Mutex
 	cuts    bool // the network may cut what is sent
@@ -41,6 +44,10 @@ var _ Runs = (*udp)(nil)
 // socketBuffer is how many bytes wait in a socket at most. A flow that is faster than a reader which has to wait for its
 // turn overruns smaller ones.
 const socketBuffer = 8 << 20
+
+// maxReaders is how many sockets of an address family share a port at most. More cores than that have the peers' tunnels and
+// programs to work for.
+const maxReaders = 8
 
 // openTries is how often another port is tried where any will do, and the one that IPv4 got is taken for IPv6.
 const openTries = 100
@@ -79,14 +86,44 @@ func (u *udp) OpenRuns(port uint16) ([]RunFunc, uint16, error) {
 			return nil, 0, errors.Join(err, u.closeSockets())
 		}
 		var fns []RunFunc
-		for _, s := range []*socket{v4, v6} {
-			if s != nil {
-				fns = append(fns, newReceiving(s).run)
-				port = s.port
-			}
+		for _, s := range u.sockets() {
+			port = s.port
+			u.more = append(u.more, s.share(u.readers-1)...)
+			fns = append(fns, newReceiving(s).run)
+		}
+		for _, s := range u.more {
+			fns = append(fns, newReceiving(s).run)
 		}
 		return fns, port, nil
 	}
+}
+
+// share opens others on the port of a socket, as many as there can be up to n.
+func (s *socket) share(n int) (others []*socket) {
+	if n < 1 {
+		return nil
+	}
+	// Only now, since a first socket that shares would join those of another program, and take part of what is sent there.
+	var err error
+	if s.file.Do(func(fd uintptr) { err = sharePort(int(fd)) }) != nil || err != nil {
+		return nil
+	}
+	network := "udp4"
+	if s.is6 {
+		network = "udp6"
+	}
+	for range n {
+		o, err := listen(network, s.port, sharePort)
+		if err != nil {
+			break
+		}
+		others = append(others, o)
+	}
+	return others
+}
+
+func sharePort(fd int) error {
+	return option("SO_REUSEPORT", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 }
 
 func (u *udp) listen(port uint16) (v4, v6 *socket, err error) {
@@ -118,11 +155,16 @@ func listenBoth(port uint16) (v4, v6 *socket, err error) {
 	return nil, nil, err
 }
 
-func listen(network string, port uint16) (*socket, error) {
+func listen(network string, port uint16, also ...func(fd int) error) (*socket, error) {
 	s := &socket{is6: network == "udp6"}
 	c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var err error
-		return errors.Join(raw.Control(func(fd uintptr) { err = s.prepare(int(fd)) }), err)
+		return errors.Join(raw.Control(func(fd uintptr) {
+			err = s.prepare(int(fd))
+			for _, set := range also {
+				err = errors.Join(err, set(int(fd)))
+			}
+		}), err)
 	}}
 	p, err := c.ListenPacket(context.Background(), network, ":"+strconv.Itoa(int(port)))
 	if err != nil {
@@ -216,6 +258,10 @@ func (u *udp) closeSockets() error {
 			errs = append(errs, s.file.Close())
 		}
 	}
+	for _, s := range u.more {
+		errs = append(errs, s.file.Close())
+	}
+	u.more = nil
 	return errors.Join(errs...)
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -134,7 +135,7 @@ func (s *Server) Key() [relaymsg.KeySize]byte { return s.cfg.Secret.Public() }
 // answers to STUN only, if that one is free.
 func (s *Server) ServeUDP(b conn.Bind, port uint16) (uint16, error) {
 	if b == nil {
-		b = bind.System()
+		b = bind.System(runtime.GOMAXPROCS(0))
 	}
 	runs := asRuns(b)
 	fns, actual, err := runs.OpenRuns(port)
