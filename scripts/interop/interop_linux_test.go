@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,15 +29,20 @@ type pair struct {
 	stranger *lab.Host
 }
 
+// alone is held for writing by a test that floods: it takes all processors, and those beside it would run out of patience.
+var alone sync.RWMutex
+
 func newPair(t *testing.T) *pair {
 	t.Helper()
-	return newPairOf(t, startOwn)
+	return newPairOf(t, startOwn, alone.RLocker())
 }
 
-func newPairOf(t *testing.T, start func(testing.TB, *lab.Host, byte) *own) *pair {
+func newPairOf(t *testing.T, start func(testing.TB, *lab.Host, byte) *own, turn sync.Locker) *pair {
 	t.Helper()
 	t.Parallel()
 	dir := need(t)
+	turn.Lock()
+	t.Cleanup(turn.Unlock)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	w := labtest.World(t)
@@ -110,7 +116,7 @@ func TestPortable(t *testing.T) {
 	sides(t, func(t *testing.T, weBegin bool) {
 		p := newPairOf(t, func(t testing.TB, host *lab.Host, number byte) *own {
 			return startOn(t, host, number, wgtun.CreateTUN, conn.NewDefaultBind())
-		})
+		}, alone.RLocker())
 		p.meet(t, weBegin, false, [32]byte{3})
 		first, second := p.order(weBegin)
 		reaches(p.ctx, t, first, second)
@@ -272,14 +278,14 @@ func cookies(frames []lab.Frame, to *lab.Host) (n int) {
 // TestLoad floods each end, and has the other begin meanwhile, or answer: it is given a cookie, and has to come back with it.
 func TestLoad(t *testing.T) {
 	t.Run("theirs is flooded", func(t *testing.T) {
-		p := newPair(t)
+		p := newPairOf(t, startOwn, &alone)
 		load(t, p, &p.b.end, true)
 		if s := p.a.stats(t); s.Unanswered == 0 {
 			t.Errorf("our first attempt was answered: %+v", s)
 		}
 	})
 	t.Run("ours is flooded", func(t *testing.T) {
-		p := newPair(t)
+		p := newPairOf(t, startOwn, &alone)
 		load(t, p, &p.a.end, false)
 		s, err := p.a.engine.Stats()
 		if err != nil || s.Drops[wg.DropNoCookie] == 0 || s.Drops[wg.DropLimit] == 0 {
@@ -287,11 +293,11 @@ func TestLoad(t *testing.T) {
 		}
 	})
 	t.Run("theirs is flooded, and begins", func(t *testing.T) {
-		p := newPair(t)
+		p := newPairOf(t, startOwn, &alone)
 		load(t, p, &p.b.end, false)
 	})
 	t.Run("ours is flooded, and begins", func(t *testing.T) {
-		p := newPair(t)
+		p := newPairOf(t, startOwn, &alone)
 		load(t, p, &p.a.end, true)
 		if s := p.a.stats(t); s.Unanswered == 0 {
 			t.Errorf("the first answer was taken: %+v", s)
