@@ -118,7 +118,7 @@ func TestRenewForTenHours(t *testing.T) {
 					}
 				}
 			}
-			time.Sleep(40 * time.Second)
+			time.Sleep(100 * time.Second)
 		}
 		for _, n := range m.Nodes() {
 			if s := n.GetCertificateSequence(); s < 18 || s > 24 {

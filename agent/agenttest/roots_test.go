@@ -120,7 +120,7 @@ func TestARootRetiredByForce(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.center.restart()
-		time.Sleep(48 * time.Hour)
+		time.Sleep(12 * time.Hour) // beyond certificates and grace
 		away.start()
 		away.AwaitState(machine.StateRunning, time.Minute)
 		time.Sleep(time.Minute) // until others hear of its certificate

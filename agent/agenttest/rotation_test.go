@@ -131,7 +131,7 @@ func rotations() int {
 	if n, err := strconv.Atoi(os.Getenv("REDOUBT_TEST_ROTATIONS")); err == nil && n > 0 {
 		return n
 	}
-	return 60
+	return 30
 }
 
 // TestRotationLosesNothing: two nodes talk over a long way, with jitter, while their keys change over and over.
@@ -185,7 +185,7 @@ func TestRotationThroughAnOutage(t *testing.T) {
 		a, b := m.Join("a", user("ann@example.com")), m.Join("b", tags("tag:db"))
 		m.Policy(shortLives)
 		c := m.counts(a, b)
-		for i := range 12 {
+		for i := range 8 {
 			c.run(time.Second, time.Duration(7+i)*time.Minute)
 			m.center.stop()
 			c.run(time.Second, time.Duration(1+3*(i%4))*time.Minute)
@@ -199,7 +199,7 @@ func TestRotationThroughAnOutage(t *testing.T) {
 			}
 		}
 		// A restart ends sessions, but not the ability to make new ones: with every age of the keys.
-		for range 10 {
+		for range 6 {
 			a.restart()
 			m.Await(time.Minute, "a reaches b after a restart", func() bool { return a.Ask(b.V4(), countPort) == nil })
 			time.Sleep(3 * time.Minute)
