@@ -65,9 +65,13 @@ func (o *outgoing) header(session uint32, now int64) relaymsg.Header {
 
 // learn takes what the other side says of a number: whom it stands for, or that it does not know.
 func learn(out map[proto.NodeID]*outgoing, m *relaymsg.Message) {
-	for peer, o := range out {
+	if o := out[m.Peer]; m.Kind == relaymsg.Learned && o != nil && o.number == m.Number {
+		o.learned = true
+		return
+	}
+	for _, o := range out {
 		if o.number == m.Number {
-			o.learned = m.Kind == relaymsg.Learned && m.Peer == peer
+			o.learned = false
 		}
 	}
 }
