@@ -372,7 +372,7 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 	if f.now.Sub(p.answering) >= time.Second {
 		p.answering, p.answers = f.now, 0
 	}
-	if p.answers++; p.answers > maxAnswers {
+	if p.answers++; p.answers > maxAnswers || from.Socket != 0 && !f.answersBy(p, from.Socket) {
 		return
 	}
 	f.out = append(f.out, Send{p.id, from, pathmsg.Pong{TxID: m.TxID, Observed: from.Addr}})

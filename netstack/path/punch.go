@@ -106,6 +106,9 @@ type punch struct {
 	sockets []uint32
 	pinged  int // how many pings went out by the sockets
 
+	struck   uint32 // the socket by which the two have heard of each other first; 0: none
+	struckAt time.Time
+
 	target  netip.Addr // of the opener
 	guessed map[uint16]struct{}
 
@@ -275,7 +278,7 @@ func (f *Finder) found(p *pair, w Way, rtt time.Duration) {
 	switch {
 	case w.Socket == 0:
 		c = p.learn(f.now, w.Addr)
-	case p.punched != nil:
+	case p.punched != nil || !f.answersBy(p, w.Socket):
 		return
 	default:
 		c = &candidate{addr: w.Addr, socket: w.Socket}
@@ -289,6 +292,21 @@ func (f *Finder) found(p *pair, w Way, rtt time.Duration) {
 		p.punched = c
 	}
 	p.change(f.now, c)
+}
+
+// answersBy says whether a Ping that came by a socket of a punch is answered: by the first that one came by, unless nothing
+// comes of that. A guesser that has hit two would take one of them, and the other one is what we may keep.
+func (f *Finder) answersBy(p *pair, socket uint32) bool {
+	x := &f.punch
+	switch {
+	case p.punched != nil:
+		return p.punched.socket == socket
+	case x.pair != p:
+		return true
+	case x.struck == 0 || f.now.Sub(x.struckAt) >= lateAfter:
+		x.struck, x.struckAt = socket, f.now
+	}
+	return x.struck == socket
 }
 
 // pingedAt takes a Ping that came by a socket of a punch.
