@@ -18,6 +18,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
+	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
 const (
@@ -177,7 +178,7 @@ func (c *Client) run(ctx context.Context) {
 				return
 			}
 		case opened:
-			c.cfg.Emit(ctx, machine.Lost{Reason: err.Error()})
+			c.cfg.Emit(ctx, machine.Lost{Reason: err.Error(), Unread: errors.Is(err, wire.ErrMalformed)})
 		default:
 			c.cfg.Emit(ctx, machine.Trouble{Reason: err.Error()})
 		}

@@ -56,7 +56,10 @@ type Connected struct {
 type Heard struct{}
 
 // Lost says that the stream ended.
-type Lost struct{ Reason string }
+type Lost struct {
+	Reason string
+	Unread bool // because what the coordinator said last is not understood
+}
 
 // Refused says that the coordinator ended the stream.
 type Refused struct {

@@ -205,6 +205,9 @@ func (m *Machine) take(e Event) {
 	case Heard:
 		m.contact.heard(m.now)
 	case Lost:
+		if e.Unread && m.renewal.asking {
+			m.renewFault = e.Reason
+		}
 		m.lost(e.Reason)
 	case Refused:
 		m.refuse(e)
@@ -399,9 +402,6 @@ func (m *Machine) serve() {
 }
 
 func (m *Machine) lost(reason string) {
-	if m.renewal.asking {
-		m.renewFault = reason
-	}
 	m.renewal.asking, m.renewal.must = false, false
 	m.roster.regrace()
 	if m.contact.lose(m.now, reason) {

@@ -460,7 +460,7 @@ func TestRenewal(t *testing.T) {
 		t.Error("a failed renewal is not tried again")
 	}
 	// What comes in place of an answer, and ends the contact, is said of the renewal even when there is contact again.
-	w.step(Lost{Reason: "malformed"})
+	w.step(Lost{Reason: "malformed", Unread: true})
 	w.step(Connected{})
 	if p := strings.Join(w.m.View(w.now).Problems, "\n"); !strings.Contains(p, "the certificate was not renewed: malformed") {
 		t.Errorf("problems: %q", p)
