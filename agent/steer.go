@@ -173,8 +173,7 @@ func (p *dataPath) reach(port uint16) proto.Reach {
 	for _, l := range p.local {
 		r.Endpoints = append(r.Endpoints, proto.Endpoint{Addr: netip.AddrPortFrom(l, port), Kind: proto.EndpointInterface})
 	}
-	_, seen := pilot.Servers(p.steering.client.States())
-	for _, o := range slices.Concat(p.steering.scout.Report().Outside(), seen) {
+	for _, o := range pilot.Outside(p.steering.client.States(), p.steering.scout.Report()) {
 		e := proto.Endpoint{Addr: o, Kind: proto.EndpointObserved}
 		known := slices.ContainsFunc(r.Endpoints, func(o proto.Endpoint) bool { return o.Addr == e.Addr })
 		if p.self.Record.Mesh.ValidEndpoint(e) && !known && len(r.Endpoints) < proto.MaxEndpoints {

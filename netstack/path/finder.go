@@ -144,6 +144,8 @@ const (
 	lateAfter = 2 * time.Second
 	// maxProbes is how many pings of one peer wait for their Pong; the oldest gives way.
 	maxProbes = 96
+	// maxFollowed is how often packets follow the peer from one port of an address to another one, though both work.
+	maxFollowed = 2
 	// maxAnswers is how many pings of one peer are answered a second.
 	maxAnswers = 64
 	// maxCalls is how many searches a peer's Offers begin in callsIn: each pings where the peer says that it is, and it may lie.
@@ -325,6 +327,9 @@ func (f *Finder) used(p *pair, e Used) {
 	}
 	if e.Heard {
 		p.lastHeard, p.unanswered = f.now, time.Time{}
+		if p.current != nil {
+			p.current.heard = f.now
+		}
 	} else if e.Sent && p.unanswered.IsZero() {
 		p.unanswered = f.now
 	}
@@ -345,12 +350,12 @@ func (f *Finder) heardFrom(p *pair, from Way) {
 	}
 	c := p.learn(f.now, from.Addr)
 	c.heard = f.now
-	if c != p.current && f.now.Sub(c.pong) > checkEvery {
-		f.ping(p, from)
+	if c != p.current && f.now.Sub(c.pong) > checkEvery && !p.settledAt(c, f.now) {
 		if p.current != nil {
-			p.beside = c // until it has answered, or not
-			f.ping(p, p.current.way())
+			p.beside = c               // until it has answered, or not
+			f.ping(p, p.current.way()) // first: if it works it is the first to say so
 		}
+		f.ping(p, from)
 	}
 }
 
@@ -388,7 +393,8 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 	c.heard = f.now
 	// It got through to us, so that ours may get through to it. Where it is the way in use, the peer asks because it misses
 	// answers.
-	if f.now.Sub(c.pong) > checkEvery/4 && f.now.Sub(c.ping) > rounds[1]/2 && (p.awake || c == p.current || p.current == nil || f.now.Sub(p.lastHeard) < recent) {
+	if f.now.Sub(c.pong) > checkEvery/4 && f.now.Sub(c.ping) > rounds[1]/2 && !p.settledAt(c, f.now) &&
+		(p.awake || c == p.current || p.current == nil || f.now.Sub(p.lastHeard) < recent) {
 		f.ping(p, from)
 	}
 }
@@ -440,8 +446,16 @@ func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 		p.trust(f.now)
 		return
 	}
-	if p.prefers(c, f.local) {
-		p.change(f.now, c)
+	if !p.prefers(c, f.local) {
+		return
+	}
+	p.change(f.now, c)
+	if !p.mayFollow() && !c.told {
+		for _, other := range p.list(f.local) {
+			if other.told && c.besides(other) {
+				f.ping(p, other.way())
+			}
+		}
 	}
 }
 
@@ -527,7 +541,7 @@ func (f *Finder) look(p *pair) {
 		p.round = f.now.Add(every)
 	}
 	for _, c := range p.list(f.local) {
-		if f.now.Sub(c.pong) > checkEvery && f.now.Sub(c.ping) > UsedEvery/2 {
+		if f.now.Sub(c.pong) > checkEvery && f.now.Sub(c.ping) > UsedEvery/2 && !p.settledAt(c, f.now) {
 			f.ping(p, Way{Addr: c.addr})
 		}
 	}

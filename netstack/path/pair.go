@@ -20,11 +20,12 @@ type pair struct {
 	peerNAT   pathmsg.NATClass
 	outside   netip.AddrPort // where the peer's NAT shows it, as its last Offer says
 
-	current *candidate // the direct way in use; nil: none
-	doubted bool       // the way in use may be none any more
-	beside  *candidate // where the peer was just seen, and may have moved
-	since   time.Time  // of the way in use
-	why     string     // the way in use is in doubt, or was lost
+	current  *candidate // the direct way in use; nil: none
+	doubted  bool       // the way in use may be none any more
+	followed int        // how often it changed between ports of one address
+	beside   *candidate // where the peer was just seen, and may have moved
+	since    time.Time  // of the way in use
+	why      string     // the way in use is in doubt, or was lost
 
 	awake      bool
 	lastSent   time.Time
@@ -216,8 +217,11 @@ func (p *pair) prefers(c *candidate, local []netip.Prefix) bool {
 	if cur == nil || p.doubted || cur.missed > 0 {
 		return true
 	}
-	if !c.heard.IsZero() && c.heard.After(p.lastOn(cur)) && p.silentOn(cur) {
+	if !c.heard.IsZero() && c.heard.After(p.lastOn(cur)) && p.silentOn(cur, c) {
 		return true // the peer speaks from there, and no more from where it was
+	}
+	if cur.besides(c) {
+		return p.mayFollow() && c.heard.After(cur.heard) || !p.mayFollow() && c.told && !cur.told
 	}
 	switch near, nearer := class(local, cur.addr.Addr()), class(local, c.addr.Addr()); {
 	case nearer == 0 && near > 0:
@@ -228,6 +232,24 @@ func (p *pair) prefers(c *candidate, local []netip.Prefix) bool {
 	return c.rtt+2*time.Millisecond < cur.rtt*8/10
 }
 
+// besides says whether another candidate is another port of the same address.
+func (c *candidate) besides(other *candidate) bool {
+	return c != other && c.addr.Addr() == other.addr.Addr()
+}
+
+// mayFollow says whether packets may follow the peer from a port that works to another one of the same address, from where its own
+// come. Each destination may have a port of its own at the peer's NAT, and so does each new port of ours at the other one: then
+// the peer's packets never come from where ours go, however often they follow. What lasts is the port that it told of, since it
+// keeps that one open.
+func (p *pair) mayFollow() bool { return p.followed < maxFollowed }
+
+// settledAt says whether another port of a candidate's address is the way in use, and still proves to be one.
+func (p *pair) settledAt(c *candidate, now time.Time) bool {
+	cur := p.current
+	return cur != nil && cur.besides(c) && !p.mayFollow() && (cur.told || !c.told) && !p.doubted && cur.missed == 0 &&
+		now.Sub(cur.pong) <= checkEvery && (p.unanswered.IsZero() || now.Sub(p.unanswered) < cur.patience())
+}
+
 // lastOn is when a way was last seen to work.
 func (p *pair) lastOn(c *candidate) time.Time {
 	if c.heard.After(c.pong) {
@@ -236,13 +258,22 @@ func (p *pair) lastOn(c *candidate) time.Time {
 	return c.pong
 }
 
-// silentOn says whether packets go out by the way in use and none come back.
-func (p *pair) silentOn(c *candidate) bool {
-	return !p.unanswered.IsZero() || c.missed > 0 || p.waitsFor(c.way()) || !p.awake
+// silentOn says whether packets go out by the way in use and none come back, where another one has just answered.
+func (p *pair) silentOn(cur, other *candidate) bool {
+	if cur.missed > 0 || !p.awake {
+		return true
+	}
+	// What was asked no later should have answered by now. Of two ports of one address that alone counts: packets may come from
+	// where none go to.
+	asked := slices.ContainsFunc(p.probes, func(x probe) bool { return x.to == cur.way() && !x.late && !x.at.After(other.ping) })
+	return asked || !p.unanswered.IsZero() && !cur.besides(other)
 }
 
 // change makes a candidate the way in use.
 func (p *pair) change(now time.Time, c *candidate) {
+	if p.current != nil && p.current.besides(c) {
+		p.followed++
+	}
 	p.current, p.doubted, p.beside, p.why, p.since = c, false, nil, "", now
 	p.unanswered, c.missed = time.Time{}, 0
 }
@@ -264,7 +295,7 @@ func (p *pair) doubt(why string) {
 // lose gives the way in use up.
 func (p *pair) lose(now time.Time, why string) {
 	p.current.pong, p.current.missed = time.Time{}, 0
-	p.current, p.doubted, p.why, p.since = nil, false, why, now
+	p.current, p.doubted, p.why, p.since, p.followed = nil, false, why, now, 0
 	p.rounds = len(rounds) // the search begins anew
 	p.search(now)
 }

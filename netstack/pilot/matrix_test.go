@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/netstack/path"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 )
 
@@ -45,9 +46,6 @@ const (
 	yes     outcome = "yes"     // they reach each other directly
 	guessed outcome = "guessed" // the same, once a port was guessed
 	no      outcome = "no"      // they need a relay
-	// A direct path is permitted and found, but does not always last: each answer comes by a mapping of its own. The relay
-	// carries meanwhile, and nothing is lost.
-	unsteady outcome = "at times"
 )
 
 // permitted says which two kinds can meet without a relay, by what RFC 4787 says of them. Each is told where relays see the other,
@@ -58,8 +56,6 @@ func permitted(x, y kind) outcome {
 		return no
 	case x.cfg == nil || y.cfg == nil: // who has no NAT is reached, and sees where from
 		return yes
-	case x.name == "P-E" && y.name == "P-E":
-		return unsteady
 	case reaches(x.cfg, y.cfg) || reaches(y.cfg, x.cfg):
 		return yes
 	case easy(x.cfg) != easy(y.cfg):
@@ -167,6 +163,37 @@ func TestEveryPortPolicy(t *testing.T) {
 	}
 }
 
+// Two NATs that give each destination a port of its own, and admit anyone, show a new port with each address that is tried. The
+// nodes settle on one all the same, however long the answers take, and stay there.
+func TestNewPortsWithoutEnd(t *testing.T) {
+	for _, latency := range []time.Duration{10 * time.Millisecond, 50 * time.Millisecond, 200 * time.Millisecond} {
+		t.Run(latency.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 2)
+				defer w.close()
+				w.net.SetDefault(sim.Link{Latency: latency})
+				k := nat("P-E")
+				a, b := w.addNode(w.attach("a", k, 1, false), 1), w.addNode(w.attach("b", k, 2, false), 2)
+				w.meet()
+				if err := a.Ping(b.Addrs.V4); err != nil {
+					t.Fatal(err)
+				}
+				_, lost := a.talk(b, 90*time.Second)
+				wayA, wayB := a.view(b), b.view(a)
+				_, later := a.talk(b, 3*time.Minute)
+				if lost+later > 0 {
+					t.Errorf("%d packets lost, then %d", lost, later)
+				}
+				for _, v := range [][2]path.View{{wayA, a.view(b)}, {wayB, b.view(a)}} {
+					if !v[0].Way.Direct() || v[0].Way != v[1].Way || v[0].Since != v[1].Since {
+						t.Errorf("at first %+v, three minutes later %+v", v[0], v[1])
+					}
+				}
+			})
+		})
+	}
+}
+
 func meet(t *testing.T, x, y kind, dual bool, want outcome) {
 	w := newWorld(t, 2)
 	defer w.close()
@@ -187,7 +214,7 @@ func meet(t *testing.T, x, y kind, dual bool, want outcome) {
 		}
 	}
 	for _, v := range [][2]*node{{a, b}, {b, a}} {
-		if got := v[0].view(v[1]); want != unsteady && (got.Way.Direct() != (want != no) || got.Doubt) {
+		if got := v[0].view(v[1]); got.Way.Direct() != (want != no) || got.Doubt {
 			t.Errorf("from node %d: %+v, want direct: %s", v[0].ID, got, want)
 		}
 	}

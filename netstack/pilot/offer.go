@@ -26,27 +26,54 @@ func Offer(local []netip.Addr, port uint16, states []relay.State, found scout.Re
 		}
 	}
 	slices.SortStableFunc(o.Relays, func(a, b pathmsg.RelayRTT) int { return int(a.RTT - b.RTT) })
-	_, seen := Servers(states)
-	witnesses := len(witnessesOf(states, found))
-	for _, a := range found.STUN.Mapped() {
-		if !slices.Contains(seen, a) {
-			seen = append(seen, a)
-		}
-	}
-	o.NAT = class(local, port, seen, witnesses)
+	o.NAT = class(local, port, seenBy(states, found), len(witnessesOf(states, found)))
 	if o.NAT == pathmsg.NATUnknown && !udp && len(o.Relays) > 0 {
 		o.NAT = pathmsg.NATBlocked
 	}
-	if found.Router.External.IsValid() {
-		add(found.Router.External)
-	}
-	for _, a := range seen {
+	for _, a := range Outside(states, found) {
 		add(a)
 	}
 	for _, a := range local {
 		add(netip.AddrPortFrom(a, port))
 	}
 	return o
+}
+
+// Outside are the addresses at which peers may reach this node from outside, the surest first: what its router opened, then what
+// relays and servers see. Of a NAT that shows each of them another port, only those of relays count, if there are any: a NAT
+// forgets the others soon.
+func Outside(states []relay.State, found scout.Report) []netip.AddrPort {
+	var all []netip.AddrPort
+	for _, opened := range []netip.AddrPort{found.Router.External, found.Router6.External} {
+		if opened.IsValid() {
+			all = append(all, opened)
+		}
+	}
+	_, seen := Servers(states)
+	byRelay := slices.ContainsFunc(seen, is4)
+	every := seenBy(states, found)
+	first := slices.IndexFunc(every, is4)
+	several := first >= 0 && slices.ContainsFunc(every[first+1:], is4)
+	for _, a := range every {
+		forgotten := several && byRelay && is4(a) && !slices.Contains(seen, a)
+		if !forgotten && !slices.Contains(all, a) {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+func is4(a netip.AddrPort) bool { return a.Addr().Is4() }
+
+// seenBy are the addresses at which relays see this node, then those at which STUN servers do.
+func seenBy(states []relay.State, found scout.Report) []netip.AddrPort {
+	_, seen := Servers(states)
+	for _, a := range found.STUN.Mapped() {
+		if !slices.Contains(seen, a) {
+			seen = append(seen, a)
+		}
+	}
+	return seen
 }
 
 // witnessesOf are the addresses at which something of ours was seen over IPv4, different ones of one relay only where
