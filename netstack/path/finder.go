@@ -328,7 +328,7 @@ func (f *Finder) used(p *pair, e Used) {
 	if e.Heard {
 		p.lastHeard, p.unanswered = f.now, time.Time{}
 		if p.current != nil {
-			p.current.heard = f.now
+			p.current.met = f.now
 		}
 	} else if e.Sent && p.unanswered.IsZero() {
 		p.unanswered = f.now

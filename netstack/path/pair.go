@@ -74,7 +74,8 @@ type candidate struct {
 	learned time.Time // else: when the peer was last seen there, or said so
 	ping    time.Time // the last one
 	pong    time.Time // the last one; zero: it was never proved
-	heard   time.Time
+	heard   time.Time // when a packet or a ping of the peer came from there last, of those that are told of
+	met     time.Time // when packets came from there last while others went there
 	rtt     time.Duration
 	sizes   search
 	missed  int // pings in a row without an answer, of those that were sent while it was in use
@@ -221,7 +222,7 @@ func (p *pair) prefers(c *candidate, local []netip.Prefix) bool {
 		return true // the peer speaks from there, and no more from where it was
 	}
 	if cur.besides(c) {
-		return p.mayFollow() && c.heard.After(cur.heard) || !p.mayFollow() && c.told && !cur.told
+		return p.mayFollow() && c.heard.After(cur.met) || !p.mayFollow() && c.told && !cur.told
 	}
 	switch near, nearer := class(local, cur.addr.Addr()), class(local, c.addr.Addr()); {
 	case nearer == 0 && near > 0:
@@ -246,8 +247,12 @@ func (p *pair) mayFollow() bool { return p.followed < maxFollowed }
 // settledAt says whether another port of a candidate's address is the way in use, and still proves to be one.
 func (p *pair) settledAt(c *candidate, now time.Time) bool {
 	cur := p.current
-	return cur != nil && cur.besides(c) && !p.mayFollow() && (cur.told || !c.told) && !p.doubted && cur.missed == 0 &&
-		now.Sub(cur.pong) <= checkEvery && (p.unanswered.IsZero() || now.Sub(p.unanswered) < cur.patience())
+	if cur == nil || !cur.besides(c) || p.mayFollow() || (c.told && !cur.told) || p.doubted || cur.missed > 0 {
+		return false
+	}
+	proved := now.Sub(cur.pong)
+	silent := !p.unanswered.IsZero() && now.Sub(p.unanswered) >= cur.patience()
+	return proved <= checkEvery/4 || proved <= checkEvery && !silent
 }
 
 // lastOn is when a way was last seen to work.
