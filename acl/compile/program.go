@@ -3,6 +3,7 @@ package compile
 import (
 	"encoding/json"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -60,8 +61,16 @@ type side struct {
 // sideIndex finds the rules whose src, or whose dst, covers a node.
 type sideIndex struct {
 	bySet                     map[string][]int32 // name of a set -> rules, ascending
-	prefixes                  *bart.Table[[]int32]
+	prefixes                  ruleTable
 	any, internet, everything []int32
+}
+
+// ruleTable is a *bart.Table behind an interface for the sake of the compiler alone: each package that sees the type compiles the
+// whole table anew.
+type ruleTable interface {
+	Modify(at netip.Prefix, change func(rules []int32, found bool) ([]int32, bool))
+	Supernets(of netip.Prefix) iter.Seq2[netip.Prefix, []int32]
+	Subnets(of netip.Prefix) iter.Seq2[netip.Prefix, []int32]
 }
 
 // New compiles a policy, which must have come from acl.Parse without errors; nil allows nothing.

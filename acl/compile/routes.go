@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -23,8 +24,10 @@ type routes struct {
 	subnets []netip.Prefix // of all routers, sorted, each once
 	exit    families
 	// owners are the routers by what they serve; exits those that are exit nodes.
-	owners *bart.Table[[]proto.NodeID]
-	exits  []proto.NodeID
+	owners interface { // a *bart.Table, as a ruleTable is one
+		Supernets(of netip.Prefix) iter.Seq2[netip.Prefix, []proto.NodeID]
+	}
+	exits []proto.NodeID
 	// src and dst are, by rule, the routers with routes that its sources or destinations cover.
 	src, dst map[int32][]routed
 }
@@ -40,7 +43,8 @@ func (b *Bound) routes() *routes {
 	if b.routed != nil {
 		return b.routed
 	}
-	r := &routes{byID: map[proto.NodeID]router{}, owners: new(bart.Table[[]proto.NodeID]), src: map[int32][]routed{}, dst: map[int32][]routed{}}
+	owners := new(bart.Table[[]proto.NodeID])
+	r := &routes{byID: map[proto.NodeID]router{}, owners: owners, src: map[int32][]routed{}, dst: map[int32][]routed{}}
 	b.routed = r
 	for _, id := range sortedIDs(b.inv.Routers()) {
 		n, ok := b.node(id)
@@ -54,7 +58,7 @@ func (b *Bound) routes() *routes {
 				continue
 			}
 			x.subnets = append(x.subnets, p)
-			r.owners.Modify(p, func(ids []proto.NodeID, _ bool) ([]proto.NodeID, bool) { return append(ids, id), false })
+			owners.Modify(p, func(ids []proto.NodeID, _ bool) ([]proto.NodeID, bool) { return append(ids, id), false })
 		}
 		if x.exit != 0 {
 			r.exits = append(r.exits, id)

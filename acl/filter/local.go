@@ -22,7 +22,7 @@ const (
 type localTable struct {
 	own     [ownClasses]packet.Addr
 	mesh    proto.Mesh
-	routes  *bart.Table[int] // nil without routes
+	routes  lookup // nil without routes
 	classes int
 	prefix  []netip.Prefix // of each class
 	opens   []bool         // of each class: whether it may open connections
@@ -53,6 +53,7 @@ func (t *localTable) isOwn(addr packet.Addr) bool {
 
 func newLocalTable(r Ruleset) localTable {
 	t := localTable{mesh: r.Mesh}
+	var routes *bart.Table[int]
 	for i, a := range r.Self.Addrs.Slice() {
 		t.own[i] = packet.AddrOf(a)
 		t.prefix = append(t.prefix, netip.PrefixFrom(a, a.BitLen()))
@@ -63,10 +64,11 @@ func newLocalTable(r Ruleset) localTable {
 			if rule.Direction != proto.In && p.Bits() == 0 || within(p, r.Mesh) || slices.Contains(t.prefix[:ownClasses], p) {
 				continue
 			}
-			if t.routes == nil {
-				t.routes = new(bart.Table[int])
+			if routes == nil {
+				routes = new(bart.Table[int])
+				t.routes = routes
 			}
-			t.routes.Modify(p, func(old int, known bool) (int, bool) {
+			routes.Modify(p, func(old int, known bool) (int, bool) {
 				if known {
 					return old, false
 				}

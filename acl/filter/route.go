@@ -20,8 +20,14 @@ type Route struct {
 // routeTable finds the place of an address that is no node's own. A place is a prefix behind one router within which rules
 // treat all addresses alike: each route is one, and each prefix of a rule that lies within a route.
 type routeTable struct {
-	table  *bart.Table[int] // nil without routes
+	table  lookup // nil without routes
 	places []place
+}
+
+// lookup is a *bart.Table behind an interface for the sake of the compiler alone: each package that sees the type compiles the
+// whole table anew.
+type lookup interface {
+	Lookup(addr netip.Addr) (int, bool)
 }
 
 type place struct {
@@ -34,16 +40,17 @@ func (c *compiler) routes(r Ruleset) error {
 	if len(r.Routes) == 0 {
 		return nil
 	}
-	t := routeTable{table: new(bart.Table[int])}
+	var t routeTable
+	table := new(bart.Table[int])
 	add := func(p netip.Prefix, node int) {
-		t.table.Insert(p, len(t.places))
+		table.Insert(p, len(t.places))
 		t.places = append(t.places, place{p, node})
 	}
 	for _, route := range r.Routes {
 		if p := route.Prefix; !p.IsValid() || p.Addr().Is4In6() || p.Masked() != p {
 			return fmt.Errorf("route %v is not a prefix", p)
 		}
-		if _, twice := t.table.Get(route.Prefix); twice {
+		if _, twice := table.Get(route.Prefix); twice {
 			return fmt.Errorf("route %v stands there twice", route.Prefix)
 		}
 		node, known := c.numbers[route.Node]
@@ -57,14 +64,15 @@ func (c *compiler) routes(r Ruleset) error {
 			if !p.IsValid() || within(p, r.Mesh) {
 				continue
 			}
-			if _, known := t.table.Get(p); known {
+			if _, known := table.Get(p); known {
 				continue
 			}
-			if n, ok := t.table.LookupPrefix(p); ok {
+			if n, ok := table.LookupPrefix(p); ok {
 				add(p, t.places[n].node)
 			}
 		}
 	}
+	t.table = table
 	c.routed = t
 	return nil
 }

@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/gaissmai/bart"
 	"golang.zx2c4.com/wireguard/conn"
 
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
@@ -62,7 +61,7 @@ type Inline struct {
 	nodes  map[proto.NodeID]*node
 	byKey  map[[32]byte]*node
 	byAddr map[netip.Addr]*node
-	routes *bart.Table[*node] // nil where there are none
+	routes routeTable // nil where there are none
 	seen   archive
 
 	indexes  indexes

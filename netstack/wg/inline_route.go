@@ -27,6 +27,16 @@ func (e *Inline) router(a netip.Addr) *node {
 	return n
 }
 
+// routeTable is a *bart.Table behind an interface for the sake of the compiler alone: each package that sees the type compiles
+// the whole table anew.
+type routeTable interface {
+	Lookup(addr netip.Addr) (*node, bool)
+	Get(of netip.Prefix) (*node, bool)
+	Insert(of netip.Prefix, n *node)
+	Delete(of netip.Prefix)
+	Size() int
+}
+
 // setRoutes gives a peer other routes than before. One that another peer has is taken over. The caller holds the lock for
 // writing.
 func (e *Inline) setRoutes(n *node, before, after []netip.Prefix) {
