@@ -134,8 +134,8 @@ func rotations() int {
 	return 30
 }
 
-// TestRotationLosesNothing: two nodes talk over a long way, with jitter, while their keys change over and over.
-func TestRotationLosesNothing(t *testing.T) {
+// TestRotationUnderTrafficLosesNothing: two nodes talk over a long way, with jitter, while their keys change over and over.
+func TestRotationUnderTrafficLosesNothing(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
 		a, b := m.Machine("a"), m.Machine("b")

@@ -1,6 +1,7 @@
 package fences
 
 import (
+	"bytes"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -50,6 +51,49 @@ var n atomic.Int64
 func f(c chan int) { go func() { n.Add(1) }() }`
 	if found := concurrent(t, "p.go", []byte(guilty)); !slices.Equal(found, []string{"imports sync/atomic", "has a channel", "starts a goroutine"}) {
 		t.Errorf("of a package that does all three it is found that it %q", found)
+	}
+}
+
+// TestLong holds the list of tests that run without the race detector to tests that exist: a name skips all tests that have it.
+func TestLong(t *testing.T) {
+	list, err := os.ReadFile("../long")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]string{}
+	for line := range strings.Lines(string(list)) {
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		dir, name, _ := strings.Cut(strings.TrimSpace(line), " ")
+		names[name] = dir
+	}
+	found := map[string][]string{}
+	err = filepath.WalkDir("../..", func(path string, _ os.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		src, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for name := range names {
+			if bytes.Contains(src, []byte("\nfunc "+name+"(")) {
+				found[name] = append(found[name], filepath.ToSlash(filepath.Dir(path)))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, dir := range names {
+		if want := []string{"../../" + dir}; !slices.Equal(found[name], want) {
+			t.Errorf("scripts/long names %s of %s; tests of that name are in %v", name, dir, found[name])
+		}
+	}
+	if len(names) == 0 {
+		t.Error("scripts/long names no test")
 	}
 }
 

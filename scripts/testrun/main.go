@@ -1,17 +1,23 @@
-// Command testrun runs `go test` with the arguments it is given and says at the end what a person needs to know: what
-// failed, with its output, and what was left out, with the reason. With -strict anything left out is a failure.
+// Command testrun runs `go test` and says at the end what a person needs to know: what failed, with its output, and what was
+// left out, with the reason. With -strict anything left out is a failure. Several runs, each with its arguments, go on at once
+// and are summed up together:
+//
+//	testrun [-strict] arguments of go test [-- arguments of go test]...
 package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -21,12 +27,23 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout)) }
 type event struct {
 	Action, Package, Test, Output, ImportPath string
 	Elapsed                                   float64
+
+	run int
 }
+
+// key names the package or the test of an event in one of the runs.
+func (e *event) key() string { return fmt.Sprintf("%d %s %s", e.run, e.Package, e.Test) }
 
 type result struct {
 	passed, failed, skipped int
 	left                    []string
 	output                  map[string][]string
+}
+
+// line is what one of the runs printed.
+type line struct {
+	run  int
+	text []byte
 }
 
 func run(args []string, out io.Writer) int {
@@ -35,25 +52,31 @@ func run(args []string, out io.Writer) int {
 		args = args[1:]
 	}
 	start := time.Now()
-	// go test ends by its own time-out.
-	cmd := exec.CommandContext(context.Background(), "go", append([]string{"test", "-json"}, args...)...)
-	cmd.Stderr = os.Stderr
-	pipe, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
+	runs := split(args)
+	lines := make(chan line)
+	errs := make([]error, len(runs))
+	var all sync.WaitGroup
+	for i, one := range runs {
+		all.Go(func() { errs[i] = goTest(i, one, lines) })
 	}
-	if err != nil {
-		fmt.Fprintln(out, "testrun: start go test:", err)
-		return 1
+	go func() {
+		all.Wait()
+		close(lines)
+	}()
+	r := result{output: map[string][]string{}}
+	for l := range lines {
+		r.read(l, out)
 	}
-	r := read(pipe, out)
-	err = cmd.Wait()
+	err := errors.Join(errs...)
 	for _, l := range r.left {
 		fmt.Fprintln(out, "left out:", l)
 	}
 	fmt.Fprintf(out, "%s\n%d passed, %d failed, %d skipped\n", time.Since(start).Round(time.Second), r.passed, r.failed, r.skipped)
 	switch {
 	case err != nil || r.failed > 0:
+		if err != nil {
+			fmt.Fprintln(out, "testrun:", err)
+		}
 		return 1
 	case r.passed == 0:
 		fmt.Fprintln(out, "testrun: no test ran")
@@ -65,28 +88,56 @@ func run(args []string, out io.Writer) int {
 	return 0
 }
 
-// read prints a line for each package as it ends and keeps the output of tests until it is known whether they failed.
-func read(in io.Reader, out io.Writer) result {
-	r := result{output: map[string][]string{}}
-	sc := bufio.NewScanner(in)
+// split gives each run its arguments.
+func split(args []string) (runs [][]string) {
+	for {
+		i := slices.Index(args, "--")
+		if i < 0 {
+			return append(runs, args)
+		}
+		runs, args = append(runs, args[:i]), args[i+1:]
+	}
+}
+
+// goTest hands on what one run prints. It ends by its own time-out.
+func goTest(i int, args []string, lines chan<- line) error {
+	cmd := exec.CommandContext(context.Background(), "go", append([]string{"test", "-json"}, args...)...)
+	cmd.Stderr = os.Stderr
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		return fmt.Errorf("start go test: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start go test: %w", err)
+	}
+	sc := bufio.NewScanner(pipe)
 	sc.Buffer(nil, 16<<20)
 	for sc.Scan() {
-		var e event
-		if json.Unmarshal(sc.Bytes(), &e) != nil {
-			fmt.Fprintln(out, sc.Text())
-			continue
-		}
-		r.take(e, out)
+		lines <- line{i, bytes.Clone(sc.Bytes())}
 	}
 	if err := sc.Err(); err != nil {
-		fmt.Fprintln(out, "testrun: read the output of go test:", err)
-		r.failed++
+		_, _ = io.Copy(io.Discard, pipe) // or else it does not end
+		return errors.Join(fmt.Errorf("read the output of go test: %w", err), cmd.Wait())
 	}
-	return r
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("go test: %w", err)
+	}
+	return nil
+}
+
+// read prints a line for each package as it ends and keeps the output of tests until it is known whether they failed.
+func (r *result) read(l line, out io.Writer) {
+	var e event
+	if json.Unmarshal(l.text, &e) != nil {
+		fmt.Fprintf(out, "%s\n", l.text)
+		return
+	}
+	e.run = l.run
+	r.take(e, out)
 }
 
 func (r *result) take(e event, out io.Writer) {
-	key := e.Package + " " + e.Test
+	key := e.key()
 	switch e.Action {
 	case "build-output":
 		fmt.Fprint(out, e.Output)
@@ -120,7 +171,7 @@ func (r *result) endPackage(e event, lines []string, out io.Writer) {
 		r.failed++
 		fmt.Fprint(out, strings.Join(lines, ""))
 		for key, rest := range r.output {
-			if strings.HasPrefix(key, e.Package+" ") {
+			if strings.HasPrefix(key, e.key()) {
 				fmt.Fprint(out, strings.Join(rest, ""))
 				delete(r.output, key)
 			}

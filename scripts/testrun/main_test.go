@@ -1,9 +1,18 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
+
+func read(text string, out *strings.Builder) result {
+	r := result{output: map[string][]string{}}
+	for l := range strings.Lines(text) {
+		r.read(line{text: []byte(strings.TrimSuffix(l, "\n"))}, out)
+	}
+	return r
+}
 
 func TestWhatIsSaid(t *testing.T) {
 	in := `{"Action":"output","Package":"p","Test":"TestA","Output":"=== RUN   TestA\n"}
@@ -18,7 +27,7 @@ func TestWhatIsSaid(t *testing.T) {
 {"Action":"skip","Package":"q"}
 `
 	var out strings.Builder
-	r := read(strings.NewReader(in), &out)
+	r := read(in, &out)
 	if r.passed != 1 || r.failed != 2 || r.skipped != 1 {
 		t.Errorf("passed %d, failed %d, skipped %d", r.passed, r.failed, r.skipped)
 	}
@@ -35,7 +44,7 @@ func TestAPanicIsShown(t *testing.T) {
 {"Action":"fail","Package":"p","Elapsed":0.1}
 `
 	var out strings.Builder
-	if r := read(strings.NewReader(in), &out); r.failed != 1 || !strings.Contains(out.String(), "panic: boom") {
+	if r := read(in, &out); r.failed != 1 || !strings.Contains(out.String(), "panic: boom") {
 		t.Errorf("failed %d:\n%s", r.failed, out.String())
 	}
 }
@@ -53,5 +62,30 @@ func TestExitCodes(t *testing.T) {
 	}
 	if code := run([]string{"-short", "-run", "TestWhatIsSaid", "."}, &out); code != 0 {
 		t.Errorf("a test passed and the exit code is %d:\n%s", code, out.String())
+	}
+	out.Reset()
+	one := []string{"-short", "-run", "TestWhatIsSaid", "."}
+	if code := run(slices.Concat(one, []string{"--"}, one), &out); code != 0 || !strings.Contains(out.String(), "2 passed, 0 failed") {
+		t.Errorf("of two runs with one test each the exit code is %d:\n%s", code, out.String())
+	}
+	if code := run(slices.Concat(one, []string{"--", "-strict-what", "."}), &out); code != 1 {
+		t.Errorf("one of two runs fails and the exit code is %d:\n%s", code, out.String())
+	}
+}
+
+// Output of two runs that comes in between each other is told apart.
+func TestRunsAtOnce(t *testing.T) {
+	var out strings.Builder
+	r := result{output: map[string][]string{}}
+	for _, l := range []line{
+		{0, []byte(`{"Action":"output","Package":"p","Test":"TestA","Output":"of the first\n"}`)},
+		{1, []byte(`{"Action":"output","Package":"p","Test":"TestA","Output":"of the second\n"}`)},
+		{0, []byte(`{"Action":"pass","Package":"p","Test":"TestA"}`)},
+		{1, []byte(`{"Action":"fail","Package":"p","Test":"TestA"}`)},
+	} {
+		r.read(l, &out)
+	}
+	if r.passed != 1 || r.failed != 1 || out.String() != "of the second\n" {
+		t.Errorf("%d passed, %d failed:\n%s", r.passed, r.failed, out.String())
 	}
 }
