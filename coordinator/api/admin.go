@@ -248,7 +248,8 @@ func (a *Admin) fail(err error) error {
 	case errors.Is(err, directory.ErrUnknown), errors.Is(err, directory.ErrTokenUnknown), errors.Is(err, directory.ErrPolicyUnknown),
 		errors.Is(err, directory.ErrLockUnknown), errors.Is(err, directory.ErrCandidateUnknown):
 		code = connect.CodeNotFound
-	case errors.Is(err, directory.ErrPolicyChanged), errors.Is(err, directory.ErrLocked):
+	case errors.Is(err, directory.ErrPolicyChanged), errors.Is(err, directory.ErrLocked), errors.Is(err, directory.ErrTokenSpent),
+		errors.Is(err, directory.ErrReserved):
 		code = connect.CodeFailedPrecondition
 	case errors.Is(err, directory.ErrFenced), errors.Is(err, directory.ErrClosed), errors.Is(err, store.ErrClosed), errors.Is(err, store.ErrFailed):
 		code = connect.CodeUnavailable

@@ -9,6 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/acl/compile"
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
 // Admission. What the policy asks of a machine is asked when it enrols and at each renewal:
@@ -177,12 +178,12 @@ func (t *tx) wait(d *Directory, c *Candidate, token *Token, r EnrollRequest) (*C
 }
 
 // reserved refuses a token for one machine that another one waits with.
-func (t *tx) reserved(token *Token, r EnrollRequest) error {
+func (t *tx) reserved(token *Token, device key.DevicePublic) error {
 	if token.Reusable {
 		return nil
 	}
 	for c := range t.ofToken(token.ID) {
-		if c.Device != r.Device && !c.Verdict.denied() {
+		if c.Device != device && !c.Verdict.denied() {
 			return fmt.Errorf("token %s, for %s, which waits for an approval under the code %s: %w", token.ID, c.Name(), c.Code, ErrReserved)
 		}
 	}

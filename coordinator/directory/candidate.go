@@ -286,6 +286,15 @@ func (d *Directory) JudgeCandidate(ctx context.Context, code string, v Verdict) 
 		c = &next
 		t.judged = append(t.judged, c.Device)
 		token, _ := t.tokens.Get(c.Token)
+		if old.Verdict.denied() && !v.Denied {
+			// Since it was denied, another machine may have come with the token.
+			if token.SpentBy != 0 {
+				return fmt.Errorf("token %s; make %s a new join code: %w", token.ID, c.Name(), ErrTokenSpent)
+			}
+			if err := t.reserved(token, c.Device); err != nil {
+				return err
+			}
+		}
 		t.recordVerdict(verdict, token.User, c.Code, c.Name(), "joins with token "+c.Token+" for "+token.who()+", attested by "+c.Level.String())
 		return t.setCandidate(c)
 	})

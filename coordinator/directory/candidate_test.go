@@ -247,6 +247,32 @@ func TestEnrollingAgainAsksAgain(t *testing.T) {
 	}
 }
 
+// Who denies a machine frees its join code for another one, and cannot take that back once one has come.
+func TestApprovedAfterADenial(t *testing.T) {
+	r := newRig(t)
+	r.demand.Approval = true
+	tok := r.token(nil)
+	first, second := machine(t, tok, "first"), machine(t, tok, "second")
+	code := r.waits(first)
+	r.judge(code, false)
+	r.judge(code, true)
+	r.judge(code, false)
+	approve := func(want error) {
+		t.Helper()
+		if _, err := r.JudgeCandidate(t.Context(), code, Verdict{By: "uid 0"}); !errors.Is(err, want) {
+			t.Errorf("approved: %v, want %v", err, want)
+		}
+		if c, ok := r.Snapshot().state.candidateCodes.Get(code); !ok || !c.Verdict.denied() {
+			t.Errorf("%+v", c)
+		}
+	}
+	other := r.waits(second)
+	approve(ErrReserved)
+	r.judge(other, true)
+	r.enroll(second)
+	approve(ErrTokenSpent)
+}
+
 func TestTokenRevokedWhileAMachineWaits(t *testing.T) {
 	r := newRig(t)
 	r.demand.Approval = true

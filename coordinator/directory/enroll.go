@@ -91,7 +91,7 @@ func (t *tx) enrollable(token *Token, r EnrollRequest) error {
 	if err := t.newMachine(token, r); err != nil {
 		return err
 	}
-	return t.reserved(token, r)
+	return t.reserved(token, r.Device)
 }
 
 // join makes the node.
