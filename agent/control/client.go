@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -63,7 +64,8 @@ type Client struct {
 	mu      sync.Mutex
 	self    *identity.Self
 	applied proto.Version
-	live    *stream // nil while there is none
+	live    *stream                 // nil while there is none
+	abandon context.CancelCauseFunc // of a coordinator that is being dialled; nil while none is
 }
 
 // Attach opens a stream for a node that resumes from a version, and keeps one open until Close. The first is the one that was
@@ -141,21 +143,27 @@ func (c *Client) Redial(reason string) {
 	}
 }
 
-// Kick is for when the network changed: a client that waits dials at once, and a stream whose own address is gone, as
-// lost says, ends.
+// errMoved ends what was begun from addresses that this host may not have any more.
+var errMoved = errors.New("this host's address changed")
+
+// Kick is for when the network changed: a client that waits, or dials, dials at once, and a stream whose own address is gone,
+// as lost says, ends.
 func (c *Client) Kick(lost func(net.Addr) bool) {
 	c.mu.Lock()
-	live := c.live
+	live, abandon := c.live, c.abandon
 	c.mu.Unlock()
 	if live == nil {
 		select {
 		case c.kick <- struct{}{}:
 		default:
 		}
+		if abandon != nil {
+			abandon(errMoved)
+		}
 		return
 	}
 	if lost(live.ch.conn.LocalAddr()) {
-		live.end(errors.New("this host's address changed"))
+		live.end(errMoved)
 	}
 }
 
@@ -179,7 +187,7 @@ func (c *Client) run(ctx context.Context) {
 			}
 		case opened:
 			c.cfg.Emit(ctx, machine.Lost{Reason: err.Error(), Unread: errors.Is(err, wire.ErrMalformed)})
-		default:
+		case !errors.Is(err, errMoved): // else it is tried from where the host is now
 			c.cfg.Emit(ctx, machine.Trouble{Reason: err.Error()})
 		}
 		if lived > steady {
@@ -215,14 +223,28 @@ func (c *Client) attempt(ctx context.Context, from int) (opened bool, lived time
 	if err != nil {
 		return false, 0, fmt.Errorf("this node's certificate: %w", err)
 	}
-	ch, coordinator, err := c.cfg.first(ctx, from, &certificate, func(chain [][]byte) error {
-		_, err := self.Verifier.Coordinator(chain, c.cfg.Now())
-		return err
-	})
+	ch, coordinator, err := c.dial(ctx, from, &certificate, self)
 	if err != nil {
 		return false, 0, err
 	}
 	return c.serve(ctx, coordinator, ch, self, applied)
+}
+
+// dial opens a channel, unless the network changes meanwhile.
+func (c *Client) dial(ctx context.Context, from int, certificate *tls.Certificate, self *identity.Self) (*channel, string, error) {
+	ctx, abandon := context.WithCancelCause(ctx)
+	defer abandon(nil)
+	note := func(f context.CancelCauseFunc) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.abandon = f
+	}
+	note(abandon)
+	defer note(nil)
+	return c.cfg.first(ctx, from, certificate, func(chain [][]byte) error {
+		_, err := self.Verifier.Coordinator(chain, c.cfg.Now())
+		return err
+	})
 }
 
 // goOn is attempt on a stream that was held.

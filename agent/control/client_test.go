@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -385,6 +386,45 @@ func TestRedialAndResume(t *testing.T) {
 	if got := strings.Join(from, " "); got != "3 9 0" {
 		t.Errorf("resumed from %q", got)
 	}
+}
+
+// What was begun from an address that this host has no more is not waited for.
+func TestNetworkChangesWhileDialling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		stop := l.serve(":443", func(_ int, s *talk) {
+			s.up()
+			s.down(welcome())
+			_, _ = io.Copy(io.Discard, s.r)
+		})
+		cfg := l.config()
+		there, dials := cfg.Dial, 0
+		cfg.Dial = func(ctx context.Context, network, to string) (net.Conn, error) {
+			if dials++; dials == 1 {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return there(ctx, network, to)
+		}
+		c := Attach(cfg, l.mesh.Self(l.self, 1, time.Now(), time.Hour), proto.Version{}, nil)
+		time.Sleep(3 * time.Second)
+		c.Kick(func(net.Addr) bool { return false })
+		time.Sleep(time.Second)
+		connected := false
+		for _, e := range l.took() {
+			switch e := e.(type) {
+			case machine.Connected:
+				connected = true
+			case machine.Trouble:
+				t.Errorf("trouble: %s", e.Reason)
+			}
+		}
+		if !connected {
+			t.Error("not connected a second after the network changed")
+		}
+		c.Close()
+		stop()
+	})
 }
 
 // While the coordinator is away it is dialled at least once a minute, and not much more often; when the network changes,

@@ -107,7 +107,10 @@ func (c Config) open(ctx context.Context, coordinator string, certificate *tls.C
 		stop()
 		conn.NetConn().Close()
 	}
-	if ctx.Err() != nil {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errMoved):
+		return nil, cause
+	case cause != nil:
 		return nil, fmt.Errorf("no answer within %v", openTimeout)
 	}
 	return nil, err
