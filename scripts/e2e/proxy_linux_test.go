@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -154,5 +155,42 @@ func TestThroughProxies(t *testing.T) {
 		if out := c.m.do("status"); !strings.Contains(out, "connected  "+strings.TrimSuffix(c.url, ":443")) {
 			t.Errorf("%s is connected otherwise:\n%s", c.m.Name, out)
 		}
+	}
+}
+
+// TestNameWithDeadIPv6 lets a machine join by a name with two addresses, of which the IPv6 one swallows everything (RFC 8305).
+func TestNameWithDeadIPv6(t *testing.T) {
+	t.Parallel()
+	r := emptyRig(t)
+	const name = "coordinator.example.com"
+	alive, dead := r.VM.V4().AsSlice(), r.VM.V6().As16()
+	alive[3], dead[15] = 250, 250
+	vm, err := r.VM.Netlink().LinkByName(r.VM.Ports[0].Device)
+	if err == nil {
+		err = r.VM.Netlink().AddrAdd(vm, &netlink.Addr{IPNet: &net.IPNet{IP: alive, Mask: net.CIDRMask(r.LAN.V4.Bits(), 32)}})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.startCoordinator("--url", "https://"+name)
+	r.apply(open)
+	h := r.walled("a")
+	own, err := h.Netlink().LinkByName(h.Ports[0].Device)
+	if err == nil { // a station that nobody is
+		err = h.Netlink().NeighAdd(&netlink.Neigh{
+			LinkIndex: own.Attrs().Index, State: unix.NUD_PERMANENT, IP: dead[:], HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 250},
+		})
+	}
+	etc := t.TempDir()
+	names := fmt.Sprintf("%s %s\n%s %s\n", net.IP(dead[:]), name, net.IP(alive), name)
+	if err := errors.Join(err, os.WriteFile(filepath.Join(etc, "hosts"), []byte(names), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	h.Mounts = map[string]string{"/etc": etc}
+	a := r.agentOn(h)
+	a.join(r.token("--user", "ann@example.com"))
+	a.awaitStatus("a stream", func(s mesh.Status) bool { return s.Coordinator.Connected })
+	if out := a.do("status"); !strings.Contains(out, "connected  https://"+name) {
+		t.Errorf("a is connected otherwise:\n%s", out)
 	}
 }
