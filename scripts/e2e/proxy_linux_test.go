@@ -158,7 +158,7 @@ func TestThroughProxies(t *testing.T) {
 	}
 }
 
-// TestNameWithDeadIPv6 lets a machine join by a name with two addresses, of which the IPv6 one swallows everything (RFC 8305).
+// TestNameWithDeadIPv6 lets a machine join by a name with two addresses, of which the IPv6 one swallows everything.
 func TestNameWithDeadIPv6(t *testing.T) {
 	t.Parallel()
 	r := emptyRig(t)
