@@ -237,11 +237,11 @@ func (r *rig) awaitEvery(pause time.Duration, what string, f func() error) {
 	r.awaitWithin(patience, pause, what, f)
 }
 
-// awaitWithin is awaitEvery for what takes longer.
+// awaitWithin is awaitEvery for what takes longer. What takes long is asked for less often: most questions start a program.
 func (r *rig) awaitWithin(limit, pause time.Duration, what string, f func() error) {
 	r.Helper()
 	var err error
-	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(pause) {
+	for begun := time.Now(); time.Since(begun) < limit; time.Sleep(max(pause, min(time.Second, time.Since(begun)/10))) {
 		if err = f(); err == nil {
 			return
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -54,8 +55,10 @@ func New(bin string) (*Mesh, error) {
 }
 
 func (m *Mesh) begin() (err error) {
-	if err := os.MkdirAll(m.dir, 0o700); err != nil {
-		return err
+	for _, dir := range []string{m.dir, m.empty()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
 	}
 	if m.LAN, err = m.World.LAN("office"); err != nil {
 		return err
@@ -66,6 +69,8 @@ func (m *Mesh) begin() (err error) {
 
 // Close ends everything.
 func (m *Mesh) Close() error { return m.World.Close() }
+
+func (m *Mesh) empty() string { return filepath.Join(m.World.Dir, "nothing") }
 
 // Data is the coordinator's directory.
 func (m *Mesh) Data() string { return filepath.Join(m.dir, "coordinator") }
@@ -91,7 +96,7 @@ func (m *Mesh) StartCoordinator(ctx context.Context, flags ...string) error {
 
 // await asks until a program that was started answers.
 func (m *Mesh) await(ctx context.Context, p *lab.Process, ask func() error) error {
-	for {
+	for begun := time.Now(); ; {
 		err := ask()
 		if err == nil {
 			return nil
@@ -101,7 +106,7 @@ func (m *Mesh) await(ctx context.Context, p *lab.Process, ask func() error) erro
 			return fmt.Errorf("%s ended: %w\n%s", p.Name, p.Wait(ctx), p.Output())
 		case <-ctx.Done():
 			return fmt.Errorf("%s does not answer: %w\n%s", p.Name, err, p.Output())
-		case <-time.After(10 * time.Millisecond):
+		case <-time.After(10*time.Millisecond + time.Since(begun)/10):
 		}
 	}
 }
@@ -182,7 +187,24 @@ func (m *Mesh) AddNode(ctx context.Context, name string, flags ...string) (*Node
 }
 
 // NodeOn is the node that a host is, once its agent is started.
-func (m *Mesh) NodeOn(h *lab.Host) *Node { return &Node{Name: h.Name, Host: h, mesh: m} }
+func (m *Mesh) NodeOn(h *lab.Host) *Node {
+	m.hideLists(h)
+	return &Node{Name: h.Name, Host: h, mesh: m}
+}
+
+// hideLists keeps the agents of a whole mesh from asking this machine's package manager, each for itself, what is missing here:
+// for apt that takes seconds.
+func (m *Mesh) hideLists(h *lab.Host) {
+	const lists = "/var/lib/apt/lists"
+	if _, err := os.Stat(lists); err != nil || h.Mounts["/var/lib"] != "" {
+		return // it is not there, or hidden already
+	}
+	h.Mounts = maps.Clone(h.Mounts)
+	if h.Mounts == nil {
+		h.Mounts = map[string]string{}
+	}
+	h.Mounts[lists] = m.empty()
+}
 
 // State is the agent's directory.
 func (n *Node) State() string { return filepath.Join(n.mesh.dir, n.Name) }
