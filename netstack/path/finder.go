@@ -274,7 +274,7 @@ func (f *Finder) moved(e Moved) {
 	f.local = slices.Clone(e.Local)
 	for _, p := range f.sorted() {
 		f.relist(p)
-		p.opens = backoff{}
+		p.opens, p.followed = backoff{}, 0
 		p.resize()
 		recently := !p.lastHeard.IsZero() && f.now.Sub(p.lastHeard) < recent
 		if c := p.current; c != nil {
