@@ -43,12 +43,7 @@ func Offer(local []netip.Addr, port uint16, states []relay.State, found scout.Re
 // relays and servers see. Of a NAT that shows each of them another port, only those of relays count, if there are any: a NAT
 // forgets the others soon.
 func Outside(states []relay.State, found scout.Report) []netip.AddrPort {
-	var all []netip.AddrPort
-	for _, opened := range []netip.AddrPort{found.Router.External, found.Router6.External} {
-		if opened.IsValid() {
-			all = append(all, opened)
-		}
-	}
+	all := found.Opened()
 	_, seen := Servers(states)
 	byRelay := slices.ContainsFunc(seen, is4)
 	every := seenBy(states, found)

@@ -121,15 +121,20 @@ func (s *Scout) Report() Report {
 	return r
 }
 
-// Outside are the addresses at which others may reach the socket, the surest first: what the router opened, then what servers
-// saw.
-func (r Report) Outside() []netip.AddrPort {
-	var all []netip.AddrPort
+// Opened are the addresses at which routers let others reach the socket.
+func (r Report) Opened() (all []netip.AddrPort) {
 	for _, opened := range []netip.AddrPort{r.Router.External, r.Router6.External} {
 		if opened.IsValid() {
 			all = append(all, opened)
 		}
 	}
+	return all
+}
+
+// Outside are the addresses at which others may reach the socket, the surest first: what the router opened, then what servers
+// saw.
+func (r Report) Outside() []netip.AddrPort {
+	all := r.Opened()
 	for _, a := range r.STUN.Mapped() {
 		if !slices.Contains(all, a) {
 			all = append(all, a)
