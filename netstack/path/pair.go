@@ -268,10 +268,11 @@ func (p *pair) silentOn(cur, other *candidate) bool {
 	if cur.missed > 0 || !p.awake {
 		return true
 	}
-	// What was asked no later should have answered by now. Of two ports of one address that alone counts: packets may come from
-	// where none go to.
-	asked := slices.ContainsFunc(p.probes, func(x probe) bool { return x.to == cur.way() && !x.late && !x.at.After(other.ping) })
-	return asked || !p.unanswered.IsZero() && !cur.besides(other)
+	if p.mayFollow() || !cur.besides(other) {
+		return !p.unanswered.IsZero() || p.waitsFor(cur.way())
+	}
+	// Packets may come from where none go to, so that only this counts: what was asked no later should have answered by now.
+	return slices.ContainsFunc(p.probes, func(x probe) bool { return x.to == cur.way() && !x.late && !x.at.After(other.ping) })
 }
 
 // change makes a candidate the way in use.
