@@ -57,6 +57,7 @@ type Finder struct {
 
 	stirred time.Time // when a Stir was asked for last
 	keepAt  time.Time // when ways are kept open next; zero: they need not be
+	tellAt  time.Time // when peers are told what is new of this node; zero: nothing is
 	mtu     int       // of this host's device; 0: sizes are of no interest
 }
 
@@ -171,7 +172,7 @@ func (f *Finder) Step(now time.Time, e Event) []Effect {
 	case Moved:
 		f.moved(e)
 	case Offering:
-		f.own = e.Offer
+		f.offering(e.Offer)
 	case Keeping:
 		f.keeping(e.On)
 	case Sized:
@@ -207,14 +208,16 @@ func (f *Finder) with(id proto.NodeID, do func(*pair)) {
 
 // Next is when the next Tick is due; zero: never.
 func (f *Finder) Next() time.Time {
-	if len(f.due) == 0 || (!f.keepAt.IsZero() && f.keepAt.Before(f.due[0].next)) {
-		return f.keepAt
+	at := sooner(f.keepAt, f.tellAt)
+	if len(f.due) > 0 {
+		at = sooner(at, f.due[0].next)
 	}
-	return f.due[0].next
+	return at
 }
 
 func (f *Finder) tick() {
 	f.keep()
+	f.tell()
 	for len(f.due) > 0 && !f.due[0].next.After(f.now) {
 		p := f.due[0]
 		f.run(p)
@@ -264,9 +267,7 @@ func (f *Finder) relist(p *pair) {
 	}
 	p.told = listed
 	p.forget()
-	if fresh && p.awake && p.current == nil {
-		p.search(f.now)
-	}
+	f.elsewhere(p, fresh, listed)
 }
 
 // moved follows a change of this host's addresses. The ways that were may be none any more, and the peers do not know yet.
@@ -278,7 +279,7 @@ func (f *Finder) moved(e Moved) {
 		p.resize()
 		recently := !p.lastHeard.IsZero() && f.now.Sub(p.lastHeard) < recent
 		if c := p.current; c != nil {
-			p.doubt("this host's addresses changed")
+			p.doubt(f.now, "this host's addresses changed")
 			if !p.awake && recently {
 				f.ping(p, c.way())
 			}
@@ -311,7 +312,7 @@ func (f *Finder) wanted(p *pair) {
 		p.since = f.now
 	}
 	if p.current != nil && f.now.Sub(p.current.pong) > checkEvery {
-		p.doubt("it was at rest")
+		p.doubt(f.now, "it was at rest")
 	}
 	p.search(f.now)
 	f.run(p)
@@ -381,7 +382,9 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 		return
 	}
 	f.out = append(f.out, Send{p.id, from, pathmsg.Pong{TxID: m.TxID, Observed: from.Addr}})
-	p.expect(f.now)
+	if m.Size < MinMTU && !p.replied(f.now, from) { // else it misses no answers
+		p.expect(f.now)
+	}
 	if !from.Direct() || f.bounds.Check(from.Addr) != nil {
 		return
 	}
@@ -443,7 +446,9 @@ func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 			c.sizes.suspect(f.now)
 		}
 		p.unanswered = time.Time{}
-		p.trust(f.now)
+		if !x.at.Before(p.doubtedAt) {
+			p.trust(f.now)
+		}
 		return
 	}
 	if !p.prefers(c, f.local) {
@@ -456,29 +461,6 @@ func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 				f.ping(p, other.way())
 			}
 		}
-	}
-}
-
-// gotOffer takes where else a peer may be. That it asks means that it looks for us now: pings from both sides open what is
-// between.
-func (f *Finder) gotOffer(p *pair, m pathmsg.Offer) {
-	if f.now.Sub(p.offered) < rounds[1] {
-		return
-	}
-	p.offered = f.now
-	p.outside = netip.AddrPort{}
-	for _, a := range m.Candidates {
-		if f.bounds.Check(a) == nil {
-			p.learn(f.now, a)
-			if a.Addr().Is4() && !p.outside.IsValid() {
-				p.outside = a
-			}
-		}
-	}
-	p.peerNAT = m.NAT
-	if (p.current == nil || p.doubted) && p.calls(f.now) {
-		p.search(f.now)
-		f.run(p)
 	}
 }
 
@@ -505,7 +487,7 @@ func (f *Finder) check(p *pair) {
 			return
 		}
 		if !p.doubted {
-			p.doubt(missing)
+			p.doubt(f.now, missing)
 			p.search(f.now)
 			f.stir()
 		}

@@ -18,6 +18,8 @@ const (
 	keepEvery = 25 * time.Second
 	// maxKept is how many ways are.
 	maxKept = 2
+	// firstEvery is how often, at most, one ping of a peer alone has another one expected.
+	firstEvery = 10 * time.Second
 )
 
 // Keeping says whether the ways in use are this node's only ones in: it is behind a NAT, no relay brings anything to it, and
@@ -41,8 +43,8 @@ func (f *Finder) stir() {
 	f.out = append(f.out, Stir{})
 }
 
-// expect notes a ping of the peer. One that sends and gets no answers pings all the time: from two pings follows when the next
-// one should have come. The first one after a silence may be the answer to what this node did about that.
+// expect notes a ping of the peer. One that sends and gets no answers pings all the time: from that follows when the next one should
+// have come. The first one after a silence may be the answer to what this node did about that.
 func (p *pair) expect(now time.Time) {
 	gap := now.Sub(p.asked)
 	if gap < UsedEvery/2 {
@@ -50,15 +52,36 @@ func (p *pair) expect(now time.Time) {
 	}
 	p.asked = now
 	switch {
-	case p.stirs > 0 && !p.again:
+	case p.stirs > 0 && !p.again && now.Sub(p.missed) < checkEvery:
 		if p.again = true; p.stirs < maxStirs {
-			p.missing = now.Add(2 * stirEvery)
+			p.missing = now.Add(p.rhythm(stirEvery))
 		}
 	case gap < checkEvery:
-		p.missing, p.stirs, p.again = now.Add(gap+gap/2+UsedEvery+UsedEvery/2), 0, false
+		p.guessed = time.Time{}
+		p.missing, p.stirs, p.again = now.Add(p.rhythm(gap)), 0, false
+	case !p.awake && p.current != nil && now.Sub(p.guessed) >= firstEvery:
+		p.guessed = now // it may be the first of many: whether it is, the next one tells
+		p.missing, p.stirs, p.again = now.Add(p.rhythm(gap)), 0, false
 	default:
 		p.missing, p.stirs, p.again = time.Time{}, 0, false
 	}
+}
+
+// replied says that a ping that came just now is to one of ours, as everyone sends it who is pinged after a while. If more were expected
+// of it, two peers with nothing to say would ask each other for ever.
+func (p *pair) replied(now time.Time, from Way) bool {
+	c := p.at(from)
+	return c != nil && now.Sub(c.ping) < c.rtt+c.rtt/2+UsedEvery/2
+}
+
+// rhythm is how far apart the pings are at most of a peer that sends and hears nothing: its patience begins anew with each Pong, and
+// it looks every UsedEvery. Of how long a Pong takes through a relay, only the last gap tells. Either may be late.
+func (p *pair) rhythm(gap time.Duration) time.Duration {
+	const late = UsedEvery + UsedEvery/2
+	if c := p.current; c != nil {
+		return c.rtt + c.patience() + 2*UsedEvery + late
+	}
+	return gap + gap/2 + late
 }
 
 // miss is for a peer whose pings have stopped. It may have nothing more to send; or the NAT in front of this node has forgotten
@@ -73,7 +96,7 @@ func (f *Finder) miss(p *pair) {
 		return
 	}
 	c := p.current
-	if c != nil && p.stirs > 0 && !c.pong.Before(p.missed) && !c.pong.Add(UsedEvery).Before(p.asked) {
+	if c != nil && p.stirs > 0 && !c.pong.Before(p.missed) && !p.asked.After(p.missed) {
 		return // it leads to the peer, which has nothing to send
 	}
 	f.stir()

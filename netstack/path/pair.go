@@ -20,12 +20,13 @@ type pair struct {
 	peerNAT   pathmsg.NATClass
 	outside   netip.AddrPort // where the peer's NAT shows it, as its last Offer says
 
-	current  *candidate // the direct way in use; nil: none
-	doubted  bool       // the way in use may be none any more
-	followed int        // how often it changed between ports of one address
-	beside   *candidate // where the peer was just seen, and may have moved
-	since    time.Time  // of the way in use
-	why      string     // the way in use is in doubt, or was lost
+	current   *candidate // the direct way in use; nil: none
+	doubted   bool       // the way in use may be none any more
+	doubtedAt time.Time  // since when: what it answered to before proves nothing
+	followed  int        // how often it changed between ports of one address
+	beside    *candidate // where the peer was just seen, and may have moved
+	since     time.Time  // of the way in use
+	why       string     // the way in use is in doubt, or was lost
 
 	awake      bool
 	lastSent   time.Time
@@ -37,6 +38,7 @@ type pair struct {
 	calling    time.Time // since when its calls are counted
 	called     int
 	asked      time.Time // when the peer pinged last
+	guessed    time.Time // when one ping alone had another one expected last
 	missing    time.Time // when its next ping should have come; zero: it need not
 	missed     time.Time // when something was done about that
 	stirs      int       // how often it was
@@ -294,8 +296,8 @@ func (p *pair) trust(now time.Time) {
 }
 
 // doubt has packets go both ways.
-func (p *pair) doubt(why string) {
-	p.doubted, p.why = true, why
+func (p *pair) doubt(now time.Time, why string) {
+	p.doubted, p.doubtedAt, p.why = true, now, why
 }
 
 // lose gives the way in use up.
@@ -339,32 +341,36 @@ func (p *pair) routeNow(local []netip.Prefix) Route {
 
 // wake is when there is something to do for the peer; zero: when something happens.
 func (p *pair) wake() (at time.Time) {
-	sooner := func(t time.Time) {
-		if !t.IsZero() && (at.IsZero() || t.Before(at)) {
-			at = t
-		}
-	}
-	sooner(p.missing)
+	add := func(t time.Time) { at = sooner(at, t) }
+	add(p.missing)
 	if !p.awake && p.current == nil && len(p.probes) == 0 && p.rounds >= len(rounds) {
 		return at
 	}
 	if p.rounds < len(rounds) && !p.began.IsZero() {
-		sooner(p.began.Add(rounds[p.rounds]))
+		add(p.began.Add(rounds[p.rounds]))
 	} else if p.awake {
-		sooner(p.round)
+		add(p.round)
 	}
 	if !p.awake {
-		sooner(p.warms())
+		add(p.warms())
 	}
 	if _, s, _ := p.inUse(); s != nil && p.awake {
-		sooner(s.next())
+		add(s.next())
 	}
 	for _, x := range p.probes {
 		if x.late {
-			sooner(x.at.Add(lateAfter))
+			add(x.at.Add(lateAfter))
 		} else {
-			sooner(x.due)
+			add(x.due)
 		}
 	}
 	return at
+}
+
+// sooner is the earlier one of two times, of which a zero one is never.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }

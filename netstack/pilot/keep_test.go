@@ -2,6 +2,8 @@ package pilot_test
 
 import (
 	"net/netip"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -61,6 +63,101 @@ func TestReceiversNATReboots(t *testing.T) {
 			}
 			if worst > want {
 				t.Errorf("ports %s: %s without a packet", ports, worst)
+			}
+		})
+	}
+}
+
+// The same in the first moments of a flow, when few pings have said how often they come.
+func TestReceiversNATRebootsSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2)
+		defer w.close()
+		mine := w.net.NAT("nat of b", sim.NATConfig{Filtering: sim.AddressAndPortDependent}, addr("198.51.100.2"))
+		a := w.addNode(w.attach("a", portRestricted, 1, false), 1)
+		b := w.addNode(mine.Host("b", addr("10.2.0.2")), 2)
+		w.meet()
+		w.must(a.Ping(b.Addrs.V4))
+		a.stream(b, 2*time.Second)
+		var gaps []time.Duration
+		for n := range 20 {
+			time.Sleep(time.Duration(12-n%3*5) * time.Second) // at rest, or not
+			go func() {
+				time.Sleep(150*time.Millisecond + time.Duration(n)*17*time.Millisecond)
+				mine.Reboot()
+			}()
+			gap := a.stream(b, 2*time.Second)
+			t.Logf("after %d ms: %s, way %+v", 150+n*17, gap, a.view(b).Way)
+			gaps = append(gaps, gap)
+		}
+		if worst := slices.Max(gaps); worst > 600*time.Millisecond {
+			t.Errorf("%s without a packet", worst)
+		}
+	})
+}
+
+// The receiver has another address while only the sender sends, and the sender's NAT lets nothing in from there: what the receiver
+// says through its relay has packets come that way, before the sender misses an answer.
+func TestReceiverMoves(t *testing.T) {
+	for _, k := range []kind{open, portRestricted, symmetric} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 2)
+			defer w.close()
+			a := w.addNode(w.attach("a", portRestricted, 1, false), 1)
+			b := w.addNode(w.attach("b", k, 2, false), 2)
+			w.meet()
+			w.must(a.Ping(b.Addrs.V4))
+			a.stream(b, 2*time.Second)
+			var worst time.Duration
+			for n := range 20 {
+				go func() {
+					time.Sleep(time.Second + time.Duration(n)*17*time.Millisecond)
+					before := b.Host.Addrs()[0].As4()
+					before[3]++
+					b.Host.SetAddrs(netip.AddrFrom4(before))
+					b.moved()
+					for range 100 { // as an agent does when its relays see it elsewhere
+						time.Sleep(5 * time.Millisecond)
+						b.offer()
+					}
+				}()
+				gap := a.stream(b, 3*time.Second)
+				t.Logf("behind %s: %s, way %+v", k.name, gap, a.view(b).Way)
+				worst = max(worst, gap)
+			}
+			// Three ways to the relay and back move the session there, and an Offer and a packet go through it: 20 ms for each half.
+			if worst > 160*time.Millisecond {
+				t.Errorf("behind %s: %s without a packet", k.name, worst)
+			}
+		})
+	}
+}
+
+// Who missed answers, or pings, does not go on about it once nobody has anything to say: two nodes would have each other ask for ever.
+func TestSilenceStaysSilent(t *testing.T) {
+	for every, most := range map[time.Duration]int64{30 * time.Millisecond: 3, 400 * time.Millisecond: 10, 3 * time.Second: 15, 12 * time.Second: 45} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 2)
+			defer w.close()
+			a := w.addNode(w.attach("a", portRestricted, 1, false), 1)
+			b := w.addNode(w.attach("b", portRestricted, 2, false), 2)
+			w.meet()
+			w.must(a.Ping(b.Addrs.V4))
+			var seen atomic.Int64
+			w.net.Tap(func(sim.Seen) { seen.Add(1) })
+			src, dst := netip.AddrPortFrom(a.Addrs.V4, 1000), netip.AddrPortFrom(b.Addrs.V4, 9)
+			const packets = 40
+			for range packets {
+				a.TUN.Send(sim.UDP(src, dst, []byte("nobody answers this")).Bytes())
+				time.Sleep(every)
+			}
+			during := seen.Swap(0) / packets
+			time.Sleep(time.Minute)
+			after := seen.Swap(0)
+			time.Sleep(time.Minute)
+			rest := seen.Load() // relays are kept, and WireGuard's sessions
+			if during > most || after > 50 || rest > 15 {
+				t.Errorf("a packet each %s: %d datagrams a packet, %d in the minute afterwards, then %d", every, during, after, rest)
 			}
 		})
 	}

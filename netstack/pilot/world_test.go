@@ -29,6 +29,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
+	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
@@ -243,7 +244,7 @@ func (w *world) meet() {
 // know tells all nodes how the others are reached, as netmaps do.
 func (w *world) know() {
 	for _, n := range w.nodes {
-		n.pilot.Offer(pilot.Offer(n.Host.Addrs(), port, n.client.States(), n.scout.Report()))
+		n.offer()
 		for _, o := range w.nodes {
 			if o == n {
 				continue
@@ -260,11 +261,18 @@ func (w *world) know() {
 func (n *node) reach() proto.Reach {
 	home, _ := n.client.Home()
 	r := proto.Reach{HomeRelay: home}
-	for _, a := range pilot.Offer(n.Host.Addrs(), port, n.client.States(), n.scout.Report()).Candidates {
+	for _, a := range n.offered().Candidates {
 		r.Endpoints = append(r.Endpoints, proto.Endpoint{Addr: a, Kind: proto.EndpointInterface})
 	}
 	return r
 }
+
+// offered is what a node's peers are told of it.
+func (n *node) offered() pathmsg.Offer {
+	return pilot.Offer(n.Host.Addrs(), port, n.client.States(), n.scout.Report())
+}
+
+func (n *node) offer() { n.pilot.Offer(n.offered()) }
 
 func (n *node) moved() {
 	n.Bind.ForgetSources()

@@ -1,0 +1,118 @@
+package path_test
+
+import (
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/redoubt-mesh/redoubt/netstack/path"
+	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
+)
+
+const (
+	was = "192.0.2.1:1"
+	now = "192.0.2.1:2"
+)
+
+// says has the peer, or the netmap, say where the peer is.
+var says = map[string]func(c *course, addrs ...string){
+	"Offer": func(c *course, list ...string) {
+		c.step(path.Got{ID: peer, From: path.Way{Relay: home}, Message: pathmsg.Offer{Candidates: addrs(list...)}})
+	},
+	"netmap": func(c *course, list ...string) {
+		c.step(path.Known{ID: peer, Endpoints: endpoints(1, list...), Relay: home})
+	},
+}
+
+// Packets go through the relay as well from the moment on in which a peer is said to be elsewhere, until an address proves itself.
+func TestPeerIsElsewhere(t *testing.T) {
+	for from, say := range says {
+		for _, c := range []struct {
+			name   string
+			list   []string
+			doubts bool
+		}{
+			{"another address", []string{now}, true},
+			{"one more", []string{was, now}, false},
+			{"the same", []string{was}, false},
+		} {
+			t.Run(from+" of "+c.name, func(t *testing.T) {
+				x := newCourse(home, was)
+				x.step(path.Wanted{ID: peer})
+				x.live(2*time.Second, false, only(was))
+				x.now = x.now.Add(time.Millisecond)
+				say(x, c.list...)
+				if doubts := x.route.Copy == (path.Way{Relay: home}); doubts != c.doubts || x.route.Main.Addr != at(was) {
+					t.Fatalf("at once: %+v", x.route)
+				}
+				x.live(200*time.Millisecond, false, only(now))
+				if c.doubts && (x.route.Main.Addr != at(now) || !x.route.Copy.IsZero()) {
+					t.Errorf("once it answers there: %+v", x.route)
+				}
+			})
+		}
+	}
+}
+
+// What was asked before the peer moved proves nothing.
+func TestOldPongEndsNoDoubt(t *testing.T) {
+	x := newCourse(home, was)
+	x.step(path.Wanted{ID: peer})
+	x.live(2*time.Second, true, only(was))
+	for before := len(x.pings); len(x.pings) == before; {
+		x.live(path.UsedEvery, false, nowhere)
+	}
+	if !x.route.Copy.IsZero() {
+		t.Fatalf("in doubt already: %+v", x.route)
+	}
+	asked := maps.Clone(x.pings)
+	x.now = x.now.Add(time.Millisecond)
+	says["Offer"](x, now)
+	for id, to := range asked {
+		if to.Addr == at(was) {
+			x.pong(id)
+		}
+	}
+	if x.route.Copy.IsZero() {
+		t.Errorf("a late Pong counts: %+v", x.route)
+	}
+	x.live(100*time.Millisecond, false, only(was))
+	if !x.route.Copy.IsZero() {
+		t.Errorf("a new Pong does not count: %+v", x.route)
+	}
+}
+
+// A node says where it is to who talked with it just now, once for all that changes in one moment.
+func TestTellsWhoTalks(t *testing.T) {
+	for name, c := range map[string]struct {
+		silence time.Duration
+		offers  int
+	}{
+		"just now":     {time.Second, 1},
+		"a minute ago": {time.Minute, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := newCourse(home, was)
+			x.step(path.Offering{Offer: pathmsg.Offer{Candidates: addrs("198.51.100.9:1")}})
+			x.step(path.Got{ID: peer, From: path.Way{Addr: at(was)}, Message: pathmsg.Ping{}})
+			x.answer(only(was))
+			x.elapse(c.silence, only(was))
+			for _, a := range []string{"198.51.100.9:2", "198.51.100.9:3", "198.51.100.9:3"} {
+				x.step(path.Offering{Offer: pathmsg.Offer{Candidates: addrs(a)}})
+			}
+			sent, _ := x.elapse(time.Minute, only(was))
+			offers := 0
+			for _, s := range sent {
+				if o, ok := s.Message.(pathmsg.Offer); ok {
+					if offers++; s.To != (path.Way{Relay: home}) || !slices.Equal(o.Candidates, addrs("198.51.100.9:3")) {
+						t.Errorf("told by %+v: %v", s.To, o.Candidates)
+					}
+				}
+			}
+			if offers != c.offers {
+				t.Errorf("told %d times, want %d", offers, c.offers)
+			}
+		})
+	}
+}
