@@ -141,7 +141,7 @@ func (d *Dir) Close() error {
 	if d.lock == nil {
 		return nil
 	}
-	err := d.lock.Close()
+	err := errors.Join(unlock(d.lock), d.lock.Close())
 	d.lock = nil
 	return err
 }

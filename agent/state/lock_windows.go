@@ -7,13 +7,20 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// tryLock takes the lock, which ends with the process; false means that somebody else has it. What is locked is a byte
-// far behind the text, which others may read.
+// lockedAt is the byte that is locked: far behind the text, which others may read.
+const lockedAt = 1 << 20
+
+// tryLock takes the lock, which ends with the process; false means that somebody else has it.
 func tryLock(f *os.File) (bool, error) {
 	err := windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY,
-		0, 1, 0, &windows.Overlapped{Offset: 1 << 20})
+		0, 1, 0, &windows.Overlapped{Offset: lockedAt})
 	if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// unlock ends the lock.
+func unlock(f *os.File) error {
+	return windows.UnlockFileEx(windows.Handle(f.Fd()), 0, 1, 0, &windows.Overlapped{Offset: lockedAt})
 }

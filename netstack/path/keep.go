@@ -18,8 +18,8 @@ const (
 	keepEvery = 25 * time.Second
 	// maxKept is how many ways are.
 	maxKept = 2
-	// firstEvery is how often, at most, one ping of a peer alone has another one expected.
-	firstEvery = 10 * time.Second
+	// firstPause is how long a ping alone has no other one expected where none came after the last such one.
+	firstPause = 10 * time.Second
 )
 
 // Keeping says whether the ways in use are this node's only ones in: it is behind a NAT, no relay brings anything to it, and
@@ -57,14 +57,19 @@ func (p *pair) expect(now time.Time) {
 			p.missing = now.Add(p.rhythm(stirEvery))
 		}
 	case gap < checkEvery:
-		p.guessed = time.Time{}
+		p.firsts = backoff{}
 		p.missing, p.stirs, p.again = now.Add(p.rhythm(gap)), 0, false
-	case !p.awake && p.current != nil && now.Sub(p.guessed) >= firstEvery:
-		p.guessed = now // it may be the first of many: whether it is, the next one tells
+	case p.current != nil && p.listens(now) && !now.Before(p.firsts.until):
+		p.firsts.fail(now, firstPause) // it may be the first of many: the next one tells
 		p.missing, p.stirs, p.again = now.Add(p.rhythm(gap)), 0, false
 	default:
 		p.missing, p.stirs, p.again = time.Time{}, 0, false
 	}
+}
+
+// listens says that what goes on between this node and the peer, as far as is known, goes to this node only.
+func (p *pair) listens(now time.Time) bool {
+	return !p.awake || now.Sub(p.lastSent) > 2*UsedEvery && now.Sub(p.lastHeard) < 2*UsedEvery
 }
 
 // replied says that a ping that came just now is to one of ours, as everyone sends it who is pinged after a while. If more were expected

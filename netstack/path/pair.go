@@ -38,7 +38,7 @@ type pair struct {
 	calling    time.Time // since when its calls are counted
 	called     int
 	asked      time.Time // when the peer pinged last
-	guessed    time.Time // when one ping alone had another one expected last
+	firsts     backoff   // of pings of which one alone has another one expected
 	missing    time.Time // when its next ping should have come; zero: it need not
 	missed     time.Time // when something was done about that
 	stirs      int       // how often it was

@@ -63,7 +63,7 @@ func Acquire(dir string) (*Lock, error) {
 }
 
 // Release gives the directory free. The lock's file stays: removing it would let two processes lock different files.
-func (l *Lock) Release() error { return l.file.Close() }
+func (l *Lock) Release() error { return errors.Join(unlock(l.file), l.file.Close()) }
 
 var errHeld = errors.New("held by another process")
 

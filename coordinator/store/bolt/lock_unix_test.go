@@ -1,0 +1,34 @@
+//go:build linux || darwin || freebsd
+
+package bolt
+
+import (
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A process that is being started shares all files of this one until it executes its program. A directory that was released in
+// that moment is free all the same.
+func TestReleasedWhileAProcessStarts(t *testing.T) {
+	dir := t.TempDir()
+	l, err := Acquire(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared, err := unix.Dup(int(l.file.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(shared)
+	if err := l.Release(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Acquire(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Release(); err != nil {
+		t.Error(err)
+	}
+}
