@@ -116,7 +116,7 @@ func TestStaysThatAreRefused(t *testing.T) {
 			c.t.Close()
 		}
 
-		// A silent machine is cut off soon, and one that did not ask to may not stay.
+		// A silent machine is soon cut off, and a machine that did not ask to stay may not.
 		_, c = r.staying("silent")
 		start := time.Now()
 		if down, err := c.read(); err == nil || time.Since(start) > 15*time.Second {

@@ -368,8 +368,8 @@ func rootOf(t *testing.T, r *rig) *x509.Certificate {
 	return root
 }
 
-// TestRevocationWithoutEverybody revokes a node that is known to a node that is away: the answer does not wait for that node,
-// and says until when it may trust the revoked one.
+// TestRevocationWithoutEverybody revokes a node while one of its peers is away: the reply does not wait for that peer, and says
+// until when it may still trust the node.
 func TestRevocationWithoutEverybody(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(openPolicy)

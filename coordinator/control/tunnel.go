@@ -17,7 +17,7 @@ import (
 // passes through, an Upgrade or a WebSocket, and arrives here as another connection:
 //
 //	agent ══ TLS ══ proxy ══ TLS, no client certificate ══ guest ── GET /v1/tls ─┐
-//	  └────────────────── the mesh's TLS ──────────────────────────────────── guest, from inside
+//	  └────────────────── the mesh's TLS ───────────────────────────────────── guest, from inside
 //
 // It waits in the lobby and authenticates like any other. Nothing that the proxy says about it is trusted.
 

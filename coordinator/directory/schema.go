@@ -16,7 +16,7 @@ func Migrations() []store.Edit {
 }
 
 // traitsAndRoles is schema 2: traits and roles have records, and policies may have comments. Existing records do not change.
-// The number locks out older programs, which would enforce a policy without knowing whom it is about.
+// The number locks out older programs, which would enforce a policy without knowing to whom it applies.
 func traitsAndRoles(store.Tx) error { return nil }
 
 // attestation is schema 3: nodes record what their machine proved, and tokens the node that they replace. Existing records do

@@ -119,7 +119,7 @@ func (s *Snapshot) Bars(id proto.NodeID) (sequence uint64, ok bool) {
 	return n.Certificate.Sequence, true
 }
 
-// seen reports whether policies are about a node.
+// seen reports whether policies apply to a node.
 func (s *state) seen(n *Node) bool {
 	switch {
 	case n.Quarantine != nil || n.Relay:
@@ -137,7 +137,7 @@ func (s *Snapshot) ByUser(name string) iter.Seq[proto.NodeID] { return members(s
 // ByTag yields the nodes with a tag, sorted by id.
 func (s *Snapshot) ByTag(tag string) iter.Seq[proto.NodeID] { return members(s.state.tags, tag) }
 
-// All yields all nodes that policies are about, sorted by id.
+// All yields all nodes that policies apply to, sorted by id.
 func (s *Snapshot) All() iter.Seq[proto.NodeID] { return values(s.state.trusted) }
 
 // ByAddr returns the node with an overlay address.

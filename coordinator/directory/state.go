@@ -22,7 +22,7 @@ type state struct {
 	addrs     index[string, proto.NodeID] // by addrKey; both addresses of every node
 	prints    index[string, proto.NodeID] // by device key in its printed form
 	joined    index[string, proto.NodeID] // by memberKey of the token
-	// trusted, users and tags hold the nodes that policies are about: those that are not Apart, and revoked ones while somebody
+	// trusted, users and tags hold the nodes that policies apply to: those that are not Apart, and revoked ones while somebody
 	// might still trust their certificates and must be told not to.
 	trusted index[proto.NodeID, proto.NodeID]
 	// overlooked holds all other nodes. They can be locked like any other.
@@ -224,7 +224,7 @@ func (s *state) unindex(n *Node) {
 	drop(&s.overlooked, id)
 }
 
-// overlook removes a node from those that policies are about.
+// overlook removes a node from those that policies apply to.
 func (s *state) overlook(n *Node) {
 	put(&s.overlooked, n.ID, n.ID)
 	drop(&s.trusted, n.ID)
