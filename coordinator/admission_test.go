@@ -23,7 +23,7 @@ const (
 			{"tags": ["tag:a"], "attestation": "tpm"}]}`
 )
 
-// apply asks for a certificate that an administrator must approve, and answers the stream on which it is waited for.
+// apply requests a certificate that requires approval, and returns the stream on which the machine waits.
 func (m *machine) apply(code join.Code) (*wireConn, *redoubtv1.Pending) {
 	m.r.t.Helper()
 	c, sum, challenge, err := m.ask(code)
@@ -40,7 +40,7 @@ func (m *machine) apply(code join.Code) (*wireConn, *redoubtv1.Pending) {
 	return c, down.GetPending()
 }
 
-// ended waits for the end of a stream that says nothing more but keepalives.
+// ended waits for the end of a stream on which only keepalives may still arrive.
 func (c *wireConn) ended(t *testing.T) {
 	t.Helper()
 	if down, err := c.read(); err == nil {
@@ -72,7 +72,7 @@ func TestALevelIsRefused(t *testing.T) {
 	})
 }
 
-// TestAnApproval waits on a stream, through a restart of the coordinator and one of the machine.
+// TestAnApproval waits for approval on a stream, across restarts of the coordinator and of the machine.
 func TestAnApproval(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		ctx := context.Background()
@@ -83,7 +83,7 @@ func TestAnApproval(t *testing.T) {
 		if p.GetName() != "web" || p.GetHoldSeconds() == 0 || !strings.Contains(p.GetMessage(), "node approve "+p.GetCode()) {
 			t.Fatalf("%v", p)
 		}
-		// For as long as it says something now and then. A newer stream takes the place of the one before.
+		// It may wait as long as it sends keepalives. A newer stream replaces the previous one.
 		for range 100 {
 			time.Sleep(25 * time.Second)
 			if _, err := c.send(&redoubtv1.Up{Message: &redoubtv1.Up_KeepAlive{KeepAlive: &redoubtv1.KeepAlive{}}}); err != nil {
@@ -145,7 +145,7 @@ func TestADenial(t *testing.T) {
 				t.Errorf("%q was approved", bad)
 			}
 		}
-		// A policy that asks for no approval lets those in who wait.
+		// A policy that requires no approval admits waiting machines.
 		free := r.machine("free")
 		c, _ = free.apply(code)
 		r.apply(openPolicy)
@@ -159,7 +159,7 @@ func TestADenial(t *testing.T) {
 	})
 }
 
-// TestAPolicyThatAsksForMore: nodes that there are keep what they have, and get nothing more.
+// TestAPolicyThatAsksForMore checks that under a stricter policy existing nodes keep what they have, and get nothing more.
 func TestAPolicyThatAsksForMore(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		ctx := context.Background()
@@ -205,7 +205,7 @@ func TestAPolicyThatAsksForMore(t *testing.T) {
 		if _, err := r.co.Admin().ApproveNode(ctx, &redoubtv1.ApproveNodeRequest{Node: "web"}); err != nil {
 			t.Fatal(err)
 		}
-		<-s.done // it is told at once
+		<-s.done // it is notified at once
 		refusedWith(t, s.failed(), redoubtv1.Refusal_CODE_BUSY, "something has changed")
 		s = m.attach(s.netmap())
 		if err := s.renew(); err != nil {
@@ -215,7 +215,7 @@ func TestAPolicyThatAsksForMore(t *testing.T) {
 	})
 }
 
-// TestAnApprovalAfterTheEnd: a node whose certificate ended while it waited comes back when it is approved.
+// TestAnApprovalAfterTheEnd checks that a node whose certificate expired while it waited returns once it is approved.
 func TestAnApprovalAfterTheEnd(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		ctx := context.Background()
@@ -259,7 +259,7 @@ func TestAnApprovalAfterTheEnd(t *testing.T) {
 	})
 }
 
-// TestALockedNodeWaits on a stream, whose end tells it that the lock is over.
+// TestALockedNodeWaits checks that a locked node waits on a stream, which ends when the lock does.
 func TestALockedNodeWaits(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		ctx := context.Background()
@@ -288,7 +288,7 @@ func TestALockedNodeWaits(t *testing.T) {
 		if d := time.Since(begin); d > time.Second {
 			t.Errorf("told after %v", d)
 		}
-		// One that says nothing is gone.
+		// A silent node is dropped.
 		if _, err := r.co.Admin().CreateLock(ctx, &redoubtv1.CreateLockRequest{Kind: "node", Subject: "web"}); err != nil {
 			t.Fatal(err)
 		}

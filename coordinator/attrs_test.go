@@ -8,7 +8,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// What the policy in force gives a node beside its rules is shown of that node, and of no other.
+// TestNodeAttributes checks that what the policy in force gives a node besides its rules is shown for that node only.
 func TestNodeAttributes(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.join("web", &redoubtv1.CreateTokenRequest{Tags: []string{"tag:a"}})

@@ -9,10 +9,10 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// attachedNodes is how many nodes the promise about revocation is measured with.
+// attachedNodes is the number of nodes for which revocation latency is promised.
 const attachedNodes = 1000
 
-// crowd is a coordinator with many attached nodes, all of which know the nodes with tag:b. All share one process with it.
+// crowd returns a coordinator with many attached nodes, all of which know the nodes with tag:b. All share one process with it.
 func crowd(b *testing.B) (*rig, []*stream) {
 	b.Helper()
 	r := &rig{t: b, dir: b.TempDir()}
@@ -37,7 +37,7 @@ func crowd(b *testing.B) (*rig, []*stream) {
 	return r, all
 }
 
-// await waits until every node enforces what it ought to.
+// await waits until every node enforces its current netmap.
 func await(b *testing.B, r *rig) {
 	b.Helper()
 	for {
@@ -51,7 +51,7 @@ func await(b *testing.B, r *rig) {
 	}
 }
 
-// BenchmarkRevocation measures from the decision to the last of 1,000 acknowledgements.
+// BenchmarkRevocation measures the time from the decision to the last of 1,000 acknowledgements.
 func BenchmarkRevocation(b *testing.B) {
 	r, _ := crowd(b)
 	var most time.Duration
@@ -74,7 +74,7 @@ func BenchmarkRevocation(b *testing.B) {
 	b.ReportMetric(float64(most.Milliseconds()), "ms-worst")
 }
 
-// await1 waits until all but one, which never attaches, enforce what they ought to.
+// await1 is await, except for one node that never attaches.
 func await1(b *testing.B, r *rig, but string) {
 	b.Helper()
 	for {
@@ -87,7 +87,7 @@ func await1(b *testing.B, r *rig, but string) {
 	}
 }
 
-// BenchmarkPolicyChange measures from the decision to the last of 1,000 acknowledgements.
+// BenchmarkPolicyChange measures the time from the decision to the last of 1,000 acknowledgements.
 func BenchmarkPolicyChange(b *testing.B) {
 	r, _ := crowd(b)
 	i := 0

@@ -8,8 +8,8 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// TestClockThatWasAhead: a coordinator whose clock was wrong for a while has issued certificates whose time has not come. Those
-// nodes come back as soon as it is right again, and not when that time has come.
+// TestClockThatWasAhead checks that nodes whose certificates are not yet valid, because the coordinator's clock was ahead when
+// it issued them, return as soon as the clock is right, without waiting for the certificates to become valid.
 func TestClockThatWasAhead(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		var ahead atomic.Int64

@@ -34,33 +34,33 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/join"
 )
 
-// What holds in an outage where neither the administrator nor the policy says anything else: how long agents go on without a
-// coordinator after the end of certificates, and with what hangs on facts that age.
+// Defaults for an outage if neither the administrator nor the policy says otherwise: how long agents continue without a
+// coordinator after their certificates expire, and how long rules that depend on aging facts continue to hold.
 const (
 	DefaultGrace   = 8 * time.Hour
 	DefaultPosture = 15 * time.Minute
 )
 
-// housekeeping is how often is looked at what time ends.
+// housekeeping is how often expired things are removed.
 const housekeeping = time.Minute
 
-// StarterPolicy is the name of the policy that is written beside the data at the first start, for people to edit.
+// StarterPolicy is the name of the policy file that the first start writes next to the data, for people to edit.
 const StarterPolicy = "policy.example.hujson"
 
-// Config is all that a coordinator needs from outside.
+// Config holds a coordinator's settings and dependencies.
 type Config struct {
-	Data string // directory, made at the first start
-	// URLs are where nodes reach this coordinator, for join codes. Without one no join code can be made.
+	Data string // directory, created at the first start
+	// URLs are where nodes reach this coordinator, for join codes. Without a URL no join code can be created.
 	URLs []string
-	// Range and Domain are the mesh's, chosen at the first start; zero takes what is there, or the default.
+	// Range and Domain are the mesh's, chosen at the first start; zero means the existing mesh's, or the default.
 	Range  netip.Prefix
 	Domain string
 
-	// TPMRoots and X509Roots are directories with PEM files: the CAs of makers of TPMs, and those of the company whose
-	// certificates machines may show. Without the first one TPMs are unverified, without the second no certificate is asked for.
+	// TPMRoots and X509Roots are directories of PEM files: the CAs of TPM manufacturers, and the company CAs whose certificates
+	// machines may present. Without the former TPMs are unverified, without the latter no certificate is asked for.
 	TPMRoots, X509Roots string
 
-	NodeLifetime         time.Duration // of certificates; 0: the issuer's default, as the next
+	NodeLifetime         time.Duration // of certificates; 0: the issuer's default, as for the next field
 	IntermediateLifetime time.Duration
 	Grace                *time.Duration // nil: DefaultGrace
 
@@ -70,10 +70,10 @@ type Config struct {
 	Clock    func() time.Time      // nil: time.Now
 	Rand     io.Reader             // nil: crypto/rand
 	Log      *slog.Logger          // nil: none
-	Registry prometheus.Registerer // nil: one that nobody reads
+	Registry prometheus.Registerer // nil: a private one
 	Program  string                // version, for people
 
-	// Relay, where there is one, takes the streams that nodes open to the relay beside this coordinator.
+	// Relay, if set, serves the streams that nodes open to the relay in this process.
 	Relay func(stream net.Conn, certificate []byte) error
 }
 
@@ -117,7 +117,7 @@ func (c *Config) complete() error {
 	return nil
 }
 
-// checkPlan refuses what the first start would refuse, before it has begun to make anything.
+// checkPlan refuses what the first start would refuse, before anything is created.
 func (c *Config) checkPlan() error {
 	if c.Range.IsValid() {
 		if err := ipam.CheckV4(c.Range); err != nil {
@@ -141,17 +141,17 @@ func (c *Config) checkPlan() error {
 func openBolt(dir string) (store.Store, error) {
 	db, err := bolt.Open(dir, bolt.Options{Migrations: directory.Migrations()})
 	if err != nil {
-		return nil, err // and no nil *bolt.DB in a Store
+		return nil, err // not a nil *bolt.DB in a Store
 	}
 	return db, nil
 }
 
-// Coordinator is one control server.
+// Coordinator is a control server.
 type Coordinator struct {
 	config Config
 	first  bool
 
-	store     store.Store // nil before it was opened
+	store     store.Store // nil until opened
 	issuer    *issuer.Issuer
 	directory *directory.Directory
 	hub       *distribute.Hub
@@ -164,7 +164,7 @@ type Coordinator struct {
 	err     error
 }
 
-// New opens a coordinator's data, which a first start makes. It serves nobody yet; see Run. Close it.
+// New opens a coordinator's data, creating it at the first start. Nodes are not served until Run. The caller must Close it.
 func New(ctx context.Context, c Config) (*Coordinator, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
@@ -240,7 +240,7 @@ func (c *Coordinator) openIssuer(ctx context.Context, mesh proto.MeshID) error {
 	return err
 }
 
-// issue makes the certificate of a node, for as long as the policy says.
+// issue issues a node's certificate with the lifetime that the policy sets.
 func (c *Coordinator) issue(n cert.Node, now time.Time) (cert.Node, error) {
 	if l := c.programs.Lifetime(c.directory.Snapshot(), n.Tags); l > 0 {
 		n.NotAfter = now.Add(l)
@@ -248,12 +248,12 @@ func (c *Coordinator) issue(n cert.Node, now time.Time) (cert.Node, error) {
 	return c.issuer.IssueNode(n, now)
 }
 
-// compile makes the program of the policy in force.
+// compile returns the compiled form of the policy in force.
 func (c *Coordinator) compile(p *directory.Policy) *compile.Program {
 	return c.programs.Program(p, c.directory.Snapshot().Mesh())
 }
 
-// writeStarter writes the starter policy where there is none.
+// writeStarter writes the starter policy if there is none.
 func (c *Coordinator) writeStarter() error {
 	path := c.StarterPolicy()
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
@@ -266,26 +266,26 @@ func (c *Coordinator) writeStarter() error {
 	return nil
 }
 
-// First says that this is the first start on this data.
+// First reports whether this is the first start on this data.
 func (c *Coordinator) First() bool { return c.first }
 
-// StarterPolicy is the file with the starter policy.
+// StarterPolicy returns the path of the starter policy.
 func (c *Coordinator) StarterPolicy() string { return filepath.Join(c.config.Data, StarterPolicy) }
 
-// Mesh is the mesh that is served.
+// Mesh returns the mesh being served.
 func (c *Coordinator) Mesh() proto.Mesh { return c.directory.Snapshot().Mesh() }
 
-// Fingerprint names the mesh's root, as join codes do.
+// Fingerprint returns the fingerprint of the mesh's root, as in join codes.
 func (c *Coordinator) Fingerprint() [32]byte { return c.issuer.Fingerprint() }
 
-// Err says why the coordinator cannot go on, or nil.
+// Err returns why the coordinator cannot continue, or nil.
 func (c *Coordinator) Err() error { return c.directory.Err() }
 
-// Admin is the interface for administrators, for api.Serve or to be called in this process.
+// Admin returns the interface for administrators, for api.Serve or for calls within this process.
 func (c *Coordinator) Admin() *api.Admin { return c.admin }
 
-// Run serves nodes on l until ctx ends or the coordinator cannot go on; then it closes everything. Its error says why it could
-// not go on.
+// Run serves nodes on l until ctx ends or the coordinator cannot continue; then it closes everything. Its error is the reason
+// why it could not continue.
 func (c *Coordinator) Run(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -311,7 +311,7 @@ func (c *Coordinator) Run(ctx context.Context, l net.Listener) error {
 	return err
 }
 
-// keepHouse does what time asks for.
+// keepHouse runs the periodic tasks.
 func (c *Coordinator) keepHouse(ctx context.Context) {
 	t := time.NewTicker(housekeeping)
 	defer t.Stop()
@@ -339,7 +339,7 @@ func (c *Coordinator) keepHouse(ctx context.Context) {
 	}
 }
 
-// Close ends everything, in the order in which one part uses another. It may be called more than once.
+// Close shuts everything down in order of dependency. It may be called more than once.
 func (c *Coordinator) Close() error {
 	c.closing.Do(func() {
 		if c.control != nil {
@@ -377,5 +377,5 @@ func (c *Coordinator) measure() {
 	})
 }
 
-// Done is closed when the coordinator cannot go on, or was closed.
+// Done is closed when the coordinator cannot continue, or was closed.
 func (c *Coordinator) Done() <-chan struct{} { return c.directory.Done() }

@@ -12,7 +12,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// restoreTo stops the coordinator and goes on from a backup, with the keys that it had.
+// restoreTo stops the coordinator and continues from a backup, with its existing keys.
 func (r *rig) restoreTo(backup string) {
 	r.t.Helper()
 	r.stop()
@@ -26,8 +26,9 @@ func (r *rig) restoreTo(backup string) {
 	r.start(Config{})
 }
 
-// TestRestoredCoordinatorShowsNewCertificates: the certificates in an old backup have ended, and are older than those that
-// peers have seen since. Peers are shown new ones as soon as their nodes are back, not when those would have renewed.
+// TestRestoredCoordinatorShowsNewCertificates checks that after a restore, where certificates have expired and are older than
+// those that peers have seen since, peers get new ones as soon as their nodes are back, and not only when those would have
+// renewed.
 func TestRestoredCoordinatorShowsNewCertificates(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(openPolicy)
@@ -81,8 +82,8 @@ func TestRestoredCoordinatorShowsNewCertificates(t *testing.T) {
 	})
 }
 
-// TestExpiredNodeIsCutOffWhateverHappens: a node that does not renew is sent nothing once its certificate has ended, also
-// where others give the coordinator something to say all the time.
+// TestExpiredNodeIsCutOffWhateverHappens checks that a node that does not renew is sent nothing after its certificate has
+// expired, even if other nodes cause updates all the time.
 func TestExpiredNodeIsCutOffWhateverHappens(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(openPolicy)

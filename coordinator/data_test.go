@@ -19,7 +19,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// TestSecondStart opens the same data twice, and then again after the first has ended.
+// TestSecondStart opens data that is in use, and again after the first coordinator has stopped.
 func TestSecondStart(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		_, err := New(context.Background(), Config{Data: r.dir})
@@ -68,8 +68,8 @@ func TestPlansThatAreRefused(t *testing.T) {
 	}
 }
 
-// TestRestore goes back to a backup: nodes that it knows go on, one that joined since is told what to do, and all that is said
-// is newer than what was said before.
+// TestRestore checks that after a restore known nodes continue, that a node that joined since is told what to do, and that all
+// versions are newer than before.
 func TestRestore(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(openPolicy)
@@ -121,7 +121,7 @@ func TestRestore(t *testing.T) {
 	})
 }
 
-// private takes files away from everybody else, which a copy does not.
+// private revokes others' access to the files, which a copy does not preserve.
 func private(dir string) error {
 	return filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil {
@@ -134,7 +134,8 @@ func private(dir string) error {
 	})
 }
 
-// TestNothingIsShared: no key, and nothing that a key is made of, comes with the program. Two coordinators have nothing in common.
+// TestNothingIsShared checks that no key, nor anything keys derive from, ships with the program: two coordinators have nothing
+// in common.
 func TestNothingIsShared(t *testing.T) {
 	seen := map[string]string{}
 	for _, name := range []string{"one", "two"} {
@@ -172,7 +173,8 @@ func TestNothingIsShared(t *testing.T) {
 	}
 }
 
-// TestAnOldIntermediateIsSpokenOf in the log, the metrics and the status, where the root's key is elsewhere.
+// TestAnOldIntermediateIsSpokenOf checks that an aging intermediate is reported in the log, the metrics and the status if the
+// root's key is elsewhere.
 func TestAnOldIntermediateIsSpokenOf(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.stop()

@@ -1,4 +1,4 @@
-// Package coordinator is one control server: it puts the parts together, runs them, and ends them in order.
+// Package coordinator is a control server: it assembles the parts, runs them, and shuts them down in order.
 //
 //	    443                                             DIR/admin.sock
 //	     │                                                    │
@@ -13,6 +13,6 @@
 //	                              │ certificates
 //	                           issuer: DIR/pki
 //
-// Everything from outside (the listener, the clock, randomness) is given to New, so that a whole mesh can run in one process,
+// Everything from outside (the listener, the clock, randomness) is passed to New, so that a whole mesh can run in one process,
 // in virtual time.
 package coordinator

@@ -42,7 +42,7 @@ func TestTokens(t *testing.T) {
 		spent := r.machine("b").enrol(once)
 		refusedWith(t, spent, redoubtv1.Refusal_CODE_TOKEN, "used by another machine")
 
-		// Without its secret, a token that is known and one that is not are the same.
+		// Without the secret, a known token is indistinguishable from an unknown one.
 		forged := once
 		forged.Secret = unknown
 		made := r.machine("c").enrol(forged)
@@ -110,13 +110,13 @@ func TestOneTokenManyMachines(t *testing.T) {
 	})
 }
 
-// TestLostReplies loses the connection after each message of an enrolment; the machine tries again with the same keys and ends
-// up enrolled once.
+// TestLostReplies loses the connection after each message of an enrolment; the machine retries with the same keys and ends up
+// enrolled once.
 func TestLostReplies(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		code := r.code(&redoubtv1.CreateTokenRequest{})
 		m := r.machine("m")
-		c, err := r.upgrade(nil) // nothing said
+		c, err := r.upgrade(nil) // nothing is sent
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -180,12 +180,12 @@ func TestProofsThatDoNotHold(t *testing.T) {
 		try("evidence", redoubtv1.Refusal_CODE_PROOF, func(_ *machine, _ *wireConn, p *redoubtv1.Proof) { p.Evidence = []byte("x") })
 		try("late", redoubtv1.Refusal_CODE_UNSPECIFIED, func(*machine, *wireConn, *redoubtv1.Proof) { time.Sleep(21 * time.Second) })
 
-		// A proof belongs to its connection, and to one challenge.
+		// A proof is valid only on its connection, and for one challenge.
 		var replay *redoubtv1.Proof
 		try("the proof that is replayed", 0, func(_ *machine, _ *wireConn, p *redoubtv1.Proof) { replay = pb.Clone(p).(*redoubtv1.Proof) })
 		try("replay", redoubtv1.Refusal_CODE_PROOF, func(_ *machine, _ *wireConn, p *redoubtv1.Proof) { pb.Reset(p); pb.Merge(p, replay) })
 
-		// Another node's WireGuard key: known, not held.
+		// Another node's WireGuard key: known, but not held.
 		m := r.machine("thief")
 		mine := m.node
 		m.node = victim.node
@@ -202,7 +202,7 @@ func TestProofsThatDoNotHold(t *testing.T) {
 		}
 		refusedWith(t, m.take(c), redoubtv1.Refusal_CODE_PROOF, "node key")
 		c.t.Close()
-		// And held all the same: a copied disk.
+		// And actually held: a copied disk.
 		m.node = victim.node
 		refusedWith(t, m.enrol(code), redoubtv1.Refusal_CODE_KEY_USED, "copied")
 		m = r.machine("clone")
@@ -313,7 +313,7 @@ func TestACoordinatorWithAnotherRootIsNotAsked(t *testing.T) {
 	})
 }
 
-// TestSlowEnrolment leaves a machine silent at each step: it is cut off, and takes no place for longer than that.
+// TestSlowEnrolment checks that a machine that falls silent at any step is cut off, and occupies no place after that.
 func TestSlowEnrolment(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		code := r.code(&redoubtv1.CreateTokenRequest{})

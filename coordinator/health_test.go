@@ -10,7 +10,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// say has the node say something of its health.
+// say sends a health report from the node.
 func (s *stream) say(t *testing.T, whole bool, pairs ...string) {
 	t.Helper()
 	p := &redoubtv1.Posture{Whole: whole}
@@ -23,7 +23,7 @@ func (s *stream) say(t *testing.T, whole bool, pairs ...string) {
 	settle()
 }
 
-// health is what the coordinator goes by.
+// health returns the node's health facts in effect.
 func (r *rig) health(node string) string {
 	var out []string
 	for _, name := range []string{"a", "b", "c"} {
@@ -34,7 +34,8 @@ func (r *rig) health(node string) string {
 	return strings.Join(out, " ")
 }
 
-// What a node says before it has renewed is not said again, and counts afterwards, as a whole.
+// TestHealthBeforeTheRenewal checks that health reports made before a renewal, which are not repeated, take effect together
+// after it.
 func TestHealthBeforeTheRenewal(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		m := r.join("m", &redoubtv1.CreateTokenRequest{})
@@ -65,7 +66,7 @@ func TestHealthBeforeTheRenewal(t *testing.T) {
 	})
 }
 
-// A node that opens another stream is heard all the time.
+// TestHealthOverAnotherStream checks that a node that opens another stream counts as heard without interruption.
 func TestHealthOverAnotherStream(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		m := r.join("m", &redoubtv1.CreateTokenRequest{})
@@ -95,7 +96,8 @@ func TestHealthOverAnotherStream(t *testing.T) {
 	})
 }
 
-// Somebody who lies in masses hurts nobody but itself: its stream is slowed down, and it is refused what is not its to say.
+// TestHealthOfAHostileNode checks that a node that floods reports harms only itself: its stream is slowed down, and facts that
+// it may not report are refused.
 func TestHealthOfAHostileNode(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		m := r.join("m", &redoubtv1.CreateTokenRequest{})
@@ -122,7 +124,7 @@ func TestHealthOfAHostileNode(t *testing.T) {
 	})
 }
 
-// A renewal says all that is known of the machine, and what it says is in force with the certificate.
+// TestHealthComesWithTheRenewal checks that a renewal replaces all health facts, with effect from the certificate on.
 func TestHealthComesWithTheRenewal(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		m := r.join("m", &redoubtv1.CreateTokenRequest{})
@@ -142,8 +144,8 @@ func TestHealthComesWithTheRenewal(t *testing.T) {
 	})
 }
 
-// What a machine's first proof says of its health is in force with its first certificate, and for as long as it holds if the machine
-// does not attach.
+// TestHealthComesWithTheEnrolment checks that the health report in a machine's first proof takes effect with its first
+// certificate, and holds for its TTL if the machine does not attach.
 func TestHealthComesWithTheEnrolment(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		m, code := r.machine("m"), r.code(&redoubtv1.CreateTokenRequest{})

@@ -15,8 +15,8 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// TestIdleConnections opens ten thousand connections that say nothing. Honest machines are served meanwhile, and the idle ones
-// are gone soon.
+// TestIdleConnections opens ten thousand silent connections. Honest machines are served all the while, and the idle connections
+// are soon closed.
 func TestIdleConnections(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		const many = 10_000
@@ -26,7 +26,7 @@ func TestIdleConnections(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if i%2 == 0 { // half of them begin to shake hands
+			if i%2 == 0 { // half of them begin a handshake
 				_, _ = c.Write([]byte{22, 3, 1})
 			}
 			idle[i] = c
@@ -55,7 +55,7 @@ func TestIdleConnections(t *testing.T) {
 	})
 }
 
-// TestBodies sends bodies and headers without end to somebody who knows nobody yet. They are cut off.
+// TestBodies sends endless bodies and headers before authenticating, and is cut off.
 func TestBodies(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		const size = 10 << 20
@@ -126,7 +126,7 @@ func TestRequestsThatAreNoStream(t *testing.T) {
 	})
 }
 
-// TestEphemeralNodes are removed when they were away for long, and no other is.
+// TestEphemeralNodes checks that ephemeral nodes, and only these, are removed after being away for long.
 func TestEphemeralNodes(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		gone := r.join("gone", &redoubtv1.CreateTokenRequest{Ephemeral: true})

@@ -11,7 +11,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// actions are those of the newest audit records about a node.
+// actions returns the actions of the newest audit records about a node.
 func (r *rig) actions(about string) (out []string) {
 	r.t.Helper()
 	a, err := r.co.Admin().ListAudit(context.Background(), &redoubtv1.ListAuditRequest{Node: about})
@@ -24,7 +24,7 @@ func (r *rig) actions(about string) (out []string) {
 	return out
 }
 
-// TestALockOnStreams takes a node from the mesh over real streams, and gives it back.
+// TestALockOnStreams locks and unlocks a node over real streams.
 func TestALockOnStreams(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		ctx := context.Background()
@@ -70,7 +70,7 @@ func TestALockOnStreams(t *testing.T) {
 			t.Errorf("%v, %v", n, err)
 		}
 
-		// One who comes back was away when it happened.
+		// A node that returns was away when the lock was created.
 		gone = away.attach(nil)
 		settle()
 		if nm := gone.netmap(); len(nm.Peers) != 1 || len(nm.Barred) != 1 {
@@ -96,7 +96,7 @@ func TestALockOnStreams(t *testing.T) {
 	})
 }
 
-// TestALockEndsOnStreams when its time is over, without anybody asking.
+// TestALockEndsOnStreams checks that a lock expires without any request.
 func TestALockEndsOnStreams(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(openPolicy)

@@ -61,7 +61,7 @@ func TestFactsOverTheStream(t *testing.T) {
 		if got := routes(); len(got) != 1 || got[0].GetPrefix() != "10.33.0.0/16" || !got[0].GetAdvertised() || got[0].GetApproved() {
 			t.Errorf("routes: %v", got)
 		}
-		// The node's own mistake: it offers what belongs to the mesh. It stays connected, without a route.
+		// A misconfigured node offers addresses of the mesh. It stays connected, without a route.
 		m.facts = &redoubtv1.Facts{Routes: wire.FromRoutes([]netip.Prefix{r.co.Mesh().V4})}
 		if err := s.renew(); err != nil {
 			t.Fatal(err)
@@ -151,7 +151,7 @@ func TestApplyingPolicies(t *testing.T) {
 		if a := apply(&redoubtv1.ApplyPolicyRequest{Source: narrowPolicy, Expect: &none, Comment: "the first"}); a.GetNumber() != 1 || !a.GetApplied() {
 			t.Errorf("applied: %v", a)
 		}
-		// Somebody else was faster, whether it is tried or done.
+		// Someone else was faster, in a dry run or for real.
 		for _, dry := range []bool{true, false} {
 			_, err := admin.ApplyPolicy(ctx, &redoubtv1.ApplyPolicyRequest{Source: shutPolicy, Expect: &none, DryRun: dry})
 			if connect.CodeOf(err) != connect.CodeFailedPrecondition || !strings.Contains(err.Error(), "policy 1 is in force, not 0") {
@@ -204,7 +204,8 @@ func TestApplyingPolicies(t *testing.T) {
 	})
 }
 
-// TestAgentsThatCannotEnforce: the status names them, and nothing passes there.
+// TestAgentsThatCannotEnforce checks that the status names agents that cannot enforce the policy, and that no traffic passes
+// there.
 func TestAgentsThatCannotEnforce(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(openPolicy)
@@ -228,8 +229,8 @@ func TestAgentsThatCannotEnforce(t *testing.T) {
 	})
 }
 
-// TestAccessFollowsFacts: a rule appears at both ends when the fact that it asks for is set, goes by itself when the fact's time is
-// over, and meanwhile the source is told what is missing.
+// TestAccessFollowsFacts checks that a rule appears at both ends when the fact it requires is set, and disappears when the fact
+// expires, and that the source is told what is missing while the rule does not hold.
 func TestAccessFollowsFacts(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(`{"tagOwners": {"tag:a": [], "tag:b": []}, "postures": {"posture:prod": ["custom:tier == 'prod'"]},
@@ -273,7 +274,7 @@ func TestAccessFollowsFacts(t *testing.T) {
 	})
 }
 
-// TestMonitoringEndsByItself: the end of an enforcement window changes the netmaps, without anyone asking.
+// TestMonitoringEndsByItself checks that the end of an enforcement window changes the netmaps, without any request.
 func TestMonitoringEndsByItself(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		until := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
@@ -394,7 +395,8 @@ func TestRolesOfUsers(t *testing.T) {
 	})
 }
 
-// TestWideChanges: what would be too long to say is counted, and what is too much to compare is not compared; either is applied.
+// TestWideChanges checks that a change too large to list is counted, that one too large to compare is not compared, and that
+// both are applied.
 func TestWideChanges(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		names := make([]string, 60)
@@ -405,7 +407,7 @@ func TestWideChanges(t *testing.T) {
 		policy := func(services string) *redoubtv1.ApplyPolicyRequest {
 			owners := `"` + strings.Join(names, `": [], "`) + `": []`
 			grants := `{"src": ["*"], "dst": ["tag:t0"], "ip": [` + services + `]}`
-			for i := range 250 { // each is a change by itself
+			for i := range 250 { // each is a separate change
 				grants += fmt.Sprintf(`, {"src": ["tag:t1"], "dst": ["tag:t2"], "ip": ["udp:%d"]}`, 2*i+1)
 			}
 			return &redoubtv1.ApplyPolicyRequest{Source: `{"tagOwners": {` + owners + `}, "grants": [` + grants + `]}`}

@@ -12,13 +12,13 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// Admission says to a relay beside this coordinator who may use it, and with whom.
+// Admission tells a relay in this process which nodes may use it, and to reach which others.
 type Admission struct{ c *Coordinator }
 
-// Admission is for a relay in this process.
+// Admission returns the Admission for a relay in this process.
 func (c *Coordinator) Admission() Admission { return Admission{c} }
 
-// Admit judges a node's certificate (DER): whose it is, and until when it holds. A relay grants no grace.
+// Admit verifies a node's certificate (DER) and returns whose it is and when it expires. A relay grants no grace.
 func (a Admission) Admit(certificate []byte) (proto.NodeID, time.Time, error) {
 	n, err := a.c.issuer.Verifier().Node(certificate, a.c.config.Clock())
 	if err != nil {
@@ -31,24 +31,24 @@ func (a Admission) Admit(certificate []byte) (proto.NodeID, time.Time, error) {
 	return n.ID, n.NotAfter.Add(cert.Skew), nil
 }
 
-// Trusted says whether a node is known, and neither revoked nor locked nor in quarantine.
+// Trusted reports whether a node is known, and neither revoked, locked nor quarantined.
 func (a Admission) Trusted(id proto.NodeID) bool { return a.c.directory.Snapshot().Trusted(id) }
 
-// Meet says whether the policy ties two nodes to each other.
+// Meet reports whether the policy connects two nodes.
 func (a Admission) Meet(x, y proto.NodeID) bool { return a.c.hub.Meet(x, y) }
 
-// Watch has f called after changes, with the nodes that may not be trusted any more. It must not wait.
+// Watch has f called after changes, with the nodes that may no longer be trusted. f must not block.
 func (a Admission) Watch(f func(changed []proto.NodeID)) *distribute.Meetings {
 	return a.c.hub.WatchMeetings(f)
 }
 
-// RelayID is the id of the relay beside this coordinator: always the same.
+// RelayID returns the id of the relay in this process, which is always the same.
 func (c *Coordinator) RelayID() proto.NodeID {
 	sum := sha256.Sum256([]byte("redoubt relay of coordinator c1 in mesh " + string(c.Mesh().ID)))
-	return proto.NodeID(binary.BigEndian.Uint64(sum[:]) | 1) // 0 is nobody
+	return proto.NodeID(binary.BigEndian.Uint64(sum[:]) | 1) // 0 is no node
 }
 
-// SetRelay tells nodes of a relay that serves.
+// SetRelay announces a relay to nodes.
 func (c *Coordinator) SetRelay(ctx context.Context, r proto.Relay) error {
 	return c.directory.SetRelay(ctx, r)
 }

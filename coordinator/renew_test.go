@@ -14,13 +14,13 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// clone is a second machine with a copy of the first one's disk.
+// clone returns a second machine with a copy of the first one's disk.
 func (m *machine) clone() *machine {
 	c := *m
 	return &c
 }
 
-// peerOf is what a node knows of another one.
+// peerOf returns the certificate that a node has of another one.
 func (s *stream) peerOf(t *testing.T, id proto.NodeID) *cert.Node {
 	t.Helper()
 	for _, p := range s.netmap().Peers {
@@ -35,7 +35,8 @@ func (s *stream) peerOf(t *testing.T, id proto.NodeID) *cert.Node {
 	return nil
 }
 
-// TestKeysInCertificates: a certificate has the key in use and the one that takes over, which the next certificate begins with.
+// TestKeysInCertificates checks that a certificate has the current key and its successor, which is the next certificate's first
+// key.
 func TestKeysInCertificates(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		m := r.join("m", &redoubtv1.CreateTokenRequest{})
@@ -60,7 +61,7 @@ func TestKeysInCertificates(t *testing.T) {
 	})
 }
 
-// TestWhoLearnsOfARenewal: those that talk with the node at once, the others within a minute.
+// TestWhoLearnsOfARenewal checks that nodes talking with the renewed node learn of it at once, the others within a minute.
 func TestWhoLearnsOfARenewal(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(`{"tagOwners": {"tag:a": [], "tag:b": []}, "grants": [{"src": ["tag:a"], "dst": ["tag:a"], "ip": ["*"]}]}`)
@@ -95,7 +96,7 @@ func TestWhoLearnsOfARenewal(t *testing.T) {
 	})
 }
 
-// TestClonedMachine: two machines with one identity are both kept apart until an administrator releases the node.
+// TestClonedMachine checks that two machines with one identity are both quarantined until an administrator releases the node.
 func TestClonedMachine(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(openPolicy)
@@ -149,7 +150,7 @@ func TestClonedMachine(t *testing.T) {
 		if _, err := r.co.Admin().ReleaseNode(ctx, &redoubtv1.ReleaseNodeRequest{Node: "m"}); err != nil {
 			t.Fatal(err)
 		}
-		<-s.done // it has to come back: nobody knows which of the two it is
+		<-s.done // it must reconnect: nobody knows which of the two it is
 		s.close()
 		s = m.attach(nil)
 		if err := s.renew(); err != nil {
@@ -163,7 +164,7 @@ func TestClonedMachine(t *testing.T) {
 			t.Error("peers do not know of the node after its release")
 		}
 		s.close()
-		// The copy is still there.
+		// The copy still exists.
 		x = thief.attach(nil)
 		refusedWith(t, x.renew(), redoubtv1.Refusal_CODE_QUARANTINED, "release")
 		x.close()
@@ -171,7 +172,7 @@ func TestClonedMachine(t *testing.T) {
 	})
 }
 
-// TestQuarantineEndsALiveStream: the machine that is connected when the other one is found out hears of it at once.
+// TestQuarantineEndsALiveStream checks that a connected machine is notified at once when its clone is detected.
 func TestQuarantineEndsALiveStream(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(openPolicy)
@@ -179,7 +180,7 @@ func TestQuarantineEndsALiveStream(t *testing.T) {
 		thief := m.clone()
 		time.Sleep(30 * time.Minute)
 		x := thief.attach(nil)
-		if err := x.renew(); err != nil { // the thief is first
+		if err := x.renew(); err != nil { // the thief renews first
 			t.Fatal(err)
 		}
 		x.close()
@@ -198,8 +199,8 @@ func TestQuarantineEndsALiveStream(t *testing.T) {
 	})
 }
 
-// TestACertificateThatWasMissedForLong: a node whose reply was lost comes back when that certificate has ended as well. It gets
-// it, since it was issued, and then the next one, on the same stream.
+// TestACertificateThatWasMissedForLong checks that a node that missed a certificate can return after that has expired, too. It
+// gets the missed one, which was issued, and then the next, on the same stream.
 func TestACertificateThatWasMissedForLong(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(openPolicy)

@@ -28,7 +28,7 @@ import (
 
 const openPolicy = `{"tagOwners": {"tag:a": [], "tag:b": []}, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}`
 
-// rig is a coordinator that runs, with a network in memory in front of it.
+// rig is a running coordinator behind an in-memory network.
 type rig struct {
 	t    testing.TB
 	dir  string
@@ -37,7 +37,7 @@ type rig struct {
 	stop func()
 }
 
-// inBubble runs f with a coordinator in virtual time. Nothing may be left running when it ends.
+// inBubble runs f with a coordinator in virtual time. f must leave nothing running.
 func inBubble(t *testing.T, f func(t *testing.T, r *rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -94,19 +94,19 @@ func (r *rig) apply(source string) {
 	}
 }
 
-// machine is what an agent is to the coordinator.
+// machine plays the agent towards the coordinator.
 type machine struct {
 	r      *rig
 	host   string
 	device key.DevicePrivate
 	node   key.NodePrivate
-	next   key.NodePrivate // that is asked for; zero: none is
+	next   key.NodePrivate // requested; zero: none
 	result *redoubtv1.Result
 	cert   *cert.Node
 	facts  *redoubtv1.Facts
 	lacks  string // a feature
-	stays  bool   // where it enrols
-	// posture is what its proofs say of its health; nil: nothing.
+	stays  bool   // whether to stay after enrolment
+	// posture is the health report in its proofs; nil: none.
 	posture *redoubtv1.Posture
 }
 
@@ -123,7 +123,7 @@ func (r *rig) machine(host string) *machine {
 	return &machine{r: r, host: host, device: device, node: node}
 }
 
-// join makes a node of a new machine.
+// join enrols a new machine as a node.
 func (r *rig) join(host string, q *redoubtv1.CreateTokenRequest) *machine {
 	r.t.Helper()
 	m := r.machine(host)
@@ -186,7 +186,7 @@ func (r *rig) upgrade(leaf *tls.Certificate) (*wireConn, error) {
 	return c, nil
 }
 
-// send sends a message and gives the hash of it as it was sent.
+// send sends a message and returns its hash as sent.
 func (c *wireConn) send(m *redoubtv1.Up) (sum [32]byte, err error) {
 	b, err := wire.AppendFrame(nil, m)
 	if err != nil {
@@ -196,7 +196,7 @@ func (c *wireConn) send(m *redoubtv1.Up) (sum [32]byte, err error) {
 	return sha256.Sum256(b[4:]), err
 }
 
-// read gives the next message that is no keepalive; a refusal is an error.
+// read returns the next message other than a keepalive; a refusal is an error.
 func (c *wireConn) read() (*redoubtv1.Down, error) {
 	for {
 		b, err := wire.ReadFrame(c.r, nil, wire.MaxFrame)
@@ -223,7 +223,7 @@ func (m *machine) hello() *redoubtv1.Hello {
 	}
 }
 
-// enrols is the hello of an enrolment.
+// enrols returns the hello of an enrolment.
 func (m *machine) enrols(code join.Code) *redoubtv1.Hello {
 	hello, public := m.hello(), code.Secret.Public()
 	hello.Purpose = &redoubtv1.Hello_Enrol{Enrol: &redoubtv1.Enrol{
@@ -251,7 +251,7 @@ func (m *machine) ask(code join.Code) (*wireConn, [32]byte, *redoubtv1.Challenge
 	return c, sum, down.GetChallenge(), nil
 }
 
-// proof answers a challenge, for one of the machine's node keys.
+// proof answers a challenge with one of the machine's node keys.
 func (m *machine) proof(c *wireConn, node key.NodePrivate, domain string, sum [32]byte, challenge *redoubtv1.Challenge, token *key.TokenSecret) *redoubtv1.Proof {
 	m.r.t.Helper()
 	secret, err := cert.Exporter(c.t.ConnectionState())
@@ -297,7 +297,7 @@ func (m *machine) enrol(code join.Code) error {
 	return err
 }
 
-// enrolOn is enrol, and leaves the stream open.
+// enrolOn is enrol, but leaves the stream open.
 func (m *machine) enrolOn(code join.Code) (*wireConn, error) {
 	c, sum, challenge, err := m.ask(code)
 	if err != nil {
@@ -337,7 +337,7 @@ func (m *machine) leaf() *tls.Certificate {
 	return &leaf
 }
 
-// stream is a node that is attached. It applies and acknowledges what it is sent, in a goroutine, and keeps the stream alive.
+// stream is an attached node. A goroutine applies and acknowledges what it is sent, and keeps the stream alive.
 type stream struct {
 	m *machine
 	c *wireConn
@@ -385,7 +385,7 @@ func (m *machine) greet(c *wireConn, applied proto.Version) (*redoubtv1.Welcome,
 	return down.GetWelcome(), nil
 }
 
-// attach opens a stream; have is the netmap that the node has from before.
+// attach opens a stream; have is the node's previous netmap.
 func (m *machine) attach(have *proto.Netmap) *stream {
 	m.r.t.Helper()
 	var applied proto.Version
@@ -399,7 +399,7 @@ func (m *machine) attach(have *proto.Netmap) *stream {
 	return m.serve(c, welcome, have)
 }
 
-// serve is a node on a stream that is open.
+// serve runs a node on an open stream.
 func (m *machine) serve(c *wireConn, welcome *redoubtv1.Welcome, have *proto.Netmap) *stream {
 	s := &stream{m: m, c: c, welcome: welcome, nm: have, done: make(chan struct{}), answers: make(chan *redoubtv1.Down, 4)}
 	go s.read()
@@ -509,7 +509,7 @@ func (s *stream) renew() error {
 	}
 }
 
-// askNext does all of a renewal but read its result.
+// askNext performs a renewal except for reading its result.
 func (s *stream) askNext() error {
 	var err error
 	if s.m.next.IsZero() {
@@ -532,7 +532,7 @@ func (s *stream) askNext() error {
 	}
 }
 
-// settle lets everything happen that is about to.
+// settle waits until pending work is done.
 func settle() {
 	time.Sleep(50 * time.Millisecond)
 	synctest.Wait()

@@ -8,10 +8,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/attest"
 )
 
-// maxRootFile is how long a file with certificates may be.
+// maxRootFile is the maximum size of a certificate file.
 const maxRootFile = 4 << 20
 
-// openAttestors makes the attestors that the configuration asks for, the strongest first.
+// openAttestors returns the configured attestors, strongest first.
 func openAttestors(c Config) (*attest.Registry, error) {
 	var makers *attest.Authorities
 	var err error
@@ -31,8 +31,8 @@ func openAttestors(c Config) (*attest.Registry, error) {
 	return attest.NewRegistry(append(list, attest.Token{})...)
 }
 
-// openAuthorities reads all files of a directory. One that cannot be used is an error: an authority that is missing by
-// mistake would be noticed by those who are refused only.
+// openAuthorities reads all files in a directory. It fails if one cannot be used: an authority missing by mistake would be
+// noticed only by those who are refused.
 func openAuthorities(flag, dir string) (*attest.Authorities, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// A directory of authorities that is not as it should be stops the start, and the error names what is wrong.
+// TestAuthoritiesThatCannotBeUsed checks that an unusable directory of authorities prevents the start, and that the error says
+// what is wrong.
 func TestAuthoritiesThatCannotBeUsed(t *testing.T) {
 	empty, damaged := t.TempDir(), t.TempDir()
 	file := filepath.Join(damaged, "maker.pem")

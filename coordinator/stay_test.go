@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// staying enrols a machine that goes on on its stream.
+// staying enrols a machine that continues on its stream.
 func (r *rig) staying(host string) (*machine, *wireConn) {
 	r.t.Helper()
 	m := r.machine(host)
@@ -25,7 +25,8 @@ func (r *rig) staying(host string) (*machine, *wireConn) {
 	return m, c
 }
 
-// A machine that has enrolled is a node on the same stream: it gets its netmap, renews there, and attaches elsewhere later.
+// TestStayAfterEnrolment checks that an enrolled machine is a node on the same stream: it gets its netmap, renews there, and
+// can later attach elsewhere.
 func TestStayAfterEnrolment(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(openPolicy)
@@ -51,7 +52,7 @@ func TestStayAfterEnrolment(t *testing.T) {
 		if err := s.renew(); err != nil || m.cert.Sequence != before+1 {
 			t.Errorf("renewal on the stream: %v, certificate %d after %d", err, m.cert.Sequence, before)
 		}
-		// It ends as any other does: with the certificate, and for a newer stream.
+		// The stream ends like any other: with its certificate, or for a newer stream.
 		again := m.attach(s.netmap())
 		<-s.done
 		refusedWith(t, s.failed(), redoubtv1.Refusal_CODE_REPLACED, "")
@@ -60,7 +61,7 @@ func TestStayAfterEnrolment(t *testing.T) {
 	})
 }
 
-// Who may not stay, and with what: a stream is a node's only if a machine became that node on it.
+// TestStaysThatAreRefused checks that a stream is a node's only if a machine became that node on it.
 func TestStaysThatAreRefused(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		ctx := context.Background()
@@ -74,7 +75,7 @@ func TestStaysThatAreRefused(t *testing.T) {
 		refusedWith(t, err, redoubtv1.Refusal_CODE_PROOF, "certificate")
 		stranger.t.Close()
 
-		// A proof that does not hold leaves nothing to attach with.
+		// After an invalid proof there is nothing to attach with.
 		code := r.code(&redoubtv1.CreateTokenRequest{})
 		liar := r.machine("liar")
 		liar.stays = true
@@ -115,7 +116,7 @@ func TestStaysThatAreRefused(t *testing.T) {
 			c.t.Close()
 		}
 
-		// Nobody is waited for long, and who does not ask may not stay.
+		// A silent machine is soon cut off, and a machine that did not ask to stay may not.
 		_, c = r.staying("silent")
 		start := time.Now()
 		if down, err := c.read(); err == nil || time.Since(start) > 15*time.Second {

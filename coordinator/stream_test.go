@@ -67,7 +67,7 @@ func TestRenewalsWithLostReplies(t *testing.T) {
 func TestRenewalsThatAreRefused(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		m := r.join("m", &redoubtv1.CreateTokenRequest{})
-		// A key that is the node's already is none that could come next.
+		// A key that the node already uses cannot be its next.
 		m.next = m.node
 		s := m.attach(nil)
 		refusedWith(t, s.renew(), redoubtv1.Refusal_CODE_KEY_USED, "")
@@ -133,7 +133,7 @@ func TestExpiredCertificateRenewsFirst(t *testing.T) {
 		}
 		s.close()
 
-		// One that does not renew is not waited for.
+		// A node that does not renew is soon cut off.
 		idle, _, err := other.open(proto.Version{})
 		if err != nil {
 			t.Fatal(err)
@@ -210,7 +210,7 @@ func TestNewerStreamReplacesTheOlder(t *testing.T) {
 		second := m.attach(first.netmap())
 		<-first.done
 		refusedWith(t, first.failed(), redoubtv1.Refusal_CODE_REPLACED, "copied")
-		// What the first one says after that is not heard.
+		// Messages on the replaced stream are ignored.
 		if _, err := first.c.send(&redoubtv1.Up{Message: &redoubtv1.Up_Report{Report: &redoubtv1.Report{ListenPort: 666}}}); err != nil {
 			t.Fatal(err)
 		}
@@ -250,7 +250,7 @@ func TestEndpoints(t *testing.T) {
 		} else if e := p[0].Endpoints; e[0].Kind != proto.EndpointObserved || e[0].Addr.Port() != 41641 || "["+e[0].Addr.Addr().String()+":50000" != want || e[1].Addr.String() != "10.0.0.7:41641" {
 			t.Errorf("endpoints %v, want the observed one %v first", e, want)
 		}
-		report.Endpoints[0].Address = a.cert.Addrs.V4.AsSlice() // an address of the mesh is no place to be reached at
+		report.Endpoints[0].Address = a.cert.Addrs.V4.AsSlice() // a mesh address is not a valid endpoint
 		if _, err := sa.c.send(&redoubtv1.Up{Message: &redoubtv1.Up_Report{Report: report}}); err != nil {
 			t.Fatal(err)
 		}
@@ -261,7 +261,7 @@ func TestEndpoints(t *testing.T) {
 	})
 }
 
-// TestStuckReader has a node that asks for everything and reads nothing. Others are served meanwhile, as fast as ever.
+// TestStuckReader checks that nodes that request much and read nothing do not slow down others.
 func TestStuckReader(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(openPolicy)
@@ -293,12 +293,12 @@ func TestStuckReader(t *testing.T) {
 	})
 }
 
-// ports makes a long list, another one for each i.
+// ports returns a port range that differs for each i.
 func ports(i int) string {
 	return fmt.Sprintf("%d-%d", 1000+i, 2000+i)
 }
 
-// TestRolesAndMeshes presents certificates that are not a node's of this mesh.
+// TestRolesAndMeshes presents certificates that do not belong to a node of this mesh.
 func TestRolesAndMeshes(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		m := r.join("m", &redoubtv1.CreateTokenRequest{})
@@ -327,7 +327,7 @@ func TestRolesAndMeshes(t *testing.T) {
 				t.Errorf("%s: let in", name)
 			}
 		}
-		// A certificate of this mesh for a node that has another device key.
+		// A certificate of this mesh, for a node that has a different device key.
 		stranger := r.machine("stranger")
 		swapped := *m.cert
 		swapped.Device = stranger.device.Device()
@@ -338,7 +338,7 @@ func TestRolesAndMeshes(t *testing.T) {
 		stranger.result = &redoubtv1.Result{Certificate: issued.Raw, Chain: r.co.issuer.Authorities()}
 		_, _, err = stranger.open(proto.Version{})
 		refusedWith(t, err, redoubtv1.Refusal_CODE_DELETED, "")
-		// The coordinator's own certificate, by somebody who stole its key.
+		// The coordinator's own certificate, presented by someone who stole its key.
 		leaf, err := r.co.issuer.GetCertificate(nil)
 		if err != nil {
 			t.Fatal(err)
@@ -347,7 +347,7 @@ func TestRolesAndMeshes(t *testing.T) {
 			t.Error("a coordinator's certificate was taken for a node's")
 			c.t.Close()
 		}
-		// A node as a coordinator: what every agent checks.
+		// A node posing as a coordinator: every agent checks for this.
 		verifier, err := cert.NewVerifier(r.co.Mesh().ID, []*x509.Certificate{rootOf(t, r)})
 		if err != nil {
 			t.Fatal(err)
@@ -368,8 +368,8 @@ func rootOf(t *testing.T, r *rig) *x509.Certificate {
 	return root
 }
 
-// TestRevocationWithoutEverybody revokes a node that somebody knows who is away: the answer does not wait, and says until when
-// that one may trust it.
+// TestRevocationWithoutEverybody revokes a node while one of its peers is away: the reply does not wait for that peer, and says
+// until when it may still trust the node.
 func TestRevocationWithoutEverybody(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(openPolicy)
@@ -406,7 +406,7 @@ func TestDeletedNode(t *testing.T) {
 	})
 }
 
-// TestTooManyRequests slows a node down that reports without end, and nobody else.
+// TestTooManyRequests checks that a node that floods reports is slowed down, and no other node.
 func TestTooManyRequests(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.apply(openPolicy)

@@ -11,7 +11,7 @@ import (
 
 var errRefused = errors.New("connection refused")
 
-// listener is a network in memory: connections with buffers of 64 KiB each way, and deadlines.
+// listener is an in-memory network: connections with deadlines, and 64 KiB buffers each way.
 type listener struct {
 	conns  chan net.Conn
 	closed chan struct{}

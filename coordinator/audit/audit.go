@@ -1,6 +1,6 @@
-// Package audit is the coordinator's book of what was decided: who did what to what, when, from where and why. Records are
-// only ever appended, in the same transaction as the change that they tell of, so that there is no change without its
-// record and no record of a change that did not happen.
+// Package audit is the coordinator's audit log: who did what to what, when, from where and why. Records are only ever appended,
+// in the same transaction as the change they describe, so that there is no change without its record and no record of a change
+// that did not happen.
 //
 //	audit/0000000000000001  {"v":2,"number":1,"prev":"","at":...,"by":"uid 0",...,"hash":"1f3a..."}
 //	audit/0000000000000002  {"v":2,"number":2,"prev":"1f3a...",...,"hash":"77c0..."}
@@ -8,12 +8,12 @@
 //	seal/0000000000000100   {"v":1,"mesh":...,"number":256,"hash":...,"key":...,"signature":...}
 //	seal/last               the same for the newest record
 //
-// A record is one line of JSON, in the store as in an export. Its hash is over all of the line before the hash itself, the
-// hash of the record before it included; so a record that was changed, taken out, put in or moved is one that does not fit
-// (see Chain). That all of it, from some record on, was written anew is told by checkpoints: they say which hash a record
-// has, and are signed with a key of the coordinator. One that is kept elsewhere cannot be written anew with the rest.
+// A record is one line of JSON, both in the store and in an export. Its hash covers the whole line before the hash itself,
+// including the previous record's hash; so a record that was changed, removed, inserted or moved does not fit (see Chain).
+// Rewriting everything from some record on is detected by checkpoints: they state the hash of a record, and are signed with a
+// key of the coordinator. A checkpoint kept elsewhere cannot be rewritten along with the rest.
 //
-// The number in the key is the record's; whoever writes transactions counts it. Reading goes backwards from a number, or
+// The number in the key is the record's; the writer of the transactions assigns it. Reading goes backwards from a number, or
 // forwards, in bounded pages, and writes nothing.
 package audit
 
@@ -31,16 +31,16 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
-// Prefix is where the records are in the store.
+// Prefix is the key prefix of records in the store.
 const Prefix = "audit/"
 
-// MaxPage is how many records one Read answers at most.
+// MaxPage is the maximum number of records that one Read returns.
 const MaxPage = 1000
 
-// maxText bounds each text of a record: what comes from outside must not fill the book.
+// maxText bounds each text of a record: input from outside must not fill the log.
 const maxText = 512
 
-// Actions that are recorded.
+// Actions.
 const (
 	MeshCreate     = "mesh.create"
 	Restore        = "mesh.restore"
@@ -57,12 +57,12 @@ const (
 	NodeQuarantine = "node.quarantine"
 	NodeRelease    = "node.release"
 	NodeRefuse     = "node.refuse"  // an enrolment, or a proof at a renewal
-	NodeAttest     = "node.attest"  // what the machine proves of itself has changed
-	NodePending    = "node.pending" // a machine waits for an approval
+	NodeAttest     = "node.attest"  // what the machine proves has changed
+	NodePending    = "node.pending" // a machine waits for approval
 	NodeApprove    = "node.approve"
 	NodeDeny       = "node.deny"
-	NodeReset      = "node.reset"   // another machine may prove less
-	NodeReplace    = "node.replace" // another machine is the node now
+	NodeReset      = "node.reset"   // a machine that proves less may replace it
+	NodeReplace    = "node.replace" // another machine took the node's place
 	PolicyApply    = "policy.apply"
 	PolicyRollback = "policy.rollback"
 	FactSet        = "node.fact.set"
@@ -71,7 +71,7 @@ const (
 	RolesSet       = "user.role.set"
 	RootRotate     = "root.rotate"
 	RootRetire     = "root.retire"
-	RootAway       = "root.away"   // its key was taken off the coordinator's machine
+	RootAway       = "root.away"   // its key was removed from the coordinator's machine
 	RootReturn     = "root.return" // its key is on the coordinator's machine again
 	RootRequest    = "root.request"
 	Intermediate   = "intermediate.replace"
@@ -79,20 +79,20 @@ const (
 	BookUnsealed   = "audit.unsealed"
 )
 
-// Record is one line of the book.
+// Record is one entry of the log.
 type Record struct {
 	Number  uint64    `json:"number"`
-	Prev    string    `json:"prev"` // hash of the record before; empty in the first
+	Prev    string    `json:"prev"` // hash of the previous record; empty in the first
 	At      time.Time `json:"at"`
 	By      string    `json:"by"`             // who: an administrator, a node, or the coordinator itself
 	From    string    `json:"from,omitempty"` // from where: an address, or the socket for administrators
 	Action  string    `json:"action"`         // one of the constants above
 	Subject string    `json:"subject"`        // what it was done to: an id
 	Name    string    `json:"name,omitempty"`
-	User    string    `json:"user,omitempty"` // login name of the person whom it concerns
+	User    string    `json:"user,omitempty"` // login name of the user concerned
 	Reason  string    `json:"reason,omitempty"`
-	Version string    `json:"version,omitempty"` // of the directory, with this change
-	Policy  uint64    `json:"policy,omitempty"`  // the version in force, with this change
+	Version string    `json:"version,omitempty"` // of the directory, including this change
+	Policy  uint64    `json:"policy,omitempty"`  // the version in force, including this change
 }
 
 type record struct {
@@ -100,16 +100,16 @@ type record struct {
 	Record
 }
 
-// line is record as it is written: the hash comes last.
+// line is a record as it is written, with the hash last.
 type line struct {
 	record
 	Hash string `json:"hash"`
 }
 
-// hashed is what stands behind the part of a line that is hashed.
+// hashed has the form of what follows the hashed part of a line.
 const hashed = `,"hash":"` + "0000000000000000000000000000000000000000000000000000000000000000" + `"}`
 
-// Append makes the write of r, under its number, as the one that follows the record with the hash prev; it answers its own.
+// Append returns the write of r, which follows the record with the hash prev, and r's own hash.
 func Append(prev string, r Record) (store.Op, string, error) {
 	if r.Number == 0 || r.Action == "" || r.At.IsZero() || (prev == "") != (r.Number == 1) {
 		return store.Op{}, "", fmt.Errorf("audit record %d of %q at %v: number, action, time and the hash of the one before are required", r.Number, r.Action, r.At)
@@ -132,7 +132,7 @@ func digest(body []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Key is where a record is in the store.
+// Key returns the store key of a record.
 func Key(number uint64) string { return fmt.Sprintf("%s%016x", Prefix, number) }
 
 func clip(s string) string {
@@ -142,7 +142,7 @@ func clip(s string) string {
 	return string(bytes.ToValidUTF8([]byte(s), []byte("?")))
 }
 
-// numberOf is the number in a record's key.
+// numberOf returns the number in a record's key.
 func numberOf(key string) (number uint64, err error) {
 	if _, err := fmt.Sscanf(key, Prefix+"%016x", &number); err != nil || Key(number) != key {
 		return 0, fmt.Errorf("audit record %q: not a key that this program writes", key)
@@ -150,7 +150,7 @@ func numberOf(key string) (number uint64, err error) {
 	return number, nil
 }
 
-// Parse reads a record from the store. Whether it is as it was written is for a Chain to say.
+// Parse reads a record from the store. It does not verify the record; a Chain does.
 func Parse(e store.Entry) (Record, error) {
 	number, err := numberOf(e.Key)
 	if err != nil {
@@ -166,7 +166,7 @@ func Parse(e store.Entry) (Record, error) {
 	return r, nil
 }
 
-// ParseLine reads a record from its line.
+// ParseLine parses a record's line.
 func ParseLine(b []byte) (Record, error) {
 	var r line
 	if err := strictly(b, &r); err != nil {
@@ -178,7 +178,7 @@ func ParseLine(b []byte) (Record, error) {
 	return r.Record, nil
 }
 
-// strictly reads one JSON value whose fields are all known.
+// strictly decodes a single JSON value without unknown fields.
 func strictly(b []byte, to any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
@@ -197,11 +197,11 @@ const (
 	pageDigits = 16 - pageBits/4
 )
 
-// page is the prefix of the keys of a record and of those around it.
+// page returns the common key prefix of a record and those around it.
 func page(number uint64) string { return Key(number)[:len(Prefix)+pageDigits] }
 
-// Read answers up to limit records with numbers below before, newest first, of those that want takes; nil takes all. last
-// is the number of the newest record.
+// Read returns up to limit records with numbers below before, newest first, of those that want takes; nil takes all. It stops
+// where want reports no more. last is the number of the newest record.
 func Read(ctx context.Context, s store.Store, before, last uint64, limit int, want func(Record) (take, more bool)) ([]Record, error) {
 	if limit <= 0 || limit > MaxPage {
 		return nil, fmt.Errorf("read %d audit records: want 1 to %d", limit, MaxPage)

@@ -12,7 +12,7 @@ import (
 
 var at = time.Date(2026, 8, 1, 12, 0, 0, 5, time.UTC)
 
-// write enters records from one number to another, and answers the hash of the last.
+// write appends records with numbers from to to, and returns the hash of the last.
 func write(t testing.TB, s store.Store, from, to uint64, prev string) string {
 	t.Helper()
 	var ops []store.Op

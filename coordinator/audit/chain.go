@@ -5,29 +5,29 @@ import (
 	"fmt"
 )
 
-// ErrBroken says that the book is not what was written.
+// ErrBroken means that the log is not what was written.
 var ErrBroken = errors.New("the audit log was tampered with")
 
 func broken(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrBroken, fmt.Sprintf(format, args...))
 }
 
-// Chain checks the lines of the book, one after the other. The zero value begins with the first record. It is pure: the
+// Chain verifies the lines of the log, one after the other. The zero value starts at the first record. It does no I/O: the
 // lines may come from a store or from a file.
 type Chain struct {
 	number uint64
 	hash   string
-	// watched are the hashes of records that checkpoints speak of; empty until the record has come.
+	// watched holds the hashes of records that checkpoints refer to; empty until the record was added.
 	watched map[uint64]string
 }
 
-// Number is that of the last record that was taken; 0 for none.
+// Number returns the number of the last record added; 0 for none.
 func (c *Chain) Number() uint64 { return c.number }
 
-// Hash is that of the last record that was taken.
+// Hash returns the hash of the last record added.
 func (c *Chain) Hash() string { return c.hash }
 
-// From begins behind a record whose hash is known.
+// From returns a chain that continues after a record whose hash is known.
 func From(number uint64, hash string) Chain { return Chain{number: number, hash: hash} }
 
 // Watch has the chain remember the hash of a record, for Holds.
@@ -38,7 +38,7 @@ func (c *Chain) Watch(number uint64) {
 	c.watched[number] = ""
 }
 
-// Add takes the next line, or says what is wrong with it; errors wrap ErrBroken.
+// Add verifies and adds the next line; its errors wrap ErrBroken.
 func (c *Chain) Add(b []byte) (Record, error) {
 	due := c.number + 1
 	r, err := ParseLine(b)
@@ -73,7 +73,7 @@ func span(first, last uint64) string {
 	return fmt.Sprintf("records %d to %d are", first, last)
 }
 
-// Ends says whether the book may end here, where it is known how many records were written.
+// Ends checks that the log may end here, given the number of records written.
 func (c *Chain) Ends(last uint64) error {
 	switch {
 	case c.number < last:
@@ -84,7 +84,7 @@ func (c *Chain) Ends(last uint64) error {
 	return nil
 }
 
-// Holds says whether a checkpoint, whose record was watched, is one of this book.
+// Holds checks that a checkpoint, whose record was watched, belongs to this log.
 func (c *Chain) Holds(p Checkpoint) error {
 	hash, watched := c.watched[p.Number]
 	switch {

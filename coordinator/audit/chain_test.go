@@ -17,11 +17,11 @@ func testSigner() *Signer {
 	return NewSigner("mesh", ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize)))
 }
 
-// book is what whoever checks it is shown: lines, the checkpoint of the last of them, and a checkpoint kept elsewhere.
+// book is what a verifier is given: lines, the checkpoint of the last one, and a checkpoint kept elsewhere.
 type book struct {
 	lines [][]byte
 	seal  []byte
-	kept  []byte // about the record in the middle
+	kept  []byte // of the record in the middle
 }
 
 func newBook(t testing.TB, n uint64) book {
@@ -54,7 +54,7 @@ func newBook(t testing.TB, n uint64) book {
 	return b
 }
 
-// verify is what those do who check a book.
+// verify verifies the log as an outsider would.
 func (b book) verify(last uint64) error {
 	var c Chain
 	var seals []Checkpoint
@@ -93,7 +93,7 @@ func (b book) clone() book {
 	return c
 }
 
-// TestEveryChangeIsFound changes bytes of every kind in a thousand ways, and lines in a hundred.
+// TestEveryChangeIsFound changes bytes in a thousand ways, and lines in a hundred.
 func TestEveryChangeIsFound(t *testing.T) {
 	const n = 8
 	whole := newBook(t, n)
@@ -194,7 +194,7 @@ func TestEveryChangeIsFound(t *testing.T) {
 	}
 }
 
-// TestChangesAreNamed looks that whoever checks is told which record it is.
+// TestChangesAreNamed checks that errors name the affected record.
 func TestChangesAreNamed(t *testing.T) {
 	const n = 9
 	for _, c := range []struct {
@@ -224,7 +224,8 @@ func TestChangesAreNamed(t *testing.T) {
 	}
 }
 
-// TestACheckpointElsewhereTellsOfABookWrittenAnew with the key, too.
+// TestACheckpointElsewhereTellsOfABookWrittenAnew checks that a checkpoint kept elsewhere detects a log that was rolled back,
+// even if the signing key is at hand.
 func TestACheckpointElsewhereTellsOfABookWrittenAnew(t *testing.T) {
 	older, newer := newBook(t, 8), newBook(t, 20)
 	kept, err := ParseCheckpoint(newer.kept)

@@ -12,19 +12,19 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
-// Where checkpoints are in the store.
+// Store keys of checkpoints.
 const (
 	SealPrefix = "seal/"
 	LastSeal   = SealPrefix + "last"
 )
 
-// SealEvery is how many records are between two checkpoints that are kept.
+// SealEvery is the number of records between two checkpoints that are kept.
 const SealEvery = 256
 
-// domain keeps what this key signs apart from all else.
+// domain separates what this key signs from everything else.
 const domain = "redoubt audit checkpoint 1\n"
 
-// Checkpoint says which hash a record has, and with it all that came before.
+// Checkpoint states the hash of a record, and thereby of all records before it.
 type Checkpoint struct {
 	V         int       `json:"v"`
 	Mesh      string    `json:"mesh"`
@@ -41,22 +41,22 @@ type Signer struct {
 	key  ed25519.PrivateKey
 }
 
-// NewSigner makes a signer.
+// NewSigner returns a signer for a mesh.
 func NewSigner(mesh string, key ed25519.PrivateKey) *Signer { return &Signer{mesh: mesh, key: key} }
 
-// String says whose signer it is, and nothing of the key's private half.
+// String identifies the signer without revealing the private key.
 func (s *Signer) String() string { return "audit key " + Fingerprint(s.Public()) }
 
-// Public is the public half of the key.
+// Public returns the public half of the key.
 func (s *Signer) Public() ed25519.PublicKey { return s.key.Public().(ed25519.PublicKey) }
 
-// Fingerprint names a key for people.
+// Fingerprint returns a short name of a key, for people.
 func Fingerprint(public ed25519.PublicKey) string {
 	sum := sha256.Sum256(public)
 	return hex.EncodeToString(sum[:8])
 }
 
-// Seal signs that a record has a hash.
+// Seal returns a signed checkpoint of a record and its hash.
 func (s *Signer) Seal(number uint64, hash string, at time.Time) (Checkpoint, error) {
 	c := Checkpoint{V: 1, Mesh: s.mesh, Number: number, Hash: hash, At: at.UTC().Truncate(time.Second), Key: s.Public()}
 	b, err := c.signed()
@@ -67,7 +67,7 @@ func (s *Signer) Seal(number uint64, hash string, at time.Time) (Checkpoint, err
 	return c, nil
 }
 
-// signed is what the signature is over.
+// signed returns the bytes that the signature covers.
 func (c Checkpoint) signed() ([]byte, error) {
 	c.Signature = nil
 	b, err := json.Marshal(c)
@@ -77,14 +77,14 @@ func (c Checkpoint) signed() ([]byte, error) {
 	return append([]byte(domain), b...), nil
 }
 
-// Line is the checkpoint as it is kept: one line of JSON.
+// Line returns the checkpoint as it is stored: one line of JSON.
 func (c Checkpoint) Line() ([]byte, error) { return json.Marshal(c) }
 
-// SealKey is where a checkpoint is kept in the store, if it is.
+// SealKey returns the store key of a checkpoint that is kept.
 func SealKey(number uint64) string { return fmt.Sprintf("%s%016x", SealPrefix, number) }
 
-// ParseCheckpoint reads a checkpoint and checks its signature, by the key that stands in it. Whether that is the right key
-// is for the caller to ask.
+// ParseCheckpoint parses a checkpoint and verifies its signature with the key it contains. The caller must check that this is
+// the right key.
 func ParseCheckpoint(b []byte) (Checkpoint, error) {
 	var c Checkpoint
 	if err := strictly(b, &c); err != nil {
@@ -105,7 +105,7 @@ func ParseCheckpoint(b []byte) (Checkpoint, error) {
 	return c, nil
 }
 
-// Seals are the writes that go with the records up to one, of which mark says the hashes at the numbers that are kept.
+// Seals returns the writes of checkpoints up to record number: those in kept, by number, and the last one.
 func (s *Signer) Seals(number uint64, hash string, kept map[uint64]string, at time.Time) ([]store.Op, error) {
 	var ops []store.Op
 	add := func(key string, number uint64, hash string) error {

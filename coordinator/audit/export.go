@@ -9,8 +9,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
-// Forward yields the lines of the records behind one, oldest first, up to the record last; then, if it follows, those that
-// come, until ctx ends or the loop is left. What was put in by other hands is yielded as well, so that a Chain sees it.
+// Forward yields the lines of the records after one, oldest first, up to the record last; with follow, it then continues with
+// new records until ctx ends or the loop breaks. Records inserted by others are yielded too, so that a Chain detects them.
 func Forward(ctx context.Context, s store.Store, after, last uint64, follow bool) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		for {
@@ -20,7 +20,7 @@ func Forward(ctx context.Context, s store.Store, after, last uint64, follow bool
 			}
 			for batch, err := range s.Watch(ctx, Prefix, revision+1) {
 				if errors.Is(err, store.ErrCompacted) {
-					break // it is in the store all the same
+					break // it is in the store nevertheless
 				}
 				if err != nil {
 					yield(nil, err)
@@ -42,7 +42,7 @@ func Forward(ctx context.Context, s store.Store, after, last uint64, follow bool
 	}
 }
 
-// pages yields what is there now. It answers the revision that it is the state of, and the last number.
+// pages yields the records present. It returns their revision and the last number.
 func pages(ctx context.Context, s store.Store, after, last uint64, yield func([]byte, error) bool) (revision, at uint64, ok bool) {
 	at = after
 	for next := after + 1; ; next = (next>>pageBits + 1) << pageBits {
@@ -68,7 +68,7 @@ func pages(ctx context.Context, s store.Store, after, last uint64, yield func([]
 	}
 }
 
-// Last answers the checkpoint of the newest record.
+// Last returns the checkpoint of the newest record.
 func Last(ctx context.Context, s store.Store) (Checkpoint, error) {
 	e, err := s.Get(ctx, LastSeal)
 	if err != nil {
@@ -77,7 +77,7 @@ func Last(ctx context.Context, s store.Store) (Checkpoint, error) {
 	return ParseCheckpoint(e.Value)
 }
 
-// SealLines are the checkpoints that are kept, as they are, but for the one of the newest record.
+// SealLines returns the kept checkpoints as stored, without that of the newest record.
 func SealLines(ctx context.Context, s store.Store) (lines [][]byte, err error) {
 	entries, _, err := s.List(ctx, SealPrefix)
 	if err != nil {

@@ -28,22 +28,22 @@ type attached struct {
 	machine  *enroll.Machine
 	protocol uint32
 	features []string
-	applied  proto.Version // that the node came with
-	// renewFirst says that nothing but a renewal is served: the certificate is out of its time, or is not the one that peers
-	// are shown. A reply was lost, or the data are those of a backup, whose certificates ended long ago.
+	applied  proto.Version // the version the node reported on attaching
+	// renewFirst means that only a renewal is served: the certificate is outside its validity, or is not the one that peers are
+	// given. Either a reply was lost, or the data are from a backup, whose certificates expired long ago.
 	renewFirst bool
-	renewal    *redoubtv1.Renew // that was asked for last
-	// unheard is what the node reported before it had renewed.
+	renewal    *redoubtv1.Renew // the last one requested
+	// unheard is the last report received before the node had renewed.
 	unheard *redoubtv1.Report
 	health  directory.Health   // likewise
-	about   directory.Reported // what the node says of itself
-	left    chan struct{}      // closed when the stream ends; nil where nobody waits for that
-	relay   bool               // it is a relay, which reports what it serves
+	about   directory.Reported // what the node reports about itself
+	left    chan struct{}      // closed when the stream ends; nil if nobody waits for that
+	relay   bool               // the node is a relay and reports its service
 	pace    pace
 }
 
-// attach goes on with a node that showed its certificate. It answers what is left to do for as long as the stream lasts, nil
-// for nothing.
+// attach continues with a node that presented its certificate. It returns the function that serves the rest of the stream, nil
+// for none.
 func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hello, protocol uint32) (func(), error) {
 	watch := s.Directory.WatchNode(g.node.ID)
 	known, err := s.trusted(g.node)
@@ -72,7 +72,7 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 		pace:       pace{tokens: burst, at: time.Now()},
 	}
 	if known.Quarantine != nil {
-		// It has no peers, whichever of its certificates it shows, and gets no other one.
+		// It has no peers, whichever of its certificates it presents, and gets no other one.
 		a.renewFirst = g.outOfTime
 	}
 	st.expires.Store(g.node.NotAfter.Add(cert.Skew).UnixNano())
@@ -85,7 +85,7 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 		Protocol: protocol, Features: proto.Features(), ServerTime: s.Clock().UnixMilli(), Program: s.Program,
 		Quarantine: quarantine(known), RenewFirst: a.renewFirst, KeepAliveSeconds: uint32(keepAlive / time.Second),
 	}}})
-	// What the certificate said is in the directory; of the parsed one only this is asked for later.
+	// The certificate's contents are in the directory; of the parsed one only these fields are needed later.
 	g.node = &cert.Node{Identity: g.node.Identity, Device: g.node.Device}
 	a.node = g.node
 	if a.renewFirst {
@@ -96,7 +96,7 @@ func (s *Server) attach(t *tls.Conn, g *guest, in *frames, hello *redoubtv1.Hell
 	return func() { a.live(err) }, nil
 }
 
-// live serves the node until its stream ends, which it does at once where the node could not join.
+// live serves the node until its stream ends, which is at once if the node could not join.
 func (a *attached) live(err error) {
 	defer a.guest.drop()
 	defer a.leave()
@@ -106,7 +106,7 @@ func (a *attached) live(err error) {
 	a.part(err)
 }
 
-// part has the writer say why the stream ends, if that is worth a word: no two write to a connection.
+// part has the pool send the reason why the stream ends, if there is one to send: only one goroutine may write to a connection.
 func (a *attached) part(err error) {
 	if a.ctx.Err() != nil {
 		return
@@ -123,7 +123,7 @@ func (a *attached) part(err error) {
 	}
 }
 
-// trusted checks that the directory agrees with a certificate that is good in itself.
+// trusted checks a valid certificate against the directory.
 func (s *Server) trusted(n *cert.Node) (*directory.Node, error) {
 	known, ok := s.Directory.Snapshot().Lookup(n.ID)
 	switch {
@@ -135,9 +135,9 @@ func (s *Server) trusted(n *cert.Node) (*directory.Node, error) {
 	return known, nil
 }
 
-// join begins the node's session, from where on it gets its netmaps.
+// join starts the node's session, from which it gets its netmaps.
 func (a *attached) join() error {
-	// First: from Attach on the stream may be ended, which sets a last deadline.
+	// First, since after Attach the stream may be ended, which sets a final deadline.
 	a.guest.admit()
 	if err := a.tell(); err != nil {
 		return err
@@ -216,7 +216,7 @@ func (a *attached) handle(up *redoubtv1.Up, sum [32]byte) error {
 	return refusal.Malformed("a second hello")
 }
 
-// seen notes that the node said something.
+// seen records that the node was heard.
 func (a *attached) seen() {
 	if a.session.Load() != nil {
 		now := a.Clock()
@@ -304,7 +304,7 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 			return err
 		}
 	}
-	watch := a.Directory.WatchNode(a.id) // attest has changed what it will
+	watch := a.Directory.WatchNode(a.id) // created after attest, whose change must not trigger it
 	a.Hub.Talks(a.id, wire.ToNodes(a.renewal.GetTalking()))
 	n, err := a.Directory.Renew(ctx, directory.Renewal{ID: extend.ID, Key: extend.Key, Ticket: a.renewal.GetTicket()})
 	if err != nil {
@@ -329,7 +329,7 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 		return a.tell()
 	}
 	if a.renewFirst = a.outOfTime(n); a.renewFirst {
-		return nil // it got the one that it had missed, and needs the next
+		return nil // it got the certificate that it had missed, and needs the next one
 	}
 	if err := a.join(); err != nil {
 		return err
@@ -340,8 +340,8 @@ func (a *attached) prove(m *redoubtv1.Proof) (err error) {
 	return a.report(a.unheard)
 }
 
-// wait tells a node that there is no certificate for now. One that is served goes on with the one that it has; one that is not is
-// told to connect again when something has changed about it.
+// wait tells a node that there is no certificate for now. A node that is being served continues with its current certificate;
+// otherwise it is told to reconnect when something about it changes.
 func (a *attached) wait(r *refusal.Refusal, watch *directory.Watch) {
 	pending := &redoubtv1.Pending{Message: r.Message, RetryAfterSeconds: r.Down().GetRefusal().GetRetryAfterSeconds()}
 	a.send(&redoubtv1.Down{Message: &redoubtv1.Down_Pending{Pending: pending}})
@@ -365,16 +365,16 @@ func (a *attached) wait(r *refusal.Refusal, watch *directory.Watch) {
 		}
 	})
 	if !waits {
-		watch.Close() // and the stream ends when the guest's patience does
+		watch.Close() // the stream ends when the guest's patience does
 	}
 }
 
-// outOfTime says whether a certificate's time is over.
+// outOfTime reports whether a certificate has expired.
 func (a *attached) outOfTime(n *directory.Node) bool {
 	return a.Clock().After(n.Certificate.NotAfter.Add(cert.Skew))
 }
 
-// quarantine says why a node is kept apart; empty where it is not.
+// quarantine returns why a node is quarantined, or "" if it is not.
 func quarantine(n *directory.Node) string {
 	if n.Quarantine == nil {
 		return ""
@@ -382,10 +382,10 @@ func quarantine(n *directory.Node) string {
 	return refusal.Quarantined(n.Quarantine.Why).Message
 }
 
-// report notes where the node may be reached: where it says, and where it was seen to come from.
+// report records where the node may be reached: at the endpoints it reports, and at the address it connects from.
 func (a *attached) report(m *redoubtv1.Report) error {
 	if a.renewFirst {
-		a.unheard = m // it is not said again on this stream
+		a.unheard = m // the node does not repeat it on this stream
 		return nil
 	}
 	if a.relay {
@@ -409,7 +409,7 @@ func (a *attached) report(m *redoubtv1.Report) error {
 	return a.Directory.SetReach(ctx, a.id, reach)
 }
 
-// remote is where a connection comes from.
+// remote returns the address that a connection comes from.
 func remote(c net.Conn) netip.AddrPort {
 	a, ok := c.RemoteAddr().(interface{ AddrPort() netip.AddrPort })
 	if !ok {
@@ -419,10 +419,10 @@ func remote(c net.Conn) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }
 
-// burst is how many requests a node may make at once; afterwards it is one a second.
+// burst is how many requests a node may make at once; beyond that it is one per second.
 const burst = 10
 
-// pace slows down a node that asks too much. It costs that node's stream only.
+// pace slows down a node that requests too much, at the expense of that node's stream only.
 type pace struct {
 	tokens float64
 	at     time.Time
@@ -449,7 +449,7 @@ func isNet(err error) bool {
 	return errors.As(err, &n) || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.Canceled)
 }
 
-// usable leaves out what no peer could reach the node by, doubles, and what is too much.
+// usable drops endpoints that no peer could use, duplicates, and those beyond the limit.
 func usable(list []proto.Endpoint, mesh proto.Mesh) []proto.Endpoint {
 	seen := make(map[netip.AddrPort]bool, len(list))
 	list = slices.DeleteFunc(list, func(e proto.Endpoint) bool {

@@ -15,7 +15,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// attest has the directory note what a renewal showed of the machine, before the certificate is made that says so.
+// attest records what a renewal proved about the machine, before the certificate that states it is issued.
 func (a *attached) attest(ctx context.Context, x enroll.Extend) error {
 	if x.Again == nil && x.Lapse == "" {
 		return nil
@@ -40,13 +40,13 @@ func (a *attached) attest(ctx context.Context, x enroll.Extend) error {
 	return nil
 }
 
-// noted bounds how fast refusals fill the audit book: each is logged in any case.
+// noted bounds how fast refusals fill the audit log. All of them appear in the program's log.
 type noted struct {
 	mu   sync.Mutex
 	pace pace
 }
 
-// room says whether one more may be written now.
+// room reports whether another one may be recorded.
 func (n *noted) room(now time.Time) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -59,7 +59,7 @@ func (n *noted) room(now time.Time) bool {
 	return true
 }
 
-// noteRefusal writes into the audit book why a machine with a join token was refused.
+// noteRefusal records in the audit log why a machine with a join token was refused.
 func (s *Server) noteRefusal(from netip.AddrPort, hello *redoubtv1.Hello, err error) {
 	token, bad := key.ParseTokenPublic(hello.GetEnrol().GetTokenPublic())
 	if err == nil || bad != nil || isTransport(err) {
@@ -70,13 +70,13 @@ func (s *Server) noteRefusal(from netip.AddrPort, hello *redoubtv1.Hello, err er
 	})
 }
 
-// noteNodeRefusal writes why a node was refused its next certificate.
+// noteNodeRefusal records why a node was refused its next certificate.
 func (s *Server) noteNodeRefusal(from netip.AddrPort, id proto.NodeID, err error) {
 	s.note(from, err, func(ctx context.Context) error { return s.Directory.RefuseNode(ctx, id, err.Error()) })
 }
 
 func (s *Server) note(from netip.AddrPort, err error, write func(context.Context) error) {
-	// A failure of our own says nothing about whom it met.
+	// Internal failures say nothing about the requester.
 	if _, meant := refusal.From(err); !meant || s.ctx.Err() != nil || !s.noted.room(time.Now()) {
 		return
 	}

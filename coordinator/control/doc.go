@@ -1,19 +1,20 @@
-// Package control is the coordinator's end of the control streams: it accepts connections, finds out who is there, and moves
-// messages between nodes and the packages that decide.
+// Package control is the coordinator's end of the control streams: it accepts connections, authenticates them, and moves
+// messages between nodes and the packages that make decisions.
 //
-//	accept ──► lobby ──► TLS 1.3 ──► GET /v1/control, Upgrade ──► hello ──► enrol:  challenge, proof, result, and gone,
-//	            16384     32 at once    net/http, 8 KiB, no body      │        or it attaches as the node that it is now
-//	            places    compute                                     │        (in the lobby so far; 64 KiB frames)
-//	            └── 10 s for both; the oldest guest gives way ──┘     └──► attach: one goroutine reads, for as long as it lasts
-//	                                                                                 a pool of writers sends what is due
+//	accept ──► lobby ──► TLS 1.3 ──► GET /v1/control, Upgrade ──► hello ──► enrol:  challenge, proof, result, then closed,
+//	           16384     32 at once    net/http, 8 KiB, no body      │        or the machine attaches as the new node
+//	           places    compute                                     │        (up to here in the lobby; 64 KiB frames)
+//	           └── 10 s for both; if full, the oldest guest goes ────┘     └──► attach: one goroutine reads until the end
+//	                                                                                a pool of writers sends what is due
 //
-// A connection without a node's certificate stays in the lobby, where everything has a deadline and places are few. A slot for
-// computing a handshake is held only while computing: who says nothing holds none.
+// A connection without a node's certificate stays in the lobby, where every step has a deadline and places are limited. A
+// handshake slot is held only while computing: a silent guest holds none.
 //
-// A connected node costs one goroutine and no buffers while it is silent: frame buffers are pooled, and what has to be sent
-// is taken from the node's session when a writer gets to it, so nothing queues up behind a node that does not read. Writers
-// are a fixed number; one that waits for its node's socket is replaced, so that nobody else waits with it.
+// A connected node costs one goroutine and no buffers while it is silent: frame buffers are pooled, and updates are taken from
+// the node's session when a writer gets to it, so nothing queues up for a node that does not read. The number of writers is
+// fixed; a writer blocked on a node's socket is replaced meanwhile, so that no other node waits with it.
 //
-// There is one live stream a node; a newer one ends the one before. Every 25 s, in one of 25 beats, each stream is looked at: where
-// nothing was said for half of that time the node is told something, and answers. Who hears nothing for 55 s closes.
+// Each node has at most one live stream; a newer one ends the previous one. Every 25 s, spread over 25 beats, each stream is
+// checked: if nothing was sent for half of that time, the node gets a keepalive, and answers it. A side that hears nothing for
+// 55 s closes.
 package control

@@ -12,8 +12,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// reported is what a node says of itself, by its hello and by what came later. Routes that no node may offer are left out, all
-// of them: they are a mistake in that node's configuration, and no reason to refuse the node.
+// reported returns what a node reports about itself, in its hello and in facts. If any route is one that no node may offer, all
+// routes are dropped: they are a mistake in that node's configuration, and no reason to refuse the node.
 func (s *Server) reported(hello *redoubtv1.Hello, facts *redoubtv1.Facts) directory.Reported {
 	routes, err := wire.ToRoutes(facts.GetRoutes())
 	if err == nil {
@@ -28,20 +28,20 @@ func (s *Server) reported(hello *redoubtv1.Hello, facts *redoubtv1.Facts) direct
 	}
 }
 
-// hear takes what the node says when it renews.
+// hear stores the facts that the node reports on renewal.
 func (a *attached) hear(facts *redoubtv1.Facts) {
 	said := a.reported(nil, facts)
 	a.about.OSVersion, a.about.Routes = said.OSVersion, said.Routes
 }
 
-// tell has the directory remember what the node said of itself.
+// tell stores in the directory what the node reported about itself.
 func (a *attached) tell() error {
 	ctx, cancel := context.WithTimeout(a.ctx, step)
 	defer cancel()
 	return a.Directory.Report(ctx, a.id, a.about)
 }
 
-// healthOf is what a machine says of its health.
+// healthOf converts a machine's health report.
 func healthOf(m *redoubtv1.Posture) directory.Health {
 	said := directory.Health{Whole: m.GetWhole()}
 	for _, f := range m.GetFacts() {
@@ -52,13 +52,13 @@ func healthOf(m *redoubtv1.Posture) directory.Health {
 	return said
 }
 
-// posture takes what the node says of its health.
+// posture handles the node's health report.
 func (a *attached) posture(m *redoubtv1.Posture) error {
 	said := healthOf(m)
 	if !a.renewFirst {
 		return a.reportHealth(said)
 	}
-	// It is not said again on this stream.
+	// The node does not repeat it on this stream.
 	if !said.Whole {
 		said.Whole = a.health.Whole
 		for _, f := range a.health.Facts {
@@ -84,8 +84,8 @@ func (a *attached) reportHealth(said directory.Health) error {
 	return err
 }
 
-// fallen has what the node said of its health end in time, now that it is not heard any more. Where heard is zero another stream
-// has taken this one's place.
+// fallen lets the node's health facts expire after it was last heard. A zero heard means that another stream has replaced this
+// one.
 func (a *attached) fallen(heard time.Time) {
 	if heard.IsZero() {
 		return

@@ -15,7 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// maxPooled is the largest buffer that goes back to the pool.
+// maxPooled is the largest buffer returned to the pool.
 const maxPooled = 128 << 10
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
@@ -26,7 +26,7 @@ func release(b *[]byte) {
 	}
 }
 
-// frames reads messages from a connection. It holds no buffer while it waits for one.
+// frames reads messages from a connection. It holds no buffer while waiting for one.
 type frames struct {
 	src   io.Reader
 	first [1]byte
@@ -40,7 +40,7 @@ func newFrames(t *tls.Conn, early []byte) *frames {
 	return &frames{src: io.MultiReader(bytes.NewReader(early), t)}
 }
 
-// Read gives back the byte that was waited for, then the rest.
+// Read returns the byte read ahead, then the rest.
 func (f *frames) Read(b []byte) (int, error) {
 	if f.ahead && len(b) > 0 {
 		f.ahead = false
@@ -50,8 +50,8 @@ func (f *frames) Read(b []byte) (int, error) {
 	return f.src.Read(b)
 }
 
-// next reads a message. sum is the hash of it as it came, where a proof will have to cover it. Everything that nodes say fits
-// in the limit for unknown ones, so nobody gets a larger buffer.
+// next reads a message. sum is its hash as received, if a proof will have to cover it. Every message from nodes fits within the
+// limit for unauthenticated ones, so nobody gets a larger buffer.
 func (f *frames) next() (up *redoubtv1.Up, sum [32]byte, err error) {
 	if _, err := io.ReadFull(f.src, f.first[:]); err != nil {
 		return nil, sum, err
@@ -90,7 +90,7 @@ func write(t *tls.Conn, m *redoubtv1.Down) error {
 	return err
 }
 
-// lastWord sends the last message. Who does not take it soon goes without.
+// lastWord sends the final message. A peer that does not read it soon goes without.
 func lastWord(t *tls.Conn, g *guest, m *redoubtv1.Down) {
 	g.patience(time.Now().Add(parting))
 	if write(t, m) != nil || t.CloseWrite() != nil {
@@ -98,6 +98,5 @@ func lastWord(t *tls.Conn, g *guest, m *redoubtv1.Down) {
 	}
 }
 
-// drain gives the other side a moment to read the last word: closing at once would take it away from somebody who is still
-// sending.
+// drain gives the peer a moment to read the final message: closing at once would discard it if the peer is still sending.
 func drain(t *tls.Conn) { _, _ = io.CopyN(io.Discard, t, wire.MaxUp) }

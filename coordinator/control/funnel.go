@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// funnel hands connections that shook hands to net/http, as a listener.
+// funnel passes connections to net/http after their handshake, as a listener.
 type funnel struct {
 	conns  chan net.Conn
 	closed chan struct{}

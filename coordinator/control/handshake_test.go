@@ -15,7 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// endless is a connection whose other side sends without end.
+// endless is a connection whose peer never stops sending.
 type endless struct {
 	net.Conn
 	taken atomic.Int64
@@ -29,7 +29,7 @@ func (e *endless) Read(b []byte) (int, error) {
 func (e *endless) SetDeadline(time.Time) error { return nil }
 func (e *endless) Close() error                { return nil }
 
-// TestHandshakeIsBounded: whoever has not shaken hands cannot have more than a little kept for him.
+// TestHandshakeIsBounded checks that little is buffered for a peer before its handshake is complete.
 func TestHandshakeIsBounded(t *testing.T) {
 	l := newLobby(8, 2)
 	c := &endless{}
@@ -55,7 +55,7 @@ func TestHandshakeIsBounded(t *testing.T) {
 	g.Close()
 }
 
-// TestHandshakeWithTooManyCertificates shows a chain that would have to be kept whole before it is looked at.
+// TestHandshakeWithTooManyCertificates presents a chain that would have to be buffered whole before it can be examined.
 func TestHandshakeWithTooManyCertificates(t *testing.T) {
 	near, far := net.Pipe()
 	l := newLobby(8, 2)
@@ -81,7 +81,7 @@ func TestHandshakeWithTooManyCertificates(t *testing.T) {
 	far.Close()
 }
 
-// selfSigned is TLS with a certificate that nobody checks here.
+// selfSigned returns a TLS configuration with a certificate that is not verified here.
 func selfSigned(t *testing.T) *tls.Config {
 	t.Helper()
 	device, err := key.NewDevice(rand.Reader)

@@ -20,11 +20,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// switching is the answer to the request for an Upgrade.
+// switching is the response to a request for an Upgrade.
 const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + wire.Protocol + "\r\n\r\n"
 
-// serve runs a stream from its Upgrade to its end. What lasts goes on in a goroutine of its own: this one's stack has grown
-// with all that a greeting takes, and would stay that large.
+// serve runs a stream from its Upgrade to its end. A lasting stream continues in its own goroutine: this one's stack has grown
+// during the greeting, and would stay that large.
 func (s *Server) serve(t *tls.Conn, g *guest, early []byte) {
 	if lasting := s.begin(t, g, early); lasting != nil {
 		if !s.start(lasting) {
@@ -35,7 +35,7 @@ func (s *Server) serve(t *tls.Conn, g *guest, early []byte) {
 	g.drop()
 }
 
-// begin greets whoever is there, and does all for those who do not stay. For a node that does it answers what is left to do.
+// begin greets a peer and finishes with those that do not stay. For a node that stays it returns the function serving the rest.
 func (s *Server) begin(t *tls.Conn, g *guest, early []byte) func() {
 	g.patience(time.Now().Add(arrival))
 	if _, err := io.WriteString(t, switching); err != nil {
@@ -55,7 +55,7 @@ func (s *Server) begin(t *tls.Conn, g *guest, early []byte) func() {
 	return nil
 }
 
-// refused finds the refusal that an error means to the other side, if it is worth one, and logs failures of our own.
+// refused returns the refusal to send for an error, nil for none, and logs it; internal failures are logged as errors.
 func (s *Server) refused(err error, g *guest, t *tls.Conn) *refusal.Refusal {
 	if isTransport(err) {
 		s.Log.Debug("stream broke", "remote", g.RemoteAddr(), "err", err)
@@ -79,7 +79,7 @@ func codeName(c redoubtv1.Refusal_Code) string {
 	return strings.ToLower(strings.TrimPrefix(c.String(), "CODE_"))
 }
 
-// greet reads the first message and goes on as that asks. For a node that stays it answers what is left to do.
+// greet reads the first message and acts on it. For a node that stays it returns the function serving the rest.
 func (s *Server) greet(t *tls.Conn, g *guest, in *frames) (func(), error) {
 	up, sum, err := in.next()
 	if err != nil {
@@ -110,7 +110,7 @@ func (s *Server) greet(t *tls.Conn, g *guest, in *frames) (func(), error) {
 	return nil, refusal.Malformed("a hello that does not say what it is for")
 }
 
-// negotiate takes the highest protocol version that both sides speak.
+// negotiate returns the highest protocol version that both sides speak.
 func negotiate(hello *redoubtv1.Hello) (uint32, error) {
 	lowest, highest := hello.GetProtocolMin(), hello.GetProtocolMax()
 	v := min(highest, proto.ProtocolMax)
@@ -122,7 +122,7 @@ func negotiate(hello *redoubtv1.Hello) (uint32, error) {
 	return v, nil
 }
 
-// enrol turns a machine into a node. For one that has to wait it answers no node, and what keeps its stream open meanwhile.
+// enrol turns a machine into a node. If the machine has to wait, n is nil, and wait keeps its stream open.
 func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (n *directory.Node, wait func(), err error) {
 	result := "refused"
 	defer func() {
@@ -135,7 +135,7 @@ func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (n
 	}
 	watch := s.Directory.WatchCandidate(admit.Claim.Device)
 	n, err = s.admit(admit, hello.Message, t)
-	if pending := (*directory.PendingError)(nil); errors.As(err, &pending) && pending.Code != "" { // else it is a node already
+	if pending := (*directory.PendingError)(nil); errors.As(err, &pending) && pending.Code != "" { // no code: already a node
 		result = "pending"
 		s.Log.Info("machine waits for approval", "code", pending.Code, "name", pending.Name, "attestation", admit.Attributes.Level, "remote", t.RemoteAddr())
 		return nil, s.await(t, g, in, "candidate "+admit.Claim.Device.String(), watch, func(hold uint32) *redoubtv1.Down {
@@ -154,8 +154,8 @@ func (s *Server) enrol(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (n
 	return n, nil, nil
 }
 
-// enrolled gives a machine its certificate. One that stays goes on as the node that it is now: its proof was bound to this very
-// connection, so whoever is at the other end of it holds the device key, as a handshake with the certificate would show.
+// enrolled sends a machine its certificate. A machine that stays continues as the new node: its proof was bound to this very
+// connection, so its peer holds the device key, just as a handshake with the certificate would show.
 func (s *Server) enrolled(t *tls.Conn, g *guest, in *frames, n *directory.Node, stays bool) (func(), error) {
 	result := s.result(n)
 	if !stays {
@@ -184,7 +184,7 @@ func (s *Server) enrolled(t *tls.Conn, g *guest, in *frames, n *directory.Node, 
 	return s.attach(t, g, in, hello, protocol)
 }
 
-// examine has a machine prove who and what it is.
+// examine has a machine prove its identity and attestation.
 func (s *Server) examine(t *tls.Conn, g *guest, in *frames, hello enroll.Hello) (admit enroll.Admit, err error) {
 	if hello.Exporter, err = cert.Exporter(t.ConnectionState()); err != nil {
 		return admit, err
@@ -230,7 +230,7 @@ func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello, t *tls.Conn) (*di
 	var locked *directory.LockedError
 	if errors.As(err, &locked) {
 		r := refusal.Locked(locked.Lock)
-		r.RetryAfter = 0 // somebody waits in front of it
+		r.RetryAfter = 0 // it has a place to wait at
 		return nil, r
 	}
 	if errors.Is(err, directory.ErrAdmission) {
@@ -240,14 +240,14 @@ func (s *Server) admit(a enroll.Admit, hello *redoubtv1.Hello, t *tls.Conn) (*di
 	return n, err
 }
 
-// attested is what the directory remembers of a proof.
+// attested converts a proof for the directory.
 func attested(kind string, a attest.Attributes) directory.Attested {
 	return directory.Attested{
 		Kind: kind, Device: a.DeviceID, Selectors: a.Selectors, Checks: a.Checks, Again: a.CanReattest, Known: a.Known,
 	}
 }
 
-// result is the message with a node's certificate.
+// result returns the message with a node's certificate.
 func (s *Server) result(n *directory.Node) *redoubtv1.Down {
 	return &redoubtv1.Down{Message: &redoubtv1.Down_Result{Result: &redoubtv1.Result{
 		Certificate: n.Certificate.DER, Chain: s.chain(), Roots: s.Issuer.Roots(), Mesh: wire.FromMesh(s.Directory.Snapshot().Mesh()),
@@ -255,8 +255,8 @@ func (s *Server) result(n *directory.Node) *redoubtv1.Down {
 	}}}
 }
 
-// maxIssuers is how many intermediates go with a certificate: the one that signed it is the newest or, when a reply is sent
-// again, one soon before it.
+// maxIssuers is how many intermediates are sent with a certificate: its issuer is the newest one or, when a reply is repeated,
+// a recent predecessor.
 const maxIssuers = 4
 
 func (s *Server) chain() [][]byte {
@@ -264,7 +264,7 @@ func (s *Server) chain() [][]byte {
 	return all[:min(len(all), maxIssuers)]
 }
 
-// isTransport says that a stream ended because the connection did.
+// isTransport reports whether a stream ended because its connection did.
 func isTransport(err error) bool {
 	var r *refusal.Refusal
 	return !errors.As(err, &r) && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || isNet(err))

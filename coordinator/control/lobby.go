@@ -11,17 +11,17 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// maxHandshake is how much a guest may send until it has shaken hands: several times what the longest good chain of
-// certificates takes. What is sent is kept until it is whole.
+// maxHandshake is how much a guest may send before its handshake is complete: several times what the longest valid certificate
+// chain needs. TLS buffers a message until it is complete.
 const maxHandshake = 64 << 10
 
 var errTooMuch = errors.New("more bytes than a handshake takes")
 
-// lobby holds the connections of those who have not shown who they are. It has a fixed number of places: whoever comes
-// when it is full takes the place of the one who has been there longest, so that silence costs nobody else anything.
+// lobby holds the connections that are not authenticated yet. It has a fixed number of places: when it is full, a newcomer
+// takes the place of the oldest guest, so that silent connections cannot lock out others.
 type lobby struct {
 	places int
-	// slots bounds how many handshakes compute at once; one that waits for its peer holds none.
+	// slots bounds how many handshakes compute at once; a handshake waiting for its peer holds none.
 	slots *slots
 
 	mu      sync.Mutex
@@ -34,7 +34,7 @@ func newLobby(places, computing int) *lobby {
 	return &lobby{places: places, slots: &slots{free: computing}, guests: list.New()}
 }
 
-// enter gives a connection a place. Until it leaves, no deadline that anybody sets reaches beyond until.
+// enter gives a connection a place. Until it leaves, no deadline set on it extends beyond until.
 func (l *lobby) enter(c net.Conn, until time.Time) (*guest, bool) {
 	g := &guest{Conn: c, lobby: l}
 	g.patience(until)
@@ -73,7 +73,7 @@ func (l *lobby) len() int {
 	return l.guests.Len()
 }
 
-// close ends everybody who is there, and everybody who comes.
+// close drops all guests, and all who come later.
 func (l *lobby) close() {
 	l.mu.Lock()
 	l.closed = true
@@ -87,33 +87,33 @@ func (l *lobby) close() {
 	}
 }
 
-// guest is a connection below TLS.
+// guest is the connection below TLS.
 type guest struct {
 	net.Conn
 	lobby *lobby
 	place *list.Element // guarded by lobby.mu; nil once it left
 
-	// shaking says that whoever reads or writes holds a slot. Only the goroutine that shakes hands sees it set.
+	// shaking means that the reader or writer holds a slot. It is set only on the goroutine doing the handshake.
 	shaking bool
-	// allowance is what it may still send while it shakes hands.
+	// allowance is how many bytes the guest may still send during the handshake.
 	allowance int
-	// node is who the handshake proved to be there, nil for nobody. Its certificate may be one whose time is over, or has not
-	// come since the coordinator's clock was wrong.
+	// node is the node that the handshake authenticated, nil for none. outOfTime reports that its certificate has expired, or
+	// is not yet valid because the coordinator's clock was wrong when it was issued.
 	node      *cert.Node
 	outOfTime bool
 
-	// writers do the writing once the node is known.
+	// writers does the writing once the node is known.
 	writers *pool
 
 	until atomic.Pointer[time.Time]
 }
 
-// shake runs f, the handshake, with a slot that is given back whenever it waits.
+// shake runs f, the handshake, holding a slot that is released whenever f waits.
 func (g *guest) shake(f func() error) error {
 	begin := time.Now()
 	g.lobby.slots.take(false)
 	if until := g.until.Load(); until != nil {
-		g.patience(until.Add(time.Since(begin))) // it waited for us, not we for it
+		g.patience(until.Add(time.Since(begin))) // the wait for a slot is not the guest's fault
 	}
 	g.shaking, g.allowance = true, maxHandshake
 	err := f()
@@ -122,13 +122,13 @@ func (g *guest) shake(f func() error) error {
 	return err
 }
 
-// patience sets how long the connection may take for what it is about, whatever deadlines are set on it meanwhile.
+// patience sets the deadline for the connection's current step; it overrides any later deadline set on the connection.
 func (g *guest) patience(until time.Time) {
 	g.until.Store(&until)
 	_ = g.Conn.SetDeadline(until)
 }
 
-// admit takes the connection out of the lobby, without a deadline.
+// admit takes the connection out of the lobby and removes its deadline.
 func (g *guest) admit() {
 	g.lobby.leave(g)
 	g.until.Store(nil)
@@ -166,7 +166,7 @@ func (g *guest) Close() error {
 	return g.Conn.Close()
 }
 
-// drop closes the connection without a word.
+// drop closes the connection without a message.
 func (g *guest) drop() { _ = g.Close() }
 
 func (g *guest) SetDeadline(t time.Time) error      { return g.Conn.SetDeadline(g.bound(t)) }

@@ -79,7 +79,8 @@ func TestPatienceBoundsDeadlines(t *testing.T) {
 	})
 }
 
-// TestSlotsAreForComputing has more handshakes wait for their peers than there are slots. None of them holds one.
+// TestSlotsAreForComputing checks that handshakes waiting for their peers hold no slots, even if there are more of them than
+// slots.
 func TestSlotsAreForComputing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLobby(100, 2)
@@ -147,7 +148,7 @@ func TestPool(t *testing.T) {
 		if done != 30 || most != 3 || time.Since(start) != 10*time.Millisecond {
 			t.Errorf("%d done by %d at once", done, most)
 		}
-		// Jobs that wait hold up nobody, however many there are, and those that wait end with what they wait for.
+		// Blocked jobs delay no others, however many there are, and end when they are unblocked.
 		release := make(chan struct{})
 		for range 100 {
 			p.submit(func() { p.aside(func() { <-release }) })

@@ -2,9 +2,9 @@ package control
 
 import "sync"
 
-// pool runs jobs on a fixed number of workers. A worker that may have to wait for a node's socket steps aside meanwhile and
-// lets another one work, so that those who do not read cost those who do nothing. Whoever submits has at most one job in the
-// pool at a time, which bounds the queue and the number of waiting workers by the number of streams.
+// pool runs jobs on a fixed number of workers. A worker that may block on a node's socket steps aside and lets another one
+// work, so that nodes that do not read cost the others nothing. Each submitter has at most one job in the pool, so the queue
+// and the number of blocked workers are bounded by the number of streams.
 type pool struct {
 	workers int
 
@@ -17,7 +17,7 @@ type pool struct {
 
 func newPool(workers int) *pool { return &pool{workers: workers} }
 
-// submit has job done soon, in order of arrival. After close it does nothing.
+// submit queues a job; jobs start in order of arrival. After close it does nothing.
 func (p *pool) submit(job func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -28,7 +28,7 @@ func (p *pool) submit(job func()) {
 	p.hire()
 }
 
-// hire starts a worker if there is work and a place for one. Called with the lock held.
+// hire starts a worker if there is work and room for one. The caller holds mu.
 func (p *pool) hire() {
 	if p.working < p.workers && len(p.queue) > 0 {
 		p.working++
@@ -46,7 +46,8 @@ func (p *pool) work() {
 	}
 }
 
-// next takes a job, or ends the worker that asks: when there is none, or when others took its place while it stood aside.
+// next returns the next job, or nil to end the calling worker: if there is none, or if others took its place while it was
+// aside.
 func (p *pool) next() func() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -60,7 +61,7 @@ func (p *pool) next() func() {
 	return job
 }
 
-// aside does what may wait, in a job, without holding the worker's place.
+// aside runs wait, which may block, within a job, without occupying a worker's place.
 func (p *pool) aside(wait func()) {
 	p.mu.Lock()
 	p.working--
@@ -72,7 +73,7 @@ func (p *pool) aside(wait func()) {
 	p.mu.Unlock()
 }
 
-// close drops what is queued and waits for what is being done. Connections must be closed first, to end jobs that wait.
+// close discards queued jobs and waits for running ones. Connections must be closed first, so that blocked jobs end.
 func (p *pool) close() {
 	p.mu.Lock()
 	p.closed = true

@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// beats is how many parts the time between two looks at a stream has. Streams that are looked at together are woken together: a
-// wake-up of the process costs more than what it is for, and their nodes answer while it is awake.
+// beats is into how many parts the time between two checks of a stream is divided. The streams of a beat are woken together:
+// waking the process costs more than the work itself, and their nodes answer while it is awake.
 const beats = int(keepAlive / time.Second)
 
-// pulse are all streams, evenly spread over the beats.
+// pulse holds all streams, evenly spread over the beats.
 type pulse struct {
 	beats [beats]map[*stream]struct{}
-	next  int // where the next stream goes
+	next  int // the beat of the next stream
 	len   int
 }
 
@@ -47,8 +47,8 @@ func (p *pulse) all() iter.Seq[*stream] {
 	}
 }
 
-// beat looks at each stream every keepAlive: its node is told something where nothing was said for half of that time, so that
-// it hears something at least every one and a half of it.
+// beat checks each stream every keepAlive: if nothing was sent for half of that time, the node gets a keepalive, so that it
+// hears something at least every one and a half keepAlives.
 func (s *Server) beat() {
 	t := time.NewTicker(keepAlive / time.Duration(beats))
 	defer t.Stop()

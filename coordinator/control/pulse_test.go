@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// Streams are spread evenly over the beats, and each is in one of them until it is removed.
+// TestPulse checks that streams are spread evenly over the beats, and that each is in one beat until it is removed.
 func TestPulse(t *testing.T) {
 	var p pulse
 	var all []*stream

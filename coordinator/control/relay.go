@@ -16,10 +16,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// switchingRelay is the answer to the request for an Upgrade to a relay's stream.
+// switchingRelay is the response to a request for an Upgrade to a relay stream.
 const switchingRelay = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + relaymsg.Protocol + "\r\n\r\n"
 
-// upgradeRelay hands the stream of a node over to the relay.
+// upgradeRelay hands a node's stream over to the relay.
 func (s *Server) upgradeRelay(w http.ResponseWriter, r *http.Request) {
 	if s.Relay == nil {
 		http.Error(w, "this coordinator has no relay", http.StatusNotFound)
@@ -34,7 +34,7 @@ func (s *Server) upgradeRelay(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// carry has the relay serve a stream to its end.
+// carry has the relay serve a stream until it ends.
 func (s *Server) carry(t *tls.Conn, g *guest, early []byte) {
 	defer g.drop()
 	if g.node == nil || g.outOfTime {
@@ -64,16 +64,16 @@ func (s *Server) carry(t *tls.Conn, g *guest, early []byte) {
 	}
 }
 
-// resumed is a connection of which some was read already.
+// resumed is a connection from which some bytes have already been read.
 type resumed struct {
 	net.Conn
 	r io.Reader
 }
 
-// Read reads what was read too early first.
+// Read returns the bytes read early first.
 func (c *resumed) Read(b []byte) (int, error) { return c.r.Read(b) }
 
-// serves tells nodes of a relay that is attached.
+// serves announces an attached relay to nodes.
 func (a *attached) serves(m *redoubtv1.Relay) error {
 	if m == nil {
 		return nil
@@ -84,7 +84,7 @@ func (a *attached) serves(m *redoubtv1.Relay) error {
 	}
 	r.ID, r.Name = a.id, a.node.Name
 	if from := remote(a.conn).Addr(); len(r.UDP) == 0 && len(r.URLs) == 0 && from.IsValid() {
-		r.UDP = []netip.Addr{from} // it named no address: where it comes from
+		r.UDP = []netip.Addr{from} // it reported no address: use the one it connects from
 	}
 	if err := r.Validate(); err != nil {
 		return refusal.Malformed(err.Error())
@@ -95,7 +95,7 @@ func (a *attached) serves(m *redoubtv1.Relay) error {
 	return a.Directory.SetRelay(ctx, r)
 }
 
-// served tells nodes that a relay is gone, unless it is attached again already.
+// served withdraws a relay, unless it has attached again already.
 func (a *attached) served() {
 	if session := a.session.Load(); session == nil || session.Replaced() {
 		return

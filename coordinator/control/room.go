@@ -10,11 +10,11 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// roomPlaces is how many connections may wait. Those who find no place come back from time to time.
+// roomPlaces is how many connections may wait. Machines that find no place retry from time to time.
 const roomPlaces = 4096
 
-// room holds the connections of machines that showed who they are and must wait: for an approval, or for the end of a lock. Each
-// has one place; whoever comes again gives up the place before.
+// room holds the connections of authenticated machines that must wait: for approval, or for the end of a lock. Each machine has
+// one place; a new connection replaces its previous one.
 type room struct {
 	places int
 
@@ -25,7 +25,7 @@ type room struct {
 
 func newRoom(places int) *room { return &room{places: places, guests: make(map[string]*guest)} }
 
-// enter gives a connection a place, until it leaves.
+// enter gives a connection a place until it leaves.
 func (r *room) enter(who string, g *guest) bool {
 	r.mu.Lock()
 	before, again := r.guests[who]
@@ -56,7 +56,7 @@ func (r *room) len() int {
 	return len(r.guests)
 }
 
-// close ends everybody who waits, and everybody who comes.
+// close drops all who wait, and prevents others from entering.
 func (r *room) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -66,8 +66,9 @@ func (r *room) close() {
 	}
 }
 
-// await tells a machine to wait, and answers what keeps its connection open until the watch says that there is something new, or the
-// machine is gone. down is what it is told: how often both sides have to say something, 0 where there is no place to wait.
+// await tells a machine to wait. It returns the function that keeps its connection open until the watch fires or the machine is
+// gone, or nil if there is no place. down returns the message to send; hold is the keepalive interval in seconds, 0 if there is
+// no place to wait.
 func (s *Server) await(t *tls.Conn, g *guest, in *frames, who string, watch *directory.Watch, down func(hold uint32) *redoubtv1.Down) func() {
 	if !s.room.enter(who, g) {
 		watch.Close()
@@ -85,7 +86,7 @@ func (s *Server) await(t *tls.Conn, g *guest, in *frames, who string, watch *dir
 	}
 }
 
-// hold answers keepalives until the watch, the machine or the server ends that.
+// hold answers keepalives until the watch fires, the machine leaves or the server closes.
 func (s *Server) hold(t *tls.Conn, g *guest, in *frames, watch *directory.Watch) {
 	gone := make(chan struct{})
 	defer close(gone)
@@ -113,7 +114,7 @@ func (s *Server) hold(t *tls.Conn, g *guest, in *frames, watch *directory.Watch)
 	}
 }
 
-// pendingDown tells a machine that enrols what it waits for.
+// pendingDown returns the message that tells an enrolling machine what it waits for.
 func pendingDown(p *directory.PendingError, hold uint32) *redoubtv1.Down {
 	r, _ := refusal.From(p)
 	return &redoubtv1.Down{Message: &redoubtv1.Down_Pending{Pending: &redoubtv1.Pending{

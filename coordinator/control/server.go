@@ -26,37 +26,38 @@ import (
 )
 
 const (
-	// lobbyPlaces is how many connections may be there that have not shown who they are.
+	// lobbyPlaces is the maximum number of unauthenticated connections.
 	lobbyPlaces = 16384
 	// handshakeSlots is how many handshakes compute at once.
 	handshakeSlots = 32
-	// arrival is how long TLS and the request may take together, and then the first message.
+	// arrival is the time limit for TLS and the request together, and then for the first message.
 	arrival = 10 * time.Second
-	// step is how long each later message of an enrolment may take.
+	// step is the time limit for each later message of an enrolment.
 	step = 20 * time.Second
-	// keepAlive is how often the coordinator looks whether it has to say something; deaf is when a side that says nothing is gone.
+	// keepAlive is how often the coordinator checks whether to send a keepalive; a side that is silent for deaf is considered
+	// gone.
 	keepAlive = 25 * time.Second
 	deaf      = 2*keepAlive + 5*time.Second
-	// stuck is how long a node may take to read what it is sent.
+	// stuck is how long a node may take to read a message.
 	stuck = 10 * time.Second
-	// parting is how long the last word may take.
+	// parting is the time limit for the final message.
 	parting = 2 * time.Second
-	// maxHeader bounds the request.
+	// maxHeader bounds the request header.
 	maxHeader = 8 << 10
 )
 
-// Config is what a server needs.
+// Config holds a server's dependencies.
 type Config struct {
 	Directory *directory.Directory
 	Hub       *distribute.Hub
 	Attestors *attest.Registry
 	Issuer    *issuer.Issuer
-	Clock     func() time.Time // by which certificates are judged
+	Clock     func() time.Time // for judging certificates
 	Rand      io.Reader
 	Log       *slog.Logger
 	Registry  prometheus.Registerer
-	Program   string // version of this program, for people
-	// Relay serves the streams of nodes that are asked for under relaymsg.Path, each until it ends; nil: there is none.
+	Program   string // of this program, for people
+	// Relay serves nodes' streams to relaymsg.Path, each until it ends; nil means that there is no relay.
 	Relay func(stream net.Conn, certificate []byte) error
 }
 
@@ -78,11 +79,11 @@ type Server struct {
 	closed    bool
 	listeners map[net.Listener]struct{}
 	streams   pulse
-	carried   map[*guest]struct{} // whose streams the relay serves
+	carried   map[*guest]struct{} // streams served by the relay
 	all       sync.WaitGroup
 }
 
-// New makes a server. It serves nothing until Serve is called, and must be closed.
+// New returns a server. It serves nothing until Serve is called, and must be closed.
 func New(c Config) *Server {
 	s := &Server{
 		Config: c, lobby: newLobby(lobbyPlaces, handshakeSlots), room: newRoom(roomPlaces), writers: newPool(4 * runtime.GOMAXPROCS(0)),
@@ -129,7 +130,7 @@ func (s *Server) Serve(l net.Listener) error {
 		if s.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 			return net.ErrClosed
 		}
-		// Out of file descriptors, most likely: guests that leave will free some.
+		// Most likely out of file descriptors: departing guests will free some.
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 		s.Log.Warn("cannot accept a connection", "err", err, "pause", pause)
 		select {
@@ -174,7 +175,7 @@ func (s *Server) handshake(g *guest) {
 	}
 }
 
-// configure makes the TLS configuration of one connection, which leaves in its guest who is there.
+// configure returns the TLS configuration of one connection, which records the peer's identity in its guest.
 func (s *Server) configure(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	leaf, err := s.Issuer.GetCertificate(hello)
 	if err != nil {
@@ -187,7 +188,7 @@ func (s *Server) configure(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	return cert.ServerConfig(*leaf, s.Issuer.Known(), func(chain [][]byte) error { return s.identify(g, chain) }), nil
 }
 
-// identify finds out whose certificate a client shows. None is fine: such a client can do nothing but enrol.
+// identify authenticates a client's certificate. A client may have none, but then can only enrol.
 func (s *Server) identify(g *guest, chain [][]byte) error {
 	if len(chain) == 0 {
 		return nil
@@ -204,7 +205,7 @@ func (s *Server) identify(g *guest, chain [][]byte) error {
 	return nil
 }
 
-// withoutBody refuses requests that bring a body, unread.
+// withoutBody rejects requests with a body, without reading it.
 func withoutBody(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength != 0 || len(r.TransferEncoding) != 0 {
@@ -229,14 +230,14 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	// A fresh goroutine, so that the stack of this one, which is large by now, is freed.
+	// In a new goroutine, so that this one's stack, which has grown large, is freed.
 	if !s.start(func() { s.serve(t, g, early) }) {
 		g.drop()
 	}
 }
 
-// hijack takes the connection of a request for an Upgrade to a protocol, with what was read of it too early. Where it cannot it
-// has said so.
+// hijack takes over the connection of a request for an Upgrade to protocol, with the bytes already read from it. If it fails,
+// it has sent an error response.
 func hijack(w http.ResponseWriter, r *http.Request, protocol string) (t *tls.Conn, g *guest, early []byte, ok bool) {
 	if !upgrades(r, protocol) {
 		w.Header().Set("Upgrade", protocol)
@@ -268,7 +269,7 @@ func mentions(values []string, word string) bool {
 	return false
 }
 
-// Close ends the listeners and all streams, and waits. It may be called more than once.
+// Close closes the listeners and all streams, and waits for them to end. It may be called more than once.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
@@ -292,7 +293,7 @@ func (s *Server) Close() error {
 	return nil
 }
 
-// Connected is the number of nodes with a stream.
+// Connected returns the number of nodes with a stream.
 func (s *Server) Connected() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -2,15 +2,15 @@ package control
 
 import "sync"
 
-// slots bounds how many compute at once. Who has begun goes before who has not: when thousands come at the same moment, those
-// who were served first are done first, in place of all being done last and too late.
+// slots bounds how many handshakes compute at once. Handshakes already begun take precedence: when thousands arrive at the same
+// moment, the first ones finish early, rather than all of them finishing late.
 type slots struct {
 	mu           sync.Mutex
 	free         int
-	begun, fresh []chan struct{} // who waits, in order of arrival
+	begun, fresh []chan struct{} // waiters, in order of arrival
 }
 
-// take waits for a slot.
+// take waits for a slot. begun means that the handshake has computed before.
 func (s *slots) take(begun bool) {
 	s.mu.Lock()
 	if s.free > 0 {
@@ -28,7 +28,7 @@ func (s *slots) take(begun bool) {
 	<-turn
 }
 
-// give hands a slot to whoever is next.
+// give passes the slot to the next waiter.
 func (s *slots) give() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

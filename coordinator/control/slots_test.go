@@ -6,8 +6,8 @@ import (
 	"testing/synctest"
 )
 
-// TestWhoHasBegunGoesFirst: of those who wait for a slot, handshakes that are under way go before new ones, and else the one
-// that came first.
+// TestWhoHasBegunGoesFirst checks that, of those waiting for a slot, handshakes already begun precede new ones, otherwise in
+// order of arrival.
 func TestWhoHasBegunGoesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slots{free: 1}

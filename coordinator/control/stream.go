@@ -13,29 +13,30 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// maxOutbox bounds what waits to be written besides netmaps: answers to what the node asked, one at a time, and a keepalive.
+// maxOutbox bounds the messages waiting to be written, apart from netmaps: replies to the node's requests, one at a time, and a
+// keepalive.
 const maxOutbox = 8
 
-// stream is the connection of a node that is known. One goroutine reads and decides (see attach.go); what is to be written
-// is put in the outbox or found in the session by a writer of the pool, at most one at a time.
+// stream is the connection of a known node. One goroutine reads and decides (see attach.go); messages to write are put in the
+// outbox or come from the session. At most one writer of the pool writes them at a time.
 type stream struct {
 	server  *Server
 	conn    *tls.Conn
 	guest   *guest
 	id      proto.NodeID
-	beat    int // when the stream is looked at, guarded by Server.mu
+	beat    int // the beat in which the stream is checked, guarded by Server.mu
 	session atomic.Pointer[distribute.Session]
-	// expires is when the certificate that the node has ends, in Unix nanoseconds.
+	// expires is when the node's certificate expires, in Unix nanoseconds.
 	expires atomic.Int64
 
 	mu      sync.Mutex
 	outbox  []*redoubtv1.Down
-	queued  bool // a writer is on its way or at work
+	queued  bool // a writer is scheduled or running
 	again   bool // and must look once more
 	ending  *refusal.Refusal
-	said    chan struct{} // closed when the refusal was said, or could not be
+	said    chan struct{} // closed when the refusal was sent, or could not be
 	stopped bool
-	spoke   time.Time // when something was written last
+	spoke   time.Time // time of the last write
 }
 
 func (s *Server) newStream(t *tls.Conn, g *guest, id proto.NodeID) (*stream, bool) {
@@ -50,7 +51,7 @@ func (s *Server) newStream(t *tls.Conn, g *guest, id proto.NodeID) (*stream, boo
 	return st, true
 }
 
-// stop ends what the stream does by itself; the connection is still open for a last word.
+// stop ends the stream's own activity; the connection stays open for a final message.
 func (st *stream) stop() {
 	st.mu.Lock()
 	st.stopped = true
@@ -68,7 +69,7 @@ func (st *stream) send(m *redoubtv1.Down) {
 	st.mu.Lock()
 	if len(st.outbox) >= maxOutbox {
 		st.mu.Unlock()
-		st.guest.drop() // it asks, and does not read the answers
+		st.guest.drop() // it sends requests without reading the replies
 		return
 	}
 	st.outbox = append(st.outbox, m)
@@ -103,19 +104,19 @@ func (st *stream) end(r *refusal.Refusal) {
 		st.ending = r
 	}
 	st.mu.Unlock()
-	// A node that does not read gets no more time for what it is being sent.
+	// A node that does not read gets no more time for the message in progress.
 	st.guest.patience(time.Now().Add(parting))
 	st.Wake()
 }
 
-// ended says that the last word was said or is about to be.
+// ended reports whether the final message was sent or is about to be.
 func (st *stream) ended() bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	return st.ending != nil
 }
 
-// speak says something if nothing was said for a while.
+// speak sends a keepalive if nothing was sent for a while.
 func (st *stream) speak(now time.Time) {
 	st.mu.Lock()
 	silent := now.Sub(st.spoke) >= keepAlive/2
@@ -125,7 +126,7 @@ func (st *stream) speak(now time.Time) {
 	}
 }
 
-// expired ends the stream of a node whose certificate has ended. It is asked before anything is said of the mesh.
+// expired ends the stream of a node whose certificate has expired. It is called before any netmap is sent.
 func (st *stream) expired() bool {
 	if st.session.Load() == nil || st.server.Clock().UnixNano() <= st.expires.Load() {
 		return false
@@ -136,7 +137,7 @@ func (st *stream) expired() bool {
 	return true
 }
 
-// flush writes what is due. It runs in a writer of the pool.
+// flush writes what is due. It runs on a writer of the pool.
 func (st *stream) flush() {
 	for {
 		st.mu.Lock()
@@ -186,7 +187,7 @@ func (st *stream) writeAll(out []*redoubtv1.Down) error {
 			return err
 		}
 	}
-	st.Wake() // to look for what came meanwhile
+	st.Wake() // to look for what arrived in the meantime
 	return nil
 }
 
@@ -200,7 +201,7 @@ func (st *stream) write(m *redoubtv1.Down) error {
 	return nil
 }
 
-// messages are the frames of an update.
+// messages returns the frames of an update.
 func messages(u distribute.Update) []*redoubtv1.Down {
 	var out []*redoubtv1.Down
 	if u.Netmap != nil {

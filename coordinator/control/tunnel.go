@@ -13,17 +13,17 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// Something on the way may end TLS itself: a reverse proxy, a company's gateway. Then the mesh's own TLS runs inside what that
-// passes, an Upgrade or a WebSocket, and arrives here as one more connection:
+// A middlebox may terminate TLS itself: a reverse proxy, or a corporate gateway. Then the mesh's own TLS runs inside what that
+// passes through, an Upgrade or a WebSocket, and arrives here as another connection:
 //
-//	agent ══ TLS ══ proxy ══ TLS, nobody's certificate ══ guest ── GET /v1/tls ─┐
-//	  └────────────────── the mesh's TLS ──────────────────────────────────── guest, from inside
+//	agent ══ TLS ══ proxy ══ TLS, no client certificate ══ guest ── GET /v1/tls ─┐
+//	  └────────────────── the mesh's TLS ───────────────────────────────────── guest, from inside
 //
-// It waits in the lobby as any other, and proves itself as any other. What the proxy says of it is not asked.
+// It waits in the lobby and authenticates like any other. Nothing that the proxy says about it is trusted.
 
 type guestKey struct{}
 
-// withGuest lets handlers know below which connection a request came.
+// withGuest tells handlers which connection a request came on.
 func withGuest(ctx context.Context, c net.Conn) context.Context {
 	if t, ok := c.(*tls.Conn); ok {
 		return context.WithValue(ctx, guestKey{}, t.NetConn())
@@ -50,10 +50,10 @@ func (s *Server) tunnel(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	case upgrades(r, "websocket"):
-		// Whoever may speak here shows that inside: no origin and no cookie counts.
+		// Peers authenticate inside the tunnel: neither origin nor cookies count.
 		ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{wire.TunnelProtocol}, InsecureSkipVerify: true})
 		if err != nil {
-			return // it has answered
+			return // Accept has responded
 		}
 		if ws.Subprotocol() != wire.TunnelProtocol {
 			_ = ws.Close(websocket.StatusPolicyViolation, "want the subprotocol "+wire.TunnelProtocol)
@@ -72,13 +72,13 @@ func (s *Server) tunnel(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "this is for agents behind a proxy that ends TLS", http.StatusUpgradeRequired)
 		return
 	}
-	// From here on it is the inner guest that has to hurry.
+	// From here on the inner guest has the deadline.
 	outer.admit()
 	s.welcome(inner)
 }
 
-// pump moves what comes and goes in a WebSocket: a deadline that passes ends a WebSocket for good, and net/http sets such for
-// moments.
+// pump copies between a WebSocket and a pipe, because a deadline that passes closes a WebSocket for good, and net/http sets
+// such deadlines briefly.
 func (s *Server) pump(ws, far net.Conn, outer *guest) {
 	var back sync.WaitGroup
 	back.Go(func() {
@@ -91,7 +91,7 @@ func (s *Server) pump(ws, far net.Conn, outer *guest) {
 	back.Wait()
 }
 
-// maxMessage bounds a message of a WebSocket: several records of TLS.
+// maxMessage bounds a WebSocket message: several TLS records.
 const maxMessage = 128 << 10
 
 func upgrades(r *http.Request, protocol string) bool {
@@ -101,8 +101,8 @@ func upgrades(r *http.Request, protocol string) bool {
 // tunnelled is a connection inside one that a proxy made.
 type tunnelled struct {
 	net.Conn
-	below *guest // what a WebSocket's end leaves open; nil for an Upgrade
-	early []byte // came together with the request
+	below *guest // the WebSocket's connection, to be dropped on Close; nil for an Upgrade
+	early []byte // received together with the request
 }
 
 func (c *tunnelled) Read(b []byte) (int, error) {
@@ -114,7 +114,7 @@ func (c *tunnelled) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
-// Close does not wait for the good-bye of a WebSocket.
+// Close does not wait for the WebSocket's closing handshake.
 func (c *tunnelled) Close() error {
 	if c.below != nil {
 		c.below.drop()
@@ -122,7 +122,7 @@ func (c *tunnelled) Close() error {
 	return c.Conn.Close()
 }
 
-// RemoteAddr is the proxy's, as text: it says nothing of where the agent is.
+// RemoteAddr returns the proxy's address, as text only: it says nothing about where the agent is.
 func (c *tunnelled) RemoteAddr() net.Addr {
 	if c.below != nil {
 		return proxied{c.below.RemoteAddr()}
@@ -130,13 +130,13 @@ func (c *tunnelled) RemoteAddr() net.Addr {
 	return proxied{c.Conn.RemoteAddr()}
 }
 
-// proxied is the address of a proxy, which is nobody's endpoint.
+// proxied is a proxy's address, which is nobody's endpoint.
 type proxied struct{ addr net.Addr }
 
 func (p proxied) Network() string { return p.addr.Network() }
 func (p proxied) String() string  { return "through " + p.addr.String() }
 
-// inside says whether a guest came through a tunnel.
+// inside reports whether a guest came through a tunnel.
 func (g *guest) inside() bool {
 	_, is := g.Conn.(*tunnelled)
 	return is

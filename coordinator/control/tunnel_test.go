@@ -12,7 +12,7 @@ type from struct {
 
 func (f from) RemoteAddr() net.Addr { return f.addr }
 
-// What a proxy that ends TLS comes from is no address of a node.
+// TestProxiesAreNoEndpoints checks that the address of a proxy that terminates TLS is not taken for a node's endpoint.
 func TestProxiesAreNoEndpoints(t *testing.T) {
 	plain := from{addr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 443}}
 	if got := remote(plain); got.String() != "192.0.2.1:443" {

@@ -12,18 +12,18 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Admission. What the policy asks of a machine is asked when it enrols and at each renewal:
+// Admission. The policy's requirements for a machine are checked when it enrols and at each renewal:
 //
-//	too little attested  ─► AdmissionError: nothing changes, the token is not used
-//	denied               ─► DeniedError
-//	not approved         ─► PendingError: the machine is a Candidate, or a node that keeps what it has
-//	else                 ─► a certificate
+//	insufficient attestation ─► AdmissionError: nothing changes, the token is not used
+//	denied                   ─► DeniedError
+//	not approved             ─► PendingError: the machine is a Candidate, or a node that keeps what it has
+//	otherwise                ─► a certificate
 
-// Demands says what the policy of a snapshot asks of the machine of a node, which may be one to come. Its error is that the policy is
-// not understood. It is called by the writer: it must neither wait nor call the directory.
+// Demands returns what the policy of a snapshot requires of the machine of n, which may be a node that does not exist yet. It
+// fails if the policy is not understood. The writer calls it: it must neither block nor call the directory.
 type Demands func(s *Snapshot, n proto.Identity) (compile.Demand, error)
 
-// Errors of admission. Each is wrapped by a type that says more.
+// Errors of admission. Each is wrapped by a type with details.
 var (
 	ErrAdmission = errors.New("the machine's attestation is below what the policy requires")
 	ErrPending   = errors.New("the machine waits for an administrator's approval")
@@ -32,9 +32,9 @@ var (
 	ErrReserved  = errors.New("join token is kept for another machine")
 )
 
-// AdmissionError is an ErrAdmission.
+// AdmissionError wraps ErrAdmission.
 type AdmissionError struct {
-	Who        string // whose machines are asked, such as tag:prod
+	Who        string // whose machines the rule applies to, such as tag:prod
 	Has, Needs string // kinds of attestation
 	By         proto.Origin
 }
@@ -44,13 +44,13 @@ func (e *AdmissionError) Error() string {
 		e.Who, e.Needs, e.By.Path, e.By.Line, e.Has)
 }
 
-// Is makes it an ErrAdmission.
+// Is reports whether target is ErrAdmission.
 func (e *AdmissionError) Is(target error) bool { return target == ErrAdmission }
 
-// PendingError is an ErrPending.
+// PendingError wraps ErrPending.
 type PendingError struct {
 	Code string // of a candidate; empty for a node
-	Name string // by which administrators know the machine
+	Name string // name under which administrators know the machine
 	By   proto.Origin
 }
 
@@ -58,10 +58,10 @@ func (e *PendingError) Error() string {
 	return fmt.Sprintf("%s waits for an administrator's approval (%s, line %d of the policy)", e.Name, e.By.Path, e.By.Line)
 }
 
-// Is makes it an ErrPending.
+// Is reports whether target is ErrPending.
 func (e *PendingError) Is(target error) bool { return target == ErrPending }
 
-// DeniedError is an ErrDenied.
+// DeniedError wraps ErrDenied.
 type DeniedError struct {
 	Name string
 	Verdict
@@ -71,7 +71,7 @@ func (e *DeniedError) Error() string {
 	return fmt.Sprintf("%s was denied at %s by %s%s", e.Name, e.At.Format(time.RFC3339), e.By, because(e.Reason))
 }
 
-// Is makes it an ErrDenied.
+// Is reports whether target is ErrDenied.
 func (e *DeniedError) Is(target error) bool { return target == ErrDenied }
 
 func (d *Directory) demands(s *Snapshot, n proto.Identity) (compile.Demand, error) {
@@ -81,10 +81,10 @@ func (d *Directory) demands(s *Snapshot, n proto.Identity) (compile.Demand, erro
 	return d.config.Demands(s, n)
 }
 
-// snapshot is the state of the transaction so far, for the policy to look at.
+// snapshot returns the state of the transaction so far, for evaluating the policy.
 func (t *tx) snapshot() *Snapshot { return &Snapshot{mesh: t.mesh, now: t.moment, state: t.state} }
 
-// whose names those whose machine it is.
+// whose names the owner of a machine.
 func whose(n proto.Identity) string {
 	switch {
 	case len(n.Tags) > 0:
@@ -95,7 +95,7 @@ func whose(n proto.Identity) string {
 	return "any node"
 }
 
-// proves refuses a machine that is attested too little.
+// proves returns an AdmissionError if the machine's attestation is insufficient.
 func proves(d compile.Demand, n proto.Identity, has string) error {
 	if d.Proves(has) {
 		return nil
@@ -103,8 +103,8 @@ func proves(d compile.Demand, n proto.Identity, has string) error {
 	return &AdmissionError{Who: whose(n), Has: has, Needs: d.Attestation, By: d.AttestationBy}
 }
 
-// admissible says whether a machine that enrols may be a node: verdict is what an administrator said of it, if that was asked for.
-// An ErrPending is not one of the transaction: the candidate is to be written.
+// admissible checks whether an enrolling machine may become a node. verdict is the administrator's decision, if one was
+// required. With pending set, the transaction still succeeds: the candidate must be written.
 func (t *tx) admissible(d *Directory, token *Token, r EnrollRequest) (verdict *Verdict, pending, err error) {
 	would := proto.Identity{Tags: token.Tags}
 	if token.User != "" {
@@ -138,13 +138,13 @@ func (t *tx) admissible(d *Directory, token *Token, r EnrollRequest) (verdict *V
 	return nil, &PendingError{Code: c.Code, Name: c.Name(), By: demand.ApprovalBy}, nil
 }
 
-// shows says whether a machine is what an administrator sees of the candidate.
+// shows reports whether a machine matches what an administrator sees of the candidate.
 func (c *Candidate) shows(r EnrollRequest) bool {
 	return c.Hostname == strings.ToValidUTF8(r.Hostname, "?") && c.Level == r.Level && c.Hardware == r.Attested.Device
 }
 
-// wait has a machine wait for an approval: as it did before, if it did so with this token. What was approved is what the machine
-// showed then: one that shows something else waits again.
+// wait makes a machine wait for approval, keeping the candidate if it already waits with this token. An approval covers what
+// the machine showed at the time: a machine that shows something else waits again.
 func (t *tx) wait(d *Directory, c *Candidate, token *Token, r EnrollRequest) (*Candidate, error) {
 	hostname := strings.ToValidUTF8(r.Hostname, "?")
 	if c != nil && c.Token == token.ID {
@@ -177,7 +177,7 @@ func (t *tx) wait(d *Directory, c *Candidate, token *Token, r EnrollRequest) (*C
 	return c, t.setCandidate(c)
 }
 
-// reserved refuses a token for one machine that another one waits with.
+// reserved refuses a single-use token with which another machine is already waiting.
 func (t *tx) reserved(token *Token, device key.DevicePublic) error {
 	if token.Reusable {
 		return nil
@@ -190,18 +190,18 @@ func (t *tx) reserved(token *Token, device key.DevicePublic) error {
 	return nil
 }
 
-// waits says whether a machine asked in time with a token, and was not told yet what becomes of it.
+// waits reports whether a machine is a candidate with this token whose time has not run out.
 func (t *tx) waits(token *Token, r EnrollRequest) bool {
 	c, ok := t.candidates.Get(deviceKey(r.Device))
 	return ok && c.Token == token.ID && t.now.Before(c.Ends)
 }
 
-// Renewable says why a node gets no other certificate as things are, or nil.
+// Renewable returns why a node currently cannot get another certificate, or nil.
 func (d *Directory) Renewable(s *Snapshot, n *Node) error {
 	if n.Verdict.denied() {
 		return &DeniedError{Name: n.Name, Verdict: *n.Verdict}
 	}
-	// A policy that is not understood asks for nothing here: it permits nothing, and what one asks for was asked at enrolment.
+	// A policy that is not understood demands nothing here: it permits nothing anyway, and admission was checked at enrolment.
 	demand, _ := d.demands(s, n.Identity)
 	if err := proves(demand, n.Identity, n.Level.String()); err != nil {
 		return err

@@ -12,13 +12,13 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// same says whether a machine proved the same again.
+// same reports whether two proofs are the same.
 func (a *Attested) same(b *Attested) bool {
 	return a.Kind == b.Kind && a.Device == b.Device && a.Again == b.Again && slices.Equal(a.Known, b.Known) &&
 		slices.Equal(a.Selectors, b.Selectors) && slices.Equal(a.Checks, b.Checks)
 }
 
-// newMachine refuses a machine that is another node already than the one that the token is to replace.
+// newMachine refuses a machine that already is a node other than the one the token replaces.
 func (t *tx) newMachine(token *Token, r EnrollRequest) error {
 	if r.Attested.Device == "" {
 		return nil
@@ -32,10 +32,11 @@ func (t *tx) newMachine(token *Token, r EnrollRequest) error {
 		r.Attested.Device, n.Name, id, n.Name, ErrMachineKnown)
 }
 
-// hasTPM says whether a level takes a TPM.
+// hasTPM reports whether a level requires a TPM.
 func hasTPM(l cert.Level) bool { return l == cert.LevelTPMUnverified || l.AtLeast(cert.LevelTPM) }
 
-// notLess refuses a machine that proves less than a node's did before: a key in software where there was a TPM, above all.
+// notLess refuses a machine that proves less than the node's machine did before, in particular a software key in place of a
+// TPM.
 func (t *tx) notLess(n *Node, r EnrollRequest) error {
 	highest := n.Attestation.Highest
 	if r.Level.AtLeast(highest) && (hasTPM(r.Level) || !hasTPM(highest)) {
@@ -45,7 +46,7 @@ func (t *tx) notLess(n *Node, r EnrollRequest) error {
 		n.Name, n.ID, highest, r.Level, n.Name, ErrDowngrade)
 }
 
-// replace makes a machine the node that the token names: with its name, its addresses and who it is, and keys of its own.
+// replace turns a machine into the node that the token names: same name, addresses and identity, but its own keys.
 func (t *tx) replace(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 	old, err := t.trustedNode(token.Replace)
 	if err != nil {
@@ -66,7 +67,7 @@ func (t *tx) replace(d *Directory, token *Token, r EnrollRequest) (*Node, error)
 	}
 	n := *old
 	n.Device, n.Key, n.Next, n.Token, n.Level = r.Device, r.Key, key.NodePublic{}, token.ID, r.Level
-	// Its tickets are its own, and what the machine before it did is no quarantine of this one.
+	// Tickets belong to the machine, and the previous machine's quarantine does not carry over.
 	n.Used, n.Released, n.Quarantine = 0, false, nil
 	if n.Seed, err = d.newSeed(); err != nil {
 		return nil, err
@@ -78,8 +79,8 @@ func (t *tx) replace(d *Directory, token *Token, r EnrollRequest) (*Node, error)
 	return &n, t.spend(token, &n)
 }
 
-// Attest notes what a node's machine proved of itself once more or, with a lapse, why it could not: then what it proved before
-// does not hold now, though it is still asked for. What is known already costs nothing.
+// Attest records a renewed proof from a node's machine or, with a lapse, why there was none: then the earlier proof no longer
+// holds, though it is still asked for. It costs nothing if nothing changed.
 func (d *Directory) Attest(ctx context.Context, id proto.NodeID, level cert.Level, proved Attested, lapse string) error {
 	n, ok := d.Snapshot().Lookup(id)
 	if ok {
@@ -111,7 +112,7 @@ func (d *Directory) Attest(ctx context.Context, id proto.NodeID, level cert.Leve
 	})
 }
 
-// attested is a node after a proof, or after one that was not given, and whether that is anything new.
+// attested returns the node after a proof, or after a missing one, and reports whether anything changed.
 func (n *Node) attested(level cert.Level, proved Attested, lapse string) (*Node, bool) {
 	next := *n
 	a := &next.Attestation
@@ -133,7 +134,7 @@ func (n *Node) attested(level cert.Level, proved Attested, lapse string) (*Node,
 	return &next, true
 }
 
-// ResetNode forgets how high a node's machine was ever attested, so that one that proves less may take its place.
+// ResetNode forgets the highest level of a node's machine, so that a machine proving less may replace it.
 func (d *Directory) ResetNode(ctx context.Context, id proto.NodeID, by string) (*Node, error) {
 	var n *Node
 	err := d.do(ctx, func(t *tx) error {
@@ -156,7 +157,8 @@ func (d *Directory) ResetNode(ctx context.Context, id proto.NodeID, by string) (
 	return n, nil
 }
 
-// Refuse notes that somebody with a join token was refused. Who has none leaves no trace here, or strangers could fill the book.
+// Refuse records that a machine with a join token was refused. Without a token there is no record, or strangers could fill the
+// log.
 func (d *Directory) Refuse(ctx context.Context, token key.TokenPublic, hostname, reason string) error {
 	known, ok := d.Snapshot().Token(token)
 	if !ok {
@@ -168,7 +170,7 @@ func (d *Directory) Refuse(ctx context.Context, token key.TokenPublic, hostname,
 	})
 }
 
-// RefuseNode notes that a node was refused what it asked for.
+// RefuseNode records that a node's request was refused.
 func (d *Directory) RefuseNode(ctx context.Context, id proto.NodeID, reason string) error {
 	return d.do(ctx, func(t *tx) error {
 		n, err := t.knownNode(id)

@@ -13,7 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// genuine is the request of a machine with a TPM.
+// genuine returns the request of a machine with a TPM.
 func genuine(t testing.TB, tok *Token, hostname, chip string) EnrollRequest {
 	q := machine(t, tok, hostname)
 	q.Level = cert.LevelTPM
@@ -53,7 +53,7 @@ func TestOneMachineIsOneNode(t *testing.T) {
 	if _, ok := s.Device(n.Device); ok || s.Len() != 2 {
 		t.Errorf("the old machine is still known, or a node came: %d", s.Len())
 	}
-	// A lost reply is answered again, and the old keys are never taken again.
+	// A repeated request gets the lost reply, and the old keys are never accepted again.
 	if again := r.enroll(q); again.Certificate.Sequence != m.Certificate.Sequence {
 		t.Errorf("again: %+v", again)
 	}
@@ -61,7 +61,7 @@ func TestOneMachineIsOneNode(t *testing.T) {
 	old.Device = n.Device
 	r.refuses(old, ErrKeyUsed, "device key")
 
-	// A machine whose node is deleted is free; one whose node is revoked is not.
+	// A machine whose node is deleted may join again; one whose node is revoked may not.
 	if _, err := r.RevokeNode(t.Context(), n.ID, "stolen", "uid 0"); err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func TestDowngrade(t *testing.T) {
 			if err != nil || reset.Attestation.Highest != cert.LevelNone || reset.Level != c.had {
 				t.Fatalf("%+v, %v", reset, err)
 			}
-			// What the old machine goes on to prove does not take the reset back.
+			// Further proofs from the old machine do not undo the reset.
 			if err := r.Attest(t.Context(), n.ID, c.had, reset.Attestation.Attested, ""); err != nil {
 				t.Fatal(err)
 			}
@@ -120,7 +120,7 @@ func TestDowngrade(t *testing.T) {
 	}
 }
 
-// The same machine, whose reply was lost, must not come back with less than it had shown.
+// TestDowngradeOfOneMachine checks that a machine whose reply was lost cannot return with less than it had proved.
 func TestDowngradeOfOneMachine(t *testing.T) {
 	r := newRig(t)
 	q := genuine(t, r.token(nil), "web", "tpm:a")
@@ -147,7 +147,7 @@ func TestAttestAgain(t *testing.T) {
 	if m := attest(q.Level, q.Attested, ""); m != n || fact() != "tpm" || cmp.Diff(before, contents(t, r.store)) != "" {
 		t.Errorf("the same again was written: %+v", m)
 	}
-	// It cannot quote any more, and then it can.
+	// It can no longer quote, and later can again.
 	m := attest(q.Level, q.Attested, "the TPM is busy")
 	if m.Level != cert.LevelToken || m.Attestation.Lapse == "" || len(m.Attestation.Selectors) != 0 || m.Attestation.Highest != cert.LevelTPM ||
 		!m.Attestation.Again || fact() != "token" || !m.Checked().Equal(start.Add(time.Minute)) {
@@ -167,7 +167,7 @@ func TestAttestAgain(t *testing.T) {
 	if m = attest(cert.LevelMeasured, measured, ""); m.Attestation.Lapse != "" || fact() != "measured" || m.Attestation.Highest != cert.LevelMeasured {
 		t.Errorf("back: %+v, fact %s", m, fact())
 	}
-	// Another node's machine is not this one's.
+	// A machine that belongs to another node is refused.
 	r.enroll(genuine(t, r.token(nil), "db", "tpm:b"))
 	stolen := measured
 	stolen.Device = "tpm:b"

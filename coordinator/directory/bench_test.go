@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// BenchmarkEnroll50 enrols 50 machines at once, on a disk; the metric is one such crowd.
+// BenchmarkEnroll50 measures enrolling 50 machines at once, on disk; each operation enrols all 50.
 func BenchmarkEnroll50(b *testing.B) {
 	db, err := bolt.Open(filepath.Join(b.TempDir(), "data"), bolt.Options{})
 	if err != nil {
@@ -38,7 +38,7 @@ func BenchmarkEnroll50(b *testing.B) {
 	b.ReportMetric(float64(last-first)/float64(b.N), "transactions/op")
 }
 
-// BenchmarkEndpoints is a change in memory only, in a mesh of a thousand.
+// BenchmarkEndpoints measures a change in memory only, in a mesh of a thousand nodes.
 func BenchmarkEndpoints(b *testing.B) {
 	r := newRigOn(b, store.NewMemory(), Plan{})
 	defer r.Close()

@@ -15,7 +15,7 @@ import (
 
 type originKey struct{}
 
-// From says for the audit book from where the operations of a context are asked for, such as an address.
+// From returns a context that records in the audit log where its operations come from, such as an address.
 func From(ctx context.Context, where string) context.Context {
 	return context.WithValue(ctx, originKey{}, where)
 }
@@ -25,15 +25,15 @@ func origin(ctx context.Context) string {
 	return where
 }
 
-// page is what records have in common that are entered together.
+// page holds the fields common to records that are entered together.
 type page struct {
 	now     time.Time
 	version proto.Version
 	policy  uint64
 }
 
-// enter makes the writes of records behind those that head knows of, with the checkpoints that go with them. Without a signer
-// there are none: then the next who opens the directory makes them.
+// enter returns the writes that append records to those that h knows of, with the checkpoints that go with them. Without a
+// signer there are no checkpoints: the next Open makes them.
 func (h *headRecord) enter(list []audit.Record, p page, signer *audit.Signer) ([]store.Op, error) {
 	if len(list) == 0 {
 		return nil, nil
@@ -61,8 +61,8 @@ func (h *headRecord) enter(list []audit.Record, p page, signer *audit.Signer) ([
 	return append(ops, seals...), err
 }
 
-// openBook are the records with which a directory that is opened goes on: where the key is another one than before, or the
-// book does not end as its last checkpoint says.
+// openBook returns the records to add when the directory is opened: if the signing key has changed, or if the log does not end
+// as its last checkpoint says.
 func (d *Directory) openBook(ctx context.Context) (list []audit.Record, err error) {
 	key := audit.Fingerprint(d.config.Signer.Public())
 	sealed := d.head.AuditKey != ""
@@ -89,8 +89,8 @@ func (d *Directory) openBook(ctx context.Context) (list []audit.Record, err erro
 	return list, nil
 }
 
-// checkEnd looks that the book goes on from its last checkpoint to what the head says. A restore adds a record that the
-// coordinator's key could not sign.
+// checkEnd checks that the log continues from its last checkpoint to what the head says. A restore adds a record that could not
+// be signed with the coordinator's key.
 func (d *Directory) checkEnd(ctx context.Context) error {
 	last, err := audit.Last(ctx, d.store)
 	if err != nil {
@@ -114,16 +114,16 @@ func (d *Directory) checkEnd(ctx context.Context) error {
 	return nil
 }
 
-// AuditQuery picks records of the book.
+// AuditQuery selects audit records.
 type AuditQuery struct {
-	Since time.Time // zero: from the first one on
-	// Node is one that they are about or by: its id, or its name.
+	Since time.Time // zero: from the first record
+	// Node selects records about or by a node: its id, or its name.
 	Node string
-	// User is a login name: records about that person, their nodes and tokens, or by them.
+	// User selects records about a user, their nodes and tokens, or by them, by login name.
 	User string
 }
 
-// Takes says whether a record is among those that are meant.
+// Takes reports whether q selects a record.
 func (q AuditQuery) Takes(r audit.Record) bool {
 	if r.At.Before(q.Since) {
 		return false
@@ -134,7 +134,7 @@ func (q AuditQuery) Takes(r audit.Record) bool {
 	return q.User == "" || r.User == q.User || r.Subject == q.User || r.By == q.User
 }
 
-// Audit answers up to limit audit records with numbers below before, newest first; 0 begins with the newest.
+// Audit returns up to limit audit records with numbers below before, newest first; before 0 starts with the newest.
 func (d *Directory) Audit(ctx context.Context, before uint64, limit int, q AuditQuery) ([]audit.Record, error) {
 	last := d.auditEnd.Load()
 	if before == 0 {
@@ -145,18 +145,18 @@ func (d *Directory) Audit(ctx context.Context, before uint64, limit int, q Audit
 	})
 }
 
-// AuditLines yields the lines of the book behind a record up to another, oldest first, and with follow those that come, until
-// ctx ends.
+// AuditLines yields the lines of the log after one record up to another, oldest first. With follow, it continues with new ones
+// until ctx ends.
 func (d *Directory) AuditLines(ctx context.Context, after, last uint64, follow bool) iter.Seq2[[]byte, error] {
 	return audit.Forward(ctx, d.store, after, last, follow)
 }
 
-// AuditSeals are the checkpoints of the book that are kept, the one of the newest record last, and that record's number.
+// AuditSeals returns the retained checkpoints of the log, that of the newest record last, and the newest record's number.
 func (d *Directory) AuditSeals(ctx context.Context) (lines [][]byte, last uint64, err error) {
 	if lines, err = audit.SealLines(ctx, d.store); err != nil {
 		return nil, 0, err
 	}
-	// Asked of the writer, so that the two belong together.
+	// Done in the writer, so that the checkpoint and the number match.
 	err = d.do(ctx, func(*tx) error {
 		last = d.head.Audit
 		e, err := d.store.Get(ctx, audit.LastSeal)
@@ -166,18 +166,18 @@ func (d *Directory) AuditSeals(ctx context.Context) (lines [][]byte, last uint64
 	return lines, last, err
 }
 
-// Checkpoint is the one of the newest record.
+// Checkpoint returns the checkpoint of the newest record.
 func (d *Directory) Checkpoint(ctx context.Context) (audit.Checkpoint, error) {
 	return audit.Last(ctx, d.store)
 }
 
-// AuditKey is the public half of the key that signs checkpoints.
+// AuditKey returns the public half of the key that signs checkpoints.
 func (d *Directory) AuditKey() ed25519.PublicKey { return d.config.Signer.Public() }
 
-// refusalPause is how long after a refusal that was recorded the same one is not recorded again.
+// refusalPause is how long a repeated refusal is not recorded again.
 const refusalPause = 10 * time.Minute
 
-// RenewRefused records that a node was refused its next certificate, or to attach.
+// RenewRefused records that a node was refused its next certificate, or refused to attach.
 func (d *Directory) RenewRefused(ctx context.Context, id proto.NodeID, why error) {
 	n, ok := d.Snapshot().Lookup(id)
 	if !ok {
@@ -188,7 +188,7 @@ func (d *Directory) RenewRefused(ctx context.Context, id proto.NodeID, why error
 	})
 }
 
-// refused records a refusal, but not over and over. That it cannot is no reason to admit anybody: the refusal stands.
+// refused records a refusal, but not repeatedly. Failing to record it is ignored: the refusal stands either way.
 func (d *Directory) refused(ctx context.Context, r audit.Record) {
 	_ = d.do(ctx, func(t *tx) error {
 		if at, ok := d.refusals[r.Subject]; ok && t.now.Sub(at) < refusalPause && !t.now.Before(at) {
@@ -204,5 +204,5 @@ func (d *Directory) refused(ctx context.Context, r audit.Record) {
 	})
 }
 
-// maxRefusals bounds what is remembered of refusals.
+// maxRefusals bounds how many refusals are remembered.
 const maxRefusals = 10_000

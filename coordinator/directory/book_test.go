@@ -13,7 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 )
 
-// book checks the whole book as somebody outside would.
+// book verifies the whole audit log as an outsider would.
 func book(t testing.TB, d *Directory) error {
 	t.Helper()
 	lines, last, err := d.AuditSeals(t.Context())
@@ -56,7 +56,7 @@ func verifyBook(t testing.TB, d *Directory) {
 	}
 }
 
-// actions are those of the newest records, newest first.
+// actions returns the actions of the newest n records, newest first.
 func (r *rig) actions(n int) (out []string) {
 	r.t.Helper()
 	list, err := r.Audit(r.t.Context(), 0, n, AuditQuery{})
@@ -120,7 +120,7 @@ func TestRefusalsAreRecordedOnce(t *testing.T) {
 	before := len(r.actions(100))
 	for range 3 {
 		r.RenewRefused(From(t.Context(), "192.0.2.7:1"), n.ID, why)
-		r.RenewRefused(t.Context(), n.ID+1, why) // of nobody
+		r.RenewRefused(t.Context(), n.ID+1, why) // not a node
 	}
 	if got := r.actions(100); len(got) != before+1 || got[0] != audit.RenewRefuse {
 		t.Errorf("records: %v", got)
@@ -132,7 +132,8 @@ func TestRefusalsAreRecordedOnce(t *testing.T) {
 	}
 }
 
-// TestABookThatWasCutIsTold opens a directory whose book lost its end, with a head that was made to fit.
+// TestABookThatWasCutIsTold checks that opening a directory whose log lost its end is recorded, even if the head was altered to
+// match.
 func TestABookThatWasCutIsTold(t *testing.T) {
 	r := newRig(t)
 	r.node("host")
@@ -189,7 +190,7 @@ func TestAnotherKeyIsTold(t *testing.T) {
 	verifyBook(t, d)
 }
 
-// unchain gives a store the book that programs of schema 2 wrote: five records that know nothing of each other.
+// unchain rewrites a store's log as programs of schema 2 wrote it: five records that are not chained.
 func unchain(t *testing.T, s store.Store) {
 	t.Helper()
 	list, _, err := s.List(t.Context(), audit.Prefix)
@@ -211,7 +212,7 @@ func unchain(t *testing.T, s store.Store) {
 	}
 }
 
-// TestABookOfTheFirstFormIsChained migrates a store whose records knew nothing of each other.
+// TestABookOfTheFirstFormIsChained migrates a store whose records are not chained.
 func TestABookOfTheFirstFormIsChained(t *testing.T) {
 	dir := t.TempDir()
 	older, err := bolt.Open(dir, bolt.Options{Migrations: Migrations()[:2]})

@@ -17,12 +17,13 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Limits of candidates. Together with those of tokens they bound what strangers with join codes can have written.
+// Limits of candidates. Together with the limits of tokens they bound how much strangers with join codes can cause to be
+// stored.
 const (
 	MaxCandidates = 1_000
-	// MaxOfToken is how many candidates a token has at most, those included that were denied.
+	// MaxOfToken is the maximum number of candidates per token, including denied ones.
 	MaxOfToken = 64
-	// CandidateTime is how long a machine may wait for an approval, and how long one is kept for it.
+	// CandidateTime is how long a machine may wait for approval, and how long an approval is kept for it.
 	CandidateTime = 7 * 24 * time.Hour
 )
 
@@ -30,32 +31,32 @@ const (
 type Verdict struct {
 	At     time.Time
 	By     string
-	Denied bool // else approved
+	Denied bool // otherwise approved
 	Reason string
 }
 
-// Candidate is a machine with a good join token that an administrator must approve before it is a node. It reserves a token that
-// is good for one machine. Values are shared and never change.
+// Candidate is a machine with a valid join token that an administrator must approve before it becomes a node. It reserves a
+// single-use token. Values are shared and never change.
 type Candidate struct {
-	Code     string // such as BCDF-GHJK, for people to name it by
+	Code     string // such as BCDF-GHJK, for people to refer to it
 	Token    string // id
 	Device   key.DevicePublic
 	Hostname string     // as the machine names itself
-	Level    cert.Level // that it proved last
-	Hardware string     // name of the piece of hardware, where that is known
-	From     string     // where it asked first
+	Level    cert.Level // as last proved
+	Hardware string     // name of the hardware device, if known
+	From     string     // address of the first request
 	Asked    time.Time
 	Ends     time.Time // when it is forgotten
-	Verdict  *Verdict  // nil: it waits
+	Verdict  *Verdict  // nil: waiting
 }
 
-// Name is the label that names are made from.
+// Name returns the label that the node's name would be made from.
 func (c *Candidate) Name() string { return label(c.Hostname) }
 
-// denied says whether an administrator has said no.
+// denied reports whether an administrator denied the machine.
 func (v *Verdict) denied() bool { return v != nil && v.Denied }
 
-// approved says whether an administrator has said yes.
+// approved reports whether an administrator approved the machine.
 func (v *Verdict) approved() bool { return v != nil && !v.Denied }
 
 type verdictRecord struct {
@@ -167,7 +168,7 @@ func (s *state) ofToken(token string) iter.Seq[*Candidate] {
 	}
 }
 
-// setCandidate writes a candidate, in place of what it was before.
+// setCandidate writes a candidate, replacing its previous version.
 func (t *tx) setCandidate(c *Candidate) error {
 	op, err := candidateOp(c)
 	if err != nil {
@@ -181,14 +182,14 @@ func (t *tx) setCandidate(c *Candidate) error {
 	return nil
 }
 
-// forgetCandidate removes a candidate; who waits for what becomes of it looks again.
+// forgetCandidate removes a candidate and wakes its watchers.
 func (t *tx) forgetCandidate(c *Candidate) {
 	t.writes = append(t.writes, store.Delete(candidatePath(c.Device)))
 	t.dropCandidate(c)
 	t.judged = append(t.judged, c.Device)
 }
 
-// expireCandidates forgets those whose time is over.
+// expireCandidates forgets candidates whose time has run out.
 func (t *tx) expireCandidates() {
 	count := 0
 	for c := range over(t.candidateEnds, t.now) {
@@ -202,7 +203,7 @@ func (t *tx) expireCandidates() {
 	}
 }
 
-// codeLetters has no vowels, that codes be no words, and nothing that is taken for another letter.
+// codeLetters has no vowels, so that codes are not words, and no easily confused characters.
 const codeLetters = "BCDFGHJKLMNPQRSTVWXZ"
 
 const codeLength = 8
@@ -216,7 +217,7 @@ func (d *Directory) newCode(t *tx) (string, error) {
 			if _, err := io.ReadFull(d.config.Rand, one[:]); err != nil {
 				return "", fmt.Errorf("draw a code: %w", err)
 			}
-			if n := int(one[0]); n < 256-256%len(codeLetters) { // each letter as often as the others
+			if n := int(one[0]); n < 256-256%len(codeLetters) { // keeps the distribution uniform
 				b = append(b, codeLetters[n%len(codeLetters)])
 			}
 		}
@@ -227,7 +228,7 @@ func (d *Directory) newCode(t *tx) (string, error) {
 	}
 }
 
-// CandidateCode is the code that a person means by a text; empty where it is none.
+// CandidateCode returns the canonical form of a code typed by a person, or "" if text is no code.
 func CandidateCode(text string) string {
 	letters := strings.ToUpper(strings.ReplaceAll(text, "-", ""))
 	if len(letters) != codeLength || strings.Trim(letters, codeLetters) != "" {
@@ -236,14 +237,14 @@ func CandidateCode(text string) string {
 	return letters[:codeLength/2] + "-" + letters[codeLength/2:]
 }
 
-// Candidates yields all candidates, those that were judged included.
+// Candidates yields all candidates, including those already judged.
 func (s *Snapshot) Candidates() iter.Seq[*Candidate] { return values(s.state.candidates) }
 
-// ErrCandidateUnknown says that no machine waits under a name or a code.
+// ErrCandidateUnknown means that no machine is waiting under a name or code.
 var ErrCandidateUnknown = errors.New("no such machine waits for an approval")
 
-// FindCandidate answers the one that a person means by a code or, where only one has it, by the name that it gives itself. Those that
-// were denied are found by their code only.
+// FindCandidate returns the candidate with a code or, if only one has it, with the name that the machine reports. Denied
+// candidates are found only by their code.
 func (s *Snapshot) FindCandidate(what string) (*Candidate, error) {
 	if c, ok := s.state.candidateCodes.Get(CandidateCode(what)); ok {
 		return c, nil
@@ -268,7 +269,7 @@ func (s *Snapshot) FindCandidate(what string) (*Candidate, error) {
 		len(found), what, strings.Join(codes, ", "), ErrInvalid)
 }
 
-// JudgeCandidate approves or denies a machine that waits. It may be judged again until it has joined.
+// JudgeCandidate approves or denies a waiting machine. It may be judged again until it has joined.
 func (d *Directory) JudgeCandidate(ctx context.Context, code string, v Verdict) (*Candidate, error) {
 	if err := v.check(); err != nil {
 		return nil, err
@@ -287,7 +288,7 @@ func (d *Directory) JudgeCandidate(ctx context.Context, code string, v Verdict) 
 		t.judged = append(t.judged, c.Device)
 		token, _ := t.tokens.Get(c.Token)
 		if old.Verdict.denied() && !v.Denied {
-			// Since it was denied, another machine may have come with the token.
+			// Since the denial, another machine may have used the token.
 			if token.SpentBy != 0 {
 				return fmt.Errorf("token %s; make %s a new join code: %w", token.ID, c.Name(), ErrTokenSpent)
 			}
@@ -304,7 +305,7 @@ func (d *Directory) JudgeCandidate(ctx context.Context, code string, v Verdict) 
 	return c, nil
 }
 
-// JudgeNode approves or denies the machine of a node: for its next certificates.
+// JudgeNode approves or denies a node's machine, for its next certificates.
 func (d *Directory) JudgeNode(ctx context.Context, id proto.NodeID, v Verdict) (*Node, error) {
 	if err := v.check(); err != nil {
 		return nil, err

@@ -18,7 +18,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// waits tries an enrolment that an administrator must approve, and answers the code.
+// waits attempts an enrolment that requires approval, and returns the candidate's code.
 func (r *rig) waits(q EnrollRequest) string {
 	r.t.Helper()
 	_, err := r.Enroll(From(r.t.Context(), "192.0.2.7:4711"), q)
@@ -29,7 +29,7 @@ func (r *rig) waits(q EnrollRequest) string {
 	return pending.Code
 }
 
-// judge approves a candidate, or denies it.
+// judge approves or denies a candidate.
 func (r *rig) judge(code string, approve bool) {
 	r.t.Helper()
 	if _, err := r.JudgeCandidate(r.t.Context(), code, Verdict{By: "uid 0", Denied: !approve, Reason: "a reason"}); err != nil {
@@ -37,7 +37,8 @@ func (r *rig) judge(code string, approve bool) {
 	}
 }
 
-// TestAdmissionByLevel: a machine that proves too little is refused and changes nothing; its token is good for one that proves more.
+// TestAdmissionByLevel checks that a machine that proves too little is refused without effect, and that its token remains good
+// for another.
 func TestAdmissionByLevel(t *testing.T) {
 	r := newRig(t)
 	r.demand = compile.Demand{Attestation: "tpm", AttestationBy: proto.Origin{Path: "admission[1]", Line: 7}, Approval: true}
@@ -89,7 +90,7 @@ func TestApproval(t *testing.T) {
 	if again := r.waits(q); again != code {
 		t.Errorf("after a restart code %s, before %s", again, code)
 	}
-	r.clock.pass(2 * time.Hour) // the token's time is over; the machine asked in time
+	r.clock.pass(2 * time.Hour) // the token has expired; the machine asked in time
 	r.refused(machine(t, tok, "other"), ErrTokenExpired)
 	r.waits(q)
 	r.judge(code, true)
@@ -139,7 +140,8 @@ func tokenState(r *rig, tok *Token) string {
 	return now.State(r.clock.now())
 }
 
-// An approval is of what the administrator saw: a machine that shows something else by then waits again.
+// TestAnApprovalIsOfWhatWasShown checks that an approval covers only what the administrator saw: a machine that shows something
+// else waits again.
 func TestAnApprovalIsOfWhatWasShown(t *testing.T) {
 	for name, change := range map[string]func(*EnrollRequest){
 		"another name":     func(q *EnrollRequest) { q.Hostname = "payroll" },
@@ -156,7 +158,7 @@ func TestAnApprovalIsOfWhatWasShown(t *testing.T) {
 		code := r.waits(other)
 		r.reopen()
 		r.waits(other)
-		r.waits(q) // it shows something else again
+		r.waits(q) // what it shows differs again
 		r.judge(code, true)
 		if n := r.enroll(q); !n.Verdict.approved() {
 			t.Errorf("%s: %+v", name, n)
@@ -175,13 +177,13 @@ func TestDenial(t *testing.T) {
 	r.reopen()
 	r.refused(q, ErrDenied)
 	r.demand.Approval = false
-	r.refused(q, ErrDenied) // whatever the policy asks for
+	r.refused(q, ErrDenied) // whatever the policy demands
 	r.demand.Approval = true
 
-	mine := machine(t, tok, "mine") // the token is nobody's now
+	mine := machine(t, tok, "mine") // the token is reserved for nobody now
 	other := r.waits(mine)
 	r.judge(other, false)
-	r.judge(other, true) // and may be approved after all
+	r.judge(other, true) // a denial can be reversed
 	r.enroll(mine)
 }
 
@@ -197,7 +199,7 @@ func TestCandidatesAreBounded(t *testing.T) {
 	for c := range r.Snapshot().Candidates() {
 		r.judge(c.Code, false)
 	}
-	r.refused(last, ErrCrowded) // those that were denied are remembered
+	r.refused(last, ErrCrowded) // denied candidates still count
 
 	single := r.token(nil)
 	for range MaxOfToken {
@@ -223,8 +225,8 @@ func TestCandidatesAreBounded(t *testing.T) {
 	r.waits(machine(t, r.reusable(), "one more"))
 }
 
-// A join code is no way around what a renewal asks: a node that enrols once more, with the keys that it has, gets no other
-// certificate where it would get none by a renewal.
+// TestEnrollingAgainAsksAgain checks that a join code does not bypass the conditions of renewal: a node that enrols again with
+// the same keys gets no certificate that a renewal would not have given it.
 func TestEnrollingAgainAsksAgain(t *testing.T) {
 	r := newRig(t)
 	q := machine(t, r.token(func(s *TokenSpec) { s.TTL = 5 * time.Hour }), "laptop")
@@ -247,7 +249,8 @@ func TestEnrollingAgainAsksAgain(t *testing.T) {
 	}
 }
 
-// Who denies a machine frees its join code for another one, and cannot take that back once one has come.
+// TestApprovedAfterADenial checks that denying a machine frees its join code, and that the denial stands once another machine
+// waits with it or has used it.
 func TestApprovedAfterADenial(t *testing.T) {
 	r := newRig(t)
 	r.demand.Approval = true
@@ -289,7 +292,7 @@ func TestTokenRevokedWhileAMachineWaits(t *testing.T) {
 	}
 }
 
-// TestRenewalAsksAgain: what a policy asks for holds for nodes that there are from their next renewal on.
+// TestRenewalAsksAgain checks that a policy's demands apply to existing nodes from their next renewal on.
 func TestRenewalAsksAgain(t *testing.T) {
 	r := newRig(t)
 	n := r.node("old")
@@ -327,7 +330,7 @@ func TestRenewalAsksAgain(t *testing.T) {
 	if err != nil || renewed.Certificate.Sequence != 2 {
 		t.Fatalf("%+v, %v", renewed, err)
 	}
-	// A reply that was lost is repeated, whatever is asked by then.
+	// A lost reply is repeated, whatever is demanded by then.
 	r.demand.Attestation = "measured"
 	again, err := r.Renew(t.Context(), r.renewal(n, next))
 	if err != nil || again.Certificate.Sequence != 2 {
@@ -405,8 +408,8 @@ func TestCandidateNames(t *testing.T) {
 	}
 }
 
-// TestALifeOfCandidates does random things to machines that want to join. Nobody joins without what was asked for at that moment,
-// tokens are good for as many machines as they say, and all of it outlives restarts.
+// TestALifeOfCandidates does random things to machines that want to join. It checks that none joins without meeting the demands
+// of that moment, that tokens admit no more machines than they should, and that all state survives restarts.
 func TestALifeOfCandidates(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		r := newRigOn(t, store.NewMemory(), Plan{})

@@ -23,11 +23,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// childDir is how the test tells a copy of itself to be the coordinator that is killed.
+// childDir is the environment variable that makes a copy of the test run as the coordinator to be killed.
 const childDir = "REDOUBT_TEST_DIRECTORY_CHILD"
 
-// childMain enrols 50 machines at once with a token each and, in between, renews, revokes, deletes, sets facts, roles and
-// policies. What was acknowledged is told by a line on standard output.
+// childMain enrols 50 machines at once with a token each and, in between, renews, revokes, deletes, and sets facts, roles and
+// policies. It prints a line on standard output for everything acknowledged.
 func childMain(dir string) {
 	if err := child(dir); err != nil {
 		fmt.Println("error", err)
@@ -96,7 +96,7 @@ func childEnroll(ctx context.Context, d *Directory, i int) error {
 	return err
 }
 
-// childPolicy sets what policies go by, and a policy.
+// childPolicy sets facts and roles that policies use, and a policy.
 func childPolicy(ctx context.Context, d *Directory, n *Node) error {
 	if _, err := d.SetFact(ctx, n.ID, "custom:tier", n.Name, time.Hour, "child"); err != nil {
 		return err
@@ -114,14 +114,14 @@ func childPolicy(ctx context.Context, d *Directory, n *Node) error {
 	return nil
 }
 
-// told is what children have acknowledged.
+// told holds what children reported as acknowledged.
 type told struct {
-	nodes   map[proto.NodeID][]string // what the line said after the id
+	nodes   map[proto.NodeID][]string // the rest of the line after the id
 	revoked map[proto.NodeID]bool
 	deleted map[proto.NodeID]bool
 	facts   map[proto.NodeID]bool
 	roles   map[proto.NodeID]bool
-	policy  map[uint64]proto.NodeID // by number: for which node
+	policy  map[uint64]proto.NodeID // by number: the node it was applied for
 	version proto.Version
 }
 
@@ -165,7 +165,7 @@ func (w *told) line(t *testing.T, line string) {
 	}
 }
 
-// run lets a child go on until it has said a number of lines, kills it, and listens to its end.
+// run runs a child until it has printed a number of lines, kills it, and reads the rest of its output.
 func (w *told) run(t *testing.T, dir string, lines int) {
 	t.Helper()
 	c := exec.CommandContext(t.Context(), os.Args[0])
@@ -201,7 +201,7 @@ func TestKilledInTheMiddleOf50Enrolments(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Opening refuses two nodes with one name or address.
+		// Opening fails if two nodes share a name or an address.
 		d, err := Open(t.Context(), s, Config{Clock: time.Now, Rand: rand.Reader, Issue: issue, Signer: signer})
 		if err != nil {
 			t.Fatal(err)
@@ -221,7 +221,7 @@ func TestKilledInTheMiddleOf50Enrolments(t *testing.T) {
 	t.Logf("%d enrolments were acknowledged", len(w.nodes))
 }
 
-// check looks that everything that was acknowledged is there, and that no address was given to two.
+// check checks that everything acknowledged is present, and that no address was assigned twice.
 func (w *told) check(t *testing.T, s *Snapshot) {
 	t.Helper()
 	given := map[string]proto.NodeID{}
@@ -269,7 +269,7 @@ func (w *told) check(t *testing.T, s *Snapshot) {
 	}
 }
 
-// checkPolicies looks that every version that was acknowledged is kept, and that the last one is in force.
+// checkPolicies checks that every acknowledged version is stored, and that none is newer than the one in force.
 func (w *told) checkPolicies(t *testing.T, d *Directory) {
 	t.Helper()
 	for number, id := range w.policy {

@@ -17,22 +17,22 @@ import (
 // block is how many version numbers one write of the head reserves.
 const block = 1 << 16
 
-// Config is what a directory needs from outside.
+// Config holds a directory's dependencies and settings.
 type Config struct {
 	Clock func() time.Time
 	Rand  io.Reader // cryptographically random
 	Issue Issue
-	// Signer signs the checkpoints of the audit book.
+	// Signer signs the checkpoints of the audit log.
 	Signer *audit.Signer
-	// Grace is how long agents that hear nothing of a coordinator may trust certificates beyond their end.
+	// Grace is how long agents without contact to a coordinator may trust certificates past their expiry.
 	Grace time.Duration
-	// Ages is what the policies make of time; nil for nothing, but Grace. Otherwise Grace is for it to say.
+	// Ages tells how the passing of time affects the policy. If nil, only Grace matters; otherwise Ages determines the grace.
 	Ages Ages
-	// Demands is what the policies ask of machines; nil for nothing.
+	// Demands returns what the policy requires of machines; nil means nothing.
 	Demands Demands
 }
 
-// Directory owns the coordinator's state, see the package comment. All methods may be called concurrently.
+// Directory owns the coordinator's state; see the package comment. All methods are safe for concurrent use.
 type Directory struct {
 	store  store.Store
 	config Config
@@ -50,14 +50,14 @@ type Directory struct {
 
 	watches watches
 
-	// The writer's own: the head as it is on disk, and its revision.
+	// Owned by the writer: the head as it is on disk, and its revision.
 	head     headRecord
 	headRev  uint64
-	auditEnd atomic.Uint64        // head.Audit for readers
-	refusals map[string]time.Time // when somebody was refused, and that was recorded
+	auditEnd atomic.Uint64        // head.Audit, for readers
+	refusals map[string]time.Time // when a refusal was last recorded, by subject
 }
 
-// Open loads the directory of a store that Ensure has prepared, and takes the right to write from whoever had it.
+// Open loads the directory from a store that Ensure has prepared, and fences off any earlier writer.
 func Open(ctx context.Context, s store.Store, c Config) (*Directory, error) {
 	if c.Clock == nil || c.Rand == nil || c.Issue == nil || c.Signer == nil {
 		return nil, errors.New("open the directory: clock, randomness, issuer and signer are required")
@@ -118,14 +118,14 @@ func (d *Directory) load(ctx context.Context) (*Snapshot, error) {
 	return snap, nil
 }
 
-// Snapshot is the state of now.
+// Snapshot returns the current state.
 func (d *Directory) Snapshot() *Snapshot { return d.current.Load() }
 
-// Done is closed when the directory takes no changes any more: after Close, or when the store failed or was opened by
-// another coordinator. Err says which.
+// Done is closed when the directory stops accepting changes: after Close, or when the store failed or was opened by another
+// coordinator. Err tells which.
 func (d *Directory) Done() <-chan struct{} { return d.done }
 
-// Err is nil until Done is closed, and ErrClosed after Close.
+// Err returns nil until Done is closed, and ErrClosed after Close.
 func (d *Directory) Err() error {
 	select {
 	case <-d.done:
@@ -135,8 +135,8 @@ func (d *Directory) Err() error {
 	}
 }
 
-// Close ends the writer after the transaction that is under way, and all subscriptions. The store stays open. It may be
-// called more than once.
+// Close stops the writer after the transaction in flight, and ends all subscriptions. The store stays open. It may be called
+// more than once.
 func (d *Directory) Close() error {
 	d.closing.Do(func() { close(d.stop) })
 	<-d.done

@@ -1,6 +1,6 @@
-// Package directory is what the coordinator knows: nodes, join tokens, policy, addresses at rest, and every key that a
-// node ever held. One goroutine, the writer, changes it; everybody else reads immutable snapshots, which cost nothing to
-// take and never change.
+// Package directory holds the coordinator's state: nodes, join tokens, the policy, released addresses, and every key that a
+// node has ever held. A single goroutine, the writer, changes it. Everyone else reads immutable snapshots, which are free to
+// obtain and never change.
 //
 //	CreateToken Enroll Renew ReleaseNode    ┌────────┐  one transaction   ┌───────┐
 //	RevokeNode DeleteNode SetPolicy   ─────►│ writer │ ─────────────────► │ store │  on disk
@@ -13,40 +13,39 @@
 //	                                            ▼
 //	                                  the operations return
 //
-// Operations that arrive while a transaction is on its way to the disk wait and share the next one. Each is decided
-// against the state that the ones before it left; one that fails leaves nothing. An operation that returned without an
-// error is on disk and in Snapshot.
+// Operations that arrive while a transaction is being written to disk wait and share the next one. Each is decided against the
+// state left by those before it; one that fails leaves no trace. When an operation returns without an error, its effect is on
+// disk and visible in Snapshot.
 //
-// Whoever opens the directory writes its head record first, and every later transaction demands that the head is as
-// this writer left it. So if the same store is opened again, the earlier writer cannot write any more (ErrFenced).
+// Opening a directory writes the head record first, and every later transaction requires the head to be as this writer left it.
+// So once the same store is opened again, the earlier writer can no longer write (ErrFenced).
 //
-// N grows with every snapshot that can change a netmap. It is reserved in blocks in the head record: after a crash
-// numbers are left out, none is given twice. A restored backup begins a new epoch, which is later than all that were
-// before it (see Restored).
+// N grows with every snapshot that can change a netmap. Numbers are reserved in blocks in the head record: a crash skips some,
+// but none is ever used twice. A restored backup begins a new epoch, later than all epochs before it (see Restored).
 //
 // In the store:
 //
 //	mesh              id, domain, ranges; written once
-//	keys              which roots and which intermediate the book has told of
+//	keys              the roots and the intermediate last recorded in the audit log
 //	head              epoch, reserved N, number of the last audit record
 //	node/ID           a node with its last certificate
-//	key/device/HEX    who held a device key first; never removed
-//	key/node/HEX      the same of a node key; one that was given up is removed once no certificate is good that names it
-//	token/ID          public half of a join token, and what became of it
-//	candidate/HEX     a machine that waits for an administrator's approval, by device key
-//	policy/NUMBER     every policy that was ever in force; the last one is
-//	freed/ADDRESS     until when the address rests
-//	traits/ID         facts of a node, the routes that it offers and those that were approved
-//	lock/ID           who is not trusted for now
-//	role/HEX          what a user, by login name, is in the mesh
+//	key/device/HEX    the node that first held a device key; never removed
+//	key/node/HEX      likewise for a node key; a retired key is removed once no valid certificate can name it
+//	token/ID          public half of a join token, and its use
+//	candidate/HEX     a machine waiting for an administrator's approval, by device key
+//	policy/NUMBER     every policy version; the last one is in force
+//	freed/ADDRESS     until when an address is held back from reuse
+//	traits/ID         facts of a node, and its advertised and approved routes
+//	lock/ID           a suspension of trust
+//	role/HEX          a user's roles in the mesh, by login name
 //	audit/NUMBER      see package audit
 //
-// Time is a writer too: every snapshot is about a moment, and what that moment changes is part of the change that leads to it.
-// Facts expire, and ages pass what the policy allows (Ages); the writer has one timer, for the first of those moments, and
-// names exactly the nodes that it is about. Where the clock is set back by more than a little, everybody is looked at again.
+// Time changes things too: every snapshot describes a moment, and a Change includes whatever the passing of time changed. Facts
+// expire, and ages exceed what the policy allows (Ages). The writer has one timer, set to the earliest such moment, and marks
+// exactly the affected nodes as changed. If the clock is set back by more than a little, every node is re-evaluated.
 //
-// What nodes say of themselves is on disk, though it changes no decision about who they are: a coordinator that starts again
-// must not part those whose connections hang on it.
+// What nodes report about themselves is on disk even though it does not affect their identity: a coordinator that restarts must
+// not cut connections that depend on it.
 //
-// Liveness (Live) is memory only and no part of snapshots: no netmap depends on it.
+// Liveness (Live) is kept in memory only and is not part of snapshots: no netmap depends on it.
 package directory

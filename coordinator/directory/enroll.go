@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	// MaxHostname is how long the name may be that a machine gives itself.
+	// MaxHostname is the maximum length of a machine's host name.
 	MaxHostname = 255
 )
 
-// EnrollRequest is a machine that proved that it holds these keys and the token's secret.
+// EnrollRequest describes a machine that proved possession of these keys and of the token's secret.
 type EnrollRequest struct {
 	Token    key.TokenPublic
 	Device   key.DevicePublic
@@ -27,15 +27,15 @@ type EnrollRequest struct {
 	Hostname string
 	Level    cert.Level
 	Attested Attested
-	// Reported is what the machine says of itself, Health what it says of its health: policies go by it from the first moment on.
+	// Reported is what the machine reports about itself, Health what it reports about its health: policies use both from the start.
 	Reported Reported
 	Health   Health
 }
 
-// Enroll makes a node: name, addresses and first certificate, and spends the token, all in one transaction. A machine that the
-// policy wants an administrator to approve is a candidate until then, which a *PendingError says. The same
-// keys with the same token again, while the token's time is not over, are a machine that missed the reply: it gets the
-// node that it is.
+// Enroll creates a node with its name, addresses and first certificate, and spends the token, all in one transaction. A machine
+// that the policy requires an administrator to approve becomes a candidate first, which a *PendingError reports. A repeated
+// request with the same keys and token, before the token expires, comes from a machine that missed the reply: it gets its
+// existing node.
 func (d *Directory) Enroll(ctx context.Context, r EnrollRequest) (*Node, error) {
 	if r.Token.IsZero() || r.Device.IsZero() || r.Key.IsZero() || len(r.Hostname) > MaxHostname {
 		return nil, fmt.Errorf("enrolment without all of its keys, or with a host name of %d bytes: %w", len(r.Hostname), ErrInvalid)
@@ -44,7 +44,7 @@ func (d *Directory) Enroll(ctx context.Context, r EnrollRequest) (*Node, error) 
 		return nil, err
 	}
 	var n *Node
-	var pending error // although something is written
+	var pending error // set when the transaction succeeds all the same
 	err := d.do(ctx, func(t *tx) (err error) {
 		n, pending, err = d.enroll(t, r)
 		return err
@@ -77,7 +77,7 @@ func (d *Directory) enroll(t *tx, r EnrollRequest) (n *Node, pending, err error)
 	return n, nil, err
 }
 
-// enrollable refuses what no approval could allow.
+// enrollable refuses machines that no approval could admit.
 func (t *tx) enrollable(token *Token, r EnrollRequest) error {
 	if token.SpentBy != 0 {
 		return fmt.Errorf("token %s; ask for a new join code: %w", token.ID, ErrTokenSpent)
@@ -94,7 +94,7 @@ func (t *tx) enrollable(token *Token, r EnrollRequest) error {
 	return t.reserved(token, r.Device)
 }
 
-// join makes the node.
+// join creates the node.
 func (t *tx) join(d *Directory, token *Token, r EnrollRequest, verdict *Verdict) (*Node, error) {
 	admit := t.admit
 	if token.Replace != 0 {
@@ -113,8 +113,8 @@ func (t *tx) join(d *Directory, token *Token, r EnrollRequest, verdict *Verdict)
 	return n, t.setTraits(n, traits)
 }
 
-// usable answers a token that is neither revoked nor past its time; it may be spent. A machine that asked in time, and waits, may
-// take longer.
+// usable returns a token that is neither revoked nor expired; it may be spent. A candidate that is still waiting may use an
+// expired token.
 func (t *tx) usable(r EnrollRequest) (*Token, error) {
 	public := r.Token
 	id := TokenID(public)
@@ -130,7 +130,7 @@ func (t *tx) usable(r EnrollRequest) (*Token, error) {
 	return token, nil
 }
 
-// again answers the node that enrolled with the same keys and the same token before, or nil where there is none.
+// again returns the node that enrolled earlier with the same keys and token, or nil if there is none.
 func (t *tx) again(token *Token, r EnrollRequest) (*Node, error) {
 	id, ok := t.devices.Get(deviceKey(r.Device))
 	if !ok {
@@ -148,7 +148,7 @@ func (t *tx) again(token *Token, r EnrollRequest) (*Node, error) {
 	return nil, fmt.Errorf("device key of node %s (%s); the machine must make new keys, or be deleted here first and make new keys: %w", n.Name, n.ID, ErrKeyUsed)
 }
 
-// unheld refuses keys that any node holds or held.
+// unheld refuses keys that any node holds or has held.
 func (t *tx) unheld(r EnrollRequest) error {
 	if id, ok := t.held.Get(heldDevice(r.Device)); ok {
 		return fmt.Errorf("device key of node %s; the machine must make new keys: %w", id, ErrKeyUsed)
@@ -159,7 +159,7 @@ func (t *tx) unheld(r EnrollRequest) error {
 	return nil
 }
 
-// admit makes the node without its certificate, and spends the token.
+// admit creates the node without its certificate, and spends the token.
 func (t *tx) admit(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 	id, err := t.newID(d)
 	if err != nil {
@@ -193,7 +193,7 @@ func (t *tx) admit(d *Directory, token *Token, r EnrollRequest) (*Node, error) {
 	return n, t.spend(token, n)
 }
 
-// holdBoth remembers for ever who holds the keys of a machine.
+// holdBoth records which node holds a machine's keys.
 func (t *tx) holdBoth(r EnrollRequest, id proto.NodeID) error {
 	if err := t.hold(devicePath(r.Device), heldDevice(r.Device), id); err != nil {
 		return err
@@ -222,8 +222,8 @@ func (t *tx) spend(token *Token, n *Node) error {
 	return t.setToken(&used)
 }
 
-// certifyAgain issues another certificate for a node that enrols once more, on the terms of a renewal: a join code is no way around
-// them.
+// certifyAgain issues another certificate for a node that enrols again, under the rules of a renewal: a join code must not
+// bypass them.
 func (d *Directory) certifyAgain(t *tx, n *Node) (*Node, error) {
 	if n.Quarantine != nil {
 		return nil, n.quarantined()
@@ -234,7 +234,7 @@ func (d *Directory) certifyAgain(t *tx, n *Node) (*Node, error) {
 	return d.certify(t, n)
 }
 
-// certify issues the next certificate of a node and writes the node with it.
+// certify issues a node's next certificate and writes the node with it.
 func (d *Directory) certify(t *tx, old *Node) (*Node, error) {
 	keys := []cert.NodeKey{{Public: old.Key}}
 	if !old.Next.IsZero() {
@@ -259,13 +259,13 @@ func (d *Directory) certify(t *tx, old *Node) (*Node, error) {
 	return &n, t.setNode(&n)
 }
 
-// fresh says whether a certificate's life has begun, and more than half of it is ahead. One that was issued while the clock
-// was wrong may begin later.
+// fresh reports whether a certificate has been issued and is in the first half of its lifetime. One issued while the clock was
+// wrong may start later.
 func fresh(c Certificate, now time.Time) bool {
 	return !now.Before(c.Issued) && now.Before(c.Issued.Add(c.NotAfter.Sub(c.Issued)/2))
 }
 
-// trustedNode answers a node that is known, and neither revoked nor locked.
+// trustedNode returns a node that is known and neither revoked nor locked.
 func (t *tx) trustedNode(id proto.NodeID) (*Node, error) {
 	n, err := t.knownNode(id)
 	if err == nil && n.Revoked != nil {

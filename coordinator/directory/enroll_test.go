@@ -69,7 +69,7 @@ func TestEnroll(t *testing.T) {
 	}
 }
 
-// refused tries an enrolment that must fail, and looks that nothing of it was kept.
+// refused attempts an enrolment that must fail, and checks that it left no trace.
 func (r *rig) refused(q EnrollRequest, want error) {
 	r.t.Helper()
 	before, snap := contents(r.t, r.store), r.Snapshot()
@@ -219,7 +219,7 @@ func TestAFullRange(t *testing.T) {
 	if err := r.DeleteNode(t.Context(), last.ID, "uid 0"); err != nil {
 		t.Fatal(err)
 	}
-	r.refused(q, ipam.ErrExhausted) // the address rests
+	r.refused(q, ipam.ErrExhausted) // the address is held back
 	r.reopen()
 	r.refused(q, ipam.ErrExhausted)
 

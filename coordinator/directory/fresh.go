@@ -7,7 +7,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
-// Fresh says that no machine ever joined the mesh in a store.
+// Fresh reports whether no machine has ever joined the mesh in a store.
 func Fresh(ctx context.Context, s store.Store) (bool, error) {
 	held, _, err := s.List(ctx, devicePrefix)
 	if err != nil {

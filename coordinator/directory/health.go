@@ -11,29 +11,29 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Bounds of how long a fact about a node's health may hold after the node was heard last. What a node says is brought within.
+// Bounds on how long a posture fact may hold after the node was last heard. Values reported by nodes are clamped to them.
 const (
 	MinHealthTTL = time.Second
 	MaxHealthTTL = 24 * time.Hour
 )
 
-// healthPrefix is how facts about a node's health are called.
+// healthPrefix is the prefix of the names of facts about a node's health.
 const healthPrefix = "posture:"
 
-// Health is what a node says of its own health, from one message to the next.
+// Health is a node's report about its health in one message.
 type Health struct {
 	Facts []HealthFact
-	// Whole says that what is not named is not known any more.
+	// Whole means that facts not listed are no longer known.
 	Whole bool
 }
 
-// HealthFact is one of them.
+// HealthFact is a single fact in a Health report.
 type HealthFact struct {
-	Name, Value string // no value: it is not known any more
+	Name, Value string // empty value: no longer known
 	TTL         time.Duration
 }
 
-// health says whether the fact is about the node's health, and holds for some time after the node was heard.
+// health reports whether the fact is about the node's health, and thus expires some time after the node was last heard.
 func (f Fact) health() bool { return f.TTL > 0 }
 
 func (h *Health) check() error {
@@ -53,7 +53,7 @@ func (h *Health) check() error {
 	return nil
 }
 
-// withHealth are the traits after a node has said something of its health, and whether that is something else for policies than before.
+// withHealth returns the traits after a health report, and reports whether anything changed for policies.
 func (t *Traits) withHealth(h *Health, now time.Time) (next *Traits, differs bool) {
 	next = t.clone()
 	if h.Whole {
@@ -79,7 +79,7 @@ func (t *Traits) withHealth(h *Health, now time.Time) (next *Traits, differs boo
 		case x.Value == "":
 		case i >= 0 && next.Facts[i].Value == x.Value:
 			f := &next.Facts[i]
-			differs = differs || f.TTL != x.TTL // that is on disk
+			differs = differs || f.TTL != x.TTL // the TTL is on disk
 			f.TTL, f.Expires = x.TTL, time.Time{}
 		case i >= 0:
 			next.Facts[i] = Fact{Name: x.Name, Value: x.Value, Source: SourceNode, Set: now, TTL: x.TTL}
@@ -93,7 +93,7 @@ func (t *Traits) withHealth(h *Health, now time.Time) (next *Traits, differs boo
 	return next, differs
 }
 
-// silent has what is known of the node's health end some time after a moment, unless it ends sooner.
+// silent makes health facts expire their TTL after since, unless they expire earlier.
 func (t *Traits) silent(since time.Time) (changed bool) {
 	for i := range t.Facts {
 		if f := &t.Facts[i]; f.health() && f.Expires.IsZero() {
@@ -104,7 +104,7 @@ func (t *Traits) silent(since time.Time) (changed bool) {
 	return changed
 }
 
-// ReportHealth remembers what an attached node says of its health. It holds while the node is attached, and some time longer.
+// ReportHealth stores an attached node's health report. It holds while the node is attached, and for its TTLs afterwards.
 func (d *Directory) ReportHealth(ctx context.Context, id proto.NodeID, h Health) error {
 	if err := h.check(); err != nil {
 		return fmt.Errorf("node %s: %w", id, err)
@@ -124,8 +124,8 @@ func (d *Directory) ReportHealth(ctx context.Context, id proto.NodeID, h Health)
 	})
 }
 
-// Fallen notes that a node is not heard any more: what it said of its health holds for the times that go with it. That costs no
-// write. A node that is attached again is left alone.
+// Fallen records that a node is no longer heard: its health facts expire their TTLs after heard. That costs no write. A node
+// that has attached again is left alone.
 func (d *Directory) Fallen(ctx context.Context, id proto.NodeID, heard time.Time) error {
 	return d.do(ctx, func(t *tx) error {
 		n, ok := t.state.nodes.Get(id)
@@ -140,7 +140,7 @@ func (d *Directory) Fallen(ctx context.Context, id proto.NodeID, heard time.Time
 	})
 }
 
-// setTimes replaces what is known of a node by the same that expires at other times.
+// setTimes replaces a node's traits by the same facts with different expiries.
 func (t *tx) setTimes(n *Node, next *Traits) {
 	sortFacts(next.Facts)
 	t.state.setTraits(n, next)

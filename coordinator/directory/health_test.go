@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// says has an attached node say something of its health.
+// says sends a health report of an attached node.
 func (r *rig) says(n *Node, whole bool, pairs ...string) {
 	r.t.Helper()
 	h := Health{Whole: whole}
@@ -25,7 +25,7 @@ func (r *rig) says(n *Node, whole bool, pairs ...string) {
 
 func (r *rig) attach(n *Node) { r.SetLive(n.ID, func(l *Live) { l.Connected = true }) }
 
-// fall is the end of a node's stream.
+// fall ends a node's stream.
 func (r *rig) fall(n *Node, heard time.Time) {
 	r.t.Helper()
 	r.SetLive(n.ID, func(l *Live) { l.Connected = false })
@@ -34,7 +34,7 @@ func (r *rig) fall(n *Node, heard time.Time) {
 	}
 }
 
-// health is what policies see of it.
+// health returns a node's health facts as policies see them.
 func (r *rig) health(n *Node) string {
 	var out []string
 	for _, f := range r.Snapshot().Known(n.ID).Facts {
@@ -48,7 +48,8 @@ func (r *rig) health(n *Node) string {
 	return strings.Join(out, " ")
 }
 
-// TestHealthHoldsWhileTheNodeIsHeard: and some time longer, whoever restarts meanwhile.
+// TestHealthHoldsWhileTheNodeIsHeard checks that health facts hold while the node is heard and for their TTL afterwards, across
+// restarts.
 func TestHealthHoldsWhileTheNodeIsHeard(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, r *rig) {
 		n, other := r.node("host"), r.node("other")
@@ -80,8 +81,8 @@ func TestHealthHoldsWhileTheNodeIsHeard(t *testing.T) {
 		time.Sleep(24 * time.Hour)
 		want("firewall=true", false)
 
-		// It falls silent, comes back within the time, and falls silent for good. A node that is attached by another stream by
-		// now is not silent.
+		// It falls silent, comes back in time, and falls silent for good. A node that has attached on another stream is not
+		// silent.
 		r.fall(n, time.Now().Add(-time.Minute))
 		time.Sleep(time.Minute + 59*time.Second)
 		want("firewall=true", false)
@@ -168,7 +169,8 @@ func TestHealthIsBounded(t *testing.T) {
 	}
 }
 
-// What the machine has proved, it cannot deny, and nobody else's word is worth more.
+// TestProvedBeatsReported checks that a machine cannot deny what it has proved, and that what it proved overrides reported
+// facts.
 func TestProvedBeatsReported(t *testing.T) {
 	for _, level := range []cert.Level{cert.LevelToken, cert.LevelTPM, cert.LevelMeasured} {
 		traits := (&Traits{Facts: []Fact{{Name: factSecureBoot, Value: "false", Source: SourceNode, TTL: time.Minute}}}).complete(level)

@@ -7,14 +7,14 @@ import (
 	"github.com/tidwall/btree"
 )
 
-// index is a sorted map. It is a value: a copy of it is another index, and changing one is never seen in the other. What both
-// have in common they share.
+// index is a sorted map. It is a value: a copy is independent, and changes to one are never visible in the other. Copies share
+// what they have in common.
 //
-// The tree is behind an interface for the sake of the compiler alone: each package that sees its type compiles the whole of
-// it anew, for each kind of key and value.
+// The tree is behind an interface only for the compiler's sake: otherwise every package that sees its type would recompile all
+// of it for each pair of key and value types.
 type index[K cmp.Ordered, V any] struct{ tree sorted[K, V] }
 
-// sorted is a tree that does not change.
+// sorted is an immutable tree.
 type sorted[K cmp.Ordered, V any] interface {
 	Get(k K) (V, bool)
 	Len() int
@@ -26,20 +26,20 @@ type sorted[K cmp.Ordered, V any] interface {
 	without(k K) sorted[K, V]
 }
 
-// indexDegree keeps the nodes of the trees small, since a change copies those on its way down.
+// indexDegree keeps tree nodes small, since a change copies all nodes on its path.
 const indexDegree = 16
 
 func newIndex[K cmp.Ordered, V any]() index[K, V] {
 	return index[K, V]{tree[K, V]{m: btree.NewMap[K, V](indexDegree)}}
 }
 
-// Get answers what is under a key.
+// Get returns the value of a key.
 func (x index[K, V]) Get(k K) (V, bool) { return x.tree.Get(k) }
 
-// Len is the number of entries.
+// Len returns the number of entries.
 func (x index[K, V]) Len() int { return x.tree.Len() }
 
-// first answers the entry that sorts first.
+// first returns the entry that sorts first.
 func (x index[K, V]) first() (K, V, bool) { return x.tree.Min() }
 
 // all yields all entries, sorted.
@@ -47,12 +47,12 @@ func (x index[K, V]) all() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) { x.tree.Scan(yield) }
 }
 
-// from yields the entries from a key on, sorted.
+// from yields the entries starting at k, sorted.
 func (x index[K, V]) from(k K) iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) { x.tree.Ascend(k, yield) }
 }
 
-// among yields each of some sorted keys with what is under it, or nothing.
+// among yields each of the sorted keys with its value, or with the zero value if there is none.
 func (x index[K, V]) among(keys []K) iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) { x.tree.among(keys, yield) }
 }
@@ -61,7 +61,7 @@ func put[K cmp.Ordered, V any](x *index[K, V], k K, v V) { x.tree = x.tree.with(
 
 func drop[K cmp.Ordered, V any](x *index[K, V], k K) { x.tree = x.tree.without(k) }
 
-// values yields what is in an index, sorted by its keys.
+// values yields the values of an index, sorted by key.
 func values[K cmp.Ordered, V any](x index[K, V]) iter.Seq[V] {
 	return func(yield func(V) bool) {
 		for _, v := range x.all() {
@@ -72,7 +72,7 @@ func values[K cmp.Ordered, V any](x index[K, V]) iter.Seq[V] {
 	}
 }
 
-// tree is the one implementation of sorted.
+// tree is the only implementation of sorted.
 type tree[K cmp.Ordered, V any] struct{ m *btree.Map[K, V] }
 
 func (t tree[K, V]) Get(k K) (V, bool)                    { return t.m.Get(k) }
@@ -81,10 +81,10 @@ func (t tree[K, V]) Min() (K, V, bool)                    { return t.m.Min() }
 func (t tree[K, V]) Scan(yield func(K, V) bool)           { t.m.Scan(yield) }
 func (t tree[K, V]) Ascend(from K, yield func(K, V) bool) { t.m.Ascend(from, yield) }
 
-// near is how many entries are stepped over before one is searched for.
+// near is how many entries are stepped over before resorting to a search.
 const near = 8
 
-// among takes a few steps and no search for a key that is near the one before it.
+// among steps to a key that is close to the previous one instead of searching.
 func (t tree[K, V]) among(keys []K, yield func(K, V) bool) {
 	at := t.m.Iter()
 	more := len(keys) > 0 && at.Seek(keys[0])

@@ -12,18 +12,18 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
-// Keys is what there is to tell of the keys that certificates hang on. They are in files; what is told of them is compared with
-// what was told before, so that nothing that became of them, by whatever way, is left out of the audit book.
+// Keys describes the keys that certificates depend on. The keys are in files; they are compared with what was recorded last, so
+// that no change to them, however made, is missing from the audit log.
 type Keys struct {
-	Roots        []Root // that are trusted, the newest first
+	Roots        []Root // trusted roots, newest first
 	Here         bool   // the newest root's key is on the coordinator's machine
-	Intermediate string // serial number of the one that issues
+	Intermediate string // serial number of the issuing intermediate
 }
 
-// Root is one that nodes trust.
+// Root is a root that nodes trust.
 type Root struct {
 	Fingerprint string    `json:"fingerprint"`
-	Since       time.Time `json:"since,omitzero"` // when it took the place of the one before; zero: as the mesh began
+	Since       time.Time `json:"since,omitzero"` // when it replaced its predecessor; zero: the mesh's first
 }
 
 type keysRecord struct {
@@ -49,11 +49,11 @@ func loadKeys(ctx context.Context, st store.Store, s *state) error {
 	return nil
 }
 
-// Keys is what was told last of the keys that certificates hang on; nil before that.
+// Keys returns the keys last recorded, or nil if none were.
 func (s *Snapshot) Keys() *Keys { return s.state.keys }
 
-// NoteKeys enters into the audit book what has become of keys since the last time. The first time there is nothing to compare
-// with: they are as the mesh began.
+// NoteKeys records in the audit log what has changed about the keys since the last call. The first call has nothing to compare
+// with: it only stores the initial keys.
 func (d *Directory) NoteKeys(ctx context.Context, k Keys, by string) error {
 	if d.Snapshot().Keys().same(k) {
 		return nil
@@ -111,7 +111,7 @@ func (t *tx) recordKeys(old, noted Keys, by string) {
 	}
 }
 
-// RootAsked records that somebody asked for an intermediate that an offline root is to sign.
+// RootAsked records a request for an intermediate to be signed by an offline root.
 func (d *Directory) RootAsked(ctx context.Context, public, by string) error {
 	return d.do(ctx, func(t *tx) error {
 		t.record(by, audit.RootRequest, public, "", "")
@@ -134,7 +134,7 @@ func (k *Keys) names() string {
 	return strings.Join(names, ", ")
 }
 
-// same does not look at since when.
+// same ignores Since.
 func (k *Keys) same(o Keys) bool {
 	return k != nil && k.Here == o.Here && k.Intermediate == o.Intermediate &&
 		slices.EqualFunc(k.Roots, o.Roots, func(a, b Root) bool { return a.Fingerprint == b.Fingerprint })

@@ -8,7 +8,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
 )
 
-// TestNoteKeys: the book tells of what is different, once, also where it was not told when it happened.
+// TestNoteKeys checks that every change of the keys is recorded once, including changes that were not reported when they
+// happened.
 func TestNoteKeys(t *testing.T) {
 	r := newRig(t)
 	keys := Keys{Roots: []Root{{Fingerprint: "aa"}}, Here: true, Intermediate: "1"}
@@ -16,7 +17,7 @@ func TestNoteKeys(t *testing.T) {
 		change func()
 		want   []string
 	}{
-		{func() {}, nil}, // the first time
+		{func() {}, nil}, // the first call
 		{func() {}, nil},
 		{func() { keys.Intermediate = "2" }, []string{audit.Intermediate}},
 		{func() { keys.Roots, keys.Intermediate = []Root{{Fingerprint: "bb"}, {Fingerprint: "aa"}}, "3" }, []string{audit.RootRotate, audit.Intermediate}},

@@ -6,20 +6,20 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Patience is how long after the end of its certificate, and of the grace, a node stays in the netmaps of others: a machine
-// that slept soon renews, and is then not news to everybody. That nothing of it passes meanwhile is for those to see to who
-// judge its certificate.
+// Patience is how long after its certificate and the grace have expired a node stays in the netmaps of others, so that a
+// machine waking from a short sleep can renew without a change for everyone. Peers drop its packets in the meantime by checking
+// its certificate.
 const Patience = 10 * time.Minute
 
-// Lapsed says that nobody may trust a node's certificate any more, and it nobody's, as far as Expire has noticed. It is no
-// part of others' netmaps until it has renewed.
+// Lapsed reports whether a node's certificate has expired beyond grace and Patience, as of the last Expire: nobody trusts it any
+// longer, and it trusts nobody. The node is in no other node's netmap until it renews.
 func (s *Snapshot) Lapsed(id proto.NodeID) bool {
 	_, ok := s.state.lapsed.Get(id)
 	return ok
 }
 
-// lapse notices whose certificates ended longer ago than others may trust them by grace: when a coordinator comes back after
-// an outage it must not part those who got over it.
+// lapse finds nodes whose certificates expired longer ago than grace allows others to trust them: a coordinator that comes back
+// after an outage must not cut off nodes that survived it.
 func (t *tx) lapse(grace time.Duration) {
 	for id := range over(t.ends, t.now.Add(-grace-Patience-1)) {
 		n, _ := t.state.nodes.Get(id)
@@ -28,7 +28,7 @@ func (t *tx) lapse(grace time.Duration) {
 	}
 }
 
-// lapse notes that a node's certificate is over. One that was revoked is nothing to policies from then on.
+// lapse records that a node's certificate is over. From then on, policies ignore the node if it was revoked.
 func (s *state) lapse(n *Node) {
 	drop(&s.ends, timeKey(n.Certificate.NotAfter, idKey(n.ID)))
 	put(&s.lapsed, n.ID, n.ID)
@@ -38,7 +38,7 @@ func (s *state) lapse(n *Node) {
 	}
 }
 
-// lapseRevoked is for a directory that is opened: those whose certificates ended long ago are not brought up again.
+// lapseRevoked lapses, when a directory is opened, revoked nodes whose certificates expired long ago.
 func (s *state) lapseRevoked(now time.Time, grace time.Duration) {
 	for id := range over(s.ends, now.Add(-grace-Patience-1)) {
 		if n, _ := s.nodes.Get(id); n.Revoked != nil {

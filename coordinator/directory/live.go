@@ -8,15 +8,15 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Live is what is known of a node's connection. It is memory only: after a restart it is empty until nodes come back.
+// Live is the state of a node's connection. It is kept in memory only: after a restart it is empty until nodes reconnect.
 type Live struct {
 	Connected bool
-	LastSeen  time.Time // when it was last heard or, after it left, when that was
+	LastSeen  time.Time // when it was last heard or, once disconnected, when it left
 	Remote    netip.AddrPort
 	Program   string
 	OS, Arch  string
 	Features  []string
-	Applied   proto.Version // what its data path enforces
+	Applied   proto.Version // the version its data path enforces
 }
 
 type liveness struct {
@@ -26,7 +26,7 @@ type liveness struct {
 
 func (l *liveness) init() { l.nodes = make(map[proto.NodeID]Live) }
 
-// Live answers what is known of a node's connection; false where it was not seen since the coordinator started.
+// Live returns the state of a node's connection; ok is false if it was not seen since the coordinator started.
 func (d *Directory) Live(id proto.NodeID) (Live, bool) {
 	d.live.mu.Lock()
 	defer d.live.mu.Unlock()
@@ -34,7 +34,7 @@ func (d *Directory) Live(id proto.NodeID) (Live, bool) {
 	return l, ok
 }
 
-// SetLive changes what is known of a node's connection. Nodes that are not in the directory are not remembered. change must not
+// SetLive changes the state of a node's connection. Nodes that are not in the directory are not remembered. change must not
 // call the directory.
 func (d *Directory) SetLive(id proto.NodeID, change func(*Live)) {
 	d.live.mu.Lock()
@@ -48,7 +48,7 @@ func (d *Directory) SetLive(id proto.NodeID, change func(*Live)) {
 	d.live.nodes[id] = l
 }
 
-// forget drops the liveness of nodes that are gone.
+// forget drops the liveness of deleted nodes.
 func (d *Directory) forget(s *Snapshot, ids []proto.NodeID) {
 	d.live.mu.Lock()
 	defer d.live.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// loadState reads all records into indexes. One that cannot be read stops the coordinator: a node, a token or a key that
-// was overlooked could be given to somebody else.
+// loadState reads all records into indexes. A record that cannot be read stops the coordinator: the name, address or key of an
+// overlooked record could be given to someone else.
 func loadState(ctx context.Context, st store.Store, now time.Time) (state, error) {
 	s := newState()
 	loaders := []struct {
@@ -121,7 +121,7 @@ func addRoles(s *state, e store.Entry) error {
 	return nil
 }
 
-// addTraits needs the nodes to be there.
+// addTraits requires the nodes to be loaded.
 func addTraits(s *state, e store.Entry, now time.Time) error {
 	id, t, err := parseTraits(e)
 	if err != nil {
@@ -140,7 +140,7 @@ func addTraits(s *state, e store.Entry, now time.Time) error {
 	return nil
 }
 
-// loadPolicy takes the last one; keys sort by number.
+// loadPolicy loads the last policy; keys sort by number.
 func loadPolicy(ctx context.Context, st store.Store, s *state) error {
 	entries, _, err := st.List(ctx, policyPrefix)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// What a lock can be about.
+// Kinds of locks.
 const (
 	LockUser   = "user"   // all nodes of a person, by login name
 	LockNode   = "node"   // one node, by id
@@ -33,7 +33,7 @@ const (
 	MaxLockTTL = 366 * 24 * time.Hour
 )
 
-// Lock takes the trust in nodes away until it is deleted or its time is over. Values are shared and never change.
+// Lock suspends trust in nodes until it is deleted or expires. Values are shared and never change.
 type Lock struct {
 	ID      string // "l" and 13 characters
 	Kind    string // one of the constants above
@@ -44,17 +44,17 @@ type Lock struct {
 	Expires time.Time // zero: never
 }
 
-// LockSpec is what an administrator asks of a lock.
+// LockSpec describes a lock to be created.
 type LockSpec struct {
 	Kind, Subject, Reason string
 	TTL                   time.Duration // 0: until it is deleted
 	By                    string
 }
 
-// ErrLocked says that a node, or whose it would be, is locked. A *LockedError says more.
+// ErrLocked means that a node is locked, or that a node to be created would be. A *LockedError has the details.
 var ErrLocked = errors.New("locked")
 
-// LockedError refuses what a lock forbids.
+// LockedError is returned for what a lock forbids.
 type LockedError struct {
 	What string // such as: node web (n123)
 	Lock *Lock
@@ -64,7 +64,7 @@ func (e *LockedError) Error() string {
 	return fmt.Sprintf("%s is locked since %s by lock %s%s", e.What, e.Lock.Created.Format(time.RFC3339), e.Lock.ID, because(e.Lock.Reason))
 }
 
-// number says how many of something there are.
+// number formats a count of things.
 func number(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one
@@ -79,21 +79,21 @@ func because(reason string) string {
 	return ": " + reason
 }
 
-// Is makes it an ErrLocked.
+// Is reports whether target is ErrLocked.
 func (e *LockedError) Is(target error) bool { return target == ErrLocked }
 
-// Barred says whether nobody may trust the node now, because it was revoked, is in quarantine or locked.
+// Barred reports whether nobody may trust the node, because it is revoked, quarantined or locked.
 func (n *Node) Barred() bool { return n.Apart() || n.Lock != nil }
 
-// Dismissed says whether the node has no business here: nobody talks to it. One in quarantine is heard, and told of nobody.
+// Dismissed reports whether the coordinator does not serve the node at all. A quarantined node is served, but told of no peers.
 func (n *Node) Dismissed() bool { return n.Revoked != nil || n.Lock != nil }
 
-// locked refuses something to a node that is.
+// locked returns the error for a locked node.
 func (n *Node) locked() error {
 	return &LockedError{What: fmt.Sprintf("node %s (%s)", n.Name, n.ID), Lock: n.Lock}
 }
 
-// unlocked refuses an enrolment that would make a node that is locked.
+// unlocked refuses an enrolment that would create a locked node.
 func (t *tx) unlocked(token *Token, r EnrollRequest) error {
 	would := &Node{Identity: proto.Identity{Tags: token.Tags}, Device: r.Device, Token: token.ID}
 	if token.User != "" {
@@ -123,7 +123,7 @@ const lockPrefix = "lock/"
 
 func lockPath(id string) string { return lockPrefix + id }
 
-// addLock needs to come before the nodes.
+// addLock must run before the nodes are loaded.
 func addLock(s *state, e store.Entry) error {
 	r, err := parse[lockRecord](e)
 	if err != nil {
@@ -150,13 +150,13 @@ func (s *state) dropLock(l *Lock) {
 	drop(&s.lockEnds, timeKey(l.Expires, l.ID))
 }
 
-// key sorts locks by what they are about.
+// key sorts locks by subject.
 func (l *Lock) key() string { return lockSubject(l.Kind, l.Subject) + l.ID }
 
 func lockSubject(kind, subject string) string { return memberPrefix(kind) + memberPrefix(subject) }
 
-// lockOf is the lock that holds a node, the oldest where there are several; nil for none. It costs as much as the node has
-// names by which it can be locked.
+// lockOf returns the oldest lock that applies to a node, or nil. Its cost is proportional to the number of subjects under which
+// the node can be locked.
 func (s *state) lockOf(n *Node) (oldest *Lock) {
 	if s.locks.Len() == 0 {
 		return nil
@@ -184,7 +184,7 @@ func (s *state) lockOf(n *Node) (oldest *Lock) {
 	return oldest
 }
 
-// under yields the nodes that a lock is about.
+// under yields the nodes that a lock covers.
 func (s *state) under(l *Lock) iter.Seq[proto.NodeID] {
 	one := func(id proto.NodeID, ok bool) iter.Seq[proto.NodeID] {
 		return func(yield func(proto.NodeID) bool) {
@@ -208,7 +208,7 @@ func (s *state) under(l *Lock) iter.Seq[proto.NodeID] {
 	return one(id, err == nil && ok)
 }
 
-// withOverlooked adds to nodes those that policies are not about. There are few: in quarantine, or revoked.
+// withOverlooked adds to ids the nodes that policies are not about. These are few: quarantined or revoked nodes.
 func (s *state) withOverlooked(ids iter.Seq[proto.NodeID], is func(*Node) bool) iter.Seq[proto.NodeID] {
 	return func(yield func(proto.NodeID) bool) {
 		for id := range ids {
@@ -224,7 +224,7 @@ func (s *state) withOverlooked(ids iter.Seq[proto.NodeID], is func(*Node) bool) 
 	}
 }
 
-// relock looks again at the nodes that a lock is about.
+// relock re-evaluates the nodes that a lock covers.
 func (t *tx) relock(l *Lock) (changed []proto.NodeID) {
 	for _, id := range slices.Collect(t.under(l)) {
 		n, _ := t.state.nodes.Get(id)
@@ -238,7 +238,7 @@ func (t *tx) relock(l *Lock) (changed []proto.NodeID) {
 	return changed
 }
 
-// CreateLock locks what a spec says, at once and wherever it joins again. It answers the nodes that it took the trust from.
+// CreateLock locks the subject of spec at once, including nodes that join later. It returns the nodes that lost their trust.
 func (d *Directory) CreateLock(ctx context.Context, spec LockSpec) (*Lock, []proto.NodeID, error) {
 	switch {
 	case spec.Reason != "" && !proto.ValidText(spec.Reason, maxReason):
@@ -289,15 +289,15 @@ func until(l *Lock) string {
 	return ", until " + l.Expires.Format(time.RFC3339)
 }
 
-// recordLock notes what became of a lock, under what it is about, so that it is found by that.
+// recordLock records what happened to a lock under its subject, so that the record is found by that.
 func (t *tx) recordLock(by, action string, l *Lock, about lockedOne, why string) {
 	t.recordOf(about.user, by, action, cmp.Or(about.id, l.Subject), cmp.Or(about.name, l.Kind+" "+l.Subject), "lock "+l.ID+": "+why)
 }
 
-// lockedOne says more of what a lock is about, where that is one node or person.
+// lockedOne identifies the subject of a lock if it is a single node or person.
 type lockedOne struct{ id, name, user string }
 
-// about finds out more of what a lock is about.
+// about looks up the subject of a lock.
 func (t *tx) about(l *Lock) (o lockedOne) {
 	switch l.Kind {
 	case LockUser:
@@ -311,7 +311,7 @@ func (t *tx) about(l *Lock) (o lockedOne) {
 	return o
 }
 
-// lockable refuses what cannot be locked, and brings the subject to the form that locks have.
+// lockable refuses subjects that cannot be locked, and normalizes spec.Subject.
 func (t *tx) lockable(spec *LockSpec) (lockedOne, error) {
 	switch spec.Kind {
 	case LockUser:
@@ -345,10 +345,10 @@ func (t *tx) lockable(spec *LockSpec) (lockedOne, error) {
 	return t.about(&Lock{Kind: spec.Kind, Subject: spec.Subject}), nil
 }
 
-// ErrLockUnknown says that there is no such lock.
+// ErrLockUnknown means that there is no such lock.
 var ErrLockUnknown = errors.New("lock is not known")
 
-// DeleteLock gives the trust back, to nodes that no other lock holds; it answers those.
+// DeleteLock removes a lock. It returns the nodes that are trusted again because no other lock holds them.
 func (d *Directory) DeleteLock(ctx context.Context, id, by string) (*Lock, []proto.NodeID, error) {
 	var l *Lock
 	var nodes []proto.NodeID
@@ -366,7 +366,7 @@ func (d *Directory) DeleteLock(ctx context.Context, id, by string) (*Lock, []pro
 	return l, nodes, nil
 }
 
-// unlock ends a lock, and answers the nodes that no lock holds any more.
+// unlock ends a lock and returns the nodes that are trusted again.
 func (t *tx) unlock(l *Lock, by, action string) []proto.NodeID {
 	t.writes = append(t.writes, store.Delete(lockPath(l.ID)))
 	t.dropLock(l)
@@ -378,7 +378,7 @@ func (t *tx) unlock(l *Lock, by, action string) []proto.NodeID {
 	return free
 }
 
-// expireLocks ends the locks whose time is over.
+// expireLocks ends the locks that have expired.
 func (t *tx) expireLocks() {
 	for _, l := range slices.Collect(over(t.lockEnds, t.moment)) {
 		t.unlock(l, "coordinator", audit.LockExpire)
@@ -388,5 +388,5 @@ func (t *tx) expireLocks() {
 // Locks yields all locks, sorted by id.
 func (s *Snapshot) Locks() iter.Seq[*Lock] { return values(s.state.locks) }
 
-// Under yields the nodes that a lock is about, sorted by id.
+// Under yields the nodes that a lock covers, sorted by id.
 func (s *Snapshot) Under(l *Lock) iter.Seq[proto.NodeID] { return s.state.under(l) }

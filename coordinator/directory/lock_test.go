@@ -21,7 +21,7 @@ func (r *rig) lock(kind, subject string, ttl time.Duration) (*Lock, []proto.Node
 	return l, nodes
 }
 
-// TestLocksOfEveryKind locks a node by each of its names, and gives it free again.
+// TestLocksOfEveryKind locks a node by each kind of subject, and unlocks it.
 func TestLocksOfEveryKind(t *testing.T) {
 	r := newRig(t)
 	tok := r.token(func(s *TokenSpec) { s.Tags, s.User, s.Reusable = nil, "ann@example.com", true })
@@ -87,7 +87,7 @@ func TestSeveralLocksHoldUntilTheLast(t *testing.T) {
 	}
 }
 
-// TestALockEndsByItself without anybody asking, and says so.
+// TestALockEndsByItself checks that a lock expires without any request, and that this is recorded.
 func TestALockEndsByItself(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, r *rig) {
 		n := r.node("db")
@@ -116,7 +116,7 @@ func TestALockEndsByItself(t *testing.T) {
 	})
 }
 
-// TestALockThatEndedDuringAnOutageEnds at the next start.
+// TestALockThatEndedDuringAnOutageEnds checks that a lock that expires during an outage ends at the next start.
 func TestALockThatEndedDuringAnOutageEnds(t *testing.T) {
 	r := newRig(t)
 	n := r.node("db")
@@ -124,7 +124,7 @@ func TestALockThatEndedDuringAnOutageEnds(t *testing.T) {
 	r.Close()
 	r.clock.pass(time.Hour)
 	r.open()
-	r.token(nil) // whatever happens next, it goes first
+	r.token(nil) // the lock expires before whatever happens next
 	if !r.Snapshot().Trusted(n.ID) {
 		t.Error("it is locked")
 	}
@@ -158,7 +158,8 @@ func TestWhatCannotBeLocked(t *testing.T) {
 	}
 }
 
-// A node that is in quarantine is locked like any other, so that its release does not bring it back.
+// TestLocksInQuarantine checks that quarantined nodes are locked like any other, so that their release does not bring them
+// back.
 func TestLocksInQuarantine(t *testing.T) {
 	r := newRig(t)
 	mine := r.enroll(machine(t, r.token(func(s *TokenSpec) { s.Tags, s.User = nil, "ann@example.com" }), "laptop"))

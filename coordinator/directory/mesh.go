@@ -15,17 +15,17 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// DefaultDomain is the DNS domain of meshes whose administrator named none.
+// DefaultDomain is the DNS domain of a mesh whose administrator chose none.
 const DefaultDomain = "mesh.internal"
 
-// Plan is what an administrator may choose of a mesh, once.
+// Plan holds the mesh settings that an administrator may choose, once.
 type Plan struct {
-	Domain string       // empty: DefaultDomain, or what the mesh has
-	V4     netip.Prefix // zero: drawn, or what the mesh has
+	Domain string       // empty: DefaultDomain, or the existing mesh's
+	V4     netip.Prefix // zero: random, or the existing mesh's
 }
 
-// Ensure makes the mesh if the store has none, and says what it is. A plan that differs from the mesh that is there is
-// refused: domain and range are in every certificate.
+// Ensure creates the mesh if the store has none, and returns it. A plan that conflicts with the existing mesh is refused:
+// domain and range are in every certificate.
 func Ensure(ctx context.Context, s store.Store, plan Plan, random io.Reader, now time.Time) (Mesh, error) {
 	m, err := loadMesh(ctx, s)
 	if errors.Is(err, store.ErrNotFound) {
@@ -113,7 +113,7 @@ func planned(plan Plan, random io.Reader) (m Mesh, err error) {
 	return m, nil
 }
 
-// CheckDomain says why a mesh cannot have a domain.
+// CheckDomain returns an error if domain cannot be a mesh's domain.
 func CheckDomain(domain string) error {
 	if len(domain) > proto.MaxDomain {
 		return fmt.Errorf("domain %.32q...: longer than %d characters: %w", domain, proto.MaxDomain, ErrInvalid)
@@ -126,5 +126,5 @@ func CheckDomain(domain string) error {
 	return nil
 }
 
-// wall is a time as records keep it.
+// wall returns t as records store it.
 func wall(t time.Time) time.Time { return t.Round(0).UTC() }

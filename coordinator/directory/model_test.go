@@ -18,7 +18,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// story is a random life of a directory, with what must hold in it.
+// story is a random life of a directory, with its invariants.
 type story struct {
 	*rig
 	rt     *rapid.T
@@ -28,8 +28,8 @@ type story struct {
 	last   proto.Version
 }
 
-// TestALife does random operations, restarts in between, and looks after each that the indexes agree with the nodes, that
-// nothing is given twice, and that what is on disk is what is in memory.
+// TestALife performs random operations and restarts, and checks after each that the indexes agree with the nodes, that nothing
+// is assigned twice, and that disk and memory agree.
 func TestALife(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s := &story{rig: newRigOn(t, store.NewMemory(), smallPlan), rt: rt, freed: map[netip.Addr]time.Time{}}
@@ -66,7 +66,7 @@ func (s *story) newToken() {
 	}))
 }
 
-// allowed are the reasons for which an operation may fail in a random life.
+// allowed fails the test unless err is nil or one of reasons; it reports whether err is nil.
 func (s *story) allowed(err error, reasons ...error) bool {
 	if err == nil {
 		return true
@@ -157,7 +157,7 @@ func (s *story) revoke() {
 	}
 }
 
-// lock locks something of some node, for a time or for good.
+// lock locks a node by a random kind of subject, temporarily or permanently.
 func (s *story) lock() {
 	n, ok := s.some()
 	if !ok {
@@ -192,7 +192,7 @@ func (s *story) unlock() {
 	s.allowed(err, ErrLockUnknown)
 }
 
-// held is what holds a node, found the slow way.
+// held reports whether a lock applies to a node, by a linear search.
 func (s *story) held(snap *Snapshot, n *Node) bool {
 	for l := range snap.Locks() {
 		switch {
@@ -280,7 +280,7 @@ func (s *story) setRoles() {
 	s.allowed(s.SetRoles(s.t.Context(), "ann@example.com", rapid.SampledFrom([][]string{nil, {"admin"}, {"owner", "admin"}}).Draw(s.rt, "roles"), "uid 0"))
 }
 
-// restart compares what is read from the disk with what was in memory.
+// restart checks that reading from disk restores what was in memory.
 func (s *story) restart() {
 	s.Close()
 	s.crash()
@@ -294,7 +294,7 @@ func (s *story) crash() {
 	}
 }
 
-// lasting is what of a snapshot is on disk.
+// lasting returns the parts of a snapshot that are on disk.
 func lasting(s *Snapshot) map[string]any {
 	freed := map[string]time.Time{}
 	for k, v := range s.state.freed.all() {
@@ -382,7 +382,7 @@ func (s *story) invariants() {
 	}
 }
 
-// sees looks that policies see of a node what people are shown, and nothing whose time has passed.
+// sees checks that policies see the same of a node as people do, and nothing that has expired.
 func (s *story) sees(snap *Snapshot, n *Node) {
 	known, seen := snap.Known(n.ID), snap.Traits(n.ID)
 	if !snap.state.seen(n) {

@@ -6,18 +6,18 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Ages says when the policy in force will see something else though nobody changed anything: ages that pass a limit. It is
-// called by the writer: it must neither wait nor call the directory.
+// Ages tells when time alone, such as an age passing a limit, changes how the policy in force evaluates. The writer calls it:
+// it must neither block nor call the directory.
 type Ages interface {
-	// Next is the first moment after s.Now at which what the policy makes of a node changes; zero for never.
+	// Next returns the first moment after s.Now at which the policy's treatment of a node changes; zero means never.
 	Next(s *Snapshot, id proto.NodeID) time.Time
-	// Until is the first moment after s.Now at which the policy itself changes, for everybody; zero for never.
+	// Until returns the first moment after s.Now at which the policy itself changes, for every node; zero means never.
 	Until(s *Snapshot) time.Time
-	// Grace is how long agents that hear nothing of a coordinator may trust certificates beyond their end.
+	// Grace returns how long agents without contact to a coordinator may trust certificates past their expiry.
 	Grace(s *Snapshot) time.Duration
 }
 
-// noAges is for policies that know no time, but for the grace.
+// noAges is for policies that do not depend on time, apart from the grace.
 type noAges time.Duration
 
 func (noAges) Next(*Snapshot, proto.NodeID) time.Time { return time.Time{} }
@@ -25,16 +25,16 @@ func (noAges) Until(*Snapshot) time.Time              { return time.Time{} }
 func (a noAges) Grace(*Snapshot) time.Duration        { return time.Duration(a) }
 
 const (
-	// backstep is how far the clock may go back without time going back: clocks are corrected by small amounts.
+	// backstep is how far the clock may step back while the moment simply stands still: clocks are corrected by small amounts.
 	backstep = time.Minute
-	// retryAging is when the writer looks again where what was due could not be written.
+	// retryAging is when the writer retries after something due could not be written.
 	retryAging = time.Second
-	// idle is how long the writer sleeps where nothing is due.
+	// idle is how long the writer sleeps if nothing is due.
 	idle = 24 * time.Hour
 )
 
-// momentAfter is the moment that the snapshot after one is about. Where the clock was set back by more than a little, everything
-// that hangs on ages must be looked at again.
+// momentAfter returns the moment of the snapshot that follows one. back reports that the clock was set back by more than
+// backstep, so that everything that depends on ages must be re-evaluated.
 func momentAfter(before, now time.Time) (moment time.Time, back bool) {
 	switch {
 	case !now.Before(before):
@@ -45,7 +45,7 @@ func momentAfter(before, now time.Time) (moment time.Time, back bool) {
 	return now, true
 }
 
-// age notes whom time alone has changed up to the moment of the transaction.
+// age marks what time alone has changed up to the moment of the transaction.
 func (t *tx) age(back bool) {
 	t.forgetFacts()
 	t.expireLocks()
@@ -55,7 +55,7 @@ func (t *tx) age(back bool) {
 	t.policy = t.policy || back || !t.turns.IsZero() && !t.moment.Before(t.turns)
 }
 
-// reckon finds out when time alone will change the nodes of a transaction, or all of them where the policy may be another one.
+// reckon computes when time alone will change the given nodes, or all nodes if the policy may have changed.
 func (d *Directory) reckon(s *Snapshot, nodes []proto.NodeID, all bool) {
 	if all {
 		s.state.moments, s.state.due = newIndex[proto.NodeID, time.Time](), newIndex[string, proto.NodeID]()
@@ -74,7 +74,7 @@ func (d *Directory) reckon(s *Snapshot, nodes []proto.NodeID, all bool) {
 	}
 }
 
-// soonest keeps what is due from being due for ever.
+// soonest delays a moment that is due already, so that it is not due forever.
 func soonest(at, now time.Time) time.Time {
 	if !at.IsZero() && !at.After(now) {
 		return now.Add(retryAging)
@@ -93,16 +93,16 @@ func (s *state) reckon(id proto.NodeID, at time.Time) {
 	}
 }
 
-// Moment is when what the policy makes of a node will change though nobody changes anything; zero for never.
+// Moment returns when the policy's treatment of a node will change by time alone; zero means never.
 func (s *Snapshot) Moment(id proto.NodeID) time.Time {
 	at, _ := s.state.moments.Get(id)
 	return at
 }
 
-// Now is the moment that the snapshot is about.
+// Now returns the moment that the snapshot describes.
 func (s *Snapshot) Now() time.Time { return s.now }
 
-// pause is how long nothing will happen by itself.
+// pause returns how long nothing will change by itself.
 func (s *Snapshot) pause(now time.Time) time.Duration {
 	at := now.Add(idle)
 	sooner := func(t time.Time, ok bool) {
@@ -117,7 +117,7 @@ func (s *Snapshot) pause(now time.Time) time.Duration {
 	return max(at.Sub(now), time.Millisecond)
 }
 
-// first is the earliest time in an index by time.
+// first returns the earliest time in an index by time.
 func first[V any](x index[string, V]) (time.Time, bool) {
 	k, _, ok := x.first()
 	if !ok {

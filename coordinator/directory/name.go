@@ -9,8 +9,8 @@ import (
 
 const maxLabel = 63
 
-// reservedLabels are names that a node must not have because programs look them up and trust the answer, or because the
-// mesh may want them for itself. Whoever asks for one gets it with a number behind it.
+// reservedLabels are names that a node must not have because programs look them up and trust the answer, or because the mesh
+// may want them for itself. A machine with such a host name gets a number appended.
 var reservedLabels = map[string]bool{
 	"localhost": true, "broadcasthost": true, "wpad": true, "isatap": true,
 	"coordinator": true, "relay": true, "dns": true, "ns": true, "mesh": true, "gateway": true,
@@ -20,9 +20,9 @@ func labelByte(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-'
 }
 
-// label makes a DNS label of what a machine calls itself: its first label, lower case, other characters as '-', which
-// never stand in a row (so that no name looks like punycode) nor at an end. A name that could be taken for a number or
-// for a node's id gets "node-" in front.
+// label derives a DNS label from a host name: its first label, in lower case, with other characters replaced by '-', which
+// neither repeats (so that no name looks like punycode) nor stands at either end. A name that could be mistaken for a number or
+// for a node id gets the prefix "node-".
 func label(hostname string) string {
 	first, _, _ := strings.Cut(strings.TrimSpace(hostname), ".")
 	var b strings.Builder
@@ -46,7 +46,7 @@ func label(hostname string) string {
 	return s
 }
 
-// numbered appends -n to a label, except for 0, and keeps it within the limit.
+// numbered appends -n to a label unless n is 0, and keeps the result within the limit.
 func numbered(base string, n int) string {
 	suffix := ""
 	if n > 0 {
@@ -58,8 +58,8 @@ func numbered(base string, n int) string {
 	return base + suffix
 }
 
-// name finds a free name for a machine: its label, or that with -1, -2 and so on. With names given in a row that is the
-// lowest number; where some in between were freed it is one of them. Its cost grows with the logarithm of the row.
+// name finds a free name for a machine: its label, or the label with -1, -2 and so on. If the numbers in use are contiguous, it
+// is the lowest free one, otherwise one of the free ones. The cost is logarithmic in the length of the run.
 func (s *state) name(hostname string) string {
 	base := label(hostname)
 	free := func(n int) bool {

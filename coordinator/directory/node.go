@@ -13,14 +13,14 @@ import (
 )
 
 const (
-	// AwayLimit is how long an ephemeral node may be away.
+	// AwayLimit is how long an ephemeral node may be away before it is removed.
 	AwayLimit = 30 * time.Minute
 	maxReason = 500
-	// maxExpired bounds what one Expire removes, so that its transaction stays small; the next one goes on.
+	// maxExpired bounds what one Expire removes, to keep its transaction small; the next one continues.
 	maxExpired = 1000
 )
 
-// RevokeNode ends the trust in a node for ever. A node that was revoked stays as it is.
+// RevokeNode permanently revokes a node. It does nothing if the node is revoked already.
 func (d *Directory) RevokeNode(ctx context.Context, id proto.NodeID, reason, by string) (*Node, error) {
 	if len(reason) > maxReason {
 		return nil, fmt.Errorf("reason of %d bytes: at most %d: %w", len(reason), maxReason, ErrInvalid)
@@ -42,7 +42,8 @@ func (d *Directory) RevokeNode(ctx context.Context, id proto.NodeID, reason, by 
 	return n, nil
 }
 
-// DeleteNode removes a node. Its name is free at once, its addresses rest (ipam.Rest), its keys are never taken again.
+// DeleteNode removes a node. Its name is free at once, its addresses are held back for ipam.Rest, its keys are never accepted
+// again.
 func (d *Directory) DeleteNode(ctx context.Context, id proto.NodeID, by string) error {
 	return d.do(ctx, func(t *tx) error {
 		n, err := t.knownNode(id)
@@ -67,7 +68,7 @@ func (d *Directory) remove(t *tx, n *Node) error {
 	return nil
 }
 
-// SetReach remembers how a node may be reached, in memory only.
+// SetReach stores how a node may be reached, in memory only.
 func (d *Directory) SetReach(ctx context.Context, id proto.NodeID, reach proto.Reach) error {
 	if err := d.Snapshot().Mesh().ValidReach(reach); err != nil {
 		return fmt.Errorf("what node %s reports: %w: %w", id, ErrInvalid, err)
@@ -90,9 +91,9 @@ func (d *Directory) SetReach(ctx context.Context, id proto.NodeID, reach proto.R
 	})
 }
 
-// Expire removes what time has ended: ephemeral nodes that were away too long, the rest of addresses, tokens long past
-// their time. Nodes whose certificates ended long ago lapse. It says which nodes it removed. Whoever runs the coordinator
-// calls it about once a minute.
+// Expire removes what has expired: ephemeral nodes that were away too long, held-back addresses, tokens long past their expiry.
+// Nodes whose certificates expired long ago lapse. It returns the nodes it removed. The coordinator calls it about once a
+// minute.
 func (d *Directory) Expire(ctx context.Context) ([]proto.NodeID, error) {
 	var gone []proto.NodeID
 	err := d.do(ctx, func(t *tx) (err error) {
@@ -131,8 +132,8 @@ func (d *Directory) expireNodes(t *tx) (gone []proto.NodeID, err error) {
 	return gone, nil
 }
 
-// away says since when a node is away, if it is. What was before this directory was opened is not known; it counts as if
-// every node had been here then.
+// away reports whether a node is away, and since when. Nothing is known about the time before this directory was opened; every
+// node is assumed to have been connected then.
 func (d *Directory) away(n *Node) (time.Time, bool) {
 	live, ok := d.Live(n.ID)
 	if live.Connected {

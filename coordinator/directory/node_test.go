@@ -49,7 +49,7 @@ func TestRevokedNodesAreNothingToPolicies(t *testing.T) {
 	if r.Snapshot().Trusted(n.ID) || !r.Snapshot().Trusted(other.ID) {
 		t.Error("the wrong one is trusted")
 	}
-	r.clock.pass(2 * time.Hour) // now nobody could take its certificate
+	r.clock.pass(2 * time.Hour) // nobody could accept its certificate any longer
 	r.renew(other)
 	if _, err := r.Expire(t.Context()); err != nil {
 		t.Fatal(err)
@@ -130,7 +130,7 @@ func TestEndpoints(t *testing.T) {
 	before := contents(t, r.store)
 	e := []proto.Endpoint{endpoint("192.0.2.1:41641"), endpoint("[2001:db8::1]:41641")}
 	v := r.Snapshot().Version()
-	for range 2 { // the same again is no news
+	for range 2 { // a repeated report is no change
 		if err := r.SetReach(t.Context(), n.ID, proto.Reach{Endpoints: e}); err != nil {
 			t.Fatal(err)
 		}
@@ -191,7 +191,7 @@ func TestEphemeralNodesExpire(t *testing.T) {
 	if err != nil || book[0].Action != audit.NodeExpire || book[0].Subject != left.ID.String() {
 		t.Errorf("audit: %+v, %v", book, err)
 	}
-	// A restart does not know who was here, and begins to count.
+	// A restart does not know who was connected, and starts counting anew.
 	r.reopen()
 	r.clock.pass(29 * time.Minute)
 	expire()
@@ -346,7 +346,7 @@ func TestPolicy(t *testing.T) {
 			t.Errorf("%s: %v, want ErrInvalid", what, err)
 		}
 	}
-	set(strings.Repeat("\"", MaxPolicy), 0, 3) // as long as can be, and twice that in its record
+	set(strings.Repeat("\"", MaxPolicy), 0, 3) // the maximum length, which doubles in its record
 	r.reopen()
 	if p := r.Snapshot().Policy(); p == nil || p.Number != 3 || len(p.Source) != MaxPolicy || !p.Applied.Equal(start) || p.By != "uid 0" {
 		t.Errorf("after a restart policy %d", p.Number)

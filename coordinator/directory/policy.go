@@ -13,27 +13,27 @@ import (
 )
 
 const (
-	// MaxPolicy is how long a policy's source may be.
+	// MaxPolicy is the maximum length of a policy's source.
 	MaxPolicy = 1 << 20
-	// MaxComment is how long the comment on a policy may be.
+	// MaxComment is the maximum length of the comment on a policy.
 	MaxComment = 500
-	// MaxHistory is how many versions one History answers at most.
+	// MaxHistory is the maximum number of versions that one History returns.
 	MaxHistory = 1000
 )
 
-// PolicyChange is a policy to be put in force.
+// PolicyChange describes a policy to put in force.
 type PolicyChange struct {
 	Source  string
 	Comment string
 	By      string
-	// Expect is the version that must be in force now, 0 for none at all; nil does not ask.
+	// Expect is the version that must be in force, 0 for none; nil skips the check.
 	Expect *uint64
-	// Of is the version whose text this is, where one is brought back.
+	// Of is the version whose text this is, for a rollback.
 	Of uint64
 }
 
-// ChangePolicy puts a policy in force, as a new version. The text that is in force already stays as it is. Whether the source is
-// a good policy is for the caller to find out before.
+// ChangePolicy puts a policy in force as a new version. It does nothing if the text is already in force. The caller must have
+// checked that the source is a valid policy.
 func (d *Directory) ChangePolicy(ctx context.Context, c PolicyChange) (*Policy, error) {
 	if len(c.Source) > MaxPolicy || !utf8.ValidString(c.Source) {
 		return nil, fmt.Errorf("policy of %d bytes: want UTF-8 of at most %d bytes: %w", len(c.Source), MaxPolicy, ErrInvalid)
@@ -80,7 +80,7 @@ func numberOf(p *Policy) uint64 {
 	return p.Number
 }
 
-// ExpectPolicy refuses another policy in force than the one that is expected, nil for none; an expectation of nil takes all.
+// ExpectPolicy returns an error unless the policy in force has the expected number, 0 for none; a nil number accepts any.
 func ExpectPolicy(p *Policy, number *uint64) error {
 	if number == nil || *number == numberOf(p) {
 		return nil
@@ -95,8 +95,7 @@ func inForce(number uint64) string {
 	return fmt.Sprintf("policy %d is in force", number)
 }
 
-// SetPolicy is ChangePolicy for a policy without a comment. With ifNumber it is refused unless that one is in force now; 0 does
-// not ask.
+// SetPolicy is ChangePolicy for a policy without a comment. If ifNumber is not 0, that version must be in force.
 func (d *Directory) SetPolicy(ctx context.Context, source string, ifNumber uint64, by string) (*Policy, error) {
 	c := PolicyChange{Source: source, By: by}
 	if ifNumber != 0 {
@@ -105,7 +104,7 @@ func (d *Directory) SetPolicy(ctx context.Context, source string, ifNumber uint6
 	return d.ChangePolicy(ctx, c)
 }
 
-// PolicyVersion reads a policy that is or was in force.
+// PolicyVersion reads a policy version, in force or not.
 func (d *Directory) PolicyVersion(ctx context.Context, number uint64) (*Policy, error) {
 	e, err := d.store.Get(ctx, policyPath(number))
 	if errors.Is(err, store.ErrNotFound) {
@@ -117,14 +116,14 @@ func (d *Directory) PolicyVersion(ctx context.Context, number uint64) (*Policy, 
 	return parsePolicy(e)
 }
 
-// PolicyInfo is a version of the policy without its text.
+// PolicyInfo is a policy version without its text.
 type PolicyInfo struct {
 	Policy     // without Source
 	Size   int // of the text, in bytes
 }
 
-// History answers up to limit versions of the policy below before, the newest first; 0 begins with the one in force. Texts are
-// read one after the other, so that it never holds more than one of them.
+// History returns up to limit policy versions with numbers below before, newest first; before 0 starts with the one in force.
+// Texts are read one at a time, so that at most one is in memory.
 func (d *Directory) History(ctx context.Context, before uint64, limit int) ([]PolicyInfo, error) {
 	if limit <= 0 || limit > MaxHistory {
 		return nil, fmt.Errorf("history of %d versions: want 1 to %d: %w", limit, MaxHistory, ErrInvalid)

@@ -16,7 +16,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Where records are in the store, see the package comment.
+// Store keys and key prefixes; see the package comment.
 const (
 	meshKey       = "mesh"
 	headKey       = "head"
@@ -39,7 +39,7 @@ func policyPath(number uint64) string      { return fmt.Sprintf("%s%016x", polic
 func freedPath(a netip.Addr) string        { return freedPrefix + a.String() }
 func traitsPath(id proto.NodeID) string    { return traitsPrefix + id.String() }
 
-// rolePath is in hexadecimal where a login name could be no key.
+// rolePath uses hexadecimal because a login name may not be a valid key.
 func rolePath(login string) string { return rolePrefix + hex.EncodeToString([]byte(login)) }
 
 func putRecord(k string, v any) (store.Op, error) {
@@ -50,20 +50,20 @@ func putRecord(k string, v any) (store.Op, error) {
 	return store.Put(k, b), nil
 }
 
-// version is the first field of every record. A record of another version is refused: what is not understood is not
-// guessed at. Migrations rewrite records when their form changes.
+// version is the first field of every record. A record with another version is refused rather than guessed at. Migrations
+// rewrite records when their form changes.
 type version struct {
 	V int `json:"v"`
 }
 
 func (v version) recordVersion() int { return v.V }
 
-// v1 is the version of all records as they are below.
+// v1 is the version of all records defined below.
 var v1 = version{1}
 
 type versioned interface{ recordVersion() int }
 
-// parse reads a record strictly: known fields, one value, known version.
+// parse decodes a record strictly: known fields only, a single value, a known version.
 func parse[T versioned](e store.Entry) (T, error) {
 	var v T
 	d := json.NewDecoder(bytes.NewReader(e.Value))
@@ -94,7 +94,8 @@ type headRecord struct {
 	Epoch    uint64 `json:"epoch"`
 	Reserved uint64 `json:"reserved"` // no snapshot so far had a greater N
 	Audit    uint64 `json:"audit"`    // number of the last audit record
-	// AuditHash is the hash of the last audit record, AuditKey names the key that signed its checkpoint; empty before the first.
+	// AuditHash is the hash of the last audit record; AuditKey identifies the key that signed its checkpoint, and is empty
+	// before the first.
 	AuditHash string `json:"auditHash"`
 	AuditKey  string `json:"auditKey,omitempty"`
 }
@@ -103,7 +104,7 @@ type heldRecord struct {
 	version
 	Node  proto.NodeID `json:"node"`
 	Since time.Time    `json:"since"`
-	Until time.Time    `json:"until,omitzero"` // of a node key that was given up; zero: for ever
+	Until time.Time    `json:"until,omitzero"` // for a retired node key; zero: forever
 }
 
 type freedRecord struct {
@@ -133,8 +134,7 @@ type factRecord struct {
 	Source  string    `json:"source"`
 	Set     time.Time `json:"set"`
 	Expires time.Time `json:"expires,omitzero"`
-	// TTL is of a fact about the node's health. When the node was heard last is not on disk: it counts as if it was when the
-	// directory is opened.
+	// TTL is set for posture facts. When the node was last heard is not on disk: opening the directory counts as hearing it.
 	TTL time.Duration `json:"ttl,omitzero"`
 }
 
@@ -295,7 +295,7 @@ type nodeRecord struct {
 	Created     time.Time          `json:"created"`
 	Revoked     *revocationRecord  `json:"revoked,omitempty"`
 	Certificate certificateRecord  `json:"certificate"`
-	Attestation *attestationRecord `json:"attestation,omitempty"` // nil: enrolled with a token before there was anything else
+	Attestation *attestationRecord `json:"attestation,omitempty"` // nil: enrolled with a token, before other attestation existed
 	Verdict     *verdictRecord     `json:"verdict,omitempty"`
 }
 
@@ -318,7 +318,7 @@ func attestationOf(a *Attestation) *attestationRecord {
 	}
 }
 
-// kindToken is the kind of evidence of nodes that have enrolled when there was no other.
+// kindToken is the kind of evidence of nodes that enrolled before other kinds existed.
 const kindToken = "token"
 
 func (r *attestationRecord) value(n *Node) (Attestation, error) {
@@ -405,7 +405,7 @@ func parsePolicy(e store.Entry) (*Policy, error) {
 	return &Policy{Number: r.Number, Source: r.Source, Applied: r.Applied, By: r.By, Comment: r.Comment, Of: r.Of}, nil
 }
 
-// heldKey is the key of a tombstone record in the index of held keys.
+// heldKey returns the key in the index of held keys for the path of a held-key record.
 func heldKey(path string) (string, error) {
 	if h, ok := strings.CutPrefix(path, devicePrefix); ok {
 		b, err := hex.DecodeString(h)

@@ -9,7 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
-// FuzzRecords reads what a backup from somewhere may hold. What is taken must come out again as it went in.
+// FuzzRecords parses records from an untrusted backup. What is accepted must encode to the same record again.
 func FuzzRecords(f *testing.F) {
 	r := newRig(f)
 	n := r.enroll(machine(f, r.token(func(s *TokenSpec) { s.Tags, s.User = nil, "ann@example.com" }), "host"))
@@ -82,7 +82,7 @@ func FuzzRecords(f *testing.F) {
 		s := newState()
 		addTraitsNow := func(s *state, e store.Entry) error { return addTraits(s, e, start) }
 		for _, add := range []func(*state, store.Entry) error{addNode, addHeld, addToken, addFreed, addRoles, addCandidate, addTraitsNow} {
-			_ = add(&s, e) // any error will do, a panic will not
+			_ = add(&s, e) // errors are fine, panics are not
 		}
 		_, _ = parsePolicy(e)
 		_, _ = parse[meshRecord](e)

@@ -7,7 +7,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Relays are the relays that serve now, sorted by id.
+// Relays returns the relays in service, sorted by id.
 func (s *Snapshot) Relays() []proto.Relay {
 	out := make([]proto.Relay, 0, s.state.relays.Len())
 	for r := range values(s.state.relays) {
@@ -16,7 +16,7 @@ func (s *Snapshot) Relays() []proto.Relay {
 	return out
 }
 
-// SetRelay tells nodes of a relay that serves from now on, or is reached by other addresses. It is remembered in memory only.
+// SetRelay announces to nodes a relay that is now in service or has different addresses. It is kept in memory only.
 func (d *Directory) SetRelay(ctx context.Context, r proto.Relay) error {
 	if err := r.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", err, ErrInvalid)
@@ -35,7 +35,7 @@ func (d *Directory) SetRelay(ctx context.Context, r proto.Relay) error {
 	})
 }
 
-// DropRelay tells nodes that a relay does not serve any more.
+// DropRelay announces to nodes that a relay is out of service.
 func (d *Directory) DropRelay(ctx context.Context, id proto.NodeID) error {
 	return d.do(ctx, func(t *tx) error {
 		if _, known := t.state.relays.Get(id); known {

@@ -18,17 +18,17 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// Tickets. With each certificate a node gets a ticket, which is good for one renewal:
+// Tickets. With each certificate a node gets a ticket, which is valid for one renewal:
 //
-//	ticket = 8 bytes: number, big endian | 32 bytes: HMAC-SHA256 by the node's seed over node and number
+//	ticket = 8 bytes: number, big endian | 32 bytes: HMAC-SHA256 with the node's seed over node and number
 //
 //	                        ticket n ─► certificate and ticket n+1
-//	the same key again      ticket n ─► the same certificate and ticket n+1: the reply was lost
-//	another key             ticket n ─► two machines share one identity
-//	after n+1 was used      ticket n ─► the same
+//	same key again          ticket n ─► the same certificate and ticket n+1: the reply was lost
+//	different key           ticket n ─► two machines share one identity
+//	after n+1 was used      ticket n ─► likewise
 //
-// So a copy of a node's disk is found out as soon as both machines have renewed, whichever comes first. A ticket with a higher
-// number than any that this coordinator remembers was given before it was restored from a backup, and is good.
+// So a copy of a node's disk is detected as soon as both machines have renewed, in either order. A ticket with a higher number
+// than any that this coordinator remembers was issued before the restore from a backup, and is valid.
 
 // TicketSize is the length of a ticket.
 const TicketSize = wire.TicketSize
@@ -41,23 +41,23 @@ var (
 	ErrQuarantined = errors.New("node is in quarantine")
 )
 
-// Quarantine says since when a node is kept apart from all others, and why.
+// Quarantine records since when a node is isolated from all others, and why.
 type Quarantine struct {
 	At  time.Time
 	Why string
 }
 
-// Renewal is a node that proved that it holds its device key and the node key that is to come next.
+// Renewal is the request of a node that proved possession of its device key and of its next node key.
 type Renewal struct {
 	ID     proto.NodeID
 	Key    key.NodePublic
 	Ticket []byte
 }
 
-// Apart says that a node is no part of the mesh: nobody is its peer, and it is nobody's.
+// Apart reports whether a node is not part of the mesh, being revoked or quarantined: it has no peers and is nobody's peer.
 func (n *Node) Apart() bool { return n.Revoked != nil || n.Quarantine != nil }
 
-// NextTicket is what came with the node's certificate; nil for certificates from before there were tickets.
+// NextTicket returns the ticket for the node's next renewal; nil for certificates from before tickets existed.
 func (n *Node) NextTicket() []byte {
 	if len(n.Seed) == 0 {
 		return nil
@@ -74,7 +74,7 @@ func (n *Node) ticketOf(number uint64) []byte {
 	return h.Sum(b)
 }
 
-// readTicket answers a ticket's number, if it was given to this node.
+// readTicket returns a ticket's number; ok reports whether it was issued to this node.
 func (n *Node) readTicket(b []byte) (number uint64, ok bool) {
 	if len(b) != TicketSize || len(n.Seed) == 0 {
 		return 0, false
@@ -91,15 +91,15 @@ func (d *Directory) newSeed() ([]byte, error) {
 	return b, nil
 }
 
-// Renew issues the next certificate of a node, with the next sequence number. The key that was to come next is its key from now
-// on, and the renewal's is the next. Keys that any node holds, or held while a certificate that names them may still be shown,
-// are refused, and so are machines that do not do what the policy asks of them. What a ticket is good for is written above.
+// Renew issues the next certificate of a node, with the next sequence number. The node's next key becomes its current key, and
+// r.Key becomes its next. It refuses keys that any node holds, or held while a certificate naming them may still be in use, and
+// machines that do not meet the policy's demands. The rules for tickets are described above.
 func (d *Directory) Renew(ctx context.Context, r Renewal) (*Node, error) {
 	if r.Key.IsZero() {
 		return nil, fmt.Errorf("renewal of node %s without a node key: %w", r.ID, ErrInvalid)
 	}
 	var n *Node
-	var refused error // although something is written
+	var refused error // set when the transaction succeeds all the same
 	err := d.do(ctx, func(t *tx) (err error) {
 		if n, err = t.trustedNode(r.ID); err != nil {
 			return err
@@ -109,7 +109,7 @@ func (d *Directory) Renew(ctx context.Context, r Renewal) (*Node, error) {
 		}
 		switch use, why := n.judge(r); use {
 		case ticketRepeats:
-			return nil // the node as it is, with the certificate that it did not get
+			return nil // the node as it is, with the certificate whose delivery failed
 		case ticketUnknown:
 			return fmt.Errorf("renewal of node %s (%s): %w", n.Name, n.ID, ErrTicket)
 		case ticketDead:
@@ -134,13 +134,13 @@ type ticketUse int
 
 const (
 	ticketCurrent ticketUse = iota + 1
-	ticketRepeats           // the reply to it was lost
-	ticketStray             // it was given after the backup that the store is from, or is good by way of a release
-	ticketDead              // it is another machine's
+	ticketRepeats           // its reply was lost
+	ticketStray             // issued after the backup that the store is from, or accepted because of a release
+	ticketDead              // another machine's
 	ticketUnknown
 )
 
-// latest is the key that the last certificate was given for.
+// latest returns the key that the last certificate was issued for.
 func (n *Node) latest() key.NodePublic {
 	if n.Next.IsZero() {
 		return n.Key
@@ -148,10 +148,10 @@ func (n *Node) latest() key.NodePublic {
 	return n.Next
 }
 
-// judge says what the ticket of a renewal is good for.
+// judge decides how a renewal's ticket is to be treated.
 func (n *Node) judge(r Renewal) (use ticketUse, why string) {
 	if len(n.Seed) == 0 && len(r.Ticket) == 0 {
-		return ticketCurrent, "" // its certificate is from before there were tickets
+		return ticketCurrent, "" // its certificate is from before tickets existed
 	}
 	number, ok := n.readTicket(r.Ticket)
 	switch {
@@ -169,8 +169,8 @@ func (n *Node) judge(r Renewal) (use ticketUse, why string) {
 	return ticketDead, fmt.Sprintf("ticket %d was used after ticket %d had taken its place", number, n.Ticket)
 }
 
-// renew makes the renewal's key the next one, after the one that was to come next before. With a stray ticket it is not known
-// which keys the machine holds: then the new one is the only one.
+// renew makes the renewal's key the next one, and the previous next key the current one. With a stray ticket it is unknown
+// which keys the machine holds: then the renewal's key is the only one.
 func (d *Directory) renew(t *tx, old *Node, r Renewal, use ticketUse) (*Node, error) {
 	if holder, ok := t.held.Get(heldNode(r.Key)); ok {
 		return nil, fmt.Errorf("node key of node %s: %w", holder, ErrKeyUsed)
@@ -179,7 +179,7 @@ func (d *Directory) renew(t *tx, old *Node, r Renewal, use ticketUse) (*Node, er
 	switch {
 	case use == ticketStray:
 		n.Key, n.Next = r.Key, key.NodePublic{}
-	case old.Next.IsZero(): // its first renewal, or the first after such a one
+	case old.Next.IsZero(): // the first renewal, or the first after a stray ticket
 		n.Next = r.Key
 	default:
 		n.Key, n.Next = old.Next, r.Key
@@ -205,8 +205,8 @@ func (d *Directory) renew(t *tx, old *Node, r Renewal, use ticketUse) (*Node, er
 	return d.certify(t, &n)
 }
 
-// retire lets go of a key when nobody who is in contact can trust a certificate any more that names it. Keys change so often
-// that to remember them for ever would fill any disk.
+// retire forgets a key once no connected node can still trust a certificate that names it. Keys change so often that
+// remembering them forever would fill any disk.
 func (t *tx) retire(k key.NodePublic, n *Node) error {
 	until := t.now
 	if end := n.Certificate.NotAfter; end.After(until) {
@@ -222,7 +222,7 @@ func (t *tx) retire(k key.NodePublic, n *Node) error {
 	return nil
 }
 
-// givenUp is a node key that is remembered until some time only.
+// givenUp is a retired node key, remembered until a time.
 type givenUp struct {
 	key   key.NodePublic
 	until time.Time
@@ -232,7 +232,7 @@ func (s *state) give(k key.NodePublic, until time.Time) {
 	put(&s.keyEnds, timeKey(until, heldNode(k)), givenUp{k, until})
 }
 
-// expireKeys forgets keys whose time is over.
+// expireKeys forgets retired keys whose time is over.
 func (t *tx) expireKeys() {
 	count := 0
 	for g := range over(t.keyEnds, t.now) {
@@ -245,7 +245,7 @@ func (t *tx) expireKeys() {
 	}
 }
 
-// quarantine keeps a node apart from all others until it is released. The certificate that it has stays its own.
+// quarantine isolates a node from all others until it is released. The node keeps its certificate.
 func (t *tx) quarantine(old *Node, why string) (*Node, error) {
 	n := *old
 	n.Quarantine = &Quarantine{At: t.now, Why: why}
@@ -253,7 +253,7 @@ func (t *tx) quarantine(old *Node, why string) (*Node, error) {
 	return &n, t.setNode(&n)
 }
 
-// QuarantineError is ErrQuarantined with what is known of it.
+// QuarantineError wraps ErrQuarantined with details.
 type QuarantineError struct {
 	Name string
 	ID   proto.NodeID
@@ -264,13 +264,13 @@ func (e *QuarantineError) Error() string {
 	return fmt.Sprintf("node %s (%s), since %s: %s: %v", e.Name, e.ID, e.At.Format(time.RFC3339), e.Why, ErrQuarantined)
 }
 
-// Unwrap makes it an ErrQuarantined.
+// Unwrap returns ErrQuarantined.
 func (e *QuarantineError) Unwrap() error { return ErrQuarantined }
 
 func (n *Node) quarantined() error { return &QuarantineError{n.Name, n.ID, *n.Quarantine} }
 
-// ReleaseNode ends a quarantine. The first machine that renews after it goes on as the node, whichever of its tickets it has;
-// the other one is found out again.
+// ReleaseNode ends a quarantine. The first machine to renew after that continues as the node, with whichever of its tickets;
+// the other machine is detected again.
 func (d *Directory) ReleaseNode(ctx context.Context, id proto.NodeID, by string) (*Node, error) {
 	var n *Node
 	err := d.do(ctx, func(t *tx) (err error) {

@@ -89,7 +89,8 @@ func flip(b []byte) []byte {
 	return b
 }
 
-// However often and whenever a reply is lost, asking again gives what was missed, and nobody is quarantined.
+// TestALostReplyRenewsOnce checks that repeating a request after a lost reply, any time and any number of times, returns the
+// missed reply without a quarantine.
 func TestALostReplyRenewsOnce(t *testing.T) {
 	r := newRig(t)
 	n := r.node("host")
@@ -148,7 +149,7 @@ func TestTwoMachinesWithOneIdentity(t *testing.T) {
 				if _, ok := r.Snapshot().Node(n.ID); ok {
 					t.Error("policies know of it")
 				}
-				// The other one as well.
+				// Likewise for the other machine.
 				if _, err := r.Renew(t.Context(), r.renewal(now, newNodeKey(t))); !errors.Is(err, ErrQuarantined) {
 					t.Errorf("the machine that was first: %v", err)
 				}
@@ -184,7 +185,7 @@ func TestRelease(t *testing.T) {
 		r.reopen()
 	}
 	release()
-	// The machine with the old disk is the one to go on: of its keys nothing is known but the new one.
+	// The machine with the old disk continues: only its new key is known.
 	k := newNodeKey(t)
 	back, err := r.Renew(t.Context(), r.renewal(old, k))
 	if err != nil || back.Key != k || !back.Next.IsZero() {
@@ -196,18 +197,19 @@ func TestRelease(t *testing.T) {
 	if back = r.renew(back); back.Key != k {
 		t.Errorf("%+v", back)
 	}
-	// The other one is still there.
+	// The other machine still exists.
 	if _, err := r.Renew(t.Context(), r.renewal(n, newNodeKey(t))); !errors.Is(err, ErrQuarantined) {
 		t.Errorf("the other machine: %v", err)
 	}
-	// Now the rightful one has the newest ticket, and loses nothing.
+	// The legitimate machine now has the newest ticket, and loses nothing.
 	release()
 	if n = r.renew(back); n.Key != back.Next {
 		t.Errorf("%+v", n)
 	}
 }
 
-// A node that joined before there were tickets has none at its first renewal, and one from then on.
+// TestBeforeThereWereTickets checks that a node that joined before tickets existed needs none for its first renewal, and one
+// from then on.
 func TestBeforeThereWereTickets(t *testing.T) {
 	r := newRig(t)
 	n := r.node("host")
@@ -236,13 +238,13 @@ func TestBeforeThereWereTickets(t *testing.T) {
 	r.renew(n)
 }
 
-// A key that was given up is refused as long as somebody may still be shown a certificate with it, and then forgotten: a mesh
-// of ten thousand nodes gives up half a million in a day.
+// TestKeysThatWereGivenUp checks that a retired key is refused as long as a certificate with it may still be in use, and then
+// forgotten: a mesh of ten thousand nodes retires half a million in a day.
 func TestKeysThatWereGivenUp(t *testing.T) {
 	r := newRig(t)
 	n := r.node("host")
 	first := n.Key
-	n = r.renew(r.renew(n)) // from here on first is in no certificate
+	n = r.renew(r.renew(n)) // first is in no certificate any longer
 	other := r.node("other")
 	tries := func(want error) {
 		t.Helper()

@@ -9,24 +9,24 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Restoration says what a restored backup brought back, for the person who did it.
+// Restoration describes what a restored backup contains, for the operator.
 type Restoration struct {
 	Mesh   proto.Mesh
 	Epoch  uint64
 	Nodes  int
-	Voided int       // tokens that can no longer be used
-	Latest time.Time // when the last thing in the backup was decided; what came later is lost, revocations included
+	Voided int       // tokens invalidated
+	Latest time.Time // time of the last record in the backup; everything after it is lost, revocations included
 }
 
-// Restored is what must happen to a backup before a coordinator may open it, in the transaction that makes it a store
-// again. What was decided after the backup is lost, so:
+// Restored prepares a backup for use, in the transaction that turns it into a store again; a coordinator must not open it
+// before. Whatever was decided after the backup is lost, so:
 //
-//   - A new epoch begins, later than any before it even if the same backup is restored twice: agents take its word for
+//   - A new epoch begins, later than any before it even if the same backup is restored twice: agents accept its state as
 //     newer than what they heard last.
-//   - Every token that can still be used is void: it may have been used since.
-//   - No machine waits for an approval any more, or has one and has not used it: it may have been denied since.
-//   - Certificates go on with higher sequence numbers than were issued since.
-//   - Nodes that joined since are not known, and are refused until an administrator lets them join again.
+//   - Every token that is still valid is voided: it may have been used since.
+//   - All candidates are dropped, approved ones included: they may have been denied since.
+//   - Certificates continue with sequence numbers higher than any issued since.
+//   - Nodes that joined since are unknown, and are refused until an administrator lets them join again.
 //   - Nodes that were revoked or deleted since are trusted again: the administrator must revoke them once more.
 func Restored(t store.Tx, now time.Time, by string) (Restoration, error) {
 	now = wall(now)
@@ -79,7 +79,7 @@ func restoredMesh(t store.Tx) (Restoration, error) {
 	return Restoration{Mesh: proto.Mesh{ID: m.ID, Domain: m.Domain, V4: m.V4, V6: m.V6}}, err
 }
 
-// restoredHead begins the new epoch. It is the time of the restore, so that two restores of one backup differ.
+// restoredHead begins the new epoch, which is the time of the restore, so that two restores of one backup differ.
 func restoredHead(t store.Tx, now time.Time) (headRecord, error) {
 	v, ok := t.Get(headKey)
 	if !ok {
@@ -90,7 +90,8 @@ func restoredHead(t store.Tx, now time.Time) (headRecord, error) {
 	return head, err
 }
 
-// nodes raises the sequence numbers to the time of the restore in milliseconds, which no count of certificates reaches.
+// nodes raises the sequence numbers to the time of the restore in milliseconds, which no number of certificates issued can
+// reach.
 func (r *Restoration) nodes(t store.Tx, now time.Time) error {
 	list, err := t.List(nodePrefix)
 	if err != nil {

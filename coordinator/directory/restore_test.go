@@ -23,7 +23,7 @@ func openBolt(t *testing.T, dir string) *bolt.DB {
 	return db
 }
 
-// restored makes a directory from a backup, as an administrator would at some time.
+// restored creates a directory from a backup at a given time, as an administrator would.
 func restored(t *testing.T, backup string, now time.Time) (*rig, Restoration) {
 	t.Helper()
 	var told Restoration
@@ -56,7 +56,7 @@ func TestRestore(t *testing.T) {
 	if err := os.WriteFile(path, file.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// All of this is lost.
+	// Everything below is lost.
 	lateMachine := machine(t, spare, "late")
 	late := r.enroll(lateMachine)
 	r.clock.pass(time.Hour)
@@ -87,7 +87,7 @@ func TestRestore(t *testing.T) {
 	if _, err := first.Renew(t.Context(), first.renewal(late, newNodeKey(t))); !errors.Is(err, ErrUnknown) {
 		t.Errorf("a node that is newer than the backup: %v, want ErrUnknown", err)
 	}
-	// The node has a ticket that this store knows nothing of, and keys.
+	// The node has a ticket and keys that this store does not know.
 	k := newNodeKey(t)
 	n, err := first.Renew(t.Context(), first.renewal(newest, k))
 	if err != nil || n.Certificate.Sequence <= newest.Certificate.Sequence || n.Key != k || !n.Next.IsZero() {

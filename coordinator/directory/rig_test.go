@@ -32,13 +32,13 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// signer signs the audit books of tests.
+// signer signs the audit logs of tests.
 var signer = audit.NewSigner("mesh", ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
 
-// start is when tests begin.
+// start is the time at which tests start.
 var start = time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
 
-// clock is a time that tests set.
+// clock is a clock that tests control.
 type clock struct {
 	mu sync.Mutex
 	t  time.Time
@@ -56,7 +56,7 @@ func (c *clock) pass(d time.Duration) {
 	c.t = c.t.Add(d)
 }
 
-// issue stands for an issuer: certificates of an hour whose bytes say whose they are.
+// issue stands in for an issuer: it issues certificates for an hour whose bytes name their node.
 func issue(n cert.Node, now time.Time) (cert.Node, error) {
 	n.NotBefore, n.NotAfter = now.Add(-time.Minute), now.Add(time.Hour)
 	n.Raw = fmt.Appendf(nil, "%s %s %d", n.ID, n.DNSName, n.Sequence)
@@ -73,11 +73,11 @@ type rig struct {
 	t     testing.TB
 	store store.Store
 	clock *clock
-	// demand is what a policy asks of every machine.
+	// demand is what the policy requires of every machine.
 	demand compile.Demand
 }
 
-// smallPlan is a range with room for 109 nodes.
+// smallPlan is a plan whose range has room for 109 nodes.
 var smallPlan = Plan{V4: netip.MustParsePrefix("10.9.8.0/25")}
 
 func newRig(t testing.TB) *rig { return newRigOn(t, store.NewMemory(), Plan{}) }
@@ -115,7 +115,7 @@ func (r *rig) reopen() {
 	r.open()
 }
 
-// over has the certificate of a node end, and everybody notice.
+// over lets a node's certificate expire and lapse.
 func (r *rig) over(n *Node) {
 	r.t.Helper()
 	r.clock.pass(n.Certificate.NotAfter.Sub(r.clock.now()) + Patience + time.Second)
@@ -151,7 +151,7 @@ func newNodeKey(t testing.TB) key.NodePublic {
 	return k.Public()
 }
 
-// token makes a token as the change to a usual one says.
+// token creates a default token, as modified by change.
 func (r *rig) token(change func(*TokenSpec)) *Token {
 	r.t.Helper()
 	spec := TokenSpec{Public: newTokenKey(r.t), Tags: []string{"tag:db"}, TTL: time.Hour, By: "uid 0"}
@@ -165,12 +165,12 @@ func (r *rig) token(change func(*TokenSpec)) *Token {
 	return tok
 }
 
-// reusable makes a token for many.
+// reusable creates a reusable token.
 func (r *rig) reusable() *Token {
 	return r.token(func(s *TokenSpec) { s.Reusable = true })
 }
 
-// machine makes the request of a new machine.
+// machine returns the enrolment request of a new machine.
 func machine(t testing.TB, tok *Token, hostname string) EnrollRequest {
 	return EnrollRequest{Token: tok.Public, Device: newDeviceKey(t), Key: newNodeKey(t), Hostname: hostname, Level: cert.LevelToken}
 }
@@ -184,13 +184,13 @@ func (r *rig) enroll(q EnrollRequest) *Node {
 	return n
 }
 
-// node enrols a new machine with a token of its own.
+// node enrols a new machine with its own token.
 func (r *rig) node(hostname string) *Node {
 	r.t.Helper()
 	return r.enroll(machine(r.t, r.token(nil), hostname))
 }
 
-// renewal is what a node asks with that has all that it was given last.
+// renewal returns the request of a node that has received its last ticket.
 func (r *rig) renewal(n *Node, next key.NodePublic) Renewal {
 	return Renewal{ID: n.ID, Key: next, Ticket: n.NextTicket()}
 }
@@ -218,7 +218,7 @@ func (r *rig) traits(n *Node) {
 	}
 }
 
-// contents is everything in the store, for comparing.
+// contents returns everything in the store, for comparison.
 func contents(t testing.TB, s store.Store) map[string]string {
 	t.Helper()
 	list, _, err := s.List(context.Background(), "")
@@ -232,7 +232,7 @@ func contents(t testing.TB, s store.Store) map[string]string {
 	return all
 }
 
-// opaque compares the values that have no exported fields.
+// opaque compares values that have no exported fields.
 var opaque = cmp.Options{
 	cmp.Comparer(func(a, b key.DevicePublic) bool { return a == b }),
 	cmp.Comparer(func(a, b key.NodePublic) bool { return a == b }),

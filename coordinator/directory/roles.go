@@ -12,19 +12,19 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
-// MaxUsers is how many users may have roles.
+// MaxUsers is the maximum number of users with roles.
 const MaxUsers = 100_000
 
-// roleNames are the roles there are, as policies name them behind autogroup:, sorted.
+// roleNames are the existing roles, as policies name them after autogroup:, sorted.
 var roleNames = []string{"admin", "auditor", "billing-admin", "it-admin", "network-admin", "owner"}
 
-// UserRoles is what a user is in the mesh. Values are shared and never change.
+// UserRoles holds a user's roles in the mesh. Values are shared and never change.
 type UserRoles struct {
 	User  string   // login name
 	Roles []string // sorted, at least one
 }
 
-// Roles are a user's in the mesh, by login name, sorted.
+// Roles returns a user's roles in the mesh, by login name, sorted.
 func (s *Snapshot) Roles(login string) []string {
 	u, ok := s.state.roles.Get(login)
 	if !ok {
@@ -36,7 +36,7 @@ func (s *Snapshot) Roles(login string) []string {
 // Users yields the users who have roles, sorted by login name.
 func (s *Snapshot) Users() iter.Seq[*UserRoles] { return values(s.state.roles) }
 
-// SetRoles says what a user is in the mesh; no roles is nobody in particular.
+// SetRoles sets a user's roles in the mesh; an empty list removes them all.
 func (d *Directory) SetRoles(ctx context.Context, login string, roles []string, by string) error {
 	if acl.CheckUser(login) != nil || strings.HasSuffix(login, "@") {
 		return fmt.Errorf("user %.64q: want a login name such as ann@example.com: %w", login, ErrInvalid)

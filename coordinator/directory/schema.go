@@ -9,32 +9,32 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
-// Migrations lead from the first schema of the store to the one that this program writes, the oldest first. They are only ever
-// appended to.
+// Migrations lead from the store's first schema to the one that this program writes, oldest first. New ones are only ever
+// appended.
 func Migrations() []store.Edit {
 	return []store.Edit{traitsAndRoles, attestation, chainedBook, admission}
 }
 
-// traitsAndRoles is schema 2: traits and roles have records, and policies may have comments. Nothing that is there changes. The
-// number keeps older programs away, which would enforce a policy without knowing whom it is about.
+// traitsAndRoles is schema 2: traits and roles have records, and policies may have comments. Existing records do not change.
+// The number locks out older programs, which would enforce a policy without knowing to whom it applies.
 func traitsAndRoles(store.Tx) error { return nil }
 
-// attestation is schema 3: nodes have what their machine proved, and tokens the node that they replace. Nothing that is there
-// changes. The number keeps older programs away, which would let a known machine join twice.
+// attestation is schema 3: nodes record what their machine proved, and tokens the node that they replace. Existing records do
+// not change. The number locks out older programs, which would let a known machine join twice.
 func attestation(store.Tx) error { return nil }
 
-// oldAudit is an audit record of the first form, which knew nothing of the one before it.
+// oldAudit is an audit record in the first form, which was not chained.
 type oldAudit struct {
 	V int `json:"v"`
 	audit.Record
 }
 
-// chainedBook is schema 4: every audit record names the hash of the one before it, and the head that of the last one; locks
+// chainedBook is schema 4: every audit record contains the hash of its predecessor, and the head that of the last record; locks
 // have records.
 func chainedBook(t store.Tx) error {
 	v, ok := t.Get(headKey)
 	if !ok {
-		return nil // a store that no mesh was made in yet
+		return nil // no mesh was created in this store yet
 	}
 	head, err := parse[headRecord](store.Entry{Key: headKey, Value: v})
 	if err != nil {
@@ -71,6 +71,7 @@ func chainedBook(t store.Tx) error {
 	return t.Put(op.Key, op.Value)
 }
 
-// admission is schema 5: nodes have what an administrator said of their machine, and machines that wait for that have records.
-// Nothing that is there changes. The number keeps older programs away, which would admit whom nobody approved.
+// admission is schema 5: nodes record the administrator's decision about their machine, and machines waiting for it have
+// records. Existing records do not change. The number locks out older programs, which would admit machines that nobody
+// approved.
 func admission(store.Tx) error { return nil }

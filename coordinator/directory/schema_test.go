@@ -8,7 +8,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 )
 
-// TestAnOlderStoreIsTaken and what this program made of it is not taken by an older program.
+// TestAnOlderStoreIsTaken checks that an older store is migrated, and that an older program then refuses it.
 func TestAnOlderStoreIsTaken(t *testing.T) {
 	dir := t.TempDir()
 	older, err := bolt.Open(dir, bolt.Options{})

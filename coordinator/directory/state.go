@@ -12,52 +12,53 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// state is everything in memory. It is a value: a copy of it is another state, and changing one is never seen in the other.
+// state is everything held in memory. It is a value: a copy is independent, and changes to one are never visible in the other.
 type state struct {
 	nodes     index[proto.NodeID, *Node]
 	names     index[string, proto.NodeID]
 	devices   index[string, proto.NodeID] // by deviceKey
-	machines  index[string, proto.NodeID] // by the name of the piece of hardware, where that is known
+	machines  index[string, proto.NodeID] // by the name of the hardware device, if known
 	ephemeral index[proto.NodeID, proto.NodeID]
 	addrs     index[string, proto.NodeID] // by addrKey; both addresses of every node
-	prints    index[string, proto.NodeID] // by device key as people see it
+	prints    index[string, proto.NodeID] // by device key in its printed form
 	joined    index[string, proto.NodeID] // by memberKey of the token
-	// trusted, users and tags are what policies are about: nodes that are not apart, and revoked ones as long as somebody could
-	// trust their certificates, and has to be told not to.
+	// trusted, users and tags hold the nodes that policies apply to: those that are not Apart, and revoked ones while somebody
+	// might still trust their certificates and must be told not to.
 	trusted index[proto.NodeID, proto.NodeID]
-	// overlooked are all others. They can be locked like any.
+	// overlooked holds all other nodes. They can be locked like any other.
 	overlooked index[proto.NodeID, proto.NodeID]
 	users      index[string, proto.NodeID] // by memberKey of the login name
 	tags       index[string, proto.NodeID] // by memberKey of the tag
-	held       index[string, proto.NodeID] // every key that a node ever held; who held it
-	// keyEnds is the node keys that were given up, by timeKey of when they are forgotten.
+	held       index[string, proto.NodeID] // every key that a node ever held, and its holder
+	// keyEnds holds the retired node keys, by timeKey of when they are forgotten.
 	keyEnds index[string, givenUp]
 	tokens  index[string, *Token]    // by id
-	freed   index[string, time.Time] // by addrKey of the IPv4 address: until when it rests
+	freed   index[string, time.Time] // by addrKey of the IPv4 address: until when it is held back
 	lapsed  index[proto.NodeID, proto.NodeID]
-	// What Expire looks at, by timeKey of the time that is over: the certificates of trusted nodes that have not lapsed, the
-	// rest of addresses, tokens.
+	// What Expire examines, by timeKey of the expiry: certificates of trusted nodes that have not lapsed, held-back addresses,
+	// tokens.
 	ends         index[string, proto.NodeID]
 	rests        index[string, netip.Addr]
 	tokenEnds    index[string, *Token]
 	reaches      index[proto.NodeID, proto.Reach]
-	peers        index[proto.NodeID, *proto.Peer]  // trusted nodes that have not lapsed, for netmaps to share
+	peers        index[proto.NodeID, *proto.Peer]  // trusted nodes that have not lapsed, shared by netmaps
 	locks        index[string, *Lock]              // by id
 	policy       *Policy                           // nil before the first one
-	keys         *Keys                             // nil before they were noted
+	keys         *Keys                             // nil until first recorded
 	roles        index[string, *UserRoles]         // by login name
-	traits       index[proto.NodeID, *Traits]      // only of nodes of which something is known
+	traits       index[proto.NodeID, *Traits]      // only for nodes with something known about them
 	factEnds     index[string, proto.NodeID]       // by timeKey of when the first fact expires
 	routers      index[proto.NodeID, proto.NodeID] // trusted nodes with routes
-	stale        index[proto.NodeID, proto.NodeID] // whose facts have expired and are still on disk
+	stale        index[proto.NodeID, proto.NodeID] // nodes whose expired facts are still on disk
 	lockSubjects index[string, *Lock]              // by Lock.key
-	lockEnds     index[string, *Lock]              // by timeKey of when it ends
-	relays       index[proto.NodeID, *proto.Relay] // that serve now; memory only
-	// Machines that wait for an approval: by deviceKey, by code, by memberPrefix of the token and deviceKey, and by timeKey of when
+	lockEnds     index[string, *Lock]              // by timeKey of when the lock expires
+	relays       index[proto.NodeID, *proto.Relay] // relays in service; memory only
+	// Machines waiting for approval: by deviceKey, by code, by memberPrefix of the token and deviceKey, and by timeKey of when
 	// they are forgotten.
 	candidates, candidateCodes, candidateTokens, candidateEnds index[string, *Candidate]
 
-	// When time alone changes what the policy makes of nodes, by node and by timeKey, and the policy itself; memory only.
+	// When time alone changes how the policy treats nodes, by node and by timeKey, and when it changes the policy itself;
+	// memory only.
 	moments index[proto.NodeID, time.Time]
 	due     index[string, proto.NodeID]
 	turns   time.Time
@@ -88,12 +89,12 @@ func addrKey(a netip.Addr) string {
 	return string(b[:])
 }
 
-// idKey sorts as the id does.
+// idKey sorts in the same order as the id.
 func idKey(id proto.NodeID) string {
 	return string(binary.BigEndian.AppendUint64(nil, uint64(id)))
 }
 
-// timeKey sorts by time, and then by what it is the time of. Times that do not fit are the first or the last.
+// timeKey sorts by time, then by of. Times out of range sort first or last.
 func timeKey(t time.Time, of string) string {
 	n := uint64(0)
 	switch {
@@ -106,13 +107,13 @@ func timeKey(t time.Time, of string) string {
 	return string(append(binary.BigEndian.AppendUint64(b, n), of...))
 }
 
-// timeOf is the time of a timeKey; false where it is one that does not fit.
+// timeOf returns the time encoded in k; ok is false if the time did not fit.
 func timeOf(k string) (time.Time, bool) {
 	n := binary.BigEndian.Uint64([]byte(k[:8]))
 	return time.Unix(0, int64(n)).UTC(), n < math.MaxInt64
 }
 
-// over yields what an index by time has up to and including a time, the oldest first.
+// over yields the entries of an index by time up to and including last, oldest first.
 func over[V any](x index[string, V], last time.Time) iter.Seq[V] {
 	end := timeKey(last.Add(1), "")
 	return func(yield func(V) bool) {
@@ -124,12 +125,12 @@ func over[V any](x index[string, V], last time.Time) iter.Seq[V] {
 	}
 }
 
-// memberKey is the key of a node in an index with several nodes a word.
+// memberKey is the key of a node in an index that holds several nodes per word.
 func memberKey(word string, id proto.NodeID) string { return memberPrefix(word) + idKey(id) }
 
 func memberPrefix(word string) string { return word + "\x00" }
 
-// members yields the nodes of a word, sorted by id.
+// members yields the nodes indexed under word, sorted by id.
 func members(x index[string, proto.NodeID], word string) iter.Seq[proto.NodeID] {
 	return func(yield func(proto.NodeID) bool) {
 		prefix := memberPrefix(word)
@@ -146,7 +147,7 @@ func deviceKey(k key.DevicePublic) string { return string(k.Bytes()) }
 func heldDevice(k key.DevicePublic) string { return "d" + deviceKey(k) }
 func heldNode(k key.NodePublic) string     { return "n" + string(k.Bytes()) }
 
-// setNode replaces a node, or adds it, in all indexes. Which lock holds it is found anew.
+// setNode adds or replaces a node in all indexes. It recomputes which lock applies to the node.
 func (s *state) setNode(n *Node) {
 	if l := s.lockOf(n); l != n.Lock {
 		held := *n
@@ -193,7 +194,7 @@ func (s *state) setNode(n *Node) {
 	}
 }
 
-// dropNode removes a node from all indexes; the keys that it held stay.
+// dropNode removes a node from all indexes; the keys it held remain.
 func (s *state) dropNode(n *Node) {
 	s.unindex(n)
 	drop(&s.nodes, n.ID)
@@ -223,7 +224,7 @@ func (s *state) unindex(n *Node) {
 	drop(&s.overlooked, id)
 }
 
-// overlook takes a node out of what policies are about.
+// overlook removes a node from those that policies apply to.
 func (s *state) overlook(n *Node) {
 	put(&s.overlooked, n.ID, n.ID)
 	drop(&s.trusted, n.ID)
@@ -234,13 +235,13 @@ func (s *state) overlook(n *Node) {
 	}
 }
 
-// present makes what others see of a node.
+// present builds what peers see of a node.
 func (s *state) present(n *Node) {
 	reach, _ := s.reaches.Get(n.ID)
 	put(&s.peers, n.ID, &proto.Peer{ID: n.ID, Certificate: n.Certificate.DER, Reach: reach})
 }
 
-// setToken replaces a token, or adds it.
+// setToken adds or replaces a token.
 func (s *state) setToken(t *Token) {
 	put(&s.tokens, t.ID, t)
 	put(&s.tokenEnds, timeKey(t.Expires, t.ID), t)
@@ -251,7 +252,7 @@ func (s *state) dropToken(t *Token) {
 	drop(&s.tokenEnds, timeKey(t.Expires, t.ID))
 }
 
-// rest keeps an address from being given until some time.
+// rest holds an address back until a time.
 func (s *state) rest(a netip.Addr, until time.Time) {
 	put(&s.freed, addrKey(a), until)
 	put(&s.rests, timeKey(until, addrKey(a)), a)
@@ -263,7 +264,7 @@ func (s *state) wake(a netip.Addr) {
 	drop(&s.rests, timeKey(until, addrKey(a)))
 }
 
-// taken is the state as the address allocator sees it.
+// taken presents the state to the address allocator.
 type taken struct {
 	state
 	now time.Time
@@ -278,5 +279,5 @@ func (t taken) Has(a netip.Addr) bool {
 	return ok && t.now.Before(until)
 }
 
-// Len implements ipam.Taken. Addresses whose rest is over count until Expire takes them away.
+// Len implements ipam.Taken. Addresses whose hold has ended count until Expire removes them.
 func (t taken) Len() int { return t.nodes.Len() + t.freed.Len() }

@@ -8,16 +8,16 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Change is the difference between two snapshots: what happened between them, folded.
+// Change is the accumulated difference between two snapshots.
 type Change struct {
 	Before, After *Snapshot
-	Nodes         []proto.NodeID // that appeared, went or changed, endpoints included; sorted
+	Nodes         []proto.NodeID // added, removed or changed, endpoints included; sorted
 	Policy        bool
-	Relays        bool // others serve
+	Relays        bool // the relays in service changed
 }
 
-// Subscription tells one reader what changed since it looked last. It never holds up the writer, and holds no more than
-// one id for each node that is in the directory or was when the reader looked last.
+// Subscription reports to one reader what changed since it last looked. It never holds up the writer, and stores no more than
+// one id for each node that is in the directory or was when the reader last looked.
 type Subscription struct {
 	ready chan struct{}
 	owner *subscriptions
@@ -37,7 +37,7 @@ type subscriptions struct {
 	ended bool
 }
 
-// Subscribe begins with the snapshot of now, which is the first Change's Before. Close it.
+// Subscribe starts at the current snapshot, which is the first Change's Before. The caller must Close it.
 func (d *Directory) Subscribe() *Subscription {
 	s := &Subscription{ready: make(chan struct{}, 1), owner: &d.subs, nodes: make(map[proto.NodeID]struct{})}
 	d.subs.mu.Lock()
@@ -55,17 +55,17 @@ func (d *Directory) Subscribe() *Subscription {
 	return s
 }
 
-// Ready gets a value when there is something to Take, and is closed when the directory or the subscription is.
+// Ready receives a value when there is something to Take, and is closed with the directory or the subscription.
 func (s *Subscription) Ready() <-chan struct{} { return s.ready }
 
-// Snapshot is the one that the next Change begins with.
+// Snapshot returns the Before of the next Change.
 func (s *Subscription) Snapshot() *Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.before
 }
 
-// Take answers all that changed since the last Take as one Change, and false where nothing did.
+// Take returns everything that changed since the last Take as one Change; ok is false if nothing did.
 func (s *Subscription) Take() (Change, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -95,7 +95,7 @@ func (s *Subscription) end() {
 	}
 }
 
-// add folds a change in. A node that came and went between two looks leaves nothing.
+// add merges a change. A node that was added and removed between two looks leaves no trace.
 func (s *Subscription) add(after *Snapshot, nodes []proto.NodeID, policy, relays bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,8 +120,8 @@ func (s *Subscription) add(after *Snapshot, nodes []proto.NodeID, policy, relays
 	}
 }
 
-// publish makes a snapshot the current one and tells the subscribers. A new subscription sees either the snapshot or the
-// change to it.
+// publish makes a snapshot current and notifies the subscribers. A concurrent Subscribe sees either the snapshot or the change
+// to it.
 func (s *subscriptions) publish(store func(), after *Snapshot, nodes []proto.NodeID, policy, relays bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

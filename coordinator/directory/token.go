@@ -20,12 +20,11 @@ const (
 	MinTokenTime = time.Minute
 	MaxTokenTime = 366 * 24 * time.Hour
 	MaxTokens    = 100_000
-	// keepToken is how long a token is shown after its time.
+	// keepToken is how long a token is still listed after it expired.
 	keepToken = 30 * 24 * time.Hour
 )
 
-// TokenSpec is what an administrator asks of a token. With neither a user nor tags, nodes have no identity but their name
-// and addresses.
+// TokenSpec describes a token to be created. With neither a user nor tags, nodes have no identity but their name and addresses.
 type TokenSpec struct {
 	Public    key.TokenPublic
 	User      string // login name
@@ -35,17 +34,17 @@ type TokenSpec struct {
 	Relay     bool
 	TTL       time.Duration
 	By        string
-	// Replace is the node whose machine the one that joins takes the place of, with who it is.
+	// Replace is the node whose machine the joining one replaces, taking over its identity.
 	Replace proto.NodeID
 }
 
-// TokenID names a token by its public half.
+// TokenID derives a token's id from its public half.
 func TokenID(public key.TokenPublic) string {
 	sum := sha256.Sum256(public.Bytes())
 	return "t" + proto.NodeID(binary.BigEndian.Uint64(sum[:])).String()[1:]
 }
 
-// CreateToken lets machines join with the secret half of spec.Public.
+// CreateToken creates a token that lets machines join with the secret half of spec.Public.
 func (d *Directory) CreateToken(ctx context.Context, spec TokenSpec) (*Token, error) {
 	tags, err := spec.check()
 	if err != nil {
@@ -100,7 +99,7 @@ func (s TokenSpec) check() (tags []string, err error) {
 		return nil, fmt.Errorf("token for user %.64q with %d tags: want either a user or tags: a node belongs to a user or has roles: %w",
 			s.User, len(s.Tags), ErrInvalid)
 	}
-	// What policies cannot name, or would take for several users, is no login name.
+	// A name that policies cannot name, or would take for several users, is not a valid login name.
 	if s.User != "" && (acl.CheckUser(s.User) != nil || strings.HasSuffix(s.User, "@")) {
 		return nil, fmt.Errorf("user %.64q: want a login name such as ann@example.com: %w", s.User, ErrInvalid)
 	}
@@ -118,7 +117,7 @@ func (s TokenSpec) check() (tags []string, err error) {
 	return tags, nil
 }
 
-// who names for whom the token is.
+// who names whom the token is for.
 func (t *Token) who() string {
 	switch {
 	case t.User != "":
@@ -131,12 +130,13 @@ func (t *Token) who() string {
 	return "nobody in particular"
 }
 
-// user is the person whose machines join with it.
+// user returns the owner of machines that join with the token.
 func (t *Token) user() proto.User {
 	return proto.User{Issuer: proto.IssuerToken, Subject: t.User, Name: t.User}
 }
 
-// RevokeToken ends a token; nodes that joined with it stay, and machines that wait with it are refused. A token that was revoked stays as it is.
+// RevokeToken revokes a token. Nodes that joined with it stay, candidates waiting with it are refused. It does nothing if the
+// token is already revoked.
 func (d *Directory) RevokeToken(ctx context.Context, id, by string) (*Token, error) {
 	var token *Token
 	err := d.do(ctx, func(t *tx) error {

@@ -21,19 +21,19 @@ import (
 
 // Limits of facts.
 const (
-	MaxFacts   = 64  // of those that administrators set, for each node, and as many that the node reports of its health
+	MaxFacts   = 64  // that administrators set, per node; as many again that the node reports about its health
 	MaxFact    = 256 // bytes of a value
 	MinFactTTL = time.Second
 	MaxFactTTL = 366 * 24 * time.Hour
 )
 
-// Who says facts that no administrator set.
+// Sources of facts other than administrators.
 const (
-	SourceNode        = "node"        // the node itself, when it connects and when it renews
+	SourceNode        = "node"        // the node itself, when it connects and renews
 	SourceCoordinator = "coordinator" // the last attestation
 )
 
-// Facts that are not set by administrators.
+// Facts that administrators cannot set.
 const (
 	factOS          = "node:os"
 	factOSVersion   = "node:osVersion"
@@ -43,48 +43,48 @@ const (
 	factSecureBoot  = "posture:secureBoot"
 )
 
-// Fact is something that is known of a node.
+// Fact is something known about a node.
 type Fact struct {
 	Name, Value string
 	Source      string // SourceNode, SourceCoordinator, or the administrator who set it
 	Set         time.Time
 	Expires     time.Time // zero: never
-	// TTL is how long a fact about the node's health holds after the node was heard last: Expires is zero while it is attached.
-	// For other facts it is zero. What nodes say of themselves otherwise holds until they say something else.
+	// TTL is how long a posture fact holds after the node was last heard; Expires is zero while the node is attached. For other
+	// facts it is zero: whatever else nodes report holds until they report something different.
 	TTL time.Duration
 }
 
-// over says whether the fact's time has passed.
+// over reports whether the fact has expired.
 func (f Fact) over(now time.Time) bool { return !f.Expires.IsZero() && !now.Before(f.Expires) }
 
-// Traits is what is known of a node beside who it is. Values are shared and never change.
+// Traits is what is known about a node besides its identity. Values are shared and never change.
 type Traits struct {
 	Facts []Fact // sorted by name
-	// Advertised are the routes that the node offers, Approved those that an administrator approved by hand; sorted.
+	// Advertised are the routes the node offers, Approved those an administrator approved by hand; both sorted.
 	Advertised, Approved []netip.Prefix
 
-	// all is what policies see of it while nothing has expired.
+	// all is the policy's view while nothing has expired.
 	all compile.Traits
-	// ends is when the first of Facts expires; zero for never.
+	// ends is when the first of Facts expires; zero means never.
 	ends time.Time
 }
 
-// Reported is what a node says of itself.
+// Reported is what a node reports about itself.
 type Reported struct {
 	OS, OSVersion string
 	Version       string // of the program
 	Hostname      string
-	Routes        []netip.Prefix // that it offers
+	Routes        []netip.Prefix // offered by the node
 }
 
-// check puts the routes in order, and refuses those that no node may offer.
+// check sorts the routes, and refuses those that no node may offer.
 func (r *Reported) check(m proto.Mesh) error {
 	routes, err := CheckRoutes(r.Routes, m)
 	r.Routes = routes
 	return err
 }
 
-// CheckRoutes puts routes in order, and refuses those that no node may offer or be approved for.
+// CheckRoutes returns the routes sorted, and refuses those that no node may offer or be approved for.
 func CheckRoutes(in []netip.Prefix, m proto.Mesh) ([]netip.Prefix, error) {
 	if len(in) > proto.MaxRoutes {
 		return nil, fmt.Errorf("%d routes: at most %d: %w", len(in), proto.MaxRoutes, ErrInvalid)
@@ -103,7 +103,7 @@ func CheckRoutes(in []netip.Prefix, m proto.Mesh) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// facts are those that policies can use: a value that none could compare with is not set.
+// facts returns the facts that policies can use: values that no policy could compare with are omitted.
 func (r *Reported) facts(now time.Time) []Fact {
 	var out []Fact
 	for _, f := range []struct{ name, value string }{
@@ -119,7 +119,7 @@ func (r *Reported) facts(now time.Time) []Fact {
 	return out
 }
 
-// osName is what policies call an operating system.
+// osName returns the name that policies use for an operating system.
 func osName(goos string) string {
 	if goos == "darwin" {
 		return "macos"
@@ -127,7 +127,7 @@ func osName(goos string) string {
 	return goos
 }
 
-// same says whether a report adds nothing to what is known.
+// same reports whether a report adds nothing to what is known.
 func (t *Traits) same(r *Reported) bool {
 	if t == nil {
 		return false
@@ -146,7 +146,7 @@ func (t *Traits) same(r *Reported) bool {
 	return n == len(want) && slices.Equal(t.Advertised, r.Routes)
 }
 
-// with are the traits after a report.
+// with returns the traits after a report.
 func (t *Traits) with(r *Reported, now time.Time) *Traits {
 	next := t.clone()
 	next.Facts = slices.DeleteFunc(next.Facts, func(f Fact) bool { return f.Source == SourceNode && !f.health() })
@@ -181,12 +181,12 @@ func (t *Traits) fact(name string) (Fact, bool) {
 	return t.Facts[i], true
 }
 
-// routes says whether the node is one that routes can lead through.
+// routes reports whether the node may be a subnet router.
 func (t *Traits) routes() bool { return len(t.Advertised)+len(t.Approved) > 0 }
 
 func (t *Traits) empty() bool { return len(t.Facts)+len(t.Advertised)+len(t.Approved) == 0 }
 
-// complete makes what is asked for often. It is called once, before anybody else sees the value.
+// complete precomputes what is asked for often. It is called once, before the value is shared.
 func (t *Traits) complete(level cert.Level) *Traits {
 	t.ends = time.Time{}
 	for _, f := range t.Facts {
@@ -198,7 +198,7 @@ func (t *Traits) complete(level cert.Level) *Traits {
 	return t
 }
 
-// at is what policies see at a time; the zero time is before everything.
+// at returns the policy's view at a time; the zero time is before everything.
 func (t *Traits) at(now time.Time, level cert.Level) compile.Traits {
 	proven := attested(level).Facts
 	facts := maps.Clone(proven)
@@ -210,12 +210,12 @@ func (t *Traits) at(now time.Time, level cert.Level) compile.Traits {
 	return compile.Traits{Facts: facts, Advertised: t.Advertised, Approved: t.Approved}
 }
 
-// attestations are the traits of nodes of which nothing is known but how they were attested.
+// attestations are the traits of nodes about which only the attestation level is known.
 var attestations = func() (out []compile.Traits) {
 	for l := cert.LevelNone; l.Valid(); l++ {
 		facts := map[string]string{factAttestation: l.String()}
 		if l == cert.LevelMeasured {
-			facts[factSecureBoot] = "true" // its log of measured boot shows that
+			facts[factSecureBoot] = "true" // proved by its log of measured boot
 		}
 		out = append(out, compile.Traits{Facts: facts})
 	}
@@ -224,7 +224,7 @@ var attestations = func() (out []compile.Traits) {
 
 func attested(l cert.Level) compile.Traits { return attestations[l] }
 
-// Traits is what policies know of a trusted node beside who it is. Facts whose time has passed are not there.
+// Traits returns what policies know about a node besides its identity, without expired facts.
 func (s *Snapshot) Traits(id proto.NodeID) compile.Traits {
 	n, ok := s.Lookup(id)
 	if !ok || !s.state.seen(n) {
@@ -244,7 +244,8 @@ func (s *Snapshot) Traits(id proto.NodeID) compile.Traits {
 	return out
 }
 
-// Known is what is known of a node, revoked or not, for people: the facts that hold now, the one of its attestation included.
+// Known returns what is known about a node, revoked or not, for people: the unexpired facts, including the one from its
+// attestation.
 func (s *Snapshot) Known(id proto.NodeID) Traits {
 	n, ok := s.Lookup(id)
 	if !ok {
@@ -266,7 +267,7 @@ func (s *Snapshot) Known(id proto.NodeID) Traits {
 	return out
 }
 
-// Alike says whether a node looks the same to every policy in two snapshots, apart from its certificate.
+// Alike reports whether a node looks the same to every policy in two snapshots, apart from its certificate.
 func Alike(before, after *Snapshot, id proto.NodeID) bool {
 	old, was := before.Lookup(id)
 	n, is := after.Lookup(id)
@@ -285,10 +286,10 @@ func Alike(before, after *Snapshot, id proto.NodeID) bool {
 	return at.IsZero() || after.now.Before(at)
 }
 
-// Routers yields the trusted nodes that advertise or have approved routes, sorted by id.
+// Routers yields the nodes that advertise or have approved routes, sorted by id.
 func (s *Snapshot) Routers() iter.Seq[proto.NodeID] { return values(s.state.routers) }
 
-// Report remembers what a node says of itself. What is known already costs nothing.
+// Report stores what a node reports about itself. It costs nothing if nothing changed.
 func (d *Directory) Report(ctx context.Context, id proto.NodeID, r Reported) error {
 	snap := d.Snapshot()
 	if err := r.check(snap.Mesh()); err != nil {
@@ -310,7 +311,7 @@ func (d *Directory) Report(ctx context.Context, id proto.NodeID, r Reported) err
 	})
 }
 
-// CheckFactName says why administrators cannot set a fact of a name.
+// CheckFactName returns an error if administrators cannot set a fact with this name.
 func CheckFactName(name string) error {
 	if err := acl.CheckFact(name); err != nil {
 		return fmt.Errorf("%w: %w", err, ErrInvalid)
@@ -321,7 +322,7 @@ func CheckFactName(name string) error {
 	return nil
 }
 
-// SetFact sets a fact of a node for some time; 0 is for good.
+// SetFact sets a fact of a node for ttl; 0 means forever.
 func (d *Directory) SetFact(ctx context.Context, id proto.NodeID, name, value string, ttl time.Duration, by string) (*Node, error) {
 	if err := CheckFactName(name); err != nil {
 		return nil, err
@@ -355,7 +356,7 @@ func (d *Directory) SetFact(ctx context.Context, id proto.NodeID, name, value st
 	})
 }
 
-// UnsetFact takes back a fact that an administrator set. One that is not set is an error, for it may be a mistyped name.
+// UnsetFact removes a fact that an administrator set. It fails if the fact is not set, since the name may be mistyped.
 func (d *Directory) UnsetFact(ctx context.Context, id proto.NodeID, name, by string) (*Node, error) {
 	if err := CheckFactName(name); err != nil {
 		return nil, err
@@ -371,8 +372,8 @@ func (d *Directory) UnsetFact(ctx context.Context, id proto.NodeID, name, by str
 	})
 }
 
-// ApproveRoutes says which routes of a node are approved by hand; none takes all approvals back. A route may be approved
-// before the node offers it.
+// ApproveRoutes replaces the routes of a node that are approved by hand; an empty list withdraws all approvals. A route may be
+// approved before the node offers it.
 func (d *Directory) ApproveRoutes(ctx context.Context, id proto.NodeID, routes []netip.Prefix, by string) (*Node, error) {
 	routes, err := CheckRoutes(routes, d.Snapshot().Mesh())
 	if err != nil {
@@ -412,7 +413,7 @@ func (d *Directory) changeTraits(ctx context.Context, id proto.NodeID, change fu
 	return n, nil
 }
 
-// setTraits writes what is known of a node and makes it visible.
+// setTraits writes a node's traits and makes them visible.
 func (t *tx) setTraits(n *Node, next *Traits) error {
 	next.Facts = slices.DeleteFunc(next.Facts, func(f Fact) bool { return f.over(t.moment) })
 	sortFacts(next.Facts)
@@ -430,7 +431,7 @@ func (t *tx) setTraits(n *Node, next *Traits) error {
 	return nil
 }
 
-// setTraits replaces what is known of a node in all indexes.
+// setTraits replaces a node's traits in all indexes.
 func (s *state) setTraits(n *Node, next *Traits) {
 	s.dropTraits(n.ID)
 	if next.empty() {
@@ -453,8 +454,8 @@ func (s *state) dropTraits(id proto.NodeID) {
 	}
 }
 
-// forgetFacts takes away the facts whose time has passed, in memory. That costs no write: nothing depends on when they go
-// from the disk, which Expire sees to.
+// forgetFacts removes expired facts in memory. It costs no write: nothing depends on when they leave the disk, which Expire
+// takes care of.
 func (t *tx) forgetFacts() {
 	for id := range over(t.factEnds, t.moment) {
 		n, _ := t.state.nodes.Get(id)
@@ -467,7 +468,7 @@ func (t *tx) forgetFacts() {
 	}
 }
 
-// expireFacts takes facts whose time has passed off the disk.
+// expireFacts removes expired facts from disk.
 func (t *tx) expireFacts() error {
 	count := 0
 	for id := range values(t.stale) {

@@ -19,7 +19,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// inBubble runs f with a directory whose clock is the bubble's.
+// inBubble runs f in a synctest bubble, with a directory that uses its clock.
 func inBubble(t *testing.T, ages Ages, f func(t *testing.T, r *rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -44,7 +44,7 @@ func (r *rig) fact(n *Node, name, value string, ttl time.Duration) {
 	}
 }
 
-// changed answers the nodes of the next change, and whether there was one.
+// changed returns the nodes of the next change; ok is false if there is none.
 func changed(s *Subscription) ([]proto.NodeID, bool) {
 	c, ok := s.Take()
 	return c.Nodes, ok
@@ -133,7 +133,7 @@ func TestFactsThatCannotBeSet(t *testing.T) {
 	if _, err := r.SetFact(t.Context(), n.ID, "custom:more", "x", 0, "uid 0"); !errors.Is(err, ErrInvalid) {
 		t.Errorf("one too many: %v", err)
 	}
-	r.fact(n, "custom:f0", "y", 0) // in the place of one
+	r.fact(n, "custom:f0", "y", 0) // replaces an existing one
 	if _, err := r.RevokeNode(t.Context(), n.ID, "", "uid 0"); err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +146,8 @@ func TestFactsThatCannotBeSet(t *testing.T) {
 	}
 }
 
-// TestFactsExpireByThemselves: nobody asks, and only those are named whose facts have expired.
+// TestFactsExpireByThemselves checks that facts expire without any request, and that only the affected nodes are reported as
+// changed.
 func TestFactsExpireByThemselves(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, r *rig) {
 		var nodes []*Node
@@ -215,14 +216,14 @@ func TestFactsThatExpiredWhileTheCoordinatorWasAway(t *testing.T) {
 	if v, ok := contents(t, r.store)[traitsPath(n.ID)]; ok {
 		t.Errorf("on disk: %s", v)
 	}
-	// A fact that is set again later is another one.
+	// A fact set again later is a different fact.
 	r.fact(n, "custom:short", "y", time.Hour)
 	if facts := r.Snapshot().Traits(n.ID).Facts; facts["custom:short"] != "y" {
 		t.Errorf("set again: %v", facts)
 	}
 }
 
-// TestOthersWritesBringTimeForward: what is due goes into whichever change comes first.
+// TestOthersWritesBringTimeForward checks that what is due is included in whichever change comes first.
 func TestOthersWritesBringTimeForward(t *testing.T) {
 	r := newRig(t)
 	n, other := r.node("host"), r.node("other")
@@ -245,7 +246,7 @@ func TestOthersWritesBringTimeForward(t *testing.T) {
 	}
 }
 
-// schedule is a policy that makes something of time: of each node at its moments, of all at others.
+// schedule is a policy that depends on time: for each node at its own moments, for all nodes at others.
 type schedule struct {
 	nodes map[string][]time.Time
 	all   []time.Time
@@ -254,7 +255,7 @@ type schedule struct {
 	asked map[string]int
 }
 
-// counts are how often each node was asked about, by name.
+// counts returns how often each node was evaluated, by name.
 func (s *schedule) counts() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

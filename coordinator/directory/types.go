@@ -9,7 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Errors that callers tell apart. What is returned wraps one of them and says what to do next.
+// Errors that callers distinguish. Returned errors wrap one of them and say what to do next.
 var (
 	ErrTokenUnknown  = errors.New("join token is not known")
 	ErrTokenSpent    = errors.New("join token was used before")
@@ -31,51 +31,51 @@ var (
 type Node struct {
 	proto.Identity
 	Device key.DevicePublic
-	// Key is the WireGuard key that the last certificate begins with; Next takes its place at NextFrom. A node that has never
-	// renewed has no next.
+	// Key is the first WireGuard key named in the last certificate; Next replaces it at NextFrom. A node that has never renewed
+	// has no Next.
 	Key, Next key.NodePublic
 	NextFrom  time.Time
-	// Seed is what the node's tickets are made with, Ticket the number of the one that came with the certificate, Used that of
-	// the one that the certificate was given for; see Renew.
+	// Seed is the secret from which the node's tickets are derived. Ticket is the number of the ticket issued with the
+	// certificate, Used that of the ticket the certificate was issued for; see Renew.
 	Seed         []byte
 	Ticket, Used uint64
 	Released     bool        // from quarantine, and not renewed since
-	Quarantine   *Quarantine // nil while the node is one of the mesh
-	Level        cert.Level  // as proved last; Attestation has the rest
-	Relay        bool        // it carries packets for nodes, and is none that policies are about
-	Ephemeral    bool        // removed when it was away for AwayLimit
-	Hostname     string      // as the node named itself; Name was made from it
-	Token        string      // id of the token that it enrolled with
+	Quarantine   *Quarantine // nil unless the node is quarantined
+	Level        cert.Level  // as last proved; see Attestation for the rest
+	Relay        bool        // carries packets for nodes; policies do not apply to it
+	Ephemeral    bool        // removed after being away for AwayLimit
+	Hostname     string      // as reported by the node; Name is derived from it
+	Token        string      // id of the token it enrolled with
 	Created      time.Time
 	Revoked      *Revocation // nil while the node is trusted
-	Lock         *Lock       // what holds it; nil for nothing. Not part of the node's record
-	Verdict      *Verdict    // what an administrator said of the machine; nil for nothing
-	// Certificate is the last one that was issued.
+	Lock         *Lock       // the lock in effect; nil for none. Not part of the node's record
+	Verdict      *Verdict    // an administrator's decision about the machine; nil for none
+	// Certificate is the last certificate issued.
 	Certificate Certificate
 	Attestation Attestation
 }
 
-// Attested is what the machine of a node proved of itself beside its level.
+// Attested is what a node's machine proved about itself, besides its level.
 type Attested struct {
 	Kind      string // of the evidence
-	Device    string // name of the piece of hardware; one is one node
+	Device    string // name of the hardware device; one device is one node
 	Selectors []string
 	Checks    []string
-	// Again says that it can be proved again at each renewal, which takes Known.
+	// Again reports that the proof can be repeated at each renewal; Known is needed for that.
 	Again bool
 	Known []byte
 }
 
-// Attestation is what is remembered of that.
+// Attestation is the record of what a machine proved.
 type Attestation struct {
 	Attested
-	// Highest is the highest level so far, below which no other machine may take this one's place; LevelNone after a reset.
+	// Highest is the highest level proved so far; a machine below it cannot replace this one. It is LevelNone after a reset.
 	Highest cert.Level
-	Since   time.Time // of what was proved last
-	Lapse   string    // why it could not be proved again; empty while it can
+	Since   time.Time // when the current proof was first given
+	Lapse   string    // why the proof could not be repeated; empty while it can
 }
 
-// Checked is when a node proved what it is for the last time: with each certificate, where it proves that again.
+// Checked returns when the node last proved what it is: at its last certificate if it repeats the proof at each renewal.
 func (n *Node) Checked() time.Time {
 	if a := &n.Attestation; a.Again && a.Lapse == "" {
 		return n.Certificate.Issued
@@ -83,7 +83,7 @@ func (n *Node) Checked() time.Time {
 	return n.Attestation.Since
 }
 
-// Certificate is a node certificate that was issued.
+// Certificate is an issued node certificate.
 type Certificate struct {
 	DER       []byte
 	Serial    string
@@ -93,19 +93,19 @@ type Certificate struct {
 	NotAfter  time.Time
 }
 
-// Revocation says who ended something, when, and why.
+// Revocation records who revoked something, when, and why.
 type Revocation struct {
 	At     time.Time
 	By     string
 	Reason string
 }
 
-// Token lets machines join. Its secret half is known to whoever created it, and to nobody here.
+// Token lets machines join. Its secret half is known only to whoever created it, never to the coordinator.
 type Token struct {
-	ID        string // "t" and 13 characters, made from the public half
+	ID        string // "t" and 13 characters, derived from the public half
 	Public    key.TokenPublic
-	User      string   // login name of the person whose machines join with it
-	Tags      []string // sorted; empty where there is a user
+	User      string   // login name of the user who will own the nodes
+	Tags      []string // sorted; empty if there is a user
 	Reusable  bool
 	Ephemeral bool
 	Relay     bool // for relays, which have neither a user nor tags
@@ -113,15 +113,15 @@ type Token struct {
 	Created   time.Time
 	Expires   time.Time
 	Uses      uint32
-	// Spent is the device that used up a single-use token; only it may finish again.
+	// Spent is the device that used up a single-use token; only that device may enroll with it again.
 	Spent   key.DevicePublic
 	SpentBy proto.NodeID
-	// Replace is the node whose machine the one that joins takes the place of; 0 where it becomes a new node.
+	// Replace is the node whose machine the joining one replaces; 0 if it becomes a new node.
 	Replace proto.NodeID
 	Revoked *Revocation
 }
 
-// The states of a token.
+// Token states.
 const (
 	TokenValid   = "valid"
 	TokenSpent   = "spent"
@@ -129,7 +129,7 @@ const (
 	TokenRevoked = "revoked"
 )
 
-// State names what the token is good for at a time.
+// State returns the token's state at a time.
 func (t *Token) State(now time.Time) string {
 	switch {
 	case t.Revoked != nil:
@@ -149,16 +149,16 @@ type Policy struct {
 	Applied time.Time
 	By      string
 	Comment string
-	// Of is the version whose text this one brought back; 0 for one that was applied from a file.
+	// Of is the version whose text was rolled back to; 0 if the policy was applied from a file.
 	Of uint64
 }
 
-// Mesh is the mesh and when it was made.
+// Mesh is the mesh and its creation time.
 type Mesh struct {
 	proto.Mesh
 	Created time.Time
 }
 
-// Issue makes a certificate for n, whose validity and raw form it fills in. It is called by the writer: it must neither
-// wait nor call the directory.
+// Issue signs a certificate for n and returns n with its validity and raw form filled in. The writer calls it: it must neither
+// block nor call the directory.
 type Issue func(n cert.Node, now time.Time) (cert.Node, error)

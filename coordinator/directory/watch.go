@@ -7,20 +7,20 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// watches are who waits for something to become of a node or of a candidate.
+// watches holds the watches on nodes and candidates.
 type watches struct {
 	mu  sync.Mutex
 	all map[string]map[*Watch]struct{}
 }
 
-// Watch tells when to look again at one node or candidate: once.
+// Watch tells once when to look again at a node or candidate.
 type Watch struct {
 	changed chan struct{}
 	owner   *watches
 	key     string
 }
 
-// Changed is closed when there is something to look at. What changed before the watch began is not told.
+// Changed is closed when there is something to look at. Changes before the watch began are not reported.
 func (w *Watch) Changed() <-chan struct{} { return w.changed }
 
 // Close ends the watch. It may be called more than once.
@@ -34,10 +34,10 @@ func (w *Watch) Close() {
 	}
 }
 
-// WatchNode tells when a node has changed, or the policy has. Close it.
+// WatchNode watches for a change of a node or of the policy. The caller must Close it.
 func (d *Directory) WatchNode(id proto.NodeID) *Watch { return d.watches.add("n" + idKey(id)) }
 
-// WatchCandidate tells when a machine was judged or forgotten, or the policy has changed. Close it.
+// WatchCandidate watches for a machine being judged or forgotten, or a change of the policy. The caller must Close it.
 func (d *Directory) WatchCandidate(k key.DevicePublic) *Watch {
 	return d.watches.add("c" + deviceKey(k))
 }
@@ -56,7 +56,7 @@ func (x *watches) add(k string) *Watch {
 	return w
 }
 
-// tell wakes those that a transaction concerns; each only once.
+// tell wakes the watches that a transaction concerns, each only once.
 func (x *watches) tell(t *tx) {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -12,35 +12,36 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// maxBatch is how many operations share a transaction at most. Each writes few keys, far fewer than a transaction takes.
+// maxBatch is the maximum number of operations per transaction. Each writes few keys, so that a batch is far below the store's
+// limit.
 const maxBatch = 256
 
-// request is an operation on its way through the writer.
+// request is an operation submitted to the writer.
 type request struct {
 	run  func(*tx) error
-	from string // where it was asked for
+	from string // where the request came from
 	err  error
 	done chan struct{}
 }
 
-// tx is the state that operations change, and what must be written for it. As a value it can be copied before an
-// operation and put back after one that failed.
+// tx is the state that operations change, with the writes it requires. Being a value, it can be copied before an operation and
+// restored if that fails.
 type tx struct {
 	state
 	mesh   Mesh
-	now    time.Time // by the clock
-	moment time.Time // that the snapshot will be about
+	now    time.Time // of the clock
+	moment time.Time // the moment that the snapshot will describe
 	writes []store.Op
-	from   string // where the operation that runs was asked for
+	from   string // where the running operation's request came from
 	audits []audit.Record
 	nodes  []proto.NodeID // that changed
 	policy bool
-	judged []key.DevicePublic // candidates that were judged or are forgotten
-	relays bool               // others serve than before
+	judged []key.DevicePublic // candidates judged or forgotten
+	relays bool               // the relays in service changed
 }
 
-// do has the writer run an operation, and waits until it is on disk and visible. When ctx ends first the operation may
-// still happen.
+// do has the writer run an operation, and waits until it is on disk and visible. If ctx ends first, the operation may still
+// happen.
 func (d *Directory) do(ctx context.Context, run func(*tx) error) error {
 	r := &request{run: run, from: origin(ctx), done: make(chan struct{})}
 	select {
@@ -58,7 +59,7 @@ func (d *Directory) do(ctx context.Context, run func(*tx) error) error {
 	}
 }
 
-// write is the writer.
+// write runs the writer.
 func (d *Directory) write() {
 	defer func() {
 		d.subs.close()
@@ -92,7 +93,7 @@ func (d *Directory) write() {
 	}
 }
 
-// collect takes the operations that wait already.
+// collect gathers the operations already waiting.
 func (d *Directory) collect(first *request) []*request {
 	batch := []*request{first}
 	for len(batch) < maxBatch {
@@ -106,8 +107,8 @@ func (d *Directory) collect(first *request) []*request {
 	return batch
 }
 
-// commit decides the operations of a batch one after the other and what time has changed meanwhile, writes what they want in
-// one transaction and publishes the snapshot. It says whether it could write; the error is one that ends the writer.
+// commit decides the operations of a batch in order, and what time has changed meanwhile, writes the result in one transaction
+// and publishes the snapshot. It reports whether the write succeeded; a non-nil error ends the writer.
 func (d *Directory) commit(batch []*request) (written bool, err error) {
 	before := d.current.Load()
 	t := &tx{state: before.state, mesh: before.mesh, now: wall(d.config.Clock())}
@@ -142,7 +143,7 @@ func (d *Directory) commit(batch []*request) (written bool, err error) {
 	return true, nil
 }
 
-// publish makes a snapshot the current one and tells the subscribers.
+// publish makes a snapshot current and notifies the subscribers.
 func (d *Directory) publish(after *Snapshot, t *tx) {
 	defer d.watches.tell(t)
 	if !t.visible() {
@@ -153,11 +154,10 @@ func (d *Directory) publish(after *Snapshot, t *tx) {
 	d.forget(after, t.nodes)
 }
 
-// visible says whether a netmap may differ from before.
+// visible reports whether any netmap may have changed.
 func (t *tx) visible() bool { return len(t.nodes) > 0 || t.policy || t.relays }
 
-// persist writes what a batch wants, with the head, which every transaction passes on. It does nothing where there is
-// nothing to last.
+// persist writes a batch along with the head, which every transaction updates. It does nothing if there is nothing to store.
 func (d *Directory) persist(t *tx, n uint64) error {
 	if len(t.writes) == 0 && len(t.audits) == 0 && n <= d.head.Reserved {
 		return nil
@@ -176,7 +176,7 @@ func (d *Directory) persist(t *tx, n uint64) error {
 	if err != nil {
 		return err
 	}
-	// Not the context of any caller: whether one waits decides nothing about the others in the batch.
+	// Not any caller's context: a caller that gives up must not affect the others in the batch.
 	rev, err := d.store.Txn(context.Background(), []store.Cmp{{Key: headKey, Modified: d.headRev}}, append(ops, op))
 	switch {
 	case errors.Is(err, store.ErrConflict):
@@ -189,7 +189,7 @@ func (d *Directory) persist(t *tx, n uint64) error {
 	return nil
 }
 
-// last keeps the last write of each key, for a transaction takes only one.
+// last keeps only the last write of each key, since a transaction accepts only one.
 func last(writes []store.Op) []store.Op {
 	at := make(map[string]int, len(writes))
 	var ops []store.Op
@@ -204,12 +204,12 @@ func last(writes []store.Op) []store.Op {
 	return ops
 }
 
-// record remembers a line for the audit book.
+// record adds a record to the audit log.
 func (t *tx) record(by, action, subject, name, reason string) {
 	t.recordOf("", by, action, subject, name, reason)
 }
 
-// recordOf is record for what concerns a person, by login name.
+// recordOf is record for an action that concerns a user, by login name.
 func (t *tx) recordOf(user, by, action, subject, name, reason string) {
 	t.audits = append(t.audits, audit.Record{
 		By: by, From: t.from, Action: action, Subject: subject, Name: name, User: user, Reason: reason,
@@ -228,7 +228,7 @@ func (t *tx) setNode(n *Node) error {
 	return nil
 }
 
-// hold remembers for ever that a node holds a key.
+// hold records that a node holds a key. Only node keys that are retired are ever forgotten.
 func (t *tx) hold(path, held string, id proto.NodeID) error {
 	op, err := putRecord(path, heldRecord{version: v1, Node: id, Since: t.now})
 	if err != nil {

@@ -63,7 +63,7 @@ func TestVersionsGrowOverRestartsAndCrashes(t *testing.T) {
 	}
 	r.reopen()
 	later("restarted")
-	r.open() // the one before is still there, as it would be for a store after a crash
+	r.open() // the earlier writer is still open, as for a store after a crash
 	later("crashed")
 	r.token(nil)
 	if v := r.Snapshot().Version(); v != last {
@@ -130,7 +130,7 @@ func TestOperationsThatWaitShareATransaction(t *testing.T) {
 		for i := range many {
 			q := machine(t, tok, "host")
 			if i%10 == 9 {
-				q.Hostname = string(make([]byte, MaxHostname+1)) // one that fails is no hindrance
+				q.Hostname = string(make([]byte, MaxHostname+1)) // a failing request does not hold up the others
 			}
 			wait.Go(func() {
 				if n, err := r.Enroll(t.Context(), q); err == nil {
@@ -140,7 +140,7 @@ func TestOperationsThatWaitShareATransaction(t *testing.T) {
 				}
 			})
 		}
-		synctest.Wait() // the first is on its way to the disk, the others wait
+		synctest.Wait() // the first is being written, the others wait
 		close(release)
 		wait.Wait()
 		if txns != 2 || r.Snapshot().Len() != 45 {
@@ -206,7 +206,7 @@ func TestACallerThatLeaves(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		q := machine(t, tok, "host")
 		left := make(chan error, 2)
-		for range 2 { // one is on its way, one waits for the writer
+		for range 2 { // one is being written, one waits for the writer
 			go func() {
 				_, err := r.Enroll(ctx, q)
 				left <- err
@@ -309,10 +309,10 @@ func TestDamagedRecordsAreNotOpened(t *testing.T) {
 			d, err := Open(t.Context(), s, r.config())
 			if err == nil {
 				var list []audit.Record
-				list, err = d.Audit(t.Context(), 0, 100, AuditQuery{}) // these are read when somebody asks
+				list, err = d.Audit(t.Context(), 0, 100, AuditQuery{}) // records are read on demand
 				d.Close()
 				if err == nil && k == audit.LastSeal && list[0].Action == audit.BookUnsealed {
-					continue // it goes on, and says so
+					continue // it continues, and records the fact
 				}
 			}
 			if err == nil {

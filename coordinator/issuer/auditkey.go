@@ -17,9 +17,8 @@ const (
 	publicBlock  = "PUBLIC KEY"
 )
 
-// AuditSigner is the key that signs the checkpoints of the audit log. Where there is none one is made: that the key is
-// another one than before is for the audit log to tell. Its public half is in a file beside it, for those who check
-// checkpoints elsewhere.
+// AuditSigner returns the signer of audit log checkpoints. It creates the key if there is none; the audit log records that the
+// key changed. The public half is written to a file next to it, for verifying checkpoints elsewhere.
 func (i *Issuer) AuditSigner() (*audit.Signer, error) {
 	key, err := i.files.readSigningKey(auditKeyFile)
 	if errors.Is(err, os.ErrNotExist) {

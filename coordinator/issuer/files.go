@@ -13,7 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// The files, see the package comment.
+// File names; see the package comment.
 const (
 	rootKeyFile       = "root.key"
 	rootNextFile      = "root.next"
@@ -25,12 +25,12 @@ const (
 	auditPublicFile   = "audit.pub"
 )
 
-// maxFile bounds what is read: a few certificates.
+// maxFile bounds the size of a file read: a few certificates.
 const maxFile = 1 << 20
 
 const certificateBlock = "CERTIFICATE"
 
-// files is the directory with the keys of one mesh.
+// files is the key directory of one mesh.
 type files struct {
 	dir  string
 	mesh proto.MeshID
@@ -38,7 +38,7 @@ type files struct {
 
 func (f files) path(name string) string { return filepath.Join(f.dir, name) }
 
-// prepare makes the directory, or refuses one that others can look into.
+// prepare creates the directory, or refuses one that is accessible to others.
 func (f files) prepare() error {
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return fmt.Errorf("make the directory for keys: %w", err)
@@ -53,7 +53,7 @@ func (f files) prepare() error {
 	return checkMode(f.dir, info, "700")
 }
 
-// checkMode refuses what the group or others may use.
+// checkMode refuses files and directories that the group or others can access.
 func checkMode(path string, info os.FileInfo, want string) error {
 	if info.Mode().Perm()&0o077 != 0 {
 		return fmt.Errorf("%s has mode %04o, so that others on this machine can use the mesh's keys: run `chmod %s %s`",
@@ -62,7 +62,7 @@ func checkMode(path string, info os.FileInfo, want string) error {
 	return nil
 }
 
-// read answers a file's contents, or an error that is os.ErrNotExist.
+// read returns a file's contents; the error is os.ErrNotExist if there is no such file.
 func (f files) read(name string) ([]byte, error) {
 	file, err := os.Open(f.path(name))
 	if err != nil {
@@ -82,7 +82,7 @@ func (f files) read(name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(file, maxFile))
 }
 
-// readAuthority answers a key with its certificate, of this mesh.
+// readAuthority reads a key with its certificate, which must be of this mesh.
 func (f files) readAuthority(name string) (*cert.Authority, error) {
 	b, err := f.read(name)
 	if err != nil {
@@ -98,7 +98,7 @@ func (f files) readAuthority(name string) (*cert.Authority, error) {
 	return a, nil
 }
 
-// remove makes sure that a file is not there.
+// remove removes a file if it exists.
 func (f files) remove(name string) error {
 	if err := os.Remove(f.path(name)); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
@@ -120,7 +120,7 @@ func (f files) writeAuthority(name string, a *cert.Authority) error {
 	return nil
 }
 
-// readCertificates answers the certificates of a file; none where there is no file.
+// readCertificates returns the certificates in a file; none if the file does not exist.
 func (f files) readCertificates(name string) (list []*x509.Certificate, err error) {
 	b, err := f.read(name)
 	if errors.Is(err, os.ErrNotExist) {

@@ -16,7 +16,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Lifetimes of certificates, and between what an administrator may choose.
+// Lifetimes of certificates, and the bounds on what an administrator may choose.
 const (
 	RootLifetime = 10 * 366 * 24 * time.Hour
 
@@ -28,23 +28,23 @@ const (
 	MaxNodeLifetime = 24 * time.Hour
 
 	leafLifetime = 24 * time.Hour
-	// rootAge is how old a new root is: nothing can be signed before a root's time, and the clock of a machine that starts for
-	// the first time may be hours ahead.
+	// rootAge is how far a new root is backdated: nothing can be signed before the root's validity begins, and the clock of a
+	// machine on its first start may be hours ahead.
 	rootAge = 2 * 24 * time.Hour
-	// rootWarning is how long before its end the root is spoken of.
+	// rootWarning is how long before the root expires warnings begin.
 	rootWarning = 366 * 24 * time.Hour
 )
 
-// ErrNoIssuer says that the intermediate has ended, or is about to, and the root is not there to sign another.
+// ErrNoIssuer means that the intermediate has expired, or is about to, and the root is not available to sign another.
 var ErrNoIssuer = errors.New("the intermediate certificate has ended and the root's key is not here")
 
-// Config is what an issuer needs to know.
+// Config holds an issuer's settings.
 type Config struct {
 	Dir  string // such as DATA/pki
 	Mesh proto.MeshID
-	ID   string // of this coordinator in the mesh; empty: c1
-	// Fresh says that no node has a certificate of this mesh yet, so that a root may be made where none is. Otherwise a
-	// missing root is an error: with another one no node would know this coordinator.
+	ID   string // this coordinator's id in the mesh; empty: c1
+	// Fresh means that no node has a certificate of this mesh yet, so that a missing root may be created. Otherwise a missing
+	// root is an error: no node would recognize this coordinator under a different one.
 	Fresh                bool
 	NodeLifetime         time.Duration // 0: NodeLifetime
 	IntermediateLifetime time.Duration // 0: IntermediateLifetime
@@ -52,7 +52,7 @@ type Config struct {
 	Rand                 io.Reader // cryptographically random
 }
 
-// Issuer signs certificates. All methods may be called concurrently.
+// Issuer signs certificates. All methods are safe for concurrent use.
 type Issuer struct {
 	config Config
 	files  files
@@ -63,12 +63,12 @@ type Issuer struct {
 	roots    trust
 	verifier *cert.Verifier
 	current  *cert.Authority
-	older    []*x509.Certificate // intermediates before it that have not ended
+	older    []*x509.Certificate // earlier intermediates that have not expired
 	leaf     *tls.Certificate    // signed by current
 	known    *x509.CertPool      // current and older
 }
 
-// Open loads the keys, or makes what a first start needs.
+// Open loads the keys, creating what a first start needs.
 func Open(c Config) (*Issuer, error) {
 	if err := c.complete(); err != nil {
 		return nil, fmt.Errorf("issuer: %w", err)
@@ -129,7 +129,7 @@ func (i *Issuer) load() error {
 	return nil
 }
 
-// useful leaves out certificates that have ended, and the current one.
+// useful drops certificates that have expired, and the current one.
 func (i *Issuer) useful(list []*x509.Certificate, current *cert.Authority) []*x509.Certificate {
 	now := i.config.Clock()
 	return slices.DeleteFunc(slices.Clone(list), func(c *x509.Certificate) bool {
@@ -137,9 +137,9 @@ func (i *Issuer) useful(list []*x509.Certificate, current *cert.Authority) []*x5
 	})
 }
 
-// Maintain replaces the intermediate when half of its life is over or it is under a root that is about to be retired, if the root's
-// key is there. It says whether Authorities gives something else than before; every netmap must then be made again. Whoever runs
-// the coordinator calls it about once a minute. ErrNoIssuer means that nothing can be issued; until then a missing root is no error.
+// Maintain replaces the intermediate once half of its lifetime is over or if it is under a root about to be retired, provided
+// that the root's key is present. It reports whether Authorities changed; if so, every netmap must be rebuilt. The coordinator
+// calls it about once a minute. ErrNoIssuer means that nothing can be issued; until then a missing root is not an error.
 func (i *Issuer) Maintain() (changed bool, err error) {
 	i.maintaining.Lock()
 	defer i.maintaining.Unlock()
@@ -160,17 +160,17 @@ func (i *Issuer) Maintain() (changed bool, err error) {
 	return true, i.replace(root, now)
 }
 
-// howToSign says how a new intermediate is made where the root's key is elsewhere.
+// howToSign explains how to create an intermediate if the root's key is elsewhere.
 const howToSign = "run `redoubt-coordinator root request FILE` here, `root sign FILE` where the key is, and `root install` here with the answer"
 
-// upToDate says that the intermediate is under the newest root.
+// upToDate reports whether the intermediate is under the newest root.
 func (i *Issuer) upToDate() bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.roots.under(i.current.Certificate()) == i.roots.newest
 }
 
-// replace makes the next intermediate.
+// replace creates the next intermediate.
 func (i *Issuer) replace(root *cert.Authority, now time.Time) error {
 	lifetime := min(i.config.IntermediateLifetime, root.Certificate().NotAfter.Sub(now))
 	next, err := root.NewIntermediate(i.config.Rand, now, lifetime)
@@ -180,8 +180,9 @@ func (i *Issuer) replace(root *cert.Authority, now time.Time) error {
 	return i.install(next)
 }
 
-// install makes an intermediate the one that issues. The certificate of the one before goes to its file first: nodes that it vouched
-// for must stay provable whatever happens. Where that one is under an older root, what the newest root signed of it is there.
+// install makes next the issuing intermediate. Its predecessor's certificate is written to its file first: nodes with
+// certificates from it must remain verifiable whatever happens. If the predecessor is under an older root, its cross-signed
+// certificate is there already.
 func (i *Issuer) install(next *cert.Authority) error {
 	t, old := i.trusted(), i.authority()
 	older := i.useful(i.older, old)
@@ -198,11 +199,11 @@ func (i *Issuer) install(next *cert.Authority) error {
 	return i.use(t, next, older)
 }
 
-// early says that the clock is wrong: it is before the mesh's time.
+// early reports that the clock is wrong: it is before the mesh was created.
 func (i *Issuer) early(now time.Time) bool { return now.Before(i.trusted().newest.NotBefore) }
 
-// young says whether a certificate's life has begun, and more than half of it is ahead. One that was made while the clock was
-// wrong may begin later: nobody would take it.
+// young reports whether a certificate is valid and in the first half of its lifetime. One created while the clock was wrong may
+// start later: nobody would accept it.
 func young(c *x509.Certificate, now time.Time) bool {
 	return !now.Before(c.NotBefore) && now.Before(middle(c))
 }
@@ -217,10 +218,9 @@ func (i *Issuer) authority() *cert.Authority {
 	return i.current
 }
 
-// IssueNode signs a certificate that says what n says, valid from now on for the lifetime of node certificates or, if that
-// is less, as long as the intermediate is. Node keys without a validity of their own get the certificate's; the second of two
-// takes over when a quarter of that is over, by when all peers know of it, and long before the renewal. It answers n
-// with what it filled in.
+// IssueNode signs a certificate for n, valid from now until n.NotAfter if set, else for the configured node lifetime, but no
+// longer than the intermediate. Node keys without their own validity get the certificate's; the second of two takes over after
+// a quarter of that, when all peers know it, and long before the renewal. It returns n with the fields it filled in.
 func (i *Issuer) IssueNode(n cert.Node, now time.Time) (cert.Node, error) {
 	a := i.authority()
 	end := now.Add(i.config.NodeLifetime)
@@ -250,12 +250,12 @@ func (i *Issuer) IssueNode(n cert.Node, now time.Time) (cert.Node, error) {
 	return *issued, nil
 }
 
-// GetCertificate is the hook of a tls.Config: the coordinator's leaf with all that leads to the roots. The leaf and its key
-// are replaced at half of the leaf's life.
+// GetCertificate is the hook for a tls.Config: it returns the coordinator's leaf with the chains to the roots. The leaf and its
+// key are replaced at half of the leaf's lifetime.
 func (i *Issuer) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	now := i.config.Clock() // not before the lock: the intermediate may be younger than that
+	now := i.config.Clock() // read under the lock: the intermediate may be newer than an earlier reading
 	if i.leaf != nil && young(i.leaf.Leaf, now) {
 		return i.leaf, nil
 	}
@@ -291,8 +291,8 @@ func (i *Issuer) makeLeaf(a *cert.Authority, now time.Time) (*tls.Certificate, e
 	return &leaf, err
 }
 
-// Authorities are the intermediates (DER) that certificates of nodes may have been issued under, newest first, behind what an
-// earlier root says of the newest one, if it does.
+// Authorities returns the intermediates (DER) that node certificates may have been issued under, newest first, preceded by the
+// newest root's cross-signature by an earlier root, if there is one.
 func (i *Issuer) Authorities() [][]byte {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -307,7 +307,7 @@ func (i *Issuer) Authorities() [][]byte {
 	return list
 }
 
-// Known is the intermediates of Authorities as a pool, for handshakes.
+// Known returns the intermediates of Authorities as a pool, for handshakes.
 func (i *Issuer) Known() *x509.CertPool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -320,7 +320,8 @@ func (i *Issuer) Known() *x509.CertPool {
 	return i.known
 }
 
-// Verifier trusts this mesh's roots and knows the intermediates that were made here. After a change of those it is another one.
+// Verifier returns a verifier that trusts this mesh's roots and knows its intermediates. When those change, a different
+// verifier is returned.
 func (i *Issuer) Verifier() *cert.Verifier {
 	i.mu.Lock()
 	defer i.mu.Unlock()

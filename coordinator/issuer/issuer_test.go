@@ -25,7 +25,7 @@ var start = time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
 
 const day = 24 * time.Hour
 
-// rig is an issuer in a directory, with a clock.
+// rig is an issuer on a directory, with a clock.
 type rig struct {
 	*Issuer
 	t      testing.TB
@@ -74,7 +74,7 @@ func (r *rig) open() {
 
 func (r *rig) path(name string) string { return filepath.Join(r.config.Dir, name) }
 
-// takeAway removes the root's key, and answers how to put it back.
+// takeAway removes the root's key, and returns a function that puts it back.
 func (r *rig) takeAway() (putBack func()) {
 	r.t.Helper()
 	away := filepath.Join(r.t.TempDir(), "root.key")
@@ -95,7 +95,7 @@ func (r *rig) maintain(want bool) {
 	}
 }
 
-// request is a certificate to be issued to a new node.
+// request returns a certificate to be issued to a new node.
 func (r *rig) request() cert.Node {
 	r.t.Helper()
 	device, err1 := key.NewDevice(rand.Reader)
@@ -122,7 +122,7 @@ func (r *rig) issue() cert.Node {
 	return n
 }
 
-// stranger verifies as a node does: with the root, and what it is given.
+// stranger returns a verifier like a node's: it has the root, and what it is sent.
 func (r *rig) stranger() *cert.Verifier {
 	r.t.Helper()
 	root, mesh, err := cert.ParseRoot(r.Roots()[0])
@@ -199,7 +199,7 @@ func TestFilesAreForTheirOwnerOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = Open(r.config)
-		if name == rootKeyFile { // not looked at before it is needed
+		if name == rootKeyFile { // not read before it is needed
 			r.at(16 * day)
 			_, err = r.Maintain()
 			r.at(0)
@@ -278,7 +278,7 @@ func TestKeysOfAnotherMeshAreRefused(t *testing.T) {
 			"cut short": mine[:len(mine)/2], "twice": append(slices.Clone(mine), mine...),
 		} {
 			if name == rootFile && what == "empty" {
-				continue // taken from the root's key again
+				continue // recreated from the root's key
 			}
 			if err := os.WriteFile(r.path(name), b, 0o600); err != nil {
 				t.Fatal(err)
@@ -293,7 +293,7 @@ func TestKeysOfAnotherMeshAreRefused(t *testing.T) {
 	}
 	r.open()
 
-	// An intermediate of the same mesh, but under another root.
+	// An intermediate of the same mesh, but under a different root.
 	twin := &rig{t: t, now: start, config: r.config}
 	twin.config.Dir, twin.config.Fresh = filepath.Join(t.TempDir(), "pki"), true
 	twin.open()
@@ -340,7 +340,7 @@ func TestTheIntermediateIsReplacedAtHalfLife(t *testing.T) {
 	r.open()
 	check("after a restart")
 
-	for d := 16 * day; d <= 100*day; d += day { // the old ones go when they end
+	for d := 16 * day; d <= 100*day; d += day { // the old ones are dropped when they expire
 		r.at(d)
 		if _, err := r.Maintain(); err != nil {
 			t.Fatal(err)
@@ -368,7 +368,7 @@ func TestARootThatIsOffline(t *testing.T) {
 	warnings(1)
 	r.issue()
 
-	r.at(30*day - 30*time.Minute) // certificates get what is left
+	r.at(30*day - 30*time.Minute) // certificates are cut to what remains
 	r.maintain(false)
 	if n := r.issue(); !n.NotAfter.Equal(start.Add(30 * day)) {
 		t.Errorf("a certificate until %v, the intermediate's end is %v", n.NotAfter, start.Add(30*day))
@@ -381,7 +381,7 @@ func TestARootThatIsOffline(t *testing.T) {
 		t.Errorf("maintained: %v, want ErrNoIssuer", err)
 	}
 	r.at(31 * day)
-	r.open() // there is somebody to say so
+	r.open() // it opens, so that someone can report this
 	if _, err := r.GetCertificate(nil); err == nil {
 		t.Error("a leaf under an intermediate that has ended")
 	}
@@ -453,10 +453,10 @@ func TestCoordinatorsLeaf(t *testing.T) {
 	}
 }
 
-// TestClockThatWasAhead: what was signed while the clock was wrong is signed anew once it is right.
+// TestClockThatWasAhead checks that what was signed while the clock was wrong is replaced once it is right.
 func TestClockThatWasAhead(t *testing.T) {
 	r := newRig(t)
-	r.at(40 * day) // past half of the intermediate's life
+	r.at(40 * day) // past half of the intermediate's lifetime
 	r.maintain(true)
 	if _, err := r.GetCertificate(nil); err != nil {
 		t.Fatal(err)
@@ -476,7 +476,7 @@ func TestClockThatWasAhead(t *testing.T) {
 	}
 }
 
-// TestClockThatIsBehind: a coordinator that starts before its clock is right waits for that, and says so.
+// TestClockThatIsBehind checks that a coordinator started before its clock is right waits for that, with a warning.
 func TestClockThatIsBehind(t *testing.T) {
 	r := newRig(t)
 	r.at(-1000 * day)
@@ -532,11 +532,11 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// TestManyAtOnce issues while intermediates are replaced. Days pass in no time here, but not between the moment when
-// somebody looks at the clock and the moment when a certificate is issued for it.
+// TestManyAtOnce issues certificates while intermediates are replaced. Days pass in no time here, but never between reading the
+// clock and issuing a certificate for that time.
 func TestManyAtOnce(t *testing.T) {
 	r := newRig(t)
-	var today sync.RWMutex // held while it has to stay the same day
+	var today sync.RWMutex // held while the day must not change
 	issue := func() error {
 		today.RLock()
 		defer today.RUnlock()

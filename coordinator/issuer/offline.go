@@ -25,8 +25,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// A root whose key is offline. The key leaves this machine sealed by a passphrase (SealRoot, then Forget) and never comes back.
-// What it has to sign travels instead:
+// Offline roots. The key leaves this machine encrypted with a passphrase (Seal, then Forget) and never returns. What it has to
+// sign travels instead:
 //
 //	coordinator                                   machine with the key
 //	Request: a key for the next intermediate,
@@ -34,17 +34,17 @@ import (
 //	  └── request: PKCS #10, the root, the
 //	      intermediates in use ───────────────►   Sign
 //	Install ◄──────────────────────────────────     └── answer: the intermediate; for a new root also that root,
-//	  intermediate.key; intermediate.next goes          cross-signed, and what it signed of the intermediates in use
+//	  intermediate.key; intermediate.next goes          its cross-signature, and its cross-signatures of the intermediates in use
 
 const requestBlock = "CERTIFICATE REQUEST"
 
-// MinPassphrase is how many bytes a passphrase has at least.
+// MinPassphrase is the minimum length of a passphrase, in bytes.
 const MinPassphrase = 12
 
-// sealWork is the work factor of scrypt, as a power of two: about a second and 256 MiB. Tests do with less.
+// sealWork is the work factor of scrypt, as a power of two: about a second and 256 MiB. Tests use less.
 var sealWork = 18
 
-// maxSealWork bounds what a file may ask of whoever opens it.
+// maxSealWork bounds the work that a file may demand from whoever opens it.
 const maxSealWork = 22
 
 // Errors of offline roots.
@@ -54,7 +54,7 @@ var (
 	ErrAnswer     = errors.New("not the answer to this coordinator's request")
 )
 
-// Seal encrypts a root's key and certificate with a passphrase, as the tool age does.
+// Seal encrypts a root's key and certificate with a passphrase, in the format of age.
 func Seal(root *cert.Authority, passphrase string) ([]byte, error) {
 	if len(passphrase) < MinPassphrase {
 		return nil, fmt.Errorf("the passphrase has %d characters: want %d or more", len(passphrase), MinPassphrase)
@@ -83,7 +83,7 @@ func Seal(root *cert.Authority, passphrase string) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// Unseal reads what Seal made.
+// Unseal decrypts the output of Seal.
 func Unseal(sealed []byte, passphrase string) (*cert.Authority, error) {
 	identity, err := age.NewScryptIdentity(passphrase)
 	if err != nil {
@@ -109,8 +109,8 @@ func Unseal(sealed []byte, passphrase string) (*cert.Authority, error) {
 	return root, nil
 }
 
-// ReadRoot reads the root's key from the keys of a coordinator on this machine, such as DATA/pki, for whoever takes it away; digest
-// tells Forget that it was this one.
+// ReadRoot reads the root's key from a coordinator's key directory on this machine, such as DATA/pki, in order to move it away;
+// digest identifies it to Forget.
 func ReadRoot(dir string) (root *cert.Authority, digest [32]byte, err error) {
 	f := files{dir: dir}
 	b, err := f.read(rootKeyFile)
@@ -126,7 +126,7 @@ func ReadRoot(dir string) (root *cert.Authority, digest [32]byte, err error) {
 	return root, sha256.Sum256(b), nil
 }
 
-// Forget removes the root's key from this machine. The digest of its file says that whoever asks has read it.
+// Forget removes the root's key from this machine. digest, the hash of its file, proves that the caller has read it.
 func (i *Issuer) Forget(digest [32]byte) error {
 	i.maintaining.Lock()
 	defer i.maintaining.Unlock()
@@ -145,7 +145,7 @@ func (i *Issuer) Forget(digest [32]byte) error {
 	return i.files.remove(rootKeyFile)
 }
 
-// Request asks for the next intermediate. The same request is made until the answer to it was installed.
+// Request returns a request for the next intermediate. Until its answer is installed, further requests are for the same key.
 func (i *Issuer) Request() ([]byte, error) {
 	i.maintaining.Lock()
 	defer i.maintaining.Unlock()
@@ -204,7 +204,7 @@ func (i *Issuer) finishRequest() error {
 	return nil
 }
 
-// Asked is a request that was read, and is to be signed.
+// Asked is a parsed request, to be signed.
 type Asked struct {
 	Mesh          proto.MeshID
 	Key           [32]byte // SHA-256 of the public key
@@ -213,7 +213,7 @@ type Asked struct {
 	csr           *x509.CertificateRequest
 }
 
-// ParseRequest reads what Request made. It comes from outside.
+// ParseRequest parses the output of Request. Its input is untrusted.
 func ParseRequest(b []byte) (Asked, error) {
 	if len(b) > maxFile {
 		return Asked{}, fmt.Errorf("%w: %d bytes, at most %d", ErrRequest, len(b), maxFile)
@@ -260,10 +260,10 @@ func ParseRequest(b []byte) (Asked, error) {
 	}, nil
 }
 
-// clockSlack is how far the clock of the machine with the root's key may be ahead.
+// clockSlack is how far ahead the clock of the machine with the root's key may be.
 const clockSlack = time.Hour
 
-// Sign answers a request. Of the configuration it needs the clock, randomness and the lifetime of intermediates.
+// Sign answers a request. It uses the clock, randomness and intermediate lifetime of c.
 func (a Asked) Sign(root *cert.Authority, c Config) ([]byte, error) {
 	if cert.Fingerprint(root.Certificate()) != cert.Fingerprint(a.Root) {
 		return nil, fmt.Errorf("the request is for root %x, and this is the key of root %x", cert.Fingerprint(a.Root), cert.Fingerprint(root.Certificate()))
@@ -283,7 +283,7 @@ func (a Asked) sign(root *cert.Authority, c Config) (*x509.Certificate, error) {
 	return root.SignIntermediate(c.Rand, a.csr.PublicKey, from, min(c.IntermediateLifetime+clockSlack, root.Certificate().NotAfter.Sub(from)))
 }
 
-// Succeed answers a request with a new root, which takes the place of the one that is asked.
+// Succeed answers a request with a new root, which replaces the requested one.
 func (a Asked) Succeed(root *cert.Authority, c Config) (Succession, []byte, error) {
 	if cert.Fingerprint(root.Certificate()) != cert.Fingerprint(a.Root) {
 		return Succession{}, nil, fmt.Errorf("the request is for root %x, and this is the key of root %x", cert.Fingerprint(a.Root), cert.Fingerprint(root.Certificate()))
@@ -300,8 +300,8 @@ func (a Asked) Succeed(root *cert.Authority, c Config) (Succession, []byte, erro
 	return s, certificatesPEM(list), nil
 }
 
-// Install takes the answer to the request: the next intermediate, and with it another root, if the answer comes from a new one. It
-// may be installed again after a crash. It says whether the root is another one.
+// Install installs the answer to the request: the next intermediate and, if the answer comes from a new root, that root. It may
+// be repeated after a crash. It reports whether the root changed.
 func (i *Issuer) Install(answer []byte) (rotated bool, err error) {
 	i.maintaining.Lock()
 	defer i.maintaining.Unlock()
@@ -328,14 +328,14 @@ func (i *Issuer) Install(answer []byte) (rotated bool, err error) {
 	return next.root != nil, i.files.remove(requestedFile)
 }
 
-// answered is an answer that was checked.
+// answered is a validated answer.
 type answered struct {
 	intermediate *cert.Authority
-	root, cross  *x509.Certificate // nil where the root stays
+	root, cross  *x509.Certificate // nil if the root stays
 	crossed      []*x509.Certificate
 }
 
-// parseAnswer reads an answer, and looks that all of it is under a root that is trusted.
+// parseAnswer parses an answer, and checks that all of it chains to a trusted root.
 func (i *Issuer) parseAnswer(answer []byte, signer key.DevicePrivate) (answered, error) {
 	if len(answer) > maxFile {
 		return answered{}, fmt.Errorf("%d bytes, at most %d", len(answer), maxFile)
@@ -356,7 +356,7 @@ func (i *Issuer) parseAnswer(answer []byte, signer key.DevicePrivate) (answered,
 			list[0].NotBefore.Format(time.RFC3339), list[0].NotAfter.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	t := i.trusted()
-	if len(list) > 1 && !list[1].Equal(t.newest) { // else it was begun to be installed before
+	if len(list) > 1 && !list[1].Equal(t.newest) { // equal if installing it had already begun
 		if t.before != nil {
 			return answered{}, ErrTwoRoots
 		}
@@ -396,7 +396,7 @@ func (i *Issuer) checkAnswer(t trust, next answered) error {
 			return fmt.Errorf("not signed by the new root: %w", err)
 		}
 	}
-	// What was issued so far must stay good for those who will know the new root only.
+	// Certificates issued so far must remain valid for nodes that will know only the new root.
 	for _, c := range i.intermediates() {
 		if !under.Knows(c.PublicKey.(*ecdsa.PublicKey)) {
 			return errors.New("it is for an older request: an intermediate that is in use is not in it; make a new request")

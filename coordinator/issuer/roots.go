@@ -12,11 +12,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// trust is the roots of the mesh, as root.crt has them.
+// trust holds the roots of the mesh, as in root.crt.
 type trust struct {
 	newest *x509.Certificate
-	before *x509.Certificate // is trusted as well; nil: retired, or there was none
-	cross  *x509.Certificate // newest, signed by the one before; it stays when that one is retired
+	before *x509.Certificate // also trusted; nil: retired, or there was none
+	cross  *x509.Certificate // newest, signed by before; it stays when before is retired
 }
 
 func (t trust) roots() []*x509.Certificate {
@@ -26,7 +26,7 @@ func (t trust) roots() []*x509.Certificate {
 	return []*x509.Certificate{t.newest, t.before}
 }
 
-// under says which of the roots signed an intermediate; nil for none.
+// under returns the root that signed an intermediate; nil for none.
 func (t trust) under(c *x509.Certificate) *x509.Certificate {
 	for _, root := range t.roots() {
 		if bytes.Equal(c.AuthorityKeyId, root.SubjectKeyId) && bytes.Equal(c.RawIssuer, root.RawSubject) {
@@ -46,7 +46,7 @@ func (f files) writeTrust(t trust) error {
 	return f.writeCertificates(rootFile, list)
 }
 
-// readTrust reads root.crt; where there is no such file, or it is empty, newest is nil.
+// readTrust reads root.crt; if the file does not exist or is empty, newest is nil.
 func (f files) readTrust() (trust, error) {
 	list, err := f.readCertificates(rootFile)
 	if err != nil || len(list) == 0 {
@@ -71,10 +71,10 @@ func (f files) readTrust() (trust, error) {
 	return t, t.check(f)
 }
 
-// check looks that the roots belong together.
+// check checks that the roots belong together.
 func (t trust) check(f files) error {
 	if t.before == nil {
-		return nil // then nobody takes cross by itself
+		return nil // then cross is not accepted by itself
 	}
 	v, err := cert.NewVerifier(f.mesh, []*x509.Certificate{t.before})
 	if err == nil && t.cross != nil {
@@ -86,8 +86,8 @@ func (t trust) check(f files) error {
 	return nil
 }
 
-// loadRoot reads the roots. Where there are none they are taken from the root's key, which is what a first start makes first;
-// where there is no key either, this is a first start.
+// loadRoot reads the roots. If there are none, they are taken from the root's key, which is what a first start creates first;
+// if there is no key either, this is a first start.
 func (i *Issuer) loadRoot() (trust, error) {
 	t, err := i.files.readTrust()
 	if err != nil {
@@ -117,8 +117,7 @@ func (i *Issuer) makeRoot() (trust, error) {
 	return t, i.files.writeTrust(t)
 }
 
-// rootKey reads the key of the newest root, for as long as it takes to sign something. Where it is not there the error is
-// os.ErrNotExist.
+// rootKey reads the key of the newest root, for immediate use. If the key is not present, the error is os.ErrNotExist.
 func (i *Issuer) rootKey() (*cert.Authority, error) {
 	root, err := i.files.readAuthority(rootKeyFile)
 	if err != nil {
@@ -138,26 +137,26 @@ func (i *Issuer) trusted() trust {
 
 // Rotation.
 
-// Errors of rotations, and of what the root's key is needed for.
+// Errors of rotations, and of operations that require the root's key.
 var (
 	ErrRootAway = errors.New("the key of the mesh root is not on this machine")
 	ErrTwoRoots = errors.New("the root before this one is still trusted")
 	ErrOneRoot  = errors.New("there is one root, and none before it to retire")
 )
 
-// Succession is a new root, with all that makes it take the place of another without an outage.
+// Succession is a new root with everything needed to replace another one without an outage.
 type Succession struct {
 	Root          *cert.Authority
 	Cross         *x509.Certificate   // the new root, signed by the old one
 	Intermediates []*x509.Certificate // of the old root, signed by the new one
 }
 
-// Succeed makes a root that follows old. The intermediates are those that certificates of nodes may have been issued under.
+// Succeed creates a successor to the root old. intermediates are those that node certificates may have been issued under.
 func Succeed(old *cert.Authority, intermediates []*x509.Certificate, c Config) (Succession, error) {
 	from := c.Clock().Add(-rootAge)
 	for _, older := range intermediates {
 		if older.NotBefore.Before(from) {
-			from = older.NotBefore // what it signs of them is good for as long as they were
+			from = older.NotBefore // the cross-signed certificate has the same validity
 		}
 	}
 	if from.Before(old.Certificate().NotBefore) {
@@ -181,15 +180,15 @@ func Succeed(old *cert.Authority, intermediates []*x509.Certificate, c Config) (
 	return s, nil
 }
 
-// Rotate makes a new root, which from then on signs what the old one signed; the old one stays trusted until it is retired, but
-// its key is gone. From the moment that root.crt is written the rotation has happened: whatever stops the program after that
-// is made good when the keys are opened the next time, and before that nothing of it counts.
+// Rotate creates a new root, which signs from then on in place of the old one; the old one stays trusted until it is retired,
+// but its key is gone. Writing root.crt commits the rotation: if the program stops after that, the next Open completes the
+// rest; if it stops before, nothing of the rotation takes effect.
 //
-//  1. root.next           key and certificate of the new root
-//  2. intermediates.crt   what the new root signed of the intermediates; no use to anybody who does not trust it
-//  3. root.crt            the new root, what the old one says of it, the old root
-//  4. root.key            root.next gets this name
-//  5. the intermediate is replaced, as Maintain does
+// 1. root.next           key and certificate of the new root
+// 2. intermediates.crt   the intermediates, cross-signed by the new root; of no use without trust in it
+// 3. root.crt            the new root, its cross-signature by the old root, the old root
+// 4. root.key            root.next is renamed to this
+// 5. the intermediate is replaced, as in Maintain
 func (i *Issuer) Rotate() error {
 	i.maintaining.Lock()
 	defer i.maintaining.Unlock()
@@ -220,7 +219,7 @@ func (i *Issuer) Rotate() error {
 	return i.replace(s.Root, i.config.Clock())
 }
 
-// succeed makes other roots the trusted ones. What the new one signed of the intermediates is on the disk before.
+// succeed installs the new roots. The cross-signed intermediates are written to disk first.
 func (i *Issuer) succeed(next trust, crossed []*x509.Certificate) error {
 	older := append(i.useful(i.older, i.authority()), crossed...)
 	if err := i.files.writeCertificates(intermediatesFile, older); err != nil {
@@ -232,7 +231,7 @@ func (i *Issuer) succeed(next trust, crossed []*x509.Certificate) error {
 	return i.use(next, i.authority(), older)
 }
 
-// finishRotation gives the new root's key its name, or removes what is left of a rotation that did not happen.
+// finishRotation renames the new root's key into place, or removes the leftovers of a rotation that did not happen.
 func (i *Issuer) finishRotation(t trust) error {
 	next, err := i.files.readAuthority(rootNextFile)
 	switch {
@@ -246,8 +245,8 @@ func (i *Issuer) finishRotation(t trust) error {
 	return i.files.remove(rootNextFile)
 }
 
-// Retire ends the trust in the root before the newest one. Nodes cease to trust it when they renew; join codes that name it are
-// void at once.
+// Retire ends the trust in the root before the newest. Nodes stop trusting it when they renew; join codes that name it are void
+// at once.
 func (i *Issuer) Retire() error {
 	i.maintaining.Lock()
 	defer i.maintaining.Unlock()
@@ -266,7 +265,7 @@ func (i *Issuer) Retire() error {
 	return i.use(next, current, i.older)
 }
 
-// use makes roots and intermediates those that everybody gets from now on. Of the older ones those stay that are under a root.
+// use puts roots and intermediates into effect. Of the older intermediates, those under a trusted root are kept.
 func (i *Issuer) use(t trust, current *cert.Authority, older []*x509.Certificate) error {
 	v, err := cert.NewVerifier(i.config.Mesh, t.roots())
 	if err != nil {
@@ -279,7 +278,7 @@ func (i *Issuer) use(t trust, current *cert.Authority, older []*x509.Certificate
 		}
 	}
 	if current != nil {
-		// The verifier knows it before anybody can have a certificate of it to show.
+		// The verifier must know it before anyone can have a certificate issued by it.
 		if err := v.AddIntermediates([][]byte{current.Certificate().Raw}); err != nil {
 			return err
 		}
@@ -291,7 +290,7 @@ func (i *Issuer) use(t trust, current *cert.Authority, older []*x509.Certificate
 	return nil
 }
 
-// intermediates are those that were first signed by the newest root, and may still be needed.
+// intermediates returns those first signed by the newest root that may still be needed.
 func (i *Issuer) intermediates() []*x509.Certificate {
 	current := i.authority()
 	list := []*x509.Certificate{current.Certificate()}
@@ -303,7 +302,7 @@ func (i *Issuer) intermediates() []*x509.Certificate {
 	return list
 }
 
-// Newest says whether a certificate of a node, or of this coordinator, was issued under the newest root.
+// Newest reports whether a certificate of a node, or of this coordinator, was issued under the newest root.
 func (i *Issuer) Newest(der []byte) bool {
 	leaf, err := x509.ParseCertificate(der)
 	if err != nil {
@@ -319,7 +318,7 @@ func (i *Issuer) Newest(der []byte) bool {
 	return false
 }
 
-// Roots are the certificates (DER) that nodes trust, the newest first.
+// Roots returns the trusted root certificates (DER), newest first.
 func (i *Issuer) Roots() [][]byte {
 	var list [][]byte
 	for _, c := range i.trusted().roots() {
@@ -328,14 +327,14 @@ func (i *Issuer) Roots() [][]byte {
 	return list
 }
 
-// Fingerprint names in join codes the root that this coordinator's certificate is under.
+// Fingerprint returns the fingerprint, for join codes, of the root that this coordinator's certificate is under.
 func (i *Issuer) Fingerprint() [32]byte {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return cert.Fingerprint(i.roots.under(i.current.Certificate()))
 }
 
-// vouching is what one root says of the next, while anybody may take it.
+// vouching returns the cross-signature of the newest root, as long as it may be accepted.
 func (t trust) vouching(now time.Time) []*x509.Certificate {
 	if t.cross == nil || now.After(t.cross.NotAfter.Add(cert.Skew)) {
 		return nil

@@ -15,7 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// trusting is somebody who trusts some roots, and got the authorities of now.
+// trusting returns a verifier that trusts some roots and has the current Authorities.
 func (r *rig) trusting(roots ...*x509.Certificate) *cert.Verifier {
 	r.t.Helper()
 	v, err := cert.NewVerifier(r.config.Mesh, roots)
@@ -35,7 +35,7 @@ func (r *rig) rotate() {
 	}
 }
 
-// verifies fails where somebody with the given root does not take a certificate, or the coordinator.
+// verifies checks that verifiers with each of the roots accept all certificates, and the coordinator.
 func (r *rig) verifies(when string, roots map[string]*x509.Certificate, nodes map[string]cert.Node) {
 	r.t.Helper()
 	leaf, err := r.GetCertificate(nil)
@@ -65,7 +65,7 @@ func (r *rig) verifies(when string, roots map[string]*x509.Certificate, nodes ma
 func TestRotate(t *testing.T) {
 	r := newRig(t)
 	r.at(16 * day)
-	r.maintain(true) // there are two intermediates
+	r.maintain(true) // two intermediates exist
 	r.at(17 * day)
 	before, a := r.issue(), r.trusted().newest
 	r.rotate()
@@ -103,7 +103,7 @@ func TestRotate(t *testing.T) {
 	if err := r.Retire(); err != nil {
 		t.Fatal(err)
 	}
-	check("retired") // who trusts the old one is let in to renew
+	check("retired") // a node that trusts the old root may still renew
 	if leaf, err = r.GetCertificate(nil); err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestRotate(t *testing.T) {
 	}
 	r.open()
 	check("retired, after a restart")
-	r.at(17*day + 15*day) // an intermediate of the new root is replaced by one of the same
+	r.at(17*day + 15*day) // an intermediate of the new root replaces another
 	r.maintain(true)
 	nodes["later"] = r.issue()
 	check("maintained")
@@ -137,7 +137,7 @@ func TestRotate(t *testing.T) {
 
 func pemOf(c *x509.Certificate) []byte { return certificatesPEM([]*x509.Certificate{c}) }
 
-// contents are the files of the keys.
+// contents returns the key files.
 func (r *rig) contents() map[string][]byte {
 	r.t.Helper()
 	all := map[string][]byte{}
@@ -151,7 +151,7 @@ func (r *rig) contents() map[string][]byte {
 	return all
 }
 
-// in is a rig on a copy of keys.
+// in returns a rig on a copy of the files.
 func (r *rig) in(files map[string][]byte) *rig {
 	r.t.Helper()
 	c := &rig{t: r.t, now: r.clock(), config: r.config}
@@ -171,7 +171,7 @@ func (r *rig) in(files map[string][]byte) *rig {
 }
 
 // TestRotateIsStoppedAnywhere opens the keys as they are after each write of a rotation: before root.crt is written nothing has
-// happened, afterwards everything has.
+// taken effect, afterwards everything has.
 func TestRotateIsStoppedAnywhere(t *testing.T) {
 	r := newRig(t)
 	r.at(day)
@@ -213,7 +213,7 @@ func TestRotateIsStoppedAnywhere(t *testing.T) {
 				t.Errorf("after write %d, %s: %s was left", n, w.name, rootNextFile)
 			}
 			if !rotated {
-				c.rotate() // it can be tried again
+				c.rotate() // it can be retried
 			}
 			if !c.Newest(c.issue().Raw) {
 				t.Errorf("after write %d, %s: certificates are not issued under the new root", n, w.name)
@@ -318,7 +318,7 @@ func TestTheRootsKeyGoesOffline(t *testing.T) {
 	r.verifies("installed", map[string]*x509.Certificate{"only": root.Certificate()}, map[string]cert.Node{"before": before, "after": r.issue()})
 }
 
-// answer has a request signed by who holds the root's key, and installs the answer; it gives the new root, where one is asked for.
+// answer has a request signed with the root's key, and installs the answer; if rotate is set, it returns the new root.
 func (r *rig) answer(root *cert.Authority, rotate bool) *cert.Authority {
 	r.t.Helper()
 	b, err := r.Request()
@@ -348,7 +348,7 @@ func (r *rig) answer(root *cert.Authority, rotate bool) *cert.Authority {
 	return next
 }
 
-// TestAnOfflineRootIsReplaced: the new root's key is never on the coordinator's machine.
+// TestAnOfflineRootIsReplaced checks that the new root's key is never on the coordinator's machine.
 func TestAnOfflineRootIsReplaced(t *testing.T) {
 	r := newRig(t)
 	a, digest, err := ReadRoot(r.config.Dir)
@@ -377,7 +377,8 @@ func TestAnOfflineRootIsReplaced(t *testing.T) {
 	r.verifies("renewed", roots, nodes)
 }
 
-// TestInstallIsStoppedAnywhere: the answer can be installed again, and until then what was there goes on.
+// TestInstallIsStoppedAnywhere checks that an interrupted installation can be repeated, and that until then the previous keys
+// still work.
 func TestInstallIsStoppedAnywhere(t *testing.T) {
 	r := newRig(t)
 	a, digest, err := ReadRoot(r.config.Dir)
@@ -503,7 +504,7 @@ func TestAnswersThatAreRefused(t *testing.T) {
 	}
 }
 
-// FuzzParseRequest reads what the machine with the root's key is brought.
+// FuzzParseRequest parses what is brought to the machine with the root's key.
 func FuzzParseRequest(f *testing.F) {
 	r := newRig(f)
 	b, err := r.Request()
@@ -526,7 +527,7 @@ func FuzzParseRequest(f *testing.F) {
 	})
 }
 
-// FuzzInstall reads what a person brings back from the machine with the root's key.
+// FuzzInstall parses what is brought back from the machine with the root's key.
 func FuzzInstall(f *testing.F) {
 	r := newRig(f)
 	a, _, err := ReadRoot(r.config.Dir)

@@ -8,19 +8,19 @@ import (
 	"time"
 )
 
-// Status is how the keys are, for people and metrics.
+// Status describes the state of the keys, for people and metrics.
 type Status struct {
-	// Roots are those that are trusted, the newest first.
+	// Roots are the trusted roots, newest first.
 	Roots            []*x509.Certificate
-	RootHere         bool // the key of the newest
+	RootHere         bool // whether the newest root's key is present
 	Intermediate     *x509.Certificate
 	IntermediateRoot *x509.Certificate // that signed it
-	Requested        bool              // somebody asked for the next intermediate, and no answer was installed
-	// Warnings say what somebody must do soon.
+	Requested        bool              // the next intermediate was requested, and no answer has been installed
+	// Warnings describe what needs to be done soon.
 	Warnings []string
 }
 
-// Status looks at the keys now.
+// Status returns the current state of the keys.
 func (i *Issuer) Status() Status {
 	now := i.config.Clock()
 	i.mu.Lock()
