@@ -157,7 +157,7 @@ func (p *Program) addRule(r acl.Rule) {
 			origin = proto.Origin{Path: fmt.Sprintf("%s.dst[%d]", r.Path, part[0]), Line: first.Line}
 		}
 		if first.Kind == acl.Self && len(r.Via) > 0 {
-			continue // nobody's own machines are reached through a router
+			continue // a user's own nodes are never reached through a router
 		}
 		dst := make([]acl.Selector, len(part))
 		for n, i := range part {

@@ -55,7 +55,7 @@ func (b *Bound) node(id proto.NodeID) (proto.Identity, bool) {
 	return n, ok && n.ID == id && whole(n)
 }
 
-// For is Program.For.
+// For is like Program.For.
 func (b *Bound) For(id proto.NodeID) View {
 	n, ok := b.node(id)
 	if !ok {
