@@ -6,21 +6,21 @@ import (
 	"strings"
 )
 
-// Admission is what is asked of a machine before it may be a node, and again with each certificate.
+// Admission is a requirement on machines before they may join, checked again for each certificate.
 type Admission struct {
 	Place
-	Whom        []Selector // of which one must pick the node; none is every node
-	Attestation string     // one of Attestations, of which the machine must prove at least this; empty: any
+	Whom        []Selector // one of which must select the node; none means every node
+	Attestation string     // minimum attestation of the machine, one of Attestations; empty means none is required
 	Approval    bool       // an administrator must have approved the machine
 }
 
 // Bounds of admission.
 const (
 	maxAdmissions = 1_000
-	maxWhom       = 1_000 // that one entry names
+	maxWhom       = 1_000 // in one entry
 )
 
-// admission reads "admission": [{"tags": ["tag:prod"], "groups": [...], "users": [...], "attestation": "tpm", "approval": true}, ...].
+// admission reads "admission": [{"tags": [...], "groups": [...], "users": [...], "attestation": "tpm", "approval": true}, ...].
 func (p *parser) admission(v value) {
 	list, _ := p.list(v, "a list of requirements on machines")
 	for i, e := range list {
@@ -56,7 +56,7 @@ func (p *parser) admission(v value) {
 	}
 }
 
-// whom reads one of the lists of those whom an entry is about. An empty one would be about nobody, which is hardly meant.
+// whom reads one of the lists of nodes that an entry applies to. An empty list would apply to nobody, which is hardly intended.
 func (p *parser) whom(m member, key string) (out []Selector) {
 	where := map[string]use{"tags": inAdmissionTags, "groups": inAdmissionGroups, "users": inAdmissionUsers}[key]
 	list, ok := p.list(m.value, "a list of "+key)
@@ -71,7 +71,7 @@ func (p *parser) whom(m member, key string) (out []Selector) {
 	return out
 }
 
-// level reads a kind of attestation. The one that every machine has asks for nothing.
+// level reads a kind of attestation. The lowest one, which every machine has, requires nothing.
 func (p *parser) level(v value) string {
 	text, ok := p.str(v, "a kind of attestation such as tpm")
 	if !ok {

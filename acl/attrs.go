@@ -13,8 +13,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// capabilities reads "app": {"example.com/cap/admin": [{"role": "owner"}], ...}. grant says that they go to the destination
-// of a grant, and not to nodes themselves.
+// capabilities reads "app": {"example.com/cap/admin": [{"role": "owner"}], ...}. grant reports whether they are sent to the
+// destination of a grant, rather than to nodes themselves.
 func (p *parser) capabilities(m member, grant bool) map[string][]json.RawMessage {
 	members, ok := p.object(m.value, "an object of capabilities and their lists of objects")
 	if !ok {
@@ -55,7 +55,7 @@ func (p *parser) capabilities(m member, grant bool) map[string][]json.RawMessage
 	return out
 }
 
-// opaque looks for keys that are given twice in what only other programs understand.
+// opaque reports duplicate keys in values that only other programs understand.
 func (p *parser) opaque(v value) {
 	switch x := v.Value.Value.(type) {
 	case *hujson.Object:
@@ -70,14 +70,14 @@ func (p *parser) opaque(v value) {
 	}
 }
 
-// minimal is a value as JSON without comments and space.
+// minimal returns a value as JSON without comments and whitespace.
 func minimal(v hujson.Value) json.RawMessage {
 	v = v.Clone()
 	v.Minimize()
 	return json.RawMessage(v.Pack())
 }
 
-// grantable are the capabilities of other programs' own domain that a policy may give.
+// grantable are the capabilities in another program's domain that a policy may grant.
 var grantable = []string{
 	"tailscale.com/cap/drive", "tailscale.com/cap/relay", "tailscale.com/cap/webui", "tailscale.com/cap/kubernetes",
 	"tailscale.com/cap/tsidp", "tailscale.com/cap/secrets", "tailscale.com/cap/golink",
@@ -94,7 +94,7 @@ func checkCapability(name string, grant bool) error {
 	return nil
 }
 
-// Ranges that a pool of addresses may not have: they are other programs'.
+// An address pool must lie within poolRange and outside poolReserved, which other programs use.
 var (
 	poolRange    = netip.MustParsePrefix("100.64.0.0/10")
 	poolReserved = []netip.Prefix{netip.MustParsePrefix("100.100.0.0/24"), netip.MustParsePrefix("100.100.100.0/24"), netip.MustParsePrefix("100.115.92.0/23")}
@@ -133,7 +133,7 @@ func (p *parser) nodeAttrs(v value) {
 	}
 }
 
-// maxNodeAttrs bounds the entries of nodeAttrs, maxAttrs what each gives.
+// maxNodeAttrs bounds the entries of nodeAttrs, maxAttrs the attributes of each.
 const (
 	maxNodeAttrs = 1_000
 	maxAttrs     = 256
@@ -162,7 +162,7 @@ func (p *parser) attrs(m member) []string {
 	return out
 }
 
-// pool checks the ipPool of nodes. Their addresses come from the range of the mesh whatever it says.
+// pool checks the ipPool of nodes, which has no effect: their addresses come from the range of the mesh.
 func (p *parser) pool(m member) {
 	list, _ := p.list(m.value, "a list of ranges of addresses")
 	for _, v := range list {

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// megabyte is a policy of the largest size that is accepted.
+// megabyte returns a policy of the largest size that is accepted.
 func megabyte() []byte {
 	var b strings.Builder
 	b.WriteString("{\"tagOwners\": {\"tag:web\": [], \"tag:db\": []},\n\"groups\": {\n")

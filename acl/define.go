@@ -75,7 +75,7 @@ func (p *parser) hosts(v value) {
 	}
 }
 
-// warnHostBits says so where a CIDR covers more than it looks like.
+// warnHostBits warns if a CIDR covers more than it appears to.
 func (p *parser) warnHostBits(v value, text string) {
 	if prefix, err := netip.ParsePrefix(text); err == nil && prefix != prefix.Masked() {
 		p.report(Warning, p.place(v), "%s covers all of %s; write that, or a single address without a length", quote(text), prefix.Masked())
@@ -121,7 +121,7 @@ func (p *parser) tagOwners(v value) {
 	p.tagCycles()
 }
 
-// tagCycles reports tags that own each other in a circle. A tag that owns itself only lets its machines pass it on.
+// tagCycles reports tags that own each other in a cycle. A tag may own itself: that only lets its machines pass it on.
 func (p *parser) tagCycles() {
 	const (
 		unseen = iota

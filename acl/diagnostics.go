@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Severity tells what keeps a policy from being used from what only deserves a look.
+// Severity distinguishes what makes a policy unusable from what merely deserves a look.
 type Severity uint8
 
 // Errors make a policy unusable; warnings do not.
@@ -26,7 +26,7 @@ func (s Severity) String() string {
 	return "?"
 }
 
-// Diagnostic is one thing to say about a place in a policy file.
+// Diagnostic is one message about a place in a policy file.
 type Diagnostic struct {
 	Severity Severity
 	Line     int    // from 1
@@ -35,7 +35,7 @@ type Diagnostic struct {
 	Message  string // what is wrong and what to do
 }
 
-// String is "12:5: error: acls[0].src[1]: message".
+// String returns a text such as "12:5: error: acls[0].src[1]: message".
 func (d Diagnostic) String() string {
 	where := ""
 	if d.Path != "" {
@@ -47,12 +47,12 @@ func (d Diagnostic) String() string {
 // Diagnostics are sorted by place.
 type Diagnostics []Diagnostic
 
-// HasErrors says whether the policy cannot be used.
+// HasErrors reports whether the policy cannot be used.
 func (ds Diagnostics) HasErrors() bool {
 	return slices.ContainsFunc(ds, func(d Diagnostic) bool { return d.Severity == Error })
 }
 
-// Format writes the diagnostics for people, one a line, each with the name of the file in front as compilers do:
+// Format formats the diagnostics for people, one per line, each prefixed with the name of the file as compilers do:
 //
 //	policy.hujson:12:5: error: acls[0].src[1]: group "group:eng" is not defined; ...
 func (ds Diagnostics) Format(name string) string {
@@ -63,7 +63,7 @@ func (ds Diagnostics) Format(name string) string {
 	return b.String()
 }
 
-// Sort puts diagnostics into the order of the file.
+// Sort sorts diagnostics in the order of the file.
 func (ds Diagnostics) Sort() {
 	slices.SortStableFunc(ds, func(a, b Diagnostic) int {
 		return cmp.Or(
@@ -73,10 +73,10 @@ func (ds Diagnostics) Sort() {
 	})
 }
 
-// maxDiagnostics keeps a hopeless file from answering with a book.
+// maxDiagnostics limits the output for a hopeless file.
 const maxDiagnostics = 1000
 
-// finish sorts what was found and says so where it had to be cut.
+// finish sorts the diagnostics and truncates them, with a note if any are left out.
 func (ds Diagnostics) finish() Diagnostics {
 	ds.Sort()
 	if len(ds) <= maxDiagnostics {
@@ -94,7 +94,7 @@ func (ds Diagnostics) finish() Diagnostics {
 	})
 }
 
-// quote shows a text of the file without letting it fill the screen.
+// quote quotes a text of the file and truncates it for messages.
 func quote(s string) string {
 	const limit = 64
 	if r := []rune(s); len(r) > limit {

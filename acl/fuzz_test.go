@@ -17,10 +17,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// fuzzTime is when the policies of the fuzzer are put in force.
+// fuzzTime is when the fuzzer's policies take effect.
 var fuzzTime = time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// FuzzParse starts from files of one slip each in testdata, from policies of a production system, and from those of the
+// FuzzParse starts from files with one mistake each in testdata, from policies of a production system, and from those of the
 // other tests.
 func FuzzParse(f *testing.F) {
 	for _, src := range realPolicies(f) {
@@ -58,7 +58,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// realPolicies are the policies of the compiler's test data.
+// realPolicies returns the policies of the compiler's test data.
 func realPolicies(t testing.TB) []string {
 	t.Helper()
 	file, err := os.Open("compile/testdata/headscale/cases.jsonl.gz")
@@ -82,7 +82,7 @@ func realPolicies(t testing.TB) []string {
 	}
 }
 
-// checkPolicy looks for what may not come out of any file.
+// checkPolicy checks invariants that hold for every accepted file.
 func checkPolicy(t *testing.T, p *Policy) {
 	selector := func(s Selector) {
 		ok := s.Line > 0 && s.Column > 0 && s.Path != ""
@@ -191,7 +191,7 @@ func checkPolicy(t *testing.T, p *Policy) {
 	}
 }
 
-// sortedApart says whether prefixes are sorted and have nothing in common.
+// sortedApart reports whether prefixes are sorted and disjoint.
 func sortedApart(ps []netip.Prefix) bool {
 	for i, p := range ps {
 		if !p.IsValid() || p != p.Masked() || i > 0 && (p.Overlaps(ps[i-1]) || p.Addr().Less(ps[i-1].Addr())) {

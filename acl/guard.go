@@ -7,7 +7,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// allServices are the services of all protocols.
+// allServices is all services of all protocols.
 var allServices = func() []proto.Service {
 	out := make([]proto.Service, 0, 256)
 	for n := range 256 {
@@ -16,9 +16,9 @@ var allServices = func() []proto.Service {
 	return out
 }()
 
-// deny reads "deny": [{"src": [...], "dst": [...], "ip": ["*"]}, ...]. What keeps people out may not leave out the
-// protocols that nobody thought of: * is every protocol there, not only the usual ones. Postures that are asked of every
-// rule are not asked here, for they would narrow what is denied.
+// deny reads "deny": [{"src": [...], "dst": [...], "ip": ["*"]}, ...]. A deny must not leave out protocols that nobody thought
+// of: * means every protocol here, not only the usual ones. The default postures do not apply, since they would narrow what is
+// denied.
 func (p *parser) deny(v value) {
 	list, _ := p.list(v, "a list of deny rules")
 	for _, e := range list {
@@ -80,10 +80,10 @@ func (p *parser) enforcement(v value) {
 	}
 }
 
-// maxMonitor is how far ahead monitoring may end.
+// maxMonitor is how far ahead the end of monitoring may be.
 const maxMonitor = 90 * 24 * time.Hour
 
-// until reads a day, at whose beginning in UTC monitoring ends, or a moment.
+// until reads the time when monitoring ends, or a day, at whose start in UTC it ends.
 func (p *parser) until(v value) time.Time {
 	text, ok := p.str(v, "a date such as 2027-01-31, or a time such as 2027-01-31T18:00:00Z")
 	if !ok {
@@ -109,7 +109,7 @@ func (p *parser) until(v value) time.Time {
 	return at
 }
 
-// destinations are selectors with services that are the same for all.
+// destinations gives all selectors the same services.
 func destinations(selectors []Selector, services []proto.Service) []Destination {
 	out := make([]Destination, len(selectors))
 	for i, s := range selectors {

@@ -32,8 +32,8 @@ func numbered(format string) func(int) string {
 
 func address(i int) string { return fmt.Sprintf(`"10.%d.%d.1",`, i>>8&255, i&255) }
 
-// hostileFiles are large and made to take long. want is what they are refused for, empty if they are not; size is how large
-// those are that no bound but that of the file holds.
+// hostileFiles are large and made to take long. want is why they are refused, empty if they are not; size is the size of those
+// that are bounded only by the limit on the file.
 func hostileFiles(size int) map[string]struct{ src, want string } {
 	const half = MaxSize / 2
 	set := fill(50_000, `{"ipsets": {"ipset:a": [`, address, `]`)
@@ -87,7 +87,7 @@ func BenchmarkHostileFiles(b *testing.B) {
 	}
 }
 
-// TestBrokenFiles wants one clear error for what is no policy at all.
+// TestBrokenFiles checks that a file that is not a policy at all gets one clear error.
 func TestBrokenFiles(t *testing.T) {
 	binary := make([]byte, 4096)
 	for i := range binary {

@@ -5,5 +5,5 @@ import (
 	"slices"
 )
 
-// InternetPrefixes are what autogroup:internet covers, sorted: what exit nodes serve.
+// InternetPrefixes returns what autogroup:internet covers, sorted: what exit nodes serve.
 func InternetPrefixes() []netip.Prefix { return slices.Clone(internetPrefixes) }

@@ -10,7 +10,7 @@ import (
 )
 
 // ipsets reads "ipsets": {"ipset:prod": ["add 10.0.0.0/8", "remove 10.1.0.0/16", "add ipset:lab"], ...}. Each line of a
-// set changes what the lines before it made. Sets may use each other, so the names are read first.
+// set changes the result of the lines before it. Sets may use each other, so the names are read first.
 func (p *parser) ipsets(v value) {
 	members, ok := p.object(v, "an object of sets of addresses")
 	if !ok {
@@ -47,15 +47,15 @@ func (p *parser) ipsets(v value) {
 type setReader struct {
 	*parser
 	open   map[string]member // not read yet
-	ranges map[string]ranges // read
-	path   []string          // being read, each because of the one before
-	work   int               // ranges that were looked at
+	ranges map[string]ranges // done
+	path   []string          // sets being read, each because of the one before
+	work   int               // ranges visited
 }
 
 // Bounds of sets of addresses.
 const (
-	maxSetDepth = 64        // how many sets may use one another in a row
-	maxSetWork  = 2_000_000 // ranges looked at while all of them are read
+	maxSetDepth = 64        // how deeply sets may be nested
+	maxSetWork  = 2_000_000 // ranges visited while reading all sets
 )
 
 func (r *setReader) read(name string) {
@@ -66,7 +66,7 @@ func (r *setReader) read(name string) {
 	delete(r.open, name)
 	r.path = append(r.path, name)
 	defer func() { r.path = r.path[:len(r.path)-1] }()
-	var have, next ranges // next waits for a line with another verb: one change is as dear as many of its kind
+	var have, next ranges // next batches lines with the same verb: one change costs as much as many of the same kind
 	was := "add"
 	change := func() {
 		r.work += len(have) + len(next)
@@ -100,7 +100,7 @@ func (r *setReader) read(name string) {
 	r.ranges[name] = have
 }
 
-// line reads "add 10.0.0.0/8"; add goes without saying.
+// line parses "add 10.0.0.0/8"; add may be omitted.
 func (r *setReader) line(v value) (verb string, rs ranges, ok bool) {
 	text, ok := r.str(v, `a line such as "add 10.0.0.0/8"`)
 	if !ok {
@@ -118,7 +118,7 @@ func (r *setReader) line(v value) (verb string, rs ranges, ok bool) {
 	return verb, rs, ok
 }
 
-// operand reads what a line adds or removes.
+// operand parses what a line adds or removes.
 func (r *setReader) operand(v value, text string) (ranges, bool) {
 	if strings.HasPrefix(text, "ipset:") {
 		return r.other(v, text)
@@ -132,7 +132,7 @@ func (r *setReader) operand(v value, text string) (ranges, bool) {
 	return rs, true
 }
 
-// other is a set that a line uses.
+// other returns a set that a line uses.
 func (r *setReader) other(v value, name string) (ranges, bool) {
 	_, defined := r.policy.IPSets[name]
 	switch {
@@ -151,7 +151,7 @@ func (r *setReader) other(v value, name string) (ranges, bool) {
 	return r.ranges[name], true
 }
 
-// literal reads an address, a CIDR, a range such as 10.0.0.1-10.0.0.9, the name of a host, or autogroup:internet.
+// literal parses an address, a CIDR, a range such as 10.0.0.1-10.0.0.9, the name of a host, or autogroup:internet.
 func (r *setReader) literal(text string) (ranges, error) {
 	if text == "autogroup:internet" {
 		return internet, nil
@@ -186,5 +186,5 @@ func (r *setReader) literal(text string) (ranges, error) {
 	return ranges{rangeOf(h.Prefix)}, nil
 }
 
-// maxSidePrefixes is how many addresses and ranges a side of a rule may have; the rest is for those of *.
+// maxSidePrefixes is how many addresses and ranges a side of a rule may have; the rest is reserved for those of *.
 const maxSidePrefixes = proto.MaxRulePrefixes - 64

@@ -75,7 +75,7 @@ func TestIPSetWarnings(t *testing.T) {
 	})
 }
 
-// TestIPSetsThatAreMade are files that would take long, or too much room on the wire.
+// TestIPSetsThatAreMade checks files crafted to take long, or to need too much room in a netmap.
 func TestIPSetsThatAreMade(t *testing.T) {
 	var scattered, chain, alternating strings.Builder
 	for i := range 8000 {

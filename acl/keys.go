@@ -5,21 +5,21 @@ import (
 	"strings"
 )
 
-// support says what this version does with a key of the language.
+// support is what this version does with a key of the language.
 type support uint8
 
 const (
 	read    support = iota // enforced, or checked
-	refused                // belongs to the language, is not enforced, and therefore refused: to skip a restriction is a hole
-	ignored                // a setting of another program that changes nothing of who may reach what
+	refused                // belongs to the language but is not enforced, so it is refused: skipping a restriction would be a hole
+	ignored                // a setting of another program that does not affect who may reach what
 )
 
-// keySpec is one key of an object.
+// keySpec describes one key of an object.
 type keySpec struct {
 	support  support
 	required bool
 	note     string // for ignored and refused keys: what happens here instead
-	now      string // for old names: the key that it is read as
+	now      string // for old names: the current key
 }
 
 // The keys of the language.
@@ -73,17 +73,17 @@ var (
 	}
 )
 
-// notEnforced ends the message on what belongs to the language and is not enforced by this version.
+// notEnforced ends the message about a key that belongs to the language but is not enforced by this version.
 const notEnforced = "is not enforced by this version, which therefore refuses it rather than ignore it; remove it, or use a version that enforces it"
 
-// fields reads an object whose keys are known, and returns those that are to be read, by the names that they have here.
+// fields reads an object with a fixed set of keys, and returns those that are to be read, under their current names.
 func (p *parser) fields(v value, want string, keys map[string]keySpec) (map[string]member, bool) {
 	members, ok := p.object(v, want)
 	if !ok {
 		return nil, false
 	}
 	out := make(map[string]member, len(members))
-	seen := make(map[string]string, len(members)) // name here -> as it was written
+	seen := make(map[string]string, len(members)) // current name -> as it was written
 	for _, m := range members {
 		name, spec, known := find(m.key, keys)
 		m.path = joinPath(v.path, name)
@@ -116,8 +116,8 @@ func (p *parser) fields(v value, want string, keys map[string]keySpec) (map[stri
 	return out, true
 }
 
-// find looks a key up: as it is written, else in other letters of the same kind, for the programs that this language comes
-// from do not tell those apart. Old names become the new ones.
+// find looks up a key, exactly or else ignoring case, as the programs that this language comes from do. Old names become
+// current ones.
 func find(key string, keys map[string]keySpec) (string, keySpec, bool) {
 	spec, ok := keys[key]
 	if note, notes := keys["#"]; notes && strings.HasPrefix(key, "#") {
@@ -137,7 +137,7 @@ func find(key string, keys map[string]keySpec) (string, keySpec, bool) {
 	return key, spec, ok
 }
 
-// didYouMean suggests a word that is one slip away, or lists the words that there are.
+// didYouMean suggests a word that is one edit away, or lists the known words.
 func didYouMean[V any](word string, words map[string]V) string {
 	if near := nearest(word, words); near != "" {
 		return "did you mean " + quote(near) + "?"
@@ -145,7 +145,7 @@ func didYouMean[V any](word string, words map[string]V) string {
 	return "known are " + strings.Join(knownKeys(words), ", ")
 }
 
-// nearest is the word that is one edit away from, or differs only in case from word; empty where there is none.
+// nearest returns the word that is one edit away from word or differs only in case, or "".
 func nearest[V any](word string, words map[string]V) string {
 	best := ""
 	for w, x := range words {
@@ -159,7 +159,7 @@ func nearest[V any](word string, words map[string]V) string {
 	return best
 }
 
-// oneEdit says whether a becomes b by one character more, less, other, or two neighbours exchanged.
+// oneEdit reports whether a becomes b by inserting, deleting or replacing one character, or swapping two adjacent ones.
 func oneEdit(a, b string) bool {
 	if len(a) > len(b) {
 		a, b = b, a
@@ -183,7 +183,7 @@ func oneEdit(a, b string) bool {
 	return i+1 < len(a) && a[i] == b[i+1] && a[i+1] == b[i] && a[i+2:] == b[i+2:]
 }
 
-// knownKeys lists words for people, without the old names of others.
+// knownKeys lists words for messages, without old names.
 func knownKeys[V any](words map[string]V) []string {
 	return slices.DeleteFunc(sortedKeys(words), func(w string) bool {
 		spec, isKey := any(words[w]).(keySpec)

@@ -5,15 +5,15 @@ import (
 	"time"
 )
 
-// Parse reads a policy file that may be in force already. name is what messages call it. The policy is nil exactly if the
-// diagnostics have errors; they are all of the file's, in its order, with warnings about keys that have no effect.
+// Parse reads a policy file that may be in force already. Messages call it name. The policy is nil if and only if there are
+// errors among the diagnostics, which are all those of the file, in its order, including warnings about keys without effect.
 func Parse(name string, src []byte) (*Policy, Diagnostics) {
 	policy, diags := parse(name, src, time.Time{})
 	return policy, diags.finish()
 }
 
-// Check reads a policy file that is to be put in force at a moment. It does as Parse does, has errors besides where
-// something may not last as long from then, and adds the warnings that reading with understanding gives.
+// Check reads a policy file that is to take effect at now. Besides what Parse reports, it reports an error for anything that
+// may not last that long from now, and warnings that need an understanding of the policy.
 func Check(name string, src []byte, now time.Time) (*Policy, Diagnostics) {
 	policy, diags := parse(name, src, now)
 	if policy != nil {
@@ -24,7 +24,7 @@ func Check(name string, src []byte, now time.Time) (*Policy, Diagnostics) {
 
 func parse(name string, src []byte, now time.Time) (*Policy, Diagnostics) {
 	if len(src) > MaxSize {
-		// Said before a byte of it is looked at.
+		// Check the size before looking at the contents.
 		p := newParser(name, nil, now)
 		p.report(Error, Place{Pos: p.pos(0)}, "the file has %d bytes; a policy has at most %d", len(src), MaxSize)
 		return nil, p.diags
@@ -46,7 +46,7 @@ func (p *parser) file() {
 	if !ok {
 		return
 	}
-	// What defines names goes first, wherever it stands.
+	// What defines names is read first, wherever it is in the file.
 	for _, section := range []struct {
 		key  string
 		read func(value)

@@ -8,7 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// errorTest is a file with one slip. The | marks where it is to be reported and is not part of the file.
+// errorTest is a file with one mistake. The | marks where it must be reported and is not part of the file.
 type errorTest struct{ name, src, want string }
 
 var errorTests = []errorTest{
@@ -141,7 +141,7 @@ func runErrorTests(t *testing.T, tests []errorTest) {
 	}
 }
 
-// warningTest is a file that is taken with one warning at the |, or with none where there is no |.
+// warningTest is a file that is accepted with one warning at the |, or without any if there is no |.
 type warningTest struct{ name, src, want string }
 
 func runWarningTests(t *testing.T, tests []warningTest) {
@@ -161,7 +161,7 @@ func runWarningTests(t *testing.T, tests []warningTest) {
 	}
 }
 
-// good parses a policy that has neither errors nor warnings.
+// good parses a policy that must have neither errors nor warnings.
 func good(t *testing.T, src string) *Policy {
 	t.Helper()
 	p, diags := parse("test", []byte(src), fuzzTime)

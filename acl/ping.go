@@ -6,8 +6,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// pingWarnings finds rules that allow a port where no rule allows ping. People take a silent ping for a broken path, and
-// some other systems let echo through to any address with an open port.
+// pingWarnings finds rules that allow a port if no rule allows ping. People take a silent ping for a broken path, and some
+// other systems let echoes through to any address with an open port.
 func pingWarnings(p *Policy) Diagnostics {
 	pings := newPingIndex(p)
 	var out Diagnostics
@@ -16,7 +16,7 @@ func pingWarnings(p *Policy) Diagnostics {
 			continue
 		}
 		for _, d := range r.Dst {
-			if d.Kind == Internet { // routers of the internet have a mind of their own
+			if d.Kind == Internet { // whether hosts on the internet answer is not ours to decide
 				continue
 			}
 			if pingable(d.Services) || !slices.ContainsFunc(d.Services, func(s proto.Service) bool { return proto.HasPorts(s.Proto) }) {
@@ -35,17 +35,17 @@ func pingWarnings(p *Policy) Diagnostics {
 	return out
 }
 
-// pingable says whether the services have ping in one family at least.
+// pingable reports whether the services include ping in at least one family.
 func pingable(svc []proto.Service) bool {
 	return slices.ContainsFunc(svc, func(s proto.Service) bool { return s.Proto == proto.ProtoICMP || s.Proto == proto.ProtoICMPv6 })
 }
 
-// pingIndex finds the rules that allow ping, by who stands on their sides.
+// pingIndex finds the rules that allow ping by their selectors.
 type pingIndex struct {
 	groups map[string][]string // login name -> groups
 	bySrc  map[string][]int    // selector -> rules that have it among their sources, ascending
-	byDst  map[string][]int    // selector -> rules that allow to ping it
-	budget int                 // pairs that are still looked at
+	byDst  map[string][]int    // selector -> rules that allow pinging it
+	budget int                 // pairs that may still be looked at
 }
 
 func newPingIndex(p *Policy) *pingIndex {
@@ -71,7 +71,7 @@ func newPingIndex(p *Policy) *pingIndex {
 	return x
 }
 
-// selectorKey is equal for selectors that pick the same.
+// selectorKey returns the same key for selectors that select the same.
 func selectorKey(s Selector) string {
 	switch s.Kind {
 	case Literal:
@@ -84,7 +84,7 @@ func selectorKey(s Selector) string {
 	return s.Set()
 }
 
-// uncovered is a source that may not ping dst by any rule that can be seen to cover both.
+// uncovered returns a source that no rule recognizably allows to ping dst.
 func (x *pingIndex) uncovered(src []Selector, dst Selector) (Selector, bool) {
 	for _, s := range src {
 		if !x.covers(s, dst) {
@@ -94,8 +94,8 @@ func (x *pingIndex) uncovered(src []Selector, dst Selector) (Selector, bool) {
 	return Selector{}, false
 }
 
-// covers says whether one rule can be seen to let src ping dst. In a policy that is too big to look at in full it may err on
-// the side of silence.
+// covers reports whether one rule recognizably lets src ping dst. For a policy that is too big to examine in full it may wrongly
+// return true, so that warnings are missing rather than wrong.
 func (x *pingIndex) covers(src, dst Selector) bool {
 	if x.budget--; x.budget < 0 {
 		return true
@@ -110,7 +110,7 @@ func (x *pingIndex) covers(src, dst Selector) bool {
 	return false
 }
 
-// intersect says whether two ascending lists have a number in common.
+// intersect reports whether two ascending lists have a number in common.
 func intersect(a, b []int) bool {
 	if len(a) > len(b) {
 		a, b = b, a
@@ -118,7 +118,7 @@ func intersect(a, b []int) bool {
 	return slices.ContainsFunc(a, func(n int) bool { _, found := slices.BinarySearch(b, n); return found })
 }
 
-// wider are the keys of the selectors that pick at least what s picks, as far as the text tells.
+// wider returns the keys of the selectors that select at least what s selects, as far as their texts show.
 func (x *pingIndex) wider(s Selector) []string {
 	out := []string{selectorKey(s), "*", "autogroup:danger-all"}
 	switch s.Kind {

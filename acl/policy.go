@@ -9,9 +9,9 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Policy is a policy file that was found good. It is immutable.
+// Policy is a valid policy file. It is immutable.
 type Policy struct {
-	// Name is what the file is called in messages.
+	// Name is the name of the file in messages.
 	Name      string
 	Groups    map[string]Group    // by "group:eng"
 	Hosts     map[string]Host     // by name
@@ -31,12 +31,12 @@ type Policy struct {
 	Admission []Admission
 }
 
-// Pos is a place in the file, from 1; columns count characters.
+// Pos is a position in the file, from 1; columns count characters.
 type Pos struct {
 	Line, Column int
 }
 
-// Place is where something stands in the file.
+// Place is where something is in the file.
 type Place struct {
 	Pos
 	Path string // such as grants[3].dst[0]
@@ -56,18 +56,18 @@ type Host struct {
 	Prefix netip.Prefix // masked
 }
 
-// TagOwner says who may give a tag to a machine.
+// TagOwner specifies who may give a tag to a machine.
 type TagOwner struct {
 	Place
 	Tag    string     // "tag:db"
 	Owners []Selector // users, groups, tags, autogroup:member or autogroup:tagged
 }
 
-// IPSet is a named set of addresses, with what it removes already taken out.
+// IPSet is a named set of addresses; what it removes has been subtracted already.
 type IPSet struct {
 	Place
 	Name     string         // "ipset:prod"
-	Prefixes []netip.Prefix // sorted, masked, without overlaps
+	Prefixes []netip.Prefix // sorted, masked, disjoint
 }
 
 // Posture is a named list of conditions on a node, all of which must hold.
@@ -77,10 +77,10 @@ type Posture struct {
 	Conditions []Condition
 }
 
-// Operator compares a fact with what a condition wants.
+// Operator compares a fact with the values of a condition.
 type Operator uint8
 
-// The operators of conditions. A comparison with a fact that is not set is false, whichever way it is written.
+// The operators of conditions. A comparison with an unset fact is false, even if it is negated.
 const (
 	Equal Operator = iota + 1
 	NotEqual
@@ -106,45 +106,45 @@ type Condition struct {
 // Action is what a rule does with a connection that it matches.
 type Action uint8
 
-// The actions. Deny wins over every other rule; Monitor lets pass what no rule allows, and has it logged.
+// The actions. Deny takes precedence over every other rule; Monitor passes what no rule allows, and logs it.
 const (
 	Allow Action = iota
 	Deny
 	Monitor
 )
 
-// Rule says what becomes of the connections that its sources open to its destinations. Their order never matters.
+// Rule decides about the connections from its sources to its destinations. The order of rules never matters.
 type Rule struct {
 	Place  // acls[2], grants[0], deny[1] or enforcement[0]
 	Action Action
 	Src    []Selector
 	Dst    []Destination
-	// Postures are names of which one must hold for the source; none asks for nothing.
+	// Postures are names of postures, one of which must hold for the source; empty means no requirement.
 	Postures []string
-	// Auth is what the person behind the source must have done; nil asks for nothing.
+	// Auth is what is required of the login of the source's user; nil means nothing.
 	Auth *Auth
-	// Via are tags: the rule holds only where a router that has one of them serves the destination. None is any way.
+	// Via are tags: the rule applies only if a router that has one of them serves the destination. Empty means any path.
 	Via []string
-	// App are capabilities that the destination is told of, by name: a list of JSON objects each.
+	// App are capabilities sent to the destination, by name: a list of JSON objects each.
 	App map[string][]json.RawMessage
 	// Until is when a Monitor rule ends, in UTC and whole seconds; zero for all others.
 	Until time.Time
 }
 
-// Auth is how recently and how well a person must have logged in.
+// Auth is how recently and how strongly a user must have logged in.
 type Auth struct {
 	Place
 	Age time.Duration // 0: any
 	MFA bool
 }
 
-// Session is the default for how old a person's login may be; MaxAge 0 is without end.
+// Session is the default maximum age of a user's login; MaxAge 0 means no limit.
 type Session struct {
 	Place
 	MaxAge time.Duration
 }
 
-// Outage is how long nodes without their coordinator go on. Nil is the default of the mesh.
+// Outage is how long nodes go on without their coordinator. Nil means the mesh's default.
 type Outage struct {
 	Place
 	Grace, Posture *time.Duration
@@ -153,17 +153,17 @@ type Outage struct {
 // NodeTerms are the terms of nodes' certificates.
 type NodeTerms struct {
 	Place
-	CertLifetime time.Duration            // 0: the default of the mesh
+	CertLifetime time.Duration            // 0: the mesh's default
 	ByTag        map[string]time.Duration // overrides
 }
 
-// Approvers say which routes need no approval by hand.
+// Approvers specify which routes need no approval by hand.
 type Approvers struct {
 	Routes   []RouteApprover
 	ExitNode []Selector
 }
 
-// RouteApprover approves routes within a prefix for nodes that one of its selectors picks.
+// RouteApprover approves routes within a prefix for the nodes that one of its selectors selects.
 type RouteApprover struct {
 	Place
 	Prefix netip.Prefix
@@ -178,10 +178,10 @@ type NodeAttr struct {
 	App    map[string][]json.RawMessage
 }
 
-// SSHRule says who may log in where, as whom.
+// SSHRule specifies who may log in where, as whom.
 type SSHRule struct {
 	Place
-	Check       bool // action check: the person must have logged in within CheckPeriod
+	Check       bool // action "check": the user must have logged in within CheckPeriod
 	Src, Dst    []Selector
 	Users       []string // login names, or autogroup:nonroot, or localpart:*@domain
 	CheckPeriod time.Duration
@@ -190,7 +190,7 @@ type SSHRule struct {
 	Postures    []string
 }
 
-// SSHTest is a claim about SSHRules.
+// SSHTest is an assertion about SSHRules.
 type SSHTest struct {
 	Place
 	Src                 Selector
@@ -199,35 +199,35 @@ type SSHTest struct {
 	Facts               map[string]string
 }
 
-// Destination is a selector with what may be opened there.
+// Destination is a selector and what may be opened there.
 type Destination struct {
 	Selector
-	// Services are sorted and merged. There are none where a rule is only about App. In Deny rules * is every protocol, and
-	// Monitor rules are about every service of every protocol.
+	// Services are sorted and merged. There are none if a rule is only about App. In Deny rules * means every protocol, and
+	// Monitor rules apply to every service of every protocol.
 	Services []proto.Service
 }
 
-// Kind is what a selector picks by.
+// Kind is the kind of a selector.
 type Kind uint8
 
-// The kinds of selectors, in the order in which a text is tried.
+// The kinds of selectors, in the order in which they are tried.
 const (
 	Literal    Kind = iota + 1 // an address, a CIDR, or the name of a host: literal addresses of one family
 	Any                        // *: every address of the mesh
 	User                       // ann@example.com, or ann@ for a login name without a domain
-	Domain                     // user:*@example.com: everyone of a domain
+	Domain                     // user:*@example.com: every user of a domain
 	GroupOf                    // group:eng
 	Tag                        // tag:db
 	Member                     // autogroup:member: every node of a user
 	Tagged                     // autogroup:tagged: every node with a tag
 	Self                       // autogroup:self: the other nodes of the same user
 	AddressSet                 // ipset:prod: the addresses of a set
-	Internet                   // autogroup:internet: what is reached through exit nodes
-	DangerAll                  // autogroup:danger-all: every address there is
+	Internet                   // autogroup:internet: what can be reached through exit nodes
+	DangerAll                  // autogroup:danger-all: every address
 	Role                       // autogroup:admin and the like: users with a role
 )
 
-// Selector picks nodes by who they are, or addresses literally.
+// Selector selects nodes by identity, or addresses literally.
 type Selector struct {
 	Place
 	Kind Kind
@@ -237,12 +237,12 @@ type Selector struct {
 	Name string
 	// Prefix is what a Literal covers, masked.
 	Prefix netip.Prefix
-	// Prefixes is what an AddressSet or Internet covers, sorted; it is shared and not to be changed.
+	// Prefixes is what an AddressSet or Internet covers, sorted; it is shared and must not be changed.
 	Prefixes []netip.Prefix
 }
 
-// Set is the name under which a netmap lists the nodes that the selector picks by identity; empty for selectors that are
-// not about identity, and for Self, which is another set for each user.
+// Set returns the name of the set, in a netmap, of the nodes that the selector selects by identity. It is empty for selectors
+// that are not about identity, and for Self, which is a different set for each user.
 func (s Selector) Set() string {
 	switch s.Kind {
 	case User:
@@ -261,7 +261,7 @@ func (s Selector) Set() string {
 	return ""
 }
 
-// UserSet is the name of the set of one user's nodes: "user:" and the selector that picks the user.
+// UserSet returns the name of the set of one user's nodes: "user:" and the selector for the user.
 func UserSet(login string) string {
 	if strings.Contains(login, "@") {
 		return "user:" + login
@@ -269,7 +269,7 @@ func UserSet(login string) string {
 	return "user:" + login + "@"
 }
 
-// DomainOf is what stands behind the last @ of a login name; empty where there is none.
+// DomainOf returns what follows the last @ of a login name, or "" if there is none.
 func DomainOf(login string) string {
 	if i := strings.LastIndexByte(login, '@'); i >= 0 {
 		return login[i+1:]
@@ -277,15 +277,15 @@ func DomainOf(login string) string {
 	return ""
 }
 
-// Test is a claim about the policy that is checked before the policy is applied.
+// Test is an assertion about the policy that is checked before the policy is applied.
 type Test struct {
 	Place // tests[0]
 	Src   Selector
-	// Protocols are those that the test is about: the one that it names, or tcp and udp, of which one is enough.
+	// Protocols are those that are tried: the one that the test names, or tcp and udp, of which one suffices.
 	Protocols []uint8
 	Accept    []Target // every address of Src reaches these
 	Deny      []Target // no address of Src reaches these
-	// Facts are those that the source is assumed to have; nil where the test names none.
+	// Facts are those that the source is assumed to have; nil if the test names none.
 	Facts map[string]string
 }
 

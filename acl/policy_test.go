@@ -149,7 +149,7 @@ func TestProtocols(t *testing.T) {
 	}
 }
 
-// TestLanguageOfOthers takes policies as people bring them along from other systems, as far as this version goes.
+// TestLanguageOfOthers checks policies as people bring them from other systems, as far as this version supports them.
 func TestLanguageOfOthers(t *testing.T) {
 	for name, src := range map[string]string{
 		"nothing":              `{}`,

@@ -53,7 +53,7 @@ func (p *parser) postures(v value) {
 // Bounds of postures.
 const (
 	maxConditions = 64
-	maxPostures   = 64 // that one rule names
+	maxPostures   = 64 // in one rule
 	maxFact       = 128
 	maxFactValue  = 256
 )
@@ -61,7 +61,7 @@ const (
 // defaultPosture reads "defaultSrcPosture": ["posture:managed"]: the postures of rules that name none.
 func (p *parser) defaultPosture(v value) { p.standing = p.postureNames(v) }
 
-// srcPosture are the postures of a rule: those that it names, or else those of all rules.
+// srcPosture returns the postures of a rule: those that it names, or else the default ones.
 func (p *parser) srcPosture(f map[string]member) []string {
 	if m, ok := f["srcPosture"]; ok {
 		if names := p.postureNames(m.value); len(names) > 0 {
@@ -71,7 +71,7 @@ func (p *parser) srcPosture(f map[string]member) []string {
 	return slices.Clone(p.standing)
 }
 
-// postureNames reads a list of postures, of which one must hold.
+// postureNames reads a list of postures, one of which must hold.
 func (p *parser) postureNames(v value) []string {
 	list, _ := p.list(v, `a list of postures such as ["posture:managed"]`)
 	if len(list) > maxPostures {
@@ -116,7 +116,7 @@ func (p *parser) facts(f map[string]member) map[string]string {
 			p.errorf(m.value, "is %s; want a string, a number, true or false", kindName(m.Value))
 			continue
 		}
-		text := lit.String() // of a string what is within the quotes
+		text := lit.String() // for a string, the text within the quotes
 		if len(text) > maxFactValue {
 			p.errorf(m.value, "is longer than %d bytes, which no fact can be", maxFactValue)
 			continue
@@ -126,7 +126,7 @@ func (p *parser) facts(f map[string]member) map[string]string {
 	return out
 }
 
-// The facts of namespaces that are closed. Those with a note are never set here.
+// The facts of closed namespaces. Those with a note are never set here.
 var (
 	closedFacts = map[string]string{
 		"node:os": "", "node:osVersion": "", "node:version": "", "node:hostname": "",
@@ -141,7 +141,7 @@ var (
 
 const neverSet = "is never set here, so every comparison with it is false"
 
-// CheckFact says what is wrong with the name of a fact.
+// CheckFact returns an error if a text is not the name of a fact.
 func CheckFact(fact string) error {
 	space, name, ok := strings.Cut(fact, ":")
 	if !ok || !word(space) || !word(strings.ReplaceAll(name, ":", ".")) || len(fact) > maxFact {
@@ -158,7 +158,7 @@ func CheckFact(fact string) error {
 	return nil
 }
 
-// factNote says why a fact is of no use here, if it is not.
+// factNote returns why a fact is of no use here, or "" if it is.
 func factNote(fact string) string {
 	space, _, _ := strings.Cut(fact, ":")
 	if note, closed := closedFacts[fact]; closed || slices.Contains(openFacts, space) {
@@ -167,7 +167,7 @@ func factNote(fact string) string {
 	return neverSet
 }
 
-// The operators as they are written, each before those that it begins with.
+// The operators as they are written, each before any that is a prefix of it.
 var operators = []struct {
 	text string
 	op   Operator
@@ -184,7 +184,7 @@ var operators = []struct {
 	{"IN", In},
 }
 
-// String is the operator as it is written.
+// String returns the operator as it is written.
 func (o Operator) String() string {
 	for _, x := range operators {
 		if x.op == o {
@@ -194,7 +194,7 @@ func (o Operator) String() string {
 	return "?"
 }
 
-// parseCondition reads "node:os == 'linux'", "custom:tier IN ['gold', 'silver']" or "posture:edr IS SET".
+// parseCondition parses "node:os == 'linux'", "custom:tier IN ['gold', 'silver']" or "posture:edr IS SET".
 func parseCondition(text string) (Condition, error) {
 	c := Condition{Text: text}
 	s := strings.TrimSpace(text)
@@ -240,8 +240,7 @@ func parseCondition(text string) (Condition, error) {
 	return c, err
 }
 
-// Attestations are the values of device:attestation, each as good as the ones before it or better: x509 and
-// tpm-unverified are equally good.
+// Attestations are the values of device:attestation, from weakest to strongest; x509 and tpm-unverified are equally strong.
 var Attestations = []string{"none", "token", "x509", "tpm-unverified", "tpm", "measured"}
 
 func checkAttestation(c Condition) error {
@@ -253,7 +252,7 @@ func checkAttestation(c Condition) error {
 	return nil
 }
 
-// cutWords takes an operator off the front, whatever stands between its words.
+// cutWords removes an operator from the front, with any space between its words.
 func cutWords(s, op string) (string, bool) {
 	isWord := letter(op[0])
 	for part := range strings.FieldsSeq(op) {
@@ -266,7 +265,7 @@ func cutWords(s, op string) (string, bool) {
 	return s, true
 }
 
-// parseValue reads a string in quotes of either kind, a number, true or false, and returns what stands behind it.
+// parseValue parses a string in quotes of either kind, a number, true or false, and returns what follows it.
 func parseValue(s string) (value, rest string, err error) {
 	if s != "" && (s[0] == '\'' || s[0] == '"') {
 		end := strings.IndexByte(s[1:], s[0])
@@ -290,14 +289,14 @@ func parseValue(s string) (value, rest string, err error) {
 	return value, strings.TrimSpace(rest), nil
 }
 
-// number says whether a text is a decimal number.
+// number reports whether a text is a decimal number.
 func number(s string) bool {
 	whole, fraction, hasFraction := strings.Cut(strings.TrimPrefix(s, "-"), ".")
 	digits := func(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 	return digits(whole) && (!hasFraction || digits(fraction))
 }
 
-// parseValues reads ['a', 'b'].
+// parseValues parses ['a', 'b'].
 func parseValues(s string) ([]string, error) {
 	s, ok := strings.CutPrefix(s, "[")
 	if !ok {

@@ -5,12 +5,12 @@ import (
 	"slices"
 )
 
-// addrRange is a range of addresses of one family, both ends included.
+// addrRange is an inclusive range of addresses of one family.
 type addrRange struct{ first, last netip.Addr }
 
 func rangeOf(p netip.Prefix) addrRange { return addrRange{p.Masked().Addr(), lastAddr(p)} }
 
-// lastAddr is the last address of a prefix.
+// lastAddr returns the last address of a prefix.
 func lastAddr(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for bit := p.Bits(); bit < 8*len(b); bit++ {
@@ -20,10 +20,10 @@ func lastAddr(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// ranges is a set of addresses: sorted, without overlaps or neighbours that could be one.
+// ranges is a set of addresses: sorted, without ranges that overlap or adjoin.
 type ranges []addrRange
 
-// add puts the addresses of another set in. The cost is that of both sets, whatever they hold.
+// add returns the union of two sets. The cost depends on the number of ranges in both, not on their size.
 func (rs ranges) add(more ranges) ranges {
 	all := append(slices.Clone(rs), more...)
 	slices.SortFunc(all, func(a, b addrRange) int { return a.first.Compare(b.first) })
@@ -40,12 +40,12 @@ func (rs ranges) add(more ranges) ranges {
 	return out
 }
 
-// touches says whether b, which begins no earlier than a, goes on where a is or ends.
+// touches reports whether b, which begins no earlier than a, overlaps or adjoins a.
 func touches(a, b addrRange) bool {
 	return a.first.BitLen() == b.first.BitLen() && (b.first.Compare(a.last) <= 0 || a.last.Next() == b.first)
 }
 
-// remove takes the addresses of another set out.
+// remove returns the addresses of rs that are not in less.
 func (rs ranges) remove(less ranges) ranges {
 	var out ranges
 	i := 0
@@ -71,7 +71,7 @@ func (rs ranges) remove(less ranges) ranges {
 	return out
 }
 
-// prefixes are the fewest prefixes that cover the set exactly, sorted.
+// prefixes returns the fewest prefixes that cover the set exactly, sorted.
 func (rs ranges) prefixes() []netip.Prefix {
 	var out []netip.Prefix
 	for _, r := range rs {
@@ -96,7 +96,7 @@ func (rs ranges) prefixes() []netip.Prefix {
 	return out
 }
 
-// internet is what autogroup:internet covers: every address that is not private, of a mesh, or local to a link.
+// internet is what autogroup:internet covers: every address that is not private, link-local, or in the range of meshes.
 var internet = func() ranges {
 	var all, out ranges
 	for _, s := range []string{"0.0.0.0/0", "2000::/3"} {

@@ -2,8 +2,8 @@ package acl
 
 import "slices"
 
-// Renamed is the policy with other login names for the users that it names, as told by login; the texts of selectors, which
-// messages show, stay as they were written.
+// Renamed returns the policy with the login names of its users mapped by login. The texts of selectors, which messages show,
+// stay as they were written.
 func (p *Policy) Renamed(login func(name string) string) *Policy {
 	one := func(s Selector) Selector {
 		if s.Kind == User {

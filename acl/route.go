@@ -35,7 +35,7 @@ func (p *parser) autoApprovers(v value) {
 	}
 }
 
-// parseRoute reads a range that routers may serve.
+// parseRoute parses a prefix that routers may serve.
 func parseRoute(text string) (netip.Prefix, error) {
 	prefix, ok, err := parseLiteral(text)
 	if err == nil && !ok {
@@ -44,7 +44,7 @@ func parseRoute(text string) (netip.Prefix, error) {
 	return prefix, err
 }
 
-// approvers reads who needs nobody's approval.
+// approvers reads the selectors of nodes whose routes are approved automatically.
 func (p *parser) approvers(m member) []Selector {
 	list, ok := p.list(m.value, "a list of users, groups and tags")
 	var out []Selector
@@ -59,7 +59,7 @@ func (p *parser) approvers(m member) []Selector {
 	return out
 }
 
-// via reads "via": ["tag:router"]: the routers through which a grant holds.
+// via reads "via": ["tag:router"]: the routers through which a grant applies.
 func (p *parser) via(f map[string]member) []string {
 	m, ok := f["via"]
 	if !ok || kindName(m.Value) == "null" {
@@ -83,5 +83,5 @@ func (p *parser) via(f map[string]member) []string {
 	return out
 }
 
-// maxVia bounds the tags of one via.
+// maxVia is the maximum number of tags in one via.
 const maxVia = 64

@@ -19,7 +19,7 @@ func (p *parser) readSelector(v value, where use) (Selector, bool) {
 	return p.checkedSelector(v, text, where)
 }
 
-// checkedSelector reads a selector that stands at v, with space around it or not, and reports what is wrong with it.
+// checkedSelector parses a selector at v, possibly surrounded by spaces, and reports what is wrong with it.
 func (p *parser) checkedSelector(v value, text string, where use) (Selector, bool) {
 	text = strings.TrimSpace(text)
 	s, err := p.selector(text, where)
@@ -50,7 +50,7 @@ func (p *parser) readSelectors(m member, where use) []Selector {
 	return out
 }
 
-// boundSide keeps the sides of a rule to what a netmap can carry.
+// boundSide limits the side of a rule to what a netmap can carry.
 func (p *parser) boundSide(v value, n int, at func(int) Selector) {
 	sets, prefixes := map[string]struct{}{}, 0
 	for i := range n {
@@ -69,7 +69,7 @@ func (p *parser) boundSide(v value, n int, at func(int) Selector) {
 	}
 }
 
-// prefixesOf is how many prefixes a selector takes to write down.
+// prefixesOf returns how many prefixes a selector takes in a netmap.
 func prefixesOf(s Selector) int {
 	if s.Kind == Literal {
 		return 1
@@ -77,7 +77,7 @@ func prefixesOf(s Selector) int {
 	return len(s.Prefixes)
 }
 
-// boundServices keeps the services of a destination to what a netmap can carry.
+// boundServices limits the services of a destination to what a netmap can carry.
 func (p *parser) boundServices(v value, list []proto.Service) bool {
 	if len(list) <= proto.MaxServices {
 		return true
@@ -111,7 +111,7 @@ func (p *parser) acls(v value) {
 	}
 }
 
-// roomForRule says whether the rules so far are few enough for another one, and reports where there is none.
+// roomForRule reports whether there is room for another rule; if there is not, it adds an error.
 func (p *parser) roomForRule(v value) bool {
 	if len(p.policy.Rules) < maxRules {
 		return !p.full
@@ -120,8 +120,8 @@ func (p *parser) roomForRule(v value) bool {
 	return false
 }
 
-// bound keeps the policy to what a netmap can carry: each destination with services of its own is a rule there, twice on a node
-// that is on both sides.
+// bound limits the policy to what a netmap can carry: there, each destination with services of its own is a rule, and a node
+// on both sides has it twice.
 func (p *parser) bound(r Rule) {
 	n, services := parts(r.Dst)
 	p.parts += n
@@ -159,14 +159,14 @@ func appSize(app map[string][]json.RawMessage) int {
 	return n
 }
 
-// addRule takes a rule over, if there is room.
+// addRule adds a rule and checks the limits.
 func (p *parser) addRule(r Rule) {
 	p.bound(r)
 	p.policy.Rules = append(p.policy.Rules, r)
 }
 
-// selfSources checks the sources of a rule about autogroup:self, which has people there only. Where * is taken, it can only
-// mean everybody.
+// selfSources checks the sources of a rule about autogroup:self, which must be people. If takesAny, * is allowed too, where it
+// can only mean everybody.
 func (p *parser) selfSources(r Rule, takesAny bool) {
 	if !slices.ContainsFunc(r.Dst, func(d Destination) bool { return d.Kind == Self }) {
 		return
@@ -185,7 +185,7 @@ func (p *parser) selfSources(r Rule, takesAny bool) {
 	}
 }
 
-// parts is how many rules the destinations become at most, and how many services those have together.
+// parts returns how many rules the destinations become at most, and how many services these have in total.
 func parts(dst []Destination) (n, services int) {
 	for i, d := range dst {
 		if i == 0 || !slices.Equal(dst[i-1].Services, d.Services) || (dst[i-1].Kind == Self) != (d.Kind == Self) {
@@ -207,7 +207,7 @@ func (p *parser) action(f map[string]member) {
 	}
 }
 
-// protocol reads the proto of an acl or a test; a missing one is no protocols and no error.
+// protocol reads the proto of an acl or a test; if it is missing, there are no protocols and no error.
 func (p *parser) protocol(m member) ([]uint8, bool) {
 	if m.Value.Value == nil {
 		return nil, true
@@ -248,7 +248,7 @@ func (p *parser) aclDestinations(m member, named []uint8, protoOK bool) []Destin
 	return out
 }
 
-// aclDestination reads one "SEL:PORTS", and reports what is wrong with either.
+// aclDestination reads one "SEL:PORTS", and reports what is wrong with it.
 func (p *parser) aclDestination(v value, text string, named []uint8) (Destination, bool) {
 	s, ports, ok := p.withPorts(v, text, inACLDst)
 	if ports == "" {
@@ -266,8 +266,8 @@ func (p *parser) aclDestination(v value, text string, named []uint8) (Destinatio
 	return Destination{Selector: s, Services: svc}, p.boundServices(v, svc) && ok
 }
 
-// withPorts takes "SELECTOR:PORTS" apart and reads the selector. It reports what is wrong with the selector, and where there
-// are no ports; those are empty then.
+// withPorts splits "SELECTOR:PORTS" and reads the selector. It reports what is wrong with the selector and whether the ports
+// are missing; in that case ports is empty.
 func (p *parser) withPorts(v value, text string, where use) (s Selector, ports string, ok bool) {
 	text = strings.TrimSpace(text)
 	if !strings.Contains(text, ":") || portless(text) {
@@ -284,7 +284,7 @@ func (p *parser) withPorts(v value, text string, where use) (s Selector, ports s
 	return s, ports, ok
 }
 
-// portless says whether the only colon of a text is the one of its kind, as in "tag:db".
+// portless reports whether the only colon of a text belongs to its kind, as in "tag:db".
 func portless(text string) bool {
 	kind, name, _ := strings.Cut(text, ":")
 	return slices.Contains([]string{"group", "tag", "autogroup", "ipset"}, kind) && name != "" && !strings.Contains(name, ":")
@@ -329,7 +329,7 @@ func (p *parser) grants(v value) {
 	}
 }
 
-// grantSides checks what of a grant depends on its destinations.
+// grantSides checks the parts of a grant that depend on its destinations.
 func (p *parser) grantSides(r Rule) {
 	if len(r.App) == 0 {
 		return
@@ -341,7 +341,7 @@ func (p *parser) grantSides(r Rule) {
 	}
 }
 
-// services reads the ip of a grant. all are the services of *, nil those of the usual protocols.
+// services reads the ip of a grant. all are the services that * stands for; nil means those of the usual protocols.
 func (p *parser) services(m member, all []proto.Service, needed bool) []proto.Service {
 	list, ok := p.list(m.value, `a list such as ["tcp:443"]`)
 	if ok && len(list) == 0 && needed {

@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// use is where a selector stands. Not every kind is legal everywhere.
+// use is where a selector appears. Not every kind is allowed everywhere.
 type use uint8
 
 const (
@@ -33,14 +33,14 @@ const (
 	inAdmissionUsers
 )
 
-// place is what is known of a use.
+// place describes a use.
 type place struct {
 	name  string
 	legal []Kind
-	hint  string // what is legal, for people
+	hint  string // what is allowed, for messages
 }
 
-// people are the kinds that pick nodes by who they are, which any place but few take.
+// people are the kinds that select nodes by identity, which most places allow.
 var people = []Kind{User, GroupOf, Tag, Member, Tagged, Role}
 
 var places = [...]place{
@@ -85,7 +85,7 @@ func with(kinds []Kind, more ...Kind) []Kind { return append(slices.Clone(kinds)
 
 func (u use) String() string { return places[u].name }
 
-// autogroups are those that there are, with where those are legal that are not legal almost everywhere.
+// autogroups are the known autogroups; where is the only place that allows one, empty for those allowed almost everywhere.
 var autogroups = map[string]struct {
 	kind  Kind
 	where string
@@ -104,10 +104,10 @@ var autogroups = map[string]struct {
 	"autogroup:auditor":       {Role, ""},
 }
 
-// Roles are the roles that users may have: autogroup:admin picks those with the role admin.
+// Roles are the roles that users may have: autogroup:admin selects those with the role admin.
 var Roles = []string{"owner", "admin", "it-admin", "network-admin", "billing-admin", "auditor"}
 
-// selector reads a selector and says in an error what is wrong with it. Groups, hosts and tags must be defined by now.
+// selector parses a selector. Groups, hosts and tags must have been read before.
 func (p *parser) selector(text string, where use) (Selector, error) {
 	s, err := p.classify(text)
 	if err != nil {
@@ -116,7 +116,7 @@ func (p *parser) selector(text string, where use) (Selector, error) {
 	return s, legal(s, where)
 }
 
-// classify finds out what a text picks, trying the kinds in the order that the language fixes.
+// classify determines what a text selects, trying the kinds in the order that the language fixes.
 func (p *parser) classify(text string) (Selector, error) {
 	s := Selector{Text: text, Name: text}
 	if prefix, ok, err := parseLiteral(text); ok || err != nil {
@@ -173,7 +173,7 @@ func classifyUser(s Selector) (Selector, error) {
 	return s, CheckUser(s.Text)
 }
 
-// CheckUser says what is wrong with a text that should pick a user: ann@example.com, or ann@.
+// CheckUser returns an error if a text is not a user selector: ann@example.com, or ann@.
 func CheckUser(text string) error {
 	name, at, _ := strings.Cut(strings.TrimSuffix(text, "@"), "@")
 	switch {
@@ -199,7 +199,7 @@ func classifyAutogroup(s Selector) (Selector, error) {
 	return s, nil
 }
 
-// legal says whether a kind may stand where it stands.
+// legal returns an error if a kind is not allowed in a place.
 func legal(s Selector, where use) error {
 	at := places[where]
 	if !slices.Contains(at.legal, s.Kind) {
@@ -229,7 +229,7 @@ func legal(s Selector, where use) error {
 	return nil
 }
 
-// parseLiteral reads an address or a CIDR; ok says whether the text is meant as one.
+// parseLiteral parses an address or a CIDR; ok reports whether the text is meant as one.
 func parseLiteral(text string) (prefix netip.Prefix, ok bool, err error) {
 	addr, bits, isCIDR := strings.Cut(text, "/")
 	a, err := netip.ParseAddr(addr)
@@ -254,7 +254,7 @@ func parseLiteral(text string) (prefix netip.Prefix, ok bool, err error) {
 	return p.Masked(), true, nil
 }
 
-// splitPorts takes "SELECTOR:PORTS" apart, at the last colon. IPv6 addresses may stand in brackets.
+// splitPorts splits "SELECTOR:PORTS" at the last colon. IPv6 addresses may be in brackets.
 func splitPorts(text string) (sel, ports string, err error) {
 	i := strings.LastIndexByte(text, ':')
 	sel, ports = text[:max(0, i)], text[i+1:]
@@ -272,13 +272,13 @@ func splitPorts(text string) (sel, ports string, err error) {
 	return inner + length, ports, nil
 }
 
-// shown is a text for use in an example.
+// shown returns a text for use in an example.
 func shown(s string) string {
 	q := quote(s)
 	return q[1 : len(q)-1]
 }
 
-// CheckTag says what is wrong with the name of a tag.
+// CheckTag returns an error if a text is not the name of a tag.
 func CheckTag(tag string) error {
 	if !proto.ValidTag(tag) {
 		return fmt.Errorf("%s is not a tag; a tag is tag: and a name of letters, digits, - and _ that starts with a letter, "+
@@ -295,7 +295,7 @@ func checkGroup(group string) error {
 	return nil
 }
 
-// word says whether a name has only letters, digits, dashes, underscores and dots, and is not too long.
+// word reports whether a name has only letters, digits, dashes, underscores and dots, and is not too long.
 func word(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; !letter(c) && (c < '0' || c > '9') && c != '-' && c != '_' && c != '.' {
@@ -305,7 +305,7 @@ func word(s string) bool {
 	return s != "" && len(s) <= maxName
 }
 
-// Bounds of names: those of groups and hosts, and those of users and domains, which become names of sets with "user:*@".
+// Bounds of names: those of groups and hosts, and those of users and domains, which with "user:*@" become names of sets.
 const (
 	maxName  = 128
 	maxLogin = proto.MaxName - 16
@@ -313,13 +313,13 @@ const (
 
 func letter(c byte) bool { return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' }
 
-// printable says whether a name is plain text without spaces.
+// printable reports whether a name is plain text without spaces.
 func printable(s string) bool {
 	return proto.ValidText(s, maxLogin) && !strings.ContainsFunc(s, unicode.IsSpace)
 }
 
-// wanted are the names among which to look for one that is meant. Far beyond what people read there are none: to compare
-// everything with everything takes long in a file that is made to.
+// wanted returns the names among which to search for suggestions. After more errors than anyone reads it returns none:
+// comparing everything with everything would take too long in a malicious file.
 func wanted[V any](p *parser, defined map[string]V) map[string]V {
 	const enough = 100
 	if len(p.diags) > enough {
@@ -335,7 +335,7 @@ func undefined[V any](what, name, section string, defined map[string]V) error {
 	return fmt.Errorf("%s %s is not defined in %s; define it there or correct the name", what, quote(name), section)
 }
 
-// undefinedHost answers a text that is nothing else and no host: most often a slip in a prefix, or a forgotten one.
+// undefinedHost returns the error for a text that is nothing else and no host: usually a typo in a prefix, or a forgotten prefix.
 func (p *parser) undefinedHost(text string) error {
 	if near := nearest(text, wanted(p, p.policy.Hosts)); near != "" {
 		return fmt.Errorf("host %s is not defined in hosts; did you mean %q?", quote(text), near)

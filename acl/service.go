@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// protocols are the names that policies may use for IP protocols.
+// protocols maps the names that policies may use to IP protocols.
 var protocols = map[string]uint8{
 	"icmp": proto.ProtoICMP, "igmp": proto.ProtoIGMP, "ipv4": proto.ProtoIPIP, "ip-in-ip": proto.ProtoIPIP,
 	"tcp": proto.ProtoTCP, "egp": proto.ProtoEGP, "igp": proto.ProtoIGP, "udp": proto.ProtoUDP, "dccp": proto.ProtoDCCP,
@@ -22,7 +22,7 @@ var protocols = map[string]uint8{
 // unnamed are the protocols of a rule that names none.
 var unnamed = []uint8{proto.ProtoICMP, proto.ProtoTCP, proto.ProtoUDP, proto.ProtoICMPv6}
 
-// ProtocolName is the name of an IP protocol, or its number.
+// ProtocolName returns the name of an IP protocol, or its number.
 func ProtocolName(protocol uint8) string {
 	best := ""
 	for name, n := range protocols {
@@ -33,7 +33,7 @@ func ProtocolName(protocol uint8) string {
 	return cmp.Or(best, strconv.Itoa(int(protocol)))
 }
 
-// ParseProtocol reads a name or a number from 0 to 255.
+// ParseProtocol parses a name or a number from 0 to 255.
 func ParseProtocol(s string) (uint8, error) {
 	if n, ok := protocols[strings.ToLower(s)]; ok {
 		return n, nil
@@ -47,12 +47,12 @@ func ParseProtocol(s string) (uint8, error) {
 	return 0, fmt.Errorf("protocol %s is not known; use a name such as tcp, udp or icmp, or a number from 0 to 255", quote(s))
 }
 
-// portRange is a range of ports, both ends included.
+// portRange is an inclusive range of ports.
 type portRange struct{ first, last uint16 }
 
 var allPorts = []portRange{{0, math.MaxUint16}}
 
-// parsePorts reads "*", "22", "80,443" or "1-9". The result for "*" is allPorts.
+// parsePorts parses "*", "22", "80,443" or "1-9". The result for "*" is allPorts.
 func parsePorts(s string) ([]portRange, error) {
 	if s == "*" {
 		return allPorts, nil
@@ -90,8 +90,8 @@ func parsePort(s string) (uint16, error) {
 	return uint16(n), nil
 }
 
-// services are the services of the ports at the protocols, or at the unnamed ones where there are none. Where ports are
-// named, the protocols without ports among the unnamed are allowed as a whole.
+// services returns the services of the ports with the named protocols, or with the unnamed ones if there are none. If ports
+// are given, those of the unnamed protocols that have no ports are still allowed as a whole.
 func services(named []uint8, ports []portRange) ([]proto.Service, error) {
 	if len(named) == 0 {
 		named = unnamed
@@ -115,7 +115,7 @@ func services(named []uint8, ports []portRange) ([]proto.Service, error) {
 	return mergeServices(out), nil
 }
 
-// mergeServices sorts services and joins those that overlap or touch.
+// mergeServices sorts services and merges those that overlap or adjoin.
 func mergeServices(in []proto.Service) []proto.Service {
 	slices.SortFunc(in, func(a, b proto.Service) int {
 		return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.First, b.First), cmp.Compare(a.Last, b.Last))
@@ -131,7 +131,7 @@ func mergeServices(in []proto.Service) []proto.Service {
 	return slices.Clip(out)
 }
 
-// grantServices reads one entry of a grant's ip: "*", "443", "80-90", "tcp:443" or "icmp:*".
+// grantServices parses one entry of a grant's ip: "*", "443", "80-90", "tcp:443" or "icmp:*".
 func grantServices(s string) ([]proto.Service, error) {
 	protocol, ports, hasProtocol := strings.Cut(s, ":")
 	if !hasProtocol {

@@ -15,7 +15,7 @@ const (
 	maxCheckPeriod = 7 * 24 * time.Hour
 )
 
-// CheckPeriodDefault is how old a login may be where a rule of action check says nothing else.
+// CheckPeriodDefault is the maximum age of a login if a rule with action check does not set one.
 const CheckPeriodDefault = 12 * time.Hour
 
 // ssh reads "ssh": [{"action": "check", "src": [...], "dst": [...], "users": ["root"], "checkPeriod": "1h"}, ...].
@@ -58,7 +58,7 @@ func (p *parser) ssh(v value) {
 	}
 }
 
-// sshAction reads accept or check, and says whether it is one of them.
+// sshAction reads accept or check, and reports whether it is one of them.
 func (p *parser) sshAction(f map[string]member, r *SSHRule) bool {
 	m, ok := f["action"]
 	if !ok {
@@ -111,8 +111,8 @@ func (p *parser) sshUsers(m member) []string {
 	return out
 }
 
-// LocalpartDomain is the domain of localpart:*@example.com: whoever is somebody@example.com may log in as somebody. It is
-// empty for other users of ssh.
+// LocalpartDomain returns the domain of localpart:*@example.com, with which somebody@example.com may log in as somebody. It is
+// empty for any other entry of users.
 func LocalpartDomain(user string) string {
 	domain, ok := strings.CutPrefix(user, "localpart:*@")
 	if !ok || strings.Contains(domain, "@") {
@@ -121,7 +121,7 @@ func LocalpartDomain(user string) string {
 	return domain
 }
 
-// checkPeriod reads how old the login may be on which a connection is checked.
+// checkPeriod reads the maximum age of a login for connections that are checked.
 func (p *parser) checkPeriod(m member, known bool, r *SSHRule) {
 	text, ok := p.str(m.value, `a duration such as 12h, or "always"`)
 	switch {
@@ -137,7 +137,7 @@ func (p *parser) checkPeriod(m member, known bool, r *SSHRule) {
 	}
 }
 
-// acceptEnv reads the names of variables, with * and ? for any characters.
+// acceptEnv reads the names of environment variables, in which * and ? are wildcards.
 func (p *parser) acceptEnv(m member) []string {
 	list, _ := p.list(m.value, "a list of names of variables")
 	if len(list) > maxSSHUsers {
@@ -159,8 +159,8 @@ func (p *parser) acceptEnv(m member) []string {
 	return out
 }
 
-// sshSides checks what depends on both sides of a rule: nobody comes to another person's machine by ssh, and machines do not
-// come to those of people.
+// sshSides checks what depends on both sides of a rule: nobody logs in to another person's machine over SSH, and tagged
+// machines do not log in to those of people.
 func (p *parser) sshSides(r SSHRule) {
 	users := map[string]bool{}
 	crowd, machine := false, false

@@ -9,7 +9,7 @@ import (
 	"github.com/tailscale/hujson"
 )
 
-// whole has every key of the language.
+// whole is a policy with every key of the language.
 const whole = `{
 	"groups": {"group:g": ["ann@x.org", "bob@"]},
 	"hosts": {"web": "100.64.0.9", "net": "10.0.0.0/8"},
@@ -34,7 +34,7 @@ const whole = `{
 	"randomizeClientPort": true, "disableIPv4": false, "OneCGNATRoute": "", "derpMap": {"Regions": {"1": null}}
 }`
 
-// spot is a value of a file, with the key that it stands under in an object.
+// spot is a value in a file, with its key if it is in an object.
 type spot struct {
 	path       string
 	key        string
@@ -42,7 +42,7 @@ type spot struct {
 	start, end int
 }
 
-// spots lists the values of a file and of all within it.
+// spots lists a value and all values within it.
 func spots(v hujson.Value, path string) []spot {
 	var out []spot
 	switch x := v.Value.(type) {
@@ -63,13 +63,13 @@ func spots(v hujson.Value, path string) []spot {
 	return out
 }
 
-// Paths whose values only other programs understand, and paths of objects whose keys are names.
+// Paths of values that only other programs understand, and of objects whose keys are names.
 var (
 	opaquePath = regexp.MustCompile(`\.app\[.*\]\[|^derpMap|^randomize|^disable|^OneCGNAT`)
 	namedPath  = regexp.MustCompile(`^(groups|hosts|tagOwners|ipsets|postures|autoApprovers\.routes|node\.certLifetime)[.[]|\.app\[|\.srcPostureAttrs\[`)
 )
 
-// TestEveryPlaceIsStrict makes one slip at a time in a policy that has every key.
+// TestEveryPlaceIsStrict makes one mistake at a time in a policy that has every key.
 func TestEveryPlaceIsStrict(t *testing.T) {
 	if p, diags := parse("test", []byte(whole), fuzzTime); p == nil {
 		t.Fatalf("refused:\n%s", diags.Format("test"))
@@ -78,7 +78,7 @@ func TestEveryPlaceIsStrict(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// wants looks for an error at an offset of the file.
+	// wants checks for an error at an offset of the file.
 	wants := func(src, path string, offset int, message string) {
 		t.Helper()
 		p, diags := parse("test", []byte(src), fuzzTime)
@@ -92,11 +92,11 @@ func TestEveryPlaceIsStrict(t *testing.T) {
 	}
 	for _, s := range spots(root, "") {
 		if !opaquePath.MatchString(s.path) {
-			if s.key != "via" { // there null is none
+			if s.key != "via" { // null means none there
 				wants(whole[:s.start]+`null`+whole[s.end:], s.path, s.start, "is null; want ")
 			}
 			wrong := s.start
-			if whole[s.start] == '[' { // a list is wanted, and the one within it is at fault
+			if whole[s.start] == '[' { // a list is expected, so the fault is the one inside
 				wrong++
 			}
 			wants(whole[:s.start]+`[[7]]`+whole[s.end:], s.path, wrong, "is a list; want ")

@@ -16,19 +16,19 @@ import (
 // Bounds of a policy file.
 const (
 	MaxSize  = 1 << 20 // bytes
-	maxDepth = 32      // of objects and arrays in one another
+	maxDepth = 32      // of nested objects and arrays
 	maxList  = 1 << 16 // entries of one list or object
 	maxRules = 10_000  // acls, grants, deny and enforcement together
 	maxTests = 1_000
 
-	// maxWeight is a fraction of what a netmap may take, for a node may be on both sides of all rules.
+	// maxWeight is a fraction of what a netmap may hold, since a node may be on both sides of all rules.
 	maxWeight      = 16 << 20 // bytes
 	partWeight     = 256
 	selectorWeight = 32
 	serviceWeight  = 16
 )
 
-// parser holds what is known of a file while it is read.
+// parser holds the state of reading a file.
 type parser struct {
 	src    []byte
 	lines  []int // offset of the first byte of each line
@@ -36,17 +36,17 @@ type parser struct {
 	policy *Policy
 	diags  Diagnostics
 	failed bool // there is an error among diags
-	parts  int  // rules that the netmaps' rules will be made from
-	weight int  // about the bytes that those take in a netmap
-	full   bool // they are more than a netmap can carry, which was reported
+	parts  int  // rules that the policy's rules become in netmaps
+	weight int  // approximate size in bytes of these in a netmap
+	full   bool // they are more than a netmap can carry, which has been reported
 	// standing are the postures of rules that name none.
 	standing []string
-	// now is when the policy is to be put in force; zero where it is in force already.
+	// now is when the policy is to take effect; zero if it is in force already.
 	now  time.Time
 	sets map[string]struct{}
 }
 
-// value is a value of the file and the path to it.
+// value is a value in the file and its path.
 type value struct {
 	hujson.Value
 	path string
@@ -79,17 +79,17 @@ func newParser(name string, src []byte, now time.Time) *parser {
 	return p
 }
 
-// pos turns an offset into a line and a column.
+// pos converts an offset to a line and a column.
 func (p *parser) pos(offset int) Pos {
 	offset = min(offset, len(p.src))
 	line := sort.SearchInts(p.lines, offset+1)
 	return Pos{Line: line, Column: 1 + p.charsBefore(offset) - p.charsBefore(p.lines[line-1])}
 }
 
-// charBlock is how many bytes are counted at most to find a column, also in a file that is one long line.
+// charBlock is the maximum number of bytes scanned to find a column, even in a file that is one long line.
 const charBlock = 64
 
-// charsBefore counts the characters in front of an offset.
+// charsBefore returns the number of characters before an offset.
 func (p *parser) charsBefore(offset int) int {
 	if len(p.chars) == 0 {
 		return 0
@@ -111,7 +111,7 @@ func (p *parser) errorf(v value, format string, args ...any) {
 	p.report(Error, p.place(v), format, args...)
 }
 
-// keyPlace is where the key of a member stands.
+// keyPlace returns the place of the key of a member.
 func (p *parser) keyPlace(m member) Place { return Place{Pos: p.pos(m.at), Path: m.path} }
 
 // keyErrorf reports an error at the key of a member.
@@ -121,7 +121,7 @@ func (p *parser) keyErrorf(m member, format string, args ...any) {
 
 func (p *parser) report(s Severity, at Place, format string, args ...any) {
 	if len(p.diags) >= 10*maxDiagnostics && (s != Error || p.failed) {
-		return // nobody reads so far, and the file may be hostile
+		return // nobody reads that many, and the file may be hostile
 	}
 	p.failed = p.failed || s == Error
 	p.diags = append(p.diags, Diagnostic{
@@ -129,7 +129,7 @@ func (p *parser) report(s Severity, at Place, format string, args ...any) {
 	})
 }
 
-// root reads the syntax of the whole file. A file whose syntax is wrong has one error: what follows it cannot be trusted.
+// root parses the syntax of the whole file. A syntax error is the only one reported, since what follows it cannot be trusted.
 func (p *parser) root() (value, bool) {
 	fail := func(offset int, format string, args ...any) (value, bool) {
 		p.report(Error, Place{Pos: p.pos(offset)}, format, args...)
@@ -149,7 +149,7 @@ func (p *parser) root() (value, bool) {
 	return value{Value: v}, true
 }
 
-// syntaxError takes an error of hujson, which counts columns in bytes, apart.
+// syntaxError splits an error of hujson, which counts columns in bytes, into offset and message.
 func syntaxError(err error, lines []int) (offset int, message string) {
 	message = strings.TrimPrefix(err.Error(), "hujson: ")
 	line, rest, ok1 := strings.Cut(strings.TrimPrefix(message, "line "), ", column ")
@@ -162,7 +162,7 @@ func syntaxError(err error, lines []int) (offset int, message string) {
 	return lines[l-1] + c - 1, plain(rest, 160)
 }
 
-// plain makes a text that may hold pieces of the file fit for a terminal.
+// plain truncates a text that may contain parts of the file, and makes it safe to print on a terminal.
 func plain(s string, limit int) string {
 	r := []rune(s)
 	if len(r) > limit {
@@ -190,7 +190,7 @@ func invalidUTF8(src []byte) int {
 	return -1
 }
 
-// tooDeep finds the bracket that nests deeper than maxDepth. It runs before the parser, which recurses.
+// tooDeep returns the offset of the first bracket nested deeper than maxDepth, or -1. It runs before the recursive parser.
 func tooDeep(src []byte) int {
 	depth := 0
 	for i := 0; i < len(src); i++ {
@@ -210,7 +210,7 @@ func tooDeep(src []byte) int {
 	return -1
 }
 
-// skipString is the offset of the quote that ends the string that starts at i.
+// skipString returns the offset of the closing quote of the string that starts at i.
 func skipString(src []byte, i int) int {
 	for i++; i < len(src) && src[i] != '"'; i++ {
 		if src[i] == '\\' {
@@ -220,7 +220,7 @@ func skipString(src []byte, i int) int {
 	return i
 }
 
-// skipComment is the offset of the last byte of the comment that starts at i, or i where none does.
+// skipComment returns the offset of the last byte of the comment that starts at i, or i if there is none.
 func skipComment(src []byte, i int) int {
 	rest := src[i:]
 	var end string
@@ -239,7 +239,7 @@ func skipComment(src []byte, i int) int {
 	return i + 2 + n + len(end) - 1
 }
 
-// kindName says what a value is, for messages.
+// kindName returns the type of a value, for messages.
 func kindName(v hujson.Value) string {
 	switch v.Value.Kind() {
 	case '{':
@@ -284,7 +284,7 @@ func (p *parser) list(v value, want string) ([]value, bool) {
 	return out, true
 }
 
-// object reads the members of an object, without those whose key was there before, which are errors.
+// object reads the members of an object. Duplicate keys are reported and left out.
 func (p *parser) object(v value, want string) ([]member, bool) {
 	obj, ok := v.Value.Value.(*hujson.Object)
 	if !ok {
@@ -310,7 +310,7 @@ func (p *parser) object(v value, want string) ([]member, bool) {
 	return out, true
 }
 
-// joinPath appends a key to a path: plainly where it is a word, else in brackets as in groups["group:eng"].
+// joinPath appends a key to a path: plainly if it is a word, else in brackets as in groups["group:eng"].
 func joinPath(path, key string) string {
 	plain := key != ""
 	for _, c := range key {

@@ -108,7 +108,7 @@ const (
 	maxLifetime = 24 * time.Hour
 )
 
-// duration reads a text such as "90m", "12h" or "7d", of whole seconds.
+// duration reads a text such as "90m", "12h" or "7d", a number of whole seconds.
 func (p *parser) duration(v value, least, most time.Duration) (time.Duration, bool) {
 	text, ok := p.str(v, "a duration such as 90m, 12h or 7d")
 	if !ok {
@@ -128,7 +128,7 @@ func (p *parser) duration(v value, least, most time.Duration) (time.Duration, bo
 	return 0, false
 }
 
-// parseDuration reads what time.ParseDuration reads, and days.
+// parseDuration parses what time.ParseDuration parses, and days.
 func parseDuration(text string) (time.Duration, error) {
 	if days, ok := strings.CutSuffix(text, "d"); ok {
 		if d, err := time.ParseDuration(days + "h"); err == nil && number(days) && d.Abs() < 1<<62/24 {
@@ -142,7 +142,7 @@ func parseDuration(text string) (time.Duration, error) {
 	return d, nil
 }
 
-// shortly is a duration without the zeros behind its hours and minutes.
+// shortly formats a duration in days if possible, else without trailing zero minutes and seconds.
 func shortly(d time.Duration) string {
 	if day := 24 * time.Hour; d >= day && d%day == 0 {
 		return fmt.Sprintf("%dd", d/day)

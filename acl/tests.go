@@ -41,7 +41,7 @@ func (p *parser) tests(v value) {
 	}
 }
 
-// entries is how many entries a list has; of what is no list, which is an error by itself, it is one.
+// entries returns the number of entries of a list; it is 1 for a value that is not a list, which is reported elsewhere.
 func entries(v value) int {
 	switch x := v.Value.Value.(type) {
 	case nil:
@@ -52,7 +52,7 @@ func entries(v value) int {
 	return 1
 }
 
-// testProtocols are those that a test is about.
+// testProtocols returns the protocols that a test is about.
 func (p *parser) testProtocols(m member) []uint8 {
 	named, ok := p.protocol(m)
 	if !ok || len(named) == 0 {

@@ -10,18 +10,18 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Demand is what a policy asks of a machine before it may be a node: all that its entries ask together.
+// Demand is what a policy requires of a machine before it may join: the combined requirements of all its entries.
 type Demand struct {
-	// Attestation is the least that the machine must prove of itself, one of acl.Attestations; empty: anything. AttestationBy
-	// is the entry that asks for it.
+	// Attestation is the minimum attestation, one of acl.Attestations; empty means none is required. AttestationBy is the entry
+	// that requires it.
 	Attestation   string
 	AttestationBy proto.Origin
-	// Approval says that an administrator must have approved the machine.
+	// Approval reports whether an administrator must have approved the machine.
 	Approval   bool
 	ApprovalBy proto.Origin
 }
 
-// Demands is what the policy asks of the machine of a node, which may be one to come. Facts of the node are nothing to it.
+// Demands returns what the policy requires of the machine of a node, which may not have joined yet. Facts do not matter.
 func (p *Program) Demands(inv Inventory, n proto.Identity) Demand { return p.On(inv).demands(n) }
 
 func (b *Bound) demands(n proto.Identity) (d Demand) {
@@ -45,24 +45,24 @@ func (b *Bound) demands(n proto.Identity) (d Demand) {
 	return d
 }
 
-// Proves says whether a machine that proves a kind of attestation proves enough. One that is not known is none.
+// Proves reports whether a kind of attestation is sufficient. An unknown kind counts as none.
 func (d Demand) Proves(kind string) bool {
 	return d.Attestation == "" || max(rank(kind), 0) >= rank(d.Attestation)
 }
 
-// Unadmitted is a node whose machine does not do what the policy asks of machines. It keeps the certificate that it has until that
-// ends, and gets no other.
+// Unadmitted is a node whose machine does not meet the policy's requirements. It keeps its current certificate until that
+// expires, and gets no other.
 type Unadmitted struct {
 	Node proto.Identity
-	// Has is what the machine proves, where that is too little; Needs what it must.
+	// Has is the machine's attestation if that is insufficient; Needs is what is required.
 	Has, Needs string
 	NeedsBy    proto.Origin
-	// Approval says that nobody approved the machine, and ApprovalBy which entry asks for that.
+	// Approval reports whether approval is required and missing; ApprovalBy is the entry that requires it.
 	Approval   bool
 	ApprovalBy proto.Origin
 }
 
-// Lacks says in words what a node lacks.
+// Lacks describes what a node lacks.
 func (u Unadmitted) Lacks() string {
 	var out []string
 	if u.Needs != "" {
@@ -74,7 +74,7 @@ func (u Unadmitted) Lacks() string {
 	return strings.Join(out, ", ")
 }
 
-// Unadmitted lists the nodes of an inventory that the policy asks for more than they have, by name.
+// Unadmitted lists the nodes of an inventory that do not meet the policy's requirements, sorted by name.
 func (p *Program) Unadmitted(inv Inventory) (out []Unadmitted) {
 	if p.policy == nil || len(p.policy.Admission) == 0 {
 		return nil
@@ -106,7 +106,7 @@ func (p *Program) Unadmitted(inv Inventory) (out []Unadmitted) {
 // maxNamed is how many nodes a message names.
 const maxNamed = 8
 
-// AdmissionWarnings tells at each entry of admission how many nodes do not do what it asks, and which.
+// AdmissionWarnings reports for each entry of admission how many nodes do not meet it, and which.
 func AdmissionWarnings(p *Program, inv Inventory) (out acl.Diagnostics) {
 	lacking := p.Unadmitted(inv)
 	if len(lacking) == 0 {

@@ -37,7 +37,7 @@ func TestDemands(t *testing.T) {
 		"bob@example.com":          "token by admission[5], approval by admission[5]",
 		"dot@example.org":          "token by admission[5], approval by admission[5]",
 		"cid@example.com":          "measured by admission[4]",
-		"ann@example.com,tag:prod": "x509 by admission[0]", // a tag takes the person off the node
+		"ann@example.com,tag:prod": "x509 by admission[0]", // tags replace the user of a node
 	} {
 		var n proto.Identity
 		for word := range strings.SplitSeq(who, ",") {
@@ -67,7 +67,7 @@ func TestDemands(t *testing.T) {
 	}
 }
 
-// TestProves goes through all pairs of levels.
+// TestProves checks all pairs of levels.
 func TestProves(t *testing.T) {
 	rank := map[string]int{"none": 0, "token": 1, "x509": 2, "tpm-unverified": 2, "tpm": 3, "measured": 4}
 	for _, has := range append([]string{"", "gold"}, acl.Attestations...) {
@@ -122,7 +122,7 @@ func TestUnadmitted(t *testing.T) {
 	}
 }
 
-// TestDemandsAddUp: what a policy asks of a node is what its entries ask one by one, taken together, whatever their order.
+// TestDemandsAddUp checks that what a policy requires of a node is the combination of what its entries require, in any order.
 func TestDemandsAddUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		entry := rapid.Custom(func(t *rapid.T) string {

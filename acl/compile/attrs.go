@@ -7,7 +7,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// NodeAttrs are the attributes that the policy gives a node, sorted, and what it tells applications of the node.
+// NodeAttrs returns the attributes that the policy gives a node, sorted, and the application capabilities it grants the node.
 func (b *Bound) NodeAttrs(id proto.NodeID) (attrs []string, app []proto.Capability) {
 	n, ok := b.node(id)
 	if !ok || b.prog.policy == nil {
@@ -23,7 +23,7 @@ func (b *Bound) NodeAttrs(id proto.NodeID) (attrs []string, app []proto.Capabili
 	return slices.Compact(attrs), joinCapabilities(app)
 }
 
-// joinCapabilities sorts capabilities by name and joins those of one name.
+// joinCapabilities sorts capabilities by name and merges those with the same name.
 func joinCapabilities(in []proto.Capability) []proto.Capability {
 	slices.SortStableFunc(in, func(a, b proto.Capability) int {
 		switch {

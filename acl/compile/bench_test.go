@@ -12,7 +12,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// A mesh of a company: 10,000 nodes, 60 % of them people's, in 100 groups, and 100 tags, with 1,000 grants.
+// The mesh of a company: 10,000 nodes, 60 % of them people's, in 100 groups, and 100 tags, with 1,000 grants.
 const (
 	benchNodes  = 10_000
 	benchGroups = 100
@@ -71,7 +71,7 @@ func BenchmarkNew(b *testing.B) {
 	}
 }
 
-// BenchmarkFor is the View of one node by itself: a person's and a server's.
+// BenchmarkFor computes the View of one node alone: a person's and a server's.
 func BenchmarkFor(b *testing.B) {
 	prog, inv := compile.New(mustParse(b, benchPolicy()), testMesh), benchInventory()
 	for name, id := range map[string]proto.NodeID{"user": 1, "tag": benchNodes} {
@@ -84,7 +84,7 @@ func BenchmarkFor(b *testing.B) {
 	}
 }
 
-// BenchmarkForAll is the View of every node after a change of policy, a node at a time.
+// BenchmarkForAll computes the View of every node after a change of policy, one per iteration.
 func BenchmarkForAll(b *testing.B) {
 	prog, inv := compile.New(mustParse(b, benchPolicy()), testMesh), benchInventory()
 	bound, i := prog.On(inv), 0
@@ -95,7 +95,7 @@ func BenchmarkForAll(b *testing.B) {
 	}
 }
 
-// BenchmarkAffected is what a node that joins costs.
+// BenchmarkAffected measures the cost of a joining node.
 func BenchmarkAffected(b *testing.B) {
 	prog, after := compile.New(mustParse(b, benchPolicy()), testMesh), benchInventory()
 	before := after.Clone()
@@ -141,7 +141,7 @@ func TestBenchPolicyIsGood(t *testing.T) {
 	}
 }
 
-// BenchmarkChanged is what it costs to find out whom a policy touches in which one rule changed, for 10,000 nodes.
+// BenchmarkChanged measures finding the nodes that are affected by a change of one rule, among 10,000.
 func BenchmarkChanged(b *testing.B) {
 	inv := benchInventory()
 	before := compile.New(mustParse(b, benchPolicy()), testMesh)

@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// TestBounds compiles what is wide: the netmaps that come of it stay within what agents take.
+// TestBounds compiles a very wide policy and checks that the netmaps stay within what agents accept.
 func TestBounds(t *testing.T) {
 	var hosts, names, groups, sources strings.Builder
 	for i := range 5000 {
@@ -40,7 +40,7 @@ func TestBounds(t *testing.T) {
 	}
 	traits.Approved = traits.Advertised
 	inv.SetTraits(1, traits)
-	policy := mustParse(t, []byte(src)) // with members it would be longer than files may be
+	policy := mustParse(t, []byte(src)) // with members it would exceed the maximum size of a file
 	for g := range 1000 {
 		name := fmt.Sprintf("group:g%d", g)
 		group := policy.Groups[name]

@@ -9,14 +9,14 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Affected lists the nodes whose View may differ between two inventories of one moment that differ in one node, in its traits
-// or in the roles of its user, and that node itself.
+// Affected lists the nodes whose View may differ between two inventories of the same moment that differ in one node, in its
+// traits or in the roles of its user, including that node.
 func (p *Program) Affected(before, after Inventory, changed proto.NodeID) []proto.NodeID {
 	return Affected(p.On(before), p.On(after), changed)
 }
 
-// Affected is Program.Affected for inventories that are used several times. It is everyone who has the node as a peer in one
-// of the two; where the roles of its user changed, or the user did, the same for the user's other nodes.
+// Affected is like Program.Affected, for inventories that are used several times. It returns the node and its peers in either
+// inventory and, if the roles of its user in either changed, the same for the user's other nodes.
 func Affected(before, after *Bound, changed proto.NodeID) []proto.NodeID {
 	ids := []proto.NodeID{changed}
 	if before.prog.roles || after.prog.roles {
@@ -44,13 +44,13 @@ func sameRoles(a, b []string) bool {
 	return slices.Equal(slices.Compact(slices.Sorted(slices.Values(a))), slices.Compact(slices.Sorted(slices.Values(b))))
 }
 
-// NextChange is the next moment at which what the rules say of a node changes because its person's login ages, and nothing
-// else. Whoever keeps Views makes them again for Affected(before, after, id) then.
+// NextChange returns the next time at which what the rules say about a node changes only because its user's login ages.
+// Whoever caches Views must recompute those of Affected(before, after, id) then.
 func (p *Program) NextChange(inv Inventory, id proto.NodeID) (time.Time, bool) {
 	return p.On(inv).NextChange(id)
 }
 
-// NextChange is Program.NextChange.
+// NextChange is like Program.NextChange.
 func (b *Bound) NextChange(id proto.NodeID) (time.Time, bool) {
 	n, ok := b.node(id)
 	if !ok || !member(n) || n.User.AuthTime.IsZero() {
@@ -63,7 +63,7 @@ func (b *Bound) NextChange(id proto.NodeID) (time.Time, bool) {
 			continue
 		}
 		for _, age := range c.ages() {
-			// Ages are whole seconds: the one in question begins at the first of these moments and is over at the second.
+			// Ages are whole seconds: this age begins at the first of these times and is over at the second.
 			for _, at := range []time.Time{n.User.AuthTime.Add(age), n.User.AuthTime.Add(age + time.Second)} {
 				if at.After(now) && (next.IsZero() || at.Before(next)) {
 					next = at
@@ -74,7 +74,7 @@ func (b *Bound) NextChange(id proto.NodeID) (time.Time, bool) {
 	return next, !next.IsZero()
 }
 
-// Until lists the moments at which rules that only watch end, sorted.
+// Until lists the times at which monitor rules end, sorted.
 func (p *Program) Until() []time.Time {
 	var out []time.Time
 	for i := range p.rules {
@@ -86,9 +86,9 @@ func (p *Program) Until() []time.Time {
 	return slices.CompactFunc(out, time.Time.Equal)
 }
 
-// Changed lists, sorted, the nodes whose View may differ between two programs on the same inventory: those that a rule covers
-// that is in one of them only, and those who may use a route that only one of them approves. The cost is that of the rules and
-// of those nodes.
+// Changed lists, sorted, the nodes whose View may differ between two programs on the same inventory: those covered by a rule
+// that only one of them has, and those that may use a route that only one of them approves. The cost depends on the number of
+// rules and of those nodes.
 func Changed(before, after *Bound) []proto.NodeID {
 	groups := changedGroups(before.prog, after.prog)
 	index := make(map[string]int32, len(after.prog.rules))
@@ -120,7 +120,7 @@ func Changed(before, after *Bound) []proto.NodeID {
 	return slices.Sorted(maps.Keys(seen))
 }
 
-// changedGroups are the groups whose members differ.
+// changedGroups returns the groups whose members differ.
 func changedGroups(a, b *Program) map[string]struct{} {
 	out := map[string]struct{}{}
 	for _, pair := range [][2]*Program{{a, b}, {b, a}} {
@@ -140,13 +140,13 @@ func changedGroups(a, b *Program) map[string]struct{} {
 	return out
 }
 
-// names says whether a rule is about one of some groups.
+// names reports whether a rule selects one of some groups.
 func (r *rule) names(groups map[string]struct{}) bool {
 	in := func(s string) bool { _, ok := groups[s]; return ok }
 	return len(groups) > 0 && (slices.ContainsFunc(r.src.sets, in) || slices.ContainsFunc(r.dst.sets, in))
 }
 
-// same says whether two rules mean the same, and are told of in the same words.
+// same reports whether two rules mean the same and are reported alike.
 func (r *rule) same(o *rule) bool {
 	return r.origin == o.origin && r.action == o.action && r.self == o.self && r.until.Equal(o.until) &&
 		r.src.same(&o.src) && r.dst.same(&o.dst) && slices.Equal(r.services, o.services) && slices.Equal(r.via, o.via) &&
@@ -169,7 +169,7 @@ func (c *cond) same(o *cond) bool {
 	})
 }
 
-// touch adds the nodes that a rule covers on either side, whether they hold what it asks or not.
+// touch adds the nodes that a rule covers on either side, whether they meet its condition or not.
 func (b *Bound) touch(number int32, seen map[proto.NodeID]struct{}) {
 	r := &b.prog.rules[number]
 	for _, s := range []*side{&r.src, &r.dst} {
@@ -184,7 +184,7 @@ func (b *Bound) touch(number int32, seen map[proto.NodeID]struct{}) {
 	}
 }
 
-// sideNodes are the nodes that a side covers by who they are or by an address of theirs, sorted.
+// sideNodes returns the nodes that a side selects by identity or by address, sorted.
 func (b *Bound) sideNodes(s *side) []proto.NodeID {
 	out := b.inside(s.nodePrefixes(b.prog))
 	for _, set := range s.sets {

@@ -9,8 +9,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Unresolved tells of the selectors in rules and in admission that pick nobody in an inventory. That is a warning, since the people may come
-// later, and an error where the rule denies: a guard rail that is about nobody guards nothing.
+// Unresolved reports the selectors in rules and in admission that match nothing in an inventory. That is a warning, since the
+// nodes may join later, and an error if the rule denies: a guard rail that matches nothing guards nothing.
 func Unresolved(p *Program, inv Inventory) acl.Diagnostics {
 	if p.policy == nil {
 		return nil
@@ -47,7 +47,7 @@ func Unresolved(p *Program, inv Inventory) acl.Diagnostics {
 	return out
 }
 
-// resolves says whether a selector picks a node, or what a router serves.
+// resolves reports whether a selector selects a node or something that a router serves.
 func (b *Bound) resolves(s acl.Selector) bool {
 	switch s.Kind {
 	case acl.DangerAll:
@@ -62,7 +62,7 @@ func (b *Bound) resolves(s acl.Selector) bool {
 	return len(b.pick(s)) > 0
 }
 
-// routedAt says whether a router serves part of a prefix.
+// routedAt reports whether a router serves part of a prefix.
 func (b *Bound) routedAt(p netip.Prefix) bool {
 	r := b.routes()
 	return slices.ContainsFunc(r.subnets, p.Overlaps) ||
@@ -76,7 +76,7 @@ func literals(s acl.Selector) []netip.Prefix {
 	return s.Prefixes
 }
 
-// pick lists the nodes that a selector picks by one of their addresses; for autogroup:self those that have it at all.
+// pick lists the nodes that a selector selects by identity or by address; for autogroup:self, those that it applies to.
 func (b *Bound) pick(s acl.Selector) []proto.NodeID {
 	switch s.Kind {
 	case acl.Literal, acl.AddressSet:
@@ -93,7 +93,7 @@ func (b *Bound) pick(s acl.Selector) []proto.NodeID {
 	return b.members(s.Set())
 }
 
-// inside are the nodes with an address in one of several prefixes, sorted.
+// inside returns the nodes with an address in one of several prefixes, sorted.
 func (b *Bound) inside(ps []netip.Prefix) []proto.NodeID {
 	var out []proto.NodeID
 	for _, p := range ps {

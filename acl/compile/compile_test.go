@@ -15,7 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// node makes a node with the id i from "ann@example.com", "tag:a tag:b" or "".
+// node returns a node with ID i; who is such as "ann@example.com", "tag:a tag:b" or "".
 func node(i int, who string) proto.Identity {
 	n := proto.Identity{ID: proto.NodeID(i), Name: fmt.Sprintf("n%d", i), Addrs: proto.Addrs{
 		V4: netip.AddrFrom4([4]byte{100, 64, byte(i >> 8), byte(i)}),
@@ -106,7 +106,7 @@ func TestView(t *testing.T) {
 		{
 			"everybody", `{` + defs + `"grants": [{"src": ["*"], "dst": ["tag:db"], "ip": ["tcp:1"]}]}`, 3,
 			compile.View{
-				// It is among the sources itself, but there is no other tag:db to go to.
+				// It is among the sources itself, but there is no other tag:db to connect to.
 				Rules: []proto.Rule{rule("grants[0]", proto.In, star, addrs(3), tcp(1)), rule("grants[0]", proto.Out, sets("tag:db"), addrs(3), tcp(1))},
 				Sets:  []proto.Set{set("tag:db")}, Peers: []proto.NodeID{1, 2, 4, 5},
 			},
@@ -164,7 +164,7 @@ func TestView(t *testing.T) {
 	}
 }
 
-// withoutReserved is 100.64.0.0/10 without 100.115.92.0/23, by hand.
+// withoutReserved returns 100.64.0.0/10 without 100.115.92.0/23, written out by hand.
 func withoutReserved() []netip.Prefix {
 	var out []netip.Prefix
 	for _, s := range []string{
@@ -231,7 +231,7 @@ func TestEval(t *testing.T) {
 	}
 }
 
-// TestHostileIdentities has identities that no coordinator of ours gives: none may pass for somebody else.
+// TestHostileIdentities checks identities that our coordinator never assigns: none may pass for somebody else.
 func TestHostileIdentities(t *testing.T) {
 	p := program(t, `{"groups": {"group:eng": ["ann@example.com"]}, "tagOwners": {"tag:db": []}, "grants": [
 		{"src": ["group:eng", "user:*@example.com", "autogroup:member"], "dst": ["tag:db"], "ip": ["*"]},

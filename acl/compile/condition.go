@@ -15,24 +15,24 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// cond is what a rule asks of its source beside who it is.
+// cond is what a rule requires of its source besides its identity.
 type cond struct {
-	name     string // as it stands in the names of sets
+	name     string // part of the names of derived sets
 	postures []acl.Posture
-	age      time.Duration // how old the login may be; 0: any
-	session  bool          // age is the default of the policy, which is about people only
+	age      time.Duration // maximum age of the login; 0: any
+	session  bool          // age is the default of the policy, which applies to people only
 	mfa      bool
-	deny     bool // the rule denies: what is not known counts as true
+	deny     bool // the rule denies: unknown counts as true
 }
 
-// derived is a set of nodes that is made of another set, or of prefixes: those for which a condition holds.
+// derived is a set of nodes made from another set, or from prefixes: those for which a condition holds.
 type derived struct {
 	base     string // empty: the nodes with an address in prefixes
 	prefixes []netip.Prefix
 	cond     *cond // nil: all of them
 }
 
-// condition is what a rule asks for, or nil.
+// condition returns what a rule requires, or nil.
 func (p *Program) condition(r acl.Rule) *cond {
 	c := &cond{deny: r.Action == acl.Deny}
 	for _, name := range r.Postures {
@@ -67,7 +67,7 @@ func (p *Program) condition(r acl.Rule) *cond {
 	return c
 }
 
-// of is the name of the part of a set for which a condition holds.
+// of returns the name of the part of a set for which a condition holds.
 func (c *cond) of(base string) string {
 	if c == nil {
 		return base
@@ -75,7 +75,7 @@ func (c *cond) of(base string) string {
 	return bounded(base + c.name)
 }
 
-// bounded keeps the name of a set within what a netmap carries, and unique.
+// bounded shortens the name of a set to what a netmap can carry, and keeps it unique.
 func bounded(name string) string {
 	if len(name) <= proto.MaxName {
 		return name
@@ -85,14 +85,14 @@ func bounded(name string) string {
 	return strings.ToValidUTF8(name[:shown], "") + "#" + hex.EncodeToString(sum[:8])
 }
 
-// derive makes the sets beside those of the policy that stand for the sides of a rule.
+// derive makes the sets that stand for the sides of a rule, besides those of the policy.
 //
-// Where a rule asks something of its source, its source is the part of each set for which that holds. Addresses that are
-// named literally become a set of their nodes in each family. Where a rule denies, who is named by one address is named by
-// both, so the nodes with such an address are a set beside the addresses.
+// If a rule has a condition, its source is the part of each set for which the condition holds. Literal addresses become a set of
+// their nodes in each family. In a deny rule, naming one address of a node names both, so the nodes with such an address form a
+// set in addition to the addresses.
 func (p *Program) derive(r *rule) {
 	if r.self {
-		return // those are made for each user
+		return // its sets are made for each user
 	}
 	for _, s := range r.src.sets {
 		if r.cond != nil {
@@ -129,7 +129,7 @@ func (p *Program) derive(r *rule) {
 	slices.Sort(r.dstSets)
 }
 
-// nodePrefixes are the prefixes by which a side picks nodes by address.
+// nodePrefixes returns the prefixes by which a side selects nodes by address.
 func (s side) nodePrefixes(p *Program) []netip.Prefix {
 	if s.everything {
 		return all
@@ -146,7 +146,7 @@ func (s side) nodePrefixes(p *Program) []netip.Prefix {
 	return out
 }
 
-// only are the prefixes of some families.
+// only returns the prefixes of some families.
 func only(ps []netip.Prefix, in families) []netip.Prefix {
 	if in == both {
 		return ps
@@ -160,10 +160,10 @@ func only(ps []netip.Prefix, in families) []netip.Prefix {
 	return out
 }
 
-// facts answers what is known of a node. A fact that is not set is not there.
+// facts looks up what is known about a node; ok is false for a fact that is not set.
 type facts func(name string) (string, bool)
 
-// factsOf are the facts of a node at a moment. The age of its person's login is counted, in seconds.
+// factsOf returns the facts of a node at a moment. It computes the age of the user's login, in seconds.
 func factsOf(n proto.Identity, set map[string]string, now time.Time) facts {
 	return func(name string) (string, bool) {
 		if name != authAge {
@@ -183,7 +183,7 @@ const (
 	attestation = "device:attestation"
 )
 
-// truth is what is known of a condition.
+// truth is how far a condition is known to hold.
 type truth uint8
 
 const (
@@ -192,7 +192,7 @@ const (
 	yes
 )
 
-// judge says whether a condition holds for a node and, where it does not, what is missing.
+// judge reports whether a condition holds for a node and, if it does not, what is missing.
 func (c *cond) judge(n proto.Identity, f facts) (truth, string) {
 	all, missing := yes, ""
 	worse := func(t truth, why string) {
@@ -229,7 +229,7 @@ func (c *cond) fresh(f facts) (truth, string) {
 	return yes, ""
 }
 
-// holds says whether a rule with the condition is about a node.
+// holds reports whether a rule with the condition applies to a node.
 func (c *cond) holds(n proto.Identity, f facts) (bool, string) {
 	if c == nil {
 		return true, ""
@@ -238,7 +238,7 @@ func (c *cond) holds(n proto.Identity, f facts) (bool, string) {
 	return t == yes || c.deny && t == unknown, missing
 }
 
-// anyPosture judges postures of which one is enough.
+// anyPosture judges postures of which one must hold.
 func anyPosture(ps []acl.Posture, f facts, deny bool) (truth, string) {
 	best, missing := no, []string(nil)
 	for _, p := range ps {
@@ -257,7 +257,7 @@ func anyPosture(ps []acl.Posture, f facts, deny bool) (truth, string) {
 	return best, strings.Join(missing, "; or ")
 }
 
-// judgeFact judges one condition. Where a rule denies, whatever is asked of a fact that is not set is not known.
+// judgeFact judges one condition. In a deny rule, any condition on an unset fact is unknown.
 func judgeFact(c acl.Condition, f facts, deny bool) (truth, string) {
 	v, set := f(c.Fact)
 	if !set {
@@ -289,7 +289,7 @@ func judgeFact(c acl.Condition, f facts, deny bool) (truth, string) {
 		return yes, ""
 	}
 	if c.Fact == authAge {
-		return is, c.Text // how old it is changes all the time
+		return is, c.Text // the age itself changes all the time
 	}
 	return is, fmt.Sprintf("%s, and it is %q", c.Text, v)
 }
@@ -309,7 +309,7 @@ func equal(fact, a, b string) bool {
 	return ok && order == 0
 }
 
-// compare orders two values of a fact, if they have an order.
+// compare orders two values of a fact; ok is false if they have no order.
 func compare(fact, a, b string) (int, bool) {
 	switch {
 	case fact == attestation:
@@ -330,7 +330,7 @@ func compare(fact, a, b string) (int, bool) {
 	return compareVersions(a, b)
 }
 
-// rank is how good a kind of attestation is, or -1.
+// rank returns the strength of a kind of attestation, or -1.
 func rank(level string) int {
 	if level == "tpm-unverified" {
 		level = "x509"
@@ -338,8 +338,8 @@ func rank(level string) int {
 	return slices.Index(acl.Attestations, level)
 }
 
-// compareVersions compares texts of numeric components by those; what stands behind them is compared as text, and a version
-// with something behind comes before the one without. Missing components are zero.
+// compareVersions compares the numeric components of two texts, then what follows them as text; a version with a suffix comes
+// before the same version without one. Missing components are zero.
 func compareVersions(a, b string) (int, bool) {
 	x, restX, okX := components(a)
 	y, restY, okY := components(b)
@@ -364,7 +364,7 @@ func compareVersions(a, b string) (int, bool) {
 	return cmp.Compare(restX, restY), true
 }
 
-// components are the leading numbers of a version and what stands behind them.
+// components returns the leading numbers of a version and what follows them.
 func components(s string) (out []uint64, rest string, ok bool) {
 	s = strings.TrimPrefix(s, "v")
 	for {
@@ -384,7 +384,7 @@ func components(s string) (out []uint64, rest string, ok bool) {
 	}
 }
 
-// seconds reads a number of seconds, or a duration such as 90m or 7d.
+// seconds parses a number of seconds, or a duration such as 90m or 7d.
 func seconds(s string) (float64, bool) {
 	if n, err := strconv.ParseFloat(s, 64); err == nil {
 		return n, true
@@ -397,7 +397,7 @@ func seconds(s string) (float64, bool) {
 	return d.Seconds(), err == nil
 }
 
-// shortly is a duration without the zeros behind its hours and minutes.
+// shortly formats a duration without trailing zero minutes and seconds.
 func shortly(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {
@@ -409,7 +409,7 @@ func shortly(d time.Duration) string {
 	return s
 }
 
-// ages are the ages of a login at which the condition may change what it says.
+// ages returns the ages of a login at which the condition's truth may change.
 func (c *cond) ages() []time.Duration {
 	var out []time.Duration
 	if c.age > 0 {

@@ -13,7 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// managed has ann (1), bob (2) and tag:db (3); ann's machine runs what is given, and she logged in a while ago.
+// managed returns a mesh of ann (1), bob (2) and tag:db (3); ann's machine has the given facts, and she logged in since ago.
 func managed(t *testing.T, src string, facts map[string]string, since time.Duration) (*compile.Program, *compile.Memory) {
 	t.Helper()
 	inv := inventory(five...)
@@ -191,7 +191,7 @@ func TestSSHAndAttributes(t *testing.T) {
 	}
 }
 
-// TestDenyByFacts has each of the ways in which a rule that denies goes by facts of its source.
+// TestDenyByFacts checks each way in which a deny rule depends on facts of its source.
 func TestDenyByFacts(t *testing.T) {
 	const rules = `"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}],
 		"deny": [{"src": ["100.64.0.1", "tag:web"], "dst": ["four"], "ip": ["*"], "srcPosture": ["posture:managed"]}]`

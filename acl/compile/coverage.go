@@ -13,14 +13,14 @@ import (
 type covered struct {
 	rule int32
 	in   families // in which the node's own addresses are covered
-	// parts of the node's routes that are covered, and the routes that they are part of; sorted.
+	// parts of the node's routes that are covered, and the routes that they are part of; both sorted.
 	parts, routes []netip.Prefix
-	// withheld says that the node does not hold what the rule asks of its source; missing is what.
+	// withheld reports whether the node does not meet the rule's condition on its source; missing is what it lacks.
 	withheld bool
 	missing  string
 }
 
-// families are those in which anything is covered.
+// families returns the families in which anything is covered.
 func (c *covered) families() families {
 	in := c.in
 	for _, p := range c.parts {
@@ -29,7 +29,7 @@ func (c *covered) families() families {
 	return in
 }
 
-// covers says whether an address of the node, or one behind it, is covered.
+// covers reports whether an address of the node, or one behind it, is covered.
 func (c *covered) covers(a netip.Addr, own bool) bool {
 	if own {
 		return c.in&family(a) != 0
@@ -37,14 +37,14 @@ func (c *covered) covers(a netip.Addr, own bool) bool {
 	return slices.ContainsFunc(c.parts, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// coverage is where a node stands in the rules.
+// coverage lists the rules that cover a node.
 type coverage struct {
 	src, dst []covered // ascending by rule
-	// user is the set of its user's nodes, if it is a user's; rules about autogroup:self go by it.
+	// user is the set of its user's nodes if it has a user; rules about autogroup:self use it.
 	user string
 }
 
-// coverage is where a node stands in the rules. A node is one of the inventory's, or has an id that none of those has.
+// coverage returns the coverage of a node. The node must be from the inventory, or have an ID that no node in it has.
 func (b *Bound) coverage(n proto.Identity) coverage {
 	c, ok := b.covers[n.ID]
 	if !ok {
@@ -58,7 +58,7 @@ func (b *Bound) factsOf(n proto.Identity) facts {
 	return factsOf(n, b.inv.Traits(n.ID).Facts, b.inv.Now())
 }
 
-// cover computes where a node with some facts stands.
+// cover computes the coverage of a node with some facts.
 func (b *Bound) cover(n proto.Identity, f facts) coverage {
 	sets, routes := b.setsOf(n), b.Approved(n.ID)
 	c := coverage{src: b.prog.find(&b.prog.src, sets, n.Addrs, routes, false), dst: b.prog.find(&b.prog.dst, sets, n.Addrs, routes, true)}
@@ -76,12 +76,12 @@ func (b *Bound) cover(n proto.Identity, f facts) coverage {
 		if r := &b.prog.rules[x.rule]; r.cond != nil {
 			ok, missing := r.cond.holds(n, f)
 			switch {
-			case r.action != proto.Deny: // nothing is known of who stands behind a router
+			case r.action != proto.Deny: // nothing is known about hosts behind a router
 				x.withheld, x.missing = !ok, missing
 				x.parts, x.routes = nil, nil
 			case !ok && r.self:
 				x.withheld = true
-			case !ok: // whoever stands behind it is denied all the same
+			case !ok: // hosts behind it are denied nevertheless
 				x.in = 0
 			}
 			if x.in == 0 && len(x.parts) == 0 {
@@ -112,7 +112,7 @@ type hit struct {
 	part, route netip.Prefix
 }
 
-// find lists the rules that cover a node, ascending.
+// find lists the rules that cover a node, in ascending order.
 func (p *Program) find(x *sideIndex, sets []string, addrs proto.Addrs, routes []netip.Prefix, dst bool) []covered {
 	var hits []hit
 	own := func(rules []int32, in families) {
@@ -147,7 +147,7 @@ func (p *Program) find(x *sideIndex, sets []string, addrs proto.Addrs, routes []
 	return fold(hits)
 }
 
-// findRoute adds the rules that cover part of a route. An exit node is about the internet.
+// findRoute adds the rules that cover part of a route. The route of an exit node stands for the internet.
 func (p *Program) findRoute(x *sideIndex, hits []hit, route netip.Prefix, dst bool) []hit {
 	parts := []netip.Prefix{route}
 	exit := route.Bits() == 0
@@ -179,7 +179,7 @@ func (p *Program) findRoute(x *sideIndex, hits []hit, route netip.Prefix, dst bo
 	return hits
 }
 
-// fold joins hits of the same rule.
+// fold merges hits of the same rule.
 func fold(hits []hit) []covered {
 	slices.SortStableFunc(hits, func(a, b hit) int { return int(a.rule) - int(b.rule) })
 	var out []covered
@@ -203,12 +203,12 @@ func fold(hits []hit) []covered {
 	return out
 }
 
-// setsOf are the names of the sets that a node is in by who it is.
+// setsOf returns the names of the sets that a node is in by identity.
 func (b *Bound) setsOf(id proto.Identity) []string {
 	if len(id.Tags) > 0 {
 		out := []string{"autogroup:tagged"}
 		for _, t := range id.Tags {
-			if strings.HasPrefix(t, "tag:") { // whatever else stands there must not pass for another set
+			if strings.HasPrefix(t, "tag:") { // anything else must not be taken for another set
 				out = append(out, t)
 			}
 		}

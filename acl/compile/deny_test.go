@@ -20,8 +20,8 @@ func routed(inv *compile.Memory, facts map[string]string) netip.Addr {
 	return netip.MustParseAddr("10.1.2.3")
 }
 
-// TestDenyOfRoutedSources has who is behind a router under a rule that denies by facts. The facts are those of the router, which
-// say nothing of who is behind it: the router itself is exempt where they are known not to match, and who is behind it never is.
+// TestDenyOfRoutedSources checks a deny rule with a condition for hosts behind a router. The facts are the router's and say
+// nothing about these hosts: the router itself is exempt if they are known not to match, but hosts behind it never are.
 func TestDenyOfRoutedSources(t *testing.T) {
 	db := node(3, "").Addrs.V4
 	for _, src := range []string{`"10.1.0.0/16", "tag:web"`, `"*"`, `"autogroup:danger-all"`, `"10.0.0.0/8", "100.64.0.0/10"`} {
@@ -51,7 +51,7 @@ func TestDenyOfRoutedSources(t *testing.T) {
 						t.Errorf("%s, %s%s at %v: the router itself: %+v", src, test.name, cond, at, v)
 					}
 				}
-				// The rules say the same as the verdicts: the router's is about its route, the destination's about who is there.
+				// The rules agree with the verdicts: the router's apply to its route, the destination's to the hosts there.
 				if local := locals(b.For(4), proto.Out); !contains(local, behind) || contains(local, node(4, "").Addrs.V4) == (test.exempt && cond != "") {
 					t.Errorf("%s, %s%s: the router denies from %v", src, test.name, cond, local)
 				}
@@ -68,7 +68,7 @@ func TestDenyOfRoutedSources(t *testing.T) {
 	}
 }
 
-// locals are the addresses of a node that its denials in a direction are about.
+// locals returns the local addresses of a node's deny rules in a direction.
 func locals(v compile.View, d proto.Direction) (out []netip.Prefix) {
 	for _, r := range v.Rules {
 		if r.Action == proto.Deny && r.Direction == d {
@@ -78,7 +78,7 @@ func locals(v compile.View, d proto.Direction) (out []netip.Prefix) {
 	return out
 }
 
-// prefixesOf are the addresses on the other side of a node's denials.
+// prefixesOf returns the remote addresses of a node's deny rules in a direction.
 func prefixesOf(v compile.View, d proto.Direction) (out []netip.Prefix) {
 	for _, r := range v.Rules {
 		if r.Action == proto.Deny && r.Direction == d {
@@ -92,7 +92,7 @@ func contains(ps []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(ps, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// TestAllowOfRoutedSources holds that conditions let nobody through whose facts nobody knows.
+// TestAllowOfRoutedSources checks that rules with conditions allow nobody about whom no facts are known.
 func TestAllowOfRoutedSources(t *testing.T) {
 	prog, inv := managed(t, `"grants": [{"src": ["10.1.0.0/16", "tag:web"], "dst": ["tag:db"], "ip": ["tcp:22"], "srcPosture": ["posture:managed"]}]`, nil, 0)
 	behind := routed(inv, map[string]string{"node:os": "linux"})
@@ -107,7 +107,7 @@ func TestAllowOfRoutedSources(t *testing.T) {
 	}
 }
 
-// TestDenySelf has a denial between the nodes of one user, which goes by facts of the one that opens.
+// TestDenySelf checks a deny rule between the nodes of one user that depends on facts of the node that opens the connection.
 func TestDenySelf(t *testing.T) {
 	for os, denied := range map[string]bool{"": true, "linux": true, "macos": false} {
 		prog, inv := managed(t, `"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}],
@@ -123,14 +123,14 @@ func TestDenySelf(t *testing.T) {
 		if v := b.Decide(2, node(1, "").Addrs.V4, node(2, "").Addrs.V4, 6, 22); !v.Allowed {
 			t.Errorf("%q: another user: %+v", os, v)
 		}
-		// Who is exempt opens what it likes, and still refuses the user's other nodes.
+		// A node that is exempt opens what it likes, but still refuses the user's other nodes.
 		if v := b.For(1); len(locals(v, proto.In)) == 0 || (len(locals(v, proto.Out)) > 0) != denied {
 			t.Errorf("%q: rules %+v", os, v.Rules)
 		}
 	}
 }
 
-// TestDenyWins has a denial win over what is allowed and what is watched, wherever it stands.
+// TestDenyWins checks that deny takes precedence over allow and monitor, wherever it is in the file.
 func TestDenyWins(t *testing.T) {
 	for _, rest := range []string{
 		`"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]`,
@@ -147,7 +147,7 @@ func TestDenyWins(t *testing.T) {
 	}
 }
 
-// TestRoutesInTests has tests of the policy about who is behind a router, and about roles that nobody has.
+// TestRoutesInTests checks policy tests about hosts behind a router, and about roles that nobody has.
 func TestRoutesInTests(t *testing.T) {
 	const rules = `"grants": [
 		{"src": ["10.1.0.0/16"], "dst": ["tag:db"], "ip": ["tcp:1"]},
@@ -174,7 +174,7 @@ func TestRoutesInTests(t *testing.T) {
 			t.Errorf("%s: %q, want %q", test.test, got, test.want)
 		}
 	}
-	// With somebody in the role, the same test is about that somebody.
+	// Once somebody has the role, the same test applies to them.
 	prog, inv := managed(t, rules+`"tests": [{"src": "autogroup:admin", "accept": ["tag:db:3"], "deny": ["tag:db:4"]}]`, nil, 0)
 	inv.SetRoles("ann@example.com", "admin")
 	for _, f := range compile.RunTests(prog, inv) {
@@ -182,7 +182,7 @@ func TestRoutesInTests(t *testing.T) {
 	}
 }
 
-// TestExplainWords has each kind of answer.
+// TestExplainWords checks each kind of answer.
 func TestExplainWords(t *testing.T) {
 	prog, inv := managed(t, `"grants": [
 		{"src": ["ann@example.com"], "dst": ["tag:db"], "ip": ["tcp:22"], "auth": {"mfa": true}},

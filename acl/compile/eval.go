@@ -7,31 +7,31 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Mode says how a verdict came about.
+// Mode is how a verdict came about.
 type Mode string
 
-// Enforce is the verdict of rules. Monitor lets pass what no rule allows, and has it logged.
+// Enforce is the verdict of the rules. Monitor passes what no rule allows, and logs it.
 const (
 	Enforce Mode = "enforce"
 	Monitor Mode = "monitor"
 )
 
-// Verdict is what becomes of a connection.
+// Verdict is the decision about a connection.
 type Verdict struct {
 	Allowed bool
-	// Rule is the one that allows or denies; nil where no rule is about the connection.
+	// Rule is the rule that allows or denies; nil if no rule is about the connection.
 	Rule *proto.Origin
 	Mode Mode
 }
 
-// Eval says whether the node `at` would let the first packet of a connection pass: in, where dst is its address, or out,
-// where src is. The rule that allows it is the first of the policy that does. Addresses that belong to no node are nobody's,
-// and nobody is allowed anything.
+// Eval reports whether the node at would let the first packet of a connection pass: in if dst is its address, out if src is.
+// Rule is the first rule of the policy that allows it. Addresses that belong to no node are nobody's, and nobody is allowed
+// anything.
 func Eval(p *Program, inv Inventory, at proto.NodeID, src, dst netip.Addr, protocol uint8, port uint16) (rule *proto.Origin, ok bool) {
 	return p.On(inv).Eval(at, src, dst, protocol, port)
 }
 
-// Eval is Eval for a program that is bound already. The rule is the one that allows the connection, if one does.
+// Eval is like the function Eval, for a program that is already bound.
 func (b *Bound) Eval(at proto.NodeID, src, dst netip.Addr, protocol uint8, port uint16) (rule *proto.Origin, ok bool) {
 	v := b.Decide(at, src, dst, protocol, port)
 	if !v.Allowed {
@@ -40,8 +40,8 @@ func (b *Bound) Eval(at proto.NodeID, src, dst netip.Addr, protocol uint8, port 
 	return v.Rule, true
 }
 
-// Decide is Eval with all that can be said of the verdict. Addresses behind a router are the router's, as far as its routes
-// are approved.
+// Decide is like Eval but returns the full verdict. Addresses behind a router count as the router's, as far as its routes are
+// approved.
 func (b *Bound) Decide(at proto.NodeID, src, dst netip.Addr, protocol uint8, port uint16) Verdict {
 	src, dst = src.Unmap(), dst.Unmap()
 	best := Verdict{Mode: Enforce}
@@ -55,7 +55,7 @@ func (b *Bound) Decide(at proto.NodeID, src, dst netip.Addr, protocol uint8, por
 			if v.Allowed && v.Mode == Enforce {
 				return v
 			}
-			// One router that allows it outweighs another to which it would only be watched, and that one who refuses.
+			// One router that allows it takes precedence over others that monitor or deny it.
 			if v.Allowed || v.Rule != nil && !best.Allowed {
 				best = v
 			}
@@ -64,7 +64,7 @@ func (b *Bound) Decide(at proto.NodeID, src, dst netip.Addr, protocol uint8, por
 	return best
 }
 
-// end is one side of a connection: an address that is a node's own, or behind its routes.
+// end is one side of a connection: an address that is a node's own or behind its routes.
 type end struct {
 	id   proto.NodeID
 	addr netip.Addr
@@ -72,7 +72,7 @@ type end struct {
 	cov  *coverage
 }
 
-// ends are who may have opened a connection and who may answer it, as the node at sees it. There are several where several
+// ends returns the possible sources and destinations of a connection, as the node at sees it. There are several if several
 // routers serve an address.
 func (b *Bound) ends(at proto.NodeID, src, dst netip.Addr) (from, to []end) {
 	if to = b.endAt(at, dst); len(to) > 0 {
@@ -86,7 +86,7 @@ func (b *Bound) ends(at proto.NodeID, src, dst netip.Addr) (from, to []end) {
 	return nil, nil
 }
 
-// endAt is the node itself, if an address is its own or behind it.
+// endAt returns the node itself if an address is its own or behind it.
 func (b *Bound) endAt(at proto.NodeID, a netip.Addr) []end {
 	n, ok := b.node(at)
 	if !ok {
@@ -102,7 +102,7 @@ func (b *Bound) endAt(at proto.NodeID, a netip.Addr) []end {
 	return []end{{at, a, own, &c}}
 }
 
-// endsOf are the node that has an address, or else the routers that serve it, other than one.
+// endsOf returns the node that has an address, or else the routers that serve it, except for one node.
 func (b *Bound) endsOf(a netip.Addr, except proto.NodeID) []end {
 	if n, ok := b.owner(a); ok {
 		if n.ID == except {
@@ -121,7 +121,7 @@ func (b *Bound) endsOf(a netip.Addr, except proto.NodeID) []end {
 	return out
 }
 
-// owner is the node that has an address.
+// owner returns the node that has an address.
 func (b *Bound) owner(a netip.Addr) (proto.Identity, bool) {
 	id, ok := b.inv.ByAddr(a)
 	if !ok {
@@ -131,8 +131,8 @@ func (b *Bound) owner(a netip.Addr) (proto.Identity, bool) {
 	return n, ok && n.Addrs.Has(a)
 }
 
-// judge finds the verdict about a connection from one end to another: a rule that denies wins over one that allows, which
-// wins over one that only watches.
+// judge returns the verdict about a connection from one end to another: deny takes precedence over allow, and allow over
+// monitor.
 func (b *Bound) judge(from, to end, protocol uint8, port uint16) Verdict {
 	allow, watch, dst := (*rule)(nil), (*rule)(nil), to.cov.dst
 	for i := range from.cov.src {

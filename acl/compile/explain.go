@@ -11,13 +11,13 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Explanation is a verdict and why it is none that allows.
+// Explanation is a verdict and, if it does not allow, why.
 type Explanation struct {
 	Verdict
-	// Missing says what keeps every rule from being about the connection, such as an address that is nobody's; else empty.
+	// Missing is why no rule can apply to the connection, such as an address that is nobody's; else empty.
 	Missing string
-	// Near are the rules that would allow the connection if little were different, the nearest first. There are none where it
-	// is allowed or denied.
+	// Near are the rules that come closest to allowing the connection, nearest first. There are none if it is allowed or
+	// denied.
 	Near []Near
 }
 
@@ -27,10 +27,10 @@ type Near struct {
 	Missing []string // the parts that did not match
 }
 
-// maxNear is how many rules an explanation names.
+// maxNear is how many rules an explanation lists.
 const maxNear = 5
 
-// Explain says what becomes of a connection, and why. It is about what the destination does, or whoever serves it.
+// Explain reports what happens to a connection, and why, as judged by the destination or the router that serves it.
 func (b *Bound) Explain(src, dst netip.Addr, protocol uint8, port uint16) Explanation {
 	src, dst = src.Unmap(), dst.Unmap()
 	out := Explanation{Verdict: Verdict{Mode: Enforce}}
@@ -80,7 +80,7 @@ func (b *Bound) Explain(src, dst netip.Addr, protocol uint8, port uint16) Explan
 	return out
 }
 
-// near compares all rules that allow with a connection, and lists those that match in part.
+// near compares all allow rules with a connection, and lists those that match in part.
 func (b *Bound) near(from, to end, protocol uint8, port uint16) []Near {
 	var out []Near
 	src, dst := from.cov.src, to.cov.dst
@@ -120,7 +120,7 @@ func (b *Bound) near(from, to end, protocol uint8, port uint16) []Near {
 	return out
 }
 
-// at takes the part of a sorted coverage that is about a rule, if there is one. Rules are asked for in ascending order.
+// at returns the part of a sorted coverage that is about a rule, if there is one. It must be called with ascending numbers.
 func at(list *[]covered, number int32) *covered {
 	for len(*list) > 0 && (*list)[0].rule < number {
 		*list = (*list)[1:]

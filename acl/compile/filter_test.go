@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// TestFiltersEnforceThePolicy hands the Views to the packet filter as a netmap would, and asks it.
+// TestFiltersEnforceThePolicy gives the Views to the packet filter as a netmap would, and compares its verdicts.
 func TestFiltersEnforceThePolicy(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		doc, inv := drawDocument(t), drawInventory(t)

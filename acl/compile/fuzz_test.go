@@ -12,7 +12,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// FuzzCompile makes netmaps of whatever policy loads: they must be ones that agents take. Its corpus is the parser's.
+// FuzzCompile compiles whatever policy parses, and checks that agents accept the netmaps. Its corpus is the parser's.
 func FuzzCompile(f *testing.F) {
 	files, err := filepath.Glob("../testdata/fuzz/FuzzParse/*")
 	if err != nil || len(files) == 0 {

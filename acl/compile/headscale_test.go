@@ -19,7 +19,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Policies and connections of a production system; testdata/headscale/NOTICE says whose.
+// capturedCase holds policies and connections of a production system; see testdata/headscale/NOTICE.
 type capturedCase struct {
 	ID, Policy string
 	Users      []struct{ Name, Email string }
@@ -65,7 +65,7 @@ func readCaptured[T any](t *testing.T, name string) []T {
 	return out
 }
 
-// captured is a case made ready.
+// captured maps the names of a case to nodes and back.
 type captured struct {
 	ids   map[string]proto.NodeID
 	names map[proto.NodeID]string
@@ -100,7 +100,7 @@ func (c capturedCase) inventory(t *testing.T) (*compile.Memory, proto.Mesh, capt
 	return inv, mesh, made
 }
 
-// permitsAnything says whether a policy has rules at all: one without them allows everything there and nothing here.
+// permitsAnything reports whether a policy has rules at all: one without them allows everything there and nothing here.
 func permitsAnything(policy string) bool {
 	standard, err := hujson.Standardize([]byte(policy))
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Inventory is what is known of the nodes of a mesh at one moment. It must not change while it is used. A node has exactly
-// one address of each family; those that lack one are no nodes here.
+// Inventory is what is known about the nodes of a mesh at one moment. It must not change while it is used. A node has exactly
+// one address of each family; those that lack one are ignored.
 type Inventory interface {
 	Node(proto.NodeID) (proto.Identity, bool)
 	// ByUser lists the nodes of the user with that login name.
@@ -23,23 +23,23 @@ type Inventory interface {
 	ByTag(tag string) iter.Seq[proto.NodeID]
 	All() iter.Seq[proto.NodeID]
 	ByAddr(netip.Addr) (proto.NodeID, bool)
-	// Traits is what is known of a node beside who it is.
+	// Traits returns what is known about a node besides its identity.
 	Traits(proto.NodeID) Traits
 	// Routers lists the nodes that advertise or have approved routes.
 	Routers() iter.Seq[proto.NodeID]
-	// Roles lists what a user is in the mesh, such as "admin", by login name.
+	// Roles lists a user's roles in the mesh, such as "admin", by login name.
 	Roles(login string) []string
-	// Now is the moment that the inventory is about: ages are counted up to it.
+	// Now is the time that the inventory describes: ages are relative to it.
 	Now() time.Time
 }
 
-// Traits is what is known of a node beside who it is. It never changes.
+// Traits is what is known about a node besides its identity. It never changes.
 type Traits struct {
-	// Facts are those that are set, by name, such as node:os. One that aged past its time is not there.
+	// Facts are those that are set, by name, such as node:os. Expired facts are absent.
 	Facts map[string]string
-	// Advertised are the routes that the node offers, Approved those that an administrator approved by hand; sorted.
+	// Advertised are the routes that the node offers, Approved those that an administrator approved by hand; both sorted.
 	Advertised, Approved []netip.Prefix
-	// Admitted says that an administrator approved the machine.
+	// Admitted reports whether an administrator approved the machine.
 	Admitted bool
 }
 
@@ -54,7 +54,7 @@ type Memory struct {
 	now    time.Time
 }
 
-// Put adds a node or replaces the one with its id. Addresses belong to one node only.
+// Put adds a node or replaces the one with its ID. It fails if an address belongs to another node.
 func (m *Memory) Put(id proto.Identity) error {
 	if id.ID == 0 {
 		return fmt.Errorf("node %q has no id", id.Name)
@@ -94,7 +94,7 @@ func index(by map[string]map[proto.NodeID]struct{}, key string, id proto.NodeID)
 	by[key][id] = struct{}{}
 }
 
-// SetTraits says what is known of a node.
+// SetTraits sets what is known about a node.
 func (m *Memory) SetTraits(id proto.NodeID, t Traits) {
 	if m.traits == nil {
 		m.traits = map[proto.NodeID]Traits{}
@@ -102,7 +102,7 @@ func (m *Memory) SetTraits(id proto.NodeID, t Traits) {
 	m.traits[id] = t
 }
 
-// SetRoles says what a user is in the mesh.
+// SetRoles sets a user's roles in the mesh.
 func (m *Memory) SetRoles(login string, roles ...string) {
 	if m.roles == nil {
 		m.roles = map[string][]string{}
@@ -110,10 +110,10 @@ func (m *Memory) SetRoles(login string, roles ...string) {
 	m.roles[login] = roles
 }
 
-// SetNow moves the moment that the inventory is about.
+// SetNow sets the time that the inventory describes.
 func (m *Memory) SetNow(t time.Time) { m.now = t }
 
-// Remove forgets a node, but for its traits.
+// Remove removes a node but keeps its traits.
 func (m *Memory) Remove(id proto.NodeID) {
 	old, ok := m.nodes[id]
 	if !ok {
@@ -129,7 +129,7 @@ func (m *Memory) Remove(id proto.NodeID) {
 	}
 }
 
-// Clone is a copy that changes by itself.
+// Clone returns an independent copy.
 func (m *Memory) Clone() *Memory {
 	c := &Memory{traits: maps.Clone(m.traits), roles: maps.Clone(m.roles), now: m.now}
 	for _, id := range m.nodes {
@@ -175,16 +175,16 @@ func (m *Memory) Roles(login string) []string { return m.roles[login] }
 // Now implements Inventory.
 func (m *Memory) Now() time.Time { return m.now }
 
-// whole says whether a node has the addresses that every node has.
+// whole reports whether a node has one valid address of each family.
 func whole(id proto.Identity) bool {
 	return id.Addrs.V4.Is4() && id.Addrs.V6.Is6() && !id.Addrs.V6.Is4In6()
 }
 
-// member says whether a node is a person's machine. A tag takes the person off it, and a person whose name no policy can
-// write is nobody to a policy.
+// member reports whether a node is a person's machine. Tags replace the user, and a user whose name no policy can contain does
+// not exist for policies.
 func member(id proto.Identity) bool {
 	return !id.User.IsZero() && len(id.Tags) == 0 && acl.CheckUser(strings.TrimPrefix(acl.UserSet(id.User.Name), "user:")) == nil
 }
 
-// sortedIDs collects ids in their order, each once.
+// sortedIDs collects IDs in ascending order, each once.
 func sortedIDs(seq iter.Seq[proto.NodeID]) []proto.NodeID { return slices.Compact(slices.Sorted(seq)) }

@@ -81,7 +81,7 @@ type law struct {
 	inv  *compile.Memory
 }
 
-// word is one selector about a spot.
+// word reports whether one selector covers a spot.
 func (l law) word(sel string, at, other spot, deny, source bool) bool {
 	prefixes := []string{sel}
 	if sel == "ipset:some" {
@@ -123,7 +123,7 @@ func (l law) word(sel string, at, other spot, deny, source bool) bool {
 	return naive{l.file.document, testMesh}.selects(sel, at.endpoint, other.endpoint)
 }
 
-// fact answers a condition of the postures above: 1 for true, 0 for false, -1 where the fact is not set.
+// fact evaluates a condition of the postures above: 1 for true, 0 for false, -1 if the fact is not set.
 func (l law) fact(line string, n proto.Identity) int {
 	set := l.inv.Traits(n.ID).Facts
 	is := func(name string, f func(string) bool) int {
@@ -165,7 +165,7 @@ func (l law) age(n proto.Identity, most time.Duration) int {
 	return 0
 }
 
-// asked says whether what a rule asks of its source is so.
+// asked reports whether the conditions of a rule on its source hold.
 func (l law) asked(r lawRule, from spot, kind string) bool {
 	deny := kind == "deny"
 	good := func(t int) bool { return t == 1 || deny && t == -1 }
@@ -198,7 +198,7 @@ func (l law) asked(r lawRule, from spot, kind string) bool {
 	return r.Auth["mfa"] != true || !from.behind && l.inv.Traits(from.node.ID).Facts["user:mfa"] == "true"
 }
 
-// about says whether a rule is about a connection; p is nil for any service.
+// about reports whether a rule covers a connection; p is nil for any service.
 func (l law) about(kind string, r lawRule, from, to spot, p *packet) bool {
 	if !l.asked(r, from, kind) {
 		return false
@@ -239,7 +239,7 @@ func (l law) verdict(from, to spot, p packet) (allowed, watched bool) {
 	return watched, watched
 }
 
-// nodes are the nodes, for people.
+// nodes describes the nodes for failure messages.
 func (l law) nodes() string {
 	var out strings.Builder
 	for _, id := range slices.Sorted(l.inv.All()) {
@@ -249,7 +249,7 @@ func (l law) nodes() string {
 	return out.String()
 }
 
-// spots are all addresses of nodes, and some behind routers.
+// spots returns all addresses of nodes, and some behind routers.
 func (l law) spots() []spot {
 	var out []spot
 	for _, e := range endpoints(l.inv) {
@@ -317,7 +317,7 @@ func drawLawRule(t *rapid.T, kind string) lawRule {
 		r.Src = rapid.SliceOfN(word(false), 1, 2).Draw(t, "src")
 	}
 	posture := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"posture:linux", "posture:good", "posture:other", "posture:new", "posture:recent", "posture:unset"}), 1, 2, rapid.ID[string])
-	if kind == "deny" { // what a rule that denies makes of NOT SET is tested by itself
+	if kind == "deny" { // how deny treats NOT SET has a test of its own
 		posture = rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"posture:linux", "posture:good", "posture:other", "posture:recent"}), 1, 2, rapid.ID[string])
 	}
 	switch kind {
@@ -393,7 +393,7 @@ func drawTraits(t *rapid.T, inv *compile.Memory, id proto.NodeID) {
 	inv.SetTraits(id, traits)
 }
 
-// lets says whether the view of a node lets it open or take a connection.
+// lets reports whether the view of a node lets it open or accept a connection.
 func lets(v compile.View, d proto.Direction, own, other spot, p packet) (allowed, watched bool) {
 	if !slices.Contains(v.Peers, other.node.ID) || other.behind && !slices.ContainsFunc(v.Routes[other.node.ID], func(r netip.Prefix) bool {
 		return r.Contains(other.addr) && (r.Bits() == 0) == other.exit
@@ -476,7 +476,7 @@ func TestCompilerKeepsTheLaw(t *testing.T) {
 					a, w := lets(views[from.node.ID], proto.Out, from, to, p)
 					if a != allowed || w != watched {
 						if via && (a || !allowed) && to.behind {
-							continue // which router a rule goes through is the router's to judge
+							continue // which router a rule goes through is for the router to judge
 						}
 						t.Fatalf("out of %s: allowed %v watched %v, want %v %v\n%s", what, a, w, allowed, watched, text)
 					}
@@ -486,7 +486,7 @@ func TestCompilerKeepsTheLaw(t *testing.T) {
 		for q, want := range answers {
 			v := b.Decide(q.at, q.src, q.dst, q.p.protocol, q.p.port)
 			both := bothEnds(all, q.at, q.src, q.dst)
-			// Both ends behind one node speak without the mesh; the node may refuse that, and must never let more pass.
+			// Two ends behind one node talk without the mesh; the node may refuse that, but must never let more pass.
 			refused := both && !v.Allowed
 			if v.Allowed != want[0] && !refused || v.Allowed && (v.Mode == compile.Enforce) != want[1] && !both {
 				t.Fatalf("at %v %s -> %s %v: %+v, want %v\n%s", q.at, q.src, q.dst, q.p, v, want, text)
@@ -512,7 +512,7 @@ func TestCompilerKeepsTheLaw(t *testing.T) {
 	})
 }
 
-// bothEnds says whether a node serves both addresses of a connection, so that it may be either end.
+// bothEnds reports whether a node serves both addresses of a connection, so that it may be either end.
 func bothEnds(all []spot, at proto.NodeID, src, dst netip.Addr) bool {
 	has := func(a netip.Addr) bool {
 		return slices.ContainsFunc(all, func(s spot) bool { return s.node.ID == at && s.addr == a })

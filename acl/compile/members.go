@@ -10,8 +10,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// members are the nodes of a set, sorted. Users, groups and tags are looked up; only the sets that are about everybody look
-// at everybody.
+// members returns the nodes of a set, sorted. Users, groups and tags are looked up; only sets about everybody iterate over all
+// nodes.
 func (b *Bound) members(set string) []proto.NodeID {
 	if ids, ok := b.sets[set]; ok {
 		return ids
@@ -33,7 +33,7 @@ func (b *Bound) members(set string) []proto.NodeID {
 	return ids
 }
 
-// derivedSet is what a set is made of, if it is made of others.
+// derivedSet returns how a set is derived, if it is.
 func (b *Bound) derivedSet(set string) (derived, bool) {
 	if d, ok := b.prog.derived[set]; ok {
 		return d, true
@@ -66,7 +66,7 @@ func (b *Bound) derivedMembers(d derived) []proto.NodeID {
 	return out
 }
 
-// ofUser is the name of the set of one user's nodes for which a condition holds.
+// ofUser returns the name of the set of one user's nodes for which a condition holds.
 func (b *Bound) ofUser(user string, c *cond) string {
 	name := c.of(user)
 	if c != nil {
@@ -75,7 +75,7 @@ func (b *Bound) ofUser(user string, c *cond) string {
 	return name
 }
 
-// candidates are nodes among which all members of a set are.
+// candidates returns a superset of the members of a set.
 func (b *Bound) candidates(set string) iter.Seq[proto.NodeID] {
 	switch {
 	case strings.HasPrefix(set, "tag:"):
@@ -96,7 +96,7 @@ func (b *Bound) candidates(set string) iter.Seq[proto.NodeID] {
 	return b.inv.All()
 }
 
-// addressBook is every node by its address.
+// addressBook lists all nodes by address.
 type addressBook struct {
 	v4, v6 []addressed
 }
@@ -106,7 +106,7 @@ type addressed struct {
 	id   proto.NodeID
 }
 
-// within are the nodes that have an address in a prefix, sorted.
+// within returns the nodes that have an address in a prefix, sorted.
 func (b *Bound) within(p netip.Prefix) []proto.NodeID {
 	if p.IsSingleIP() {
 		id, ok := b.inv.ByAddr(p.Addr())

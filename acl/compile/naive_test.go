@@ -14,8 +14,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// The naive evaluator reads a policy as a person reads the description of the language: it goes through all rules, all
-// sources and all destinations, and asks of each whether it is about the packet. It shares nothing with the compiler.
+// The naive evaluator reads a policy as a person reads the description of the language: it goes through all rules, sources and
+// destinations, and checks whether each covers the packet. It shares nothing with the compiler.
 
 type document struct {
 	Groups    map[string][]string `json:"groups,omitempty"`
@@ -65,7 +65,7 @@ type naive struct {
 	mesh proto.Mesh
 }
 
-// selects says whether a selector is about an endpoint; other is the opposite side, for autogroup:self.
+// selects reports whether a selector covers an endpoint; other is the opposite side, for autogroup:self.
 func (n naive) selects(sel string, at, other endpoint) bool {
 	tagged := len(at.node.Tags) > 0
 	person := at.node.User.Name
@@ -102,7 +102,7 @@ func (n naive) selects(sel string, at, other endpoint) bool {
 	panic("the test made the selector " + sel)
 }
 
-// allows says whether a connection from one endpoint to another is permitted.
+// allows reports whether a connection from one endpoint to another is permitted.
 func (n naive) allows(from, to endpoint, protocol uint8, port uint16) bool {
 	if from.node.ID == to.node.ID || from.addr.Is4() != to.addr.Is4() {
 		return false
@@ -142,7 +142,7 @@ func (n naive) allows(from, to endpoint, protocol uint8, port uint16) bool {
 	return false
 }
 
-// open says whether a protocol, or the usual ones, with ports is about a packet.
+// open reports whether a protocol (or the usual ones) with ports covers a packet.
 func open(name, ports string, protocol uint8, port uint16) bool {
 	numbers := map[string]uint8{"tcp": 6, "udp": 17, "icmp": 1, "icmpv6": 58, "sctp": 132, "gre": 47}
 	switch {
@@ -214,7 +214,7 @@ func userText(login string) string {
 	return login + "@"
 }
 
-// drawSources draws sources that may stand beside the destinations; * beside autogroup:self only in acls.
+// drawSources draws sources that are valid with the destinations; * with autogroup:self only in acls.
 func drawSources(t *rapid.T, dst []string, acl bool) []string {
 	self := slices.ContainsFunc(dst, func(d string) bool { return strings.HasPrefix(d, "autogroup:self") })
 	src := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) string { return drawSelector(t, false) }), 1, 3).Draw(t, "src")
@@ -260,7 +260,7 @@ func drawDocument(t *rapid.T) document {
 	return d
 }
 
-// drawNode draws a node with the number i, which fixes its addresses.
+// drawNode draws node number i, which determines its addresses.
 func drawNode(t *rapid.T, i int) proto.Identity {
 	n := proto.Identity{ID: proto.NodeID(i + 1), Name: fmt.Sprintf("n%d", i), Addrs: proto.Addrs{
 		V4: netip.MustParseAddr(addrs4[i]), V6: netip.MustParseAddr(addrs6[i]),

@@ -15,7 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Program is a policy made ready for one mesh. It is immutable and safe for concurrent use.
+// Program is a policy compiled for one mesh. It is immutable and safe for concurrent use.
 type Program struct {
 	policy  *acl.Policy // nil: nothing is allowed
 	mesh    proto.Mesh
@@ -26,35 +26,35 @@ type Program struct {
 	groups  map[string][]string // login name -> names of its groups
 	roles   bool                // some selector is about roles
 	deny    bool                // some rule denies
-	derived map[string]derived  // sets that are made of others, by name
+	derived map[string]derived  // sets made from others, by name
 }
 
-// rule is the part of a policy's rule whose destinations share their services.
+// rule is the part of a rule of the policy whose destinations share their services.
 type rule struct {
 	origin   proto.Origin
 	action   proto.Action
 	src, dst side
-	self     bool // dst is autogroup:self: the nodes of the same user, as far as src covers that user
+	self     bool // dst is autogroup:self: the nodes of the same user, for users that src selects
 	services []proto.Service
-	via      []string // tags, one of which a router must have; the rule is about routes only then
-	cond     *cond    // nil: asks for nothing
+	via      []string // if there are any, the rule is about routes only, of routers with one of these tags
+	cond     *cond    // nil: none
 	app      []proto.Capability
 	until    time.Time // of a Monitor rule
 
-	// The sides as netmaps name them, see Program.derive.
+	// The sides as netmaps name them; see Program.derive.
 	srcSets, dstSets []string
-	srcV4, srcV6     string // nodes of literal sources for which cond holds, in a family; empty where there are none
+	srcV4, srcV6     string // nodes of literal sources for which cond holds, per family; empty if there are none
 }
 
-// side is who stands on one side of a rule.
+// side is one side of a rule.
 type side struct {
 	sets     []string       // sorted; nodes by identity
 	prefixes []netip.Prefix // sorted; literal addresses
-	// any is *: the addresses of the mesh and approved routes. Exit nodes are there as destinations only.
+	// any is *: the addresses of the mesh and approved routes. Exit nodes are included as destinations only.
 	any bool
-	// internet is what is reached through exit nodes.
+	// internet is what can be reached through exit nodes.
 	internet bool
-	// everything is every address there is.
+	// everything is all addresses.
 	everything bool
 }
 
@@ -65,21 +65,21 @@ type sideIndex struct {
 	any, internet, everything []int32
 }
 
-// ruleTable is a *bart.Table behind an interface for the sake of the compiler alone: each package that sees the type compiles the
-// whole table anew.
+// ruleTable hides *bart.Table behind an interface only to save build time: each package that sees the type compiles the whole
+// table anew.
 type ruleTable interface {
 	Modify(at netip.Prefix, change func(rules []int32, found bool) ([]int32, bool))
 	Supernets(of netip.Prefix) iter.Seq2[netip.Prefix, []int32]
 	Subnets(of netip.Prefix) iter.Seq2[netip.Prefix, []int32]
 }
 
-// New compiles a policy, which must have come from acl.Parse without errors; nil allows nothing.
+// New compiles a policy, which must come from acl.Parse without errors; nil allows nothing.
 func New(p *acl.Policy, mesh proto.Mesh) *Program {
 	prog := &Program{policy: p, mesh: mesh, any: meshPrefixes(mesh), groups: map[string][]string{}, derived: map[string]derived{}}
 	if p != nil {
 		for name, g := range p.Groups {
 			for _, m := range g.Members {
-				if list := prog.groups[m.Name]; len(list) == 0 || list[len(list)-1] != name { // not twice in one group
+				if list := prog.groups[m.Name]; len(list) == 0 || list[len(list)-1] != name { // only once per group
 					prog.groups[m.Name] = append(list, name)
 				}
 			}
@@ -93,13 +93,13 @@ func New(p *acl.Policy, mesh proto.Mesh) *Program {
 	return prog
 }
 
-// reserved is left out of *: it belongs to other programs within the range that meshes use.
+// reserved is excluded from *: other software uses it within the range that meshes use.
 var reserved = netip.MustParsePrefix("100.115.92.0/23")
 
-// all are the prefixes of every address there is.
+// all is the prefixes of all addresses.
 var all = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 
-// meshPrefixes are the addresses of a mesh that * covers.
+// meshPrefixes returns the addresses of a mesh that * covers.
 func meshPrefixes(mesh proto.Mesh) []netip.Prefix {
 	var out []netip.Prefix
 	if mesh.V4.IsValid() {
@@ -111,7 +111,7 @@ func meshPrefixes(mesh proto.Mesh) []netip.Prefix {
 	return out
 }
 
-// without cuts a hole out of a range that is wider than it; other ranges stay as they are.
+// without cuts a hole out of a prefix that is wider than it; other prefixes are returned unchanged.
 func without(p, hole netip.Prefix) []netip.Prefix {
 	if p.Bits() >= hole.Bits() || !p.Contains(hole.Addr()) {
 		return []netip.Prefix{p}
@@ -124,7 +124,7 @@ func without(p, hole netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// sibling is the other half of the range one bit wider than the one of that length around a.
+// sibling returns the other half of the parent of the prefix of that length around a.
 func sibling(a netip.Addr, bits int) netip.Prefix {
 	b := a.As4()
 	b[(bits-1)/8] ^= 1 << (7 - (bits-1)%8)
@@ -157,7 +157,7 @@ func (p *Program) addRule(r acl.Rule) {
 			origin = proto.Origin{Path: fmt.Sprintf("%s.dst[%d]", r.Path, part[0]), Line: first.Line}
 		}
 		if first.Kind == acl.Self && len(r.Via) > 0 {
-			continue // nobody's own machines are reached through a router
+			continue // a user's own nodes are never reached through a router
 		}
 		dst := make([]acl.Selector, len(part))
 		for n, i := range part {
@@ -185,7 +185,7 @@ func actionOf(a acl.Action) proto.Action {
 	return proto.Deny
 }
 
-// capabilities are those of a grant as a netmap has them.
+// capabilities returns the capabilities of a grant in the form of netmaps.
 func capabilities(app map[string][]json.RawMessage) []proto.Capability {
 	var out []proto.Capability
 	for _, name := range slices.Sorted(maps.Keys(app)) {
@@ -198,7 +198,7 @@ func capabilities(app map[string][]json.RawMessage) []proto.Capability {
 	return out
 }
 
-// users are the sources of a rule about autogroup:self, in which * can only mean every user.
+// users returns the sources of a rule about autogroup:self, in which * can only mean every user.
 func users(selectors []acl.Selector) []acl.Selector {
 	out := slices.Clone(selectors)
 	for i := range out {
@@ -209,7 +209,7 @@ func users(selectors []acl.Selector) []acl.Selector {
 	return out
 }
 
-// side gathers the selectors of one side. In a rule that denies * is everything: a guard rail has no holes.
+// side collects the selectors of one side. In a deny rule * is everything: a guard rail has no holes.
 func (p *Program) side(selectors []acl.Selector, deny bool) side {
 	var s side
 	for _, sel := range selectors {

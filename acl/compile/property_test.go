@@ -28,7 +28,7 @@ func mustParse(t interface{ Fatalf(string, ...any) }, src []byte) *acl.Policy {
 	return p
 }
 
-// permits judges a packet as a node that has nothing but its View would.
+// permits judges a packet as a node that knows only its View would.
 func permits(v compile.View, direction proto.Direction, own, other endpoint, p packet) bool {
 	if !slices.Contains(v.Peers, other.node.ID) {
 		return false
@@ -115,7 +115,7 @@ func TestAgreesWithNaiveEvaluator(t *testing.T) {
 	})
 }
 
-// ruleTies are the nodes that a naive reading of the rules, whatever their services, ties to each node.
+// ruleTies returns the peers of each node by a naive reading of the rules, whatever their services.
 func ruleTies(oracle naive, all []endpoint) map[proto.NodeID][]proto.NodeID {
 	for i := range oracle.doc.ACLs {
 		oracle.doc.ACLs[i].Proto = ""
@@ -255,7 +255,7 @@ func TestRunTestsAgreesWithNaiveEvaluator(t *testing.T) {
 			}
 		}
 		if pairs == 0 || dst == "autogroup:self" && !everySourceHasAnother(oracle, src, all) {
-			return // stand-ins take part, see TestStandIns
+			return // involves stand-ins, see TestStandIns
 		}
 		target := dst + ":" + map[uint16]string{22: "22", 443: "443", 53: "53"}[p.port]
 		protocol := map[uint8]string{6: "tcp", 17: "udp", 132: "sctp"}[p.protocol]
@@ -283,7 +283,7 @@ func netIsRange(s string) bool {
 	return err == nil && !p.IsSingleIP()
 }
 
-// everySourceHasAnother says whether every node of the source is a user's who has another node.
+// everySourceHasAnother reports whether the user of every source node has another node.
 func everySourceHasAnother(oracle naive, src string, all []endpoint) bool {
 	for _, from := range all {
 		if oracle.selects(src, from, from) && !slices.ContainsFunc(all, func(to endpoint) bool {

@@ -8,8 +8,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// TestSeveralRouters has two routers serve a network, of which the rules say different things: the best verdict counts,
-// whichever router comes first.
+// TestSeveralRouters has two routers that serve the same network under different rules: the best verdict counts, whichever router
+// comes first.
 func TestSeveralRouters(t *testing.T) {
 	behind := netip.MustParseAddr("10.1.2.3")
 	const (
@@ -50,8 +50,8 @@ func TestSeveralRouters(t *testing.T) {
 	}
 }
 
-// TestWhoseConnection has a policy allow everything to everybody. What is no connection of the node that is asked is not allowed
-// by it, and neither is one from a node to itself, or from a network to itself.
+// TestWhoseConnection uses a policy that allows everything to everybody. A node must still not allow connections of which it is
+// neither end, connections from a node to itself, or from a network to itself.
 func TestWhoseConnection(t *testing.T) {
 	prog, inv := managed(t, `"grants": [{"src": ["*"], "dst": ["*", "10.1.0.0/16", "autogroup:internet"], "ip": ["*"]}, {"src": ["10.1.0.0/16"], "dst": ["*"], "ip": ["*"]}]`, nil, 0)
 	all := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("0.0.0.0/0")}
@@ -84,7 +84,7 @@ func TestWhoseConnection(t *testing.T) {
 	}
 }
 
-// TestSelfIsNotBehind: what a user's own devices may is not theirs who are behind one of them.
+// TestSelfIsNotBehind checks that hosts behind a user's device do not get the permissions of the user's own devices.
 func TestSelfIsNotBehind(t *testing.T) {
 	prog, inv := managed(t, `"grants": [{"src": ["autogroup:member"], "dst": ["autogroup:self"], "ip": ["*"]}]`, nil, 0)
 	mustPut(inv, node(6, "ann@example.com"))
@@ -117,7 +117,7 @@ func TestSelfIsNotBehind(t *testing.T) {
 	}
 }
 
-// TestTheFirstRuleIsNamed where several say the same, in policies with rules that deny and without.
+// TestTheFirstRuleIsNamed checks which of several matching rules is named, in policies with and without deny rules.
 func TestTheFirstRuleIsNamed(t *testing.T) {
 	const deny = `"deny": [{"src": ["ann@example.com"], "dst": ["tag:web"], "ip": ["*"]}],`
 	for _, before := range []string{"", deny} {

@@ -18,27 +18,27 @@ type router struct {
 	exit    families       // the families in which it is an exit node
 }
 
-// routes are all approved routes.
+// routes holds all approved routes.
 type routes struct {
 	byID    map[proto.NodeID]router
 	subnets []netip.Prefix // of all routers, sorted, each once
 	exit    families
-	// owners are the routers by what they serve; exits those that are exit nodes.
-	owners interface { // a *bart.Table, as a ruleTable is one
+	// owners are the routers by subnet; exits are the exit nodes.
+	owners interface { // a *bart.Table, see ruleTable
 		Supernets(of netip.Prefix) iter.Seq2[netip.Prefix, []proto.NodeID]
 	}
 	exits []proto.NodeID
-	// src and dst are, by rule, the routers with routes that its sources or destinations cover.
+	// src and dst map each rule to the routers with routes that its sources or destinations cover.
 	src, dst map[int32][]routed
 }
 
-// routed is a router with the routes of it that a side of a rule covers in part or whole.
+// routed is a router with those of its routes that a side of a rule covers in part or in whole.
 type routed struct {
 	id proto.NodeID
 	covered
 }
 
-// routes finds the routers once.
+// routes computes the routes on first use.
 func (b *Bound) routes() *routes {
 	if b.routed != nil {
 		return b.routed
@@ -88,8 +88,8 @@ func (b *Bound) routes() *routes {
 	return r
 }
 
-// Approved are the routes of a node that it offers and that were approved, by hand or by the policy; sorted. 0.0.0.0/0 and
-// ::/0 make it an exit node. An approval of what a node does not offer serves nobody.
+// Approved returns the routes that a node advertises and that were approved, by hand or by the policy; sorted. 0.0.0.0/0 and
+// ::/0 make it an exit node. Approving a route that the node does not advertise has no effect.
 func (b *Bound) Approved(id proto.NodeID) []netip.Prefix {
 	n, ok := b.node(id)
 	if !ok {
@@ -106,7 +106,7 @@ func (b *Bound) Approved(id proto.NodeID) []netip.Prefix {
 	return slices.Compact(out)
 }
 
-// approves says whether the policy approves a route of a node by itself. Exit nodes are approved as such only.
+// approves reports whether the policy itself approves a route of a node. Exit nodes need an approval of their own.
 func (p *Program) approves(b *Bound, n proto.Identity, route netip.Prefix) bool {
 	if p.policy == nil {
 		return false
@@ -124,7 +124,7 @@ func (p *Program) approves(b *Bound, n proto.Identity, route netip.Prefix) bool 
 	})
 }
 
-// ownersOf are the routers through which an address is reached that is no node's, sorted.
+// ownersOf returns the routers through which an address is reached that is no node's, sorted.
 func (b *Bound) ownersOf(a netip.Addr) []proto.NodeID {
 	r := b.routes()
 	if len(r.byID) == 0 {
@@ -145,21 +145,21 @@ func (b *Bound) ownersOf(a netip.Addr) []proto.NodeID {
 	return slices.Compact(out)
 }
 
-// serves says whether a node has an approved route to an address.
+// serves reports whether a node has an approved route to an address.
 func (r *routes) serves(id proto.NodeID, a netip.Addr) bool {
 	x, ok := r.byID[id]
 	return ok && (slices.ContainsFunc(x.subnets, func(p netip.Prefix) bool { return p.Contains(a) }) ||
 		x.exit&family(a) != 0 && isInternet(a))
 }
 
-// internet is what is reached through exit nodes.
+// internet is what can be reached through exit nodes.
 var internet = acl.InternetPrefixes()
 
 func isInternet(a netip.Addr) bool {
 	return slices.ContainsFunc(internet, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// internetIn are the prefixes of the internet of some families.
+// internetIn returns the prefixes of the internet in some families.
 func internetIn(in families) []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range internet {

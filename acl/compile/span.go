@@ -11,27 +11,27 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Span is what a rule that only one of two programs has can make a difference to: the connections from Src to Dst and to the
-// addresses that it leads to, as far as they are of its services.
+// Span is the set of connections that a rule that only one of two programs has can affect: those from Src to Dst and to the
+// addresses that it leads to, limited to its services.
 type Span struct {
-	// Src and Dst are the nodes that its sides cover by who they are or by an address of theirs, whatever else it asks; sorted.
+	// Src and Dst are the nodes that its sides select by identity or by address, whatever its condition; sorted.
 	Src, Dst []proto.NodeID
-	// Self says that there is no Dst: the rule is about other nodes of the same user.
+	// Self reports that there is no Dst: the rule is about other nodes of the same user.
 	Self     bool
 	Services []proto.Service
 	rule     *rule
 	routed   bool
 }
 
-// Leads says whether an address that is no node's may be a destination.
+// Leads reports whether an address that is no node's may be a destination.
 func (s Span) Leads(a netip.Addr) bool {
 	d := &s.rule.dst
 	return s.routed && (d.any || d.internet || d.everything || slices.ContainsFunc(d.prefixes, func(p netip.Prefix) bool { return p.Contains(a) }))
 }
 
 // Spans lists what can make connections differ between two programs on one inventory, and, sorted, the nodes for which
-// anything may differ, capabilities included. Where in its file a rule stands makes no difference. The cost is that of the
-// rules and of those nodes.
+// anything may differ, including capabilities. The position of a rule in its file makes no difference. The cost depends on the
+// number of rules and of those nodes.
 func Spans(before, after *Bound) (spans []Span, touched []proto.NodeID) {
 	groups := changedGroups(before.prog, after.prog)
 	seen := map[proto.NodeID]struct{}{}
@@ -80,12 +80,12 @@ func (b *Bound) span(number int32) Span {
 	return s
 }
 
-// routedBy says whether the destinations of a rule are in part behind one of some routers.
+// routedBy reports whether some destinations of a rule are behind one of some routers.
 func (b *Bound) routedBy(number int32, routers map[proto.NodeID]struct{}) bool {
 	return len(routers) > 0 && slices.ContainsFunc(b.routes().dst[number], func(x routed) bool { _, ok := routers[x.id]; return ok })
 }
 
-// substance is what each rule says, without the place where it says it: equal texts mean the same.
+// substance returns the meaning of each rule, without its position in the file: equal texts mean the same.
 func (p *Program) substance() []string {
 	out := make([]string, len(p.rules))
 	for i := range p.rules {
@@ -109,8 +109,8 @@ func (p *Program) substance() []string {
 	return out
 }
 
-// Policy is what the program was made of; nil where nothing is allowed.
+// Policy returns the policy that the program was made from; nil if nothing is allowed.
 func (p *Program) Policy() *acl.Policy { return p.policy }
 
-// Mesh is the mesh that the program is for.
+// Mesh returns the mesh that the program is for.
 func (p *Program) Mesh() proto.Mesh { return p.mesh }

@@ -21,8 +21,8 @@ const spanned = `{"tagOwners": {"tag:a": [], "tag:b": [], "tag:r": []}, "groups"
 	"deny": [` + denied + `],
 	"enforcement": [{"src": ["tag:b"], "dst": ["tag:a"], "mode": "monitor", "until": "2027-01-31"}]}`
 
-// TestSpans changes a policy in one place at a time: each makes a span and touches whom the rule is about, wherever in the file it
-// stands.
+// TestSpans changes a policy in one place at a time: each change makes a span and touches the nodes that the rule covers,
+// wherever it is in the file.
 func TestSpans(t *testing.T) {
 	inv := inventory("tag:a", "tag:b", "tag:r", "ann@e.org", "ann@e.org", "eve@e.org", "tag:x")
 	traits := compile.Traits{Advertised: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")}}
@@ -58,7 +58,7 @@ func TestSpans(t *testing.T) {
 		{`"2027-01-31"`, `"2027-01-30"`, watch},
 	} {
 		src := strings.Replace(spanned, test.old, test.changed, 1)
-		if test.old == denied { // what was denied is allowed, by a rule with the same text
+		if test.old == denied { // what was denied is allowed by a rule with the same text
 			src = strings.Replace(src, `"grants": [`, `"grants": [`+denied+", ", 1)
 		}
 		after := program(t, src)

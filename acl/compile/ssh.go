@@ -11,23 +11,23 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// SSHRule is who may log in to a node, and as whom.
+// SSHRule specifies who may log in to a node, and as whom.
 type SSHRule struct {
 	Origin proto.Origin
 	Peers  []proto.NodeID // sorted
-	// Users are login names of the node, autogroup:nonroot for all but root, or localpart:*@DOMAIN for what stands before the
-	// @ of the login of the person behind the peer.
+	// Users are login names on the node, autogroup:nonroot for all but root, or localpart:*@DOMAIN for the part before the @ of
+	// the login name of the peer's user.
 	Users []string
-	// Check says that the person must have logged in within Period, and Always that each connection takes a login.
+	// Check requires that the user has logged in within Period; Always requires a login for each connection.
 	Check, Always bool
 	Period        time.Duration
 	AcceptEnv     []string
 }
 
-// SSH are the rules of ssh for a node, in the order of the policy. They are empty for a node that nobody may log in to.
+// SSH returns the SSH rules for a node, in the order of the policy. There are none for a node that nobody may log in to.
 func (p *Program) SSH(inv Inventory, id proto.NodeID) []SSHRule { return p.On(inv).SSH(id) }
 
-// SSH is Program.SSH.
+// SSH is like Program.SSH.
 func (b *Bound) SSH(id proto.NodeID) []SSHRule {
 	n, ok := b.node(id)
 	if !ok || b.prog.policy == nil {
@@ -51,7 +51,7 @@ func (b *Bound) SSH(id proto.NodeID) []SSHRule {
 	return out
 }
 
-// sshPeers are the nodes that a rule lets log in to a node.
+// sshPeers returns the nodes that a rule lets log in to a node.
 func (b *Bound) sshPeers(r acl.SSHRule, to proto.Identity) map[proto.NodeID]struct{} {
 	out := map[proto.NodeID]struct{}{}
 	for _, s := range r.Src {
@@ -64,7 +64,7 @@ func (b *Bound) sshPeers(r acl.SSHRule, to proto.Identity) map[proto.NodeID]stru
 	return out
 }
 
-// sshReaches says whether a rule lets a node that is among its sources, with some facts, log in to another one.
+// sshReaches reports whether a rule lets a node that is among its sources, with some facts, log in to another one.
 func (b *Bound) sshReaches(r acl.SSHRule, from, to proto.Identity, f facts) bool {
 	if names := r.Postures; len(names) > 0 {
 		c := &cond{}
@@ -82,7 +82,7 @@ func (b *Bound) sshReaches(r acl.SSHRule, from, to proto.Identity, f facts) bool
 	})
 }
 
-// sshAs says whether a rule lets the person behind a node log in as a user.
+// sshAs reports whether a rule lets the user of a node log in under a login name.
 func sshAs(r acl.SSHRule, from proto.Identity, user string) bool {
 	return slices.ContainsFunc(r.Users, func(u string) bool {
 		switch {
@@ -96,7 +96,7 @@ func sshAs(r acl.SSHRule, from proto.Identity, user string) bool {
 	})
 }
 
-// sshVerdict is how a login may happen. Where one rule accepts what another one checks, it is checked: the stricter holds.
+// sshVerdict is how a login may happen. If one rule accepts what another one checks, the stricter one wins: it is checked.
 type sshVerdict uint8
 
 const (
@@ -105,8 +105,8 @@ const (
 	sshAccepted
 )
 
-// RunSSHTests runs the tests of ssh that the policy carries, as RunTests does. A test that accepts holds if every node of its
-// source may log in as each user everywhere, with a check or without; one that checks wants the check.
+// RunSSHTests runs the policy's tests of SSH rules, as RunTests does for the others. A test that accepts passes if every node of
+// its source may log in as each user everywhere, with or without a check; one that checks requires the check.
 func RunSSHTests(p *Program, inv Inventory) []TestFailure {
 	if p.policy == nil {
 		return nil
@@ -156,11 +156,11 @@ func (t *tester) runSSH(test acl.SSHTest) []TestFailure {
 	return out
 }
 
-// claim tries one user on every pair, and says whether there is any.
+// claim tries one user on every pair, and reports whether there is any pair.
 func (t *tester) claim(dst acl.Selector, sources []party, user, want string, holds func(sshVerdict) bool) (out []TestFailure, tried bool) {
 	for _, from := range sources {
 		destinations := t.parties(dst, &from)
-		if len(destinations) == 1 && destinations[0].node.ID == from.node.ID { // the only one there is, so far
+		if len(destinations) == 1 && destinations[0].node.ID == from.node.ID { // the source is the only destination so far
 			destinations = t.standIns(dst, &from)
 		}
 		for _, to := range destinations {
@@ -203,7 +203,7 @@ func (t *tester) login(from, to proto.Identity, user string) sshVerdict {
 	return best
 }
 
-// selects says whether a selector picks a node, by who it is or by one of its addresses.
+// selects reports whether a selector selects a node, by identity or by one of its addresses.
 func (b *Bound) selects(s acl.Selector, n proto.Identity) bool {
 	prefixes := literals(s)
 	switch s.Kind {

@@ -9,7 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// standIns are nodes that do not exist, as a selector would pick them: one for a user or a tag, one for each member of a
+// standIns returns nodes that do not exist, as a selector would select them: one for a user or a tag, one for each member of a
 // group. For autogroup:self it is another node of the source's user. There are none for a group without members, nor for
 // addresses that no node of the mesh can have.
 func (t *tester) standIns(s acl.Selector, from *party) []party {
@@ -19,7 +19,7 @@ func (t *tester) standIns(s acl.Selector, from *party) []party {
 	case acl.User:
 		return []party{t.standIn(userNamed(s.Name))}
 	case acl.Role:
-		return nil // whoever has the role one day is not known
+		return nil // who will have the role is unknown
 	case acl.Domain:
 		return []party{t.standIn(userNamed("somebody@" + s.Name))}
 	case acl.Member:
@@ -52,8 +52,8 @@ func userNamed(login string) proto.Identity {
 	return proto.Identity{User: proto.User{Issuer: proto.IssuerToken, Subject: login, Name: login}}
 }
 
-// literalStandIn has the first address of a range of the mesh. An address that a node has, or that is behind a router, needs
-// nobody in its place.
+// literalStandIn returns a stand-in with the first address of a prefix in the mesh. An address that a node has, or that is
+// behind a router, needs no stand-in.
 func (t *tester) literalStandIn(s acl.Selector) []party {
 	mesh := t.b.prog.mesh
 	a := s.Prefix.Addr()
@@ -80,7 +80,7 @@ func (t *tester) literalStandIn(s acl.Selector) []party {
 	return []party{t.party(n, family(a))}
 }
 
-// behind is an address that routers serve.
+// behind returns an address that routers serve, as a party.
 func (t *tester) behind(a netip.Addr) []party {
 	ends := t.b.endsOf(a, 0)
 	if len(ends) == 0 || ends[0].own {
@@ -96,7 +96,7 @@ func (t *tester) behind(a netip.Addr) []party {
 
 func (t *tester) standIn(n proto.Identity) party { return t.party(t.newNode(n), both) }
 
-// newNode gives a stand-in an id and addresses that no node has.
+// newNode gives a stand-in an ID and addresses that no node has.
 func (t *tester) newNode(n proto.Identity) proto.Identity {
 	for taken := true; taken; {
 		t.last++
@@ -109,7 +109,7 @@ func (t *tester) newNode(n proto.Identity) proto.Identity {
 	return n
 }
 
-// freeAddr is the next address of a range that no node has and no rule names, as far as a short search finds one.
+// freeAddr returns the next address of a range that no node has and no rule names, as far as a short search finds one.
 func (t *tester) freeAddr(r netip.Prefix, after netip.Addr) netip.Addr {
 	if !r.IsValid() {
 		return netip.Addr{}
@@ -132,7 +132,7 @@ func (t *tester) freeAddr(r netip.Prefix, after netip.Addr) netip.Addr {
 	return first
 }
 
-// names says whether a rule is about an address literally, other than by a range as wide as the mesh.
+// names reports whether a rule names an address literally, other than by a range as wide as the mesh.
 func (p *Program) names(a netip.Addr) bool {
 	for _, x := range []*sideIndex{&p.src, &p.dst} {
 		for r := range x.prefixes.Supernets(netip.PrefixFrom(a, a.BitLen())) {

@@ -2,7 +2,7 @@ package compile
 
 import "github.com/redoubt-mesh/redoubt/proto"
 
-// Outage is what the policy says of times without a coordinator, and of what it says nothing, the mesh's own.
+// Outage returns the policy's terms for outages of the coordinator, with the mesh's own for what the policy leaves unset.
 func (p *Program) Outage(mesh proto.Outage) proto.Outage {
 	if p.policy == nil {
 		return mesh

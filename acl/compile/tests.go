@@ -11,30 +11,30 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// TestFailure is a test of the policy that does not hold.
+// TestFailure is a failed test of the policy.
 type TestFailure struct {
-	acl.Place        // of the destination that failed, or of the test where it cannot be run
+	acl.Place        // of the destination that failed, or of the test if it cannot be run
 	Source    string // the source of the test, as written
-	Target    string // the destination, as written; empty where the test cannot be run
-	// From and To are the first pair that shows it.
+	Target    string // the destination, as written; empty if the test cannot be run
+	// From and To are the first pair of addresses that shows it.
 	From, To netip.Addr
 	Message  string // what happened instead, and by which rule
 }
 
-// Diagnostic is the failure as a message about the file.
+// Diagnostic returns the failure as a message about the file.
 func (f TestFailure) Diagnostic() acl.Diagnostic {
 	return acl.Diagnostic{Severity: acl.Error, Line: f.Line, Column: f.Column, Path: f.Path, Message: f.Message}
 }
 
 func (f TestFailure) String() string { return f.Diagnostic().String() }
 
-// RunTests runs the tests that the policy carries against what the nodes of an inventory would enforce: the source's rules
-// out, and the destination's rules in.
+// RunTests runs the tests in the policy against what the nodes of an inventory would enforce: the source's rules out, and the
+// destination's rules in.
 //
-// A test that accepts holds if every address of its source reaches every address of the destination in the same family; one
-// that denies holds if none reaches any. A node never opens connections to itself through the mesh, so such pairs do not
-// count. Where a selector matches nothing, stand-ins take the place of the nodes that it will pick one day (a node of that user,
-// one with that tag): a policy can be tested before anybody enrolled.
+// A test that accepts passes if every address of its source reaches every address of the destination in the same family; one
+// that denies passes if none reaches any. A node never opens connections to itself through the mesh, so such pairs do not
+// count. If a selector matches nothing, stand-ins take the place of the nodes that it may select later (a node of that user, one
+// with that tag): a policy can be tested before anyone has joined.
 func RunTests(p *Program, inv Inventory) []TestFailure {
 	if p.policy == nil {
 		return nil
@@ -48,18 +48,18 @@ func RunTests(p *Program, inv Inventory) []TestFailure {
 	return out
 }
 
-// tester runs tests. Nodes that stand in the same places of the rules are one class: but for autogroup:self, which asks
-// whether two nodes are the same user's, what holds for one of them holds for all.
+// tester runs tests. Nodes that are covered by the same rules form one class: except for autogroup:self, which depends on
+// whether two nodes belong to the same user, what holds for one of them holds for all.
 type tester struct {
 	b       *Bound
 	classes map[string]*class
-	byNode  map[proto.NodeID]*class // under the facts of the test that runs
+	byNode  map[proto.NodeID]*class // under the facts of the current test
 	facts   map[string]string       // that its source is assumed to have
 	last    int                     // number of the last stand-in
 	lastAt  proto.Addrs             // and its addresses
 }
 
-// assume begins a test whose source has some facts, whatever it has really.
+// assume begins a test whose source is assumed to have some facts, whatever its real ones are.
 func (t *tester) assume(set map[string]string) {
 	t.byNode, t.facts = map[proto.NodeID]*class{}, set
 }
@@ -68,9 +68,9 @@ type class struct {
 	src, dst []covered
 }
 
-// party is a node, or a stand-in for one, with the addresses that a selector picks it by; or an address behind routers.
+// party is a node, or a stand-in for one, and the families in which a selector selects it; or an address behind routers.
 type party struct {
-	node    proto.Identity // the first of routers, where there are any
+	node    proto.Identity // the first of routers, if there are any
 	in      families
 	user    string // as in coverage
 	class   *class
@@ -78,7 +78,7 @@ type party struct {
 	routers []proto.NodeID
 }
 
-// ends are the party at one of its addresses.
+// ends returns the party's ends of a connection over a family.
 func (t *tester) ends(p party, over families) []end {
 	if len(p.routers) == 0 {
 		return []end{{p.node.ID, pickAddr(p.node.Addrs, over), true, &coverage{src: p.class.src, dst: p.class.dst, user: p.user}}}
@@ -86,7 +86,7 @@ func (t *tester) ends(p party, over families) []end {
 	return t.b.endsOf(p.addr, 0)
 }
 
-// at is the address of the party in a family.
+// at returns the address of the party in a family.
 func (p party) at(over families) netip.Addr {
 	if len(p.routers) > 0 {
 		return p.addr
@@ -94,7 +94,7 @@ func (p party) at(over families) netip.Addr {
 	return pickAddr(p.node.Addrs, over)
 }
 
-// pair is who opens a connection, and to whom.
+// pair is the source and the destination of a connection.
 type pair struct {
 	from, to party
 }
@@ -118,7 +118,7 @@ func (t *tester) run(test acl.Test) []TestFailure {
 	return out
 }
 
-// judge finds the first pair that contradicts a test. There is at most one failure for each destination.
+// judge finds the first pair that contradicts a test. There is at most one failure per destination.
 func (t *tester) judge(test acl.Test, target acl.Target, sources []party, accept bool) []TestFailure {
 	fail := func(format string, args ...any) TestFailure {
 		return TestFailure{Place: target.Place, Source: test.Src.Text, Target: target.Full, Message: fmt.Sprintf(format, args...)}
@@ -153,8 +153,8 @@ func (t *tester) judge(test acl.Test, target acl.Target, sources []party, accept
 	return nil
 }
 
-// pairs are sources with destinations, as many as it takes to try what can differ: two classes, with nodes of the same user
-// and with others.
+// pairs returns enough pairs of a source and a destination to try everything that can differ: each two classes, with nodes of
+// the same user and of different users.
 func (t *tester) pairs(sources []party, target acl.Selector) []pair {
 	var out []pair
 	seen := map[string]bool{}
@@ -194,7 +194,7 @@ func (t *tester) pairs(sources []party, target acl.Selector) []pair {
 			add(from, to)
 		}
 	}
-	if len(out) == 0 { // the source is the only destination there is, so far
+	if len(out) == 0 { // the source is the only destination so far
 		for _, to := range t.standIns(target, &sources[0]) {
 			add(sources[0], to)
 		}
@@ -202,8 +202,8 @@ func (t *tester) pairs(sources []party, target acl.Selector) []pair {
 	return out
 }
 
-// representatives keeps of each class two nodes, so that one of them is not the other side itself: of each user, or else of
-// different users.
+// representatives keeps two nodes of each class, so that one of them is not the other side itself: two of each user, or else two
+// of different users.
 func representatives(parties []party, perUser bool) []party {
 	type key struct {
 		class *class
@@ -227,7 +227,7 @@ func representatives(parties []party, perUser bool) []party {
 	return out
 }
 
-// parties are the nodes that a selector picks, or stand-ins where there are none. Self is relative to a source.
+// parties returns the nodes that a selector selects, or stand-ins if there are none. Self is relative to from.
 func (t *tester) parties(s acl.Selector, from *party) []party {
 	var ids []proto.NodeID
 	switch {
@@ -248,7 +248,7 @@ func (t *tester) parties(s acl.Selector, from *party) []party {
 	return out
 }
 
-// picked are the families in which a selector picks a node that it picks.
+// picked returns the families in which a selector selects a node that it selects.
 func (t *tester) picked(s acl.Selector, a proto.Addrs) families {
 	prefixes := literals(s)
 	switch s.Kind {
@@ -285,8 +285,8 @@ func (t *tester) party(n proto.Identity, in families) party {
 	return party{node: n, in: in, user: user, class: c}
 }
 
-// factsOf are the facts of a node, but for those that the test assumes. Its person logged in just now, unless the test says
-// something else: that somebody has been away says nothing of the policy.
+// factsOf returns the facts of a node, overridden by those that the test assumes. Its user has just logged in unless the test
+// assumes otherwise: that someone has been away does not make the policy wrong.
 func (t *tester) factsOf(n proto.Identity) facts {
 	set := t.b.inv.Traits(n.ID).Facts
 	return func(name string) (string, bool) {
@@ -301,7 +301,7 @@ func (t *tester) factsOf(n proto.Identity) facts {
 	}
 }
 
-// onlyBehind says whether a party is another one itself, or only reached through it.
+// onlyBehind reports whether p is q itself, or can only be reached through q.
 func (p party) onlyBehind(q party) bool {
 	if len(q.routers) > 0 {
 		return len(p.routers) > 0 && p.addr == q.addr
@@ -312,7 +312,7 @@ func (p party) onlyBehind(q party) bool {
 	return len(p.routers) == 1 && p.routers[0] == q.node.ID
 }
 
-// classKey is equal for nodes of one class.
+// classKey is the same for nodes of one class.
 func classKey(c coverage) string {
 	key := make([]byte, 0, 6*(len(c.src)+len(c.dst)+1))
 	for _, side := range [][]covered{c.src, c.dst} {
@@ -327,7 +327,7 @@ func classKey(c coverage) string {
 	return string(key)
 }
 
-// reaches is whether, and by which rule, one party may open a port of another over one of the protocols.
+// reaches returns whether, and by which rule, one party may open a port of another over one of the protocols.
 func (t *tester) reaches(p pair, over families, protocols []uint8, port uint16) Verdict {
 	var last Verdict
 	for _, protocol := range protocols {
@@ -382,7 +382,7 @@ func protocolNames(protocols []uint8) string {
 	return strings.Join(names, " or ")
 }
 
-// noPair says why a source and a destination make no pair that could be tried.
+// noPair explains why a source and a destination make no pair that could be tried.
 func (t *tester) noPair(s acl.Selector) string {
 	switch {
 	case s.Kind == acl.Self:

@@ -20,7 +20,7 @@ func TestRunTests(t *testing.T) {
 	tests := []struct {
 		name, test string
 		who        []string // the nodes 1, 2, ...; nil: five
-		want       string   // failures, one a line
+		want       string   // failures, one per line
 	}{
 		{"holds", `{"src": "group:eng", "accept": ["tag:db:5432"], "deny": ["tag:db:23", "tag:web:5432"]}`, nil, ""},
 		{"one family of the destination", `{"src": "ann@example.com", "accept": ["four:22"], "deny": ["six:22"]}`, nil, ""},

@@ -11,31 +11,31 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// View is what the policy gives one node to know and to enforce.
+// View is the part of the policy that one node knows and enforces.
 type View struct {
 	Rules []proto.Rule   // sorted by Key
 	Sets  []proto.Set    // sorted by Name; exactly those that Rules name; their members are all in Peers
 	Peers []proto.NodeID // sorted
-	// Routes are those of each peer that the node may use, either way, sorted. A route of every address means the internet,
-	// through an exit node, and nothing private.
+	// Routes holds each peer's routes that the node may use, in either direction, sorted. A route to every address means the
+	// internet through an exit node, and nothing private.
 	Routes map[proto.NodeID][]netip.Prefix
-	// Withheld are rules about what the node opens that ask for what it lacks, sorted by Key. They tie it to nobody and name
-	// only sets that are there anyway.
+	// Withheld are rules for connections from the node whose conditions it does not meet, sorted by Key. They make no peers and
+	// name only sets that Rules name too.
 	Withheld []proto.Withheld
 }
 
-// For is the View of a node: a pure function of the policy, the inventory and the node. A node that the inventory does not
-// know has an empty one.
+// For returns the View of a node: a pure function of the policy, the inventory and the node. It is empty for a node that is
+// not in the inventory.
 func (p *Program) For(inv Inventory, id proto.NodeID) View { return p.On(inv).For(id) }
 
-// Bound is a Program on one inventory. It remembers the members of sets, so that the Views of many nodes cost little more
+// Bound is a Program bound to one inventory. It caches the members of sets, so that the Views of many nodes cost little more
 // than their size. It is not safe for concurrent use.
 type Bound struct {
 	prog *Program
 	inv  Inventory
 	sets map[string][]proto.NodeID
-	own  map[string]derived // sets of one user's nodes under a condition
-	// covers is where nodes stand in the rules.
+	own  map[string]derived // one user's nodes that meet a condition
+	// covers caches which rules cover a node.
 	covers map[proto.NodeID]coverage
 	all    *addressBook // nil until a range is looked up
 	routed *routes      // nil until routes are looked up
@@ -49,13 +49,13 @@ func (p *Program) On(inv Inventory) *Bound {
 	}
 }
 
-// node is a node that rules can be about.
+// node returns a node if it is valid and in the inventory.
 func (b *Bound) node(id proto.NodeID) (proto.Identity, bool) {
 	n, ok := b.inv.Node(id)
 	return n, ok && n.ID == id && whole(n)
 }
 
-// For is Program.For.
+// For is like Program.For.
 func (b *Bound) For(id proto.NodeID) View {
 	n, ok := b.node(id)
 	if !ok {
@@ -85,7 +85,7 @@ func (b *Bound) For(id proto.NodeID) View {
 	return v
 }
 
-// intersect are the members of one sorted list that are in another; the list itself where all are.
+// intersect returns the members of one sorted list that are in another; it returns the list itself if all are.
 func intersect(ids, in []proto.NodeID) []proto.NodeID {
 	missing, i := 0, 0
 	for _, id := range ids {
@@ -115,7 +115,7 @@ func intersect(ids, in []proto.NodeID) []proto.NodeID {
 	return out
 }
 
-// rules are the rules of a node, sorted by key, and those that are withheld from it.
+// rules returns the rules of a node, sorted by key, and those that are withheld from it.
 func (b *Bound) rules(n proto.Identity) ([]proto.Rule, []proto.Withheld) {
 	c := b.coverage(n)
 	e := &emitter{out: make([]proto.Rule, 0, len(c.src)+len(c.dst))}
@@ -157,7 +157,7 @@ type emitter struct {
 	withheld []proto.Withheld
 }
 
-// emit adds what a rule means on a node in one direction. Where one side is more than a rule can carry it becomes several.
+// emit adds the rules that a rule becomes on a node in one direction: several if a side does not fit into one.
 func (e *emitter) emit(n proto.Identity, x *covered, r *rule, d proto.Direction, suffix string, in families, peers proto.Selector) {
 	local := only(append(own(n.Addrs, x.in), x.parts...), in)
 	var reach families
@@ -206,7 +206,7 @@ func (e *emitter) self(b *Bound, n proto.Identity, user string, x *covered, r *r
 	e.emit(n, &y, r, proto.Out, "", both, proto.Selector{Sets: []string{user}})
 }
 
-// chunks are the parts of a list of prefixes that fit into rules, at least one.
+// chunks splits a list of prefixes into parts that fit into rules, at least one.
 func chunks(ps []netip.Prefix) [][]netip.Prefix {
 	if len(ps) <= proto.MaxRulePrefixes {
 		return [][]netip.Prefix{ps}
@@ -214,7 +214,7 @@ func chunks(ps []netip.Prefix) [][]netip.Prefix {
 	return slices.Collect(slices.Chunk(ps, proto.MaxRulePrefixes))
 }
 
-// reason makes a text that a netmap can carry.
+// reason sanitizes and truncates a text for a netmap.
 func reason(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -228,7 +228,7 @@ func reason(s string) string {
 	return s
 }
 
-// own are a node's own addresses in some families.
+// own returns a node's own addresses in some families.
 func own(a proto.Addrs, in families) []netip.Prefix {
 	out := make([]netip.Prefix, 0, 2)
 	if in&v4 != 0 {
@@ -240,7 +240,7 @@ func own(a proto.Addrs, in families) []netip.Prefix {
 	return out
 }
 
-// destinations are the destinations of a rule as its sources see them.
+// destinations returns the destinations of a rule as its sources see them.
 func (b *Bound) destinations(number int32) proto.Selector {
 	r := &b.prog.rules[number]
 	if len(r.via) > 0 {
@@ -249,8 +249,8 @@ func (b *Bound) destinations(number int32) proto.Selector {
 	return proto.Selector{Sets: r.dstSets, Prefixes: b.prefixes(&r.dst, true)}
 }
 
-// told are the destinations of a rule as a node is told of it that lacks what the rule asks for: nothing that depends on
-// other nodes, for it has no part in those.
+// told returns the destinations of a rule as reported to a node that does not meet its condition: nothing that depends on other
+// nodes, since the node has no access to them.
 func (p *Program) told(r *rule) proto.Selector {
 	out := proto.Selector{Sets: r.dstSets, Prefixes: slices.Clone(r.dst.prefixes)}
 	if r.dst.any {
@@ -264,8 +264,8 @@ func (p *Program) told(r *rule) proto.Selector {
 	return out
 }
 
-// sources are the sources of a rule as its destinations see them, but for literal addresses of nodes where something is asked
-// of them: those are srcV4 and srcV6.
+// sources returns the sources of a rule as its destinations see them, except for literal addresses of nodes if the rule has a
+// condition: those are srcV4 and srcV6.
 func (b *Bound) sources(r *rule) proto.Selector {
 	switch {
 	case r.cond == nil:
@@ -276,7 +276,7 @@ func (b *Bound) sources(r *rule) proto.Selector {
 	return proto.Selector{Sets: r.srcSets}
 }
 
-// prefixes are the addresses that a side names, routes that * stands for included.
+// prefixes returns the addresses that a side names, including the routes that * stands for.
 func (b *Bound) prefixes(s *side, dst bool) []netip.Prefix {
 	switch {
 	case s.everything:
@@ -295,7 +295,7 @@ func (b *Bound) prefixes(s *side, dst bool) []netip.Prefix {
 	return slices.Compact(out)
 }
 
-// through are the parts of routes that a rule with via is about.
+// through returns the parts of routes that a rule with via covers.
 func (b *Bound) through(number int32) []netip.Prefix {
 	var out []netip.Prefix
 	for _, x := range b.routes().dst[number] {
@@ -305,7 +305,7 @@ func (b *Bound) through(number int32) []netip.Prefix {
 	return slices.Compact(out)
 }
 
-// beyond are prefixes without the mesh's own addresses, but with the routes that lie within those: who is behind a router.
+// beyond returns prefixes without the mesh's own addresses, but with the routes within those: what is behind routers.
 func (b *Bound) beyond(ps []netip.Prefix) []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range ps {
@@ -334,7 +334,7 @@ func (b *Bound) beyond(ps []netip.Prefix) []netip.Prefix {
 	return slices.Compact(out)
 }
 
-// minus is a prefix without another one that is within it.
+// minus returns a prefix without another one within it.
 func minus(p, hole netip.Prefix) []netip.Prefix {
 	var out []netip.Prefix
 	raw := hole.Addr().AsSlice()
@@ -347,10 +347,10 @@ func minus(p, hole netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// Peers are the nodes that some rule ties to a node, sorted.
+// Peers returns the peers of a node, sorted.
 func (b *Bound) Peers(id proto.NodeID) []proto.NodeID { return b.peers(id) }
 
-// peers are the nodes that some rule ties to a node.
+// peers returns the peers of a node, sorted.
 func (b *Bound) peers(id proto.NodeID) []proto.NodeID {
 	n, ok := b.node(id)
 	if !ok {
@@ -360,7 +360,7 @@ func (b *Bound) peers(id proto.NodeID) []proto.NodeID {
 	return peers
 }
 
-// tied are the nodes that rules of a node have on their other side, and the routes of those that the node may use.
+// tied returns the peers of a node, and those routes of theirs that the node may use.
 func (b *Bound) tied(n proto.Identity) ([]proto.NodeID, map[proto.NodeID][]netip.Prefix) {
 	c := b.coverage(n)
 	t := ties{b: b, self: n.ID, seen: map[string]struct{}{}}
@@ -435,7 +435,7 @@ func (t *ties) sets(names []string) {
 	}
 }
 
-// within adds the nodes that a side picks by address in some families.
+// within adds the nodes that a side selects by address in some families.
 func (t *ties) within(s *side, in families) {
 	add := func(ps []netip.Prefix) {
 		for _, p := range ps {
@@ -459,7 +459,7 @@ func (t *ties) within(s *side, in families) {
 	add(s.prefixes)
 }
 
-// routes adds routers, and what of theirs the node may use. Routes that lie within the mesh are no peer's to claim.
+// routes adds routers, and those of their routes that the node may use. Routes within the mesh are no peer's to claim.
 func (t *ties) routes(refs []routed, in families) {
 	for _, x := range refs {
 		if x.id == t.self || x.onlyRoutes()&in == 0 {
@@ -478,13 +478,13 @@ func (t *ties) routes(refs []routed, in families) {
 	}
 }
 
-// onlyRoutes are the families of the routes that are covered.
+// onlyRoutes returns the families in which routes are covered.
 func (c *covered) onlyRoutes() families {
 	routes := covered{parts: c.parts}
 	return routes.families()
 }
 
-// without1 is a sorted list without one of its members; the list itself where it is no member.
+// without1 returns a sorted list without one of its members; it returns the list itself if it does not contain it.
 func without1(ids []proto.NodeID, id proto.NodeID) []proto.NodeID {
 	i, found := slices.BinarySearch(ids, id)
 	if !found {

@@ -15,28 +15,28 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// class is nodes of one identity that both policies treat alike, two of which stand for all.
+// class is a set of nodes with one identity that both policies treat alike; one or two of them stand for all.
 type class struct {
 	who   string
 	nodes []proto.Identity
-	addr  netip.Addr // behind routers; then there are no nodes
+	addr  netip.Addr // of a network behind routers; then there are no nodes
 }
 
-// segment is protocols and ports that both policies treat alike; the first of each stands for all.
+// segment is a range of protocols and ports that both policies treat alike; the first of each stands for all.
 type segment struct {
 	protocols []uint8
 	first     uint16
 	last      uint16
 }
 
-// meets says whether services are about the segment. It is wholly in each of them or not at all.
+// meets reports whether services include the segment. Each service includes all of it or nothing.
 func (s segment) meets(services []proto.Service) bool {
 	return slices.ContainsFunc(services, func(x proto.Service) bool {
 		return slices.Contains(s.protocols, x.Proto) && (!proto.HasPorts(x.Proto) || x.First <= s.first && s.first <= x.Last)
 	})
 }
 
-// literals are the ranges that rules name.
+// literals returns the prefixes that rules name.
 func literals(policies []*acl.Policy) *bart.Lite {
 	out := new(bart.Lite)
 	add := func(s acl.Selector) {
@@ -62,10 +62,10 @@ func literals(policies []*acl.Policy) *bart.Lite {
 	return out
 }
 
-// segments cuts protocols and ports where a rule begins or ends.
+// segments splits protocols and ports wherever a service of a rule begins or ends.
 func segments(policies []*acl.Policy) []segment {
 	var cuts [256][]int
-	var uses [256][]byte // what stands where about a protocol
+	var uses [256][]byte // which rules use a protocol, and with which ports
 	for n, p := range policies {
 		for i, r := range p.Rules {
 			for j, d := range r.Dst {
@@ -86,7 +86,7 @@ func segments(policies []*acl.Policy) []segment {
 		}
 		key := string(strconv.AppendBool(uses[protocol], proto.HasPorts(protocol)))
 		if protocol == proto.ProtoICMP || protocol == proto.ProtoICMPv6 {
-			key += strconv.Itoa(n) // each is of one family
+			key += strconv.Itoa(n) // each belongs to one family
 		}
 		alike[key] = append(alike[key], protocol)
 	}
@@ -111,10 +111,10 @@ func segments(policies []*acl.Policy) []segment {
 	return out
 }
 
-// asked is what rules ask of nodes: only that may tell apart two nodes of one identity.
+// asked is what the conditions of rules depend on: only that can distinguish two nodes with the same identity.
 type asked struct {
 	facts  map[string]struct{}
-	logins bool // how long ago somebody logged in
+	logins bool // login times
 }
 
 func askedBy(policies []*acl.Policy) asked {
@@ -134,7 +134,7 @@ func askedBy(policies []*acl.Policy) asked {
 	return a
 }
 
-// classify sorts the nodes that something changes for into classes.
+// classify groups the touched nodes into classes.
 func (d *differ) classify(touched []proto.NodeID) {
 	named, asked := literals(d.policies), askedBy(d.policies)
 	byKey := map[string]int{}
@@ -175,13 +175,13 @@ func (d *differ) classify(touched []proto.NodeID) {
 			continue
 		}
 		if who := n.Who(); d.byWho[who] == 1 {
-			d.byWho[who]++ // the name alone would say too much
+			d.byWho[who]++ // some of its nodes are not touched, so the name alone would claim too much
 		}
 		d.members = d.members && !person(n)
 	}
 }
 
-// behind adds what routers serve under either policy, cut where rules name parts of it.
+// behind adds the networks that routers serve under either policy, split where rules name parts of them.
 func (d *differ) behind() {
 	var routes []netip.Prefix
 	for id := range d.inv.Routers() {
@@ -219,7 +219,7 @@ func (d *differ) behind() {
 	slices.SortFunc(d.classes[d.nodes:], func(a, b *class) int { return a.addr.Compare(b.addr) })
 }
 
-// label names a class by its identity, and by its nodes where others of the identity are treated differently.
+// label names a class by its identity, and also by its nodes if others with the identity are treated differently.
 func (d *differ) label(c *class) string {
 	if d.byWho[c.who] < 2 {
 		return c.who
@@ -235,7 +235,7 @@ func (d *differ) label(c *class) string {
 	return fmt.Sprintf("%s (%s)", c.who, strings.Join(nodes, ", "))
 }
 
-// names are the services of a segment. Many protocols at once are all those that have no name of their own here.
+// names returns the services of a segment. Many protocols at once are those without a name here, and are summarized.
 func (s segment) names() []string {
 	const most = 8
 	var out []string

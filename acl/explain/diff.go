@@ -11,28 +11,28 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Difference is what one policy changes against another on one mesh.
+// Difference is how two policies differ on one mesh.
 type Difference struct {
-	// Touched is how many nodes it is about: for them something may change, be it only what they are told of capabilities.
+	// Touched is the number of nodes affected: something may change for them, if only the capabilities they are sent.
 	Touched int
-	// Changes are the connections that differ; those gained come first.
+	// Changes are the connections that differ; gained ones come first.
 	Changes []Change
 }
 
-// Change is connections that one policy allows and the other does not.
+// Change is a set of connections that one policy allows and the other does not.
 type Change struct {
 	Gained   bool         // else lost
-	Src, Dst []string     // users, tags, or what is behind routers
+	Src, Dst []string     // users, tags, or networks behind routers
 	Services []string     // such as tcp:443
 	Rule     proto.Origin // of the policy that allows them
 }
 
-// Diff lists the connections that differ between two policies on one mesh. It asks about those only that a rule is about which
-// one of the policies has and the other has not, and of nodes that no rule of either tells apart it asks about one, and so of
-// ports: its cost is that of what changed and not of the mesh.
+// Diff lists the connections that differ between two policies on one mesh. It compares only connections covered by a rule that
+// one policy has and the other does not, and only one node of several that no rule of either policy distinguishes, and likewise
+// one port. So its cost depends on what changed, not on the size of the mesh.
 //
-// Where it would still have to ask about more than a number of connections, it compares none and returns a TooWideError beside
-// how many nodes are touched: a list that leaves some out would pass for "no difference" where it matters.
+// If more than most connections would still have to be compared, it compares none and returns a TooWideError along with the
+// number of nodes touched: an incomplete list would be read as "no difference" for what it leaves out.
 func Diff(before, after *compile.Program, inv compile.Inventory, most int) (Difference, error) {
 	d := &differ{
 		inv: inv, mesh: after.Mesh(), policies: policies(before, after), bound: [2]*compile.Bound{before.On(inv), after.On(inv)},
@@ -55,11 +55,11 @@ func Diff(before, after *compile.Program, inv compile.Inventory, most int) (Diff
 	return out, nil
 }
 
-// TooWideError says that two policies differ about more connections than are asked about.
+// TooWideError reports that two policies differ in more connections than may be compared.
 type TooWideError struct {
-	Sources, Destinations int // kinds of nodes that the policies tell apart, and networks behind routers
+	Sources, Destinations int // classes of nodes that the policies distinguish, and networks behind routers
 	Services              int // ranges of ports and protocols
-	Connections, Most     int // to ask about, and what may be
+	Connections, Most     int // the number to compare, and the limit
 }
 
 func (e *TooWideError) Error() string {
@@ -70,13 +70,13 @@ func (e *TooWideError) Error() string {
 type differ struct {
 	inv      compile.Inventory
 	mesh     proto.Mesh
-	policies []*acl.Policy // those that there are
+	policies []*acl.Policy // those that are not nil
 	bound    [2]*compile.Bound
 	segments []segment
 	classes  []*class // of nodes, then networks behind routers
-	nodes    int      // how many of them are of nodes
+	nodes    int      // how many of the classes are of nodes
 	classOf  map[proto.NodeID]int
-	byWho    map[string]int // how many labels there are of an identity; 2 where some of its nodes are in no class
+	byWho    map[string]int // how many labels an identity needs; 2 if some of its nodes are in no class
 	members  bool           // every node of a person is in a class
 	changes  map[string]*Change
 	order    []string
@@ -91,14 +91,14 @@ func policies(programs ...*compile.Program) (out []*acl.Policy) {
 	return out
 }
 
-// narrowed is a span in numbers of classes and of segments.
+// narrowed is a span in terms of classes and segments.
 type narrowed struct {
 	src, dst []int
 	self     bool
 	segments []int
 }
 
-// narrowed says which classes and segments each span is about.
+// narrowed finds the classes and segments that each span covers.
 func (d *differ) narrowed(spans []compile.Span, most int) ([]narrowed, error) {
 	out := make([]narrowed, 0, len(spans))
 	src, dst, kinds, questions := map[int]bool{}, map[int]bool{}, map[int]bool{}, 0
@@ -137,7 +137,7 @@ func note(seen map[int]bool, list []int) {
 	}
 }
 
-// numbers are the classes of nodes, sorted.
+// numbers returns the classes of nodes, sorted.
 func (d *differ) numbers(ids []proto.NodeID) []int {
 	var out []int
 	for _, id := range ids {
@@ -149,7 +149,7 @@ func (d *differ) numbers(ids []proto.NodeID) []int {
 	return slices.Compact(out)
 }
 
-// ask asks about each pair of classes that a rule is about, in the segments that it is about.
+// ask compares each pair of classes that a rule covers, in the segments that it covers.
 func (d *differ) ask(rules []narrowed) {
 	from := make([][]int, d.nodes)
 	for i, r := range rules {
@@ -188,14 +188,14 @@ func (d *differ) ask(rules []narrowed) {
 	}
 }
 
-// finding is a way in which services between two classes change: by which rule and, if not over both, over which family.
+// finding is how services between two classes change: by which rule and, if not over both, over which family.
 type finding struct {
 	gained bool
 	rule   proto.Origin
 	over   string
 }
 
-// compare asks both policies about the connections from one class to another, of some segments.
+// compare asks both policies about the connections from one class to another in the segments about.
 func (d *differ) compare(from, to *class, about []int) {
 	src, dst, ok := pair(from, to)
 	if !ok {
@@ -232,7 +232,7 @@ func (d *differ) compare(from, to *class, about []int) {
 	}
 }
 
-// pair takes a node of each class, two different ones where the class is the same. The destination is nobody where it is an
+// pair returns a node of each class, two different ones if the classes are the same. The destination is zero if it is an
 // address outside the mesh.
 func pair(from, to *class) (src, dst proto.Identity, ok bool) {
 	switch {
@@ -246,10 +246,10 @@ func pair(from, to *class) (src, dst proto.Identity, ok bool) {
 	return from.nodes[0], from.nodes[1], true
 }
 
-// families are the verdicts about one connection over each address family.
+// families holds the verdicts about one connection over each address family.
 type families struct{ v4, v6 compile.Verdict }
 
-// decide is what a policy decides about the segment, from one node to another, or to addr if that is valid.
+// decide returns a policy's verdict about the segment, from one node to another, or to addr if that is valid.
 func (s segment) decide(b *compile.Bound, src, dst proto.Identity, addr netip.Addr) families {
 	ask := func(a, z netip.Addr) compile.Verdict {
 		if addr.IsValid() {
@@ -263,7 +263,7 @@ func (s segment) decide(b *compile.Bound, src, dst proto.Identity, addr netip.Ad
 	return families{ask(src.Addrs.V4, dst.Addrs.V4), ask(src.Addrs.V6, dst.Addrs.V6)}
 }
 
-// record adds the source to the change that is alike but for that, so that one change names all sources.
+// record adds the source to an otherwise equal change if there is one, so that one change names all sources.
 func (d *differ) record(k finding, from, to *class, services []string) {
 	if k.over != "" {
 		services = append(services, k.over)
@@ -287,7 +287,7 @@ func only(family string, one bool) string {
 	return ""
 }
 
-// either is the verdict that allows.
+// either returns the verdict that allows.
 func either(a, b compile.Verdict) compile.Verdict {
 	if a.Allowed {
 		return a
@@ -295,7 +295,7 @@ func either(a, b compile.Verdict) compile.Verdict {
 	return b
 }
 
-// folded joins changes that differ in their destinations only, names groups for their members, and sorts.
+// folded joins changes that differ only in their destinations, substitutes groups for their members, and sorts.
 func (d *differ) folded() []Change {
 	byRest := map[string]*Change{}
 	var out []*Change
@@ -331,8 +331,8 @@ func compareBool(a, b bool) int {
 	return -1
 }
 
-// grouped puts autogroup:member for all users, if there are several and all have a part in what changes. Whoever is alone on the
-// other side and has one node only may be missing: it has nobody to connect to there.
+// grouped substitutes autogroup:member for all users if there are several and all are in list. A user who is alone on the other
+// side and has only one node may be missing: there is nobody for them to connect to.
 func (d *differ) grouped(list, other []string) []string {
 	slices.Sort(list)
 	list = slices.Compact(list)

@@ -62,7 +62,7 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-// Two ways to write the same are no difference.
+// TestDiffIsNotAboutText checks that two ways to write the same policy are no difference.
 func TestDiffIsNotAboutText(t *testing.T) {
 	inv, err := inventory.Parse([]byte(mesh), time.Time{})
 	if err != nil {
@@ -75,7 +75,8 @@ func TestDiffIsNotAboutText(t *testing.T) {
 	}
 }
 
-// A comparison that is too wide is refused as a whole, and one that just fits is not. What does not change costs nothing.
+// TestDiffIsBounded checks that a comparison that is too wide is refused as a whole, and that one that just fits is not. Rules
+// that do not change do not count.
 func TestDiffIsBounded(t *testing.T) {
 	inv, err := inventory.Parse([]byte(mesh), time.Time{})
 	if err != nil {

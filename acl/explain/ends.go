@@ -14,15 +14,15 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Book is a policy on a mesh, to ask about.
+// Book answers questions about a policy on a mesh.
 type Book struct {
 	policy   *acl.Policy
 	inv      *inventory.Inventory
 	bound    *compile.Bound
-	withheld map[proto.NodeID]map[string]string // why rules are withheld from a node, by their path
+	withheld map[proto.NodeID]map[string]string // why rules are withheld from a node, by the rules' paths
 }
 
-// Open makes a policy ready to be asked about.
+// Open returns a Book for a policy and a mesh.
 func Open(policy *acl.Policy, inv *inventory.Inventory) *Book {
 	policy = inv.Resolve(policy)
 	return &Book{policy: policy, inv: inv, bound: compile.New(policy, inv.Mesh).On(inv), withheld: map[proto.NodeID]map[string]string{}}
@@ -30,12 +30,12 @@ func Open(policy *acl.Policy, inv *inventory.Inventory) *Book {
 
 // End is one side of a connection: an address of a node, or one behind it.
 type End struct {
-	Node proto.Identity // without an id where the address is nobody's
+	Node proto.Identity // without an ID if the address is nobody's
 	Addr netip.Addr
 	Own  bool
 }
 
-// String names the end and who it is.
+// String returns the end's name and identity.
 func (e End) String() string {
 	switch {
 	case e.Node.ID == 0:
@@ -46,7 +46,7 @@ func (e End) String() string {
 	return fmt.Sprintf("%s (%s)", e.Node.Name, e.Node.Who())
 }
 
-// Find lists whom a text means: an address, a node by name, the nodes of a user or those with a tag.
+// Find returns the ends that a text refers to: an address, a node by name, the nodes of a user or those with a tag.
 func (b *Book) Find(text string) ([]End, error) {
 	if a, err := netip.ParseAddr(text); err == nil {
 		return b.at(a.Unmap()), nil
@@ -80,7 +80,7 @@ func (b *Book) ends(ids iter.Seq[proto.NodeID]) []End {
 	return out
 }
 
-// at is who has an address, or serves it.
+// at returns the node that has an address, or the routers that serve it.
 func (b *Book) at(a netip.Addr) []End {
 	if id, ok := b.inv.ByAddr(a); ok {
 		n, _ := b.inv.Node(id)
@@ -99,7 +99,7 @@ func (b *Book) at(a netip.Addr) []End {
 	return out
 }
 
-// serves says whether a route leads to an address: exit nodes lead to the internet only.
+// serves reports whether a route leads to an address: exit nodes lead to the internet only.
 func serves(route netip.Prefix, a netip.Addr) bool {
 	return route.Contains(a) && (route.Bits() > 0 || isInternet(a))
 }
@@ -108,7 +108,7 @@ func isInternet(a netip.Addr) bool {
 	return slices.ContainsFunc(acl.InternetPrefixes(), func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// covers says whether a selector is about an end; other is the one at the other side.
+// covers reports whether a selector selects an end; other is the end on the other side.
 func (b *Book) covers(s acl.Selector, e, other End) bool {
 	switch s.Kind {
 	case acl.Literal:
@@ -129,7 +129,7 @@ func (b *Book) covers(s acl.Selector, e, other End) bool {
 
 func person(n proto.Identity) bool { return !n.User.IsZero() && len(n.Tags) == 0 }
 
-// in says whether a selector picks a node by who it is.
+// in reports whether a selector selects a node by identity.
 func (b *Book) in(s acl.Selector, n proto.Identity) bool {
 	login := n.User.Name
 	switch {
@@ -151,7 +151,7 @@ func (b *Book) in(s acl.Selector, n proto.Identity) bool {
 	return s.Kind == acl.Member
 }
 
-// offered are the routers that offer a way to an address which nobody approved.
+// offered returns the routers that advertise a route to an address; the caller has found none that is approved.
 func (b *Book) offered(a netip.Addr) []string {
 	var out []string
 	for id := range b.inv.Routers() {

@@ -11,15 +11,15 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Answer is what becomes of connections from one end to another, and why.
+// Answer is what happens to connections from one end to another, and why.
 type Answer struct {
 	From, To End
 	Verdict  compile.Verdict
-	// Reason is said where no rule is to blame.
+	// Reason is set if no rule is the reason.
 	Reason string
-	// Nearest are the rules that would have allowed it but for what they miss, the nearest first.
+	// Nearest are the rules that come nearest to allowing the connection, with what they miss, nearest first.
 	Nearest []Near
-	// Alike is how many other pairs of addresses have the same answer.
+	// Alike is how many other pairs of ends have the same answer.
 	Alike int
 }
 
@@ -30,10 +30,10 @@ type Near struct {
 	far     int
 }
 
-// maxNear is how many rules are told of.
+// maxNear is how many of the nearest rules are listed.
 const maxNear = 3
 
-// Explain says what becomes of connections between two lists of ends. Pairs with the same answer are told once.
+// Explain reports what happens to connections between two lists of ends. Pairs with the same answer are listed once.
 func (b *Book) Explain(from, to []End, protocol uint8, port uint16) []Answer {
 	var out []Answer
 	seen := map[string]int{}
@@ -55,7 +55,7 @@ func (b *Book) Explain(from, to []End, protocol uint8, port uint16) []Answer {
 	return out
 }
 
-// wrongFamily says whether a protocol is that of the other family.
+// wrongFamily reports whether a protocol belongs to the other address family.
 func wrongFamily(e End, protocol uint8) bool {
 	return protocol == proto.ProtoICMP && !e.Addr.Is4() || protocol == proto.ProtoICMPv6 && e.Addr.Is4()
 }
@@ -90,7 +90,7 @@ func (b *Book) explain(from, to End, protocol uint8, port uint16) Answer {
 	return a
 }
 
-// nearest are the rules that miss least.
+// nearest returns the rules that miss the least.
 func (b *Book) nearest(from, to End, protocol uint8, port uint16) []Near {
 	var out []Near
 	for _, r := range b.policy.Rules {
@@ -105,14 +105,14 @@ func (b *Book) nearest(from, to End, protocol uint8, port uint16) []Near {
 	return out[:min(len(out), maxNear)]
 }
 
-// How far a rule is from allowing a connection by what it misses.
+// What each kind of mismatch adds to the distance between a rule and a connection.
 const (
 	farPosture = 1
 	farService = 2
 	farEnd     = 4
 )
 
-// misses says what keeps a rule from allowing a connection. A rule that is about neither end says nothing.
+// misses returns what keeps a rule from allowing a connection; ok is false for a rule that is about neither end.
 func (b *Book) misses(r acl.Rule, from, to End, protocol uint8, port uint16) (Near, bool) {
 	n := Near{Rule: proto.Origin{Path: r.Path, Line: r.Line}}
 	miss := func(far int, format string, args ...any) {
@@ -155,7 +155,7 @@ func (b *Book) misses(r acl.Rule, from, to End, protocol uint8, port uint16) (Ne
 	return n, true
 }
 
-// reason is why a rule is withheld from a source, empty if it is not.
+// reason returns why a rule is withheld from a source, empty if it is not.
 func (b *Book) reason(from End, path string) string {
 	reasons, ok := b.withheld[from.Node.ID]
 	if !ok {
@@ -187,7 +187,7 @@ func selectors(list []acl.Destination) []acl.Selector {
 	return out
 }
 
-// maxNames keeps long rules from filling the screen.
+// maxNames is how many names of a rule are listed.
 const maxNames = 5
 
 func names(list []acl.Selector) string {
@@ -217,7 +217,7 @@ func joined(list []string) string {
 	return cmp.Or(strings.Join(list, ", "), "anything")
 }
 
-// ServiceName is a service as a grant would have it: tcp:443, udp:1-9, tcp:*, icmp.
+// ServiceName returns a service in the form that grants use: tcp:443, udp:1-9, tcp:*, icmp.
 func ServiceName(s proto.Service) string {
 	name := acl.ProtocolName(s.Proto)
 	switch {

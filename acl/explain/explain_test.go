@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/acl/inventory"
 )
 
-// TestExplain asks about what is reached through routers and about what is only watched.
+// TestExplain asks about destinations behind routers and about connections that are only monitored.
 func TestExplain(t *testing.T) {
 	const nodes = `{"users": [{"name": "ann"}, {"name": "bob"}], "nodes": [
   {"name": "a", "ipv4": "100.64.0.1", "ipv6": "fd7a:115c:a1e0::1", "user": "ann"},
@@ -36,7 +36,7 @@ func TestExplain(t *testing.T) {
 		from, to string
 		port     uint16
 		mode     compile.Mode
-		rule     string // the one that allows; else nobody may
+		rule     string // the one that allows; empty if none does
 		want     string // part of the reason or of what the nearest rule misses
 	}{
 		{"a", "10.1.2.3", 22, compile.Enforce, "grants[0]", ""},

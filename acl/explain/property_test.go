@@ -14,7 +14,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// drawPolicies draws a policy of few rules in which much is named that overlaps, and the same with some of it changed.
+// drawPolicies draws a policy of a few rules with many overlapping names, and a variant of it.
 func drawPolicies(t *rapid.T) (before, after *acl.Policy) {
 	list := func(from ...string) func() string {
 		return func() string {
@@ -86,7 +86,7 @@ func drawMesh(t *rapid.T) *inventory.Inventory {
 	return inv
 }
 
-// TestDiffMissesNothing compares what is listed with the verdicts about all nodes, addresses and some services.
+// TestDiffMissesNothing compares the listed changes with the verdicts about all nodes, addresses and some services.
 func TestDiffMissesNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		inv := drawMesh(t)
@@ -135,7 +135,7 @@ func index(gained bool) int {
 	return 0
 }
 
-// lists says whether one of the changes is about a source, as far as names tell, and a destination.
+// lists reports whether one of the changes includes a source, as far as names tell, and a destination.
 func lists(changes []Change, gained bool, from proto.Identity, to netip.Addr, inv *inventory.Inventory) bool {
 	names := func(list []string, n proto.Identity) bool {
 		for _, s := range list {

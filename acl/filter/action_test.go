@@ -17,7 +17,7 @@ func monitor(r *proto.Rule) *proto.Rule {
 	return r
 }
 
-// TestDenyWins has each rule that permits stand beside one that denies, before it and after it.
+// TestDenyWins checks deny rules before and after each rule that permits the same.
 func TestDenyWins(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) {
 		deny(r.rule(proto.In, tcpPorts(22, 22)))
@@ -38,7 +38,7 @@ func TestDenyWins(t *testing.T) {
 		{udp(v4(1), 1, v4(2), 50, 0), proto.Out, Forbidden, "out[4]"},
 		{udp(v6(1), 1, v6(2), 60, 0), proto.Out, Forbidden, "out[4]"},
 		{udp(v4(1), 1, v4(2), 61, 0), proto.Out, Permitted, "out[2]"},
-		{udp(v4(2), 61, v4(1), 1, 0), proto.In, Permitted, "out[2]"}, // a reply, which no denial is about
+		{udp(v4(2), 61, v4(1), 1, 0), proto.In, Permitted, "out[2]"}, // a reply, to which no deny applies
 		{ping(v4(1), v4(2), 1), proto.Out, Forbidden, "out[4]"},
 		{ping(v6(1), v6(2), 1), proto.Out, Permitted, "out[2]"},
 	} {
@@ -56,7 +56,7 @@ func TestDenyWins(t *testing.T) {
 	}
 }
 
-// TestDenyCutsLiveFlows lets a rule that denies arrive, on either side, while the one that permits stays.
+// TestDenyCutsLiveFlows adds a deny rule, on either side, while the rule that permits stays.
 func TestDenyCutsLiveFlows(t *testing.T) {
 	for _, opener := range []proto.Direction{proto.In, proto.Out} {
 		w := newWorld(t, func(r *Ruleset) { r.rule(opener, everything...) })
@@ -92,7 +92,7 @@ func TestDenyCutsLiveFlows(t *testing.T) {
 	}
 }
 
-// TestMonitor lets pass what nothing permits, and tells of it.
+// TestMonitor checks that what nothing permits passes and is recorded.
 func TestMonitor(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) {
 		monitor(r.rule(proto.In, everything...))
@@ -126,7 +126,7 @@ func TestMonitor(t *testing.T) {
 	w.wantOut(NoRule, tcp(v4(1), 1, v4(2), 101, syn))
 	told(Denied, NoRule, "", "")
 
-	// What was permitted goes on under the eyes of the rule that watches, and is told of once.
+	// A permitted flow goes on under the monitor rule, and is recorded once.
 	w.rules.Rules = append(w.rules.Rules[:1:1], w.rules.Rules[2:]...)
 	w.install()
 	w.wantIn(Permitted, tcp(v4(2), 1, v4(1), 22, ack))
@@ -138,7 +138,7 @@ func TestMonitor(t *testing.T) {
 		t.Errorf("told again: %+v", r)
 	}
 
-	// Without the rules that watch all of it dies.
+	// Without the monitor rules all flows die.
 	w.reinstall(func(*Ruleset) {})
 	w.sweep()
 	w.wantIn(NoFlow, tcp(v4(2), 1, v4(1), 22, ack))
@@ -156,7 +156,7 @@ func TestMonitor(t *testing.T) {
 	}
 }
 
-// TestNothingButAllowAndMonitorPermits has rules that are about nothing, or refuse.
+// TestNothingButAllowAndMonitorPermits checks rules without services, and rules that deny.
 func TestNothingButAllowAndMonitorPermits(t *testing.T) {
 	for name, edit := range map[string]func(*proto.Rule){
 		"deny":                       func(r *proto.Rule) { deny(r) },
@@ -192,7 +192,7 @@ func TestNothingButAllowAndMonitorPermits(t *testing.T) {
 	}
 }
 
-// TestExplain tells apart what passes by a rule from what passes because it is watched.
+// TestExplain checks that an explanation distinguishes what a rule permits from what passes because it is monitored.
 func TestExplain(t *testing.T) {
 	r := testRuleset(2)
 	r.rule(proto.Out, tcpPorts(22, 22))
@@ -227,7 +227,7 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// TestDeniedFlowsAreNotRestored has flows saved that a rule denies now, and some that are watched.
+// TestDeniedFlowsAreNotRestored saves flows that the next program denies, and some that it monitors.
 func TestDeniedFlowsAreNotRestored(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
 	w.wantIn(Permitted, udp(v4(2), 4000, v4(1), 53, 0))

@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// benchRuleset has n peers and n rules of which each peer is covered by all: the widest services there can be.
+// benchRuleset has n peers and n rules, each of which covers all peers: the largest services possible.
 func benchRuleset(peers, rules int) Ruleset {
 	r := testRuleset(peers)
 	for i := range rules {
@@ -39,8 +39,8 @@ func benchFilter(b *testing.B, peers, rules int) (*Filter, Ruleset) {
 	return f, r
 }
 
-// benchPackets are UDP packets to as many flows, at most sixty thousand with each peer, in random order. They lie one after
-// the other, a cache line each, so that reading them costs next to nothing.
+// benchPackets returns UDP packets of as many flows, at most sixty thousand with each peer, in random order. They are adjacent
+// in memory, one per cache line, so that reading them costs next to nothing.
 func benchPackets(r Ruleset, flows int) [][]byte {
 	const line = 64
 	slab, pkts := make([]byte, flows*line), make([][]byte, flows)
@@ -51,14 +51,14 @@ func benchPackets(r Ruleset, flows int) [][]byte {
 	return pkts
 }
 
-// BenchmarkEstablished is one packet a call, each of another flow than the one before.
+// BenchmarkEstablished judges one packet per call, each of a different flow than the one before.
 func BenchmarkEstablished(b *testing.B) {
 	for _, rules := range []int{10, 1000, 10000} {
 		for _, flows := range []int{10, 100000} {
 			b.Run(fmt.Sprintf("rules=%d/flows=%d", rules, flows), func(b *testing.B) {
 				f, r := benchFilter(b, 100, rules)
 				pkts := benchPackets(r, flows)
-				for _, i := range rand.Perm(flows) { // the table has another order than the packets
+				for _, i := range rand.Perm(flows) { // the table is in a different order from the packets
 					if v := f.Out(pkts[i]); !v.Pass {
 						b.Fatal(v.Reason)
 					}
@@ -78,7 +78,7 @@ func BenchmarkEstablished(b *testing.B) {
 	}
 }
 
-// BenchmarkAlone is one packet a call, all of one flow.
+// BenchmarkAlone judges one packet per call, all of one flow.
 func BenchmarkAlone(b *testing.B) {
 	for _, c := range []struct {
 		name  string
@@ -117,7 +117,7 @@ func BenchmarkAlone(b *testing.B) {
 func v4Of(id proto.Identity) netip.Addr { return id.Addrs.V4 }
 func v6Of(id proto.Identity) netip.Addr { return id.Addrs.V6 }
 
-// BenchmarkBatch is 64 packets of one flow a call, outbound and inbound; the figure is for one packet.
+// BenchmarkBatch judges 64 packets of one flow per call, outbound and inbound; the result is per packet.
 func BenchmarkBatch(b *testing.B) {
 	const size = 64
 	for _, c := range []struct {
@@ -159,7 +159,7 @@ func BenchmarkBatch(b *testing.B) {
 	}
 }
 
-// BenchmarkMemory is one dependent read from as much memory as so many flows take: the floor under the figures with many
+// BenchmarkMemory measures one dependent read from as much memory as the flows take: a lower bound for the benchmarks with many
 // flows, which wait for two or three such reads.
 func BenchmarkMemory(b *testing.B) {
 	for _, flows := range []int{10, 100000} {
@@ -176,8 +176,8 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// BenchmarkNewFlow is the first packet of a flow, to one of all ports that there are rules for. The time that emptying the
-// table takes is left out by hand, since the benchmark's own timer takes longer to stop than a thousand flows to open.
+// BenchmarkNewFlow judges the first packet of a flow, to any port that there are rules for. The time for emptying the table is
+// subtracted by hand, since stopping the benchmark's own timer takes longer than opening a thousand flows.
 func BenchmarkNewFlow(b *testing.B) {
 	for _, rules := range []int{10, 1000, 10000} {
 		for _, flows := range []int{1000, 50000} {
@@ -208,7 +208,7 @@ func BenchmarkNewFlow(b *testing.B) {
 	}
 }
 
-// empty ends all flows, and drains their records.
+// empty ends all flows and drains their records.
 func empty(f *Filter) {
 	for i := range f.shards {
 		s := &f.shards[i]

@@ -14,7 +14,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// outsideCases are rules, packets, and which of them another filter lets in.
+// outsideCases are rules and packets, and which of the packets another filter passes.
 type outsideCases struct {
 	Protos []uint8
 	Local  []string
@@ -31,8 +31,8 @@ type outsideCases struct {
 	}
 }
 
-// ruleset makes of the cases what one node enforces that serves the local addresses, with a router for all the world as its only
-// peer.
+// ruleset turns the cases into the ruleset of one node that serves the local addresses and whose only peer is a router for all
+// addresses.
 func (c *outsideCases) ruleset(tb testing.TB) Ruleset {
 	r := testRuleset(1)
 	for _, all := range []string{"0.0.0.0/0", "::/0"} {
@@ -104,8 +104,8 @@ func port(tb testing.TB, s string) uint16 {
 	return uint16(n)
 }
 
-// TestOutsideCases holds the filter against the verdicts of another one on the same rules. All that differs is said here: that
-// one lets in whatever does not open a TCP connection, echo replies and ICMP errors, whether or not they belong to anything.
+// TestOutsideCases compares the filter with the verdicts of another one on the same rules. The only expected difference: the
+// other one passes whatever does not open a TCP connection, echo replies and ICMP errors, whether or not they belong to a flow.
 func TestOutsideCases(t *testing.T) {
 	b, err := os.ReadFile("testdata/tailscale/filter.json")
 	if err != nil {

@@ -12,13 +12,13 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// compiler holds what is needed only while a Program is made.
+// compiler holds what is needed only while a Program is compiled.
 type compiler struct {
 	*Program
 	numbers map[proto.NodeID]int // of peers
 }
 
-// identities checks who is who and fills the address tables. An address has one owner.
+// identities checks the identities and fills the address tables. An address has one owner.
 func (c *compiler) identities(r Ruleset) error {
 	if !r.Mesh.V4.IsValid() || !r.Mesh.V4.Addr().Is4() || !r.Mesh.V6.IsValid() || !r.Mesh.V6.Addr().Is6() {
 		return fmt.Errorf("the mesh's ranges are %v and %v; want one of each family", r.Mesh.V4, r.Mesh.V6)
@@ -56,10 +56,10 @@ func checkAddrs(id proto.Identity) error {
 	return nil
 }
 
-// selectors are the distinct sets and prefixes by which rules of one direction pick peers, each with its rules.
+// selectors holds the distinct sets and prefixes by which the rules of one direction select peers, each with its rules.
 type selectors struct {
 	rules    [][]int
-	asks     []string // of each: the set's name if it is conditional
+	asks     []string // for each, the name of its set if that is conditional
 	sets     map[string]int
 	prefixes *bart.Table[int]
 }
@@ -151,7 +151,7 @@ func checkRule(r proto.Rule, sets map[string]*proto.Set) error {
 	return nil
 }
 
-// fill computes the row of each distinct signature once, and hands it to all peers that have it.
+// fill computes the row of each distinct signature once and gives it to all peers that share it.
 func (c *compiler) fill(dir proto.Direction, pick *selectors, sets map[string]*proto.Set, rules []proto.Rule, shelf *shelf) {
 	memberOf := make([][]int, len(c.peers))
 	for name, n := range pick.sets {
@@ -205,13 +205,13 @@ func (c *compiler) fill(dir proto.Direction, pick *selectors, sets map[string]*p
 	}
 }
 
-// shared is what peers of one signature have in common.
+// shared is what peers with the same signature share.
 type shared struct {
 	row     []*services
 	posture Posture
 }
 
-// rulesOf are the rules behind the chosen selectors.
+// rulesOf returns the numbers of the rules behind the chosen selectors.
 func (s *selectors) rulesOf(chosen []int) (numbers []int) {
 	for _, n := range chosen {
 		numbers = append(numbers, s.rules[n]...)
@@ -220,7 +220,7 @@ func (s *selectors) rulesOf(chosen []int) (numbers []int) {
 	return slices.Compact(numbers)
 }
 
-// row computes what rules decide for each class of local addresses of one family.
+// row computes what the rules decide for each class of local addresses of one family.
 func (c *compiler) row(is4 bool, numbers []int, rules []proto.Rule, shelf *shelf) []*services {
 	row := make([]*services, c.local.classes)
 	for class, prefix := range c.local.prefix {

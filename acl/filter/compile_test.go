@@ -97,7 +97,7 @@ func TestWhy(t *testing.T) {
 		rule     string
 	}{
 		{proto.In, v4(2), proto.ProtoTCP, 22, Permitted, "in[0]"},
-		{proto.In, v6(2), proto.ProtoTCP, 85, Permitted, "in[0]"}, // both do; the first is named
+		{proto.In, v6(2), proto.ProtoTCP, 85, Permitted, "in[0]"}, // both rules permit it; the first is named
 		{proto.In, v6(2), proto.ProtoTCP, 91, Permitted, "in[1]"},
 		{proto.In, v6(3), proto.ProtoTCP, 91, NoService, "in[0]"},
 		{proto.In, v4(3), proto.ProtoTCP, 23, NoService, "in[0]"},
@@ -124,7 +124,7 @@ func TestWhy(t *testing.T) {
 	}
 }
 
-// TestServicesAreShared has many peers of few kinds.
+// TestServicesAreShared compiles many peers of few kinds.
 func TestServicesAreShared(t *testing.T) {
 	r := testRuleset(2000)
 	r.Sets = append(r.Sets, proto.Set{Name: "odd"}, proto.Set{Name: "same"})
@@ -150,7 +150,7 @@ func TestServicesAreShared(t *testing.T) {
 	}
 }
 
-// TestFlatten holds the disjoint ranges against a search through all claims.
+// TestFlatten compares the disjoint ranges with a search through all claims.
 func TestFlatten(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var claims []span
@@ -184,7 +184,7 @@ func TestFlatten(t *testing.T) {
 	})
 }
 
-// TestWidestServices has claims up to the last protocol and port.
+// TestWidestServices checks claims up to the last protocol and port.
 func TestWidestServices(t *testing.T) {
 	r := testRuleset(1)
 	for i := range 256 {
@@ -203,7 +203,7 @@ func TestWidestServices(t *testing.T) {
 	}
 }
 
-// TestSearch holds the search, which jumps where there are many ranges, against a look at all of them.
+// TestSearch compares the search, which jumps if there are many ranges, with a linear search.
 func TestSearch(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var claims []span

@@ -5,10 +5,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// control judges ICMP messages other than echoes. Errors pass if the packet that they quote is one that their receiver sent in
-// a live flow, and if they come from the other side of that flow: its end, or the node before it, which as a router tells of
-// what is too big for the network behind it. So nobody can speak about the flows of others. Nothing else passes; hosts of a
-// mesh have no neighbours to discover.
+// control judges ICMP messages other than echoes. An error passes if the packet it quotes was sent by its receiver in a live
+// flow, and if it comes from the other side of that flow: its endpoint, or the node in front of it, which as a router reports
+// packets that are too big for the network behind it. So nobody can interfere with other nodes' flows. Nothing else passes;
+// hosts of a mesh have no neighbours to discover.
 func (f *Filter) control(d proto.Direction, from proto.NodeID, pkt []byte, p *packet.Packet) Verdict {
 	if !p.IsError() {
 		if p.Dst.IsGroup() {
@@ -33,8 +33,8 @@ func opposite(d proto.Direction) proto.Direction {
 	return proto.In
 }
 
-// follow lets a packet pass that has no transport header of its own if the flow that it belongs to lives. A piece of a
-// packet keeps the flow alive; an error about it does not.
+// follow lets a packet that has no transport header of its own pass if its flow is alive. A fragment keeps the flow alive; an
+// ICMP error about it does not.
 func (f *Filter) follow(d proto.Direction, from proto.NodeID, k *key, p *packet.Packet, piece bool) Verdict {
 	h := f.seed.hash(k)
 	s, tag := &f.shards[h%shardCount], uint32(h>>32)
@@ -65,8 +65,8 @@ func (f *Filter) follow(d proto.Direction, from proto.NodeID, k *key, p *packet.
 	return Verdict{Pass: true, rule: fl.rule}
 }
 
-// speaksFor says whether an address is on the sender's side of a flow: the end of the flow or its node or, of ours, any that is
-// here.
+// speaksFor reports whether src is on the sender's side of a flow: an address of the flow's peer or behind it or, for packets
+// out, any local address.
 func (v *visit) speaksFor(fl *flow, src packet.Addr) bool {
 	if v.d == proto.Out {
 		_, ours := v.by.local.class(src)

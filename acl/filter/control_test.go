@@ -7,7 +7,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// TestICMPErrors has errors about flows, true ones and lies, in both directions.
+// TestICMPErrors checks errors about flows, genuine and forged, in both directions.
 func TestICMPErrors(t *testing.T) {
 	for family, a := range map[string]func(int) netip.Addr{"IPv4": v4, "IPv6": v6} {
 		t.Run(family, func(t *testing.T) {
@@ -20,7 +20,7 @@ func TestICMPErrors(t *testing.T) {
 			w.wantOut(Permitted, ported(proto.ProtoSCTP, us, 4000, them, 9))
 			w.wantIn(Permitted, udp(them, 4000, us, 53, 0))
 
-			// About what we sent, whole or cut after eight bytes of transport.
+			// About packets that we sent, whole or truncated after eight bytes of transport.
 			least := 20 + 8
 			if us.Is6() {
 				least = 40 + 8
@@ -43,11 +43,11 @@ func TestICMPErrors(t *testing.T) {
 			}
 			w.wantIn(Permitted, tooBig)
 
-			// About what they sent.
+			// About packets that they sent.
 			w.wantOut(Permitted, unreachable(us, them, udp(them, 4000, us, 53, 0)))
 			w.wantOut(ICMPUnrelated, unreachable(us, them, udp(them, 4001, us, 53, 0)))
 
-			// Lies.
+			// Forgeries.
 			w.wantIn(ICMPUnrelated, unreachable(them, us, tcp(us, 4001, them, 22, syn)))             // no such flow
 			w.wantIn(ICMPUnrelated, unreachable(them, us, tcp(them, 22, us, 4000, syn)))             // the wrong way round
 			w.wantIn(ICMPUnrelated, unreachable(them, us, udp(us, 4000, third, 9, 100)))             // about another peer
@@ -63,7 +63,7 @@ func TestICMPErrors(t *testing.T) {
 			w.pass(second.duration())
 			w.wantIn(ICMPUnrelated, unreachable(them, us, udp(us, 4000, them, 9, 100)))
 
-			// They die with their flow.
+			// Errors stop passing when their flow dies.
 			w.reinstall(func(*Ruleset) {})
 			w.wantIn(Revoked, unreachable(them, us, tcp(us, 4000, them, 22, syn)))
 			w.Install(nil)

@@ -7,10 +7,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Drops says how many packets were dropped, by reason.
+// Drops holds the number of dropped packets by reason.
 type Drops [reasons]uint64
 
-// Each calls yield for every reason for which there were any.
+// Each calls yield for every reason with a nonzero count.
 func (d *Drops) Each(yield func(r Reason, packets uint64) bool) {
 	for r, n := range d {
 		if n > 0 && !yield(Reason(r), n) {
@@ -19,7 +19,7 @@ func (d *Drops) Each(yield func(r Reason, packets uint64) bool) {
 	}
 }
 
-// drops counts them.
+// drops counts dropped packets by reason.
 type drops [reasons]atomic.Uint64
 
 func (d *drops) read() (out Drops) {
@@ -29,8 +29,8 @@ func (d *drops) read() (out Drops) {
 	return out
 }
 
-// PeerDrops calls yield for every peer from or to which packets were dropped since it is one, as far as packets are known to
-// be a peer's.
+// PeerDrops calls yield for every peer from or to which packets were dropped since it became one, as far as they can be
+// attributed to a peer.
 func (f *Filter) PeerDrops(yield func(id proto.NodeID, d *Drops) bool) {
 	for _, p := range f.current.Load().peers {
 		if own := p.dropped.Load(); own != nil {
@@ -41,8 +41,8 @@ func (f *Filter) PeerDrops(yield func(id proto.NodeID, d *Drops) bool) {
 	}
 }
 
-// drop counts packets that are dropped, of a peer if it is known which. Most peers never have any: their counters are made
-// with the first.
+// drop counts n dropped packets, also for p if it is not nil. Most peers never have any, so their counters are allocated
+// with the first one.
 func (f *Filter) drop(p *peer, r Reason, n int) {
 	f.dropped[r].Add(uint64(n))
 	if p == nil {
@@ -56,28 +56,28 @@ func (f *Filter) drop(p *peer, r Reason, n int) {
 	own[r].Add(uint64(n))
 }
 
-// discard drops a packet of which too little is known for a record, and too little to tell whose it is.
+// discard drops a packet about which too little is known to record it or to attribute it to a peer.
 func (f *Filter) discard(r Reason) Verdict {
 	f.drop(nil, r, 1)
 	return Verdict{Reason: r}
 }
 
-// discardOf drops a packet from or to a peer, without a record.
+// discardOf drops a packet from or to a peer without a record.
 func (f *Filter) discardOf(d proto.Direction, p *packet.Packet, r Reason) Verdict {
 	f.drop(f.other(d, p, r), r, 1)
 	return Verdict{Reason: r}
 }
 
-// other is the peer that a packet came from or goes to, nil where there is none: one that a packet only claims to be from is
-// not.
+// other returns the peer that a packet came from or goes to, nil if there is none. A spoofed packet is not attributed to the
+// peer it claims to be from.
 func (f *Filter) other(d proto.Direction, p *packet.Packet, r Reason) *peer {
-	if r < Closed || r == Spoofed { // without having been read, or lying
+	if r < Closed || r == Spoofed { // malformed or spoofed
 		return nil
 	}
 	return f.current.Load().other(d, p)
 }
 
-// other is the peer behind the address that a packet came from or goes to, nil where there is none.
+// other returns the peer behind the address that a packet came from or goes to, nil if there is none.
 func (e *enforced) other(d proto.Direction, p *packet.Packet) *peer {
 	addr := p.Dst
 	if d == proto.In {

@@ -8,7 +8,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// peerDrops gathers what was dropped of each peer.
+// peerDrops collects the counters of dropped packets by peer.
 func (w *world) peerDrops() map[proto.NodeID]Drops {
 	got := map[proto.NodeID]Drops{}
 	for id, d := range w.PeerDrops {
@@ -17,7 +17,7 @@ func (w *world) peerDrops() map[proto.NodeID]Drops {
 	return got
 }
 
-// TestDropsArePeers says of which peer each packet was that is dropped: never of one that a packet only claims to be from.
+// TestDropsArePeers checks which peer each dropped packet is counted for: never one that a packet only claims to be from.
 func TestDropsArePeers(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, udpPorts(53, 53)) })
 	w.wantIn(NoService, udp(v4(2), 4000, v4(1), 54, 8))
@@ -35,7 +35,7 @@ func TestDropsArePeers(t *testing.T) {
 	if got := w.peerDrops(); !maps.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
-	w.install() // counters outlast a program
+	w.install() // counters survive a new program
 	if got := w.peerDrops(); !maps.Equal(got, want) {
 		t.Errorf("after another install %v, want %v", got, want)
 	}

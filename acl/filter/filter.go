@@ -10,23 +10,23 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Config bounds a Filter. Zero values take the defaults.
+// Config bounds a Filter. Zero values select the defaults.
 type Config struct {
-	MaxFlows int              // flows at once; 131072
-	PerPeer  int              // flows at once with one peer; a quarter of MaxFlows
+	MaxFlows int              // concurrent flows; 131072
+	PerPeer  int              // concurrent flows with one peer; a quarter of MaxFlows
 	Records  int              // records kept until they are drained; 4096
-	Refusals int              // answers a second to what the local host may not send; 1000
+	Refusals int              // refusals per second sent to the local host; 1000
 	Now      func() time.Time // time.Now
 }
 
 const shardCount = 16
 
-// Filter decides about every packet of one node. All methods may be called at the same time from anywhere.
+// Filter decides about every packet of one node. Its methods are safe for concurrent use.
 type Filter struct {
 	now     func() time.Time
 	start   time.Time
 	current atomic.Pointer[enforced] // never nil
-	clock   atomic.Uint32            // the tick that Sweep or Install saw last
+	clock   atomic.Uint32            // the latest tick that Sweep or Install read
 	seed    seed
 
 	perPeer  int32
@@ -41,32 +41,32 @@ type Filter struct {
 	draining  sync.Mutex
 }
 
-// enforced is a program with what the filter knows of its peers. A flow remembers by which one it was last permitted;
-// being another one than the current is what makes it due for review.
+// enforced is an installed program with the filter's state about its peers. A flow holds a pointer to the one that last
+// permitted it; if that is not the current one, the flow is due for review.
 type enforced struct {
 	*Program
-	peers []*peer // by the program's number
+	peers []*peer // by their number in the program
 }
 
-// peer counts a node's flows. It stays the same from program to program for as long as the node is in each of them.
+// peer counts a node's flows. It is carried over from program to program as long as the node is in each of them.
 type peer struct {
 	id       proto.NodeID
 	identity atomic.Pointer[proto.Identity]
 	flows    atomic.Int32
-	dropped  atomic.Pointer[drops] // nil: none
+	dropped  atomic.Pointer[drops] // nil until a packet is dropped
 }
 
-// Verdict is what becomes of a packet.
+// Verdict is the decision about a packet.
 type Verdict struct {
 	Pass   bool
 	Reason Reason
-	// Refuse says that the sender, on this host, should be told: see AppendReply.
+	// Refuse reports whether the sender, on this host, should get an answer: see AppendReply.
 	Refuse bool
 	rule   *ruling
 }
 
-// Rule is the rule that lets the packet pass. In a denial it is the one that denies or, where none does, that came
-// nearest, if any is about this peer.
+// Rule returns the rule that lets the packet pass. For a denied packet it is the rule that denies it or, if there is none,
+// the nearest rule about this peer, if any.
 func (v Verdict) Rule() (proto.Origin, bool) {
 	if v.rule == nil {
 		return proto.Origin{}, false
@@ -74,8 +74,8 @@ func (v Verdict) Rule() (proto.Origin, bool) {
 	return v.rule.Origin, true
 }
 
-// AppendReply appends to b the IP packet that tells the local host that pkt, which the verdict is about, was refused: a
-// TCP reset or an ICMP error, at most packet.ReplyLimit bytes. It appends nothing where no answer is due.
+// AppendReply appends to b the IP packet that reports to the local host that pkt, which v is about, was refused: a TCP
+// reset or an ICMP error of at most packet.ReplyLimit bytes. It appends nothing if no answer is due.
 func (v Verdict) AppendReply(b, pkt []byte) []byte {
 	var p packet.Packet
 	if !v.Refuse || packet.Parse(pkt, &p) != packet.OK {
@@ -84,7 +84,7 @@ func (v Verdict) AppendReply(b, pkt []byte) []byte {
 	return packet.AppendRefusal(b, pkt, &p)
 }
 
-// New makes a filter that lets nothing pass until a program is installed.
+// New returns a filter that lets nothing pass until a program is installed.
 func New(c Config) *Filter {
 	if c.MaxFlows <= 0 {
 		c.MaxFlows = 131072
@@ -114,8 +114,8 @@ func New(c Config) *Filter {
 	return f
 }
 
-// Install puts a program in force, at once and for every packet that comes after; nil lets nothing pass. Flows that the
-// program before permitted are judged again: each at its next packet, all of them by Sweep, which should follow.
+// Install puts p in force at once, for every later packet; nil lets nothing pass. Flows that the previous program
+// permitted are judged again: each at its next packet, and all of them by Sweep, which should be called next.
 func (f *Filter) Install(p *Program) {
 	f.installs.Lock()
 	defer f.installs.Unlock()
@@ -144,10 +144,10 @@ func (f *Filter) Install(p *Program) {
 // Out judges a packet that the local host sends into the mesh.
 func (f *Filter) Out(pkt []byte) Verdict { return f.one(proto.Out, 0, pkt) }
 
-// In judges a packet from the mesh whose sender the engine checked to be the owner of its source address.
+// In judges a packet from the mesh whose source address the engine has already checked to belong to its sender.
 func (f *Filter) In(pkt []byte) Verdict { return f.one(proto.In, 0, pkt) }
 
-// InFrom judges a packet that came from a peer, which may use its own addresses only.
+// InFrom judges a packet from the peer from, which may use its own addresses only.
 func (f *Filter) InFrom(from proto.NodeID, pkt []byte) Verdict {
 	if from == 0 {
 		return f.discard(Spoofed)
@@ -155,25 +155,25 @@ func (f *Filter) InFrom(from proto.NodeID, pkt []byte) Verdict {
 	return f.one(proto.In, from, pkt)
 }
 
-// OutSegments judges a packet that the host leaves to be cut into n segments, as a device with segmentation offload gives
-// it: one verdict is for all of them, and they are counted as the n packets that will be.
+// OutSegments judges a packet that the host wants cut into n segments, as a device with segmentation offload delivers it.
+// The verdict applies to all segments, and they are counted as n packets.
 func (f *Filter) OutSegments(pkt []byte, n int) Verdict { return f.segments(proto.Out, 0, pkt, n) }
 
-// InSegments judges a packet that was joined from n segments, which had the same headers but for what segmentation changes.
-// From is who sent them all, zero where the engine checked that it is the owner of their source address.
+// InSegments judges a packet that was coalesced from n segments with the same headers except for what segmentation changes.
+// From sent them all; it is zero if the engine has already checked that it owns their source address.
 func (f *Filter) InSegments(from proto.NodeID, pkt []byte, n int) Verdict {
 	return f.segments(proto.In, from, pkt, n)
 }
 
 // OutBatch judges packets that the local host sent together, as a TUN device reads them: packet i is
-// bufs[i][offset:][:sizes[i]]. Verdicts must be at least as long as sizes. Each packet after another of the same flow
+// bufs[i][offset:][:sizes[i]]. Verdicts must be at least as long as sizes. A packet that follows another of the same flow
 // costs less than half.
 func (f *Filter) OutBatch(bufs [][]byte, sizes []int, offset int, verdicts []Verdict) {
 	f.batch(proto.Out, 0, bufs[:len(sizes)], sizes, offset, verdicts)
 }
 
-// InBatch judges packets that came together from one peer: packet i is bufs[i][offset:]. From is zero where the engine
-// checked that the peers are the owners of the source addresses. Verdicts must be at least as long as bufs.
+// InBatch judges packets that came together from one peer: packet i is bufs[i][offset:]. From is zero if the engine has
+// already checked that the senders own the source addresses. Verdicts must be at least as long as bufs.
 func (f *Filter) InBatch(from proto.NodeID, bufs [][]byte, offset int, verdicts []Verdict) {
 	f.batch(proto.In, from, bufs, nil, offset, verdicts)
 }
@@ -197,9 +197,9 @@ func (f *Filter) segments(d proto.Direction, from proto.NodeID, pkt []byte, n in
 	return v
 }
 
-// run is a row of packets of the same flow. While it lasts, the flow's shard stays locked and the flow found.
+// run is a sequence of packets of the same flow. While it lasts, the flow's shard stays locked and the flow is not looked up again.
 type run struct {
-	s   *shard // locked, if not nil
+	s   *shard // locked if not nil
 	fl  *flow
 	tag uint32
 }
@@ -211,8 +211,7 @@ func (r *run) release() {
 	}
 }
 
-// batch judges packets that come one after the other. Those that only carry on what the one before them did are not
-// looked up again.
+// batch judges consecutive packets. Packets that merely continue what the one before them did are not looked up again.
 func (f *Filter) batch(d proto.Direction, from proto.NodeID, bufs [][]byte, sizes []int, offset int, verdicts []Verdict) {
 	var r run
 	var p packet.Packet
@@ -244,7 +243,7 @@ func (f *Filter) batch(d proto.Direction, from proto.NodeID, bufs [][]byte, size
 	r.release()
 }
 
-// carry takes note of packets that carry on what one did that passed by the run's flow.
+// carry accounts for packets that continue a packet that passed by the run's flow.
 func (r *run) carry(d proto.Direction, more *packet.Run) {
 	s, w := sender(d), Traffic{uint64(more.Packets), uint64(more.Bytes)}
 	r.fl.sent[s].plus(w)
@@ -255,8 +254,8 @@ func (r *run) carry(d proto.Direction, more *packet.Run) {
 	}
 }
 
-// decide judges one packet of a run, which stands for n, and reads it into p; from is its sender where the engine names
-// it, else zero.
+// decide parses one packet of a run into p and judges it; it stands for n packets. From is its sender if the engine names
+// one, else zero.
 func (f *Filter) decide(r *run, d proto.Direction, from proto.NodeID, pkt []byte, p *packet.Packet, n int) Verdict {
 	if fault := packet.Parse(pkt, p); fault != packet.OK {
 		r.release()
@@ -275,7 +274,7 @@ func (f *Filter) decide(r *run, d proto.Direction, from proto.NodeID, pkt []byte
 	return f.flow(r, d, from, p, weigh(p, n))
 }
 
-// flow judges a packet by the flow that it belongs to, or opens.
+// flow judges a packet by the flow that it belongs to or opens.
 func (f *Filter) flow(r *run, d proto.Direction, from proto.NodeID, p *packet.Packet, w Traffic) Verdict {
 	var k key
 	k.of(d, p)
@@ -299,8 +298,8 @@ func (f *Filter) flow(r *run, d proto.Direction, from proto.NodeID, p *packet.Pa
 
 func isICMP(protocol uint8) bool { return protocol == proto.ProtoICMP || protocol == proto.ProtoICMPv6 }
 
-// tick moves the coarse clock, and with it everything that is allowed so often a second. It never goes back: to a time that
-// is set back it stands still, so that no flow is taken for younger than it is.
+// tick advances the coarse clock and refills the allowance of refusals. The clock never goes back: if the time is set back
+// it stands still, so that no flow looks younger than it is.
 func (f *Filter) tick() tick {
 	now := tick(max(f.now().Sub(f.start), 0) / tickLength)
 	for {
@@ -315,7 +314,7 @@ func (f *Filter) tick() tick {
 	}
 }
 
-// weigh is what p counts for, which stands for n packets: all of them carry its headers.
+// weigh returns the traffic that p counts for if it stands for n packets, all of which carry its headers.
 func weigh(p *packet.Packet, n int) Traffic {
 	if n <= 1 {
 		return Traffic{1, uint64(p.Length)}
@@ -323,8 +322,8 @@ func weigh(p *packet.Packet, n int) Traffic {
 	return Traffic{uint64(n), uint64(p.Length) + uint64(n-1)*uint64(p.Payload)}
 }
 
-// comesInSegments says whether there is such a thing as p in several segments: it is for payload of TCP, in the midst of a
-// connection, and of UDP.
+// comesInSegments reports whether p can stand for several segments: only TCP payload in the middle of a connection, and UDP,
+// can be segmented.
 func comesInSegments(p *packet.Packet) bool {
 	switch {
 	case p.Fragment:
@@ -335,7 +334,7 @@ func comesInSegments(p *packet.Packet) bool {
 	return p.Proto == proto.ProtoUDP
 }
 
-// allowance lets so many things a second happen.
+// allowance is a token bucket that holds at most one second's worth.
 type allowance struct {
 	rate int64
 	left atomic.Int64
@@ -348,7 +347,7 @@ func (a *allowance) fill(rate int) {
 
 func (a *allowance) take() bool { return a.left.Load() > 0 && a.left.Add(-1) >= 0 }
 
-// pass lets time pass: at most one second's worth is saved up.
+// pass refills the bucket for t ticks.
 func (a *allowance) pass(t tick) {
 	more := min(int64(t)*a.rate/int64(second), a.rate)
 	if left := a.left.Add(more); left > a.rate {

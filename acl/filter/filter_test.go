@@ -27,7 +27,7 @@ func TestNothingPassesWithoutProgram(t *testing.T) {
 	}
 }
 
-// TestReasons has a packet for every reason there is to drop one, and to end a flow.
+// TestReasons drops a packet, or ends a flow, for every reason there is.
 func TestReasons(t *testing.T) {
 	w := newWorldOf(t, Config{PerPeer: 4}, 8, func(r *Ruleset) {
 		r.rule(proto.In, tcpPorts(22, 22), udpPorts(53, 53), whole(proto.ProtoICMP))
@@ -99,7 +99,7 @@ func TestReasons(t *testing.T) {
 	in(Revoked, tcp(v4(2), 4000, v4(1), 22, ack))
 	w.sweep()
 
-	for p := uint16(0); !seen[PeerQuota]; p++ { // four are for one peer
+	for p := uint16(0); !seen[PeerQuota]; p++ { // four per peer
 		pkt := tcp(v4(4), p, v4(1), 21, syn)
 		if v := w.In(pkt); !v.Pass {
 			w.want(PeerQuota, v, pkt)
@@ -117,7 +117,7 @@ func TestReasons(t *testing.T) {
 	seen[TableFull] = true
 	in(Closed, func() []byte { w.Install(nil); return good }())
 
-	// What only flows end by.
+	// Reasons that only end flows.
 	for _, r := range []Reason{Finished, Idle, Replaced} {
 		seen[r] = true
 	}
@@ -134,13 +134,13 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// TestConversation is a connection of each protocol and family, in each direction, with packets that do not belong.
+// TestConversation checks a connection of each protocol and family, in each direction, and packets that do not belong to it.
 func TestConversation(t *testing.T) {
 	for _, d := range []proto.Direction{proto.In, proto.Out} {
 		for family, addrs := range map[string][2]netip.Addr{"IPv4": {v4(1), v4(2)}, "IPv6": {v6(1), v6(2)}} {
 			t.Run(d.String()+" "+family, func(t *testing.T) {
 				w := newWorld(t, func(r *Ruleset) { r.rule(d, everything...) })
-				// We open, they answer; for In the roles are swapped.
+				// We open and they answer; for In the roles are swapped.
 				us, them := addrs[0], addrs[1]
 				send, receive := w.wantOut, w.wantIn
 				if d == proto.In {
@@ -178,7 +178,7 @@ func TestConversation(t *testing.T) {
 	}
 }
 
-// TestUnnamedProtocols pass by rules that name them and by no other.
+// TestUnnamedProtocols checks that protocols without a name pass by rules that name their number, and by no other.
 func TestUnnamedProtocols(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, whole(proto.ProtoGRE), tcpPorts(443, 443)) })
 	w.wantIn(Permitted, ported(proto.ProtoGRE, v4(2), 1, v4(1), 443))
@@ -186,14 +186,14 @@ func TestUnnamedProtocols(t *testing.T) {
 	for _, protocol := range []uint8{proto.ProtoSCTP, proto.ProtoESP, 99, 255, proto.ProtoUDP} {
 		w.wantIn(NoService, ported(protocol, v4(2), 1, v4(1), 443))
 	}
-	// An IPv6 packet whose bytes look like TCP to port 443, but are not.
+	// An IPv6 packet of another protocol whose bytes look like TCP to port 443.
 	pkt := tcp(v6(2), 4000, v6(1), 443, syn)
 	pkt[6] = 99
 	w.wantIn(NoService, pkt)
 }
 
-// TestMapped has IPv4 addresses in an IPv6 header. Judged as IPv4, one that the engine let a router of all IPv6 send would be
-// another node's.
+// TestMapped checks that IPv4-mapped addresses in an IPv6 header are refused. Judged as IPv4, an address that the engine lets a
+// router of all IPv6 send from would be another node's.
 func TestMapped(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) {
 		r.rule(proto.In, tcpPorts(22, 22)).Local = ownPrefixes(r.Self)[1:] // IPv6 only
@@ -207,7 +207,7 @@ func TestMapped(t *testing.T) {
 	}
 }
 
-// TestPeersUseTheirOwnAddressesOnly is a peer that sends as another one, with and without flows of that one.
+// TestPeersUseTheirOwnAddressesOnly checks that a peer cannot send as another one, whether or not that one has flows.
 func TestPeersUseTheirOwnAddressesOnly(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...); r.rule(proto.Out, everything...) })
 	w.wantOut(Permitted, tcp(v4(1), 4000, v4(2), 22, syn))
@@ -226,7 +226,7 @@ func TestPeersUseTheirOwnAddressesOnly(t *testing.T) {
 	w.want(Spoofed, w.InFrom(3, pieces[1]), pieces[1])
 }
 
-// TestAddressChangesHands is a flow whose peer's address belongs to another node in the next program.
+// TestAddressChangesHands checks a flow whose peer's address belongs to another node in the next program.
 func TestAddressChangesHands(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...); r.rule(proto.Out, everything...) })
 	w.wantIn(Permitted, tcp(v4(2), 4000, v4(1), 22, syn))
@@ -245,11 +245,11 @@ func TestAddressChangesHands(t *testing.T) {
 
 func TestSynFromTheOtherSide(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.Out, tcpPorts(22, 22)); r.rule(proto.In, tcpPorts(5000, 5000)) })
-	// To port 22 from 4000: the peer may not open the other way.
+	// From port 4000 to 22: the peer may not open the reverse connection.
 	w.wantOut(Permitted, tcp(v4(1), 4000, v4(2), 22, syn))
 	w.wantIn(NoService, tcp(v4(2), 22, v4(1), 4000, syn))
 	w.wantIn(Permitted, tcp(v4(2), 22, v4(1), 4000, synAck))
-	// From 5000, it may: both open at once, or it does once the first connection is over.
+	// From port 5000 it may: as a simultaneous open, or once the first connection is closed.
 	w.wantOut(Permitted, tcp(v4(1), 5000, v4(2), 22, syn))
 	w.wantIn(Permitted, tcp(v4(2), 22, v4(1), 5000, syn))
 	w.wantOut(Permitted, tcp(v4(1), 5000, v4(2), 22, fin))
@@ -261,7 +261,7 @@ func TestSynFromTheOtherSide(t *testing.T) {
 	}
 }
 
-// TestPortsAreUsedAgain is a connection that follows another one, over before its time-out, from the same port.
+// TestPortsAreUsedAgain checks that a closed connection can be followed by another from the same port before it times out.
 func TestPortsAreUsedAgain(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.Out, tcpPorts(22, 22)) })
 	for range 2 {
@@ -373,7 +373,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 	}
 }
 
-// TestQuota has one peer, and one port scan of our own, fill all the room there is for them.
+// TestQuota fills all the room that one peer, and a port scan by this host, may take.
 func TestQuota(t *testing.T) {
 	w := newWorldOf(t, Config{MaxFlows: 1600, PerPeer: 400}, 3, func(r *Ruleset) {
 		r.rule(proto.In, everything...)
@@ -394,7 +394,7 @@ func TestQuota(t *testing.T) {
 	}
 	w.wantIn(Permitted, tcp(v4(3), 1, v4(1), 22, ack))
 	w.wantIn(Permitted, tcp(v4(3), 2, v4(1), 22, syn))
-	// What a peer opens last has room, at the cost of its own flows that are not worth much.
+	// A peer can still open flows, at the cost of its own less valuable ones.
 	passed := 0
 	for i := range uint16(100) {
 		if w.In(tcp(v4(2), i, v4(1), 9999, syn)).Pass {
@@ -404,7 +404,7 @@ func TestQuota(t *testing.T) {
 	if passed < 90 {
 		t.Errorf("%d of 100 connections of a peer at its quota", passed)
 	}
-	// Its open TCP connections never go for others.
+	// Its open TCP connections are never replaced by others.
 	w.pass(time.Hour)
 	var open []uint16
 	for i := range uint16(400) {
@@ -428,7 +428,7 @@ func TestQuota(t *testing.T) {
 	}
 }
 
-// TestServedRoutes has rules about addresses behind this node.
+// TestServedRoutes checks rules about addresses behind this node.
 func TestServedRoutes(t *testing.T) {
 	route := netip.MustParsePrefix("10.33.0.0/16")
 	inner := netip.MustParsePrefix("10.33.7.0/24")

@@ -17,7 +17,7 @@ const (
 	remote
 )
 
-// sender is the side that sends packets of direction d.
+// sender returns the side that sends packets of direction d.
 func sender(d proto.Direction) side {
 	if d == proto.In {
 		return remote
@@ -31,12 +31,12 @@ type key struct {
 	ports         uint64
 }
 
-// echo stands in the place of the port of the side that answers an echo. The side that asked has the identifier in the
-// place of its port; so a reply can only ever belong to a request that went the other way.
+// echo stands in for the port of the side that answers echoes. The requester has the identifier in place of its port, so a
+// reply can only ever belong to a request that went the other way.
 const echo = 8
 
-// of sets k to the key of the flow that a packet of direction d belongs to. It is filled in place and word by word: copies
-// would be wide loads right after narrow stores, which have to wait for them.
+// of sets k to the key of the flow of a packet of direction d. It fills k in place, word by word: copying it would be wide
+// loads right after narrow stores, which stall until the stores retire.
 func (k *key) of(d proto.Direction, p *packet.Packet) {
 	src, dst := uint64(p.SrcPort), uint64(p.DstPort)
 	if isICMP(p.Proto) {
@@ -62,7 +62,7 @@ func (k *key) proto() uint8       { return uint8(k.ports >> 32) }
 func (k *key) localPort() uint16  { return uint16(k.ports >> 16) }
 func (k *key) remotePort() uint16 { return uint16(k.ports) }
 
-// service is the port that was connected to, where the side opened by opener connects to the other.
+// service returns the port that was connected to, for a flow opened in direction opened.
 func (k *key) service(opened proto.Direction) uint16 {
 	if opened == proto.In {
 		return k.localPort()
@@ -73,9 +73,9 @@ func (k *key) service(opened proto.Direction) uint16 {
 // seed makes hashes unpredictable to peers, who choose half of what is hashed.
 type seed [6]uint64
 
-// hash spreads k over 64 bits: the low ones choose the shard, the high ones are the tag. The three products of the first
-// round do not wait for each other. Ports and the last round are multiplied by constants that are known to be good, since
-// among random factors some hardly mix at all.
+// hash spreads k over 64 bits: the low bits choose the shard, the high 32 are the tag. The three products of the first
+// round do not depend on each other. Ports and the last round are multiplied by constants that are known to be good, since
+// some random factors hardly mix at all.
 func (s *seed) hash(k *key) uint64 {
 	h := mix(k.local.Hi^s[0], k.remote.Hi^s[1]) ^ mix(k.local.Lo^s[2], k.remote.Lo^s[3]) ^ mix(k.ports^s[4], 0xa0761d6478bd642f)
 	return mix(h^s[5], 0xe7037ed1a0b428db)
@@ -86,26 +86,26 @@ func mix(a, b uint64) uint64 {
 	return hi ^ lo
 }
 
-// state is where a flow is in its life.
+// state is the stage of a flow's life.
 type state uint8
 
 const (
 	vacant  state = iota // the entry holds no flow
-	opening              // one side spoke
-	open                 // both did
-	closing              // TCP: both said FIN, or one RST
-	dead                 // not permitted any more; stays until Sweep has told both ends
+	opening              // one side sent
+	open                 // both sides sent
+	closing              // TCP: both sent FIN, or one sent RST
+	dead                 // no longer permitted; stays until Sweep has reset both ends
 )
 
-// flow is one entry of the table: two cache lines, the first of which is what a packet of the flow needs.
+// flow is one entry of the table: two cache lines. A packet of an established flow needs only the first.
 type flow struct {
 	key
 	by      *enforced // what last permitted it
 	peer    *peer
 	state   state
 	opened  proto.Direction
-	class   uint8 // of its time-outs
-	fins    uint8 // one bit a side
+	class   uint8 // of timeouts
+	fins    uint8 // one bit per side
 	expires tick
 
 	rule    *ruling
@@ -115,14 +115,14 @@ type flow struct {
 }
 
 // tally is what one side sent. What the other side expects next, which a reset must hit exactly (RFC 5961), is one of two
-// things: next, the end of all that was sent, or acked, what the other side said last, if something before that end is
-// missing there.
+// numbers: next, the end of all that was sent, or acked, the last acknowledgement of the other side, if it misses something
+// before that end.
 type tally struct {
 	Traffic
 	next, acked uint32
 }
 
-// touch counts what side s sent and moves the flow's state.
+// touch counts a packet that side s sent and updates the flow's state.
 func (f *flow) touch(s side, p *packet.Packet, w Traffic, now tick) {
 	f.sent[s&1].plus(w)
 	switch {
@@ -136,7 +136,7 @@ func (f *flow) touch(s side, p *packet.Packet, w Traffic, now tick) {
 	f.expires = now + idleFor(f.class, f.state)
 }
 
-// segment follows a TCP connection.
+// segment tracks a TCP connection.
 func (f *flow) segment(s side, p *packet.Packet) {
 	end := p.Seq + p.SegmentLength()
 	if p.Flags&packet.SYN != 0 && f.state == opening {
@@ -159,14 +159,14 @@ func (f *flow) segment(s side, p *packet.Packet) {
 	}
 }
 
-// advance takes note of how far side s has sent.
+// advance records how far side s has sent.
 func (f *flow) advance(s side, end uint32) {
 	if mine := &f.sent[s&1]; int32(end-mine.next) > 0 {
 		mine.next = end
 	}
 }
 
-// acknowledge takes note of what side s says that it has from the other.
+// acknowledge records how much side s acknowledges of what the other side sent.
 func (f *flow) acknowledge(s side, ack uint32) {
 	others := &f.sent[s&1^1]
 	if int32(ack-others.acked) > 0 {
@@ -177,7 +177,7 @@ func (f *flow) acknowledge(s side, ack uint32) {
 	}
 }
 
-// opens says whether p can begin a flow.
+// opens reports whether p can begin a flow.
 func opens(p *packet.Packet) bool {
 	if p.Proto == proto.ProtoTCP {
 		return isOpening(p)
@@ -185,13 +185,13 @@ func opens(p *packet.Packet) bool {
 	return !p.IsEchoReply()
 }
 
-// isOpening says whether p is a TCP segment that opens a connection, and nothing else.
+// isOpening reports whether p is a pure TCP SYN.
 func isOpening(p *packet.Packet) bool {
 	const mask = packet.SYN | packet.ACK | packet.RST | packet.FIN
 	return p.Proto == proto.ProtoTCP && p.Flags&mask == packet.SYN
 }
 
-// tick counts tenths of seconds since the filter was made.
+// tick counts tenths of a second since the filter was made.
 type tick uint32
 
 const (
@@ -199,16 +199,16 @@ const (
 	tickLength      = time.Second / time.Duration(second)
 )
 
-// Classes of time-outs.
+// Timeout classes.
 const (
 	tcpFlow = iota
 	udpFlow
 	otherFlow
 )
 
-// idle is how long a flow may be silent. An open TCP connection outlasts the two hours after which hosts probe it
-// (RFC 5382), one closed by both sides lingers for retransmissions. Both lengths are powers of two, so that any two bytes
-// find something there.
+// idle is how long a flow may be silent. An open TCP connection outlasts the two hours after which hosts send keepalives
+// (RFC 5382); one closed by both sides lingers for retransmissions. Both lengths are powers of two so that masked indexes
+// need no bounds check.
 var idle = [4][8]tick{
 	tcpFlow:   {opening: 60 * second, open: 3 * 3600 * second, closing: 60 * second},
 	udpFlow:   {opening: 30 * second, open: 180 * second},
@@ -227,8 +227,8 @@ func classOf(protocol uint8) uint8 {
 	return otherFlow
 }
 
-// shard is a part of the flow table under one lock. The index is open addressing with linear probing over slots of
-// tag<<32 | number of the flow + 1; flows themselves never move.
+// shard is a part of the flow table under one lock. The index uses open addressing with linear probing; its slots are
+// tag<<32 | (flow number + 1). Flows themselves never move.
 //
 //	hash ─► tag ─► index ─► number ─► chunks[number/chunk][number%chunk]
 type shard struct {
@@ -268,7 +268,7 @@ func (s *shard) find(k *key, tag uint32) *flow {
 	}
 }
 
-// insert makes room for a flow and returns its entry, zero but for its key.
+// insert adds a flow and returns its entry, zero except for its key and tag.
 func (s *shard) insert(k *key, tag uint32) *flow {
 	if 2*(s.live+1) > len(s.index) {
 		s.grow()
@@ -300,7 +300,7 @@ func (s *shard) place(slot uint64) {
 	s.index[i] = slot
 }
 
-// grow doubles the index. Slots hold their tags, so flows need not be looked at.
+// grow doubles the index. Slots hold their tags, so the flows themselves are not read.
 func (s *shard) grow() {
 	old := s.index
 	s.index = make([]uint64, max(2*len(old), firstIndex))
@@ -311,7 +311,7 @@ func (s *shard) grow() {
 	}
 }
 
-// remove takes a flow out of the table, and closes the gap in the index by moving back what was displaced past it.
+// remove takes a flow out of the table and closes the gap in the index by moving back entries displaced past it.
 func (s *shard) remove(f *flow) {
 	mask := uint32(len(s.index) - 1)
 	i := f.tag & mask

@@ -10,8 +10,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// TestHashSpreads has keys that differ little, as those of a peer do, under many seeds: no shard and no part of an index
-// may get much more than its share.
+// TestHashSpreads checks with many seeds that among keys that differ little, as those of one peer do, no shard and no part of an
+// index gets much more than its share.
 func TestHashSpreads(t *testing.T) {
 	const keys = 256
 	for name, vary := range map[string]func(k *key, n uint64){
@@ -49,14 +49,14 @@ func TestHashSpreads(t *testing.T) {
 	}
 }
 
-// TestShardAgainstMap inserts, finds and removes flows whose tags collide on purpose.
+// TestShardAgainstMap inserts, finds and removes flows with colliding tags, and compares the shard with a map.
 func TestShardAgainstMap(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var s shard
 		s.grow()
 		owner := new(peer)
 		known := map[uint64]*flow{}
-		tagOf := func(n uint64) uint32 { return uint32(n % 7 * 0x10000001) } // few homes, some equal tags
+		tagOf := func(n uint64) uint32 { return uint32(n % 7 * 0x10000001) } // few home slots, some equal tags
 		for range rapid.IntRange(1, 200).Draw(t, "steps") {
 			n := rapid.Uint64Range(0, 120).Draw(t, "key")
 			k := key{ports: n}

@@ -9,13 +9,13 @@ import (
 
 const (
 	fragmentLife  = 30 * second
-	maxDatagrams  = 1024 // in fragments at once
-	peerDatagrams = 128  // of them between this node and one other, with all that is behind that
-	maxGaps       = 4    // between the fragments of one datagram that came
+	maxDatagrams  = 1024 // fragmented packets tracked at once
+	peerDatagrams = 128  // of these, between this node and one other with all that is behind it
+	maxGaps       = 4    // between the received fragments of one datagram
 )
 
-// fragments follows the packets that come in pieces. Only a first fragment is judged by its flow; later ones must belong
-// to a first one that passed, and are judged by the same flow as it is then.
+// fragments tracks fragmented packets. Only a first fragment is judged like a whole packet; later ones must belong to a first
+// fragment that passed, and are judged by the current state of its flow.
 type fragments struct {
 	mu    sync.Mutex
 	known map[fragmentKey]*datagram
@@ -23,36 +23,36 @@ type fragments struct {
 	spare []*datagram
 }
 
-// fragmentKey is what all fragments of a packet have in common.
+// fragmentKey is what all fragments of a packet share.
 type fragmentKey struct {
 	src, dst packet.Addr
 	id       uint32
-	proto    uint8 // IPv4 only: in IPv6 the protocol is known from the first fragment alone
+	proto    uint8 // IPv4 only: in IPv6 only the first fragment has the protocol
 }
 
-// datagram is what came of one packet: sorted, disjoint ranges of its bytes.
+// datagram is what has been received of one packet: sorted, disjoint ranges of its bytes.
 type datagram struct {
 	flow    key
-	peer    *peer // nil: nobody, and it will not pass
+	peer    *peer // nil: unknown, and it will not pass
 	expires tick
-	spoiled bool // overlaps, or pieces that do not fit: nothing more of it passes
-	end     int  // where it ends, -1 until the last piece came
+	spoiled bool // fragments overlap or do not fit: no more of it passes
+	end     int  // length of the payload, -1 until the last fragment came
 	ranges  int
 	have    [maxGaps + 1]struct{ first, end int }
 }
 
-// fragment judges a piece of a packet.
+// fragment judges a fragment of a packet.
 func (f *Filter) fragment(d proto.Direction, from proto.NodeID, p *packet.Packet) Verdict {
 	k := fragmentKey{p.Src, p.Dst, p.FragID, 0}
 	if p.Version == 4 {
 		k.proto = p.Proto
 	}
 	if isICMP(p.Proto) && !p.Later() && !p.IsEchoRequest() && !p.IsEchoReply() {
-		return f.discardOf(d, p, ICMPType) // no message that we let pass by itself is large enough to come in pieces
+		return f.discardOf(d, p, ICMPType) // messages that may pass without a flow are never large enough to be fragmented
 	}
 	by := f.current.Load()
 	if from != 0 && !by.owns(from, p.Src) {
-		return f.discard(Spoofed) // before it can take room, or spoil what its true owner sends
+		return f.discard(Spoofed) // before it can take up room or spoil what the true owner sends
 	}
 	var who *peer
 	if !p.Later() {
@@ -75,8 +75,8 @@ func (f *Filter) fragment(d proto.Direction, from proto.NodeID, p *packet.Packet
 	return v
 }
 
-// accept takes note of a piece, unless it fits in nowhere, and says which flow its packet belongs to. Who is the other node,
-// which need not be known for later pieces.
+// accept records a fragment and returns the flow of its packet, or the reason why the fragment does not fit. Who is the other
+// node; it need not be known for later fragments.
 func (f *fragments) accept(d proto.Direction, k fragmentKey, p *packet.Packet, who *peer, now tick) (key, Reason) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -101,7 +101,7 @@ func (f *fragments) accept(d proto.Direction, k fragmentKey, p *packet.Packet, w
 	}
 	flow := g.flow
 	if g.ranges == 1 && g.have[0].first == 0 && g.have[0].end == g.end {
-		f.drop(k, g) // all of it came
+		f.drop(k, g) // complete
 	}
 	return flow, Permitted
 }
@@ -130,7 +130,7 @@ func (f *fragments) drop(k fragmentKey, g *datagram) {
 	f.spare = append(f.spare, g)
 }
 
-// forget takes back a first fragment that did not pass.
+// forget removes a first fragment that did not pass.
 func (f *fragments) forget(k fragmentKey) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -149,8 +149,8 @@ func (f *fragments) expire(now tick) {
 	}
 }
 
-// add puts the piece [first, end) in its place. It says no if another piece has some of it, if it contradicts where the
-// packet ends, or if there are too many gaps.
+// add records the range [first, end). It returns false if the range overlaps another, if it contradicts where the packet
+// ends, or if there are too many gaps.
 func (g *datagram) add(first, end int, more bool) bool {
 	if !more {
 		if g.end >= 0 {

@@ -14,12 +14,12 @@ func TestFragments(t *testing.T) {
 		t.Run(family, func(t *testing.T) {
 			us, them := a(1), a(2)
 			w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, udpPorts(53, 53)); r.rule(proto.Out, udpPorts(53, 53)) })
-			whole := udp(them, 4000, us, 53, 112) // five pieces of 24
+			whole := udp(them, 4000, us, 53, 112) // five fragments of 24 bytes
 			pieces := cut(whole, 24, 1)
 			if len(pieces) != 5 {
 				t.Fatal(len(pieces))
 			}
-			for range 2 { // a packet that is whole leaves nothing behind
+			for range 2 { // a complete packet leaves no state behind
 				for _, p := range pieces {
 					w.wantIn(Permitted, p)
 				}
@@ -34,20 +34,20 @@ func TestFragments(t *testing.T) {
 			for i := range 3 {
 				w.wantIn(FragmentUnknown, pieces[i+1])
 			}
-			// What its first fragment may not, later ones may not.
+			// If the first fragment is denied, later ones are too.
 			denied := cut(udp(them, 4000, us, 54, 112), 24, 2)
 			w.wantIn(NoService, denied[0])
 			w.wantIn(FragmentUnknown, denied[1])
 			if n := len(w.fragments.known); n != 0 {
 				t.Errorf("%d datagrams that were denied take room", n)
 			}
-			// Each datagram is one by addresses and identification; IPv4 adds the protocol.
+			// A datagram is identified by addresses and identification, and for IPv4 also by protocol.
 			w.wantIn(Permitted, cut(whole, 24, 3)[0])
 			w.wantIn(FragmentUnknown, cut(whole, 24, 4)[1])
 			w.wantIn(FragmentUnknown, cut(udp(a(3), 4000, us, 53, 112), 24, 3)[1])
 			w.wantOut(FragmentUnknown, cut(udp(us, 4000, them, 53, 112), 24, 3)[1])
 
-			// Time, and policy.
+			// Expiry and policy changes.
 			w.wantIn(Permitted, cut(whole, 24, 5)[0])
 			w.now = w.now.Add(fragmentLife.duration())
 			w.tick()
@@ -80,7 +80,7 @@ func TestFragmentsKeepFlowAlive(t *testing.T) {
 	}
 }
 
-// TestFragmentTricks are pieces that hosts reassemble differently, or to something else than was judged.
+// TestFragmentTricks checks fragments that hosts reassemble differently from each other, or to something else than was judged.
 func TestFragmentTricks(t *testing.T) {
 	whole := udp(v4(2), 4000, v4(1), 53, 112)
 	at := func(first, n int, more bool) []byte {
@@ -111,13 +111,13 @@ func TestFragmentTricks(t *testing.T) {
 				}
 				w.wantIn(want, p)
 			}
-			w.wantIn(FragmentOverlap, at(200, 8, true)) // all that follows is lost
+			w.wantIn(FragmentOverlap, at(200, 8, true)) // everything that follows is dropped
 			w.wantIn(FragmentOverlap, first)
 		})
 	}
 }
 
-// TestFragmentRanges holds datagram against a map of bytes.
+// TestFragmentRanges compares datagram with a map of bytes.
 func TestFragmentRanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		g := datagram{end: -1}
@@ -185,8 +185,8 @@ func TestFragmentTableIsBounded(t *testing.T) {
 	}
 }
 
-// TestRouterHasOneShareOfFragments has a router fill the table with pieces from all the hosts behind it, and a node by both of
-// its addresses: others still send theirs.
+// TestRouterHasOneShareOfFragments checks that neither a router that sends fragments from all the hosts behind it, nor a node that
+// uses both of its addresses, can keep others from sending theirs.
 func TestRouterHasOneShareOfFragments(t *testing.T) {
 	w := newWorldOf(t, Config{}, 4, func(r *Ruleset) {
 		r.rule(proto.In, udpPorts(53, 53)).Peers.Prefixes = []netip.Prefix{netip.MustParsePrefix("10.33.0.0/16")}

@@ -10,8 +10,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// TestSourceIsAnAddressNotASubnet has a router send as its neighbours in the mesh's range, as other nodes, and as what is behind
-// other routers: in CVE-2025-62820 of another mesh a source was good if it was in its sender's subnet.
+// TestSourceIsAnAddressNotASubnet checks that a router cannot send as its neighbours in the mesh's range, as other nodes, or as
+// hosts behind other routers: in CVE-2025-62820, of another mesh, a source was valid if it was in its sender's subnet.
 func TestSourceIsAnAddressNotASubnet(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) {
 		r.rule(proto.In, everything...).Peers.Prefixes = []netip.Prefix{
@@ -32,12 +32,12 @@ func TestSourceIsAnAddressNotASubnet(t *testing.T) {
 		{"fd99::1", Permitted},
 		{"100.64.0.3", Spoofed}, // another node
 		{"fd00:1234:5678::3", Spoofed},
-		{"100.64.0.99", Spoofed}, // nobody, beside it
+		{"100.64.0.99", Spoofed}, // nobody's, next to it
 		{"fd00:1234:5678::99", Spoofed},
-		{"100.64.0.1", Spoofed}, // we
+		{"100.64.0.1", Spoofed}, // ourselves
 		{"10.33.7.1", Spoofed},  // behind another router, by a longer route
 		{"10.34.0.1", Spoofed},  // behind nobody
-		{"192.0.2.1", Spoofed},  // the Internet
+		{"192.0.2.1", Spoofed},  // on the internet
 		{"0.0.0.0", Spoofed},
 		{"255.255.255.255", Spoofed},
 		{"::", Spoofed},
@@ -62,8 +62,8 @@ func TestSourceIsAnAddressNotASubnet(t *testing.T) {
 	}
 }
 
-// TestFlowIsItsPeers has a third node inject into a connection of two others, with their addresses and ports, in each way that
-// packets can belong to one.
+// TestFlowIsItsPeers checks that a third node cannot inject into a connection between two others with their addresses and ports,
+// in any of the ways in which a packet can belong to one.
 func TestFlowIsItsPeers(t *testing.T) {
 	for family, a := range map[string]func(int) netip.Addr{"IPv4": v4, "IPv6": v6} {
 		t.Run(family, func(t *testing.T) {
@@ -86,7 +86,7 @@ func TestFlowIsItsPeers(t *testing.T) {
 				w.want(Spoofed, verdicts[1], pkt)
 			}
 			w.want(Spoofed, w.InSegments(3, data, 2), data)
-			// What they left undisturbed: pieces too, which the third node sent first.
+			// Their own packets still pass, including fragments, which the third node sent first.
 			for _, pkt := range append(pieces, tcp(them, 22, us, 4000, synAck), answer, pong(them, us, 7)) {
 				w.want(Permitted, w.InFrom(2, pkt), pkt)
 			}
@@ -97,7 +97,7 @@ func TestFlowIsItsPeers(t *testing.T) {
 	}
 }
 
-// TestNothingWithoutAFlow has all that other filters let in without one.
+// TestNothingWithoutAFlow checks everything that other filters pass without a flow.
 func TestNothingWithoutAFlow(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.Out, everything...); r.rule(proto.In, everything...) })
 	for _, a := range []func(int) netip.Addr{v4, v6} {
@@ -116,7 +116,7 @@ func TestNothingWithoutAFlow(t *testing.T) {
 	}
 }
 
-// extended puts IPv6 extension headers, each with a length that is right, before the transport of a packet.
+// extended inserts IPv6 extension headers, each with a correct length, before the transport of a packet.
 func extended(pkt []byte, kinds ...byte) []byte {
 	b := append([]byte(nil), pkt[:40]...)
 	next := pkt[6]
@@ -128,7 +128,7 @@ func extended(pkt []byte, kinds ...byte) []byte {
 		if i == 0 {
 			b[6] = kind
 		}
-		b = append(b, after, 0, 1, 4, 0, 0, 0, 0) // PadN; of a fragment header: of offset 256, or so
+		b = append(b, after, 0, 1, 4, 0, 0, 0, 0) // PadN; in a fragment header, an offset of 256 or so
 		if kind == 44 {
 			clear(b[len(b)-6:])
 		}
@@ -136,7 +136,7 @@ func extended(pkt []byte, kinds ...byte) []byte {
 	return lengthen(append(b, pkt[40:]...), 0)
 }
 
-// TestExtensionHeaderTricks hides ports behind headers, or makes them look like others'.
+// TestExtensionHeaderTricks hides ports behind headers, or makes them look like other ports.
 func TestExtensionHeaderTricks(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, tcpPorts(443, 443), udpPorts(443, 443)) })
 	good, bad := tcp(v6(2), 4000, v6(1), 443, syn), tcp(v6(2), 4000, v6(1), 22, syn)
@@ -154,22 +154,22 @@ func TestExtensionHeaderTricks(t *testing.T) {
 			w.wantIn(want, extended(good, kinds...))
 		}
 	}
-	// A length that leads out of the packet, or around to its beginning.
+	// A length that leads out of the packet, or wraps around to its beginning.
 	for _, length := range []byte{1, 7, 8, 31, 127, 255} {
 		pkt := extended(good, options)
 		pkt[41] = length
 		w.wantIn(Reason(packet.BadExtension), pkt)
 	}
-	// A header that leads into bytes of the sender's choice, which look like the service that is allowed.
+	// A header that leads into bytes of the sender's choice, which look like the permitted service.
 	inner := append([]byte{6, 0, 1, 4, 0, 0, 0, 0}, good[40:]...)
 	sly := lengthen(append(append([]byte(nil), bad[:60]...), inner...), 0)
 	w.wantIn(NoService, sly)
-	// The first piece has all the headers, and what comes later cannot add any.
+	// The first fragment must hold all headers; later ones cannot add any.
 	w.wantIn(Reason(packet.BadFragment), cut(extended(good, options), 8, 3)[0])
 	w.wantIn(Reason(packet.SplitHeader), cut(extended(good, options), 24, 3)[0])
 }
 
-// TestUnknownNextHeaderIsNoTCP has every protocol there is carry what would be a permitted connection if it were TCP or UDP.
+// TestUnknownNextHeaderIsNoTCP sends with every protocol number what would be a permitted connection if it were TCP or UDP.
 func TestUnknownNextHeaderIsNoTCP(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, tcpPorts(443, 443)) })
 	for n := range 256 {
@@ -187,8 +187,8 @@ func TestUnknownNextHeaderIsNoTCP(t *testing.T) {
 	}
 }
 
-// TestTunnelledPackets are IPv4 in IPv6 and the like, as protocols of their own: what is inside is nobody's business, and passes
-// by rules that name the tunnel.
+// TestTunnelledPackets checks that IPv4 in IPv6 and the like are protocols of their own: the inner packet is not looked at, and
+// passes by rules that name the tunnel.
 func TestTunnelledPackets(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
 	inner := tcp(v4(2), 4000, v4(1), 22, syn)
@@ -199,7 +199,7 @@ func TestTunnelledPackets(t *testing.T) {
 	}
 }
 
-// TestRouterTellsOfWhatIsTooBig has errors from the router in the flow's path, which hosts need to find the MTU behind it.
+// TestRouterTellsOfWhatIsTooBig checks that errors from a router in the flow's path pass; hosts need them for path MTU discovery.
 func TestRouterTellsOfWhatIsTooBig(t *testing.T) {
 	far, served := netip.MustParseAddr("10.33.1.1"), netip.MustParseAddr("10.44.1.1")
 	w := newWorld(t, func(r *Ruleset) {
@@ -216,7 +216,7 @@ func TestRouterTellsOfWhatIsTooBig(t *testing.T) {
 		w.wantIn(want, unreachable(src, v4(1), sent))
 	}
 	w.want(Spoofed, w.InFrom(3, unreachable(v4(2), v4(1), sent)), sent)
-	// And ours about what goes through us.
+	// Likewise this node's errors about packets through it.
 	came := udp(v4(2), 4000, served, 53, 1400)
 	w.wantIn(Permitted, came)
 	for src, want := range map[netip.Addr]Reason{
@@ -227,7 +227,7 @@ func TestRouterTellsOfWhatIsTooBig(t *testing.T) {
 	w.wantOut(ICMPUnrelated, unreachable(v4(1), v4(3), came))
 }
 
-// TestOnePeerCannotExhaustTheTable has one peer open all that it can, in every way, and others go on.
+// TestOnePeerCannotExhaustTheTable lets one peer open all the flows it can, in every way, and checks that others are not affected.
 func TestOnePeerCannotExhaustTheTable(t *testing.T) {
 	w := newWorldOf(t, Config{MaxFlows: 3200, PerPeer: 800}, 5, func(r *Ruleset) {
 		r.rule(proto.In, everything...)
@@ -279,7 +279,7 @@ func TestOnePeerCannotExhaustTheTable(t *testing.T) {
 	}
 }
 
-// TestWidePrefixesCostNothing compiles rules about all addresses there are: what it takes must not depend on how many those are.
+// TestWidePrefixesCostNothing checks that the cost of compiling rules about all addresses does not depend on how many these are.
 func TestWidePrefixesCostNothing(t *testing.T) {
 	allocs := func(prefixes ...string) float64 {
 		r := testRuleset(10)
@@ -301,7 +301,7 @@ func TestWidePrefixesCostNothing(t *testing.T) {
 	}
 }
 
-// TestMalformedPackets are cut and bent in each place; none may pass that is another one than the one that is permitted.
+// TestMalformedPackets truncates a packet anywhere and flips each of its bits; what passes must still go to the permitted port.
 func TestMalformedPackets(t *testing.T) {
 	for name, pkt := range map[string][]byte{
 		"TCP": tcp(v4(2), 4000, v4(1), 443, syn), "UDP": udp(v6(2), 4000, v6(1), 443, 8),

@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// The classes of local addresses: the node's own two, then one for each prefix of the rules that reaches beyond them,
+// Classes of local addresses: the node's own two, then one for each prefix in the rules that reaches beyond them, which is
 // a route that the node serves. Rules treat all addresses of a class alike, since prefixes either nest or are disjoint.
 const (
 	ownV4 = iota
@@ -28,7 +28,7 @@ type localTable struct {
 	opens   []bool         // of each class: whether it may open connections
 }
 
-// class finds addr's. An overlay address other than the node's own is never local, whatever prefix holds it.
+// class returns the class of addr. An overlay address other than the node's own is never local, whatever prefix holds it.
 func (t *localTable) class(addr packet.Addr) (int, bool) {
 	switch addr {
 	case t.own[ownV4]:
@@ -46,7 +46,7 @@ func (t *localTable) class(addr packet.Addr) (int, bool) {
 	return t.routes.Lookup(a)
 }
 
-// isOwn says whether addr is one of the node's two overlay addresses.
+// isOwn reports whether addr is one of the node's two overlay addresses.
 func (t *localTable) isOwn(addr packet.Addr) bool {
 	return addr == t.own[ownV4] || addr == t.own[ownV6]
 }
@@ -60,7 +60,7 @@ func newLocalTable(r Ruleset) localTable {
 	}
 	for _, rule := range r.Rules {
 		for _, p := range rule.Local {
-			// The Internet behind an exit node opens nothing.
+			// The internet behind an exit node opens nothing.
 			if rule.Direction != proto.In && p.Bits() == 0 || within(p, r.Mesh) || slices.Contains(t.prefix[:ownClasses], p) {
 				continue
 			}
@@ -89,8 +89,8 @@ func newLocalTable(r Ruleset) localTable {
 	return t
 }
 
-// within says whether all of p is overlay addresses.
+// within reports whether p holds overlay addresses only.
 func within(p netip.Prefix, m proto.Mesh) bool { return covers(m.V4, p) || covers(m.V6, p) }
 
-// covers says whether p holds all of q.
+// covers reports whether p holds all of q.
 func covers(p, q netip.Prefix) bool { return p.Bits() <= q.Bits() && p.Overlaps(q) }

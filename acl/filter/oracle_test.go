@@ -13,7 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// oracle is the filter again, as its specification says it: lists, no compilation, no hashing.
+// oracle reimplements the filter as specified: lists, no compilation, no hashing.
 type oracle struct {
 	rules  *Ruleset // nil: nothing passes
 	number int      // of installs
@@ -27,7 +27,7 @@ type oracleFlow struct {
 	local, remote netip.AddrPort
 	proto         uint8
 	opened        proto.Direction
-	judged        int // under which install
+	judged        int // by which install it was last judged
 	life          time.Duration
 	last          time.Time
 	answered      bool
@@ -35,21 +35,21 @@ type oracleFlow struct {
 	finRemote     bool
 	closing       bool
 	dead          bool
-	left          bool // its peer was not there once
+	left          bool // its peer was absent at some install
 }
 
-// oracleDatagram is a packet in pieces.
+// oracleDatagram is a fragmented packet.
 type oracleDatagram struct {
 	src, dst netip.Addr
 	id       int
 	flow     sees
 	until    time.Time
 	have     map[int]bool // bytes
-	end      int          // -1: not known
+	end      int          // -1: unknown
 	spoiled  bool
 }
 
-// sees is what the oracle wants to know about a packet.
+// sees is what the oracle needs to know about a packet.
 type sees struct {
 	d             proto.Direction
 	from          proto.NodeID
@@ -62,13 +62,13 @@ type sees struct {
 	segments      int // 0: one
 }
 
-// oraclePiece is which bytes of the packet with that id there are.
+// oraclePiece is the range of bytes that a fragment of packet id holds.
 type oraclePiece struct {
 	id, first, end int
 	more           bool
 }
 
-// ends gives the addresses from and to which the packet goes.
+// ends returns the source and destination addresses of the packet.
 func (p *sees) ends() (src, dst netip.Addr) {
 	if p.d == proto.In {
 		return p.remote.Addr(), p.local.Addr()
@@ -76,7 +76,7 @@ func (p *sees) ends() (src, dst netip.Addr) {
 	return p.local.Addr(), p.remote.Addr()
 }
 
-// install puts rules in force, nil for none.
+// install puts rules in force; nil lets nothing pass.
 func (o *oracle) install(r *Ruleset) {
 	o.number++
 	o.rules = r
@@ -114,7 +114,7 @@ func (o *oracle) permitted(d proto.Direction, local, remote netip.AddrPort, prot
 		})
 		switch {
 		case r.Action == proto.Deny && meant:
-			return Forbidden, id // whatever else there is
+			return Forbidden, id // whatever else permits it
 		case r.Action == proto.Monitor:
 			watched = watched || meant
 		case r.Action == proto.Allow && meant:
@@ -129,7 +129,7 @@ func (o *oracle) permitted(d proto.Direction, local, remote netip.AddrPort, prot
 	return reason, id
 }
 
-// behind finds the node whose address it is or, outside of the mesh, behind which it is.
+// behind returns the node that has an address or, outside the mesh, the node in front of it.
 func (o *oracle) behind(addr netip.Addr) (id proto.NodeID, routed bool) {
 	for _, p := range o.rules.Peers {
 		if p.Addrs.Has(addr) {
@@ -162,7 +162,7 @@ func (o *oracle) selects(s proto.Selector, id proto.NodeID, routed bool, addr ne
 	return false
 }
 
-// alive finds the flow, ends it if its time is over, and judges it if the policy changed.
+// alive finds a flow, ends it if it has expired, and judges it if the policy changed.
 func (o *oracle) alive(local, remote netip.AddrPort, protocol uint8) *oracleFlow {
 	for i, f := range o.flows {
 		if f.local != local || f.remote != remote || f.proto != protocol {
@@ -243,7 +243,7 @@ func (o *oracle) judge(p sees) Reason {
 	return Permitted
 }
 
-// judgeError lets errors pass about packets that their receiver sent, from the node that these went to.
+// judgeError passes errors about packets that their receiver sent, if they come from the node that these went to.
 func (o *oracle) judgeError(p sees) Reason {
 	sent, _ := p.about.ends()
 	src, dst := p.ends()
@@ -270,7 +270,7 @@ func (o *oracle) judgeError(p sees) Reason {
 	return Permitted
 }
 
-// judgePiece lets pieces pass whose packet's first piece did, and of which each byte comes once.
+// judgePiece passes fragments of packets whose first fragment passed, if no byte comes twice.
 func (o *oracle) judgePiece(p sees) Reason {
 	src, dst := p.ends()
 	if p.from != 0 && o.rules != nil {
@@ -331,7 +331,7 @@ func (o *oracle) judgePiece(p sees) Reason {
 	return Permitted
 }
 
-// count moves the flow's state and its time.
+// count updates the flow's state and its expiry.
 func (o *oracle) count(f *oracleFlow, p sees) {
 	answer := p.d != f.opened
 	if p.proto == proto.ProtoTCP {
@@ -357,7 +357,7 @@ func (o *oracle) count(f *oracleFlow, p sees) {
 	}
 }
 
-// drawRules makes rules of few sets, prefixes and ports, so that they meet.
+// drawRules draws rules over few sets, prefixes and ports, so that they overlap.
 func drawRules(t *rapid.T) Ruleset {
 	r := Ruleset{Mesh: testMesh, Self: testNode(1)}
 	for n := 2; n <= 5; n++ {
@@ -399,7 +399,7 @@ func drawRules(t *rapid.T) Ruleset {
 				Prefixes: rapid.SliceOfN(rapid.SampledFrom(prefixes), 0, 1).Draw(t, "prefixes"),
 			},
 			Local: rapid.SliceOfN(rapid.SampledFrom(slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool {
-				return p.Bits() == 0 || !testMesh.Contains(p.Addr()) // what this node serves is not what these packets are about
+				return p.Bits() == 0 || !testMesh.Contains(p.Addr()) // these packets are not about what this node serves
 			})), 0, 3).Draw(t, "local"),
 		}
 		for range rapid.IntRange(0, 3).Draw(t, "services") {
@@ -428,7 +428,7 @@ var drawnRoutes = []netip.Prefix{
 	netip.MustParsePrefix("fd99::/48"), netip.MustParsePrefix("::/0"),
 }
 
-// beyond are addresses that are, or are not, behind routers.
+// beyond holds addresses that may or may not be behind routers.
 var beyond = []netip.Addr{
 	netip.MustParseAddr("10.33.1.1"), netip.MustParseAddr("10.33.7.1"), netip.MustParseAddr("10.33.7.129"), netip.MustParseAddr("192.0.2.1"),
 	netip.MustParseAddr("fd99::1"), netip.MustParseAddr("2001:db8::1"),
@@ -439,10 +439,10 @@ var (
 	drawnProtocols = []uint8{proto.ProtoTCP, proto.ProtoTCP, proto.ProtoUDP, proto.ProtoICMP, proto.ProtoICMPv6, proto.ProtoSCTP, proto.ProtoGRE}
 )
 
-// talk is what packets are drawn from: who spoke with whom before.
+// talk holds what packets are drawn from: earlier conversations.
 type talk struct{ before []sees }
 
-// ends draws the ends of a flow, often such as there were before.
+// ends draws the ends of a flow, often those of an earlier one.
 func (k *talk) ends(t *rapid.T, p *sees) {
 	if len(k.before) > 0 && rapid.IntRange(0, 3).Draw(t, "again") > 0 {
 		q := rapid.SampledFrom(k.before[max(0, len(k.before)-8):]).Draw(t, "of before")
@@ -479,7 +479,7 @@ func (k *talk) ends(t *rapid.T, p *sees) {
 	k.before = append(k.before, *p)
 }
 
-// packet makes a packet between this node's addresses and others', mostly sensible ones.
+// packet draws a packet between this node's addresses and others', usually a sensible one.
 func (k *talk) packet(t *rapid.T, d proto.Direction, from proto.NodeID) ([]byte, sees) {
 	p := sees{d: d, from: from}
 	k.ends(t, &p)
@@ -515,10 +515,10 @@ func (k *talk) packet(t *rapid.T, d proto.Direction, from proto.NodeID) ([]byte,
 	return ported(p.proto, src, sport, dst, dport), p
 }
 
-// failure makes an ICMP error, mostly about a packet that its receiver sent.
+// failure draws an ICMP error, usually about a packet that its receiver sent.
 func (k *talk) failure(t *rapid.T, d proto.Direction, from proto.NodeID) ([]byte, sees) {
 	quote, about := k.packet(t, opposite(d), 0)
-	for about.reply || about.piece != nil && about.piece.first > 0 { // which nobody reports about
+	for about.reply || about.piece != nil && about.piece.first > 0 { // nobody reports errors about these
 		quote, about = k.packet(t, opposite(d), 0)
 	}
 	p := about
@@ -537,8 +537,8 @@ func (k *talk) failure(t *rapid.T, d proto.Direction, from proto.NodeID) ([]byte
 	return unreachable(src, dst, quote), p
 }
 
-// TestFilterAgreesWithOracle runs random packets in both directions through changing rules, alone and in rows, in pieces and
-// many at once.
+// TestFilterAgreesWithOracle sends random packets in both directions through changing rules: alone, in batches, in fragments and
+// as several segments.
 func TestFilterAgreesWithOracle(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		o := &oracle{now: time.Unix(1_800_000_000, 0)}
@@ -577,7 +577,7 @@ func TestFilterAgreesWithOracle(t *testing.T) {
 				install()
 			case 1:
 				pass(time.Duration(rapid.IntRange(1, 120).Draw(t, "seconds")) * time.Second)
-			case 2: // the clock is set, or the machine slept
+			case 2: // the clock is set, or the machine was suspended
 				pass(rapid.SampledFrom([]time.Duration{-10 * time.Minute, -time.Second, time.Hour, 4 * time.Hour, 30 * 24 * time.Hour}).Draw(t, "jump"))
 			case 3:
 				if !f.Sweep(0, func(Reset) {}) || !batched.Sweep(0, func(Reset) {}) {
@@ -631,7 +631,7 @@ func packetsAgree(t *rapid.T, k *talk, o *oracle, f, batched *Filter) {
 	row.judge(t)
 }
 
-// oracleRow is a row of packets, and what the oracle says of them.
+// oracleRow is a batch of packets, and the oracle's verdicts about them.
 type oracleRow struct {
 	f     *Filter
 	d     proto.Direction
@@ -641,7 +641,7 @@ type oracleRow struct {
 	want  []Reason
 }
 
-// judge has the filter judge the row, and empties it.
+// judge lets the filter judge the batch, compares the verdicts, and empties the batch.
 func (r *oracleRow) judge(t *rapid.T) {
 	verdicts := make([]Verdict, len(r.bufs))
 	if r.d == proto.In {

@@ -10,14 +10,14 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Posture digests what held between this node and a peer because of the posture of either, as the netmap told it: the
-// same verdicts have the same digest for as long as the policy's rules keep their places. It tells nothing of the facts
-// behind the verdicts, which this node does not know. The zero Posture is that nothing held for such a reason.
+// Posture digests which conditions on posture held between this node and a peer, according to the netmap: the same
+// verdicts have the same digest as long as the policy's rules keep their places. It reveals nothing of the facts behind
+// the verdicts, which this node does not know. The zero Posture means that no condition held.
 type Posture [8]byte
 
 func (p Posture) String() string { return hex.EncodeToString(p[:]) }
 
-// postures are the digests for each row of a Program, one for each family; nil where no rule and no set is conditional.
+// postures holds two digests for each row of a Program, one per family; nil if no rule and no set is conditional.
 type postures []Posture
 
 func (ps postures) at(row int, is4 bool) *Posture {
@@ -28,7 +28,7 @@ func (ps postures) at(row int, is4 bool) *Posture {
 	return &ps[n]
 }
 
-// posture is the digest for an address on a peer's side.
+// posture returns the digest for an address on a peer's side.
 func (p *Program) posture(dir proto.Direction, remote packet.Addr) Posture {
 	if p == nil || p.postures[dir] == nil {
 		return Posture{}
@@ -40,7 +40,7 @@ func (p *Program) posture(dir proto.Direction, remote packet.Addr) Posture {
 	return *p.postures[dir].at(row, remote.Is4())
 }
 
-// asked are the conditional sets among the chosen selectors.
+// asked returns the names of the conditional sets among the chosen selectors.
 func (s *selectors) asked(chosen []int) (names []string) {
 	for _, n := range chosen {
 		if s.asks[n] != "" {
@@ -50,7 +50,7 @@ func (s *selectors) asked(chosen []int) (names []string) {
 	return names
 }
 
-// conditional are the keys of the rules among some that are there for facts of this node.
+// conditional returns the keys of those of the numbered rules that apply because of facts about this node.
 func conditional(rules []proto.Rule, numbers []int) (keys []string) {
 	for _, n := range numbers {
 		if rules[n].Conditional {
@@ -60,7 +60,7 @@ func conditional(rules []proto.Rule, numbers []int) (keys []string) {
 	return keys
 }
 
-// postureOf digests those that are conditional among the sets that a peer is in and the rules that pick it.
+// postureOf digests the conditional sets that a peer is in and the conditional rules that select it.
 func postureOf(sets, rules []string) (d Posture) {
 	if len(sets)+len(rules) == 0 {
 		return Posture{}
@@ -68,7 +68,7 @@ func postureOf(sets, rules []string) (d Posture) {
 	h := sha256.New()
 	for _, names := range [][]string{sets, rules} {
 		slices.Sort(names)
-		_ = binary.Write(h, binary.BigEndian, uint32(len(names))) // no write to a hash fails
+		_ = binary.Write(h, binary.BigEndian, uint32(len(names))) // writing to a hash never fails
 		for _, n := range names {
 			_ = binary.Write(h, binary.BigEndian, uint32(len(n)))
 			h.Write([]byte(n))

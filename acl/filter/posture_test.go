@@ -6,7 +6,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// postures opens a flow to and from each peer, in both families, and returns what the records about it tell.
+// postures opens a flow to and from each peer, in both families, and returns the postures in the records of these flows.
 func (w *world) postures(port uint16) map[proto.NodeID]map[proto.Direction]Posture {
 	w.Helper()
 	for id := 2; id <= 4; id++ {
@@ -33,7 +33,7 @@ func (w *world) postures(port uint16) map[proto.NodeID]map[proto.Direction]Postu
 	return all
 }
 
-// TestPostureOfRecords: a record's digest says which verdicts about posture held, and nothing else changes it.
+// TestPostureOfRecords checks that a record's digest depends on the posture verdicts that held, and on nothing else.
 func TestPostureOfRecords(t *testing.T) {
 	rules := func(r *Ruleset) {
 		r.rule(proto.In, udpPorts(53, 53))
@@ -66,7 +66,7 @@ func TestPostureOfRecords(t *testing.T) {
 
 	w.reinstall(func(r *Ruleset) {
 		healthy(3, 4)(r)
-		r.rule(proto.In, tcpPorts(1, 9)) // asks nothing
+		r.rule(proto.In, tcpPorts(1, 9)) // has no condition
 	})
 	then := w.postures(1002)
 	if then[2][proto.In] != none || then[3][proto.In] != first[3][proto.In] || then[4][proto.In] != first[2][proto.In] {

@@ -9,7 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// TestConcurrency runs all methods at once. At the end nothing passes, nothing is left, and the books balance.
+// TestConcurrency runs all methods concurrently. At the end nothing passes, no flow is left, and the counters add up.
 func TestConcurrency(t *testing.T) {
 	f := New(Config{MaxFlows: 4096, PerPeer: 512})
 	var programs []*Program
@@ -158,7 +158,7 @@ func TestNothingAllocates(t *testing.T) {
 	}
 }
 
-// FuzzPackets sends arbitrary packets both ways, as they are and with addresses that mean something.
+// FuzzPackets sends arbitrary packets both ways, unchanged and with the addresses of nodes.
 func FuzzPackets(f *testing.F) {
 	for _, b := range [][]byte{
 		tcp(v4(2), 4000, v4(1), 22, syn), tcp(v6(1), 22, v6(2), 4000, ack), udp(v4(2), 1, v4(1), 53, 4),
@@ -201,7 +201,7 @@ func FuzzPackets(f *testing.F) {
 	})
 }
 
-// checkRow sends a packet, and another one, in rows and as many at once.
+// checkRow sends a packet and another one in batches and as several segments.
 func checkRow(t *testing.T, f *Filter, d proto.Direction, pkt, other []byte) {
 	row := [][]byte{pkt, pkt, other, pkt, pkt}
 	verdicts := make([]Verdict, len(row))
@@ -226,7 +226,7 @@ func checkRow(t *testing.T, f *Filter, d proto.Direction, pkt, other []byte) {
 	}
 }
 
-// aimed gives a packet the addresses of two nodes.
+// aimed returns a packet with the addresses of two nodes.
 func aimed(b []byte, src, dst int) []byte {
 	b = append([]byte(nil), b...)
 	switch {

@@ -5,35 +5,35 @@ import "github.com/redoubt-mesh/redoubt/acl/packet"
 // Reason says why a packet was dropped, or why a flow ended.
 type Reason uint8
 
-// The reasons. Between Permitted and Closed lie those that a packet itself gives, each equal to its packet.Fault.
+// The reasons. Between Permitted and Closed are those found by parsing, each equal to its packet.Fault.
 const (
 	Permitted Reason = 0
 
 	Closed             = Reason(packet.Faults) + iota - 1 // no program is installed
-	Multicast                                             // to many hosts at once; the mesh carries none
-	ForeignSource                                         // out, with a source that is not this node's
-	ForeignDestination                                    // in, to a destination that is not this node's
-	UnknownPeer                                           // the other side is no peer of this node
-	Spoofed                                               // in, with a source that is not its sender's
-	NoRule                                                // no rule ties the two nodes in this direction
+	Multicast                                             // to a multicast or broadcast address; the mesh carries none
+	ForeignSource                                         // out, and the source is not one of this node's addresses
+	ForeignDestination                                    // in, and the destination is not one of this node's addresses
+	UnknownPeer                                           // the other side is not a peer of this node
+	Spoofed                                               // in, and the source does not belong to the sender
+	NoRule                                                // no rule connects the two nodes in this direction
 	NoService                                             // some rule does, but not for this protocol and port
-	Forbidden                                             // a rule denies it, whatever else permits
-	NoFlow                                                // belongs to a connection that is not known, and opens none
-	Revoked                                               // the policy that allowed the flow is no more
+	Forbidden                                             // a rule denies it, whatever else permits it
+	NoFlow                                                // belongs to no known connection, and opens none
+	Revoked                                               // the policy no longer permits the flow
 	PeerQuota                                             // the peer has as many flows as one peer may have
-	TableFull                                             // there are as many flows as there may be
+	TableFull                                             // the flow table is full
 	FragmentUnknown                                       // later fragment of a packet whose first did not pass
-	FragmentOverlap                                       // fragment that overlaps others of its packet, or repeats the first
-	FragmentLimit                                         // too many packets in fragments at once
+	FragmentOverlap                                       // fragment that overlaps others of its packet or repeats the first
+	FragmentLimit                                         // too many fragmented packets at once
 	ICMPType                                              // an ICMP message that hosts of a mesh need not send each other
-	ICMPUnrelated                                         // an ICMP error about no live flow of its sender's
-	BadSegments                                           // said to be many packets at once, of a kind that comes one by one
+	ICMPUnrelated                                         // an ICMP error that is not about a live flow of its sender
+	BadSegments                                           // claims to be several segments of a kind that is not segmented
 
 	Finished // the flow ended by itself
 	Idle     // the flow was silent for too long
-	Replaced // the flow gave its ports, or its room, to a new one
+	Replaced // the flow gave its ports or its room to a newer one
 
-	reasons // how many there are
+	reasons // the number of reasons
 )
 
 var reasonNames = [reasons]string{

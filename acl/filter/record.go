@@ -7,7 +7,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Kind says what a Record tells.
+// Kind is the kind of a Record.
 type Kind uint8
 
 // The kinds of records.
@@ -15,7 +15,7 @@ const (
 	FlowStart Kind = iota + 1
 	FlowEnd
 	Denied
-	WouldDeny // began, or goes on, only because a rule has what is not permitted watched and not dropped
+	WouldDeny // began or goes on only because a rule monitors what is not permitted
 )
 
 func (k Kind) String() string {
@@ -35,7 +35,7 @@ func (k Kind) String() string {
 // Traffic counts whole IP packets.
 type Traffic struct{ Packets, Bytes uint64 }
 
-// Party is one end of a flow, as it was known at the time; zero where it is no node of this mesh that we know.
+// Party is one end of a flow as it was known at the time; zero if it is no known node of this mesh.
 type Party struct {
 	ID   proto.NodeID
 	Name string
@@ -49,31 +49,31 @@ func partyOf(id *proto.Identity) Party {
 	return Party{id.ID, id.Name, id.Who()}
 }
 
-// Record is one decision worth telling. Ports are those of the flow; for echoes the identifier stands in the place of
-// the asking side's.
+// Record is one decision to report. Ports are those of the flow; for echoes the identifier takes the place of the
+// requester's port.
 type Record struct {
 	Kind      Kind
-	Time      time.Time // to the filter's clock, which Sweep and Install move
+	Time      time.Time // by the filter's clock, which Sweep and Install advance
 	Direction proto.Direction
-	// Reason says why something was denied, would have been, or ended.
+	// Reason is why something was denied, would have been denied, or ended.
 	Reason Reason
-	// Rule is the one that let the flow pass; in a denial the one that denies, zero where none does.
+	// Rule is the rule that let the flow pass; in a denial, the rule that denies it, zero if there is none.
 	Rule proto.Origin
-	// Near is, where nothing permits or permitted this, the rule that came nearest to it, if any is about this peer. At the
-	// end of a flow that a rule denies now it is that rule.
+	// Near is the rule that came nearest to permitting what no rule permits, if any is about this peer. At the end of a
+	// flow that a rule denies it is that rule.
 	Near proto.Origin
-	// Watched says that the flow passed only because Rule has what is not permitted watched, until Until.
+	// Watched reports whether the flow passed only because Rule monitors what is not permitted, until Until.
 	Watched bool
 	Until   time.Time
 	Version proto.Version
-	// Posture digests the verdicts about both sides' posture that counted between them.
+	// Posture digests the posture conditions that held between both sides.
 	Posture Posture
 	Self    Party
 	Peer    Party
 	Local   netip.AddrPort
 	Remote  netip.AddrPort
 	Proto   uint8
-	// What went which way, and for how long; in FlowEnd only.
+	// Traffic in each direction, and how long the flow lasted; in FlowEnd only.
 	Out, In  Traffic
 	Duration time.Duration
 }
@@ -122,10 +122,10 @@ func (e *event) record(start time.Time) Record {
 
 func (t tick) duration() time.Duration { return time.Duration(t) * tickLength }
 
-// ring keeps the last events of a shard until they are drained. A full ring drops what comes and counts it; a quarter is
-// kept for flows, so that a storm of denials cannot hide them.
+// ring keeps the events of a shard until they are drained. A full ring drops further events and counts them; a quarter is
+// reserved for flows, so that a storm of denials cannot hide them.
 type ring struct {
-	events     []event // made at the first event
+	events     []event // allocated with the first event
 	size       uint32  // a power of two
 	head, tail uint32  // events[tail..head) are waiting
 	dropped    uint64
@@ -141,7 +141,7 @@ func ringSize(want int) uint32 {
 	return size
 }
 
-// add makes room for an event, which is zero: take leaves it so.
+// add makes room for an event and returns it, zeroed (take clears what it removes).
 func (r *ring) add(k Kind) *event {
 	room := r.size
 	if k == Denied {
@@ -158,7 +158,7 @@ func (r *ring) add(k Kind) *event {
 	return &r.events[(r.head-1)%r.size]
 }
 
-// take moves waiting events to b and says how many.
+// take moves waiting events to b and returns how many.
 func (r *ring) take(b []event) (n int) {
 	for ; n < len(b) && r.tail != r.head; n++ {
 		e := &r.events[r.tail%r.size]
@@ -168,7 +168,7 @@ func (r *ring) take(b []event) (n int) {
 	return n
 }
 
-// record writes a record of a flow, nil where there is no room for one.
+// record adds a record of a flow. It returns nil if there is no room.
 func (s *shard) record(k Kind, fl *flow, r Reason, now tick) *event {
 	e := s.records.add(k)
 	if e == nil {
@@ -185,7 +185,7 @@ func (s *shard) record(k Kind, fl *flow, r Reason, now tick) *event {
 	return e
 }
 
-// deny writes a record of a packet that is denied, nil where there is no room for one.
+// deny adds a record of a denied packet. It returns nil if there is no room.
 func (s *shard) deny(v *visit, r Reason, rule *ruling) *event {
 	e := s.records.add(Denied)
 	if e == nil {
@@ -200,7 +200,7 @@ func (s *shard) deny(v *visit, r Reason, rule *ruling) *event {
 	return e
 }
 
-// Drain hands emit all records that wait, oldest first within each part of the table, and forgets them.
+// Drain passes all waiting records to emit, oldest first within each shard, and removes them.
 func (f *Filter) Drain(emit func(Record)) {
 	f.draining.Lock()
 	defer f.draining.Unlock()
@@ -218,7 +218,7 @@ func (f *Filter) Drain(emit func(Record)) {
 	}
 }
 
-// Counters is what the filter has seen since it was made.
+// Counters holds what the filter has counted since it was made.
 type Counters struct {
 	Out, In        Traffic // passed
 	Dropped        Drops
@@ -227,7 +227,7 @@ type Counters struct {
 	RecordsLost    uint64
 }
 
-// Counters reads the counters, one part of the table after the other.
+// Counters reads the counters, one shard after the other.
 func (f *Filter) Counters() Counters {
 	c := Counters{Dropped: f.dropped.read()}
 	for i := range f.shards {

@@ -76,7 +76,7 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-// TestRecordsAreBounded fills the rings: denials leave room for flows, and what is lost is counted.
+// TestRecordsAreBounded fills the rings and checks that denials leave room for flows, and that lost records are counted.
 func TestRecordsAreBounded(t *testing.T) {
 	w := newWorldOf(t, Config{Records: leastRing * shardCount}, 1, func(r *Ruleset) { r.rule(proto.In, udpPorts(53, 53)) })
 	const many = 20000

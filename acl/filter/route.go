@@ -10,22 +10,22 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Route says behind which peer the addresses of a prefix outside of the mesh are. Of several the longest counts.
+// Route is a prefix outside the mesh that lies behind a peer. The longest matching prefix wins.
 type Route struct {
 	Prefix netip.Prefix
-	// Node is the router; where it is none of the peers, the addresses are nobody's.
+	// Node is the router; if it is not a peer, the addresses are nobody's.
 	Node proto.NodeID
 }
 
 // routeTable finds the place of an address that is no node's own. A place is a prefix behind one router within which rules
-// treat all addresses alike: each route is one, and each prefix of a rule that lies within a route.
+// treat all addresses alike: each route is a place, and so is each prefix of a rule that lies within a route.
 type routeTable struct {
 	table  lookup // nil without routes
 	places []place
 }
 
-// lookup is a *bart.Table behind an interface for the sake of the compiler alone: each package that sees the type compiles the
-// whole table anew.
+// lookup hides *bart.Table behind an interface only to save build time: each package that sees the type compiles the whole
+// table anew.
 type lookup interface {
 	Lookup(addr netip.Addr) (int, bool)
 }
@@ -35,7 +35,7 @@ type place struct {
 	node   int // number of the router, -1 for nobody
 }
 
-// routes fills the table. Numbers of peers are known.
+// routes fills the table. c.numbers must be filled.
 func (c *compiler) routes(r Ruleset) error {
 	if len(r.Routes) == 0 {
 		return nil
@@ -77,7 +77,7 @@ func (c *compiler) routes(r Ruleset) error {
 	return nil
 }
 
-// Behind is the node to which packets for an address go, and from which alone they may come.
+// Behind returns the node to which packets for addr go, and from which alone they may come.
 func (p *Program) Behind(addr netip.Addr) (proto.NodeID, bool) {
 	if p == nil {
 		return 0, false
@@ -89,8 +89,8 @@ func (p *Program) Behind(addr netip.Addr) (proto.NodeID, bool) {
 	return p.peers[node].ID, true
 }
 
-// who finds the node behind an address: one whose own it is, or the router of the longest route that holds it. Row is
-// where the rules about the address stand: those of the router are not about what is behind it.
+// who returns the node behind an address: its owner, or the router of the longest route that holds it. Row is where the
+// rules about the address are: rules about a router do not apply to what is behind it.
 func (p *Program) who(addr packet.Addr) (node, row int, ok bool) {
 	if node, ok = p.nodes.find(addr); ok || p.routed.table == nil {
 		return node, node, ok

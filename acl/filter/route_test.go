@@ -9,7 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// TestRoutesBehindPeers has node 2 serve a network, node 3 a part of it, and node 4 the Internet.
+// TestRoutesBehindPeers lets node 2 serve a network, node 3 a part of it, and node 4 the internet.
 func TestRoutesBehindPeers(t *testing.T) {
 	office, lab, all := netip.MustParsePrefix("10.33.0.0/16"), netip.MustParsePrefix("10.33.7.0/24"), netip.MustParsePrefix("0.0.0.0/0")
 	w := newWorld(t, func(r *Ruleset) {
@@ -27,14 +27,14 @@ func TestRoutesBehindPeers(t *testing.T) {
 	}
 	in(Permitted, 2, "10.33.1.1", 22)
 	in(Forbidden, 2, "10.33.1.200", 22)
-	in(NoService, 2, "10.33.1.1", 23) // node 2 may, what is behind it may not
+	in(NoService, 2, "10.33.1.1", 23) // node 2 may, hosts behind it may not
 	in(Permitted, 3, "10.33.7.1", 22)
-	in(Spoofed, 2, "10.33.7.1", 22) // the longer route counts
+	in(Spoofed, 2, "10.33.7.1", 22) // the longer prefix wins
 	in(Spoofed, 3, "10.33.1.1", 22)
 	in(Spoofed, 4, "10.33.1.1", 22)
 	in(Spoofed, 2, "10.33.9.1", 22) // nobody's
 	in(Spoofed, 2, v4(3).String(), 22)
-	in(Spoofed, 4, "100.64.0.99", 22) // the Internet holds no address of the mesh
+	in(Spoofed, 4, "100.64.0.99", 22) // the internet includes no address of the mesh
 	in(NoRule, 4, "192.0.2.1", 22)
 
 	out := func(want Reason, dst string, port uint16) {
@@ -53,7 +53,7 @@ func TestRoutesBehindPeers(t *testing.T) {
 		}
 	}
 
-	// The flow dies when the route goes elsewhere.
+	// The flow dies when the route moves to another node.
 	w.wantIn(Permitted, tcp(netip.MustParseAddr("10.33.7.2"), 80, v4(1), 4000, synAck))
 	w.rules.Routes[1].Node = 2
 	w.install()
@@ -64,7 +64,7 @@ func TestRoutesBehindPeers(t *testing.T) {
 	}
 }
 
-// TestServedRoutesOpen has hosts behind this node open connections into the mesh.
+// TestServedRoutesOpen lets hosts behind this node open connections into the mesh.
 func TestServedRoutesOpen(t *testing.T) {
 	served := netip.MustParsePrefix("10.33.0.0/16")
 	w := newWorld(t, func(r *Ruleset) {

@@ -10,14 +10,14 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Ruleset is what a node is to enforce: a netmap whose certificates have been judged.
+// Ruleset is what a node enforces: a netmap whose certificates have been checked.
 type Ruleset struct {
 	Version proto.Version
 	Mesh    proto.Mesh
 	Self    proto.Identity
-	// Peers are those whose certificates are valid now. A member of a set that is not among them is simply not there.
+	// Peers are those with a valid certificate. A member of a set that is not among them is ignored.
 	Peers []proto.Identity
-	// Routes are the prefixes outside of the mesh that lie behind peers, each once.
+	// Routes are the prefixes outside the mesh that lie behind peers, each once.
 	Routes []Route
 	Sets   []proto.Set
 	Rules  []proto.Rule
@@ -28,19 +28,19 @@ type Program struct {
 	version proto.Version
 	self    proto.Identity
 	peers   []proto.Identity
-	nodes   nodeTable // address of a peer -> its number in peers
+	nodes   nodeTable // address of a peer -> its index in peers
 	routed  routeTable
 	local   localTable
-	// rows[direction] holds, for each peer, then each place behind one, and each class of local addresses, what may pass
-	// between them.
+	// rows[direction] holds the services permitted between each peer, then each place behind one, and each class of local
+	// addresses.
 	rows     [3][]*services
 	postures [3]postures // by direction
 }
 
-// ErrRuleset says that a ruleset contradicts itself; nothing of it should be enforced, and nothing of an older one.
+// ErrRuleset reports that a ruleset contradicts itself; neither it nor an older one should be enforced.
 var ErrRuleset = errors.New("ruleset refused")
 
-// Compile turns a ruleset into the form that packets are judged by. The ruleset is not kept, its identities are.
+// Compile turns a ruleset into the form that packets are judged by. It does not keep the ruleset, but its identities.
 //
 //	rules ─► by selector (set or prefix) ─► by signature: peers that the same selectors pick share one row
 //	                                         row ─► per class of local addresses: services, shared when equal
@@ -59,7 +59,7 @@ func Compile(r Ruleset) (*Program, error) {
 	return p, nil
 }
 
-// Version is that of the policy that the program enforces.
+// Version returns the version of the policy that the program enforces.
 func (p *Program) Version() proto.Version {
 	if p == nil {
 		return proto.Version{}
@@ -67,9 +67,9 @@ func (p *Program) Version() proto.Version {
 	return p.version
 }
 
-// Why answers whether a connection between this node's own address and a peer's is permitted, and by which rule. Where it
-// is not the rule is the one that denies it or, where none does, that comes nearest to permitting it, zero if none is
-// about this peer.
+// Why reports whether a connection between this node's own address and a peer's is permitted, and by which rule. If it is
+// not, the rule is the one that denies it or, if there is none, the one that comes nearest to permitting it; it is zero if
+// no rule is about this peer.
 func (p *Program) Why(dir proto.Direction, peer netip.Addr, protocol uint8, port uint16) (proto.Origin, Reason) {
 	if p == nil {
 		return proto.Origin{}, Closed
@@ -88,18 +88,18 @@ func (p *Program) Why(dir proto.Direction, peer netip.Addr, protocol uint8, port
 	return e.Near, e.Reason
 }
 
-// Explanation says what becomes of a connection, and why.
+// Explanation reports what happens to a connection, and why.
 type Explanation struct {
 	Pass bool
-	// Reason is Permitted, or why it does not pass, or would not if it were not watched.
+	// Reason is Permitted, or why the connection does not pass or would not pass if it were not monitored.
 	Reason Reason
-	Rule   proto.Origin // which permits, watches or denies; zero where none does
+	Rule   proto.Origin // permits, monitors or denies; zero if there is none
 	Action proto.Action // Rule's
-	Until  time.Time    // when a Rule that watches ends
-	Near   proto.Origin // which comes nearest to permitting what none permits, zero if none is about this peer
+	Until  time.Time    // when a monitoring Rule ends
+	Near   proto.Origin // nearest to permitting what no rule permits; zero if none is about this peer
 }
 
-// Explain answers what would become of a connection between an address on this node's side and another one.
+// Explain reports what would happen to a connection between an address on this node's side and a remote one.
 func (p *Program) Explain(dir proto.Direction, local, remote netip.Addr, protocol uint8, port uint16) Explanation {
 	if p == nil {
 		return Explanation{Reason: Closed}
@@ -129,8 +129,7 @@ func (p *Program) Explain(dir proto.Direction, local, remote netip.Addr, protoco
 	return e
 }
 
-// ends finds out who the two sides of a connection are, and what may pass between them. It refuses those that it does
-// not know.
+// ends finds out which nodes the two sides of a connection are, and what may pass between them. It refuses unknown ones.
 func (p *Program) ends(dir proto.Direction, local, remote packet.Addr) (node int, _ *services, _ Reason) {
 	node, row, known := p.who(remote)
 	class, ours := p.local.class(local)
@@ -147,8 +146,8 @@ func (p *Program) ends(dir proto.Direction, local, remote packet.Addr) (node int
 	return node, p.rows[dir][row*p.local.classes+class], Permitted
 }
 
-// judge finds the rule that lets a connection be opened, or the reason why it may not be, with the rule that denies it
-// or else the nearest.
+// judge returns the rule that lets a connection open, or the reason why it may not, with the rule that denies it or else
+// the nearest one.
 func (s *services) judge(at uint32) (*ruling, Reason) {
 	switch rule := s.find(at); {
 	case rule.passes():
@@ -159,7 +158,7 @@ func (s *services) judge(at uint32) (*ruling, Reason) {
 	return s.lacks(at)
 }
 
-// lacks says why no rule allows a protocol and port, and which comes nearest.
+// lacks returns the reason why no rule allows a protocol and port, and the rule that comes nearest.
 func (s *services) lacks(at uint32) (*ruling, Reason) {
 	if near := s.near(at); near != nil {
 		return near, NoService
@@ -167,7 +166,7 @@ func (s *services) lacks(at uint32) (*ruling, Reason) {
 	return nil, NoRule
 }
 
-// nodeTable finds a peer by address: open addressing over a power of two of slots, at most half of them taken.
+// nodeTable finds a peer by address: open addressing over a power-of-two number of slots, at most half of them used.
 type nodeTable struct {
 	slots []nodeSlot
 	mask  uint64
@@ -175,7 +174,7 @@ type nodeTable struct {
 
 type nodeSlot struct {
 	addr packet.Addr
-	node int // number plus one
+	node int // index plus one; zero means free
 }
 
 func newNodeTable(n int) nodeTable {
@@ -186,8 +185,8 @@ func newNodeTable(n int) nodeTable {
 	return nodeTable{make([]nodeSlot, size), uint64(size - 1)}
 }
 
-// slot finds where addr is, or where it would go. Addresses are the coordinator's choice, not an attacker's, so a fixed
-// multiplier will do.
+// slot returns the slot that holds addr, or the free slot where it belongs. Addresses are chosen by the coordinator, not by
+// an attacker, so a fixed multiplier will do.
 func (t *nodeTable) slot(addr packet.Addr) *nodeSlot {
 	h := (addr.Hi ^ addr.Lo) * 0x9e3779b97f4a7c15
 	for i := h >> 32; ; i++ {

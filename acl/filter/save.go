@@ -10,13 +10,13 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// savedLife is how old saved flows may be: enough for a program to be replaced, and too little for ports to change hands.
+// savedLife is how old saved flows may be: enough for the process to be replaced, and too little for ports to be reused.
 const savedLife = 5 * time.Minute
 
-// ErrSaved says that bytes are no saved flows.
+// ErrSaved reports that bytes are not saved flows.
 var ErrSaved = errors.New("not the flows of this version of the filter")
 
-// savedHeader and savedFlow are the form of saved flows; times are in ticks, relative to the moment of saving.
+// savedHeader and savedFlow are the saved form of flows; times are in ticks relative to the moment of saving.
 type savedHeader struct {
 	Magic [8]byte
 	At    int64 // Unix milliseconds
@@ -39,8 +39,8 @@ type savedTally struct {
 
 var savedMagic = [8]byte{'R', 'D', 'B', 'T', 'f', 'l', 'w', '1'}
 
-// AppendFlows appends the living flows to b, in a form that RestoreFlows reads, so that a program that is replaced need
-// not cut every connection. The time is the system's.
+// AppendFlows appends the live flows to b, in a form that RestoreFlows reads, so that replacing the process need not cut
+// every connection. At is the system's time.
 func (f *Filter) AppendFlows(b []byte, at time.Time) []byte {
 	now := f.tick()
 	start := len(b)
@@ -71,8 +71,8 @@ func (f *Filter) AppendFlows(b []byte, at time.Time) []byte {
 	return b
 }
 
-// RestoreFlows takes back flows that were saved no longer than five minutes ago, as far as the program now in force
-// permits them with the same nodes, and says how many. What is there already stays.
+// RestoreFlows restores flows that were saved no longer than five minutes ago, as far as the program in force permits them
+// with the same nodes, and returns how many. Existing flows stay as they are.
 func (f *Filter) RestoreFlows(b []byte, at time.Time) (restored int, err error) {
 	var header savedHeader
 	used, err := binary.Decode(b, binary.BigEndian, &header)
@@ -96,7 +96,7 @@ func (f *Filter) RestoreFlows(b []byte, at time.Time) (restored int, err error) 
 	return restored, nil
 }
 
-// restore puts one flow back, if it makes sense, is not over, and is permitted.
+// restore puts one flow back if it is valid, has not expired, and is permitted.
 func (f *Filter) restore(saved *savedFlow, passed, now tick) bool {
 	k := key{saved.Local, saved.Remote, saved.Ports}
 	class, st, opened := classOf(k.proto()), state(saved.State), proto.Direction(saved.Opened)
@@ -122,7 +122,7 @@ func (f *Filter) restore(saved *savedFlow, passed, now tick) bool {
 	fl.by, fl.peer, fl.rule = v.by, was.peer, rule
 	fl.state, fl.opened, fl.class, fl.fins = st, opened, class, saved.Fins
 	fl.expires = now + tick(saved.Left) - passed
-	fl.started = now - passed - tick(saved.Age) // may lie before the first tick; only differences count
+	fl.started = now - passed - tick(saved.Age) // may be before tick zero; only differences count
 	for i, t := range saved.Sent {
 		fl.sent[i] = tally{Traffic{t.Packets, t.Bytes}, t.Next, t.Acked}
 	}

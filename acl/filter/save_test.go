@@ -9,7 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// restart saves a world's flows and makes another world from them, later, with rules of edit's.
+// restart saves a world's flows and returns another world, some time later and with the rules of edit, that restored them.
 func restart(t *testing.T, w *world, later time.Duration, edit func(*Ruleset)) (*world, int) {
 	t.Helper()
 	saved := w.AppendFlows([]byte("before"), w.now)
@@ -55,13 +55,13 @@ func TestFlowsOutliveTheProgram(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 
-	// What was almost over when it was saved is over after twenty seconds.
+	// Flows that had almost expired when they were saved have expired after twenty seconds.
 	if next, n = restart(t, w, 20*time.Second, rules); n != 2 {
 		t.Errorf("%d flows came back", n)
 	}
 	next.wantOut(NoService, udp(v4(1), 53, v4(2), 4000, 0))
 
-	// A policy that says no, a node that is another one, and too much time.
+	// A policy that no longer permits them, a different node, and too much time.
 	if next, n = restart(t, w, 0, func(r *Ruleset) { r.rule(proto.In, tcpPorts(23, 23)); r.Peers = r.Peers[1:] }); n != 1 {
 		t.Errorf("%d flows came back", n)
 	}
@@ -83,7 +83,7 @@ func TestFlowsOutliveTheProgram(t *testing.T) {
 	}
 }
 
-// savedFields is where, in saved flows, the first one's fields after its key begin.
+// savedFields is the offset in saved flows of the first flow's fields after its key.
 const savedFields = 24 + 40
 
 func TestSavedFlowsAreChecked(t *testing.T) {
@@ -101,7 +101,7 @@ func TestSavedFlowsAreChecked(t *testing.T) {
 	}
 	for at, b := range map[int]byte{
 		savedFields + 8: 9, savedFields + 9: 0, savedFields + 10: 4, // state, direction, FINs
-		savedFields + 11: 1, // for longer than any flow may be silent
+		savedFields + 11: 1, // longer than any flow may be silent
 		savedFields - 8:  1, // ports
 		savedFields + 7:  3, // the node
 		savedFields - 40: 1, // our address
@@ -118,7 +118,7 @@ func TestSavedFlowsAreChecked(t *testing.T) {
 	}
 }
 
-// TestSavedFlowsOfRoutes has a flow from behind this node, of which somebody says that we opened it.
+// TestSavedFlowsOfRoutes checks a flow of a host behind this node whose saved state was changed to claim that we opened it.
 func TestSavedFlowsOfRoutes(t *testing.T) {
 	rules := func(r *Ruleset) {
 		r.rule(proto.In, everything...).Local = []netip.Prefix{netip.MustParsePrefix("10.33.0.0/16")}

@@ -8,7 +8,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// TestSegments has packets that stand for many: what is counted, and what resets are made of, is what the many would give.
+// TestSegments checks that a packet of many segments is counted, and its flow reset, exactly as the single packets would be.
 func TestSegments(t *testing.T) {
 	rules := func(r *Ruleset) { r.rule(proto.In, everything...); r.rule(proto.Out, everything...) }
 	whole, single := newWorld(t, rules), newWorld(t, rules)
@@ -66,8 +66,8 @@ func TestSegments(t *testing.T) {
 	}
 }
 
-// TestRowsAreFollowed has a connection go on in rows of packets, of which each is followed as one alone would be: the resets at
-// its end are the same.
+// TestRowsAreFollowed checks that packets of a connection in batches are tracked exactly as single ones: the resets at its end
+// are the same.
 func TestRowsAreFollowed(t *testing.T) {
 	rules := func(r *Ruleset) { r.rule(proto.Out, everything...) }
 	alone, rows := newWorld(t, rules), newWorld(t, rules)
@@ -76,7 +76,7 @@ func TestRowsAreFollowed(t *testing.T) {
 		out = append(out, segment(v4(1), 4000, v4(2), 22, ack, uint32(100+1000*i), uint32(500+100*i), 1000))
 		in = append(in, segment(v4(2), 22, v4(1), 4000, ack, uint32(500+100*i), uint32(100+900*i), 100))
 	}
-	out[1], out[3] = out[3], out[1] // what comes late takes nothing back
+	out[1], out[3] = out[3], out[1] // late packets move nothing back
 	in[1], in[4] = in[4], in[1]
 	sizes, verdicts := make([]int, len(out)), make([]Verdict, len(out))
 	for _, w := range []*world{alone, rows} {
@@ -106,7 +106,7 @@ func TestRowsAreFollowed(t *testing.T) {
 	}
 }
 
-// TestSegmentsAreJudged has many packets at once that may not pass, and such as nobody can cut.
+// TestSegmentsAreJudged checks packets of many segments that may not pass, and some that nobody can segment.
 func TestSegmentsAreJudged(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, append(everything, whole(proto.ProtoGRE))...) })
 	dropped := func(want Reason, from proto.NodeID, pkt []byte) {
@@ -135,7 +135,7 @@ func TestSegmentsAreJudged(t *testing.T) {
 	w.Install(nil)
 	dropped(Closed, 2, udp(v4(2), 1, v4(1), 2, 3000))
 
-	// One, or none, is a packet like any other.
+	// One segment, or none, is a packet like any other.
 	for _, n := range []int{1, 0, -1} {
 		before := w.Counters().Dropped[Closed]
 		if w.OutSegments(data, n); w.Counters().Dropped[Closed] != before+1 {

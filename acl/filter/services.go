@@ -10,25 +10,25 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// ruling is a rule, as far as packets and people need it.
+// ruling is the part of a rule that packets, and the people who read records, need.
 type ruling struct {
 	proto.Origin
 	action proto.Action
 	until  time.Time // of a Monitor
 }
 
-// passes says whether what the rule decides about may pass. It is the only place that says so: an action that is not
+// passes reports whether the rule lets through what it decides about. Only this method decides so: an action that is not
 // known here lets nothing pass.
 func (r *ruling) passes() bool {
 	return r != nil && (r.action == proto.Allow || r.action == proto.Monitor)
 }
 
-// services is what one group of peers may reach on one group of local addresses, or the reverse: disjoint ranges of
-// (protocol, port), sorted, each with the rule that decides about it. Immutable and shared.
+// services is what one group of peers may reach on one group of local addresses, or the reverse: disjoint, sorted ranges of
+// (protocol, port), each with the rule that decides about it. Immutable and shared.
 type services struct {
 	first, last []uint32 // protocol<<16 | port
 	rule        []*ruling
-	allow       *ruling // the first that allows anything, nil: none
+	allow       *ruling // the first rule that allows anything; nil if there is none
 	jump        jump
 }
 
@@ -39,8 +39,7 @@ type span struct {
 	rule        int
 }
 
-// rank orders rules by who decides where their claims overlap: what denies before what allows, and what only watches
-// after all others.
+// rank orders rules by precedence where their claims overlap: deny before allow, and monitor last.
 type rank uint8
 
 func rankOf(a proto.Action) rank {
@@ -55,7 +54,7 @@ func rankOf(a proto.Action) rank {
 
 func point(protocol uint8, port uint16) uint32 { return uint32(protocol)<<16 | uint32(port) }
 
-// find finds the rule that decides about a protocol and port, nil where none does.
+// find returns the rule that decides about a protocol and port, nil if there is none.
 func (s *services) find(at uint32) *ruling {
 	if s == nil || len(s.first) == 0 {
 		return nil
@@ -66,8 +65,8 @@ func (s *services) find(at uint32) *ruling {
 	return nil
 }
 
-// search finds the last range that begins no later than at, the first where none does. Halving without a branch takes as long
-// as it takes, but never guesses wrong.
+// search returns the index of the last range that begins no later than at, or 0 if there is none. The branchless binary
+// search always takes all its steps but never mispredicts.
 func (s *services) search(at uint32) int {
 	lo, n := s.jump.to(at, len(s.first))
 	for n > 1 {
@@ -80,11 +79,11 @@ func (s *services) search(at uint32) int {
 	return lo
 }
 
-// jump is where a search begins among many ranges, so that it takes as long as among few: the ports of TCP, then those of UDP,
-// are cut into equal parts, about as many as there are ranges, and each part knows the last range that begins no later than
-// it does.
+// jump narrows a search among many ranges so that it takes as long as among few: the ports of TCP, then those of UDP, are cut
+// into equal parts, about as many as there are ranges, and each part holds the index of the last range that begins no later
+// than the part does.
 type jump struct {
-	parts [2][]uint32 // one more than there are parts, nil among few ranges
+	parts [2][]uint32 // one entry more than there are parts; nil if there are few ranges
 	shift uint8
 }
 
@@ -105,7 +104,7 @@ func (s *services) makeJump() {
 	s.jump = j
 }
 
-// to says among how many of all ranges the right one for at is, and the first of them.
+// to returns the part of all ranges in which the one for at lies: its first index and its length.
 func (j *jump) to(at uint32, all int) (lo, n int) {
 	i := 0
 	switch {
@@ -122,11 +121,11 @@ func (j *jump) to(at uint32, all int) (lo, n int) {
 	return lo, int(j.parts[i][part+1]) - lo + 1
 }
 
-// maxNear is how many ranges are looked at, each way, for the nearest one.
+// maxNear is how many ranges are searched in each direction for the nearest one.
 const maxNear = 16
 
-// near is the rule that comes nearest to allowing a protocol and port that none allows, nil where none allows anything.
-// A range of the same protocol is nearer than one of another.
+// near returns the rule that comes nearest to allowing a protocol and port that no rule allows, nil if none allows anything.
+// A range of the same protocol is nearer than one of another protocol.
 func (s *services) near(at uint32) *ruling {
 	if s == nil || s.allow == nil {
 		return nil
@@ -156,8 +155,8 @@ func (s *services) near(at uint32) *ruling {
 	return best
 }
 
-// flatten turns the claims of rules into disjoint ranges. Where claims overlap the one of lowest rank has it, and among
-// those the rule of lowest number, so that the same policy always names the same rule.
+// flatten turns the claims of rules into disjoint ranges. Where claims overlap, the lowest rank wins, then the lowest rule
+// number, so that the same policy always names the same rule.
 func flatten(claims []span) []span {
 	points := make([]uint32, 0, 2*len(claims))
 	for _, c := range claims {
@@ -166,7 +165,7 @@ func flatten(claims []span) []span {
 	slices.Sort(points)
 	points = slices.Compact(points)
 
-	// Cell i is [points[i], points[i+1]). free[i] leads to the first cell from i on that no rule has yet.
+	// Cell i is [points[i], points[i+1]). free[i] leads to the first cell at or after i that no rule owns yet.
 	owner := make([]int, len(points))
 	free := make([]int, len(points)+1)
 	for i := range free {
@@ -206,18 +205,18 @@ func flatten(claims []span) []span {
 	return out
 }
 
-// shelf keeps one copy of each distinct services.
+// shelf keeps one copy of each distinct services value.
 type shelf struct {
 	rules []ruling
 	known map[string]*services
 }
 
-// services returns the shared services of the claims, nil for none.
+// services returns the shared services of the claims, nil if there are none.
 func (h *shelf) services(claims []span) *services {
 	if len(claims) == 0 {
 		return nil
 	}
-	allow := -1 // even where others decide about all that it claims
+	allow := -1 // even if other rules decide about everything that it claims
 	for _, c := range claims {
 		if c.rank == rankOf(proto.Allow) && (allow < 0 || c.rule < allow) {
 			allow = c.rule

@@ -7,16 +7,16 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Reset is what the ends of a flow that died are told: one IP packet for the local host, one for the peer. Either may be
-// nil. Both are valid until emit returns.
+// Reset holds the packets that end a dead flow: one IP packet for the local host, one for the peer. Either may be nil. Both
+// are valid until emit returns.
 type Reset struct {
 	ToLocal, ToPeer []byte
 }
 
-// sweep walks through the table, some entries at a time.
+// sweep is the state of a walk through the table, a few entries at a time.
 type sweep struct {
 	mu      sync.Mutex
-	by      *enforced // what this pass began under
+	by      *enforced // in force when this pass began
 	judged  *enforced // what the whole table was last judged by
 	shard   int
 	number  uint32
@@ -25,21 +25,21 @@ type sweep struct {
 	toPeer  [packet.ReplyLimit]byte
 }
 
-// sweepStep is how many entries are looked at under one lock.
+// sweepStep is how many entries are visited per lock.
 const sweepStep = 64
 
-// doomed is what is left of a flow that is out of the table but whose ends were not told yet.
+// doomed is a flow that has been removed from the table but whose ends have not been reset yet.
 type doomed struct {
 	key
 	opened proto.Direction
 	sent   [2]tally
-	there  bool // the peer is still one of ours
+	there  bool // the peer is still in the program
 }
 
-// Sweep moves the filter's clock, ends flows that were silent for too long, judges those that an older program permitted,
-// and hands emit the resets for those that died. It looks at no more than limit entries, all if limit is not positive,
-// and goes on from there at the next call. It says whether the whole table was judged by the program now in force. Call
-// it until it says so after each Install, and several times a second else.
+// Sweep advances the filter's clock, ends flows that were silent for too long, judges those that an older program permitted,
+// and passes the resets for those that died to emit. It visits about limit entries, all of them if limit is not positive,
+// and continues there at the next call. It reports whether the whole table has been judged by the program in force. Call it
+// until it reports true after each Install, and several times a second otherwise.
 func (f *Filter) Sweep(limit int, emit func(Reset)) (done bool) {
 	w := &f.sweep
 	w.mu.Lock()
@@ -59,7 +59,7 @@ func (f *Filter) Sweep(limit int, emit func(Reset)) (done bool) {
 	return w.judged == f.current.Load()
 }
 
-// sweepSome looks at the next few entries of one shard and says how many.
+// sweepSome visits the next few entries of one shard and returns how many.
 func (f *Filter) sweepSome(now tick, emit func(Reset)) (looked int) {
 	w := &f.sweep
 	s := &f.shards[w.shard]
@@ -92,7 +92,7 @@ func (f *Filter) sweepSome(now tick, emit func(Reset)) (looked int) {
 	return max(looked, 1)
 }
 
-// find is the program's number of the peer with that address; a filter without a program has none.
+// find returns the program's number of the node behind an address; without a program there is none.
 func (e *enforced) find(addr packet.Addr) (int, bool) {
 	if e.Program == nil {
 		return 0, false
@@ -101,7 +101,7 @@ func (e *enforced) find(addr packet.Addr) (int, bool) {
 	return node, ok
 }
 
-// owns says whether addr is one of a node's, or behind it. Without a program nobody is checked: nothing passes anyway.
+// owns reports whether addr belongs to a node or lies behind it. Without a program it is always true: nothing passes anyway.
 func (e *enforced) owns(id proto.NodeID, addr packet.Addr) bool {
 	if e.Program == nil {
 		return true
@@ -110,8 +110,8 @@ func (e *enforced) owns(id proto.NodeID, addr packet.Addr) bool {
 	return known && e.peers[node].id == id
 }
 
-// tell hands emit the packets that end a flow on both sides. TCP gets two where it is not certain which sequence number
-// a side expects, as an inexact reset is ignored.
+// tell passes the packets that end a flow on both sides to emit. If it is uncertain which sequence number a TCP endpoint
+// expects, it gets two resets, as an inexact one is ignored.
 func (f *Filter) tell(d *doomed, emit func(Reset)) {
 	w := &f.sweep
 	if d.proto() != proto.ProtoTCP {
@@ -139,7 +139,7 @@ func (f *Filter) tell(d *doomed, emit func(Reset)) {
 	}
 }
 
-// reset is a TCP reset to one side, with the sequence number that it expects next.
+// reset returns a TCP reset to one side, with the sequence number that it expects next.
 func (d *doomed) reset(b []byte, to side, seq uint32) []byte {
 	s := packet.Segment{
 		Src: d.remote, SrcPort: d.remotePort(), Dst: d.local, DstPort: d.localPort(),

@@ -20,7 +20,7 @@ func parse(tb testing.TB, b []byte) packet.Packet {
 	return p
 }
 
-// TestPolicyKillsFlows has flows of each protocol, half of which a new policy still permits.
+// TestPolicyKillsFlows opens flows of each protocol, half of which a new policy still permits.
 func TestPolicyKillsFlows(t *testing.T) {
 	for family, a := range map[string][2]netip.Addr{"IPv4": {v4(1), v4(2)}, "IPv6": {v6(1), v6(2)}} {
 		t.Run(family, func(t *testing.T) {
@@ -43,7 +43,7 @@ func TestPolicyKillsFlows(t *testing.T) {
 
 			w.reinstall(func(r *Ruleset) {
 				r.rule(proto.In, tcpPorts(23, 23), udpPorts(54, 54))
-				r.rule(proto.Out, everything[0], everything[1]) // permits what we open, not the replies to what they did
+				r.rule(proto.Out, everything[0], everything[1]) // permits what we open, not replies to what they opened
 			})
 			if v := w.wantOut(Revoked, segment(us, 22, them, 4000, ack, 901, 151, 10)); !v.Refuse {
 				t.Error("the host is left waiting")
@@ -54,7 +54,7 @@ func TestPolicyKillsFlows(t *testing.T) {
 			w.wantIn(Revoked, udp(them, 4000, us, 53, 0))
 			w.wantIn(Permitted, udp(them, 4000, us, 54, 0))
 
-			// A policy that permits it again does not wake the dead.
+			// A policy that permits it again does not revive a dead flow.
 			before := w.rules.Rules
 			w.reinstall(func(r *Ruleset) { r.rule(proto.In, everything...) })
 			for range 3 {
@@ -107,14 +107,14 @@ func TestFlowOfPeerThatIsGone(t *testing.T) {
 	if toLocal, toPeer := w.sweep(); len(toLocal) != 1 || len(toPeer) != 0 {
 		t.Errorf("%d resets for us, %d for them", len(toLocal), len(toPeer))
 	}
-	// It comes back: what it had is gone, what it opens passes.
+	// The peer comes back: its old flow is gone, but it can open others.
 	w.rules.Peers = append(w.rules.Peers, testNode(2))
 	w.install()
 	w.wantIn(NoFlow, tcp(v4(2), 4000, v4(1), 22, ack))
 	w.wantIn(Permitted, tcp(v4(2), 4000, v4(1), 22, syn))
 }
 
-// TestDeadFlowsAreNotJustIdle has a flow that dies, and is silent until long after its time.
+// TestDeadFlowsAreNotJustIdle checks a flow that dies and stays silent until long after it would have expired.
 func TestDeadFlowsAreNotJustIdle(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
 	w.wantIn(Permitted, tcp(v4(2), 4000, v4(1), 22, syn))
@@ -145,7 +145,7 @@ func TestStopKillsFlows(t *testing.T) {
 	}
 }
 
-// TestSweepInSteps has a sweep that is allowed few entries a call, with programs coming in between.
+// TestSweepInSteps checks a sweep of few entries per call, with programs installed in between.
 func TestSweepInSteps(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
 	for i := range uint16(3000) {
@@ -159,7 +159,7 @@ func TestSweepInSteps(t *testing.T) {
 			t.Fatal("done too soon")
 		}
 	}
-	w.reinstall(func(*Ruleset) {}) // what was looked at already has to be looked at again
+	w.reinstall(func(*Ruleset) {}) // entries already visited must be visited again
 	for !step() {
 		if calls > 100 {
 			t.Fatal("never done")
@@ -173,13 +173,13 @@ func TestSweepInSteps(t *testing.T) {
 	}
 }
 
-// host is one end of a TCP connection, as far as resets go.
+// host is one end of a TCP connection, as far as resets are concerned.
 type host struct {
 	addr    netip.Addr
 	port    uint16
 	sent    uint32            // next sequence number to send
 	expects uint32            // RCV.NXT
-	waiting map[uint32]uint32 // segments that came out of order: start, end
+	waiting map[uint32]uint32 // out-of-order segments: start, end
 	unacked []queued
 }
 
@@ -188,7 +188,7 @@ type queued struct {
 	n   int
 }
 
-// receive takes a segment and says whether something before it is missing, so that the host acknowledges at once.
+// receive handles a segment and reports whether something before it is missing, so that the host acknowledges at once.
 func (h *host) receive(seq uint32, n int) (gap bool) {
 	if h.waiting == nil {
 		h.waiting = map[uint32]uint32{}
@@ -209,7 +209,7 @@ func (h *host) receive(seq uint32, n int) (gap bool) {
 	return len(h.waiting) > 0
 }
 
-// TestResetsAreExact lets two hosts talk over a network that loses and reorders what the filter passed. When the flow
+// TestResetsAreExact lets two hosts communicate over a network that loses and reorders what the filter passed. When the flow
 // dies, the local host must get a reset with exactly the sequence number that it expects; so must the peer, unless data is
 // on its way to it.
 func TestResetsAreExact(t *testing.T) {
@@ -230,7 +230,7 @@ func TestResetsAreExact(t *testing.T) {
 			n := rapid.IntRange(0, 1400).Draw(rt, "bytes")
 			if rapid.Bool().Draw(rt, "from them") {
 				q := queued{them.sent, n}
-				if len(them.unacked) > 0 && rapid.Bool().Draw(rt, "again") { // what was lost before it reached the filter
+				if len(them.unacked) > 0 && rapid.Bool().Draw(rt, "again") { // lost before it reached the filter
 					q, them.unacked = them.unacked[0], them.unacked[1:]
 				} else if them.sent += uint32(n); rapid.IntRange(0, 3).Draw(rt, "lost before us") == 0 {
 					them.unacked = append(them.unacked, q)

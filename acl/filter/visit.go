@@ -5,12 +5,12 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// visit is one packet at the shard of its flow, whose lock is held: all that is not the established path. The packet
-// itself is handed along beside it, so that it can stay on the stack.
+// visit is the slow path of one packet, with its flow's shard locked. The packet itself is passed alongside so that it can
+// stay on the stack.
 type visit struct {
 	f    *Filter
 	s    *shard
-	by   *enforced // loaded under the lock, so never older than what the flow was judged by
+	by   *enforced // loaded under the lock, so never older than what last judged the flow
 	d    proto.Direction
 	from proto.NodeID
 	key  key
@@ -19,7 +19,7 @@ type visit struct {
 	w    Traffic
 }
 
-// visit is apart from flow so that the established path does not pay for its frame.
+// visit is separate from flow so that the fast path does not pay for its stack frame.
 func (f *Filter) visit(r *run, d proto.Direction, from proto.NodeID, k *key, p *packet.Packet, w Traffic) Verdict {
 	v := visit{f, r.s, f.current.Load(), d, from, *k, r.tag, tick(f.clock.Load()), w}
 	verdict := v.judge(r.fl, p)
@@ -27,7 +27,7 @@ func (f *Filter) visit(r *run, d proto.Direction, from proto.NodeID, k *key, p *
 	return verdict
 }
 
-// judge decides about the packet; fl is its flow, if there is one.
+// judge decides about the packet; fl is its flow, or nil.
 func (v *visit) judge(fl *flow, p *packet.Packet) Verdict {
 	switch fl = v.review(fl); {
 	case fl == nil:
@@ -42,8 +42,8 @@ func (v *visit) judge(fl *flow, p *packet.Packet) Verdict {
 	return v.pass(fl, p)
 }
 
-// review brings a flow up to date: ends it if it was silent for too long, and judges it again if the policy changed. A
-// flow that died stays so, even if a later policy would permit it.
+// review brings a flow up to date: it ends a flow that was silent for too long, and judges it again if the policy changed. A
+// flow that died stays dead, even if a later policy would permit it.
 func (v *visit) review(fl *flow) *flow {
 	switch {
 	case fl == nil || fl.state == dead:
@@ -74,7 +74,7 @@ func idleReason(fl *flow) Reason {
 	return Idle
 }
 
-// permits finds the rule that decides whether a flow may go on, and where it stands; nil if there is none.
+// permits returns the rule that decides whether a flow may go on, and the services it is part of; nil if there is none.
 func (e *enforced) permits(fl *flow) (*ruling, *services) {
 	if e.Program == nil {
 		return nil, nil
@@ -86,7 +86,7 @@ func (e *enforced) permits(fl *flow) (*ruling, *services) {
 	return s.find(point(fl.proto(), fl.service(fl.opened))), s
 }
 
-// watch tells of a flow that passes only because what is not permitted is watched for now, and why it would not pass.
+// watch records that a flow passes only because a rule monitors what is not permitted, and why it would not pass.
 func (v *visit) watch(fl *flow, s *services) {
 	near, reason := s.lacks(point(fl.proto(), fl.service(fl.opened)))
 	if e := v.s.record(WouldDeny, fl, reason, v.now); e != nil {
@@ -94,7 +94,7 @@ func (v *visit) watch(fl *flow, s *services) {
 	}
 }
 
-// open judges a packet that belongs to no flow, or that would open another one in the place of old.
+// open judges a packet that belongs to no flow, or that would open another flow in place of old.
 func (v *visit) open(old *flow, p *packet.Packet) Verdict {
 	node, s, reason := v.ends()
 	if reason != Permitted {
@@ -108,7 +108,7 @@ func (v *visit) open(old *flow, p *packet.Packet) Verdict {
 		return v.deny(reason, rule)
 	}
 	if old != nil {
-		if old.state != closing { // both sides open at once, and both may
+		if old.state != closing { // simultaneous open, and both sides may
 			return v.pass(old, p)
 		}
 		v.s.end(old, Finished, v.now)
@@ -129,7 +129,7 @@ func (v *visit) open(old *flow, p *packet.Packet) Verdict {
 	return v.pass(fl, p)
 }
 
-// ends finds out who the two sides of the packet are, and refuses those that it does not know.
+// ends finds out which nodes the two sides of the packet are. It refuses unknown ones.
 func (v *visit) ends() (node int, _ *services, _ Reason) {
 	if v.by.Program == nil {
 		return 0, nil, Closed
@@ -140,7 +140,7 @@ func (v *visit) ends() (node int, _ *services, _ Reason) {
 	return v.by.ends(v.d, v.key.local, v.key.remote)
 }
 
-// room makes sure that the table can take one more flow with the peer, and counts it as the peer's.
+// room makes sure that the table can hold one more flow with the peer, and counts it as the peer's.
 func (v *visit) room(p *peer) Reason {
 	if p.flows.Add(1) > v.f.perPeer && !v.s.reclaim(p, v.now) {
 		p.flows.Add(-1)
@@ -159,8 +159,8 @@ func (v *visit) pass(fl *flow, p *packet.Packet) Verdict {
 	return Verdict{Pass: true, rule: fl.rule}
 }
 
-// deny drops the packet. Multicast is silence on both sides: every host sends it all the time. What the host sends with a
-// foreign source is not answered, since the answer would go to whoever owns that address.
+// deny drops the packet. A multicast packet gets no record and no answer: every host sends them all the time. A packet from
+// the host with a foreign source is not answered, since the answer would go to the owner of that address.
 func (v *visit) deny(r Reason, near *ruling) Verdict {
 	node, known := v.by.find(v.key.remote)
 	var whose *peer
@@ -178,8 +178,8 @@ func (v *visit) deny(r Reason, near *ruling) Verdict {
 	return Verdict{Reason: r, Refuse: refuse, rule: near}
 }
 
-// reclaim frees one entry among some of the shard's: with p nil any that is overdue, else one of p's own, of which an
-// overdue one is taken first, then the one that would be overdue next, but never an open TCP connection.
+// reclaim frees one entry, looking at a few of the shard's. With p nil it takes any expired flow; otherwise one of p's own:
+// an expired flow first, then the one that would expire next, but never an open TCP connection.
 func (s *shard) reclaim(p *peer, now tick) bool {
 	const looks = 32
 	var victim *flow
@@ -205,15 +205,15 @@ func (s *shard) reclaim(p *peer, now tick) bool {
 	return true
 }
 
-// end takes a flow out of the table and tells why.
+// end removes a flow from the table and records why.
 func (s *shard) end(fl *flow, r Reason, now tick) {
 	s.record(FlowEnd, fl, r, now)
 	s.ended++
 	s.remove(fl)
 }
 
-// kill marks a flow as not permitted any more, by the rule that denies it, if there is one; it stays until Sweep has told
-// both ends.
+// kill marks a flow as no longer permitted, because of the rule deny if one denies it. It stays until Sweep has reset both
+// ends.
 func (s *shard) kill(fl *flow, by *enforced, deny *ruling, now tick) {
 	fl.by = by
 	if e := s.record(FlowEnd, fl, Revoked, now); e != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// The small world of these tests: this node is number 1, peers have numbers from 2 on, node n has the addresses
+// The small world of these tests: this node is number 1, its peers are numbered from 2 on, node n has the addresses
 // 100.64.x.y and fd00:1234:5678::xxyy where xy is n, and all peers are in the set "all".
 var testMesh = proto.Mesh{
 	ID: "m00000000000000000000000000", Domain: "mesh.internal",
@@ -27,7 +27,7 @@ func testNode(n int) proto.Identity {
 	return id
 }
 
-// someday is when rules that monitor end, where it does not matter.
+// someday is when monitor rules end in tests where it does not matter.
 var someday = time.Unix(1_900_000_000, 0)
 
 func v4(n int) netip.Addr { return testNode(n).Addrs.V4 }
@@ -51,8 +51,8 @@ func ownPrefixes(id proto.Identity) (out []netip.Prefix) {
 	return out
 }
 
-// rule permits services between this node's own addresses and the peers in the set "all". Its path is "in" or "out" and
-// its number.
+// rule adds a rule that permits services between this node's own addresses and the peers in the set "all". Its path is "in" or
+// "out" and its number.
 func (r *Ruleset) rule(d proto.Direction, services ...proto.Service) *proto.Rule {
 	r.Rules = append(r.Rules, proto.Rule{
 		Origin: proto.Origin{Path: fmt.Sprintf("%v[%d]", d, len(r.Rules)), Line: len(r.Rules) + 1}, Direction: d,
@@ -70,12 +70,12 @@ func udpPorts(first, last uint16) proto.Service {
 }
 func whole(protocol uint8) proto.Service { return proto.Service{Proto: protocol, Last: 65535} }
 
-// everything is each protocol that the tests use, whole.
+// everything is all ports of each protocol that the tests use.
 var everything = []proto.Service{
 	whole(proto.ProtoTCP), whole(proto.ProtoUDP), whole(proto.ProtoSCTP), whole(proto.ProtoICMP), whole(proto.ProtoICMPv6),
 }
 
-// world is a filter with its clock and what it enforces.
+// world is a filter with its clock and ruleset.
 type world struct {
 	*Filter
 	testing.TB
@@ -83,7 +83,7 @@ type world struct {
 	rules Ruleset
 }
 
-// newWorld has three peers. Rules are set up by edit.
+// newWorld returns a world with three peers. edit sets up the rules.
 func newWorld(tb testing.TB, edit func(*Ruleset)) *world {
 	tb.Helper()
 	return newWorldOf(tb, Config{}, 3, edit)
@@ -110,7 +110,7 @@ func (w *world) install() {
 	w.Install(p)
 }
 
-// reinstall clears the rules and lets edit write others.
+// reinstall clears the rules, lets edit write others, and installs them.
 func (w *world) reinstall(edit func(*Ruleset)) {
 	w.Helper()
 	w.rules.Rules = nil
@@ -118,13 +118,13 @@ func (w *world) reinstall(edit func(*Ruleset)) {
 	w.install()
 }
 
-// pass lets time pass.
+// pass advances the clock and sweeps.
 func (w *world) pass(d time.Duration) {
 	w.now = w.now.Add(d)
 	w.Sweep(0, func(Reset) {})
 }
 
-// sweep sweeps the whole table and gives the packets that ends of dead flows are sent.
+// sweep sweeps the whole table and returns the resets sent to the ends of dead flows.
 func (w *world) sweep() (toLocal, toPeer [][]byte) {
 	w.Helper()
 	done := w.Sweep(0, func(r Reset) {
@@ -174,7 +174,7 @@ func describe(pkt []byte) string {
 		p.Flags, p.Type, p.FragOffset)
 }
 
-// flags of TCP segments in the tests.
+// Flags of TCP segments in the tests.
 const (
 	syn    = packet.SYN
 	synAck = packet.SYN | packet.ACK
@@ -194,7 +194,7 @@ func segment(src netip.Addr, sport uint16, dst netip.Addr, dport uint16, flags u
 	return lengthen(b, payload)
 }
 
-// lengthen adds n zeros to the packet, and to its length.
+// lengthen appends n zeros to the packet and corrects its length.
 func lengthen(b []byte, n int) []byte {
 	b = append(b, make([]byte, n)...)
 	if b[0]>>4 == 4 {
@@ -211,7 +211,7 @@ func udp(src netip.Addr, sport uint16, dst netip.Addr, dport uint16, payload int
 	return b
 }
 
-// ported is a packet of any protocol with ports, or with their place filled.
+// ported returns a packet of any protocol with ports, or with data in their place.
 func ported(protocol uint8, src netip.Addr, sport uint16, dst netip.Addr, dport uint16) []byte {
 	b := packet.AppendQuote(nil, packet.AddrOf(src), packet.AddrOf(dst), protocol, sport, dport)
 	if protocol == proto.ProtoSCTP {
@@ -220,7 +220,7 @@ func ported(protocol uint8, src netip.Addr, sport uint16, dst netip.Addr, dport 
 	return b
 }
 
-// icmp is an ICMP message of the addresses' family.
+// icmp returns an ICMP message of the addresses' family.
 func icmp(src, dst netip.Addr, kind, code uint8, id uint16, body []byte) []byte {
 	protocol := uint8(proto.ProtoICMP)
 	if src.Is6() {
@@ -245,12 +245,12 @@ func pong(src, dst netip.Addr, id uint16) []byte {
 	return icmp(src, dst, 0, 0, id, nil)
 }
 
-// unreachable is an ICMP error about quote.
+// unreachable returns an ICMP error about quote.
 func unreachable(src, dst netip.Addr, quote []byte) []byte {
 	return packet.AppendProhibited(nil, packet.AddrOf(src), packet.AddrOf(dst), quote)
 }
 
-// cut cuts a packet into pieces of at most size bytes of payload, a multiple of eight.
+// cut splits a packet into fragments of at most size bytes of payload, a multiple of eight.
 func cut(pkt []byte, size int, id uint32) (out [][]byte) {
 	header, first := 20, pkt[9]
 	if pkt[0]>>4 == 6 {
@@ -263,7 +263,7 @@ func cut(pkt []byte, size int, id uint32) (out [][]byte) {
 	return out
 }
 
-// piece is one fragment.
+// piece returns one fragment.
 func piece(header []byte, protocol uint8, id uint32, offset int, body []byte, more bool) []byte {
 	b := append([]byte(nil), header...)
 	if b[0]>>4 == 4 {

@@ -1,4 +1,4 @@
-// Package inventory reads the file that describes a mesh to the policy tools, so that a policy can be tried without a
+// Package inventory reads the file that describes a mesh to the policy tools, so that a policy can be tried out without a
 // coordinator:
 //
 //	{
@@ -12,9 +12,9 @@
 //	  "range": "100.64.0.0/10"
 //	}
 //
-// A node has a user or tags, and an address of each family. The mesh's IPv6 prefix is the /48 that holds the nodes'
-// addresses. The fact user:authAge is how many seconds ago the person behind the node logged in. One
-// that an administrator approved is admitted.
+// A node has either a user or tags, and an address of each family. The mesh's IPv6 prefix is the /48 that contains the
+// nodes' addresses. The fact user:authAge is how many seconds ago the user of the node logged in. Admitted means that an
+// administrator approved the node.
 //
-// The file is read strictly: a slip in it would make a policy look better than it is. Reading is pure.
+// The file is parsed strictly, since a mistake in it could make a policy look better than it is. The package does no I/O.
 package inventory

@@ -16,16 +16,16 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// MaxSize is how many bytes an inventory has at most.
+// MaxSize is the maximum size of an inventory in bytes.
 const MaxSize = 64 << 20
 
 const (
 	maxEntries = 100_000 // users, nodes
-	maxList    = 1000    // tags, routes, facts of one node
+	maxList    = 1000    // tags, routes or facts of one node
 	maxText    = 256
 )
 
-// DefaultRange is where the nodes' IPv4 addresses come from if the file does not say it.
+// DefaultRange is the mesh's IPv4 range if the file has none.
 var DefaultRange = netip.MustParsePrefix("100.64.0.0/10")
 
 // Inventory is a mesh as a file describes it.
@@ -34,25 +34,25 @@ type Inventory struct {
 	Mesh proto.Mesh
 	// Nodes are in the order of the file.
 	Nodes []proto.Identity
-	// Logins are the names by which the nodes' identities call users, by every name that somebody else may call them: the one that
-	// nodes of the file use, and the address of their mail.
+	// Logins maps every name by which a user may be called, which are the name that nodes of the file use and the email address,
+	// to the name that the nodes' identities use.
 	Logins map[string]string
 
 	byName map[string]proto.NodeID
 }
 
-// ByName finds a node.
+// ByName returns the node with a name.
 func (inv *Inventory) ByName(name string) (proto.NodeID, bool) {
 	id, ok := inv.byName[name]
 	return id, ok
 }
 
-// Program compiles a policy, nil for none, for the mesh. A policy may call a user by name (ann@) or by the address of their mail.
+// Program compiles a policy, which may be nil, for the mesh. A policy may refer to a user by name (ann@) or by email address.
 func (inv *Inventory) Program(policy *acl.Policy) *compile.Program {
 	return compile.New(inv.Resolve(policy), inv.Mesh)
 }
 
-// Resolve is a policy with the users called as the nodes' identities call them.
+// Resolve returns the policy with the users renamed to what the nodes' identities call them.
 func (inv *Inventory) Resolve(policy *acl.Policy) *acl.Policy {
 	if policy == nil {
 		return nil
@@ -60,7 +60,7 @@ func (inv *Inventory) Resolve(policy *acl.Policy) *acl.Policy {
 	return policy.Renamed(func(name string) string { return cmp.Or(inv.Logins[name], name) })
 }
 
-// Parse reads an inventory. The moment is the one that it is about: what ends or ages in a policy is measured against it.
+// Parse parses an inventory. Now is the time that it describes: expiry and ages in a policy are relative to it.
 func Parse(src []byte, now time.Time) (*Inventory, error) {
 	if len(src) > MaxSize {
 		return nil, fmt.Errorf("the inventory has %d bytes; at most %d are read", len(src), MaxSize)

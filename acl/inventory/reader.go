@@ -12,7 +12,7 @@ import (
 	"unicode/utf8"
 )
 
-// reader walks through JSON one token at a time, so that keys which are unknown or there twice are seen.
+// reader reads JSON one token at a time, so that unknown and duplicate keys are detected.
 type reader struct {
 	dec *json.Decoder
 	src []byte
@@ -24,7 +24,7 @@ func newReader(src []byte) *reader {
 	return r
 }
 
-// wrong is an error at the place that was read last.
+// wrong returns an error that names the current line.
 func (r *reader) wrong(path, format string, args ...any) error {
 	at := min(int(r.dec.InputOffset()), len(r.src))
 	line := 1 + bytes.Count(r.src[:at], []byte("\n"))
@@ -45,7 +45,7 @@ func (r *reader) token(path string) (json.Token, error) {
 	return t, nil
 }
 
-// open reads the beginning of an object or a list.
+// open reads the start of an object or a list.
 func (r *reader) open(path string, delim json.Delim) error {
 	t, err := r.token(path)
 	if err != nil {
@@ -61,7 +61,7 @@ func (r *reader) open(path string, delim json.Delim) error {
 	return nil
 }
 
-// fields reads an object whose keys are known.
+// fields reads an object with a fixed set of keys.
 func (r *reader) fields(path string, known map[string]func(path string) error) error {
 	return r.members(path, func(key, path string) error {
 		read, ok := known[key]
@@ -72,7 +72,7 @@ func (r *reader) fields(path string, known map[string]func(path string) error) e
 	})
 }
 
-// members reads an object whose keys are any, each once.
+// members reads an object with arbitrary keys, each at most once.
 func (r *reader) members(path string, read func(key, path string) error) error {
 	if err := r.open(path, '{'); err != nil {
 		return err
@@ -83,7 +83,7 @@ func (r *reader) members(path string, read func(key, path string) error) error {
 		if err != nil {
 			return err
 		}
-		key, _ := t.(string) // the decoder lets nothing else be a key
+		key, _ := t.(string) // the decoder allows only strings as keys
 		at := short(key)
 		if path != "" {
 			at = path + "." + at
@@ -124,7 +124,7 @@ func (r *reader) text(path string) (string, error) {
 	return s, err
 }
 
-// optional reads a string that may be empty, which is as if it were not there.
+// optional reads a string that may be empty, which counts as absent.
 func (r *reader) optional(path string) (string, error) {
 	t, err := r.token(path)
 	if err != nil {
@@ -142,7 +142,7 @@ func (r *reader) optional(path string) (string, error) {
 	return s, nil
 }
 
-// texts reads a list of different strings.
+// texts reads a list of distinct strings.
 func (r *reader) texts(path string) ([]string, error) {
 	var out []string
 	seen := map[string]bool{}
@@ -158,7 +158,7 @@ func (r *reader) texts(path string) ([]string, error) {
 	return out, err
 }
 
-// scalar reads a string, a number or a truth value as the text that policies compare with.
+// scalar reads a string, a number or a boolean as the text that policies compare with.
 func (r *reader) scalar(path string) (string, error) {
 	t, err := r.token(path)
 	if err != nil {
@@ -201,7 +201,7 @@ func kind(t json.Token) string {
 	return fmt.Sprint(t)
 }
 
-// short keeps a text of the file from filling the screen.
+// short truncates text from the file for error messages.
 func short(s string) string {
 	const most = 64
 	if r := []rune(s); len(r) > most {

@@ -5,13 +5,13 @@ import (
 	"net/netip"
 )
 
-// Addr is an IP address of either family in one comparable form, the two halves of an IPv6 address: IPv4 addresses are
-// held as IPv4-mapped IPv6 ones.
+// Addr is an IP address of either family in one comparable form: the two halves of an IPv6 address. IPv4 addresses are held
+// as IPv4-mapped IPv6 addresses.
 type Addr struct{ Hi, Lo uint64 }
 
 const mapped = 0xffff << 32
 
-// AddrOf converts a; an invalid address becomes the unspecified IPv6 one, which no node has.
+// AddrOf converts a. An invalid address becomes the unspecified IPv6 address, which no node has.
 func AddrOf(a netip.Addr) Addr {
 	if !a.IsValid() {
 		return Addr{}
@@ -25,7 +25,7 @@ func addr16(b [16]byte) Addr {
 
 func addr4(v uint32) Addr { return Addr{0, mapped | uint64(v)} }
 
-// Netip converts back; mapped addresses come out as IPv4.
+// Netip converts a back to a netip.Addr; mapped addresses become IPv4.
 func (a Addr) Netip() netip.Addr {
 	var b [16]byte
 	a.put16(b[:])
@@ -37,10 +37,10 @@ func (a Addr) put16(b []byte) {
 	binary.BigEndian.PutUint64(b[8:], a.Lo)
 }
 
-// Is4 says whether a is an IPv4 address.
+// Is4 reports whether a is an IPv4 address.
 func (a Addr) Is4() bool { return a.Hi == 0 && a.Lo>>32 == 0xffff }
 
-// IsGroup says whether a addresses many hosts at once: multicast of either family, or the IPv4 broadcast address.
+// IsGroup reports whether a is a multicast address of either family or the IPv4 limited broadcast address.
 func (a Addr) IsGroup() bool {
 	if a.Is4() {
 		return uint32(a.Lo)>>28 == 0xe || uint32(a.Lo) == 1<<32-1

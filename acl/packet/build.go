@@ -10,12 +10,12 @@ const (
 	headerLength4   = 20
 	headerLength6   = 40
 	tcpHeaderLength = 20
-	// How much an ICMP error may quote: with it no error is longer than 576 bytes (RFC 1812) or 1280 (RFC 4443).
+	// How much an ICMP error may quote, so that no error is longer than 576 bytes (RFC 1812) or 1280 (RFC 4443).
 	quoteLimit4 = 576 - headerLength4 - icmpHeaderLength
 	quoteLimit6 = 1280 - headerLength6 - icmpHeaderLength
 )
 
-// ReplyLimit is the length of the longest packet that this package writes.
+// ReplyLimit is the length of the longest packet that this package builds.
 const ReplyLimit = 1280
 
 // Segment is a TCP segment without payload.
@@ -41,10 +41,10 @@ func AppendSegment(b []byte, s Segment) []byte {
 	return b
 }
 
-// AppendRefusal appends the packet that tells the sender of p, which lies in from, that it will not be delivered, as if
-// its destination had said so: a TCP reset that closes exactly the connection that the segment belongs to (RFC 9293,
-// 3.10.7.1), or ICMP "administratively prohibited". It appends nothing where hosts expect silence: to resets, ICMP
-// errors, later fragments, and packets to many hosts.
+// AppendRefusal appends the packet that reports to the sender of p, whose bytes are from, that p will not be delivered, as if
+// its destination had sent it: a TCP reset that closes exactly the connection that the segment belongs to (RFC 9293,
+// 3.10.7.1), or ICMP "administratively prohibited". It appends nothing in reply to what must not be answered: resets, ICMP
+// errors, later fragments, and multicast packets.
 func AppendRefusal(b, from []byte, p *Packet) []byte {
 	switch {
 	case p.Later() || p.Dst.IsGroup() || p.Src.IsGroup() || p.isICMPReport():
@@ -63,7 +63,7 @@ func AppendRefusal(b, from []byte, p *Packet) []byte {
 	return AppendSegment(b, s)
 }
 
-// AppendProhibited appends an ICMP error from src to dst that quotes as much of quote as may be.
+// AppendProhibited appends an ICMP error from src to dst that quotes as much of quote as allowed.
 func AppendProhibited(b []byte, src, dst Addr, quote []byte) []byte {
 	if src.Is4() {
 		return appendError(b, src, dst, icmpUnreachable, icmpProhibited, 0, quote)
@@ -71,9 +71,9 @@ func AppendProhibited(b []byte, src, dst Addr, quote []byte) []byte {
 	return appendError(b, src, dst, icmp6Unreachable, icmp6Prohibited, 0, quote)
 }
 
-// AppendTooBig appends the ICMP error that tells the sender of an IP packet that it is longer than mtu, the most that gets to
-// where it goes, as if its destination had said so. It appends nothing where hosts expect silence: to ICMP errors, later
-// fragments, and packets to many hosts.
+// AppendTooBig appends the ICMP error that reports to the sender of an IP packet that it is longer than mtu, the path MTU to
+// its destination, as if the destination had sent it. It appends nothing in reply to what must not be answered: ICMP errors,
+// later fragments, and multicast packets.
 func AppendTooBig(b, from []byte, mtu int) []byte {
 	var p Packet
 	if fault := Parse(from, &p); fault != OK || p.Later() || p.Dst.IsGroup() || p.Src.IsGroup() || (p.isICMPReport() && !p.IsEchoReply()) {
@@ -85,7 +85,7 @@ func AppendTooBig(b, from []byte, mtu int) []byte {
 	return appendError(b, p.Dst, p.Src, icmp6TooBig, 0, uint32(mtu), from[:p.Length])
 }
 
-// appendError appends an ICMP error; word is what follows its checksum.
+// appendError appends an ICMP error; word is the four bytes after its checksum.
 func appendError(b []byte, src, dst Addr, kind, code uint8, word uint32, quote []byte) []byte {
 	start := len(b)
 	proto, limit := uint8(protoICMPv6), quoteLimit6
@@ -102,9 +102,8 @@ func appendError(b []byte, src, dst Addr, kind, code uint8, word uint32, quote [
 	return b
 }
 
-// AppendQuote appends the first bytes of a packet as an ICMP error would quote it, made from the flow's addresses alone:
-// an IP header and the first eight bytes of the transport, which for ICMP are an echo request with the identifier in
-// srcPort.
+// AppendQuote appends the start of a packet as an ICMP error would quote it, made from the flow's addresses alone: an IP
+// header and the first eight bytes of the transport, which for ICMP are those of an echo request with the identifier srcPort.
 func AppendQuote(b []byte, src, dst Addr, proto uint8, srcPort, dstPort uint16) []byte {
 	b, at := appendHeader(b, src, dst, proto, 8)
 	t := b[at:]
@@ -125,7 +124,7 @@ func AppendQuote(b []byte, src, dst Addr, proto uint8, srcPort, dstPort uint16) 
 	return b
 }
 
-// appendHeader appends an IP header for n bytes of transport, and the bytes themselves as zeros; at is where they begin.
+// appendHeader appends an IP header for n bytes of transport, and n zero bytes; at is where these begin.
 func appendHeader(b []byte, src, dst Addr, proto uint8, n int) (_ []byte, at int) {
 	start := len(b)
 	if src.Is4() {
@@ -133,7 +132,7 @@ func appendHeader(b []byte, src, dst Addr, proto uint8, n int) (_ []byte, at int
 		h := b[start:]
 		h[0] = 4<<4 | headerLength4/4
 		binary.BigEndian.PutUint16(h[2:], uint16(headerLength4+n))
-		h[6] = 0x40 // never fragment
+		h[6] = 0x40 // don't fragment
 		h[8], h[9] = hopLimit, proto
 		binary.BigEndian.PutUint32(h[12:], uint32(src.Lo))
 		binary.BigEndian.PutUint32(h[16:], uint32(dst.Lo))
@@ -157,7 +156,7 @@ func appendZeros(b []byte, n int) []byte {
 	return b
 }
 
-// sealTransport writes the transport checksum, offset bytes into the header at at, of the packet p that appendHeader began.
+// sealTransport writes the transport checksum of the packet p begun by appendHeader, offset bytes into the header at at.
 func sealTransport(p []byte, at, offset int) {
 	var s uint64
 	proto := p[9]
@@ -167,7 +166,7 @@ func sealTransport(p []byte, at, offset int) {
 		s = sum(0, p[8:40])
 		proto = p[6]
 	}
-	if proto != protoICMP { // the only one whose checksum leaves the addresses out
+	if proto != protoICMP { // its checksum does not cover the addresses
 		s += uint64(proto) + uint64(len(p)-at)
 	} else {
 		s = 0
@@ -175,9 +174,9 @@ func sealTransport(p []byte, at, offset int) {
 	binary.BigEndian.PutUint16(p[at+offset:], ^fold(sum(s, p[at:])))
 }
 
-// MendChecksum puts all ones in the place of a UDP checksum that came out as zero, as has to be done where it is written
-// (RFC 8200, section 8.1): over IPv6 a packet with a zero there is thrown away. One that was left out on purpose (RFC 6935),
-// which the packet shows by not adding up, stays out.
+// MendChecksum replaces a UDP checksum that was computed as zero by all ones, as RFC 8200, section 8.1 requires: over IPv6 a
+// packet with a zero checksum is dropped. A checksum that was omitted on purpose (RFC 6935), which is evident from the packet
+// not summing up to zero, stays omitted.
 func MendChecksum(b []byte) {
 	const at = headerLength6 + 6
 	if len(b) < headerLength6+8 || b[0]>>4 != 6 || b[6] == protoTCP || b[6] == protoICMPv6 ||

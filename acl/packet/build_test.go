@@ -14,7 +14,7 @@ var (
 	a6, b6 = Addr{0xfd00 << 48, 1}, Addr{0xfd00 << 48, 2}
 )
 
-// checkSums computes the checksums of a packet that we built, the slow way.
+// checkSums verifies the checksums of a packet that we built, the slow way.
 func checkSums(t *testing.T, b []byte) {
 	t.Helper()
 	ones := func(parts ...[]byte) uint16 {
@@ -79,7 +79,7 @@ func flagsLength(flags uint8) (n uint32) {
 	return n
 }
 
-// TestRefusals has what the sender of each kind of packet hears.
+// TestRefusals checks the answer to the sender of each kind of packet.
 func TestRefusals(t *testing.T) {
 	tcp := func(src, dst Addr, seq, ack uint32, flags uint8, payload int) []byte {
 		b := AppendSegment(nil, Segment{src, dst, 1000, 22, seq, ack, flags})
@@ -196,8 +196,8 @@ func TestQuotes(t *testing.T) {
 	}
 }
 
-// TestMendChecksum writes a UDP checksum without the rule that a zero becomes all ones, as a device does that knows
-// nothing of UDP: with the rule it is what a receiver wants, and nothing else of any packet changes.
+// TestMendChecksum writes UDP checksums without replacing zero by all ones, as a device does that knows nothing of UDP, and
+// checks that mending makes them valid for a receiver and changes no other packet.
 func TestMendChecksum(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		payload := rapid.SliceOfN(rapid.Byte(), 2, 40).Draw(rt, "payload")
@@ -222,7 +222,7 @@ func TestMendChecksum(t *testing.T) {
 			binary.BigEndian.PutUint16(udp[at:], ^fold(s))
 		}
 		if zero {
-			write(8) // the payload makes up for everything else
+			write(8) // the payload cancels out everything else
 		}
 		write(6)
 		got := bytes.Clone(b)
@@ -234,7 +234,7 @@ func TestMendChecksum(t *testing.T) {
 		if zero && binary.BigEndian.Uint16(got[at+6:]) != 0xffff {
 			t.Errorf("the checksum of %x", got)
 		}
-		// One that was left out stays so, unless nobody could tell.
+		// An omitted checksum stays omitted, unless it is indistinguishable from a computed zero.
 		if !zero && udp[6]|udp[7] != 0 {
 			clear(udp[6:8])
 			got := bytes.Clone(b)
@@ -245,7 +245,7 @@ func TestMendChecksum(t *testing.T) {
 	})
 }
 
-// checkSumsUDP is what a receiver does with a UDP packet over IPv6.
+// checkSumsUDP verifies a UDP packet over IPv6 as a receiver does.
 func checkSumsUDP(t *testing.T, b []byte) {
 	t.Helper()
 	var p Packet

@@ -19,18 +19,18 @@ const (
 	icmp6ErrorHighest = 127
 )
 
-// IsEchoRequest says whether p asks for an echo.
+// IsEchoRequest reports whether p is an echo request.
 func (p *Packet) IsEchoRequest() bool {
 	return p.Proto == protoICMP && p.Type == icmpEchoRequest || p.Proto == protoICMPv6 && p.Type == icmp6EchoRequest
 }
 
-// IsEchoReply says whether p is the answer to an echo request.
+// IsEchoReply reports whether p is an echo reply.
 func (p *Packet) IsEchoReply() bool {
 	return p.Proto == protoICMP && p.Type == icmpEchoReply || p.Proto == protoICMPv6 && p.Type == icmp6EchoReply
 }
 
-// IsError says whether p reports what became of another packet, which it quotes: destination unreachable, packet too big,
-// time exceeded or parameter problem. Source quench and redirects are none: hosts should not listen to them.
+// IsError reports whether p is an error about another packet, which it quotes: destination unreachable, packet too big, time
+// exceeded or parameter problem. Source quench and redirect do not count: hosts should ignore them.
 func (p *Packet) IsError() bool {
 	switch p.Proto {
 	case protoICMP:
@@ -41,7 +41,7 @@ func (p *Packet) IsError() bool {
 	return false
 }
 
-// isICMPReport covers every message that must not itself be answered by an error, known or not (RFC 1122, RFC 4443).
+// isICMPReport reports whether p must not itself be answered by an ICMP error, known type or not (RFC 1122, RFC 4443).
 func (p *Packet) isICMPReport() bool {
 	switch p.Proto {
 	case protoICMP:

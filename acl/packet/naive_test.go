@@ -10,8 +10,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// naivePacket and naiveParse are the parser again, written from the RFCs with no thought of speed: it builds lists of
-// what it finds, and lets an index out of range be its bounds check.
+// naivePacket and naiveParse are a second parser, written from the RFCs without regard to speed: it builds lists of what it
+// finds, and relies on index panics as its bounds checks.
 type naivePacket struct {
 	Src, Dst         netip.Addr
 	Proto            int
@@ -175,7 +175,7 @@ func naiveParse(b []byte) (p naivePacket, err error) {
 	return p, nil
 }
 
-// agree fails where the two parsers differ.
+// agree fails if the two parsers differ.
 func agree(t interface{ Fatalf(string, ...any) }, b []byte) {
 	var p Packet
 	fault := Parse(b, &p)
@@ -199,7 +199,7 @@ func agree(t interface{ Fatalf(string, ...any) }, b []byte) {
 	}
 }
 
-// drawPacket makes a packet that is right in most places, so that the wrong ones are reached.
+// drawPacket draws a packet that is correct in most places, so that later errors are reached.
 func drawPacket(t *rapid.T) []byte {
 	const tcp, udp, icmp, icmp6, sctp = 6, 17, 1, 58, 132
 	proto := rapid.SampledFrom([]byte{tcp, udp, icmp, icmp6, sctp, 47, 59}).Draw(t, "proto")

@@ -2,7 +2,7 @@ package packet
 
 import "encoding/binary"
 
-// IP protocol numbers that the parser knows by heart.
+// IP protocol numbers that the parser handles.
 const (
 	protoHopByHop   = 0
 	protoICMP       = 1
@@ -24,13 +24,13 @@ const (
 	ACK
 )
 
-// Fault says why a packet was not understood. Zero is no fault.
+// Fault is the reason why a packet could not be parsed. Zero means no fault.
 type Fault uint8
 
 // The faults of packets.
 const (
 	OK           Fault = iota
-	Truncated          // shorter than its headers say
+	Truncated          // shorter than its headers claim
 	BadVersion         // neither IPv4 nor IPv6
 	BadHeader          // an IP header that contradicts itself
 	SourceRoute        // IPv4 source route, IPv6 routing header or home address
@@ -39,7 +39,7 @@ const (
 	SplitHeader        // a first fragment without the whole transport header
 	BadTransport       // a transport header that contradicts itself
 	MixedFamily        // addresses, or addresses and protocol, of different IP versions
-	Faults             // how many there are
+	Faults             // the number of faults
 )
 
 var faultNames = [Faults]string{
@@ -55,44 +55,44 @@ func (f Fault) String() string {
 	return "unknown fault"
 }
 
-// Packet is what Parse found. Offsets count from the start of the packet.
+// Packet is the result of Parse. Offsets count from the start of the packet.
 type Packet struct {
 	Src, Dst Addr
 
 	Seq, Ack uint32 // TCP
 	FragID   uint32
-	// FragOffset is where the fragment's bytes belong, counted from the end of the headers that every fragment repeats.
+	// FragOffset is the position of the fragment's data, counted from the end of the headers that every fragment repeats.
 	FragOffset uint16
 	SrcPort    uint16 // TCP, UDP, SCTP
 	DstPort    uint16
 	EchoID     uint16 // ICMP echo requests and replies
 
 	Version  uint8 // 4 or 6
-	Proto    uint8 // of the transport; in later IPv6 fragments what the fragment header names
+	Proto    uint8 // of the transport; in later IPv6 fragments, what the fragment header names
 	Flags    uint8 // TCP
 	Type     uint8 // ICMP
 	Code     uint8 // ICMP
 	More     bool  // more fragments follow
-	Fragment bool  // one of several fragments
+	Fragment bool  // is a fragment, first or later
 
-	Header  int // where the transport header begins; in later fragments their data
+	Header  int // where the transport header begins; in later fragments, where their data begins
 	Payload int // where the transport's payload begins
 	Length  int // end of the packet; bytes beyond are not part of it
 }
 
-// Later says whether this is a fragment other than the first, which has no transport header.
+// Later reports whether p is a fragment other than the first; later fragments have no transport header.
 func (p *Packet) Later() bool { return p.FragOffset != 0 }
 
-// SegmentLength is how far a TCP segment advances the sequence: its payload, SYN and FIN.
+// SegmentLength returns how far a TCP segment advances the sequence number: its payload, SYN and FIN.
 func (p *Packet) SegmentLength() uint32 {
 	return uint32(p.Length-p.Payload) + uint32(p.Flags&FIN) + uint32(p.Flags&SYN)>>1
 }
 
-// Parse reads the packet at the start of b into p. On a fault p holds nothing to rely on.
+// Parse parses the packet at the start of b into p. If it returns a fault, the contents of p are unspecified.
 func Parse(b []byte, p *Packet) Fault { return parse(b, p, false) }
 
-// Quoted reads the packet that the ICMP error p of b quotes into q. A quote is cut off where it pleases its sender; it
-// must reach eight bytes into the transport header, which hold ports, or type and identifier.
+// Quoted parses the packet quoted by the ICMP error p of b into q. The sender of an error may truncate the quote anywhere; it
+// must reach eight bytes into the transport header, which hold the ports, or type and identifier.
 func (p *Packet) Quoted(b []byte, q *Packet) Fault { return parse(b[p.Payload:p.Length], q, true) }
 
 func parse(b []byte, p *Packet, quoted bool) Fault {
@@ -120,7 +120,7 @@ func (p *Packet) ip4(b []byte, quoted bool) Fault {
 		}
 		total = len(b)
 	}
-	*p = Packet{} // and then field by field: a literal with values is built aside and copied
+	*p = Packet{} // then field by field: a literal with values is built aside and copied
 	p.Src = addr4(binary.BigEndian.Uint32(b0[12:]))
 	p.Dst = addr4(binary.BigEndian.Uint32(b0[16:]))
 	p.Version, p.Proto = 4, b0[9]
@@ -140,7 +140,7 @@ func (p *Packet) ip4(b []byte, quoted bool) Fault {
 	return p.transport(b[header:total], quoted)
 }
 
-// options4 refuses what does not parse and what routes by itself: loose and strict source routes.
+// options4 refuses malformed options and the loose and strict source route options.
 func options4(b []byte) Fault {
 	for len(b) > 0 {
 		switch b[0] {
@@ -178,7 +178,7 @@ func (p *Packet) ip6(b []byte, quoted bool) Fault {
 	p.Version, p.Proto = 6, b0[6]
 	p.Header, p.Payload, p.Length = 40, 40, total
 	if p.Src.Is4() || p.Dst.Is4() {
-		// The engine has let it pass by the routes of IPv6, and here it would be some node's own IPv4 address.
+		// The engine has let it pass by its IPv6 routes, but here it would be some node's own IPv4 address.
 		return MixedFamily
 	}
 	switch p.Proto {
@@ -194,10 +194,10 @@ func (p *Packet) ip6(b []byte, quoted bool) Fault {
 	return p.transport(b[p.Header:total], quoted)
 }
 
-// maxExtensions is how many IPv6 extension headers a packet may carry; real ones carry one or two.
+// maxExtensions is how many IPv6 extension headers a packet may carry; real packets carry one or two.
 const maxExtensions = 4
 
-// extensions walks to the transport header. AH and ESP count as transports: rules name them by number.
+// extensions walks to the transport header. AH and ESP count as transports: rules refer to them by number.
 func (p *Packet) extensions(b []byte) Fault {
 	fragmented := false
 	for n := 0; ; n++ {
@@ -242,8 +242,8 @@ func (p *Packet) extensions(b []byte) Fault {
 	}
 }
 
-// options6 refuses what does not parse, packets larger than their length field (jumbograms), and the home address
-// option, which puts another source in the place of the one that was checked.
+// options6 refuses malformed options, jumbograms, and the home address option, which replaces the source address that was
+// checked.
 func options6(b []byte) Fault {
 	const pad1, jumbo, homeAddress = 0, 0xc2, 0xc9
 	for len(b) > 0 {
@@ -268,8 +268,8 @@ func (p *Packet) fragment(id uint32, offset uint16, more bool) {
 	p.Fragment, p.FragID, p.FragOffset, p.More = true, id, offset, more
 }
 
-// piece reads what a fragment carries, t. It refuses those that are empty, that end beyond the largest packet, and all but
-// the last whose length is no multiple of eight.
+// piece parses t, the data of a fragment. It refuses fragments that are empty or end beyond the largest packet, and those
+// other than the last whose length is not a multiple of eight.
 func (p *Packet) piece(t []byte, quoted bool) Fault {
 	if n := len(t); !quoted && (n == 0 || int(p.FragOffset)+n > 65535 || p.More && n%8 != 0) {
 		return BadFragment
@@ -284,7 +284,7 @@ func (p *Packet) piece(t []byte, quoted bool) Fault {
 	return fault
 }
 
-// transport reads the transport header at the start of t.
+// transport parses the transport header at the start of t.
 func (p *Packet) transport(t []byte, quoted bool) Fault {
 	switch p.Proto {
 	case protoTCP:

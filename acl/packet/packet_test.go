@@ -10,16 +10,16 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestDecodeCases holds Parse against packets that another implementation decodes, and against what it makes of them.
+// TestDecodeCases compares Parse with another implementation on packets that the latter decodes.
 func TestDecodeCases(t *testing.T) {
-	// Where we read more, or less, than it does, and why.
+	// Where Parse accepts more or less than the other one, and why.
 	differs := map[string]Fault{
 		"bogus_proto_ff":             OK,          // a number like any other, which no rule names
-		"ipv4_short_first_fragment":  BadFragment, // no multiple of eight bytes
+		"ipv4_short_first_fragment":  BadFragment, // not a multiple of eight bytes
 		"ipv4_small_offset_fragment": BadFragment,
-		"ipv6_frag_small_offset":     OK,        // the filter sees whether it overlaps its first
+		"ipv6_frag_small_offset":     OK,        // the filter checks whether it overlaps its first
 		"ipv6_frag_chained":          OK,        // extension headers are followed
-		"ipv4_tsmp":                  Truncated, // the data has fewer bytes than the header says
+		"ipv4_tsmp":                  Truncated, // fewer bytes than the header claims
 		"ipv4_sctp":                  Truncated,
 	}
 	var file struct {
@@ -72,7 +72,7 @@ func TestDecodeCases(t *testing.T) {
 	}
 }
 
-// TestFaults has a packet for each fault, made from a good one.
+// TestFaults checks a packet for each fault, made from a good one.
 func TestFaults(t *testing.T) {
 	v4 := AppendSegment(nil, Segment{Src: addr4(0x64400001), Dst: addr4(0x64400002), SrcPort: 1, DstPort: 2, Flags: SYN})
 	v6 := AppendSegment(nil, Segment{Src: Addr{0xfd, 1}, Dst: Addr{0xfd, 2}, SrcPort: 1, DstPort: 2, Flags: SYN})
@@ -86,7 +86,7 @@ func TestFaults(t *testing.T) {
 	insert := func(b []byte, at int, more ...byte) []byte {
 		return append(append(append([]byte(nil), b[:at]...), more...), b[at:]...)
 	}
-	// extend puts extension headers between the IPv6 header and TCP.
+	// extend inserts extension headers between the IPv6 header and TCP.
 	extend := func(first byte, more ...byte) []byte {
 		b := insert(v6, 40, more...)
 		b[5] += byte(len(more))
@@ -181,7 +181,7 @@ func chain(extend func(byte, ...byte) []byte, n int) []byte {
 	return extend(protoDestOption, b...)
 }
 
-// TestMappedAddresses has IPv4 addresses in an IPv6 header, where no host puts them.
+// TestMappedAddresses checks IPv4-mapped addresses in an IPv6 header, where no host puts them.
 func TestMappedAddresses(t *testing.T) {
 	b := AppendSegment(nil, Segment{Src: Addr{0xfd, 1}, Dst: Addr{0xfd, 2}, SrcPort: 1, DstPort: 2, Flags: SYN})
 	addr4(0x64400001).put16(b[8:])
@@ -206,7 +206,7 @@ func TestGroups(t *testing.T) {
 	}
 }
 
-// TestParsersAgree holds Parse against the naive parser on packets that are mostly right.
+// TestParsersAgree compares Parse with the naive parser on packets that are mostly correct.
 func TestParsersAgree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		agree(t, drawPacket(t))

@@ -2,17 +2,17 @@ package packet
 
 import "encoding/binary"
 
-// Run is a row of packets of one TCP connection or UDP flow that only carry on: without IPv4 options or IPv6 extension
-// headers, not fragmented and, if they are TCP, with ACK and none of SYN, FIN and RST.
+// Run describes consecutive packets of one TCP connection or UDP flow that merely continue it: without IPv4 options or IPv6
+// extension headers, not fragmented and, for TCP, with ACK but without SYN, FIN and RST.
 type Run struct {
 	Packets, Bytes int
-	// Of TCP: how far the packets go, and what is acknowledged by them, at most.
+	// For TCP: the highest sequence number reached and the highest acknowledged.
 	End, Ack uint32
 }
 
-// Follow counts how many packets at the beginning of a row carry on what first began, which p was made of by Parse. Packet i
-// is bufs[i][offset:], or as much of it as sizes[i] says if there are sizes. All of these Parse understands. It is there because
-// packets come in rows, and to compare one with another takes a fraction of what it takes to read it.
+// Follow counts how many packets at the start of bufs continue the flow of first, which Parse parsed into p. Packet i is
+// bufs[i][offset:], limited to sizes[i] bytes if sizes is not nil. Parse would accept each of them. Follow exists because
+// packets come in bursts, and comparing one with the previous one costs a fraction of parsing it.
 func (p *Packet) Follow(first []byte, bufs [][]byte, sizes []int, offset int) Run {
 	var r Run
 	tcp := p.Proto == protoTCP
@@ -69,7 +69,7 @@ func (p *Packet) Follow(first []byte, bufs [][]byte, sizes []int, offset int) Ru
 	return r
 }
 
-// look is what the headers of a run's packets have in common, word by word, ports included.
+// look is what the headers of a run's packets have in common, word by word, including the ports.
 type look struct {
 	is4   bool
 	words [6]uint64
@@ -79,10 +79,10 @@ const (
 	look4 = headerLength4 + 8
 	look6 = headerLength6 + 8
 
-	// In the words of an IPv4 header: its version and length, which fragment this is, but not whether it may be cut; then the
+	// In the words of an IPv4 header: version and header length, the fragment fields except for "don't fragment"; then the
 	// protocol and the source.
 	mask4Start, mask4Source = 0xff00_0000_0000_3fff, 0x00ff_0000_ffff_ffff
-	// In those of an IPv6 header: its version, and the protocol; after the addresses, the ports.
+	// In the words of an IPv6 header: the version and the protocol; after the addresses, the ports.
 	mask6Start, maskPorts = 0xf000_0000_0000_ff00, 0xffff_ffff_0000_0000
 )
 

@@ -7,7 +7,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// follows says, by Parse alone, whether b carries on what first began.
+// follows reports, using Parse alone, whether b continues the flow of first.
 func follows(first, b []byte) (Packet, bool) {
 	var p, q Packet
 	if Parse(first, &p) != OK || Parse(b, &q) != OK {
@@ -26,7 +26,7 @@ func follows(first, b []byte) (Packet, bool) {
 		(q.Proto == protoUDP || q.Flags&(SYN|FIN|RST|ACK) == ACK)
 }
 
-// wantRun is what Follow should say.
+// wantRun returns what Follow should return.
 func wantRun(first []byte, pkts [][]byte) (r Run) {
 	var p Packet
 	if Parse(first, &p) != OK {
@@ -76,7 +76,7 @@ func checkRun(t interface{ Fatalf(string, ...any) }, first []byte, pkts [][]byte
 	return got
 }
 
-// TestFollow has rows of packets of which most are like the first, but for what segmentation changes, and some are off by a bit.
+// TestFollow checks batches of packets most of which differ from the first only in what segmentation changes, and some by one bit.
 func TestFollow(t *testing.T) {
 	long := 0
 	rapid.Check(t, func(t *rapid.T) {
@@ -112,7 +112,7 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// TestFollowBits flips each bit of the headers of a packet: one that Follow takes for another of its flow is one.
+// TestFollowBits flips each bit of a packet's headers and checks that what Follow accepts does belong to the same flow.
 func TestFollowBits(t *testing.T) {
 	v4 := AppendSegment(nil, Segment{Src: addr4(0x64400001), Dst: addr4(0x64400002), SrcPort: 1, DstPort: 2, Seq: 9, Ack: 5, Flags: ACK})
 	v6 := AppendSegment(nil, Segment{Src: Addr{0xfd, 1}, Dst: Addr{0xfd, 2}, SrcPort: 1, DstPort: 2, Seq: 9, Ack: 5, Flags: ACK})

@@ -14,10 +14,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// MaxLine is how many bytes a probe has at most.
+// MaxLine is the maximum length of a probe in bytes.
 const MaxLine = 64 << 10
 
-// Probe is the first packet of a connection, and the node whose filter is asked.
+// Probe is the first packet of a connection, and the node whose filter is to judge it.
 type Probe struct {
 	At       string
 	Src, Dst netip.Addr
@@ -25,7 +25,7 @@ type Probe struct {
 	Port     uint16
 }
 
-// The keys of a probe, in the order of the fields of raw.
+// keys are the keys of a probe, in the order of the elements of raw.
 var keys = [...]string{"at", "src_ip", "dst_ip", "proto", "port"}
 
 const (
@@ -36,17 +36,17 @@ const (
 	keyPort
 )
 
-// value is what a key has: the text of a string or a number.
+// value is the value of a key: the text of a string or a number.
 type value struct {
 	text   []byte
 	quoted bool
 	there  bool
 }
 
-// raw are the values of a probe by the index of their keys.
+// raw holds the values of a probe, indexed by key.
 type raw [len(keys)]value
 
-// Parse reads a line.
+// Parse parses a line.
 func Parse(line []byte) (Probe, error) {
 	var r raw
 	ok, err := r.scan(line)
@@ -114,7 +114,7 @@ func protocol(b []byte) (uint8, error) {
 
 func cut(b []byte) []byte { return b[:min(len(b), 64)] }
 
-// scan reads a flat object without escapes. It answers false, and no error, for what is more than that, right or wrong.
+// scan parses a flat object without escapes. It returns false and no error for anything else, valid or not.
 func (r *raw) scan(b []byte) (ok bool, err error) {
 	b = skip(b)
 	if len(b) == 0 || b[0] != '{' {
@@ -166,7 +166,7 @@ func skip(b []byte) []byte {
 	return b
 }
 
-// text is a string without escapes, of ASCII.
+// text parses an ASCII string without escapes.
 func text(b []byte) (s, rest []byte, ok bool) {
 	if len(b) == 0 || b[0] != '"' {
 		return nil, nil, false
@@ -182,7 +182,7 @@ func text(b []byte) (s, rest []byte, ok bool) {
 	return nil, nil, false
 }
 
-// bare is a whole number without a sign, true or false.
+// bare parses an unsigned integer, true or false.
 func bare(b []byte) (s, rest []byte, ok bool) {
 	for _, word := range []string{"true", "false"} {
 		if bytes.HasPrefix(b, []byte(word)) {
@@ -196,7 +196,7 @@ func bare(b []byte) (s, rest []byte, ok bool) {
 	return b[:n], b[n:], n == 1 || n > 1 && b[0] != '0'
 }
 
-// decode reads any object.
+// decode parses any object.
 func (r *raw) decode(line []byte) error {
 	var all map[string]json.RawMessage
 	if err := json.Unmarshal(line, &all); err != nil {
@@ -223,7 +223,7 @@ func (r *raw) decode(line []byte) error {
 	return nil
 }
 
-// AppendVerdict adds the answer to a probe, as a line.
+// AppendVerdict appends the answer to a probe, as a line.
 func AppendVerdict(b []byte, v compile.Verdict) []byte {
 	b = append(b, `{"allowed":`...)
 	b = strconv.AppendBool(b, v.Allowed)
@@ -236,14 +236,14 @@ func AppendVerdict(b []byte, v compile.Verdict) []byte {
 	return append(b, "\"}\n"...)
 }
 
-// Rule is the rule of the policy that a path is part of: grants[3] of grants[3].dst[0].
+// Rule returns the rule of the policy that a path is part of: grants[3] for grants[3].dst[0].
 func Rule(path string) string {
 	rule, _, _ := strings.Cut(path, ".")
 	return rule
 }
 
-// AppendError adds the answer to what is no probe.
+// AppendError appends the answer to an invalid probe.
 func AppendError(b []byte, err error) []byte {
-	text, _ := json.Marshal(map[string]string{"error": err.Error()}) // strings always have JSON
+	text, _ := json.Marshal(map[string]string{"error": err.Error()}) // strings can always be marshaled
 	return append(append(b, text...), '\n')
 }

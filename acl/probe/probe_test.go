@@ -71,7 +71,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// What is read by hand must be what encoding/json reads.
+// FuzzParse checks that the parser written by hand agrees with encoding/json.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{good, "{}", "null", `{"at":"x","at":"y"}`, `{"port":1e2}`, strings.Replace(good, "n2", `\u006e`, 1)} {
 		f.Add([]byte(s))
