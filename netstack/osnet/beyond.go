@@ -9,37 +9,37 @@ import (
 )
 
 const (
-	// MaxRoutes bounds the networks behind peers that are led to the device.
+	// MaxRoutes bounds the number of networks behind peers.
 	MaxRoutes = 4096
-	// MaxServed bounds the networks that a node leads to.
+	// MaxServed bounds the number of networks that a node serves.
 	MaxServed = 1024
 )
 
-// Exit is how the host reaches what is neither in the mesh nor in a network of Routes: all of it through one peer. What the
-// peer does not carry is unreachable, and stays so through crashes until Down: nothing takes another way.
+// Exit describes how the host reaches everything outside the mesh and the networks in Routes: through one peer. What the peer
+// does not carry is unreachable, and stays so across crashes until Down: nothing takes another path.
 type Exit struct {
 	On     bool
 	V4, V6 bool // what the peer carries
-	LAN    bool // the networks that the host is in are reached as ever
+	LAN    bool // networks that the host is on stay reachable directly
 }
 
-// Serve is what the host forwards between the mesh and others.
+// Serve describes what the host forwards between the mesh and other networks.
 type Serve struct {
-	// Routes are the networks; none forwards nothing. They do not hold one another.
+	// Routes are the networks served; none means no forwarding. They do not contain one another.
 	Routes []netip.Prefix
-	// SNAT gives what goes there the host's own address.
+	// SNAT translates the source of packets to them to the host's own address.
 	SNAT bool
 }
 
-// leads says whether anything beyond the mesh is led to the device.
+// leads reports whether anything beyond the mesh is routed to the device.
 func (c Config) leads() bool { return c.Exit.On || len(c.Routes) > 0 }
 
-// serves says whether networks of a family are served.
+// serves reports whether networks of a family are served.
 func (s Serve) serves(v4 bool) bool {
 	return slices.ContainsFunc(s.Routes, func(p netip.Prefix) bool { return p.Addr().Is4() == v4 })
 }
 
-// checkNetworks refuses what cannot be led anywhere.
+// checkNetworks rejects networks that cannot be routed.
 func checkNetworks(what string, list []netip.Prefix, limit, least int, m proto.Mesh) error {
 	if len(list) > limit {
 		return fmt.Errorf("%d %ss: at most %d", len(list), what, limit)
@@ -55,7 +55,7 @@ func checkNetworks(what string, list []netip.Prefix, limit, least int, m proto.M
 	return nil
 }
 
-// outermost leaves out prefixes that others hold. What is left is sorted.
+// outermost returns the prefixes that no other prefix contains, sorted.
 func outermost(list []netip.Prefix) []netip.Prefix {
 	sorted := slices.Clone(list)
 	slices.SortFunc(sorted, proto.ComparePrefix)
@@ -68,7 +68,7 @@ func outermost(list []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// holds says whether p holds all of q.
+// holds reports whether p contains all of q.
 func holds(p, q netip.Prefix) bool { return p.Bits() <= q.Bits() && p.Contains(q.Addr()) }
 
 var (
@@ -77,7 +77,7 @@ var (
 	linkLocal6  = netip.MustParsePrefix("fe80::/10")
 )
 
-// held are the networks beyond the mesh that must not be reached by any other way than the device.
+// held returns the networks beyond the mesh that must not be reached by any path but the device.
 func (c Config) held() []netip.Prefix {
 	out := slices.Clone(c.Routes)
 	if c.Exit.On {
@@ -86,7 +86,7 @@ func (c Config) held() []netip.Prefix {
 	return out
 }
 
-// led are those of them that lead to the device now.
+// led returns those of them that are routed to the device.
 func (c Config) led() []netip.Prefix {
 	out := slices.Clone(c.Routes)
 	if c.Exit.On && c.Exit.V4 {
@@ -98,7 +98,8 @@ func (c Config) led() []netip.Prefix {
 	return out
 }
 
-// unreachable are those of the servers that no exit node leads to, as they have addresses of a local network that is cut off.
+// unreachable returns the servers that cannot be reached through the exit node, since their addresses belong to a local network
+// that is cut off.
 func (c Config) unreachable(servers []netip.Addr) (out []netip.Addr) {
 	if !c.Exit.On || c.Exit.LAN {
 		return nil
@@ -112,9 +113,9 @@ func (c Config) unreachable(servers []netip.Addr) (out []netip.Addr) {
 	return out
 }
 
-// spared are the networks that the host is in itself and goes on to reach without the mesh: those within a network behind a
-// peer, since the host is nearer to them; all of them where an exit node is asked to leave the LAN alone, and none where it
-// is not. Shadowed are the routes for which nothing is left.
+// spared returns the networks that the host itself is on and continues to reach without the mesh: those within a network behind
+// a peer, since the host is nearer to them; with an exit node all of them if it allows the LAN, and none otherwise. Shadowed are
+// the routes that have nothing left to route.
 func (c Config) spared(own []address) (spared, shadowed []netip.Prefix) {
 	for _, a := range own {
 		n := a.prefix.Masked()
@@ -133,7 +134,7 @@ func (c Config) spared(own []address) (spared, shadowed []netip.Prefix) {
 		}
 	}
 	if c.Exit.On && !slices.Contains(spared, linkLocal6) {
-		spared = append(spared, linkLocal6) // how IPv6 finds its routers and neighbours
+		spared = append(spared, linkLocal6) // needed for IPv6 router and neighbour discovery
 	}
 	slices.SortFunc(spared, proto.ComparePrefix)
 	return spared, shadowed

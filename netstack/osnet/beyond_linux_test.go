@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// beyondA is configA with everything that leads beyond the mesh.
+// beyondA is configA with every feature that reaches beyond the mesh.
 func beyondA() Config {
 	c := configA()
 	c.Routes = []netip.Prefix{prefix("10.33.0.0/16"), prefix("2001:db8:33::/48")}
@@ -30,7 +30,7 @@ func beyondA() Config {
 	return c
 }
 
-// kernelSettings are those of a host that may be touched.
+// kernelSettings returns the kernel settings of a host that Up may change.
 func kernelSettings(t *testing.T, h *lab.Host) string {
 	t.Helper()
 	var out strings.Builder
@@ -50,7 +50,7 @@ func kernelSettings(t *testing.T, h *lab.Host) string {
 	return out.String()
 }
 
-// from is what the peer sends through the tunnel, as the filter has let it through.
+// from sends packets from the peer through the tunnel, as if the filter had passed them.
 func (x *neighbours) from(t *testing.T, packets ...[]byte) {
 	t.Helper()
 	for _, p := range packets {
@@ -72,7 +72,7 @@ func (x *neighbours) router(snat bool) Config {
 	return c
 }
 
-// hears returns who sent the next packet to a service.
+// hears receives the next packet to a service, echoes it, and returns its source.
 func hears(t *testing.T, c *net.UDPConn) netip.Addr {
 	t.Helper()
 	b := make([]byte, 100)
@@ -103,8 +103,8 @@ func listen4and6(t *testing.T, h *lab.Host) []*net.UDPConn {
 	return out
 }
 
-// TestServedNetworksAreReached: what the filter lets through to a served network arrives there from the router's own address,
-// and the answer comes back; what goes elsewhere does not leave the host.
+// TestServedNetworksAreReached checks that packets to a served network arrive there from the router's own address and are
+// answered, and that packets to other networks do not leave the host.
 func TestServedNetworksAreReached(t *testing.T) {
 	x := withNeighbour(t)
 	before, set := state(t, x.a), kernelSettings(t, x.a)
@@ -122,7 +122,7 @@ func TestServedNetworksAreReached(t *testing.T) {
 			t.Errorf("the answer came from %v, want %v", got, v)
 		}
 	}
-	// What the router says itself comes last, and first if nothing else came.
+	// A packet of the router itself is sent last; it must be the first to arrive.
 	for i, m := range []netip.Addr{x.m.V4(), x.m.V6()} {
 		c, err := x.a.Dial(t.Context(), "udp", netip.AddrPortFrom(m, service).String())
 		if err == nil {
@@ -144,8 +144,8 @@ func TestServedNetworksAreReached(t *testing.T) {
 	same(t, "after Down", set, kernelSettings(t, x.a))
 }
 
-// TestServedWithoutSNAT: who is behind the router sees the mesh's addresses, and may speak to them; the router's own overlay
-// address stays closed.
+// TestServedWithoutSNAT checks that hosts behind the router see mesh addresses and may talk to them, while the router's own
+// overlay address stays closed.
 func TestServedWithoutSNAT(t *testing.T) {
 	x := withNeighbour(t)
 	x.rpFilter(t, 0)
@@ -168,7 +168,7 @@ func TestServedWithoutSNAT(t *testing.T) {
 		if got := x.tun.next(t, peer); got != v {
 			t.Errorf("the answer came from %v, want %v", got, v)
 		}
-		// What it begins by itself is the filter's to judge; what is for the router is not.
+		// Packets that it initiates are judged by the filter, unless they are for the router: those are dropped.
 		for _, to := range []netip.Addr{ownA.Slice()[i], peer} {
 			if err := send(x.v, to); err != nil {
 				t.Fatal(err)
@@ -177,7 +177,7 @@ func TestServedWithoutSNAT(t *testing.T) {
 		if got := x.tun.next(t, peer); got != v {
 			t.Errorf("what the host behind the router sent came from %v, want %v", got, v)
 		}
-		// From the other LAN, with a source of the served one or of its own.
+		// From the other LAN, with a source of its own or of the served LAN.
 		x.send(t, []netip.Addr{x.m.V4(), x.m.V6()}[i], peer)
 		x.send(t, v, ownA.Slice()[i])
 		if err := own[i].SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
@@ -194,18 +194,18 @@ func TestServedWithoutSNAT(t *testing.T) {
 	}
 }
 
-// synWith is the first segment of a connection, with the greatest segment that its sender takes.
+// synWith returns the SYN of a connection whose sender announces an MSS of size.
 func synWith(src, dst netip.Addr, size uint16) []byte {
 	option := binary.BigEndian.AppendUint16([]byte{2, 4}, size)
 	b := lab.TCPPacket(netip.AddrPortFrom(src, 7777), netip.AddrPortFrom(dst, service), lab.FlagSYN, 1, 0, option)
-	// What was built as payload becomes an option: the header is one word longer.
+	// Turn what was built as payload into an option: the header is one word longer.
 	b[32] += 0x10
 	sum := uint32(binary.BigEndian.Uint16(b[36:])) + 0xffff - 0x1000
 	binary.BigEndian.PutUint16(b[36:], uint16(sum>>16+sum&0xffff))
 	return b
 }
 
-// TestForwardedTCPFits: the segments that forwarded connections agree on fit into the tunnel.
+// TestForwardedTCPFits checks that the segments of forwarded connections fit the tunnel.
 func TestForwardedTCPFits(t *testing.T) {
 	x := withNeighbour(t)
 	up(t, x.a, x.n, x.router(true))
@@ -227,7 +227,7 @@ func TestForwardedTCPFits(t *testing.T) {
 	})
 }
 
-// TestForwardingIsPutBackAfterACrash: a run that was killed has left a note.
+// TestForwardingIsPutBackAfterACrash checks that the note of a killed run suffices to restore the settings.
 func TestForwardingIsPutBackAfterACrash(t *testing.T) {
 	x := withNeighbour(t)
 	before, set := state(t, x.a), kernelSettings(t, x.a)
@@ -238,7 +238,7 @@ func TestForwardingIsPutBackAfterACrash(t *testing.T) {
 	x.kill()
 	x.tun.kill()
 
-	// The next run serves nothing, and the one after it goes on as if nothing had happened.
+	// The next run serves nothing, and then serves again as if nothing had happened.
 	tun := openTunnel(t, x.a, "redoubt0")
 	n, kill := inNetwork(t, x.a)
 	up(t, x.a, n, configA())
@@ -253,7 +253,7 @@ func TestForwardingIsPutBackAfterACrash(t *testing.T) {
 	same(t, "after the cleanup", set, kernelSettings(t, x.a))
 }
 
-// TestForwardingOfTheHostsOwnStays: what was on before stays on.
+// TestForwardingOfTheHostsOwnStays checks that forwarding that was on before stays on.
 func TestForwardingOfTheHostsOwnStays(t *testing.T) {
 	x := withNeighbour(t)
 	if err := errors.Join(x.a.Sysctl("net.ipv4.ip_forward", "1"), x.a.Sysctl("net.ipv6.conf.all.forwarding", "1")); err != nil {
@@ -267,7 +267,7 @@ func TestForwardingOfTheHostsOwnStays(t *testing.T) {
 	same(t, "after Down", set, kernelSettings(t, x.a))
 }
 
-// marked exchanges a question with a service as an underlay socket does.
+// marked exchanges a datagram with a service as an underlay socket does.
 func marked(t *testing.T, h *lab.Host, to netip.Addr) error {
 	t.Helper()
 	return h.Do(func() error {
@@ -293,7 +293,8 @@ func marked(t *testing.T, h *lab.Host, to netip.Addr) error {
 	})
 }
 
-// TestExitNode: everything but the underlay goes by the tunnel, the LAN only if it must, and nothing in clear without it.
+// TestExitNode checks that everything but the underlay goes through the tunnel, the LAN only if configured, and that nothing
+// leaves in the clear without the tunnel.
 func TestExitNode(t *testing.T) {
 	x := withNeighbour(t)
 	before, set := state(t, x.a), kernelSettings(t, x.a)
@@ -336,7 +337,7 @@ func TestExitNode(t *testing.T) {
 		x.tun.next(t, far[i])
 	}
 
-	// The exit node carries no IPv6 any more, then it is gone.
+	// The exit node stops carrying IPv6, and then everything.
 	c.Exit = Exit{On: true, V4: true}
 	up(t, x.a, x.n, c)
 	if err := send(x.a, far[1]); err == nil {
@@ -368,13 +369,14 @@ func TestExitNode(t *testing.T) {
 	same(t, "after the cleanup", set, kernelSettings(t, x.a))
 }
 
-// withoutDevice is a state after the device has gone with its agent.
+// withoutDevice returns a state as it is once the device has disappeared with its agent.
 func withoutDevice(state string) string {
 	lines := slices.DeleteFunc(strings.Split(state, "\n"), func(l string) bool { return strings.HasPrefix(l, "link redoubt0 ") })
 	return strings.Join(lines, "\n")
 }
 
-// TestRoutesFollow: networks behind peers come and go, and those that the host is in itself are nearer.
+// TestRoutesFollow checks that networks behind peers can be added and removed, and that networks that the host itself is on take
+// precedence.
 func TestRoutesFollow(t *testing.T) {
 	x := withNeighbour(t)
 	up(t, x.a, x.n, configA())
@@ -405,7 +407,7 @@ func TestRoutesFollow(t *testing.T) {
 		t.Errorf("a neighbour is not reached while a route is that of the LAN: %v", err)
 	}
 
-	// The keeper puts back what somebody removes, and Up takes away what is not wanted.
+	// The keeper restores what somebody removes, and Up removes what is no longer wanted.
 	link, err := x.a.Netlink().LinkByName("redoubt0")
 	if err != nil {
 		t.Fatal(err)
@@ -431,7 +433,7 @@ func TestRoutesFollow(t *testing.T) {
 	same(t, "without routes", plain, state(t, x.a))
 }
 
-// TestWhatCannotBeLedIsRefused before anything is touched.
+// TestWhatCannotBeLedIsRefused checks that invalid networks are rejected before anything is changed.
 func TestWhatCannotBeLedIsRefused(t *testing.T) {
 	for name, change := range map[string]func(*Config){
 		"a route into the mesh":        func(c *Config) { c.Routes = []netip.Prefix{prefix("100.80.1.0/24")} },
@@ -465,7 +467,8 @@ func TestNotes(t *testing.T) {
 	}
 }
 
-// TestRouterListensToRouters: a host that has its IPv6 default route from routers keeps it when it begins to forward.
+// TestRouterListensToRouters checks that a host whose IPv6 default route comes from router advertisements keeps it when it
+// starts to forward.
 func TestRouterListensToRouters(t *testing.T) {
 	x := withNeighbour(t)
 	link, err := x.a.Netlink().LinkByName("eth0")
@@ -491,7 +494,8 @@ func TestRouterListensToRouters(t *testing.T) {
 	same(t, "served no more", set, kernelSettings(t, x.a))
 }
 
-// TestFirewallsThatDropAreNamed: a host that drops what is forwarded says so, until a rule names the device.
+// TestFirewallsThatDropAreNamed checks that a firewall that drops forwarded packets is reported, until one of its rules names
+// the device.
 func TestFirewallsThatDropAreNamed(t *testing.T) {
 	x := withNeighbour(t)
 	drop := nftables.ChainPolicyDrop

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host a is in the mesh; host m is its neighbour on the LAN, and means harm; host v is on another LAN that a is on, too.
+// Host a is in the mesh; host m is its hostile neighbour on the LAN; host v is on another LAN that a is on, too.
 //
 //	m ── lan1 ── a ── lan2 ── v
 type neighbours struct {
@@ -42,7 +42,7 @@ func withNeighbour(t *testing.T) *neighbours {
 	return x
 }
 
-// rpFilter sets the reverse path filter: the kernel takes the greater of the device's and that of all.
+// rpFilter sets the reverse path filter: the kernel uses the maximum of the values for the device and for all.
 func (x *neighbours) rpFilter(t *testing.T, mode int) {
 	t.Helper()
 	var errs []error
@@ -56,7 +56,7 @@ func (x *neighbours) rpFilter(t *testing.T, mode int) {
 
 const service = 4000
 
-// attack is a packet that the neighbour sends to a, and the address that its service is asked at.
+// attack is the source and destination of the packets that the neighbour sends to a's service.
 type attack struct {
 	name     string
 	src, dst netip.Addr
@@ -76,7 +76,7 @@ func (x *neighbours) attacks() []attack {
 	}
 }
 
-// send lets the neighbour send one packet of each kind.
+// send makes the neighbour send one packet of each kind.
 func (x *neighbours) send(t *testing.T, src, dst netip.Addr) {
 	t.Helper()
 	s, d := netip.AddrPortFrom(src, 5555), netip.AddrPortFrom(dst, service)
@@ -91,8 +91,7 @@ func (x *neighbours) send(t *testing.T, src, dst netip.Addr) {
 	}
 }
 
-// sockets are a's service on all addresses, and the way to know that all that was sent before has been looked at: a
-// packet that is allowed and comes last.
+// sockets are a's service on all addresses. A permitted packet sent last tells when everything sent before has been processed.
 type sockets struct{ v4, v6 *net.UDPConn }
 
 func (x *neighbours) serve(t *testing.T) sockets {
@@ -108,7 +107,7 @@ func (x *neighbours) serve(t *testing.T) sockets {
 	return sockets{open(netip.IPv4Unspecified()), open(netip.IPv6Unspecified())}
 }
 
-// received returns the sources of what the service got until the packet that is sent now, and is allowed.
+// received returns the sources of what the service received before a permitted packet that it sends.
 func (x *neighbours) received(t *testing.T, s sockets) []netip.Addr {
 	t.Helper()
 	a, m := x.a.Ports[0], x.m.Ports[0]
@@ -139,7 +138,7 @@ func (x *neighbours) received(t *testing.T, s sockets) []netip.Addr {
 	return got
 }
 
-// overlayFrames are the frames that a port's host has sent with overlay addresses in them.
+// overlayFrames describes the frames with overlay addresses that a port's host has sent.
 func overlayFrames(t *testing.T, c *lab.Capture, from *lab.Port) []string {
 	t.Helper()
 	frames, err := c.Stop()
@@ -183,7 +182,7 @@ func TestNeighbourCannotBypassTheFilter(t *testing.T) {
 	}
 }
 
-// askForMAC asks by ARP who has a's overlay address, and waits for what a answers to a question that it may answer.
+// askForMAC asks for a's overlay address by ARP, and then waits for the answer to a request that a may answer.
 func (x *neighbours) askForMAC(t *testing.T, wire *lab.Capture) {
 	t.Helper()
 	m, a := x.m.Ports[0], x.a.Ports[0]
@@ -206,13 +205,13 @@ func (x *neighbours) askForMAC(t *testing.T, wire *lab.Capture) {
 	})
 }
 
-// TestNeighbourWithoutTheGuard shows that the test above would see a bypass: without the guard the same packets arrive.
+// TestNeighbourWithoutTheGuard checks that the test above would notice a bypass: without the guard the same packets arrive.
 func TestNeighbourWithoutTheGuard(t *testing.T) {
 	x := withNeighbour(t)
 	up(t, x.a, x.n, configA())
 	x.rpFilter(t, 0)
 	x.n.mu.Lock()
-	x.n.keeper.close() // It would restore what is removed now.
+	x.n.keeper.close() // it would restore what is removed here
 	err := x.n.guard.remove("redoubt0")
 	x.n.mu.Unlock()
 	if err != nil {
@@ -226,7 +225,7 @@ func TestNeighbourWithoutTheGuard(t *testing.T) {
 	}
 	for _, at := range x.attacks() {
 		x.send(t, at.src, at.dst)
-		// A packet with a's own address as its source is refused by the kernel in any case.
+		// The kernel itself drops packets with a's own address as their source.
 		if got := x.received(t, s); len(got) == 0 && at.src != ownA.V4 && at.src != ownA.V6 {
 			t.Errorf("%s: did not arrive without the guard, so the test proves nothing", at.name)
 		}
@@ -237,7 +236,7 @@ func TestNeighbourWithoutTheGuard(t *testing.T) {
 	}
 }
 
-// ruleset is a firewall of the user's own.
+// ruleset adds a chain of the user's own firewall.
 func ruleset(t *testing.T, h *lab.Host, chain nftables.Chain, rules ...[]expr.Any) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -258,7 +257,7 @@ func ruleset(t *testing.T, h *lab.Host, chain nftables.Chain, rules ...[]expr.An
 	}
 }
 
-// translate is a rule that gives packets to an address another destination.
+// translate returns a rule that changes the destination of packets to an address.
 func translate(from, to netip.Addr) []expr.Any {
 	return []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
@@ -295,7 +294,7 @@ func TestTranslatedPacketsCannotBypassTheFilter(t *testing.T) {
 	if led := x.tun.led(t); len(led) != 0 {
 		t.Errorf("a neighbour's packets were led into the mesh: %q", led)
 	}
-	// The rules are there: what is translated elsewhere arrives.
+	// The rules are in effect: packets translated to another address arrive.
 	ruleset(t, x.a, nftables.Chain{
 		Name: "other", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting,
 		Priority: nftables.ChainPriorityRef(-101),
@@ -336,7 +335,7 @@ func TestHostForwardsNothingOfTheOverlay(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// What has no overlay address is forwarded, and comes last.
+	// A packet without overlay addresses is forwarded, and comes last.
 	x.send(t, x.m.V4(), x.v.V4())
 	eventually(t, func() error {
 		for _, f := range wire.Frames() {
@@ -351,8 +350,8 @@ func TestHostForwardsNothingOfTheOverlay(t *testing.T) {
 	}
 }
 
-// TestNothingLeavesInClear is a host whose own routing rules come before ours and lead everything to the LAN, with the
-// agent running and after its crash. The guard has to hold alone.
+// TestNothingLeavesInClear checks that the guard alone suffices on a host whose own routing rules precede ours and lead
+// everything to the LAN, both while the agent runs and after it crashed.
 func TestNothingLeavesInClear(t *testing.T) {
 	x := withNeighbour(t)
 	up(t, x.a, x.n, configA())
@@ -373,7 +372,7 @@ func TestNothingLeavesInClear(t *testing.T) {
 			if err := send(x.a, to); err == nil {
 				t.Errorf("%s: a packet to %v was sent", when, to)
 			}
-			// And with an overlay address as the source, to somebody on the LAN.
+			// And with an overlay address as the source, to a host on the LAN.
 			err := x.a.Do(func() error {
 				d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(from.Slice()[i], 0))}
 				c, err := d.Dial("udp", netip.AddrPortFrom([]netip.Addr{x.m.V4(), x.m.V6()}[i], service).String())
@@ -391,7 +390,7 @@ func TestNothingLeavesInClear(t *testing.T) {
 	try("up", ownA)
 	x.kill()
 	x.tun.kill()
-	// A program that may bind to addresses that are not the host's, as proxies do, is stopped as well.
+	// Programs that may bind to non-local addresses, as proxies do, are stopped as well.
 	if err := errors.Join(
 		x.a.Sysctl("net.ipv4.ip_nonlocal_bind", "1"),
 		x.a.Sysctl("net.ipv6.ip_nonlocal_bind", "1"),
@@ -399,7 +398,7 @@ func TestNothingLeavesInClear(t *testing.T) {
 		t.Fatal(err)
 	}
 	try("after the crash", ownA)
-	if _, err := x.a.Ping(t.Context(), x.m.V4()); err != nil { // The wire is not dead.
+	if _, err := x.a.Ping(t.Context(), x.m.V4()); err != nil { // the wire works
 		t.Fatal(err)
 	}
 	for _, f := range overlayFrames(t, wire, x.a.Ports[0]) {

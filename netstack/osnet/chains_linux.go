@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// duty is what a guard lets through and does besides keeping the host closed. The zero duty is nothing.
+// duty is what a guard permits and does besides guarding the host. The zero duty does nothing more.
 type duty struct {
 	serve []netip.Prefix // outermost, sorted
 	snat  bool
-	mtu   int    // of the tunnel; TCP that is forwarded goes by it
-	mark  uint32 // of underlay sockets whose answers keep it; 0: none do
-	// notes are what the host's settings were, for whoever puts them back.
+	mtu   int    // of the tunnel; forwarded TCP is clamped to it
+	mark  uint32 // of underlay sockets whose replies should carry it; 0 means none
+	// notes are the previous values of the host's settings, for whoever restores them.
 	notes []setting
 }
 
@@ -26,7 +26,7 @@ type duty struct {
 type chain struct {
 	name     string
 	kind     nftables.ChainType
-	at       *nftables.ChainHook // nil: it is jumped to, or never run
+	at       *nftables.ChainHook // nil for a chain that is jumped to, or never run
 	priority nftables.ChainPriority
 	rules    []rule
 }
@@ -42,7 +42,7 @@ func (c chain) in(t *nftables.Table) *nftables.Chain {
 	return &nftables.Chain{Name: c.name, Table: t, Type: kind, Hooknum: c.at, Priority: &priority, Policy: &accept}
 }
 
-// is says whether a chain of the kernel's stands where this one belongs.
+// is reports whether a chain from the kernel is attached as this one should be.
 func (c chain) is(got *nftables.Chain) bool {
 	want := c.in(got.Table)
 	if want.Name != got.Name || (want.Hooknum == nil) != (got.Hooknum == nil) {
@@ -52,7 +52,7 @@ func (c chain) is(got *nftables.Chain) bool {
 		want.Type == got.Type
 }
 
-// rule is an nftables rule and what it is for, which `nft list` shows as its comment.
+// rule is an nftables rule and its purpose, which `nft list` shows as a comment.
 type rule struct {
 	why   string
 	exprs []expr.Any
@@ -89,15 +89,15 @@ func (n namedSet) elements() (out []nftables.SetElement) {
 	return out
 }
 
-// Priorities: defragmentation is at -400, connection tracking at -200, changes of packets at -150, translation of destinations
-// at -100 and of sources at 100; users' own chains are mostly between -300 and 300.
+// Priorities: defragmentation is at -400, connection tracking at -200, packet mangling at -150, destination NAT at -100 and
+// source NAT at 100; users' own chains are mostly between -300 and 300.
 const (
 	first, latest = -450, 450
 	changes       = -150
 	translation   = 100
 )
 
-// chainsOf are all chains of an instance's table.
+// chainsOf returns all chains of an instance's table.
 func chainsOf(i instance, d duty) []chain {
 	outside := func(keys ...expr.MetaKey) []rule {
 		exprs := []expr.Any{}
@@ -149,11 +149,11 @@ func chainsOf(i instance, d duty) []chain {
 	return out
 }
 
-// Offsets and lengths of addresses.
+// field is the offset and length of an address in the IP header.
 type field struct{ offset, length uint32 }
 
 var (
-	srcField = map[bool]field{true: {12, 4}, false: {8, 16}} // by whether it is IPv4
+	srcField = map[bool]field{true: {12, 4}, false: {8, 16}} // key: whether it is IPv4
 	dstField = map[bool]field{true: {16, 4}, false: {24, 16}}
 )
 
@@ -168,7 +168,7 @@ func isFamily(v4 bool) []expr.Any {
 	}
 }
 
-// in matches packets that have an address of the set there.
+// in matches packets whose address in field f is in the set.
 func in(set string, f field) []expr.Any {
 	return []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.offset, Len: f.length},
@@ -176,14 +176,14 @@ func in(set string, f field) []expr.Any {
 	}
 }
 
-// dropIn counts and drops packets that have an address of the set at an offset of the network header.
+// dropIn counts and drops packets with an address of the set at an offset of the network header.
 func dropIn(set string, offset, length uint32) []expr.Any {
 	return append(in(set, field{offset, length}), drop()...)
 }
 
 func drop() []expr.Any { return []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }
 
-// dropRules are the chain that all hooks jump to.
+// dropRules returns the rules of the chain that all hooks jump to.
 func dropRules() (out []rule) {
 	for _, x := range []struct {
 		v4  bool
@@ -197,7 +197,7 @@ func dropRules() (out []rule) {
 	return out
 }
 
-// pass lets through what goes from one set to another, of each family.
+// pass permits packets from one set to another, for each family.
 func pass(why, from4, from6, to4, to6 string) []rule {
 	let := func(v4 bool, from, to string) rule {
 		return rule{why, slices.Concat(isFamily(v4), in(from, srcField[v4]), in(to, dstField[v4]), letGo())}
@@ -205,11 +205,11 @@ func pass(why, from4, from6, to4, to6 string) []rule {
 	return []rule{let(true, from4, to4), let(false, from6, to6)}
 }
 
-// letGo ends the chain: nobody's judgement is overruled.
+// letGo ends the chain without a final verdict: no other chain is overruled.
 func letGo() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}} }
 
-// forwardRules let through what is forwarded between the tunnel and served networks, and nothing else from or to the tunnel.
-// Which of it may pass is decided by the filter, which has seen it or will.
+// forwardRules permit forwarding between the tunnel and served networks, and nothing else from or to the tunnel. Which of it may
+// pass is up to the filter, which has judged it or will.
 func forwardRules(device string) (out []rule) {
 	iif, oif := expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME
 	for _, v4 := range []bool{true, false} {
@@ -226,7 +226,7 @@ func forwardRules(device string) (out []rule) {
 		rule{"nothing else is led into " + device, append(is(oif, device), drop()...)})
 }
 
-// clampRules make TCP that is forwarded send segments that fit into the tunnel. The kernel only ever lowers.
+// clampRules lower the MSS of forwarded TCP so that segments fit the tunnel. The kernel never raises it.
 func clampRules(device string, mtu int) (out []rule) {
 	const maxSegment, tcpFlags, syn, rst = 2, 13, 0x02, 0x04
 	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
@@ -249,8 +249,8 @@ func clampRules(device string, mtu int) (out []rule) {
 	return out
 }
 
-// markChains give answers to underlay sockets the mark of those: without it a host that checks whether sources lie where
-// packets come from (rp_filter) takes them for forged, since all unmarked packets go by the exit node.
+// markChains give replies to underlay sockets the mark of the socket: without it a host that verifies source addresses
+// (rp_filter) considers them spoofed, since all unmarked packets go through the exit node.
 func markChains(mark uint32) []chain {
 	isMark := func() expr.Any {
 		return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(mark)}
@@ -265,7 +265,7 @@ func markChains(mark uint32) []chain {
 	}
 }
 
-// is and isNot match by the name of the packet's device. Names hold when the device goes and comes back.
+// is and isNot match the name of the packet's device. Names stay valid when the device goes and comes back.
 func is(key expr.MetaKey, device string) []expr.Any { return named16(key, expr.CmpOpEq, device) }
 
 func isNot(key expr.MetaKey, device string) []expr.Any { return named16(key, expr.CmpOpNeq, device) }

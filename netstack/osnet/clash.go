@@ -9,9 +9,9 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// facts are what Clashes judges by.
+// facts are the input to clashes.
 type facts struct {
-	ours    string // our device's name, if we are up
+	ours    string // our device's name while up
 	devices []string
 	addrs   []address
 	routes  []route
@@ -19,7 +19,7 @@ type facts struct {
 	guards  []instance
 }
 
-// route is a route of whatever table that is not ours.
+// route is a route that is not ours, in any table.
 type route struct {
 	dst     netip.Prefix
 	gateway netip.Addr
@@ -27,7 +27,7 @@ type route struct {
 	table   int
 }
 
-// instance is one agent's guard as nftables knows it: the device that may carry these ranges, alone.
+// instance is one agent's guard as nftables shows it: the only device that may carry these ranges.
 type instance struct {
 	device string
 	v4, v6 netip.Prefix
@@ -35,7 +35,7 @@ type instance struct {
 
 func (i instance) ranges() []netip.Prefix { return []netip.Prefix{i.v4, i.v6} }
 
-// overlaps says whether two instances guard addresses in common.
+// overlaps reports whether two instances guard addresses in common.
 func (i instance) overlaps(j instance) bool {
 	for _, p := range i.ranges() {
 		for _, q := range j.ranges() {
@@ -47,10 +47,10 @@ func (i instance) overlaps(j instance) bool {
 	return false
 }
 
-// carrierNAT is where meshes, carriers and clouds meet.
+// carrierNAT is the range that meshes, carriers and clouds share.
 var carrierNAT = netip.MustParsePrefix("100.64.0.0/10")
 
-// meshDevices are devices of other meshes, by the start of their names.
+// meshDevices identifies devices of other meshes by the prefix of their names.
 var meshDevices = []struct{ prefix, product string }{
 	{"tailscale", "Tailscale"},
 	{"wt", "NetBird"},
@@ -74,7 +74,7 @@ func digits(s string) bool {
 	return strings.Trim(s, "0123456789") == ""
 }
 
-// named is a device with what it belongs to, where that is known.
+// named returns a device's name with the product it belongs to, if known.
 func named(device string) string {
 	if p := productOf(device); p != "" {
 		return device + " (" + p + ")"
@@ -82,7 +82,7 @@ func named(device string) string {
 	return device
 }
 
-// clashes says who else uses the mesh's ranges, and what that means. One user is named once.
+// clashes describes who else uses the mesh's ranges, and what that means. Each user is named once.
 func clashes(mesh proto.Mesh, f facts) []string {
 	var out []string
 	say := func(format string, args ...any) {
@@ -118,7 +118,7 @@ func clashes(mesh proto.Mesh, f facts) []string {
 	return out
 }
 
-// sayServers names what the host itself needs: its gateways and its DNS servers.
+// sayServers reports what the host itself needs: its gateways and its DNS servers.
 func sayServers(say func(string, ...any), mesh netip.Prefix, f facts) {
 	for _, s := range f.servers {
 		if mesh.Contains(s) {
@@ -133,7 +133,7 @@ func sayServers(say func(string, ...any), mesh netip.Prefix, f facts) {
 	}
 }
 
-// sayAddresses names devices with networks in the range, and returns those networks.
+// sayAddresses reports devices with networks in the range, and returns those networks.
 func sayAddresses(say func(string, ...any), mesh netip.Prefix, f facts) []netip.Prefix {
 	var said []netip.Prefix
 	for _, a := range f.addrs {
@@ -153,8 +153,8 @@ func sayAddresses(say func(string, ...any), mesh netip.Prefix, f facts) []netip.
 	return said
 }
 
-// sayRoutes names routes into the range. Default routes, and halves of them as VPNs set, cover everything and clash with
-// nothing.
+// sayRoutes reports routes into the range. Default routes, and the half-default routes that VPNs set, cover everything and clash
+// with nothing.
 func sayRoutes(say func(string, ...any), mesh netip.Prefix, f facts, said []netip.Prefix) {
 	for _, r := range f.routes {
 		if !r.dst.IsValid() || r.dst.Bits() < 4 || !r.dst.Overlaps(mesh) || r.device == f.ours && r.device != "" ||
@@ -173,7 +173,7 @@ func sayRoutes(say func(string, ...any), mesh netip.Prefix, f facts, said []neti
 	}
 }
 
-// parseResolv reads the name servers of a resolv.conf, at most a few: resolvers themselves heed three.
+// parseResolv returns the name servers of a resolv.conf, at most 8: resolvers themselves use only three.
 func parseResolv(text string) []netip.Addr {
 	var out []netip.Addr
 	for line := range strings.Lines(text) {

@@ -16,14 +16,14 @@ func TestClashesAreNamed(t *testing.T) {
 	on := func(device, p string) address { return address{device: device, prefix: prefix(p), up: true} }
 	for name, c := range map[string]struct {
 		facts facts
-		want  []string // each in one text; no more texts than these
+		want  []string // one substring per text; there must be no further texts
 	}{
 		"nothing": {facts{
 			devices: []string{"lo", "eth0", "wlan0"},
 			addrs:   []address{on("eth0", "192.168.1.5/24"), on("eth0", "fd12:3456:789b::5/64")},
 			routes: []route{
 				{gateway: netip.MustParseAddr("192.168.1.1"), device: "eth0", table: 254},
-				{dst: prefix("0.0.0.0/1"), device: "tun0", table: 254}, // a VPN's half of everything
+				{dst: prefix("0.0.0.0/1"), device: "tun0", table: 254}, // half of a VPN's default route
 			},
 			servers: []netip.Addr{netip.MustParseAddr("192.168.1.1")},
 		}, nil},

@@ -8,18 +8,18 @@ import (
 	"testing/synctest"
 )
 
-// network is an implementation under the contract test, with a host that has one underlay address of each family.
+// network is an implementation to test, on a host that has one underlay address of each family.
 type network struct {
 	Network
 	config  Config
 	addrs   []netip.Addr
-	router  netip.Addr // that the default route leads to; router6 that of IPv6
+	router  netip.Addr // of the default route; router6 is the IPv6 one
 	router6 netip.Addr
-	change  func(t *testing.T) // makes the underlay another one
+	change  func(t *testing.T) // changes the underlay
 	enter   func(func() error) error
 }
 
-// contract is what every Network does.
+// contract tests what every Network must do.
 func contract(t *testing.T, open func(t *testing.T) network) {
 	t.Run("lifecycle", func(t *testing.T) {
 		n := open(t)

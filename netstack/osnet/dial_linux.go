@@ -11,17 +11,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxSegment is the payload of a TCP segment in the 1280 bytes that every network with IPv6 carries.
+// maxSegment is the payload of a TCP segment in the 1280-byte packet that every IPv6 network carries.
 const maxSegment = 1280 - 40 - 20
 
-// Dialer makes connections of the underlay: neither they nor the questions for names that come before them go by an exit node.
-// Their segments, both ways, are so short that they also pass where something on the way drops longer ones and says nothing.
+// Dialer opens connections of the underlay: neither they nor the name lookups before them go through an exit node. Their
+// segments, in both directions, are short enough to pass paths that silently drop longer ones.
 func Dialer() *net.Dialer {
 	ask := net.Dialer{Control: mark}
 	return &net.Dialer{Control: outgoing, Resolver: &net.Resolver{PreferGo: true, Dial: ask.DialContext}}
 }
 
-// outgoing is mark, and shortens what TCP sends.
+// outgoing marks a socket, and limits the segment size if it is TCP.
 func outgoing(network, address string, c syscall.RawConn) error {
 	if err := mark(network, address, c); err != nil || !strings.HasPrefix(network, "tcp") {
 		return err
@@ -35,7 +35,7 @@ func outgoing(network, address string, c syscall.RawConn) error {
 	return err
 }
 
-// Listener opens sockets of the underlay.
+// Listener opens underlay sockets.
 func Listener() *net.ListenConfig { return &net.ListenConfig{Control: mark} }
 
 // mark marks a socket before it is used.
@@ -46,15 +46,15 @@ func mark(_, _ string, c syscall.RawConn) error {
 	}); e != nil {
 		return e
 	}
-	// Who may not mark sockets may not have an exit node, either.
+	// A process that may not mark sockets cannot use an exit node either.
 	if err != nil && !errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("mark a socket: %w", err)
 	}
 	return nil
 }
 
-// ProbeListener opens sockets of the underlay whose packets are never taken apart, whatever the kernel knows of the way: to
-// find out what gets through.
+// ProbeListener opens underlay sockets whose packets are never fragmented, whatever the kernel knows about the path MTU. They
+// serve to probe which sizes get through.
 func ProbeListener() *net.ListenConfig {
 	return &net.ListenConfig{Control: func(network, address string, c syscall.RawConn) error {
 		if err := mark(network, address, c); err != nil {

@@ -4,11 +4,11 @@ package osnet
 
 import "net"
 
-// Dialer makes connections of the underlay.
+// Dialer opens connections of the underlay.
 func Dialer() *net.Dialer { return &net.Dialer{} }
 
-// Listener opens sockets of the underlay.
+// Listener opens underlay sockets.
 func Listener() *net.ListenConfig { return &net.ListenConfig{} }
 
-// ProbeListener opens sockets of the underlay.
+// ProbeListener opens underlay sockets.
 func ProbeListener() *net.ListenConfig { return &net.ListenConfig{} }

@@ -12,18 +12,18 @@ import (
 // address is an address of one of the host's devices.
 type address struct {
 	device string
-	prefix netip.Prefix // the address with the length of its network
+	prefix netip.Prefix // the address and its network's prefix length
 	up     bool         // the device is up and has a carrier
-	// deprecated addresses work and go soon; tentative ones are not the host's yet.
+	// deprecated addresses work but will soon be removed; tentative ones are not assigned yet.
 	deprecated, tentative bool
-	// ours is an address of the device that Up was told of.
+	// ours means that the address is on the device given to Up.
 	ours bool
-	// way says that a default route leads over the device.
+	// way means that a default route uses the device.
 	way bool
 }
 
-// usable picks the addresses at which peers may reach this host. First come those that have a way out, since the others
-// serve neighbours at most; deprecated ones come last.
+// usable returns the addresses at which peers may reach this host. Those with a default route come first, since the others can
+// only serve neighbours; deprecated ones come last.
 func usable(all []address, mesh proto.Mesh) []netip.Addr {
 	var ok []address
 	for _, a := range all {
@@ -35,7 +35,7 @@ func usable(all []address, mesh proto.Mesh) []netip.Addr {
 	slices.SortStableFunc(ok, func(a, b address) int {
 		return cmp.Or(
 			cmp.Compare(rank(a), rank(b)),
-			// IPv4 and IPv6 are equally likely; the order only has to be the same each time.
+			// IPv4 and IPv6 are equally likely; the order only has to be stable.
 			a.prefix.Addr().Compare(b.prefix.Addr()))
 	})
 	out := make([]netip.Addr, 0, min(len(ok), MaxEndpoints))
@@ -47,7 +47,7 @@ func usable(all []address, mesh proto.Mesh) []netip.Addr {
 	return out
 }
 
-// rank is lower for what is likelier to be reached.
+// rank is lower for addresses that are likelier to be reachable.
 func rank(a address) int {
 	switch {
 	case a.deprecated:
@@ -60,8 +60,8 @@ func rank(a address) int {
 	return 0
 }
 
-// inner says whether a device most likely leads to containers or virtual machines of this host: every host has those at
-// the same addresses.
+// inner reports whether a device most likely leads to containers or virtual machines of this host: every host has those at the
+// same addresses.
 func inner(device string) bool {
 	for _, prefix := range []string{"docker", "br-", "virbr", "cni", "flannel", "veth", "lxc", "lxdbr", "podman", "cali", "cilium"} {
 		if strings.HasPrefix(device, prefix) {

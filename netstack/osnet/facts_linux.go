@@ -14,13 +14,13 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// resolvConfs name the DNS servers: the second where the first only names systemd's own stub.
+// resolvConfs list the DNS servers. The second file is needed where the first names only systemd's stub resolver.
 var resolvConfs = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"}
 
-// addresses lists the addresses of all devices.
+// addresses returns the addresses of all devices.
 func (h *Host) addresses() ([]address, error) { return h.addressesBeside(h.device()) }
 
-// addressesBeside is addresses, where our device is known.
+// addressesBeside is like addresses, given the name of our device.
 func (h *Host) addressesBeside(ours string) ([]address, error) {
 	links, err := dump(h.rt.LinkList)
 	if err != nil {
@@ -42,7 +42,7 @@ func (h *Host) addressesBeside(ours string) ([]address, error) {
 	for _, a := range got {
 		l := byIndex[a.LinkIndex]
 		if l == nil || a.IPNet == nil {
-			continue // The device went between the two listings.
+			continue // the device disappeared between the two listings
 		}
 		const upAndCarrier = unix.IFF_UP | unix.IFF_LOWER_UP
 		out = append(out, address{
@@ -58,7 +58,7 @@ func (h *Host) addressesBeside(ours string) ([]address, error) {
 	return out, nil
 }
 
-// device is the name of our device while we are up.
+// device returns the name of our device while up, or "".
 func (h *Host) device() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -68,7 +68,7 @@ func (h *Host) device() string {
 	return h.up.Interface
 }
 
-// defaultDevices are the devices that default routes of the main table lead over.
+// defaultDevices returns the devices used by default routes of the main table.
 func (h *Host) defaultDevices() (map[int]bool, error) {
 	out := make(map[int]bool)
 	for _, f := range families {
@@ -131,7 +131,7 @@ func (h *Host) Gateway6() (gateway, local netip.Addr, err error) {
 	return gateway, local, nil
 }
 
-// defaultRoute is the router of a family's best default route, and the device towards it.
+// defaultRoute returns the router of a family's best default route, and the device towards it.
 func (h *Host) defaultRoute(family int) (gateway netip.Addr, link int, err error) {
 	routes, err := dump(func() ([]netlink.Route, error) { return h.rt.RouteList(nil, family) })
 	if err != nil {
@@ -152,7 +152,7 @@ func (h *Host) defaultRoute(family int) (gateway netip.Addr, link int, err error
 	return gateway.Unmap(), best.LinkIndex, nil
 }
 
-// addressOn is the first address of a device that fits.
+// addressOn returns the first address of a device that fits.
 func (h *Host) addressOn(link, family int, fits func(netlink.Addr) bool) (netip.Addr, error) {
 	all, err := dump(func() ([]netlink.Addr, error) { return h.rt.AddrList(nil, family) })
 	if err != nil {
@@ -202,8 +202,8 @@ func (h *Host) Clashes(mesh proto.Mesh) ([]string, error) {
 	return clashes(mesh, f), nil
 }
 
-// foreignRoutes lists default routes and those into the mesh's ranges, of every table. The kernel's own of the local
-// table follow from addresses.
+// foreignRoutes returns default routes and routes into the mesh's ranges, from every table except the local table, whose routes
+// follow from addresses.
 func (h *Host) foreignRoutes(mesh proto.Mesh, names map[int]string) ([]route, error) {
 	var out []route
 	for _, f := range families {
@@ -232,7 +232,7 @@ func (h *Host) foreignRoutes(mesh proto.Mesh, names map[int]string) ([]route, er
 	return out, nil
 }
 
-// nameServers reads the host's DNS servers; a host without a resolv.conf has none.
+// nameServers returns the host's DNS servers; a host without a resolv.conf has none.
 func (h *Host) nameServers() ([]netip.Addr, error) {
 	var out []netip.Addr
 	for _, path := range h.resolv {

@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Fake is a Network in memory: it remembers what it was told and says what a test has set. The zero value works.
+// Fake is an in-memory Network: it records what it was told and returns what a test has set. The zero value is ready to use.
 type Fake struct {
 	mu       sync.Mutex
 	up       *Config
@@ -99,8 +99,8 @@ func (f *Fake) Clashes(proto.Mesh) ([]string, error) {
 	return slices.Clone(f.clashes), nil
 }
 
-// Watch implements Network. Changes are those that SetEndpoints makes, each reported at once; one that waits stands for
-// those that come after it.
+// Watch implements Network. SetEndpoints is what makes changes; each is reported at once, and a pending report stands for all
+// that follow.
 func (f *Fake) Watch(ctx context.Context) (<-chan struct{}, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -135,7 +135,7 @@ func (f *Fake) Close() error {
 	return nil
 }
 
-// Config returns what is up, if anything is.
+// Config returns the config that is up, if any.
 func (f *Fake) Config() (Config, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -145,14 +145,14 @@ func (f *Fake) Config() (Config, bool) {
 	return *f.up, true
 }
 
-// Ups counts how often Up has succeeded.
+// Ups returns how often Up has succeeded.
 func (f *Fake) Ups() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.ups
 }
 
-// SetEndpoints says which addresses the host has from now on, and tells the watchers.
+// SetEndpoints sets the host's addresses and notifies the watchers.
 func (f *Fake) SetEndpoints(addrs ...netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -165,7 +165,7 @@ func (f *Fake) SetEndpoints(addrs ...netip.Addr) {
 	}
 }
 
-// SetGateway says what Gateway returns from now on, or Gateway6 where it is one of IPv6.
+// SetGateway sets what Gateway returns, or Gateway6 if gateway is an IPv6 address.
 func (f *Fake) SetGateway(gateway, local netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -176,21 +176,21 @@ func (f *Fake) SetGateway(gateway, local netip.Addr) {
 	f.gateway, f.local = gateway, local
 }
 
-// SetClashes says what Clashes returns from now on.
+// SetClashes sets what Clashes returns.
 func (f *Fake) SetClashes(texts ...string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.clashes = slices.Clone(texts)
 }
 
-// SetProblems says what Problems returns from now on.
+// SetProblems sets what Problems returns.
 func (f *Fake) SetProblems(texts ...string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.problems = slices.Clone(texts)
 }
 
-// FailUp makes Up fail with err from now on; nil ends that.
+// FailUp makes Up fail with err; nil makes it succeed again.
 func (f *Fake) FailUp(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

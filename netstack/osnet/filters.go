@@ -1,28 +1,28 @@
 package osnet
 
-// Kinds of verdicts of a FilterRule.
+// The verdicts of a FilterRule.
 const (
-	VerdictNone   = ""       // it goes on: the rule counts, logs or marks
+	VerdictNone   = ""       // evaluation continues: the rule counts, logs or marks
 	VerdictAccept = "accept" // ends the hook's chain
 	VerdictDrop   = "drop"   // or reject
-	VerdictJump   = "jump"   // to Target, and back here
-	VerdictGoto   = "goto"   // Target, and back to whoever jumped here
+	VerdictJump   = "jump"   // to Target, which returns here
+	VerdictGoto   = "goto"   // to Target, which returns to the caller of this chain
 	VerdictReturn = "return"
 )
 
-// FilterChain is a chain of this host's packet filters, as far as it matters for what comes in.
+// FilterChain is a chain of this host's packet filters, as far as it matters for incoming packets.
 type FilterChain struct {
 	Family string // ip, ip6 or inet
 	Table  string
 	Name   string
-	Input  bool // what comes in for this host begins here
+	Input  bool // packets for this host enter here
 	Drops  bool // its policy is to drop
 	Rules  []FilterRule
 }
 
 // FilterRule is a rule of a chain.
 type FilterRule struct {
-	Conditional bool // it is about some packets only
+	Conditional bool // it applies to some packets only
 	Verdict     string
 	Target      string // of a jump or goto
 }

@@ -12,14 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxFilterRules bounds what Filters reads. A ruleset that is larger is not judged.
+// maxFilterRules bounds how many rules Filters reads. It does not judge a larger ruleset.
 const maxFilterRules = 20_000
 
-// filterFold is how long changes of packet filters are gathered after one was told of at once.
+// filterFold is how long further changes of packet filters are batched after one was reported at once.
 const filterFold = 100 * time.Millisecond
 
-// Filters reads the chains of nftables that others than agents have set in this network namespace. Those of iptables are
-// among them where it is the one that uses nftables.
+// Filters returns the nftables chains in this network namespace that belong to anyone but agents. They include those of iptables
+// if it is the nftables variant.
 func Filters() ([]FilterChain, error) {
 	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *rtnl.Conn) error {
 		return c.SetDeadline(time.Now().Add(answerTime))
@@ -27,7 +27,7 @@ func Filters() ([]FilterChain, error) {
 	if err != nil {
 		return nil, guardError("open a socket to nftables", err)
 	}
-	defer conn.CloseLasting() //nolint:errcheck // nothing follows from it: all was read
+	defer conn.CloseLasting() //nolint:errcheck // nothing depends on it: all was read
 	chains, err := conn.ListChains()
 	if err != nil {
 		return nil, guardError("list nftables' chains", err)
@@ -59,7 +59,7 @@ func Filters() ([]FilterChain, error) {
 	return out, nil
 }
 
-// filterRule says what a rule comes to. Whatever is not known to be no condition counts as one.
+// filterRule summarizes a rule. Any expression not known to be unconditional counts as a condition.
 func filterRule(exprs []expr.Any) (out FilterRule) {
 	for _, e := range exprs {
 		switch e := e.(type) {
@@ -72,7 +72,7 @@ func filterRule(exprs []expr.Any) (out FilterRule) {
 			case "REJECT", "DROP":
 				out.Verdict = VerdictDrop
 			case "NFQUEUE", "QUEUE":
-				out.Verdict = VerdictAccept // as nftables' own queue: a program judges, and nobody vouches for it
+				out.Verdict = VerdictAccept // like nftables' own queue: a program decides, and we cannot tell how
 			default:
 				out.Conditional = true
 			}
@@ -101,14 +101,14 @@ func verdictName(v *expr.Verdict) (verdict, target string) {
 	return VerdictNone, ""
 }
 
-// WatchFilters reports changes of nftables in this network namespace: the first at once, those after it folded. The channel is
-// closed when the context ends or the kernel stops telling.
+// WatchFilters reports changes of nftables in this network namespace: the first at once, further ones batched. The channel is
+// closed when the context ends or the kernel stops reporting changes.
 func WatchFilters(ctx context.Context) (<-chan struct{}, error) {
 	l, err := listen(source{unix.NETLINK_NETFILTER, []uint32{unix.NFNLGRP_NFTABLES}, nil})
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = l.hangUp() }) // it only ever listened
+	stop := context.AfterFunc(ctx, func() { _ = l.hangUp() }) // it only listened
 	out := make(chan struct{}, 1)
 	go func() {
 		defer close(out)
@@ -116,7 +116,7 @@ func WatchFilters(ctx context.Context) (<-chan struct{}, error) {
 		fold(l.events, filterFold, func() bool {
 			select {
 			case out <- struct{}{}:
-			default: // The one that waits stands for this one.
+			default: // the pending report stands for this one
 			}
 			return true
 		})

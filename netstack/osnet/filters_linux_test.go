@@ -10,7 +10,7 @@ import (
 	"github.com/google/nftables/expr"
 )
 
-// TestFilters reads what others have set, but not what agents have.
+// TestFilters checks that Filters returns what others have set, but not what agents have.
 func TestFilters(t *testing.T) {
 	x := withNeighbour(t)
 	up(t, x.a, x.n, configA())

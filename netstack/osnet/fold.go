@@ -2,8 +2,8 @@ package osnet
 
 import "time"
 
-// fold acts on events: on the first at once, and on those of the interval after it once at its end, if there were any. An
-// act that returns false found nothing to do, and starts no interval. It returns when events is closed.
+// fold calls act on events: on the first at once, and then once at the end of each interval in which more came. An act that
+// returns false found nothing to do, and starts no interval. fold returns when events is closed.
 func fold(events <-chan struct{}, interval time.Duration, act func() bool) {
 	for range events {
 		for held := act(); held; {
@@ -15,7 +15,7 @@ func fold(events <-chan struct{}, interval time.Duration, act func() bool) {
 	}
 }
 
-// gather says whether there were events within the interval.
+// gather reports whether there were events within the interval.
 func gather(events <-chan struct{}, interval time.Duration) bool {
 	timer := time.NewTimer(interval)
 	defer timer.Stop()

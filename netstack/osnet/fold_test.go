@@ -19,8 +19,8 @@ func TestFoldActsAtOnceAndThenGathers(t *testing.T) {
 				return len(at) != 5
 			})
 		}()
-		// A burst, then one within the interval that follows the burst's end, then quiet, then one alone; then one that
-		// there is nothing to do for, after which the next is acted on at once.
+		// A burst, then one event within the interval that follows the burst, then quiet, then a single event; then one for
+		// which act finds nothing to do, after which the next is acted on at once.
 		for _, wait := range []time.Duration{0, 10, 10, 10, 300, 2000, 1000, 10} {
 			time.Sleep(wait * time.Millisecond)
 			events <- struct{}{}

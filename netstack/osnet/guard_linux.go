@@ -21,36 +21,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// guard is what keeps packets with overlay addresses off all other devices.
+// guard keeps packets with overlay addresses off all other devices.
 type guard interface {
-	// list names the instances that have a guard in this network namespace.
+	// list returns the instances with a guard in this network namespace.
 	list() ([]instance, error)
-	// whole says whether the guard stands as set would make it.
+	// whole reports whether the guard is exactly as set would make it.
 	whole(instance, duty) (bool, error)
-	// set makes or replaces the guard in one transaction: at no moment is there none.
+	// set creates or replaces the guard in one transaction: there is never a moment without one.
 	set(instance, duty) error
-	// notes returns what a duty of the device's noted.
+	// notes returns the settings noted in the device's guard.
 	notes(device string) ([]setting, error)
-	// blocks names the chains of others that drop what is forwarded and say nothing about the device.
+	// blocks returns the chains of others that drop forwarded packets by policy and have no rule for the device.
 	blocks(device string) ([]string, error)
-	// remove takes the guard of a device away; without one it does nothing.
+	// remove removes the guard of a device, if there is one.
 	remove(device string) error
 	close() error
 }
 
-// nft is the guard by nftables, one table for each instance:
+// nft implements guard with nftables, with one table per instance:
 //
 //	table inet redoubt-redoubt0 {
 //	  set overlay4 { type ipv4_addr; flags interval; elements = { 100.80.0.0/16 } }
 //	  set overlay6 { type ipv6_addr; flags interval; elements = { fd12:3456:789a::/48 } }
-//	  set served4, served6                                                       what duty.serve says
+//	  set served4, served6                                                       from duty.serve
 //	  chain overlay {
 //	    ip saddr @overlay4 counter drop
 //	    ip daddr @overlay4 counter drop
 //	    ip6 saddr @overlay6 counter drop
 //	    ip6 daddr @overlay6 counter drop
 //	  }
-//	  chain prerouting  { ip saddr @served4 ip daddr @overlay4 return            who is behind us may speak to the mesh
+//	  chain prerouting  { ip saddr @served4 ip daddr @overlay4 return            hosts behind us may talk to the mesh
 //	                      iifname != "redoubt0" iifname != "lo" jump overlay }   before defragmentation and translation
 //	  chain input       { iifname != "redoubt0" iifname != "lo" jump overlay }   after translation
 //	  chain forward     { iifname != "redoubt0" oifname != "redoubt0" jump overlay
@@ -59,14 +59,14 @@ type guard interface {
 //	                      iifname "redoubt0" drop
 //	                      oifname "redoubt0" drop }
 //	  chain output      { oifname != "redoubt0" oifname != "lo" jump overlay }   after translation of destinations
-//	  chain postrouting { ip saddr @overlay4 ip daddr @served4 return            what output let through was forwarded
+//	  chain postrouting { ip saddr @overlay4 ip daddr @served4 return            past output, so it was forwarded
 //	                      oifname != "redoubt0" oifname != "lo" jump overlay }   before translation of sources
 //	  chain leaving     { oifname != "redoubt0" oifname != "lo" jump overlay }   after translation of sources
 //	}
 //
-// Rules about addresses are there for IPv6 as well. See chainsOf for the chains that a duty adds.
+// Rules with IPv4 addresses have IPv6 counterparts. See chainsOf for the chains that a duty adds.
 //
-// And, so that the host does not tell the LAN that it has an overlay address, one table for ARP:
+// One more table, for ARP, keeps the host from telling the LAN that it has an overlay address:
 //
 //	table arp redoubt-redoubt0 {
 //	  set overlay4 { ... }
@@ -74,16 +74,16 @@ type guard interface {
 //	  chain output { the same }
 //	}
 type nft struct {
-	// mu makes one exchange with the kernel of each method: conn does not keep those who share it from reading each other's
-	// answers, and the keeper and whoever asks for clashes do share it.
+	// mu serializes exchanges with the kernel, one method at a time: conn does not keep concurrent callers from reading each
+	// other's answers, and the keeper and callers of Clashes do share it.
 	mu     sync.Mutex
 	conn   *nftables.Conn
-	socket *netlink.Conn // of conn
+	socket *netlink.Conn // the socket of conn
 	closed bool
 }
 
-// answerTime is how long the kernel may take for one answer. It answers at once; the limit keeps a lost answer from
-// stopping the keeper for good.
+// answerTime bounds how long the kernel may take for one answer. It normally answers at once; the limit keeps a lost answer from
+// blocking the keeper forever.
 const answerTime = 10 * time.Second
 
 const (
@@ -95,7 +95,7 @@ const (
 	noted   = "before"
 )
 
-// ARP has hooks and offsets of its own: the addresses of an Ethernet and IPv4 message stand at 14 and 24.
+// ARP has its own hooks and offsets: the addresses in an ARP message for Ethernet and IPv4 are at offsets 14 and 24.
 var (
 	arpChains = []chain{
 		{name: "input", at: nftables.ChainHookRef(0)},
@@ -104,7 +104,7 @@ var (
 	arpOffsets = []uint32{14, 24}
 )
 
-// newNFT opens a socket in the network namespace of the calling thread, where it stays.
+// newNFT opens a socket in the network namespace of the calling thread; the socket stays there.
 func newNFT() (guard, error) {
 	g := &nft{}
 	var err error
@@ -118,7 +118,7 @@ func newNFT() (guard, error) {
 	return g, nil
 }
 
-// guardError says what a person can do about a guard that cannot be had.
+// guardError adds what the user can do about a guard that cannot be set.
 func guardError(what string, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
@@ -138,11 +138,11 @@ func (g *nft) close() error {
 	return g.conn.CloseLasting()
 }
 
-// ask has one exchange with the kernel; every use of conn that sends goes through it. A question that failed may have left
-// answers behind, which would be taken for those of the next one, and so on forever: they are taken out first.
+// ask performs one exchange with the kernel; every use of conn that sends goes through it. A failed exchange may have left
+// answers behind, which the next one would take for its own, and so on forever: so they are drained first.
 func (g *nft) ask(what string, exchange func() error) error {
 	if g.closed {
-		return errClosed // conn would open another socket, in whatever namespace it finds itself.
+		return errClosed // conn would open another socket, in whatever namespace the thread is in
 	}
 	err := g.socket.SetReadDeadline(time.Now().Add(answerTime))
 	if err == nil {
@@ -157,8 +157,8 @@ func (g *nft) ask(what string, exchange func() error) error {
 	return nil
 }
 
-// drain empties the socket. What the kernel has to say to earlier questions is there already, as it answers while they
-// are sent; a list that was begun goes on as it is read, to its end.
+// drain empties the socket. The kernel's answers to earlier requests are there already, since it answers while they are being
+// sent; a dump in progress continues as it is read, to its end.
 func (g *nft) drain() error {
 	raw, err := g.socket.SyscallConn()
 	if err != nil {
@@ -166,7 +166,7 @@ func (g *nft) drain() error {
 	}
 	var stop error
 	err = raw.Read(func(fd uintptr) bool {
-		var b [1]byte // The rest of an answer goes with its first byte.
+		var b [1]byte // reading its first byte discards the rest of an answer
 		for stop == nil || errors.Is(stop, unix.ENOBUFS) || errors.Is(stop, unix.EINTR) {
 			_, _, stop = unix.Recvfrom(int(fd), b[:], unix.MSG_DONTWAIT)
 		}
@@ -228,7 +228,7 @@ func (g *nft) instances() ([]instance, error) {
 	return out, nil
 }
 
-// rangeOf reads the range that a set holds; the zero prefix stands for none that we would have written.
+// rangeOf returns the range that a set holds; the zero prefix means that it is not one that we would have written.
 func (g *nft) rangeOf(t *nftables.Table, name string) (netip.Prefix, error) {
 	s, err := g.lookUp(t, name)
 	if err != nil || s == nil {
@@ -238,14 +238,14 @@ func (g *nft) rangeOf(t *nftables.Table, name string) (netip.Prefix, error) {
 	if err == nil {
 		return prefixIn(elements), nil
 	}
-	// The error does not tell whether the set has just been removed; the set does.
+	// The error does not tell whether the set has just been removed, but looking it up again does.
 	if s, gone := g.lookUp(t, name); gone == nil && s == nil {
 		return netip.Prefix{}, nil
 	}
 	return netip.Prefix{}, err
 }
 
-// lookUp returns a set, or nil where there is none.
+// lookUp returns a set, or nil if there is none.
 func (g *nft) lookUp(t *nftables.Table, name string) (s *nftables.Set, err error) {
 	err = g.ask("look for nftables' set "+name, func() error {
 		s, err = g.conn.GetSetByName(t, name)
@@ -257,7 +257,7 @@ func (g *nft) lookUp(t *nftables.Table, name string) (s *nftables.Set, err error
 	return s, err
 }
 
-// prefixIn returns the prefix that the elements of a set of intervals are, if they are one.
+// prefixIn returns the prefix that the elements of an interval set form, if they form a single one.
 func prefixIn(elements []nftables.SetElement) netip.Prefix {
 	var first, after netip.Addr
 	for _, e := range elements {
@@ -314,7 +314,7 @@ func (g *nft) set(i instance, d duty) error {
 	g.replace(i, d)
 	g.replaceARP(i)
 	err := g.ask(what, g.conn.Flush)
-	// A kernel without nftables for ARP takes nothing of the transaction. What guards packets must not hang on that.
+	// A kernel without nftables for ARP rejects the whole transaction. The guard for IP packets must not depend on that.
 	if err != nil && !errors.Is(err, unix.EPERM) {
 		g.replace(i, d)
 		err = g.ask(what, g.conn.Flush)
@@ -322,7 +322,7 @@ func (g *nft) set(i instance, d duty) error {
 	return err
 }
 
-// replace queues the table. Adding it first makes the deletion always possible.
+// replace queues the replacement of the table. Adding it first makes the deletion always succeed.
 func (g *nft) replace(i instance, d duty) {
 	t := inetTable(i.device)
 	g.conn.AddTable(t)
@@ -359,7 +359,7 @@ func (g *nft) addSet(t *nftables.Table, n namedSet) {
 		kind = nftables.TypeIPAddr
 	}
 	s := &nftables.Set{Table: t, Name: n.name, KeyType: kind, KeyByteOrder: binaryutil.BigEndian, Interval: true}
-	// AddSet fails only where a set is anonymous or has no key type; what the kernel refuses comes with Flush.
+	// AddSet fails only for anonymous sets or without a key type; errors of the kernel are returned by Flush.
 	_ = g.conn.AddSet(s, n.elements())
 }
 
@@ -396,7 +396,7 @@ func (g *nft) whole(i instance, d duty) (bool, error) {
 	return found == len(want), nil
 }
 
-// sameSet says whether there is such a set with these elements.
+// sameSet reports whether the set exists with exactly these elements.
 func (g *nft) sameSet(t *nftables.Table, n namedSet) (bool, error) {
 	s, err := g.lookUp(t, n.name)
 	if s == nil || err != nil {
@@ -478,7 +478,7 @@ func (g *nft) notes(device string) ([]setting, error) {
 	return out, nil
 }
 
-// blocks implements guard. Whether rules that name the device do let its packets through is their author's business.
+// blocks implements guard. Whether rules that name the device do let its packets through is up to their author.
 func (g *nft) blocks(device string) (out []string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -511,7 +511,7 @@ var familyName = map[nftables.TableFamily]string{
 	nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet",
 }
 
-// names says whether any rule of a table compares something with a device's name.
+// names reports whether any rule of a table compares something with a device's name.
 func (g *nft) names(t *nftables.Table, chains []*nftables.Chain, device string) (bool, error) {
 	for _, c := range chains {
 		if c.Table.Name != t.Name || c.Table.Family != t.Family {
@@ -532,7 +532,7 @@ func (g *nft) names(t *nftables.Table, chains []*nftables.Chain, device string) 
 	return false, nil
 }
 
-// sameRule compares a rule of the kernel's with one of ours, what it has counted aside.
+// sameRule compares a rule from the kernel with one of ours, ignoring counter values.
 func sameRule(got *nftables.Rule, want rule) bool {
 	if why, _ := userdata.GetString(got.UserData, userdata.TypeComment); why != want.why {
 		return false
@@ -542,7 +542,7 @@ func sameRule(got *nftables.Rule, want rule) bool {
 			_, ok = b.(*expr.Counter)
 			return ok
 		}
-		// Which register a mark is taken from is not read back.
+		// The source register of a mark is not read back.
 		if x, ok := a.(*expr.Ct); ok {
 			y, ok := b.(*expr.Ct)
 			return ok && x.Key == y.Key

@@ -31,8 +31,7 @@ func nftOf(t *testing.T, h *lab.Host) *nft {
 	return g.(*nft)
 }
 
-// stray asks the kernel for things and leaves the answers in the socket, as operations that fail do: a list, an error and
-// a whole transaction.
+// stray sends requests to the kernel and leaves the answers in the socket, as failed operations do: two errors and a whole dump.
 func (g *nft) stray(t *testing.T) {
 	t.Helper()
 	question := func(kind uint16, flags netlink.HeaderFlags, data []byte) netlink.Message {
@@ -56,7 +55,7 @@ func (g *nft) stray(t *testing.T) {
 	}
 }
 
-// TestStrayAnswersMisleadNobody leaves answers in the socket before every operation: none is taken for another's.
+// TestStrayAnswersMisleadNobody checks that no operation takes answers left in the socket for its own.
 func TestStrayAnswersMisleadNobody(t *testing.T) {
 	h, _ := oneHost(t)
 	g := nftOf(t, h)
@@ -101,7 +100,7 @@ func TestStrayAnswersMisleadNobody(t *testing.T) {
 	isWhole(two, true)
 }
 
-// TestARefusedTransactionMisleadsNobody lets the kernel refuse the second of many messages.
+// TestARefusedTransactionMisleadsNobody checks that operations still work after the kernel rejected one of many messages.
 func TestARefusedTransactionMisleadsNobody(t *testing.T) {
 	h, _ := oneHost(t)
 	g := nftOf(t, h)
@@ -118,7 +117,7 @@ func TestARefusedTransactionMisleadsNobody(t *testing.T) {
 	}
 }
 
-// TestGuardIsAskedByMany: the keeper, and who asks for clashes, share one socket.
+// TestGuardIsAskedByMany checks concurrent use: the keeper and callers of Clashes share one socket.
 func TestGuardIsAskedByMany(t *testing.T) {
 	h, _ := oneHost(t)
 	g := nftOf(t, h)
@@ -154,7 +153,7 @@ func TestGuardIsAskedByMany(t *testing.T) {
 	wg.Wait()
 }
 
-// TestClosedGuardAsksNobody: it would speak to another network namespace.
+// TestClosedGuardAsksNobody checks that a closed guard fails, rather than talk to another network namespace.
 func TestClosedGuardAsksNobody(t *testing.T) {
 	h, _ := oneHost(t)
 	g := nftOf(t, h)

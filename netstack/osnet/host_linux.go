@@ -13,32 +13,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is the Network of a Linux host: of the network namespace of the thread that called New. Whoever works in several
-// namespaces calls Up and Watch from a thread in the same one, since both open sockets.
+// Host is the Network of a Linux host: of the network namespace of the thread that called New. A program that uses several
+// namespaces must call Up and Watch from a thread in the same one, since both open sockets.
 type Host struct {
 	log *slog.Logger
 	rt  *netlink.Handle
-	// guard is nil where nftables cannot be had, for the reason in guardErr.
+	// guard is nil if nftables is not available, for the reason in guardErr.
 	guard    guard
 	guardErr error
 	resolv   []string
 
-	// Watches end with ctx, and are waited for.
+	// Watches end with ctx, and Close waits for them.
 	ctx     context.Context
 	cancel  context.CancelFunc
 	watches sync.WaitGroup
 
-	// life serialises what begins and ends things; mu guards what is below, and is never held while waiting for the keeper.
+	// life serializes Up, Down, Watch and Close; mu guards the fields below, and is never held while waiting for the keeper.
 	life   sync.Mutex
 	keeper *keeper
 	closed bool
 
 	mu       sync.Mutex
 	settings *settings
-	notes    []setting      // what the host's settings were before we touched them, as the guard remembers as well
-	known    bool           // notes hold those of the guard that was found
-	spared   []netip.Prefix // networks that are reached without the mesh though a route covers them
-	beyond   []netip.Prefix // networks beyond the mesh for which there may be routes of this run
+	notes    []setting      // previous values of the host's settings, which the guard records as well
+	known    bool           // notes include those of an existing guard
+	spared   []netip.Prefix // networks reached without the mesh although a route covers them
+	beyond   []netip.Prefix // networks beyond the mesh for which this run may have set routes
 	up       *Config
 	before   *device // our device as it was before Up
 	problems []string
@@ -46,7 +46,7 @@ type Host struct {
 
 var _ Network = (*Host)(nil)
 
-// device is what Up changes of a device besides its addresses.
+// device is the state of a device, besides its addresses, that Up changes.
 type device struct {
 	name string
 	mtu  int
@@ -91,7 +91,7 @@ func (h *Host) Up(c Config) error {
 	return nil
 }
 
-// open brings the config about, once everything that can be checked beforehand has been.
+// open applies the config, once everything that can be checked beforehand has been.
 func (h *Host) open(c Config) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -115,9 +115,9 @@ func (h *Host) open(c Config) error {
 		return err
 	}
 
-	// What differs by device is opened here, since the keeper's thread may be in another namespace.
+	// Settings that differ by device are opened here, since the keeper's thread may be in another namespace.
 	h.openSettings()
-	// Everything is validated; from here on the machine is touched.
+	// Everything is validated; from here on the host is changed.
 	h.up = &c
 	if err := h.reconcile(true); err != nil {
 		return errors.Join(err, h.shut())
@@ -125,7 +125,7 @@ func (h *Host) open(c Config) error {
 	return nil
 }
 
-// find looks for a device, which may come and go.
+// find looks up a device, which may come and go.
 func (h *Host) find(name string) (netlink.Link, bool, error) {
 	link, err := h.rt.LinkByName(name)
 	var missing netlink.LinkNotFoundError
@@ -143,7 +143,7 @@ func describe(link netlink.Link) *device {
 	return &device{name: a.Name, mtu: a.MTU, up: a.RawFlags&unix.IFF_UP != 0}
 }
 
-// refuse says which other agent of this namespace stands in the way, if one does.
+// refuse returns an error if another agent in this namespace is in the way.
 func (h *Host) refuse(c Config) error {
 	all, err := h.guard.list()
 	if err != nil {
@@ -159,8 +159,8 @@ func (h *Host) refuse(c Config) error {
 	return nil
 }
 
-// runs says whether the agent behind an instance is there: its device goes with it, and one that was made to stay has no
-// carrier without it.
+// runs reports whether the agent of an instance is running: its device disappears with it, or, if it was made persistent, loses
+// its carrier.
 func (h *Host) runs(i instance) bool {
 	link, err := h.rt.LinkByName(i.device)
 	return err == nil && link.Attrs().RawFlags&unix.IFF_LOWER_UP != 0
@@ -170,9 +170,9 @@ func instanceOf(c Config) instance {
 	return instance{device: c.Interface, v4: c.Mesh.V4, v6: c.Mesh.V6}
 }
 
-// reconcile makes the kernel's state what h.up asks for, changing only what differs: first what closes, then what opens,
-// then what is left over goes. With raise the device is taken up; without, one that somebody took down stays so and
-// gets nothing.
+// reconcile makes the kernel's state what h.up asks for, changing only what differs: first what closes, then what opens, and
+// last it removes leftovers. With raise it brings the device up; without, a device that somebody took down stays down and gets
+// nothing.
 func (h *Host) reconcile(raise bool) error {
 	c := *h.up
 	h.problems = nil
@@ -203,8 +203,8 @@ func (h *Host) problem(format string, args ...any) {
 	}
 }
 
-// fence sets the guard: nftables, the unreachable routes, and the rules that lead to them. A guard without an agent that
-// overlaps is taken over. It returns the ranges that were guarded for our device before, and those of other instances.
+// fence sets the guard: nftables, the unreachable routes, and the rules that lead to them. It takes over an overlapping guard
+// without an agent. It returns the ranges that were guarded for our device before, and those of other instances.
 func (h *Host) fence(c Config) (old, others []netip.Prefix, err error) {
 	all, err := h.guard.list()
 	if err != nil {
@@ -238,14 +238,14 @@ func (h *Host) fence(c Config) (old, others []netip.Prefix, err error) {
 	if h.spared, err = h.nearer(c); err != nil {
 		return nil, nil, err
 	}
-	// Throws before what they except.
+	// Add throw routes before the routes that they except.
 	if err := h.addRoutes(append(throws(c, h.spared), unreachables(c)...)); err != nil {
 		return nil, nil, err
 	}
 	return old, others, h.addRules(c)
 }
 
-// lead gives the device its addresses and routes.
+// lead assigns addresses and routes to the device.
 func (h *Host) lead(c Config, link netlink.Link, old []netip.Prefix) error {
 	if err := h.raise(c, link); err != nil {
 		return err
@@ -256,12 +256,12 @@ func (h *Host) lead(c Config, link netlink.Link, old []netip.Prefix) error {
 	return h.addRoutes(ways(c, link.Attrs().Index))
 }
 
-// shut takes addresses and routes off the device and leaves the guard: nothing passes.
+// shut removes addresses and routes from the device and keeps the guard: nothing passes.
 func (h *Host) shut() error {
 	c := *h.up
 	link, ok, err := h.find(c.Interface)
 	if err != nil || !ok {
-		return err // Without the device there is no way in.
+		return err // without the device nothing can pass
 	}
 	return errors.Join(
 		h.dropRoutes(func(r netlink.Route) bool { return r.LinkIndex == link.Attrs().Index && r.Type == unix.RTN_UNICAST }),
@@ -286,7 +286,7 @@ func (h *Host) down() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.guard == nil {
-		return nil // Without nftables Up has never begun, neither now nor in a run before.
+		return nil // without nftables Up has never succeeded, in this run or an earlier one
 	}
 	all, err := h.guard.list()
 	if err != nil {
@@ -308,8 +308,8 @@ func (h *Host) down() error {
 	return errors.Join(append(errs, h.tearDown(gone, stay))...)
 }
 
-// tearDown removes what was set for instances, last what guards. Rules and routes of ours go unless they
-// belong to an instance that stays: those of one whose nftables table somebody has removed go, too.
+// tearDown removes what was set for instances, and the guard last. Our rules and routes are removed unless they belong to an
+// instance in stay: also those of an instance whose nftables table somebody has removed.
 func (h *Host) tearDown(gone, stay []instance) error {
 	var errs []error
 	if h.up != nil {
@@ -341,11 +341,11 @@ func (h *Host) tearDown(gone, stay []instance) error {
 	return nil
 }
 
-// restore gives the device the state that it had before Up.
+// restore returns the device to its state before Up.
 func (h *Host) restore() error {
 	link, ok, err := h.find(h.before.name)
 	if err != nil || !ok {
-		return err // It may have gone with the one who made it, as it should.
+		return err // it may have disappeared with its creator, as it should
 	}
 	now := describe(link)
 	if !h.before.up && now.up {
@@ -382,7 +382,7 @@ func (h *Host) Close() error {
 	return errors.Join(err, h.release())
 }
 
-// release lets go of the sockets and leaves the kernel's state as it is.
+// release closes the sockets and leaves the kernel's state as it is.
 func (h *Host) release() error {
 	h.closed = true
 	h.cancel()

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// oneHost is a host on a LAN, with a tunnel.
+// oneHost returns a host on a LAN, with a tunnel.
 func oneHost(t *testing.T) (*lab.Host, *tunnel) {
 	t.Helper()
 	w := labtest.World(t)
@@ -78,7 +78,7 @@ func TestUpAgainChangesNothing(t *testing.T) {
 	}
 }
 
-// ruleHandles are the kernel's numbers of the rules in our table: others when it was replaced.
+// ruleHandles returns the kernel's handles of the rules in our table; they change when the table is replaced.
 func ruleHandles(t *testing.T, h *lab.Host) string {
 	t.Helper()
 	var out strings.Builder
@@ -112,7 +112,7 @@ func ruleHandles(t *testing.T, h *lab.Host) string {
 	return out.String()
 }
 
-// furnish gives the host rules, routes and tables of its user's own, some of which look like ours.
+// furnish gives the host the user's own rules, routes and tables, some of which resemble ours.
 func furnish(t *testing.T, h *lab.Host) {
 	t.Helper()
 	rt := h.Netlink()
@@ -436,7 +436,7 @@ func TestTwoAgentsInOneNamespace(t *testing.T) {
 	}
 	same(t, "after the second's Down", onlyA, state(t, h))
 
-	// The first crashes; its guard is taken over by whoever has the same range.
+	// The first crashes; the next agent with the same range takes over its guard.
 	killA()
 	tunA.kill()
 	c = configA()
@@ -479,7 +479,7 @@ func TestWithoutIPv6(t *testing.T) {
 			t.Errorf("%s: a packet to the mesh's IPv6 range found a way", where)
 		}
 		if where == "redoubt0" {
-			// Once it is enabled, the next Up gives the device what was left out.
+			// Once IPv6 is enabled, the next Up configures what was left out.
 			if err := h.Sysctl("net.ipv6.conf.redoubt0.disable_ipv6", "0"); err != nil {
 				t.Fatal(err)
 			}
@@ -496,7 +496,7 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 }
 
-// noGuard is a kernel without nftables, as far as set goes.
+// noGuard acts like a kernel without nftables as far as set is concerned.
 type noGuard struct{ guard }
 
 func (noGuard) set(instance, duty) error { return guardError("set the guard", unix.EOPNOTSUPP) }
@@ -512,7 +512,7 @@ func TestWithoutNFTablesNothingPasses(t *testing.T) {
 	}
 	same(t, "after the failure", before, state(t, h))
 
-	// The kernel that has no socket for it, either.
+	// Likewise a kernel that does not even have a socket for it.
 	n.guard, n.guardErr = nil, guardError("open a socket to nftables", unix.EPROTONOSUPPORT)
 	if err := h.Do(func() error { return n.Up(configA()) }); err == nil || !strings.Contains(err.Error(), "nf_tables") {
 		t.Errorf("Up without nftables: %v", err)
@@ -654,11 +654,11 @@ func TestWatchReportsChanges(t *testing.T) {
 		return nil
 	})
 	cancel()
-	for range changes { // Ends when the watch does.
+	for range changes { // ends when the watch does
 	}
 }
 
-// TestInAUserNamespace runs the tests again as root of a user namespace, where the demo runs for people who are not root.
+// TestInAUserNamespace runs the tests again as root of a user namespace, where the demo runs for unprivileged users.
 func TestInAUserNamespace(t *testing.T) {
 	labtest.World(t)
 	labtest.TUN(t)

@@ -12,7 +12,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Host is the real Network. On this operating system there is none yet, and no way to get one.
+// Host is the real Network. It is not implemented on this operating system, and New always fails.
 type Host struct{}
 
 var _ Network = (*Host)(nil)

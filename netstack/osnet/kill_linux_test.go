@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestAgent is the process that the test below kills: it does of an agent what this package is there for. Without
-// the variable it has nothing to do.
+// TestAgent is the process that the test below kills: it does the part of an agent that this package provides. Without the
+// environment variable it does nothing.
 func TestAgent(t *testing.T) {
 	if os.Getenv("REDOUBT_OSNET_AGENT") == "" {
 		return
@@ -48,7 +48,7 @@ func TestAgent(t *testing.T) {
 	}
 }
 
-// TestKilledAgentLeavesNothingInClear kills an agent with -9 three times while a client keeps sending.
+// TestKilledAgentLeavesNothingInClear kills an agent with SIGKILL three times while a client keeps sending.
 func TestKilledAgentLeavesNothingInClear(t *testing.T) {
 	w := labtest.World(t)
 	labtest.TUN(t)
@@ -81,7 +81,7 @@ func TestKilledAgentLeavesNothingInClear(t *testing.T) {
 		n := 0
 		for ; ctx.Err() == nil; n++ {
 			for _, to := range peerA.Slice() {
-				_ = send(h, to) // It fails while there is no agent.
+				_ = send(h, to) // fails while there is no agent
 			}
 		}
 		sent <- n
@@ -105,7 +105,7 @@ func TestKilledAgentLeavesNothingInClear(t *testing.T) {
 	if n := <-sent; n < 10 {
 		t.Errorf("the client has sent only %d times", n)
 	}
-	if _, err := h.Ping(t.Context(), h.Ports[0].LAN.V4.Addr()); err != nil { // The wire is not dead.
+	if _, err := h.Ping(t.Context(), h.Ports[0].LAN.V4.Addr()); err != nil { // the wire works
 		t.Fatal(err)
 	}
 	for _, f := range overlayFrames(t, wire, h.Ports[0]) {
@@ -117,8 +117,8 @@ func TestKilledAgentLeavesNothingInClear(t *testing.T) {
 	same(t, "after the cleanup", before, state(t, h))
 }
 
-// BenchmarkUp is what an Up costs that finds everything as it should be, which is also what the keeper does when something
-// in the firewall changes.
+// BenchmarkUp measures an Up that finds everything in place, which is also what the keeper does when something in the firewall
+// changes.
 func BenchmarkUp(b *testing.B) {
 	w := labtest.World(b)
 	labtest.TUN(b)

@@ -10,19 +10,19 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// What marks the state that is ours. The numbers are free in iproute2's lists and away from those that wg-quick,
-// Tailscale (table 52, rules 5210-5270), NetBird, Calico, Cilium and systemd-networkd take.
+// Markers of the state that is ours. The numbers are unassigned in iproute2's lists and unlike those of wg-quick, Tailscale
+// (table 52, rules 5210-5270), NetBird, Calico, Cilium and systemd-networkd.
 const (
 	// DefaultTable is the routing table.
 	DefaultTable = 7707
-	// RouteProtocol is the origin of our routes and rules, as `ip route show proto 77` selects them.
+	// RouteProtocol is the origin of our routes and rules: `ip route show proto 77` lists them.
 	RouteProtocol = 77
-	// RulePriority is the rule for marked packets; the rule that leads to our table comes next, and then the one that leads
-	// what goes beyond the mesh there.
+	// RulePriority is the priority of the rule for marked packets. The rule for our table comes next, and then the rule that
+	// sends traffic beyond the mesh to it.
 	RulePriority = 5150
 	// DefaultMark is the SO_MARK of underlay sockets.
 	DefaultMark = 0x5244
-	// TablePrefix and the device's name are the name of the nftables table.
+	// TablePrefix and the device's name form the name of the nftables table.
 	TablePrefix = "redoubt-"
 )
 
@@ -31,57 +31,56 @@ const (
 	MaxEndpoints = 12
 	// MaxClashes bounds what Clashes returns.
 	MaxClashes = 32
-	// FoldInterval is how long changes are gathered after one was reported at once.
+	// FoldInterval is how long further changes are batched after one was reported at once.
 	FoldInterval = 250 * time.Millisecond
 )
 
-// ErrUnsupported says that this operating system has no implementation yet.
+// ErrUnsupported means that there is no implementation for this operating system.
 var ErrUnsupported = errors.New("not supported yet")
 
-// Config is what Up brings about.
+// Config is what Up establishes.
 type Config struct {
-	// Interface is the name of the TUN device. It exists already, and goes with the process that made it.
+	// Interface is the name of the TUN device. It must exist; it disappears with the process that created it.
 	Interface string
 	Addrs     proto.Addrs
 	Mesh      proto.Mesh
 	MTU       int
-	// Mark is the SO_MARK of underlay sockets; zero is DefaultMark.
+	// Mark is the SO_MARK of underlay sockets; zero means DefaultMark.
 	Mark uint32
-	// Table is the routing table to use; zero is DefaultTable.
+	// Table is the routing table to use; zero means DefaultTable.
 	Table int
-	// Routes are networks behind peers that are led to the device. They lie outside of the mesh's ranges.
+	// Routes are networks behind peers to route to the device. They lie outside the mesh's ranges.
 	Routes []netip.Prefix
 	Exit   Exit
 	Serve  Serve
 }
 
-// Network is the host's network as a node needs it. All methods may be called from any goroutine.
+// Network is the host's network as a node needs it. All methods are safe for concurrent use.
 type Network interface {
-	// Up closes the host against bypass and then opens the way into the mesh. Calling it again is cheap, and brings about
-	// what has changed in the config. On an error nothing passes: the guard stays as far as it could be set.
+	// Up first guards the host against bypass and then opens the way into the mesh. Calling it again is cheap, and applies
+	// changes to the config. On an error nothing passes: the guard stays in place as far as it could be set.
 	Up(Config) error
-	// Down puts everything back that Up, or a crashed run, has set. Up may follow.
+	// Down undoes everything that Up, or a crashed run, has set. Up may be called again afterwards.
 	Down() error
-	// Problems says in sentences what does not work although Up succeeded, such as a kernel without IPv6.
+	// Problems describes in sentences what does not work although Up succeeded, such as a kernel without IPv6.
 	Problems() []string
-	// Endpoints lists the underlay addresses at which peers may reach this host, the likeliest first, at most MaxEndpoints.
+	// Endpoints returns the underlay addresses at which peers may reach this host, likeliest first, at most MaxEndpoints.
 	Endpoints(proto.Mesh) ([]netip.Addr, error)
-	// Gateway is the router that IPv4's default route leads to, and our address on its network. Both are invalid where there
-	// is none.
+	// Gateway returns the router of the IPv4 default route, and our address on its network. Both are invalid if there is none.
 	Gateway() (gateway, local netip.Addr, err error)
-	// Gateway6 is the router that IPv6's default route leads to, mostly by its link-local address, and an address of the Internet
-	// that this host has there, as lasting as it has one. Both are invalid where there is none.
+	// Gateway6 returns the router of the IPv6 default route, usually by its link-local address, and a global address that this
+	// host has there, a permanent one if possible. Both are invalid if there is none.
 	Gateway6() (gateway, local netip.Addr, err error)
-	// Clashes names other users of the mesh's ranges on this host, each as a sentence, at most MaxClashes.
+	// Clashes describes other users of the mesh's ranges on this host, one sentence each, at most MaxClashes.
 	Clashes(proto.Mesh) ([]string, error)
-	// Watch reports changes of what Endpoints depends on: the first at once, those after it folded for FoldInterval. The
-	// channel is closed when the context ends or the kernel stops telling.
+	// Watch reports changes to what Endpoints depends on: the first at once, further ones batched over FoldInterval. The channel
+	// is closed when the context ends or the kernel stops reporting changes.
 	Watch(context.Context) (<-chan struct{}, error)
-	// Close is Down and the end of the Network. It may be called more than once.
+	// Close calls Down and releases the Network. It may be called more than once.
 	Close() error
 }
 
-// withDefaults fills in what was left out.
+// withDefaults fills in omitted fields.
 func (c Config) withDefaults() Config {
 	if c.Mark == 0 {
 		c.Mark = DefaultMark
@@ -92,7 +91,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Validate says whether the config can be brought about at all. It is asked before anything is touched.
+// Validate reports whether the config is acceptable. It is called before anything is changed.
 func (c Config) Validate() error {
 	if !validInterface(c.Interface) {
 		return fmt.Errorf("interface %q: want 1 to 15 letters, digits, '.', '_' or '-', the first a letter", c.Interface)
@@ -116,7 +115,7 @@ func (c Config) Validate() error {
 	if c.MTU < 1280 || c.MTU > 65535 {
 		return fmt.Errorf("MTU %d: want 1280 to 65535 (IPv6 needs 1280)", c.MTU)
 	}
-	// 253 to 255 are the kernel's own tables, 0 is none.
+	// 253 to 255 are the kernel's own tables, 0 means unspecified.
 	if c.Table < 1 || c.Table > 1<<31-1 || c.Table >= 253 && c.Table <= 255 {
 		return fmt.Errorf("routing table %d: want one that is not the kernel's own", c.Table)
 	}
@@ -125,7 +124,7 @@ func (c Config) Validate() error {
 		checkNetworks("served network", c.Serve.Routes, MaxServed, 0, c.Mesh))
 }
 
-// validInterface is stricter than the kernel, since the name becomes part of an nftables table's name that people type.
+// validInterface is stricter than the kernel, since the name becomes part of the name of an nftables table that people type.
 func validInterface(s string) bool {
 	if len(s) < 1 || len(s) > 15 {
 		return false

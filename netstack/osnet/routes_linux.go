@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// throwMetric is that of the exceptions, wayMetric that of the routes over the device, worstMetric that of the unreachable
-	// ones below them.
+	// throwMetric is the metric of exceptions, wayMetric of routes over the device, worstMetric of the unreachable routes
+	// beneath them.
 	throwMetric = 50
 	wayMetric   = 100
 	worstMetric = math.MaxInt32
@@ -27,7 +27,8 @@ const (
 
 var families = []int{unix.AF_INET, unix.AF_INET6}
 
-// unreachables hold the mesh's ranges, and what else must not be reached by another way, when there is no device to lead to.
+// unreachables returns routes that block the mesh's ranges, and whatever else must not take another path, when there is no
+// device.
 func unreachables(c Config) []netlink.Route {
 	var out []netlink.Route
 	for _, p := range append([]netip.Prefix{c.Mesh.V4, c.Mesh.V6}, c.held()...) {
@@ -38,7 +39,7 @@ func unreachables(c Config) []netlink.Route {
 	return out
 }
 
-// throws send what goes to networks that are reached without the mesh on to the host's own tables.
+// throws returns routes that pass traffic to networks reached without the mesh on to the host's own tables.
 func throws(c Config, spared []netip.Prefix) []netlink.Route {
 	var out []netlink.Route
 	for _, p := range spared {
@@ -49,7 +50,8 @@ func throws(c Config, spared []netip.Prefix) []netlink.Route {
 	return out
 }
 
-// ways lead the mesh's ranges, and what is reached through peers, to the device, from the node's own address.
+// ways returns routes to the device for the mesh's ranges and for what is reached through peers, with the node's own source
+// address.
 func ways(c Config, index int) []netlink.Route {
 	var out []netlink.Route
 	for _, p := range append([]netip.Prefix{c.Mesh.V4, c.Mesh.V6}, c.led()...) {
@@ -65,7 +67,7 @@ func ways(c Config, index int) []netlink.Route {
 	return out
 }
 
-// rules lead to our table, except what underlay sockets send: those must never loop into the mesh.
+// rules returns the rules that select our table, except for packets of underlay sockets: those must never loop into the mesh.
 func rules(c Config) []netlink.Rule {
 	var out []netlink.Rule
 	for _, p := range []netip.Prefix{c.Mesh.V4, c.Mesh.V6} {
@@ -89,20 +91,20 @@ func rules(c Config) []netlink.Rule {
 	return out
 }
 
-// sameRoute compares what we set of a route. The kernel gives IPv6 unreachable routes the device lo.
+// sameRoute compares the attributes of a route that we set. The kernel assigns the device lo to IPv6 unreachable routes.
 func sameRoute(a, b netlink.Route) bool {
 	return prefixOf(a.Dst) == prefixOf(b.Dst) && a.Table == b.Table && a.Priority == b.Priority && a.Type == b.Type &&
 		a.Protocol == b.Protocol && a.Src.Equal(b.Src) && a.Gw == nil && b.Gw == nil &&
 		(a.Type != unix.RTN_UNICAST || a.LinkIndex == b.LinkIndex)
 }
 
-// sameIPRule compares what we set of a rule and the kernel tells; what the rule does follows from its priority.
+// sameIPRule compares the attributes of a rule that we set and the kernel reports; the rule's action follows from its priority.
 func sameIPRule(a, b netlink.Rule) bool {
 	return prefixOf(a.Dst) == prefixOf(b.Dst) && a.Priority == b.Priority && a.Table == b.Table && a.Mark == b.Mark &&
 		a.Protocol == b.Protocol && a.Invert == b.Invert && a.Src == nil && b.Src == nil && a.IifName == b.IifName
 }
 
-// addRoutes sets those routes that are not there yet.
+// addRoutes adds the routes that are missing.
 func (h *Host) addRoutes(want []netlink.Route) error {
 	have, err := h.ourRoutes()
 	if err != nil {
@@ -127,7 +129,7 @@ func (h *Host) addRoutes(want []netlink.Route) error {
 	return nil
 }
 
-// addRules sets those rules that are not there yet.
+// addRules adds the rules that are missing.
 func (h *Host) addRules(c Config) error {
 	have, err := h.ourRules()
 	if err != nil {
@@ -148,7 +150,7 @@ func (h *Host) addRules(c Config) error {
 	return nil
 }
 
-// family passes over errors that say that this host has no IPv6, and makes them a problem: IPv4 works without.
+// family turns errors that mean that this host has no IPv6 into a problem, since IPv4 works without it, and returns all others.
 func (h *Host) family(family int, err error) error {
 	if err == nil || family == unix.AF_INET {
 		return err
@@ -165,7 +167,7 @@ func (h *Host) family(family int, err error) error {
 	return nil
 }
 
-// tidy removes what carries our protocol number and is neither wanted nor another instance's.
+// tidy removes everything with our protocol number that is neither wanted nor another instance's.
 func (h *Host) tidy(c Config, old, others []netip.Prefix, index int) error {
 	own := append(slices.Clone(old), c.Mesh.V4, c.Mesh.V6)
 	wanted := map[netip.Prefix][]netlink.Route{}
@@ -189,7 +191,7 @@ func (h *Host) tidy(c Config, old, others []netip.Prefix, index int) error {
 		h.dropRules(func(r netlink.Rule) bool { return !keepRule(r) }))
 }
 
-// theirs says whether a rule is another instance's. The one that leads beyond the mesh is everybody's.
+// theirs reports whether a rule belongs to another instance. The rule for traffic beyond the mesh is shared by all.
 func theirs(r netlink.Rule, others []netip.Prefix) bool {
 	if r.Dst == nil {
 		return len(others) > 0
@@ -197,8 +199,8 @@ func theirs(r netlink.Rule, others []netip.Prefix) bool {
 	return slices.Contains(others, prefixOf(r.Dst))
 }
 
-// leaves says whether a route is, or may be, another instance's. Routes beyond the mesh do not tell whose they are: beside
-// others, only those go that lead to our device or that this run has set.
+// leaves reports whether a route is, or may be, another instance's. Routes beyond the mesh do not show whose they are: if there
+// are other instances, only those to our device or set by this run are removed.
 func (h *Host) leaves(r netlink.Route, own, others []netip.Prefix, index int) bool {
 	p := prefixOf(r.Dst)
 	switch {
@@ -248,7 +250,7 @@ func (h *Host) dropRules(match func(netlink.Rule) bool) error {
 	return errors.Join(errs...)
 }
 
-// ourRoutes lists the routes with our protocol number, in whatever table.
+// ourRoutes returns the routes with our protocol number, in any table.
 func (h *Host) ourRoutes() ([]netlink.Route, error) {
 	var out []netlink.Route
 	for _, f := range families {
@@ -275,7 +277,7 @@ func (h *Host) ourRoutes() ([]netlink.Route, error) {
 	return out, nil
 }
 
-// ourRules lists the rules with our protocol number and priorities.
+// ourRules returns the rules with our protocol number and priorities.
 func (h *Host) ourRules() ([]netlink.Rule, error) {
 	var out []netlink.Rule
 	for _, f := range families {
@@ -296,7 +298,7 @@ func (h *Host) ourRules() ([]netlink.Rule, error) {
 	return out, nil
 }
 
-// dump repeats a listing that was interrupted by a change, as long as that can be the reason.
+// dump repeats a listing that was interrupted by a change, up to ten times in all.
 func dump[T any](list func() ([]T, error)) ([]T, error) {
 	var got []T
 	var err error
@@ -308,7 +310,7 @@ func dump[T any](list func() ([]T, error)) ([]T, error) {
 	return got, err
 }
 
-// raise takes the device up with the mesh's MTU.
+// raise brings the device up with the mesh's MTU.
 func (h *Host) raise(c Config, link netlink.Link) error {
 	a := link.Attrs()
 	if a.MTU != c.MTU {
@@ -319,7 +321,7 @@ func (h *Host) raise(c Config, link netlink.Link) error {
 	if a.RawFlags&unix.IFF_UP != 0 {
 		return nil
 	}
-	// A kernel without IPv6 refuses this, and needs it as little.
+	// A kernel without IPv6 refuses this, and does not need it.
 	_ = h.rt.LinkSetIP6AddrGenMode(link, addrGenNone)
 	if err := h.rt.LinkSetUp(link); err != nil {
 		return fmt.Errorf("take the device %s up: %w", c.Interface, err)
@@ -327,7 +329,7 @@ func (h *Host) raise(c Config, link netlink.Link) error {
 	return nil
 }
 
-// setAddrs gives the device the node's addresses, and takes those away that it had in this mesh's or an older one's ranges.
+// setAddrs assigns the node's addresses to the device, and removes others in this mesh's ranges or earlier ones.
 func (h *Host) setAddrs(c Config, link netlink.Link, old []netip.Prefix) error {
 	have, err := h.addrsOf(link)
 	if err != nil {
@@ -353,8 +355,8 @@ func (h *Host) setAddrs(c Config, link netlink.Link, old []netip.Prefix) error {
 	return h.dropAddrsBut(link, c.Addrs, append(slices.Clone(old), c.Mesh.V4, c.Mesh.V6)...)
 }
 
-// settle waits until an address is in use. The kernel takes IPv6 addresses into use on a queue of its own; a packet that
-// comes before is lost, and costs its sender a second.
+// settle waits until an address is in use. The kernel activates IPv6 addresses asynchronously; a packet that arrives before is
+// lost, and costs its sender a second.
 func (h *Host) settle(a netip.Addr) {
 	const limit, step = 200 * time.Millisecond, time.Millisecond
 	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(step) {
@@ -369,7 +371,7 @@ func (h *Host) dropAddrs(link netlink.Link, ranges ...netip.Prefix) error {
 	return h.dropAddrsBut(link, proto.Addrs{}, ranges...)
 }
 
-// dropAddrsBut removes the addresses of a device that lie in ranges, except those to keep.
+// dropAddrsBut removes the addresses of a device that lie in ranges, except those in keep.
 func (h *Host) dropAddrsBut(link netlink.Link, keep proto.Addrs, ranges ...netip.Prefix) error {
 	have, err := h.addrsOf(link)
 	if err != nil {
@@ -405,7 +407,7 @@ func netOf(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// prefixOf is the zero prefix for none, which is how the kernel's default routes come.
+// prefixOf returns the zero prefix for nil, which is how the kernel reports default routes.
 func prefixOf(n *net.IPNet) netip.Prefix {
 	if n == nil {
 		return netip.Prefix{}

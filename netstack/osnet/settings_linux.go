@@ -13,12 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setting is one of the kernel's settings of a network namespace, by its path below /proc/sys.
+// setting is a kernel setting of a network namespace, by its path below /proc/sys.
 type setting struct{ name, value string }
 
 func (s setting) String() string { return s.name + "=" + s.value }
 
-// parseSetting reads a note. Only what we could have written is put back.
+// parseSetting parses a note. It accepts only what we could have written.
 func parseSetting(text string) (setting, bool) {
 	name, value, ok := strings.Cut(text, "=")
 	known := slices.Contains(settingNames, name)
@@ -34,14 +34,14 @@ const (
 	forward4  = "net/ipv4/ip_forward"
 	forward6  = "net/ipv6/conf/all/forwarding"
 	validMark = "net/ipv4/conf/all/src_valid_mark"
-	// Whether a device listens to routers, around its name.
+	// Whether a device accepts router advertisements: its name goes in between.
 	perDevice, acceptRA = "net/ipv6/conf/", "/accept_ra"
 )
 
 var settingNames = []string{forward4, forward6, validMark}
 
-// settings are the kernel's, of the namespace of the thread that opened them: a path means another one on each thread, an
-// open file does not.
+// settings are the kernel's, in the namespace of the thread that opened them: a path depends on the thread's namespace, an open
+// file does not.
 type settings struct {
 	files map[string]*os.File
 	errs  map[string]error
@@ -55,7 +55,7 @@ func newSettings() *settings {
 	return s
 }
 
-// open is for a thread in the namespace. What cannot be opened fails when it is needed.
+// open must be called from a thread in the namespace. A setting that cannot be opened fails when it is used.
 func (s *settings) open(name string) {
 	if s.files[name] != nil {
 		return
@@ -108,8 +108,8 @@ func (s *settings) close() {
 	s.files = nil
 }
 
-// wantedSettings are what a config takes, in the order in which they are made. A host that forwards IPv6 does not listen to
-// routers any more, unless it is told to: one that has its default route from them would lose it.
+// wantedSettings returns the settings that a config needs, in the order to apply them. A host that forwards IPv6 ignores router
+// advertisements unless told otherwise: if its default route comes from one, it would lose it.
 func (h *Host) wantedSettings(c Config) (out []setting) {
 	if c.Exit.On {
 		out = append(out, setting{validMark, "1"})
@@ -121,7 +121,7 @@ func (h *Host) wantedSettings(c Config) (out []setting) {
 		var listen []string
 		for _, s := range h.notes {
 			if strings.HasSuffix(s.name, acceptRA) {
-				listen = append(listen, s.name) // still, though the route may be gone for a moment
+				listen = append(listen, s.name) // still, even if the route is gone for a moment
 			}
 		}
 		for _, device := range h.advertised() {
@@ -138,7 +138,7 @@ func (h *Host) wantedSettings(c Config) (out []setting) {
 	return out
 }
 
-// advertised are the devices over which routers have told this host of routes.
+// advertised returns the devices with a default route from router advertisements.
 func (h *Host) advertised() (out []string) {
 	routes, err := dump(func() ([]netlink.Route, error) { return h.rt.RouteList(nil, unix.AF_INET6) })
 	if err != nil {
@@ -156,7 +156,7 @@ func (h *Host) advertised() (out []string) {
 	return out
 }
 
-// openSettings opens those that differ from host to host, from a thread in the namespace.
+// openSettings opens the settings that differ from host to host. It must be called from a thread in the namespace.
 func (h *Host) openSettings() {
 	for _, device := range h.advertised() {
 		h.settings.open(perDevice + device + acceptRA)
@@ -166,7 +166,7 @@ func (h *Host) openSettings() {
 	}
 }
 
-// note remembers what a setting was before it was touched first.
+// note records a setting's value from before it was first changed.
 func (h *Host) note(s setting) {
 	if !slices.ContainsFunc(h.notes, func(n setting) bool { return n.name == s.name }) {
 		h.notes = append(h.notes, s)
@@ -183,7 +183,7 @@ func (h *Host) adopt(device string) error {
 	return err
 }
 
-// putBack gives settings that are not wanted any more the value that they had, the last first.
+// putBack restores the previous values of settings that are no longer wanted, in reverse order.
 func (h *Host) putBack(wanted []setting) error {
 	var errs []error
 	var left []setting
@@ -194,7 +194,7 @@ func (h *Host) putBack(wanted []setting) error {
 		}
 		err := h.settings.set(s)
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-			continue // it went with its device
+			continue // it disappeared with its device
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("set %s back to %s: %w", s.name, s.value, err))
@@ -206,7 +206,7 @@ func (h *Host) putBack(wanted []setting) error {
 	return errors.Join(errs...)
 }
 
-// make gives settings the values that are wanted. What they were is noted in the guard already.
+// make applies the wanted settings. The guard has already noted their previous values.
 func (h *Host) make(wanted []setting) error {
 	var errs []error
 	for _, s := range wanted {
@@ -215,7 +215,7 @@ func (h *Host) make(wanted []setting) error {
 			err = h.settings.set(s)
 		}
 		if errors.Is(err, unix.ENODEV) || errors.Is(err, os.ErrNotExist) && strings.HasSuffix(s.name, acceptRA) {
-			continue // it went with its device
+			continue // it disappeared with its device
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("set %s to %s: %w", strings.ReplaceAll(s.name, "/", "."), s.value, err))
@@ -224,7 +224,7 @@ func (h *Host) make(wanted []setting) error {
 	return errors.Join(errs...)
 }
 
-// dutyOf is what the guard does for a config.
+// dutyOf returns the guard's duty for a config.
 func (h *Host) dutyOf(c Config) duty {
 	d := duty{serve: outermost(c.Serve.Routes), notes: slices.Clone(h.notes)}
 	if len(d.serve) > 0 {
@@ -236,8 +236,8 @@ func (h *Host) dutyOf(c Config) duty {
 	return d
 }
 
-// setGuard sets the guard with all that it does for others. Where the kernel cannot do that it does the rest: it keeps the
-// host closed, and a problem says what does not work.
+// setGuard sets the guard with all its duties. If the kernel does not support those, it still guards the host, and records a
+// problem that says what does not work.
 func (h *Host) setGuard(c Config) error {
 	wanted := h.wantedSettings(c)
 	if err := h.putBack(wanted); err != nil {
@@ -275,13 +275,13 @@ func (h *Host) setGuard(c Config) error {
 			"goes to it, for instance by `iptables -I FORWARD -i %[2]s -j ACCEPT` and the same with -o", chain, c.Interface)
 	}
 	if err != nil {
-		// Others' rules may be of kinds that are not known here. Nothing depends on them but the words above.
+		// Others' rules may be of kinds that we cannot parse. Nothing but the problem above depends on them.
 		h.log.Debug("this host's firewall not understood", "err", err)
 	}
 	return nil
 }
 
-// nearer are the networks that this host is in and goes on to reach without the mesh.
+// nearer returns the networks that this host is on and continues to reach without the mesh.
 func (h *Host) nearer(c Config) ([]netip.Prefix, error) {
 	if !c.leads() {
 		return nil, nil

@@ -16,23 +16,22 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// listener turns the kernel's messages about what changed into events.
+// listener turns the kernel's change notifications into events.
 type listener struct {
 	conns  []*rtnl.Conn
 	events chan struct{}
 	wg     sync.WaitGroup
 }
 
-// source is a netlink family and those of its groups that matter.
+// source is a netlink family and the multicast groups to join.
 type source struct {
 	family int
 	groups []uint32
-	// concerns looks at one message; nil takes all.
+	// concerns filters messages; nil accepts all.
 	concerns func(rtnl.Message) bool
 }
 
-// listen opens the sockets in the network namespace of the calling thread. The events channel is closed when all of
-// them are.
+// listen opens the sockets in the network namespace of the calling thread. The events channel is closed once all sockets are.
 func listen(sources ...source) (*listener, error) {
 	l := &listener{events: make(chan struct{}, 1)}
 	for _, s := range sources {
@@ -57,7 +56,7 @@ func listen(sources ...source) (*listener, error) {
 	return l, nil
 }
 
-// receive ends when the socket is closed. A socket that overflowed has lost messages, which is a change like any other.
+// receive returns when the socket is closed. A socket that overflowed has lost messages, which counts as a change.
 func (l *listener) receive(conn *rtnl.Conn, concerns func(rtnl.Message) bool) {
 	for {
 		msgs, err := conn.Receive()
@@ -85,14 +84,14 @@ func (l *listener) hangUp() error {
 	return errors.Join(errs...)
 }
 
-// keeper holds the guard and the routes in force while an agent runs, whatever others do to them.
+// keeper keeps the guard and the routes in force while an agent runs, whatever others do to them.
 type keeper struct {
 	l    *listener
 	done chan struct{}
 	stop chan struct{}
 }
 
-// retryInterval is how soon a guard that could not be restored is tried again.
+// retryInterval is the delay before another attempt to restore the guard.
 const retryInterval = time.Second
 
 func newKeeper(h *Host) (*keeper, error) {
@@ -111,7 +110,7 @@ func newKeeper(h *Host) (*keeper, error) {
 	return k, nil
 }
 
-// touchesOurs passes over routes that are not ours: a router's table may change a thousand times a second.
+// touchesOurs ignores routes that are not ours: a router's table may change a thousand times a second.
 func touchesOurs(m rtnl.Message) bool {
 	switch m.Header.Type {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
@@ -120,7 +119,7 @@ func touchesOurs(m rtnl.Message) bool {
 	return true
 }
 
-// touchesUnderlay passes over routes that are no default routes.
+// touchesUnderlay ignores routes that are not default routes.
 func touchesUnderlay(m rtnl.Message) bool {
 	switch m.Header.Type {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
@@ -151,13 +150,13 @@ func (k *keeper) run(h *Host) {
 // close ends the keeper and waits for it.
 func (k *keeper) close() {
 	close(k.stop)
-	// Errors of closing a socket that only ever listened change nothing.
+	// Errors from closing a socket that only listened do not matter.
 	_ = k.l.hangUp()
 	<-k.done
 }
 
-// keep looks whether all stands as it should and puts right what does not. Where that fails the way into the mesh is closed,
-// because the host might not be.
+// keep checks that everything is in place and repairs what is not. If that fails it closes the way into the mesh, because the
+// host may no longer be guarded.
 func (h *Host) keep() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -205,7 +204,7 @@ func (h *Host) Watch(ctx context.Context) (<-chan struct{}, error) {
 			last = now
 			select {
 			case out <- struct{}{}:
-			default: // The one that waits stands for this one.
+			default: // the pending report stands for this one
 			}
 			return true
 		})
@@ -213,8 +212,8 @@ func (h *Host) Watch(ctx context.Context) (<-chan struct{}, error) {
 	return out, nil
 }
 
-// underlay puts into one text what endpoints and sockets depend on: addresses, and where the default routes lead. What
-// changes besides, like the lifetimes that a router's advertisements renew, is no change.
+// underlay describes in one string what endpoints and sockets depend on: addresses, and the default routes. Other changes, such
+// as lifetimes renewed by router advertisements, do not count.
 func (h *Host) underlay() string {
 	var b strings.Builder
 	addrs, err := h.addresses()

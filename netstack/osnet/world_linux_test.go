@@ -40,7 +40,7 @@ var (
 
 func configA() Config { return Config{Interface: "redoubt0", Addrs: ownA, Mesh: meshA, MTU: 1280} }
 
-// tunnel is a TUN device with nobody behind it: what it is sent can be read.
+// tunnel is a TUN device with no engine behind it: packets to it can be read.
 type tunnel struct{ file *os.File }
 
 func openTunnel(t testing.TB, h *lab.Host, name string) *tunnel {
@@ -70,10 +70,10 @@ func openTunnel(t testing.TB, h *lab.Host, name string) *tunnel {
 	return tun
 }
 
-// kill is what becomes of the device when its agent dies.
+// kill closes the device, as the death of its agent does.
 func (tun *tunnel) kill() { _ = tun.file.Close() }
 
-// read returns the addresses of the next packet that is led to the device.
+// read returns the addresses of the next packet routed to the device.
 func (tun *tunnel) read(wait time.Duration) (src, dst netip.Addr, err error) {
 	if err := tun.file.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		return src, dst, err
@@ -88,7 +88,7 @@ func (tun *tunnel) read(wait time.Duration) (src, dst netip.Addr, err error) {
 	return netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40])), nil
 }
 
-// next returns the source of the next packet that is led to the device for an address.
+// next returns the source of the next packet routed to the device for an address.
 func (tun *tunnel) next(t *testing.T, to netip.Addr) netip.Addr {
 	t.Helper()
 	for {
@@ -102,7 +102,7 @@ func (tun *tunnel) next(t *testing.T, to netip.Addr) netip.Addr {
 	}
 }
 
-// led lists the packets that were led to the device, without the kernel's own multicast.
+// led lists the packets that were routed to the device, without the kernel's own multicast.
 func (tun *tunnel) led(t *testing.T) []string {
 	t.Helper()
 	var out []string
@@ -120,7 +120,7 @@ func (tun *tunnel) led(t *testing.T) []string {
 	}
 }
 
-// inNetwork makes a Network in the host's namespace. kill leaves the kernel as a crash does.
+// inNetwork returns a Network in the host's namespace. kill leaves the kernel state as a crash does.
 func inNetwork(t testing.TB, h *lab.Host) (n *Host, kill func()) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -159,7 +159,7 @@ func up(t *testing.T, h *lab.Host, n *Host, c Config) {
 	}
 }
 
-// cleanup is an agent that starts after a crash and is told to go down. What belongs to a running one stays, and is named.
+// cleanup calls Down as an agent does that starts after a crash. State of a running agent stays, and is reported.
 func cleanup(t *testing.T, h *lab.Host) error {
 	t.Helper()
 	return h.Do(func() error {
@@ -171,7 +171,7 @@ func cleanup(t *testing.T, h *lab.Host) error {
 	})
 }
 
-// state is everything of a host's network that Up may touch, as text.
+// state returns everything in a host's network that Up may change, as text.
 func state(t *testing.T, h *lab.Host) string {
 	t.Helper()
 	s, err := h.NetworkState()
@@ -181,7 +181,7 @@ func state(t *testing.T, h *lab.Host) string {
 	return s
 }
 
-// eventually repeats what the kernel takes a moment for.
+// eventually retries f until the kernel has caught up.
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
 	var err error

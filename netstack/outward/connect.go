@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// connect asks a proxy for a connection to a target (RFC 9110, section 9.3.6).
+// connect asks a proxy for a connection to target (RFC 9110, section 9.3.6).
 func (d Dialer) connect(ctx context.Context, proxy *url.URL, target string) (net.Conn, error) {
 	if proxy.Scheme != "http" && proxy.Scheme != "https" {
 		return nil, fmt.Errorf("%s proxies are not known, only http and https: see HTTPS_PROXY", proxy.Scheme)
@@ -25,7 +25,7 @@ func (d Dialer) connect(ctx context.Context, proxy *url.URL, target string) (net
 	if proxy.Scheme == "https" {
 		t, err := shake(ctx, c, proxy.Host, &tls.Config{ServerName: proxy.Hostname(), MinVersion: tls.VersionTLS12})
 		if err != nil {
-			// Not ErrTLS: this is about the proxy, and no other way into the mesh follows from it.
+			// Not ErrTLS: the failure concerns the proxy, and trying to tunnel through TLS would not help.
 			return nil, errors.New(err.Error())
 		}
 		c = t

@@ -10,24 +10,24 @@ import (
 	"net/url"
 )
 
-// Dialer opens connections to servers of the mesh.
+// Dialer opens connections to the servers of the mesh.
 type Dialer struct {
-	// Dial makes the connections of the underlay, as net.Dialer does.
+	// Dial opens underlay connections, as net.Dialer does.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Proxy says by which proxy a server is reached, nil for none. A nil Proxy says so of every server.
+	// Proxy returns the proxy to use for a server, or nil for none. A nil Proxy means no proxies.
 	Proxy func(*url.URL) (*url.URL, error)
 }
 
-// Environment is a Dialer's Proxy by HTTPS_PROXY and NO_PROXY, as they were when the program began.
+// Environment is a Proxy function for a Dialer. It follows HTTPS_PROXY and NO_PROXY as they were when the program started.
 func Environment(server *url.URL) (*url.URL, error) {
 	return http.ProxyFromEnvironment(&http.Request{URL: server})
 }
 
-// ErrTLS says that TLS with a server failed: what answered is not of the mesh, or does not take us for one.
+// ErrTLS means that TLS with a server failed: the other end is not part of the mesh, or does not accept us as part of it.
 var ErrTLS = errors.New("TLS")
 
-// Open connects to https://HOST[:PORT] and shakes hands by cfg, which judges who is there. It does not outlast ctx; what it
-// returns does.
+// Open connects to https://HOST[:PORT] and performs a TLS handshake with cfg, which verifies the peer. ctx bounds Open only, not
+// the connection that it returns.
 func (d Dialer) Open(ctx context.Context, server string, cfg *tls.Config) (*tls.Conn, error) {
 	u, err := url.Parse(server)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
@@ -44,7 +44,7 @@ func (d Dialer) Open(ctx context.Context, server string, cfg *tls.Config) (*tls.
 	return inner, through
 }
 
-// shake connects to a server and speaks TLS with it.
+// shake connects to a server and performs a TLS handshake.
 func (d Dialer) shake(ctx context.Context, u *url.URL, cfg *tls.Config) (*tls.Conn, error) {
 	raw, err := d.reach(ctx, u)
 	if err != nil {
@@ -53,7 +53,7 @@ func (d Dialer) shake(ctx context.Context, u *url.URL, cfg *tls.Config) (*tls.Co
 	return shake(ctx, raw, u.Host, cfg)
 }
 
-// shake speaks TLS over a connection, which it closes where that fails.
+// shake performs a TLS handshake over raw, which it closes on failure.
 func shake(ctx context.Context, raw net.Conn, host string, cfg *tls.Config) (*tls.Conn, error) {
 	t := tls.Client(raw, cfg)
 	if err := t.HandshakeContext(ctx); err != nil {
@@ -63,7 +63,7 @@ func shake(ctx context.Context, raw net.Conn, host string, cfg *tls.Config) (*tl
 	return t, nil
 }
 
-// reach makes the connection below TLS.
+// reach opens the connection beneath TLS.
 func (d Dialer) reach(ctx context.Context, u *url.URL) (net.Conn, error) {
 	target := hostPort(u)
 	var proxy *url.URL
@@ -83,7 +83,7 @@ func (d Dialer) reach(ctx context.Context, u *url.URL) (net.Conn, error) {
 	return c, nil
 }
 
-// hostPort is where a URL points, with the port that its scheme has.
+// hostPort returns the host and port of a URL, with the default port of its scheme.
 func hostPort(u *url.URL) string {
 	port := u.Port()
 	if port == "" {
@@ -92,7 +92,7 @@ func hostPort(u *url.URL) string {
 	return net.JoinHostPort(u.Hostname(), port)
 }
 
-// bounded runs f on a connection whose deadlines end with ctx. A connection on which f fails is closed.
+// bounded runs f on a connection, and closes the connection if ctx ends first or f fails.
 func bounded(ctx context.Context, c net.Conn, f func() error) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	err := f()

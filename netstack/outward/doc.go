@@ -1,13 +1,13 @@
-// Package outward finds a way out to a server of the mesh, through what stands between: nothing, a proxy that has to be asked
-// for a connection, or one that ends TLS by itself. Whatever the way, the two ends speak TLS 1.3 with certificates of the mesh,
-// from end to end:
+// Package outward connects to a server of the mesh through whatever stands in between: nothing, a proxy that must be asked for a
+// connection, or a proxy that terminates TLS. In each case the two ends speak TLS 1.3 with mesh certificates, end to end:
 //
-//	straight          agent ══ mesh TLS ══════════════════════════════ server:443
-//	CONNECT           agent ── CONNECT ── proxy                              what the environment says (HTTPS_PROXY, NO_PROXY)
+//	direct            agent ══ mesh TLS ══════════════════════════════ server:443
+//	CONNECT           agent ── CONNECT ── proxy                              as the environment says (HTTPS_PROXY, NO_PROXY)
 //	                  agent ══ mesh TLS ══════╪═══════════════════════ server:443
-//	ends TLS          agent ── TLS, GET /v1/tls ── proxy ── TLS, the same ── server:443
+//	terminates TLS    agent ── TLS, GET /v1/tls ── proxy ── TLS, the same ── server:443
 //	                  agent ══ mesh TLS ═══════════╪══════════════════ server
 //
-// In the last, mesh TLS runs inside an Upgrade, or inside a WebSocket where the proxy passes no other; nobody has to be told:
-// it is tried when what answers shows a certificate that is not the mesh's. Nothing that such a proxy says is believed.
+// In the last case mesh TLS runs inside an HTTP Upgrade, or inside a WebSocket where the proxy passes no other protocol. It
+// needs no configuration: it is tried when the certificate presented is not the mesh's. Nothing that such a proxy says is
+// trusted.
 package outward

@@ -36,7 +36,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var errStranger = errors.New("a stranger")
 
-// identity is a certificate, and a client's configuration that takes nobody else.
+// identity returns a certificate, and a client configuration that accepts no other.
 func identity(t *testing.T) (tls.Certificate, *tls.Config) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -49,7 +49,7 @@ func identity(t *testing.T) (tls.Certificate, *tls.Config) {
 		t.Fatal(err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}, &tls.Config{
-		MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, //nolint:gosec // the next line does it
+		MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, //nolint:gosec // the next line verifies it
 		VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) error {
 			if len(raw) != 1 || !slices.Equal(raw[0], der) {
 				return errStranger
@@ -59,7 +59,7 @@ func identity(t *testing.T) (tls.Certificate, *tls.Config) {
 	}
 }
 
-// world has an agent and a server of the mesh, which says hello to whoever comes, and room for what stands between.
+// world has an agent and a server of the mesh that says hello to everyone, with room for something in between.
 type world struct {
 	*testing.T
 	net           *sim.Internet
@@ -92,11 +92,11 @@ func newWorld(t *testing.T, f func(w *world)) {
 		for _, end := range w.ends {
 			end()
 		}
-		time.Sleep(time.Minute) // until all have heard of it
+		time.Sleep(time.Minute) // until every end has noticed
 	})
 }
 
-// serve answers HTTPS on a host until stop is called.
+// serve serves HTTPS on a host until stop is called.
 func (w *world) serve(h *sim.Host, addr string, own tls.Certificate, handler http.Handler) (stop func()) {
 	w.Helper()
 	l, err := h.Listen("tcp", addr)
@@ -110,7 +110,7 @@ func (w *world) serve(h *sim.Host, addr string, own tls.Certificate, handler htt
 	return func() { s.Close() }
 }
 
-// inside serves the mesh's TLS on a stream inside another.
+// inside serves mesh TLS on a stream inside another.
 func (w *world) inside(c net.Conn) {
 	t := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{w.own}, MinVersion: tls.VersionTLS13})
 	defer t.Close()
@@ -141,7 +141,7 @@ func (w *world) webSocket(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// hello opens a connection, and asks the server for a word.
+// hello opens a connection and fetches a greeting from the server.
 func (w *world) hello(d outward.Dialer) error {
 	if d.Dial == nil {
 		d.Dial = w.agent.DialContext
@@ -152,7 +152,7 @@ func (w *world) hello(d outward.Dialer) error {
 	if err != nil {
 		return err
 	}
-	cancel() // what was opened goes on
+	cancel() // the opened connection outlives it
 	defer c.Close()
 	if _, err := io.WriteString(c, "GET /hello HTTP/1.1\r\nHost: server.example\r\n\r\n"); err != nil {
 		return err
@@ -176,7 +176,7 @@ func TestStraight(t *testing.T) {
 	})
 }
 
-// behind puts a reverse proxy that ends TLS where the server is, and the server elsewhere.
+// behind puts a reverse proxy that terminates TLS in the server's place, and the server elsewhere.
 func (w *world) behind(strip bool) func() {
 	front := w.net.Host("front", netip.MustParseAddr("203.0.113.1"))
 	theirs, _ := identity(w.T)
@@ -194,7 +194,7 @@ func (w *world) behind(strip bool) func() {
 	return func() { stop(); transport.CloseIdleConnections() }
 }
 
-// toFront leads the agent to the proxy whatever it dials.
+// toFront returns a Dialer that connects to the proxy, whatever it dials.
 func toFront(w *world) outward.Dialer {
 	return outward.Dialer{Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return w.agent.DialContext(ctx, network, "front:443")
@@ -220,7 +220,7 @@ func TestBehindWhatPassesOnlyWebSockets(t *testing.T) {
 	})
 }
 
-// What the proxy leads to must be of the mesh, too.
+// The server behind the proxy must belong to the mesh, too.
 func TestAnotherServerBehindTheProxy(t *testing.T) {
 	newWorld(t, func(w *world) {
 		w.own, _ = identity(w.T)
@@ -322,7 +322,7 @@ func TestProxiesThatDoNotConnect(t *testing.T) {
 	}
 }
 
-// A proxy that never answers costs no more than the time that there is.
+// A proxy that never answers delays Open no longer than its context allows.
 func TestSilentProxy(t *testing.T) {
 	newWorld(t, func(w *world) {
 		d := w.connectProxy(func(c net.Conn, _ *http.Request) { _, _ = io.Copy(io.Discard, c) })

@@ -14,10 +14,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// errNoTunnel says that whoever answered knows nothing of our tunnel.
+// errNoTunnel means that the other end does not know the tunnel protocol.
 var errNoTunnel = errors.New("it leads to no coordinator or relay")
 
-// through speaks mesh TLS with a server behind something that ends TLS itself.
+// through speaks mesh TLS with a server behind a proxy that terminates TLS.
 func (d Dialer) through(ctx context.Context, u *url.URL, cfg *tls.Config) (*tls.Conn, error) {
 	outer, err := d.upgraded(ctx, u)
 	if errors.Is(err, errNoTunnel) {
@@ -33,12 +33,12 @@ func (d Dialer) through(ctx context.Context, u *url.URL, cfg *tls.Config) (*tls.
 	return t, nil
 }
 
-// outer is TLS with anybody. It protects nothing, since whoever ends it reads what is in it; that is what the mesh's own TLS
-// inside is for.
+// outer speaks TLS with anybody. It protects nothing, since whoever terminates it can read everything; the mesh's own TLS inside
+// provides the protection.
 func (d Dialer) outer(ctx context.Context, u *url.URL) (*tls.Conn, error) {
 	return d.shake(ctx, u, &tls.Config{
 		ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12,
-		InsecureSkipVerify: true, //nolint:gosec // whoever is there is believed nothing
+		InsecureSkipVerify: true, //nolint:gosec // nothing that the other end says is trusted
 	})
 }
 
@@ -60,7 +60,7 @@ func (d Dialer) upgraded(ctx context.Context, u *url.URL) (net.Conn, error) {
 	})
 }
 
-// webSocket is for proxies that pass no other protocol.
+// webSocket opens the tunnel in a WebSocket, for proxies that pass no other protocol.
 func (d Dialer) webSocket(ctx context.Context, u *url.URL) (net.Conn, error) {
 	c, err := d.outer(ctx, u)
 	if err != nil {
@@ -71,7 +71,7 @@ func (d Dialer) webSocket(ctx context.Context, u *url.URL) (net.Conn, error) {
 		once := &http.Transport{DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }}
 		target := url.URL{Scheme: "https", Host: u.Host, Path: wire.TunnelPath}
 		var err error
-		//nolint:bodyclose // the library closes it, and says so
+		//nolint:bodyclose // the library closes it, as documented
 		ws, _, err = websocket.Dial(ctx, target.String(), &websocket.DialOptions{
 			HTTPClient:   &http.Client{Transport: once, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 			Subprotocols: []string{wire.TunnelProtocol},
@@ -87,11 +87,11 @@ func (d Dialer) webSocket(ctx context.Context, u *url.URL) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	ws.SetReadLimit(-1) // what is read is a stream; whoever reads it bounds it
+	ws.SetReadLimit(-1) // the content is a stream; its reader sets the bounds
 	return &wsConn{Conn: websocket.NetConn(context.Background(), ws, websocket.MessageBinary), below: c}, nil
 }
 
-// wsConn is a stream in a WebSocket that knows where it really comes from.
+// wsConn is a stream in a WebSocket with the addresses of the connection below.
 type wsConn struct {
 	net.Conn
 	below net.Conn
@@ -100,5 +100,5 @@ type wsConn struct {
 func (c *wsConn) LocalAddr() net.Addr  { return c.below.LocalAddr() }
 func (c *wsConn) RemoteAddr() net.Addr { return c.below.RemoteAddr() }
 
-// Close ends the connection below: a WebSocket's own good-bye would wait for one who may not answer.
+// Close closes the connection below first: the WebSocket's closing handshake would wait for a peer that may not answer.
 func (c *wsConn) Close() error { return errors.Join(c.below.Close(), c.Conn.Close()) }

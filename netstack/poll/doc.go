@@ -1,9 +1,9 @@
-// Package poll waits for descriptors with the runtime's poller, only when somebody waits.
+// Package poll waits for file descriptors with the runtime's poller, but only while somebody waits.
 //
-// A descriptor that is with the runtime's poller itself wakes a thread whenever anything happens to it: for each packet that
-// comes while the ones before it are still being read, and for each packet that was sent and has left the host. Nobody waits
-// for that, and it costs as much as to move the packet. So a File has an epoll instance of its own for each direction,
-// switched on for one wait, and only those are with the poller:
+// A descriptor registered with the runtime's poller directly wakes a thread on every event: for each packet that arrives while
+// earlier ones are still being read, and for each sent packet that has left the host. Nobody waits for those, and they cost as
+// much as moving the packet. So a File has its own epoll instance for each direction, armed for one wait, and only those
+// instances are registered with the poller:
 //
 //	runtime's poller ◄── epoll, EPOLLIN  | EPOLLONESHOT ◄─┐
 //	                 ◄── epoll, EPOLLOUT | EPOLLONESHOT ◄─┴─ descriptor

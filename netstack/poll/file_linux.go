@@ -12,20 +12,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// File is an open descriptor for system calls that are made raw and never block.
+// File is an open descriptor for raw system calls that never block.
 type File struct {
 	file     *os.File
 	raw      syscall.RawConn
 	closed   atomic.Bool
 	readable *bell
 
-	writing  sync.Mutex           // one waits for room at a time
-	writable atomic.Pointer[bell] // nil before somebody did, which is seldom
+	writing  sync.Mutex           // one goroutine at a time waits for room
+	writable atomic.Pointer[bell] // nil until the first WaitWrite, which is rare
 }
 
-// New makes a File of a descriptor, which it owns from then on, also when it fails.
+// New returns a File for a descriptor. It takes ownership of fd, even if it fails.
 func New(fd int, name string) (*File, error) {
-	// The runtime's poller takes what does not block.
+	// os.NewFile registers only non-blocking descriptors with the runtime's poller, and this one must stay out of it.
 	err := os.NewSyscallError("fcntl", unix.SetNonblock(fd, false))
 	f := &File{file: os.NewFile(uintptr(fd), name)}
 	if err == nil {
@@ -43,10 +43,10 @@ func New(fd int, name string) (*File, error) {
 	return f, nil
 }
 
-// Do calls call with the descriptor, which stays open meanwhile.
+// Do calls call with the descriptor, which stays open until call returns.
 func (f *File) Do(call func(fd uintptr)) error { return f.failure(f.raw.Control(call)) }
 
-// WaitRead waits until there is something to read, for one goroutine at a time. It may return early.
+// WaitRead waits until there is something to read. It may return early. Only one goroutine may call it at a time.
 func (f *File) WaitRead() error { return f.failure(f.readable.wait()) }
 
 // WaitWrite waits until there is room to write. It may return early.
@@ -68,13 +68,13 @@ func (f *File) bellForRoom() (b *bell, err error) {
 		return nil, errors.Join(e, err)
 	}
 	f.writable.Store(b)
-	if f.closed.Load() { // and Close may not have seen it
+	if f.closed.Load() { // Close may have missed it
 		return nil, errors.Join(os.ErrClosed, f.writable.Swap(nil).close())
 	}
 	return b, nil
 }
 
-// failure is os.ErrClosed for whatever goes wrong because f was closed.
+// failure returns os.ErrClosed for any error that follows from closing f.
 func (f *File) failure(err error) error {
 	if err != nil && f.closed.Load() {
 		return os.ErrClosed
@@ -82,24 +82,24 @@ func (f *File) failure(err error) error {
 	return err
 }
 
-// SetReadDeadline ends WaitRead with os.ErrDeadlineExceeded at a time; the zero time never does.
+// SetReadDeadline makes WaitRead fail with os.ErrDeadlineExceeded after t; the zero time means never.
 func (f *File) SetReadDeadline(t time.Time) error { return f.readable.file.SetReadDeadline(t) }
 
-// OS is the open file, for who needs one. It is closed with f.
+// OS returns the open file, for callers that need one. It is closed with f.
 func (f *File) OS() *os.File { return f.file }
 
-// Close ends all waits, with os.ErrClosed, and closes the descriptor when the last call is done.
+// Close ends all waits with os.ErrClosed, and closes the descriptor once the last call returns.
 func (f *File) Close() error {
 	f.closed.Store(true)
 	return errors.Join(f.readable.close(), f.writable.Swap(nil).close(), f.file.Close())
 }
 
-// bell rings once for who waits.
+// bell wakes the goroutine that waits for an event on a descriptor, once per wait.
 type bell struct {
-	file  *os.File // an epoll instance that has one descriptor
+	file  *os.File // an epoll instance with a single descriptor
 	raw   syscall.RawConn
-	event unix.EpollEvent // what to wait for; calls point to it
-	heard unix.EpollEvent // what there was
+	event unix.EpollEvent // what to wait for; system calls point to it
+	heard unix.EpollEvent // what happened
 	armed bool
 	errno syscall.Errno
 	ring  func(epoll uintptr) bool
@@ -113,7 +113,7 @@ func newBell(fd int, events uint32, name string) (*bell, error) {
 	b := &bell{event: unix.EpollEvent{Events: unix.EPOLLONESHOT, Fd: int32(fd)}}
 	err = os.NewSyscallError("epoll_ctl", unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, fd, &b.event))
 	if err == nil {
-		err = os.NewSyscallError("fcntl", unix.SetNonblock(epoll, true)) // has os.NewFile give it to the runtime's poller
+		err = os.NewSyscallError("fcntl", unix.SetNonblock(epoll, true)) // makes os.NewFile register it with the runtime's poller
 	}
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(epoll))
@@ -127,7 +127,7 @@ func newBell(fd int, events uint32, name string) (*bell, error) {
 	return b, nil
 }
 
-// wait is called by one goroutine at a time.
+// wait blocks until the event occurs. Only one goroutine may call it at a time.
 func (b *bell) wait() error {
 	b.errno = 0
 	if err := b.raw.Read(b.ring); err != nil {
@@ -139,15 +139,15 @@ func (b *bell) wait() error {
 	return nil
 }
 
-// step is called before the poller waits, and whenever it has seen something. It says whether the wait is over.
+// step is called before the poller waits and after each event it sees. It reports whether the wait is over.
 func (b *bell) step(epoll uintptr) bool {
-	if !b.armed { // else a wait that ended early has left it so
+	if !b.armed { // otherwise a wait that ended early left it armed
 		_, _, b.errno = syscall.RawSyscall6(unix.SYS_EPOLL_CTL, epoll, unix.EPOLL_CTL_MOD, uintptr(b.event.Fd),
 			uintptr(unsafe.Pointer(&b.event)), 0, 0)
 		b.armed = b.errno == 0
 		return b.errno != 0
 	}
-	// The event is taken out: it would not be told of again while it is there.
+	// Consume the event: while it is pending, it would not be reported again.
 	for {
 		n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, epoll, uintptr(unsafe.Pointer(&b.heard)), 1, 0, 0, 0)
 		switch {

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pair makes a File and the descriptor at its far end.
+// pair returns a File and the descriptor of its far end.
 func pair(t *testing.T) (*File, int) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -32,7 +32,7 @@ func send(t *testing.T, fd int, s string) {
 	}
 }
 
-// take reads one message; "" where there is none.
+// take reads one message; "" means there is none.
 func take(t *testing.T, f *File) (s string) {
 	t.Helper()
 	err := f.Do(func(fd uintptr) {
@@ -86,7 +86,7 @@ func TestWaitRead(t *testing.T) {
 	}
 }
 
-// What is there already ends a wait at once.
+// A wait ends at once if there is something to read already.
 func TestWaitReadForWhatIsThere(t *testing.T) {
 	f, far := pair(t)
 	for range 3 {
@@ -100,7 +100,7 @@ func TestWaitReadForWhatIsThere(t *testing.T) {
 	}
 }
 
-// What comes while nobody waits wakes nobody: that is what the package is for.
+// Events while nobody waits wake nobody: this is the purpose of the package.
 func TestRingsForWhoWaits(t *testing.T) {
 	f, far := pair(t)
 	rings := func(b *bell) bool {
@@ -177,7 +177,7 @@ func TestReadDeadline(t *testing.T) {
 	if err := f.SetReadDeadline(time.Time{}); err != nil {
 		t.Fatal(err)
 	}
-	// The wait that ended early has left nothing behind that would keep the next one from ending.
+	// The wait that ended early must not keep the next one from ending.
 	go func() { done <- f.WaitRead() }()
 	send(t, far, "x")
 	if err := <-done; err != nil {

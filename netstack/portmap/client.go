@@ -15,21 +15,22 @@ import (
 	"time"
 )
 
-// Config is what a Client takes.
+// Config configures a Client.
 type Config struct {
-	// Gateway is the default router of one family, and our address on the way there.
+	// Gateway returns the default router of one family, and our address on the path to it.
 	Gateway func() (gateway, local netip.Addr, err error)
-	// Listen opens a socket for questions by UDP.
+	// Listen opens a socket for requests over UDP.
 	Listen func(local netip.Addr) (net.PacketConn, error)
-	// Announcements opens a socket for what the router tells all, at port 5350 of 224.0.0.1 or ff02::1. Nil is without.
+	// Announcements opens a socket for the router's multicasts, at port 5350 of 224.0.0.1 or ff02::1. If nil, they are not
+	// received.
 	Announcements func(local netip.Addr) (net.PacketConn, error)
 	// Dial opens connections for UPnP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Changed is called, one call after the other, with every new State.
+	// Changed is called with each new State, one call at a time.
 	Changed func(State)
 }
 
-// Client keeps a mapping of a UDP port for as long as it is open.
+// Client keeps a mapping of a UDP port until it is closed.
 type Client struct {
 	cfg    Config
 	http   *http.Client
@@ -41,7 +42,7 @@ type Client struct {
 	ended  chan struct{}
 	once   sync.Once
 
-	// All of these belong to run.
+	// The rest belongs to run.
 	machine *Machine
 	port    uint16
 	local   netip.Addr
@@ -54,7 +55,7 @@ type Client struct {
 // goodbye bounds how long Close waits for the router to delete the mapping.
 const goodbye = 2 * time.Second
 
-// New is a Client that asks for nothing yet.
+// New returns a Client that is idle until Start is called.
 func New(cfg Config) *Client {
 	c := &Client{
 		cfg: cfg, events: make(chan Event, 16), begin: make(chan uint16, 1), ended: make(chan struct{}),
@@ -76,22 +77,23 @@ func New(cfg Config) *Client {
 	return c
 }
 
-// Start asks for a mapping of a UDP port; again, it looks after it: after the network changed, say. It does not wait.
+// Start requests a mapping of a UDP port. Called again, e.g. after the network changed, it checks on the mapping. It does not
+// wait.
 func (c *Client) Start(port uint16) {
 	select {
-	case <-c.begin: // an older one that nobody took yet
+	case <-c.begin: // an older one, not yet consumed
 	default:
 	}
 	select {
 	case c.begin <- port:
-	default: // another call was faster
+	default: // a concurrent call was faster
 	}
 }
 
-// State is what there is now.
+// State returns the current state.
 func (c *Client) State() State { return *c.state.Load() }
 
-// Close deletes the mapping, if the router is quick to hear of it, and ends the client.
+// Close deletes the mapping, waiting only briefly for the router, and ends the client.
 func (c *Client) Close() error {
 	c.once.Do(c.stop)
 	<-c.ended
@@ -115,7 +117,7 @@ func (c *Client) run() {
 	}
 }
 
-// starts looks where the router is, and opens sockets towards it if we are elsewhere than before.
+// starts looks up the router, and reopens the sockets if our address has changed.
 func (c *Client) starts() {
 	gateway, local, err := c.cfg.Gateway()
 	if err == nil && (local != c.local || len(c.socks) == 0) {
@@ -142,7 +144,7 @@ func (c *Client) openSockets(local netip.Addr) error {
 	}
 	c.local, c.socks = local, []net.PacketConn{sock}
 	if c.cfg.Announcements != nil {
-		// Another program may have the port. Then a router that lost its state is noticed later.
+		// Another program may hold the port. Then we notice later that a router lost its state.
 		if sock, err := c.cfg.Announcements(local); err == nil {
 			c.socks = append(c.socks, sock)
 		}
@@ -153,10 +155,10 @@ func (c *Client) openSockets(local netip.Addr) error {
 	return nil
 }
 
-// closeSockets also drops what is read and not looked at: the readers may wait for that.
+// closeSockets also discards unprocessed events: the readers may be blocked sending them.
 func (c *Client) closeSockets() {
 	for _, s := range c.socks {
-		_ = s.Close() // there is nothing that could be lost
+		_ = s.Close() // nothing can be lost
 	}
 	gone := make(chan struct{})
 	go func() { c.readers.Wait(); close(gone) }()
@@ -171,7 +173,7 @@ func (c *Client) closeSockets() {
 	c.socks = nil
 }
 
-// read hands over what comes to a socket, until it is closed.
+// read forwards the packets received on a socket until it is closed.
 func (c *Client) read(s net.PacketConn) {
 	b := make([]byte, 2048)
 	for {
@@ -181,7 +183,7 @@ func (c *Client) read(s net.PacketConn) {
 		}
 		a, ok := from.(*net.UDPAddr)
 		if err != nil || !ok {
-			if !c.pause() { // an ICMP error of an earlier packet, or memory is short
+			if !c.pause() { // an ICMP error caused by an earlier packet, or out of memory
 				return
 			}
 			continue
@@ -191,7 +193,7 @@ func (c *Client) read(s net.PacketConn) {
 	}
 }
 
-// pause keeps an error that repeats itself from taking all time.
+// pause keeps a recurring error from causing a busy loop. It reports false if the client is closing.
 func (c *Client) pause() bool {
 	select {
 	case <-time.After(100 * time.Millisecond):
@@ -206,7 +208,7 @@ func (c *Client) step(e Event) {
 		switch f := f.(type) {
 		case Send:
 			if len(c.socks) > 0 {
-				// What cannot be sent is as lost as what is lost on the way: it is sent again.
+				// A failed send is like a packet lost in transit: it is repeated.
 				_, _ = c.socks[0].WriteTo(f.Msg, net.UDPAddrFromAddrPort(f.To))
 			}
 		case Fetch:
@@ -222,7 +224,7 @@ func (c *Client) step(e Event) {
 	}
 }
 
-// fetch asks the router over HTTP. There are at most a few at a time, as the machine waits for one before the next.
+// fetch makes an HTTP request to the router. Few run at a time, as the machine waits for one before it starts the next.
 func (c *Client) fetch(f Fetch) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), fetchTime)
 	defer cancel()
@@ -245,7 +247,7 @@ func (c *Client) exchange(ctx context.Context, f Fetch) ([]byte, bool) {
 	}
 	if f.Action != "" {
 		req.Header.Set("Content-Type", `text/xml; charset="utf-8"`)
-		req.Header["SOAPAction"] = []string{`"` + f.Action + `"`} // some routers know it in this case only
+		req.Header["SOAPAction"] = []string{`"` + f.Action + `"`} // some routers recognize it only in this case
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
@@ -253,7 +255,7 @@ func (c *Client) exchange(ctx context.Context, f Fetch) ([]byte, bool) {
 	}
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxBody+1))
 	_ = res.Body.Close() // it was only read
-	// A service answers with status 500 when it says what is wrong.
+	// A service reports its own errors with status 500.
 	return body, err == nil && (res.StatusCode == http.StatusOK || res.StatusCode == http.StatusInternalServerError)
 }
 

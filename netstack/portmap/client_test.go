@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// home is a laptop behind a NAT that lets nobody in, and somebody outside who tries.
+// home is a laptop behind a NAT that lets nobody in, and a stranger outside who tries.
 type home struct {
 	t        *testing.T
 	net      *sim.Internet
@@ -39,7 +39,7 @@ func (h *home) changed(s portmap.State) {
 	h.states = append(h.states, s)
 }
 
-// seen are all states so far.
+// seen returns all states so far.
 func (h *home) seen() []portmap.State {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -78,13 +78,13 @@ func at(t *testing.T, speaks []portmap.Protocol, f func(t *testing.T, h *home)) 
 	})
 }
 
-// wait lets some time pass, to the end of it.
+// wait lets some time pass, and then waits until all goroutines are idle.
 func (h *home) wait(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
 }
 
-// reached says whether a stranger reaches the laptop by an outside address.
+// reached reports whether a stranger can reach the laptop at an external address.
 func (h *home) reached(to netip.AddrPort) bool {
 	h.t.Helper()
 	if !to.IsValid() {
@@ -111,7 +111,7 @@ func TestMapping(t *testing.T) {
 				if s.Protocol != p || s.External != want || s.Problem != "" || len(h.seen()) != 2 || h.seen()[1] != s {
 					t.Fatalf("%+v", h.seen())
 				}
-				// It lives on for a day, by renewals at half of its life.
+				// It lasts for a day, renewed after each half of its lifetime.
 				for range 24 {
 					h.wait(time.Hour)
 					if !h.reached(want) {
@@ -134,7 +134,7 @@ func TestMapping(t *testing.T) {
 	}
 }
 
-// The best that the router speaks is taken; what it refuses by one way it may give by another.
+// The best protocol that the router speaks is chosen; what the router refuses by one it may grant by another.
 func TestChoice(t *testing.T) {
 	at(t, []portmap.Protocol{portmap.PCP, portmap.UPnP}, func(t *testing.T, h *home) {
 		if s := h.client.State(); s.Protocol != portmap.PCP {
@@ -159,7 +159,7 @@ func TestNoRouter(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		h.gateway.change(func() { h.gateway.speaks[portmap.NATPMP] = true })
-		h.wait(2 * time.Hour) // it is looked for again, seldom
+		h.wait(2 * time.Hour) // the next search is long after
 		if s := h.client.State(); s.Protocol != portmap.NATPMP {
 			t.Errorf("%+v", s)
 		}
@@ -171,7 +171,7 @@ func TestNoRouter(t *testing.T) {
 	})
 }
 
-// A router that lost its mappings says so, or its clock does at the next answer.
+// A router that lost its mappings is noticed by its announcement, or by its epoch in the next answer.
 func TestReboot(t *testing.T) {
 	for _, p := range protocols {
 		t.Run(string(p), func(t *testing.T) {
@@ -194,7 +194,7 @@ func TestReboot(t *testing.T) {
 						t.Fatal(err)
 					}
 				case portmap.UPnP:
-					h.client.Start(laptopPort) // as the agent does when the network changed
+					h.client.Start(laptopPort) // as the agent does after a network change
 				}
 				h.wait(time.Second)
 				if !h.reached(h.client.State().External) {
@@ -223,7 +223,7 @@ func TestUPnPRoutersWithManners(t *testing.T) {
 	})
 }
 
-// Answers from others on the LAN, and URLs that lead elsewhere, are not for us.
+// Answers from other hosts on the LAN, and URLs that point elsewhere, are ignored.
 func TestWrongAddress(t *testing.T) {
 	at(t, nil, func(t *testing.T, h *home) {
 		thief := h.nat.Host("thief", addr("192.168.1.66"))

@@ -28,7 +28,7 @@ var (
 
 const laptopPort = 41641
 
-// gateway is a router that speaks what it is told to, with a real table of mappings behind it.
+// gateway is a router that speaks the protocols it is told to, with the mappings of a simulated NAT behind it.
 type gateway struct {
 	t    *testing.T
 	nat  *sim.NAT
@@ -37,12 +37,12 @@ type gateway struct {
 
 	mu     sync.Mutex
 	speaks map[portmap.Protocol]bool
-	result byte // what PCP and NAT-PMP answer
+	result byte // result code of PCP and NAT-PMP answers
 	life   uint32
-	up     time.Time      // since when it runs
-	taken  int            // how often UPnP says that a port is another's
-	asked  map[string]int // how often for what
-	moved  string         // where UPnP says that its service is
+	up     time.Time      // when it started
+	taken  int            // how often UPnP still reports that a port is taken
+	asked  map[string]int // number of requests by kind
+	moved  string         // control URL that UPnP reports, if set
 
 	done []func() error
 	wg   sync.WaitGroup
@@ -106,14 +106,14 @@ func (g *gateway) count(what string) int {
 	return g.asked[what]
 }
 
-// change is what the test does to the router.
+// change changes the router under its lock.
 func (g *gateway) change(f func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f()
 }
 
-// reboot forgets all and tells everybody, as RFC 6887 wants it.
+// reboot drops all mappings and restarts the epoch. It announces nothing.
 func (g *gateway) reboot() {
 	g.nat.Reboot()
 	g.change(func() { g.up = time.Now() })
@@ -121,7 +121,7 @@ func (g *gateway) reboot() {
 
 func (g *gateway) epoch() uint32 { return uint32(time.Since(g.up) / time.Second) }
 
-// announcement is what PCP says to all after a reboot.
+// announcement returns the message that PCP multicasts after a reboot.
 func (g *gateway) announcement() []byte {
 	b := make([]byte, 24)
 	b[0], b[1] = 2, 0x80
@@ -129,7 +129,7 @@ func (g *gateway) announcement() []byte {
 	return b
 }
 
-// control answers to PCP and NAT-PMP.
+// control answers PCP and NAT-PMP requests.
 func (g *gateway) control(c *sim.UDPConn, msg []byte, from netip.AddrPort) {
 	if !g.speaks[portmap.PCP] && !g.speaks[portmap.NATPMP] {
 		return
@@ -176,7 +176,7 @@ func (g *gateway) control(c *sim.UDPConn, msg []byte, from netip.AddrPort) {
 	default:
 		return
 	}
-	_, _ = c.WriteTo(out, udp(from)) // silence is what follows from an error
+	_, _ = c.WriteTo(out, udp(from)) // an error means silence
 }
 
 func (g *gateway) forward(inside netip.AddrPort, port uint16, life uint32) (netip.AddrPort, bool) {
@@ -193,11 +193,11 @@ func (g *gateway) forward(inside netip.AddrPort, port uint16, life uint32) (neti
 func (g *gateway) search(c *sim.UDPConn, msg []byte, from netip.AddrPort) {
 	if g.speaks[portmap.UPnP] && strings.Contains(string(msg), "M-SEARCH") {
 		const answer = "HTTP/1.1 200 OK\r\nST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\nLocation: http://192.168.1.1:5000/root.xml\r\n\r\n"
-		_, _ = c.WriteTo([]byte(answer), udp(from)) // silence is what follows from an error
+		_, _ = c.WriteTo([]byte(answer), udp(from)) // an error means silence
 	}
 }
 
-// serve is the UPnP side.
+// serve is the UPnP service.
 func (g *gateway) serve(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -256,7 +256,7 @@ func (g *gateway) serve(w http.ResponseWriter, r *http.Request) {
 		`<u:%[1]sResponse xmlns:u="urn:schemas-upnp-org:service:WANIPConnection:1">%[2]s</u:%[1]sResponse></s:Body></s:Envelope>`, action, content)
 }
 
-// value is what an element of a body holds.
+// value returns the content of an element in a body.
 func value(body []byte, name string) string {
 	_, rest, _ := strings.Cut(string(body), "<"+name+">")
 	v, _, _ := strings.Cut(rest, "<")

@@ -7,25 +7,25 @@ import (
 	"time"
 )
 
-// upnp is where we are with a router that speaks UPnP.
+// upnp is the progress with a router that speaks UPnP.
 type upnp struct {
-	location string // of its description
+	location string // URL of its description
 	service  service
-	addr     netip.Addr // outside
-	port     uint16     // outside, that is asked for
-	tries    int        // ports that were another's
-	forever  bool       // it has only mappings that never end
-	doing    string     // what is fetched: the action, or "" for the description
-	id       int        // of the fetch that is waited for
+	addr     netip.Addr // external
+	port     uint16     // external port to request
+	tries    int        // ports that turned out to be taken
+	forever  bool       // the router supports only permanent mappings
+	doing    string     // the action in flight, or "" for the description
+	id       int        // of the fetch in flight
 }
 
-// upnpLease is how long a UPnP mapping is to last.
+// upnpLease is the lease duration to request, in seconds.
 const upnpLease = 3600
 
-// maxConflicts is how many outside ports are tried.
+// maxConflicts is how many other external ports are tried when one is taken.
 const maxConflicts = 4
 
-// describe begins with what the router says of itself.
+// describe fetches the router's description of itself.
 func (m *Machine) describe(now time.Time) []Effect {
 	m.stage, m.next = describing, now.Add(3*fetchTime)
 	m.upnp.port = m.start.Port
@@ -68,7 +68,7 @@ func (m *Machine) remove(port uint16) Fetch {
 		[2]string{"NewProtocol", "UDP"})
 }
 
-// fetched takes what the router answered over HTTP.
+// fetched handles an answer of the router over HTTP.
 func (m *Machine) fetched(now time.Time, e Fetched) []Effect {
 	if e.ID != m.upnp.id || (m.stage != describing && (m.stage != held || m.state.Protocol != UPnP || m.tries == 0)) {
 		return nil
@@ -100,7 +100,7 @@ func (m *Machine) fetched(now time.Time, e Fetched) []Effect {
 	case r.code == upnpConflict && m.upnp.tries < maxConflicts:
 		m.upnp.tries++
 		var b [2]byte
-		_, _ = m.rnd.Read(b[:]) // has no errors
+		_, _ = m.rnd.Read(b[:]) // never fails
 		m.upnp.port = 1024 + binary.BigEndian.Uint16(b[:])%(65535-1024)
 		return []Effect{m.add()}
 	case r.code == upnpConflict || r.code == upnpSamePorts:
@@ -118,7 +118,7 @@ func (m *Machine) described(now time.Time, e Fetched) []Effect {
 	return []Effect{m.call("GetExternalIPAddress")}
 }
 
-// upnpFailed gives UPnP up; a mapping that was not renewed may live on.
+// upnpFailed gives up on UPnP; a mapping that could not be renewed may live on.
 func (m *Machine) upnpFailed(now time.Time, why string) []Effect {
 	if m.stage == held {
 		return m.unheard(now)

@@ -6,31 +6,31 @@ import (
 	"time"
 )
 
-// Event is what a Machine is told.
+// Event is an input to a Machine.
 type Event interface{ event() }
 
 // The events.
 type (
-	// Start asks for a mapping, or looks after it again after the network changed.
+	// Start requests a mapping, or checks on it again after the network changed.
 	Start struct {
 		Gateway netip.Addr // of the default route, of either family
-		Local   netip.Addr // ours on the way there
-		Port    uint16     // the UDP port that is to be reached
+		Local   netip.Addr // our address on the path there
+		Port    uint16     // the UDP port to map
 	}
 	// Stop deletes the mapping.
 	Stop struct{}
-	// Received is a datagram that came to one of the client's sockets.
+	// Received is a datagram received on one of the client's sockets.
 	Received struct {
 		From netip.AddrPort
 		Msg  []byte
 	}
-	// Fetched is what came of a Fetch: a body, and whether the status was one of success or of a service's own error.
+	// Fetched is the result of a Fetch: the body, and whether the status was success or a service's own error.
 	Fetched struct {
 		ID   int
 		Body []byte
 		OK   bool
 	}
-	// Tick is the time that a Wake asked for.
+	// Tick reports that the time of the last Wake has come.
 	Tick struct{}
 )
 
@@ -40,7 +40,7 @@ func (Received) event() {}
 func (Fetched) event()  {}
 func (Tick) event()     {}
 
-// Effect is what is to be done.
+// Effect is an action for the caller to perform.
 type Effect interface{ effect() }
 
 // The effects.
@@ -50,16 +50,16 @@ type (
 		To  netip.AddrPort
 		Msg []byte
 	}
-	// Fetch asks the gateway over HTTP: a POST with the SOAP action, or a GET where there is none.
+	// Fetch makes an HTTP request to the gateway: a POST with the SOAP action, or a GET if there is none.
 	Fetch struct {
 		ID     int
 		URL    string
 		Action string
 		Body   string
 	}
-	// Wake asks for a Tick; it stands in for all earlier ones.
+	// Wake requests a Tick; it replaces all earlier ones.
 	Wake struct{ At time.Time }
-	// Changed is the state from now on.
+	// Changed reports the new state.
 	Changed struct{ State State }
 )
 
@@ -68,7 +68,7 @@ func (Fetch) effect()   {}
 func (Wake) effect()    {}
 func (Changed) effect() {}
 
-// Protocol is how a router is spoken to.
+// Protocol is a port mapping protocol.
 type Protocol string
 
 // The protocols.
@@ -78,34 +78,34 @@ const (
 	UPnP   Protocol = "UPnP"
 )
 
-// State is what there is.
+// State is the state of a mapping.
 type State struct {
 	Gateway  netip.Addr
-	Protocol Protocol       // that the router speaks; empty while none is known
-	External netip.AddrPort // invalid where there is no mapping
-	Until    time.Time      // when the mapping ends if it is not renewed; zero: never
-	Problem  string         // why there is none
+	Protocol Protocol       // that the router speaks; empty if unknown
+	External netip.AddrPort // invalid if there is no mapping
+	Until    time.Time      // when the mapping expires unless renewed; zero means never
+	Problem  string         // why there is no mapping
 }
 
 // Machine keeps one mapping of a UDP port.
 //
-//	off ──Start──► searching ─────────► held ──half of its life──► renewed
-//	                │  │  └► describing ─┤▲                           │
-//	                │  └───► natpmp ─────┘└── nobody answers: anew ◄──┘
-//	                └──► failed, again after an hour
+//	off ──Start──► searching ─────────► held ──half of its lifetime──► renew
+//	                │  │  └► describing ─┤▲                             │
+//	                │  └───► natpmp ─────┘└── no answer: search again ◄─┘
+//	                └──► failed, retried after an hour
 type Machine struct {
 	rnd   *rand.ChaCha8
 	start Start
 	stage stage
 	state State
-	next  time.Time // of the Tick; zero: none
+	next  time.Time // of the next Tick; zero means none
 	tries int       // requests sent since the last answer
 	nonce nonce
-	// refusal is why the router gave nothing in this search, in its own words.
+	// refusal is the reason why the router refused in this search; empty if it did not.
 	refusal string
 
 	clock clock
-	// NAT-PMP tells the address and the port apart.
+	// NAT-PMP reports the address and the port separately.
 	addr netip.Addr
 	port answer
 
@@ -124,20 +124,20 @@ const (
 )
 
 const (
-	lifetime   = 7200 // seconds that are asked for
+	lifetime   = 7200 // requested, in seconds
 	minLife    = 10 * time.Second
 	maxLife    = 24 * time.Hour
-	searchLong = time.Hour // until a router is looked for again where there was none
+	searchLong = time.Hour // before the next search if no router was found
 	fetchTime  = 5 * time.Second
 )
 
-// gaps are the times between requests; after the last one nobody answers.
+// gaps are the delays after each request; after the last one the router counts as silent.
 var gaps = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second}
 
-// NewMachine is one that is off. Nonces and ports follow from the secret seed.
+// NewMachine returns a Machine that is off. It derives nonces and ports from the secret seed.
 func NewMachine(seed [32]byte) *Machine { return &Machine{rnd: rand.NewChaCha8(seed)} }
 
-// Step takes an event and says what to do.
+// Step handles an event and returns the actions to perform.
 func (m *Machine) Step(now time.Time, e Event) []Effect {
 	before, was := m.next, m.state
 	var out []Effect
@@ -177,7 +177,7 @@ func (m *Machine) begin(now time.Time, e Start) []Effect {
 		m.state = State{Gateway: e.Gateway}
 	}
 	m.start, m.clock = e, clock{}
-	_, _ = m.rnd.Read(m.nonce[:]) // has no errors
+	_, _ = m.rnd.Read(m.nonce[:]) // never fails
 	if !(e.Gateway.Is4() && e.Local.Is4() || isV6(e.Gateway) && isV6(e.Local)) || e.Port == 0 {
 		m.stage, m.next, m.state = off, time.Time{}, State{Problem: "there is no router"}
 		return nil
@@ -185,7 +185,7 @@ func (m *Machine) begin(now time.Time, e Start) []Effect {
 	return m.search(now)
 }
 
-// search looks for a router that speaks anything.
+// search looks for a router that speaks any of the protocols.
 func (m *Machine) search(now time.Time) []Effect {
 	m.stage, m.tries, m.refusal = searching, 0, ""
 	m.addr, m.port, m.upnp = netip.Addr{}, answer{}, upnp{id: m.upnp.id}
@@ -193,7 +193,7 @@ func (m *Machine) search(now time.Time) []Effect {
 	return m.request(now)
 }
 
-// request sends what the stage asks, once more.
+// request sends the request of the current stage, first or repeated.
 func (m *Machine) request(now time.Time) []Effect {
 	m.next = now.Add(gaps[min(m.tries, len(gaps)-1)])
 	m.tries++
@@ -215,7 +215,7 @@ func (m *Machine) request(now time.Time) []Effect {
 	return []Effect{pcp}
 }
 
-// suggestion is the outside address that we would like: what we have, or else our own port.
+// suggestion returns the external address to ask for: the one we have, or else our own port.
 func (m *Machine) suggestion() netip.AddrPort {
 	if m.state.External.IsValid() {
 		return m.state.External
@@ -226,12 +226,12 @@ func (m *Machine) suggestion() netip.AddrPort {
 	return netip.AddrPortFrom(netip.Addr{}, m.start.Port)
 }
 
-// v6 says that the router is a firewall, which PCP alone opens.
+// v6 reports whether the router is an IPv6 firewall, which only PCP opens.
 func (m *Machine) v6() bool { return isV6(m.start.Gateway) }
 
 func isV6(a netip.Addr) bool { return a.Is6() && !a.Is4In6() }
 
-// renew asks for the mapping again.
+// renew requests the mapping again.
 func (m *Machine) renew(now time.Time) []Effect {
 	m.tries = 0
 	return m.request(now)
@@ -256,7 +256,7 @@ func (m *Machine) tick(now time.Time) []Effect {
 	return m.unheard(now)
 }
 
-// unheard is what follows when nobody answered to a renewal: another try while there is time.
+// unheard handles a renewal that got no answer: it tries again while there is time.
 func (m *Machine) unheard(now time.Time) []Effect {
 	left := m.state.Until.Sub(now)
 	if m.state.Until.IsZero() || left < minLife {
@@ -267,7 +267,7 @@ func (m *Machine) unheard(now time.Time) []Effect {
 	return nil
 }
 
-// refused goes on with UPnP after a no by PCP or NAT-PMP, as soon as the router is known to speak it.
+// refused continues with UPnP after a refusal by PCP or NAT-PMP, as soon as the router is known to speak it.
 func (m *Machine) refused(now time.Time, why string) []Effect {
 	m.refusal = why
 	switch {
@@ -280,7 +280,7 @@ func (m *Machine) refused(now time.Time, why string) []Effect {
 	return nil
 }
 
-// fail gives up for a while. A reason that the router gave says more than that nobody answered.
+// fail gives up for a while. A reason that the router gave takes precedence over why.
 func (m *Machine) fail(now time.Time, why string) []Effect {
 	if m.state.Problem = why; m.refusal != "" {
 		m.state.Problem = m.refusal
@@ -289,11 +289,11 @@ func (m *Machine) fail(now time.Time, why string) []Effect {
 	return nil
 }
 
-// hold takes a mapping that the router gave us.
+// hold records a mapping that the router granted.
 func (m *Machine) hold(now time.Time, p Protocol, external netip.AddrPort, life time.Duration) {
 	m.stage, m.tries = held, 0
 	m.state = State{Gateway: m.start.Gateway, Protocol: p, External: external}
-	if life == 0 { // it never ends, as far as the router says; it may be gone with the router's state
+	if life == 0 { // it never expires, says the router; but it may be lost with the router's state
 		m.next = now.Add(searchLong)
 		return
 	}
@@ -301,7 +301,7 @@ func (m *Machine) hold(now time.Time, p Protocol, external netip.AddrPort, life 
 	m.state.Until, m.next = now.Add(life), now.Add(life/2)
 }
 
-// stop deletes the mapping, without waiting for an answer.
+// stop deletes the mapping without waiting for an answer.
 func (m *Machine) stop() []Effect {
 	was := m.state
 	stage := m.stage
@@ -318,7 +318,7 @@ func (m *Machine) stop() []Effect {
 	return []Effect{m.remove(was.External.Port())}
 }
 
-// received takes a datagram. From anyone but the gateway it is none.
+// received handles a datagram. It ignores those that are not from the gateway.
 func (m *Machine) received(now time.Time, e Received) []Effect {
 	if m.stage == off || e.From.Addr().Unmap() != m.start.Gateway {
 		return nil
@@ -344,12 +344,12 @@ func (m *Machine) received(now time.Time, e Received) []Effect {
 	case a.version == versionPCP:
 		return m.pcp(now, a)
 	case m.v6():
-		return nil // NAT-PMP knows IPv4 only
+		return nil // NAT-PMP is IPv4 only
 	}
 	return m.natpmp(now, a)
 }
 
-// pcp takes an answer or announcement by PCP.
+// pcp handles a PCP answer or announcement.
 func (m *Machine) pcp(now time.Time, a answer) []Effect {
 	if a.op == opAnnounce && m.stage == held && m.state.Protocol == PCP && m.tries == 0 && m.clock.wentBack(now, a.epoch) {
 		return m.renew(now)
@@ -370,7 +370,7 @@ func (m *Machine) pcp(now time.Time, a answer) []Effect {
 	return m.refused(now, a.reason())
 }
 
-// natpmp takes an answer or announcement by NAT-PMP.
+// natpmp handles a NAT-PMP answer or announcement.
 func (m *Machine) natpmp(now time.Time, a answer) []Effect {
 	switch {
 	case m.stage == searching && a.result == resultVersion:
@@ -401,7 +401,7 @@ func (m *Machine) natpmp(now time.Time, a answer) []Effect {
 
 func seconds(n uint32) time.Duration { return time.Duration(n) * time.Second }
 
-// usable says whether an outside address can be one.
+// usable reports whether a can be an external address.
 func usable(a netip.AddrPort) bool {
 	ip := a.Addr()
 	if isV6(ip) && (!ip.IsGlobalUnicast() || ip.IsPrivate()) {
@@ -410,13 +410,13 @@ func usable(a netip.AddrPort) bool {
 	return ip.IsValid() && a.Port() != 0 && !ip.IsUnspecified() && !ip.IsMulticast() && !ip.IsLoopback() && !ip.IsLinkLocalUnicast()
 }
 
-// clock follows the gateway's count of seconds.
+// clock tracks the gateway's epoch.
 type clock struct {
 	epoch uint32
 	at    time.Time
 }
 
-// wentBack says whether the gateway lost its state since its last answer (RFC 6887, section 8.5).
+// wentBack reports whether the gateway lost its state since its last answer (RFC 6887, section 8.5).
 func (c *clock) wentBack(now time.Time, epoch uint32) bool {
 	was := *c
 	*c = clock{epoch, now}

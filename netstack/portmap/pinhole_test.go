@@ -7,12 +7,12 @@ import (
 	"time"
 )
 
-// firewall is IPv6's router as a Machine sees it.
+// firewall is the IPv6 router as a Machine sees it.
 type firewall struct {
 	t   *testing.T
 	m   *Machine
 	now time.Time
-	// sent are the requests since somebody looked, and state what there is.
+	// sent are the requests since the last answer, and state is the latest state.
 	sent  [][]byte
 	state State
 }
@@ -40,7 +40,7 @@ func (f *firewall) step(e Event) {
 	}
 }
 
-// pass lets all that is due in some time happen.
+// pass advances time by d and delivers every Tick due until then.
 func (f *firewall) pass(d time.Duration) {
 	f.t.Helper()
 	for end := f.now.Add(d); !f.m.next.IsZero() && !f.m.next.After(end); {
@@ -49,7 +49,7 @@ func (f *firewall) pass(d time.Duration) {
 	}
 }
 
-// answer is what the router says to the last request: with a result, a lifetime and an outside address.
+// answer answers the last request with a result, a lifetime and an external address.
 func (f *firewall) answer(from netip.AddrPort, result byte, life uint32, external netip.AddrPort) {
 	f.t.Helper()
 	b := append([]byte(nil), f.sent[len(f.sent)-1]...)
@@ -65,8 +65,8 @@ func (f *firewall) answer(from netip.AddrPort, result byte, life uint32, externa
 	f.step(Received{from, b})
 }
 
-// A router of IPv6 is asked by PCP alone, to let in what comes to our own address; it is asked again in time, and told when that
-// is over.
+// An IPv6 router is asked only by PCP to admit packets to our own address; the pinhole is renewed in time, and deleted at the
+// end.
 func TestPinhole(t *testing.T) {
 	f := newFirewall(t)
 	own := netip.AddrPortFrom(local6, 7)
@@ -93,7 +93,7 @@ func TestPinhole(t *testing.T) {
 	}
 }
 
-// What a firewall that is none of ours says, or what makes no sense, opens nothing.
+// Answers from another device or port, refusals, and implausible answers open nothing.
 func TestPinholeRefused(t *testing.T) {
 	own := netip.AddrPortFrom(local6, 7)
 	from := netip.AddrPortFrom(router6, controlPort)

@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/osnet"
 )
 
-// System is a Config with the sockets of the underlay, for whoever is told of the gateway.
+// System returns a Config that uses sockets of the underlay. The caller provides the gateway.
 func System(gateway func() (gateway, local netip.Addr, err error)) Config {
 	return Config{
 		Gateway: gateway, Dial: osnet.Dialer().DialContext, Announcements: announcements,
@@ -20,7 +20,7 @@ func System(gateway func() (gateway, local netip.Addr, err error)) Config {
 	}
 }
 
-// network is UDP over the family of an address.
+// network returns the UDP network for the family of an address.
 func network(a netip.Addr) string {
 	if a.Is4() {
 		return "udp4"
@@ -28,7 +28,7 @@ func network(a netip.Addr) string {
 	return "udp6"
 }
 
-// announcements listens on the device that has the address.
+// announcements listens on the interface that has the address local.
 func announcements(local netip.Addr) (net.PacketConn, error) {
 	all := net.IPv4allsys
 	if !local.Is4() {

@@ -12,16 +12,16 @@ import (
 	"strings"
 )
 
-// ssdp is where routers listen for searches.
+// ssdp is the multicast address on which routers listen for searches.
 var ssdp = netip.AddrPortFrom(netip.AddrFrom4([4]byte{239, 255, 255, 250}), 1900)
 
-// search asks routers for where they describe themselves.
+// search returns a request for routers to announce the location of their description.
 func search(to netip.AddrPort) []byte {
 	return []byte("M-SEARCH * HTTP/1.1\r\nHOST: " + to.String() +
 		"\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n")
 }
 
-// maxBody bounds what is read of a router's answers over HTTP.
+// maxBody bounds the size of a router's answers over HTTP.
 const maxBody = 64 << 10
 
 var (
@@ -30,7 +30,7 @@ var (
 	errSOAP        = errors.New("no answer of a router")
 )
 
-// parseSearch finds the location in an answer to a search. It has to be the gateway's own.
+// parseSearch returns the location in an answer to a search. It must be at the gateway's own address.
 func parseSearch(b []byte, gateway netip.Addr) (string, error) {
 	if !bytes.HasPrefix(b, []byte("HTTP/1.")) || len(b) > 2048 {
 		return "", errSearch
@@ -49,7 +49,7 @@ func parseSearch(b []byte, gateway netip.Addr) (string, error) {
 	return "", errSearch
 }
 
-// ownURL is a URL, if it is the gateway's.
+// ownURL returns u as a string, if it is at the gateway's address.
 func ownURL(u *url.URL, gateway netip.Addr) (string, error) {
 	a, err := netip.ParseAddr(u.Hostname())
 	if err != nil || a.Unmap() != gateway || u.Scheme != "http" || u.User != nil {
@@ -59,13 +59,13 @@ func ownURL(u *url.URL, gateway netip.Addr) (string, error) {
 	return u.String(), nil
 }
 
-// service is what of a router maps ports.
+// service is the part of a router that maps ports.
 type service struct {
 	kind    string // the URN
 	control string // the URL
 }
 
-// The services that do, the best first.
+// The services that map ports, best first.
 var wanted = []string{
 	"urn:schemas-upnp-org:service:WANIPConnection:2",
 	"urn:schemas-upnp-org:service:WANIPConnection:1",
@@ -80,7 +80,7 @@ type xmlDevice struct {
 	Devices []xmlDevice `xml:"deviceList>device"`
 }
 
-// parseDescription finds the service in a router's description, which is read from location.
+// parseDescription finds the best service in a router's description, which was fetched from location.
 func parseDescription(b []byte, location string, gateway netip.Addr) (service, error) {
 	var root struct {
 		Base   string    `xml:"URLBase"`
@@ -118,7 +118,7 @@ func parseDescription(b []byte, location string, gateway netip.Addr) (service, e
 	return best, nil
 }
 
-// soap is the body that asks a service to do something. Names and values are ours.
+// soap returns the body of a request for an action. Names and values are our own, so they are not escaped.
 func (s service) soap(action string, args ...[2]string) string {
 	var b strings.Builder
 	b.WriteString(`<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"` +
@@ -130,20 +130,20 @@ func (s service) soap(action string, args ...[2]string) string {
 	return b.String()
 }
 
-// The errors of services that have an answer to them.
+// The service errors that are handled specially.
 const (
-	upnpConflict  = 718 // the outside port is another's
-	upnpSamePorts = 724 // outside and inside ports have to be the same
-	upnpPermanent = 725 // only mappings that never end
+	upnpConflict  = 718 // the external port is taken
+	upnpSamePorts = 724 // external and internal ports must be the same
+	upnpPermanent = 725 // only permanent mappings are supported
 )
 
-// reply is what a service answers.
+// reply is the answer of a service.
 type reply struct {
 	address netip.Addr // GetExternalIPAddress
-	code    int        // of an error
+	code    int        // error code; 0 means none
 }
 
-// parseReply reads what a service answers.
+// parseReply parses the answer of a service.
 func parseReply(b []byte) (reply, error) {
 	var envelope struct {
 		Body struct {

@@ -7,7 +7,7 @@ import (
 	"net/netip"
 )
 
-// controlPort is where gateways listen for PCP and NAT-PMP; announcements are sent to clientPort.
+// Gateways listen for PCP and NAT-PMP on controlPort, and send announcements to clientPort.
 const (
 	controlPort = 5351
 	clientPort  = 5350
@@ -17,8 +17,8 @@ const (
 	versionNATPMP = 0
 	versionPCP    = 2
 
-	opAnnounce = 0 // PCP; NAT-PMP's question for the outside address
-	opMap      = 1 // PCP's MAP; NAT-PMP's mapping of a UDP port
+	opAnnounce = 0 // PCP ANNOUNCE; in NAT-PMP, the request for the external address
+	opMap      = 1 // PCP MAP; in NAT-PMP, the request to map a UDP port
 	response   = 0x80
 
 	protocolUDP = 17
@@ -27,25 +27,25 @@ const (
 	pcpMap    = 60
 )
 
-// nonce ties PCP answers to their request, and the mapping to whoever made it.
+// nonce ties PCP answers to their request, and a mapping to the client that made it.
 type nonce [12]byte
 
-// answer is what matters of any answer of the gateway.
+// answer holds the relevant parts of a gateway's answer in either protocol.
 type answer struct {
 	version  uint8
 	op       uint8
-	result   uint16 // 0 is success
-	epoch    uint32 // seconds since the gateway forgot its mappings
+	result   uint16 // 0 means success
+	epoch    uint32 // seconds since the gateway lost its mappings
 	lifetime uint32 // seconds
 	internal uint16
-	external netip.AddrPort // without a port or an address, where the answer has none
+	external netip.AddrPort // port or address unset where the answer has none
 	nonce    nonce
 }
 
-// errAnswer says that bytes are no answer of a gateway.
+// errAnswer means that the bytes are not a gateway's answer.
 var errAnswer = errors.New("no answer of a gateway")
 
-// pcpRequest is a MAP request. A lifetime of 0 deletes the mapping.
+// pcpRequest returns a MAP request. A lifetime of 0 deletes the mapping.
 func pcpRequest(client netip.Addr, n nonce, port uint16, lifetime uint32, want netip.AddrPort) []byte {
 	b := []byte{versionPCP, opMap, 0, 0}
 	b = binary.BigEndian.AppendUint32(b, lifetime)
@@ -59,14 +59,14 @@ func pcpRequest(client netip.Addr, n nonce, port uint16, lifetime uint32, want n
 	case want.Addr().IsValid():
 		ip = want.Addr().As16()
 	case client.Is4():
-		ip = netip.IPv4Unspecified().As16() // any
+		ip = netip.IPv4Unspecified().As16() // any address
 	default:
 		ip = netip.IPv6Unspecified().As16()
 	}
 	return append(b, ip[:]...)
 }
 
-// appendNATPMP appends NAT-PMP's requests: for a mapping, and for the outside address.
+// appendNATPMP appends a NAT-PMP request for a mapping; appendAddrRequest appends one for the external address.
 func appendNATPMP(b []byte, port, external uint16, lifetime uint32) []byte {
 	b = append(b, versionNATPMP, opMap, 0, 0)
 	b = binary.BigEndian.AppendUint16(b, port)
@@ -76,7 +76,7 @@ func appendNATPMP(b []byte, port, external uint16, lifetime uint32) []byte {
 
 func appendAddrRequest(b []byte) []byte { return append(b, versionNATPMP, opAnnounce) }
 
-// parseAnswer reads an answer of either protocol, or an announcement.
+// parseAnswer parses an answer of either protocol, or an announcement.
 func parseAnswer(b []byte) (answer, error) {
 	if len(b) < 8 || b[1]&response == 0 {
 		return answer{}, fmt.Errorf("%w: %d bytes", errAnswer, len(b))
@@ -86,7 +86,7 @@ func parseAnswer(b []byte) (answer, error) {
 	case versionNATPMP:
 		a.result, a.epoch = binary.BigEndian.Uint16(b[2:]), binary.BigEndian.Uint32(b[4:])
 		switch {
-		case a.result != 0: // the rest need not be there
+		case a.result != 0: // the rest may be missing
 		case a.op == opAnnounce && len(b) == 12:
 			a.external = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[8:])), 0)
 		case a.op == opMap && len(b) == 16:
@@ -118,7 +118,7 @@ func parseAnswer(b []byte) (answer, error) {
 	return a, nil
 }
 
-// The results that people are told of.
+// The result codes that have an explanation of their own.
 const (
 	resultVersion    = 1
 	resultRefused    = 2
@@ -128,7 +128,7 @@ const (
 	pcpCannotExtern  = 11
 )
 
-// reason says what a result means.
+// reason explains a result code.
 func (a answer) reason() string {
 	switch {
 	case a.result == resultVersion:

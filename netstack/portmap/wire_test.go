@@ -52,7 +52,7 @@ func TestWire(t *testing.T) {
 		"02800000000000000000000700000000000000000000": {}, "02810000000000000000000700000000": {}, "0380000000000000": {}, "": {},
 		"0000000000000000": {}, "0080000000000000": {},
 	} {
-		b, _ := hex.DecodeString(text) // an odd one is refused as well
+		b, _ := hex.DecodeString(text) // hex of odd length is rejected as well
 		a, err := parseAnswer(b)
 		if a != want || (err == nil) != (want != answer{}) {
 			t.Errorf("%s: %+v, %v", text, a, err)
@@ -70,7 +70,7 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// A clock that runs as ours does, give or take a sixteenth and some seconds, is that of a router that lives on.
+// A router whose clock keeps pace with ours, within a sixteenth and some seconds, has kept its state.
 func TestClock(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
 	for _, c := range []struct {
@@ -96,7 +96,7 @@ func FuzzAnswer(f *testing.F) {
 		if err == nil && (a.version != versionNATPMP && a.version != versionPCP || a.reason() == "") {
 			t.Fatalf("%+v", a)
 		}
-		// No single answer, whatever it says, moves a machine to where it was not asked for.
+		// No single answer, whatever it contains, leads a machine to an unsolicited state.
 		now := time.Unix(1_000_000, 0)
 		for _, start := range []Start{{Gateway: router, Local: local, Port: 7}, {Gateway: router6, Local: local6, Port: 7}} {
 			m := NewMachine([32]byte{1})

@@ -1,11 +1,11 @@
-// Package scout finds out how one UDP socket is reached from outside: which addresses servers see it with, what the NAT between
-// is like, and whether the router opens a port for it. It runs the decisions of package stun and keeps a client of package
-// portmap; the socket is somebody else's.
+// Package scout finds out how one UDP socket is reachable from outside: the addresses that servers see, the behaviour of the NAT
+// in between, and whether the router opens a port for it. It executes the decisions of package stun and runs a client of package
+// portmap. The caller owns the socket.
 //
-//	Look: servers, addresses ──┐                    ┌─► Send, by the socket
-//	STUN: what came to it ─────┼─► stun.Prober ─────┤
+//	Look: servers, addresses ──┐                    ┌─► Send, on the socket
+//	STUN: messages received ───┼─► stun.Prober ─────┤
 //	                           └─► portmap.Client ──┴─► Changed; Report, Endpoints
 //
-// It looks when it is told to, after the network changed, and every half an hour besides: a NAT that was started anew says so to
+// It probes when told to, after the network changed, and every half hour besides, because a NAT that restarts announces it to
 // nobody.
 package scout

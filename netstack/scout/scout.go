@@ -13,37 +13,37 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/stun"
 )
 
-// lookAgain is how often it looks by itself.
+// lookAgain is the interval between probes that nothing else triggered.
 const lookAgain = 30 * time.Minute
 
-// Config is what a Scout takes.
+// Config configures a Scout.
 type Config struct {
-	// Send sends a message by the socket.
+	// Send sends a message from the socket.
 	Send func(msg []byte, to netip.AddrPort) error
-	// PortMap has the edges of port mapping; its Changed is not used. Nil leaves routers alone.
+	// PortMap configures port mapping; its Changed is not used. Nil disables port mapping.
 	PortMap *portmap.Config
-	// PortMap6 is the same over IPv6, where routers are firewalls.
+	// PortMap6 is the same for IPv6, where the router is a firewall.
 	PortMap6 *portmap.Config
-	// Changed is told that the report may be another. It must not block, nor call the Scout.
+	// Changed is called when the report may have changed. It must not block or call the Scout.
 	Changed func()
 }
 
-// Ground is where the socket is.
+// Ground describes where the socket is.
 type Ground struct {
-	Servers []netip.AddrPort // that are asked by STUN
-	Local   []netip.AddrPort // the addresses of the socket
-	Port    uint16           // that the router is asked to open; 0: none
-	Full    bool             // find out all that servers can tell
+	Servers []netip.AddrPort // STUN servers to ask
+	Local   []netip.AddrPort // the socket's local addresses
+	Port    uint16           // the port to ask the router to open; 0 means none
+	Full    bool             // find out everything the servers can tell
 }
 
-// Report is what was found.
+// Report is what the Scout found.
 type Report struct {
 	STUN    stun.Report
 	Router  portmap.State
 	Router6 portmap.State
 }
 
-// Scout looks after one socket.
+// Scout probes on behalf of one socket.
 type Scout struct {
 	cfg     Config
 	ground  chan Ground
@@ -51,12 +51,12 @@ type Scout struct {
 	stop    chan struct{}
 	ended   sync.WaitGroup
 	once    sync.Once
-	router  *portmap.Client // nil: none is asked; as router6
+	router  *portmap.Client // nil if not used; likewise router6
 	router6 *portmap.Client
 	report  atomic.Pointer[stun.Report]
 }
 
-// New makes a Scout that looks at nothing yet. Close it.
+// New returns a Scout that is idle until Look is called. The caller must close it.
 func New(cfg Config) *Scout {
 	s := &Scout{cfg: cfg, ground: make(chan Ground, 1), inbox: make(chan stun.Received, 32), stop: make(chan struct{})}
 	s.report.Store(&stun.Report{})
@@ -73,7 +73,7 @@ func New(cfg Config) *Scout {
 	return s
 }
 
-// Close ends it, and a mapping with it.
+// Close stops the Scout and deletes its port mappings.
 func (s *Scout) Close() error {
 	s.once.Do(func() { close(s.stop) })
 	s.ended.Wait()
@@ -84,12 +84,12 @@ func (s *Scout) Close() error {
 	return errors.Join(errs...)
 }
 
-// routers are those that are asked.
+// routers returns the port mapping clients in use.
 func (s *Scout) routers() []*portmap.Client {
 	return slices.DeleteFunc([]*portmap.Client{s.router, s.router6}, func(c *portmap.Client) bool { return c == nil })
 }
 
-// STUN takes what came to the socket. What is too much at once is dropped: it is asked for again.
+// STUN handles a STUN message received on the socket. Messages beyond the buffer are dropped: the requests are repeated.
 func (s *Scout) STUN(from netip.AddrPort, msg []byte) {
 	select {
 	case s.inbox <- stun.Received{From: from, Msg: slices.Clone(msg)}:
@@ -97,19 +97,19 @@ func (s *Scout) STUN(from netip.AddrPort, msg []byte) {
 	}
 }
 
-// Look has it look at where the socket is now. It does not wait.
+// Look starts probing from where the socket is now. It does not wait.
 func (s *Scout) Look(g Ground) {
 	select {
-	case <-s.ground: // an older one that nobody took yet
+	case <-s.ground: // an older one, not yet consumed
 	default:
 	}
 	select {
 	case s.ground <- g:
-	default: // another call was faster
+	default: // a concurrent call was faster
 	}
 }
 
-// Report is what is known now. While it looks again, what it knew before stands until it is done.
+// Report returns what is known. While a new probe runs, the earlier results stand until it is done.
 func (s *Scout) Report() Report {
 	r := Report{STUN: *s.report.Load()}
 	if s.router != nil {
@@ -121,7 +121,7 @@ func (s *Scout) Report() Report {
 	return r
 }
 
-// Opened are the addresses at which routers let others reach the socket.
+// Opened returns the addresses at which routers let others reach the socket.
 func (r Report) Opened() (all []netip.AddrPort) {
 	for _, opened := range []netip.AddrPort{r.Router.External, r.Router6.External} {
 		if opened.IsValid() {
@@ -131,8 +131,8 @@ func (r Report) Opened() (all []netip.AddrPort) {
 	return all
 }
 
-// Outside are the addresses at which others may reach the socket, the surest first: what the router opened, then what servers
-// saw.
+// Outside returns the addresses at which others may reach the socket, most reliable first: those the router opened, then those
+// the servers saw.
 func (r Report) Outside() []netip.AddrPort {
 	all := r.Opened()
 	for _, a := range r.STUN.Mapped() {
@@ -183,11 +183,11 @@ func (s *Scout) run() {
 func (s *Scout) do(f stun.Effect, tick *time.Timer) {
 	switch f := f.(type) {
 	case stun.Send:
-		_ = s.cfg.Send(f.Msg, f.To) // it is as lost as what is lost on the way: it is sent again
+		_ = s.cfg.Send(f.Msg, f.To) // a failed send is like a packet lost in transit: it is repeated
 	case stun.Wake:
 		tick.Reset(time.Until(f.At))
 	case stun.Found:
-		// The first time every answer helps; afterwards half an answer must not stand in for a whole one.
+		// In the first run every answer helps; later, a partial report must not replace a complete one.
 		if !f.Report.Done && s.report.Load().Done {
 			return
 		}

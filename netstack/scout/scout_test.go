@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// serve answers by STUN on a host until the socket is closed.
+// serve answers STUN requests on a host until the socket is closed.
 func serve(t *testing.T, h *sim.Host) (at netip.AddrPort, end func()) {
 	t.Helper()
 	c, err := h.ListenUDP(3478)
@@ -37,7 +37,7 @@ func serve(t *testing.T, h *sim.Host) (at netip.AddrPort, end func()) {
 				return
 			}
 			if answer, ok := s.Answer(nil, b[:n], time.Now(), from.(*net.UDPAddr).AddrPort()); ok {
-				_, _ = c.WriteTo(answer, from) // silence is what follows from an error
+				_, _ = c.WriteTo(answer, from) // an error means silence
 			}
 		}
 	}()
@@ -88,7 +88,7 @@ func TestScout(t *testing.T) {
 		if !r.STUN.Done || r.STUN.V4.Mapping != stun.EndpointIndependent || len(r.Outside()) != 1 || changes.Load() == 0 {
 			t.Errorf("%+v", r)
 		}
-		// A NAT that forgot is noticed by itself, and what was known stands until then.
+		// A rebooted NAT is noticed without being told, and the earlier results stand until then.
 		home.Reboot()
 		settle(lookAgain)
 		again := s.Report()

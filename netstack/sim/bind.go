@@ -9,7 +9,7 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 )
 
-// batchSize is how many packets the simulated devices hand over at once. An engine keeps a buffer of 64 KiB for each.
+// batchSize is how many packets the simulated devices transfer at once. An engine keeps a 64 KiB buffer for each.
 const batchSize = 4
 
 // udpBind is a conn.Bind over a host's UDP.
@@ -17,10 +17,10 @@ type udpBind struct {
 	host *Host
 	mu   sync.Mutex
 	sock *UDPConn
-	cuts bool // the network may cut what is sent
+	cuts bool // the network may fragment packets
 }
 
-// Bind gives a conn.Bind over the host's UDP, to be put below a bind.Bind. It is not open yet.
+// Bind returns a conn.Bind over the host's UDP, to be used beneath a bind.Bind. It is not open yet.
 func (h *Host) Bind() conn.Bind { return &udpBind{host: h} }
 
 // Sibling implements bind.Siblings.
@@ -62,7 +62,7 @@ func (b *udpBind) Close() error {
 	return err
 }
 
-// SetMark implements conn.Bind; the simulated hosts have one routing table only.
+// SetMark implements conn.Bind; simulated hosts have a single routing table.
 func (b *udpBind) SetMark(uint32) error { return nil }
 
 // BatchSize implements conn.Bind.
@@ -121,7 +121,7 @@ func (b *udpBind) Fragment() error {
 	return nil
 }
 
-// udpEndpoint is an address that packets go to, and the one that they leave from.
+// udpEndpoint is the destination of packets, and the address that they are sent from.
 type udpEndpoint struct {
 	netip.AddrPort
 	src       netip.Addr
@@ -142,6 +142,6 @@ func (e *udpEndpoint) DstIP() netip.Addr   { return e.Addr() }
 func (e *udpEndpoint) DstToString() string { return e.String() }
 
 func (e *udpEndpoint) DstToBytes() []byte {
-	b, _ := e.MarshalBinary() // has no errors
+	b, _ := e.MarshalBinary() // never fails
 	return b
 }

@@ -17,28 +17,28 @@ type Host struct {
 	name   string
 	number int
 
-	// All guarded by the Internet's lock.
+	// Guarded by the Internet's lock.
 	realm     *realm
 	addrs     []netip.Addr
 	asleep    bool
-	mtus      map[netip.Addr]int // what ICMP said about destinations
+	mtus      map[netip.Addr]int // path MTUs that ICMP reported
 	udp       map[uint16]*UDPConn
 	listeners map[uint16]*Listener
 	nextPort  uint16
 }
 
-// Name is what other hosts can dial.
+// Name returns the name that other hosts can dial.
 func (h *Host) Name() string { return h.name }
 
-// SetAddrs gives the host other addresses, or none: it roams, leaves, returns. Streams from or to an address that is
-// gone fall silent until it is back.
+// SetAddrs changes the host's addresses, or removes them all: the host roams, leaves, returns. Streams from or to an address
+// that is gone fall silent until it is back.
 func (h *Host) SetAddrs(addrs ...netip.Addr) {
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
 	h.place(h.realm, addrs)
 }
 
-// MoveTo takes the host to another network, behind a NAT or, for none, on the Internet itself.
+// MoveTo moves the host to another network: behind a NAT, or onto the Internet itself if t is nil.
 func (h *Host) MoveTo(t *NAT, addrs ...netip.Addr) {
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
@@ -62,8 +62,7 @@ func (h *Host) place(to *realm, addrs []netip.Addr) {
 	h.net.changed()
 }
 
-// Sleep stops the host: what it sends and what is sent to it is lost, streams stand still. Its programs go on, but nobody
-// hears of it.
+// Sleep suspends the host: whatever it sends or is sent is lost, and streams stall. Its programs keep running, but cut off.
 func (h *Host) Sleep() { h.setAsleep(true) }
 
 // Wake ends a Sleep.
@@ -77,14 +76,14 @@ func (h *Host) setAsleep(asleep bool) {
 	h.net.changed()
 }
 
-// settle lets in what has arrived at the NATs before the host.
+// settle delivers what has arrived at the NATs in front of the host.
 func (h *Host) settle() {
 	if h.realm.gateway != nil {
 		h.realm.gateway.settle()
 	}
 }
 
-// expected is when the next datagram arrives at one of the NATs before the host; zero if none is on its way.
+// expected returns when the next datagram arrives at one of the NATs in front of the host; zero if none is in transit.
 func (h *Host) expected() (first time.Time) {
 	for t := h.realm.gateway; t != nil; t = t.outside.gateway {
 		if len(t.arriving) > 0 && (first.IsZero() || t.arriving[0].due.Before(first)) {
@@ -94,7 +93,7 @@ func (h *Host) expected() (first time.Time) {
 	return first
 }
 
-// learn keeps what an ICMP message said: no larger packets to dst.
+// learn records the path MTU to dst that an ICMP message reported.
 func (h *Host) learn(dst netip.Addr, mtu int) {
 	if h.mtus == nil {
 		h.mtus = map[netip.Addr]int{}
@@ -102,14 +101,14 @@ func (h *Host) learn(dst netip.Addr, mtu int) {
 	h.mtus[dst] = mtu
 }
 
-// Addrs are the host's addresses.
+// Addrs returns the host's addresses.
 func (h *Host) Addrs() []netip.Addr {
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
 	return slices.Clone(h.addrs)
 }
 
-// source picks the address that a packet to dst leaves from. The caller holds the lock.
+// source returns the source address of a packet to dst. The caller holds the lock.
 func (h *Host) source(dst netip.Addr) (netip.Addr, bool) {
 	if dst.IsLoopback() {
 		return dst, true
@@ -122,7 +121,7 @@ func (h *Host) source(dst netip.Addr) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// freePort finds a port that taken does not know. The caller holds the lock.
+// freePort returns a port for which taken returns false. The caller holds the lock.
 func (h *Host) freePort(taken func(uint16) bool) (uint16, error) {
 	for range 65536 - firstEphemeral {
 		p := h.nextPort
@@ -136,8 +135,8 @@ func (h *Host) freePort(taken func(uint16) bool) (uint16, error) {
 	return 0, syscall.EADDRINUSE
 }
 
-// resolve reads host:port, where the host is an address or a host's name, and picks the first address of a family that
-// both have. The caller holds the lock.
+// resolve parses host:port, where host is an address or a host's name, and picks the first address of a family that both hosts
+// have. The caller holds the lock.
 func (h *Host) resolve(network, address string) (netip.AddrPort, error) {
 	name, service, err := net.SplitHostPort(address)
 	if err != nil {
@@ -160,11 +159,11 @@ func (h *Host) resolve(network, address string) (netip.AddrPort, error) {
 			return netip.AddrPortFrom(a, uint16(port)), nil
 		}
 	}
-	// A host without addresses keeps its name: packets to it arrive nowhere.
+	// A host without addresses keeps its name: packets to it are lost.
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 255}), uint16(port)), nil
 }
 
-// otherFamily is the network that has no addresses of this family.
+// otherFamily returns the network that does not use this family.
 func otherFamily(v6 bool) string {
 	if v6 {
 		return "tcp4"

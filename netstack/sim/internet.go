@@ -8,22 +8,22 @@ import (
 	"time"
 )
 
-// Link is what happens to packets between two hosts, the same both ways.
+// Link describes what happens to packets between two hosts, the same in both directions.
 type Link struct {
 	Latency time.Duration // one way
-	Jitter  time.Duration // how much longer a UDP packet takes at most; it may be overtaken
-	Loss    float64       // the share of UDP packets that is lost, 0 to 1
+	Jitter  time.Duration // maximum extra delay of a UDP packet; packets may overtake each other
+	Loss    float64       // fraction of UDP packets lost, 0 to 1
 	Cut     bool          // nothing gets through
 
-	Reorder   float64 // the share of UDP packets that take half as long again
-	Duplicate float64 // the share of UDP packets that arrive twice
+	Reorder   float64 // fraction of UDP packets delayed by half the latency more
+	Duplicate float64 // fraction of UDP packets that arrive twice
 
-	MTU         int  // the largest IP packet; 0 means that there is no limit. Streams know it, and fit.
-	NoFragments bool // larger UDP packets that may be fragmented are lost too
-	NoICMP      bool // nobody is told that a packet was too large: a hole
+	MTU         int  // the largest IP packet; 0 means no limit. Streams know it, and fit.
+	NoFragments bool // oversized UDP packets are lost even if they may be fragmented
+	NoICMP      bool // senders are not told that a packet was too large: a black hole
 }
 
-// delay is how long a UDP packet takes.
+// delay returns the delay of a UDP packet.
 func (l *link) delay() time.Duration {
 	d := l.Latency
 	if l.Jitter > 0 {
@@ -35,12 +35,12 @@ func (l *link) delay() time.Duration {
 	return d
 }
 
-// passes says whether a UDP packet gets through.
+// passes reports whether a UDP packet gets through.
 func (l *link) passes(d *datagram) bool {
 	return !l.Cut && (l.Loss == 0 || l.rnd.Float64() >= l.Loss) && d.fits(l.Link)
 }
 
-// again delivers a packet a second time, if that is what the link does.
+// again delivers a packet a second time, if the link duplicates it.
 func (l *link) again(to *Host, d datagram) {
 	if l.Duplicate > 0 && l.rnd.Float64() < l.Duplicate {
 		d.due = d.due.Add(l.delay())
@@ -48,10 +48,10 @@ func (l *link) again(to *Host, d datagram) {
 	}
 }
 
-// DefaultLink is between all hosts for which nothing else was said.
+// DefaultLink is the link between hosts for which none was set.
 var DefaultLink = Link{Latency: 5 * time.Millisecond}
 
-// Internet joins hosts. One lock guards all that is in it: the order of things matters more here than their speed.
+// Internet connects hosts. One lock guards everything in it: the order of events matters more here than speed.
 type Internet struct {
 	seed uint64
 
@@ -59,20 +59,20 @@ type Internet struct {
 	hosts  map[string]*Host
 	root   *realm
 	nats   int
-	others Link // between hosts for which nothing was said
+	others Link // between hosts for which no link was set
 	links  map[[2]*Host]*link
 	pipes  map[*pipe]struct{}
 	tap    func(Seen)
 }
 
-// link is a Link with its own losses.
+// link is a Link with its own random source.
 type link struct {
 	Link
-	own bool // it was set for these two
+	own bool // it was set for these two hosts
 	rnd *rand.Rand
 }
 
-// New is an Internet without hosts. The seed decides which packets are lost.
+// New returns an Internet without hosts. The seed decides which packets are lost.
 func New(seed uint64) *Internet {
 	return &Internet{
 		seed:   seed,
@@ -84,7 +84,7 @@ func New(seed uint64) *Internet {
 	}
 }
 
-// Host adds a host. Others can dial it by its name, which may have dots in it.
+// Host adds a host. Others can dial it by its name, which may contain dots.
 func (n *Internet) Host(name string, addrs ...netip.Addr) *Host {
 	return n.newHost(n.root, name, addrs)
 }
@@ -103,7 +103,7 @@ func (n *Internet) newHost(at *realm, name string, addrs []netip.Addr) *Host {
 	return h
 }
 
-// SetDefault changes what happens between hosts for which nothing was said.
+// SetDefault sets the link between hosts for which none was set.
 func (n *Internet) SetDefault(l Link) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -111,12 +111,12 @@ func (n *Internet) SetDefault(l Link) {
 	n.changed()
 }
 
-// SetLink changes what happens between two hosts.
+// SetLink sets the link between two hosts.
 func (n *Internet) SetLink(a, b *Host, l Link) {
 	n.change(a, b, func(x *Link) { *x = l })
 }
 
-// Cut stops everything between two hosts, silently, until Heal.
+// Cut silently stops everything between two hosts until Heal.
 func (n *Internet) Cut(a, b *Host) { n.change(a, b, func(x *Link) { x.Cut = true }) }
 
 // Heal ends a Cut.
@@ -144,7 +144,7 @@ func (n *Internet) ResetStreams(a, b *Host) {
 	}
 }
 
-// between finds the link of two hosts. The caller holds the lock.
+// between returns the link of two hosts. The caller holds the lock.
 func (n *Internet) between(a, b *Host) *link {
 	if a.number > b.number {
 		a, b = b, a
@@ -164,17 +164,17 @@ func (n *Internet) between(a, b *Host) *link {
 	return x
 }
 
-// changed looks at everything again that waits for the network to be otherwise. The caller holds the lock.
+// changed re-examines everything that waits for the network to change. The caller holds the lock.
 func (n *Internet) changed() {
 	for p := range n.pipes {
 		p.release()
 	}
 }
 
-// signal wakes all who wait for something to change. It is guarded by the lock of what it stands for.
+// signal wakes everyone who waits for a change. It is guarded by the lock of the state that it stands for.
 type signal struct{ ch chan struct{} }
 
-// changed is closed at the next fire.
+// changed returns a channel that is closed by the next fire.
 func (s *signal) changed() <-chan struct{} {
 	if s.ch == nil {
 		s.ch = make(chan struct{})
@@ -209,5 +209,5 @@ func await(ch <-chan struct{}, times ...time.Time) {
 	}
 }
 
-// past says whether a deadline has come.
+// past reports whether a deadline has come.
 func past(deadline time.Time) bool { return !deadline.IsZero() && !time.Now().Before(deadline) }

@@ -8,22 +8,22 @@ import (
 	"time"
 )
 
-// Behaviour is how much of the other end a NAT looks at (RFC 4787, sections 4.1 and 5).
+// Behaviour classifies how much a NAT's mapping or filtering depends on the remote endpoint (RFC 4787, sections 4.1 and 5).
 type Behaviour uint8
 
-// The behaviours, from the easiest to the hardest.
+// The behaviours, from the most to the least permissive.
 const (
 	EndpointIndependent Behaviour = iota
 	AddressDependent
 	AddressAndPortDependent
 )
 
-// String names a behaviour as RFC 4787 does.
+// String returns the name that RFC 4787 gives the behaviour.
 func (b Behaviour) String() string {
 	return [...]string{"endpoint-independent", "address-dependent", "address-and-port-dependent"}[b]
 }
 
-// of is what of the other end matters.
+// of returns the part of the remote endpoint that matters.
 func (b Behaviour) of(remote netip.AddrPort) netip.AddrPort {
 	switch b {
 	case EndpointIndependent:
@@ -35,38 +35,37 @@ func (b Behaviour) of(remote netip.AddrPort) netip.AddrPort {
 	}
 }
 
-// PortPolicy is how a NAT picks the outside port of a mapping (RFC 4787, section 4.2).
+// PortPolicy is how a NAT picks the external port of a mapping (RFC 4787, section 4.2).
 type PortPolicy uint8
 
-// The policies. A port that is taken is never given to a second mapping.
+// The policies. A port in use is never given to a second mapping.
 const (
-	Preserve   PortPolicy = iota // the inside port, or the next free one
-	Sequential                   // one after the other
+	Preserve   PortPolicy = iota // the internal port, or the next free one
+	Sequential                   // in sequence
 	Random
 )
 
-// String names a policy.
+// String returns the name of a policy.
 func (p PortPolicy) String() string { return [...]string{"preserve", "sequential", "random"}[p] }
 
-// DefaultTimeout is after what time without packets a NAT forgets a UDP mapping, where its configuration says nothing: the
-// least that RFC 4787 allows.
+// DefaultTimeout is the default time without packets after which a NAT drops a UDP mapping: the minimum that RFC 4787 allows.
 const DefaultTimeout = 2 * time.Minute
 
-// NATConfig is how a NAT behaves. The zero value is the easiest one that there is: a "full cone" without hairpinning.
+// NATConfig configures the behaviour of a NAT. The zero value is the most permissive kind: a "full cone" without hairpinning.
 //
-// Only private addresses are translated. Others, as all global IPv6 ones, are routed: the NAT is a firewall for them that
-// lets in what its filtering behaviour lets in.
+// Only private addresses are translated. Others, such as all global IPv6 addresses, are routed: for them the NAT is a firewall
+// that admits packets by its filtering behaviour.
 type NATConfig struct {
 	Mapping, Filtering Behaviour
 	Ports              PortPolicy
 	Timeout            time.Duration // of UDP mappings and permissions; 0 means DefaultTimeout
-	InboundRefresh     bool          // packets from outside keep a mapping alive as well
-	Hairpin            bool          // hosts behind it reach each other by their outside addresses
-	Open               bool          // routed addresses are reached from outside unasked
+	InboundRefresh     bool          // inbound packets keep a mapping alive as well
+	Hairpin            bool          // hosts behind it can reach each other at their external addresses
+	Open               bool          // routed addresses are reachable from outside unsolicited
 	BlockUDP           bool          // no UDP gets out
-	TCPPorts           []uint16      // the only ports that TCP gets out to; none means all
-	LAN                Link          // between the hosts behind it; the zero value takes half a millisecond
-	Uplink             Link          // what crossing it adds to the link of the two hosts
+	TCPPorts           []uint16      // the only ports to which TCP gets out; none means all
+	LAN                Link          // between the hosts behind it; the zero value means half a millisecond of latency
+	Uplink             Link          // added to the link between the two hosts when crossing the NAT
 }
 
 // NAT is a router with hosts, or further NATs, behind it.
@@ -81,32 +80,32 @@ type NAT struct {
 	cfg      NATConfig
 	addrs    []netip.Addr
 	rnd      *rand.Rand
-	life     int // how often it was started
+	life     int // number of starts
 	next     uint16
-	streams  uint16             // outside ports of streams so far
-	paired   map[netip.Addr]int // which of its addresses a host behind it gets
+	streams  uint16             // number of external ports used for streams
+	paired   map[netip.Addr]int // index of the external address of each host behind it
 	outward  map[session]*mapping
 	inward   map[netip.AddrPort]*mapping
 	arriving []datagram // by time
 }
 
-// session is what one mapping is for.
+// session is the key of a mapping.
 type session struct{ inside, remote netip.AddrPort }
 
 type mapping struct {
 	inside, outside netip.AddrPort
-	expires         time.Time // zero: never, since it was asked for
+	expires         time.Time // zero means never
 	permitted       map[netip.AddrPort]time.Time
 }
 
 func (m *mapping) dead(now time.Time) bool { return !m.expires.IsZero() && !m.expires.After(now) }
 
-// NAT adds a router to the Internet, with the addresses that it has there; without any it only routes.
+// NAT adds a router to the Internet, with external addresses addrs; without any it only routes.
 func (n *Internet) NAT(name string, cfg NATConfig, addrs ...netip.Addr) *NAT {
 	return n.newNAT(n.root, name, cfg, addrs)
 }
 
-// NAT adds a router behind this one, which then is the carrier's.
+// NAT adds a router behind this one, which thereby becomes a carrier's NAT.
 func (t *NAT) NAT(name string, cfg NATConfig, addrs ...netip.Addr) *NAT {
 	return t.net.newNAT(t.inside, name, cfg, addrs)
 }
@@ -127,17 +126,17 @@ func (n *Internet) newNAT(outside *realm, name string, cfg NATConfig, addrs []ne
 	return t
 }
 
-// Name is what messages call it.
+// Name returns the NAT's name, for messages.
 func (t *NAT) Name() string { return t.name }
 
-// Addrs are its addresses outside.
+// Addrs returns the external addresses.
 func (t *NAT) Addrs() []netip.Addr {
 	t.net.mu.Lock()
 	defer t.net.mu.Unlock()
 	return slices.Clone(t.addrs)
 }
 
-// SetAddrs gives it other addresses outside, as providers do at night. All mappings are gone.
+// SetAddrs changes the external addresses, as some providers do every night. All mappings are dropped.
 func (t *NAT) SetAddrs(addrs ...netip.Addr) {
 	t.net.mu.Lock()
 	defer t.net.mu.Unlock()
@@ -157,7 +156,7 @@ func (t *NAT) setAddrs(addrs []netip.Addr) {
 	t.forget()
 }
 
-// Reboot forgets all mappings. Streams through it fall silent for good.
+// Reboot drops all mappings. Streams through the NAT fall silent for good.
 func (t *NAT) Reboot() {
 	t.net.mu.Lock()
 	defer t.net.mu.Unlock()
@@ -173,7 +172,7 @@ func (t *NAT) forget() {
 	t.outward, t.inward = map[session]*mapping{}, map[netip.AddrPort]*mapping{}
 }
 
-// Configure changes how it behaves from now on; what is mapped stays so.
+// Configure changes the NAT's behaviour; existing mappings stay.
 func (t *NAT) Configure(change func(cfg *NATConfig)) {
 	t.net.mu.Lock()
 	defer t.net.mu.Unlock()
@@ -182,14 +181,14 @@ func (t *NAT) Configure(change func(cfg *NATConfig)) {
 	t.net.changed()
 }
 
-// Forward opens an outside UDP port towards a host, as a port mapping protocol asks for, for any sender; 0 picks the port.
-// It gives the outside address, or false where the port is taken. A duration of 0 ends the forwarding.
+// Forward opens an external UDP port to a host for any sender, as a port mapping protocol does; port 0 picks one. It returns the
+// external address, or false if the port is taken. A lifetime of 0 ends the forwarding.
 func (t *NAT) Forward(inside netip.AddrPort, port uint16, lasts time.Duration) (netip.AddrPort, bool) {
 	t.net.mu.Lock()
 	defer t.net.mu.Unlock()
 	t.settle()
 	now := time.Now()
-	key := session{inside: inside, remote: netip.AddrPortFrom(netip.IPv4Unspecified(), 1)} // of no packet
+	key := session{inside: inside, remote: netip.AddrPortFrom(netip.IPv4Unspecified(), 1)} // matches no packet
 	m := t.outward[key]
 	switch {
 	case m != nil && !m.dead(now):
@@ -211,7 +210,7 @@ func (t *NAT) Forward(inside netip.AddrPort, port uint16, lasts time.Duration) (
 	return out, true
 }
 
-// Mapped is the outside address that a packet from a host behind it to a remote has now, if it has one.
+// Mapped returns the current external address for packets from a host behind the NAT to a remote, if there is one.
 func (t *NAT) Mapped(inside, remote netip.AddrPort) (netip.AddrPort, bool) {
 	t.net.mu.Lock()
 	defer t.net.mu.Unlock()
@@ -239,7 +238,7 @@ func (t *NAT) timeout() time.Duration {
 	return t.cfg.Timeout
 }
 
-// out translates a datagram that leaves.
+// out translates an outbound datagram. It returns false if the datagram does not get out.
 func (t *NAT) out(p *datagram, now time.Time) bool {
 	if t.cfg.BlockUDP {
 		return false
@@ -256,7 +255,7 @@ func (t *NAT) out(p *datagram, now time.Time) bool {
 	return true
 }
 
-// mapping finds or makes the mapping of a datagram from inside.
+// mapping finds or creates the mapping of an outbound datagram.
 func (t *NAT) mapping(inside, remote netip.AddrPort, now time.Time) *mapping {
 	key := session{inside, t.cfg.Mapping.of(remote)}
 	routed := !translated(inside.Addr())
@@ -282,7 +281,7 @@ func (t *NAT) mapping(inside, remote netip.AddrPort, now time.Time) *mapping {
 	return m
 }
 
-// addrFor is the outside address of a host: always the same one (RFC 4787, REQ-2).
+// addrFor returns the external address of a host: always the same one (RFC 4787, REQ-2).
 func (t *NAT) addrFor(inside netip.Addr) (netip.Addr, bool) {
 	var pool []netip.Addr
 	for _, a := range t.addrs {
@@ -301,13 +300,13 @@ func (t *NAT) addrFor(inside netip.Addr) (netip.Addr, bool) {
 	return pool[i%len(pool)], true
 }
 
-// The ports that a NAT gives out.
+// The range of external ports.
 const (
 	firstPort = 1024
 	ports     = 65536 - firstPort
 )
 
-// pick finds a free port on an outside address. A NAT has more of them than any test has mappings.
+// pick returns a free port on an external address. A NAT has more ports than any test has mappings.
 func (t *NAT) pick(a netip.Addr, inside uint16, now time.Time) netip.AddrPort {
 	at := inside
 	for range 8 * ports {
@@ -335,7 +334,7 @@ func (t *NAT) taken(out netip.AddrPort, now time.Time) bool {
 	return m != nil && !m.dead(now)
 }
 
-// in translates a datagram that comes from outside, or does not let it in.
+// in translates an inbound datagram. It returns false if the datagram is not admitted.
 func (t *NAT) in(p *datagram, now time.Time) bool {
 	m := t.inward[p.dst]
 	if _, routed := t.inside.owners[p.dst.Addr()]; routed && t.cfg.Open {

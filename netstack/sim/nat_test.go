@@ -24,7 +24,7 @@ var (
 
 func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
-// port is a socket with what a test asks of it.
+// port is a socket with helpers for tests.
 type port struct {
 	*sim.UDPConn
 	t *testing.T
@@ -47,7 +47,7 @@ func (p port) send(to netip.AddrPort, msg string) {
 	}
 }
 
-// recv is what comes within a second, and from where; nothing if it does not.
+// recv returns the next datagram within a second and its source; zero values if there is none.
 func (p port) recv() (string, netip.AddrPort) {
 	p.t.Helper()
 	if err := p.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
@@ -64,7 +64,7 @@ func (p port) recv() (string, netip.AddrPort) {
 	return string(b[:n]), from.(*net.UDPAddr).AddrPort()
 }
 
-// reach sends a datagram and gives the source that it arrives with; an invalid one if it does not arrive.
+// reach sends a datagram and returns the source with which it arrives; invalid if it does not arrive.
 func (p port) reach(to port, at string) netip.AddrPort {
 	p.t.Helper()
 	msg := fmt.Sprint("to ", at)
@@ -78,7 +78,7 @@ func (p port) reach(to port, at string) netip.AddrPort {
 
 func in(t *testing.T, f func(t *testing.T)) { t.Helper(); synctest.Test(t, f) }
 
-// Every combination does what RFC 4787 says of it, seen from outside as STUN sees it.
+// Every combination behaves as RFC 4787 says, seen from outside as by STUN.
 func TestNATBehaviours(t *testing.T) {
 	for _, mapping := range behaviours {
 		for _, filtering := range behaviours {
@@ -103,7 +103,7 @@ func behaves(t *testing.T, cfg sim.NATConfig) {
 	if kept := seen.Port() == 40000; kept != (cfg.Ports == sim.Preserve) {
 		t.Errorf("outside port %d", seen.Port())
 	}
-	// Filtering: who may answer that was never spoken to?
+	// Filtering: which remotes may send to the mapping without having been contacted?
 	for _, try := range []struct {
 		from  port
 		needs sim.Behaviour // at most
@@ -157,7 +157,7 @@ func TestNATPorts(t *testing.T) {
 	})
 }
 
-// A host keeps one outside address where the NAT has several.
+// A host keeps the same external address if the NAT has several.
 func TestNATPairsAddresses(t *testing.T) {
 	in(t, func(t *testing.T) {
 		n := sim.New(1)
@@ -229,7 +229,8 @@ func TestNATHairpin(t *testing.T) {
 	}
 }
 
-// A NAT behind a NAT: the hardest of both counts, and neighbours meet only where the carrier turns packets around.
+// With a NAT behind a NAT, the stricter behaviour of the two applies, and neighbours reach each other only if the carrier
+// hairpins.
 func TestCarrierNAT(t *testing.T) {
 	for _, hairpin := range []bool{false, true} {
 		in(t, func(t *testing.T) {
@@ -261,7 +262,7 @@ func TestCarrierNAT(t *testing.T) {
 	}
 }
 
-// What arrives is judged when it arrives: two that send to each other at once both open their own filter in time.
+// Packets are judged on arrival: if two hosts send to each other at the same time, both open their own filter in time.
 func TestPunching(t *testing.T) {
 	in(t, func(t *testing.T) {
 		n := sim.New(1)
@@ -279,7 +280,7 @@ func TestPunching(t *testing.T) {
 		if got, _ := a.recv(); got != "b1" || time.Since(begun) != 20*time.Millisecond {
 			t.Errorf("a got %q after %s", got, time.Since(begun))
 		}
-		// 20 ms later b would not have been in time.
+		// If b had sent 20 ms later, it would have been too late.
 		c := open(t, n.NAT("late", hard, addr("203.0.113.3")).Host("c", addr("10.0.0.1")), 33)
 		a.send(ap("203.0.113.3:33"), "a2")
 		time.Sleep(25 * time.Millisecond)
@@ -326,7 +327,7 @@ func TestBlocked(t *testing.T) {
 	})
 }
 
-// connected is a stream from a host to a server.
+// connected returns a stream from a host to a server.
 func connected(t *testing.T, h, server *sim.Host) (near, far net.Conn) {
 	t.Helper()
 	l, err := server.Listen("tcp", ":443")
@@ -344,7 +345,7 @@ func connected(t *testing.T, h, server *sim.Host) (near, far net.Conn) {
 	return near, far
 }
 
-// passes says whether a byte gets from one end to the other.
+// passes reports whether a byte gets from one end to the other.
 func passes(t *testing.T, from, to net.Conn) bool {
 	t.Helper()
 	if _, err := from.Write([]byte("x")); err != nil {
@@ -457,7 +458,7 @@ func TestForward(t *testing.T) {
 	})
 }
 
-// Global addresses are not translated; the router lets in what was asked for, or everything.
+// Global addresses are not translated; the router admits solicited packets, or everything if it is open.
 func TestRoutedAddresses(t *testing.T) {
 	for _, isOpen := range []bool{false, true} {
 		in(t, func(t *testing.T) {
@@ -497,7 +498,7 @@ func TestRoutedAddresses(t *testing.T) {
 			if y.reach(x, "[2001:db8:a::2]:7").IsValid() {
 				t.Error("reached by an address that it has no more")
 			}
-			// Without an outside address of the family there is no way out.
+			// Without an external address of the family nothing gets out.
 			a.SetAddrs(addr("fd00::2"))
 			if x.reach(y, "[2001:db8::1]:1").IsValid() {
 				t.Error("a private IPv6 address got out")

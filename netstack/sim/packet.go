@@ -9,7 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// The flags of a TCP segment.
+// TCP flags.
 const (
 	FIN = 1 << iota
 	SYN
@@ -18,7 +18,7 @@ const (
 	ACK
 )
 
-// The ICMP messages that hosts behind a TUN know. ICMPv6 has its own numbers for them.
+// The ICMP messages that a Stack understands. ICMPv6 numbers them differently.
 const (
 	EchoReply   = 0
 	Unreachable = 3
@@ -29,7 +29,7 @@ const (
 	unreachable6 = 1
 )
 
-// Prohibited is the code of an ICMP Unreachable that says that a filter did it.
+// Prohibited is the code of an ICMP Unreachable caused by a filter.
 const (
 	Prohibited  = 13
 	prohibited6 = 1
@@ -40,12 +40,12 @@ const (
 	headerLen6 = 40
 )
 
-// Other is the type of ICMPv6 messages that are none of the above.
+// Other is the type of ICMPv6 messages not listed above.
 const Other = 255
 
-// Packet is an IP packet, taken apart or to be put together. Its ICMP types and codes are those of IPv4, whichever it is.
+// Packet is a parsed IP packet, or one to build. ICMP types and codes are those of IPv4 in either family.
 type Packet struct {
-	Src, Dst netip.AddrPort // port 0 where the protocol has none
+	Src, Dst netip.AddrPort // port 0 if the protocol has none
 	Proto    uint8          // as in the packet: ICMPv6 is proto.ProtoICMPv6
 
 	Flags    uint8  // TCP
@@ -57,7 +57,7 @@ type Packet struct {
 	Payload []byte
 }
 
-// Echo is an echo request.
+// Echo returns an echo request.
 func Echo(src, dst netip.Addr, id, number uint16, payload []byte) Packet {
 	p := Packet{
 		Src: netip.AddrPortFrom(src, 0), Dst: netip.AddrPortFrom(dst, 0), Proto: proto.ProtoICMP, Type: EchoRequest,
@@ -69,17 +69,17 @@ func Echo(src, dst netip.Addr, id, number uint16, payload []byte) Packet {
 	return p
 }
 
-// UDP is a datagram.
+// UDP returns a datagram.
 func UDP(src, dst netip.AddrPort, payload []byte) Packet {
 	return Packet{Src: src, Dst: dst, Proto: proto.ProtoUDP, Payload: payload}
 }
 
-// TCP is a segment.
+// TCP returns a segment.
 func TCP(src, dst netip.AddrPort, flags uint8, seq, ack uint32, payload []byte) Packet {
 	return Packet{Src: src, Dst: dst, Proto: proto.ProtoTCP, Flags: flags, Seq: seq, Ack: ack, Payload: payload}
 }
 
-// Bytes puts the packet together, with correct checksums.
+// Bytes returns the encoded packet, with correct checksums.
 func (p Packet) Bytes() []byte {
 	t := p.transport()
 	src, dst := p.Src.Addr(), p.Dst.Addr()
@@ -102,7 +102,7 @@ func (p Packet) Bytes() []byte {
 	return append(b, t...)
 }
 
-// transport is what follows the IP header.
+// transport returns what follows the IP header.
 func (p Packet) transport() []byte {
 	var h []byte
 	sum := -1
@@ -149,7 +149,7 @@ func (p Packet) wireCode() uint8 {
 	return p.Code
 }
 
-// pseudo is the sum of what the transport's checksum covers besides the transport.
+// pseudo returns the sum of the pseudo-header.
 func (p Packet) pseudo(length int) uint32 {
 	if p.Proto == proto.ProtoICMP {
 		return 0
@@ -175,13 +175,13 @@ func checksum(sum uint32, b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// ErrPacket says that a packet is none that a host would take.
+// ErrPacket means that a host would not accept a packet.
 var ErrPacket = errors.New("bad packet")
 
 func bad(what string) (Packet, error) { return Packet{}, fmt.Errorf("%w: %s", ErrPacket, what) }
 
-// Parse takes a packet apart, as strictly as a host would: lengths and checksums must be right. It knows no options,
-// extension headers or fragments.
+// Parse parses a packet as strictly as a host would: lengths and checksums must be right. It does not support options, extension
+// headers or fragments.
 func Parse(b []byte) (Packet, error) {
 	var p Packet
 	var t []byte
@@ -245,7 +245,7 @@ func (p Packet) parseTransport(t []byte) (Packet, error) {
 	return p, nil
 }
 
-// fromV6 gives an ICMPv6 message the type and code that it would have in IPv4.
+// fromV6 converts an ICMPv6 message's type and code to those of IPv4.
 func (p *Packet) fromV6() {
 	if p.Proto != proto.ProtoICMPv6 {
 		return

@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// realm is a network in which every address has one owner: the Internet itself, or what is behind a NAT.
+// realm is a network in which every address has one owner: the Internet itself, or the network behind a NAT.
 type realm struct {
-	gateway *NAT // to the next one; the Internet itself has none
+	gateway *NAT // to the next realm; the Internet itself has none
 	owners  map[netip.Addr]owner
 }
 
-// owner is a host, or the NAT by which an address is reached.
+// owner is a host, or the NAT through which an address is reached.
 type owner struct {
 	host *Host
 	nat  *NAT
@@ -26,15 +26,15 @@ func (o owner) name() string {
 	return "NAT " + o.nat.name
 }
 
-// carrier is what is between a provider's translators and its customers (RFC 6598).
+// carrier is the range between a provider's NATs and its customers (RFC 6598).
 var carrier = netip.MustParsePrefix("100.64.0.0/10")
 
-// translated says whether an address means something in its own realm only. Others are routed to their realm.
+// translated reports whether an address is meaningful only within its own realm. Others are routed to their realm.
 func translated(a netip.Addr) bool {
 	return a.IsPrivate() || carrier.Contains(a) || a.IsLinkLocalUnicast()
 }
 
-// take gives an address to an owner, and tells the realms further out where it is.
+// take assigns an address to an owner, and announces it to the outer realms.
 func (r *realm) take(a netip.Addr, o owner) {
 	if was, ok := r.owners[a]; ok {
 		panic(fmt.Sprintf("sim: %s wants %s, which %s has", o.name(), a, was.name()))
@@ -64,17 +64,17 @@ func (r *realm) hosts(f func(*Host)) {
 	}
 }
 
-// datagram is on its way from one socket to another.
+// datagram is in transit from one socket to another.
 type datagram struct {
 	sender    *Host
-	asked     netip.AddrPort // where the sender sent it to
+	asked     netip.AddrPort // the destination that the sender gave
 	from, dst netip.AddrPort // as translated so far
 	whole     bool           // it must not be fragmented
 	data      []byte
 	due       time.Time
 }
 
-// size is what it takes on a link.
+// size returns the size of the IP packet.
 func (d *datagram) size() int {
 	if d.dst.Addr().Is4() {
 		return headerLen4 + 8 + len(d.data)
@@ -82,7 +82,7 @@ func (d *datagram) size() int {
 	return headerLen6 + 8 + len(d.data)
 }
 
-// fits says whether it gets through a link. If it is too large, its sender is told, where the link lets that pass.
+// fits reports whether it gets through a link. If it is too large, its sender learns that from ICMP, if the link lets it pass.
 func (d *datagram) fits(l Link) bool {
 	if l.MTU == 0 || d.size() <= l.MTU || (!d.whole && !l.NoFragments) {
 		return true
@@ -93,7 +93,7 @@ func (d *datagram) fits(l Link) bool {
 	return false
 }
 
-// carry takes a datagram to the socket that it is for, or to the NAT that judges it when it arrives there.
+// carry delivers a datagram to its socket, or to the NAT that judges it on arrival.
 func (n *Internet) carry(d datagram) {
 	h, now := d.sender, time.Now()
 	if d.dst.Addr().IsLoopback() || h.realm.owners[d.dst.Addr()].host == h {
@@ -132,7 +132,7 @@ func (n *Internet) carry(d datagram) {
 	}
 }
 
-// enter takes a datagram to whom it is for in a realm, if there is anybody.
+// enter delivers a datagram to its destination in a realm, if there is one.
 func (n *Internet) enter(at *realm, d datagram, delay time.Duration) {
 	switch o := at.owners[d.dst.Addr()]; {
 	case o.host != nil:
@@ -144,7 +144,7 @@ func (n *Internet) enter(at *realm, d datagram, delay time.Duration) {
 	}
 }
 
-// direct delivers to a host in whose realm the datagram is already.
+// direct delivers to a host in the realm that the datagram has reached.
 func (n *Internet) direct(to *Host, d datagram, delay time.Duration) {
 	l := n.between(d.sender, to)
 	if l.passes(&d) {
@@ -154,14 +154,14 @@ func (n *Internet) direct(to *Host, d datagram, delay time.Duration) {
 	}
 }
 
-// deliver puts a datagram into the socket that it is for.
+// deliver puts a datagram into its socket.
 func (h *Host) deliver(d datagram) {
 	if c := h.udp[d.dst.Port()]; c != nil && !h.asleep {
 		c.arrive(d)
 	}
 }
 
-// await puts a datagram before the NAT until it arrives there.
+// await holds a datagram until it arrives at the NAT.
 func (t *NAT) await(d datagram, due time.Time) {
 	d.due = due
 	i := len(t.arriving)
@@ -176,7 +176,8 @@ func (t *NAT) await(d datagram, due time.Time) {
 	})
 }
 
-// settle lets in, or not, what has arrived by now. Whoever looks at the NAT's state or behind it calls it first.
+// settle judges the datagrams that have arrived by now. It must be called before looking at the NAT's state or at anything
+// behind it.
 func (t *NAT) settle() {
 	if t.outside.gateway != nil {
 		t.outside.gateway.settle()
@@ -200,7 +201,7 @@ func (t *NAT) settle() {
 	}
 }
 
-// probable is the host that a datagram to an outside address will be for; if nobody knows yet, any one.
+// probable returns the host that a datagram to an external address will reach; if that is not known yet, any host.
 func (t *NAT) probable(dst netip.AddrPort) *Host {
 	if m := t.inward[dst]; m != nil {
 		dst = m.inside
@@ -220,7 +221,7 @@ func (t *NAT) probable(dst netip.AddrPort) *Host {
 	return first
 }
 
-// depth is how long the uplinks take from the outside to a host behind it.
+// depth returns the latency of all uplinks from outside the NAT to a host behind it.
 func (t *NAT) depth(h *Host) time.Duration {
 	var sum time.Duration
 	for at := h.realm.gateway; ; at = at.outside.gateway {

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// network is what a test may do on the simulated Internet and on the real one alike.
+// network is what tests can do on the simulated network as well as on a real one.
 type network struct {
 	listen func() (net.Listener, error)
 	dial   func(ctx context.Context, address string) (net.Conn, error)
@@ -53,7 +53,7 @@ func networks() map[string]network {
 	}
 }
 
-// loop makes sockets whose address can be sent to from the same host.
+// loop opens sockets whose address is reachable from the same host.
 type loop struct{ h *sim.Host }
 
 type loopConn struct{ *sim.UDPConn }
@@ -68,7 +68,7 @@ func (c loopConn) LocalAddr() net.Addr {
 	return &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}
 }
 
-// pair is two ends of a stream.
+// pair returns the two ends of a stream.
 func pair(t testing.TB, w network) (client, server net.Conn, done func()) {
 	t.Helper()
 	l, err := w.listen()
@@ -86,7 +86,7 @@ func pair(t testing.TB, w network) (client, server net.Conn, done func()) {
 	return client, server, func() { client.Close(); server.Close() }
 }
 
-// The real network keeps the same contract as the simulated one.
+// The real network fulfils the same contract as the simulated one.
 func TestStreamContract(t *testing.T) {
 	for name, w := range networks() {
 		t.Run(name, func(t *testing.T) {
@@ -108,7 +108,7 @@ func streamEnds(t *testing.T, w network) {
 	if client.LocalAddr().String() != server.RemoteAddr().String() || client.RemoteAddr().String() != server.LocalAddr().String() {
 		t.Errorf("addresses %s-%s and %s-%s", client.LocalAddr(), client.RemoteAddr(), server.LocalAddr(), server.RemoteAddr())
 	}
-	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<16) // more than fits on the way
+	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<16) // more than fits in transit
 	go func() {
 		_, _ = client.Write(big)
 		client.Close()
@@ -298,7 +298,7 @@ func TestDialIntoSilence(t *testing.T) {
 		if _, err := a.DialContext(t.Context(), "tcp", "[2001:db8::2]:443"); !errors.Is(err, syscall.ENETUNREACH) {
 			t.Errorf("without IPv6: %v", err)
 		}
-		// A connection attempt outlasts a cut.
+		// A connection attempt survives a cut.
 		l, err := b.Listen("tcp", ":443")
 		if err != nil {
 			t.Fatal(err)
@@ -403,7 +403,7 @@ func TestLossFollowsTheSeed(t *testing.T) {
 	}
 }
 
-// A real TLS and HTTP server runs on it.
+// A real TLS and HTTP server runs on the simulated network.
 func TestHTTPS(t *testing.T) {
 	simulated(t, func(t *testing.T, _ *sim.Internet, a, b *sim.Host) {
 		l, err := b.Listen("tcp", ":443")

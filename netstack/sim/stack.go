@@ -13,7 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// What a Stack hears instead of an answer.
+// The errors that a Stack gets instead of an answer.
 var (
 	// ErrReset is a TCP reset.
 	ErrReset = errors.New("connection reset")
@@ -21,8 +21,8 @@ var (
 	ErrProhibited = errors.New("administratively prohibited")
 )
 
-// Stack is a small host behind a TUN device. It answers pings to whatever address, sends datagrams to an open UDP port
-// back, and accepts TCP connections on open ports, where it sends back what it gets. Towards others it does the asking.
+// Stack is a small host behind a TUN device. It answers pings to any address, echoes datagrams sent to an open UDP port, and
+// accepts TCP connections on open ports, where it echoes what it receives. Its methods make requests to others.
 type Stack struct {
 	tun *TUN
 
@@ -38,32 +38,32 @@ type Stack struct {
 	bad      int
 }
 
-// flow is a conversation as this host sees it. For pings the local port is the echo's identifier.
+// flow identifies a conversation from this host's side. For pings the local port is the echo identifier.
 type flow struct {
 	proto         uint8
 	local, remote netip.AddrPort
 }
 
-// answer is what somebody waits for.
+// answer is an answer that somebody waits for.
 type answer struct {
 	payload []byte
 	err     error
-	arrived chan struct{} // closed when there is one of the two
+	arrived chan struct{} // closed once payload or err is set
 }
 
-// NewStack makes a host with these addresses behind a TUN.
+// NewStack returns a host with these addresses behind a TUN.
 func NewStack(t *TUN, addrs ...netip.Addr) *Stack {
 	s := &Stack{
 		tun: t, addrs: slices.Clone(addrs), udpPorts: map[uint16]bool{}, tcpPorts: map[uint16]bool{},
 		conns: map[flow]*TCPConn{}, answers: map[flow]*answer{},
-		// A host that was started again must not take up the connections that others still have with it.
+		// A restarted host must not resume connections that others still have with it.
 		nextPort: firstEphemeral + rand.N(uint16(8192)),
 	}
 	t.Handle(s.input)
 	return s
 }
 
-// SetAddrs gives the host other addresses.
+// SetAddrs changes the host's addresses.
 func (s *Stack) SetAddrs(addrs ...netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,14 +79,14 @@ func (s *Stack) Listen(ports ...uint16) {
 	}
 }
 
-// Watch calls f with every good packet that arrives, before anything is done about it. f must not call the Stack.
+// Watch calls f with every valid packet that arrives, before it is processed. f must not call the Stack.
 func (s *Stack) Watch(f func(Packet)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.watch = f
 }
 
-// Received is how many packets arrived that a host would take, and how many it would not.
+// Received returns the number of packets that a host would accept, and of those that it would not.
 func (s *Stack) Received() (good, bad int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -121,7 +121,7 @@ func (s *Stack) Exchange(ctx context.Context, dst netip.AddrPort, payload []byte
 	return s.ask(ctx, flow{p.Proto, p.Src, p.Dst}, p)
 }
 
-// ask sends a packet and waits for what comes back. It is entered with the lock and leaves without.
+// ask sends a packet and waits for the answer. It is called with the lock held, and releases it.
 func (s *Stack) ask(ctx context.Context, f flow, p Packet) ([]byte, error) {
 	a := &answer{arrived: make(chan struct{})}
 	s.answers[f] = a
@@ -156,7 +156,7 @@ func (s *Stack) port() uint16 {
 	return s.nextPort
 }
 
-// input is what arrives.
+// input handles a packet from the TUN.
 func (s *Stack) input(b []byte) {
 	p, err := Parse(b)
 	s.mu.Lock()
@@ -181,7 +181,7 @@ func (s *Stack) input(b []byte) {
 	}
 }
 
-// settle gives an answer to who waits for it.
+// settle passes an answer to its waiter. It returns false if nobody waits for it.
 func (s *Stack) settle(f flow, payload []byte, err error) bool {
 	a := s.answers[f]
 	if a == nil {
@@ -205,7 +205,7 @@ func (s *Stack) icmp(p Packet) {
 	}
 }
 
-// unreachable is about the packet that it quotes, which this host sent.
+// unreachable handles an error about a packet that this host sent, and that the error quotes.
 func (s *Stack) unreachable(p Packet) {
 	f, ok := quoted(p.Payload)
 	if !ok {
@@ -223,7 +223,7 @@ func (s *Stack) unreachable(p Packet) {
 	}
 }
 
-// quoted reads the flow of a packet of which the beginning is there.
+// quoted parses the flow of a packet from its first bytes.
 func quoted(b []byte) (f flow, ok bool) {
 	var src, dst netip.Addr
 	var t []byte

@@ -16,7 +16,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// cable joins two hosts behind TUNs, and loses every nth packet; 0 loses none.
+// cable connects two hosts behind TUNs, and drops every nth packet; 0 drops none.
 func cable(t *testing.T, nth int, f func(t *testing.T, a, b *sim.Stack, aTUN *sim.TUN)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -151,7 +151,7 @@ func TestOnlyExactResetsCount(t *testing.T) {
 	})
 }
 
-// samples are packets of every kind, in both families.
+// samples returns packets of every kind, in both families.
 func samples() []sim.Packet {
 	var out []sim.Packet
 	for _, x := range [][2]string{{"100.64.0.1", "100.64.0.2"}, {"fd00:1::1", "fd00:1::2"}} {

@@ -13,11 +13,11 @@ import (
 )
 
 const (
-	window     = 256 << 10 // what a stream holds in one direction before its writer waits
-	maxBacklog = 1024      // connections that wait to be accepted
+	window     = 256 << 10 // bytes that a stream holds in one direction before its writer blocks
+	maxBacklog = 1024      // connections waiting to be accepted
 )
 
-// pipe is one direction of a stream. All of it is guarded by the Internet's lock.
+// pipe is one direction of a stream. It is guarded by the Internet's lock.
 type pipe struct {
 	net              *Internet
 	way              *way
@@ -25,22 +25,22 @@ type pipe struct {
 
 	chunks []chunk
 	size   int
-	last   time.Time // when the last chunk arrives
+	last   time.Time // arrival of the last chunk
 	moved  signal
 
-	ended  bool // the writer is gone: what is in it is all there will be
+	ended  bool // the writer is gone: no more data follows
 	unread bool // the reader is gone
-	broken bool // a reset
+	broken bool // reset
 }
 
-// chunk is a piece of a stream on its way.
+// chunk is a piece of a stream in transit.
 type chunk struct {
 	data []byte
 	end  bool
 	due  time.Time // zero while it cannot be delivered
 }
 
-// open says whether packets get through now, and how long they take.
+// open reports whether packets get through now, and how long they take.
 func (p *pipe) open() (time.Duration, bool) { return p.way.open(p.net) }
 
 func (p *pipe) put(c chunk) {
@@ -52,7 +52,7 @@ func (p *pipe) put(c chunk) {
 	p.release()
 }
 
-// release sends on the way what waited for it.
+// release sends the chunks that were held back.
 func (p *pipe) release() {
 	latency, ok := p.open()
 	if !ok {
@@ -182,7 +182,7 @@ func (c *Conn) write(b []byte) (written int, err error) {
 	}
 }
 
-// Close implements net.Conn: the other end reads what is on its way, then the end of the stream.
+// Close implements net.Conn: the other end reads what is in transit, and then the end of the stream.
 func (c *Conn) Close() error {
 	mu := &c.in.net.mu
 	mu.Lock()
@@ -249,7 +249,7 @@ type Listener struct {
 
 var _ net.Listener = (*Listener)(nil)
 
-// Listen opens a listener on the port of address, as net.Listen does; port 0 takes a free one.
+// Listen opens a listener on the port of address, as net.Listen does; port 0 picks a free one.
 func (h *Host) Listen(network, address string) (*Listener, error) {
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
@@ -295,7 +295,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close implements net.Listener. Connections that wait to be accepted are reset.
+// Close implements net.Listener. Connections waiting to be accepted are reset.
 func (l *Listener) Close() error {
 	n := l.host.net
 	n.mu.Lock()
@@ -320,14 +320,14 @@ func (l *Listener) Close() error {
 // Addr implements net.Listener.
 func (l *Listener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.addr) }
 
-// The times after which a connection attempt is repeated, and given up.
+// The initial interval at which a connection attempt is repeated, and the time after which it is given up.
 const (
 	synRetry   = time.Second
 	synTimeout = 127 * time.Second
 )
 
-// DialContext opens a stream to host:port, where the host is an address or a host's name. Where nobody is there it is
-// silent until ctx is done, as the real one is; it is refused where a host does not listen.
+// DialContext opens a stream to host:port, where host is an address or a host's name. If nobody is there it blocks until ctx is
+// done or the attempt times out, as on a real network; it is refused if the host does not listen.
 func (h *Host) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	c, to, err := h.dial(ctx, network, address)
 	if err != nil {
@@ -379,7 +379,7 @@ func (h *Host) dial(ctx context.Context, network, address string) (c *Conn, to n
 	}
 }
 
-// handshake sends a SYN; neither a connection nor an error means that it was lost.
+// handshake sends a SYN. If it returns neither a connection nor an error, the SYN was lost.
 func (h *Host) handshake(ctx context.Context, from netip.Addr, to netip.AddrPort, latency time.Duration) (*Conn, error) {
 	if err := pause(ctx, latency); err != nil {
 		return nil, err
@@ -401,7 +401,7 @@ func (h *Host) handshake(ctx context.Context, from netip.Addr, to netip.AddrPort
 	return c, nil
 }
 
-// connect is what happens when a SYN arrives.
+// connect handles the arrival of a SYN.
 func (h *Host) connect(from netip.Addr, to netip.AddrPort) (c *Conn, lost bool) {
 	n := h.net
 	n.mu.Lock()
@@ -426,7 +426,7 @@ func (h *Host) connect(from netip.Addr, to netip.AddrPort) (c *Conn, lost bool) 
 	return &Conn{in: back, out: there, local: netip.AddrPortFrom(from, port), remote: to}, false
 }
 
-// pause waits, or says why ctx is done.
+// pause waits for d. If ctx is done first, it returns why.
 func pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

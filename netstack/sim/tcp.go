@@ -15,17 +15,17 @@ const (
 	tcpSegment = 1200
 )
 
-// TCPConn is a TCP connection of a Stack, as far as tests need one: stop and wait, and resets only if their sequence
-// number is exactly right (RFC 5961).
+// TCPConn is a TCP connection of a Stack, limited to what tests need: stop-and-wait, and it accepts a reset only with exactly
+// the right sequence number (RFC 5961).
 type TCPConn struct {
 	stack *Stack
 	flow  flow
 
 	// Guarded by the stack's lock.
-	opening        bool // our SYN is not answered yet
-	echo           bool // send back what comes: an accepted connection
+	opening        bool // our SYN has not been answered yet
+	echo           bool // an accepted connection: it echoes what it receives
 	sent, received uint32
-	unacked        []byte // what was sent last and not acknowledged yet
+	unacked        []byte // last data sent, until it is acknowledged
 	acked          uint32
 	inbox          []byte
 	moved          signal
@@ -58,7 +58,7 @@ func (s *Stack) newConn(f flow) *TCPConn {
 	return c
 }
 
-// persist does something again and again until it worked. The caller holds the lock.
+// persist repeats do until worked returns true. The caller holds the lock.
 func (c *TCPConn) persist(ctx context.Context, do func(), worked func() bool) error {
 	s := c.stack
 	stop := context.AfterFunc(ctx, func() {
@@ -88,7 +88,7 @@ func (c *TCPConn) persist(ctx context.Context, do func(), worked func() bool) er
 	}
 }
 
-// Echo sends data and waits until as much came back, which it returns.
+// Echo sends data and waits for as much in return, which it returns.
 func (c *TCPConn) Echo(ctx context.Context, data []byte) ([]byte, error) {
 	s := c.stack
 	s.mu.Lock()
@@ -120,17 +120,17 @@ func (c *TCPConn) Close() error {
 	return nil
 }
 
-// Ended is closed when the connection is over: Err says why.
+// Ended returns a channel that is closed when the connection has ended: Err tells why.
 func (c *TCPConn) Ended() <-chan struct{} { return c.ended }
 
-// Err is why the connection is over; nil while it lives.
+// Err returns why the connection has ended; nil while it lives.
 func (c *TCPConn) Err() error {
 	c.stack.mu.Lock()
 	defer c.stack.mu.Unlock()
 	return c.err
 }
 
-// Accepted are the connections that others opened and that live.
+// Accepted returns the live connections that others opened.
 func (s *Stack) Accepted() []*TCPConn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -157,7 +157,7 @@ func (c *TCPConn) emit(flags uint8, seq uint32, data []byte) {
 	c.stack.tun.Send(TCP(c.flow.local, c.flow.remote, flags, seq, c.received, data).Bytes())
 }
 
-// tcp is what arrives for a connection, or for none.
+// tcp handles a TCP segment, for a connection or not.
 func (s *Stack) tcp(p Packet) {
 	f := flow{p.Proto, p.Dst, p.Src}
 	c := s.conns[f]
@@ -190,9 +190,9 @@ func (c *TCPConn) input(p Packet) {
 			c.emit(ACK, c.sent, nil)
 			c.moved.fire()
 		}
-	case p.Flags&(SYN|ACK) == SYN: // again: our answer was lost
+	case p.Flags&(SYN|ACK) == SYN: // repeated: our answer was lost
 		c.emit(SYN|ACK, c.sent-1, nil)
-	case p.Flags&SYN != 0: // again: our acknowledgement was lost
+	case p.Flags&SYN != 0: // repeated: our acknowledgement was lost
 		c.emit(ACK, c.sent, nil)
 	default:
 		c.segment(p)
@@ -208,7 +208,7 @@ func (c *TCPConn) segment(p Packet) {
 		c.moved.fire()
 	}
 	switch n := uint32(len(p.Payload)); {
-	case n > 0 && p.Seq != c.received: // again: what we said to it was lost
+	case n > 0 && p.Seq != c.received: // repeated: our answer was lost
 		c.emit(ACK|PSH, c.sent-uint32(len(c.unacked)), c.unacked)
 	case n > 0 && c.echo:
 		c.received += n

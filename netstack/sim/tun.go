@@ -17,10 +17,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/tun"
 )
 
-// maxQueued is how many packets wait on either side of a TUN; more are lost.
+// maxQueued bounds the packets queued on either side of a TUN; more are lost.
 const maxQueued = 1024
 
-// TUN is a TUN device in memory. Its methods of tun.Device are for the engine; Send, Recv and Handle are the host's side.
+// TUN is an in-memory TUN device. Its methods of tun.Device are for the engine; Send, Recv and Handle are the host's side.
 type TUN struct {
 	name   string
 	events chan tun.Event
@@ -37,7 +37,7 @@ type TUN struct {
 
 var _ tun.Device = (*TUN)(nil)
 
-// NewTUN is a device that is up.
+// NewTUN returns a device that is up.
 func NewTUN(name string, mtu int) *TUN {
 	t := &TUN{name: name, mtu: mtu, events: make(chan tun.Event, 4)}
 	t.events <- tun.EventUp
@@ -66,7 +66,7 @@ func (t *TUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	}
 }
 
-// wait lets go of the lock until something changes, or the time has come.
+// wait releases the lock until something changes or the time comes.
 func (t *TUN) wait(until time.Time) {
 	ch := t.moved.changed()
 	t.mu.Unlock()
@@ -99,7 +99,7 @@ func (t *TUN) Write(bufs [][]byte, offset int) (int, error) {
 	return len(bufs), nil
 }
 
-// Send is the host putting out a packet. It says whether there was room for it.
+// Send sends a packet from the host. It reports whether there was room for it.
 func (t *TUN) Send(pkt []byte) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -111,7 +111,7 @@ func (t *TUN) Send(pkt []byte) bool {
 	return true
 }
 
-// Recv waits for the next packet that the engine gives the host.
+// Recv waits for the next packet from the engine to the host.
 func (t *TUN) Recv(ctx context.Context) ([]byte, error) {
 	stop := context.AfterFunc(ctx, func() {
 		t.mu.Lock()
@@ -136,14 +136,14 @@ func (t *TUN) Recv(ctx context.Context) ([]byte, error) {
 	}
 }
 
-// Handle gives packets for the host to f instead of Recv. It is called in the engine's goroutines, and may Send.
+// Handle passes packets for the host to f instead of Recv. f runs on the engine's goroutines, and may Send.
 func (t *TUN) Handle(f func(pkt []byte)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.handle = f
 }
 
-// SetReadDeadline ends a Read that still waits at that time.
+// SetReadDeadline ends a Read that is still waiting at that time.
 func (t *TUN) SetReadDeadline(at time.Time) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -155,7 +155,7 @@ func (t *TUN) SetReadDeadline(at time.Time) error {
 	return nil
 }
 
-// SetMTU changes the MTU, and tells the engine.
+// SetMTU changes the MTU and notifies the engine.
 func (t *TUN) SetMTU(mtu int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -163,7 +163,7 @@ func (t *TUN) SetMTU(mtu int) {
 	if !t.closed {
 		select {
 		case t.events <- tun.EventMTUUpdate:
-		default: // one that waits says the same
+		default: // a pending event says the same
 		}
 	}
 }
@@ -200,7 +200,7 @@ func (t *TUN) Close() error {
 	return nil
 }
 
-// PeerMade takes the finalizers off an engine's peer. They drain the peer's queues, and the runtime ends a program whose
+// PeerMade removes the finalizers of an engine's peer. They drain the peer's queues, and the runtime kills a program whose
 // finalizer touches a channel of a synctest bubble, since finalizers run outside of it.
 func (t *TUN) PeerMade(p *device.Peer) {
 	queue := reflect.ValueOf(p).Elem().FieldByName("queue")

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// maxDatagrams is how many datagrams wait in a socket; more are lost.
+// maxDatagrams bounds the datagrams queued in a socket; more are lost.
 const maxDatagrams = 4096
 
 // UDPConn is a UDP socket on all addresses of its host. It implements net.PacketConn.
@@ -18,18 +18,18 @@ type UDPConn struct {
 	host *Host
 	port uint16
 
-	// All guarded by the Internet's lock.
-	queue    []datagram // by time of arrival
+	// Guarded by the Internet's lock.
+	queue    []datagram // ordered by arrival
 	moved    signal
 	deadline time.Time
 	closed   bool
-	whole    bool // what it sends must not be fragmented on the way; over IPv6 nothing ever is
-	probes   bool // nor by the host, whatever ICMP said
+	whole    bool // packets must not be fragmented in transit; over IPv6 they never are
+	probes   bool // nor by the host, whatever ICMP reported
 }
 
 var _ net.PacketConn = (*UDPConn)(nil)
 
-// ListenUDP opens a socket on a port; 0 takes a free one.
+// ListenUDP opens a socket on a port; 0 picks a free one.
 func (h *Host) ListenUDP(port uint16) (*UDPConn, error) {
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
@@ -48,7 +48,7 @@ func (h *Host) ListenUDP(port uint16) (*UDPConn, error) {
 	return c, nil
 }
 
-// send sends a datagram from src, or from whatever address suits where src is none.
+// send sends a datagram from src, or from a suitable address if src is invalid.
 func (c *UDPConn) send(data []byte, src netip.Addr, dst netip.AddrPort) error {
 	h, n := c.host, c.host.net
 	n.mu.Lock()
@@ -77,7 +77,7 @@ func (c *UDPConn) send(data []byte, src netip.Addr, dst netip.AddrPort) error {
 	return nil
 }
 
-// arrive puts a datagram in its place in time.
+// arrive queues a datagram by its arrival time.
 func (c *UDPConn) arrive(d datagram) {
 	if len(c.queue) >= maxDatagrams {
 		return
@@ -90,18 +90,18 @@ func (c *UDPConn) arrive(d datagram) {
 	c.moved.fire()
 }
 
-// Probe makes the socket's packets whole, whatever ICMP said of the way (IP_PMTUDISC_PROBE). Without it a packet that is
-// known to be too large is sent in fragments, as Linux does (IP_PMTUDISC_WANT).
+// Probe makes the socket send unfragmented packets, whatever ICMP reported about the path (IP_PMTUDISC_PROBE). Without it a
+// packet known to be too large is sent in fragments, as Linux does (IP_PMTUDISC_WANT).
 func (c *UDPConn) Probe() { c.discover(true, true) }
 
-// discover says whether packets are whole where nothing is known of the way, and where they are known to be too large.
+// discover sets whether packets are unfragmented if nothing is known about the path, and if they are known to be too large.
 func (c *UDPConn) discover(whole, probes bool) {
 	c.host.net.mu.Lock()
 	defer c.host.net.mu.Unlock()
 	c.whole, c.probes = whole, probes
 }
 
-// receive waits for datagrams, and hands over at least one, at most limit.
+// receive waits for datagrams, and returns at least one and at most limit.
 func (c *UDPConn) receive(limit int) ([]datagram, error) {
 	mu := &c.host.net.mu
 	mu.Lock()
@@ -161,7 +161,7 @@ func (c *UDPConn) LocalAddr() net.Addr {
 	return net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.IPv6Unspecified(), c.port))
 }
 
-// SetDeadline implements net.PacketConn; writing never waits.
+// SetDeadline implements net.PacketConn; writes never block.
 func (c *UDPConn) SetDeadline(t time.Time) error { return c.SetReadDeadline(t) }
 
 // SetReadDeadline implements net.PacketConn.
@@ -177,7 +177,7 @@ func (c *UDPConn) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
-// SetWriteDeadline implements net.PacketConn; writing never waits.
+// SetWriteDeadline implements net.PacketConn; writes never block.
 func (c *UDPConn) SetWriteDeadline(time.Time) error { return nil }
 
 // Close implements net.PacketConn.

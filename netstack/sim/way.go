@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// way is how the packets of a stream get from one host to another.
+// way is the path of a stream from one host to another.
 type way struct {
 	from, to end
-	port     uint16 // that the stream is for
+	port     uint16 // the stream's destination port
 	crossed  []crossing
-	source   netip.Addr // what the other host sees
+	source   netip.Addr // the source address that the other host sees
 }
 
-// end is where one end of a stream is. If the host goes elsewhere, the stream falls silent.
+// end is the location of one end of a stream. If the host moves away, the stream falls silent.
 type end struct {
 	host  *Host
 	realm *realm
@@ -25,7 +25,7 @@ func (e end) there() bool {
 	return e.addr.IsLoopback() || (!e.host.asleep && e.realm.owners[e.addr].host == e.host)
 }
 
-// crossing is a NAT that keeps state for a stream, as long as it is not started anew.
+// crossing is a NAT that keeps state for a stream, until the NAT restarts.
 type crossing struct {
 	nat  *NAT
 	life int
@@ -36,8 +36,8 @@ func (c crossing) passes(port uint16) bool {
 	return c.life == c.nat.life && !c.nat.cfg.Uplink.Cut && (len(ports) == 0 || slices.Contains(ports, port))
 }
 
-// way finds the way of a new stream; nil if there is none. Streams into a NAT exist for routed addresses only, where it is
-// open. The caller holds the lock.
+// way finds the path of a new stream; nil if there is none. Streams into a NAT are possible only to routed addresses, where the
+// NAT is open. The caller holds the lock.
 func (n *Internet) way(h *Host, from netip.Addr, to netip.AddrPort) *way {
 	w := &way{from: end{h, h.realm, from}, port: to.Port(), source: from}
 	if to.Addr().IsLoopback() {
@@ -78,8 +78,8 @@ func (w *way) leave(t *NAT) bool {
 	return ok
 }
 
-// seen is where a stream from a port comes from for the other host. A NAT's ports for streams have nothing to do with those
-// inside.
+// seen returns the endpoint that the other host sees for a stream from a port. A NAT's external ports for streams are unrelated
+// to the internal ones.
 func (w *way) seen(port uint16) netip.AddrPort {
 	for _, c := range w.crossed {
 		if w.source != w.from.addr {
@@ -90,7 +90,7 @@ func (w *way) seen(port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(w.source, port)
 }
 
-// open says whether packets get through now, and how long they take.
+// open reports whether packets get through now, and how long they take.
 func (w *way) open(n *Internet) (time.Duration, bool) {
 	if !w.from.there() || !w.to.there() {
 		return 0, false

@@ -6,37 +6,38 @@ import (
 	"slices"
 )
 
-// Seen is what somebody on the way sees: a datagram, or a piece of a stream.
+// Seen is what an on-path observer sees: a datagram, or a piece of a stream.
 type Seen struct {
-	From, To netip.AddrPort // of a datagram, as translated there
-	Data     []byte         // not to be changed
+	From, To netip.AddrPort // of a datagram, as translated at that point
+	Data     []byte         // read-only
 
-	at     *realm // nil: it is of a stream
+	at     *realm // nil for a piece of a stream
 	sender *Host
 }
 
-// Datagram says whether it is one, which can be injected again.
+// Datagram reports whether it is a datagram, which can be injected again.
 func (s Seen) Datagram() bool { return s.at != nil }
 
-// Public says whether it was seen on the Internet itself, and not behind a NAT.
+// Public reports whether it was seen on the Internet itself, and not behind a NAT.
 func (s Seen) Public() bool { return s.at != nil && s.at.gateway == nil }
 
-// Tap shows f all that is sent: datagrams in the network where they meet their receiver, or the NAT before it, whether they get
-// there or not, and streams where they are written. f must not call the Internet, and it may keep what it is shown.
+// Tap calls f with everything that is sent: datagrams in the network where they meet their receiver or the NAT in front of it,
+// whether they are delivered or not, and streams where they are written. f must not call the Internet, and may keep what it is
+// given.
 func (n *Internet) Tap(f func(Seen)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.tap = f
 }
 
-// see shows a datagram to who taps the wire.
+// see shows a datagram to the tap, if there is one.
 func (n *Internet) see(at *realm, d *datagram) {
 	if n.tap != nil {
 		n.tap(Seen{From: d.from, To: d.dst, Data: d.data, at: at, sender: d.sender})
 	}
 }
 
-// Inject puts a datagram on the wire at the place where it was seen, with whatever it says now. It goes the way of the seen one.
+// Inject sends a datagram from the place where it was seen, with the current contents of s. It takes the path of the seen one.
 func (n *Internet) Inject(s Seen) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -45,7 +46,7 @@ func (n *Internet) Inject(s Seen) {
 	}
 }
 
-// Open are the sockets, listeners and streams that somebody has not closed.
+// Open returns the sockets, listeners and streams that nobody has closed.
 func (n *Internet) Open() (list []string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -8,13 +8,13 @@ import (
 	"net/netip"
 )
 
-// TxID names a request and its answer.
+// TxID identifies a request and its answer.
 type TxID [12]byte
 
-// Kind is what a message is.
+// Kind is the type of a message.
 type Kind uint16
 
-// The kinds of the one method that there is here, Binding.
+// The kinds of the only supported method, Binding.
 const (
 	Request  Kind = 0x0001
 	Response Kind = 0x0101
@@ -24,33 +24,33 @@ const (
 // Change asks a server to answer from its other address, its other port, or both (RFC 5780, CHANGE-REQUEST).
 type Change uint8
 
-// What may be changed.
+// The parts of the source that can be changed.
 const (
 	ChangePort Change = 1 << 1
 	ChangeAddr Change = 1 << 2
 )
 
-// Message is what matters of a STUN message. Addresses are invalid where the message has none.
+// Message holds the relevant parts of a STUN message. Addresses that the message does not carry are invalid.
 type Message struct {
 	Kind        Kind
 	ID          TxID
-	Mapped      netip.AddrPort // where the request came from, XOR-MAPPED-ADDRESS or else MAPPED-ADDRESS
+	Mapped      netip.AddrPort // where the request came from: XOR-MAPPED-ADDRESS, or else MAPPED-ADDRESS
 	Origin      netip.AddrPort // where the answer came from, RESPONSE-ORIGIN
 	Other       netip.AddrPort // the server's other address and port, OTHER-ADDRESS
 	Change      Change
-	Code        int  // of a Failure, as 420
-	Fingerprint bool // there is one, and it is right
+	Code        int  // error code of a Failure, e.g. 420
+	Fingerprint bool // present and correct
 	unknown     []uint16
 }
 
 const (
 	headerLen   = 20
 	cookie      = 0x2112A442
-	fingerprint = 0x5354554e // what the checksum is XORed with
+	fingerprint = 0x5354554e // XORed with the checksum
 
-	// maxLen is how long a message may be: one that fills the largest packet that MTUs are looked for with.
+	// maxLen is the maximum length of a message: one that fills the largest packet used in MTU discovery.
 	maxLen = 1500 - 20 - 8
-	// maxUnknown is how many attributes are listed that are not understood.
+	// maxUnknown bounds how many unknown attributes are recorded.
 	maxUnknown = 8
 )
 
@@ -75,19 +75,19 @@ const (
 	optional        = 0x8000 // attributes from here on may be ignored
 )
 
-// ErrFormat says that bytes are no STUN message, or one that nobody honest sends.
+// ErrFormat means that the bytes are not a STUN message, or are one that no honest sender sends.
 var ErrFormat = errors.New("not a STUN message")
 
 func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrFormat, fmt.Sprintf(format, args...))
 }
 
-// Is says whether a datagram is STUN's and not another protocol's on the same socket.
+// Is reports whether a datagram is STUN rather than another protocol on the same socket.
 func Is(b []byte) bool {
 	return len(b) >= headerLen && b[0]&0xC0 == 0 && binary.BigEndian.Uint32(b[4:]) == cookie
 }
 
-// Parse reads a message, which is all of b.
+// Parse parses a message that occupies all of b.
 func Parse(b []byte) (Message, error) {
 	if !Is(b) {
 		return Message{}, malformed("%d bytes without its header", len(b))
@@ -113,7 +113,7 @@ func Parse(b []byte) (Message, error) {
 			return Message{}, malformed("attribute %#04x of %d bytes at %d of %d", kind, n, at, len(b))
 		}
 		v := b[at+4 : at+4+n]
-		// What follows a signature is not covered by it, and not for us (RFC 8489, section 14.5).
+		// Attributes after the integrity attribute are not covered by it and must be ignored (RFC 8489, section 14.5).
 		if !signed || kind == attrFingerprint {
 			if err := m.attribute(b, at, kind, v, &mapped); err != nil {
 				return Message{}, err
@@ -128,7 +128,7 @@ func Parse(b []byte) (Message, error) {
 	return m, nil
 }
 
-// attribute reads one attribute. Where one is there twice, the first counts.
+// attribute parses one attribute. Of duplicates, the first counts.
 func (m *Message) attribute(b []byte, at int, kind uint16, v []byte, mapped *netip.AddrPort) error {
 	var err error
 	addr := func(to *netip.AddrPort, xor []byte) {
@@ -162,7 +162,7 @@ func (m *Message) attribute(b []byte, at int, kind uint16, v []byte, mapped *net
 		}
 		m.Fingerprint = true
 	case attrUsername, attrIntegrity, attrIntegrity2, attrRealm, attrNonce, attrAlgorithm, attrUserhash, attrUnknown:
-		// About who asks, which nobody has to prove for an address.
+		// Credentials of the sender, which no one needs in order to learn an address.
 	default:
 		if kind < optional && len(m.unknown) < maxUnknown {
 			m.unknown = append(m.unknown, kind)
@@ -171,10 +171,10 @@ func (m *Message) attribute(b []byte, at int, kind uint16, v []byte, mapped *net
 	return err
 }
 
-// sum is the checksum of all that is before a FINGERPRINT; the length in the header includes that.
+// sum returns the checksum of everything before a FINGERPRINT; the length in the header already includes that attribute.
 func sum(b []byte) uint32 { return crc32.ChecksumIEEE(b) ^ fingerprint }
 
-// parseAddr reads an address. XORed ones hide from NATs that translate whatever looks like an address.
+// parseAddr parses an address attribute. XORed addresses hide from NATs that rewrite anything that looks like an address.
 func parseAddr(kind uint16, v, xor []byte) (netip.AddrPort, error) {
 	if len(v) < 2 || (v[1] != 1 || len(v) != 8) && (v[1] != 2 || len(v) != 20) {
 		return netip.AddrPort{}, malformed("address %x in attribute %#04x", v[:min(len(v), 20)], kind)
@@ -196,7 +196,7 @@ func parseAddr(kind uint16, v, xor []byte) (netip.AddrPort, error) {
 // AppendRequest appends a Binding request.
 func AppendRequest(b []byte, id TxID) []byte { return AppendChangeRequest(b, id, 0) }
 
-// AppendChangeRequest appends a Binding request that is to be answered from elsewhere.
+// AppendChangeRequest appends a Binding request that asks for an answer from elsewhere.
 func AppendChangeRequest(b []byte, id TxID, c Change) []byte {
 	at := len(b)
 	b = appendHeader(b, Request, id)
@@ -206,7 +206,7 @@ func AppendChangeRequest(b []byte, id TxID, c Change) []byte {
 	return finish(b, at, true)
 }
 
-// AppendResponse appends the answer to a request: the addresses of m that it has.
+// AppendResponse appends the answer to a request, with those addresses of m that are set.
 func AppendResponse(b []byte, m Message) []byte {
 	at := len(b)
 	b = appendHeader(b, Response, m.ID)
@@ -220,7 +220,7 @@ func AppendResponse(b []byte, m Message) []byte {
 	return finish(b, at, m.Fingerprint)
 }
 
-// appendUnknown appends the answer to a request with attributes that are not understood but have to be.
+// appendUnknown appends the error response to a request with unknown attributes that must be understood.
 func appendUnknown(b []byte, m Message, attrs []uint16) []byte {
 	at := len(b)
 	b = appendHeader(b, Failure, m.ID)
@@ -235,8 +235,8 @@ func appendUnknown(b []byte, m Message, attrs []uint16) []byte {
 	return finish(b, at, m.Fingerprint)
 }
 
-// AppendPadded appends a Binding request of exactly size bytes, a multiple of 4, to find out whether it gets through. It says
-// nothing of us: the padding is empty.
+// AppendPadded appends a Binding request of exactly size bytes, a multiple of 4, to find out whether packets of that size get
+// through. It reveals nothing about us: the padding is all zeros.
 func AppendPadded(b []byte, id TxID, size int) []byte {
 	at := len(b)
 	b = appendHeader(b, Request, id)
@@ -253,7 +253,7 @@ func appendHeader(b []byte, kind Kind, id TxID) []byte {
 	return append(b, id[:]...)
 }
 
-// appendAddr appends an attribute with an address. A 4-in-6 one becomes IPv4.
+// appendAddr appends an address attribute. A 4-in-6 address becomes IPv4.
 func appendAddr(b []byte, kind uint16, a netip.AddrPort, xor []byte) []byte {
 	ip := a.Addr().Unmap().AsSlice()
 	family, port := byte(1), a.Port()
@@ -272,7 +272,7 @@ func appendAddr(b []byte, kind uint16, a netip.AddrPort, xor []byte) []byte {
 	return append(b, ip...)
 }
 
-// finish sets the length of a message that begins at at, and appends its FINGERPRINT.
+// finish sets the length of the message that starts at b[at] and appends its FINGERPRINT.
 func finish(b []byte, at int, fingerprinted bool) []byte {
 	n := len(b) - at - headerLen
 	if fingerprinted {

@@ -56,7 +56,7 @@ func unhex(t testing.TB, s string) []byte {
 
 func TestRFC5769(t *testing.T) {
 	short := []byte("VOkJxbRl1RmTxUk/WvJxBt")
-	long := md5.Sum([]byte("マトリックス:example.org:TheMatrIX")) //nolint:gosec // what RFC 8489 derives long-term keys by
+	long := md5.Sum([]byte("マトリックス:example.org:TheMatrIX")) //nolint:gosec // RFC 8489 derives long-term keys with it
 	for _, v := range load(t).RFC5769 {
 		b := unhex(t, v.Hex)
 		m, err := stun.Parse(b)
@@ -85,7 +85,7 @@ func TestRFC5769(t *testing.T) {
 	}
 }
 
-// signed checks a message's MESSAGE-INTEGRITY: nobody who asks for an address signs, so only the vectors need it.
+// signed verifies a message's MESSAGE-INTEGRITY. Address requests are never signed, so only the test vectors need it.
 func signed(t *testing.T, b, key []byte) bool {
 	t.Helper()
 	for at := 20; at < len(b); at += 4 + (int(binary.BigEndian.Uint16(b[at+2:]))+3)&^3 {
@@ -105,7 +105,7 @@ func signed(t *testing.T, b, key []byte) bool {
 func TestCapturedAnswers(t *testing.T) {
 	for _, v := range load(t).Captured {
 		b := unhex(t, v.Hex)
-		if v.Name == "in-process-pion-server" { // there is more in the file than the message
+		if v.Name == "in-process-pion-server" { // the file contains more than the message
 			if _, err := stun.Parse(b); !errors.Is(err, stun.ErrFormat) {
 				t.Errorf("%s with a tail: %v", v.Name, err)
 			}
@@ -171,7 +171,7 @@ func TestAppendPadded(t *testing.T) {
 	}
 }
 
-// A bit that changes on the way is noticed, where there is a fingerprint.
+// A fingerprint reveals any bit changed in transit.
 func TestDamage(t *testing.T) {
 	good := stun.AppendResponse(nil, stun.Message{Mapped: ap("192.0.2.1:7"), Fingerprint: true})
 	for i := range 8 * len(good) {
@@ -188,7 +188,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// What WireGuard and path messages begin with is not STUN.
+// WireGuard and path messages are not mistaken for STUN.
 func TestIs(t *testing.T) {
 	if !stun.Is(stun.AppendRequest(nil, stun.TxID{})) {
 		t.Error("a request is not STUN")

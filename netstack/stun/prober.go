@@ -7,26 +7,26 @@ import (
 	"time"
 )
 
-// MaxServers is how many servers of each address family are asked. Two tell whether a NAT maps alike towards all.
+// MaxServers is the number of servers asked per address family. Two suffice to tell whether the mapping depends on the server.
 const MaxServers = 2
 
-// Event is what a Prober is told.
+// Event is an input to a Prober.
 type Event interface{ event() }
 
 // The events.
 type (
-	// Begin asks, from the start: an earlier run is forgotten.
+	// Begin starts probing, and discards any earlier run.
 	Begin struct {
 		Servers []netip.AddrPort
-		Local   []netip.AddrPort // the addresses of the socket
-		Full    bool             // find out all that the servers can tell, which takes some seconds
+		Local   []netip.AddrPort // the socket's local addresses
+		Full    bool             // find out everything the servers can tell, which takes some seconds
 	}
-	// Received is a STUN message that came to the socket.
+	// Received is a STUN message received on the socket.
 	Received struct {
 		From netip.AddrPort
 		Msg  []byte
 	}
-	// Tick is the time that a Wake asked for.
+	// Tick reports that the time of the last Wake has come.
 	Tick struct{}
 )
 
@@ -34,19 +34,19 @@ func (Begin) event()    {}
 func (Received) event() {}
 func (Tick) event()     {}
 
-// Effect is what is to be done.
+// Effect is an action for the caller to perform.
 type Effect interface{ effect() }
 
 // The effects.
 type (
-	// Send sends a message by the socket.
+	// Send sends a message from the socket.
 	Send struct {
 		To  netip.AddrPort
 		Msg []byte
 	}
-	// Wake asks for a Tick; it stands in for all earlier ones.
+	// Wake requests a Tick; it replaces all earlier ones.
 	Wake struct{ At time.Time }
-	// Found is what is known now: after the first answer of each server, and when all is Done.
+	// Found reports what is known so far: after the first answer of each server, and once everything is Done.
 	Found struct{ Report Report }
 )
 
@@ -54,22 +54,22 @@ func (Send) effect()  {}
 func (Wake) effect()  {}
 func (Found) effect() {}
 
-// Prober asks servers how they see one socket. Each address family goes through these stages by itself:
+// Prober asks servers how they see one socket. Each address family passes through these stages on its own:
 //
-//	address ─────────► all servers at once; two tell whether the mapping depends on them
-//	filterAddr ──┐     answer from another address and port: then the filter lets in anyone
-//	filterPort   │     answer from another port: then it looks at addresses only
+//	address ─────────► all servers at once; two tell whether the mapping depends on the server
+//	filterAddr ──┐     answer from another address and port: if it arrives, the filter lets in anyone
+//	filterPort   │     answer from another port: if it arrives, the filter checks addresses only
 //	mapPort      │     what the server's other port sees
-//	mapAddr      │     what its other address sees, where no second server told
-//	hairpin ─────┘     to our own outside address
+//	mapAddr      │     what its other address sees, unless a second server told
+//	hairpin ─────┘     to our own external address
 //
-// The stages after the first are for Full runs, and all but the last for servers with another address. The filter is looked
-// at before the other address is ever sent to, since that opens it.
+// The stages after the first are for Full runs, and all but the last need a server with another address. Filtering is tested
+// before anything is sent to the other address, since sending opens the filter for it.
 type Prober struct {
 	rnd      *rand.ChaCha8
 	begun    Begin
 	report   Report
-	families [2]family // of IPv4 and IPv6
+	families [2]family // IPv4, IPv6
 	open     []*question
 	sent     []request
 }
@@ -78,8 +78,8 @@ type family struct {
 	*Family
 	stage stage
 	main  netip.AddrPort // a server with another address
-	other netip.AddrPort // that
-	seen  netip.AddrPort // how main sees us
+	other netip.AddrPort // that other address
+	seen  netip.AddrPort // our address as main sees it
 }
 
 type stage uint8
@@ -94,33 +94,33 @@ const (
 	done
 )
 
-// question is what waits for an answer.
+// question is a question that awaits an answer.
 type question struct {
 	family *family
-	answer int // its place in the family's Answers
+	answer int // index in the family's Answers
 	to     netip.AddrPort
 	change Change
-	gaps   []time.Duration // after which it is repeated, and at last given up
+	gaps   []time.Duration // delays before each repetition, and before giving up
 	next   time.Time
 }
 
-// request is a question sent once, under an id of its own: so it is known which one was answered.
+// request is one transmission of a question, with its own ID, so that an answer tells which transmission it belongs to.
 type request struct {
 	id TxID
 	q  *question
 	at time.Time
 }
 
-// What is asked about filters often has no answer: that is waited for less long.
+// Questions about filtering often get no answer, so those are given up sooner.
 var (
 	patience   = []time.Duration{100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond, 1500 * time.Millisecond}
 	impatience = []time.Duration{150 * time.Millisecond, 250 * time.Millisecond, 600 * time.Millisecond}
 )
 
-// NewProber is a Prober whose transaction ids follow from a secret seed.
+// NewProber returns a Prober that derives its transaction IDs from a secret seed.
 func NewProber(seed [32]byte) *Prober { return &Prober{rnd: rand.NewChaCha8(seed)} }
 
-// Step takes an event and says what to do.
+// Step handles an event and returns the actions to perform.
 func (p *Prober) Step(now time.Time, e Event) []Effect {
 	var out []Effect
 	switch e := e.(type) {
@@ -158,7 +158,7 @@ func (p *Prober) begin(now time.Time, e Begin) (out []Effect) {
 	return append(out, p.finish()...)
 }
 
-// ask opens a question.
+// ask opens a question and sends its first request.
 func (p *Prober) ask(now time.Time, q *question) Send {
 	p.open = append(p.open, q)
 	return p.send(now, q)
@@ -166,13 +166,13 @@ func (p *Prober) ask(now time.Time, q *question) Send {
 
 func (p *Prober) send(now time.Time, q *question) Send {
 	r := request{q: q, at: now}
-	_, _ = p.rnd.Read(r.id[:]) // has no errors
+	_, _ = p.rnd.Read(r.id[:]) // never fails
 	p.sent = append(p.sent, r)
 	q.next, q.gaps = now.Add(q.gaps[0]), q.gaps[1:]
 	return Send{q.to, AppendChangeRequest(nil, r.id, q.change)}
 }
 
-// tick repeats what was not answered in time, or gives it up.
+// tick repeats the questions that were not answered in time, or gives them up.
 func (p *Prober) tick(now time.Time) (out []Effect) {
 	for _, q := range slices.Clone(p.open) {
 		switch {
@@ -192,7 +192,7 @@ func (p *Prober) closeQuestion(q *question) {
 	p.sent = slices.DeleteFunc(p.sent, func(r request) bool { return r.q == q })
 }
 
-// received takes what may be an answer.
+// received handles a message that may be an answer.
 func (p *Prober) received(now time.Time, e Received) []Effect {
 	m, err := Parse(e.Msg)
 	if err != nil {
@@ -224,7 +224,7 @@ func (p *Prober) received(now time.Time, e Received) []Effect {
 	return p.answered(now, f, m.Mapped)
 }
 
-// expects says whether a message can be the answer: from where it was asked for, and with an address that can be ours.
+// expects reports whether m can be the answer: it comes from the expected endpoint and carries a plausible address.
 func (q *question) expects(m Message, from netip.AddrPort) bool {
 	if q.family.stage == hairpin {
 		return m.Kind == Request
@@ -243,8 +243,8 @@ func (q *question) expects(m Message, from netip.AddrPort) bool {
 	return a.IsValid() && a.Port() != 0 && a.Addr().Is4() == q.to.Addr().Is4() && !a.Addr().IsUnspecified() && !a.Addr().IsMulticast()
 }
 
-// useful says whether a server's other address can tell more: it is another one, with another port, which no server has
-// that we speak to.
+// useful reports whether a server's other address can tell more: it differs in both address and port, and no server that we ask
+// has that address.
 func (f *family) useful(server, other netip.AddrPort) bool {
 	spoken := slices.ContainsFunc(f.Answers, func(a Answer) bool { return a.Server.Addr() == other.Addr() })
 	return other.IsValid() && other.Addr().Is4() == server.Addr().Is4() && other.Port() != 0 &&

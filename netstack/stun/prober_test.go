@@ -16,7 +16,7 @@ import (
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// place is a server with two addresses and two ports on each, as RFC 5780 wants it.
+// place is a server with two addresses and two ports on each, as RFC 5780 requires.
 type place struct {
 	addrs [2]netip.Addr
 	socks [2][2]*sim.UDPConn
@@ -64,7 +64,7 @@ func (p *place) serve(i, j int) {
 			y = 1 - y
 		}
 		m.Mapped, m.Origin, m.Other = from.(*net.UDPAddr).AddrPort(), p.at(x, y), p.at(1-i, 1-j)
-		_, _ = p.socks[x][y].WriteTo(stun.AppendResponse(nil, m), from) // silence is what follows from an error
+		_, _ = p.socks[x][y].WriteTo(stun.AppendResponse(nil, m), from) // an error means silence
 	}
 }
 
@@ -77,7 +77,7 @@ func (p *place) close() {
 	}
 }
 
-// probe runs a Prober by a socket, and gives its last report and what it sent.
+// probe runs a Prober over a socket, and returns its last report and the destinations of what it sent.
 func probe(t *testing.T, c *sim.UDPConn, begin stun.Begin) (last stun.Report, sent []netip.AddrPort) {
 	t.Helper()
 	p := stun.NewProber([32]byte{1})
@@ -135,7 +135,7 @@ func with(t *testing.T, cfg sim.NATConfig, f func(t *testing.T, w world)) {
 	})
 }
 
-// Every kind of NAT is told from every other.
+// Every kind of NAT is distinguished from every other.
 func TestEveryNAT(t *testing.T) {
 	all := []sim.Behaviour{sim.EndpointIndependent, sim.AddressDependent, sim.AddressAndPortDependent}
 	names := map[sim.Behaviour]stun.Behaviour{
@@ -161,7 +161,7 @@ func TestEveryNAT(t *testing.T) {
 								t.Errorf("mapped %s", got.Mapped())
 							}
 							if i == 0 {
-								w.home.Reboot() // it forgets who was spoken to
+								w.home.Reboot() // it forgets which remotes it has permitted
 							}
 						}
 					})
@@ -171,12 +171,13 @@ func TestEveryNAT(t *testing.T) {
 	}
 }
 
-// hairpinSeen says whether a packet to ourselves comes back: with a mapping towards ourselves of its own, it comes from there.
+// hairpinSeen reports whether a packet to ourselves should come back: with a separate mapping towards ourselves, its source is
+// that mapping.
 func hairpinSeen(cfg sim.NATConfig) bool {
 	return cfg.Hairpin && cfg.Filtering == sim.EndpointIndependent || cfg.Hairpin && cfg.Mapping == sim.EndpointIndependent
 }
 
-// In the short run two servers tell whether the mapping depends on them, in one round trip.
+// In the short run, two servers reveal in one round trip whether the mapping depends on the server.
 func TestShortRun(t *testing.T) {
 	for mapping, want := range map[sim.Behaviour]stun.Behaviour{
 		sim.EndpointIndependent: stun.EndpointIndependent, sim.AddressDependent: stun.Dependent, sim.AddressAndPortDependent: stun.Dependent,
@@ -221,7 +222,7 @@ func TestNoNAT(t *testing.T) {
 	})
 }
 
-// Losses are made up for; silence ends.
+// Losses are compensated for, and silence ends the run.
 func TestLossAndSilence(t *testing.T) {
 	with(t, sim.NATConfig{}, func(t *testing.T, w world) {
 		servers := []netip.AddrPort{w.one.at(0, 0), w.two.at(0, 0)}
@@ -241,7 +242,7 @@ func TestLossAndSilence(t *testing.T) {
 	})
 }
 
-// Whoever does not know the random id, or is not who was asked, is not heard; nor is an address that cannot be ours.
+// Answers without the random ID or from another endpoint are ignored, and so are addresses that cannot be ours.
 func TestForgedAnswers(t *testing.T) {
 	p := stun.NewProber([32]byte{1})
 	server := ap("198.51.100.1:3478")
@@ -283,7 +284,7 @@ func TestForgedAnswers(t *testing.T) {
 	}
 }
 
-// A server that says it cannot, or ignores what it was asked, leaves things untold.
+// If a server refuses a request or ignores what it asks for, the result stays unknown.
 func TestServerThatCannot(t *testing.T) {
 	for _, refuses := range []bool{true, false} {
 		with(t, sim.NATConfig{}, func(t *testing.T, w world) {
@@ -321,7 +322,7 @@ func TestServerThatCannot(t *testing.T) {
 	}
 }
 
-// Whatever comes in, a Prober ends, and sends a bounded number of packets to whom it was told of.
+// Whatever it receives, a Prober finishes, and sends a bounded number of packets.
 func FuzzProber(f *testing.F) {
 	f.Add(uint64(1), []byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9})
 	f.Fuzz(func(t *testing.T, seed uint64, script []byte) {

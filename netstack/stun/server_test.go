@@ -33,7 +33,7 @@ func TestServerSaysWhatItCannot(t *testing.T) {
 	s := stun.NewServer()
 	for _, attrs := range []string{
 		"00030004" + "00000006", // answer from elsewhere
-		"00010000",              // an address of no family
+		"00010000",              // an address without a family
 		"7fff0000", "7ffe000401020304" + "7ffd0000",
 	} {
 		b := stun.AppendRequest(nil, stun.TxID{7})[:20]
@@ -52,7 +52,7 @@ func TestServerSaysWhatItCannot(t *testing.T) {
 	}
 }
 
-// A flood, from wherever it seems to come, is answered in part only.
+// A flood is answered only in part, whether from one source or from many.
 func TestServerIsBounded(t *testing.T) {
 	s := stun.NewServer()
 	req := stun.AppendRequest(nil, stun.TxID{7})

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// addressed looks at the answers once no server is waited for.
+// addressed evaluates the answers of the first stage once no request is outstanding.
 func (p *Prober) addressed(now time.Time, f *family) []Effect {
 	if slices.ContainsFunc(p.open, func(q *question) bool { return q.family == f }) {
 		return nil
@@ -37,7 +37,7 @@ func (p *Prober) addressed(now time.Time, f *family) []Effect {
 	return p.enter(now, f, hairpin)
 }
 
-// answered goes on after an answer in a stage after the first.
+// answered continues after an answer in any stage but the first.
 func (p *Prober) answered(now time.Time, f *family, mapped netip.AddrPort) []Effect {
 	switch f.stage {
 	case filterAddr:
@@ -64,7 +64,7 @@ func (p *Prober) answered(now time.Time, f *family, mapped netip.AddrPort) []Eff
 	return p.enter(now, f, hairpin)
 }
 
-// unanswered goes on after a question that was given up.
+// unanswered continues after a question that was given up.
 func (p *Prober) unanswered(now time.Time, q *question) []Effect {
 	f := q.family
 	switch f.stage {
@@ -82,7 +82,7 @@ func (p *Prober) unanswered(now time.Time, q *question) []Effect {
 	return p.enter(now, f, hairpin)
 }
 
-// refused goes on after a server that does not do what it was asked for.
+// refused continues after a server that does not do what it was asked to.
 func (p *Prober) refused(now time.Time, f *family) []Effect {
 	switch f.stage {
 	case address:
@@ -93,7 +93,7 @@ func (p *Prober) refused(now time.Time, f *family) []Effect {
 	return p.enter(now, f, hairpin)
 }
 
-// enter begins a stage, or the next one where that has nothing to find out.
+// enter enters stage s, or the next stage if s has nothing to find out.
 func (p *Prober) enter(now time.Time, f *family, s stage) []Effect {
 	if s == mapPort && (f.Mapping == Untranslated || f.Mapping == EndpointIndependent) {
 		s = hairpin
@@ -120,7 +120,7 @@ func (p *Prober) enter(now time.Time, f *family, s stage) []Effect {
 	return []Effect{p.ask(now, q)}
 }
 
-// finish tells the result once both families are done.
+// finish reports the result once both families are done.
 func (p *Prober) finish() []Effect {
 	for i := range p.families {
 		if p.families[i].stage != done {

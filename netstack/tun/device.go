@@ -2,10 +2,10 @@ package tun
 
 import "golang.zx2c4.com/wireguard/tun"
 
-// Device is a TUN device, as the WireGuard engine uses it.
+// Device is a TUN device as the WireGuard engine uses it.
 type Device = tun.Device
 
-// Event is what happens to a Device: up, down, another MTU.
+// Event is an event of a Device: up, down, or an MTU change.
 type Event = tun.Event
 
 // The events of a Device.
@@ -15,10 +15,10 @@ const (
 	EventMTUUpdate = tun.EventMTUUpdate
 )
 
-// DefaultMTU is the inner MTU where nothing says otherwise: what a 1500 byte underlay leaves, with IPv6 outside.
+// DefaultMTU is the default inner MTU: what remains of a 1500-byte underlay with IPv6 outside.
 const DefaultMTU = 1420
 
-// Unwrap gives the device below all that was put around it.
+// Unwrap returns the innermost device beneath all wrappers.
 func Unwrap(d Device) Device {
 	for {
 		w, ok := d.(interface{ Unwrap() Device })

@@ -14,40 +14,40 @@ import (
 	"github.com/redoubt-mesh/redoubt/acl/packet"
 )
 
-// headroom is what every device may write before a packet: a virtio header or an address family.
+// headroom is the room that any device may write to before a packet: a virtio header or an address family.
 const headroom = 16
 
-// maxBadReads is how many reads in a row may fail before the device is given up.
+// maxBadReads is how many consecutive reads may fail before the device is given up.
 const maxBadReads = 1024
 
-// verdictRoom is how many packets are judged together.
+// verdictRoom is how many packets are judged in one batch.
 const verdictRoom = 128
 
-// waker can end a blocked Read: an *os.File, or a device that has deadlines of its own.
+// waker can interrupt a blocked Read: an *os.File, or a device that supports deadlines itself.
 type waker interface{ SetReadDeadline(time.Time) error }
 
-// longAgo as a deadline ends a Read at once.
+// longAgo, as a deadline, ends a Read at once.
 var longAgo = time.Unix(1, 0)
 
-// FilteredDevice is a Device whose packets a Hook judges. It owns the device that it wraps.
+// FilteredDevice is a Device whose packets are judged by a Hook. It owns the device that it wraps.
 //
-// It hides the device's up and down events: whether the engine runs is its owner's decision, and a session should not
-// end because somebody sets the link down for a moment.
+// It hides the device's up and down events: the engine's owner decides whether it runs, and sessions should not end because
+// somebody sets the link down for a moment.
 type FilteredDevice struct {
 	inner  Device
 	hook   BatchHook
-	waker  waker // nil where the device cannot be woken
+	waker  waker // nil if the device cannot be woken
 	events chan Event
-	ended  chan struct{} // closed when the forwarder of events is gone
+	ended  chan struct{} // closed when the goroutine that forwards events has ended
 	close  func() error
 
-	// pending says that there is something in injected, or that the deadline must be reset.
+	// pending is set while there are packets in injected or the deadline must be cleared.
 	pending  atomic.Bool
 	mu       sync.Mutex
 	injected [][]byte
 	awoken   bool // the deadline is in the past
 
-	// Of Write, so that verdicts need not be made anew for each batch.
+	// Used by Write, so that verdicts are not allocated for each batch.
 	writing  sync.Mutex
 	verdicts [verdictRoom]filter.Verdict
 
@@ -57,7 +57,7 @@ type FilteredDevice struct {
 
 var _ Device = (*FilteredDevice)(nil)
 
-// Filtered puts f around inner.
+// Filtered wraps f around inner.
 func Filtered(inner Device, f Hook) *FilteredDevice {
 	d := &FilteredDevice{
 		inner:  inner,
@@ -79,7 +79,7 @@ func Filtered(inner Device, f Hook) *FilteredDevice {
 	return d
 }
 
-// forward passes on changes of the MTU, until the device is closed. One that waits to be taken stands for all.
+// forward passes on MTU changes until the device is closed. One pending event stands for all.
 func (d *FilteredDevice) forward() {
 	defer close(d.ended)
 	defer close(d.events)
@@ -94,8 +94,8 @@ func (d *FilteredDevice) forward() {
 	}
 }
 
-// Read gives packets that go to peers: what Inject left, and what the Hook lets the host send. A packet that may not
-// pass has size zero, and the engine skips it: its buffer belongs to its place, so it cannot be closed up.
+// Read returns packets to peers: those given to Inject, and those that the Hook lets the host send. Denied packets have size
+// zero, and the engine skips them: a buffer belongs to its index, so the gaps cannot be closed.
 func (d *FilteredDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	for bad := 0; ; {
 		if d.pending.Load() {
@@ -124,7 +124,7 @@ func (d *FilteredDevice) Read(bufs [][]byte, sizes []int, offset int) (int, erro
 	}
 }
 
-// Supers are the wrapped device's queues, of which only that comes which may pass.
+// Supers returns the wrapped device's queues, limited to the packets that may pass.
 func (d *FilteredDevice) Supers() []SuperReader {
 	inner := Supers(d.inner)
 	out := make([]SuperReader, len(inner))
@@ -134,15 +134,15 @@ func (d *FilteredDevice) Supers() []SuperReader {
 	return out
 }
 
-// filteredReader is one queue; the first is also where injected packets come from, since it is the one that is woken.
+// filteredReader is one queue; the first also returns the injected packets, since it is the queue that gets woken.
 type filteredReader struct {
 	d       *FilteredDevice
 	inner   SuperReader
 	injects bool
-	bad     int // in a row
+	bad     int // consecutive bad reads
 }
 
-// maxDenied is how many packets that may not pass are taken at most by who does not wait, since others wait for that one.
+// maxDenied bounds how many denied packets a read without wait skips, since others wait for its caller.
 const maxDenied = 64
 
 // ReadSuper implements SuperReader.
@@ -171,7 +171,7 @@ func (r *filteredReader) ReadSuper(s *Super, wait bool) (bool, error) {
 	return false, nil
 }
 
-// judgeSuper says whether a packet of the host may pass. One verdict is for all that a super-packet is.
+// judgeSuper reports whether a packet from the host may pass. One verdict applies to all packets of a super-packet.
 func (d *FilteredDevice) judgeSuper(s *Super) bool {
 	var v filter.Verdict
 	if count := s.Count(); count > 1 {
@@ -185,8 +185,8 @@ func (d *FilteredDevice) judgeSuper(s *Super) bool {
 	return v.Pass
 }
 
-// lasting says whether an error of the device's Read means that it is no use any more. All others are about one packet
-// of the host that has no sense, or about the device's watch over its link; the engine would close itself for either.
+// lasting reports whether an error of the device's Read means that the device is unusable. All others concern a single invalid
+// packet from the host, or the device's monitoring of its link; the engine would shut down for either.
 func lasting(err error) bool {
 	var file *os.PathError
 	return errors.Is(err, os.ErrClosed) || errors.As(err, &file)
@@ -200,7 +200,7 @@ func (d *FilteredDevice) judgeOut(bufs [][]byte, sizes []int, offset, n int) (pa
 		pkt := bufs[i][offset : offset+sizes[i]]
 		v := d.hook.Out(pkt)
 		if v.Pass {
-			// The device writes checksums for the host, and does not know that UDP has no zero.
+			// The device computes checksums for the host, and does not know that UDP sends zero as 0xffff.
 			packet.MendChecksum(pkt)
 			passed++
 			continue
@@ -213,16 +213,16 @@ func (d *FilteredDevice) judgeOut(bufs [][]byte, sizes []int, offset, n int) (pa
 	return passed
 }
 
-// refuse tells the host that a packet of it was denied.
+// refuse tells the host that one of its packets was denied.
 func (d *FilteredDevice) refuse(v filter.Verdict, pkt []byte) {
 	buf := v.AppendReply(make([]byte, headroom, headroom+packet.ReplyLimit), pkt)
 	if len(buf) > headroom {
-		// A host that does not get its answer times out instead; there is nobody to tell.
+		// Without the reply the host times out instead; there is nobody to report the error to.
 		_, _ = d.inner.Write([][]byte{buf}, headroom)
 	}
 }
 
-// Write gives the host the packets of peers that the Hook lets in. It closes up bufs over those that it does not.
+// Write passes the packets of peers to the host that the Hook lets in. It compacts bufs over the denied ones.
 func (d *FilteredDevice) Write(bufs [][]byte, offset int) (int, error) {
 	kept := d.judgeIn(bufs, offset)
 	if kept == 0 {
@@ -248,7 +248,7 @@ func (d *FilteredDevice) judgeIn(bufs [][]byte, offset int) (kept int) {
 	return kept
 }
 
-// Deliver gives the host a packet that was judged already, such as the reset of a flow that died.
+// Deliver passes a packet to the host without judging it, such as the reset of a flow that died.
 func (d *FilteredDevice) Deliver(toLocal []byte) error {
 	buf := make([]byte, headroom+len(toLocal))
 	copy(buf[headroom:], toLocal)
@@ -258,34 +258,34 @@ func (d *FilteredDevice) Deliver(toLocal []byte) error {
 	return nil
 }
 
-// MTU is the wrapped device's.
+// MTU returns the wrapped device's MTU.
 func (d *FilteredDevice) MTU() (int, error) { return d.inner.MTU() }
 
-// Name is the wrapped device's.
+// Name returns the wrapped device's name.
 func (d *FilteredDevice) Name() (string, error) { return d.inner.Name() }
 
-// File is the wrapped device's.
+// File returns the wrapped device's file.
 func (d *FilteredDevice) File() *os.File { return d.inner.File() }
 
-// BatchSize is the wrapped device's.
+// BatchSize returns the wrapped device's batch size.
 func (d *FilteredDevice) BatchSize() int { return d.inner.BatchSize() }
 
-// Events tells of changes of the MTU; it is closed when the device is.
+// Events reports MTU changes; it is closed when the device is.
 func (d *FilteredDevice) Events() <-chan Event { return d.events }
 
-// Unwrap is the wrapped device.
+// Unwrap returns the wrapped device.
 func (d *FilteredDevice) Unwrap() Device { return d.inner }
 
-// Close closes the wrapped device and waits until its events are over.
+// Close closes the wrapped device and waits until its events have ended.
 func (d *FilteredDevice) Close() error { return d.close() }
 
-// Stats are what a FilteredDevice counts itself; verdicts are counted by the Hook.
+// Stats are the counters of a FilteredDevice itself; the Hook counts verdicts.
 type Stats struct {
-	BadReads      uint64 // packets of the host that had no sense
+	BadReads      uint64 // invalid packets from the host
 	InjectDropped uint64 // packets that Inject had no room for
 }
 
-// Stats says what was counted so far.
+// Stats returns the current counters.
 func (d *FilteredDevice) Stats() Stats {
 	return Stats{BadReads: d.badReads.Load(), InjectDropped: d.injectDropped.Load()}
 }

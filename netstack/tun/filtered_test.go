@@ -24,7 +24,7 @@ var (
 	there = netip.MustParseAddr("100.64.0.2")
 )
 
-// numbers judges echo requests by their number: it lets pass those that are not denied.
+// numbers judges echo requests by their number: it passes all but the denied ones.
 type numbers struct {
 	mu      sync.Mutex
 	denied  map[uint16]bool
@@ -55,7 +55,7 @@ func buffers(n int) (bufs [][]byte, sizes []int) {
 	return bufs, make([]int, n)
 }
 
-// read is one Read of the engine: the numbers of the packets that it got.
+// read makes one Read as the engine does, and returns the numbers of its packets.
 func read(t *testing.T, d tun.Device) []uint16 {
 	t.Helper()
 	const offset = 16
@@ -103,7 +103,7 @@ func TestReadGivesWhatPasses(t *testing.T) {
 			inner.Send(echo(n))
 		}
 		want(t, read(t, d), 2, 4)
-		want(t, read(t, d), 9) // the batch of which nothing passed is passed over
+		want(t, read(t, d), 9) // a batch in which nothing passed is skipped
 	})
 }
 
@@ -172,9 +172,9 @@ func TestInjectWakesRead(t *testing.T) {
 			}
 		}()
 		synctest.Wait()
-		d.Inject(echo(1)) // denied to the host, but this is not the host's
+		d.Inject(echo(1)) // denied for the host, but the host did not send it
 		want(t, <-got, 1)
-		synctest.Wait() // blocks again, else this never ends
+		synctest.Wait() // Read must block again, otherwise this never returns
 		inner.Send(echo(2))
 		want(t, <-got, 2)
 		synctest.Wait()
@@ -242,7 +242,7 @@ func TestEvents(t *testing.T) {
 	})
 }
 
-// script is a device whose Read gives what the script says.
+// script is a device whose Read follows a script.
 type script struct {
 	*sim.TUN
 	steps []step
@@ -292,7 +292,7 @@ func TestReadErrors(t *testing.T) {
 			}
 		})
 	}
-	// Packets that came with an error are judged like all others.
+	// Packets returned with an error are judged like all others.
 	h := &numbers{denied: map[uint16]bool{1: true}}
 	d := tun.Filtered(&script{TUN: sim.NewTUN("sim0", 1420), steps: []step{
 		{packets: [][]byte{echo(1), echo(2)}, err: wgtun.ErrTooManySegments},
@@ -305,13 +305,13 @@ func TestReadErrors(t *testing.T) {
 	}
 }
 
-// null is a device of which Read always gives one packet and Write takes everything.
+// null is a device whose Read always returns one packet and whose Write accepts everything.
 type null struct{ *sim.TUN }
 
 func (null) Read(_ [][]byte, sizes []int, _ int) (int, error) { sizes[0] = 64; return 1, nil }
 func (null) Write(bufs [][]byte, _ int) (int, error)          { return len(bufs), nil }
 
-// open lets everything pass.
+// open passes everything.
 type open struct{}
 
 func (open) Out([]byte) filter.Verdict { return filter.Verdict{Pass: true} }
@@ -344,13 +344,13 @@ func TestVirtualDeadline(t *testing.T) {
 	})
 }
 
-// piped is a device of which Read reads a pipe, with the deadlines of a real file.
+// piped is a device whose Read reads from a pipe, with the deadlines of a real file.
 type piped struct {
 	*sim.TUN
 	file *os.File
 }
 
-// tunDevice hides that the simulated TUN has deadlines of its own.
+// tunDevice hides that the simulated TUN supports deadlines itself.
 type tunDevice struct{ tun.Device }
 
 func (p piped) File() *os.File { return p.file }
@@ -393,19 +393,20 @@ func TestInjectWakesFile(t *testing.T) {
 	}
 }
 
-// all lets everything pass.
+// all passes everything.
 type all struct{}
 
 func (all) Out([]byte) filter.Verdict { return filter.Verdict{Pass: true} }
 func (all) In([]byte) filter.Verdict  { return filter.Verdict{Pass: true} }
 
-// TestReadMendsChecksums: a device that writes the checksums for the host writes zero where UDP over IPv6 has to have ones.
+// TestReadMendsChecksums checks that Read repairs the checksums of a device that writes zero where UDP over IPv6 requires
+// 0xffff.
 func TestReadMendsChecksums(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner := sim.NewTUN("sim0", 1420)
 		d := tun.Filtered(inner, all{})
 		defer d.Close()
-		// From fd00:: to fd00::, ports 0, eight bytes of header and two that make the sum all ones.
+		// From fd00:: to fd00::, ports 0, an 8-byte header and two bytes that make the sum all ones.
 		udp := []byte{0, 0, 0, 0, 0, 10, 0, 0, 0, 0}
 		v6 := append([]byte{0x60, 0, 0, 0, 0, 10, 17, 64, 0xfd, 23: 0, 24: 0xfd, 39: 0}, udp...)
 		const rest = 2*0xfd00 - 0xffff + 17 + 10 + 10

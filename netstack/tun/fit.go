@@ -7,20 +7,21 @@ import (
 	"github.com/redoubt-mesh/redoubt/acl/packet"
 )
 
-// Fitting is how a packet was made fit a way.
+// Fitting describes how a packet was made to fit a path's MTU.
 type Fitting uint8
 
-// The ways to make it fit.
+// The ways to make a packet fit.
 const (
-	// FitsNot says that it does not: whoever sent it has to send less, and Next gives it as it is.
+	// FitsNot means that it cannot be made to fit: the sender must send less. Next returns the packet unchanged.
 	FitsNot Fitting = iota
-	// FitsCut says that TCP is in shorter segments now. The sender should hear of it, since some are very short.
+	// FitsCut means that a TCP packet was cut into shorter segments. The sender should be told, since some of them are very
+	// short.
 	FitsCut
-	// FitsFragments says that it is in fragments, as IPv4 permits where the sender does not forbid it.
+	// FitsFragments means that a packet was fragmented, as IPv4 allows unless the sender forbids it.
 	FitsFragments
 )
 
-// Largest is how long the longest of the packets is.
+// Largest returns the length of the longest of the packets.
 func (s *Super) Largest() int {
 	if s.size == 0 {
 		return len(s.pkt)
@@ -28,7 +29,8 @@ func (s *Super) Largest() int {
 	return min(s.header+s.size, len(s.pkt))
 }
 
-// Fit has Next give packets of at most mtu bytes, where that is possible. It comes before Next, and mtu is 1280 at least.
+// Fit makes Next return packets of at most mtu bytes, where possible. It must be called before Next, and mtu must be at least
+// 1280.
 func (s *Super) Fit(mtu int) Fitting {
 	if s.size == 0 {
 		if x := shapeOf(s.pkt); x.protocol == protocolTCP && x.header <= maxHeaders {
@@ -47,12 +49,13 @@ func (s *Super) Fit(mtu int) Fitting {
 }
 
 const (
-	dontFragment = 0x40 // of the first byte of flags and offset
+	dontFragment = 0x40 // in the first byte of flags and offset
 	moreComes    = 0x2000
 	offsetMask   = 0x1fff
 )
 
-// fragment has Next give fragments of an IPv4 packet that may be cut. Which options go into all of them is not looked at.
+// fragment makes Next return fragments of an IPv4 packet that may be fragmented. Packets with options are left alone: it does
+// not know which options go into every fragment.
 func (s *Super) fragment(mtu int) Fitting {
 	p := s.pkt
 	if len(p) <= mtu || p[0] != 0x45 || p[6]&dontFragment != 0 || int(binary.BigEndian.Uint16(p[2:])) != len(p) {
@@ -69,7 +72,7 @@ func (s *Super) fragment(mtu int) Fitting {
 	return FitsFragments
 }
 
-// nextFragment is Next for fragments; of the packet, s.id holds flags and offset.
+// nextFragment is Next for fragments; s.id holds the packet's own flags and offset.
 func (s *Super) nextFragment() []byte {
 	from, to := s.at, min(s.at+s.size, len(s.pkt))
 	q := s.pkt[from-s.header : to]
@@ -85,11 +88,11 @@ func (s *Super) nextFragment() []byte {
 	return q
 }
 
-// TooBig tells the host that a packet of it is larger than mtu, the most that gets through.
+// TooBig tells the host that one of its packets exceeds mtu, the largest size that gets through.
 func TooBig(d Device, pkt []byte, mtu int) error {
 	buf := packet.AppendTooBig(make([]byte, headroom, headroom+packet.ReplyLimit), pkt, mtu)
 	if len(buf) == headroom {
-		return nil // it is none that is answered
+		return nil // a packet that gets no such reply
 	}
 	if _, err := Unwrap(d).Write([][]byte{buf}, headroom); err != nil {
 		return fmt.Errorf("tell the host of an MTU: %w", err)

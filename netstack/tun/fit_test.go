@@ -8,7 +8,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/acl/packet"
 )
 
-// fragmentable is an IPv4 packet of UDP with a payload of n bytes that may be cut.
+// fragmentable returns an IPv4 UDP packet with an n-byte payload that may be fragmented.
 func fragmentable(n int) []byte {
 	p := make([]byte, 28+n)
 	p[0], p[8], p[9] = 0x45, 64, protocolUDP
@@ -23,7 +23,7 @@ func fragmentable(n int) []byte {
 	return p
 }
 
-// What may be cut arrives whole at who puts the pieces together.
+// Fragments reassemble to the original packet.
 func TestFragments(t *testing.T) {
 	for _, n := range []int{1253, 1392, 4000, 60000} {
 		p := fragmentable(n)
@@ -50,7 +50,7 @@ func TestFragments(t *testing.T) {
 	}
 }
 
-// What may not be cut stays whole, and its sender hears of the size; nobody hears of errors about errors.
+// A packet that must not be fragmented stays whole, and its sender is told the size; errors about errors are not sent.
 func TestTooBig(t *testing.T) {
 	p := fragmentable(1392)
 	p[6] = dontFragment
@@ -74,7 +74,7 @@ func TestTooBig(t *testing.T) {
 	}
 }
 
-// TCP is in shorter segments, be it one packet or many.
+// TCP is cut into shorter segments, whether it comes as one packet or as many.
 func TestShorterSegments(t *testing.T) {
 	for _, six := range []bool{false, true} {
 		one := spec{v6: six, flags: flagACK, payload: bytes.Repeat([]byte{7}, 1360)}.build()

@@ -5,14 +5,14 @@ import (
 	"time"
 )
 
-// maxInjected is how many packets wait for the engine's next Read at most.
+// maxInjected bounds how many packets wait for the engine's next Read.
 const maxInjected = 512
 
-// Inject sends a packet towards a peer as though the host had sent it, already judged: resets to the far end of a flow
-// that died. It never blocks; what finds no room is dropped and counted. Where the device cannot be woken the packet
-// waits for the host's next one.
+// Inject sends a packet to a peer as if the host had sent it, without judging it: for example a reset to the far end of a flow
+// that died. It never blocks; packets beyond the limit are dropped and counted. If the device cannot be woken, the packet waits
+// for the next one from the host.
 //
-// The blocked Read is woken by a deadline in the past, which stays until Read finds nothing more to inject. Both happen
+// A read deadline in the past wakes the blocked Read, and stays in place until Read finds nothing more to inject. Both happen
 // under mu, so no wake-up is lost, and a Read that was woken always has something to do.
 func (d *FilteredDevice) Inject(toPeer []byte) {
 	if len(toPeer) == 0 {
@@ -31,7 +31,8 @@ func (d *FilteredDevice) Inject(toPeer []byte) {
 	}
 }
 
-// takeInjected moves waiting packets to the engine's buffers; once there are none it makes Read block again.
+// takeInjected moves waiting packets to the engine's buffers; if there are none it clears the deadline, so that Read blocks
+// again.
 func (d *FilteredDevice) takeInjected(bufs [][]byte, sizes []int, offset int) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -43,7 +44,7 @@ func (d *FilteredDevice) takeInjected(bufs [][]byte, sizes []int, offset int) in
 	return n
 }
 
-// takeInjectedSuper is takeInjected for one packet.
+// takeInjectedSuper is takeInjected for a single packet.
 func (d *FilteredDevice) takeInjectedSuper(s *Super) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -55,13 +56,13 @@ func (d *FilteredDevice) takeInjectedSuper(s *Super) bool {
 	return n == 1
 }
 
-// took takes the first n packets out. The caller holds the lock.
+// took removes the first n packets, or clears the deadline if n is 0. The caller holds mu.
 func (d *FilteredDevice) took(n int) {
 	d.injected = append(d.injected[:0], d.injected[n:]...)
 	if n == 0 {
 		d.pending.Store(false)
 		if d.awoken {
-			// The only error is that of a closed device, which the Read that follows returns as well.
+			// The only possible error is that the device is closed, which the following Read returns as well.
 			_ = d.waker.SetReadDeadline(time.Time{})
 			d.awoken = false
 		}

@@ -5,38 +5,38 @@ import (
 	"encoding/binary"
 )
 
-// joiner makes super-packets of packets that follow each other in a flow, without moving them: each is written from where
-// its parts lie, the first with the headers that stand for all.
+// joiner joins consecutive packets of a flow into super-packets without copying: each part is written from where it lies, and
+// the first carries the headers for all.
 type joiner struct {
-	write func(parts [][]byte) // virtio header and packet, in one or several parts
-	udp   bool                 // the host takes joined UDP
+	write func(parts [][]byte) // virtio header and packet, in one or more parts
+	udp   bool                 // the host accepts joined UDP
 
 	parts     [maxParts][]byte
 	n         int
 	shape     shape
 	room      []byte // the virtio header and the first packet
-	payload   int    // of all
+	payload   int    // total length
 	next      uint32
-	checked   bool // the first one's checksum is right
-	closed    bool // nothing can follow
+	checked   bool // the first packet's checksum is right
+	closed    bool // nothing more can be joined
 	lastFlags byte
 }
 
-// shape is what has to be known of a packet that may be joined to others; protocol 0 says that it may not.
+// shape is what the joiner needs to know about a packet; protocol 0 means that it cannot be joined.
 type shape struct {
 	protocol  byte
-	transport int // where the transport header begins
-	header    int // how long all headers are
+	transport int // offset of the transport header
+	header    int // length of all headers
 	size      int // of the payload
 }
 
 const (
 	maxParts    = 128
-	maxUDPParts = 64 // as many as Linux takes apart
+	maxUDPParts = 64 // as many as Linux can split
 	flagACK     = 0x10
 )
 
-// add takes the packet buf[offset:]. Ten bytes before it are written as well.
+// add adds the packet buf[offset:]. The ten bytes before it are overwritten.
 func (j *joiner) add(buf []byte, offset int) {
 	p := buf[offset:]
 	if len(p) == 0 {
@@ -65,15 +65,15 @@ func (j *joiner) add(buf []byte, offset int) {
 	}
 }
 
-// flagged closes a run after a segment that the receiver shall not wait behind.
+// flagged closes a run after a segment with PSH, which the receiver must not have to wait for.
 func (j *joiner) flagged(p []byte, s *shape) {
 	if s.protocol == protocolTCP && p[s.transport+13]&flagPSH != 0 {
 		j.closed, j.lastFlags = true, flagPSH
 	}
 }
 
-// shapeOf looks whether a packet may be joined: TCP with payload and no flags but ACK and PSH, or UDP with payload and
-// checksum, in a whole IPv4 packet without options or in IPv6 without extension headers.
+// shapeOf returns the shape of a packet. These can be joined: TCP with payload and no flags but ACK and PSH, or UDP with payload
+// and checksum, in an unfragmented IPv4 packet without options or in IPv6 without extension headers.
 func shapeOf(p []byte) (s shape) {
 	switch {
 	case len(p) > 28 && p[0] == 0x45:
@@ -108,7 +108,7 @@ func shapeOf(p []byte) (s shape) {
 	return s
 }
 
-// follows says whether a packet can be joined to those before.
+// follows reports whether a packet can be joined to those before it.
 func (j *joiner) follows(p []byte, s *shape) bool {
 	q := j.room[virtioSize:]
 	if j.closed || s.protocol != j.shape.protocol || s.header != j.shape.header || s.transport != j.shape.transport ||
@@ -116,8 +116,8 @@ func (j *joiner) follows(p []byte, s *shape) bool {
 		s.protocol == protocolUDP && j.n == maxUDPParts {
 		return false
 	}
-	// Of the IP header all but length, number and checksum; then the ports. The numbers are given anew, one after the
-	// other; only what is never cut in pieces may have had others.
+	// Compare the IP header except length, ID and checksum, and then the ports. IDs are reassigned consecutively; so they must
+	// already be consecutive, unless the packet must not be fragmented.
 	if p[0]>>4 == 4 {
 		if p[1] != q[1] || p[6] != q[6] || p[8] != q[8] || !bytes.Equal(p[12:24], q[12:24]) ||
 			p[6] == 0 && binary.BigEndian.Uint16(p[4:]) != binary.BigEndian.Uint16(q[4:])+uint16(j.n) {
@@ -127,14 +127,14 @@ func (j *joiner) follows(p []byte, s *shape) bool {
 		return false
 	}
 	if s.protocol == protocolTCP {
-		// Sequence, acknowledgement, length, window; flags were looked at. Then urgent pointer and options.
+		// Compare sequence and acknowledgement numbers, window, urgent pointer and options; the flags were checked before.
 		t, u := p[s.transport:s.header], q[s.transport:s.header]
 		if binary.BigEndian.Uint32(t[4:]) != j.next || !bytes.Equal(t[8:12], u[8:12]) || !bytes.Equal(t[14:16], u[14:16]) ||
 			!bytes.Equal(t[18:], u[18:]) {
 			return false
 		}
 	}
-	// The host does not check what is joined. What is wrong stays wrong, alone.
+	// The host does not verify joined packets. A packet with a bad checksum is passed on alone, as it is.
 	if !j.checked {
 		if !intact(q, &j.shape) {
 			j.closed = true
@@ -145,7 +145,7 @@ func (j *joiner) follows(p []byte, s *shape) bool {
 	return intact(p, s)
 }
 
-// intact says whether a packet's checksums are right.
+// intact reports whether a packet's checksums are right.
 func intact(p []byte, s *shape) bool {
 	if p[0]>>4 == 4 && fold(addUp(0, p[:20])) != 0xffff {
 		return false
@@ -154,7 +154,7 @@ func intact(p []byte, s *shape) bool {
 	return fold(addUp(pseudo(p, s.protocol, len(t)), t)) == 0xffff
 }
 
-// flush writes what there is.
+// flush writes what has been joined.
 func (j *joiner) flush() {
 	if j.n == 0 {
 		return
@@ -199,7 +199,7 @@ func (j *joiner) finish(v, p []byte) {
 	putSum(t[sumAt:], fold(pseudo(p, s.protocol, length)))
 }
 
-// flowOf is the same number for all packets of a flow that come from its far end.
+// flowOf returns a hash that is the same for all packets of a flow that come from its far end.
 func flowOf(p []byte) (h uint32) {
 	from, to, protocol := 0, 0, byte(0)
 	switch {

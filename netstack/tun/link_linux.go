@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// link is the network interface that a TUN device is: its MTU, and word of its changes. Its sockets are of the network
-// namespace that the device was made in.
+// link is the network interface of a TUN device: its MTU and its changes. Its sockets belong to the network namespace in which
+// the device was created.
 type link struct {
 	name    string
 	index   int
@@ -23,11 +23,11 @@ type link struct {
 	done    sync.WaitGroup
 }
 
-// queueLength is how many packets the host may leave in a queue. With as few as it would be, a program that sends small
-// ones fills the queue while we wait for our turn.
+// queueLength is how many packets the host may leave in a queue. With the kernel's default, a program that sends small packets
+// fills the queue before we are scheduled.
 const queueLength = 2000
 
-// openLink sets the MTU, and follows the interface until it is closed.
+// openLink sets the MTU, and monitors the interface until the link is closed.
 func openLink(name string, mtu int) (_ *link, err error) {
 	i, err := net.InterfaceByName(name)
 	if err != nil {
@@ -45,7 +45,7 @@ func openLink(name string, mtu int) (_ *link, err error) {
 	if err := l.setMTU(mtu); err != nil {
 		return nil, err
 	}
-	_, _ = l.ioctl(unix.SIOCSIFTXQLEN, queueLength) // with a shorter one more is lost under load, and nothing else
+	_, _ = l.ioctl(unix.SIOCSIFTXQLEN, queueLength) // a shorter queue only loses more under load
 	if l.news, err = subscribe(); err != nil {
 		return nil, err
 	}
@@ -61,7 +61,7 @@ func socket(name string, domain, kind, protocol int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// subscribe opens a netlink socket that tells of changes of interfaces.
+// subscribe opens a netlink socket that reports interface changes.
 func subscribe() (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -110,7 +110,7 @@ func (l *link) setMTU(mtu int) error {
 	return nil
 }
 
-// follow tells of changes until the link is closed.
+// follow reports changes until the link is closed.
 func (l *link) follow() {
 	defer close(l.events)
 	buf := make([]byte, 1<<13)
@@ -119,7 +119,7 @@ func (l *link) follow() {
 		now, err := l.mtu()
 		if err == nil && now != mtu {
 			mtu = now
-			// Where it cannot be set, a super-packet takes two calls to send; nothing else is worse.
+			// If it cannot be set, a super-packet takes two calls to send; nothing else suffers.
 			_ = l.fitSupers(mtu)
 			l.tell(EventMTUUpdate)
 		}
@@ -143,11 +143,11 @@ func (l *link) tell(e Event) {
 	}
 }
 
-// changed waits for news about the interface. It is false when the link was closed.
+// changed waits for a change of the interface. It returns false when the link was closed.
 func (l *link) changed(buf []byte) bool {
 	for {
 		n, err := l.news.Read(buf)
-		if errors.Is(err, unix.ENOBUFS) { // there was more news than room
+		if errors.Is(err, unix.ENOBUFS) { // messages were lost: look again
 			return true
 		}
 		if err != nil {
@@ -158,7 +158,7 @@ func (l *link) changed(buf []byte) bool {
 			if length < unix.SizeofNlMsghdr || length > len(b) {
 				break
 			}
-			// The index is the second word of what an RTM_NEWLINK carries.
+			// The index is the second word of an RTM_NEWLINK payload.
 			if binary.NativeEndian.Uint16(b[4:]) == unix.RTM_NEWLINK && length >= unix.SizeofNlMsghdr+unix.SizeofIfInfomsg &&
 				int(binary.NativeEndian.Uint32(b[unix.SizeofNlMsghdr+4:])) == l.index {
 				return true
@@ -168,24 +168,24 @@ func (l *link) changed(buf []byte) bool {
 	}
 }
 
-// superSize is how long a super-packet may be, so that what becomes of it is sent by one call: as many packets of the MTU
-// as fit a UDP datagram when they are sealed. The host takes off what it needs for headers beforehand, and the payload of
-// each packet is the less the more options there are.
+// superSize returns the maximum size of a super-packet such that the result can be sent by one call: as many packets of the MTU
+// as fit a UDP datagram once sealed. The host subtracts in advance what it needs for headers, and the more options there are,
+// the smaller each packet's payload is.
 func superSize(mtu int) int {
 	const (
 		maxDatagram = 1<<16 - 1 - 28
 		maxCount    = 64
 		overhead    = 32
-		mostHeaders = 60 // IPv6 with the fewest, IPv4 with more than it mostly has
+		mostHeaders = 60 // IPv6 without options, IPv4 with more than usual
 		hostTakes   = 320
 	)
 	count := min(maxCount, maxDatagram/(mtu+overhead))
 	return min(1<<16, count*(mtu-mostHeaders)+hostTakes)
 }
 
-// fitSupers has the host make no super-packets that take more than one call to send.
+// fitSupers limits the host to super-packets that one call can send.
 func (l *link) fitSupers(mtu int) error {
-	const attribute = 8 // length, kind, value
+	const attribute = 8 // length, type, value
 	b := make([]byte, unix.SizeofNlMsghdr+unix.SizeofIfInfomsg+attribute)
 	binary.NativeEndian.PutUint32(b, uint32(len(b)))
 	binary.NativeEndian.PutUint16(b[4:], unix.RTM_SETLINK)

@@ -13,7 +13,7 @@ import (
 
 const clonePath = "/dev/net/tun"
 
-// native is a TUN device of Linux. A call reads or writes a packet or a super-packet with its virtio header.
+// native is a Linux TUN device. A call reads or writes a packet or super-packet with its virtio header.
 type native struct {
 	name   string
 	link   *link
@@ -22,13 +22,13 @@ type native struct {
 	first  *queue
 
 	reading sync.Mutex
-	left    *Super // what Read has still to give
+	left    *Super // packets that Read has yet to return
 
 	writing sync.Mutex
-	queues  []*queue // that are used
-	spare   []*queue // that are not yet
+	queues  []*queue // in use
+	spare   []*queue // not in use yet
 	joiner  joiner
-	failed  error // of the Write that is under way
+	failed  error // error of the Write in progress
 }
 
 var (
@@ -36,7 +36,7 @@ var (
 	_ waker  = (*native)(nil)
 )
 
-// openNative makes a device with so many queues, of which all but one rest until Supers is called.
+// openNative creates a device with the given number of queues. All but one are idle until Supers is called.
 func openNative(name string, mtu, queues int) (_ *native, err error) {
 	d := &native{left: NewSuper()}
 	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
@@ -48,7 +48,7 @@ func openNative(name string, mtu, queues int) (_ *native, err error) {
 			err = errors.Join(err, d.closeQueues())
 		}
 	}()
-	// Of a device that another program has, this would open one more queue, if it were not asked to be the first.
+	// Without IFF_TUN_EXCL, this would add a queue to a device that another program holds.
 	if d.first, d.name, err = openQueue(name, flags|unix.IFF_TUN_EXCL); err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func openNative(name string, mtu, queues int) (_ *native, err error) {
 	for range queues - 1 {
 		q, _, err := openQueue(d.name, flags)
 		if err != nil {
-			break // fewer serve as well
+			break // fewer will do
 		}
 		d.spare = append(d.spare, q)
 		if err := q.attach(unix.IFF_DETACH_QUEUE); err != nil {
@@ -75,13 +75,13 @@ func openNative(name string, mtu, queues int) (_ *native, err error) {
 	return d, nil
 }
 
-// Supers are the device's queues. The host uses all of them from then on, so each must be read.
+// Supers returns the device's queues. The host uses all of them from then on, so each must be read.
 func (d *native) Supers() []SuperReader {
 	d.writing.Lock()
 	defer d.writing.Unlock()
 	for _, q := range d.spare {
 		if q.attach(unix.IFF_ATTACH_QUEUE) != nil {
-			break // fewer serve as well
+			break // fewer will do
 		}
 		d.queues, d.spare = append(d.queues, q), d.spare[1:]
 	}
@@ -116,7 +116,7 @@ func (d *native) readSuper(q *queue, s *Super, wait bool) (bool, error) {
 	return false, err
 }
 
-// Read implements Device, for who takes packets one by one.
+// Read implements Device, for callers that take packets one by one.
 func (d *native) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	d.reading.Lock()
 	defer d.reading.Unlock()
@@ -140,8 +140,8 @@ func (d *native) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	}
 }
 
-// Write implements Device. What follows each other in a flow is written as a super-packet. It writes into the ten bytes
-// before each packet.
+// Write implements Device. Consecutive packets of a flow are written as a super-packet. It overwrites the ten bytes before each
+// packet.
 func (d *native) Write(bufs [][]byte, offset int) (int, error) {
 	if offset < virtioSize {
 		return 0, fmt.Errorf("write to %s: %d bytes before a packet are less than %d", d.name, offset, virtioSize)
@@ -159,7 +159,7 @@ func (d *native) Write(bufs [][]byte, offset int) (int, error) {
 	return len(bufs), nil
 }
 
-// put writes one super-packet, to the queue that has its flow: the kernel gives the flow's other direction to the same.
+// put writes one super-packet to its flow's queue: the kernel assigns the flow's other direction to the same queue.
 func (d *native) put(parts [][]byte) {
 	q := d.first
 	if n := len(d.queues); n > 1 {
@@ -174,7 +174,7 @@ func (d *native) put(parts [][]byte) {
 	}
 }
 
-// SetReadDeadline ends what waits in Read or in the first queue at that time.
+// SetReadDeadline ends reads of the first queue, including Read, at that time.
 func (d *native) SetReadDeadline(t time.Time) error { return d.first.file.SetReadDeadline(t) }
 
 // MTU implements Device.
@@ -186,7 +186,7 @@ func (d *native) Name() (string, error) { return d.name, nil }
 // File implements Device.
 func (d *native) File() *os.File { return d.first.file.OS() }
 
-// BatchSize implements Device: as many packets as a super-packet mostly has, and some.
+// BatchSize implements Device: somewhat more packets than a super-packet usually has.
 func (d *native) BatchSize() int { return 128 }
 
 // Events implements Device.

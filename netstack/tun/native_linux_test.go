@@ -35,14 +35,14 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// end is a host with a device, which has the addresses 10.9.0.n and fd99::n.
+// end is a host with a device that has the addresses 10.9.0.n and fd99::n.
 type end struct {
 	t     *testing.T
 	host  *lab.Host
 	dev   tun.Device
 	v4    netip.Addr
 	v6    netip.Addr
-	most  atomic.Int64 // packets in one super-packet that came
+	most  atomic.Int64 // largest number of packets received in one super-packet
 	wires sync.WaitGroup
 }
 
@@ -81,7 +81,7 @@ func (e *end) link() netlink.Link {
 	return l
 }
 
-// wire carries what the host sends to the other end, packet by packet, until the device is closed.
+// wire carries packets from the host to the other end, one by one, until the device is closed.
 func (e *end) wire(to *end) {
 	for _, q := range tun.Supers(e.dev) {
 		e.wires.Go(func() {
@@ -112,7 +112,7 @@ func (e *end) wire(to *end) {
 	}
 }
 
-// words drains the events, and says when there was one of a kind.
+// words drains the events, and signals each event of a kind.
 func (e *end) words(kind tun.Event) <-chan struct{} {
 	got := make(chan struct{}, 100)
 	e.wires.Go(func() {
@@ -142,8 +142,7 @@ func twoEnds(t *testing.T, queues int) (a, b *end) {
 	return a, b
 }
 
-// TestNative moves data of real TCP and UDP through two real devices: what they take apart and join must be what the
-// kernels sent.
+// TestNative moves real TCP and UDP data through two real devices: what they split and join must be what the kernels sent.
 func TestNative(t *testing.T) {
 	for _, queues := range []int{1, 3} {
 		t.Run(fmt.Sprintf("queues %d", queues), func(t *testing.T) { native(t, queues) })
@@ -216,7 +215,7 @@ func transfer(ctx context.Context, from, to *end, addr netip.AddrPort) error {
 	return nil
 }
 
-// datagrams sends datagrams of different sizes, one of them in pieces, and waits for each.
+// datagrams sends datagrams of different sizes, one of them fragmented, and waits for each.
 func datagrams(ctx context.Context, from, to *end, addr netip.AddrPort) error {
 	u, err := to.host.ListenUDP(addr)
 	if err != nil {
@@ -250,7 +249,7 @@ func datagrams(ctx context.Context, from, to *end, addr netip.AddrPort) error {
 	return nil
 }
 
-// TestNativeLink: what happens to the interface is told, and a super-packet is no longer than one call sends.
+// TestNativeLink checks that interface changes are reported, and that a super-packet is no longer than one call can send.
 func TestNativeLink(t *testing.T) {
 	a, b := twoEnds(t, 2)
 	b.words(0)
@@ -299,7 +298,7 @@ func TestNativeLink(t *testing.T) {
 	}
 }
 
-// TestNativeOneByOne is what an engine does that takes packets one by one.
+// TestNativeOneByOne uses the device like an engine that reads packets one by one.
 func TestNativeOneByOne(t *testing.T) {
 	a, b := twoEnds(t, 2)
 	for _, x := range [][2]*end{{a, b}, {b, a}} {

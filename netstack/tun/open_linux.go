@@ -8,14 +8,14 @@ import (
 	"syscall"
 )
 
-// maxQueues is how many queues a device has at most.
+// maxQueues bounds the number of queues of a device.
 const maxQueues = 4
 
-// queuesFor is how many queues pay. What reads one takes a processor when there is much to do, and what its packets are
-// answered with takes another; with a single queue the kernel need not look which one a packet belongs to.
+// queuesFor returns how many queues pay off. Under load, the reader of a queue occupies one processor, and the replies to its
+// packets another; with a single queue the kernel need not look up which queue a packet belongs to.
 func queuesFor(processors int) int { return min(max(1, processors/2), maxQueues) }
 
-// Open makes the TUN device name with the given MTU. The name may end in %d, and the kernel then picks a number.
+// Open creates the TUN device name with the given MTU. The name may end in %d, for which the kernel then picks a number.
 func Open(name string, mtu int) (Device, error) {
 	d, err := openNative(name, mtu, queuesFor(runtime.GOMAXPROCS(0)))
 	switch {

@@ -12,11 +12,11 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// anyName has macOS choose the number.
+// anyName lets macOS choose the number.
 const anyName = "utun"
 
-// Open makes a TUN device with the given MTU, as the WireGuard module does: it moves packets one by one. MacOS names such
-// devices itself: utun and a number, which may be asked for.
+// Open creates a TUN device with the given MTU, as the WireGuard module implements it: it moves packets one at a time. MacOS
+// names such devices itself: utun and a number, which can be requested.
 func Open(name string, mtu int) (Device, error) {
 	if runtime.GOOS == "darwin" && !strings.HasPrefix(name, anyName) {
 		name = anyName

@@ -12,11 +12,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/poll"
 )
 
-// errNothing says that there is nothing to read.
+// errNothing means that there is nothing to read.
 var errNothing = errors.New("nothing to read")
 
-// queue is an open TUN device. Its calls are made raw and never block. What calls point to is part of it, since it must not
-// be on a stack.
+// queue is an open TUN device. Its system calls are raw and never block. What they point to is part of the struct, since it must
+// not be on a stack.
 type queue struct {
 	file *poll.File
 
@@ -31,7 +31,7 @@ type queue struct {
 	callWrite  func(fd uintptr)
 }
 
-// openQueue opens a queue of a device, the first of which makes it, and says what the device is called.
+// openQueue opens a queue of a device and returns the device's name. The first queue creates the device.
 func openQueue(name string, flags uint16) (*queue, string, error) {
 	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -47,12 +47,12 @@ func openQueue(name string, flags uint16) (*queue, string, error) {
 	}
 	q := &queue{}
 	q.callRead, q.callWrite = q.tryRead, q.tryWrite
-	// Before it was attached there was nothing to wait for.
+	// The poller needs an attached descriptor: before, there is nothing to wait for.
 	q.file, err = poll.New(fd, clonePath)
 	return q, req.Name(), err
 }
 
-// attach has the host use the queue, or not.
+// attach attaches or detaches the queue.
 func (q *queue) attach(how uint16) error {
 	req, err := unix.NewIfreq("")
 	if err != nil {
@@ -65,8 +65,8 @@ func (q *queue) attach(how uint16) error {
 	return errors.Join(e, err)
 }
 
-// offload has the host leave packets joined and without checksums. It says whether that is so for UDP as well, which
-// Linux can since 6.2.
+// offload makes the host leave packets joined and without checksums. It reports whether this includes UDP, which Linux supports
+// since 6.2.
 func (q *queue) offload() (udp bool, err error) {
 	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
 	e := q.file.Do(func(fd uintptr) {
@@ -88,11 +88,11 @@ func (q *queue) tryRead(fd uintptr) {
 	}
 }
 
-// read reads a virtio header and a packet; errNothing where there is none and it shall not wait.
+// read reads a virtio header and a packet. It returns errNothing if there is none and wait is false.
 func (q *queue) read(buf []byte, wait bool) (int, error) {
 	q.buf = buf
 	for {
-		if q.readErrno == unix.EAGAIN && wait { // there was nothing a moment ago
+		if q.readErrno == unix.EAGAIN && wait { // the last read found nothing
 			if err := q.file.WaitRead(); err != nil {
 				return 0, err
 			}
@@ -118,7 +118,7 @@ func (q *queue) tryWrite(fd uintptr) {
 	}
 }
 
-// write writes a virtio header and a packet that lie in parts.
+// write writes a virtio header and a packet given in parts.
 func (q *queue) write(parts [][]byte) error {
 	for i, p := range parts {
 		q.vector[i].Base = &p[0]

@@ -5,10 +5,10 @@ import (
 	"math/bits"
 )
 
-// Checksums of the Internet are the ones' complement of sums of 16-bit words, and come out in the byte order that they are
-// computed in (RFC 1071): here that of little endian machines, 64 bits at a time.
+// An Internet checksum is the ones' complement of the sum of 16-bit words, and the sum is independent of byte order (RFC 1071):
+// here it is computed in little-endian order, 64 bits at a time.
 
-// addUp adds the bytes of b, of which only the last call's may be odd in number, to a sum.
+// addUp adds the bytes of b to a sum. Only the last of several calls may have an odd number of bytes.
 func addUp(s uint64, b []byte) uint64 {
 	var c uint64
 	for len(b) >= 64 {
@@ -38,7 +38,7 @@ func addUp(s uint64, b []byte) uint64 {
 	return s
 }
 
-// fold makes 16 bits of a sum.
+// fold folds a sum to 16 bits.
 func fold(s uint64) uint16 {
 	s = s>>32 + s&0xffffffff
 	s = s>>32 + s&0xffffffff
@@ -47,10 +47,10 @@ func fold(s uint64) uint16 {
 	return uint16(s)
 }
 
-// putSum writes a sum as it lies in a packet.
+// putSum writes a sum in the byte order of the packet.
 func putSum(b []byte, s uint16) { binary.LittleEndian.PutUint16(b, s) }
 
-// pseudo adds up what a transport's checksum covers of an IP header: addresses, protocol and length of the transport.
+// pseudo returns the sum of the pseudo-header: addresses, protocol and length of the transport.
 func pseudo(pkt []byte, protocol byte, length int) uint64 {
 	s := uint64(bits.ReverseBytes16(uint16(protocol))) + uint64(bits.ReverseBytes16(uint16(length)))
 	if pkt[0]>>4 == 4 {

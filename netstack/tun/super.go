@@ -5,13 +5,13 @@ import (
 	"errors"
 )
 
-// SuperReader gives packets of the host as the host joined them. One goroutine reads.
+// SuperReader reads packets from the host, as large as the host joined them. Only one goroutine may read.
 type SuperReader interface {
-	// ReadSuper fills s. With wait it blocks until there is something; else it says if there was.
+	// ReadSuper reads into s. If wait is set it blocks until there is a packet; otherwise it reports whether there was one.
 	ReadSuper(s *Super, wait bool) (bool, error)
 }
 
-// Supers are the queues of a device, each with flows of its own in their order; none where the device has no super-packets.
+// Supers returns the queues of a device, each with its own flows in order; none if the device does not support super-packets.
 func Supers(d Device) []SuperReader {
 	if q, ok := d.(interface{ Supers() []SuperReader }); ok {
 		return q.Supers()
@@ -19,29 +19,29 @@ func Supers(d Device) []SuperReader {
 	return nil
 }
 
-// ErrMalformed says that the host gave what is no packet, or described it wrongly. The next one may be good.
+// ErrMalformed means that the host sent an invalid packet, or described it wrongly. The next one may be valid.
 var ErrMalformed = errors.New("malformed packet of the host")
 
-// Super is a packet of the host, or a super-packet: several of one flow that have their headers in common, which the host
-// left to the device to split. It is split in place. What Next gives is good until Next is called again.
+// Super is a packet from the host, or a super-packet: several packets of one flow with common headers, which the host left to
+// the device to split. It is split in place. A packet returned by Next is valid until the next call.
 //
 //	room   │ virtio │ headers │ payload 1 │ payload 2 │ payload 3 │
 //	Next 1          │ headers │ payload 1 │
-//	Next 2                    │   headers │ payload 2 │               the headers lie over what was sent already
+//	Next 2                    │   headers │ payload 2 │               the headers overwrite what was already sent
 type Super struct {
 	room []byte
 	pkt  []byte
 
-	size      int  // of a payload; 0: this is one packet
-	cut       bool // they are fragments
-	transport int  // where the transport header begins
-	header    int  // how long all headers are
-	sumAt     int  // where the transport's checksum is
+	size      int  // of a payload; 0 means a single packet
+	cut       bool // split into IP fragments
+	transport int  // offset of the transport header
+	header    int  // length of all headers
+	sumAt     int  // offset of the transport checksum
 	protocol  byte
 
-	at       int // where the next payload begins
+	at       int // offset of the next payload
 	headers  [maxHeaders]byte
-	fixed    uint64 // sum of the IP header without what differs
+	fixed    uint64 // sum of the IP header without the fields that vary
 	id       uint16
 	sequence uint32
 	flags    byte
@@ -51,37 +51,37 @@ const (
 	virtioSize = 10
 	maxPacket  = 1<<16 - 1
 	maxHeaders = 160
-	// tailRoom is behind each packet: whoever pads in place may write there, and has to put back what was there before.
+	// tailRoom follows each packet: callers may pad in place there, and must restore the bytes afterwards.
 	tailRoom = 64
 
 	protocolTCP = 6
 	protocolUDP = 17
 )
 
-// The fields of a virtio header as Linux and we use them: flags, kind, length of the headers (which is not to be relied
-// on), size of a payload, where the checksum begins, and where in that it is written. All are in the host's byte order.
+// Fields of the virtio header as Linux and we use them: flags, kind, length of the headers (not to be relied on), size of a
+// payload, where the checksum starts, and the offset from there at which it is stored. All are in host byte order.
 const (
 	needsChecksum = 1
-	kindMask      = 0x7f // the rest says that there is congestion
+	kindMask      = 0x7f // the remaining bit signals congestion (ECN)
 	kindNone      = 0
 	kindTCP4      = 1
 	kindTCP6      = 4
 	kindUDP       = 5
 )
 
-// NewSuper makes room for any packet.
+// NewSuper returns a Super with room for any packet.
 func NewSuper() *Super { return &Super{room: make([]byte, virtioSize+maxPacket+tailRoom)} }
 
-// Set makes s a single packet.
+// Set makes s hold the single packet pkt.
 func (s *Super) Set(pkt []byte) {
 	n := copy(s.room[virtioSize:virtioSize+maxPacket], pkt)
 	s.pkt, s.size, s.cut, s.at = s.room[virtioSize:virtioSize+n], 0, false, 0
 }
 
-// Packet is all of it, in one packet as long as its header says. After Next it is no use any more.
+// Packet returns all of it as one packet, as long as its header says. It is no longer valid after Next.
 func (s *Super) Packet() []byte { return s.pkt }
 
-// Count is how many packets it is.
+// Count returns the number of packets.
 func (s *Super) Count() int {
 	if s.size == 0 {
 		return 1
@@ -89,7 +89,7 @@ func (s *Super) Count() int {
 	return (len(s.pkt) - s.header + s.size - 1) / s.size
 }
 
-// take reads a virtio header and a packet, of n bytes together, from where room begins.
+// take parses a virtio header and a packet, n bytes in total, from the start of room.
 func (s *Super) take(n int) error {
 	if n < virtioSize+20 {
 		return ErrMalformed
@@ -119,7 +119,7 @@ const (
 	udpSumAt = 6
 )
 
-// writeSum writes a checksum; UDP has no zero.
+// writeSum writes a checksum; UDP sends zero as 0xffff, as zero means none.
 func writeSum(b []byte, s uint64, udp bool) {
 	c := ^fold(s)
 	if udp && c == 0 {
@@ -128,7 +128,7 @@ func writeSum(b []byte, s uint64, udp bool) {
 	putSum(b, c)
 }
 
-// takeJoined reads a super-packet.
+// takeJoined parses a super-packet.
 func (s *Super) takeJoined(kind byte, size, transport, sumAt int) error {
 	p := s.pkt
 	s.protocol = protocolTCP
@@ -168,7 +168,7 @@ func (s *Super) takeJoined(kind byte, size, transport, sumAt int) error {
 	return nil
 }
 
-// keepHeaders keeps the headers, without what is written anew for each packet.
+// keepHeaders saves the headers, without the fields that are rewritten for each packet.
 func (s *Super) keepHeaders() {
 	h := s.headers[:copy(s.headers[:s.header], s.pkt)]
 	if h[0]>>4 == 4 {
@@ -183,14 +183,14 @@ func (s *Super) keepHeaders() {
 	}
 }
 
-// TCP flags that not every segment of a super-packet has: the last ones', and the first one's.
+// TCP flags that not every segment of a super-packet carries: FIN and PSH only the last, CWR only the first.
 const (
 	flagFIN = 0x01
 	flagPSH = 0x08
 	flagCWR = 0x80
 )
 
-// Next gives the next packet, nil at the end. Behind it is room for padding, which has to be left as it was.
+// Next returns the next packet, or nil at the end. It is followed by room for padding, which must be left as it was.
 func (s *Super) Next() []byte {
 	if s.at >= len(s.pkt) {
 		return nil
@@ -225,7 +225,7 @@ func (s *Super) Next() []byte {
 	return q
 }
 
-// segment writes what differs in the TCP headers.
+// segment writes the TCP header fields that differ between segments.
 func (s *Super) segment(t []byte, first, last bool, length int) {
 	binary.BigEndian.PutUint32(t[4:], s.sequence)
 	s.sequence += uint32(length)

@@ -11,10 +11,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/acl/packet"
 )
 
-// load is what a device does that has read b.
+// load does what a device does after reading b.
 func (s *Super) load(b []byte) error { return s.take(copy(s.room[:virtioSize+maxPacket], b)) }
 
-// all takes a super-packet apart.
+// all splits a super-packet.
 func (s *Super) all() (out [][]byte) {
 	for p := s.Next(); p != nil; p = s.Next() {
 		out = append(out, bytes.Clone(p))
@@ -22,7 +22,7 @@ func (s *Super) all() (out [][]byte) {
 	return out
 }
 
-// slowSum is a checksum as RFC 1071 says it.
+// slowSum computes a checksum literally as RFC 1071 describes it.
 func slowSum(b []byte) uint16 {
 	var s uint32
 	for i, v := range b {
@@ -34,7 +34,7 @@ func slowSum(b []byte) uint16 {
 	return uint16(s)
 }
 
-// transportSum adds up a packet's transport with what belongs to it of the IP header.
+// transportSum computes a packet's transport checksum over the transport and the pseudo-header.
 func transportSum(p []byte, transport int, protocol byte) uint16 {
 	var b []byte
 	if p[0]>>4 == 4 {
@@ -59,7 +59,7 @@ func TestSums(t *testing.T) {
 	})
 }
 
-// spec is a packet to be made.
+// spec describes a packet to build.
 type spec struct {
 	v6, udp  bool
 	flow     byte
@@ -70,7 +70,7 @@ type spec struct {
 	payload  []byte
 }
 
-// build makes the packet with its checksums.
+// build returns the packet with its checksums.
 func (c spec) build() []byte {
 	var t []byte
 	protocol, at := byte(protocolTCP), tcpSumAt
@@ -105,7 +105,7 @@ func (c spec) build() []byte {
 	return p
 }
 
-// written gives what a joiner writes of packets, each write in one piece.
+// written returns what a joiner writes for packets, one slice per write.
 func written(udp bool, packets [][]byte) (out [][]byte) {
 	j := joiner{udp: udp, write: func(parts [][]byte) { out = append(out, bytes.Join(parts, nil)) }}
 	for _, p := range packets {
@@ -115,7 +115,7 @@ func written(udp bool, packets [][]byte) (out [][]byte) {
 	return out
 }
 
-// TestJoinAndSplit: what was joined comes apart as it was, in order.
+// TestJoinAndSplit checks that splitting what was joined yields the same packets in order.
 func TestJoinAndSplit(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var packets [][]byte
@@ -213,7 +213,7 @@ func TestJoinsWhatBelongsTogether(t *testing.T) {
 	}
 }
 
-// super makes a virtio header and a super-packet, as Linux would.
+// super returns a virtio header and a super-packet, as Linux would write them.
 func super(c spec, size int) []byte {
 	p := c.build()
 	v := make([]byte, virtioSize)
@@ -254,7 +254,7 @@ func TestSegmentsOfSuper(t *testing.T) {
 	}
 }
 
-// TestChecksumsLeftToUs: a single packet may come without its checksum, and UDP's is never zero.
+// TestChecksumsLeftToUs checks that the checksum of a single packet is filled in, and that it is never zero for UDP.
 func TestChecksumsLeftToUs(t *testing.T) {
 	s := NewSuper()
 	for _, v6 := range []bool{false, true} {
@@ -277,9 +277,9 @@ func TestChecksumsLeftToUs(t *testing.T) {
 			}
 		}
 	}
-	// The sum of all is ones: the checksum comes out as zero.
+	// The sum over everything is all ones, so the checksum comes out as zero.
 	c := spec{udp: true, payload: []byte{0, 0}}
-	sum := transportSum(c.build(), 20, protocolUDP) // ones, with its checksum
+	sum := transportSum(c.build(), 20, protocolUDP) // all ones, with its checksum
 	zero := binary.BigEndian.Uint16(c.build()[26:])
 	c.payload = binary.BigEndian.AppendUint16(nil, zero)
 	if p := c.build(); sum != 0xffff || p[26] != 0xff || p[27] != 0xff {
@@ -330,7 +330,7 @@ func TestMalformedSupers(t *testing.T) {
 	}
 }
 
-// FuzzSuper gives anything for what a device has read.
+// FuzzSuper passes arbitrary bytes as a device's input.
 func FuzzSuper(f *testing.F) {
 	for _, v6 := range []bool{false, true} {
 		for _, udp := range []bool{false, true} {
@@ -382,7 +382,7 @@ func FuzzSuper(f *testing.F) {
 	})
 }
 
-// sound checks the checksums of a segment.
+// sound verifies the checksums of a segment.
 func sound(p []byte, transport int, protocol byte) error {
 	if p[0]>>4 == 4 && slowSum(p[:transport]) != 0xffff {
 		return errors.New("wrong IP checksum")
@@ -393,7 +393,7 @@ func sound(p []byte, transport int, protocol byte) error {
 	return nil
 }
 
-// FuzzJoin gives anything for packets of peers, which lie after each other with their lengths before them.
+// FuzzJoin passes arbitrary bytes as packets from peers, each preceded by its length.
 func FuzzJoin(f *testing.F) {
 	for _, c := range []spec{{flags: flagACK}, {udp: true}, {v6: true, flags: flagACK}, {v6: true, udp: true}} {
 		var b []byte

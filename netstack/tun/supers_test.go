@@ -13,11 +13,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// queued is a simulated device that gives its packets as super-packets of one, and can say that one was malformed.
+// queued is a simulated device that returns each packet as a super-packet of one, and can report malformed ones.
 type queued struct {
 	*sim.TUN
 	mu      sync.Mutex
-	strange int // malformed ones that come first
+	strange int // number of malformed ones that come first
 }
 
 func (q *queued) Supers() []tun.SuperReader { return []tun.SuperReader{q} }
@@ -43,7 +43,7 @@ func (q *queued) ReadSuper(s *tun.Super, wait bool) (bool, error) {
 	return n == 1, err
 }
 
-// superNumber is the number of the next packet; 0 for none.
+// superNumber returns the number of the next packet; 0 means none.
 func superNumber(t *testing.T, r tun.SuperReader, wait bool) uint16 {
 	t.Helper()
 	s := tun.NewSuper()
@@ -80,7 +80,7 @@ func TestFilteredSupers(t *testing.T) {
 		if bad := d.Stats().BadReads; bad != 3 {
 			t.Errorf("%d malformed packets were counted", bad)
 		}
-		if _, err := inner.Recv(t.Context()); err != nil { // the answer to the one that was refused
+		if _, err := inner.Recv(t.Context()); err != nil { // the reply to the denied one
 			t.Error(err)
 		}
 		if n := superNumber(t, queues[0], false); n != 0 {
@@ -93,7 +93,7 @@ func TestFilteredSupers(t *testing.T) {
 			}
 		}()
 		synctest.Wait()
-		d.Inject(echo(9)) // was judged already
+		d.Inject(echo(9)) // not judged again
 		if n := <-got; n != 9 {
 			t.Errorf("got packet %d, want the injected one", n)
 		}
@@ -109,7 +109,7 @@ func TestFilteredSupers(t *testing.T) {
 	})
 }
 
-// TestDeniedFloodEnds: who does not wait gets an answer, whatever the host does meanwhile.
+// TestDeniedFloodEnds checks that a read without wait returns, whatever the host does meanwhile.
 func TestDeniedFloodEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner := &queued{TUN: sim.NewTUN("sim0", 1420), strange: 1000}
@@ -132,7 +132,7 @@ func TestNoSupers(t *testing.T) {
 	}
 }
 
-// joinedHook remembers what it was asked about super-packets.
+// joinedHook records what it was asked about super-packets.
 type joinedHook struct {
 	open
 	batches []int
