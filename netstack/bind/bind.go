@@ -15,15 +15,15 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/path"
 )
 
-// Sockets are what moves datagrams in the end: the system's, or simulated ones.
+// Sockets is what finally moves datagrams: the system's sockets, or simulated ones.
 type Sockets = conn.Bind
 
 // Config is what a Bind needs to know.
 type Config struct {
-	// Inner moves the packets; nil takes the system's UDP sockets, as many as Readers for each address family, at least one.
+	// Inner moves the packets; nil means the system's UDP sockets, Readers of them per address family, at least one.
 	Inner   conn.Bind
 	Readers int
-	// Bounds says which addresses peers may have.
+	// Bounds restricts the addresses that peers may have.
 	Bounds path.Bounds
 	// Mark is set on the sockets, so that routing keeps their packets out of the tunnel; 0 sets none.
 	Mark uint32
@@ -32,29 +32,29 @@ type Config struct {
 // Bind implements conn.Bind.
 type Bind struct {
 	cfg Config
-	// generation grows when interned endpoints must be made anew.
+	// generation grows when interned endpoints must be recreated.
 	generation atomic.Uint64
 	bounds     atomic.Pointer[path.Bounds]
 	once       *once
-	handler    Handler // nil: none, as with carrier
+	handler    Handler // nil if there is none, like carrier
 	carrier    Carrier
 
 	relayedMu sync.RWMutex
 	relayed   map[Via]*Endpoint
 	plainMu   sync.Mutex
-	plain     map[netip.AddrPort]conn.Endpoint // for what is not sent to a peer
+	plain     map[netip.AddrPort]conn.Endpoint // for messages not sent to a peer
 
 	extras extras
 
 	mu   sync.Mutex
-	shut func() // what receives from relays and extra sockets; nil where nothing does
+	shut func() // ends receiving from relays and extra sockets; nil if there are none
 	port uint16 // of the last Open
 	mark uint32
 }
 
 var _ conn.Bind = (*Bind)(nil)
 
-// New is a Bind that is not open yet.
+// New returns a Bind that is not open yet.
 func New(cfg Config) *Bind {
 	if cfg.Inner == nil {
 		cfg.Inner = System(cfg.Readers)
@@ -64,17 +64,17 @@ func New(cfg Config) *Bind {
 	return b
 }
 
-// SetBounds changes which addresses peers may have.
+// SetBounds changes the bounds of the addresses that peers may have.
 func (b *Bind) SetBounds(bounds path.Bounds) {
 	b.bounds.Store(&bounds)
 	b.generation.Add(1)
 }
 
-// ForgetSources lets the system choose anew from which address to send to each peer. It is due when this host's
-// addresses or routes changed.
+// ForgetSources lets the system choose source addresses again for each peer. Call it when this host's addresses or routes have
+// changed.
 func (b *Bind) ForgetSources() { b.generation.Add(1) }
 
-// Open opens the sockets. Port 0 means the one that the last Open had, if it is still free.
+// Open opens the sockets. Port 0 means the port of the last Open, if it is still free.
 func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	fns, actual, closed, err := openAs(b, port, b.cfg.Inner.Open)
 	for i, fn := range fns {
@@ -88,8 +88,8 @@ func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	return fns, actual, err
 }
 
-// openAs opens the sockets by one of the inner Bind's ways.
-// Where there are relays or extra sockets, closed ends what receives from them.
+// openAs opens the sockets with one of the inner Bind's Open functions. If there are relays or extra sockets, closing closed
+// ends receiving from them.
 func openAs[F any](b *Bind, port uint16, open func(uint16) ([]F, uint16, error)) (fns []F, actual uint16, closed chan struct{}, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -117,7 +117,7 @@ func openAs[F any](b *Bind, port uint16, open func(uint16) ([]F, uint16, error))
 	return fns, actual, closed, nil
 }
 
-// Close closes the sockets; the functions that Open gave return net.ErrClosed.
+// Close closes the sockets; the functions returned by Open then return net.ErrClosed.
 func (b *Bind) Close() error {
 	b.mu.Lock()
 	if b.shut != nil {
@@ -135,10 +135,10 @@ func (b *Bind) SetMark(mark uint32) error {
 	return b.cfg.Inner.SetMark(mark)
 }
 
-// BatchSize is the inner Bind's.
+// BatchSize returns the inner Bind's batch size.
 func (b *Bind) BatchSize() int { return b.cfg.Inner.BatchSize() }
 
-// ParseEndpoint makes an Endpoint of candidates from its text form.
+// ParseEndpoint parses the text form of candidates into an Endpoint.
 func (b *Bind) ParseEndpoint(s string) (conn.Endpoint, error) {
 	list, _, err := ParseText(s)
 	if err != nil {
@@ -155,7 +155,7 @@ func (b *Bind) ParseEndpoint(s string) (conn.Endpoint, error) {
 	return &Endpoint{bind: b, dst: list[0], others: all[1:], unknown: true}, nil
 }
 
-// The beginnings of WireGuard messages that matter here.
+// The types and sizes of the WireGuard messages that matter here.
 const (
 	typeInitiation = 1
 	typeTransport  = 4
@@ -163,8 +163,8 @@ const (
 	sizeKeepalive  = 32
 )
 
-// forAll says whether a message should go to all candidates: those that the peer answers, or that move the peer's idea
-// of where we are, and that do no harm twice.
+// forAll reports whether a message should go to all candidates: messages that the peer answers, or that update the peer's idea
+// of where we are, and that do no harm if they arrive twice.
 func forAll(msg []byte) bool {
 	return isInitiation(msg) || (len(msg) == sizeKeepalive && binary.LittleEndian.Uint32(msg) == typeTransport)
 }
@@ -216,8 +216,8 @@ func (b *Bind) sendTo(bufs [][]byte, e *Endpoint) error {
 	if err == nil || !sourced || !lostSource(err) {
 		return err
 	}
-	// The address that we sent from is not ours any more: any other will do. What was sent already is sent twice, and
-	// the peer drops it as a replay.
+	// The source address is no longer ours: any other will do. Messages that were already sent are sent twice, and the peer
+	// drops them as replays.
 	e.ClearSrc()
 	if inner, _, err = e.inner(); err != nil {
 		return err
@@ -225,13 +225,13 @@ func (b *Bind) sendTo(bufs [][]byte, e *Endpoint) error {
 	return out.Send(bufs, inner)
 }
 
-// lostSource says whether a send failed as it does when the source address or its interface is gone.
+// lostSource reports whether a send failed as it does when the source address or its interface is gone.
 func lostSource(err error) bool {
 	return errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.ENODEV) ||
 		errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH)
 }
 
-// receive wraps one of the inner Bind's functions, which one goroutine calls.
+// receive wraps one of the inner Bind's functions, which is called by one goroutine.
 func (b *Bind) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
 	t := &table{bind: b}
 	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
@@ -256,15 +256,15 @@ func (b *Bind) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
 	}
 }
 
-// maxInterned bounds how many endpoints one socket remembers; at more it starts again.
+// maxInterned bounds how many endpoints one socket remembers; beyond that it starts over.
 const maxInterned = 4096
 
-// table has one Endpoint for each pair of addresses that packets came from and to.
+// table holds one Endpoint for each pair of source and destination addresses of received packets.
 type table struct {
 	bind       *Bind
-	extra      *extra // whose; nil: one of all peers
+	extra      *extra // the socket it belongs to; nil for those shared by all peers
 	generation uint64
-	last       *Endpoint // most packets come from where the one before came from
+	last       *Endpoint // most packets come from the same place as the one before
 	all        map[pair]*Endpoint
 }
 
@@ -295,18 +295,18 @@ func (t *table) intern(ep conn.Endpoint) *Endpoint {
 	return e
 }
 
-// refuses says whether what comes from a cannot be from a peer, whoever sealed it.
+// refuses reports whether packets from a cannot come from a peer, no matter who sealed them.
 func (b *Bind) refuses(a netip.Addr) bool {
 	return slices.ContainsFunc(b.bounds.Load().Overlay, func(p netip.Prefix) bool { return p.Contains(a.Unmap()) })
 }
 
-// pairOf reads the addresses of an inner Bind's endpoint.
+// pairOf returns the addresses of an inner Bind's endpoint.
 func pairOf(ep conn.Endpoint) pair {
 	p := pair{src: ep.SrcIP()}
 	if x, ok := ep.(interface{ Port() uint16 }); ok {
 		p.dst = netip.AddrPortFrom(ep.DstIP(), x.Port())
 	} else {
-		p.dst, _ = netip.ParseAddrPort(ep.DstToString()) // zero, which no peer has, where it is none
+		p.dst, _ = netip.ParseAddrPort(ep.DstToString()) // zero, which no peer has, if it does not parse
 	}
 	if x, ok := ep.(interface{ SrcIfidx() int32 }); ok {
 		p.ifindex = x.SrcIfidx()

@@ -24,14 +24,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func at(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
-// message is a WireGuard message of the type and size.
+// message returns a WireGuard message of the given type and size.
 func message(kind uint32, size int) []byte {
 	b := make([]byte, size)
 	binary.LittleEndian.PutUint32(b, kind)
 	return b
 }
 
-// fake is an inner Bind that keeps what is sent, and gives what it is told to receive.
+// fake is an inner Bind that records what is sent, and receives what is put into its inbox.
 type fake struct {
 	mu      sync.Mutex
 	port    uint16
@@ -107,7 +107,7 @@ func (f *fake) Send(bufs [][]byte, ep conn.Endpoint) error {
 	return f.fail[ep.DstToString()]
 }
 
-// took gives what was sent since the last time.
+// took returns what was sent since the last call.
 func (f *fake) took() (sent, sources []string) {
 	sent, sources = f.sent, f.sources
 	f.sent, f.sources = nil, nil
@@ -175,7 +175,7 @@ func TestCandidates(t *testing.T) {
 
 	unreachable := errors.New("unreachable")
 	f.fail = map[string]error{all[0]: unreachable, all[1]: unreachable}
-	send(t, b, ep, message(1, 148)) // one got away
+	send(t, b, ep, message(1, 148)) // one was sent
 	f.fail[all[2]] = unreachable
 	if err := b.Send([][]byte{message(1, 148)}, ep); !errors.Is(err, unreachable) {
 		t.Errorf("nothing got away: %v", err)
@@ -198,7 +198,7 @@ func TestRefusedCandidates(t *testing.T) {
 	}
 }
 
-// receive gives the endpoints of a batch; nil where a packet was dropped.
+// receive returns the endpoints of a batch; nil if a packet was dropped.
 func receive(t *testing.T, fn conn.ReceiveFunc) []*bind.Endpoint {
 	t.Helper()
 	bufs, sizes, eps := make([][]byte, 8), make([]int, 8), make([]conn.Endpoint, 8)
@@ -277,7 +277,7 @@ func TestReceiveDrops(t *testing.T) {
 	other[100] = 1
 	data := message(4, 148)
 	f.inbox = []packet{
-		{data, "100.64.0.9:1", "198.51.100.1"}, // came around through the tunnel
+		{data, "100.64.0.9:1", "198.51.100.1"}, // came back through the tunnel
 		{first, "192.0.2.1:1", "198.51.100.1"},
 		{first, "[2001:db8::1]:1", "2001:db8::2"}, // the same again
 		{other, "192.0.2.1:1", "198.51.100.1"},
@@ -369,7 +369,7 @@ func FuzzParseText(f *testing.F) {
 	})
 }
 
-// Packets go the same way over the system's sockets and over simulated ones.
+// TestRealAndSimulated checks that packets take the same route over the system's sockets and over simulated ones.
 func TestRealAndSimulated(t *testing.T) {
 	n := sim.New(1)
 	n.SetDefault(sim.Link{})
@@ -415,7 +415,7 @@ func TestRealAndSimulated(t *testing.T) {
 	}
 }
 
-// pump reads until the bind is closed.
+// pump receives until the bind is closed.
 func pump(readers *sync.WaitGroup, b *bind.Bind, fns []conn.ReceiveFunc, f func([]byte, conn.Endpoint)) {
 	for _, fn := range fns {
 		readers.Go(func() {

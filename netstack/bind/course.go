@@ -12,16 +12,16 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Watcher follows courses. It must not block.
+// Watcher is notified of events on courses. It must not block.
 type Watcher interface {
-	// Wanted says that something was sent to a peer at rest.
+	// Wanted reports that something was sent to a peer at rest.
 	Wanted(id proto.NodeID, c *Course)
-	// Heard says that an authentic packet of a peer came another way than packets to it go mainly.
+	// Heard reports that an authentic packet of a peer came over a path other than the main one.
 	Heard(id proto.NodeID, from *Endpoint)
 }
 
-// Course is the endpoint of a peer whose way others choose, at any time, while the engine sends: packets go where its Route
-// says. The engine keeps it as it is wherever the peer's packets come from.
+// Course is the endpoint of a peer whose path is chosen outside the engine and may change at any time while the engine sends:
+// packets go where its Route says. The engine keeps it, wherever the peer's packets come from.
 type Course struct {
 	bind    *Bind
 	id      proto.NodeID
@@ -29,19 +29,19 @@ type Course struct {
 	leg     atomic.Pointer[leg]
 	seen    atomic.Pointer[sight]
 	awake   atomic.Bool
-	sent    atomic.Uint64 // calls that sent something which wants an answer
-	heard   atomic.Uint64 // times that authentic packets came by the main way
+	sent    atomic.Uint64 // sends that expect an answer
+	heard   atomic.Uint64 // batches of authentic packets that came over the main path
 	limit   atomic.Int64
 }
 
-// leg is a route as endpoints.
+// leg is a route resolved to endpoints.
 type leg struct {
 	route       path.Route
-	main, aside *Endpoint // nil: none
+	main, aside *Endpoint // nil if there is none
 	spray       []*Endpoint
 }
 
-// sight is where a packet came from, and what that means as long as the leg is the same.
+// sight is where a packet came from, and what that means for as long as the leg is unchanged.
 type sight struct {
 	from *Endpoint
 	leg  *leg
@@ -50,14 +50,14 @@ type sight struct {
 
 var _ conn.Endpoint = (*Course)(nil)
 
-// NewCourse makes the course of a peer, without a route.
+// NewCourse returns the course of a peer, without a route.
 func (b *Bind) NewCourse(id proto.NodeID, w Watcher) *Course {
 	c := &Course{bind: b, id: id, watcher: w}
 	c.leg.Store(&leg{})
 	return c
 }
 
-// SetRoute says where packets go from now on. One goroutine calls it.
+// SetRoute sets where packets go. It must be called by one goroutine at a time.
 func (c *Course) SetRoute(r path.Route) {
 	l := &leg{route: r, main: c.endpoint(r.Main), aside: c.endpoint(r.Copy)}
 	for _, a := range r.Spray {
@@ -67,15 +67,15 @@ func (c *Course) SetRoute(r path.Route) {
 	}
 	old := c.leg.Load()
 	if l.main == nil && r.Roams {
-		l.main = old.main // it was found by roaming, or worked once
+		l.main = old.main // found by roaming, or has worked before
 	}
 	c.leg.Store(l)
 }
 
-// SetLimit says how large packets may be inside the tunnel; 0: there is no limit but the device's.
+// SetLimit limits the size of packets inside the tunnel; 0 means there is no limit but the device's.
 func (c *Course) SetLimit(mtu int) { c.limit.Store(int64(mtu)) }
 
-// Limit is how large they may be.
+// Limit returns the limit set by SetLimit.
 func (c *Course) Limit() int { return int(c.limit.Load()) }
 
 func (c *Course) endpoint(w path.Way) *Endpoint {
@@ -90,13 +90,13 @@ func (c *Course) endpoint(w path.Way) *Endpoint {
 	return c.bind.RelayEndpoint(Via{Relay: w.Relay, Peer: c.id})
 }
 
-// Sleep has the next packet reported to the Watcher.
+// Sleep makes the next packet be reported to the Watcher.
 func (c *Course) Sleep() { c.awake.Store(false) }
 
-// Counts say how often something was sent that wants an answer, and something authentic came by the main way.
+// Counts returns how often something was sent that expects an answer, and something authentic came over the main path.
 func (c *Course) Counts() (sent, heard uint64) { return c.sent.Load(), c.heard.Load() }
 
-// Heard notes where an authentic packet of the peer came from.
+// Heard records where an authentic packet of the peer came from.
 func (c *Course) Heard(from conn.Endpoint) {
 	e, ok := from.(*Endpoint)
 	if !ok {
@@ -117,7 +117,7 @@ func (c *Course) Heard(from conn.Endpoint) {
 	}
 }
 
-// roam follows the peer where the route is not proved: what it says next has to get back to it.
+// roam follows the peer if the route is unproven: whatever it sends next must be answered where it is.
 func (c *Course) roam(l *leg, e *Endpoint) {
 	if !l.route.Roams || e.via != (Via{}) && l.main != nil {
 		return
@@ -128,12 +128,12 @@ func (c *Course) roam(l *leg, e *Endpoint) {
 	} else {
 		next.aside = e
 	}
-	c.leg.CompareAndSwap(l, &next) // else there is a newer route, which knows better
+	c.leg.CompareAndSwap(l, &next) // otherwise there is a newer route, which knows better
 }
 
 func same(a, b *Endpoint) bool { return a.via == b.via && a.dst == b.dst && a.extra == b.extra }
 
-// send sends messages where the route says.
+// send sends messages along the route.
 func (c *Course) send(bufs [][]byte) error {
 	all := len(bufs) == 1 && forAll(bufs[0])
 	c.note(len(bufs) > 1 || len(bufs[0]) != sizeKeepalive)
@@ -146,7 +146,7 @@ func (c *Course) sendRun(run []byte, size int) error {
 	return c.each(c.leg.Load(), false, func(e *Endpoint) error { return c.bind.sendRunTo(run, size, e) })
 }
 
-// note counts what is sent, and wakes the Watcher.
+// note counts a send, and wakes the Watcher.
 func (c *Course) note(wants bool) {
 	if !wants {
 		return
@@ -157,7 +157,7 @@ func (c *Course) note(wants bool) {
 	}
 }
 
-// each sends by all the ways of a leg; that one takes it is enough.
+// each sends over all paths of a leg; it succeeds if one of them does.
 func (c *Course) each(l *leg, spray bool, send func(*Endpoint) error) error {
 	var failed error
 	ok := false
@@ -187,7 +187,7 @@ func (c *Course) each(l *leg, spray bool, send func(*Endpoint) error) error {
 	return fmt.Errorf("no way to node %s is known yet", c.id)
 }
 
-// Known is the address that packets go to, where that is proved.
+// Known returns the address that packets go to, if it is proven.
 func (c *Course) Known() netip.AddrPort {
 	if l := c.leg.Load(); !l.route.Roams && l.main != nil && l.main.via == (Via{}) {
 		return l.main.dst
@@ -195,7 +195,7 @@ func (c *Course) Known() netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// ClearSrc implements conn.Endpoint: the system chooses where packets leave from.
+// ClearSrc implements conn.Endpoint: the system chooses the source address.
 func (c *Course) ClearSrc() {
 	l := c.leg.Load()
 	for _, e := range []*Endpoint{l.main, l.aside} {
@@ -221,7 +221,7 @@ func (c *Course) SrcToString() string {
 	return ""
 }
 
-// addr is where packets go mainly.
+// addr returns the main destination of packets.
 func (c *Course) addr() netip.AddrPort {
 	switch l := c.leg.Load(); {
 	case l.main != nil:
@@ -245,6 +245,6 @@ func (c *Course) DstToString() string {
 
 // DstToBytes implements conn.Endpoint.
 func (c *Course) DstToBytes() []byte {
-	b, _ := c.addr().MarshalBinary() // has no errors
+	b, _ := c.addr().MarshalBinary() // never fails
 	return slices.Clip(b)
 }

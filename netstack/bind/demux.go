@@ -12,55 +12,55 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Via names a way through a relay. The zero one is none: the way is direct.
+// Via names a path through a relay. The zero Via means a direct path.
 type Via struct{ Relay, Peer proto.NodeID }
 
 // Carrier moves runs through relays.
 type Carrier interface {
-	// SendRun sends a run of messages of size bytes (the last may be shorter) to a peer through a relay. It never blocks:
-	// where a queue is full, the oldest goes.
+	// SendRun sends a run of messages of size bytes (the last may be shorter) to a peer through a relay. It never blocks: if a
+	// queue is full, the oldest entry is dropped.
 	SendRun(run []byte, size int, to Via) error
-	// FromUDP takes the header of a relay off a run that came by UDP, in place: what is left begins where the run did. All
-	// messages of the run begin with the same RelayHeader bytes. ok is false where nothing is left for a peer: it is not
-	// of a relay, or it was for the Carrier itself. It is valid during the call only.
+	// FromUDP strips a relay's header off a run received over UDP, in place: the rest begins where the run did. All messages of
+	// the run begin with the same RelayHeader bytes. ok is false if nothing is left for a peer: the run is not from a relay, or
+	// was for the Carrier itself. The run is valid only during the call.
 	FromUDP(run []byte, size int, from netip.AddrPort) (n, newSize int, via Via, ok bool)
-	// Receive waits for a run that came by a stream; buf has RunSize bytes or a batch's buffer. When closed is, it returns
-	// net.ErrClosed. One goroutine calls it at a time.
+	// Receive waits for a run received over a stream; buf has RunSize bytes or the size of a batch's buffer. It returns
+	// net.ErrClosed once closed is closed. It is called by one goroutine at a time.
 	Receive(closed <-chan struct{}, buf []byte) (n, size int, via Via, err error)
 }
 
-// Handler gets what is neither WireGuard's nor a relay's. Messages are valid during the call only, and more than one
-// goroutine may call. It must not block.
+// Handler handles messages that are neither WireGuard's nor a relay's. Messages are valid only during the call, and it may be
+// called by several goroutines. It must not block.
 type Handler interface {
-	// Path takes a message about paths. Send to from answers it.
+	// Path handles a path message. It is answered by sending to from.
 	Path(from *Endpoint, msg []byte)
-	// STUN takes an answer, or a question, of RFC 8489.
+	// STUN handles a response or request of RFC 8489.
 	STUN(from netip.AddrPort, msg []byte)
 }
 
-// RelayHeader is how many bytes at the beginning of a relayed UDP message are the relay's.
+// RelayHeader is the size of the relay's header at the start of a relayed UDP message.
 const RelayHeader = 8
 
 // How messages begin.
 const (
 	firstPath   = 0xd0 // of the magic of path messages
-	firstRelay  = 0xe0 // the upper half of a byte
+	firstRelay  = 0xe0 // the high nibble
 	stunCookie  = 0x2112a442
 	stunHeader  = 20
 	stunTopBits = 0xc0
 )
 
-// kind is whose a message is.
+// kind is the class of a message.
 type kind uint8
 
 const (
-	kindEngine kind = iota // WireGuard's, or nobody's: the engine counts those
+	kindEngine kind = iota // WireGuard's, or unknown: the engine counts those
 	kindPath
 	kindSTUN
 	kindRelay
 )
 
-// kindOf tells messages apart by how they begin. WireGuard's first byte is 1 to 4, and three zeros follow.
+// kindOf classifies a message by how it begins. WireGuard's first byte is 1 to 4, followed by three zeros.
 func kindOf(msg []byte) kind {
 	switch {
 	case len(msg) == 0:
@@ -75,10 +75,10 @@ func kindOf(msg []byte) kind {
 	return kindEngine
 }
 
-// Serve says who takes what is not WireGuard's. It comes before Open; without it all goes to the engine.
+// Serve sets who handles non-WireGuard messages. It must be called before Open; without it everything goes to the engine.
 func (b *Bind) Serve(h Handler, c Carrier) { b.handler, b.carrier = h, c }
 
-// take gives a message to whom it is for, if that is not the engine. Relayed messages are not for here.
+// take passes a message to its handler, unless it is the engine's. Relayed messages must be unwrapped first.
 func (b *Bind) take(msg []byte, from *Endpoint) bool {
 	if b.handler == nil {
 		return false
@@ -96,10 +96,10 @@ func (b *Bind) take(msg []byte, from *Endpoint) bool {
 	return true
 }
 
-// relayedMessage says whether a message is a relay's.
+// relayedMessage reports whether a message comes with a relay's header.
 func (b *Bind) relayedMessage(msg []byte) bool { return b.carrier != nil && kindOf(msg) == kindRelay }
 
-// unwrap takes a relay's header off a message or run. What is left is the engine's or a path message.
+// unwrap strips a relay's header off a message or run. The rest is the engine's or a path message.
 func (b *Bind) unwrap(run []byte, size int, from *Endpoint) (rest []byte, newSize int, e *Endpoint) {
 	n, newSize, via, ok := b.carrier.FromUDP(run, size, from.dst)
 	if !ok || n == 0 || newSize == 0 {
@@ -108,8 +108,8 @@ func (b *Bind) unwrap(run []byte, size int, from *Endpoint) (rest []byte, newSiz
 	return run[:n], newSize, b.RelayEndpoint(via)
 }
 
-// leading is the part at the beginning of a run that is dealt with at once: what one relay header is before, or what comes
-// before the first of those.
+// leading returns the part at the start of a run that is handled at once: the messages that share one relay header, or those
+// before the first relayed one.
 func (b *Bind) leading(run []byte, size int) (n int, relay bool) {
 	if b.carrier == nil {
 		return len(run), false
@@ -125,8 +125,8 @@ func (b *Bind) leading(run []byte, size int) (n int, relay bool) {
 	return len(run), false
 }
 
-// sift gives the messages of a run that are not the engine's to whom they are for, drops initiations that came before, and
-// closes the gaps. Only the last of a run may be shorter, so that what is left is a run as well.
+// sift passes the messages of a run that are not the engine's to their handlers, drops repeated initiations, and closes the
+// gaps. Only the last message of a run may be shorter, so the rest is a run as well.
 func (b *Bind) sift(run []byte, size int, from *Endpoint) []byte {
 	kept, gap := 0, false
 	for at := 0; at < len(run); {
@@ -144,7 +144,7 @@ func (b *Bind) sift(run []byte, size int, from *Endpoint) []byte {
 	return run[:kept]
 }
 
-// sameHeader is the part at the beginning of a relayed run whose messages have one header.
+// sameHeader returns the length of the part at the start of a relayed run whose messages have the same header.
 func sameHeader(run []byte, size int) int {
 	if size < RelayHeader || len(run) < RelayHeader {
 		return len(run)
@@ -160,11 +160,11 @@ func sameHeader(run []byte, size int) int {
 	return at
 }
 
-// maxRelayed bounds how many endpoints of relays are kept; at more it starts again.
+// maxRelayed bounds how many relay endpoints are kept; beyond that it starts over.
 const maxRelayed = 1 << 14
 
-// RelayEndpoint is the endpoint of a peer behind a relay. It has an address of its own that no packet ever goes to, since
-// engines limit handshakes by address and bind their cookies to it.
+// RelayEndpoint returns the endpoint of a peer behind a relay. It has an address of its own that no packet is ever sent to,
+// since engines limit handshakes by address and bind their cookies to it.
 func (b *Bind) RelayEndpoint(via Via) *Endpoint {
 	b.relayedMu.RLock()
 	e := b.relayed[via]
@@ -185,8 +185,8 @@ func (b *Bind) RelayEndpoint(via Via) *Endpoint {
 	return e
 }
 
-// synthetic makes an address in 100::/16, which is not in use, of the numbers of relay and peer. Each pair has a /64 of its
-// own, since that is what counts as one host.
+// synthetic derives an address in 100::/16, which is unused, from the numbers of relay and peer. Each pair has its own /64,
+// since that counts as one host.
 func synthetic(v Via) netip.AddrPort {
 	var a [16]byte
 	binary.BigEndian.PutUint64(a[:], uint64(v.Peer^v.Relay))
@@ -212,8 +212,8 @@ func (b *Bind) SendTo(msg []byte, to netip.AddrPort) error {
 	return b.cfg.Inner.Send([][]byte{msg}, e)
 }
 
-// SendRunTo sends a run of messages of size bytes, of which the last may be shorter, to an address, by one system call
-// where the system can.
+// SendRunTo sends a run of messages of size bytes, of which the last may be shorter, to an address, in one system call if the
+// system supports it.
 func (b *Bind) SendRunTo(run []byte, size int, to netip.AddrPort) error {
 	e, err := b.plainEndpoint(to)
 	if err != nil {
@@ -225,7 +225,7 @@ func (b *Bind) SendRunTo(run []byte, size int, to netip.AddrPort) error {
 	return sendSplit(b.cfg.Inner, run, size, e)
 }
 
-// sendSplit sends a run in batches of messages.
+// sendSplit sends a run as batches of messages.
 func sendSplit(inner conn.Bind, run []byte, size int, to conn.Endpoint) error {
 	bufs := make([][]byte, 0, inner.BatchSize())
 	for len(run) > 0 {
@@ -241,7 +241,7 @@ func sendSplit(inner conn.Bind, run []byte, size int, to conn.Endpoint) error {
 	return nil
 }
 
-// maxPlain is how many addresses are remembered as the inner Bind wants them.
+// maxPlain is how many addresses are remembered in the inner Bind's form.
 const maxPlain = 1024
 
 func (b *Bind) plainEndpoint(to netip.AddrPort) (conn.Endpoint, error) {
@@ -265,7 +265,7 @@ func (b *Bind) plainEndpoint(to netip.AddrPort) (conn.Endpoint, error) {
 	return e, nil
 }
 
-// receiveStreams gives what the relays send by streams as the sockets give what they receive.
+// receiveStreams returns a RunFunc for what the relays send over streams.
 func (b *Bind) receiveStreams(closed <-chan struct{}) RunFunc {
 	return func(buf []byte) (int, int, conn.Endpoint, error) {
 		for {

@@ -20,7 +20,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// listener is a Handler that keeps what it is given.
+// listener is a Handler that records what it is given.
 type listener struct {
 	mu   sync.Mutex
 	path []string // from and message
@@ -113,7 +113,7 @@ func TestMessagesAreToldApart(t *testing.T) {
 		{relayed(3, data), from, to},
 		{relayed(3, []byte("\xd0far")), from, to},
 		{relayed(3, stunMessage("no")), from, to},
-		{relayed(3, relayed(4, data)), from, to}, // one header is taken off, and that is all
+		{relayed(3, relayed(4, data)), from, to}, // only one header is stripped
 		{[]byte("\xd0around"), "100.64.0.9:1", to},
 	}
 	got := receive(t, fns[0])
@@ -198,7 +198,7 @@ func TestSendTo(t *testing.T) {
 	}
 }
 
-// runs is an inner Bind that gives one run after the other.
+// runs is an inner Bind that returns one run after the other.
 type runs struct {
 	conn.Bind
 	inbox []run
@@ -223,8 +223,8 @@ func (r *runs) OpenRuns(port uint16) ([]bind.RunFunc, uint16, error) {
 
 func (r *runs) SendRun([]byte, int, conn.Endpoint) error { return nil }
 
-// Whatever the kernel joins to one run, each message comes to whom it is for, in order, and runs are no longer than they
-// must be.
+// TestRunsAreTakenApart checks that each message reaches its recipient in order, whatever messages the kernel joins into one
+// run, and that runs are not split more than necessary.
 func TestRunsAreTakenApart(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		inner := &runs{Bind: &fake{}}
@@ -285,8 +285,8 @@ func TestRunsAreTakenApart(t *testing.T) {
 	})
 }
 
-// FuzzRuns gives what strangers may send, joined as the kernel joins it, or not. No more comes out than went in, nothing of it
-// twice, and nothing that is not WireGuard's comes to the engine but out of a relay's message.
+// FuzzRuns receives arbitrary input from outside, joined by the kernel or not. No more comes out than went in, nothing comes
+// twice, and nothing but WireGuard's messages reaches the engine, except from inside a relay's message.
 func FuzzRuns(f *testing.F) {
 	f.Add([]byte{0xd0, 1, 2, 3, 0xe1, 1, 2, 3, 4}, uint16(4))
 	f.Add(append(relayed(3, []byte("abcd")), relayed(4, []byte("ef"))...), uint16(12))
@@ -332,7 +332,7 @@ func FuzzRuns(f *testing.F) {
 	})
 }
 
-// Path messages and STUN go by the same port as the engine's, both ways.
+// TestOneSocketForAll checks that path messages and STUN use the same port as the engine, in both directions.
 func TestOneSocketForAll(t *testing.T) {
 	n := sim.New(1)
 	n.SetDefault(sim.Link{})
@@ -367,7 +367,7 @@ func TestOneSocketForAll(t *testing.T) {
 	readers.Wait()
 }
 
-// echo is a Handler that sends back what it gets, where it has a Bind.
+// echo is a Handler that sends back what it receives, if it has a Bind.
 type echo struct {
 	t    *testing.T
 	b    *bind.Bind

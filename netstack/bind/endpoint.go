@@ -11,32 +11,32 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/path"
 )
 
-// Endpoint is where a peer is, or the candidates for it. It does not change, and may be used by several peers.
+// Endpoint is where a peer is, or the candidates for it. It is immutable, and may be shared by several peers.
 type Endpoint struct {
 	bind *Bind
-	dst  netip.AddrPort // where via is set, one that nothing is sent to
+	dst  netip.AddrPort // if via is set, one that nothing is sent to
 	via  Via
-	// extra is the socket of its own that packets leave by; nil: the one of all peers.
+	// extra is the extra socket that packets are sent from; nil means the shared one.
 	extra *extra
-	// sourced is what the inner Bind made of a received packet: it answers from the address that the packet came to.
-	// Nil in candidates.
+	// sourced is the inner Bind's endpoint of a received packet: it sends from the address that the packet came to. It is nil
+	// in candidates.
 	sourced conn.Endpoint
 	src     netip.Addr
 	ifindex int32
-	// generation is the bind's when the source was learned. In a later one it may be an address that we lost.
+	// generation is the bind's when the source was learned. In a later one we may have lost that address.
 	generation uint64
 	forgotten  atomic.Bool
 	refused    bool
-	plain      atomic.Pointer[conn.Endpoint] // without a source; made when first needed
+	plain      atomic.Pointer[conn.Endpoint] // without a source; created when first needed
 
-	// others are the candidates after this one. Unknown says that this is a list of candidates, even if of one.
+	// others are the candidates after this one. unknown is set for a list of candidates, even of one.
 	others  []*Endpoint
 	unknown bool
 }
 
 var _ conn.Endpoint = (*Endpoint)(nil)
 
-// inner is what the inner Bind should send to, and whether that carries a source address.
+// inner returns the inner Bind's endpoint to send to, and whether it carries a source address.
 func (e *Endpoint) inner() (ep conn.Endpoint, sourced bool, err error) {
 	if e.sourced != nil && !e.forgotten.Load() && e.generation == e.bind.generation.Load() {
 		return e.sourced, true, nil
@@ -44,7 +44,7 @@ func (e *Endpoint) inner() (ep conn.Endpoint, sourced bool, err error) {
 	if p := e.plain.Load(); p != nil {
 		return *p, false, nil
 	}
-	// A variable of its own, which is only then made: this is called for every packet.
+	// A separate variable, allocated only when needed: this function is called for every packet.
 	plain, err := e.bind.cfg.Inner.ParseEndpoint(e.dst.String())
 	if err != nil {
 		return nil, false, fmt.Errorf("endpoint %s: %w", e.dst, err)
@@ -53,13 +53,13 @@ func (e *Endpoint) inner() (ep conn.Endpoint, sourced bool, err error) {
 	return plain, false, nil
 }
 
-// Addr is the peer's address and port; of several candidates, the first.
+// Addr returns the peer's address and port; of several candidates, the first.
 func (e *Endpoint) Addr() netip.AddrPort { return e.dst }
 
-// Via is the way through a relay that this is; zero where it is direct.
+// Via returns the path through a relay; zero if direct.
 func (e *Endpoint) Via() Via { return e.via }
 
-// Socket is the number of the extra socket that this is a way by; 0: it is none.
+// Socket returns the number of the extra socket of this path; 0 means none.
 func (e *Endpoint) Socket() uint32 {
 	if e.extra == nil {
 		return 0
@@ -67,10 +67,10 @@ func (e *Endpoint) Socket() uint32 {
 	return e.extra.number
 }
 
-// ClearSrc forgets the local address that packets leave from.
+// ClearSrc forgets the local address that packets are sent from.
 func (e *Endpoint) ClearSrc() { e.forgotten.Store(true) }
 
-// SrcIP is the local address that packets leave from, if that is known.
+// SrcIP returns the local address that packets are sent from, if known.
 func (e *Endpoint) SrcIP() netip.Addr {
 	if e.forgotten.Load() {
 		return netip.Addr{}
@@ -78,7 +78,7 @@ func (e *Endpoint) SrcIP() netip.Addr {
 	return e.src
 }
 
-// SrcToString is SrcIP as text.
+// SrcToString returns SrcIP as text.
 func (e *Endpoint) SrcToString() string {
 	if src := e.SrcIP(); src.IsValid() {
 		return src.String()
@@ -86,16 +86,16 @@ func (e *Endpoint) SrcToString() string {
 	return ""
 }
 
-// DstIP is the peer's address; of several candidates, the first.
+// DstIP returns the peer's address; of several candidates, the first.
 func (e *Endpoint) DstIP() netip.Addr { return e.dst.Addr() }
 
-// DstToBytes is what handshake cookies are bound to.
+// DstToBytes returns what handshake cookies are bound to.
 func (e *Endpoint) DstToBytes() []byte {
-	b, _ := e.dst.MarshalBinary() // has no errors
+	b, _ := e.dst.MarshalBinary() // never fails
 	return b
 }
 
-// DstToString is the text form that ParseText reads.
+// DstToString returns the text form that ParseText reads.
 func (e *Endpoint) DstToString() string {
 	if !e.unknown {
 		return e.dst.String()
@@ -108,10 +108,10 @@ func (e *Endpoint) DstToString() string {
 	return FormatCandidates(list)
 }
 
-// The text form of an endpoint is "addr:port" where the peer is known to be there, or "?addr:port,addr:port..." for
-// candidates, best first. ParseEndpoint takes either, with or without the question mark, to mean candidates.
+// The text form of an endpoint is "addr:port" if the peer is known to be there, or "?addr:port,addr:port..." for candidates,
+// best first. ParseEndpoint treats either as candidates, with or without the question mark.
 
-// FormatCandidates writes a list of candidates.
+// FormatCandidates formats a list of candidates.
 func FormatCandidates(list []netip.AddrPort) string {
 	var b strings.Builder
 	b.WriteByte('?')
@@ -124,7 +124,7 @@ func FormatCandidates(list []netip.AddrPort) string {
 	return b.String()
 }
 
-// ParseText reads the text form of an endpoint. It does not ask whether the addresses may be used.
+// ParseText parses the text form of an endpoint. It does not check whether the addresses may be used.
 func ParseText(s string) (list []netip.AddrPort, known bool, err error) {
 	rest, candidates := strings.CutPrefix(s, "?")
 	for part := range strings.SplitSeq(rest, ",") {

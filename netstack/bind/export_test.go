@@ -2,5 +2,5 @@ package bind
 
 import "golang.zx2c4.com/wireguard/conn"
 
-// Wrap is what Open does to the inner Bind's functions.
+// Wrap wraps fn as Open does with the inner Bind's functions.
 func (b *Bind) Wrap(fn conn.ReceiveFunc) conn.ReceiveFunc { return b.receive(fn) }

@@ -10,7 +10,7 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 )
 
-// Siblings is a conn.Bind that can have others beside it, with ports of their own. IPv4 is all that they need.
+// Siblings is a conn.Bind that can create others beside it, with their own ports. They need only IPv4.
 type Siblings interface{ Sibling() conn.Bind }
 
 // extras are the sockets beside those that all peers share.
@@ -20,7 +20,7 @@ type extras struct {
 	runs chan *parcel // from their readers to the engine's; nil before Open
 }
 
-// extra is such a socket: the way to one peer, or what may become it.
+// extra is an extra socket: the path to one peer, or a candidate for it.
 type extra struct {
 	number  uint32
 	inner   conn.Bind
@@ -28,7 +28,7 @@ type extra struct {
 	readers sync.WaitGroup
 }
 
-// parcel is a run that a reader has for the engine, which says when it has taken it.
+// parcel is a run that a reader passes to the engine, which signals taken when it has copied it.
 type parcel struct {
 	run   []byte
 	size  int
@@ -36,11 +36,11 @@ type parcel struct {
 	taken chan struct{}
 }
 
-// maxFirst is how long the first message is that comes by an extra socket. Most of them never get any.
+// maxFirst is the maximum size of the first message received on an extra socket. Most of them never receive any.
 const maxFirst = 2048
 
-// OpenExtra opens a socket on a port of its own, under a number that is none's. It needs an open Bind, and may take the system
-// its time: nothing else waits for it.
+// OpenExtra opens a socket on a port of its own, under an unused number. The Bind must be open. It may be as slow as the
+// system: nothing else waits for it.
 func (b *Bind) OpenExtra(number uint32) error {
 	family, ok := b.cfg.Inner.(Siblings)
 	if !ok {
@@ -65,7 +65,7 @@ func (b *Bind) OpenExtra(number uint32) error {
 	return nil
 }
 
-// adopt has an open socket read; false where the Bind is closed.
+// adopt starts reading an open socket; it returns false if the Bind is closed.
 func (b *Bind) adopt(x *extra, fns []RunFunc) bool {
 	b.extras.mu.Lock()
 	defer b.extras.mu.Unlock()
@@ -93,7 +93,7 @@ func openAnyPort(inner conn.Bind) ([]RunFunc, error) {
 	return runs, err
 }
 
-// singly makes runs of one message.
+// singly turns a ReceiveFunc into one that returns runs of one message.
 func singly(fn conn.ReceiveFunc) RunFunc {
 	sizes, eps := make([]int, 1), make([]conn.Endpoint, 1)
 	return func(buf []byte) (int, int, conn.Endpoint, error) {
@@ -105,7 +105,7 @@ func singly(fn conn.ReceiveFunc) RunFunc {
 	}
 }
 
-// ShutExtra closes a socket, and waits for its reader. It may be closed already.
+// ShutExtra closes a socket, and waits for its reader. It may already be closed.
 func (b *Bind) ShutExtra(number uint32) error {
 	b.extras.mu.Lock()
 	x := b.extras.all[number]
@@ -124,7 +124,7 @@ func (x *extra) close() error {
 	return err
 }
 
-// shutExtras closes all of them, until the next Open.
+// shutExtras closes all extra sockets, until the next Open.
 func (b *Bind) shutExtras() error {
 	b.extras.mu.Lock()
 	all := b.extras.all
@@ -137,14 +137,14 @@ func (b *Bind) shutExtras() error {
 	return errors.Join(errs...)
 }
 
-// Extras is how many of them are open.
+// Extras returns the number of open extra sockets.
 func (b *Bind) Extras() int {
 	b.extras.mu.Lock()
 	defer b.extras.mu.Unlock()
 	return len(b.extras.all)
 }
 
-// besides are what receives from the relays' streams and from extra sockets, until closed is.
+// besides returns the functions that receive from the relays' streams and from extra sockets, until closed is closed.
 func (b *Bind) besides(closed <-chan struct{}) (fns []RunFunc) {
 	if closed == nil {
 		return nil
@@ -161,7 +161,7 @@ func (b *Bind) besides(closed <-chan struct{}) (fns []RunFunc) {
 	return append(fns, receiveExtras(closed, b.extras.runs))
 }
 
-// receiveExtras gives what extra sockets receive as the others give it.
+// receiveExtras returns a RunFunc for what extra sockets receive.
 func receiveExtras(closed <-chan struct{}, runs <-chan *parcel) RunFunc {
 	return func(buf []byte) (int, int, conn.Endpoint, error) {
 		select {
@@ -183,7 +183,7 @@ func (b *Bind) readExtra(x *extra, fn RunFunc, to chan<- *parcel) {
 	for {
 		n, size, ep, err := fn(buf)
 		if err != nil {
-			return // a way by it answers no more, and is left
+			return // its path no longer answers, and is abandoned
 		}
 		if n == 0 {
 			continue
@@ -206,7 +206,7 @@ func (b *Bind) readExtra(x *extra, fn RunFunc, to chan<- *parcel) {
 	}
 }
 
-// extraEndpoint is an address that an extra socket sends to.
+// extraEndpoint returns the endpoint of an address reached through an extra socket.
 func (b *Bind) extraEndpoint(number uint32, to netip.AddrPort) *Endpoint {
 	b.extras.mu.Lock()
 	defer b.extras.mu.Unlock()
@@ -217,7 +217,7 @@ func (b *Bind) extraEndpoint(number uint32, to netip.AddrPort) *Endpoint {
 	return &Endpoint{bind: b, dst: to, extra: x}
 }
 
-// through is what sends to an endpoint.
+// through returns the Bind that sends to an endpoint.
 func (b *Bind) through(e *Endpoint) (conn.Bind, error) {
 	switch {
 	case e.extra == nil:
@@ -228,7 +228,7 @@ func (b *Bind) through(e *Endpoint) (conn.Bind, error) {
 	return e.extra.inner, nil
 }
 
-// SendFrom sends a message that is not WireGuard's by an extra socket.
+// SendFrom sends a message that is not WireGuard's from an extra socket.
 func (b *Bind) SendFrom(number uint32, msg []byte, to netip.AddrPort) error {
 	e, err := b.plainEndpoint(to)
 	if err != nil {
@@ -241,7 +241,7 @@ func (b *Bind) SendFrom(number uint32, msg []byte, to netip.AddrPort) error {
 	return out.Send([][]byte{msg}, e)
 }
 
-// WholeFrom is Whole for what an extra socket sends.
+// WholeFrom is Whole for messages sent from an extra socket.
 func (b *Bind) WholeFrom(number uint32, send func() error) error {
 	b.extras.mu.Lock()
 	x := b.extras.all[number]

@@ -21,7 +21,8 @@ type idle struct{}
 func (idle) Wanted(proto.NodeID, *bind.Course)  {}
 func (idle) Heard(proto.NodeID, *bind.Endpoint) {}
 
-// What goes by a socket of its own leaves from another port, and its answers come to the engine by it, until it is closed.
+// TestExtraSocket checks that packets sent from an extra socket leave from another port, and that their answers reach the engine through
+// it, until it is closed.
 func TestExtraSocket(t *testing.T) {
 	n := sim.New(1)
 	n.SetDefault(sim.Link{})

@@ -7,9 +7,8 @@ import (
 )
 
 // once lets only the first copy of each handshake initiation pass. A peer that sprays sends the same bytes to all of our
-// addresses, and the copies may arrive in the same instant at both sockets. They are replays of each other; but an
-// engine that handles them on two processors at once can take both for new, answer both, and forget the session that
-// its peer took up.
+// addresses, and the copies may arrive at both sockets at the same instant. They are replays of each other; but an engine that
+// handles them on two processors at once may take both for new, answer both, and forget the session that its peer has adopted.
 type once struct {
 	seed maphash.Seed
 	mu   sync.Mutex
@@ -19,8 +18,8 @@ type once struct {
 
 func newOnce() *once { return &once{seed: maphash.MakeSeed()} }
 
-// first says whether msg is not among the initiations seen lately. All of it counts, so that a copy that somebody
-// spoilt does not shut out the good one.
+// first reports whether msg is not among the recently seen initiations. It hashes the whole message, so that a corrupted copy
+// does not shut out the good one.
 func (o *once) first(msg []byte) bool {
 	h := maphash.Bytes(o.seed, msg)
 	o.mu.Lock()

@@ -7,30 +7,30 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 )
 
-// Runs is a conn.Bind that also moves runs: messages of one size that lie one after the other, of which the last may be
-// shorter. A run is moved by one system call.
+// Runs is a conn.Bind that also moves runs: back-to-back messages of one size, of which the last may be shorter. A run is moved
+// with one system call.
 type Runs interface {
 	conn.Bind
-	// OpenRuns is Open for who takes runs.
+	// OpenRuns is like Open, but for receiving runs.
 	OpenRuns(port uint16) ([]RunFunc, uint16, error)
 	// SendRun sends a run of messages of size bytes.
 	SendRun(run []byte, size int, to conn.Endpoint) error
 }
 
-// RunFunc waits for a run. It gives how many bytes of buf it takes, and the size of all messages but the last. A buffer of
-// RunSize holds any.
+// RunFunc waits for a run. It returns how many bytes of buf the run fills, and the size of all messages but the last. A buffer
+// of RunSize holds any run.
 type RunFunc func(buf []byte) (n, size int, from conn.Endpoint, err error)
 
 const (
-	// RunSize is how long a run is that is received, at most.
+	// RunSize is the maximum size of a received run.
 	RunSize = 1 << 16
-	// MaxRun and MaxRunCount are how many bytes and messages a run has that is sent, at most: what fits a UDP datagram
-	// over IPv4, and what Linux takes.
+	// MaxRun and MaxRunCount are the maximum bytes and messages of a run to send: what fits a UDP datagram over IPv4, and what
+	// Linux accepts.
 	MaxRun      = 1<<16 - 1 - 20 - 8
 	MaxRunCount = 64
 )
 
-// AsRuns says whether b moves runs.
+// AsRuns returns b as Runs, and reports whether it moves runs.
 func AsRuns(b conn.Bind) (Runs, bool) {
 	if w, ok := b.(*Bind); ok {
 		if _, ok := w.cfg.Inner.(Runs); !ok {
@@ -59,10 +59,10 @@ func (b *Bind) OpenRuns(port uint16) ([]RunFunc, uint16, error) {
 	return append(fns, b.besides(closed)...), actual, nil
 }
 
-// receiveRuns wraps one of the inner Bind's functions, which one goroutine calls.
+// receiveRuns wraps one of the inner Bind's functions, which is called by one goroutine.
 func (b *Bind) receiveRuns(fn RunFunc) RunFunc {
 	t := &table{bind: b}
-	var room, rest []byte // what is left of a run that the kernel joined of what does not belong together
+	var room, rest []byte // the rest of a run in which the kernel joined unrelated messages
 	var size int
 	var from *Endpoint
 	return func(buf []byte) (int, int, conn.Endpoint, error) {
@@ -137,7 +137,7 @@ func (b *Bind) sendRunTo(run []byte, size int, e *Endpoint) error {
 	return inner.SendRun(run, size, to)
 }
 
-// unpack makes a function that gives messages of one that gives runs. One goroutine calls it.
+// unpack turns a function that returns runs into one that returns messages. It is called by one goroutine.
 func unpack(run RunFunc) conn.ReceiveFunc {
 	buf := make([]byte, RunSize)
 	var rest []byte
@@ -157,7 +157,7 @@ func unpack(run RunFunc) conn.ReceiveFunc {
 			rest = rest[len(msg):]
 			eps[n] = from
 			if sizes[n] = copy(bufs[n], msg); sizes[n] < len(msg) {
-				sizes[n] = 0 // half a message is none
+				sizes[n] = 0 // half a message is useless
 			}
 		}
 		return n, nil

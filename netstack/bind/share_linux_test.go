@@ -12,8 +12,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
 )
 
-// TestReadersShareAPort sends from many addresses to a port with several sockets: each sender's packets come by one of them, in
-// their order, and nothing is lost. Another program has no part in the port.
+// TestReadersShareAPort sends from many addresses to a port with several sockets: each sender's packets arrive on one of them,
+// in order, and none is lost. Another program cannot share the port.
 func TestReadersShareAPort(t *testing.T) {
 	const (
 		readers = 4

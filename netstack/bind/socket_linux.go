@@ -18,22 +18,22 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/poll"
 )
 
-// socket is one UDP socket. Its calls are made raw and never block: a goroutine that a call does not take off its thread
+// socket is a UDP socket. Its system calls are raw and never block: a call that does not take the goroutine off its thread
 // costs a third less.
 type socket struct {
 	file     *poll.File
 	is6      bool
 	port     uint16
-	segments atomic.Bool // the kernel splits what is sent
+	segments atomic.Bool // the kernel splits sent runs
 	calls    sync.Pool   // of *sending
 }
 
 const (
-	infoWords  = 5 // a control message with the longer of the two kinds of packet information, in words of 8 bytes
-	splitWords = 3 // one with a segment size
+	infoWords  = 5 // a control message with the longer of the two kinds of packet information, in 8-byte words
+	splitWords = 3 // a control message with a segment size
 )
 
-// sending is one call of sendmsg at a time. It is made once, since what a call points to must not be on a stack.
+// sending makes one sendmsg call at a time. It is allocated once, since what a call points to must not be on a stack.
 type sending struct {
 	s       *socket
 	hdr     unix.Msghdr
@@ -60,7 +60,7 @@ func (c *sending) try(fd uintptr) {
 	}
 }
 
-// closed says of a socket that was closed what others say of theirs.
+// closed maps the error of a closed socket to net.ErrClosed.
 func closed(err error) error {
 	if errors.Is(err, os.ErrClosed) {
 		return net.ErrClosed
@@ -68,7 +68,7 @@ func closed(err error) error {
 	return err
 }
 
-// gather takes as many messages as can go by one call, and says how many.
+// gather collects as many messages as fit in one call, and returns how many.
 func (c *sending) gather(bufs [][]byte, several bool) int {
 	size := len(bufs[0])
 	c.parts, c.bytes = 0, 0
@@ -87,7 +87,7 @@ func (c *sending) gather(bufs [][]byte, several bool) int {
 	return c.parts
 }
 
-// send sends what the vectors hold, in messages of size bytes.
+// send sends the contents of the vectors as messages of size bytes.
 func (c *sending) send(e *udpEndpoint, bytes, size int) error {
 	c.hdr.Name = &e.name[0]
 	c.hdr.Namelen = e.nameLen
@@ -125,8 +125,8 @@ func (c *sending) send(e *udpEndpoint, bytes, size int) error {
 	return os.NewSyscallError("sendmsg", c.errno)
 }
 
-// sendSingly sends what could not be sent together. Where the network device cannot write checksums (EIO), that will not
-// be tried again; else the messages are larger than this way's MTU, and the system fragments them.
+// sendSingly sends one by one what could not be sent together. If the network device cannot compute checksums (EIO),
+// segmentation is not tried again; otherwise the messages are larger than the path MTU, and the system fragments them.
 func (c *sending) sendSingly(e *udpEndpoint, size int) error {
 	if c.errno == unix.EIO {
 		c.s.segments.Store(false)
@@ -148,7 +148,7 @@ func (c *sending) sendSingly(e *udpEndpoint, size int) error {
 	return nil
 }
 
-// splitControl writes a control message that has the kernel split what is sent, and says how many words that took.
+// splitControl writes a control message that makes the kernel split a run, and returns its length in words.
 func splitControl(b []uint64, size int) int {
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
 	h.Level, h.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
@@ -157,15 +157,15 @@ func splitControl(b []uint64, size int) int {
 	return unix.CmsgSpace(2) / 8
 }
 
-// udpEndpoint is an address to send to, as the kernel wants it, and what it said of a packet that came from there: to which
-// of our addresses, by which interface.
+// udpEndpoint is a destination in the kernel's form, with what it reported about a packet from there: which of our addresses it
+// came to, and on which interface.
 type udpEndpoint struct {
 	dst       netip.AddrPort
 	name      [unix.SizeofSockaddrInet6]byte
 	nameLen   uint32
 	src       netip.Addr
 	ifindex   int32
-	info      [infoWords]uint64 // a control message that has the answer leave from there
+	info      [infoWords]uint64 // a control message that makes the answer leave from there
 	infoWords int
 	forgotten atomic.Bool
 }
@@ -192,7 +192,7 @@ func newUDPEndpoint(dst netip.AddrPort) (*udpEndpoint, error) {
 	return e, nil
 }
 
-// scopeOf is the number of the interface that an IPv6 zone names.
+// scopeOf returns the index of the interface that an IPv6 zone names.
 func scopeOf(zone string) (uint32, error) {
 	if zone == "" {
 		return 0, nil
@@ -218,10 +218,10 @@ func (e *udpEndpoint) SrcIP() netip.Addr {
 	return e.src
 }
 
-// SrcIfidx is by which interface a packet came; 0 is unknown.
+// SrcIfidx returns the interface on which a packet arrived; 0 means unknown.
 func (e *udpEndpoint) SrcIfidx() int32 { return e.ifindex }
 
-// Port is the peer's.
+// Port returns the peer's port.
 func (e *udpEndpoint) Port() uint16 { return e.dst.Port() }
 
 // SrcToString implements conn.Endpoint.
@@ -235,11 +235,11 @@ func (e *udpEndpoint) DstToString() string { return e.dst.String() }
 
 // DstToBytes implements conn.Endpoint.
 func (e *udpEndpoint) DstToBytes() []byte {
-	b, _ := e.dst.MarshalBinary() // has no errors
+	b, _ := e.dst.MarshalBinary() // never fails
 	return b
 }
 
-// receiving is one call of recvmsg at a time, of one goroutine.
+// receiving makes one recvmsg call at a time, for one goroutine.
 type receiving struct {
 	s       *socket
 	hdr     unix.Msghdr
@@ -255,7 +255,7 @@ type receiving struct {
 	all      map[origin]*udpEndpoint
 }
 
-// origin is where a packet came from and to.
+// origin is the source and destination of a received packet.
 type origin struct {
 	name    [unix.SizeofSockaddrInet6]byte
 	local   [16]byte
@@ -314,7 +314,7 @@ func (c *receiving) run(buf []byte) (n, size int, from conn.Endpoint, err error)
 	}
 }
 
-// readControl reads what the kernel says of a packet: how long the messages are that it joined, and where it came to.
+// readControl reads what the kernel reports about a packet: the size of the messages it joined, and the destination.
 func (c *receiving) readControl() (size int) {
 	size = c.n
 	c.from.local, c.from.ifindex = [16]byte{}, 0
@@ -332,7 +332,7 @@ func (c *receiving) readControl() (size int) {
 			}
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
 			c.from.ifindex = int32(binary.NativeEndian.Uint32(data))
-			copy(c.from.local[:], data[4:8]) // the address to answer from, which is not the one of a broadcast
+			copy(c.from.local[:], data[4:8]) // the address to answer from, which for a broadcast is not its destination
 		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
 			copy(c.from.local[:], data[:16])
 			c.from.ifindex = int32(binary.NativeEndian.Uint32(data[16:]))
@@ -341,7 +341,7 @@ func (c *receiving) readControl() (size int) {
 	return size
 }
 
-// endpoint has one endpoint for each origin, so that none need be made for each packet.
+// endpoint returns the endpoint of an origin, so that none needs to be allocated per packet.
 func (c *receiving) endpoint() (*udpEndpoint, error) {
 	clear(c.from.name[c.hdr.Namelen:])
 	if !c.s.is6 {
@@ -368,7 +368,7 @@ func (c *receiving) endpoint() (*udpEndpoint, error) {
 	return e, nil
 }
 
-// addrPort reads a socket address.
+// addrPort parses a socket address.
 func (o *origin) addrPort(is6 bool) netip.AddrPort {
 	port := binary.BigEndian.Uint16(o.name[2:])
 	if !is6 {
@@ -381,7 +381,7 @@ func (o *origin) addrPort(is6 bool) netip.AddrPort {
 	return netip.AddrPortFrom(a, port)
 }
 
-// remember has what is sent to e leave from where a packet from there came to.
+// remember makes packets sent to e leave from the address and interface that a packet from there came to.
 func (e *udpEndpoint) remember(o *origin, is6 bool) {
 	e.ifindex = o.ifindex
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&e.info[0]))

@@ -20,7 +20,7 @@ func TestCorruptsSegments(t *testing.T) {
 	}
 }
 
-// Where the kernel or the network device does not split messages, they go one by one.
+// TestSendSingly checks that messages are sent one by one if the kernel or the network device does not split them.
 func TestSendSingly(t *testing.T) {
 	for _, c := range []struct {
 		errno syscall.Errno

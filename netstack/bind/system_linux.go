@@ -19,21 +19,21 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/poll"
 )
 
-// System is a conn.Bind over the kernel's UDP sockets, which also moves runs: a system call takes up to 64 messages to one
-// address, and brings as many from one. It has so many sockets for each address family, all on one port, if the kernel has
-// room for them: it spreads over them who sends, so that several cores receive, and each sender's packets stay in their order.
+// System returns a conn.Bind over the kernel's UDP sockets, which also moves runs: a system call sends up to 64 messages to one
+// address, or receives as many from one. It has readers sockets per address family, all on one port, if the kernel has room for
+// them. The kernel distributes senders over them, so that several cores receive and each sender's packets stay in order.
 func System(readers int) conn.Bind { return &udp{readers: min(readers, maxReaders)} }
 
 // udp has sockets for each address family, on the same port.
 type udp struct {
 	only4   bool
 	readers int
-	mu      sync.Mutex // of Open and Close
+	mu      sync.Mutex // for Open and Close
 	v4, v6  atomic.Pointer[socket]
-	more    []*socket // that receive as well, and send nothing
+	more    []*socket // receive only
 
 	wholeMu sync.Mutex
-	cuts    bool // the network may cut what is sent
+	cuts    bool // the network may fragment what is sent
 }
 
 // Sibling implements Siblings.
@@ -41,15 +41,15 @@ func (u *udp) Sibling() conn.Bind { return &udp{only4: true} }
 
 var _ Runs = (*udp)(nil)
 
-// socketBuffer is how many bytes wait in a socket at most. A flow that is faster than a reader which has to wait for its
-// turn overruns smaller ones.
+// socketBuffer is the size of a socket's buffers. A flow that is faster than a reader waiting for its turn overruns smaller
+// ones.
 const socketBuffer = 8 << 20
 
-// maxReaders is how many sockets of an address family share a port at most. More cores than that have the peers' tunnels and
-// programs to work for.
+// maxReaders is how many sockets of an address family share a port at most. Any further cores are left to the peers' tunnels
+// and programs.
 const maxReaders = 8
 
-// openTries is how often another port is tried where any will do, and the one that IPv4 got is taken for IPv6.
+// openTries is how often another port is tried if any will do and the one IPv4 got is in use for IPv6.
 const openTries = 100
 
 // Open implements conn.Bind.
@@ -98,12 +98,12 @@ func (u *udp) OpenRuns(port uint16) ([]RunFunc, uint16, error) {
 	}
 }
 
-// share opens others on the port of a socket, as many as there can be up to n.
+// share opens up to n other sockets on the port of s, as many as possible.
 func (s *socket) share(n int) (others []*socket) {
 	if n < 1 {
 		return nil
 	}
-	// Only now, since a first socket that shares would join those of another program, and take part of what is sent there.
+	// Not earlier: a first socket that shares would join those of another program, and receive part of its packets.
 	var err error
 	if s.file.Do(func(fd uintptr) { err = sharePort(int(fd)) }) != nil || err != nil {
 		return nil
@@ -134,7 +134,7 @@ func (u *udp) listen(port uint16) (v4, v6 *socket, err error) {
 	return listenBoth(port)
 }
 
-// listenBoth opens a socket for each address family that there is, on the same port.
+// listenBoth opens a socket for each available address family, on the same port.
 func listenBoth(port uint16) (v4, v6 *socket, err error) {
 	v4, err = listen("udp4", port)
 	if err != nil && !errors.Is(err, syscall.EAFNOSUPPORT) {
@@ -179,7 +179,7 @@ func listen(network string, port uint16, also ...func(fd int) error) (*socket, e
 	return s, nil
 }
 
-// take takes a socket away from the runtime's poller.
+// take moves a socket from the runtime's poller to ours.
 func take(u *net.UDPConn) (*poll.File, error) {
 	fd := -1
 	raw, err := u.SyscallConn()
@@ -199,13 +199,13 @@ func take(u *net.UDPConn) (*poll.File, error) {
 
 // prepare sets a socket's options, before it is bound.
 func (s *socket) prepare(fd int) error {
-	// Beyond what the system lets anybody have, where the process may; else as much as it lets. Less only makes it slower.
+	// Exceed the system's limit if the process may; otherwise get as much as allowed. A smaller buffer only makes it slower.
 	for _, o := range [][2]int{{unix.SO_RCVBUF, unix.SO_RCVBUFFORCE}, {unix.SO_SNDBUF, unix.SO_SNDBUFFORCE}} {
 		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, o[1], socketBuffer) != nil {
 			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o[0], socketBuffer)
 		}
 	}
-	// Where the kernel does not join what it receives, each message comes alone.
+	// If the kernel does not join received messages, each comes alone.
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 	_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
 	s.segments.Store(err == nil && !corruptsSegments(kernelRelease()))
@@ -233,13 +233,13 @@ func kernelRelease() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
-// corruptsSegments says whether a Linux spoils what it splits: 7.0 to 7.1.4 write wrong UDP headers where the last message is
-// as long as the others.
+// corruptsSegments reports whether a Linux release corrupts what it splits: 7.0 to 7.1.4 write wrong UDP headers if the last
+// message is as long as the others.
 func corruptsSegments(release string) bool {
 	var v [3]int
 	for i, part := range strings.SplitN(release, ".", 3) {
 		digits := len(part) - len(strings.TrimLeft(part, "0123456789"))
-		v[i], _ = strconv.Atoi(part[:digits]) // no digits: zero
+		v[i], _ = strconv.Atoi(part[:digits]) // zero if there are no digits
 	}
 	return v[0] == 7 && (v[1] == 0 || v[1] == 1 && v[2] <= 4)
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/path"
 )
 
-// openRuns opens a Bind over the system's sockets, and gives what its sockets receive, IPv4 first.
+// openRuns opens a Bind over the system's sockets, and returns their receive functions, IPv4 first.
 func openRuns(t *testing.T) (b *bind.Bind, fns []bind.RunFunc, port uint16) {
 	t.Helper()
 	b = bind.New(bind.Config{Bounds: path.Bounds{Loopback: true}})
@@ -42,7 +42,7 @@ func loopback(t *testing.T, b conn.Bind, v6 bool, port uint16) conn.Endpoint {
 	return ep
 }
 
-// collect receives until it has so many messages.
+// collect receives until it has want messages.
 func collect(t *testing.T, fn bind.RunFunc, want int) (got [][]byte, from conn.Endpoint) {
 	t.Helper()
 	buf := make([]byte, bind.RunSize)
@@ -98,7 +98,7 @@ func TestRuns(t *testing.T) {
 	}
 }
 
-// What comes is answered from the address that it came to.
+// TestRunsAreAnswered checks that a run is answered from the address that it came to.
 func TestRunsAreAnswered(t *testing.T) {
 	a, fromA, _ := openRuns(t)
 	b, fromB, port := openRuns(t)
@@ -122,7 +122,7 @@ func TestRunsAreAnswered(t *testing.T) {
 	}
 }
 
-// The second copy of an initiation does not arrive, wherever in a run it is.
+// TestRunsHaveNoCopies checks that the second copy of an initiation does not arrive, wherever in a run it is.
 func TestRunsHaveNoCopies(t *testing.T) {
 	a, _, _ := openRuns(t)
 	_, fns, port := openRuns(t)

@@ -4,7 +4,7 @@ package bind
 
 import "golang.zx2c4.com/wireguard/conn"
 
-// System is a conn.Bind over the system's UDP sockets, one for each address family, a packet a call.
+// System returns a conn.Bind over the system's UDP sockets, one per address family, with one packet per call.
 func System(int) conn.Bind { return standard{conn.NewDefaultBind()} }
 
 type standard struct{ conn.Bind }

@@ -5,23 +5,23 @@ import (
 	"fmt"
 )
 
-// Whole is a conn.Bind that can find out what size of message gets through.
+// Whole is a conn.Bind that can probe which message sizes get through.
 type Whole interface {
-	// Whole has what send sends leave in one piece each, and stay so (IP_PMTUDISC_PROBE): what is too long for the way is
-	// lost. What others send meanwhile may be sent so too.
+	// Whole makes messages sent by send leave unfragmented and stay so (IP_PMTUDISC_PROBE): messages too large for the path are
+	// lost. Messages sent by others meanwhile may be affected too.
 	Whole(send func() error) error
-	// Fragment lets the network cut from now on what is sent over IPv4. Over IPv6 only this host may, and does where it was
-	// told how large packets may be.
+	// Fragment lets the network fragment what is sent over IPv4 from then on. Over IPv6 only this host can, and it does once it
+	// has been told how large packets may be.
 	Fragment() error
 }
 
-// Probes says whether the inner Bind is a Whole.
+// Probes reports whether the inner Bind is a Whole.
 func (b *Bind) Probes() bool {
 	_, ok := b.cfg.Inner.(Whole)
 	return ok
 }
 
-// Whole is the inner Bind's.
+// Whole calls the inner Bind's Whole.
 func (b *Bind) Whole(send func() error) error {
 	if w, ok := b.cfg.Inner.(Whole); ok {
 		return w.Whole(send)
@@ -29,7 +29,7 @@ func (b *Bind) Whole(send func() error) error {
 	return fmt.Errorf("send in one piece: %w", errors.ErrUnsupported)
 }
 
-// Fragment is the inner Bind's.
+// Fragment calls the inner Bind's Fragment.
 func (b *Bind) Fragment() error {
 	if w, ok := b.cfg.Inner.(Whole); ok {
 		return w.Fragment()

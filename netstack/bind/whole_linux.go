@@ -41,7 +41,8 @@ func (u *udp) sockets() (out []*socket) {
 	return out
 }
 
-// restore has sockets send as they do when nobody probes: whole, but for what this host was told is too large for its way.
+// restore sets the sockets' normal mode when nobody probes: unfragmented, except for packets known to be too large for the
+// path.
 func restore(list []*socket, cuts bool) error {
 	v4 := unix.IP_PMTUDISC_WANT
 	if cuts {

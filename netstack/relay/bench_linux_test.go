@@ -14,7 +14,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
-// A run of full packets.
+// The size of a run of full packets.
 const (
 	packetSize  = 1320
 	packetCount = 45
@@ -24,11 +24,11 @@ const (
 type lane struct {
 	from *relay.Client
 	run  []byte
-	got  chan int // how many packets came, of which some may be lost
+	got  chan int // how many packets arrived; some may be lost
 	lost *time.Timer
 }
 
-// newLane makes one on which both ends have learned all numbers.
+// newLane returns a lane whose ends have learned all numbers.
 func newLane(tb testing.TB) *lane {
 	tb.Helper()
 	p := &permit{nodes: map[string]proto.NodeID{}, until: time.Hour}
@@ -77,7 +77,7 @@ func (l *lane) send(tb testing.TB) {
 	}
 }
 
-// await waits until so many packets came, or some are lost, and says how many came.
+// await waits until n packets have arrived, or some are lost, and returns how many arrived.
 func (l *lane) await(n int) (came int) {
 	for came < n {
 		l.lost.Reset(100 * time.Millisecond)
@@ -91,8 +91,8 @@ func (l *lane) await(n int) (came int) {
 	return came
 }
 
-// BenchmarkForward sends runs of full packets over the system's sockets. One operation is one packet sent by one node, forwarded,
-// and received by another; who else works is the kernel.
+// BenchmarkForward sends runs of full packets over the system's sockets. One operation is one packet sent by one node,
+// forwarded, and received by another; the rest of the work is the kernel's.
 func BenchmarkForward(b *testing.B) {
 	l := newLane(b)
 	b.SetBytes(packetSize)
@@ -112,8 +112,8 @@ func BenchmarkForward(b *testing.B) {
 	b.ReportMetric(float64(received)/float64(b.N), "arrived")
 }
 
-// A packet that is sent, forwarded and received costs no memory. A run may, now and then: the client looks at its relays
-// meanwhile, and pools lose things under the race detector.
+// TestForwardDoesNotAllocate checks that sending, forwarding and receiving a packet does not allocate. A run may, now and then:
+// the client tends its relays meanwhile, and pools drop items under the race detector.
 func TestForwardDoesNotAllocate(t *testing.T) {
 	l := newLane(t)
 	came := 0
@@ -130,7 +130,7 @@ func TestForwardDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// laneNode is a node on the system's sockets.
+// laneNode creates a node on the system's sockets.
 func laneNode(b testing.TB, p *permit, id proto.NodeID, list []proto.Relay, got chan<- int) (*relay.Client, func()) {
 	b.Helper()
 	device, err := key.NewDevice(rand.Reader)

@@ -14,21 +14,21 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
-// ErrNoRelay says that there is no such relay.
+// ErrNoRelay means that there is no such relay.
 var ErrNoRelay = errors.New("no such relay")
 
-// route is what moves packets by one session by UDP.
+// route is what it takes to send packets over one UDP session.
 type route struct {
 	hop     *hop
 	session uint32
 	addr    netip.AddrPort
 	key     *relaymsg.Key
-	heard   atomic.Int64 // Unix nanoseconds; asked: when the first packet since was sent
-	asked   atomic.Int64
+	heard   atomic.Int64 // Unix nanoseconds
+	asked   atomic.Int64 // when the first packet since heard was sent, in Unix nanoseconds
 
 	mu   sync.RWMutex
 	out  map[proto.NodeID]*outgoing
-	in   []proto.NodeID // by the relay's numbers
+	in   []proto.NodeID // indexed by the relay's numbers
 	next uint32
 }
 
@@ -38,7 +38,7 @@ func newRoute(h *hop, b *bound) *route {
 	return r
 }
 
-// number gives the header of packets to a peer.
+// number returns the header for packets to a peer.
 func (r *route) number(peer proto.NodeID, now int64) (relaymsg.Header, error) {
 	if h, ok := r.known(peer, now); ok {
 		return h, nil
@@ -75,7 +75,7 @@ func (c *Client) SendRun(run []byte, size int, to bind.Via) error {
 	}
 	now := time.Now().UnixNano()
 	if last := h.usedAt.Swap(now); now-last > int64(suspect) {
-		c.wake() // the relay may be asleep, or is watched more closely from now on
+		c.wake() // the relay may be asleep, or must be watched more closely
 	}
 	if r := h.route.Load(); r != nil {
 		return c.sendUDP(r, run, size, to.Peer, now)
@@ -100,7 +100,7 @@ func (c *Client) sendUDP(r *route, run []byte, size int, peer proto.NodeID, now 
 	return sendWrapped(run, min(size, len(run)), 0, head, peer, func(run []byte, size int) error { return c.cfg.Send(run, size, r.addr) })
 }
 
-// wait keeps a run until there is a session; of too much, the oldest goes.
+// wait keeps a run until there is a session; if too much is waiting, the oldest runs are dropped.
 func (h *hop) wait(run []byte, size int, peer proto.NodeID) {
 	h.waitMu.Lock()
 	defer h.waitMu.Unlock()
@@ -112,7 +112,7 @@ func (h *hop) wait(run []byte, size int, peer proto.NodeID) {
 	}
 }
 
-// flush sends what waited. Called with the client's lock held.
+// flush sends the waiting runs. The caller holds the client's lock.
 func (c *Client) flush(h *hop) {
 	h.waitMu.Lock()
 	waits := h.waits
@@ -168,7 +168,7 @@ func (c *Client) FromUDP(run []byte, size int, from netip.AddrPort) (n, newSize 
 	return n, newSize, bind.Via{Relay: r.hop.relay.ID, Peer: peer}, n > 0
 }
 
-// sender finds whom a number of the relay stands for.
+// sender returns the peer that the relay's number stands for.
 func (r *route) sender(h relaymsg.Header, run []byte) proto.NodeID {
 	number := int(h.Number)
 	r.mu.RLock()
@@ -202,7 +202,7 @@ func (c *Client) tell(r *route, m relaymsg.Message) {
 	}
 }
 
-// control is for a datagram that carries no packet.
+// control handles a datagram that carries no packet.
 func (c *Client) control(b []byte, from netip.AddrPort) {
 	m, err := relaymsg.Parse(b)
 	if err != nil {
@@ -233,7 +233,7 @@ func (c *Client) control(b []byte, from netip.AddrPort) {
 	}
 }
 
-// learned notes that the relay knows, or does not know, whom a number stands for.
+// learned records whether the relay knows which peer a number stands for.
 func (r *route) learned(m *relaymsg.Message) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	// betterBy and betterPart are how much shorter another relay's round trip must be, both, for it to become home.
+	// betterBy and betterPart are how much shorter another relay's round trip must be, by both measures, for it to become home.
 	betterBy   = 10 * time.Millisecond
 	betterPart = 0.3
 )
@@ -16,20 +16,20 @@ const (
 type candidate struct {
 	id     proto.NodeID
 	health health
-	rtt    time.Duration // 0: not known
+	rtt    time.Duration // zero if unknown
 }
 
-// health is what is known of whether a relay can be reached.
+// health is what is known about a relay's reachability.
 type health uint8
 
 const (
-	dead    health = iota // neither by UDP nor by stream, or about to stop
-	unsure                // one of both failed, the other was not tried yet
-	healthy               // there is a session, or it answered, or nothing was tried yet
+	dead    health = iota // neither over UDP nor over a stream, or about to stop
+	unsure                // one of the two failed, the other has not been tried
+	healthy               // there is a session, or it answered, or nothing has been tried
 )
 
-// choose picks the relay through which others reach this node. It stays with the one that there is while that answers, unless
-// another one is clearly nearer; zero where none answers.
+// choose returns the relay through which others reach this node. It stays with the current one while that answers, unless
+// another one is clearly nearer. It returns zero if none answers.
 func choose(home proto.NodeID, all []candidate) proto.NodeID {
 	var best, now *candidate
 	for i := range all {
@@ -58,7 +58,7 @@ func choose(home proto.NodeID, all []candidate) proto.NodeID {
 	return now.id
 }
 
-// nearer says whether a is the better choice of two that answer: what was measured before what was not.
+// nearer reports whether a is the better choice of two that answer: measured relays come before unmeasured ones.
 func nearer(a, b *candidate) bool {
 	switch {
 	case a.health != b.health:

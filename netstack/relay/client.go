@@ -27,13 +27,13 @@ import (
 const (
 	// inUse is how long a relay that is not home is kept after the last packet through it.
 	inUse = 2 * time.Minute
-	// remeasure is how often the round trips to all relays are taken.
+	// remeasure is how often the round trips to all relays are measured.
 	remeasure = 10 * time.Minute
-	// settling is how long answers of all relays are awaited before the first home is chosen among those that answered.
+	// settling is how long to wait for answers of all relays before choosing the first home among those that answered.
 	settling = 400 * time.Millisecond
-	// head start is what UDP has before a stream is tried as well.
+	// headStart is how long UDP alone is tried before a stream is tried as well.
 	headStart = 300 * time.Millisecond
-	// pending is how many bytes wait for a session with a relay.
+	// pending is how many bytes may wait for a session with a relay.
 	pending = 256 << 10
 	// resolveAgain is how often the names of relays are looked up.
 	resolveAgain = 5 * time.Minute
@@ -42,17 +42,17 @@ const (
 // Config is what a client needs.
 type Config struct {
 	Self proto.NodeID
-	// Certificate is the node's, with its device key as the private one; asked for each session.
+	// Certificate returns the node's certificate, with its device key as the private key; it is called for each session.
 	Certificate func() *tls.Certificate
-	// Send sends a run of messages, of size bytes each but the last, by the socket that peers are reached by.
+	// Send sends a run of messages, of size bytes each but the last, from the socket used to reach peers.
 	Send func(run []byte, size int, to netip.AddrPort) error
-	// Open opens a stream to a relay whose Upgrade to relaymsg.Protocol is done, and who it is verified.
+	// Open opens a stream to a relay, with the Upgrade to relaymsg.Protocol done and the relay's identity verified.
 	Open func(ctx context.Context, relay *proto.Relay) (net.Conn, error)
-	// Resolve finds the addresses of a host; nil: only literal addresses are reached by UDP.
+	// Resolve resolves a host name; if nil, only literal addresses are reached over UDP.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
-	// Changed is told that States or Home are others. It must not block. May be nil.
+	// Changed is called when States or Home have changed. It must not block. May be nil.
 	Changed func()
-	// Unreached is told that a relay does not bring packets to a peer. It must not block. May be nil.
+	// Unreached is called when a relay does not deliver packets to a peer. It must not block. May be nil.
 	Unreached func(via bind.Via, reason relaymsg.Reason)
 	Rand      io.Reader
 	Log       *slog.Logger
@@ -70,23 +70,23 @@ const (
 
 func (t Transport) String() string { return [...]string{"none", "udp", "tls"}[t] }
 
-// State is how things stand with one relay.
+// State is the state of one relay.
 type State struct {
 	Relay     proto.Relay
 	Transport Transport
 	Since     time.Time // of the transport
 	RTT       time.Duration
-	// Seen is this node's address as the relay sees it; zero where that is not known.
+	// Seen is this node's address as the relay sees it; zero if unknown.
 	Seen netip.AddrPort
 	Home bool
-	// Addrs are where its UDP port may be, as far as that is known.
+	// Addrs are the possible addresses of its UDP port, as far as known.
 	Addrs []netip.AddrPort
-	// Draining says that the relay is about to stop.
+	// Draining means that the relay is about to stop.
 	Draining bool
-	Err      error // the last, where there is no transport
+	Err      error // the last one, if there is no transport
 }
 
-// Client is a node's end of all its relays. It implements bind.Carrier.
+// Client is a node's client of all its relays. It implements bind.Carrier.
 type Client struct {
 	cfg    Config
 	chance chances
@@ -97,16 +97,16 @@ type Client struct {
 	inbox  chan *frame
 
 	table atomic.Pointer[map[proto.NodeID]*hop]
-	// sessions finds a hop by the number of its session.
+	// sessions maps the number of a session to its route.
 	sessionsMu sync.RWMutex
 	sessions   map[uint32]*route
 
 	mu     sync.Mutex
 	closed bool
 	home   proto.NodeID
-	lost   bool      // no relay answers: any that does may become home
+	lost   bool      // no relay answers: the first that does may become home
 	since  time.Time // when the relays were set
-	gauge  time.Time // when round trips were asked for last
+	gauge  time.Time // when round trips were last requested
 }
 
 var _ bind.Carrier = (*Client)(nil)
@@ -116,12 +116,12 @@ type hop struct {
 	link
 	client *Client
 
-	route  atomic.Pointer[route]  // by UDP; nil: there is none
-	stream atomic.Pointer[runner] // nil: there is none
-	usedAt atomic.Int64           // Unix nanoseconds, of the last packet sent
+	route  atomic.Pointer[route]  // over UDP; nil if there is none
+	stream atomic.Pointer[runner] // nil if there is none
+	usedAt atomic.Int64           // time of the last packet sent, in Unix nanoseconds
 
 	since      time.Time
-	dialing    context.CancelFunc // nil: no stream is being opened, or is open
+	dialing    context.CancelFunc // nil unless a stream is open or being opened
 	redial     time.Time
 	streams    int // failures
 	streamErr  error
@@ -134,14 +134,14 @@ type hop struct {
 	waiting int
 }
 
-// parcel is a run that waits.
+// parcel is a waiting run.
 type parcel struct {
 	peer proto.NodeID
 	size int
 	b    []byte
 }
 
-// New makes a client without relays. Close it.
+// New returns a client without relays. The caller must Close it.
 func New(c Config) *Client {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -168,7 +168,7 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// drop leaves a relay. Called with the lock held.
+// drop leaves a relay. The caller holds the lock.
 func (c *Client) drop(h *hop) {
 	if h.cur != nil {
 		bye := &relaymsg.Message{Header: relaymsg.Header{Kind: relaymsg.Bye, Session: h.cur.session}}
@@ -179,7 +179,7 @@ func (c *Client) drop(h *hop) {
 	h.hangUp()
 }
 
-// SetRelays says which relays there are. Sessions with those that stay as they are go on.
+// SetRelays sets the relays. Sessions with unchanged relays continue.
 func (c *Client) SetRelays(relays []proto.Relay) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -211,7 +211,7 @@ func (c *Client) SetRelays(relays []proto.Relay) {
 	c.wake()
 }
 
-// literal are the addresses of a relay that are known without asking.
+// literal returns the addresses of a relay that are known without a lookup.
 func literal(r *proto.Relay) (out []netip.AddrPort) {
 	if r.UDPPort == 0 {
 		return nil
@@ -230,7 +230,7 @@ func literal(r *proto.Relay) (out []netip.AddrPort) {
 	return out
 }
 
-// hosts are those of a relay's URLs.
+// hosts returns the host names in a relay's URLs.
 func hosts(r *proto.Relay) (out []string) {
 	for _, s := range r.URLs {
 		if u, err := url.Parse(s); err == nil && !slices.Contains(out, u.Hostname()) {
@@ -240,7 +240,7 @@ func hosts(r *proto.Relay) (out []string) {
 	return out
 }
 
-// Moved says that this node's address may be another one, or that the socket was opened anew: sessions move along.
+// Moved reports that this node's address may have changed, or that the socket was reopened: sessions move along.
 func (c *Client) Moved() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -250,14 +250,15 @@ func (c *Client) Moved() {
 		c.do(h, h.Step(now, moved{}, c.chance))
 		h.redial, h.streams, h.resolved = time.Time{}, 0, time.Time{}
 		if h.stream.Load() != nil {
-			h.hangUp() // TCP would find out much later
+			h.hangUp() // TCP would notice much later
 		}
 		h.measure = h.cur == nil
 	}
 	c.wake()
 }
 
-// Stir says to a relay, or to all where that is 0, where this node is, and finds out whether it lives: where there is a session.
+// Stir pings a relay, or all if relay is 0, that has a session: it tells the relay where this node is, and checks that the
+// session is alive.
 func (c *Client) Stir(relay proto.NodeID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -270,7 +271,7 @@ func (c *Client) Stir(relay proto.NodeID) {
 	c.wake()
 }
 
-// Warm has a session with a relay made ready, since packets will go through it soon.
+// Warm prepares a session with a relay, since packets will soon go through it.
 func (c *Client) Warm(relay proto.NodeID) {
 	if h := (*c.table.Load())[relay]; h != nil {
 		h.usedAt.Store(time.Now().UnixNano())
@@ -278,14 +279,14 @@ func (c *Client) Warm(relay proto.NodeID) {
 	}
 }
 
-// Home is the relay through which others reach this node; false where there is none.
+// Home returns the relay through which others reach this node; false if there is none.
 func (c *Client) Home() (proto.NodeID, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.home, c.home != 0
 }
 
-// States says how things stand, sorted by the relays' ids.
+// States returns the states of all relays, sorted by ID.
 func (c *Client) States() []State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -315,7 +316,7 @@ func (c *Client) wake() {
 	}
 }
 
-// run does what time asks for.
+// run calls tick whenever a timer fires or something has changed.
 func (c *Client) run() {
 	t := time.NewTimer(0)
 	defer t.Stop()
@@ -330,7 +331,7 @@ func (c *Client) run() {
 	}
 }
 
-// tick looks at all relays, and says when it wants to do so again.
+// tick handles all relays, and returns how long to wait before the next call.
 func (c *Client) tick(now time.Time) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -365,7 +366,7 @@ func (c *Client) tick(now time.Time) time.Duration {
 	return max(next.Sub(now), time.Millisecond)
 }
 
-// watch is when a relay that is in use is looked at again: who moves packets says nothing.
+// watch returns when to look again at a relay in use: the code that moves packets does not wake the client.
 func (h *hop) watch(now, used time.Time) time.Time {
 	if h.route.Load() == nil || now.Sub(used) > 2*suspect {
 		return time.Time{}
@@ -373,7 +374,7 @@ func (h *hop) watch(now, used time.Time) time.Time {
 	return now.Add(suspect)
 }
 
-// chooseHome chooses, and says when it is worth to choose again.
+// chooseHome chooses the home relay, and returns when to choose again.
 func (c *Client) chooseHome(now time.Time) time.Time {
 	settled := c.since.Add(settling)
 	table := *c.table.Load()
@@ -424,7 +425,7 @@ func (c *Client) changed() {
 	}
 }
 
-// lookUp finds the addresses of a relay that is known by name.
+// lookUp resolves the addresses of a relay that is known by name.
 func (c *Client) lookUp(now time.Time, h *hop) {
 	if c.cfg.Resolve == nil || h.relay.UDPPort == 0 || len(h.relay.UDP) > 0 || h.lookingUp || now.Sub(h.resolved) < resolveAgain {
 		return
@@ -461,7 +462,7 @@ func (c *Client) lookUp(now time.Time, h *hop) {
 	})
 }
 
-// sync tells the link what was sent and heard since the last time.
+// sync updates the link with what was sent and heard since the last call.
 func (c *Client) sync(h *hop) {
 	r := h.route.Load()
 	if r == nil || h.cur == nil || r.session != h.cur.session {
@@ -473,7 +474,7 @@ func (c *Client) sync(h *hop) {
 	}
 }
 
-// do does what a link asks for. Called with the lock held.
+// do carries out the effects of a link. The caller holds the lock.
 func (c *Client) do(h *hop, effects []effect) {
 	for _, e := range effects {
 		switch e := e.(type) {
@@ -498,7 +499,7 @@ func (c *Client) do(h *hop, effects []effect) {
 	}
 }
 
-// sign makes what binds a session. A TPM takes its time for that.
+// sign makes the signature that binds a session. A TPM may take its time for that.
 func (c *Client) sign(h *hop, e sign) {
 	out := signed{session: e.session}
 	out.info, out.key, out.err = c.bindInfo(h.relay.ID, e)
@@ -527,7 +528,7 @@ func (c *Client) bindInfo(relay proto.NodeID, e sign) (relaymsg.BindInfo, *relay
 	return relaymsg.BindInfo{RelayKey: e.key, Ephemeral: e.secret.Public(), Certificate: leaf, Signature: signature}, key, err
 }
 
-// open puts a session in use.
+// open starts using a session.
 func (c *Client) open(h *hop) {
 	r := h.route.Load()
 	if r == nil || r.session != h.cur.session {
@@ -549,7 +550,7 @@ func (c *Client) open(h *hop) {
 	c.wake()
 }
 
-// lose takes a session out of use.
+// lose stops using a session.
 func (c *Client) lose(h *hop) {
 	if r := h.route.Swap(nil); r != nil {
 		c.sessionsMu.Lock()
@@ -561,12 +562,12 @@ func (c *Client) lose(h *hop) {
 	c.wake()
 }
 
-// chances is where randomness comes from.
+// chances is the source of randomness.
 type chances struct{ r io.Reader }
 
 func (c chances) Uint64() uint64 {
 	var b [8]byte
-	_, _ = io.ReadFull(c.r, b[:]) // a session's number, or a token: zeros do no harm
+	_, _ = io.ReadFull(c.r, b[:]) // for a session's number, or a token: zeros do no harm
 	return binary.BigEndian.Uint64(b[:])
 }
 

@@ -10,10 +10,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
-// cookieLife is how long a cookie is good, at least; at most it is twice that.
+// cookieLife is how long a cookie is valid, at least; at most it is twice that.
 const cookieLife = 15 * time.Second
 
-// jar makes cookies that prove that whoever shows them receives what is sent to an address. It remembers none of them.
+// jar makes cookies, which prove that their sender receives packets at an address. It stores none of them.
 type jar struct{ secret [32]byte }
 
 func (j *jar) cookie(from netip.AddrPort, session uint32, period int64) (out [relaymsg.CookieSize]byte) {
@@ -29,12 +29,12 @@ func (j *jar) cookie(from netip.AddrPort, session uint32, period int64) (out [re
 	return out
 }
 
-// give makes a cookie for an address and a session.
+// give returns a cookie for an address and a session.
 func (j *jar) give(now time.Time, from netip.AddrPort, session uint32) [relaymsg.CookieSize]byte {
 	return j.cookie(from, session, now.Unix()/int64(cookieLife/time.Second))
 }
 
-// take says whether a cookie is one of this address and session, and still good.
+// take reports whether a cookie is for this address and session, and still valid.
 func (j *jar) take(now time.Time, from netip.AddrPort, session uint32, cookie [relaymsg.CookieSize]byte) bool {
 	period := now.Unix() / int64(cookieLife/time.Second)
 	for _, p := range []int64{period, period - 1} {
@@ -45,8 +45,7 @@ func (j *jar) take(now time.Time, from netip.AddrPort, session uint32, cookie [r
 	return false
 }
 
-// pace bounds how often something is done for whom: buckets of tokens in a table of fixed size, in which those with the same
-// hash share one.
+// pace is a rate limiter per key: token buckets in a table of fixed size, where keys with the same hash share a bucket.
 type pace struct {
 	rate, burst float64
 	buckets     [1024]bucket
@@ -57,12 +56,12 @@ type bucket struct {
 	at     time.Time
 }
 
-// take says whether there is a token for a hash, and takes it.
+// take reports whether there is a token for a hash, and takes it.
 func (p *pace) take(now time.Time, hash uint64) bool {
 	return p.buckets[hash%uint64(len(p.buckets))].take(now, p.rate, p.burst, 1)
 }
 
-// take takes n tokens of a bucket that rate fills by the second, up to burst.
+// take takes n tokens from a bucket that is filled at rate per second, up to burst.
 func (b *bucket) take(now time.Time, rate, burst, n float64) bool {
 	if b.at.IsZero() {
 		b.tokens = burst

@@ -26,7 +26,7 @@ type raw struct {
 	s    *station
 	conn *sim.UDPConn
 	key  *relaymsg.Key
-	// bind is the Bind that was sent last.
+	// bind is the last Bind that was sent.
 	bind []byte
 }
 
@@ -51,7 +51,7 @@ func (r *raw) say(m relaymsg.Message) {
 	r.send(relaymsg.Append(nil, &m, r.key, false))
 }
 
-// answer is what the relay says within a second; false for nothing.
+// answer returns the relay's answer within a second; false if there is none.
 func (r *raw) answer() (relaymsg.Message, bool) {
 	r.t.Helper()
 	b := make([]byte, 2048)
@@ -80,14 +80,14 @@ func header(k relaymsg.Kind, session uint32) relaymsg.Header {
 	return relaymsg.Header{Kind: k, Session: session}
 }
 
-// cookie gets one.
+// cookie requests a cookie.
 func (r *raw) cookie(session uint32) [relaymsg.CookieSize]byte {
 	r.t.Helper()
 	r.say(relaymsg.Message{Header: header(relaymsg.Hello, session)})
 	return r.wants(relaymsg.Challenge).Cookie
 }
 
-// begin sends a bind of a node's with a cookie.
+// begin sends a bind for a node with a cookie.
 func (r *raw) begin(n *node, session uint32, cookie [relaymsg.CookieSize]byte) {
 	r.t.Helper()
 	secret, err := relaymsg.NewSecret(rand.Reader)
@@ -131,7 +131,7 @@ func hostile(t *testing.T, f func(t *testing.T, w *world, s *station, victim *no
 	})
 }
 
-// A session is bound, and is good for nothing from another address until that has proved itself.
+// TestForgedSource checks that a bound session cannot be used from another address before that has proved itself.
 func TestForgedSource(t *testing.T) {
 	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
 		n := w.addNode(2)
@@ -151,14 +151,14 @@ func TestForgedSource(t *testing.T) {
 	})
 }
 
-// A bind or a move that is played again, by whoever saw it, moves nothing.
+// TestReplays checks that a replayed bind or move has no effect, whoever sends it.
 func TestReplays(t *testing.T) {
 	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
 		n := w.addNode(2)
 		first, second := w.raw(s, "first", "192.0.2.1"), w.raw(s, "second", "192.0.2.2")
 		first.begin(n, 7, first.cookie(7))
 		first.wants(relaymsg.Bound)
-		second.send(first.bind) // the cookie is not of this address
+		second.send(first.bind) // the cookie is not for this address
 		second.wants(relaymsg.Challenge)
 		// The node moves to the second address.
 		second.key = first.key
@@ -166,7 +166,7 @@ func TestReplays(t *testing.T) {
 		move := relaymsg.Append(nil, &relaymsg.Message{Header: header(relaymsg.Rebind, 7), Cookie: second.wants(relaymsg.Challenge).Cookie, Token: 1}, second.key, false)
 		second.send(move)
 		second.wants(relaymsg.Bound)
-		// What bound it to the first one is played again from there.
+		// The bind from the first address is replayed from there.
 		first.send(first.bind)
 		if m := first.wants(relaymsg.Refused); m.Reason != relaymsg.ReasonTaken {
 			t.Errorf("refused: %v", m.Reason)
@@ -180,7 +180,8 @@ func TestReplays(t *testing.T) {
 	})
 }
 
-// Strangers get no session: certificates that nobody admits, signatures by other keys, for other relays.
+// TestStrangers checks that strangers get no session: with certificates that are not admitted, or signatures by other keys or
+// for other relays.
 func TestStrangers(t *testing.T) {
 	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
 		n := w.addNode(2)
@@ -214,7 +215,7 @@ func TestStrangers(t *testing.T) {
 	})
 }
 
-// Beginnings by the thousand leave nothing behind, and do not keep others out.
+// TestHalfOpen checks that thousands of begun sessions leave no state behind, and do not keep others out.
 func TestHalfOpen(t *testing.T) {
 	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
 		r := w.raw(s, "flood", "192.0.2.1")
@@ -243,7 +244,7 @@ func TestHalfOpen(t *testing.T) {
 	})
 }
 
-// More sessions than the relay takes are refused, and each node has one.
+// TestLimits checks that sessions beyond the relay's limit are refused, and that each node has one.
 func TestLimits(t *testing.T) {
 	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
 		r := w.raw(s, "crowd", "192.0.2.1")
@@ -269,7 +270,8 @@ func TestLimits(t *testing.T) {
 	})
 }
 
-// A relay does not answer what relays say: one forged datagram would set two of them upon each other for ever.
+// TestRelaysDoNotAnswerEachOther checks that a relay does not answer messages that only relays send: otherwise one forged
+// datagram would make two of them exchange messages forever.
 func TestRelaysDoNotAnswerEachOther(t *testing.T) {
 	hostile(t, func(t *testing.T, w *world, s *station, _ *node) {
 		other := w.addRelay(101)
@@ -307,8 +309,8 @@ func TestRelaysDoNotAnswerEachOther(t *testing.T) {
 	})
 }
 
-// Whoever is on the way says that numbers stand for others, to the relay and to the nodes, and plays back what they said about
-// that. Packets go astray while he does so, and not for long afterwards.
+// TestForgedNumbers has an attacker on the path assign numbers to other peers, at the relay and at the nodes, and replay what
+// they said about numbers. Packets go astray meanwhile, and only briefly afterwards.
 func TestForgedNumbers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -367,7 +369,7 @@ func TestForgedNumbers(t *testing.T) {
 				}
 			}
 			least := 196
-			if again { // until it is said again by itself
+			if again { // until it is announced again on its own
 				least = 90
 			}
 			if n := talk(); n < least {
@@ -381,7 +383,7 @@ func TestForgedNumbers(t *testing.T) {
 	})
 }
 
-// A node that floods loses its own packets, and nobody else's.
+// TestFlood checks that a node that floods loses its own packets, and no one else's.
 func TestFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -415,7 +417,7 @@ func TestFlood(t *testing.T) {
 	})
 }
 
-// What is no message at all changes nothing.
+// TestGarbage checks that malformed messages change nothing.
 func TestGarbage(t *testing.T) {
 	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
 		r := w.raw(s, "noise", "192.0.2.1")
@@ -434,7 +436,8 @@ func TestGarbage(t *testing.T) {
 	})
 }
 
-// Connections that say nothing, or something else, do not keep streams of nodes out, and are gone after their time.
+// TestStrangeConnections checks that connections that send nothing, or something else, do not keep out nodes' streams, and are
+// closed after their time.
 func TestStrangeConnections(t *testing.T) {
 	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
 		host := w.net.Host("crowd", netip.MustParseAddr("192.0.2.1"))

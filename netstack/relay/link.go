@@ -10,22 +10,22 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
-// Times of a link.
+// The timing of a link.
 const (
-	// renewBefore is how long before its end a session is bound anew; one that lasts for less than four times this, when a
+	// renewBefore is how long before its end a session is bound again; one shorter than four times this is renewed when a
 	// quarter of it is left.
 	renewBefore = 2 * time.Minute
-	// keepWarm is how often a session that nothing else keeps open says something, so that NATs keep its mapping.
+	// keepWarm is how often something is sent over an otherwise idle session, so that NATs keep its mapping.
 	keepWarm = 25 * time.Second
-	// firstTry is how long the first answer is awaited; each later one twice as long, up to lastTry.
+	// firstTry is how long to wait for the first answer; each later wait is twice as long, up to lastTry.
 	firstTry = 250 * time.Millisecond
 	lastTry  = 2 * time.Second
-	// tries is how many hellos or binds go unanswered before the relay counts as not there by UDP.
+	// tries is how many hellos or binds go unanswered before the relay counts as unreachable over UDP.
 	tries = 5
-	// pause and maxPause bound the time until it is tried again.
+	// pause and maxPause bound the backoff before it is tried again.
 	pause    = time.Second
 	maxPause = time.Minute
-	// suspect is how long a session in use may bring nothing before it is asked whether it lives, and ask how often.
+	// A session in use that is silent for suspect is pinged every ask, and given up after asks unanswered pings.
 	suspect = 600 * time.Millisecond
 	ask     = 250 * time.Millisecond
 	asks    = 3
@@ -37,86 +37,86 @@ var (
 	errRandom = errors.New("no random numbers")
 )
 
-// refusedError is why a relay binds no session.
+// refusedError returns an error for a relay that refuses to bind a session.
 func refusedError(r relaymsg.Reason) error { return fmt.Errorf("relay refuses: %s", r) }
 
-// link is the state of one relay by UDP, as its node sees it. It decides and does nothing: see Step.
+// link is a node's view of one relay over UDP. It decides but does nothing: see Step.
 type link struct {
 	relay proto.Relay
 	addrs []netip.AddrPort // where the relay may be
 
-	// want says that a session is wanted, and measure that the round trip is.
+	// want means that a session is wanted, measure that the round trip is.
 	want, measure bool
 
-	try *attempt // to bind a session; nil: none is made
-	cur *bound   // the session in use; nil: there is none
+	try *attempt // to bind a session; nil if there is none
+	cur *bound   // the session in use; nil if there is none
 
 	failures int
-	next     time.Time // when it is tried again
-	err      error     // why it was not, for people
+	next     time.Time // of the next attempt
+	err      error     // of the last attempt, for users
 	rtt      time.Duration
 	measured time.Time
-	// drains says that the relay is about to stop.
+	// drains is when the relay will stop, if it has announced so.
 	drains time.Time
 }
 
-// attempt is a session that is being bound.
+// attempt is a session being bound.
 type attempt struct {
 	session    uint32
 	secret     *relaymsg.Secret
-	said       time.Time // when the first hello went
-	lone       bool      // no second one went, so that an answer tells the round trip
+	said       time.Time // when the first hello was sent
+	lone       bool      // no second hello was sent, so an answer gives the round trip
 	count      int
 	next       time.Time
-	addr       netip.AddrPort // who answered
+	addr       netip.AddrPort // where the answer came from
 	cookie     [relaymsg.CookieSize]byte
 	challenged bool
-	info       *relaymsg.BindInfo // signed; nil: not yet
+	info       *relaymsg.BindInfo // signed; nil until then
 	key        *relaymsg.Key
 	signing    bool
 }
 
-// bound is a session.
+// bound is a bound session.
 type bound struct {
 	session uint32
 	addr    netip.AddrPort
 	key     *relaymsg.Key
-	seen    netip.AddrPort // us, as the relay sees us
+	seen    netip.AddrPort // our address, as the relay sees it
 	since   time.Time
 	until   time.Time
 	counter uint64 // of the last Rebind
 	heard   time.Time
-	// sent is when packets were sent last, and asked when the first of them was since something was heard. Who moves packets
-	// keeps both up to date, and heard.
+	// sent is when packets were last sent, and asked when the first of them since heard was. The code that moves packets
+	// updates both, and heard.
 	sent, asked time.Time
 	pinged      time.Time
 	token       uint64 // of the last ping
-	open        int    // pings without an answer
+	open        int    // unanswered pings
 	rebinding   time.Time
 }
 
-// event is what happens to a link.
+// event is something that happens to a link.
 type event interface{ isEvent() }
 
 type (
-	// ticked is the time that has passed.
+	// ticked reports that time has passed.
 	ticked struct{}
-	// arrived is a control datagram of the relay. Raw is all of it.
+	// arrived is a control datagram from the relay. raw is all of it.
 	arrived struct {
 		from netip.AddrPort
 		m    relaymsg.Message
 		raw  []byte
 	}
-	// signed is a certificate with the signature that binds the session of an attempt, or why there is none.
+	// signed is a certificate with the signature that binds an attempt's session, or the error.
 	signed struct {
 		session uint32
 		info    relaymsg.BindInfo
 		key     *relaymsg.Key
 		err     error
 	}
-	// moved says that our address, or the socket, is another one.
+	// moved reports that our address, or the socket, has changed.
 	moved struct{}
-	// stirred says that what is between may have forgotten us, or that the relay may be gone.
+	// stirred reports that a device on the path may have forgotten us, or that the relay may be gone.
 	stirred struct{}
 )
 
@@ -126,7 +126,7 @@ func (signed) isEvent()  {}
 func (moved) isEvent()   {}
 func (stirred) isEvent() {}
 
-// effect is what is to be done.
+// effect is an action that the caller must take.
 type effect interface{ isEffect() }
 
 type (
@@ -135,23 +135,23 @@ type (
 		to netip.AddrPort
 		b  []byte
 	}
-	// sign makes the signature of a session's transcript, which may take long.
+	// sign signs a session's transcript, which may take long.
 	sign struct {
 		session uint32
 		secret  *relaymsg.Secret
 		key     [relaymsg.KeySize]byte
 	}
-	// opened and lost say that the session in use is another one, or that there is none any more.
+	// opened and lost mean that there is another session in use, or none any longer.
 	opened struct{}
 	lost   struct{}
-	// unreachable says that the relay does not bring packets to a peer.
+	// unreachable means that the relay does not deliver packets to a peer.
 	unreachable struct {
 		peer   proto.NodeID
 		reason relaymsg.Reason
 	}
-	// leave says that the relay is about to stop.
+	// leave means that the relay is about to stop.
 	leave struct{}
-	// gauged says that the round trip is known.
+	// gauged means that the round trip is known.
 	gauged struct{}
 )
 
@@ -163,15 +163,15 @@ func (unreachable) isEffect() {}
 func (leave) isEffect()       {}
 func (gauged) isEffect()      {}
 
-// chance is where a link's randomness comes from.
+// chance is a link's source of randomness.
 type chance interface {
 	Uint64() uint64
-	// Float64 is 0 to 1.
+	// Float64 returns a number from 0 to 1.
 	Float64() float64
 	Secret() *relaymsg.Secret
 }
 
-// Step takes what happened and gives what is to be done.
+// Step handles an event and returns the resulting effects.
 func (l *link) Step(now time.Time, e event, r chance) []effect {
 	switch e := e.(type) {
 	case ticked:
@@ -189,7 +189,7 @@ func (l *link) Step(now time.Time, e event, r chance) []effect {
 	return nil
 }
 
-// due is when the link wants the next tick.
+// due returns when the link wants the next tick.
 func (l *link) due() time.Time {
 	var at time.Time
 	earlier := func(t time.Time) {
@@ -219,7 +219,7 @@ func laterOf(a, b time.Time) time.Time {
 	return b
 }
 
-// renewal is when a session is bound anew before it is over.
+// renewal returns when the session is bound again, before it ends.
 func (l *link) renewal() time.Time {
 	c := l.cur
 	if c == nil {
@@ -228,7 +228,7 @@ func (l *link) renewal() time.Time {
 	return laterOf(c.until.Add(-min(renewBefore, c.until.Sub(c.since)/4)), l.next)
 }
 
-// nextPing is when the relay is asked whether the session lives.
+// nextPing returns when to ping the relay to check that the session is alive.
 func (c *bound) nextPing() time.Time {
 	switch {
 	case c.open > 0 && !c.heard.After(c.pinged):
@@ -302,7 +302,7 @@ func (l *link) tickTry(now time.Time, r chance) []effect {
 	return []effect{l.bindAgain(now)}
 }
 
-// begin begins an attempt.
+// begin starts an attempt.
 func (l *link) begin(now time.Time, r chance) []effect {
 	secret := r.Secret()
 	if secret == nil {
@@ -313,7 +313,7 @@ func (l *link) begin(now time.Time, r chance) []effect {
 	return l.hello(now)
 }
 
-// hello asks at all addresses.
+// hello sends a hello to all addresses.
 func (l *link) hello(now time.Time) (out []effect) {
 	t := l.try
 	t.next = now.Add(min(firstTry<<t.count, lastTry))
@@ -333,7 +333,7 @@ func (l *link) fail(now time.Time, err error, r chance) {
 	l.next = now.Add(time.Duration((0.5 + 0.5*r.Float64()) * float64(wait)))
 }
 
-// move has the relay learn of our other address: it answers what comes from there with a cookie.
+// move pings the relay from our changed address: it answers with a cookie.
 func (l *link) move(now time.Time, r chance) []effect {
 	l.next, l.failures = time.Time{}, 0
 	if l.try != nil {
@@ -346,7 +346,7 @@ func (l *link) move(now time.Time, r chance) []effect {
 	return []effect{l.ping(now, r)}
 }
 
-// stir asks whether the session lives, unless that was asked just now.
+// stir pings the relay, unless that was done a moment ago.
 func (l *link) stir(now time.Time, r chance) []effect {
 	if l.cur == nil || now.Sub(l.cur.pinged) < ask {
 		return nil
@@ -375,7 +375,7 @@ func (l *link) arrive(now time.Time, e arrived, r chance) []effect {
 		m := &relaymsg.Message{Header: relaymsg.Header{Kind: relaymsg.Rebind, Session: c.session}, Cookie: e.m.Cookie, Token: c.counter}
 		return []effect{send{c.addr, relaymsg.Append(nil, m, c.key, false)}}
 	case relaymsg.Refused:
-		// Whoever says so need not be the relay: the session stays in use while another one is bound.
+		// The sender need not be the relay: the session stays in use while another one is bound.
 		if l.want && l.try == nil && !now.Before(l.next) {
 			out := l.begin(now, r)
 			l.next = now.Add(lastTry)
@@ -390,7 +390,7 @@ func (l *link) arrive(now time.Time, e arrived, r chance) []effect {
 	return l.told(now, c, e.m)
 }
 
-// told is for what the relay says under the session's key.
+// told handles a message authenticated with the session's key.
 func (l *link) told(now time.Time, c *bound, m relaymsg.Message) []effect {
 	switch m.Kind {
 	case relaymsg.Pong:
@@ -423,7 +423,7 @@ func (l *link) setRTT(now time.Time, d time.Duration) {
 	l.measured = now
 }
 
-// answered is for what an attempt's session is told.
+// answered handles a message for an attempt's session.
 func (l *link) answered(now time.Time, t *attempt, e arrived, r chance) []effect {
 	switch e.m.Kind {
 	case relaymsg.Challenge:
@@ -471,7 +471,7 @@ func (l *link) answered(now time.Time, t *attempt, e arrived, r chance) []effect
 	return nil
 }
 
-// bind goes on with a signature.
+// bind continues with the signature.
 func (l *link) bind(now time.Time, e signed, r chance) []effect {
 	t := l.try
 	if t == nil || t.session != e.session {

@@ -21,21 +21,21 @@ import (
 const (
 	// arrival is how long TLS and the Upgrade may take together.
 	arrival = 10 * time.Second
-	// handshakes is how many streams a Server has on the way to be open; the next one waits for its turn outside.
+	// handshakes is how many streams a Server opens at once; further connections wait to be accepted.
 	handshakes = 512
 )
 
-// Opener opens streams to relays: its Open is a Config's.
+// Opener opens streams to relays: its Open can be used in a Config.
 type Opener struct {
-	// Dial connects to https://HOST[:PORT] and shakes hands by cfg, as outward.Dialer does.
+	// Dial connects to https://HOST[:PORT] and does the TLS handshake with cfg, like outward.Dialer.
 	Dial func(ctx context.Context, url string, cfg *tls.Config) (*tls.Conn, error)
-	// Certificate is the node's, with what leads up to the root.
+	// Certificate returns the node's certificate, with its chain up to the root.
 	Certificate func() *tls.Certificate
-	// Verify judges the chain that a relay shows, leaf first.
+	// Verify verifies the chain that a relay presents, leaf first.
 	Verify func(relay proto.NodeID, chain [][]byte) error
 }
 
-// Open opens a stream to a relay, by the first of its URLs that leads there.
+// Open opens a stream to a relay at the first of its URLs that works.
 func (o Opener) Open(ctx context.Context, relay *proto.Relay) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, arrival*time.Duration(max(1, len(relay.URLs))))
 	defer cancel()
@@ -72,7 +72,7 @@ func (o Opener) open(ctx context.Context, url string, relay proto.NodeID) (net.C
 	return c, nil
 }
 
-// upgrade asks for the Upgrade.
+// upgrade requests the Upgrade.
 func upgrade(t net.Conn, host string) (net.Conn, error) {
 	r := bufio.NewReaderSize(t, 4096)
 	answer, granted, err := outward.Upgrade(t, r, host, relaymsg.Path, relaymsg.Protocol)
@@ -86,7 +86,7 @@ func upgrade(t net.Conn, host string) (net.Conn, error) {
 	return &begun{Conn: t, r: r}, nil
 }
 
-// begun is a connection of which a reader may hold some already.
+// begun is a connection whose first bytes may already be in a reader.
 type begun struct {
 	net.Conn
 	r *bufio.Reader
@@ -95,8 +95,8 @@ type begun struct {
 // Read implements net.Conn.
 func (c *begun) Read(b []byte) (int, error) { return c.r.Read(b) }
 
-// ServeTLS accepts streams until the listener or the server is closed. Config judges who is there; nobody is without a
-// certificate.
+// ServeTLS accepts streams until the listener or the server is closed. Config verifies the clients; one without a certificate
+// is refused.
 func (s *Server) ServeTLS(l net.Listener, config *tls.Config) error {
 	stop := context.AfterFunc(s.ctx, func() { l.Close() })
 	defer stop()
@@ -124,7 +124,7 @@ func (s *Server) ServeTLS(l net.Listener, config *tls.Config) error {
 // Go runs f in a goroutine that Close waits for.
 func (s *Server) Go(f func()) { s.start(f) }
 
-// start runs f in a goroutine that Close waits for.
+// start runs f in a goroutine that Close waits for; it returns false if the server is closed.
 func (s *Server) start(f func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,7 +134,7 @@ func (s *Server) start(f func()) bool {
 	return !s.closed
 }
 
-// arrive brings a connection to where it is a stream, and serves it.
+// arrive turns a connection into a stream, and serves it.
 func (s *Server) arrive(c net.Conn, config *tls.Config, arrived func()) {
 	_ = c.SetDeadline(time.Now().Add(arrival))
 	stop := context.AfterFunc(s.ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
@@ -152,7 +152,7 @@ func (s *Server) arrive(c net.Conn, config *tls.Config, arrived func()) {
 	}
 }
 
-// greet shakes hands and answers the request.
+// greet does the TLS handshake and answers the request.
 func (s *Server) greet(t *tls.Conn) (*bufio.Reader, error) {
 	if err := t.HandshakeContext(s.ctx); err != nil {
 		return nil, err

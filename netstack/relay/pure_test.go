@@ -25,7 +25,7 @@ func packets(size int, texts ...string) []byte {
 	return out
 }
 
-// What is wrapped, forwarded and stripped is what it was, whatever the headers on the way.
+// TestHeadersOfRuns checks that wrapping, forwarding and stripping leaves packets unchanged, whatever the headers on the way.
 func TestHeadersOfRuns(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		size := rapid.IntRange(1, 1452).Draw(t, "size")
@@ -127,8 +127,8 @@ func frameOf(size int) *frame {
 	return f
 }
 
-// Whatever is put: the bytes are bounded, nobody's frames change their order, and a source that sends little loses nothing
-// to one that floods.
+// TestQueue checks that, whatever is put, the bytes are bounded, the frames of each source stay in order, and a source that
+// sends little loses nothing to one that floods.
 func TestQueue(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		q := &queue{limit: 10_000}
@@ -222,7 +222,7 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// A session is bound anew well before it ends, and once: also where it lasts for a short time only.
+// TestRenewal checks that a session is bound again well before it ends, and only once, even if it is short.
 func TestRenewal(t *testing.T) {
 	now, r := time.Unix(1_000_000, 0), chances{crand.Reader}
 	secret := r.Secret()

@@ -9,11 +9,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
-// quantum is how many bytes of one source go before the next one's turn comes.
+// quantum is how many bytes of one source are sent before the next source's turn.
 const quantum = 1<<16 + relaymsg.FrameSize
 
-// queue is what waits for one destination: at most so many bytes of packets, in turns of their sources. Where it is full, the
-// oldest of the source that has most in it goes. Frames that carry no packets have a place of their own, and go first.
+// queue holds frames for one destination, up to limit bytes of packets, and serves their sources in turn. When it is full, it
+// drops the oldest frame of the source that has the most bytes in it. Control frames are kept separately, and go first.
 type queue struct {
 	limit   int
 	bytes   int
@@ -22,7 +22,7 @@ type queue struct {
 	dropped uint64
 }
 
-// maxControl is how many control frames wait for a destination.
+// maxControl is how many control frames may wait for a destination.
 const maxControl = 64
 
 type source struct {
@@ -32,10 +32,10 @@ type source struct {
 	credit int
 }
 
-// frame is an encoded frame, or the packets of one that came, in memory that is used again.
+// frame is an encoded frame, or the packets of a received one, in reused memory.
 type frame struct {
 	b []byte
-	// Of one that came: how long each packet but the last is, and whose they are.
+	// For a received frame: the size of each packet but the last, and whose they are.
 	size int
 	via  bind.Via
 }
@@ -50,7 +50,7 @@ func newFrame() *frame {
 
 func (f *frame) free() { frames.Put(f) }
 
-// setLength writes into the head of a frame of packets how many bytes follow it.
+// setLength writes the number of bytes after the header into the header of a frame of packets.
 func (f *frame) setLength() { binary.BigEndian.PutUint32(f.b[4:], uint32(len(f.b)-relaymsg.FrameSize)) }
 
 // put adds a frame of a source.
@@ -74,14 +74,14 @@ func (q *queue) put(from proto.NodeID, f *frame) {
 	}
 }
 
-// putControl adds a frame without packets; where too many wait, it is lost.
+// putControl adds a control frame; it is lost if too many are waiting.
 func (q *queue) putControl(b []byte) {
 	if len(q.control) < maxControl {
 		q.control = append(q.control, b)
 	}
 }
 
-// drop takes away the oldest frame of the source that has most.
+// drop removes the oldest frame of the source with the most bytes.
 func (q *queue) drop() {
 	most := 0
 	for i, s := range q.sources {
@@ -93,7 +93,7 @@ func (q *queue) drop() {
 	q.dropped++
 }
 
-// pop takes the oldest frame of a source.
+// pop removes and returns the oldest frame of a source.
 func (q *queue) pop(i int) *frame {
 	s := q.sources[i]
 	f := s.frames[0]
@@ -107,7 +107,7 @@ func (q *queue) pop(i int) *frame {
 	return f
 }
 
-// take appends frames to b, at least one if there is any, and more while there are fewer than enough bytes.
+// take appends frames to b, at least one if there is any, until b has enough bytes.
 func (q *queue) take(b []byte, enough int) []byte {
 	for _, c := range q.control {
 		b = append(b, c...)
@@ -129,7 +129,7 @@ func (q *queue) take(b []byte, enough int) []byte {
 	return b
 }
 
-// clear gives back all memory.
+// clear frees all memory.
 func (q *queue) clear() {
 	for len(q.sources) > 0 {
 		q.pop(0).free()

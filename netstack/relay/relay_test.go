@@ -15,7 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
-// pairOf is a world with a relay and two nodes that know it.
+// pairOf returns a world with a relay and two nodes that know it.
 func pairOf(t *testing.T) (*world, *station, *node, *node) {
 	w := newWorld(t)
 	s := w.addRelay(100)
@@ -55,7 +55,7 @@ func TestUDP(t *testing.T) {
 	})
 }
 
-// A packet that goes before there is a session waits for it: two round trips and its own way.
+// TestCold checks that a packet sent without a session waits for one: two round trips, plus its own trip.
 func TestCold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -86,7 +86,7 @@ func TestCold(t *testing.T) {
 	})
 }
 
-// A node's address changes: the session moves along within a round trip.
+// TestRoaming checks that when a node's address changes, its session moves along within a round trip.
 func TestRoaming(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, s, a, b := pairOf(t)
@@ -109,7 +109,7 @@ func TestRoaming(t *testing.T) {
 	})
 }
 
-// Where UDP is blocked a stream takes its place, and gives it back.
+// TestStream checks that a stream replaces UDP if that is blocked, and gives way to it again.
 func TestStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -141,7 +141,8 @@ func TestStream(t *testing.T) {
 	})
 }
 
-// A NAT forgets the streams through it, and tells nobody: the node notices, with traffic and without, and opens another one.
+// TestStreamForgotten checks that when a NAT silently forgets a stream, the node notices, with and without traffic, and opens
+// another.
 func TestStreamForgotten(t *testing.T) {
 	for name, quiet := range map[string]time.Duration{"while it talks": 0, "while it is idle": 40 * time.Second} {
 		t.Run(name, func(t *testing.T) {
@@ -177,7 +178,8 @@ func TestStreamForgotten(t *testing.T) {
 	}
 }
 
-// A relay dies while it is in use: another one becomes home. It comes back with another key: it is used again.
+// TestRelayDies checks that another relay becomes home when one dies in use, and that it is used again when it returns with
+// another key.
 func TestRelayDies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -207,7 +209,7 @@ func TestRelayDies(t *testing.T) {
 		if d := time.Since(begin); d > 2*time.Second {
 			t.Errorf("the death was noticed after %v", d)
 		}
-		settle(30 * time.Second) // b was idle, and asks after its relay only to keep it warm
+		settle(30 * time.Second) // b was idle, and pings its relay only to keep it warm
 		a.send(other, b, "two")
 		b.gets(a, "two")
 		s.start()
@@ -247,7 +249,7 @@ func TestNotPermitted(t *testing.T) {
 	})
 }
 
-// A revoked node is cut off at once, and does not come back.
+// TestRevoked checks that a revoked node is cut off at once, and cannot return.
 func TestRevoked(t *testing.T) {
 	for _, port := range []uint16{port, 0} {
 		synctest.Test(t, func(t *testing.T) {
@@ -278,7 +280,7 @@ func TestRevoked(t *testing.T) {
 	}
 }
 
-// Drain has clients go elsewhere before the relay stops.
+// TestDrain checks that clients go elsewhere before a drained relay stops.
 func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -302,7 +304,7 @@ func TestDrain(t *testing.T) {
 	})
 }
 
-// A relay that is to stop carries on while its nodes still use it, for as long as it was given.
+// TestDrainCarriesOn checks that a draining relay keeps forwarding while nodes use it, up to the time it was given.
 func TestDrainCarriesOn(t *testing.T) {
 	for name, c := range map[string]struct {
 		port          uint16
@@ -351,7 +353,7 @@ func TestDrainCarriesOn(t *testing.T) {
 	}
 }
 
-// A session goes on for days: certificates end, and others take their place.
+// TestLasting checks that sessions outlast their certificates, which are replaced when they expire.
 func TestLasting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, s, a, b := pairOf(t)
@@ -364,7 +366,7 @@ func TestLasting(t *testing.T) {
 	})
 }
 
-// A line that loses, delays and reorders costs packets and nothing else.
+// TestBadLine checks that a link that loses, delays and reorders costs packets and nothing else.
 func TestBadLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, s, a, b := pairOf(t)
@@ -385,7 +387,7 @@ func TestBadLine(t *testing.T) {
 	})
 }
 
-// The port says to anybody where they come from.
+// TestSTUN checks that the port tells anyone their source address.
 func TestSTUN(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, s, _, _ := pairOf(t)

@@ -11,13 +11,13 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
-// buffers hold one run each, with the headers that it is sent with.
+// buffers hold one run each, including its headers.
 var buffers = sync.Pool{New: func() any {
 	b := make([]byte, bind.RunSize)
 	return &b
 }}
 
-// headSize is how many bytes stand before each packet of a kind.
+// headSize returns the size of the header before each packet of a kind.
 func headSize(k relaymsg.Kind) int {
 	if k == relaymsg.DataFor {
 		return relaymsg.HeaderSize + relaymsg.PeerSize
@@ -25,7 +25,7 @@ func headSize(k relaymsg.Kind) int {
 	return relaymsg.HeaderSize
 }
 
-// putHead writes what stands before a packet.
+// putHead writes the header of a packet.
 func putHead(b []byte, h relaymsg.Header, peer proto.NodeID) {
 	h.Put(b)
 	if h.Kind == relaymsg.DataFor {
@@ -35,7 +35,7 @@ func putHead(b []byte, h relaymsg.Header, peer proto.NodeID) {
 
 var errTooLarge = errors.New("relay: packet does not fit a datagram with its header")
 
-// sendWrapped sends a run of packets of size bytes, each after skip bytes that are not sent, with a header before each.
+// sendWrapped sends a run of packets of size bytes, replacing the first skip bytes of each with a header.
 func sendWrapped(run []byte, size, skip int, h relaymsg.Header, peer proto.NodeID, send func(run []byte, size int) error) error {
 	head := headSize(h.Kind)
 	each := size - skip + head
@@ -69,7 +69,7 @@ func sendWrapped(run []byte, size, skip int, h relaymsg.Header, peer proto.NodeI
 	return send(out, each)
 }
 
-// rewrap replaces the headers of a run, in place, by ones that are no longer. It gives the length and the size of the messages.
+// rewrap replaces the headers of a run in place with ones that are not longer. It returns the run's length and message size.
 func rewrap(run []byte, size, skip int, h relaymsg.Header, peer proto.NodeID) (n, newSize int) {
 	head := headSize(h.Kind)
 	for at := 0; at < len(run); at += size {
@@ -86,7 +86,7 @@ func rewrap(run []byte, size, skip int, h relaymsg.Header, peer proto.NodeID) (n
 	return n, size - skip + head
 }
 
-// strip takes the headers off a run, in place.
+// strip removes the headers of a run in place.
 func strip(run []byte, size, skip int) (n, newSize int) {
 	for at := 0; at < len(run); at += size {
 		msg := run[at:min(at+size, len(run))]
@@ -98,10 +98,10 @@ func strip(run []byte, size, skip int) (n, newSize int) {
 	return n, size - skip
 }
 
-// singly makes a bind that moves messages one by one into one that takes runs.
+// singly turns a bind that moves single messages into one that moves runs.
 type singly struct{ conn.Bind }
 
-// asRuns takes runs by whatever bind there is.
+// asRuns returns b as Runs, whether or not it supports them.
 func asRuns(b conn.Bind) bind.Runs {
 	if r, ok := bind.AsRuns(b); ok {
 		return r

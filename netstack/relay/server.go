@@ -21,36 +21,36 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
-// Permit says who may use a relay, and with whom. Its methods are called from several goroutines, and answer from memory.
+// Permit decides who may use a relay, and with whom. Its methods are called by several goroutines, and answer from memory.
 type Permit interface {
-	// Admit judges a node's certificate (DER): whose it is, and until when it holds.
+	// Admit verifies a node's certificate (DER) and returns its node and expiry.
 	Admit(certificate []byte) (proto.NodeID, time.Time, error)
-	// Trusted says whether a node that was admitted still would be.
+	// Trusted reports whether an admitted node would still be admitted.
 	Trusted(proto.NodeID) bool
-	// Meet says whether the mesh's policy ties two nodes to each other.
+	// Meet reports whether the mesh's policy connects two nodes.
 	Meet(a, b proto.NodeID) bool
 }
 
-// What a relay takes where nothing else is said.
+// The default limits of a relay.
 const (
 	DefaultSessions = 16384
-	DefaultRate     = 1 << 29 // bytes a second of one node: 4 Gbit/s
+	DefaultRate     = 1 << 29 // bytes per second of one node: 4 Gbit/s
 )
 
 const (
-	// quiet is how long a session by UDP lives without a sign of its node, which gives one every keepWarm.
+	// quiet is how long a UDP session lives without hearing from its node, which sends something every keepWarm.
 	quiet = 3 * keepWarm
-	// sweep is how often sessions are looked over.
+	// sweep is how often sessions are checked for expiry.
 	sweep = 15 * time.Second
-	// calm is after how long a silence of all nodes a relay that is to stop does so.
+	// calm is how long all nodes must be silent for a draining relay to stop.
 	calm = time.Second
-	// maxPeers is how many peers a session numbers, each way.
+	// maxPeers is how many peers a session can number, in each direction.
 	maxPeers = 4096
-	// waiting is how many bytes wait for the stream of one node.
+	// waiting is how many bytes may wait for the stream of one node.
 	waiting = 1 << 20
-	// maxBinding is how many binds wait to be judged.
+	// maxBinding is how many binds may wait for verification.
 	maxBinding = 256
-	// bindRate and bindBurst bound how often one address has a bind judged.
+	// bindRate and bindBurst limit how often one address has a bind verified.
 	bindRate, bindBurst = 2, 32
 )
 
@@ -59,8 +59,8 @@ type ServerConfig struct {
 	ID     proto.NodeID
 	Secret *relaymsg.Secret // its public half is in netmaps
 	Permit Permit
-	// Sessions is how many sessions there are at most, 0: DefaultSessions; Rate is how many bytes one node may send in a
-	// second, 0: DefaultRate.
+	// Sessions is the maximum number of sessions; 0 means DefaultSessions. Rate is how many bytes one node may send per second;
+	// 0 means DefaultRate.
 	Sessions, Rate int
 	Rand           io.Reader
 	Log            *slog.Logger
@@ -77,12 +77,12 @@ type Server struct {
 	paceMu sync.Mutex
 	pace   pace
 
-	// permits counts the changes of what is permitted: a pair that was judged before is judged again.
+	// permits counts the changes of the policy: each pair is then checked again.
 	permits atomic.Uint64
 
 	mu       sync.RWMutex
 	udp      bind.Runs
-	next     bind.Runs // of STUN alone
+	next     bind.Runs // for STUN only
 	sessions map[uint32]*session
 	nodes    map[proto.NodeID]*attached
 	streams  map[*stream]struct{}
@@ -94,13 +94,13 @@ type Server struct {
 	all    sync.WaitGroup
 }
 
-// attached is how a node is reached here: by what it opened last.
+// attached is how a node is reached here: over whatever it opened last.
 type attached struct {
-	session *session // one of both, or both while it changes over
+	session *session // one of the two, or both during a changeover
 	stream  *stream
 }
 
-// NewServer makes a relay that serves nobody yet. Close it.
+// NewServer returns a relay that serves nobody yet. The caller must Close it.
 func NewServer(c ServerConfig) (*Server, error) {
 	if c.Sessions == 0 {
 		c.Sessions = DefaultSessions
@@ -128,11 +128,11 @@ func NewServer(c ServerConfig) (*Server, error) {
 	return s, nil
 }
 
-// Key is the public half of the relay's key.
+// Key returns the public half of the relay's key.
 func (s *Server) Key() [relaymsg.KeySize]byte { return s.cfg.Secret.Public() }
 
-// ServeUDP opens the port and serves sessions by UDP until Close. A nil bind takes the system's sockets. On the next port it
-// answers to STUN only, if that one is free.
+// ServeUDP opens the port and serves UDP sessions until Close. A nil bind means the system's sockets. On the next port it only
+// answers STUN, if that port is free.
 func (s *Server) ServeUDP(b conn.Bind, port uint16) (uint16, error) {
 	if b == nil {
 		b = bind.System(runtime.GOMAXPROCS(0))
@@ -155,11 +155,11 @@ func (s *Server) ServeUDP(b conn.Bind, port uint16) (uint16, error) {
 	return actual, nil
 }
 
-// NextPort is where a relay answers to STUN as well: whoever is seen alike from both ports has a NAT that gives all
-// destinations the same. It is for IPv4, and may be silent.
+// NextPort returns the second port on which a relay answers STUN: a node seen with the same address from both ports is behind a
+// NAT with the same mapping for all destinations. It is for IPv4 only, and may not answer.
 func NextPort(port uint16) uint16 { return port + 1 }
 
-// serveNext answers to STUN on another port. Called with the lock held.
+// serveNext answers STUN on another port. The caller holds the lock.
 func (s *Server) serveNext(b conn.Bind, port uint16) {
 	family, ok := b.(bind.Siblings)
 	if !ok || port == 0 {
@@ -177,8 +177,8 @@ func (s *Server) serveNext(b conn.Bind, port uint16) {
 	}
 }
 
-// Recheck is called when what is permitted changed: of the nodes named, the sessions of those that are not trusted any more
-// end at once, and each pair is asked about again at its next packet.
+// Recheck must be called when the policy has changed: of the nodes in changed, it ends the sessions of those no longer trusted
+// at once, and each pair is checked again at its next packet.
 func (s *Server) Recheck(changed []proto.NodeID) {
 	s.permits.Add(1)
 	s.mu.Lock()
@@ -190,7 +190,7 @@ func (s *Server) Recheck(changed []proto.NodeID) {
 	}
 }
 
-// expel ends what a node has here. Called with the lock held.
+// expel ends all sessions of a node. The caller holds the lock.
 func (s *Server) expel(id proto.NodeID) {
 	a := s.nodes[id]
 	if a == nil {
@@ -206,8 +206,8 @@ func (s *Server) expel(id proto.NodeID) {
 	s.cfg.Log.Info("relay cuts a node off", "node", id)
 }
 
-// Drain tells all nodes to use another relay, and takes no new ones. It goes on carrying until nothing comes any more, or the
-// time is over, and returns then: peers learn only by and by where a node waits now.
+// Drain tells all nodes to use another relay, and accepts no new ones. It keeps forwarding, and returns once nothing arrives
+// any longer or the time is up: peers learn only gradually where else to reach a node.
 func (s *Server) Drain(within time.Duration) {
 	s.sayDrain(within)
 	end := time.NewTimer(within)
@@ -227,7 +227,7 @@ func (s *Server) Drain(within time.Duration) {
 	}
 }
 
-// lastHeard is when some node sent something.
+// lastHeard returns when any node last sent something.
 func (s *Server) lastHeard() time.Time {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -277,7 +277,7 @@ func (s *Server) Close() error {
 	return errors.Join(errs...)
 }
 
-// keepHouse forgets sessions that are over.
+// keepHouse removes expired sessions.
 func (s *Server) keepHouse() {
 	t := time.NewTicker(sweep)
 	defer t.Stop()
@@ -303,7 +303,7 @@ func (s *Server) keepHouse() {
 	}
 }
 
-// end forgets a session by UDP. Called with the lock held.
+// end removes a UDP session. The caller holds the lock.
 func (s *Server) end(x *session) {
 	delete(s.sessions, x.id)
 	if a := s.nodes[x.node]; a != nil && a.session == x {
@@ -314,7 +314,7 @@ func (s *Server) end(x *session) {
 	}
 }
 
-// way finds how a node is reached.
+// way returns how a node is reached.
 func (s *Server) way(id proto.NodeID) (*session, *stream) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -328,15 +328,15 @@ func (s *Server) way(id proto.NodeID) (*session, *stream) {
 	return nil, a.stream
 }
 
-// pair is what is remembered of the packets from one node to another.
+// pair is the state of the packets from one node to another.
 type pair struct {
 	peer    proto.NodeID
-	permits uint64 // when it was asked about
+	permits uint64 // the value of Server.permits, plus one, at the last check
 	ok      bool
-	told    time.Time // when the sender was told last that nothing arrives
+	told    time.Time // when the sender was last told that nothing arrives
 }
 
-// permitted asks whether two nodes may meet, once for each change.
+// permitted reports whether two nodes may meet. It asks once per policy change.
 func (s *Server) permitted(from proto.NodeID, p *pair) bool {
 	if now := s.permits.Load(); p.permits != now+1 {
 		p.ok = s.cfg.Permit.Meet(from, p.peer)
@@ -345,7 +345,7 @@ func (s *Server) permitted(from proto.NodeID, p *pair) bool {
 	return p.ok
 }
 
-// tell says whether it is time to tell a sender again that nothing arrives.
+// tell reports whether it is time to tell a sender again that nothing arrives.
 func (p *pair) tell(now time.Time) bool {
 	if now.Sub(p.told) < time.Second {
 		return false
@@ -354,11 +354,11 @@ func (p *pair) tell(now time.Time) bool {
 	return true
 }
 
-// addrOf reads the address of an endpoint of a system's bind.
+// addrOf returns the address of an endpoint of a system's bind.
 func addrOf(e conn.Endpoint) netip.AddrPort {
 	if x, ok := e.(interface{ Port() uint16 }); ok {
 		return netip.AddrPortFrom(e.DstIP(), x.Port())
 	}
-	a, _ := netip.ParseAddrPort(e.DstToString()) // zero, which no session has, where it is none
+	a, _ := netip.ParseAddrPort(e.DstToString()) // zero, which no session has, if it does not parse
 	return a
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
-// session is a node's by UDP.
+// session is a node's UDP session.
 type session struct {
 	id        uint32
 	node      proto.NodeID
@@ -30,30 +30,30 @@ type session struct {
 
 	mu      sync.Mutex
 	counter uint64  // of the last Rebind
-	bucket  bucket  // bytes that the node may send
-	in      []*pair // by the node's numbers
+	bucket  bucket  // limits the bytes that the node may send
+	in      []*pair // indexed by the node's numbers
 	out     map[proto.NodeID]*outgoing
 	next    uint32
 }
 
-// place is where a session is bound to.
+// place is the address that a session is bound to.
 type place struct {
 	addr netip.AddrPort
 	ep   conn.Endpoint
 }
 
-// sayAgain is how often it is said what a number stands for though the other side has learned it: somebody on the way may have
-// told it otherwise, since packets have no tags.
+// sayAgain is how often a number is announced again even though the other side has learned it: an attacker on the path may have
+// changed it there, since packets are not authenticated.
 const sayAgain = 5 * time.Second
 
-// outgoing is the number that stands for a peer in what is sent.
+// outgoing is the number that stands for a peer in sent packets.
 type outgoing struct {
 	number  uint32
-	learned bool         // the other side knows
-	said    atomic.Int64 // Unix nanoseconds: when it was told last
+	learned bool         // by the other side
+	said    atomic.Int64 // Unix nanoseconds: when it was last announced
 }
 
-// header is what a packet has that is sent now. What learned is guarded by may be held for reading.
+// header returns the header of a packet to send. Holding the lock that guards learned for reading is enough.
 func (o *outgoing) header(session uint32, now int64) relaymsg.Header {
 	h := relaymsg.Header{Kind: relaymsg.Data, Number: o.number, Session: session}
 	if !o.learned || now-o.said.Load() >= int64(sayAgain) {
@@ -63,7 +63,7 @@ func (o *outgoing) header(session uint32, now int64) relaymsg.Header {
 	return h
 }
 
-// learn takes what the other side says of a number: whom it stands for, or that it does not know.
+// learn handles the other side's report on a number: which peer it stands for, or that this is unknown.
 func learn(out map[proto.NodeID]*outgoing, m *relaymsg.Message) {
 	if o := out[m.Peer]; m.Kind == relaymsg.Learned && o != nil && o.number == m.Number {
 		o.learned = true
@@ -76,7 +76,7 @@ func learn(out map[proto.NodeID]*outgoing, m *relaymsg.Message) {
 	}
 }
 
-// number gives the header that packets of a sender have for this session.
+// number returns the header of packets from a sender to this session.
 func (x *session) number(from proto.NodeID, now time.Time) (relaymsg.Header, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -92,7 +92,7 @@ func (x *session) number(from proto.NodeID, now time.Time) (relaymsg.Header, boo
 	return o.header(x.id, now.UnixNano()), true
 }
 
-// learned notes that the node knows, or does not know, whom a number stands for.
+// learned records whether the node knows which peer a number stands for.
 func (x *session) learned(m *relaymsg.Message) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -127,7 +127,7 @@ func (s *Server) receive(udp bind.Runs, fn bind.RunFunc) {
 	}
 }
 
-// tellSource answers those who ask by STUN where they come from. They may be strangers.
+// tellSource answers STUN requests with their source address. The clients may be strangers.
 func (s *Server) tellSource(asked *stun.Server, now time.Time, run []byte, size int, addr netip.AddrPort, tell func([]byte)) {
 	var b [64]byte
 	for len(run) > 0 {
@@ -139,7 +139,7 @@ func (s *Server) tellSource(asked *stun.Server, now time.Time, run []byte, size 
 	}
 }
 
-// receiveNext answers to STUN on a socket of its own until that is closed.
+// receiveNext answers STUN on a socket of its own until that is closed.
 func (s *Server) receiveNext(udp bind.Runs, fn bind.RunFunc) {
 	buf := make([]byte, bind.RunSize)
 	asked := stun.NewServer()
@@ -158,7 +158,7 @@ func (s *Server) receiveNext(udp bind.Runs, fn bind.RunFunc) {
 
 type counted struct{ packets, bytes interface{ Add(float64) } }
 
-// sameHead is the part at the beginning of a run whose messages have one header.
+// sameHead returns the length of the part at the start of a run whose messages have the same header.
 func sameHead(run []byte, size int) int {
 	at := min(size, len(run))
 	if at < relaymsg.HeaderSize {
@@ -175,7 +175,7 @@ func sameHead(run []byte, size int) int {
 	return at
 }
 
-// take is for messages of one header.
+// take handles messages with the same header.
 func (s *Server) take(udp bind.Runs, now time.Time, run []byte, size int, addr netip.AddrPort, from conn.Endpoint, in counted) {
 	h := relaymsg.ParseHeader(run)
 	if h.Kind != relaymsg.Data && h.Kind != relaymsg.DataFor {
@@ -200,14 +200,14 @@ func (s *Server) take(udp bind.Runs, now time.Time, run []byte, size int, addr n
 	s.forward(udp, now, x, h, run, size, in)
 }
 
-// challenge answers what came from an address that nothing is bound to, by no more bytes than came.
+// challenge answers a message from an address that is not bound, with no more bytes than it had.
 func (s *Server) challenge(now time.Time, session uint32, addr netip.AddrPort, from conn.Endpoint, size int) {
 	s.answer(from, &relaymsg.Message{
 		Header: relaymsg.Header{Kind: relaymsg.Challenge, Session: session}, Cookie: s.jar.give(now, addr, session),
 	}, size)
 }
 
-// answer sends what has no tag, unless it were longer than what it answers.
+// answer sends a message without a tag, unless it is longer than what it answers.
 func (s *Server) answer(to conn.Endpoint, m *relaymsg.Message, size int) {
 	b := relaymsg.Append(make([]byte, 0, relaymsg.HelloSize), m, nil, true)
 	if len(b) <= size {
@@ -230,7 +230,7 @@ func (s *Server) say(x *session, m *relaymsg.Message) {
 	s.send(relaymsg.Append(make([]byte, 0, 128), m, x.key, true), x.place.Load().ep)
 }
 
-// forward sends packets on to whom they are for.
+// forward forwards packets to their destination.
 func (s *Server) forward(udp bind.Runs, now time.Time, x *session, h relaymsg.Header, run []byte, size int, in counted) {
 	x.heard.Store(now.UnixNano())
 	skip := headSize(h.Kind)
@@ -272,7 +272,7 @@ func (s *Server) forward(udp bind.Runs, now time.Time, x *session, h relaymsg.He
 	in.bytes.Add(float64(len(run)))
 }
 
-// unreached tells a sender, now and then, that nothing arrives.
+// unreached tells a sender, at a limited rate, that nothing arrives.
 func (s *Server) unreached(now time.Time, x *session, p *pair, reason relaymsg.Reason) {
 	s.metrics.refused.WithLabelValues(reason.String()).Inc()
 	x.mu.Lock()
@@ -283,7 +283,8 @@ func (s *Server) unreached(now time.Time, x *session, p *pair, reason relaymsg.R
 	}
 }
 
-// pairOf finds for whom packets are, and why they do not go there, if they do not; nil where that is not known.
+// pairOf returns the pair of packets, and the reason not to forward them, if any. The pair is nil if the destination is unknown
+// or the packets are dropped for that reason.
 func (s *Server) pairOf(now time.Time, x *session, h relaymsg.Header, run []byte) (*pair, relaymsg.Reason) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -314,7 +315,7 @@ func (s *Server) pairOf(now time.Time, x *session, h relaymsg.Header, run []byte
 	return p, 0
 }
 
-// toSession sends packets of a node on by UDP.
+// toSession forwards a node's packets over UDP.
 func (s *Server) toSession(udp bind.Runs, now time.Time, from proto.NodeID, target *session, run []byte, size, skip int) {
 	h, ok := target.number(from, now)
 	if !ok {
@@ -333,7 +334,7 @@ func (s *Server) toSession(udp bind.Runs, now time.Time, from proto.NodeID, targ
 	}
 }
 
-// control is for a datagram that carries no packet.
+// control handles a datagram that carries no packet.
 func (s *Server) control(now time.Time, b []byte, addr netip.AddrPort, from conn.Endpoint) {
 	m, err := relaymsg.Parse(b)
 	if err != nil {
@@ -347,8 +348,8 @@ func (s *Server) control(now time.Time, b []byte, addr netip.AddrPort, from conn
 		s.bind(now, &m, addr, from)
 		return
 	case relaymsg.Challenge, relaymsg.Bound, relaymsg.Refused, relaymsg.Unreached, relaymsg.Pong, relaymsg.Drain:
-		// Relays say this. If it were answered, one datagram with another relay's source, or this one's own, would go to and fro
-		// for ever.
+		// Only relays send these. If they were answered, a single datagram with the source of another relay, or this one's own,
+		// would go back and forth forever.
 		return
 	}
 	s.mu.RLock()
@@ -406,7 +407,7 @@ func (s *Server) bound(now time.Time, x *session) {
 	})
 }
 
-// binding is a bind whose cookie is good, and whose signature is not judged yet.
+// binding is a bind with a valid cookie, whose signature has not been verified yet.
 type binding struct {
 	m    relaymsg.Message
 	cert []byte
@@ -417,7 +418,7 @@ type binding struct {
 
 var hashSeed = maphash.MakeSeed()
 
-// bind takes what proves an address; whose session it is is judged elsewhere, since that takes time.
+// bind checks the cookie, which proves the address; the signature is verified elsewhere, since that takes time.
 func (s *Server) bind(now time.Time, m *relaymsg.Message, addr netip.AddrPort, from conn.Endpoint) {
 	if !s.jar.take(now, addr, m.Session, m.Cookie) {
 		s.challenge(now, m.Session, addr, from, relaymsg.HelloSize)
@@ -463,7 +464,7 @@ func (s *Server) refuse(session uint32, to conn.Endpoint, reason relaymsg.Reason
 	s.answer(to, &relaymsg.Message{Header: relaymsg.Header{Kind: relaymsg.Refused, Session: session}, Reason: reason}, relaymsg.HelloSize)
 }
 
-// judge does what takes time: signatures.
+// judge does the slow work: it verifies signatures.
 func (s *Server) judge() {
 	for {
 		select {
@@ -479,7 +480,7 @@ func (s *Server) judge() {
 	}
 }
 
-// admit makes a session of a bind that holds.
+// admit creates a session from a bind that verifies.
 func (s *Server) admit(b *binding) (*session, relaymsg.Reason) {
 	id, until, err := s.cfg.Permit.Admit(b.cert)
 	if err != nil {
@@ -505,7 +506,7 @@ func (s *Server) admit(b *binding) (*session, relaymsg.Reason) {
 	return x, s.enter(x)
 }
 
-// enter gives a session its place: of a node's, the last one counts.
+// enter registers a session: of a node's, only the last one stays.
 func (s *Server) enter(x *session) relaymsg.Reason {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -16,36 +16,36 @@ import (
 const (
 	// stuck is how long a node may take to read what it is sent.
 	stuck = 20 * time.Second
-	// deaf is how long a stream may be silent, of which both sides send pings every keepWarm.
+	// deaf is how long a stream may be silent. Both sides send pings every keepWarm.
 	deaf = 2*keepWarm + 10*time.Second
 	// gathered is how many bytes are written at once.
 	gathered = 64 << 10
 )
 
-// stream is a node's session by stream. The goroutine that serves it reads; another one writes.
+// stream is a node's session over a stream. The goroutine that serves it reads; another one writes.
 type stream struct {
 	server *Server
 	conn   net.Conn
 	node   proto.NodeID
 	until  time.Time
-	heard  atomic.Int64 // Unix nanoseconds, of the last packets
+	heard  atomic.Int64 // time of the last packets, in Unix nanoseconds
 
 	mu     sync.Mutex
 	queue  queue
 	closed bool
-	wake   chan struct{} // holds one while there is something to write
+	wake   chan struct{} // holds a value while there is something to write
 	ended  chan struct{}
 
-	// The reader's own.
+	// Used only by the reader.
 	pairs  map[proto.NodeID]*pair
 	bucket bucket
 }
 
-// ErrRefused says that a relay does not serve a node.
+// ErrRefused means that a relay does not serve a node.
 var ErrRefused = errors.New("relay refuses")
 
-// ServeStream serves a node by a stream whose Upgrade is done, to its end. The node has shown the certificate (DER) by which
-// it is admitted in the stream's TLS.
+// ServeStream serves a node over a stream, after the Upgrade, until it ends. The certificate (DER) is the one that the node has
+// presented in the stream's TLS, and decides whether it is admitted.
 func (s *Server) ServeStream(c net.Conn, certificate []byte) error {
 	defer c.Close()
 	id, until, err := s.cfg.Permit.Admit(certificate)
@@ -59,7 +59,7 @@ func (s *Server) ServeStream(c net.Conn, certificate []byte) error {
 	if err := s.join(x); err != nil {
 		return err
 	}
-	remote, _ := netip.ParseAddrPort(c.RemoteAddr().String()) // none where there is none
+	remote, _ := netip.ParseAddrPort(c.RemoteAddr().String()) // invalid if there is none
 	x.control(&relaymsg.Message{
 		Header: relaymsg.Header{Kind: relaymsg.Bound}, Seconds: uint32(max(0, time.Until(until)/time.Second)),
 		Addr: netip.AddrPortFrom(remote.Addr().Unmap().WithZone(""), remote.Port()),
@@ -76,7 +76,7 @@ func (s *Server) ServeStream(c net.Conn, certificate []byte) error {
 	return err
 }
 
-// join gives a stream its place: of a node's, the last one counts.
+// join registers a stream: of a node's, only the last one stays.
 func (s *Server) join(x *stream) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -126,11 +126,11 @@ func (x *stream) close() {
 	x.closed = true
 	x.queue.clear()
 	close(x.ended)
-	// Whoever reads or writes stops. Closing is for who serves the stream, since it may wait for a last word to be sent.
+	// This stops the reader and writer. Closing is up to whoever serves the stream, since that may block to send a last message.
 	_ = x.conn.SetDeadline(time.Unix(1, 0))
 }
 
-// deadline sets one for reading or writing, and says whether the stream is still open.
+// deadline sets a deadline for reading or writing, and reports whether the stream is still open.
 func (x *stream) deadline(set func(time.Time) error, in time.Duration) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -140,7 +140,7 @@ func (x *stream) deadline(set func(time.Time) error, in time.Duration) bool {
 	return !x.closed
 }
 
-// push has a frame of packets sent, whose head's length is still to be written.
+// push queues a frame of packets, after writing the length in its header.
 func (x *stream) push(from proto.NodeID, f *frame) {
 	f.setLength()
 	x.mu.Lock()
@@ -171,7 +171,7 @@ func (x *stream) signal() {
 	}
 }
 
-// write sends what waits, many frames at once.
+// write sends waiting frames, many at once.
 func (x *stream) write() {
 	b := make([]byte, 0, gathered+relaymsg.MaxFrame)
 	for {
@@ -210,7 +210,7 @@ func (x *stream) read() error {
 	return net.ErrClosed
 }
 
-// next takes one frame. The buffer is borrowed while there is something to put in it.
+// next handles one frame. A buffer is borrowed only while there is something to put in it.
 func (x *stream) next(in counted) error {
 	var head [relaymsg.FrameSize]byte
 	if _, err := io.ReadFull(x.conn, head[:]); err != nil {

@@ -17,14 +17,14 @@ import (
 // runner is an open stream to a relay: one goroutine reads, one writes.
 type runner struct {
 	conn    net.Conn
-	unheard atomic.Int64 // since when something was sent and nothing has come, as Unix nanoseconds; 0: something has
+	unheard atomic.Int64 // when something was sent with nothing received since, in Unix nanoseconds; 0 if never
 
 	mu    sync.Mutex
 	queue queue
 	wake  chan struct{}
 }
 
-// wantsStream says whether a stream to the relay is to be there: where UDP brings nothing.
+// wantsStream reports whether there should be a stream to the relay: when UDP does not work.
 func (h *hop) wantsStream(now time.Time) bool {
 	if !h.want || h.cur != nil || len(h.relay.URLs) == 0 || h.client.cfg.Open == nil {
 		return false
@@ -32,7 +32,7 @@ func (h *hop) wantsStream(now time.Time) bool {
 	return len(h.addrs) == 0 || h.failures > 0 || (h.try != nil && now.Sub(h.try.said) >= headStart)
 }
 
-// streamDue is when the stream is to be looked at again.
+// streamDue returns when to look at the stream again.
 func (h *hop) streamDue(now time.Time) time.Time {
 	if !h.want || h.cur != nil || h.dialing != nil {
 		return time.Time{}
@@ -46,7 +46,7 @@ func (h *hop) streamDue(now time.Time) time.Time {
 	return time.Time{}
 }
 
-// tendStream opens a stream where one is wanted, and ends the one that is not wanted any more. Called with the lock held.
+// tendStream opens a stream if one is wanted, and ends one that is no longer wanted. The caller holds the lock.
 func (c *Client) tendStream(now time.Time, h *hop) {
 	if !h.want && h.stream.Load() != nil {
 		h.hangUp()
@@ -79,7 +79,7 @@ func (c *Client) tendStream(now time.Time, h *hop) {
 	})
 }
 
-// hangUp ends the stream, or the attempt to open one. Called with the lock held.
+// hangUp ends the stream, or the attempt to open one. The caller holds the lock.
 func (h *hop) hangUp() {
 	if h.dialing != nil {
 		h.dialing()
@@ -87,7 +87,7 @@ func (h *hop) hangUp() {
 	h.stream.Store(nil)
 }
 
-// stream opens a stream and serves it to its end.
+// stream opens a stream and serves it until it ends.
 func (c *Client) stream(ctx context.Context, h *hop) error {
 	conn, err := c.cfg.Open(ctx, &h.relay)
 	if err != nil {
@@ -105,7 +105,7 @@ func (c *Client) stream(ctx context.Context, h *hop) error {
 	return c.readStream(ctx, h, x)
 }
 
-// readStream takes frames until the stream ends.
+// readStream handles frames until the stream ends.
 func (c *Client) readStream(ctx context.Context, h *hop, x *runner) error {
 	r := bufio.NewReaderSize(x.conn, gathered)
 	buf := make([]byte, relaymsg.MaxFrame)
@@ -143,7 +143,7 @@ func (c *Client) readStream(ctx context.Context, h *hop, x *runner) error {
 	}
 }
 
-// streamTold is for what the relay says by a stream.
+// streamTold handles a control message received over a stream.
 func (c *Client) streamTold(ctx context.Context, h *hop, x *runner, m relaymsg.Message) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -170,7 +170,7 @@ func (c *Client) streamTold(ctx context.Context, h *hop, x *runner, m relaymsg.M
 	c.wake()
 }
 
-// send has a run sent; where too much waits, the oldest goes.
+// send queues a run; if too much is waiting, the oldest is dropped.
 func (x *runner) send(run []byte, size int, peer proto.NodeID) {
 	f := newFrame()
 	f.b = append(relaymsg.Frame{Kind: relaymsg.Data, Size: min(size, len(run)), Length: len(run), Peer: peer}.Append(f.b), run...)
@@ -184,14 +184,14 @@ func (x *runner) send(run []byte, size int, peer proto.NodeID) {
 }
 
 const (
-	// doubtful is how long nothing may come by a stream after something was sent before the relay is asked.
+	// doubtful is how long a stream may be silent after something was sent before the relay is pinged.
 	doubtful = time.Second
-	// silence is when it is given up. TCP alone needs minutes to notice that a NAT has forgotten it; a slow uplink may well have
-	// some seconds in its queue.
+	// silence is how long until the stream is given up. TCP alone needs minutes to notice that a NAT has forgotten it; a slow
+	// uplink may well have some seconds of data queued.
 	silence = 6 * time.Second
 )
 
-// silent is for how long nothing has come since something was sent.
+// silent returns how long nothing has been received since something was sent.
 func (x *runner) silent(now time.Time) time.Duration {
 	since := x.unheard.Load()
 	if since == 0 {
@@ -200,13 +200,13 @@ func (x *runner) silent(now time.Time) time.Duration {
 	return now.Sub(time.Unix(0, since))
 }
 
-// write sends what waits, and a ping when nothing did for long or nothing comes back. It ends the stream that brings nothing.
+// write sends waiting frames, and a ping if none were sent for long or nothing comes back. It ends a stream that stays silent.
 func (x *runner) write(ctx context.Context, ended <-chan struct{}) {
 	b := make([]byte, 0, gathered+relaymsg.MaxFrame)
 	due := time.NewTimer(0)
 	defer due.Stop()
 	var warm time.Time // when the next ping is due in any case
-	var asked int64    // the silence for which the relay was asked
+	var asked int64    // the value of unheard for which the relay was pinged
 	for {
 		select {
 		case <-ended:
@@ -217,7 +217,7 @@ func (x *runner) write(ctx context.Context, ended <-chan struct{}) {
 		now, since := time.Now(), x.unheard.Load()
 		switch d := x.silent(now); {
 		case d >= silence:
-			_ = x.conn.SetDeadline(time.Unix(1, 0)) // the reader ends
+			_ = x.conn.SetDeadline(time.Unix(1, 0)) // the reader then ends
 			return
 		case !now.Before(warm), d >= doubtful && asked != since:
 			x.mu.Lock()
@@ -243,7 +243,7 @@ func (x *runner) write(ctx context.Context, ended <-chan struct{}) {
 	}
 }
 
-// writeWaiting writes what waits; false where that does not get out. It gathers in b.
+// writeWaiting writes the waiting frames; it returns false if that fails. b is its buffer.
 func (x *runner) writeWaiting(ctx context.Context, b []byte) bool {
 	for ctx.Err() == nil {
 		x.mu.Lock()

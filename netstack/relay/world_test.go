@@ -85,7 +85,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// close ends all, in the order in which one uses another.
+// close closes everything, nodes before the relays that they use.
 func (w *world) close() {
 	for _, n := range w.nodes {
 		n.close()
@@ -109,7 +109,7 @@ type station struct {
 
 const port = 3478
 
-// addRelay starts a relay that takes streams as well.
+// addRelay starts a relay that accepts streams as well.
 func (w *world) addRelay(id proto.NodeID, change ...func(*relay.ServerConfig)) *station {
 	w.t.Helper()
 	name := fmt.Sprintf("relay%d", id)
@@ -131,7 +131,7 @@ func (w *world) addRelay(id proto.NodeID, change ...func(*relay.ServerConfig)) *
 	return s
 }
 
-// start starts the relay, with a new key.
+// start starts the relay with a new key.
 func (s *station) start() {
 	var err error
 	if s.config.Secret, err = relaymsg.NewSecret(rand.Reader); err != nil {
@@ -162,7 +162,7 @@ func (s *station) close() {
 	s.streams.Wait()
 }
 
-// node is one with a client of all relays.
+// node is a node with a client of all relays.
 type node struct {
 	w      *world
 	id     proto.NodeID
@@ -214,7 +214,7 @@ type nobody struct{}
 func (nobody) Path(*bind.Endpoint, []byte) {}
 func (nobody) STUN(netip.AddrPort, []byte) {}
 
-// certificate is one that only the permit knows.
+// certificate returns a certificate that only the permit knows.
 func certificate(t testing.TB, device key.DevicePrivate) tls.Certificate {
 	t.Helper()
 	mesh, err := proto.NewMeshID(rand.Reader)
@@ -240,7 +240,7 @@ func certificate(t testing.TB, device key.DevicePrivate) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{leaf}, PrivateKey: device, Leaf: parsed}
 }
 
-// listen opens the socket and takes what comes.
+// listen opens the socket and receives from it.
 func (n *node) listen() {
 	fns, _, err := n.bind.Open(0)
 	if err != nil {
@@ -275,7 +275,7 @@ func (n *node) dial(ctx context.Context, url string, cfg *tls.Config) (*tls.Conn
 	return outward.Dialer{Dial: n.host.DialContext}.Open(ctx, url, cfg)
 }
 
-// verify knows relays by their certificates.
+// verify identifies relays by their certificates.
 func (w *world) verify(id proto.NodeID, chain [][]byte) error {
 	for _, s := range w.relays {
 		if s.relay.ID == id && bytes.Equal(chain[0], s.tls.Certificate[0]) {
@@ -295,7 +295,7 @@ func (n *node) close() {
 	n.all.Wait()
 }
 
-// send sends a text as a message of WireGuard's.
+// send sends texts as WireGuard messages.
 func (n *node) send(via *station, to *node, texts ...string) {
 	n.w.t.Helper()
 	for _, text := range texts {
@@ -319,7 +319,7 @@ func (n *node) gets(from *node, text string) {
 	}
 }
 
-// silent says that nothing comes for a while.
+// silent checks that nothing arrives for d.
 func (n *node) silent(d time.Duration) {
 	n.w.t.Helper()
 	select {
@@ -329,7 +329,7 @@ func (n *node) silent(d time.Duration) {
 	}
 }
 
-// know gives relays to nodes.
+// know gives all nodes a list of relays.
 func (w *world) know(relays ...*station) {
 	list := make([]proto.Relay, 0, len(relays))
 	for _, s := range relays {
@@ -340,7 +340,7 @@ func (w *world) know(relays ...*station) {
 	}
 }
 
-// state is how a node stands with a relay.
+// state returns a node's state of a relay.
 func (n *node) state(s *station) relay.State {
 	for _, x := range n.client.States() {
 		if x.Relay.ID == s.relay.ID {

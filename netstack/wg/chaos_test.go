@@ -15,10 +15,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/wg/wgtest"
 )
 
-// chaos is a bind under which messages are lost, doubled, and late, as fate says.
+// chaos is a bind whose messages are lost, duplicated and delayed as fate decides.
 type chaos struct {
 	conn.Bind
-	fate func(msg []byte) []time.Duration // when each copy leaves
+	fate func(msg []byte) []time.Duration // when each copy is sent
 
 	mu    sync.Mutex
 	ended bool
@@ -49,17 +49,17 @@ func (c *chaos) Send(bufs [][]byte, ep conn.Endpoint) error {
 	return nil
 }
 
-// end loses what is still under way.
+// end drops all messages still in flight.
 func (c *chaos) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended = true
 }
 
-// isData says whether a message has a packet in it.
+// isData reports whether a message carries a packet.
 func isData(msg []byte) bool { return len(msg) > 32 && binary.LittleEndian.Uint32(msg) == 4 }
 
-// counted is a node that numbers the packets that it sends to the other, and counts what comes.
+// counted is a node that numbers the packets that it sends to the other, and counts received ones.
 type counted struct {
 	*wgtest.Node
 	sent uint64
@@ -99,14 +99,14 @@ func (c *counted) send(t *testing.T, to *counted, size int) {
 	}
 }
 
-// count says how many packets came.
+// count returns how many packets arrived.
 func (c *counted) count() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.got)
 }
 
-// lost says how many of the other's packets did not come exactly once.
+// lost returns how many of the other's packets never arrived, and how many arrived more than once.
 func (c *counted) lost(from *counted) (missing, doubled int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -121,7 +121,7 @@ func (c *counted) lost(from *counted) (missing, doubled int) {
 	return missing, doubled
 }
 
-// pairOf makes two nodes that know each other, with chaos between them.
+// pairOf returns two nodes that know each other, with chaos between them.
 func pairOf(t *testing.T, makeA, makeB wgtest.Make, link time.Duration, fate func(from int, msg []byte) []time.Duration) (a, b *counted, end func()) {
 	t.Helper()
 	n := sim.New(1)
@@ -150,7 +150,7 @@ func pairOf(t *testing.T, makeA, makeB wgtest.Make, link time.Duration, fate fun
 	}
 }
 
-// prompt is a fate without losses.
+// prompt is a fate without losses and delays.
 func prompt(int, []byte) []time.Duration { return []time.Duration{0} }
 
 // jittery delays all messages by up to d.

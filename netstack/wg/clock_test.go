@@ -20,16 +20,16 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// watch is the clock of a node that is set, and of one that is suspended.
+// watch is the clock of a node; it can be set forward, and the node can be suspended.
 type watch struct {
 	mu     sync.Mutex
-	ahead  time.Duration // of the world's
+	ahead  time.Duration // of the simulation's clock
 	asleep bool
-	still  time.Time // what it shows while it stands; zero where it does not
+	still  time.Time // the time it shows while it is stopped; zero if it runs
 	engine *wg.Inline
 }
 
-// make is the inline engine by this clock.
+// make returns the inline engine with this clock.
 func (w *watch) make(self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) wg.Engine {
 	w.engine = wg.NewInlineBy(w.now, self, d, b, log)
 	return w.engine
@@ -58,7 +58,7 @@ func (w *watch) set(d time.Duration) {
 	w.engine.ClockJumped()
 }
 
-// suspend has nothing happen on the node for a while, which its clock counts or not.
+// suspend suspends the node for d. Its clock keeps running meanwhile if counts is set.
 func (w *watch) suspend(d time.Duration, counts bool) {
 	now := w.now()
 	w.mu.Lock()
@@ -74,10 +74,10 @@ func (w *watch) suspend(d time.Duration, counts bool) {
 	w.engine.ClockJumped()
 }
 
-// plainSize is that of packets which are sent to find out that a session is gone; they are not lost on their way.
+// plainSize is the size of packets sent to detect that a session is gone; they are not lost on the way.
 const plainSize = 1400
 
-// recover has one end talk to the other after a jump, then both, until all that is from before is over by whatever clock.
+// recover has one end send to the other after a jump, then both, until everything from before is over by either clock.
 func (p *planned) recover(t *testing.T, to *planned) {
 	t.Helper()
 	for n := range session.RejectAfterTime/time.Second + 20 {
@@ -92,7 +92,7 @@ func (p *planned) recover(t *testing.T, to *planned) {
 	}
 }
 
-// recovered says how many of those packets did not come, and how many came more than once.
+// recovered returns how many of those packets did not arrive, and how many arrived more than once.
 func (p *planned) recovered(to *planned) (missing, doubled int) {
 	to.mu.Lock()
 	defer to.mu.Unlock()
@@ -108,8 +108,8 @@ func (p *planned) recovered(to *planned) (missing, doubled int) {
 	return missing, doubled
 }
 
-// TestSameDeliveriesAfterClockJumps has a node's clock be set, and the node suspended, between the parts of a random schedule.
-// Each end finds out by 15 s of silence that the other has no session any more; then all pairs deliver the same again.
+// TestSameDeliveriesAfterClockJumps sets a node's clock, and suspends the node, between the parts of a random schedule. Each
+// end detects by 15 s of silence that the other no longer has a session; then all pairs deliver the same again.
 func TestSameDeliveriesAfterClockJumps(t *testing.T) {
 	const jumps = 6
 	for name, second := range map[string]wgtest.Make{"inline": inline, "super": super, "reference": reference} {
@@ -137,7 +137,7 @@ func TestSameDeliveriesAfterClockJumps(t *testing.T) {
 	runtime.GC()
 }
 
-// jump is a schedule with jumps of one node's clock.
+// jump runs a schedule with jumps of one node's clock.
 func jump(t *testing.T, engines [2]wgtest.Make, w *watch, seed uint64, jumps int) (a, b *planned) {
 	t.Helper()
 	a, b = newPlan(seed, 0), newPlan(seed, 1)
@@ -147,7 +147,7 @@ func jump(t *testing.T, engines [2]wgtest.Make, w *watch, seed uint64, jumps int
 	var end func()
 	a.counted, b.counted, end = pairOf(t, engines[0], engines[1], 20*time.Millisecond, func(from int, msg []byte) []time.Duration {
 		switch {
-		case w.suspended(): // one end of the way is
+		case w.suspended(): // one end of the path is suspended
 			return nil
 		case isData(msg):
 			return []*planned{a, b}[from].fates[len(msg)]

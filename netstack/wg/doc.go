@@ -1,19 +1,18 @@
-// Package wg is the WireGuard engine: what turns IP packets from the TUN device into encrypted ones for peers, and back.
+// Package wg is the WireGuard engine: it encrypts IP packets from the TUN device and sends them to peers, and back.
 //
-//	              NodeID ─┬─ keys          (node keys that are good now)
-//	SetPeer ────►  peer   ├─ addresses     (one of each family; nothing else is let in from it)
+//	              NodeID ─┬─ keys          (node keys currently valid)
+//	SetPeer ────►  peer   ├─ addresses     (one per family; packets from any other are dropped)
 //	RemovePeer     │      ├─ candidates    (netstack/path chooses, netstack/bind sprays)
 //	Probe          │      └─ pre-shared key
 //	               ▼
 //	tun.Device ◄─► Engine ◄─► conn.Bind ◄─► network
 //
-// Peers are known by their NodeID, whatever keys they have. Every change is incremental: what stays the same keeps its
-// session.
+// Peers are identified by NodeID, whatever their keys. Every change is incremental: whatever does not change keeps its session.
 //
-// Reference is the engine of golang.zx2c4.com/wireguard, unmodified, driven by its text protocol. Inline is our own: it
-// moves packets to completion without queues, lets peers sleep that have no traffic, and knows several keys of both ends
-// at once, so that they change without a lost packet. Its protocol is in packages noise (the handshake) and session (what
-// happens when); both engines talk to each other, and to every other WireGuard.
+// Reference is the unmodified engine of golang.zx2c4.com/wireguard, driven by its text protocol. Inline is our own: it runs
+// each packet to completion without queues, lets peers without traffic sleep, and handles several keys at both ends at once, so
+// that keys change without losing a packet. Its protocol is in packages noise (the handshake) and session (the timers and
+// state); the two engines interoperate with each other and with every other WireGuard.
 //
-// Package wgtest holds the contract that every Engine keeps. ServeUAPI lets `wg show` look at an engine, and change nothing.
+// Package wgtest holds the contract that every Engine keeps. ServeUAPI gives `wg show` a read-only view of an engine.
 package wg

@@ -2,10 +2,10 @@ package wg
 
 import "sync/atomic"
 
-// Drop is why an engine did not carry something any further.
+// Drop is the reason why an engine dropped something.
 type Drop int
 
-// The reasons. Those up to DropStale are of messages that came from the network, the others of packets of the host.
+// The reasons. Those up to DropStale are for messages from the network, the others for packets from the host.
 const (
 	DropMalformed Drop = iota
 	DropNoSession
@@ -25,28 +25,28 @@ const (
 )
 
 var dropTexts = [numDrops]string{
-	DropMalformed: "malformed",  // no message of WireGuard, or none with an IP packet in it
-	DropNoSession: "no session", // it names a session or a handshake that there is not, or is not any more
+	DropMalformed: "malformed",  // not a WireGuard message, or without an IP packet in it
+	DropNoSession: "no session", // for an unknown or expired session or handshake
 	DropForged:    "forged",     // not authentic
-	DropReplay:    "replay",     // it came before, or so late that this cannot be told
-	DropSource:    "bad source", // a packet from an address that is not its sender's
-	DropWrongKey:  "wrong key",  // a handshake for another key than ours
+	DropReplay:    "replay",     // seen before, or too late to know
+	DropSource:    "bad source", // the packet's source address is not its sender's
+	DropWrongKey:  "wrong key",  // a handshake for a key other than ours
 	DropStranger:  "stranger",   // a handshake by a key that no peer has
-	DropNoCookie:  "no cookie",  // a handshake under load, whose sender has yet to prove where it is
-	DropLimit:     "too many",   // a handshake under load, beyond what is answered
-	DropStale:     "stale",      // a handshake that was answered before, or just after another
+	DropNoCookie:  "no cookie",  // a handshake under load whose sender has yet to prove its address
+	DropLimit:     "too many",   // a handshake under load, over the limit
+	DropStale:     "stale",      // a handshake answered before, or too soon after another
 	DropNoPeer:    "no peer",    // no peer has the address
 	DropNoAnswer:  "no answer",  // it waited for a session in vain
-	DropUnsent:    "not sent",   // the network did not take it
-	DropTooBig:    "too big",    // larger than what gets through to the peer, and not to be cut; its sender was told
+	DropUnsent:    "not sent",   // the network did not accept it
+	DropTooBig:    "too big",    // larger than the path MTU, and not to be fragmented; its sender was told
 }
 
 func (d Drop) String() string { return dropTexts[d] }
 
-// Drops says how much was dropped for each reason.
+// Drops counts what was dropped, by reason.
 type Drops [numDrops]uint64
 
-// Sum is how much was dropped for any reason.
+// Sum returns the total over all reasons.
 func (d Drops) Sum() (n uint64) {
 	for _, v := range d {
 		n += v
@@ -54,7 +54,7 @@ func (d Drops) Sum() (n uint64) {
 	return n
 }
 
-// Map has the reasons that occurred, by their texts.
+// Map returns the reasons that occurred, keyed by their texts.
 func (d Drops) Map() map[string]uint64 {
 	m := map[string]uint64{}
 	for i, v := range d {
@@ -65,7 +65,7 @@ func (d Drops) Map() map[string]uint64 {
 	return m
 }
 
-// drops counts them.
+// drops is the atomic form of Drops.
 type drops [numDrops]atomic.Uint64
 
 func (d *drops) read() (out Drops) {
@@ -75,8 +75,8 @@ func (d *drops) read() (out Drops) {
 	return out
 }
 
-// lose counts what is dropped, of a peer if it is known which. Most peers never lose anything: their counters are made
-// with the first.
+// lose counts drops, also for a peer if it is known. Most peers never lose anything, so a peer's counters are allocated with
+// its first drop.
 func (e *Inline) lose(n *node, why Drop, count int) {
 	e.drops[why].Add(uint64(count))
 	if n == nil {

@@ -11,14 +11,14 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// put gives an engine one message from the network.
+// put passes an engine one message from the network.
 func (x *rig) put(msg []byte) {
 	x.r.sizes[0] = copy(x.r.bufs[0], msg)
 	x.r.endpoints[0] = stubEndpoint("192.0.2.9:1")
 	x.e.inbound(x.r, 1)
 }
 
-// initiation is the first message of a handshake that the peer of a with the seed for a key begins with b.
+// initiation returns the initiation of a handshake with b by a node whose private key is made from seed.
 func initiation(t testing.TB, seed byte, b *rig) []byte {
 	t.Helper()
 	far, err := noise.NewRemote(b.key.Public().Array())
@@ -41,9 +41,9 @@ func initiation(t testing.TB, seed byte, b *rig) []byte {
 	return msg[:]
 }
 
-// TestEveryDropIsCounted makes an engine drop something for each reason, and looks where it is counted.
+// TestEveryDropIsCounted makes an engine drop something for each reason, and checks where it is counted.
 func TestEveryDropIsCounted(t *testing.T) {
-	// data is a message of the session between a and b.
+	// data returns a message of the session between a and b.
 	data := func(a *rig, size, from int) []byte {
 		a.drop()
 		a.fill(1, size, from, 2)
@@ -52,7 +52,7 @@ func TestEveryDropIsCounted(t *testing.T) {
 	}
 	for _, c := range []struct {
 		why   Drop
-		count int // of what is dropped
+		count int // of drops
 		peer  bool
 		do    func(t *testing.T, a, b *rig)
 	}{
@@ -60,7 +60,7 @@ func TestEveryDropIsCounted(t *testing.T) {
 		{DropMalformed, 1, false, func(_ *testing.T, _, b *rig) { b.put(append([]byte{9}, make([]byte, 99)...)) }},
 		{DropMalformed, 1, true, func(_ *testing.T, a, b *rig) {
 			a.fill(1, 100, 1, 2)
-			a.s.bufs[0][noise.HeaderSize+3] = 200 // longer than it is
+			a.s.bufs[0][noise.HeaderSize+3] = 200 // longer than the packet is
 			a.drop()
 			a.e.outbound(a.s, 1)
 			b.put(a.held()[0])
@@ -133,7 +133,7 @@ func TestEveryDropIsCounted(t *testing.T) {
 	}
 }
 
-// TestHandshakesAreCounted has a handshake repeated, one that is not answered, and too many.
+// TestHandshakesAreCounted checks the counters for a repeated handshake, an unanswered one, and too many of them.
 func TestHandshakesAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := newRig(t, 1), newRig(t, 2)
@@ -174,7 +174,7 @@ func TestHandshakesAreCounted(t *testing.T) {
 		if s, err := b.e.Peer(1); err != nil || s.Drops[DropStale] != 1 {
 			t.Errorf("an initiation came twice: %+v, %v", s, err)
 		}
-		// Under load a handshake is answered by a cookie, until there are too many.
+		// Under load a handshake is answered with a cookie, until there are too many.
 		flood := initiation(t, 9, b)
 		for range 5000 {
 			b.put(flood)
@@ -189,7 +189,7 @@ func TestHandshakesAreCounted(t *testing.T) {
 	})
 }
 
-// TestResponsesThatNobodyWaitsFor looks at what handshakes and cookies count that are not for anybody, or not authentic.
+// TestResponsesThatNobodyWaitsFor checks how unexpected or forged responses and cookie replies are counted.
 func TestResponsesThatNobodyWaitsFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := newRig(t, 1), newRig(t, 2)
@@ -218,7 +218,7 @@ func TestResponsesThatNobodyWaitsFor(t *testing.T) {
 		cookie[0] = noise.TypeCookieReply
 		a.put(change(8))  // another handshake
 		a.put(change(50)) // not authentic
-		a.put(cookie)     // for nobody
+		a.put(cookie)     // for no handshake of ours
 		copy(cookie[4:], response[8:12])
 		a.put(cookie)
 		a.put(response)

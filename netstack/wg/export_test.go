@@ -11,13 +11,13 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// NewInlineBy is NewInline by another clock.
+// NewInlineBy is NewInline with a given clock.
 func NewInlineBy(now func() time.Time, self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) *Inline {
 	return newInline(self, d, b, log, now)
 }
 
-// ClockJumped has timers looked at by a clock that was set.
+// ClockJumped makes the timers be checked again after the clock was set.
 func (e *Inline) ClockJumped() { e.timers.poke() }
 
-// Limit has sessions carry less than WireGuard's do. It comes before Configure.
+// Limit lowers the message limits of sessions. It must be called before Configure.
 func (e *Inline) Limit(l session.Limits) { e.limits = l }

@@ -33,7 +33,7 @@ func identity(n byte) proto.Identity {
 	}
 }
 
-// permit lets node 1 open TCP connections to node 2, as self sees it.
+// permit returns the program that lets node 1 open TCP connections to node 2, as self sees it.
 func permit(t *testing.T, self, peer byte, version uint64, services ...proto.Service) *filter.Program {
 	t.Helper()
 	me, other := identity(self), identity(peer)
@@ -67,7 +67,7 @@ func newGuarded(t *testing.T, engine wgtest.Make, host *sim.Host, number byte) *
 	return g
 }
 
-// enforce installs a program, and tells the ends of flows that die for it.
+// enforce installs a program, and resets the flows that it ends at both ends.
 func (g *guarded) enforce(p *filter.Program) {
 	g.filter.Install(p)
 	for !g.filter.Sweep(0, func(r filter.Reset) {
@@ -129,7 +129,7 @@ func TestFlowDiesWithItsPermission(t *testing.T) {
 					t.Errorf("ping, which no rule names: %v", err)
 				}
 
-				// Nothing may pass between the change and its end but the resets.
+				// After the change nothing but the resets may pass before the connection ends.
 				begun := time.Now()
 				if at == 1 {
 					a.enforce(permit(t, 1, 2, 2, web))

@@ -15,7 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// flood sends initiations of strangers, of which each has a good mac1, until stop is closed.
+// flood sends initiations of strangers, each with a valid mac1, until stop is closed.
 func flood(t *testing.T, from *sim.Host, to net.Addr, target key.NodePublic, each time.Duration, stop chan struct{}) {
 	t.Helper()
 	r, err := noise.NewRemote(target.Array())
@@ -57,8 +57,8 @@ func flood(t *testing.T, from *sim.Host, to net.Addr, target key.NodePublic, eac
 	}()
 }
 
-// TestFlood checks that a node that is flooded with handshakes keeps its session, and that another can begin one: it
-// proves by a cookie that it is where it says.
+// TestFlood checks that a node that is flooded with handshakes keeps its session, and that another can begin one by proving its
+// address with a cookie.
 func TestFlood(t *testing.T) {
 	for name, second := range map[string]wgtest.Make{"inline": inline, "reference": reference} {
 		t.Run(name, func(t *testing.T) {
@@ -82,7 +82,7 @@ func TestFlood(t *testing.T) {
 				if err := c.Ping(a.Addrs.V4); err == nil {
 					t.Error("a handshake passed without a cookie: there is no load")
 				}
-				time.Sleep(4 * time.Second) // the second attempt has one
+				time.Sleep(4 * time.Second) // the second attempt has a cookie
 				for range 10 {
 					for _, x := range []*wgtest.Node{b, c} {
 						if err := x.Ping(a.Addrs.V4); err != nil {

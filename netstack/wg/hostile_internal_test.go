@@ -15,7 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// elsewhere is an endpoint with an address that counts.
+// elsewhere is an endpoint whose address matters.
 type elsewhere struct{ netip.AddrPort }
 
 func (e elsewhere) ClearSrc()           {}
@@ -32,19 +32,19 @@ func (e elsewhere) DstToBytes() []byte {
 	return b
 }
 
-// source of number n of many.
+// sourceOf returns the nth of many source addresses.
 func sourceOf(n int) elsewhere {
 	return elsewhere{netip.AddrPortFrom(netip.AddrFrom16([16]byte{0: 0x20, 1: 1, 4: byte(n >> 16), 5: byte(n >> 8), 6: byte(n), 15: 1}), 9)}
 }
 
-// putFrom gives an engine a message that comes from somewhere.
+// putFrom passes an engine a message from the given source.
 func (x *rig) putFrom(msg []byte, from elsewhere) {
 	x.r.sizes[0] = copy(x.r.bufs[0], msg)
 	x.r.endpoints[0] = from
 	x.e.inbound(x.r, 1)
 }
 
-// statsOf are what the engine counts of a peer.
+// statsOf returns the engine's counters for a peer.
 func (x *rig) statsOf(id proto.NodeID) PeerStats {
 	n := x.e.nodes[id]
 	n.mu.Lock()
@@ -52,8 +52,8 @@ func (x *rig) statsOf(id proto.NodeID) PeerStats {
 	return n.stats(time.Now())
 }
 
-// TestWholeExchangeReplayed records all that two nodes say to each other over hours, and says it again to both: soon, when
-// the sessions have ended, and when one was removed and came back. It has no effect.
+// TestWholeExchangeReplayed records everything that two nodes send each other over hours, and replays it to both: soon, after
+// the sessions have ended, and after one was removed and added again. The replay must have no effect.
 func TestWholeExchangeReplayed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := twoRigs(t)
@@ -125,10 +125,10 @@ func TestWholeExchangeReplayed(t *testing.T) {
 	})
 }
 
-// other is the other node's ID, seen from the first and the second.
+// other returns the other node's ID, for node index 0 or 1.
 func other(at int) proto.NodeID { return proto.NodeID(2 - at) }
 
-// TestNumbersOfNobody tries 2^16 numbers that stand for no session and no handshake, in all messages that name one.
+// TestNumbersOfNobody tries 2^16 indexes that name no session and no handshake, in all messages that contain one.
 func TestNumbersOfNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := twoRigs(t)
@@ -153,7 +153,7 @@ func TestNumbersOfNobody(t *testing.T) {
 			b.putFrom(slices.Clone(data), sourceOf(n))
 			binary.LittleEndian.PutUint32(cookie[4:], number)
 			b.putFrom(cookie, sourceOf(n))
-			if n%600 == 0 { // beyond some a second they are not read at all
+			if n%600 == 0 { // beyond a certain rate they are not read at all
 				binary.LittleEndian.PutUint32(response[8:], number)
 				new(noise.Jar).Sign(time.Now(), far, response)
 				b.putFrom(response, sourceOf(n))
@@ -174,8 +174,8 @@ func TestNumbersOfNobody(t *testing.T) {
 	})
 }
 
-// TestDamagedHandshakes changes each bit of the messages of a handshake, and cuts them short. The last 16 bytes prove an
-// address under load, and are not looked at otherwise.
+// TestDamagedHandshakes flips each bit of the messages of a handshake, and truncates them. The last 16 bytes prove an address
+// under load, and are ignored otherwise.
 func TestDamagedHandshakes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := newRig(t, 1), newRig(t, 2)
@@ -222,8 +222,8 @@ func TestDamagedHandshakes(t *testing.T) {
 	})
 }
 
-// TestFakePeersLeaveNothing has 2^16 hosts begin handshakes, a quarter of which answer to cookies as real hosts do. What the
-// engine keeps is bounded, and an established peer gets through.
+// TestFakePeersLeaveNothing has 2^16 hosts begin handshakes, a quarter of which answer cookies as real hosts do. The state that
+// the engine keeps is bounded, and an established peer gets through.
 func TestFakePeersLeaveNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := twoRigs(t)
@@ -274,12 +274,12 @@ func TestFakePeersLeaveNothing(t *testing.T) {
 }
 
 // TestFloodAcrossRekey floods one end of a conversation so that no cookie is left for strangers whose messages come last in
-// their second, while the session has to be renewed: by the flooded end, or by the other. No packet waits for it.
+// each second, while the session has to be renewed by the flooded end, or by the other. No packet is delayed by it.
 func TestFloodAcrossRekey(t *testing.T) {
 	for name, begins := range map[string]bool{"the flooded end begins": true, "the other end begins": false} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				flooded, other := twoRigs(t) // the first one begins
+				flooded, other := twoRigs(t) // the first one initiates
 				ours, theirs := 1, 2
 				if !begins {
 					flooded, other, ours, theirs = other, flooded, theirs, ours
@@ -290,7 +290,7 @@ func TestFloodAcrossRekey(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				// Answers to nothing are judged as first messages are, and those that pass cost the test less.
+				// Unsolicited responses are judged like initiations, and those that pass cost the test less.
 				strangers := make([][]byte, 2200)
 				for i := range strangers {
 					strangers[i] = make([]byte, noise.ResponseSize)
@@ -303,7 +303,7 @@ func TestFloodAcrossRekey(t *testing.T) {
 					time.Sleep(time.Second)
 					synctest.Wait()
 					flooded.carry(other) // what its timers sent
-					// From before the session is to be renewed until it would end.
+					// From before the session must be renewed until it would end.
 					if n >= 118 && n < 182 {
 						for i, msg := range strangers {
 							flooded.putFrom(msg, sourceOf(i))
@@ -330,7 +330,7 @@ func TestFloodAcrossRekey(t *testing.T) {
 	}
 }
 
-// TestHomes follows where a peer is known to be: it is there that something authentic came from last, until it is removed.
+// TestHomes checks that a peer's home is where its last authentic packet came from, until the peer is removed.
 func TestHomes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := twoRigs(t)
@@ -358,7 +358,7 @@ func TestHomes(t *testing.T) {
 	})
 }
 
-// inUse is how much memory is in use.
+// inUse returns how much memory is in use.
 func inUse() uint64 {
 	runtime.GC()
 	var m runtime.MemStats
@@ -366,7 +366,7 @@ func inUse() uint64 {
 	return m.HeapAlloc
 }
 
-// BenchmarkFlood is what one handshake of a stranger costs under load.
+// BenchmarkFlood measures the cost of one handshake of a stranger under load.
 func BenchmarkFlood(b *testing.B) {
 	x := newRig(b, 2)
 	defer x.close(b)

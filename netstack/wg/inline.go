@@ -21,47 +21,46 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Inline is Redoubt's own WireGuard engine. It moves packets to completion: whoever reads a batch also seals or opens it,
-// in place, and sends or writes it.
+// Inline is Redoubt's own WireGuard engine. It runs packets to completion: the goroutine that reads a batch also seals or opens
+// it in place, and sends or writes it.
 //
-//	TUN ──► one for each queue: read (judged), seal, send ─────────────► bind
-//	TUN ◄── one for each socket: write (judged), open, receive ◄──────── bind
+//	TUN ──► one per queue: read (filtered), seal, send ────────────────► bind
+//	TUN ◄── one per socket: write (filtered), open, receive ◄─────────── bind
 //	        one for all timers, one for the device's events
 //
-// Where device and bind move super-packets and runs, a system call moves as many packets as it can, and packets are where
-// they were read until they are sealed, or written. Else they move packets in batches of buffers.
+// Where device and bind move super-packets and runs, each system call moves as many packets as it can, and packets stay where
+// they were read until they are sealed or written. Otherwise they move in batches of buffers.
 //
-// A peer that is only configured is an entry in three maps, and one in a table for each of its routes. What it takes to
-// talk to it is made with the first packet either way, and dropped when its last session ended. The stamp of its last
+// A peer that is only configured is an entry in three maps, and one in a table for each of its routes. The state needed to talk
+// to it is created with the first packet in either direction, and dropped when its last session ends. The timestamp of its last
 // handshake is kept.
 //
-// Locks, in the order in which they are taken: api (what opens and closes), mu (who the peers are; moving a batch holds
-// it for reading, so that who takes it for writing knows that no packet is under way), a node's own, and those of indexes,
-// gate, homes and timers.
+// Locks, in order of acquisition: api (opening and closing), mu (the set of peers; moving a batch holds it for reading, so a
+// holder of the write lock knows that no packet is in flight), a node's own, then those of indexes, gate, homes and timers.
 type Inline struct {
 	self proto.NodeID
 	tun  tun.Device
 	bind conn.Bind
-	runs bind.Runs // the same bind; nil where packets move in batches
+	runs bind.Runs // the same bind; nil if packets move in batches
 	log  *slog.Logger
 	now  func() time.Time
 	mtu  atomic.Int64
 
-	limits session.Limits // of what a session carries; zero: WireGuard's
+	limits session.Limits // of messages per session; zero means WireGuard's
 
 	api   sync.Mutex
-	open  bool   // the sockets are
+	open  bool   // the sockets are open
 	asked uint16 // port
 	recv  sync.WaitGroup
 
 	mu     sync.RWMutex
 	closed bool
-	port   uint16 // that is listened on
+	port   uint16 // being listened on
 	locals []*local
 	nodes  map[proto.NodeID]*node
 	byKey  map[[32]byte]*node
 	byAddr map[netip.Addr]*node
-	routes routeTable // nil where there are none
+	routes routeTable // nil if there are none
 	seen   archive
 
 	indexes  indexes
@@ -69,7 +68,7 @@ type Inline struct {
 	gate     noise.Gate
 	homes    homes
 	timers   *timers
-	staged   atomic.Int64 // bytes that wait for sessions
+	staged   atomic.Int64 // bytes waiting for sessions
 	drops    drops
 	active   active
 	stopping chan struct{}
@@ -80,30 +79,30 @@ type Inline struct {
 
 var _ Engine = (*Inline)(nil)
 
-// local is a node key of ours. All but the newest are good for a while only.
+// local is a node key of ours. All but the newest are valid only for a while.
 type local struct {
 	*noise.Local
 	private key.NodePrivate
 	since   time.Time
 	until   time.Time // zero for the newest
-	left    bool      // peers that still speak by it were asked to use another
+	left    bool      // peers still using it were asked to use another
 }
 
 const (
-	// drainTime is how long a node key that was replaced is still good: as long as sessions last.
+	// drainTime is how long a replaced node key stays valid: as long as sessions last.
 	drainTime = 180 * time.Second
-	// refuseTime is how long before its end nobody may begin anything new with an old key, and leaveTime when those who still
-	// speak by it, for they have not heard of the newest, are called with that one. In between a session grows old enough to
-	// give way, and what remains is enough to try more than once.
+	// refuseTime is how long before its end an old key accepts no more initiations. leaveTime is how long before its end we
+	// initiate handshakes with the newest key to peers that still use the old one because they have not learned of the new. In
+	// between, a session becomes old enough to be replaced, and the remaining time allows for more than one attempt.
 	refuseTime = 20 * time.Second
 	leaveTime  = 14 * time.Second
-	// maxLocals is how many node keys of ours there are at most, and maxRemotes how many of a peer.
+	// maxLocals and maxRemotes are how many node keys we and a peer may have.
 	maxLocals  = 8
 	maxRemotes = 4
 )
 
-// NewInline makes an engine for the node self, between d and b, both of which it owns from then on. It does nothing until
-// it is configured. Neither of them may call the engine's methods from its own: the engine holds its locks meanwhile.
+// NewInline returns an engine for the node self between d and b, both of which it owns from then on. It does nothing until
+// configured. Neither of them may call the engine's methods from its own: the engine holds its locks meanwhile.
 func NewInline(self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) *Inline {
 	return newInline(self, d, b, log, time.Now)
 }
@@ -126,7 +125,7 @@ func newInline(self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger, n
 	return e
 }
 
-// reap ends everything once the engine is to stop.
+// reap waits for the engine to be stopped, then tears everything down.
 func (e *Inline) reap(tasks *sync.WaitGroup) {
 	<-e.stopping
 	e.api.Lock()
@@ -156,7 +155,7 @@ func (e *Inline) Close() error {
 	return e.err
 }
 
-// ended says whether the engine is closed. The caller holds the lock.
+// ended returns ErrClosed if the engine is closed. The caller holds mu.
 func (e *Inline) ended() error {
 	select {
 	case <-e.stopping:
@@ -208,7 +207,7 @@ func (e *Inline) RotateLocalKey(private key.NodePrivate) error {
 	return nil
 }
 
-// setPrivate makes private the newest key, unless it is that already; list says which others stay.
+// setPrivate makes private the newest key, unless it already is; list returns the keys to keep, given the new one.
 func (e *Inline) setPrivate(private key.NodePrivate, list func(*local) []*local) error {
 	if private.IsZero() {
 		return errors.New("no node key")
@@ -232,7 +231,7 @@ func (e *Inline) setPrivate(private key.NodePrivate, list func(*local) []*local)
 	return nil
 }
 
-// local finds a key of ours. The caller holds the lock.
+// local returns our key with this public part, or nil. The caller holds mu.
 func (e *Inline) local(public [32]byte) *local {
 	for _, l := range e.locals {
 		if l.Public() == public {
@@ -242,7 +241,7 @@ func (e *Inline) local(public [32]byte) *local {
 	return nil
 }
 
-// setLocals changes our keys, and with them the pairs of all peers that are awake. The caller holds the lock for writing.
+// setLocals changes our keys, and with them the pairs of all awake peers. The caller holds mu for writing.
 func (e *Inline) setLocals(list []*local) {
 	e.locals = list
 	now := e.now()
@@ -258,7 +257,7 @@ func (e *Inline) setLocals(list []*local) {
 	}
 }
 
-// drain drops keys of ours whose time has come, and says when the next one's does.
+// drain drops our expired keys, and returns when it must run next.
 func (e *Inline) drain(now time.Time) (next time.Time) {
 	e.mu.RLock()
 	next = firstToGo(e.locals)
@@ -280,7 +279,7 @@ func (e *Inline) drain(now time.Time) (next time.Time) {
 	return firstToGo(e.locals)
 }
 
-// leave calls the peers that speak by an old key of ours with the newest. The caller holds the lock for writing.
+// leave initiates handshakes with the newest key to peers that still use our old key l. The caller holds mu for writing.
 func (e *Inline) leave(l *local, now time.Time) {
 	l.left = true
 	for _, n := range e.active.list() {
@@ -293,7 +292,7 @@ func (e *Inline) leave(l *local, now time.Time) {
 	}
 }
 
-// firstToGo says when the first of our keys must go, or be left; zero for never.
+// firstToGo returns when the first of our keys must be dropped or left; zero means never.
 func firstToGo(list []*local) (next time.Time) {
 	for _, l := range list {
 		at := l.until
@@ -307,12 +306,12 @@ func firstToGo(list []*local) (next time.Time) {
 	return next
 }
 
-// refuses says whether nobody may begin anything new with the key.
+// refuses reports whether the key no longer accepts initiations.
 func (l *local) refuses(now time.Time) bool {
 	return !l.until.IsZero() && !now.Before(l.until.Add(-refuseTime))
 }
 
-// listen opens the sockets anew. The caller holds api.
+// listen reopens the sockets. The caller holds api.
 func (e *Inline) listen(port uint16) error {
 	e.open = false
 	e.setPort(0)
@@ -329,7 +328,7 @@ func (e *Inline) listen(port uint16) error {
 	return nil
 }
 
-// startReading starts what reads the device.
+// startReading starts the goroutines that read the device.
 func (e *Inline) startReading(tasks *sync.WaitGroup) {
 	if runs, ok := bind.AsRuns(e.bind); ok {
 		if queues := tun.Supers(e.tun); len(queues) > 0 {
@@ -343,7 +342,7 @@ func (e *Inline) startReading(tasks *sync.WaitGroup) {
 	tasks.Go(e.readDevice)
 }
 
-// startReceiving opens the sockets and starts what reads them.
+// startReceiving opens the sockets and starts the goroutines that read them.
 func (e *Inline) startReceiving(port uint16) (actual uint16, err error) {
 	if e.runs != nil {
 		fns, actual, err := e.runs.OpenRuns(port)
@@ -382,7 +381,7 @@ func (e *Inline) Rebind() error {
 	defer e.mu.RUnlock()
 	for _, n := range e.nodes {
 		n.mu.Lock()
-		if n.endpoint != nil { // the address that packets left from may be the reason for this
+		if n.endpoint != nil { // the source address may be why the sockets were reopened
 			n.endpoint.ClearSrc()
 		}
 		n.mu.Unlock()
@@ -397,7 +396,7 @@ func (e *Inline) Port() (uint16, error) {
 	return e.port, e.ended()
 }
 
-// watchDevice follows the device's MTU until the device is closed.
+// watchDevice follows the device's MTU until the device closes.
 func (e *Inline) watchDevice() {
 	for ev := range e.tun.Events() {
 		if ev&tun.EventMTUUpdate != 0 {
@@ -414,13 +413,13 @@ func (e *Inline) readMTU() {
 	e.mtu.Store(int64(mtu))
 }
 
-// indexes says whose the numbers are that peers call handshakes and sessions by.
+// indexes maps the numbers by which peers name handshakes and sessions to their owners.
 type indexes struct {
 	mu  sync.RWMutex
 	all map[uint32]entry
 }
 
-// reserve finds a free number.
+// reserve allocates a free number.
 func (x *indexes) reserve(n *node) uint32 {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -7,11 +7,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/wg/session"
 )
 
-// tellEvery is how often the host hears of one peer that packets are too large. It remembers for minutes.
+// tellEvery limits how often the host is told that packets to one peer are too large. The host remembers it for minutes.
 const tellEvery = time.Millisecond
 
-// mtuTo is how large packets to a peer may be, and the limit of the way there; 0: only the device has one. The caller holds
-// the engine's lock or the node's.
+// mtuTo returns the maximum size of packets to a peer, and the limit of the path; 0 means that only the device has one. The
+// caller holds the engine's lock or the node's.
 func (e *Inline) mtuTo(n *node) (mtu, limit int) {
 	mtu = int(e.mtu.Load())
 	if c := n.cfg.Course; c != nil {
@@ -22,8 +22,8 @@ func (e *Inline) mtuTo(n *node) (mtu, limit int) {
 	return mtu, limit
 }
 
-// fit cuts a packet, or all of a super-packet, that is too large for the way to a peer, or tells the host that it must send
-// less. It is false where nothing is left to send.
+// fit fragments a packet, or all of a super-packet, that is too large for the path to a peer, or tells the host to send smaller
+// ones. It returns false if nothing is left to send.
 func (e *Inline) fit(n *node, pkt *tun.Super, limit int, now time.Time) bool {
 	count, quote := pkt.Count(), pkt.Packet()
 	how := pkt.Fit(limit)
@@ -39,7 +39,7 @@ func (e *Inline) fit(n *node, pkt *tun.Super, limit int, now time.Time) bool {
 	return how != tun.FitsNot
 }
 
-// oversize is fit for a packet of a batch, and sends what is left.
+// oversize is fit for a packet of a batch; it also sends what is left.
 func (e *Inline) oversize(s *sender, n *node, pkt []byte, limit int) {
 	if s.super == nil {
 		s.super = tun.NewSuper()

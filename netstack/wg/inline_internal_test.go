@@ -22,16 +22,16 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// stub is a device and a bind in one, on which nothing comes by itself: tests call the engine's path directly. What is
-// sent is kept in buffers that are there from the beginning.
+// stub is a device and a bind in one, which receive nothing by themselves: tests call the engine's data path directly. Sent
+// messages are kept in preallocated buffers.
 type stub struct {
 	events chan tun.Event
 	closed chan struct{}
-	mu     sync.Mutex // timers send as well
+	mu     sync.Mutex // timers send too
 	sent   [][]byte
 	room   [][]byte
 	wrote  int
-	fail   error // of sending
+	fail   error // returned when sending
 }
 
 const stubBatch = 128
@@ -61,7 +61,7 @@ func (s *stub) Close() error {
 	return nil
 }
 
-// stubBind is the bind's side.
+// stubBind is the bind side of a stub.
 type stubBind struct{ *stub }
 
 func (b stubBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
@@ -84,28 +84,28 @@ func (b stubBind) Send(bufs [][]byte, _ conn.Endpoint) error {
 	for _, buf := range bufs {
 		n := len(b.sent)
 		if n == len(b.room) {
-			return nil // enough is kept
+			return nil // enough are kept
 		}
 		b.sent = append(b.sent, b.room[n][:copy(b.room[n], buf)])
 	}
 	return nil
 }
 
-// count is how many packets are kept.
+// count returns how many messages are kept.
 func (s *stub) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.sent)
 }
 
-// drop forgets what was sent.
+// drop discards the sent messages.
 func (s *stub) drop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sent = s.sent[:0]
 }
 
-// held are copies of what was sent.
+// held returns copies of the sent messages.
 func (s *stub) held() (out [][]byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,7 +179,7 @@ func (x *rig) peer(t testing.TB, number int, k key.NodePublic, routes ...string)
 	}
 }
 
-// fill makes a batch of packets.
+// fill fills the batch with packets.
 func (x *rig) fill(count, size, from, to int) {
 	for i := range count {
 		b := x.s.bufs[i][noise.HeaderSize:]
@@ -192,7 +192,7 @@ func (x *rig) fill(count, size, from, to int) {
 	}
 }
 
-// carry takes what one engine sent to the other.
+// carry delivers what one engine sent to the other.
 func (x *rig) carry(to *rig) {
 	x.mu.Lock()
 	for i, m := range x.sent {
@@ -205,7 +205,7 @@ func (x *rig) carry(to *rig) {
 	to.e.inbound(to.r, n)
 }
 
-// twoRigs are two engines with a session between them.
+// twoRigs returns two engines with a session between them.
 func twoRigs(t testing.TB) (a, b *rig) {
 	t.Helper()
 	a, b = newRig(t, 1), newRig(t, 2)
@@ -262,7 +262,7 @@ func BenchmarkPath(b *testing.B) {
 	}
 }
 
-// TestPacketsOfAnySize checks that what is larger than the MTU does no harm, and neither do the largest and the smallest.
+// TestPacketsOfAnySize checks that packets larger than the MTU do no harm, and neither do the largest and the smallest.
 func TestPacketsOfAnySize(t *testing.T) {
 	a, b := twoRigs(t)
 	defer a.close(t)
@@ -291,7 +291,7 @@ func TestPacketsOfAnySize(t *testing.T) {
 	}
 }
 
-// awake counts the peers that cost more than their entries.
+// awake counts the peers that are awake.
 func (e *Inline) awake() (n int) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -331,7 +331,7 @@ func TestPeersSleep(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Its session ends, and so does what waits for an answer that does not come.
+		// Its session ends, and so do handshakes that get no response.
 		for n := range 20 {
 			a.fill(1, 100, 1, 10+n)
 			a.e.outbound(a.s, 1)
@@ -354,8 +354,8 @@ func TestPeersSleep(t *testing.T) {
 	})
 }
 
-// TestOldInitiations checks that an initiation that was answered once has no effect ever again: not when the peer sleeps,
-// nor when it was removed and came back.
+// TestOldInitiations checks that an initiation that was answered once never has an effect again: not when the peer sleeps, nor
+// after it was removed and added again.
 func TestOldInitiations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := newRig(t, 1), newRig(t, 2)
@@ -576,7 +576,7 @@ func FuzzInbound(f *testing.F) {
 	begin()
 	f.Cleanup(func() { end() })
 	f.Fuzz(func(t *testing.T, msg []byte) {
-		if time.Since(since) > time.Minute { // before the session is to be renewed
+		if time.Since(since) > time.Minute { // before the session must be renewed
 			end()
 			begin()
 		}
@@ -602,7 +602,7 @@ func FuzzInbound(f *testing.F) {
 	})
 }
 
-// BenchmarkPeers is the time to load a netmap of ten thousand peers.
+// BenchmarkPeers measures the time to load a netmap of ten thousand peers.
 func BenchmarkPeers(b *testing.B) {
 	const peers = 10000
 	keys := make([]key.NodePublic, peers)

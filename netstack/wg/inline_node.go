@@ -20,42 +20,42 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// node is a peer as Inline knows it. Its cfg and remotes change only while the engine's lock is held for writing.
+// node is a peer as Inline sees it. Its cfg and remotes change only while mu of the engine is held for writing.
 type node struct {
 	id      proto.NodeID
 	cfg     PeerConfig
 	remotes []*remoteKey // in the order of cfg.Keys
 	rx, tx  atomic.Uint64
-	drops   atomic.Pointer[drops] // nil: none
-	told    atomic.Int64          // when the host last heard that a packet was too large, in Unix nanoseconds
+	drops   atomic.Pointer[drops] // nil if there are none
+	told    atomic.Int64          // when the host was last told that a packet was too large, in Unix nanoseconds
 
 	mu       sync.Mutex
-	endpoint conn.Endpoint // nil: nowhere
-	known    bool          // the endpoint is where an authentic packet came from
-	home     netip.Addr    // where the last authentic packet came from; zero where none came
-	peer     *session.Peer // nil while it sleeps
+	endpoint conn.Endpoint // nil if unknown
+	known    bool          // an authentic packet came from endpoint
+	home     netip.Addr    // source of the last authentic packet; zero if none came
+	peer     *session.Peer // nil while asleep
 	pairs    []*session.Pair
-	effects  []session.Effect // kept for its room
-	waiting  [][]byte         // packets without a session, with room for header and tag
-	shaken   time.Time        // the last handshake before it fell asleep
-	shakes   uint64           // handshakes that came to an end
-	missed   uint64           // those that were not answered
-	armed    time.Time        // when its timer is set to; zero where it is not
+	effects  []session.Effect // kept to reuse its capacity
+	waiting  [][]byte         // packets waiting for a session, with room for header and tag
+	shaken   time.Time        // last handshake before it fell asleep
+	shakes   uint64           // completed handshakes
+	missed   uint64           // unanswered ones
+	armed    time.Time        // when its timer is due; zero if not set
 
 	timer timer
 
-	batch []int // what the device's reader has for it, by place in the batch
+	batch []int // indexes of its packets in the device reader's batch
 }
 
 // remoteKey is a node key of a peer.
 type remoteKey struct {
 	public key.NodePublic
 	since  time.Time
-	noise  *noise.Remote // nil until the peer is first awake
+	noise  *noise.Remote // nil until the peer first wakes
 	seen   *session.Seen
 }
 
-// entry is what an index stands for: a session, or where there is none a handshake.
+// entry is what an index refers to: a session, or a handshake if session is nil.
 type entry struct {
 	node    *node
 	session *session.Session
@@ -71,7 +71,7 @@ func (e *Inline) SetPeer(cfg PeerConfig) error {
 	return nil
 }
 
-// setPeer changes nothing before all is known to be good. The caller holds the lock for writing.
+// setPeer changes nothing until everything has been checked. The caller holds mu for writing.
 func (e *Inline) setPeer(cfg PeerConfig) error {
 	if err := e.check(cfg); err != nil {
 		return err
@@ -115,7 +115,7 @@ func (e *Inline) setPeer(cfg PeerConfig) error {
 	return nil
 }
 
-// apply makes n as cfg says. The caller holds both locks.
+// apply updates n to cfg. The caller holds both locks.
 func (e *Inline) apply(n *node, cfg PeerConfig, now time.Time) {
 	before := n.cfg
 	n.cfg = cfg
@@ -147,7 +147,7 @@ func (e *Inline) apply(n *node, cfg PeerConfig, now time.Time) {
 	e.settle(n)
 }
 
-// setRemotes follows the keys in n.cfg. What is known of those that stay is kept.
+// setRemotes updates n.remotes to the keys in n.cfg. The state of those that stay is kept.
 func (e *Inline) setRemotes(n *node, now time.Time) {
 	old := n.remotes
 	n.remotes = make([]*remoteKey, 0, len(n.cfg.Keys))
@@ -170,13 +170,13 @@ func (e *Inline) setRemotes(n *node, now time.Time) {
 	}
 }
 
-// forget drops a key of a peer, but not what protects it from replays.
+// forget drops a peer's key, but keeps its replay protection.
 func (e *Inline) forget(r *remoteKey, now time.Time) {
 	delete(e.byKey, r.public.Array())
 	e.seen.put(r.public, r.seen, now)
 }
 
-// check says why a peer cannot be made as cfg says.
+// check returns an error if a peer cannot be configured as cfg says.
 func (e *Inline) check(cfg PeerConfig) error {
 	switch {
 	case e.ended() != nil:
@@ -262,7 +262,7 @@ func (e *Inline) RemovePeer(id proto.NodeID) error {
 	return nil
 }
 
-// unplug ends all that a peer has. The caller holds the engine's lock for writing.
+// unplug ends a peer's sessions, handshake and timer, and drops its waiting packets. The caller holds mu for writing.
 func (e *Inline) unplug(n *node) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -306,7 +306,7 @@ func (e *Inline) Probe(id proto.NodeID, candidates []netip.AddrPort) error {
 	return nil
 }
 
-// wake makes what it takes to talk to a peer. The caller holds the node's lock.
+// wake creates the state needed to talk to a peer. The caller holds the node's lock.
 func (e *Inline) wake(n *node, now time.Time) {
 	if n.peer != nil {
 		return
@@ -325,7 +325,7 @@ func (e *Inline) wake(n *node, now time.Time) {
 	}
 }
 
-// sleep drops it again. The caller holds the node's lock.
+// sleep drops the state that wake made. The caller holds the node's lock.
 func (e *Inline) sleep(n *node) {
 	if t := n.peer.LastHandshake(); t.After(n.shaken) {
 		n.shaken = t
@@ -334,7 +334,7 @@ func (e *Inline) sleep(n *node) {
 	e.active.remove(n)
 }
 
-// settle puts a peer to sleep that has nothing to do, and sets the timer of one that has.
+// settle puts a peer that has nothing to do to sleep, and otherwise sets its timer.
 func (e *Inline) settle(n *node) {
 	switch {
 	case n.peer == nil:
@@ -348,7 +348,7 @@ func (e *Inline) settle(n *node) {
 	}
 }
 
-// pairUp tells a peer which pairs of keys there are: ours with its, newest first.
+// pairUp gives a peer all pairs of our keys and its own, newest first.
 func (e *Inline) pairUp(n *node, now time.Time) {
 	list := make([]*session.Pair, 0, len(e.locals)*len(n.remotes))
 	for _, l := range e.locals {
@@ -365,7 +365,7 @@ func (e *Inline) pairUp(n *node, now time.Time) {
 	e.step(n, now, session.SetPairs{Pairs: list})
 }
 
-// pair finds the pair of two keys, or makes it.
+// pair returns the pair of two keys, creating it if needed.
 func (n *node) pair(l *local, r *remoteKey) (*session.Pair, error) {
 	for _, p := range n.pairs {
 		if p.Local == l.Local && p.Remote == r.noise {
@@ -386,10 +386,10 @@ func (n *node) pair(l *local, r *remoteKey) (*session.Pair, error) {
 	return &session.Pair{Pair: p, Seen: r.seen}, nil
 }
 
-// step lets the peer decide, and does what it decided. The caller holds the node's lock.
+// step passes an event to the peer and carries out the effects. The caller holds the node's lock.
 func (e *Inline) step(n *node, now time.Time, ev session.Event) { e.stepFrom(n, now, ev, nil, 0) }
 
-// stepFrom is step for a message that came from somewhere.
+// stepFrom is step for a message received from an endpoint.
 func (e *Inline) stepFrom(n *node, now time.Time, ev session.Event, from conn.Endpoint, size int) {
 	room := n.effects
 	n.effects = nil
@@ -433,12 +433,12 @@ func (e *Inline) stepFrom(n *node, now time.Time, ev session.Event, from conn.En
 	n.effects = effects[:0]
 }
 
-// dropOf says how what a session or handshake did not take is counted.
+// dropOf maps the errors of sessions and handshakes to drop reasons.
 var dropOf = map[error]Drop{
 	session.ErrForged: DropForged, session.ErrReplay: DropReplay, session.ErrStale: DropStale, session.ErrUnknown: DropNoSession,
 }
 
-// active are the peers that are awake.
+// active is the set of awake peers.
 type active struct {
 	mu  sync.Mutex
 	all map[*node]struct{}
@@ -462,8 +462,8 @@ func (a *active) list() []*node {
 	return slices.Collect(maps.Keys(a.all))
 }
 
-// archive keeps, of keys that no peer has any more, what protects them from replays: their owner may come back while the
-// key is still valid.
+// archive keeps the replay protection of keys that no peer has any longer: their owner may come back while the key is still
+// valid.
 type archive struct {
 	all   map[key.NodePublic]archived
 	queue []archived // oldest first
@@ -498,7 +498,7 @@ func (a *archive) put(k key.NodePublic, s *session.Seen, now time.Time) {
 	a.all[k] = x
 	a.queue = append(a.queue, x)
 	for len(a.queue) > maxArchived || (len(a.queue) > 0 && now.Sub(a.queue[0].at) > archiveTime) {
-		if old := a.queue[0]; a.all[old.key] == old { // and was not put in again since
+		if old := a.queue[0]; a.all[old.key] == old { // unless it was added again since
 			delete(a.all, old.key)
 		}
 		a.queue = a.queue[1:]

@@ -19,18 +19,18 @@ import (
 )
 
 const (
-	slotSize   = 2048    // of a buffer, where the MTU does not ask for more
-	jumboSize  = 1 << 16 // of those in which the kernel or a bind joins messages
+	slotSize   = 2048    // of a buffer, unless the MTU needs more
+	jumboSize  = 1 << 16 // of buffers in which the kernel or a bind joins messages
 	maxContent = jumboSize - noise.Overhead
-	// maxJoined is how many bytes and messages a bind joins at most.
+	// maxJoined and maxJoinedCount are how many bytes and messages a bind joins at most.
 	maxJoined      = 65000
 	maxJoinedCount = 64
-	// What waits for a session: packets of one peer, and bytes of all.
+	// maxWaiting and maxStaged limit what waits for a session: packets of one peer, and bytes of all peers.
 	maxWaiting = 128
 	maxStaged  = 8 << 20
 )
 
-// slots are n buffers in one piece of memory.
+// slots returns n buffers in one block of memory.
 func slots(n, size int) [][]byte {
 	all := make([]byte, n*size)
 	out := make([][]byte, n)
@@ -40,8 +40,8 @@ func slots(n, size int) [][]byte {
 	return out
 }
 
-// sendSlots are buffers for packets that are sealed in place. What is read into them leaves room for that, also where it is
-// larger than it should be: padding and tag fit into their capacity.
+// sendSlots returns buffers for packets that are sealed in place. Whatever is read into them leaves room for padding and tag in
+// their capacity, even if the packet is larger than it should be.
 func sendSlots(n, size int) [][]byte {
 	out := slots(n, size)
 	for i := range out {
@@ -50,27 +50,27 @@ func sendSlots(n, size int) [][]byte {
 	return out
 }
 
-// slotFor is the size of a buffer for a message of the MTU.
+// slotFor returns the size of a buffer for a message of this MTU.
 func slotFor(mtu int) int { return max(slotSize, (mtu+2*noise.Overhead+63)&^63) }
 
-// sender is what the device's reader works with.
+// sender is the state of the device's reader.
 type sender struct {
 	bufs    [][]byte
 	sizes   []int
-	jumbo   [][]byte // the first of each run of messages lies here, so that the bind can join the others to it
+	jumbo   [][]byte // each holds the first message of a run, so that the bind can join the others to it
 	msgs    [][]byte
 	touched []*node
-	super   *tun.Super // to cut what is too large; nil until something is
+	super   *tun.Super // for splitting oversized packets; nil until needed
 }
 
 func newSender(batch int) *sender {
 	return &sender{
 		sizes: make([]int, batch), msgs: make([][]byte, 0, batch),
-		jumbo: slots(batch*slotSize/jumboSize, jumboSize), // as many as it takes to join all
+		jumbo: slots(batch*slotSize/jumboSize, jumboSize), // enough to join all
 	}
 }
 
-// readDevice seals and sends what the host sends, until the device breaks.
+// readDevice seals and sends the host's packets until the device breaks.
 func (e *Inline) readDevice() {
 	defer e.stop()
 	batch := max(1, e.tun.BatchSize())
@@ -92,7 +92,7 @@ func (e *Inline) readDevice() {
 	}
 }
 
-// outbound sends a batch, the packets of each peer together and in order.
+// outbound sends a batch, grouped by peer and in order.
 func (e *Inline) outbound(s *sender, count int) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -128,7 +128,7 @@ func (e *Inline) outbound(s *sender, count int) {
 	s.touched = s.touched[:0]
 }
 
-// transmit sends what a batch has for one peer, or puts it aside until there is a session.
+// transmit sends a batch's packets for one peer, or stages them until there is a session.
 func (e *Inline) transmit(s *sender, n *node, now time.Time) {
 	n.mu.Lock()
 	e.wake(n, now)
@@ -155,14 +155,14 @@ func (e *Inline) transmit(s *sender, n *node, now time.Time) {
 	if sent > 0 {
 		e.step(n, now, session.Sent{Data: true})
 	}
-	if sent < len(n.batch) { // the session has carried all that it may
+	if sent < len(n.batch) { // the session has reached its message limit
 		e.wait(s, n, n.batch[sent:], now)
 		return
 	}
 	e.settle(n)
 }
 
-// seal fills s.msgs, and says how many of the packets the session took.
+// seal fills s.msgs, and returns how many of the packets were sealed.
 func (e *Inline) seal(s *sender, n *node, cur *session.Session) int {
 	mtu, _ := e.mtuTo(n)
 	s.msgs = s.msgs[:0]
@@ -189,7 +189,7 @@ func (e *Inline) seal(s *sender, n *node, cur *session.Session) int {
 	return len(n.batch)
 }
 
-// wait puts packets of a batch aside and asks for a session. The caller holds the node's lock.
+// wait stages packets of a batch and asks for a session. The caller holds the node's lock.
 func (e *Inline) wait(s *sender, n *node, places []int, now time.Time) {
 	for _, at := range places {
 		e.stage(n, s.bufs[at][noise.HeaderSize:noise.HeaderSize+s.sizes[at]])
@@ -198,7 +198,7 @@ func (e *Inline) wait(s *sender, n *node, places []int, now time.Time) {
 	e.settle(n)
 }
 
-// stage puts a copy of a packet aside. The caller holds the node's lock.
+// stage queues a copy of a packet until there is a session. The caller holds the node's lock.
 func (e *Inline) stage(n *node, pkt []byte) {
 	room := noise.HeaderSize + session.Padded(len(pkt), maxContent) + noise.Overhead // whatever the MTU is when it is sent
 	if e.staged.Add(int64(room)) > maxStaged {
@@ -206,7 +206,7 @@ func (e *Inline) stage(n *node, pkt []byte) {
 		e.lose(n, DropNoAnswer, 1)
 		return
 	}
-	if len(n.waiting) >= maxWaiting { // the oldest is the least use
+	if len(n.waiting) >= maxWaiting { // the oldest is the least useful
 		e.staged.Add(-int64(cap(n.waiting[0])))
 		n.waiting = slices.Delete(n.waiting, 0, 1)
 		e.lose(n, DropNoAnswer, 1)
@@ -216,7 +216,7 @@ func (e *Inline) stage(n *node, pkt []byte) {
 	n.waiting = append(n.waiting, buf)
 }
 
-// flush sends what waits. The caller holds the node's lock.
+// flush sends the waiting packets. The caller holds the node's lock.
 func (e *Inline) flush(n *node, now time.Time) {
 	mtu, _ := e.mtuTo(n)
 	list := n.waiting
@@ -266,7 +266,7 @@ func (e *Inline) sendKeepalive(n *node, now time.Time) {
 	}
 }
 
-// send hands messages to the bind. What cannot be sent is lost, as anything may be that is sent.
+// send hands messages to the bind. Those that cannot be sent are lost, as any packet may be.
 func (e *Inline) send(n *node, to conn.Endpoint, msgs [][]byte) {
 	if to == nil {
 		e.lose(n, DropUnsent, len(msgs))
@@ -284,7 +284,7 @@ func (e *Inline) send(n *node, to conn.Endpoint, msgs [][]byte) {
 	n.tx.Add(uint64(total))
 }
 
-// sendError looks behind the word that the system has no segmentation offload: what it was about was sent again without.
+// sendError unwraps the report that segmentation offload is disabled: the messages were then resent without it.
 func sendError(err error) error {
 	if err == nil {
 		return nil // the common case allocates nothing
@@ -296,13 +296,13 @@ func sendError(err error) error {
 	return err
 }
 
-// receiver is what the reader of one socket works with.
+// receiver is the state of one socket's reader.
 type receiver struct {
 	bufs      [][]byte
 	sizes     []int
 	endpoints []conn.Endpoint
 	out       [][]byte // packets for the host
-	heads     [][]byte // the first packet of a flow lies here, so that the device can join the others to it
+	heads     [][]byte // each holds the first packet of a flow, so that the device can join the others to it
 	flows     []uint64
 	seed      maphash.Seed
 	run       run
@@ -318,7 +318,7 @@ func newReceiver(batch int) *receiver {
 	}
 }
 
-// run is what came by one session, one message after the other.
+// run is a series of consecutive messages received in one session.
 type run struct {
 	entry
 	from  conn.Endpoint
@@ -333,7 +333,7 @@ const (
 	badReceiveWait = time.Second / 3
 )
 
-// receive opens and delivers what comes by one socket, until that is closed.
+// receive opens and delivers packets received on one socket until it closes.
 func (e *Inline) receive(fn conn.ReceiveFunc) {
 	batch := max(1, e.bind.BatchSize())
 	r := newReceiver(batch)
@@ -355,7 +355,7 @@ func (e *Inline) receive(fn conn.ReceiveFunc) {
 	}
 }
 
-// tryAgain says, after a while, whether a socket that failed so many times in a row may receive again.
+// tryAgain waits, and reports whether to receive again from a socket that has failed bad times in a row.
 func (e *Inline) tryAgain(err error, bad int) bool {
 	var lasting net.Error
 	if errors.Is(err, net.ErrClosed) || e.halted() {
@@ -391,7 +391,7 @@ func receiveSlots(batch, size int) [][]byte {
 	return append(slots(batch-joinedSlots, size), slots(joinedSlots, jumboSize)...)
 }
 
-// inbound takes a batch.
+// inbound handles a received batch.
 func (e *Inline) inbound(r *receiver, count int) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -414,7 +414,7 @@ func (e *Inline) inbound(r *receiver, count int) {
 	clear(r.endpoints[:count])
 }
 
-// deliver gives the host what was opened.
+// deliver writes the opened packets to the device.
 func (e *Inline) deliver(r *receiver) {
 	if len(r.out) > 0 {
 		if _, err := e.tun.Write(r.out, noise.HeaderSize); err != nil && !e.halted() {
@@ -425,7 +425,7 @@ func (e *Inline) deliver(r *receiver) {
 	r.out, r.flows = r.out[:0], r.flows[:0]
 }
 
-// transport opens one message.
+// transport opens one transport message.
 func (e *Inline) transport(r *receiver, msg []byte, from conn.Endpoint, now time.Time) {
 	index := binary.LittleEndian.Uint32(msg[4:])
 	if r.run.session == nil || r.run.session.Index != index {
@@ -465,7 +465,7 @@ func (e *Inline) transport(r *receiver, msg []byte, from conn.Endpoint, now time
 	r.out = append(r.out, e.head(r, msg[:noise.HeaderSize+n:noise.HeaderSize+n]))
 }
 
-// head moves the first packet of a flow to where there is room to join others to it.
+// head moves the first packet of a flow into a buffer with room to join others to it.
 func (e *Inline) head(r *receiver, buf []byte) []byte {
 	if len(r.flows) == len(r.heads) {
 		return buf
@@ -479,7 +479,7 @@ func (e *Inline) head(r *receiver, buf []byte) []byte {
 	return big[:copy(big, buf)]
 }
 
-// note tells the peer of what came by its session.
+// note reports the run's messages to its peer.
 func (e *Inline) note(r *receiver, now time.Time) {
 	x := r.run
 	r.run = run{}
@@ -498,7 +498,7 @@ func (e *Inline) note(r *receiver, now time.Time) {
 	e.settle(n)
 }
 
-// handshake takes a message that is not of a session.
+// handshake handles a message that is not a transport message.
 func (e *Inline) handshake(msg []byte, from conn.Endpoint, now time.Time) {
 	switch binary.LittleEndian.Uint32(msg) {
 	case noise.TypeInitiation:
@@ -533,7 +533,7 @@ func (e *Inline) handshake(msg []byte, from conn.Endpoint, now time.Time) {
 	}
 }
 
-// tell hands a message to the peer whose handshake it names, if there is one.
+// tell passes a message to the peer whose handshake it names, if there is one.
 func (e *Inline) tell(n *node, ev session.Event, from conn.Endpoint, size int, now time.Time) {
 	if n == nil {
 		e.lose(nil, DropNoSession, 1)
@@ -547,7 +547,7 @@ func (e *Inline) tell(n *node, ev session.Event, from conn.Endpoint, size int, n
 	}
 }
 
-// answer takes an initiation that claims to be of a peer.
+// answer handles an initiation that claims to be from a peer.
 func (e *Inline) answer(n *node, l *local, in *noise.Initiation, from conn.Endpoint, size int, now time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -561,7 +561,7 @@ func (e *Inline) answer(n *node, l *local, in *noise.Initiation, from conn.Endpo
 	e.settle(n)
 }
 
-// admit says for which key of ours a handshake message is, if it is worth reading.
+// admit returns the key of ours that a handshake message is for, or nil if it should not be read.
 func (e *Inline) admit(msg []byte, from conn.Endpoint, now time.Time) *local {
 	e.gateMu.Lock()
 	defer e.gateMu.Unlock()
@@ -589,7 +589,7 @@ func (e *Inline) admit(msg []byte, from conn.Endpoint, now time.Time) *local {
 	return nil
 }
 
-// destination reads where a packet goes.
+// destination returns the destination address of a packet.
 func destination(pkt []byte) (netip.Addr, bool) {
 	switch {
 	case len(pkt) >= 20 && pkt[0]>>4 == 4:
@@ -600,7 +600,7 @@ func destination(pkt []byte) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// source reads where a packet comes from, and how long it is without padding.
+// source returns the source address of a packet, and its length without padding.
 func source(pkt []byte) (netip.Addr, int, bool) {
 	switch {
 	case len(pkt) >= 20 && pkt[0]>>4 == 4:
@@ -613,8 +613,8 @@ func source(pkt []byte) (netip.Addr, int, bool) {
 	return netip.Addr{}, 0, false
 }
 
-// flow is the part of a packet, which source has read, that all of its flow have the same: addresses, and ports where there
-// are any at the usual place.
+// flow returns the part of a packet, already checked by source, that identifies its flow: the addresses, and the ports if they
+// are in the usual place.
 func flow(pkt []byte) []byte {
 	if pkt[0]>>4 == 4 {
 		return pkt[12:min(len(pkt), 24)]

@@ -8,8 +8,8 @@ import (
 	"github.com/gaissmai/bart"
 )
 
-// behind finds the peer to which packets for an address go, and from which alone they may come. A peer's own address stays
-// its own whatever routes cover it. The caller holds the lock.
+// behind returns the peer to which packets for an address go, and the only one they may come from. A peer's own address stays
+// its own, whatever routes cover it. The caller holds mu.
 func (e *Inline) behind(a netip.Addr) *node {
 	if n := e.byAddr[a]; n != nil || e.routes == nil {
 		return n
@@ -17,8 +17,8 @@ func (e *Inline) behind(a netip.Addr) *node {
 	return e.router(a)
 }
 
-// router finds the peer with the longest route for an address. An IPv4 address in an IPv6 header is in none: the filter
-// takes it for the same as in an IPv4 header, and that may be another node's own.
+// router returns the peer with the longest route for an address. An IPv4-mapped IPv6 address matches none: the filter treats it
+// like the IPv4 address, which may be another node's own.
 func (e *Inline) router(a netip.Addr) *node {
 	if a.Is4In6() {
 		return nil
@@ -27,8 +27,8 @@ func (e *Inline) router(a netip.Addr) *node {
 	return n
 }
 
-// routeTable is a *bart.Table behind an interface for the sake of the compiler alone: each package that sees the type compiles
-// the whole table anew.
+// routeTable hides a *bart.Table behind an interface for the sake of compile time only: each package that sees the type
+// compiles the whole table again.
 type routeTable interface {
 	Lookup(addr netip.Addr) (*node, bool)
 	Get(of netip.Prefix) (*node, bool)
@@ -37,14 +37,13 @@ type routeTable interface {
 	Size() int
 }
 
-// setRoutes gives a peer other routes than before. One that another peer has is taken over. The caller holds the lock for
-// writing.
+// setRoutes changes a peer's routes. It takes over those that another peer has. The caller holds mu for writing.
 func (e *Inline) setRoutes(n *node, before, after []netip.Prefix) {
 	if slices.Equal(before, after) {
 		return
 	}
 	for _, p := range before {
-		if e.owns(n, p) { // and it was not taken over
+		if e.owns(n, p) { // unless it was taken over
 			e.routes.Delete(p)
 		}
 	}
@@ -59,7 +58,7 @@ func (e *Inline) setRoutes(n *node, before, after []netip.Prefix) {
 	}
 }
 
-// owns says whether a route is this peer's. The caller holds the lock.
+// owns reports whether a route belongs to this peer. The caller holds mu.
 func (e *Inline) owns(n *node, p netip.Prefix) bool {
 	if e.routes == nil {
 		return false
@@ -68,7 +67,7 @@ func (e *Inline) owns(n *node, p netip.Prefix) bool {
 	return owner == n
 }
 
-// checkRoutes refuses prefixes that have a second way to be written: whose they are would depend on it.
+// checkRoutes rejects prefixes that are not in canonical form: their owner would depend on how they are written.
 func checkRoutes(list []netip.Prefix) error {
 	for _, p := range list {
 		if !p.IsValid() || p.Addr().Is4In6() || p.Masked() != p {

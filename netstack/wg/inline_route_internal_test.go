@@ -17,7 +17,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// twoRouters are two engines with a session between them, each of which has a network behind it.
+// twoRouters returns two engines with a session between them, each of which has a network behind it.
 func twoRouters(t testing.TB) (a, b *rig) {
 	t.Helper()
 	a, b = twoRigs(t)
@@ -26,7 +26,7 @@ func twoRouters(t testing.TB) (a, b *rig) {
 	return a, b
 }
 
-// fillRouted makes a batch of packets from one network to the other, each of another flow than the one before.
+// fillRouted fills the batch with packets from one network to the other, each of a different flow.
 func (x *rig) fillRouted(count, size int) {
 	x.fill(count, size, 1, 2)
 	for i := range count {
@@ -68,8 +68,8 @@ func BenchmarkRoutedPath(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/stubBatch, "ns/packet")
 }
 
-// TestNoRouteIsForMappedAddresses checks that a router for everything cannot send as another node by writing its IPv4
-// address in an IPv6 header.
+// TestNoRouteIsForMappedAddresses checks that a peer with a default route cannot send as another node by using an IPv4-mapped
+// IPv6 address.
 func TestNoRouteIsForMappedAddresses(t *testing.T) {
 	a, b := twoRigs(t)
 	defer a.close(t)
@@ -95,7 +95,7 @@ func TestNoRouteIsForMappedAddresses(t *testing.T) {
 	}
 }
 
-// TestOwnAddressBeforeRouteOfIt checks that not even a route of the same length takes a node's address away.
+// TestOwnAddressBeforeRouteOfIt checks that even a route of the same length does not take over a node's own address.
 func TestOwnAddressBeforeRouteOfIt(t *testing.T) {
 	a, b := twoRigs(t)
 	defer a.close(t)
@@ -144,7 +144,7 @@ func TestUAPITextOfRoutes(t *testing.T) {
 	check(3)
 }
 
-// TestRoutesOfManyPeers changes the routes of some peers at random, and compares with a list that is searched whole.
+// TestRoutesOfManyPeers changes the routes of peers at random, and compares lookups with a linear search.
 func TestRoutesOfManyPeers(t *testing.T) {
 	const peers = 4
 	keys := make([]key.NodePublic, peers+1)
@@ -224,7 +224,7 @@ func release(owners map[netip.Prefix]proto.NodeID, id proto.NodeID) {
 	}
 }
 
-// search is what a lookup is to find.
+// search returns the expected result of a lookup.
 func search(owners map[netip.Prefix]proto.NodeID, known map[proto.NodeID]bool, a netip.Addr) (found proto.NodeID) {
 	for id := range known {
 		if addrs(int(id)).V4 == a {

@@ -75,7 +75,7 @@ func (e *Inline) statsOf(list []*node) []PeerStats {
 	return out
 }
 
-// stats are what the node counted. The caller holds its lock.
+// stats returns the node's counters. The caller holds its lock.
 func (n *node) stats(now time.Time) PeerStats {
 	r := n.key(now)
 	s := PeerStats{
@@ -102,7 +102,7 @@ func (n *node) stats(now time.Time) PeerStats {
 	return s
 }
 
-// key is the peer's key in use; where none is, the one to use.
+// key returns the peer's key in use, or the preferred one if none is.
 func (n *node) key(now time.Time) *remoteKey {
 	if n.peer != nil {
 		if cur := n.peer.Current(now); cur != nil {
@@ -116,7 +116,7 @@ func (n *node) key(now time.Time) *remoteKey {
 	return n.remotes[0]
 }
 
-// address is where the peer is, or the first of its candidates.
+// address returns where the peer is, or its first candidate.
 func (n *node) address() netip.AddrPort {
 	if n.endpoint == nil {
 		return netip.AddrPort{}

@@ -14,36 +14,36 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/wg/session"
 )
 
-// maxBurst is how many super-packets are read before others get the engine's lock, and time is looked at again.
+// maxBurst is how many super-packets are read before others get the engine's lock and the clock is read again.
 const maxBurst = 64
 
-// superSender is what the reader of one queue works with. It gathers messages for one peer into a run.
+// superSender is the state of one queue's reader. It gathers messages for one peer into a run.
 type superSender struct {
 	packet *tun.Super
 	now    time.Time
-	mtu    int // to node
-	limit  int // of packets to node; 0: none but the device's
+	mtu    int // for packets to node
+	limit  int // on packets to node; 0 means none but the device's
 
-	to   netip.Addr // of the last packet
-	over *node      // that it goes to
+	to   netip.Addr // destination of the last packet
+	over *node      // peer that to belongs to
 
-	node     *node // that the run is for; nil: there is none
+	node     *node // that the run is for; nil if there is no run
 	session  *session.Session
 	endpoint conn.Endpoint
-	sealed   bool // something of the burst was
+	sealed   bool // something in this burst was sealed
 	staged   bool // something waits for a session
 
-	run   []byte // as far as used
-	size  int    // of its messages but the last
+	run   []byte // the messages so far
+	size  int    // of its messages except the last
 	count int
-	short bool // the last one is shorter, so that none can follow
+	short bool // the last one is shorter, so none can follow
 }
 
 func newSuperSender() *superSender {
 	return &superSender{packet: tun.NewSuper(), run: make([]byte, 0, bind.MaxRun)}
 }
 
-// readSupers seals and sends what the host sends by one queue, until the device breaks.
+// readSupers seals and sends the host's packets from one queue until the device breaks.
 func (e *Inline) readSupers(q tun.SuperReader) {
 	defer e.stop()
 	s := newSuperSender()
@@ -60,7 +60,7 @@ func (e *Inline) readSupers(q tun.SuperReader) {
 	}
 }
 
-// burst sends the packet that was read, and what else there is.
+// burst sends the packet just read, and whatever else is ready.
 func (e *Inline) burst(s *superSender, q tun.SuperReader) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -71,14 +71,14 @@ func (e *Inline) burst(s *superSender, q tun.SuperReader) {
 			break
 		}
 		if ok, err := q.ReadSuper(s.packet, false); !ok || err != nil {
-			break // an error that lasts comes again, and is dealt with then
+			break // a lasting error recurs, and is handled then
 		}
 	}
 	e.finish(s)
-	s.to, s.over = netip.Addr{}, nil // who it belongs to may change meanwhile
+	s.to, s.over = netip.Addr{}, nil // the address may change owners meanwhile
 }
 
-// forward seals a packet, or all of a super-packet, and sends what does not fit the run any more.
+// forward seals a packet, or all of a super-packet, and sends the run whenever the next message does not fit.
 func (e *Inline) forward(s *superSender) {
 	to, ok := destination(s.packet.Packet())
 	if !ok {
@@ -109,7 +109,7 @@ func (e *Inline) forward(s *superSender) {
 	}
 }
 
-// begin begins a run for a peer.
+// begin starts a run for a peer.
 func (e *Inline) begin(s *superSender) {
 	n := s.over
 	n.mu.Lock()
@@ -122,7 +122,7 @@ func (e *Inline) begin(s *superSender) {
 	s.mtu, s.limit = e.mtuTo(n)
 }
 
-// append seals a packet at the end of the run. It is false when the session has carried all that it may.
+// append seals a packet at the end of the run. It returns false if the session has reached its message limit.
 func (e *Inline) append(s *superSender, pkt []byte) bool {
 	full := session.Padded(len(pkt), s.mtu) + noise.Overhead
 	if full > cap(s.run) { // no message is that long
@@ -147,7 +147,7 @@ func (e *Inline) append(s *superSender, pkt []byte) bool {
 	return true
 }
 
-// sendRun sends the run, and makes room for the next.
+// sendRun sends the run and starts an empty one.
 func (e *Inline) sendRun(s *superSender) {
 	if s.count == 0 {
 		return
@@ -170,7 +170,7 @@ func (e *Inline) handOver(s *superSender) error {
 	return e.runs.SendRun(s.run, s.size, s.endpoint)
 }
 
-// finish sends what there is for a peer, and tells it.
+// finish sends the run of a peer, and reports it to the peer.
 func (e *Inline) finish(s *superSender) {
 	n := s.node
 	if n == nil {
@@ -194,13 +194,13 @@ func (e *Inline) finish(s *superSender) {
 	s.node, s.session, s.endpoint, s.sealed, s.staged = nil, nil, nil, false, false
 }
 
-// maxRunOut is how many packets of a run are given to the host together.
+// maxRunOut is how many packets of a run are written to the device at once.
 const maxRunOut = 128
 
-// newRunReceiver is a receiver for runs: packets stay where they are, and the device joins them there.
+// newRunReceiver returns a receiver for runs: packets stay in place, and the device joins them there.
 func newRunReceiver() *receiver { return &receiver{out: make([][]byte, 0, maxRunOut)} }
 
-// receiveRuns opens and delivers what comes by one socket, until that is closed.
+// receiveRuns opens and delivers runs received on one socket until it closes.
 func (e *Inline) receiveRuns(fn bind.RunFunc) {
 	r := newRunReceiver()
 	buf := make([]byte, bind.RunSize)
@@ -217,7 +217,7 @@ func (e *Inline) receiveRuns(fn bind.RunFunc) {
 	}
 }
 
-// inboundRun takes a run.
+// inboundRun handles a received run.
 func (e *Inline) inboundRun(r *receiver, run []byte, size int, from conn.Endpoint) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()

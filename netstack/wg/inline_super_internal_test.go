@@ -12,11 +12,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/wg/noise"
 )
 
-// stubRuns keeps the runs that are sent, one after the other.
+// stubRuns records the runs that are sent, back to back.
 type stubRuns struct {
 	stubBind
 	run   []byte
-	sizes [][2]int // of each run: its length, and its messages'
+	sizes [][2]int // of each run: its length and its message size
 }
 
 func (b *stubRuns) OpenRuns(uint16) ([]bind.RunFunc, uint16, error) { return nil, 0, nil }
@@ -27,7 +27,7 @@ func (b *stubRuns) SendRun(run []byte, size int, _ conn.Endpoint) error {
 	return nil
 }
 
-// feed is a queue with packets of given sizes.
+// feed is a queue of packets of given sizes.
 type feed struct {
 	packets [][]byte
 	next    int
@@ -55,7 +55,7 @@ func feedOf(from, to int, sizes ...int) *feed {
 	return f
 }
 
-// superRig is a rig of which the sending side has super-packets and runs.
+// superRig returns two rigs, of which the sending one has super-packets and runs.
 func superRig(t testing.TB) (a, b *rig, runs *stubRuns, s *superSender, r *receiver) {
 	t.Helper()
 	a, b = twoRigs(t)
@@ -64,7 +64,7 @@ func superRig(t testing.TB) (a, b *rig, runs *stubRuns, s *superSender, r *recei
 	return a, b, runs, newSuperSender(), newRunReceiver()
 }
 
-// burst sends all that there is.
+// burst sends all packets of the feed.
 func (f *feed) burst(e *Inline, s *superSender) {
 	for f.next = 0; ; {
 		if ok, _ := f.ReadSuper(s.packet, true); !ok {
@@ -74,7 +74,7 @@ func (f *feed) burst(e *Inline, s *superSender) {
 	}
 }
 
-// hand gives the runs to the other engine.
+// hand passes the runs to the other engine.
 func (b *stubRuns) hand(e *Inline, r *receiver) {
 	at := 0
 	for _, x := range b.sizes {
@@ -109,7 +109,8 @@ func TestSuperPathDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// TestRunsAsTheKernelTakesThem: messages of one size, of which the last may be shorter, and no more than go by one call.
+// TestRunsAsTheKernelTakesThem checks that runs have messages of one size, of which the last may be shorter, and do not exceed
+// what one call can send.
 func TestRunsAsTheKernelTakesThem(t *testing.T) {
 	a, b, runs, s, r := superRig(t)
 	defer a.close(t)
@@ -130,7 +131,7 @@ func TestRunsAsTheKernelTakesThem(t *testing.T) {
 	if b.wrote != 8 {
 		t.Errorf("%d packets came", b.wrote)
 	}
-	// What goes elsewhere, or nowhere, is not sent with it.
+	// Packets for other peers, or for none, are not sent with them.
 	b.wrote = 0
 	for _, to := range []int{3, 2, 1} {
 		feedOf(1, to, 100).burst(a.e, s)
@@ -141,7 +142,7 @@ func TestRunsAsTheKernelTakesThem(t *testing.T) {
 	}
 }
 
-// TestSuperWaits: without a session packets wait, and what comes then is sent when there is one.
+// TestSuperWaits checks that packets without a session wait, and are sent once there is one.
 func TestSuperWaits(t *testing.T) {
 	a, b := newRig(t, 1), newRig(t, 2)
 	defer a.close(t)

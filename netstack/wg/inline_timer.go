@@ -8,17 +8,17 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/wg/session"
 )
 
-// timer is a node's place among the timers.
+// timer is a node's entry in timers.
 type timer struct {
 	due   time.Time
-	place int // from 1; 0 where it is not set
+	place int // 1-based index in the heap; 0 if not set
 }
 
-// timers are the nodes that wait for a time, the first one first. A timer may run early: the node then sets it again.
+// timers is a heap of the nodes that wait for a time, earliest first. A timer may fire early: the node then sets it again.
 type timers struct {
 	mu   sync.Mutex
 	list dueList
-	wake chan struct{} // has something when the first one changed
+	wake chan struct{} // receives a value when the earliest one changed
 }
 
 func newTimers() *timers { return &timers{wake: make(chan struct{}, 1)} }
@@ -47,7 +47,7 @@ func (t *timers) remove(n *node) {
 	}
 }
 
-// poke has the first timer looked at.
+// poke makes runTimers look at the earliest timer again.
 func (t *timers) poke() {
 	select {
 	case t.wake <- struct{}{}:
@@ -55,7 +55,7 @@ func (t *timers) poke() {
 	}
 }
 
-// next gives a node whose time has come, or else the time of the first.
+// next returns a node whose time has come, or else the time of the earliest timer.
 func (t *timers) next(now time.Time) (*node, time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -94,7 +94,7 @@ func (l *dueList) Pop() any {
 	return n
 }
 
-// runTimers lets peers act when their time has come, and drops our old keys when theirs has.
+// runTimers ticks peers whose timers are due, and drops our expired keys.
 func (e *Inline) runTimers() {
 	t := time.NewTimer(0)
 	defer t.Stop()

@@ -35,8 +35,8 @@ func TestInlineSuperAgainstReference(t *testing.T) { wgtest.Contract(t, mixed(su
 
 func TestReferenceAgainstInline(t *testing.T) { wgtest.Contract(t, mixed(reference, inline)) }
 
-// TestTenMinutes is traffic between both engines: who begins is the first node or the second, with a pre-shared key or
-// without, by one side only or both ways.
+// TestTenMinutes checks traffic between the two engines: begun by the first node or the second, with or without a pre-shared
+// key, in one direction or both.
 func TestTenMinutes(t *testing.T) {
 	for name, c := range map[string]struct {
 		first, second wgtest.Make
@@ -80,7 +80,7 @@ func TestTenMinutes(t *testing.T) {
 						t.Errorf("of %d packets %d were lost and %d doubled", x[0].sent, missing, doubled)
 					}
 				}
-				// The first look is before the first handshake.
+				// The first entry is from before the first handshake.
 				if n := len(handshakes) - 1; n < 4 || n > 7 {
 					t.Errorf("%d handshakes, want one every two minutes", n)
 				}
@@ -97,7 +97,7 @@ func brief(self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) wg.En
 	return e
 }
 
-// TestRekeyByCount has sessions renewed for what they carried, by who began them or by the other, before it is time.
+// TestRekeyByCount checks that sessions are renewed early for their message count, whichever end began them.
 func TestRekeyByCount(t *testing.T) {
 	for name, c := range map[string]struct {
 		first, second wgtest.Make
@@ -138,13 +138,13 @@ func TestRekeyByCount(t *testing.T) {
 	runtime.GC()
 }
 
-// pairings are who speaks with whom.
+// pairings are the engines of the two nodes.
 var pairings = map[string][2]wgtest.Make{
 	"reference": {reference, reference}, "inline": {inline, inline}, "mixed": {inline, reference}, "mixed too": {reference, inline},
 }
 
-// TestSameDeliveries sends the same schedule of packets and pauses through pairs of engines. What is lost, doubled and late
-// of them is told by their size, so all pairs must deliver the same: what was not lost, once.
+// TestSameDeliveries sends the same schedule of packets and pauses through pairs of engines. A packet's size decides whether it
+// is lost, duplicated or delayed, so all pairs must deliver the same: every packet that was not lost, once.
 func TestSameDeliveries(t *testing.T) {
 	for name, engines := range pairings {
 		t.Run(name, func(t *testing.T) {
@@ -160,9 +160,9 @@ func TestSameDeliveries(t *testing.T) {
 	runtime.GC()
 }
 
-// TestSameDeliveriesOverBadHandshakes does so while handshakes are lost, doubled and late as well. What waits for one waits
-// longer then, and is not lost; but for the reference as a sender, which loses a packet now and then when it is busy with a
-// handshake of its own and one of the peer's at once.
+// TestSameDeliveriesOverBadHandshakes does the same while handshakes are lost, duplicated and delayed as well. Packets waiting
+// for one then wait longer, and are not lost; except that the reference as a sender sometimes loses a packet when it is busy
+// with a handshake of its own and one of the peer's at once.
 func TestSameDeliveriesOverBadHandshakes(t *testing.T) {
 	for name, engines := range pairings {
 		t.Run(name, func(t *testing.T) {
@@ -170,7 +170,8 @@ func TestSameDeliveriesOverBadHandshakes(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					r := rand.New(rand.NewPCG(seed, 7))
 					var mu sync.Mutex
-					// One at a time: more would overflow what a peer may have waiting, which the engines count differently.
+					// One at a time: more would overflow the packets that may wait for a peer, which the engines limit
+					// differently.
 					a, b := schedule(t, engines, 100+seed, 1, func(int, []byte) []time.Duration {
 						mu.Lock()
 						defer mu.Unlock()
@@ -190,7 +191,7 @@ func TestSameDeliveriesOverBadHandshakes(t *testing.T) {
 	runtime.GC()
 }
 
-// fate says when copies of a message leave: none of them in so many of ten cases.
+// fate returns when the copies of a message are sent: none in lost of ten cases.
 func fate(r *rand.Rand, most time.Duration, lost int) []time.Duration {
 	late := time.Duration(r.Int64N(int64(most)))
 	switch n := r.IntN(10); {
@@ -207,7 +208,7 @@ func fate(r *rand.Rand, most time.Duration, lost int) []time.Duration {
 // planned is a node whose packets have a fate by their size.
 type planned struct {
 	*counted
-	fates map[int][]time.Duration // by the size of the message
+	fates map[int][]time.Duration // by message size
 	sizes []int                   // of the messages of all packets
 }
 
@@ -220,15 +221,15 @@ func newPlan(seed uint64, number int) *planned {
 	return p
 }
 
-// say sends a packet.
+// say sends a packet of the given size.
 func (p *planned) say(t *testing.T, to *planned, size int) {
 	t.Helper()
 	p.sizes = append(p.sizes, session.Padded(size, tun.DefaultMTU)+noise.Overhead)
 	p.send(t, to.counted, size)
 }
 
-// against says how many of the packets did not come although they should, and how many came although they should not, or
-// more than once.
+// against returns how many of the packets did not arrive although they should, and how many arrived although they should not,
+// or more than once.
 func (p *planned) against(to *planned) (missing, wrong int) {
 	to.mu.Lock()
 	defer to.mu.Unlock()
@@ -254,7 +255,8 @@ func (p *planned) compare(t *testing.T, to *planned) {
 	}
 }
 
-// schedule is a random one of packets and pauses, with up to most packets at once. Handshakes have a fate of their own.
+// schedule runs a random schedule of packets and pauses, with bursts of up to most packets. Handshakes have a fate of their
+// own.
 func schedule(t *testing.T, engines [2]wgtest.Make, seed uint64, most int, handshakes func(int, []byte) []time.Duration) (a, b *planned) {
 	t.Helper()
 	a, b = newPlan(seed, 0), newPlan(seed, 1)

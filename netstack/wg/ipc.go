@@ -15,8 +15,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// The text protocol is at https://www.wireguard.com/xplatform/. All values that are written here are typed, so none can
-// hold a line break.
+// The text protocol is described at https://www.wireguard.com/xplatform/. All values written here are typed, so none can
+// contain a line break.
 
 // script is the text of a "set" operation.
 type script struct{ strings.Builder }
@@ -42,13 +42,13 @@ func (s *script) keepalive(d time.Duration) {
 	s.line("persistent_keepalive_interval", strconv.FormatInt(int64(d/time.Second), 10))
 }
 
-// remove takes the peer with this key out.
+// remove removes the peer with this key.
 func (s *script) remove(k key.NodePublic) {
 	s.peer(k)
 	s.line("remove", "true")
 }
 
-// set makes the peer as cfg says where it was as old says; nil for a peer that was not there.
+// set changes the peer from old to cfg; old is nil if the peer does not exist yet.
 func (s *script) set(cfg PeerConfig, old *PeerConfig) {
 	s.peer(cfg.Keys[0])
 	if old != nil {
@@ -76,8 +76,8 @@ func (s *script) set(cfg PeerConfig, old *PeerConfig) {
 	}
 }
 
-// probe points the peer at candidates, and makes the engine send a keepalive: it does so when the interval between
-// keepalives turns from zero to something.
+// probe sets the peer's candidates and makes the engine send a keepalive, which it does when the keepalive interval changes
+// from zero to nonzero.
 func (s *script) probe(cfg PeerConfig) {
 	s.peer(cfg.Keys[0])
 	s.line("update_only", "true")
@@ -91,13 +91,13 @@ func (s *script) probe(cfg PeerConfig) {
 	}
 }
 
-// state is what a "get" operation told, without its secrets.
+// state is the result of a "get" operation, without its secrets.
 type state struct {
 	port  uint16
 	peers map[key.NodePublic]PeerStats
 }
 
-// readState reads the answer to a "get" operation. Lines that it does not know are passed over.
+// readState parses the answer to a "get" operation. It ignores unknown lines.
 func readState(r io.Reader) (state, error) {
 	st := state{peers: map[key.NodePublic]PeerStats{}}
 	var p PeerStats
@@ -173,7 +173,7 @@ func parseKey(text string) (key.NodePublic, error) {
 	return key.ParseNodePublic(b)
 }
 
-// sameCandidates says whether b asks for nothing else than a: order alone is no reason to forget where a peer is.
+// sameCandidates reports whether b asks for nothing different from a: order alone is no reason to forget where a peer is.
 func sameCandidates(a, b []netip.AddrPort) bool {
 	missing := func(list []netip.AddrPort) func(netip.AddrPort) bool {
 		return func(x netip.AddrPort) bool { return !slices.Contains(list, x) }

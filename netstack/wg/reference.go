@@ -25,28 +25,27 @@ import (
 
 // Reference is the engine of golang.zx2c4.com/wireguard.
 //
-// It knows a peer by one key at a time, PeerConfig.Keys[0]: when that changes, the session under the old one ends, and
-// what the peer sends until it has made a new one is lost. It does not count handshakes, nor what it drops.
+// It knows a peer by one key at a time, PeerConfig.Keys[0]: when that changes, the session under the old one ends, and whatever
+// the peer sends before it has made a new session is lost. It counts neither handshakes nor drops.
 type Reference struct {
 	dev *device.Device
 	tun tun.Device
 
 	mu      sync.Mutex
-	private *key.NodePrivate // nil until configured, and where that failed
-	port    uint16           // asked for
+	private *key.NodePrivate // nil until configured, or if that failed
+	port    uint16           // as requested
 	peers   map[proto.NodeID]PeerConfig
 	owners  map[key.NodePublic]proto.NodeID
-	since   map[key.NodePublic]time.Time // our key, and those of the peers
+	since   map[key.NodePublic]time.Time // for our key and those of the peers
 }
 
 var _ Engine = (*Reference)(nil)
 
-// PeerWatcher is a device that wants to know of each peer that a Reference makes, as the engine's own value. The simulated
-// one does: the engine sets finalizers that touch channels, which the runtime forbids for channels of virtual time.
+// PeerWatcher is a device that wants the engine's own value of each peer that a Reference creates. The simulated device does:
+// the engine sets finalizers that touch channels, which the runtime forbids for channels of virtual time.
 type PeerWatcher interface{ PeerMade(*device.Peer) }
 
-// NewReference makes an engine between d and b, both of which it owns from then on. It does nothing until it is
-// configured.
+// NewReference returns an engine between d and b, both of which it owns from then on. It does nothing until configured.
 func NewReference(d tun.Device, b conn.Bind, log *slog.Logger) *Reference {
 	return &Reference{
 		dev:    device.NewDevice(d, b, logger(log)),
@@ -57,7 +56,7 @@ func NewReference(d tun.Device, b conn.Bind, log *slog.Logger) *Reference {
 	}
 }
 
-// logger hands what the device says on at debug level: what concerns people is told by the engine's owner.
+// logger logs the device's messages at debug level: what concerns users is reported by the engine's owner.
 func logger(log *slog.Logger) *device.Logger {
 	say := func(format string, args ...any) {
 		if log.Enabled(context.Background(), slog.LevelDebug) {
@@ -86,7 +85,7 @@ func (r *Reference) Configure(private key.NodePrivate, port uint16) error {
 		delete(r.since, r.private.Public())
 	}
 	r.know(private.Public())
-	r.private = nil // until all of it worked: a device that cannot open its sockets forgets their port
+	r.private = nil // until all of it succeeded: a device that cannot open its sockets forgets their port
 	if err := r.set(&s); err != nil {
 		return fmt.Errorf("configure WireGuard: %w", err)
 	}
@@ -97,8 +96,8 @@ func (r *Reference) Configure(private key.NodePrivate, port uint16) error {
 	return nil
 }
 
-// set runs a script, if there is anything in it. The device's own errors name lines, of which some are secret: they are
-// not repeated.
+// set runs a script unless it is empty. The device's own errors quote lines, some of which are secret, so they are not passed
+// on.
 func (r *Reference) set(s *script) error {
 	if s.Len() == 0 {
 		return nil
@@ -119,7 +118,7 @@ func (r *Reference) RotateLocalKey(private key.NodePrivate) error {
 	return r.Configure(private, port)
 }
 
-// AddRemoteKey implements Engine. The session under the key before ends.
+// AddRemoteKey implements Engine. The session under the previous key ends.
 func (r *Reference) AddRemoteKey(id proto.NodeID, k key.NodePublic) error {
 	return r.changeKeys(id, func(keys []key.NodePublic) []key.NodePublic {
 		return append([]key.NodePublic{k}, slices.DeleteFunc(keys, func(o key.NodePublic) bool { return o == k })...)
@@ -186,7 +185,7 @@ func (r *Reference) SetPeer(cfg PeerConfig) error {
 	return nil
 }
 
-// check says why a peer cannot be made as cfg says.
+// check returns an error if a peer cannot be configured as cfg says.
 func (r *Reference) check(cfg PeerConfig) error {
 	switch {
 	case r.ended():
@@ -303,14 +302,14 @@ func (r *Reference) Peers() ([]PeerStats, error) {
 	return out, nil
 }
 
-// know notes since when a key is known.
+// know records when a key was first known.
 func (r *Reference) know(k key.NodePublic) {
 	if r.since[k].IsZero() {
 		r.since[k] = time.Now()
 	}
 }
 
-// Active implements Engine. The device tells of all of its peers at once.
+// Active implements Engine. It returns all peers, since the device only reports all of them at once.
 func (r *Reference) Active() ([]PeerStats, error) { return r.Peers() }
 
 // Peer implements Engine.
@@ -354,7 +353,7 @@ func (r *Reference) state() (state, error) {
 	return readState(text)
 }
 
-// get is the device's state, secrets and all.
+// get returns the device's state, including secrets.
 func (r *Reference) get() (io.Reader, error) {
 	if r.ended() {
 		return nil, ErrClosed

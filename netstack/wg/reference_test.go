@@ -22,7 +22,7 @@ func reference(_ proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) wg.E
 
 func TestReference(t *testing.T) {
 	wgtest.Contract(t, reference)
-	// Finalizers that reach into the bubbles that are gone would end the program here.
+	// Finalizers that reach into synctest bubbles that are gone would end the program here.
 	runtime.GC()
 	runtime.GC()
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// rotate gives nodes new keys in the same moment. Each of them is known to the other before, as a coordinator sees to.
+// rotate gives nodes new keys at the same moment. Each key is known to the other node beforehand, as the coordinator ensures.
 func rotate(t *testing.T, nodes [][2]*counted, keys map[*counted][]key.NodePublic) {
 	t.Helper()
 	next := make([]key.NodePrivate, len(nodes))
@@ -22,7 +22,7 @@ func rotate(t *testing.T, nodes [][2]*counted, keys map[*counted][]key.NodePubli
 		}
 		next[i] = k
 		me, other := x[0], x[1]
-		if len(keys[me]) == 3 { // the oldest is long out of use
+		if len(keys[me]) == 3 { // the oldest has long been unused
 			if err := other.Engine.RemoveRemoteKey(me.ID, keys[me][0]); err != nil {
 				t.Fatal(err)
 			}
@@ -40,7 +40,7 @@ func rotate(t *testing.T, nodes [][2]*counted, keys map[*counted][]key.NodePubli
 	}
 }
 
-// newest checks that both use the newest keys.
+// newest checks that the first node uses the newest key of the second.
 func newest(t *testing.T, x [2]*counted, keys map[*counted][]key.NodePublic) {
 	t.Helper()
 	stats, err := x[0].Engine.Peers()
@@ -77,7 +77,7 @@ func TestRotationLosesNothing(t *testing.T) {
 							if n > 0 {
 								rotate(t, r.nodes(a, b), keys)
 							}
-							// Ten seconds, the most packets where the keys change.
+							// Ten seconds, with the most packets around the key change.
 							for i := range 200 + 160 {
 								a.send(t, b, 600)
 								b.send(t, a, 600)
@@ -131,8 +131,8 @@ func TestThousandRotations(t *testing.T) {
 	})
 }
 
-// TestPeerThatIsLate changes the key of a node whose peer goes on to call it by the old one: it knows the new one, but has not
-// heard that it is in use. Nothing is lost while the old key goes, whatever the age of the session then.
+// TestPeerThatIsLate changes the key of a node whose peer keeps initiating to the old one: it knows the new one, but has not
+// learned that it is in use. Nothing is lost while the old key expires, whatever the age of the session then.
 func TestPeerThatIsLate(t *testing.T) {
 	for _, higher := range []bool{false, true} {
 		for age := 0; age < 130; age += 13 {
@@ -144,7 +144,7 @@ func TestPeerThatIsLate(t *testing.T) {
 	}
 }
 
-// changeUnheard changes the key of one node after so many seconds of talk, of which the other does not hear.
+// changeUnheard changes the key of one node after age seconds of traffic, without telling the other.
 func changeUnheard(t *testing.T, age int, higher bool) {
 	a, b, end := pairOf(t, inline, inline, 20*time.Millisecond, jittery(5*time.Millisecond))
 	defer end()
@@ -180,7 +180,7 @@ func changeUnheard(t *testing.T, age int, higher bool) {
 	}
 }
 
-// TestOldKeyEnds checks that a replaced key is good for 180 s and not longer.
+// TestOldKeyEnds checks that a replaced key stays valid for 180 s and no longer.
 func TestOldKeyEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b, end := pairOf(t, inline, inline, time.Millisecond, prompt)
@@ -189,7 +189,7 @@ func TestOldKeyEnds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The peer is not told: it knows the old key only.
+		// The peer is not told: it knows only the old key.
 		if err := a.Engine.RotateLocalKey(next); err != nil {
 			t.Fatal(err)
 		}

@@ -13,12 +13,12 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// superTUN gives the packets of a device that has no super-packets as such, of one packet each.
+// superTUN presents the packets of a device without super-packets as super-packets of one packet each.
 type superTUN struct {
 	tun.Device
 	bufs  [][]byte
 	sizes []int
-	left  []int // places in bufs
+	left  []int // indexes into bufs
 }
 
 func (d *superTUN) Supers() []tun.SuperReader {
@@ -50,7 +50,7 @@ func (d *superTUN) ReadSuper(s *tun.Super, wait bool) (bool, error) {
 	return true, nil
 }
 
-// runBind moves runs over a bind that does not.
+// runBind moves runs over a bind that does not support them.
 type runBind struct{ conn.Bind }
 
 func (b runBind) OpenRuns(port uint16) (out []bind.RunFunc, actual uint16, err error) {
@@ -75,7 +75,7 @@ func (b runBind) SendRun(run []byte, size int, to conn.Endpoint) error {
 	return b.Send(msgs, to)
 }
 
-// runReader makes a run of what comes at once from one address in one size.
+// runReader joins messages received at once from one address and of one size into a run.
 type runReader struct {
 	fn    conn.ReceiveFunc
 	bufs  [][]byte
@@ -112,5 +112,5 @@ func super(self proto.NodeID, d tun.Device, b conn.Bind, log *slog.Logger) wg.En
 	return wg.NewInline(self, &superTUN{Device: d}, runBind{b}, log)
 }
 
-// TestInlineSuper is the engine as it is over a device with super-packets and sockets with runs.
+// TestInlineSuper runs the contract over a device with super-packets and sockets with runs.
 func TestInlineSuper(t *testing.T) { wgtest.Contract(t, super) }

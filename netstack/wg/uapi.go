@@ -15,13 +15,13 @@ import (
 )
 
 const (
-	uapiTimeout = 5 * time.Second // for a whole question
-	uapiConns   = 16              // at once; further ones wait
+	uapiTimeout = 5 * time.Second // for a whole request
+	uapiConns   = 16              // at once; others wait
 	uapiLine    = 1 << 10
 	uapiText    = 1 << 20 // of a "set" operation, which is read to its end before it is refused
 )
 
-// The error numbers of the answers, as Linux counts them.
+// The error numbers of the answers, as on Linux.
 const (
 	errnoOK         = 0
 	errnoPermission = -1
@@ -40,7 +40,7 @@ type uapi struct {
 	ended bool
 }
 
-// startUAPI serves whoever connects, until Close. state writes the answer to "get".
+// startUAPI serves clients on l until Close. state writes the answer to "get".
 func startUAPI(l net.Listener, state func(io.Writer) error) *uapi {
 	u := &uapi{listener: l, state: state, conns: map[net.Conn]struct{}{}}
 	u.wg.Go(u.accept)
@@ -83,7 +83,7 @@ func (u *uapi) remove(c net.Conn) {
 	delete(u.conns, c)
 }
 
-// Close stops serving, and waits.
+// Close stops serving and waits.
 func (u *uapi) Close() error {
 	u.mu.Lock()
 	again := u.ended
@@ -101,7 +101,7 @@ func (u *uapi) Close() error {
 	return err
 }
 
-// serve answers one client, one question after the other.
+// serve answers one client's requests, one after the other.
 func (u *uapi) serve(c net.Conn) {
 	r := bufio.NewReaderSize(c, uapiLine)
 	for {
@@ -120,7 +120,7 @@ func (u *uapi) serve(c net.Conn) {
 
 var errUAPI = errors.New("not a question")
 
-// answer reads a question and answers it. An error means that the connection is of no more use.
+// answer reads a request and answers it. After an error the connection is unusable.
 func (u *uapi) answer(w *bytes.Buffer, r *bufio.Reader) (errno int, err error) {
 	op, err := r.ReadSlice('\n')
 	if err != nil {
@@ -139,7 +139,7 @@ func (u *uapi) answer(w *bytes.Buffer, r *bufio.Reader) (errno int, err error) {
 	return 0, errUAPI
 }
 
-// get answers with the state, or with nothing but the number of an error.
+// get answers with the state, or with just an error number.
 func (u *uapi) get(w *bytes.Buffer) (errno int) {
 	if err := u.state(w); err != nil {
 		w.Reset()
@@ -148,7 +148,7 @@ func (u *uapi) get(w *bytes.Buffer) (errno int) {
 	return errnoOK
 }
 
-// skipSet reads to the blank line that ends a "set".
+// skipSet reads up to the blank line that ends a "set".
 func skipSet(r *bufio.Reader) error {
 	for left := uapiText; left > 0; {
 		line, err := r.ReadSlice('\n')
@@ -163,15 +163,15 @@ func skipSet(r *bufio.Reader) error {
 	return errUAPI
 }
 
-// public are the lines of a state that anybody who may ask gets to see. What is not listed stays inside, so a new kind
-// of secret does too.
+// public lists the state lines that any permitted client may see. Anything not listed stays private, including new kinds of
+// secrets.
 var public = map[string]bool{
 	"listen_port": true, "fwmark": true, "public_key": true, "protocol_version": true, "endpoint": true,
 	"last_handshake_time_sec": true, "last_handshake_time_nsec": true, "tx_bytes": true, "rx_bytes": true,
 	"persistent_keepalive_interval": true, "allowed_ip": true,
 }
 
-// publish copies the public part of a state. Of candidates, of which other programs know nothing, it shows the first.
+// publish copies the public part of a state. Of several candidates, which other programs know nothing of, it shows the first.
 func publish(w io.Writer, all io.Reader) error {
 	var b bytes.Buffer
 	lines := bufio.NewScanner(all)

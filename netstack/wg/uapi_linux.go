@@ -11,7 +11,7 @@ import (
 )
 
 // ServeUAPI serves an engine's state on the socket where wg and wgctrl look for the interface ifname, until the result is
-// closed. It can be read only, and holds no secrets.
+// closed. It is read-only and exposes no secrets.
 func ServeUAPI(ifname string, e Engine) (io.Closer, error) {
 	if ifname == "" || ifname == "." || ifname == ".." || strings.ContainsAny(ifname, "/\x00") {
 		return nil, fmt.Errorf("serve the state of interface %q: that is no name", ifname)

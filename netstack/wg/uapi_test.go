@@ -61,7 +61,7 @@ func serveState(t *testing.T, state func(io.Writer) error) (*uapi, func() net.Co
 	}
 }
 
-// readAnswer reads to the blank line that ends an answer.
+// readAnswer reads up to the blank line that ends an answer.
 func readAnswer(t *testing.T, r *bufio.Reader) string {
 	t.Helper()
 	var b strings.Builder
@@ -121,7 +121,7 @@ func TestUAPIBrokenEngine(t *testing.T) {
 	}
 }
 
-// FuzzQuestions asks anything of the socket for wg. The answer to a "get" is all that ever comes of it.
+// FuzzQuestions sends arbitrary requests to the UAPI socket. Nothing but the answer to a "get" ever comes back.
 func FuzzQuestions(f *testing.F) {
 	for _, q := range []string{"get=1\n\n", "set=1\nprivate_key=00\n\nget=1\n\n", "get=1\n", "set=1\n", "\n", strings.Repeat("x", uapiLine+1)} {
 		f.Add([]byte(q))
@@ -149,7 +149,7 @@ func FuzzQuestions(f *testing.F) {
 	})
 }
 
-// FuzzState reads what may have come out of another engine.
+// FuzzState parses text that may have come from another engine.
 func FuzzState(f *testing.F) {
 	f.Add(fullState)
 	f.Add("public_key=" + strings.Repeat("11", 32) + "\nendpoint=192.0.2.1:7\nrx_bytes=18446744073709551615\nlast_handshake_time_sec=-1\n")

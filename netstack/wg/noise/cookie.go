@@ -11,12 +11,12 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// cookieTime is how long a cookie is good for, and how long the secret behind cookies lasts.
+// cookieTime is how long a cookie is valid, and how long the secret behind cookies lasts.
 const cookieTime = 120 * time.Second
 
 const nonceSize = chacha20poly1305.NonceSizeX
 
-// mac is keyed BLAKE2s of 16 bytes.
+// mac returns the 16-byte keyed BLAKE2s of data.
 func mac(key, data []byte) (sum [macSize]byte) {
 	h, err := blake2s.New128(key)
 	if err != nil {
@@ -27,19 +27,19 @@ func mac(key, data []byte) (sum [macSize]byte) {
 	return sum
 }
 
-// macs gives the places of both MACs in a message that has them.
+// macs returns the two MAC fields of a message that has them.
 func macs(msg []byte) (mac1, mac2 []byte) {
 	n := len(msg)
 	return msg[n-2*macSize : n-macSize], msg[n-macSize:]
 }
 
-// signable says whether a message is one that has MACs.
+// signable reports whether a message is of a type that has MACs.
 func signable(msg []byte) bool {
 	return (len(msg) == InitiationSize && binary.LittleEndian.Uint32(msg) == TypeInitiation) ||
 		(len(msg) == ResponseSize && binary.LittleEndian.Uint32(msg) == TypeResponse)
 }
 
-// CheckMAC1 says whether a message comes from somebody who knows this key.
+// CheckMAC1 reports whether a message comes from somebody who knows this key.
 func (l *Local) CheckMAC1(msg []byte) bool {
 	if !signable(msg) {
 		return false
@@ -49,7 +49,7 @@ func (l *Local) CheckMAC1(msg []byte) bool {
 	return subtle.ConstantTimeCompare(want[:], have) == 1
 }
 
-// cookies makes and checks cookies, which prove that somebody receives what is sent to its address.
+// cookies makes and checks cookies, which prove that a sender receives packets at its address.
 type cookies struct {
 	secret [keySize]byte
 	made   time.Time
@@ -59,10 +59,10 @@ func (c *cookies) good(now time.Time) bool {
 	return !c.made.IsZero() && now.Sub(c.made) < cookieTime
 }
 
-// check says whether msg has a mac2 under the cookie for src.
+// check reports whether msg has a mac2 made with the cookie for src.
 func (c *cookies) check(now time.Time, msg, src []byte) bool {
 	_, have := macs(msg)
-	// Who has no cookie writes zeros. Of a flood that saves two of three MACs.
+	// A sender without a cookie writes zeros. In a flood, checking that first saves two of three MACs.
 	if !c.good(now) || [macSize]byte(have) == [macSize]byte{} {
 		return false
 	}
@@ -71,7 +71,7 @@ func (c *cookies) check(now time.Time, msg, src []byte) bool {
 	return subtle.ConstantTimeCompare(want[:], have) == 1
 }
 
-// reply writes a cookie reply to a message with a good mac1 from src.
+// reply writes a cookie reply to a message from src with a valid mac1.
 func (c *cookies) reply(now time.Time, out *[CookieReplySize]byte, l *Local, random io.Reader, msg, src []byte) error {
 	if !c.good(now) {
 		if _, err := io.ReadFull(random, c.secret[:]); err != nil {
@@ -95,15 +95,15 @@ func (c *cookies) reply(now time.Time, out *[CookieReplySize]byte, l *Local, ran
 	return nil
 }
 
-// Jar has the cookie that a peer gave us. The zero Jar is empty.
+// Jar holds the cookie that a peer gave us. The zero Jar is empty.
 type Jar struct {
 	cookie [macSize]byte
 	got    time.Time
-	mac1   [macSize]byte // of the last message, which a cookie reply must name
+	mac1   [macSize]byte // of the last message, to which a cookie reply must be bound
 	signed bool
 }
 
-// Sign writes both MACs into a message to the holder of r; mac2 only where there is a cookie.
+// Sign writes both MACs into a message to the holder of r; mac2 only if there is a cookie.
 func (j *Jar) Sign(now time.Time, r *Remote, msg []byte) {
 	mac1, mac2 := macs(msg)
 	j.mac1 = mac(r.mac1[:], msg[:len(msg)-2*macSize])
@@ -116,7 +116,7 @@ func (j *Jar) Sign(now time.Time, r *Remote, msg []byte) {
 	}
 }
 
-// Take reads a cookie reply to the last message that was signed.
+// Take reads a cookie reply to the last signed message.
 func (j *Jar) Take(now time.Time, r *Remote, msg []byte) error {
 	if len(msg) != CookieReplySize || binary.LittleEndian.Uint32(msg) != TypeCookieReply || !j.signed {
 		return ErrInvalid

@@ -6,19 +6,19 @@ import (
 	"time"
 )
 
-// What a Gate lets pass. A handshake costs some 0.2 ms; without a cookie, so many a second take 3 % of a processor.
+// The limits of a Gate. A handshake costs about 0.2 ms; loadAt per second without a cookie take 3 % of a processor.
 const (
-	loadAt      = 128              // handshakes a second, at which senders must prove their address
+	loadAt      = 128              // handshakes per second at which senders must prove their address
 	loadFor     = time.Second      // how long that lasts after the last busy second
-	maxReplies  = 2048             // cookie replies a second
-	forKnown    = maxReplies / 4   // of these, for known addresses where strangers have taken all others
-	maxSources  = 4096             // addresses that are told apart
-	perSource   = time.Second / 20 // one handshake each, for an address that is proven
+	maxReplies  = 2048             // cookie replies per second
+	forKnown    = maxReplies / 4   // of these, reserved for known addresses when strangers have taken all others
+	maxSources  = 4096             // addresses tracked separately
+	perSource   = time.Second / 20 // one handshake per proven address
 	burst       = 5 * perSource
-	sourceBits6 = 64 // what one host has of IPv6
+	sourceBits6 = 64 // prefix length of one IPv6 host
 )
 
-// Verdict is what is to be done with a handshake message.
+// Verdict is what to do with a handshake message.
 type Verdict int
 
 // The verdicts. The zero one drops.
@@ -26,27 +26,27 @@ const (
 	Drop      Verdict = iota
 	Pass              // read it
 	Challenge         // send the cookie reply
-	Refuse            // it is for the key, and more than is taken under load
+	Refuse            // it is for our key, but over the limit under load
 )
 
-// Gate decides which handshake messages are worth their price. Under load it takes only those whose sender proved by
-// a cookie that it is where it says, and of each address only some. It is for one goroutine at a time.
+// Gate decides which handshake messages are worth handling. Under load it accepts only messages whose sender has proved its
+// address with a cookie, and limits their rate per address. It must be used by one goroutine at a time.
 type Gate struct {
-	// Known says whether an address is one that a peer was at for sure. However many strangers there are, they take no
-	// cookie and no place from those: a session that lives is renewed. Nil knows none.
+	// Known reports whether a peer was certainly at an address. However many strangers there are, they cannot use up the cookie
+	// replies and table entries of known addresses, so live sessions are still renewed. Nil means none are known.
 	Known func(netip.Addr) bool
 
 	cookies cookies
-	second  time.Time // the second that is counted now
+	second  time.Time // start of the second being counted
 	seen    int
-	replies int       // to anybody
-	kept    int       // that were kept for known addresses
-	load    time.Time // until when there is load
+	replies int       // to any address
+	kept    int       // from the reserve for known addresses
+	load    time.Time // when the load ends
 	sources map[netip.Addr]time.Time
 }
 
-// Admit judges an initiation or response, whose mac1 must be that of l. Src is what a cookie is bound to, and ip the
-// address in it. Under load it may write a cookie reply to out.
+// Admit judges an initiation or response, whose mac1 must be for l. Cookies are bound to src; ip is the address in it. Under
+// load Admit may write a cookie reply to out.
 func (g *Gate) Admit(now time.Time, random io.Reader, l *Local, msg, src []byte, ip netip.Addr, out *[CookieReplySize]byte) (Verdict, error) {
 	if !l.CheckMAC1(msg) {
 		return Drop, nil
@@ -76,7 +76,7 @@ func (g *Gate) Admit(now time.Time, random io.Reader, l *Local, msg, src []byte,
 	return Challenge, nil
 }
 
-// mayReply says whether one more cookie may be sent in this second, and counts it.
+// mayReply reports whether one more cookie reply may be sent in this second, and counts it.
 func (g *Gate) mayReply(ip netip.Addr) bool {
 	switch {
 	case g.replies < maxReplies-forKnown:
@@ -91,7 +91,7 @@ func (g *Gate) mayReply(ip netip.Addr) bool {
 
 func (g *Gate) known(ip netip.Addr) bool { return g.Known != nil && g.Known(ip) }
 
-// allow says whether a proven address may have another handshake. The map holds when its credit is whole again.
+// allow reports whether a proven address may have another handshake. g.sources holds when each address's credit is full again.
 func (g *Gate) allow(now time.Time, ip netip.Addr) bool {
 	at := ip
 	if ip = ip.Unmap().WithZone(""); ip.Is6() {
@@ -116,7 +116,7 @@ func (g *Gate) allow(now time.Time, ip netip.Addr) bool {
 	return true
 }
 
-// forget drops addresses whose credit is whole again.
+// forget drops addresses whose credit is full again.
 func (g *Gate) forget(now time.Time) {
 	for ip, whole := range g.sources {
 		if !whole.After(now) {

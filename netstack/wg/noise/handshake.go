@@ -8,7 +8,7 @@ import (
 	"golang.zx2c4.com/wireguard/tai64n"
 )
 
-// Types of messages.
+// Message types.
 const (
 	TypeInitiation  = 1
 	TypeResponse    = 2
@@ -16,18 +16,18 @@ const (
 	TypeTransport   = 4
 )
 
-// Sizes of messages.
+// Message sizes.
 const (
 	InitiationSize  = 148
 	ResponseSize    = 92
 	CookieReplySize = 64
 	HeaderSize      = 16                   // of a transport message, before the content
-	Overhead        = HeaderSize + tagSize // of a transport message over its content
+	Overhead        = HeaderSize + tagSize // of a transport message, in addition to its content
 )
 
 const macSize = 16
 
-// Where things stand in the messages. All end with both MACs.
+// Offsets in the messages. All end with both MACs.
 const (
 	atSender    = 4
 	atReceiver  = 8 // in responses
@@ -37,7 +37,7 @@ const (
 	atReply     = 12 // ephemeral key in responses
 )
 
-// Stamp is a time as initiations carry it. It is whitened to 17 ms, so that nobody learns from it how fast this host is.
+// Stamp returns t as carried in initiations. It is coarsened to 17 ms, so that it does not reveal how fast this host is.
 func Stamp(t time.Time) (s tai64n.Timestamp) {
 	const (
 		epoch = 0x400000000000000a
@@ -57,7 +57,7 @@ type Initiator struct {
 	ephemeral *ecdh.PrivateKey
 }
 
-// Initiate writes the first message, without its MACs. Index is what the peer shall call this handshake by.
+// Initiate writes an initiation, without its MACs. The peer will name this handshake by index.
 func (p *Pair) Initiate(msg *[InitiationSize]byte, ephemeral [keySize]byte, index uint32, stamp tai64n.Timestamp) (*Initiator, error) {
 	e, err := ecdh.X25519().NewPrivateKey(ephemeral[:])
 	if err != nil {
@@ -87,17 +87,17 @@ func (p *Pair) writeFirst(s *symmetric, dst []byte, e *ecdh.PrivateKey, payload 
 	return s.seal(dst, s.mixCipher(p.shared[:]), payload), nil
 }
 
-// Initiation is a first message whose sender is read, and not proven yet.
+// Initiation is an initiation whose sender has been read but not proven yet.
 type Initiation struct {
 	Sender uint32
-	Remote [keySize]byte // the sender's static key, as it says
+	Remote [keySize]byte // the sender's static key, as claimed
 
 	state     symmetric
 	ephemeral *ecdh.PublicKey
 	stamp     [tai64n.TimestampSize + tagSize]byte
 }
 
-// Open reads who an initiation claims to come from.
+// Open reads which key an initiation claims to come from.
 func (l *Local) Open(msg []byte) (*Initiation, error) {
 	if len(msg) != InitiationSize || binary.LittleEndian.Uint32(msg) != TypeInitiation {
 		return nil, ErrInvalid
@@ -130,13 +130,13 @@ func (l *Local) readFirst(in *Initiation, ephemeral, static []byte) (err error) 
 	return err
 }
 
-// Verify proves that an initiation is its sender's, and gives its time stamp.
+// Verify checks that an initiation is its sender's, and returns its timestamp.
 func (p *Pair) Verify(in *Initiation) (stamp tai64n.Timestamp, err error) {
 	_, err = in.state.open(stamp[:0], in.state.mixCipher(p.shared[:]), in.stamp[:])
 	return stamp, err
 }
 
-// Respond writes the response to an initiation that Verify took, without its MACs, and gives the session's keys.
+// Respond writes the response to an initiation that Verify accepted, without its MACs, and returns the session's keys.
 func (p *Pair) Respond(msg *[ResponseSize]byte, in *Initiation, ephemeral [keySize]byte, index uint32, psk *[keySize]byte) (k Keys, err error) {
 	e, err := ecdh.X25519().NewPrivateKey(ephemeral[:])
 	if err != nil {
@@ -167,8 +167,8 @@ func writeSecond(s *symmetric, dst []byte, e *ecdh.PrivateKey, re, rs *ecdh.Publ
 	return s.seal(dst, s.mixPSK(psk), payload), nil
 }
 
-// Consume reads the response to this initiation, and gives the session's keys and the peer's name for it. A message that
-// is not the response leaves the initiator as it was.
+// Consume reads the response to this initiation, and returns the session's keys and the peer's index for it. A message that is
+// not the response leaves the initiator unchanged.
 func (i *Initiator) Consume(msg []byte, psk *[keySize]byte) (k Keys, sender uint32, err error) {
 	if len(msg) != ResponseSize || binary.LittleEndian.Uint32(msg) != TypeResponse ||
 		binary.LittleEndian.Uint32(msg[atReceiver:]) != i.Index || i.ephemeral == nil {
@@ -202,5 +202,5 @@ func readSecond(s *symmetric, dst, msg []byte, e, static *ecdh.PrivateKey, psk *
 	return s.open(dst, s.mixPSK(psk), msg[keySize:])
 }
 
-// Clear forgets the secrets of the handshake. What crypto/ecdh copied is the garbage collector's.
+// Clear erases the secrets of the handshake. Copies made by crypto/ecdh are left to the garbage collector.
 func (i *Initiator) Clear() { i.state, i.ephemeral = symmetric{}, nil }

@@ -17,7 +17,7 @@ var (
 	random = rand.NewChaCha8([32]byte{7})
 )
 
-// exchange is a whole handshake with messages that the caller may spoil; it ends at the first error.
+// exchange does a whole handshake whose messages the caller may corrupt; it stops at the first error.
 func exchange(a, b *Pair, pskA, pskB [keySize]byte, spoilFirst, spoilSecond func([]byte)) (ka, kb Keys, err error) {
 	var first [InitiationSize]byte
 	i, err := a.Initiate(&first, scalar(3), 77, Stamp(start))
@@ -95,10 +95,10 @@ func TestEveryBitCounts(t *testing.T) {
 	flip := func(bit int) func([]byte) {
 		return func(msg []byte) { msg[bit/8] ^= 1 << (bit % 8) }
 	}
-	// The highest bit of an X25519 key does not count in the key itself; it does in the hash.
+	// X25519 ignores the highest bit of a key; the hash does not.
 	for bit := range (InitiationSize - 2*macSize) * 8 {
 		if bit/8 >= atSender && bit/8 < atEphemeral {
-			continue // the index of the sender, which mac1 guards
+			continue // the index of the sender, which only mac1 protects
 		}
 		if _, _, err := exchange(a, b, psk, psk, flip(bit), nothing); !errors.Is(err, ErrInvalid) {
 			t.Errorf("initiation, bit %d: %v", bit, err)
@@ -149,7 +149,7 @@ func TestAnotherSender(t *testing.T) {
 	a, b := pairOf(t, scalar(1), scalar(2))
 	c, _ := pairOf(t, scalar(5), scalar(2))
 	var first [InitiationSize]byte
-	// A knows b's public key and claims to be c: it can seal c's key, but not prove it.
+	// A knows b's public key and claims to be c: it can seal c's key, but not prove that it has the private one.
 	liar := &Pair{Local: &Local{private: a.Local.private, labels: c.Local.labels}, Remote: a.Remote, shared: a.shared}
 	if _, err := liar.Initiate(&first, scalar(3), 77, Stamp(start)); err != nil {
 		t.Fatal(err)

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/crypto/blake2s"
 )
 
-// ErrInvalid says that a message is not what it should be: damaged, forged, or for somebody else. It does not say more,
-// since nobody should learn more.
+// ErrInvalid means that a message is damaged, forged, or for another node. It gives no further details, so that nobody can
+// learn them.
 var ErrInvalid = errors.New("not a valid handshake message")
 
 // Local is a static key of this node.
@@ -24,11 +24,11 @@ type Remote struct {
 	labels
 }
 
-// labels is a public key, and what is derived from it to mark the messages to its holder.
+// labels is a public key, and the keys derived from it that authenticate messages to its holder.
 type labels struct {
 	public [keySize]byte
 	mac1   [keySize]byte // key of mac1
-	cookie [keySize]byte // key that cookie replies are sealed with
+	cookie [keySize]byte // key that seals cookie replies
 }
 
 func newLabels(public []byte) (l labels) {
@@ -38,10 +38,10 @@ func newLabels(public []byte) (l labels) {
 	return l
 }
 
-// Public is the public key.
+// Public returns the public key.
 func (l *labels) Public() [keySize]byte { return l.public }
 
-// NewLocal takes a private key of X25519.
+// NewLocal returns the Local of an X25519 private key.
 func NewLocal(private [keySize]byte) (*Local, error) {
 	k, err := ecdh.X25519().NewPrivateKey(private[:])
 	if err != nil {
@@ -50,7 +50,7 @@ func NewLocal(private [keySize]byte) (*Local, error) {
 	return &Local{private: k, labels: newLabels(k.PublicKey().Bytes())}, nil
 }
 
-// NewRemote takes a public key of X25519.
+// NewRemote returns the Remote of an X25519 public key.
 func NewRemote(public [keySize]byte) (*Remote, error) {
 	k, err := ecdh.X25519().NewPublicKey(public[:])
 	if err != nil {
@@ -66,7 +66,7 @@ type Pair struct {
 	shared [keySize]byte
 }
 
-// NewPair computes what both keys share. It fails for a public key that is of no use: a point of low order.
+// NewPair computes the shared secret of both keys. It fails for an unusable public key: a point of low order.
 func NewPair(l *Local, r *Remote) (*Pair, error) {
 	p := &Pair{Local: l, Remote: r}
 	if err := agree(&p.shared, l.private, r.key); err != nil {
@@ -75,7 +75,7 @@ func NewPair(l *Local, r *Remote) (*Pair, error) {
 	return p, nil
 }
 
-// agree is Diffie and Hellman's function; it fails for points of low order.
+// agree computes the Diffie-Hellman shared secret; it fails for points of low order.
 func agree(out *[keySize]byte, private *ecdh.PrivateKey, public *ecdh.PublicKey) error {
 	b, err := private.ECDH(public)
 	if err != nil {
@@ -86,7 +86,7 @@ func agree(out *[keySize]byte, private *ecdh.PrivateKey, public *ecdh.PublicKey)
 	return nil
 }
 
-// mixDH mixes what two keys share into the state.
+// mixDH mixes the shared secret of two keys into the state.
 func mixDH(s *symmetric, private *ecdh.PrivateKey, public *ecdh.PublicKey) error {
 	var shared [keySize]byte
 	defer clear(shared[:])
@@ -97,8 +97,8 @@ func mixDH(s *symmetric, private *ecdh.PrivateKey, public *ecdh.PublicKey) error
 	return nil
 }
 
-// Keys are those of a session.
+// Keys are the keys of a session.
 type Keys struct{ Send, Receive [keySize]byte }
 
-// Clear forgets them.
+// Clear erases the keys.
 func (k *Keys) Clear() { *k = Keys{} }

@@ -9,12 +9,12 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 )
 
-// TestCookiesOfTheReference checks MACs and cookies against another implementation, both ways.
+// TestCookiesOfTheReference checks MACs and cookies against another implementation, in both directions.
 func TestCookiesOfTheReference(t *testing.T) {
 	a, b := pairOf(t, scalar(1), scalar(2))
 	now, src := time.Now(), []byte("192.0.2.1:1")
 
-	// We are the ones who get a cookie.
+	// We receive the cookie.
 	var checker device.CookieChecker
 	checker.Init(device.NoisePublicKey(b.Local.Public()))
 	var jar Jar
@@ -38,7 +38,7 @@ func TestCookiesOfTheReference(t *testing.T) {
 		t.Error("the reference does not take our mac2")
 	}
 
-	// We are the ones who give it.
+	// We give the cookie.
 	var generator device.CookieGenerator
 	generator.Init(device.NoisePublicKey(b.Local.Public()))
 	var c cookies

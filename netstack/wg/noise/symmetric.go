@@ -19,13 +19,13 @@ const (
 	tagSize = chacha20poly1305.Overhead
 )
 
-// zeroNonce is the nonce of handshake messages: each of their keys seals once.
+// zeroNonce is the nonce of handshake messages: each of their keys is used only once.
 var zeroNonce [chacha20poly1305.NonceSize]byte
 
-// symmetric is Noise's symmetric state: the chaining key, and the hash of all that was said.
+// symmetric is Noise's symmetric state: the chaining key and the transcript hash.
 type symmetric struct{ chain, hash [blake2s.Size]byte }
 
-// begin is the state before the first message to the holder of the static key to.
+// begin returns the state before the first message to the holder of the static key to.
 func begin(prologue []byte, to *[keySize]byte) (s symmetric) {
 	s.chain = blake2s.Sum256([]byte(construction))
 	s.hash = s.chain
@@ -43,7 +43,7 @@ func (s *symmetric) mixHash(data []byte) {
 
 func (s *symmetric) mixKey(data []byte) { derive(s.chain[:], data, &s.chain) }
 
-// mixCipher mixes data in, and gives the AEAD for what follows.
+// mixCipher mixes data in, and returns the AEAD for what follows.
 func (s *symmetric) mixCipher(data []byte) cipher.AEAD {
 	var k [keySize]byte
 	defer clear(k[:])
@@ -51,7 +51,7 @@ func (s *symmetric) mixCipher(data []byte) cipher.AEAD {
 	return aead(&k)
 }
 
-// mixPSK does so with a pre-shared key, which goes into the hash as well.
+// mixPSK does the same with a pre-shared key, which is also mixed into the hash.
 func (s *symmetric) mixPSK(psk *[keySize]byte) cipher.AEAD {
 	var t, k [keySize]byte
 	defer clear(k[:])
@@ -60,7 +60,7 @@ func (s *symmetric) mixPSK(psk *[keySize]byte) cipher.AEAD {
 	return aead(&k)
 }
 
-// seal appends plain, sealed, to dst.
+// seal encrypts plain and appends the result to dst.
 func (s *symmetric) seal(dst []byte, c cipher.AEAD, plain []byte) []byte {
 	n := len(dst)
 	dst = c.Seal(dst, zeroNonce[:], plain, s.hash[:])
@@ -68,7 +68,7 @@ func (s *symmetric) seal(dst []byte, c cipher.AEAD, plain []byte) []byte {
 	return dst
 }
 
-// open appends what is in sealed to dst.
+// open decrypts sealed and appends the result to dst.
 func (s *symmetric) open(dst []byte, c cipher.AEAD, sealed []byte) ([]byte, error) {
 	dst, err := c.Open(dst, zeroNonce[:], sealed, s.hash[:])
 	if err != nil {
@@ -78,14 +78,14 @@ func (s *symmetric) open(dst []byte, c cipher.AEAD, sealed []byte) ([]byte, erro
 	return dst, nil
 }
 
-// split gives the keys of the session, the initiator's sending one first, and forgets the rest.
+// split returns the keys of the session, the initiator's sending key first, and erases the state.
 func (s *symmetric) split() (first, second [keySize]byte) {
 	derive(s.chain[:], nil, &first, &second)
 	*s = symmetric{}
 	return first, second
 }
 
-// derive is HKDF with HMAC-BLAKE2s and one to three outputs, of which the first may be where secret stands.
+// derive is HKDF with HMAC-BLAKE2s and one to three outputs, of which the first may alias secret.
 func derive(secret, input []byte, out ...*[keySize]byte) {
 	var prk [keySize]byte
 	defer clear(prk[:])
@@ -111,7 +111,7 @@ func newHash() hash.Hash {
 	return h
 }
 
-// aead is ChaCha20-Poly1305, whose only error is a key of another length.
+// aead returns ChaCha20-Poly1305, whose only error is a wrong key length.
 func aead(k *[keySize]byte) cipher.AEAD {
 	c, err := chacha20poly1305.New(k[:])
 	if err != nil {

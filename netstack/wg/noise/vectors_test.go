@@ -99,7 +99,7 @@ func (v *vector) try(t *testing.T) {
 	check("fourth message", aead(&receive).Seal(nil, zeroNonce[:], v.Payload3, nil), nil, v.Message3)
 }
 
-// pairOf gives both ends of two private keys.
+// pairOf returns the pairs of both ends of two private keys.
 func pairOf(t testing.TB, a, b [keySize]byte) (atA, atB *Pair) {
 	t.Helper()
 	end := func(mine, other [keySize]byte) *Pair {
@@ -124,7 +124,7 @@ func pairOf(t testing.TB, a, b [keySize]byte) (atA, atB *Pair) {
 	return end(a, b), end(b, a)
 }
 
-// scalar is a private key that is told by its number.
+// scalar returns a private key made from a number.
 func scalar(n uint64) (k [keySize]byte) {
 	binary.LittleEndian.PutUint64(k[8:], n)
 	return k

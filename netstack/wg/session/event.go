@@ -6,52 +6,52 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/wg/noise"
 )
 
-// Event is what happens to a Peer.
+// Event is something that happens to a Peer.
 type Event interface{ event() }
 
-// Want says that a packet waits for a session.
+// Want reports that a packet waits for a session.
 type Want struct{}
 
-// Sent says that messages went out by the current session.
-type Sent struct{ Data bool } // not keepalives only
+// Sent reports that messages were sent over the current session.
+type Sent struct{ Data bool } // not only keepalives
 
-// Received says that a message of a session was authentic.
+// Received reports an authentic message of a session.
 type Received struct {
 	Session *Session
-	Data    bool // not keepalives only
+	Data    bool // not only keepalives
 }
 
-// Initiation is the first message of a handshake by the peer. Who sent it is not proven yet.
+// Initiation is an initiation by the peer. Its sender is not proven yet.
 type Initiation struct {
 	Pair    *Pair
 	Message *noise.Initiation
 }
 
-// Response is a message that may be the answer to our initiation.
+// Response is a message that may be the response to our initiation.
 type Response struct{ Message []byte }
 
-// CookieReply is a message that may have a cookie for our last message.
+// CookieReply is a message that may contain a cookie for our last message.
 type CookieReply struct {
 	Index   uint32
 	Message []byte
 }
 
-// Tick says that the time of Next has come.
+// Tick reports that the time returned by Next has come.
 type Tick struct{}
 
-// Probe asks for something that tells the peer where we are.
+// Probe asks for a message that tells the peer where we are.
 type Probe struct{}
 
-// SetPairs says which keys are good now, the pair to use first. Sessions of others end at once.
+// SetPairs sets the valid pairs, the preferred one first. Sessions of any others end at once.
 type SetPairs struct{ Pairs []*Pair }
 
-// Leave says that a key of ours is about to go: if the peer may still speak by it, it is called by the first pair.
+// Leave announces that a key of ours is about to end: if the peer may still use it, a handshake for the first pair begins.
 type Leave struct{ Local *noise.Local }
 
-// SetPSK is for handshakes from now on.
+// SetPSK sets the pre-shared key of future handshakes.
 type SetPSK struct{ PSK [32]byte }
 
-// SetKeepalive says how often an idle peer is sent something; 0 for never.
+// SetKeepalive sets the interval at which an idle peer is sent something; 0 means never.
 type SetKeepalive struct{ Interval time.Duration }
 
 func (Want) event()         {}
@@ -67,38 +67,38 @@ func (SetPairs) event()     {}
 func (SetPSK) event()       {}
 func (SetKeepalive) event() {}
 
-// Effect is what a Peer wants done, in this order.
+// Effect is something that a Peer wants done, in order.
 type Effect interface{ effect() }
 
-// Heard says that the Initiation or Response of this step is authentic: the peer is where it came from.
+// Heard means that the Initiation or Response of this step is authentic: the peer is where it came from.
 type Heard struct{}
 
 // Message is a handshake message to be sent to the peer.
 type Message struct{ Bytes []byte }
 
-// Keepalive is an empty message to be sent by the current session.
+// Keepalive asks for an empty message to be sent over the current session.
 type Keepalive struct{}
 
-// Ready says that there is a session for what waits. Where nothing does, and Confirm is set, a keepalive must be sent: the
-// peer cannot send before it heard from us.
+// Ready means that there is a session for waiting packets. If there are none, and Confirm is set, a keepalive must be sent: the
+// peer cannot send before it has heard from us.
 type Ready struct{ Confirm bool }
 
-// GiveUp says that the peer does not answer: what waits for a session is lost.
+// GiveUp means that the peer does not answer: packets waiting for a session are lost.
 type GiveUp struct{}
 
-// ForgetSource says that the address that we send from may be the cause of silence.
+// ForgetSource means that our source address may be the cause of silence.
 type ForgetSource struct{}
 
-// Install says that messages with the session's index may come from now on.
+// Install means that messages with the session's index may arrive from here on.
 type Install struct{ Session *Session }
 
-// Unanswered says that the handshake that was under way had no answer in time.
+// Unanswered means that the handshake in flight got no response in time.
 type Unanswered struct{}
 
-// Dropped says that the message of this step was not taken, and why.
+// Dropped means that the message of this step was not accepted, and why.
 type Dropped struct{ Why error }
 
-// Release says that an index is free again.
+// Release means that an index is free again.
 type Release struct{ Index uint32 }
 
 func (Heard) effect()        {}

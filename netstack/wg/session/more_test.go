@@ -18,7 +18,7 @@ type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { return len(b), nil }
 
-// underLoad keeps a gate busy at a time.
+// underLoad puts a gate under load at the given time.
 func underLoad(t *testing.T, g *noise.Gate, at time.Time, e *end, msg []byte) {
 	t.Helper()
 	var reply [noise.CookieReplySize]byte
@@ -29,7 +29,7 @@ func underLoad(t *testing.T, g *noise.Gate, at time.Time, e *end, msg []byte) {
 	}
 }
 
-// same says whether both ends send by the same session.
+// same reports whether both ends send over the same session.
 func (w *world) same() bool {
 	a, b := w.ends[0].p.Current(w.now), w.ends[1].p.Current(w.now)
 	return a != nil && b != nil && a.Index == b.remote && b.Index == a.remote
@@ -91,7 +91,7 @@ func TestMoveToNewKeys(t *testing.T) {
 			if n := len(w.kinds(0, 1)) + len(w.kinds(1, 1)); n > 3 {
 				t.Errorf("%d initiations", n)
 			}
-			// The old keys are dropped, and with them their sessions.
+			// The old keys are dropped, and their sessions with them.
 			me.locals, other.remotes = me.locals[:1], other.remotes[:1]
 			me.setPairs()
 			other.setPairs()
@@ -181,8 +181,8 @@ func TestAnyScheduleHeals(t *testing.T) {
 		w.lose = func(int, []byte) bool { return false }
 		w.delay = func(int) time.Duration { return 10 * time.Millisecond }
 		w.run(20 * time.Second)
-		// An end that was left with a session which the other has no more finds that out by sending and hearing nothing, for
-		// KEEPALIVE-TIMEOUT + REKEY-TIMEOUT. What it sends before is lost.
+		// An end whose session the other no longer has detects that by sending and hearing nothing for KEEPALIVE-TIMEOUT +
+		// REKEY-TIMEOUT. Packets it sends before that are lost.
 		for range 30 {
 			for _, e := range w.ends {
 				e.step(SetKeepalive{})
@@ -190,7 +190,8 @@ func TestAnyScheduleHeals(t *testing.T) {
 			}
 			w.run(time.Second)
 		}
-		// A session may be over at one end that the other thinks good: what is sent then is lost, until that is noticed.
+		// A session may have ended at one end while the other thinks it valid: packets sent then are lost, until that is
+		// noticed.
 		for range 40 {
 			for i, e := range w.ends {
 				e.send(uint64(1000 + i))
@@ -211,8 +212,8 @@ func TestAnyScheduleHeals(t *testing.T) {
 	})
 }
 
-// TestClocksThatJump suspends nodes, whose clocks go on meanwhile or stand still, and sets clocks forward. Afterwards the two
-// find each other: each end finds out by sending and hearing nothing that the other has no session any more.
+// TestClocksThatJump suspends nodes, whose clocks keep running meanwhile or stop, and sets clocks forward. Afterwards the two
+// recover: each end detects by sending without receiving anything that the other no longer has a session.
 func TestClocksThatJump(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		w := newWorld(t, DefaultLimits)
@@ -242,7 +243,8 @@ func TestClocksThatJump(t *testing.T) {
 			}
 			w.run(time.Second)
 		}
-		// A session may be over at one end that the other thinks good: what is sent then is lost, until that is noticed.
+		// A session may have ended at one end while the other thinks it valid: packets sent then are lost, until that is
+		// noticed.
 		for range 40 {
 			for i, e := range w.ends {
 				e.send(uint64(1000 + i))
@@ -302,8 +304,8 @@ func TestPadding(t *testing.T) {
 	}
 }
 
-// FuzzStep throws bytes at a Peer: as messages, and as a schedule of other events, among them what was said before, and what was
-// said with a bit changed.
+// FuzzStep feeds bytes to a Peer: as messages, and as a schedule of other events, including replays of earlier messages with
+// and without a flipped bit.
 func FuzzStep(f *testing.F) {
 	f.Add([]byte{}, []byte{0, 1, 2, 3})
 	f.Add([]byte{1, 0, 0, 0, 1, 2, 3, 4}, []byte{9, 9, 9})
@@ -348,7 +350,7 @@ func FuzzStep(f *testing.F) {
 	})
 }
 
-// change changes keys of a node, or has it use what it has.
+// change changes keys of a node, or sets its current ones again.
 func (e *end) change(other *end, how int, next *byte) {
 	switch how & 3 {
 	case 0:
@@ -366,7 +368,7 @@ func (e *end) change(other *end, how int, next *byte) {
 	}
 }
 
-// lie gives a node what nobody said, or what was said already, as it was or not.
+// lie gives a node a forged message, or a replayed one with or without a flipped bit.
 func (e *end) lie(msg []byte, said [][]byte, how int) {
 	got := len(e.got)
 	if how&1 == 1 && len(said) > 0 {

@@ -11,60 +11,60 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/wg/noise"
 )
 
-// The times of the WireGuard paper, and of its implementations.
+// The timers of the WireGuard paper, and of its implementations.
 const (
 	RekeyAfterTime  = 120 * time.Second // the initiator of a session makes a new one
 	RejectAfterTime = 180 * time.Second // a session ends
 	rekeyTimeout    = 5 * time.Second   // between initiations
 	jitter          = 334 * time.Millisecond
-	silence         = 10 * time.Second // after which what was received is answered
+	silence         = 10 * time.Second // after which received data is answered
 	floodTime       = time.Second / 50 // between initiations that are answered
 	lastMinute      = RejectAfterTime - silence - rekeyTimeout
 )
 
 const (
-	maxAttempts     = 18 // 90 s of them
+	maxAttempts     = 18 // over 90 s
 	maxMoveAttempts = 6
 	maxSessions     = 8
 )
 
-// Seen is what must be known of a peer's key for as long as the key is valid: the greatest stamp of its initiations, and
-// when that came.
+// Seen is the replay protection of a peer's key, to be kept for as long as the key is valid: the greatest timestamp of its
+// initiations, and when that initiation came.
 type Seen struct {
 	Stamp tai64n.Timestamp
 	At    time.Time
 }
 
-// Pair is a key of this node and one of the peer.
+// Pair is a key of this node and a key of the peer.
 type Pair struct {
 	*noise.Pair
-	// Seen belongs to the peer's key; all its pairs share it.
+	// Seen belongs to the peer's key, and is shared by all its pairs.
 	Seen *Seen
 
 	jar     noise.Jar
-	touched time.Time // when an initiation was sent, or one was answered
+	touched time.Time // when an initiation was last sent or answered
 }
 
 // Config is what a Peer needs.
 type Config struct {
-	// Higher says that this node has the higher id of the two.
+	// Higher reports whether this node has the higher id of the two.
 	Higher bool
-	// Index reserves a number that the peer can name a handshake or session by. It is released by a Release.
+	// Index reserves a number by which the peer can name a handshake or session. A Release frees it.
 	Index func() uint32
-	// Random is where keys are drawn from.
+	// Random is the source of keys.
 	Random io.Reader
 	Limits Limits
 }
 
-// flight is a handshake that waits for its answer.
+// flight is a handshake that waits for its response.
 type flight struct {
 	initiator *noise.Initiator
 	pair      *Pair
 	message   []byte
-	crossed   *Session // of the peer's initiation that came meanwhile
+	crossed   *Session // made by a peer's initiation that came meanwhile
 }
 
-// purpose is why there are handshakes.
+// purpose is why a series of handshakes is made.
 type purpose int
 
 const (
@@ -73,7 +73,7 @@ const (
 	move         // the session in use is not of the first pair
 )
 
-// Peer is another node.
+// Peer is the state of WireGuard with another node.
 type Peer struct {
 	cfg       Config
 	psk       [32]byte
@@ -81,25 +81,25 @@ type Peer struct {
 	pairs     []*Pair
 	sessions  []*Session // newest first
 	current   *Session
-	shaken    time.Time // when a handshake was completed last
+	shaken    time.Time // when a handshake last completed
 	stamp     tai64n.Timestamp
 
 	flight   *flight
 	why      purpose
 	attempts int
-	late     bool // the last chance of the current session to be renewed was taken
+	late     bool // the last chance to renew the current session was used
 
-	// Timers; zero where they do not run.
+	// Timers; zero if not running.
 	retryAt      time.Time // the next attempt
 	moveAt       time.Time // when to begin a move
 	answerAt     time.Time // a keepalive is due, unless we send something
 	again        bool      // data came since answerAt was set
-	silentAt     time.Time // a handshake is due, unless something comes
+	silentAt     time.Time // a handshake is due, unless something arrives
 	persistentAt time.Time
 	expireAt     time.Time // the first session ends
 }
 
-// New is a peer that has no keys yet.
+// New returns a peer without keys.
 func New(cfg Config) *Peer {
 	if cfg.Limits == (Limits{}) {
 		cfg.Limits = DefaultLimits
@@ -107,7 +107,7 @@ func New(cfg Config) *Peer {
 	return &Peer{cfg: cfg}
 }
 
-// Current is the session to send by; nil where there is none.
+// Current returns the session to send over, or nil if there is none.
 func (p *Peer) Current(now time.Time) *Session {
 	if !p.current.usable(now) {
 		return nil
@@ -115,18 +115,18 @@ func (p *Peer) Current(now time.Time) *Session {
 	return p.current
 }
 
-// LastHandshake is when a handshake was completed last; zero for never.
+// LastHandshake returns when a handshake last completed; zero means never.
 func (p *Peer) LastHandshake() time.Time { return p.shaken }
 
-// Sessions says how many sessions there are.
+// Sessions returns the number of sessions.
 func (p *Peer) Sessions() int { return len(p.sessions) }
 
-// Idle says that a Peer has nothing that would be missed.
+// Idle reports whether a Peer has no state that would be missed.
 func (p *Peer) Idle() bool {
 	return len(p.sessions) == 0 && p.flight == nil && p.why == none && p.keepalive == 0
 }
 
-// Next is when a Tick is due; zero for never.
+// Next returns when a Tick is due; zero means never.
 func (p *Peer) Next() (next time.Time) {
 	for _, t := range [...]time.Time{p.retryAt, p.moveAt, p.answerAt, p.silentAt, p.persistentAt, p.expireAt} {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
@@ -136,7 +136,7 @@ func (p *Peer) Next() (next time.Time) {
 	return next
 }
 
-// Step takes an event, and appends to out what is to be done.
+// Step handles an event, and appends the resulting effects to out.
 func (p *Peer) Step(now time.Time, e Event, out []Effect) []Effect {
 	switch e := e.(type) {
 	case Want:
@@ -169,8 +169,7 @@ func (p *Peer) Step(now time.Time, e Event, out []Effect) []Effect {
 	return out
 }
 
-// leave begins a handshake for the first pair where a session lives that is of another key of ours: the peer's end of it may
-// be what the peer speaks by.
+// leave begins a handshake for the first pair if a session under our key l is alive: the peer may still be sending over it.
 func (p *Peer) leave(now time.Time, l *noise.Local, out []Effect) []Effect {
 	if slices.ContainsFunc(p.sessions, func(s *Session) bool { return s.Pair.Local == l && s.Alive(now) }) {
 		return p.shake(now, move, out)
@@ -178,7 +177,7 @@ func (p *Peer) leave(now time.Time, l *noise.Local, out []Effect) []Effect {
 	return out
 }
 
-// cookie keeps what proves to the peer that we are where we say.
+// cookie stores the cookie that proves to the peer that we are at our address.
 func (p *Peer) cookie(now time.Time, e CookieReply, out []Effect) []Effect {
 	pair := p.signed(e.Index)
 	if pair == nil {
@@ -190,8 +189,8 @@ func (p *Peer) cookie(now time.Time, e CookieReply, out []Effect) []Effect {
 	return out
 }
 
-// signed finds the pair by whose keys we sent the handshake message that has an index: our initiation that waits for its
-// answer, or the response that a session came of which the peer may not have yet.
+// signed returns the pair with which we sent the handshake message that has this index: our initiation in flight, or a response
+// whose session the peer may not have yet.
 func (p *Peer) signed(index uint32) *Pair {
 	if f := p.flight; f != nil && f.initiator.Index == index {
 		return f.pair
@@ -204,7 +203,7 @@ func (p *Peer) signed(index uint32) *Pair {
 	return nil
 }
 
-// shake begins a series of initiations, unless one runs that serves as well.
+// shake begins a series of initiations, unless one is running that serves as well.
 func (p *Peer) shake(now time.Time, why purpose, out []Effect) []Effect {
 	if p.why == need || p.why == why || len(p.pairs) == 0 {
 		return out
@@ -212,12 +211,12 @@ func (p *Peer) shake(now time.Time, why purpose, out []Effect) []Effect {
 	running := p.why != none
 	p.why, p.attempts = why, 0
 	if running {
-		return out // its next attempt is near
+		return out // its next attempt is soon
 	}
 	return p.initiate(now, out)
 }
 
-// initiate sends the first message of a handshake, or sees to it that this happens as soon as it may.
+// initiate sends an initiation, or schedules it for as soon as one is allowed.
 func (p *Peer) initiate(now time.Time, out []Effect) []Effect {
 	pair := p.pairs[0]
 	if p.why == need {
@@ -230,7 +229,7 @@ func (p *Peer) initiate(now time.Time, out []Effect) []Effect {
 	p.retryAt = now.Add(rekeyTimeout + p.delay())
 	ephemeral, ok := p.draw()
 	if !ok {
-		return out // without randomness the next attempt may do better
+		return out // without randomness; the next attempt may do better
 	}
 	out = p.land(out)
 	var msg [noise.InitiationSize]byte
@@ -246,7 +245,7 @@ func (p *Peer) initiate(now time.Time, out []Effect) []Effect {
 	return append(out, Message{msg[:]})
 }
 
-// land ends the handshake that is under way.
+// land ends the handshake in flight.
 func (p *Peer) land(out []Effect) []Effect {
 	f := p.flight
 	if f == nil {
@@ -262,15 +261,15 @@ func (p *Peer) draw() (k [32]byte, ok bool) {
 	return k, err == nil
 }
 
-// delay is a random part of the time between attempts, so that two nodes do not keep step.
+// delay returns a random part of the time between attempts, so that two nodes do not stay in step.
 func (p *Peer) delay() time.Duration {
 	var b [4]byte
-	// Where there is no randomness there is no jitter either.
+	// Without randomness there is no jitter either.
 	_, _ = io.ReadFull(p.cfg.Random, b[:])
 	return time.Duration(binary.LittleEndian.Uint32(b[:])) * jitter >> 32
 }
 
-// nextStamp is later than all before it, also when the clock was set back or has not moved by the stamps' measure.
+// nextStamp returns a timestamp later than all before it, even if the clock was set back or moved too little to show.
 func (p *Peer) nextStamp(now time.Time) tai64n.Timestamp {
 	s := noise.Stamp(now)
 	if !s.After(p.stamp) {
@@ -326,7 +325,7 @@ func (p *Peer) initiation(now time.Time, e Initiation, out []Effect) []Effect {
 	return append(out, Message{msg[:]})
 }
 
-// response ends a handshake that we began.
+// response completes a handshake that we began.
 func (p *Peer) response(now time.Time, msg []byte, out []Effect) []Effect {
 	f := p.flight
 	if f == nil {
@@ -352,7 +351,7 @@ func (p *Peer) response(now time.Time, msg []byte, out []Effect) []Effect {
 	return append(out, Ready{Confirm: true})
 }
 
-// received notes an authentic message.
+// received handles the arrival of an authentic message.
 func (p *Peer) received(now time.Time, e Received, out []Effect) []Effect {
 	s := e.Session
 	if s.ended {
@@ -381,19 +380,19 @@ func (p *Peer) received(now time.Time, e Received, out []Effect) []Effect {
 	return out
 }
 
-// outranked says whether the current session is to be used although s was confirmed after it.
+// outranked reports whether to keep using the current session although s was confirmed after it.
 func (p *Peer) outranked(now time.Time, s *Session) bool {
 	c := p.current
 	switch {
 	case !c.usable(now):
 		return false
 	case p.cfg.Higher && s.crossed != nil && c.from == s.crossed:
-		return true // both were made at once, and this one is ours
+		return true // the handshakes crossed, and the current session is from ours
 	}
 	return c.Pair == p.pairs[0] && s.Pair != p.pairs[0] && now.Sub(c.made) < rekeyTimeout
 }
 
-// promote sends by s from now on.
+// promote makes s the session to send over.
 func (p *Peer) promote(now time.Time, s *Session) {
 	p.current, p.late = s, false
 	p.moveAt = time.Time{}
@@ -403,7 +402,7 @@ func (p *Peer) promote(now time.Time, s *Session) {
 	p.armMove(now)
 }
 
-// armMove sees to it that there will be a session of the first pair. One of both nodes is to begin.
+// armMove schedules the handshake for a session of the first pair. Only one of the two nodes should begin it.
 func (p *Peer) armMove(now time.Time) {
 	p.moveAt = now
 	if !p.cfg.Higher {
@@ -411,7 +410,7 @@ func (p *Peer) armMove(now time.Time) {
 	}
 }
 
-// complete notes that a handshake succeeded. What it was not for goes on.
+// complete records that a handshake succeeded. A purpose that it does not serve continues.
 func (p *Peer) complete(now time.Time) {
 	p.shaken = now
 	if p.why == move && p.current != nil && p.current.Pair != p.pairs[0] {
@@ -419,17 +418,17 @@ func (p *Peer) complete(now time.Time) {
 	}
 	p.why, p.attempts = none, 0
 	p.retryAt = time.Time{}
-	if p.flight != nil { // it may still be answered; it is given up when the next one would be due
+	if p.flight != nil { // it may still be answered; it is abandoned when the next one would be due
 		p.retryAt = now.Add(rekeyTimeout)
 	}
 }
 
-// add takes a new session in.
+// add adds a new session to the list.
 func (p *Peer) add(s *Session, out []Effect) []Effect {
 	keep := p.sessions[:0:0]
 	keep = append(keep, s)
 	for _, o := range p.sessions {
-		// The peer began anew, so it does not wait for the answer before; and there is a limit to what is kept.
+		// The peer started over, so it is not waiting for the previous response; and the number of sessions is limited.
 		replaced := !s.Initiator && !o.confirmed && o.Pair == s.Pair
 		if o != p.current && (replaced || len(keep) >= maxSessions-1) {
 			out = p.end(o, out)
@@ -441,7 +440,7 @@ func (p *Peer) add(s *Session, out []Effect) []Effect {
 	return append(out, Install{s})
 }
 
-// end forgets a session; the caller takes it out of the list.
+// end forgets a session; the caller removes it from the list.
 func (p *Peer) end(s *Session, out []Effect) []Effect {
 	s.ended = true
 	if p.current == s {
@@ -460,7 +459,7 @@ func (p *Peer) setSessions(list []*Session) {
 	}
 }
 
-// drop ends the sessions that are not to be kept.
+// drop ends the sessions that keep rejects.
 func (p *Peer) drop(now time.Time, keep func(*Session) bool, out []Effect) []Effect {
 	list := p.sessions[:0:0]
 	for _, s := range p.sessions {
@@ -500,7 +499,7 @@ func (p *Peer) setPairs(now time.Time, pairs []*Pair, out []Effect) []Effect {
 	return out
 }
 
-// fall goes back to the newest session that the peer has for sure.
+// fall goes back to the newest session that the peer is known to have.
 func (p *Peer) fall(now time.Time) {
 	for _, s := range p.sessions {
 		if s.confirmed {
@@ -510,7 +509,7 @@ func (p *Peer) fall(now time.Time) {
 	}
 }
 
-// setKeepalive changes the interval. Where there was none, the first keepalive is due at once.
+// setKeepalive changes the interval. If there was none, the first keepalive is due at once.
 func (p *Peer) setKeepalive(now time.Time, d time.Duration, out []Effect) []Effect {
 	before := p.keepalive
 	p.keepalive = d
@@ -526,13 +525,13 @@ func (p *Peer) setKeepalive(now time.Time, d time.Duration, out []Effect) []Effe
 	return out
 }
 
-// probe tells the peer where we are.
+// probe sends the peer a message that tells it where we are.
 func (p *Peer) probe(now time.Time, out []Effect) []Effect {
 	if p.Current(now) != nil {
 		return p.keep(now, out)
 	}
 	if f := p.flight; f != nil {
-		return append(out, Message{f.message}) // somewhere it may not have been to yet
+		return append(out, Message{f.message}) // perhaps to an endpoint it has not been sent to yet
 	}
 	return p.shake(now, need, out)
 }

@@ -175,7 +175,7 @@ func TestNothingIsSealedBeyondTheLimit(t *testing.T) {
 func TestLastMinute(t *testing.T) {
 	w := newWorld(t, DefaultLimits)
 	w.shake()
-	// Only the responder sends; the initiator's keepalives come too seldom to renew the session in time.
+	// Only the responder sends; the initiator's keepalives are too rare to renew the session in time.
 	for n := range uint64(400) {
 		if w.now.Sub(begun) < 150*time.Second {
 			w.now = w.now.Add(500 * time.Millisecond)
@@ -221,7 +221,7 @@ func TestSilence(t *testing.T) {
 	at := w.now.Sub(begun)
 	w.ends[0].send(2)
 	w.run(10 * time.Second)
-	w.ends[0].send(3) // does not put it off
+	w.ends[0].send(3) // does not postpone it
 	w.run(6 * time.Second)
 	got := w.kinds(0, noise.TypeInitiation)
 	if len(got) != 1 || got[0]-at < 15*time.Second || got[0]-at > 15*time.Second+jitter {
@@ -250,7 +250,7 @@ func TestPersistentKeepalive(t *testing.T) {
 	if n := len(w.ledger); n != 0 {
 		t.Errorf("%d messages after it was turned off", n)
 	}
-	// A peer that does not answer is asked for ever.
+	// A peer that does not answer is retried forever.
 	w.lose = func(int, []byte) bool { return true }
 	a.step(SetKeepalive{25 * time.Second})
 	w.run(time.Hour)
@@ -419,7 +419,7 @@ func TestCookies(t *testing.T) {
 	}
 }
 
-// TestCookieForResponse has the node that begins be under load: the response is taken once it proves where it comes from.
+// TestCookieForResponse puts the initiator under load: it accepts the response once the responder has proved its address.
 func TestCookieForResponse(t *testing.T) {
 	w := newWorld(t, DefaultLimits)
 	a, b := w.ends[0], w.ends[1]

@@ -15,19 +15,19 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/wg/noise"
 )
 
-// Limits are how many messages a session carries.
+// Limits are the message limits of a session.
 type Limits struct {
-	Rekey  uint64 // a new session is made
-	Reject uint64 // this one is not used any more
+	Rekey  uint64 // after this many a new session is made
+	Reject uint64 // after this many the session is unusable
 }
 
-// DefaultLimits are WireGuard's.
+// DefaultLimits are the limits of WireGuard.
 var DefaultLimits = Limits{Rekey: 1 << 60, Reject: 1<<64 - 1<<13 - 1}
 
-// Session is the keys that came out of one handshake.
+// Session holds the keys that resulted from one handshake.
 type Session struct {
 	Pair      *Pair
-	Index     uint32 // by which the peer names it
+	Index     uint32 // by which the peer names the session
 	Initiator bool   // this node began the handshake
 
 	remote uint32 // by which we name it
@@ -43,9 +43,9 @@ type Session struct {
 
 	// These belong to the Peer.
 	confirmed bool    // the peer has shown that it has the keys
-	ended     bool    // the Peer forgot it
-	crossed   *flight // ours that was under way when the peer's handshake came
-	from      *flight // ours that this one is the outcome of
+	ended     bool    // the Peer has forgotten it
+	crossed   *flight // our handshake in flight when the peer's arrived
+	from      *flight // our handshake that produced it
 }
 
 func newSession(p *Pair, k *noise.Keys, index, remote uint32, made time.Time, l Limits) (*Session, error) {
@@ -61,21 +61,21 @@ func newSession(p *Pair, k *noise.Keys, index, remote uint32, made time.Time, l 
 	return s, nil
 }
 
-// Made is when the handshake ended.
+// Made returns when the handshake completed.
 func (s *Session) Made() time.Time { return s.made }
 
-// Alive says whether a session may still be used.
+// Alive reports whether the session is young enough to be used.
 func (s *Session) Alive(now time.Time) bool { return now.Sub(s.made) < RejectAfterTime }
 
-// usable says whether messages may be sent by it.
+// usable reports whether messages may be sent over the session.
 func (s *Session) usable(now time.Time) bool {
 	return s != nil && s.Alive(now) && s.counter.Load() < s.limit
 }
 
-// padding is what content is padded to.
+// padding is the block size that content is padded to.
 const padding = 16
 
-// Padded is how long n bytes of content become, which is never longer than the MTU made them.
+// Padded returns the padded length of n bytes of content. Padding never takes content beyond the MTU.
 func Padded(n, mtu int) int {
 	p := (n + padding - 1) &^ (padding - 1)
 	if p > mtu && n <= mtu {
@@ -84,8 +84,8 @@ func Padded(n, mtu int) int {
 	return p
 }
 
-// Seal makes a message in place of the n bytes of content at buf[noise.HeaderSize:], and says how long it is. There must
-// be room for padding and tag. It refuses when the session has carried all that it may.
+// Seal seals the n bytes of content at buf[noise.HeaderSize:] in place, and returns the size of the message. There must be room
+// for padding and tag. ok is false if the session has reached its message limit.
 func (s *Session) Seal(buf []byte, n, mtu int) (size int, ok bool) {
 	counter, ok := s.take()
 	if !ok {
@@ -98,8 +98,8 @@ func (s *Session) Seal(buf []byte, n, mtu int) (size int, ok bool) {
 	return padded + noise.Overhead, true
 }
 
-// SealTo makes a message at the start of buf, where there must be room for it, from content that lies elsewhere. Content must
-// have capacity for its padding; what is there is the same afterwards.
+// SealTo seals content that lies elsewhere into a message at the start of buf, which must have room for it. Content must have
+// capacity for its padding; those bytes are restored afterwards.
 func (s *Session) SealTo(buf, content []byte, mtu int) (size int, ok bool) {
 	counter, ok := s.take()
 	if !ok {
@@ -120,19 +120,19 @@ func (s *Session) SealTo(buf, content []byte, mtu int) (size int, ok bool) {
 	return padded + noise.Overhead, true
 }
 
-// take takes the next counter, if there is one left.
+// take returns the next counter, if there is one left.
 func (s *Session) take() (uint64, bool) {
 	counter := s.counter.Add(1) - 1
 	if counter >= s.limit {
-		s.counter.Store(s.limit) // it must never come round
+		s.counter.Store(s.limit) // it must never wrap around
 		return 0, false
 	}
 	return counter, true
 }
 
-// seal seals content behind where the header is to stand in buf.
+// seal writes a message with the given content and counter to buf.
 func (s *Session) seal(buf, content []byte, counter uint64) {
-	// The nonce is four zero bytes and the counter. It stands where the header will, so that none has to be allocated.
+	// The nonce is four zero bytes and the counter. It is built where the header goes, so that none has to be allocated.
 	nonce := buf[4:noise.HeaderSize]
 	clear(nonce[:4])
 	binary.LittleEndian.PutUint64(nonce[4:], counter)
@@ -141,7 +141,7 @@ func (s *Session) seal(buf, content []byte, counter uint64) {
 	binary.LittleEndian.PutUint32(buf[4:], s.remote)
 }
 
-// Why a message is not taken.
+// Why a message was not accepted.
 var (
 	ErrForged  = errors.New("not authentic")
 	ErrReplay  = errors.New("came before, or too late")
@@ -149,8 +149,8 @@ var (
 	ErrUnknown = errors.New("no handshake waits for it")
 )
 
-// Open gives the content of a transport message, in place, if it is authentic and came the first time. The message's
-// header is no use afterwards.
+// Open decrypts a transport message in place and returns its content, if it is authentic and not a replay. It overwrites the
+// message's header.
 func (s *Session) Open(msg []byte) (content []byte, err error) {
 	if len(msg) < noise.Overhead {
 		return nil, ErrForged

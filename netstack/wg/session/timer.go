@@ -2,13 +2,13 @@ package session
 
 import "time"
 
-// spoke notes that something authentic was sent.
+// spoke records that something authentic was sent.
 func (p *Peer) spoke(now time.Time) {
 	p.answerAt = time.Time{}
 	p.traverse(now)
 }
 
-// heard notes that something authentic came.
+// heard records that something authentic arrived.
 func (p *Peer) heard(now time.Time) {
 	p.silentAt = time.Time{}
 	p.traverse(now)
@@ -20,7 +20,7 @@ func (p *Peer) traverse(now time.Time) {
 	}
 }
 
-// sent notes that messages went out by the current session.
+// sent records that messages were sent over the current session.
 func (p *Peer) sent(now time.Time, data bool, out []Effect) []Effect {
 	p.spoke(now)
 	if data && p.silentAt.IsZero() {
@@ -33,7 +33,7 @@ func (p *Peer) sent(now time.Time, data bool, out []Effect) []Effect {
 	return out
 }
 
-// due says whether a timer's time has come, and stops it if so.
+// due reports whether a timer has expired, and stops it if so.
 func due(now time.Time, t *time.Time) bool {
 	if t.IsZero() || now.Before(*t) {
 		return false
@@ -42,7 +42,7 @@ func due(now time.Time, t *time.Time) bool {
 	return true
 }
 
-// tick does what is due.
+// tick handles all expired timers.
 func (p *Peer) tick(now time.Time, out []Effect) []Effect {
 	if due(now, &p.expireAt) {
 		out = p.drop(now, func(s *Session) bool { return s.Alive(now) }, out)

@@ -14,7 +14,7 @@ const mtu = 1420
 
 var begun = time.Unix(1_700_000_000, 0)
 
-// world is two nodes and the messages between them, in a time of its own.
+// world is two nodes and the messages between them, in simulated time.
 type world struct {
 	t      testing.TB
 	now    time.Time
@@ -25,7 +25,7 @@ type world struct {
 	ledger []entry
 }
 
-// entry is a message as it was sent.
+// entry records a sent message.
 type entry struct {
 	at   time.Time
 	from int
@@ -39,7 +39,7 @@ type flying struct {
 	msg []byte
 }
 
-// end is one node with a Peer that stands for the other.
+// end is one node with a Peer for the other.
 type end struct {
 	w        *world
 	number   int
@@ -50,16 +50,16 @@ type end struct {
 	index    uint32
 	reserved map[uint32]*Session
 	waiting  [][]byte
-	got      []uint64 // the numbers of the packets that came
+	got      []uint64 // numbers of the received packets
 	tally    map[string]int
-	ahead    time.Duration // of the world's time: how far its clock was set, less what it did not count while it slept
-	asleep   bool          // nothing happens on it, and what comes is lost
+	ahead    time.Duration // of the world's time: how far its clock was set, minus what it missed while suspended
+	asleep   bool          // nothing happens on it, and messages to it are lost
 }
 
-// now is the time by its clock.
+// now returns the time on its clock.
 func (e *end) now() time.Time { return e.w.now.Add(e.ahead) }
 
-// sleep suspends a node for a while. Its clock may go on meanwhile, or not.
+// sleep suspends a node for d. Its clock keeps running meanwhile if counts is set.
 func (e *end) sleep(d time.Duration, counts bool) {
 	e.asleep = true
 	e.w.run(d)
@@ -112,7 +112,7 @@ func (e *end) reserve() uint32 {
 	return e.index
 }
 
-// setPairs tells the Peer all pairs of the keys, the first of both first.
+// setPairs gives the Peer all pairs of the keys, in their order.
 func (e *end) setPairs() {
 	var list []*Pair
 	for _, l := range e.locals {
@@ -193,7 +193,7 @@ func (e *end) step(ev Event) {
 	}
 }
 
-// seal sends content by the current session.
+// seal sends content over the current session.
 func (e *end) seal(content []byte) {
 	s := e.p.Current(e.now())
 	if s == nil {
@@ -234,7 +234,7 @@ func (w *world) put(from int, msg []byte) {
 	slices.SortStableFunc(w.air, func(a, b flying) int { return a.at.Compare(b.at) })
 }
 
-// arrive takes a message.
+// arrive handles a message.
 func (e *end) arrive(msg []byte) {
 	if len(msg) < noise.Overhead {
 		return
@@ -277,7 +277,7 @@ func (e *end) arrive(msg []byte) {
 	}
 }
 
-// run lets time pass.
+// run lets d pass.
 func (w *world) run(d time.Duration) {
 	until := w.now.Add(d)
 	for range 1_000_000 {
@@ -317,7 +317,7 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// kinds counts the messages of a kind that a node sent.
+// kinds returns when a node sent messages of a kind.
 func (w *world) kinds(from int, kind uint32) (out []time.Duration) {
 	for _, l := range w.ledger {
 		if l.from == from && l.kind == kind {
@@ -327,7 +327,7 @@ func (w *world) kinds(from int, kind uint32) (out []time.Duration) {
 	return out
 }
 
-// shake lets both have a session that the first node began.
+// shake gives both a session that the first node began.
 func (w *world) shake() {
 	w.t.Helper()
 	w.ends[0].send(1)

@@ -17,7 +17,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Contract tries an engine.
+// Contract tests an engine.
 func Contract(t *testing.T, make Make) {
 	for _, c := range []struct {
 		name string
@@ -184,7 +184,7 @@ func removal(t *testing.T, w *world) {
 		t.Errorf("removing nobody: %v", err)
 	}
 	w.set(w.a, w.b.Config())
-	time.Sleep(10 * time.Second) // a handshake that nobody answered is repeated after five
+	time.Sleep(10 * time.Second) // an unanswered handshake is repeated after five
 	w.mustPing(w.a, w.b)
 }
 
@@ -326,7 +326,7 @@ func changingKeys(t *testing.T, w *world) {
 		if err := w.b.Engine.RotateLocalKey(next); err != nil {
 			t.Fatal(err)
 		}
-		// An engine with one key at a time shakes hands anew, and does so twice if both ends begin in the same moment.
+		// An engine with one key at a time does a new handshake, and two if both ends begin at the same moment.
 		time.Sleep(17 * time.Second)
 		w.mustPing(w.a, w.b)
 		w.mustPing(w.b, w.a)

@@ -1,2 +1,2 @@
-// Package wgtest is the contract that every wg.Engine keeps: two of them on a simulated Internet, in virtual time.
+// Package wgtest is the contract that every wg.Engine keeps: it tests two of them on a simulated Internet, in virtual time.
 package wgtest

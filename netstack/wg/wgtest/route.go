@@ -39,7 +39,7 @@ func (r *routed) close() {
 	}
 }
 
-// serve says which routes node a knows behind a router.
+// serve sets the routes that node a knows behind a router.
 func (r *routed) serve(router *Node, list ...string) {
 	r.t.Helper()
 	cfg := router.Config()
@@ -47,7 +47,7 @@ func (r *routed) serve(router *Node, list ...string) {
 	r.set(r.a, cfg)
 }
 
-// leads checks to which router an address leads, and that packets may come from it through that one alone; nil is neither.
+// leads checks that an address is routed to want, and accepted as a source from want alone; nil means neither router.
 func (r *routed) leads(to string, want *Node) {
 	r.t.Helper()
 	before := map[*Node]int{}
@@ -67,7 +67,7 @@ func (r *routed) leads(to string, want *Node) {
 	}
 }
 
-// comes says whether a packet with the source comes through a router to node a.
+// comes reports whether a packet with the given source gets through a router to node a.
 func (r *routed) comes(router *Node, src string) bool {
 	before, _ := r.a.Stack.Received()
 	dst := r.a.Addrs.V4
@@ -80,7 +80,7 @@ func (r *routed) comes(router *Node, src string) bool {
 	return now != before
 }
 
-// handshakes are the times of the last ones.
+// handshakes returns the times of the last handshakes.
 func (r *routed) handshakes() (list []time.Time) {
 	r.t.Helper()
 	all, err := r.a.Engine.Peers()
@@ -124,7 +124,7 @@ func routes(t *testing.T, w *world) {
 	if !slices.Equal(r.handshakes(), begun) {
 		t.Error("routes: a new handshake")
 	}
-	// A peer takes its routes with it, and brings none back that it is not given.
+	// A removed peer's routes go with it, and do not come back unless configured again.
 	r.serve(r.b, "10.1.0.0/16")
 	r.leads("10.1.0.1", r.b)
 	if err := w.a.Engine.RemovePeer(w.b.ID); err != nil {
@@ -163,25 +163,25 @@ func movedRoute(t *testing.T, w *world) {
 	r := newRouted(t, w)
 	defer r.close()
 	begun := r.handshakes()
-	// One gives it up before the other has it.
+	// One router gives the route up before the other has it.
 	r.serve(r.b, "10.1.0.0/16", "10.2.0.0/16")
 	r.serve(r.b, "10.2.0.0/16")
 	r.serve(r.c, "10.1.0.0/16")
 	r.leads("10.1.0.1", r.c)
 	r.leads("10.2.0.1", r.b)
-	// The other has it before the one gives it up.
+	// The other has it before the first gives it up.
 	r.serve(r.b, "10.1.0.0/16", "10.2.0.0/16")
 	r.leads("10.1.0.1", r.b)
 	r.serve(r.c)
 	r.leads("10.1.0.1", r.b)
-	// They change places.
+	// They swap.
 	r.serve(r.b, "10.1.0.0/16")
 	r.serve(r.c, "10.2.0.0/16")
 	r.serve(r.b, "10.2.0.0/16")
 	r.serve(r.c, "10.1.0.0/16")
 	r.leads("10.1.0.1", r.c)
 	r.leads("10.2.0.1", r.b)
-	// Whoever lost one does not take it away by leaving.
+	// Removing a peer whose route was taken over does not remove the route.
 	r.serve(r.b, "10.1.0.0/16", "10.2.0.0/16")
 	if err := w.a.Engine.RemovePeer(r.c.ID); err != nil {
 		t.Fatal(err)

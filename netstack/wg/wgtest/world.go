@@ -21,7 +21,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Make makes the engine that is to be tried, of the node with this ID.
+// Make creates the engine under test for the node with this ID.
 type Make func(proto.NodeID, tun.Device, conn.Bind, *slog.Logger) wg.Engine
 
 // Open is a tun.Hook that lets everything pass.
@@ -48,22 +48,22 @@ type Node struct {
 
 const port = 41641
 
-// overlay is where the nodes' own addresses come from.
+// overlay are the prefixes of the nodes' own addresses.
 var overlay = []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("fd00:1::/48")}
 
-// NewNode makes a node on the host, known by number from 1 to 99. Its engine is configured and has no peers.
+// NewNode creates a node on the host; number is from 1 to 99. Its engine is configured and has no peers.
 func NewNode(t testing.TB, make Make, host *sim.Host, number byte) *Node {
 	t.Helper()
 	return NewNodeWith(t, make, Open{}, host, number)
 }
 
-// NewNodeWith is NewNode with a hook that judges its packets.
+// NewNodeWith is NewNode with a hook that filters its packets.
 func NewNodeWith(t testing.TB, make Make, hook tun.Hook, host *sim.Host, number byte) *Node {
 	t.Helper()
 	return NewNodeOver(t, make, hook, host, number, func(b conn.Bind) conn.Bind { return b })
 }
 
-// NewNodeOver is NewNodeWith with something between the node and its host's network.
+// NewNodeOver is NewNodeWith with a bind between the node and its host's network.
 func NewNodeOver(t testing.TB, make Make, hook tun.Hook, host *sim.Host, number byte, under func(conn.Bind) conn.Bind) *Node {
 	t.Helper()
 	k, err := key.NewNode(rand.Reader)
@@ -85,7 +85,7 @@ func NewNodeOver(t testing.TB, make Make, hook tun.Hook, host *sim.Host, number 
 	return n
 }
 
-// Config is how others know the node.
+// Config returns how other nodes configure this one.
 func (n *Node) Config() wg.PeerConfig {
 	cfg := wg.PeerConfig{ID: n.ID, Keys: []key.NodePublic{n.Key.Public()}, Addrs: n.Addrs}
 	for _, a := range n.Host.Addrs() {
@@ -94,7 +94,7 @@ func (n *Node) Config() wg.PeerConfig {
 	return cfg
 }
 
-// Ping says whether an echo request comes back within some seconds.
+// Ping returns an error unless an echo reply arrives within three seconds.
 func (n *Node) Ping(to netip.Addr) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
@@ -156,7 +156,7 @@ func (w *world) mustNotPing(from, to *Node) {
 	}
 }
 
-// stats are what an engine says of its only peer.
+// stats returns an engine's counters for its only peer.
 func (w *world) stats(at *Node) wg.PeerStats {
 	w.t.Helper()
 	synctest.Wait()
