@@ -33,7 +33,7 @@ func TestChecked(t *testing.T) {
 	}
 }
 
-// Who does not have the node key can write nothing there that is believed, and damage costs time alone.
+// TestCheckedByOthers checks that nothing written without the node key is believed, and that damage costs only time.
 func TestCheckedByOthers(t *testing.T) {
 	d, s := filled(t)
 	stranger, err := key.NewNode(rand.Reader)
