@@ -46,7 +46,7 @@ type dataPath struct {
 	relays []proto.Relay // of the netmap
 
 	steering *steering
-	looked   time.Time // when the engine's counters were looked at last
+	looked   time.Time // when the engine's counters were last read
 
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup

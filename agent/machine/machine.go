@@ -360,7 +360,7 @@ func (m *Machine) closeAll() {
 	m.do(Install{}, Sweep{})
 }
 
-// forget makes the node one that was never enrolled.
+// forget turns the node into one that was never enrolled.
 func (m *Machine) forget() {
 	m.self, m.netmap, m.join = nil, nil, nil
 	m.floors = state.Floors{}

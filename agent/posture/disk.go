@@ -27,7 +27,7 @@ func diskEncrypted(ctx context.Context, h Host) []Reading {
 	}
 	for _, f := range fields(swaps, 2) {
 		if !strings.HasPrefix(f[0], "/") {
-			continue // the heading
+			continue // the header line
 		}
 		v := d.swap(unescape(f[0]), f[1])
 		notes = append(notes, "swap "+v.note)

@@ -91,7 +91,7 @@ const (
 // walker follows a packet through chains.
 type walker struct {
 	chains []osnet.FilterChain
-	left   int // left of maxSteps
+	left   int // steps left, of maxSteps
 }
 
 func (w *walker) walk(c *osnet.FilterChain, depth int) end {

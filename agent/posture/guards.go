@@ -18,8 +18,8 @@ import (
 // Guard is an endpoint protection product (EDR).
 type Guard struct {
 	Name    string // as policies name it
-	Program string // the systemd unit that runs it
-	Unit    string // of systemd, that runs it
+	Program string // path
+	Unit    string // the systemd unit that runs it
 }
 
 // guards are the known products. The agent may be configured with more.

@@ -44,8 +44,8 @@ func (d *disk) step() error {
 	return nil
 }
 
-// reboot leaves the disk as the next run finds it. A kill keeps everything that was written, as the kernel does when a process dies;
-// a power cut keeps what was synced, and a random part of the rest.
+// reboot leaves the disk as the next run finds it. A kill keeps everything that was written, as the kernel does when a
+// process dies; a power cut keeps what was synced, and a random part of the rest.
 func (d *disk) reboot(powerCut bool) {
 	d.left = -1
 	if !powerCut {
