@@ -177,7 +177,7 @@ func (a *Agent) controlConfig(urls []string, hostname string) control.Config {
 		Dial: a.cfg.Edges.Dial, Proxy: a.cfg.Edges.Proxy, Now: a.time.Now, Heard: a.time.Heard, Rand: newRand(),
 		URLs: urls, Device: a.loop.keys.device, Prover: a.loop.keys.prover(), Program: a.cfg.Program, Hostname: hostname, Facts: a.facts,
 		Emit: func(ctx context.Context, e machine.Event) {
-			// An error means that the client was closed or the agent is ending: nobody wants the event any more.
+			// An error means that the client was closed or the agent is ending: nobody wants the event.
 			_ = a.post(ctx, func() { a.step(e) })
 		},
 	}

@@ -51,7 +51,7 @@ func TestCheckedByOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	none("under another key")
-	// A key that an intruder puts beside this node's is not one that the certificate names.
+	// The certificate does not name a key that an intruder puts beside this node's.
 	if err := d.SaveNodes([]key.NodePrivate{s.node.Node, stranger}); err != nil {
 		t.Fatal(err)
 	}
