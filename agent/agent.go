@@ -29,14 +29,14 @@ type Agent struct {
 	log  *slog.Logger
 	time *meshtime.Time
 
-	inbox   chan func() // for the loop; unbuffered, so that what waits is held back at its source
+	inbox   chan func() // for the loop; unbuffered, so that senders block until the loop is ready
 	running chan struct{}
 	ended   chan struct{}
 	filter  *filter.Filter
-	program atomic.Pointer[filter.Program] // installed last
+	program atomic.Pointer[filter.Program] // stored after the filter has it
 	offered atomic.Pointer[[]netip.Prefix]
 	health  *posture.Watch                // set when Run begins
-	shown   atomic.Pointer[identity.Self] // to relays
+	shown   atomic.Pointer[identity.Self] // the identity shown to relays
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
@@ -44,7 +44,7 @@ type Agent struct {
 	loop loopState
 }
 
-// loopState is what the loop alone may touch.
+// loopState is the state that only the loop may touch.
 type loopState struct {
 	dir     *state.Dir
 	keys    keys
@@ -53,23 +53,23 @@ type loopState struct {
 	beyond  machine.Beyond
 	client  *control.Client
 	pathKey pathKey
-	held    *control.Held // while the node that has enrolled on it becomes one
+	held    *control.Held // held for a node that has just enrolled, until its client attaches
 	enrolment
 	timer    *time.Timer
 	armed    time.Time
 	awake    awake
-	port     uint16   // UDP, as it was last
+	port     uint16   // the UDP port last used
 	flows    []byte   // from the last run, until the first program is in force
-	problems []string // of the host's network, as it was looked at last
+	problems []string // problems of the host's network, as last checked
 }
 
-// enrolment is one that runs.
+// enrolment is an enrolment in progress.
 type enrolment struct {
-	cancel context.CancelFunc // nil: none runs
+	cancel context.CancelFunc // nil: none in progress
 	done   chan struct{}
 }
 
-// New checks the configuration, takes hold of the state directory and reads it. Nothing else is touched before Run.
+// New checks the configuration, opens and locks the state directory and loads it. It touches nothing else; Run does.
 func New(cfg Config) (*Agent, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
@@ -120,16 +120,16 @@ func New(cfg Config) (*Agent, error) {
 
 func newRand() *rand.Rand { return rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) }
 
-// tickMax is how long the loop sleeps at most before it looks at the time: a suspend stops timers, but not certificates.
+// tickMax is the longest the loop sleeps before it checks the time: a suspend stops timers, but certificates still expire.
 const tickMax = 15 * time.Second
 
-// Run is the node's life. It returns when the context ends, and everything on the host is as it was before.
+// Run runs the node until the context ends. When it returns, the host is as it was before.
 func (a *Agent) Run(ctx context.Context) (err error) {
 	defer close(a.ended)
 	defer func() { err = errors.Join(err, a.stop()) }()
 	if a.cfg.Listener != nil {
 		server := localapi.Serve(a.cfg.Listener, a, a.cfg.Access, a.log)
-		// Calls wait for the loop, which has ended by then: the contexts that Close ends are what frees them.
+		// Calls wait for the loop, which has ended by then: Close cancels their contexts, and that frees them.
 		defer server.Close()
 	}
 	a.log.Info("agent starts", "version", a.cfg.Program, "state", a.loop.dir.Path())
@@ -155,7 +155,8 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 }
 
-// clean removes what a crash left, unless the node shall be up: then it is taken over as it is, and nothing opens meanwhile.
+// clean removes what a crash left behind, unless the node is to be up: then it is taken over as it is, so that nothing opens
+// in between.
 func (a *Agent) clean() error {
 	if a.loop.machine.State() == machine.StateDown {
 		return a.cfg.Edges.Network.Down()
@@ -163,12 +164,12 @@ func (a *Agent) clean() error {
 	return nil
 }
 
-// stop puts everything back.
+// stop restores the host and closes everything.
 func (a *Agent) stop() error {
 	a.step(machine.Stop{})
 	a.hang()
 	if a.loop.path != nil && a.program.Load() != nil {
-		// An upgrade of the agent should not cut every connection.
+		// Upgrading the agent should not cut every connection.
 		if err := a.loop.dir.SaveFlows(a.filter.AppendFlows(nil, time.Now())); err != nil {
 			a.log.Warn("connections end with the agent", "err", err)
 		}
@@ -183,7 +184,7 @@ func (a *Agent) stop() error {
 	return err
 }
 
-// saveChecked spares the next start the signatures that were checked by this one.
+// saveChecked saves which signatures were verified, so that the next start need not verify them again.
 func (a *Agent) saveChecked() error {
 	node, good := a.loop.keys.node(), a.loop.machine.Checked()
 	if node.IsZero() || len(good) == 0 {
@@ -192,10 +193,10 @@ func (a *Agent) saveChecked() error {
 	return a.loop.dir.SaveChecked(node, good)
 }
 
-// errEnded says that the agent is gone, or going.
+// errEnded is returned once the loop has ended.
 var errEnded = errors.New("the agent is stopping")
 
-// post hands the loop something to do, unless the context ends first.
+// post hands f to the loop, unless the context or the agent ends first.
 func (a *Agent) post(ctx context.Context, f func()) error {
 	select {
 	case a.inbox <- f:
@@ -207,23 +208,23 @@ func (a *Agent) post(ctx context.Context, f func()) error {
 	}
 }
 
-// call lets the loop do something and waits until it is done.
+// call runs f on the loop and waits until it has finished.
 func (a *Agent) call(ctx context.Context, f func()) error {
 	done := make(chan struct{})
 	if err := a.post(ctx, func() { defer close(done); f() }); err != nil {
 		return err
 	}
-	<-done // the loop does what it has taken
+	<-done // the loop runs every f that it has received
 	return nil
 }
 
-// awake notices when the machine has slept: a clock that counts suspend then runs ahead of one that does not.
+// awake notices that the machine was suspended: a clock that counts suspend then runs ahead of one that does not.
 type awake struct {
 	boot time.Duration
 	mono time.Time
 }
 
-// slept says whether the machine has slept since it was asked last.
+// slept reports whether the machine was suspended since the last call.
 func (w *awake) slept(boot time.Duration, mono time.Time) bool {
 	ahead := (boot - w.boot) - mono.Sub(w.mono)
 	first := w.mono.IsZero()
@@ -235,7 +236,7 @@ func (a *Agent) tick() {
 	if a.loop.awake.slept(a.cfg.Edges.Clock.Boot(), time.Now()) {
 		a.log.Info("the machine has slept")
 		if c := a.loop.client; c != nil {
-			// The coordinator has given up the stream long ago; nobody is told before the next deadline.
+			// The coordinator has dropped the stream long ago, and this end would not notice before the next deadline.
 			c.Kick(func(net.Addr) bool { return true })
 		}
 	}
@@ -245,7 +246,7 @@ func (a *Agent) tick() {
 	a.arm()
 }
 
-// arm sets the timer to what the machine asked for.
+// arm sets the timer for the time that the machine asked for.
 func (a *Agent) arm() {
 	wait := tickMax
 	if !a.loop.armed.IsZero() {
@@ -254,7 +255,7 @@ func (a *Agent) arm() {
 	a.loop.timer.Reset(wait)
 }
 
-// announce wakes those who wait for a change.
+// announce wakes everyone who waits for a change.
 func (a *Agent) announce() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -262,15 +263,16 @@ func (a *Agent) announce() {
 	a.changed = make(chan struct{})
 }
 
-// change is closed at the next change.
+// change returns a channel that is closed at the next change.
 func (a *Agent) change() <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.changed
 }
 
-// Running is closed when the node has started: local programs are answered, and what was on the disk is in force.
+// Running returns a channel that is closed once the node has started: local programs get answers, and the loaded state is in
+// force.
 func (a *Agent) Running() <-chan struct{} { return a.running }
 
-// Answers says whether the loop still takes what it is given.
+// Answers reports whether the loop still responds.
 func (a *Agent) Answers(ctx context.Context) bool { return a.call(ctx, func() {}) == nil }

@@ -19,7 +19,7 @@ import (
 
 var _ localapi.Backend = (*Agent)(nil)
 
-// Up makes the node run, with a join code where it is in no mesh yet, and waits until packets can pass.
+// Up brings the node up, with a join code if it is not in a mesh yet, and waits until packets can pass.
 func (a *Agent) Up(ctx context.Context, r *redoubtv1.UpRequest, progress func(string)) (*redoubtv1.Status, error) {
 	code, hostname := r.GetCode(), r.GetHostname()
 	event := machine.Up{Hostname: hostname}
@@ -39,7 +39,7 @@ func (a *Agent) Up(ctx context.Context, r *redoubtv1.UpRequest, progress func(st
 		return nil, ctx.Err()
 	}
 	var refused error
-	var member string // what the node is called, if it is in the mesh already
+	var member string // the node's name, if it is in the mesh already
 	var unused string
 	err := a.call(ctx, func() {
 		if event.Routing, refused = changed(a.loop.machine.Routing(), r.GetRouting()); refused != nil {
@@ -80,7 +80,7 @@ func (a *Agent) Up(ctx context.Context, r *redoubtv1.UpRequest, progress func(st
 	return a.await(ctx, progress)
 }
 
-// await tells what happens until the node runs, or cannot.
+// await reports progress until the node runs, or cannot.
 func (a *Agent) await(ctx context.Context, progress func(string)) (*redoubtv1.Status, error) {
 	last, joins := "", false
 	for {
@@ -93,7 +93,7 @@ func (a *Agent) await(ctx context.Context, progress func(string)) (*redoubtv1.St
 		var step string
 		switch machine.State(st.GetState()) {
 		case machine.StateRunning:
-			if joins { // and was faster than this
+			if joins { // it went faster than this loop saw
 				progress(enrolled)
 			}
 			return st, nil
@@ -120,7 +120,7 @@ func (a *Agent) await(ctx context.Context, progress func(string)) (*redoubtv1.St
 	}
 }
 
-// reasons are the problems of a status, or what to say where there are none.
+// reasons joins the problems of a status; it returns otherwise if there are none.
 func reasons(st *redoubtv1.Status, otherwise string) string {
 	if len(st.GetProblems()) == 0 {
 		return otherwise
@@ -128,12 +128,12 @@ func reasons(st *redoubtv1.Status, otherwise string) string {
 	return strings.Join(st.GetProblems(), "; ")
 }
 
-// Down makes the node stop, and puts the host's network back.
+// Down takes the node down and restores the host's network.
 func (a *Agent) Down(ctx context.Context) error {
 	return a.call(ctx, func() { a.step(machine.Down{}) })
 }
 
-// Whois says whose an overlay address is, and what this node's applications grant to it.
+// Whois returns the node that owns an overlay address, and the application capabilities that this node grants to it.
 func (a *Agent) Whois(ctx context.Context, addr netip.Addr) (*redoubtv1.WhoisResponse, error) {
 	n, err := a.find(ctx, addr.String())
 	if err != nil {
@@ -147,7 +147,7 @@ func (a *Agent) Whois(ctx context.Context, addr netip.Addr) (*redoubtv1.WhoisRes
 	})
 }
 
-// find finds this node, or a peer, by name, id or overlay address.
+// find finds this node or a peer by name, ID or overlay address.
 func (a *Agent) find(ctx context.Context, who string) (*cert.Node, error) {
 	var found *cert.Node
 	addr, _ := netip.ParseAddr(who)

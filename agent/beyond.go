@@ -16,7 +16,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// network is what the host's network ought to be for a data path.
+// network returns the configuration that a data path needs of the host's network.
 func (a *Agent) network(p *dataPath) osnet.Config {
 	b := a.loop.beyond
 	return osnet.Config{
@@ -27,7 +27,7 @@ func (a *Agent) network(p *dataPath) osnet.Config {
 	}
 }
 
-// lead brings the host's network in line with what is led beyond the mesh now.
+// lead brings the host's network in line with the routes beyond the mesh.
 func (a *Agent) lead(e machine.Lead) error {
 	a.loop.beyond = e.Beyond
 	p := a.loop.path
@@ -41,7 +41,7 @@ func (a *Agent) lead(e machine.Lead) error {
 	return nil
 }
 
-// changed is what somebody wants to be different, put into what there is.
+// changed applies a requested change to the routing settings.
 func changed(was state.Routing, c *redoubtv1.RoutingChange) (*state.Routing, error) {
 	if c == nil {
 		return nil, nil
@@ -78,10 +78,10 @@ func changed(was state.Routing, c *redoubtv1.RoutingChange) (*state.Routing, err
 	return &was, was.Check(proto.Mesh{})
 }
 
-// wrong is an error of whoever asked.
+// wrong marks an error as the caller's.
 func wrong(err error) error { return &localapi.Error{Code: connect.CodeInvalidArgument, Err: err} }
 
-// notYet says that routes of others wait to be accepted, to who has not said anything about them.
+// notYet tells a user who has not decided about accepting routes how many are waiting for that; empty if none are.
 func notYet(v machine.RoutingView) string {
 	n := 0
 	for _, r := range v.Routes {
@@ -114,7 +114,7 @@ func routing(v machine.RoutingView) *redoubtv1.Routing {
 	return out
 }
 
-// offers are the routes that the coordinator is told of. Whoever speaks with it reads them from a goroutine of its own.
+// offers returns the routes to announce to the coordinator. The control client calls it from its own goroutine.
 func (a *Agent) offers() []netip.Prefix {
 	if p := a.offered.Load(); p != nil {
 		return *p

@@ -30,70 +30,73 @@ import (
 // DefaultInterface is the TUN device's name.
 const DefaultInterface = "redoubt0"
 
-// Config is what an agent is made with.
+// Config configures an agent.
 type Config struct {
 	StateDir   string
 	Interface  string // empty: DefaultInterface
 	ListenPort uint16 // UDP; 0: any
-	// Listener is where local programs reach the agent, which owns it; nil where none shall.
+	// Listener is where local programs reach the agent, which owns it; nil means that they cannot.
 	Listener net.Listener
-	// Access says which of them may change something.
+	// Access says which local programs may make changes.
 	Access   localapi.Access
-	Hostname string // what to be called where Up says nothing; empty: the machine's
-	// TPM is where the machine's TPM is: device.Auto, device.Off, a device or unix:PATH; empty: off.
+	Hostname string // the name to ask for if Up gives none; empty: the machine's
+	// TPM says where the machine's TPM is: device.Auto, device.Off, a device file or unix:PATH; empty means off.
 	TPM string
-	// DeviceKey is where a device key is made: KeyAuto, KeyTPM or KeyFile; empty: KeyAuto.
+	// DeviceKey says where a device key is created: KeyAuto, KeyTPM or KeyFile; empty means KeyAuto.
 	DeviceKey string
-	// EventLog is the file with the log of measured boot; empty: none.
+	// EventLog is the file with the measured boot log; empty means none.
 	EventLog string
-	// Certificate and CertificateKey are files with a certificate of the company and its key, in PEM; empty: there is none.
+	// Certificate and CertificateKey are PEM files with a company-issued certificate and its key; empty means none.
 	Certificate, CertificateKey string
-	// LeaveRouter is not to ask the router for a port.
+	// LeaveRouter disables port mapping on the router.
 	LeaveRouter bool
-	// Guards are programs that watch over the machine, beside those that are known.
+	// Guards are endpoint protection products to look for, in addition to the known ones.
 	Guards  []posture.Guard
 	Program string // version of the program
 	Log     *slog.Logger
-	// Registry takes the metrics; nil: nobody wants them.
+	// Registry receives the metrics; nil disables them.
 	Registry prometheus.Registerer
 	Edges    Edges
 }
 
-// Edges is the world as the agent sees it. What is left out is the real one.
+// Edges is everything outside the agent. Whatever is left out is filled in with the real implementation.
 type Edges struct {
 	Clock meshtime.Clock
 	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
-	// Proxy says by which proxy a server of the mesh is reached; where Dial is given, nil means by none.
+	// Proxy returns the proxy through which to reach a server of the mesh. If Dial is given, nil means no proxy.
 	Proxy func(server *url.URL) (*url.URL, error)
-	// Resolve finds the addresses of a host; where Dial is given, nil means that names are left to that.
+	// Resolve finds the addresses of a host. If Dial is given, nil leaves names to Dial.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 	OpenTUN func(name string, mtu int) (tun.Device, error)
 	NewBind func(bind.Config) *bind.Bind
 	Network osnet.Network
-	// Router is how a port is asked of the router; where Dial is given, nil means not at all.
+	// Router configures port mapping on the IPv4 router; if Dial is given, nil means no port mapping.
 	Router *portmap.Config
-	// Router6 is how a port is asked of IPv6's router, which is a firewall.
+	// Router6 configures port mapping on the IPv6 router, which is a firewall.
 	Router6 *portmap.Config
-	// ServeUAPI shows the engine's counters to wg; nil: not at all where another edge is given, else the real one.
+	// ServeUAPI shows the engine's counters to wg. If nil, they are not shown when OpenTUN is given, and shown by the real
+	// implementation otherwise.
 	ServeUAPI func(name string, e wg.Engine) (Closer, error)
 	OpenPing  func(src netip.Addr) (Pinger, error)
-	// Posture is where facts about this machine come from. Nil: nowhere where another edge is given, else from the machine.
+	// Posture is where facts about this machine come from. If nil, there are none when OpenTUN is given, and they come from
+	// the machine otherwise.
 	Posture *posture.Source
-	// Disk is asked before each step that changes the state directory, and an error of it is the step's; nil: nobody is.
+	// Disk is called before each step that changes the state directory; if it returns an error, the step fails with it. May
+	// be nil.
 	Disk func(step string) error
 }
 
-// Closer can be closed.
+// Closer is the interface of things that can be closed.
 type Closer interface{ Close() error }
 
-// Pinger sends echoes from one of this host's addresses.
+// Pinger sends echo requests from one of this host's addresses.
 type Pinger interface {
-	// Ping waits for the answer until the context ends; echo.ErrLost means that none came.
+	// Ping waits for the reply until the context ends; echo.ErrLost means that none came.
 	Ping(ctx context.Context, dst netip.Addr) (time.Duration, error)
 	Close() error
 }
 
-// complete fills in what was left out, and refuses what cannot be.
+// complete fills in defaults and rejects invalid settings.
 func (c *Config) complete() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -1,4 +1,4 @@
-// Package agent is one node of a mesh: the composition root of everything below this folder.
+// Package agent runs one node of a mesh: it is the composition root of the packages below this directory.
 //
 //	redoubt up, status ... ──► localapi ──┐
 //	coordinator ◄──► control.Client ──────┤ events
@@ -6,18 +6,18 @@
 //	                                      ▼
 //	                             ┌─────────────────┐
 //	                             │ Agent.loop      │  one goroutine: owns the machine, the state directory,
-//	                             │  machine.Step   │  the data path's life and the control client
+//	                             │  machine.Step   │  the data path's lifetime and the control client
 //	                             └────────┬────────┘
-//	                                      │ effects, in their order
+//	                                      │ effects, in order
 //	       ┌──────────────┬───────────────┼───────────────┬──────────────┐
 //	       ▼              ▼               ▼               ▼              ▼
 //	  state.Dir      filter.Filter    wg.Engine      osnet.Network   control.Client
 //	                      ▲               ▲
-//	                      └─ tun.Filtered ┘   packets: they never meet the loop
+//	                      └─ tun.Filtered ┘   packets: they never go through the loop
 //
-// What the agent touches outside itself stands in Config.Edges, and has a fake beside its real implementation: so whole
-// meshes run in one process and in virtual time, see agenttest.
+// Everything the agent touches outside itself is in Config.Edges and has a fake beside its real implementation, so whole
+// meshes run in one process and in virtual time; see agenttest.
 //
-// Nothing passes before the guard of osnet is up and the filter has a program; a program is installed only when everything
-// it takes was verified. On the way down the filter closes first.
+// Nothing passes before the osnet guard is up and the filter has a program; a program is installed only when everything it
+// depends on has been verified. On the way down the filter closes first.
 package agent

@@ -15,7 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// step gives the machine an event and carries out what it says, and then what follows from that.
+// step gives the machine an event, carries out the effects, and repeats with the events that follow from them.
 func (a *Agent) step(e machine.Event) {
 	for events := []machine.Event{e}; len(events) > 0; events = events[1:] {
 		events = append(events, a.carryOut(a.loop.machine.Step(a.time.Now(), events[0]))...)
@@ -24,8 +24,8 @@ func (a *Agent) step(e machine.Event) {
 	a.announce()
 }
 
-// carryOut does a list of effects in their order. After one that failed there is no Ack, and after one that failed to save
-// nothing is saved.
+// carryOut carries out effects in order. Once one that enforces has failed, no Ack is sent; once a save has failed, nothing
+// more is saved and no Ack is sent.
 func (a *Agent) carryOut(effects []machine.Effect) (events []machine.Event) {
 	var failed, unsaved bool
 	for _, e := range effects {
@@ -81,7 +81,7 @@ func (a *Agent) tell(l machine.Log) {
 	a.log.Info(l.Message, l.Args...) //nolint:sloglint // as above
 }
 
-// save makes something last.
+// save writes a part of the state to the disk.
 func (a *Agent) save(e machine.Effect) error {
 	d := a.loop.dir
 	switch e := e.(type) {
@@ -137,7 +137,7 @@ func (a *Agent) install(p *filter.Program) {
 	a.log.Info("connections go on", "flows", n)
 }
 
-// converse tells the client of the coordinator something.
+// converse passes an effect on to the control client.
 func (a *Agent) converse(e machine.Effect) {
 	c := a.loop.client
 	switch e := e.(type) {
@@ -156,7 +156,7 @@ func (a *Agent) converse(e machine.Effect) {
 	}
 }
 
-// attach keeps a stream with the coordinator from now on, or goes on with the one that there is as another self.
+// attach starts a client for the control stream, or gives a running one its new identity.
 func (a *Agent) attach(self *identity.Self, applied proto.Version) {
 	a.shown.Store(self)
 	if c := a.loop.client; c != nil {
@@ -177,13 +177,13 @@ func (a *Agent) controlConfig(urls []string, hostname string) control.Config {
 		Dial: a.cfg.Edges.Dial, Proxy: a.cfg.Edges.Proxy, Now: a.time.Now, Heard: a.time.Heard, Rand: newRand(),
 		URLs: urls, Device: a.loop.keys.device, Prover: a.loop.keys.prover(), Program: a.cfg.Program, Hostname: hostname, Facts: a.facts,
 		Emit: func(ctx context.Context, e machine.Event) {
-			// An error means that the client was closed, or that the agent ends: nobody wants the event any more.
+			// An error means that the client was closed or the agent is ending: nobody wants the event.
 			_ = a.post(ctx, func() { a.step(e) })
 		},
 	}
 }
 
-// renew asks for the next certificate, for a node key that is on the disk.
+// renew asks for the next certificate, with a node key that is already on the disk.
 func (a *Agent) renew(self *identity.Self) error {
 	c := a.loop.client
 	if c == nil {
@@ -197,7 +197,7 @@ func (a *Agent) renew(self *identity.Self) error {
 	return nil
 }
 
-// turn puts another node key to use.
+// turn starts using another node key.
 func (a *Agent) turn(e machine.Turn) error {
 	private, err := a.loop.keys.turn(e.To)
 	if private.IsZero() || a.loop.path == nil {
@@ -206,12 +206,12 @@ func (a *Agent) turn(e machine.Turn) error {
 	return errors.Join(err, a.loop.path.engine.RotateLocalKey(private))
 }
 
-// facts are what the coordinator is told of this machine.
+// facts returns what the coordinator is told about this machine.
 func (a *Agent) facts() enroll.Facts {
 	return enroll.Facts{OSVersion: posture.OSVersion(), Routes: a.offers()}
 }
 
-// hang ends what speaks with the coordinator, and waits.
+// hang ends an enrolment or the control client, and waits for it.
 func (a *Agent) hang() {
 	if a.loop.cancel != nil {
 		a.loop.cancel()
@@ -224,7 +224,7 @@ func (a *Agent) hang() {
 	}
 }
 
-// enrol asks for the first certificate. The keys are on the disk before the first word.
+// enrol asks for the first certificate. The keys are on the disk before the first message is sent.
 func (a *Agent) enrol(e machine.Enrol) error {
 	a.hang()
 	k := &a.loop.keys
@@ -248,12 +248,12 @@ func (a *Agent) enrol(e machine.Enrol) error {
 			cfg.Emit(ctx, machine.EnrolFailed{Reason: "the join code is for a relay: run `redoubt relay` with it"})
 		case err == nil:
 			err := a.post(ctx, func() {
-				defer held.Close() // unless the client has taken it
+				defer held.Close() // does nothing if the client has taken it
 				a.loop.held = held
 				a.step(machine.Enrolled{Self: self})
 				a.loop.held = nil
 			})
-			if err != nil { // nobody wants it any more
+			if err != nil { // the agent is ending
 				held.Close()
 			}
 		case !errors.Is(err, context.Canceled):

@@ -12,10 +12,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// watchHealth begins to look after what can be known of this machine.
+// watchHealth starts watching the facts about this machine's health.
 func (a *Agent) watchHealth() *posture.Watch {
 	w, err := posture.Start(*a.cfg.Edges.Posture, a.cfg.Edges.Clock.Boot, func(ctx context.Context, r posture.Report) {
-		// An error means that the watch is being closed, or that the agent ends.
+		// An error means that the watch is being closed or the agent is ending.
 		_ = a.post(ctx, func() { a.tellHealth(r.Facts, r.Complete) })
 	})
 	if err != nil {
@@ -24,22 +24,22 @@ func (a *Agent) watchHealth() *posture.Watch {
 	return w
 }
 
-// tellHealth has the coordinator know what has changed.
+// tellHealth sends changed facts to the coordinator.
 func (a *Agent) tellHealth(facts []posture.Fact, complete bool) {
 	c := a.loop.client
 	if c == nil {
-		return // it is told everything when there is one
+		return // a new client is given everything
 	}
 	c.Posture(forCoordinator(facts), complete)
 }
 
-// healthNow is what is known of this machine, for the proof with which it enrols.
+// healthNow returns what is known of this machine, for the proof with which it enrols.
 func (a *Agent) healthNow() *redoubtv1.Posture {
 	facts, complete := a.health.Facts()
 	return control.Posture(forCoordinator(facts), complete)
 }
 
-// forCoordinator are facts as the coordinator is told of them.
+// forCoordinator converts facts to the form that the coordinator gets.
 func forCoordinator(facts []posture.Fact) []control.Fact {
 	list := make([]control.Fact, 0, len(facts))
 	for _, f := range facts {
@@ -48,7 +48,7 @@ func forCoordinator(facts []posture.Fact) []control.Fact {
 	return list
 }
 
-// Posture says what is known of this machine, and which rules do not hold for it now.
+// Posture returns what is known of this machine, and which rules do not hold for it now.
 func (a *Agent) Posture(ctx context.Context, refresh bool) (*redoubtv1.PostureResponse, error) {
 	select {
 	case <-a.running:
@@ -84,7 +84,7 @@ func (a *Agent) Posture(ctx context.Context, refresh bool) (*redoubtv1.PostureRe
 	})
 }
 
-// proved is what the machine has shown to the coordinator of itself, by the word of its certificate.
+// proved returns the attestation level, which the machine has proved to the coordinator and its certificate states.
 func proved(n *cert.Node) *redoubtv1.LocalFact {
 	return &redoubtv1.LocalFact{
 		Name: fact.Attestation, Value: n.Level.String(), Source: "attested", Since: n.NotBefore.Unix(), Checked: n.NotBefore.Unix(),

@@ -15,9 +15,9 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Where a device key is made.
+// Where to create a device key.
 const (
-	KeyAuto = "auto" // in the TPM if there is one that works
+	KeyAuto = "auto" // in the TPM if there is one and it works
 	KeyTPM  = "tpm"
 	KeyFile = "file"
 )
@@ -47,15 +47,15 @@ func (c *Config) completeAttestation() error {
 	return nil
 }
 
-// home is where keys live outside the state directory, and what else the machine can prove itself with.
+// home is where keys are kept outside the state directory, and what else the machine can prove its identity with.
 type home struct {
-	tpm               *device.TPM // nil: there is none
-	make              string      // where a device key is made
-	certificate, file string      // of the company: the files with the certificate and its key
+	tpm               *device.TPM // nil: none
+	make              string      // where to create a device key
+	certificate, file string      // the company's: files with the certificate and its key
 	log               *slog.Logger
 }
 
-// openHome finds the TPM. One that was asked for by name must be there.
+// openHome finds the TPM. It is an error if a TPM that was asked for by name is not there.
 func openHome(c Config) (*home, error) {
 	h := &home{make: c.DeviceKey, certificate: c.Certificate, file: c.CertificateKey, log: c.Log}
 	if c.TPM == device.Off {
@@ -78,7 +78,7 @@ func (h *home) close() error {
 	return h.tpm.Close()
 }
 
-// newKey makes a device key in the TPM. A TPM that cannot attest is of no use for one.
+// newKey creates a device key in the TPM. A TPM that cannot attest is not used.
 func (h *home) newKey() (device.Blob, error) {
 	if _, err := h.tpm.Opening(); err != nil {
 		return device.Blob{}, err
@@ -86,24 +86,24 @@ func (h *home) newKey() (device.Blob, error) {
 	return h.tpm.NewKey()
 }
 
-// keys are the node's own. Those that there are, are on the disk.
+// keys are the node's own keys. All of them are on the disk.
 //
 //	nodes:  in use │ takes over │ asked for
 //
-// A renewal asks for one that is on the disk before the coordinator hears of it, and for the same one until a certificate came
-// that names it. So a reply may be lost, and the program may die anywhere in between.
+// A renewal asks for a key that is on the disk before the coordinator hears of it, and for the same key until a certificate
+// names it. So a reply may be lost, and the program may die at any point in between.
 type keys struct {
 	dir    *state.Dir
 	home   *home
-	file   key.DevicePrivate // the device key, where it is one in a file
-	sealed device.Blob       // the device key, where it is one in the TPM
+	file   key.DevicePrivate // the device key, if it is in a file
+	sealed device.Blob       // the device key, if it is in the TPM
 	device device.Key        // nil: none yet
 	nodes  []key.NodePrivate
 }
 
 var _ device.Store = (*keys)(nil)
 
-// open takes the keys that were loaded.
+// open takes over the keys that were loaded.
 func (k *keys) open(s *state.State) error {
 	k.file, k.sealed, k.nodes = s.Device, s.Sealed, s.Nodes
 	if !k.sealed.IsZero() && k.home.tpm == nil {
@@ -119,7 +119,7 @@ func (k *keys) open(s *state.State) error {
 	return k.make()
 }
 
-// make makes what is missing.
+// make creates the keys that are missing.
 func (k *keys) make() error {
 	if err := k.makeDevice(); err != nil {
 		return err
@@ -130,7 +130,7 @@ func (k *keys) make() error {
 	return k.add()
 }
 
-// add makes a node key, to come after those that there are.
+// add creates a node key and appends it to the others.
 func (k *keys) add() error {
 	node, err := key.NewNode(rand.Reader)
 	if err != nil {
@@ -147,8 +147,8 @@ func (k *keys) save(nodes []key.NodePrivate) error {
 	return nil
 }
 
-// write makes node keys last: wrapped by the TPM where that has the device key. One that cannot wrap them now is no reason to do
-// without a key; the next time it is asked again.
+// write saves the node keys, wrapped by the TPM if that holds the device key. If the TPM cannot wrap them at the moment they
+// are saved unwrapped, and the next write tries again.
 func (k *keys) write(nodes []key.NodePrivate) error {
 	if k.sealed.IsZero() || k.home.tpm == nil {
 		return k.dir.SaveNodes(nodes)
@@ -184,7 +184,7 @@ func (k *keys) makeDevice() (err error) {
 	return err
 }
 
-// node is the one in use; zero before there is one.
+// node returns the key in use; zero before there is one.
 func (k *keys) node() key.NodePrivate {
 	if len(k.nodes) == 0 {
 		return key.NodePrivate{}
@@ -192,7 +192,7 @@ func (k *keys) node() key.NodePrivate {
 	return k.nodes[0]
 }
 
-// next is the key to ask for: one that the certificate does not name, and that is not in use.
+// next returns the key to ask for: one that is not in use and that the certificate does not name.
 func (k *keys) next(self *identity.Self) (key.NodePrivate, error) {
 	for _, n := range k.nodes[min(1, len(k.nodes)):] {
 		if !names(self, n) {
@@ -205,7 +205,7 @@ func (k *keys) next(self *identity.Self) (key.NodePrivate, error) {
 	return k.nodes[len(k.nodes)-1], nil
 }
 
-// drop gives up the key to ask for: it is not to be had.
+// drop discards the key to ask for, because the coordinator will not accept it.
 func (k *keys) drop(self *identity.Self) error {
 	for i := 1; i < len(k.nodes); i++ {
 		if !names(self, k.nodes[i]) {
@@ -215,7 +215,7 @@ func (k *keys) drop(self *identity.Self) error {
 	return nil
 }
 
-// turn puts a key to use. Those before it are gone.
+// turn starts using a key and discards those before it.
 func (k *keys) turn(to key.NodePublic) (key.NodePrivate, error) {
 	i := slices.IndexFunc(k.nodes, func(n key.NodePrivate) bool { return n.Public() == to })
 	if i < 0 {
@@ -226,12 +226,12 @@ func (k *keys) turn(to key.NodePublic) (key.NodePrivate, error) {
 		return k.nodes[0], nil
 	}
 	nodes := slices.Clone(k.nodes[i:])
-	// In use it is whatever the disk says: which of the two a restart begins with does not matter.
+	// It is in use whatever the disk says: which of the two a restart begins with does not matter.
 	k.nodes = nodes
 	return nodes[0], k.write(nodes)
 }
 
-// names says whether a certificate names a key.
+// names reports whether a certificate names a key.
 func names(self *identity.Self, n key.NodePrivate) bool {
 	return slices.ContainsFunc(self.Node.Keys, func(c cert.NodeKey) bool { return c.Public == n.Public() })
 }
@@ -248,7 +248,7 @@ func (k *keys) SaveDeviceKey(d key.DevicePrivate) error {
 	return nil
 }
 
-// prover is what this machine proves itself with.
+// prover returns what this machine proves its identity with.
 func (k *keys) prover() enroll.Prover {
 	p := prover{certificate: k.home.certificate, file: k.home.file}
 	if !k.sealed.IsZero() {

@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// reopen is a process that begins with what the one before left on the disk.
+// reopen loads the keys from the disk, as a new process would.
 func reopen(t *testing.T, path string) (*keys, func()) {
 	t.Helper()
 	dir, err := state.Open(path, time.Now())
@@ -50,7 +50,7 @@ func TestNodeKeysOnTheDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		end()
-		k, end = reopen(t, path) // killed before the coordinator heard of it, or before its answer came
+		k, end = reopen(t, path) // killed before the coordinator heard of it, or before the reply came
 		if again, err := k.next(self); err != nil || again.Public() != n.Public() {
 			t.Fatalf("after a restart it asks for another key (%v)", err)
 		}
@@ -76,14 +76,14 @@ func TestNodeKeysOnTheDisk(t *testing.T) {
 	if len(k.nodes) != 2 || k.nodes[1].Public() != c.Public() {
 		t.Errorf("%d keys: the one that was asked for is gone, or the one before is not", len(k.nodes))
 	}
-	// Its turn was missed: the certificate does not name the key in use.
+	// It missed its turn: the certificate does not name the key in use.
 	d := next(naming(b, c))
 	turn(c)
 	if len(k.nodes) != 2 || k.nodes[1].Public() != d.Public() {
 		t.Errorf("%d keys", len(k.nodes))
 	}
 	e := next(naming(c, d))
-	turn(e) // which is what a machine gets whose keys the coordinator does not know
+	turn(e) // as on a machine whose keys the coordinator does not know
 	if len(k.nodes) != 1 {
 		t.Errorf("%d keys", len(k.nodes))
 	}

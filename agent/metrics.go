@@ -9,7 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/machine"
 )
 
-// collector reads the metrics when somebody asks for them.
+// collector reads the metrics when they are scraped.
 type collector struct {
 	a *Agent
 
@@ -43,7 +43,7 @@ func newCollector(a *Agent) *collector {
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
 
-// metricsPatience is how long the loop may take to answer.
+// metricsPatience is how long a scrape waits for the loop.
 const metricsPatience = 2 * time.Second
 
 // Collect implements prometheus.Collector.

@@ -25,15 +25,15 @@ import (
 )
 
 const (
-	// tendEvery is how often the filter's clock moves, and its records are taken out.
+	// tendEvery is how often the filter's clock is advanced and its records are drained.
 	tendEvery = 500 * time.Millisecond
-	// lookEvery is how often the engine's counters are looked at while there is traffic.
+	// lookEvery is how often the engine's counters are read while there is traffic.
 	lookEvery = 5 * time.Second
-	// sweepSlice is how many flows are looked at before others get their turn.
+	// sweepSlice is how many flows one call of Sweep checks before others get their turn.
 	sweepSlice = 4096
 )
 
-// dataPath is a running data path. The loop owns it; its goroutines only post.
+// dataPath is a running data path. The loop owns it; its goroutines only post to the loop.
 type dataPath struct {
 	name   string
 	self   *identity.Self
@@ -41,18 +41,18 @@ type dataPath struct {
 	bind   *bind.Bind
 	engine wg.Engine
 	uapi   Closer      // nil: none
-	paths  *path.State // to peers that have no path keys
+	paths  *path.State // to peers without path keys
 	local  []netip.Addr
 	relays []proto.Relay // of the netmap
 
 	steering *steering
-	looked   time.Time // when the engine's counters were looked at last
+	looked   time.Time // when the engine's counters were last read
 
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 }
 
-// startPath brings up device, guard, routes and engine, in this order; the filter lets nothing pass.
+// startPath brings up device, guard, routes and engine, in this order; the filter lets nothing pass yet.
 func (a *Agent) startPath(self *identity.Self) machine.Event {
 	a.closePath()
 	p, err := a.openPath(self)
@@ -123,7 +123,7 @@ func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
 	return p, nil
 }
 
-// listen opens the UDP port: where none is asked for, the one that peers know from before, if it is free.
+// listen opens the UDP port: the configured one, else the one that peers know from before, if it is free.
 func (a *Agent) listen(e wg.Engine) error {
 	want := a.cfg.ListenPort
 	if want == 0 {
@@ -147,7 +147,7 @@ func (a *Agent) listen(e wg.Engine) error {
 	return nil
 }
 
-// networks guesses the networks that addresses belong to. It is for the order of candidates only.
+// networks guesses which networks the addresses belong to. This only affects the order of candidates.
 func networks(addrs []netip.Addr) (out []netip.Prefix) {
 	for _, a := range addrs {
 		bits := 24
@@ -161,16 +161,16 @@ func networks(addrs []netip.Addr) (out []netip.Prefix) {
 	return out
 }
 
-// stopPath takes the data path down, and puts the host's network back as it was.
+// stopPath takes the data path down and restores the host's network.
 func (a *Agent) stopPath() {
-	// The routes go first: what the host sends then is refused, and not lost in a device without an engine.
+	// The routes go first: what the host sends is then refused instead of being lost in a device without an engine.
 	if err := a.cfg.Edges.Network.Down(); err != nil {
 		a.log.Warn("the host's network configuration is not completely restored", "err", err)
 	}
 	a.closePath()
 }
 
-// closePath ends engine and device. The guard stays, so that nothing leaves in clear until the path is there again.
+// closePath closes engine and device. The guard stays, so that nothing leaves in clear until the path is up again.
 func (a *Agent) closePath() {
 	p := a.loop.path
 	if p == nil {
@@ -193,21 +193,21 @@ func (a *Agent) closePath() {
 	}
 }
 
-// maxGreeted is how many peers are told at once that an engine of ours is new. The others find out as WireGuard does, in
-// 15 s after they sent something.
+// maxGreeted is how many peers are probed at once after our engine has restarted. The others find out as WireGuard does,
+// within 15 s of sending something.
 const maxGreeted = 128
 
-// manyPeers is how many come in a netmap whose reading leaves more garbage than is left to the collector's own pace.
+// manyPeers is the number of peers in one update above which the garbage from reading it is collected at once.
 const manyPeers = 1000
 
-// setPeers makes peers known to the engine, where their ways lead.
+// setPeers configures peers in the engine, with their endpoints.
 func (a *Agent) setPeers(e machine.SetPeers) error {
 	p := a.loop.path
 	if p == nil {
 		return nil
 	}
 	if !e.Again && time.Since(p.looked) >= lookAgain {
-		a.lookAtPeers() // a way that works must not be given up for one that might
+		a.lookAtPeers() // a path that works must not be given up for one that might work
 	}
 	for n, peer := range e.Peers {
 		cfg := wg.PeerConfig{ID: peer.ID, Keys: peer.Keys, Addrs: peer.Addrs, Routes: peer.Routes}
@@ -250,7 +250,7 @@ func (a *Agent) removePeers(ids []proto.NodeID) error {
 	return errors.Join(errs...)
 }
 
-// follow carries out what the path decisions ask of the engine.
+// follow carries out on the engine what the path decisions ask for.
 func (a *Agent) follow(effects []path.Effect) {
 	for _, e := range effects {
 		point, ok := e.(path.Point)
@@ -263,7 +263,7 @@ func (a *Agent) follow(effects []path.Effect) {
 	}
 }
 
-// sweep judges all flows by the program in force, and sends the resets of those that died.
+// sweep checks all flows against the program in force and sends the resets of those that it ended.
 func (a *Agent) sweep() {
 	if p := a.loop.path; p != nil {
 		for !a.filter.Sweep(sweepSlice, p.reset) {
@@ -271,7 +271,7 @@ func (a *Agent) sweep() {
 	}
 }
 
-// reset tells both ends of a flow that it died. What cannot be delivered is lost as any packet may be.
+// reset tells both ends of a flow that it ended. Resets that cannot be delivered are lost like any packet.
 func (p *dataPath) reset(r filter.Reset) {
 	if r.ToLocal != nil {
 		_ = p.device.Deliver(r.ToLocal)
@@ -281,7 +281,7 @@ func (p *dataPath) reset(r filter.Reset) {
 	}
 }
 
-// tend moves the filter's clock, writes the flow log, and has the ways to the peers looked at.
+// tend advances the filter's clock, writes the flow log and has the paths to peers reviewed.
 func (a *Agent) tend(ctx context.Context, p *dataPath) {
 	t := time.NewTicker(tendEvery)
 	defer t.Stop()
@@ -307,7 +307,7 @@ func (a *Agent) tend(ctx context.Context, p *dataPath) {
 	}
 }
 
-// drain writes what the filter recorded.
+// drain writes the filter's records to the flow log.
 func (a *Agent) drain(flows *flowlog.Aggregator) filter.Counters {
 	write := func(l flowlog.Line) {
 		a.log.LogAttrs(context.Background(), l.Level, l.Message, l.Attrs...) //nolint:sloglint // flowlog has constants there
@@ -325,11 +325,11 @@ func (a *Agent) drain(flows *flowlog.Aggregator) filter.Counters {
 	return c
 }
 
-// lookAgain is how long what was seen of the engine's counters is new enough for changes of the netmap: those may come one
-// after the other.
+// lookAgain is how old a reading of the engine's counters may be and still serve for a change of the netmap: such changes
+// may come in quick succession.
 const lookAgain = 50 * time.Millisecond
 
-// talking are the peers that there are sessions with.
+// talking returns the peers with which there are sessions.
 func (a *Agent) talking() (ids []proto.NodeID) {
 	p := a.loop.path
 	if p == nil {
@@ -348,7 +348,7 @@ func (a *Agent) talking() (ids []proto.NodeID) {
 	return ids
 }
 
-// lookAtPeers tells the path decisions what the engine has counted.
+// lookAtPeers feeds the engine's counters to the path decisions.
 func (a *Agent) lookAtPeers() {
 	p := a.loop.path
 	if p == nil {
@@ -368,12 +368,12 @@ func (a *Agent) lookAtPeers() {
 	}
 }
 
-// watchEngine says when the engine ended by itself.
+// watchEngine reports when the engine ends by itself.
 func (a *Agent) watchEngine(ctx context.Context, p *dataPath) {
 	select {
 	case <-ctx.Done():
 	case <-p.engine.Done():
-		// An error means that the path is being stopped already.
+		// An error means that the path is being stopped anyway.
 		_ = a.post(ctx, func() {
 			if a.loop.path == p {
 				a.broken("the WireGuard engine stopped: was the interface " + p.name + " removed?")
@@ -382,7 +382,7 @@ func (a *Agent) watchEngine(ctx context.Context, p *dataPath) {
 	}
 }
 
-// broken closes a data path that does not do any more; the machine has it opened again.
+// broken closes a data path that no longer works; the machine has it opened again.
 func (a *Agent) broken(reason string) {
 	a.closePath()
 	a.step(machine.PathDown{Reason: reason})
@@ -407,13 +407,13 @@ func (a *Agent) watchNetwork(ctx context.Context, changes <-chan struct{}) {
 	}
 }
 
-// moved follows a change of the host's network.
+// moved handles a change of the host's network.
 func (a *Agent) moved() {
 	p := a.loop.path
 	if p == nil {
 		return
 	}
-	// Whoever reloads a firewall takes our guard with it; Up puts back what is missing.
+	// Reloading a firewall removes our guard as well; Up restores what is missing.
 	if err := a.cfg.Edges.Network.Up(a.network(p)); err != nil {
 		a.broken(err.Error())
 		return
@@ -425,7 +425,7 @@ func (a *Agent) moved() {
 	}
 	p.local = local
 	p.bind.ForgetSources()
-	a.lookAtPeers() // who was heard lately must be told where we are now
+	a.lookAtPeers() // peers heard lately must be told our new address
 	a.follow(p.paths.Step(time.Now(), path.Moved{Local: networks(local)}))
 	p.steering.client.Moved()
 	a.scout(true)
@@ -439,7 +439,7 @@ func (a *Agent) moved() {
 	a.announce()
 }
 
-// isGone says whether an address of this host is one no more.
+// isGone reports whether this host no longer has the address.
 func isGone(addr net.Addr, local []netip.Addr) bool {
 	ap, err := netip.ParseAddrPort(addr.String())
 	if err != nil || ap.Addr().IsLoopback() || len(local) == 0 || len(local) >= osnet.MaxEndpoints {
@@ -453,7 +453,7 @@ func isGone(addr net.Addr, local []netip.Addr) bool {
 	return true
 }
 
-// look reads what does not work on this host, for the status.
+// look collects the problems of this host's network, for the status.
 func (a *Agent) look() {
 	p := a.loop.path
 	if p == nil {
@@ -467,7 +467,7 @@ func (a *Agent) look() {
 	a.loop.problems = append(problems, clashes...)
 }
 
-// report tells the coordinator where this node may be reached.
+// report tells the coordinator where this node can be reached.
 func (a *Agent) report() {
 	p, c := a.loop.path, a.loop.client
 	if p == nil || c == nil {

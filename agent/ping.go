@@ -17,20 +17,20 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// pingPatience is how long an answer is waited for; a handshake may come first.
+// pingPatience is how long to wait for a reply; a handshake may have to come first.
 const pingPatience = 2 * time.Second
 
-// pings are echoes to a peer, and the changes of the way to it meanwhile.
+// pings is a series of echo requests to a peer, with the path to it.
 type pings struct {
 	a      *Agent
 	node   *cert.Node
 	dst    netip.Addr
 	socket Pinger
 	emit   func(*redoubtv1.PingResponse) error
-	way    told // as it was said last
+	way    told // as last reported
 }
 
-// Ping sends echoes to a peer, and tells of every change of the way to it.
+// Ping sends echo requests to a peer, and reports every change of the path to it.
 func (a *Agent) Ping(ctx context.Context, r *redoubtv1.PingRequest, emit func(*redoubtv1.PingResponse) error) error {
 	n, err := a.find(ctx, r.GetPeer())
 	if err != nil {
@@ -68,7 +68,7 @@ func (a *Agent) Ping(ctx context.Context, r *redoubtv1.PingRequest, emit func(*r
 	}
 }
 
-// source is this node's address of the family of dst.
+// source returns this node's address in the family of dst.
 func (a *Agent) source(ctx context.Context, dst netip.Addr) (src netip.Addr, err error) {
 	down := false
 	err = a.call(ctx, func() {
@@ -87,21 +87,21 @@ func (a *Agent) source(ctx context.Context, dst netip.Addr) (src netip.Addr, err
 	return src, err
 }
 
-// look says by which way packets go to the peer now.
+// look returns the path that packets to the peer take at the moment.
 func (p *pings) look(ctx context.Context) (t told, err error) {
 	err = p.a.call(ctx, func() {
 		d := p.a.loop.path
 		if d == nil {
 			return
 		}
-		if s, err := d.engine.Peer(p.node.ID); err == nil { // else it is no peer any more, and has no way
+		if s, err := d.engine.Peer(p.node.ID); err == nil { // else it is no longer a peer, and has no path
 			t = d.ways([]proto.NodeID{p.node.ID}).of(s)
 		}
 	})
 	return t, err
 }
 
-// follow tells of a change of the way.
+// follow reports a change of the path.
 func (p *pings) follow(ctx context.Context) error {
 	t, err := p.look(ctx)
 	if err != nil {
@@ -125,10 +125,10 @@ func (p *pings) response() *redoubtv1.PingResponse {
 	return r
 }
 
-// direct says that packets go directly, and only so.
+// direct reports whether packets go by a direct path that is not in doubt.
 func (p *pings) direct() bool { return p.way.kind == "direct" && !p.way.doubt }
 
-// echo sends one and says what became of it, and whether it came back directly.
+// echo sends one request and reports the outcome. It returns whether the reply came back directly.
 func (p *pings) echo(ctx context.Context, seq uint32) (directly bool, err error) {
 	within, cancel := context.WithTimeout(ctx, pingPatience)
 	type answer struct {
@@ -171,7 +171,7 @@ func (p *pings) echo(ctx context.Context, seq uint32) (directly bool, err error)
 	}
 }
 
-// pause waits for the time of the next echo or, where a direct way is waited for, until there is one.
+// pause waits until the next echo is due or, if untilDirect, until there is a direct path.
 func (p *pings) pause(ctx context.Context, next <-chan time.Time, untilDirect bool) error {
 	was := p.direct()
 	for {
@@ -192,7 +192,7 @@ func (p *pings) pause(ctx context.Context, next <-chan time.Time, untilDirect bo
 	}
 }
 
-// reason says why there was no answer, as far as that is known.
+// reason says why there was no reply, as far as that is known.
 func (p *pings) reason(err error) string {
 	switch allowed, why := p.a.mayPing(p.dst); {
 	case !allowed:
@@ -207,7 +207,7 @@ func (p *pings) reason(err error) string {
 	return "no reply within " + pingPatience.String()
 }
 
-// mayPing asks the program in force whether this node may ping an address of a peer.
+// mayPing reports whether the program in force lets this node ping an address of a peer, and if not, why.
 func (a *Agent) mayPing(dst netip.Addr) (bool, string) {
 	protocol := uint8(proto.ProtoICMP)
 	if dst.Is6() {

@@ -15,11 +15,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// prover makes evidence of what this machine is.
+// prover creates evidence of this machine's identity.
 type prover struct {
-	tpm               *device.TPM // nil: none that the device key is in
+	tpm               *device.TPM // nil: none, or the device key is not in it
 	sealed            device.Blob
-	certificate, file string // of the company; empty: none
+	certificate, file string // the company's; empty: none
 }
 
 // Offers implements enroll.Prover.
@@ -51,8 +51,8 @@ func (p prover) Evidence(kind string, parameters []byte, binding [32]byte) ([]by
 	return nil, fmt.Errorf("this agent has none of kind %.32q", kind)
 }
 
-// possession shows the company's certificate and that its key is held. The files are read anew each time: what manages the
-// machine renews them. A node that has none (any more) shows none, and the coordinator notes that.
+// possession shows the company's certificate and proves possession of its key. The files are read again each time, since the
+// machine's management renews them. A node without a usable certificate sends empty evidence, and the coordinator notes that.
 func (p prover) possession(binding [32]byte) ([]byte, error) {
 	c, err := tls.LoadX509KeyPair(p.certificate, p.file)
 	if err != nil {

@@ -29,38 +29,39 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
-// RelayConfig is what a relay on a machine of its own is made with.
+// RelayConfig configures a standalone relay.
 type RelayConfig struct {
 	StateDir string
-	// Join is what its join code says; nil where it has joined before.
+	// Join is the content of the join code; nil if the relay has joined before.
 	Join     *state.Join
 	Hostname string
 	Program  string
 	Region   string
-	// Port is of UDP, and Addresses where nodes reach that; without one it is where the coordinator sees the relay come from.
+	// Port is the UDP port, and Addresses are where nodes reach it; without Addresses, it is the address that the
+	// coordinator sees the relay connect from.
 	Port      uint16
 	Addresses []netip.Addr
-	// Listener takes streams, which nodes open by URLs; nil: there are none.
+	// Listener accepts the streams that nodes open to URLs; nil means none.
 	Listener net.Listener
 	URLs     []string
 
 	Log      *slog.Logger
 	Registry prometheus.Registerer
 
-	Clock meshtime.Clock // nil: the system's, as with what follows
+	Clock meshtime.Clock // nil: the system's; so with the next three
 	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
 	Proxy func(*url.URL) (*url.URL, error)
 	UDP   bind.Sockets
 }
 
 const (
-	// renewAgain is when a certificate is asked for again that did not come.
+	// renewAgain is how long after an unsuccessful request a certificate is requested again.
 	renewAgain = time.Minute
-	// parting is how long nodes have to go to another relay.
+	// parting is how long nodes have to move to another relay when this one stops.
 	parting = 5 * time.Second
 )
 
-// carrier is a relay that runs: a server, and what it knows of the mesh.
+// carrier is a running relay: the server, and what it knows of the mesh.
 type carrier struct {
 	cfg    RelayConfig
 	keys   keys
@@ -69,19 +70,19 @@ type carrier struct {
 	server *relay.Server
 	client *control.Client
 	info   proto.Relay
-	// renew gets a value when a certificate is to be asked for, and over why the relay cannot go on.
+	// renew receives a value when a certificate should be requested, over the reason why the relay cannot go on.
 	renew chan struct{}
 	over  chan error
 
-	// Of the goroutine that hears the coordinator.
+	// Only for the goroutine that handles the coordinator's events.
 	self    *identity.Self
 	netmap  *proto.Netmap
-	seen    proto.Version // of the netmaps, the greatest
-	unsaved bool          // the disk has not what came last
+	seen    proto.Version // the greatest version seen
+	unsaved bool          // the last update is not on the disk
 	serving bool
 }
 
-// RunRelay joins the mesh, where there is a join code for that, and carries packets until the context ends.
+// RunRelay joins the mesh if the relay has not joined yet, and forwards packets until the context ends.
 func RunRelay(ctx context.Context, cfg RelayConfig) (err error) {
 	cfg.complete()
 	dir, err := state.Open(cfg.StateDir, cfg.Clock.Now())
@@ -144,7 +145,7 @@ func (c *carrier) control(urls []string) control.Config {
 	}
 }
 
-// join gets the first certificate.
+// join requests the first certificate.
 func (c *carrier) join(ctx context.Context, join *state.Join) error {
 	cfg := c.control(join.URLs)
 	self, held, err := control.Enrol(ctx, cfg, enroll.Request{
@@ -153,7 +154,7 @@ func (c *carrier) join(ctx context.Context, join *state.Join) error {
 	if err != nil {
 		return err
 	}
-	held.Close() // the stream to come is one of the certificate
+	held.Close() // the control stream is opened with the certificate
 	if !self.Node.Relay {
 		return errors.New("the join code is for a node: use one from `redoubt-coordinator token create --relay`")
 	}
@@ -196,7 +197,8 @@ func (c *carrier) run(ctx context.Context, urls []string, loaded *state.State) e
 	return c.wait(inner, c.self)
 }
 
-// secret is what nodes know the relay by. It lasts, so that they find it again while nobody can tell them of another one.
+// secret returns the key by which nodes know the relay. It is kept, so that they find the relay again while nobody can tell
+// them another key.
 func (c *carrier) secret(kept *relaymsg.Secret) (*relaymsg.Secret, error) {
 	if kept != nil {
 		return kept, nil
@@ -208,8 +210,7 @@ func (c *carrier) secret(kept *relaymsg.Secret) (*relaymsg.Secret, error) {
 	return s, c.keys.dir.SaveRelay(s)
 }
 
-// recall takes who may meet as the coordinator said it before the relay was started, and answers which version that is. It holds
-// as long as the relay's certificate does.
+// recall applies the netmap from before the restart and returns its version. It holds as long as the relay's certificate does.
 func (c *carrier) recall(nm *proto.Netmap) proto.Version {
 	if nm == nil {
 		return proto.Version{}
@@ -221,7 +222,7 @@ func (c *carrier) recall(nm *proto.Netmap) proto.Version {
 	return nm.Version
 }
 
-// gate has events wait until the client is known.
+// gate holds events back until ready is closed, when the client is set.
 func gate(cfg control.Config, ready <-chan struct{}) control.Config {
 	emit := cfg.Emit
 	cfg.Emit = func(ctx context.Context, e machine.Event) {
@@ -231,7 +232,7 @@ func gate(cfg control.Config, ready <-chan struct{}) control.Config {
 	return cfg
 }
 
-// wait asks for certificates in time, until the end.
+// wait requests certificates in time, until the relay ends.
 func (c *carrier) wait(ctx context.Context, self *identity.Self) error {
 	due := time.NewTimer(untilRenewal(self.Node, c.time.Now()))
 	defer due.Stop()
@@ -274,10 +275,10 @@ func (c *carrier) wait(ctx context.Context, self *identity.Self) error {
 	}
 }
 
-// left is how long anybody is trusted, as things stand.
+// left returns how long nodes are trusted, as things stand.
 func (c *carrier) left() time.Duration { return c.permit.view.Load().until.Sub(c.time.Now()) }
 
-// untilRenewal is how long a certificate is good enough, which half of its life is.
+// untilRenewal returns how long until a certificate should be renewed, which is at half its lifetime.
 func untilRenewal(n *cert.Node, now time.Time) time.Duration {
 	return n.NotBefore.Add(n.NotAfter.Sub(n.NotBefore) / 2).Sub(now)
 }
@@ -296,7 +297,7 @@ func (c *carrier) end(err error) {
 	}
 }
 
-// hear takes what the coordinator says.
+// hear handles the coordinator's events.
 func (c *carrier) hear(_ context.Context, e machine.Event) {
 	log := c.cfg.Log
 	switch e := e.(type) {
@@ -333,7 +334,7 @@ func (c *carrier) hear(_ context.Context, e machine.Event) {
 	}
 }
 
-// change takes what is different of who may meet.
+// change applies a delta.
 func (c *carrier) change(d *proto.Delta) {
 	if c.netmap == nil {
 		c.anew(errors.New("received a change before any state"))
@@ -347,14 +348,14 @@ func (c *carrier) change(d *proto.Delta) {
 	c.know(next, d)
 }
 
-// anew asks the coordinator for everything.
+// anew asks the coordinator for the whole netmap.
 func (c *carrier) anew(err error) {
 	c.cfg.Log.Warn("requesting the whole state again", "err", err)
 	c.client.Resume(proto.Version{})
 	c.client.Redial("the received change does not fit")
 }
 
-// take has who may meet be as a netmap says, if it is one for this relay.
+// take applies a netmap, which says who may meet whom, if it is one for this relay.
 func (c *carrier) take(nm *proto.Netmap) error {
 	if err := machine.Fits(nm, c.self, c.seen); err != nil {
 		return err
@@ -367,7 +368,7 @@ func (c *carrier) take(nm *proto.Netmap) error {
 	return nil
 }
 
-// save makes a netmap last, which a change led to if there is one.
+// save writes a netmap to the disk; d is the delta that led to it, if any.
 func (c *carrier) save(nm *proto.Netmap, d *proto.Delta) {
 	dir := c.keys.dir
 	var err error
@@ -385,7 +386,7 @@ func (c *carrier) save(nm *proto.Netmap, d *proto.Delta) {
 	}
 }
 
-// know takes who may meet from now on, which a change led to if there is one, and says that it holds.
+// know applies a netmap and acknowledges it; d is the delta that led to it, if any.
 func (c *carrier) know(nm *proto.Netmap, d *proto.Delta) {
 	if err := c.take(nm); err != nil {
 		c.anew(err)
@@ -402,7 +403,7 @@ func (c *carrier) know(nm *proto.Netmap, d *proto.Delta) {
 	c.client.Ack(nm.Version)
 }
 
-// serve opens what nodes come by, once it is known which of them may, and tells the coordinator.
+// serve opens the relay's ports, once it is known which nodes may use it, and tells the coordinator.
 func (c *carrier) serve() (err error) {
 	if c.info.UDPPort, err = c.server.ServeUDP(c.cfg.UDP, c.cfg.Port); err != nil {
 		return err
@@ -418,7 +419,7 @@ func (c *carrier) serve() (err error) {
 	return nil
 }
 
-// renewed takes the next certificate.
+// renewed takes the next certificate into use.
 func (c *carrier) renewed(self *identity.Self) {
 	err := self.Follows(c.self)
 	if err == nil && !self.Node.Relay {
@@ -449,11 +450,11 @@ func (c *carrier) renewed(self *identity.Self) {
 	c.wake()
 }
 
-// certificate is what the relay shows.
+// certificate returns what the relay shows in TLS handshakes.
 func (c *carrier) certificate(self *identity.Self) *tls.Certificate {
 	t, err := cert.TLSCertificate(c.keys.device, self.Record.Chain[0], self.Record.Chain[1:]...)
 	if err != nil {
-		return nil // handshakes say so
+		return nil // handshakes fail with an error that says so
 	}
 	return &t
 }

@@ -14,23 +14,23 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// relayPermit says who may use a relay: those whose certificates hold, and of whom the coordinator says whom they may meet. It
+// relayPermit says who may use a relay: nodes with valid certificates for which the coordinator says whom they may meet. It
 // grants no grace, and what the coordinator said holds no longer than the relay's own certificate.
 type relayPermit struct {
 	now   func() time.Time
 	view  atomic.Pointer[relayView]
-	leaf  atomic.Pointer[tls.Certificate] // that the relay shows
-	self  atomic.Pointer[identity.Self]   // that the coordinator was shown last
-	first atomic.Bool                     // it wants a renewal before anything else
+	leaf  atomic.Pointer[tls.Certificate] // shown by the relay
+	self  atomic.Pointer[identity.Self]   // the one last shown to the coordinator
+	first atomic.Bool                     // the coordinator wants a renewal before anything else
 }
 
 type relayView struct {
 	verifier *cert.Verifier
-	until    time.Time                       // when nobody is trusted any more
+	until    time.Time                       // when trust in all nodes ends
 	meets    map[proto.NodeID][]proto.NodeID // sorted
 }
 
-// set takes who may meet whom, and answers of whom that changed.
+// set installs who may meet whom, and returns the nodes for which that changed.
 func (p *relayPermit) set(self *identity.Self, nm *proto.Netmap) (changed []proto.NodeID) {
 	next := &relayView{verifier: self.Verifier, until: self.Node.NotAfter.Add(cert.Skew)}
 	if nm != nil {
@@ -73,7 +73,7 @@ func (p *relayPermit) Trusted(id proto.NodeID) bool {
 	return ok && p.now().Before(v.until)
 }
 
-// all are the nodes that the coordinator named.
+// all returns the nodes that the coordinator named.
 func (p *relayPermit) all() []proto.NodeID {
 	return slices.Collect(maps.Keys(p.view.Load().meets))
 }
@@ -85,7 +85,7 @@ func (p *relayPermit) Meet(a, b proto.NodeID) bool {
 	return ok && p.Trusted(b)
 }
 
-// configure makes TLS of one connection.
+// configure returns the TLS configuration for one connection.
 func (p *relayPermit) configure(*tls.ClientHelloInfo) (*tls.Config, error) {
 	leaf := p.leaf.Load()
 	if leaf == nil {

@@ -117,7 +117,7 @@ func counters(c filter.Counters) *redoubtv1.FilterCounters {
 	return f
 }
 
-// dropsOf has the reasons that occurred, by their texts.
+// dropsOf returns the reasons that occurred, by their texts.
 func dropsOf(d *filter.Drops) map[string]uint64 {
 	m := map[string]uint64{}
 	for r, n := range d.Each {
@@ -126,7 +126,7 @@ func dropsOf(d *filter.Drops) map[string]uint64 {
 	return m
 }
 
-// millis is zero for the zero time.
+// millis returns t in Unix milliseconds; zero for the zero time.
 func millis(t time.Time) int64 {
 	if t.IsZero() {
 		return 0

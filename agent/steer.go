@@ -24,14 +24,14 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// pathKey is what this process takes path messages by. It is drawn once, and forgotten with the process.
+// pathKey is the key by which this process receives path messages. It is created once per process and never saved.
 type pathKey struct {
 	private key.PathPrivate
 	since   time.Time
 	boot    uint64
 }
 
-// openPathKey draws the key, if that was not done yet. Boot numbers follow mesh time, which does not go back.
+// openPathKey creates the key, unless it exists. Boot numbers follow mesh time, which does not go back.
 func (a *Agent) openPathKey() error {
 	if !a.loop.pathKey.private.IsZero() {
 		return nil
@@ -44,25 +44,25 @@ func (a *Agent) openPathKey() error {
 	return nil
 }
 
-// steering is how packets find their way to peers that have path keys.
+// steering finds paths to peers that have path keys.
 type steering struct {
 	pilot  *pilot.Pilot
 	client *relay.Client
 	scout  *scout.Scout
 	asked  []netip.AddrPort // by STUN
-	seen   []netip.AddrPort // where the relays saw this node then
-	key    *proto.PathKey   // as peers are told
+	seen   []netip.AddrPort // where the relays saw this node at that time
+	key    *proto.PathKey   // as announced to peers
 	keys   map[proto.NodeID]keyed
-	news   chan struct{} // has something when the relays' states are others
+	news   chan struct{} // holds a value when the states of relays changed
 }
 
-// keyed is a peer whose path key was verified.
+// keyed is a peer with a verified path key.
 type keyed struct {
 	reach  proto.Reach
 	public key.PathPublic
 }
 
-// openSteering makes what steers packets, before the sockets are open.
+// openSteering creates the steering, before the sockets are open.
 func (a *Agent) openSteering(self *identity.Self, b *bind.Bind, bounds path.Bounds) (*steering, error) {
 	if err := a.openPathKey(); err != nil {
 		return nil, err
@@ -108,7 +108,7 @@ func (a *Agent) openSteering(self *identity.Self, b *bind.Bind, bounds path.Boun
 	return s, nil
 }
 
-// close ends it, while the sockets are still open: relays are told.
+// close ends it while the sockets are still open, so that relays are notified.
 func (s *steering) close() error {
 	s.pilot.Close()
 	return errors.Join(s.scout.Close(), s.client.Close())
@@ -136,7 +136,7 @@ func (a *Agent) followRelays(ctx context.Context, p *dataPath) {
 	}
 }
 
-// offer tells the peers, from their next question on, where this node may be.
+// offer gives the pilot the addresses where this node may be reached; peers learn them the next time they ask.
 func (a *Agent) offer() {
 	p := a.loop.path
 	port, err := p.engine.Port()
@@ -148,7 +148,7 @@ func (a *Agent) offer() {
 	p.steering.pilot.Keep(pilot.Shut(p.local, states, found))
 }
 
-// scout has it found out how this node is seen from outside, where that may be otherwise than before.
+// scout starts finding out how this node is seen from outside, if that may have changed.
 func (a *Agent) scout(moved bool) {
 	p := a.loop.path
 	port, err := p.engine.Port()
@@ -167,7 +167,7 @@ func (a *Agent) scout(moved bool) {
 	p.steering.scout.Look(g)
 }
 
-// reach is what the coordinator is told, for the peers.
+// reach returns where this node can be reached, for the coordinator to tell peers.
 func (p *dataPath) reach(port uint16) proto.Reach {
 	r := proto.Reach{PathKey: p.steering.key}
 	for _, l := range p.local {
@@ -184,7 +184,7 @@ func (p *dataPath) reach(port uint16) proto.Reach {
 	return r
 }
 
-// setRelays follows the netmap's relays.
+// setRelays applies the netmap's relays.
 func (a *Agent) setRelays() {
 	p := a.loop.path
 	if p == nil {
@@ -198,12 +198,12 @@ func (a *Agent) setRelays() {
 	}
 }
 
-// steer gives the course for a peer, or nil for one that takes no path messages: such a one is found as the engine finds it.
+// steer returns the course for a peer, or nil if it has no usable path key: then the dataPath's paths choose its endpoint.
 func (a *Agent) steer(p *dataPath, peer machine.Peer) *bind.Course {
 	s := p.steering
 	known, was := s.keys[peer.ID]
 	if was && peer.Reach.Equal(&proto.Reach{}) {
-		// The coordinator has lost its memory, and the peer has not spoken with it since.
+		// The coordinator has lost its memory, and the peer has not contacted it since.
 		return s.pilot.SetPeer(peer.ID, known.public, known.reach)
 	}
 	if peer.PathKey == nil {

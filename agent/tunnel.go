@@ -12,10 +12,10 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// tunnel is what people may see of what the engine counts of a peer.
+// tunnel describes the engine's counters of a peer, for people.
 func tunnel(s wg.PeerStats) *redoubtv1.Tunnel {
 	if s.ID == 0 {
-		return nil // the engine does not know it, or there is none
+		return nil // the engine does not know the peer, or there is no engine
 	}
 	return &redoubtv1.Tunnel{
 		PublicKey: s.Key.String(), KeySince: millis(s.KeySince), Keys: uint32(s.Keys), Sessions: uint32(s.Sessions),
@@ -23,7 +23,7 @@ func tunnel(s wg.PeerStats) *redoubtv1.Tunnel {
 	}
 }
 
-// wireguard is what they may see of what it counts of itself.
+// wireguard describes the engine's own counters, for people.
 func wireguard(s wg.Stats) *redoubtv1.WireGuard {
 	w := &redoubtv1.WireGuard{Drops: s.Drops.Map()}
 	for _, k := range s.Keys {
@@ -32,8 +32,8 @@ func wireguard(s wg.Stats) *redoubtv1.WireGuard {
 	return w
 }
 
-// tunnelMetrics are the metrics of the engine. Of peers they tell of those that are busy: what all of a large mesh would
-// have to say is the same as before.
+// tunnelMetrics are the metrics of the engine. They cover only busy peers: the values of the idle ones in a large mesh do
+// not change.
 type tunnelMetrics struct {
 	keys, keySince, dropped *prometheus.Desc
 
@@ -58,17 +58,17 @@ func newTunnelMetrics(d func(name, help string, labels ...string) *prometheus.De
 	}
 }
 
-// tunnels is what the engine has to say to the metrics.
+// tunnels is what the engine reports for the metrics.
 type tunnels struct {
 	own   wg.Stats
 	peers []wg.PeerStats
 	names map[proto.NodeID]string
 	ways  ways
 
-	denied func(yield func(proto.NodeID, *filter.Drops) bool) // the filter's word
+	denied func(yield func(proto.NodeID, *filter.Drops) bool) // from the filter
 }
 
-// tunnels asks the engine, if there is one.
+// tunnels reads the engine's counters; ok is false if there is no engine.
 func (a *Agent) tunnels(known []machine.PeerView) (t tunnels, ok bool) {
 	p := a.loop.path
 	if p == nil {

@@ -9,7 +9,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// Underlay tells what is known of the network below the mesh.
+// Underlay describes the network below the mesh.
 func (a *Agent) Underlay(ctx context.Context) (*redoubtv1.UnderlayResponse, error) {
 	u := &redoubtv1.UnderlayResponse{}
 	err := a.call(ctx, func() {
@@ -40,7 +40,7 @@ func (a *Agent) Underlay(ctx context.Context) (*redoubtv1.UnderlayResponse, erro
 	return u, err
 }
 
-// routerOf is what a router said.
+// routerOf describes a router's state.
 func routerOf(s portmap.State) *redoubtv1.UnderlayRouter {
 	r := &redoubtv1.UnderlayRouter{Protocol: string(s.Protocol), Problem: s.Problem}
 	if s.Gateway.IsValid() {
@@ -52,7 +52,7 @@ func routerOf(s portmap.State) *redoubtv1.UnderlayRouter {
 	return r
 }
 
-// measured are the ways in use of which it is known what they carry.
+// measured returns the paths in use whose MTU is known.
 func (a *Agent) measured(p *dataPath) (paths []*redoubtv1.UnderlayPath) {
 	stats, err := p.engine.Peers()
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// ways are how packets go to peers, for people.
+// ways are the paths by which packets reach peers, for people.
 type ways struct {
 	views  map[proto.NodeID]path.View
 	relays map[proto.NodeID]relay.State
@@ -24,19 +24,19 @@ func (p *dataPath) ways(ids []proto.NodeID) ways {
 	return w
 }
 
-// told is what people are told of the way to a peer.
+// told describes the path to a peer.
 type told struct {
-	kind, endpoint string // direct, and the address; or relay, and its name; empty while there is none
-	transport      string // of a relay; of a direct way: punched, or none
+	kind, endpoint string // "direct" and the address, or "relay" and its name; empty while there is no path
+	transport      string // of a relay; for a direct path: punched, or empty
 	since          time.Time
 	rtt            time.Duration
 	doubt          bool
-	mtu            int // of packets inside the tunnel; 0: not known
+	mtu            int // of packets inside the tunnel; 0: unknown
 	fragments      bool
 	cause, why     string
 }
 
-// of says how packets go to a peer.
+// of describes the path to a peer.
 func (w ways) of(s wg.PeerStats) told {
 	v, steered := w.views[s.ID]
 	switch {
@@ -74,19 +74,19 @@ func (w ways) of(s wg.PeerStats) told {
 	return t
 }
 
-// same says whether it is the same way as another.
+// same reports whether two describe the same path.
 func (t told) same(o told) bool {
 	return t.kind == o.kind && t.endpoint == o.endpoint && t.transport == o.transport
 }
 
-// status completes what is said of a peer.
+// status fills in the path fields of a peer's status.
 func (t told) status(l *redoubtv1.LocalPeer) {
 	l.Path, l.Endpoint, l.PathTransport, l.PathSince = t.kind, t.endpoint, t.transport, millis(t.since)
 	l.PathMtu, l.PathFragments = uint32(t.mtu), t.fragments
 	l.PathRttUs, l.PathDoubt, l.PathCause, l.PathWhy = uint64(t.rtt.Microseconds()), t.doubt, t.cause, t.why
 }
 
-// ping completes what is said of an echo.
+// ping fills in the path fields of an echo.
 func (t told) ping(r *redoubtv1.PingResponse) {
 	r.Path, r.Endpoint, r.PathTransport, r.PathSince = t.kind, t.endpoint, t.transport, millis(t.since)
 	r.PathMtu, r.PathFragments = uint32(t.mtu), t.fragments

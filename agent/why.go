@@ -18,10 +18,10 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// party is one end of a connection that somebody asks about.
+// party is one end of the connection that a question is about.
 type party struct {
-	node *cert.Node // nil: an address that is no known node's
-	addr netip.Addr // the one that was named, zero where a name was
+	node *cert.Node // nil: an address of no known node
+	addr netip.Addr // the address that was named; zero if a name was
 }
 
 func (p party) name() string {
@@ -31,7 +31,7 @@ func (p party) name() string {
 	return p.node.Name
 }
 
-// at is the party's address of a family.
+// at returns the party's address in a family.
 func (p party) at(v6 bool) netip.Addr {
 	switch {
 	case p.node == nil:
@@ -42,7 +42,7 @@ func (p party) at(v6 bool) netip.Addr {
 	return p.node.Addrs.V4
 }
 
-// party finds out who is meant by a name, an id or an address.
+// party finds the party that a name, ID or address means.
 func (a *Agent) party(ctx context.Context, who string) (party, error) {
 	addr, perr := netip.ParseAddr(who)
 	addr = addr.Unmap().WithZone("")
@@ -57,7 +57,7 @@ func (a *Agent) party(ctx context.Context, who string) (party, error) {
 	return party{}, err
 }
 
-// Why says whether a connection that this node opens, or that is opened to it, is allowed, by which rule, or what is missing.
+// Why reports whether a connection from or to this node is allowed, and by which rule, or what is missing.
 func (a *Agent) Why(ctx context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.WhyResponse, error) {
 	self, err := a.self(ctx)
 	if err != nil {
@@ -114,8 +114,8 @@ func (a *Agent) Why(ctx context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.Wh
 	return w, a.call(ctx, func() { a.answer(w, q) })
 }
 
-// strange answers about a node of which this one knows nothing but the name that somebody gave it: what it might open there if
-// it held what rules ask of it. Where there is no such rule the answer is that no node is known by that name.
+// strange answers for a destination of which this node knows nothing but the given name: what it could open there if it met
+// the conditions of rules that are withheld. If there is no such rule, it returns the error unknown.
 func (a *Agent) strange(ctx context.Context, self *cert.Node, r *redoubtv1.WhyRequest, unknown error) (*redoubtv1.WhyResponse, error) {
 	q := machine.Question{
 		Direction: proto.Out, Local: self.Addrs.V4, Stranger: true,
@@ -140,7 +140,7 @@ func (a *Agent) strange(ctx context.Context, self *cert.Node, r *redoubtv1.WhyRe
 	return w, nil
 }
 
-// missing adds the rules that would allow it. The loop calls it.
+// missing adds the rules that would allow the connection. It runs on the loop.
 func (a *Agent) missing(w *redoubtv1.WhyResponse, q machine.Question) {
 	for _, m := range a.loop.machine.Missing(q) {
 		w.Missing = append(w.Missing, &redoubtv1.WhyRule{
@@ -149,7 +149,7 @@ func (a *Agent) missing(w *redoubtv1.WhyResponse, q machine.Question) {
 	}
 }
 
-// family says by which addresses two parties speak: those that were named, else IPv4.
+// family reports whether two parties talk by IPv6: by the family of the addresses that were named, else IPv4.
 func family(src, dst party, protocol uint8) (v6 bool, err error) {
 	v6 = protocol == proto.ProtoICMPv6
 	for _, p := range []party{src, dst} {
@@ -164,7 +164,7 @@ func family(src, dst party, protocol uint8) (v6 bool, err error) {
 	return v6, nil
 }
 
-// answer asks the program in force and, where it says no, the netmap. The loop calls it.
+// answer asks the program in force and, if that says no, the netmap. It runs on the loop.
 func (a *Agent) answer(w *redoubtv1.WhyResponse, q machine.Question) {
 	p := a.program.Load()
 	e := p.Explain(q.Direction, q.Local, q.Remote, q.Protocol, q.Port)
@@ -190,7 +190,7 @@ func (a *Agent) answer(w *redoubtv1.WhyResponse, q machine.Question) {
 	a.missing(w, q)
 }
 
-// self is this node.
+// self returns this node.
 func (a *Agent) self(ctx context.Context) (n *cert.Node, err error) {
 	err = a.call(ctx, func() { n = a.loop.machine.View(a.time.Now()).Node })
 	if err == nil && n == nil {

@@ -7,11 +7,12 @@ const (
 	backoffMax = 60 * time.Second
 )
 
-// Backoff says how long to wait between attempts. The zero value has seen no failure.
+// Backoff computes how long to wait between attempts. The zero value has seen no failure.
 type Backoff struct{ last time.Duration }
 
-// Fail is the pause after another failure: some time below a bound that doubles, as random (0 to 1) has it, so that those who
-// failed together come back spread out. A coordinator that named a time gets that at least, and up to half as much again.
+// Fail returns the pause after another failure: random (0 to 1) times a bound that doubles with each failure, so that nodes
+// that failed together come back spread out. If the coordinator named a time, the pause is at least that, plus up to half as
+// much again.
 func (b *Backoff) Fail(random float64, named time.Duration) time.Duration {
 	b.last = min(max(2*b.last, backoffMin), backoffMax)
 	pause := time.Duration(random * float64(b.last))

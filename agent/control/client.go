@@ -23,31 +23,31 @@ import (
 )
 
 const (
-	// steady is how long a stream must have lived for its end to be no failure.
+	// steady is how long a stream must have lived for its end not to count as a failure.
 	steady = 30 * time.Second
-	// unasked is how long to stay away from a coordinator that said not to come back by ourselves. It, or its policy,
-	// may be mended meanwhile, and nobody tells us.
+	// unasked is how long to stay away from a coordinator that told us not to come back on our own. It or its policy may be
+	// fixed in the meantime, and nobody would tell us.
 	unasked = 10 * time.Minute
 )
 
-// Config is the edges of the package, and what it says of this node.
+// Config holds the package's connections to the outside, and what it tells coordinators about this node.
 type Config struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Proxy says by which proxy a coordinator is reached; nil: none.
+	// Proxy returns the proxy through which to reach a coordinator; nil: none.
 	Proxy func(*url.URL) (*url.URL, error)
-	// Now is mesh time; Heard is told the coordinator's.
+	// Now returns mesh time; Heard receives the coordinator's time.
 	Now   func() time.Time
 	Heard func(server time.Time)
-	Rand  *rand.Rand // of this package's goroutine alone
+	Rand  *rand.Rand // used only by this package's goroutine
 
 	URLs              []string
 	Device            device.Key
 	Prover            enroll.Prover // nil: there is none
 	Program, Hostname string
-	// Facts are asked for each time that they are told.
+	// Facts is called each time the facts are sent.
 	Facts func() enroll.Facts
 
-	// Emit takes what happened, or gives up when the context ends. It is called by one goroutine, and not after Close has
+	// Emit delivers an event, or gives up when the context ends. It is called from one goroutine, and not after Close has
 	// returned.
 	Emit func(context.Context, machine.Event)
 }
@@ -59,17 +59,17 @@ type Client struct {
 	done   chan struct{}
 	kick   chan struct{}
 	out    *outbox
-	held   *Held // the first stream, where there is one already; of run alone
+	held   *Held // the first stream, if it is open already; only for run
 
 	mu      sync.Mutex
 	self    *identity.Self
 	applied proto.Version
-	live    *stream                 // nil while there is none
-	abandon context.CancelCauseFunc // of a coordinator that is being dialled; nil while none is
+	live    *stream                 // nil: none
+	abandon context.CancelCauseFunc // gives up the coordinator being dialled; nil: none is
 }
 
-// Attach opens a stream for a node that resumes from a version, and keeps one open until Close. The first is the one that was
-// held since the node enrolled, if there is one.
+// Attach opens a stream for a node that resumes from a version, and keeps one open until Close. If held is not nil, the
+// first stream is the one held since the node enrolled.
 func Attach(cfg Config, self *identity.Self, applied proto.Version, held *Held) *Client {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Client{
@@ -84,36 +84,36 @@ func Attach(cfg Config, self *identity.Self, applied proto.Version, held *Held) 
 	return c
 }
 
-// Close ends the stream and waits.
+// Close ends the stream and waits for it.
 func (c *Client) Close() {
 	c.cancel()
 	<-c.done
 }
 
-// Ack tells the coordinator what the data path enforces.
+// Ack tells the coordinator which version the data path enforces.
 func (c *Client) Ack(v proto.Version) { c.out.ack(v) }
 
-// Report tells the coordinator, of this stream and of those that come, where this node may be reached.
+// Report tells the coordinator, on this stream and the following ones, where this node can be reached.
 func (c *Client) Report(reach proto.Reach, port uint16) { c.out.report(reach, port) }
 
-// Posture tells the coordinator, of this stream and of those that come, what has changed of this machine's health. Complete says
-// that nothing is known but what it was told of.
+// Posture tells the coordinator, on this stream and the following ones, what has changed in this machine's health. Complete
+// means that everything known has been reported.
 func (c *Client) Posture(facts []Fact, complete bool) { c.out.posture(facts, complete) }
 
-// Serve tells the coordinator, of this stream and of those that come, what a relay serves.
+// Serve tells the coordinator, on this stream and the following ones, what a relay serves.
 func (c *Client) Serve(r proto.Relay) { c.out.serve(r) }
 
-// Renewal is what the next certificate is asked for with.
+// Renewal is a request for the next certificate.
 type Renewal struct {
-	Node    key.NodePrivate // that is to come next
-	Ticket  []byte          // that came with the certificate that there is
-	Talking []proto.NodeID  // the peers that the node speaks with
+	Node    key.NodePrivate // the key to come next
+	Ticket  []byte          // came with the present certificate
+	Talking []proto.NodeID  // the peers that the node has sessions with
 }
 
 // Renew asks for the next certificate.
 func (c *Client) Renew(r Renewal) { c.out.renew(r) }
 
-// Resume sets the version that the next stream resumes from.
+// Resume sets the version from which the next stream resumes.
 func (c *Client) Resume(v proto.Version) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -127,14 +127,14 @@ func (c *Client) SetSelf(self *identity.Self) {
 	c.self = self
 }
 
-// trusted are the roots that the identity trusts.
+// trusted returns the roots that the identity trusts.
 func (c *Client) trusted() [][]byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.self.Record.Roots
 }
 
-// Redial ends the stream; another follows.
+// Redial ends the stream; another one follows.
 func (c *Client) Redial(reason string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -143,11 +143,11 @@ func (c *Client) Redial(reason string) {
 	}
 }
 
-// errMoved ends what was begun from addresses that this host may not have any more.
+// errMoved ends whatever was begun from addresses that this host may no longer have.
 var errMoved = errors.New("this host's address changed")
 
-// Kick is for when the network changed: a client that waits, or dials, dials at once, and a stream whose own address is gone,
-// as lost says, ends.
+// Kick reacts to a change of the network: a client that waits or dials starts dialling at once, and a stream whose local
+// address is gone, according to lost, ends.
 func (c *Client) Kick(lost func(net.Addr) bool) {
 	c.mu.Lock()
 	live, abandon := c.live, c.abandon
@@ -187,7 +187,7 @@ func (c *Client) run(ctx context.Context) {
 			}
 		case opened:
 			c.cfg.Emit(ctx, machine.Lost{Reason: err.Error(), Unread: errors.Is(err, wire.ErrMalformed)})
-		case !errors.Is(err, errMoved): // else it is tried from where the host is now
+		case !errors.Is(err, errMoved): // else dial again at once from the current address
 			c.cfg.Emit(ctx, machine.Trouble{Reason: err.Error()})
 		}
 		if lived > steady {
@@ -207,8 +207,8 @@ func (c *Client) wait(ctx context.Context, pause time.Duration) {
 	}
 }
 
-// attempt opens one stream, with a coordinator from one on, and serves it to its end, of which it returns the cause. What becomes
-// of a stream that was held is not worth a word unless the coordinator has one: it may have waited for too short a time.
+// attempt opens one stream, trying the coordinators from index from on, serves it to its end and returns the cause of that.
+// If a held stream fails, that is reported only if the coordinator refused: it may just have waited for too short a time.
 func (c *Client) attempt(ctx context.Context, from int) (opened bool, lived time.Duration, err error) {
 	c.mu.Lock()
 	self, applied := c.self, c.applied
@@ -230,7 +230,7 @@ func (c *Client) attempt(ctx context.Context, from int) (opened bool, lived time
 	return c.serve(ctx, coordinator, ch, self, applied)
 }
 
-// dial opens a channel, unless the network changes meanwhile.
+// dial opens a channel, unless the network changes in the meantime.
 func (c *Client) dial(ctx context.Context, from int, certificate *tls.Certificate, self *identity.Self) (*channel, string, error) {
 	ctx, abandon := context.WithCancelCause(ctx)
 	defer abandon(nil)
@@ -247,7 +247,7 @@ func (c *Client) dial(ctx context.Context, from int, certificate *tls.Certificat
 	})
 }
 
-// goOn is attempt on a stream that was held.
+// goOn is attempt on a held stream.
 func (c *Client) goOn(ctx context.Context, coordinator string, ch *channel, self *identity.Self, applied proto.Version) (opened bool, lived time.Duration, err error) {
 	if err := ch.judge(self, c.cfg.Now()); err != nil {
 		ch.conn.Close()
@@ -256,7 +256,7 @@ func (c *Client) goOn(ctx context.Context, coordinator string, ch *channel, self
 	return c.serve(ctx, coordinator, ch, self, applied)
 }
 
-// serve attaches on an open channel, and serves the stream to its end.
+// serve attaches on an open channel and serves the stream to its end.
 func (c *Client) serve(ctx context.Context, coordinator string, ch *channel, self *identity.Self, applied proto.Version) (opened bool, lived time.Duration, err error) {
 	s := newStream(ctx, c, ch, self)
 	c.mu.Lock()
@@ -270,17 +270,17 @@ func (c *Client) serve(ctx context.Context, coordinator string, ch *channel, sel
 	return opened, time.Since(begin), fmt.Errorf("coordinator %s: %w", coordinator, err)
 }
 
-// refusedError is a coordinator's Refusal.
+// refusedError is a Refusal from a coordinator.
 type refusedError struct {
 	code    redoubtv1.Refusal_Code
 	message string
-	final   bool // it said not to try again
-	told    bool // the machine knows already
+	final   bool // the coordinator said not to try again
+	told    bool // the machine has been told
 }
 
 func (e *refusedError) Error() string { return e.message }
 
-// kind says what a refusal means for a node with a certificate.
+// kind returns what a refusal means for a node with a certificate.
 func (e *refusedError) kind() machine.Refusal {
 	if e.code == redoubtv1.Refusal_CODE_QUARANTINED {
 		return machine.RefusedQuarantined
@@ -306,8 +306,8 @@ func refused(r *redoubtv1.Refusal) error {
 	return &retryError{e, min(after, time.Hour)}
 }
 
-// Enrol asks for the first certificate until it is there, refused for good, or the context ends. Trouble is emitted for what
-// is tried again. The stream is held for Attach where the coordinator offers that; otherwise it is nil.
+// Enrol asks for the first certificate until it gets one, is refused for good, or the context ends. It emits Trouble for failures
+// after which it tries again. The stream is held for Attach if the coordinator offers that; otherwise the *Held is nil.
 func Enrol(ctx context.Context, cfg Config, r enroll.Request) (*identity.Self, *Held, error) {
 	var backoff Backoff
 	for turn := 0; ; turn++ {
@@ -324,7 +324,7 @@ func Enrol(ctx context.Context, cfg Config, r enroll.Request) (*identity.Self, *
 		}
 		waited := (*waitedError)(nil)
 		if errors.As(err, &waited) {
-			cfg.Emit(ctx, machine.Trouble{}) // it was told why, and asks again
+			cfg.Emit(ctx, machine.Trouble{}) // the machine knows why; ask again
 			if waited.held > steady {
 				backoff.Reset()
 			}
@@ -359,7 +359,7 @@ func (c Config) enrol(ctx context.Context, from int, r enroll.Request) (*identit
 	return self, hold(coordinator, ch), nil
 }
 
-// exchange is a whole enrolment on an open channel. It says whether the coordinator lets the node stay on it.
+// exchange performs a whole enrolment on an open channel. It reports whether the coordinator lets the node stay on the channel.
 func (c Config) exchange(ctx context.Context, coordinator string, ch *channel, r enroll.Request) (self *identity.Self, stays bool, err error) {
 	x, err := enroll.Enrol(r)
 	if err != nil {
@@ -400,7 +400,7 @@ func (c Config) exchange(ctx context.Context, coordinator string, ch *channel, r
 	}
 }
 
-// pinned judges a coordinator by the root that a join code named.
+// pinned checks a coordinator's chain against the root that a join code named.
 func pinned(chain [][]byte, fingerprint [32]byte, at time.Time) error {
 	_, err := cert.JoinCoordinator(chain, fingerprint, at)
 	if errors.Is(err, cert.ErrPin) {

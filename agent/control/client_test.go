@@ -23,7 +23,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// attached runs a client against a coordinator for as long as f lasts.
+// attached runs a client against a coordinator for as long as f runs.
 func attached(t *testing.T, serve func(l *lab, n int, s *talk), f func(l *lab, c *Client)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -108,13 +108,13 @@ func TestStream(t *testing.T) {
 	if got.report.GetListenPort() != 41641 || len(got.report.GetEndpoints()) != 1 {
 		t.Errorf("reported %v", got.report)
 	}
-	// The coordinator here answers whatever comes, which must not be answered in turn.
+	// This coordinator answers everything, and its answers must not be answered in turn.
 	if len(got.alive) != 3 {
 		t.Errorf("%d keepalives in two minutes, want one each 30 s", len(got.alive))
 	}
 }
 
-// The coordinator speaks first: it is answered at once, and told nothing beside that.
+// TestKeepAliveIsAnswered checks that the node answers the coordinator's keepalives at once, and sends nothing else.
 func TestKeepAliveIsAnswered(t *testing.T) {
 	const rounds = 10
 	answers := make(chan time.Duration, 2*rounds)
@@ -147,7 +147,7 @@ func TestKeepAliveIsAnswered(t *testing.T) {
 	}
 }
 
-// A coordinator that says nothing is given up, and another stream begins.
+// TestDeadline checks that a silent coordinator is given up, and another stream begins.
 func TestDeadline(t *testing.T) {
 	attached(t, func(_ *lab, _ int, s *talk) {
 		s.up()
@@ -214,7 +214,7 @@ func TestRenewal(t *testing.T) {
 	})
 }
 
-// A renewal that gets no answer ends the stream; the next stream begins without it.
+// TestRenewalWithoutAnswer checks that a renewal without an answer ends the stream, and that the next stream begins without it.
 func TestRenewalWithoutAnswer(t *testing.T) {
 	attached(t, func(_ *lab, _ int, s *talk) {
 		s.up()
@@ -284,7 +284,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// Messages out of turn end the stream and nothing else.
+// TestNonsense checks that messages out of turn end the stream and nothing else.
 func TestNonsense(t *testing.T) {
 	part := func(l *lab) *redoubtv1.NetmapPart {
 		p := wire.FromNetmap(l.mesh.Netmap(l.self, 4, 0))[0]
@@ -343,7 +343,7 @@ func TestNonsense(t *testing.T) {
 	}
 }
 
-// A coordinator under a root that the node does not trust is not spoken to.
+// TestStranger checks that nothing is sent to a coordinator under a root that the node does not trust.
 func TestStranger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t)
@@ -388,7 +388,7 @@ func TestRedialAndResume(t *testing.T) {
 	}
 }
 
-// What was begun from an address that this host has no more is not waited for.
+// TestNetworkChangesWhileDialling checks that a dial from an address that this host no longer has is given up.
 func TestNetworkChangesWhileDialling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t)
@@ -427,8 +427,8 @@ func TestNetworkChangesWhileDialling(t *testing.T) {
 	})
 }
 
-// While the coordinator is away it is dialled at least once a minute, and not much more often; when the network changes,
-// at once.
+// TestBackoff checks that an unreachable coordinator is dialled at least once a minute and not much more often, and at once
+// when the network changes.
 func TestBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t)
@@ -485,7 +485,7 @@ func TestBackoffBounds(t *testing.T) {
 			random := rapid.Float64Range(0, 0.999).Draw(t, "random")
 			named := time.Duration(rapid.IntRange(0, 100).Draw(t, "named")) * time.Second
 			d := b.Fail(random, named)
-			// All of the time below the bound is used, so that those who failed together come back spread out.
+			// The pauses use all of the time below the bound, so that nodes that failed together come back spread out.
 			bound := min(backoffMin<<min(n, 20), backoffMax)
 			want := max(time.Duration(random*float64(bound)), named+time.Duration(random*float64(named)/2))
 			if d < want-time.Microsecond || d > want+time.Microsecond {

@@ -18,17 +18,17 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// openTimeout is how long a coordinator may take until it has agreed to the stream.
+// openTimeout is how long opening a stream to a coordinator may take.
 const openTimeout = 15 * time.Second
 
-// channel is a connection on which frames go back and forth.
+// channel is a connection that carries frames both ways.
 type channel struct {
 	conn     net.Conn
 	r        *bufio.Reader
 	exporter []byte
 }
 
-// retryError is a refusal that names when to come back.
+// retryError is a refusal that says when to come back.
 type retryError struct {
 	err   error
 	after time.Duration
@@ -37,18 +37,18 @@ type retryError struct {
 func (e *retryError) Error() string { return e.err.Error() }
 func (e *retryError) Unwrap() error { return e.err }
 
-// stagger is how long a coordinator may take before the next one is asked as well.
+// stagger is how long to wait for a coordinator before also asking the next one.
 const stagger = 2 * time.Second
 
-// opened is what became of asking one coordinator.
+// opened is the outcome of asking one coordinator.
 type opened struct {
 	url string
 	ch  *channel
 	err error
 }
 
-// first opens a channel to whichever coordinator answers first. They are asked in order from one on, each when the one before has
-// failed or has taken its time.
+// first opens a channel to whichever coordinator answers first. It asks them in order from index from on, each when the one
+// before has failed or has not answered within stagger.
 func (c Config) first(ctx context.Context, from int, certificate *tls.Certificate, verify func([][]byte) error) (*channel, string, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -91,8 +91,8 @@ func (c Config) first(ctx context.Context, from int, certificate *tls.Certificat
 	}
 }
 
-// open dials a coordinator, and speaks TLS and HTTP until frames can go. The certificate is nil when enrolling; verify judges
-// the coordinator's chain.
+// open dials a coordinator and negotiates TLS and the HTTP upgrade. The certificate is nil when enrolling; verify checks the
+// coordinator's chain.
 func (c Config) open(ctx context.Context, coordinator string, certificate *tls.Certificate, verify func([][]byte) error) (*channel, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
@@ -144,7 +144,7 @@ func declined(host string, response *http.Response) error {
 	return err
 }
 
-// named is how long a coordinator asked us to stay away.
+// named returns how long the coordinator asked us to stay away.
 func named(err error) time.Duration {
 	var r *retryError
 	if errors.As(err, &r) {

@@ -20,7 +20,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// holds judges a proof as a coordinator does.
+// holds verifies a proof as a coordinator does.
 func (l *lab) holds(a asked, domain string, exporter []byte, p *redoubtv1.Proof) error {
 	binding := wire.Binding(domain, a.nonce, exporter, l.self.Node.Public(), l.self.Device.Device(), sha256.Sum256(p.GetPosture()), sha256.Sum256(a.first))
 	shared, err := a.ephemeral.Shared(l.self.Node.Public())
@@ -39,8 +39,8 @@ func (l *lab) holds(a asked, domain string, exporter []byte, p *redoubtv1.Proof)
 	return nil
 }
 
-// enrols is a coordinator that enrols, and closes the stream before one of its messages: 0 the challenge, 1 the result,
-// 2 none of them.
+// enrols is a coordinator that enrols, and closes the stream before one of its messages: 0 the challenge, 1 the result, 2
+// none of them.
 func (l *lab) enrols(cut int) func(*talk) {
 	return func(s *talk) {
 		up, raw := s.up()
@@ -90,7 +90,7 @@ func TestEnrol(t *testing.T) {
 	})
 }
 
-// Whichever message is lost: the node asks again, with the same keys.
+// TestEnrolLostReplies checks that, whichever message is lost, the node asks again with the same keys.
 func TestEnrolLostReplies(t *testing.T) {
 	for cut := range 2 {
 		synctest.Test(t, func(t *testing.T) {
@@ -139,8 +139,8 @@ func TestEnrolRefused(t *testing.T) {
 	})
 }
 
-// TestEnrolWaits on a stream that stays open, for as long as it takes, and asks again when that ends; without such a stream it asks
-// when the coordinator said.
+// TestEnrolWaits checks that the node waits on an open stream for as long as that lasts, and then asks again; without such a
+// stream it asks at the time that the coordinator named.
 func TestEnrolWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t)
@@ -199,7 +199,7 @@ func TestEnrolWaits(t *testing.T) {
 	})
 }
 
-// TestARefusalThatStands is told at once, and when the stream ends it is worth coming back.
+// TestARefusalThatStands checks that it is reported at once, and that the node comes back as soon as the stream ends.
 func TestARefusalThatStands(t *testing.T) {
 	attached(t, func(_ *lab, n int, s *talk) {
 		s.up()
@@ -234,7 +234,7 @@ func TestARefusalThatStands(t *testing.T) {
 	})
 }
 
-// TestASilentHoldEnds for who waits: the coordinator is gone.
+// TestASilentHoldEnds checks that a node waiting on a silent stream gives it up: the coordinator is gone.
 func TestASilentHoldEnds(t *testing.T) {
 	attached(t, func(_ *lab, n int, s *talk) {
 		s.up()
@@ -252,7 +252,7 @@ func TestASilentHoldEnds(t *testing.T) {
 	})
 }
 
-// TestRenewalIsWithheld: the stream goes on.
+// TestRenewalIsWithheld checks that the stream continues.
 func TestRenewalIsWithheld(t *testing.T) {
 	attached(t, func(l *lab, _ int, s *talk) {
 		s.up()
@@ -283,7 +283,8 @@ func TestRenewalIsWithheld(t *testing.T) {
 	})
 }
 
-// A coordinator under another root than the join code's gets not one message, whatever its TLS says.
+// TestEnrolOtherRoot checks that a coordinator under another root than the join code's gets not one message, whatever its
+// TLS says.
 func TestEnrolOtherRoot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t)
@@ -313,7 +314,7 @@ func TestEnrolOtherRoot(t *testing.T) {
 	})
 }
 
-// What a coordinator may do wrong leaves the node as it was, and it goes on trying.
+// TestEnrolNonsense checks that a misbehaving coordinator leaves the node unchanged, and that the node keeps trying.
 func TestEnrolNonsense(t *testing.T) {
 	other := func(l *lab) *redoubtv1.Down {
 		m := identitytest.New(time.Now().Add(-time.Hour))

@@ -9,23 +9,23 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// Fact is something about this machine's health, for the coordinator to go by.
+// Fact is something about this machine's health, for the coordinator's policy.
 type Fact struct {
-	Name, Value string        // no value: it is not known any more
-	TTL         time.Duration // how long it holds after this node was heard last
+	Name, Value string        // empty: no longer known
+	TTL         time.Duration // how long it holds after this node was last heard
 }
 
-// health is what is known of this machine, and what of that the coordinator was not told.
+// health is what is known of this machine, and which part of it the coordinator has not been told.
 type health struct {
 	facts    map[string]Fact
-	complete bool // nothing is known besides
-	listens  bool // the coordinator takes facts
+	complete bool // nothing else is known
+	listens  bool // the coordinator accepts facts
 
 	news  map[string]struct{}
-	whole bool // the coordinator has to forget what facts does not hold
+	whole bool // the coordinator must forget everything that is not in facts
 }
 
-// begin is for a new stream.
+// begin prepares for a new stream.
 func (h *health) begin(listens bool) {
 	h.listens = listens
 	h.news = make(map[string]struct{}, len(h.facts))
@@ -49,14 +49,14 @@ func (h *health) add(facts []Fact, complete bool) {
 	h.complete = h.complete || complete
 }
 
-// Posture is all that is known of a machine, for the proof with which it enrols; nil where nothing is.
+// Posture returns everything known of a machine, for the proof with which it enrols; nil if nothing is.
 func Posture(facts []Fact, complete bool) *redoubtv1.Posture {
-	h := health{listens: true} // whoever does not listen passes it over
+	h := health{listens: true} // a coordinator that does not listen ignores it
 	h.add(facts, complete)
 	return h.now()
 }
 
-// now is all that is known, for a coordinator that takes it; nil where nothing is.
+// now returns everything known, if the coordinator accepts it; nil if nothing is.
 func (h *health) now() *redoubtv1.Posture {
 	if !h.listens || len(h.facts) == 0 {
 		return nil
@@ -77,7 +77,7 @@ func sortFacts(p *redoubtv1.Posture) {
 	slices.SortFunc(p.Facts, func(a, b *redoubtv1.PostureFact) int { return cmp.Compare(a.GetName(), b.GetName()) })
 }
 
-// take is what has to be told; nil for nothing. A fact that is gone is remembered no longer than that takes.
+// take returns what has yet to be reported; nil for nothing. It then forgets facts that are gone.
 func (h *health) take() *redoubtv1.Posture {
 	if !h.listens || len(h.news) == 0 && !h.whole {
 		return nil

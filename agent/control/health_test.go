@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// told is what the outbox has for the coordinator, as words.
+// told describes what the outbox has for the coordinator.
 func told(t *testing.T, o *outbox) string {
 	t.Helper()
 	frames, err := o.take(nil)
@@ -39,7 +39,8 @@ func told(t *testing.T, o *outbox) string {
 
 func one(name, value string) []Fact { return []Fact{{"posture:" + name, value, time.Minute}} }
 
-// TestHealthIsToldOnce: what changed, to the stream that there is; all of it, to the next one; nothing, to who does not listen.
+// TestHealthIsToldOnce checks that changes go to the present stream, everything goes to the next one, and nothing to a
+// coordinator that does not listen.
 func TestHealthIsToldOnce(t *testing.T) {
 	o := newOutbox()
 	listens := []string{proto.FeaturePosture}
@@ -54,7 +55,7 @@ func TestHealthIsToldOnce(t *testing.T) {
 		{func() {}, ""},
 		{func() { o.posture(one("a", "2"), false) }, ""},
 		{func() { o.posture(one("b", "1"), false) }, "b=1"},
-		// When all is known the coordinator forgets what is not.
+		// Once everything is known, the coordinator forgets the rest.
 		{func() { o.posture(nil, true) }, "a=2 b=1 whole"},
 		{func() { o.posture(one("b", ""), true) }, "b="},
 		{func() { o.posture(one("b", ""), true) }, ""},

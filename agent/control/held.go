@@ -10,8 +10,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// Held is the stream on which a node enrolled, while its coordinator waits for it to attach there: that spares both of them a
-// second handshake. Give it to Attach or Close it. Its methods do nothing where there is none (nil), or after the first of them.
+// Held is the stream on which a node enrolled, while its coordinator waits for the node to attach on it: that saves both of
+// them a second handshake. Pass it to Attach or Close it. Its methods do nothing on nil, or once either was called.
 type Held struct {
 	coordinator string
 
@@ -19,7 +19,7 @@ type Held struct {
 	ch *channel
 }
 
-// hold keeps the stream of an enrolment.
+// hold wraps the channel of an enrolment.
 func hold(coordinator string, ch *channel) *Held { return &Held{coordinator: coordinator, ch: ch} }
 
 // Close ends the stream.
@@ -40,7 +40,7 @@ func (h *Held) take() *channel {
 	return ch
 }
 
-// move takes the stream for somebody else.
+// move hands the stream over to another owner.
 func (h *Held) move() *Held {
 	if ch := h.take(); ch != nil {
 		return hold(h.coordinator, ch)
@@ -48,8 +48,8 @@ func (h *Held) move() *Held {
 	return nil
 }
 
-// judge says whether the coordinator on a channel is one of the node's mesh: until it enrolled it went by the root in the
-// join code alone.
+// judge checks that the coordinator on a channel belongs to the node's mesh: while enrolling, the node relied on the root in
+// the join code alone.
 func (ch *channel) judge(self *identity.Self, now time.Time) error {
 	conn, ok := ch.conn.(*tls.Conn)
 	if !ok {

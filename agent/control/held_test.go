@@ -12,7 +12,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// offers is a coordinator that enrols and lets the node stay, and then goes on with the same stream.
+// offers is a coordinator that enrols, lets the node stay, and continues on the same stream.
 func (l *lab) offers(then func(*talk)) func(*talk) {
 	return func(s *talk) {
 		up, raw := s.up()
@@ -47,7 +47,7 @@ func (l *lab) welcomes(s *talk) {
 	}
 }
 
-// held enrols, and attaches with what was held.
+// held enrols, and attaches with the held stream.
 func held(t *testing.T, serve func(l *lab, n int, s *talk), want int) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -61,7 +61,7 @@ func held(t *testing.T, serve func(l *lab, n int, s *talk), want int) {
 			t.Fatal("the stream was not held")
 		}
 		c := Attach(l.config(), self, proto.Version{}, h)
-		h.Close() // it is the client's by now
+		h.Close() // the client owns the stream by now
 		time.Sleep(5 * time.Second)
 		c.Close()
 		if len(l.dials) != want {
@@ -84,12 +84,12 @@ func held(t *testing.T, serve func(l *lab, n int, s *talk), want int) {
 	})
 }
 
-// A node goes on on the stream on which it enrolled, without a second handshake.
+// TestHeld checks that a node continues on the stream on which it enrolled, without a second handshake.
 func TestHeld(t *testing.T) {
 	held(t, func(l *lab, _ int, s *talk) { l.offers(l.welcomes)(s) }, 1)
 }
 
-// A coordinator that did not wait long enough is dialled again, at once and without complaint.
+// TestHeldTooLong checks that a coordinator that did not wait long enough is dialled again, at once and without complaint.
 func TestHeldTooLong(t *testing.T) {
 	held(t, func(l *lab, n int, s *talk) {
 		if n == 0 {
@@ -100,7 +100,8 @@ func TestHeldTooLong(t *testing.T) {
 	}, 2)
 }
 
-// What is held is nothing to whom the mesh's roots do not vouch for: the join code's word was for that enrolment.
+// TestHeldByAStranger checks that a held stream is not used if the mesh's roots do not vouch for its coordinator: the join
+// code's root was for that enrolment only.
 func TestHeldByAStranger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t)
@@ -124,7 +125,7 @@ func TestHeldByAStranger(t *testing.T) {
 	})
 }
 
-// A node that is refused on the stream that was held hears why.
+// TestHeldAndRefused checks that a node that is refused on the held stream learns why.
 func TestHeldAndRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t)
@@ -152,7 +153,7 @@ func TestHeldAndRefused(t *testing.T) {
 	})
 }
 
-// What nobody takes is closed, as often as one likes.
+// TestHeldIsClosed checks that a stream that nobody takes is closed, however often Close is called.
 func TestHeldIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t)

@@ -13,15 +13,15 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// outbox is what waits to be sent: the newest of each kind, and nothing twice. What was reported outlives a stream.
+// outbox is what is waiting to be sent: the newest of each kind, and nothing twice. Reports outlive a stream.
 type outbox struct {
-	wake chan struct{} // holds one when there is something
+	wake chan struct{} // holds a value when there is something to send
 
 	mu         sync.Mutex
 	applied    *proto.Version
 	reported   *redoubtv1.Report
 	unreported bool
-	wanted     *Renewal // is asked for but not begun; nil: none is
+	wanted     *Renewal // requested but not begun; nil: none
 	under      *enroll.Exchange
 	proof      *redoubtv1.Up
 	alive      bool
@@ -42,7 +42,7 @@ func (o *outbox) put(f func()) {
 	}
 }
 
-// begin is for a new stream, with a coordinator that has some features: what belonged to the one before is void.
+// begin prepares for a new stream to a coordinator with the given features: what belonged to the previous stream is dropped.
 func (o *outbox) begin(features []string) {
 	o.put(func() {
 		o.applied, o.wanted, o.under, o.proof = nil, nil, nil, nil
@@ -51,12 +51,12 @@ func (o *outbox) begin(features []string) {
 	})
 }
 
-// posture adds to what is known of the machine's health.
+// posture adds facts about the machine's health.
 func (o *outbox) posture(facts []Fact, complete bool) {
 	o.put(func() { o.health.add(facts, complete) })
 }
 
-// healthNow is what is known of the machine's health.
+// healthNow returns what is known of the machine's health.
 func (o *outbox) healthNow() *redoubtv1.Posture {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -95,7 +95,7 @@ func (o *outbox) prove(up *redoubtv1.Up) { o.put(func() { o.proof = up }) }
 
 func (o *outbox) keepAlive() { o.put(func() { o.alive = true }) }
 
-// exchange is the renewal that was asked for on the wire.
+// exchange returns the renewal in progress on the wire.
 func (o *outbox) exchange() *enroll.Exchange {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -104,14 +104,14 @@ func (o *outbox) exchange() *enroll.Exchange {
 
 func (o *outbox) renewing() bool { return o.exchange() != nil }
 
-// renewed is the end of a renewal, a good one or not.
+// renewed ends a renewal, successful or not.
 func (o *outbox) renewed() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.under, o.proof = nil, nil
 }
 
-// take returns the frames of what waits. Begin makes the exchange of a renewal that is asked for.
+// take returns the frames to send. Begin creates the exchange of a requested renewal.
 func (o *outbox) take(begin func(Renewal) (*enroll.Exchange, error)) ([]byte, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const coordinatorURL = "https://192.0.2.1"
 
-// lab is a coordinator of this test's making, and a node that speaks with it, on an Internet in memory.
+// lab is a test coordinator and a node that talks to it, on an Internet in memory.
 type lab struct {
 	t      *testing.T
 	net    *sim.Internet
@@ -99,7 +99,7 @@ func (l *lab) request() enroll.Request {
 	}
 }
 
-// talk is one stream, as the coordinator has it.
+// talk is one stream, as the coordinator sees it.
 type talk struct {
 	net.Conn
 	r        *bufio.Reader
@@ -107,7 +107,7 @@ type talk struct {
 	peer     [][]byte // the node's chain
 }
 
-// serve lets f have each stream in turn until the test ends. The stream ends when f returns.
+// serve runs f on each stream in turn until the test ends. The stream ends when f returns.
 func (l *lab) serve(address string, f func(n int, s *talk)) (stop func()) {
 	listener, err := l.server.Listen("tcp", address)
 	if err != nil {
@@ -182,7 +182,7 @@ func accept(raw net.Conn, certificate tls.Certificate) (*talk, error) {
 	return s, err
 }
 
-// up reads what the node says; nil at the end.
+// up reads the node's next message; nil at the end.
 func (s *talk) up() (*redoubtv1.Up, []byte) {
 	frame, err := wire.ReadFrame(s.r, nil, wire.MaxUp)
 	if err != nil {
@@ -219,7 +219,7 @@ func refusal(code redoubtv1.Refusal_Code, after uint32) *redoubtv1.Down {
 	}}}
 }
 
-// asked is a challenge, and what it takes to judge the answer.
+// asked is a challenge, and what it takes to verify the answer.
 type asked struct {
 	message   *redoubtv1.Down
 	nonce     []byte
@@ -247,7 +247,7 @@ func (l *lab) result(sequence uint64) *redoubtv1.Down {
 	}}}
 }
 
-// until reads what the node says until the message is there that f wants.
+// until reads the node's messages until f accepts one.
 func (s *talk) until(f func(*redoubtv1.Up) bool) (*redoubtv1.Up, []byte) {
 	for {
 		up, raw := s.up()

@@ -19,19 +19,19 @@ import (
 )
 
 const (
-	// exchangeTimeout is how long a coordinator may take over a certificate.
+	// exchangeTimeout is how long a coordinator may take to issue a certificate.
 	exchangeTimeout = 60 * time.Second
-	// writeTimeout is how long a frame may take to be sent.
+	// writeTimeout is how long sending a frame may take.
 	writeTimeout = 20 * time.Second
-	// greetTimeout is how long the coordinator may take to say welcome.
+	// greetTimeout is how long the coordinator may take to send its welcome.
 	greetTimeout = 15 * time.Second
-	// grace is what a keepalive may be late.
+	// grace is how late a keepalive may be.
 	grace = 5 * time.Second
 
 	maxGreeting = wire.MaxFrameUnauthenticated
 )
 
-// Bounds of what a coordinator may ask for as the time between keepalives.
+// Limits on the keepalive interval that a coordinator may ask for.
 const (
 	keepAliveMin = 5 * time.Second
 	keepAliveMax = 5 * time.Minute
@@ -46,7 +46,7 @@ func (ch *channel) read(limit int) (*redoubtv1.Down, error) {
 	return wire.DecodeDown(frame)
 }
 
-// write sends a message that is encoded already.
+// write sends an encoded message.
 func (ch *channel) write(message []byte) error {
 	frame := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(message)), uint32(len(message)))
 	_, err := ch.conn.Write(append(frame, message...))
@@ -62,9 +62,9 @@ func (ch *channel) send(up *redoubtv1.Up) error {
 	return err
 }
 
-// stream is an open one, of a node with a certificate.
+// stream is the open stream of a node with a certificate.
 type stream struct {
-	ctx  context.Context // of the client
+	ctx  context.Context // the client's
 	c    *Client
 	ch   *channel
 	self *identity.Self
@@ -72,11 +72,11 @@ type stream struct {
 	snapshot wire.NetmapAssembler
 	delta    wire.DeltaAssembler
 
-	deadline *time.Timer   // of the renewal that was begun last; nil: none was
-	asked    chan struct{} // holds one when the coordinator's keepalive is to be answered
+	deadline *time.Timer   // of the latest renewal; nil: there was none
+	asked    chan struct{} // holds a value when the coordinator's keepalive should be answered
 
 	once  sync.Once
-	cause error // why it ended; set once
+	cause error // why the stream ended; set once
 	ended chan struct{}
 }
 
@@ -84,7 +84,7 @@ func newStream(ctx context.Context, c *Client, ch *channel, self *identity.Self)
 	return &stream{ctx: ctx, c: c, ch: ch, self: self, asked: make(chan struct{}, 1), ended: make(chan struct{})}
 }
 
-// end ends the stream, for the first cause given.
+// end ends the stream; the first cause counts.
 func (s *stream) end(cause error) {
 	s.once.Do(func() {
 		s.cause = cause
@@ -93,7 +93,7 @@ func (s *stream) end(cause error) {
 	})
 }
 
-// serve runs the stream to its end, and says whether the coordinator had welcomed us.
+// serve runs the stream to its end, and reports whether the coordinator had welcomed us.
 func (s *stream) serve(coordinator string, applied proto.Version) (opened bool, err error) {
 	stop := context.AfterFunc(s.ctx, func() { s.end(s.ctx.Err()) })
 	defer stop()
@@ -117,7 +117,7 @@ func (s *stream) serve(coordinator string, applied proto.Version) (opened bool, 
 	return true, s.cause
 }
 
-// greet says hello and awaits welcome.
+// greet sends hello and waits for the welcome.
 func (s *stream) greet(coordinator string, applied proto.Version) (keepAlive time.Duration, err error) {
 	hello := enroll.Hello(s.c.cfg.Program, s.c.cfg.Hostname, s.c.cfg.facts())
 	attach := &redoubtv1.Attach{}
@@ -152,8 +152,8 @@ func (s *stream) greet(coordinator string, applied proto.Version) (keepAlive tim
 	}
 }
 
-// refused is a refusal in place of a welcome. The machine is told of one that stands for as long as the stream stays open before it
-// does not any more.
+// refused handles a refusal in place of a welcome. If the refusal stands only while the stream stays open, the machine is
+// told before lingering, and the stream ends when the refusal no longer stands.
 func (s *stream) refused(r *redoubtv1.Refusal) error {
 	err := refused(r)
 	var why *refusedError
@@ -163,7 +163,7 @@ func (s *stream) refused(r *redoubtv1.Refusal) error {
 	s.emit(machine.Refused{Kind: why.kind(), Message: why.Error()})
 	s.ch.linger(r.GetHoldSeconds())
 	why.told = true
-	return why // and not when to come back: that is now
+	return why // without a time to come back: that is now
 }
 
 func (s *stream) emit(e machine.Event) { s.c.cfg.Emit(s.ctx, e) }
@@ -174,7 +174,7 @@ func (s *stream) heard(serverTime int64) {
 	}
 }
 
-// read takes frames until something ends that.
+// read handles frames until an error ends the stream.
 func (s *stream) read(patience time.Duration) error {
 	for {
 		s.ch.conn.SetReadDeadline(time.Now().Add(patience))
@@ -268,7 +268,7 @@ func (s *stream) result(r *redoubtv1.Result) error {
 	return nil
 }
 
-// pending is no certificate for now.
+// pending handles the answer that there is no certificate for now.
 func (s *stream) pending(p *redoubtv1.Pending) error {
 	if !s.c.out.renewing() {
 		return fmt.Errorf("%w: %q, where nobody asked for a certificate", enroll.ErrOrder, p.GetMessage())
@@ -279,9 +279,9 @@ func (s *stream) pending(p *redoubtv1.Pending) error {
 	return nil
 }
 
-// write sends what is in the outbox, and keepalives when there was nothing for long. The coordinator speaks first, to many nodes
-// at once: answering it while it is awake costs it, and this node, less than a time of our own. A coordinator that answered
-// answers would be told nothing for a while.
+// write sends what is in the outbox, and keepalives after a long silence. The coordinator speaks first, to many nodes at
+// once: an answer while both ends are awake costs less than a keepalive at a time of our own. We answer only if we have been
+// silent for half the interval, so that answering an answer cannot go on.
 func (s *stream) write(keepAlive time.Duration) error {
 	alone := keepAlive + grace
 	idle, said := time.NewTimer(alone), time.Now()
@@ -313,7 +313,7 @@ func (s *stream) write(keepAlive time.Duration) error {
 	}
 }
 
-// begin makes the exchange of a renewal.
+// begin creates the exchange of a renewal.
 func (s *stream) begin(r Renewal) (*enroll.Exchange, error) {
 	s.deadline = time.AfterFunc(exchangeTimeout, func() {
 		if s.c.out.renewing() {
@@ -334,7 +334,7 @@ func (c Config) facts() enroll.Facts {
 	return c.Facts()
 }
 
-// shown names the roots of a chain.
+// shown names the roots in a chain.
 func shown(chain [][]byte) string {
 	var roots []string
 	for _, b := range chain {

@@ -7,7 +7,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// waitedError is the end of a stream on which this machine waited to be approved, for that long.
+// waitedError ends a stream on which this machine waited for approval; held is for how long.
 type waitedError struct {
 	message string
 	held    time.Duration
@@ -15,7 +15,7 @@ type waitedError struct {
 
 func (e *waitedError) Error() string { return e.message }
 
-// wait stays until it is worth asking for a certificate again.
+// wait waits until it is worth asking for a certificate again.
 func (ch *channel) wait(p *redoubtv1.Pending) error {
 	e := &waitedError{message: p.GetMessage()}
 	if p.GetHoldSeconds() == 0 {
@@ -28,7 +28,7 @@ func (ch *channel) wait(p *redoubtv1.Pending) error {
 	return e
 }
 
-// linger keeps a stream open on which nothing is to come but its end, with keepalives every so many seconds.
+// linger keeps open a stream on which nothing but its end is expected, sending keepalives at the given interval.
 func (ch *channel) linger(seconds uint32) {
 	every := min(max(time.Duration(seconds)*time.Second, keepAliveMin), keepAliveMax)
 	ended := make(chan struct{})

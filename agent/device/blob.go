@@ -13,14 +13,14 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Blob is a key of a TPM as it is on the disk: its private half is encrypted by the TPM, which alone can load it. The zero
+// Blob is a TPM key as stored on the disk: its private half is encrypted by the TPM, and only that TPM can load it. The zero
 // value is no key.
 type Blob struct {
 	public, private []byte // TPM2B_PUBLIC and TPM2B_PRIVATE
 	device          key.DevicePublic
 }
 
-// PEMType begins the PEM block of a Blob.
+// PEMType is the PEM block type of a Blob.
 const PEMType = "REDOUBT TPM KEY"
 
 // maxBlob bounds each half of a blob.
@@ -28,13 +28,13 @@ const maxBlob = 2048
 
 type blobRecord struct{ Public, Private []byte }
 
-// IsZero says that there is no key.
+// IsZero reports whether there is no key.
 func (b Blob) IsZero() bool { return b.device.IsZero() }
 
-// Device is the public half.
+// Device returns the public half.
 func (b Blob) Device() key.DevicePublic { return b.device }
 
-// MarshalPEM writes what ParseBlob reads.
+// MarshalPEM encodes the blob for ParseBlob.
 func (b Blob) MarshalPEM() ([]byte, error) {
 	der, err := asn1.Marshal(blobRecord{b.public, b.private})
 	if err != nil {
@@ -43,7 +43,7 @@ func (b Blob) MarshalPEM() ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: PEMType, Bytes: der}), nil
 }
 
-// ParseBlob reads one PEM block, and nothing after it.
+// ParseBlob parses a single PEM block; nothing may follow it.
 func ParseBlob(b []byte) (Blob, error) {
 	block, rest := pem.Decode(b)
 	if block == nil || block.Type != PEMType || len(bytes.TrimSpace(rest)) != 0 {

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// kept is a blob that a TPM made.
+// kept returns a blob that a TPM made.
 func kept(t testing.TB) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("testdata", "blob.pem"))

@@ -1,13 +1,13 @@
 // Package device is the node's device key: the key that its certificate is about, and that never leaves the machine.
 //
-// It lives in the TPM where there is one, and else in a file of the state directory. In the TPM it is made as a child of the
-// storage root; what is on the disk is wrapped by that root, and of no use anywhere else. A TPM has few places for keys, and
-// may be shared: at most two are taken at a time, and what a crash left there is put out first.
+// It lives in the TPM if there is one, and otherwise in a file of the state directory. In the TPM it is created as a child
+// of the storage root; what is on the disk is wrapped by that root, and useless anywhere else. A TPM has few slots for keys,
+// and may be shared: the package takes at most two at a time, and first flushes what a crash left there.
 //
 //	Sign      storage root ─load─► device key, kept
 //	Evidence  device key, attestation key ─► certification, quote; endorsement key, attestation key ─► activation
 //
-// The attestation key is a primary key of the endorsement hierarchy: the TPM makes the same one whenever it is asked, so that
+// The attestation key is a primary key of the endorsement hierarchy: the TPM derives the same one every time, so that
 // nothing has to be stored and nothing can be lost.
 package device
 
@@ -19,19 +19,19 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Key signs for this machine. It signs digests of SHA-256, and is the signer of the node's TLS certificate.
+// Key signs for this machine. It signs SHA-256 digests, and is the signer of the node's TLS certificate.
 type Key interface {
 	crypto.Signer
 	Device() key.DevicePublic
 }
 
-// Store keeps a software key; it makes what it is given last before it returns.
+// Store keeps a software key; SaveDeviceKey returns only once the key is durable.
 type Store interface {
 	DeviceKey() (k key.DevicePrivate, ok bool)
 	SaveDeviceKey(key.DevicePrivate) error
 }
 
-// Open returns the key of the store, making one if there is none.
+// Open returns the key of the store, creating one if there is none.
 func Open(s Store, rand io.Reader) (Key, error) {
 	if k, ok := s.DeviceKey(); ok {
 		return k, nil

@@ -8,7 +8,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// memory keeps a key, or cannot.
+// memory keeps a key, or fails to.
 type memory struct {
 	k   key.DevicePrivate
 	err error

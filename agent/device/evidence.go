@@ -18,8 +18,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// endorsements are the endorsement keys that TPMs have, the ones that are cheaper to make first: where their maker's
-// certificate is, where systems keep the key, and what it is made from.
+// endorsements are the endorsement keys that TPMs have, those that are cheaper to create first: the index of the
+// manufacturer's certificate, the handle where systems keep the key, and the template that it is created from.
 var endorsements = []struct {
 	certificate, handle tpm2.TPMHandle
 	template            tpm2.TPMTPublic
@@ -28,7 +28,7 @@ var endorsements = []struct {
 	{0x01c00002, 0x81010001, tpm2.RSAEKTemplate},
 }
 
-// endorsement is an endorsement key with its certificate, which is nil where the maker gave none.
+// endorsement returns an endorsement key with its certificate, which is nil if the manufacturer provided none.
 func (t *TPM) endorsement() (*object, []byte, error) {
 	for _, e := range endorsements {
 		certificate, err := t.stored(e.certificate)
@@ -48,13 +48,13 @@ func (t *TPM) endorsement() (*object, []byte, error) {
 	return k, nil, err
 }
 
-// nvBlock is how much of the TPM's store is read at a time; every TPM takes that much.
+// nvBlock is how much to read from NV storage at a time; every TPM supports that much.
 const nvBlock = 512
 
-// maxCertificate bounds what is read of the TPM's store.
+// maxCertificate limits what is read from NV storage.
 const maxCertificate = 8 << 10
 
-// stored reads a certificate from the TPM's store, or nil where there is none.
+// stored reads a certificate from the TPM's NV storage; nil if there is none.
 func (t *TPM) stored(index tpm2.TPMHandle) ([]byte, error) {
 	p, err := tpm2.NVReadPublic{NVIndex: index}.Execute(t.t)
 	if errors.Is(err, tpm2.TPMRCHandle) {
@@ -87,7 +87,7 @@ func (t *TPM) stored(index tpm2.TPMHandle) ([]byte, error) {
 		out = append(out, r.Data.Buffer...)
 		off += uint16(len(r.Data.Buffer))
 	}
-	// The place may be larger than what is in it.
+	// The NV index may be larger than its content.
 	var certificate asn1.RawValue
 	if _, err := asn1.Unmarshal(out, &certificate); err != nil {
 		return nil, fmt.Errorf("not a certificate: %w", err)
@@ -95,12 +95,12 @@ func (t *TPM) stored(index tpm2.TPMHandle) ([]byte, error) {
 	return certificate.FullBytes, nil
 }
 
-// attester is the attestation key.
+// attester returns the attestation key.
 func (t *TPM) attester() (*object, error) {
 	return t.primary(tpm2.TPMRHEndorsement, signing(true))
 }
 
-// area is a public area as it travels.
+// area returns the wire encoding of a public area.
 func area(p tpm2.TPM2BPublic) ([]byte, error) {
 	c, err := p.Contents()
 	if err != nil {
@@ -109,7 +109,7 @@ func area(p tpm2.TPM2BPublic) ([]byte, error) {
 	return tpm2.Marshal(*c), nil
 }
 
-// Opening is what a coordinator makes its challenge for.
+// Opening returns what a coordinator needs to make its challenge.
 func (t *TPM) Opening() (opening []byte, err error) {
 	err = t.do(func() error {
 		t.unload()
@@ -136,8 +136,8 @@ func (t *TPM) Opening() (opening []byte, err error) {
 	return opening, err
 }
 
-// Evidence answers the challenge of an enrolment, for which the device key must be this TPM's, or, where the challenge is empty,
-// that of a renewal. A TPM that cannot answer a renewal says so: the node keeps its certificate.
+// Evidence answers an enrolment's challenge, for which the device key must be in this TPM, or a renewal's, which is empty.
+// If the TPM cannot answer for a renewal, the evidence says so: the node keeps its certificate.
 func (t *TPM) Evidence(b Blob, challenge []byte, binding [32]byte) ([]byte, error) {
 	var c redoubtv1.TPMChallenge
 	if err := pb.Unmarshal(challenge, &c); err != nil {
@@ -153,7 +153,7 @@ func (t *TPM) Evidence(b Blob, challenge []byte, binding [32]byte) ([]byte, erro
 	return pb.Marshal(m)
 }
 
-// maxUnable bounds what a coordinator is told of an error.
+// maxUnable limits how much of an error the coordinator is told.
 const maxUnable = 200
 
 func unable(err error) string {
@@ -196,7 +196,7 @@ func (t *TPM) evidence(b Blob, c *redoubtv1.TPMChallenge, binding [32]byte) (*re
 	return m, nil
 }
 
-// quoted selects the PCRs that are quoted.
+// quoted returns the selection of PCRs to quote.
 func quoted() tpm2.TPMLPCRSelection {
 	var list []uint
 	for _, n := range wire.QuotedPCRs() {
@@ -205,7 +205,7 @@ func quoted() tpm2.TPMLPCRSelection {
 	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(list...)}}}
 }
 
-// quoteTries is how often the PCRs are read that belong to a quote, should one be extended in between.
+// quoteTries is how often to read the PCRs that belong to a quote, in case one is extended in between.
 const quoteTries = 3
 
 func (t *TPM) quote(ak *object, binding [32]byte, m *redoubtv1.TPMEvidence) error {
@@ -264,7 +264,7 @@ func (t *TPM) certify(ak *object, binding [32]byte, m *redoubtv1.TPMEvidence) er
 	return err
 }
 
-// activate opens the credential, which takes the place of the device key.
+// activate opens the credential. It unloads the device key to make room for the endorsement key.
 func (t *TPM) activate(ak *object, c *redoubtv1.TPMChallenge, binding [32]byte, m *redoubtv1.TPMEvidence) error {
 	t.unload()
 	ek, _, err := t.endorsement()
@@ -286,14 +286,14 @@ func (t *TPM) activate(ak *object, c *redoubtv1.TPMChallenge, binding [32]byte, 
 	return nil
 }
 
-// endorsementPolicy is that of the templates: whoever may use the endorsement hierarchy may use its keys.
+// endorsementPolicy is the policy of the templates: whoever may use the endorsement hierarchy may use its keys.
 func endorsementPolicy(t transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
 	_, err := tpm2.PolicySecret{AuthHandle: tpm2.TPMRHEndorsement, PolicySession: session, NonceTPM: nonce}.Execute(t)
 	return err
 }
 
-// log is as much of the log of measured boot as the coordinator looks at. Without one the node is not measured, and nothing
-// else; the coordinator says so to administrators.
+// log returns as much of the measured boot log as the coordinator looks at. Without a log the node merely does not count as
+// measured; the coordinator tells administrators so.
 func (t *TPM) log() []byte {
 	if t.eventLog == "" {
 		return nil
@@ -309,7 +309,7 @@ func (t *TPM) log() []byte {
 	}
 	l, err := eventlog.Parse(raw)
 	if err != nil {
-		// It is the coordinator's to say what is wrong with it.
+		// Let the coordinator say what is wrong with it.
 		return raw[:min(len(raw), wire.MaxEventLog)]
 	}
 	out, err := l.Trim(wire.QuotedPCRs(), wire.MaxEventLog)

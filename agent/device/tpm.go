@@ -15,21 +15,21 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// TPM is a TPM 2.0. It is opened when it is first needed, and again when that connection has broken. Its methods may be
-// called from any goroutine.
+// TPM is a TPM 2.0. It is opened when first needed, and again after the connection has broken. Its methods may be called
+// from any goroutine.
 type TPM struct {
 	place    string
-	eventLog string // file; empty: none
+	eventLog string // path; empty: none
 	open     func() (transport.TPMCloser, error)
 
 	mu       sync.Mutex
 	t        transport.TPMCloser // nil: not open
-	device   *object             // of the key that was loaded last; nil: none
-	wrapping wrapping            // that was asked for last
+	device   *object             // the device key loaded last; nil: none
+	wrapping wrapping            // the wrapping key used last
 	closed   bool
 }
 
-// NewTPM finds a TPM; nothing is asked of it yet. Without one the error is ErrNone.
+// NewTPM finds a TPM without sending it a command. Without one the error is ErrNone.
 func NewTPM(place, eventLog string) (*TPM, error) {
 	open, err := opener(place)
 	if err != nil {
@@ -38,7 +38,7 @@ func NewTPM(place, eventLog string) (*TPM, error) {
 	return &TPM{place: place, eventLog: eventLog, open: open}, nil
 }
 
-// Close gives back what is held of the TPM.
+// Close releases what is held of the TPM.
 func (t *TPM) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -52,23 +52,23 @@ func (t *TPM) Close() error {
 	return err
 }
 
-// object is a key that is loaded.
+// object is a loaded key.
 type object struct {
 	handle tpm2.TPMHandle
 	name   tpm2.TPM2BName
 	public tpm2.TPM2BPublic
-	of     key.DevicePublic // zero where it is no device key
+	of     key.DevicePublic // zero: not a device key
 }
 
 func (o *object) named() tpm2.NamedHandle {
 	return tpm2.NamedHandle{Handle: o.handle, Name: o.name}
 }
 
-// persistent says that the key takes no place of those that there are few of.
+// persistent reports whether the key is persistent, and so takes none of the few transient slots.
 func (o *object) persistent() bool { return o.handle>>24 == tpm2.TPMHandle(tpm2.TPMHTPersistent) }
 
-// do has f work with the open TPM. A TPM that has lost what it held, as after a reset, or that cannot be reached any more, is
-// opened anew, and f is called a second time.
+// do calls f with the TPM open. If the TPM has lost what it held, as after a reset, or can no longer be reached, do reopens
+// it and calls f once more.
 func (t *TPM) do(f func() error) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -111,7 +111,7 @@ func (t *TPM) connect() error {
 	return nil
 }
 
-// drop forgets a connection that is of no use any more.
+// drop discards a connection that is no longer usable.
 func (t *TPM) drop() {
 	if t.t != nil {
 		_ = t.t.Close() // it failed already
@@ -119,7 +119,7 @@ func (t *TPM) drop() {
 	t.t, t.device = nil, nil
 }
 
-// tidy puts out what a crash left. Where the TPM is shared, others' keys are not seen here; sessions would be.
+// tidy flushes what a crash left. Where the TPM is shared, others' keys are not visible here; sessions would be.
 func (t *TPM) tidy() error {
 	ranges := []uint32{uint32(tpm2.TPMHTTransient) << 24}
 	if InSoftware(t.place) {
@@ -141,7 +141,7 @@ func (t *TPM) tidy() error {
 	return nil
 }
 
-// flush makes room. What is not there any more has made it already.
+// flush frees a slot. It ignores errors: an object that no longer exists takes none.
 func (t *TPM) flush(o *object) {
 	if o != nil && !o.persistent() {
 		_, _ = tpm2.FlushContext{FlushHandle: o.handle}.Execute(t.t)
@@ -153,7 +153,7 @@ func (t *TPM) unload() {
 	t.device = nil
 }
 
-// primary makes a primary key, which is the same for the same template.
+// primary creates a primary key; the same template gives the same key.
 func (t *TPM) primary(hierarchy tpm2.TPMHandle, template tpm2.TPMTPublic) (*object, error) {
 	r, err := tpm2.CreatePrimary{PrimaryHandle: hierarchy, InPublic: tpm2.New2B(template)}.Execute(t.t)
 	if err != nil {
@@ -162,7 +162,7 @@ func (t *TPM) primary(hierarchy tpm2.TPMHandle, template tpm2.TPMTPublic) (*obje
 	return &object{handle: r.ObjectHandle, name: r.Name, public: r.OutPublic}, nil
 }
 
-// resident is a key that the TPM keeps at a handle, or nil.
+// resident returns the key that the TPM keeps at a handle; nil if there is none.
 func (t *TPM) resident(handle tpm2.TPMHandle) (*object, error) {
 	r, err := tpm2.ReadPublic{ObjectHandle: handle}.Execute(t.t)
 	if errors.Is(err, tpm2.TPMRCHandle) || errors.Is(err, tpm2.TPMRCReferenceH0) {
@@ -174,11 +174,11 @@ func (t *TPM) resident(handle tpm2.TPMHandle) (*object, error) {
 	return &object{handle: handle, name: r.Name, public: r.OutPublic}, nil
 }
 
-// storageRoot is where systems keep it.
+// storageRoot is the handle where systems keep the storage root key.
 const storageRoot tpm2.TPMHandle = 0x81000001
 
-// roots are the storage roots that a device key may be a child of: the one that the system keeps, if there is one, and the
-// one that is made from the usual template.
+// roots return the storage roots that a device key may be a child of: the one that the system keeps, if any, and the one
+// that is created from the usual template.
 func (t *TPM) roots() []func() (*object, error) {
 	return []func() (*object, error){
 		func() (*object, error) { return t.resident(storageRoot) },
@@ -186,7 +186,7 @@ func (t *TPM) roots() []func() (*object, error) {
 	}
 }
 
-// signing is a P-256 key that signs; a restricted one signs only what its TPM says.
+// signing is the template of a P-256 signing key; a restricted one signs only what its TPM attests.
 func signing(restricted bool) tpm2.TPMTPublic {
 	return tpm2.TPMTPublic{
 		Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
@@ -203,7 +203,7 @@ func signing(restricted bool) tpm2.TPMTPublic {
 	}
 }
 
-// under has f work with the first storage root for which it does not fail.
+// under calls f with each storage root until it succeeds.
 func (t *TPM) under(f func(parent *object) error) error {
 	var failed []error
 	for _, root := range t.roots() {
@@ -223,7 +223,7 @@ func (t *TPM) under(f func(parent *object) error) error {
 	return errors.Join(failed...)
 }
 
-// NewKey makes a device key.
+// NewKey creates a device key.
 func (t *TPM) NewKey() (b Blob, err error) {
 	err = t.do(func() error {
 		err := t.under(func(parent *object) (err error) {
@@ -246,7 +246,7 @@ func (t *TPM) create(parent *object) (Blob, error) {
 	return newBlob(tpm2.Marshal(r.OutPublic), tpm2.Marshal(r.OutPrivate))
 }
 
-// load sees to it that a device key is loaded.
+// load makes sure that a device key is loaded.
 func (t *TPM) load(b Blob) error {
 	if t.device != nil && t.device.of == b.device {
 		return nil
@@ -282,7 +282,7 @@ type sealedKey struct {
 	b Blob
 }
 
-// Key is the device key that a blob holds.
+// Key returns the device key of a blob.
 func (t *TPM) Key(b Blob) Key { return sealedKey{t, b} }
 
 // Device implements Key.
@@ -313,7 +313,7 @@ func (k sealedKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) (sig
 	return signature, err
 }
 
-// asn1Signature is the one form that a signature of a device key has.
+// asn1Signature encodes a signature in the only form that device keys use.
 func asn1Signature(s *tpm2.TPMTSignature) ([]byte, error) {
 	e, err := s.Signature.ECDSA()
 	if err != nil {

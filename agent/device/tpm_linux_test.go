@@ -20,10 +20,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/swtpm"
 )
 
-// record has the test keep a blob, in testdata/blob.pem.
+// record makes the test save a blob to testdata/blob.pem.
 var record = flag.Bool("record", false, "keep a blob")
 
-// software makes a TPM of a maker of its own.
+// software starts a software TPM with a manufacturer of its own.
 func software(t testing.TB) *swtpm.TPM {
 	t.Helper()
 	labtest.Installed(t, swtpm.Missing())
@@ -96,7 +96,7 @@ func TestKeyInTPM(t *testing.T) {
 	if err != nil || again.Device() != b.Device() {
 		t.Fatalf("%v, %v", again.Device(), err)
 	}
-	// A second key takes the place of the first.
+	// A second key takes the slot of the first.
 	other, err := c.NewKey()
 	if err != nil || other.Device() == b.Device() {
 		t.Fatalf("%v", err)
@@ -109,7 +109,7 @@ func TestKeyInTPM(t *testing.T) {
 		t.Error("signs what is no digest")
 	}
 
-	// The TPM is reset under us, as swtpm is when its machine restarts.
+	// The TPM is reset while in use, as swtpm is when its machine restarts.
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestKeyInTPM(t *testing.T) {
 	}
 	signs(t, k)
 
-	// A crash leaves keys loaded. They are put out, as often as it happens: there are three places.
+	// A crash leaves keys loaded. They are flushed, as often as it happens: there are three slots.
 	for range 5 {
 		crashed := open(t, s)
 		if err := c.Close(); err != nil {
@@ -135,7 +135,7 @@ func TestKeyInTPM(t *testing.T) {
 		signs(t, c.Key(again))
 	}
 
-	// The same blob in another TPM is of no use: that is what a copied disk gets.
+	// The same blob is useless in another TPM, such as after copying the disk.
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -194,8 +194,8 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-// BenchmarkEnrolment is what the agent does for an enrolment by TPM: a device key, a node key wrapped, the opening, the evidence. CPU is the agent's
-// own; what the TPM takes is in the time.
+// BenchmarkEnrolment measures what the agent does for an enrolment by TPM: a device key, a wrapped node key, the opening,
+// the evidence. The CPU time is the agent's own; the TPM's is in the elapsed time.
 func BenchmarkEnrolment(b *testing.B) {
 	s := software(b)
 	l := coordinator{attest.NewTPM(nil)}
@@ -248,7 +248,7 @@ func (c coordinator) challenge(t testing.TB, b Blob, opening []byte) []byte {
 	return challenge
 }
 
-// TestWrap: what one TPM wraps it reads again, also after a reset, and no other one does.
+// TestWrap checks that a TPM can unwrap what it wrapped, also after a reset, and that no other TPM can.
 func TestWrap(t *testing.T) {
 	s := software(t)
 	c := open(t, s)
@@ -270,7 +270,7 @@ func TestWrap(t *testing.T) {
 		}
 	}
 	reads(c)
-	// It takes a place of the TPM only while it is asked, also beside a device key.
+	// Wrapping takes a slot of the TPM only during a call, and works beside a device key.
 	b, err := c.NewKey()
 	if err != nil {
 		t.Fatal(err)

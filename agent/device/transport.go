@@ -13,17 +13,17 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 )
 
-// ErrNone says that this machine has no TPM that could be used.
+// ErrNone reports that this machine has no usable TPM.
 var ErrNone = errors.New("this machine has no TPM 2.0")
 
 // Where a TPM is.
 const (
 	Auto       = "auto" // the machine's own, if it has one
 	Off        = "off"
-	unixPrefix = "unix:" // the socket of a program that plays one, with the bare stream of commands
+	unixPrefix = "unix:" // the socket of a TPM simulator that speaks the raw command stream
 )
 
-// CheckPlace refuses what names no TPM.
+// CheckPlace rejects a place that cannot be a TPM.
 func CheckPlace(place string) error {
 	path, isUnix := strings.CutPrefix(place, unixPrefix)
 	if place == Auto || place == Off || isUnix && path != "" || strings.HasPrefix(place, "/") {
@@ -32,10 +32,10 @@ func CheckPlace(place string) error {
 	return fmt.Errorf("%.80q is not a TPM: want auto, off, a device such as /dev/tpmrm0, or unix:PATH", place)
 }
 
-// InSoftware says whether a place is that of a program that plays a TPM.
+// InSoftware reports whether a place is that of a TPM simulator.
 func InSoftware(place string) bool { return strings.HasPrefix(place, unixPrefix) }
 
-// opener says how to reach the TPM at a place.
+// opener returns a function that opens the TPM at a place.
 func opener(place string) (func() (transport.TPMCloser, error), error) {
 	if path, ok := strings.CutPrefix(place, unixPrefix); ok {
 		return func() (transport.TPMCloser, error) { return dialStream(path) }, nil
@@ -46,10 +46,10 @@ func opener(place string) (func() (transport.TPMCloser, error), error) {
 	return openDevice(place)
 }
 
-// commandTimeout is how long a TPM may take over one command: some make RSA keys for minutes.
+// commandTimeout is how long a TPM may take for one command: some take minutes to create an RSA key.
 const commandTimeout = 2 * time.Minute
 
-// stream is a TPM behind a socket. Commands and answers follow each other without any framing.
+// stream is a TPM behind a socket. Commands and responses follow each other without any framing.
 type stream struct{ conn net.Conn }
 
 func dialStream(path string) (transport.TPMCloser, error) {
@@ -90,17 +90,17 @@ func (s stream) Send(command []byte) ([]byte, error) {
 
 func (s stream) Close() error { return s.conn.Close() }
 
-// Answers of a TPM that is busy with itself: the same command succeeds a little later.
+// Response codes of a TPM that is busy: the same command succeeds a little later.
 const (
 	rcYielded = 0x908
 	rcTesting = 0x90a
 	rcRetry   = 0x922
 )
 
-// retries is how often a command is sent again; the pauses between add up to some seconds.
+// retries is how often a command is sent again; the pauses in between add up to a few seconds.
 const retries = 12
 
-// patient sends commands again to a TPM that asks for that.
+// patient resends commands when the TPM asks for that.
 type patient struct{ transport.TPMCloser }
 
 // Send implements transport.TPM.

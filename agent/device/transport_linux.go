@@ -8,10 +8,10 @@ import (
 	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
 )
 
-// Where the kernel shows a TPM, the one that it shares among programs first.
+// Where the kernel exposes a TPM; the device that it shares among programs comes first.
 var systemDevices = []string{"/dev/tpmrm0", "/dev/tpm0"}
 
-// SystemEventLog is where the kernel shows the log of measured boot.
+// SystemEventLog is where the kernel exposes the measured boot log.
 const SystemEventLog = "/sys/kernel/security/tpm0/binary_bios_measurements"
 
 func openSystem() (func() (transport.TPMCloser, error), error) {

@@ -7,10 +7,10 @@ import (
 	"github.com/google/go-tpm/tpm2/transport/windowstpm"
 )
 
-// SystemEventLog is empty: the system's log is not read here.
+// SystemEventLog is empty: this package does not read the log on Windows.
 const SystemEventLog = ""
 
-// openSystem asks the TPM Base Services, which share the TPM among programs.
+// openSystem uses the TPM Base Services, which share the TPM among programs.
 func openSystem() (func() (transport.TPMCloser, error), error) {
 	t, err := windowstpm.Open()
 	if err != nil {

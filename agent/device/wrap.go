@@ -11,26 +11,26 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// What is wrapped is encrypted with a key that the TPM seals, under its storage root and no PCRs: an update of the firmware must
-// not take it away. The TPM is asked for the key once.
+// Wrapped secrets are encrypted with a key that the TPM seals, under its storage root and bound to no PCRs: a firmware
+// update must not make them unreadable. The TPM is asked for the key once.
 //
 //	wrapped = asn1(public, private: the sealed key, as the TPM gave it; nonce; XChaCha20-Poly1305(secret))
 
 type wrapRecord struct{ Public, Private, Nonce, Sealed []byte }
 
-// wrapPurpose keeps what is wrapped for one purpose from being taken for another.
+// wrapPurpose prevents a secret wrapped for one purpose from being used for another.
 const wrapPurpose = "redoubt node key v1"
 
-// wrapping is a key for wrapping, and what the TPM made of it.
+// wrapping is a wrapping key, and its sealed form.
 type wrapping struct {
 	public, private []byte
 	key             []byte // nil: there is none yet
 }
 
-// ErrWrapped says that something is not what Wrap made.
+// ErrWrapped reports that the input was not produced by Wrap.
 var ErrWrapped = errors.New("not wrapped by this program")
 
-// Wrap encrypts a secret, so that this TPM alone can have it read.
+// Wrap encrypts a secret so that only this TPM can decrypt it.
 func (t *TPM) Wrap(secret []byte) ([]byte, error) {
 	w, err := t.wrapKey()
 	if err != nil {
@@ -47,7 +47,7 @@ func (t *TPM) Wrap(secret []byte) ([]byte, error) {
 	return asn1.Marshal(wrapRecord{w.public, w.private, nonce, aead.Seal(nil, nonce, secret, []byte(wrapPurpose))})
 }
 
-// Unwrap decrypts what Wrap made.
+// Unwrap decrypts what Wrap returned.
 func (t *TPM) Unwrap(wrapped []byte) ([]byte, error) {
 	r, err := parseWrapped(wrapped)
 	if err != nil {
@@ -77,7 +77,7 @@ func parseWrapped(b []byte) (wrapRecord, error) {
 	return r, nil
 }
 
-// wrapKey is the key to wrap with, which is made when it is needed first.
+// wrapKey returns the key to wrap with, creating it when first needed.
 func (t *TPM) wrapKey() (w wrapping, err error) {
 	fresh := make([]byte, chacha20poly1305.KeySize)
 	if _, err := rand.Read(fresh); err != nil {
@@ -106,7 +106,7 @@ func (t *TPM) wrapKey() (w wrapping, err error) {
 	return w, err
 }
 
-// unsealed is the key that something was wrapped with.
+// unsealed returns the key that a record was wrapped with.
 func (t *TPM) unsealed(of wrapRecord) (w wrapping, err error) {
 	public, err := tpm2.Unmarshal[tpm2.TPM2BPublic](of.Public)
 	if err != nil {
@@ -121,7 +121,7 @@ func (t *TPM) unsealed(of wrapRecord) (w wrapping, err error) {
 			w = t.wrapping
 			return nil
 		}
-		t.unload() // there are few places
+		t.unload() // the TPM has few slots
 		return t.under(func(parent *object) error {
 			l, err := tpm2.Load{ParentHandle: parent.named(), InPrivate: *private, InPublic: *public}.Execute(t.t)
 			if err != nil {
@@ -144,7 +144,7 @@ func (t *TPM) unsealed(of wrapRecord) (w wrapping, err error) {
 	return w, err
 }
 
-// sealing is data that the TPM keeps secret for whoever may use its storage root.
+// sealing is the template of data that the TPM keeps secret for users of its storage root.
 var sealing = tpm2.TPMTPublic{
 	Type: tpm2.TPMAlgKeyedHash, NameAlg: tpm2.TPMAlgSHA256,
 	ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, UserWithAuth: true, NoDA: true},

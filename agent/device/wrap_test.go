@@ -9,7 +9,7 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// FuzzParseWrapped reads wrapped node keys, which somebody may have changed on the disk.
+// FuzzParseWrapped parses wrapped node keys, which somebody may have changed on the disk.
 func FuzzParseWrapped(f *testing.F) {
 	good, err := asn1.Marshal(wrapRecord{[]byte("public"), []byte("private"), make([]byte, chacha20poly1305.NonceSizeX), []byte("sealed")})
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package echo sends ICMP echoes from the host's own network stack, so that they take the same way as every other packet
-// of the host: through the routes, the TUN device and the filter.
+// Package echo sends ICMP echo requests from the host's own network stack, so that they take the same path as every other
+// packet of the host: through the routes, the TUN device and the filter.
 package echo
 
 import (
@@ -18,19 +18,19 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-// ErrLost says that no answer came in time.
+// ErrLost reports that no reply came in time.
 var ErrLost = errors.New("no answer")
 
-// Socket sends echoes from one address. It serves one goroutine.
+// Socket sends echo requests from one address. It must be used from one goroutine.
 type Socket struct {
 	conn *icmp.PacketConn
 	v6   bool
-	raw  bool // sees the answers of others as well, and must set the identifier itself
+	raw  bool // also sees replies to others, and must set the identifier itself
 	id   uint16
 	seq  uint16
 }
 
-// Open is a socket that sends from src: an unprivileged one where the system has them, else a raw one.
+// Open opens a socket that sends from src: an unprivileged one if the system has them, otherwise a raw one.
 func Open(src netip.Addr) (*Socket, error) {
 	s := &Socket{v6: src.Is6(), id: uint16(rand.Uint32())}
 	plain, raw := "udp4", "ip4:icmp"
@@ -54,7 +54,7 @@ func Open(src netip.Addr) (*Socket, error) {
 // Close closes the socket.
 func (s *Socket) Close() error { return s.conn.Close() }
 
-// Ping sends an echo and waits for its answer until the context ends.
+// Ping sends an echo request and waits for the reply until the context ends.
 func (s *Socket) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error) {
 	s.seq++
 	nonce := rand.Uint64()
@@ -62,8 +62,8 @@ func (s *Socket) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error
 	if err != nil {
 		return 0, err
 	}
-	// The deadline of a ping that was given up must not end the next one. An error means that the socket is closed, which
-	// reading from it tells.
+	// The deadline of a ping that was given up must not end the next one. An error means that the socket is closed, and the
+	// read will report that.
 	_ = s.conn.SetReadDeadline(time.Time{})
 	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -100,7 +100,7 @@ func (s *Socket) request(nonce uint64) ([]byte, error) {
 	return b, nil
 }
 
-// answers says whether a message is the answer to the last request.
+// answers reports whether a message is the reply to the last request.
 func (s *Socket) answers(b []byte, nonce uint64) bool {
 	protocol := ipv4.ICMPTypeEcho.Protocol()
 	if s.v6 {

@@ -1,5 +1,5 @@
-// Package enroll is a node's side of getting a certificate, the first one and every next one. It is pure: what was heard goes
-// in, what is to be said comes out; package control carries it, and a Prover speaks with the TPM.
+// Package enroll is a node's side of obtaining a certificate, the first one and each later one. It does no I/O of its own: it
+// takes received messages and returns those to send; package control transports them, and a Prover speaks with the TPM.
 //
 //	Enrol(request) ─► hello ─►                      Renew(request) ─► renew ─►
 //	                         coordinator                                     coordinator
@@ -8,7 +8,7 @@
 //	Finish(result) ◄─ result ◄─
 //
 // The keys are on the disk before the first message is sent. So whoever is killed, and whichever message is lost, the node
-// asks again with the same keys, and the coordinator gives the same node.
+// asks again with the same keys, and the coordinator gives it the same identity.
 package enroll
 
 import (
@@ -31,48 +31,49 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// EvidenceToken is the kind of evidence that a join token is.
+// EvidenceToken is the kind of evidence that is a join token.
 const EvidenceToken = "token"
 
-// Prover makes evidence of what this machine is, beside a join token.
+// Prover creates evidence of this machine's identity, in addition to a join token.
 type Prover interface {
-	// Offers says which kinds of evidence there can be, and what their challenges are made for.
+	// Offers returns the kinds of evidence that are available, and the data that their challenges are made from.
 	Offers() (kinds []string, openings map[string][]byte, err error)
-	// Evidence makes one, for what the coordinator's challenge says and bound to this exchange.
+	// Evidence creates evidence of a kind from the parameters in the coordinator's challenge, bound to this exchange.
 	Evidence(kind string, parameters []byte, binding [32]byte) ([]byte, error)
 }
 
-// Request is what a node asks with.
+// Request is what a node requests a certificate with.
 type Request struct {
-	Prover Prover // nil: there is nothing beside the token
+	Prover Prover // nil: there is only the token
 	Device device.Key
-	Node   key.NodePrivate // of a renewal, the one to come next
+	Node   key.NodePrivate // for a renewal, the one to come next
 	Token  key.TokenSecret // for the first certificate only
-	Root   [32]byte        // fingerprint that the join code named; for the first certificate only
+	Root   [32]byte        // fingerprint named by the join code; for the first certificate only
 
 	Hostname, Program string
 	Facts             Facts
 
-	// For a renewal: the roots that are trusted, the ticket that came with the certificate, and the peers that the node speaks
-	// with now.
+	// For a renewal: the trusted roots, the ticket that came with the certificate, and the peers with which the node has
+	// sessions.
 	Roots   [][]byte
 	Ticket  []byte
 	Talking []proto.NodeID
-	// Posture is what is known of the machine's health when the proof is made, which covers it; nil, or none: nothing is.
+	// Posture returns what is known of the machine's health when the proof is made, which covers it; nil, or returning nil,
+	// means that nothing is.
 	Posture func() *redoubtv1.Posture
 }
 
-// Facts are what a node says of itself for policies to go by, beside its name and its program.
+// Facts are what a node says about itself for policies, besides its name and program.
 type Facts struct {
 	OSVersion string
-	Routes    []netip.Prefix // that it offers to lead to, masked
+	Routes    []netip.Prefix // networks that it offers to route to, masked
 }
 
 func (f Facts) message() *redoubtv1.Facts {
 	return &redoubtv1.Facts{OsVersion: f.OSVersion, Routes: wire.FromRoutes(f.Routes)}
 }
 
-// Hello is the beginning of every first message.
+// Hello returns the part that all first messages share.
 func Hello(program, hostname string, facts Facts) *redoubtv1.Hello {
 	return &redoubtv1.Hello{
 		ProtocolMin: proto.ProtocolMin, ProtocolMax: proto.ProtocolMax, Features: proto.Features(),
@@ -81,11 +82,11 @@ func Hello(program, hostname string, facts Facts) *redoubtv1.Hello {
 	}
 }
 
-// Exchange is one attempt at a certificate.
+// Exchange is one attempt to obtain a certificate.
 type Exchange struct {
 	r      Request
 	domain string
-	first  []byte // the message that it began with, as sent
+	first  []byte // the first message, as sent
 	state  int
 }
 
@@ -95,7 +96,7 @@ const (
 	over
 )
 
-// Enrol begins to ask for the first certificate.
+// Enrol starts a request for the first certificate.
 func Enrol(r Request) (*Exchange, error) {
 	hello := Hello(r.Program, r.Hostname, r.Facts)
 	enrol := &redoubtv1.Enrol{
@@ -112,7 +113,7 @@ func Enrol(r Request) (*Exchange, error) {
 	return begin(r, wire.DomainEnrol, &redoubtv1.Up{Message: &redoubtv1.Up_Hello{Hello: hello}})
 }
 
-// Renew begins to ask for the next certificate.
+// Renew starts a request for the next certificate.
 func Renew(r Request) (*Exchange, error) {
 	renew := &redoubtv1.Renew{
 		NodePublic: r.Node.Public().Bytes(), Facts: r.Facts.message(), Ticket: r.Ticket,
@@ -129,13 +130,13 @@ func begin(r Request, domain string, up *redoubtv1.Up) (*Exchange, error) {
 	return &Exchange{r: r, domain: domain, first: first}, nil
 }
 
-// First is the message to send first, encoded: what is proved covers these very bytes.
+// First returns the encoded first message to send: the proof covers exactly these bytes.
 func (x *Exchange) First() []byte { return x.first }
 
-// ErrOrder says that something came that was not its turn.
+// ErrOrder reports a message that was not expected at this point.
 var ErrOrder = errors.New("the coordinator's answer was out of order")
 
-// Answer proves what a challenge asks for. The exporter is that of the connection on which the challenge came.
+// Answer returns the proof for a challenge. The exporter is that of the connection on which the challenge came.
 func (x *Exchange) Answer(c *redoubtv1.Challenge, exporter []byte) (*redoubtv1.Up, error) {
 	if x.state != awaitChallenge {
 		return nil, ErrOrder
@@ -181,7 +182,7 @@ func (x *Exchange) Answer(c *redoubtv1.Challenge, exporter []byte) (*redoubtv1.U
 	return &redoubtv1.Up{Message: &redoubtv1.Up_Proof{Proof: proof}}, nil
 }
 
-// posture is what the proof says of the machine's health.
+// posture returns the encoded health facts for the proof.
 func (x *Exchange) posture() ([]byte, error) {
 	if x.r.Posture == nil {
 		return nil, nil
@@ -197,9 +198,9 @@ func (x *Exchange) posture() ([]byte, error) {
 	return b, nil
 }
 
-// Finish checks a result, and returns the identity that it gives. Of the roots that come with it those are taken that are trusted
-// (for the first certificate the pinned one, for a next one those of the request) or that one of these vouches for. Whether a next
-// one may follow the present one is the machine's to say.
+// Finish checks a result, and returns the identity in it. It keeps those of the roots in the result that are trusted (for
+// the first certificate the pinned one, for a renewal those of the request) or that a trusted root vouches for. Whether the
+// certificate may follow the present one is for the machine to decide.
 func (x *Exchange) Finish(r *redoubtv1.Result) (*identity.Self, error) {
 	if x.state != awaitResult {
 		return nil, ErrOrder

@@ -53,7 +53,7 @@ func (l lab) result(record identity.Record) *redoubtv1.Result {
 	}
 }
 
-// answered is an exchange that waits for its result.
+// answered returns an exchange that waits for its result.
 func (l lab) answered(t testing.TB) *Exchange {
 	t.Helper()
 	x, err := Enrol(l.r)
@@ -66,7 +66,7 @@ func (l lab) answered(t testing.TB) *Exchange {
 	return x
 }
 
-// The proof says what is known of the machine's health, and covers it: see the Binding.
+// TestEnrolSaysPosture checks that the proof contains what is known of the machine's health, and covers it: see the Binding.
 func TestEnrolSaysPosture(t *testing.T) {
 	l := newLab(t)
 	want := &redoubtv1.Posture{Whole: true, Facts: []*redoubtv1.PostureFact{{Name: "posture:a", Value: "1", TtlSeconds: 60}}}
@@ -134,7 +134,8 @@ func TestChallengesThatAreNotAnswered(t *testing.T) {
 	}
 }
 
-// Who does not stand under the pinned root gives no identity, whatever else comes along.
+// TestResultsThatAreRefused checks that a result that is not under the pinned root gives no identity, whatever else comes
+// with it.
 func TestResultsThatAreRefused(t *testing.T) {
 	l := newLab(t)
 	other := identitytest.New(noon.Add(-time.Hour))
@@ -161,7 +162,7 @@ func TestResultsThatAreRefused(t *testing.T) {
 	}
 }
 
-// vouched is an identity under a new root, with the old one's word for it.
+// vouched returns an identity under a new root that the old one vouches for.
 func vouched(next *identitytest.Mesh, n *identitytest.Machine, roots ...*identitytest.Mesh) identity.Record {
 	r := next.Record(n, 1, noon, time.Hour)
 	r.Chain, r.Roots = append(r.Chain, next.Cross), nil
@@ -171,7 +172,8 @@ func vouched(next *identitytest.Mesh, n *identitytest.Machine, roots ...*identit
 	return r
 }
 
-// While the root is replaced, a join code that names either is good. Only roots that the named one vouches for are taken.
+// TestEnrolWhileTheRootIsReplaced checks that a join code may name either root, and that only roots that the named one
+// vouches for are accepted.
 func TestEnrolWhileTheRootIsReplaced(t *testing.T) {
 	for name, roots := range map[string]int{"old": 2, "new": 1} {
 		l := newLab(t)
@@ -186,7 +188,8 @@ func TestEnrolWhileTheRootIsReplaced(t *testing.T) {
 	}
 }
 
-// Whatever a coordinator, or somebody in its place, sends: no panic, and no identity but under the pinned root.
+// FuzzFinish checks that, whatever a coordinator or somebody in its place sends, there is no panic, and no identity that is
+// not under the pinned root.
 func FuzzFinish(f *testing.F) {
 	l := newLab(f)
 	for _, record := range []identity.Record{

@@ -12,7 +12,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// chip proves with what it was asked, and the binding.
+// chip proves with the parameters and the binding.
 type chip struct{ broken error }
 
 func (c chip) Offers() ([]string, map[string][]byte, error) {
@@ -75,7 +75,7 @@ func TestEvidenceThatCannotBeMade(t *testing.T) {
 	if _, err := x.Answer(c, make([]byte, 32)); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
-	// A coordinator that asks for nothing at an enrolment is none.
+	// A coordinator that asks for no evidence at an enrolment is refused.
 	l.r.Prover = chip{}
 	if x, err = Enrol(l.r); err != nil {
 		t.Fatal(err)

@@ -1,12 +1,12 @@
-// Package flowlog turns what the filter records into lines of the log.
+// Package flowlog turns the filter's records into lines of the log.
 //
-//	filter ──Drain──► Aggregator ──► one line at once for a denial that is new,
+//	filter ──Drain──► Aggregator ──► one line at once for a new denial,
 //	                                 one a minute with its count while it goes on,
-//	                                 the same for what only passes because it is watched,
+//	                                 the same for what passes only because a rule monitors it,
 //	                                 one for each flow that a change of policy cut,
 //	                                 one for each flow that began or ended, at debug level
 //
-// An Aggregator is pure and bounded: of denials that are new while it is full only the number is told.
+// An Aggregator does no I/O and is bounded: new denials that arrive while it is full are only counted.
 package flowlog
 
 import (
@@ -21,20 +21,20 @@ import (
 )
 
 const (
-	// Window is how often a denial that goes on is told.
+	// Window is how often a continuing denial is reported.
 	Window = time.Minute
-	// MaxDenials is how many different denials are told apart within a window.
+	// MaxDenials is how many different denials are distinguished within a window.
 	MaxDenials = 1024
 )
 
-// Line is one for the log.
+// Line is a line for the log.
 type Line struct {
 	Level   slog.Level
 	Message string
 	Attrs   []slog.Attr
 }
 
-// denial is what makes two denials the same: not the ephemeral port.
+// denial is what makes two denials the same: everything but the ephemeral port.
 type denial struct {
 	kind          filter.Kind
 	direction     proto.Direction
@@ -45,24 +45,24 @@ type denial struct {
 }
 
 type repeated struct {
-	since time.Time // of the line that was written last
-	count uint64    // since then
+	since time.Time // the last line written
+	count uint64    // since that line
 	last  filter.Record
 }
 
-// Aggregator folds records. It has one owner.
+// Aggregator merges records. It has one owner.
 type Aggregator struct {
 	denials map[denial]*repeated
-	// overflow counts denials that found no room, since the time of the line about them.
+	// overflow counts the denials that found no room since the time since.
 	overflow uint64
 	since    time.Time
-	lost     uint64 // records that the filter had no room for, as told last
+	lost     uint64 // records that the filter had no room for, as last reported
 }
 
-// New is an Aggregator that has seen nothing.
+// New returns an empty Aggregator.
 func New() *Aggregator { return &Aggregator{denials: make(map[denial]*repeated)} }
 
-// Add takes a record, and returns the line to write for it at once, if there is one.
+// Add takes a record, and returns the line to write for it at once, if any.
 func (a *Aggregator) Add(now time.Time, r filter.Record) (Line, bool) {
 	switch r.Kind {
 	case filter.Denied, filter.WouldDeny:
@@ -151,7 +151,7 @@ func origin(key string, o proto.Origin) []slog.Attr {
 	return []slog.Attr{slog.String(key, o.Path), slog.Int(key+"_line", o.Line)}
 }
 
-// line says who connects to whom, in the direction of the connection.
+// line describes who connects to whom, in the direction of the connection.
 func line(message string, r filter.Record) Line {
 	from, to, src, dst := r.Self, r.Peer, r.Local, r.Remote
 	if r.Direction == proto.In {
@@ -183,7 +183,7 @@ func name(p filter.Party) string {
 	return p.Name
 }
 
-// servicePort is the port of the side that is connected to.
+// servicePort returns the port on the side that accepts the connection.
 func servicePort(r filter.Record) uint16 {
 	switch {
 	case !proto.HasPorts(r.Proto):

@@ -44,7 +44,7 @@ func TestDeniedOnceAMinute(t *testing.T) {
 	}
 	for i := range 100 {
 		r := record(filter.Denied, 2, 443)
-		r.Local = netip.AddrPortFrom(r.Local.Addr(), uint16(30000+i)) // each try from another port
+		r.Local = netip.AddrPortFrom(r.Local.Addr(), uint16(30000+i)) // each attempt from another port
 		if l, ok := a.Add(noon.Add(time.Second), r); ok {
 			t.Fatalf("a repetition was told: %s", text(l))
 		}
@@ -105,8 +105,8 @@ func TestGaps(t *testing.T) {
 	}
 }
 
-// However many denials come: every one is counted in exactly one line, each denial has one line a minute at most, and
-// memory is bounded.
+// TestEveryDenialIsCounted checks that, however many denials come, every one is counted in exactly one line, each denial has
+// at most one line a minute, and memory is bounded.
 func TestEveryDenialIsCounted(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a := New()
@@ -153,7 +153,7 @@ func TestEveryDenialIsCounted(t *testing.T) {
 	})
 }
 
-// TestWouldDeny has what is watched told as denials are: once, and then with a count.
+// TestWouldDeny checks that monitored traffic is reported as denials are: once, and then with a count.
 func TestWouldDeny(t *testing.T) {
 	a := New()
 	r := record(filter.WouldDeny, 2, 443)

@@ -1,5 +1,5 @@
-// Package identity is who this node is: its certificate with the chain below a root, the roots that it trusts, and the
-// mesh, checked to belong together and to this machine's keys.
+// Package identity is who this node is: its certificate with the chain below a root, the roots that it trusts, and the mesh,
+// all verified to belong together and to this machine's keys.
 package identity
 
 import (
@@ -17,12 +17,12 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Record is an identity as a coordinator gives it and the disk keeps it.
+// Record is an identity as a coordinator issues it and the disk keeps it.
 type Record struct {
 	Chain [][]byte // DER: the node's certificate, then intermediates
 	Roots [][]byte // DER
 	Mesh  proto.Mesh
-	// Ticket is for the renewal of the certificate, once; empty where the coordinator gives none.
+	// Ticket serves for one renewal of the certificate; empty if the coordinator gave none.
 	Ticket []byte `json:",omitempty"`
 }
 
@@ -32,15 +32,15 @@ const (
 	MaxRoots = 8
 )
 
-// Self is a record that was checked.
+// Self is a verified record.
 type Self struct {
 	Record   Record
 	Node     *cert.Node
-	Key      key.NodePublic // the one of the certificate's keys that this node was known to hold; zero: it has lost them
+	Key      key.NodePublic // the first of the node's keys that the certificate names; zero: they are lost
 	Verifier *cert.Verifier // trusts the record's roots; knows the record's intermediates
 }
 
-// verifier trusts the given roots, and knows the record's intermediates.
+// verifier returns a verifier that trusts the given roots and knows the record's intermediates.
 func (r Record) verifier(roots [][]byte) (*cert.Verifier, error) {
 	if len(r.Chain) == 0 || len(r.Chain) > MaxChain || len(roots) == 0 || len(roots) > MaxRoots {
 		return nil, fmt.Errorf("identity with %d certificates and %d roots: want 1 to %d and 1 to %d",
@@ -64,8 +64,9 @@ func (r Record) verifier(roots [][]byte) (*cert.Verifier, error) {
 	return v, nil
 }
 
-// Under is the record with those of its roots that the given ones, which are trusted, are among or vouch for: a coordinator alone
-// names no root. It is an error where the record's certificate is not under them, or no root is left.
+// Under returns the record with only those of its roots that are among the trusted ones or that these vouch for: a
+// coordinator alone cannot introduce a root. It is an error if the record's certificate is not under a trusted root, or if
+// no root is left.
 func (r Record) Under(trusted [][]byte) (Record, error) {
 	v, err := r.verifier(trusted)
 	if err != nil {
@@ -91,8 +92,8 @@ func (r Record) Under(trusted [][]byte) (Record, error) {
 	return r, nil
 }
 
-// Check says whether a record is the identity of a machine, a node's or a relay's, with this device key and one of these node keys, of which it takes
-// the first that the certificate names. Whether its time is over is another question, which is asked again and again.
+// Check verifies that a record is the identity of a machine, a node's or a relay's, with this device key and one of these node
+// keys: it uses the first that the certificate names. Whether the certificate has expired is checked elsewhere, again and again.
 func Check(r Record, device key.DevicePublic, held ...key.NodePublic) (*Self, error) {
 	s, err := CheckLost(r, device)
 	if err != nil {
@@ -127,23 +128,23 @@ func CheckLost(r Record, device key.DevicePublic) (*Self, error) {
 	return &Self{Record: r, Node: n, Verifier: v}, nil
 }
 
-// Trust is a verifier of its own that trusts what the identity does.
+// Trust returns a separate verifier that trusts what the identity does.
 func (s *Self) Trust() (*cert.Verifier, error) { return s.Record.verifier(s.Record.Roots) }
 
-// Certificate checks a node certificate in everything but its time: it is judged as of its own last moment.
+// Certificate verifies a node certificate apart from its validity period.
 func Certificate(v *cert.Verifier, der []byte) (*cert.Node, error) {
 	return v.NodeOutOfTime(der, never)
 }
 
-// Checked is what became of one certificate.
+// Checked is the result for one certificate.
 type Checked struct {
-	Node *cert.Node // nil where Err is not
+	Node *cert.Node // nil if Err is not
 	Err  error
 }
 
-// Certificates is Certificate for many, on all processors: each of them takes a tenth of a millisecond.
+// Certificates is Certificate for many, on all processors: each takes a tenth of a millisecond.
 func Certificates(v *cert.Verifier, ders [][]byte) []Checked {
-	const slice = 32 // that one takes at a time
+	const slice = 32 // taken by a worker at a time
 	out := make([]Checked, len(ders))
 	var next atomic.Int64
 	work := func() {
@@ -166,11 +167,11 @@ func Certificates(v *cert.Verifier, ders [][]byte) []Checked {
 	return out
 }
 
-// never comes after every certificate's end.
+// never is later than the end of any certificate.
 var never = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 
-// Follows says whether s may take the place of old: the same node of the same mesh, under roots that the old identity trusts or
-// that those vouch for, and not an earlier certificate.
+// Follows checks that s may replace old: the same node of the same mesh, under roots that the old identity trusts or that
+// those vouch for, and not an earlier certificate.
 func (s *Self) Follows(old *Self) error {
 	switch {
 	case s.Node.ID != old.Node.ID || s.Record.Mesh.ID != old.Record.Mesh.ID:

@@ -60,7 +60,8 @@ func TestCheck(t *testing.T) {
 	})
 }
 
-// A certificate whose time is over is still this node's identity: it says so in its status, and renews.
+// TestTimeIsAnotherQuestion checks that an expired certificate is still this node's identity: it is shown in the status, and
+// renewed.
 func TestTimeIsAnotherQuestion(t *testing.T) {
 	m := identitytest.New(noon.Add(-time.Hour))
 	n := m.Machine(1, "web")
@@ -94,7 +95,7 @@ func TestFollows(t *testing.T) {
 	}
 }
 
-// Roots change while one that is trusted vouches for the next, in person; a coordinator's word is not enough.
+// TestRootsChange checks that roots may change if a trusted one has signed the next; a coordinator's word is not enough.
 func TestRootsChange(t *testing.T) {
 	m := identitytest.New(noon.Add(-time.Hour))
 	n := m.Machine(1, "web")
@@ -113,7 +114,7 @@ func TestRootsChange(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		record identity.Record
-		taken  int // roots; 0: it does not follow
+		taken  int // number of roots; 0: it does not follow
 	}{
 		"the new root, cross-signed":             {record(second, second.Cross, second, m), 2},
 		"the new root alone":                     {record(second, second.Cross, second), 1},

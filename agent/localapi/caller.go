@@ -12,20 +12,20 @@ import (
 	"connectrpc.com/connect"
 )
 
-// Caller is who is at the other end of the socket, as the kernel says.
+// Caller is the process at the other end of the socket, as reported by the kernel.
 type Caller struct {
 	Known bool
 	UID   uint32
 	PID   int32
 }
 
-// Access says who may change something.
+// Access says who may make changes.
 type Access struct {
 	operator    uint32
 	hasOperator bool
 }
 
-// Operator lets a user, by name or number, change things as root may; "" lets nobody.
+// Operator gives a user, by name or number, the same access as root; "" gives it to nobody.
 func Operator(name string) (Access, error) {
 	if name == "" {
 		return Access{}, nil
@@ -44,7 +44,7 @@ func Operator(name string) (Access, error) {
 	return Access{uint32(uid), true}, nil
 }
 
-// MayChange says whether a caller may do more than look.
+// MayChange reports whether a caller may do more than look.
 func (a Access) MayChange(c Caller) bool {
 	return c.Known && (c.UID == 0 || a.hasOperator && c.UID == a.operator)
 }
@@ -62,7 +62,7 @@ func callerOf(ctx context.Context) Caller {
 // maxPerUser is how many connections one user may hold at once.
 const maxPerUser = 64
 
-// doorkeeper asks the kernel who each connection is from, and bounds how many one user holds.
+// doorkeeper asks the kernel whose each connection is, and limits how many each user but root holds.
 type doorkeeper struct {
 	net.Listener
 	mu    sync.Mutex
@@ -103,7 +103,7 @@ func (d *doorkeeper) admit(g *guest) bool {
 	return true
 }
 
-// guest is a connection of which it is known whose it is.
+// guest is a connection with its caller.
 type guest struct {
 	net.Conn
 	caller Caller

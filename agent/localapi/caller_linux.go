@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// callerAt asks the kernel who made a connection. Whoever it cannot name may look, as everyone may.
+// callerAt asks the kernel who made a connection. A caller that it cannot name may look, as everyone may.
 func callerAt(conn net.Conn) Caller {
 	u, ok := conn.(*net.UnixConn)
 	if !ok {

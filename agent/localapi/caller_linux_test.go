@@ -16,7 +16,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// upAsSomebody is this test as another user: it looks, and tries to change something.
+// upAsSomebody is this test run as another user: it looks, and tries to make a change.
 func upAsSomebody(socket string) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -39,7 +39,7 @@ func upAsSomebody(socket string) int {
 	return 0
 }
 
-// The kernel says who is calling; what the caller says does not matter.
+// TestCallersOfTheKernel checks that the kernel identifies the caller, whatever the caller says.
 func TestCallersOfTheKernel(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Log("not root: only this user's own calls are tried")
@@ -67,7 +67,7 @@ func TestCallersOfTheKernel(t *testing.T) {
 	}
 }
 
-// copyOf puts the test's program where every user may run it: beside the socket.
+// copyOf copies the test's program to where every user may run it: beside the socket.
 func copyOf(t *testing.T, program, socket string) string {
 	t.Helper()
 	b, err := os.ReadFile(program)

@@ -4,5 +4,5 @@ package localapi
 
 import "net"
 
-// callerAt knows nobody on this system yet, so that nobody may change anything.
+// callerAt identifies nobody on this system, so nobody may make changes.
 func callerAt(net.Conn) Caller { return Caller{} }

@@ -8,7 +8,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/redoubt/v1/redoubtv1connect"
 )
 
-// Client talks to the agent at a socket.
+// Client returns a client for the agent at a socket.
 func Client(socket string) redoubtv1connect.LocalServiceClient {
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -1,11 +1,11 @@
-// Package localapi is how the programs of this machine talk to the agent: Connect over a unix socket.
+// Package localapi is how programs on this machine talk to the agent: Connect over a unix socket.
 //
-//	redoubt status ──► unix socket, mode 0666 ──► who is it? (SO_PEERCRED, asked of the kernel)
+//	redoubt status ──► unix socket, mode 0666 ──► who is it? (SO_PEERCRED, from the kernel)
 //	                                                 everyone: Status, Watch, Ping, Whois, Why, Posture,
 //	                                                 Underlay
-//	                                                 root, operator: Up, Down as well
+//	                                                 root, operator: also Up, Down, Posture with refresh
 //
-// A web page cannot get here, not even by way of a program that forwards to the socket: requests must name the
-// host "redoubt" and no origin. Bodies are bounded, and so is the number of connections each user may hold, so that
-// nobody can keep the administrator out.
+// A web page cannot get here, not even through a program that forwards to the socket: requests must name the host "redoubt"
+// and no origin. Bodies are limited, and so is the number of connections each user but root may hold, so that nobody can
+// lock the administrator out.
 package localapi

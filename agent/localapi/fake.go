@@ -14,7 +14,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// Fake is a Backend that says what a test has set. The zero value knows nothing and is down.
+// Fake is a Backend that returns what a test has set. The zero value knows nothing and is down.
 type Fake struct {
 	mu       sync.Mutex
 	status   *redoubtv1.Status
@@ -24,21 +24,21 @@ type Fake struct {
 	grants   []*redoubtv1.Capability
 	downs    int
 	posture  *redoubtv1.PostureResponse
-	read     int // how often everything was read anew
+	read     int // calls of Posture with refresh
 	underlay *redoubtv1.UnderlayResponse
 	asked    *redoubtv1.UpRequest
 }
 
 var _ Backend = (*Fake)(nil)
 
-// SetStatus sets what Status, Up and Whois speak of.
+// SetStatus sets the status that Status, Up and Whois use.
 func (f *Fake) SetStatus(st *redoubtv1.Status) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.status = st
 }
 
-// Asked is what Up was asked last.
+// Asked returns the last request of Up.
 func (f *Fake) Asked() *redoubtv1.UpRequest {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -52,42 +52,42 @@ func (f *Fake) Refuse(err error) {
 	f.refused = err
 }
 
-// SetPings sets what comes of a ping.
+// SetPings sets the responses of Ping.
 func (f *Fake) SetPings(p ...*redoubtv1.PingResponse) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.pings = p
 }
 
-// Explain sets what Why says.
+// Explain sets the response of Why.
 func (f *Fake) Explain(w *redoubtv1.WhyResponse) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.why = w
 }
 
-// SetUnderlay sets what Underlay says.
+// SetUnderlay sets the response of Underlay.
 func (f *Fake) SetUnderlay(u *redoubtv1.UnderlayResponse) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.underlay = u
 }
 
-// Grant sets the capabilities that Whois tells.
+// Grant sets the capabilities in Whois responses.
 func (f *Fake) Grant(c ...*redoubtv1.Capability) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.grants = c
 }
 
-// SetPosture sets what Posture says.
+// SetPosture sets the response of Posture.
 func (f *Fake) SetPosture(p *redoubtv1.PostureResponse) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.posture = p
 }
 
-// Refreshed counts the calls of Posture that asked for everything to be read anew.
+// Refreshed counts the calls of Posture with refresh.
 func (f *Fake) Refreshed() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -111,7 +111,7 @@ func (f *Fake) Status(context.Context) (*redoubtv1.Status, error) {
 	return f.status, nil
 }
 
-// Up implements Backend: it tells its arguments as progress.
+// Up implements Backend: it reports its arguments as progress.
 func (f *Fake) Up(ctx context.Context, r *redoubtv1.UpRequest, progress func(string)) (*redoubtv1.Status, error) {
 	f.mu.Lock()
 	err := f.refused
@@ -132,7 +132,7 @@ func (f *Fake) Down(context.Context) error {
 	return f.refused
 }
 
-// Ping implements Backend: each answer takes as long as the interval, unless answers were set.
+// Ping implements Backend: unless responses were set, each round trip takes as long as the interval.
 func (f *Fake) Ping(ctx context.Context, r *redoubtv1.PingRequest, emit func(*redoubtv1.PingResponse) error) error {
 	f.mu.Lock()
 	all := f.pings
@@ -153,7 +153,7 @@ func (f *Fake) Ping(ctx context.Context, r *redoubtv1.PingRequest, emit func(*re
 	return ctx.Err()
 }
 
-// Whois implements Backend: it knows the status's own node.
+// Whois implements Backend: it knows the node of the status.
 func (f *Fake) Whois(_ context.Context, a netip.Addr) (*redoubtv1.WhoisResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -163,7 +163,7 @@ func (f *Fake) Whois(_ context.Context, a netip.Addr) (*redoubtv1.WhoisResponse,
 	return nil, &Error{connect.CodeNotFound, errors.New("nobody has that address")}
 }
 
-// Why implements Backend: it repeats the question in what was set.
+// Why implements Backend: it copies the question into the response that was set.
 func (f *Fake) Why(_ context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.WhyResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 // DefaultSocket is where the agent listens.
 const DefaultSocket = "/run/redoubt/agent.sock"
 
-// Listen makes the socket, and its directory if there is none. A socket that nobody answers at was left by a crash.
+// Listen creates the socket, and its directory if there is none. It replaces a socket that a crash left.
 func Listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("make the socket's directory: %w", err)
@@ -34,7 +34,7 @@ func Listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// clear removes a socket that no process has.
+// clear removes a socket on which no process listens.
 func clear(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {

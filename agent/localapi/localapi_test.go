@@ -49,7 +49,7 @@ func serve(t *testing.T, b Backend) (socket string) {
 	return socket
 }
 
-// running is an agent of which little is known.
+// running returns an agent of which little is known.
 func running() *Fake {
 	f := &Fake{}
 	f.SetStatus(&redoubtv1.Status{State: "running", Node: &redoubtv1.LocalNode{Name: "web", Addresses: []string{"100.64.0.1"}}})
@@ -118,7 +118,7 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// What a browser could be made to send is refused, whoever asks.
+// TestNotForBrowsers checks that what a browser could be made to send is refused, whoever asks.
 func TestNotForBrowsers(t *testing.T) {
 	b := running()
 	socket := serve(t, b)
@@ -180,7 +180,7 @@ func TestAccess(t *testing.T) {
 	}{
 		{nobody, Caller{Known: true}, true},
 		{nobody, Caller{Known: true, UID: 1000}, false},
-		{nobody, Caller{}, false}, // not known is not root
+		{nobody, Caller{}, false}, // an unknown caller is not root
 		{operator, Caller{Known: true, UID: 1000}, true},
 		{operator, Caller{Known: true, UID: 1001}, false},
 		{operator, Caller{UID: 1000}, false},
@@ -198,7 +198,7 @@ func TestAccess(t *testing.T) {
 	}
 }
 
-// One user cannot keep others out, least of all root.
+// TestDoorkeeper checks that one user cannot keep others out, least of all root.
 func TestDoorkeeper(t *testing.T) {
 	d := &doorkeeper{}
 	var in []*guest

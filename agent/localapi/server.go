@@ -21,20 +21,20 @@ import (
 // Backend is the agent.
 type Backend interface {
 	Status(context.Context) (*redoubtv1.Status, error)
-	// Up returns when the data path runs; until then it tells progress.
+	// Up returns when the data path is running; until then it reports progress.
 	Up(ctx context.Context, r *redoubtv1.UpRequest, progress func(step string)) (*redoubtv1.Status, error)
 	Down(context.Context) error
-	// Ping sends echoes as it was asked to, or goes on until the context ends if the count is zero.
+	// Ping sends the requested number of echo requests, or keeps going until the context ends if the count is zero.
 	Ping(ctx context.Context, r *redoubtv1.PingRequest, emit func(*redoubtv1.PingResponse) error) error
 	Whois(context.Context, netip.Addr) (*redoubtv1.WhoisResponse, error)
 	Why(context.Context, *redoubtv1.WhyRequest) (*redoubtv1.WhyResponse, error)
 	Underlay(context.Context) (*redoubtv1.UnderlayResponse, error)
-	// Posture reads everything anew first where that is asked for.
+	// Posture reads everything again first if refresh is set.
 	Posture(ctx context.Context, refresh bool) (*redoubtv1.PostureResponse, error)
 }
 
 const (
-	// Host is what requests must name as their host.
+	// Host is the host that requests must name.
 	Host = "redoubt"
 
 	maxBody  = 64 << 10
@@ -45,7 +45,7 @@ const (
 type Server struct {
 	http *http.Server
 	done chan struct{}
-	// stop ends the streams, which else last for as long as their callers want.
+	// stop ends the streams, which otherwise last as long as their callers want.
 	stop context.CancelFunc
 	once sync.Once
 }
@@ -80,7 +80,7 @@ func Serve(l net.Listener, b Backend, access Access, log *slog.Logger) *Server {
 	return s
 }
 
-// Close ends all calls and waits.
+// Close ends all calls and waits for them.
 func (s *Server) Close() {
 	s.once.Do(func() {
 		s.stop()
@@ -93,7 +93,7 @@ func (s *Server) Close() {
 	<-s.done
 }
 
-// guard refuses what a browser might send.
+// guard rejects what a browser might send.
 func guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Host != Host || r.Header.Get("Origin") != "" {
@@ -146,7 +146,7 @@ func (s *service) Up(ctx context.Context, r *redoubtv1.UpRequest, out *connect.S
 		return errDenied
 	}
 	st, err := s.b.Up(ctx, r, func(step string) {
-		// A caller that is gone ends the context; nothing else follows from a step that did not arrive.
+		// If the caller is gone the context ends; a step that was not delivered has no other consequence.
 		_ = out.Send(&redoubtv1.UpResponse{Step: step})
 	})
 	if err != nil {
@@ -165,7 +165,7 @@ func (s *service) Down(ctx context.Context, _ *redoubtv1.DownRequest) (*redoubtv
 	return &redoubtv1.DownResponse{}, nil
 }
 
-// Bounds of a ping: it is open to everyone on the machine.
+// Limits of a ping: it is open to everyone on the machine.
 const (
 	minInterval = 200 * time.Millisecond
 	maxInterval = time.Minute
@@ -227,7 +227,7 @@ func (s *service) Posture(ctx context.Context, r *redoubtv1.PostureRequest) (*re
 	return p, nil
 }
 
-// Error is a failure with its kind, for backends.
+// Error is a failure with its code, for backends.
 type Error struct {
 	Code connect.Code
 	Err  error
@@ -236,7 +236,7 @@ type Error struct {
 func (e *Error) Error() string { return e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
 
-// failed gives an error the code that callers tell kinds of failures by.
+// failed gives an error the code by which callers tell failures apart.
 func failed(err error) error {
 	var e *Error
 	switch {

@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// load takes a netmap whole, in place of whatever was there.
+// load replaces whatever was there with a whole netmap.
 func (m *Machine) load(nm *proto.Netmap) error {
 	if err := m.fits(nm); err != nil {
 		return err
@@ -27,12 +27,12 @@ func (m *Machine) load(nm *proto.Netmap) error {
 	return nil
 }
 
-// fits says whether a netmap is one for this node, and not an older one than it has seen.
+// fits checks that a netmap is for this node, and not older than one that it has seen.
 func (m *Machine) fits(nm *proto.Netmap) error {
 	return Fits(nm, m.self, maxVersion(m.floors.Version, m.version()))
 }
 
-// Fits says whether a netmap is one for a node that has seen a version.
+// Fits checks that a netmap is for the node self, and not older than version seen.
 func Fits(nm *proto.Netmap, self *identity.Self, seen proto.Version) error {
 	if err := nm.Validate(); err != nil {
 		return err
@@ -57,7 +57,7 @@ func maxVersion(a, b proto.Version) proto.Version {
 	return a
 }
 
-// snapshot takes a netmap that came on the stream, as the change that it is.
+// snapshot applies a netmap that came on the stream, as the difference from the present one.
 func (m *Machine) snapshot(nm *proto.Netmap) {
 	if m.self == nil || !m.wanted.Up {
 		return
@@ -82,7 +82,7 @@ func (m *Machine) snapshot(nm *proto.Netmap) {
 	m.inForce(true, SaveNetmap{nm})
 }
 
-// change takes a delta that came on the stream.
+// change applies a delta that came on the stream.
 func (m *Machine) change(d *proto.Delta) {
 	if m.self == nil || !m.wanted.Up {
 		return
@@ -110,7 +110,7 @@ func (m *Machine) change(d *proto.Delta) {
 	m.inForce(rules, SaveDelta{d, nm})
 }
 
-// apply makes nm the netmap; d is what leads there.
+// apply makes nm the netmap; d is the delta that leads to it.
 func (m *Machine) apply(d *proto.Delta, nm *proto.Netmap) error {
 	if d.Head != nil {
 		if err := m.roster.trust(m.self, nm.Authorities); err != nil {
@@ -129,17 +129,17 @@ func (m *Machine) apply(d *proto.Delta, nm *proto.Netmap) error {
 		m.roster.setReach(c.ID, c.Reach)
 	}
 	if d.Head != nil {
-		m.roster.regrace() // the grace may be another
+		m.roster.regrace() // the grace may have changed
 	}
 	return nil
 }
 
-// inForce enforces the netmap that was just taken, makes it last, and acknowledges it.
+// inForce enforces the netmap that was just applied, saves it and acknowledges it.
 func (m *Machine) inForce(rules bool, save Effect) {
 	m.netmapFault = ""
 	m.enforce(m.settle(), rules)
 	if m.roster.raised {
-		// A peer that went leaves nothing in the netmap that would tell an older certificate of it from its last.
+		// A removed peer leaves nothing in the netmap that would tell an older certificate of it from its last one.
 		m.saveFloors()
 	}
 	m.unsaved = false
@@ -162,7 +162,7 @@ func (m *Machine) reject(err error) {
 	m.do(Resume{}, Redial{Reason: "netmap refused"})
 }
 
-// settle judges peers and this node itself anew where that is due.
+// settle re-evaluates the peers for which that is due, and this node's own certificate.
 func (m *Machine) settle() []move {
 	g := m.contact.grace(m.outage(), m.now)
 	m.roster.heard = m.contact.last
@@ -173,7 +173,7 @@ func (m *Machine) settle() []move {
 	was := m.selfLive
 	m.selfLive, m.selfUntil = live(m.self.Node, m.now, g)
 	if was && !m.selfLive && m.now.Before(m.self.Node.NotBefore) {
-		m.renewal.due = m.now // the coordinator's clock was ahead when it was issued
+		m.renewal.due = m.now // the coordinator's clock was ahead when it issued the certificate
 	}
 	if was != m.selfLive && m.path.up {
 		if !m.selfLive {
@@ -185,8 +185,8 @@ func (m *Machine) settle() []move {
 	return moves
 }
 
-// enforce brings filter and engine in line with who may be used now, in an order in which no packet passes while they
-// disagree. Rules says that what they may do has changed as well.
+// enforce brings filter and engine in line with the peers that may be used, in an order in which no packet passes while they
+// disagree. Rules means that the rules have changed as well.
 func (m *Machine) enforce(moves []move, rules bool) {
 	for _, mv := range moves {
 		m.tell(mv)
@@ -196,7 +196,7 @@ func (m *Machine) enforce(moves []move, rules bool) {
 	}
 	var gone []proto.NodeID
 	var set []Peer
-	late := map[proto.NodeID]bool{} // those whose addresses change hands
+	late := map[proto.NodeID]bool{} // peers with an address that another peer may have had
 	for _, mv := range moves {
 		switch {
 		case mv.after == nil:
@@ -234,7 +234,7 @@ func (m *Machine) install(without map[proto.NodeID]bool, held []netip.Prefix) {
 	m.do(Install{m.program(without, held)}, Sweep{})
 }
 
-// tell logs who comes and goes by the clock alone; what the coordinator changes is in its netmap.
+// tell logs a peer that goes by the clock alone; what the coordinator changes is in its netmap.
 func (m *Machine) tell(mv move) {
 	if mv.after != nil {
 		return
@@ -248,7 +248,7 @@ func (m *Machine) enginePeer(id proto.NodeID, e *entry) Peer {
 	return Peer{ID: id, Keys: e.keys, Addrs: e.node.Addrs, Routes: m.routes[id], Reach: e.reach, Device: e.node.Device}
 }
 
-// enginePeers are all that the engine may talk to.
+// enginePeers returns all peers that the engine may talk to.
 func (m *Machine) enginePeers() (peers []Peer) {
 	if m.barred() {
 		return nil

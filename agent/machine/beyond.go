@@ -13,21 +13,21 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// Beyond is what the host's network leads beyond the mesh. Values are shared and do not change.
+// Beyond is what the host's network routes beyond the mesh. Values are shared and must not be changed.
 type Beyond struct {
-	// Routes are the networks behind peers that are led to them, sorted. Nothing that is there for everything is among them.
+	// Routes are the networks behind peers that are routed to them, sorted. Default routes are not among them.
 	Routes []netip.Prefix
 	Exit   Exit
-	// Serves are the networks that this node leads others into, sorted; none holds another.
+	// Serves are the networks into which this node forwards for others, sorted; none contains another.
 	Serves []netip.Prefix
-	// PlainSource leaves the sources of what is led there as they are.
+	// PlainSource turns off source NAT for what is forwarded there.
 	PlainSource bool
 }
 
-// Exit is the way to whatever is neither in the mesh nor in one of the routes.
+// Exit is the route to everything that is neither in the mesh nor in one of the routes.
 type Exit struct {
-	On     bool // nothing goes there but by an exit node
-	V4, V6 bool // what the exit node carries now
+	On     bool // nothing goes there except through an exit node
+	V4, V6 bool // what the exit node carries at the moment
 	LAN    bool // the networks that this machine is in are left alone
 }
 
@@ -35,7 +35,7 @@ func (b Beyond) equal(o Beyond) bool {
 	return slices.Equal(b.Routes, o.Routes) && b.Exit == o.Exit && slices.Equal(b.Serves, o.Serves) && b.PlainSource == o.PlainSource
 }
 
-// maxParts is how many parts of the Internet rules may be about before all of it is led on, for the filter to judge.
+// maxParts is how many parts of the Internet rules may name before all of it is forwarded, for the filter to decide.
 const maxParts = 512
 
 // beyond is what was decided last.
@@ -46,7 +46,7 @@ type beyond struct {
 	used    map[netip.Prefix]bool // those of offered that are served
 }
 
-// checkRouting says whether what is asked for can be. It is asked before anything is touched.
+// checkRouting checks whether the requested routing is possible. It is called before anything is changed.
 func (m *Machine) checkRouting(e Up) error {
 	r := e.Routing
 	if r == nil {
@@ -82,7 +82,7 @@ func (m *Machine) checkRouting(e Up) error {
 
 func everything(p netip.Prefix) bool { return p.Bits() == 0 }
 
-// named matches the node that somebody means by a name, an id or an address in the mesh.
+// named returns a function that matches the node with the given name, ID or mesh address.
 func named(who string) func(*cert.Node) bool {
 	addr, _ := netip.ParseAddr(who)
 	return func(n *cert.Node) bool {
@@ -90,7 +90,7 @@ func named(who string) func(*cert.Node) bool {
 	}
 }
 
-// setRouting changes what is wanted while the node runs.
+// setRouting changes the routing settings while the node runs.
 func (m *Machine) setRouting(r *state.Routing) {
 	if r == nil || r.Equal(m.wanted.Routing) {
 		return
@@ -106,7 +106,7 @@ func (m *Machine) setRouting(r *state.Routing) {
 	}
 }
 
-// offer tells which routes the node offers, and says whether those are others than before.
+// offer announces which routes the node offers, and reports whether they have changed.
 func (m *Machine) offer() bool {
 	var mesh proto.Mesh
 	if m.self != nil {
@@ -121,20 +121,20 @@ func (m *Machine) offer() bool {
 	return true
 }
 
-// startPath asks for a data path. What goes beyond the mesh is led to it from the beginning: until the filter opens it is refused
-// there, and does not go in clear.
+// startPath asks for a data path. What goes beyond the mesh is routed to it from the start: until the filter opens, it is
+// refused there instead of leaving in clear.
 func (m *Machine) startPath() {
 	m.path = pathState{wanted: true}
 	if m.netmap != nil {
-		m.settle() // the engine is told of everybody once it runs
+		m.settle() // the engine is told of all peers once it runs
 		m.assign()
 	}
 	m.beyond.led = m.ahead()
 	m.do(StartPath{Self: m.self, Beyond: m.beyond.led})
 }
 
-// assign finds out whose the routes are that are used: networks where the user accepts them and this node does not lead there
-// itself, the Internet where the peer is the exit node.
+// assign determines which peer each used route goes to: networks if the user accepts them and this node does not serve them
+// itself, the Internet if the peer is the exit node.
 func (m *Machine) assign() {
 	exit, _ := m.exit()
 	before := m.routes
@@ -150,7 +150,7 @@ func (m *Machine) assign() {
 	}
 }
 
-// exit finds the exit node that is wanted, if it is there and is one.
+// exit returns the wanted exit node, if it is a live peer that serves as one.
 func (m *Machine) exit() (proto.NodeID, *cert.Node) {
 	if m.wanted.Routing.Exit == "" {
 		return 0, nil
@@ -164,8 +164,8 @@ func (m *Machine) exit() (proto.NodeID, *cert.Node) {
 	return 0, nil
 }
 
-// lead has the host's network brought in line with what is used and served now. It comes after what opens and closes the
-// filter: what is led to it before, or still, is refused there.
+// lead has the host's network brought in line with the routes used and served. It comes after the effects that open and
+// close the filter: what is routed to the filter too early or too late is refused there.
 func (m *Machine) lead() {
 	if !m.path.up || !m.beyond.stale {
 		return
@@ -177,7 +177,7 @@ func (m *Machine) lead() {
 	}
 }
 
-// ahead is what ought to be led now.
+// ahead returns what should be routed beyond the mesh.
 func (m *Machine) ahead() Beyond {
 	r := m.wanted.Routing
 	b := Beyond{Exit: Exit{On: r.Exit != "", LAN: r.ExitLAN}, Serves: m.serves()}
@@ -198,8 +198,8 @@ func (m *Machine) ahead() Beyond {
 	return b
 }
 
-// serves are the offered routes that some rule is about, which takes that they are approved. Of the Internet it is what the
-// rules name.
+// serves returns the offered routes that some rule names, which means that they are approved. Of the Internet, it is the
+// parts that rules name.
 func (m *Machine) serves() []netip.Prefix {
 	m.beyond.used = map[netip.Prefix]bool{}
 	if m.netmap == nil || len(m.beyond.offered) == 0 || m.wanted.Revoked != nil || len(m.missing) > 0 {
@@ -209,7 +209,7 @@ func (m *Machine) serves() []netip.Prefix {
 	seen, parts := map[netip.Prefix]bool{}, 0
 	for _, rule := range m.netmap.Rules {
 		for _, p := range rule.Local {
-			// The Internet behind an exit node opens nothing.
+			// A rule about the Internet behind an exit node opens nothing on this host.
 			if seen[p] || rule.Action == proto.Deny || everything(p) && rule.Direction != proto.In ||
 				!everything(p) && m.netmap.Mesh.Contains(p.Addr()) {
 				continue
@@ -237,7 +237,7 @@ func (m *Machine) serves() []netip.Prefix {
 	return outermost(list)
 }
 
-// offeredFor is the offered route that a part of one lies in: the narrowest, since no other need be approved.
+// offeredFor returns the offered route that contains a prefix: the narrowest, since no other need be approved.
 func (m *Machine) offeredFor(part netip.Prefix) (route netip.Prefix, ok bool) {
 	for _, o := range m.beyond.offered {
 		if o.Bits() <= part.Bits() && o.Contains(part.Addr()) && (!ok || o.Bits() > route.Bits()) {
@@ -247,7 +247,7 @@ func (m *Machine) offeredFor(part netip.Prefix) (route netip.Prefix, ok bool) {
 	return route, ok
 }
 
-// outermost leaves out prefixes that others hold, and sorts the rest.
+// outermost removes prefixes that lie in others, and sorts the rest.
 func outermost(list []netip.Prefix) (out []netip.Prefix) {
 	slices.SortFunc(list, func(a, b netip.Prefix) int {
 		return cmp.Or(cmp.Compare(a.Bits(), b.Bits()), proto.ComparePrefix(a, b))
@@ -267,12 +267,12 @@ func outermost(list []netip.Prefix) (out []netip.Prefix) {
 	return out
 }
 
-// RoutingView is what leads beyond the mesh, for people.
+// RoutingView describes routing beyond the mesh, for people.
 type RoutingView struct {
 	Offered []OfferedRoute
 	SNAT    bool
 	Accept  bool
-	Routes  []PeerRoute // that peers serve, sorted
+	Routes  []PeerRoute // served by peers, sorted
 	Exit    *ExitView   // nil: none is wanted
 }
 
@@ -289,14 +289,14 @@ type PeerRoute struct {
 	Used   bool
 }
 
-// ExitView is the exit node that is wanted.
+// ExitView describes the wanted exit node.
 type ExitView struct {
 	Wanted string
-	Peer   *cert.Node // nil while there is none
+	Peer   *cert.Node // nil: there is none at the moment
 	Exit
 }
 
-// routingView describes what leads beyond the mesh.
+// routingView describes routing beyond the mesh.
 func (m *Machine) routingView() RoutingView {
 	r := m.wanted.Routing
 	v := RoutingView{SNAT: !r.PlainSource, Accept: r.Accept}
@@ -322,7 +322,7 @@ func (m *Machine) routingView() RoutingView {
 	return v
 }
 
-// routingProblems says what of it does not work.
+// routingProblems reports what does not work about the routing.
 func (m *Machine) routingProblems(add func(string, ...any)) {
 	r := m.wanted.Routing
 	if m.self != nil {

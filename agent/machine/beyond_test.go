@@ -13,13 +13,13 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// The ways out, and some of what is there.
+// The default routes, and a part of the Internet.
 var (
 	all4, all6 = state.Everything4, state.Everything6
 	someOfIt   = netip.MustParsePrefix("8.0.0.0/7")
 )
 
-// leading is a routed world that knows what the host's network was told last.
+// leading is a routed world that knows the last configuration of the host's network.
 type leading struct {
 	*routed
 	led   Beyond
@@ -45,7 +45,7 @@ func (l *leading) restart() {
 	l.look()
 }
 
-// look takes up what the last step has told.
+// look records what the last step asked for.
 func (l *leading) look() {
 	l.t.Helper()
 	for _, e := range l.effects {
@@ -63,7 +63,7 @@ func (l *leading) look() {
 	}
 }
 
-// rules gives a netmap in which rules of this node are about some addresses on its side.
+// rules publishes a netmap in which rules of this node name the given local prefixes.
 func (l *leading) rules(local ...netip.Prefix) {
 	l.t.Helper()
 	l.version++
@@ -117,7 +117,7 @@ func TestLeadsWhatIsWanted(t *testing.T) {
 	l.up(state.Routing{Accept: true})
 	l.wantLed(Beyond{Routes: []netip.Prefix{office, lab}})
 	l.up(state.Routing{Accept: true, Advertise: []netip.Prefix{lab}})
-	l.wantLed(Beyond{Routes: []netip.Prefix{office}}) // what this node leads to itself is not led to others
+	l.wantLed(Beyond{Routes: []netip.Prefix{office}}) // a network that this node serves itself is not routed to others
 	nameB := b.Identity().Name
 	l.up(state.Routing{Exit: nameB})
 	l.wantLed(Beyond{Exit: Exit{On: true, V4: true}})
@@ -129,7 +129,7 @@ func TestLeadsWhatIsWanted(t *testing.T) {
 	l.restart()
 	l.wantLed(Beyond{Exit: Exit{On: true, V4: true, V6: true, LAN: true}})
 
-	// Without the exit node the way out is closed, at once and after a restart, and people are told.
+	// Without the exit node the default route is blocked, at once and after a restart, and the status says so.
 	l.serves[a.ID] = nil
 	for range 2 {
 		l.rules()
@@ -179,7 +179,7 @@ func TestServesWhatRulesAreAbout(t *testing.T) {
 	if !slices.Equal(served, []netip.Prefix{all4, office}) {
 		t.Errorf("the status says that %v are served", served)
 	}
-	// More parts than a host's network should know are all of it.
+	// More parts than the host's network should know become the whole Internet.
 	var many []netip.Prefix
 	for i := range maxParts + 1 {
 		many = append(many, netip.PrefixFrom(netip.AddrFrom4([4]byte{8, 8, byte(i >> 8), byte(i)}), 32))
@@ -199,7 +199,7 @@ func TestServesWhatRulesAreAbout(t *testing.T) {
 	l.wantLed(Beyond{Serves: []netip.Prefix{all4}, PlainSource: true})
 }
 
-// TestRoutingIsCheckedFirst: what cannot be is refused, and changes nothing.
+// TestRoutingIsCheckedFirst checks that impossible settings are refused, and change nothing.
 func TestRoutingIsCheckedFirst(t *testing.T) {
 	l := newLeading(t, state.Routing{})
 	a := l.routers[0]
@@ -228,7 +228,7 @@ func TestRoutingIsCheckedFirst(t *testing.T) {
 			t.Errorf("%+v: %v, want %q", r, err, says)
 		}
 	}
-	// Where the mesh is not known yet what it has itself is left out later.
+	// While the mesh is not known, its own addresses cannot be excluded; that happens later.
 	l.disk.Wanted.Routing = state.Routing{Advertise: []netip.Prefix{office, mesh.V4}}
 	l.restart()
 	if !slices.Equal(l.offer, []netip.Prefix{office}) {
@@ -239,8 +239,8 @@ func TestRoutingIsCheckedFirst(t *testing.T) {
 	}
 }
 
-// TestLeadsWhatTheEngineTakes: whatever changes, the host's network leads exactly those networks to the tunnel that the engine
-// sends somewhere, and the way out is open only by the exit node.
+// TestLeadsWhatTheEngineTakes checks that, whatever changes, the host's network routes into the tunnel exactly those
+// networks that the engine sends somewhere, and that a default route goes only to the exit node.
 func TestLeadsWhatTheEngineTakes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := newLeading(t, state.Routing{})

@@ -8,7 +8,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// What comes of asking for a certificate: the first one, and its renewals.
+// The outcomes of requests for certificates: the first one and its renewals.
 
 func (m *Machine) enrolled(e Enrolled) {
 	if !m.enrolling {
@@ -18,12 +18,12 @@ func (m *Machine) enrolled(e Enrolled) {
 	join := *m.join
 	join.Secret = state.Join{}.Secret
 	m.join = &join
-	// The identity first: with it on the disk the secret is not needed any more, without it, it is.
+	// The identity goes first: once it is on the disk the secret is no longer needed; until then, it is.
 	m.do(SaveIdentity{e.Self.Record}, SaveJoin{join}, Hang{})
 	m.log("enrolled", "node", e.Self.Node.ID, "name", e.Self.Node.Name, "v4", e.Self.Node.Addrs.V4, "v6", e.Self.Node.Addrs.V6)
 	m.using = e.Self.Key
 	m.adopt(e.Self)
-	m.offer() // without what this mesh has itself
+	m.offer() // leaves out routes that overlap with this mesh
 	m.run()
 }
 
@@ -34,12 +34,12 @@ func (m *Machine) enrolFailed(e EnrolFailed) {
 	m.halt()
 	m.refused = e.Reason
 	m.wanted.Up, m.join = false, nil
-	// The keys go as well: a coordinator that knows them from an enrolment whose answer was lost never takes them again.
+	// The keys go as well: a coordinator that knows them from an enrolment whose reply was lost never accepts them again.
 	m.do(SaveWanted{m.wanted}, Forget{})
 	m.warn("enrolment refused", "reason", e.Reason)
 }
 
-// await waits for an approval, with a stream that stays open meanwhile.
+// await waits for an approval, on a stream that stays open.
 func (m *Machine) await(e Pending) {
 	if !m.enrolling {
 		return
@@ -54,7 +54,7 @@ func (m *Machine) await(e Pending) {
 	m.pending = &approval{e, since}
 }
 
-// adopt makes an identity ours, and plans its renewal.
+// adopt takes an identity into use, and plans its renewal.
 func (m *Machine) adopt(self *identity.Self) {
 	var authorities [][]byte
 	if m.netmap != nil {
@@ -68,7 +68,7 @@ func (m *Machine) adopt(self *identity.Self) {
 	life := n.NotAfter.Sub(n.NotBefore)
 	m.renewal = renewal{due: n.NotBefore.Add(time.Duration((0.45 + 0.1*m.cfg.Rand.Float64()) * float64(life)))}
 	if self.Key.IsZero() {
-		m.renewal.due = n.NotBefore // without its keys nothing passes before
+		m.renewal.due = n.NotBefore // without its keys nothing passes until it is renewed
 	}
 	m.spread()
 }
@@ -90,7 +90,7 @@ func (m *Machine) renewed(self *identity.Self) {
 	if must && m.now.Before(self.Node.NotAfter.Add(cert.Skew)) {
 		m.serve()
 	} else {
-		m.renewal.must = must // it was issued long ago, and its time is over as well
+		m.renewal.must = must // it was issued long ago and has expired as well
 	}
 	m.log("certificate renewed", "expires", stamp(self.Node.NotAfter), "sequence", self.Node.Sequence)
 	m.do(Attach{Self: self, Applied: m.lasting()})

@@ -12,7 +12,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// restarted is what the disk holds after a clean stop.
+// restarted saves what the disk holds after a clean stop.
 func (w *world) restarted() {
 	w.step(Stop{})
 	w.disk.Checked = map[cert.Signature]struct{}{}
@@ -21,7 +21,7 @@ func (w *world) restarted() {
 	}
 }
 
-// planted is a claim with a certificate that the mesh's authority did not sign, and the signature's name.
+// planted returns a claim with a certificate that the mesh's authority did not sign, and the name of its signature.
 func (w *world) planted(p *identitytest.Machine) (proto.Peer, cert.Signature) {
 	der := w.mesh.Issue(p, 1, noon, hour)
 	der[len(der)-1] ^= 1
@@ -29,8 +29,8 @@ func (w *world) planted(p *identitytest.Machine) (proto.Peer, cert.Signature) {
 	return proto.Peer{ID: p.ID, Certificate: der}, sha256.Sum256(append(by[:], der...))
 }
 
-// What a node checked before a clean stop spares it the signatures, and nothing else: who was planted on the disk meanwhile, whose
-// certificate ran out and whose newer one was seen is left out as ever.
+// TestCheckedBefore checks that the saved list spares a node verifying signatures, and nothing else: a peer that was planted
+// on the disk, one whose certificate expired and one with a newer certificate already seen are left out as ever.
 func TestCheckedBefore(t *testing.T) {
 	w := enrolled(t)
 	honest, older, dated, foe := w.mesh.Machine(2, "honest"), w.mesh.Machine(3, "older"), w.mesh.Machine(4, "dated"), w.mesh.Machine(5, "foe")
@@ -48,7 +48,8 @@ func TestCheckedBefore(t *testing.T) {
 		t.Fatalf("%d signatures were checked", len(w.disk.Checked))
 	}
 
-	// A peer whose signature is listed is not checked again: the list is believed, which is why it is under a key of ours alone.
+	// A peer whose signature is listed is not verified again: the list is trusted, which is why it is authenticated by a key
+	// that only we have.
 	plant, name := w.planted(foe)
 	w.disk.Netmap = w.netmap(2, 0, append(slices.Clone(peers), plant)...)
 	w.disk.Floors.Sequences = map[proto.NodeID]state.Sequence{older.ID: {Seen: 2, Until: noon.Add(hour)}}

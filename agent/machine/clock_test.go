@@ -2,8 +2,8 @@ package machine
 
 import "testing"
 
-// TestClockThatWasAhead: a certificate that was issued while the coordinator's clock was ahead is not good once it is right
-// again, and the next one is asked for at once.
+// TestClockThatWasAhead checks that a certificate issued while the coordinator's clock was ahead is not good once the clock
+// is right again, and that the next one is requested at once.
 func TestClockThatWasAhead(t *testing.T) {
 	w := enrolled(t)
 	w.boot()

@@ -2,22 +2,22 @@ package machine
 
 import "time"
 
-// Settle is how long after contact returned the grace goes on at most: as long as others may take to come back (they dial
-// at least once a minute) and their new certificates to reach us (folded within another).
+// Settle is how long the grace goes on at most after contact has returned: as long as others may take to come back (they
+// dial at least once a minute) and their new certificates to reach us (merged within another minute).
 const Settle = 2 * time.Minute
 
-// maxPast is how many contacts that did not settle are told apart.
+// maxPast is how many contacts that did not settle are remembered.
 const maxPast = 8
 
-// contact is what is known of the way to the coordinator.
+// contact is what is known of the connection to the coordinator.
 type contact struct {
 	open   bool // a stream is open
-	serves bool // and it serves us: what the coordinator knows, we know
+	serves bool // it serves us: we are told what the coordinator knows
 	url    string
 	since  time.Time   // when serves became true
-	last   time.Time   // when the coordinator was heard last on a stream that serves us
-	past   []time.Time // last, as it was at the end of the contacts before this one, up to one that had settled
-	lostAt time.Time   // when the stream ended, or when we began to look for the first
+	last   time.Time   // when the coordinator was last heard on a stream that serves us
+	past   []time.Time // last, at the end of each earlier contact, back to the latest that had settled
+	lostAt time.Time   // when the stream ended, or when we began to look for the first one
 	reason string      // why there is no stream
 }
 
@@ -27,7 +27,7 @@ func (c *contact) serve(now time.Time) {
 			c.past = nil
 		}
 		if len(c.past) == maxPast {
-			c.past = append(c.past[:1], c.past[2:]...) // the first is the one that had settled
+			c.past = append(c.past[:1], c.past[2:]...) // the first one had settled
 		}
 		if !c.last.IsZero() {
 			c.past = append(c.past, c.last)
@@ -43,10 +43,10 @@ func (c *contact) heard(now time.Time) {
 	}
 }
 
-// settled says whether the contact had lasted long enough, at a time, for the grace of earlier ones to be over.
+// settled reports whether, at a time, the contact had lasted long enough for earlier grace to be over.
 func (c *contact) settled(at time.Time) bool { return !at.Before(c.since.Add(Settle)) }
 
-// lose says whether there was something to lose.
+// lose reports whether there was a stream to lose.
 func (c *contact) lose(now time.Time, reason string) bool {
 	was := c.open
 	if was || c.lostAt.IsZero() {
@@ -56,14 +56,14 @@ func (c *contact) lose(now time.Time, reason string) bool {
 	return was
 }
 
-// grace is which certificates are good although their time is over: those that were good at some moment, until another.
+// grace says which expired certificates are still good: those that were valid at a lease's moment, until that lease ends.
 type grace []lease
 
 type lease struct {
 	at, until time.Time
 }
 
-// covers says whether a certificate whose time is over is good, and by which lease: the longest.
+// covers reports whether an expired certificate is good, and by which lease: the one that ends last.
 func (g grace) covers(begin, end, now time.Time) (l lease, ok bool) {
 	for _, x := range g {
 		if !x.at.Before(begin) && x.at.Before(end) && now.Before(x.until) && x.until.After(l.until) {
@@ -73,7 +73,7 @@ func (g grace) covers(begin, end, now time.Time) (l lease, ok bool) {
 	return l, ok
 }
 
-// end is when the last of it ends.
+// end returns when the last lease ends.
 func (g grace) end() (end time.Time) {
 	for _, l := range g {
 		if l.until.After(end) {
@@ -83,8 +83,8 @@ func (g grace) end() (end time.Time) {
 	return end
 }
 
-// grace says what holds now, if the netmap allows d. A contact that was lost before it settled takes nothing away from those
-// that earlier ones cover: a coordinator that comes and goes does them no harm.
+// grace returns what holds at the moment, if the netmap allows d. A contact that was lost before it settled takes nothing
+// away from certificates that earlier ones cover: a coordinator that comes and goes does no harm.
 func (c *contact) grace(d time.Duration, now time.Time) (g grace) {
 	if !c.serves {
 		if !c.last.IsZero() {

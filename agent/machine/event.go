@@ -11,57 +11,57 @@ import (
 // Event is something that happened.
 type Event interface{ event() }
 
-// Start is the first event: go on with what was loaded.
+// Start is the first event: continue from what was loaded.
 type Start struct{}
 
-// Up says that the node shall run. Check has been asked before.
+// Up asks the node to run. The caller has called Check.
 type Up struct {
-	Join     *state.Join // nil: with the identity that there is
+	Join     *state.Join // nil: with the present identity
 	Hostname string
-	// Routing is what shall hold from now on; nil: as before.
+	// Routing replaces the routing settings; nil leaves them unchanged.
 	Routing *state.Routing
 }
 
-// Down says that the node shall not run.
+// Down asks the node to stop running.
 type Down struct{}
 
-// Stop says that the program ends; the node goes on in its next run.
+// Stop announces that the program ends; the node continues in the next run.
 type Stop struct{}
 
-// Enrolled brings the first certificate.
+// Enrolled delivers the first certificate.
 type Enrolled struct{ Self *identity.Self }
 
-// EnrolFailed says that enrolment was refused for good.
+// EnrolFailed reports that enrolment was refused for good.
 type EnrolFailed struct{ Reason string }
 
-// Trouble says why the coordinator cannot be reached just now; it is tried again.
+// Trouble reports why the coordinator cannot be reached at the moment; the client keeps trying.
 type Trouble struct{ Reason string }
 
-// Pending says that this machine is a node once an administrator has approved it, and waits for that.
+// Pending reports that this machine must wait until an administrator approves it.
 type Pending struct {
 	URL        string // of the coordinator
-	Code, Name string // by which administrators know the machine
+	Code, Name string // by which administrators recognise the machine
 	Message    string // what to do
 }
 
-// Connected says that a stream with the coordinator is open.
+// Connected reports that a stream with the coordinator is open.
 type Connected struct {
 	URL string
-	// Quarantine says why this node is kept apart from all others; empty where it is not.
+	// Quarantine is why this node is isolated from all others; empty if it is not.
 	Quarantine string
-	RenewFirst bool // the certificate that we came with is no good any more, or not the last: nothing is served before a renewal
+	RenewFirst bool // the certificate we came with is no longer good, or not the latest: nothing is served before a renewal
 }
 
-// Heard says that something came on the stream.
+// Heard reports that something came on the stream.
 type Heard struct{}
 
-// Lost says that the stream ended.
+// Lost reports that the stream ended.
 type Lost struct {
 	Reason string
-	Unread bool // because what the coordinator said last is not understood
+	Unread bool // because the coordinator's last message could not be parsed
 }
 
-// Refused says that the coordinator ended the stream.
+// Refused reports that the coordinator ended the stream.
 type Refused struct {
 	Kind    Refusal
 	Message string
@@ -73,44 +73,44 @@ type Refusal uint8
 // The kinds of refusals.
 const (
 	RefusedForNow      Refusal = iota + 1 // it may work later
-	RefusedRevoked                        // the node is not one of the mesh any more
-	RefusedQuarantined                    // the node is kept apart, for two machines have its identity
+	RefusedRevoked                        // the node no longer belongs to the mesh
+	RefusedQuarantined                    // the node is isolated, because two machines have its identity
 	RefusedLocked                         // the node is not trusted until an administrator says otherwise
 )
 
-// Snapshot brings a whole netmap.
+// Snapshot delivers a whole netmap.
 type Snapshot struct{ Netmap *proto.Netmap }
 
-// Change brings what leads to the next netmap.
+// Change delivers the delta to the next netmap.
 type Change struct{ Delta *proto.Delta }
 
-// Renewed brings the next certificate.
+// Renewed delivers the next certificate.
 type Renewed struct{ Self *identity.Self }
 
-// RenewFailed says that no certificate came.
+// RenewFailed reports that there is no new certificate.
 type RenewFailed struct {
 	Reason string
-	// KeyUsed says that the key to come next is not to be had.
+	// KeyUsed means that the coordinator will not accept the key to come next.
 	KeyUsed bool
-	// Withheld says that there is none before somebody has done something about it, and After when to ask again.
+	// Withheld means that there is none until somebody has done something about it; After is when to ask again.
 	Withheld bool
 	After    time.Duration
 }
 
-// PathUp says that the data path of this generation runs, with nothing passing yet.
+// PathUp reports that the data path is running, with nothing passing yet.
 type PathUp struct{}
 
-// PathDown says that the data path does not run, and why.
+// PathDown reports that the data path is not running, and why.
 type PathDown struct{ Reason string }
 
-// Failed says that an effect could not be carried out. Of those after it in the same list, none that saves and no Ack
-// was carried out either.
+// Failed reports that an effect could not be carried out. If that one enforces or saves, no Ack after it in the same list
+// was carried out; if it saves, neither was any later save.
 type Failed struct {
 	Effect Effect
 	Reason string
 }
 
-// Tick says that the time that Arm asked for has come.
+// Tick reports that the time that Arm asked for has come.
 type Tick struct{}
 
 func (Start) event()       {}

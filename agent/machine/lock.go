@@ -5,13 +5,13 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// barred says that the coordinator does not trust this node: it has no peers and no rules.
+// barred reports whether the coordinator does not trust this node: it has no peers and no rules.
 func (m *Machine) barred() bool { return m.dismissed() || m.quarantine != "" }
 
-// dismissed says that there is no netmap to go by until that is over.
+// dismissed reports whether the node was revoked or locked: until that is over, there is no netmap to go by.
 func (m *Machine) dismissed() bool { return m.wanted.Revoked != nil || m.wanted.Locked != nil }
 
-// lock lets nothing pass until the coordinator serves this node again, also after a restart without one.
+// lock lets nothing pass until the coordinator serves this node again, even after a restart without a coordinator.
 func (m *Machine) lock(message string) {
 	if l := m.wanted.Locked; l != nil {
 		if l.Message != message {
@@ -20,14 +20,14 @@ func (m *Machine) lock(message string) {
 		}
 		return
 	}
-	// Closed first, and on the disk next: it must hold even if the machine goes down at this moment.
+	// Close first and save next: the lock must hold even if the machine goes down at this moment.
 	m.wanted.Locked = &state.Revocation{At: m.now, Message: message}
 	m.closeAll()
 	m.do(RemovePeers{m.engineIDs()}, SaveWanted{m.wanted})
 	m.warn("this node is locked", "message", message)
 }
 
-// unlock goes on where lock ended: the engine has no peers, and the filter is closed.
+// unlock undoes lock: the engine has no peers, and the filter is closed.
 func (m *Machine) unlock() {
 	if m.wanted.Locked == nil {
 		return
@@ -40,7 +40,7 @@ func (m *Machine) unlock() {
 	}
 }
 
-// open tells an engine that has no peers of all that there are, and the filter what to let pass.
+// open gives all peers to an engine that has none, and a program to the filter.
 func (m *Machine) open() {
 	m.settle()
 	m.assign()
@@ -50,7 +50,7 @@ func (m *Machine) open() {
 	m.install(nil, nil)
 }
 
-// bar refuses the certificates of some nodes from now on, and takes those of others again.
+// bar refuses the certificates of some nodes, and no longer refuses those of others.
 func (r *roster) bar(put []proto.Barred, remove []proto.NodeID) {
 	again := func(id proto.NodeID) {
 		if p := r.peers[id]; p != nil {

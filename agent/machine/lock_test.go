@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// TestALockedNodeIsClosedUntilItIsServedAgain also through a restart in between, and says why.
+// TestALockedNodeIsClosedUntilItIsServedAgain checks that this holds across a restart as well, and that the status says why.
 func TestALockedNodeIsClosedUntilItIsServedAgain(t *testing.T) {
 	w := enrolled(t)
 	w.boot()
@@ -55,7 +55,8 @@ func TestALockedNodeIsClosedUntilItIsServedAgain(t *testing.T) {
 	}
 }
 
-// TestBarredNodesAreRefusedOffline from the disk, and an older netmap does not bring them back.
+// TestBarredNodesAreRefusedOffline checks that the list holds from the disk, and that an older netmap does not bring the
+// nodes back.
 func TestBarredNodesAreRefusedOffline(t *testing.T) {
 	w := enrolled(t)
 	w.boot()
@@ -88,7 +89,7 @@ func TestBarredNodesAreRefusedOffline(t *testing.T) {
 	w.step(Lost{})
 	w.boot()
 	w.step(Connected{})
-	// The certificate that was barred, by whoever sends it, while the list still has it.
+	// The barred certificate is refused while the list still has it, even if the same netmap brings it.
 	both := w.netmap(3, 8*hour, w.peer(bad, 4, hour), w.peer(good, 1, hour))
 	both.Barred = after.Barred
 	w.step(Snapshot{both})
@@ -100,7 +101,8 @@ func TestBarredNodesAreRefusedOffline(t *testing.T) {
 	}
 }
 
-// TestBarredWhateverTheSignature: of a certificate's signature there are two forms. One node is barred, not one form of bytes.
+// TestBarredWhateverTheSignature checks that the node is barred, and not one encoding of its certificate: an ECDSA signature
+// has two forms.
 func TestBarredWhateverTheSignature(t *testing.T) {
 	w := enrolled(t)
 	w.boot()
@@ -127,7 +129,7 @@ func TestBarredWhateverTheSignature(t *testing.T) {
 	}
 }
 
-// otherForm is the same certificate with the other signature (r, n-s) that is as good.
+// otherForm returns the same certificate with the other valid signature (r, n-s).
 func otherForm(t *testing.T, der []byte) []byte {
 	t.Helper()
 	var c struct {

@@ -17,22 +17,22 @@ import (
 )
 
 const (
-	// saveEvery is how old the floors on the disk may be. After a crash the grace is shorter by so much at most.
+	// saveEvery is how old the floors on the disk may be. After a crash the grace is shorter by at most this much.
 	saveEvery = 5 * time.Minute
-	// retryPath and retryDisk are how long after a failure it is tried again.
+	// retryPath and retryDisk are how long after a failure the operation is retried.
 	retryPath = 5 * time.Second
 	retryDisk = 30 * time.Second
-	// retryRenew is how long after a failed renewal the next is tried.
+	// retryRenew is how long after a failed renewal the next is tried, plus as much again at random.
 	retryRenew = time.Minute
-	// patience is how long the coordinator may be out of reach before that is called a problem.
+	// patience is how long the coordinator may be out of reach before the status calls it a problem.
 	patience = 10 * time.Second
 )
 
-// Config is what a Machine is born with.
+// Config configures a Machine.
 type Config struct {
-	// Features are those that this program can enforce, sorted.
+	// Features are the features that this program can enforce, sorted.
 	Features []string
-	// Program is its version, for messages.
+	// Program is the program's version, for messages.
 	Program string
 	// Rand spreads renewals.
 	Rand *rand.Rand
@@ -68,7 +68,7 @@ type Machine struct {
 	routes  routes // as the engine knows them
 	beyond  beyond
 
-	selfLive  bool // own certificate is good
+	selfLive  bool // our own certificate is good
 	selfUntil time.Time
 	enrolling bool
 	missing   []string // features that the netmap requires and we lack
@@ -77,41 +77,41 @@ type Machine struct {
 	retryDisk time.Time
 	armed     time.Time
 
-	pending *approval // that enrolment waits for; nil: for none
+	pending *approval // what enrolment waits for; nil: nothing
 
-	quarantine string // why this node is kept apart from all others; empty where it is not
+	quarantine string // why this node is isolated from all others; empty if it is not
 
-	// What is wrong, for people; "" where it is not.
+	// Problems, for people; empty if there is none.
 	refused, netmapFault, compileFault, diskFault, renewFault, keyFault string
 
 	now time.Time
 	out []Effect
 }
 
-// pathState is the data path as far as it matters here.
+// pathState is the machine's view of the data path.
 type pathState struct {
-	wanted bool // StartPath was the last word
+	wanted bool // the last command was StartPath
 	up     bool
 	fault  string
 	retry  time.Time
 }
 
-// renewal says when the certificate is renewed.
+// renewal says when to renew the certificate.
 type renewal struct {
 	due    time.Time
 	asking bool
-	must   bool // nothing else is served before
-	// withheld says that there is none before somebody has done something about it.
+	must   bool // nothing is served before the renewal
+	// withheld means that there is no certificate until somebody has done something about it.
 	withheld bool
 }
 
-// approval is what this machine waits for before it is a node.
+// approval is what this machine waits for before it becomes a node.
 type approval struct {
 	Pending
 	since time.Time
 }
 
-// New is the machine of a node that has not started yet.
+// New returns the machine of a node that has not started yet.
 func New(cfg Config, l Loaded) *Machine {
 	m := &Machine{
 		cfg: cfg, wanted: l.Wanted, join: l.Join, self: l.Self, netmap: l.Netmap, floors: l.Floors,
@@ -132,7 +132,7 @@ var (
 		"state directory away before you join this one")
 )
 
-// Check says whether Up makes sense.
+// Check reports why Up is not possible; nil if it is.
 func (m *Machine) Check(e Up) error {
 	switch {
 	case m.wanted.Revoked != nil && e.Join == nil:
@@ -147,7 +147,7 @@ func (m *Machine) Check(e Up) error {
 	return m.checkRouting(e)
 }
 
-// URLs are where the coordinators are; none where the node does not know any.
+// URLs returns the coordinators' URLs; none if the node knows none.
 func (m *Machine) URLs() []string {
 	if m.join == nil {
 		return nil
@@ -155,13 +155,13 @@ func (m *Machine) URLs() []string {
 	return m.join.URLs
 }
 
-// Hostname is what people want the node to be called; empty where they did not say.
+// Hostname returns the name that the user wants for the node; empty if none was given.
 func (m *Machine) Hostname() string { return m.wanted.Hostname }
 
-// Routing is what people decided about networks beyond the mesh.
+// Routing returns the user's settings for networks beyond the mesh.
 func (m *Machine) Routing() state.Routing { return m.wanted.Routing }
 
-// Step takes one event, and says what is to be done.
+// Step handles one event and returns what to do.
 func (m *Machine) Step(now time.Time, e Event) []Effect {
 	m.now, m.out = now, nil
 	m.take(e)
@@ -238,7 +238,7 @@ func (m *Machine) take(e Event) {
 	}
 }
 
-// start goes on where the last run ended.
+// start continues where the last run ended.
 func (m *Machine) start() {
 	m.savedAt = m.now
 	if m.self != nil {
@@ -251,16 +251,16 @@ func (m *Machine) start() {
 			m.netmap = nil
 		}
 	}
-	m.roster.presume(nil) // the netmap of the disk was what it is about
+	m.roster.presume(nil) // the signatures are about the loaded netmap, which has been processed
 	if m.wanted.Up {
 		m.run()
 	}
 }
 
-// Checked are the signatures of peers' certificates that were found good.
+// Checked returns the signatures of peers' certificates that were found good.
 func (m *Machine) Checked() []cert.Signature { return m.roster.checkedSignatures() }
 
-// run begins what being up means.
+// run starts what being up requires.
 func (m *Machine) run() {
 	switch {
 	case m.self != nil:
@@ -280,8 +280,8 @@ func (m *Machine) attach() {
 	m.do(Attach{Self: m.self, Applied: m.lasting()})
 }
 
-// lasting is the version that a stream may resume from. To name it is to acknowledge it: none is named while it is not known
-// to be on the disk.
+// lasting returns the version that a stream may resume from. Naming a version acknowledges it, so none is named while it is
+// not known to be on the disk.
 func (m *Machine) lasting() proto.Version {
 	if m.unsaved {
 		return proto.Version{}
@@ -289,7 +289,7 @@ func (m *Machine) lasting() proto.Version {
 	return m.version()
 }
 
-// version is that of the netmap that is in force.
+// version returns the version of the netmap in force.
 func (m *Machine) version() proto.Version {
 	if m.netmap == nil {
 		return proto.Version{}
@@ -345,7 +345,7 @@ func (m *Machine) halt() {
 	m.leave()
 }
 
-// leave closes the data path and takes it down.
+// leave closes the filter and takes the data path down.
 func (m *Machine) leave() {
 	if !m.path.wanted {
 		return
@@ -355,12 +355,12 @@ func (m *Machine) leave() {
 	m.do(StopPath{})
 }
 
-// closeAll lets nothing pass; flows die with resets.
+// closeAll lets nothing pass; flows end with resets.
 func (m *Machine) closeAll() {
 	m.do(Install{}, Sweep{})
 }
 
-// forget makes the node one that was never enrolled.
+// forget turns the node into one that was never enrolled.
 func (m *Machine) forget() {
 	m.self, m.netmap, m.join = nil, nil, nil
 	m.floors = state.Floors{}
@@ -393,7 +393,7 @@ func (m *Machine) connected(e Connected) {
 	m.log("connected", "coordinator", e.URL)
 }
 
-// serve begins contact. What is good by grace only is so for other reasons now.
+// serve begins contact. What was good only by grace is judged again.
 func (m *Machine) serve() {
 	m.contact.serve(m.now)
 	m.roster.regrace()
@@ -412,7 +412,7 @@ func (m *Machine) lost(reason string) {
 
 func (m *Machine) refuse(e Refused) {
 	if e.Kind == RefusedRevoked && m.wanted.Revoked == nil {
-		// Closed first, and on the disk next: it must hold even if the machine goes down at this moment.
+		// Close first and save next: the revocation must hold even if the machine goes down at this moment.
 		m.wanted.Revoked = &state.Revocation{At: m.now, Message: e.Message}
 		m.beyond.stale = true
 		m.closeAll()
@@ -489,7 +489,7 @@ func (m *Machine) advance() {
 	}
 }
 
-// saveAll writes everything anew after a write had failed.
+// saveAll writes everything again after a failed write.
 func (m *Machine) saveAll() {
 	m.retryDisk, m.diskFault = time.Time{}, ""
 	m.unsaved = false
@@ -524,7 +524,7 @@ func (m *Machine) outage() time.Duration {
 	return m.netmap.Outage.Grace
 }
 
-// arm asks for a Tick when something is due next.
+// arm asks for a Tick at the time when something is next due.
 func (m *Machine) arm() {
 	var next time.Time
 	sooner := func(t time.Time) {
@@ -557,7 +557,7 @@ func (m *Machine) arm() {
 	}
 }
 
-// live says whether a certificate is good now, and until when that holds.
+// live reports whether a certificate is good at the moment, and until when that holds.
 func live(n *cert.Node, now time.Time, g grace) (ok bool, until time.Time) {
 	begin, end := n.NotBefore.Add(-cert.Skew), n.NotAfter.Add(cert.Skew)
 	switch {
@@ -574,7 +574,7 @@ func sameIdentity(a, b proto.Identity) bool {
 	return a.ID == b.ID && a.Name == b.Name && a.Addrs == b.Addrs && a.User == b.User && slices.Equal(a.Tags, b.Tags)
 }
 
-// missingFeatures lists what a netmap requires and this program lacks.
+// missingFeatures lists the features that a netmap requires and this program lacks.
 func (m *Machine) missingFeatures(nm *proto.Netmap) (missing []string) {
 	for _, f := range nm.Requires {
 		if _, ok := slices.BinarySearch(m.cfg.Features, f); !ok {
@@ -584,8 +584,7 @@ func (m *Machine) missingFeatures(nm *proto.Netmap) (missing []string) {
 	return missing
 }
 
-// program compiles what is to be enforced now, without some of the peers and with some routes nobody's; nil where nothing
-// may pass.
+// program compiles what to enforce, leaving out some peers and assigning the held routes to nobody; nil if nothing may pass.
 func (m *Machine) program(without map[proto.NodeID]bool, held []netip.Prefix) *filter.Program {
 	m.compileFault = ""
 	if m.netmap == nil || m.barred() || !m.selfLive || len(m.missing) > 0 || !m.path.up {

@@ -26,7 +26,7 @@ func (w *world) peer(n *identitytest.Machine, sequence uint64, life time.Duratio
 	return proto.Peer{ID: n.ID, Certificate: w.mesh.Issue(n, sequence, w.now, life, change...)}
 }
 
-// join is a code's content.
+// join returns the content of a join code.
 func join(t *testing.T) *state.Join {
 	t.Helper()
 	secret, err := key.NewToken(strings.NewReader(strings.Repeat("x", 32)))
@@ -106,7 +106,7 @@ func TestEnrolmentRefused(t *testing.T) {
 	w.expect(t, StateEnrolling)
 }
 
-// TestEnrolmentThatWaits shows the code, through the loss of the coordinator, until there is an answer.
+// TestEnrolmentThatWaits checks that the code is shown, even while the coordinator is lost, until there is an answer.
 func TestEnrolmentThatWaits(t *testing.T) {
 	w := newWorld(t)
 	w.boot()
@@ -147,7 +147,8 @@ func TestEnrolmentThatWaits(t *testing.T) {
 	}
 }
 
-// TestARenewalThatIsWithheld is asked for again when the coordinator said, and when it ended the stream.
+// TestARenewalThatIsWithheld checks that it is requested again at the time that the coordinator named, and after the
+// coordinator ended the stream.
 func TestARenewalThatIsWithheld(t *testing.T) {
 	for _, must := range []bool{false, true} {
 		w := enrolled(t)
@@ -194,7 +195,7 @@ func TestOtherMesh(t *testing.T) {
 	}
 }
 
-// What is wrong with a peer's certificate keeps that peer out, and nobody else.
+// TestPeersThatAreLeftOut checks that a fault in a peer's certificate keeps that peer out, and no other.
 func TestPeersThatAreLeftOut(t *testing.T) {
 	for _, c := range []struct {
 		name, why string
@@ -250,7 +251,7 @@ func TestPeersThatAreLeftOut(t *testing.T) {
 				t.Error("the engine still talks to it")
 			}
 			problems := strings.Join(w.m.View(w.now).Problems, "\n")
-			if !strings.Contains(problems, c.why) || c.why == "" && problems != "" { // a machine that is off is no problem
+			if !strings.Contains(problems, c.why) || c.why == "" && problems != "" { // a machine that is off is not a problem
 				t.Errorf("problems %q do not name the reason %q", problems, c.why)
 			}
 			if w.acked.N != 2 {
@@ -267,7 +268,7 @@ func TestPeersThatAreLeftOut(t *testing.T) {
 
 var outside = netip.MustParseAddr("100.81.0.3")
 
-// A node that was gone does not come back with an older certificate, not even after a restart.
+// TestSequenceOutlivesThePeer checks that a removed node does not come back with an older certificate, not even after a restart.
 func TestSequenceOutlivesThePeer(t *testing.T) {
 	w := enrolled(t)
 	w.boot()
@@ -443,7 +444,7 @@ func TestRenewal(t *testing.T) {
 		w.step(Renewed{w.mesh.Self(w.self, n, w.now, hour)})
 		w.expect(t, StateRunning)
 	}
-	// One that fails is tried again, and not all the time.
+	// A failed renewal is tried again, but not continuously.
 	for !w.m.renewal.asking {
 		w.wait(time.Minute)
 		w.step(Heard{})
@@ -459,13 +460,14 @@ func TestRenewal(t *testing.T) {
 	if !w.m.renewal.asking {
 		t.Error("a failed renewal is not tried again")
 	}
-	// What comes in place of an answer, and ends the contact, is said of the renewal even when there is contact again.
+	// A message that arrived instead of an answer, and ended the contact, is reported as the renewal's problem even after
+	// contact has returned.
 	w.step(Lost{Reason: "malformed", Unread: true})
 	w.step(Connected{})
 	if p := strings.Join(w.m.View(w.now).Problems, "\n"); !strings.Contains(p, "the certificate was not renewed: malformed") {
 		t.Errorf("problems: %q", p)
 	}
-	// Something else than the next certificate of this node is not taken.
+	// Anything but the next certificate of this node is refused.
 	other := w.mesh.Machine(9, "other")
 	w.step(Renewed{w.mesh.Self(other, 99, w.now, hour)})
 	if w.m.self.Node.ID != w.self.ID || !w.has(isEffect[Redial]) {
@@ -610,7 +612,7 @@ func TestMissingFeature(t *testing.T) {
 	}
 }
 
-// A disk that does not take what was decided keeps nothing from being enforced, but it is not acknowledged.
+// TestDiskFails checks that a failing disk does not prevent enforcement, but does prevent the acknowledgement.
 func TestDiskFails(t *testing.T) {
 	w := enrolled(t)
 	w.boot()
@@ -642,7 +644,7 @@ func TestDiskFails(t *testing.T) {
 	}
 }
 
-// An engine that fails closes everything, and is started again.
+// TestEngineFails checks that a failing engine closes everything, and is started again.
 func TestEngineFails(t *testing.T) {
 	w := enrolled(t)
 	w.boot()

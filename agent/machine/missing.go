@@ -13,14 +13,14 @@ type Question struct {
 	Direction     proto.Direction
 	Peer          proto.NodeID // whose address Remote is; 0: no node's own
 	Local, Remote netip.Addr
-	// Stranger is a peer that no rule ties to this node now, so that nothing is known of it. Of rules that do not hold, any
-	// that picks by identity may be about it.
+	// Stranger marks a peer that no rule in force connects with this node, so that nothing is known of it. Any withheld rule
+	// that selects peers by identity may be about it.
 	Stranger bool
 	Protocol uint8
 	Port     uint16
 }
 
-// Missing are the rules that would allow a connection and do not hold, each with what is missing.
+// Missing returns the rules that would allow a connection but do not hold, each with what is missing.
 func (m *Machine) Missing(q Question) (out []proto.Withheld) {
 	if m.netmap == nil {
 		return nil
@@ -48,7 +48,7 @@ func (m *Machine) Missing(q Question) (out []proto.Withheld) {
 	return out
 }
 
-// Withheld are the rules that do not hold for this node, each with what is missing.
+// Withheld returns the rules that do not hold for this node, each with what is missing.
 func (m *Machine) Withheld() []proto.Withheld {
 	if m.netmap == nil {
 		return nil
@@ -56,9 +56,9 @@ func (m *Machine) Withheld() []proto.Withheld {
 	return m.netmap.Withheld
 }
 
-// matches says whether a rule is about the connection.
+// matches reports whether a rule is about the connection.
 func (q Question) matches(r *proto.Rule, nm *proto.Netmap) bool {
-	// A rule that does not hold names only those of its sets that others name too.
+	// A withheld rule names only those of its sets that other rules name as well.
 	byIdentity := len(r.Peers.Sets) > 0 || len(r.Peers.Prefixes) == 0
 	return r.Direction == q.Direction && (picks(nm, r.Peers, q.Peer, q.Remote) || q.Stranger && byIdentity) &&
 		slices.ContainsFunc(r.Local, func(p netip.Prefix) bool { return p.Contains(q.Local) }) &&
@@ -67,7 +67,7 @@ func (q Question) matches(r *proto.Rule, nm *proto.Netmap) bool {
 		})
 }
 
-// picks says whether a selector picks a node, or one of the addresses.
+// picks reports whether a selector matches a node, or one of the addresses.
 func picks(nm *proto.Netmap, s proto.Selector, id proto.NodeID, addrs ...netip.Addr) bool {
 	for _, p := range s.Prefixes {
 		if slices.ContainsFunc(addrs, p.Contains) {
@@ -84,7 +84,7 @@ func picks(nm *proto.Netmap, s proto.Selector, id proto.NodeID, addrs ...netip.A
 	})
 }
 
-// Capabilities are what this node's applications grant to another one now, by name.
+// Capabilities returns the capabilities that this node's applications grant to a peer at the moment, sorted by name.
 func (m *Machine) Capabilities(peer proto.Identity) (out []proto.Capability) {
 	if m.netmap == nil || m.barred() || !m.selfLive || len(m.missing) > 0 || m.term.of != m.netmap {
 		return nil

@@ -32,10 +32,10 @@ type history struct {
 	serves  bool
 	since   time.Time
 	last    time.Time
-	past    []time.Time // last, of all contacts before, from one that had lasted for Settle on
+	past    []time.Time // last, of all earlier contacts, starting with the latest that lasted for Settle
 }
 
-// good says from first principles whether a peer may be used now.
+// good reports from first principles whether a peer may be used at the moment.
 func (h *history) good(o *oracle) bool {
 	in := func(t time.Time) bool { return !t.Before(o.from.Add(-cert.Skew)) && t.Before(o.to.Add(cert.Skew)) }
 	if !o.in {
@@ -76,7 +76,7 @@ func (h *history) current() *proto.Netmap {
 	return h.netmap(h.version, h.grace, peers...)
 }
 
-// publish sends what changed, as a change or as a whole.
+// publish sends what changed, as a delta or as a whole netmap.
 func (h *history) publish() {
 	h.version++
 	nm := h.current()
@@ -111,8 +111,8 @@ func (h *history) check() {
 	}
 }
 
-// Whatever happens, in whatever order: after each event filter and engine know exactly the peers that are good, and
-// between any two effects they never take an address for different nodes.
+// TestNoPeerPassesWithoutBeingGood checks that, whatever happens in whatever order, after each event filter and engine know
+// exactly the good peers, and between any two effects they never assign an address to different nodes.
 func TestNoPeerPassesWithoutBeingGood(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		h := &history{world: enrolled(rt), rt: rt}
@@ -209,7 +209,7 @@ func TestNoPeerPassesWithoutBeingGood(t *testing.T) {
 				}
 				h.serves = false
 				h.step(Stop{})
-				h.since, h.past = time.Time{}, nil // of contacts, the disk remembers the last one's end only
+				h.since, h.past = time.Time{}, nil // of all contacts, the disk remembers only when the last one ended
 				h.boot()
 			},
 		})

@@ -18,25 +18,25 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// entry is a peer that may be used. It does not change.
+// entry is a peer that may be used. It is immutable.
 type entry struct {
 	node  *cert.Node
 	keys  []key.NodePublic
 	reach proto.Reach
 }
 
-// peer is one peer of the netmap.
+// peer is a peer of the netmap.
 type peer struct {
 	claim  proto.Peer
-	node   *cert.Node // nil where the certificate does not hold
-	live   *entry     // nil where the peer may not be used
-	why    string     // then
+	node   *cert.Node // nil: the certificate does not hold
+	live   *entry     // nil: the peer may not be used
+	why    string     // why live is nil
 	until  time.Time  // when to judge again; zero: never by itself
 	former former
-	index  int // in the heap, from 1; 0: not there
+	index  int // in the heap, from 1; 0: not in it
 }
 
-// ended says that the time of the peer's certificate is over.
+// ended reports whether the peer's certificate has expired.
 func (p *peer) ended(now time.Time) bool {
 	return p.node != nil && !now.Before(p.node.NotAfter.Add(cert.Skew))
 }
@@ -47,27 +47,27 @@ type move struct {
 	before, after *entry
 }
 
-// roster is the peers of the netmap, and which of them may be used now. What it does costs as much as what changed.
+// roster holds the peers of the netmap, and which of them may be used. Its work is proportional to what changed.
 type roster struct {
 	self     *identity.Self
 	verifier *cert.Verifier
-	presumed map[cert.Signature]struct{} // signatures that need no check
+	presumed map[cert.Signature]struct{} // signatures that need no verification
 
 	peers     map[proto.NodeID]*peer
 	sequences map[proto.NodeID]state.Sequence
-	addrs     map[netip.Addr]proto.NodeID     // of those in use
-	keys      map[key.NodePublic]proto.NodeID // of those in use
+	addrs     map[netip.Addr]proto.NodeID     // of peers in use
+	keys      map[key.NodePublic]proto.NodeID // of peers in use
 	deadlines deadlines
-	dirty     map[proto.NodeID]*entry   // to be judged; what was in use before
-	kept      map[proto.NodeID]struct{} // in use by grace only
-	clashing  map[proto.NodeID]struct{} // not in use because another has an address or a key
+	dirty     map[proto.NodeID]*entry   // to be judged; the value is what was in use before
+	kept      map[proto.NodeID]struct{} // in use only by grace
+	clashing  map[proto.NodeID]struct{} // not in use because another peer has an address or a key
 	out       map[proto.NodeID]struct{} // not in use
-	routers   map[proto.NodeID]struct{} // that serve routes, in use or not
-	behind    map[proto.NodeID]struct{} // that use another key by now if they are in contact, as we are not
-	heard     time.Time                 // when the coordinator was heard last
-	untold    map[proto.NodeID]struct{} // whose sequence number the netmap's certificates may not tell
-	barred    map[proto.NodeID]uint64   // whose certificates are refused, up to which number
-	raised    bool                      // there are more of those than were saved
+	routers   map[proto.NodeID]struct{} // peers that serve routes, in use or not
+	behind    map[proto.NodeID]struct{} // peers that use another key by now if they are in contact, which we are not
+	heard     time.Time                 // when the coordinator was last heard
+	untold    map[proto.NodeID]struct{} // peers whose sequence number the netmap's certificates may not show
+	barred    map[proto.NodeID]uint64   // peers whose certificates are refused, up to this number
+	raised    bool                      // untold has grown since it was saved
 }
 
 func newRoster(sequences map[proto.NodeID]state.Sequence) *roster {
@@ -79,7 +79,7 @@ func newRoster(sequences map[proto.NodeID]state.Sequence) *roster {
 	return r
 }
 
-// clear forgets all peers, but not the sequence numbers that were seen.
+// clear forgets all peers, but not the sequence numbers seen.
 func (r *roster) clear() {
 	r.peers = map[proto.NodeID]*peer{}
 	r.addrs = map[netip.Addr]proto.NodeID{}
@@ -94,8 +94,8 @@ func (r *roster) clear() {
 	r.behind = map[proto.NodeID]struct{}{}
 }
 
-// trust sets who we are, and the intermediates under which peers' certificates were issued. Certificates that did
-// not hold may hold now.
+// trust sets our identity, and the intermediates that issued peers' certificates. Certificates that did not hold before are
+// verified again.
 func (r *roster) trust(self *identity.Self, authorities [][]byte) error {
 	fresh, err := self.Trust()
 	if err != nil {
@@ -106,7 +106,7 @@ func (r *roster) trust(self *identity.Self, authorities [][]byte) error {
 	}
 	again := maps.Keys(r.out)
 	if r.self != nil && !slices.EqualFunc(r.self.Record.Roots, self.Record.Roots, bytes.Equal) {
-		again = maps.Keys(r.peers) // what held under another root need not hold now
+		again = maps.Keys(r.peers) // what held under another root need not hold under this one
 	}
 	r.self, r.verifier = self, fresh
 	r.presume(r.presumed)
@@ -117,7 +117,7 @@ func (r *roster) trust(self *identity.Self, authorities [][]byte) error {
 	return nil
 }
 
-// presume says which signatures need no check from now on.
+// presume sets which signatures need no verification.
 func (r *roster) presume(good map[cert.Signature]struct{}) {
 	r.presumed = good
 	if r.verifier != nil {
@@ -125,7 +125,7 @@ func (r *roster) presume(good map[cert.Signature]struct{}) {
 	}
 }
 
-// checkedSignatures are those of the certificates that hold, but for their time.
+// checkedSignatures returns the signatures of the certificates that hold, apart from their validity period.
 func (r *roster) checkedSignatures() (good []cert.Signature) {
 	for _, p := range r.peers {
 		if p.node != nil {
@@ -147,7 +147,7 @@ func (r *roster) touch(id proto.NodeID) {
 	r.dirty[id] = before
 }
 
-// set takes what a netmap says of peers.
+// set applies what a netmap says of peers.
 func (r *roster) set(claims []*proto.Peer) {
 	var fresh []*peer
 	for _, c := range claims {
@@ -164,7 +164,7 @@ func (r *roster) set(claims []*proto.Peer) {
 	}
 }
 
-// claim takes what a netmap says of a peer, and says whether its certificate is the same as before, and holds.
+// claim applies what a netmap says of a peer, and reports whether its certificate is the same as before, and holds.
 func (r *roster) claim(claim proto.Peer) (p *peer, same bool) {
 	r.touch(claim.ID)
 	p = r.peers[claim.ID]
@@ -204,7 +204,7 @@ func (r *roster) remove(id proto.NodeID) {
 	r.tellNoMore(id)
 }
 
-// tellNoMore is for when the netmap ceases to tell a sequence number that was seen.
+// tellNoMore notes that the netmap no longer shows a sequence number that was seen.
 func (r *roster) tellNoMore(id proto.NodeID) {
 	if _, seen := r.sequences[id]; seen {
 		r.untold[id] = struct{}{}
@@ -212,13 +212,13 @@ func (r *roster) tellNoMore(id proto.NodeID) {
 	}
 }
 
-// verify checks a certificate, but for its time.
+// verify checks a certificate, except for its validity period.
 func (r *roster) verify(p *peer) {
 	n, err := identity.Certificate(r.verifier, p.claim.Certificate)
 	r.checked(p, identity.Checked{Node: n, Err: err})
 }
 
-// checked takes what became of a peer's certificate.
+// checked applies the result of checking a peer's certificate.
 func (r *roster) checked(p *peer, c identity.Checked) {
 	p.node = nil
 	n, err := c.Node, c.Err
@@ -230,7 +230,7 @@ func (r *roster) checked(p *peer, c identity.Checked) {
 		r.tellNoMore(p.claim.ID)
 		return
 	}
-	n.Raw = p.claim.Certificate // the same bytes, which the netmap keeps
+	n.Raw = p.claim.Certificate // the same bytes, which the netmap keeps anyway
 	p.node = n
 	r.sequences[n.ID] = state.Sequence{Seen: n.Sequence, Until: n.NotAfter}
 }
@@ -249,7 +249,7 @@ func (r *roster) acceptable(id proto.NodeID, n *cert.Node) error {
 	return nil
 }
 
-// settle judges what was touched and what is due, and says what changed.
+// settle judges the peers that were touched or are due, and returns what changed.
 func (r *roster) settle(now time.Time, g grace) []move {
 	for len(r.deadlines) > 0 && !r.deadlines[0].until.After(now) {
 		p := r.deadlines[0]
@@ -265,7 +265,7 @@ func (r *roster) settle(now time.Time, g grace) []move {
 			r.release(id, p)
 		}
 	}
-	// Those that clashed before may have room now, and must be judged after all others.
+	// Peers that clashed before may have room now, and must be judged after all others.
 	late := slices.Sorted(maps.Keys(r.clashing))
 	for _, id := range late {
 		r.touch(id)
@@ -277,14 +277,14 @@ func (r *roster) settle(now time.Time, g grace) []move {
 			}
 		}
 	}
-	// A peer that found its address taken by one that has since moved on gets it now.
+	// The peers that clash get another try, in case an address or a key is free by now.
 	for _, id := range slices.Sorted(maps.Keys(r.clashing)) {
 		r.judge(id, r.peers[id], now, g)
 	}
 	return r.moves()
 }
 
-// moves compares what was in use before with what is now.
+// moves compares what was in use before with what is in use now.
 func (r *roster) moves() []move {
 	var moves []move
 	for _, id := range slices.Sorted(maps.Keys(r.dirty)) {
@@ -392,7 +392,7 @@ func (r *roster) taken(e *entry) (proto.NodeID, bool) {
 	return 0, false
 }
 
-// regrace makes settle judge those for whom another grace may make a difference.
+// regrace makes settle judge the peers for which a different grace may make a difference.
 func (r *roster) regrace() {
 	for _, some := range []map[proto.NodeID]struct{}{r.kept, r.out} {
 		for id := range some {
@@ -401,7 +401,7 @@ func (r *roster) regrace() {
 	}
 }
 
-// next is when settle has something to do by itself; zero: never.
+// next returns when settle has something to do by itself; zero: never.
 func (r *roster) next() time.Time {
 	if len(r.deadlines) == 0 {
 		return time.Time{}
@@ -409,8 +409,8 @@ func (r *roster) next() time.Time {
 	return r.deadlines[0].until
 }
 
-// floors returns the sequence numbers to remember: those of certificates that might still be shown to us, and that the
-// netmap, which is on the disk as well, does not tell.
+// floors returns the sequence numbers to save: those of certificates that might still be shown to us, and that the netmap,
+// which is on the disk as well, does not show.
 func (r *roster) floors(now time.Time, grace time.Duration) map[proto.NodeID]state.Sequence {
 	r.raised = false
 	floors := map[proto.NodeID]state.Sequence{}
@@ -418,7 +418,7 @@ func (r *roster) floors(now time.Time, grace time.Duration) map[proto.NodeID]sta
 		s, p := r.sequences[id], r.peers[id]
 		switch {
 		case p != nil && p.node != nil:
-			delete(r.untold, id) // the next time: only then is the netmap that tells it certainly on the disk
+			delete(r.untold, id) // only next time is the netmap that shows it certain to be on the disk
 			floors[id] = s
 		case p == nil && now.After(s.Until.Add(grace+2*cert.Skew)):
 			delete(r.untold, id)
@@ -430,7 +430,7 @@ func (r *roster) floors(now time.Time, grace time.Duration) map[proto.NodeID]sta
 	return floors
 }
 
-// sorted lists the peers by id.
+// sorted lists the peers by ID.
 func (r *roster) sorted() []*peer {
 	return slices.SortedFunc(maps.Values(r.peers), func(a, b *peer) int { return cmp.Compare(a.claim.ID, b.claim.ID) })
 }

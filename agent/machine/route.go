@@ -9,10 +9,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// routes are the prefixes behind peers in use. Each is one peer's: where several serve one it is that with the lowest id.
+// routes are the prefixes behind peers in use. Each belongs to one peer: if several serve it, the one with the lowest ID.
 type routes map[proto.NodeID][]netip.Prefix
 
-// assign costs as much as there are routers. Use says which of their prefixes are used.
+// assign returns the routes that use accepts. Its work is proportional to the number of routers.
 func (r *roster) assign(use func(proto.NodeID, netip.Prefix) bool) routes {
 	if len(r.routers) == 0 {
 		return nil
@@ -33,7 +33,7 @@ func (r *roster) assign(use func(proto.NodeID, netip.Prefix) bool) routes {
 	return out
 }
 
-// list is the routes as the filter knows them; those that are held are nobody's.
+// list returns the routes for the filter; the held ones belong to nobody.
 func (r routes) list(held []netip.Prefix) (list []filter.Route) {
 	for _, id := range slices.Sorted(maps.Keys(r)) {
 		for _, p := range r[id] {
@@ -48,7 +48,7 @@ func (r routes) list(held []netip.Prefix) (list []filter.Route) {
 	return list
 }
 
-// owners says whose each prefix is.
+// owners returns the peer that each prefix belongs to.
 func (r routes) owners() map[netip.Prefix]proto.NodeID {
 	owners := map[netip.Prefix]proto.NodeID{}
 	for id, prefixes := range r {
@@ -59,8 +59,8 @@ func (r routes) owners() map[netip.Prefix]proto.NodeID {
 	return owners
 }
 
-// reroute finds out anew whose the routes are. It adds the peers for which that changed to those that the engine is told
-// of, and says which prefixes must be nobody's until it was.
+// reroute assigns the routes again. It adds the peers whose routes changed to those to set in the engine, and returns the
+// prefixes that must belong to nobody until that is done.
 func (m *Machine) reroute(set []Peer) (held []netip.Prefix, _ []Peer) {
 	if len(m.routes) == 0 && len(m.roster.routers) == 0 {
 		return nil, set
@@ -93,7 +93,7 @@ func (m *Machine) reroute(set []Peer) (held []netip.Prefix, _ []Peer) {
 	return held, set
 }
 
-// routersOf are the routers that there are, and those that there were.
+// routersOf returns the present routers and those of before.
 func (r *roster) routersOf(before routes) map[proto.NodeID]struct{} {
 	all := maps.Clone(r.routers)
 	for id := range before {

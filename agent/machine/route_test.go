@@ -12,8 +12,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// routed is a world in which each router has a rule of its own for each route: by the port it shows whom the filter takes an
-// address for. Between any two effects engine and filter must not disagree about it.
+// routed is a world in which a rule covers the routers' networks. Between any two effects engine and filter must agree on
+// the node behind each address.
 type routed struct {
 	*world
 	routers []*identitytest.Machine
@@ -39,7 +39,7 @@ func newRouted(t fataler) *routed {
 	return r
 }
 
-// publish sends a netmap of those that are there, and checks after each effect.
+// publish sends a netmap with the given routers, and checks before each effect.
 func (r *routed) publish(there ...*identitytest.Machine) {
 	r.version++
 	var peers []proto.Peer
@@ -60,7 +60,7 @@ func (r *routed) publish(there ...*identitytest.Machine) {
 	r.same()
 }
 
-// same checks that no address is behind one node for the filter and behind another for the engine.
+// same checks that filter and engine agree on the node behind each address.
 func (r *routed) same() {
 	r.t.Helper()
 	for _, addr := range inside {
@@ -107,7 +107,7 @@ func TestRoutesHaveOneOwner(t *testing.T) {
 	r.wantOwner(t, office, a.ID)
 	r.wantOwner(t, lab, c.ID)
 
-	// A router whose time is over serves nothing; the next does.
+	// A router whose certificate has expired serves nothing; the next one does.
 	r.serves[b.ID] = []netip.Prefix{office}
 	r.publish(a, b, c)
 	r.step(PathDown{Reason: "test"})
@@ -116,7 +116,7 @@ func TestRoutesHaveOneOwner(t *testing.T) {
 	r.wantOwner(t, lab, c.ID)
 }
 
-// TestRoutesNeverDisagree moves routes about.
+// TestRoutesNeverDisagree moves routes between routers.
 func TestRoutesNeverDisagree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		r := newRouted(t)

@@ -7,24 +7,24 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// term is which rules of the netmap hold at this time: those that watch have an end, and those that hang on facts that age
-// go some time after the last contact, until there is contact again.
+// term is which rules of the netmap hold at a time: monitoring rules have an end, and those that depend on ageing facts
+// cease to hold some time after the last contact, until there is contact again.
 //
 //	conditional: ──contact──► holds ──lost──► holds for Outage.Posture ──► does not hold
 //	                             ▲                                            │
 //	                             └──────────────────contact───────────────────┘
 type term struct {
 	of          *proto.Netmap
-	conditional bool        // something in it is
-	ends        []time.Time // of rules that watch, sorted
+	conditional bool        // something in it is conditional
+	ends        []time.Time // of monitoring rules, sorted
 
-	now    time.Time // for which the rest was found
+	now    time.Time // the time for which the following was found
 	lapsed bool      // what is conditional does not hold
-	ended  int       // how many of ends are over
-	next   time.Time // when it will be another; zero: never by itself
+	ended  int       // how many of ends have passed
+	next   time.Time // when this changes; zero: never by itself
 }
 
-// expire finds out anew what holds, and says whether that is something else than before.
+// expire re-evaluates what holds, and reports whether that has changed.
 func (m *Machine) expire() (changed bool) {
 	before := m.term
 	m.term.find(m.netmap, m.now, m.contact)
@@ -39,7 +39,7 @@ func (m *Machine) expire() (changed bool) {
 	return t.lapsed != before.lapsed || t.ended != before.ended
 }
 
-// find costs as much as the netmap is large only where that is another one.
+// find reads the whole netmap only if it is another one.
 func (t *term) find(nm *proto.Netmap, now time.Time, c contact) {
 	if nm != t.of {
 		*t = term{of: nm}
@@ -80,11 +80,11 @@ func (t *term) read() {
 	slices.SortFunc(t.ends, time.Time.Compare)
 }
 
-// postureEnd is when what is conditional ceases to hold, if there is no contact before.
+// postureEnd returns when what is conditional ceases to hold, if there is no contact before.
 func postureEnd(nm *proto.Netmap, c contact) time.Time { return c.last.Add(nm.Outage.Posture) }
 
-// hold are the sets and rules that hold. A set that does not hold has no members. But what a rule denies it denies: by a
-// set that does not hold it denies still.
+// hold returns the sets and rules that hold. A set that does not hold has no members as far as rules that allow are
+// concerned; rules that deny go on denying its members.
 func (t *term) hold(nm *proto.Netmap) ([]proto.Set, []proto.Rule) {
 	if !t.lapsed && t.ended == 0 {
 		return nm.Sets, nm.Rules
@@ -111,7 +111,7 @@ func (t *term) hold(nm *proto.Netmap) ([]proto.Set, []proto.Rule) {
 	return nm.Sets, rules
 }
 
-// termProblems says what does not hold for want of contact, or soon will not.
+// termProblems reports what does not hold for want of contact, or soon will not.
 func (m *Machine) termProblems(now time.Time, add func(string, ...any)) {
 	if m.netmap == nil || m.contact.serves || m.self == nil || m.term.of != m.netmap || !m.term.conditional {
 		return

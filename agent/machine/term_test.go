@@ -10,8 +10,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// conditions is a world in contact with peers 2 to 5, each of which passes to its own port: 2 for good, 3 by a rule that is
-// conditional, 4 by a set that is, and 5 by a rule that watches for an hour. What is denied is so by a conditional set.
+// conditions is a world in contact with peers 2 to 5, each of which passes to its own port: 2 unconditionally, 3 by a conditional
+// rule, 4 by a conditional set, and 5 by a rule that monitors for an hour. A conditional set is also used to deny.
 type conditions struct {
 	*world
 	peers []*identitytest.Machine
@@ -122,7 +122,7 @@ func TestWatchingEndsByItself(t *testing.T) {
 	if !c.has(isEffect[Install]) || !c.has(isEffect[Sweep]) {
 		t.Error("the flows are not judged")
 	}
-	// Endpoints are none of its business, and a netmap that watches what has ended is as one that does not.
+	// Endpoints do not matter here, and in another netmap a monitoring rule that has ended stays ended.
 	c.step(Snapshot{c.conditional(2)})
 	c.wantOpen(t, "with another netmap", 2, 3, 4)
 	longer := c.conditional(3)

@@ -9,18 +9,18 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Node keys take turns. A certificate names the key in use and, from the first renewal on, the one that takes over at a moment
-// that it names as well. By then every peer that is in contact has had the certificate for long:
+// Node keys take turns. A certificate names the key in use and, from the first renewal on, the key that takes over, with the
+// time when it does. Well before that time every peer in contact has the certificate:
 //
 //	certificate n      ├── A ──────────┬── B ─────────────┤
 //	certificate n+1                    │   ├── B ──────────┬── C ─────────────┤
 //	                   issued          │   renewed         │
 //	                              all turn from A to B     all turn from B to C
 //
-// At that moment the node begins to use the next key, and its peers begin to call it by that. Either side does so only as far as
-// it knows of the coordinator: one that has not heard of it since goes on as before, and so do all when the coordinator is away.
-// Both keys are good meanwhile, and a key that is out of the certificate is good for drain more, so that what is under way
-// arrives.
+// At that time the node begins to use the next key, and its peers begin to address it by that key. Either side does so only
+// as far as it has heard from the coordinator: a side that has not heard from it since continues as before, and so do all
+// when the coordinator is away. Both keys are good meanwhile, and a key that the certificate no longer names is good for
+// another drain period, so that what is in flight arrives.
 
 // drain is how long a peer's key is good after its certificate has ceased to name it: as long as sessions last.
 const drain = 180 * time.Second
@@ -28,8 +28,8 @@ const drain = 180 * time.Second
 // maxPeerKeys is how many keys of a peer are good at the same time: those of its certificate, and those that drain.
 const maxPeerKeys = 4
 
-// spread puts off a renewal that was due while it could not be asked for: a fleet that comes back at the same time, or a
-// coordinator, would have to do all of them at once.
+// spread postpones a renewal that fell due while it could not be requested: otherwise a fleet that comes back at the same
+// time, or a coordinator that does, would have to handle all renewals at once.
 func (m *Machine) spread() {
 	left := m.self.Node.NotAfter.Sub(m.now)
 	if m.now.Before(m.renewal.due) || left <= 0 {
@@ -39,21 +39,21 @@ func (m *Machine) spread() {
 	m.renewal.due = m.now.Add(time.Duration(m.cfg.Rand.Float64() * float64(most)))
 }
 
-// turnsAt is when the node's next key takes over; zero where that is not up to time alone.
+// turnsAt returns when the node's next key takes over; zero if that does not depend on time alone.
 func (m *Machine) turnsAt() time.Time {
 	keys := m.self.Node.Keys
 	if len(keys) < 2 || keys[0].Public != m.using || !m.contact.serves {
 		return time.Time{}
 	}
 	at := keys[1].NotBefore
-	// In a contact that is younger than the certificate the peers may be as late as we are.
+	// In a contact that is younger than the certificate, peers may be as late as we are.
 	if since := m.contact.since; since.After(m.self.Node.NotBefore) && at.Before(since.Add(Settle)) {
 		at = since.Add(Settle)
 	}
 	return at
 }
 
-// turn puts the next key to use when its time has come, and at once where the certificate has ceased to name the one in use.
+// turn starts using the next key when its time has come, or at once if the certificate no longer names the one in use.
 func (m *Machine) turn() {
 	keys := m.self.Node.Keys
 	to := m.using
@@ -70,7 +70,7 @@ func (m *Machine) turn() {
 	}
 }
 
-// isolate keeps this node apart from all others, or ends that where there is no reason.
+// isolate isolates this node from all others, or ends that if why is empty.
 func (m *Machine) isolate(why string) {
 	was := m.quarantine
 	if was == "" && why != "" {
@@ -91,22 +91,22 @@ func (m *Machine) isolate(why string) {
 	}
 }
 
-// former is the certificate that a peer was in use with last, and which keys that were in use it does not name.
+// former is the certificate with which a peer was last in use, and the keys formerly in use that it does not name.
 type former struct {
 	of      *cert.Node
-	first   key.NodePublic // that it was called by
+	first   key.NodePublic // by which we addressed the peer
 	retired []retired
 }
 
-// retired is a key that a peer's certificate has ceased to name.
+// retired is a key that a peer's certificate no longer names.
 type retired struct {
 	Public key.NodePublic
 	until  time.Time
 }
 
-// keysOf are the keys that a peer may be spoken with, the one to use first, and when that changes by itself next. Whether they
-// are over is judged at a time that may be in the past, where the peer is in use by grace; whether they have begun never is: a
-// key whose turn came in an outage is one that the peer may use.
+// keysOf returns the keys that may be used with a peer, the preferred one first, and when that next changes by itself.
+// Whether keys have expired is judged at the time at, which is in the past if the peer is in use by grace; whether they have
+// begun is judged at now: a key whose turn came during an outage is one that the peer may use.
 func (r *roster) keysOf(id proto.NodeID, p *peer, now, at time.Time) (out []key.NodePublic, next time.Time) {
 	sooner := func(t time.Time) {
 		if t.After(at) && (next.IsZero() || t.Before(next)) {
@@ -122,7 +122,8 @@ func (r *roster) keysOf(id proto.NodeID, p *peer, now, at time.Time) (out []key.
 		}
 		switch {
 		case !r.heard.Before(k.NotBefore), p.former.of == p.node && p.former.first == k.Public:
-			// What it was called by in contact it is called by after that, though the last word came a little before its turn.
+			// A peer is addressed after contact by the key used in contact, even if the last word came a little before that
+			// key's turn.
 			out = slices.Insert(out, 0, k.Public)
 			continue
 		case !now.Before(k.NotBefore):
@@ -141,8 +142,9 @@ func (r *roster) keysOf(id proto.NodeID, p *peer, now, at time.Time) (out []key.
 	return out, next
 }
 
-// after is what is remembered once a certificate is in use. The keys that it does not name and that the one before it named are
-// retired, the newest first, if the peer was in use until now, be it by grace; of those that were retired before, some have drained.
+// after returns what to remember once a certificate is in use. If the peer was in use until now, even by grace, the keys
+// that the previous certificate names and this one does not are retired, the newest first; keys retired earlier are kept
+// until they have drained.
 func (f former) after(n *cert.Node, inUse bool, now time.Time) former {
 	named := func(k key.NodePublic) bool {
 		return slices.ContainsFunc(n.Keys, func(x cert.NodeKey) bool { return x.Public == k })
@@ -163,7 +165,7 @@ func (f former) after(n *cert.Node, inUse bool, now time.Time) former {
 	return next
 }
 
-// reorder makes settle judge those whose next key may be in use by now, of which we know since we are in contact again.
+// reorder makes settle judge the peers whose next key may be in use by now, which we know since contact has returned.
 func (r *roster) reorder() {
 	for id := range r.behind {
 		r.touch(id)

@@ -23,7 +23,7 @@ func nodeKey(t fataler) key.NodePrivate {
 	return k
 }
 
-// pair has a certificate name two keys, the second of which takes over after a quarter of its life.
+// pair returns a change that makes a certificate name two keys, the second of which takes over after a quarter of its lifetime.
 func pair(current, next key.NodePublic) func(*cert.Node) {
 	return func(n *cert.Node) {
 		n.Keys = []cert.NodeKey{
@@ -33,7 +33,7 @@ func pair(current, next key.NodePublic) func(*cert.Node) {
 	}
 }
 
-// certificate is the next one of this node.
+// certificate returns this node's next certificate.
 func (w *world) certificate(sequence uint64, change func(*cert.Node), held ...key.NodePublic) *identity.Self {
 	w.t.Helper()
 	r := identity.Record{
@@ -47,7 +47,7 @@ func (w *world) certificate(sequence uint64, change func(*cert.Node), held ...ke
 	return self
 }
 
-// renewed gives the machine its next certificate. The world's disk takes it under whichever key it has.
+// renewed gives the machine its next certificate. The world's disk accepts it under whichever key it has.
 func (w *world) renewed(sequence uint64, current, next key.NodePrivate) {
 	w.t.Helper()
 	w.self.Node = next
@@ -104,7 +104,8 @@ func TestNodeKeysTakeTurns(t *testing.T) {
 	}
 }
 
-// Without a coordinator nobody knows whether the peers have heard of the next key.
+// TestNodeKeyStaysInAnOutage checks that the key does not change without a coordinator: nobody knows whether the peers have
+// heard of the next one.
 func TestNodeKeyStaysInAnOutage(t *testing.T) {
 	w := enrolled(t)
 	w.boot()
@@ -132,7 +133,8 @@ func TestNodeKeyStaysInAnOutage(t *testing.T) {
 	}
 }
 
-// A certificate that names other keys than the one in use, since the turn was missed, has it changed at once.
+// TestNodeKeyThatIsNotNamedAnyMore checks that the key changes at once when a certificate no longer names the one in use,
+// because its turn was missed.
 func TestNodeKeyThatIsNotNamedAnyMore(t *testing.T) {
 	w := enrolled(t)
 	w.boot()
@@ -147,7 +149,7 @@ func TestNodeKeyThatIsNotNamedAnyMore(t *testing.T) {
 	if w.turned() != keys[1].Public() {
 		t.Errorf("in use is %v", w.disk.Key)
 	}
-	// The edge does not have the key that it ought to: that is said, and not tried over and over.
+	// If the agent does not have the key that it should use, that is reported, and not tried over and over.
 	w.refuse = func(e Effect) error {
 		if isEffect[Turn](e) {
 			return errNone
@@ -196,7 +198,7 @@ func TestKeysOfPeers(t *testing.T) {
 	w.attend(15*time.Minute - drain - time.Second)
 	expect("before the next turn", b, c)
 
-	// The coordinator goes. Whether the peer goes on to the next key is not known.
+	// Contact is lost. Whether the peer moves on to the next key is not known.
 	w.step(Lost{Reason: "gone"})
 	w.wait(10 * time.Minute)
 	expect("in an outage", b, c)
@@ -211,7 +213,7 @@ func TestKeysOfPeers(t *testing.T) {
 	w.boot()
 	expect("after a restart in that", c, b)
 
-	// The last word of the coordinator came before the turn, and the stream ended after it.
+	// The coordinator was last heard before the turn, and the stream ended after it.
 	d := nodeKey(t).Public()
 	w.step(Connected{})
 	w.step(Snapshot{w.netmap(4, 8*hour, w.peer(p, 4, hour, pair(c, d)))})
@@ -224,8 +226,8 @@ func TestKeysOfPeers(t *testing.T) {
 	expect("later", d, c)
 }
 
-// TestKeyWhoseTurnCameInAnOutage stays known when the certificate is over and only grace is left: the peer may be back in contact
-// before us, and use it.
+// TestKeyWhoseTurnCameInAnOutage checks that such a key stays known when the certificate has expired and only grace is left:
+// the peer may be back in contact before us, and use it.
 func TestKeyWhoseTurnCameInAnOutage(t *testing.T) {
 	w := enrolled(t)
 	w.boot()
@@ -248,7 +250,8 @@ func TestKeyWhoseTurnCameInAnOutage(t *testing.T) {
 	}
 }
 
-// Keys of certificates that were never in use are none that drain: whoever shows one could take another's place with it.
+// TestKeysOfBadCertificatesAreForgotten checks that keys of certificates that were never in use do not drain: whoever
+// presents such a key could take another peer's place with it.
 func TestKeysOfBadCertificatesAreForgotten(t *testing.T) {
 	w := enrolled(t)
 	w.boot()
@@ -262,8 +265,8 @@ func TestKeysOfBadCertificatesAreForgotten(t *testing.T) {
 	}
 }
 
-// TestFleetRenewsSpreadOut: a thousand nodes that come back at the same moment do not all renew at that moment, and all do while
-// their certificates are good.
+// TestFleetRenewsSpreadOut checks that a thousand nodes that come back at the same moment do not all renew at that moment,
+// and that all renew while their certificates are good.
 func TestFleetRenewsSpreadOut(t *testing.T) {
 	const fleet = 1000
 	mesh := identitytest.New(noon.Add(-24 * hour))
@@ -337,7 +340,7 @@ func TestQuarantine(t *testing.T) {
 	if len(w.open(p)) != 1 || len(w.engine) != 1 {
 		t.Error("closed after the release")
 	}
-	// Released while it still had its peers, as one whose netmap did not reach it.
+	// Released while it still had its peers, like a node that its netmap did not reach.
 	w.step(Connected{Quarantine: "two machines: node release"})
 	isolated("again")
 	w.step(Connected{})
@@ -347,7 +350,8 @@ func TestQuarantine(t *testing.T) {
 	}
 }
 
-// TestCertificateThatWasMissed: the certificate that the coordinator gives once more has ended as well. The next one is asked for.
+// TestCertificateThatWasMissed checks that the next certificate is requested if the one that the coordinator sends again has
+// expired as well.
 func TestCertificateThatWasMissed(t *testing.T) {
 	w := enrolled(t)
 	w.boot()
@@ -367,7 +371,7 @@ func TestCertificateThatWasMissed(t *testing.T) {
 	}
 }
 
-// TestCountdown: from the first minute on the status says what ends without a coordinator, and when.
+// TestCountdown checks that from the first minute on the status says what expires without a coordinator, and when.
 func TestCountdown(t *testing.T) {
 	for name, c := range map[string]struct {
 		grace time.Duration
@@ -395,7 +399,7 @@ func TestCountdown(t *testing.T) {
 	}
 }
 
-// TestRefusedRenewal: the node keeps what it has, and says until when and what to do.
+// TestRefusedRenewal checks that the node keeps what it has, and says until when and what to do.
 func TestRefusedRenewal(t *testing.T) {
 	w := enrolled(t)
 	w.boot()

@@ -22,11 +22,11 @@ const (
 	StateExpired   State = "expired"
 	StateRevoked   State = "revoked"
 	StateLocked    State = "locked"
-	// StateQuarantined is a node that is kept apart, since two machines have its identity.
+	// StateQuarantined means that the node is isolated, because two machines have its identity.
 	StateQuarantined State = "quarantined"
 )
 
-// View is what people want to know of a Machine, at one moment.
+// View is a snapshot of what people want to know about a Machine.
 type View struct {
 	State     State
 	Node      *cert.Node // nil: not enrolled
@@ -41,7 +41,7 @@ type View struct {
 	Pending   *PendingView // nil unless the state is StatePending
 }
 
-// PendingView is how administrators know a machine that waits for their approval.
+// PendingView is how administrators recognise a machine that waits for their approval.
 type PendingView struct {
 	Code, Name string
 	Since      time.Time
@@ -53,7 +53,7 @@ type PeerView struct {
 	Endpoints []proto.Endpoint
 }
 
-// State says what the node is doing.
+// State returns what the node is doing.
 func (m *Machine) State() State {
 	switch {
 	case m.wanted.Revoked != nil:
@@ -100,7 +100,7 @@ func (m *Machine) View(now time.Time) View {
 	return v
 }
 
-// Relays are those of the netmap.
+// Relays returns the relays of the netmap.
 func (m *Machine) Relays() []proto.Relay {
 	if m.netmap == nil || m.barred() {
 		return nil
@@ -191,7 +191,7 @@ func (m *Machine) contactProblems(now time.Time, add func(string, ...any)) {
 	}
 }
 
-// countdown says what ends without a coordinator, and when.
+// countdown says what expires without a coordinator, and when.
 func (m *Machine) countdown(now time.Time) string {
 	if m.self == nil {
 		return ""
@@ -224,7 +224,7 @@ func (m *Machine) peerProblems(now time.Time, add func(string, ...any)) {
 	named := 0
 	for _, p := range m.roster.sorted() {
 		if p.live != nil || m.contact.serves && p.ended(now) {
-			continue // in contact, a certificate that ended is that of a machine that is off
+			continue // in contact, an expired certificate belongs to a machine that is off
 		}
 		if named++; named <= maxNamed {
 			name := p.claim.ID.String()

@@ -18,8 +18,8 @@ var noon = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 
 const hour = time.Hour
 
-// world carries out a machine's effects: an engine and a filter in memory, and a disk. After each effect it checks that
-// engine and filter do not disagree.
+// world carries out a machine's effects on an engine and a filter in memory, and on a disk. After each effect it checks that
+// engine and filter agree.
 type world struct {
 	t    fataler
 	mesh *identitytest.Mesh
@@ -30,11 +30,11 @@ type world struct {
 	program *filter.Program
 	engine  map[proto.NodeID]Peer
 	owner   map[netip.Addr]proto.NodeID
-	// routeOwner is whose a route is: as in WireGuard it goes to the peer that was given it last.
+	// routeOwner is the peer that each route belongs to: as in WireGuard, the last one that was given it.
 	routeOwner map[netip.Prefix]proto.NodeID
 	disk       Loaded
 	acked      proto.Version
-	resume     proto.Version // what the next stream names
+	resume     proto.Version // what the next stream resumes from
 	armed      time.Time
 	path       bool
 	events     []Event // that follow from effects
@@ -55,7 +55,7 @@ func newWorld(t fataler) *world {
 	return w
 }
 
-// enrolled is a world with an enrolled node that shall be up.
+// enrolled returns a world with an enrolled node that is to be up.
 func enrolled(t fataler) *world {
 	w := newWorld(t)
 	w.disk.Self = w.mesh.Self(w.self, 1, noon, hour)
@@ -204,10 +204,10 @@ func (w *world) disown(p Peer) {
 	}
 }
 
-// portOf is a port that rules open for one node only, so that it tells whom the filter takes an address for.
+// portOf returns a port that rules open for one node only, so that it reveals which node the filter takes an address for.
 func portOf(id proto.NodeID) uint16 { return 1000 + uint16(id) }
 
-// passes says for whom the filter takes an address.
+// passes returns the nodes that the filter takes an address for.
 func (w *world) passes(a netip.Addr, ids []proto.NodeID) (who []proto.NodeID) {
 	for _, id := range ids {
 		if _, r := w.program.Why(proto.In, a, proto.ProtoTCP, portOf(id)); r == filter.Permitted {
@@ -217,7 +217,7 @@ func (w *world) passes(a netip.Addr, ids []proto.NodeID) (who []proto.NodeID) {
 	return who
 }
 
-// agree checks that no address is one node's for the filter and another's for the engine.
+// agree checks that filter and engine assign each address to the same node.
 func (w *world) agree(after Effect) {
 	w.t.Helper()
 	ids := make([]proto.NodeID, 0, 20)
@@ -233,7 +233,7 @@ func (w *world) agree(after Effect) {
 	}
 }
 
-// netmap is one whose rules tell nodes apart by port.
+// netmap returns a netmap whose rules tell nodes apart by port.
 func (w *world) netmap(version uint64, grace time.Duration, peers ...proto.Peer) *proto.Netmap {
 	slices.SortFunc(peers, func(a, b proto.Peer) int { return int(a.ID) - int(b.ID) })
 	nm := w.mesh.Netmap(w.self, version, grace, peers...)
@@ -292,7 +292,7 @@ func (w *world) expect(t *testing.T, s State) {
 	}
 }
 
-// endpoint is somewhere on the underlay.
+// endpoint returns an underlay address.
 func endpoint(host uint8) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, host}), 41641)
 }

@@ -6,5 +6,5 @@ import "time"
 
 var started = time.Now()
 
-// boot is Go's monotonic clock here, which on some systems stands still while the machine sleeps.
+// boot is Go's monotonic clock, which on some systems stands still while the machine sleeps.
 func boot() time.Duration { return time.Since(started) }

@@ -1,10 +1,10 @@
-// Package meshtime is the time that certificates are judged by.
+// Package meshtime is the time by which certificates are judged.
 //
 //	heard from the coordinator?  yes: its time as last heard + CLOCK_BOOTTIME since then (so suspend counts)
 //	                             no:  the system's clock, but never below the floor that the last run left on disk
 //
-// A machine whose clock is wrong, or is set back by somebody, so cannot be made to trust a certificate that ran out. The
-// coordinator is believed in both directions: it is who issued the certificates.
+// So a machine whose clock is wrong, or is set back by somebody, cannot be made to trust an expired certificate. The
+// coordinator is believed in both directions: it is what issued the certificates.
 package meshtime
 
 import (
@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-// Clock is what a machine knows of time by itself.
+// Clock is the time that a machine knows by itself.
 type Clock interface {
-	// Now is the system's clock, which anybody may have set.
+	// Now returns the system's clock, which anybody may have set.
 	Now() time.Time
-	// Boot is the time since some fixed moment. It never jumps, and counts suspend where the system can tell.
+	// Boot returns the time since some fixed moment. It never jumps, and counts suspend if the system can tell.
 	Boot() time.Duration
 }
 
@@ -27,19 +27,20 @@ type Time struct {
 	mu    sync.Mutex
 	floor time.Time
 	born  time.Duration // the clock's Boot when the floor was read
-	// base is mesh time at the moment when the clock's Boot was at.
+	// base is mesh time at the moment when Boot returned at.
 	base  time.Time
 	at    time.Duration
 	heard bool
 }
 
-// New starts from the floor that an earlier run left, or the zero time.
+// New starts from the floor that the previous run left, or the zero time.
 func New(clock Clock, floor time.Time) *Time {
 	return &Time{clock: clock, floor: floor, born: clock.Boot()}
 }
 
-// Floor is what mesh time will not be below in the next run: what coordinators said, and what passed since. The system's clock
-// has no part in it: one that was wrong once, and ahead, would keep the node from its coordinator for as long.
+// Floor returns the lower bound of mesh time for the next run: the coordinator's time and what has passed since. The
+// system's clock plays no part in it: if it had once been wrong and ahead, the node could not talk to its coordinator until
+// real time caught up.
 func (t *Time) Floor() time.Time {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -52,7 +53,7 @@ func (t *Time) Floor() time.Time {
 	return t.floor.Add(t.clock.Boot() - t.born)
 }
 
-// Heard takes the coordinator's time. A coordinator that does not know the time (zero) says nothing.
+// Heard takes the coordinator's time. Zero, from a coordinator that does not know the time, is ignored.
 func (t *Time) Heard(server time.Time) {
 	if server.IsZero() || server.Unix() <= 0 {
 		return
@@ -62,7 +63,7 @@ func (t *Time) Heard(server time.Time) {
 	t.base, t.at, t.heard = server, t.clock.Boot(), true
 }
 
-// Now is mesh time. Within one run it goes back only when the coordinator says so, or, before it was heard, never.
+// Now returns mesh time. Within one run it goes back only when the coordinator says so, and never before it was heard.
 func (t *Time) Now() time.Time {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -73,7 +74,7 @@ func (t *Time) Now() time.Time {
 	if now.Before(t.floor) {
 		now = t.floor
 	}
-	// A system clock that is set back must not give certificates a second life, nor make time stand still at the floor.
+	// A system clock that is set back must not make certificates valid again, nor make time stand still at the floor.
 	boot := t.clock.Boot()
 	if !t.base.IsZero() {
 		if least := t.base.Add(boot - t.at); now.Before(least) {

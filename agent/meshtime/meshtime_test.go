@@ -57,7 +57,8 @@ func TestFloor(t *testing.T) {
 	}
 }
 
-// What the next run begins with is what coordinators said and what passed since, whatever the system's clock says.
+// TestFloorOfTheNextRun checks that the next run begins with the coordinators' time and what passed since, whatever the
+// system's clock says.
 func TestFloorOfTheNextRun(t *testing.T) {
 	ahead := noon.Add(10 * 365 * 24 * time.Hour)
 	c := &fakeClock{now: ahead, boot: time.Hour}
@@ -76,8 +77,8 @@ func TestFloorOfTheNextRun(t *testing.T) {
 	}
 }
 
-// Before the coordinator was heard, nothing that is done to the system's clock makes mesh time go back, fall below the
-// floor, or run slower than time itself.
+// TestNeverBack checks that, before the coordinator was heard, no change of the system's clock makes mesh time go back, fall
+// below the floor, or run slower than real time.
 func TestNeverBack(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := &fakeClock{now: noon}

@@ -17,7 +17,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/stun"
 )
 
-// MaxTargets is how many relays are asked.
+// MaxTargets is how many relays and servers are asked at most.
 const MaxTargets = 16
 
 // Target is a relay or STUN server to ask.
@@ -27,21 +27,21 @@ type Target struct {
 	URLs         []string // of its HTTPS port
 }
 
-// Config says whom to ask, and how.
+// Config says what to ask, and how.
 type Config struct {
 	Targets []Target
 	Local   []netip.Addr // the addresses of this machine
-	// Listen opens a UDP socket, "udp4" or "udp6"; its packets are not taken apart on the way.
+	// Listen opens a UDP socket, "udp4" or "udp6", whose packets are not fragmented on the way.
 	Listen func(ctx context.Context, network string) (net.PacketConn, error)
 	Dial   func(ctx context.Context, network, address string) (net.Conn, error)
-	// Router is what is known of port mapping already; nil: PortMap finds out. So with Router6 of IPv6.
+	// Router is what is already known of IPv4 port mapping; nil: PortMap finds out. Router6 and PortMap6 are the same for IPv6.
 	Router, Router6   *portmap.State
 	PortMap, PortMap6 *portmap.Config
-	// Paths are the ways to peers that an agent has measured.
+	// Paths are the paths to peers that an agent has measured.
 	Paths []Path
 }
 
-// The times that are taken for a part of the check.
+// How long each part of the check may take.
 const (
 	stunTime   = 12 * time.Second
 	tcpTime    = 5 * time.Second
@@ -49,7 +49,7 @@ const (
 	mtuTime    = 700 * time.Millisecond
 )
 
-// Run looks at the network. It takes some seconds, and less if ctx ends.
+// Run checks the network. It takes a few seconds, and less if ctx ends.
 func Run(ctx context.Context, c Config) Report {
 	c.Targets = c.Targets[:min(len(c.Targets), MaxTargets)]
 	r := Report{Relays: make([]Relay, len(c.Targets)), Paths: c.Paths}
@@ -83,7 +83,7 @@ func Run(ctx context.Context, c Config) Report {
 	return r
 }
 
-// servers are addresses to ask, the first of each target before the second of any: two that are one machine tell less.
+// servers returns the addresses to ask, the first of each target before the second of any: two that are one machine tell less.
 func (c Config) servers() (all []netip.AddrPort) {
 	for _, six := range []bool{false, true} {
 		for _, t := range c.Targets {
@@ -95,7 +95,7 @@ func (c Config) servers() (all []netip.AddrPort) {
 	return all
 }
 
-// full finds out all that servers tell of one socket, and what the routers do for it.
+// full finds out everything that servers reveal about one socket, and what the routers do for it.
 func (c Config) full(ctx context.Context, r *Report) {
 	ask, ask6 := c.PortMap, c.PortMap6
 	if c.Router != nil {
@@ -125,7 +125,7 @@ func (c Config) full(ctx context.Context, r *Report) {
 	}
 }
 
-// roundTrips asks all targets, two at a time by a socket of their own.
+// roundTrips asks all targets, stun.MaxServers at a time, each group from a socket of its own.
 func (c Config) roundTrips(ctx context.Context) []time.Duration {
 	out := make([]time.Duration, len(c.Targets))
 	var all sync.WaitGroup
@@ -151,7 +151,7 @@ func (c Config) roundTrips(ctx context.Context) []time.Duration {
 	return out
 }
 
-// connect is how long a connection to the first URL that answers takes: one round trip.
+// connect returns how long a connection to the first URL that answers takes: one round trip.
 func (c Config) connect(ctx context.Context, urls []string) time.Duration {
 	ctx, cancel := context.WithTimeout(ctx, tcpTime)
 	defer cancel()
@@ -175,10 +175,10 @@ func (c Config) connect(ctx context.Context, urls []string) time.Duration {
 	return 0
 }
 
-// sizes of IP packets that are tried, the largest first.
+// sizes are the IP packet sizes to try, the largest first.
 var sizes = []int{1500, 1492, 1480, 1460, 1440, 1420, 1400, 1380, 1340, 1300, 1280}
 
-// mtu sends requests of all sizes to a server at once, and sees which are answered.
+// mtu sends requests of all sizes to a server at once, and returns the largest that was answered.
 func (c Config) mtu(ctx context.Context, servers []netip.AddrPort) int {
 	for _, to := range servers {
 		sock, err := c.Listen(ctx, network(to.Addr()))
@@ -204,7 +204,7 @@ func (c Config) largest(sock net.PacketConn, to netip.AddrPort) (best int) {
 	for range 2 {
 		for _, size := range sizes {
 			binary.BigEndian.PutUint16(id[:], uint16(size))
-			// One that is too large for our own link is refused: it does not get through either.
+			// A packet too large for our own link is refused: it would not get through anyway.
 			_, _ = sock.WriteTo(stun.AppendPadded(nil, id, size-head), net.UDPAddrFromAddrPort(to))
 		}
 		b := make([]byte, 2048)
@@ -246,7 +246,7 @@ func source(a net.Addr) netip.AddrPort {
 
 // probe is a pair of sockets with a scout.
 type probe struct {
-	socks   [2]net.PacketConn // of IPv4 and IPv6; nil where there is none
+	socks   [2]net.PacketConn // IPv4 and IPv6; nil: no socket
 	scout   *scout.Scout
 	changed chan struct{}
 	readers sync.WaitGroup
@@ -254,7 +254,7 @@ type probe struct {
 
 var errNoSocket = errors.New("no socket")
 
-// probe opens sockets. A machine without one of the families has one.
+// probe opens the sockets. It succeeds if the machine has at least one of the families.
 func (c Config) probe(ctx context.Context, router, router6 *portmap.Config) (*probe, error) {
 	p := &probe{changed: make(chan struct{}, 1)}
 	var errs []error
@@ -300,13 +300,13 @@ func (p *probe) read(s net.PacketConn) {
 	for {
 		n, from, err := s.ReadFrom(b)
 		if err != nil {
-			return // it was closed, or will not work any more: what is asked gets no answer then
+			return // closed, or broken: then requests get no answer
 		}
 		p.scout.STUN(source(from), b[:n])
 	}
 }
 
-// run looks, and waits until all is known.
+// run starts the scout, and waits until STUN is done.
 func (p *probe) run(ctx context.Context, patience time.Duration, local []netip.Addr, servers []netip.AddrPort, full bool) scout.Report {
 	g := scout.Ground{Servers: servers, Full: full}
 	for i, s := range p.socks {

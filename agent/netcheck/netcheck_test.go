@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// world is an Internet with two relays, as far as a check sees of them: STUN and a TCP port.
+// world is an Internet with two relays, as far as a check can tell: STUN and a TCP port.
 type world struct {
 	t       *testing.T
 	net     *sim.Internet
@@ -54,7 +54,7 @@ func (w *world) relay(name string, latency time.Duration, addrs ...netip.Addr) {
 				return
 			}
 			if answer, ok := s.Answer(nil, b[:n], time.Now(), from.(*net.UDPAddr).AddrPort()); ok {
-				_, _ = c.WriteTo(answer, from) // silence is what follows from an error
+				_, _ = c.WriteTo(answer, from) // an error results in silence
 			}
 		}
 	}()
@@ -76,7 +76,7 @@ func (w *world) relay(name string, latency time.Duration, addrs ...netip.Addr) {
 	w.ends = append(w.ends, func() { c.Close(); l.Close(); <-done; <-done })
 }
 
-// check looks from a host.
+// check runs a check from a host.
 func (w *world) check(h *sim.Host, router *portmap.State) netcheck.Report {
 	return netcheck.Run(w.t.Context(), netcheck.Config{
 		Targets: w.targets, Local: h.Addrs(), Router: router, Dial: h.DialContext,
@@ -119,7 +119,7 @@ func text(r netcheck.Report) string {
 	return ports.ReplaceAllString(b.String(), "$1:PORT")
 }
 
-// ports are those that follow from the order of goroutines.
+// ports matches the ports that depend on the order of goroutines.
 var ports = regexp.MustCompile(`([\d\]]):(10|491)\d\d\b`)
 
 var opened = &portmap.State{Protocol: portmap.PCP, External: netip.MustParseAddrPort("203.0.113.1:41641")}
@@ -190,7 +190,7 @@ Relays: fra (eu)  UDP no answer  TCP 20.0 ms
 	}
 }
 
-// Behind a carrier's NAT the router's port leads nowhere.
+// TestCarrier checks that behind a carrier's NAT the router's port is not enough.
 func TestCarrier(t *testing.T) {
 	with(t, func(t *testing.T, w *world) {
 		home := w.net.NAT("carrier", sim.NATConfig{}, addr("203.0.113.1")).NAT("home", sim.NATConfig{}, addr("100.64.0.1"))

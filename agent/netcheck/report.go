@@ -9,53 +9,53 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/stun"
 )
 
-// Kind is what a network lets peers do, in a word.
+// Kind is what a network lets peers do, in one word.
 type Kind string
 
 // The kinds.
 const (
 	Open    Kind = "open"    // no NAT
-	Easy    Kind = "easy"    // a NAT with one mapping for all: peers find the way in
-	Hard    Kind = "hard"    // a NAT with a mapping for each peer: only easy ones find it
-	Some    Kind = "nat"     // a NAT, nobody could tell of which kind
+	Easy    Kind = "easy"    // a NAT with one mapping for all destinations: peers find the way in
+	Hard    Kind = "hard"    // a NAT with one mapping per destination: only peers with easy NATs find the way in
+	Some    Kind = "nat"     // a NAT of unknown kind
 	Blocked Kind = "blocked" // no UDP
-	Unknown Kind = "unknown" // there was nobody to ask
+	Unknown Kind = "unknown" // there was nothing to ask
 )
 
-// Relay is one that was asked.
+// Relay is a relay that was asked.
 type Relay struct {
 	Name   string
 	Region string
 	UDP    time.Duration // round trip; 0: no answer
-	TCP    time.Duration // the same, to its HTTPS port
-	MTU    int           // the largest IP packet that got there; 0: nobody could tell
+	TCP    time.Duration // the same, to its HTTPS port by TCP
+	MTU    int           // the largest IP packet that got there; 0: unknown
 	Asked  bool          // it has a UDP port to ask
 }
 
-// Path is the way to a peer, and how large packets inside the tunnel may be that go there.
+// Path is the path to a peer, and how large packets inside the tunnel may be on it.
 type Path struct {
 	Peer      string
 	Way       string // direct or relay
 	Endpoint  string
 	MTU       int
-	Fragments bool // what is larger than the way carries goes in fragments
+	Fragments bool // larger packets are sent in fragments
 }
 
-// Report is what was found. It is a value; nothing in it changes any more.
+// Report is the result of a check. It is not modified after Run has returned it.
 type Report struct {
 	Kind   Kind
 	STUN   stun.Report
 	Router portmap.State
-	// Router6 is IPv6's, where routers are firewalls.
+	// Router6 is the IPv6 router, which is a firewall.
 	Router6 portmap.State
 	Paths   []Path
 	Relays  []Relay
 	Local6  bool // this machine has a global IPv6 address
 	Asked6  bool // there was a relay to ask over IPv6
-	MTU     int  // the largest IP packet that got to the nearest relay; 0: nobody could tell
+	MTU     int  // the largest IP packet that got to the nearest relay; 0: unknown
 }
 
-// kind is what STUN found out. What IPv4 is like counts, since IPv6 is seldom everywhere.
+// kind returns what STUN found out. IPv4 decides if it works, since IPv6 is seldom everywhere.
 func kind(r stun.Report) Kind {
 	asked := append(slices.Clone(r.V4.Answers), r.V6.Answers...)
 	f := r.V4
@@ -80,13 +80,13 @@ func kind(r stun.Report) Kind {
 	}
 }
 
-// Reaches says whether peers can be reached, if only through a relay.
+// Reaches reports whether peers can be reached, if only through a relay.
 func (r Report) Reaches() bool {
 	_, relay := r.nearest()
 	return relay || len(r.STUN.Mapped()) > 0
 }
 
-// nearest is the relay with the shortest round trip by UDP, or else by TCP.
+// nearest returns the relay with the shortest round trip by UDP, or else by TCP.
 func (r Report) nearest() (Relay, bool) {
 	best, found := Relay{}, false
 	for _, x := range r.Relays {
@@ -99,7 +99,7 @@ func (r Report) nearest() (Relay, bool) {
 	return best, found
 }
 
-// shared says whether there is one more NAT before the router: what it says of its outside is not what the Internet sees.
+// shared reports whether there is another NAT beyond the router: its external address is not the one that the Internet sees.
 func (r Report) shared() bool {
 	a := r.Router.External.Addr()
 	if !a.IsValid() {
@@ -110,5 +110,5 @@ func (r Report) shared() bool {
 		len(mapped) > 0 && !slices.ContainsFunc(mapped, func(m netip.AddrPort) bool { return m.Addr() == a })
 }
 
-// carrier is what is between a provider's NATs and its customers (RFC 6598).
+// carrier is the address range between a provider's NATs and its customers (RFC 6598).
 var carrier = netip.MustParsePrefix("100.64.0.0/10")

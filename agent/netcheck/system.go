@@ -14,10 +14,10 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// STUNPort is where servers answer whose port is not named.
+// STUNPort is the port of a STUN server if none is given.
 const STUNPort = 3478
 
-// System is a Config for the machine that this program runs on, with nobody to ask yet. Close what comes with it after the check.
+// System returns a Config for this machine, with no targets yet. Call end after the check.
 func System() (c Config, end func() error) {
 	c = Config{Dial: osnet.Dialer().DialContext, Local: interfaces()}
 	probe := osnet.ProbeListener()
@@ -25,20 +25,20 @@ func System() (c Config, end func() error) {
 		return probe.ListenPacket(ctx, network, ":0")
 	}
 	host, err := osnet.New(slog.New(slog.DiscardHandler))
-	if err != nil { // not every system tells who its router is
+	if err != nil { // not every system reveals its router
 		return c, func() error { return nil }
 	}
 	router, router6 := portmap.System(host.Gateway), portmap.System(host.Gateway6)
-	router.Announcements, router6.Announcements = nil, nil // it is over before a router starts anew
+	router.Announcements, router6.Announcements = nil, nil // the check is over before a router could restart
 	c.PortMap, c.PortMap6 = &router, &router6
 	return c, host.Close
 }
 
-// interfaces are the addresses of this machine.
+// interfaces returns the addresses of this machine.
 func interfaces() (out []netip.Addr) {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
-		return nil // then the check says that there is a NAT where there is none
+		return nil // then the check reports a NAT where there is none
 	}
 	for _, a := range all {
 		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().IsGlobalUnicast() {
@@ -48,7 +48,7 @@ func interfaces() (out []netip.Addr) {
 	return out
 }
 
-// Ask adds the relays that an agent knows, and takes over what it knows of the router.
+// Ask adds the relays that an agent knows, and takes over what it knows of the router and of paths to peers.
 func (c *Config) Ask(ctx context.Context, u *redoubtv1.UnderlayResponse) {
 	for _, r := range u.GetRelays() {
 		t := Target{Name: r.GetName(), Region: r.GetRegion(), URLs: r.GetUrls()}
@@ -71,21 +71,21 @@ func (c *Config) Ask(ctx context.Context, u *redoubtv1.UnderlayResponse) {
 	}
 }
 
-// stateOf is what an agent knows of a router; nil where it asks none.
+// stateOf returns what an agent knows of a router; nil if the agent does not ask one.
 func stateOf(r *redoubtv1.UnderlayRouter) *portmap.State {
 	if r == nil {
 		return nil
 	}
 	s := portmap.State{Protocol: portmap.Protocol(r.GetProtocol()), Problem: r.GetProblem()}
-	s.Gateway, _ = netip.ParseAddr(r.GetGateway())       // zero where there is none
+	s.Gateway, _ = netip.ParseAddr(r.GetGateway())       // zero if there is none
 	s.External, _ = netip.ParseAddrPort(r.GetExternal()) // the same
 	return &s
 }
 
-// ErrNoAddress says that a server's name stands for no address.
+// ErrNoAddress reports that a server's name has no address.
 var ErrNoAddress = errors.New("no such server")
 
-// AskServer adds a STUN server, HOST or HOST:PORT.
+// AskServer adds a STUN server, given as HOST or HOST:PORT.
 func (c *Config) AskServer(ctx context.Context, server string) error {
 	host, port := server, uint16(STUNPort)
 	if h, p, err := net.SplitHostPort(server); err == nil {
@@ -107,7 +107,7 @@ func resolve(ctx context.Context, hosts []string, port uint16) (out []netip.Addr
 	for _, h := range hosts {
 		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", h)
 		if err != nil {
-			continue // a relay without an address gets no answer, which is what is said of it
+			continue // a relay without an address gets no answer, and that is reported
 		}
 		for _, a := range addrs {
 			out = append(out, netip.AddrPortFrom(a.Unmap(), port))

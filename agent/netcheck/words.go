@@ -8,10 +8,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/stun"
 )
 
-// Line is one thing that was found: what it is about, and what there is to say.
+// Line is one finding: what it is about, and the text.
 type Line struct{ About, Text string }
 
-// Words says what was found.
+// Words describes the findings.
 func (r Report) Words() []Line {
 	lines := []Line{{"UDP", r.udp()}, {"IPv4", family(r.STUN.V4, "")}, {"IPv6", r.v6()}, {"Port mapping", r.mapping()}}
 	if text := r.mapping6(); text != "" {
@@ -45,7 +45,7 @@ func (r Report) udp() string {
 	return "gets out"
 }
 
-// family says how a family is seen from outside.
+// family describes how a family is seen from outside.
 func family(f stun.Family, none string) string {
 	if none != "" {
 		return none
@@ -111,7 +111,7 @@ func (r Report) mapping() string {
 	return text
 }
 
-// mapping6 is the same over IPv6; empty where nobody was asked, or could be reached by that.
+// mapping6 describes port mapping over IPv6; empty if no router was asked or this machine has no global IPv6 address.
 func (r Report) mapping6() string {
 	switch s := r.Router6; {
 	case s.External.IsValid():
@@ -159,7 +159,7 @@ func (x Relay) words() string {
 	return text
 }
 
-// Advice says what would help, the most helpful first. It is empty where peers reach this machine as well as can be.
+// Advice says what would help, the most helpful first. It is empty if peers reach this machine as well as possible.
 func (r Report) Advice() []string {
 	var all []string
 	say := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }

@@ -10,11 +10,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
-// maxSettings is how many files of settings are read.
+// maxSettings is how many settings files are read.
 const maxSettings = 256
 
-// screenLock says whether the system locks the screens of idle desktops, whatever their users have set. Settings of users are not
-// read: the agent has no business in their homes, and they may change them at any moment.
+// screenLock reports whether the system locks the screens of idle desktops, whatever their users have set. Users' settings
+// are not read: the agent has no business in their home directories, and they may change them at any moment.
 func screenLock(_ context.Context, h Host) []Reading {
 	var verdicts []Reading
 	if h.exists("usr/bin/gnome-shell") {
@@ -39,13 +39,13 @@ func screenLock(_ context.Context, h Host) []Reading {
 	return []Reading{unknown(fact.ScreenLock, "there is no desktop")}
 }
 
-// dconf is what the system's keyfiles set, and which of it users cannot change.
+// dconf returns what the system's keyfiles set, and which of the settings users cannot change.
 func (h Host) dconf() (settings map[string]string, locks map[string]bool) {
 	settings, locks = map[string]string{}, map[string]bool{}
 	read := func(pattern string, take func(string)) {
 		names, err := fs.Glob(h.Files, pattern)
 		if err != nil {
-			return // the pattern is ours
+			return // cannot happen: the pattern is constant
 		}
 		for _, name := range names[:min(len(names), maxSettings)] {
 			take(h.text(name))
@@ -66,7 +66,7 @@ func (h Host) dconf() (settings map[string]string, locks map[string]bool) {
 	return settings, locks
 }
 
-// keyFile reads [group] and key=value; keys are joined to their group by a slash.
+// keyFile reads a file of [group] and key=value lines; keys are joined to their group by a slash.
 func keyFile(s string) map[string]string {
 	out := map[string]string{}
 	group := ""
@@ -98,7 +98,7 @@ func judgeGNOME(settings map[string]string, locks map[string]bool) Reading {
 	return yesNo(fact.ScreenLock, true, "GNOME, after "+strconv.FormatUint(after, 10)+" s")
 }
 
-// judgePlasma reads kscreenlockerrc. What ends in [$i] users cannot change. By default Plasma locks after five minutes.
+// judgePlasma reads kscreenlockerrc. Users cannot change what is marked with [$i].
 func judgePlasma(s string) Reading {
 	settings := keyFile(s)
 	fixed := func(key string) (value string, locked bool) {

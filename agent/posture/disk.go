@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
-// diskEncrypted says whether what the system keeps on its disks cannot be read without a key: the root and all swap.
+// diskEncrypted reports whether what the system keeps on its disks, the root and all swap, is unreadable without a key.
 func diskEncrypted(ctx context.Context, h Host) []Reading {
 	mounts := mountTable(h.raw("proc/self/mountinfo"))
 	root, ok := mounts.at("/")
@@ -27,7 +27,7 @@ func diskEncrypted(ctx context.Context, h Host) []Reading {
 	}
 	for _, f := range fields(swaps, 2) {
 		if !strings.HasPrefix(f[0], "/") {
-			continue // the heading
+			continue // the header line
 		}
 		v := d.swap(unescape(f[0]), f[1])
 		notes = append(notes, "swap "+v.note)
@@ -43,7 +43,7 @@ func diskEncrypted(ctx context.Context, h Host) []Reading {
 	return []Reading{unknown(fact.DiskEncrypted, note)}
 }
 
-// state is how something is kept.
+// state is how something is stored. A greater one is worse.
 type state uint8
 
 const (
@@ -64,12 +64,12 @@ func worse(a, b verdict) verdict {
 	return a
 }
 
-// mount is one that is mounted now.
+// mount is a file system that is mounted.
 type mount struct{ device, point, kind, source string }
 
 type mountList []mount
 
-// mountTable reads /proc/self/mountinfo. Of what is mounted over something the last counts.
+// mountTable parses /proc/self/mountinfo. If several are mounted at the same point, the last one counts.
 func mountTable(b []byte) (out mountList) {
 	for _, f := range fields(b, 9) {
 		for i := 6; i+2 < len(f); i++ {
@@ -91,7 +91,7 @@ func (l mountList) at(point string) (mount, bool) {
 	return mount{}, false
 }
 
-// holding is what a file is on.
+// holding returns the mount that a file is on.
 func (l mountList) holding(name string) (mount, bool) {
 	for {
 		name = path.Dir(name)
@@ -101,7 +101,7 @@ func (l mountList) holding(name string) (mount, bool) {
 	}
 }
 
-// unescape undoes what the kernel does to spaces in names: \040.
+// unescape undoes the kernel's escapes of spaces and the like in names: \040.
 func unescape(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
@@ -129,7 +129,7 @@ func octal(s string) int {
 	return n
 }
 
-// disks finds out what things are kept on.
+// disks finds out what things are stored on.
 type disks struct {
 	Host
 	mounts mountList
@@ -145,14 +145,14 @@ func (d disks) mounted(m mount) verdict {
 	case "overlay", "tmpfs", "nfs", "nfs4", "9p", "virtiofs", "squashfs":
 		return verdict{noOneKnows, "is on " + m.kind + ", which is no disk"}
 	}
-	// Some file systems have a number of their own, and name the disk.
+	// Some file systems have a device number of their own, and name the disk.
 	if v := d.device("sys/dev/block/"+m.device, 0); v.is != noOneKnows {
 		return v
 	}
 	return d.named(m.source)
 }
 
-// btrfs may lie on several devices, of which a mount names one: it is kept as the worst of them.
+// btrfs may span several devices, of which the mount names one: the worst of them counts.
 func (d disks) btrfs(source string) verdict {
 	out := d.named(source)
 	name := d.kernelName(source)
@@ -175,7 +175,7 @@ func (d disks) btrfs(source string) verdict {
 	return out
 }
 
-// named is about a device by its name, such as /dev/mapper/root or /dev/nvme0n1p2.
+// named judges a device by its name, such as /dev/mapper/root or /dev/nvme0n1p2.
 func (d disks) named(name string) verdict {
 	if k := d.kernelName(name); k != "" {
 		return d.device("sys/class/block/"+k, 0)
@@ -183,7 +183,7 @@ func (d disks) named(name string) verdict {
 	return verdict{noOneKnows, "is on something unexpected"}
 }
 
-// kernelName is what the kernel calls a device, such as dm-0; empty where that is not understood.
+// kernelName returns the kernel's name of a device, such as dm-0; empty if the name is not understood.
 func (d disks) kernelName(name string) string {
 	base, ok := strings.CutPrefix(name, "/dev/")
 	if !ok || strings.Contains(base, "..") {
@@ -195,7 +195,7 @@ func (d disks) kernelName(name string) string {
 	}
 	found, err := fs.Glob(d.Files, "sys/class/block/dm-*")
 	if err != nil {
-		return "" // the pattern is ours
+		return "" // cannot happen: the pattern is constant
 	}
 	for _, dir := range found {
 		if d.text(dir+"/dm/name") == mapped {
@@ -205,10 +205,10 @@ func (d disks) kernelName(name string) string {
 	return ""
 }
 
-// maxLayers is how deep devices may lie on one another: LUKS on LVM on RAID.
+// maxLayers is how many devices may be stacked on one another: LUKS on LVM on RAID.
 const maxLayers = 8
 
-// device is about a block device, by its directory below /sys. One that lies on others is kept as the worst of them.
+// device judges a block device by its directory below /sys. If it is stacked on others, the worst of them counts.
 func (d disks) device(dir string, layer int) verdict {
 	name, uuid := d.text(dir+"/dm/name"), d.text(dir+"/dm/uuid")
 	mapped := name != ""
@@ -244,8 +244,8 @@ func (d disks) device(dir string, layer int) verdict {
 	return out
 }
 
-// ciphered says whether a device is one of dm-crypt, by its UUID. Cryptsetup calls those of dm-verity and dm-integrity alike, which
-// keep things in clear.
+// ciphered reports whether a device is a dm-crypt one, by its UUID. Cryptsetup gives similar UUIDs to dm-verity and
+// dm-integrity devices, which do not encrypt.
 func ciphered(uuid string) bool {
 	kind, crypt := strings.CutPrefix(uuid, "CRYPT-")
 	kind, _, _ = strings.Cut(kind, "-")
@@ -267,7 +267,7 @@ func (d disks) swap(name, kind string) verdict {
 	return d.mounted(m)
 }
 
-// zfs asks for a dataset.
+// zfs judges a ZFS dataset.
 func (d disks) zfs(dataset string) verdict {
 	if dataset == "" || strings.HasPrefix(dataset, "-") {
 		return verdict{noOneKnows, "is on a dataset of ZFS without a name"}

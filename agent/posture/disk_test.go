@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// luks is a laptop as installers make it: LVM on LUKS on the second partition.
+// luks is a laptop as installers set it up: LVM on LUKS on the second partition.
 func luks(t testing.TB) map[string]string {
 	t.Helper()
 	files := map[string]string{
@@ -92,7 +92,7 @@ func TestDisk(t *testing.T) {
 	}
 }
 
-// A device that lies on itself, which no kernel has, ends too.
+// TestDevicesInACircle checks that a device stacked on itself, which no kernel has, does not loop forever.
 func TestDevicesInACircle(t *testing.T) {
 	files := map[string]string{"/proc/self/mountinfo": "21 1 253:1 / / rw - ext4 /dev/dm-1 rw\n"}
 	dir := "/sys/dev/block/253:1"

@@ -7,31 +7,31 @@ import (
 	"unicode/utf8"
 )
 
-// MaxFacts bounds how many facts a machine has.
+// MaxFacts limits how many facts a machine has.
 const MaxFacts = 64
 
-// maxText is how long a fact's value, or a note, may be.
+// maxText is the maximum length of a fact's value or note.
 const maxText = 256
 
 // Reading is what a collector found out.
 type Reading struct {
 	Name string
-	// Value is empty where it could not be found out, or where there is nothing that it could be about.
+	// Value is empty if it could not be found out, or if there is nothing that it could be about.
 	Value string
-	// Note says to the person at this machine what the value is about, or why there is none. It goes nowhere else.
+	// Note tells the user of this machine what the value is about, or why there is none. It is not sent anywhere.
 	Note string
 }
 
-// Fact is what is known of this machine.
+// Fact is a fact known about this machine.
 type Fact struct {
 	Reading
-	// Since is when the value became what it is, Checked when it was read last, both since the machine was switched on.
+	// Since is when the value last changed, Checked when it was last read; both count from when the machine was switched on.
 	Since, Checked time.Duration
-	// TTL is how long the value holds after it was read, or after the coordinator heard of this machine last.
+	// TTL is how long the value holds after it was read, or after the coordinator last heard from this machine.
 	TTL time.Duration
 }
 
-// clean leaves of a text what may be a fact, or nothing.
+// clean returns a text trimmed; empty if it cannot be a fact.
 func clean(s string) string {
 	s = strings.TrimSpace(s)
 	if len(s) > maxText || !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
@@ -40,7 +40,7 @@ func clean(s string) string {
 	return s
 }
 
-// brief makes a note of a text.
+// brief turns a text into a note.
 func brief(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {

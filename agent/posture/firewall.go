@@ -14,7 +14,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
-// firewall says whether what comes in unasked is dropped. A device whose packets are judged already, the mesh's, needs none.
+// firewall reports whether unsolicited incoming packets are dropped. The mesh's device, whose packets are filtered already,
+// needs no firewall.
 func firewall(device string) func(context.Context, Host) []Reading {
 	return func(ctx context.Context, h Host) []Reading {
 		chains, err := h.Filters()
@@ -41,7 +42,7 @@ func firewall(device string) func(context.Context, Host) []Reading {
 	}
 }
 
-// judgeFirewall asks for a default in each family that strangers can reach the host by.
+// judgeFirewall requires a dropping default in each family by which strangers can reach the host.
 func judgeFirewall(chains []osnet.FilterChain, v6 bool) Reading {
 	by4, by6 := stopper(chains, "ip"), stopper(chains, "ip6")
 	switch {
@@ -55,7 +56,7 @@ func judgeFirewall(chains []osnet.FilterChain, v6 bool) Reading {
 	return yesNo(fact.FirewallOn, true, by4)
 }
 
-// stopper is a chain that stops what comes in by a family and that no rule is about; empty where there is none.
+// stopper returns a chain that drops incoming packets of a family that no rule matches; empty if there is none.
 func stopper(chains []osnet.FilterChain, family string) string {
 	w := walker{chains, maxSteps}
 	for i := range chains {
@@ -70,27 +71,27 @@ func stopper(chains []osnet.FilterChain, family string) string {
 	return ""
 }
 
-// end is what becomes in a chain of a packet that no condition is about.
+// end is what happens in a chain to a packet that meets no condition.
 type end uint8
 
 const (
-	goesOn end = iota // it comes to the end of the chain, or back
+	goesOn end = iota // it reaches the end of the chain, or returns
 	stops
 	passes
 )
 
 const (
-	// maxJumps is how deep chains may be nested: the kernel has the same bound.
+	// maxJumps is how deeply chains may be nested: the kernel has the same limit.
 	maxJumps = 16
-	// maxSteps is how many rules are looked at, of chains that jump to one another again and again. What has more is no firewall
-	// that anybody could vouch for.
+	// maxSteps is how many rules are followed, since chains may jump to one another again and again. A firewall with more is
+	// not one that anybody could vouch for.
 	maxSteps = 100_000
 )
 
 // walker follows a packet through chains.
 type walker struct {
 	chains []osnet.FilterChain
-	left   int // of maxSteps
+	left   int // steps left, of maxSteps
 }
 
 func (w *walker) walk(c *osnet.FilterChain, depth int) end {
@@ -126,7 +127,7 @@ func (w *walker) walk(c *osnet.FilterChain, depth int) end {
 	return goesOn
 }
 
-// reachableV6 says whether the host has a global IPv6 address on another device than the mesh's, by /proc/net/if_inet6.
+// reachableV6 reports, from /proc/net/if_inet6, whether the host has a global IPv6 address on a device other than the mesh's.
 func reachableV6(table, mesh string) bool {
 	for _, f := range fields([]byte(table), 6) {
 		if f[3] == "00" && f[5] != "lo" && f[5] != mesh {
@@ -136,7 +137,7 @@ func reachableV6(table, mesh string) bool {
 	return false
 }
 
-// iptablesChains reads the table filter of iptables-save.
+// iptablesChains parses the filter table in the output of iptables-save.
 func iptablesChains(b []byte, family string) (out []osnet.FilterChain) {
 	at := map[string]int{}
 	inFilter := false
@@ -163,7 +164,7 @@ func iptablesChains(b []byte, family string) (out []osnet.FilterChain) {
 	return out
 }
 
-// iptablesRule reads what stands behind the name of the chain. Options of targets come behind the target.
+// iptablesRule parses what follows the name of the chain. Options of targets come after the target.
 func iptablesRule(f []string) (r osnet.FilterRule) {
 	for i := 0; i < len(f); i++ {
 		next := ""
@@ -196,11 +197,11 @@ func iptablesVerdict(leaves bool, target string) (verdict, to string) {
 	case target == "RETURN":
 		return osnet.VerdictReturn, ""
 	}
-	// A target such as LOG is no chain, and is passed over.
+	// A target such as LOG is not a chain, and is skipped.
 	return osnet.VerdictJump, target
 }
 
-// words splits a line as a shell would that knows double quotes only.
+// words splits a line as a shell that only knows double quotes would.
 func words(line string) (out []string) {
 	var word strings.Builder
 	some, quoted := false, false

@@ -18,7 +18,7 @@ import (
 
 var errBroken = errors.New("broken")
 
-// machine is a host of which tests say what is on it: files by path, and what programs print by their command line.
+// machine is a host with the given files, by path, and programs' output, by command line.
 func machine(files, programs map[string]string) Host {
 	m := fstest.MapFS{}
 	for name, text := range files {
@@ -43,7 +43,7 @@ func machine(files, programs map[string]string) Host {
 
 var noon = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 
-// values are the values of readings by name, without the prefix. What is not known is "-".
+// values returns the values of readings by name, without the prefix. An unknown value is "-".
 func values(rs []Reading) string {
 	var out []string
 	for _, r := range rs {
@@ -121,7 +121,7 @@ func TestFirewallIsADefault(t *testing.T) {
 	}
 }
 
-// What osnet.Filters read of real ones: both let some in, and nothing else.
+// TestRecordedFirewalls uses what osnet.Filters read of real firewalls: both admit some packets, and nothing else.
 func TestRecordedFirewalls(t *testing.T) {
 	for name, want := range map[string]string{"filters-ufw.json": "ip filter INPUT", "filters-firewalld.json": "inet firewalld filter_INPUT"} {
 		var chains []osnet.FilterChain
@@ -135,7 +135,7 @@ func TestRecordedFirewalls(t *testing.T) {
 		if got := judgeFirewall(chains, true); got.Value != "true" || got.Note != want {
 			t.Errorf("%s: %+v", name, got)
 		}
-		// Whatever is let in before all is let in.
+		// A rule in front that accepts everything opens the firewall.
 		for i := range chains {
 			if chains[i].Input {
 				chains[i].Rules = slices.Insert(chains[i].Rules, 0, accept)
@@ -147,7 +147,8 @@ func TestRecordedFirewalls(t *testing.T) {
 	}
 }
 
-// Chains that jump to one another again and again are walked for so long, and are no firewall then.
+// TestChainsWithoutEnd checks that chains that jump to one another again and again are followed for a limited time, and then
+// do not count as a firewall.
 func TestChainsWithoutEnd(t *testing.T) {
 	chains := []osnet.FilterChain{input("inet", true, jump("0"))}
 	for i := range maxJumps {

@@ -15,14 +15,14 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
-// Guard is a program that watches over a machine (EDR).
+// Guard is an endpoint protection product (EDR).
 type Guard struct {
-	Name    string // as policies know it
+	Name    string // as policies name it
 	Program string // path
-	Unit    string // of systemd, that runs it
+	Unit    string // the systemd unit that runs it
 }
 
-// guards are those that are known. Agents may be told of more.
+// guards are the known products. The agent may be configured with more.
 var guards = []Guard{
 	{"carbonblack", "/opt/carbonblack/psc/bin/cbagentd", "cbagentd.service"},
 	{"cortex", "/opt/traps/bin/pmd", "traps_pmd.service"},
@@ -35,7 +35,7 @@ var guards = []Guard{
 	{"wazuh", "/var/ossec/bin/wazuh-agentd", "wazuh-agent.service"},
 }
 
-// ParseGuard reads NAME=PROGRAM or NAME=PROGRAM:UNIT. The unit is called like the program where nothing else is said.
+// ParseGuard parses NAME=PROGRAM or NAME=PROGRAM:UNIT. Without UNIT, the unit is named like the program.
 func ParseGuard(s string) (Guard, error) {
 	name, program, ok := strings.Cut(s, "=")
 	program, unit, named := strings.Cut(program, ":")
@@ -49,7 +49,8 @@ func ParseGuard(s string) (Guard, error) {
 	return Guard{name, program, unit}, nil
 }
 
-// edr names a guard that is installed and runs, and says which program that is. Of several that run the first by name counts.
+// edr reports a product that is installed and running, and the hash of its program. If several are running, the first in the
+// list counts.
 func edr(known []Guard) func(context.Context, Host) []Reading {
 	hashes := &hashes{}
 	return func(ctx context.Context, h Host) []Reading {
@@ -73,7 +74,7 @@ func edr(known []Guard) func(context.Context, Host) []Reading {
 	}
 }
 
-// runs says whether a unit of systemd has a process, by its control group.
+// runs reports whether a systemd unit has a process, by its control group.
 func (h Host) runs(unit string) bool {
 	for line := range strings.Lines(h.text("sys/fs/cgroup/system.slice/" + unit + "/cgroup.events")) {
 		if strings.TrimSpace(line) == "populated 1" {
@@ -83,10 +84,10 @@ func (h Host) runs(unit string) bool {
 	return h.text("sys/fs/cgroup/systemd/system.slice/"+unit+"/cgroup.procs") != ""
 }
 
-// maxProgram is how large a program may be that is hashed.
+// maxProgram is the largest program that is hashed.
 const maxProgram = 1 << 30
 
-// hashes are those of programs that have not changed since.
+// hashes remembers the hash of a program that has not changed since.
 type hashes struct {
 	name string
 	size int64
@@ -94,14 +95,14 @@ type hashes struct {
 	sum  string
 }
 
-// of is the SHA-256 of a program. One that has the same size and time as before is not read again.
+// of returns the SHA-256 of a program. A program with the same size and time as before is not read again.
 func (c *hashes) of(ctx context.Context, h Host, program string) (string, error) {
 	name := strings.TrimPrefix(program, "/")
 	f, err := h.Files.Open(name)
 	if err != nil {
 		return "", err
 	}
-	defer func() { _ = f.Close() }() // it was only read
+	defer func() { _ = f.Close() }() // opened for reading only
 	s, err := f.Stat()
 	switch {
 	case err != nil:
@@ -132,7 +133,7 @@ func (w whileWanted) Read(b []byte) (int, error) {
 	return w.r.Read(b)
 }
 
-// agentHash is which program this agent is.
+// agentHash returns the collector of the hash of this agent's program.
 func agentHash(program string) func(context.Context, Host) []Reading {
 	hashes := &hashes{}
 	return func(ctx context.Context, h Host) []Reading {
@@ -144,7 +145,7 @@ func agentHash(program string) func(context.Context, Host) []Reading {
 	}
 }
 
-// sshRootLogin says how root may log in by SSH, as sshd understands its configuration.
+// sshRootLogin reports how root may log in by SSH, as sshd interprets its configuration.
 func sshRootLogin(ctx context.Context, h Host) []Reading {
 	b, err := h.Run(ctx, "sshd", "-T", "-C", "user=root,host=localhost,addr=192.0.2.1")
 	switch {
@@ -159,7 +160,7 @@ func sshRootLogin(ctx context.Context, h Host) []Reading {
 	return []Reading{unknown(fact.SSHRootLogin, "sshd says something unexpected")}
 }
 
-// permitRootLogin reads what `sshd -T` prints. It calls one of the values by a name that it has left long ago.
+// permitRootLogin parses the output of `sshd -T`, which prints one of the values by its former name.
 func permitRootLogin(b []byte) string {
 	for _, f := range fields(b, 2) {
 		if f[0] != "permitrootlogin" {
@@ -175,7 +176,7 @@ func permitRootLogin(b []byte) string {
 	return ""
 }
 
-// osquery is the version of osquery, where it runs.
+// osquery returns the version of osquery, if it is running.
 func osquery(ctx context.Context, h Host) []Reading {
 	if !h.runs("osqueryd.service") {
 		return []Reading{unknown(fact.OsqueryVersion, "osqueryd.service does not run")}
@@ -187,7 +188,7 @@ func osquery(ctx context.Context, h Host) []Reading {
 	return []Reading{known(fact.OsqueryVersion, osqueryVersion(b), "")}
 }
 
-// osqueryVersion reads "osqueryd version 5.12.1".
+// osqueryVersion parses "osqueryd version 5.12.1".
 func osqueryVersion(b []byte) string {
 	for _, f := range fields(b, 3) {
 		if f[1] == "version" {

@@ -47,7 +47,7 @@ func TestGuardsThatAreNone(t *testing.T) {
 	}
 }
 
-// A program is read again when it is another one, and only then.
+// TestHashes checks that a program is read again if it has changed, and only then.
 func TestHashes(t *testing.T) {
 	h := machine(map[string]string{"/proc/self/exe": "abc"}, nil)
 	files, ok := h.Files.(fstest.MapFS)

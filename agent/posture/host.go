@@ -16,28 +16,28 @@ import (
 )
 
 const (
-	// maxFile is how much of a file is read. One that is larger is not read.
+	// maxFile is how large a file may be. Larger ones are not read.
 	maxFile = 1 << 20
-	// maxOutput is how much a program may say.
+	// maxOutput is how much a program may print.
 	maxOutput = 4 << 20
-	// maxRun is how long it may take.
+	// maxRun is how long a program may take.
 	maxRun = time.Minute
 )
 
 // Host is the machine as collectors see it.
 type Host struct {
-	// Files are all files of the machine, by paths without the slash in front.
+	// Files are all files of the machine, by paths without the leading slash.
 	Files fs.FS
-	// Run runs a program of the system, by name, and returns what it prints on its standard output. The error of a program
-	// that is not there is fs.ErrNotExist.
+	// Run runs a program of the system, by name, and returns its standard output. If the program does not exist the error is
+	// fs.ErrNotExist.
 	Run func(ctx context.Context, name string, args ...string) ([]byte, error)
-	// Filters are the chains of nftables.
+	// Filters returns the nftables chains.
 	Filters func() ([]osnet.FilterChain, error)
-	// Now is the system's clock, by which files have their times.
+	// Now returns the system's clock, which sets the times of files.
 	Now func() time.Time
 }
 
-// System is the host that this program runs on.
+// System returns the host that this program runs on.
 func System() Host {
 	return Host{Files: os.DirFS(root), Run: run, Filters: osnet.Filters, Now: time.Now}
 }
@@ -48,7 +48,7 @@ func (h Host) read(name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }() // it was only read
+	defer func() { _ = f.Close() }() // opened for reading only
 	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, err
@@ -59,13 +59,13 @@ func (h Host) read(name string) ([]byte, error) {
 	return b, nil
 }
 
-// head is how a file begins, nil where it cannot be read.
+// head returns the beginning of a file; nil if it cannot be read.
 func (h Host) head(name string, most int64) []byte {
 	f, err := h.Files.Open(name)
 	if err != nil {
 		return nil
 	}
-	defer func() { _ = f.Close() }() // it was only read
+	defer func() { _ = f.Close() }() // opened for reading only
 	b, err := io.ReadAll(io.LimitReader(f, most))
 	if err != nil {
 		return nil
@@ -73,7 +73,7 @@ func (h Host) head(name string, most int64) []byte {
 	return b
 }
 
-// text is a small file without the white space around it; empty where it cannot be read.
+// text returns a file without surrounding white space; empty if it cannot be read.
 func (h Host) text(name string) string {
 	b, err := h.read(name)
 	if err != nil {
@@ -82,13 +82,13 @@ func (h Host) text(name string) string {
 	return string(bytes.TrimSpace(b))
 }
 
-// exists says whether there is a file.
+// exists reports whether a file exists.
 func (h Host) exists(name string) bool {
 	_, err := fs.Stat(h.Files, name)
 	return err == nil
 }
 
-// run is Host.Run. Programs are looked for where the system has its own, and nowhere else.
+// run is Host.Run. It looks for programs only in the system's own directories.
 func run(ctx context.Context, name string, args ...string) ([]byte, error) {
 	path, err := find(name)
 	if err != nil {
@@ -126,7 +126,7 @@ func find(name string) (string, error) {
 	return "", fmt.Errorf("there is no program %s: %w", name, fs.ErrNotExist)
 }
 
-// capped is a buffer that takes so much and no more.
+// capped is a buffer with a maximum size.
 type capped struct {
 	bytes.Buffer
 	most int

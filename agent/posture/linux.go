@@ -9,7 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
-// osRelease reads os-release(5).
+// osRelease parses os-release(5).
 func osRelease(b []byte) map[string]string {
 	out := map[string]string{}
 	for line := range bytes.Lines(b) {
@@ -22,7 +22,7 @@ func osRelease(b []byte) map[string]string {
 	return out
 }
 
-// unquote undoes the quoting of a shell, as far as os-release(5) allows it.
+// unquote undoes shell quoting, as far as os-release(5) allows it.
 func unquote(s string) string {
 	if len(s) >= 2 && (s[0] == '"' || s[0] == '\'') && s[len(s)-1] == s[0] {
 		s = s[1 : len(s)-1]
@@ -37,7 +37,7 @@ func unquote(s string) string {
 	return b.String()
 }
 
-// distribution is which Linux this is.
+// distribution reports which Linux distribution this is.
 func distribution(_ context.Context, h Host) []Reading {
 	b, err := h.read("etc/os-release")
 	if err != nil {
@@ -55,12 +55,12 @@ func distribution(_ context.Context, h Host) []Reading {
 	return []Reading{name, version}
 }
 
-// kernel is the release of the kernel that runs.
+// kernel reports the release of the running kernel.
 func kernel(_ context.Context, h Host) []Reading {
 	return []Reading{known(fact.KernelVersion, h.text("proc/sys/kernel/osrelease"), "")}
 }
 
-// lockdown reads what the kernel keeps even root from.
+// lockdown reports what the kernel prevents even root from doing.
 func lockdown(_ context.Context, h Host) []Reading {
 	b, err := h.read("sys/kernel/security/lockdown")
 	if err != nil {
@@ -73,7 +73,7 @@ func lockdown(_ context.Context, h Host) []Reading {
 	return []Reading{known(fact.Lockdown, mode, "")}
 }
 
-// lockdownMode is the mode in brackets of "none [integrity] confidentiality".
+// lockdownMode returns the mode in brackets of "none [integrity] confidentiality".
 func lockdownMode(s string) string {
 	for word := range strings.FieldsSeq(s) {
 		mode, begins := strings.CutPrefix(word, "[")
@@ -92,7 +92,7 @@ const (
 	efiGlobal    = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 )
 
-// secureBoot reads what the firmware says.
+// secureBoot reports what the firmware says.
 func secureBoot(_ context.Context, h Host) []Reading {
 	if !h.exists("sys/firmware/efi") {
 		return []Reading{yesNo(fact.SecureBoot, false, "the machine was not booted by UEFI")}
@@ -105,14 +105,14 @@ func secureBoot(_ context.Context, h Host) []Reading {
 	if !ok {
 		return []Reading{unknown(fact.SecureBoot, "the firmware's variable SecureBoot is no flag")}
 	}
-	// In set-up mode anybody may replace the keys.
+	// In setup mode anybody may replace the keys.
 	if setup, ok := efiFlag(h.raw(efiVariables + "/SetupMode-" + efiGlobal)); ok && setup {
 		return []Reading{yesNo(fact.SecureBoot, false, "the firmware is in setup mode: it accepts any key")}
 	}
 	return []Reading{yesNo(fact.SecureBoot, on, "")}
 }
 
-// raw is a file, nil where it cannot be read.
+// raw returns a file; nil if it cannot be read.
 func (h Host) raw(name string) []byte {
 	b, err := h.read(name)
 	if err != nil {
@@ -121,7 +121,7 @@ func (h Host) raw(name string) []byte {
 	return b
 }
 
-// efiFlag reads a variable of one byte, behind its four bytes of attributes.
+// efiFlag parses a variable of one byte, which follows its four bytes of attributes.
 func efiFlag(b []byte) (on, ok bool) {
 	if len(b) != 5 || b[4] > 1 {
 		return false, false
@@ -129,7 +129,7 @@ func efiFlag(b []byte) (on, ok bool) {
 	return b[4] == 1, true
 }
 
-// fields are the columns of the lines of a table, without the lines that have fewer.
+// fields returns the columns of each line of a table, skipping lines with fewer than least.
 func fields(b []byte, least int) (out [][]string) {
 	lines := bufio.NewScanner(bytes.NewReader(b))
 	lines.Buffer(nil, maxFile)

@@ -59,7 +59,7 @@ func TestKernelAndFirmware(t *testing.T) {
 	}
 }
 
-// sound says whether readings may be told, whatever they were read from.
+// sound checks that readings may be reported, whatever they were read from.
 func sound(t *testing.T, rs ...Reading) {
 	t.Helper()
 	for _, r := range rs {

@@ -17,8 +17,8 @@ func fileVault(ctx context.Context, h Host) []Reading {
 	return []Reading{fileVaultStatus(string(b))}
 }
 
-// fileVaultStatus reads what `fdesetup status` prints: a line that says On or Off, and others around it. While the disk is being
-// encrypted or decrypted it says On, and how far it is in another line. Whatever else it says is no yes.
+// fileVaultStatus parses the output of `fdesetup status`: a line that says On or Off, and others around it. While the disk
+// is being encrypted or decrypted it says On, with the progress in another line. Anything unexpected does not count as yes.
 func fileVaultStatus(s string) Reading {
 	on, off, odd := "", "", ""
 	for line := range strings.Lines(s) {
@@ -43,7 +43,7 @@ func fileVaultStatus(s string) Reading {
 	return unknown(fact.DiskEncrypted, fmt.Sprintf("fdesetup says %q, which is not understood", odd))
 }
 
-// applicationFirewall asks macOS for its firewall.
+// applicationFirewall asks macOS for the state of its firewall.
 func applicationFirewall(ctx context.Context, h Host) []Reading {
 	b, err := h.Run(ctx, "socketfilterfw", "--getglobalstate")
 	if err != nil {
@@ -52,8 +52,8 @@ func applicationFirewall(ctx context.Context, h Host) []Reading {
 	return []Reading{applicationFirewallState(string(b))}
 }
 
-// applicationFirewallState reads what `socketfilterfw --getglobalstate` prints, such as "Firewall is enabled. (State = 1)". State 2
-// blocks everything.
+// applicationFirewallState parses the output of `socketfilterfw --getglobalstate`, such as "Firewall is enabled. (State =
+// 1)". State 2 blocks everything.
 func applicationFirewallState(s string) Reading {
 	_, state, ok := strings.Cut(s, "(State = ")
 	state, _, end := strings.Cut(state, ")")

@@ -7,14 +7,14 @@ import (
 	"path/filepath"
 )
 
-// Memory is what outlives a restart of the agent.
+// Memory is what survives a restart of the agent.
 type Memory interface {
-	// Load returns what was saved last; fs.ErrNotExist where nothing was.
+	// Load returns what was last saved; fs.ErrNotExist if nothing was.
 	Load() ([]byte, error)
 	Save(b []byte) error
 }
 
-// File is a Memory in a file. Losing it loses ages only, so that it is replaced as a whole, and not synced.
+// File is a Memory in a file. Losing it loses only ages, so it is replaced as a whole but not synced.
 type File string
 
 // Load implements Memory.

@@ -12,7 +12,7 @@ const (
 		"Get-NetFirewallProfile -PolicyStore ActiveStore | ForEach-Object { '{0}={1:d}/{2:d}' -f $_.Name, $_.Enabled, $_.DefaultInboundAction }"
 )
 
-// What other systems' programs print, as recorded.
+// TestOtherSystems uses the recorded output of other systems' programs.
 func TestOtherSystems(t *testing.T) {
 	for _, c := range []struct {
 		read         func(context.Context, Host) []Reading

@@ -14,7 +14,7 @@ func TestProgramsStandBack(t *testing.T) {
 	}
 	defer func() { _ = cmd.Wait() }()
 	defer func() { _ = cmd.Process.Kill() }()
-	const base = 20 // the system call says 20 less the niceness
+	const base = 20 // the system call returns 20 minus the niceness
 	if got, err := unix.Getpriority(unix.PRIO_PROCESS, cmd.Process.Pid); err != nil || base-got != niceness {
 		t.Errorf("a program has niceness %d (%v), want %d", base-got, err, niceness)
 	}

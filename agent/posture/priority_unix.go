@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// niceness is how far programs that collect stand back behind what the machine is there for, the data path included: the
-// package manager of a Debian computes for seconds.
+// niceness is the priority of the programs that collectors run, below that of everything the machine is there for, including
+// the data path: Debian's package manager computes for seconds.
 const niceness = 10
 
-// start starts a program that stands back. Where the system does not let it, it does not.
+// start starts a program with low priority, if the system permits that.
 func start(cmd *exec.Cmd) error {
 	if err := cmd.Start(); err != nil {
 		return err

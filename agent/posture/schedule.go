@@ -7,20 +7,20 @@ import (
 )
 
 const (
-	// often is how often cheap collectors run, seldom how often dear ones do.
+	// often is how often cheap collectors run, seldom how often expensive ones do.
 	often  = time.Minute
 	seldom = time.Hour
-	// lasts is how many of these times a fact holds after it was read.
+	// lasts is how many of these intervals a fact holds after it was read.
 	lasts = 3
-	// patience is how long a collector may take before what it reads is too old.
+	// patience is how long a collector may take before what it read earlier is too old.
 	patience = 2 * time.Minute
-	// settle is how long dear collectors wait after the agent has begun: a machine that boots has other things to do.
+	// settle is how long expensive collectors wait after the agent has started: a machine that boots has other things to do.
 	settle = 20 * time.Second
-	// gap is how soon a collector may run again because of what was told: some hosts change their firewall all the time.
+	// gap is how long to wait before a trigger makes a collector run again: some hosts change their firewall all the time.
 	gap = time.Second / 2
 )
 
-// Trigger is something that tells of changes before they are looked for.
+// Trigger is an event that announces changes before the next scheduled run.
 type Trigger uint8
 
 // Triggers.
@@ -32,23 +32,23 @@ const (
 // Plan is when a collector runs.
 type Plan struct {
 	Every time.Duration
-	On    Trigger // besides
-	// Dear ones run one at a time.
+	On    Trigger // in addition
+	// Dear marks an expensive collector: these run one at a time.
 	Dear bool
 }
 
-// Event is something that the schedule goes by. Collectors are told apart by their number.
+// Event is an input of the schedule. Collectors are identified by their index.
 type Event interface{ event() }
 
 // Events.
 type (
-	// Tick is that time passed.
+	// Tick means that time has passed.
 	Tick struct{}
-	// Changed is that something was told of.
+	// Changed means that a trigger fired.
 	Changed struct{ Trigger Trigger }
-	// Refresh is that somebody wants to know everything as it is now.
+	// Refresh asks for everything to be read again.
 	Refresh struct{}
-	// Collected is what a collector found out. It names all facts that the collector is about.
+	// Collected is the result of a collector. It names all facts that the collector is about.
 	Collected struct {
 		Collector int
 		Readings  []Reading
@@ -60,20 +60,20 @@ func (Changed) event()   {}
 func (Refresh) event()   {}
 func (Collected) event() {}
 
-// Effect is what is to be done.
+// Effect is something to be done.
 type Effect interface{ effect() }
 
 // Effects.
 type (
-	// Collect is to let a collector run. It ends with Collected.
+	// Collect asks for a run of a collector. It ends with Collected.
 	Collect struct{ Collector int }
-	// Report is to tell what has changed: facts that have another value, or none any more. Complete says that every collector
-	// has said something by now.
+	// Report announces changes: facts with another value, or none any more. Complete means that every collector has produced
+	// a result, or has had the time for one.
 	Report struct {
 		Facts    []Fact
 		Complete bool
 	}
-	// Wake is when to step with a Tick, if nothing happens before.
+	// Wake says when to step with a Tick, if nothing happens before.
 	Wake struct{ At time.Duration }
 )
 
@@ -81,8 +81,8 @@ func (Collect) effect() {}
 func (Report) effect()  {}
 func (Wake) effect()    {}
 
-// Schedule decides which collector runs when, and what is known. Times are those since the machine was switched on, with
-// those in which it slept.
+// Schedule decides which collector runs when, and what is known. Times count from when the machine was switched on, and
+// include suspend.
 type Schedule struct {
 	tasks    []task
 	facts    map[string]*entry
@@ -95,8 +95,8 @@ type task struct {
 	Plan
 	next  time.Duration // when it is due
 	runs  bool
-	since time.Duration // when it began to run
-	again bool          // it is due when it has run
+	since time.Duration // when its run began
+	again bool          // run again after the present run
 	done  bool          // it has run before
 	names []string      // of its facts
 }
@@ -106,7 +106,7 @@ type entry struct {
 	task int
 }
 
-// NewSchedule makes a schedule by which everything is due at once, but for what is dear.
+// NewSchedule returns a schedule in which everything but the expensive collectors is due at once.
 func NewSchedule(now time.Duration, plans []Plan) *Schedule {
 	s := &Schedule{facts: map[string]*entry{}, changed: map[string]struct{}{}, began: now}
 	for _, p := range plans {
@@ -119,7 +119,7 @@ func NewSchedule(now time.Duration, plans []Plan) *Schedule {
 	return s
 }
 
-// Step takes an event, and says what follows from it and from the time.
+// Step handles an event, and returns what follows from it and from the time.
 func (s *Schedule) Step(now time.Duration, e Event) []Effect {
 	switch e := e.(type) {
 	case Changed:
@@ -143,7 +143,7 @@ func (s *Schedule) Step(now time.Duration, e Event) []Effect {
 	return append(out, Wake{s.wake(now)})
 }
 
-// hurry lets the task run at a time, or after it has run.
+// hurry lets the task run at a time, or after the present run.
 func (t *task) hurry(at time.Duration) {
 	if t.runs {
 		t.again = true
@@ -152,7 +152,7 @@ func (t *task) hurry(at time.Duration) {
 	t.next = min(t.next, at)
 }
 
-// soonest is when the task may run again.
+// soonest returns when the task may run again.
 func (t *task) soonest() time.Duration {
 	if !t.done {
 		return 0
@@ -160,7 +160,7 @@ func (t *task) soonest() time.Duration {
 	return t.since + gap
 }
 
-// take notes what a collector found.
+// take records the result of a collector.
 func (s *Schedule) take(now time.Duration, c Collected) {
 	if c.Collector < 0 || c.Collector >= len(s.tasks) {
 		return
@@ -214,12 +214,13 @@ func (s *Schedule) begin(now time.Duration) (out []Effect) {
 	return out
 }
 
-// dear says whether one that is dear runs.
+// dear reports whether an expensive collector is running.
 func (s *Schedule) dear() bool {
 	return slices.ContainsFunc(s.tasks, func(t task) bool { return t.Dear && t.runs })
 }
 
-// end is when a fact is not known any more if it is not read again. After the machine has slept it is read first.
+// end returns when a fact is no longer known if it is not read again. After the machine was suspended, it gets the chance to
+// be read first.
 func (s *Schedule) end(f *entry) time.Duration {
 	end := f.Checked + f.TTL
 	if t := &s.tasks[f.task]; t.runs {
@@ -273,7 +274,7 @@ func (s *Schedule) wake(now time.Duration) time.Duration {
 	return at
 }
 
-// Facts is what is known, and what could not be found out, by name.
+// Facts returns what is known, and what could not be found out, sorted by name.
 func (s *Schedule) Facts() []Fact {
 	out := make([]Fact, 0, len(s.facts))
 	for _, f := range s.facts {
@@ -283,7 +284,7 @@ func (s *Schedule) Facts() []Fact {
 	return out
 }
 
-// Busy says whether any collector runs or is due.
+// Busy reports whether any collector is running or due.
 func (s *Schedule) Busy(now time.Duration) bool {
 	return slices.ContainsFunc(s.tasks, func(t task) bool { return t.runs || t.next <= now })
 }

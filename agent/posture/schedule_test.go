@@ -21,7 +21,7 @@ func newSteps(t *testing.T, plans ...Plan) *steps {
 	return &steps{t, NewSchedule(0, plans), 0}
 }
 
-// step takes an event, and tells what is started and what is reported as words.
+// step handles an event, and returns what is started and, as words, what is reported.
 func (x *steps) step(e Event) (started []int, told []string) {
 	x.Helper()
 	for _, effect := range x.s.Step(x.now, e) {
@@ -72,7 +72,7 @@ func TestOnlyWhatChangedIsTold(t *testing.T) {
 	x.want(found(0, "a", "1", "b", "3"), nil)
 	x.now = 3 * time.Minute
 	x.want(Tick{}, []int{0})
-	// What a collector does not name any more is not known any more.
+	// A fact that a collector no longer names is no longer known.
 	x.want(found(0, "b", "3"), nil, "a=", "complete")
 	for _, f := range x.s.Facts() {
 		if f.Name == "b" && (f.Since != time.Minute || f.Checked != 3*time.Minute || f.TTL != 3*time.Minute) {
@@ -86,13 +86,13 @@ func TestWhatIsNotReadAgainIsForgotten(t *testing.T) {
 	x.want(Tick{}, []int{0})
 	x.want(found(0, "a", "1"), nil, "a=1", "complete")
 	x.now = time.Minute
-	x.want(Tick{}, []int{0}) // it does not come back
+	x.want(Tick{}, []int{0}) // it hangs
 	x.now = 3*time.Minute - 1
 	x.want(Tick{}, nil)
 	x.now++
 	x.want(Tick{}, nil, "a=", "complete")
 	x.want(found(0, "a", "1"), nil, "a=1", "complete")
-	// After the machine has slept for a day, what is known holds until it was looked at, if that does not take long.
+	// After the machine was suspended for a day, what is known holds until it has been read again, if that does not take long.
 	x.now += 24 * time.Hour
 	x.want(Tick{}, []int{0})
 	x.now += patience - 1
@@ -104,7 +104,7 @@ func TestWhatIsNotReadAgainIsForgotten(t *testing.T) {
 func TestChangesAreReadAtOnceButNotAllTheTime(t *testing.T) {
 	x := newSteps(t, Plan{Every: time.Minute, On: Firewall}, Plan{Every: time.Minute})
 	x.want(Tick{}, []int{0, 1})
-	x.want(Changed{Firewall}, nil) // it runs: another one must follow
+	x.want(Changed{Firewall}, nil) // it is running: another run must follow
 	x.want(found(0, "a", "1"), nil, "a=1")
 	x.now = gap
 	x.want(Tick{}, []int{0})
@@ -138,8 +138,9 @@ func TestNobodyTakesAnothersFact(t *testing.T) {
 	}
 }
 
-// Whatever happens: a collector never runs twice at once, only one that is dear runs, no fact outlives its time by more than
-// patience, what is told adds up to what is known, and the schedule never asks to be woken too late or for nothing.
+// TestScheduleLaws checks that, whatever happens, a collector never runs twice at once, only one expensive one runs at a
+// time, no fact outlives its time by more than patience, the reports add up to what is known, and the schedule never asks to
+// be woken too late or for nothing.
 func TestScheduleLaws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var plans []Plan

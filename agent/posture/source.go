@@ -2,14 +2,14 @@ package posture
 
 import "context"
 
-// Config is what Local goes by.
+// Config configures Local.
 type Config struct {
-	Interface string  // the device into the mesh
-	Guards    []Guard // that are known besides
+	Interface string  // the mesh's device
+	Guards    []Guard // to look for, in addition to the known ones
 	Memory    Memory
 }
 
-// reader is a collector of a host.
+// reader is a collector that reads from a host.
 type reader struct {
 	Plan
 	read func(context.Context, Host) []Reading

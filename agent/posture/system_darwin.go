@@ -14,7 +14,7 @@ func programDirs() []string {
 
 func environment() []string { return []string{"PATH=/usr/bin:/usr/sbin:/bin:/sbin", "HOME=/var/empty"} }
 
-// OSVersion is the version of macOS, such as 15.1. It does not change while the system runs.
+// OSVersion returns the version of macOS, such as 15.1. It does not change while the system runs.
 func OSVersion() string { return osVersion() }
 
 var osVersion = sync.OnceValue(func() string {
@@ -27,7 +27,7 @@ var osVersion = sync.OnceValue(func() string {
 	return clean(string(b))
 })
 
-// Local is the source of what is known of this machine.
+// Local returns the source of facts about this machine.
 func Local(Config) Source {
 	return source(System(), []reader{
 		{Plan{Every: often}, applicationFirewall},

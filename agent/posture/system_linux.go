@@ -15,10 +15,10 @@ func environment() []string {
 	return []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/"}
 }
 
-// OSVersion is the release of the kernel, such as 6.12.9-amd64: what policies call the version of Linux.
+// OSVersion returns the release of the kernel, such as 6.12.9-amd64: what policies call the version of Linux.
 func OSVersion() string { return clean(System().text("proc/sys/kernel/osrelease")) }
 
-// Local is the source of what is known of this machine.
+// Local returns the source of facts about this machine.
 func Local(c Config) Source { return source(System(), collectors(c), changes) }
 
 func collectors(c Config) []reader {
@@ -39,7 +39,7 @@ func collectors(c Config) []reader {
 	}
 }
 
-// changes tells of changes of the firewall.
+// changes reports changes of the firewall.
 func changes(ctx context.Context) (<-chan Trigger, error) {
 	filters, err := osnet.WatchFilters(ctx)
 	if err != nil {

@@ -11,5 +11,5 @@ func environment() []string { return nil }
 // OSVersion is not known on this system.
 func OSVersion() string { return "" }
 
-// Local is the source of what is known of this machine: nothing on this system.
+// Local returns the source of facts about this machine: none on this system.
 func Local(Config) Source { return Source{} }

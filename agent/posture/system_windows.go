@@ -18,16 +18,16 @@ func programDirs() []string {
 	return []string{dir, filepath.Join(dir, "WindowsPowerShell", "v1.0")}
 }
 
-// environment is the service's own: PowerShell finds its modules by it.
+// environment is the service's own: PowerShell needs it to find its modules.
 func environment() []string { return os.Environ() }
 
-// OSVersion is the version of Windows, such as 10.0.22631.
+// OSVersion returns the version of Windows, such as 10.0.22631.
 func OSVersion() string {
 	v := windows.RtlGetVersion()
 	return fmt.Sprintf("%d.%d.%d", v.MajorVersion, v.MinorVersion, v.BuildNumber)
 }
 
-// Local is the source of what is known of this machine. PowerShell is dear: it takes a second of CPU to start.
+// Local returns the source of facts about this machine. PowerShell counts as expensive: it takes a second of CPU to start.
 func Local(Config) Source {
 	return source(System(), []reader{
 		{Plan{Every: 5 * often, Dear: true}, defenderFirewall},

@@ -21,19 +21,19 @@ import (
 const (
 	// maxUpdates is how many updates are looked at.
 	maxUpdates = 5000
-	// maxListAge is how old the lists of packages may be: from older ones nobody knows what is pending.
+	// maxListAge is how old the package lists may be: older ones say nothing about what is pending.
 	maxListAge = 7 * 24 * time.Hour
 	day        = 24 * time.Hour
 )
 
-// update is a package with a fix for the system's security that is not installed.
+// update is a package with a security fix that is not installed.
 type update struct {
 	name   string    // with its version
 	issued time.Time // zero: not known
 }
 
-// updates counts the pending ones, and says how many days the oldest of them waits: since it was issued where that is known,
-// else since this agent saw it first.
+// updates counts the pending updates, and reports for how many days the oldest has been pending: since it was issued if that
+// is known, otherwise since this agent first saw it.
 func updates(memory Memory) func(context.Context, Host) []Reading {
 	return func(ctx context.Context, h Host) []Reading {
 		pending, err := pendingUpdates(ctx, h)
@@ -70,8 +70,8 @@ func examples(list []update) string {
 	return strings.Join(names, ", ")
 }
 
-// pendingUpdates asks the system's package manager, by the lists that it has. A repository whose lists it has not got is an error
-// to dnf only if it is told so: else it counts without that one.
+// pendingUpdates asks the system's package manager, using the package lists that it has. To dnf, a repository without lists
+// is an error only if it is told so: otherwise it counts without that one.
 func pendingUpdates(ctx context.Context, h Host) ([]update, error) {
 	switch {
 	case h.exists("usr/bin/apt-get"):
@@ -104,18 +104,18 @@ func listed(ctx context.Context, h Host, parse func([]byte) []update, lists time
 }
 
 const (
-	// maxLists is how many files of lists are looked at.
+	// maxLists is how many list files are looked at.
 	maxLists = 512
-	// maxRelease is how much of a Release file is read: what it is about stands at its beginning.
+	// maxRelease is how much of a Release file is read: what it is about is at its beginning.
 	maxRelease = 8 << 10
 )
 
-// aptLists is of when apt's newest list of updates for security is, by the archive's own word: apt touches its directories also
-// when it could fetch nothing.
+// aptLists returns when apt's newest list of security updates was made, according to the archive itself: apt touches its
+// directories even when it could fetch nothing.
 func aptLists(h Host) (at time.Time) {
 	names, err := fs.Glob(h.Files, "var/lib/apt/lists/*Release")
 	if err != nil {
-		return at // the pattern is ours
+		return at // cannot happen: the pattern is constant
 	}
 	for _, name := range names[:min(len(names), maxLists)] {
 		if made := securityRelease(h.head(name, maxRelease)); made.After(at) {
@@ -125,7 +125,7 @@ func aptLists(h Host) (at time.Time) {
 	return at
 }
 
-// securityRelease is when a Release file was made, if it is about updates for security; else the zero time.
+// securityRelease returns when a Release file was made, if it is about security updates; otherwise the zero time.
 func securityRelease(b []byte) (made time.Time) {
 	security := false
 	for line := range bytes.Lines(b) {
@@ -147,16 +147,16 @@ func securityRelease(b []byte) (made time.Time) {
 	return made
 }
 
-// isSecurity says whether a source of packages is for security, by its label or its suite.
+// isSecurity reports whether a package source is for security updates, by its label or its suite.
 func isSecurity(label, suite string) bool {
 	return strings.Contains(label, "Security") || strings.HasSuffix(suite, "-security")
 }
 
-// dnfLists is when dnf fetched last what a repository knows of security. Not all know anything.
+// dnfLists returns when dnf last fetched a repository's security information. Not all repositories have any.
 func dnfLists(files fs.FS, cache string) (at time.Time) {
 	names, err := fs.Glob(files, cache+"/*/repodata/*updateinfo*")
 	if err != nil {
-		return at // the pattern is ours
+		return at // cannot happen: the pattern is constant
 	}
 	for _, name := range names[:min(len(names), maxLists)] {
 		if s, err := fs.Stat(files, path.Dir(name)+"/repomd.xml"); err == nil && s.ModTime().After(at) {
@@ -166,7 +166,7 @@ func dnfLists(files fs.FS, cache string) (at time.Time) {
 	return at
 }
 
-// aptUpdates reads what `apt-get -s dist-upgrade` would install:
+// aptUpdates parses what `apt-get -s dist-upgrade` would install:
 //
 //	Inst libssl3 [3.0.11-1~deb12u1] (3.0.15-1~deb12u1 Debian-Security:12/stable-security [amd64])
 //	Inst openssl [3.0.2-0ubuntu1.9] (3.0.2-0ubuntu1.18 Ubuntu:22.04/jammy-updates, Ubuntu:22.04/jammy-security [amd64])
@@ -194,7 +194,7 @@ func aptUpdates(b []byte) (out []update) {
 	return out
 }
 
-// dnf5Updates reads the table that `dnf5 advisory list` prints:
+// dnf5Updates parses the table that `dnf5 advisory list` prints:
 //
 //	Name                   Type     Severity  Package                             Issued
 //	FEDORA-2025-2bcc9bb5d4 security Important openssl-libs-1:3.2.4-3.fc42.x86_64  2025-04-02 02:13:33
@@ -212,7 +212,7 @@ func dnf5Updates(b []byte) (out []update) {
 	return out
 }
 
-// dnfUpdates reads the list that `dnf updateinfo list` prints, as does yum:
+// dnfUpdates parses the list that `dnf updateinfo list` prints, as does yum:
 //
 //	RHSA-2025:1234  Important/Sec. openssl-libs-1:3.0.7-27.el9.x86_64
 func dnfUpdates(b []byte) (out []update) {
@@ -224,10 +224,10 @@ func dnfUpdates(b []byte) (out []update) {
 	return out
 }
 
-// seen is when each pending update was seen first, in Unix seconds.
+// seen is when each pending update was first seen, in Unix seconds.
 type seen map[string]int64
 
-// remember keeps of what was seen what is pending still, and adds what is new. Oldest is since when the oldest one waits.
+// remember keeps of was what is still pending, and adds what is new. Oldest is since when the oldest has been pending.
 func remember(was seen, pending []update, now time.Time) (out seen, oldest time.Time) {
 	out, oldest = seen{}, now
 	for _, u := range pending {
@@ -250,12 +250,12 @@ func remember(was seen, pending []update, now time.Time) (out seen, oldest time.
 func encodeSeen(s seen) []byte {
 	b, err := json.Marshal(s)
 	if err != nil {
-		panic(err) // texts and numbers
+		panic(err) // only strings and numbers
 	}
 	return append(b, '\n')
 }
 
-// decodeSeen reads what encodeSeen made. What cannot be read was not seen.
+// decodeSeen parses the output of encodeSeen; nil if it cannot.
 func decodeSeen(b []byte) seen {
 	var s seen
 	if json.Unmarshal(b, &s) != nil || len(s) > maxUpdates {
@@ -264,7 +264,7 @@ func decodeSeen(b []byte) seen {
 	return s
 }
 
-// rebootRequired says whether something that was updated runs still as it was.
+// rebootRequired reports whether something that was updated is still running in its old version.
 func rebootRequired(_ context.Context, h Host) []Reading {
 	if h.exists("run/reboot-required") || h.exists("var/run/reboot-required") {
 		return []Reading{yesNo(fact.RebootRequired, true, "for "+strings.Join(strings.Fields(h.text("run/reboot-required.pkgs")), ", "))}
@@ -274,7 +274,7 @@ func rebootRequired(_ context.Context, h Host) []Reading {
 	for _, pattern := range []string{"usr/lib/modules/*/modules.builtin", "lib/modules/*/modules.builtin"} {
 		names, err := fs.Glob(h.Files, pattern)
 		if err != nil {
-			continue // the pattern is ours
+			continue // cannot happen: the pattern is constant
 		}
 		for _, name := range names {
 			kernels = append(kernels, path.Base(path.Dir(name)))
@@ -286,7 +286,7 @@ func rebootRequired(_ context.Context, h Host) []Reading {
 	return []Reading{judgeKernel(running, kernels)}
 }
 
-// judgeKernel compares the kernel that runs with those that are installed.
+// judgeKernel compares the running kernel with the installed ones.
 func judgeKernel(running string, installed []string) Reading {
 	if !slices.Contains(installed, running) {
 		return yesNo(fact.RebootRequired, true, "the running kernel, "+running+", is no longer installed")
@@ -299,7 +299,7 @@ func judgeKernel(running string, installed []string) Reading {
 	return yesNo(fact.RebootRequired, false, "")
 }
 
-// flavour is what is left of a kernel's release without numbers: kernels of several may be installed.
+// flavour returns a kernel release without its numbers: kernels of several flavours may be installed.
 func flavour(release string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsLetter(r) {
@@ -309,7 +309,7 @@ func flavour(release string) string {
 	}, release)
 }
 
-// newer compares the numbers in two releases, one after the other.
+// newer compares the numbers in two releases in order.
 func newer(a, b string) bool {
 	x, y := numbers(a), numbers(b)
 	return slices.Compare(x, y) > 0
@@ -319,7 +319,7 @@ func numbers(s string) (out []int) {
 	for _, f := range strings.FieldsFunc(s, func(r rune) bool { return r < '0' || r > '9' }) {
 		n, err := strconv.Atoi(f)
 		if err != nil {
-			n = int(^uint(0) >> 1) // longer than any that is one
+			n = int(^uint(0) >> 1) // longer than any real one
 		}
 		out = append(out, n)
 	}

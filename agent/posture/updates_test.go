@@ -21,7 +21,7 @@ const (
 	debianSecurity = "/var/lib/apt/lists/deb.debian.org_debian-security_dists_bookworm-security_InRelease"
 )
 
-// note is a Memory of a test.
+// note is a Memory for tests.
 type note struct{ b []byte }
 
 func (n *note) Load() ([]byte, error) {
@@ -72,7 +72,8 @@ func TestUpdates(t *testing.T) {
 	}
 }
 
-// An update that waits grows older, whoever restarts meanwhile; one that was installed is forgotten; and old lists are no news.
+// TestAgeOfUpdates checks that a pending update grows older across restarts, that an installed one is forgotten, and that
+// old lists do not count.
 func TestAgeOfUpdates(t *testing.T) {
 	now := noon
 	memory := File(filepath.Join(t.TempDir(), "posture.json"))
@@ -110,7 +111,7 @@ func TestAgeOfUpdates(t *testing.T) {
 	want("updatesPending=3 updatesAge=0")
 }
 
-// A Release file says when it was made; what the files' own times are says nothing.
+// TestReleasesOfSecurity checks that a Release file's Date says when it was made, whatever the file's own time.
 func TestReleasesOfSecurity(t *testing.T) {
 	made := time.Date(2026, 5, 20, 16, 28, 12, 0, time.UTC)
 	for text, want := range map[string]time.Time{

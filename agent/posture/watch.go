@@ -6,21 +6,21 @@ import (
 	"time"
 )
 
-// tickMax is how long the watch sleeps at most before it looks at the time: timers stand still while the machine sleeps.
+// tickMax is the longest the watch sleeps before it checks the time: timers stand still while the machine is suspended.
 const tickMax = 15 * time.Second
 
 // Collector reads some facts.
 type Collector struct {
 	Plan Plan
-	// Read names all facts that the collector is about, those that it could not find out as well. It returns soon after the
-	// context has ended.
+	// Read returns a reading for every fact that the collector is about, even for those that it could not find out. It
+	// returns soon after the context has ended.
 	Read func(context.Context) []Reading
 }
 
 // Source is where facts come from. The zero Source knows nothing.
 type Source struct {
 	Collectors []Collector
-	// Changes reports what a Trigger stands for, until the context ends; then it is closed. Nil: nothing tells.
+	// Changes reports triggers until the context ends, and then closes the channel. Nil means that there are none.
 	Changes func(context.Context) (<-chan Trigger, error)
 }
 
@@ -34,16 +34,16 @@ type Watch struct {
 	tasks   sync.WaitGroup
 	done    chan struct{}
 	results chan Collected
-	asked   chan chan struct{} // closed when everything was read anew
+	asked   chan chan struct{} // closed once everything has been read again
 
 	mu       sync.Mutex
 	facts    []Fact
 	complete bool
 }
 
-// Start begins to watch. Clock is the time since the machine was switched on. Tell takes what has changed, or gives up when the
-// context ends; it is called by one goroutine, and not after Close has returned. The error is that changes are not told of,
-// and found out some time later only; the watch runs nevertheless.
+// Start begins to watch. Clock returns the time since the machine was switched on. Tell receives the changes, or gives up
+// when the context ends; it is called from one goroutine, and not after Close has returned. An error means that triggers do
+// not work, so that changes are noticed later; the watch runs nevertheless.
 func Start(source Source, clock func() time.Duration, tell func(context.Context, Report)) (*Watch, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &Watch{
@@ -59,21 +59,20 @@ func Start(source Source, clock func() time.Duration, tell func(context.Context,
 	return w, err
 }
 
-// Close ends the watch and waits.
+// Close ends the watch and waits for it.
 func (w *Watch) Close() {
 	w.cancel()
 	<-w.done
 }
 
-// Facts are what is known and what could not be found out, sorted by name. Complete says that every collector has said
-// something by now.
+// Facts returns what is known and what could not be found out, sorted by name. Complete means the same as in Report.
 func (w *Watch) Facts() (facts []Fact, complete bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.facts, w.complete
 }
 
-// Refresh reads everything anew and waits for it.
+// Refresh reads everything again and waits for the results.
 func (w *Watch) Refresh(ctx context.Context) error {
 	read := make(chan struct{})
 	select {
@@ -132,7 +131,7 @@ func (w *Watch) run(ctx context.Context, changes <-chan Trigger) {
 	}
 }
 
-// drain waits until whoever tells of changes has ended.
+// drain waits until the source of changes has ended.
 func drain(changes <-chan Trigger) {
 	if changes == nil {
 		return
@@ -141,7 +140,7 @@ func drain(changes <-chan Trigger) {
 	}
 }
 
-// step takes an event, carries out what follows from it, and says how long nothing will be due.
+// step handles an event, carries out the effects, and returns how long nothing will be due.
 func (w *Watch) step(ctx context.Context, s *Schedule, e Event) (pause time.Duration) {
 	pause = tickMax
 	now := w.clock()

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// gauge is a collector of a test: it reads what the test has set.
+// gauge is a test collector: it reads what the test has set.
 type gauge struct {
 	mu    sync.Mutex
 	value string
@@ -96,7 +96,7 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-// A collector that hangs keeps nobody from closing the watch, and what it read is forgotten.
+// TestHangingCollector checks that a hanging collector does not keep the watch from closing, and that what it read is forgotten.
 func TestHangingCollector(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()

@@ -7,12 +7,12 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/fact"
 )
 
-// powershell runs one command. What it prints is in no language: numbers and names of the system.
+// powershell runs one command. Its output is independent of the language: numbers and names of the system.
 func powershell(ctx context.Context, h Host, command string) ([]byte, error) {
 	return h.Run(ctx, "powershell.exe", "-NoLogo", "-NoProfile", "-NonInteractive", "-Command", command)
 }
 
-// bitLocker asks Windows whether the drive that it is on is encrypted.
+// bitLocker asks Windows whether the system drive is encrypted.
 func bitLocker(ctx context.Context, h Host) []Reading {
 	b, err := powershell(ctx, h, "$v = Get-BitLockerVolume -MountPoint $env:SystemDrive; "+
 		"'VolumeStatus={0:d} ProtectionStatus={1:d}' -f $v.VolumeStatus, $v.ProtectionStatus")
@@ -22,8 +22,8 @@ func bitLocker(ctx context.Context, h Host) []Reading {
 	return []Reading{bitLockerStatus(string(b))}
 }
 
-// bitLockerStatus reads VolumeStatus and ProtectionStatus. The drive is protected where it is fully encrypted (1) and its key is
-// not lying on it in clear (1). While what was free before is wiped (6, 7) it is not done.
+// bitLockerStatus parses VolumeStatus and ProtectionStatus. The drive is protected if it is fully encrypted (1) and its key
+// is not stored on it in clear (1). While formerly free space is being wiped (6, 7) it is not done.
 func bitLockerStatus(s string) Reading {
 	values := assignments(s)
 	volume, protection := values["VolumeStatus"], values["ProtectionStatus"]
@@ -38,7 +38,7 @@ func bitLockerStatus(s string) Reading {
 	return unknown(fact.DiskEncrypted, "Get-BitLockerVolume says something unexpected")
 }
 
-// defenderFirewall asks Windows for its firewall.
+// defenderFirewall asks Windows for the state of its firewall.
 func defenderFirewall(ctx context.Context, h Host) []Reading {
 	b, err := powershell(ctx, h, "Get-NetFirewallProfile -PolicyStore ActiveStore | "+
 		"ForEach-Object { '{0}={1:d}/{2:d}' -f $_.Name, $_.Enabled, $_.DefaultInboundAction }")
@@ -48,8 +48,8 @@ func defenderFirewall(ctx context.Context, h Host) []Reading {
 	return []Reading{defenderFirewallProfiles(string(b))}
 }
 
-// defenderFirewallProfiles wants the firewall on (1) in each profile, for the network may become another one, and what no rule is
-// about blocked (4, which is what it does where nothing is set, 0).
+// defenderFirewallProfiles requires the firewall to be on (1) in each profile, since the network may change, and to block
+// what no rule matches (4, or the default, 0, which blocks as well).
 func defenderFirewallProfiles(s string) Reading {
 	values := assignments(s)
 	for _, profile := range []string{"Domain", "Private", "Public"} {
@@ -65,7 +65,7 @@ func defenderFirewallProfiles(s string) Reading {
 	return yesNo(fact.FirewallOn, true, "on in all profiles")
 }
 
-// assignments reads words such as Name=1.
+// assignments parses words such as Name=1.
 func assignments(s string) map[string]string {
 	out := map[string]string{}
 	for word := range strings.FieldsSeq(s) {

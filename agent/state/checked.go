@@ -10,20 +10,23 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// The file checked spares a start the signatures of all peers' certificates, which are most of what a large netmap costs:
+// The file checked saves a start from verifying the signatures of all peers' certificates, which is most of what a large
+// netmap costs:
 //
 //	HMAC-SHA-256 of what follows, 32 bytes | names of signatures that were found good, 32 bytes each
 //
-// The key is made of the node key that the node's certificate names. The file vouches for signatures alone. Whether a certificate is
-// under a trusted root, in its time, not revoked and not older than one that was seen is judged at every start, file or no file; what
-// it does not list, or lists under another key, is verified as ever.
+// The HMAC key is derived from the node key that the node's certificate names. The file vouches for signatures only. Whether
+// a certificate chains to a trusted root, is within its validity period, is not revoked and not older than one already seen
+// is checked at every start, with or without the file; a signature that it does not list, or lists under another key, is
+// verified as usual.
 //
-// What it takes to plant a peer here is the node key. Where a TPM wraps that, whoever writes to the disk, or swaps or clones it,
-// does not have it; where it is a file, who reads it is this node already, to everybody. It is no cheaper than what the directory
-// permits without this file: who can write identity can add a root of their own to those that it names.
+// Planting a peer here takes the node key. If a TPM wraps the key, an attacker who can write to the disk, or swap or clone
+// it, does not have it; if it is in a plain file, whoever can read that can pose as this node anyway. Nor does this file make
+// anything possible that the directory did not allow before: an attacker who can write identity can add a root of their own
+// to it.
 const checkedPurpose = "checked signatures"
 
-// SaveChecked makes last which signatures were found good, under the node key in use.
+// SaveChecked saves which signatures were found good, authenticated by the node key in use.
 func (d *Dir) SaveChecked(node key.NodePrivate, good []cert.Signature) error {
 	payload := make([]byte, sha256.Size, sha256.Size*(1+len(good)))
 	for _, s := range good {
@@ -47,7 +50,7 @@ func checkedMAC(node key.NodePrivate, list []byte) ([]byte, error) {
 	return h.Sum(nil), nil
 }
 
-// loadChecked reads what SaveChecked wrote. Nothing is lost with it but time, so a file that is no good is none.
+// loadChecked reads what SaveChecked wrote. Losing it costs only time, so an unusable file counts as none.
 func (d *Dir) loadChecked(s *State) error {
 	if s.Self == nil {
 		return nil
@@ -62,7 +65,7 @@ func (d *Dir) loadChecked(s *State) error {
 	return nil
 }
 
-// parseChecked gives nil for anything that SaveChecked did not write under the same key.
+// parseChecked returns nil for anything that SaveChecked did not write under the same key.
 func parseChecked(node key.NodePrivate, b []byte) map[cert.Signature]struct{} {
 	const size = sha256.Size
 	if len(b) < size || len(b)%size != 0 || len(b)/size-1 > proto.MaxPeers {

@@ -33,7 +33,7 @@ func TestChecked(t *testing.T) {
 	}
 }
 
-// Who does not have the node key can write nothing there that is believed, and damage costs time alone.
+// TestCheckedByOthers checks that nothing written without the node key is believed, and that damage costs only time.
 func TestCheckedByOthers(t *testing.T) {
 	d, s := filled(t)
 	stranger, err := key.NewNode(rand.Reader)
@@ -51,7 +51,7 @@ func TestCheckedByOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	none("under another key")
-	// A key that an intruder puts beside this node's is not one that the certificate names.
+	// The certificate does not name a key that an intruder puts beside this node's.
 	if err := d.SaveNodes([]key.NodePrivate{s.node.Node, stranger}); err != nil {
 		t.Fatal(err)
 	}

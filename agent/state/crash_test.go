@@ -18,7 +18,7 @@ import (
 
 var errCut = errors.New("the machine is off")
 
-// disk is a filesystem that forgets what was not synced when its power is cut.
+// disk is a filesystem that loses what was not synced when its power is cut.
 type disk struct {
 	names   map[string]*inode // as programs see them
 	durable map[string]*inode // as they are after a cut
@@ -35,7 +35,7 @@ func newDisk() *disk {
 	return &disk{names: map[string]*inode{}, durable: map[string]*inode{}, left: -1, rand: rand.New(rand.NewPCG(1, 1))}
 }
 
-// step is the moment before something happens at which the machine may go off.
+// step is called before each operation: the machine may go off there.
 func (d *disk) step() error {
 	if d.left == 0 {
 		return errCut
@@ -44,8 +44,8 @@ func (d *disk) step() error {
 	return nil
 }
 
-// reboot is what the next run finds. Kill keeps everything that was written, as the kernel does when a process dies; a
-// power cut keeps what was synced, and of the rest as much as chance has it.
+// reboot leaves the disk as the next run finds it. A kill keeps everything that was written, as the kernel does when a
+// process dies; a power cut keeps what was synced, and a random part of the rest.
 func (d *disk) reboot(powerCut bool) {
 	d.left = -1
 	if !powerCut {
@@ -154,7 +154,7 @@ type handle struct {
 
 func (h *handle) Write(b []byte) (int, error) {
 	if err := h.d.step(); err != nil {
-		half := len(b) / 2 // it went off in the middle
+		half := len(b) / 2 // power failed halfway through
 		h.i.data = append(h.i.data, b[:half]...)
 		return half, err
 	}
@@ -172,7 +172,7 @@ func (h *handle) Sync() error {
 
 func (h *handle) Close() error { return nil }
 
-// script is a node's life on the disk. Each step is one promise: when it returned nil, it lasts.
+// script is a node's life on the disk. Each step is one promise: once it has returned nil, its effect lasts.
 type script struct {
 	dir  *Dir
 	mesh *identitytest.Mesh
@@ -193,7 +193,7 @@ func newScript(d *disk) *script {
 	return s
 }
 
-// on is the same life on another disk.
+// on returns the same life on another disk.
 func (s *script) on(d *disk) *script {
 	other := *s
 	other.dir = &Dir{name: "/state", fs: d}
@@ -228,7 +228,7 @@ func (s *script) steps() []func() error {
 		func() error { return s.change(3, 4) },
 		func() error { return d.SaveNetmap(s.netmap(5)) },
 		func() error { return s.change(5, 6) },
-		func() error { d.logSize = 1 << 40; return s.change(6, 7) }, // as though the log were long
+		func() error { d.logSize = 1 << 40; return s.change(6, 7) }, // as if the log were long
 		func() error { return s.change(7, 8) },
 		func() error { return d.SaveWanted(Wanted{Revoked: &Revocation{At: noon, Message: "by ann"}}) },
 		d.Forget,
@@ -236,12 +236,13 @@ func (s *script) steps() []func() error {
 	return steps
 }
 
-// version is the netmap's that a number of whole steps leaves.
+// versionAfter returns the netmap version that a number of complete steps leaves.
 func versionAfter(steps int) uint64 {
 	return []uint64{0, 0, 0, 0, 0, 0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 8, 0}[steps]
 }
 
-// Wherever the program or the machine is stopped: the next run starts, and knows all that was promised.
+// TestStoppedAnywhere checks that, wherever the program or the machine is stopped, the next run starts and knows everything
+// that was promised.
 func TestStoppedAnywhere(t *testing.T) {
 	life := newScript(nil)
 	for _, powerCut := range []bool{false, true} {
@@ -262,7 +263,7 @@ func TestStoppedAnywhere(t *testing.T) {
 					done++
 				}
 				if d.left > 0 {
-					break // it came to its end
+					break // it reached its end
 				}
 				d.reboot(powerCut)
 				checkReboot(t, d, s, done, at)
@@ -298,7 +299,7 @@ func checkReboot(t *testing.T, d *disk, s *script, done, at int) {
 		if diff := proto.Diff(got.Netmap, s.netmap(version)); !diff.Empty() {
 			t.Errorf("cut at %d: netmap %d is another than was saved: %+v", at, version, diff)
 		}
-		// And it goes on from there.
+		// And it continues from there.
 		nm := s.netmap(version + 1)
 		if err := next.SaveDelta(proto.Diff(got.Netmap, nm), nm); err != nil {
 			t.Fatalf("cut at %d: %v", at, err)
@@ -313,7 +314,8 @@ func checkReboot(t *testing.T, d *disk, s *script, done, at int) {
 	}
 }
 
-// A write that fails halfway (a full disk) spoils nothing, and the next one that works catches up.
+// TestWriteFails checks that a write that fails halfway (a full disk) spoils nothing, and that the next one that works
+// catches up.
 func TestWriteFails(t *testing.T) {
 	life := newScript(nil)
 	for at := range 40 {

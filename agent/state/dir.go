@@ -29,22 +29,22 @@ const (
 	fileRelay    = "relay.key"
 )
 
-// Dir is a state directory that this process holds. Its methods are for one goroutine.
+// Dir is a state directory locked by this process. Its methods must be called from one goroutine.
 type Dir struct {
 	name    string
 	fs      filesystem
 	lock    *os.File
 	wrapper Wrapper // nil: nothing is wrapped
 
-	// Of the netmap's log: its size, that of the snapshot before it, and whether a failed write left part of a record.
+	// The netmap's log: its size, that of the snapshot before it, and whether a failed write left part of a record.
 	logSize, snapshotSize int64
 	logBroken             bool
 }
 
-// InUseError says that another process holds the directory.
+// InUseError reports that another process holds the directory.
 type InUseError struct {
 	Path   string
-	Holder string // who, as far as it is known
+	Holder string // the other process, as far as it is known
 }
 
 func (e *InUseError) Error() string {
@@ -52,7 +52,7 @@ func (e *InUseError) Error() string {
 		e.Path, e.Holder)
 }
 
-// Open makes the directory if there is none, and takes hold of it until Close.
+// Open creates the directory if there is none, and locks it until Close.
 func Open(path string, now time.Time) (*Dir, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -75,8 +75,8 @@ func Open(path string, now time.Time) (*Dir, error) {
 	return &Dir{name: abs, fs: directory(abs), lock: lock}, nil
 }
 
-// closeToOthers keeps everybody else out of a directory for keys: service managers and people make such that others may
-// enter. It must be empty or ours already: closing somebody else's, such as /tmp, would break the machine.
+// closeToOthers removes other users' access to a directory of keys: service managers and people create directories that others
+// may enter. It must be empty or already ours: restricting another program's directory, such as /tmp, would break the machine.
 func closeToOthers(dir string) error {
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -99,7 +99,7 @@ func closeToOthers(dir string) error {
 	return nil
 }
 
-// hold locks the file at path and writes into it who does.
+// hold locks the file at path and records in it who holds it.
 func hold(path string, now time.Time) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -131,12 +131,12 @@ func hold(path string, now time.Time) (*os.File, error) {
 	return f, nil
 }
 
-// Path is the directory's absolute name.
+// Path returns the directory's absolute path.
 func (d *Dir) Path() string { return d.name }
 
 func (d *Dir) path(name string) string { return filepath.Join(d.name, name) }
 
-// Close lets go of the directory. It may be called more than once.
+// Close releases the directory. It may be called more than once.
 func (d *Dir) Close() error {
 	if d.lock == nil {
 		return nil

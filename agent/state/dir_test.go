@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestDirectoriesOfOthers: an agent that is given /tmp or somebody's home by mistake must not close it to its users.
+// TestDirectoriesOfOthers checks that an agent that is given /tmp or somebody's home by mistake does not close it to its users.
 func TestDirectoriesOfOthers(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o755); err != nil {
@@ -29,7 +29,7 @@ func TestDirectoriesOfOthers(t *testing.T) {
 		t.Errorf("afterwards it holds %v, %v", list, err)
 	}
 
-	// One that is empty, as service managers make it, and one that is ours, are closed.
+	// An empty directory, as service managers create it, and one of ours are closed to others.
 	empty := t.TempDir()
 	for range 2 {
 		if err := os.Chmod(empty, 0o755); err != nil {

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// CorruptError says that a file of the directory cannot be used.
+// CorruptError reports that a file of the directory cannot be used.
 type CorruptError struct {
 	Path   string
 	Reason string
@@ -21,7 +21,7 @@ func (e *CorruptError) Error() string {
 	return fmt.Sprintf("%s: %s. Nothing was started. What to do: %s", e.Path, e.Reason, e.Remedy)
 }
 
-// Limits of what is read, far above what is written.
+// Limits on what is read, far above what is written.
 const (
 	limitSmall   = 1 << 20
 	limitFloors  = 64 << 20
@@ -32,7 +32,7 @@ const (
 
 const formatVersion = "1"
 
-// seal puts the line before a payload that open checks.
+// seal prefixes a payload with the line that open checks.
 func seal(kind string, payload []byte) []byte {
 	sum := sha256.Sum256(payload)
 	b := make([]byte, 0, len(payload)+96)
@@ -40,7 +40,7 @@ func seal(kind string, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// open is the inverse of seal; its errors are the reason of a CorruptError.
+// open is the inverse of seal; its errors become the reason of a CorruptError.
 func open(kind string, b []byte) ([]byte, error) {
 	line, _, ok := bytes.Cut(b[:min(len(b), 256)], []byte("\n"))
 	fields := strings.Split(string(line), " ")
@@ -60,7 +60,7 @@ func open(kind string, b []byte) ([]byte, error) {
 	return payload, nil
 }
 
-// read returns the payload of a file, nil if there is no such file.
+// read returns the payload of a file; nil if there is no such file.
 func (d *Dir) read(name string, limit int64) ([]byte, error) {
 	b, err := d.fs.Read(name, limit)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -76,7 +76,7 @@ func (d *Dir) read(name string, limit int64) ([]byte, error) {
 	return payload, nil
 }
 
-// write replaces a file: when it returns nil the new content is on the disk, otherwise the old or the new one is.
+// write replaces a file. If it returns nil the new content is on the disk, otherwise either the old or the new one is.
 func (d *Dir) write(name string, payload []byte) error {
 	if err := d.replace(name, seal(name, payload)); err != nil {
 		return fmt.Errorf("write %s: %w", d.path(name), err)

@@ -8,7 +8,7 @@ import (
 	"runtime"
 )
 
-// filesystem is what a Dir does to a disk, step by step, so that tests can stop it after each one.
+// filesystem is the operations of a Dir on a disk, step by step, so that tests can interrupt it after each one.
 type filesystem interface {
 	Read(name string, limit int64) ([]byte, error)
 	Create(name string) (file, error) // empty, mode 0600
@@ -24,7 +24,7 @@ type file interface {
 	Sync() error
 }
 
-// directory is the real one.
+// directory is the real filesystem.
 type directory string
 
 func (d directory) path(name string) string { return filepath.Join(string(d), name) }
@@ -91,10 +91,10 @@ func (d directory) SyncDir() error {
 	return f.Sync()
 }
 
-// Ask has before called ahead of each step that changes the disk from now on: where that fails, so does the step.
+// Ask makes every further step that changes the disk call before first; if that fails, so does the step.
 func (d *Dir) Ask(before func(step string) error) { d.fs = asking{d.fs, before} }
 
-// asking is a filesystem that asks before it changes anything.
+// asking is a filesystem that calls before ahead of each change.
 type asking struct {
 	filesystem
 	before func(step string) error

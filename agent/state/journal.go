@@ -12,8 +12,8 @@ import (
 //
 //	length of the payload, 4 bytes | CRC-32C of these 4 bytes | CRC-32C of the payload | payload
 //
-// big endian. Appending is one write and one sync. A crash can leave a tail that is short, or holds zeros where the file
-// system had made room already; only such a tail is taken for one that was never acknowledged.
+// in big endian. Appending is one write and one sync. A crash can leave a tail that is short, or that holds zeros if the
+// file system had already allocated space; only such a tail is taken for a record that was never acknowledged.
 const recordHeader = 12
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -28,7 +28,7 @@ func appendRecord(dst, payload []byte) []byte {
 	return append(dst, payload...)
 }
 
-// records splits a log. good is the length of its whole records; what follows is a tail that a crash left.
+// records splits a log. good is the length of its complete records; what follows is a tail that a crash left.
 func records(log []byte) (payloads [][]byte, good int, err error) {
 	for good < len(log) {
 		rest := log[good:]
@@ -60,7 +60,7 @@ func records(log []byte) (payloads [][]byte, good int, err error) {
 
 func zeros(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
 
-// readLog returns the whole records of the log, and cuts off what a crash left of one.
+// readLog returns the complete records of the log, and truncates the tail that a crash left.
 func (d *Dir) readLog() ([][]byte, error) {
 	log, err := d.fs.Read(fileLog, limitNetmap)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -82,7 +82,7 @@ func (d *Dir) readLog() ([][]byte, error) {
 	return payloads, nil
 }
 
-// appendLog makes a record last.
+// appendLog appends a record and syncs it.
 func (d *Dir) appendLog(payload []byte) error {
 	if d.logBroken {
 		return errors.New("an earlier write to it failed")
@@ -90,7 +90,7 @@ func (d *Dir) appendLog(payload []byte) error {
 	record := appendRecord(nil, payload)
 	err := d.appendSynced(record)
 	if err != nil {
-		// The file may hold part of the record. What would be appended after that could not be read again.
+		// The file may hold part of the record. Whatever is appended after that could not be read again.
 		d.logBroken = true
 		return err
 	}
@@ -120,8 +120,8 @@ func (d *Dir) appendSynced(record []byte) error {
 	return err
 }
 
-// dropLog empties the log after a snapshot that holds everything in it. A crash before that leaves records that lead
-// up to the snapshot's version at most, which loading passes over.
+// dropLog removes the log after a snapshot that includes everything in it. A crash before that leaves records that lead up
+// to the snapshot's version at most; loading skips them.
 func (d *Dir) dropLog() error {
 	err := d.fs.Remove(fileLog)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryLock takes the lock, which ends with the process; false means that somebody else has it.
+// tryLock takes the lock, which ends with the process; false means that another process has it.
 func tryLock(f *os.File) (bool, error) {
 	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -18,5 +18,5 @@ func tryLock(f *os.File) (bool, error) {
 	return err == nil, err
 }
 
-// unlock ends the lock at once: a child that is being started shares it until it executes its program.
+// unlock releases the lock at once. Closing the file is not enough: a child that is being forked shares it until exec.
 func unlock(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_UN) }

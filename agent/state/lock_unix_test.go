@@ -8,8 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A process that is being started shares all files of this one until it executes its program. A directory that was closed in
-// that moment is free all the same.
+// A child that is being forked shares the parent's files until exec. The directory must be free all the same once it was closed.
 func TestClosedWhileAProcessStarts(t *testing.T) {
 	dir := t.TempDir()
 	d := opened(t, dir)

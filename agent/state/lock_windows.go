@@ -7,10 +7,10 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// lockedAt is the byte that is locked: far behind the text, which others may read.
+// lockedAt is the offset of the locked byte: far behind the text, so that others can read the text.
 const lockedAt = 1 << 20
 
-// tryLock takes the lock, which ends with the process; false means that somebody else has it.
+// tryLock takes the lock, which ends with the process; false means that another process has it.
 func tryLock(f *os.File) (bool, error) {
 	err := windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY,
 		0, 1, 0, &windows.Overlapped{Offset: lockedAt})
@@ -20,7 +20,7 @@ func tryLock(f *os.File) (bool, error) {
 	return err == nil, err
 }
 
-// unlock ends the lock.
+// unlock releases the lock.
 func unlock(f *os.File) error {
 	return windows.UnlockFileEx(windows.Handle(f.Fd()), 0, 1, 0, &windows.Overlapped{Offset: lockedAt})
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// leastLog is how large the log may become whatever the snapshot's size.
+// leastLog is how large the log may become whatever the size of the snapshot.
 const leastLog = 256 << 10
 
 // loadNetmap reads the snapshot and applies the log.
@@ -40,7 +40,7 @@ func (d *Dir) loadNetmap(s *State) error {
 			return d.corrupt(fileLog, err.Error())
 		}
 		if !nm.Version.Less(delta.To) {
-			continue // from before the snapshot: a crash came between writing that and dropping this
+			continue // from before the snapshot: a crash came between writing the snapshot and dropping the log
 		}
 		if nm, err = nm.Apply(delta); err != nil {
 			return d.corrupt(fileLog, err.Error())
@@ -56,7 +56,7 @@ func (d *Dir) loadNetmap(s *State) error {
 	return nil
 }
 
-// orphan refuses a log without the snapshot that it changes.
+// orphan rejects a log without the snapshot that it changes.
 func (d *Dir) orphan() error {
 	_, err := d.fs.Read(fileLog, limitNetmap)
 	if err == nil {
@@ -68,7 +68,7 @@ func (d *Dir) orphan() error {
 	return fmt.Errorf("read the state: %w", err)
 }
 
-// SaveNetmap makes a whole netmap last.
+// SaveNetmap saves a whole netmap.
 func (d *Dir) SaveNetmap(nm *proto.Netmap) error {
 	b, err := wire.EncodeNetmapFile(nm)
 	if err != nil {
@@ -79,15 +79,15 @@ func (d *Dir) SaveNetmap(nm *proto.Netmap) error {
 	}
 	d.snapshotSize = int64(len(b))
 	if err := d.dropLog(); err != nil {
-		// What is in the log leads up to this snapshot at most, but nothing may be added to it any more.
+		// What is in the log leads up to this snapshot at most, but nothing more may be appended to it.
 		d.logBroken = true
 		return fmt.Errorf("remove %s: %w", d.path(fileLog), err)
 	}
 	return nil
 }
 
-// SaveDelta makes a change of the netmap last; nm is what it leads to. It costs as much as the change is large, but for a
-// snapshot from time to time.
+// SaveDelta saves a change of the netmap; nm is the result. Its cost is proportional to the change, except for an occasional
+// snapshot.
 func (d *Dir) SaveDelta(delta *proto.Delta, nm *proto.Netmap) error {
 	if d.logBroken || d.snapshotSize == 0 || d.logSize > max(d.snapshotSize, leastLog) {
 		return d.SaveNetmap(nm)

@@ -9,22 +9,22 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Routing is what people decided about networks beyond the mesh. The zero value is for a node that is only itself.
+// Routing is the user's settings for networks beyond the mesh. The zero value is for a node that routes only for itself.
 type Routing struct {
-	// Advertise are the networks that the node offers to lead to, sorted; AdvertiseExit says that it offers the Internet.
+	// Advertise are the networks that the node offers to route to, sorted; AdvertiseExit offers the Internet.
 	Advertise     []netip.Prefix `json:",omitempty"`
 	AdvertiseExit bool           `json:",omitempty"`
-	// PlainSource leaves the sources of what is led there as they are.
+	// PlainSource turns off source NAT for what is forwarded there.
 	PlainSource bool `json:",omitempty"`
-	// Accept says that networks behind others are used.
+	// Accept means that networks behind other nodes are used.
 	Accept bool `json:",omitempty"`
-	// Exit is the node by which the Internet is reached: name, id or address; empty for none. ExitLAN leaves the networks
-	// alone that this machine is in.
+	// Exit is the node through which to reach the Internet: name, ID or address; empty for none. ExitLAN exempts the
+	// networks that this machine is in.
 	Exit    string `json:",omitempty"`
 	ExitLAN bool   `json:",omitempty"`
 }
 
-// The two routes that make an exit node.
+// Everything4 and Everything6 are the two routes of an exit node.
 var (
 	Everything4 = netip.MustParsePrefix("0.0.0.0/0")
 	Everything6 = netip.MustParsePrefix("::/0")
@@ -33,8 +33,8 @@ var (
 // maxExit is how long the name of a node may be.
 const maxExit = 253
 
-// Offers are the routes that the node offers in a mesh, or in whatever mesh it will be in, sorted. Those that overlap with the
-// mesh's own addresses are none.
+// Offers returns the routes that the node offers in a mesh, sorted; the zero Mesh stands for one that is not known yet.
+// Routes that overlap with the mesh's own addresses are refused.
 func (r Routing) Offers(m proto.Mesh) (offers, refused []netip.Prefix) {
 	for _, p := range r.Advertise {
 		if m.V4.IsValid() && m.V4.Overlaps(p) || m.V6.IsValid() && m.V6.Overlaps(p) {
@@ -50,7 +50,7 @@ func (r Routing) Offers(m proto.Mesh) (offers, refused []netip.Prefix) {
 	return offers, refused
 }
 
-// Check puts the networks in order, and refuses what cannot be, in a mesh or where that is not known yet.
+// Check normalizes the advertised networks, and rejects impossible settings. The zero Mesh stands for one that is not known yet.
 func (r *Routing) Check(m proto.Mesh) error {
 	for _, p := range r.Advertise {
 		switch a := p.Addr(); {
@@ -84,7 +84,7 @@ func (r *Routing) Check(m proto.Mesh) error {
 	return nil
 }
 
-// Equal says whether two are the same.
+// Equal reports whether two are the same.
 func (r Routing) Equal(o Routing) bool {
 	return slices.Equal(r.Advertise, o.Advertise) && r.AdvertiseExit == o.AdvertiseExit && r.PlainSource == o.PlainSource &&
 		r.Accept == o.Accept && r.Exit == o.Exit && r.ExitLAN == o.ExitLAN

@@ -18,45 +18,45 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
-// State is everything that a directory holds. Zero and nil values stand for files that are not there.
+// State is everything that a directory holds. Zero and nil values stand for files that do not exist.
 type State struct {
 	Device key.DevicePrivate
-	Sealed device.Blob       // the device key, where it is in a TPM
-	Nodes  []key.NodePrivate // the one in use, then those that come next
-	Lost   error             // why there are none although the disk has some; nil where there is no such reason
+	Sealed device.Blob       // the device key, if it is in a TPM
+	Nodes  []key.NodePrivate // the one in use, then those to come
+	Lost   error             // why there are none although the disk has some; nil otherwise
 	Join   *Join
 	Self   *identity.Self
 	Netmap *proto.Netmap
-	// Checked are signatures of peers' certificates that this node found good before.
+	// Checked are signatures of peers' certificates that this node has already found good.
 	Checked map[cert.Signature]struct{}
 	Floors  Floors
 	Wanted  Wanted
 	Port    uint16
-	Relay   *relaymsg.Secret // a relay's, which nodes know it by; nil: there is none
+	Relay   *relaymsg.Secret // the key by which nodes know a relay; nil: none
 }
 
-// Join is what a join code said.
+// Join is the content of a join code.
 type Join struct {
 	URLs   []string
 	Root   [32]byte // fingerprint
 	Secret key.TokenSecret
 }
 
-// Floors must never go back.
+// Floors are values that must never go back.
 type Floors struct {
 	MeshTime    time.Time
-	LastContact time.Time // when the coordinator was heard last, in mesh time
+	LastContact time.Time // when the coordinator was last heard, in mesh time
 	Version     proto.Version
 	Sequences   map[proto.NodeID]Sequence
 }
 
-// Sequence is the greatest number of a peer's certificates that was seen, and when that certificate ends.
+// Sequence is the greatest sequence number seen of a peer's certificates, and when that certificate expires.
 type Sequence struct {
 	Seen  uint64
 	Until time.Time
 }
 
-// Wanted is what people and the coordinator decided about the node.
+// Wanted is what the user and the coordinator decided about the node.
 type Wanted struct {
 	Up       bool
 	Hostname string      `json:",omitempty"`
@@ -65,13 +65,13 @@ type Wanted struct {
 	Routing  Routing     `json:",omitzero"`
 }
 
-// Revocation says that the node is not one of the mesh any more.
+// Revocation says when and why the coordinator revoked or locked the node.
 type Revocation struct {
 	At      time.Time
 	Message string
 }
 
-// Load reads and checks everything. If any of it cannot be used the error says what and nothing is returned.
+// Load reads and checks everything. If any of it is unusable, the error says what, and nothing is returned.
 func (d *Dir) Load() (*State, error) {
 	s := &State{}
 	for _, load := range []func(*State) error{
@@ -84,7 +84,7 @@ func (d *Dir) Load() (*State, error) {
 	return s, nil
 }
 
-// The types of PEM blocks with a node key, as it is and wrapped.
+// The types of the PEM blocks of node keys, plain and wrapped.
 const (
 	pemNode    = "REDOUBT NODE KEY"
 	pemWrapped = "REDOUBT WRAPPED NODE KEY"
@@ -119,16 +119,16 @@ func (d *Dir) loadKeys(s *State) error {
 	return nil
 }
 
-// Wrapper encrypts what is secret with a key that does not leave this machine.
+// Wrapper encrypts secrets with a key that does not leave this machine.
 type Wrapper interface {
 	Wrap(secret []byte) ([]byte, error)
 	Unwrap(wrapped []byte) ([]byte, error)
 }
 
-// Protect has node keys that are wrapped read, and written, with w.
+// Protect sets the Wrapper for reading and writing wrapped node keys.
 func (d *Dir) Protect(w Wrapper) { d.wrapper = w }
 
-// lostError says why a wrapped node key cannot be read. Only its machine could: that is no damage to the file.
+// lostError says why a wrapped node key cannot be read. Only its own machine could read it; the file is not damaged.
 type lostError struct{ error }
 
 func (e *lostError) Unwrap() error { return e.error }
@@ -173,7 +173,7 @@ func (d *Dir) parseNodes(b []byte) (nodes []key.NodePrivate, err error) {
 	return nodes, nil
 }
 
-// SaveDevice makes the device key last.
+// SaveDevice saves the device key.
 func (d *Dir) SaveDevice(k key.DevicePrivate) error {
 	b, err := k.MarshalPEM()
 	if err != nil {
@@ -182,7 +182,7 @@ func (d *Dir) SaveDevice(k key.DevicePrivate) error {
 	return d.write(fileDevice, b)
 }
 
-// SaveSealed makes a device key last that a TPM holds.
+// SaveSealed saves a device key that a TPM holds.
 func (d *Dir) SaveSealed(k device.Blob) error {
 	b, err := k.MarshalPEM()
 	if err != nil {
@@ -191,7 +191,7 @@ func (d *Dir) SaveSealed(k device.Blob) error {
 	return d.write(fileDevice, b)
 }
 
-// SaveNodes makes the node keys last, the one in use first.
+// SaveNodes saves the node keys, the one in use first.
 func (d *Dir) SaveNodes(nodes []key.NodePrivate) error {
 	var b []byte
 	for _, k := range nodes {
@@ -201,7 +201,7 @@ func (d *Dir) SaveNodes(nodes []key.NodePrivate) error {
 	return d.write(fileNode, b)
 }
 
-// WrapNodes is SaveNodes with the keys wrapped, as Protect says how. ErrWrap is that nothing was written.
+// WrapNodes is SaveNodes with the keys wrapped by the Wrapper that Protect set. On ErrWrap, nothing was written.
 func (d *Dir) WrapNodes(nodes []key.NodePrivate) error {
 	var b []byte
 	for _, k := range nodes {
@@ -215,10 +215,10 @@ func (d *Dir) WrapNodes(nodes []key.NodePrivate) error {
 	return d.write(fileNode, b)
 }
 
-// ErrWrap says that what should be wrapped could not be.
+// ErrWrap reports that the keys could not be wrapped.
 var ErrWrap = errors.New("wrap the node keys")
 
-// joinFile is Join as it is written.
+// joinFile is the file format of Join.
 type joinFile struct {
 	URLs   []string
 	Root   []byte
@@ -244,7 +244,7 @@ func (d *Dir) loadJoin(s *State) error {
 	return nil
 }
 
-// SaveJoin makes what a join code said last; a Join without URLs removes it.
+// SaveJoin saves the content of a join code; a Join without URLs removes the file.
 func (d *Dir) SaveJoin(j Join) error {
 	if len(j.URLs) == 0 {
 		return d.remove(fileJoin)
@@ -262,7 +262,7 @@ func (d *Dir) loadFloors(s *State) error {
 	return err
 }
 
-// SaveFloors makes the floors last.
+// SaveFloors saves the floors.
 func (d *Dir) SaveFloors(f Floors) error { return d.writeJSON(fileFloors, f) }
 
 func (d *Dir) loadWanted(s *State) error {
@@ -280,7 +280,7 @@ func (d *Dir) loadPort(s *State) error {
 	return err
 }
 
-// SavePort makes the UDP port last.
+// SavePort saves the UDP port.
 func (d *Dir) SavePort(port uint16) error { return d.writeJSON(filePort, port) }
 
 func (d *Dir) loadRelay(s *State) error {
@@ -294,19 +294,19 @@ func (d *Dir) loadRelay(s *State) error {
 	return nil
 }
 
-// SaveRelay makes a relay's key last.
+// SaveRelay saves a relay's key.
 func (d *Dir) SaveRelay(k *relaymsg.Secret) error { return d.write(fileRelay, k.Expose()) }
 
-// SaveFlows keeps the flow table for the next run.
+// SaveFlows saves the flow table for the next run.
 func (d *Dir) SaveFlows(flows []byte) error { return d.write(fileFlows, flows) }
 
-// TakeFlows returns what SaveFlows kept, once; nil if there is nothing.
+// TakeFlows returns what SaveFlows saved and removes it; nil if there is nothing.
 func (d *Dir) TakeFlows() ([]byte, error) {
 	b, err := d.read(fileFlows, limitFlows)
 	return b, errors.Join(err, d.remove(fileFlows))
 }
 
-// SaveWanted makes a decision last.
+// SaveWanted saves what was decided about the node.
 func (d *Dir) SaveWanted(w Wanted) error { return d.writeJSON(fileWanted, w) }
 
 func (d *Dir) loadIdentity(s *State) error {
@@ -339,11 +339,11 @@ func (d *Dir) loadIdentity(s *State) error {
 	return nil
 }
 
-// SaveIdentity makes a certificate last.
+// SaveIdentity saves a certificate.
 func (d *Dir) SaveIdentity(r identity.Record) error { return d.writeJSON(fileIdentity, r) }
 
-// Forget removes everything about one membership: keys, certificate, netmap, floors. What was wanted stays. No file outlives
-// one that it makes no sense without, wherever this ends.
+// Forget removes everything about one membership: keys, certificate, netmap, floors. Wanted stays. The order is such that no
+// file is left without one that it depends on, wherever this is interrupted.
 func (d *Dir) Forget() error {
 	for _, name := range []string{fileChecked, fileLog, fileNetmap, fileIdentity, fileJoin, fileFloors, fileRelay, fileNode, fileDevice} {
 		if err := d.remove(name); err != nil {
@@ -368,7 +368,7 @@ func (d *Dir) remove(name string) error {
 	return nil
 }
 
-// readJSON says whether there is such a file.
+// readJSON reports whether the file exists.
 func (d *Dir) readJSON(name string, limit int64, to any) (bool, error) {
 	b, err := d.read(name, limit)
 	if b == nil || err != nil {

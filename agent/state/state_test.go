@@ -28,7 +28,7 @@ func opened(t *testing.T, path string) *Dir {
 	return d
 }
 
-// filled is a directory with something in every file.
+// filled returns a directory with something in every file.
 func filled(t *testing.T) (*Dir, *script) {
 	t.Helper()
 	d := opened(t, filepath.Join(t.TempDir(), "state"))
@@ -128,7 +128,7 @@ func TestModes(t *testing.T) {
 	}
 }
 
-// Whatever happened to a file: it is refused by name, and nothing else is given out.
+// TestCorruptFiles checks that, whatever happened to a file, it is rejected by name, and nothing else is returned.
 func TestCorruptFiles(t *testing.T) {
 	spoil := map[string]func([]byte) []byte{
 		"truncated": func(b []byte) []byte { return b[:len(b)/2] },
@@ -161,7 +161,7 @@ func TestCorruptFiles(t *testing.T) {
 	}
 }
 
-// TestRoutingOnDiskIsChecked: what no command could have written is damage.
+// TestRoutingOnDiskIsChecked checks that settings that no command could have written count as damage.
 func TestRoutingOnDiskIsChecked(t *testing.T) {
 	d, _ := filled(t)
 	if err := d.SaveWanted(Wanted{Routing: Routing{Advertise: []netip.Prefix{Everything4}}}); err != nil {
@@ -205,7 +205,7 @@ func TestCorruptLog(t *testing.T) {
 	}
 }
 
-// Files of different nodes do not make a node together.
+// TestMixedUp checks that files of different nodes do not make a node together.
 func TestMixedUp(t *testing.T) {
 	for _, name := range []string{fileDevice, fileNode, fileIdentity} {
 		a, _ := filled(t)
@@ -241,7 +241,7 @@ func TestSecondAgent(t *testing.T) {
 	opened(t, path)
 }
 
-// The lock ends with the process that holds it, however that ends.
+// TestLockOfTheDead checks that the lock ends with the process that holds it, however that ends.
 func TestLockOfTheDead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	if os.Getenv("REDOUBT_TEST_HOLD") != "" {
@@ -274,7 +274,7 @@ func TestLockOfTheDead(t *testing.T) {
 	opened(t, path)
 }
 
-// Nothing in the files of a node that is enrolled can enrol another.
+// TestNoSecretIsLeft checks that nothing in the files of an enrolled node can enrol another one.
 func TestNoSecretIsLeft(t *testing.T) {
 	d, _ := filled(t)
 	b, err := os.ReadFile(d.path(fileJoin))

@@ -1,4 +1,4 @@
-// Package identitytest is a mesh's authority in memory, for tests of those who take certificates.
+// Package identitytest is a mesh's authority in memory, for tests of code that takes certificates.
 package identitytest
 
 import (
@@ -17,10 +17,10 @@ type Mesh struct {
 	Mesh         proto.Mesh
 	Root         *cert.Authority
 	Intermediate *cert.Authority
-	Cross        []byte // of a successor: its root, signed by the one before; nil: there is none
+	Cross        []byte // for a successor: its root, signed by the previous root; nil: none
 }
 
-// New is a mesh that began at a time and lasts for a year.
+// New returns a mesh that begins at a time and lasts for a year.
 func New(now time.Time) *Mesh {
 	id := must(proto.NewMeshID(rand.Reader))
 	m := &Mesh{Mesh: proto.Mesh{
@@ -32,7 +32,7 @@ func New(now time.Time) *Mesh {
 	return m
 }
 
-// Machine is the keys of a node.
+// Machine is the identity and keys of a node.
 type Machine struct {
 	ID     proto.NodeID
 	Number uint16 // the last part of its addresses
@@ -42,7 +42,7 @@ type Machine struct {
 	Node   key.NodePrivate
 }
 
-// Machine makes keys.
+// Machine creates a machine with new keys.
 func (m *Mesh) Machine(number uint16, name string) *Machine {
 	return &Machine{
 		ID: proto.NodeID(number), Number: number, Name: name, Tags: []string{"tag:test"},
@@ -50,7 +50,7 @@ func (m *Mesh) Machine(number uint16, name string) *Machine {
 	}
 }
 
-// Identity is who the machine is in its certificates.
+// Identity returns the identity in the machine's certificates.
 func (n *Machine) Identity() proto.Identity {
 	v6 := netip.MustParseAddr("fd00:1:2::").As16()
 	v6[14], v6[15] = byte(n.Number>>8), byte(n.Number)
@@ -60,7 +60,7 @@ func (n *Machine) Identity() proto.Identity {
 	}
 }
 
-// Issue makes a node certificate; change may alter what it says.
+// Issue issues a node certificate; change may alter its content.
 func (m *Mesh) Issue(n *Machine, sequence uint64, from time.Time, life time.Duration, change ...func(*cert.Node)) []byte {
 	from = from.Truncate(time.Second)
 	c := cert.Node{
@@ -74,7 +74,7 @@ func (m *Mesh) Issue(n *Machine, sequence uint64, from time.Time, life time.Dura
 	return must(m.Intermediate.IssueNode(rand.Reader, c)).Raw
 }
 
-// Record is an identity as a coordinator gives it.
+// Record returns an identity as a coordinator issues it.
 func (m *Mesh) Record(n *Machine, sequence uint64, from time.Time, life time.Duration) identity.Record {
 	return identity.Record{
 		Chain: [][]byte{m.Issue(n, sequence, from, life), m.Intermediate.Certificate().Raw},
@@ -82,12 +82,12 @@ func (m *Mesh) Record(n *Machine, sequence uint64, from time.Time, life time.Dur
 	}
 }
 
-// Self is an identity that was checked.
+// Self returns a verified identity.
 func (m *Mesh) Self(n *Machine, sequence uint64, from time.Time, life time.Duration) *identity.Self {
 	return must(identity.Check(m.Record(n, sequence, from, life), n.Device.Device(), n.Node.Public()))
 }
 
-// Netmap is one for a node, with these peers and rules that let all of them do everything with it.
+// Netmap returns a netmap for a node, with these peers and rules that allow all TCP and UDP with them.
 func (m *Mesh) Netmap(self *Machine, version uint64, grace time.Duration, peers ...proto.Peer) *proto.Netmap {
 	nm := &proto.Netmap{
 		Version: proto.Version{Epoch: 1, N: version}, Mesh: m.Mesh, Self: self.ID,
@@ -116,7 +116,7 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// Successor is the same mesh under another root, which this one's root vouches for.
+// Successor returns the same mesh under another root, which this one's root vouches for.
 func (m *Mesh) Successor(now time.Time) *Mesh {
 	next := &Mesh{Mesh: m.Mesh}
 	const year = 366 * 24 * time.Hour

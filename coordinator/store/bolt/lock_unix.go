@@ -23,5 +23,5 @@ func tryLock(f *os.File) error {
 	}
 }
 
-// unlock ends the lock at once: a child that is being started shares it until it executes its program.
+// unlock releases the lock at once. Closing the file is not enough: a child that is being forked shares it until exec.
 func unlock(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_UN) }
