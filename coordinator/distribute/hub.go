@@ -258,7 +258,7 @@ func (h *Hub) expel(before, after Source, changed []proto.NodeID) {
 	}
 }
 
-// lookSoon is how soon a node whose stream a lock has ended reconnects, to wait there for the end of the lock.
+// lookSoon is how soon a node whose stream a lock has ended reconnects, to wait on the new stream for the end of the lock.
 const lookSoon = 2 * time.Second
 
 // Drop ends the stream of a node.

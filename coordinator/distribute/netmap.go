@@ -127,7 +127,8 @@ func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 // sameReach reports whether two snapshots agree on how to reach a node.
 func sameReach(a, b proto.Reach) bool { return a.Equal(&b) }
 
-// shown returns peer as a node sees it that reaches routes through it. Without paths, it hides how to reach the peer.
+// shown returns peer as a node sees it that reaches routes through it. If paths is false, it omits the path
+// key and the home relay.
 func shown(peer *proto.Peer, routes []netip.Prefix, paths bool) *proto.Peer {
 	hide := !paths && (peer.PathKey != nil || peer.HomeRelay != 0)
 	if len(routes) == 0 && !hide {

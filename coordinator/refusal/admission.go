@@ -86,7 +86,7 @@ func Waiting(err error) *Refusal {
 	return r
 }
 
-// Unspent returns the refusal, adding for one of the machine's admission that the join code can be used again.
+// Unspent returns the refusal. If it is about the machine's admission, it adds that the join code was not used up.
 func (r *Refusal) Unspent() *Refusal {
 	if r.Code != redoubtv1.Refusal_CODE_ADMISSION {
 		return r

@@ -13,7 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
-// service is a port of host a that anyone whom a's filter lets in may use.
+// service is a port of host a, open to anyone whom a's filter lets in.
 const service = 4000
 
 // neighbourhood is a mesh with nodes a and p, and a malicious neighbour m on their LAN that is in no mesh. p may use a's

@@ -307,7 +307,7 @@ func (r *rig) joinAll(pairs ...string) (out []*member) {
 	return out
 }
 
-// join is `redoubt up CODE`.
+// join runs `redoubt up CODE`.
 func (m *member) join(code string) {
 	m.r.Helper()
 	if _, err := m.Up(m.r.ctx, code); err != nil {

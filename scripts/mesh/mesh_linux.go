@@ -317,7 +317,7 @@ func (s Status) pick(want func(netip.Addr) bool) netip.Addr {
 	return netip.Addr{}
 }
 
-// Status asks the agent.
+// Status returns the agent's status.
 func (n *Node) Status(ctx context.Context) (s Status, err error) {
 	out, err := n.Run(ctx, "status", "--json")
 	if out != "" {
