@@ -45,8 +45,8 @@ func (h *Hub) tellMeetings(changed []proto.NodeID) {
 	}
 }
 
-// Meet reports whether two nodes are peers, according to the netmap of either of them, as peering is symmetric. If neither
-// has a netmap yet, it computes one.
+// Meet reports whether two nodes are peers, according to the netmap of a or, if it has none yet, that of b: rules tie nodes
+// to each other in both directions. If neither has one, Meet computes a's.
 func (h *Hub) Meet(a, b proto.NodeID) bool {
 	source := *h.source.Load()
 	if !source.Snapshot.Trusted(a) || !source.Snapshot.Trusted(b) {

@@ -118,7 +118,7 @@ func (t *NAT) Configure(cfg NATConfig) error {
 //	  chain output  { type filter hook output;  meta l4proto icmp drop; meta l4proto icmpv6 icmpv6 type 2 drop }    with MTU
 //	  chain forward { type filter hook forward; policy drop
 //	                  ct state established,related accept
-//	                ct status dnat accept                      for programs that open ports
+//	                  ct status dnat accept                      for programs that open ports
 //	                  meta nfproto ipv6 drop                     without V6
 //	                  iifname "eth0" drop
 //	                  meta l4proto udp drop                      with BlockUDP
