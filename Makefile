@@ -78,7 +78,7 @@ install: $(BIN)/redoubt $(BIN)/redoubt-coordinator ## install both programs and 
 	install -D -m 0755 -t $(DESTDIR)/usr/local/bin $(BIN)/redoubt $(BIN)/redoubt-coordinator
 	install -D -m 0644 -t $(DESTDIR)/etc/systemd/system scripts/systemd/redoubt.service scripts/systemd/redoubt-coordinator.service
 
-# Installing takes the programs as `make build` left them: root needs no Go.
+# `make install` uses the programs that `make build` has built, so root needs no Go.
 $(BIN)/redoubt $(BIN)/redoubt-coordinator:
 	@$(MAKE) --no-print-directory build
 

@@ -28,13 +28,13 @@ import (
 
 const (
 	defaultTTL = time.Hour
-	// maxWait bounds how long a status may be waited for.
+	// maxWait bounds how long a status request may wait.
 	maxWait = 10 * time.Minute
 	// chunk is how much of a backup goes into one message.
 	chunk = 256 << 10
 )
 
-// Config is what administrators act on.
+// Config holds what the administrators' service acts on.
 type Config struct {
 	Directory *directory.Directory
 	Hub       *distribute.Hub
@@ -42,7 +42,7 @@ type Config struct {
 	Roots     *roots.Keeper
 	Store     store.Store
 	URLs      []string     // of this coordinator, for join codes
-	Outage    proto.Outage // where the policy says nothing else
+	Outage    proto.Outage // unless the policy says otherwise
 	Clock     func() time.Time
 	Rand      io.Reader
 	Log       *slog.Logger
@@ -55,10 +55,10 @@ type Admin struct {
 
 var _ redoubtv1connect.AdminServiceHandler = (*Admin)(nil)
 
-// New makes the service.
+// New returns the service.
 func New(c Config) *Admin { return &Admin{c} }
 
-// CreateToken makes a join code. Its secret is in the answer and nowhere else.
+// CreateToken creates a join code. Its secret is in the response and nowhere else.
 func (a *Admin) CreateToken(ctx context.Context, r *redoubtv1.CreateTokenRequest) (*redoubtv1.CreateTokenResponse, error) {
 	if len(a.URLs) == 0 {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("the coordinator does not know its own URL; start it with --url https://HOST:PORT"))
@@ -93,7 +93,7 @@ func (a *Admin) CreateToken(ctx context.Context, r *redoubtv1.CreateTokenRequest
 	return &redoubtv1.CreateTokenResponse{Code: code, Token: a.token(token)}, nil
 }
 
-// ListTokens lists the tokens that are kept, the newest first.
+// ListTokens lists the stored tokens, newest first.
 func (a *Admin) ListTokens(context.Context, *redoubtv1.ListTokensRequest) (*redoubtv1.ListTokensResponse, error) {
 	all := slices.SortedFunc(a.Directory.Snapshot().Tokens(), func(x, y *directory.Token) int { return y.Created.Compare(x.Created) })
 	out := &redoubtv1.ListTokensResponse{}
@@ -103,7 +103,7 @@ func (a *Admin) ListTokens(context.Context, *redoubtv1.ListTokensRequest) (*redo
 	return out, nil
 }
 
-// RevokeToken ends a token.
+// RevokeToken revokes a token.
 func (a *Admin) RevokeToken(ctx context.Context, r *redoubtv1.RevokeTokenRequest) (*redoubtv1.RevokeTokenResponse, error) {
 	if _, err := a.Directory.RevokeToken(ctx, r.GetId(), Caller(ctx)); err != nil {
 		return nil, a.fail(err)
@@ -111,7 +111,7 @@ func (a *Admin) RevokeToken(ctx context.Context, r *redoubtv1.RevokeTokenRequest
 	return &redoubtv1.RevokeTokenResponse{}, nil
 }
 
-// ListNodes lists all nodes, by name, and the machines that wait for an approval.
+// ListNodes lists all nodes by name, and the machines that wait for approval.
 func (a *Admin) ListNodes(context.Context, *redoubtv1.ListNodesRequest) (*redoubtv1.ListNodesResponse, error) {
 	snap := a.Directory.Snapshot()
 	out := &redoubtv1.ListNodesResponse{}
@@ -133,7 +133,7 @@ func (a *Admin) ListNodes(context.Context, *redoubtv1.ListNodesRequest) (*redoub
 	return out, nil
 }
 
-// GetNode answers one node.
+// GetNode returns one node.
 func (a *Admin) GetNode(_ context.Context, r *redoubtv1.GetNodeRequest) (*redoubtv1.GetNodeResponse, error) {
 	snap := a.Directory.Snapshot()
 	n, err := find(snap, r.GetNode())
@@ -156,7 +156,7 @@ func find(snap *directory.Snapshot, what string) (*directory.Node, error) {
 	return n, nil
 }
 
-// RevokeNode ends the trust in a node, and answers when those who know of it enforce that.
+// RevokeNode ends the trust in a node and returns once the connected nodes that know it enforce that, or after a while.
 func (a *Admin) RevokeNode(ctx context.Context, r *redoubtv1.RevokeNodeRequest) (*redoubtv1.RevokeNodeResponse, error) {
 	n, err := find(a.Directory.Snapshot(), r.GetNode())
 	if err != nil {
@@ -188,7 +188,7 @@ func (a *Admin) DeleteNode(ctx context.Context, r *redoubtv1.DeleteNodeRequest) 
 	return &redoubtv1.DeleteNodeResponse{}, nil
 }
 
-// ResetNode lets a machine take a node's place that proves less than the node's did.
+// ResetNode lets a machine with weaker evidence take the node's place.
 func (a *Admin) ResetNode(ctx context.Context, r *redoubtv1.ResetNodeRequest) (*redoubtv1.ResetNodeResponse, error) {
 	n, err := find(a.Directory.Snapshot(), r.GetNode())
 	if err != nil {
@@ -214,7 +214,7 @@ func (a *Admin) ReleaseNode(ctx context.Context, r *redoubtv1.ReleaseNodeRequest
 	return &redoubtv1.ReleaseNodeResponse{Node: a.node(a.Directory.Snapshot(), n)}, nil
 }
 
-// Backup sends a consistent copy of the store.
+// Backup streams a consistent copy of the store.
 func (a *Admin) Backup(ctx context.Context, _ *redoubtv1.BackupRequest, out *connect.ServerStream[redoubtv1.BackupResponse]) error {
 	if err := a.Store.Backup(ctx, &sender{out}); err != nil {
 		return a.fail(err)
@@ -223,7 +223,7 @@ func (a *Admin) Backup(ctx context.Context, _ *redoubtv1.BackupRequest, out *con
 	return nil
 }
 
-// sender writes to a stream of messages.
+// sender is an io.Writer that sends to a stream of messages.
 type sender struct {
 	out *connect.ServerStream[redoubtv1.BackupResponse]
 }
@@ -238,12 +238,12 @@ func (s *sender) Write(b []byte) (n int, err error) {
 	return n, nil
 }
 
-// fail says what an error means to the caller.
+// fail maps an error to the one that the caller gets.
 func (a *Admin) fail(err error) error {
 	code := connect.CodeInternal
 	switch {
 	case errors.Is(err, directory.ErrInvalid):
-		// What is wrong stands before it.
+		// Drop the suffix: what is wrong is said before it.
 		return connect.NewError(connect.CodeInvalidArgument, errors.New(strings.TrimSuffix(err.Error(), ": "+directory.ErrInvalid.Error())))
 	case errors.Is(err, directory.ErrUnknown), errors.Is(err, directory.ErrTokenUnknown), errors.Is(err, directory.ErrPolicyUnknown),
 		errors.Is(err, directory.ErrLockUnknown), errors.Is(err, directory.ErrCandidateUnknown):

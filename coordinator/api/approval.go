@@ -12,20 +12,21 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// The states of a candidate.
+// States of a candidate.
 const (
 	CandidateWaiting  = "waiting"
 	CandidateApproved = "approved"
 	CandidateDenied   = "denied"
 )
 
-// ApproveNode lets a machine be a node, or a node have its next certificate, where the policy wants that an administrator says so.
+// ApproveNode lets a machine become a node, or a node renew its certificate, where the policy requires an administrator's
+// approval.
 func (a *Admin) ApproveNode(ctx context.Context, r *redoubtv1.ApproveNodeRequest) (*redoubtv1.ApproveNodeResponse, error) {
 	c, n, err := a.judge(ctx, r.GetNode(), directory.Verdict{By: Caller(ctx), Reason: r.GetReason()})
 	return &redoubtv1.ApproveNodeResponse{Candidate: c, Node: n}, err
 }
 
-// DenyNode refuses a machine for good, or a node its next certificates. It may be approved all the same later on.
+// DenyNode refuses a machine, or a node's next certificates, permanently. A later approval overrides it.
 func (a *Admin) DenyNode(ctx context.Context, r *redoubtv1.DenyNodeRequest) (*redoubtv1.DenyNodeResponse, error) {
 	c, n, err := a.judge(ctx, r.GetNode(), directory.Verdict{By: Caller(ctx), Reason: r.GetReason(), Denied: true})
 	return &redoubtv1.DenyNodeResponse{Candidate: c, Node: n}, err
@@ -87,7 +88,7 @@ func verdict(v *directory.Verdict) *redoubtv1.Verdict {
 	return &redoubtv1.Verdict{At: seconds(v.At), By: v.By, Denied: v.Denied, Reason: v.Reason}
 }
 
-// withheld says why a node gets no other certificate.
+// withheld says why a node's certificate is not renewed.
 func withheld(err error) string {
 	var lacking *directory.AdmissionError
 	switch {

@@ -13,20 +13,20 @@ import (
 )
 
 const (
-	// defaultAudit is how many records are listed where nobody says.
+	// defaultAudit is how many records are listed if the request gives no limit.
 	defaultAudit = 50
 	// auditChunk is about how many bytes of lines go into one message.
 	auditChunk = 64 << 10
 )
 
-// ListAudit lists records of the audit log, the newest first.
+// ListAudit lists records of the audit log, newest first.
 func (a *Admin) ListAudit(ctx context.Context, r *redoubtv1.ListAuditRequest) (*redoubtv1.ListAuditResponse, error) {
 	q := directory.AuditQuery{Node: r.GetNode(), User: r.GetUser()}
 	if s := r.GetSince(); s != 0 {
 		q.Since = time.Unix(s, 0)
 	}
 	if n, ok := a.Directory.Snapshot().Find(r.GetNode()); ok && q.Node != "" {
-		q.Node = n.ID.String() // a name may have been another node's before
+		q.Node = n.ID.String() // the name may have belonged to another node before
 	}
 	list, err := a.Directory.Audit(ctx, r.GetBefore(), int(min(cmp.Or(r.GetLimit(), defaultAudit), audit.MaxPage)), q)
 	if err != nil {
@@ -42,7 +42,7 @@ func (a *Admin) ListAudit(ctx context.Context, r *redoubtv1.ListAuditRequest) (*
 	return out, nil
 }
 
-// ExportAudit sends the audit log as it is, with what is needed to check it.
+// ExportAudit streams the audit log as stored, with what is needed to verify it.
 func (a *Admin) ExportAudit(ctx context.Context, r *redoubtv1.ExportAuditRequest, out *connect.ServerStream[redoubtv1.ExportAuditResponse]) error {
 	seals, last, err := a.Directory.AuditSeals(ctx)
 	if err != nil {
@@ -65,7 +65,7 @@ func (a *Admin) ExportAudit(ctx context.Context, r *redoubtv1.ExportAuditRequest
 			return a.fail(err)
 		}
 		m.Lines, size, sent = append(m.GetLines(), line), size+len(line), sent+1
-		// What was there goes in large messages, what comes at once.
+		// Existing records go in large messages, later ones at once.
 		if size >= auditChunk || sent >= last {
 			if err := flush(); err != nil {
 				return err
@@ -75,7 +75,7 @@ func (a *Admin) ExportAudit(ctx context.Context, r *redoubtv1.ExportAuditRequest
 	return flush()
 }
 
-// GetCheckpoint answers the checkpoint of the newest record, and the key that signs now.
+// GetCheckpoint returns the checkpoint of the newest record and the key that signs checkpoints.
 func (a *Admin) GetCheckpoint(ctx context.Context, _ *redoubtv1.GetCheckpointRequest) (*redoubtv1.GetCheckpointResponse, error) {
 	c, err := a.Directory.Checkpoint(ctx)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// The states of a node.
+// States of a node.
 const (
 	NodeActive      = "active"
 	NodeQuarantined = "quarantined"
@@ -20,11 +20,11 @@ const (
 	NodeLocked      = "locked"
 )
 
-// Whose word a fact is.
+// Sources of a fact.
 const (
-	FactReported = "reported" // the node's own
-	FactAttested = "attested" // what its machine proved to the coordinator
-	FactCustom   = "custom"   // an administrator's
+	FactReported = "reported" // by the node itself
+	FactAttested = "attested" // proved to the coordinator by the node's machine
+	FactCustom   = "custom"   // by an administrator
 )
 
 func (a *Admin) token(t *directory.Token) *redoubtv1.Token {
@@ -87,7 +87,7 @@ func (a *Admin) node(snap *directory.Snapshot, n *directory.Node) *redoubtv1.Nod
 	return out
 }
 
-// barring tells of the lock that holds a node.
+// barring describes the lock that holds a node.
 func barring(n *directory.Node) *redoubtv1.Barring {
 	l := n.Lock
 	subject := strings.TrimPrefix(l.Subject, "tag:")
@@ -97,7 +97,7 @@ func barring(n *directory.Node) *redoubtv1.Barring {
 	return &redoubtv1.Barring{At: seconds(l.Created), By: l.By, Reason: l.Reason, About: l.Kind + " " + subject, Ends: seconds(l.Expires)}
 }
 
-// fact is one that is known of a node, and by whom.
+// fact describes a fact and its source.
 func fact(f directory.Fact) *redoubtv1.Fact {
 	out := &redoubtv1.Fact{
 		Name: f.Name, Value: f.Value, Set: seconds(f.Set), Expires: seconds(f.Expires), TtlSeconds: uint64(f.TTL / time.Second),
@@ -113,7 +113,7 @@ func fact(f directory.Fact) *redoubtv1.Fact {
 	return out
 }
 
-// attestation is what the node's machine proved of itself.
+// attestation describes what the node's machine proved about itself.
 func attestation(n *directory.Node) *redoubtv1.Attestation {
 	a := &n.Attestation
 	return &redoubtv1.Attestation{
@@ -122,7 +122,7 @@ func attestation(n *directory.Node) *redoubtv1.Attestation {
 	}
 }
 
-// served are the routes that are approved, by hand or by the policy.
+// served returns the approved routes, whether approved by hand or by the policy.
 func (a *Admin) served(snap *directory.Snapshot, id proto.NodeID, offered []*redoubtv1.Route) []netip.Prefix {
 	if len(offered) == 0 {
 		return nil
@@ -130,7 +130,7 @@ func (a *Admin) served(snap *directory.Snapshot, id proto.NodeID, offered []*red
 	return a.Hub.Source().Program.On(snap).Approved(id)
 }
 
-// routes are those that a node offers or that were approved for it, in order.
+// routes returns the routes that a node offers or that were approved for it, sorted.
 func routes(advertised, approved []netip.Prefix) []*redoubtv1.Route {
 	all := slices.Concat(advertised, approved)
 	slices.SortFunc(all, proto.ComparePrefix)

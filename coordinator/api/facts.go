@@ -12,13 +12,13 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// SetFact sets a fact of a node, for some time or for good.
+// SetFact sets a fact of a node, for a limited time or forever.
 func (a *Admin) SetFact(ctx context.Context, r *redoubtv1.SetFactRequest) (*redoubtv1.SetFactResponse, error) {
 	n, err := find(a.Directory.Snapshot(), r.GetNode())
 	if err != nil {
 		return nil, err
 	}
-	// One second more than there may be at most is refused as any longer time is.
+	// Clamp to one second above the maximum, which is refused like any longer time.
 	ttl := time.Duration(min(r.GetTtlSeconds(), uint64(directory.MaxFactTTL/time.Second)+1)) * time.Second
 	if n, err = a.Directory.SetFact(ctx, n.ID, r.GetName(), r.GetValue(), ttl, Caller(ctx)); err != nil {
 		return nil, a.fail(err)
@@ -27,7 +27,7 @@ func (a *Admin) SetFact(ctx context.Context, r *redoubtv1.SetFactRequest) (*redo
 	return &redoubtv1.SetFactResponse{Node: a.node(a.Directory.Snapshot(), n)}, nil
 }
 
-// UnsetFact takes a fact back.
+// UnsetFact removes a fact.
 func (a *Admin) UnsetFact(ctx context.Context, r *redoubtv1.UnsetFactRequest) (*redoubtv1.UnsetFactResponse, error) {
 	n, err := find(a.Directory.Snapshot(), r.GetNode())
 	if err != nil {
@@ -40,7 +40,7 @@ func (a *Admin) UnsetFact(ctx context.Context, r *redoubtv1.UnsetFactRequest) (*
 	return &redoubtv1.UnsetFactResponse{Node: a.node(a.Directory.Snapshot(), n)}, nil
 }
 
-// ApproveRoutes says which routes of a node are approved by hand.
+// ApproveRoutes sets the routes of a node that are approved by hand.
 func (a *Admin) ApproveRoutes(ctx context.Context, r *redoubtv1.ApproveRoutesRequest) (*redoubtv1.ApproveRoutesResponse, error) {
 	n, err := find(a.Directory.Snapshot(), r.GetNode())
 	if err != nil {
@@ -61,7 +61,7 @@ func (a *Admin) ApproveRoutes(ctx context.Context, r *redoubtv1.ApproveRoutesReq
 	return &redoubtv1.ApproveRoutesResponse{Node: a.node(a.Directory.Snapshot(), n)}, nil
 }
 
-// SetRoles says what a user is in the mesh.
+// SetRoles sets the roles of a user.
 func (a *Admin) SetRoles(ctx context.Context, r *redoubtv1.SetRolesRequest) (*redoubtv1.SetRolesResponse, error) {
 	user, roles := r.GetUser().GetUser(), r.GetUser().GetRoles()
 	if err := a.Directory.SetRoles(ctx, user, roles, Caller(ctx)); err != nil {

@@ -12,22 +12,22 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// Bounds of what is said about a change of policy.
+// Bounds on the report about a policy change.
 const (
-	// mostAsked is how many connections two policies are asked about, which takes about a second.
+	// mostAsked is how many connections two policies are compared on, which takes about a second.
 	mostAsked   = 200_000
 	mostChanges = 200
-	mostNames   = 50 // of a side of a change
+	mostNames   = 50 // on each side of a change
 )
 
-// impact is what a policy changes against the one in force: connections gained and lost, by identity.
+// impact compares a policy with the one in force: connections gained and lost, by identity.
 func impact(snap *directory.Snapshot, source string, program *compile.Program) *redoubtv1.PolicyImpact {
 	out := &redoubtv1.PolicyImpact{Base: number(snap.Policy()), Nodes: uint32(len(slices.Collect(snap.All())))}
 	if p := snap.Policy(); p != nil && p.Source == source {
 		out.SameText = true
 		return out
 	}
-	// What cannot be loaded permits nothing, and that is what it is compared with; its error was logged when it was loaded.
+	// A policy that cannot be loaded permits nothing, so compare with that; the error was logged when it was loaded.
 	before, _ := policy.Load(snap.Policy(), snap.Mesh())
 	unadmitted(out, snap, before, program)
 	found, err := explain.Diff(before, program, snap, mostAsked)
@@ -51,7 +51,7 @@ func impact(snap *directory.Snapshot, source string, program *compile.Program) *
 	return out
 }
 
-// unadmitted adds the nodes that a policy asks for more than they have; those that are new first.
+// unadmitted adds the nodes that lack what the policy requires, newly affected ones first.
 func unadmitted(out *redoubtv1.PolicyImpact, snap *directory.Snapshot, old, program *compile.Program) {
 	list := program.Unadmitted(snap)
 	before := map[proto.NodeID]bool{}
@@ -76,7 +76,7 @@ func unadmitted(out *redoubtv1.PolicyImpact, snap *directory.Snapshot, old, prog
 	}
 }
 
-// someOf are the first of many names, and how many more there are.
+// someOf returns the first of many names, and how many more there are.
 func someOf(names []string) []string {
 	if len(names) <= mostNames {
 		return names

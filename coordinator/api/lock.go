@@ -12,31 +12,31 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// enforcement is how long the answer to a revocation or a lock waits for those who have to enforce it.
+// enforcement is how long the response to a revocation or lock waits for nodes to enforce it.
 const enforcement = 5 * time.Second
 
-// watching follows how trust that was taken away goes everywhere.
+// watching follows how the withdrawal of trust in some nodes reaches the others.
 type watching struct {
 	*Admin
 	before   distribute.Source
-	nodes    []proto.NodeID // that lose it
-	holders  []proto.NodeID // that have to enforce that
+	nodes    []proto.NodeID // that lose trust
+	holders  []proto.NodeID // that must enforce it
 	start    time.Time
 	enforced int
 	took     time.Duration
-	behind   []distribute.Laggard // that do not yet
+	behind   []distribute.Laggard // that do not enforce it yet
 }
 
-// watch begins before the trust in some nodes is taken away: afterwards nobody is tied to them.
+// watch must be called before the trust is withdrawn: afterwards no netmap mentions the nodes.
 func (a *Admin) watch(nodes []proto.NodeID) *watching {
 	return &watching{Admin: a, before: a.Hub.Source(), nodes: nodes, start: time.Now()}
 }
 
-// wait waits, for a while, until those who are connected have acknowledged a version.
+// wait waits, up to enforcement, until the connected holders have acknowledged version v.
 func (w *watching) wait(ctx context.Context, v proto.Version) {
 	ctx, cancel := context.WithTimeout(ctx, enforcement)
 	defer cancel()
-	w.holders = distribute.Holders(w.before, w.nodes) // not before it is written and on its way
+	w.holders = distribute.Holders(w.before, w.nodes) // after the change is written and on its way
 	connected := slices.DeleteFunc(slices.Clone(w.holders), func(id proto.NodeID) bool { return !w.Hub.Connected(id) })
 	w.Hub.Await(ctx, connected, v)
 	w.took = time.Since(w.start)
@@ -44,7 +44,7 @@ func (w *watching) wait(ctx context.Context, v proto.Version) {
 	w.enforced = len(w.holders) - len(w.behind)
 }
 
-// bound is when nobody can trust any of these nodes any more, reached or not, in Unix seconds; 0 where there are none.
+// bound returns when nobody can trust any of nodes any longer, whether reached or not, in Unix seconds; 0 if there are none.
 func (a *Admin) bound(snap *directory.Snapshot, nodes ...proto.NodeID) int64 {
 	var last time.Time
 	for _, id := range nodes {
@@ -58,7 +58,7 @@ func (a *Admin) bound(snap *directory.Snapshot, nodes ...proto.NodeID) int64 {
 	return last.Add(cert.Skew + a.Hub.Source().Program.Outage(a.Outage).Grace).Unix()
 }
 
-// CreateLock takes the trust in nodes away, and answers when those who know of them enforce that.
+// CreateLock withdraws the trust in nodes and returns once the connected nodes that know them enforce that, or after a while.
 func (a *Admin) CreateLock(ctx context.Context, r *redoubtv1.CreateLockRequest) (*redoubtv1.CreateLockResponse, error) {
 	before := a.Directory.Snapshot()
 	spec := directory.LockSpec{Kind: r.GetKind(), Subject: r.GetSubject(), Reason: r.GetReason(), By: Caller(ctx)}
@@ -87,7 +87,7 @@ func (a *Admin) CreateLock(ctx context.Context, r *redoubtv1.CreateLockRequest) 
 	}, nil
 }
 
-// ListLocks lists all locks, the newest first.
+// ListLocks lists all locks, newest first.
 func (a *Admin) ListLocks(context.Context, *redoubtv1.ListLocksRequest) (*redoubtv1.ListLocksResponse, error) {
 	snap := a.Directory.Snapshot()
 	out := &redoubtv1.ListLocksResponse{}
@@ -97,7 +97,7 @@ func (a *Admin) ListLocks(context.Context, *redoubtv1.ListLocksRequest) (*redoub
 	return out, nil
 }
 
-// DeleteLock gives the trust back.
+// DeleteLock restores the trust that a lock withdrew.
 func (a *Admin) DeleteLock(ctx context.Context, r *redoubtv1.DeleteLockRequest) (*redoubtv1.DeleteLockResponse, error) {
 	l, free, err := a.Directory.DeleteLock(ctx, r.GetId(), Caller(ctx))
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"net"
 )
 
-// peer says whose process is at the other end. Where the system is not asked yet, nobody is let in.
+// peer fails: there is no support for peer credentials on this system, so nobody is let in.
 func peer(*net.UnixConn) (uid int, err error) {
 	return 0, errors.New("the coordinator's admin socket is not supported on this system yet")
 }

@@ -17,13 +17,13 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// ApplyPolicy puts a policy in force, if nothing is wrong with it and no other one was applied since the one that it was compared
-// with. What it changes is in the answer, whether it was applied or only tried.
+// ApplyPolicy puts a policy in force if it is valid and no other was applied since the one it was compared with. The response
+// lists what it changes, also on a dry run.
 func (a *Admin) ApplyPolicy(ctx context.Context, r *redoubtv1.ApplyPolicyRequest) (*redoubtv1.ApplyPolicyResponse, error) {
 	snap := a.Directory.Snapshot()
 	base := number(snap.Policy())
 	if r.Expect != nil {
-		base = r.GetExpect() // the directory compares
+		base = r.GetExpect() // checked by the directory
 	}
 	source, err := a.source(ctx, r)
 	if err != nil {
@@ -49,7 +49,7 @@ func (a *Admin) ApplyPolicy(ctx context.Context, r *redoubtv1.ApplyPolicyRequest
 	if err != nil {
 		return nil, a.fail(err)
 	}
-	// Nodes are being told meanwhile: none has to wait for what people read.
+	// Computed only after the change: nodes need not wait for a report made for people.
 	out.Impact = impact(snap, source, staged.Program)
 	out.Number, out.Applied = p.Number, p.Number != base
 	out.Version = wire.FromVersion(a.Directory.Snapshot().Version())
@@ -58,7 +58,7 @@ func (a *Admin) ApplyPolicy(ctx context.Context, r *redoubtv1.ApplyPolicyRequest
 	return out, nil
 }
 
-// source is the text that is asked for.
+// source returns the policy text that the request asks for.
 func (a *Admin) source(ctx context.Context, r *redoubtv1.ApplyPolicyRequest) (string, error) {
 	if r.GetRollbackTo() == 0 {
 		return r.GetSource(), nil
@@ -80,7 +80,7 @@ func number(p *directory.Policy) uint64 {
 	return p.Number
 }
 
-// refuse is an error that carries what is wrong with the policy.
+// refuse returns an error that carries the diagnostics.
 func refuse(err error, found *redoubtv1.ApplyPolicyResponse) error {
 	e := connect.NewError(connect.CodeInvalidArgument, err)
 	if detail, err := connect.NewErrorDetail(found); err == nil {
@@ -89,7 +89,7 @@ func refuse(err error, found *redoubtv1.ApplyPolicyResponse) error {
 	return e
 }
 
-// Diagnostics takes out of an error of ApplyPolicy what is wrong with the policy.
+// Diagnostics extracts the diagnostics from an error of ApplyPolicy.
 func Diagnostics(err error) []*redoubtv1.Diagnostic {
 	var e *connect.Error
 	if !errors.As(err, &e) {
@@ -105,7 +105,7 @@ func Diagnostics(err error) []*redoubtv1.Diagnostic {
 	return nil
 }
 
-// GetPolicy answers a version of the policy, the one in force where none is named.
+// GetPolicy returns a version of the policy, or the one in force if the request names none.
 func (a *Admin) GetPolicy(ctx context.Context, r *redoubtv1.GetPolicyRequest) (*redoubtv1.GetPolicyResponse, error) {
 	p := a.Directory.Snapshot().Policy()
 	inForce := number(p)
@@ -124,10 +124,10 @@ func (a *Admin) GetPolicy(ctx context.Context, r *redoubtv1.GetPolicyRequest) (*
 	}, nil
 }
 
-// defaultHistory is how many versions are listed where nobody says how many.
+// defaultHistory is how many versions are listed if the request gives no limit.
 const defaultHistory = 50
 
-// PolicyHistory lists the versions that are or were in force, the newest first.
+// PolicyHistory lists the versions that are or were in force, newest first.
 func (a *Admin) PolicyHistory(ctx context.Context, r *redoubtv1.PolicyHistoryRequest) (*redoubtv1.PolicyHistoryResponse, error) {
 	limit := int(min(cmp.Or(r.GetLimit(), defaultHistory), directory.MaxHistory))
 	list, err := a.Directory.History(ctx, r.GetBefore(), limit)
@@ -145,9 +145,9 @@ func (a *Admin) PolicyHistory(ctx context.Context, r *redoubtv1.PolicyHistoryReq
 	return out, nil
 }
 
-// PolicyStatus says who does not enforce yet what they ought to.
+// PolicyStatus reports which nodes do not yet enforce what they should.
 func (a *Admin) PolicyStatus(ctx context.Context, r *redoubtv1.PolicyStatusRequest) (*redoubtv1.PolicyStatusResponse, error) {
-	// Without waiting for nodes, what was decided before this question is still waited for.
+	// Even if the caller does not wait for nodes, wait until earlier changes have been processed.
 	wait := min(time.Duration(min(r.GetWaitMs(), uint64(maxWait/time.Millisecond)))*time.Millisecond, maxWait)
 	snap := a.Directory.Snapshot()
 	st := a.Hub.Settled(ctx, snap.Version())
@@ -179,7 +179,7 @@ func laggards(list []distribute.Laggard) (out []*redoubtv1.Laggard) {
 	return out
 }
 
-// unable are the nodes that are connected and cannot enforce what the policy gives them, by name.
+// unable returns the connected nodes that cannot enforce what the policy gives them, by name.
 func (a *Admin) unable() []*redoubtv1.Unable {
 	source := a.Hub.Source()
 	var out []*redoubtv1.Unable

@@ -12,7 +12,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// GetRoots lists the roots that nodes trust, and says how the keys are.
+// GetRoots lists the roots that nodes trust and the state of the keys.
 func (a *Admin) GetRoots(context.Context, *redoubtv1.GetRootsRequest) (*redoubtv1.GetRootsResponse, error) {
 	return a.rootList(), nil
 }
@@ -45,7 +45,7 @@ func names(d roots.Dependents) (nodes, tokens []string) {
 	return nodes, tokens
 }
 
-// RotateRoot makes a new root.
+// RotateRoot creates a new root.
 func (a *Admin) RotateRoot(ctx context.Context, _ *redoubtv1.RotateRootRequest) (*redoubtv1.RotateRootResponse, error) {
 	if err := a.Roots.Rotate(ctx, Caller(ctx)); err != nil {
 		return nil, a.failRoots(err)
@@ -55,7 +55,7 @@ func (a *Admin) RotateRoot(ctx context.Context, _ *redoubtv1.RotateRootRequest) 
 	return &redoubtv1.RotateRootResponse{Roots: out}, nil
 }
 
-// RetireRoot ends the trust in the root before the newest one.
+// RetireRoot ends the trust in the root before the newest.
 func (a *Admin) RetireRoot(ctx context.Context, r *redoubtv1.RetireRootRequest) (*redoubtv1.RetireRootResponse, error) {
 	left, err := a.Roots.Retire(ctx, r.GetForce(), Caller(ctx))
 	if err != nil {
@@ -78,7 +78,7 @@ func (a *Admin) ForgetRootKey(ctx context.Context, r *redoubtv1.ForgetRootKeyReq
 	return &redoubtv1.ForgetRootKeyResponse{}, nil
 }
 
-// RequestIntermediate asks for the next intermediate, for a root whose key is elsewhere.
+// RequestIntermediate creates a request for the next intermediate, for a root whose key is kept elsewhere.
 func (a *Admin) RequestIntermediate(ctx context.Context, _ *redoubtv1.RequestIntermediateRequest) (*redoubtv1.RequestIntermediateResponse, error) {
 	b, err := a.Roots.Request(ctx, Caller(ctx))
 	if err != nil {
@@ -87,7 +87,7 @@ func (a *Admin) RequestIntermediate(ctx context.Context, _ *redoubtv1.RequestInt
 	return &redoubtv1.RequestIntermediateResponse{Request: b}, nil
 }
 
-// InstallIntermediate takes the answer to it.
+// InstallIntermediate installs the intermediate issued for such a request.
 func (a *Admin) InstallIntermediate(ctx context.Context, r *redoubtv1.InstallIntermediateRequest) (*redoubtv1.InstallIntermediateResponse, error) {
 	rotated, err := a.Roots.Install(ctx, r.GetAnswer(), Caller(ctx))
 	if err != nil {
@@ -98,7 +98,7 @@ func (a *Admin) InstallIntermediate(ctx context.Context, r *redoubtv1.InstallInt
 	return &redoubtv1.InstallIntermediateResponse{Roots: out, Rotated: rotated}, nil
 }
 
-// failRoots says what an error means to the caller, and what to do next.
+// failRoots maps an error to the one that the caller gets, which says what to do next.
 func (a *Admin) failRoots(err error) error {
 	var bound *roots.BoundError
 	switch {

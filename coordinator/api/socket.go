@@ -18,23 +18,23 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/redoubt/v1/redoubtv1connect"
 )
 
-// Host is what clients on the socket call the coordinator.
+// Host is the host name that clients use on the socket.
 const Host = "coordinator"
 
 // maxRequest bounds a request; the largest is a policy.
 const maxRequest = 4 << 20
 
-// maxSocketPath is what the system takes as the name of a socket.
+// maxSocketPath is the longest socket path that the system accepts.
 const maxSocketPath = 104
 
 type callerKey struct{}
 
-// WithCaller notes on whose behalf something is asked.
+// WithCaller returns a context that names the caller.
 func WithCaller(ctx context.Context, who string) context.Context {
 	return context.WithValue(ctx, callerKey{}, who)
 }
 
-// Caller is who asks, for the audit log.
+// Caller returns the caller's name, for the audit log.
 func Caller(ctx context.Context) string {
 	if who, ok := ctx.Value(callerKey{}).(string); ok {
 		return who
@@ -49,7 +49,7 @@ type Server struct {
 	done chan struct{}
 }
 
-// Serve takes path for a socket of mode 0600 and serves a there. A socket that nobody listens on any more is replaced.
+// Serve creates a socket of mode 0600 at path and serves a on it. It replaces a socket that nobody listens on.
 func Serve(path string, a *Admin) (*Server, error) {
 	l, err := listen(path)
 	if err != nil {
@@ -73,14 +73,14 @@ func Serve(path string, a *Admin) (*Server, error) {
 	return s, nil
 }
 
-// Close ends the service and removes the socket.
+// Close stops the service and removes the socket.
 func (s *Server) Close() error {
 	err := s.http.Close()
 	<-s.done
 	return err
 }
 
-// local refuses what a page in a browser could have been made to send.
+// local refuses requests that a page in a browser could have made.
 func local(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Host != Host || len(r.Header.Values("Origin")) != 0 {
@@ -91,7 +91,7 @@ func local(next http.Handler) http.Handler {
 	})
 }
 
-// socket is a unix socket whose callers are known.
+// socket is a unix socket that checks who connects.
 type socket struct {
 	*net.UnixListener
 	path string
@@ -104,7 +104,7 @@ func listen(path string) (*socket, error) {
 	if err := vacate(path); err != nil {
 		return nil, err
 	}
-	// It is made under another name, so that there is no moment when others could connect.
+	// Create it under another name, so that others can never connect before its mode is set.
 	hidden := filepath.Join(filepath.Dir(path), ".admin."+strconv.Itoa(os.Getpid()))
 	if len(hidden) > maxSocketPath {
 		hidden = path
@@ -123,7 +123,7 @@ func listen(path string) (*socket, error) {
 	return &socket{UnixListener: l, path: path}, nil
 }
 
-// vacate removes a socket that was left behind, and nothing else.
+// vacate removes a stale socket, and nothing else.
 func vacate(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -146,7 +146,7 @@ func vacate(path string) error {
 	return nil
 }
 
-// Accept implements net.Listener. It closes connections of those who have no business here.
+// Accept implements net.Listener. It closes connections from other users.
 func (s *socket) Accept() (net.Conn, error) {
 	for {
 		c, err := s.AcceptUnix()
@@ -168,13 +168,13 @@ func (s *socket) Close() error {
 	return s.UnixListener.Close()
 }
 
-// call is a connection of somebody who is known.
+// call is a connection whose peer is known.
 type call struct {
 	*net.UnixConn
 	uid int
 }
 
-// NewClient makes a client for the coordinator that listens on a socket.
+// NewClient returns a client for the coordinator that listens on a socket.
 func NewClient(path string) redoubtv1connect.AdminServiceClient {
 	transport := &http.Transport{
 		DisableKeepAlives: true,

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// TestStrangers connects as another user to a socket that lets them: they are hung up on, whatever its mode.
+// TestStrangers checks that other users are disconnected even if the socket's mode lets them connect.
 func TestStrangers(t *testing.T) {
 	if path := os.Getenv("TEST_ADMIN_SOCKET"); path != "" {
 		c, err := net.Dial("unix", path)

@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// place is a name for a socket, short enough for one.
+// place returns a path for a socket that is short enough.
 func place(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "api")
@@ -101,7 +101,7 @@ func TestPagesOfBrowsersGetNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// A method that needs nothing of the directory, refused or not.
+		// A method that fails before it needs the directory.
 		fmt.Fprintf(c, "POST /redoubt.v1.AdminService/CreateToken HTTP/1.1\r\n%sContent-Type: application/json\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}", head)
 		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 		if err != nil {

@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// Authorities are certificates of those who are trusted to say what a machine is: makers of TPMs, or the company's own CA.
+// Authorities are the CAs trusted to say what a machine is: makers of TPMs, or the company's own CA.
 type Authorities struct {
 	roots, intermediates *x509.CertPool
 	count                int
 }
 
-// Len is how many roots there are.
+// Len returns the number of roots.
 func (a *Authorities) Len() int {
 	if a == nil {
 		return 0
@@ -23,13 +23,13 @@ func (a *Authorities) Len() int {
 	return a.count
 }
 
-// NewAuthorities makes an empty set, which trusts nobody.
+// NewAuthorities returns an empty set, which trusts nobody.
 func NewAuthorities() *Authorities {
 	return &Authorities{roots: x509.NewCertPool(), intermediates: x509.NewCertPool()}
 }
 
-// Add takes the certificates of a PEM file. Those that signed themselves are roots; the others help to build chains, and are
-// not trusted by themselves.
+// Add adds the certificates of a PEM file. Self-issued ones become roots; the others only help to build chains and are not
+// trusted by themselves.
 func (a *Authorities) Add(file []byte) error {
 	found := 0
 	for rest := file; ; {
@@ -61,7 +61,7 @@ func (a *Authorities) Add(file []byte) error {
 	return nil
 }
 
-// verify builds a chain from a leaf to a root. More intermediates may come along.
+// verify builds a chain from a leaf to a root, with the help of additional intermediates.
 func (a *Authorities) verify(leaf *x509.Certificate, more []*x509.Certificate, now time.Time, usage x509.ExtKeyUsage) error {
 	intermediates := a.intermediates
 	if len(more) > 0 {

@@ -8,11 +8,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// Token is the attestor for machines that bring nothing but a join token. The token's signature is checked where all
-// enrolments are; it says who let the machine in, and nothing of the machine.
+// Token is the attestor for machines that bring nothing but a join token. Its signature is checked where all enrolments are;
+// it shows who let the machine in, and nothing about the machine.
 type Token struct{}
 
-// KindToken is the kind of evidence of a machine with nothing but a token.
+// KindToken is the kind of evidence of a machine that has only a token.
 const KindToken = "token"
 
 // Kind implements Attestor.
@@ -26,7 +26,7 @@ func (Token) Begin(_ time.Time, _ io.Reader, c Claim, _ []byte) ([]byte, State, 
 	return nil, c, nil
 }
 
-// Again implements Attestor: a token proves nothing twice.
+// Again implements Attestor: a token proves nothing a second time.
 func (Token) Again(time.Time, Claim, []byte) ([]byte, State, error) {
 	return nil, nil, &UnableError{"a join token is shown once"}
 }

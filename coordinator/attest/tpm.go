@@ -20,31 +20,31 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// TPM is the attestor for machines with a TPM 2.0. What has to be shown, and how it hangs together:
+// TPM is the attestor for machines with a TPM 2.0. What must be shown, and how it is linked:
 //
-//	maker's CA ──► certificate of the EK ──► EK ──► credential, which opens only in the TPM that holds EK and AK
+//	maker's CA ──► EK certificate ──► EK ──► credential, which opens only in the TPM that holds EK and AK
 //	                                                     │
-//	AK: a key that signs only what its TPM itself says ◄─┘
-//	 ├──► quote: the PCRs, with the Binding ──► event log: what was started, secure boot
-//	 └──► certification: the device key was made in this TPM and never leaves it, with the Binding
+//	AK: restricted, signs only the TPM's own statements ◄┘
+//	 ├──► quote: the PCRs, with the Binding ──► event log: what was booted, secure boot
+//	 └──► certification: the device key was created in this TPM and never leaves it, with the Binding
 //
-// Without authorities, or without a certificate in the TPM, nobody says that it is a TPM and no program that plays one: the
-// level is tpm-unverified. A certificate that none of the authorities has signed is refused where there are any.
+// Without authorities, or without an EK certificate, nothing shows that it is a TPM rather than a program that emulates one:
+// the level is tpm-unverified. If there are authorities, a certificate that none of them signed is refused.
 type TPM struct{ makers *Authorities }
 
-// NewTPM trusts makers of TPMs; nil for none.
+// NewTPM returns an attestor that trusts makers of TPMs; nil means none.
 func NewTPM(makers *Authorities) TPM { return TPM{makers} }
 
 // Kind implements Attestor.
 func (TPM) Kind() string { return wire.EvidenceTPM }
 
-// secretSize is that of the secret in a credential.
+// secretSize is the size of the secret in a credential.
 const secretSize = 32
 
-// tpmState is what is known when the evidence comes.
+// tpmState is what Finish needs from Begin or Again.
 type tpmState struct {
 	claim  Claim
-	secret []byte // nil where the AK was shown to be in the TPM before
+	secret []byte // nil if the AK was shown to be in the TPM earlier
 	ek     *endorsement
 	ak     *ecdsa.PublicKey
 	akName []byte
@@ -72,14 +72,14 @@ func (t TPM) Begin(now time.Time, random io.Reader, c Claim, opening []byte) ([]
 	return parameters, s, err
 }
 
-// Again implements Attestor. That the AK is in the TPM of the EK was shown, and stays true; whether its maker is trusted is
-// asked again.
+// Again implements Attestor. That the AK is in the TPM of the EK was shown before and stays true; whether the maker is
+// trusted is checked again.
 func (t TPM) Again(now time.Time, c Claim, known []byte) ([]byte, State, error) {
 	s, err := t.open(now, c, known)
 	return nil, s, err
 }
 
-// open judges the keys of a TPM before anything was shown.
+// open checks the keys of a TPM before anything is proved.
 func (t TPM) open(now time.Time, c Claim, opening []byte) (*tpmState, error) {
 	var m redoubtv1.TPMOpening
 	if err := pb.Unmarshal(opening, &m); err != nil {
@@ -134,7 +134,7 @@ func (TPM) Finish(_ time.Time, state State, evidence []byte, binding [32]byte) (
 	return a, nil
 }
 
-// measure adds what a log of measured boot shows. One that shows nothing takes nothing away.
+// measure adds what an event log of measured boot shows. A log that shows nothing takes nothing away.
 func (a *Attributes) measure(raw []byte, pcrs [][32]byte) {
 	if err := measured(raw, pcrs); err != nil {
 		a.Checks = append(a.Checks, "not measured: "+err.Error())
@@ -147,7 +147,7 @@ func (a *Attributes) measure(raw []byte, pcrs [][32]byte) {
 	}
 }
 
-// admit checks what needs to be shown once: that AK and EK are in one TPM, and that the device key is in it too.
+// admit checks what needs to be shown only once: that AK and EK are in the same TPM, and the device key too.
 func (s *tpmState) admit(m *redoubtv1.TPMEvidence, binding [32]byte) error {
 	h := hmac.New(sha256.New, s.secret)
 	h.Write(binding[:])
@@ -175,7 +175,7 @@ func (s *tpmState) admit(m *redoubtv1.TPMEvidence, binding [32]byte) error {
 	return nil
 }
 
-// quoted answers the PCRs that the TPM vouches for, and the version of its firmware.
+// quoted returns the PCRs that the TPM vouches for and the version of its firmware.
 func (s *tpmState) quoted(m *redoubtv1.TPMEvidence, binding [32]byte) (pcrs [][32]byte, firmware uint64, err error) {
 	a, err := s.said(m.GetQuote(), m.GetQuoteSignature(), tpm2.TPMSTAttestQuote, binding)
 	if err != nil {
@@ -205,7 +205,7 @@ func (s *tpmState) quoted(m *redoubtv1.TPMEvidence, binding [32]byte) (pcrs [][3
 	return pcrs, a.FirmwareVersion, nil
 }
 
-// selected demands the PCRs that are to be quoted, all of them and no others.
+// selected checks that exactly the PCRs that must be quoted were selected.
 func selected(list []tpm2.TPMSPCRSelection) error {
 	if len(list) != 1 || list[0].Hash != tpm2.TPMAlgSHA256 {
 		return fmt.Errorf("%d banks of PCRs were quoted, or another one: want SHA-256", len(list))
@@ -227,8 +227,9 @@ func selected(list []tpm2.TPMSPCRSelection) error {
 	return nil
 }
 
-// said reads what the TPM says about itself: signed by the AK, of a type, for this exchange. Who signed is part of it: the
-// AK as a primary key of the endorsement hierarchy, whose statements show the TPM's clock and firmware as they are.
+// said parses a statement that the TPM makes about itself, after checking that the AK signed it, its type, and that it is for
+// this exchange. The signer must be the AK as a primary key of the endorsement hierarchy, whose statements show the TPM's
+// clock and firmware unobfuscated.
 func (s *tpmState) said(statement, signature []byte, kind tpm2.TPMST, binding [32]byte) (*tpm2.TPMSAttest, error) {
 	digest := sha256.Sum256(statement)
 	if !ecdsa.VerifyASN1(s.ak, digest[:], signature) {
@@ -250,13 +251,13 @@ func (s *tpmState) said(statement, signature []byte, kind tpm2.TPMST, binding [3
 	return a, nil
 }
 
-// qualified is the qualified name of a primary key, whose name has a SHA-256 digest.
+// qualified returns the qualified name of a primary key whose name is a SHA-256 digest.
 func qualified(hierarchy tpm2.TPMHandle, name []byte) []byte {
 	sum := sha256.Sum256(append(tpm2.HandleName(hierarchy).Buffer, name...))
 	return append(append([]byte(nil), name[:2]...), sum[:]...)
 }
 
-// measured says why a log does not show that the machine was started as it should be, or nil.
+// measured returns why a log does not show that the machine booted as it should, or nil if it does.
 func measured(raw []byte, pcrs [][32]byte) error {
 	if len(raw) == 0 {
 		return errors.New("the machine has no event log")

@@ -27,7 +27,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/swtpm"
 )
 
-// lab is a maker, and the TPMs that it made.
+// tpmLab is a maker and the TPMs that it made.
 type tpmLab struct {
 	testing.TB
 	dir   string
@@ -49,7 +49,7 @@ func newTPMLab(t testing.TB) *tpmLab {
 	return &tpmLab{t, dir, m}
 }
 
-// authorities trust the maker.
+// authorities returns authorities that trust the maker.
 func (l *tpmLab) authorities() *Authorities {
 	l.Helper()
 	roots := filepath.Join(l.dir, "roots")
@@ -73,7 +73,7 @@ func (l *tpmLab) authorities() *Authorities {
 	return a
 }
 
-// chip is a TPM of which everything is asked that it gives, with which a machine could lie.
+// chip is a TPM with access to everything that a lying machine could use.
 type chip struct {
 	testing.TB
 	transport.TPMCloser
@@ -81,7 +81,7 @@ type chip struct {
 	certificate []byte
 }
 
-// loaded is a key in a TPM.
+// loaded is a key loaded in a TPM.
 type loaded struct {
 	handle tpm2.TPMHandle
 	name   tpm2.TPM2BName
@@ -154,7 +154,7 @@ func (c *chip) stored(index tpm2.TPMHandle) (out []byte) {
 	return raw.FullBytes
 }
 
-// primary makes a key in a hierarchy. It is put out when the test ends, or by flush.
+// primary creates a key in a hierarchy. It is flushed when the test ends, or by flush.
 func (c *chip) primary(h tpm2.TPMHandle, template tpm2.TPMTPublic) *loaded {
 	c.Helper()
 	r, err := tpm2.CreatePrimary{PrimaryHandle: h, InPublic: tpm2.New2B(template)}.Execute(c)
@@ -170,7 +170,7 @@ func (c *chip) flush(k *loaded) {
 	}
 }
 
-// template is a P-256 key that signs, which change makes different.
+// template returns the template of a restricted P-256 signing key, modified by change.
 func template(change func(*tpm2.TPMTPublic)) tpm2.TPMTPublic {
 	t := tpm2.TPMTPublic{
 		Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
@@ -243,7 +243,7 @@ func (c *chip) certify(ak, k *loaded, data []byte) (statement, signature []byte)
 	return r.CertifyInfo.Bytes(), c.signature(r.Signature)
 }
 
-// activate opens a credential with this TPM's EK, or cannot.
+// activate tries to open a credential with this TPM's EK.
 func (c *chip) activate(ak *loaded, challenge []byte) ([]byte, error) {
 	var m redoubtv1.TPMChallenge
 	if err := pb.Unmarshal(challenge, &m); err != nil {
@@ -277,7 +277,7 @@ func (c *chip) device(k *loaded) key.DevicePublic {
 	return d
 }
 
-// exchange is an honest enrolment, whose parts can be changed.
+// exchange is an honest enrolment whose parts can be changed.
 type exchange struct {
 	opening  *redoubtv1.TPMOpening
 	claim    Claim
@@ -287,7 +287,7 @@ type exchange struct {
 	secret   []byte
 }
 
-// honest is what an honest machine does, up to the end.
+// honest performs the enrolment of an honest machine up to the last step.
 func (c *chip) honest(a TPM, ak, device *loaded) *exchange {
 	c.Helper()
 	x := &exchange{
@@ -314,7 +314,7 @@ func (x *exchange) finish(t testing.TB, a TPM) (Attributes, error) {
 	return a.Finish(time.Now(), x.state, encoded(t, x.evidence), x.binding)
 }
 
-// record keeps what a TPM said, for those tests that have none.
+// record stores what a TPM said, for the tests that run without one.
 func (x *exchange) record(l *tpmLab) {
 	l.Helper()
 	var roots []byte
@@ -348,7 +348,7 @@ func refusedFor(t *testing.T, err error, why string) {
 	}
 }
 
-// TestLyingMachines has a real TPM make evidence, and machines make something else of it.
+// TestLyingMachines checks that the evidence of a real TPM is refused once a machine has altered it.
 func TestLyingMachines(t *testing.T) {
 	l := newTPMLab(t)
 	c := l.chip("a")
@@ -422,12 +422,12 @@ func (x *exchange) exchangeStatements() {
 	e.QuoteSignature, e.CertificationSignature = e.CertificationSignature, e.QuoteSignature
 }
 
-// requote quotes other PCRs, with values that fit: all of them, or none.
+// requote replaces the quote with one of another selection of PCRs.
 func (x *exchange) requote(c *chip, ak *loaded, selection ...tpm2.TPMSPCRSelection) {
 	x.evidence.Quote, x.evidence.QuoteSignature = c.quote(ak, x.binding[:], selection...)
 }
 
-// softwareKey claims that a key in software is what was certified.
+// softwareKey claims that the certified key is one in software.
 func (x *exchange) softwareKey(t *testing.T, like *loaded) {
 	t.Helper()
 	k, err := key.NewDevice(rand.Reader)
@@ -443,14 +443,14 @@ func (x *exchange) softwareKey(t *testing.T, like *loaded) {
 	x.enrolWith(k.Device())
 }
 
-// enrolWith is as if the machine had come with another device key.
+// enrolWith makes the machine enrol with another device key.
 func (x *exchange) enrolWith(k key.DevicePublic) {
 	s := *x.state.(*tpmState)
 	s.claim.Device = k
 	x.state = &s
 }
 
-// forge signs a statement of its own making with a key that signs anything.
+// forge signs the quote with an unrestricted key.
 func (x *exchange) forge(c *chip, k *loaded) {
 	c.Helper()
 	digest := sha256.Sum256(x.evidence.Quote)
@@ -464,7 +464,7 @@ func (x *exchange) forge(c *chip, k *loaded) {
 	x.evidence.QuoteSignature = c.signature(r.Signature)
 }
 
-// TestKeysThatAreNone opens with keys that prove nothing.
+// TestKeysThatAreNone checks that openings with keys that prove nothing are refused.
 func TestKeysThatAreNone(t *testing.T) {
 	l := newTPMLab(t)
 	c, victim := l.chip("a"), l.chip("b")
@@ -530,14 +530,14 @@ func TestKeysThatAreNone(t *testing.T) {
 	}
 }
 
-// imported is a public area with other attributes, as that of a key that was made elsewhere.
+// imported returns a key's public area with other attributes, like that of a key created elsewhere.
 func imported(k *loaded, change func(*tpm2.TPMAObject)) []byte {
 	p := *k.public
 	change(&p.ObjectAttributes)
 	return tpm2.Marshal(p)
 }
 
-// TestLevels judges the same TPM under authorities of several kinds, at renewals, and with logs of measured boot.
+// TestLevels checks the level of the same TPM with different authorities, at renewals, and with event logs of measured boot.
 func TestLevels(t *testing.T) {
 	l := newTPMLab(t)
 	c := l.chip("a")
@@ -558,7 +558,7 @@ func TestLevels(t *testing.T) {
 	bare.certificate = nil
 	level(trusted, bare.honest(trusted, ak, device), cert.LevelTPMUnverified, "no certificate of its maker")
 
-	// The machine boots with secure boot on, and says so.
+	// The machine boots with secure boot on, and has a log of it.
 	events := eventlogOf(1)
 	for _, e := range events {
 		if _, err := (tpm2.PCRExtend{
@@ -587,7 +587,7 @@ func TestLevels(t *testing.T) {
 		level(trusted, x, cert.LevelTPM, why)
 	}
 
-	// At a renewal the TPM only quotes; what was noted of it is enough to judge that.
+	// At a renewal the TPM only quotes; what was recorded about it suffices to check the quote.
 	again := func(a TPM, change func(*redoubtv1.TPMEvidence)) (Attributes, error) {
 		t.Helper()
 		parameters, state, err := a.Again(time.Now(), Claim{Device: c.device(device)}, first.Known)
@@ -621,7 +621,7 @@ func TestLevels(t *testing.T) {
 	})
 	refusedFor(t, err, "did not sign")
 
-	// A key of the owner's hierarchy would hide the TPM's clock, and is refused.
+	// A key of the owner hierarchy would hide the TPM's clock, and is refused.
 	c.flush(ak)
 	c.flush(another)
 	owners := c.primary(tpm2.TPMRHOwner, template(nil))
@@ -629,7 +629,7 @@ func TestLevels(t *testing.T) {
 	refusedFor(t, err, "endorsement hierarchy")
 }
 
-// eventlogOf is the log of a machine that starts with secure boot on or off, with the events of the quoted PCRs.
+// eventlogOf returns the log of a machine that boots with secure boot on or off, with events for the quoted PCRs.
 func eventlogOf(secure byte) []eventlog.Event {
 	event := func(pcr uint32, data []byte) eventlog.Event {
 		return eventlog.Event{PCR: pcr, Type: 1, Digest: sha256.Sum256(data), Data: data}
@@ -641,7 +641,7 @@ func eventlogOf(secure byte) []eventlog.Event {
 	return append(list, event(4, []byte("boot loader")), event(7, []byte("its signer")))
 }
 
-// secureBoot is the variable SecureBoot as firmware measures it.
+// secureBoot returns the variable SecureBoot as firmware measures it.
 func secureBoot(value byte) []byte {
 	b := []byte{0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c}
 	b = append(b, 10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0)

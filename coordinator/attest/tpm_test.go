@@ -17,10 +17,10 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// record has a test with a TPM keep what that TPM said, in testdata/tpm.
+// record makes a test with a TPM store what that TPM says in testdata/tpm.
 var record = flag.Bool("record", false, "keep what a TPM says")
 
-// thisExchange is the Binding of what was recorded.
+// thisExchange is the Binding of the recorded exchange.
 var thisExchange = sha256.Sum256([]byte("this exchange"))
 
 func answer(secret []byte, binding [32]byte) []byte {
@@ -38,12 +38,12 @@ func encoded(t testing.TB, m pb.Message) []byte {
 	return b
 }
 
-// recorded is an enrolment that a TPM in software took part in.
+// recorded is an enrolment with a software TPM.
 type recorded struct {
 	attestor TPM
 	claim    Claim
 	opening  []byte
-	evidence []byte // but for the activation
+	evidence []byte // without the activation
 }
 
 func readRecorded(t testing.TB) recorded {
@@ -67,10 +67,10 @@ func readRecorded(t testing.TB) recorded {
 	return recorded{NewTPM(a), c, file("opening"), file("evidence")}
 }
 
-// then is when the recorded certificates are good.
+// then is a time at which the recorded certificates are valid.
 var then = time.Date(2027, 6, 1, 0, 0, 0, 0, time.UTC)
 
-// begun is the exchange with the right answer to its credential.
+// begun starts the exchange and returns its state and the evidence with the right answer to the credential.
 func (r recorded) begun(t testing.TB) (State, []byte) {
 	t.Helper()
 	_, state, err := r.attestor.Begin(then, rand.Reader, r.claim, r.opening)
@@ -100,7 +100,8 @@ func TestRecorded(t *testing.T) {
 	}
 }
 
-// FuzzTPM gives the attestor whatever bytes there can be. Nobody is attested but the one who holds the keys, in that exchange.
+// FuzzTPM gives the attestor arbitrary bytes. It checks that only the holder of the keys is attested, and only in the
+// recorded exchange.
 func FuzzTPM(f *testing.F) {
 	r := readRecorded(f)
 	state, evidence := r.begun(f)

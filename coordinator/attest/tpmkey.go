@@ -23,11 +23,11 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// maxStructure bounds every structure of a TPM that is read: none that is of use here is longer.
+// maxStructure bounds every TPM structure that is parsed: none that is used here is longer.
 const maxStructure = 1024
 
-// parse reads a structure of a TPM in the one form that it has. The library reads by reflection, and is not written for
-// bytes from strangers: what makes it panic is an error.
+// parse reads a TPM structure in its canonical form. The library uses reflection and is not written for untrusted input, so a
+// panic becomes an error.
 func parse[T tpm2.Marshallable, P interface {
 	*T
 	tpm2.Unmarshallable
@@ -49,8 +49,8 @@ func parse[T tpm2.Marshallable, P interface {
 	return v, nil
 }
 
-// signer judges the public area of a key that signs: P-256, made in the TPM that holds it, and never to leave it. A
-// restricted one signs nothing but what its TPM itself says.
+// signer checks the public area of a signing key: P-256, created in the TPM that holds it, and never to leave it. A
+// restricted key signs only statements of its TPM. It returns the public key and its name.
 func signer(area []byte, restricted bool) (*ecdsa.PublicKey, []byte, error) {
 	p, err := parse[tpm2.TPMTPublic](area)
 	if err != nil {
@@ -87,7 +87,7 @@ func signer(area []byte, restricted bool) (*ecdsa.PublicKey, []byte, error) {
 	return e, name, nil
 }
 
-// endorsement is an EK that was judged.
+// endorsement is an EK after judgement.
 type endorsement struct {
 	id        string // of the piece of hardware
 	key       tpm2.LabeledEncapsulationKey
@@ -96,7 +96,7 @@ type endorsement struct {
 	check     string
 }
 
-// judgeEK says what an endorsement key is worth.
+// judgeEK decides which level an endorsement key is worth.
 func judgeEK(m *redoubtv1.TPMOpening, makers *Authorities, now time.Time) (*endorsement, error) {
 	p, err := parse[tpm2.TPMTPublic](m.GetEkPublic())
 	if err != nil {
@@ -139,8 +139,8 @@ func judgeEK(m *redoubtv1.TPMOpening, makers *Authorities, now time.Time) (*endo
 	return e, nil
 }
 
-// endorsementKey is the public key of a public area that is that of an EK: it decrypts, only what the TPM is meant to, and never
-// leaves it.
+// endorsementKey returns the public key of an EK's public area: it decrypts only what is meant for the TPM, and never leaves
+// it.
 func endorsementKey(p *tpm2.TPMTPublic) (any, error) {
 	a := p.ObjectAttributes
 	if !a.FixedTPM || !a.FixedParent || !a.SensitiveDataOrigin || !a.Restricted || !a.Decrypt || a.SignEncrypt {
@@ -199,8 +199,8 @@ var (
 	oidVersion       = asn1.ObjectIdentifier{2, 23, 133, 2, 3}
 )
 
-// endorsementCertificate reads the certificate of an EK. Its subject is empty and its name stands in a critical alternative name
-// of a form that the standard library does not know; that one is read here.
+// endorsementCertificate parses an EK certificate. Its subject is empty, and its name is in a critical subject alternative
+// name of a form that the standard library does not support; that form is parsed here.
 func endorsementCertificate(der []byte) (*x509.Certificate, error) {
 	if len(der) > maxCertificate {
 		return nil, fmt.Errorf("%d bytes, at most %d", len(der), maxCertificate)
@@ -219,7 +219,7 @@ func endorsementCertificate(der []byte) (*x509.Certificate, error) {
 	return c, nil
 }
 
-// tpmSelectors say which TPM it is, by its maker's certificate.
+// tpmSelectors describes the TPM, according to its maker's certificate.
 func tpmSelectors(c *x509.Certificate) (list []string) {
 	for _, e := range c.Extensions {
 		if !e.Id.Equal(oidSubjectAlt) {
@@ -240,7 +240,7 @@ func tpmSelectors(c *x509.Certificate) (list []string) {
 	return list
 }
 
-// directoryName takes the name out of a list of alternative names, as far as it is understood.
+// directoryName extracts the directory name from a subject alternative name, as far as it is understood.
 func directoryName(extension []byte) (out []pkix.AttributeTypeAndValue) {
 	var names []asn1.RawValue
 	if rest, err := asn1.Unmarshal(extension, &names); err != nil || len(rest) > 0 {
@@ -261,7 +261,7 @@ func directoryName(extension []byte) (out []pkix.AttributeTypeAndValue) {
 	return out
 }
 
-// vendor is the name in "id:49465800", which is four letters in hexadecimal.
+// vendor decodes a name such as "id:49465800", four letters in hexadecimal.
 func vendor(s string) string {
 	b, err := hex.DecodeString(strings.TrimPrefix(s, "id:"))
 	if name := strings.TrimRight(string(b), "\x00 "); err == nil && proto.ValidText(name, 8) {
@@ -270,7 +270,7 @@ func vendor(s string) string {
 	return s
 }
 
-// printable makes a text from outside fit to be shown and stored.
+// printable makes text from outside fit to be shown and stored.
 func printable(s string) string {
 	if !proto.ValidText(s, maxSelector) {
 		return "not said in printable text"

@@ -20,25 +20,25 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// X509 is the attestor for machines with a certificate of the company's own CA, such as an MDM gives them. It proves that the
+// X509 is the attestor for machines with a certificate of the company's own CA, for example from an MDM. It proves that the
 // machine holds that certificate's key.
 type X509 struct{ authorities *Authorities }
 
-// NewX509 trusts the company's CAs.
+// NewX509 returns an attestor that trusts the company's CAs.
 func NewX509(authorities *Authorities) X509 { return X509{authorities} }
 
-// Limits of what a machine may bring.
+// Limits on what a machine may send.
 const (
 	maxChain       = 5
 	maxCertificate = 8 << 10
 	minRSA         = 2048
-	maxRSA         = 8192 // verifying takes time that grows with the key
+	maxRSA         = 8192 // the time to verify grows with the key
 )
 
 // Kind implements Attestor.
 func (X509) Kind() string { return wire.EvidenceX509 }
 
-// x509State marks what this attestor began.
+// x509State marks an exchange that this attestor began.
 type x509State struct{}
 
 // Begin implements Attestor.
@@ -46,7 +46,7 @@ func (X509) Begin(time.Time, io.Reader, Claim, []byte) ([]byte, State, error) {
 	return nil, x509State{}, nil
 }
 
-// Again implements Attestor. The certificate may be the next one of the same machine: the device key is the same.
+// Again implements Attestor. The certificate may be the machine's next one: the device key is the same.
 func (X509) Again(time.Time, Claim, []byte) ([]byte, State, error) { return nil, x509State{}, nil }
 
 // Finish implements Attestor.
@@ -97,7 +97,7 @@ func (x X509) Finish(now time.Time, s State, evidence []byte, binding [32]byte) 
 	return a, nil
 }
 
-// possesses says whether the key of a certificate signed the binding.
+// possesses checks that the key of a certificate signed the binding.
 func possesses(c *x509.Certificate, signature []byte, binding [32]byte) error {
 	digest := wire.PossessionDigest(binding)
 	var ok bool

@@ -57,7 +57,7 @@ func (c *company) sign(template, parent *x509.Certificate, public any) *x509.Cer
 	return out
 }
 
-// machine is the certificate of one, which change makes different.
+// machine returns a machine's certificate, modified by change.
 func (c *company) machine(public any, change func(*x509.Certificate)) *x509.Certificate {
 	c.Helper()
 	template := &x509.Certificate{
@@ -185,7 +185,7 @@ func TestAuthorities(t *testing.T) {
 	}
 }
 
-// FuzzX509 gives the attestor whatever bytes there can be.
+// FuzzX509 gives the attestor arbitrary bytes.
 func FuzzX509(f *testing.F) {
 	c := newCompany(f)
 	a := c.attestor()

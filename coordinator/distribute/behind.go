@@ -7,7 +7,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Holders are the nodes in whose netmaps any of these is, but for themselves; sorted.
+// Holders returns the nodes whose netmaps contain any of ids, except ids themselves, sorted.
 func Holders(source Source, ids []proto.NodeID) []proto.NodeID {
 	s := source.bind()
 	met := make(map[proto.NodeID]struct{})
@@ -32,8 +32,8 @@ func Holders(source Source, ids []proto.NodeID) []proto.NodeID {
 	return out
 }
 
-// Behind are those of these nodes that do not enforce what they ought to, by name, connected or not. Nodes that are not trusted
-// are not among them.
+// Behind returns the nodes among ids that do not yet enforce what they should, sorted by name, connected or not. Nodes that
+// are not trusted are left out.
 func (h *Hub) Behind(ids []proto.NodeID) (out []Laggard) {
 	s, now := h.Source(), h.config.Clock()
 	for _, id := range ids {

@@ -1,19 +1,20 @@
-// Package distribute decides what each node knows of the mesh, and keeps track of what it has been told.
+// Package distribute decides what each node knows about the mesh and tracks what it has been sent.
 //
-// What a node knows is a pure function, Netmap, of the directory's snapshot, the compiled policy and the node. The Hub makes
-// it again for the nodes that a change can touch, and for no others:
+// A node's netmap is a pure function, Netmap, of the directory's snapshot, the compiled policy and the node. The Hub
+// recomputes it only for the nodes that a change can affect:
 //
-//	directory ──change──► Hub, folds what comes within 20 ms
-//	                       │  which nodes can it touch? (compile.Affected, a superset)
+//	directory ──change──► Hub, coalesces changes within 20 ms
+//	                       │  which nodes can it affect? (compile.Affected, a superset)
 //	                       ▼
-//	                   record, one a node:  wanted ── the netmap that it should have
-//	                       │                sent ──── those that it may have now, newest last
-//	                       │                acked ─── what its data path enforces
+//	                   record, one per node:  wanted ── the netmap the node should have
+//	                       │                  sent ──── netmaps it may have, newest last
+//	                       │                  acked ─── what its data path enforces
 //	                       ▼ wake
-//	                    Session.Next ──► snapshot or delta from what was sent last to wanted, or nothing
+//	                    Session.Next ──► snapshot, or delta from the last sent to wanted, or nothing
 //
-// There is no queue: a node that reads slowly finds all that happened meanwhile folded into the next delta. A node that went
-// away keeps its record for a while, so that it gets only what changed when it is back; there are a fixed number of those.
+// There is no queue: everything that happened while a node was slow to read is folded into its next delta. The hub keeps the
+// record of a disconnected node for a while, so that the node gets only the changes when it returns; the number of such
+// records is bounded.
 //
-// A renewed certificate of a peer is nothing that hurries: such changes are folded for up to a minute.
+// The renewal of a peer's certificate is not urgent: such changes are folded for up to a minute.
 package distribute

@@ -19,29 +19,29 @@ import (
 )
 
 const (
-	// fold is how long changes are collected before they are sent as one.
+	// fold is how long changes are collected before they are sent together.
 	fold = 20 * time.Millisecond
-	// foldCalm is the same for changes that do not hurry.
+	// foldCalm is the same for changes that are not urgent.
 	foldCalm = time.Minute
-	// maxAway and maxAwayTime bound what is kept of nodes that went away.
+	// maxAway and maxAwayTime bound the records kept for disconnected nodes.
 	maxAway     = 8192
 	maxAwayTime = 2 * time.Hour
 )
 
-// Config is what a hub needs.
+// Config holds what a hub needs.
 type Config struct {
 	Directory *directory.Directory
 	Clock     func() time.Time
 	Log       *slog.Logger
 	Registry  prometheus.Registerer
-	// Compile makes the program of the policy in force, nil for none. What cannot be compiled permits nothing.
+	// Compile compiles the policy in force, nil if there is none. A policy that does not compile permits nothing.
 	Compile func(*directory.Policy) *compile.Program
-	// Authorities answers the intermediate certificates that are in use, sorted.
+	// Authorities returns the intermediate certificates in use, sorted.
 	Authorities func() [][]byte
 	Outage      proto.Outage
 }
 
-// Hub tells nodes what changed. See the package comment.
+// Hub sends nodes the changes that affect them. See the package comment.
 type Hub struct {
 	config  Config
 	source  atomic.Pointer[Source]
@@ -54,21 +54,21 @@ type Hub struct {
 
 	mu    sync.Mutex
 	nodes map[proto.NodeID]*record
-	away  *list.List // of *record without a session, the one that left first in front
-	// fresh are nodes that attached before the hub heard of them. If one is gone again before the hub looks, the change that
-	// it looks at says nothing of it.
+	away  *list.List // of *record without a session, longest disconnected first
+	// fresh lists nodes that attached before the hub saw them in the directory. If such a node is gone again before the hub
+	// looks, the change that the hub sees does not mention it.
 	fresh []proto.NodeID
-	// talks are peers of nodes that renew: they learn of it at once.
+	// talks maps a node that is renewing to the peers that must learn of the renewal at once.
 	talks map[proto.NodeID][]proto.NodeID
 
 	waits    waits
 	meetings meetings
 
-	// The loop's own.
-	calm map[proto.NodeID]struct{} // nodes that a change touches that does not hurry
+	// Owned by the loop.
+	calm map[proto.NodeID]struct{} // nodes touched only by changes that are not urgent
 }
 
-// New starts a hub on what the directory holds now.
+// New starts a hub on the current state of the directory.
 func New(c Config) *Hub {
 	h := newHub(c)
 	go h.run()
@@ -87,7 +87,7 @@ func newHub(c Config) *Hub {
 	return h
 }
 
-// Close stops telling nodes of changes. Sessions stay open and get nothing more. It may be called more than once.
+// Close stops sending changes to nodes. Sessions stay open but get nothing more. It may be called more than once.
 func (h *Hub) Close() error {
 	h.closing.Do(func() {
 		close(h.stop)
@@ -97,7 +97,7 @@ func (h *Hub) Close() error {
 	return nil
 }
 
-// Source is what netmaps are made of now.
+// Source returns what netmaps are currently made from.
 func (h *Hub) Source() Source { return *h.source.Load() }
 
 func (h *Hub) run() {
@@ -135,7 +135,7 @@ func (h *Hub) run() {
 	}
 }
 
-// apply finds out whom a change can touch, and refreshes those.
+// apply finds the nodes that a change can affect and refreshes them.
 func (h *Hub) apply(c directory.Change) {
 	before := *h.source.Load()
 	after := Source{Snapshot: c.After, Program: before.Program, Authorities: h.config.Authorities(), Outage: h.config.Outage, meets: new(pairs)}
@@ -177,14 +177,14 @@ func (h *Hub) apply(c directory.Change) {
 	h.tellMeetings(c.Nodes)
 }
 
-// touch finds the nodes whose netmaps can differ after a change: they are added to dirty, and those for whom that does not hurry
-// to later, all but those that talk with the node. It answers whether instead it can be all of them.
+// touch adds to dirty the nodes whose netmaps a change can affect, and to later those that it affects without urgency, except
+// the peers that talk with the changed node. If all is true, any netmap may have changed and the sets are incomplete.
 func touch(before, after Source, c directory.Change, talks map[proto.NodeID][]proto.NodeID, now time.Time, dirty, later map[proto.NodeID]struct{}) (all bool) {
 	if c.Relays || before.outage() != after.outage() || ended(before, after) || !slices.EqualFunc(before.Authorities, after.Authorities, slices.Equal) {
 		return true
 	}
-	// A change of nodes comes first, under the policy that was in force, and then one of the policy, with the nodes that there
-	// are by then: what neither of the two touches is the same.
+	// First apply the change of nodes under the old policy, then the change of policy to the new set of nodes: a node that
+	// neither step touches keeps its netmap.
 	between := before
 	between.Snapshot = after.Snapshot
 	was, is := before.bind(), between.bind()
@@ -211,7 +211,7 @@ func touch(before, after Source, c directory.Change, talks map[proto.NodeID][]pr
 	return false
 }
 
-// ended says whether time alone has changed a policy: a rule that only watches has ended between two snapshots, or the clock was
+// ended reports whether time alone has changed a policy: a watch-only rule ended between the two snapshots, or the clock was
 // set back to before its end.
 func ended(before, after Source) bool {
 	was, is := before.Snapshot.Now(), after.Snapshot.Now()
@@ -222,14 +222,14 @@ func ended(before, after Source) bool {
 	return slices.ContainsFunc(before.Program.Until(), over) || slices.ContainsFunc(after.Program.Until(), over)
 }
 
-// settle does what did not hurry.
+// settle sends the changes that were not urgent.
 func (h *Hub) settle() {
 	h.refresh(h.calm)
 	h.calm = make(map[proto.NodeID]struct{})
 }
 
-// expel ends the streams of nodes that are not trusted any more, and forgets them. Those that come into quarantine, or out of
-// it, have to connect again.
+// expel ends the streams of nodes that are no longer trusted and forgets them. Nodes that enter or leave quarantine must
+// reconnect.
 func (h *Hub) expel(before, after Source, changed []proto.NodeID) {
 	for _, id := range changed {
 		n, known := after.Snapshot.Lookup(id)
@@ -251,14 +251,14 @@ func (h *Hub) expel(before, after Source, changed []proto.NodeID) {
 			continue
 		}
 		why := refusal.Of(n)
-		if why.RetryAfter > 0 { // the trust may come back
+		if why.RetryAfter > 0 { // the lock may end
 			why.RetryAfter = lookSoon
 		}
 		session.stream.End(why)
 	}
 }
 
-// lookSoon is when a node comes back whose stream a lock has ended: to wait for the end of the lock on another one.
+// lookSoon is how soon a node whose stream a lock has ended reconnects, to wait on the new stream for the end of the lock.
 const lookSoon = 2 * time.Second
 
 // Drop ends the stream of a node.
@@ -275,7 +275,7 @@ func (h *Hub) Drop(id proto.NodeID, why *refusal.Refusal) {
 	}
 }
 
-// part ends the stream of a node whose quarantine begins or ends.
+// part ends the stream of a node that enters or leaves quarantine.
 func (h *Hub) part(before Source, n *directory.Node) {
 	old, was := before.Snapshot.Lookup(n.ID)
 	if !was || (old.Quarantine == nil) == (n.Quarantine == nil) {
@@ -291,14 +291,14 @@ func (h *Hub) part(before Source, n *directory.Node) {
 	case session == nil:
 	case n.Quarantine != nil:
 		r := refusal.Quarantined(n.Quarantine.Why)
-		r.RetryAfter = time.Second // to be told that it has no peers
+		r.RetryAfter = time.Second // so that it learns it has no peers
 		session.stream.End(r)
 	default:
 		session.stream.End(refusal.Released())
 	}
 }
 
-// Talks says which peers of a node ought to learn at once of the renewal that it is about to get; nil takes that back.
+// Talks sets the peers of id that must learn at once of its upcoming renewal; nil clears them.
 func (h *Hub) Talks(id proto.NodeID, peers []proto.NodeID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -309,7 +309,7 @@ func (h *Hub) Talks(id proto.NodeID, peers []proto.NodeID) {
 	h.talks[id] = peers
 }
 
-// forget drops a record. Called with the lock held.
+// forget drops a record. The caller holds h.mu.
 func (h *Hub) forget(r *record) {
 	delete(h.nodes, r.id)
 	if r.place != nil {
@@ -318,7 +318,7 @@ func (h *Hub) forget(r *record) {
 	}
 }
 
-// refresh makes the netmaps of nodes again, on all processors, and wakes the streams of those that changed.
+// refresh recomputes the netmaps of nodes on all processors and wakes the streams of those that changed.
 func (h *Hub) refresh(ids map[proto.NodeID]struct{}) {
 	if len(ids) == 0 {
 		return
@@ -358,7 +358,7 @@ func (h *Hub) refreshOne(r *record, source *bound, now time.Time) {
 	}
 }
 
-// prune forgets nodes that have been away too long.
+// prune forgets nodes that have been disconnected for too long.
 func (h *Hub) prune() {
 	now := h.config.Clock()
 	h.mu.Lock()

@@ -14,7 +14,7 @@ import (
 
 const everything = `{"tagOwners": {"tag:a": [], "tag:b": []}, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}`
 
-// inBubble runs a world with a hub that runs by itself, in virtual time.
+// inBubble runs a test with a hub that runs by itself in virtual time.
 func inBubble(t *testing.T, f func(t *testing.T, w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, New, time.Now)
@@ -32,7 +32,7 @@ func attached(t *testing.T, w *world, id proto.NodeID) *client {
 	return c
 }
 
-// settle lets the hub fold and look.
+// settle waits until the hub has folded and processed all changes.
 func settle() {
 	time.Sleep(fold + time.Millisecond)
 	synctest.Wait()
@@ -112,7 +112,7 @@ func TestResume(t *testing.T) {
 		if c.full != 1 || c.delta != 1 || len(c.nm.Peers) != 1 {
 			t.Errorf("back soon: %d snapshots, %d deltas, %d peers", c.full, c.delta, len(c.nm.Peers))
 		}
-		c.session.Close() // without an acknowledgement: it comes back with the version that it acknowledged, or with this one
+		c.session.Close() // without an acknowledgement: it reconnects with the version that it holds
 		if err := c.attach(); err != nil {
 			t.Fatal(err)
 		}
@@ -136,8 +136,8 @@ func TestResume(t *testing.T) {
 	})
 }
 
-// TestAnOlderVersionIsNotEnough acknowledges one version after the other; the wait is for the last, and the lag counts from
-// the first.
+// TestAnOlderVersionIsNotEnough checks that, if two versions are acknowledged one after the other, the wait is for the
+// second, and the lag counts from the first.
 func TestAnOlderVersionIsNotEnough(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.setPolicy(everything)
@@ -178,7 +178,7 @@ func TestAnOlderVersionIsNotEnough(t *testing.T) {
 	})
 }
 
-// TestLostOnTheWay loses a delta with the connection. The node is not taken for one that has it.
+// TestLostOnTheWay checks that a node does not count as having a delta that was lost with the connection.
 func TestLostOnTheWay(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.setPolicy(everything)
@@ -203,7 +203,7 @@ func TestLostOnTheWay(t *testing.T) {
 	})
 }
 
-// TestChangedBack changes a netmap and changes it back before the node reads: there is nothing to send.
+// TestChangedBack checks that nothing is sent if a netmap changes and changes back before the node reads.
 func TestChangedBack(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.setPolicy(everything)
@@ -220,13 +220,13 @@ func TestChangedBack(t *testing.T) {
 		if c.delta != 0 || len(c.nm.Peers) != 1 {
 			t.Errorf("%d deltas, %d peers", c.delta, len(c.nm.Peers))
 		}
-		if st := w.hub.Status(); len(st.Laggards) != 1 { // the other one, which was never here
+		if st := w.hub.Status(); len(st.Laggards) != 1 { // the other node, which never connected
 			t.Errorf("%+v", st.Laggards)
 		}
 	})
 }
 
-// TestNobodyWaitsForTheDead waits for a node that is deleted meanwhile.
+// TestNobodyWaitsForTheDead checks that a wait ends when its node is deleted.
 func TestNobodyWaitsForTheDead(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		a := w.enrol("tag:a")
@@ -351,7 +351,7 @@ func TestRenewalsDoNotHurry(t *testing.T) {
 		if c.delta != 1 {
 			t.Errorf("%d deltas", c.delta)
 		}
-		// Close to its end, it is sent at once.
+		// If the old certificate is about to end, the new one is sent at once.
 		time.Sleep(lifetime - hurry/2)
 		w.renew(b)
 		settle()
@@ -412,7 +412,7 @@ func TestMissingFeature(t *testing.T) {
 		if len(c.nm.Rules)+len(c.nm.Peers)+len(c.nm.Sets) != 0 || len(c.nm.Requires) != 1 {
 			t.Errorf("%+v", c.nm)
 		}
-		// The same node with a newer program gets all of it.
+		// The same node with a newer program gets everything.
 		if err := c.attach(); err != nil {
 			t.Fatal(err)
 		}

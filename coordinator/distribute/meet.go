@@ -8,17 +8,17 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// meetings are those who want to know when it may be others that meet.
+// meetings holds the callbacks registered with WatchMeetings.
 type meetings struct {
 	mu  sync.Mutex
 	all map[*Meetings]func(changed []proto.NodeID)
 }
 
-// Meetings ends what WatchMeetings began.
+// Meetings is a registration made by WatchMeetings.
 type Meetings struct{ hub *Hub }
 
-// WatchMeetings has f called after each change that the netmaps of connected nodes have caught up with. Changed are nodes that may
-// not be trusted any more. It is called by the hub's goroutine, and must not wait.
+// WatchMeetings registers f, which is called after each change, once the netmaps of connected nodes reflect it. changed lists
+// nodes that may no longer be trusted. f runs on the hub's goroutine and must not block.
 func (h *Hub) WatchMeetings(f func(changed []proto.NodeID)) *Meetings {
 	m := &Meetings{h}
 	h.meetings.mu.Lock()
@@ -30,7 +30,7 @@ func (h *Hub) WatchMeetings(f func(changed []proto.NodeID)) *Meetings {
 	return m
 }
 
-// Close waits for a call that is under way.
+// Close removes the registration. It waits for a call in flight.
 func (m *Meetings) Close() {
 	m.hub.meetings.mu.Lock()
 	defer m.hub.meetings.mu.Unlock()
@@ -45,8 +45,8 @@ func (h *Hub) tellMeetings(changed []proto.NodeID) {
 	}
 }
 
-// Meet says whether two nodes are peers, by the netmap that one of them is sent: whoever is a peer has the other as one. Of
-// nodes that no netmap was made for it is found out anew.
+// Meet reports whether two nodes are peers, according to the netmap of a or, if it has none yet, that of b: rules tie nodes
+// to each other in both directions. If neither has one, Meet computes a's.
 func (h *Hub) Meet(a, b proto.NodeID) bool {
 	source := *h.source.Load()
 	if !source.Snapshot.Trusted(a) || !source.Snapshot.Trusted(b) {
@@ -72,7 +72,7 @@ func has(peers []*proto.Peer, id proto.NodeID) bool {
 	return ok
 }
 
-// peers are those of the netmap that the node should have; false where there is none yet.
+// peers returns the peers in the netmap that the node should have; false if there is none yet.
 func (r *record) peers() ([]*proto.Peer, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -82,7 +82,7 @@ func (r *record) peers() ([]*proto.Peer, bool) {
 	return r.wanted.Peers, true
 }
 
-// Peers are the nodes that one may meet, sorted; none of a node that is not trusted.
+// Peers returns the peers of a node, sorted; none if the node is not trusted.
 func (h *Hub) Peers(id proto.NodeID) []proto.NodeID {
 	source := *h.source.Load()
 	if !source.Snapshot.Trusted(id) {

@@ -10,21 +10,21 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Source is all that netmaps are made of. It never changes.
+// Source is everything that netmaps are made from. It is immutable.
 type Source struct {
 	Snapshot *directory.Snapshot
 	Program  *compile.Program
-	// Authorities are the intermediate certificates that are in use, sorted.
+	// Authorities are the intermediate certificates in use, sorted.
 	Authorities [][]byte
-	Outage      proto.Outage // where the policy says nothing else
+	Outage      proto.Outage // unless the policy says otherwise
 
 	meets *pairs
 }
 
-// conceivable are all features that a netmap can require.
+// conceivable lists all features that a netmap can require.
 var conceivable = []string{proto.FeatureConditions, proto.FeatureDeny, proto.FeatureRules}
 
-// Requires is what enforcing a view takes, sorted.
+// Requires returns the features that a node needs to enforce a view, sorted.
 func Requires(v compile.View) []string {
 	var conditions, deny bool
 	for i := range v.Rules {
@@ -44,7 +44,7 @@ func Requires(v compile.View) []string {
 	return append(out, proto.FeatureRules)
 }
 
-// Missing are the features that a node would need and does not have.
+// Missing returns the features that a node needs and lacks.
 func Missing(s Source, id proto.NodeID, features []string) []string {
 	if !s.Snapshot.Trusted(id) || len(lacking(conceivable, features)) == 0 {
 		return nil
@@ -61,21 +61,22 @@ func lacking(required, features []string) (out []string) {
 	return out
 }
 
-// Netmap is what a node with these features knows of the mesh: the peers that some rule ties it to, as long as somebody may
-// trust their certificates, the rules themselves, and whom of its peers to refuse who was revoked or is locked. A node that is not trusted knows nothing. One that lacks a feature
-// learns which, and gets no rule that it could enforce wrongly.
+// Netmap returns what a node with these features knows about the mesh: the peers that some rule ties it to, as long as anyone
+// may still trust their certificates, the rules themselves, and which of its peers to refuse because they were revoked or
+// locked. It is nil for a node that is not trusted. A node that lacks a feature learns which, and gets no rules that it could
+// enforce wrongly.
 func Netmap(s Source, id proto.NodeID, features []string) *proto.Netmap {
 	return s.bind().netmap(id, features)
 }
 
-// bound is a source that remembers what netmaps have in common. Only one goroutine may use it.
+// bound is a source that caches what netmaps have in common. It is not safe for concurrent use.
 type bound struct {
 	Source
 	policy *compile.Bound
 	relays []proto.Relay
 }
 
-// outage is what the policy says, and where it says nothing what holds without it.
+// outage returns what the policy says about outages, or the default if it says nothing.
 func (s Source) outage() proto.Outage { return s.Program.Outage(s.Outage) }
 
 func (s Source) bind() *bound {
@@ -123,10 +124,11 @@ func (s *bound) netmap(id proto.NodeID, features []string) *proto.Netmap {
 	return nm
 }
 
-// sameReach compares what two snapshots say of a node.
+// sameReach reports whether two snapshots agree on how to reach a node.
 func sameReach(a, b proto.Reach) bool { return a.Equal(&b) }
 
-// shown is a peer as a node sees it that has these routes by it.
+// shown returns peer as a node sees it that reaches routes through it. If paths is false, it omits the path
+// key and the home relay.
 func shown(peer *proto.Peer, routes []netip.Prefix, paths bool) *proto.Peer {
 	hide := !paths && (peer.PathKey != nil || peer.HomeRelay != 0)
 	if len(routes) == 0 && !hide {
@@ -140,19 +142,19 @@ func shown(peer *proto.Peer, routes []netip.Prefix, paths bool) *proto.Peer {
 	return &other
 }
 
-// affected adds to dirty the nodes whose netmap can differ after a change of one node: those that the policy tied it to
-// before or ties it to now, and itself.
+// affected adds to dirty the nodes whose netmaps a change of one node can affect: those that the policy ties it to before or
+// after the change, and itself.
 func affected(before, after *bound, id proto.NodeID, dirty map[proto.NodeID]struct{}) {
 	for _, other := range compile.Affected(before.policy, after.policy, id) {
 		dirty[other] = struct{}{}
 	}
 }
 
-// hurry is how much of its life a certificate that peers have must have left for its successor to wait.
+// hurry is how much lifetime the certificate that peers hold must have left for its renewal not to be urgent.
 const hurry = 4 * time.Minute
 
-// calm says that all that happened to a node is that its certificate was renewed well before the old one ends, and that the key
-// that it uses meanwhile is one that its peers know.
+// calm reports whether all that happened to a node is that its certificate was renewed well before the old one ends, and that
+// its key is one that its peers already know.
 func calm(before, after *directory.Snapshot, id proto.NodeID, now time.Time) bool {
 	old, was := before.Lookup(id)
 	n, is := after.Lookup(id)

@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// TestOnlyRenewalsAreCalm: what else happens to a node hurries, also where it comes together with a renewal.
+// TestOnlyRenewalsAreCalm checks that other changes to a node are urgent, even together with a renewal.
 func TestOnlyRenewalsAreCalm(t *testing.T) {
 	w := newWorld(t, 1, newHub, nil)
 	defer func() {
@@ -36,7 +36,7 @@ func TestOnlyRenewalsAreCalm(t *testing.T) {
 		{"a fact that expires", func() error { w.pass(time.Minute); return nil }, false},
 	} {
 		before := w.dir.Snapshot()
-		w.pass(15 * time.Second) // more than a lost reply may take
+		w.pass(15 * time.Second) // more than a lost response may take
 		if err := c.do(); err != nil {
 			t.Fatal(err)
 		}
@@ -74,7 +74,8 @@ func TestWhatNetmapsRequire(t *testing.T) {
 	}
 }
 
-// TestNetmapsOfNodesThatLackAFeature: they get no rule that they could enforce wrongly, and learn what it takes.
+// TestNetmapsOfNodesThatLackAFeature checks that such nodes get no rule that they could enforce wrongly, and learn which
+// feature they need.
 func TestNetmapsOfNodesThatLackAFeature(t *testing.T) {
 	w := newWorld(t, 1, newHub, nil)
 	defer func() {
@@ -104,7 +105,8 @@ func TestNetmapsOfNodesThatLackAFeature(t *testing.T) {
 	}
 }
 
-// TestWhoIsToldOfABarredNode: those whom the policy ties to it, until its certificate is over, and nobody else.
+// TestWhoIsToldOfABarredNode checks that the nodes that the policy ties to a barred node learn of it until its certificate is
+// over, and no others.
 func TestWhoIsToldOfABarredNode(t *testing.T) {
 	w := newWorld(t, 1, newHub, nil)
 	defer func() {
@@ -161,7 +163,7 @@ func TestWhoIsToldOfABarredNode(t *testing.T) {
 	barred("when its certificate is over", step())
 }
 
-// Path keys and home relays are fields that older agents refuse a netmap for.
+// TestWhoIsToldOfPaths checks that older agents, which refuse a netmap with them, get no path keys and home relays.
 func TestWhoIsToldOfPaths(t *testing.T) {
 	w := newWorld(t, 1, newHub, nil)
 	defer func() {

@@ -10,34 +10,34 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// pairs are who may meet whom, as relays are told: a set for each node that is trusted, named by its id. They are made when they
-// are first asked for, by any goroutine.
+// pairs lists who may meet whom, in the form that relays get: one set per trusted node, named by its id. The sets are made on
+// first use, by any goroutine.
 type pairs struct {
 	once sync.Once
-	sets atomic.Pointer[[]proto.Set] // sorted by name; nil until they are made
-	lead atomic.Pointer[lead]        // nil: there is none, or it was taken
+	sets atomic.Pointer[[]proto.Set] // sorted by name; nil until made
+	lead atomic.Pointer[lead]        // nil if there is none or it was consumed
 }
 
-// lead is how pairs come about from those before a change, where that is less than to make them all.
+// lead derives pairs from those before a change, where that is cheaper than making them all.
 type lead struct {
 	sets  []proto.Set
 	dirty map[proto.NodeID]struct{}
 }
 
-// follow says that only the sets of dirty nodes are others than before. Pairs that were never asked for lead to nothing: they
-// would be kept for the sake of these, and those before for theirs.
+// follow records that only the sets of dirty nodes differ from before. If before was never made, it does nothing: otherwise
+// each pairs would keep its predecessor alive.
 func (p *pairs) follow(before *pairs, dirty map[proto.NodeID]struct{}) {
 	sets := before.sets.Load()
 	if sets == nil {
 		return
 	}
 	p.lead.Store(&lead{*sets, maps.Clone(dirty)})
-	if p.sets.Load() != nil { // somebody was faster, and made them all
+	if p.sets.Load() != nil { // another goroutine was faster and made them all
 		p.lead.Store(nil)
 	}
 }
 
-// all makes the sets.
+// all returns the sets, making them on first use.
 func (p *pairs) all(s *bound) []proto.Set {
 	p.once.Do(func() {
 		var sets []proto.Set
@@ -59,7 +59,7 @@ func (p *pairs) all(s *bound) []proto.Set {
 	return *p.sets.Load()
 }
 
-// put replaces the set of a node in a copy; one that is not trusted has none.
+// put returns a copy of sets with the set of a node replaced, or removed if the node is not trusted.
 func put(sets []proto.Set, id proto.NodeID, members []proto.NodeID, trusted bool) []proto.Set {
 	name := id.String()
 	at, there := slices.BinarySearchFunc(sets, name, func(s proto.Set, name string) int { return strings.Compare(s.Name, name) })
@@ -76,7 +76,7 @@ func put(sets []proto.Set, id proto.NodeID, members []proto.NodeID, trusted bool
 	return out
 }
 
-// pairsOf are the nodes that a node may meet, and whether it is trusted at all.
+// pairsOf returns the nodes that a node may meet, and whether it is trusted at all.
 func (s *bound) pairsOf(id proto.NodeID) (members []proto.NodeID, trusted bool) {
 	n, known := s.Snapshot.Lookup(id)
 	if !known || n.Barred() || n.Relay {
@@ -85,7 +85,7 @@ func (s *bound) pairsOf(id proto.NodeID) (members []proto.NodeID, trusted bool) 
 	return s.policy.Peers(id), true
 }
 
-// relayNetmap is what a relay knows of the mesh.
+// relayNetmap returns the netmap of a relay.
 func (s *bound) relayNetmap(id proto.NodeID) *proto.Netmap {
 	return &proto.Netmap{
 		Version: s.Snapshot.Version(), Mesh: s.Snapshot.Mesh(), Self: id, Authorities: s.Authorities, Outage: s.outage(),
@@ -93,7 +93,7 @@ func (s *bound) relayNetmap(id proto.NodeID) *proto.Netmap {
 	}
 }
 
-// addRelays adds the relays to those whose netmaps are made again: any change may be one of who meets whom.
+// addRelays adds the relays to the nodes to recompute: any change may alter who meets whom.
 func (h *Hub) addRelays(source Source, dirty map[proto.NodeID]struct{}) {
 	for _, r := range source.Snapshot.Relays() {
 		if n, ok := source.Snapshot.Lookup(r.ID); ok && n.Relay {

@@ -6,7 +6,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// made are pairs that somebody has asked for.
+// made returns pairs whose sets were requested.
 func made(sets []proto.Set) *pairs {
 	p := &pairs{}
 	p.once.Do(func() { p.sets.Store(&sets) })
@@ -21,7 +21,7 @@ func TestPairsFollow(t *testing.T) {
 	if l := p.lead.Load(); l == nil || len(l.sets) != 1 || len(l.dirty) != 1 {
 		t.Errorf("pairs that were made lead to %+v", l)
 	}
-	// Else each change would keep all before it, where no relay ever asks.
+	// Otherwise each change would keep all earlier ones alive if no relay ever asks.
 	q := &pairs{}
 	if q.follow(p, dirty); q.lead.Load() != nil {
 		t.Error("pairs that nobody asked for are kept")

@@ -31,12 +31,12 @@ var policies = []string{
 		"enforcement": [{"src": ["*"], "dst": ["tag:b"], "mode": "monitor", "until": "2027-01-15T09:30:00Z"}]}`,
 }
 
-// offered are routes that nodes offer and that are approved.
+// offered are routes that nodes offer and administrators approve.
 var offered = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.33.0.0/16")}
 
-// TestSessionsConverge does random things to a mesh, with clients that come, go, read and acknowledge when they like. After each
-// change the nodes whose netmaps differ are among those that were looked at, and in the end every client holds the netmap that
-// its node should have, which it built from what it was sent.
+// TestSessionsConverge does random things to a mesh, with clients that come, go, read and acknowledge at random. It checks
+// that, after each change, the nodes whose netmaps differ are among those recomputed, and that in the end every client holds
+// the netmap that its node should have, built from what it was sent.
 func TestSessionsConverge(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t, rapid.Uint64().Draw(t, "seed"), newHub, nil)
@@ -168,7 +168,7 @@ func TestSessionsConverge(t *testing.T) {
 	})
 }
 
-// look has the hub look at what changed, and checks that it looks at enough.
+// look makes the hub process what changed, and checks that it recomputes enough nodes.
 func look(t *rapid.T, w *world) {
 	c, ok := w.hub.sub.Take()
 	if !ok {

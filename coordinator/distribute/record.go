@@ -10,25 +10,25 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// maxFlight is how many netmaps a node may have been sent without an acknowledgement before the older ones are forgotten;
-// a node that comes back with a forgotten one gets a snapshot.
+// maxFlight is how many unacknowledged netmaps are remembered per node. A node that comes back with an older one gets a
+// snapshot.
 const maxFlight = 8
 
-// Stream is the connection of a node. Its methods are called from any goroutine and must not wait.
+// Stream is the connection of a node. Its methods are called from any goroutine and must not block.
 type Stream interface {
-	// Wake says that Session.Next may have something.
+	// Wake announces that Session.Next may have something.
 	Wake()
 	// End closes the stream with a refusal.
 	End(*refusal.Refusal)
 }
 
-// Update is what a node is sent: a snapshot or a delta.
+// Update is what a node is sent: either a snapshot or a delta.
 type Update struct {
 	Netmap *proto.Netmap
 	Delta  *proto.Delta
 }
 
-// record is what the hub knows of one node.
+// record is what the hub knows about one node.
 type record struct {
 	id proto.NodeID
 
@@ -39,15 +39,15 @@ type record struct {
 
 	mu       sync.Mutex
 	features []string
-	computed proto.Version // of the snapshot that wanted was made from last
-	wanted   *proto.Netmap // nil while the node is not in the source yet
+	computed proto.Version // version of the snapshot that wanted was last made from
+	wanted   *proto.Netmap // nil while the source does not contain the node
 	since    time.Time     // when the node began to lag
 	sent     []*proto.Netmap
-	delta    *proto.Delta // from the last sent to wanted, where it is known already
+	delta    *proto.Delta // from the last sent to wanted, if already known
 	acked    proto.Version
 }
 
-// lags says whether the node enforces less than the last version that changed its netmap. Called with the lock held.
+// lags reports whether the node enforces less than the last version that changed its netmap. The caller holds r.mu.
 func (r *record) lags() bool { return r.wanted != nil && r.acked.Less(r.wanted.Version) }
 
 func (r *record) lastSent() *proto.Netmap {
@@ -57,8 +57,8 @@ func (r *record) lastSent() *proto.Netmap {
 	return r.sent[len(r.sent)-1]
 }
 
-// begin prepares the record for a stream of a node that enforces a version already, and answers which one that is as far as
-// it can be believed. Whether a delta can lead on from there is known only if that version is one that was sent.
+// begin prepares the record for a stream of a node that claims to enforce applied, and returns the version that it is
+// believed to enforce. A delta is possible only if that version was sent to the node.
 func (r *record) begin(features []string, applied proto.Version, now proto.Version) proto.Version {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -79,7 +79,7 @@ func (r *record) begin(features []string, applied proto.Version, now proto.Versi
 	return r.acked
 }
 
-// refresh makes wanted again from a source. It answers whether there is something to send now.
+// refresh recomputes wanted from a source. It reports whether there is something to send.
 func (r *record) refresh(s *bound, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -97,7 +97,7 @@ func (r *record) refresh(s *bound, now time.Time) bool {
 	}
 	var delta *proto.Delta
 	if last != nil {
-		if delta = proto.Diff(last, nm); delta.Empty() { // nothing changed, or it changed back before it was sent
+		if delta = proto.Diff(last, nm); delta.Empty() { // nothing changed, or the change was undone before it was sent
 			r.wanted, r.delta = last, nil
 			return false
 		}
@@ -109,7 +109,7 @@ func (r *record) refresh(s *bound, now time.Time) bool {
 	return true
 }
 
-// next takes what to send.
+// next returns what to send and marks it as sent.
 func (r *record) next() (Update, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -122,7 +122,7 @@ func (r *record) next() (Update, bool) {
 	switch {
 	case last == nil:
 		u = Update{Netmap: r.wanted}
-	case u.Delta == nil: // a stream that began at an older one
+	case u.Delta == nil: // the stream began at an older version
 		if u.Delta = proto.Diff(last, r.wanted); u.Delta.Empty() {
 			r.wanted = last
 			return Update{}, false
@@ -134,8 +134,8 @@ func (r *record) next() (Update, bool) {
 	return u, true
 }
 
-// ack notes that the node enforces a version; ok is false for one that it was not sent. It answers whether that is news and,
-// if the node is current by it, how long it lagged.
+// ack notes that the node enforces a version; ok is false if it was not sent that version. It reports whether that is news
+// and, if the node is now current, how long it lagged.
 func (r *record) ack(v proto.Version, now time.Time) (lagged time.Duration, news, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// TestAcknowledgementLostWithTheStream: a node that comes back with the version that is waited for is waited for no more.
+// TestAcknowledgementLostWithTheStream checks that a wait ends when its node reconnects with the version that is waited for.
 func TestAcknowledgementLostWithTheStream(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		a := w.enrol("tag:a")

@@ -5,15 +5,15 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Session is a node that is connected. There is at most one a node: a newer one ends the one before.
+// Session is a connected node. A node has at most one: a new session ends the previous one.
 type Session struct {
 	hub    *Hub
 	record *record
 	stream Stream
 }
 
-// Attach begins the session of a node that declares features and enforces the version applied now (zero for none). A node
-// that is not trusted is refused.
+// Attach begins the session of a node that declares features and enforces the version applied (zero if none). It refuses a
+// node that is not trusted.
 func (h *Hub) Attach(id proto.NodeID, features []string, applied proto.Version, stream Stream) (*Session, error) {
 	s := &Session{hub: h, stream: stream}
 	h.mu.Lock()
@@ -33,7 +33,7 @@ func (h *Hub) Attach(id proto.NodeID, features []string, applied proto.Version, 
 	if before != nil {
 		before.stream.End(refusal.Replaced())
 	}
-	// The directory is asked after the session and its node can be found: a revocation is seen here, or ends the session.
+	// Ask the directory only after publishing the session: a concurrent revocation is either seen here or ends the session.
 	source := h.await(id)
 	n, known := h.config.Directory.Snapshot().Lookup(id)
 	if !known || n.Dismissed() {
@@ -44,12 +44,12 @@ func (h *Hub) Attach(id proto.NodeID, features []string, applied proto.Version, 
 	if r.refresh(source.bind(), h.config.Clock()) {
 		stream.Wake()
 	}
-	// Its acknowledgement may have been lost with the stream before this one.
+	// The previous stream may have lost its acknowledgement.
 	h.waits.acked(id, enforced)
 	return s, nil
 }
 
-// await answers the source, and has the hub look at a node that is not in it once it is.
+// await returns the source; if it does not contain the node yet, it makes the hub look at the node in its next round.
 func (h *Hub) await(id proto.NodeID) Source {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -60,7 +60,7 @@ func (h *Hub) await(id proto.NodeID) Source {
 	return source
 }
 
-// Next takes what the node has to be sent now, or false where it has been sent all.
+// Next returns what to send to the node, or false if it has been sent everything.
 func (s *Session) Next() (Update, bool) {
 	u, ok := s.record.next()
 	if ok {
@@ -69,8 +69,8 @@ func (s *Session) Next() (Update, bool) {
 	return u, ok
 }
 
-// Applied notes that the node's data path enforces a version. It is false for a version that the node was never sent, or
-// not for long.
+// Applied notes that the node's data path enforces a version. It returns false if the node was never sent that version, or
+// too long ago.
 func (s *Session) Applied(v proto.Version) bool {
 	lagged, news, ok := s.record.ack(v, s.hub.config.Clock())
 	if news {
@@ -82,14 +82,14 @@ func (s *Session) Applied(v proto.Version) bool {
 	return ok
 }
 
-// Replaced says that the node has another session by now.
+// Replaced reports whether the node has another session.
 func (s *Session) Replaced() bool {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
 	return s.record.session != nil && s.record.session != s
 }
 
-// Close ends the session; its node's record is kept for a while. It may be called more than once.
+// Close ends the session; the hub keeps the node's record for a while. It may be called more than once.
 func (s *Session) Close() {
 	h := s.hub
 	h.mu.Lock()

@@ -10,10 +10,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Status says who enforces what.
+// Status summarizes which nodes enforce the policy.
 type Status struct {
-	Version  proto.Version // of the newest change that has been looked at
-	Nodes    int           // that are trusted and have not lapsed
+	Version  proto.Version // of the newest change processed
+	Nodes    int           // trusted nodes that have not lapsed
 	Laggards []Laggard     // sorted by name
 }
 
@@ -26,7 +26,7 @@ type Laggard struct {
 	Lag             time.Duration
 }
 
-// Status looks at all nodes. One that has not been here since the coordinator started lags: nobody knows what it enforces.
+// Status inspects all nodes. A node not seen since the coordinator started counts as lagging: nobody knows what it enforces.
 func (h *Hub) Status() Status {
 	s := h.Source()
 	now := h.config.Clock()
@@ -54,7 +54,7 @@ func (h *Hub) Status() Status {
 	return st
 }
 
-// describe fills in what the record knows, and says whether the node lags.
+// describe fills in what the record knows and reports whether the node lags.
 func (r *record) describe(l *Laggard, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -65,7 +65,7 @@ func (r *record) describe(l *Laggard, now time.Time) bool {
 	return r.lags()
 }
 
-// Applied is the version that a node enforces, as far as is known.
+// Applied returns the version that a node enforces, as far as is known.
 func (h *Hub) Applied(id proto.NodeID) proto.Version {
 	h.mu.Lock()
 	r := h.nodes[id]
@@ -78,7 +78,7 @@ func (h *Hub) Applied(id proto.NodeID) proto.Version {
 	return r.acked
 }
 
-// Connected says whether a node has a session.
+// Connected reports whether a node has a session.
 func (h *Hub) Connected(id proto.NodeID) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -86,14 +86,14 @@ func (h *Hub) Connected(id proto.NodeID) bool {
 	return r != nil && r.session != nil
 }
 
-// Settled is the status once a version of the directory has been looked at.
+// Settled waits until version v of the directory has been processed, and returns the status.
 func (h *Hub) Settled(ctx context.Context, v proto.Version) Status {
 	h.waits.settle(ctx, v)
 	return h.Status()
 }
 
-// Await waits until all of these nodes enforce what they ought to after a version of the directory, or until ctx ends. It
-// answers how many do.
+// Await waits until all of ids enforce what they should after version v of the directory, or until ctx ends. It returns how
+// many do.
 func (h *Hub) Await(ctx context.Context, ids []proto.NodeID, v proto.Version) int {
 	if !h.waits.settle(ctx, v) {
 		return 0
@@ -125,7 +125,7 @@ func (h *Hub) AwaitAll(ctx context.Context, v proto.Version) Status {
 	}
 }
 
-// behind answers which of these nodes lag, and what they must acknowledge.
+// behind returns the nodes among ids that lag, with the version that each must acknowledge.
 func (h *Hub) behind(ids []proto.NodeID) map[proto.NodeID]proto.Version {
 	left := make(map[proto.NodeID]proto.Version)
 	for _, id := range ids {
@@ -147,11 +147,11 @@ func (h *Hub) behind(ids []proto.NodeID) map[proto.NodeID]proto.Version {
 	return left
 }
 
-// waits are those who wait for acknowledgements.
+// waits tracks the callers waiting for acknowledgements.
 type waits struct {
 	mu      sync.Mutex
 	flushed proto.Version
-	next    chan struct{} // closed at the next flush; nil while nobody waits
+	next    chan struct{} // closed at the next flush; nil if nobody waits
 	all     map[*wait]struct{}
 	ended   bool
 }
@@ -171,7 +171,7 @@ func (w *waits) flush(v proto.Version) {
 	}
 }
 
-// settle waits until a version has been looked at.
+// settle waits until version v has been processed. It returns false if ctx ends or the hub closes first.
 func (w *waits) settle(ctx context.Context, v proto.Version) bool {
 	for {
 		w.mu.Lock()
@@ -193,7 +193,7 @@ func (w *waits) settle(ctx context.Context, v proto.Version) bool {
 	}
 }
 
-// add begins a wait for what find answers. Acknowledgements wait meanwhile, so that none is missed.
+// add starts a wait for the acknowledgements that find returns. It blocks acknowledgements meanwhile, so that none is missed.
 func (w *waits) add(find func() map[proto.NodeID]proto.Version) *wait {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -225,7 +225,7 @@ func (w *waits) acked(id proto.NodeID, v proto.Version) {
 	w.strike(id, func(need proto.Version) bool { return !v.Less(need) })
 }
 
-// gone takes a node that is no longer trusted off all waits: there is nothing that it could enforce.
+// gone removes a node that is no longer trusted from all waits: there is nothing it could enforce.
 func (w *waits) gone(id proto.NodeID) { w.strike(id, func(proto.Version) bool { return true }) }
 
 func (w *waits) strike(id proto.NodeID, enough func(need proto.Version) bool) {

@@ -25,10 +25,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// lifetime of certificates here.
+// lifetime is the lifetime of certificates in these tests.
 const lifetime = time.Hour
 
-// world is a directory with a hub, and a clock that tests move.
+// world is a directory with a hub, and a clock that tests advance.
 type world struct {
 	t      fataler
 	random *rand.ChaCha8
@@ -50,7 +50,7 @@ type fataler interface {
 	Errorf(string, ...any)
 }
 
-// newWorld has a clock of its own, or that one.
+// newWorld returns a world with the given clock, or with its own if that is nil.
 func newWorld(t fataler, seed uint64, start func(Config) *Hub, clock func() time.Time) *world {
 	t.Helper()
 	w := &world{t: t, now: time.Unix(1_800_000_000, 0), byToken: make(map[string]key.TokenPublic)}
@@ -102,7 +102,7 @@ func (w *world) pass(d time.Duration) {
 	w.now = w.now.Add(d)
 }
 
-// enrol makes a node of a user, or with a tag.
+// enrol adds a node of a user, or with a tag.
 func (w *world) enrol(who string) proto.NodeID {
 	w.t.Helper()
 	ctx := background
@@ -212,7 +212,7 @@ func (c *client) attach() error {
 	return err
 }
 
-// drain takes all that there is to take.
+// drain reads and applies everything that there is to send.
 func (c *client) drain() {
 	c.w.t.Helper()
 	for {
@@ -244,7 +244,7 @@ func (c *client) ack() { c.session.Applied(c.nm.Version) }
 
 var background = context.Background()
 
-// able is what agents of today can do.
+// able lists the features of current agents.
 var able = proto.Features()
 
 func timeout(t *testing.T, d time.Duration) (context.Context, context.CancelFunc) {

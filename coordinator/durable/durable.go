@@ -1,5 +1,5 @@
-// Package durable writes files that are there as a whole or not at all, also after a power cut: the contents go to a file
-// beside the one that is meant and to the disk, then it gets its name, then the name goes to the disk.
+// Package durable writes files that exist completely or not at all, even after a power cut: it writes and syncs a file beside
+// the target, renames it, and syncs the directory.
 package durable
 
 import (
@@ -8,13 +8,13 @@ import (
 	"path/filepath"
 )
 
-// Write makes or replaces a file of mode 0600 with what fill writes.
+// Write creates or replaces a file of mode 0600 with what fill writes.
 func Write(path string, fill func(*os.File) error) error {
 	tmp := path + ".tmp"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	// Created anew, so that it has this mode whatever a crash left.
+	// Create it afresh, so that it has this mode whatever a crash left behind.
 	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -25,7 +25,7 @@ func Write(path string, fill func(*os.File) error) error {
 	return Rename(tmp, path)
 }
 
-// WriteBytes makes or replaces a file of mode 0600 with b.
+// WriteBytes creates or replaces a file of mode 0600 with b.
 func WriteBytes(path string, b []byte) error {
 	return Write(path, func(f *os.File) error {
 		_, err := f.Write(b)
@@ -33,7 +33,7 @@ func WriteBytes(path string, b []byte) error {
 	})
 }
 
-// Rename gives a file its name, so that it lasts.
+// Rename renames a file durably.
 func Rename(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
@@ -41,7 +41,7 @@ func Rename(from, to string) error {
 	return SyncDir(filepath.Dir(to))
 }
 
-// SyncDir makes the names in a directory last.
+// SyncDir makes the names in a directory durable.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

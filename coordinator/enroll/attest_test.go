@@ -16,8 +16,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// chip is an attestor for machines that say "good", or "busy" where they cannot. The opening of the first time is asked for
-// again.
+// chip is an attestor for machines that say "good", or "busy" if they cannot prove themselves. Again asks for the opening of
+// the enrolment.
 type chip struct{}
 
 func (chip) Kind() string { return "chip" }
@@ -59,10 +59,10 @@ func chipMachine(t testing.TB) *Machine {
 	return New(r, rand.Reader)
 }
 
-// sha256None is the digest of a posture that is not there.
+// sha256None is the digest of an absent posture.
 var sha256None = sha256.Sum256(nil)
 
-// shows adds evidence to a proof.
+// shows returns a proof with evidence.
 func (p peer) shows(t testing.TB, domain, what string, c *redoubtv1.Challenge, sum [32]byte) Proof {
 	t.Helper()
 	out := p.proof(t, domain, c, exporter, sum)
@@ -122,7 +122,7 @@ func TestRenewalsProveAgain(t *testing.T) {
 	effect, err = m.Step(now, p.shows(t, wire.DomainRenew, "bad", challenged(t, m, renew("chip", "seven")), [32]byte{2}))
 	refusedAs(t, effect, err, redoubtv1.Refusal_CODE_PROOF)
 
-	// Nothing is asked for that could not be judged; the node keeps its certificate, and has proved less.
+	// Evidence that cannot be judged is not requested; the node keeps its certificate, at a lower level.
 	for kind, known := range map[string]string{"chip": "forgotten", "gone": "seven"} {
 		c := challenged(t, m, renew(kind, known))
 		if c.GetAttestor() != "" || len(c.GetParameters()) != 0 {
@@ -135,7 +135,7 @@ func TestRenewalsProveAgain(t *testing.T) {
 	}
 }
 
-// What a renewal says of the machine's health is what the device key has signed.
+// The device key signs what a renewal says about the machine's health.
 func TestRenewalsSayHowTheMachineIs(t *testing.T) {
 	p := newPeer(t)
 	renew := Renew{

@@ -18,34 +18,34 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// Patience is how long a challenge may be answered.
+// Patience is how long a challenge may wait for its answer.
 const Patience = 60 * time.Second
 
 // maxEvidence is how many kinds of evidence a machine may offer.
 const maxEvidence = 16
 
-// Event is what happens on the stream.
+// Event is something that happens on the stream.
 type Event interface{ event() }
 
-// Hello is a machine without a certificate that asks for one.
+// Hello is the request of a machine without a certificate for its first one.
 type Hello struct {
-	Sum      [32]byte // hash of the message as it came, for the Binding
+	Sum      [32]byte // hash of the message as received, for the Binding
 	Message  *redoubtv1.Hello
 	Exporter []byte // of the TLS connection, see proto/cert
-	Protocol uint32 // that was agreed on
+	Protocol uint32 // the version agreed on
 }
 
-// Renew is a node that asks for its next certificate on its own stream.
+// Renew is the request of a node, on its own stream, for its next certificate.
 type Renew struct {
 	Sum      [32]byte
 	Message  *redoubtv1.Renew
 	Exporter []byte
 	Protocol uint32
-	// Who the stream's certificate says that it is.
+	// ID and Device are the node's identity according to the stream's certificate.
 	ID     proto.NodeID
 	Device key.DevicePublic
-	// Kind is the kind of evidence that the machine gave when it enrolled and can give again, with what its attestor noted
-	// then; empty where it cannot.
+	// Kind is the kind of evidence that the machine gave when it enrolled and can give again, and Known what its attestor
+	// recorded then; empty if it cannot.
 	Kind  string
 	Known []byte
 }
@@ -59,7 +59,7 @@ func (Hello) event() {}
 func (Renew) event() {}
 func (Proof) event() {}
 
-// Effect is what the stream has to do next.
+// Effect is what the stream must do next.
 type Effect interface{ effect() }
 
 // Challenge is sent to the machine.
@@ -67,25 +67,25 @@ type Challenge struct {
 	Message *redoubtv1.Challenge
 }
 
-// Admit asks the directory to make this machine a node; the answer to the machine is a certificate.
+// Admit asks the directory to make this machine a node; the machine is then sent a certificate.
 type Admit struct {
 	Claim      attest.Claim
 	Kind       string // of the evidence
 	Attributes attest.Attributes
 	Hostname   string
-	// Posture is what the proof said of the machine's health; nil for nothing.
+	// Posture is what the proof says about the machine's health; nil if nothing.
 	Posture *redoubtv1.Posture
 }
 
-// Extend asks the directory for the next certificate of a node, with the key that it proved to hold as the one to come next.
+// Extend asks the directory for the next certificate of a node, with Key, which it proved to hold, as its next key.
 type Extend struct {
 	ID  proto.NodeID
 	Key key.NodePublic
-	// Again is what the machine proved of itself once more; nil where nothing is to be proved again, and where it could not,
-	// of which Lapse says why.
+	// Again is what the machine proved again about itself; nil if it need not or could not. In the latter case Lapse says
+	// why.
 	Again *attest.Attributes
 	Lapse string
-	// Posture is what the proof said of the machine's health; nil for nothing.
+	// Posture is what the proof says about the machine's health; nil if nothing.
 	Posture *redoubtv1.Posture
 }
 
@@ -93,7 +93,7 @@ func (Challenge) effect() {}
 func (Admit) effect()     {}
 func (Extend) effect()    {}
 
-// Machine is the coordinator's side of one stream. The zero value is of no use; see New.
+// Machine is the coordinator's side of one stream. The zero value is unusable; see New.
 type Machine struct {
 	attestors *attest.Registry
 	random    io.Reader
@@ -110,21 +110,21 @@ type asked struct {
 	ephemeral key.NodePrivate
 	claim     attest.Claim
 	hostname  string
-	node      proto.NodeID // of a renewal
+	node      proto.NodeID // renewal only
 	attestor  attest.Attestor
 	state     attest.State
-	opening   []byte // of an enrolment: what came with the offer
-	known     []byte // of a renewal: what was noted of the machine
-	lapse     string // of a renewal: why nothing is asked
+	opening   []byte // enrolment: what came with the offer
+	known     []byte // renewal: what the attestor recorded about the machine
+	lapse     string // renewal: why no evidence is requested
 }
 
-// New makes the machine of one stream.
+// New returns the machine of one stream.
 func New(attestors *attest.Registry, random io.Reader) *Machine {
 	return &Machine{attestors: attestors, random: random}
 }
 
-// Step takes the next event. An error that is a *refusal.Refusal goes to the other side and ends the stream; any other one is
-// a failure of this program.
+// Step handles the next event. An error that is a *refusal.Refusal goes to the other side and ends the stream; any other
+// error is a failure of this program.
 func (m *Machine) Step(now time.Time, e Event) (Effect, error) {
 	switch e := e.(type) {
 	case Hello:
@@ -208,7 +208,7 @@ func (m *Machine) challenge(now time.Time, a *asked, protocol uint32) (Effect, e
 	return Challenge{c}, nil
 }
 
-// begin asks for evidence. What a node cannot be asked for again is no reason to refuse it a certificate.
+// begin requests evidence. If a node cannot be asked for evidence again, that is no reason to refuse it a certificate.
 func (m *Machine) begin(now time.Time, a *asked, c *redoubtv1.Challenge) (err error) {
 	c.Attestor = a.attestor.Kind()
 	if a.node == 0 {
@@ -223,12 +223,12 @@ func (m *Machine) begin(now time.Time, a *asked, c *redoubtv1.Challenge) (err er
 	return nil
 }
 
-// evidence refuses evidence.
+// evidence returns the refusal of a machine's evidence.
 func evidence(a attest.Attestor, err error) *refusal.Refusal {
 	return &refusal.Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "evidence of kind " + a.Kind() + ": " + err.Error()}
 }
 
-// proof judges an answer. Whatever comes of it, the challenge is used up.
+// proof judges an answer. Either way, the challenge is used up.
 func (m *Machine) proof(now time.Time, e Proof) (Effect, error) {
 	a := m.asked
 	m.asked = nil
@@ -266,7 +266,7 @@ func (m *Machine) proof(now time.Time, e Proof) (Effect, error) {
 	return Admit{Claim: a.claim, Kind: a.attestor.Kind(), Attributes: attributes, Hostname: a.hostname, Posture: posture}, nil
 }
 
-// postureOf is what a proof, which covers it, says of the machine's health.
+// postureOf returns what a proof, which covers it, says about the machine's health.
 func postureOf(given *redoubtv1.Proof) (*redoubtv1.Posture, error) {
 	b := given.GetPosture()
 	if len(b) == 0 {
@@ -279,8 +279,8 @@ func postureOf(given *redoubtv1.Proof) (*redoubtv1.Posture, error) {
 	return p, nil
 }
 
-// extend judges the evidence of a renewal. A machine that says that it cannot give any keeps its certificate, and has proved
-// less; one that gives what does not hold gets nothing.
+// extend judges the evidence of a renewal. A machine that says it cannot give any still gets a certificate, at a lower level;
+// one whose evidence is invalid gets nothing.
 func (a *asked) extend(now time.Time, given *redoubtv1.Proof, posture *redoubtv1.Posture, binding [32]byte) (Effect, error) {
 	x := Extend{ID: a.node, Key: a.claim.Node, Lapse: a.lapse, Posture: posture}
 	if a.attestor == nil {

@@ -60,7 +60,7 @@ func (p peer) proof(t testing.TB, domain string, c *redoubtv1.Challenge, exporte
 	return p.proofWith(t, domain, c, exporter, sum, nil)
 }
 
-// proofWith is a proof that says something of the machine's health.
+// proofWith returns a proof that says something about the machine's health.
 func (p peer) proofWith(t testing.TB, domain string, c *redoubtv1.Challenge, exporter []byte, sum [32]byte, posture []byte) Proof {
 	t.Helper()
 	binding := wire.Binding(domain, c.GetNonce(), exporter, p.node.Public(), p.device.Device(), sha256.Sum256(posture), sum)
@@ -122,12 +122,12 @@ func TestRenewal(t *testing.T) {
 			t.Fatalf("%+v, %v", effect, err)
 		}
 	}
-	// The key must be held, and not only known.
+	// The key must be held, not only known.
 	renew.Message = &redoubtv1.Renew{NodePublic: newPeer(t).node.Public().Bytes()}
 	c := challenged(t, m, renew)
 	effect, err := m.Step(now, p.proof(t, wire.DomainRenew, c, exporter, [32]byte{2}))
 	refusedAs(t, effect, err, redoubtv1.Refusal_CODE_PROOF)
-	// A point of low order would make the proof worth nothing.
+	// A point of low order would make the proof worthless.
 	for _, low := range [][]byte{make([]byte, 32), append([]byte{1}, make([]byte, 31)...)} {
 		renew.Message = &redoubtv1.Renew{NodePublic: low}
 		effect, err = m.Step(now, renew)
@@ -168,7 +168,7 @@ func TestProofsAreForOneChallenge(t *testing.T) {
 			challenge := challenged(t, m, p.hello())
 			effect, err := m.Step(c.at, c.proof(challenge))
 			refusedAs(t, effect, err, c.code)
-			// The challenge is used up, even by a proof that would hold.
+			// The challenge is used up, even for a valid proof.
 			effect, err = m.Step(now, good(challenge))
 			refusedAs(t, effect, err, redoubtv1.Refusal_CODE_MALFORMED)
 		})
@@ -186,7 +186,7 @@ func TestOutOfOrder(t *testing.T) {
 	refusedAs(t, effect, err, redoubtv1.Refusal_CODE_MALFORMED)
 }
 
-// FuzzMachine gives a machine whatever messages there can be. Nobody is admitted without having signed.
+// FuzzMachine gives a machine arbitrary messages. It checks that nobody is admitted without a signature.
 func FuzzMachine(f *testing.F) {
 	p := newPeer(f)
 	hello, err := pb.Marshal(p.hello().Message)

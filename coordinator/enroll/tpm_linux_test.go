@@ -23,7 +23,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/swtpm"
 )
 
-// chipPeer is a machine with a TPM, whose software does what it likes.
+// chipPeer is a machine with a TPM whose software can do what it likes.
 type chipPeer struct {
 	testing.TB
 	tpm   *device.TPM
@@ -32,7 +32,7 @@ type chipPeer struct {
 	token key.TokenSecret
 }
 
-// newChipPeer makes a machine, and a coordinator that trusts the maker of its TPM.
+// newChipPeer returns a machine, and a coordinator that trusts the maker of its TPM.
 func newChipPeer(t testing.TB) (p *chipPeer, coordinator func() *Machine) {
 	t.Helper()
 	labtest.Installed(t, swtpm.Missing())
@@ -83,7 +83,7 @@ func newChipPeer(t testing.TB) (p *chipPeer, coordinator func() *Machine) {
 	return p, func() *Machine { return New(registry, rand.Reader) }
 }
 
-// exchange is one connection, up to the challenge.
+// exchange is one connection up to the challenge.
 type exchange struct {
 	m         *Machine
 	node      key.NodePrivate
@@ -91,7 +91,7 @@ type exchange struct {
 	challenge *redoubtv1.Challenge
 }
 
-// begin says hello with a node key, over a connection.
+// begin sends a hello with a node key over a connection.
 func (p *chipPeer) begin(m *Machine, node key.NodePrivate, exporter string) *exchange {
 	p.Helper()
 	opening, err := p.tpm.Opening()
@@ -111,12 +111,12 @@ func (p *chipPeer) begin(m *Machine, node key.NodePrivate, exporter string) *exc
 	return &exchange{m, node, []byte(exporter), c.Message}
 }
 
-// binding is what everything in the proof of an exchange is bound to.
+// binding returns what everything in the proof of an exchange is bound to.
 func (p *chipPeer) binding(x *exchange) [32]byte {
 	return wire.Binding(wire.DomainEnrol, x.challenge.GetNonce(), x.exporter, x.node.Public(), p.blob.Device(), sha256None, [32]byte{1})
 }
 
-// evidence is what the TPM says, asked with the challenge of an exchange.
+// evidence returns what the TPM answers to the challenge of an exchange.
 func (p *chipPeer) evidence(x *exchange, binding [32]byte) []byte {
 	p.Helper()
 	e, err := p.tpm.Evidence(p.blob, x.challenge.GetParameters(), binding)
@@ -126,7 +126,7 @@ func (p *chipPeer) evidence(x *exchange, binding [32]byte) []byte {
 	return e
 }
 
-// proof is good in all but the evidence, which is given.
+// proof returns a proof that is valid except perhaps for the given evidence.
 func (p *chipPeer) proof(x *exchange, evidence []byte) Proof {
 	p.Helper()
 	binding := p.binding(x)
@@ -146,7 +146,7 @@ func (p *chipPeer) proof(x *exchange, evidence []byte) Proof {
 	return Proof{&redoubtv1.Proof{Evidence: evidence, NodeKeyMac: mac[:], DeviceSignature: signature, TokenSignature: p.token.Sign(binding[:])}}
 }
 
-// judged wants a refusal that says why.
+// judged expects a refusal with a reason.
 func judged(t *testing.T, x *exchange, proof Proof, why string) {
 	t.Helper()
 	effect, err := x.m.Step(time.Now(), proof)
@@ -156,8 +156,8 @@ func judged(t *testing.T, x *exchange, proof Proof, why string) {
 	}
 }
 
-// TestEvidenceIsForOneExchange has the software of a machine, which may use the TPM as it likes and can sign with all its keys, bring what
-// the TPM said in one exchange into another one.
+// TestEvidenceIsForOneExchange checks that the software of a machine, which may use the TPM as it likes and can sign with all
+// its keys, cannot use what the TPM said in one exchange in another.
 func TestEvidenceIsForOneExchange(t *testing.T) {
 	p, coordinator := newChipPeer(t)
 	x := p.begin(coordinator(), p.node, "one connection")
@@ -177,7 +177,7 @@ func TestEvidenceIsForOneExchange(t *testing.T) {
 		judged(t, again, p.proof(again, good), "was not opened")
 	})
 	t.Run("quote relayed through another connection", func(t *testing.T) {
-		// Whoever stands between passes the coordinator's challenge on, and the TPM's answers back.
+		// A man in the middle forwards the coordinator's challenge, and the TPM's answers.
 		far := p.begin(coordinator(), p.node, "to the coordinator")
 		near := *far
 		near.exporter = []byte("from the machine")
@@ -214,7 +214,7 @@ func TestEvidenceIsForOneExchange(t *testing.T) {
 	})
 }
 
-// mixed is good evidence but for the quote, which is another's.
+// mixed returns good evidence with the quote of other evidence.
 func mixed(t *testing.T, good, quote []byte) []byte {
 	t.Helper()
 	var g, q redoubtv1.TPMEvidence

@@ -1,5 +1,5 @@
-// Package ipam decides which overlay addresses nodes get. It does no I/O and keeps no state: the caller says which
-// addresses are taken, by nodes or by the rest that follows a node's removal.
+// Package ipam decides which overlay addresses nodes get. It does no I/O and keeps no state: the caller says which addresses
+// are taken, by nodes or because they rest after a node's removal.
 //
 //	IPv4 range, such as 100.87.0.0/16           IPv6 prefix, a random ULA /48 (RFC 4193)
 //
@@ -10,11 +10,11 @@
 //	  .255.254     last address of a node
 //	  .255.255     broadcast
 //
-// A node's two addresses are given and freed together: the IPv6 address holds the IPv4 address, so that one is as unique
-// as the other and a person can see which belong together.
+// A node's two addresses are assigned and freed together: the IPv6 address contains the IPv4 address, so both are equally
+// unique and people can see which belong together.
 //
-// Of 100.64.0.0/10 two parts have other users that answer in them (a cloud's DNS and metadata in 100.100.0.0/16, the
-// containers of ChromeOS in 100.115.92.0/23). No node is put there, unless the whole range is.
+// Two parts of 100.64.0.0/10 are in use elsewhere (a cloud's DNS and metadata in 100.100.0.0/16, ChromeOS containers in
+// 100.115.92.0/23). No node gets an address there, unless the whole range lies there.
 package ipam
 
 import (
@@ -29,13 +29,13 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Rest is how long an address stays unused after its node was removed: longer than anything that was cached for it.
+// Rest is how long an address stays unused after its node was removed: longer than anyone caches anything for it.
 const Rest = 30 * 24 * time.Hour
 
-// ErrExhausted says that every address of the range is in use or resting.
+// ErrExhausted means that every address of the range is in use or resting.
 var ErrExhausted = errors.New("the mesh's range has no free address left")
 
-// shared is where ranges come from by default: the range for carrier NAT (RFC 6598).
+// shared is where default ranges come from: the range for carrier-grade NAT (RFC 6598).
 var shared = netip.MustParsePrefix("100.64.0.0/10")
 
 var avoided = []netip.Prefix{
@@ -43,20 +43,20 @@ var avoided = []netip.Prefix{
 	netip.MustParsePrefix("100.115.92.0/23"),
 }
 
-// Ranges that a mesh may use.
+// Prefix lengths that a mesh may use.
 const (
 	minBits = 8
 	maxBits = 28
 )
 
-// Taken is the set of addresses that nobody else may get now.
+// Taken is the set of addresses that cannot be assigned at the moment.
 type Taken interface {
 	Has(v4 netip.Addr) bool
-	// Len is how many addresses of the range the set holds.
+	// Len returns how many addresses of the range the set holds.
 	Len() int
 }
 
-// Set is a Taken of its keys.
+// Set is a Taken that holds its keys.
 type Set map[netip.Addr]struct{}
 
 // Has implements Taken.
@@ -65,7 +65,7 @@ func (s Set) Has(a netip.Addr) bool { _, ok := s[a]; return ok }
 // Len implements Taken.
 func (s Set) Len() int { return len(s) }
 
-// RandomV4 draws a /16 of 100.64.0.0/10 that has no part with other known users.
+// RandomV4 draws a /16 of 100.64.0.0/10 that does not overlap other known users.
 func RandomV4(random io.Reader) (netip.Prefix, error) {
 	for {
 		n, err := draw(random, 64)
@@ -99,13 +99,13 @@ func RandomV6(random io.Reader) (netip.Prefix, error) {
 	return netip.PrefixFrom(netip.AddrFrom16(b), 48), nil
 }
 
-// inner are the ranges that no host of the Internet has: shared address space (RFC 6598) and private networks (RFC 1918).
+// inner lists the ranges that no Internet host uses: shared address space (RFC 6598) and private networks (RFC 1918).
 var inner = []netip.Prefix{
 	shared,
 	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
 }
 
-// CheckV4 says why a range cannot be a mesh's IPv4 range.
+// CheckV4 returns why a range cannot be a mesh's IPv4 range, or nil if it can.
 func CheckV4(p netip.Prefix) error {
 	switch {
 	case !p.IsValid() || !p.Addr().Is4():
@@ -122,7 +122,8 @@ func CheckV4(p netip.Prefix) error {
 	return nil
 }
 
-// Services is how many addresses at the beginning of a range are kept for the mesh itself, the network address included.
+// Services returns how many addresses at the start of a range are reserved for the mesh itself, including the network
+// address.
 func Services(p netip.Prefix) int {
 	if p.Bits() <= 24 {
 		return 16
@@ -130,7 +131,7 @@ func Services(p netip.Prefix) int {
 	return 2
 }
 
-// Capacity is how many nodes fit in a range.
+// Capacity returns how many nodes fit in a range.
 func Capacity(p netip.Prefix) int {
 	first, last := span(p)
 	low, high := first+Services(p), last-1
@@ -144,13 +145,13 @@ func Capacity(p netip.Prefix) int {
 	return n
 }
 
-// span is a prefix as the numbers of its first and last address.
+// span returns the first and last address of a prefix as numbers.
 func span(p netip.Prefix) (first, last int) {
 	first = int(number(p.Addr()))
 	return first, first + 1<<(32-p.Bits()) - 1
 }
 
-// Assignable says whether a node may have the address.
+// Assignable reports whether a node may have the address.
 func Assignable(p netip.Prefix, a netip.Addr) bool {
 	if !p.Contains(a) || !a.Is4() {
 		return false
@@ -167,8 +168,8 @@ func Assignable(p netip.Prefix, a netip.Addr) bool {
 	return true
 }
 
-// Next gives a pair of addresses that nobody has, beginning to look at a random place, so that a mesh that was restored
-// from an old backup does not hand out the addresses that were given since.
+// Next returns a free pair of addresses. It starts searching at a random place, so that a mesh restored from an old backup
+// does not hand out addresses assigned since.
 func Next(m proto.Mesh, random io.Reader, taken Taken) (proto.Addrs, error) {
 	if taken.Len() >= Capacity(m.V4) {
 		return proto.Addrs{}, fmt.Errorf("%v has room for %d nodes: %w", m.V4, Capacity(m.V4), ErrExhausted)
@@ -188,7 +189,7 @@ func Next(m proto.Mesh, random io.Reader, taken Taken) (proto.Addrs, error) {
 	return proto.Addrs{}, fmt.Errorf("%v: %w", m.V4, ErrExhausted)
 }
 
-// V6 is the IPv6 address that goes with an IPv4 address.
+// V6 returns the IPv6 address that belongs to an IPv4 address.
 func V6(prefix netip.Prefix, v4 netip.Addr) netip.Addr {
 	b := prefix.Addr().As16()
 	four := v4.As4()
@@ -207,7 +208,7 @@ func address(n uint32) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-// draw answers a number below n, which is a power of two.
+// draw returns a random number below n, which must be a power of two.
 func draw(random io.Reader, n uint32) (uint32, error) {
 	var b [4]byte
 	if _, err := io.ReadFull(random, b[:]); err != nil {

@@ -17,7 +17,7 @@ func mesh(v4 string) proto.Mesh {
 	return proto.Mesh{V4: netip.MustParsePrefix(v4), V6: netip.MustParsePrefix("fd12:3456:789a::/48")}
 }
 
-// ranges are small enough to be filled, and some touch what is avoided.
+// ranges are small enough to be filled; some overlap the avoided ranges.
 var ranges = []string{"100.64.0.0/24", "10.1.2.0/25", "192.168.7.16/28", "100.115.92.0/22", "100.115.93.0/24", "100.100.3.0/24"}
 
 func TestFillsARangeAndNeverGivesTwice(t *testing.T) {
@@ -157,7 +157,7 @@ func TestWithoutRandomnessNothingIsGiven(t *testing.T) {
 	}
 }
 
-// most is a Taken that is nearly full, as a large range can be.
+// most is a Taken with only one free address, as in a large range that is nearly full.
 type most struct{ free netip.Addr }
 
 func (m most) Has(a netip.Addr) bool { return a != m.free }

@@ -1,11 +1,11 @@
-// Package policy stages a policy: everything that can be found wrong with it is found before it is put in force. It does no
-// I/O; the directory keeps what was applied.
+// Package policy stages a policy: it finds everything that can be found wrong with it before it is put in force. It does no
+// I/O; the directory stores what was applied.
 //
-//	source ──► acl.Check ──► compile ──► the policy's own tests, on the nodes that there are ──► directory.SetPolicy
+//	source ──► acl.Check ──► compile ──► the policy's own tests, on the current nodes ──► directory.SetPolicy
 //	              │                              │
 //	              └── every error and warning ───┴──► refused with all of them
 //
-// What it would change against the one in force is acl/explain's to say.
+// Package acl/explain shows what it would change compared with the one in force.
 package policy
 
 import (
@@ -19,20 +19,20 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// name is what messages call the policy: the person who applies it knows its file.
+// name is what messages call the policy: whoever applies it knows its file.
 const name = "policy"
 
-// ErrRefused says that a policy has errors or that its tests fail; the diagnostics say which.
+// ErrRefused means that a policy has errors or that its tests fail; the diagnostics say which.
 var ErrRefused = errors.New("the policy is refused and nothing has changed")
 
-// Staged is what was found out about a policy.
+// Staged is the result of staging a policy.
 type Staged struct {
 	Diagnostics acl.Diagnostics
-	// Program is the policy made ready; nil if the policy is refused.
+	// Program is the compiled policy; nil if it is refused.
 	Program *compile.Program
 }
 
-// Stage checks a policy that is to be put in force now against the nodes of a mesh.
+// Stage checks a policy that is about to be put in force against the nodes of a mesh.
 func Stage(source string, now time.Time, mesh proto.Mesh, inventory compile.Inventory) (Staged, error) {
 	parsed, found := acl.Check(name, []byte(source), now)
 	if parsed == nil {
@@ -51,7 +51,8 @@ func Stage(source string, now time.Time, mesh proto.Mesh, inventory compile.Inve
 	return Staged{Diagnostics: found, Program: program}, nil
 }
 
-// Load compiles the policy in force. nil, and what does not compile, permits nothing; the latter is an error besides.
+// Load compiles the policy in force. Nil permits nothing; neither does a policy that does not compile, which is also an
+// error.
 func Load(p *directory.Policy, mesh proto.Mesh) (*compile.Program, error) {
 	_, program, err := load(p, mesh)
 	return program, err

@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Programs makes programs of policies, and remembers the last one. It tells the directory what that one makes of time
+// Programs compiles policies and caches the last one. It tells the directory how the passage of time affects that one
 // (directory.Ages). Its methods may be called from any goroutine.
 type Programs struct {
 	outage proto.Outage
@@ -24,16 +24,16 @@ type Programs struct {
 type loaded struct {
 	of      *directory.Policy
 	program *compile.Program
-	parsed  *acl.Policy // nil: none, or one that is not understood
-	err     error       // why it is not
+	parsed  *acl.Policy // nil if there is none or it does not parse
+	err     error       // why it does not parse
 }
 
-// NewPrograms begins with no policy. outage is what holds where a policy says nothing.
+// NewPrograms starts without a policy. outage applies where a policy says nothing.
 func NewPrograms(outage proto.Outage, log *slog.Logger) *Programs {
 	return &Programs{outage: outage, log: log}
 }
 
-// Program is the program of a policy, nil for none. One that is not understood permits nothing.
+// Program returns the program of a policy, nil if there is none. A policy that does not parse permits nothing.
 func (p *Programs) Program(of *directory.Policy, mesh proto.Mesh) *compile.Program {
 	return p.load(of, mesh).program
 }
@@ -56,8 +56,8 @@ func (p *Programs) Grace(s *directory.Snapshot) time.Duration {
 	return p.Program(s.Policy(), s.Mesh()).Outage(p.outage).Grace
 }
 
-// Lifetime is how long the policy of a snapshot lets a node's certificate live; 0 where it says nothing of that. The shortest of
-// what it says of a node's tags holds.
+// Lifetime returns how long the policy of a snapshot lets a node's certificate live; 0 if it does not say. The shortest
+// lifetime among the node's tags applies.
 func (p *Programs) Lifetime(s *directory.Snapshot, tags []string) time.Duration {
 	parsed := p.load(s.Policy(), s.Mesh()).parsed
 	if parsed == nil {
@@ -75,13 +75,14 @@ func (p *Programs) Lifetime(s *directory.Snapshot, tags []string) time.Duration 
 	return least
 }
 
-// Demands is what the policy of a snapshot asks of the machine of a node, which may be one to come (directory.Demands).
+// Demands returns what the policy of a snapshot demands of a node's machine; the node may be a future one
+// (directory.Demands).
 func (p *Programs) Demands(s *directory.Snapshot, n proto.Identity) (compile.Demand, error) {
 	l := p.load(s.Policy(), s.Mesh())
 	return l.program.Demands(s, n), l.err
 }
 
-// Until implements directory.Ages: the next end of an enforcement window.
+// Until implements directory.Ages: it returns the next end of an enforcement window.
 func (p *Programs) Until(s *directory.Snapshot) time.Time {
 	for _, at := range p.Program(s.Policy(), s.Mesh()).Until() {
 		if at.After(s.Now()) {
@@ -91,7 +92,7 @@ func (p *Programs) Until(s *directory.Snapshot) time.Time {
 	return time.Time{}
 }
 
-// Next implements directory.Ages: when the login of the person behind a node passes an age that a rule asks for.
+// Next implements directory.Ages: it returns when the login of the person behind a node passes an age that a rule requires.
 func (p *Programs) Next(s *directory.Snapshot, id proto.NodeID) time.Time {
 	if n, ok := s.Node(id); !ok || n.User.AuthTime.IsZero() {
 		return time.Time{}

@@ -16,7 +16,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// begun is when these tests take place.
+// begun is the time at which these tests take place.
 var begun = time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
 
 func open(t *testing.T, ages directory.Ages) *directory.Directory {

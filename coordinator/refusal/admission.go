@@ -10,13 +10,13 @@ import (
 )
 
 const (
-	// crowdedPause is when a machine that could not even wait asks again, and one that waits without a stream.
+	// crowdedPause is how soon a machine retries that found no room to wait, or that waits without a stream.
 	crowdedPause = time.Minute
-	// withheldPause is when a node asks again that got no certificate because of what the policy asks for. An approval is told at once.
+	// withheldPause is how soon a node retries that the policy denies a certificate. An approval is announced at once.
 	withheldPause = 5 * time.Minute
 )
 
-// admission translates what the policy's admission makes of a machine; nil for other errors.
+// admission translates errors of the policy's admission; nil for other errors.
 func admission(err error) *Refusal {
 	var (
 		lacking *directory.AdmissionError
@@ -59,7 +59,7 @@ func admission(err error) *Refusal {
 	return nil
 }
 
-// remedy says what may make a machine prove enough.
+// remedy says what may help a machine to prove enough.
 func remedy(e *directory.AdmissionError) string {
 	const tpm = "a TPM that the agent can open (`redoubt status` says what is wrong with it)"
 	switch {
@@ -75,8 +75,8 @@ func remedy(e *directory.AdmissionError) string {
 	return "it takes " + tpm
 }
 
-// Waiting is what a node is told that gets no certificate because of what the policy asks for, and keeps the one that it has; nil
-// for errors of another kind.
+// Waiting returns the refusal for a node that keeps its certificate but gets no other because of the policy; nil for other
+// errors.
 func Waiting(err error) *Refusal {
 	if !errors.Is(err, directory.ErrAdmission) && !errors.Is(err, directory.ErrPending) && !errors.Is(err, directory.ErrDenied) {
 		return nil
@@ -86,7 +86,7 @@ func Waiting(err error) *Refusal {
 	return r
 }
 
-// Unspent is the refusal of a machine that may try again with the same join code; others as they are.
+// Unspent returns the refusal. If it is about the machine's admission, it adds that the join code was not used up.
 func (r *Refusal) Unspent() *Refusal {
 	if r.Code != redoubtv1.Refusal_CODE_ADMISSION {
 		return r
@@ -96,7 +96,7 @@ func (r *Refusal) Unspent() *Refusal {
 	return &said
 }
 
-// LookAgain tells a node that something has changed about it.
+// LookAgain makes a node reconnect because something about it has changed.
 func LookAgain() *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_BUSY, Message: "something has changed about this node; connect again", RetryAfter: time.Second}
 }

@@ -1,5 +1,5 @@
-// Package refusal is how the coordinator says no to a node: a code for the program at the other end, and a text for the
-// person in front of it, which says what was refused and what to do next. A Refusal ends the stream.
+// Package refusal is how the coordinator refuses something to a node: a code for the program at the other end, and a text for
+// the person in front of it that says what was refused and what to do next. A Refusal ends the stream.
 package refusal
 
 import (
@@ -12,15 +12,15 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// Refusal is a no. It is an error, for those who hand it on.
+// Refusal is a refusal. It is an error, so that it can be returned as one.
 type Refusal struct {
 	Code       redoubtv1.Refusal_Code
 	Message    string
-	RetryAfter time.Duration // 0: the program must not try again by itself
+	RetryAfter time.Duration // 0: the program must not retry by itself
 }
 
-// Held is the refusal as it travels to somebody whose stream stays open for as long as it stands, with keepalives every so many
-// seconds; with 0 the stream ends.
+// Held returns the wire form for a stream that stays open while the refusal stands, with a keepalive every so many seconds; 0
+// ends the stream.
 func (r *Refusal) Held(seconds uint32) *redoubtv1.Down {
 	down := r.Down()
 	down.GetRefusal().HoldSeconds = seconds
@@ -29,7 +29,7 @@ func (r *Refusal) Held(seconds uint32) *redoubtv1.Down {
 
 func (r *Refusal) Error() string { return r.Message }
 
-// Down is the refusal as it travels.
+// Down returns the wire form of the refusal.
 func (r *Refusal) Down() *redoubtv1.Down {
 	return &redoubtv1.Down{Message: &redoubtv1.Down_Refusal{Refusal: &redoubtv1.Refusal{
 		Code: r.Code, Message: r.Message, RetryAfterSeconds: uint32((r.RetryAfter + time.Second - 1) / time.Second),
@@ -42,33 +42,33 @@ func Malformed(why string) *Refusal {
 		"; are both programs of the same version?"}
 }
 
-// Proof refuses a proof that does not hold.
+// Proof refuses an invalid proof.
 func Proof(what string) *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_PROOF, Message: "the proof of " + what + " does not hold, so nothing was changed; " +
 		"try again and, if that is no help, remove the agent's state and enrol with a new join code"}
 }
 
-// Token refuses a join token. It says the same whatever is wrong with it, since whoever reads it has not shown to hold it.
+// Token refuses a join token. It says the same whatever is wrong, because the reader has not proved to hold the token.
 func Token() *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_TOKEN, Message: "the join code is not valid: it may be mistyped, used, expired or revoked; " +
 		"ask for a new one (redoubt-coordinator token create)"}
 }
 
-// Late refuses what took too long.
+// Late refuses an answer that took too long.
 func Late() *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_EXPIRED, Message: "the answer took too long; try again", RetryAfter: time.Second}
 }
 
-// Revoked tells a node that it is not trusted any more.
+// Revoked tells a node that it is no longer trusted.
 func Revoked() *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_REVOKED, Message: "this node was revoked; to use the machine again, join with a new code " +
 		"(redoubt-coordinator token create)"}
 }
 
-// lockedPause is when a node that is locked asks again: it may be so for a short time.
+// lockedPause is how soon a locked node retries: the lock may be short.
 const lockedPause = 15 * time.Second
 
-// Locked tells a node that it is not trusted for now.
+// Locked tells a node that it is not trusted at the moment.
 func Locked(l *directory.Lock) *Refusal {
 	why := ""
 	if l.Reason != "" {
@@ -78,7 +78,7 @@ func Locked(l *directory.Lock) *Refusal {
 		"(redoubt-coordinator lock delete %s)", why, l.ID), RetryAfter: lockedPause}
 }
 
-// Of tells a node why it is not trusted: nil is one that is not known.
+// Of returns why a node is not trusted; nil stands for an unknown node.
 func Of(n *directory.Node) *Refusal {
 	switch {
 	case n == nil:
@@ -91,7 +91,7 @@ func Of(n *directory.Node) *Refusal {
 	return Internal()
 }
 
-// Quarantined tells a node that it is kept apart.
+// Quarantined tells a node that it is in quarantine.
 func Quarantined(why string) *Refusal {
 	return &Refusal{
 		Code: redoubtv1.Refusal_CODE_QUARANTINED, RetryAfter: time.Minute,
@@ -105,13 +105,13 @@ func Released() *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_BUSY, Message: "the quarantine is over; connect again", RetryAfter: time.Second}
 }
 
-// Deleted tells a node that it is not known.
+// Deleted tells a node that the coordinator does not know it.
 func Deleted() *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_DELETED, Message: "the coordinator no longer knows this node; enrol again with a new join code " +
 		"(redoubt-coordinator token create)"}
 }
 
-// Replaced tells a stream that the node opened another one.
+// Replaced tells a stream that the node has opened another one.
 func Replaced() *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_REPLACED, Message: "the same node connected again from elsewhere; if that was not this machine, " +
 		"its identity was copied: revoke the node", RetryAfter: 30 * time.Second}
@@ -123,13 +123,13 @@ func OtherMachine() *Refusal {
 		"(redoubt-coordinator token create --replace); enrol this one with a new join code"}
 }
 
-// Internal is a failure of the coordinator itself; its log says more.
+// Internal reports a failure of the coordinator itself; its log says more.
 func Internal() *Refusal {
 	return &Refusal{Code: redoubtv1.Refusal_CODE_INTERNAL, Message: "the coordinator failed to do this; see its log", RetryAfter: 10 * time.Second}
 }
 
-// From translates what the directory answered. The text for a token's state goes only to those who proved to hold the
-// token. ok is false for a failure of the coordinator, which wants to be logged.
+// From translates an error of the directory. The text about a token's state goes only to those who proved to hold the token.
+// ok is false for a failure of the coordinator, which should be logged.
 func From(err error) (r *Refusal, ok bool) {
 	var quarantined *directory.QuarantineError
 	const again = "; ask for a new one (redoubt-coordinator token create)"

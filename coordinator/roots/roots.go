@@ -1,12 +1,12 @@
-// Package roots keeps the mesh's roots and intermediates over the years: it replaces them while the mesh runs, says who still hangs
-// on an old one, and sees to it that the audit book tells of everything.
+// Package roots maintains the mesh's roots and intermediates over the years: it replaces them while the mesh runs, reports
+// who still depends on an old one, and makes sure that the audit log records everything.
 //
 //	rotate ──► two roots are trusted; certificates are issued under the new one
 //	             │   nodes renew, join codes that name the old root are used or expire
 //	             ▼
-//	         nothing hangs on the old one any more ──► it is retired, by itself or by command
+//	         nothing depends on the old one any longer ──► it is retired, automatically or by command
 //
-// What the keys and certificates are is for package issuer to know, who has which for the directory.
+// Package issuer manages the keys and certificates; the directory knows which node has which.
 package roots
 
 import (
@@ -26,37 +26,37 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// Keeper is what acts on the roots. Its methods may be called concurrently.
+// Keeper manages the roots. Its methods may be called concurrently.
 type Keeper struct {
 	issuer    *issuer.Issuer
 	directory *directory.Directory
 	clock     func() time.Time
 	log       *slog.Logger
 
-	mu sync.Mutex // held from an act until the book tells of it
-	// bound are the nodes that hang on the old root, while it is the same; they only become fewer.
+	mu sync.Mutex // held from an action until the audit log records it
+	// bound lists the nodes that depend on the old root. It only shrinks while that root stays the same.
 	bound []proto.NodeID
-	of    string // that old root; empty where none was looked at
+	of    string // that old root; empty if none was examined
 }
 
-// New makes one.
+// New returns a Keeper.
 func New(i *issuer.Issuer, d *directory.Directory, clock func() time.Time, log *slog.Logger) *Keeper {
 	return &Keeper{issuer: i, directory: d, clock: clock, log: log}
 }
 
-// Dependents are those who cannot do without the root before the newest one.
+// Dependents are the nodes and tokens that need the root before the newest.
 type Dependents struct {
-	Nodes  []*directory.Node  // whose last certificate is from before the new root
-	Tokens []*directory.Token // whose join codes name the old root, and can still be used
+	Nodes  []*directory.Node  // whose last certificate predates the new root
+	Tokens []*directory.Token // valid tokens whose join codes name the old root
 }
 
-// Len is how many there are.
+// Len returns the number of dependents.
 func (d Dependents) Len() int { return len(d.Nodes) + len(d.Tokens) }
 
-// BoundError says who still hangs on a root that is to be retired.
+// BoundError lists what still depends on a root that is to be retired.
 type BoundError struct{ Dependents }
 
-// maxNamed is how many of them an error names.
+// maxNamed is how many dependents an error names.
 const maxNamed = 10
 
 func (e *BoundError) Error() string {
@@ -76,7 +76,7 @@ func (e *BoundError) Error() string {
 		strings.Join(names, ", "), more)
 }
 
-// Keep does what time asks for: it replaces the intermediate, retires a root on which nothing hangs any more, and tells the book of
+// Keep does what is due: it replaces the intermediate, retires a root that nothing depends on, and records in the audit log
 // what others did to the files.
 func (k *Keeper) Keep(ctx context.Context) error {
 	k.mu.Lock()
@@ -94,7 +94,7 @@ func (k *Keeper) Keep(ctx context.Context) error {
 	return errors.Join(err, k.retire(ctx, "coordinator"))
 }
 
-// Rotate makes a new root.
+// Rotate creates a new root.
 func (k *Keeper) Rotate(ctx context.Context, by string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -104,7 +104,7 @@ func (k *Keeper) Rotate(ctx context.Context, by string) error {
 	return k.note(ctx, by)
 }
 
-// Retire ends the trust in the root before the newest one. Where somebody hangs on it that takes force.
+// Retire ends the trust in the root before the newest. If anything depends on it, force is required.
 func (k *Keeper) Retire(ctx context.Context, force bool, by string) (Dependents, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -126,7 +126,7 @@ func (k *Keeper) retire(ctx context.Context, by string) error {
 	return k.note(ctx, by)
 }
 
-// Forget removes the root's key from this machine, for whoever has read it, as the digest of its file says.
+// Forget removes the root's key from this machine. The digest of the key's file shows that the caller has read it.
 func (k *Keeper) Forget(ctx context.Context, digest [32]byte, by string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -136,7 +136,7 @@ func (k *Keeper) Forget(ctx context.Context, digest [32]byte, by string) error {
 	return k.note(ctx, by)
 }
 
-// Request asks for the next intermediate, for the machine with the root's key.
+// Request creates a request for the next intermediate, for the machine that holds the root's key.
 func (k *Keeper) Request(ctx context.Context, by string) ([]byte, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -151,7 +151,7 @@ func (k *Keeper) Request(ctx context.Context, by string) ([]byte, error) {
 	return b, k.directory.RootAsked(ctx, hex.EncodeToString(asked.Key[:]), by)
 }
 
-// Install takes the answer to it. It says whether the root is another one now.
+// Install installs the answer to such a request. It reports whether this changed the root.
 func (k *Keeper) Install(ctx context.Context, answer []byte, by string) (rotated bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -161,14 +161,14 @@ func (k *Keeper) Install(ctx context.Context, answer []byte, by string) (rotated
 	return rotated, k.note(ctx, by)
 }
 
-// Root is one that nodes trust, for people.
+// Root describes a trusted root to people.
 type Root struct {
 	Certificate *x509.Certificate
 	Fingerprint string
 	Since       time.Time
 }
 
-// List is the roots, the newest first, how the keys are, and who still hangs on the older one.
+// List returns the roots, newest first, the state of the keys, and what still depends on the older root.
 func (k *Keeper) List() ([]Root, issuer.Status, Dependents) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -190,7 +190,8 @@ func name(root *x509.Certificate) string {
 	return hex.EncodeToString(f[:])
 }
 
-// note has the book tell of what is different. It is asked after every act, so that a crash in between is made good at the next.
+// note records in the audit log what has changed. It runs after every action, so that the next one makes up for a crash in
+// between.
 func (k *Keeper) note(ctx context.Context, by string) error {
 	s := k.issuer.Status()
 	keys := directory.Keys{Here: s.RootHere, Intermediate: s.Intermediate.SerialNumber.Text(16)}
@@ -200,7 +201,7 @@ func (k *Keeper) note(ctx context.Context, by string) error {
 	return k.directory.NoteKeys(ctx, keys, by)
 }
 
-// since is when a root took the place of the one before; zero where it is as the mesh began.
+// since returns when a root replaced the previous one; zero if it is the mesh's first.
 func (k *Keeper) since(fingerprint string) time.Time {
 	if keys := k.directory.Snapshot().Keys(); keys != nil {
 		for _, r := range keys.Roots {
@@ -212,7 +213,7 @@ func (k *Keeper) since(fingerprint string) time.Time {
 	return time.Time{}
 }
 
-// dependents looks who hangs on the root before the newest one, of which there is one.
+// dependents returns what depends on the root before the newest. There must be one.
 func (k *Keeper) dependents() Dependents {
 	s := k.issuer.Status()
 	snap, now := k.directory.Snapshot(), k.clock()

@@ -26,7 +26,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// rig is a keeper with all that it acts on, at a time that the test sets.
+// rig is a keeper with everything that it acts on, at a time that the test sets.
 type rig struct {
 	*roots.Keeper
 	t     *testing.T
@@ -98,7 +98,7 @@ func (r *rig) renew(n *directory.Node) *directory.Node {
 	}))(r.t)
 }
 
-// told are the records about keys, with who did it, the oldest first.
+// told returns the audit records about keys and who caused them, oldest first.
 func (r *rig) told() string {
 	r.t.Helper()
 	list := must(r.nodes.Audit(context.Background(), 0, 100, directory.AuditQuery{}))(r.t)
@@ -111,7 +111,8 @@ func (r *rig) told() string {
 	return strings.Join(words, ", ")
 }
 
-// TestWhoHangsOnTheOldRoot: nodes until they renew or are revoked, join codes until they end.
+// TestWhoHangsOnTheOldRoot checks that nodes depend on the old root until they renew or are revoked, and join codes until
+// they end.
 func TestWhoHangsOnTheOldRoot(t *testing.T) {
 	r := newRig(t)
 	code := r.token(2 * time.Hour)
@@ -121,7 +122,7 @@ func TestWhoHangsOnTheOldRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.token(time.Hour) // names the new root
-	r.node(code, "d")  // and so is its certificate under it
+	r.node(code, "d")  // and its certificate is under the new root
 	wants := func(want ...string) {
 		t.Helper()
 		list, _, left := r.List()
@@ -166,10 +167,11 @@ func TestWhoHangsOnTheOldRoot(t *testing.T) {
 	}
 }
 
-// TestTheBookTellsWhatOthersDid: also of a rotation after which the program died, and of keys that somebody moved.
+// TestTheBookTellsWhatOthersDid checks that the audit log also records a rotation after which the program crashed, and keys
+// that somebody moved.
 func TestTheBookTellsWhatOthersDid(t *testing.T) {
 	r := newRig(t)
-	if err := r.keys.Rotate(); err != nil { // and no more
+	if err := r.keys.Rotate(); err != nil { // crash before it is recorded
 		t.Fatal(err)
 	}
 	r.keep()
@@ -187,7 +189,7 @@ func TestTheBookTellsWhatOthersDid(t *testing.T) {
 	}
 }
 
-// TestAnOfflineRootsRequest is told of as well, with who asked.
+// TestAnOfflineRootsRequest checks that such a request is also recorded, with who made it.
 func TestAnOfflineRootsRequest(t *testing.T) {
 	r := newRig(t)
 	root, digest, err := issuer.ReadRoot(r.pki)

@@ -1,9 +1,9 @@
 package store
 
-// Tx is what migrations and restores see of a store while nobody else uses it: one transaction, all or nothing.
+// Tx is the view that migrations and restores have of a store while nobody else uses it: one transaction, all or nothing.
 type Tx interface {
 	Get(key string) ([]byte, bool)
-	// List answers the entries under a prefix, sorted by key.
+	// List returns the entries under a prefix, sorted by key.
 	List(prefix string) ([]Entry, error)
 	Put(key string, value []byte) error
 	Delete(key string) error

@@ -7,29 +7,29 @@ import (
 	"sync"
 )
 
-// How much history is kept for watchers, whichever is reached first.
+// Bounds on the history kept for watchers, whichever is reached first.
 const (
 	historyRevisions = 4096
 	historyBytes     = 4 << 20
 )
 
 // History keeps the last transactions for watchers. Engines add to it in the order of revisions, after each is on disk.
-// Watchers pull from it, so that a slow one costs nothing and at last finds its place gone.
+// Watchers pull from it, so that a slow one costs nothing and eventually finds its position compacted.
 type History struct {
 	mu      sync.Mutex
 	batches []Batch // of consecutive revisions
-	next    uint64  // the revision that comes after the last batch
+	next    uint64  // the revision after the last batch
 	bytes   int
-	grown   chan struct{} // closed and replaced when something was added
+	grown   chan struct{} // closed and replaced when a batch is added
 	closed  bool
 }
 
-// NewHistory begins after the given revision.
+// NewHistory returns a history that starts after the given revision.
 func NewHistory(revision uint64) *History {
 	return &History{next: revision + 1, grown: make(chan struct{})}
 }
 
-// Add appends the batch of the next revision. After Close nobody wants it.
+// Add appends the batch of the next revision. After Close it does nothing.
 func (h *History) Add(b Batch) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -83,7 +83,7 @@ func (h *History) Watch(ctx context.Context, prefix string, from uint64) iter.Se
 	}
 }
 
-// wait answers the batch of a revision as soon as there is one.
+// wait returns the batch of a revision as soon as there is one.
 func (h *History) wait(ctx context.Context, revision uint64) (Batch, error) {
 	for {
 		if err := ctx.Err(); err != nil {

@@ -12,10 +12,10 @@ import (
 	"sync"
 )
 
-// Memory is a Store that lasts as long as the process: the fake for tests of whatever stands on a store.
+// Memory is a Store that lasts as long as the process: the fake for tests of what is built on a store.
 type Memory struct {
-	// Before, where it is set, runs before each transaction is applied; its error is that of the transaction, and
-	// nothing is written then. Tests count transactions, hold them up and make them fail with it.
+	// Before, if set, runs before each transaction is applied; if it fails, so does the transaction, and nothing is written.
+	// Tests use it to count, delay and fail transactions.
 	Before func(ops []Op) error
 
 	mu       sync.Mutex
@@ -25,12 +25,12 @@ type Memory struct {
 	closed   bool
 }
 
-// NewMemory makes an empty store.
+// NewMemory returns an empty store.
 func NewMemory() *Memory {
 	return &Memory{entries: make(map[string]Entry), history: NewHistory(0)}
 }
 
-// LoadMemory makes a store from what Memory.Backup wrote.
+// LoadMemory returns a store with what Memory.Backup wrote.
 func LoadMemory(r io.Reader) (*Memory, error) {
 	var all backup
 	if err := json.NewDecoder(r).Decode(&all); err != nil {

@@ -9,28 +9,29 @@ import (
 	"strings"
 )
 
-// Limits of what a transaction may hold.
+// Limits on a transaction.
 const (
 	MaxKey   = 512
 	MaxValue = 8 << 20
 	MaxOps   = 8192
 )
 
-// Errors that callers tell apart.
+// Errors that callers distinguish.
 var (
-	// ErrNotFound says that there is no entry with the key.
+	// ErrNotFound means that there is no entry with the key.
 	ErrNotFound = errors.New("not found in the store")
-	// ErrConflict says that a comparison of a transaction did not hold; nothing was written.
+	// ErrConflict means that a comparison of a transaction failed; nothing was written.
 	ErrConflict = errors.New("changed in the meantime")
-	// ErrCompacted says that a revision is not in the history any more. List, and watch from the revision that it gives.
+	// ErrCompacted means that a revision is no longer in the history. List, and watch from the revision that List returns.
 	ErrCompacted = errors.New("revision is too old to be watched from")
-	// ErrFailed says that it is not known what is on disk after a write error. The store takes no more; open it again.
+	// ErrFailed means that after a write error it is unknown what is on disk. The store accepts no more writes; open it
+	// again.
 	ErrFailed = errors.New("store has failed; start again")
-	// ErrClosed says that the store was closed.
+	// ErrClosed means that the store was closed.
 	ErrClosed = errors.New("store is closed")
 )
 
-// Entry is a key with its value and the revisions of its first and its last write.
+// Entry is a key with its value and the revisions of its first and last write.
 type Entry struct {
 	Key      string
 	Value    []byte
@@ -38,7 +39,7 @@ type Entry struct {
 	Modified uint64
 }
 
-// Cmp demands that the entry was last modified by the given revision; 0 demands that there is none.
+// Cmp requires that the entry was last modified by the given revision; 0 requires that there is no entry.
 type Cmp struct {
 	Key      string
 	Modified uint64
@@ -51,10 +52,10 @@ type Op struct {
 	Delete bool
 }
 
-// Put is the Op that writes value to key.
+// Put returns the Op that writes value to key.
 func Put(key string, value []byte) Op { return Op{Key: key, Value: value} }
 
-// Delete is the Op that removes key; it is no error if there is none.
+// Delete returns the Op that removes key; it is no error if there is none.
 func Delete(key string) Op { return Op{Key: key, Delete: true} }
 
 // Event is what a transaction did to one key. A deleted entry has no value.
@@ -63,32 +64,32 @@ type Event struct {
 	Deleted bool
 }
 
-// Batch is all that one transaction did under a watched prefix.
+// Batch is everything that one transaction did under a watched prefix.
 type Batch struct {
 	Revision uint64
 	Events   []Event
 }
 
-// Store is a versioned key-value store. All methods may be called concurrently. Values that go in or come out are
-// never changed afterwards, by either side.
+// Store is a versioned key-value store. All methods may be called concurrently. Neither side modifies values after passing
+// them to the other.
 type Store interface {
-	// Get answers the entry of a key, or ErrNotFound.
+	// Get returns the entry of a key, or ErrNotFound.
 	Get(ctx context.Context, key string) (Entry, error)
-	// List answers all entries whose key begins with prefix, sorted by key, and the revision that they are the state of.
+	// List returns all entries whose key begins with prefix, sorted by key, and the revision that they reflect.
 	List(ctx context.Context, prefix string) ([]Entry, uint64, error)
-	// Txn applies all ops if all comparisons hold, else none and ErrConflict. It returns the revision that the
-	// transaction made, after it is on disk. No key may be written twice in one transaction.
+	// Txn applies all ops if all comparisons hold; otherwise it applies none and returns ErrConflict. It returns the revision
+	// of the transaction, after that is on disk. No key may be written twice in one transaction.
 	Txn(ctx context.Context, compare []Cmp, ops []Op) (uint64, error)
-	// Watch yields what happened under prefix from revision `from` on, in order and without a gap, until ctx ends or
-	// the loop is left. The last element is an error: ErrCompacted, ErrClosed or ctx's. A watcher holds no memory.
+	// Watch yields what happened under prefix from revision `from` on, in order and without gaps, until ctx ends or the loop
+	// is left. The last element is an error: ErrCompacted, ErrClosed or ctx's. Nothing is buffered per watcher.
 	Watch(ctx context.Context, prefix string, from uint64) iter.Seq2[Batch, error]
-	// Backup writes a consistent copy of the whole store while it goes on.
+	// Backup writes a consistent copy of the whole store, which stays in use meanwhile.
 	Backup(ctx context.Context, w io.Writer) error
-	// Close ends watches and waits for transactions under way. It may be called more than once.
+	// Close ends watches and waits for transactions in flight. It may be called more than once.
 	Close() error
 }
 
-// Check refuses a transaction that no engine would take: bad keys, values too large, a key written twice.
+// Check refuses a transaction that no engine accepts: invalid keys, values too large, a key written twice.
 func Check(compare []Cmp, ops []Op) error {
 	if len(ops) > MaxOps || len(compare) > MaxOps {
 		return fmt.Errorf("transaction of %d comparisons and %d writes: at most %d each", len(compare), len(ops), MaxOps)

@@ -9,7 +9,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// control measures what people wait for: joining, and a policy that takes hold.
+// control measures what people wait for: a node joining, and a policy taking effect.
 func control(ctx context.Context, bin string, joins, changes int) (err error) {
 	m, err := mesh.New(bin)
 	if err != nil {
@@ -43,7 +43,7 @@ func row(what string, ms []float64) {
 	fmt.Printf("| %s | %.0f | %.0f | %d |\n", what, median(ms, id), worst, len(ms))
 }
 
-// joinTimes makes a mesh and measures each node that comes to it.
+// joinTimes starts a mesh and measures how long each new node takes to join.
 func joinTimes(ctx context.Context, m *mesh.Mesh, n int) (first *mesh.Node, ms []float64, err error) {
 	if err := m.StartCoordinator(ctx); err != nil {
 		return nil, nil, err
@@ -79,7 +79,7 @@ func joinTimes(ctx context.Context, m *mesh.Mesh, n int) (first *mesh.Node, ms [
 	return first, ms, nil
 }
 
-// policyTimes applies policies and waits for every node each time.
+// policyTimes applies policies and measures how long it takes until every node enforces each.
 func policyTimes(ctx context.Context, m *mesh.Mesh, n int) (ms []float64, err error) {
 	for i := range n {
 		policy := fmt.Sprintf(`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["tcp:%d", "icmp:*"]}]}`, 1000+i)

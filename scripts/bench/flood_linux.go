@@ -18,20 +18,20 @@ import (
 
 const (
 	offered = 500e6 // bit/s
-	inner   = 1400  // bytes of a packet
-	// spoofed is how many initiations there are, each from an address of its own, which are sent again and again. All have a good
-	// mac1, so that each costs the receiver what a stranger's first message does.
+	inner   = 1400  // bytes per packet
+	// spoofed is how many initiations there are, each from a different address, which are sent over and over. All have a
+	// valid mac1, so that each costs the receiver as much as a stranger's first message.
 	spoofed = 4096
 )
 
-// stream is what became of an established flow.
+// stream is the outcome for an established flow.
 type stream struct {
-	arrived float64 // of what was offered
-	floods  float64 // initiations a second that were sent meanwhile
+	arrived float64 // share of the packets offered
+	floods  float64 // initiations per second sent meanwhile
 	cpu     float64 // of the daemons, in cores
 }
 
-// flood measures what handshakes of strangers do to an established flow.
+// flood measures how handshakes from strangers affect an established flow.
 func flood(ctx context.Context, bin string, rounds int, d time.Duration) (err error) {
 	var pairs []*pair
 	defer func() {
@@ -86,7 +86,7 @@ func flood(ctx context.Context, bin string, rounds int, d time.Duration) (err er
 	return nil
 }
 
-// offer sends packets of size bytes at a fixed rate of bits a second for a while, and counts what arrives.
+// offer sends packets of size bytes at a fixed rate in bit/s for a while, and counts what arrives.
 func offer(ctx context.Context, p *pair, rate float64, size int, d time.Duration) (s stream, err error) {
 	way := p.there()
 	sink, err := way.to.ListenUDP(netip.AddrPortFrom(way.target, 5300))
@@ -121,7 +121,7 @@ func offer(ctx context.Context, p *pair, rate float64, size int, d time.Duration
 			break
 		}
 		for due := int(past.Seconds() * rate / 8 / float64(size)); sent < due; sent++ {
-			// What the device has no room for is lost, and counts as offered.
+			// A packet that the device has no room for is lost, but counts as offered.
 			_, _ = c.Write(payload)
 		}
 		time.Sleep(time.Millisecond)
@@ -134,7 +134,7 @@ func offer(ctx context.Context, p *pair, rate float64, size int, d time.Duration
 	return s, nil
 }
 
-// stranger is a host on the LAN that sends what it likes from whatever address.
+// stranger is a host on the LAN that sends spoofed packets.
 type stranger struct {
 	fd     int
 	frames [][]byte
@@ -163,7 +163,7 @@ func newStranger(p *pair) (*stranger, error) {
 
 func (s *stranger) close() { _ = unix.Close(s.fd) }
 
-// initiations are the first messages of handshakes with the far end, as frames.
+// initiations returns handshake initiations to the far end, as Ethernet frames.
 func initiations(p *pair, from *lab.Host) ([][]byte, error) {
 	far, err := noise.NewRemote(p.key.Array())
 	if err != nil {
@@ -188,19 +188,19 @@ func initiations(p *pair, from *lab.Host) ([][]byte, error) {
 		binary.LittleEndian.PutUint32(msg[4:], uint32(n))
 		new(noise.Jar).Sign(time.Now(), far, msg[:])
 		src := port.V4.As4()
-		src[3] = byte(100 + n%100) // on the LAN, so that answers find no way out of it
+		src[3] = byte(100 + n%100) // on the LAN, so that replies do not leave it
 		packet := lab.UDPPacket(netip.AddrPortFrom(netip.AddrFrom4(src), uint16(1024+n)), p.at, msg[:])
 		out[n] = append(append([]byte(nil), header...), packet...)
 	}
 	return out, nil
 }
 
-// begin sends as fast as one core can, until stop, which says how many went a second.
+// begin sends as fast as one core can until stop is called, which returns how many were sent per second.
 func (s *stranger) begin() (stop func() float64) {
 	quit, done := make(chan struct{}), make(chan int)
 	begin := time.Now()
 	go func() {
-		runtime.LockOSThread() // and ends with it
+		runtime.LockOSThread() // the thread ends with the goroutine
 		sent := 0
 		for {
 			select {

@@ -21,8 +21,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// idle measures what peers cost an agent that has nothing to do with them: it comes up with a netmap on its disk, and no
-// coordinator in sight. The time is from the start of the process until it says to systemd that what is on the disk is in force.
+// idle measures what peers cost an agent that has no traffic with them: it starts with a netmap on its disk and no
+// coordinator in reach. The time is from the start of the process until it tells systemd that the stored netmap is in force.
 func idle(ctx context.Context, bin string, rounds, peers int) (err error) {
 	m, err := mesh.New(bin)
 	if err != nil {
@@ -57,20 +57,20 @@ func idle(ctx context.Context, bin string, rounds, peers int) (err error) {
 	return nil
 }
 
-// starts are starts of one agent.
+// starts is a series of starts of one agent.
 type starts struct {
 	node  *mesh.Node
 	peers int
-	first bool // no start before it left a word about which signatures are good
+	first bool // no previous start has recorded which signatures are valid
 }
 
-// cost is in milliseconds and megabytes, medians of some starts.
+// cost is in milliseconds and megabytes, the medians of several starts.
 type cost struct{ up, cpu, now, peak float64 }
 
 func (s starts) measure(ctx context.Context, rounds int) (cost, error) {
 	var all []cost
 	if !s.first {
-		rounds++ // the first one is such as is not to be measured
+		rounds++ // the first start is not of the kind measured
 	}
 	for i := range rounds {
 		if s.first {
@@ -82,7 +82,7 @@ func (s starts) measure(ctx context.Context, rounds int) (cost, error) {
 		if err != nil {
 			return cost{}, err
 		}
-		// Garbage that loading left is collected meanwhile, or stays.
+		// Garbage left over from loading is collected meanwhile, or stays.
 		time.Sleep(3 * time.Second)
 		pid := s.node.Agent.PID()
 		c := cost{millis(took), spent * 1000, rss(pid), peakRSS([]int{pid})}
@@ -99,7 +99,7 @@ func (s starts) measure(ctx context.Context, rounds int) (cost, error) {
 	}, nil
 }
 
-// prepared is a host with an agent's directory as it is when the agent has been a member for a while.
+// prepared returns a host with the state directory of an agent that has been a member for a while.
 func prepared(m *mesh.Mesh, peers int) (*mesh.Node, error) {
 	h, err := m.World.AddHost(fmt.Sprintf("with%d", peers), m.LAN)
 	if err != nil {
@@ -134,7 +134,7 @@ func prepared(m *mesh.Mesh, peers int) (*mesh.Node, error) {
 	return node, err
 }
 
-// start starts the agent, and waits as systemd does. It says how long that took, and how much CPU time.
+// start starts the agent and waits for readiness as systemd does. It returns how long that took, and how much CPU time.
 func start(node *mesh.Node) (took time.Duration, cpu float64, err error) {
 	path := filepath.Join(node.Host.RunDir, "notify")
 	sock, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -166,7 +166,7 @@ func start(node *mesh.Node) (took time.Duration, cpu float64, err error) {
 	return time.Since(begin), cpuSeconds([]int{p.PID()}), nil
 }
 
-// runs says whether the agent is up, with all peers. To tell it makes it write a long list, which takes memory too.
+// runs checks that the agent is up with all peers. Answering makes the agent write a long list, which also takes memory.
 func runs(ctx context.Context, node *mesh.Node, peers int) error {
 	st, err := node.Status(ctx)
 	if err == nil && (st.State != "running" || len(st.Peers) != peers) {

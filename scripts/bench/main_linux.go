@@ -1,5 +1,5 @@
 // Command bench measures Redoubt on this machine, in a world of network namespaces, and prints tables. Machines differ, and
-// differ from hour to hour: what compares is a ratio within one run.
+// vary from hour to hour: only ratios within one run are comparable.
 package main
 
 import (

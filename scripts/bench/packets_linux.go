@@ -19,17 +19,17 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
-// small is how long the payload of a small packet is.
+// small is the payload size of a small packet.
 const small = 64
 
-// outcome is what became of small packets, by the second.
+// outcome is what happened to small packets, per second.
 type outcome struct {
-	received  float64 // by a program that takes each with a call of its own
-	delivered float64 // received, or dropped because that program had not taken the ones before
-	cpu       float64 // microseconds of the daemons for each that was delivered
+	received  float64 // by a program that reads each packet with its own system call
+	delivered float64 // received, or dropped because that program was too slow
+	cpu       float64 // microseconds of the daemons per delivered packet
 }
 
-// datagrams floods small packets, many with a call.
+// datagrams floods small packets, many per system call.
 func datagrams(ctx context.Context, p direction, d time.Duration) (outcome, error) {
 	in, err := p.to.ListenUDP(netip.AddrPortFrom(p.target, 5202))
 	if err != nil {
@@ -58,10 +58,10 @@ func datagrams(ctx context.Context, p direction, d time.Duration) (outcome, erro
 		batch[i].Buffers = [][]byte{make([]byte, small)}
 	}
 	for sender := ipv4.NewPacketConn(out.(net.PacketConn)); time.Now().Before(end); { //nolint:errcheck // that is what UDP has
-		_, _ = sender.WriteBatch(batch, 0) // what finds no room is lost, as others are
+		_, _ = sender.WriteBatch(batch, 0) // packets without room are lost like others
 	}
 	took := time.Since(begin).Seconds()
-	time.Sleep(50 * time.Millisecond) // what is under way arrives
+	time.Sleep(50 * time.Millisecond) // packets in flight arrive
 	cpu = cpuSeconds(p.pids) - cpu
 	dropped, err := dropsOf(p.to, 5202)
 	err = errors.Join(err, in.Close(), out.Close())
@@ -73,7 +73,7 @@ func datagrams(ctx context.Context, p direction, d time.Duration) (outcome, erro
 	return outcome{n / took, (n + dropped) / took, cpu / (n + dropped) * 1e6}, err
 }
 
-// dropsOf is how many packets the UDP socket on a port had no room for.
+// dropsOf returns how many packets the UDP socket on a port had no room for.
 func dropsOf(h *lab.Host, port uint16) (total float64, err error) {
 	err = h.Do(func() error {
 		b, err := os.ReadFile("/proc/thread-self/net/udp")
@@ -96,8 +96,8 @@ func dropsOf(h *lab.Host, port uint16) (total float64, err error) {
 	return total, err
 }
 
-// roundTrips sends small packets to and fro, one at a time, and says how many microseconds half of them took at most, and
-// all but one in a hundred.
+// roundTrips sends small packets back and forth, one at a time, and returns the median and the 99th percentile of the round
+// trip in microseconds.
 func roundTrips(ctx context.Context, p direction, d time.Duration) (p50, p99 float64, err error) {
 	far, err := p.to.ListenUDP(netip.AddrPortFrom(p.target, 5203))
 	if err != nil {

@@ -20,10 +20,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// open lets everything through the filter, which judges it all the same.
+// open lets everything through the filter, which still checks each packet.
 const open = `{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}`
 
-// rawPair is two hosts with a cable between them.
+// rawPair returns two hosts connected by a cable.
 func rawPair() (*pair, error) {
 	w, a, b, err := twoHosts()
 	if err != nil {
@@ -49,7 +49,7 @@ func twoHosts() (w *lab.World, a, b *lab.Host, err error) {
 	return w, a, b, nil
 }
 
-// stockPair is two hosts with wireguard-go between them.
+// stockPair returns two hosts connected by wireguard-go.
 func stockPair(ctx context.Context, bin string) (*pair, error) {
 	w, a, b, err := twoHosts()
 	if err != nil {
@@ -103,7 +103,7 @@ func startStock(ctx context.Context, bin string, h *lab.Host, own *ecdh.PrivateK
 	return d.PID(), errors.Join(rt.LinkSetMTU(link, 1420), rt.AddrAdd(link, addr), rt.LinkSetUp(link))
 }
 
-// uapi configures a WireGuard device over its socket, as soon as there is one.
+// uapi configures a WireGuard device through its socket, as soon as that exists.
 func uapi(ctx context.Context, socket, config string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -130,7 +130,7 @@ func uapi(ctx context.Context, socket, config string) error {
 	}
 }
 
-// redoubtPair is two nodes of a mesh.
+// redoubtPair returns two nodes of a mesh.
 func redoubtPair(ctx context.Context, bin, name string) (*pair, error) {
 	m, err := mesh.New(bin)
 	if err != nil {
@@ -182,7 +182,7 @@ func join(ctx context.Context, m *mesh.Mesh, name string) (*mesh.Node, error) {
 	return n, up(ctx, m, n)
 }
 
-// up has a node join.
+// up makes a node join.
 func up(ctx context.Context, m *mesh.Mesh, n *mesh.Node) error {
 	code, err := m.Token(ctx, "--user", "ann@example.com")
 	if err != nil {

@@ -11,14 +11,14 @@ import (
 // ticks is the unit of CPU times in /proc, USER_HZ, which is 100 on every architecture that Go runs on.
 const ticks = 100
 
-// cpuSeconds is the user and system time of processes so far.
+// cpuSeconds returns the user and system time of processes so far.
 func cpuSeconds(pids []int) (total float64) {
 	for _, pid := range pids {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
 			continue
 		}
-		// The program's name, in parentheses, may hold spaces; the fields are counted behind it.
+		// The program's name, in parentheses, may contain spaces; count the fields after it.
 		_, rest, _ := strings.Cut(string(b), ") ")
 		f := strings.Fields(rest)
 		for _, i := range []int{11, 12} {
@@ -29,7 +29,7 @@ func cpuSeconds(pids []int) (total float64) {
 	return total
 }
 
-// peakRSS is the greatest resident memory that any of the processes had, in MB.
+// peakRSS returns the largest resident memory that any of the processes has had, in MB.
 func peakRSS(pids []int) (peak float64) {
 	for _, pid := range pids {
 		peak = max(peak, memory(pid, "VmHWM:"))
@@ -37,7 +37,7 @@ func peakRSS(pids []int) (peak float64) {
 	return peak
 }
 
-// rss is the resident memory of a process, in MB.
+// rss returns the resident memory of a process, in MB.
 func rss(pid int) float64 { return memory(pid, "VmRSS:") }
 
 func memory(pid int, field string) float64 {

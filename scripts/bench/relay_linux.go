@@ -17,24 +17,25 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// metricsAt is where a relay tells its numbers, on its own host.
+// metricsAt is where a relay serves its metrics, on its own host.
 const metricsAt = "127.0.0.1:9090"
 
-// relayed is two nodes of a mesh that reach each other through a relay only.
+// relayed is two nodes of a mesh that reach each other only through a relay.
 type relayed struct {
 	*pair
 	relay *lab.Host
-	by    string // how the relay gets the nodes' packets, as its metrics call it
+	by    string // how the relay receives the nodes' packets, by the name in its metrics
 	pid   int    // the relay's
 }
 
-// What is offered to tell the cost of a packet by: UDP, in packets that are datagrams of 1,320 bytes once they are sealed for the relay.
+// What is offered to measure the cost per packet: UDP, in packets that become datagrams of 1,320 bytes once sealed for the
+// relay.
 const (
 	fullRate  = 300e6 // bit/s
 	fullInner = 1320 - 8 - 32
 )
 
-// The rows of the relays' table.
+// Rows of the relays' table.
 const (
 	relayedOne    = "TCP 1 flow, Gbit/s"
 	relayedFour   = "TCP 4 flows, Gbit/s"
@@ -48,7 +49,8 @@ const (
 
 var relayMetrics = []string{relayedOne, relayedFour, relayCPUOne, relayCPUFour, relayCPUFull, relayedFull, agentsCPUOne, agentsCPUFour}
 
-// relays measures what goes through relays, by UDP and by TLS, in interleaved rounds; and the same of another build.
+// relays measures throughput through relays, over UDP and over TLS, in interleaved rounds; and the same for another build, if
+// any.
 func relays(ctx context.Context, bin, other string, rounds int, d time.Duration) (err error) {
 	var all []*relayed
 	defer func() {
@@ -108,7 +110,7 @@ func relays(ctx context.Context, bin, other string, rounds int, d time.Duration)
 	return nil
 }
 
-// newRelayed is a mesh whose nodes let in UDP from their relay only, or none.
+// newRelayed returns a mesh whose nodes let in UDP only from their relay, or none at all.
 func newRelayed(ctx context.Context, bin, by, build string) (*relayed, error) {
 	m, err := mesh.New(bin)
 	if err != nil {
@@ -203,7 +205,7 @@ func (r *relayed) settle(ctx context.Context) error {
 	}
 }
 
-// measure measures all once.
+// measure takes every measurement once.
 func (r *relayed) measure(ctx context.Context, d time.Duration) (figures, error) {
 	out := figures{}
 	for _, m := range []struct {
@@ -229,8 +231,8 @@ func (r *relayed) measure(ctx context.Context, d time.Duration) (figures, error)
 	return out, err
 }
 
-// relaying says how many microseconds of its CPU time the relay took for each packet that it forwarded during f. All have to have
-// come the way that is measured.
+// relaying returns the relay's CPU time in microseconds per packet that it forwarded during f. All packets must have used the
+// transport that is measured.
 func (r *relayed) relaying(ctx context.Context, f func() error) (float64, error) {
 	before, err := r.forwarded(ctx)
 	if err != nil {
@@ -256,7 +258,7 @@ func (r *relayed) relaying(ctx context.Context, f func() error) (float64, error)
 	return cpu * 1e6 / packets, nil
 }
 
-// forwarded is how many packets the relay has forwarded, by how they came.
+// forwarded returns how many packets the relay has forwarded, by how they arrived.
 func (r *relayed) forwarded(ctx context.Context) (map[string]float64, error) {
 	c, err := r.relay.Dial(ctx, "tcp", metricsAt)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
-// pair is two hosts with something between them that is to be measured.
+// pair is two hosts connected by what is measured.
 type pair struct {
 	name  string
 	hosts [2]*lab.Host
@@ -29,7 +29,7 @@ type pair struct {
 	at    netip.AddrPort
 }
 
-// direction is a way through a pair: from one of its hosts to the other.
+// direction is a pair in one direction: from one of its hosts to the other.
 type direction struct {
 	*pair
 	from, to *lab.Host
@@ -39,10 +39,10 @@ type direction struct {
 func (p *pair) there() direction { return direction{p, p.hosts[0], p.hosts[1], p.addrs[1]} }
 func (p *pair) back() direction  { return direction{p, p.hosts[1], p.hosts[0], p.addrs[0]} }
 
-// figures are what one measurement found, by name.
+// figures are the results of one measurement, by name.
 type figures map[string]float64
 
-// metrics are the rows of the table, and measurements what finds them.
+// metrics are the rows of the table; measurements produce them.
 var metrics = []string{
 	"TCP 1 flow, Gbit/s", "TCP 4 flows, Gbit/s", "TCP 1 flow, reverse, Gbit/s", "TCP 4 flows, reverse, Gbit/s",
 	"daemons' CPU-s per GB, 1 flow", "daemons' CPU-s per GB, 4 flows",
@@ -80,7 +80,7 @@ var measurements = []struct {
 	}},
 }
 
-// throughput measures all pairs in interleaved rounds: all that there is, or only what is named.
+// throughput runs the measurements on all pairs in interleaved rounds: all of them, or those named in only.
 func throughput(ctx context.Context, bin, other, only string, rounds int, d time.Duration) (err error) {
 	var pairs []*pair
 	defer func() {
@@ -115,7 +115,7 @@ func throughput(ctx context.Context, bin, other, only string, rounds int, d time
 			if only != "" && !slices.Contains(strings.Split(only, ","), m.name) {
 				continue
 			}
-			// Whoever comes second finds another machine than the first: they take turns.
+			// Whoever is measured second finds the machine in another state, so they take turns.
 			order := slices.Clone(pairs)
 			if round%2 == 1 {
 				slices.Reverse(order)
@@ -172,7 +172,7 @@ func report(pairs []*pair, results map[*pair][]figures, rounds int) {
 	fmt.Println(" |")
 }
 
-// ratio is the median of the rounds' ratios: what disturbs the machine mostly disturbs both of one round.
+// ratio returns the median of the rounds' ratios: a disturbance of the machine mostly affects both sides of a round.
 func ratio(a, b []figures, metric string) float64 {
 	var all []float64
 	for i := range a {
@@ -181,13 +181,13 @@ func ratio(a, b []figures, metric string) float64 {
 	return median(all, func(x float64) float64 { return x })
 }
 
-// rate is what flows reached.
+// rate is what flows achieved.
 type rate struct {
 	gbits float64
-	cpu   float64 // CPU-seconds of the daemons a gigabyte
+	cpu   float64 // CPU-seconds of the daemons per gigabyte
 }
 
-// flows sends over n connections for a while and says how much arrived.
+// flows sends over n connections for a while and measures how much arrived.
 func flows(ctx context.Context, p direction, n int, d time.Duration) (rate, error) {
 	ctx, cancel := context.WithTimeout(ctx, d+20*time.Second)
 	defer cancel()

@@ -14,9 +14,9 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
 
-// TestDemo runs the demo as `make demo` does, then breaks each of its steps and sees it fail.
+// TestDemo runs the demo as `make demo` does, then breaks each of its steps and checks that it fails.
 func TestDemo(t *testing.T) {
-	labtest.World(t) // leaves the test out where there can be none
+	labtest.World(t) // skips the test if worlds cannot be created
 	bin := t.TempDir()
 	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/redoubt", "./cmd/redoubt-coordinator", "./scripts/demo")
 	build.Dir = filepath.Join("..", "..")

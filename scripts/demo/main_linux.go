@@ -1,5 +1,5 @@
-// Command demo shows, in a world of network namespaces on this machine, what a Redoubt mesh does: a coordinator and three
-// agents, run as a person would run them. It exits with 0 only if everything that it tells has happened.
+// Command demo shows what a Redoubt mesh does, in network namespaces on this machine: a coordinator and three agents, run as
+// a person would run them. It exits with 0 only if everything that it shows has really happened.
 package main
 
 import (

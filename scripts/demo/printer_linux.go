@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// width is what every line fits.
+// width is the maximum length of a line.
 const width = 80
 
-// printer shows the story to a person.
+// printer prints the story for a person.
 type printer struct{ colour bool }
 
 const (
@@ -37,25 +37,25 @@ func (p printer) note(s string) {
 	}
 }
 
-// step begins a part of the story.
+// step prints the heading of a step.
 func (p printer) step(n int, s string) {
 	fmt.Printf("\n%s %s\n", p.paint(bold+";"+cyan, fmt.Sprintf("%d.", n)), p.paint(bold, s))
 }
 
-// typed is a command as a person would type it.
+// typed prints a command as a person would type it.
 func (p printer) typed(host, line string) {
 	prompt := fmt.Sprintf("  %-8s $ ", host)
 	fmt.Println(p.paint(dim, prompt) + fit(line, width-len(prompt)))
 }
 
-// said is what a command answered.
+// said prints the output of a command.
 func (p printer) said(s string) {
 	for line := range strings.Lines(strings.TrimRight(s, "\n")) {
 		fmt.Println("             " + fit(strings.TrimRight(line, "\n"), width-13))
 	}
 }
 
-// good is something that had to be so, and is.
+// good prints something that was required and happened.
 func (p printer) good(format string, args ...any) {
 	for i, l := range wrap(fmt.Sprintf(format, args...), width-4) {
 		mark := "  "
@@ -66,7 +66,7 @@ func (p printer) good(format string, args ...any) {
 	}
 }
 
-// refused is something that had to be refused, and was.
+// refused prints something that had to be refused and was.
 func (p printer) refused(format string, args ...any) {
 	for i, l := range wrap(fmt.Sprintf(format, args...), width-4) {
 		mark := "  "

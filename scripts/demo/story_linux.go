@@ -16,7 +16,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// policy is the one that the story is told under.
+// policy is the policy of the story.
 const policy = `{
   // Engineers reach the web servers, and web servers reach the database.
   "groups":    {"group:eng": ["ann@example.com"]},
@@ -31,13 +31,13 @@ const policy = `{
 }
 `
 
-// noWeb is what the allow step is sabotaged with: ping alone.
+// noWeb is the policy that sabotages the allow step: only ping.
 const noWeb = `{
   "tagOwners": {"tag:web": ["ann@example.com"], "tag:db": ["ann@example.com"]},
   "grants": [{"src": ["ann@example.com"], "dst": ["tag:web"], "ip": ["icmp:*"]}],
 }`
 
-// open is what the deny step is sabotaged with.
+// open is the policy that sabotages the deny step.
 const open = `{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}`
 
 const (
@@ -46,7 +46,7 @@ const (
 	dbPort  = 5432
 )
 
-// story is what the demo tells.
+// story runs the steps of the demo.
 type story struct {
 	out      printer
 	sabotage string
@@ -167,7 +167,7 @@ func (s *story) tunnel(ctx context.Context) error {
 	return nil
 }
 
-// serve answers on a node's overlay address: it says hello, then a line every 10 ms as long as it lives.
+// serve listens on a node's overlay address and sends each client a line every 10 ms for as long as the connection lives.
 func (s *story) serve(n *mesh.Node, port uint16) (net.Listener, error) {
 	l, err := n.Host.Listen(netip.AddrPortFrom(s.status[n].V4(), port))
 	if err != nil {
@@ -193,7 +193,7 @@ func (s *story) serve(n *mesh.Node, port uint16) (net.Listener, error) {
 	return l, nil
 }
 
-// patience is how long one step may take on a machine that is busy with other things.
+// patience is how long one step may take on a busy machine.
 const patience = 30 * time.Second
 
 func (s *story) target(n *mesh.Node, port uint16) string {
@@ -248,7 +248,7 @@ func (s *story) deny(ctx context.Context) error {
 	return s.refuse(ctx, s.db, dbPort)
 }
 
-// refuse sees that the laptop does not get to a server which is there.
+// refuse checks that the laptop cannot reach a server that is running.
 func (s *story) refuse(ctx context.Context, n *mesh.Node, port uint16) error {
 	l, err := s.serve(n, port)
 	if err != nil {
@@ -272,7 +272,7 @@ func (s *story) refuse(ctx context.Context, n *mesh.Node, port uint16) error {
 	return nil
 }
 
-// awaitLine waits for a line in a log that holds all the words.
+// awaitLine waits for a log line that contains all the words.
 func awaitLine(ctx context.Context, log func() string, words ...string) (string, error) {
 	for {
 		for line := range strings.Lines(log()) {
@@ -342,7 +342,7 @@ func (s *story) revoke(ctx context.Context) error {
 	}
 }
 
-// afterwards sees that the revoked node knows, and that nothing comes back.
+// afterwards checks that the revoked node knows, and that it cannot connect again.
 func (s *story) afterwards(ctx context.Context) error {
 	dial, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 	defer cancel()
@@ -367,13 +367,13 @@ func (s *story) afterwards(ctx context.Context) error {
 	}
 }
 
-// death is how and when a connection ended.
+// death records how and when a connection ended.
 type death struct {
 	at  time.Time
 	err error
 }
 
-// watch reads lines until the connection dies.
+// watch reads lines until the connection ends.
 func watch(c net.Conn, lines chan<- time.Time, dead chan<- death) {
 	r := bufio.NewReader(c)
 	for {
@@ -390,7 +390,7 @@ func watch(c net.Conn, lines chan<- time.Time, dead chan<- death) {
 	}
 }
 
-// cause is the system's word for what happened.
+// cause returns the system error behind err, if there is one.
 func cause(err error) error {
 	var no syscall.Errno
 	if errors.As(err, &no) {
@@ -402,7 +402,7 @@ func cause(err error) error {
 	return err
 }
 
-// logs prints what the programs said, for whom the story was not enough.
+// logs prints the programs' logs, for those who need more than the story.
 func (s *story) logs() {
 	if s.mesh == nil {
 		return

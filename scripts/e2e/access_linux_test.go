@@ -12,7 +12,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
-// rules is a policy by users, groups and tags, in both spellings.
+// rules is a policy with users, groups and tags, in both syntaxes.
 const rules = `{
   // Engineers reach the web, the web reaches the database, which reports to ann. Bob looks into the database himself.
   "groups":    {"group:eng": ["ann@example.com"]},
@@ -30,13 +30,13 @@ const rules = `{
   ],
 }`
 
-// allowed is what these rules say, in words of this test.
+// allowed lists what these rules allow, in the words of this test.
 var allowed = map[string]bool{
 	"ann web tcp 8080": true, "ann web udp 8080": true, "ann web icmp": true,
 	"web db tcp 5432": true, "db ann udp 5140": true, "bob db tcp 5432": true,
 }
 
-// services are what is tried between any two nodes.
+// services are tried between any two nodes.
 var services = []struct {
 	name string
 	try  func(r *rig, from *lab.Host, to netip.Addr) error
@@ -63,7 +63,7 @@ func udp(port uint16) func(*rig, *lab.Host, netip.Addr) error {
 	}
 }
 
-// TestWhoReachesWhom tries every service from every node to every other one, over both families.
+// TestWhoReachesWhom tries every service between all pairs of nodes, over both families.
 func TestWhoReachesWhom(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -78,7 +78,7 @@ func TestWhoReachesWhom(t *testing.T) {
 	}
 	wg.Wait()
 
-	// Whoever is refused is told at once, and the log says what and why.
+	// A refused client learns it at once, and the log says what was refused and why.
 	web, db := nodes[2], nodes[3]
 	if err := tcp(22)(r, web.Host, db.v4); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("web asks for the database's SSH: %v, want that it is refused", err)
@@ -94,7 +94,7 @@ func TestWhoReachesWhom(t *testing.T) {
 	})
 }
 
-// tryAll tries everything from one node.
+// tryAll tries every service from one node.
 func (r *rig) tryAll(from *member, to []*member) {
 	for _, dst := range to {
 		if dst == from {
@@ -115,7 +115,7 @@ func (r *rig) tryAll(from *member, to []*member) {
 	}
 }
 
-// TestNothingPassesWithoutPolicy is a mesh in which nobody has said yet who may reach whom.
+// TestNothingPassesWithoutPolicy checks that nothing passes in a mesh that has no policy yet.
 func TestNothingPassesWithoutPolicy(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -136,7 +136,7 @@ func TestNothingPassesWithoutPolicy(t *testing.T) {
 	if st := a.status(); len(st.Peers) != 0 {
 		t.Errorf("a knows of %+v, and no rule ties it to anybody", st.Peers)
 	}
-	if _, err := a.Host.Ping(r.ctx, r.VM.V4()); err != nil { // The wire is not dead.
+	if _, err := a.Host.Ping(r.ctx, r.VM.V4()); err != nil { // the network itself works
 		t.Fatal(err)
 	}
 	frames, err := wire.Stop()

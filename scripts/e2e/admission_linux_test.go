@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// admissionPolicy asks for an approval of machines of production, and for a TPM of those that hold keys.
+// admissionPolicy requires approval for production machines, and a TPM for those that hold keys.
 const admissionPolicy = `{
   "tagOwners": {"tag:prod": [], "tag:keys": []},
   "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}],
@@ -20,13 +20,13 @@ const admissionPolicy = `{
   ],
 }`
 
-// pendingJSON is what `node pending --json` says.
+// pendingJSON is the output of `node pending --json`.
 type pendingJSON struct {
 	Candidates []struct{ Code, Name, State, Attestation, From string }
 	Nodes      []shown
 }
 
-// upAlone runs `redoubt up` beside the test, and answers how it ended.
+// upAlone runs `redoubt up` in the background and returns its result.
 func (m *member) upAlone(code string) <-chan mesh.Result {
 	out := make(chan mesh.Result, 1)
 	go func() {
@@ -36,14 +36,14 @@ func (m *member) upAlone(code string) <-chan mesh.Result {
 	return out
 }
 
-// TestAdmission lets machines join that an administrator has to approve, and refuses others.
+// TestAdmission checks that machines that need approval join once they have it, and that others are refused.
 func TestAdmission(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.apply(admissionPolicy)
 	keys := r.token("--tag", "tag:keys")
 	weak := r.machine("weak")
-	for range 2 { // its code is good all the while
+	for range 2 { // its code stays valid
 		r.refused(weak, keys, "tag:keys requires attestation by tpm or better (admission[1], line 6 of the policy), and this machine is attested by token",
 			"it takes a TPM", "the join code was not used up")
 	}
@@ -62,7 +62,7 @@ func TestAdmission(t *testing.T) {
 	}
 	r.contains(r.admin("node", "list"), code, "web", "tag:prod")
 
-	// Both ends are killed meanwhile.
+	// Kill both ends meanwhile.
 	if err := web.Agent.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func TestAdmission(t *testing.T) {
 	}
 	stranger.awaitState("down")
 
-	// A policy that asks for more than the nodes that there are have.
+	// A policy that requires more than the existing nodes have.
 	raised := strings.Replace(admissionPolicy, `"approval": true`, `"approval": true, "attestation": "measured"`, 1)
 	out, err := r.Apply(r.ctx, raised, "--dry-run")
 	if err != nil {

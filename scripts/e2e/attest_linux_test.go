@@ -33,7 +33,8 @@ type chips struct {
 	roots string
 }
 
-// newChips makes a maker whose CA is in a directory for --tpm-roots. Sockets have short paths only, hence the directory.
+// newChips creates a maker whose CA is in a directory for --tpm-roots. It uses a short directory because socket paths must be
+// short.
 func newChips(r *rig) *chips {
 	r.Helper()
 	labtest.Installed(r, swtpm.Missing())
@@ -49,7 +50,7 @@ func newChips(r *rig) *chips {
 	return c
 }
 
-// chip makes a TPM and starts it.
+// chip creates a TPM and starts it.
 func (c *chips) chip(name string) *swtpm.TPM {
 	c.r.Helper()
 	t, err := swtpm.New(c.r.ctx, filepath.Join(c.dir, name), c.maker)
@@ -67,10 +68,10 @@ func (c *chips) chip(name string) *swtpm.TPM {
 	return t
 }
 
-// place is what --tpm says of a TPM.
+// place returns the value of --tpm for a TPM.
 func place(t *swtpm.TPM) string { return "unix:" + t.Socket }
 
-// attested demands a level of a node, in all places where it is shown.
+// attested checks that a node has a level in all places that show it.
 func (r *rig) attested(node, level string) shown {
 	r.Helper()
 	s := r.show(node)
@@ -81,13 +82,13 @@ func (r *rig) attested(node, level string) shown {
 	return s
 }
 
-// refused demands that a machine may not join, and is told why.
+// refused checks that a machine may not join and is told why.
 func (r *rig) refused(m *member, code string, words ...string) {
 	r.Helper()
 	r.contains(m.fails(exitFalse, "up", code), words...)
 }
 
-// TestTPM lets machines with TPMs join, and others that have less than they should.
+// TestTPM checks that machines with TPMs can join, and that machines with less than required cannot.
 func TestTPM(t *testing.T) {
 	t.Parallel()
 	r := emptyRig(t)
@@ -119,7 +120,7 @@ func TestTPM(t *testing.T) {
 		t.Errorf("the device key on the disk: %v\n%s", err, key)
 	}
 
-	// The machine restarts, and the TPM with it.
+	// Restart the machine, and the TPM with it.
 	if err := a.Agent.Stop(r.ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +136,7 @@ func TestTPM(t *testing.T) {
 		t.Errorf("after the restart: %v", err)
 	}
 
-	// Its disk in another machine, which has a TPM too.
+	// Use its disk in another machine, which also has a TPM.
 	if err := a.Agent.Stop(r.ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +148,7 @@ func TestTPM(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// The same TPM once more, as another node: refused, but with a code that says so.
+	// The same TPM as another node is refused, unless the code allows the replacement.
 	again := r.machine("again", "--tpm", place(chip))
 	r.refused(again, r.token("--user", "ann@example.com"), "is node a", "--replace a")
 	r.refusedInLog("is node a")
@@ -160,7 +161,7 @@ func TestTPM(t *testing.T) {
 		t.Errorf("from the machine that took its place: %v", err)
 	}
 
-	// A machine without a TPM must not take the place of one that has one.
+	// A machine without a TPM must not replace one that has one.
 	less := r.machine("less")
 	code := r.token("--replace", "a")
 	r.refused(less, code, "was attested by tpm", "node reset a")
@@ -174,7 +175,7 @@ func TestTPM(t *testing.T) {
 	}
 }
 
-// refusedInLog demands that the coordinator's log says why.
+// refusedInLog checks that the coordinator's log says why.
 func (r *rig) refusedInLog(words ...string) {
 	r.Helper()
 	r.contains(r.Serve.Output(), words...)
@@ -195,7 +196,7 @@ func TestUnverifiedTPM(t *testing.T) {
 	r.machine("a", "--tpm", place(chip)).join(r.token("--tag", "tag:a"))
 	r.attested("a", "tpm-unverified")
 
-	// Once makers are trusted, one that is not among them is refused; a TPM without a certificate stays unverified.
+	// Once makers are trusted, a TPM of another maker is refused; a TPM without a certificate stays unverified.
 	foreign := newChips(r)
 	foreign.chip("x")
 	if err := r.Serve.Stop(r.ctx); err != nil {
@@ -208,7 +209,7 @@ func TestUnverifiedTPM(t *testing.T) {
 	r.attested("bare", "tpm-unverified")
 }
 
-// TestMeasured joins with a machine whose log of measured boot leads to its PCRs, and one whose log does not.
+// TestMeasured joins with a machine whose event log leads to its PCRs, and one whose log does not.
 func TestMeasured(t *testing.T) {
 	t.Parallel()
 	r := emptyRig(t)
@@ -229,7 +230,7 @@ func TestMeasured(t *testing.T) {
 	r.contains(r.admin("node", "show", "b"), "not measured: PCR 0: the log does not lead to the PCRs")
 }
 
-// boots extends the PCRs of a TPM as firmware does with secure boot on, and returns the log of that.
+// boots extends the PCRs of a TPM as firmware does with secure boot on, and returns the matching log.
 func boots(t *testing.T, c *swtpm.TPM) []byte {
 	t.Helper()
 	tpm, err := linuxudstpm.Open(c.Socket)

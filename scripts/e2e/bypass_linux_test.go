@@ -13,11 +13,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
-// service is a port of host a that whoever reaches a's filter may use.
+// service is a port of host a, open to anyone whom a's filter lets in.
 const service = 4000
 
-// neighbourhood is a mesh with nodes a and p, and a neighbour m on their LAN who is in no mesh and means harm. p may use
-// a's service; m may use it at a's address on the LAN, as everybody there may.
+// neighbourhood is a mesh with nodes a and p, and a malicious neighbour m on their LAN that is in no mesh. p may use a's
+// service; m may use it at a's LAN address, like everyone there.
 type neighbourhood struct {
 	*rig
 	a, p     *member
@@ -45,19 +45,20 @@ func newNeighbourhood(t testing.TB) *neighbourhood {
 	return x
 }
 
-// rpFilter sets a's reverse path filter, also for devices to come: the kernel takes the greater of the device's and all's.
+// rpFilter sets a's reverse path filter, also for future devices: the kernel uses the larger of the device's value and that
+// of all.
 func (x *neighbourhood) rpFilter(mode int) {
 	x.Helper()
 	var errs []error
 	for _, device := range []string{"all", "default", "eth0", "redoubt0"} {
 		errs = append(errs, x.a.Host.Sysctl("net.ipv4.conf."+device+".rp_filter", strconv.Itoa(mode)))
 	}
-	if err := errors.Join(errs[:3]...); err != nil { // redoubt0 may be gone.
+	if err := errors.Join(errs[:3]...); err != nil { // redoubt0 may not exist
 		x.Fatal(err)
 	}
 }
 
-// attack sends every kind of packet that has an overlay address in it from m to a, and looks at what arrives.
+// attack sends every kind of packet with an overlay address in it from m to a, and checks what arrives.
 func (x *neighbourhood) attack(when string) {
 	x.Helper()
 	a, m := x.a.Host.Ports[0], x.m.Ports[0]
@@ -91,7 +92,7 @@ func (x *neighbourhood) attack(when string) {
 	}
 }
 
-// lookForHarm reads what a's service has received until a packet that is allowed, and comes last.
+// lookForHarm checks what a's service has received, up to a final packet that is allowed.
 func (x *neighbourhood) lookForHarm(when string, sock *net.UDPConn, from, lan netip.Addr) {
 	x.Helper()
 	a, m := x.a.Host.Ports[0], x.m.Ports[0]
@@ -117,7 +118,7 @@ func (x *neighbourhood) lookForHarm(when string, sock *net.UDPConn, from, lan ne
 	}
 }
 
-// asks lets p use a's service through the tunnel.
+// asks makes p use a's service through the tunnel.
 func (x *neighbourhood) asks() {
 	x.Helper()
 	buf := make([]byte, 2000)
@@ -143,9 +144,9 @@ func (x *neighbourhood) asks() {
 	}
 }
 
-// TestNobodyPassesTheFilterBy lets a neighbour send to and from overlay addresses, under each reverse path filter, while
-// the agent runs and after it was killed with -9, and a client on the host sends all the time. Nothing of the
-// neighbour's arrives or is answered, and nothing of the client's leaves in clear.
+// TestNobodyPassesTheFilterBy makes a neighbour send to and from overlay addresses, with each reverse path filter, both while
+// the agent runs and after it was killed with -9, while a client on the host keeps sending. It checks that nothing from the
+// neighbour arrives or is answered, and that nothing from the client leaves unencrypted.
 func TestNobodyPassesTheFilterBy(t *testing.T) {
 	t.Parallel()
 	x := newNeighbourhood(t)
@@ -188,7 +189,7 @@ func TestNobodyPassesTheFilterBy(t *testing.T) {
 	x.lookAtWire(wire)
 }
 
-// lookAtWire looks at all that a has sent and was sent: no overlay address, and nothing of what the client said.
+// lookAtWire checks everything that a has sent and received: no overlay address, and nothing of what the client sent.
 func (x *neighbourhood) lookAtWire(wire *lab.Capture) {
 	x.Helper()
 	frames, err := wire.Stop()
@@ -216,8 +217,8 @@ func (x *neighbourhood) lookAtWire(wire *lab.Capture) {
 	}
 }
 
-// TestNeighbourWithoutAgent shows that the test above would see a bypass: after `down` the same packets arrive that have
-// an address of a's as their destination.
+// TestNeighbourWithoutAgent shows that the test above would notice a bypass: after `down`, the same packets arrive if their
+// destination is an address of a.
 func TestNeighbourWithoutAgent(t *testing.T) {
 	t.Parallel()
 	x := newNeighbourhood(t)

@@ -24,10 +24,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// bulk is how much is carried in each direction.
+// bulk is how much is sent in each direction.
 const bulk = 16 << 20
 
-// TestMuchData carries data both ways at once over one connection, and datagrams that take several packets each.
+// TestMuchData sends data both ways at once over one connection, and datagrams that need several packets each.
 func TestMuchData(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -56,7 +56,7 @@ func TestMuchData(t *testing.T) {
 	}
 }
 
-// exchangeZero sends a datagram to an echo server whose checksum comes out as zero, and so does that of what comes back.
+// exchangeZero exchanges a datagram with an echo server such that the checksums of both directions come out as zero.
 func (r *rig) exchangeZero(from *lab.Host, to netip.AddrPort) error {
 	c, err := from.Dial(r.ctx, "udp", to.String())
 	if err != nil {
@@ -93,7 +93,7 @@ func (r *rig) exchangeZero(from *lab.Host, to netip.AddrPort) error {
 	return nil
 }
 
-// exchangeBulk sends random data both ways, which have to arrive as they are.
+// exchangeBulk sends random data both ways and checks that it arrives unchanged.
 func (r *rig) exchangeBulk(from, to *member, at netip.AddrPort) error {
 	l, err := to.Host.Listen(at)
 	if err != nil {
@@ -137,7 +137,7 @@ func (r *rig) exchangeBulk(from, to *member, at netip.AddrPort) error {
 	return nil
 }
 
-// exchangeDatagram sends a datagram to an echo and wants it back; one may be lost.
+// exchangeDatagram exchanges a datagram with an echo server; one may be lost.
 func (r *rig) exchangeDatagram(h *lab.Host, to netip.AddrPort, size int) error {
 	c, err := h.Dial(r.ctx, "udp", to.String())
 	if err != nil {
@@ -163,7 +163,7 @@ func (r *rig) exchangeDatagram(h *lab.Host, to netip.AddrPort, size int) error {
 	return err
 }
 
-// TestHostMoves gives a host other addresses, and then another network, while a connection lives. The connection stays.
+// TestHostMoves checks that a connection survives when a host gets other addresses, and then another network.
 func TestHostMoves(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -210,7 +210,7 @@ func TestHostMoves(t *testing.T) {
 	}
 }
 
-// readdress takes a port's addresses or gives them back, as whoever manages a host's network does when a cable is pulled.
+// readdress removes or restores a port's addresses, as a host's network manager does when a cable is pulled.
 func readdress(h *lab.Host, p *lab.Port, do func(netlink.Link, *netlink.Addr) error) error {
 	link, err := h.Netlink().LinkByName(p.Device)
 	if err != nil {
@@ -221,8 +221,8 @@ func readdress(h *lab.Host, p *lab.Port, do func(netlink.Link, *netlink.Addr) er
 		do(link, &netlink.Addr{IPNet: &net.IPNet{IP: p.V6.AsSlice(), Mask: net.CIDRMask(p.LAN.V6.Bits(), 128)}, Flags: unix.IFA_F_NODAD}))
 }
 
-// TestDeviceVanishes removes the tunnel's device while the agent runs. Nothing leaves in clear, and the agent makes
-// another one.
+// TestDeviceVanishes removes the tunnel device while the agent runs. It checks that nothing leaves unencrypted, and that the
+// agent creates another device.
 func TestDeviceVanishes(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -262,7 +262,7 @@ func TestDeviceVanishes(t *testing.T) {
 	}
 }
 
-// TestWhoDoesNotEnforceYet is a policy that one node has not heard of.
+// TestWhoDoesNotEnforceYet checks the report about a policy that one node has not received.
 func TestWhoDoesNotEnforceYet(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -280,7 +280,7 @@ func TestWhoDoesNotEnforceYet(t *testing.T) {
 	nodes[1].start()
 	r.settle()
 	r.contains(r.admin("policy", "status"), "2 of 2 nodes")
-	// Who revokes a node learns how long those may trust it who cannot be told.
+	// Whoever revokes a node learns how long nodes out of reach may still trust it.
 	r.apply(open)
 	if err := nodes[1].Agent.Kill(); err != nil {
 		t.Fatal(err)
@@ -288,8 +288,8 @@ func TestWhoDoesNotEnforceYet(t *testing.T) {
 	r.contains(r.admin("node", "revoke", "a"), "0 of 1 nodes", "at the latest")
 }
 
-// TestIPv6Alone is a network without IPv4. The join code names an address first that nobody has a way to; over the tunnel
-// both families go.
+// TestIPv6Alone uses a network without IPv4. The join code lists an unreachable address first; the tunnel carries both
+// families.
 func TestIPv6Alone(t *testing.T) {
 	t.Parallel()
 	r := emptyRig(t)

@@ -21,8 +21,8 @@ func between(services ...string) string {
 }`, strings.Join(services, `", "`))
 }
 
-// TestPolicyChangeCutsConnections takes a service away while connections live, over both families: its connections are
-// reset at both ends, its packets stop, and what is still allowed loses nothing.
+// TestPolicyChangeCutsConnections withdraws a service while connections are open, over both families. It checks that its
+// connections are reset at both ends, its packets stop, and what is still allowed loses nothing.
 func TestPolicyChangeCutsConnections(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -47,7 +47,7 @@ func TestPolicyChangeCutsConnections(t *testing.T) {
 		r.silent(silenced)
 		r.lives(lives, 20)
 		r.lives(back, 20)
-		// Allowed again: what died stays dead, what is new passes.
+		// Once the service is allowed again, old connections stay dead and new ones pass.
 		r.apply(between("tcp:80", "tcp:81", "udp:80", "udp:81"))
 		r.arrives(silenced, 20)
 		r.lives(lives, 20)
@@ -58,7 +58,7 @@ func TestPolicyChangeCutsConnections(t *testing.T) {
 	}
 }
 
-// TestRevocation revokes a node while it is busy.
+// TestRevocation revokes a node with open connections.
 func TestRevocation(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -91,7 +91,7 @@ func TestRevocation(t *testing.T) {
 		}
 	}
 	r.contains(r.admin("node", "list"), "revoked")
-	// Nor does it come back by itself, whatever it does.
+	// It must not come back by itself, whatever it does.
 	if err := bad.Agent.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -99,14 +99,14 @@ func TestRevocation(t *testing.T) {
 	bad.awaitState("revoked")
 	r.silent(packets)
 
-	// The person who may says so: as a new node.
+	// An administrator can let it in again, as a new node.
 	r.admin("node", "delete", "bad")
 	bad.join(r.token("--user", "ann@example.com"))
 	r.settle()
 	r.arrives(r.udpFlow(bad.Host, web.Host, netip.AddrPortFrom(web.v4, 81)), 20)
 }
 
-// TestDelete deletes a node that runs.
+// TestDelete deletes a running node.
 func TestDelete(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -157,7 +157,7 @@ func TestTokens(t *testing.T) {
 		t.Errorf("late is %s", st.State)
 	}
 
-	// One token for many machines of the same name, which vanish when they are away for long.
+	// One token for many machines of the same name, which are removed after a long absence.
 	many := r.token("--tag", "tag:job", "--reusable", "--ephemeral", "--ttl", "24h")
 	for i, want := range []string{"late", "late-1", "late-2"} {
 		m := late
@@ -195,7 +195,7 @@ func (r *rig) tokens() []tokenJSON {
 	return list.Tokens
 }
 
-// tokenNow finds the one token that is as wanted.
+// tokenNow returns the id of the only token that matches.
 func (r *rig) tokenNow(want func(tokenJSON) bool) string {
 	r.Helper()
 	var found []string

@@ -21,10 +21,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
-// errChallenged says that the coordinator went on with an enrolment.
+// errChallenged means that the coordinator continued with an enrolment.
 var errChallenged = errors.New("challenged")
 
-// helloOf greets the coordinator as an agent that speaks these versions of the protocol, and returns its refusal.
+// helloOf sends the hello of an agent with these protocol versions, and returns the coordinator's refusal.
 func (r *rig) helloOf(h *lab.Host, code join.Code, lowest, highest uint32) (string, error) {
 	raw, err := h.Dial(r.ctx, "tcp", netip.AddrPortFrom(r.VM.V4(), 443).String())
 	if err != nil {

@@ -29,10 +29,10 @@ const (
 	exitNoAccess = 4
 )
 
-// nobody is a user without any rights.
+// nobody is a user without privileges.
 const nobody = 65534
 
-// fields demands that a JSON object has these fields, and that each is of the same kind as the example.
+// fields checks that a JSON object has these fields, each of the same type as the example.
 func (r *rig) fields(where string, got map[string]any, want map[string]any) {
 	r.Helper()
 	for name, kind := range want {
@@ -53,7 +53,7 @@ func (r *rig) fields(where string, got map[string]any, want map[string]any) {
 	}
 }
 
-// TestStatus is what `redoubt status` says of two nodes that speak with each other.
+// TestStatus checks what `redoubt status` prints about two nodes that talk to each other.
 func TestStatus(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -116,7 +116,7 @@ func TestStatus(t *testing.T) {
 	r.narrow(text, r.admin("node", "list"), r.admin("token", "list"), r.admin("policy", "status"))
 }
 
-// narrow demands that texts fit into 80 columns, and hold no colour, which is for terminals only.
+// narrow checks that texts fit into 80 columns and have no colour, which is only for terminals.
 func (r *rig) narrow(texts ...string) {
 	r.Helper()
 	for _, text := range texts {
@@ -131,7 +131,7 @@ func (r *rig) narrow(texts ...string) {
 	}
 }
 
-// TestCommandsOfANode types every command of a node that a person may type, right and wrong.
+// TestCommandsOfANode runs every command of a node that a person may type, correctly and incorrectly.
 func TestCommandsOfANode(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -139,7 +139,7 @@ func TestCommandsOfANode(t *testing.T) {
 	fresh := r.machine("fresh")
 	r.contains(fresh.fails(exitFalse, "status"), "down", "redoubt up CODE")
 	r.contains(fresh.fails(exitFalse, "up"), "not in a mesh", "redoubt up CODE", "token create")
-	fresh.do("down") // It is: nothing to complain about.
+	fresh.do("down") // it is down already: no error
 	nodes := r.joinAll("ann", "ann@example.com", "web", "tag:web")
 	ann, web := nodes[0], nodes[1]
 
@@ -178,7 +178,7 @@ func TestCommandsOfANode(t *testing.T) {
 	}
 	r.contains(ann.fails(exitFalse, "ping", "web", "-c", "1"), "down", "redoubt up")
 	r.contains(ann.do("up"), "ann.mesh.internal", ann.v4.String(), ann.v6.String())
-	ann.do("up") // It is.
+	ann.do("up") // it is up already
 	r.await("ann is back", func() error {
 		_, err := ann.Run(r.ctx, "ping", "web", "-c", "1")
 		return err
@@ -198,7 +198,7 @@ func (r *rig) waitFor(p *lab.Process, text string) {
 	}
 }
 
-// watch is `redoubt status --watch --json`, which goes on until it is told to end.
+// watch starts `redoubt status --watch --json`, which runs until it is stopped.
 func (r *rig) watch(m *member) *lab.Process {
 	r.Helper()
 	p, err := m.Host.Start(lab.Command{Name: "watch", Path: r.Program("redoubt"), Args: []string{"status", "--watch", "--json"}})
@@ -209,7 +209,7 @@ func (r *rig) watch(m *member) *lab.Process {
 	return p
 }
 
-// TestCommandsOfTheCoordinator types every command of the coordinator.
+// TestCommandsOfTheCoordinator runs every command of the coordinator.
 func TestCommandsOfTheCoordinator(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, "--domain", "corp.example", "--range", "100.77.0.0/20")
@@ -270,7 +270,8 @@ type nodeJSON struct {
 	Connected, Ephemeral  bool
 }
 
-// checkPolicies applies policies with errors: all are named with their places, and nothing changes.
+// checkPolicies applies policies with errors, and checks that all errors are reported with their positions, and that nothing
+// changes.
 func (r *rig) checkPolicies() {
 	r.Helper()
 	bad := filepath.Join(r.World.Dir, "bad.hujson")
@@ -291,7 +292,7 @@ func (r *rig) checkPolicies() {
 	r.contains(r.adminFails(1, "policy", "check", filepath.Join(r.World.Dir, "none.hujson")), "none.hujson")
 }
 
-// TestWaysToGiveTheCode joins by argument, by standard input and by file.
+// TestWaysToGiveTheCode joins with the code as an argument, on standard input and in a file.
 func TestWaysToGiveTheCode(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -314,7 +315,7 @@ func TestWaysToGiveTheCode(t *testing.T) {
 		}
 		st := m.status()
 		want := map[bool]string{false: name, true: "some-host-name"}[name == "variable"]
-		// On standard output is what scripts want: the name and the addresses.
+		// Standard output has what scripts need: the name and the addresses.
 		if lines := strings.Fields(res.Out); !slices.Equal(lines, []string{want + ".mesh.internal", st.V4().String(), st.V6().String()}) {
 			t.Errorf("%s: printed %q", name, res.Out)
 		}
@@ -322,13 +323,13 @@ func TestWaysToGiveTheCode(t *testing.T) {
 	m := r.members[0]
 	r.contains(m.fails(exitUsage, "up", code, "--code-file", file), "not both")
 	r.contains(m.fails(exitUsage, "up", "--code-file", file+".none"), "code.none")
-	// A node that is in the mesh already does not spend another code.
+	// A node that is already in the mesh does not use up another code.
 	r.contains(m.fails(0, "up", r.token("--user", "bob@example.com")), "already in the mesh", "not used")
 	r.contains(m.fails(0, "up", "--hostname", "other"), "already in the mesh", "keeps that name")
 }
 
-// TestCodesThatAreNone gives join codes that are wrong in some way: each says what is wrong with it, and nothing of it is
-// kept or repeated.
+// TestCodesThatAreNone gives invalid join codes, and checks that the error says what is wrong, and that nothing of the code
+// is stored or repeated.
 func TestCodesThatAreNone(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -354,9 +355,9 @@ func TestCodesThatAreNone(t *testing.T) {
 	if st := m.status(); st.State != "down" {
 		t.Errorf("the node is %s", st.State)
 	}
-	m.join(code) // It was used by none of these.
+	m.join(code) // none of these has used it up
 
-	// A good code of a mesh whose root is another one than the coordinator's.
+	// A valid code of a mesh whose root differs from the coordinator's.
 	other := r.machine("other")
 	parsed, err := join.Parse(r.token("--user", "ann@example.com"))
 	if err != nil {
@@ -376,14 +377,14 @@ func TestCodesThatAreNone(t *testing.T) {
 	if good, err := parsed.Encode(); err != nil {
 		t.Error(err)
 	} else {
-		other.join(good) // The secret was not given to whom it was not meant for.
+		other.join(good) // the secret was not revealed to the wrong coordinator
 	}
-	// A node of this mesh is not made one of another by mistake.
+	// A node of this mesh must not be moved to another by mistake.
 	r.contains(other.fails(exitFalse, "up", swapped), "another mesh", "redoubt down")
 	other.awaitState("running")
 }
 
-// TestUpHasATimeout is a machine whose coordinator is away.
+// TestUpHasATimeout joins while the coordinator is away.
 func TestUpHasATimeout(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -402,10 +403,10 @@ func TestUpHasATimeout(t *testing.T) {
 		t.Errorf("the node is %s", st.State)
 	}
 	r.startCoordinator()
-	m.awaitState("running") // It went on by itself.
+	m.awaitState("running") // it continued by itself
 }
 
-// TestLocalSocket is who may do what on a node: everybody may look, root and the operator may change.
+// TestLocalSocket checks the permissions on a node: everyone may look; root and the operator may make changes.
 func TestLocalSocket(t *testing.T) {
 	t.Parallel()
 	labtest.Users(t)
@@ -441,7 +442,7 @@ func TestLocalSocket(t *testing.T) {
 	if _, err := as(a, "up"); err != nil {
 		t.Errorf("the operator may not: %v", err)
 	}
-	// The coordinator's socket is for root alone.
+	// Only root may use the coordinator's socket.
 	_, err := r.VM.Run(r.ctx, lab.Command{
 		Path: r.Program("redoubt-coordinator"), Args: []string{"node", "list", "--data", r.Data()}, UID: nobody,
 	})
@@ -450,8 +451,8 @@ func TestLocalSocket(t *testing.T) {
 	}
 }
 
-// TestHolders starts a second coordinator on the same data and a second agent on the same state: both fail at once, and
-// say who is there.
+// TestHolders starts a second coordinator on the same data and a second agent on the same state, and checks that both fail at
+// once and name the holder.
 func TestHolders(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -486,7 +487,7 @@ func TestHolders(t *testing.T) {
 	r.admin("node", "list")
 }
 
-// TestVersionsThatDoNotMeet is an agent of another time: it is told so in words.
+// TestVersionsThatDoNotMeet checks that an agent with incompatible protocol versions gets a clear error.
 func TestVersionsThatDoNotMeet(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -505,7 +506,7 @@ func TestVersionsThatDoNotMeet(t *testing.T) {
 		}
 		r.contains(refusal, fmt.Sprintf("%d to %d", proto.ProtocolMin, proto.ProtocolMax), fmt.Sprintf("%d to 99", lowest), "update")
 	}
-	// One that speaks newer versions as well gets on.
+	// An agent that also speaks newer versions is accepted.
 	if _, err := r.helloOf(host, code, proto.ProtocolMin, 99); !errors.Is(err, errChallenged) {
 		t.Errorf("an agent of versions %d to 99: %v", proto.ProtocolMin, err)
 	}

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// healthy is a policy that lets ann reach the web while a fact says that her machine is healthy. What else she opens there until
-// tomorrow is only watched, but for one port that nobody reaches.
+// healthy is a policy that lets ann reach the web while a fact says that her machine is healthy. Anything else she opens
+// there is only monitored until tomorrow, except for one port that nobody reaches.
 func healthy() string {
 	return fmt.Sprintf(`{
   "tagOwners": {"tag:web": []},
@@ -28,7 +28,7 @@ func healthy() string {
 }`, time.Now().Add(24*time.Hour).UTC().Format(time.RFC3339))
 }
 
-// TestFactsOpenAndClose gives a node a fact that a permission asks for, and takes it away while a connection lives.
+// TestFactsOpenAndClose gives a node a fact that a grant requires, and removes it while a connection is open.
 func TestFactsOpenAndClose(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -56,13 +56,13 @@ func TestFactsOpenAndClose(t *testing.T) {
 	r.reset(flow)
 	t.Logf("dead %v after the command was typed", time.Since(began).Round(time.Millisecond))
 
-	// A fact that is set for some time goes by itself, and takes the connection with it.
+	// A fact with a limited lifetime expires by itself, and the connection with it.
 	r.admin("node", "fact", "set", "ann", "custom:health", "good", "--ttl", "3s")
 	again := r.tcpFlow(ann.Host, web.Host, to)
 	r.reset(again)
 }
 
-// TestDenyAndMonitor has a connection that is only watched pass and be logged, and a rule that denies take it away.
+// TestDenyAndMonitor checks that a monitored connection passes and is logged, and that a deny rule ends it.
 func TestDenyAndMonitor(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -24,7 +24,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// acknowledged are the nodes that a coordinator has said yes to.
+// acknowledged collects the nodes that the coordinator has confirmed.
 type acknowledged struct {
 	mu    sync.Mutex
 	nodes map[string][]netip.Addr // by id
@@ -39,7 +39,7 @@ func (a *acknowledged) add(id string, addrs ...netip.Addr) {
 	a.grew = make(chan struct{})
 }
 
-// copy is what was acknowledged so far, and what is closed when there is more.
+// copy returns what has been acknowledged so far, and a channel that is closed when there is more.
 func (a *acknowledged) copy() (map[string][]netip.Addr, <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -50,9 +50,9 @@ func (a *acknowledged) copy() (map[string][]netip.Addr, <-chan struct{}) {
 	return c, a.grew
 }
 
-// TestCoordinatorKilledAmidEnrolments kills the coordinator with -9 again and again while fifty machines join: ten
-// agents, and forty that only enrol. Whoever was told that it is a node is one; nobody has another one's address. The
-// range is small, so that addresses would meet if they could.
+// TestCoordinatorKilledAmidEnrolments kills the coordinator with -9 repeatedly while fifty machines join: ten agents, and
+// forty that only enrol. It checks that every machine that was told it is a node is one, and that no two have the same
+// address. The range is small, so that conflicts are likely if they are possible.
 func TestCoordinatorKilledAmidEnrolments(t *testing.T) {
 	t.Parallel()
 	const agents, others = 10, 40
@@ -115,7 +115,7 @@ func TestCoordinatorKilledAmidEnrolments(t *testing.T) {
 	})
 }
 
-// killAfter kills the coordinator once it has acknowledged so many nodes, and returns those.
+// killAfter kills the coordinator once it has acknowledged n nodes, and returns these nodes.
 func (r *rig) killAfter(acks *acknowledged, n int) map[string][]netip.Addr {
 	r.Helper()
 	for {
@@ -132,11 +132,11 @@ func (r *rig) killAfter(acks *acknowledged, n int) map[string][]netip.Addr {
 	if err := r.Serve.Kill(); err != nil {
 		r.Fatal(err)
 	}
-	known, _ := acks.copy() // Those of the last moment count as well.
+	known, _ := acks.copy() // those of the last moment count, too
 	return known
 }
 
-// nodesAre demands that the coordinator has all of these nodes with their addresses, and no address twice.
+// nodesAre checks that the coordinator has all of these nodes with their addresses, and no address twice.
 func (r *rig) nodesAre(known map[string][]netip.Addr, least, most int) {
 	r.Helper()
 	var list struct{ Nodes []nodeJSON }
@@ -162,7 +162,7 @@ func (r *rig) nodesAre(known map[string][]netip.Addr, least, most int) {
 	}
 }
 
-// enrol asks for a certificate as an agent does, over and over until it is there.
+// enrol requests a certificate as an agent does, repeatedly until it gets one.
 func (r *rig) enrol(h *lab.Host, code join.Code, name string) (*identity.Self, error) {
 	device, err := key.NewDevice(rand.Reader)
 	if err != nil {
@@ -182,8 +182,8 @@ func (r *rig) enrol(h *lab.Host, code join.Code, name string) (*identity.Self, e
 	return self, err
 }
 
-// TestOutage takes the coordinator away while data flow: nothing of that is lost. An agent that is restarted meanwhile
-// comes up from its disk, and when the coordinator is back everybody goes on where they were.
+// TestOutage takes the coordinator away while data flows, and checks that none is lost, that an agent restarted meanwhile
+// comes up from its disk, and that everything resumes when the coordinator is back.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -216,7 +216,7 @@ func TestOutage(t *testing.T) {
 			return err
 		})
 	}
-	// It can be asked to leave and to come back as well.
+	// It can also be told to go down and up.
 	c.do("down")
 	c.do("up")
 	r.lives(flow, 50)
@@ -230,12 +230,12 @@ func TestOutage(t *testing.T) {
 	}
 	r.lives(flow, 20)
 	r.losesNothing(packets)
-	// What is decided now is enforced by all, over the old connections.
+	// Decisions made afterwards are enforced by all, over the old connections.
 	r.apply(`{"grants": []}`)
 	r.reset(flow)
 }
 
-// TestBackup restores a backup: nodes go on, tokens that were not used are void, what came later has to come again.
+// TestBackup restores a backup: nodes continue, unused tokens are void, and later nodes must join again.
 func TestBackup(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -284,8 +284,8 @@ func TestBackup(t *testing.T) {
 	}
 }
 
-// TestKilledAgent kills an agent with -9, in the middle of things and again and again: what it leaves on its host is
-// taken over by the next one, and goes when that is told to go down.
+// TestKilledAgent kills an agent with -9, in the middle of things and repeatedly. It checks that the next one takes over what
+// was left on the host, and removes it on `down`.
 func TestKilledAgent(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -324,7 +324,7 @@ func TestKilledAgent(t *testing.T) {
 	}
 	m.do("down")
 	r.same("down", before, m.Host)
-	// Killed while it was down, there is nothing to take over.
+	// If it is killed while down, there is nothing to take over.
 	if err := m.Agent.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -333,7 +333,7 @@ func TestKilledAgent(t *testing.T) {
 	r.same("started, and down", before, m.Host)
 	m.do("up")
 	r.same("up again", whole, m.Host)
-	// Killed at any moment of going down and up.
+	// Kill it at random moments of going down and up.
 	for i := range 5 {
 		ctx, cancel := context.WithCancel(r.ctx)
 		var wg sync.WaitGroup
@@ -368,8 +368,8 @@ func (m *member) touched(turns int) func() error {
 	}
 }
 
-// TestCoordinatorKilledAmidPolicies kills the coordinator while policies are applied: afterwards one of them is in force,
-// whole, and the node enforces that one.
+// TestCoordinatorKilledAmidPolicies kills the coordinator while policies are applied, and checks that afterwards one of them
+// is in force, complete, and that the node enforces it.
 func TestCoordinatorKilledAmidPolicies(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -397,7 +397,7 @@ func TestCoordinatorKilledAmidPolicies(t *testing.T) {
 		if now.Number < number || now.Number > number+2 || number == 0 && now.Source != open && now.Source != mine {
 			t.Errorf("policy %d is in force, after number %d:\n%s", now.Number, number, now.Source)
 		}
-		// Then it is applied after all; that it was already is no error.
+		// Applying it again works; it is no error if it was already applied.
 		r.apply(mine)
 		r.adminJSON(&now, "policy", "show")
 		if now.Source != mine {
@@ -411,8 +411,8 @@ func TestCoordinatorKilledAmidPolicies(t *testing.T) {
 	}
 }
 
-// TestAgentKilledAmidEnrolment kills the agent at different moments of `up` with a code that is good for one machine. It
-// ends up enrolled, once.
+// TestAgentKilledAmidEnrolment kills the agent at different moments of `up` with a single-use code, and checks that it ends
+// up enrolled exactly once.
 func TestAgentKilledAmidEnrolment(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

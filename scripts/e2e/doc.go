@@ -1,21 +1,20 @@
-// Package e2e holds the tests with the real programs: a coordinator and agents as processes on hosts of their own, which are
-// network namespaces (see scripts/lab and scripts/mesh), and people who type commands there.
+// Package e2e holds the tests with the real programs: a coordinator and agents as processes on their own hosts, which are
+// network namespaces (see scripts/lab and scripts/mesh), and the commands that people type there.
 //
 //	access      who reaches whom: users and tags, TCP, UDP and ICMP, IPv4 and IPv6
-//	commands    what each command prints and which exit code it has; the local socket; join codes
-//	change      a policy that changes and a node that is revoked, while connections live
+//	commands    output and exit code of each command; the local socket; join codes
+//	change      policy changes and revocations while connections are open
 //	tokens      join tokens and names
 //	crash       programs killed with -9, restarted, or gone: coordinator and agents
-//	bypass      a neighbour who sends past the tunnel, and a client who sends while the agent is dead
-//	host        what a node leaves on its host, and what it says of others there
-//	carry       much data, large packets, hosts that move, devices that vanish
+//	bypass      a neighbour that sends past the tunnel, and a client that sends while the agent is dead
+//	host        what a node leaves on its host, and what it reveals there about others
+//	carry       bulk data, large packets, hosts that move, devices that vanish
 //	routes      networks behind routers, and exit nodes: approved, used, revoked, killed
 //	renew       node keys that change while packets are counted; a copied state directory
 //	look        counters for wg, metrics, systemd, settings
 //
-// Every test ends with the same questions: did all programs that still ran stop cleanly when they were asked to, and is there
-// any secret in what they and the commands have printed and logged?
+// Every test ends with the same checks: all programs still running stop cleanly when asked to, and no secret appears in
+// anything that they or the commands printed or logged.
 //
-// The tests take root, or a system that lets people have user namespaces; see scripts/lab/labtest for what becomes of them
-// elsewhere.
+// The tests need root, or a system that allows user namespaces; see scripts/lab/labtest for what happens to them elsewhere.
 package e2e

@@ -19,14 +19,14 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
-// pace is between two packets of the flows below.
+// pace is the interval between two packets of the flows below.
 const pace = 2 * time.Millisecond
 
-// tcpFlow is a connection over which numbers go to a server and come back, one after the other, until it dies.
+// tcpFlow is a connection that sends numbers to a server and back, one after the other, until it ends.
 type tcpFlow struct {
 	client, server net.Conn
-	back           atomic.Uint64 // numbers that came back
-	done           [2]chan error // how it ended for the client and for the server
+	back           atomic.Uint64 // numbers received back
+	done           [2]chan error // how it ended at the client and at the server
 }
 
 // tcpFlow connects two hosts.
@@ -56,7 +56,7 @@ func (r *rig) tcpFlow(from, to *lab.Host, dst netip.AddrPort) *tcpFlow {
 	return f
 }
 
-// ask sends numbers and wants each of them back.
+// ask sends numbers and checks that each comes back.
 func (f *tcpFlow) ask() error {
 	tick := time.NewTicker(pace)
 	defer tick.Stop()
@@ -89,7 +89,7 @@ func (f *tcpFlow) answer() error {
 	}
 }
 
-// lives waits until so many more numbers have come back.
+// lives waits until more numbers have come back.
 func (r *rig) lives(f *tcpFlow, more uint64) {
 	r.Helper()
 	until := f.back.Load() + more
@@ -121,7 +121,7 @@ func (r *rig) reset(f *tcpFlow) {
 	}
 }
 
-// udpFlow sends numbers to a server until it is stopped, whether they arrive or not.
+// udpFlow sends numbers to a server until it is stopped, whether or not they arrive.
 type udpFlow struct {
 	sent, got, highest atomic.Uint64
 
@@ -137,7 +137,7 @@ type udpFlow struct {
 	sender, receiver sync.WaitGroup
 }
 
-// payload begins what udpFlow sends; it must not be seen on any wire.
+// payload begins each packet of a udpFlow; it must not be visible on any wire.
 const payload = "in clear, for all to read: "
 
 // udpFlow sends from one host to another.
@@ -164,8 +164,8 @@ func (r *rig) udpFlow(from, to *lab.Host, dst netip.AddrPort) *udpFlow {
 	return f
 }
 
-// makeRoom lets a socket keep what arrives in many seconds: on a busy machine this process may have to wait for its turn,
-// and what the kernel has no room for by then is not what the mesh has lost.
+// makeRoom lets a socket buffer many seconds of packets: on a busy machine this process may not run for a while, and what the
+// kernel drops meanwhile was not lost by the mesh.
 func makeRoom(c *net.UDPConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -187,7 +187,7 @@ func (f *udpFlow) send() {
 	for n := uint64(1); ; n++ {
 		binary.BigEndian.PutUint64(b[len(payload):], n)
 		f.sent.Store(n)
-		if _, err := f.client.Write(b); err != nil { // Where there is no way, for one; later ones may find it.
+		if _, err := f.client.Write(b); err != nil { // for example, no route; later packets may get through
 			f.mu.Lock()
 			f.refused[n] = err
 			f.mu.Unlock()
@@ -234,7 +234,7 @@ func (f *udpFlow) close() {
 	f.receiver.Wait()
 }
 
-// losesNothing ends a flow of which every packet has to arrive.
+// losesNothing ends a flow and checks that every packet arrives.
 func (r *rig) losesNothing(f *udpFlow) {
 	r.Helper()
 	f.end()
@@ -246,7 +246,7 @@ func (r *rig) losesNothing(f *udpFlow) {
 	})
 }
 
-// missing lists the numbers that did not arrive, as far as they fit a line.
+// missing lists the numbers that did not arrive, as many as fit on a line.
 func (f *udpFlow) missing() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -263,7 +263,7 @@ func (f *udpFlow) missing() string {
 	return b.String()
 }
 
-// arrives waits until so many more numbers have arrived.
+// arrives waits until more numbers have arrived.
 func (r *rig) arrives(f *udpFlow, more uint64) {
 	r.Helper()
 	until := f.got.Load() + more
@@ -275,7 +275,7 @@ func (r *rig) arrives(f *udpFlow, more uint64) {
 	})
 }
 
-// silent sees that of many numbers that are sent from now on none arrives.
+// silent checks that many numbers are sent from now on and none arrives.
 func (r *rig) silent(f *udpFlow) {
 	r.Helper()
 	from := f.sent.Load()

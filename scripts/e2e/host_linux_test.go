@@ -21,7 +21,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// network is all that is set in a host's network.
+// network returns the configuration of a host's network.
 func (r *rig) network(h *lab.Host) string {
 	r.Helper()
 	s, err := h.NetworkState()
@@ -31,7 +31,7 @@ func (r *rig) network(h *lab.Host) string {
 	return s
 }
 
-// same waits until a host's network is as it was; the kernel takes a moment for some of it.
+// same waits until a host's network is as before; the kernel takes a moment for some of it.
 func (r *rig) same(what, before string, h *lab.Host) {
 	r.Helper()
 	var differs []string
@@ -58,7 +58,7 @@ func (r *rig) same(what, before string, h *lab.Host) {
 	r.Errorf("%s: the network of %s is another one:\n%s", what, h.Name, strings.Join(differs, "\n"))
 }
 
-// furnish gives a host rules, routes and a firewall of its own.
+// furnish gives a host some rules, routes and a firewall of its own.
 func furnish(r *rig, h *lab.Host) {
 	r.Helper()
 	eth0, err := h.Netlink().LinkByName("eth0")
@@ -89,14 +89,14 @@ func furnish(r *rig, h *lab.Host) {
 	}
 }
 
-// moveAway puts the coordinator's data elsewhere, and keysBack the keys back to where they were.
+// moveAway moves the coordinator's data away, and keysBack moves the keys back.
 func (r *rig) moveAway() error { return os.Rename(r.Data(), r.Data()+".lost") }
 
 func (r *rig) keysBack() error {
 	return os.Rename(filepath.Join(r.Data()+".lost", "pki"), filepath.Join(r.Data(), "pki"))
 }
 
-// TestClashesAreNamed joins from a host that uses the mesh's addresses for something else.
+// TestClashesAreNamed joins from a host that already uses addresses of the mesh's range.
 func TestClashesAreNamed(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, "--range", "100.90.0.0/16")
@@ -136,7 +136,7 @@ func TestClashesAreNamed(t *testing.T) {
 	r.same("down", before, m.Host)
 }
 
-// TestOwnNames runs an agent with other names for all that it makes.
+// TestOwnNames runs an agent with other names for everything that it creates.
 func TestOwnNames(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -198,7 +198,8 @@ func TestOwnNames(t *testing.T) {
 	}
 }
 
-// TestWhatIsMissing is a host on which the data path cannot run: a person is told why, and it runs as soon as it can.
+// TestWhatIsMissing uses a host on which the data path cannot run, and checks that the reason is reported, and that it runs
+// as soon as it can.
 func TestWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -246,7 +247,7 @@ func TestWhatIsMissing(t *testing.T) {
 	r.same("down", before, h)
 }
 
-// TestDamagedState damages a file of the agent's each: it names the file and does not start.
+// TestDamagedState damages each of the agent's files, and checks that the agent names the file and does not start.
 func TestDamagedState(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

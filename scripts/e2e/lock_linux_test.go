@@ -14,7 +14,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// lockJSON is what `lock create --json` says.
+// lockJSON is the output of `lock create --json`.
 type lockJSON struct {
 	Lock struct {
 		ID    string
@@ -26,7 +26,7 @@ type lockJSON struct {
 	Laggards          []struct{ Name string }
 }
 
-// TestLock locks a person whose machine is busy, and unlocks it.
+// TestLock locks a user whose machine has open connections, and unlocks them.
 func TestLock(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -68,7 +68,7 @@ func TestLock(t *testing.T) {
 	}
 	r.contains(r.admin("node", "list"), "locked")
 	r.contains(r.admin("lock", "list"), made.Lock.ID, "user ann@example.com")
-	// Nor does it come back by itself, whatever it does.
+	// It must not come back by itself, whatever it does.
 	if err := bad.Agent.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestLock(t *testing.T) {
 	r.lives(bystander, 20)
 	fresh.join(spare)
 
-	// For a time, it ends by itself.
+	// A lock with a limited lifetime ends by itself.
 	r.contains(r.admin("lock", "create", "--node", "bad", "--ttl", "5s"), "node bad is locked", "all 3 nodes")
 	r.silent(packets)
 	bad.awaitState("running")
@@ -105,7 +105,7 @@ func TestLock(t *testing.T) {
 	}
 }
 
-// shut adds a table of rules to a host, until open is called.
+// shut adds a table of rules to a host until open is called.
 func (r *rig) shut(h *lab.Host, rules func(*nftables.Conn, *nftables.Table)) (open func()) {
 	r.Helper()
 	change := func(f func(*nftables.Conn)) {
@@ -129,7 +129,7 @@ func (r *rig) shut(h *lab.Host, rules func(*nftables.Conn, *nftables.Table)) (op
 	return func() { change(func(conn *nftables.Conn) { conn.DelTable(table) }) }
 }
 
-// cut keeps a host from its coordinator, which hears nothing of that, until heal is called.
+// cut separates a host from its coordinator, without either noticing, until heal is called.
 func (r *rig) cut(h *lab.Host) (heal func()) {
 	r.Helper()
 	return r.shut(h, func(conn *nftables.Conn, table *nftables.Table) {
@@ -150,8 +150,9 @@ func (r *rig) cut(h *lab.Host) (heal func()) {
 	})
 }
 
-// TestLockOfSomebodyOutOfReach locks a node that hears nothing of it and goes on sending, while one of its peers hears nothing
-// either: the others refuse it at once; that one as soon as it is back, and from then on without a coordinator too.
+// TestLockOfSomebodyOutOfReach locks a node that cannot be reached and keeps sending, while one of its peers cannot be
+// reached either. It checks that the others refuse it at once, and that peer as soon as it is back, from then on even without
+// a coordinator.
 func TestLockOfSomebodyOutOfReach(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -177,9 +178,9 @@ func TestLockOfSomebodyOutOfReach(t *testing.T) {
 	if st := bad.status(); st.State != "running" {
 		t.Errorf("bad has heard of it: %+v", st)
 	}
-	r.arrives(toAway, 20) // the bound that was told is for this one
+	r.arrives(toAway, 20) // the reported bound is for this peer
 
-	// An agent that is started again looks for the coordinator at once.
+	// A restarted agent contacts the coordinator at once.
 	heal()
 	if err := away.Agent.Kill(); err != nil {
 		t.Fatal(err)

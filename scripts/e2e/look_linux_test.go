@@ -24,7 +24,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
-// uapi asks an agent's socket for wg, in its text protocol.
+// uapi queries an agent's socket for wg, in its text protocol.
 func (r *rig) uapi(m *member, question string) map[string][]string {
 	r.Helper()
 	c, err := (&net.Dialer{}).DialContext(r.ctx, "unix", filepath.Join(m.Host.RunDir, "wireguard", "redoubt0.sock"))
@@ -44,7 +44,7 @@ func (r *rig) uapi(m *member, question string) map[string][]string {
 		fmt.Fprintln(&all, sc.Text())
 		key, value, ok := strings.Cut(sc.Text(), "=")
 		if !ok {
-			break // An empty line ends an answer.
+			break // an empty line ends a response
 		}
 		got[key] = append(got[key], value)
 	}
@@ -52,7 +52,7 @@ func (r *rig) uapi(m *member, question string) map[string][]string {
 	return got
 }
 
-// TestCountersForWireGuardTools looks at a node as wg and wgctrl do: they see counters, no secrets, and can change nothing.
+// TestCountersForWireGuardTools checks that wg and wgctrl see counters but no secrets, and can change nothing.
 func TestCountersForWireGuardTools(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -96,7 +96,7 @@ func TestCountersForWireGuardTools(t *testing.T) {
 
 	told := a.do("status", "--interface", "redoubt0")
 	r.contains(told, "redoubt0", got["listen_port"][0])
-	// Of the ways to b, the first one that answers is taken.
+	// Of the paths to b, the first that answers is used.
 	if !strings.Contains(told, b.Host.V4().String()) && !strings.Contains(told, b.Host.V6().String()) {
 		t.Errorf("it does not say where b is:\n%s", told)
 	}
@@ -122,7 +122,7 @@ func TestCountersForWireGuardTools(t *testing.T) {
 	}
 }
 
-// TestMetrics asks both programs for their metrics, which are for the machine itself unless somebody says otherwise.
+// TestMetrics fetches the metrics of both programs, which only the machine itself can read unless configured otherwise.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, "--metrics", "9100")
@@ -187,7 +187,7 @@ func (r *rig) get(h *lab.Host, at netip.AddrPort) (string, error) {
 	return string(text), err
 }
 
-// TestUnits has systemd read the units, as they are installed below another root.
+// TestUnits lets systemd check the units, installed below another root.
 func TestUnits(t *testing.T) {
 	t.Parallel()
 	analyze, err := exec.LookPath("systemd-analyze")
@@ -233,7 +233,7 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-// listenNotify is the socket where a program says to systemd how it is.
+// listenNotify returns the socket where a program reports its state to systemd.
 func listenNotify(t *testing.T, path string) *net.UnixConn {
 	t.Helper()
 	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -244,7 +244,7 @@ func listenNotify(t *testing.T, path string) *net.UnixConn {
 	return c
 }
 
-// told waits until systemd would have been told something.
+// told waits until systemd would have received a message.
 func told(t *testing.T, c *net.UnixConn, what string) {
 	t.Helper()
 	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
@@ -262,7 +262,7 @@ func told(t *testing.T, c *net.UnixConn, what string) {
 	}
 }
 
-// TestSystemdIsTold runs both programs as systemd does: they say when they are ready, that they are alive, and that they end.
+// TestSystemdIsTold runs both programs as systemd does, and checks that they report that they are ready, alive and stopping.
 func TestSystemdIsTold(t *testing.T) {
 	t.Parallel()
 	r := emptyRig(t)
@@ -277,7 +277,7 @@ func TestSystemdIsTold(t *testing.T) {
 		{r.VM, []string{"redoubt-coordinator", "serve", "--data", r.Data(), "--url", r.URL()}},
 		{h, []string{"redoubt", "agent", "--state", r.NodeOn(h).State()}},
 	} {
-		// The socket is in /run, where the process finds it under another path than this test.
+		// The socket is in /run, where the process sees it under a different path than this test.
 		systemd := listenNotify(t, filepath.Join(c.host.RunDir, "notify"))
 		p, err := c.host.Start(lab.Command{
 			Name: c.args[0], Path: r.Program(c.args[0]), Args: c.args[1:], Env: []string{"NOTIFY_SOCKET=/run/notify", "WATCHDOG_USEC=300000"},
@@ -298,7 +298,7 @@ func TestSystemdIsTold(t *testing.T) {
 	}
 }
 
-// TestSettings configures both programs by a file and by variables.
+// TestSettings configures both programs with a file and with environment variables.
 func TestSettings(t *testing.T) {
 	t.Parallel()
 	r := emptyRig(t)

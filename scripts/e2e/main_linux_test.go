@@ -33,17 +33,17 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// dirs are the directories with programs, to be removed at the end.
+// dirs are the directories with programs, removed at the end.
 var dirs struct {
 	sync.Mutex
 	all []string
 }
 
-// built is the directory with the two programs, which every user of this machine may read. They are built once, with the
-// flags of `go build ./...`, so that the build's cache has most of it already.
+// built returns the directory with the two programs, which every user of this machine may read. They are built once, with the
+// flags of `go build ./...`, so that most of it is already in the build cache.
 var built = sync.OnceValues(func() (string, error) { return build() })
 
-// brief is the same, but the coordinator gives certificates that last for seconds where it is asked to.
+// brief is the same, but the coordinator accepts certificate lifetimes of seconds.
 var brief = sync.OnceValues(func() (string, error) { return build("-tags=shortlives") })
 
 func build(flags ...string) (string, error) {

@@ -9,8 +9,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 )
 
-// TestNarrowWay has a router on the way that takes 1400 bytes and says nothing of what is larger. Both nodes find that out
-// by themselves, and all that their programs send arrives.
+// TestNarrowWay puts a router in the path that forwards at most 1400 bytes and sends no ICMP errors. It checks that both
+// nodes discover that, and that everything their programs send arrives.
 func TestNarrowWay(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -25,7 +25,7 @@ func TestNarrowWay(t *testing.T) {
 	r.settle()
 	const (
 		want  = 1400 - 20 - 8 - 32 // IPv4, UDP, WireGuard
-		slack = 4                  // of a VLAN tag, that Linux takes beyond a device's MTU
+		slack = 4                  // a VLAN tag, which Linux accepts beyond a device's MTU
 	)
 	for _, x := range [][2]*member{{a, b}, {b, a}} {
 		from, to := x[0], x[1]

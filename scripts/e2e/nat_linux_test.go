@@ -27,7 +27,7 @@ type field struct {
 	members map[string]*member
 }
 
-// The NATs of the field, each after the one that it is behind.
+// fieldNATs are the NATs of the field, each after the one that it is behind.
 var fieldNATs = []struct {
 	name, behind string
 	cfg          lab.NATConfig
@@ -41,10 +41,10 @@ var fieldNATs = []struct {
 	{"carrier", "", lab.NATConfig{}},
 	{"home", "carrier", lab.NATConfig{}},
 	{"six", "", lab.NATConfig{V6: true}},
-	{"helpful", "", lab.NATConfig{Hard: true}}, // it opens ports for who asks
+	{"helpful", "", lab.NATConfig{Hard: true}}, // it opens ports on request
 }
 
-// The members, and where they are; the Internet itself has no name.
+// fieldMembers are the members and where they are; the Internet itself has no name.
 var fieldMembers = [][2]string{
 	{"ann", "easy"},
 	{"bea", "easy"},
@@ -108,7 +108,7 @@ func newField(t *testing.T) *field {
 	return f
 }
 
-// onlyV6 takes a host's IPv4 address.
+// onlyV6 removes a host's IPv4 address.
 func (f *field) onlyV6(h *lab.Host) {
 	f.Helper()
 	link, err := h.Netlink().LinkByName("eth0")
@@ -120,7 +120,7 @@ func (f *field) onlyV6(h *lab.Host) {
 	}
 }
 
-// way is how one member sends to another, as its status says.
+// way returns the peer entry for to in m's status, which says how m reaches it.
 func (m *member) way(to *member) mesh.Peer {
 	for _, p := range m.status().Peers {
 		if p.ID == to.id {
@@ -130,7 +130,7 @@ func (m *member) way(to *member) mesh.Peer {
 	return mesh.Peer{}
 }
 
-// TestThroughNATs has members behind all kinds of NATs reach each other: at once, and by the best way that there is.
+// TestThroughNATs checks that members behind all kinds of NATs reach each other at once, and over the best possible path.
 func TestThroughNATs(t *testing.T) {
 	t.Parallel()
 	f := newField(t)
@@ -150,7 +150,7 @@ func TestThroughNATs(t *testing.T) {
 		{"fay", "gus", "relay"},
 		{"gus", "jon", "relay"},
 		{"ida", "jon", "direct"}, // IPv6
-		{"ida", "ann", "relay"},  // they have no family in common
+		{"ida", "ann", "relay"},  // no address family in common
 	}
 	var report sync.Map
 	var all sync.WaitGroup
@@ -173,7 +173,7 @@ func TestThroughNATs(t *testing.T) {
 			first := time.Since(begun)
 			limit := patience
 			if c.want == "punched" {
-				limit *= 5 // a punch in fifty misses, and is tried again a minute later
+				limit *= 5 // one punch in fifty misses, and is retried a minute later
 			}
 			f.awaitWithin(limit, 50*time.Millisecond, c.from+" reaches "+c.to+" "+c.want, func() error {
 				if err := from.Host.TryUDP(f.ctx, netip.AddrPortFrom(to.v4, 7)); err != nil {
@@ -199,7 +199,7 @@ func TestThroughNATs(t *testing.T) {
 	f.roams()
 }
 
-// netchecks compares what `redoubt netcheck` says with what the networks are.
+// netchecks compares the output of `redoubt netcheck` with the actual networks.
 func (f *field) netchecks() {
 	f.Helper()
 	var all sync.WaitGroup
@@ -215,7 +215,7 @@ func (f *field) netchecks() {
 	all.Wait()
 }
 
-// interruption is a flow during which something happens: how long until it arrives again, and how many packets were lost.
+// interruption runs a flow while something happens, and reports how long until packets arrive again, and how many were lost.
 func (f *field) interruption(what string, from, to *member, port uint16, happen func() error) (lost uint64) {
 	f.Helper()
 	flow := f.udpFlow(from.Host, to.Host, netip.AddrPortFrom(to.v4, port))
@@ -245,7 +245,7 @@ func (f *field) interruption(what string, from, to *member, port uint16, happen 
 		return nil
 	})
 	flow.end()
-	// What is under way arrives, unless it is lost as well.
+	// Packets in flight may still arrive.
 	for end := time.Now().Add(5 * time.Second); flow.highest.Load() < flow.sent.Load() && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -254,7 +254,7 @@ func (f *field) interruption(what string, from, to *member, port uint16, happen 
 	return lost
 }
 
-// parts has a router drop what goes from one member to another directly, and let it through again, below a flow.
+// parts makes a router drop direct traffic between two members, and let it through again, during a flow.
 func (f *field) parts() {
 	f.Helper()
 	ann, cem, router, other := f.members["ann"], f.members["cem"], f.nats["easy"], f.nats["other"].V4()
@@ -298,14 +298,14 @@ func (f *field) parts() {
 	}
 }
 
-// reboot has a NAT forget its mappings below a flow.
+// reboot makes a NAT lose its mappings during a flow.
 func (f *field) reboot() {
 	f.Helper()
 	f.interruption("NAT rebooted", f.members["ann"], f.members["cem"], 5001, f.nats["easy"].Reboot)
 	f.interruption("NAT of the receiver rebooted", f.members["cem"], f.members["ann"], 5002, f.nats["easy"].Reboot)
 }
 
-// roams gives a member another address below a flow.
+// roams gives a member another address during a flow.
 func (f *field) roams() {
 	f.Helper()
 	ann := f.members["ann"]

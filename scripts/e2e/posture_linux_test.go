@@ -22,8 +22,8 @@ const walled = `{
   ],
 }`
 
-// raise gives the machine a firewall as people have it: what comes in and belongs to nothing is dropped, but for the tunnel's own
-// packets and what came through it.
+// raise gives the machine a typical firewall: incoming packets that belong to no connection are dropped, except for the
+// tunnel's own packets and those from the tunnel.
 func (m *member) raise() {
 	m.r.Helper()
 	drop := nftables.ChainPolicyDrop
@@ -46,7 +46,7 @@ func (m *member) raise() {
 	})
 }
 
-// raze takes it away.
+// raze removes it.
 func (m *member) raze() {
 	m.r.Helper()
 	m.nftables(func(c *nftables.Conn) { c.DelTable(wall()) })
@@ -68,7 +68,8 @@ func (m *member) nftables(change func(*nftables.Conn)) {
 	}
 }
 
-// TestFirewallOpensAndCloses has a grant hang on the firewall of a machine, and takes the firewall away while a connection lives.
+// TestFirewallOpensAndCloses uses a grant that depends on a machine's firewall, and removes the firewall while a connection
+// is open.
 func TestFirewallOpensAndCloses(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -117,7 +118,8 @@ func TestFirewallOpensAndCloses(t *testing.T) {
 		quickest = min(quickest, took)
 		t.Logf("dead at both ends %v after the firewall was gone", took.Round(time.Millisecond))
 	}
-	// One of the two, since the machine may be busy. Without being told of changes the agent looks once in a minute.
+	// Only the quicker of the two counts, since the machine may be busy. Without change notifications the agent checks once a
+	// minute.
 	if quickest > 2*time.Second {
 		t.Errorf("connections live for %v without the firewall that they need", quickest)
 	}

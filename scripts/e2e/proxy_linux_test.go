@@ -54,7 +54,8 @@ http {
 }
 `
 
-// gate is a host with the two kinds of proxy that companies have: one to ask for connections, and one that ends TLS.
+// gate is a host with the two kinds of proxy that companies use: one that forwards connections on request, and one that
+// terminates TLS.
 func (r *rig) gate(h *lab.Host) {
 	r.Helper()
 	dir := r.TempDir()
@@ -96,7 +97,7 @@ func (r *rig) gate(h *lab.Host) {
 	}
 }
 
-// walled takes a host's way to the coordinator.
+// walled returns a host that cannot reach the coordinator directly.
 func (r *rig) walled(name string) *lab.Host {
 	r.Helper()
 	h, err := r.World.AddHost(name, r.LAN)
@@ -112,8 +113,8 @@ func (r *rig) walled(name string) *lab.Host {
 	return h
 }
 
-// TestThroughProxies lets machines join that reach the coordinator by a proxy only: one asks tinyproxy for a connection, the
-// other comes to an nginx that ends TLS, which is the second of the coordinator's addresses.
+// TestThroughProxies lets machines join that reach the coordinator only through a proxy: one asks tinyproxy for a connection,
+// the other uses an nginx that terminates TLS, which is the second of the coordinator's addresses.
 func TestThroughProxies(t *testing.T) {
 	t.Parallel()
 	for _, program := range []string{"nginx", "tinyproxy"} {
@@ -158,7 +159,7 @@ func TestThroughProxies(t *testing.T) {
 	}
 }
 
-// TestNameWithDeadIPv6 lets a machine join by a name with two addresses, of which the IPv6 one swallows everything.
+// TestNameWithDeadIPv6 joins with a name that has two addresses, of which the IPv6 address is a black hole.
 func TestNameWithDeadIPv6(t *testing.T) {
 	t.Parallel()
 	r := emptyRig(t)
@@ -176,7 +177,7 @@ func TestNameWithDeadIPv6(t *testing.T) {
 	r.apply(open)
 	h := r.walled("a")
 	own, err := h.Netlink().LinkByName(h.Ports[0].Device)
-	if err == nil { // a station that nobody is
+	if err == nil { // a neighbour that does not exist
 		err = h.Netlink().NeighAdd(&netlink.Neigh{
 			LinkIndex: own.Attrs().Index, State: unix.NUD_PERMANENT, IP: dead[:], HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 250},
 		})

@@ -14,12 +14,12 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 )
 
-// punches is how often two NATs are made to forget all.
+// punches is how often two NATs are made to lose all mappings.
 const punches = 2
 
-// TestPunch has a node behind a NAT that gives each destination another port, and one behind a NAT that lets in only the ports
-// that were sent to, reach each other directly, again and again, with one relay in the mesh. Once it is done no more sockets
-// are open than before, but for one.
+// TestPunch checks that a node behind a NAT that maps each destination to another port, and one behind a NAT that lets in
+// only from endpoints already sent to, reach each other directly, repeatedly, with one relay in the mesh. Afterwards at most
+// one more socket is open than before.
 func TestPunch(t *testing.T) {
 	t.Parallel()
 	f := &field{rig: emptyRig(t), nats: map[string]*lab.NAT{}, members: map[string]*member{}}
@@ -62,7 +62,7 @@ func TestPunch(t *testing.T) {
 	}
 }
 
-// punched waits until both ends say that the way is punched, and says how long that took.
+// punched waits until both ends report a punched path, and returns how long that took.
 func (f *field) punched(from, to *member) time.Duration {
 	f.Helper()
 	begun := time.Now()
@@ -80,7 +80,7 @@ func (f *field) punched(from, to *member) time.Duration {
 	return time.Since(begun).Round(100 * time.Millisecond)
 }
 
-// sockets is how many UDP sockets are open on a member's host.
+// sockets returns how many UDP sockets are open on a member's host.
 func (m *member) sockets() (n int) {
 	err := m.Host.Do(func() error {
 		out, err := exec.Command("cat", "/proc/net/udp").Output()

@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 )
 
-// relayOn has a relay on a machine of its own, which is reached by UDP and by TLS. It gives what starts it.
+// relayOn sets up a relay on a separate host, reachable over UDP and over TLS. It returns a function that starts the relay.
 func (f *field) relayOn(name string) (start func() *lab.Process) {
 	f.Helper()
 	h := labtest.Host(f.TB, f.World, name, f.LAN)
@@ -24,14 +24,15 @@ func (f *field) relayOn(name string) (start func() *lab.Process) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		code = nil // it knows who it is
+		code = nil // it has its identity
 		f.processes = append(f.processes, p)
 		return p
 	}
 }
 
-// TestRelaysOfTheirOwn has the coordinator carry nothing: two relays on machines of their own do. When the one in use is stopped,
-// the other takes over without losing a packet; when it is killed, soon, by UDP as by TLS; and nobody acts.
+// TestRelaysOfTheirOwn uses two relays on separate hosts and none in the coordinator. It checks that when the one in use is
+// stopped, the other takes over without losing a packet, and when it is killed, soon, over UDP as well as TLS, without human
+// intervention.
 func TestRelaysOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	f := &field{rig: emptyRig(t), nats: map[string]*lab.NAT{}, members: map[string]*member{}}

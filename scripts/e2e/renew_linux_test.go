@@ -15,7 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/swtpm"
 )
 
-// briefChips makes a mesh whose certificates last for some seconds only, and whose coordinator trusts the maker of one TPM.
+// briefChips returns a mesh whose certificates last only seconds, and whose coordinator trusts the maker of one TPM.
 func briefChips(t *testing.T, flags ...string) (*rig, *chips, *swtpm.TPM) {
 	t.Helper()
 	r := rigOf(t, brief)
@@ -25,9 +25,9 @@ func briefChips(t *testing.T, flags ...string) (*rig, *chips, *swtpm.TPM) {
 	return r, c, chip
 }
 
-// TestKeysChangeUnderTraffic has real programs renew their certificates, and change their keys, every few seconds while packets go
-// both ways: none is lost. One of the machines has a TPM, and proves itself each time. All of them log whatever they can, so that secrets
-// in what only few people log are found as well.
+// TestKeysChangeUnderTraffic lets the real programs renew their certificates and change their keys every few seconds while
+// packets go both ways, and checks that none is lost. One of the machines has a TPM, and proves itself each time. All log as
+// much as they can, so that secrets in rare log lines are found as well.
 func TestKeysChangeUnderTraffic(t *testing.T) {
 	t.Parallel()
 	const verbose = "--log-level=debug"
@@ -73,7 +73,7 @@ func TestKeysChangeUnderTraffic(t *testing.T) {
 		t.Errorf("proved at first %+v, and with the last certificate %+v", first, last)
 	}
 
-	// The machine is switched off and on, which resets its TPM: what was loaded there is gone, and it proves itself all the same.
+	// Power-cycle the machine, which resets its TPM: loaded objects are lost, but it can still prove itself.
 	if err := a.Agent.Stop(r.ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func TestCopiedStateDirectory(t *testing.T) {
 		a := r.machine("a")
 		r.copied(a, func() []string { return nil })
 	})
-	// A disk alone is of no use without its TPM. What is copied with it is a virtual machine.
+	// A disk is useless without its TPM; only a virtual machine can be copied together with it.
 	t.Run("with the TPM", func(t *testing.T) {
 		t.Parallel()
 		r, c, chip := briefChips(t, "--cert-lifetime=16s")
@@ -127,8 +127,8 @@ func TestCopiedStateDirectory(t *testing.T) {
 	})
 }
 
-// copied copies the state of a machine, which joins and is used, and starts another one on it. What it has beside its disk is copied by
-// twin, which answers how to start an agent with that.
+// copied copies the state of a machine in use, and starts another machine on the copy. twin copies what the machine has
+// beside its disk, and returns the flags for an agent that uses that.
 func (r *rig) copied(a *member, twin func() []string) {
 	r.Helper()
 	r.apply(open)
@@ -173,7 +173,7 @@ func (r *rig) copied(a *member, twin func() []string) {
 	r.lives(again, 5)
 }
 
-// copyDir copies what is in a directory, with the modes that the files have.
+// copyDir copies the files in a directory, with their modes.
 func copyDir(to, from string) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !d.Type().IsRegular() {

@@ -15,10 +15,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// patience is the deadline of what happens at once when nothing is wrong. It is long, since the machine may be busy.
+// patience is the timeout for what happens at once when nothing is wrong. It is long, because the machine may be busy.
 const patience = time.Minute
 
-// open is the policy under which everybody reaches everybody.
+// open is the policy under which everyone reaches everyone.
 const open = `{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}`
 
 // rig is a mesh in a test.
@@ -30,15 +30,15 @@ type rig struct {
 	mu        sync.Mutex
 	said      []saying
 	codes     []string
-	former    []secret       // keys that are not in their files any more
-	processes []*lab.Process // besides those of the coordinator and of members
+	former    []secret       // keys that are no longer in their files
+	processes []*lab.Process // other than those of the coordinator and of members
 	members   []*member
 }
 
-// saying is what somebody has printed.
+// saying is something that a program has printed.
 type saying struct{ who, text string }
 
-// newRig makes a mesh whose coordinator serves.
+// newRig returns a mesh with a running coordinator.
 func newRig(t testing.TB, flags ...string) *rig {
 	t.Helper()
 	r := emptyRig(t)
@@ -46,7 +46,7 @@ func newRig(t testing.TB, flags ...string) *rig {
 	return r
 }
 
-// briefRig makes one whose certificates last for some seconds only.
+// briefRig returns a mesh whose certificates last only seconds.
 func briefRig(t testing.TB, lifetime time.Duration) *rig {
 	t.Helper()
 	r := rigOf(t, brief)
@@ -54,7 +54,7 @@ func briefRig(t testing.TB, lifetime time.Duration) *rig {
 	return r
 }
 
-// emptyRig makes a world with a host for the coordinator, which does not run yet.
+// emptyRig returns a world with a host for the coordinator, which is not running yet.
 func emptyRig(t testing.TB) *rig {
 	t.Helper()
 	return rigOf(t, built)
@@ -86,7 +86,7 @@ func rigOf(t testing.TB, programs func() (string, error)) *rig {
 	return r
 }
 
-// note keeps what a command has printed. A join code is shown once, to whom asked for it.
+// note records what a command has printed. A join code may be printed once, for whoever requested it.
 func (r *rig) note(host string, args []string, result mesh.Result) {
 	who := host + ": " + strings.Join(args, " ")
 	if strings.HasPrefix(who, "vm: token create") {
@@ -104,7 +104,7 @@ func (r *rig) hear(who, text string) {
 	r.said = append(r.said, saying{who, text})
 }
 
-// finish stops all programs as a system does that goes down, and looks at what they have said.
+// finish stops all programs as a system does on shutdown, and checks what they have printed.
 func (r *rig) finish() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -140,7 +140,7 @@ func (r *rig) finish() {
 	}
 }
 
-// logs shows what the programs have logged, for whom the failure is not enough.
+// logs shows what the programs have logged, in case the failure does not explain itself.
 func (r *rig) logs() {
 	show := func(p *lab.Process, host string) {
 		if p == nil {
@@ -165,7 +165,7 @@ func (r *rig) startCoordinator(flags ...string) {
 	}
 }
 
-// admin runs a command of the coordinator that has to succeed.
+// admin runs a command of the coordinator that must succeed.
 func (r *rig) admin(args ...string) string {
 	r.Helper()
 	out, err := r.Admin(r.ctx, args...)
@@ -175,7 +175,7 @@ func (r *rig) admin(args ...string) string {
 	return out
 }
 
-// adminFails runs one that must not succeed, and returns what it said on standard error.
+// adminFails runs a command that must fail with a code, and returns its standard error.
 func (r *rig) adminFails(code int, args ...string) string {
 	r.Helper()
 	res, _ := r.AdminExec(r.ctx, args...)
@@ -193,7 +193,7 @@ func (r *rig) adminJSON(to any, args ...string) {
 	}
 }
 
-// token makes a join code.
+// token creates a join code.
 func (r *rig) token(flags ...string) string {
 	r.Helper()
 	code, err := r.Token(r.ctx, flags...)
@@ -204,14 +204,14 @@ func (r *rig) token(flags ...string) string {
 	return code
 }
 
-// keep remembers a join code, which must not be seen anywhere later.
+// keep remembers a join code, which must not appear anywhere later.
 func (r *rig) keep(code string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.codes = append(r.codes, code)
 }
 
-// apply puts a policy in force, and waits until everybody enforces it.
+// apply puts a policy in force, and waits until every node enforces it.
 func (r *rig) apply(policy string) {
 	r.Helper()
 	if out, err := r.Apply(r.ctx, policy, "--wait="+patience.String()); err != nil {
@@ -219,7 +219,7 @@ func (r *rig) apply(policy string) {
 	}
 }
 
-// settle waits until every node enforces what it ought to.
+// settle waits until every node enforces what it should.
 func (r *rig) settle() {
 	r.Helper()
 	r.admin("policy", "status", "--wait="+patience.String())
@@ -231,13 +231,13 @@ func (r *rig) await(what string, f func() error) {
 	r.awaitEvery(10*time.Millisecond, what, f)
 }
 
-// awaitEvery is await for what takes some time, and must not keep the machine busy meanwhile.
+// awaitEvery is await for what takes some time and must not keep the machine busy meanwhile.
 func (r *rig) awaitEvery(pause time.Duration, what string, f func() error) {
 	r.Helper()
 	r.awaitWithin(patience, pause, what, f)
 }
 
-// awaitWithin is awaitEvery for what takes longer. What takes long is asked for less often: most questions start a program.
+// awaitWithin is awaitEvery with a limit. The longer it takes, the less often f runs: most attempts start a program.
 func (r *rig) awaitWithin(limit, pause time.Duration, what string, f func() error) {
 	r.Helper()
 	var err error
@@ -257,7 +257,7 @@ type member struct {
 	v4, v6 netip.Addr
 }
 
-// machine makes a host with an agent that is in no mesh yet.
+// machine returns a host with an agent that is not in a mesh yet.
 func (r *rig) machine(name string, flags ...string) *member {
 	r.Helper()
 	h, err := r.World.AddHost(name, r.LAN)
@@ -284,7 +284,7 @@ func (m *member) start(flags ...string) {
 	}
 }
 
-// join makes a host, and lets it join with a token of its own.
+// join creates a host and makes it join with its own token.
 func (r *rig) join(name string, tokenFlags ...string) *member {
 	r.Helper()
 	m := r.machine(name)
@@ -292,7 +292,8 @@ func (r *rig) join(name string, tokenFlags ...string) *member {
 	return m
 }
 
-// joinAll lets several join, by name and who they are ("ann@example.com" or "tag:x"), and waits until they know of each other.
+// joinAll makes several hosts join, given by name and identity ("ann@example.com" or "tag:x"), and waits until they know each
+// other.
 func (r *rig) joinAll(pairs ...string) (out []*member) {
 	r.Helper()
 	for i := 0; i < len(pairs); i += 2 {
@@ -306,7 +307,7 @@ func (r *rig) joinAll(pairs ...string) (out []*member) {
 	return out
 }
 
-// join is `redoubt up CODE`.
+// join runs `redoubt up CODE`.
 func (m *member) join(code string) {
 	m.r.Helper()
 	if _, err := m.Up(m.r.ctx, code); err != nil {
@@ -328,7 +329,7 @@ func (m *member) status() mesh.Status {
 	return st
 }
 
-// awaitStatus waits for a status that is as wanted.
+// awaitStatus waits for a status that matches.
 func (m *member) awaitStatus(what string, want func(mesh.Status) bool) {
 	m.r.Helper()
 	m.r.await(m.Name+" "+what, func() error {
@@ -344,7 +345,7 @@ func (m *member) awaitState(state string) {
 	m.awaitStatus("is "+state, func(st mesh.Status) bool { return st.State == state })
 }
 
-// do runs a redoubt command that has to succeed.
+// do runs a redoubt command that must succeed.
 func (m *member) do(args ...string) string {
 	m.r.Helper()
 	out, err := m.Run(m.r.ctx, args...)
@@ -369,10 +370,10 @@ func (m *member) failsAs(code int, c lab.Command) string {
 	return res.Out + res.Err
 }
 
-// addrs are the member's overlay addresses, IPv4 first.
+// addrs returns the member's overlay addresses, IPv4 first.
 func (m *member) addrs() []netip.Addr { return []netip.Addr{m.v4, m.v6} }
 
-// echo serves TCP and UDP on a port of all addresses.
+// echo serves TCP and UDP on ports of all addresses.
 func (r *rig) echo(h *lab.Host, ports ...uint16) {
 	r.Helper()
 	for _, p := range ports {
@@ -384,7 +385,7 @@ func (r *rig) echo(h *lab.Host, ports ...uint16) {
 	}
 }
 
-// contains demands that a text holds all the words, in any order.
+// contains checks that a text contains all the words, in any order.
 func (r *rig) contains(text string, words ...string) {
 	r.Helper()
 	for _, w := range words {
@@ -394,7 +395,7 @@ func (r *rig) contains(text string, words ...string) {
 	}
 }
 
-// shown is what `node show --json` says of a node.
+// shown is the output of `node show --json`.
 type shown struct {
 	ID, Name, State          string
 	CertificateSequence      uint64

@@ -12,7 +12,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// rootsShown is what `root list --json` says.
+// rootsShown is the output of `root list --json`.
 type rootsShown struct {
 	Roots []struct {
 		Fingerprint, State string
@@ -44,13 +44,13 @@ func (r *rig) renewed(nodes ...*member) {
 	}
 }
 
-// retired waits until nothing hangs on the old root, and retires it.
+// retired waits until nothing depends on the old root, and retires it.
 func (r *rig) retired() {
 	r.Helper()
 	r.awaitEvery(time.Second, "nothing hangs on the old root", func() error {
 		s := r.rootList()
 		if len(s.Roots) == 1 {
-			return nil // by itself
+			return nil // automatically
 		}
 		if len(s.Nodes) > 0 {
 			return fmt.Errorf("%v do", s.Nodes)
@@ -61,7 +61,7 @@ func (r *rig) retired() {
 }
 
 // TestRootsAreReplaced replaces the mesh's root while packets go both ways, takes its key offline, has an intermediate signed
-// there, and at last another root. Nothing is lost.
+// there, and finally another root. It checks that nothing is lost.
 func TestRootsAreReplaced(t *testing.T) {
 	t.Parallel()
 	r := briefRig(t, 16*time.Second)
@@ -96,7 +96,7 @@ func TestRootsAreReplaced(t *testing.T) {
 	d.join(r.token("--tag", "tag:b"))
 	r.lives(flow, 20)
 
-	// The key leaves. What it has to sign is carried to it.
+	// The key leaves the machine. Requests are carried to it.
 	vault := t.TempDir()
 	at := func(name string) string { return filepath.Join(vault, name) }
 	if err := os.WriteFile(at("passphrase"), []byte("what the vault knows\n"), 0o600); err != nil {
@@ -135,7 +135,7 @@ func TestRootsAreReplaced(t *testing.T) {
 	t.Logf("%d and %d packets", there.sent.Load(), back.sent.Load())
 }
 
-// keepRoot remembers the root's key, which must not be seen anywhere later.
+// keepRoot remembers the root's key, which must not appear anywhere later.
 func (r *rig) keepRoot() {
 	r.Helper()
 	path := filepath.Join(r.Data(), "pki", "root.key")
@@ -148,7 +148,7 @@ func (r *rig) keepRoot() {
 	r.former = append(r.former, privateKeys(path, b)...)
 }
 
-// killCoordinator ends it with -9.
+// killCoordinator kills the coordinator with -9.
 func (r *rig) killCoordinator() {
 	r.Helper()
 	if err := r.Serve.Kill(); err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/mesh"
 )
 
-// Networks behind the router that nobody else knows a way to: a site, and a corner of the Internet.
+// Networks behind the router that nobody else has a route to: a site, and a corner of the Internet.
 var (
 	site     = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/24"), netip.MustParsePrefix("fd77:77::/64")}
 	behind   = []netip.Addr{netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("fd77:77::1")}
@@ -114,7 +114,7 @@ func (r *routed) try(a netip.Addr, port uint16) error {
 	return errors.Join(r.client.Host.TryTCP(ctx, netip.AddrPortFrom(a, port)), r.client.Host.TryUDP(ctx, netip.AddrPortFrom(a, port)))
 }
 
-// joinAsRouter and joinAsClient are what people type.
+// joinAsRouter and joinAsClient run the commands that people type.
 func (r *routed) joinAsRouter(flags ...string) {
 	r.Helper()
 	if _, err := r.router.Up(r.ctx, r.token("--tag", "tag:router"), flags...); err != nil {
@@ -136,7 +136,7 @@ func (r *routed) known(m *member) {
 	m.id, m.v4, m.v6 = st.Node.ID, st.V4(), st.V6()
 }
 
-// forwarding is whether the router's host forwards, IPv4 and IPv6.
+// forwarding returns whether the router's host forwards IPv4 and IPv6.
 func (r *routed) forwarding() (out string) {
 	r.Helper()
 	err := r.router.Host.Do(func() error {
@@ -155,8 +155,8 @@ func (r *routed) forwarding() (out string) {
 	return out
 }
 
-// TestSubnetRouter: a network is advertised, approved, accepted and used; the approval is taken back in the midst of a
-// connection; router and client are killed; all is put back in the end.
+// TestSubnetRouter checks that a network can be advertised, approved, accepted and used, that revoking the approval ends an
+// open connection, that router and client survive being killed, and that everything is restored in the end.
 func TestSubnetRouter(t *testing.T) {
 	t.Parallel()
 	r := newRouted(t)
@@ -191,7 +191,7 @@ func TestSubnetRouter(t *testing.T) {
 		t.Errorf("the router forwards %s", got)
 	}
 
-	// A live connection ends with the approval, and nothing goes in clear in its place.
+	// An open connection ends with the approval, and nothing leaves unencrypted instead.
 	f := r.tcpFlow(r.client.Host, r.host, netip.AddrPortFrom(behind[0], 8080))
 	r.lives(f, 20)
 	r.admin("node", "approve-routes", "router", site[1].String())
@@ -203,7 +203,7 @@ func TestSubnetRouter(t *testing.T) {
 	r.settle()
 	r.reaches(behind...)
 
-	// Killed and started again, both are as they were.
+	// Killed and restarted, both are as before.
 	whole, clientWhole := r.network(r.router.Host), r.network(r.client.Host)
 	for _, m := range []*member{r.router, r.client} {
 		if err := m.Agent.Kill(); err != nil {
@@ -217,7 +217,7 @@ func TestSubnetRouter(t *testing.T) {
 	r.same("after a restart", whole, r.router.Host)
 	r.same("after a restart", clientWhole, r.client.Host)
 
-	// A later up offers less; without a word it changes nothing.
+	// A later up can offer less; without flags it changes nothing.
 	r.router.do("up")
 	r.router.do("up", "--advertise-routes="+site[0].String())
 	r.client.awaitStatus("has one route left", func(st mesh.Status) bool { return len(st.Routing.Routes) == 1 })
@@ -236,7 +236,7 @@ func TestSubnetRouter(t *testing.T) {
 	}
 }
 
-// TestSubnetRouterWithoutSNAT: the host behind the router sees who speaks.
+// TestSubnetRouterWithoutSNAT checks that the host behind the router sees the client's address.
 func TestSubnetRouterWithoutSNAT(t *testing.T) {
 	t.Parallel()
 	r := newRouted(t)
@@ -261,7 +261,8 @@ func TestSubnetRouterWithoutSNAT(t *testing.T) {
 	r.lives(f, 20)
 }
 
-// TestExitNode: everything goes by the exit node, and nothing in clear when it is not there, however that came.
+// TestExitNode checks that everything goes through the exit node, and nothing leaves unencrypted when it is gone, for
+// whatever reason.
 func TestExitNode(t *testing.T) {
 	t.Parallel()
 	r := newRouted(t)
@@ -297,7 +298,7 @@ func TestExitNode(t *testing.T) {
 	}
 	r.reaches(outThere...)
 
-	// The client dies, and comes back.
+	// The client is killed and comes back.
 	if err := r.client.Agent.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -306,7 +307,7 @@ func TestExitNode(t *testing.T) {
 	r.client.awaitState("running")
 	r.reaches(outThere...)
 
-	// The exit node is no exit node any more, then it is none of the mesh.
+	// The exit node loses its approval, and then its place in the mesh.
 	r.admin("node", "approve-routes", "router", "--none")
 	r.client.awaitStatus("has lost its exit node", func(st mesh.Status) bool {
 		return st.Routing.ExitNode != nil && st.Routing.ExitNode.Peer == "" && strings.Contains(strings.Join(st.Problems, "\n"), "exit node router is not reachable")

@@ -24,10 +24,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// secret is something that nobody may print, in one of its forms.
+// secret is something that must not be printed, in one of its forms.
 type secret struct{ what, form string }
 
-// forms are the ways in which bytes could be printed.
+// forms returns the forms in which bytes could be printed.
 func forms(what string, b []byte) (out []secret) {
 	text := hex.EncodeToString(b)
 	for _, f := range []string{
@@ -38,7 +38,7 @@ func forms(what string, b []byte) (out []secret) {
 	return out
 }
 
-// secrets gathers all that were made in this test: join codes, private keys in files, tickets.
+// secrets collects all secrets of this test: join codes, private keys in files, tickets.
 func (r *rig) secrets() (out []secret) {
 	r.Helper()
 	out = append(r.tickets(), r.former...)
@@ -78,16 +78,16 @@ func (r *rig) secrets() (out []secret) {
 	return out
 }
 
-// ticketOf finds the ticket in the file of an identity.
+// ticketOf finds the ticket in an identity file.
 var ticketOf = regexp.MustCompile(`"Ticket":"([A-Za-z0-9+/]+=*)"`)
 
-// tickets are those for the next renewal of each node.
+// tickets returns the tickets for the next renewal of each node.
 func (r *rig) tickets() (out []secret) {
 	r.Helper()
 	for _, m := range r.members {
 		b, err := os.ReadFile(filepath.Join(m.State(), "identity"))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // it is in no mesh
+			continue // it is not in a mesh
 		}
 		found := ticketOf.FindSubmatch(b)
 		if err != nil || found == nil {
@@ -104,7 +104,7 @@ func (r *rig) tickets() (out []secret) {
 	return out
 }
 
-// keepKeys remembers the tickets and the node keys of now, which must not be seen anywhere after others have taken their place.
+// keepKeys remembers the current tickets and node keys, which must not appear anywhere after they were replaced.
 func (r *rig) keepKeys() {
 	r.Helper()
 	found := r.tickets()
@@ -112,7 +112,7 @@ func (r *rig) keepKeys() {
 		path := filepath.Join(m.State(), "node.key")
 		b, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // it is in no mesh
+			continue // it is not in a mesh
 		}
 		keys := privateKeys(path, b)
 		if err != nil || len(keys) == 0 {
@@ -125,8 +125,8 @@ func (r *rig) keepKeys() {
 	r.former = append(r.former, found...)
 }
 
-// readBook has the coordinator that still runs print all that it has written down of the test, and checks that nothing of it
-// was changed.
+// readBook makes the coordinator, if it still runs, print its audit log of the test, and checks that it was not tampered
+// with.
 func (r *rig) readBook(ctx context.Context) {
 	r.Helper()
 	if r.Serve == nil {
@@ -146,8 +146,9 @@ func (r *rig) readBook(ctx context.Context) {
 	}
 }
 
-// sayAll demands that an export of the audit log begins with the mesh, and that each record says who did what to what, and, unless the
-// coordinator did it by itself, from where and at which version, which there is none of while a backup is restored.
+// sayAll checks that an export of the audit log begins with the mesh's creation, and that each record says who did what to
+// what and, unless the coordinator acted by itself, from where and at which version, which does not exist while a backup is
+// restored.
 func (r *rig) sayAll(export string) {
 	r.Helper()
 	if !strings.Contains(export, `"action":"mesh.create"`) {
@@ -168,7 +169,7 @@ func (r *rig) sayAll(export string) {
 	}
 }
 
-// privateKeys are the secrets in a PEM file.
+// privateKeys returns the secrets in a PEM file.
 func privateKeys(path string, text []byte) (out []secret) {
 	i := bytes.Index(text, []byte("-----BEGIN"))
 	if i < 0 {
@@ -195,7 +196,7 @@ func privateKeys(path string, text []byte) (out []secret) {
 	return out
 }
 
-// lookForSecrets searches all that was printed and logged, and the coordinator's data, for secrets.
+// lookForSecrets searches everything that was printed and logged, and the coordinator's data, for secrets.
 func (r *rig) lookForSecrets() {
 	r.Helper()
 	secrets := r.secrets()
@@ -227,10 +228,10 @@ func (r *rig) lookForSecrets() {
 	}
 }
 
-// given are keys as a program would bring them along.
+// given matches keys that a program might contain.
 var given = regexp.MustCompile(`-----BEGIN [A-Z ]*KEY-----\s+[A-Za-z0-9+/=]{16}`)
 
-// TestProgramsBringNoSecret looks for keys that everybody would have who has the programs.
+// TestProgramsBringNoSecret looks for keys that everyone with the programs would have.
 func TestProgramsBringNoSecret(t *testing.T) {
 	bin, err := built()
 	if err != nil {
@@ -258,7 +259,7 @@ func TestProgramsBringNoSecret(t *testing.T) {
 	}
 }
 
-// TestSecretsAreSeen prints keys in ways that the search above has to notice.
+// TestSecretsAreSeen prints keys in ways that the search above must notice.
 func TestSecretsAreSeen(t *testing.T) {
 	node, err := key.NewNode(rand.Reader)
 	if err != nil {

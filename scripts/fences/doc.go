@@ -1,2 +1,2 @@
-// Package fences holds the architecture as a failing test: which folder may import which.
+// Package fences enforces the architecture with failing tests: which directory may import which.
 package fences

@@ -11,8 +11,8 @@ import (
 
 const module = "github.com/redoubt-mesh/redoubt/"
 
-// arrows says what the packages below a folder may import of ours, besides packages below the same folder. The longest
-// matching folder counts.
+// arrows lists which of our packages the packages below a directory may import, besides those below the same directory. The
+// longest matching directory applies.
 //
 //	cmd/redoubt ─────────► agent ───────► netstack ──► acl/filter ─┐
 //	cmd/redoubt-coordinator ─► coordinator ──► acl ────────────────┴──► proto
@@ -31,7 +31,7 @@ var arrows = map[string][]string{
 	"scripts":                 {"agent", "coordinator", "netstack", "acl", "proto"},
 }
 
-// only says which folders may use a module from outside that has one place to live.
+// only lists the directories that may import an external module, for modules that are confined to some.
 var only = map[string][]string{
 	"golang.zx2c4.com/wireguard/wgctrl": {"agent", "cmd/redoubt"},
 	"golang.zx2c4.com/wireguard":        {"netstack", "scripts"},
@@ -75,7 +75,7 @@ func packages(t *testing.T) []pkg {
 	}
 }
 
-// below says whether path is folder or in it.
+// below reports whether path is folder or in it.
 func below(path, folder string) bool {
 	return path == folder || strings.HasPrefix(path, folder+"/")
 }
@@ -89,7 +89,7 @@ func belowAny(path string, folders []string) bool {
 	return false
 }
 
-// room returns the folder whose arrows count for path.
+// room returns the directory whose arrows apply to path.
 func room(path string) string {
 	best := ""
 	for folder := range arrows {

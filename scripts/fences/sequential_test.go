@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// TestSequential holds the packages that are tested without the race detector to having no use for it.
+// TestSequential checks that the packages tested without the race detector do not need it.
 func TestSequential(t *testing.T) {
 	list, err := os.ReadFile("../sequential")
 	if err != nil {
@@ -54,7 +54,8 @@ func f(c chan int) { go func() { n.Add(1) }() }`
 	}
 }
 
-// TestLong holds the list of tests that run without the race detector to tests that exist: a name skips all tests that have it.
+// TestLong checks that the list of tests that run without the race detector names existing tests: a name skips all tests that
+// have it.
 func TestLong(t *testing.T) {
 	list, err := os.ReadFile("../long")
 	if err != nil {
@@ -97,7 +98,7 @@ func TestLong(t *testing.T) {
 	}
 }
 
-// concurrent lists what a file has to do with other goroutines.
+// concurrent lists what a file does that involves other goroutines.
 func concurrent(t *testing.T, name string, src []byte) (found []string) {
 	t.Helper()
 	f, err := parser.ParseFile(token.NewFileSet(), name, src, parser.SkipObjectResolution)

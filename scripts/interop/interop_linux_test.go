@@ -21,7 +21,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 )
 
-// pair is two ends on one LAN that do not know each other yet, and a stranger there.
+// pair is two ends on one LAN that do not know each other yet, and a stranger.
 type pair struct {
 	ctx      context.Context
 	a        *own
@@ -29,7 +29,7 @@ type pair struct {
 	stranger *lab.Host
 }
 
-// alone is held for writing by a test that floods: it takes all processors, and those beside it would run out of patience.
+// alone is write-locked by a test that floods: it uses all processors, and concurrent tests would time out.
 var alone sync.RWMutex
 
 func newPair(t *testing.T) *pair {
@@ -51,7 +51,7 @@ func newPairOf(t *testing.T, start func(testing.TB, *lab.Host, byte) *own, turn 
 	return &pair{ctx, start(t, a, 1), startOther(ctx, t, dir, b), labtest.Host(t, w, "stranger", lan)}
 }
 
-// meet has both ends know each other; who begins knows where the other is.
+// meet introduces both ends to each other; only the initiator gets the other's address.
 func (p *pair) meet(t *testing.T, weBegin, v6 bool, psk [32]byte) {
 	t.Helper()
 	at := func(h *lab.Host) netip.AddrPort {
@@ -70,7 +70,7 @@ func (p *pair) meet(t *testing.T, weBegin, v6 bool, psk [32]byte) {
 	p.b.meet(p.ctx, t, p.a, a, psk)
 }
 
-// order gives who begins first.
+// order returns the initiator first.
 func (p *pair) order(weBegin bool) (first, second *end) {
 	if weBegin {
 		return &p.a.end, &p.b.end
@@ -78,7 +78,7 @@ func (p *pair) order(weBegin bool) (first, second *end) {
 	return &p.b.end, &p.a.end
 }
 
-// sides runs a test with each end as the one that begins.
+// sides runs a test with each end as the initiator.
 func sides(t *testing.T, f func(*testing.T, bool)) {
 	t.Run("ours begins", func(t *testing.T) { f(t, true) })
 	t.Run("theirs begins", func(t *testing.T) { f(t, false) })
@@ -110,7 +110,7 @@ func TestBegin(t *testing.T) {
 	}
 }
 
-// TestPortable has our engine move packets as it does on systems other than Linux: on the device and the sockets of
+// TestPortable checks that our engine moves packets as it does on systems other than Linux: on the device and sockets of
 // wireguard-go's module.
 func TestPortable(t *testing.T) {
 	sides(t, func(t *testing.T, weBegin bool) {
@@ -132,7 +132,7 @@ func TestPortable(t *testing.T) {
 	})
 }
 
-// TestSecrets checks that nothing passes where the pre-shared keys differ, or the key is not known.
+// TestSecrets checks that nothing passes if the pre-shared keys differ or the key is unknown.
 func TestSecrets(t *testing.T) {
 	sides(t, func(t *testing.T, weBegin bool) {
 		p := newPair(t)
@@ -158,7 +158,7 @@ func TestSecrets(t *testing.T) {
 	})
 }
 
-// TestRoam moves each end, and has it say something: the other follows.
+// TestRoam checks that when either end changes its address and sends something, the other follows.
 func TestRoam(t *testing.T) {
 	sides(t, func(t *testing.T, weMove bool) {
 		p := newPair(t)
@@ -185,7 +185,7 @@ func TestRoam(t *testing.T) {
 	})
 }
 
-// TestRestart has each end forget its sessions: the other finds out by the silence, and begins anew.
+// TestRestart checks that when either end loses its sessions, the other notices the silence and starts a new handshake.
 func TestRestart(t *testing.T) {
 	t.Run("ours", func(t *testing.T) {
 		p := newPair(t)
@@ -208,7 +208,7 @@ func TestRestart(t *testing.T) {
 		<-p.b.process.Done()
 		p.b.start(p.ctx, t)
 		p.b.configure(p.ctx, t)
-		p.b.meet(p.ctx, t, p.a, netip.AddrPort{}, [32]byte{}) // it cannot begin: we must
+		p.b.meet(p.ctx, t, p.a, netip.AddrPort{}, [32]byte{}) // it cannot initiate, so we must
 		reaches(p.ctx, t, &p.a.end, &p.b.end)
 		transfer(p.ctx, t, &p.b.end, &p.a.end)
 		if s := p.a.stats(t); s.Handshakes != 2 {
@@ -217,7 +217,7 @@ func TestRestart(t *testing.T) {
 	})
 }
 
-// flood sends initiations to a key, of somebody whom nobody knows, until the context ends.
+// flood sends initiations from an unknown key to a key until stop is called.
 func flood(ctx context.Context, t *testing.T, from *lab.Host, to netip.AddrPort, target key.NodePublic) (stop func()) {
 	t.Helper()
 	far, err := noise.NewRemote(target.Array())
@@ -248,9 +248,10 @@ func flood(ctx context.Context, t *testing.T, from *lab.Host, to netip.AddrPort,
 		for n := uint32(0); ctx.Err() == nil; n++ {
 			binary.LittleEndian.PutUint32(msg[4:], n)
 			jar.Sign(time.Now(), far, msg[:])
-			// What does not fit is lost, as it is on a network.
+			// What does not fit is lost, as on a network.
 			_, _ = sock.WriteToUDPAddrPort(msg[:], to)
-			// A burst is more than an end queues before it asks for cookies, and the pause leaves a busy machine time for others.
+			// A burst exceeds what an end queues before it demands cookies, and the pause leaves a busy machine time for
+			// others.
 			if n%256 == 255 {
 				time.Sleep(32 * time.Millisecond)
 			}
@@ -263,7 +264,7 @@ func flood(ctx context.Context, t *testing.T, from *lab.Host, to netip.AddrPort,
 	}
 }
 
-// cookies counts the cookie replies in a capture to a host.
+// cookies counts the cookie replies to a host in a capture.
 func cookies(frames []lab.Frame, to *lab.Host) (n int) {
 	const headers = 14 + 20 + 8
 	for _, f := range frames {
@@ -275,7 +276,8 @@ func cookies(frames []lab.Frame, to *lab.Host) (n int) {
 	return n
 }
 
-// TestLoad floods each end, and has the other begin meanwhile, or answer: it is given a cookie, and has to come back with it.
+// TestLoad checks that while one end is flooded, the other can still initiate or respond: it gets a cookie, and must return
+// it.
 func TestLoad(t *testing.T) {
 	t.Run("theirs is flooded", func(t *testing.T) {
 		p := newPairOf(t, startOwn, &alone)

@@ -21,11 +21,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 )
 
-// rekeyed is when a session has been renewed: WireGuard does it after two minutes.
+// rekeyed is when a session must have been rekeyed: WireGuard does it after two minutes.
 const rekeyed = 135 * time.Second
 
-// TestKernel is two engines of ours and a virtual machine, whose kernel begins with one and waits for the other. See
-// scripts/interop/kernel, which makes the machine.
+// TestKernel runs two of our engines and a virtual machine, whose kernel initiates to one and waits for the other. See
+// scripts/interop/kernel, which builds the machine.
 func TestKernel(t *testing.T) {
 	labtest.Need(t)
 	labtest.TUN(t)
@@ -126,8 +126,8 @@ func boot(t *testing.T, host *lab.Host, vars map[string]string) *lab.Process {
 	return p
 }
 
-// converse sends both ways, and an echo request every second until the session must have been renewed. None may be lost after
-// the first was answered.
+// converse sends both ways, with an echo request every second, until the session must have been rekeyed. None may be lost
+// after the first reply.
 func converse(ctx context.Context, us *own, them *end, sink net.Listener) error {
 	for {
 		if _, err := us.Ping(ctx, them.addrs.V4); err == nil {
@@ -163,7 +163,7 @@ func converse(ctx context.Context, us *own, them *end, sink net.Listener) error 
 	return nil
 }
 
-// echo has the machine send back what it is sent.
+// echo checks that the machine sends back what it is sent.
 func echo(ctx context.Context, us *own, at netip.AddrPort) error {
 	c, err := us.Dial(ctx, "tcp", at.String())
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 )
 
-// homeRouter is a router by miniupnpd, a laptop behind it, and somebody outside.
+// homeRouter is a router with miniupnpd, a laptop behind it, and a stranger outside.
 type homeRouter struct {
 	*testing.T
 	ctx              context.Context //nolint:containedctx // of the test
@@ -38,8 +38,8 @@ func newHomeRouter(t *testing.T, nat lab.NATConfig, protocols string) *homeRoute
 	return h
 }
 
-// older is a socket to a router that knows NAT-PMP only: PCP's version is made one that miniupnpd does not speak either, and its no
-// to that one of NAT-PMP.
+// older is a socket to a router that only speaks NAT-PMP: it replaces PCP's version with one that miniupnpd does not support,
+// and turns its error response into one of NAT-PMP.
 type older struct{ net.PacketConn }
 
 // WriteTo implements net.PacketConn.
@@ -59,7 +59,7 @@ func (o older) ReadFrom(b []byte) (int, net.Addr, error) {
 	return n, from, err
 }
 
-// opens has the client open a port towards the laptop's address, and tries whether a stranger gets in by it.
+// opens makes the client open a port for the laptop's address, and checks that a stranger can get in through it.
 func (h *homeRouter) opens(gateway, local netip.Addr, wrap func(net.PacketConn) net.PacketConn, outside func(portmap.State) netip.AddrPort, removed string) portmap.State {
 	h.Helper()
 	if err := h.laptop.Echo(netip.AddrPortFrom(local, mappedPort)); err != nil {
@@ -111,7 +111,7 @@ func TestMiniupnpd(t *testing.T) {
 	for protocol, c := range map[portmap.Protocol]struct {
 		config  string
 		wrap    func(net.PacketConn) net.PacketConn
-		removed string // what miniupnpd says when a mapping is deleted
+		removed string // what miniupnpd logs when a mapping is deleted
 	}{
 		portmap.PCP:    {control, plain, "removed"},
 		portmap.NATPMP: {control, func(c net.PacketConn) net.PacketConn { return older{c} }, "removed"},

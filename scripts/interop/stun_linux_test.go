@@ -20,7 +20,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 )
 
-// coturn is a STUN server of another make, with two addresses and two ports on each.
+// coturn is an independent STUN server, with two addresses and two ports on each.
 type coturn struct {
 	addrs [2]netip.Addr
 	ports [2]uint16
@@ -60,7 +60,7 @@ func (c coturn) at(addr, port int) netip.AddrPort {
 	return netip.AddrPortFrom(c.addrs[addr], c.ports[port])
 }
 
-// probe asks by a socket of a host, and gives what it found.
+// probe probes from a socket of a host and returns the result.
 func probe(ctx context.Context, t *testing.T, h *lab.Host, begin stun.Begin) (last stun.Report) {
 	t.Helper()
 	var sock *net.UDPConn
@@ -105,7 +105,7 @@ func probe(ctx context.Context, t *testing.T, h *lab.Host, begin stun.Begin) (la
 	}
 }
 
-// The prober finds out the same of coturn's answers as of the simulated servers', and of the kernel's NATs what they are.
+// The prober learns the same from coturn as from the simulated servers, and classifies the kernel's NATs correctly.
 func TestCoturn(t *testing.T) {
 	t.Parallel()
 	labtest.Need(t)

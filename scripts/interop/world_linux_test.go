@@ -33,7 +33,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 )
 
-// patience is the deadline of what happens within seconds when nothing is wrong. It is long, since the machine may be busy.
+// patience is the timeout for what takes seconds when nothing is wrong. It is long, because the machine may be busy.
 const patience = time.Minute
 
 const port = 51820
@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// stock is the directory with wireguard-go, as the module has it.
+// stock returns the directory with the module's unmodified wireguard-go.
 var stock = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "redoubt-interop-")
 	if err != nil {
@@ -66,7 +66,7 @@ var stock = sync.OnceValues(func() (string, error) {
 	return dir, nil
 })
 
-// need sees to it that the test finds what it takes.
+// need skips or fails the test if something that it needs is missing.
 func need(t testing.TB) (stockDir string) {
 	t.Helper()
 	labtest.Need(t)
@@ -85,7 +85,7 @@ func need(t testing.TB) (stockDir string) {
 	return dir
 }
 
-// end is one of the two hosts between which the tunnel is. Overlay addresses are 10.200.0.N and fd20::N, N from 1.
+// end is one of the two hosts that the tunnel connects. Overlay addresses are 10.200.0.N and fd20::N, N from 1.
 type end struct {
 	*lab.Host
 	number byte
@@ -106,13 +106,13 @@ type own struct {
 	key    key.NodePrivate
 }
 
-// startOwn starts it as it is on Linux: on a device and sockets that move many packets a call.
+// startOwn starts our engine as on Linux: with a device and sockets that move many packets per system call.
 func startOwn(t testing.TB, host *lab.Host, number byte) *own {
 	t.Helper()
 	return startOn(t, host, number, tun.Open, nil)
 }
 
-// startOn starts it on another device, and other sockets; nil takes the system's.
+// startOn starts our engine on another device and other sockets; nil means the system's.
 func startOn(t testing.TB, host *lab.Host, number byte, open func(string, int) (tun.Device, error), inner conn.Bind) *own {
 	t.Helper()
 	o := &own{end: newEnd(host, number)}
@@ -143,7 +143,7 @@ func startOn(t testing.TB, host *lab.Host, number byte, open func(string, int) (
 	return o
 }
 
-// up gives a device the end's addresses.
+// up assigns the end's addresses to a device.
 func (e *end) up(t testing.TB, device string) {
 	t.Helper()
 	rt := e.Netlink()
@@ -167,7 +167,7 @@ func (e *end) up(t testing.TB, device string) {
 
 const ifaNoDAD = 0x02
 
-// meet tells our engine of the other end. Without an address we wait for it to begin.
+// meet adds the other end as a peer of our engine. Without an address, we wait for it to initiate.
 func (o *own) meet(t testing.TB, other *end, at netip.AddrPort, psk [32]byte) {
 	t.Helper()
 	cfg := wg.PeerConfig{ID: 2, Keys: []key.NodePublic{other.public}, Addrs: other.addrs, PSK: psk}
@@ -215,7 +215,7 @@ func parse(t testing.TB, text string) key.NodePublic {
 	return k
 }
 
-// start starts the program, and waits until wg can speak to it.
+// start starts the program, and waits until wg can talk to it.
 func (o *other) start(ctx context.Context, t testing.TB) {
 	t.Helper()
 	launch := func() (err error) {
@@ -229,7 +229,7 @@ func (o *other) start(ctx context.Context, t testing.TB) {
 	}
 	await(t, "wireguard-go", func() error {
 		select {
-		case <-o.process.Done(): // the device of one that was killed may be busy for a moment
+		case <-o.process.Done(): // after a kill its device may stay busy for a moment
 			if err := launch(); err != nil {
 				return err
 			}
@@ -248,7 +248,7 @@ func (o *other) configure(ctx context.Context, t testing.TB) {
 	o.wg(ctx, t, o.private, "set", "wg0", "private-key", "/dev/stdin", "listen-port", fmt.Sprint(port))
 }
 
-// wg runs wg, with a text as its standard input.
+// wg runs wg with a text as its standard input.
 func (o *other) wg(ctx context.Context, t testing.TB, stdin string, args ...string) string {
 	t.Helper()
 	out, err := o.Run(ctx, lab.Command{Path: "wg", Args: args, Stdin: strings.NewReader(stdin)})
@@ -258,7 +258,7 @@ func (o *other) wg(ctx context.Context, t testing.TB, stdin string, args ...stri
 	return out
 }
 
-// meet tells wireguard-go of our end. Without an address it waits for us to begin.
+// meet adds our end as a peer of wireguard-go. Without an address, it waits for us to initiate.
 func (o *other) meet(ctx context.Context, t testing.TB, us *own, at netip.AddrPort, psk [32]byte) {
 	t.Helper()
 	args := []string{"set", "wg0", "peer", us.public.String(), "allowed-ips", us.addrs.V4.String() + "/32," + us.addrs.V6.String() + "/128"}
@@ -271,7 +271,7 @@ func (o *other) meet(ctx context.Context, t testing.TB, us *own, at netip.AddrPo
 	o.wg(ctx, t, base64.StdEncoding.EncodeToString(psk[:]), args...)
 }
 
-// shown is a value of `wg show wg0 WHAT` for our end.
+// shown returns a value of `wg show wg0 WHAT` for our end.
 func (o *other) shown(ctx context.Context, t testing.TB, what string) string {
 	t.Helper()
 	_, value, _ := strings.Cut(strings.TrimSpace(o.wg(ctx, t, "", "show", "wg0", what)), "\t")
@@ -290,8 +290,8 @@ func await(t testing.TB, what string, f func() error) {
 	t.Fatalf("%s: not within %v: %v", what, patience, err)
 }
 
-// reaches says whether an echo request from one end to the other is answered, over IPv4 and IPv6, at once or when the
-// handshake has been repeated.
+// reaches checks that an echo request from one end to the other is answered, over IPv4 and IPv6, at once or after the
+// handshake was repeated.
 func reaches(ctx context.Context, t testing.TB, from, to *end) {
 	t.Helper()
 	for _, a := range to.addrs.Slice() {
@@ -302,10 +302,10 @@ func reaches(ctx context.Context, t testing.TB, from, to *end) {
 	}
 }
 
-// bulk is how much goes each way in transfer.
+// bulk is how much transfer sends each way.
 const bulk = 4 << 20
 
-// transfer sends bytes by TCP from one end to the other and back at the same time, and compares them.
+// transfer sends bytes over TCP in both directions at the same time, and compares them.
 func transfer(ctx context.Context, t testing.TB, from, to *end) {
 	t.Helper()
 	for _, a := range to.addrs.Slice() {
@@ -339,7 +339,7 @@ func exchange(ctx context.Context, from, to *end, at netip.Addr) error {
 	return errors.Join(swap(c, there, back), <-far)
 }
 
-// swap writes one thing, while it reads another.
+// swap writes one thing while it reads another.
 func swap(c net.Conn, write, want []byte) error {
 	defer c.Close()
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {

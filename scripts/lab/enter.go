@@ -15,15 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// entered tells the program that runs in the user namespace that it does.
+// entered marks the environment of the program that runs in the user namespace.
 const entered = "REDOUBT_LAB_ENTERED"
 
-// ErrForbidden says that this system does not let this user do what worlds take.
+// ErrForbidden means that this system does not let this user do what a world needs.
 var ErrForbidden = errors.New("this system does not let this user make networks")
 
-// Enter sees to it that the program may make namespaces. Where it may not yet, it executes itself again as root of a user
-// namespace, with the same arguments and files, and exits with that one's exit code. It returns nil in the program that may,
-// and an error that names the cause and the way out if there is none.
+// Enter makes sure that the program may create namespaces. If it may not yet, Enter executes the program again as root of a
+// user namespace, with the same arguments and files, and exits with its exit code. It returns nil in the program that may,
+// and otherwise an error that names the cause and the remedy.
 func Enter() error {
 	direct := mayUnshare()
 	if direct == nil {
@@ -56,16 +56,17 @@ func Enter() error {
 	return fmt.Errorf("wait for the program in the user namespace: %w", err)
 }
 
-// Entered says whether the program runs in the user namespace that Enter has made. It is root there, and there is nobody else.
+// Entered reports whether the program runs in the user namespace that Enter has created. It is root there, and no other user
+// exists.
 func Entered() bool { return os.Getenv(entered) != "" }
 
-// relay runs the program to its end and hands signals on to it, so that it can clean up. An interrupt from a terminal
-// reaches both by itself.
+// relay runs the program until it ends and forwards signals to it, so that it can clean up. An interrupt from a terminal
+// reaches both anyway.
 func relay(self *exec.Cmd) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer signal.Stop(signals)
-	runtime.LockOSThread() // It is killed when this thread ends.
+	runtime.LockOSThread() // the program is killed when this thread ends
 	defer runtime.UnlockOSThread()
 	if err := self.Start(); err != nil {
 		return err
@@ -84,8 +85,8 @@ func relay(self *exec.Cmd) error {
 	}
 }
 
-// TUN says whether this program may open tunnel devices. Most systems let everybody, and leave it to namespaces where that
-// leads; some let only root.
+// TUN returns an error if this program may not open tunnel devices. Most systems let everyone open them and leave the rest to
+// namespaces; some allow only root.
 func TUN() error {
 	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 	if err != nil {
@@ -94,17 +95,17 @@ func TUN() error {
 	return f.Close()
 }
 
-// mayUnshare tries to make a network namespace on a thread that ends with it.
+// mayUnshare tries to create a network namespace on a thread that ends with it.
 func mayUnshare() error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // Never unlocked: the thread goes, and its namespace with it.
+		runtime.LockOSThread() // never unlocked: the thread ends, and its namespace with it
 		done <- unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS)
 	}()
 	return <-done
 }
 
-// forbidden names the setting that most likely is in the way.
+// forbidden adds the setting that is the most likely cause.
 func forbidden(err error) error {
 	cause := ""
 	for _, s := range []struct{ path, bad, text string }{

@@ -13,24 +13,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// helperName is the name under which this program is executed again to enter a host and become another program.
+// helperName is the name under which this program is executed again, to enter a host and become another program.
 const helperName = "redoubt-lab-exec"
 
-// netFD is the file by which the helper inherits the host's network namespace.
+// netFD is the file descriptor with which the helper inherits the host's network namespace.
 const netFD = 3
 
-// entry tells the helper what to enter.
+// entry tells the helper what to enter and what to run.
 type entry struct {
 	Name  string            // of the host
-	Binds map[string]string // target: directory that stands there for this host's processes
+	Binds map[string]string // target: directory mounted there for this host's processes
 	Dir   string            // working directory
 	UID   int               // user and group to become
 	Path  string            // program
-	Args  []string          // with the name
+	Args  []string          // including the name
 }
 
-// init turns the program into the one to be run, where it was executed as the helper. It has to come before main, so that
-// no program that builds worlds can forget it and run itself without end.
+// init becomes the requested program if this one was executed as the helper. It must run before main, so that no program that
+// builds worlds can forget it and execute itself endlessly.
 func init() {
 	if len(os.Args) != 2 || os.Args[0] != helperName {
 		return
@@ -41,7 +41,7 @@ func init() {
 	os.Exit(127)
 }
 
-// become returns only what went wrong.
+// become executes the program. It returns only on failure.
 func become(text string) error {
 	var e entry
 	if err := json.Unmarshal([]byte(text), &e); err != nil {
@@ -81,7 +81,7 @@ func become(text string) error {
 	return fmt.Errorf("execute %s: %w", e.Path, err)
 }
 
-// drop gives up root for a user without any rights. Who changes user would outlive its parent, so that is said again.
+// drop gives up root for a user without privileges. A change of user clears the parent death signal, so it is set again.
 func drop(uid int) error {
 	if err := syscall.Setgroups(nil); err != nil {
 		return fmt.Errorf("leave all groups: %w", err)

@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// UDPOnlyFrom has a host let in no UDP but that from some IPv4 addresses:
+// UDPOnlyFrom makes a host's firewall drop incoming UDP except from some IPv4 addresses:
 //
 //	table inet firewall {
 //	  chain input { type filter hook input
-//	                iifname "eth0" meta l4proto udp meta nfproto ipv4 ip saddr ... accept     for each
+//	                iifname "eth0" meta l4proto udp meta nfproto ipv4 ip saddr ... accept     for each address
 //	                iifname "eth0" meta l4proto udp drop }
 //	}
 func (h *Host) UDPOnlyFrom(addrs ...netip.Addr) error {

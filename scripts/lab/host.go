@@ -15,22 +15,22 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Host is a machine: a network, a name and a /run of its own, and the processes in it.
+// Host is a machine with its own network, name and /run, and the processes in it.
 type Host struct {
 	Name string
-	// Ports are its cables, eth0 first.
+	// Ports are its network interfaces, eth0 first.
 	Ports []*Port
 	// RunDir is the directory that its processes see as /run.
 	RunDir string
-	// Mounts are more directories of its own, by where its processes see them: /etc, /var/lib ... What is there now is hidden
-	// from processes that start later, and from nobody else.
+	// Mounts maps paths that processes see, such as /etc or /var/lib, to directories of this host's own. It affects only
+	// processes of this host that start later.
 	Mounts map[string]string
 
 	world *World
 	ns    *namespace
 }
 
-// Port is one cable between a host and a LAN.
+// Port is a cable between a host and a LAN.
 type Port struct {
 	Device string // eth0, ...
 	LAN    *LAN
@@ -41,7 +41,7 @@ type Port struct {
 	far  netlink.Link // the end at the router's bridge
 }
 
-// AddHost adds a host with a cable to each LAN. Its default routes lead over the first.
+// AddHost adds a host with a cable to each LAN. Its default routes use the first.
 func (w *World) AddHost(name string, lans ...*LAN) (*Host, error) {
 	if _, ok := w.Host(name); ok {
 		return nil, fmt.Errorf("there is a host %s already", name)
@@ -65,7 +65,8 @@ func (w *World) AddHost(name string, lans ...*LAN) (*Host, error) {
 	return h, nil
 }
 
-// plug makes a cable: the pair is made with one end in each namespace, so that no name is ever seen elsewhere.
+// plug connects the host to a LAN. The pair is created with one end in each namespace, so that its names never appear
+// elsewhere.
 func (h *Host) plug(l *LAN) error {
 	n := l.next
 	l.next++
@@ -75,7 +76,7 @@ func (h *Host) plug(l *LAN) error {
 	return h.plugAt(l, n)
 }
 
-// plugAt gives it the nth addresses there.
+// plugAt connects the host to a LAN with the nth addresses there.
 func (h *Host) plugAt(l *LAN, n int) error {
 	p := &Port{Device: "eth" + strconv.Itoa(len(h.Ports)), LAN: l, host: h}
 	v4, v6 := l.V4.Addr().As4(), l.V6.Addr().As16()
@@ -104,7 +105,7 @@ func (h *Host) plugAt(l *LAN, n int) error {
 	if err := errors.Join(rt.LinkSetUp(veth), h.ns.rt.LinkSetUp(near)); err != nil {
 		return fmt.Errorf("take the cable up: %w", err)
 	}
-	// The bridge forwards at once for a port that is up when it comes, and a moment later for others.
+	// The bridge forwards at once if the port is up when it is attached, and only after a moment otherwise.
 	if err := errors.Join(carrier(rt, attrs.Name), carrier(h.ns.rt, p.Device)); err != nil {
 		return err
 	}
@@ -118,7 +119,7 @@ func (h *Host) plugAt(l *LAN, n int) error {
 	return h.defaultRoutes(p)
 }
 
-// carrier waits until the kernel has taken notice that a device is up.
+// carrier waits until the kernel reports that a device is up.
 func carrier(rt *netlink.Handle, device string) error {
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		link, err := rt.LinkByName(device)
@@ -132,7 +133,7 @@ func carrier(rt *netlink.Handle, device string) error {
 	return fmt.Errorf("%s has no carrier after 30 s", device)
 }
 
-// defaultRoutes lead by a port's router.
+// defaultRoutes sets the default routes to the router of a port's LAN.
 func (h *Host) defaultRoutes(p *Port) error {
 	near, err := h.ns.rt.LinkByName(p.Device)
 	if err != nil {
@@ -153,16 +154,16 @@ func (h *Host) defaultRoutes(p *Port) error {
 	return nil
 }
 
-// V4 is the IPv4 address of eth0.
+// V4 returns the IPv4 address of eth0.
 func (h *Host) V4() netip.Addr { return h.Ports[0].V4 }
 
-// V6 is the IPv6 address of eth0.
+// V6 returns the IPv6 address of eth0.
 func (h *Host) V6() netip.Addr { return h.Ports[0].V6 }
 
 // Do runs f on a thread in the host's network. Sockets that f opens stay there; goroutines that it starts do not run there.
 func (h *Host) Do(f func() error) error { return h.ns.do(f) }
 
-// Netlink is a routing socket in the host's network.
+// Netlink returns a routing socket in the host's network.
 func (h *Host) Netlink() *netlink.Handle { return h.ns.rt }
 
 // Sysctl sets a kernel setting in the host's network, such as net.ipv4.conf.eth0.rp_filter.
@@ -170,7 +171,7 @@ func (h *Host) Sysctl(name, value string) error {
 	return h.Do(func() error { return sysctl(name, value) })
 }
 
-// Cut parts the cable in the middle: both ends keep their carrier, and no packet arrives.
+// Cut breaks the cable in the middle: both ends keep their carrier, but no packet arrives.
 func (p *Port) Cut() error {
 	if err := p.host.world.router.rt.LinkSetNoMaster(p.far); err != nil {
 		return fmt.Errorf("cut %s of %s: %w", p.Device, p.host.Name, err)
@@ -178,7 +179,7 @@ func (p *Port) Cut() error {
 	return nil
 }
 
-// Unplug pulls the cable: the host sees its carrier go.
+// Unplug pulls the cable: the host loses its carrier.
 func (p *Port) Unplug() error {
 	if err := p.host.world.router.rt.LinkSetDown(p.far); err != nil {
 		return fmt.Errorf("unplug %s of %s: %w", p.Device, p.host.Name, err)
@@ -195,7 +196,7 @@ func (p *Port) Heal() error {
 	return nil
 }
 
-// Renumber gives the port other addresses of its LAN, as a lease that ran out does: host is the last byte of both.
+// Renumber gives the port different addresses in its LAN, as if its lease had run out: host is the last byte of both.
 func (p *Port) Renumber(host byte) error {
 	rt := p.host.ns.rt
 	near, err := rt.LinkByName(p.Device)

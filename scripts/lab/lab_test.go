@@ -114,7 +114,7 @@ func TestProcesses(t *testing.T) {
 	if !strings.Contains(p.Output(), a.V4().String()) {
 		t.Errorf("the process does not see the host's network:\n%s", p.Output())
 	}
-	// A process of the same host shares its /run, another host's does not, nor does the system's.
+	// Processes of the same host share its /run; those of another host and of the system do not.
 	if out, err := a.Run(t.Context(), lab.Command{Path: "cat", Args: []string{"/run/file"}}); err != nil || out != "mine\n" {
 		t.Errorf("the same host: %q, %v", out, err)
 	}
@@ -176,7 +176,7 @@ func TestProcessesOutliveTheThreadsThatComeAndGo(t *testing.T) {
 			t.Fatal(err)
 		}
 		all = append(all, p)
-		if err := a.Do(func() error { return nil }); err != nil { // A thread ends.
+		if err := a.Do(func() error { return nil }); err != nil { // a thread ends
 			t.Fatal(err)
 		}
 	}
@@ -200,7 +200,7 @@ func TestCaptureAndInject(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sock.Close()
-	from := netip.MustParseAddrPort("10.99.1.222:1234") // Nobody's.
+	from := netip.MustParseAddrPort("10.99.1.222:1234") // unused on the LAN
 	packet := lab.UDPPacket(from, netip.AddrPortFrom(b.V4(), 9), []byte("spoofed"))
 	if err := a.Ports[0].Inject(b.Ports[0].MAC, packet); err != nil {
 		t.Fatal(err)
@@ -229,12 +229,12 @@ func TestCaptureAndInject(t *testing.T) {
 }
 
 func TestPacketsAreWellFormed(t *testing.T) {
-	// The kernel is the judge: it delivers and answers only what has the right checksums.
+	// The kernel is the judge: it delivers and answers only packets with valid checksums.
 	w := labtest.World(t)
 	l := labtest.LAN(t, w, "lan")
 	a, b := labtest.Host(t, w, "a", l), labtest.Host(t, w, "b", l)
 	for _, ips := range [][2]netip.Addr{{a.V4(), b.V4()}, {a.V6(), b.V6()}} {
-		if _, err := a.Ping(t.Context(), ips[1]); err != nil { // So that b knows a's Ethernet address.
+		if _, err := a.Ping(t.Context(), ips[1]); err != nil { // so that b learns a's Ethernet address
 			t.Fatal(err)
 		}
 		src, dst := netip.AddrPortFrom(ips[0], 4000), netip.AddrPortFrom(ips[1], 4001)
@@ -268,7 +268,7 @@ func TestPacketsAreWellFormed(t *testing.T) {
 func TestKilledWorldIsSweptAndItsProcessesDie(t *testing.T) {
 	w := labtest.World(t)
 	a := labtest.Host(t, w, "a")
-	// This test again, in a process of its own that makes a world with a process in it and never ends.
+	// Run this test again, in a separate process that creates a world with a process in it and never ends.
 	p, err := a.Start(lab.Command{
 		Name: "child", Path: "/proc/self/exe", Args: []string{"-test.run=^TestHelperWorld$"},
 		Env: []string{"REDOUBT_LAB_CHILD=1"},
@@ -309,7 +309,7 @@ func TestKilledWorldIsSweptAndItsProcessesDie(t *testing.T) {
 	}
 }
 
-// TestHelperWorld is the child of the test above; on its own it looks at an empty world.
+// TestHelperWorld is the child of the test above; on its own it creates an empty world.
 func TestHelperWorld(t *testing.T) {
 	w := labtest.World(t)
 	a := labtest.Host(t, w, "a")
@@ -324,8 +324,8 @@ func TestHelperWorld(t *testing.T) {
 	<-p.Done()
 }
 
-// TestEnterWithoutPrivileges runs a test where root has no CAP_SYS_ADMIN, as in many containers: once where user
-// namespaces are allowed, and where they are not, which has to be said with the cause.
+// TestEnterWithoutPrivileges runs a test where root lacks CAP_SYS_ADMIN, as in many containers: once with user namespaces
+// allowed, and once without, which must be reported with the cause.
 func TestEnterWithoutPrivileges(t *testing.T) {
 	labtest.World(t)
 	left := []string{"left out: TestHelperWorld", "user.max_user_namespaces is 0", "sudo"}
@@ -357,7 +357,7 @@ func TestEnterWithoutPrivileges(t *testing.T) {
 	}
 }
 
-// TestHelperUnprivileged is the child of the test above: it takes away what makes namespaces and runs another test.
+// TestHelperUnprivileged is the child of the test above: it drops the right to create namespaces and runs another test.
 func TestHelperUnprivileged(t *testing.T) {
 	allowed := os.Getenv("REDOUBT_LAB_ALLOWED")
 	if allowed == "" {
@@ -366,17 +366,17 @@ func TestHelperUnprivileged(t *testing.T) {
 	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte(allowed), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	runtime.LockOSThread() // The child is this thread's, without its capability.
+	runtime.LockOSThread() // this thread starts the child, without its capability
 	if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_ADMIN, 0, 0, 0); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestHelperWorld$", "-test.v")
 	for _, v := range os.Environ() {
-		// In a test that was entered itself the child is a new beginning.
+		// In a test that was itself entered, the child must start afresh.
 		if !strings.HasPrefix(v, "REDOUBT_LAB_") {
 			cmd.Env = append(cmd.Env, v)
 		}
 	}
-	out, _ := cmd.CombinedOutput() // Whether it failed is for the parent to judge.
+	out, _ := cmd.CombinedOutput() // the parent judges whether it failed
 	os.Stdout.Write(out)
 }

@@ -15,25 +15,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NATConfig says how a NAT behaves. The zero value is an easy one: the kernel keeps the port of a host behind it, whoever
-// the host speaks to, and lets in those that were spoken to.
+// NATConfig describes the behaviour of a NAT. The zero value is an easy NAT: the kernel keeps the port of a host behind it
+// for all destinations, and lets in only replies from those.
 type NATConfig struct {
-	Hard     bool   // another random port towards each address and port
+	Hard     bool   // a different random port for each destination address and port
 	BlockUDP bool   // no UDP gets out
 	TCPPort  uint16 // the only port that TCP gets out to; 0 means all
-	V6       bool   // IPv6 is routed; only answers get in. Without it there is none
-	MTU      int    // of the way out, which says nothing of what is too large for it; 0: 1500. As it was added, it stays
+	V6       bool   // IPv6 is routed, but only replies get in; otherwise there is no IPv6
+	MTU      int    // of the uplink, which drops larger packets without ICMP errors; 0: 1500. Fixed once added
 }
 
-// NAT is a router with a LAN of its own behind it, which the rest of the world cannot reach.
+// NAT is a router with a LAN behind it that the rest of the world cannot reach.
 type NAT struct {
 	*Host
 	Inside *LAN
 	cfg    NATConfig
 }
 
-// AddNAT adds a router between a LAN and a new one. The new one is 192.168.n.0/24 and 2001:db8:99:n::/64, the router has the
-// first address there. A NAT whose LAN is inside another one has a carrier's NAT before it.
+// AddNAT adds a router between a LAN and a new one. The new one is 192.168.n.0/24 and 2001:db8:99:n::/64; the router has the
+// first address in it. A NAT whose outside LAN is behind another NAT is behind a carrier-grade NAT.
 func (w *World) AddNAT(name string, outside *LAN, cfg NATConfig) (*NAT, error) {
 	inside, err := w.addLAN(name, nil)
 	if err != nil {
@@ -66,7 +66,7 @@ func (w *World) AddNAT(name string, outside *LAN, cfg NATConfig) (*NAT, error) {
 	return t, nil
 }
 
-// route has whoever routes for a LAN, and all before it, send packets for a network behind it to one of its hosts.
+// route makes the router of a LAN, and all routers before it, send packets for a network through a host on the LAN.
 func (l *LAN) route(to netip.Prefix, by netip.Addr) error {
 	rt := l.world.router.rt
 	if l.gateway != nil {
@@ -82,7 +82,7 @@ func (l *LAN) route(to netip.Prefix, by netip.Addr) error {
 	return rt.RouteAdd(&netlink.Route{Dst: netOf(to.Masked()), Gw: by.AsSlice()})
 }
 
-// narrow sets the MTU of the way out.
+// narrow sets the MTU of the uplink.
 func (t *NAT) narrow(mtu int) error {
 	link, err := t.Netlink().LinkByName(t.Ports[0].Device)
 	if err != nil {
@@ -91,10 +91,10 @@ func (t *NAT) narrow(mtu int) error {
 	return t.Netlink().LinkSetMTU(link, mtu)
 }
 
-// RoutesV6 says whether IPv6 is routed.
+// RoutesV6 reports whether IPv6 is routed.
 func (t *NAT) RoutesV6() bool { return t.cfg.V6 }
 
-// AlsoAt leads packets for a further IPv4 address to the NAT.
+// AlsoAt routes an additional IPv4 address to the NAT.
 func (t *NAT) AlsoAt(a netip.Addr) error {
 	return t.Ports[0].LAN.route(netip.PrefixFrom(a, a.BitLen()), t.V4())
 }
@@ -104,13 +104,13 @@ func (t *NAT) Reboot() error {
 	return t.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
 }
 
-// Configure makes it behave otherwise from now on; what is mapped stays so.
+// Configure changes its behaviour from now on; existing mappings stay.
 func (t *NAT) Configure(cfg NATConfig) error {
 	t.cfg = cfg
 	return t.Do(t.rules)
 }
 
-// rules sets this, all at once:
+// rules installs these rules atomically:
 //
 //	table inet nat {
 //	  chain post    { type nat hook postrouting;  meta nfproto ipv4 oifname "eth0" masquerade }
@@ -118,7 +118,7 @@ func (t *NAT) Configure(cfg NATConfig) error {
 //	  chain output  { type filter hook output;  meta l4proto icmp drop; meta l4proto icmpv6 icmpv6 type 2 drop }    with MTU
 //	  chain forward { type filter hook forward; policy drop
 //	                  ct state established,related accept
-//	                  ct status dnat accept                      for who opens ports
+//	                  ct status dnat accept                      for programs that open ports
 //	                  meta nfproto ipv6 drop                     without V6
 //	                  iifname "eth0" drop
 //	                  meta l4proto udp drop                      with BlockUDP
@@ -126,8 +126,8 @@ func (t *NAT) Configure(cfg NATConfig) error {
 //	                  accept }
 //	}
 //
-// What is dropped on input leaves no trace. If it did, as a connection of the router's own, then a packet from the inside to
-// where it came from would get another port: punching would fail.
+// What is dropped on input leaves no conntrack entry. If it did, as a connection of the router itself, a packet from the
+// inside to the same endpoint would be mapped to another port, and hole punching would fail.
 func (t *NAT) rules() error {
 	c, err := nftables.New()
 	if err != nil {
@@ -199,7 +199,7 @@ func (t *NAT) rules() error {
 	return nil
 }
 
-// packetTooBig is the type of ICMPv6 (RFC 4443, section 3.2).
+// packetTooBig is an ICMPv6 type (RFC 4443, section 3.2).
 const packetTooBig = 2
 
 // statusDNAT is the kernel's IPS_DST_NAT.
@@ -209,7 +209,7 @@ func meta(key expr.MetaKey, is []byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: is}}
 }
 
-// outside is the name of the interface that leads out, as the kernel compares it.
+// outside returns the name of the outside interface as the kernel compares it.
 func outside() []byte {
 	b := make([]byte, unix.IFNAMSIZ)
 	copy(b, "eth0")

@@ -13,7 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 )
 
-// udp is a socket on a host.
+// udp returns a UDP socket on a host.
 func udp(t *testing.T, h *lab.Host) *net.UDPConn {
 	t.Helper()
 	var c *net.UDPConn
@@ -30,7 +30,7 @@ func udp(t *testing.T, h *lab.Host) *net.UDPConn {
 
 func portOf(c *net.UDPConn) uint16 { return c.LocalAddr().(*net.UDPAddr).AddrPort().Port() }
 
-// seen sends a datagram to a socket at an address, and gives where it comes from there; an invalid one if it does not come.
+// seen sends a datagram to a socket at an address and returns the source address seen there; invalid if it does not arrive.
 func seen(t *testing.T, from, to *net.UDPConn, at netip.Addr, patience time.Duration) netip.AddrPort {
 	t.Helper()
 	_, err := from.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(at, portOf(to)))

@@ -14,7 +14,7 @@ const (
 	FlagACK
 )
 
-// UDPPacket builds an IP packet with a UDP datagram. Both addresses are of one family.
+// UDPPacket builds an IP packet with a UDP datagram. Both addresses must be of the same family.
 func UDPPacket(src, dst netip.AddrPort, payload []byte) []byte {
 	b := make([]byte, 8, 8+len(payload))
 	binary.BigEndian.PutUint16(b[0:], src.Port())
@@ -48,11 +48,11 @@ func EchoPacket(src, dst netip.Addr, id, seq uint16) []byte {
 	return ipPacket(protocol, src, dst, b, 2)
 }
 
-// ipPacket puts an IP header before the payload and fills in the payload's checksum at an offset.
+// ipPacket prepends an IP header to the payload and stores the payload's checksum at offset at.
 func ipPacket(protocol byte, src, dst netip.Addr, payload []byte, at int) []byte {
 	s, d := src.AsSlice(), dst.AsSlice()
 	var pseudo []byte
-	if protocol != 1 { // ICMP for IPv4 alone knows nothing of addresses.
+	if protocol != 1 { // of these, only ICMP for IPv4 has no pseudo-header
 		pseudo = append(append(append([]byte(nil), s...), d...), 0, protocol)
 		pseudo = binary.BigEndian.AppendUint16(pseudo, uint16(len(payload)))
 	}
@@ -84,7 +84,7 @@ func checksum(b []byte) uint16 {
 		sum = sum>>16 + sum&0xffff
 	}
 	if sum == 0xffff {
-		return 0xffff // A checksum of zero would say that there is none.
+		return 0xffff // a checksum of zero would mean that there is none
 	}
 	return ^uint16(sum)
 }

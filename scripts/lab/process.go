@@ -22,12 +22,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxLog bounds what is kept of a process's output in memory; the file has all of it.
+// maxLog bounds the output of a process that is kept in memory; the file has all of it.
 const maxLog = 8 << 20
 
 // Command is a program to run on a host.
 type Command struct {
-	// Name is the process's, for its log and in errors; empty is the program's.
+	// Name is the process's name, for its log and in errors; by default, the program's.
 	Name string
 	// Path is the program: a path, or a name to look up.
 	Path  string
@@ -37,15 +37,15 @@ type Command struct {
 	Stdin io.Reader
 	// Stderr also gets what Run's program writes to standard error.
 	Stderr io.Writer
-	// UID is the user that it runs as, and the group, without any rights; 0 is root. Other users than root and this program's
-	// take a system where it is root itself.
+	// UID is the user and group that it runs as, without privileges; 0 is root. Other users require that this program is root
+	// outside of a user namespace.
 	UID int
 }
 
 // Process is a program that runs, or ran, on a host.
 type Process struct {
 	Name string
-	// Log is the file with everything that it wrote.
+	// Log is the file with everything that it has written.
 	Log string
 
 	host *Host
@@ -53,10 +53,10 @@ type Process struct {
 	file *os.File
 	out  *output
 	done chan struct{}
-	err  error // of Wait, once done is closed
+	err  error // from Wait, once done is closed
 }
 
-// starter is the thread from which processes start. The kernel kills them when it ends, which is how they die with this
+// starter is the thread that starts all processes. The kernel kills them when that thread ends, so they die with this
 // program; other threads come and go.
 type starter struct {
 	work chan func()
@@ -86,7 +86,7 @@ func (s *starter) close() {
 	<-s.done
 }
 
-// command prepares cmd to enter the host and become the program.
+// command prepares a command that enters the host and becomes the program.
 func (h *Host) command(c Command) (*exec.Cmd, error) {
 	path, err := exec.LookPath(c.Path)
 	if err != nil {
@@ -98,7 +98,7 @@ func (h *Host) command(c Command) (*exec.Cmd, error) {
 	e := entry{
 		Name: h.Name, Binds: map[string]string{"/run": h.RunDir}, Dir: c.Dir, UID: c.UID, Path: path, Args: append([]string{c.Path}, c.Args...),
 	}
-	// Where /var/run is no link to /run it needs the same.
+	// If /var/run is not a link to /run, it needs the same mount.
 	if info, err := os.Lstat("/var/run"); err == nil && info.IsDir() {
 		e.Binds["/var/run"] = h.RunDir
 	}
@@ -113,8 +113,8 @@ func (h *Host) command(c Command) (*exec.Cmd, error) {
 		Env:        append(os.Environ(), c.Env...),
 		Stdin:      c.Stdin,
 		ExtraFiles: []*os.File{h.ns.file},
-		// What its children hold open does not keep us waiting. On a busy machine that may for a while be a child of our own
-		// that is about to become some other program.
+		// Do not wait for descriptors that its children hold open. On a busy machine that can for a while be a child of this
+		// program that is about to execute another one.
 		WaitDelay:   15 * time.Second,
 		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL},
 	}, nil
@@ -148,8 +148,8 @@ func (h *Host) Start(c Command) (*Process, error) {
 	return p, nil
 }
 
-// Run runs a program on the host to its end and returns what it wrote to standard output. What it wrote to standard error
-// is in the error, if there is one. When the context ends the program is killed.
+// Run runs a program on the host until it ends and returns its standard output. An error includes its standard error. If ctx
+// ends, the program is killed.
 func (h *Host) Run(ctx context.Context, c Command) (string, error) {
 	cmd, err := h.command(c)
 	if err != nil {
@@ -176,13 +176,13 @@ func (h *Host) Run(ctx context.Context, c Command) (string, error) {
 		strings.TrimSpace(problems.String()))
 }
 
-// PID is the process's id, as this program sees it.
+// PID returns the process id, as this program sees it.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Signal sends a signal. A process that has ended takes none.
+// Signal sends a signal. It does nothing if the process has ended.
 func (p *Process) Signal(s os.Signal) error {
 	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("signal %s on %s: %w", p.Name, p.host.Name, err)
@@ -190,7 +190,7 @@ func (p *Process) Signal(s os.Signal) error {
 	return nil
 }
 
-// Kill ends the process as kill -9 does, and waits.
+// Kill kills the process, like kill -9, and waits for it to end.
 func (p *Process) Kill() error {
 	err := p.Signal(unix.SIGKILL)
 	<-p.done
@@ -205,7 +205,7 @@ func (p *Process) Stop(ctx context.Context) error {
 	return p.Wait(ctx)
 }
 
-// Wait waits for the process's end and returns how it ended.
+// Wait waits for the process to end and returns how it ended.
 func (p *Process) Wait(ctx context.Context) error {
 	select {
 	case <-p.done:
@@ -218,7 +218,7 @@ func (p *Process) Wait(ctx context.Context) error {
 	return nil
 }
 
-// Output is what the process has written so far, to both of its outputs.
+// Output returns what the process has written so far, to both outputs.
 func (p *Process) Output() string { return p.out.String() }
 
 // WaitFor waits until the process has written text.
@@ -239,7 +239,7 @@ func (p *Process) WaitFor(ctx context.Context, text string) error {
 	}
 }
 
-// output gathers what a process writes and wakes those who wait for it.
+// output collects what a process writes and wakes those waiting for it.
 type output struct {
 	mu   sync.Mutex
 	text []byte
@@ -269,7 +269,7 @@ func (o *output) end() {
 	o.more = nil
 }
 
-// next returns all that was written, and what is closed when there is more; nil if there will be none.
+// next returns everything written so far, and a channel that is closed when there is more; nil if there will be none.
 func (o *output) next() (string, <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -281,7 +281,7 @@ func (o *output) String() string {
 	return text
 }
 
-// tail is the end of the output, for errors.
+// tail returns the end of the output, for errors.
 func (o *output) tail() string {
 	lines := strings.Split(strings.TrimRight(o.String(), "\n"), "\n")
 	return strings.Join(lines[max(0, len(lines)-20):], "\n")

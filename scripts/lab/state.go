@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NetworkState is what is set in the host's network, a line each, sorted: devices, addresses, routes, rules, and the tables
-// and chains of nftables with the number of their rules. Two of them compare. What the kernel makes by itself, a moment
-// later, is left out: link-local and multicast addresses and the table of local addresses.
+// NetworkState returns the configuration of the host's network, one item per line, sorted: devices, addresses, routes, rules,
+// and the nftables tables and chains with their numbers of rules. Two results can be compared. It leaves out what the kernel
+// adds by itself a moment later: link-local and multicast addresses and the table of local addresses.
 func (h *Host) NetworkState() (string, error) {
 	var d dump
 	if err := d.links(h.ns.rt); err != nil {
@@ -90,7 +90,7 @@ func (d *dump) routes(rt *netlink.Handle, family int) error {
 	return nil
 }
 
-// tables runs in the host's network.
+// tables lists the nftables tables and chains. It must run in the host's network.
 func (d *dump) tables() error {
 	conn, err := nftables.New()
 	if err != nil {

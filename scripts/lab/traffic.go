@@ -18,11 +18,11 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-// patience is how long one exchange of the clients below may take where the context sets no earlier end: longer than the
-// five seconds after which WireGuard repeats a handshake that collided with the other side's.
+// patience bounds one exchange of the clients below, unless the context ends earlier: longer than the five seconds after
+// which WireGuard repeats a handshake that collided with the other side's.
 const patience = 10 * time.Second
 
-// Listen opens a TCP listener in the host's network. It is the caller's.
+// Listen opens a TCP listener in the host's network. The caller must close it.
 func (h *Host) Listen(addr netip.AddrPort) (net.Listener, error) {
 	var l net.Listener
 	err := h.Do(func() error {
@@ -34,7 +34,7 @@ func (h *Host) Listen(addr netip.AddrPort) (net.Listener, error) {
 	return l, err
 }
 
-// ListenUDP opens a UDP socket in the host's network. It is the caller's.
+// ListenUDP opens a UDP socket in the host's network. The caller must close it.
 func (h *Host) ListenUDP(addr netip.AddrPort) (*net.UDPConn, error) {
 	var c *net.UDPConn
 	err := h.Do(func() error {
@@ -45,7 +45,7 @@ func (h *Host) ListenUDP(addr netip.AddrPort) (*net.UDPConn, error) {
 	return c, err
 }
 
-// family keeps a socket for all IPv6 addresses from taking the IPv4 ones, too.
+// family returns the network suffix that keeps a wildcard IPv6 socket from accepting IPv4.
 func family(a netip.Addr) string {
 	if a.Is4() {
 		return "4"
@@ -53,8 +53,8 @@ func family(a netip.Addr) string {
 	return "6"
 }
 
-// Dial connects from the host to an address, such as "tcp", "10.99.1.10:80". The address has to be literal: looking
-// names up would happen elsewhere.
+// Dial connects from the host to an address, such as "tcp", "10.99.1.10:80". The address must be a literal: names would be
+// resolved outside the host.
 func (h *Host) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	if _, err := netip.ParseAddrPort(addr); err != nil {
 		return nil, fmt.Errorf("dial %s: want a literal address and port: %w", addr, err)
@@ -69,7 +69,7 @@ func (h *Host) Dial(ctx context.Context, network, addr string) (net.Conn, error)
 	return c, err
 }
 
-// Echo serves TCP and UDP on the address until the world is closed: what comes in goes back.
+// Echo serves TCP and UDP on the address until the world is closed: it sends back what it receives.
 func (h *Host) Echo(addr netip.AddrPort) error {
 	l, err := h.Listen(addr)
 	if err != nil {
@@ -103,7 +103,7 @@ func (s *echo) accept(l net.Listener) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
-			return // Closed with the world.
+			return // closed with the world
 		}
 		s.mu.Lock()
 		if s.closed {
@@ -114,7 +114,7 @@ func (s *echo) accept(l net.Listener) {
 		s.conns[c] = struct{}{}
 		s.mu.Unlock()
 		s.wg.Go(func() {
-			// The connection ends when the client or the world ends it; either way that is no error.
+			// The client or the world ends the connection; neither is an error.
 			_, _ = io.Copy(c, c)
 			_ = c.Close()
 			s.mu.Lock()
@@ -183,7 +183,7 @@ func exchange(ctx context.Context, c net.Conn) error {
 	return nil
 }
 
-// Ping sends one echo request and returns how long the answer took.
+// Ping sends one echo request and returns the round-trip time.
 func (h *Host) Ping(ctx context.Context, addr netip.Addr) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -209,7 +209,7 @@ func (h *Host) Ping(ctx context.Context, addr netip.Addr) (time.Duration, error)
 	return d, errors.Join(err, c.Close())
 }
 
-// echoOnce sends one echo request and waits for its answer.
+// echoOnce sends one echo request and waits for the reply.
 func echoOnce(ctx context.Context, c *net.IPConn, kind, answer icmp.Type, protocol int) (time.Duration, error) {
 	end, _ := ctx.Deadline()
 	if err := c.SetDeadline(end); err != nil {
@@ -227,7 +227,7 @@ func echoOnce(ctx context.Context, c *net.IPConn, kind, answer icmp.Type, protoc
 	}
 	buf := make([]byte, 1500)
 	for {
-		n, _, err := c.ReadFromIP(buf) // Unlike Read this takes the IPv4 header off.
+		n, _, err := c.ReadFromIP(buf) // unlike Read, this strips the IPv4 header
 		if err != nil {
 			return 0, err
 		}

@@ -15,16 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxFrames bounds what a capture keeps.
+// maxFrames bounds the frames that a capture keeps.
 const maxFrames = 1 << 20
 
-// Frame is an Ethernet frame that a capture has seen.
+// Frame is a captured Ethernet frame.
 type Frame struct {
 	At   time.Time
 	Data []byte
 }
 
-// Capture records the frames on a device, both ways.
+// Capture records the frames on a device in both directions.
 type Capture struct {
 	file *os.File
 	done chan struct{}
@@ -36,8 +36,8 @@ type Capture struct {
 	err    error
 }
 
-// CaptureWire records what is on the cable of a port, as seen from its far end: what the host really sends and is
-// really sent, whatever its own firewall and sockets believe.
+// CaptureWire records the traffic on the cable of a port at its far end: what the host really sends and receives, whatever
+// its own firewall and sockets report.
 func (p *Port) CaptureWire() (*Capture, error) {
 	return p.host.world.capture(p.host.world.router, p.far.Attrs().Name)
 }
@@ -66,19 +66,19 @@ func (w *World) capture(ns *namespace, device string) (*Capture, error) {
 	return c, nil
 }
 
-// packetSocket opens a socket of frames on a device of the calling thread's network.
+// packetSocket opens a packet socket on a device of the calling thread's network.
 func packetSocket(device string, protocol uint16) (int, error) {
 	link, err := net.InterfaceByName(device)
 	if err != nil {
 		return 0, err
 	}
-	// Bound to protocol 0 first, so that nothing of other devices comes in between.
+	// Start with protocol 0, so that no frames of other devices arrive before the bind.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return 0, os.NewSyscallError("socket", err)
 	}
 	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20)
-	if errors.Is(err, unix.EPERM) { // In a user namespace the system's limit holds.
+	if errors.Is(err, unix.EPERM) { // in a user namespace the system's limit applies
 		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 32<<20)
 	}
 	if err == nil {
@@ -94,7 +94,7 @@ func bigEndian(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }
 
-// run reads until Stop, and then what has come until then.
+// run reads until Stop, and then drains the socket.
 func (c *Capture) run() {
 	defer close(c.done)
 	buf := make([]byte, 1<<17)
@@ -105,7 +105,7 @@ func (c *Capture) run() {
 			return
 		}
 		if errors.Is(err, unix.ENETDOWN) {
-			continue // The device was taken down; it may come back.
+			continue // the device is down; it may come back
 		}
 		if err != nil {
 			c.mu.Lock()
@@ -127,7 +127,7 @@ func (c *Capture) keep(frame []byte) {
 	c.frames = append(c.frames, Frame{At: time.Now(), Data: append([]byte(nil), frame...)})
 }
 
-// drain takes what waits in the socket, and asks whether the kernel had to drop any.
+// drain reads what is left in the socket and checks whether the kernel dropped frames.
 func (c *Capture) drain(buf []byte) {
 	raw, err := c.file.SyscallConn()
 	if err == nil {
@@ -153,15 +153,14 @@ func (c *Capture) drain(buf []byte) {
 	}
 }
 
-// Frames are those seen so far.
+// Frames returns the frames captured so far.
 func (c *Capture) Frames() []Frame {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.frames[:len(c.frames):len(c.frames)]
 }
 
-// Stop ends the capture and returns what it has seen, and an error if it may have missed any. It may be called
-// more than once.
+// Stop ends the capture and returns the frames, with an error if it may have missed any. It may be called more than once.
 func (c *Capture) Stop() ([]Frame, error) {
 	c.stop.Do(func() {
 		if err := c.file.SetReadDeadline(time.Unix(1, 0)); err != nil {
@@ -181,7 +180,7 @@ func (c *Capture) Stop() ([]Frame, error) {
 	return c.frames, c.err
 }
 
-// Addrs are the source and destination of the IP packet or ARP message in the frame.
+// Addrs returns the source and destination of the IP packet or ARP message in the frame.
 func (f Frame) Addrs() (src, dst netip.Addr, ok bool) {
 	if len(f.Data) < 14 {
 		return src, dst, false
@@ -198,12 +197,12 @@ func (f Frame) Addrs() (src, dst netip.Addr, ok bool) {
 	return src, dst, false
 }
 
-// From says whether a port of a host has sent the frame.
+// From reports whether the frame was sent by a port.
 func (f Frame) From(p *Port) bool {
 	return len(f.Data) >= 14 && net.HardwareAddr(f.Data[6:12]).String() == p.MAC.String()
 }
 
-// Inject sends an IP packet from the port to a neighbour, as it is: whatever its addresses, and past the sender's own
+// Inject sends an IP packet from the port to a neighbour unchanged, whatever its addresses, and bypassing the sender's own
 // firewall.
 func (p *Port) Inject(to net.HardwareAddr, packet []byte) error {
 	if len(packet) == 0 || len(to) != 6 {
@@ -217,7 +216,7 @@ func (p *Port) Inject(to net.HardwareAddr, packet []byte) error {
 	return p.InjectFrame(append(frame, packet...))
 }
 
-// InjectFrame sends an Ethernet frame from the port as it is.
+// InjectFrame sends an Ethernet frame from the port unchanged.
 func (p *Port) InjectFrame(frame []byte) error {
 	return p.host.Do(func() error {
 		fd, err := packetSocket(p.Device, 0)

@@ -19,12 +19,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dirPrefix and the maker's pid begin the name of a world's directory.
+// dirPrefix, followed by the creator's pid, begins the name of a world's directory.
 const dirPrefix = "redoubt-lab-"
 
-// World is a few LANs, a router between them, and the hosts on them.
+// World is a set of LANs, a router between them, and the hosts on them.
 type World struct {
-	// Dir holds each host's /run and logs; it goes with the world.
+	// Dir holds each host's /run and logs; it is removed with the world.
 	Dir string
 
 	lock    *os.File
@@ -38,19 +38,19 @@ type World struct {
 	closed  bool
 }
 
-// LAN is a bridge that the hosts of one network are on.
+// LAN is a network: a bridge with its hosts.
 type LAN struct {
 	Name   string
 	V4, V6 netip.Prefix // with the router's address
 
 	world   *World
-	gateway *NAT // that it is behind, if it is
+	gateway *NAT // the NAT that it is behind, if any
 	number  int
 	bridge  *netlink.Bridge
 	next    int
 }
 
-// New makes an empty world and removes what killed ones have left.
+// New creates an empty world and removes what killed ones have left behind.
 func New() (*World, error) {
 	if err := sweep(os.TempDir()); err != nil {
 		return nil, err
@@ -81,8 +81,8 @@ func (w *World) begin() error {
 	})
 }
 
-// lockDir holds a lock on the directory for as long as this process lives. It says more than the pid in the name: another
-// container with the same /tmp has other pids.
+// lockDir locks the directory for as long as this process lives. The lock is more reliable than the pid in the name: another
+// container that shares /tmp has other pids.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -94,7 +94,7 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// sweep removes the directories of worlds whose makers have died. What it may not touch, or cannot tell, it leaves.
+// sweep removes the directories of worlds whose creators have died. It leaves those that it may not touch or is unsure about.
 func sweep(tmp string) error {
 	old, err := filepath.Glob(filepath.Join(tmp, dirPrefix+"*"))
 	if err != nil {
@@ -122,7 +122,7 @@ func sweep(tmp string) error {
 // LAN adds a network. The nth is 10.99.n.0/24 and 2001:db8:99:n::/64.
 func (w *World) LAN(name string) (*LAN, error) { return w.addLAN(name, w.router) }
 
-// addLAN adds a network for which the router routes, or somebody else.
+// addLAN adds a network. If router is nil, a NAT routes for it.
 func (w *World) addLAN(name string, router *namespace) (*LAN, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -162,7 +162,7 @@ func (w *World) addLAN(name string, router *namespace) (*LAN, error) {
 	return l, nil
 }
 
-// Host finds a host by its name.
+// Host returns the host with a name.
 func (w *World) Host(name string) (*Host, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -173,7 +173,7 @@ func (w *World) Host(name string) (*Host, bool) {
 	return w.hosts[i], true
 }
 
-// onClose has f called when the world is closed, the latest first.
+// onClose registers f to be called when the world is closed, in reverse order.
 func (w *World) onClose(f func() error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -210,13 +210,13 @@ func (w *World) Close() error {
 	return errors.Join(errs...)
 }
 
-// namespace is a network namespace, held by an open file, and a routing socket in it.
+// namespace is a network namespace, kept alive by an open file, with a routing socket in it.
 type namespace struct {
 	file *os.File
 	rt   *netlink.Handle
 }
 
-// newNamespace makes one with lo up.
+// newNamespace creates a network namespace with lo up.
 func newNamespace() (*namespace, error) {
 	var ns namespace
 	err := onThread(func() error {
@@ -230,8 +230,8 @@ func newNamespace() (*namespace, error) {
 		if ns.rt, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 			return fmt.Errorf("open a routing socket: %w", err)
 		}
-		// Nobody else is there: looking for duplicate addresses would only keep IPv6 waiting for two seconds. A system
-		// without IPv6 has neither.
+		// Nobody else is there: duplicate address detection would only delay IPv6 by two seconds. A system without IPv6 has
+		// neither setting.
 		for _, who := range []string{"all", "default"} {
 			if err := sysctl("net.ipv6.conf."+who+".accept_dad", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
@@ -269,8 +269,8 @@ func (ns *namespace) do(f func() error) error {
 	})
 }
 
-// onThread runs f on a thread of its own, which ends with it: no goroutine ever finds itself in another network.
-// A panic of f, and the end of a test in it, are the caller's.
+// onThread runs f on a dedicated thread that ends with it, so that no goroutine ever runs in another network. It passes on a
+// panic of f, and the end of a test in it, to the caller.
 func onThread(f func() error) error {
 	var err error
 	var trouble any
@@ -306,7 +306,7 @@ func addAddr(rt *netlink.Handle, link netlink.Link, p netip.Prefix) error {
 
 // sysctl sets a value in the network of the calling thread.
 func sysctl(name, value string) error {
-	// Device names may have dots of their own; those that this package gives have none.
+	// Device names may contain dots; those that this package assigns do not.
 	path := "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
 	if err := os.WriteFile(path, []byte(value), 0o600); err != nil {
 		return fmt.Errorf("set %s to %s: %w", name, value, err)

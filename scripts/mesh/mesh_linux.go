@@ -16,23 +16,23 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
-// Port is where the coordinator listens.
+// Port is the port that the coordinator listens on.
 const Port = "443"
 
 // Mesh is a world with a coordinator in it.
 type Mesh struct {
 	World *lab.World
 	LAN   *lab.LAN
-	VM    *lab.Host // the coordinator's
+	VM    *lab.Host // the coordinator's host
 	Serve *lab.Process
-	// Said, if it is there, is given all that a command has printed, as it ends.
+	// Said, if set, is called with everything that a command has printed when it ends.
 	Said func(host string, args []string, r Result)
 
 	bin string
-	dir string // of the coordinator's data and of files that people write
+	dir string // for the coordinator's data and files that people write
 }
 
-// New makes a world with a host for the coordinator; bin is the directory of the two programs.
+// New creates a world with a host for the coordinator; bin is the directory of the two programs.
 func New(bin string) (*Mesh, error) {
 	bin, err := filepath.Abs(bin)
 	if err != nil {
@@ -72,13 +72,13 @@ func (m *Mesh) Close() error { return m.World.Close() }
 
 func (m *Mesh) empty() string { return filepath.Join(m.World.Dir, "nothing") }
 
-// Data is the coordinator's directory.
+// Data returns the coordinator's directory.
 func (m *Mesh) Data() string { return filepath.Join(m.dir, "coordinator") }
 
-// URL is where the coordinator is reached.
+// URL returns the coordinator's URL.
 func (m *Mesh) URL() string { return "https://" + netip.AddrPortFrom(m.VM.V4(), 443).String() }
 
-// StartCoordinator starts it and waits until it answers.
+// StartCoordinator starts the coordinator and waits until it answers.
 func (m *Mesh) StartCoordinator(ctx context.Context, flags ...string) error {
 	p, err := m.VM.Start(lab.Command{
 		Name: "coordinator", Path: m.Program("redoubt-coordinator"),
@@ -111,16 +111,16 @@ func (m *Mesh) await(ctx context.Context, p *lab.Process, ask func() error) erro
 	}
 }
 
-// Program is the path of one of the two programs.
+// Program returns the path of one of the two programs.
 func (m *Mesh) Program(name string) string { return filepath.Join(m.bin, name) }
 
-// Result is how a command ended.
+// Result is the outcome of a command.
 type Result struct {
 	Out, Err string // standard output and standard error
-	Code     int    // exit code; -1: it had none
+	Code     int    // exit code; -1 if it had none
 }
 
-// exec runs one of the two programs on a host. The error repeats a code that is not 0.
+// exec runs one of the two programs on a host. A non-zero exit code is also an error.
 func (m *Mesh) exec(ctx context.Context, h *lab.Host, c lab.Command) (r Result, err error) {
 	var problems strings.Builder
 	c.Path, c.Stderr = m.Program(c.Path), &problems
@@ -153,7 +153,7 @@ func (m *Mesh) AdminExec(ctx context.Context, args ...string) (Result, error) {
 	})
 }
 
-// Token makes a join code.
+// Token creates a join code.
 func (m *Mesh) Token(ctx context.Context, flags ...string) (string, error) {
 	out, err := m.Admin(ctx, append([]string{"token", "create"}, flags...)...)
 	return strings.TrimSpace(out), err
@@ -176,7 +176,7 @@ type Node struct {
 	mesh  *Mesh
 }
 
-// AddNode makes a host and starts its agent.
+// AddNode creates a host and starts its agent.
 func (m *Mesh) AddNode(ctx context.Context, name string, flags ...string) (*Node, error) {
 	h, err := m.World.AddHost(name, m.LAN)
 	if err != nil {
@@ -186,18 +186,18 @@ func (m *Mesh) AddNode(ctx context.Context, name string, flags ...string) (*Node
 	return n, n.StartAgent(ctx, flags...)
 }
 
-// NodeOn is the node that a host is, once its agent is started.
+// NodeOn returns the node on a host, whose agent is yet to be started.
 func (m *Mesh) NodeOn(h *lab.Host) *Node {
 	m.hideLists(h)
 	return &Node{Name: h.Name, Host: h, mesh: m}
 }
 
-// hideLists keeps the agents of a whole mesh from asking this machine's package manager, each for itself, what is missing here:
-// for apt that takes seconds.
+// hideLists keeps every agent of a mesh from asking this machine's package manager for missing updates: with apt that takes
+// seconds.
 func (m *Mesh) hideLists(h *lab.Host) {
 	const lists = "/var/lib/apt/lists"
 	if _, err := os.Stat(lists); err != nil || h.Mounts["/var/lib"] != "" {
-		return // it is not there, or hidden already
+		return // it does not exist or is already hidden
 	}
 	h.Mounts = maps.Clone(h.Mounts)
 	if h.Mounts == nil {
@@ -206,7 +206,7 @@ func (m *Mesh) hideLists(h *lab.Host) {
 	h.Mounts[lists] = m.empty()
 }
 
-// State is the agent's directory.
+// State returns the agent's directory.
 func (n *Node) State() string { return filepath.Join(n.mesh.dir, n.Name) }
 
 // StartAgent starts the agent and waits until it answers.
@@ -221,8 +221,8 @@ func (n *Node) StartAgent(ctx context.Context, flags ...string) error {
 	})
 }
 
-// Launch starts the agent, with more flags and with variables, and does not wait. The TPM of the machine that all this runs on
-// is left alone; flags can name another one.
+// Launch starts the agent with additional flags and environment variables, and does not wait. The TPM of the real machine is
+// left alone; flags can name another one.
 func (n *Node) Launch(c lab.Command) (*lab.Process, error) {
 	c.Name, c.Path = "agent", n.mesh.Program("redoubt")
 	c.Args = append([]string{"agent", "--state", n.State(), "--tpm", "off"}, c.Args...)
@@ -237,7 +237,7 @@ func (n *Node) Run(ctx context.Context, args ...string) (string, error) {
 	return r.Out, err
 }
 
-// Exec runs a redoubt command on the node, with what else the command says.
+// Exec runs a redoubt command on the node, with the other fields of c.
 func (n *Node) Exec(ctx context.Context, c lab.Command) (Result, error) {
 	c.Path = "redoubt"
 	return n.mesh.exec(ctx, n.Host, c)
@@ -248,7 +248,7 @@ func (n *Node) Up(ctx context.Context, code string, flags ...string) (string, er
 	return n.Run(ctx, append([]string{"up", code, "--hostname", n.Name}, flags...)...)
 }
 
-// Status is what `redoubt status --json` prints, as far as it is fixed.
+// Status is the stable part of what `redoubt status --json` prints.
 type Status struct {
 	State string
 	Node  struct {
@@ -266,7 +266,7 @@ type Status struct {
 	PolicyVersion string
 	Peers         []Peer
 	Problems      []string
-	Pending       struct{ Code, Name string } // what it waits for before it is a node
+	Pending       struct{ Code, Name string } // set while it waits to become a node
 	Routing       struct {
 		Offered []struct {
 			Prefix netip.Prefix
@@ -288,7 +288,7 @@ type Status struct {
 	}
 }
 
-// Peer is a peer in it.
+// Peer is a peer in a Status.
 type Peer struct {
 	ID, Name         string
 	Addresses        []netip.Addr
@@ -302,10 +302,10 @@ type Peer struct {
 	RxBytes, TxBytes uint64
 }
 
-// V4 is the node's overlay address.
+// V4 returns the node's IPv4 overlay address.
 func (s Status) V4() netip.Addr { return s.pick(netip.Addr.Is4) }
 
-// V6 is the other one.
+// V6 returns the node's IPv6 overlay address.
 func (s Status) V6() netip.Addr { return s.pick(netip.Addr.Is6) }
 
 func (s Status) pick(want func(netip.Addr) bool) netip.Addr {
@@ -317,11 +317,11 @@ func (s Status) pick(want func(netip.Addr) bool) netip.Addr {
 	return netip.Addr{}
 }
 
-// Status asks the agent.
+// Status returns the agent's status.
 func (n *Node) Status(ctx context.Context) (s Status, err error) {
 	out, err := n.Run(ctx, "status", "--json")
 	if out != "" {
-		// A node that is not up says so by its exit code, and prints its status all the same.
+		// A node that is not up has a non-zero exit code, but still prints its status.
 		if e := json.Unmarshal([]byte(out), &s); e == nil {
 			return s, nil
 		}

@@ -1,10 +1,10 @@
-// Command mutants asks of tests whether they would notice. In files that decide, it takes every condition of an if, of a case
-// without a value and of each side of && and ||, has it be false and then true, and runs the package's tests with that: a
-// mutant that they let live is a decision that no test looks at.
+// Command mutants checks whether tests would notice a wrong decision. For every condition of an if, of a case in a switch
+// without a value, and each side of && and || in the given files, it makes the condition false and then true and runs the
+// package's tests: a mutant that survives is a decision that no test checks.
 //
 //	go run ./scripts/mutants [-every N] [-only TEXT] FILE...
 //
-// A mutant that does not build, or that runs into the time limit, counts as noticed.
+// A mutant that does not build, or that exceeds the time limit, counts as noticed.
 package main
 
 import (
@@ -27,10 +27,10 @@ import (
 	"time"
 )
 
-// limit is how long the tests of a mutant may take: one that loops is noticed.
+// limit is how long the tests of a mutant may take: a mutant that loops is noticed.
 const limit = 2 * time.Minute
 
-// mutant is a file with one condition that is another.
+// mutant is a file with one condition changed.
 type mutant struct {
 	file, at, was, is string
 	text              []byte
@@ -65,7 +65,7 @@ func main() {
 	}
 }
 
-// try runs the tests with each mutant, as many at once as there are processors, and says which live.
+// try runs the tests with each mutant, as many at once as there are processors, and prints and counts the survivors.
 func try(list []mutant) (alive int) {
 	work := make(chan mutant)
 	var mu sync.Mutex
@@ -95,7 +95,7 @@ func try(list []mutant) (alive int) {
 	return alive
 }
 
-// noticed runs the tests of the mutant's package.
+// noticed runs the tests of the mutant's package and reports whether they fail.
 func (m mutant) noticed() (bool, error) {
 	dir, err := os.MkdirTemp("", "mutant")
 	if err != nil {
@@ -119,7 +119,7 @@ func (m mutant) noticed() (bool, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*limit)
 	defer cancel()
-	// What rapid found would be written into the tree otherwise.
+	// Otherwise rapid would write its failure files into the tree.
 	cmd := exec.CommandContext(ctx, "go", "test", "-overlay", overlay, "-failfast", "-vet=off", "-timeout", limit.String(), ".", "-args", "-rapid.nofailfile")
 	cmd.Dir = filepath.Dir(path)
 	var out bytes.Buffer
@@ -131,7 +131,7 @@ func (m mutant) noticed() (bool, error) {
 	return err != nil, nil
 }
 
-// mutate makes all mutants of a file.
+// mutate returns all mutants of a file.
 func mutate(file string) ([]mutant, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -148,7 +148,7 @@ func mutate(file string) ([]mutant, error) {
 		was := string(text[from:to])
 		at := set.Position(c.Pos())
 		for _, is := range []string{"false", "true"} {
-			// What the condition names stays named, so that it still builds.
+			// Keep the names in the condition in use, so that it still builds.
 			other := fmt.Sprintf("((%s) && false)", was)
 			if is == "true" {
 				other = fmt.Sprintf("((%s) || true)", was)
@@ -162,7 +162,7 @@ func mutate(file string) ([]mutant, error) {
 	return out, nil
 }
 
-// conditions are the expressions that decide.
+// conditions returns the expressions that decide something.
 func conditions(tree *ast.File) (out []ast.Expr) {
 	ast.Inspect(tree, func(n ast.Node) bool {
 		switch n := n.(type) {

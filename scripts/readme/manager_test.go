@@ -19,17 +19,17 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
-// patience is how long a service may take to say that it is ready.
+// patience is how long a service may take to become ready.
 const patience = time.Minute
 
-// manager is the service manager of one host: it reads unit files as systemd does, as far as ours use it, and starts and stops
-// programs.
+// manager is the service manager of one host: it reads unit files as systemd does, as far as ours need it, and starts and
+// stops programs.
 type manager struct {
 	host     *lab.Host
-	root     string // holds the host's etc, var and so on
+	root     string // contains the host's etc, var and so on
 	listener net.Listener
 	wait     sync.WaitGroup
-	running  map[string]*lab.Process // used by the serving goroutine only
+	running  map[string]*lab.Process // used only by the serving goroutine
 }
 
 // newManager listens for the host's systemctl and journalctl.
@@ -49,7 +49,7 @@ func (m *manager) Close() error {
 	return err
 }
 
-// serve answers one command line after the other.
+// serve executes command lines one after the other.
 func (m *manager) serve() {
 	for {
 		c, err := m.listener.Accept()
@@ -94,7 +94,7 @@ func (m *manager) do(args []string) (string, error) {
 	return "", fmt.Errorf("this one does not know %q", verb)
 }
 
-// journal prints what a service has written.
+// journal returns what a service has written.
 func (m *manager) journal(args []string) (string, error) {
 	i := slices.Index(args, "-u")
 	if i < 0 || i+1 >= len(args) {
@@ -108,7 +108,7 @@ func (m *manager) journal(args []string) (string, error) {
 	return string(b), err
 }
 
-// start runs a unit's program until it says that it is ready.
+// start runs a unit's program and waits until it reports that it is ready.
 func (m *manager) start(ctx context.Context, unit string) error {
 	u, err := m.read(unit)
 	if err != nil {
@@ -159,14 +159,14 @@ func (m *manager) stop(ctx context.Context, unit string) error {
 	return p.Stop(ctx)
 }
 
-// unit is what a unit file says.
+// unit is the content of a unit file.
 type unit struct {
 	exec  string
 	env   []string
 	state string // directory
 }
 
-// read reads a unit file, and makes the directories that it asks for.
+// read reads a unit file and creates the directories that it requests.
 func (m *manager) read(name string) (u unit, err error) {
 	f, err := os.Open(filepath.Join(m.root, "etc/systemd/system", name+".service"))
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// hosts are the machines that README.md speaks of, everywhere those that an sh block is for.
+// hosts are the machines in README.md; everywhere lists those that an sh block is for.
 var (
 	hosts      = []string{"vm", "laptop", "server", "new-vm"}
 	everywhere = []string{"vm", "laptop", "server", "new-vm"}
@@ -18,12 +18,12 @@ type step struct {
 	hosts   []string
 	clone   bool // in a clone of the repository
 	command string
-	want    string // what is shown below the command
+	want    string // output shown below the command
 	file    string // a file to write, instead of a command
 	content string
 }
 
-// parse finds the steps of a README, in their order.
+// parse returns the steps of a README in order.
 func parse(text string) ([]step, error) {
 	var steps []step
 	lines := strings.Split(text, "\n")
@@ -47,7 +47,7 @@ func parse(text string) ([]step, error) {
 	return place(steps)
 }
 
-// block reads one fenced block, whose first line has the number n.
+// block reads one fenced block, whose first line is line n.
 func block(info string, n int, lines []string) ([]step, error) {
 	language, name, _ := strings.Cut(info, " ")
 	switch {
@@ -90,7 +90,7 @@ func console(n int, lines []string) (steps []step, err error) {
 	return steps, nil
 }
 
-// place gives each file the host of the next command.
+// place assigns each file the host of the next command.
 func place(steps []step) ([]step, error) {
 	for i, s := range steps {
 		if s.file == "" {

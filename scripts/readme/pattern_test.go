@@ -6,20 +6,20 @@ import (
 	"strings"
 )
 
-// kind is a kind of text that differs from run to run.
+// kind is a kind of text that varies between runs.
 type kind struct {
 	shown  *regexp.Regexp // how README.md shows it
 	real   string         // how a program prints it
-	strict bool           // one in README.md stands for one in reality
+	strict bool           // one in README.md stands for a particular real one
 }
 
-// kinds are tried in this order at each place of a line.
+// kinds are tried in this order at each position of a line.
 var kinds = []kind{
 	{regexp.MustCompile(`^redoubt1-[\w-]+…[\w-]*`), `redoubt1-[\w-]+`, true},
 	{regexp.MustCompile(`^m[0-9a-v]{26}\b`), `m[0-9a-v]{26}`, true},       // a mesh
 	{regexp.MustCompile(`^[nt][0-9a-v]{13}\b`), `[nt][0-9a-v]{13}`, true}, // a node, a token
 	{regexp.MustCompile(`^\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?)?Z?`), `\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?`, false},
-	{regexp.MustCompile(`^\d+\.\d+\.\d+\.\d+:\d+`), `(?:\d+\.\d+\.\d+\.\d+|\[[0-9a-f:]+\]):\d+`, false}, // where a peer is: either family
+	{regexp.MustCompile(`^\d+\.\d+\.\d+\.\d+:\d+`), `(?:\d+\.\d+\.\d+\.\d+|\[[0-9a-f:]+\]):\d+`, false}, // an endpoint, any family
 	{regexp.MustCompile(`^\d+\.\d+\.\d+\.\d+(/\d+)?`), `\d+\.\d+\.\d+\.\d+(?:/\d+)?`, true},
 	{regexp.MustCompile(`^[0-9a-f]{4}:[0-9a-f:]+(/\d+)?`), `[0-9a-f]{4}:[0-9a-f:]+(?:/\d+)?`, true},
 	{regexp.MustCompile(`^[0-9a-f]{8,}\b`), `[0-9a-f]{8,}`, true},
@@ -30,10 +30,10 @@ var kinds = []kind{
 	{regexp.MustCompile(`^\s+`), `\s+`, false},
 }
 
-// world is what stands in reality for what README.md shows.
+// world maps what README.md shows to its real counterpart.
 type world map[string]string
 
-// real puts reality into a command.
+// real substitutes the real texts in a command.
 func (w world) real(command string) string {
 	for shown, is := range w {
 		command = strings.ReplaceAll(command, shown, is)
@@ -41,7 +41,7 @@ func (w world) real(command string) string {
 	return command
 }
 
-// compare looks for each shown line in what was printed, in order, and learns what stands for what.
+// compare looks for each shown line in the output, in order, and learns what stands for what.
 func (w world) compare(want, got string) error {
 	learned := world{}
 	lines := strings.Split(strings.TrimRight(got, "\n"), "\n")
@@ -68,7 +68,7 @@ func (w world) compare(want, got string) error {
 	return nil
 }
 
-// line compares one line, with the knowledge of w and of learned, which grows if they agree.
+// line compares one line, using w and learned; on a match it extends learned.
 func (w world) line(want, got string, learned world) bool {
 	re, names := w.pattern(want, learned)
 	m := re.FindStringSubmatch(strings.TrimSpace(got))
@@ -84,7 +84,7 @@ func (w world) line(want, got string, learned world) bool {
 	return true
 }
 
-// pattern is the regular expression for a shown line, and what its groups stand for.
+// pattern returns the regular expression for a shown line, and what its groups stand for.
 func (w world) pattern(want string, learned world) (re *regexp.Regexp, names []string) {
 	var b strings.Builder
 	for rest := want; rest != ""; {
@@ -107,7 +107,7 @@ func (w world) pattern(want string, learned world) (re *regexp.Regexp, names []s
 	return regexp.MustCompile(`^` + b.String() + `$`), names
 }
 
-// first is what a text begins with, and what may stand there in reality. Within a word only numbers differ.
+// first returns what a text begins with, and what may really be there. Within a word only numbers differ.
 func first(text string, inWord bool) (shown, is string, strict bool) {
 	for _, k := range kinds {
 		if m := k.shown.FindString(text); m != "" && !(inWord && k.strict) {

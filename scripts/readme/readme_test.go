@@ -16,20 +16,20 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab/labtest"
 )
 
-// tests runs the tests where there can be namespaces.
+// tests runs the tests where namespaces are available.
 type tests struct{ m *testing.M }
 
 func (t tests) Run() int { return labtest.Main(t.m) }
 
 func TestMain(m *testing.M) {
 	if _, ok := standins[filepath.Base(os.Args[0])]; !ok {
-		// Before testscript makes its directory, which would be left behind. What it says is heard later, by labtest.
+		// Do this before testscript creates its directory, which would be left behind. labtest reports its error later.
 		_ = lab.Enter()
 	}
 	testscript.Main(tests{m}, standins)
 }
 
-// TestReadme does what README.md says, in its order.
+// TestReadme does what README.md says, in order.
 func TestReadme(t *testing.T) {
 	labtest.TUN(t)
 	checkout, err := filepath.Abs(filepath.Join("..", ".."))
@@ -60,7 +60,7 @@ func TestReadme(t *testing.T) {
 	})
 }
 
-// script is the testscript that the steps make.
+// script returns the testscript for the steps.
 func script(steps []step) []byte {
 	var b, files bytes.Buffer
 	for _, s := range steps {
@@ -94,5 +94,5 @@ func script(steps []step) []byte {
 	return b.Bytes()
 }
 
-// quote makes one argument of a text.
+// quote turns a text into one argument.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }

@@ -23,19 +23,19 @@ import (
 )
 
 var (
-	// again are commands that only look: what they show may take a moment to be so.
+	// again matches commands that only look: their output may take a moment to become true.
 	again = regexp.MustCompile(`(^|redoubt |redoubt-coordinator )(\w+ )?(status|whois|ping|list|show|ssh|journalctl)\b|journalctl|^ssh `)
-	// failure is how what a failing command prints begins.
+	// failure matches how the output of a failing command begins.
 	failure = regexp.MustCompile(`^(ssh|redoubt|redoubt-coordinator|\S+:\d+:\d+: error): `)
 )
 
-// cloned is added to the name of a host for the terminal in which its person works on the clone of the repository.
+// cloned is appended to a host's name for the terminal in which its user works in the clone of the repository.
 const cloned = "+clone"
 
-// moment is how long what was done may take to be seen.
+// moment is how long an action may take to become visible.
 const moment = time.Minute
 
-// site is the hosts that README.md sets up, and what is known of them.
+// site is the hosts that README.md sets up, and what is known about them.
 type site struct {
 	checkout string
 	dir      string
@@ -44,7 +44,7 @@ type site struct {
 	world    world
 }
 
-// newSite makes the hosts, with nothing of ours on them.
+// newSite creates the hosts, without any of our files.
 func newSite(t *testing.T, checkout string) *site {
 	w := labtest.World(t)
 	lan := labtest.LAN(t, w, "internet")
@@ -53,7 +53,7 @@ func newSite(t *testing.T, checkout string) *site {
 	build(t, checkout, bin)
 	s.env = []string{
 		"PATH=" + os.Getenv("PATH") + ":/usr/local/bin:/usr/sbin:/sbin", "LC_ALL=C", "TZ=UTC",
-		// The programs are built already, and once is enough.
+		// The programs are already built, and once is enough.
 		"MAKEFLAGS=GO=true",
 		checkoutVar + "=" + checkout, binVar + "=" + bin, homesVar + "=" + s.dir,
 	}
@@ -73,7 +73,7 @@ func newSite(t *testing.T, checkout string) *site {
 	return s
 }
 
-// point lets vm.example.com be a host, for all of them.
+// point makes vm.example.com resolve to a host, on all of them.
 func (s *site) point(to string) error {
 	var errs []error
 	names := fmt.Sprintf("127.0.0.1 localhost\n%v vm.example.com\n", s.hosts[to].V4())
@@ -83,7 +83,7 @@ func (s *site) point(to string) error {
 	return errors.Join(errs...)
 }
 
-// cwd is the file that holds the current directory of a terminal.
+// cwd returns the file that holds the current directory of a terminal.
 func (s *site) cwd(terminal string) string { return filepath.Join(s.dir, terminal+".cwd") }
 
 func build(t *testing.T, checkout, bin string) {
@@ -95,7 +95,7 @@ func build(t *testing.T, checkout, bin string) {
 	}
 }
 
-// furnish gives a host directories of its own where installations write.
+// furnish gives a host its own directories where installations write.
 func (s *site) furnish(t *testing.T, h *lab.Host, root string) {
 	t.Helper()
 	h.Mounts = map[string]string{}
@@ -124,7 +124,7 @@ func (s *site) furnish(t *testing.T, h *lab.Host, root string) {
 	})
 }
 
-// nothingLeft sees that README.md says how to get rid of everything.
+// nothingLeft checks that README.md tells how to remove everything.
 func (s *site) nothingLeft(t *testing.T, host string) {
 	err := filepath.WalkDir(filepath.Join(s.dir, host+".root"), func(path string, d fs.DirEntry, err error) error {
 		if err == nil && strings.Contains(d.Name(), "redoubt") {
@@ -137,7 +137,7 @@ func (s *site) nothingLeft(t *testing.T, host string) {
 	}
 }
 
-// make sees that the Makefile has a target. `sudo make install` is run, by on.
+// make checks that the Makefile has a target. `sudo make install` is really run, by on.
 func (s *site) make(ts *testscript.TestScript, _ bool, args []string) {
 	cmd := exec.Command("make", append([]string{"-n", "-C", s.checkout}, args...)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -145,14 +145,14 @@ func (s *site) make(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// write TERMINAL FILE puts a file of the script into the current directory.
+// write TERMINAL FILE writes a file of the script to the current directory.
 func (s *site) write(ts *testscript.TestScript, _ bool, args []string) {
 	dir, err := os.ReadFile(s.cwd(args[0]))
 	ts.Check(err)
 	ts.Check(os.WriteFile(filepath.Join(strings.TrimSpace(string(dir)), args[1]), []byte(ts.ReadFile(args[1])), 0o644))
 }
 
-// on TERMINAL COMMAND [SHOWN] runs a command and compares what it prints with the file SHOWN.
+// on TERMINAL COMMAND [SHOWN] runs a command and compares its output with the file SHOWN.
 func (s *site) on(ts *testscript.TestScript, _ bool, args []string) {
 	terminal, command := args[0], args[1]
 	shown := ""
@@ -160,7 +160,7 @@ func (s *site) on(ts *testscript.TestScript, _ bool, args []string) {
 		shown = ts.ReadFile(args[2])
 	}
 	if strings.Contains(command, " restore ") {
-		// README.md says in words that the name points to the new machine now.
+		// At this point README.md says in words that the name resolves to the new machine.
 		ts.Check(s.point(terminal))
 	}
 	end := time.Now().Add(moment)

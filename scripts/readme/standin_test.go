@@ -16,10 +16,10 @@ import (
 	"time"
 )
 
-// managerSocket is where a host's service manager listens, as the host's programs see it.
+// managerSocket is where a host's service manager listens, as seen by the host's programs.
 const managerSocket = "/run/readme-manager.sock"
 
-// standins are the programs that the hosts have instead of real ones. They are this test's binary under their names.
+// standins are the programs that replace real ones on the hosts. They are this test's binary under other names.
 var standins = map[string]func(){
 	"sudo":       func() { becomeProgram(os.Args[1:]) },
 	"systemctl":  func() { askManager(os.Args) },
@@ -46,13 +46,13 @@ func becomeProgram(args []string) {
 	fail(syscall.Exec(path, args, os.Environ()))
 }
 
-// reply is what the service manager answers to a command line.
+// reply is the service manager's reply to a command line.
 type reply struct {
 	Out  string
 	Fail string
 }
 
-// askManager has the test's manager carry out a command line.
+// askManager lets the test's service manager execute a command line.
 func askManager(args []string) {
 	c, err := net.Dial("unix", managerSocket)
 	fail(err)
@@ -66,14 +66,14 @@ func askManager(args []string) {
 	}
 }
 
-// Where the stand-ins find things, by variables that the test sets.
+// Environment variables, set by the test, that tell the stand-ins where things are.
 const (
 	checkoutVar = "README_TEST_CHECKOUT" // this repository
 	binVar      = "README_TEST_BIN"      // the programs, built
 	homesVar    = "README_TEST_HOMES"    // each host's home
 )
 
-// clone makes a checkout that is this one, but for bin.
+// clone makes a checkout with the contents of this one except bin.
 func clone(args []string) error {
 	if len(args) != 2 || args[0] != "clone" || !strings.HasSuffix(args[1], "/redoubt") {
 		return fmt.Errorf("git: this one knows only clone URL: %q", args)
@@ -96,7 +96,7 @@ func clone(args []string) error {
 	return os.Symlink(os.Getenv(binVar), "redoubt/bin")
 }
 
-// scp copies files into another host's home.
+// scp copies files to another host's home.
 func scp(args []string) error {
 	n := len(args) - 1
 	if n < 1 {
@@ -123,7 +123,7 @@ func scp(args []string) error {
 	return nil
 }
 
-// ssh gets as far as the first line of a server, and says what the real one says if it does not.
+// ssh reads the first line of a server, and otherwise prints the error of the real ssh.
 func ssh(args []string) error {
 	if len(args) != 1 {
 		return fmt.Errorf("ssh: this one knows only HOST: %q", args)

@@ -20,7 +20,7 @@ var (
 	other    = regexp.MustCompile(`[^\w -]`)
 )
 
-// TestNamesInTheTextExist holds every text at the root to what is in the repository: tests, folders, links.
+// TestNamesInTheTextExist checks that the tests, directories and links that the texts at the root mention exist.
 func TestNamesInTheTextExist(t *testing.T) {
 	tests := testsOf(t)
 	for _, name := range []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"} {
@@ -57,7 +57,7 @@ func TestNamesInTheTextExist(t *testing.T) {
 	}
 }
 
-// testsOf collects the names of all tests of the repository.
+// testsOf returns the names of all tests of the repository.
 func testsOf(t *testing.T) map[string]bool {
 	t.Helper()
 	names := map[string]bool{}

@@ -1,3 +1,3 @@
-// Package relayed tests a relay on a machine of its own with everything that is real but the machines: a coordinator, a relay
-// that joins it, and the clients of two nodes, over loopback in one process.
+// Package relayed tests a relay on a separate machine with everything real except the machines: a coordinator, a relay that
+// joins it, and the clients of two nodes, over loopback in one process.
 package relayed

@@ -45,7 +45,7 @@ func must[T any](t *testing.T) func(T, error) T {
 	}
 }
 
-// world is a coordinator, and what runs beside it.
+// world is a coordinator and what runs beside it.
 type world struct {
 	t    *testing.T
 	co   *coordinator.Coordinator
@@ -73,7 +73,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// spawn runs f until the world ends, or what it returns is called.
+// spawn runs f until the world ends or stop is called.
 func (w *world) spawn(f func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -95,7 +95,7 @@ func (w *world) code(r *redoubtv1.CreateTokenRequest) join.Code {
 	return must[join.Code](w.t)(join.Parse(made.GetCode()))
 }
 
-// relay starts one that takes streams as well.
+// relay starts a relay that also accepts streams.
 func (w *world) relay(dir string, code *join.Code) (stop func()) {
 	l := listen(w.t)
 	cfg := agent.RelayConfig{
@@ -108,13 +108,13 @@ func (w *world) relay(dir string, code *join.Code) (stop func()) {
 	return w.spawn(func(ctx context.Context) error { return agent.RunRelay(ctx, cfg) })
 }
 
-// node is one without a tunnel: it knows its netmap, and has a client of the relays in it.
+// node is a node without a tunnel: it has a netmap, and a client for the relays in it.
 type node struct {
 	t      *testing.T
 	id     proto.NodeID
 	client *relay.Client
 	inbox  chan string
-	relays chan []proto.Relay // of the netmaps that came
+	relays chan []proto.Relay // of the netmaps received
 }
 
 func (w *world) node(tag string) *node {
@@ -204,7 +204,7 @@ type silent struct{}
 func (silent) Path(*bind.Endpoint, []byte) {}
 func (silent) STUN(netip.AddrPort, []byte) {}
 
-// knows waits until the netmap has so many relays, and gives them to the client, by UDP or not.
+// knows waits until the netmap has count relays, and sets them in the client, with UDP or without.
 func (n *node) knows(count int, udp bool, gone ...proto.Relay) []proto.Relay {
 	n.t.Helper()
 	is := func(r proto.Relay) bool {
@@ -230,7 +230,7 @@ func (n *node) knows(count int, udp bool, gone ...proto.Relay) []proto.Relay {
 	}
 }
 
-// sends sends until the other has it, or for a while where it shall not.
+// sends sends until the other node receives it or, if it must not, for a while.
 func (n *node) sends(to *node, by proto.NodeID, text string, shall bool) {
 	n.t.Helper()
 	msg := append([]byte{4, 0, 0, 0}, text...)
@@ -274,10 +274,10 @@ func TestRelayOfItsOwn(t *testing.T) {
 	}
 	a.sends(b, id, "by UDP", true)
 	b.sends(a, id, "and back", true)
-	c.client.SetRelays(list) // whom no rule ties to anybody, so that it is told of none
+	c.client.SetRelays(list) // no rule ties it to anyone, so its netmap lists no relays
 	c.sends(b, id, "not permitted", false)
 
-	stop() // it comes back as the same one, without a code
+	stop() // it comes back as the same relay, without a code
 	w.relay(dir, nil)
 	if again := a.knows(1, false, list...); again[0].ID != id {
 		t.Errorf("%v, was %v", again[0].ID, id)
@@ -299,7 +299,7 @@ func TestRelayOfItsOwn(t *testing.T) {
 	a.sends(b, id, "revoked", false)
 }
 
-// A relay's certificate is no node's, and a node's none of a relay.
+// TestRolesAreApart checks that a node's join code does not make a relay, and that a relay cannot have tags.
 func TestRolesAreApart(t *testing.T) {
 	w := newWorld(t)
 	code := w.code(&redoubtv1.CreateTokenRequest{Tags: []string{"tag:a"}})

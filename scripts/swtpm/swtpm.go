@@ -1,4 +1,4 @@
-// Package swtpm runs TPMs in software, each with a certificate of its endorsement key as the maker of a chip would give it one:
+// Package swtpm runs software TPMs, each with an endorsement key certificate as a chip's maker would issue it. It uses
 // Debian's packages swtpm and swtpm-tools.
 //
 //	Maker ──swtpm_setup──► New(dir) ──swtpm socket──► TPM.Socket: the bare stream of commands, one client at a time
@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// Missing says which of the programs is not installed, or nil.
+// Missing returns an error that names a required program that is not installed, or nil.
 func Missing() error {
 	for _, p := range []string{"swtpm", "swtpm_setup", "swtpm_localca"} {
 		if _, err := exec.LookPath(p); err != nil {
@@ -26,10 +26,10 @@ func Missing() error {
 	return nil
 }
 
-// Maker is a CA of its own that signs certificates of endorsement keys.
+// Maker is a CA that signs endorsement key certificates.
 type Maker struct{ dir string }
 
-// NewMaker makes one in a directory that is empty, or not there yet.
+// NewMaker creates a CA in a directory that is empty or does not exist.
 func NewMaker(dir string) (*Maker, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "ca"), 0o700); err != nil {
 		return nil, err
@@ -52,7 +52,7 @@ func NewMaker(dir string) (*Maker, error) {
 
 func (m *Maker) path(name string) string { return filepath.Join(m.dir, name) }
 
-// Roots puts the certificates of the CA into a directory. They are there once the first TPM was made.
+// Roots copies the certificates of the CA into a directory. They exist once the first TPM has been made.
 func (m *Maker) Roots(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -69,7 +69,7 @@ func (m *Maker) Roots(dir string) error {
 	return nil
 }
 
-// TPM is a TPM whose program may run. It keeps what it stores in a directory.
+// TPM is a TPM whose program may be running. It keeps its storage in a directory.
 type TPM struct {
 	Socket string
 	dir    string
@@ -77,7 +77,7 @@ type TPM struct {
 	ended  chan struct{}
 }
 
-// New makes a TPM in a directory that is not there yet, and starts it. A nil maker gives it no certificate.
+// New creates a TPM in a directory that does not exist, and starts it. A nil maker means that it gets no certificate.
 func New(ctx context.Context, dir string, m *Maker) (*TPM, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -93,8 +93,8 @@ func New(ctx context.Context, dir string, m *Maker) (*TPM, error) {
 	return t, t.Start(ctx)
 }
 
-// Copy makes another TPM with all that this one, which does not run, keeps in its store, and starts it: what a machine has that was
-// copied with its TPM, as virtual ones can be.
+// Copy creates a second TPM with the storage of this one, which must not be running, and starts it: what a machine has that
+// was cloned with its TPM, as virtual ones can be.
 func (t *TPM) Copy(ctx context.Context, dir string) (*TPM, error) {
 	if err := os.CopyFS(dir, os.DirFS(t.dir)); err != nil {
 		return nil, err
@@ -103,7 +103,7 @@ func (t *TPM) Copy(ctx context.Context, dir string) (*TPM, error) {
 	return c, c.Start(ctx)
 }
 
-// Start starts the program, which resets the TPM: what was loaded and the PCRs are gone, as after a reboot.
+// Start starts the program, which resets the TPM: loaded objects and PCRs are lost, as after a reboot.
 func (t *TPM) Start(ctx context.Context) error {
 	t.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+t.dir, "--server", "type=unixio,path="+t.Socket, //nolint:noctx // it outlives ctx
 		"--ctrl", "type=unixio,path="+t.Socket+".ctrl", "--flags", "not-need-init,startup-clear")
@@ -115,7 +115,7 @@ func (t *TPM) Start(ctx context.Context) error {
 	t.ended = make(chan struct{})
 	go func() {
 		defer close(t.ended)
-		_ = t.cmd.Wait() // Close asks it to end
+		_ = t.cmd.Wait() // Close makes it end
 	}()
 	for ctx.Err() == nil {
 		if t.answers(t.Socket+".ctrl") && t.answers(t.Socket) {
@@ -136,7 +136,7 @@ func (t *TPM) answers(socket string) bool {
 	return err == nil && c.Close() == nil
 }
 
-// Close ends the program and waits.
+// Close kills the program and waits.
 func (t *TPM) Close() error {
 	if t.ended == nil {
 		return nil

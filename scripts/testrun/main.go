@@ -1,6 +1,6 @@
-// Command testrun runs `go test` and says at the end what a person needs to know: what failed, with its output, and what was
-// left out, with the reason. With -strict anything left out is a failure. Several runs, each with its arguments, go on at once
-// and are summed up together:
+// Command testrun runs `go test` and reports at the end what a person needs to know: what failed, with its output, and what
+// was skipped, with the reason. With -strict, a skipped test is a failure. Several runs, each with its own arguments, run
+// concurrently and are summed up together:
 //
 //	testrun [-strict] arguments of go test [-- arguments of go test]...
 package main
@@ -23,7 +23,7 @@ import (
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout)) }
 
-// event is a line of `go test -json`, see `go doc test2json`.
+// event is a line of `go test -json`; see `go doc test2json`.
 type event struct {
 	Action, Package, Test, Output, ImportPath string
 	Elapsed                                   float64
@@ -31,7 +31,7 @@ type event struct {
 	run int
 }
 
-// key names the package or the test of an event in one of the runs.
+// key identifies the package or test of an event in one of the runs.
 func (e *event) key() string { return fmt.Sprintf("%d %s %s", e.run, e.Package, e.Test) }
 
 type result struct {
@@ -40,7 +40,7 @@ type result struct {
 	output                  map[string][]string
 }
 
-// line is what one of the runs printed.
+// line is a line that one of the runs printed.
 type line struct {
 	run  int
 	text []byte
@@ -88,7 +88,7 @@ func run(args []string, out io.Writer) int {
 	return 0
 }
 
-// split gives each run its arguments.
+// split returns the arguments of each run.
 func split(args []string) (runs [][]string) {
 	for {
 		i := slices.Index(args, "--")
@@ -99,7 +99,7 @@ func split(args []string) (runs [][]string) {
 	}
 }
 
-// goTest hands on what one run prints. It ends by its own time-out.
+// goTest sends what one run prints to lines. The run ends by its own timeout.
 func goTest(i int, args []string, lines chan<- line) error {
 	cmd := exec.CommandContext(context.Background(), "go", append([]string{"test", "-json"}, args...)...)
 	cmd.Stderr = os.Stderr
@@ -116,7 +116,7 @@ func goTest(i int, args []string, lines chan<- line) error {
 		lines <- line{i, bytes.Clone(sc.Bytes())}
 	}
 	if err := sc.Err(); err != nil {
-		_, _ = io.Copy(io.Discard, pipe) // or else it does not end
+		_, _ = io.Copy(io.Discard, pipe) // otherwise it would not end
 		return errors.Join(fmt.Errorf("read the output of go test: %w", err), cmd.Wait())
 	}
 	if err := cmd.Wait(); err != nil {
@@ -167,7 +167,7 @@ func (r *result) endPackage(e event, lines []string, out io.Writer) {
 	name := strings.TrimPrefix(e.Package, "github.com/redoubt-mesh/redoubt/")
 	switch e.Action {
 	case "fail":
-		// A package may fail without a failing test: it did not build, it panicked, or its TestMain said so.
+		// A package may fail without a failing test: it did not build, it panicked, or its TestMain failed.
 		r.failed++
 		fmt.Fprint(out, strings.Join(lines, ""))
 		for key, rest := range r.output {
@@ -187,7 +187,7 @@ func (r *result) endPackage(e event, lines []string, out io.Writer) {
 	}
 }
 
-// reason is what the test said before it skipped.
+// reason returns what the test printed before it was skipped.
 func reason(lines []string) string {
 	var said []string
 	for _, l := range lines {

@@ -73,7 +73,7 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-// Output of two runs that comes in between each other is told apart.
+// TestRunsAtOnce checks that interleaved output of two runs is kept apart.
 func TestRunsAtOnce(t *testing.T) {
 	var out strings.Builder
 	r := result{output: map[string][]string{}}

@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 )
 
-// stopped is somebody who asked for a backup and then does not take it.
+// stopped is a client that requests a backup and then does not read it.
 type stopped struct {
 	began   chan struct{}
 	release chan struct{}
@@ -26,7 +26,7 @@ func (s *stopped) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// TestBackupThatIsNotTaken: the store goes on, and grows, while a backup waits for its reader.
+// TestBackupThatIsNotTaken checks that the store stays usable, and can grow, while a backup waits for its reader.
 func TestBackupThatIsNotTaken(t *testing.T) {
 	db, err := bolt.Open(t.TempDir(), bolt.Options{})
 	if err != nil {

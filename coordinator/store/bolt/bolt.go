@@ -25,8 +25,8 @@ import (
 
 const fileName = "redoubt.db"
 
-// room is how large the file may become before bbolt maps it anew, for which writers wait for all readers: one who asked for
-// a backup and does not take it must not hold up a revocation. It costs address space, not memory.
+// room is how large the file may grow before bbolt remaps it, for which writers wait for all readers: a client that stalls
+// while it reads a backup must not delay a revocation. It costs address space, not memory.
 const room = 1 << 30
 
 var (
@@ -36,20 +36,20 @@ var (
 	revisionKey = []byte("revision")
 )
 
-// Options say what a program knows of the store's contents.
+// Options describe what a program expects in the store.
 type Options struct {
-	// Migrations lead from schema 1 on: the n-th one makes schema n+1 of schema n. They are only ever appended to.
+	// Migrations start at schema 1: the n-th turns schema n into n+1. They are append-only.
 	Migrations []store.Edit
 }
 
 func (o Options) schema() uint64 { return 1 + uint64(len(o.Migrations)) }
 
-// DB is a store in a directory of its own.
+// DB is a store in its own directory.
 type DB struct {
 	lock *Lock
 	bolt *bbolt.DB
 
-	mu       sync.Mutex // held through each write, so that history grows in the order of revisions
+	mu       sync.Mutex // held during each write, so that history grows in the order of revisions
 	revision uint64
 	failed   error
 	history  *store.History
@@ -60,7 +60,7 @@ type DB struct {
 
 var _ store.Store = (*DB)(nil)
 
-// Open opens the store in dir, and makes both if they are not there. Whoever else has it open is named in a *HeldError.
+// Open opens the store in dir, creating both if they do not exist. If another process has it open, the error is a *HeldError.
 func Open(dir string, o Options) (*DB, error) {
 	lock, err := Acquire(dir)
 	if err != nil {
@@ -95,7 +95,7 @@ func open(dir string, o Options) (*DB, error) {
 	return db, nil
 }
 
-// ensureFile makes an empty store if there is none. It gets its name when it is whole.
+// ensureFile creates an empty store if there is none. The file gets its name only when it is complete.
 func ensureFile(path string, o Options) error {
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -114,12 +114,12 @@ func ensureFile(path string, o Options) error {
 	return durable.Rename(tmp, path)
 }
 
-// openFile waits no longer than a moment for bbolt's own lock: the directory is ours already, so only a tool that looks
-// at the file from outside can have it.
+// openFile waits only a second for bbolt's own lock: the directory is already locked, so only a tool that inspects the file
+// can hold it.
 func openFile(path string) (*bbolt.DB, error) {
 	o := &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType, NoStatistics: true, InitialMmapSize: room}
 	if runtime.GOOS == "windows" {
-		o.InitialMmapSize = 0 // the file would be as large there
+		o.InitialMmapSize = 0 // there, the file would be this large
 	}
 	var b *bbolt.DB
 	err := guarded(func() (err error) {
@@ -207,7 +207,7 @@ func entries(ctx context.Context, t *bbolt.Tx, prefix string) (list []store.Entr
 	return list, nil
 }
 
-// header is what stands before a value: the revisions.
+// header is the size of the revisions in front of a value.
 const header = 16
 
 func decode(key string, v []byte) (store.Entry, error) {
@@ -278,7 +278,7 @@ func holds(t *bbolt.Tx, compare []store.Cmp) error {
 	return nil
 }
 
-// apply makes one revision.
+// apply performs the writes of one revision.
 func apply(t *bbolt.Tx, revision uint64, ops []store.Op) (store.Batch, error) {
 	batch := store.Batch{Revision: revision}
 	b := t.Bucket(entryBucket)
@@ -311,9 +311,9 @@ func apply(t *bbolt.Tx, revision uint64, ops []store.Op) (store.Batch, error) {
 	return batch, setNumber(t, revisionKey, revision)
 }
 
-// failure judges an error of a write. As long as the file still shows the revision from before, the transaction did not
-// happen (the disk may be full) and the next one may succeed. Otherwise the last page that says which revision is the
-// valid one was written but perhaps not made to last, and what a reader sees is not what a power cut would leave.
+// failure classifies an error of a write. If the file still shows the previous revision, the transaction did not happen (the
+// disk may be full) and the next one may succeed. Otherwise the meta page that names the valid revision was written but
+// perhaps not synced, and what a reader sees may not be what a power cut would leave.
 func (db *DB) failure(err error, applied bool) error {
 	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
 		return store.ErrClosed
@@ -352,7 +352,7 @@ func (db *DB) Backup(ctx context.Context, w io.Writer) error {
 		_, err = w.Write(sum.Sum([]byte(mark)))
 	}
 	if ctx.Err() != nil {
-		err = ctx.Err() // bbolt keeps the text of an error only
+		err = ctx.Err() // bbolt keeps only the text of an error
 	}
 	if err != nil {
 		return fmt.Errorf("write a backup: %w", err)
@@ -373,7 +373,7 @@ func (w *whileWriter) Write(b []byte) (int, error) {
 	return w.w.Write(b)
 }
 
-// Close implements store.Store, and gives the directory free.
+// Close implements store.Store, and releases the directory.
 func (db *DB) Close() error {
 	db.closing.Do(func() {
 		db.history.Close()

@@ -208,7 +208,7 @@ func TestMigrations(t *testing.T) {
 	if _, err := Open(dir, Options{Migrations: []store.Edit{rename1}}); err == nil {
 		t.Error("an older program opened a store of a newer one")
 	}
-	// The copies are stores of the schemas before.
+	// The copies are stores with the previous schemas.
 	for schema, key := range map[int]string{1: "old/a", 2: "new/a"} {
 		old := t.TempDir()
 		from := filepath.Join(dir, fmt.Sprintf("%s.schema-%d", fileName, schema))
@@ -264,7 +264,7 @@ func TestRestore(t *testing.T) {
 
 	t.Run("the change and the migrations belong to it", func(t *testing.T) {
 		dir := t.TempDir()
-		for _, name := range []string{restoring, restoring + ".tmp"} { // what a crash leaves
+		for _, name := range []string{restoring, restoring + ".tmp"} { // left by a crash
 			if err := os.WriteFile(filepath.Join(dir, name), []byte("torn"), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -300,7 +300,7 @@ func TestAfterAWriteThatMayHaveHappenedNothingIsWritten(t *testing.T) {
 	}
 	put(t, db, "a", "2")
 
-	db.revision-- // as if the file showed a revision that was not acknowledged
+	db.revision-- // as if the file showed an unacknowledged revision
 	if err := db.failure(disk, true); !errors.Is(err, store.ErrFailed) || !errors.Is(err, disk) {
 		t.Errorf("a write that may have happened: %v, want ErrFailed", err)
 	}
@@ -309,8 +309,8 @@ func TestAfterAWriteThatMayHaveHappenedNothingIsWritten(t *testing.T) {
 	}
 }
 
-// TestDamageIsAnError cuts the file short and overwrites its pages, one after the other: opening it is an error that says
-// so, or what the store holds can be read to its end.
+// TestDamageIsAnError truncates the file and overwrites its pages one by one: opening it must fail with an error that says
+// so, or everything in the store must be readable.
 func TestDamageIsAnError(t *testing.T) {
 	dir := t.TempDir()
 	db := openDir(t, dir, Options{})
@@ -326,7 +326,7 @@ func TestDamageIsAnError(t *testing.T) {
 	}
 	page := os.Getpagesize()
 	used := len(bytes.TrimRight(whole, "\x00"))/page + 1
-	whole = whole[:used*page] // The rest is empty, and only takes time.
+	whole = whole[:used*page] // the rest is empty and only costs time
 	random := rand.NewChaCha8([32]byte{1})
 	damaged := map[string][]byte{"empty": {}}
 	for i := range used {
@@ -352,7 +352,7 @@ func TestDamageIsAnError(t *testing.T) {
 			}
 			continue
 		}
-		_, _, _ = db.List(t.Context(), "") // The entries may be others; it must not bring the program down.
+		_, _, _ = db.List(t.Context(), "") // the entries may differ; it must not crash
 		if err := db.Close(); err != nil {
 			t.Errorf("%s: close: %v", name, err)
 		}

@@ -16,11 +16,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
-// childDir is how the test tells a copy of itself to be the process that is killed.
+// childDir is the environment variable that makes a copy of the test the process that is killed.
 const childDir = "REDOUBT_TEST_STORE_CHILD"
 
-// childMain writes transactions until it is killed. Each writes its number under two keys and is then acknowledged by a
-// line on standard output.
+// childMain writes transactions until it is killed. Each writes its number under two keys and is then acknowledged by a line
+// on standard output.
 func childMain(dir string) {
 	db, err := Open(dir, Options{})
 	if err != nil {
@@ -46,8 +46,8 @@ func childMain(dir string) {
 	}
 }
 
-// runChild lets a child write until it acknowledged some transactions, kills it while it goes on, and answers the last
-// one that it acknowledged.
+// runChild lets a child write until it has acknowledged some transactions, kills it while it writes on, and returns the last
+// transaction that it acknowledged.
 func runChild(t *testing.T, dir string, acks int) (last int) {
 	t.Helper()
 	c := exec.CommandContext(t.Context(), os.Args[0])
@@ -106,8 +106,8 @@ func TestKilledWhileWriting(t *testing.T) {
 	}
 }
 
-// TestPowerCut makes what a power cut can leave of a transaction that was not acknowledged: any of its pages, in any
-// order, without the page that makes it valid, or with a torn one. The store must then be as before it.
+// TestPowerCut produces what a power cut can leave of an unacknowledged transaction: any of its pages, in any order, without
+// the meta page that makes it valid, or with a torn one. The store must then be as it was before.
 func TestPowerCut(t *testing.T) {
 	dir := t.TempDir()
 	db := openDir(t, dir, Options{})
@@ -136,7 +136,7 @@ func TestPowerCut(t *testing.T) {
 				copy(image[at:at+size], after[at:])
 			}
 		}
-		if rand.IntN(2) == 0 { // a torn page of those that say which is valid: the one that the transaction wrote
+		if rand.IntN(2) == 0 { // tear a meta page, the one that the transaction wrote
 			for at := 0; at < 2*size; at += size {
 				if !bytes.Equal(before[at:at+size], after[at:at+size]) {
 					copy(image[at:], after[at:at+16+rand.IntN(40)])
@@ -184,7 +184,7 @@ func TestAnotherProcessIsNamed(t *testing.T) {
 	if err := c.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	for lines.Scan() { // to its end
+	for lines.Scan() { // read to the end
 	}
 	_ = c.Wait()
 	openDir(t, dir, Options{})

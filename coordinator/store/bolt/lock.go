@@ -13,7 +13,7 @@ import (
 
 const lockName = "lock"
 
-// Holder is who has a directory open.
+// Holder describes the process that has a directory open.
 type Holder struct {
 	PID     int       `json:"pid"`
 	Host    string    `json:"host"`
@@ -21,7 +21,7 @@ type Holder struct {
 	Command string    `json:"command"`
 }
 
-// HeldError says that somebody else has the directory open. Holder is zero where they had no time to say who they are.
+// HeldError means that another process has the directory open. Holder is zero if that process has not described itself yet.
 type HeldError struct {
 	Dir    string
 	Holder Holder
@@ -35,12 +35,13 @@ func (e *HeldError) Error() string {
 		e.Dir, e.Holder.PID, e.Holder.Host, e.Holder.Since.Local().Format(time.DateTime), e.Holder.Command)
 }
 
-// Lock is the right to use a directory. It ends with the process, however that ends.
+// Lock is the exclusive right to use a directory. It ends with the process, however that ends.
 type Lock struct {
 	file *os.File
 }
 
-// Acquire takes the lock of a directory, which it makes if need be (mode 0700), or says at once who has it.
+// Acquire locks a directory, creating it if necessary (mode 0700). It does not wait: if the lock is held, the error is a
+// *HeldError.
 func Acquire(dir string) (*Lock, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
@@ -62,7 +63,7 @@ func Acquire(dir string) (*Lock, error) {
 	return &Lock{file: f}, nil
 }
 
-// Release gives the directory free. The lock's file stays: removing it would let two processes lock different files.
+// Release unlocks the directory. The lock file stays: removing it would let two processes lock different files.
 func (l *Lock) Release() error { return errors.Join(unlock(l.file), l.file.Close()) }
 
 var errHeld = errors.New("held by another process")

@@ -15,23 +15,23 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
-// mark stands behind the pages of a backup, and before their SHA-256.
+// mark comes between the pages of a backup and their SHA-256.
 const mark = "\nredoubt backup 1\n"
 
 const trailer = len(mark) + sha256.Size
 
-// maxDamage is how many findings in a damaged file are told.
+// maxDamage is how many findings in a damaged file are reported.
 const maxDamage = 5
 
-// ErrNotBackup says that a file is not what Backup writes, or not all of it, or was changed.
+// ErrNotBackup means that a file was not written by Backup, is incomplete, or was changed.
 var ErrNotBackup = errors.New("not a whole backup of a coordinator's store")
 
-// keysDir is where a coordinator keeps its keys. They are in no backup: whoever has them puts them back.
+// keysDir is where a coordinator keeps its keys. No backup contains them; they must be put back by hand.
 const keysDir = "pki"
 
-// Restore makes the store in dir from a backup. The directory must be empty, but for keys that were put there, or not be
-// there. change runs in the same step, so that there is no store that was restored without it. A crash leaves no store,
-// and Restore can be run again.
+// Restore creates the store in dir from a backup. The directory must not exist, or be empty except for keys put there. change
+// runs in the same step, so that no store exists that was restored without it. A crash leaves no store, and Restore can be
+// run again.
 func Restore(backup, dir string, o Options, change store.Edit) error {
 	f, err := os.Open(backup)
 	if err != nil {
@@ -66,10 +66,10 @@ func restoreLocked(f *os.File, size int64, dir string, o Options, change store.E
 	return nil
 }
 
-// restoring is the store's file before it is one.
+// restoring is the name of the store's file until it is complete.
 const restoring = fileName + ".restoring"
 
-// verify reads the whole file and answers how long the part with the pages is.
+// verify reads the whole file and returns the size of the part with the pages.
 func verify(f *os.File) (int64, error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -115,7 +115,7 @@ func fill(path string, r io.Reader) error {
 	})
 }
 
-// bring checks a copy of a backup from end to end, and makes it a store that a coordinator may open.
+// bring checks a copy of a backup thoroughly and turns it into a store that a coordinator may open.
 func bring(path string, o Options, change store.Edit) error {
 	b, err := openFile(path)
 	if err != nil {
@@ -131,7 +131,7 @@ func bring(path string, o Options, change store.Edit) error {
 	return errors.Join(err, b.Close())
 }
 
-// check has bbolt look at every page.
+// check lets bbolt verify every page.
 func check(b *bbolt.DB) error {
 	return b.View(func(t *bbolt.Tx) error {
 		if _, err := number(t, revisionKey); err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
-// migrate brings an older schema up to this program's: a copy is made first, then each migration runs in a transaction
-// that also raises the number, so that a crash leaves one schema or the next.
+// migrate brings an older schema up to this program's: it makes a copy first, then runs each migration in a transaction that
+// also raises the schema number, so that a crash leaves one schema or the next.
 func migrate(b *bbolt.DB, o Options, copyAside func(schema uint64) error) error {
 	schema, err := readNumber(b, schemaKey)
 	if err != nil {
@@ -67,7 +67,7 @@ func edit(b *bbolt.DB, schema uint64, change store.Edit) error {
 	})
 }
 
-// tx is a bbolt transaction as Edits see it.
+// tx presents a bbolt transaction to Edits.
 type tx struct {
 	tx       *bbolt.Tx
 	revision uint64
@@ -101,7 +101,7 @@ func (t *tx) apply(op store.Op) error {
 	return err
 }
 
-// copyAside keeps the file as it is, beside it. A copy that a crash left half done is not taken for one.
+// copyAside keeps a copy of the file beside it. A copy that a crash left incomplete never gets that name.
 func (db *DB) copyAside(path string, schema uint64) error {
 	to := fmt.Sprintf("%s.schema-%d", path, schema)
 	return durable.Write(to, func(f *os.File) error {

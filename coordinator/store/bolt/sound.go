@@ -8,8 +8,8 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// guarded runs what reads a file for the first time. bbolt believes what the pages of its file say: over one that was cut
-// short or overwritten it panics, or reads where there is no file.
+// guarded runs the first read of a file. bbolt trusts the pages of its file: if the file was truncated or overwritten, bbolt
+// panics or reads beyond the mapped file.
 func guarded(read func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -20,9 +20,9 @@ func guarded(read func() error) (err error) {
 	return read()
 }
 
-// sound reads all that the store holds, so that damage is known before anybody relies on it.
+// sound reads everything in the store, so that damage is found before anyone relies on it.
 func sound(b *bbolt.DB) error {
-	h := crc32.NewIEEE() // Its value is nobody's business; it touches every byte.
+	h := crc32.NewIEEE() // the sum is unused; computing it touches every byte
 	return b.View(func(t *bbolt.Tx) error {
 		return t.ForEach(func(_ []byte, bucket *bbolt.Bucket) error {
 			return bucket.ForEach(func(k, v []byte) error {

@@ -1,4 +1,4 @@
-// Package storetest is the contract of store.Store as tests: every engine passes them.
+// Package storetest is the contract of store.Store as tests that every engine must pass.
 package storetest
 
 import (
@@ -18,15 +18,15 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store"
 )
 
-// Engine is what the contract is tried on.
+// Engine is the implementation under test.
 type Engine struct {
-	// Open makes an empty store that is closed when the test ends.
+	// Open returns an empty store that is closed when the test ends.
 	Open func(t testing.TB) store.Store
-	// Restore makes a store from what Backup wrote.
+	// Restore returns a store with what Backup wrote.
 	Restore func(t testing.TB, r io.Reader) store.Store
 }
 
-// Run tries the whole contract.
+// Run tests the whole contract.
 func Run(t *testing.T, e Engine) {
 	for name, test := range map[string]func(*testing.T, Engine){
 		"GetPutDelete":         testGetPutDelete,
@@ -274,7 +274,7 @@ func testClose(t *testing.T, e Engine) {
 	}
 }
 
-// testCloseWhileWriting: transactions that are under way end, those after them are refused.
+// testCloseWhileWriting checks that transactions in flight finish and later ones are refused.
 func testCloseWhileWriting(t *testing.T, e Engine) {
 	s := e.Open(t)
 	var writers sync.WaitGroup
@@ -354,7 +354,7 @@ func testEmpty(t *testing.T, e Engine) {
 	}
 }
 
-// testModel does random transactions on the engine and on a map, and then watches them all from the beginning.
+// testModel runs random transactions on the engine and on a map, and then watches them all from the beginning.
 func testModel(t *testing.T, e Engine) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s, ctx := e.Open(t), t.Context()
@@ -422,12 +422,12 @@ func compareModel(t *rapid.T, what string, model map[string]store.Entry, list []
 	}
 }
 
-// replay watches everything from the first revision on, and answers what that leads to.
+// replay watches everything from the first revision on and returns the resulting entries.
 func replay(t *rapid.T, ctx context.Context, s store.Store, revision uint64) (list []store.Entry) {
 	if revision == 0 {
 		return nil
 	}
-	// The last write makes sure that there is a last event to see.
+	// This write makes sure that there is a last event to see.
 	if _, err := s.Txn(ctx, nil, []store.Op{store.Put("end", nil)}); err != nil {
 		t.Fatal(err)
 	}

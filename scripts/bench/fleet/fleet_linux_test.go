@@ -21,15 +21,15 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// fleetNodes names the environment variable that says how many nodes TestFleet has. `make bench` runs it with ten thousand.
+// fleetNodes names the environment variable with the number of nodes in TestFleet. `make bench` runs it with ten thousand.
 const fleetNodes = "REDOUBT_FLEET_NODES"
 
-// inOneProcess is how many nodes this process can have beside the coordinator: each is a file at both ends.
+// inOneProcess is how many nodes this process can run beside the coordinator: each needs a file descriptor at both ends.
 const inOneProcess = 4000
 
-// TestFleet has nodes join, leave, come back all at once without waiting for each other, and be told of policies, over real control
-// streams, with some who hardly read and some who do not. Each time every node ends with exactly what the pure function of the
-// directory says that it knows, and with the peers that the plan gives it.
+// TestFleet makes nodes join, leave, come back all at once without waiting for each other, and receive policies, over real
+// control streams; some nodes hardly read and some not at all. It checks each time that every node ends up with exactly what
+// the pure function of the directory gives it, and with the peers of the plan.
 func TestFleet(t *testing.T) {
 	size := usual
 	if text := os.Getenv(fleetNodes); text != "" {
@@ -48,10 +48,10 @@ func TestFleet(t *testing.T) {
 	r.apply(2, 1)
 	r.check("rules changed", nil)
 
-	r.all(order{Do: "renew"}) // of which most hear when they are back
+	r.all(order{Do: "renew"}) // most learn of it only once they are back
 	for round := range 2 {
 		r.all(order{Do: "drop"})
-		r.apply(3+round, 0) // while nobody is there
+		r.apply(3+round, 0) // while nobody is connected
 		r.all(order{Do: "attach"})
 		r.check("all back at once", nil)
 	}
@@ -69,8 +69,8 @@ func TestFleet(t *testing.T) {
 	r.slowReaders(10)
 }
 
-// slowReaders has every so many nodes one read a little of each change, the next one nothing: all others have each change, and
-// these the last as soon as they read.
+// slowReaders makes every nth node read only a little of each change, and the next one nothing. It checks that all others
+// receive each change, and that these receive the last one as soon as they read.
 func (r *rig) slowReaders(every int) {
 	r.t.Helper()
 	var slow, stuck []proto.NodeID
@@ -108,10 +108,10 @@ type rig struct {
 	net         *listener
 	hands       []hands
 	codes       map[int]string // by group
-	coming      []int          // groups of nodes that are to join
+	coming      []int          // groups of the nodes that will join next
 	ids         []proto.NodeID // in the order in which they joined
 	group       map[proto.NodeID]int
-	odd, common int // the group with a port of its own, and the port of the others
+	odd, common int // the group with a different port, and the port of the others
 	long        bool
 }
 
@@ -145,7 +145,8 @@ func newRig(t *testing.T, p plan) *rig {
 	return r
 }
 
-// listener has the system keep little of what nodes do not read, where it is told to: the coordinator has to wait for them then.
+// listener limits, while narrow is set, how much the system buffers for nodes that do not read, so that the coordinator has
+// to wait for them.
 type listener struct {
 	net.Listener
 	narrow atomic.Bool
@@ -159,7 +160,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// expect has nodes of a group join with the next that do.
+// expect adds nodes of a group to the next join.
 func (r *rig) expect(group, n int) {
 	r.t.Helper()
 	if r.codes[group] == "" {
@@ -205,7 +206,7 @@ func (r *rig) leave(id proto.NodeID) {
 
 func (r *rig) all(q order) []report { return r.each(func(int) order { return q }) }
 
-// each gives all hands an order at once.
+// each gives all hands an order, all at once.
 func (r *rig) each(what func(i int) order) []report {
 	r.t.Helper()
 	out := make([]report, len(r.hands))
@@ -226,7 +227,7 @@ func (r *rig) apply(port, odd int) {
 	r.t.Helper()
 	r.common, r.odd = port, odd
 	source := r.policy(port, odd)
-	if r.long { // a change is some kilobytes, as far as the policy stays within what a policy may have
+	if r.long { // a change of some kilobytes, as far as the size limit of policies allows
 		var more strings.Builder
 		for i := range min(200, 60_000/strings.Count(source, "]},\n")) {
 			fmt.Fprintf(&more, `, "udp:%d"`, 2*i+port)
@@ -238,7 +239,7 @@ func (r *rig) apply(port, odd int) {
 	}
 }
 
-// laggards are the nodes that do not enforce what they should after a while.
+// laggards returns the nodes that still do not enforce what they should after a while.
 func (r *rig) laggards(wait time.Duration) []string {
 	r.t.Helper()
 	st, err := r.co.Admin().PolicyStatus(r.t.Context(), &redoubtv1.PolicyStatusRequest{WaitMs: uint64(wait / time.Millisecond)})
@@ -255,12 +256,12 @@ func (r *rig) laggards(wait time.Duration) []string {
 // patience is how long nodes may take, on any machine.
 const patience = 3 * time.Minute
 
-// check waits until the coordinator takes every node for current, but those who do not read, and looks at what they have.
+// check waits until the coordinator considers every node current, except those that do not read, and compares what they have.
 func (r *rig) check(when string, behind map[proto.NodeID]bool) {
 	r.t.Helper()
 	wait := patience
 	if len(behind) > 0 {
-		wait = 50 * time.Millisecond // these never come
+		wait = 50 * time.Millisecond // these never become current
 	}
 	for begin := time.Now(); ; {
 		late := slices.DeleteFunc(r.laggards(wait), func(id string) bool {
@@ -289,7 +290,7 @@ func (r *rig) check(when string, behind map[proto.NodeID]bool) {
 	}
 }
 
-// snapshot is what each node knows of the mesh by the directory alone, each netmap made for itself.
+// snapshot returns what each node should know according to the directory alone, computing each netmap separately.
 func (r *rig) snapshot() map[proto.NodeID][sha256.Size]byte {
 	source := r.co.Admin().Hub.Source()
 	ids := slices.Collect(source.Snapshot.All())
@@ -311,7 +312,7 @@ func (r *rig) snapshot() map[proto.NodeID][sha256.Size]byte {
 	return out
 }
 
-// plans compares what the directory says with the plan: peers are those of the group, and the rule is about its port.
+// plans compares the directory with the plan: peers are the members of the group, and the rule names its port.
 func (r *rig) plans(when string) {
 	r.t.Helper()
 	source := r.co.Admin().Hub.Source()

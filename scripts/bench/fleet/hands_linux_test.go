@@ -23,12 +23,12 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// order is what a rig tells a part of its nodes, and report what comes back.
+// order is what a rig tells some of its nodes to do; report is the response.
 type order struct {
 	Do    string   // join, renew, drop, attach, slow, give, free, leave, sums
-	Codes []string // join: one for each node
+	Codes []string // join: one per node
 	Nodes []mesh.NodeID
-	Bytes int // give: how many the slow ones may read
+	Bytes int // give: how many bytes the slow nodes may read
 }
 
 type report struct {
@@ -37,7 +37,7 @@ type report struct {
 	Sums []sum
 }
 
-// sum stands for what a node knows of the mesh, its version apart.
+// sum is a digest of what a node knows about the mesh, without the version.
 type sum struct {
 	ID  mesh.NodeID
 	Sum [sha256.Size]byte
@@ -53,20 +53,20 @@ func sumOf(nm *mesh.Netmap) (out [sha256.Size]byte) {
 	for _, part := range wire.FromNetmap(&same) {
 		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(part)
 		if err != nil {
-			panic(err) // it is made of what was sent
+			panic(err) // it was made from what was sent
 		}
 		_ = json.NewEncoder(h).Encode(b)
 	}
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// hands move nodes, in this process or in another one: a process may have too few files for all of them.
+// hands run nodes, in this process or another: one process may have too few file descriptors for all of them.
 type hands interface {
 	do(order) report
 	close() error
 }
 
-// own are the hands of this process.
+// own are the hands in this process.
 type own struct {
 	crowd crowd
 	taps  map[mesh.NodeID]*tap
@@ -91,7 +91,7 @@ func (o *own) do(q order) (a report) {
 		}
 	case "give":
 		for _, id := range q.Nodes {
-			if t := o.taps[id]; t != nil { // else it is another's
+			if t := o.taps[id]; t != nil { // otherwise it belongs to another process
 				t.let(q.Bytes)
 			}
 		}
@@ -133,7 +133,7 @@ func (o *own) named(ids []mesh.NodeID) crowd {
 	return out
 }
 
-// slow has a node come back on a connection of which it reads only what it is let.
+// slow makes a node reconnect on a connection of which it reads only as much as it is allowed.
 func (o *own) slow(n *node) {
 	t := newTap()
 	if o.taps == nil {
@@ -148,7 +148,7 @@ func (o *own) slow(n *node) {
 		if err != nil {
 			return nil, err
 		}
-		// What it does not read shall not wait in the system either.
+		// What it does not read must not be buffered by the system either.
 		if err := c.(*counted).Conn.(*net.TCPConn).SetReadBuffer(4096); err != nil {
 			return nil, errors.Join(err, c.Close())
 		}
@@ -164,7 +164,7 @@ func (o *own) slow(n *node) {
 	t.shut()
 }
 
-// tap lets as many bytes through as it is told, and all while it is open.
+// tap lets as many bytes through as it is told, and everything while it is open.
 type tap struct {
 	mu      sync.Mutex
 	turned  chan struct{} // closed when more may pass
@@ -192,7 +192,7 @@ func (t *tap) turn(f func()) {
 	t.turned = make(chan struct{})
 }
 
-// take says how many of n bytes may pass; where none may, when to ask again.
+// take returns how many of n bytes may pass and, if none may, a channel that is closed when to ask again.
 func (t *tap) take(n int) (int, <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -231,7 +231,7 @@ func (c *tapped) Close() error {
 	return c.Conn.Close()
 }
 
-// handsOf are what this process is where it was started to be hands: it does what it reads until there is no more to read.
+// handsOf runs the hands in a process started for that: it executes the orders that it reads until there are no more.
 func handsOf(in io.Reader, out io.Writer) error {
 	o := &own{}
 	lines := bufio.NewScanner(in)
@@ -248,10 +248,10 @@ func handsOf(in io.Reader, out io.Writer) error {
 	return errors.Join(lines.Err(), o.close())
 }
 
-// beHands is set in the environment of a test program that is to be hands.
+// beHands is set in the environment of a test program that should run hands.
 const beHands = "REDOUBT_FLEET_HANDS"
 
-// others are the hands of another process.
+// others are the hands in another process.
 type others struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser

@@ -9,7 +9,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// measureLocks takes the trust in one node after the other away, by lock and by revocation, while so many nodes that all know of
+// measureLocks withdraws the trust in one node after the other, by lock and by revocation, while so many nodes that all know
 // it stay attached, and prints how long it took from the command to the last acknowledgement.
 func measureLocks(ctx context.Context, bin, metrics string, nodes, rounds int) error {
 	dir, err := os.MkdirTemp("", "fleet")
@@ -17,7 +17,7 @@ func measureLocks(ctx context.Context, bin, metrics string, nodes, rounds int) e
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	// Those that are locked come on top; the last group of the plan knows of none of them.
+	// The nodes that lose trust are additional; the last group of the plan knows none of them.
 	f, err := start(ctx, bin, metrics, dir, plan{nodes: nodes + 2*rounds + last, group: nodes + 2*rounds})
 	if err != nil {
 		return err
@@ -73,7 +73,7 @@ func (f *fleet) locks(ctx context.Context, nodes, rounds int) error {
 			if int(a.GetHolders()) < nodes {
 				return fmt.Errorf("%s: %d nodes knew of it, want at least %d", kind.name, a.GetHolders(), nodes)
 			}
-			if a.GetEnforced() != a.GetHolders() { // the time is that of giving up, not of the last
+			if a.GetEnforced() != a.GetHolders() { // the time is that of giving up, not of the last node
 				progress("%s: %d of %d nodes enforce it after %d ms", kind.name, a.GetEnforced(), a.GetHolders(), a.GetEnforcedUs()/1000)
 			}
 			times = append(times, float64(a.GetEnforcedUs())/1000)
@@ -87,7 +87,7 @@ func (f *fleet) locks(ctx context.Context, nodes, rounds int) error {
 	return nil
 }
 
-// targets are nodes of the group in which all know of each other.
+// targets returns the ids of n nodes of the group in which all know each other.
 func (f *fleet) targets(ctx context.Context, n int) (ids []string, err error) {
 	a, err := f.admin.ListNodes(ctx, &redoubtv1.ListNodesRequest{})
 	if err != nil {

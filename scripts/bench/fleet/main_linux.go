@@ -75,7 +75,7 @@ func check(err error) {
 	}
 }
 
-// fleet is a coordinator and the nodes.
+// fleet is a coordinator and its nodes.
 type fleet struct {
 	plan
 	admin   redoubtv1connect.AdminServiceClient
@@ -83,7 +83,7 @@ type fleet struct {
 	workers []*process
 }
 
-// process is a worker.
+// process is a worker process.
 type process struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
@@ -107,7 +107,7 @@ func (p *process) ask(c command) (answer, error) {
 // workers is how many processes share the nodes.
 const workers = 2
 
-// all asks every worker at once; each gets its own command.
+// all sends every worker its command, all at once.
 func (f *fleet) all(each func(i int) command) ([]answer, error) {
 	answers, errs := make([]answer, len(f.workers)), make([]error, len(f.workers))
 	var wait sync.WaitGroup
@@ -189,7 +189,7 @@ func (f *fleet) close() error {
 	return errors.Join(append(errs, f.serve.Process.Signal(syscall.SIGTERM), f.serve.Wait())...)
 }
 
-// settled waits until every node has acknowledged what it should.
+// settled waits until every node has acknowledged what it should enforce.
 func (f *fleet) settled(ctx context.Context) error {
 	st, err := f.admin.PolicyStatus(ctx, &redoubtv1.PolicyStatusRequest{WaitMs: 120_000})
 	if err == nil && len(st.GetLaggards()) > 0 {
@@ -198,7 +198,7 @@ func (f *fleet) settled(ctx context.Context) error {
 	return err
 }
 
-// cpu is the CPU time that the coordinator has taken, in seconds.
+// cpu returns the coordinator's CPU time so far, in seconds.
 func (f *fleet) cpu() float64 {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", f.serve.Process.Pid))
 	if err != nil {
@@ -211,7 +211,7 @@ func (f *fleet) cpu() float64 {
 	return (user + system) / 100 // USER_HZ
 }
 
-// rss is the coordinator's resident memory, in KB.
+// rss returns the coordinator's resident memory, in KB.
 func (f *fleet) rss() float64 {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", f.serve.Process.Pid))
 	if err != nil {

@@ -11,17 +11,18 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// plan is a mesh: groups of nodes that see each other, the last of which has eleven nodes, so that a change of one touches ten.
+// plan describes a mesh: groups of nodes that see each other. The last group has eleven nodes, so that a change of one of
+// them affects ten others.
 type plan struct {
 	nodes, group int
 }
 
 const last = 11
 
-// calm is how long after the joins the coordinator is idle.
+// calm is how long after the joins the coordinator counts as idle.
 const calm = 15 * time.Second
 
-// groups are the sizes of the groups.
+// groups returns the sizes of the groups.
 func (p plan) groups() (sizes []int) {
 	for left := p.nodes - last; left > 0; left -= p.group {
 		sizes = append(sizes, min(left, p.group))
@@ -29,7 +30,7 @@ func (p plan) groups() (sizes []int) {
 	return append(sizes, last)
 }
 
-// policy lets each group reach itself, on a port; one of the groups, or none (-1), on another one.
+// policy lets each group reach itself on a port; group odd uses another port (-1: no group does).
 func (p plan) policy(port, odd int) string {
 	var owners, grants strings.Builder
 	for i := range p.groups() {
@@ -43,7 +44,7 @@ func (p plan) policy(port, odd int) string {
 	return "{\"tagOwners\": {" + owners.String() + "},\n\"grants\": [\n" + grants.String() + "]}"
 }
 
-// codes are join codes for all nodes, for each worker its own.
+// codes returns the join codes of all nodes, by worker.
 func (f *fleet) codes(ctx context.Context) ([workers][]string, error) {
 	var out [workers][]string
 	i := 0
@@ -90,10 +91,10 @@ func measure(ctx context.Context, bin, metrics string, p plan, rounds int, idle,
 	return err
 }
 
-// Of 10,000 nodes that renew within half an hour, so many do in a second.
+// renewRate is how many renewals 10,000 nodes need per second to renew within half an hour.
 const renewRate = 10_000 / (30. * 60)
 
-// renewals has nodes renew at that rate. Only the first of a node's renewals is measured: it takes what all others take.
+// renewals makes nodes renew at that rate. It measures only a node's first renewal: all others cost the same.
 func (f *fleet) renewals(ctx context.Context, r *result, idle, during time.Duration) error {
 	if err := f.joined(ctx, r, idle); err != nil {
 		return err
@@ -104,7 +105,7 @@ func (f *fleet) renewals(ctx context.Context, r *result, idle, during time.Durat
 	if _, err := f.all(func(int) command { return command{Do: "renew", Count: r.renewed / workers, Over: over} }); err != nil {
 		return err
 	}
-	// Those who are told later are told within a minute.
+	// Peers that need not learn of it at once do so within a minute.
 	if err := pause(ctx, 65*time.Second); err != nil {
 		return err
 	}
@@ -118,14 +119,14 @@ func (f *fleet) renewals(ctx context.Context, r *result, idle, during time.Durat
 
 type result struct {
 	plan
-	join, rss, idle float64 // seconds, KB, of a core
+	join, rss, idle float64 // CPU seconds each; KB per node; fraction of a core
 	back, backCPU   float64
 	all, ten, rule  change
 	renewed         int
 	renewCPU        float64 // seconds each
 }
 
-// change is what changes of a kind took, in milliseconds, seconds of CPU each and bytes.
+// change is the cost of one kind of change: milliseconds, CPU seconds each, and bytes.
 type change struct {
 	lasts, times []float64
 	cpu          float64
@@ -167,7 +168,7 @@ func (f *fleet) run(ctx context.Context, r *result, rounds int, idle time.Durati
 	return f.storm(ctx, r)
 }
 
-// joined has all nodes join, and looks at the coordinator when they have.
+// joined makes all nodes join, and measures the coordinator afterwards.
 func (f *fleet) joined(ctx context.Context, r *result, idle time.Duration) error {
 	if err := f.apply(ctx, 1, -1); err != nil {
 		return err
@@ -185,7 +186,7 @@ func (f *fleet) joined(ctx context.Context, r *result, idle time.Duration) error
 	}
 	r.join = (f.cpu() - before) / float64(f.nodes)
 	progress("%d nodes joined, %.2f CPU-ms each, RSS %.0f MB", f.nodes, 1e3*r.join, f.rss()/1e3)
-	// What counts is what the process occupies some time after the joins, not what it has in use.
+	// The memory that counts is what the process occupies some time after the joins, not its peak use.
 	if err := pause(ctx, calm); err != nil {
 		return err
 	}
@@ -200,7 +201,7 @@ func (f *fleet) joined(ctx context.Context, r *result, idle time.Duration) error
 }
 
 func (f *fleet) changes(ctx context.Context, r *result, rounds int) (err error) {
-	// Every rule gets another port; then one of them, which touches the nodes of one group; then a node says where it is.
+	// Every rule gets another port; then one rule, which affects the nodes of one group; then one node reports an endpoint.
 	r.all, err = f.repeat(ctx, rounds, f.nodes, func(i int) error { return f.apply(ctx, 10+i, -1) })
 	if err != nil {
 		return err
@@ -220,7 +221,7 @@ func (f *fleet) changes(ctx context.Context, r *result, rounds int) (err error) 
 	return err
 }
 
-// repeat makes a change some times, and waits each time until all whom it touches have it.
+// repeat makes a change several times, and waits each time until all nodes that it affects have received it.
 func (f *fleet) repeat(ctx context.Context, rounds, touches int, once func(i int) error) (c change, err error) {
 	before := f.cpu()
 	for i := range rounds {
@@ -277,7 +278,7 @@ func (f *fleet) note(c *change, begin time.Time) error {
 	return err
 }
 
-// storm drops all streams and has all nodes come back at the same moment.
+// storm drops all streams and makes all nodes reconnect at the same moment.
 func (f *fleet) storm(ctx context.Context, r *result) error {
 	if _, err := f.do("drop"); err != nil {
 		return err

@@ -2,5 +2,5 @@
 
 package main
 
-// usual is how many nodes TestFleet has where nothing else is said.
+// usual is the default number of nodes in TestFleet.
 const usual = 1000

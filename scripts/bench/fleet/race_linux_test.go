@@ -2,5 +2,5 @@
 
 package main
 
-// usual is how many nodes TestFleet has with the race detector, which makes handshakes many times as dear.
+// usual is the default number of nodes in TestFleet with the race detector, which makes handshakes many times as expensive.
 const usual = 150

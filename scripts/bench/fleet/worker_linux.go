@@ -26,21 +26,21 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// command is what a worker is asked.
+// command is a request to a worker.
 type command struct {
 	Do    string   // join, drop, attach, mark, collect, report, renew
-	Codes []string // join: one for each node
-	Node  int      // report: which one, and where it says that it is
+	Codes []string // join: one per node
+	Node  int      // report: which node, and the port of the endpoint that it reports
 	Port  uint16
 	Count int           // renew: how many nodes, one after the other
-	Over  time.Duration // renew: in how long
+	Over  time.Duration // renew: over what time
 }
 
-// answer is what a worker says when that is done.
+// answer is a worker's response when the command is done.
 type answer struct {
 	Err     string
-	Touched []touched // collect: the nodes that got anything since mark
-	Silent  int64     // bytes that all others got
+	Touched []touched // collect: the nodes that received any update since mark
+	Silent  int64     // bytes received by all others
 }
 
 type touched struct {
@@ -48,7 +48,7 @@ type touched struct {
 	Bytes int64
 }
 
-// atOnce is how many machines of a worker join at a time.
+// atOnce is how many machines of a worker join concurrently.
 const atOnce = 32
 
 // node is a machine without a data path.
@@ -57,17 +57,17 @@ type node struct {
 	key    key.NodePrivate
 	code   join.Code
 	self   *identity.Self
-	held   *control.Held // from the enrolment until it attaches
+	held   *control.Held // from enrolment until it attaches
 	client atomic.Pointer[control.Client]
 
-	bytes atomic.Int64 // that came since mark
+	bytes atomic.Int64 // received since mark
 
 	mu     sync.Mutex
-	netmap *proto.Netmap // nil before the first; never changed
-	light  bool          // netmap has some of the peers only, see heavy
-	opened chan struct{} // closed when the next stream is open; nil: it was
-	done   chan error    // gets the result of a renewal
-	at     int64         // when the last update came since mark, in Unix nanoseconds; 0: none did
+	netmap *proto.Netmap // nil before the first; immutable
+	light  bool          // netmap has only some of the peers, see heavy
+	opened chan struct{} // closed when the next stream opens; nil if it has
+	done   chan error    // receives the result of a renewal
+	at     int64         // when the last update since mark arrived, in Unix nanoseconds; 0: none did
 }
 
 func worker(in io.Reader, out io.Writer) error {
@@ -172,7 +172,7 @@ func (n *node) config() control.Config {
 	}
 }
 
-// counted counts what comes.
+// counted counts received bytes.
 type counted struct {
 	net.Conn
 	n *node
@@ -192,12 +192,12 @@ func (n *node) dial(ctx context.Context, network, address string) (net.Conn, err
 	return &counted{c, n}, nil
 }
 
-// emit is the machine that takes all it is told.
+// emit handles the client's events and accepts everything.
 func (n *node) emit(_ context.Context, e machine.Event) {
 	switch e := e.(type) {
 	case machine.Connected:
 		n.mu.Lock()
-		if n.opened != nil && n.netmap != nil { // it resumes, and may be told nothing
+		if n.opened != nil && n.netmap != nil { // it resumes, and may receive nothing
 			close(n.opened)
 			n.opened = nil
 		}
@@ -207,7 +207,7 @@ func (n *node) emit(_ context.Context, e machine.Event) {
 	case machine.Change:
 		nm, err := n.apply(e.Delta)
 		if err != nil {
-			fmt.Fprintln(os.Stderr, "node:", err) // and acknowledges it never, which ends the measurement
+			fmt.Fprintln(os.Stderr, "node:", err) // never acknowledged, which ends the measurement
 			return
 		}
 		n.enforce(nm)
@@ -220,14 +220,14 @@ func (n *node) emit(_ context.Context, e machine.Event) {
 	case machine.Trouble:
 		fmt.Fprintln(os.Stderr, "node:", e.Reason)
 	case machine.Refused:
-		if e.Kind == machine.RefusedForNow { // the others are what is measured
+		if e.Kind == machine.RefusedForNow { // other refusals are what is measured
 			fmt.Fprintln(os.Stderr, "node refused:", e.Message)
 		}
 	}
 }
 
-// heavy is how many peers a node keeps all of. Of ten thousand nodes that all see each other no machine holds all netmaps: such a node
-// keeps some peers, and takes deltas by their versions alone.
+// heavy is the most peers that a node keeps in full. With ten thousand nodes that all see each other, no machine can hold all
+// netmaps: such a node keeps some of the peers and accepts deltas by version alone.
 const heavy = 1000
 
 func (n *node) apply(d *proto.Delta) (*proto.Netmap, error) {
@@ -245,10 +245,10 @@ func (n *node) apply(d *proto.Delta) (*proto.Netmap, error) {
 	return &next, nil
 }
 
-// talking is how many of its peers a node says that it speaks with.
+// talking is how many of its peers a node claims to talk with.
 const talking = 3
 
-// renew has nodes renew, evenly spread over some time.
+// renew makes count nodes renew, evenly spread over a period.
 func (w *crowd) renew(count int, over time.Duration) error {
 	tick := time.NewTicker(over / time.Duration(count))
 	defer tick.Stop()
@@ -278,7 +278,7 @@ func (n *node) renew() error {
 	return <-n.done
 }
 
-// knows is the node's netmap.
+// knows returns the node's netmap.
 func (n *node) knows() *proto.Netmap {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -300,7 +300,7 @@ func (n *node) enforce(nm *proto.Netmap) {
 	}
 }
 
-// ack acknowledges what the node enforces. Called with the lock held: the version that is said last is the one that counts.
+// ack acknowledges what the node enforces. The caller holds n.mu, because the last version sent is the one that counts.
 func (n *node) ack() {
 	if c := n.client.Load(); c != nil {
 		c.Ack(n.netmap.Version)
@@ -324,7 +324,7 @@ func (w *crowd) attach(nodes []*node) {
 	}
 }
 
-// again acknowledges what came before there was a client to say it.
+// again acknowledges what arrived before there was a client to acknowledge it with.
 func (n *node) again() {
 	n.mu.Lock()
 	defer n.mu.Unlock()

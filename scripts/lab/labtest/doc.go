@@ -1,6 +1,5 @@
-// Package labtest gives tests a [lab.World]. What they need of the system is checked once: where network namespaces
-// cannot be had, tests are skipped with the reason and the way to run them, or fail where REDOUBT_REQUIRE_ROOT=1 asks for
-// that, as continuous integration does.
+// Package labtest gives tests a [lab.World]. It checks once what tests need from the system: without network namespaces,
+// tests are skipped with the reason and the way to run them, or fail if REDOUBT_REQUIRE_ROOT=1, as in continuous integration.
 //
 //	func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
 //

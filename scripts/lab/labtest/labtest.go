@@ -10,17 +10,17 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
-// refused is why there are no worlds here; Main sets it before any test runs.
+// refused is why worlds cannot be created here; Main sets it before any test runs.
 var refused error
 
-// Main runs the tests, in a user namespace if it takes that.
+// Main runs the tests, in a user namespace if necessary.
 func Main(m *testing.M) int {
 	refused = lab.Enter()
 	return m.Run()
 }
 
-// World makes a world and closes it when the test is over. Where that is not possible the test is skipped by name, or
-// fails where REDOUBT_REQUIRE_ROOT=1.
+// World creates a world and closes it when the test ends. If that is impossible, the test is skipped, or fails if
+// REDOUBT_REQUIRE_ROOT=1.
 func World(t testing.TB) *lab.World {
 	t.Helper()
 	Need(t)
@@ -36,19 +36,19 @@ func World(t testing.TB) *lab.World {
 	return w
 }
 
-// Need ends a test for which there can be no worlds, in the same way.
+// Need skips or fails a test in the same way if worlds cannot be created.
 func Need(t testing.TB) {
 	t.Helper()
 	need(t, refused)
 }
 
-// TUN sees to it that the test may open tunnel devices, in the same way.
+// TUN does the same if the test may not open tunnel devices.
 func TUN(t testing.TB) {
 	t.Helper()
 	need(t, lab.TUN())
 }
 
-// Users sees to it that the test may run programs as other users, in the same way.
+// Users does the same if the test may not run programs as other users.
 func Users(t testing.TB) {
 	t.Helper()
 	if lab.Entered() {
@@ -56,13 +56,13 @@ func Users(t testing.TB) {
 	}
 }
 
-// Installed sees to it that a program is there that the test runs, in the same way: missing says which one is not.
+// Installed does the same if a program that the test needs is not installed: missing names it.
 func Installed(t testing.TB, missing error) {
 	t.Helper()
 	need(t, missing)
 }
 
-// need ends a test that cannot run here. Which one and why is always said.
+// need skips or fails a test that cannot run here, naming the test and the reason.
 func need(t testing.TB, refused error) {
 	t.Helper()
 	if refused == nil {

@@ -16,7 +16,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/scripts/lab"
 )
 
-// Miniupnpd makes a NAT a router that opens ports, by the program that many routers have. protocols are lines of its settings.
+// Miniupnpd turns a NAT into a router that opens ports, with the program that many routers use. protocols are lines of its
+// configuration.
 func Miniupnpd(t testing.TB, nat *lab.NAT, protocols string) *lab.Process {
 	t.Helper()
 	if _, err := exec.LookPath("miniupnpd"); err != nil {
@@ -54,11 +55,11 @@ func Miniupnpd(t testing.TB, nat *lab.NAT, protocols string) *lab.Process {
 	return p
 }
 
-// PublicAddr is what such a router says that its outside address is. Its own is private, as all are here, and it would not open
-// a port of that.
+// PublicAddr is the outside address that such a router reports. Its real one is private, as all are here, and it would not
+// open ports on that.
 var PublicAddr = netip.MustParseAddr("45.67.89.10")
 
-// chains are those that miniupnpd puts its rules in. Those for IPv6 are where the NAT has its own, which come after them.
+// chains creates the chains that miniupnpd adds rules to. Those for IPv6 are in the NAT's own table, before its rules.
 func chains(v6 bool) error {
 	c, err := nftables.New()
 	if err != nil {
