@@ -17,7 +17,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// application is a policy on its way into force.
+// application is a policy being applied.
 type application struct {
 	name    string // of the file, for messages
 	request *redoubtv1.ApplyPolicyRequest
@@ -49,7 +49,8 @@ policy in the meantime; then the current policy stays in force.`,
 	return cmd
 }
 
-// refuse says what is wrong with what is no text, as the coordinator would if it could be sent that.
+// refuse reports what is wrong with src, which is not valid UTF-8 and so cannot be sent to the coordinator, the way the
+// coordinator would.
 func (p *program) refuse(name string, src []byte) error {
 	_, found := acl.Check(name, src, time.Now())
 	if p.json {
@@ -90,7 +91,8 @@ func versionNumber(text string) (uint64, error) {
 	return n, nil
 }
 
-// apply tries first, says what would change, and then applies on the condition that it was compared with what is in force.
+// apply does a dry run, prints what would change, and then applies the policy on condition that the policy in force is still the
+// one it was compared with.
 func (p *program) apply(cmd *cobra.Command, a *application) error {
 	if cmd.Flags().Changed("expect") {
 		a.request.Expect = &a.expect
@@ -146,7 +148,7 @@ func (p *program) try(ctx context.Context, a *application) (*redoubtv1.ApplyPoli
 	return nil, p.explain(err)
 }
 
-// impact is what a policy changes, as JSON shows it.
+// impact is the effect of a policy, as JSON shows it.
 type impact struct {
 	Base    uint64   `json:"base"`
 	Nodes   uint32   `json:"nodes"`
@@ -170,7 +172,7 @@ func impactOf(m *redoubtv1.PolicyImpact) impact {
 	return out
 }
 
-// impact prints what a policy from a file changes.
+// impact prints the effect of the policy in file.
 func (p *program) impact(file string, m *redoubtv1.PolicyImpact) {
 	if m.GetSameText() {
 		return
@@ -284,7 +286,7 @@ func (p *program) policyHistory() *cobra.Command {
 	return cmd
 }
 
-// unable is a node that cannot enforce what the policy gives it, as JSON shows it.
+// unable is a node that cannot enforce its part of the policy, as JSON shows it.
 type unable struct {
 	ID      string   `json:"id"`
 	Name    string   `json:"name"`

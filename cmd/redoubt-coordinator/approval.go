@@ -10,7 +10,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// verdict is what an administrator said of a machine, as JSON shows it.
+// verdict is an administrator's decision about a machine, as JSON shows it.
 type verdict struct {
 	Verdict string `json:"verdict"` // approved or denied
 	At      string `json:"at"`
@@ -25,7 +25,7 @@ func verdictOf(v *redoubtv1.Verdict) *verdict {
 	return &verdict{map[bool]string{false: "approved", true: "denied"}[v.GetDenied()], stamp(v.GetAt()), v.GetBy(), v.GetReason()}
 }
 
-// candidate is a machine that waits for an approval, as JSON shows it.
+// candidate is a machine that is waiting for approval, as JSON shows it.
 type candidate struct {
 	Code         string   `json:"code"`
 	Name         string   `json:"name"`
@@ -57,7 +57,7 @@ func candidatesOf(list []*redoubtv1.Candidate) []candidate {
 	return out
 }
 
-// candidates prints the machines that wait for an approval, or were given one and have not come back.
+// candidates prints the machines that are waiting for approval, or that were approved or denied and have not come back yet.
 func (p *program) candidates(list []*redoubtv1.Candidate) {
 	var rows [][]string
 	for _, c := range list {
@@ -75,7 +75,7 @@ func (p *program) candidates(list []*redoubtv1.Candidate) {
 	fmt.Fprintln(p.err, "# machines that want to join: `node approve CODE` or `node deny CODE`")
 }
 
-// withheld prints the nodes that get no other certificate as things are.
+// withheld prints the nodes that will get no further certificate as things stand, and reports whether there are any.
 func (p *program) withheld(nodes []*redoubtv1.Node) (some bool) {
 	var rows [][]string
 	for _, n := range nodes {
@@ -189,7 +189,7 @@ func (p *program) nodeJudge(use, short, long string, do func(ctx context.Context
 	return cmd
 }
 
-// approval says what an administrator said of a node's machine; empty for nothing.
+// approval describes the administrator's decision about a node's machine; it is empty if there is none.
 func approval(n *redoubtv1.Node) string {
 	v := verdictOf(n.GetVerdict())
 	if v == nil {
@@ -202,13 +202,13 @@ func approval(n *redoubtv1.Node) string {
 	return text
 }
 
-// unadmitted is a node that a policy asks for more than it has, as JSON shows it.
+// unadmitted is a node that does not meet the admission requirements of a policy, as JSON shows it.
 type unadmitted struct {
 	Node  string `json:"node"`
 	ID    string `json:"id"`
 	Lacks string `json:"lacks"`
-	Until string `json:"until"` // when its certificate ends
-	New   bool   `json:"isNew"` // the policy in force does not ask for that
+	Until string `json:"until"` // when its certificate expires
+	New   bool   `json:"isNew"` // the policy in force does not require it
 }
 
 func unadmittedOf(m *redoubtv1.PolicyImpact) []unadmitted {
@@ -219,7 +219,7 @@ func unadmittedOf(m *redoubtv1.PolicyImpact) []unadmitted {
 	return out
 }
 
-// unadmitted prints the nodes that a policy asks for more than they have.
+// unadmitted prints the nodes that do not meet the admission requirements of a policy.
 func (p *program) unadmitted(m *redoubtv1.PolicyImpact) {
 	if m.GetUnadmitted() == 0 {
 		return

@@ -8,7 +8,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// attested is what a node's machine proved of itself, as JSON shows it.
+// attested is what a node's machine has proved about itself, as JSON shows it.
 type attested struct {
 	Level     string   `json:"level"`
 	Highest   string   `json:"highest"`
@@ -29,7 +29,7 @@ func attestedOf(n *redoubtv1.Node) attested {
 	}
 }
 
-// attestation prints what a machine proved, where it is more than a join token.
+// attestation prints what a machine has proved, if that is more than a join token.
 func (p *program) attestation(n *redoubtv1.Node) {
 	a := n.GetAttested()
 	if a.GetKind() == "token" && a.GetHighest() == a.GetLevel() {

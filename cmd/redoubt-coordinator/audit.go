@@ -107,7 +107,7 @@ func auditRow(r *redoubtv1.AuditRecord) []string {
 	}
 }
 
-// called is what a person calls the subject of a record.
+// called returns the name by which a person knows the subject of a record.
 func called(r *redoubtv1.AuditRecord) string {
 	switch {
 	case r.GetName() != "":
@@ -118,7 +118,7 @@ func called(r *redoubtv1.AuditRecord) string {
 	return r.GetSubject()
 }
 
-// whence is from where something was asked for. That of administrators goes without saying: there is one place.
+// whence returns where a request came from. It is empty for administrators, who can only use the admin socket.
 func whence(r *redoubtv1.AuditRecord) string {
 	if r.GetFrom() == "admin socket" {
 		return ""
@@ -126,7 +126,7 @@ func whence(r *redoubtv1.AuditRecord) string {
 	return r.GetFrom()
 }
 
-// moment reads a time, or how long ago it was, in Unix seconds; 0 for none.
+// moment parses a time, or a duration before now, into Unix seconds; it returns 0 if s is empty.
 func moment(s string, now time.Time) (int64, error) {
 	if s == "" {
 		return 0, nil
@@ -152,7 +152,7 @@ func (p *program) auditExport() *cobra.Command {
 				return err
 			})
 			if q.GetFollow() && cmd.Context().Err() != nil {
-				err = nil // it follows until somebody ends it
+				err = nil // following ends only when the user stops it
 			}
 			return err
 		},
@@ -162,8 +162,8 @@ func (p *program) auditExport() *cobra.Command {
 	return cmd
 }
 
-// records asks for the lines of the log. What else the coordinator says of it, checkpoints and how many records it knows of, comes
-// before the first line.
+// records fetches the lines of the log and calls each for every line. The first message, which also carries the checkpoints and
+// the number of records the coordinator knows of, is passed to begin before its lines.
 func (p *program) records(cmd *cobra.Command, q *redoubtv1.ExportAuditRequest, begin func(*redoubtv1.ExportAuditResponse) error, each func([]byte) error) error {
 	stream, err := p.client().ExportAudit(cmd.Context(), q)
 	if err != nil {
@@ -246,7 +246,7 @@ the log must also contain the record that a checkpoint stored elsewhere names;
 	return cmd
 }
 
-// verified tells the result.
+// verified prints the result.
 func (p *program) verified(v *verification, err error) error {
 	if err != nil && !errors.Is(err, audit.ErrBroken) {
 		return err
@@ -278,13 +278,13 @@ func (p *program) verified(v *verification, err error) error {
 	return nil
 }
 
-// verification checks a log.
+// verification is the check of an audit log.
 type verification struct {
 	chain audit.Chain
 	seals []audit.Checkpoint
-	key   ed25519.PublicKey // nil: those that the log names
-	keys  []string          // that the log names
-	last  *uint64           // how many records there must be, where that is known
+	key   ed25519.PublicKey // nil: any key that the log names
+	keys  []string          // named by the log
+	last  *uint64           // the expected number of records; nil if unknown
 }
 
 // trust sets the key that checkpoints must be signed with.
@@ -355,7 +355,7 @@ func (v *verification) file(name string) error {
 	}
 }
 
-// coordinator checks the log of the coordinator that runs, with all checkpoints that it keeps.
+// coordinator checks the log of the running coordinator against all checkpoints that it keeps.
 func (v *verification) coordinator(p *program, cmd *cobra.Command) error {
 	return p.records(cmd, &redoubtv1.ExportAuditRequest{}, func(m *redoubtv1.ExportAuditResponse) error {
 		last := m.GetLast()
@@ -369,7 +369,7 @@ func (v *verification) coordinator(p *program, cmd *cobra.Command) error {
 	}, v.add)
 }
 
-// end checks what can be said only when all records were there.
+// end makes the checks that need the complete log.
 func (v *verification) end() error {
 	if v.last != nil {
 		if err := v.chain.Ends(*v.last); err != nil {

@@ -61,7 +61,7 @@ func TestAuditCommands(t *testing.T) {
 		t.Error(out)
 	}
 
-	// What is kept elsewhere: an export, a checkpoint, the public key.
+	// What an administrator stores elsewhere: an export, a checkpoint, the public key.
 	_, exported, _ := s.try("", "audit", "export")
 	if strings.Count(exported, "\n") != 4 || !strings.HasPrefix(exported, `{"v":2,"number":1,`) {
 		t.Error(exported)
@@ -94,7 +94,7 @@ func TestAuditCommands(t *testing.T) {
 	}
 	stop()
 
-	// Somebody edits the log of a coordinator that is stopped, and makes the hashes fit.
+	// An attacker edits the log of a stopped coordinator, and makes the hashes fit.
 	forge(t, s.data)
 	s, _, _, stop, _ = startedIn(t, dir)
 	defer stop()
@@ -104,7 +104,7 @@ func TestAuditCommands(t *testing.T) {
 	}
 }
 
-// TestAuditTable: people see to the second when something was done, from where, and which policy it was.
+// TestAuditTable checks that the table shows when something was done, to the second, from where, and which policy it was about.
 func TestAuditTable(t *testing.T) {
 	at := time.Date(2026, 8, 1, 12, 30, 45, 0, time.Local)
 	var out bytes.Buffer
@@ -126,7 +126,8 @@ func TestAuditTable(t *testing.T) {
 	}
 }
 
-// forge writes another user into the third record, and all that follows anew, as one could who has the data and not the key.
+// forge changes the user in the third record and rewrites all that follows, as an attacker could who has the data but not the
+// key.
 func forge(t *testing.T, data string) {
 	t.Helper()
 	st, err := bolt.Open(data, bolt.Options{Migrations: directory.Migrations()})
@@ -170,11 +171,11 @@ func forge(t *testing.T, data string) {
 	}
 }
 
-// TestReadingCostsNoWrites: whoever looks into the audit log leaves no trace on the disk, not even in the log itself.
+// TestReadingCostsNoWrites checks that reading the audit log writes nothing to disk, not even to the log itself.
 func TestReadingCostsNoWrites(t *testing.T) {
 	s, _, _, stop := start(t)
 	defer stop()
-	for i := range 300 { // more than one page, and a checkpoint that is kept
+	for i := range 300 { // more than one page, and enough for a stored checkpoint
 		s.ok("user", "role", "set", fmt.Sprintf("u%d@example.com", i), "admin")
 	}
 	before := filesOf(t, s.data)
@@ -200,7 +201,7 @@ func TestReadingCostsNoWrites(t *testing.T) {
 	}
 }
 
-// filesOf are the files below a directory, by what is in them and when that was written.
+// filesOf returns the hash and modification time of each file below a directory, by path.
 func filesOf(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	files := map[string]string{}
@@ -222,7 +223,7 @@ func filesOf(t *testing.T, dir string) map[string]string {
 	return files
 }
 
-// TestAuditExportFollows prints a record when it is made.
+// TestAuditExportFollows checks that records are printed as they are made.
 func TestAuditExportFollows(t *testing.T) {
 	s, _, _, stop := start(t)
 	defer stop()

@@ -49,7 +49,7 @@ func (p *program) backup() *cobra.Command {
 	}
 }
 
-// replace writes a file of mode 0600 that appears whole or not at all.
+// replace writes a file of mode 0600 atomically: it appears complete or not at all.
 func replace(path string, fill func(io.Writer) error) (size int64, err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {

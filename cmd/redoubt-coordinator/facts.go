@@ -13,7 +13,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// factJSON is something that is known of a node, as JSON shows it.
+// factJSON is a fact about a node, as JSON shows it.
 type factJSON struct {
 	Name    string `json:"name"`
 	Value   string `json:"value"`
@@ -21,7 +21,7 @@ type factJSON struct {
 	By      string `json:"by,omitempty"`
 	Set     string `json:"set"`
 	Expires string `json:"expires,omitempty"`
-	TTL     uint64 `json:"ttlSeconds,omitempty"` // how long it holds after the node was heard last
+	TTL     uint64 `json:"ttlSeconds,omitempty"` // how long it holds after the node was last heard from
 }
 
 func factsOf(n *redoubtv1.Node) (out []factJSON) {
@@ -44,12 +44,12 @@ func (p *program) facts(n *redoubtv1.Node) {
 	}
 }
 
-// word says whose word a fact is.
+// word returns who or what vouches for a fact.
 func word(f *redoubtv1.Fact) string {
 	return cmp.Or(f.GetBy(), f.GetSource())
 }
 
-// holds says for how long a fact holds.
+// holds describes how long a fact holds.
 func holds(f *redoubtv1.Fact) string {
 	if f.GetExpires() == 0 && f.GetTtlSeconds() > 0 {
 		return "silence + " + span(time.Duration(f.GetTtlSeconds())*time.Second)
@@ -57,7 +57,7 @@ func holds(f *redoubtv1.Fact) string {
 	return clock(f.GetExpires())
 }
 
-// unmet is a rule of the policy that does not hold for a node, as JSON shows it.
+// unmet is a rule of the policy whose conditions a node does not meet, as JSON shows it.
 type unmet struct {
 	Rule   string   `json:"rule"`
 	Line   int32    `json:"line"`
@@ -72,7 +72,7 @@ func unmetOf(n *redoubtv1.Node) (out []unmet) {
 	return out
 }
 
-// unmet prints the rules that do not hold for a node, why, and what would mend that.
+// unmet prints the rules that a node does not meet, why, and how to fix that.
 func (p *program) unmet(n *redoubtv1.Node) {
 	for _, r := range n.GetUnmet() {
 		fmt.Fprintln(p.out)
@@ -83,7 +83,7 @@ func (p *program) unmet(n *redoubtv1.Node) {
 	}
 }
 
-// route is one that a node offers or that was approved for it, as JSON shows it.
+// route is a route that a node advertises or that is approved for it, as JSON shows it.
 type route struct {
 	Prefix         string `json:"prefix"`
 	Advertised     bool   `json:"advertised"`

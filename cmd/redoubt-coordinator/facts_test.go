@@ -22,7 +22,8 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// populate writes nodes into the data of a coordinator that is stopped: ann's laptop, and a router with a long name that offers routes.
+// populate writes nodes into the data of a stopped coordinator: ann's laptop, and a router with a long name that advertises
+// routes.
 func populate(t *testing.T, data string) {
 	t.Helper()
 	st, err := bolt.Open(data, bolt.Options{Migrations: directory.Migrations()})
@@ -200,7 +201,7 @@ func TestPolicyHistoryAndRollback(t *testing.T) {
 	s.no("want a number", "policy", "show", "x")
 }
 
-// TestImpactText: what a policy changes, where there is too much to say it all, and where nothing changes.
+// TestImpactText checks how the effect of a policy is printed, also if there is too much to list and if nothing changes.
 func TestImpactText(t *testing.T) {
 	for want, m := range map[string]*redoubtv1.PolicyImpact{
 		"": {SameText: true},
@@ -222,7 +223,7 @@ func TestImpactText(t *testing.T) {
 	}
 }
 
-// TestUnmet: administrators see which rules do not hold for a node, why, and what its owner can do about it.
+// TestUnmet checks that administrators see which rules a node does not meet, why, and what its owner can do about it.
 func TestUnmet(t *testing.T) {
 	s, stop := populated(t)
 	defer stop()
@@ -236,7 +237,7 @@ func TestUnmet(t *testing.T) {
 	}
 	s.ok("policy", "apply", policy)
 	show := func() []unmet { return decode[node](t, s.ok("node", "show", "laptop", "--json")).Unmet }
-	for end := time.Now().Add(time.Minute); len(show()) == 0 && time.Now().Before(end); { // what nodes are told follows the policy a moment later
+	for end := time.Now().Add(time.Minute); len(show()) == 0 && time.Now().Before(end); { // netmaps follow a moment later
 		runtime.Gosched()
 	}
 	shown := strings.Join(strings.Fields(s.ok("node", "show", "laptop")), " ")

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestHostilePolicies checks and applies files that are no policies, or too much of one: each is refused with one clear error, by
-// both commands, and the policy in force stays.
+// TestHostilePolicies checks and applies files that are not policies, or far too large: both commands refuse each of them with
+// one clear error, and the policy in force stays.
 func TestHostilePolicies(t *testing.T) {
 	s, stop := populated(t)
 	defer stop()
@@ -65,7 +65,7 @@ func TestHostilePolicies(t *testing.T) {
 	}
 }
 
-// groups is a policy with groups of so many users each.
+// groups returns a policy with n groups of the given number of users.
 func groups(n, users int) string {
 	var b strings.Builder
 	b.WriteString(`{"groups": {`)
@@ -80,7 +80,7 @@ func groups(n, users int) string {
 	return b.String()
 }
 
-// TestWidePolicies checks and applies policies that are as wide as they may be.
+// TestWidePolicies checks and applies policies at the limits of what is allowed.
 func TestWidePolicies(t *testing.T) {
 	s, stop := populated(t)
 	defer stop()

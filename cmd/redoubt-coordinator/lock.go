@@ -32,7 +32,7 @@ func lockOf(l *redoubtv1.Lock) lockJSON {
 	}
 }
 
-// about is what a lock is about, for people.
+// about describes the subject of a lock for people.
 func about(l *redoubtv1.Lock) string {
 	if l.GetName() != "" {
 		return l.GetKind() + " " + l.GetName()
@@ -40,7 +40,7 @@ func about(l *redoubtv1.Lock) string {
 	return l.GetKind() + " " + strings.TrimPrefix(l.GetSubject(), "tag:")
 }
 
-// enforcement is how far something has come that takes trust away, as RevokeNodeResponse and CreateLockResponse have it.
+// enforcement is the progress of a revocation or a lock. RevokeNodeResponse and CreateLockResponse implement it.
 type enforcement interface {
 	GetHolders() uint32
 	GetEnforced() uint32
@@ -49,7 +49,7 @@ type enforcement interface {
 	GetLaggards() []*redoubtv1.Laggard
 }
 
-// enforcementJSON is the same as JSON shows it.
+// enforcementJSON is an enforcement as JSON shows it.
 type enforcementJSON struct {
 	Holders    uint32    `json:"holders"`
 	Enforced   uint32    `json:"enforced"`
@@ -65,7 +65,7 @@ func enforcementOf(e enforcement) enforcementJSON {
 	}
 }
 
-// enforced tells a person who refuses what is not trusted any more, how long that took, and who does not yet.
+// enforced prints which nodes refuse what is no longer trusted, how long that took, and which do not refuse it yet.
 func (p *program) enforced(e enforcement) {
 	took := time.Duration(e.GetEnforcedUs()) * time.Microsecond
 	switch {

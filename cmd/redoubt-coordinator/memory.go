@@ -8,25 +8,26 @@ import (
 	"time"
 )
 
-// What is in use is mostly what connected nodes take, and stays. What a burst of joins or of changes took beside it is resident
-// for nothing once that is over, and the runtime gives back little of it by itself: its heap may be three times as large as what is
-// in use. Collecting more often would cost most when there is most to do.
+// Most live memory belongs to connected nodes and stays in use. What a burst of joins or changes needed on top of that stays
+// resident after the burst, and the runtime returns little of it by itself: the heap may be three times as large as its live
+// part. Collecting more often would cost most when there is most work.
 const (
 	memoryLook = 5 * time.Second
-	// memoryBusy is how many bytes are allocated in that time where something goes on.
+	// memoryBusy is the number of bytes allocated per memoryLook from which on the coordinator counts as busy.
 	memoryBusy = 16 << 20
-	// memorySpare is how much must be to be had for giving it back to be worth it; a quarter of what is in use at least.
+	// memorySpare is how much memory must be reclaimable, in bytes, to make returning it worthwhile; at least a quarter of the
+	// live heap must be, too.
 	memorySpare = 16 << 20
-	// memoryGrowth is how many percent of what is in use may be garbage until it is collected: twice what is usual, for what
-	// there is most of stays, and looking at all of it while nodes join or wait to be told costs them. GOGC says something else.
+	// memoryGrowth is the GC percentage, twice the default, unless GOGC is set: most of the heap is long-lived, and scanning it
+	// while nodes join or wait for updates delays them.
 	memoryGrowth = 200
 )
 
-// memory is what the heap is like at a moment, in bytes.
+// memory describes the heap at one moment, in bytes.
 type memory struct {
-	live      uint64 // that was in use when garbage was collected last
-	resident  uint64 // that, garbage, and what is free and was not given back
-	allocated uint64 // since the program began
+	live      uint64 // after the last collection
+	resident  uint64 // live objects, garbage, and free memory not returned to the system
+	allocated uint64 // since the program started
 }
 
 func readMemory() memory {
@@ -41,12 +42,12 @@ func readMemory() memory {
 	return memory{live: at(0), allocated: at(1), resident: at(2) + at(3)}
 }
 
-// spare says whether memory should be given back: much of it is to be had, and nothing goes on since before.
+// spare reports whether to return memory to the system: much is reclaimable, and little was allocated since before.
 func (m memory) spare(before memory) bool {
 	return m.allocated-before.allocated < memoryBusy && m.resident > m.live+max(memorySpare, m.live/4)
 }
 
-// keepMemory gives memory back to the system, until ctx ends.
+// keepMemory periodically returns spare memory to the system until ctx ends.
 func keepMemory(ctx context.Context) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(memoryGrowth)

@@ -25,7 +25,7 @@ func TestSpareMemory(t *testing.T) {
 	}
 }
 
-// TestReadMemory reads what this runtime has: a name that it does not know would panic.
+// TestReadMemory checks that the runtime knows all metrics: an unknown name would panic.
 func TestReadMemory(t *testing.T) {
 	if m := readMemory(); m.resident == 0 || m.allocated == 0 {
 		t.Errorf("%+v", m)

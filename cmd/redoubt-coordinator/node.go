@@ -45,19 +45,19 @@ type node struct {
 	Quarantine          string     `json:"quarantine,omitempty"` // why
 	QuarantineSince     string     `json:"quarantineSince,omitempty"`
 	Verdict             *verdict   `json:"approval,omitempty"`
-	Withheld            string     `json:"withheld,omitempty"` // why it gets no other certificate
-	// Attributes and App are what the policy's nodeAttrs give the node; `node show` alone has them.
+	Withheld            string     `json:"withheld,omitempty"` // why it gets no further certificate
+	// Attributes and App are what the policy's nodeAttrs give the node; only `node show` fills them in.
 	Attributes []string                     `json:"attributes,omitempty"`
 	App        map[string][]json.RawMessage `json:"app,omitempty"`
-	Unmet      []unmet                      `json:"unmet,omitempty"` // rules that do not hold for it, in `node show` alone
+	Unmet      []unmet                      `json:"unmet,omitempty"` // rules that it does not meet; only in `node show`
 }
 
-// barring is who took the trust in a node away, as JSON shows it.
+// barring says who revoked or locked a node, as JSON shows it.
 type barring struct {
 	At     string `json:"at"`
 	By     string `json:"by"`
 	Reason string `json:"reason,omitempty"`
-	About  string `json:"about,omitempty"` // what the lock is about
+	About  string `json:"about,omitempty"` // the subject of the lock
 	Ends   string `json:"ends,omitempty"`
 }
 
@@ -68,7 +68,7 @@ func barringOf(b *redoubtv1.Barring) *barring {
 	return &barring{At: stamp(b.GetAt()), By: b.GetBy(), Reason: b.GetReason(), About: b.GetAbout(), Ends: stamp(b.GetEnds())}
 }
 
-// barredBy is what a node is barred by.
+// barredBy returns the label for what bars a node.
 func barredBy(n *redoubtv1.Node) string {
 	if n.GetLock() == "" {
 		return "revoked"
@@ -76,7 +76,7 @@ func barredBy(n *redoubtv1.Node) string {
 	return "lock"
 }
 
-// barred says in words who took the trust in a node away, when and why.
+// barred describes who revoked or locked a node, when and why.
 func barred(n *redoubtv1.Node) string {
 	b := n.GetBarring()
 	if b == nil {
@@ -111,7 +111,7 @@ func nodeOf(n *redoubtv1.Node) node {
 	}
 }
 
-// appOf is capabilities as policies write them.
+// appOf returns a node's capabilities in the form that policies use.
 func appOf(n *redoubtv1.Node) map[string][]json.RawMessage {
 	if len(n.GetApp()) == 0 {
 		return nil
@@ -127,12 +127,12 @@ func appOf(n *redoubtv1.Node) map[string][]json.RawMessage {
 	return out
 }
 
-// appNames are the names of capabilities.
+// appNames returns the names of a node's capabilities.
 func appNames(n *redoubtv1.Node) string {
 	return strings.Join(slices.Sorted(maps.Keys(appOf(n))), ", ")
 }
 
-// presence says in a word or two how a node is.
+// presence describes the state of a node in a word or two.
 func presence(n *redoubtv1.Node) string {
 	switch {
 	case n.GetState() != "active":
@@ -245,7 +245,7 @@ func (p *program) nodeRevoke() *cobra.Command {
 	return cmd
 }
 
-// withheldFrom says why a node gets no other certificate; empty where it does.
+// withheldFrom explains why a node gets no further certificate; it is empty if nothing is withheld.
 func withheldFrom(n *redoubtv1.Node) string {
 	if n.GetWithheld() == "" {
 		return ""
@@ -253,7 +253,7 @@ func withheldFrom(n *redoubtv1.Node) string {
 	return "the next certificate: " + n.GetWithheld()
 }
 
-// quarantine says why a node is kept apart, and what to do; empty where it is not.
+// quarantine explains why a node is quarantined and what to do; it is empty if the node is not.
 func quarantine(n *redoubtv1.Node) string {
 	q := n.GetQuarantine()
 	if q == nil {
@@ -262,7 +262,7 @@ func quarantine(n *redoubtv1.Node) string {
 	return fmt.Sprintf("since %s: %s; remove the copy of the machine, then run `node release %s`", clock(q.GetSince()), q.GetReason(), n.GetName())
 }
 
-// nextKey is the key that takes over.
+// nextKey describes the node key that takes over next, and when.
 func nextKey(n *redoubtv1.Node) string {
 	if n.GetNextNodePublic() == "" {
 		return ""

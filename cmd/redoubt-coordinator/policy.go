@@ -15,13 +15,13 @@ import (
 )
 
 const (
-	// maxPolicy is more than the coordinator takes, so that it is the one who says so.
+	// maxPolicy is more than the coordinator accepts, so that the error comes from the coordinator.
 	maxPolicy = 2 << 20
-	// patience is how long --wait waits where it is given no time.
+	// patience is how long --wait without a value waits.
 	patience = "30s"
 )
 
-// diagnostic is what is to be said about a place in a policy, as JSON shows it.
+// diagnostic is a message about a place in a policy, as JSON shows it.
 type diagnostic struct {
 	Severity string `json:"severity"`
 	Line     uint32 `json:"line"`
@@ -42,7 +42,7 @@ func diagnosticsOf(in []*redoubtv1.Diagnostic) []diagnostic {
 	return out
 }
 
-// tell prints diagnostics as compilers do.
+// tell prints diagnostics in the style of a compiler.
 func (p *program) tell(name string, list []diagnostic) {
 	for _, d := range list {
 		where := ""
@@ -62,7 +62,7 @@ func (p *program) policy() *cobra.Command {
 	return cmd
 }
 
-// readFile reads a policy, or standard input for "-".
+// readFile reads a policy from a file, or from standard input if name is "-".
 func (p *program) readFile(name string) ([]byte, error) {
 	return p.readUpTo(name, maxPolicy, "a policy")
 }
@@ -101,7 +101,7 @@ func (p *program) policyStatus() *cobra.Command {
 	return cmd
 }
 
-// laggard is a node that does not enforce what it ought to, as JSON shows it.
+// laggard is a node that does not enforce what it should yet, as JSON shows it.
 type laggard struct {
 	ID        string `json:"id"`
 	Name      string `json:"name"`
@@ -130,7 +130,8 @@ func laggardRows(list []*redoubtv1.Laggard) (rows [][]string) {
 	return rows
 }
 
-// awaitPolicy prints the status, after waiting for it to be good if wait is not 0. start is what the time is measured from.
+// awaitPolicy prints the status; if wait is positive, it first waits up to that long for all nodes to enforce the policy.
+// Durations are measured from start.
 func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start time.Time) error {
 	st, err := p.client().PolicyStatus(ctx, &redoubtv1.PolicyStatusRequest{WaitMs: uint64(max(wait, 0) / time.Millisecond)})
 	if err != nil {

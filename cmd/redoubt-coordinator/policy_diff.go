@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// change is connections gained or lost, as JSON shows it.
+// change is a set of connections gained or lost, as JSON shows it.
 type change struct {
 	Change   string   `json:"change"`
 	Src      []string `json:"src"`
@@ -57,10 +57,10 @@ Exit code: 0 if they allow the same, 1 if not, 2 in case of trouble.`,
 	return cmd
 }
 
-// mostAsked is how many connections two policies are asked about. One takes a few microseconds.
+// mostAsked limits the connections for which two policies are compared. Comparing one takes a few microseconds.
 const mostAsked = 10_000_000
 
-// difference reads two policies and the mesh, and lists what differs.
+// difference reads two policies and the inventory of the mesh, and lists what differs.
 func (p *program) difference(files []string, inv string) ([]change, []admission, error) {
 	policy, err := p.load(files[0])
 	if err != nil {
@@ -82,14 +82,14 @@ func (p *program) difference(files []string, inv string) ([]change, []admission,
 	return list, admissions(before.Unadmitted(mesh), after.Unadmitted(mesh)), nil
 }
 
-// admission is a node that one of two policies admits and the other does not, as JSON shows it.
+// admission is a node that only one of two policies admits, as JSON shows it.
 type admission struct {
 	Change string `json:"change"`
 	Node   string `json:"node"`
-	Lacks  string `json:"lacks"` // to be admitted by the one that does not
+	Lacks  string `json:"lacks"` // what it lacks to be admitted by the other policy
 }
 
-// admissions lists the nodes that are not admitted any more, and then those that are again.
+// admissions lists the nodes that are no longer admitted, then those that are admitted again.
 func admissions(before, after []compile.Unadmitted) []admission {
 	out := []admission{}
 	missing := func(change string, in, of []compile.Unadmitted) {
@@ -128,7 +128,7 @@ func gainedOrLost(g bool) string {
 	return "lost"
 }
 
-// tellChanges lists changes. What was lost is told by the place in the old file, the rest by that in the new one.
+// tellChanges prints changes. Lost connections refer to a line of the old file, gained ones to a line of the new file.
 func (p *program) tellChanges(before, after string, changes []change) {
 	paint := p.paint()
 	for _, c := range changes {

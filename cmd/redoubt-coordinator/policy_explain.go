@@ -14,7 +14,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// explanation is an answer as JSON shows it.
+// explanation is an answer of policyExplain as JSON shows it.
 type explanation struct {
 	From    string     `json:"from"`
 	FromIP  netip.Addr `json:"fromAddress"`
@@ -115,7 +115,7 @@ func (p *program) explained(args []string, inv, protocol string) ([]explain.Answ
 	return answers, explain.ServiceName(proto.Service{Proto: number, First: port, Last: port}), nil
 }
 
-// splitTarget takes the port off a destination of a protocol that has ports.
+// splitTarget splits the port off a destination, if the protocol has ports.
 func splitTarget(text string, protocol uint8) (string, uint16, error) {
 	i := strings.LastIndexByte(text, ':')
 	if !proto.HasPorts(protocol) {
@@ -164,7 +164,7 @@ func (p *program) tellAnswers(file string, list []explanation) {
 	}
 }
 
-// wrapped prints words in 80 columns behind a title, and indented below it.
+// wrapped prints words after a title, wrapped at 80 columns; further lines are indented by the width of the title.
 func (p *program) wrapped(title string, words []string, sep string) {
 	const width = 80
 	line, empty := title, true

@@ -25,7 +25,7 @@ func listOf(found acl.Diagnostics) []diagnostic {
 	return list
 }
 
-// inventoryFlag is the file that tells of a mesh.
+// inventoryFlag adds the flag for the file that describes a mesh.
 func inventoryFlag(cmd *cobra.Command, name *string, required bool) {
 	cmd.Flags().StringVar(name, "inventory", "", "`FILE` that describes users and nodes (JSON)")
 	if required {
@@ -45,7 +45,7 @@ func (p *program) readInventory(name string) (*inventory.Inventory, error) {
 	return inv, nil
 }
 
-// load reads a policy that is to be good, and says what is wrong with it if it is not.
+// load reads a policy. If the policy has errors, load prints them and returns errSaid.
 func (p *program) load(name string) (*acl.Policy, error) {
 	src, err := p.readFile(name)
 	if err != nil {
@@ -59,7 +59,7 @@ func (p *program) load(name string) (*acl.Policy, error) {
 	return policy, nil
 }
 
-// loadBoth reads a policy and the mesh that it is to be tried on.
+// loadBoth reads a policy and the inventory of the mesh to try it on.
 func (p *program) loadBoth(file, inv string) (*compile.Program, *inventory.Inventory, error) {
 	policy, err := p.load(file)
 	if err != nil {
@@ -115,7 +115,7 @@ Exit code: 0 without errors, 1 with errors.`,
 	return cmd
 }
 
-// failure is a test that does not hold, as JSON shows it.
+// failure is a failed test, as JSON shows it.
 type failure struct {
 	diagnostic
 	Source string `json:"source"`
@@ -215,8 +215,8 @@ Exit code: 0; 1 if the policy does not load; 2 if one of the questions was none
 	return cmd
 }
 
-// evaluate answers each line of in with one of out, and counts the lines that are no probes. Whoever asks one by one gets
-// each answer before the next question.
+// evaluate writes one answer to out for each line of in, and returns the number of lines that are not valid probes. It flushes
+// when no more input is buffered, so a client that sends one probe at a time gets each answer before it sends the next.
 func evaluate(b *compile.Bound, inv *inventory.Inventory, in io.Reader, out io.Writer) (bad int, err error) {
 	r, w := bufio.NewReaderSize(in, probe.MaxLine), bufio.NewWriterSize(out, probe.MaxLine)
 	var answer []byte

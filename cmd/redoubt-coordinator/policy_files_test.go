@@ -31,7 +31,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// crowd is an inventory of as many users, with a node each.
+// crowd returns an inventory of n users with one node each.
 func crowd(n int) []byte {
 	var users, nodes []string
 	for i := range n {
@@ -41,7 +41,7 @@ func crowd(n int) []byte {
 	return []byte(`{"users": [` + strings.Join(users, ",\n") + `], "nodes": [` + strings.Join(nodes, ",\n") + `]}`)
 }
 
-// The policies and connections of acl/compile/testdata/headscale, through the program and its formats.
+// The policies and connections of acl/compile/testdata/headscale, run through the program and its file formats.
 type capturedCase struct {
 	ID, Policy   string
 	Users, Nodes json.RawMessage
@@ -72,8 +72,8 @@ func capturedLines(t *testing.T, name string) [][]byte {
 	return bytes.Split(bytes.TrimSpace(b), []byte("\n"))
 }
 
-// TestCapturedPolicies tries each policy as it was captured, and with its users called by name instead of by the address of their
-// mail, which makes no difference.
+// TestCapturedPolicies tries each policy as captured, and again with users given by name instead of mail address, which must make
+// no difference.
 func TestCapturedPolicies(t *testing.T) {
 	t.Run("by mail", func(t *testing.T) { tryCaptured(t, strings.NewReplacer()) })
 	t.Run("by name", func(t *testing.T) {
@@ -108,7 +108,7 @@ func tryCaptured(t *testing.T, spelling *strings.Replacer) {
 			t.Errorf("%s: policy test: exit %d, accept is %v\n%s%s", c.ID, code, c.Expect.Accept, out, errs)
 		}
 		if !strings.Contains(c.Policy, `"acls"`) && !strings.Contains(c.Policy, `"grants"`) {
-			continue // one without rules allows everything there, and nothing here
+			continue // a policy without rules allows everything there, but nothing here
 		}
 		if code, out, errs = s.try(string(bytes.Join(probes[c.ID], []byte("\n"))), "policy", "eval", file, "--inventory", inv, "--probes", "-"); code != 0 {
 			if c.Expect.Accept || out != "" {

@@ -26,7 +26,7 @@ const (
 	socketName  = "admin.sock"
 )
 
-// program is what runs, apart from the process that it runs in.
+// program holds what the commands share, independent of the process: streams, environment and global flags.
 type program struct {
 	in       io.Reader
 	out, err io.Writer
@@ -37,15 +37,15 @@ type program struct {
 	json   bool
 }
 
-// errSaid fails a command that has said all there is to say.
+// errSaid fails a command that has already printed the reason.
 var errSaid = errors.New("said already")
 
-// troubleError fails a command with exit code 2, where 1 is an answer of its own.
+// troubleError fails a command with exit code 2, for commands where exit code 1 is a result.
 type troubleError struct{ error }
 
 func (e troubleError) Unwrap() error { return e.error }
 
-// run runs one command and answers the exit code: 0 means that it is true.
+// run runs one command and returns the exit code: 0 means success, or "yes" for commands that answer a question.
 func (p *program) run(ctx context.Context, args []string) int {
 	root := p.root()
 	root.SetArgs(args)
@@ -97,7 +97,7 @@ func (p *program) socketPath() string {
 
 func (p *program) client() redoubtv1connect.AdminServiceClient { return api.NewClient(p.socketPath()) }
 
-// explain says what a failed call means to a person.
+// explain turns the error of a failed call into one that a person can act on.
 func (p *program) explain(err error) error {
 	var e *connect.Error
 	switch {
@@ -142,7 +142,7 @@ type buildInfo struct {
 	Arch    string `json:"arch"`
 }
 
-// build says what this program was made of.
+// build returns the version of this program and what it was built with.
 func build() buildInfo {
 	v := buildInfo{Version: "devel", Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()

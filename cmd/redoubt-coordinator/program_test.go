@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(leakless{m}, map[string]func(){"redoubt-coordinator": main})
 }
 
-// leakless fails tests that leave goroutines behind.
+// leakless fails the tests if they leave goroutines behind.
 type leakless struct{ m *testing.M }
 
 func (l leakless) Run() int {
@@ -39,7 +39,7 @@ func (l leakless) Run() int {
 	return code
 }
 
-// shell runs commands as a person would, in one process.
+// shell runs commands within the test's process.
 type shell struct {
 	t    *testing.T
 	data string
@@ -54,7 +54,7 @@ func (s *shell) try(stdin string, args ...string) (code int, stdout, stderr stri
 	return code, out.String(), errs.String()
 }
 
-// ok runs a command that must succeed, and answers what it printed.
+// ok runs a command that must succeed, and returns what it printed.
 func (s *shell) ok(args ...string) string {
 	s.t.Helper()
 	code, out, errs := s.try("", args...)
@@ -65,7 +65,7 @@ func (s *shell) ok(args ...string) string {
 	return out
 }
 
-// no runs a command that must fail and say why.
+// no runs a command that must fail and print want.
 func (s *shell) no(want string, args ...string) {
 	s.t.Helper()
 	code, out, errs := s.try("", args...)
@@ -91,14 +91,14 @@ func decode[T any](t *testing.T, text string) (v T) {
 	return v
 }
 
-// start runs serve and waits until it says that it is ready, as systemd does.
+// start runs serve, and waits until it reports to systemd that it is ready.
 func start(t *testing.T, args ...string) (s *shell, stdout, stderr *bytes.Buffer, stop func() int) {
 	t.Helper()
 	s, stdout, stderr, stop, _ = started(t, args...)
 	return s, stdout, stderr, stop
 }
 
-// started is start, with what waits for a word to systemd.
+// started is like start, and also returns a function that waits for a message to systemd.
 func started(t *testing.T, args ...string) (s *shell, stdout, stderr *bytes.Buffer, stop func() int, heard func(string)) {
 	t.Helper()
 	return startedIn(t, place(t), args...)
@@ -106,7 +106,7 @@ func started(t *testing.T, args ...string) (s *shell, stdout, stderr *bytes.Buff
 
 func place(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "rc") // short: it holds sockets
+	dir, err := os.MkdirTemp("", "rc") // short, since it holds unix sockets
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func place(t *testing.T) string {
 	return dir
 }
 
-// startedIn is started with a directory that may hold the data of an earlier start.
+// startedIn is like started, in a directory that may contain data of an earlier start.
 func startedIn(t *testing.T, dir string, args ...string) (s *shell, stdout, stderr *bytes.Buffer, stop func() int, heard func(string)) {
 	t.Helper()
 	_ = os.Remove(filepath.Join(dir, "notify"))

@@ -20,16 +20,16 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
-// relayOptions are the flags about the relay in the coordinator.
+// relayOptions are the flags for the relay in the coordinator.
 type relayOptions struct {
 	on        bool
 	listen    string
-	given     bool // listen was
+	given     bool // --relay-listen was given
 	addresses []string
 	region    string
 }
 
-// draining is how long nodes have to go to another relay when the coordinator stops.
+// draining is how long nodes have to move to another relay when the coordinator stops.
 const draining = 500 * time.Millisecond
 
 func (o *relayOptions) flags(f *pflag.FlagSet) {
@@ -39,14 +39,14 @@ func (o *relayOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.region, "relay-region", "", "`NAME` of the relay's location, for display")
 }
 
-// embedded is the relay in a coordinator.
+// embedded is the relay that runs inside the coordinator.
 type embedded struct {
 	server *relay.Server
 	watch  interface{ Close() }
 	info   proto.Relay
 }
 
-// port reads the port of --relay-listen.
+// port parses the port of --relay-listen.
 func (o *relayOptions) port() (uint16, error) {
 	_, text, err := net.SplitHostPort(o.listen)
 	if err != nil {
@@ -59,7 +59,7 @@ func (o *relayOptions) port() (uint16, error) {
 	return uint16(port), nil
 }
 
-// startRelay starts the relay and tells the nodes of it.
+// startRelay starts the relay and announces it to the nodes.
 func (d *daemonRun) startRelay(ctx context.Context, o relayOptions, urls []string, registry prometheus.Registerer) error {
 	secret, err := relaymsg.NewSecret(rand.Reader)
 	if err != nil {
@@ -93,7 +93,7 @@ func (d *daemonRun) startRelay(ctx context.Context, o relayOptions, urls []strin
 	return d.co.SetRelay(ctx, d.relay.info)
 }
 
-// listen opens the UDP port. That another program has the usual one is no reason not to start.
+// listen opens the UDP port. If the default port is taken by another program, the relay serves streams only.
 func (e *embedded) listen(d *daemonRun, o relayOptions) error {
 	port, err := o.port()
 	if err != nil {
@@ -107,7 +107,7 @@ func (e *embedded) listen(d *daemonRun, o relayOptions) error {
 	return err
 }
 
-// close tells nodes to go to another relay, and stops.
+// close asks nodes to move to another relay, waits for up to draining, and stops the relay.
 func (e *embedded) close() {
 	e.watch.Close()
 	e.server.Drain(draining)

@@ -11,7 +11,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// maxAnswer bounds what is read of requests and answers.
+// maxAnswer limits the size of the files that read reads, in bytes.
 const maxAnswer = 1 << 20
 
 func (p *program) rootCommand() *cobra.Command {
@@ -46,7 +46,7 @@ type rootsJSON struct {
 	Warnings []string `json:"warnings"`
 }
 
-// states of roots, for people.
+// States of roots, for people.
 const (
 	rootIssues  = "issues"
 	rootTrusted = "trusted"
@@ -68,7 +68,7 @@ func rootsOf(r *redoubtv1.GetRootsResponse) rootsJSON {
 	return out
 }
 
-// orNone is for JSON, in which there is a difference.
+// orNone replaces nil by an empty list, so that JSON has [] instead of null.
 func orNone(list []string) []string {
 	if list == nil {
 		return []string{}
@@ -76,7 +76,7 @@ func orNone(list []string) []string {
 	return list
 }
 
-// showRoots prints them for people.
+// showRoots prints the roots for people.
 func (p *program) showRoots(r *redoubtv1.GetRootsResponse) {
 	var rows [][]string
 	for i, x := range rootsOf(r).Roots {
@@ -106,7 +106,7 @@ func (p *program) showRoots(r *redoubtv1.GetRootsResponse) {
 	p.warn(r.GetWarnings())
 }
 
-// warn prints what somebody must do soon.
+// warn prints what an administrator must do soon.
 func (p *program) warn(list []string) {
 	for _, w := range list {
 		fmt.Fprintf(p.err, "# warning: %s\n", w)
@@ -236,7 +236,7 @@ func (p *program) rootInstall() *cobra.Command {
 	}
 }
 
-// read reads a small file, or standard input.
+// read reads a small file, or standard input if name is "-".
 func (p *program) read(name string) ([]byte, error) {
 	in := p.in
 	if name != "-" {
@@ -254,7 +254,7 @@ func (p *program) read(name string) ([]byte, error) {
 	return b, err
 }
 
-// write writes a file, or standard output.
+// write writes a file, or standard output if name is "-".
 func (p *program) write(name string, b []byte) error {
 	if name == "-" {
 		_, err := p.out.Write(b)
@@ -267,7 +267,7 @@ func (p *program) write(name string, b []byte) error {
 	return err
 }
 
-// fresh refuses a file that is there already: it may be the only copy of a key.
+// fresh returns an error if the file already exists: it may be the only copy of a key.
 func fresh(name string) error {
 	if _, err := os.Lstat(name); !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%s already exists, and may be a key: move it away, or give another file", name)

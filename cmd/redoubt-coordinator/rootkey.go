@@ -17,7 +17,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// keys is the directory with the keys.
+// keys returns the directory with the keys.
 func (p *program) keys() string { return filepath.Join(p.data, "pki") }
 
 func (p *program) rootExport() *cobra.Command {
@@ -59,7 +59,7 @@ func (p *program) exportRoot(cmd *cobra.Command, name, secret string) error {
 	if err != nil {
 		return err
 	}
-	// Whether there is a coordinator that can be told is asked before anything is written.
+	// Check that the coordinator can be reached before anything is written.
 	if _, err := p.client().GetRoots(cmd.Context(), &redoubtv1.GetRootsRequest{}); err != nil {
 		return p.explain(err)
 	}
@@ -88,7 +88,7 @@ next intermediate, when 'root list' says so:
 	return nil
 }
 
-// seal writes a root's key to a file, and is content when what is on the disk can be opened again.
+// seal writes a root's key to a file, and succeeds only if the key can be read back from that file.
 func (p *program) seal(name string, root *cert.Authority, passphrase string) error {
 	sealed, err := issuer.Seal(root, passphrase)
 	if err != nil {
@@ -119,7 +119,7 @@ func (p *program) unseal(name, passphrase string) (*cert.Authority, error) {
 	return root, nil
 }
 
-// passphrase asks for one; twice where it is a new one.
+// passphrase reads a passphrase from file or, if that is empty, from the terminal; a new one (choose) must be typed twice.
 func (p *program) passphrase(file string, choose bool) (string, error) {
 	if file != "" {
 		b, err := p.read(file)

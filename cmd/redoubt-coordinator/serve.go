@@ -64,13 +64,13 @@ func (p *program) serve() *cobra.Command {
 	return cmd
 }
 
-// daemonRun is a coordinator with all that serves it to others.
+// daemonRun is a running coordinator with its listeners, relay and metrics server.
 type daemonRun struct {
 	co       *coordinator.Coordinator
 	listener net.Listener
 	admin    *api.Server
 	metrics  *http.Server
-	relay    *embedded // nil: there is none
+	relay    *embedded // nil if disabled
 	log      *slog.Logger
 }
 
@@ -92,7 +92,8 @@ func (p *program) runServe(ctx context.Context, o serveOptions) error {
 			return fmt.Errorf("--range %s: want a range such as 100.87.0.0/16", o.mesh)
 		}
 	}
-	// Whether the port is free is asked first, for the URL; that the data are in use says more, and is said first.
+	// Listen first, because the default URL contains the port; but if the data directory is in use, report that error instead,
+	// because it says more.
 	listener, listenErr := (&net.ListenConfig{}).Listen(ctx, "tcp", o.listen)
 	if listenErr == nil && len(config.URLs) == 0 {
 		config.URLs = guessURL(listener, log)
@@ -140,7 +141,7 @@ func (d *daemonRun) run(ctx context.Context) error {
 	return err
 }
 
-// report tells systemd how the coordinator is: at each interval that it is asked for, and at the end.
+// report notifies systemd: of health at the watchdog interval, if one is set, and of the end.
 func (d *daemonRun) report(ctx context.Context) {
 	defer func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyStopping) }()
 	var tick <-chan time.Time
@@ -194,7 +195,7 @@ func (d *daemonRun) serveMetrics(ctx context.Context, address string, registry *
 	return nil
 }
 
-// metricsAddress puts a port alone on loopback.
+// metricsAddress completes a bare port with the loopback address.
 func metricsAddress(s string) (string, error) {
 	if s == "" {
 		return "", nil
@@ -212,7 +213,7 @@ func metricsAddress(s string) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// guessURL makes a URL of the host's name, for whoever did not give one.
+// guessURL derives a URL from the host name, for use without --url.
 func guessURL(l net.Listener, log *slog.Logger) []string {
 	host, err := os.Hostname()
 	address, ok := l.Addr().(*net.TCPAddr)
@@ -227,7 +228,7 @@ func guessURL(l net.Listener, log *slog.Logger) []string {
 	return []string{"https://" + host}
 }
 
-// announce says what runs and, at the first start, what to do next.
+// announce logs what runs and, at the first start, prints what to do next.
 func (p *program) announce(d *daemonRun) {
 	mesh := d.co.Mesh()
 	d.log.Info("coordinator serves", "mesh", mesh.ID, "listen", d.listener.Addr(), "admin", p.socketPath(), "data", p.data, "version", build().Version)

@@ -11,14 +11,14 @@ import (
 	"golang.org/x/term"
 )
 
-// column is a column of a table. Cells wider than most are cut. Those of columns without a width, which come last, stand in lines of
-// their own below the rest of their row, whole, and so does again what was cut of that.
+// column is a column of a table. Cells wider than most are cut. Columns with most = 0 must come last; their cells are printed in
+// full below the row, and in tables with such columns so are the cells that were cut.
 type column struct {
 	title string
 	most  int
 }
 
-// The tables. They fit 80 columns whatever is in them.
+// The tables fit into 80 columns whatever they contain.
 var (
 	nodeColumns       = []column{{"NAME", 15}, {"WHO", 15}, {"ADDRESS", 15}, {"STATE", 11}, {"CERTIFIED", 16}}
 	tokenColumns      = []column{{"ID", 14}, {"WHO", 21}, {"KIND", 8}, {"USES", 4}, {"STATE", 7}, {"UNTIL", 16}}
@@ -64,7 +64,7 @@ func (p *program) table(columns []column, rows [][]string) {
 	}
 }
 
-// below prints what does not fit into a row, or into columns at all.
+// below prints the cells that do not fit into their column, and the columns that have no width.
 func (p *program) below(columns []column, row []string, more []column) {
 	for i, c := range columns {
 		if utf8.RuneCountInString(row[i]) > c.most {
@@ -90,7 +90,7 @@ func (p *program) row(sizes []int, cells []string, paint func(string) string) {
 	fmt.Fprintln(p.out, strings.TrimRight(b.String(), " "))
 }
 
-// painter colours text on terminals.
+// painter colours text if the output is a terminal.
 type painter bool
 
 func (p *program) paint() painter {
@@ -111,7 +111,7 @@ func (on painter) wrap(code, s string) string {
 
 func (on painter) dim(s string) string { return on.wrap("2", s) }
 
-// state colours the words that name how something is.
+// state colours words that describe a state.
 func (on painter) state(s string) string {
 	switch s {
 	case "connected", "valid", "current":
@@ -122,7 +122,7 @@ func (on painter) state(s string) string {
 	return s
 }
 
-// fields prints names and values. Those that are too long for a line go on below.
+// fields prints name-value pairs, omitting empty values. Values too long for the line are wrapped.
 func (p *program) fields(pairs ...string) {
 	longest := 0
 	for i := 0; i < len(pairs); i += 2 {
@@ -141,7 +141,7 @@ func (p *program) fields(pairs ...string) {
 	}
 }
 
-// stamp is a time as JSON has it; nothing for none.
+// stamp formats a time for JSON; it is empty for 0.
 func stamp(seconds int64) string {
 	if seconds == 0 {
 		return ""
@@ -149,7 +149,7 @@ func stamp(seconds int64) string {
 	return time.Unix(seconds, 0).UTC().Format(time.RFC3339)
 }
 
-// clock is a time as people read it.
+// clock formats a time for people; it is empty for 0.
 func clock(seconds int64) string {
 	if seconds == 0 {
 		return ""
@@ -157,7 +157,7 @@ func clock(seconds int64) string {
 	return time.Unix(seconds, 0).Local().Format("2006-01-02 15:04")
 }
 
-// span is a duration in its largest unit.
+// span formats a duration in its largest unit.
 func span(d time.Duration) string {
 	switch {
 	case d < 0:
@@ -172,7 +172,7 @@ func span(d time.Duration) string {
 	return fmt.Sprintf("%d d", int(d.Hours()/24))
 }
 
-// ago is how long something is past.
+// ago formats the time since a moment; it is empty for 0.
 func ago(seconds int64) string {
 	if seconds == 0 {
 		return ""

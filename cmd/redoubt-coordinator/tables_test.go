@@ -25,7 +25,7 @@ func TestTablesFit(t *testing.T) {
 	}
 }
 
-// TestNothingIsLostBelow: with a column below its rows, all of a row can be read.
+// TestNothingIsLostBelow checks that tables with columns below the rows show every cell in full.
 func TestNothingIsLostBelow(t *testing.T) {
 	for _, columns := range [][]column{auditColumns, lockColumns, withheldColumns, unadmittedColumns} {
 		var out bytes.Buffer

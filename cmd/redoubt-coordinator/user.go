@@ -17,7 +17,7 @@ func (p *program) user() *cobra.Command {
 	return cmd
 }
 
-// userRoles is a user with roles as JSON shows it.
+// userRoles is a user and their roles, as JSON shows it.
 type userRoles struct {
 	User  string   `json:"user"`
 	Roles []string `json:"roles"`

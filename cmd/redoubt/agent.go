@@ -22,7 +22,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/posture"
 )
 
-// agentFlags are those of `redoubt agent`.
+// agentFlags are the flags of `redoubt agent`.
 type agentFlags struct {
 	state, tun, operator, metrics, logLevel string
 	port                                    uint16
@@ -61,7 +61,7 @@ func agentCommand(p program) *cobra.Command {
 	return cmd
 }
 
-// run checks everything before anything is touched, then runs the agent to its end.
+// run checks all flags before it changes anything, then runs the agent until ctx ends.
 func (f agentFlags) run(ctx context.Context, p program, socket string) error {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
@@ -109,7 +109,7 @@ func (f agentFlags) run(ctx context.Context, p program, socket string) error {
 	return nil
 }
 
-// log is where the log of measured boot is. The system's is about the system's TPM only.
+// log returns the path of the measured-boot event log. The system's log describes the system's TPM only.
 func (f agentFlags) log() string {
 	if f.eventLog == "" && !device.InSoftware(f.tpm) {
 		return device.SystemEventLog
@@ -117,7 +117,7 @@ func (f agentFlags) log() string {
 	return f.eventLog
 }
 
-// listenMetrics takes ADDR:PORT, or a port alone for loopback; nothing for nothing.
+// listenMetrics accepts ADDR:PORT, or a bare port, which means loopback. It returns nil if addr is empty.
 func listenMetrics(ctx context.Context, addr string) (net.Listener, error) {
 	if addr == "" {
 		return nil, nil
@@ -135,7 +135,7 @@ func listenMetrics(ctx context.Context, addr string) (net.Listener, error) {
 	return (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, port))
 }
 
-// serve answers with the metrics until the returned function is called.
+// serve serves the metrics until the returned function is called.
 func serve(l net.Listener, registry *prometheus.Registry, log *slog.Logger) (stop func()) {
 	if l == nil {
 		return func() {}
@@ -151,12 +151,12 @@ func serve(l net.Listener, registry *prometheus.Registry, log *slog.Logger) (sto
 		}
 	}()
 	return func() {
-		_ = server.Close() // its listener is all that can fail, and nobody needs it any more
+		_ = server.Close() // it can only fail to close the listener, which is no longer needed
 		<-done
 	}
 }
 
-// notify tells systemd when the agent is ready, that it is alive for as long as it answers, and that it ends.
+// notify tells systemd when the agent is ready, that it is alive as long as it responds, and that it is stopping.
 func notify(ctx context.Context, a *agent.Agent, log *slog.Logger) (stop func()) {
 	say := func(state string) {
 		if _, err := daemon.SdNotify(false, state); err != nil {

@@ -23,7 +23,7 @@ func printJSON(w io.Writer, v any) error {
 	return nil
 }
 
-// What is printed as JSON. Names, once printed, stay; times are RFC 3339, null where there is none.
+// The types that `status --json` and others print. Names must not change once released; times are RFC 3339, or null if unset.
 type (
 	statusJSON struct {
 		State         string          `json:"state"`
@@ -41,7 +41,7 @@ type (
 		DeviceKey     string          `json:"deviceKey"`
 		WireGuard     *wireguardJSON  `json:"wireguard"`
 		Routing       routingJSON     `json:"routing"`
-		Pending       *pendingJSON    `json:"pending"` // what it waits for before it is a node; null for nothing
+		Pending       *pendingJSON    `json:"pending"` // what it waits for before it becomes a node; null for nothing
 	}
 	pendingJSON struct {
 		Code  string     `json:"code"`
@@ -162,7 +162,7 @@ func tunnelOf(t *redoubtv1.Tunnel) *tunnelJSON {
 	}
 }
 
-// counters are never null.
+// counters returns m, or an empty map instead of nil, so that JSON has no null.
 func counters(m map[string]uint64) map[string]uint64 {
 	if m == nil {
 		return map[string]uint64{}
@@ -170,7 +170,7 @@ func counters(m map[string]uint64) map[string]uint64 {
 	return m
 }
 
-// list is never null.
+// list returns s, or an empty list instead of nil, so that JSON has no null.
 func list(s []string) []string {
 	if s == nil {
 		return []string{}

@@ -1,4 +1,4 @@
-// Command redoubt is a machine's part of a mesh: the agent, and the commands that speak with it.
+// Command redoubt runs the agent that makes a machine part of a mesh, and controls it.
 package main
 
 import (

@@ -2,8 +2,8 @@ package main
 
 import "runtime/debug"
 
-// tuneMemory keeps an idle agent small: little is allocated once the peers are there, so collecting at half of the usual
-// growth costs nothing that can be measured. A setting of the environment wins.
+// tuneMemory keeps an idle agent small: little is allocated once the peers are known, so collecting at half the usual heap growth
+// has no measurable cost. A GOGC setting in the environment takes precedence.
 func tuneMemory() {
 	if old := debug.SetGCPercent(50); old != 100 {
 		debug.SetGCPercent(old)

@@ -46,7 +46,7 @@ func netcheckCommand(p program) *cobra.Command {
 	return cmd
 }
 
-// look asks the agent whom it may ask, and then looks itself.
+// look asks the agent which servers to use, and then examines the network itself.
 func look(cmd *cobra.Command, servers []string, router bool) (r netcheck.Report, err error) {
 	ctx := cmd.Context()
 	c, end := netcheck.System()
@@ -72,7 +72,7 @@ func look(cmd *cobra.Command, servers []string, router bool) (r netcheck.Report,
 	return netcheck.Run(ctx, c), nil
 }
 
-// tell is the report for people.
+// tell writes the report for people.
 func tell(w io.Writer, r netcheck.Report, c palette) error {
 	var b strings.Builder
 	const column = 14
@@ -89,7 +89,7 @@ func tell(w io.Writer, r netcheck.Report, c palette) error {
 	return err
 }
 
-// What `netcheck --json` prints.
+// The types that `netcheck --json` prints.
 type (
 	netcheckJSON struct {
 		Kind        string          `json:"kind"`
@@ -162,7 +162,7 @@ func netcheckOf(r netcheck.Report) netcheckJSON {
 	return out
 }
 
-// known is nil for a size that nobody could tell.
+// known returns nil if the MTU is unknown.
 func known(mtu int) *int {
 	if mtu == 0 {
 		return nil

@@ -10,7 +10,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// answerer is a STUN server on loopback that says of everybody the same.
+// answerer is a STUN server on loopback that gives everybody the same answer.
 func answerer(t *testing.T) netip.AddrPort {
 	t.Helper()
 	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -30,7 +30,7 @@ func answerer(t *testing.T) netip.AddrPort {
 			a := append([]byte{1, 1, 0, 12}, b[4:20]...)
 			a = append(a, 0, 0x20, 0, 8, 0, 1, 0x12^0x21, 0x34^0x12, 203^0x21, 0^0x12, 113^0xa4, 7^0x42)
 			if n >= 20 {
-				_, _ = c.WriteToUDPAddrPort(a, from) // silence is what follows from an error
+				_, _ = c.WriteToUDPAddrPort(a, from) // after an error, the client gets no answer
 			}
 		}
 	}()
@@ -77,7 +77,7 @@ func TestNetcheck(t *testing.T) {
 		j.Paths[1] != (pathMTUJSON{"nas", "relay", "fra", 1280, true}) || j.Relays[0].MTU == nil || *j.Relays[0].MTU != 1500 {
 		t.Errorf("%s: %v", r.out, err)
 	}
-	// Without an agent it takes somebody to ask.
+	// Without an agent, it needs a server to ask.
 	r = redoubt(t, "", "--socket", socket+"-", "netcheck")
 	if r.code != exitNoAgent || !strings.Contains(r.err, "--stun") {
 		t.Errorf("%+v", r)

@@ -13,7 +13,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// pingFlags are those of `redoubt ping`.
+// pingFlags are the flags of `redoubt ping`.
 type pingFlags struct {
 	count             uint32
 	interval, timeout time.Duration
@@ -21,7 +21,7 @@ type pingFlags struct {
 	json              *bool
 }
 
-// untilDirectCount is how many pings a direct way is waited for, where nothing else is said.
+// untilDirectCount is the number of pings to wait for a direct path, unless --count is given.
 const untilDirectCount = 10
 
 func pingCommand(p program) *cobra.Command {
@@ -50,7 +50,7 @@ func pingCommand(p program) *cobra.Command {
 	return cmd
 }
 
-// What `ping --json` prints, one object a line.
+// The types that `ping --json` prints, one object per line.
 type (
 	pingJSON struct {
 		Event    string  `json:"event"` // echo
@@ -75,10 +75,10 @@ type (
 		Sent     int            `json:"sent"`
 		Answered int            `json:"answered"`
 		Lost     float64        `json:"lostPercent"`
-		Min      *float64       `json:"minMs"` // null where no answer came, as the next two
+		Min      *float64       `json:"minMs"` // null if there was no reply, like the next two
 		Median   *float64       `json:"medianMs"`
 		Max      *float64       `json:"maxMs"`
-		Paths    []pingWaysJSON `json:"paths"` // in the order in which they were seen
+		Paths    []pingWaysJSON `json:"paths"` // in the order in which they were first seen
 	}
 	pingWaysJSON struct {
 		wayJSON
@@ -86,10 +86,10 @@ type (
 	}
 )
 
-// maxRTTs is how many answers a median is of, the latest ones: a ping may go on for days.
+// maxRTTs is the number of latest replies that the median covers: a ping may run for days.
 const maxRTTs = 1 << 16
 
-// pinging is what came of a ping so far.
+// pinging is the state of a running ping.
 type pinging struct {
 	begun    time.Time
 	sent     int
@@ -99,11 +99,11 @@ type pinging struct {
 	ways     []pingWaysJSON
 	now      wayJSON // empty: none so far
 	peer     string
-	why      string // it is not direct
-	directly bool   // the last answer came so
+	why      string // why the path is not direct
+	directly bool   // the last reply came directly
 }
 
-// take counts a message of the agent.
+// take counts a message from the agent.
 func (s *pinging) take(r *redoubtv1.PingResponse) {
 	s.now, s.why, s.peer = wayOf(r), r.GetPathWhy(), r.GetPeerName()
 	i := slices.IndexFunc(s.ways, func(w pingWaysJSON) bool { return w.wayJSON == s.now })
@@ -134,7 +134,7 @@ func (s *pinging) take(r *redoubtv1.PingResponse) {
 	}
 }
 
-// median is that of the answers; they were some.
+// median returns the median round-trip time. There must be at least one reply.
 func (s *pinging) median() time.Duration {
 	sorted := slices.Sorted(slices.Values(s.rtts))
 	n := len(sorted)
@@ -178,7 +178,7 @@ func (f pingFlags) run(cmd *cobra.Command, p program, peer string) error {
 	return nil
 }
 
-// notDirect says why no answer came directly.
+// notDirect explains why no reply came directly.
 func (s *pinging) notDirect() string {
 	switch {
 	case s.sent == 0:
@@ -202,11 +202,11 @@ func (f pingFlags) print(p program, s *pinging, was wayJSON, r *redoubtv1.PingRe
 			"echo", r.GetPeerName(), r.GetAddress(), r.GetSequence(), r.GetLost(), millis(rtt), r.GetReason(), pathOf(r),
 		})
 	}
-	_, err := fmt.Fprintln(p.out, pingLine(r, was, elapsed, palette(p.colour))) // a line each, for who counts lines
+	_, err := fmt.Fprintln(p.out, pingLine(r, was, elapsed, palette(p.colour))) // one line each, for programs that count lines
 	return err
 }
 
-// pingLine is a message of the agent in words.
+// pingLine formats a message from the agent for people.
 func pingLine(r *redoubtv1.PingResponse, was wayJSON, elapsed time.Duration, c palette) string {
 	way := wayOf(r)
 	if r.GetMoved() {
@@ -234,7 +234,7 @@ func pingLine(r *redoubtv1.PingResponse, was wayJSON, elapsed time.Duration, c p
 	return line
 }
 
-// summary says what came of all pings.
+// summary prints the totals of all pings.
 func (f pingFlags) summary(p program, s *pinging) error {
 	lost := 0.0
 	if s.sent > 0 {

@@ -11,7 +11,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// echoes are three answers of a peer, to which a direct way is found after the first one.
+// echoes returns three replies of a peer; a direct path is found after the first one.
 func echoes() []*redoubtv1.PingResponse {
 	echo := func(seq uint32, us uint64, path, endpoint, transport string) *redoubtv1.PingResponse {
 		return &redoubtv1.PingResponse{
@@ -61,7 +61,7 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// TestPingThatStaysRelayed says why, in both ways of asking.
+// TestPingThatStaysRelayed checks that ping explains why a path is not direct, with and without --until-direct.
 func TestPingThatStaysRelayed(t *testing.T) {
 	f, socket := fake(t, status())
 	e := echoes()[0]
@@ -107,7 +107,7 @@ func TestPingJSON(t *testing.T) {
 	}
 }
 
-// TestPathsOfPeers: who reads a status sees where packets go, since when, and why not directly.
+// TestPathsOfPeers checks that the status shows each peer's path, since when, and why it is not direct.
 func TestPathsOfPeers(t *testing.T) {
 	since := noon.Add(-12 * time.Minute).UnixMilli()
 	golden(t, "paths.txt", peerPaths([]*redoubtv1.LocalPeer{
@@ -121,7 +121,7 @@ func TestPathsOfPeers(t *testing.T) {
 	}, noon, false))
 }
 
-// TestPathsInTheReadme: the README shows of paths what is printed.
+// TestPathsInTheReadme checks that the README shows paths as they are printed.
 func TestPathsInTheReadme(t *testing.T) {
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {

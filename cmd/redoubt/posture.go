@@ -81,7 +81,7 @@ func printPosture(w io.Writer, r *redoubtv1.PostureResponse, now time.Time, c pa
 	return err
 }
 
-// What `posture --json` prints.
+// The types that `posture --json` prints.
 type (
 	postureJSON struct {
 		Facts         []factJSON     `json:"facts"`
@@ -99,7 +99,7 @@ type (
 		TTL     uint32     `json:"ttlSeconds"`
 		Note    string     `json:"note"`
 		ToMend  string     `json:"mend"`
-		Blocked bool       `json:"blocks"` // a rule does not hold because of it
+		Blocked bool       `json:"blocks"` // a rule fails because of it
 	}
 	withheldJSON struct {
 		Rule   string   `json:"rule"`

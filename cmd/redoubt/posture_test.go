@@ -49,7 +49,7 @@ func TestPosture(t *testing.T) {
 	}
 	golden(t, "posture.txt", out.String())
 
-	// Where all is well that is said, and what is long is folded, not cut.
+	// If all is well, the output says so; long values are folded, not cut.
 	well := health()
 	well.Withheld = nil
 	hash := strings.Repeat("0123456789abcdef", 4)

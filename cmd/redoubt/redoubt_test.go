@@ -29,7 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var noon = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 
-// fake serves an agent that is not there.
+// fake serves a fake agent on a socket.
 func fake(t *testing.T, st *redoubtv1.Status) (f *localapi.Fake, socket string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "redoubt")
@@ -308,7 +308,7 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// stopper ends something once it was written to.
+// stopper calls stop when it is first written to.
 type stopper struct {
 	bytes.Buffer
 	stop func()
@@ -319,7 +319,7 @@ func (s *stopper) Write(b []byte) (int, error) {
 	return s.Buffer.Write(b)
 }
 
-// What is wrong with the settings is said before anything is touched.
+// TestAgentFlags checks that invalid settings are reported before anything is created.
 func TestAgentFlags(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	socket := filepath.Join(t.TempDir(), "agent.sock")
@@ -365,7 +365,7 @@ func TestMetricsAddress(t *testing.T) {
 	}
 }
 
-// Help fits 80 columns, and says of each command what it does.
+// TestHelp checks that every command has help.
 func TestHelp(t *testing.T) {
 	for _, c := range [][]string{{}, {"agent"}, {"up"}, {"down"}, {"status"}, {"ping"}, {"whois"}, {"why"}, {"version"}} {
 		r := redoubt(t, "", append(c, "--help")...)

@@ -17,7 +17,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/join"
 )
 
-// relayFlags are those of `redoubt relay`.
+// relayFlags are the flags of `redoubt relay`.
 type relayFlags struct {
 	code                                     upFlags
 	state, listen, region, metrics, logLevel string
@@ -51,7 +51,7 @@ func relayCommand(p program) *cobra.Command {
 	return cmd
 }
 
-// config checks everything before anything is touched.
+// config checks all flags before run changes anything.
 func (f relayFlags) config(p program, args []string) (agent.RelayConfig, error) {
 	cfg := agent.RelayConfig{
 		StateDir: f.state, Hostname: f.code.hostname, Program: version(), Region: f.region, Port: f.port, URLs: f.urls,

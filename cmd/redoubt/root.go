@@ -17,15 +17,15 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/redoubt/v1/redoubtv1connect"
 )
 
-// Exit codes. Zero means that what was asked is true.
+// Exit codes. Zero means success, or "yes" for commands that answer a question.
 const (
-	exitFalse    = 1 // it is not, or it failed
-	exitUsage    = 2 // the command line, the environment or the settings are wrong
-	exitNoAgent  = 3 // no agent answers
-	exitNoAccess = 4 // it takes root or the operator
+	exitFalse    = 1 // the answer is no, or the command failed
+	exitUsage    = 2 // the command line, the environment or the settings are invalid
+	exitNoAgent  = 3 // no agent responds
+	exitNoAccess = 4 // only root or the operator may do this
 )
 
-// program is what the commands know of their surroundings.
+// program is the environment that the commands run in.
 type program struct {
 	in       io.Reader
 	out, err io.Writer
@@ -33,7 +33,7 @@ type program struct {
 	colour   bool
 }
 
-// exitError is a failure with an exit code. Without a text it was told already.
+// exitError is an error with an exit code. If err is nil, everything has been printed already.
 type exitError struct {
 	code int
 	err  error
@@ -98,7 +98,7 @@ func onTerminal(f *os.File) bool {
 	return !plain && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))
 }
 
-// client is the agent, as the command line says where it is.
+// client returns a client for the agent at the socket that the command line names.
 func client(cmd *cobra.Command) redoubtv1connect.LocalServiceClient {
 	return localapi.Client(socket(cmd))
 }
@@ -111,7 +111,7 @@ func socket(cmd *cobra.Command) string {
 	return path
 }
 
-// failed explains an error of the agent, or of the way to it.
+// failed turns an error from the agent, or from connecting to it, into an exitError.
 func failed(cmd *cobra.Command, err error) error {
 	if err == nil {
 		return nil

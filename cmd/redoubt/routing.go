@@ -11,8 +11,8 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// routingFlags are those of `redoubt up` about what lies beyond the mesh. One that is given changes what holds from now on,
-// one that is not leaves it.
+// routingFlags are the flags of `redoubt up` for routing beyond the mesh. A flag that is given changes the stored setting; one
+// that is not given leaves it as it is.
 type routingFlags struct {
 	advertise                          []string
 	advertiseExit, accept, lan, source bool
@@ -29,7 +29,8 @@ func (f *routingFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.lan, "exit-node-allow-lan", false, "reach the local network directly")
 }
 
-// change is what was given on the command line, in the environment or in the settings.
+// change returns the settings given on the command line, in the environment or in the settings file; it returns nil if there are
+// none.
 func (f *routingFlags) change(cmd *cobra.Command) (*redoubtv1.RoutingChange, error) {
 	c, given := &redoubtv1.RoutingChange{}, false
 	for name, set := range map[string]func(){
@@ -68,11 +69,11 @@ func (f *routingFlags) change(cmd *cobra.Command) (*redoubtv1.RoutingChange, err
 
 const (
 	all4, all6 = "0.0.0.0/0", "::/0"
-	// most is how many routes a status shows in words.
+	// most is how many routes the status lists for people.
 	most = 12
 )
 
-// routingFields are the lines of a status about what lies beyond the mesh, by name.
+// routingFields returns the lines of a status about routing beyond the mesh, as pairs of name and text.
 func routingFields(r *redoubtv1.Routing, c palette) (out [][2]string) {
 	var serves, waits, uses []string
 	for _, o := range r.GetOffered() {
@@ -129,7 +130,7 @@ func exitNode(e *redoubtv1.ExitNode, c palette) string {
 	return c.bad(fit(e.GetWanted(), 30)+" is not reachable, Internet traffic is blocked") + lan
 }
 
-// internet gives the two routes that make an exit node one name.
+// internet replaces the two default routes of an exit node by a name.
 func internet(prefixes []string) []string {
 	v4, v6 := slices.Contains(prefixes, all4), slices.Contains(prefixes, all6)
 	out := slices.DeleteFunc(slices.Clone(prefixes), func(p string) bool { return p == all4 || p == all6 })
@@ -144,7 +145,7 @@ func internet(prefixes []string) []string {
 	return out
 }
 
-// few are the first of a list, and how many more there are.
+// few joins the first entries of a list, and says how many more there are.
 func few(list []string) string {
 	more := ""
 	if n := len(list) - most; n > 0 {
@@ -153,7 +154,7 @@ func few(list []string) string {
 	return strings.Join(list, ", ") + more
 }
 
-// What is printed of it as JSON.
+// The types of routing in JSON output.
 type (
 	routingJSON struct {
 		Offered      []offeredJSON `json:"offered"`

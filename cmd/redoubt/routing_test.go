@@ -47,7 +47,7 @@ func TestUpAsksForWhatWasGiven(t *testing.T) {
 	}
 }
 
-// beyond is a status of a node with everything that there is beyond the mesh.
+// beyond returns the status of a node with all kinds of routing beyond the mesh, except an exit node.
 func beyond() *redoubtv1.Status {
 	st := status()
 	st.Routing = &redoubtv1.Routing{

@@ -12,7 +12,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// statusFlags are those of `redoubt status`.
+// statusFlags are the flags of `redoubt status`.
 type statusFlags struct {
 	json          *bool
 	watch         bool
@@ -62,7 +62,7 @@ func (f statusFlags) print(p program, st *redoubtv1.Status) error {
 	return nil
 }
 
-// render shows of a status what was asked for.
+// render formats the part of a status that was asked for.
 func (f statusFlags) render(st *redoubtv1.Status, now time.Time, c palette) string {
 	if f.tunnels {
 		return renderTunnels(st, now, c)
@@ -70,7 +70,7 @@ func (f statusFlags) render(st *redoubtv1.Status, now time.Time, c palette) stri
 	return render(st, now, c)
 }
 
-// render shows a status in 80 columns.
+// render formats a status for people, in 80 columns.
 func render(st *redoubtv1.Status, now time.Time, c palette) string {
 	var b strings.Builder
 	field := func(name, format string, args ...any) {
@@ -122,7 +122,7 @@ func render(st *redoubtv1.Status, now time.Time, c palette) string {
 	return b.String()
 }
 
-// keyHome says where the device key is.
+// keyHome describes where the device key is stored.
 func keyHome(where string) string {
 	if where == "tpm" {
 		return "the TPM"
@@ -148,7 +148,7 @@ func who(user string, tags []string) string {
 	return "-"
 }
 
-// peerPaths says of each peer that packets go to by which way, since when, and why not directly.
+// peerPaths describes the path to each peer that packets are sent to: which it is, since when, and why it is not direct.
 func peerPaths(peers []*redoubtv1.LocalPeer, now time.Time, c palette) string {
 	var b strings.Builder
 	for _, p := range peers {
@@ -164,7 +164,7 @@ func peerPaths(peers []*redoubtv1.LocalPeer, now time.Time, c palette) string {
 	return b.String()
 }
 
-// peerPath is how packets go to a peer; empty where none did.
+// peerPath describes the path to a peer; it is empty if nothing was sent.
 func peerPath(p *redoubtv1.LocalPeer, now time.Time) string {
 	way, why := wayOf(p), p.GetPathWhy()
 	if way.Path == "" {
@@ -204,7 +204,7 @@ func peerTable(peers []*redoubtv1.LocalPeer, now time.Time) string {
 		}
 		switch p.GetPath() {
 		case "direct":
-			path = "direct" // below it is said where
+			path = "direct" // the endpoint is shown below the table
 		case "relay":
 			path = "relay " + p.GetEndpoint()
 		}
@@ -219,7 +219,7 @@ func peerTable(peers []*redoubtv1.LocalPeer, now time.Time) string {
 	return table(rows, 3, 2, 0)
 }
 
-// follow prints a status whenever it changes.
+// follow prints the status whenever it changes.
 func (f statusFlags) follow(cmd *cobra.Command, p program) error {
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
@@ -240,12 +240,12 @@ func (f statusFlags) follow(cmd *cobra.Command, p program) error {
 		err = f.stream(p, next)
 	}
 	if cmd.Context().Err() != nil {
-		return nil // the person has seen enough
+		return nil // the user stopped it
 	}
 	return failed(cmd, err)
 }
 
-// stream prints one status after the other.
+// stream prints one status after another.
 func (f statusFlags) stream(p program, next func() (*redoubtv1.Status, error)) error {
 	for {
 		st, err := next()

@@ -8,10 +8,10 @@ import (
 	"charm.land/lipgloss/v2"
 )
 
-// width is what every output fits into.
+// width is the number of columns that every output fits into.
 const width = 80
 
-// palette colours texts, or leaves them as they are.
+// palette colours text if it is true.
 type palette bool
 
 func (p palette) paint(colour, s string) string {
@@ -26,10 +26,11 @@ func (p palette) bad(s string) string  { return p.paint("1", s) }
 func (p palette) warn(s string) string { return p.paint("3", s) }
 func (p palette) dim(s string) string  { return p.paint("8", s) }
 
-// least is how narrow a column of a table may become.
+// least is the minimum width of a column that is narrowed.
 const least = 8
 
-// table lays out rows under a head. Where they are too wide, the widest of the columns in shrink give way.
+// table lays out rows in columns; the first row is the header. If they are too wide, the widest of the columns in shrink are
+// narrowed.
 func table(rows [][]string, shrink ...int) string {
 	if len(rows) == 0 {
 		return ""
@@ -51,7 +52,7 @@ func table(rows [][]string, shrink ...int) string {
 	return b.String()
 }
 
-// folded is table for texts that must be read whole: what does not fit goes on in lines below.
+// folded is like table, but wraps long cells onto further lines instead of cutting them.
 func folded(rows [][]string, shrink ...int) string {
 	if len(rows) == 0 {
 		return ""
@@ -78,7 +79,7 @@ func folded(rows [][]string, shrink ...int) string {
 	return table(lines)
 }
 
-// fold breaks a plain text between words, and within those that are longer than a line.
+// fold wraps plain text at width w: between words, and within words that are longer than a line.
 func fold(s string, w int) (lines []string) {
 	line := ""
 	for word := range strings.FieldsSeq(s) {
@@ -98,10 +99,10 @@ func fold(s string, w int) (lines []string) {
 	return append(lines, line)
 }
 
-// gap is between two columns of a table.
+// gap is the space between two columns of a table.
 const gap = 2
 
-// columns are how wide the columns of a table are.
+// columns returns the widths of the columns of a table.
 func columns(rows [][]string, shrink []int) []int {
 	widths := make([]int, len(rows[0]))
 	total := gap * (len(widths) - 1)
@@ -126,7 +127,7 @@ func columns(rows [][]string, shrink []int) []int {
 	return widths
 }
 
-// fit shortens a plain text.
+// fit shortens plain text to width w.
 func fit(s string, w int) string {
 	if lipgloss.Width(s) <= w {
 		return s
@@ -135,7 +136,7 @@ func fit(s string, w int) string {
 	return string(r[:max(w-1, 0)]) + "…"
 }
 
-// wrap breaks a text into lines that begin with an indent.
+// wrap wraps a text at width; the first line begins with first, the others with indent.
 func wrap(s, first, indent string) string {
 	var b strings.Builder
 	line := first
@@ -155,7 +156,7 @@ func wrap(s, first, indent string) string {
 	return b.String()
 }
 
-// age says how long ago a time was.
+// age formats how long ago t was.
 func age(now, t time.Time) string {
 	if t.IsZero() || t.Unix() == 0 {
 		return "never"
@@ -163,7 +164,7 @@ func age(now, t time.Time) string {
 	return span(now.Sub(t)) + " ago"
 }
 
-// span writes a duration with one unit, as people do.
+// span formats a duration in its largest unit, or in hours and minutes.
 func span(d time.Duration) string {
 	switch d = max(d, 0); {
 	case d < time.Minute:
@@ -176,7 +177,7 @@ func span(d time.Duration) string {
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
-// size writes a number of bytes with three digits or so.
+// size formats a number of bytes with one decimal of a binary unit.
 func size(n uint64) string {
 	const unit = 1024
 	if n < unit {

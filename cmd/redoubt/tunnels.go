@@ -12,7 +12,8 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// renderTunnels shows what the WireGuard engine counts, of this node and of each peer, and what the filter denied from each.
+// renderTunnels shows the counters of the WireGuard engine, for this node and for each peer, and what the filter denied from
+// each.
 func renderTunnels(st *redoubtv1.Status, now time.Time, c palette) string {
 	w := st.GetWireguard()
 	if w == nil {
@@ -59,7 +60,7 @@ func sum(counters map[string]uint64) (n uint64) {
 	return n
 }
 
-// since says how old something is that began at a time.
+// since formats the time since ms, in Unix milliseconds; it is "-" for 0.
 func since(now time.Time, ms int64) string {
 	if ms == 0 {
 		return "-"
@@ -67,7 +68,7 @@ func since(now time.Time, ms int64) string {
 	return span(now.Sub(time.UnixMilli(ms)))
 }
 
-// reasons lists counters, the greatest first.
+// reasons lists counters, largest first.
 func reasons(counters map[string]uint64) string {
 	if len(counters) == 0 {
 		return "-"

@@ -16,7 +16,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// upFlags are those of `redoubt up`.
+// upFlags are the flags of `redoubt up`.
 type upFlags struct {
 	codeFile, hostname string
 	timeout            time.Duration
@@ -77,7 +77,7 @@ func (f upFlags) run(cmd *cobra.Command, p program, args []string) error {
 		last = m.GetStep()
 		fmt.Fprintln(p.err, last)
 	}
-	// The agent is told of the deadline, and may be the first to say so.
+	// The deadline is sent to the agent too, whose clock may end the call first.
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) || connect.CodeOf(stream.Err()) == connect.CodeDeadlineExceeded {
 		if last != "" {
 			last = ": " + last
@@ -87,7 +87,7 @@ func (f upFlags) run(cmd *cobra.Command, p program, args []string) error {
 	return failed(cmd, stream.Err())
 }
 
-// code finds the join code, and refuses one that is none before anything is sent.
+// code reads the join code, and checks it before anything is sent. It returns "" if none was given.
 func (f upFlags) code(p program, args []string) (string, error) {
 	var text string
 	switch {

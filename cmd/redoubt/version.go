@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is the module's, or what the build knows of the source that it was made from.
+// version returns the module's version, or else the source revision recorded in the build.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -10,7 +10,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// screen is a status that keeps itself up to date on a terminal.
+// screen is a status on a terminal that updates itself.
 type screen struct {
 	st      *redoubtv1.Status
 	now     time.Time
@@ -58,7 +58,7 @@ func (s screen) View() tea.View {
 	return v
 }
 
-// watch shows what next returns until there is no more, or the person leaves. Stop makes next return.
+// watch shows what next returns until next fails or returns nil, or the user quits. stop must make next return.
 func watch(
 	ctx context.Context, stop func(), p program, render func(*redoubtv1.Status, time.Time, palette) string, next func() (*redoubtv1.Status, error),
 ) error {

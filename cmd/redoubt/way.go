@@ -2,7 +2,7 @@ package main
 
 import "time"
 
-// steered is what the agent says of the way to a peer, in whatever message.
+// steered is implemented by the messages in which the agent describes the path to a peer.
 type steered interface {
 	GetPath() string
 	GetEndpoint() string
@@ -16,28 +16,28 @@ type steered interface {
 	GetPathWhy() string
 }
 
-// What is printed of the way to a peer as JSON.
+// The types of paths to peers in JSON output.
 type (
 	wayJSON struct {
-		Path      string `json:"path"`      // direct or relay; empty while there is none
+		Path      string `json:"path"`      // direct or relay; empty if there is no path
 		Endpoint  string `json:"endpoint"`  // an address, or the relay's name
-		Transport string `json:"transport"` // to a relay: udp or tls; directly: punched or empty
+		Transport string `json:"transport"` // relay: udp or tls; direct: punched or empty
 	}
 	pathJSON struct {
 		wayJSON
 		PathSince        *time.Time `json:"pathSince"`
-		PathRTT          float64    `json:"pathRttMs"`        // 0: not known
-		PathMTU          uint32     `json:"pathMtu"`          // of packets inside the tunnel; 0: not known
-		PathFragments    bool       `json:"pathFragments"`    // packets of that size arrive in fragments only
-		PathInDoubt      bool       `json:"pathInDoubt"`      // direct, and through the relay as well until it has answered
-		WhyNotDirect     string     `json:"whyNotDirect"`     // or in doubt
-		WhyNotDirectCode string     `json:"whyNotDirectCode"` // the same for programs
+		PathRTT          float64    `json:"pathRttMs"`        // 0: unknown
+		PathMTU          uint32     `json:"pathMtu"`          // of packets inside the tunnel; 0: unknown
+		PathFragments    bool       `json:"pathFragments"`    // packets of that size only arrive in fragments
+		PathInDoubt      bool       `json:"pathInDoubt"`      // direct but unconfirmed: packets also go through the relay
+		WhyNotDirect     string     `json:"whyNotDirect"`     // or why it is in doubt
+		WhyNotDirectCode string     `json:"whyNotDirectCode"` // the same, for programs
 	}
 )
 
 func wayOf(s steered) wayJSON {
 	w := wayJSON{s.GetPath(), s.GetEndpoint(), s.GetPathTransport()}
-	if w.Transport == "none" { // the relay is lost at the moment
+	if w.Transport == "none" { // the connection to the relay is down at the moment
 		w.Transport = ""
 	}
 	return w
@@ -60,7 +60,7 @@ func (w wayJSON) String() string {
 	return text
 }
 
-// via is the same where it is news.
+// via formats the path for the report of a change.
 func (w wayJSON) via() string {
 	if w.Path == "direct" {
 		return "direct via " + w.Endpoint

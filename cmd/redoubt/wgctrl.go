@@ -11,7 +11,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// wireguardDevice reads the state of a WireGuard interface, of the kernel or of a program.
+// wireguardDevice reads the state of a WireGuard interface, whether of the kernel or of a userspace program.
 func wireguardDevice(name string) (*wgtypes.Device, error) {
 	c, err := wgctrl.New()
 	if err != nil {

@@ -37,7 +37,7 @@ func whoisCommand(p program) *cobra.Command {
 	return cmd
 }
 
-// whoisJSON is what `whois --json` prints: the values of capabilities are JSON themselves.
+// whoisJSON is what `whois --json` prints. The values of capabilities are JSON themselves.
 type whoisJSON struct {
 	nodeJSON
 	Capabilities map[string][]json.RawMessage `json:"capabilities"`

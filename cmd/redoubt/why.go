@@ -49,14 +49,14 @@ func whyCommand(p program) *cobra.Command {
 	return cmd
 }
 
-// protocolNumbers are the names of protocols that people may ask about.
+// protocolNumbers maps the names of protocols to their numbers.
 var protocolNumbers = map[string]uint32{
 	"tcp": proto.ProtoTCP, "udp": proto.ProtoUDP, "sctp": proto.ProtoSCTP, "icmp": proto.ProtoICMP,
 	"icmpv6": proto.ProtoICMPv6, "ipv6-icmp": proto.ProtoICMPv6, "gre": proto.ProtoGRE, "esp": proto.ProtoESP, "ah": proto.ProtoAH,
 	"igmp": proto.ProtoIGMP, "dccp": proto.ProtoDCCP,
 }
 
-// question reads what is asked about.
+// question parses the arguments into a request.
 func question(dst, protocol, from string) (*redoubtv1.WhyRequest, error) {
 	host, port, ported, err := target(dst)
 	if err != nil {
@@ -85,7 +85,7 @@ func question(dst, protocol, from string) (*redoubtv1.WhyRequest, error) {
 	return r, nil
 }
 
-// target splits DST[:PORT]. An IPv6 address with a port stands in brackets.
+// target splits DST[:PORT]. An IPv6 address with a port must be in brackets.
 func target(dst string) (host string, port uint16, ported bool, err error) {
 	if a, err := netip.ParseAddr(strings.Trim(dst, "[]")); err == nil {
 		return a.String(), 0, false, nil
@@ -105,7 +105,7 @@ func target(dst string) (host string, port uint16, ported bool, err error) {
 	return host, uint16(n), true, nil
 }
 
-// explain is the answer for people.
+// explain formats the answer for people.
 func explain(w *redoubtv1.WhyResponse, c palette) string {
 	var b strings.Builder
 	verdict := c.bad("not allowed")
@@ -146,7 +146,7 @@ func place(r *redoubtv1.WhyRule) string {
 	return fmt.Sprintf("%s (line %d of the policy)", r.GetPath(), r.GetLine())
 }
 
-// What `why --json` prints.
+// The types that `why --json` prints.
 type (
 	whyJSON struct {
 		Allowed       bool          `json:"allowed"`

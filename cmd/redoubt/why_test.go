@@ -84,7 +84,7 @@ func TestWhy(t *testing.T) {
 func TestWhyQuestions(t *testing.T) {
 	for _, c := range []struct {
 		dst, protocol string
-		want          string // host protocol port, or what is wrong
+		want          string // host, protocol and port, or the error
 	}{
 		{"db:22", "", "db 6 22"},
 		{"db:22", "udp", "db 17 22"},

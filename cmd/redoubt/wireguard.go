@@ -22,7 +22,7 @@ type interfacePeerJSON struct {
 	TxBytes       int64      `json:"txBytes"`
 }
 
-// wireguard shows the counters of any WireGuard interface of this machine.
+// wireguard prints the counters of any WireGuard interface of this machine.
 func (f statusFlags) wireguard(p program) error {
 	d, err := wireguardDevice(f.wireguardName)
 	if err != nil {

@@ -10,19 +10,19 @@ import (
 	"github.com/tailscale/hujson"
 )
 
-// maxFile bounds a settings file; real ones have a few hundred bytes.
+// maxFile limits the size of a settings file in bytes; real ones have a few hundred.
 const maxFile = 1 << 20
 
 // entry is one key of the file.
 type entry struct {
 	key          string
-	values       []string // one unless list
+	values       []string // exactly one, unless list is set
 	list         bool
-	bare         string // "bool" or "number" for a value that is no string
+	bare         string // "bool" or "number" if the value is not a string
 	line, column int
 }
 
-// parse reads one object whose values are texts, numbers, booleans or lists of those.
+// parse reads one object whose values are strings, numbers, booleans or lists of those.
 func parse(path string, r io.Reader) ([]entry, error) {
 	src, err := io.ReadAll(io.LimitReader(r, maxFile+1))
 	if err != nil {
@@ -68,7 +68,7 @@ func parse(path string, r io.Reader) ([]entry, error) {
 	return entries, nil
 }
 
-// syntaxError puts the place that the parser names where all other errors have it.
+// syntaxError moves the position that the parser reports to the front, where all other errors have it.
 func syntaxError(path string, err error) error {
 	var line, column int
 	cause := errors.Unwrap(err)

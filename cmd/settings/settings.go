@@ -1,13 +1,14 @@
-// Package settings gives every flag of a cobra program an environment variable and a place in one HuJSON file.
+// Package settings makes every flag of a cobra program settable by an environment variable and in a HuJSON file. In order of
+// precedence:
 //
-//	--cert-lifetime 1h          the command line, which wins
+//	--cert-lifetime 1h          the command line
 //	REDOUBT_CERT_LIFETIME=1h    the environment
 //	{"cert-lifetime": "1h"}     the file named by --config or REDOUBT_CONFIG
 //	the flag's default
 //
-// A flag's name means the same in every command of a program, so the file is flat, and a daemon and the commands that speak to
-// it can share one. Everything is read and checked to the end before the first value is used: a key that no command knows, a
-// value of the wrong type or a broken file is an error with line and column, and nothing runs.
+// A flag's name means the same in every command of a program, so the file is flat, and a daemon and its client commands can share
+// one. The whole file is read and checked before a command runs: a key that no command knows, a value of the wrong type or a
+// syntax error is reported with line and column, and nothing runs.
 package settings
 
 import (
@@ -20,24 +21,24 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Prefix begins the name of every environment variable.
+// Prefix is the prefix of every environment variable.
 const Prefix = "REDOUBT_"
 
 const configFlag = "config"
 
-// Bind adds --config to root and makes every command below it take its flags from the environment and the file as well.
-// Commands must not set their own PersistentPreRunE. lookup is os.LookupEnv outside of tests.
+// Bind adds --config to root and makes every command below it read its flags from the environment and the file as well. Commands
+// must not set their own PersistentPreRunE. lookup is os.LookupEnv, except in tests.
 func Bind(root *cobra.Command, lookup func(string) (string, bool)) {
 	root.PersistentFlags().String(configFlag, "", "`FILE` with settings (HuJSON; keys are names of flags)")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return resolve(cmd, lookup) }
 }
 
-// Variable names the environment variable of a flag.
+// Variable returns the name of the environment variable for a flag.
 func Variable(flag string) string {
 	return Prefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// resolve fills in what the command line left open, first from the environment, then from the file.
+// resolve sets the flags that the command line did not, first from the environment, then from the file.
 func resolve(cmd *cobra.Command, lookup func(string) (string, bool)) error {
 	mine := cmd.Flags()
 	given := make(map[string]bool) // by the command line or the environment
@@ -73,7 +74,7 @@ func resolve(cmd *cobra.Command, lookup func(string) (string, bool)) error {
 	return apply(entries, path, known(cmd.Root()), mine, given)
 }
 
-// internal are the flags that are no settings.
+// internal reports whether a flag cannot be set by the environment or the file.
 func internal(name string) bool { return name == "help" || name == "version" }
 
 // known collects the flags of all commands, by name.
@@ -94,7 +95,7 @@ func known(root *cobra.Command) map[string][]*pflag.Flag {
 	return all
 }
 
-// apply checks every entry, also those for other commands, and sets those that the running command has.
+// apply checks every entry, including those for other commands, and sets their flags unless they are in given.
 func apply(entries []entry, path string, all map[string][]*pflag.Flag, mine *pflag.FlagSet, given map[string]bool) error {
 	for _, e := range entries {
 		flags := all[e.key]
@@ -149,7 +150,7 @@ func setValues(f *pflag.Flag, e entry) error {
 	return nil
 }
 
-// nearest suggests the known key that shares the longest beginning.
+// nearest suggests the known key with the longest common prefix.
 func nearest(key string, all map[string][]*pflag.Flag) string {
 	best, length := "", 1
 	for name := range all {

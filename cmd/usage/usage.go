@@ -1,5 +1,5 @@
-// Package usage gives both programs the same command lines: help in 80 columns, and errors that say what was expected and
-// what was probably meant.
+// Package usage gives both programs the same style of command line: help that fits 80 columns, and errors that say what was
+// expected and what was probably meant.
 package usage
 
 import (
@@ -13,10 +13,10 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// width is what help fits in.
+// width is the number of columns that help fits into.
 const width = 80
 
-// Tidy takes root and every command below it, once all of them are there.
+// Tidy sets up root and every command below it. Call it after all commands have been added.
 func Tidy(root *cobra.Command) {
 	root.SetUsageFunc(func(c *cobra.Command) error {
 		_, err := io.WriteString(c.OutOrStderr(), text(c))
@@ -59,7 +59,7 @@ func count(args []string) string {
 	return fmt.Sprintf("wrong number of arguments (%d)", len(args))
 }
 
-// wants are the values of flags whose parsers answer in the terms of Go.
+// wants describes the values of flag types whose parse errors would be in terms of Go.
 var wants = map[string]string{
 	"bool":     "true or false",
 	"duration": "a time such as 90s, 5m or 24h",
@@ -69,7 +69,7 @@ var wants = map[string]string{
 	"uint64":   "a whole number, 0 or more",
 }
 
-// flagError says what a flag wants, or where the flags are listed.
+// flagError says what value a flag wants, or where the flags are listed.
 func flagError(c *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if errors.As(err, &unknown) {
@@ -86,16 +86,16 @@ func flagError(c *cobra.Command, err error) error {
 	return err
 }
 
-// meant suggests the command that a mistyped name is nearest to.
+// meant suggests the command nearest to a mistyped name.
 func meant(c *cobra.Command, name string) string {
-	c.SuggestionsMinimumDistance = 2 // two letters wrong, or swapped
+	c.SuggestionsMinimumDistance = 2 // two wrong letters, or two swapped ones
 	if near := c.SuggestionsFor(name); len(near) > 0 {
 		return fmt.Sprintf(" (did you mean %q?)", near[0])
 	}
 	return ""
 }
 
-// text is what a command's help says after its description.
+// text returns the part of a command's help after its description.
 func text(c *cobra.Command) string {
 	var b strings.Builder
 	b.WriteString("Usage:\n")
@@ -120,7 +120,7 @@ func text(c *cobra.Command) string {
 	return b.String()
 }
 
-// longest is the length of the longest name of a command below c.
+// longest returns the length of the longest name of c's subcommands.
 func longest(c *cobra.Command) int {
 	n := 0
 	for _, sub := range c.Commands() {
@@ -137,7 +137,7 @@ func flags(w io.Writer, title string, set *pflag.FlagSet) {
 	}
 }
 
-// trim removes blanks at the ends of lines.
+// trim removes trailing blanks from lines.
 func trim(s string) string {
 	lines := slices.Collect(strings.SplitSeq(s, "\n"))
 	for i, l := range lines {

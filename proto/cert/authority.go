@@ -21,14 +21,14 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// Authority is a root or an intermediate that can sign. Its key is of the same kind as a device's.
+// Authority is a root or an intermediate together with its private key, which is of the same kind as a device key.
 type Authority struct {
 	mesh   proto.MeshID
 	cert   *x509.Certificate
 	signer key.DevicePrivate
 }
 
-// NewRoot makes a mesh's root. It signs intermediates and nothing else.
+// NewRoot creates the root of a mesh. A root signs only intermediates and other roots.
 func NewRoot(rand io.Reader, mesh proto.MeshID, now time.Time, lifetime time.Duration) (*Authority, error) {
 	if err := mesh.Validate(); err != nil {
 		return nil, err
@@ -54,7 +54,7 @@ func NewRoot(rand io.Reader, mesh proto.MeshID, now time.Time, lifetime time.Dur
 	return &Authority{mesh: mesh, cert: c, signer: signer}, nil
 }
 
-// NewIntermediate makes an authority that signs leaves. It may not outlive the root.
+// NewIntermediate creates an authority that signs leaves. It must not outlive the root.
 func (a *Authority) NewIntermediate(rand io.Reader, now time.Time, lifetime time.Duration) (*Authority, error) {
 	signer, err := key.NewDevice(rand)
 	if err != nil {
@@ -67,7 +67,7 @@ func (a *Authority) NewIntermediate(rand io.Reader, now time.Time, lifetime time
 	return &Authority{mesh: a.mesh, cert: c, signer: signer}, nil
 }
 
-// SignIntermediate is NewIntermediate for a key that somebody else holds.
+// SignIntermediate is like NewIntermediate, for a private key that somebody else holds.
 func (a *Authority) SignIntermediate(rand io.Reader, pub crypto.PublicKey, now time.Time, lifetime time.Duration) (*x509.Certificate, error) {
 	if !a.isRoot() {
 		return nil, errors.New("sign an intermediate: only a root may")
@@ -88,8 +88,8 @@ func (a *Authority) SignIntermediate(rand io.Reader, pub crypto.PublicKey, now t
 	return c, nil
 }
 
-// distinguish makes a name that no other authority has: a server names in a handshake those that clients need not show it, and
-// a certificate names its issuer.
+// distinguish gives t a subject that no other authority has: in a handshake, a server lists by subject the authorities that
+// clients need not send, and a certificate names its issuer by subject.
 func distinguish(t *x509.Certificate) {
 	t.Subject.CommonName += " " + numbered(t)
 }
@@ -107,7 +107,7 @@ func authorityTemplate(rand io.Reader, mesh proto.MeshID, what string, from, to 
 	return t, nil
 }
 
-// template is what all certificates have in common.
+// template returns what all certificates have in common.
 func template(rand io.Reader, commonName string, id spiffe, from, to time.Time) (*x509.Certificate, error) {
 	from, to = from.UTC().Truncate(time.Second), to.UTC().Truncate(time.Second)
 	if !from.Before(to) {
@@ -129,7 +129,7 @@ func template(rand io.Reader, commonName string, id spiffe, from, to time.Time) 
 
 func (a *Authority) isRoot() bool { return a.cert.MaxPathLen == 1 }
 
-// sign refuses what no verifier would take: a certificate that is not within its issuer's time.
+// sign refuses to sign what no verifier would accept: a certificate whose validity is not within its issuer's.
 func (a *Authority) sign(rand io.Reader, t *x509.Certificate, pub crypto.PublicKey) (*x509.Certificate, error) {
 	if t.NotBefore.Before(a.cert.NotBefore.Add(-Skew)) || t.NotAfter.After(a.cert.NotAfter) {
 		return nil, fmt.Errorf("from %s to %s is not within the issuer's time, %s to %s",
@@ -142,14 +142,14 @@ func (a *Authority) sign(rand io.Reader, t *x509.Certificate, pub crypto.PublicK
 	return x509.ParseCertificate(b)
 }
 
-// Mesh is the mesh whose authority this is.
+// Mesh returns the mesh that the authority belongs to.
 func (a *Authority) Mesh() proto.MeshID { return a.mesh }
 
-// Certificate is the authority's own.
+// Certificate returns the authority's own certificate.
 func (a *Authority) Certificate() *x509.Certificate { return a.cert }
 
-// IssueNode signs a node certificate with what n says, except for Raw and Serial, and reads it as anybody would. What it
-// returns, a Verifier takes.
+// IssueNode signs a node certificate with the contents of n, except for Raw, Serial and Signed, and returns it as parsed from the
+// signed bytes. A Verifier accepts what it returns.
 func (a *Authority) IssueNode(rand io.Reader, n Node) (*Node, error) {
 	if err := a.checkIssue(n); err != nil {
 		return nil, fmt.Errorf("issue a certificate to node %s: %w", n.ID, err)
@@ -204,7 +204,7 @@ func (a *Authority) checkIssue(n Node) error {
 	return checkKeys(n.Keys)
 }
 
-// IssueCoordinator signs what a coordinator shows in TLS handshakes.
+// IssueCoordinator signs the certificate that a coordinator presents in TLS handshakes.
 func (a *Authority) IssueCoordinator(rand io.Reader, mesh proto.MeshID, id string, pub crypto.PublicKey, now time.Time, lifetime time.Duration) ([]byte, error) {
 	if a.isRoot() || mesh != a.mesh || !validID(id) {
 		return nil, fmt.Errorf("issue a certificate to coordinator %q of mesh %s: an intermediate of that mesh does, for an id of a-z, 0-9 and -", id, mesh)
@@ -225,10 +225,10 @@ func (a *Authority) IssueCoordinator(rand io.Reader, mesh proto.MeshID, id strin
 	return c.Raw, nil
 }
 
-// certificateType is the type of a PEM block with a certificate.
+// certificateType is the type of PEM blocks with certificates.
 const certificateType = "CERTIFICATE"
 
-// MarshalPEM is the authority's key and certificate, for a file of mode 0600.
+// MarshalPEM encodes the authority's private key and certificate, for a file of mode 0600.
 func (a *Authority) MarshalPEM() ([]byte, error) {
 	b, err := a.signer.MarshalPEM()
 	if err != nil {
@@ -237,7 +237,7 @@ func (a *Authority) MarshalPEM() ([]byte, error) {
 	return append(b, pem.EncodeToMemory(&pem.Block{Type: certificateType, Bytes: a.cert.Raw})...), nil
 }
 
-// ParseAuthority reads what MarshalPEM wrote.
+// ParseAuthority parses the output of MarshalPEM.
 func ParseAuthority(b []byte) (*Authority, error) {
 	_, rest := pem.Decode(b)
 	block, tail := pem.Decode(rest)
@@ -251,7 +251,7 @@ func ParseAuthority(b []byte) (*Authority, error) {
 	return NewAuthority(signer, block.Bytes)
 }
 
-// NewAuthority puts a key and its certificate together.
+// NewAuthority combines a private key and its certificate.
 func NewAuthority(signer key.DevicePrivate, der []byte) (*Authority, error) {
 	c, mesh, err := parseAuthorityCertificate(der)
 	if err != nil {
@@ -263,7 +263,7 @@ func NewAuthority(signer key.DevicePrivate, der []byte) (*Authority, error) {
 	return &Authority{mesh: mesh, cert: c, signer: signer}, nil
 }
 
-// parseAuthorityCertificate demands the profile of a root or an intermediate.
+// parseAuthorityCertificate parses a certificate and checks that it has the profile of a root or an intermediate.
 func parseAuthorityCertificate(b []byte) (*x509.Certificate, proto.MeshID, error) {
 	c, err := parseCertificate(b)
 	if err != nil {
@@ -283,5 +283,5 @@ func parseAuthorityCertificate(b []byte) (*x509.Certificate, proto.MeshID, error
 	return c, s.Mesh, nil
 }
 
-// Fingerprint is the SHA-256 of the certificate's SubjectPublicKeyInfo: join codes name a root by it.
+// Fingerprint returns the SHA-256 of the certificate's SubjectPublicKeyInfo, by which join codes identify a root.
 func Fingerprint(c *x509.Certificate) [32]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }

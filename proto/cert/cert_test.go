@@ -110,7 +110,7 @@ func TestValidity(t *testing.T) {
 	}
 }
 
-// TestIssuerEnds: a leaf is worth nothing once its issuer has ended, though it may be dated beyond.
+// TestIssuerEnds checks that a leaf is invalid once its issuer has expired, even if it is dated beyond that.
 func TestIssuerEnds(t *testing.T) {
 	w := newWorld(t)
 	der := w.forge(t, func(c *x509.Certificate) { c.NotAfter = start.Add(60 * day) })
@@ -127,7 +127,7 @@ func TestIssuerEnds(t *testing.T) {
 	}
 }
 
-// TestForged takes a good node certificate apart, one detail each.
+// TestForged changes one detail at a time of a good node certificate.
 func TestForged(t *testing.T) {
 	w, other := newWorld(t), newWorld(t)
 	uri := func(s string) func(*x509.Certificate) {
@@ -189,7 +189,7 @@ func TestForged(t *testing.T) {
 	}
 }
 
-// TestRelaysAreNoNodes: who asks for a node takes no relay's certificate, though a coordinator lets both in.
+// TestRelaysAreNoNodes checks that a relay's certificate is not accepted as a node's, although a coordinator lets both in.
 func TestRelaysAreNoNodes(t *testing.T) {
 	w := newWorld(t)
 	w.node.Relay = true
@@ -210,13 +210,13 @@ func TestChains(t *testing.T) {
 	w, other := newWorld(t), newWorld(t)
 	node, coordinator := w.issue(t), w.issueCoordinator(t)
 	intermediate, root := w.intermediate.Certificate().Raw, w.root.Certificate().Raw
-	// One with the same mesh id, as an attacker would make it.
+	// An impostor with the same mesh id, as an attacker would create it.
 	impostor := newWorld(t)
 	impostor.mesh = w.mesh
 	impostor.root = must(cert.NewRoot(rand.Reader, w.mesh, start, 3650*day))(t)
 	impostor.intermediate = must(impostor.root.NewIntermediate(rand.Reader, start, 30*day))(t)
 	impostor.node.Mesh = w.mesh
-	// A leaf that signs a leaf.
+	// A leaf that has signed another leaf.
 	sub := must(x509.ParseCertificate(node))(t)
 	child := must(x509.CreateCertificate(rand.Reader, sub, sub, w.device.Public(), w.device))(t)
 
@@ -269,7 +269,7 @@ func flip(b []byte, i int) []byte {
 	return c
 }
 
-// TestTwoRoots is how a root is replaced: both are trusted, then the old one no more.
+// TestTwoRoots checks the replacement of a root: first both are trusted, then only the new one.
 func TestTwoRoots(t *testing.T) {
 	w := newWorld(t)
 	next := newWorld(t)
@@ -335,7 +335,7 @@ func TestIntermediates(t *testing.T) {
 	}
 }
 
-// TestIntermediatesAreBounded adds many: those that end first are forgotten.
+// TestIntermediatesAreBounded checks that the number of intermediates is limited, and that those that expire first are evicted.
 func TestIntermediatesAreBounded(t *testing.T) {
 	w := newWorld(t)
 	v := w.verifier(t)

@@ -10,30 +10,28 @@ import (
 	"time"
 )
 
-// How a root is replaced. The old root A signs the certificate of the new root B ("new with old" of RFC 4210): whoever trusts A
-// then trusts what is under B, and may take B for a root of its own. B signs the intermediates of A: whoever trusts B
-// alone can verify what was issued before. Nobody but the holder of A's key can name B.
+// How a root is replaced: The old root A signs the certificate of the new root B ("new with old" of RFC 4210), so whoever trusts
+// A also trusts what B issues, and may accept B as a root of its own. B signs the intermediates of A, so whoever trusts only B
+// can still verify what was issued before. Only the holder of A's key can introduce B.
 //
 //	     A ──────► B (cross-signed)       trusts A:  leaf ◄ intermediate of B ◄ B, signed by A ◄ A
 //	     │         │                                 leaf ◄ intermediate of A ◄ A
 //	     ▼         ▼                      trusts B:  leaf ◄ intermediate of B ◄ B
 //	intermediate  intermediate                       leaf ◄ intermediate of A, signed by B ◄ B
 //
-// A cross-signed root carries trust from one root to the next, and only one step far: A root that is itself only vouched for
-// vouches for none.
+// Cross-signing extends trust by one root only: a root that is trusted because another one signed it cannot introduce a third.
 
 func isRoot(c *x509.Certificate) bool { return c.MaxPathLen == 1 }
 
 func selfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawIssuer, c.RawSubject) }
 
-// CrossSigned says whether an authority's certificate is the work of CrossSign: its name is that of the certificate that it had
-// first.
+// CrossSigned reports whether an authority's certificate was made by CrossSign: it keeps the subject of the original certificate,
+// which contains another serial number.
 func CrossSigned(c *x509.Certificate) bool {
 	return !selfIssued(c) && !strings.HasSuffix(c.Subject.CommonName, " "+numbered(c))
 }
 
-// CrossSign signs the key and the name of another authority of the mesh, a root or an intermediate, for as long as both may be
-// trusted.
+// CrossSign signs the key and the subject of another root or intermediate of the mesh, for the time in which both are valid.
 func (a *Authority) CrossSign(rand io.Reader, c *x509.Certificate) (*x509.Certificate, error) {
 	other, mesh, err := parseAuthorityCertificate(c.Raw)
 	switch {

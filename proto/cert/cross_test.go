@@ -11,12 +11,12 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// succession is a world whose root is replaced: what was issued before, and what is from then on.
+// succession is a world whose root is replaced: it has both old and new authorities.
 type succession struct {
 	*world
 	next         *cert.Authority
-	under        *cert.Authority   // intermediate of next
-	cross, older *x509.Certificate // next by the old root, the old intermediate by next
+	under        *cert.Authority   // issued by next
+	cross, older *x509.Certificate // next, signed by the old root; the old intermediate, signed by next
 }
 
 func (w *world) succeed(t testing.TB) *succession {
@@ -38,8 +38,8 @@ func verifierOf(t testing.TB, w *world, roots ...*x509.Certificate) *cert.Verifi
 	return must(cert.NewVerifier(w.mesh, roots))(t)
 }
 
-// TestOneRootLeadsToTheNext: with what the mesh hands out while its root is replaced, whoever trusts either root verifies what was
-// issued before and after.
+// TestOneRootLeadsToTheNext checks that while the root is being replaced, whoever trusts either root can verify what was issued
+// before and after, with the authorities that the mesh distributes.
 func TestOneRootLeadsToTheNext(t *testing.T) {
 	w := newWorld(t)
 	s := w.succeed(t)
@@ -99,7 +99,7 @@ func TestOneRootLeadsToTheNext(t *testing.T) {
 	}
 }
 
-// TestNobodyElseNamesARoot: without the old root's key there is no way to a new one.
+// TestNobodyElseNamesARoot checks that only the holder of the old root's key can introduce a new root.
 func TestNobodyElseNamesARoot(t *testing.T) {
 	w := newWorld(t)
 	s := w.succeed(t)
@@ -142,7 +142,7 @@ func TestNobodyElseNamesARoot(t *testing.T) {
 	}
 }
 
-// TestAWordLastsAsLongAsWhoGaveIt: what is under the new root is trusted by way of the old one while that one's time lasts.
+// TestAWordLastsAsLongAsWhoGaveIt checks that trust in the new root by way of the old one ends when the old one expires.
 func TestAWordLastsAsLongAsWhoGaveIt(t *testing.T) {
 	w := newWorld(t)
 	w.root = must(cert.NewRoot(rand.Reader, w.mesh, start, 10*day))(t)

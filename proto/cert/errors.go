@@ -2,7 +2,7 @@ package cert
 
 import "errors"
 
-// Why a certificate is refused. Errors of this package wrap one of them.
+// The reasons for refusing a certificate. Errors of this package wrap one of them.
 var (
 	ErrMalformed   = errors.New("certificate: malformed")
 	ErrExtension   = errors.New("certificate: its node extension is malformed")

@@ -13,7 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// The node extension, DER. Version 1 is frozen: a reader refuses whatever it does not know in it.
+// The node extension, in DER. Version 1 is frozen: a reader rejects anything in it that it does not know.
 //
 //	NodeExtension ::= SEQUENCE {
 //	    version   INTEGER (1),
@@ -21,28 +21,28 @@ import (
 //	    level     ENUMERATED,
 //	    keys      SEQUENCE SIZE (1..2) OF SEQUENCE {
 //	        public     OCTET STRING (SIZE (32)),
-//	        notBefore  INTEGER,                   -- Unix seconds, as all times here
+//	        notBefore  INTEGER,                   -- Unix seconds, like all times here
 //	        notAfter   INTEGER },
-//	    tags      SEQUENCE OF UTF8String,         -- sorted; empty where there is a user
+//	    tags      SEQUENCE OF UTF8String,         -- sorted; empty if there is a user
 //	    user      [0] SEQUENCE {
 //	        issuer     UTF8String,
 //	        subject    UTF8String,
 //	        name       UTF8String,
-//	        authTime   INTEGER } OPTIONAL }       -- 0: nobody proved who they are
+//	        authTime   INTEGER } OPTIONAL }       -- 0: the user has not authenticated
 //
-// Below 2.25 stand UUIDs; ours is cut to the 31 bits that crypto/x509 reads in an arc. What comes after version 1 will be
-// in the extension beside it, 2.25.1702281195.2, which is never critical, so that this version skips it.
+// The arc 2.25 is for UUIDs; this one is cut to the 31 bits that crypto/x509 accepts in an arc. Anything added after version 1
+// must go into a second extension, 2.25.1702281195.2, which is never critical, so that readers of version 1 skip it.
 var oidNode = asn1.ObjectIdentifier{2, 25, 1702281195, 1}
 
 const (
 	extensionVersion = 1
 	maxKeys          = 2
-	maxTime          = 253402300799 // the last second of the year 9999, where X.509 ends
+	maxTime          = 253402300799 // the last second of the year 9999, the end of X.509 times
 )
 
 var userTag = der.Tag(0).ContextSpecific().Constructed()
 
-// extension is what the node extension holds.
+// extension is the content of the node extension.
 type extension struct {
 	Sequence uint64
 	Level    Level
@@ -84,7 +84,7 @@ func (e extension) marshal() ([]byte, error) {
 	return b.Bytes()
 }
 
-// parseExtension reads one and refuses every encoding of it but the one that marshal makes.
+// parseExtension decodes the extension and rejects every encoding except the one that marshal produces.
 func parseExtension(b []byte) (extension, error) {
 	var e extension
 	in := cryptobyte.String(b)
@@ -196,7 +196,7 @@ func readText(in *cryptobyte.String) (string, bool) {
 	return string(s), ok
 }
 
-// unix is zero for the zero time.
+// unix returns Unix seconds, and 0 for the zero time.
 func unix(t time.Time) int64 {
 	if t.IsZero() {
 		return 0

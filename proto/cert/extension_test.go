@@ -37,7 +37,7 @@ func sample(t rapid.TB) extension {
 	}
 }
 
-// TestFrozen: the encoding of version 1 never changes.
+// TestFrozen checks that the encoding of version 1 does not change.
 func TestFrozen(t *testing.T) {
 	want := "30819d020101" + "0202012c" + "0a0104" +
 		"3060" +
@@ -96,7 +96,7 @@ func TestExtensionRandom(t *testing.T) {
 	})
 }
 
-// TestExtensionRefused builds what version 1 does not know.
+// TestExtensionRefused builds extensions that version 1 does not allow.
 func TestExtensionRefused(t *testing.T) {
 	keys := func(n int, public []byte, from, to int64) func(*cryptobyte.Builder) {
 		return func(b *cryptobyte.Builder) {

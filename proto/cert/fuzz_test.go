@@ -23,8 +23,8 @@ func isKind(err error) bool {
 	return false
 }
 
-// FuzzParseNode reads certificates from outside. What is no node certificate has an error of a known kind; what is one is
-// complete, and no verifier takes it unless it was signed.
+// FuzzParseNode parses certificates from outside. Whatever is not a node certificate yields an error of a known kind; a node
+// certificate is complete, and no verifier accepts it unless it was signed.
 func FuzzParseNode(f *testing.F) {
 	w := newWorld(f)
 	f.Add(w.issue(f))
@@ -52,7 +52,7 @@ func FuzzParseNode(f *testing.F) {
 	})
 }
 
-// TestGolden: certificates that were issued once are read by every later program.
+// TestGolden checks that certificates issued long ago can still be read.
 func TestGolden(t *testing.T) {
 	read := func(name string) []byte {
 		b, err := os.ReadFile(filepath.Join("testdata", name))

@@ -4,10 +4,10 @@ import (
 	"fmt"
 )
 
-// Level says how the machine was attested when its certificate was issued.
+// Level is how the machine was attested when its certificate was issued.
 type Level uint8
 
-// The levels. The numbers are in certificates and never change.
+// The levels. The numbers appear in certificates and must not change.
 const (
 	LevelNone Level = iota
 	LevelToken
@@ -29,7 +29,7 @@ var levels = []struct {
 	LevelMeasured:      {"measured", 4},
 }
 
-// ParseLevel reads what String wrote.
+// ParseLevel parses the output of String.
 func ParseLevel(s string) (Level, error) {
 	for l, x := range levels {
 		if x.name == s {
@@ -39,7 +39,7 @@ func ParseLevel(s string) (Level, error) {
 	return LevelNone, fmt.Errorf("attestation level %q: want none, token, x509, tpm-unverified, tpm or measured", s[:min(len(s), 32)])
 }
 
-// Valid says whether the level is one of the above.
+// Valid reports whether l is one of the levels above.
 func (l Level) Valid() bool { return int(l) < len(levels) }
 
 func (l Level) String() string {
@@ -49,7 +49,7 @@ func (l Level) String() string {
 	return levels[l].name
 }
 
-// AtLeast says whether l is worth as much as m. A TPM whose maker is not trusted is worth a certificate of the company.
+// AtLeast reports whether l ranks at least as high as m. A TPM from an untrusted vendor ranks the same as a company certificate.
 func (l Level) AtLeast(m Level) bool {
 	return l.Valid() && m.Valid() && levels[l].rank >= levels[m].rank
 }

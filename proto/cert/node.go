@@ -16,40 +16,40 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// NodeKey is a WireGuard key and when it may be used.
+// NodeKey is a WireGuard key and the time in which it may be used.
 type NodeKey struct {
 	Public              key.NodePublic
 	NotBefore, NotAfter time.Time
 }
 
-// Node is what a node certificate says.
+// Node is the content of a node certificate.
 type Node struct {
 	Mesh proto.MeshID
 	proto.Identity
 	DNSName string // Name, a dot, and the mesh's domain
 	Device  key.DevicePublic
-	// Relay says that the certificate is a relay's: its role is that, and nobody takes it for a node's.
+	// Relay is set if the certificate is a relay's: it has the role of a relay, and is never accepted as a node's.
 	Relay               bool
 	Keys                []NodeKey // one, or the current and the next
 	Level               Level
-	Sequence            uint64 // grows with every certificate of the node
+	Sequence            uint64 // increases with every certificate of the node
 	NotBefore, NotAfter time.Time
 
-	// Raw and Serial (in hex) are known of a certificate that exists; IssueNode does not look at them.
+	// Raw and Serial (in hex) are set for existing certificates; IssueNode ignores them.
 	Raw    []byte
 	Serial string
-	// Signed is the signature that a Verifier relied on; zero where none was asked.
+	// Signed is the signature that a Verifier relied on; zero if none was checked.
 	Signed Signature
 }
 
-// HasKey says whether the certificate names p as valid at a time, with the skew that is allowed.
+// HasKey reports whether the certificate lists p as valid at the given time, with Skew as tolerance.
 func (n *Node) HasKey(p key.NodePublic, at time.Time) bool {
 	return slices.ContainsFunc(n.Keys, func(k NodeKey) bool {
 		return k.Public == p && within(k.NotBefore, k.NotAfter, at) == nil
 	})
 }
 
-// Role is what the holder of a certificate may be taken for. It stands in the certificate's SPIFFE id.
+// Role is the role of a certificate's holder, as in its SPIFFE id.
 type Role string
 
 // The roles.
@@ -59,10 +59,10 @@ const (
 	RoleRelay       Role = "relay"
 )
 
-// maxID bounds the id of a coordinator.
+// maxID limits the length of an id in a SPIFFE id.
 const maxID = 64
 
-// spiffe is what stands in the URI of a certificate: of an authority, the mesh alone.
+// spiffe is the content of a certificate's URI; for an authority, the mesh alone.
 type spiffe struct {
 	Mesh proto.MeshID
 	Role Role
@@ -77,7 +77,7 @@ func (s spiffe) url() *url.URL {
 	return u
 }
 
-// spiffeOf reads the one URI of a certificate.
+// spiffeOf parses the certificate's only URI.
 func spiffeOf(c *x509.Certificate) (spiffe, error) {
 	if len(c.URIs) != 1 {
 		return spiffe{}, fmt.Errorf("%w: %d URIs, want one", ErrMalformed, len(c.URIs))
@@ -91,7 +91,7 @@ func spiffeOf(c *x509.Certificate) (spiffe, error) {
 		}
 		s.Role, s.ID = Role(parts[1]), parts[2]
 	}
-	// Whatever else a URI can hold is refused by this comparison.
+	// This comparison rejects everything else that a URI can contain.
 	if s.Mesh.Validate() != nil || u.String() != s.url().String() {
 		return spiffe{}, fmt.Errorf("%w: its URI is no SPIFFE id of a mesh", ErrMalformed)
 	}
@@ -102,7 +102,7 @@ func validID(s string) bool {
 	return s != "" && len(s) <= maxID && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
-// parseCertificate bounds what is parsed and demands what all certificates of a mesh have in common.
+// parseCertificate parses a certificate of limited size and checks what all certificates of a mesh have in common.
 func parseCertificate(b []byte) (*x509.Certificate, error) {
 	if err := checkSize(b); err != nil {
 		return nil, err
@@ -124,7 +124,7 @@ func checkSize(b []byte) error {
 	return nil
 }
 
-// checkProfile demands what all certificates of a mesh have in common.
+// checkProfile checks what all certificates of a mesh have in common.
 func checkProfile(c *x509.Certificate) error {
 	pub, ok := c.PublicKey.(*ecdsa.PublicKey)
 	switch {
@@ -140,7 +140,7 @@ func checkProfile(c *x509.Certificate) error {
 	return nil
 }
 
-// checkLeaf demands what all leaves have in common, and a role.
+// checkLeaf checks what all leaves have in common, and that c has the given role. An empty mesh means any.
 func checkLeaf(c *x509.Certificate, mesh proto.MeshID, role Role) (spiffe, error) {
 	s, err := spiffeOf(c)
 	if err != nil {
@@ -166,8 +166,8 @@ func checkLeaf(c *x509.Certificate, mesh proto.MeshID, role Role) (spiffe, error
 	return s, nil
 }
 
-// ParseNode reads a certificate of a node or a relay without asking who signed it: nothing that it says may be relied on. A
-// Verifier's Node is what one wants of a certificate from outside.
+// ParseNode parses a certificate of a node or a relay without verifying its signature: nothing in the result can be trusted. Use
+// Verifier.Node for certificates from outside.
 func ParseNode(b []byte) (*Node, error) {
 	c, err := parseCertificate(b)
 	if err != nil {
@@ -176,7 +176,7 @@ func ParseNode(b []byte) (*Node, error) {
 	return nodeFrom(c)
 }
 
-// nodeFrom is ParseNode of a certificate that is parsed.
+// nodeFrom is ParseNode for a parsed certificate.
 func nodeFrom(c *x509.Certificate) (*Node, error) {
 	s, err := checkLeaf(c, "", memberRole(c))
 	if err != nil {
@@ -185,7 +185,7 @@ func nodeFrom(c *x509.Certificate) (*Node, error) {
 	return nodeOf(c, s)
 }
 
-// memberRole is a relay's for a certificate that says so, and a node's for all others.
+// memberRole returns RoleRelay for the certificate of a relay, and RoleNode for all others.
 func memberRole(c *x509.Certificate) Role {
 	if s, err := spiffeOf(c); err == nil && s.Role == RoleRelay {
 		return RoleRelay
@@ -193,7 +193,7 @@ func memberRole(c *x509.Certificate) Role {
 	return RoleNode
 }
 
-// nodeOf reads what is particular to certificates of nodes and relays.
+// nodeOf reads the contents that only certificates of nodes and relays have.
 func nodeOf(c *x509.Certificate, s spiffe) (*Node, error) {
 	id, err := proto.ParseNodeID(s.ID)
 	if err != nil {
@@ -226,7 +226,7 @@ func nodeOf(c *x509.Certificate, s spiffe) (*Node, error) {
 	return n, nil
 }
 
-// readNames takes the DNS name and the two addresses, and nothing beside them.
+// readNames reads the DNS name and the two addresses, and rejects any other names.
 func (n *Node) readNames(c *x509.Certificate) error {
 	if len(c.DNSNames) != 1 || len(c.IPAddresses) != 2 || len(c.EmailAddresses) != 0 {
 		return fmt.Errorf("%w: want one DNS name and two addresses", ErrMalformed)

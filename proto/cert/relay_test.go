@@ -8,8 +8,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// A relay is taken for a relay, with its own id, and for nothing else; nobody else is taken for one but a coordinator, which may
-// have a relay in it.
+// TestRelayRole checks that a relay is accepted only as the relay with its own id, and that nobody else is accepted as a relay
+// except a coordinator, which may have an embedded relay.
 func TestRelayRole(t *testing.T) {
 	w := newWorld(t)
 	node := w.issue(t)

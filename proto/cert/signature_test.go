@@ -11,7 +11,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// presuming is a verifier that presumes signatures, and knows the intermediate.
+// presuming returns a verifier that presumes the given signatures and knows the intermediate.
 func (w *world) presuming(t *testing.T, good ...cert.Signature) *cert.Verifier {
 	t.Helper()
 	v := w.verifier(t)
@@ -26,7 +26,7 @@ func (w *world) presuming(t *testing.T, good ...cert.Signature) *cert.Verifier {
 	return v
 }
 
-// tampered is a certificate whose signature is not good, and its name.
+// tampered returns a certificate with a bad signature, and the Signature that identifies it.
 func (w *world) tampered(t *testing.T) (der []byte, name cert.Signature) {
 	t.Helper()
 	der = w.issue(t)
@@ -35,7 +35,7 @@ func (w *world) tampered(t *testing.T) (der []byte, name cert.Signature) {
 	return der, sha256.Sum256(append(by[:], der...))
 }
 
-// What is presumed is a signature, and of one certificate by one issuer alone.
+// TestPresume checks that a presumed signature applies to one certificate by one issuer only.
 func TestPresume(t *testing.T) {
 	w := newWorld(t)
 	bad, name := w.tampered(t)
@@ -60,7 +60,7 @@ func TestPresume(t *testing.T) {
 	}
 }
 
-// All but the signature is judged of a presumed certificate as of any other.
+// TestPresumedIsJudged checks that all but the signature of a presumed certificate is verified as usual.
 func TestPresumedIsJudged(t *testing.T) {
 	w := newWorld(t)
 	der := w.issue(t)
@@ -74,7 +74,7 @@ func TestPresumedIsJudged(t *testing.T) {
 	if err := w.presuming(t, n.Signed).Relay(w.chain(der), 42, start); !errors.Is(err, cert.ErrRole) {
 		t.Errorf("as a relay's: %v", err)
 	}
-	// Its intermediate is not known to one that trusts another root of the same mesh, as after a root was given up.
+	// A verifier with another root of the same mesh, as after a root was retired, does not know the intermediate.
 	root := must(cert.NewRoot(rand.Reader, w.mesh, start, 3650*day))(t)
 	v := must(cert.NewVerifier(w.mesh, []*x509.Certificate{root.Certificate()}))(t)
 	v.Presume(map[cert.Signature]struct{}{n.Signed: {}})

@@ -12,7 +12,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// TestSystemRoots puts an impostor's root where the system keeps those that it trusts.
+// TestSystemRoots checks that the system's trusted roots have no effect, with an impostor's root among them.
 func TestSystemRoots(t *testing.T) {
 	w := newWorld(t)
 	impostor := newWorld(t)

@@ -12,13 +12,13 @@ import (
 	"time"
 )
 
-// ExporterLabel names the secret that binds an enrolment to the TLS connection on which it happens (RFC 5705).
+// ExporterLabel is the label of the exported secret that binds an enrolment to its TLS connection (RFC 5705).
 const ExporterLabel = "EXPORTER-redoubt-binding"
 
-// exporterSize is the length of that secret.
+// exporterSize is the length of that secret in bytes.
 const exporterSize = 32
 
-// Exporter is the secret that both ends of a TLS connection know and nobody between them.
+// Exporter returns the secret that only the two ends of a TLS connection know.
 func Exporter(cs tls.ConnectionState) ([]byte, error) {
 	if cs.Version != tls.VersionTLS13 {
 		return nil, errors.New("tls exporter: not TLS 1.3")
@@ -30,7 +30,7 @@ func Exporter(cs tls.ConnectionState) ([]byte, error) {
 	return b, nil
 }
 
-// TLSCertificate puts together what one end of a handshake presents: its leaf, then what leads up to the root.
+// TLSCertificate builds the certificate that one end of a handshake presents: its leaf, followed by the chain up to the root.
 func TLSCertificate(signer crypto.Signer, leaf []byte, above ...[]byte) (tls.Certificate, error) {
 	c, err := parseCertificate(leaf)
 	if err != nil {
@@ -43,10 +43,10 @@ func TLSCertificate(signer crypto.Signer, leaf []byte, above ...[]byte) (tls.Cer
 	return tls.Certificate{Certificate: append([][]byte{leaf}, above...), PrivateKey: signer, Leaf: c}, nil
 }
 
-// ServerConfig is TLS for a coordinator. Clients may come without a certificate: those can only enrol. verify judges the
-// chain of one that presents a certificate, leaf first; its error ends the handshake. known are the intermediates that
-// verify needs nobody to show it: clients whose leaf is signed by one of them leave the rest of the chain out. Every
-// connection keeps what its client showed for as long as it lasts.
+// ServerConfig returns the TLS configuration of a coordinator. Clients without a certificate are accepted; they can only enrol.
+// verify checks the chain that a client presents, leaf first; an error from it ends the handshake. known holds the intermediates
+// that verify has already: clients whose leaf is signed by one of them omit the rest of the chain, which would otherwise stay in
+// memory for as long as the connection lasts.
 func ServerConfig(leaf tls.Certificate, known *x509.CertPool, verify func(chain [][]byte) error) *tls.Config {
 	c := base()
 	c.Certificates = []tls.Certificate{leaf}
@@ -60,9 +60,9 @@ func ServerConfig(leaf tls.Certificate, known *x509.CertPool, verify func(chain 
 	return c
 }
 
-// ClientConfig is TLS for a node. Without a leaf (nil) it presents no certificate. verify judges the server's chain, leaf
-// first, and stands in for all that crypto/tls would check: names and the system's roots mean nothing in a mesh. Of a leaf
-// that TLSCertificate made, no more of the chain is presented than the server asks for.
+// ClientConfig returns the TLS configuration of a node. If leaf is nil, the client presents no certificate. verify checks the
+// server's chain, leaf first, and replaces all checks of crypto/tls: host names and the system's roots mean nothing in a mesh. Of
+// a leaf made by TLSCertificate, the client sends only as much of the chain as the server needs.
 func ClientConfig(leaf *tls.Certificate, verify func(chain [][]byte) error) *tls.Config {
 	c := base()
 	c.InsecureSkipVerify = true
@@ -75,7 +75,7 @@ func ClientConfig(leaf *tls.Certificate, verify func(chain [][]byte) error) *tls
 	return c
 }
 
-// shortest leaves out of a chain what the other side has already, by the names of the authorities that it takes.
+// shortest omits the rest of the chain if the leaf's issuer is among the authorities that the other side has announced.
 func shortest(chain *tls.Certificate, known [][]byte) *tls.Certificate {
 	if chain.Leaf == nil {
 		return chain
@@ -93,7 +93,7 @@ func base() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true}
 }
 
-// Chain is what the other side presented, leaf first.
+// Chain returns the certificates that the other side presented, leaf first.
 func Chain(cs tls.ConnectionState) [][]byte {
 	out := make([][]byte, len(cs.PeerCertificates))
 	for i, c := range cs.PeerCertificates {
@@ -102,7 +102,7 @@ func Chain(cs tls.ConnectionState) [][]byte {
 	return out
 }
 
-// ForCoordinator is a verify function for ClientConfig: the server must be a coordinator of the mesh.
+// ForCoordinator returns a verify function for ClientConfig: the server must be a coordinator of the mesh.
 func (v *Verifier) ForCoordinator(now func() time.Time) func(chain [][]byte) error {
 	return func(chain [][]byte) error {
 		_, err := v.Coordinator(chain, now())
@@ -110,7 +110,7 @@ func (v *Verifier) ForCoordinator(now func() time.Time) func(chain [][]byte) err
 	}
 }
 
-// ForJoining is a verify function for ClientConfig: the server must be a coordinator under the root with the fingerprint.
+// ForJoining returns a verify function for ClientConfig: the server must be a coordinator under the root with this fingerprint.
 func ForJoining(fingerprint [32]byte, now func() time.Time) func(chain [][]byte) error {
 	return func(chain [][]byte) error {
 		_, err := JoinCoordinator(chain, fingerprint, now())

@@ -15,7 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// shake lets two ends shake hands over a pipe, one byte each way after it.
+// shake performs a handshake over a pipe; after it, the server sends one byte.
 func shake(t *testing.T, server, client *tls.Config) (s, c *tls.Conn, serverErr, clientErr error) {
 	t.Helper()
 	a, b := net.Pipe()
@@ -33,7 +33,7 @@ func shake(t *testing.T, server, client *tls.Config) (s, c *tls.Conn, serverErr,
 	}()
 	clientErr = c.Handshake()
 	if clientErr == nil {
-		// In TLS 1.3 the client learns here that its certificate was refused.
+		// In TLS 1.3, only this read tells the client that its certificate was refused.
 		_, clientErr = c.Read(make([]byte, 1))
 	} else {
 		b.Close()
@@ -48,7 +48,7 @@ func (w *world) certificate(t *testing.T, signer crypto.Signer, leaf []byte) tls
 
 func at(now time.Time) func() time.Time { return func() time.Time { return now } }
 
-// server is a coordinator's TLS that takes nodes of its mesh.
+// server returns the TLS configuration of a coordinator that accepts nodes of its mesh.
 func (w *world) server(t *testing.T, leaf tls.Certificate, now time.Time) *tls.Config {
 	v := w.verifier(t)
 	return cert.ServerConfig(leaf, nil, func(chain [][]byte) error {
@@ -57,7 +57,7 @@ func (w *world) server(t *testing.T, leaf tls.Certificate, now time.Time) *tls.C
 	})
 }
 
-// TestOnlyTheLeafIsShown to who knows its issuer.
+// TestOnlyTheLeafIsShown checks that a client sends only its leaf to a server that knows the leaf's issuer.
 func TestOnlyTheLeafIsShown(t *testing.T) {
 	w := newWorld(t)
 	other := must(w.root.NewIntermediate(rand.Reader, start, 30*day))(t).Certificate()
@@ -129,7 +129,7 @@ func TestJoiningTLS(t *testing.T) {
 	}
 }
 
-// TestServerRefused is every server that an agent must not speak to, whether it joins or is enrolled.
+// TestServerRefused tries every kind of server that an agent must not talk to, whether it is joining or enrolled.
 func TestServerRefused(t *testing.T) {
 	w, other := newWorld(t), newWorld(t)
 	impostor := newWorld(t)
@@ -137,7 +137,7 @@ func TestServerRefused(t *testing.T) {
 	impostor.root = must(cert.NewRoot(rand.Reader, w.mesh, start, 3650*day))(t)
 	impostor.intermediate = must(impostor.root.NewIntermediate(rand.Reader, start, 30*day))(t)
 	leaf := w.issueCoordinator(t)
-	// The impostor shows the real root above its own leaf.
+	// The impostor presents the real root above its own leaf.
 	dressed := must(cert.TLSCertificate(impostor.coordinator, impostor.issueCoordinator(t),
 		impostor.intermediate.Certificate().Raw, w.root.Certificate().Raw))(t)
 	bare := must(cert.TLSCertificate(w.coordinator, leaf))(t)
@@ -179,7 +179,7 @@ func TestServerRefused(t *testing.T) {
 	}
 }
 
-// TestClientRefused is every client certificate that a coordinator must not take.
+// TestClientRefused tries every kind of client certificate that a coordinator must not accept.
 func TestClientRefused(t *testing.T) {
 	w, other := newWorld(t), newWorld(t)
 	stolen := tls.Certificate{Certificate: w.chain(w.issue(t)), PrivateKey: must(key.NewDevice(rand.Reader))(t)}

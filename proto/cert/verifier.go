@@ -14,31 +14,31 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Skew is how far clocks may be apart: validity is stretched by it at both ends.
+// Skew is the tolerance for clock differences: it extends validity at both ends.
 const Skew = 60 * time.Second
 
 const (
 	maxRoots         = 8
-	maxIntermediates = 128 // those that were verified; the ones that end first are forgotten first
+	maxIntermediates = 128 // verified ones; those that expire first are evicted first
 	maxChain         = 5
 )
 
-// Verifier judges certificates by the roots of one mesh. It may be used by several goroutines.
+// Verifier verifies certificates by the roots of one mesh. It is safe for concurrent use.
 type Verifier struct {
 	mesh  proto.MeshID
 	roots []anchor
 
 	mu            sync.RWMutex
-	successors    []anchor                   // roots that one of roots vouches for
+	successors    []anchor                   // roots that one of roots has cross-signed
 	intermediates map[[32]byte]*intermediate // by SHA-256 of the certificate
 	presumed      map[Signature]struct{}
 }
 
-// anchor is a root under which intermediates are trusted, with what must be valid for that.
+// anchor is a root under which intermediates are trusted, and the certificates that must be valid for that.
 type anchor struct {
-	cert  *x509.Certificate // as it signed itself, or as the root before it signed it
+	cert  *x509.Certificate // self-signed, or signed by the root before it
 	above []*x509.Certificate
-	pool  *x509.CertPool // holds cert alone
+	pool  *x509.CertPool // contains only cert
 }
 
 func newAnchor(c *x509.Certificate, above ...*x509.Certificate) anchor {
@@ -51,15 +51,15 @@ func poolOf(c *x509.Certificate) *x509.CertPool {
 	return pool
 }
 
-// intermediate is one whose signature by a root was checked. Its validity is asked anew each time.
+// intermediate is an intermediate whose signature by a root was verified. Its validity is checked at each use.
 type intermediate struct {
 	sum   [32]byte // SHA-256 of the certificate
 	cert  *x509.Certificate
 	above []*x509.Certificate
-	pool  *x509.CertPool // holds cert alone
+	pool  *x509.CertPool // contains only cert
 }
 
-// NewVerifier trusts the given roots, each of which must be a root of the mesh. It wants at least one.
+// NewVerifier returns a Verifier that trusts the given roots. There must be at least one, and all must be roots of the mesh.
 func NewVerifier(mesh proto.MeshID, roots []*x509.Certificate) (*Verifier, error) {
 	if len(roots) == 0 || len(roots) > maxRoots {
 		return nil, fmt.Errorf("%w: %d roots, want 1 to %d", ErrChain, len(roots), maxRoots)
@@ -78,8 +78,8 @@ func NewVerifier(mesh proto.MeshID, roots []*x509.Certificate) (*Verifier, error
 	return v, nil
 }
 
-// ParseRoot reads the certificate of a mesh's root, signed by itself, and says which mesh that is. Whether to trust it is
-// another question.
+// ParseRoot parses the self-signed certificate of a mesh's root, and returns which mesh that is. It does not decide whether to
+// trust it.
 func ParseRoot(b []byte) (*x509.Certificate, proto.MeshID, error) {
 	c, mesh, err := parseAuthorityCertificate(b)
 	if err != nil {
@@ -94,10 +94,10 @@ func ParseRoot(b []byte) (*x509.Certificate, proto.MeshID, error) {
 	return c, mesh, nil
 }
 
-// Mesh is the mesh whose certificates are verified.
+// Mesh returns the mesh whose certificates are verified.
 func (v *Verifier) Mesh() proto.MeshID { return v.mesh }
 
-// Roots are the roots that are trusted by themselves.
+// Roots returns the roots that the Verifier was created with.
 func (v *Verifier) Roots() []*x509.Certificate {
 	roots := make([]*x509.Certificate, len(v.roots))
 	for i, a := range v.roots {
@@ -106,22 +106,22 @@ func (v *Verifier) Roots() []*x509.Certificate {
 	return roots
 }
 
-// Trusts says whether a root is one that is trusted, or that one of those vouches for as far as is known.
+// Trusts reports whether root is a trusted root, or is known to be cross-signed by one.
 func (v *Verifier) Trusts(root *x509.Certificate) bool {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return among(v.roots, root) || among(v.successors, root)
 }
 
-// among says whether one of the anchors is the same root: the same key under the same name, whoever signed it.
+// among reports whether one of the anchors is the same root: the same key and subject, whoever signed it.
 func among(anchors []anchor, root *x509.Certificate) bool {
 	return slices.ContainsFunc(anchors, func(a anchor) bool {
 		return bytes.Equal(a.cert.RawSubjectPublicKeyInfo, root.RawSubjectPublicKeyInfo) && bytes.Equal(a.cert.RawSubject, root.RawSubject)
 	})
 }
 
-// AddIntermediates checks who signed the intermediates and keeps them, so that leaves under them can be verified. Roots that a
-// trusted one has cross-signed may be among them, in any order. Either all are good or none is kept.
+// AddIntermediates verifies the signatures of the intermediates and keeps them, so that leaves under them can be verified. Roots
+// that a trusted root has cross-signed may be among them, in any order. If any is bad, none is kept.
 func (v *Verifier) AddIntermediates(ders [][]byte) error {
 	if len(ders) > proto.MaxAuthorities {
 		return fmt.Errorf("%w: %d intermediates, at most %d", ErrMalformed, len(ders), proto.MaxAuthorities)
@@ -151,7 +151,7 @@ func (v *Verifier) known(b []byte) bool {
 	return v.intermediates[sha256.Sum256(b)] != nil
 }
 
-// Knows says whether one of the intermediates has a key.
+// Knows reports whether one of the intermediates has this key.
 func (v *Verifier) Knows(public *ecdsa.PublicKey) bool {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -186,7 +186,7 @@ func (v *Verifier) keep(successors []anchor, fresh []*intermediate) {
 	}
 }
 
-// parseAuthority asks for profile and mesh.
+// parseAuthority parses an intermediate or a cross-signed root of the mesh.
 func (v *Verifier) parseAuthority(b []byte) (*x509.Certificate, error) {
 	c, mesh, err := parseAuthorityCertificate(b)
 	if err != nil {
@@ -201,8 +201,8 @@ func (v *Verifier) parseAuthority(b []byte) (*x509.Certificate, error) {
 	return c, nil
 }
 
-// check finds the signer of each certificate: of a cross-signed root one of the roots that are trusted by themselves, of an
-// intermediate one of those, or a root that they vouch for.
+// check finds the signer of each certificate: for a cross-signed root, one of v.roots; for an intermediate, one of those or a
+// root that one of them has cross-signed.
 func (v *Verifier) check(certs []*x509.Certificate) (successors []anchor, fresh []*intermediate, err error) {
 	v.mu.RLock()
 	anchors := slices.Concat(v.roots, v.successors)
@@ -231,7 +231,7 @@ func (v *Verifier) check(certs []*x509.Certificate) (successors []anchor, fresh 
 	return successors, fresh, nil
 }
 
-// signer finds the anchor that signed an authority.
+// signer returns the anchor that signed an authority's certificate.
 func signer(anchors []anchor, c *x509.Certificate) (anchor, bool) {
 	for _, a := range anchors {
 		if signedBy(c, a.cert, a.pool, c.NotBefore) == nil {
@@ -241,8 +241,8 @@ func signer(anchors []anchor, c *x509.Certificate) (anchor, bool) {
 	return anchor{}, false
 }
 
-// signedBy says whether issuer, the only member of pool, signed c as an authority may. The moment that x509 is asked about
-// is the one closest to at when both were valid: skew is not something that it knows, so validity is judged by within.
+// signedBy returns an error unless issuer, the only member of pool, signed c as an authority may. x509 knows no skew, so it is
+// asked about the moment closest to at when both were valid; within judges the validity.
 func signedBy(c, issuer *x509.Certificate, pool *x509.CertPool, at time.Time) error {
 	from, to := c.NotBefore, c.NotAfter
 	if issuer.NotBefore.After(from) {
@@ -261,7 +261,7 @@ func signedBy(c, issuer *x509.Certificate, pool *x509.CertPool, at time.Time) er
 		at = to
 	}
 	_, err := c.Verify(x509.VerifyOptions{
-		Roots:         pool, // never nil: nil would mean the system's
+		Roots:         pool, // never nil, which would mean the system's
 		Intermediates: x509.NewCertPool(),
 		CurrentTime:   at,
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
@@ -272,7 +272,7 @@ func signedBy(c, issuer *x509.Certificate, pool *x509.CertPool, at time.Time) er
 	return nil
 }
 
-// within judges a time by a validity stretched by the skew.
+// within checks that at is within a validity extended by Skew.
 func within(from, to, at time.Time) error {
 	switch {
 	case at.Before(from.Add(-Skew)):
@@ -285,7 +285,7 @@ func within(from, to, at time.Time) error {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// leaf checks everything that certificates of all roles have in common.
+// leaf checks everything that certificates of all roles have in common. at chooses the time at which to judge the certificate.
 func (v *Verifier) leaf(b []byte, role Role, at func(*x509.Certificate) time.Time) (leaf, error) {
 	c, err := parseCertificate(b)
 	if err != nil {
@@ -299,15 +299,15 @@ func (v *Verifier) leaf(b []byte, role Role, at func(*x509.Certificate) time.Tim
 	return leaf{c, s, signed}, err
 }
 
-// leaf is a certificate of a role that holds.
+// leaf is a verified certificate of some role.
 type leaf struct {
 	cert   *x509.Certificate
 	spiffe spiffe
 	signed Signature
 }
 
-// chain finds the issuer of a leaf among the verified intermediates and judges the validity of all three. It says whose signature
-// it relied on.
+// chain finds the issuer of a leaf among the verified intermediates and checks the validity of the whole chain. It returns the
+// signature that it relied on.
 func (v *Verifier) chain(c *x509.Certificate, at time.Time) (Signature, error) {
 	refused := ErrChain
 	for _, i := range v.issuers(c) {
@@ -341,18 +341,18 @@ func (v *Verifier) issuers(c *x509.Certificate) []*intermediate {
 	return out
 }
 
-// Node verifies a node certificate under one of the intermediates that were added.
+// Node verifies a node certificate issued by one of the known intermediates.
 func (v *Verifier) Node(b []byte, at time.Time) (*Node, error) {
 	return v.node(b, RoleNode, func(*x509.Certificate) time.Time { return at })
 }
 
-// NodeOutOfTime is Node, but a certificate whose time is over, or has not come, is judged as of the moment of it that is
-// nearest. It is for coordinators, which let such a node renew and do nothing else.
+// NodeOutOfTime is like Node, but a certificate that has expired, or is not valid yet, is judged at the nearest moment of its
+// validity. It is for coordinators, which let such a node renew and nothing else.
 func (v *Verifier) NodeOutOfTime(b []byte, at time.Time) (*Node, error) {
 	return v.node(b, RoleNode, outOfTime(at))
 }
 
-// Member is NodeOutOfTime for certificates of nodes and of relays: for who holds one, and for coordinators.
+// Member is like NodeOutOfTime, for certificates of nodes and of relays: for the holder of one, and for coordinators.
 func (v *Verifier) Member(b []byte, at time.Time) (*Node, error) {
 	return v.member(b, outOfTime(at))
 }
@@ -398,7 +398,7 @@ func (v *Verifier) PeerNode(chain [][]byte, at time.Time) (*Node, error) {
 	return v.member(chain[0], func(*x509.Certificate) time.Time { return at })
 }
 
-// PeerNodeOutOfTime is PeerNode as NodeOutOfTime is Node.
+// PeerNodeOutOfTime is to PeerNode as NodeOutOfTime is to Node.
 func (v *Verifier) PeerNodeOutOfTime(chain [][]byte, at time.Time) (*Node, error) {
 	if err := v.learn(chain); err != nil {
 		return nil, err
@@ -406,8 +406,8 @@ func (v *Verifier) PeerNodeOutOfTime(chain [][]byte, at time.Time) (*Node, error
 	return v.Member(chain[0], at)
 }
 
-// Relay verifies the chain that a relay presents in a TLS handshake, leaf first: one with this id, or a coordinator, which may
-// have a relay in it.
+// Relay verifies the chain that a relay presents in a TLS handshake, leaf first: it must be the relay with this id, or any
+// coordinator of the mesh, since coordinators may have an embedded relay.
 func (v *Verifier) Relay(chain [][]byte, id proto.NodeID, at time.Time) error {
 	if err := v.learn(chain); err != nil {
 		return err
@@ -424,7 +424,7 @@ func (v *Verifier) Relay(chain [][]byte, id proto.NodeID, at time.Time) error {
 	return err
 }
 
-// Coordinator verifies the chain that a coordinator presents in a TLS handshake, leaf first, and gives its id.
+// Coordinator verifies the chain that a coordinator presents in a TLS handshake, leaf first, and returns its id.
 func (v *Verifier) Coordinator(chain [][]byte, at time.Time) (id string, err error) {
 	if err := v.learn(chain); err != nil {
 		return "", err
@@ -433,8 +433,8 @@ func (v *Verifier) Coordinator(chain [][]byte, at time.Time) (id string, err err
 	return l.spiffe.ID, err
 }
 
-// learn keeps the good intermediates of a presented chain, and the roots in it that a trusted one has cross-signed. What else is
-// in it (a root, or something that is no use) does not matter: without its intermediate the leaf will be refused.
+// learn keeps the good intermediates of a presented chain, and any root in it that a trusted root has cross-signed. It ignores
+// everything else in the chain (a root, or certificates of no use): without its intermediate, the leaf will be refused.
 func (v *Verifier) learn(chain [][]byte) error {
 	if len(chain) == 0 || len(chain) > maxChain {
 		return fmt.Errorf("%w: a chain of %d certificates, want 1 to %d", ErrMalformed, len(chain), maxChain)
@@ -448,7 +448,7 @@ func (v *Verifier) learn(chain [][]byte) error {
 			certs = append(certs, c)
 		}
 	}
-	// Roots first: what follows may be under them.
+	// Roots first: the others may be signed by them.
 	slices.SortStableFunc(certs, func(a, b *x509.Certificate) int { return b.MaxPathLen - a.MaxPathLen })
 	for _, c := range certs {
 		if successors, fresh, err := v.check([]*x509.Certificate{c}); err == nil {
@@ -458,7 +458,7 @@ func (v *Verifier) learn(chain [][]byte) error {
 	return nil
 }
 
-// PinnedRoot finds the root with a fingerprint in the chain that a coordinator presents to a machine that joins.
+// PinnedRoot finds the root with a fingerprint in the chain that a coordinator presents to a joining machine.
 func PinnedRoot(chain [][]byte, fingerprint [32]byte) (*x509.Certificate, error) {
 	if len(chain) > maxChain {
 		return nil, fmt.Errorf("%w: a chain of %d certificates, at most %d", ErrMalformed, len(chain), maxChain)
@@ -469,7 +469,7 @@ func PinnedRoot(chain [][]byte, fingerprint [32]byte) (*x509.Certificate, error)
 			return nil, err
 		}
 		if Fingerprint(c) != fingerprint || isRoot(c) && !selfIssued(c) {
-			continue // or the same root as another has signed it
+			continue // the same root, but signed by another one
 		}
 		root, _, err := ParseRoot(b)
 		return root, err
@@ -477,8 +477,8 @@ func PinnedRoot(chain [][]byte, fingerprint [32]byte) (*x509.Certificate, error)
 	return nil, ErrPin
 }
 
-// JoinCoordinator verifies what a coordinator presents to a machine that knows nothing of the mesh but its root's
-// fingerprint. It gives a Verifier for that root, and with it the mesh's id.
+// JoinCoordinator verifies what a coordinator presents to a machine that knows nothing about the mesh but its root's fingerprint.
+// It returns a Verifier for that root, and thereby the mesh's id.
 func JoinCoordinator(chain [][]byte, fingerprint [32]byte, at time.Time) (*Verifier, error) {
 	root, err := PinnedRoot(chain, fingerprint)
 	if err != nil {

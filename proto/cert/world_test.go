@@ -82,18 +82,18 @@ func (w *world) verifier(t testing.TB) *cert.Verifier {
 	return must(cert.NewVerifier(w.mesh, []*x509.Certificate{w.root.Certificate()}))(t)
 }
 
-// chain puts the authorities above a leaf.
+// chain returns a leaf followed by its authorities.
 func (w *world) chain(leaf []byte) [][]byte {
 	return [][]byte{leaf, w.intermediate.Certificate().Raw, w.root.Certificate().Raw}
 }
 
-// signer is an authority's key, for what an Authority refuses to sign.
+// signer returns an authority's key, to sign what an Authority refuses to sign.
 func signer(t testing.TB, a *cert.Authority) crypto.Signer {
 	t.Helper()
 	return must(key.ParseDevicePEM(keyBlock(must(a.MarshalPEM())(t))))(t)
 }
 
-// forge is a node certificate by hand, that damage may change before it is signed.
+// forge creates a node certificate by hand; damage may change it before it is signed.
 func (w *world) forge(t testing.TB, damage func(*x509.Certificate)) []byte {
 	t.Helper()
 	good := must(x509.ParseCertificate(w.issue(t)))(t)

@@ -9,10 +9,10 @@ import (
 	"slices"
 )
 
-// MaxSize is how long a log may be that is read from a machine.
+// MaxSize is the maximum size of a log read from a machine, in bytes.
 const MaxSize = 4 << 20
 
-// Errors that callers tell apart. What is returned wraps one of them.
+// The errors of this package; what is returned wraps one of them.
 var (
 	ErrMalformed = errors.New("not a log of measured boot")
 	ErrSHA1      = errors.New("the log has no SHA-256 digests")
@@ -20,7 +20,7 @@ var (
 	ErrTooLarge  = errors.New("the log is too large")
 )
 
-// noAction is the type of events that were not extended.
+// noAction is the type of events that were not extended into a PCR.
 const noAction = 3
 
 const (
@@ -32,21 +32,21 @@ const (
 type Event struct {
 	PCR    uint32
 	Type   uint32
-	Digest [32]byte // of the SHA-256 bank
+	Digest [32]byte // from the SHA-256 bank
 	Data   []byte
 }
 
-// verified says that the data are what was measured.
+// verified reports whether the data are what was measured.
 func (e *Event) verified() bool { return sha256.Sum256(e.Data) == e.Digest }
 
-// Log is a log that was read. Its events share the memory of what they were read from.
+// Log is a parsed log. Its events share memory with the bytes it was parsed from.
 type Log struct {
 	Events []Event
 }
 
 const specID = "Spec ID Event03\x00"
 
-// Parse reads a log to its end.
+// Parse parses a complete log.
 func Parse(b []byte) (*Log, error) {
 	if len(b) > MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(b), MaxSize)
@@ -73,7 +73,7 @@ func Parse(b []byte) (*Log, error) {
 	return &l, nil
 }
 
-// algorithms reads the header event: which digests every event has, and how long they are.
+// algorithms parses the header event: the algorithms of the digests that events may have, and their sizes.
 func algorithms(header []byte) (map[uint16]int, error) {
 	if !bytes.HasPrefix(header, []byte(specID)) {
 		return nil, fmt.Errorf("%w: it is of the form for TPM 1.2", ErrSHA1)
@@ -101,7 +101,7 @@ func algorithms(header []byte) (map[uint16]int, error) {
 	return sizes, nil
 }
 
-// reader takes values off the front. After the first that is not there it fails for good, and gives zeros.
+// reader reads values from the front of b. Once a value is missing, it has failed for good and returns zeros.
 type reader struct {
 	b      []byte
 	failed bool
@@ -159,15 +159,15 @@ func (r *reader) event(sizes map[uint16]int) (Event, error) {
 	return e, nil
 }
 
-// Append writes a log with the SHA-256 digests only.
+// Append appends a log with only the SHA-256 digests to b.
 func Append(b []byte, events []Event) []byte {
 	header := []byte(specID)
-	header = binary.LittleEndian.AppendUint32(header, 0)           // platform class: client
-	header = append(header, 0, 2, 0, 2)                            // version 2.0, 64 bit
-	header = binary.LittleEndian.AppendUint32(header, 1)           // algorithms
-	header = binary.LittleEndian.AppendUint16(header, algSHA256)   //
-	header = binary.LittleEndian.AppendUint16(header, sha256.Size) //
-	header = append(header, 0)                                     // no vendor's information
+	header = binary.LittleEndian.AppendUint32(header, 0) // platform class: client
+	header = append(header, 0, 2, 0, 2)                  // version 2.0, 64 bit
+	header = binary.LittleEndian.AppendUint32(header, 1) // one algorithm
+	header = binary.LittleEndian.AppendUint16(header, algSHA256)
+	header = binary.LittleEndian.AppendUint16(header, sha256.Size)
+	header = append(header, 0) // no vendor information
 	b = binary.LittleEndian.AppendUint32(b, 0)
 	b = binary.LittleEndian.AppendUint32(b, noAction)
 	b = append(b, make([]byte, 20)...)
@@ -186,10 +186,10 @@ func Append(b []byte, events []Event) []byte {
 	return b
 }
 
-// caps are how long data may be that are sent; longer ones are left out, which no replay misses.
+// caps are the limits on event data that Trim tries in turn. Longer data are dropped, which does not affect replay.
 var caps = []int{MaxSize, 4 << 10, 1 << 10, 256, 64}
 
-// Trim writes the events of some PCRs, in at most size bytes: data that are long are left out as far as that takes.
+// Trim encodes the events of some PCRs in at most size bytes; it drops data, longest first, as far as necessary.
 func (l *Log) Trim(pcrs []uint32, size int) ([]byte, error) {
 	var of []Event
 	for _, e := range l.Events {
@@ -210,10 +210,10 @@ func (l *Log) Trim(pcrs []uint32, size int) ([]byte, error) {
 	return nil, fmt.Errorf("%w: its %d events do not fit %d bytes", ErrTooLarge, len(of), size)
 }
 
-// startup is what the data of the event begin with that says from which locality the TPM was started.
+// startup begins the data of the event that states from which locality the TPM was started.
 const startup = "StartupLocality\x00"
 
-// Replay says whether the log leads to a value of a PCR.
+// Replay returns an error unless the log replays to this value of a PCR.
 func (l *Log) Replay(pcr uint32, value [32]byte) error {
 	var now [32]byte
 	extended := false

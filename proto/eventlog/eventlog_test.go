@@ -12,7 +12,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// measure is an event as firmware makes it.
+// measure returns an event as firmware creates it.
 func measure(pcr, kind uint32, data []byte) Event {
 	return Event{PCR: pcr, Type: kind, Digest: sha256.Sum256(data), Data: data}
 }
@@ -24,7 +24,7 @@ const (
 	authority      = 0x800000e0
 )
 
-// boot are the events of a machine that starts, with some value of the variable SecureBoot.
+// boot returns the events of a booting machine with the given value of the variable SecureBoot.
 func boot(secure ...byte) []Event {
 	list := []Event{
 		measure(0, 8, []byte("firmware")),
@@ -39,7 +39,7 @@ func boot(secure ...byte) []Event {
 	return append(list, measure(7, authority, []byte("who signed the boot loader")), measure(4, 0x80000003, []byte("boot loader")))
 }
 
-// pcr is what events lead to.
+// pcr returns the value of a PCR after the events.
 func pcr(n uint32, events []Event) (v [32]byte) {
 	for _, e := range events {
 		if e.PCR == n && e.Type != noAction {
@@ -128,7 +128,7 @@ func TestReplay(t *testing.T) {
 			t.Errorf("another value: %v", err)
 		}
 	}
-	// A TPM that was started from locality 3 begins with that in PCR 0, and nowhere else, and only at the beginning.
+	// If a TPM was started from locality 3, PCR 0 starts with that value. No other PCR does, and the event must come first.
 	started := Event{PCR: 0, Type: noAction, Data: append([]byte(startup), 3)}
 	first := [32]byte{31: 3}
 	for _, e := range events {
@@ -144,7 +144,7 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// What a machine does that was taken over, and wants to look as if secure boot were on.
+// TestSecureBoot tries what an attacker who controls a machine can do to make secure boot look on.
 func TestSecureBoot(t *testing.T) {
 	on := measure(7, variableConfig, variable("SecureBoot", []byte{1}))
 	hide := func(e Event) Event { e.Data = nil; e.Type = action; return e }
@@ -172,7 +172,7 @@ func TestSecureBoot(t *testing.T) {
 	}
 	for name, events := range map[string][]Event{
 		"on": boot(1),
-		// What comes behind the separator is not the firmware's, and changes nothing.
+		// What follows the separator is not from the firmware, and changes nothing.
 		"on, and extended later": append(boot(1), measure(7, variableConfig, variable("SecureBoot", []byte{0}))),
 		"behind what is known":   append([]Event{measure(7, action, []byte("DMA Protection Disabled"))}, boot(1)...),
 	} {
@@ -182,7 +182,7 @@ func TestSecureBoot(t *testing.T) {
 	}
 }
 
-// Whatever is long goes, until the rest fits; what it leads to stays the same.
+// TestTrim checks that the longest data are dropped until the rest fits, and that the log still replays to the same values.
 func TestTrim(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		events := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Event {

@@ -8,23 +8,23 @@ import (
 	"unicode/utf16"
 )
 
-// ErrSecureBoot says that a log does not show secure boot to be on; what wraps it says why.
+// ErrSecureBoot means that a log does not prove secure boot to be on; errors that wrap it say why.
 var ErrSecureBoot = errors.New("secure boot is not shown to be on")
 
-// policyPCR is where the firmware measures what it lets start.
+// policyPCR is the PCR into which the firmware measures what may be started.
 const policyPCR = 7
 
-// globalVariable is the GUID of EFI_GLOBAL_VARIABLE, 8be4df61-93ca-11d2-aa0d-00e098032b8c, as it is in memory.
+// globalVariable is the GUID of EFI_GLOBAL_VARIABLE, 8be4df61-93ca-11d2-aa0d-00e098032b8c, in its memory layout.
 var globalVariable = [16]byte{0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c}
 
-// The digests that mean something whatever else an event says of itself.
+// Digests with a fixed meaning, whatever else the log claims about the event.
 var (
 	separators = map[[32]byte]bool{sha256.Sum256([]byte{0, 0, 0, 0}): true, sha256.Sum256([]byte{0xff, 0xff, 0xff, 0xff}): true}
-	mishap     = sha256.Sum256([]byte{1, 0, 0, 0}) // a separator that says that the firmware failed
+	mishap     = sha256.Sum256([]byte{1, 0, 0, 0}) // a separator by which the firmware reports an error
 	debugging  = sha256.Sum256([]byte("UEFI Debug Mode"))
 )
 
-// variable is UEFI_VARIABLE_DATA.
+// variable encodes a UEFI_VARIABLE_DATA structure.
 func variable(name string, value []byte) []byte {
 	text := utf16.Encode([]rune(name))
 	b := append([]byte(nil), globalVariable[:]...)
@@ -39,16 +39,16 @@ func variable(name string, value []byte) []byte {
 var (
 	secureBootOn  = sha256.Sum256(variable("SecureBoot", []byte{1}))
 	secureBootOff = sha256.Sum256(variable("SecureBoot", []byte{0}))
-	// secureBootAbsent is what firmware measures that does not know the variable.
+	// secureBootAbsent is what firmware without that variable measures.
 	secureBootAbsent = sha256.Sum256(variable("SecureBoot", nil))
 )
 
-// SecureBoot returns nil if the log shows that the firmware checked what it started, and an error that says what speaks
-// against that. The log must have been replayed to PCR 7.
+// SecureBoot returns nil if the log proves that the firmware verified what it started, and otherwise an error that says why not.
+// The log must have been replayed to PCR 7.
 //
-// Who has taken over the system can extend PCR 7 by whatever would look good, and can say of each event of the log what it
-// likes but not its digest. So only what comes before the separator counts, which ends what the firmware did by itself; and
-// the variable SecureBoot must come behind nothing that could be the true one: of events before it, all data are known.
+// An attacker who controls the operating system can extend PCR 7 with anything, and can lie about everything in the log but the
+// digests. So only events before the separator count, which marks the end of what the firmware does on its own; and no event
+// before the SecureBoot variable may be able to hide the real one: the data of all of them must be known.
 func (l *Log) SecureBoot() error {
 	on := false
 	for i := range l.Events {

@@ -1,7 +1,7 @@
-// Package fact is the vocabulary of what is known of a node's machine, and of what people do about it: agents find facts out,
-// policies ask for them, and both ends tell people how to mend what a rule lacks.
+// Package fact is the vocabulary of facts about nodes' machines, and of what people can do about them: agents collect facts,
+// policies require them, and both ends advise people how to satisfy a rule that fails.
 //
-//	"needs posture:walled: posture:firewall == 'true', and it is "false"" ──Named──► posture:firewall ──Advice──► what to do
+//	"needs posture:walled: posture:firewall == 'true', and it is "false"" ─Named─► posture:firewall ─Advice─► what to do
 package fact
 
 import (
@@ -11,7 +11,7 @@ import (
 	"unicode/utf8"
 )
 
-// Names of facts that agents find out.
+// Names of facts that agents collect.
 const (
 	Distro        = "posture:distro"
 	DistroVersion = "posture:distroVersion"
@@ -39,10 +39,10 @@ const (
 	Version     = "node:version"
 )
 
-// custom begins the names of those that administrators set.
+// custom is the prefix of facts that administrators set.
 const custom = "custom:"
 
-// advice is what a person can do where a rule asks for something else than a fact says.
+// advice says what a person can do if a rule requires another value of a fact.
 var advice = map[string]string{
 	Distro:        "the rule requires a different distribution",
 	DistroVersion: "upgrade the system to a newer release of the distribution",
@@ -68,7 +68,7 @@ var advice = map[string]string{
 	Version:   "install a newer version of Redoubt on the machine",
 }
 
-// Advice says how to mend what a fact shows; empty where that is not known.
+// Advice says how to change what a fact shows; it is empty if there is no advice.
 func Advice(name string) string {
 	if strings.HasPrefix(name, custom) {
 		return "an administrator sets it: `redoubt-coordinator node fact set NODE " + name + " VALUE`"
@@ -76,7 +76,7 @@ func Advice(name string) string {
 	return advice[name]
 }
 
-// Named are the facts that a text speaks of and that there is advice for, each once, in the order of the text.
+// Named returns the facts mentioned in a text for which there is advice, each once, in order of appearance.
 func Named(text string) (out []string) {
 	for text != "" {
 		start := strings.IndexFunc(text, inName)
@@ -88,7 +88,7 @@ func Named(text string) (out []string) {
 		if end < 0 {
 			end = len(text)
 		}
-		// Behind the name of a posture stands a colon of the sentence.
+		// The name of a posture may be followed by a colon that belongs to the sentence.
 		name := strings.TrimRight(text[:end], ":")
 		if _, known := advice[name]; (known || strings.HasPrefix(name, custom)) && !slices.Contains(out, name) {
 			out = append(out, name)

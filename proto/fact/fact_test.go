@@ -7,10 +7,10 @@ import (
 	"testing"
 )
 
-// named finds the names of facts where they are defined.
+// named matches the definitions of fact names.
 var named = regexp.MustCompile(`= "(posture:[A-Za-z]+)"`)
 
-// Every fact stands in the documentation, every one that does is there, and people are told how to mend it.
+// TestFactsAreDocumented checks that the documentation has exactly the facts of this package, and that there is advice for each.
 func TestFactsAreDocumented(t *testing.T) {
 	b, err := os.ReadFile("../../docs/posture.md")
 	if err != nil {

@@ -1,18 +1,18 @@
-// Package join is the text that `redoubt up` takes: all that a machine needs to find its coordinators, to know them when
-// it sees them, and to be let in.
+// Package join encodes join codes, the text that `redoubt up` takes: everything a machine needs to find its coordinators, to
+// authenticate them, and to be admitted.
 //
-//	redoubt1-BASE64URL      of, without padding:
+//	redoubt1-BASE64URL      of these fields, without padding:
 //
 //	1  version: 1
 //	2  length of what follows, without the checksum, big endian
 //	1  number of URLs, 1 to 8
 //	   for each: 1 byte length, URL (https://HOST[:PORT])
 //	32 SHA-256 of the public key of the mesh's root
-//	32 seed of the token's Ed25519 key; the coordinator keeps the public half only
-//	4  checksum: the start of the SHA-256 of all before it
+//	32 seed of the token's Ed25519 key; the coordinator keeps only the public key
+//	4  checksum: the first bytes of the SHA-256 of everything before it
 //
-// The checksum is for people who lose a character while copying, not for security. Errors never contain any part of the
-// code: what was pasted may be a secret even where it is no good code.
+// The checksum catches characters lost while copying; it is no security measure. Errors of Parse never contain any part of the
+// text: what was pasted may be a secret even if it is not a valid join code.
 package join
 
 import (
@@ -30,7 +30,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// What a code may hold.
+// Limits and layout of a join code. Sizes are in bytes unless noted.
 const (
 	MaxLength = 2048 // characters
 	MaxURLs   = 8
@@ -44,7 +44,7 @@ const (
 	checksum = 4
 )
 
-// Why a text is no join code.
+// The reasons why a text is not a valid join code.
 var (
 	ErrTooLong   = errors.New("join code: too long to be one; paste the code alone")
 	ErrTruncated = errors.New("join code: its end is missing; copy the whole code")
@@ -54,9 +54,9 @@ var (
 
 // Code is a join code.
 type Code struct {
-	// URLs are where the coordinators are, in the order in which to try them.
+	// URLs are the coordinators' URLs, in the order in which to try them.
 	URLs []string
-	// Root is the SHA-256 of the root certificate's SubjectPublicKeyInfo: whoever shows another root is not the mesh.
+	// Root is the SHA-256 of the root certificate's SubjectPublicKeyInfo: a coordinator with another root is not of this mesh.
 	Root [32]byte
 	// Secret proves to the coordinator that the machine was invited.
 	Secret key.TokenSecret
@@ -64,7 +64,7 @@ type Code struct {
 
 var encoding = base64.RawURLEncoding.Strict()
 
-// Encode gives the text.
+// Encode returns the join code as text.
 func (c Code) Encode() (string, error) {
 	if len(c.URLs) == 0 || len(c.URLs) > MaxURLs {
 		return "", fmt.Errorf("join code: %d coordinator URLs, want 1 to %d", len(c.URLs), MaxURLs)
@@ -92,7 +92,7 @@ func (c Code) Encode() (string, error) {
 	return s, nil
 }
 
-// Parse reads what Encode wrote. Space around it is ignored.
+// Parse parses the output of Encode. It ignores surrounding white space.
 func Parse(s string) (Code, error) {
 	s = strings.TrimSpace(s)
 	if len(s) > MaxLength {
@@ -109,7 +109,7 @@ func Parse(s string) (Code, error) {
 	return parseBody(body)
 }
 
-// prefixError tells a code of another version and the start of one from something else.
+// prefixError distinguishes codes of other versions and truncated codes from other text.
 func prefixError(s string) error {
 	rest, ok := strings.CutPrefix(s, family)
 	if !ok {
@@ -128,7 +128,7 @@ func prefixError(s string) error {
 	return ErrGarbage
 }
 
-// unwrap takes off encoding, length and checksum.
+// unwrap decodes the text and removes length and checksum.
 func unwrap(text string) ([]byte, error) {
 	if strings.ContainsFunc(text, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_'
@@ -137,7 +137,7 @@ func unwrap(text string) ([]byte, error) {
 	}
 	b, err := encoding.DecodeString(text)
 	if err != nil {
-		// The bits that a cut leaves over are not zero: what stands before them is still good to learn the length from.
+		// A cut can leave non-zero bits at the end: decode what precedes them, to learn the length.
 		b, _ = encoding.DecodeString(text[:len(text)/4*4])
 		if short(b) {
 			return nil, ErrTruncated
@@ -160,7 +160,7 @@ func unwrap(text string) ([]byte, error) {
 	return b[fixed:end], nil
 }
 
-// short says whether b ends before the length that it states.
+// short reports whether b ends before the length that it states.
 func short(b []byte) bool {
 	return len(b) < fixed || b[0] == version && len(b) < fixed+int(binary.BigEndian.Uint16(b[1:]))+checksum
 }
@@ -194,7 +194,7 @@ func parseBody(b []byte) (Code, error) {
 	return c, nil
 }
 
-// CheckURL says whether s is the URL of a coordinator: https://HOST[:PORT] and nothing else.
+// CheckURL returns an error unless s is the URL of a coordinator: https://HOST[:PORT] and nothing else.
 func CheckURL(s string) error {
 	u, err := url.Parse(s)
 	if err != nil || len(s) > maxURL || u.Scheme != "https" || u.String() != s || s != "https://"+u.Host ||

@@ -82,7 +82,7 @@ func TestEncodeRefuses(t *testing.T) {
 	}
 }
 
-// TestTruncated cuts a code at every place.
+// TestTruncated cuts a code at every position.
 func TestTruncated(t *testing.T) {
 	s := encode(t, code(t, "https://mesh.example.com", "https://192.0.2.1:8443"))
 	for n := 1; n < len(s); n++ {
@@ -92,7 +92,7 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
-// TestDamaged changes every character to another one.
+// TestDamaged replaces each character by another one.
 func TestDamaged(t *testing.T) {
 	s := encode(t, code(t, "https://mesh.example.com"))
 	for i := range s {
@@ -139,7 +139,7 @@ func TestKinds(t *testing.T) {
 	}
 }
 
-// checkSilent looks for any part of the secret in an error.
+// checkSilent checks that an error contains no part of the secret.
 func checkSilent(t *testing.T, err error) {
 	t.Helper()
 	if err == nil {

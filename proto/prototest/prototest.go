@@ -1,4 +1,4 @@
-// Package prototest draws random valid values of the vocabulary, for property tests. Only tests import it.
+// Package prototest generates random valid values of package proto, for property tests. Only tests import it.
 package prototest
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Mesh is the mesh that all values are of.
+// Mesh returns the mesh that all values belong to.
 func Mesh() proto.Mesh {
 	return proto.Mesh{
 		ID:     "m00000000000000000000000000",
@@ -24,10 +24,10 @@ func Mesh() proto.Mesh {
 	}
 }
 
-// Self is the node whose netmaps are drawn.
+// Self is the node whose netmaps are generated.
 const Self proto.NodeID = 7
 
-// Netmap draws a valid netmap of Self with few possible ids and names, so that any two have much in common.
+// Netmap generates a valid netmap of Self. It draws from few ids and names, so that any two netmaps have much in common.
 func Netmap(version proto.Version) *rapid.Generator[*proto.Netmap] {
 	return rapid.Custom(func(t *rapid.T) *proto.Netmap {
 		nm := &proto.Netmap{
@@ -126,7 +126,7 @@ func routes() *rapid.Generator[[]netip.Prefix] {
 	})
 }
 
-// IDs draws sorted node ids of 1 to most.
+// IDs generates sorted node ids from 1 to most.
 func IDs(most int) *rapid.Generator[[]proto.NodeID] {
 	return rapid.Custom(func(t *rapid.T) []proto.NodeID {
 		var out []proto.NodeID
@@ -137,12 +137,12 @@ func IDs(most int) *rapid.Generator[[]proto.NodeID] {
 	})
 }
 
-// Bytes draws bytes.
+// Bytes generates least to most bytes.
 func Bytes(least, most int) *rapid.Generator[[]byte] {
 	return rapid.SliceOfN(rapid.Byte(), least, most)
 }
 
-// Addr draws an address outside of Mesh.
+// Addr generates an address outside of Mesh.
 func Addr() *rapid.Generator[netip.Addr] {
 	return rapid.Custom(func(t *rapid.T) netip.Addr {
 		b := [16]byte{0x20, 0x01, 0x0d, 0xb8}
@@ -154,7 +154,7 @@ func Addr() *rapid.Generator[netip.Addr] {
 	})
 }
 
-// Prefix draws a masked prefix.
+// Prefix generates a masked prefix.
 func Prefix() *rapid.Generator[netip.Prefix] {
 	return rapid.Custom(func(t *rapid.T) netip.Prefix {
 		a := Addr().Draw(t, "address")
@@ -162,7 +162,7 @@ func Prefix() *rapid.Generator[netip.Prefix] {
 	})
 }
 
-// Endpoints draws endpoints of one node.
+// Endpoints generates the endpoints of one node.
 func Endpoints() *rapid.Generator[[]proto.Endpoint] {
 	one := rapid.Custom(func(t *rapid.T) proto.Endpoint {
 		return proto.Endpoint{
@@ -175,7 +175,7 @@ func Endpoints() *rapid.Generator[[]proto.Endpoint] {
 
 func keys[K interface{ ~int | ~string }](m map[K]int) []K { return slices.Sorted(maps.Keys(m)) }
 
-// Reach draws how one node is reached.
+// Reach generates how a node can be reached.
 func Reach() *rapid.Generator[proto.Reach] {
 	return rapid.Custom(func(t *rapid.T) proto.Reach {
 		r := proto.Reach{Endpoints: Endpoints().Draw(t, "endpoints")}

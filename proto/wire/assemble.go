@@ -9,10 +9,10 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// MaxAssembled is how many encoded bytes the parts of one netmap or delta may have together.
+// MaxAssembled limits the encoded size of all parts of one netmap or delta together, in bytes.
 const MaxAssembled = 64 << 20
 
-// counter bounds what has been taken in.
+// counter limits what an assembler has accepted.
 type counter struct {
 	bytes, peers, barred, sets, members, rules int
 	parts                                      int
@@ -26,7 +26,7 @@ func (c *counter) check() error {
 		return malformed("more than %d peers", proto.MaxPeers)
 	case c.barred > proto.MaxBarred:
 		return malformed("more than %d barred nodes", proto.MaxBarred)
-	// Pieces of sets are counted as sets: the margin is theirs.
+	// Pieces of sets count as sets, hence the margin.
 	case c.sets > proto.MaxSets+proto.MaxMembers/maxSlice+1:
 		return malformed("more than %d sets", proto.MaxSets)
 	case c.members > proto.MaxMembers:
@@ -37,17 +37,17 @@ func (c *counter) check() error {
 	return nil
 }
 
-// NetmapAssembler puts a netmap together from its parts. The zero value is ready for the first part of a netmap; after a
-// whole netmap, or an error, it is again.
+// NetmapAssembler assembles a netmap from its parts. The zero value is ready for the first part of a netmap; after a complete
+// netmap or an error, the assembler is ready for another one.
 type NetmapAssembler struct {
 	count counter
 	nm    proto.Netmap
 }
 
-// Busy says that parts are missing.
+// Busy reports whether more parts are expected.
 func (a *NetmapAssembler) Busy() bool { return a.count.parts > 0 }
 
-// Add takes the next part. With the last one it gives the netmap, validated.
+// Add adds the next part. With the last one, it returns the netmap, validated.
 func (a *NetmapAssembler) Add(part *redoubtv1.NetmapPart) (done bool, nm *proto.Netmap, err error) {
 	if err := a.add(part); err != nil {
 		*a = NetmapAssembler{}
@@ -109,17 +109,17 @@ func (a *NetmapAssembler) add(part *redoubtv1.NetmapPart) error {
 	return known(part)
 }
 
-// DeltaAssembler puts a delta together from its parts, as NetmapAssembler does a netmap. Whether the delta fits is for
-// Netmap.Apply to say.
+// DeltaAssembler assembles a delta from its parts, as NetmapAssembler does for a netmap. Netmap.Apply checks whether the delta
+// fits.
 type DeltaAssembler struct {
 	count counter
 	d     proto.Delta
 }
 
-// Busy says that parts are missing.
+// Busy reports whether more parts are expected.
 func (a *DeltaAssembler) Busy() bool { return a.count.parts > 0 }
 
-// Add takes the next part. With the last one it gives the delta.
+// Add adds the next part. With the last one, it returns the delta.
 func (a *DeltaAssembler) Add(part *redoubtv1.DeltaPart) (done bool, d *proto.Delta, err error) {
 	if err := a.add(part); err != nil {
 		*a = DeltaAssembler{}
@@ -200,7 +200,7 @@ func (a *DeltaAssembler) add(part *redoubtv1.DeltaPart) error {
 	return known(part)
 }
 
-// extend decodes elements onto a list.
+// extend appends decoded elements to a list.
 func extend[T, M any](list []T, in []M, decode func(M) (T, error)) ([]T, error) {
 	for _, m := range in {
 		v, err := decode(m)
@@ -212,7 +212,7 @@ func extend[T, M any](list []T, in []M, decode func(M) (T, error)) ([]T, error) 
 	return list, nil
 }
 
-// extendSets joins pieces of the same name.
+// extendSets appends sets to a list, and joins adjacent pieces of the same set.
 func extendSets(list []proto.Set, in []*redoubtv1.Set) ([]proto.Set, error) {
 	for _, m := range in {
 		s, err := toSet(m)

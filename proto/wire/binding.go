@@ -8,15 +8,15 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// The domains of a Binding.
+// The domains that Binding separates.
 const (
 	DomainEnrol = "redoubt enrol v1"
 	DomainRenew = "redoubt renew v1"
 )
 
-// Binding is what the signatures and the MAC of a Proof are over: the SHA-256 of its arguments, each after its length in 8
-// bytes. It binds the proof to what it is for, to the coordinator's nonce, to the TLS connection (cert.Exporter), to both
-// keys, to the posture that is reported with it, and to the Up message with the Hello or Renew, as it was sent.
+// Binding returns what the signatures and the MAC of a Proof cover: the SHA-256 of the arguments, each preceded by its length in
+// 8 bytes, big endian. It binds the proof to its purpose, the coordinator's nonce, the TLS connection (cert.Exporter), both keys,
+// the posture reported with it, and the Up message with the Hello or Renew, as it was sent.
 func Binding(domain string, nonce, exporter []byte, node key.NodePublic, device key.DevicePublic, postureDigest, helloHash [32]byte) [32]byte {
 	h := sha256.New()
 	for _, part := range [][]byte{
@@ -30,8 +30,7 @@ func Binding(domain string, nonce, exporter []byte, node key.NodePublic, device 
 	return [32]byte(h.Sum(nil))
 }
 
-// NodeKeyMAC proves, to the one who holds the other half of the shared secret, that the node key is held. Compare it with
-// hmac.Equal.
+// NodeKeyMAC proves possession of the node key to the holder of the other half of the shared secret. Compare it with hmac.Equal.
 func NodeKeyMAC(shared, binding [32]byte) [32]byte {
 	h := hmac.New(sha256.New, shared[:])
 	h.Write(binding[:])

@@ -8,7 +8,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// maxUnix is the last second that a time may name: the end of the year 9999.
+// maxUnix is the latest time allowed, in Unix seconds: the end of the year 9999.
 const maxUnix = 253402300799
 
 func fromIDs(ids []proto.NodeID) []uint64 {
@@ -60,7 +60,7 @@ func toSet(s *redoubtv1.Set) (proto.Set, error) {
 	return proto.Set{Name: s.GetName(), Members: toIDs(s.GetMembers()), Conditional: s.GetConditional()}, known(s)
 }
 
-// FromCapabilities encodes what applications are told.
+// FromCapabilities encodes capabilities, which are for applications.
 func FromCapabilities(in []proto.Capability) []*redoubtv1.Capability {
 	return each(in, func(c proto.Capability) *redoubtv1.Capability {
 		return &redoubtv1.Capability{Name: c.Name, Values: c.Values}
@@ -141,8 +141,8 @@ func toWithheld(w *redoubtv1.Withheld) (proto.Withheld, error) {
 	return proto.Withheld{Rule: r, Reason: w.GetReason()}, known(w)
 }
 
-// fromServices encodes services; protocols in a row that are there with all of their ports, as all of them are in a rule about
-// everything, are one element.
+// fromServices encodes services. It merges consecutive protocols that include all their ports, as in a rule about everything,
+// into one element.
 func fromServices(list []proto.Service) []*redoubtv1.Service {
 	var out []*redoubtv1.Service
 	whole := func(s proto.Service) bool { return s.First == 0 && s.Last == 65535 }
@@ -169,7 +169,7 @@ func toServices(in []*redoubtv1.Service) ([]proto.Service, error) {
 		case last > 255 || s.GetLastProtocol() != 0 && (s.GetLastProtocol() <= p || s.GetFirst() != 0 || s.GetLast() != 65535):
 			return nil, malformed("services of protocols %d to %d", p, s.GetLastProtocol())
 		case s.GetLastProtocol() != 0 && len(out) > 0 && uint32(out[len(out)-1].Proto) >= p:
-			return nil, malformed("a range of protocols from %d after protocol %d", p, out[len(out)-1].Proto) // so it cannot grow without end
+			return nil, malformed("a range of protocols from %d after protocol %d", p, out[len(out)-1].Proto) // bounds out
 		case len(out)+int(last-p) >= proto.MaxServices:
 			return nil, malformed("rule with more than %d services", proto.MaxServices)
 		}
@@ -249,7 +249,7 @@ func toSetChange(c *redoubtv1.SetChange) (proto.SetChange, error) {
 	return proto.SetChange{Name: c.GetName(), Add: toIDs(c.GetAdd()), Remove: toIDs(c.GetRemove())}, known(c)
 }
 
-// reachable is a message that says how a node is reached.
+// reachable is a message that says how a node can be reached.
 type reachable interface {
 	GetEndpoints() []*redoubtv1.Endpoint
 	GetPathKey() *redoubtv1.PathKey
@@ -265,7 +265,7 @@ func toReach(m reachable) (r proto.Reach, err error) {
 	return r, err
 }
 
-// FromPathKey encodes a path key; none is none.
+// FromPathKey encodes a path key, which may be nil.
 func FromPathKey(k *proto.PathKey) *redoubtv1.PathKey {
 	if k == nil {
 		return nil
@@ -283,13 +283,13 @@ func toPathKey(k *redoubtv1.PathKey) (*proto.PathKey, error) {
 	return &proto.PathKey{Public: [proto.PathKeySize]byte(k.GetPublic()), Boot: k.GetBoot(), Signature: k.GetSignature()}, known(k)
 }
 
-// FromNodes is a list of nodes as it travels.
+// FromNodes encodes a list of node ids.
 func FromNodes(ids []proto.NodeID) []uint64 { return fromIDs(ids) }
 
-// ToNodes is the inverse.
+// ToNodes decodes a list of node ids.
 func ToNodes(ids []uint64) []proto.NodeID { return toIDs(ids) }
 
-// FromRelay is a relay as it travels.
+// FromRelay encodes a relay.
 func FromRelay(r proto.Relay) *redoubtv1.Relay {
 	return &redoubtv1.Relay{
 		Id: uint64(r.ID), Name: r.Name, Region: r.Region, Key: r.Key[:], UdpPort: uint32(r.UDPPort), Urls: r.URLs,
@@ -297,7 +297,7 @@ func FromRelay(r proto.Relay) *redoubtv1.Relay {
 	}
 }
 
-// ToRelay is the inverse. What it gives still has to be validated.
+// ToRelay decodes a relay. The caller must still validate it.
 func ToRelay(r *redoubtv1.Relay) (proto.Relay, error) {
 	out := proto.Relay{ID: proto.NodeID(r.GetId()), Name: r.GetName(), Region: r.GetRegion(), UDPPort: uint16(r.GetUdpPort()), URLs: r.GetUrls()}
 	if len(r.GetKey()) != proto.RelayKeySize || r.GetUdpPort() > 0xffff || len(r.GetUdp()) > proto.MaxRelayAddrs || len(r.GetUrls()) > proto.MaxRelayURLs {

@@ -13,19 +13,19 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// fileMagic begins a netmap's file, and says which version of its layout: magic, SHA-256 of what follows, parts as frames.
+// fileMagic begins a netmap file and identifies its layout: magic, SHA-256 of what follows, parts as frames.
 const fileMagic = "redoubt netmap 1\n"
 
-// maxFile bounds what DecodeNetmapFile looks at.
+// maxFile limits the size of a netmap file in bytes.
 const maxFile = len(fileMagic) + sha256.Size + MaxAssembled
 
-// Why a netmap's file is of no use; the next netmap from the coordinator replaces it.
+// The reasons why a netmap file is unusable; the next netmap from the coordinator replaces it.
 var (
 	ErrFileVersion = errors.New("netmap file: written by another version of the program")
 	ErrFileDamaged = errors.New("netmap file: damaged")
 )
 
-// EncodeNetmapFile is a valid netmap as the agent keeps it on its disk.
+// EncodeNetmapFile encodes a valid netmap as the agent stores it on disk.
 func EncodeNetmapFile(nm *proto.Netmap) ([]byte, error) {
 	if err := nm.Validate(); err != nil {
 		return nil, fmt.Errorf("netmap file: %w", err)
@@ -46,7 +46,7 @@ func EncodeNetmapFile(nm *proto.Netmap) ([]byte, error) {
 	return b, nil
 }
 
-// DecodeNetmapFile reads what EncodeNetmapFile wrote, and validates it.
+// DecodeNetmapFile decodes and validates the output of EncodeNetmapFile.
 func DecodeNetmapFile(b []byte) (*proto.Netmap, error) {
 	if !bytes.HasPrefix(b, []byte(fileMagic)) {
 		if bytes.HasPrefix(b, []byte(fileMagic[:len(fileMagic)-2])) {

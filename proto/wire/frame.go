@@ -10,34 +10,34 @@ import (
 	pb "google.golang.org/protobuf/proto"
 )
 
-// How the control stream begins.
+// How the control stream is requested.
 const (
 	Path     = "/v1/control"
 	Protocol = "redoubt/1" // in the Upgrade header
 )
 
-// How TLS begins inside the TLS of somebody else: in an Upgrade, or as the subprotocol of a WebSocket.
+// How a TLS connection inside another one is requested: by an Upgrade, or as the subprotocol of a WebSocket.
 const (
 	TunnelPath     = "/v1/tls"
 	TunnelProtocol = "redoubt-tls/1"
 )
 
-// How long a frame's message may be.
+// The maximum length of the message in a frame, in bytes.
 const (
-	MaxFrameUnauthenticated = 64 << 10 // until the node is known by its certificate
+	MaxFrameUnauthenticated = 64 << 10 // until the coordinator has sent Welcome
 	MaxFrame                = 1 << 20
-	// MaxUp bounds every message of a node, whoever it is: none needs more.
+	// MaxUp applies to every message from a node, authenticated or not: none needs more.
 	MaxUp = 64 << 10
 )
 
-// headerSize is that of the length before a message.
+// headerSize is the size of the length before a message.
 const headerSize = 4
 
-// ErrFrame says that the other side sent a frame of a length that is not allowed.
+// ErrFrame means that the other side sent a frame of a forbidden length.
 var ErrFrame = errors.New("frame of a length that is not allowed")
 
-// ReadFrame reads one frame and gives its message, in buf where it fits. Memory grows with what arrives, not with what the
-// length promises. At the end of the stream the error is io.EOF, in the middle of a frame io.ErrUnexpectedEOF.
+// ReadFrame reads one frame and returns its message, in buf if it fits. Memory grows with what arrives, not with the announced
+// length. At the end of the stream the error is io.EOF, in the middle of a frame io.ErrUnexpectedEOF.
 func ReadFrame(r io.Reader, buf []byte, limit int) ([]byte, error) {
 	const step = 16 << 10
 	var header [headerSize]byte

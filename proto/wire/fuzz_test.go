@@ -13,7 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// few is a small netmap with something of everything.
+// few returns a small netmap with something of every kind.
 func few() *proto.Netmap {
 	nm := large()
 	nm.Peers = nm.Peers[:2]
@@ -99,7 +99,7 @@ func FuzzDecodeDown(f *testing.F) {
 	})
 }
 
-// FuzzNetmap reads two parts of a netmap: what comes out is valid, and goes both ways.
+// FuzzNetmap reads two parts of a netmap: the result must be valid, and survive a round trip.
 func FuzzNetmap(f *testing.F) {
 	parts := wire.FromNetmap(few())
 	whole := encode(f, parts[0])
@@ -134,7 +134,7 @@ func FuzzNetmap(f *testing.F) {
 	})
 }
 
-// FuzzDelta reads a delta and applies it: to a valid netmap, or not at all.
+// FuzzDelta reads a delta and applies it: the result must be a valid netmap, or an error.
 func FuzzDelta(f *testing.F) {
 	nm := few()
 	empty := &proto.Netmap{Version: v(1), Mesh: nm.Mesh, Self: nm.Self}

@@ -13,7 +13,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// What messages may hold, in bytes where nothing else is said.
+// Limits of message fields, in bytes unless noted.
 const (
 	NonceSize      = 32
 	MACSize        = 32
@@ -22,10 +22,10 @@ const (
 	MaxFeatures    = 64  // entries
 	MaxKinds       = 16  // entries: kinds of evidence
 	MaxText        = 256
-	MaxEvidence    = 46 << 10 // a log of measured boot, and what goes with it
+	MaxEvidence    = 46 << 10 // a measured-boot log, and what accompanies it
 	MaxOpening     = 16 << 10
 	MaxPosture     = 16 << 10
-	MaxFacts       = 64  // entries: of a machine's health
+	MaxFacts       = 64  // entries: facts about a machine's health
 	MaxFactName    = 128 // with its prefix
 	MaxRefusalText = 1024
 	maxSignature   = 72 // ECDSA P-256
@@ -35,8 +35,8 @@ const (
 	maxKeepAlive   = 3600
 )
 
-// DecodeUp reads a message of a node. All its fields are then of the lengths and in the ranges that the schema states,
-// and the public keys in it are keys.
+// DecodeUp decodes a message from a node. It checks that all fields have the lengths and ranges that the schema states, and that
+// public keys are valid; only Report.relay is left for ToRelay to check.
 func DecodeUp(frame []byte) (*redoubtv1.Up, error) {
 	if len(frame) > MaxUp {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrFrame, len(frame), MaxUp)
@@ -200,8 +200,8 @@ func checkTexts(what string, list []string, most int) error {
 	return nil
 }
 
-// DecodeDown reads a message of a coordinator, as DecodeUp does one of a node. Parts of netmaps and deltas are for their
-// assemblers to check. The text of a refusal is made fit for a terminal.
+// DecodeDown decodes a message from a coordinator, as DecodeUp does for a node. Parts of netmaps and deltas are left for their
+// assemblers to check. Texts for people are made safe for a terminal.
 func DecodeDown(frame []byte) (*redoubtv1.Down, error) {
 	if len(frame) > MaxFrame {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrFrame, len(frame), MaxFrame)
@@ -262,7 +262,7 @@ func checkHold(seconds uint32) error {
 	return nil
 }
 
-// oneLine makes a text from outside safe to print.
+// oneLine makes text from outside safe to print.
 func oneLine(s string) string {
 	if len(s) > MaxRefusalText {
 		s = strings.ToValidUTF8(s[:MaxRefusalText], "")

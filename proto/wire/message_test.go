@@ -35,7 +35,7 @@ func nodePublic(t testing.TB) key.NodePublic {
 	return k.Public()
 }
 
-// hello is a good Hello that enrols.
+// hello returns a valid Hello that enrols.
 func hello(t testing.TB) *redoubtv1.Hello {
 	return &redoubtv1.Hello{
 		ProtocolMin: 1, ProtocolMax: 3, Features: proto.Features(), Program: "1.0.0", Hostname: "web", Os: "linux", Arch: "arm64",
@@ -71,7 +71,7 @@ func ups(t testing.TB) map[string]*redoubtv1.Up {
 	}
 }
 
-// health is a message about facts, each a name and a value.
+// health returns a Posture with the given facts, as pairs of name and value.
 func health(pairs ...string) *redoubtv1.Posture {
 	p := &redoubtv1.Posture{Whole: true}
 	for i := 0; i < len(pairs); i += 2 {
@@ -264,7 +264,7 @@ func TestDownRefused(t *testing.T) {
 	}
 }
 
-// TestRefusalText: what a coordinator says ends on a person's terminal.
+// TestRefusalText checks that a refusal's text is safe for a terminal.
 func TestRefusalText(t *testing.T) {
 	m := &redoubtv1.Down{Message: &redoubtv1.Down_Refusal{Refusal: &redoubtv1.Refusal{
 		Message: "no\x1b[2J\nway" + strings.Repeat("é", 1000),
@@ -279,7 +279,7 @@ func TestRefusalText(t *testing.T) {
 	}
 }
 
-// TestPendingIsBounded, in what is shown and in how long it holds a stream.
+// TestPendingIsBounded checks the limits on the texts and the hold time of a Pending.
 func TestPendingIsBounded(t *testing.T) {
 	pending := func(change func(*redoubtv1.Pending)) (*redoubtv1.Down, error) {
 		p := &redoubtv1.Pending{Code: "BCDF-GHJK", Name: "web", Message: "wait", HoldSeconds: 25}
@@ -305,7 +305,7 @@ func TestPendingIsBounded(t *testing.T) {
 	}
 }
 
-// TestBinding: no argument can be exchanged for another, and the digest never changes.
+// TestBinding checks that no argument can be swapped for another, and that the digest does not change.
 func TestBinding(t *testing.T) {
 	node, device := nodePublic(t), devicePublic(t)
 	nonce, exporter := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32)

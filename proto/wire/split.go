@@ -10,21 +10,21 @@ import (
 )
 
 const (
-	// MaxPart is the size that parts are kept below.
+	// MaxPart is the size that parts are kept below, in bytes.
 	MaxPart = 512 << 10
-	// maxSlice is how many node ids go into one piece of a set.
+	// maxSlice is the maximum number of node ids in one piece of a set.
 	maxSlice = 16 << 10
-	// perElement is what tag and length of an element take at most.
+	// perElement is the maximum size of an element's tag and length.
 	perElement = 8
 )
 
-// filler spreads elements over parts, each as full as it may be.
+// filler distributes elements over parts, filling each as far as possible.
 type filler struct {
 	size int
 	next func() // starts another part
 }
 
-// add counts an element that is about to be put into the part that is then current.
+// add accounts for an element of n bytes, and starts another part if it does not fit into the current one.
 func (f *filler) add(n int) {
 	n += perElement
 	if f.size+n > MaxPart {
@@ -34,7 +34,7 @@ func (f *filler) add(n int) {
 	f.size += n
 }
 
-// fill encodes elements and puts each into the part that is current then.
+// fill encodes elements and puts each into the current part.
 func fill[T any, M pb.Message](f *filler, in []T, encode func(T) M, put func(M)) {
 	for _, v := range in {
 		m := encode(v)
@@ -108,7 +108,7 @@ func FromDelta(d *proto.Delta) []*redoubtv1.DeltaPart {
 	return parts
 }
 
-// sliceSets cuts sets of very many members into pieces of the same name.
+// sliceSets splits sets with very many members into pieces of the same name.
 func sliceSets(in []proto.Set) []proto.Set {
 	var out []proto.Set
 	for _, s := range in {

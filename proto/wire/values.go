@@ -13,14 +13,14 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// ErrMalformed is wrapped by every error about what the other side, or a file, said.
+// ErrMalformed is wrapped by every error about the contents of a message or a file.
 var ErrMalformed = errors.New("malformed")
 
 func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
 }
 
-// known refuses a message with fields that this program does not know.
+// known returns an error if a message has unknown fields.
 func known(m pb.Message) error {
 	if len(m.ProtoReflect().GetUnknown()) != 0 {
 		return malformed("a %s has a field that this program does not know; update it", m.ProtoReflect().Descriptor().Name())
@@ -28,7 +28,7 @@ func known(m pb.Message) error {
 	return nil
 }
 
-// convert maps a list.
+// convert applies f to each element of a list, and stops at the first error.
 func convert[A, B any](in []A, f func(A) (B, error)) ([]B, error) {
 	if len(in) == 0 {
 		return nil, nil
@@ -44,7 +44,7 @@ func convert[A, B any](in []A, f func(A) (B, error)) ([]B, error) {
 	return out, nil
 }
 
-// each maps a list where nothing can fail.
+// each applies f, which cannot fail, to each element of a list.
 func each[A, B any](in []A, f func(A) B) []B {
 	out := make([]B, len(in))
 	for i, a := range in {
@@ -58,7 +58,7 @@ func FromVersion(v proto.Version) *redoubtv1.Version {
 	return &redoubtv1.Version{Epoch: v.Epoch, N: v.N}
 }
 
-// ToVersion decodes a version; the zero one where there is none.
+// ToVersion decodes a version; nil is the zero version.
 func ToVersion(v *redoubtv1.Version) (proto.Version, error) {
 	return proto.Version{Epoch: v.GetEpoch(), N: v.GetN()}, known(v)
 }
@@ -80,10 +80,10 @@ func FromPrefix(p netip.Prefix) *redoubtv1.Prefix {
 	return &redoubtv1.Prefix{Address: FromAddr(p.Addr()), Bits: uint32(p.Bits())}
 }
 
-// FromRoutes encodes the routes that a node offers.
+// FromRoutes encodes the routes that a node advertises.
 func FromRoutes(in []netip.Prefix) []*redoubtv1.Prefix { return each(in, FromPrefix) }
 
-// ToRoutes decodes them. Which of them a node may offer is not known here.
+// ToRoutes decodes routes. It does not check whether a node may advertise them.
 func ToRoutes(in []*redoubtv1.Prefix) ([]netip.Prefix, error) {
 	if len(in) > proto.MaxRoutes {
 		return nil, malformed("%d routes, at most %d", len(in), proto.MaxRoutes)
@@ -154,7 +154,7 @@ func toEndpoint(e *redoubtv1.Endpoint) (proto.Endpoint, error) {
 	return out, known(e)
 }
 
-// toEndpoints decodes endpoints and bounds them; whether they fit the mesh is for the one who knows it.
+// toEndpoints decodes a limited number of endpoints. The caller must check whether they are valid in the mesh.
 func toEndpoints(es []*redoubtv1.Endpoint) ([]proto.Endpoint, error) {
 	if len(es) > proto.MaxEndpoints {
 		return nil, malformed("%d endpoints, at most %d", len(es), proto.MaxEndpoints)
@@ -162,8 +162,8 @@ func toEndpoints(es []*redoubtv1.Endpoint) ([]proto.Endpoint, error) {
 	return convert(es, toEndpoint)
 }
 
-// ToReach decodes how a node of a mesh says that it is reached: at most 16 endpoints, none in the overlay, none that is no
-// address of a single other machine.
+// ToReach decodes how a node of a mesh says it can be reached: at most 16 endpoints, none in the overlay, and each the address of
+// a single other machine.
 func ToReach(m *redoubtv1.Report, mesh proto.Mesh) (proto.Reach, error) {
 	r, err := toReach(m)
 	if err != nil {
@@ -180,8 +180,8 @@ func ToReach(m *redoubtv1.Report, mesh proto.Mesh) (proto.Reach, error) {
 	return r, nil
 }
 
-// FromUnmet tells people of rules that do not hold, each once, however many parts of it do not, with the facts that somebody can do
-// something about.
+// FromUnmet lists the rules that do not hold, for people: each rule and reason once, however many parts of the rule are affected,
+// with the facts that people can change.
 func FromUnmet(rules []proto.Withheld) (out []*redoubtv1.WithheldRule) {
 	for _, w := range rules {
 		if slices.ContainsFunc(out, func(o *redoubtv1.WithheldRule) bool {

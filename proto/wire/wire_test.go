@@ -24,14 +24,14 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// compare takes absent and empty lists for the same.
+// compare treats absent and empty lists as equal.
 var compare = []cmp.Option{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{}, netip.Addr{})}
 
 func diff(a, b any) string { return cmp.Diff(a, b, compare...) }
 
 func v(n uint64) proto.Version { return proto.Version{Epoch: 1, N: n} }
 
-// through sends a message through its bytes.
+// through encodes and decodes a message.
 func through[M pb.Message](t rapid.TB, m, empty M) M {
 	b, err := pb.Marshal(m)
 	if err != nil {
@@ -106,7 +106,7 @@ func TestRoundTrip(t *testing.T) {
 	})
 }
 
-// large is a netmap of many parts, with a set that is in several of them.
+// large returns a netmap of many parts, with sets that span several of them.
 func large() *proto.Netmap {
 	nm := &proto.Netmap{Version: v(3), Mesh: prototest.Mesh(), Self: prototest.Self}
 	for i := range 400 {
@@ -138,7 +138,8 @@ func large() *proto.Netmap {
 	return nm
 }
 
-// TestServices sends whole protocols in a row as one element, and takes no range that could grow a small rule into a large one.
+// TestServices checks that consecutive whole protocols are sent as one element, and that no range can grow a small rule into a
+// large one.
 func TestServices(t *testing.T) {
 	nm := &proto.Netmap{Version: v(3), Mesh: prototest.Mesh(), Self: prototest.Self}
 	r := proto.Rule{Key: "deny[0]/in", Origin: proto.Origin{Path: "deny[0]", Line: 1}, Direction: proto.In, Action: proto.Deny}
@@ -190,7 +191,7 @@ func TestManyParts(t *testing.T) {
 	}
 }
 
-// changes is a delta with set changes that are in several parts.
+// changes returns a delta with set changes that span several parts.
 func changes(nm *proto.Netmap) *proto.Delta {
 	d := &proto.Delta{From: v(3), To: v(4)}
 	for _, s := range nm.Sets {
@@ -209,7 +210,7 @@ func parts(t *testing.T) []*redoubtv1.NetmapPart {
 	return ps
 }
 
-// unknown is a field that nobody knows.
+// unknown is an encoded field that no message defines.
 var unknown = protowire.AppendVarint(protowire.AppendTag(nil, 1000, protowire.VarintType), 1)
 
 func TestNetmapPartsRefused(t *testing.T) {
@@ -320,7 +321,7 @@ type tail struct {
 	rule *redoubtv1.Rule
 }
 
-// last gives the sets and the rule of the parts of large.
+// last returns the sets and the rule in the parts of large.
 func last(ps []*redoubtv1.NetmapPart) tail {
 	var out tail
 	for _, p := range ps {
@@ -516,7 +517,7 @@ func TestFrames(t *testing.T) {
 	}
 }
 
-// promise is a header without its message; it remembers how much was asked for at most.
+// promise is a frame header without its message; it records the size of the largest read.
 type promise struct {
 	header []byte
 	asked  int
@@ -532,7 +533,7 @@ func (p *promise) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// TestFrameMemory: who promises a megabyte and sends none costs little.
+// TestFrameMemory checks that a peer that announces a megabyte and sends nothing costs little memory.
 func TestFrameMemory(t *testing.T) {
 	p := &promise{header: binary.BigEndian.AppendUint32(nil, wire.MaxFrame)}
 	if _, err := wire.ReadFrame(p, nil, wire.MaxFrame); !errors.Is(err, io.ErrUnexpectedEOF) || p.asked > 32<<10 {
