@@ -4,7 +4,8 @@
 // 	protoc        (unknown)
 // source: redoubt/v1/admin.proto
 
-// The coordinator's interface for administrators, served with Connect on a unix socket of mode 0600.
+// The coordinator's interface for administrators, served with Connect on a unix socket of mode 0600. `redoubt-coordinator` is its
+// client. Fields called `node` accept a node's id, name or overlay address unless noted. Changes are recorded in the audit log.
 
 package redoubtv1
 
@@ -23,6 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Token is a join token. The secret in the join code is not kept.
 type Token struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -32,10 +34,10 @@ type Token struct {
 	Ephemeral     bool                   `protobuf:"varint,5,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
 	Created       int64                  `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"` // Unix seconds
 	Expires       int64                  `protobuf:"varint,7,opt,name=expires,proto3" json:"expires,omitempty"` // Unix seconds
-	Uses          uint32                 `protobuf:"varint,8,opt,name=uses,proto3" json:"uses,omitempty"`
+	Uses          uint32                 `protobuf:"varint,8,opt,name=uses,proto3" json:"uses,omitempty"`       // nodes that joined with it
 	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`      // valid, spent, expired, revoked
-	Replace       string                 `protobuf:"bytes,20,opt,name=replace,proto3" json:"replace,omitempty"` // id of the node whose machine it replaces; empty: it makes a new node
-	Relay         bool                   `protobuf:"varint,21,opt,name=relay,proto3" json:"relay,omitempty"`
+	Replace       string                 `protobuf:"bytes,20,opt,name=replace,proto3" json:"replace,omitempty"` // id of the node whose machine it replaces; empty: it creates a new node
+	Relay         bool                   `protobuf:"varint,21,opt,name=relay,proto3" json:"relay,omitempty"`    // it is for a relay
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -150,12 +152,12 @@ func (x *Token) GetRelay() bool {
 type CreateTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tags          []string               `protobuf:"bytes,1,rep,name=tags,proto3" json:"tags,omitempty"`
-	User          string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	User          string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"` // login name of the owner
 	Reusable      bool                   `protobuf:"varint,3,opt,name=reusable,proto3" json:"reusable,omitempty"`
-	Ephemeral     bool                   `protobuf:"varint,4,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
-	TtlSeconds    uint64                 `protobuf:"varint,5,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
-	Replace       string                 `protobuf:"bytes,20,opt,name=replace,proto3" json:"replace,omitempty"` // id or name of the node whose machine the one that joins takes the place of
-	Relay         bool                   `protobuf:"varint,21,opt,name=relay,proto3" json:"relay,omitempty"`    // for a relay
+	Ephemeral     bool                   `protobuf:"varint,4,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`                     // removed after some time offline
+	TtlSeconds    uint64                 `protobuf:"varint,5,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: one hour; at most 366 days
+	Replace       string                 `protobuf:"bytes,20,opt,name=replace,proto3" json:"replace,omitempty"`                         // the node whose place the joining machine takes; empty: it becomes a new node
+	Relay         bool                   `protobuf:"varint,21,opt,name=relay,proto3" json:"relay,omitempty"`                            // for a relay
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -241,7 +243,7 @@ func (x *CreateTokenRequest) GetRelay() bool {
 
 type CreateTokenResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"` // the only time that the secret is shown
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"` // the join code; the secret in it is shown only this once
 	Token         *Token                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -451,44 +453,45 @@ func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
 	return file_redoubt_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
+// Node is a node as the coordinator knows it.
 type Node struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	Id                  string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name                string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Addresses           []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	User                string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	Addresses           []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"` // in the overlay
+	User                string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`           // login name
 	Tags                []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
 	State               string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // active, quarantined, revoked, locked
 	Connected           bool                   `protobuf:"varint,7,opt,name=connected,proto3" json:"connected,omitempty"`
 	Created             int64                  `protobuf:"varint,8,opt,name=created,proto3" json:"created,omitempty"`                                                  // Unix seconds
 	LastSeen            int64                  `protobuf:"varint,9,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`                                // Unix seconds; 0: not since the coordinator started
 	CertificateExpires  int64                  `protobuf:"varint,10,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds
-	Program             string                 `protobuf:"bytes,11,opt,name=program,proto3" json:"program,omitempty"`
+	Program             string                 `protobuf:"bytes,11,opt,name=program,proto3" json:"program,omitempty"`                                                  // version, as the node reported it
 	Os                  string                 `protobuf:"bytes,12,opt,name=os,proto3" json:"os,omitempty"`
 	Arch                string                 `protobuf:"bytes,13,opt,name=arch,proto3" json:"arch,omitempty"`
-	TokenId             string                 `protobuf:"bytes,14,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	TokenId             string                 `protobuf:"bytes,14,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"` // id of the token that it joined with
 	Ephemeral           bool                   `protobuf:"varint,15,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
-	Attestation         string                 `protobuf:"bytes,16,opt,name=attestation,proto3" json:"attestation,omitempty"`
-	Endpoints           []string               `protobuf:"bytes,17,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Attestation         string                 `protobuf:"bytes,16,opt,name=attestation,proto3" json:"attestation,omitempty"` // level in its certificate
+	Endpoints           []string               `protobuf:"bytes,17,rep,name=endpoints,proto3" json:"endpoints,omitempty"`     // underlay addresses and ports at which it may be reached
 	NodePublic          string                 `protobuf:"bytes,18,opt,name=node_public,json=nodePublic,proto3" json:"node_public,omitempty"`
 	DevicePublic        string                 `protobuf:"bytes,19,opt,name=device_public,json=devicePublic,proto3" json:"device_public,omitempty"`
-	AppliedVersion      string                 `protobuf:"bytes,20,opt,name=applied_version,json=appliedVersion,proto3" json:"applied_version,omitempty"`
+	AppliedVersion      string                 `protobuf:"bytes,20,opt,name=applied_version,json=appliedVersion,proto3" json:"applied_version,omitempty"` // the version that it last acknowledged; empty: unknown
 	CertificateSequence uint64                 `protobuf:"varint,21,opt,name=certificate_sequence,json=certificateSequence,proto3" json:"certificate_sequence,omitempty"`
 	Facts               []*Fact                `protobuf:"bytes,22,rep,name=facts,proto3" json:"facts,omitempty"`
 	Routes              []*Route               `protobuf:"bytes,23,rep,name=routes,proto3" json:"routes,omitempty"`
-	Lock                string                 `protobuf:"bytes,24,opt,name=lock,proto3" json:"lock,omitempty"`                                             // id of the lock that holds it
-	Quarantine          *Quarantine            `protobuf:"bytes,30,opt,name=quarantine,proto3" json:"quarantine,omitempty"`                                 // absent where there is none
-	NextNodePublic      string                 `protobuf:"bytes,31,opt,name=next_node_public,json=nextNodePublic,proto3" json:"next_node_public,omitempty"` // that takes over; empty where there is none
+	Lock                string                 `protobuf:"bytes,24,opt,name=lock,proto3" json:"lock,omitempty"`                                             // id of the lock that applies to it; empty if none does
+	Quarantine          *Quarantine            `protobuf:"bytes,30,opt,name=quarantine,proto3" json:"quarantine,omitempty"`                                 // absent if it is not quarantined
+	NextNodePublic      string                 `protobuf:"bytes,31,opt,name=next_node_public,json=nextNodePublic,proto3" json:"next_node_public,omitempty"` // the key that takes over next; empty if there is none
 	NextNodeFrom        int64                  `protobuf:"varint,32,opt,name=next_node_from,json=nextNodeFrom,proto3" json:"next_node_from,omitempty"`      // Unix seconds
 	Attested            *Attestation           `protobuf:"bytes,40,opt,name=attested,proto3" json:"attested,omitempty"`
-	// What the policy's nodeAttrs give the node, where one node is asked for.
+	// What the policy's nodeAttrs give the node; only in GetNodeResponse.
 	Attributes    []string        `protobuf:"bytes,41,rep,name=attributes,proto3" json:"attributes,omitempty"`
 	App           []*Capability   `protobuf:"bytes,42,rep,name=app,proto3" json:"app,omitempty"`
 	Relay         bool            `protobuf:"varint,43,opt,name=relay,proto3" json:"relay,omitempty"`
-	Verdict       *Verdict        `protobuf:"bytes,50,opt,name=verdict,proto3" json:"verdict,omitempty"`   // absent where no administrator said anything of the machine
-	Withheld      string          `protobuf:"bytes,51,opt,name=withheld,proto3" json:"withheld,omitempty"` // why it gets no other certificate as things are; empty where it does
-	Unmet         []*WithheldRule `protobuf:"bytes,52,rep,name=unmet,proto3" json:"unmet,omitempty"`       // rules of the policy that do not hold for it now, where one node is asked for
-	Barring       *Barring        `protobuf:"bytes,53,opt,name=barring,proto3" json:"barring,omitempty"`   // absent where it is neither revoked nor locked
+	Verdict       *Verdict        `protobuf:"bytes,50,opt,name=verdict,proto3" json:"verdict,omitempty"`   // absent if no administrator has approved or denied the machine
+	Withheld      string          `protobuf:"bytes,51,opt,name=withheld,proto3" json:"withheld,omitempty"` // why it gets no further certificate as things stand; empty if it does
+	Unmet         []*WithheldRule `protobuf:"bytes,52,rep,name=unmet,proto3" json:"unmet,omitempty"`       // rules of the policy that it does not meet now; only in GetNodeResponse
+	Barring       *Barring        `protobuf:"bytes,53,opt,name=barring,proto3" json:"barring,omitempty"`   // absent if it is neither revoked nor locked
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -768,14 +771,14 @@ func (x *Node) GetBarring() *Barring {
 	return nil
 }
 
-// Barring is by whom, when and why a node is revoked, or locked by the lock that it names.
+// Barring says by whom, when and why a node was revoked or locked.
 type Barring struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	At            int64                  `protobuf:"varint,1,opt,name=at,proto3" json:"at,omitempty"` // Unix seconds
 	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	About         string                 `protobuf:"bytes,4,opt,name=about,proto3" json:"about,omitempty"` // what the lock is about, such as "user ann@example.com"
-	Ends          int64                  `protobuf:"varint,5,opt,name=ends,proto3" json:"ends,omitempty"`  // Unix seconds; 0: not by itself
+	About         string                 `protobuf:"bytes,4,opt,name=about,proto3" json:"about,omitempty"` // the subject of the lock, such as "user ann@example.com"; empty if revoked
+	Ends          int64                  `protobuf:"varint,5,opt,name=ends,proto3" json:"ends,omitempty"`  // Unix seconds; 0: it does not end by itself
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -845,12 +848,12 @@ func (x *Barring) GetEnds() int64 {
 	return 0
 }
 
-// Verdict is what an administrator said of a machine.
+// Verdict is an administrator's decision about a machine.
 type Verdict struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	At            int64                  `protobuf:"varint,1,opt,name=at,proto3" json:"at,omitempty"` // Unix seconds
-	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
-	Denied        bool                   `protobuf:"varint,3,opt,name=denied,proto3" json:"denied,omitempty"` // else approved
+	At            int64                  `protobuf:"varint,1,opt,name=at,proto3" json:"at,omitempty"`         // Unix seconds
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`          // the administrator
+	Denied        bool                   `protobuf:"varint,3,opt,name=denied,proto3" json:"denied,omitempty"` // false: approved
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -914,22 +917,22 @@ func (x *Verdict) GetReason() string {
 	return ""
 }
 
-// Candidate is a machine with a good join token that an administrator must approve before it is a node.
+// Candidate is a machine with a valid join token that an administrator must approve before it becomes a node.
 type Candidate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"` // the code that the machine shows
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	User          string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
 	Tags          []string               `protobuf:"bytes,4,rep,name=tags,proto3" json:"tags,omitempty"`
-	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // waiting; approved, until it comes back; denied
-	Attestation   string                 `protobuf:"bytes,6,opt,name=attestation,proto3" json:"attestation,omitempty"`
+	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`             // waiting, denied, or approved (until the machine comes back)
+	Attestation   string                 `protobuf:"bytes,6,opt,name=attestation,proto3" json:"attestation,omitempty"` // level, as in Attestation
 	TokenId       string                 `protobuf:"bytes,7,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
 	DevicePublic  string                 `protobuf:"bytes,8,opt,name=device_public,json=devicePublic,proto3" json:"device_public,omitempty"`
-	Hardware      string                 `protobuf:"bytes,9,opt,name=hardware,proto3" json:"hardware,omitempty"`
-	From          string                 `protobuf:"bytes,10,opt,name=from,proto3" json:"from,omitempty"`
-	Asked         int64                  `protobuf:"varint,11,opt,name=asked,proto3" json:"asked,omitempty"` // Unix seconds
-	Ends          int64                  `protobuf:"varint,12,opt,name=ends,proto3" json:"ends,omitempty"`   // Unix seconds: when it is forgotten
-	Verdict       *Verdict               `protobuf:"bytes,13,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	Hardware      string                 `protobuf:"bytes,9,opt,name=hardware,proto3" json:"hardware,omitempty"` // name of the hardware, if known
+	From          string                 `protobuf:"bytes,10,opt,name=from,proto3" json:"from,omitempty"`        // address and port that it connected from
+	Asked         int64                  `protobuf:"varint,11,opt,name=asked,proto3" json:"asked,omitempty"`     // Unix seconds
+	Ends          int64                  `protobuf:"varint,12,opt,name=ends,proto3" json:"ends,omitempty"`       // Unix seconds: when the coordinator forgets it
+	Verdict       *Verdict               `protobuf:"bytes,13,opt,name=verdict,proto3" json:"verdict,omitempty"`  // absent while it is waiting
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1055,18 +1058,18 @@ func (x *Candidate) GetVerdict() *Verdict {
 	return nil
 }
 
-// Attestation is what a node's machine proved of itself, when, and what of it was checked.
+// Attestation is what a node's machine proved about itself, when, and what of that was checked.
 type Attestation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Level         string                 `protobuf:"bytes,1,opt,name=level,proto3" json:"level,omitempty"`      // as proved last
-	Highest       string                 `protobuf:"bytes,2,opt,name=highest,proto3" json:"highest,omitempty"`  // that was ever proved; less is refused of another machine until the node is reset
-	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`        // of the evidence
-	Device        string                 `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"`    // name of the piece of hardware
-	Since         int64                  `protobuf:"varint,5,opt,name=since,proto3" json:"since,omitempty"`     // Unix seconds: when this was proved first
-	Checked       int64                  `protobuf:"varint,6,opt,name=checked,proto3" json:"checked,omitempty"` // Unix seconds: when it was proved last
+	Level         string                 `protobuf:"bytes,1,opt,name=level,proto3" json:"level,omitempty"`      // as last proved
+	Highest       string                 `protobuf:"bytes,2,opt,name=highest,proto3" json:"highest,omitempty"`  // ever proved; another machine must reach it to take the node's place, unless the node is reset
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`        // kind of evidence: token, x509pop or tpm
+	Device        string                 `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"`    // identifies the piece of hardware
+	Since         int64                  `protobuf:"varint,5,opt,name=since,proto3" json:"since,omitempty"`     // Unix seconds: when this was first proved
+	Checked       int64                  `protobuf:"varint,6,opt,name=checked,proto3" json:"checked,omitempty"` // Unix seconds: when this was last proved
 	Selectors     []string               `protobuf:"bytes,7,rep,name=selectors,proto3" json:"selectors,omitempty"`
 	Checks        []string               `protobuf:"bytes,8,rep,name=checks,proto3" json:"checks,omitempty"`
-	Lapse         string                 `protobuf:"bytes,9,opt,name=lapse,proto3" json:"lapse,omitempty"` // why the machine could not prove it again; empty while it can
+	Lapse         string                 `protobuf:"bytes,9,opt,name=lapse,proto3" json:"lapse,omitempty"` // why the machine could not prove it again; empty if it could
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1164,7 +1167,7 @@ func (x *Attestation) GetLapse() string {
 	return ""
 }
 
-// Quarantine is a node that is kept apart from all others.
+// Quarantine says since when and why a node is isolated from all others.
 type Quarantine struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Since         int64                  `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"` // Unix seconds
@@ -1217,16 +1220,16 @@ func (x *Quarantine) GetReason() string {
 	return ""
 }
 
-// Fact is something that is known of a node.
+// Fact is a fact about a node.
 type Fact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`                            // reported by the node, attested to the coordinator, or custom
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`                            // reported (by the node), attested (proved to the coordinator) or custom
 	Set           int64                  `protobuf:"varint,4,opt,name=set,proto3" json:"set,omitempty"`                                 // Unix seconds
-	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"`                         // Unix seconds; 0: not while the node is heard, or never
-	By            string                 `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`                                    // the administrator who set a custom one
-	TtlSeconds    uint64                 `protobuf:"varint,7,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // how long it holds after the node was heard last; 0: until something else is said
+	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"`                         // Unix seconds; 0: never, or not while the node is heard from
+	By            string                 `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`                                    // the administrator who set it, if custom
+	TtlSeconds    uint64                 `protobuf:"varint,7,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // how long it holds after the node was last heard from; 0: until it changes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1310,12 +1313,12 @@ func (x *Fact) GetTtlSeconds() uint64 {
 	return 0
 }
 
-// Route is one that a node offers, or that was approved for it.
+// Route is a route that a node advertises, or that is approved for it.
 type Route struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Prefix         string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	Advertised     bool                   `protobuf:"varint,2,opt,name=advertised,proto3" json:"advertised,omitempty"`
-	Approved       bool                   `protobuf:"varint,3,opt,name=approved,proto3" json:"approved,omitempty"`                                   // by hand
+	Approved       bool                   `protobuf:"varint,3,opt,name=approved,proto3" json:"approved,omitempty"`                                   // by hand, with ApproveRoutes
 	ApprovedPolicy bool                   `protobuf:"varint,4,opt,name=approved_policy,json=approvedPolicy,proto3" json:"approved_policy,omitempty"` // by the policy in force
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -1418,7 +1421,7 @@ func (*ListNodesRequest) Descriptor() ([]byte, []int) {
 type ListNodesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Nodes         []*Node                `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	Candidates    []*Candidate           `protobuf:"bytes,20,rep,name=candidates,proto3" json:"candidates,omitempty"` // the oldest first
+	Candidates    []*Candidate           `protobuf:"bytes,20,rep,name=candidates,proto3" json:"candidates,omitempty"` // oldest first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1469,7 +1472,7 @@ func (x *ListNodesResponse) GetCandidates() []*Candidate {
 
 type GetNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // id or name
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // id, name or address
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1557,8 +1560,8 @@ func (x *GetNodeResponse) GetNode() *Node {
 
 type RevokeNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`     // id, name or address
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // for the audit log, at most 500 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1610,13 +1613,13 @@ func (x *RevokeNodeRequest) GetReason() string {
 type RevokeNodeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	// How many nodes had it in their netmap, how many of those enforce the revocation by now, and how long it took.
+	// How many nodes had it in their netmap, how many of those enforce the revocation already, and how many microseconds that took.
 	Holders    uint32 `protobuf:"varint,2,opt,name=holders,proto3" json:"holders,omitempty"`
 	Enforced   uint32 `protobuf:"varint,3,opt,name=enforced,proto3" json:"enforced,omitempty"`
 	EnforcedUs uint64 `protobuf:"varint,4,opt,name=enforced_us,json=enforcedUs,proto3" json:"enforced_us,omitempty"`
-	// Nodes that have not answered stop trusting the node at this time at the latest (Unix seconds).
+	// Unix seconds: by then at the latest, nodes that have not acknowledged it stop trusting the node.
 	Bound         int64      `protobuf:"varint,5,opt,name=bound,proto3" json:"bound,omitempty"`
-	Laggards      []*Laggard `protobuf:"bytes,6,rep,name=laggards,proto3" json:"laggards,omitempty"` // of the holders
+	Laggards      []*Laggard `protobuf:"bytes,6,rep,name=laggards,proto3" json:"laggards,omitempty"` // the holders that do not enforce it yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1951,8 +1954,8 @@ func (x *ReleaseNodeResponse) GetNode() *Node {
 
 type ApproveNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // of a candidate its code or name, else id, name or address of a node
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`     // code or name of a candidate, or id, name or address of a node
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // for the audit log, at most 500 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2001,7 +2004,7 @@ func (x *ApproveNodeRequest) GetReason() string {
 	return ""
 }
 
-// One of the two is there.
+// Exactly one of the fields is set.
 type ApproveNodeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Candidate     *Candidate             `protobuf:"bytes,1,opt,name=candidate,proto3" json:"candidate,omitempty"`
@@ -2056,8 +2059,8 @@ func (x *ApproveNodeResponse) GetNode() *Node {
 
 type DenyNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // as above
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`     // as in ApproveNodeRequest
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // for the audit log and the machine, at most 500 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2106,7 +2109,7 @@ func (x *DenyNodeRequest) GetReason() string {
 	return ""
 }
 
-// One of the two is there.
+// Exactly one of the fields is set.
 type DenyNodeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Candidate     *Candidate             `protobuf:"bytes,1,opt,name=candidate,proto3" json:"candidate,omitempty"`
@@ -2162,9 +2165,9 @@ func (x *DenyNodeResponse) GetNode() *Node {
 type SetFactRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // custom:NAME
-	Value         string                 `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
-	TtlSeconds    uint64                 `protobuf:"varint,4,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: for good
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`                                // custom:NAME
+	Value         string                 `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`                              // 1 to 256 bytes of printable text
+	TtlSeconds    uint64                 `protobuf:"varint,4,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: until it is unset; at most 366 days
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2274,7 +2277,7 @@ func (x *SetFactResponse) GetNode() *Node {
 type UnsetFactRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // custom:NAME
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2370,7 +2373,7 @@ func (x *UnsetFactResponse) GetNode() *Node {
 type ApproveRoutesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Prefixes      []string               `protobuf:"bytes,2,rep,name=prefixes,proto3" json:"prefixes,omitempty"` // all that shall be approved by hand
+	Prefixes      []string               `protobuf:"bytes,2,rep,name=prefixes,proto3" json:"prefixes,omitempty"` // all that are to be approved by hand; empty: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2517,7 +2520,7 @@ func (x *UserRoles) GetRoles() []string {
 
 type SetRolesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	User          *UserRoles             `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"` // without roles: nobody in particular
+	User          *UserRoles             `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"` // without roles, the user becomes an ordinary one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2677,12 +2680,12 @@ func (x *ListRolesResponse) GetUsers() []*UserRoles {
 
 type ApplyPolicyRequest struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
-	Source     string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`                            // HuJSON
-	RollbackTo uint64                 `protobuf:"varint,2,opt,name=rollback_to,json=rollbackTo,proto3" json:"rollback_to,omitempty"` // a version whose text is brought back, in place of source
-	// The version that must be in force, 0 for none at all. Where it is absent, the one in force when the call is looked at.
+	Source     string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`                            // HuJSON, at most 1 MiB
+	RollbackTo uint64                 `protobuf:"varint,2,opt,name=rollback_to,json=rollbackTo,proto3" json:"rollback_to,omitempty"` // the version to restore, instead of source; 0: none
+	// The version that must be in force, 0 meaning none at all. If absent, the one in force when the call is received.
 	Expect        *uint64 `protobuf:"varint,3,opt,name=expect,proto3,oneof" json:"expect,omitempty"`
-	DryRun        bool    `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // show what would change, and change nothing
-	Comment       string  `protobuf:"bytes,5,opt,name=comment,proto3" json:"comment,omitempty"`
+	DryRun        bool    `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // report what would change, and change nothing
+	Comment       string  `protobuf:"bytes,5,opt,name=comment,proto3" json:"comment,omitempty"`              // for the history, at most 500 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2754,10 +2757,10 @@ func (x *ApplyPolicyRequest) GetComment() string {
 
 type ApplyPolicyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // in force now
-	Version       *Version               `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Diagnostics   []*Diagnostic          `protobuf:"bytes,3,rep,name=diagnostics,proto3" json:"diagnostics,omitempty"` // warnings; errors make the call fail with the same messages in its details
-	Applied       bool                   `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`          // the version in force
+	Version       *Version               `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`         // of the coordinator's state after the call
+	Diagnostics   []*Diagnostic          `protobuf:"bytes,3,rep,name=diagnostics,proto3" json:"diagnostics,omitempty"` // warnings; errors make the call fail with this message in its details
+	Applied       bool                   `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`        // false: a dry run, or this policy was in force already
 	Impact        *PolicyImpact          `protobuf:"bytes,5,opt,name=impact,proto3" json:"impact,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2828,19 +2831,19 @@ func (x *ApplyPolicyResponse) GetImpact() *PolicyImpact {
 	return nil
 }
 
-// PolicyImpact is what a policy changes against the one in force, for the nodes that there are now.
+// PolicyImpact compares a policy with the one in force, for the nodes that exist now.
 type PolicyImpact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Base          uint64                 `protobuf:"varint,1,opt,name=base,proto3" json:"base,omitempty"` // the version that it was compared with; 0: none was in force
-	SameText      bool                   `protobuf:"varint,2,opt,name=same_text,json=sameText,proto3" json:"same_text,omitempty"`
-	Nodes         uint32                 `protobuf:"varint,3,opt,name=nodes,proto3" json:"nodes,omitempty"`
-	Touched       uint32                 `protobuf:"varint,4,opt,name=touched,proto3" json:"touched,omitempty"` // nodes that a rule is about which only one of the two policies has
-	Gained        uint32                 `protobuf:"varint,8,opt,name=gained,proto3" json:"gained,omitempty"`   // changes below by which connections are gained, those that are not listed included
-	Lost          uint32                 `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`
-	Changes       []*ConnectionChange    `protobuf:"bytes,10,rep,name=changes,proto3" json:"changes,omitempty"`                            // those gained first
-	Unadmitted    uint32                 `protobuf:"varint,20,opt,name=unadmitted,proto3" json:"unadmitted,omitempty"`                     // nodes that it asks for more than they have
-	NotAdmitted   []*Unadmitted          `protobuf:"bytes,21,rep,name=not_admitted,json=notAdmitted,proto3" json:"not_admitted,omitempty"` // those, the new ones first
-	TooWide       string                 `protobuf:"bytes,11,opt,name=too_wide,json=tooWide,proto3" json:"too_wide,omitempty"`             // why connections were not compared; then gained, lost and changes say nothing
+	Base          uint64                 `protobuf:"varint,1,opt,name=base,proto3" json:"base,omitempty"`                                  // the version that it was compared with; 0: none is in force
+	SameText      bool                   `protobuf:"varint,2,opt,name=same_text,json=sameText,proto3" json:"same_text,omitempty"`          // it is identical to the one in force; nothing was compared
+	Nodes         uint32                 `protobuf:"varint,3,opt,name=nodes,proto3" json:"nodes,omitempty"`                                // nodes in the mesh
+	Touched       uint32                 `protobuf:"varint,4,opt,name=touched,proto3" json:"touched,omitempty"`                            // nodes affected by a rule that only one of the two policies has
+	Gained        uint32                 `protobuf:"varint,8,opt,name=gained,proto3" json:"gained,omitempty"`                              // number of changes that allow more connections, including those not listed
+	Lost          uint32                 `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`                                  // number of changes that allow fewer connections, likewise
+	Changes       []*ConnectionChange    `protobuf:"bytes,10,rep,name=changes,proto3" json:"changes,omitempty"`                            // at most 200, additions first
+	Unadmitted    uint32                 `protobuf:"varint,20,opt,name=unadmitted,proto3" json:"unadmitted,omitempty"`                     // nodes that do not meet the new policy's admission requirements
+	NotAdmitted   []*Unadmitted          `protobuf:"bytes,21,rep,name=not_admitted,json=notAdmitted,proto3" json:"not_admitted,omitempty"` // at most 200 of them, new ones first
+	TooWide       string                 `protobuf:"bytes,11,opt,name=too_wide,json=tooWide,proto3" json:"too_wide,omitempty"`             // why connections were not compared; then gained, lost and changes mean nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2945,14 +2948,15 @@ func (x *PolicyImpact) GetTooWide() string {
 	return ""
 }
 
-// Unadmitted is a node that a policy asks for more than it has. It keeps its certificate until that expires, and gets no further one.
+// Unadmitted is a node that does not meet the admission requirements of a policy. It keeps its certificate until that expires,
+// and gets no further one.
 type Unadmitted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Lacks         string                 `protobuf:"bytes,3,opt,name=lacks,proto3" json:"lacks,omitempty"`
-	Until         int64                  `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"`   // Unix seconds: when its certificate ends
-	Before        bool                   `protobuf:"varint,5,opt,name=before,proto3" json:"before,omitempty"` // the policy in force asks for that as well
+	Until         int64                  `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"`   // Unix seconds: when its certificate expires
+	Before        bool                   `protobuf:"varint,5,opt,name=before,proto3" json:"before,omitempty"` // the policy in force requires that as well
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3022,16 +3026,16 @@ func (x *Unadmitted) GetBefore() bool {
 	return false
 }
 
-// ConnectionChange is connections that one policy allows and the other does not.
+// ConnectionChange is a set of connections that only one of the two policies allows.
 type ConnectionChange struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Gained bool                   `protobuf:"varint,1,opt,name=gained,proto3" json:"gained,omitempty"`
-	// Users, tags, or what is behind routers. Of long lists the first, and then how many more.
+	// Users, tags, or what is behind routers. Of long lists the first 50, and then how many more there are.
 	Src           []string `protobuf:"bytes,2,rep,name=src,proto3" json:"src,omitempty"`
 	Dst           []string `protobuf:"bytes,3,rep,name=dst,proto3" json:"dst,omitempty"`
 	Services      []string `protobuf:"bytes,4,rep,name=services,proto3" json:"services,omitempty"` // such as tcp:443
-	Rule          string   `protobuf:"bytes,5,opt,name=rule,proto3" json:"rule,omitempty"`         // that allows them: of the new policy where they are gained
-	Line          uint32   `protobuf:"varint,6,opt,name=line,proto3" json:"line,omitempty"`
+	Rule          string   `protobuf:"bytes,5,opt,name=rule,proto3" json:"rule,omitempty"`         // the rule that allows them: of the new policy if gained, of the old one if lost
+	Line          uint32   `protobuf:"varint,6,opt,name=line,proto3" json:"line,omitempty"`        // of that rule in its policy
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3108,13 +3112,14 @@ func (x *ConnectionChange) GetLine() uint32 {
 	return 0
 }
 
+// Diagnostic is a message about a place in a policy.
 type Diagnostic struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Error         bool                   `protobuf:"varint,1,opt,name=error,proto3" json:"error,omitempty"`
-	Line          uint32                 `protobuf:"varint,2,opt,name=line,proto3" json:"line,omitempty"`
-	Column        uint32                 `protobuf:"varint,3,opt,name=column,proto3" json:"column,omitempty"`
-	Path          string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
-	Message       string                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	Error         bool                   `protobuf:"varint,1,opt,name=error,proto3" json:"error,omitempty"`    // false: a warning
+	Line          uint32                 `protobuf:"varint,2,opt,name=line,proto3" json:"line,omitempty"`      // from 1
+	Column        uint32                 `protobuf:"varint,3,opt,name=column,proto3" json:"column,omitempty"`  // from 1, in characters
+	Path          string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`       // such as acls[2].dst[0]; empty for the policy as a whole
+	Message       string                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"` // what is wrong and what to do
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3186,7 +3191,7 @@ func (x *Diagnostic) GetMessage() string {
 
 type GetPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // 0: the one in force
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // 0: the version in force
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3235,7 +3240,7 @@ type GetPolicyResponse struct {
 	Applied       int64                  `protobuf:"varint,3,opt,name=applied,proto3" json:"applied,omitempty"` // Unix seconds
 	AppliedBy     string                 `protobuf:"bytes,4,opt,name=applied_by,json=appliedBy,proto3" json:"applied_by,omitempty"`
 	Comment       string                 `protobuf:"bytes,5,opt,name=comment,proto3" json:"comment,omitempty"`
-	RollbackOf    uint64                 `protobuf:"varint,6,opt,name=rollback_of,json=rollbackOf,proto3" json:"rollback_of,omitempty"` // the version whose text it brought back; 0: it did not
+	RollbackOf    uint64                 `protobuf:"varint,6,opt,name=rollback_of,json=rollbackOf,proto3" json:"rollback_of,omitempty"` // the version that it restored; 0: none
 	InForce       bool                   `protobuf:"varint,7,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3322,8 +3327,8 @@ func (x *GetPolicyResponse) GetInForce() bool {
 
 type PolicyHistoryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Before        uint64                 `protobuf:"varint,1,opt,name=before,proto3" json:"before,omitempty"` // 0: from the one in force on
-	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`   // 0: 50
+	Before        uint64                 `protobuf:"varint,1,opt,name=before,proto3" json:"before,omitempty"` // only versions before this one; 0: all, from the one in force
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`   // at most 1000; 0: 50
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3422,8 +3427,8 @@ type PolicyVersion struct {
 	Applied       int64                  `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"` // Unix seconds
 	AppliedBy     string                 `protobuf:"bytes,3,opt,name=applied_by,json=appliedBy,proto3" json:"applied_by,omitempty"`
 	Comment       string                 `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
-	RollbackOf    uint64                 `protobuf:"varint,5,opt,name=rollback_of,json=rollbackOf,proto3" json:"rollback_of,omitempty"`
-	Size          uint64                 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"` // bytes of its text
+	RollbackOf    uint64                 `protobuf:"varint,5,opt,name=rollback_of,json=rollbackOf,proto3" json:"rollback_of,omitempty"` // the version that it restored; 0: none
+	Size          uint64                 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`                               // of its source, in bytes
 	InForce       bool                   `protobuf:"varint,7,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3510,7 +3515,7 @@ func (x *PolicyVersion) GetInForce() bool {
 
 type PolicyStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	WaitMs        uint64                 `protobuf:"varint,1,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"` // answer when nobody lags, or after this time
+	WaitMs        uint64                 `protobuf:"varint,1,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"` // 0: respond at once; else when no node lags, or after this time, at most 10 minutes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3554,14 +3559,14 @@ func (x *PolicyStatusRequest) GetWaitMs() uint64 {
 
 type PolicyStatusResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Nodes         uint32                 `protobuf:"varint,3,opt,name=nodes,proto3" json:"nodes,omitempty"`
-	Current       uint32                 `protobuf:"varint,4,opt,name=current,proto3" json:"current,omitempty"`
-	Laggards      []*Laggard             `protobuf:"bytes,5,rep,name=laggards,proto3" json:"laggards,omitempty"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`    // of the policy; 0: none was ever applied
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`   // of the netmaps, EPOCH.N
+	Nodes         uint32                 `protobuf:"varint,3,opt,name=nodes,proto3" json:"nodes,omitempty"`      // all that must enforce it
+	Current       uint32                 `protobuf:"varint,4,opt,name=current,proto3" json:"current,omitempty"`  // those that do
+	Laggards      []*Laggard             `protobuf:"bytes,5,rep,name=laggards,proto3" json:"laggards,omitempty"` // those that do not yet
 	Unable        []*Unable              `protobuf:"bytes,6,rep,name=unable,proto3" json:"unable,omitempty"`
 	PolicyAgeMs   uint64                 `protobuf:"varint,7,opt,name=policy_age_ms,json=policyAgeMs,proto3" json:"policy_age_ms,omitempty"` // since the policy was applied
-	KeyWarnings   []string               `protobuf:"bytes,50,rep,name=key_warnings,json=keyWarnings,proto3" json:"key_warnings,omitempty"`   // as GetRoots has them
+	KeyWarnings   []string               `protobuf:"bytes,50,rep,name=key_warnings,json=keyWarnings,proto3" json:"key_warnings,omitempty"`   // as in GetRootsResponse
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3652,13 +3657,13 @@ func (x *PolicyStatusResponse) GetKeyWarnings() []string {
 	return nil
 }
 
-// Unable is a node that is connected and cannot enforce what the policy gives it, so nothing passes there.
+// Unable is a connected node that lacks a feature needed to enforce its part of the policy, so that it lets nothing pass.
 type Unable struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Program       string                 `protobuf:"bytes,3,opt,name=program,proto3" json:"program,omitempty"`
-	Lacks         []string               `protobuf:"bytes,4,rep,name=lacks,proto3" json:"lacks,omitempty"` // features
+	Program       string                 `protobuf:"bytes,3,opt,name=program,proto3" json:"program,omitempty"` // the version of its agent
+	Lacks         []string               `protobuf:"bytes,4,rep,name=lacks,proto3" json:"lacks,omitempty"`     // features, see proto/feature.go
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3721,14 +3726,15 @@ func (x *Unable) GetLacks() []string {
 	return nil
 }
 
+// Laggard is a node that has not acknowledged the version that it should enforce.
 type Laggard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Connected     bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
-	Applied       string                 `protobuf:"bytes,4,opt,name=applied,proto3" json:"applied,omitempty"`
-	Wanted        string                 `protobuf:"bytes,5,opt,name=wanted,proto3" json:"wanted,omitempty"`
-	AgeMs         uint64                 `protobuf:"varint,6,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	Applied       string                 `protobuf:"bytes,4,opt,name=applied,proto3" json:"applied,omitempty"`           // the version that it last acknowledged, EPOCH.N; empty: unknown
+	Wanted        string                 `protobuf:"bytes,5,opt,name=wanted,proto3" json:"wanted,omitempty"`             // the version that it should enforce
+	AgeMs         uint64                 `protobuf:"varint,6,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"` // for how long it has lagged
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3805,18 +3811,18 @@ func (x *Laggard) GetAgeMs() uint64 {
 	return 0
 }
 
-// Lock takes the trust in nodes away for a time.
+// Lock makes nodes untrusted for a time, or until it is deleted.
 type Lock struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`       // user, node, tag, device, token
-	Subject       string                 `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"` // what it is about: a login name, a node's id, a tag, a device key in hexadecimal, a token's id
+	Subject       string                 `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"` // a login name, a node's id, a tag, a device key in hexadecimal, or a token's id
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
 	Created       int64                  `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"` // Unix seconds
 	Expires       int64                  `protobuf:"varint,7,opt,name=expires,proto3" json:"expires,omitempty"` // Unix seconds; 0: until it is deleted
 	Nodes         uint32                 `protobuf:"varint,8,opt,name=nodes,proto3" json:"nodes,omitempty"`     // that it locks now
-	Name          string                 `protobuf:"bytes,9,opt,name=name,proto3" json:"name,omitempty"`        // of the node, where it is about one
+	Name          string                 `protobuf:"bytes,9,opt,name=name,proto3" json:"name,omitempty"`        // of the node, if it is about one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3917,9 +3923,9 @@ func (x *Lock) GetName() string {
 type CreateLockRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	Subject       string                 `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"` // a node may be named as people do
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	TtlSeconds    uint64                 `protobuf:"varint,4,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: until it is deleted
+	Subject       string                 `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`                          // as in Lock; a node may also be given by name or address
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                            // for the audit log and the locked machines, at most 500 bytes
+	TtlSeconds    uint64                 `protobuf:"varint,4,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: until it is deleted; at most 366 days
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3985,7 +3991,7 @@ func (x *CreateLockRequest) GetTtlSeconds() uint64 {
 type CreateLockResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Lock  *Lock                  `protobuf:"bytes,1,opt,name=lock,proto3" json:"lock,omitempty"`
-	// As in RevokeNodeResponse, for all nodes that were locked.
+	// As in RevokeNodeResponse, for all nodes that the lock applies to.
 	Holders       uint32     `protobuf:"varint,2,opt,name=holders,proto3" json:"holders,omitempty"`
 	Enforced      uint32     `protobuf:"varint,3,opt,name=enforced,proto3" json:"enforced,omitempty"`
 	EnforcedUs    uint64     `protobuf:"varint,4,opt,name=enforced_us,json=enforcedUs,proto3" json:"enforced_us,omitempty"`
@@ -4194,7 +4200,7 @@ func (x *DeleteLockRequest) GetId() string {
 type DeleteLockResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lock          *Lock                  `protobuf:"bytes,1,opt,name=lock,proto3" json:"lock,omitempty"`
-	Unlocked      uint32                 `protobuf:"varint,2,opt,name=unlocked,proto3" json:"unlocked,omitempty"` // nodes that no other lock holds
+	Unlocked      uint32                 `protobuf:"varint,2,opt,name=unlocked,proto3" json:"unlocked,omitempty"` // nodes that no other lock applies to
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4243,19 +4249,20 @@ func (x *DeleteLockResponse) GetUnlocked() uint32 {
 	return 0
 }
 
+// AuditRecord is a record of the audit log.
 type AuditRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`         // from 1
 	AtMs          int64                  `protobuf:"varint,2,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"` // Unix milliseconds
-	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
-	From          string                 `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`                  // an administrator, a node, or the coordinator itself
+	From          string                 `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`              // an address, or "admin socket" for administrators
 	Action        string                 `protobuf:"bytes,5,opt,name=action,proto3" json:"action,omitempty"`
-	Subject       string                 `protobuf:"bytes,6,opt,name=subject,proto3" json:"subject,omitempty"`
-	Name          string                 `protobuf:"bytes,7,opt,name=name,proto3" json:"name,omitempty"`
-	User          string                 `protobuf:"bytes,8,opt,name=user,proto3" json:"user,omitempty"`
+	Subject       string                 `protobuf:"bytes,6,opt,name=subject,proto3" json:"subject,omitempty"` // id of what was changed
+	Name          string                 `protobuf:"bytes,7,opt,name=name,proto3" json:"name,omitempty"`       // of the subject, for people
+	User          string                 `protobuf:"bytes,8,opt,name=user,proto3" json:"user,omitempty"`       // login name of the person concerned
 	Reason        string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
-	Version       string                 `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"`
-	Policy        uint64                 `protobuf:"varint,11,opt,name=policy,proto3" json:"policy,omitempty"`
+	Version       string                 `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"` // of the coordinator's state, with this change
+	Policy        uint64                 `protobuf:"varint,11,opt,name=policy,proto3" json:"policy,omitempty"`  // the version in force, with this change
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4369,9 +4376,9 @@ func (x *AuditRecord) GetPolicy() uint64 {
 
 type ListAuditRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Before        uint64                 `protobuf:"varint,1,opt,name=before,proto3" json:"before,omitempty"` // 0: from the newest on
-	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`   // 0: 50
-	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`   // Unix seconds; 0: from the first on
+	Before        uint64                 `protobuf:"varint,1,opt,name=before,proto3" json:"before,omitempty"` // only records with lower numbers; 0: all
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`   // at most 1000; 0: 50
+	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`   // Unix seconds; 0: all
 	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`      // id, name or address
 	User          string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`      // login name
 	unknownFields protoimpl.UnknownFields
@@ -4489,8 +4496,8 @@ func (x *ListAuditResponse) GetRecords() []*AuditRecord {
 
 type ExportAuditRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`   // number of a record; 0: from the first on
-	Follow        bool                   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"` // go on with those that come
+	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`   // only records with higher numbers; 0: all
+	Follow        bool                   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"` // keep sending new records until the caller ends the call
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4541,9 +4548,9 @@ func (x *ExportAuditRequest) GetFollow() bool {
 
 type ExportAuditResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Checkpoints   [][]byte               `protobuf:"bytes,1,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"` // only in the first message: all that are kept
-	Last          uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`              // only in the first message: number of the newest record
-	Lines         [][]byte               `protobuf:"bytes,3,rep,name=lines,proto3" json:"lines,omitempty"`
+	Checkpoints   [][]byte               `protobuf:"bytes,1,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"` // first message only: all that are kept
+	Last          uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`              // first message only: number of the newest record
+	Lines         [][]byte               `protobuf:"bytes,3,rep,name=lines,proto3" json:"lines,omitempty"`             // one JSON record each
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4637,8 +4644,8 @@ func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
 
 type GetCheckpointResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Line          []byte                 `protobuf:"bytes,1,opt,name=line,proto3" json:"line,omitempty"`
-	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"` // that signs now: Ed25519, public half
+	Line          []byte                 `protobuf:"bytes,1,opt,name=line,proto3" json:"line,omitempty"` // the signed checkpoint, to be stored elsewhere
+	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`   // the current signing key: Ed25519, public half
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4687,14 +4694,14 @@ func (x *GetCheckpointResponse) GetKey() []byte {
 	return nil
 }
 
-// Root is one that nodes trust.
+// Root is a root that nodes trust.
 type Root struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Fingerprint   string                 `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`         // SHA-256 of its public key, in hexadecimal, as join codes name it
-	Since         int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"`                    // Unix seconds: when it became trusted; 0: as the mesh began
+	Fingerprint   string                 `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`         // SHA-256 of its public key in hexadecimal, as in join codes
+	Since         int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"`                    // Unix seconds: when it became trusted; 0: when the mesh was created
 	Expires       int64                  `protobuf:"varint,3,opt,name=expires,proto3" json:"expires,omitempty"`                // Unix seconds
 	KeyHere       bool                   `protobuf:"varint,4,opt,name=key_here,json=keyHere,proto3" json:"key_here,omitempty"` // its private key is on the coordinator's machine
-	Issues        bool                   `protobuf:"varint,5,opt,name=issues,proto3" json:"issues,omitempty"`                  // the intermediate that issues is under it
+	Issues        bool                   `protobuf:"varint,5,opt,name=issues,proto3" json:"issues,omitempty"`                  // it has signed the intermediate that issues certificates
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4802,14 +4809,14 @@ func (*GetRootsRequest) Descriptor() ([]byte, []int) {
 
 type GetRootsResponse struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
-	Roots               []*Root                `protobuf:"bytes,1,rep,name=roots,proto3" json:"roots,omitempty"`                                                         // the newest first
-	Intermediate        string                 `protobuf:"bytes,2,opt,name=intermediate,proto3" json:"intermediate,omitempty"`                                           // serial number
+	Roots               []*Root                `protobuf:"bytes,1,rep,name=roots,proto3" json:"roots,omitempty"`                                                         // newest first
+	Intermediate        string                 `protobuf:"bytes,2,opt,name=intermediate,proto3" json:"intermediate,omitempty"`                                           // serial number, hexadecimal
 	IntermediateExpires int64                  `protobuf:"varint,3,opt,name=intermediate_expires,json=intermediateExpires,proto3" json:"intermediate_expires,omitempty"` // Unix seconds
-	IntermediateDue     int64                  `protobuf:"varint,4,opt,name=intermediate_due,json=intermediateDue,proto3" json:"intermediate_due,omitempty"`             // Unix seconds: when half of its life is over, and it is replaced
-	Requested           bool                   `protobuf:"varint,5,opt,name=requested,proto3" json:"requested,omitempty"`                                                // the next one was asked for, and is not installed
-	Warnings            []string               `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`
-	Nodes               []string               `protobuf:"bytes,7,rep,name=nodes,proto3" json:"nodes,omitempty"`   // names of those that hang on the older root
-	Tokens              []string               `protobuf:"bytes,8,rep,name=tokens,proto3" json:"tokens,omitempty"` // ids of those that name it
+	IntermediateDue     int64                  `protobuf:"varint,4,opt,name=intermediate_due,json=intermediateDue,proto3" json:"intermediate_due,omitempty"`             // Unix seconds: after half of its lifetime, it is to be replaced
+	Requested           bool                   `protobuf:"varint,5,opt,name=requested,proto3" json:"requested,omitempty"`                                                // a request for the next one exists, and its answer is not installed
+	Warnings            []string               `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`                                                   // what an administrator must do soon
+	Nodes               []string               `protobuf:"bytes,7,rep,name=nodes,proto3" json:"nodes,omitempty"`                                                         // names of the nodes that depend on the older root
+	Tokens              []string               `protobuf:"bytes,8,rep,name=tokens,proto3" json:"tokens,omitempty"`                                                       // ids of the tokens that name it
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -4982,7 +4989,7 @@ func (x *RotateRootResponse) GetRoots() *GetRootsResponse {
 
 type RetireRootRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Force         bool                   `protobuf:"varint,1,opt,name=force,proto3" json:"force,omitempty"` // although somebody hangs on it
+	Force         bool                   `protobuf:"varint,1,opt,name=force,proto3" json:"force,omitempty"` // even if nodes or tokens depend on it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5026,8 +5033,8 @@ func (x *RetireRootRequest) GetForce() bool {
 
 type RetireRootResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Nodes         []string               `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`   // that may have to join again
-	Tokens        []string               `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"` // that are void
+	Nodes         []string               `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`   // names of nodes that may have to join again
+	Tokens        []string               `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"` // ids of tokens that are void
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5078,7 +5085,7 @@ func (x *RetireRootResponse) GetTokens() []string {
 
 type ForgetRootKeyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Digest        []byte                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"` // SHA-256 of its file
+	Digest        []byte                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"` // SHA-256 of the key's file, as proof that the caller has read it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5283,7 +5290,7 @@ func (x *InstallIntermediateRequest) GetAnswer() []byte {
 type InstallIntermediateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Roots         *GetRootsResponse      `protobuf:"bytes,1,opt,name=roots,proto3" json:"roots,omitempty"`
-	Rotated       bool                   `protobuf:"varint,2,opt,name=rotated,proto3" json:"rotated,omitempty"`
+	Rotated       bool                   `protobuf:"varint,2,opt,name=rotated,proto3" json:"rotated,omitempty"` // the answer contained a new root, which is trusted now
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5370,7 +5377,7 @@ func (*BackupRequest) Descriptor() ([]byte, []int) {
 
 type BackupResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"` // at most 256 KiB of the copy; concatenate all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

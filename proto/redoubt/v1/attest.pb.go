@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: redoubt/v1/attest.proto
 
-// What attestors and machines exchange inside Enrol, Challenge and Proof: one group of messages a kind of evidence.
+// What attestors and machines exchange inside Enrol, Challenge and Proof: one group of messages per kind of evidence.
 
 package redoubtv1
 
@@ -23,10 +23,10 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// TPMOpening is what a challenge for a TPM is made for (kind "tpm").
+// TPMOpening is what the coordinator needs to create a TPMChallenge (kind "tpm"). A machine sends it in Enrol.openings.
 type TPMOpening struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	EkCertificate []byte                 `protobuf:"bytes,1,opt,name=ek_certificate,json=ekCertificate,proto3" json:"ek_certificate,omitempty"` // DER; empty where the TPM has none
+	EkCertificate []byte                 `protobuf:"bytes,1,opt,name=ek_certificate,json=ekCertificate,proto3" json:"ek_certificate,omitempty"` // DER; empty if the TPM has none
 	EkPublic      []byte                 `protobuf:"bytes,2,opt,name=ek_public,json=ekPublic,proto3" json:"ek_public,omitempty"`                // TPMT_PUBLIC of the endorsement key
 	AkPublic      []byte                 `protobuf:"bytes,3,opt,name=ak_public,json=akPublic,proto3" json:"ak_public,omitempty"`                // TPMT_PUBLIC of the attestation key
 	unknownFields protoimpl.UnknownFields
@@ -84,7 +84,8 @@ func (x *TPMOpening) GetAkPublic() []byte {
 	return nil
 }
 
-// TPMChallenge can be answered only inside the TPM that has both keys of the opening. It is empty where that was shown before.
+// TPMChallenge can only be answered inside the TPM that holds both keys of the opening. It is empty if that was proved before.
+// The coordinator sends it in Challenge.parameters.
 type TPMChallenge struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Credential    []byte                 `protobuf:"bytes,1,opt,name=credential,proto3" json:"credential,omitempty"` // TPMS_ID_OBJECT, for the attestation key
@@ -137,18 +138,18 @@ func (x *TPMChallenge) GetSecret() []byte {
 	return nil
 }
 
-// TPMEvidence answers a TPMChallenge.
+// TPMEvidence answers a TPMChallenge. A machine sends it in Proof.evidence.
 type TPMEvidence struct {
 	state                  protoimpl.MessageState `protogen:"open.v1"`
-	Activation             []byte                 `protobuf:"bytes,1,opt,name=activation,proto3" json:"activation,omitempty"`                               // HMAC-SHA256 over the Binding with the secret of the credential; empty where there was none
-	Quote                  []byte                 `protobuf:"bytes,2,opt,name=quote,proto3" json:"quote,omitempty"`                                         // TPMS_ATTEST over PCR 0, 2, 4 and 7 of the SHA-256 bank, with the Binding as qualifying data
-	QuoteSignature         []byte                 `protobuf:"bytes,3,opt,name=quote_signature,json=quoteSignature,proto3" json:"quote_signature,omitempty"` // ECDSA of the attestation key, ASN.1
-	Pcrs                   [][]byte               `protobuf:"bytes,4,rep,name=pcrs,proto3" json:"pcrs,omitempty"`                                           // their values, in this order
+	Activation             []byte                 `protobuf:"bytes,1,opt,name=activation,proto3" json:"activation,omitempty"`                               // HMAC-SHA256 over the Binding, keyed with the secret of the credential; empty if there was none
+	Quote                  []byte                 `protobuf:"bytes,2,opt,name=quote,proto3" json:"quote,omitempty"`                                         // TPMS_ATTEST over PCRs 0, 2, 4 and 7 of the SHA-256 bank, with the Binding as qualifying data
+	QuoteSignature         []byte                 `protobuf:"bytes,3,opt,name=quote_signature,json=quoteSignature,proto3" json:"quote_signature,omitempty"` // ECDSA by the attestation key, ASN.1
+	Pcrs                   [][]byte               `protobuf:"bytes,4,rep,name=pcrs,proto3" json:"pcrs,omitempty"`                                           // values of those PCRs, in this order
 	DevicePublic           []byte                 `protobuf:"bytes,5,opt,name=device_public,json=devicePublic,proto3" json:"device_public,omitempty"`       // TPMT_PUBLIC of the device key
 	Certification          []byte                 `protobuf:"bytes,6,opt,name=certification,proto3" json:"certification,omitempty"`                         // TPMS_ATTEST about the device key, with the Binding as qualifying data
 	CertificationSignature []byte                 `protobuf:"bytes,7,opt,name=certification_signature,json=certificationSignature,proto3" json:"certification_signature,omitempty"`
-	EventLog               []byte                 `protobuf:"bytes,8,opt,name=event_log,json=eventLog,proto3" json:"event_log,omitempty"` // the events of those PCRs, TCG 2.0 form; empty where there are none
-	Unable                 string                 `protobuf:"bytes,9,opt,name=unable,proto3" json:"unable,omitempty"`                     // why there is no quote now; everything else is empty then
+	EventLog               []byte                 `protobuf:"bytes,8,opt,name=event_log,json=eventLog,proto3" json:"event_log,omitempty"` // the events of those PCRs, TCG 2.0 format; empty if there are none
+	Unable                 string                 `protobuf:"bytes,9,opt,name=unable,proto3" json:"unable,omitempty"`                     // why no quote is possible now; then all else is empty
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -246,11 +247,12 @@ func (x *TPMEvidence) GetUnable() string {
 	return ""
 }
 
-// X509Evidence is a certificate of the company and the proof that its key is held (kind "x509pop").
+// X509Evidence is a company certificate and the proof of possession of its key (kind "x509pop"). A machine sends it in
+// Proof.evidence.
 type X509Evidence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Chain         [][]byte               `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`         // DER, the machine's first
-	Signature     []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"` // over SHA-256 of the label and the Binding
+	Chain         [][]byte               `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`         // DER, the machine's certificate first
+	Signature     []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"` // over the SHA-256 of a label and the Binding, see package wire
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -6,11 +6,11 @@
 
 // The control stream between a node and its coordinator.
 //
-// GET /v1/control over TLS 1.3, HTTP/1.1 Upgrade to "redoubt/1"; from then on both sides send frames:
+// GET /v1/control over TLS 1.3, with an HTTP/1.1 Upgrade to "redoubt/1"; from then on both sides send frames:
 //
 //   4 bytes, big endian: length of the message | Up or Down, protobuf
 //
-// A frame is at most 64 KiB until the node is known by its certificate, 1 MiB afterwards.
+// The message in a frame has 1 byte to 64 KiB; from the coordinator up to 1 MiB once it has sent Welcome.
 //
 //   node without certificate          coordinator        node with certificate         coordinator
 //     Up.hello{enrol}        ->                            Up.hello{attach}     ->
@@ -18,13 +18,14 @@
 //     Up.proof               ->                                                 <-  Down.netmap | Down.delta
 //                            <-  Down.result               Up.applied           ->
 //     (connects again with the certificate,                Up.posture           ->
-//     or, where both say that it stays,                    Up.renew             ->
-//     goes on here with Up.hello{attach})                                       <-  Down.challenge
+//     or, if both sides agree to stay,                     Up.renew             ->
+//     continues here with Up.hello{attach})                                     <-  Down.challenge
 //                                                          Up.proof             ->
 //                                                                               <-  Down.result
-// Either side may send a keepalive at any time after the first exchange. Down.refusal ends the stream. Down.pending may stand in
-// place of Down.result: a node goes on with the certificate that it has; a machine that enrols keeps the stream open and asks again
-// when it ends.
+//
+// Either side may send a keepalive at any time after the first exchange. Down.refusal ends the stream. Down.pending may replace
+// Down.result: a node then continues with its current certificate; an enrolling machine keeps the stream open, and asks again
+// when the stream ends.
 
 package redoubtv1
 
@@ -47,23 +48,23 @@ type Refusal_Code int32
 
 const (
 	Refusal_CODE_UNSPECIFIED   Refusal_Code = 0
-	Refusal_CODE_MALFORMED     Refusal_Code = 1  // the message makes no sense; do not send it again
+	Refusal_CODE_MALFORMED     Refusal_Code = 1  // the message is invalid; do not send it again
 	Refusal_CODE_VERSION       Refusal_Code = 2  // no common protocol version
-	Refusal_CODE_TOKEN         Refusal_Code = 3  // token unknown, spent, expired or revoked
-	Refusal_CODE_PROOF         Refusal_Code = 4  // a proof does not hold
-	Refusal_CODE_KEY_USED      Refusal_Code = 5  // a key that another node holds or held
+	Refusal_CODE_TOKEN         Refusal_Code = 3  // token unknown, used up, expired or revoked
+	Refusal_CODE_PROOF         Refusal_Code = 4  // a proof is invalid
+	Refusal_CODE_KEY_USED      Refusal_Code = 5  // the key belongs or belonged to another node
 	Refusal_CODE_REVOKED       Refusal_Code = 6  // the node was revoked
-	Refusal_CODE_DELETED       Refusal_Code = 7  // the node is not known (any more)
-	Refusal_CODE_EXPIRED       Refusal_Code = 8  // took too long
+	Refusal_CODE_DELETED       Refusal_Code = 7  // the node is unknown, or no longer known
+	Refusal_CODE_EXPIRED       Refusal_Code = 8  // the answer took too long, or the certificate expired
 	Refusal_CODE_BUSY          Refusal_Code = 9  // try again later
 	Refusal_CODE_REPLACED      Refusal_Code = 10 // the node opened another stream
-	Refusal_CODE_EXHAUSTED     Refusal_Code = 11 // no address is left
-	Refusal_CODE_INTERNAL      Refusal_Code = 12
+	Refusal_CODE_EXHAUSTED     Refusal_Code = 11 // no overlay address is left
+	Refusal_CODE_INTERNAL      Refusal_Code = 12 // the coordinator failed; see its log
 	Refusal_CODE_QUARANTINED   Refusal_Code = 13 // two machines share the node's identity
-	Refusal_CODE_LOCKED        Refusal_Code = 15 // the node, or whose it is, is locked for now
-	Refusal_CODE_MACHINE_KNOWN Refusal_Code = 16 // the machine is another node already
-	Refusal_CODE_DOWNGRADE     Refusal_Code = 17 // the machine proved more of itself before
-	Refusal_CODE_ADMISSION     Refusal_Code = 20 // the machine proves less of itself than the policy asks for
+	Refusal_CODE_LOCKED        Refusal_Code = 15 // the node is locked for now, for example with all nodes of its user
+	Refusal_CODE_MACHINE_KNOWN Refusal_Code = 16 // the machine belongs to another node already
+	Refusal_CODE_DOWNGRADE     Refusal_Code = 17 // the machine proved more about itself before
+	Refusal_CODE_ADMISSION     Refusal_Code = 20 // the machine proves less about itself than the policy requires
 	Refusal_CODE_DENIED        Refusal_Code = 21 // an administrator denied the machine
 	Refusal_CODE_PENDING       Refusal_Code = 22 // an administrator has not approved the machine
 )
@@ -143,7 +144,7 @@ func (Refusal_Code) EnumDescriptor() ([]byte, []int) {
 	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{17, 0}
 }
 
-// Up is what a node sends.
+// Up is a message from a node.
 type Up struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -306,7 +307,7 @@ func (*Up_KeepAlive) isUp_Message() {}
 
 func (*Up_Posture) isUp_Message() {}
 
-// Down is what a coordinator sends.
+// Down is a message from a coordinator.
 type Down struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -485,13 +486,13 @@ func (*Down_Refusal) isDown_Message() {}
 
 func (*Down_Pending) isDown_Message() {}
 
-// Hello is the first message of a stream.
+// Hello is the first message of a stream, from the node. Each text has at most 256 bytes.
 type Hello struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
-	ProtocolMin uint32                 `protobuf:"varint,1,opt,name=protocol_min,json=protocolMin,proto3" json:"protocol_min,omitempty"`
+	ProtocolMin uint32                 `protobuf:"varint,1,opt,name=protocol_min,json=protocolMin,proto3" json:"protocol_min,omitempty"` // the range of versions that the node speaks
 	ProtocolMax uint32                 `protobuf:"varint,2,opt,name=protocol_max,json=protocolMax,proto3" json:"protocol_max,omitempty"`
-	Features    []string               `protobuf:"bytes,3,rep,name=features,proto3" json:"features,omitempty"`
-	Program     string                 `protobuf:"bytes,4,opt,name=program,proto3" json:"program,omitempty"` // version of the program, for people
+	Features    []string               `protobuf:"bytes,3,rep,name=features,proto3" json:"features,omitempty"` // at most 64, see proto/feature.go
+	Program     string                 `protobuf:"bytes,4,opt,name=program,proto3" json:"program,omitempty"`   // version of the agent, for people
 	Hostname    string                 `protobuf:"bytes,5,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	Os          string                 `protobuf:"bytes,6,opt,name=os,proto3" json:"os,omitempty"`
 	Arch        string                 `protobuf:"bytes,7,opt,name=arch,proto3" json:"arch,omitempty"`
@@ -632,11 +633,11 @@ func (*Hello_Enrol) isHello_Purpose() {}
 
 func (*Hello_Attach) isHello_Purpose() {}
 
-// Facts are what a node says of itself for policies to go by, beside what its hello says.
+// Facts are what a node says about itself for use in policies, besides what is in its Hello.
 type Facts struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	OsVersion     string                 `protobuf:"bytes,1,opt,name=os_version,json=osVersion,proto3" json:"os_version,omitempty"` // release of the operating system, or of its kernel
-	Routes        []*Prefix              `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`                        // that the node offers to lead to, at most 256
+	OsVersion     string                 `protobuf:"bytes,1,opt,name=os_version,json=osVersion,proto3" json:"os_version,omitempty"` // release of the operating system or its kernel, at most 256 bytes
+	Routes        []*Prefix              `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`                        // that the node advertises, at most 256
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -685,15 +686,15 @@ func (x *Facts) GetRoutes() []*Prefix {
 	return nil
 }
 
-// Enrol asks for the first certificate.
+// Enrol requests the first certificate.
 type Enrol struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
-	Evidence     []string               `protobuf:"bytes,1,rep,name=evidence,proto3" json:"evidence,omitempty"`                                                                           // kinds of evidence that the node can give, such as "token"
+	Evidence     []string               `protobuf:"bytes,1,rep,name=evidence,proto3" json:"evidence,omitempty"`                                                                           // kinds of evidence that the node can present, such as "token"; at most 16
 	DevicePublic []byte                 `protobuf:"bytes,2,opt,name=device_public,json=devicePublic,proto3" json:"device_public,omitempty"`                                               // P-256, uncompressed point, 65 bytes
 	NodePublic   []byte                 `protobuf:"bytes,3,opt,name=node_public,json=nodePublic,proto3" json:"node_public,omitempty"`                                                     // X25519, 32 bytes
-	TokenPublic  []byte                 `protobuf:"bytes,4,opt,name=token_public,json=tokenPublic,proto3" json:"token_public,omitempty"`                                                  // Ed25519, 32 bytes; empty where there is no token
-	Openings     map[string][]byte      `protobuf:"bytes,5,rep,name=openings,proto3" json:"openings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by kind of evidence: what its challenge is made for, see attest.proto
-	// The machine would go on as a node on this stream. It proves on it that it holds the device key, as a handshake would.
+	TokenPublic  []byte                 `protobuf:"bytes,4,opt,name=token_public,json=tokenPublic,proto3" json:"token_public,omitempty"`                                                  // Ed25519, 32 bytes; empty without a token
+	Openings     map[string][]byte      `protobuf:"bytes,5,rep,name=openings,proto3" json:"openings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by kind of evidence, at most 16 of 16 KiB: the input for its challenge, see attest.proto
+	// The machine is able to continue as a node on this stream. The Proof shows that it holds the device key, as a handshake would.
 	Stays         bool `protobuf:"varint,6,opt,name=stays,proto3" json:"stays,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -771,10 +772,10 @@ func (x *Enrol) GetStays() bool {
 	return false
 }
 
-// Attach goes on with the identity of the client's certificate, or of the one that it was given on this stream.
+// Attach continues as the node of the client's certificate, or of the certificate issued on this stream.
 type Attach struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Applied       *Version               `protobuf:"bytes,1,opt,name=applied,proto3" json:"applied,omitempty"` // what the data path enforces now; absent for nothing
+	Applied       *Version               `protobuf:"bytes,1,opt,name=applied,proto3" json:"applied,omitempty"` // the version that the data path enforces; absent if none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -816,17 +817,17 @@ func (x *Attach) GetApplied() *Version {
 	return nil
 }
 
-// Welcome opens the stream of a node with a certificate.
+// Welcome answers the Hello of a node with a certificate.
 type Welcome struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
-	Protocol   uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	Features   []string               `protobuf:"bytes,2,rep,name=features,proto3" json:"features,omitempty"`
+	Protocol   uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`                       // the version chosen from the node's range
+	Features   []string               `protobuf:"bytes,2,rep,name=features,proto3" json:"features,omitempty"`                        // the coordinator's, at most 64
 	ServerTime int64                  `protobuf:"varint,3,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"` // Unix milliseconds
 	Program    string                 `protobuf:"bytes,4,opt,name=program,proto3" json:"program,omitempty"`
-	// The certificate that the node came with has expired, or is not the last one: nothing but a renewal is served.
+	// The node's certificate has expired, or is not its latest: the coordinator serves only a renewal.
 	RenewFirst       bool   `protobuf:"varint,5,opt,name=renew_first,json=renewFirst,proto3" json:"renew_first,omitempty"`
-	KeepAliveSeconds uint32 `protobuf:"varint,6,opt,name=keep_alive_seconds,json=keepAliveSeconds,proto3" json:"keep_alive_seconds,omitempty"` // how often each side sends something; two missed are the end
-	// Why the node is kept apart from all others for now, for people; empty where it is not.
+	KeepAliveSeconds uint32 `protobuf:"varint,6,opt,name=keep_alive_seconds,json=keepAliveSeconds,proto3" json:"keep_alive_seconds,omitempty"` // how often each side must send something, 1 to 3600; a side that misses two is considered gone
+	// Why the node is isolated from all others for now, for people; empty if it is not.
 	Quarantine    string `protobuf:"bytes,7,opt,name=quarantine,proto3" json:"quarantine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -911,15 +912,15 @@ func (x *Welcome) GetQuarantine() string {
 	return ""
 }
 
-// Challenge is answered within 60 s, once.
+// Challenge must be answered within 60 s, once. The coordinator sends it in answer to Enrol and Renew.
 type Challenge struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Nonce           []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`                                            // 32 bytes
 	EphemeralPublic []byte                 `protobuf:"bytes,2,opt,name=ephemeral_public,json=ephemeralPublic,proto3" json:"ephemeral_public,omitempty"` // X25519, 32 bytes
 	ServerTime      int64                  `protobuf:"varint,3,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`               // Unix milliseconds
-	Attestor        string                 `protobuf:"bytes,4,opt,name=attestor,proto3" json:"attestor,omitempty"`                                      // the kind of evidence that was chosen
-	Parameters      []byte                 `protobuf:"bytes,5,opt,name=parameters,proto3" json:"parameters,omitempty"`                                  // for the attestor; empty for "token"
-	Protocol        uint32                 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Attestor        string                 `protobuf:"bytes,4,opt,name=attestor,proto3" json:"attestor,omitempty"`                                      // the kind of evidence chosen from Enrol.evidence
+	Parameters      []byte                 `protobuf:"bytes,5,opt,name=parameters,proto3" json:"parameters,omitempty"`                                  // for the attestor, at most 46 KiB; empty for "token"
+	Protocol        uint32                 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`                                     // the version chosen from the node's range
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -996,14 +997,14 @@ func (x *Challenge) GetProtocol() uint32 {
 	return 0
 }
 
-// Proof answers a Challenge. Its signatures are over the Binding, see package enroll.
+// Proof is the node's answer to a Challenge. Its signatures cover the Binding, see package wire.
 type Proof struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
-	Evidence        []byte                 `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`                                      // for the attestor; empty for "token"
-	Posture         []byte                 `protobuf:"bytes,2,opt,name=posture,proto3" json:"posture,omitempty"`                                        // covered by the Binding: a Posture, where a renewal says what is known of the machine's health
-	NodeKeyMac      []byte                 `protobuf:"bytes,3,opt,name=node_key_mac,json=nodeKeyMac,proto3" json:"node_key_mac,omitempty"`              // HMAC-SHA256, 32 bytes
+	Evidence        []byte                 `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`                                      // for the attestor, at most 46 KiB; empty for "token"
+	Posture         []byte                 `protobuf:"bytes,2,opt,name=posture,proto3" json:"posture,omitempty"`                                        // covered by the Binding; in a renewal, a Posture with the machine's health; at most 16 KiB
+	NodeKeyMac      []byte                 `protobuf:"bytes,3,opt,name=node_key_mac,json=nodeKeyMac,proto3" json:"node_key_mac,omitempty"`              // HMAC-SHA256 of the Binding, 32 bytes, see package wire
 	DeviceSignature []byte                 `protobuf:"bytes,4,opt,name=device_signature,json=deviceSignature,proto3" json:"device_signature,omitempty"` // ECDSA P-256 over the Binding, ASN.1
-	TokenSignature  []byte                 `protobuf:"bytes,5,opt,name=token_signature,json=tokenSignature,proto3" json:"token_signature,omitempty"`    // Ed25519 over the Binding; empty where there is no token
+	TokenSignature  []byte                 `protobuf:"bytes,5,opt,name=token_signature,json=tokenSignature,proto3" json:"token_signature,omitempty"`    // Ed25519 over the Binding, 64 bytes; empty without a token
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1073,13 +1074,13 @@ func (x *Proof) GetTokenSignature() []byte {
 	return nil
 }
 
-// Renew asks for the next certificate.
+// Renew requests the next certificate.
 type Renew struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
-	NodePublic []byte                 `protobuf:"bytes,1,opt,name=node_public,json=nodePublic,proto3" json:"node_public,omitempty"` // X25519, 32 bytes: the key that takes over while the new certificate lasts
-	Facts      *Facts                 `protobuf:"bytes,2,opt,name=facts,proto3" json:"facts,omitempty"`                             // absent: as the hello said
-	Ticket     []byte                 `protobuf:"bytes,3,opt,name=ticket,proto3" json:"ticket,omitempty"`                           // that came with the certificate that the node has now; 40 bytes
-	// The peers that the node speaks with now, at most 256: they learn of the new certificate before others.
+	NodePublic []byte                 `protobuf:"bytes,1,opt,name=node_public,json=nodePublic,proto3" json:"node_public,omitempty"` // X25519, 32 bytes: the key that takes over during the lifetime of the new certificate
+	Facts      *Facts                 `protobuf:"bytes,2,opt,name=facts,proto3" json:"facts,omitempty"`                             // absent: as in the Hello
+	Ticket     []byte                 `protobuf:"bytes,3,opt,name=ticket,proto3" json:"ticket,omitempty"`                           // received with the current certificate; 40 bytes, or empty
+	// The peers that the node is talking to, at most 256: they learn of the new certificate before others.
 	Talking       []uint64 `protobuf:"fixed64,4,rep,packed,name=talking,proto3" json:"talking,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1143,15 +1144,15 @@ func (x *Renew) GetTalking() []uint64 {
 	return nil
 }
 
-// Result is a certificate.
+// Result is the certificate that the coordinator issued.
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
-	Chain         [][]byte               `protobuf:"bytes,2,rep,name=chain,proto3" json:"chain,omitempty"`             // intermediates, DER, leaf's issuer first
-	Roots         [][]byte               `protobuf:"bytes,3,rep,name=roots,proto3" json:"roots,omitempty"`             // DER
+	Chain         [][]byte               `protobuf:"bytes,2,rep,name=chain,proto3" json:"chain,omitempty"`             // intermediates, DER, the leaf's issuer first; 1 to 4
+	Roots         [][]byte               `protobuf:"bytes,3,rep,name=roots,proto3" json:"roots,omitempty"`             // DER, 1 to 8
 	Mesh          *Mesh                  `protobuf:"bytes,4,opt,name=mesh,proto3" json:"mesh,omitempty"`
-	Ticket        []byte                 `protobuf:"bytes,5,opt,name=ticket,proto3" json:"ticket,omitempty"` // for the renewal of this certificate, once; 40 bytes
-	Stays         bool                   `protobuf:"varint,6,opt,name=stays,proto3" json:"stays,omitempty"`  // the next message of a machine that has enrolled may be a hello that attaches
+	Ticket        []byte                 `protobuf:"bytes,5,opt,name=ticket,proto3" json:"ticket,omitempty"` // for the renewal of this certificate, once; 40 bytes, or empty
+	Stays         bool                   `protobuf:"varint,6,opt,name=stays,proto3" json:"stays,omitempty"`  // the enrolled machine may continue on this stream with a Hello that attaches
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1228,16 +1229,17 @@ func (x *Result) GetStays() bool {
 	return false
 }
 
-// Pending says that there is no certificate before somebody has done something about it: approved the machine, above all.
+// Pending means that the coordinator issues no certificate until somebody acts; most often, an administrator must approve the
+// machine.
 type Pending struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
-	Code    string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`       // of a machine that enrols: what administrators approve it by
-	Name    string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`       // what they know it by
-	Message string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"` // for people: what is missing and what to do next
-	// Of a machine that enrols: the stream stays open for as long as it is held, both sides say something this often, and when it
-	// ends it is worth asking again. 0: it ends now.
+	Code    string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`       // of an enrolling machine: by which administrators approve it; at most 256 bytes
+	Name    string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`       // under which administrators know the machine; at most 256 bytes
+	Message string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"` // for people: what is missing and what to do next; at most 1024 bytes
+	// For an enrolling machine: the stream stays open while the machine is held, both sides send something this often, and when the
+	// stream ends the machine should ask again. At most 3600. 0: the stream ends now.
 	HoldSeconds       uint32 `protobuf:"varint,4,opt,name=hold_seconds,json=holdSeconds,proto3" json:"hold_seconds,omitempty"`
-	RetryAfterSeconds uint32 `protobuf:"varint,5,opt,name=retry_after_seconds,json=retryAfterSeconds,proto3" json:"retry_after_seconds,omitempty"` // of a renewal: when to ask again
+	RetryAfterSeconds uint32 `protobuf:"varint,5,opt,name=retry_after_seconds,json=retryAfterSeconds,proto3" json:"retry_after_seconds,omitempty"` // for a renewal: when to ask again
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -1307,14 +1309,14 @@ func (x *Pending) GetRetryAfterSeconds() uint32 {
 	return 0
 }
 
-// Report says where the node may be reached.
+// Report says where the node can be reached; the node sends it.
 type Report struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Endpoints     []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`                      // at most 16
-	ListenPort    uint32                 `protobuf:"varint,2,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"` // the UDP port, for the address that the coordinator sees
+	ListenPort    uint32                 `protobuf:"varint,2,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"` // the node's UDP port, to be combined with the address that the coordinator sees; 0 to 65535
 	PathKey       *PathKey               `protobuf:"bytes,3,opt,name=path_key,json=pathKey,proto3" json:"path_key,omitempty"`
-	HomeRelay     uint64                 `protobuf:"fixed64,4,opt,name=home_relay,json=homeRelay,proto3" json:"home_relay,omitempty"` // 0: none
-	Relay         *Relay                 `protobuf:"bytes,5,opt,name=relay,proto3" json:"relay,omitempty"`                            // only of relays, whose id and name are their certificate's
+	HomeRelay     uint64                 `protobuf:"fixed64,4,opt,name=home_relay,json=homeRelay,proto3" json:"home_relay,omitempty"` // id of a relay; 0: none
+	Relay         *Relay                 `protobuf:"bytes,5,opt,name=relay,proto3" json:"relay,omitempty"`                            // only from relays; its id and name are those of the certificate
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1384,12 +1386,12 @@ func (x *Report) GetRelay() *Relay {
 	return nil
 }
 
-// Posture says what is new of the machine's health. What it does not name is as it was said before, on this stream or an earlier
-// one. It is for coordinators with the feature posture/1.
+// Posture reports changes of the machine's health. Facts that it does not name are unchanged since the last report, on this
+// stream or an earlier one. Nodes send it only to coordinators with the feature posture/1.
 type Posture struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Facts         []*PostureFact         `protobuf:"bytes,1,rep,name=facts,proto3" json:"facts,omitempty"`  // at most 64, each name once
-	Whole         bool                   `protobuf:"varint,2,opt,name=whole,proto3" json:"whole,omitempty"` // what is not named is not known any more
+	Whole         bool                   `protobuf:"varint,2,opt,name=whole,proto3" json:"whole,omitempty"` // facts that are not named are no longer known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1438,11 +1440,12 @@ func (x *Posture) GetWhole() bool {
 	return false
 }
 
+// PostureFact is one fact about the machine's health.
 type PostureFact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                // posture:NAME
-	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`                              // at most 256 bytes; empty: it is not known any more
-	TtlSeconds    uint32                 `protobuf:"varint,3,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // how long the value holds after the node was heard last
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                // posture:NAME, at most 128 bytes
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`                              // at most 256 bytes; empty: no longer known
+	TtlSeconds    uint32                 `protobuf:"varint,3,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // how long the value holds after the node was last heard from
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1498,7 +1501,7 @@ func (x *PostureFact) GetTtlSeconds() uint32 {
 	return 0
 }
 
-// Applied says which version the data path enforces.
+// Applied tells the coordinator which version the data path enforces.
 type Applied struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       *Version               `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -1543,7 +1546,7 @@ func (x *Applied) GetVersion() *Version {
 	return nil
 }
 
-// KeepAlive shows that the other side is there.
+// KeepAlive shows that the sender is alive.
 type KeepAlive struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ServerTime    int64                  `protobuf:"varint,1,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"` // Unix milliseconds; only from the coordinator
@@ -1588,14 +1591,14 @@ func (x *KeepAlive) GetServerTime() int64 {
 	return 0
 }
 
-// Refusal ends a stream and says why.
+// Refusal ends a stream and says why. Only the coordinator sends it.
 type Refusal struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Code              Refusal_Code           `protobuf:"varint,1,opt,name=code,proto3,enum=redoubt.v1.Refusal_Code" json:"code,omitempty"`
-	Message           string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`                                                 // what was refused and what to do next
-	RetryAfterSeconds uint32                 `protobuf:"varint,3,opt,name=retry_after_seconds,json=retryAfterSeconds,proto3" json:"retry_after_seconds,omitempty"` // 0: do not try again by yourself
-	// The stream stays open for as long as the refusal stands: both sides say something this often, and when it ends it is worth
-	// connecting again. 0: it ends now.
+	Message           string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`                                                 // what was refused and what to do next, for people; at most 1024 bytes
+	RetryAfterSeconds uint32                 `protobuf:"varint,3,opt,name=retry_after_seconds,json=retryAfterSeconds,proto3" json:"retry_after_seconds,omitempty"` // 0: the program must not retry by itself
+	// The stream stays open while the refusal applies: both sides send something this often, and when the stream ends the node
+	// should reconnect. At most 3600. 0: the stream ends now.
 	HoldSeconds   uint32 `protobuf:"varint,20,opt,name=hold_seconds,json=holdSeconds,proto3" json:"hold_seconds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -4,8 +4,8 @@
 // 	protoc        (unknown)
 // source: redoubt/v1/local.proto
 
-// The agent's local interface, served with Connect on a unix socket. Everyone on the machine may look; changing anything
-// takes root or the operator.
+// The agent's local interface, served with Connect on a unix socket. Everyone on the machine may read; changes are reserved for
+// root and the operator.
 
 package redoubtv1
 
@@ -140,7 +140,7 @@ func (x *StatusResponse) GetStatus() *Status {
 	return nil
 }
 
-// WatchResponse is sent at once and then whenever something changed, at most once a second.
+// WatchResponse is sent immediately, and then whenever something changed, at most once per second.
 type WatchResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Status        *Status                `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
@@ -185,23 +185,24 @@ func (x *WatchResponse) GetStatus() *Status {
 	return nil
 }
 
+// Status is the state of this node, as seen by its agent.
 type Status struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"` // see agent/machine: down, enrolling, pending, starting, running, expired, locked, revoked
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"` // see agent/machine: down, enrolling, pending, starting, running, expired, locked, revoked, quarantined
 	Node          *LocalNode             `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`   // absent before enrolment
 	Coordinator   *Coordinator           `protobuf:"bytes,3,opt,name=coordinator,proto3" json:"coordinator,omitempty"`
-	PolicyVersion string                 `protobuf:"bytes,4,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
+	PolicyVersion string                 `protobuf:"bytes,4,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"` // EPOCH.N of the netmap in use; empty if there is none
 	Peers         []*LocalPeer           `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
-	Problems      []string               `protobuf:"bytes,6,rep,name=problems,proto3" json:"problems,omitempty"` // each says what to do
-	Interface     string                 `protobuf:"bytes,7,opt,name=interface,proto3" json:"interface,omitempty"`
-	Program       string                 `protobuf:"bytes,8,opt,name=program,proto3" json:"program,omitempty"`
-	ListenPort    uint32                 `protobuf:"varint,9,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"`
+	Problems      []string               `protobuf:"bytes,6,rep,name=problems,proto3" json:"problems,omitempty"`                        // for people; each says what to do
+	Interface     string                 `protobuf:"bytes,7,opt,name=interface,proto3" json:"interface,omitempty"`                      // name of the network interface; empty while there is no data path
+	Program       string                 `protobuf:"bytes,8,opt,name=program,proto3" json:"program,omitempty"`                          // version of the agent
+	ListenPort    uint32                 `protobuf:"varint,9,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"` // UDP port; 0 while there is no data path
 	Filter        *FilterCounters        `protobuf:"bytes,10,opt,name=filter,proto3" json:"filter,omitempty"`
 	MeshDomain    string                 `protobuf:"bytes,11,opt,name=mesh_domain,json=meshDomain,proto3" json:"mesh_domain,omitempty"`
-	DeviceKey     string                 `protobuf:"bytes,40,opt,name=device_key,json=deviceKey,proto3" json:"device_key,omitempty"` // where it is: tpm or file; empty: there is none yet
+	DeviceKey     string                 `protobuf:"bytes,40,opt,name=device_key,json=deviceKey,proto3" json:"device_key,omitempty"` // where it is stored: tpm or file; empty: there is none yet
 	Wireguard     *WireGuard             `protobuf:"bytes,20,opt,name=wireguard,proto3" json:"wireguard,omitempty"`                  // absent while there is no data path
 	Routing       *Routing               `protobuf:"bytes,12,opt,name=routing,proto3" json:"routing,omitempty"`
-	Pending       *PendingApproval       `protobuf:"bytes,50,opt,name=pending,proto3" json:"pending,omitempty"` // absent unless the machine waits for an administrator's approval
+	Pending       *PendingApproval       `protobuf:"bytes,50,opt,name=pending,proto3" json:"pending,omitempty"` // absent unless the machine is waiting for an administrator's approval
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -341,10 +342,10 @@ func (x *Status) GetPending() *PendingApproval {
 	return nil
 }
 
-// PendingApproval is how administrators know a machine that waits for their approval.
+// PendingApproval identifies a machine to the administrator who must approve it.
 type PendingApproval struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"` // the code to approve it by
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"` // Unix seconds
 	unknownFields protoimpl.UnknownFields
@@ -402,11 +403,11 @@ func (x *PendingApproval) GetSince() int64 {
 	return 0
 }
 
-// WireGuard is what the engine counts of itself.
+// WireGuard has the WireGuard engine's own keys and counters.
 type WireGuard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          []*NodeKey             `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`                                                                              // of this node, the newest first
-	Drops         map[string]uint64      `protobuf:"bytes,2,rep,name=drops,proto3" json:"drops,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // messages and packets, by reason: of all peers and of strangers
+	Keys          []*NodeKey             `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`                                                                              // of this node, newest first
+	Drops         map[string]uint64      `protobuf:"bytes,2,rep,name=drops,proto3" json:"drops,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // messages and packets by reason, for all peers and unknown senders
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -457,9 +458,9 @@ func (x *WireGuard) GetDrops() map[string]uint64 {
 
 type NodeKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	PublicKey     string                 `protobuf:"bytes,1,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // as wg writes it
+	PublicKey     string                 `protobuf:"bytes,1,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // base64, as wg prints it
 	Since         int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"`                         // Unix milliseconds
-	Until         int64                  `protobuf:"varint,3,opt,name=until,proto3" json:"until,omitempty"`                         // Unix milliseconds, for one that was replaced; 0: in use
+	Until         int64                  `protobuf:"varint,3,opt,name=until,proto3" json:"until,omitempty"`                         // Unix milliseconds: when a replaced key stops working; 0: it is in use
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -515,16 +516,16 @@ func (x *NodeKey) GetUntil() int64 {
 	return 0
 }
 
-// Tunnel is what the engine counts of a peer.
+// Tunnel has the WireGuard engine's counters for a peer.
 type Tunnel struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	PublicKey     string                 `protobuf:"bytes,1,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`                                                   // in use, as wg writes it
-	KeySince      int64                  `protobuf:"varint,2,opt,name=key_since,json=keySince,proto3" json:"key_since,omitempty"`                                                     // Unix milliseconds: when this agent began to use it for the peer
-	Keys          uint32                 `protobuf:"varint,3,opt,name=keys,proto3" json:"keys,omitempty"`                                                                             // of the peer that are good
-	Sessions      uint32                 `protobuf:"varint,4,opt,name=sessions,proto3" json:"sessions,omitempty"`                                                                     // that are alive
-	SessionSince  int64                  `protobuf:"varint,5,opt,name=session_since,json=sessionSince,proto3" json:"session_since,omitempty"`                                         // Unix milliseconds, of the one that is sent by; 0: there is none
+	PublicKey     string                 `protobuf:"bytes,1,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`                                                   // the key in use; base64, as wg prints it
+	KeySince      int64                  `protobuf:"varint,2,opt,name=key_since,json=keySince,proto3" json:"key_since,omitempty"`                                                     // Unix milliseconds: when this agent began to use that key for the peer
+	Keys          uint32                 `protobuf:"varint,3,opt,name=keys,proto3" json:"keys,omitempty"`                                                                             // valid keys of the peer
+	Sessions      uint32                 `protobuf:"varint,4,opt,name=sessions,proto3" json:"sessions,omitempty"`                                                                     // established sessions
+	SessionSince  int64                  `protobuf:"varint,5,opt,name=session_since,json=sessionSince,proto3" json:"session_since,omitempty"`                                         // Unix milliseconds, of the session used for sending; 0: there is none
 	Handshakes    uint64                 `protobuf:"varint,6,opt,name=handshakes,proto3" json:"handshakes,omitempty"`                                                                 // completed
-	Unanswered    uint64                 `protobuf:"varint,7,opt,name=unanswered,proto3" json:"unanswered,omitempty"`                                                                 // handshakes that this node began, and that were not answered in time
+	Unanswered    uint64                 `protobuf:"varint,7,opt,name=unanswered,proto3" json:"unanswered,omitempty"`                                                                 // handshakes that this node initiated and that were not answered in time
 	Drops         map[string]uint64      `protobuf:"bytes,8,rep,name=drops,proto3" json:"drops,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by reason
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -616,14 +617,14 @@ func (x *Tunnel) GetDrops() map[string]uint64 {
 	return nil
 }
 
-// Routing is what leads beyond the mesh: into networks that this node serves, and into those that others do.
+// Routing describes traffic beyond the mesh: to networks that this node serves, and to those that peers serve.
 type Routing struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Offered       []*OfferedRoute        `protobuf:"bytes,1,rep,name=offered,proto3" json:"offered,omitempty"`                   // by this node, sorted; 0.0.0.0/0 and ::/0 are the exit node's
-	Snat          bool                   `protobuf:"varint,2,opt,name=snat,proto3" json:"snat,omitempty"`                        // what is led into them comes from this node's own address there
-	Accept        bool                   `protobuf:"varint,3,opt,name=accept,proto3" json:"accept,omitempty"`                    // networks behind others are used
-	Routes        []*PeerRoute           `protobuf:"bytes,4,rep,name=routes,proto3" json:"routes,omitempty"`                     // that peers serve to this node, sorted
-	ExitNode      *ExitNode              `protobuf:"bytes,5,opt,name=exit_node,json=exitNode,proto3" json:"exit_node,omitempty"` // absent: none is wanted
+	Offered       []*OfferedRoute        `protobuf:"bytes,1,rep,name=offered,proto3" json:"offered,omitempty"`                   // what this node advertises, sorted; 0.0.0.0/0 and ::/0 make it an exit node
+	Snat          bool                   `protobuf:"varint,2,opt,name=snat,proto3" json:"snat,omitempty"`                        // packets forwarded to them get this node's address as source
+	Accept        bool                   `protobuf:"varint,3,opt,name=accept,proto3" json:"accept,omitempty"`                    // this node uses the routes of peers
+	Routes        []*PeerRoute           `protobuf:"bytes,4,rep,name=routes,proto3" json:"routes,omitempty"`                     // what peers serve to this node, sorted
+	ExitNode      *ExitNode              `protobuf:"bytes,5,opt,name=exit_node,json=exitNode,proto3" json:"exit_node,omitempty"` // absent if none is wanted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -693,10 +694,11 @@ func (x *Routing) GetExitNode() *ExitNode {
 	return nil
 }
 
+// OfferedRoute is a route that this node advertises.
 type OfferedRoute struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
-	Served        bool                   `protobuf:"varint,2,opt,name=served,proto3" json:"served,omitempty"` // it is approved, and some rule is about it
+	Served        bool                   `protobuf:"varint,2,opt,name=served,proto3" json:"served,omitempty"` // it is approved, and a rule covers it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -745,12 +747,13 @@ func (x *OfferedRoute) GetServed() bool {
 	return false
 }
 
+// PeerRoute is a route that a peer serves.
 type PeerRoute struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	PeerId        string                 `protobuf:"bytes,2,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
 	PeerName      string                 `protobuf:"bytes,3,opt,name=peer_name,json=peerName,proto3" json:"peer_name,omitempty"`
-	Used          bool                   `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`
+	Used          bool                   `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"` // this node sends packets to it by this peer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -813,14 +816,15 @@ func (x *PeerRoute) GetUsed() bool {
 	return false
 }
 
+// ExitNode is the peer through which this node reaches the Internet.
 type ExitNode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Wanted        string                 `protobuf:"bytes,1,opt,name=wanted,proto3" json:"wanted,omitempty"`               // as it was asked for
-	PeerId        string                 `protobuf:"bytes,2,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"` // empty while there is none
+	Wanted        string                 `protobuf:"bytes,1,opt,name=wanted,proto3" json:"wanted,omitempty"`               // as the user named it
+	PeerId        string                 `protobuf:"bytes,2,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"` // empty while no such peer is available
 	PeerName      string                 `protobuf:"bytes,3,opt,name=peer_name,json=peerName,proto3" json:"peer_name,omitempty"`
-	Ipv4          bool                   `protobuf:"varint,4,opt,name=ipv4,proto3" json:"ipv4,omitempty"` // what it carries; the rest is closed
-	Ipv6          bool                   `protobuf:"varint,5,opt,name=ipv6,proto3" json:"ipv6,omitempty"`
-	AllowLan      bool                   `protobuf:"varint,6,opt,name=allow_lan,json=allowLan,proto3" json:"allow_lan,omitempty"`
+	Ipv4          bool                   `protobuf:"varint,4,opt,name=ipv4,proto3" json:"ipv4,omitempty"`                         // it carries IPv4; a family that it does not carry is blocked
+	Ipv6          bool                   `protobuf:"varint,5,opt,name=ipv6,proto3" json:"ipv6,omitempty"`                         // it carries IPv6
+	AllowLan      bool                   `protobuf:"varint,6,opt,name=allow_lan,json=allowLan,proto3" json:"allow_lan,omitempty"` // the local network is reached directly
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -901,8 +905,8 @@ type LocalNode struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Id                 string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name               string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Addresses          []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	User               string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	Addresses          []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"` // in the overlay
+	User               string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`           // login name
 	Tags               []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
 	CertificateExpires int64                  `protobuf:"varint,6,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds
 	Attestation        string                 `protobuf:"bytes,40,opt,name=attestation,proto3" json:"attestation,omitempty"`                                         // level in the certificate
@@ -1053,23 +1057,23 @@ type LocalPeer struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Id                 string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name               string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Addresses          []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	User               string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	Addresses          []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"` // in the overlay
+	User               string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`           // login name
 	Tags               []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
-	Path               string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"` // direct or relay; empty while there is none
-	Endpoint           string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
-	LastHandshake      int64                  `protobuf:"varint,8,opt,name=last_handshake,json=lastHandshake,proto3" json:"last_handshake,omitempty"` // Unix milliseconds; 0: never
-	RxBytes            uint64                 `protobuf:"varint,9,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
-	TxBytes            uint64                 `protobuf:"varint,10,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
+	Path               string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`                                                                                 // direct or relay; empty if there is none
+	Endpoint           string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"`                                                                         // an address, or the relay's name
+	LastHandshake      int64                  `protobuf:"varint,8,opt,name=last_handshake,json=lastHandshake,proto3" json:"last_handshake,omitempty"`                                         // Unix milliseconds; 0: never
+	RxBytes            uint64                 `protobuf:"varint,9,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`                                                           // WireGuard messages received
+	TxBytes            uint64                 `protobuf:"varint,10,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`                                                          // WireGuard messages sent
 	CertificateExpires int64                  `protobuf:"varint,11,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`                         // Unix seconds
-	PathSince          int64                  `protobuf:"varint,30,opt,name=path_since,json=pathSince,proto3" json:"path_since,omitempty"`                                                    // Unix milliseconds; 0: not known
-	PathRttUs          uint64                 `protobuf:"varint,31,opt,name=path_rtt_us,json=pathRttUs,proto3" json:"path_rtt_us,omitempty"`                                                  // of the path itself, without the host's own network stack; 0: not known
-	PathWhy            string                 `protobuf:"bytes,32,opt,name=path_why,json=pathWhy,proto3" json:"path_why,omitempty"`                                                           // why it is not direct, or in doubt
-	PathTransport      string                 `protobuf:"bytes,33,opt,name=path_transport,json=pathTransport,proto3" json:"path_transport,omitempty"`                                         // of a relay: udp or tls; of a direct way: punched, where the port of a NAT was guessed
-	PathDoubt          bool                   `protobuf:"varint,34,opt,name=path_doubt,json=pathDoubt,proto3" json:"path_doubt,omitempty"`                                                    // it is direct, and packets go through the relay as well until it has answered
-	PathCause          string                 `protobuf:"bytes,35,opt,name=path_cause,json=pathCause,proto3" json:"path_cause,omitempty"`                                                     // why it is not direct, or in doubt, in a word for programs: see netstack/path
-	PathMtu            uint32                 `protobuf:"varint,36,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`                                                          // how long a packet inside the tunnel may be that arrives; 0: not known
-	PathFragments      bool                   `protobuf:"varint,37,opt,name=path_fragments,json=pathFragments,proto3" json:"path_fragments,omitempty"`                                        // it arrives in fragments only
+	PathSince          int64                  `protobuf:"varint,30,opt,name=path_since,json=pathSince,proto3" json:"path_since,omitempty"`                                                    // Unix milliseconds; 0: unknown
+	PathRttUs          uint64                 `protobuf:"varint,31,opt,name=path_rtt_us,json=pathRttUs,proto3" json:"path_rtt_us,omitempty"`                                                  // microseconds, of the path itself without the hosts' network stacks; 0: unknown
+	PathWhy            string                 `protobuf:"bytes,32,opt,name=path_why,json=pathWhy,proto3" json:"path_why,omitempty"`                                                           // why it is not direct, or in doubt; for people
+	PathTransport      string                 `protobuf:"bytes,33,opt,name=path_transport,json=pathTransport,proto3" json:"path_transport,omitempty"`                                         // relay: udp or tls; direct: punched, if the port of a NAT was guessed
+	PathDoubt          bool                   `protobuf:"varint,34,opt,name=path_doubt,json=pathDoubt,proto3" json:"path_doubt,omitempty"`                                                    // it is direct but unconfirmed: packets also go through the relay until the peer has answered
+	PathCause          string                 `protobuf:"bytes,35,opt,name=path_cause,json=pathCause,proto3" json:"path_cause,omitempty"`                                                     // the same as path_why in one word, for programs; see netstack/path
+	PathMtu            uint32                 `protobuf:"varint,36,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`                                                          // largest packet inside the tunnel that arrives, in bytes; 0: unknown
+	PathFragments      bool                   `protobuf:"varint,37,opt,name=path_fragments,json=pathFragments,proto3" json:"path_fragments,omitempty"`                                        // packets of that size only arrive in fragments
 	Tunnel             *Tunnel                `protobuf:"bytes,20,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                                                                            // absent while there is no data path
 	Denied             map[string]uint64      `protobuf:"bytes,21,rep,name=denied,proto3" json:"denied,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // packets from and to it that the filter dropped, by reason
 	unknownFields      protoimpl.UnknownFields
@@ -1255,7 +1259,7 @@ func (x *LocalPeer) GetDenied() map[string]uint64 {
 
 type FilterCounters struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
-	Flows          uint64                 `protobuf:"varint,1,opt,name=flows,proto3" json:"flows,omitempty"`
+	Flows          uint64                 `protobuf:"varint,1,opt,name=flows,proto3" json:"flows,omitempty"` // that the filter tracks
 	AllowedPackets uint64                 `protobuf:"varint,2,opt,name=allowed_packets,json=allowedPackets,proto3" json:"allowed_packets,omitempty"`
 	DeniedPackets  uint64                 `protobuf:"varint,3,opt,name=denied_packets,json=deniedPackets,proto3" json:"denied_packets,omitempty"`
 	Drops          map[string]uint64      `protobuf:"bytes,4,rep,name=drops,proto3" json:"drops,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by reason
@@ -1323,9 +1327,9 @@ func (x *FilterCounters) GetDrops() map[string]uint64 {
 
 type UpRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`         // join code; empty: go on with the identity on disk
-	Hostname      string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"` // empty: the machine's
-	Routing       *RoutingChange         `protobuf:"bytes,3,opt,name=routing,proto3" json:"routing,omitempty"`   // absent: as before
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`         // join code; empty: continue with the identity on disk
+	Hostname      string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"` // name in the mesh; empty: the machine's host name
+	Routing       *RoutingChange         `protobuf:"bytes,3,opt,name=routing,proto3" json:"routing,omitempty"`   // absent: no change
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1381,10 +1385,10 @@ func (x *UpRequest) GetRouting() *RoutingChange {
 	return nil
 }
 
-// RoutingChange is what shall be different from now on; what is absent stays as it was.
+// RoutingChange changes the stored settings for routing; absent fields stay as they are.
 type RoutingChange struct {
 	state             protoimpl.MessageState  `protogen:"open.v1"`
-	Advertise         *RoutingChange_Prefixes `protobuf:"bytes,1,opt,name=advertise,proto3" json:"advertise,omitempty"`
+	Advertise         *RoutingChange_Prefixes `protobuf:"bytes,1,opt,name=advertise,proto3" json:"advertise,omitempty"` // routes to advertise; an empty list withdraws all
 	AdvertiseExitNode *bool                   `protobuf:"varint,2,opt,name=advertise_exit_node,json=advertiseExitNode,proto3,oneof" json:"advertise_exit_node,omitempty"`
 	Accept            *bool                   `protobuf:"varint,3,opt,name=accept,proto3,oneof" json:"accept,omitempty"`
 	ExitNode          *string                 `protobuf:"bytes,4,opt,name=exit_node,json=exitNode,proto3,oneof" json:"exit_node,omitempty"` // name, id or overlay address; empty: none
@@ -1469,8 +1473,8 @@ func (x *RoutingChange) GetSnat() bool {
 type UpResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Step          string                 `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`        // for people: what is happening
-	Running       bool                   `protobuf:"varint,2,opt,name=running,proto3" json:"running,omitempty"` // the data path runs
-	Status        *Status                `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`    // with running
+	Running       bool                   `protobuf:"varint,2,opt,name=running,proto3" json:"running,omitempty"` // the data path runs; this is the last message
+	Status        *Status                `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`    // only if running
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1600,10 +1604,10 @@ func (*DownResponse) Descriptor() ([]byte, []int) {
 
 type PingRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"` // name, id or overlay address
-	Count         uint32                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
-	IntervalMs    uint32                 `protobuf:"varint,3,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`
-	UntilDirect   bool                   `protobuf:"varint,4,opt,name=until_direct,json=untilDirect,proto3" json:"until_direct,omitempty"` // end with the first answer that came directly
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`                                   // name, id or overlay address
+	Count         uint32                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`                                // 0: no limit
+	IntervalMs    uint32                 `protobuf:"varint,3,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`    // clamped to 200 to 60000; 0: 1000
+	UntilDirect   bool                   `protobuf:"varint,4,opt,name=until_direct,json=untilDirect,proto3" json:"until_direct,omitempty"` // stop at the first reply that came directly
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1666,25 +1670,25 @@ func (x *PingRequest) GetUntilDirect() bool {
 	return false
 }
 
-// PingResponse is what became of an echo or, with moved, tells that the way to the peer is another than it was last said to be.
+// PingResponse is the result of one echo request or, if moved, a change of the path to the peer since the last message.
 type PingResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	PeerName string                 `protobuf:"bytes,1,opt,name=peer_name,json=peerName,proto3" json:"peer_name,omitempty"`
-	Address  string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	Sequence uint32                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Address  string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`    // the overlay address that was pinged
+	Sequence uint32                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"` // from 1
 	Lost     bool                   `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
-	RttUs    uint64                 `protobuf:"varint,5,opt,name=rtt_us,json=rttUs,proto3" json:"rtt_us,omitempty"`
-	Path     string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`         // direct or relay; empty while there is none
-	Endpoint string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // an address, or the relay's name
-	Reason   string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`     // why it was lost, where that is known
-	// As of LocalPeer.
+	RttUs    uint64                 `protobuf:"varint,5,opt,name=rtt_us,json=rttUs,proto3" json:"rtt_us,omitempty"` // microseconds
+	Path     string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`                 // direct or relay; empty if there is none
+	Endpoint string                 `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"`         // an address, or the relay's name
+	Reason   string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`             // why it was lost, if known
+	// As in LocalPeer.
 	PathTransport string `protobuf:"bytes,9,opt,name=path_transport,json=pathTransport,proto3" json:"path_transport,omitempty"`
 	PathRttUs     uint64 `protobuf:"varint,10,opt,name=path_rtt_us,json=pathRttUs,proto3" json:"path_rtt_us,omitempty"`
 	PathSince     int64  `protobuf:"varint,11,opt,name=path_since,json=pathSince,proto3" json:"path_since,omitempty"`
 	PathDoubt     bool   `protobuf:"varint,12,opt,name=path_doubt,json=pathDoubt,proto3" json:"path_doubt,omitempty"`
 	PathWhy       string `protobuf:"bytes,13,opt,name=path_why,json=pathWhy,proto3" json:"path_why,omitempty"`
 	PathCause     string `protobuf:"bytes,14,opt,name=path_cause,json=pathCause,proto3" json:"path_cause,omitempty"`
-	Moved         bool   `protobuf:"varint,15,opt,name=moved,proto3" json:"moved,omitempty"`
+	Moved         bool   `protobuf:"varint,15,opt,name=moved,proto3" json:"moved,omitempty"` // this message reports a path change, not an echo
 	PathMtu       uint32 `protobuf:"varint,16,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`
 	PathFragments bool   `protobuf:"varint,17,opt,name=path_fragments,json=pathFragments,proto3" json:"path_fragments,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1887,7 +1891,7 @@ func (x *WhoisRequest) GetAddress() string {
 type WhoisResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          *LocalNode             `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Capabilities  []*Capability          `protobuf:"bytes,2,rep,name=capabilities,proto3" json:"capabilities,omitempty"` // what this node's applications grant to that one
+	Capabilities  []*Capability          `protobuf:"bytes,2,rep,name=capabilities,proto3" json:"capabilities,omitempty"` // that this node grants to it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1940,8 +1944,8 @@ type WhyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Destination   string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"` // name, id or address
 	Source        string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`           // the same; empty: this node
-	Protocol      uint32                 `protobuf:"varint,3,opt,name=protocol,proto3" json:"protocol,omitempty"`      // 0: an echo of the addresses' family
-	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	Protocol      uint32                 `protobuf:"varint,3,opt,name=protocol,proto3" json:"protocol,omitempty"`      // 0: ICMP echo, of the addresses' family
+	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`              // 0 for protocols without ports
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2007,16 +2011,16 @@ func (x *WhyRequest) GetPort() uint32 {
 type WhyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Allowed       bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`       // where it is not, or would not be if it were not watched
-	Rule          *WhyRule               `protobuf:"bytes,3,opt,name=rule,proto3" json:"rule,omitempty"`           // which allows, denies or watches; absent where none does
-	Nearest       *WhyRule               `protobuf:"bytes,4,opt,name=nearest,proto3" json:"nearest,omitempty"`     // which comes nearest to allowing it, where none does
-	Missing       []*WhyRule             `protobuf:"bytes,5,rep,name=missing,proto3" json:"missing,omitempty"`     // which would allow it, each with what is missing
-	Direction     string                 `protobuf:"bytes,6,opt,name=direction,proto3" json:"direction,omitempty"` // in or out, as this node sees it
-	From          string                 `protobuf:"bytes,7,opt,name=from,proto3" json:"from,omitempty"`           // name, or address where no node has it
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`       // why not or, if only a monitor rule lets it pass, why it would not be allowed otherwise
+	Rule          *WhyRule               `protobuf:"bytes,3,opt,name=rule,proto3" json:"rule,omitempty"`           // the rule that allows, denies or monitors it; absent if there is none
+	Nearest       *WhyRule               `protobuf:"bytes,4,opt,name=nearest,proto3" json:"nearest,omitempty"`     // the rule that comes nearest to allowing it, if none does
+	Missing       []*WhyRule             `protobuf:"bytes,5,rep,name=missing,proto3" json:"missing,omitempty"`     // rules that would allow it, each with what is missing
+	Direction     string                 `protobuf:"bytes,6,opt,name=direction,proto3" json:"direction,omitempty"` // in or out, as seen by this node
+	From          string                 `protobuf:"bytes,7,opt,name=from,proto3" json:"from,omitempty"`           // name, or address if no node has it
 	To            string                 `protobuf:"bytes,8,opt,name=to,proto3" json:"to,omitempty"`
-	Source        string                 `protobuf:"bytes,9,opt,name=source,proto3" json:"source,omitempty"` // addresses
-	Destination   string                 `protobuf:"bytes,10,opt,name=destination,proto3" json:"destination,omitempty"`
-	Service       string                 `protobuf:"bytes,11,opt,name=service,proto3" json:"service,omitempty"`
+	Source        string                 `protobuf:"bytes,9,opt,name=source,proto3" json:"source,omitempty"`            // address
+	Destination   string                 `protobuf:"bytes,10,opt,name=destination,proto3" json:"destination,omitempty"` // address; empty if unknown
+	Service       string                 `protobuf:"bytes,11,opt,name=service,proto3" json:"service,omitempty"`         // such as tcp:443
 	PolicyVersion string                 `protobuf:"bytes,12,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2138,11 +2142,11 @@ func (x *WhyResponse) GetPolicyVersion() string {
 
 type WhyRule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // such as grants[3]
-	Line          int32                  `protobuf:"varint,2,opt,name=line,proto3" json:"line,omitempty"`
-	Action        string                 `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"` // allow, deny, monitor
-	Until         int64                  `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"`  // Unix seconds; of a monitor
-	Missing       string                 `protobuf:"bytes,5,opt,name=missing,proto3" json:"missing,omitempty"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`       // such as grants[3]
+	Line          int32                  `protobuf:"varint,2,opt,name=line,proto3" json:"line,omitempty"`      // of the policy, from 1
+	Action        string                 `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`   // allow, deny, monitor
+	Until         int64                  `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"`    // Unix seconds: when a monitor rule ends; 0 for others
+	Missing       string                 `protobuf:"bytes,5,opt,name=missing,proto3" json:"missing,omitempty"` // what is missing for it to apply
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2251,11 +2255,11 @@ func (*UnderlayRequest) Descriptor() ([]byte, []int) {
 type UnderlayResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Relays        []*UnderlayRelay       `protobuf:"bytes,1,rep,name=relays,proto3" json:"relays,omitempty"`
-	Router        *UnderlayRouter        `protobuf:"bytes,2,opt,name=router,proto3" json:"router,omitempty"`   // absent where the agent asks no router
-	Outside       []string               `protobuf:"bytes,3,rep,name=outside,proto3" json:"outside,omitempty"` // addresses at which others may reach the agent's port
+	Router        *UnderlayRouter        `protobuf:"bytes,2,opt,name=router,proto3" json:"router,omitempty"`   // absent if the agent does not use port mapping
+	Outside       []string               `protobuf:"bytes,3,rep,name=outside,proto3" json:"outside,omitempty"` // external addresses at which others may reach the agent's port
 	Local         []string               `protobuf:"bytes,4,rep,name=local,proto3" json:"local,omitempty"`     // addresses of this host
-	Router6       *UnderlayRouter        `protobuf:"bytes,5,opt,name=router6,proto3" json:"router6,omitempty"` // of IPv6, a firewall; absent where the agent asks none
-	Paths         []*UnderlayPath        `protobuf:"bytes,6,rep,name=paths,proto3" json:"paths,omitempty"`     // those of which it is known what they carry
+	Router6       *UnderlayRouter        `protobuf:"bytes,5,opt,name=router6,proto3" json:"router6,omitempty"` // the IPv6 firewall; absent if the agent does not use port mapping there
+	Paths         []*UnderlayPath        `protobuf:"bytes,6,rep,name=paths,proto3" json:"paths,omitempty"`     // those whose MTU is known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2332,14 +2336,14 @@ func (x *UnderlayResponse) GetPaths() []*UnderlayPath {
 	return nil
 }
 
-// UnderlayPath is the way to a peer.
+// UnderlayPath is the path to a peer.
 type UnderlayPath struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`            // name
 	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`            // direct or relay
-	Endpoint      string                 `protobuf:"bytes,3,opt,name=endpoint,proto3" json:"endpoint,omitempty"`    // its address; or the relay's name
-	Mtu           uint32                 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`             // how large packets inside the tunnel may be
-	Fragments     bool                   `protobuf:"varint,5,opt,name=fragments,proto3" json:"fragments,omitempty"` // larger than what the way carries in one piece
+	Endpoint      string                 `protobuf:"bytes,3,opt,name=endpoint,proto3" json:"endpoint,omitempty"`    // an address, or the relay's name
+	Mtu           uint32                 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`             // largest packet inside the tunnel, in bytes
+	Fragments     bool                   `protobuf:"varint,5,opt,name=fragments,proto3" json:"fragments,omitempty"` // packets of that size only arrive in fragments
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2409,12 +2413,13 @@ func (x *UnderlayPath) GetFragments() bool {
 	return false
 }
 
+// UnderlayRelay is a relay of the mesh.
 type UnderlayRelay struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Region        string                 `protobuf:"bytes,2,opt,name=region,proto3" json:"region,omitempty"`
-	Udp           []string               `protobuf:"bytes,3,rep,name=udp,proto3" json:"udp,omitempty"` // addresses; empty: those of the URLs' hosts
-	UdpPort       uint32                 `protobuf:"varint,4,opt,name=udp_port,json=udpPort,proto3" json:"udp_port,omitempty"`
+	Udp           []string               `protobuf:"bytes,3,rep,name=udp,proto3" json:"udp,omitempty"`                         // addresses; empty: use those of the URLs' hosts
+	UdpPort       uint32                 `protobuf:"varint,4,opt,name=udp_port,json=udpPort,proto3" json:"udp_port,omitempty"` // 0: none
 	Urls          []string               `protobuf:"bytes,5,rep,name=urls,proto3" json:"urls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2485,12 +2490,13 @@ func (x *UnderlayRelay) GetUrls() []string {
 	return nil
 }
 
+// UnderlayRouter is the result of port mapping.
 type UnderlayRouter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Gateway       string                 `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	Protocol      string                 `protobuf:"bytes,2,opt,name=protocol,proto3" json:"protocol,omitempty"` // PCP, NAT-PMP, UPnP
-	External      string                 `protobuf:"bytes,3,opt,name=external,proto3" json:"external,omitempty"` // the port that it opened; empty where it did not
-	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`   // why
+	External      string                 `protobuf:"bytes,3,opt,name=external,proto3" json:"external,omitempty"` // the address and port that it mapped; empty if it did not
+	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`   // why not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2555,7 +2561,7 @@ func (x *UnderlayRouter) GetProblem() string {
 
 type PostureRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Refresh       bool                   `protobuf:"varint,1,opt,name=refresh,proto3" json:"refresh,omitempty"` // read everything anew first; takes root or the operator
+	Refresh       bool                   `protobuf:"varint,1,opt,name=refresh,proto3" json:"refresh,omitempty"` // read all facts again first; root and the operator only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2599,9 +2605,9 @@ func (x *PostureRequest) GetRefresh() bool {
 
 type PostureResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Facts         []*LocalFact           `protobuf:"bytes,1,rep,name=facts,proto3" json:"facts,omitempty"`       // by name
-	Withheld      []*WithheldRule        `protobuf:"bytes,2,rep,name=withheld,proto3" json:"withheld,omitempty"` // rules that do not hold for this node now
-	Told          bool                   `protobuf:"varint,3,opt,name=told,proto3" json:"told,omitempty"`        // the coordinator is connected, and takes facts
+	Facts         []*LocalFact           `protobuf:"bytes,1,rep,name=facts,proto3" json:"facts,omitempty"`       // sorted by name
+	Withheld      []*WithheldRule        `protobuf:"bytes,2,rep,name=withheld,proto3" json:"withheld,omitempty"` // rules that fail for this node now
+	Told          bool                   `protobuf:"varint,3,opt,name=told,proto3" json:"told,omitempty"`        // the coordinator is connected
 	PolicyVersion string                 `protobuf:"bytes,4,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
 	Problems      []string               `protobuf:"bytes,5,rep,name=problems,proto3" json:"problems,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2673,17 +2679,17 @@ func (x *PostureResponse) GetProblems() []string {
 	return nil
 }
 
-// LocalFact is something that this machine says of itself.
+// LocalFact is a fact about this machine.
 type LocalFact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`      // empty: not known
-	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`    // reported
-	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`     // Unix seconds: when it became so, as far as it was seen
-	Checked       int64                  `protobuf:"varint,5,opt,name=checked,proto3" json:"checked,omitempty"` // Unix seconds: when it was read last
-	TtlSeconds    uint32                 `protobuf:"varint,6,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
-	Note          string                 `protobuf:"bytes,7,opt,name=note,proto3" json:"note,omitempty"` // what the value is about, or why there is none
-	Mend          string                 `protobuf:"bytes,8,opt,name=mend,proto3" json:"mend,omitempty"` // what to do, where a rule does not hold because of it
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`                              // empty: unknown
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`                            // reported (by the agent) or attested (by the certificate)
+	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`                             // Unix seconds: since when the value has been the same, as far as observed
+	Checked       int64                  `protobuf:"varint,5,opt,name=checked,proto3" json:"checked,omitempty"`                         // Unix seconds: when it was last read
+	TtlSeconds    uint32                 `protobuf:"varint,6,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // how long it holds after the coordinator last heard from the node
+	Note          string                 `protobuf:"bytes,7,opt,name=note,proto3" json:"note,omitempty"`                                // what the value is about, or why there is none
+	Mend          string                 `protobuf:"bytes,8,opt,name=mend,proto3" json:"mend,omitempty"`                                // what to do if a rule fails because of it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2774,13 +2780,13 @@ func (x *LocalFact) GetMend() string {
 	return ""
 }
 
-// WithheldRule is a rule that does not hold.
+// WithheldRule is a rule of the policy whose conditions are not met.
 type WithheldRule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // such as grants[3]
 	Line          int32                  `protobuf:"varint,2,opt,name=line,proto3" json:"line,omitempty"`
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	Facts         []string               `protobuf:"bytes,4,rep,name=facts,proto3" json:"facts,omitempty"` // that the reason names, and that somebody can do something about
+	Facts         []string               `protobuf:"bytes,4,rep,name=facts,proto3" json:"facts,omitempty"` // named in the reason, and people can change them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -4,7 +4,8 @@
 // 	protoc        (unknown)
 // source: redoubt/v1/netmap.proto
 
-// What a node knows of the mesh, on the wire and on its disk. The vocabulary is package proto; limits are in proto/wire.
+// What a node knows about the mesh, on the wire and on its disk; coordinators send it. The vocabulary is defined in package
+// proto; limits are in proto/limits.go and package wire. A reader rejects messages of this file that have unknown fields.
 
 package redoubtv1
 
@@ -27,8 +28,8 @@ type Endpoint_Kind int32
 
 const (
 	Endpoint_KIND_UNSPECIFIED Endpoint_Kind = 0
-	Endpoint_KIND_INTERFACE   Endpoint_Kind = 1
-	Endpoint_KIND_OBSERVED    Endpoint_Kind = 2
+	Endpoint_KIND_INTERFACE   Endpoint_Kind = 1 // an address of one of the node's interfaces
+	Endpoint_KIND_OBSERVED    Endpoint_Kind = 2 // where the coordinator saw the node come from
 )
 
 // Enum value maps for Endpoint_Kind.
@@ -76,8 +77,8 @@ type Rule_Direction int32
 
 const (
 	Rule_DIRECTION_UNSPECIFIED Rule_Direction = 0
-	Rule_DIRECTION_IN          Rule_Direction = 1
-	Rule_DIRECTION_OUT         Rule_Direction = 2
+	Rule_DIRECTION_IN          Rule_Direction = 1 // connections that others open to this node
+	Rule_DIRECTION_OUT         Rule_Direction = 2 // connections that this node opens
 )
 
 // Enum value maps for Rule_Direction.
@@ -126,8 +127,8 @@ type Rule_Action int32
 const (
 	Rule_ACTION_UNSPECIFIED Rule_Action = 0
 	Rule_ACTION_ALLOW       Rule_Action = 1
-	Rule_ACTION_DENY        Rule_Action = 2
-	Rule_ACTION_MONITOR     Rule_Action = 3
+	Rule_ACTION_DENY        Rule_Action = 2 // overrides all other rules
+	Rule_ACTION_MONITOR     Rule_Action = 3 // lets pass what no rule allows, and logs it
 )
 
 // Enum value maps for Rule_Action.
@@ -173,6 +174,7 @@ func (Rule_Action) EnumDescriptor() ([]byte, []int) {
 	return file_redoubt_v1_netmap_proto_rawDescGZIP(), []int{10, 1}
 }
 
+// Version orders states of the coordinator. n grows with every change, and epoch whenever a backup is restored.
 type Version struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -225,12 +227,13 @@ func (x *Version) GetN() uint64 {
 	return 0
 }
 
+// Mesh is what all nodes of a mesh have in common.
 type Mesh struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Domain        string                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`
-	V4            *Prefix                `protobuf:"bytes,3,opt,name=v4,proto3" json:"v4,omitempty"`
-	V6            *Prefix                `protobuf:"bytes,4,opt,name=v6,proto3" json:"v6,omitempty"`
+	Domain        string                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"` // DNS domain of the nodes' names
+	V4            *Prefix                `protobuf:"bytes,3,opt,name=v4,proto3" json:"v4,omitempty"`         // the IPv4 range of overlay addresses
+	V6            *Prefix                `protobuf:"bytes,4,opt,name=v6,proto3" json:"v6,omitempty"`         // the IPv6 range
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -293,6 +296,7 @@ func (x *Mesh) GetV6() *Prefix {
 	return nil
 }
 
+// Prefix is a network; bits beyond its length must be zero.
 type Prefix struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // 4 or 16 bytes
@@ -345,10 +349,11 @@ func (x *Prefix) GetBits() uint32 {
 	return 0
 }
 
+// Endpoint is a UDP address on the underlay at which a node may be reached. It is a hint, and not trusted.
 type Endpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // 4 or 16 bytes
-	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`      // 1 to 65535
 	Kind          Endpoint_Kind          `protobuf:"varint,3,opt,name=kind,proto3,enum=redoubt.v1.Endpoint_Kind" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -405,14 +410,15 @@ func (x *Endpoint) GetKind() Endpoint_Kind {
 	return Endpoint_KIND_UNSPECIFIED
 }
 
+// Peer is another node. Its identity is in its certificate.
 type Peer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
-	Certificate   []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
-	Endpoints     []*Endpoint            `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	Routes        []*Prefix              `protobuf:"bytes,4,rep,name=routes,proto3" json:"routes,omitempty"`
-	PathKey       *PathKey               `protobuf:"bytes,5,opt,name=path_key,json=pathKey,proto3" json:"path_key,omitempty"`         // this and the next only to nodes with the feature paths/1
-	HomeRelay     uint64                 `protobuf:"fixed64,6,opt,name=home_relay,json=homeRelay,proto3" json:"home_relay,omitempty"` // 0: none
+	Certificate   []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"`                // DER
+	Endpoints     []*Endpoint            `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"`                    // at most 16
+	Routes        []*Prefix              `protobuf:"bytes,4,rep,name=routes,proto3" json:"routes,omitempty"`                          // approved routes that it serves to this node, at most 256
+	PathKey       *PathKey               `protobuf:"bytes,5,opt,name=path_key,json=pathKey,proto3" json:"path_key,omitempty"`         // like home_relay, only for nodes with the feature paths/1
+	HomeRelay     uint64                 `protobuf:"fixed64,6,opt,name=home_relay,json=homeRelay,proto3" json:"home_relay,omitempty"` // id of the relay where it can be reached; 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -489,12 +495,12 @@ func (x *Peer) GetHomeRelay() uint64 {
 	return 0
 }
 
-// PathKey is what messages about paths to a node are sealed for.
+// PathKey is the key to which path messages for a node are sealed. A node generates a new one at each start.
 type PathKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Public        []byte                 `protobuf:"bytes,1,opt,name=public,proto3" json:"public,omitempty"` // X25519, 32 bytes
-	Boot          uint64                 `protobuf:"fixed64,2,opt,name=boot,proto3" json:"boot,omitempty"`
-	Signature     []byte                 `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"` // by the device key
+	Public        []byte                 `protobuf:"bytes,1,opt,name=public,proto3" json:"public,omitempty"`       // X25519, 32 bytes
+	Boot          uint64                 `protobuf:"fixed64,2,opt,name=boot,proto3" json:"boot,omitempty"`         // increases with each start of the node
+	Signature     []byte                 `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"` // by the node's device key, at most 80 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -550,11 +556,11 @@ func (x *PathKey) GetSignature() []byte {
 	return nil
 }
 
-// Barred is a node whose certificates are refused, whoever shows them: it was revoked, or is locked.
+// Barred is a node that was revoked or is locked: its certificates are refused, whoever presents them.
 type Barred struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
-	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // certificates up to this number
+	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // of its last certificate; refuse all up to this number
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -603,11 +609,12 @@ func (x *Barred) GetSequence() uint64 {
 	return 0
 }
 
+// Set is a named set of nodes that rules refer to. A large set may continue in the next NetmapPart, under the same name.
 type Set struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Members       []uint64               `protobuf:"fixed64,2,rep,packed,name=members,proto3" json:"members,omitempty"`
-	Conditional   bool                   `protobuf:"varint,3,opt,name=conditional,proto3" json:"conditional,omitempty"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                // such as group:eng
+	Members       []uint64               `protobuf:"fixed64,2,rep,packed,name=members,proto3" json:"members,omitempty"` // node ids, sorted
+	Conditional   bool                   `protobuf:"varint,3,opt,name=conditional,proto3" json:"conditional,omitempty"` // without contact to the coordinator, it is valid only for outage_posture_seconds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -663,6 +670,7 @@ func (x *Set) GetConditional() bool {
 	return false
 }
 
+// Selector selects nodes that are members of a set, and addresses in a prefix.
 type Selector struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sets          []string               `protobuf:"bytes,1,rep,name=sets,proto3" json:"sets,omitempty"`
@@ -715,12 +723,13 @@ func (x *Selector) GetPrefixes() []*Prefix {
 	return nil
 }
 
+// Service is a protocol and a range of its ports; 0 to 65535 for protocols without ports.
 type Service struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"` // IP protocol number
 	First         uint32                 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
 	Last          uint32                 `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
-	LastProtocol  uint32                 `protobuf:"varint,4,opt,name=last_protocol,json=lastProtocol,proto3" json:"last_protocol,omitempty"` // of a range of protocols with all of their ports; 0: only protocol
+	LastProtocol  uint32                 `protobuf:"varint,4,opt,name=last_protocol,json=lastProtocol,proto3" json:"last_protocol,omitempty"` // end of a range of protocols with all their ports; 0: only protocol
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -783,19 +792,20 @@ func (x *Service) GetLastProtocol() uint32 {
 	return 0
 }
 
+// Rule decides about connections between this node and others. Replies need no rule.
 type Rule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	OriginPath    string                 `protobuf:"bytes,2,opt,name=origin_path,json=originPath,proto3" json:"origin_path,omitempty"`
-	OriginLine    uint32                 `protobuf:"varint,3,opt,name=origin_line,json=originLine,proto3" json:"origin_line,omitempty"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`                                  // unique in the netmap
+	OriginPath    string                 `protobuf:"bytes,2,opt,name=origin_path,json=originPath,proto3" json:"origin_path,omitempty"`  // in the policy, such as grants[3]
+	OriginLine    uint32                 `protobuf:"varint,3,opt,name=origin_line,json=originLine,proto3" json:"origin_line,omitempty"` // in the policy, from 1
 	Direction     Rule_Direction         `protobuf:"varint,4,opt,name=direction,proto3,enum=redoubt.v1.Rule_Direction" json:"direction,omitempty"`
-	Peers         *Selector              `protobuf:"bytes,5,opt,name=peers,proto3" json:"peers,omitempty"`
-	Local         []*Prefix              `protobuf:"bytes,6,rep,name=local,proto3" json:"local,omitempty"`
-	Services      []*Service             `protobuf:"bytes,7,rep,name=services,proto3" json:"services,omitempty"`
+	Peers         *Selector              `protobuf:"bytes,5,opt,name=peers,proto3" json:"peers,omitempty"`       // the other side
+	Local         []*Prefix              `protobuf:"bytes,6,rep,name=local,proto3" json:"local,omitempty"`       // addresses on this side: the node's own, or routes that it serves
+	Services      []*Service             `protobuf:"bytes,7,rep,name=services,proto3" json:"services,omitempty"` // of the destination; a rule without any only grants app
 	Action        Rule_Action            `protobuf:"varint,8,opt,name=action,proto3,enum=redoubt.v1.Rule_Action" json:"action,omitempty"`
-	UntilSeconds  int64                  `protobuf:"varint,9,opt,name=until_seconds,json=untilSeconds,proto3" json:"until_seconds,omitempty"` // Unix time; 0: no end
-	Conditional   bool                   `protobuf:"varint,10,opt,name=conditional,proto3" json:"conditional,omitempty"`
-	App           []*Capability          `protobuf:"bytes,11,rep,name=app,proto3" json:"app,omitempty"`
+	UntilSeconds  int64                  `protobuf:"varint,9,opt,name=until_seconds,json=untilSeconds,proto3" json:"until_seconds,omitempty"` // Unix seconds: when an ACTION_MONITOR ends; 0 for other actions
+	Conditional   bool                   `protobuf:"varint,10,opt,name=conditional,proto3" json:"conditional,omitempty"`                      // without contact to the coordinator, it is valid only for outage_posture_seconds
+	App           []*Capability          `protobuf:"bytes,11,rep,name=app,proto3" json:"app,omitempty"`                                       // what this node grants to the peers; only for DIRECTION_IN
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -907,9 +917,10 @@ func (x *Rule) GetApp() []*Capability {
 	return nil
 }
 
+// Capability is for applications on the destination.
 type Capability struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`     // such as example.com/cap/admin
 	Values        []string               `protobuf:"bytes,2,rep,name=values,proto3" json:"values,omitempty"` // JSON objects
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -959,11 +970,11 @@ func (x *Capability) GetValues() []string {
 	return nil
 }
 
-// Withheld is a rule that does not hold. It permits nothing.
+// Withheld is a rule whose conditions are not met. It allows nothing, and only serves to explain refusals.
 type Withheld struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rule          *Rule                  `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // what is missing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1012,17 +1023,17 @@ func (x *Withheld) GetReason() string {
 	return ""
 }
 
-// Head is what a netmap has only one of.
+// Head is the part of a netmap that exists only once.
 type Head struct {
 	state                protoimpl.MessageState `protogen:"open.v1"`
 	Mesh                 *Mesh                  `protobuf:"bytes,1,opt,name=mesh,proto3" json:"mesh,omitempty"`
-	Self                 uint64                 `protobuf:"fixed64,2,opt,name=self,proto3" json:"self,omitempty"`
-	Authorities          [][]byte               `protobuf:"bytes,3,rep,name=authorities,proto3" json:"authorities,omitempty"` // intermediates, DER
-	Requires             []string               `protobuf:"bytes,4,rep,name=requires,proto3" json:"requires,omitempty"`
-	OutageGraceSeconds   uint64                 `protobuf:"varint,5,opt,name=outage_grace_seconds,json=outageGraceSeconds,proto3" json:"outage_grace_seconds,omitempty"`
-	OutagePostureSeconds uint64                 `protobuf:"varint,6,opt,name=outage_posture_seconds,json=outagePostureSeconds,proto3" json:"outage_posture_seconds,omitempty"`
+	Self                 uint64                 `protobuf:"fixed64,2,opt,name=self,proto3" json:"self,omitempty"`                                                              // id of the node that the netmap is for
+	Authorities          [][]byte               `protobuf:"bytes,3,rep,name=authorities,proto3" json:"authorities,omitempty"`                                                  // intermediates, DER
+	Requires             []string               `protobuf:"bytes,4,rep,name=requires,proto3" json:"requires,omitempty"`                                                        // features needed to enforce this netmap; a node without one of them lets nothing pass
+	OutageGraceSeconds   uint64                 `protobuf:"varint,5,opt,name=outage_grace_seconds,json=outageGraceSeconds,proto3" json:"outage_grace_seconds,omitempty"`       // how long after its last contact a node still trusts certificates that were valid then
+	OutagePostureSeconds uint64                 `protobuf:"varint,6,opt,name=outage_posture_seconds,json=outagePostureSeconds,proto3" json:"outage_posture_seconds,omitempty"` // the same for sets and rules that are conditional; at most outage_grace_seconds
 	Withheld             []*Withheld            `protobuf:"bytes,7,rep,name=withheld,proto3" json:"withheld,omitempty"`
-	Relays               []*Relay               `protobuf:"bytes,8,rep,name=relays,proto3" json:"relays,omitempty"` // only to nodes with the feature relays/1; sorted by id
+	Relays               []*Relay               `protobuf:"bytes,8,rep,name=relays,proto3" json:"relays,omitempty"` // only for nodes with the feature relays/1; sorted by id, at most 64
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -1113,16 +1124,16 @@ func (x *Head) GetRelays() []*Relay {
 	return nil
 }
 
-// Relay is a server that forwards sealed packets.
+// Relay is a server that forwards sealed packets, which it cannot read.
 type Relay struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Region        string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
-	Key           []byte                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`                         // X25519, 32 bytes, new with each start
+	Region        string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`                   // for people, and for the choice among relays of equal latency; may be empty
+	Key           []byte                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`                         // X25519, 32 bytes; new at each start of the relay
 	UdpPort       uint32                 `protobuf:"varint,5,opt,name=udp_port,json=udpPort,proto3" json:"udp_port,omitempty"` // 0: none
-	Udp           [][]byte               `protobuf:"bytes,6,rep,name=udp,proto3" json:"udp,omitempty"`                         // addresses, 4 or 16 bytes; where there is none, the hosts of urls
-	Urls          []string               `protobuf:"bytes,7,rep,name=urls,proto3" json:"urls,omitempty"`
+	Udp           [][]byte               `protobuf:"bytes,6,rep,name=udp,proto3" json:"udp,omitempty"`                         // addresses, 4 or 16 bytes, at most 8; if empty, those of the hosts of urls
+	Urls          []string               `protobuf:"bytes,7,rep,name=urls,proto3" json:"urls,omitempty"`                       // https://HOST[:PORT], at most 8
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1206,8 +1217,8 @@ func (x *Relay) GetUrls() []string {
 	return nil
 }
 
-// NetmapPart is a piece of a netmap: parts follow one another without anything in between, the first has the head, and the
-// one without `more` is the last.
+// NetmapPart is a piece of a netmap, kept below 512 KiB. The parts of a netmap follow each other without other messages in
+// between; the first one has the head, and the one without `more` is the last.
 type NetmapPart struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       *Version               `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -1300,6 +1311,7 @@ func (x *NetmapPart) GetBarred() []*Barred {
 	return nil
 }
 
+// SetChange changes the members of an existing set.
 type SetChange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1360,6 +1372,7 @@ func (x *SetChange) GetRemove() []uint64 {
 	return nil
 }
 
+// ReachChange replaces everything about how an existing peer can be reached.
 type ReachChange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1428,13 +1441,13 @@ func (x *ReachChange) GetHomeRelay() uint64 {
 	return 0
 }
 
-// DeltaPart is a piece of what leads from one version of a netmap to a later one; parts as in NetmapPart. Nothing of it is
-// applied before the last part is there.
+// DeltaPart is a piece of a delta, which leads from one version of a netmap to a later one; parts as for NetmapPart. A node
+// applies the delta only when the last part has arrived.
 type DeltaPart struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	From          *Version               `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
 	To            *Version               `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
-	Head          *Head                  `protobuf:"bytes,3,opt,name=head,proto3" json:"head,omitempty"` // only where it changed
+	Head          *Head                  `protobuf:"bytes,3,opt,name=head,proto3" json:"head,omitempty"` // only if it changed
 	UpsertPeers   []*Peer                `protobuf:"bytes,4,rep,name=upsert_peers,json=upsertPeers,proto3" json:"upsert_peers,omitempty"`
 	Reaches       []*ReachChange         `protobuf:"bytes,5,rep,name=reaches,proto3" json:"reaches,omitempty"`
 	RemovePeers   []uint64               `protobuf:"fixed64,6,rep,packed,name=remove_peers,json=removePeers,proto3" json:"remove_peers,omitempty"`

@@ -2,7 +2,8 @@
 //
 // Source: redoubt/v1/admin.proto
 
-// The coordinator's interface for administrators, served with Connect on a unix socket of mode 0600.
+// The coordinator's interface for administrators, served with Connect on a unix socket of mode 0600. `redoubt-coordinator` is its
+// client. Fields called `node` accept a node's id, name or overlay address unless noted. Changes are recorded in the audit log.
 package redoubtv1connect
 
 import (
@@ -117,40 +118,65 @@ const (
 
 // AdminServiceClient is a client for the redoubt.v1.AdminService service.
 type AdminServiceClient interface {
+	// CreateToken creates a join code.
 	CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error)
+	// ListTokens lists the tokens that the coordinator keeps, newest first.
 	ListTokens(context.Context, *v1.ListTokensRequest) (*v1.ListTokensResponse, error)
+	// RevokeToken makes a token unusable. Nodes that joined with it stay.
 	RevokeToken(context.Context, *v1.RevokeTokenRequest) (*v1.RevokeTokenResponse, error)
+	// ListNodes lists all nodes by name, and the machines that wait for approval.
 	ListNodes(context.Context, *v1.ListNodesRequest) (*v1.ListNodesResponse, error)
 	GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeResponse, error)
+	// RevokeNode revokes a node permanently. It waits up to 5 s for the connected holders to enforce that.
 	RevokeNode(context.Context, *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error)
+	// DeleteNode removes a node; its machine may join again with new keys.
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
+	// ResetNode forgets the highest attestation of a node, so that a machine with a lower one can take its place.
 	ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error)
+	// ReleaseNode ends a node's quarantine.
 	ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error)
+	// ApproveNode approves a machine that wants to join, or a node's further certificates.
 	ApproveNode(context.Context, *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error)
+	// DenyNode denies a machine that wants to join, or a node's further certificates. Both can still be approved later.
 	DenyNode(context.Context, *v1.DenyNodeRequest) (*v1.DenyNodeResponse, error)
+	// SetFact sets a custom fact about a node.
 	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
 	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
+	// ApproveRoutes replaces the set of a node's routes that are approved by hand.
 	ApproveRoutes(context.Context, *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error)
+	// SetRoles replaces a user's roles.
 	SetRoles(context.Context, *v1.SetRolesRequest) (*v1.SetRolesResponse, error)
 	ListRoles(context.Context, *v1.ListRolesRequest) (*v1.ListRolesResponse, error)
+	// ApplyPolicy checks a policy and, unless it is a dry run, puts it in force.
 	ApplyPolicy(context.Context, *v1.ApplyPolicyRequest) (*v1.ApplyPolicyResponse, error)
 	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error)
 	PolicyHistory(context.Context, *v1.PolicyHistoryRequest) (*v1.PolicyHistoryResponse, error)
+	// PolicyStatus reports which nodes do not enforce the policy yet, optionally after waiting for them.
 	PolicyStatus(context.Context, *v1.PolicyStatusRequest) (*v1.PolicyStatusResponse, error)
+	// CreateLock locks nodes. It waits up to 5 s for the connected holders to enforce that.
 	CreateLock(context.Context, *v1.CreateLockRequest) (*v1.CreateLockResponse, error)
 	ListLocks(context.Context, *v1.ListLocksRequest) (*v1.ListLocksResponse, error)
+	// DeleteLock deletes a lock; nodes that no other lock holds are trusted again.
 	DeleteLock(context.Context, *v1.DeleteLockRequest) (*v1.DeleteLockResponse, error)
+	// GetRoots lists the trusted roots and the state of their keys.
 	GetRoots(context.Context, *v1.GetRootsRequest) (*v1.GetRootsResponse, error)
+	// RotateRoot creates a new root, which the old one cross-signs. It fails if the root's key is offline.
 	RotateRoot(context.Context, *v1.RotateRootRequest) (*v1.RotateRootResponse, error)
+	// RetireRoot ends the trust in the root before the newest one.
 	RetireRoot(context.Context, *v1.RetireRootRequest) (*v1.RetireRootResponse, error)
-	// ForgetRootKey removes the root's key from the coordinator's machine, for whoever has read it.
+	// ForgetRootKey removes the root's key from the coordinator's machine, after the caller has stored a copy.
 	ForgetRootKey(context.Context, *v1.ForgetRootKeyRequest) (*v1.ForgetRootKeyResponse, error)
+	// RequestIntermediate creates the key of the next intermediate, and a request that the holder of the root's key must sign.
 	RequestIntermediate(context.Context, *v1.RequestIntermediateRequest) (*v1.RequestIntermediateResponse, error)
+	// InstallIntermediate installs the signed answer to that request.
 	InstallIntermediate(context.Context, *v1.InstallIntermediateRequest) (*v1.InstallIntermediateResponse, error)
+	// ListAudit lists records of the audit log, newest first.
 	ListAudit(context.Context, *v1.ListAuditRequest) (*v1.ListAuditResponse, error)
-	// ExportAudit sends the lines of the audit log as they are, the oldest first.
+	// ExportAudit sends the lines of the audit log as stored, oldest first.
 	ExportAudit(context.Context, *v1.ExportAuditRequest) (*connect.ServerStreamForClient[v1.ExportAuditResponse], error)
+	// GetCheckpoint returns a signed checkpoint of the newest record.
 	GetCheckpoint(context.Context, *v1.GetCheckpointRequest) (*v1.GetCheckpointResponse, error)
+	// Backup sends a consistent copy of the store, without the keys in the pki directory.
 	Backup(context.Context, *v1.BackupRequest) (*connect.ServerStreamForClient[v1.BackupResponse], error)
 }
 
@@ -694,40 +720,65 @@ func (c *adminServiceClient) Backup(ctx context.Context, req *v1.BackupRequest) 
 
 // AdminServiceHandler is an implementation of the redoubt.v1.AdminService service.
 type AdminServiceHandler interface {
+	// CreateToken creates a join code.
 	CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error)
+	// ListTokens lists the tokens that the coordinator keeps, newest first.
 	ListTokens(context.Context, *v1.ListTokensRequest) (*v1.ListTokensResponse, error)
+	// RevokeToken makes a token unusable. Nodes that joined with it stay.
 	RevokeToken(context.Context, *v1.RevokeTokenRequest) (*v1.RevokeTokenResponse, error)
+	// ListNodes lists all nodes by name, and the machines that wait for approval.
 	ListNodes(context.Context, *v1.ListNodesRequest) (*v1.ListNodesResponse, error)
 	GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeResponse, error)
+	// RevokeNode revokes a node permanently. It waits up to 5 s for the connected holders to enforce that.
 	RevokeNode(context.Context, *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error)
+	// DeleteNode removes a node; its machine may join again with new keys.
 	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
+	// ResetNode forgets the highest attestation of a node, so that a machine with a lower one can take its place.
 	ResetNode(context.Context, *v1.ResetNodeRequest) (*v1.ResetNodeResponse, error)
+	// ReleaseNode ends a node's quarantine.
 	ReleaseNode(context.Context, *v1.ReleaseNodeRequest) (*v1.ReleaseNodeResponse, error)
+	// ApproveNode approves a machine that wants to join, or a node's further certificates.
 	ApproveNode(context.Context, *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error)
+	// DenyNode denies a machine that wants to join, or a node's further certificates. Both can still be approved later.
 	DenyNode(context.Context, *v1.DenyNodeRequest) (*v1.DenyNodeResponse, error)
+	// SetFact sets a custom fact about a node.
 	SetFact(context.Context, *v1.SetFactRequest) (*v1.SetFactResponse, error)
 	UnsetFact(context.Context, *v1.UnsetFactRequest) (*v1.UnsetFactResponse, error)
+	// ApproveRoutes replaces the set of a node's routes that are approved by hand.
 	ApproveRoutes(context.Context, *v1.ApproveRoutesRequest) (*v1.ApproveRoutesResponse, error)
+	// SetRoles replaces a user's roles.
 	SetRoles(context.Context, *v1.SetRolesRequest) (*v1.SetRolesResponse, error)
 	ListRoles(context.Context, *v1.ListRolesRequest) (*v1.ListRolesResponse, error)
+	// ApplyPolicy checks a policy and, unless it is a dry run, puts it in force.
 	ApplyPolicy(context.Context, *v1.ApplyPolicyRequest) (*v1.ApplyPolicyResponse, error)
 	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error)
 	PolicyHistory(context.Context, *v1.PolicyHistoryRequest) (*v1.PolicyHistoryResponse, error)
+	// PolicyStatus reports which nodes do not enforce the policy yet, optionally after waiting for them.
 	PolicyStatus(context.Context, *v1.PolicyStatusRequest) (*v1.PolicyStatusResponse, error)
+	// CreateLock locks nodes. It waits up to 5 s for the connected holders to enforce that.
 	CreateLock(context.Context, *v1.CreateLockRequest) (*v1.CreateLockResponse, error)
 	ListLocks(context.Context, *v1.ListLocksRequest) (*v1.ListLocksResponse, error)
+	// DeleteLock deletes a lock; nodes that no other lock holds are trusted again.
 	DeleteLock(context.Context, *v1.DeleteLockRequest) (*v1.DeleteLockResponse, error)
+	// GetRoots lists the trusted roots and the state of their keys.
 	GetRoots(context.Context, *v1.GetRootsRequest) (*v1.GetRootsResponse, error)
+	// RotateRoot creates a new root, which the old one cross-signs. It fails if the root's key is offline.
 	RotateRoot(context.Context, *v1.RotateRootRequest) (*v1.RotateRootResponse, error)
+	// RetireRoot ends the trust in the root before the newest one.
 	RetireRoot(context.Context, *v1.RetireRootRequest) (*v1.RetireRootResponse, error)
-	// ForgetRootKey removes the root's key from the coordinator's machine, for whoever has read it.
+	// ForgetRootKey removes the root's key from the coordinator's machine, after the caller has stored a copy.
 	ForgetRootKey(context.Context, *v1.ForgetRootKeyRequest) (*v1.ForgetRootKeyResponse, error)
+	// RequestIntermediate creates the key of the next intermediate, and a request that the holder of the root's key must sign.
 	RequestIntermediate(context.Context, *v1.RequestIntermediateRequest) (*v1.RequestIntermediateResponse, error)
+	// InstallIntermediate installs the signed answer to that request.
 	InstallIntermediate(context.Context, *v1.InstallIntermediateRequest) (*v1.InstallIntermediateResponse, error)
+	// ListAudit lists records of the audit log, newest first.
 	ListAudit(context.Context, *v1.ListAuditRequest) (*v1.ListAuditResponse, error)
-	// ExportAudit sends the lines of the audit log as they are, the oldest first.
+	// ExportAudit sends the lines of the audit log as stored, oldest first.
 	ExportAudit(context.Context, *v1.ExportAuditRequest, *connect.ServerStream[v1.ExportAuditResponse]) error
+	// GetCheckpoint returns a signed checkpoint of the newest record.
 	GetCheckpoint(context.Context, *v1.GetCheckpointRequest) (*v1.GetCheckpointResponse, error)
+	// Backup sends a consistent copy of the store, without the keys in the pki directory.
 	Backup(context.Context, *v1.BackupRequest, *connect.ServerStream[v1.BackupResponse]) error
 }
 

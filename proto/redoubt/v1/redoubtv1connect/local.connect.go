@@ -2,8 +2,8 @@
 //
 // Source: redoubt/v1/local.proto
 
-// The agent's local interface, served with Connect on a unix socket. Everyone on the machine may look; changing anything
-// takes root or the operator.
+// The agent's local interface, served with Connect on a unix socket. Everyone on the machine may read; changes are reserved for
+// root and the operator.
 package redoubtv1connect
 
 import (
@@ -57,18 +57,24 @@ const (
 
 // LocalServiceClient is a client for the redoubt.v1.LocalService service.
 type LocalServiceClient interface {
+	// Status returns the current status.
 	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
+	// Watch sends the status now and whenever it changes.
 	Watch(context.Context, *v1.WatchRequest) (*connect.ServerStreamForClient[v1.WatchResponse], error)
-	// Up answers with progress until the data path runs or the caller goes away.
+	// Up joins or reconnects to the mesh. It sends progress until the data path runs or the caller cancels. Root and the operator
+	// only.
 	Up(context.Context, *v1.UpRequest) (*connect.ServerStreamForClient[v1.UpResponse], error)
+	// Down disconnects from the mesh. Root and the operator only.
 	Down(context.Context, *v1.DownRequest) (*v1.DownResponse, error)
+	// Ping sends ICMP echo requests to a peer.
 	Ping(context.Context, *v1.PingRequest) (*connect.ServerStreamForClient[v1.PingResponse], error)
+	// Whois returns the node with an overlay address.
 	Whois(context.Context, *v1.WhoisRequest) (*v1.WhoisResponse, error)
-	// Why answers from this node's own netmap.
+	// Why says whether a connection is allowed, according to this node's own netmap.
 	Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error)
-	// Underlay tells what the agent knows of the network below the mesh: whom to ask about it, and what it found out itself.
+	// Underlay returns what the agent knows about the underlay: which servers to probe, and what it found out itself.
 	Underlay(context.Context, *v1.UnderlayRequest) (*v1.UnderlayResponse, error)
-	// Posture says what is known of this machine, and what it keeps from holding.
+	// Posture returns what is known about this machine, and which rules fail because of that.
 	Posture(context.Context, *v1.PostureRequest) (*v1.PostureResponse, error)
 }
 
@@ -224,18 +230,24 @@ func (c *localServiceClient) Posture(ctx context.Context, req *v1.PostureRequest
 
 // LocalServiceHandler is an implementation of the redoubt.v1.LocalService service.
 type LocalServiceHandler interface {
+	// Status returns the current status.
 	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
+	// Watch sends the status now and whenever it changes.
 	Watch(context.Context, *v1.WatchRequest, *connect.ServerStream[v1.WatchResponse]) error
-	// Up answers with progress until the data path runs or the caller goes away.
+	// Up joins or reconnects to the mesh. It sends progress until the data path runs or the caller cancels. Root and the operator
+	// only.
 	Up(context.Context, *v1.UpRequest, *connect.ServerStream[v1.UpResponse]) error
+	// Down disconnects from the mesh. Root and the operator only.
 	Down(context.Context, *v1.DownRequest) (*v1.DownResponse, error)
+	// Ping sends ICMP echo requests to a peer.
 	Ping(context.Context, *v1.PingRequest, *connect.ServerStream[v1.PingResponse]) error
+	// Whois returns the node with an overlay address.
 	Whois(context.Context, *v1.WhoisRequest) (*v1.WhoisResponse, error)
-	// Why answers from this node's own netmap.
+	// Why says whether a connection is allowed, according to this node's own netmap.
 	Why(context.Context, *v1.WhyRequest) (*v1.WhyResponse, error)
-	// Underlay tells what the agent knows of the network below the mesh: whom to ask about it, and what it found out itself.
+	// Underlay returns what the agent knows about the underlay: which servers to probe, and what it found out itself.
 	Underlay(context.Context, *v1.UnderlayRequest) (*v1.UnderlayResponse, error)
-	// Posture says what is known of this machine, and what it keeps from holding.
+	// Posture returns what is known about this machine, and which rules fail because of that.
 	Posture(context.Context, *v1.PostureRequest) (*v1.PostureResponse, error)
 }
 
