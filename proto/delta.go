@@ -95,7 +95,7 @@ func (d *Delta) diffPeer(x, y **Peer) {
 		return
 	}
 	switch a, b := *x, *y; {
-	case a == b: // two netmaps share most of what they have in common
+	case a == b: // netmaps share most of the peers that they have in common
 	case !bytes.Equal(a.Certificate, b.Certificate) || !slices.Equal(a.Routes, b.Routes):
 		d.UpsertPeers = append(d.UpsertPeers, b)
 	case !a.Reach.Equal(&b.Reach):

@@ -47,7 +47,7 @@ func (id *NodeID) UnmarshalText(b []byte) error {
 	return err
 }
 
-// ParseNodeID parses what String returns, and nothing else: each ID has one text.
+// ParseNodeID parses what String returns, and nothing else: each ID has a single text form.
 func ParseNodeID(s string) (NodeID, error) {
 	if len(s) != 14 || s[0] != 'n' {
 		return 0, fmt.Errorf("node id %q: want n and 13 characters of 0-9a-v", shorten(s))

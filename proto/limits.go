@@ -25,7 +25,7 @@ const (
 	MaxRelays       = 64
 	MaxRelayAddrs   = 8 // of one relay
 	MaxRelayURLs    = 8 // of one relay
-	// Texts, in bytes.
+	// Lengths of strings, in bytes.
 	MaxName   = 256 // names of sets, keys and paths of rules, features
 	MaxDomain = 190 // leaves room for a label before it
 	MaxTags   = 64

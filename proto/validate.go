@@ -13,7 +13,7 @@ import (
 	"unicode/utf8"
 )
 
-// ErrInvalid is wrapped by every error of Validate and, for what the delta would lead to, of Apply.
+// ErrInvalid is wrapped by every error of Validate, and by every error of Apply except ErrVersion.
 var ErrInvalid = errors.New("invalid")
 
 func invalid(format string, args ...any) error {

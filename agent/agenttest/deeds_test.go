@@ -344,7 +344,7 @@ var attacks = []func(*trial, *sim.Seen){
 			s.Data[t.rnd.IntN(len(s.Data))] ^= 1 << t.rnd.IntN(8)
 		}
 	},
-	func(t *trial, s *sim.Seen) { // from somewhere else
+	func(t *trial, s *sim.Seen) { // from another address
 		if s.Public() {
 			s.From = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 66}), uint16(1024+t.rnd.IntN(60000)))
 		}

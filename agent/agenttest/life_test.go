@@ -214,7 +214,7 @@ func TestCertificatesRunOut(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				// Keepalives are what contact is counted by, so the last one may be that much older than the stop.
+				// Contact is counted by keepalives, so the last one may be that much older than the stop.
 				time.Sleep(time.Until(ends.Add(time.Second)))
 				if c.Err() == nil {
 					t.Error("a connection outlives the certificates")

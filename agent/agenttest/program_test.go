@@ -13,7 +13,7 @@ import (
 //
 //	3 o p s 2 0   p 1 0 4  W 0 1 5  ...
 //	│ └─┬─┘ │ │   └──┬──┘
-//	│   │   │ │      └─ events: what, two details, and how long it lasts
+//	│   │   │ │      └─ events: what happens, two details, and the wait after it
 //	│   │   │ └─ what links do to packets
 //	│   │   └─ relays
 //	│   └─ how each node is attached

@@ -1,4 +1,3 @@
-// Package path decides where packets to a peer go: which addresses are candidates, in which order, and when to try them
 // Package path decides where packets to a peer are sent: which addresses are candidates, in which order, and when to try them
 // all again. It does no I/O: the agent feeds it events and applies its effects to the engine.
 //

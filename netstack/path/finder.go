@@ -16,7 +16,7 @@ import (
 type Way struct {
 	Addr   netip.AddrPort
 	Relay  proto.NodeID
-	Socket uint32 // that sends to the address; 0 means the one that all peers share
+	Socket uint32 // to send from; 0 means the one that all peers share
 }
 
 // IsZero reports whether w is no path at all.
@@ -31,7 +31,7 @@ type Route struct {
 	Copy Way // gets a copy of every packet while Main is in doubt; zero means none
 	// Spray holds addresses that handshakes are sent to as well.
 	Spray []netip.AddrPort
-	// Roams means that Main is unproved: an authentic packet that arrives by another path shows a better one at once.
+	// Roams means that Main is unproved: an authentic packet that arrives on another path shows a better one at once.
 	Roams bool
 }
 
@@ -74,13 +74,13 @@ type (
 	Offering struct{ Offer pathmsg.Offer }
 	// Wanted reports that a packet was sent to an idle peer.
 	Wanted struct{ ID proto.NodeID }
-	// Used reports, for a peer that is not idle, whether packets were sent to it and whether authentic ones arrived by the Main
+	// Used reports, for a peer that is not idle, whether packets were sent to it and whether authentic ones arrived on the Main
 	// path since the last report. It comes every UsedEvery.
 	Used struct {
 		ID          proto.NodeID
 		Sent, Heard bool
 	}
-	// Heard reports that an authentic packet of a peer arrived by a path other than Main, for the first time since the route
+	// Heard reports that an authentic packet of a peer arrived on a path other than Main, for the first time since the route
 	// changed.
 	Heard struct {
 		ID   proto.NodeID
@@ -344,7 +344,7 @@ func (f *Finder) used(p *pair, e Used) {
 	f.run(p)
 }
 
-// heardFrom handles an authentic packet that arrived by another path: the peer may have moved.
+// heardFrom handles an authentic packet that arrived on another path: the peer may have moved.
 func (f *Finder) heardFrom(p *pair, from Way) {
 	p.lastHeard = f.now
 	if !from.Direct() || from.Socket != 0 || f.bounds.Check(from.Addr) != nil {
@@ -395,7 +395,7 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 	}
 	c := p.learn(f.now, from.Addr)
 	c.heard = f.now
-	// It reached us, so ours may reach it. If it came by the current path, the peer asks because it is missing answers.
+	// It reached us, so ours may reach it. If it came on the current path, the peer asks because it is missing answers.
 	if f.now.Sub(c.pong) > checkEvery/4 && f.now.Sub(c.ping) > rounds[1]/2 && !p.settledAt(c, f.now) &&
 		(p.awake || c == p.current || p.current == nil || f.now.Sub(p.lastHeard) < recent) {
 		f.ping(p, from)
@@ -473,7 +473,7 @@ func (f *Finder) run(p *pair) {
 	f.runPunch(p)
 }
 
-// check pings the current path if no packets arrive by themselves.
+// check pings the current path if no answers come otherwise.
 func (f *Finder) check(p *pair) {
 	c := p.current
 	if c == nil {
@@ -556,7 +556,7 @@ func (f *Finder) ping(p *pair, to Way) {
 	f.out = append(f.out, Send{p.id, to, pathmsg.Ping{TxID: id}})
 }
 
-// settle announces changes of the route and of what fits it, and sets the timer.
+// settle announces changes of the route and of the packet size that fits it, and sets the timer.
 func (f *Finder) settle(p *pair) {
 	f.fit(p)
 	if r := p.routeNow(f.local); !p.said || !r.equal(&p.route) {

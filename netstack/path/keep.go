@@ -22,8 +22,8 @@ const (
 	firstEvery = 10 * time.Second
 )
 
-// Keeping sets whether the current paths are the only way into this node: it is behind a NAT, no relay delivers to it, and its
-// router opened no port.
+// Keeping tells a Finder whether the current paths are the only way into this node: it is behind a NAT, no relay delivers to
+// it, and its router opened no port.
 type Keeping struct{ On bool }
 
 func (Keeping) event() {}
@@ -48,7 +48,7 @@ func (f *Finder) stir() {
 func (p *pair) expect(now time.Time) {
 	gap := now.Sub(p.asked)
 	if gap < UsedEvery/2 {
-		return // of the same moment, by another path
+		return // of the same moment, on another path
 	}
 	p.asked = now
 	switch {

@@ -18,8 +18,8 @@ import (
 //	sizes between pass and fail ──adjacent───┘       start over
 //
 // A size is too large if two pings of it were lost while a small one was answered: a path that loses everything says nothing
-// about sizes. Until the first of them get through there is no limit. Nearly all paths carry what the device can send, and a
-// host remembers for minutes what it was told about one that does not.
+// about sizes. Until the first results are in, there is no limit. Nearly all paths carry what the device can send, and a host
+// remembers for minutes what it was told about one that does not.
 
 const (
 	// MinMTU is what every path must carry, if need be in fragments: IPv6 inside the tunnel allows no smaller limit.
@@ -37,7 +37,7 @@ const (
 	confirmMin   = time.Second
 	// raiseEvery is how often larger sizes are tried again. Hosts forget what they were told about a path just as fast.
 	raiseEvery = 10 * time.Minute
-	// voidPause is how long after a path lost everything it is tried again.
+	// voidPause is the pause before a path that lost everything is probed again.
 	voidPause = time.Second
 	// rungs is how many sizes are tried at once, besides the special ones.
 	rungs = 6
@@ -222,7 +222,7 @@ func (s *search) suspect(now time.Time) {
 	}
 }
 
-// next returns when step is next due; zero if it must run first to tell.
+// next returns when step is next due; zero if step must run first.
 func (s *search) next() time.Time {
 	switch {
 	case s.phase == phaseRest && s.found == 0, s.phase != phaseRest && len(s.asked) == 0:

@@ -49,7 +49,7 @@ type pair struct {
 	round  time.Time // when the next one after these is due; zero means none
 	probes []probe
 
-	punched *candidate // the path by a socket of its own; nil if none
+	punched *candidate // the path from a dedicated socket; nil if none
 	opens   backoff    // for punches as the opener
 	guesses backoff    // for punches as the guesser
 
@@ -70,7 +70,7 @@ type pair struct {
 // candidate is an address where a peer may be reachable.
 type candidate struct {
 	addr    netip.AddrPort
-	socket  uint32    // of its own; 0 means the shared one
+	socket  uint32    // the dedicated one; 0 means the shared one
 	punched bool      // found by hole punching: we guessed its port, or the peer guessed ours
 	told    bool      // by the netmap
 	learned time.Time // if not told: when the peer was last seen here or announced it
@@ -265,7 +265,7 @@ func (p *pair) lastOn(c *candidate) time.Time {
 	return c.pong
 }
 
-// silentOn reports whether packets go out by the current path with none coming back, while another path has just answered.
+// silentOn reports whether packets go out on the current path with none coming back, while another path has just answered.
 func (p *pair) silentOn(cur, other *candidate) bool {
 	if cur.missed > 0 || !p.awake {
 		return true

@@ -11,8 +11,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// A NAT that maps each destination to another port (a hard one) tells nobody which port a peer will get, and a peer whose own
-// NAT admits only ports that were sent to cannot wait for it. They can still meet by chance, by the birthday paradox:
+// A NAT that maps each destination to another port (a hard one) does not reveal which port a peer will get, and a peer whose
+// own NAT admits only ports that it has sent to cannot wait for it. They can still meet by chance, by the birthday paradox:
 //
 //	opener, behind the hard NAT               guesser, behind the easy one
 //	  Punch ───────────────── relay ────────►   unless it has, or just had, another
@@ -25,7 +25,7 @@ import (
 // (1-n/N)(1-n/(N-1))...(1-n/(N-k+1)), which is about exp(-k·n/N): a half after 175 guesses, 2 % after 1000.
 //
 // Guesses, and pings from the sockets, go where an authenticated peer claims to be, and it may lie. So they are few, in total
-// and to each address, and ever rarer where they hit nothing. That the peer answers elsewhere does not offset that.
+// and to each address, and ever rarer where they hit nothing. Answers from elsewhere do not make up for misses.
 
 // Effects of a Finder that is punching.
 type (
@@ -407,7 +407,7 @@ func (f *Finder) leavePunch(p *pair) {
 	f.settlePunch(p)
 }
 
-// warms returns when the current path is next pinged although nothing is sent by it; zero means never.
+// warms returns when the current path is next pinged although nothing is sent on it; zero means never.
 func (p *pair) warms() time.Time {
 	c := p.current
 	if c == nil || c != p.punched {
@@ -419,7 +419,7 @@ func (p *pair) warms() time.Time {
 	return time.Time{}
 }
 
-// punchReason describes how guessing ports for a peer stands; it is empty if nothing is to be said about it.
+// punchReason describes how guessing ports for a peer stands; it returns an empty string if there is nothing to say.
 func (f *Finder) punchReason(p *pair) string {
 	hard := f.own.NAT == pathmsg.NATHard && p.peerNAT == pathmsg.NATEasy
 	if !hard && (f.own.NAT != pathmsg.NATEasy || p.peerNAT != pathmsg.NATHard) {

@@ -16,10 +16,10 @@ type View struct {
 	Since time.Time     // zero if it was never used
 	RTT   time.Duration // of Pongs; zero if not known
 	Doubt bool          // packets take both paths
-	// Punched means that the port of a NAT was guessed for it.
+	// Punched means that the path was found by guessing the port of a NAT.
 	Punched bool
-	// MTU is how large a packet may be to arrive, inside the tunnel; 0 if that is not known (yet). Fragments means that it
-	// arrives in fragments.
+	// MTU is the largest packet that gets through, inside the tunnel; 0 if it is not known (yet). Fragments means that it gets
+	// through in fragments.
 	MTU       int
 	Fragments bool
 	// Cause says why the path is not direct, or in doubt, for programs to read, and Why says it for people. Both are empty for

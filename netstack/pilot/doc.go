@@ -1,5 +1,5 @@
 // Package pilot steers packets to peers: one goroutine for all peers runs the decisions of package path, and applies them to
-// the courses by which the engine sends.
+// the courses that the engine sends on.
 //
 //	path messages ──► Bind ──► open with the pair's key ┐
 //	first packet, other source ◄── Course ◄── engine    ├─► path.Finder ─┬─► seal ──► Bind, or a relay

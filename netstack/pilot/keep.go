@@ -10,8 +10,8 @@ import (
 // carrierNAT is the address space of carrier-grade NATs (RFC 6598).
 var carrierNAT = netip.MustParsePrefix("100.64.0.0/10")
 
-// Shut reports whether peers reach this node only from where it has sent to: no relay delivers to it, its router opened no
-// port, and it has no public address of its own. IPv6 does not count here, since most routers admit only solicited packets.
+// Shut reports whether peers reach this node only from addresses that it has sent to: no relay delivers to it, its router opened
+// no port, and it has no public address of its own. IPv6 does not count here, since most routers admit only solicited packets.
 func Shut(local []netip.Addr, states []relay.State, found scout.Report) bool {
 	if found.Router.External.IsValid() {
 		return false

@@ -10,7 +10,7 @@ import (
 )
 
 // Offer returns what peers are told about a node with these addresses and this UDP port: where the relays see it, and what else
-// was found out about it. A NAT that shows relays different ports gives each peer another one as well.
+// was found out about it. A NAT that shows relays different ports shows each peer another one as well.
 func Offer(local []netip.Addr, port uint16, states []relay.State, found scout.Report) pathmsg.Offer {
 	var o pathmsg.Offer
 	add := func(a netip.AddrPort) {
@@ -40,8 +40,8 @@ func Offer(local []netip.Addr, port uint16, states []relay.State, found scout.Re
 }
 
 // Outside returns the addresses at which peers may reach this node from outside, most reliable first: what its router opened,
-// then what relays and servers see. If a NAT shows each of them another port, only those seen by relays count, if there are
-// any: a NAT soon forgets the others.
+// then what relays and servers see. If a NAT shows them different ports, only those seen by relays count, if there are any: a
+// NAT soon forgets the others.
 func Outside(states []relay.State, found scout.Report) []netip.AddrPort {
 	all := found.Opened()
 	_, seen := Servers(states)

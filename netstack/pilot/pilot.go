@@ -27,7 +27,7 @@ type Config struct {
 	Local  []netip.Prefix
 	// MTU is that of the host's device; 0 means that packet sizes are not probed.
 	MTU int
-	// STUN is given the messages of RFC 8489; nil if nobody is waiting for them.
+	// STUN receives the STUN messages (RFC 8489); nil if they are not wanted.
 	STUN func(from netip.AddrPort, msg []byte)
 	// Warm prepares a path through a relay; nil if there are no relays.
 	Warm func(relay proto.NodeID)
@@ -43,7 +43,7 @@ type Config struct {
 type Pilot struct {
 	cfg   Config
 	inbox chan func()
-	extra chan func() // for work on sockets of their own
+	extra chan func() // for work on dedicated sockets
 	stop  chan struct{}
 	done  sync.WaitGroup
 	once  sync.Once
@@ -76,8 +76,8 @@ type peer struct {
 const (
 	// maxInbox is the most work that waits for the goroutine.
 	maxInbox = 512
-	// maxExtra is the most work that waits for sockets of their own: a punch opens them, sends by them several times, and
-	// closes them.
+	// maxExtra is the most work that waits for dedicated sockets: a punch opens them, sends from them several times, and closes
+	// them.
 	maxExtra = 8 * path.MaxSockets
 )
 
@@ -164,7 +164,7 @@ func (p *Pilot) Heard(id proto.NodeID, from *bind.Endpoint) {
 	p.post(func() { p.step(path.Heard{ID: id, From: wayOf(from)}) })
 }
 
-// SetPeer adds or changes a peer, and returns the course by which to send to it.
+// SetPeer adds or changes a peer, and returns the course to send to it on.
 func (p *Pilot) SetPeer(id proto.NodeID, public key.PathPublic, reach proto.Reach) (c *bind.Course) {
 	p.call(func() {
 		x := p.peers[id]
@@ -262,8 +262,8 @@ func (p *Pilot) run() {
 	}
 }
 
-// runExtra opens, uses and closes sockets of their own, in the order requested. Hundreds of them take the system a while, and
-// no caller of the Pilot should have to wait for that.
+// runExtra opens, uses and closes dedicated sockets, in the order requested. Hundreds of them take the system a while, and no
+// caller of the Pilot should have to wait for that.
 func (p *Pilot) runExtra() {
 	for {
 		select {
@@ -275,7 +275,7 @@ func (p *Pilot) runExtra() {
 	}
 }
 
-// later queues work on a socket of its own. Work that finds no room is dropped, unless it must be done.
+// later queues work on a dedicated socket. Work that finds no room is dropped, unless it must be done.
 func (p *Pilot) later(must bool, f func()) {
 	select {
 	case p.extra <- f:
@@ -372,7 +372,7 @@ func (p *Pilot) step(e path.Event) {
 	}
 }
 
-// note logs what failed. A failure counts as a loss on the way.
+// note logs a failure, which counts as a loss on the way.
 func (p *Pilot) note(what string, id proto.NodeID, err error) {
 	if err != nil {
 		p.cfg.Log.Debug("not done about a path", "what", what, "node", id, "err", err)
@@ -447,7 +447,7 @@ func (p *Pilot) send(f path.Send) {
 	p.note("send a path message", f.ID, err)
 }
 
-// sendFrom sends by a socket of its own.
+// sendFrom sends from a dedicated socket.
 func (p *Pilot) sendFrom(to path.Way, msg []byte, whole bool) error {
 	send := func() error { return p.cfg.Bind.SendFrom(to.Socket, msg, to.Addr) }
 	if whole {

@@ -12,9 +12,9 @@
 //	Offer (3)  NAT class 1 | count 1 | relays 1 | count times address 18 | relays times (relay 8, RTT 2, milliseconds)
 //	Punch (4)  address 18, of the receiver; answered with the same
 //
-// An address is 16 bytes, IPv4 mapped, and a port. Bodies are sealed with ChaCha20-Poly1305 under keys derived by X25519 from
+// An address is 16 bytes, IPv4 mapped, and a port. Bodies are sealed with ChaCha20-Poly1305 under keys derived with X25519 from
 // the two nodes' path keys, one for each direction. The 24 bytes before the body are authenticated too. A path key is generated
-// when a node starts and forgotten when it ends; it is signed by the node's device key together with the node and the boot
+// when a node starts and forgotten when it stops; it is signed by the node's device key together with the node and the boot
 // number, and delivered with the netmap.
 //
 // An outsider can do nothing: a message that was not sealed by a peer gets no answer. A message is accepted once: counters grow,

@@ -49,7 +49,7 @@ const (
 	addrSize     = 18
 )
 
-// MaxNumber is the greatest number of a peer.
+// MaxNumber is the greatest peer number.
 const MaxNumber = 1<<24 - 1
 
 // ErrMalformed means that bytes are not a message of this package.

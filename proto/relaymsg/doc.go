@@ -12,7 +12,7 @@
 // The node draws the session number at random. Peers are numbered by the sender of the datagram, separately for each direction.
 // The datagrams that use a number carry its meaning (DataFor) until the other side has learned it, so that the first packet is
 // sent at once and later ones carry 8 bytes more than without a relay. The meaning is repeated every few seconds: packets have
-// no tags, so that an attacker on the path may claim that a number stands for another peer.
+// no tags, so an attacker on the path may claim that a number stands for another peer.
 //
 //	Data       payload
 //	DataFor    peer (8) | payload                    the number stands for this peer from here on
