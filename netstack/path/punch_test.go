@@ -132,7 +132,7 @@ func TestWhoPunches(t *testing.T) {
 			if len(p.asked) > 0 != opens || p.opened > 0 || len(p.guesses) > 0 {
 				t.Errorf("%s with %s: asked %d times, %d sockets, %d guesses", own, other, len(p.asked), p.opened, len(p.guesses))
 			}
-			p.got(1, pathmsg.Punch{Toward: at(mapped)}) // asked, whether it may be or not
+			p.got(1, pathmsg.Punch{Toward: at(mapped)}) // a request, whatever the NATs are
 			p.got(1, pathmsg.Punch{Toward: at("192.0.2.1:41641")})
 			p.live(time.Second, 1)
 			if p.opened > 0 != opens || len(p.guesses) > 0 != guesses {
