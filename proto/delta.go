@@ -8,10 +8,10 @@ import (
 	"slices"
 )
 
-// ErrVersion says that a delta does not lead on from the netmap that it was applied to; a new snapshot helps.
+// ErrVersion means that a delta does not start at the version of the netmap it was applied to; a new snapshot helps.
 var ErrVersion = errors.New("delta does not start at the version that is there")
 
-// Head is what a netmap has only one of. Mesh and Self stay as they are while a node lives.
+// Head holds what a netmap has only one of. Mesh and Self stay the same for the life of a node.
 type Head struct {
 	Mesh        Mesh
 	Self        NodeID
@@ -22,23 +22,23 @@ type Head struct {
 	Relays      []Relay
 }
 
-// SetChange is what becomes of a set that stays: members that come and members that go, each sorted.
+// SetChange is a change of an existing set: the members added and removed, each sorted.
 type SetChange struct {
 	Name        string
 	Add, Remove []NodeID
 }
 
-// ReachChange says how a peer is reached now, whose certificate stays.
+// ReachChange is how a peer is reached after a change, if its certificate stays the same.
 type ReachChange struct {
 	ID NodeID
 	Reach
 }
 
-// Delta leads from one version of a node's netmap to a later one. Each list is sorted, and no two lists of the same kind
-// of thing name the same one.
+// Delta leads from one version of a node's netmap to a later one. Each list is sorted, and no two lists about the same kind of
+// item name the same one.
 type Delta struct {
 	From, To    Version
-	Head        *Head // nil: stays
+	Head        *Head // nil if unchanged
 	UpsertPeers []*Peer
 	Reaches     []ReachChange
 	RemovePeers []NodeID
@@ -47,12 +47,12 @@ type Delta struct {
 	RemoveSets  []string
 	UpsertRules []Rule
 	RemoveRules []string
-	// Barred are those that are new or have another number.
+	// UpsertBarred are nodes that are new in the list or have another sequence number.
 	UpsertBarred []Barred
 	RemoveBarred []NodeID
 }
 
-// Empty says that nothing but the version changes.
+// Empty reports whether nothing but the version changes.
 func (d *Delta) Empty() bool {
 	return d.Head == nil && len(d.UpsertPeers) == 0 && len(d.Reaches) == 0 && len(d.RemovePeers) == 0 &&
 		len(d.UpsertSets) == 0 && len(d.ChangeSets) == 0 && len(d.RemoveSets) == 0 &&
@@ -70,8 +70,8 @@ func (h *Head) equal(o *Head) bool {
 		slices.Equal(h.Requires, o.Requires) && slices.EqualFunc(h.Authorities, o.Authorities, bytes.Equal)
 }
 
-// Diff is what leads from an older netmap of a node to a newer one of the same node. Both are valid. Where mesh, node or
-// order of versions differ from that, Apply refuses the result.
+// Diff returns the delta from an older netmap of a node to a newer one of the same node. Both must be valid. If the mesh, the
+// node or the order of versions do not match, Apply refuses the result.
 func Diff(older, newer *Netmap) *Delta {
 	d := &Delta{From: older.Version, To: newer.Version}
 	before, after := older.head(), newer.head()
@@ -95,7 +95,7 @@ func (d *Delta) diffPeer(x, y **Peer) {
 		return
 	}
 	switch a, b := *x, *y; {
-	case a == b: // most of what two netmaps have in common they share
+	case a == b: // netmaps share most of the peers that they have in common
 	case !bytes.Equal(a.Certificate, b.Certificate) || !slices.Equal(a.Routes, b.Routes):
 		d.UpsertPeers = append(d.UpsertPeers, b)
 	case !a.Reach.Equal(&b.Reach):
@@ -144,7 +144,7 @@ func (d *Delta) diffBarred(a, b *Barred) {
 	}
 }
 
-// Equal says whether the two rules are the same to the last detail, their origin included.
+// Equal reports whether two rules are identical, including their origin.
 func (r *Rule) Equal(o *Rule) bool {
 	return r.Key == o.Key && r.Origin == o.Origin && r.Direction == o.Direction &&
 		slices.Equal(r.Peers.Sets, o.Peers.Sets) && slices.Equal(r.Peers.Prefixes, o.Peers.Prefixes) &&
@@ -153,9 +153,9 @@ func (r *Rule) Equal(o *Rule) bool {
 		slices.EqualFunc(r.App, o.App, func(a, b Capability) bool { return a.Name == b.Name && slices.Equal(a.Values, b.Values) })
 }
 
-// Apply gives the netmap that the delta leads to; n stays as it is and shares what did not change. A delta that names
-// what is not there, says something twice, or leads to an invalid netmap is refused as a whole. The cost, beyond copying
-// the lists that change, is that of what the delta holds.
+// Apply returns the netmap that the delta leads to; n stays unchanged, and the result shares what did not change. A delta that
+// names a missing item, names an item twice, or leads to an invalid netmap is refused as a whole. Beyond one pass over the
+// lists of the netmap, the cost is that of the delta.
 func (n *Netmap) Apply(d *Delta) (*Netmap, error) {
 	if d.From != n.Version {
 		return nil, fmt.Errorf("%w: netmap %s, delta from %s to %s", ErrVersion, n.Version, d.From, d.To)
@@ -249,7 +249,7 @@ func (d *Delta) applyBarred(n *Netmap) ([]Barred, error) {
 	return es.apply("barred node", n.Barred, barredKey)
 }
 
-// checkMet refuses a netmap in which somebody whom the delta names is a peer and barred.
+// checkMet refuses a netmap in which a node that the delta names is both a peer and barred.
 func (n *Netmap) checkMet(d *Delta) error {
 	met := func(id NodeID) error {
 		_, barred := slices.BinarySearchFunc(n.Barred, id, func(b Barred, id NodeID) int { return cmp.Compare(b.ID, id) })

@@ -53,13 +53,13 @@ func withVersion(nm *proto.Netmap, v proto.Version) *proto.Netmap {
 	return &c
 }
 
-// TestApplyMutatedDelta damages deltas at random: what is refused changes nothing, what is not leads to a valid netmap.
+// TestApplyMutatedDelta damages deltas at random: a refused one changes nothing, and an accepted one leads to a valid netmap.
 func TestApplyMutatedDelta(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a := prototest.Netmap(v(3)).Draw(t, "a")
 		d := proto.Diff(a, prototest.Netmap(v(9)).Draw(t, "b"))
 		other := proto.Diff(prototest.Netmap(v(1)).Draw(t, "c"), prototest.Netmap(v(2)).Draw(t, "d"))
-		// Parts of a delta between other netmaps name what is not there and come beside what is.
+		// Parts of a delta between other netmaps name missing items, and lie beside existing ones.
 		if rapid.Bool().Draw(t, "peers") {
 			d.RemovePeers = append(slices.Clone(d.RemovePeers), other.RemovePeers...)
 			d.Reaches = append(slices.Clone(d.Reaches), other.Reaches...)
@@ -205,7 +205,7 @@ func manyPeers(n int) []*proto.Peer {
 	return out
 }
 
-// TestSetDelta is the promise that a node that joins a large group is one change of one member.
+// TestSetDelta checks that a node that joins a large group is one change of one member.
 func TestSetDelta(t *testing.T) {
 	a, b := small(), small()
 	a.Sets[0].Members = many(1000)

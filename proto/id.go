@@ -9,13 +9,13 @@ import (
 	"strings"
 )
 
-// textEncoding keeps the order of the bytes that it encodes, and survives being read aloud: no padding, one case.
+// textEncoding preserves the order of the bytes that it encodes, and survives being read aloud: no padding, one case.
 var textEncoding = base32.NewEncoding("0123456789abcdefghijklmnopqrstuv").WithPadding(base32.NoPadding)
 
-// NodeID names a node for as long as the mesh exists. Ids are random and never used twice; zero is no node.
+// NodeID identifies a node for as long as the mesh exists. IDs are random and never reused; zero is no node.
 type NodeID uint64
 
-// NewNodeID draws an id from r, which must be cryptographically random.
+// NewNodeID draws an ID from r, which must be cryptographically random.
 func NewNodeID(r io.Reader) (NodeID, error) {
 	var b [8]byte
 	for {
@@ -28,7 +28,7 @@ func NewNodeID(r io.Reader) (NodeID, error) {
 	}
 }
 
-// String is "n" and 13 characters of base32hex; it sorts as the number does.
+// String returns "n" and 13 characters of base32hex, which sort as the number does.
 func (id NodeID) String() string {
 	var b [8]byte
 	binary.BigEndian.PutUint64(b[:], uint64(id))
@@ -47,7 +47,7 @@ func (id *NodeID) UnmarshalText(b []byte) error {
 	return err
 }
 
-// ParseNodeID reads what String wrote, and nothing else: one id has one text.
+// ParseNodeID parses what String returns, and nothing else: each ID has a single text form.
 func ParseNodeID(s string) (NodeID, error) {
 	if len(s) != 14 || s[0] != 'n' {
 		return 0, fmt.Errorf("node id %q: want n and 13 characters of 0-9a-v", shorten(s))
@@ -63,10 +63,10 @@ func ParseNodeID(s string) (NodeID, error) {
 	return id, nil
 }
 
-// MeshID names a mesh, and is the SPIFFE trust domain of its certificates.
+// MeshID identifies a mesh, and is the SPIFFE trust domain of its certificates.
 type MeshID string
 
-// NewMeshID draws a mesh id of 128 random bits from r.
+// NewMeshID draws a mesh ID of 128 random bits from r.
 func NewMeshID(r io.Reader) (MeshID, error) {
 	var b [16]byte
 	if _, err := io.ReadFull(r, b[:]); err != nil {
@@ -75,10 +75,10 @@ func NewMeshID(r io.Reader) (MeshID, error) {
 	return MeshID("m" + textEncoding.EncodeToString(b[:])), nil
 }
 
-// ErrMeshID says that a text is no mesh id.
+// ErrMeshID means that a text is not a mesh ID.
 var ErrMeshID = errors.New("not a mesh id (want m and 26 characters of 0-9a-v)")
 
-// Validate says whether the id has the form that NewMeshID gives.
+// Validate checks that the ID has the form that NewMeshID gives it.
 func (m MeshID) Validate() error {
 	if len(m) != 27 || m[0] != 'm' {
 		return fmt.Errorf("%q: %w", shorten(string(m)), ErrMeshID)

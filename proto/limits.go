@@ -2,7 +2,7 @@ package proto
 
 import "time"
 
-// What a netmap may hold. A coordinator that needs more splits the mesh; an agent that is sent more refuses it.
+// Limits of a netmap. A coordinator that needs more must split the mesh; an agent refuses more.
 const (
 	MaxPeers       = 100_000
 	MaxEndpoints   = 16 // of one node
@@ -14,23 +14,23 @@ const (
 	MaxMembers     = 2_000_000 // of all sets together
 	MaxRules       = 50_000
 	MaxRequires    = 64
-	// In one rule. Together they keep it below the size of one part on the wire.
+	// Per rule. Together they keep a rule smaller than one part on the wire.
 	MaxRuleSets     = 256
 	MaxRulePrefixes = 4096 // each of Peers.Prefixes and Local
 	MaxServices     = 4096
 	MaxCapabilities = 64      // of one rule
 	MaxCapability   = 8 << 10 // bytes of one rule's capabilities together
-	MaxWithheld     = 256     // rules of a netmap that do not hold
+	MaxWithheld     = 256     // rules of a netmap that do not apply
 	MaxRoutes       = 256     // of one peer
 	MaxRelays       = 64
 	MaxRelayAddrs   = 8 // of one relay
 	MaxRelayURLs    = 8 // of one relay
-	// Texts, in bytes.
+	// Lengths of strings, in bytes.
 	MaxName   = 256 // names of sets, keys and paths of rules, features
 	MaxDomain = 190 // leaves room for a label before it
 	MaxTags   = 64
 	MaxTag    = 64
 	MaxUser   = 256 // each of issuer, subject and name
-	MaxReason = 512 // why a rule does not hold
+	MaxReason = 512 // why a rule does not apply
 	MaxGrace  = 366 * 24 * time.Hour
 )

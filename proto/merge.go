@@ -14,7 +14,7 @@ func idKey(id *NodeID) NodeID {
 	return *id
 }
 
-// walk visits two sorted lists side by side: pairs of the same key, and with nil on the other side what only one has.
+// walk visits two sorted lists side by side: items with the same key as pairs, and items in one list only with nil for the other.
 func walk[T any, K cmp.Ordered](a, b []T, key func(*T) K, visit func(x, y *T)) {
 	for len(a) > 0 || len(b) > 0 {
 		var order int
@@ -40,7 +40,7 @@ func walk[T any, K cmp.Ordered](a, b []T, key func(*T) K, visit func(x, y *T)) {
 	}
 }
 
-// edit is what happens to the entry of one key in a sorted list.
+// edit is a change to the entry of one key in a sorted list.
 type edit[T any, K cmp.Ordered] struct {
 	key  K
 	kind editKind
@@ -51,9 +51,9 @@ type edit[T any, K cmp.Ordered] struct {
 type editKind uint8
 
 const (
-	editUpsert editKind = iota // the entry may be there or not
-	editRemove                 // it must be there
-	editChange                 // it must be there
+	editUpsert editKind = iota // the entry may exist or not
+	editRemove                 // it must exist
+	editChange                 // it must exist
 )
 
 func upsert[T any, K cmp.Ordered](key K, v T) edit[T, K] {
@@ -70,7 +70,7 @@ func change[T any, K cmp.Ordered](key K, with func(T) (T, error)) edit[T, K] {
 
 type edits[T any, K cmp.Ordered] []edit[T, K]
 
-// apply makes the edited list in one pass; without edits it is the old one.
+// apply returns the edited list, made in one pass; without edits it returns the old one.
 func (es edits[T, K]) apply(what string, old []T, key func(*T) K) ([]T, error) {
 	if len(es) == 0 {
 		return old, nil
@@ -104,7 +104,7 @@ func (es edits[T, K]) apply(what string, old []T, key func(*T) K) ([]T, error) {
 	return append(out, old...), nil
 }
 
-// name is a key for an error message.
+// name formats a key for an error message.
 func name(key any) string {
 	if s, ok := key.(string); ok {
 		return fmt.Sprintf("%q", shorten(s))

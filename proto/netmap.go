@@ -7,62 +7,62 @@ import (
 	"time"
 )
 
-// Mesh is what every node of one mesh agrees on.
+// Mesh is what all nodes of a mesh agree on.
 type Mesh struct {
 	ID     MeshID
 	Domain string       // DNS domain of the nodes' names, such as mesh.internal
-	V4     netip.Prefix // where overlay addresses come from
+	V4     netip.Prefix // the range of overlay addresses
 	V6     netip.Prefix
 }
 
-// Contains says whether a is an overlay address of this mesh.
+// Contains reports whether a is an overlay address of this mesh.
 func (m Mesh) Contains(a netip.Addr) bool { return m.V4.Contains(a) || m.V6.Contains(a) }
 
-// Netmap is what one node knows of the mesh, and nothing else.
+// Netmap is everything that one node knows about the mesh.
 type Netmap struct {
 	Version Version
 	Mesh    Mesh
 	Self    NodeID
-	// Authorities are the intermediate certificates (DER) under which the peers' certificates were issued.
+	// Authorities are the intermediate certificates (DER) that issued the peers' certificates.
 	Authorities [][]byte
 	Peers       []*Peer // sorted by ID; never holds Self
 	Sets        []Set   // sorted by Name
 	Rules       []Rule  // sorted by Key
-	// Requires names the features that enforcing this netmap takes. A node that lacks one enforces the empty policy.
+	// Requires names the features needed to enforce this netmap. A node that lacks one enforces the empty policy.
 	Requires []string // sorted
 	Outage   Outage
-	// Withheld are rules about what this node opens that do not hold for it now, each with what is missing. They permit
-	// nothing: they are there so that a refusal can be explained.
+	// Withheld are rules for connections from this node that do not apply to it at present, each with what is missing. They
+	// permit nothing: their purpose is to explain refusals.
 	Withheld []Withheld // sorted by Key
-	// Barred are nodes that this node could meet and whose certificates it refuses, whoever shows them. None is a peer.
+	// Barred are nodes that this node could meet and whose certificates it refuses, whoever presents them. None is a peer.
 	Barred []Barred // sorted by ID
-	// Relays are the servers that can carry packets where there is no direct way.
+	// Relays are the servers that can carry packets where there is no direct path.
 	Relays []Relay // sorted by ID
 }
 
-// Barred is a node that was revoked, or is locked.
+// Barred is a node that was revoked or is locked.
 type Barred struct {
 	ID NodeID
-	// Sequence is the number of its last certificate. Those up to it are refused.
+	// Sequence is the number of its last certificate. Certificates up to that number are refused.
 	Sequence uint64
 }
 
-// Withheld is a rule that does not hold, and why.
+// Withheld is a rule that does not apply, and the reason.
 type Withheld struct {
 	Rule
 	Reason string // such as: needs posture:managed: node:os is not set
 }
 
-// Outage says how long a node that lost its coordinator trusts what it heard last.
+// Outage limits how long a node that lost its coordinator trusts what it last received.
 type Outage struct {
 	// Grace is how long after its own last contact a node that is out of contact honours certificates that were valid then.
 	Grace time.Duration
-	// Posture is how long after its own last contact a node that is out of contact goes by Sets and Rules that are
-	// Conditional. It is no longer than Grace.
+	// Posture is how long after its own last contact a node that is out of contact applies Sets and Rules that are Conditional.
+	// It is no longer than Grace.
 	Posture time.Duration
 }
 
-// Peer is another node. Who it is stands in its certificate. Netmaps share peers: once it is in one, a Peer does not change.
+// Peer is another node. Its certificate says who it is. Netmaps share peers: once it is in a netmap, a Peer does not change.
 type Peer struct {
 	ID          NodeID
 	Certificate []byte // node certificate, DER
@@ -71,16 +71,16 @@ type Peer struct {
 	Routes []netip.Prefix
 }
 
-// Reach is how a node may be reached, as it reports itself. All of it is hints: nothing is trusted for it.
+// Reach is how a node may be reached, as it reports itself. All of it is a hint: nothing is trusted because of it.
 type Reach struct {
 	Endpoints []Endpoint
-	// PathKey is what messages about paths to the node are sealed for; nil: it takes none.
+	// PathKey is the key that path messages to the node are sealed for; nil if it accepts none.
 	PathKey *PathKey
-	// HomeRelay is where the node waits for what others relay to it; 0: nowhere.
+	// HomeRelay is the relay where the node receives relayed packets; 0 means none.
 	HomeRelay NodeID
 }
 
-// Equal says whether two nodes are reached in the same way.
+// Equal reports whether two nodes are reached in the same way.
 func (r *Reach) Equal(o *Reach) bool {
 	return r.HomeRelay == o.HomeRelay && r.PathKey.Equal(o.PathKey) && slices.Equal(r.Endpoints, o.Endpoints)
 }
@@ -88,15 +88,15 @@ func (r *Reach) Equal(o *Reach) bool {
 // PathKeySize is the length of a path key.
 const PathKeySize = 32
 
-// PathKey is an X25519 key that a node draws each time that it starts. It is signed by the node's device key, so that a
-// peer believes it for the node's certificate and not for who delivered it.
+// PathKey is an X25519 key that a node generates each time it starts. It is signed by the node's device key, so that a peer
+// trusts it because of the node's certificate, whoever delivered it.
 type PathKey struct {
 	Public    [PathKeySize]byte
 	Boot      uint64 // grows with each start of the node
 	Signature []byte
 }
 
-// Equal says whether two keys are the same, or both none.
+// Equal reports whether two keys are the same, or both nil.
 func (k *PathKey) Equal(o *PathKey) bool {
 	if k == nil || o == nil {
 		return k == o
@@ -104,16 +104,16 @@ func (k *PathKey) Equal(o *PathKey) bool {
 	return k.Public == o.Public && k.Boot == o.Boot && bytes.Equal(k.Signature, o.Signature)
 }
 
-// EndpointKind says how an endpoint came to be known.
+// EndpointKind is how an endpoint became known.
 type EndpointKind uint8
 
 // The kinds of endpoints.
 const (
 	EndpointInterface EndpointKind = iota + 1 // an address of one of the node's interfaces
-	EndpointObserved                          // where the coordinator saw the node come from
+	EndpointObserved                          // the node's source address as the coordinator saw it
 )
 
-// Endpoint is a UDP address where a node may be reached on the underlay. It is a hint: nothing is trusted for it.
+// Endpoint is a UDP address where a node may be reached on the underlay. It is a hint: nothing is trusted because of it.
 type Endpoint struct {
 	Addr netip.AddrPort
 	Kind EndpointKind
@@ -123,14 +123,14 @@ type Endpoint struct {
 type Set struct {
 	Name    string
 	Members []NodeID // sorted
-	// Conditional says that members are there for facts that age: without contact the set holds for Outage.Posture only.
+	// Conditional means that membership depends on facts that age: without contact the set applies for Outage.Posture only.
 	Conditional bool
 }
 
 // Action is what a rule does with a connection that it matches.
 type Action uint8
 
-// Allow permits. Deny refuses, whatever else permits. Monitor lets pass what no rule permits, and has it logged.
+// Allow permits. Deny refuses, whatever else permits. Monitor passes and logs what no rule permits.
 const (
 	Allow Action = iota
 	Deny
@@ -149,7 +149,7 @@ func (a Action) String() string {
 	return "?"
 }
 
-// Direction is a rule's, as seen by the node that enforces it.
+// Direction is the direction of a rule, as seen by the node that enforces it.
 type Direction uint8
 
 // In is for connections that others open to this node, Out for those that it opens.
@@ -168,29 +168,29 @@ func (d Direction) String() string {
 	return "?"
 }
 
-// Rule says what becomes of connections between this node and others. Their order never matters.
-// Replies belong to the connection and need no rule.
+// Rule decides what happens to connections between this node and others. The order of rules never matters. Replies belong to
+// the connection and need no rule.
 type Rule struct {
 	Key       string // unique in the netmap: the origin's path and the direction
 	Origin    Origin
 	Direction Direction
 	// Peers is the other side.
 	Peers Selector
-	// Local are the addresses on this side that the rule is about: this node's own, or routes that it serves.
+	// Local are the addresses on this side that the rule covers: this node's own, or routes that it serves.
 	Local []netip.Prefix
-	// Services are the protocols and ports of the side that is connected to. A rule without any is only about App.
+	// Services are the protocols and ports of the side that is connected to. A rule without any concerns only App.
 	Services []Service
 	Action   Action
 	// Until is when a Monitor rule ends, in mesh time; zero in all others. Whole seconds.
 	Until time.Time
-	// Conditional says that the rule is there for facts of this node that age: without contact it holds for Outage.Posture
-	// only. A Deny is never conditional: where facts are not known, it holds.
+	// Conditional means that the rule depends on facts about this node that age: without contact it applies for Outage.Posture
+	// only. A Deny is never conditional: it applies if facts are unknown.
 	Conditional bool
-	// App are capabilities that this node grants to the peers, only where Direction is In; sorted by Name.
+	// App are capabilities that this node grants to the peers, only if Direction is In; sorted by Name.
 	App []Capability
 }
 
-// Capability is what an application on the destination may make of a connection.
+// Capability tells an application at the destination what a connection may be used for.
 type Capability struct {
 	Name   string   // such as example.com/cap/admin
 	Values []string // JSON objects
@@ -202,14 +202,14 @@ type Origin struct {
 	Line int    // from 1
 }
 
-// Selector picks nodes by set, or addresses literally. A node is picked with all of its addresses if it is a member of
-// one of Sets; an address is picked if one of Prefixes holds it.
+// Selector selects nodes by set, or addresses literally. A node is selected with all of its addresses if it is a member of one
+// of Sets; an address is selected if one of Prefixes contains it.
 type Selector struct {
 	Sets     []string
 	Prefixes []netip.Prefix
 }
 
-// The IP protocols that policies can name by a word.
+// The IP protocols that policies can refer to by name.
 const (
 	ProtoICMP   = 1
 	ProtoIGMP   = 2
@@ -232,7 +232,7 @@ type Service struct {
 	First, Last uint16
 }
 
-// HasPorts says whether a protocol's services are told apart by port.
+// HasPorts reports whether a protocol's services are distinguished by port.
 func HasPorts(protocol uint8) bool {
 	return protocol == ProtoTCP || protocol == ProtoUDP || protocol == ProtoSCTP
 }

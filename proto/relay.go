@@ -15,24 +15,24 @@ const RelayKeySize = 32
 type Relay struct {
 	ID   NodeID
 	Name string // for people
-	// Region is where it stands, for people and for the choice among relays of the same latency; may be empty.
+	// Region is its location, for people and for choosing among relays of the same latency; may be empty.
 	Region string
-	// Key is its X25519 key, new with each start of the relay: what a session by UDP is agreed with.
+	// Key is its X25519 key, generated at each start of the relay. Sessions over UDP are agreed with it.
 	Key [RelayKeySize]byte
-	// UDPPort is the port of its UDP socket; 0: it has none. It is where UDP says, or where the hosts of URLs are.
+	// UDPPort is the port of its UDP socket; 0 means none. UDP lists its addresses; if empty, they are those of the hosts in URLs.
 	UDPPort uint16
 	UDP     []netip.Addr
-	// URLs are https://HOST[:PORT], where it takes streams.
+	// URLs are https://HOST[:PORT], where it accepts streams.
 	URLs []string
 }
 
-// Equal says whether two descriptions of relays are the same.
+// Equal reports whether two relay descriptions are the same.
 func (r *Relay) Equal(o *Relay) bool {
 	return r.ID == o.ID && r.Name == o.Name && r.Region == o.Region && r.Key == o.Key && r.UDPPort == o.UDPPort &&
 		slices.Equal(r.UDP, o.UDP) && slices.Equal(r.URLs, o.URLs)
 }
 
-// Validate says what is wrong with the description of a relay.
+// Validate returns what is wrong with the description of a relay.
 func (r *Relay) Validate() error {
 	switch {
 	case r.ID == 0:

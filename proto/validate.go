@@ -13,16 +13,16 @@ import (
 	"unicode/utf8"
 )
 
-// ErrInvalid is wrapped by every error of Validate and, for what they would lead to, of Apply.
+// ErrInvalid is wrapped by every error of Validate, and by every error of Apply except ErrVersion.
 var ErrInvalid = errors.New("invalid")
 
 func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrInvalid, fmt.Sprintf(format, args...))
 }
 
-// Validate says whether the netmap is one that a coordinator may send and an agent may act on: sorted, without doubles,
-// within limits, its rules refer to sets that it has, and its endpoints are not in the overlay. What the certificates in
-// it say is not its business.
+// Validate checks that a coordinator may send the netmap and an agent may act on it: it must be sorted, without duplicates and
+// within limits, its rules must refer to sets that it has, and its endpoints must be outside the overlay. It does not check the
+// certificates in the netmap.
 func (n *Netmap) Validate() error {
 	if n.Version.IsZero() {
 		return invalid("netmap without a version")
@@ -58,7 +58,7 @@ func (n *Netmap) Validate() error {
 	return cmp.Or(checkReferences(n.Rules, n.Sets), checkWithheldReferences(n.Withheld, n.Sets))
 }
 
-// Validate says whether the mesh has an id, a domain in lower case, and one masked prefix of each family.
+// Validate checks that the mesh has an ID, a domain in lower case, and one masked prefix of each family.
 func (m Mesh) Validate() error {
 	if err := m.ID.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
@@ -80,7 +80,7 @@ func (m Mesh) Validate() error {
 	return nil
 }
 
-// ValidName says whether s can be a node's name: one DNS label in lower case.
+// ValidName reports whether s can be a node's name: one DNS label in lower case.
 func ValidName(s string) bool {
 	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
 		return false
@@ -90,7 +90,7 @@ func ValidName(s string) bool {
 	})
 }
 
-// ValidTag says whether s is "tag:" and a letter, followed by letters, digits, - and _.
+// ValidTag reports whether s is "tag:" and a letter, followed by letters, digits, - and _.
 func ValidTag(s string) bool {
 	name, ok := strings.CutPrefix(s, "tag:")
 	if !ok || name == "" || len(s) > MaxTag || !isLetter(rune(name[0])) {
@@ -103,13 +103,13 @@ func ValidTag(s string) bool {
 
 func isLetter(r rune) bool { return (r >= 'a' && r <= 'z') || (r >= 'A' && r <= 'Z') }
 
-// ValidText says whether s is printable UTF-8 of 1 to limit bytes.
+// ValidText reports whether s is printable UTF-8 of 1 to limit bytes.
 func ValidText(s string, limit int) bool {
 	return s != "" && len(s) <= limit && utf8.ValidString(s) &&
 		!strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
-// Validate says whether i is complete: id, name, one address of each family, and a user or tags or neither, not both.
+// Validate checks that i is complete: ID, name, one address of each family, and a user or tags or neither, not both.
 func (i Identity) Validate() error {
 	if i.ID == 0 {
 		return invalid("identity without a node id")
@@ -148,7 +148,7 @@ func (i Identity) Validate() error {
 	return nil
 }
 
-// ValidEndpoint says whether a node of the mesh may be called at e: an address of one machine, outside the overlay.
+// ValidEndpoint reports whether a node of the mesh may be reached at e: an address of one machine, outside the overlay.
 func (m Mesh) ValidEndpoint(e Endpoint) bool {
 	a := e.Addr.Addr()
 	return a.IsValid() && a.Zone() == "" && !a.Is4In6() && e.Addr.Port() != 0 &&
@@ -172,7 +172,7 @@ func checkEndpoints(es []Endpoint, m Mesh) error {
 	return nil
 }
 
-// check leaves to those who use a path key whether its signature holds.
+// check leaves verifying the signature of a path key to those who use the key.
 func (r *Reach) check(m Mesh) error {
 	if k := r.PathKey; k != nil && (k.Public == [PathKeySize]byte{} || len(k.Signature) == 0 || len(k.Signature) > MaxSignature) {
 		return invalid("a path key that is zero, or signed by %d bytes", len(k.Signature))
@@ -180,7 +180,7 @@ func (r *Reach) check(m Mesh) error {
 	return checkEndpoints(r.Endpoints, m)
 }
 
-// ValidReach says whether a node of the mesh may say of itself that it is reached so.
+// ValidReach checks that a node of the mesh may report r as its own reach.
 func (m Mesh) ValidReach(r Reach) error { return r.check(m) }
 
 func checkPeers(ps []*Peer, m Mesh, self NodeID) error {
@@ -203,7 +203,7 @@ func checkPeers(ps []*Peer, m Mesh, self NodeID) error {
 	return nil
 }
 
-// checkRoutes keeps routes off the mesh's own addresses: those belong to nodes, each to one.
+// checkRoutes keeps routes off the mesh's own addresses, each of which belongs to one node.
 func checkRoutes(ps []netip.Prefix, m Mesh) error {
 	if len(ps) > MaxRoutes {
 		return invalid("%d routes, at most %d", len(ps), MaxRoutes)
@@ -375,7 +375,7 @@ func checkPrefix(p netip.Prefix) error {
 	return nil
 }
 
-// checkReferences says whether each set that a rule refers to is there.
+// checkReferences checks that each set that a rule refers to exists.
 func checkReferences(rs []Rule, ss []Set) error {
 	for i := range rs {
 		for _, name := range rs[i].Peers.Sets {

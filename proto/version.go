@@ -7,24 +7,24 @@ import (
 	"strings"
 )
 
-// Version orders what a coordinator says. N grows with every change; Epoch grows when a backup is restored, so that
-// nothing said after the restore is older than what was said before it.
+// Version orders what a coordinator sends. N grows with every change; Epoch grows when a backup is restored, so that nothing
+// sent after the restore is older than what was sent before it.
 type Version struct {
 	Epoch, N uint64
 }
 
-// Compare is -1, 0 or +1.
+// Compare returns -1, 0 or +1.
 func (v Version) Compare(w Version) int {
 	return cmp.Or(cmp.Compare(v.Epoch, w.Epoch), cmp.Compare(v.N, w.N))
 }
 
-// Less says whether v was said before w.
+// Less reports whether v came before w.
 func (v Version) Less(w Version) bool { return v.Compare(w) < 0 }
 
-// IsZero says whether there is no version yet.
+// IsZero reports whether there is no version yet.
 func (v Version) IsZero() bool { return v == Version{} }
 
-// String is "epoch.n".
+// String returns "epoch.n".
 func (v Version) String() string {
 	return strconv.FormatUint(v.Epoch, 10) + "." + strconv.FormatUint(v.N, 10)
 }
@@ -41,7 +41,7 @@ func (v *Version) UnmarshalText(b []byte) error {
 	return err
 }
 
-// ParseVersion reads "epoch.n".
+// ParseVersion parses "epoch.n".
 func ParseVersion(s string) (Version, error) {
 	e, n, ok := strings.Cut(s, ".")
 	epoch, err1 := strconv.ParseUint(e, 10, 64)

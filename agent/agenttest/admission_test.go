@@ -9,11 +9,11 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// approval is open, but for that an administrator has to approve databases.
+// approval is open, except that an administrator must approve databases.
 const approval = `{"tagOwners": {"tag:db": [], "tag:web": []}, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}],
 	"admission": [{"tags": ["tag:db"], "approval": true}]}`
 
-// approve approves who waits under a name.
+// approve approves the machine that is waiting under a name.
 func (m *mesh) approve(name string) {
 	m.Helper()
 	if _, err := m.center.admin().ApproveNode(m.Context(), &redoubtv1.ApproveNodeRequest{Node: name}); err != nil {
@@ -21,7 +21,8 @@ func (m *mesh) approve(name string) {
 	}
 }
 
-// TestWaitingForAnApproval for hours, through the end of the join code, an outage and restarts of both ends.
+// TestWaitingForAnApproval checks that a machine waits for hours, past the end of its join code, through an outage and restarts
+// of both ends.
 func TestWaitingForAnApproval(t *testing.T) {
 	inBubble(t, func(m *mesh) {
 		m.Policy(approval)
@@ -44,7 +45,7 @@ func TestWaitingForAnApproval(t *testing.T) {
 				t.Errorf("%s: %v", what, st)
 			}
 		}
-		time.Sleep(3 * time.Hour) // the code ends meanwhile
+		time.Sleep(3 * time.Hour) // the code expires meanwhile
 		waiting("hours later")
 		m.center.stop()
 		time.Sleep(time.Hour)
@@ -68,7 +69,7 @@ func TestWaitingForAnApproval(t *testing.T) {
 	})
 }
 
-// TestADeniedMachine is told so, and gives up; its code is good for another one.
+// TestADeniedMachine checks that a denied machine is told so and gives up, and that its code is still good for another one.
 func TestADeniedMachine(t *testing.T) {
 	inBubble(t, func(m *mesh) {
 		m.Policy(approval)
@@ -93,7 +94,7 @@ func TestADeniedMachine(t *testing.T) {
 	})
 }
 
-// TestAPolicyThatAsksNodesForMore lets them keep what they have until it ends, and takes them back when they are approved.
+// TestAPolicyThatAsksNodesForMore checks that nodes keep what they have until it ends, and are readmitted once they are approved.
 func TestAPolicyThatAsksNodesForMore(t *testing.T) {
 	inBubble(t, func(m *mesh) {
 		m.Policy(open)
@@ -102,7 +103,7 @@ func TestAPolicyThatAsksNodesForMore(t *testing.T) {
 		web.Listen(80)
 		late.Listen(80)
 		m.Policy(approval)
-		time.Sleep(50 * time.Minute) // all have asked for another certificate
+		time.Sleep(50 * time.Minute) // all have requested another certificate
 		for _, n := range []*node{db, late} {
 			if !n.Problem("the certificate was not renewed: an administrator has to approve this machine, " + n.name) {
 				t.Errorf("%s: %v", n.name, n.Status())
@@ -128,7 +129,7 @@ func TestAPolicyThatAsksNodesForMore(t *testing.T) {
 		}
 		db.ReachesNot(late, 80)
 		db.Reaches(web, 80)
-		time.Sleep(9 * time.Hour) // beyond all grace
+		time.Sleep(9 * time.Hour) // beyond any grace
 		late.AwaitState(machine.StateExpired, time.Second)
 		if !late.Problem("node approve late") {
 			t.Errorf("%v", late.Status())
@@ -140,7 +141,7 @@ func TestAPolicyThatAsksNodesForMore(t *testing.T) {
 	})
 }
 
-// TestTheEndOfALockIsHeardAtOnce however long it lasted.
+// TestTheEndOfALockIsHeardAtOnce checks that a node hears of it at once, however long the lock lasted.
 func TestTheEndOfALockIsHeardAtOnce(t *testing.T) {
 	inBubble(t, func(m *mesh) {
 		m.Policy(open)

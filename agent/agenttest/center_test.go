@@ -14,21 +14,21 @@ import (
 
 const centerURL = "https://coordinator.example"
 
-// center is the machine of a coordinator.
+// center is the coordinator's machine.
 type center struct {
 	m    *mesh
 	dir  string
 	host *sim.Host
-	tap  *tap // nil: nothing is in the way to it
+	tap  *tap // nil if its streams are not tapped
 	dead atomic.Bool
-	// configure changes what the next coordinator is made with.
+	// configure changes the configuration of the next coordinator.
 	configure func(*coordinator.Config)
 
 	mu      sync.Mutex
-	process *process // nil while there is none
+	process *process // nil if none is running
 }
 
-// process is a coordinator that runs.
+// process is a running coordinator.
 type process struct {
 	co     *coordinator.Coordinator
 	cancel context.CancelFunc
@@ -68,7 +68,7 @@ func (c *center) tryStart() error {
 	return nil
 }
 
-// take is the process, which is the caller's to end.
+// take returns the process, which the caller must end.
 func (c *center) take() *process {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -77,7 +77,7 @@ func (c *center) take() *process {
 	return p
 }
 
-// stop ends the coordinator in good order, if it runs.
+// stop ends the coordinator cleanly, if it is running.
 func (c *center) stop() {
 	c.m.Helper()
 	p := c.take()
@@ -96,8 +96,7 @@ func (c *center) restart() {
 	c.start()
 }
 
-// kill is the end of the coordinator's process at this very moment: nothing that it does from now on has an effect. The
-// process is cleared away by bury.
+// kill ends the coordinator's process at this very moment: nothing that it does afterwards has an effect. bury removes the process.
 func (c *center) kill() {
 	c.dead.Store(true)
 	for _, n := range c.m.nodes {
@@ -105,7 +104,7 @@ func (c *center) kill() {
 	}
 }
 
-// bury takes away what kill left of a process, and starts another one.
+// bury removes what kill left of a process, and starts another one.
 func (c *center) bury() error {
 	if p := c.take(); p != nil {
 		p.cancel()

@@ -10,8 +10,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// TestWrongClocks is machines whose own clocks are wrong when they start. Once they hear the coordinator it is of no account; until
-// then time never goes below what was heard before, and one clock that was ahead for a while does not keep a node out for ever.
+// TestWrongClocks starts machines whose own clocks are wrong. Once they hear the coordinator that does not matter; until then
+// time never goes below what was heard before, and a clock that was ahead for a while does not keep a node out forever.
 func TestWrongClocks(t *testing.T) {
 	t.Parallel()
 	const year = 365 * 24 * time.Hour
@@ -29,7 +29,7 @@ func TestWrongClocks(t *testing.T) {
 				a.Reaches(b, 22)
 				m.center.stop()
 				a.stop()
-				a.clock.reboot(min(wrong, 0)) // and again, when nobody can be asked
+				a.clock.reboot(min(wrong, 0)) // again, while there is nobody to ask
 				a.start()
 				a.Reaches(b, 22)
 			})
@@ -64,15 +64,15 @@ func (c *clock) jump(wrong time.Duration) {
 	c.wrong = wrong
 }
 
-// sleep is what a machine knows of having slept: its timers have stood still, the time since it was switched on has not.
+// sleep makes the machine look as if it had slept: its timers have stood still, the time since boot has not.
 func (c *clock) sleep(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.booted = c.booted.Add(-d)
 }
 
-// TestKeysWithWrongClocks: certificates of ten minutes are renewed, and keys change without loss, on machines whose clocks are an
-// hour wrong, and get wrong while packets are under way.
+// TestKeysWithWrongClocks checks that certificates of ten minutes are renewed, and keys change without loss, on machines whose
+// clocks are an hour wrong, and become wrong while packets are in flight.
 func TestKeysWithWrongClocks(t *testing.T) {
 	t.Parallel()
 	for name, wrong := range map[string]time.Duration{"an hour behind": -time.Hour, "an hour ahead": time.Hour} {
@@ -81,7 +81,7 @@ func TestKeysWithWrongClocks(t *testing.T) {
 			inBubble(t, func(m *mesh) {
 				m.Policy(shortLives)
 				b := m.Join("b", tags("tag:db"))
-				time.Sleep(2 * time.Hour) // what the coordinator shows is older than the clocks are wrong
+				time.Sleep(2 * time.Hour) // so that what the coordinator presents is older than the clocks are wrong
 				a := m.Machine("a")
 				a.stop()
 				a.clock.reboot(wrong)
@@ -92,7 +92,7 @@ func TestKeysWithWrongClocks(t *testing.T) {
 				c := m.counts(a, b)
 				for i := range 12 {
 					c.run(500*time.Millisecond, 5*time.Minute)
-					a.clock.jump(wrong * time.Duration(i%3-1)) // also to the other side, and right
+					a.clock.jump(wrong * time.Duration(i%3-1)) // also in the other direction, and right
 					b.clock.jump(wrong * time.Duration(i%2))
 				}
 				c.check(m)
@@ -113,7 +113,7 @@ func TestKeysWithWrongClocks(t *testing.T) {
 	}
 }
 
-// TestSuspend: a machine that slept for longer than its certificate is good knows that when it wakes, before anybody tells it.
+// TestSuspend checks that a machine that slept past the end of its certificate knows that when it wakes, before anyone tells it.
 func TestSuspend(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -129,7 +129,7 @@ func TestSuspend(t *testing.T) {
 		b.Listen(22)
 		m.Settle()
 		a.Reaches(b, 22)
-		m.net.Cut(a.host, m.center.host) // so that nobody tells it
+		m.net.Cut(a.host, m.center.host) // so that no one tells it
 		const slept = 20 * time.Minute
 		ahead.Store(int64(slept))
 		a.clock.sleep(slept)
@@ -147,8 +147,8 @@ func TestSuspend(t *testing.T) {
 	})
 }
 
-// TestCertificateNeverOutlivesItself: without a coordinator and without grace, certificates end when they say, and setting clocks back,
-// in a session or between two, gives them no second life.
+// TestCertificateNeverOutlivesItself checks that without a coordinator and without grace, certificates end when they say, and
+// that setting clocks back, during a session or between two, does not revive them.
 func TestCertificateNeverOutlivesItself(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {

@@ -11,12 +11,12 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// words tells of an event with its numbers in it.
+// words formats an event with its numbers.
 func words(format string) func(event) string {
 	return func(e event) string { return fmt.Sprintf(format, e.x, e.y) }
 }
 
-// deeds are what may happen. Numbers of nodes and of others are taken modulo how many there are.
+// deeds are the events that may happen. Numbers of nodes and other things are taken modulo how many there are.
 var deeds = []deed{
 	{'o', words("nobody may reach anybody%.0[1]d%.0[2]d"), (*trial).nothing},
 	{'O', words("everybody may reach everybody by the services in %[2]d%.0[1]d"), (*trial).everything},
@@ -43,13 +43,13 @@ var deeds = []deed{
 	{'q', words("all settles%.0[1]d%.0[2]d"), func(t *trial, _ event) { t.settle() }},
 }
 
-// who is a node that an event is about.
+// who returns the node that an event is about.
 func (t *trial) who(e event) (int, *party) {
 	i := e.x % len(t.parties)
 	return i, t.parties[i]
 }
 
-// two are nodes that an event is about, which are never the same.
+// two returns the nodes that an event is about, which are never the same.
 func (t *trial) two(e event) (i, j int) {
 	i = e.x % len(t.parties)
 	return i, (i + 1 + max(e.y-1, 0)%(len(t.parties)-1)) % len(t.parties)
@@ -88,7 +88,7 @@ func (t *trial) toggle(e event) {
 	}
 }
 
-// maxStreams is how many pairs talk all the time at most.
+// maxStreams is the most pairs that talk continuously.
 const maxStreams = 6
 
 func (t *trial) talks(e event) {
@@ -150,11 +150,11 @@ func (t *trial) lock(e event) {
 		p.locked = ""
 		t.enact()
 		must(admin().DeleteLock(t.Context(), &redoubtv1.DeleteLockRequest{Id: id}))(t.T)
-		t.disturb() // it has to come back
+		t.disturb() // the node has to come back
 	}
 }
 
-// shake is a disturbance that moves something which others must be told of.
+// shake is a disturbance that moves something which others must learn about.
 func (t *trial) shake() {
 	t.disturb()
 	for _, p := range t.parties {
@@ -186,7 +186,7 @@ func (t *trial) moves(e event) {
 	t.place(i, attachments[e.y%len(attachments)])
 }
 
-// target is the machine that a number stands for: nodes, relays, the coordinator.
+// target returns the machine that a number stands for: nodes, relays, the coordinator.
 func (t *trial) target(n int) *sim.Host {
 	var all []*sim.Host
 	for _, p := range t.parties {
@@ -242,7 +242,7 @@ func (t *trial) kill(e event) {
 		t.serve(c, nil)
 		return
 	}
-	c.host.Sleep() // what it says of its end is not heard
+	c.host.Sleep() // so that its farewell is not heard
 	t.stop(c)
 	c.host.Wake()
 }
@@ -295,19 +295,19 @@ func (t *trial) rotate(event) {
 	t.settleDebts()
 }
 
-// jumps are by how much a clock may be wrong.
+// jumps are the amounts by which a clock may be wrong.
 var jumps = []time.Duration{0, time.Second, -time.Second, 30 * time.Second, -30 * time.Second, 2 * time.Minute, -2 * time.Minute, time.Hour, -time.Hour}
 
 func (t *trial) jump(e event) {
 	_, p := t.who(e)
 	wrong := jumps[e.y%len(jumps)]
 	if !t.hears(p) && wrong.Abs() > time.Minute {
-		wrong /= 60 // nobody tells it what time it is
+		wrong /= 60 // nobody tells it the time
 	}
 	p.clock.jump(wrong)
 }
 
-// forge has a node's programs send what says that it is from somebody else.
+// forge has a node's programs send packets with other source addresses than their own.
 func (t *trial) forge(e event) {
 	i, j := t.two(e)
 	for _, src := range append(slices.Clone(t.addrs[j]), netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("127.0.0.1")) {
@@ -320,10 +320,10 @@ func (t *trial) forge(e event) {
 	}
 }
 
-// counts are of how many packets an attack consists.
+// counts are the numbers of packets that an attack may consist of.
 var counts = []int{1, 4, 16, 64}
 
-// attack puts packets on the wire that are made from those that were seen there.
+// attack injects packets made from captured ones.
 func (t *trial) attack(e event) {
 	seen := t.captured()
 	for range counts[e.y%len(counts)] {
@@ -338,30 +338,30 @@ func (t *trial) attack(e event) {
 }
 
 var attacks = []func(*trial, *sim.Seen){
-	func(*trial, *sim.Seen) {}, // again, as it was
+	func(*trial, *sim.Seen) {}, // replayed unchanged
 	func(t *trial, s *sim.Seen) { // with one bit changed
 		if len(s.Data) > 0 {
 			s.Data[t.rnd.IntN(len(s.Data))] ^= 1 << t.rnd.IntN(8)
 		}
 	},
-	func(t *trial, s *sim.Seen) { // from somewhere else
+	func(t *trial, s *sim.Seen) { // from another address
 		if s.Public() {
 			s.From = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 66}), uint16(1024+t.rnd.IntN(60000)))
 		}
 	},
-	func(t *trial, s *sim.Seen) { // cut short, or with something behind it
+	func(t *trial, s *sim.Seen) { // truncated, or padded
 		if n := t.rnd.IntN(len(s.Data) + 40); n < len(s.Data) {
 			s.Data = s.Data[:n]
 		} else {
 			s.Data = append(s.Data, make([]byte, n-len(s.Data))...)
 		}
 	},
-	func(t *trial, s *sim.Seen) { // a path message with a counter that was not used yet
+	func(t *trial, s *sim.Seen) { // a path message with an unused counter
 		if len(s.Data) >= 24 && s.Data[0] == 0xd0 {
 			binary.BigEndian.PutUint64(s.Data[16:], binary.BigEndian.Uint64(s.Data[16:])+uint64(1+t.rnd.IntN(1000)))
 		}
 	},
-	func(t *trial, s *sim.Seen) { // WireGuard's kinds with whatever in them
+	func(t *trial, s *sim.Seen) { // WireGuard's message types with random content
 		if len(s.Data) >= 4 {
 			for i := range s.Data {
 				s.Data[i] = byte(t.rnd.Uint32())
@@ -369,7 +369,7 @@ var attacks = []func(*trial, *sim.Seen){
 			copy(s.Data, []byte{byte(1 + t.rnd.IntN(4)), 0, 0, 0})
 		}
 	},
-	func(t *trial, s *sim.Seen) { // to somebody else
+	func(t *trial, s *sim.Seen) { // to another destination
 		s.To = t.captured()[t.rnd.IntN(len(t.captured()))].To
 	},
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// dictation is a coordinator that tells one node what a test wants, while all others go on with what they had.
+// dictation is a coordinator that sends one node what a test wants, while all others keep what they had.
 type dictation struct {
 	*impostor
 	node *node
@@ -24,10 +24,10 @@ type dictation struct {
 
 	mu   sync.Mutex
 	now  *proto.Netmap
-	talk *talk // with the node, nil while there is none
+	talk *talk // with the node; nil if there is none
 }
 
-// Dictate takes the coordinator's place for one node, from the netmap that it has.
+// Dictate takes the coordinator's place for one node, starting with the netmap that the node has.
 func (m *mesh) Dictate(n *node) *dictation {
 	m.Helper()
 	n.stop()
@@ -61,7 +61,7 @@ func (d *dictation) send() {
 	}
 }
 
-// Say gives the node the netmap that it had in the beginning, with changes.
+// Say sends the node its first netmap, with changes.
 func (d *dictation) Say(change func(*proto.Netmap)) {
 	d.m.Helper()
 	d.mu.Lock()
@@ -77,10 +77,10 @@ func (d *dictation) Say(change func(*proto.Netmap)) {
 	d.mu.Unlock()
 	version := next.Version.String()
 	d.m.Await(time.Second, "version "+version+" is in force", func() bool { return d.node.Status().GetPolicyVersion() == version })
-	time.Sleep(10 * latency) // resets are on their way
+	time.Sleep(10 * latency) // resets are in flight
 }
 
-// between is a rule about everything between this node and a peer.
+// between returns a rule about all traffic between this node and a peer.
 func between(n *proto.Netmap, key string, dir proto.Direction, peer proto.NodeID, own ...netip.Addr) proto.Rule {
 	n.Sets = append(n.Sets, proto.Set{Name: "peer:" + key, Members: []proto.NodeID{peer}})
 	r := proto.Rule{
@@ -93,7 +93,7 @@ func between(n *proto.Netmap, key string, dir proto.Direction, peer proto.NodeID
 	return r
 }
 
-// pair is a node that is dictated to and a peer that lets everything in, with a connection from the one to the other.
+// pair is a dictated node and a peer that lets everything in, with a connection from the first to the second.
 type pair struct {
 	*dictation
 	a, b *node
@@ -124,7 +124,7 @@ func (p *pair) connect() {
 	p.far = all[len(all)-1]
 }
 
-// rule is one between the two.
+// rule returns a rule between the two.
 func (p *pair) rule(n *proto.Netmap, key string) proto.Rule {
 	return between(n, key, proto.Out, p.base.Peers[0].ID, p.a.V4(), p.a.V6())
 }
@@ -136,7 +136,7 @@ func (p *pair) wantReset(why string) {
 			p.m.Errorf("%s: the %s end: %v", why, end, err)
 		}
 	}
-	// What is refused is refused at once, and not left to hang.
+	// Refusals come at once: nothing is left to hang.
 	began := time.Now()
 	if err := p.a.Visit(p.b.V4(), 22); err == nil || errors.Is(err, errSilence) || time.Since(began) > time.Second {
 		p.m.Errorf("%s: a new connection: %v after %v", why, err, time.Since(began))
@@ -169,7 +169,7 @@ func TestDenyCutsALiveFlow(t *testing.T) {
 	})
 }
 
-// TestSetMembersComeAndGo: what a set's members may, they may for as long as they are members.
+// TestSetMembersComeAndGo checks that a set's permissions apply to nodes for as long as they are members.
 func TestSetMembersComeAndGo(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -213,8 +213,8 @@ func TestWatchingEnds(t *testing.T) {
 	})
 }
 
-// TestOutageClosesWhatIsConditional: without its coordinator a node goes by what it was told of the state of machines for some
-// time only; what does not hang on that stays.
+// TestOutageClosesWhatIsConditional checks that a node without its coordinator relies on what it was told about the state of
+// machines for a limited time only, and that everything else stays.
 func TestOutageClosesWhatIsConditional(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {

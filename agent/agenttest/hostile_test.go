@@ -28,7 +28,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// TestHostileEnrolment tries to become somebody else, or several, with a join code that is good.
+// TestHostileEnrolment tries to become another node, or several, with a valid join code.
 func TestHostileEnrolment(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -37,7 +37,8 @@ func TestHostileEnrolment(t *testing.T) {
 		eve := m.Stranger("eve", 66)
 		code := m.parse(m.Code(user("eve@example.com")))
 
-		// What the coordinator and everybody on the way know of the victim: its public keys. They are taken from its certificate.
+		// What the coordinator and everyone on the path know about the victim: its public keys. They are taken from its
+		// certificate.
 		taken := must(cert.ParseNode(victimCertificate(m, victim)))(t)
 		if known.GetNodePublic() != taken.Keys[0].Public.String() {
 			t.Fatal("the certificate is another one")
@@ -82,7 +83,7 @@ func TestHostileEnrolment(t *testing.T) {
 		if _, err := twin.enrol(twin.own(code)); codeOf(err) != redoubtv1.Refusal_CODE_TOKEN {
 			t.Errorf("a token that was spent: %v", err)
 		}
-		// Keys that a node holds are nobody else's, even if they are shared on purpose.
+		// No other node may have a node's keys, even if they are shared on purpose.
 		second := m.parse(m.Code(user("eve@example.com")))
 		twin.node = eve.node
 		if _, err := twin.enrol(twin.own(second)); codeOf(err) != redoubtv1.Refusal_CODE_KEY_USED {
@@ -105,7 +106,7 @@ func leafOf(t *testing.T, r *redoubtv1.Result) *x509.Certificate {
 	return must(x509.ParseCertificate(r.GetCertificate()))(t)
 }
 
-// victimCertificate is what the mesh shows of a node to its peers.
+// victimCertificate returns a node's certificate as the mesh shows it to its peers.
 func victimCertificate(m *mesh, victim *node) []byte {
 	m.Helper()
 	peer := m.Stranger("witness", 60).Join(tags("tag:web"))
@@ -129,7 +130,7 @@ func victimCertificate(m *mesh, victim *node) []byte {
 	return nil
 }
 
-// lowOrder claims a WireGuard key with which everybody agrees on the same secret.
+// lowOrder claims a WireGuard key with which everyone agrees on the same secret.
 func (s *stranger) lowOrder(c claim) {
 	s.m.Helper()
 	t := must(s.call(nil))(s.m.T)
@@ -143,7 +144,7 @@ func (s *stranger) lowOrder(c claim) {
 	}
 }
 
-// replay shows a proof that is good on its own connection on another one, and twice on its own.
+// replay presents a valid proof on another connection than its own, and too late on its own.
 func (s *stranger) replay(of join.Code) {
 	s.m.Helper()
 	c := s.own(of)
@@ -167,7 +168,7 @@ func (s *stranger) replay(of join.Code) {
 	}
 }
 
-// TestHostileNode is a node that wants to know, and to say, what is another's.
+// TestHostileNode is a node that tries to learn, and to change, what belongs to others.
 func TestHostileNode(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -177,12 +178,12 @@ func TestHostileNode(t *testing.T) {
 		shown := victimCertificate(m, ann)
 		m.Policy(`{"tagOwners": {"tag:db": []}, "grants": [{"src": ["ann@example.com"], "dst": ["tag:db"], "ip": ["*"]}]}`)
 
-		// Its own netmap has nobody in it, whatever it says it has applied.
+		// Its own netmap is empty, whatever it claims to have applied.
 		annHas := version(t, ann.Status().GetPolicyVersion())
 		for _, applied := range []proto.Version{{}, annHas, {Epoch: annHas.Epoch + 7, N: 1}, {Epoch: annHas.Epoch, N: 1 << 62}} {
 			stream, nm, err := eve.attach(applied)
 			if errors.Is(err, io.EOF) {
-				continue // it has that version already, so it is told nothing
+				continue // it already has that version, so it is sent nothing
 			}
 			if err != nil {
 				t.Fatalf("attached with version %v: %v", applied, err)
@@ -200,12 +201,12 @@ func TestHostileNode(t *testing.T) {
 			t.Errorf("with another's certificate: %v", err)
 		}
 
-		// With a certificate of the mesh that is no node's.
+		// With a certificate of the mesh that is not a node's.
 		if _, err := eve.call(coordinatorLeaf(m)); err == nil {
 			t.Error("a coordinator's certificate is taken for a node's")
 		}
 
-		// Acknowledging for others: who is away still lags.
+		// Acknowledging for others: a node that is away still lags.
 		m.Policy(closed)
 		m.net.Cut(ann.host, m.center.host)
 		stream, _, err := eve.attach(proto.Version{})
@@ -232,7 +233,7 @@ func TestHostileNode(t *testing.T) {
 		}
 		m.net.Heal(ann.host, m.center.host)
 
-		// Renewing a certificate for a key that is another's.
+		// Renewing a certificate for another node's key.
 		taken := must(cert.ParseNode(shown))(t)
 		if _, err := stream.say(&redoubtv1.Up{Message: &redoubtv1.Up_Renew{Renew: &redoubtv1.Renew{NodePublic: taken.Keys[0].Public.Bytes()}}}); err != nil {
 			t.Fatal(err)
@@ -250,14 +251,14 @@ func TestHostileNode(t *testing.T) {
 	})
 }
 
-// authority is the key that the coordinator signs with, as somebody has it who can read its disk.
+// authority returns the coordinator's signing key, as someone has it who can read its disk.
 func authority(m *mesh) *cert.Authority {
 	m.Helper()
 	b := must(os.ReadFile(filepath.Join(m.center.dir, "pki", "intermediate.key")))(m.T)
 	return must(cert.ParseAuthority(b))(m.T)
 }
 
-// coordinatorLeaf is a certificate of a coordinator of this mesh.
+// coordinatorLeaf returns a certificate for a coordinator of this mesh.
 func coordinatorLeaf(m *mesh) *tls.Certificate {
 	m.Helper()
 	a := authority(m)
@@ -270,7 +271,7 @@ func coordinatorLeaf(m *mesh) *tls.Certificate {
 	return &tls.Certificate{Certificate: [][]byte{leaf, a.Certificate().Raw, root.Bytes}, PrivateKey: k}
 }
 
-// TestOneTokenManyMachines lets 64 agents up at the same moment, with the same code for one.
+// TestOneTokenManyMachines brings up 64 agents at the same moment, with the same code for a single machine.
 func TestOneTokenManyMachines(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -300,7 +301,7 @@ func TestOneTokenManyMachines(t *testing.T) {
 	})
 }
 
-// engine is a WireGuard engine of a stranger, without any filter.
+// engine is a stranger's WireGuard engine, without any filter.
 type engine struct {
 	wg.Engine
 	tun *sim.TUN
@@ -316,7 +317,7 @@ func (s *stranger) engine() *engine {
 	return e
 }
 
-// TestHostilePackets sends what is not its to send, through a WireGuard session that is.
+// TestHostilePackets sends packets that a node must not send, through a WireGuard session that is its own.
 func TestHostilePackets(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -361,7 +362,7 @@ func TestHostilePackets(t *testing.T) {
 		me, she, it := eve.cert.Addrs, addrsOf(ann), addrsOf(db)
 		port := netip.AddrPortFrom
 
-		// What it may: so the session is good.
+		// Allowed traffic arrives: so the session works.
 		e.tun.Send(sim.TCP(port(me.V4, 4000), port(it.V4, 80), sim.SYN, 1, 0, nil).Bytes())
 		if list := got(); len(list) != 1 {
 			t.Fatalf("what is allowed arrives as %v", list)
@@ -404,7 +405,7 @@ func TestHostilePackets(t *testing.T) {
 		}
 		got()
 
-		// A node that no rule ties to it does not even answer.
+		// A node that no rule connects to it does not even answer.
 		was := hidden.Status().GetPeers()
 		for _, n := range m.Nodes() {
 			if n.GetName() == "web" {
@@ -424,7 +425,7 @@ func TestHostilePackets(t *testing.T) {
 	})
 }
 
-// add makes a peer of the netmap known to the engine.
+// add adds a peer from the netmap to the engine.
 func (e *engine) add(m *mesh, p *proto.Peer) {
 	m.Helper()
 	n := must(cert.ParseNode(p.Certificate))(m.T)
@@ -440,7 +441,7 @@ func (e *engine) add(m *mesh, p *proto.Peer) {
 	}
 }
 
-// addByName makes a peer known of which somebody told the engine's owner all there is to know.
+// addByName adds a peer about which someone told the engine's owner everything.
 func (e *engine) addByName(m *mesh, n *redoubtv1.Node) {
 	m.Helper()
 	config := wg.PeerConfig{
@@ -462,7 +463,7 @@ func withDestination(p sim.Packet, dst netip.Addr) sim.Packet {
 	return p
 }
 
-// talking makes a reset that the far end of a connection would believe: all of its numbers are right.
+// talking returns a reset that the far end of a connection would believe: all of its numbers are right.
 func (n *node) talking(c *sim.TCPConn) (sim.Packet, error) {
 	var last sim.Packet
 	n.Watch(func(p sim.Packet) {

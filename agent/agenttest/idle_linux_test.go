@@ -15,8 +15,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
-// TestTenThousandIdleConnections opens them to a coordinator on real TCP and in real time, where sockets and their buffers are the
-// kernel's. An honest machine joins meanwhile, and has no more than the deadlines of the protocol for it.
+// TestTenThousandIdleConnections opens idle connections to a coordinator on real TCP and in real time, where sockets and their
+// buffers are the kernel's. An honest machine that joins meanwhile must succeed within the deadlines of the protocol.
 func TestTenThousandIdleConnections(t *testing.T) {
 	const spare = 128
 	many := min(10_000, (descriptors(20_000+spare)-spare)/2)
@@ -45,12 +45,12 @@ func TestTenThousandIdleConnections(t *testing.T) {
 		idle[i] = must(net.DialTimeout("tcp", l.Addr().String(), 30*time.Second))(t)
 		defer idle[i].Close()
 		switch i % 100 {
-		case 0: // a hundred of them are strangers who have shaken hands
+		case 0: // a hundred of them are strangers that have completed a handshake
 			conn := tls.Client(idle[i], cert.ClientConfig(nil, func([][]byte) error { return nil }))
 			if err := conn.HandshakeContext(ctx); err != nil {
 				t.Fatalf("connection %d: %v", i, err)
 			}
-		case 1, 2, 3: // others have begun to
+		case 1, 2, 3: // others have begun one
 			if _, err := idle[i].Write([]byte{22, 3, 1, 2}); err != nil {
 				t.Fatalf("connection %d: %v", i, err)
 			}
@@ -74,7 +74,7 @@ func TestTenThousandIdleConnections(t *testing.T) {
 	t.Logf("the honest machine was served within %v", time.Since(begun))
 }
 
-// descriptors is how many files this process may have open, after asking for as many as are wanted.
+// descriptors returns how many files this process may have open, after requesting as many as are wanted.
 func descriptors(want uint64) int {
 	var limit syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {

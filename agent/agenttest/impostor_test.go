@@ -27,7 +27,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// impostor answers at a coordinator's port, and says what a test wants.
+// impostor answers at a coordinator's port, and sends what a test wants.
 type impostor struct {
 	m        *mesh
 	listener net.Listener
@@ -40,8 +40,7 @@ type impostor struct {
 	conns  []net.Conn
 }
 
-// Impostor listens on a host with a certificate. With every stream it does what the script says, first of all with the node's
-// first message.
+// Impostor listens on a host with a certificate. It runs the script on every stream, with the node's first message.
 func (m *mesh) Impostor(h *sim.Host, leaf *tls.Certificate, script func(*talk, *redoubtv1.Up)) *impostor {
 	m.Helper()
 	i := &impostor{m: m, listener: must(h.Listen("tcp", ":443"))(m.T), leaf: leaf, script: script}
@@ -89,7 +88,7 @@ func (i *impostor) serve(raw net.Conn) {
 	}
 }
 
-// up waits for a message of a node.
+// up waits for a message from a node.
 func (t *talk) up() (*redoubtv1.Up, error) {
 	b, err := wire.ReadFrame(t.r, nil, wire.MaxFrame)
 	if err != nil {
@@ -98,7 +97,7 @@ func (t *talk) up() (*redoubtv1.Up, error) {
 	return wire.DecodeUp(b)
 }
 
-// tell sends a message as a coordinator does. Whoever hangs up has heard enough.
+// tell sends a message as a coordinator does. A node that hangs up has heard enough.
 func (t *talk) tell(down *redoubtv1.Down) {
 	if b, err := wire.AppendFrame(nil, down); err == nil {
 		_, _ = t.conn.Write(b)
@@ -111,7 +110,7 @@ func (t *talk) welcome() {
 	}}})
 }
 
-// Script changes what happens with the streams that begin from now on, and ends those that there are.
+// Script changes what happens on later streams, and ends the existing ones.
 func (i *impostor) Script(script func(*talk, *redoubtv1.Up)) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -122,35 +121,35 @@ func (i *impostor) Script(script func(*talk, *redoubtv1.Up)) {
 	i.conns = nil
 }
 
-// Served counts the streams that came as far as a first message, since the script was changed.
+// Served returns how many streams got as far as a first message since the script was last changed.
 func (i *impostor) Served() int {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.served
 }
 
-// Close ends it, and waits. It may be called more than once.
+// Close stops the impostor, and waits. It may be called more than once.
 func (i *impostor) Close() {
 	i.listener.Close()
 	i.Script(nil)
 	i.all.Wait()
 }
 
-// selfMade is a coordinator's certificate of a mesh that somebody made up, with the true mesh's id.
+// selfMade returns a coordinator's certificate of a made-up mesh, with the true mesh's ID.
 func selfMade(m *mesh) *tls.Certificate {
 	m.Helper()
 	root, intermediate := madeUp(m)
 	return below(m, intermediate, root.Certificate().Raw, time.Now())
 }
 
-// madeUp is authorities with the true mesh's id.
+// madeUp returns made-up authorities with the true mesh's ID.
 func madeUp(m *mesh) (root, intermediate *cert.Authority) {
 	m.Helper()
 	root = must(cert.NewRoot(rand.Reader, authority(m).Mesh(), time.Now(), 24*time.Hour))(m.T)
 	return root, must(root.NewIntermediate(rand.Reader, time.Now(), 12*time.Hour))(m.T)
 }
 
-// below is a coordinator's certificate under an authority.
+// below returns a coordinator's certificate issued by an authority.
 func below(m *mesh, a *cert.Authority, root []byte, at time.Time) *tls.Certificate {
 	m.Helper()
 	k := must(key.NewDevice(rand.Reader))(m.T)
@@ -158,7 +157,7 @@ func below(m *mesh, a *cert.Authority, root []byte, at time.Time) *tls.Certifica
 	return &tls.Certificate{Certificate: [][]byte{leaf, a.Certificate().Raw, root}, PrivateKey: k}
 }
 
-// TestImpostorsEnrolNobody: a machine with a good join code, that somebody leads elsewhere.
+// TestImpostorsEnrolNobody checks that a machine with a valid join code is not enrolled by another server that it was led to.
 func TestImpostorsEnrolNobody(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -198,7 +197,7 @@ func TestImpostorsEnrolNobody(t *testing.T) {
 			}
 			i.Close()
 
-			// The code is as good as before.
+			// The code is still good.
 			code.URLs = []string{centerURL}
 			n.Up(must(code.Encode())(t))
 			if _, err := m.center.admin().DeleteNode(m.Context(), &redoubtv1.DeleteNodeRequest{Node: n.Status().GetNode().GetId()}); err != nil {
@@ -208,7 +207,7 @@ func TestImpostorsEnrolNobody(t *testing.T) {
 	})
 }
 
-// TestImpostorsOfACoordinator: nodes that are in the mesh find somebody else in the place of their coordinator.
+// TestImpostorsOfACoordinator checks that nodes of the mesh do not listen to others in the place of their coordinator.
 func TestImpostorsOfACoordinator(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -243,7 +242,7 @@ func TestImpostorsOfACoordinator(t *testing.T) {
 	})
 }
 
-// stored is the netmap that an agent has on its disk.
+// stored returns the netmap that an agent has on its disk.
 func (n *node) stored() *proto.Netmap {
 	n.m.Helper()
 	d := must(state.Open(n.dir, time.Now()))(n.m.T)
@@ -251,7 +250,7 @@ func (n *node) stored() *proto.Netmap {
 	return must(d.Load())(n.m.T).Netmap
 }
 
-// TestNetmapsThatAreNone: a coordinator that shows a good certificate and speaks nonsense changes nothing.
+// TestNetmapsThatAreNone checks that a coordinator with a valid certificate that sends nonsense changes nothing.
 func TestNetmapsThatAreNone(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -364,7 +363,8 @@ func TestNetmapsThatAreNone(t *testing.T) {
 	})
 }
 
-// TestNetmapOfTheFuture: a netmap that takes something that this agent cannot do closes it, and the status says what to do.
+// TestNetmapOfTheFuture checks that a netmap which requires an unknown feature closes the agent, and that the status says what
+// to do.
 func TestNetmapOfTheFuture(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -394,10 +394,10 @@ func TestNetmapOfTheFuture(t *testing.T) {
 	})
 }
 
-// TestCertificatesThatAreNone: what a coordinator gives in place of the next certificate.
+// TestCertificatesThatAreNone checks that an agent accepts no invalid certificate in place of its next one.
 func TestCertificatesThatAreNone(t *testing.T) {
 	t.Parallel()
-	// A renewal may come some minutes late where it has to be asked for once more, and a certificate lasts for an hour.
+	// A renewal may be some minutes late if it has to be requested again, and a certificate lasts for an hour.
 	const together = 3
 	for group := range 3 {
 		t.Run(fmt.Sprint(group), func(t *testing.T) { certificatesThatAreNone(t, group*together, together) })
@@ -419,7 +419,7 @@ func certificatesThatAreNone(t *testing.T, first, count int) {
 		m.center.stop()
 		m.net.Cut(b.host, m.center.host)
 		self := loaded.Self
-		var asked key.NodePublic // that the certificate shall name
+		var asked key.NodePublic // that the certificate must name
 		result := func(change func(*cert.Node)) *redoubtv1.Result {
 			n := *self.Node
 			n.Sequence++
@@ -431,7 +431,7 @@ func certificatesThatAreNone(t *testing.T, first, count int) {
 				Roots: self.Record.Roots, Mesh: wire.FromMesh(self.Record.Mesh),
 			}
 		}
-		// renewing answers a request for a certificate with what may be none.
+		// renewing answers a request for a certificate with a result that may be invalid.
 		renewing := func(answer func() *redoubtv1.Result) func(*talk, *redoubtv1.Up) {
 			return func(t *talk, _ *redoubtv1.Up) {
 				t.welcome()
@@ -460,7 +460,7 @@ func certificatesThatAreNone(t *testing.T, first, count int) {
 			}
 		}
 		i := m.Impostor(m.center.host, leaf, nil)
-		time.Sleep(33 * time.Minute) // it wants to be renewed
+		time.Sleep(33 * time.Minute) // so that a renewal is due
 		expires := a.Status().GetNode().GetCertificateExpires()
 		made, _ := madeUp(m)
 		for _, c := range []struct {

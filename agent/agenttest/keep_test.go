@@ -14,7 +14,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 )
 
-// counted counts the datagrams that leave by a socket.
+// counted counts the datagrams sent by a socket.
 type counted struct {
 	conn.Bind
 	sent *atomic.Int64
@@ -43,11 +43,11 @@ func (m *mesh) JoinBehind(nat *sim.NAT, name string, inside netip.Addr, options 
 	return n, sent
 }
 
-// TestIdleDatagrams: an agent behind a NAT, which knows a hundred peers and has talked with some, costs next to nothing where nothing
-// is to be done; and still each of those it talked with last reaches it, at any time.
+// TestIdleDatagrams checks that an agent behind a NAT, which knows a hundred peers and has talked with some, sends next to
+// nothing while there is nothing to do, and that each of those it talked with last can still reach it at any time.
 func TestIdleDatagrams(t *testing.T) {
 	t.Parallel()
-	for relays, peers := range []int{10, 100} { // without a relay it counts who was heard last, not who is known
+	for relays, peers := range []int{10, 100} { // without a relay only those heard last matter, not how many are known
 		t.Run(fmt.Sprintf("%d relays", relays), func(t *testing.T) {
 			t.Parallel()
 			inBubble(t, func(m *mesh) { idle(m, relays, peers) })
@@ -93,9 +93,9 @@ func idle(m *mesh, relays, peers int) {
 	}
 }
 
-// TestRelayGoesWhileIdle: a relay at which nodes wait is gone while nobody sends anything. Where the coordinator notices, since the
-// relay's process ended, they know at once, and not even a first packet goes there. Where nobody does, since its machine is gone,
-// who sends first finds out, and that it leaves has the others look.
+// TestRelayGoesWhileIdle removes a relay where nodes wait while nobody sends anything. If the coordinator notices, since the
+// relay's process ended, they know at once, and not even a first packet goes there. If nobody does, since its machine is gone,
+// the first sender finds out, and its move to another relay makes the others check.
 func TestRelayGoesWhileIdle(t *testing.T) {
 	t.Parallel()
 	for name, within := range map[string]time.Duration{"process": 500 * time.Millisecond, "machine": 4 * time.Second} {
@@ -117,7 +117,7 @@ func relayGoes(m *mesh, seen bool, within time.Duration) {
 	if err := a.Ping(b.V4()); err != nil {
 		m.Fatal(err)
 	}
-	time.Sleep(65 * time.Second) // not when sessions say by themselves that they live
+	time.Sleep(65 * time.Second) // not at a time when sessions send keepalives
 	used := a.Way(b).GetEndpoint()
 	for _, s := range stations {
 		if s.name == used {

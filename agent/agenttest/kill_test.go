@@ -13,14 +13,14 @@ import (
 	"github.com/redoubt-mesh/redoubt/coordinator/store/bolt"
 )
 
-// fuse counts steps, once it was armed, and burns at one of them.
+// fuse counts steps once it is armed, and burns at one of them.
 type fuse struct {
 	at int
 
 	mu     sync.Mutex
 	armed  bool
 	seen   int
-	burned chan struct{} // closed then
+	burned chan struct{} // closed when it burns
 	step   string
 }
 
@@ -38,7 +38,7 @@ func (f *fuse) Disarm() {
 	f.armed = false
 }
 
-// count says whether this step is the one.
+// count counts a step, and reports whether the fuse burns at it.
 func (f *fuse) count(step string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -54,7 +54,7 @@ func (f *fuse) count(step string) bool {
 	return true
 }
 
-// Burned says whether there was such a step.
+// Burned reports whether the fuse has burned.
 func (f *fuse) Burned() bool {
 	select {
 	case <-f.burned:
@@ -64,7 +64,7 @@ func (f *fuse) Burned() bool {
 	}
 }
 
-// mortal makes the next agents of a machine die just before one of the steps in which they write.
+// mortal makes the next agents of a machine die just before one of the steps at which they write.
 func mortal(n *node, f *fuse) {
 	n.configure = func(c *agent.Config) {
 		c.Edges.Disk = func(step string) error {
@@ -104,7 +104,7 @@ func (s mortalStore) Txn(ctx context.Context, compare []store.Cmp, ops []store.O
 	return s.Store.Txn(ctx, compare, ops)
 }
 
-// mortalCenter makes the next coordinators die, and has another one started whenever one has died.
+// mortalCenter makes the next coordinators die at a transaction.
 func mortalCenter(c *center, f *fuse, after bool) {
 	c.configure = func(config *coordinator.Config) {
 		config.OpenStore = func(dir string) (store.Store, error) {
@@ -117,8 +117,8 @@ func mortalCenter(c *center, f *fuse, after bool) {
 	}
 }
 
-// untilItLives runs f in a bubble for every step in turn, until there is none left at which something could die; there are so
-// many at least.
+// untilItLives runs f in a bubble for each step in turn, until there is none left at which something could die. There must be
+// at least that many steps.
 func untilItLives(t *testing.T, least int, f func(m *mesh, fuse *fuse)) {
 	t.Helper()
 	for at, burned := 0, true; burned; at++ {
@@ -175,7 +175,7 @@ func TestAgentKilledAtEachWrite(t *testing.T) {
 			n.Up(m.Code(user("ann@example.com")))
 			m.Agree()
 			before := n.Status().GetNode()
-			time.Sleep(26 * time.Minute) // it is renewed a minute after that at the earliest
+			time.Sleep(26 * time.Minute) // it is renewed a minute later at the earliest
 			fuse.Arm()
 			select {
 			case <-fuse.burned:
@@ -243,7 +243,7 @@ func TestCoordinatorKilledAtEachTransaction(t *testing.T) {
 	}
 }
 
-// TestCoordinatorKilledInItsFirstStart: the next start goes on where the first one ended, or begins anew.
+// TestCoordinatorKilledInItsFirstStart checks that the next start continues where the first one ended, or starts over.
 func TestCoordinatorKilledInItsFirstStart(t *testing.T) {
 	t.Parallel()
 	for name, after := range map[string]bool{"before": false, "after": true} {

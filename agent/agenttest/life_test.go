@@ -83,7 +83,7 @@ func TestPolicyChangeEndsFlows(t *testing.T) {
 			t.Fatalf("%d connections arrived", len(far))
 		}
 		m.Policy(closed)
-		time.Sleep(100 * time.Millisecond) // the resets are on their way
+		time.Sleep(100 * time.Millisecond) // the resets are in flight
 		for _, c := range append(far, c4, c6) {
 			if err := c.Err(); !errors.Is(err, sim.ErrReset) {
 				t.Errorf("a connection that is not allowed any more: %v", err)
@@ -179,7 +179,7 @@ func TestCoordinatorGoesAndComesBack(t *testing.T) {
 	})
 }
 
-// TestCertificatesRunOut is about an agent that goes on without its coordinator: for how long, and what it says.
+// TestCertificatesRunOut checks how long an agent goes on without its coordinator, and what it reports.
 func TestCertificatesRunOut(t *testing.T) {
 	t.Parallel()
 	const lifetime, skew = time.Hour, time.Minute
@@ -197,7 +197,7 @@ func TestCertificatesRunOut(t *testing.T) {
 				time.Sleep(5 * time.Minute)
 				m.center.stop()
 				last := time.Now()
-				// Whichever comes later, of the certificate that ends first.
+				// The end of the certificate that ends first, or of the grace, whichever comes later.
 				ends := time.Unix(min(a.Status().GetNode().GetCertificateExpires(), b.Status().GetNode().GetCertificateExpires()), 0).Add(skew)
 				if byGrace := last.Add(grace); byGrace.After(ends) {
 					ends = byGrace
@@ -214,7 +214,7 @@ func TestCertificatesRunOut(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				// Keepalives are what contact is counted by, so the last one may be that much older than the stop.
+				// Contact is counted by keepalives, so the last one may be that much older than the stop.
 				time.Sleep(time.Until(ends.Add(time.Second)))
 				if c.Err() == nil {
 					t.Error("a connection outlives the certificates")
@@ -260,7 +260,7 @@ func TestRestartWithoutCoordinator(t *testing.T) {
 		b.restart()
 		m.Await(forgotten, "a node that started again is reached", func() bool { return a.Ping(b.V4()) == nil })
 		a.Reaches(b, 22)
-		time.Sleep(2 * time.Hour) // certificates and grace are over
+		time.Sleep(2 * time.Hour) // certificates and grace have ended
 		a.restart()
 		a.AwaitState(machine.StateExpired, time.Second)
 		b.restart()
@@ -274,7 +274,8 @@ func TestRestartWithoutCoordinator(t *testing.T) {
 	})
 }
 
-// TestRestartIsSparedSignatures: which signatures were good before a clean stop is on the disk, and a start goes by it.
+// TestRestartIsSparedSignatures checks that the signatures verified before a clean stop are on the disk, and that a start
+// relies on them.
 func TestRestartIsSparedSignatures(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -284,7 +285,7 @@ func TestRestartIsSparedSignatures(t *testing.T) {
 		a.Reaches(b, 22)
 		m.center.stop()
 
-		// Whether a signature was looked at shows where it is spoiled.
+		// Spoiling a signature shows whether it is verified.
 		a.stop()
 		d := must(state.Open(a.dir, time.Now()))(t)
 		loaded := must(d.Load())(t)
@@ -451,7 +452,7 @@ func TestRevocation(t *testing.T) {
 	})
 }
 
-// TestRevokedWhileAway: the agent that was away hears of it when it is back, and until then the others know.
+// TestRevokedWhileAway checks that an agent revoked while it was away hears of it on its return, and that the others know before.
 func TestRevokedWhileAway(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -470,7 +471,7 @@ func TestRevokedWhileAway(t *testing.T) {
 	})
 }
 
-// TestWeekend is a laptop that comes back with a certificate that ended two days ago.
+// TestWeekend checks a laptop that comes back with a certificate that ended two days ago.
 func TestWeekend(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -483,7 +484,7 @@ func TestWeekend(t *testing.T) {
 		if peers := b.Status().GetPeers(); len(peers) != 0 {
 			t.Errorf("a node whose certificate ended is still a peer: %v", peers)
 		}
-		b.stop() // the days to come are long enough without it
+		b.stop() // the next days are long enough without it
 		time.Sleep(60 * time.Hour)
 		b.start()
 		b.AwaitState(machine.StateRunning, 10*time.Second)
@@ -492,7 +493,7 @@ func TestWeekend(t *testing.T) {
 		laptop.start()
 		laptop.AwaitState(machine.StateRunning, 10*time.Second)
 		m.Settle()
-		if err := b.Ping(laptop.V4()); err != nil { // where it is was reported before it had renewed
+		if err := b.Ping(laptop.V4()); err != nil { // its endpoints were reported before it had renewed
 			t.Errorf("the laptop is not found: %v", err)
 		}
 		laptop.Reaches(b, 22)

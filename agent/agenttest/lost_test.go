@@ -33,7 +33,7 @@ func enrolledOnce(m *mesh, n *node) {
 	}
 }
 
-// each runs f in a bubble for every message in turn, until there is none left to be lost; there are so many at least.
+// each runs f in a bubble for each message in turn, until there is none left to lose. There must be at least that many messages.
 func each(t *testing.T, least int, f func(m *mesh, tap *tap)) {
 	for _, fate := range fates {
 		t.Run(string(fate), func(t *testing.T) {
@@ -81,15 +81,15 @@ func TestRenewalWithEachMessageLost(t *testing.T) {
 		before := n.Status().GetNode()
 		tap.larger = 50
 		tap.install(n)
-		n.restart() // onto a stream that is tapped
+		n.restart() // onto a stream with a tap
 		tap.mu.Lock()
-		tap.seen = -1000 // what it takes to attach was lost in another test
+		tap.seen = -1000 // messages for attaching are lost in another test
 		tap.mu.Unlock()
 		time.Sleep(20 * time.Minute)
 		tap.mu.Lock()
 		tap.seen = 0
 		tap.mu.Unlock()
-		time.Sleep(25 * time.Minute) // a node that was cut off as it renewed takes up to six more until it asks again
+		time.Sleep(25 * time.Minute) // a node that was cut off while renewing takes up to six more minutes to ask again
 		m.Agree()
 		enrolledOnce(m, n)
 		after := n.Status().GetNode()

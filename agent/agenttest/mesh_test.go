@@ -17,9 +17,9 @@ import (
 
 // Policies that tests share.
 const (
-	// open lets everybody reach everybody.
+	// open lets everyone reach everyone.
 	open = `{"tagOwners": {"tag:db": [], "tag:web": []}, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}`
-	// closed lets nobody reach anybody.
+	// closed lets no one reach anyone.
 	closed = `{"tagOwners": {"tag:db": [], "tag:web": []}, "grants": []}`
 )
 
@@ -32,11 +32,11 @@ type mesh struct {
 	net    *sim.Internet
 	center *center
 	nodes  []*node
-	after  []func() // what to end besides
+	after  []func() // what else to end
 }
 
-// inBubble runs f with a coordinator that runs, in virtual time. What f started is stopped after it; if anything of it is
-// left then, the bubble does not end and the test fails.
+// inBubble runs f with a running coordinator, in virtual time. What f started is stopped after it; if anything is still running
+// then, the bubble does not end and the test fails.
 func inBubble(t *testing.T, f func(m *mesh)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -64,7 +64,7 @@ func (m *mesh) close() {
 	m.center.stop()
 }
 
-// logger is silent unless somebody looks.
+// logger is silent unless the test is verbose.
 func (m *mesh) logger(who string) *slog.Logger {
 	if !testing.Verbose() {
 		return slog.New(slog.DiscardHandler)
@@ -72,7 +72,7 @@ func (m *mesh) logger(who string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(m.Output(), &slog.HandlerOptions{Level: logLevel()})).With("at", who)
 }
 
-// who is an identity that a join code gives.
+// who is the identity that a join code gives.
 type who func(*redoubtv1.CreateTokenRequest)
 
 func user(name string) who { return func(r *redoubtv1.CreateTokenRequest) { r.User = name } }
@@ -93,7 +93,7 @@ func (m *mesh) Code(options ...who) string {
 	return answer.GetCode()
 }
 
-// Machine adds a machine on which an agent runs that is in no mesh yet.
+// Machine adds a machine with an agent that is not in a mesh yet.
 func (m *mesh) Machine(name string) *node {
 	m.Helper()
 	n := newNode(m, name, len(m.nodes)+1)
@@ -110,7 +110,7 @@ func (m *mesh) Join(name string, options ...who) *node {
 	return n
 }
 
-// Policy puts a policy in force, and waits until all enforce it.
+// Policy puts a policy in force, and waits until all nodes enforce it.
 func (m *mesh) Policy(source string) {
 	m.Helper()
 	if _, err := m.center.admin().ApplyPolicy(m.Context(), &redoubtv1.ApplyPolicyRequest{Source: source}); err != nil {
@@ -119,7 +119,7 @@ func (m *mesh) Policy(source string) {
 	m.Settle()
 }
 
-// Settle waits until all nodes that are connected enforce what they ought to.
+// Settle waits until all connected nodes enforce what they should.
 func (m *mesh) Settle() {
 	m.Helper()
 	for _, l := range m.laggards(10 * time.Second) {
@@ -129,7 +129,7 @@ func (m *mesh) Settle() {
 	}
 }
 
-// Agree waits, for longer, until all nodes are connected and enforce what they ought to.
+// Agree waits, for longer, until all nodes are connected and enforce what they should.
 func (m *mesh) Agree() {
 	m.Helper()
 	for _, l := range m.laggards(10 * time.Minute) {
@@ -146,7 +146,7 @@ func (m *mesh) laggards(within time.Duration) []*redoubtv1.Laggard {
 	return status.GetLaggards()
 }
 
-// Nodes are the nodes that the coordinator knows, by name.
+// Nodes returns the nodes that the coordinator knows, by name.
 func (m *mesh) Nodes() map[string]*redoubtv1.Node {
 	m.Helper()
 	list, err := m.center.admin().ListNodes(m.Context(), &redoubtv1.ListNodesRequest{})
@@ -160,7 +160,7 @@ func (m *mesh) Nodes() map[string]*redoubtv1.Node {
 	return nodes
 }
 
-// Await waits for something to become so.
+// Await waits until a condition holds.
 func (m *mesh) Await(within time.Duration, what string, so func() bool) {
 	m.Helper()
 	for end := time.Now().Add(within); !so(); time.Sleep(50 * time.Millisecond) {
@@ -170,12 +170,12 @@ func (m *mesh) Await(within time.Duration, what string, so func() bool) {
 	}
 }
 
-// within is a context for something that must not take longer.
+// within returns a context for something that must not take longer.
 func (m *mesh) within(d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(m.Context(), d)
 }
 
-// addresses of host number n on the Internet.
+// underlay returns the addresses of host number n on the Internet.
 func underlay(n int) []netip.Addr {
 	return []netip.Addr{
 		netip.AddrFrom4([4]byte{198, 51, 100, byte(n)}),
@@ -192,7 +192,7 @@ func version(t *testing.T, text string) proto.Version {
 	return v
 }
 
-// logLevel is what a verbose run shows: REDOUBT_TEST_LOG=debug shows more.
+// logLevel returns the level of a verbose run's log: REDOUBT_TEST_LOG=debug shows more.
 func logLevel() slog.Level {
 	if os.Getenv("REDOUBT_TEST_LOG") == "debug" {
 		return slog.LevelDebug

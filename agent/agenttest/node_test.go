@@ -26,21 +26,21 @@ type node struct {
 	dir   string
 	host  *sim.Host
 	clock *clock
-	tap   *tap // nil: nothing is in the way to the coordinator
+	tap   *tap // nil if its streams are not tapped
 	dead  atomic.Bool
-	// configure changes what the next agent is made with.
+	// configure changes the configuration of the next agent.
 	configure func(*agent.Config)
 
-	*daemon // nil while none runs
+	*daemon // nil while none is running
 
 	mu    sync.Mutex
 	ports []uint16
 	watch func(sim.Packet)
-	stack *sim.Stack // nil before the data path was up for the first time
+	stack *sim.Stack // nil until the data path is up for the first time
 	tun   *sim.TUN
 }
 
-// daemon is an agent that runs.
+// daemon is a running agent.
 type daemon struct {
 	agent   *agent.Agent
 	network *network
@@ -56,7 +56,7 @@ func newNodeOn(m *mesh, name string, host *sim.Host) *node {
 	return &node{m: m, name: name, dir: m.TempDir(), host: host, clock: &clock{booted: time.Now()}}
 }
 
-// clock is a machine's own idea of time: virtual time, wrong by some error, and what passed since it was switched on.
+// clock is a machine's own clock: virtual time, off by some error, and the time since boot.
 type clock struct {
 	mu     sync.Mutex
 	wrong  time.Duration
@@ -83,7 +83,7 @@ func (c *clock) reboot(wrong time.Duration) {
 	c.booted, c.wrong = time.Now(), wrong
 }
 
-// network is the operating system's; it tells the machine's programs which addresses they have.
+// network is the operating system's network; it gives the machine's programs their addresses.
 type network struct {
 	osnet.Fake
 	n *node
@@ -165,7 +165,7 @@ func (n *node) openTUN(name string, mtu int) (tun.Device, error) {
 	return n.tun, nil
 }
 
-// pinger pings as a program of the machine would.
+// pinger pings as a program on the machine would.
 type pinger struct{ n *node }
 
 // Ping implements agent.Pinger.
@@ -176,21 +176,21 @@ func (p pinger) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error)
 // Close implements agent.Pinger.
 func (pinger) Close() error { return nil }
 
-// programs are those of the machine that use the network.
+// programs returns the machine's programs that use the network.
 func (n *node) programs() *sim.Stack {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.stack
 }
 
-// kill is the end of the agent's process at this very moment: nothing that it does from now on has an effect, on the disk or
-// on the Internet. The process is cleared away by bury.
+// kill ends the agent's process at this very moment: nothing that it does afterwards has an effect, on the disk or on the
+// Internet. bury removes the process.
 func (n *node) kill() {
 	n.dead.Store(true)
 	n.m.net.ResetStreams(n.host, n.m.center.host)
 }
 
-// bury takes away what kill left of a process, and starts another one.
+// bury removes what kill left of a process, and starts another one.
 func (n *node) bury() {
 	n.m.Helper()
 	d := n.daemon
@@ -201,7 +201,7 @@ func (n *node) bury() {
 	n.start()
 }
 
-// stop ends the agent in good order, if it runs.
+// stop ends the agent cleanly, if it is running.
 func (n *node) stop() {
 	n.m.Helper()
 	d := n.daemon
@@ -215,8 +215,8 @@ func (n *node) stop() {
 	}
 }
 
-// restart stops the agent and starts another one. What its programs said last gets out before: those that they start with next
-// take the same ports again.
+// restart stops the agent and starts another one. What its programs sent last gets out before: the programs started next use
+// the same ports again.
 func (n *node) restart() {
 	n.m.Helper()
 	time.Sleep(2 * latency)
@@ -224,7 +224,7 @@ func (n *node) restart() {
 	n.start()
 }
 
-// Up joins with a code, or goes on as the node that it is, and waits until the data path runs.
+// Up joins with a code, or continues as the node that it is, and waits until the data path runs.
 func (n *node) Up(code string) *redoubtv1.Status {
 	n.m.Helper()
 	st, err := n.TryUp(code, time.Minute)
@@ -240,7 +240,7 @@ func (n *node) TryUp(code string, within time.Duration) (*redoubtv1.Status, erro
 	return n.agent.Up(ctx, &redoubtv1.UpRequest{Code: code, Hostname: n.name}, func(step string) { n.m.Logf("%s: %s", n.name, step) })
 }
 
-// Status is what `redoubt status` shows.
+// Status returns what `redoubt status` shows.
 func (n *node) Status() *redoubtv1.Status {
 	n.m.Helper()
 	st, err := n.agent.Status(n.m.Context())
@@ -256,7 +256,7 @@ func (n *node) AwaitState(state machine.State, within time.Duration) {
 	n.m.Await(within, n.name+" is "+string(state), func() bool { return n.Status().GetState() == string(state) })
 }
 
-// Problem says whether the status names a problem with these words in it.
+// Problem reports whether the status names a problem that contains these words.
 func (n *node) Problem(words string) bool {
 	n.m.Helper()
 	for _, p := range n.Status().GetProblems() {
@@ -308,14 +308,14 @@ func (n *node) Move(addrs ...netip.Addr) {
 	}
 }
 
-// patience is how long programs wait for an answer. A first packet waits for a handshake; where both sides begin one at the same
-// time, neither ends, and they try again after 5 s.
+// patience is how long programs wait for an answer. A first packet waits for a handshake; if both sides begin one at the same
+// time, neither completes, and they try again after 5 s.
 const patience = 7 * time.Second
 
-// forgotten is how long a node may take to notice that its peer has lost their session, with patience in between.
+// forgotten is how long a node may take to notice that its peer has lost their session, if each attempt waits for patience.
 const forgotten = 25 * time.Second
 
-// errSilence says that nothing came back at all.
+// errSilence means that nothing came back at all.
 var errSilence = errors.New("silence")
 
 // Ping sends one echo to an address.
@@ -370,13 +370,13 @@ func silence(err error) error {
 	return err
 }
 
-// probe is one way to try whether a node reaches another.
+// probe is one way to test whether a node reaches another.
 type probe struct {
 	name string
 	try  func(from, to *node) error
 }
 
-// probes are all of them: every protocol over both families.
+// probes returns all of them: every protocol over both families.
 func probes(port uint16) []probe {
 	return []probe{
 		{"ICMP over IPv4", func(from, to *node) error { return from.Ping(to.V4()) }},
@@ -388,7 +388,7 @@ func probes(port uint16) []probe {
 	}
 }
 
-// Reaches tries everything, and all of it must work.
+// Reaches tries everything; all of it must work.
 func (n *node) Reaches(to *node, port uint16) {
 	n.m.Helper()
 	for _, p := range probes(port) {
@@ -398,7 +398,7 @@ func (n *node) Reaches(to *node, port uint16) {
 	}
 }
 
-// ReachesNot tries everything, and none of it may work.
+// ReachesNot tries everything; none of it may work.
 func (n *node) ReachesNot(to *node, port uint16) {
 	n.m.Helper()
 	for _, p := range probes(port) {

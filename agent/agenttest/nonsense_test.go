@@ -20,7 +20,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// TestJoinCodesThatAreNone: each is refused in words that say what is the matter, and leaves the machine as it was.
+// TestJoinCodesThatAreNone checks that each code is refused with a message that says why, and leaves the machine as it was.
 func TestJoinCodesThatAreNone(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -89,7 +89,7 @@ func TestJoinCodesThatAreNone(t *testing.T) {
 	})
 }
 
-// swapped is another letter.
+// swapped returns another letter.
 func swapped(b byte) string {
 	if b == 'A' {
 		return "B"
@@ -97,7 +97,8 @@ func swapped(b byte) string {
 	return "A"
 }
 
-// TestRequestsThatAreNone: whatever a stream begins with, the coordinator answers in words or hangs up, and nothing comes of it.
+// TestRequestsThatAreNone checks that whatever a stream begins with, the coordinator refuses it with a message or hangs up, and
+// nothing changes.
 func TestRequestsThatAreNone(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -125,7 +126,7 @@ func TestRequestsThatAreNone(t *testing.T) {
 		const malformed = redoubtv1.Refusal_CODE_MALFORMED
 		for name, c := range map[string]struct {
 			bytes []byte
-			want  redoubtv1.Refusal_Code // unspecified: it hangs up
+			want  redoubtv1.Refusal_Code // unspecified if it hangs up
 		}{
 			"an empty frame":              {[]byte{0, 0, 0, 0}, malformed},
 			"a frame that is too large":   {[]byte{0, 1, 0, 1}, malformed},
@@ -154,7 +155,7 @@ func TestRequestsThatAreNone(t *testing.T) {
 			stream.conn.Close()
 		}
 
-		// And from a node that is one.
+		// And from a real node.
 		report := &redoubtv1.Report{Endpoints: wire.FromEndpoints([]proto.Endpoint{{Addr: netip.AddrPortFrom(a.V4(), 1), Kind: proto.EndpointInterface}})}
 		many := &redoubtv1.Report{}
 		for range proto.MaxEndpoints + 1 {

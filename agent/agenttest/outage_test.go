@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// TestLongOutage: nodes that got over hours without their coordinator by grace are not parted by its return, whether it was
-// off or out of reach.
+// TestLongOutage checks that nodes that went on by grace for hours without their coordinator are not separated by its return,
+// whether it was off or unreachable.
 func TestLongOutage(t *testing.T) {
 	t.Parallel()
 	for name, outage := range map[string]struct{ begin, end func(*mesh) }{

@@ -23,7 +23,7 @@ const firewalled = `{
   "grants": [{"src": ["ann@example.com"], "dst": ["tag:db"], "ip": ["tcp:22"], "srcPosture": ["posture:walled"]}],
 }`
 
-// wall is the firewall of a machine: it is looked at every minute, and tells of changes unless it is mute.
+// wall is a machine's firewall: it is checked every minute, and announces changes unless it is mute.
 type wall struct {
 	mu     sync.Mutex
 	on     string
@@ -66,7 +66,7 @@ func (w *wall) source() *posture.Source {
 	}
 }
 
-// wallPair is ann's machine, which has a wall, and a database that she is connected with.
+// wallPair is ann's machine, which has a wall, and a database that she is connected to.
 type wallPair struct {
 	*mesh
 	wall      *wall
@@ -74,7 +74,7 @@ type wallPair struct {
 	near, far *sim.TCPConn
 }
 
-// MachineBehind is a machine that has a wall.
+// MachineBehind adds a machine that has a wall.
 func (m *mesh) MachineBehind(w *wall, name string) *node {
 	m.Helper()
 	n := newNode(m, name, len(m.nodes)+1)
@@ -110,7 +110,7 @@ func (p *wallPair) open() {
 	p.far = all[len(all)-1]
 }
 
-// shut wants both ends to have been cut within a time, and says how long that took.
+// shut waits until both ends have been cut, which must happen within a time, and returns how long that took.
 func (p *wallPair) shut(within time.Duration) time.Duration {
 	p.Helper()
 	began := time.Now()
@@ -127,7 +127,8 @@ func (p *wallPair) live() {
 	}
 }
 
-// TestFactOpensAndCloses: a grant holds while the machine has what it asks for, and people are told what is missing.
+// TestFactOpensAndCloses checks that a grant applies while the machine has what it requires, and that people are told what is
+// missing.
 func TestFactOpensAndCloses(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -159,7 +160,7 @@ func TestFactOpensAndCloses(t *testing.T) {
 			m.Errorf("mended, and administrators are told %v", told)
 		}
 
-		// What nobody tells of is found within a minute, and at once by who asks.
+		// A change that nobody announces is found within a minute, or at once on request.
 		p.wall.mute = true
 		p.wall.set("false")
 		p.shut(time.Minute + time.Second)
@@ -172,7 +173,7 @@ func TestFactOpensAndCloses(t *testing.T) {
 			m.Errorf("%v, %v", r, err)
 		}
 
-		// The verdict reaches peers, and nothing else of what the machine says of itself.
+		// Peers learn the verdict, and nothing else that the machine reports about itself.
 		p.db.stop()
 		nm := p.db.stored()
 		for _, s := range nm.Sets {
@@ -186,7 +187,7 @@ func TestFactOpensAndCloses(t *testing.T) {
 	})
 }
 
-// Unmet are the rules that do not hold for a node, as the coordinator tells administrators.
+// Unmet returns the rules that do not apply to a node, as the coordinator shows them to administrators.
 func (m *mesh) Unmet(name string) []*redoubtv1.WithheldRule {
 	m.Helper()
 	a, err := m.center.admin().GetNode(m.Context(), &redoubtv1.GetNodeRequest{Node: name})
@@ -196,7 +197,7 @@ func (m *mesh) Unmet(name string) []*redoubtv1.WithheldRule {
 	return a.GetNode().GetUnmet()
 }
 
-// TestFactsFromTheFirstMoment: what a machine is known by is known when it becomes a node, before it has said anything as one.
+// TestFactsFromTheFirstMoment checks that a machine's facts are known when it becomes a node, before it has sent anything as one.
 func TestFactsFromTheFirstMoment(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -221,8 +222,8 @@ func TestFactsFromTheFirstMoment(t *testing.T) {
 	})
 }
 
-// TestSilenceCloses: of a machine that is not heard any more nothing is known some time later. Restarts of either side that are
-// over before change nothing.
+// TestSilenceCloses checks that the facts of a machine that is no longer heard expire after some time, and that restarts of
+// either side which end before that change nothing.
 func TestSilenceCloses(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {

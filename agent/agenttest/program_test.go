@@ -8,24 +8,24 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 )
 
-// program is what FuzzMesh reads its bytes as: a world, and what happens in it. Letters and digits are what a person writes;
-// every other byte stands for something as well.
+// program is what FuzzMesh parses its bytes as: a world, and the events in it. People write letters and digits; every other
+// byte has a meaning as well.
 //
 //	3 o p s 2 0   p 1 0 4  W 0 1 5  ...
 //	│ └─┬─┘ │ │   └──┬──┘
-//	│   │   │ │      └─ events: what, two details, and how long it lasts
+//	│   │   │ │      └─ events: what happens, two details, and the wait after it
 //	│   │   │ └─ what links do to packets
 //	│   │   └─ relays
 //	│   └─ how each node is attached
 //	└─ nodes
 //
-// Spaces are not part of it.
+// Spaces are ignored.
 type program struct {
 	kinds  []attachment
 	relays int
 	air    air
 	events []event
-	seed   uint64 // of what is left to chance
+	seed   uint64 // decides what is left to chance
 }
 
 const (
@@ -34,14 +34,14 @@ const (
 	maxEvents = 24
 )
 
-// attachment is a way in which a node may be attached to the Internet.
+// attachment is a way of attaching a node to the Internet.
 type attachment struct {
 	letter  byte
 	words   string
-	cfg     *sim.NATConfig // nil: it has addresses of its own
+	cfg     *sim.NATConfig // nil if it has addresses of its own
 	v4, v6  bool
-	carrier bool // there is another NAT before its own
-	shared  bool // the NAT is that of the node before, if that has one
+	carrier bool // there is another NAT in front of its own
+	shared  bool // it shares the NAT of the previous node, if that has one
 }
 
 var (
@@ -69,7 +69,7 @@ type air struct {
 	sim.Link
 }
 
-// lossless says whether all that is sent arrives.
+// lossless reports whether everything that is sent arrives.
 func (a air) lossless() bool { return a.Loss == 0 }
 
 var airs = []air{
@@ -102,7 +102,7 @@ var waits = []time.Duration{
 	90 * time.Second, 5 * time.Minute,
 }
 
-// reader takes a program from its bytes.
+// reader reads a program from its bytes.
 type reader []byte
 
 func (r *reader) next() (b byte, ok bool) {
@@ -115,7 +115,7 @@ func (r *reader) next() (b byte, ok bool) {
 	return 0, false
 }
 
-// number is a digit's value, or another byte's.
+// number returns the value of a digit, or of any other byte.
 func (r *reader) number() int {
 	b, _ := r.next()
 	if b >= '0' && b <= '9' {
@@ -124,7 +124,7 @@ func (r *reader) number() int {
 	return int(b)
 }
 
-// choose gives the one with the letter, or, for other bytes, any.
+// choose returns the item with the letter, or, for other bytes, any item.
 func choose[T any](b byte, from []T, letter func(T) byte) T {
 	for _, x := range from {
 		if letter(x) == b {
@@ -159,7 +159,7 @@ func parseProgram(data []byte) program {
 	return p
 }
 
-// String tells the program in words.
+// String describes the program in words.
 func (p program) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d nodes, %d relays; links: %s\n", len(p.kinds), p.relays, p.air.words)

@@ -22,8 +22,8 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// TestMeshAgreesWithThePolicy leads meshes through lives that chance decides on, and asks after each step of them, of every pair
-// of nodes, whether exactly those packets get through that the policy lets through. REDOUBT_TEST_SEED tries one life.
+// TestMeshAgreesWithThePolicy leads meshes through random lives, and checks after each step, for every pair of nodes, that
+// exactly those packets get through that the policy lets through. REDOUBT_TEST_SEED runs a single life.
 func TestMeshAgreesWithThePolicy(t *testing.T) {
 	t.Parallel()
 	seeds := []uint64{1, 2, 3, 4}
@@ -47,33 +47,33 @@ func TestMeshAgreesWithThePolicy(t *testing.T) {
 	}
 }
 
-// life is a mesh, and what ought to be true of it.
+// life is a mesh, and its expected state.
 type life struct {
 	*mesh
 	rnd     *rand.Rand
 	joined  int
 	members map[*node]*member
-	policy  *acl.Policy // nil: none yet
+	policy  *acl.Policy // nil if there is none yet
 	flows   []*flow
 
 	mu      sync.Mutex
 	arrived []arrival
 }
 
-// member is a node of the mesh, as it ought to be.
+// member is a node of the mesh in its expected state.
 type member struct {
 	proto.Identity
 	up bool
 }
 
-// flow is a TCP connection that lives.
+// flow is a live TCP connection.
 type flow struct {
 	from, to *node
 	dst      netip.Addr
 	conn     *sim.TCPConn
 }
 
-// arrival is a packet that a machine's programs were given.
+// arrival is a packet that a machine's programs received.
 type arrival struct {
 	at     *node
 	packet sim.Packet
@@ -81,10 +81,10 @@ type arrival struct {
 
 const most = 6 // nodes
 
-// ports are those that all nodes listen on.
+// ports are the ports that all nodes listen on.
 var ports = []uint16{22, 53, 80}
 
-// step lets something happen.
+// step makes something happen.
 func (l *life) step() {
 	l.Helper()
 	if len(l.members) < 3 {
@@ -107,7 +107,7 @@ func (l *life) step() {
 
 func pick[T any](rnd *rand.Rand, from ...T) T { return from[rnd.IntN(len(from))] }
 
-// some are the members, or those of them that are up, in an order that does not depend on the map's.
+// some returns the members, or those that are up, in an order that does not depend on the map's.
 func (l *life) some(up bool) []*node {
 	list := slices.Collect(maps.Keys(l.members))
 	list = slices.DeleteFunc(list, func(n *node) bool { return up && !l.members[n].up })
@@ -187,7 +187,7 @@ func (l *life) change() {
 	}
 }
 
-// literal is an address that somebody has, or nobody any more.
+// literal returns an address of a member, which may be down.
 func (l *life) literal() string {
 	all := l.some(false)
 	if len(all) == 0 {
@@ -214,18 +214,18 @@ func (l *life) remove() {
 	l.bid(n)
 }
 
-// bid takes a node out of those that may do anything.
+// bid removes a node from the members.
 func (l *life) bid(n *node) {
 	if !l.members[n].up {
 		ctx, cancel := l.within(time.Minute)
 		defer cancel()
-		// It is not a node any more, and must not become one by being set up again.
+		// It is no longer a node, and must not become one by coming up again.
 		_, _ = n.agent.Up(ctx, &redoubtv1.UpRequest{}, func(string) {})
 	}
 	delete(l.members, n)
 }
 
-// leave sets a node down, or up again.
+// leave takes a node down, or up again.
 func (l *life) leave() {
 	l.Helper()
 	n := pick(l.rnd, l.some(false)...)
@@ -252,7 +252,7 @@ func (l *life) restart() {
 	l.cut(n)
 }
 
-// cut forgets connections of a machine whose programs are not the same any more.
+// cut drops the connections of a machine whose programs were restarted.
 func (l *life) cut(n *node) {
 	l.flows = slices.DeleteFunc(l.flows, func(f *flow) bool { return f.from == n || f.to == n })
 }
@@ -265,7 +265,7 @@ func (l *life) move() {
 	n.Move(underlay(100 + l.joined)...)
 }
 
-// outage is a coordinator that is out of reach for some time.
+// outage makes the coordinator unreachable for some time.
 func (l *life) outage() {
 	l.Helper()
 	away := time.Duration(l.rnd.IntN(200)) * time.Minute
@@ -275,19 +275,19 @@ func (l *life) outage() {
 	l.center.start()
 }
 
-// pass lets time pass. Connections are used meanwhile: those that are silent for long are forgotten.
+// pass lets time pass. Connections are used meanwhile: those that are silent for long expire.
 func (l *life) pass(d time.Duration) {
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(min(time.Until(end), time.Hour)) {
 		for _, f := range l.flows {
-			_ = f.from.Talk(f.conn) // whether it ought to live is asked by checkFlows
+			_ = f.from.Talk(f.conn) // checkFlows checks whether it should be alive
 		}
 	}
 }
 
-// check waits until the mesh is as it ought to be, and asks it.
+// check waits until the mesh is in its expected state, and tests it.
 func (l *life) check() {
 	l.Helper()
-	time.Sleep(time.Second) // whoever is not connected any more knows by then
+	time.Sleep(time.Second) // nodes that are no longer connected know by then
 	up := l.some(true)
 	l.Await(3*time.Minute, "all are connected", func() bool {
 		return !slices.ContainsFunc(up, func(n *node) bool { return !n.Status().GetCoordinator().GetConnected() })
@@ -302,7 +302,7 @@ func (l *life) check() {
 	l.open(bound, up)
 }
 
-// bind is the policy on the nodes that there are.
+// bind returns the policy applied to the existing nodes.
 func (l *life) bind() *compile.Bound {
 	l.Helper()
 	inventory := &compile.Memory{}
@@ -314,7 +314,7 @@ func (l *life) bind() *compile.Bound {
 	return compile.New(l.policy, l.center.process.co.Mesh()).On(inventory)
 }
 
-// checkStatus asks everybody whether all is well. For some minutes after they come back, nodes wait for others to do so as well.
+// checkStatus checks that all nodes are well. For some minutes after they come back, nodes wait for others to do so as well.
 func (l *life) checkStatus(up []*node) {
 	l.Helper()
 	for _, n := range up {
@@ -334,7 +334,7 @@ func (l *life) checkStatus(up []*node) {
 	}
 }
 
-// allowed says what the policy says of a packet that opens something.
+// allowed reports whether the policy allows a packet that opens something.
 func (l *life) allowed(b *compile.Bound, src, dst netip.Addr, protocol uint8, port uint16) bool {
 	from, to := l.owner(src), l.owner(dst)
 	if from == nil || to == nil {
@@ -357,7 +357,7 @@ func (l *life) owner(a netip.Addr) *member {
 	return nil
 }
 
-// checkFlows looks at the connections from before: they live exactly if they are still allowed.
+// checkFlows checks the existing connections: they live exactly if they are still allowed.
 func (l *life) checkFlows(b *compile.Bound) {
 	l.Helper()
 	l.flows = slices.DeleteFunc(l.flows, func(f *flow) bool {
@@ -425,8 +425,8 @@ func (l *life) probe(b *compile.Bound, up []*node) {
 	all.Wait()
 }
 
-// attempt tries something that may work only if it is wanted. What is wanted may take some time: sessions that somebody has
-// forgotten are noticed as late as WireGuard notices.
+// attempt tries something that must work exactly if it is wanted. What is wanted may take some time: that a peer has forgotten
+// a session is noticed only when WireGuard notices.
 func (l *life) attempt(what string, want bool, f func() error) {
 	var err error
 	for range 5 {
@@ -439,7 +439,7 @@ func (l *life) attempt(what string, want bool, f func() error) {
 	}
 }
 
-// checkArrivals looks at every packet that arrived while the policy was this one. It must be allowed, or an answer to one that is.
+// checkArrivals checks every packet that arrived under the current policy. It must be allowed, or answer one that is.
 func (l *life) checkArrivals(b *compile.Bound) {
 	l.Helper()
 	l.mu.Lock()
@@ -451,7 +451,7 @@ func (l *life) checkArrivals(b *compile.Bound) {
 		p := a.packet
 		icmp := p.Proto == proto.ProtoICMP || p.Proto == proto.ProtoICMPv6
 		if icmp && p.Type == sim.Unreachable || p.Proto == proto.ProtoTCP && p.Flags&sim.RST != 0 {
-			continue // the node's own filter says no to its programs
+			continue // the node's own filter refuses its programs
 		}
 		src, dst := p.Src.Addr(), p.Dst.Addr()
 		if l.allowed(b, src, dst, p.Proto, p.Dst.Port()) || l.allowed(b, dst, src, p.Proto, p.Src.Port()) {

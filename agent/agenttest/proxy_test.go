@@ -23,8 +23,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 )
 
-// gateway is a reverse proxy that ends TLS by a certificate of its own, in front of the coordinator. It passes upgrades to a
-// protocol only if that is named.
+// gateway adds a reverse proxy in front of the coordinator that terminates TLS with a certificate of its own. If any protocols
+// are named, it passes upgrades to those only.
 func (m *mesh) gateway(passes ...string) *sim.Host {
 	m.Helper()
 	h := m.net.Host("gateway", netip.MustParseAddr("203.0.113.200"))
@@ -55,7 +55,7 @@ func (m *mesh) gateway(passes ...string) *sim.Host {
 	return h
 }
 
-// TestBehindAGateway: a node whose every TLS connection somebody ends enrols, is told of changes, and renews.
+// TestBehindAGateway checks that a node whose TLS connections are all terminated on the way enrols, learns of changes, and renews.
 func TestBehindAGateway(t *testing.T) {
 	t.Parallel()
 	for name, passes := range map[string][]string{"upgrades": nil, "only WebSockets": {"websocket"}} {
@@ -80,7 +80,7 @@ func TestBehindAGateway(t *testing.T) {
 				m.Policy("{}")
 				a.ReachesNot(b, 22)
 				a.stop()
-				time.Sleep(time.Minute) // until the gateway has heard of it
+				time.Sleep(time.Minute) // until the gateway has noticed
 			})
 		})
 	}

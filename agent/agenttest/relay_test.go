@@ -41,7 +41,7 @@ func (m *mesh) Relay(name string, number int) *station {
 	return s
 }
 
-// start starts the relay, with a join code where it is in no mesh yet.
+// start starts the relay, with a join code if it is not in a mesh yet.
 func (s *station) start(join *state.Join) {
 	s.m.Helper()
 	l, err := s.host.Listen("tcp", ":443")
@@ -58,7 +58,7 @@ func (s *station) start(join *state.Join) {
 	go func() { s.ended <- agent.RunRelay(ctx, cfg) }()
 }
 
-// end stops the relay in good order, if it runs.
+// end stops the relay cleanly, if it is running.
 func (s *station) end() {
 	s.m.Helper()
 	if s.stop == nil {
@@ -71,7 +71,7 @@ func (s *station) end() {
 	}
 }
 
-// Way is how packets go from a node to another one, as its status says.
+// Way returns how packets go from a node to another, according to its status.
 func (n *node) Way(to *node) *redoubtv1.LocalPeer {
 	for _, p := range n.Status().GetPeers() {
 		if p.GetName() == to.name {
@@ -81,7 +81,7 @@ func (n *node) Way(to *node) *redoubtv1.LocalPeer {
 	return &redoubtv1.LocalPeer{}
 }
 
-// pings are what a node's `ping` of another one tells.
+// pings returns what a node's `ping` of another one reports.
 func (n *node) pings(to *node, r *redoubtv1.PingRequest) (all []*redoubtv1.PingResponse) {
 	n.m.Helper()
 	r.Peer, r.IntervalMs = to.name, 1000
@@ -98,7 +98,7 @@ func (n *node) pings(to *node, r *redoubtv1.PingRequest) (all []*redoubtv1.PingR
 	return all
 }
 
-// related has two nodes that know a relay at which they wait.
+// related adds a relay, and two nodes that have it as their home and know so of each other.
 func (m *mesh) related() (relay *station, a, b *node) {
 	m.Helper()
 	relay = m.Relay("fra1", 200)
@@ -108,7 +108,8 @@ func (m *mesh) related() (relay *station, a, b *node) {
 	return relay, a, b
 }
 
-// TestPingTellsThePath: the first answer comes through the relay, and each change of the way is told when it happens.
+// TestPingTellsThePath checks that the first answer comes through the relay, and that each change of the path is reported when
+// it happens.
 func TestPingTellsThePath(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -160,8 +161,8 @@ func TestPingTellsThePath(t *testing.T) {
 	})
 }
 
-// TestRelayStartsWithoutTheCoordinator: a relay that starts while the coordinator is away carries for those who might meet when
-// that was heard last, and for nobody once its own certificate has run out.
+// TestRelayStartsWithoutTheCoordinator checks that a relay that starts while the coordinator is away carries packets for the
+// nodes that were last allowed to meet, and for none once its own certificate has expired.
 func TestRelayStartsWithoutTheCoordinator(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -199,8 +200,8 @@ func TestRelayStartsWithoutTheCoordinator(t *testing.T) {
 	})
 }
 
-// TestRelayRefusesLockedNodes: a relay that has heard of a lock carries nothing for the node, though the node and its peer have not heard and
-// trust each other, and though the relay is started again where nobody can tell it anew.
+// TestRelayRefusesLockedNodes checks that a relay that has heard of a lock carries nothing for the node, although the node and
+// its peer have not heard and trust each other, and although the relay is restarted where nobody can tell it again.
 func TestRelayRefusesLockedNodes(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -247,7 +248,7 @@ func TestRelayRefusesLockedNodes(t *testing.T) {
 	})
 }
 
-// TestRevokedRelayForgets: a relay that is revoked serves nobody, and does not either when it is started again.
+// TestRevokedRelayForgets checks that a revoked relay serves nobody, and does not after a restart either.
 func TestRevokedRelayForgets(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {

@@ -24,7 +24,7 @@ func (m *mesh) retire(force bool) error {
 	return err
 }
 
-// acts are what the audit book tells of roots and intermediates, the oldest first.
+// acts returns what the audit log records about roots and intermediates, oldest first.
 func (m *mesh) acts() (list []string) {
 	m.Helper()
 	a, err := m.center.admin().ListAudit(context.Background(), &redoubtv1.ListAuditRequest{Limit: 1000})
@@ -39,8 +39,8 @@ func (m *mesh) acts() (list []string) {
 	return list
 }
 
-// TestTheRootIsReplaced: while two nodes talk the root is replaced and the old one retired, by itself. A node that was away
-// meanwhile, one that joins with a code from before and one with a new code all get along.
+// TestTheRootIsReplaced replaces the root while two nodes talk, and has the old one retire by itself. A node that was away
+// meanwhile, one that joins with an earlier code and one with a later code all get along.
 func TestTheRootIsReplaced(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -66,7 +66,7 @@ func TestTheRootIsReplaced(t *testing.T) {
 		if err := m.retire(false); err == nil || !strings.Contains(err.Error(), "node away") || !strings.Contains(err.Error(), "node a") {
 			t.Errorf("retired while nodes hang on it: %v", err)
 		}
-		m.Join("new", tags("tag:db")).Reaches(b, 22) // which has not renewed yet, and knows the old root alone
+		m.Join("new", tags("tag:db")).Reaches(b, 22) // b has not renewed yet, and knows only the old root
 		old := m.Machine("old")
 		old.Up(before)
 		old.Reaches(b, 22)
@@ -104,8 +104,8 @@ func TestTheRootIsReplaced(t *testing.T) {
 	})
 }
 
-// TestARootRetiredByForce: a node that was away for the whole time is led to the new root all the same, as long as the coordinator
-// knows who issued its certificate.
+// TestARootRetiredByForce checks that a node that was away for the whole time still gets to the new root, as long as the
+// coordinator knows who issued its certificate.
 func TestARootRetiredByForce(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {

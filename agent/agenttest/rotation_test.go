@@ -18,7 +18,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// shortLives has certificates that last for ten minutes, as briefly as a policy may ask for.
+// shortLives has certificates that last for ten minutes, the shortest lifetime that a policy may request.
 const shortLives = `{"tagOwners": {"tag:db": [], "tag:web": []}, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}],
 	"node": {"certLifetime": "10m"}}`
 
@@ -28,14 +28,14 @@ type count struct {
 	sent     uint64
 
 	mu            sync.Mutex
-	there, back   map[uint64]bool // that arrived, above the first that did not
-	thereTo, upTo uint64          // all below have
+	there, back   map[uint64]bool // numbers that arrived, above the first that did not
+	thereTo, upTo uint64          // all below have arrived
 	doubled       int
 }
 
 const countPort = 7
 
-// counts begins a stream. The first packet is that of a handshake, and not counted.
+// counts begins a stream. The first packet triggers a handshake, and is not counted.
 func (m *mesh) counts(from, to *node) *count {
 	m.Helper()
 	to.Listen(countPort)
@@ -85,7 +85,7 @@ func (c *count) run(every, during time.Duration) {
 	}
 }
 
-// check says whether all arrived once, there and back.
+// check checks that all packets arrived once, there and back.
 func (c *count) check(m *mesh) {
 	m.Helper()
 	time.Sleep(time.Second)
@@ -97,7 +97,7 @@ func (c *count) check(m *mesh) {
 	}
 }
 
-// engines keeps the engine that a node runs, to look at.
+// engines holds the engine that a node runs, for inspection.
 type engines struct {
 	mu  sync.Mutex
 	now wg.Engine
@@ -114,7 +114,7 @@ type nothing struct{}
 
 func (nothing) Close() error { return nil }
 
-// seesKey is the key of its only peer that a node's engine uses.
+// seesKey returns the key that a node's engine uses for its only peer.
 func (e *engines) seesKey(t *testing.T) key.NodePublic {
 	t.Helper()
 	e.mu.Lock()
@@ -126,7 +126,7 @@ func (e *engines) seesKey(t *testing.T) key.NodePublic {
 	return stats[0].Key
 }
 
-// rotations is how many changes of keys a test is to see: REDOUBT_TEST_ROTATIONS asks for more than the usual number.
+// rotations returns how many key changes a test must see: REDOUBT_TEST_ROTATIONS sets another number than the usual one.
 func rotations() int {
 	if n, err := strconv.Atoi(os.Getenv("REDOUBT_TEST_ROTATIONS")); err == nil && n > 0 {
 		return n
@@ -134,7 +134,7 @@ func rotations() int {
 	return 30
 }
 
-// TestRotationUnderTrafficLosesNothing: two nodes talk over a long way, with jitter, while their keys change over and over.
+// TestRotationUnderTrafficLosesNothing has two nodes talk over a long path with jitter, while their keys change over and over.
 func TestRotationUnderTrafficLosesNothing(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -177,8 +177,8 @@ func TestRotationUnderTrafficLosesNothing(t *testing.T) {
 	})
 }
 
-// TestRotationThroughAnOutage: what is under way survives that keys change before, in and after the time in which the coordinator
-// is away, and that agents start again.
+// TestRotationThroughAnOutage checks that traffic survives key changes before, during and after outages of the coordinator, and
+// that agents reach each other after a restart.
 func TestRotationThroughAnOutage(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -198,7 +198,7 @@ func TestRotationThroughAnOutage(t *testing.T) {
 				t.Errorf("%s: %q", n.name, st.GetProblems())
 			}
 		}
-		// A restart ends sessions, but not the ability to make new ones: with every age of the keys.
+		// A restart ends sessions, but new ones can be made, whatever the age of the keys.
 		for range 6 {
 			a.restart()
 			m.Await(time.Minute, "a reaches b after a restart", func() bool { return a.Ask(b.V4(), countPort) == nil })
@@ -210,8 +210,8 @@ func TestRotationThroughAnOutage(t *testing.T) {
 	})
 }
 
-// TestIdlePeersReachEachOtherAtOnce: whoever speaks first, and whatever the age of the keys, the first handshake is for a key that
-// the other one has.
+// TestIdlePeersReachEachOtherAtOnce checks that whoever sends first, and whatever the age of the keys, the first handshake is
+// for a key that the other side has.
 func TestIdlePeersReachEachOtherAtOnce(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -225,13 +225,13 @@ func TestIdlePeersReachEachOtherAtOnce(t *testing.T) {
 			if i%2 == 1 {
 				from, to = b, a
 			}
-			time.Sleep(4*time.Minute + 7*time.Second) // by then there is no session
+			time.Sleep(4*time.Minute + 7*time.Second) // by then no session is left
 			start := time.Now()
 			if err := from.Ask(to.V4(), countPort); err != nil || time.Since(start) > time.Second {
 				t.Errorf("after %v: the first packet took %v, %v", start.Sub(begun), time.Since(start), err)
 			}
 		}
-		// The same while the coordinator is away, with keys in the middle of their turn.
+		// The same while the coordinator is away, with keys in the middle of a change.
 		m.center.stop()
 		for i := range 20 {
 			from, to := a, b
@@ -247,7 +247,7 @@ func TestIdlePeersReachEachOtherAtOnce(t *testing.T) {
 	})
 }
 
-// TestCopiedStateDirectory: two machines run on one disk's content. Both are cut off, and told so, until one is released.
+// TestCopiedStateDirectory runs two machines on copies of one disk. Both are cut off, and told so, until one is released.
 func TestCopiedStateDirectory(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -286,7 +286,7 @@ func TestCopiedStateDirectory(t *testing.T) {
 		if s := m.Nodes()["a"].GetState(); s != "quarantined" {
 			t.Errorf("the coordinator says %q", s)
 		}
-		time.Sleep(20 * time.Minute) // certificates end; that it is so stays
+		time.Sleep(20 * time.Minute) // certificates end; the quarantine stays
 		for _, n := range []*node{a, thief} {
 			n.restart()
 			m.Await(3*time.Minute, n.name+" is still in quarantine", func() bool { return n.Status().GetState() == string(machine.StateQuarantined) })

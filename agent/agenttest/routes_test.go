@@ -19,7 +19,7 @@ var (
 	out    = netip.MustParseAddr("9.9.9.9")
 )
 
-// routesPolicy lets ann and the interns into the office, and ann out, where nothing is denied.
+// routesPolicy lets ann and the interns into the office, and ann out, except for what is denied.
 func routesPolicy(deny string) string {
 	return `{
 		"tagOwners": {"tag:router": []},
@@ -32,7 +32,7 @@ func routesPolicy(deny string) string {
 	}`
 }
 
-// Route changes what a node does beyond the mesh.
+// Route changes a node's routing beyond the mesh.
 func (n *node) Route(c *redoubtv1.RoutingChange) error {
 	n.m.Helper()
 	ctx, cancel := n.m.within(time.Minute)
@@ -48,7 +48,7 @@ func (n *node) mustRoute(c *redoubtv1.RoutingChange) {
 	}
 }
 
-// Approve says which routes of a node are approved, and waits until all know.
+// Approve sets which routes of a node are approved, and waits until all nodes know.
 func (m *mesh) Approve(n *node, prefixes ...string) {
 	m.Helper()
 	if _, err := m.center.admin().ApproveRoutes(m.Context(), &redoubtv1.ApproveRoutesRequest{Node: n.name, Prefixes: prefixes}); err != nil {
@@ -73,7 +73,8 @@ func (n *node) Offers(c *redoubtv1.RoutingChange, count int) {
 	n.m.Agree()
 }
 
-// leads says whether the machine's network leads an address to the tunnel, and serves whether it leads others there.
+// leads reports whether the machine's network routes an address into the tunnel, and serves whether it routes others' packets
+// there.
 func (n *node) leads(a netip.Addr) bool {
 	c, _ := n.network.Config()
 	return slices.ContainsFunc(c.Routes, func(p netip.Prefix) bool { return p.Contains(a) }) || c.Exit.V4
@@ -84,7 +85,7 @@ func (n *node) serves(a netip.Addr) bool {
 	return slices.ContainsFunc(c.Serve.Routes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// visits opens a connection to a host behind the router, if the machine leads there.
+// visits opens a connection to a host behind the router, if the machine's network routes it there.
 func (n *node) visits(r *node, a netip.Addr, port uint16) error {
 	if !n.leads(a) {
 		return errors.New("the machine's network does not lead there")
@@ -106,7 +107,8 @@ func accept(yes bool) *redoubtv1.RoutingChange { return &redoubtv1.RoutingChange
 
 func exitNode(name string) *redoubtv1.RoutingChange { return &redoubtv1.RoutingChange{ExitNode: &name} }
 
-// TestRoutesByPolicy: who reaches what behind a router is what the policy says, denials included, from the approval to its end.
+// TestRoutesByPolicy checks that the policy decides who reaches what behind a router, denials included, from the approval until
+// its end.
 func TestRoutesByPolicy(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -141,7 +143,7 @@ func TestRoutesByPolicy(t *testing.T) {
 			t.Errorf("ann uses %v", used)
 		}
 
-		// A denial kills what lives, and so does the end of the approval.
+		// A denial ends live connections, and so does the end of the approval.
 		atVault, err := ann.Connect(vault, 22)
 		if err != nil {
 			t.Fatal(err)
@@ -174,7 +176,7 @@ func TestRoutesByPolicy(t *testing.T) {
 		m.Agree()
 		m.Await(forgotten, "the office is reached again", func() bool { return ann.visits(r, office, 22) == nil })
 
-		// Who does not accept uses nothing, also where the machine's network is told otherwise.
+		// A node that does not accept routes uses none, even where its network is told otherwise.
 		ann.mustRoute(accept(false))
 		if ann.leads(office) || ann.Visit(office, 22) == nil {
 			t.Error("a network is used that was not accepted")
@@ -186,7 +188,7 @@ func TestRoutesByPolicy(t *testing.T) {
 	})
 }
 
-// TestExitNode: the Internet is reached by the exit node that was named, and by nothing else.
+// TestExitNode checks that the Internet is reached through the exit node that was named, and through nothing else.
 func TestExitNode(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {
@@ -222,7 +224,7 @@ func TestExitNode(t *testing.T) {
 			t.Errorf("the host's network is told %+v", c.Exit)
 		}
 
-		// A restart without a coordinator comes up with the way out as it was; one without an exit node, closed.
+		// After a restart without a coordinator the way out is as it was; after one without an exit node, it is closed.
 		m.center.stop()
 		ann.restart()
 		m.Await(forgotten, "the way out is open again", func() bool { return ann.visits(r, out, 443) == nil })

@@ -22,7 +22,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/wire"
 )
 
-// stranger is a machine that runs no agent: it speaks the protocol itself, and keeps to it as far as a test wants.
+// stranger is a machine without an agent: it speaks the protocol itself, and keeps to it as far as a test wants.
 type stranger struct {
 	m      *mesh
 	name   string
@@ -30,7 +30,7 @@ type stranger struct {
 	device key.DevicePrivate
 	node   key.NodePrivate
 
-	// Once it is enrolled.
+	// Set once it is enrolled.
 	result *redoubtv1.Result
 	cert   *cert.Node
 }
@@ -44,7 +44,7 @@ func (m *mesh) Stranger(name string, number int) *stranger {
 	}
 }
 
-// must gives what there is, or ends the test: must(f())(t).
+// must returns the value, or ends the test: must(f())(t).
 func must[T any](v T, err error) func(*testing.T) T {
 	return func(t *testing.T) T {
 		t.Helper()
@@ -60,7 +60,7 @@ type refused struct{ *redoubtv1.Refusal }
 
 func (e refused) Error() string { return e.GetCode().String() + ": " + e.GetMessage() }
 
-// codeOf is the code of a refusal; none for all other errors.
+// codeOf returns the code of a refusal; unspecified for all other errors.
 func codeOf(err error) redoubtv1.Refusal_Code {
 	var r refused
 	if errors.As(err, &r) {
@@ -69,7 +69,7 @@ func codeOf(err error) redoubtv1.Refusal_Code {
 	return redoubtv1.Refusal_CODE_UNSPECIFIED
 }
 
-// talk is a stream as a stranger has it.
+// talk is a stream with its TLS connection.
 type talk struct {
 	conn *tls.Conn
 	r    *bufio.Reader
@@ -98,7 +98,7 @@ func (s *stranger) call(leaf *tls.Certificate) (*talk, error) {
 	return t, nil
 }
 
-// say sends a message, and gives the hash of it as it was sent.
+// say sends a message, and returns the hash of it as it was sent.
 func (t *talk) say(up *redoubtv1.Up) ([32]byte, error) {
 	frame, err := wire.AppendFrame(nil, up)
 	if err != nil {
@@ -108,7 +108,7 @@ func (t *talk) say(up *redoubtv1.Up) ([32]byte, error) {
 	return sha256.Sum256(frame[4:]), err
 }
 
-// hear waits for the next message that is no keepalive. A refusal is an error.
+// hear returns the next message that is not a keepalive. A refusal is an error.
 func (t *talk) hear() (*redoubtv1.Down, error) {
 	for {
 		frame, err := wire.ReadFrame(t.r, nil, wire.MaxFrame)
@@ -134,7 +134,7 @@ func (s *stranger) hello() *redoubtv1.Hello {
 	}
 }
 
-// claim is what somebody says in a hello, and whose keys prove it.
+// claim is what a hello claims, and the keys to prove it.
 type claim struct {
 	device key.DevicePublic
 	node   key.NodePublic
@@ -145,12 +145,12 @@ type claim struct {
 	secret key.TokenSecret
 }
 
-// own is an honest claim.
+// own returns an honest claim.
 func (s *stranger) own(code join.Code) claim {
 	return claim{s.device.Device(), s.node.Public(), code.Secret.Public(), s.device, s.node, code.Secret}
 }
 
-// ask says hello, and gives what a proof has to be about.
+// ask sends a hello, and returns what a proof must cover.
 func (c claim) ask(t *talk, s *stranger) (challenge *redoubtv1.Challenge, binding [32]byte, err error) {
 	hello := s.hello()
 	hello.Purpose = &redoubtv1.Hello_Enrol{Enrol: &redoubtv1.Enrol{
@@ -172,7 +172,7 @@ func (c claim) ask(t *talk, s *stranger) (challenge *redoubtv1.Challenge, bindin
 	return challenge, wire.Binding(wire.DomainEnrol, challenge.GetNonce(), exporter, c.node, c.device, sha256.Sum256(nil), sum), nil
 }
 
-// prove makes a proof with the keys that the claim has.
+// prove makes a proof with the claim's keys.
 func (c claim) prove(t *testing.T, challenge *redoubtv1.Challenge, binding [32]byte) *redoubtv1.Up {
 	t.Helper()
 	ephemeral := must(key.ParseNodePublic(challenge.GetEphemeralPublic()))(t)
@@ -183,7 +183,7 @@ func (c claim) prove(t *testing.T, challenge *redoubtv1.Challenge, binding [32]b
 	}}}
 }
 
-// enrol goes through an enrolment, and gives the answer.
+// enrol goes through an enrolment, and returns the result.
 func (s *stranger) enrol(c claim) (*redoubtv1.Result, error) {
 	t, err := s.call(nil)
 	if err != nil {
@@ -204,7 +204,7 @@ func (s *stranger) enrol(c claim) (*redoubtv1.Result, error) {
 	return down.GetResult(), nil
 }
 
-// Join makes the stranger a node that nobody has a bad thought of.
+// Join makes the stranger a node that nobody suspects.
 func (s *stranger) Join(options ...who) *stranger {
 	s.m.Helper()
 	s.result = must(s.enrol(s.own(s.m.parse(s.m.Code(options...)))))(s.m.T)
@@ -217,13 +217,13 @@ func (m *mesh) parse(code string) join.Code {
 	return must(join.Parse(code))(m.T)
 }
 
-// leaf is its certificate for TLS, with whatever key.
+// leaf returns its TLS certificate, with any key.
 func (s *stranger) leaf(signer crypto.Signer) *tls.Certificate {
 	chain := append([][]byte{s.result.GetCertificate()}, s.result.GetChain()...)
 	return &tls.Certificate{Certificate: chain, PrivateKey: signer}
 }
 
-// attach opens a stream as a node does, and gives the first netmap.
+// attach opens a stream as a node does, and returns the first netmap.
 func (s *stranger) attach(applied proto.Version) (*talk, *proto.Netmap, error) {
 	t, err := s.call(s.leaf(s.device))
 	if err != nil {
@@ -261,7 +261,7 @@ func (s *stranger) netmap(t *talk, hello *redoubtv1.Hello) (*proto.Netmap, error
 	}
 }
 
-// raw sends bytes in place of frames, and gives how the coordinator ends that.
+// raw sends bytes in place of frames, and returns how the coordinator ends the stream.
 func (t *talk) raw(b []byte) error {
 	if _, err := t.conn.Write(b); err != nil {
 		return err
@@ -273,7 +273,7 @@ func (t *talk) raw(b []byte) error {
 	}
 }
 
-// frame is a message with the header that a frame has.
+// frame returns a message with its frame header.
 func frame(t *testing.T, up *redoubtv1.Up) []byte {
 	t.Helper()
 	return bytes.Clone(must(wire.AppendFrame(nil, up))(t))

@@ -12,47 +12,47 @@ import (
 type fate string
 
 const (
-	// lost: it never arrives, and both ends see their stream break.
+	// lost means that it never arrives, and both ends see their stream break.
 	lost fate = "lost"
-	// unanswered: it arrives, and the stream breaks before an answer can.
+	// unanswered means that it arrives, and the stream breaks before an answer can.
 	unanswered fate = "unanswered"
-	// swallowed: it never arrives, nor does anything after it for a while, and nobody is told.
+	// swallowed means that neither it nor anything after it arrives for a while, and nobody is told.
 	swallowed fate = "swallowed"
 )
 
 var fates = []fate{lost, unanswered, swallowed}
 
-// outage is how long a swallowed message takes everything after it with it.
+// outage is how long everything after a swallowed message is lost as well.
 const outage = 3 * time.Minute
 
-// tap stands between a machine and the coordinator. It counts the messages of both, the TLS handshake's included, and one of
-// them meets its fate.
+// tap sits between a machine and the coordinator. It counts the messages of both, the TLS handshake's included, and one of them
+// meets its fate.
 type tap struct {
 	node   *node
 	at     int // which message, from 0
 	fate   fate
-	larger int // messages up to this size are not counted: keepalives
+	larger int // messages up to this size, such as keepalives, are not counted
 
 	mu   sync.Mutex
 	seen int
 	hit  bool
 }
 
-// install puts the tap in the way of all streams that begin from now on.
+// install taps all streams that begin later.
 func (t *tap) install(n *node) *tap {
 	t.node = n
 	n.tap, n.m.center.tap = t, t
 	return t
 }
 
-// Hit says whether there was such a message.
+// Hit reports whether there was such a message.
 func (t *tap) Hit() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.hit
 }
 
-// pass says whether a message may pass, and sees to what follows.
+// pass reports whether a message may pass, and carries out its fate.
 func (t *tap) pass(message []byte) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -78,7 +78,7 @@ func (t *tap) pass(message []byte) bool {
 	return false
 }
 
-// errDead says that the process that asks is none any more.
+// errDead means that the calling process was killed.
 var errDead = errors.New("killed")
 
 // tapped is a connection of a process that may die, with a tap in one direction, or none.
@@ -96,7 +96,7 @@ func (c tapped) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// tappedListener accepts connections that a tap may be in the way of.
+// tappedListener accepts connections that may be tapped.
 type tappedListener struct {
 	net.Listener
 	c *center

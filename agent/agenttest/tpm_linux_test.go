@@ -41,7 +41,7 @@ func chip(t *testing.T) *swtpm.TPM {
 	return c
 }
 
-// endorsement sets the password of the TPM's endorsement hierarchy. With one, nothing can be quoted; keys of the owner's go on.
+// endorsement sets the password of the TPM's endorsement hierarchy. With one, nothing can be quoted; the owner's keys still work.
 func endorsement(t *testing.T, c *swtpm.TPM, before, after string) {
 	t.Helper()
 	tpm, err := linuxudstpm.Open(c.Socket)
@@ -58,10 +58,10 @@ func endorsement(t *testing.T, c *swtpm.TPM, before, after string) {
 	}
 }
 
-// attested is what the coordinator knows of a node's machine.
+// attested returns what the coordinator knows about a node's machine.
 func (m *mesh) attested(name string) *redoubtv1.Attestation { return m.Nodes()[name].GetAttested() }
 
-// TestTPMAtRenewals has a node prove itself again with each certificate, and not prove itself for some time.
+// TestTPMAtRenewals has a node prove itself again with each certificate, and fail to for some time.
 func TestTPMAtRenewals(t *testing.T) {
 	t.Parallel()
 	c := chip(t)
@@ -87,7 +87,7 @@ func TestTPMAtRenewals(t *testing.T) {
 			t.Errorf("its certificate says %s", level)
 		}
 
-		// It still holds its device key, but cannot quote: it stays a node, as one that shows no more than its key.
+		// It still holds its device key, but cannot quote: it stays a node, as one that proves no more than its key.
 		n.stop()
 		endorsement(t, c, "", "locked")
 		n.start()
@@ -106,7 +106,7 @@ func TestTPMAtRenewals(t *testing.T) {
 	})
 }
 
-// TestTPMOfNoUse starts with a TPM that cannot attest: the device key is made in a file, or not at all where the TPM was asked for.
+// TestTPMOfNoUse starts with a TPM that cannot attest: the device key is made in a file, or not at all if the TPM was requested.
 func TestTPMOfNoUse(t *testing.T) {
 	t.Parallel()
 	c := chip(t)
@@ -137,8 +137,8 @@ func TestTPMOfNoUse(t *testing.T) {
 	})
 }
 
-// TestNodeKeysAreWrapped: where the device key is in the TPM, the node keys on the disk are of no use without it. A node that has
-// lost them renews with a new one.
+// TestNodeKeysAreWrapped checks that with the device key in the TPM, the node keys on the disk are useless without it, and that
+// a node that has lost them renews with a new one.
 func TestNodeKeysAreWrapped(t *testing.T) {
 	t.Parallel()
 	c := chip(t)

@@ -17,7 +17,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// trial is a program that runs.
+// trial is a running program.
 type trial struct {
 	*mesh
 	program
@@ -25,24 +25,24 @@ type trial struct {
 	rnd     *rand.Rand
 	parties []*party
 	carries []*carrier
-	streams [][2]int // pairs that talk all the time
+	streams [][2]int // pairs that talk continuously
 	flows   []*tried
-	policy  law // without regard to who is trusted
-	used    int // addresses so far
+	policy  law // regardless of which nodes are trusted
+	used    int // addresses used so far
 	cuts    map[[2]*sim.Host]bool
-	away    bool // the coordinator is
+	away    bool // the coordinator is away
 
-	calm     bool                     // nothing has disturbed what was seen to be connected
-	sure     [maxNodes][maxNodes]bool // that was seen to be
-	uprooted bool                     // something moved, or a relay ended, while somebody could not hear of it
+	calm     bool                     // nothing has disturbed the connected pairs since they were checked
+	sure     [maxNodes][maxNodes]bool // pairs that were checked
+	uprooted bool                     // something moved, or a relay ended, while a node could not hear of it
 }
 
 // party is a node of a trial.
 type party struct {
 	*node
 	attachment
-	nat     *sim.NAT // nil: none
-	locked  string   // the lock that holds it; empty: none
+	nat     *sim.NAT // nil if none
+	locked  string   // the lock on it; empty if none
 	revoked bool
 	asleep  bool
 }
@@ -53,7 +53,7 @@ func (p *party) trusted() bool { return p.locked == "" && !p.revoked }
 type tried struct {
 	from, to int
 	conn     *sim.TCPConn
-	ended    bool // it may have: something took its permission away for a while, or its programs started again
+	ended    bool // it may have ended: it was not permitted for a while, or its programs were restarted
 }
 
 // carrier is a relay.
@@ -63,7 +63,7 @@ type carrier struct {
 	host     *sim.Host
 	clock    *clock
 	listener net.Listener
-	cancel   context.CancelFunc // nil: it does not run
+	cancel   context.CancelFunc // nil if it is not running
 	done     chan error
 }
 
@@ -95,12 +95,12 @@ func runTrial(t *testing.T, p program) {
 	})
 }
 
-// note writes down what happens, and when.
+// note logs an event with its time.
 func (t *trial) note(format string, args ...any) {
 	t.Logf("%s  "+format, append([]any{clockTime(time.Now())}, args...)...)
 }
 
-// close ends everything, and looks whether anything is left.
+// close ends everything, and checks that nothing is left.
 func (t *trial) close() {
 	t.net.Tap(nil)
 	for _, n := range t.nodes {
@@ -110,13 +110,13 @@ func (t *trial) close() {
 		t.stop(c)
 	}
 	t.center.stop()
-	time.Sleep(time.Second) // the ends of streams are on their way
+	time.Sleep(time.Second) // the ends of streams are in flight
 	if list := t.net.Open(); len(list) > 0 && !t.Failed() {
 		t.Errorf("not closed: %q", list)
 	}
 }
 
-// build makes the world, in which everybody may reach everybody to begin with.
+// build makes the world, in which everyone may reach everyone to begin with.
 func (t *trial) build() {
 	for i := range t.relays {
 		t.addRelay(i)
@@ -165,7 +165,7 @@ func (t *trial) serve(c *carrier, join *state.Join) {
 	go func() { c.done <- agent.RunRelay(ctx, cfg) }()
 }
 
-// stop ends a relay in good order. Others go on meanwhile.
+// stop ends a relay cleanly. Others go on meanwhile.
 func (t *trial) stop(c *carrier) {
 	if c.cancel == nil {
 		return
@@ -178,7 +178,7 @@ func (t *trial) stop(c *carrier) {
 			if err != nil {
 				t.Errorf("%s: %v", c.name, err)
 			}
-			_ = c.listener.Close() // streams were not served yet, where that is the first time
+			_ = c.listener.Close() // on a first start, its streams may not have been served yet
 			return
 		default:
 			t.pass(100 * time.Millisecond)
@@ -203,7 +203,7 @@ func (t *trial) addParty(i int, k attachment) {
 	t.addrs[i] = []netip.Addr{a.V4, a.V6}
 }
 
-// place attaches a node's machine to the Internet, somewhere else than it was.
+// place attaches a node's machine to the Internet in another place than before.
 func (t *trial) place(i int, k attachment) {
 	p := t.parties[i]
 	t.used++
@@ -237,7 +237,7 @@ func (t *trial) place(i int, k attachment) {
 	p.attachment, p.nat = k, nat
 }
 
-// law is what the policy and the trust in nodes come to.
+// law returns what the policy and the trust in nodes amount to.
 func (t *trial) law() law {
 	l := t.policy
 	for i, p := range t.parties {
@@ -250,7 +250,7 @@ func (t *trial) law() law {
 	return l
 }
 
-// enact says that there is another law, for whoever hears of it.
+// enact makes the current law known to the witness: nodes may hold it as soon as they hear of it.
 func (t *trial) enact() {
 	l := t.law()
 	t.pronounce(l)
@@ -293,13 +293,13 @@ func (t *trial) apply() {
 	}
 }
 
-// disturb says that something happens after which packets may be lost for a while.
+// disturb records an event after which packets may be lost for a while.
 func (t *trial) disturb() {
 	t.calm = false
 	t.excuse()
 }
 
-// pass lets time pass, in which those who talk do.
+// pass lets time pass, in which the pairs that talk do so.
 func (t *trial) pass(d time.Duration) {
 	every := max(d/30, 20*time.Millisecond)
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(min(every, time.Until(end))) {
@@ -309,7 +309,7 @@ func (t *trial) pass(d time.Duration) {
 	}
 }
 
-// send sends something between two nodes, over the family that chance picks.
+// send sends a packet between two nodes, over a random family.
 func (t *trial) send(s saying, size int) *saying {
 	f := t.rnd.IntN(2)
 	if !s.src.IsValid() {
@@ -329,7 +329,7 @@ func (t *trial) send(s saying, size int) *saying {
 	return said
 }
 
-// hears says whether a node can speak with the coordinator.
+// hears reports whether a node can talk to the coordinator.
 func (t *trial) hears(p *party) bool {
 	return !t.away && !p.asleep && !t.cut(p.host, t.center.host)
 }
@@ -343,7 +343,7 @@ func pairOf(a, b *sim.Host) [2]*sim.Host {
 
 func (t *trial) cut(a, b *sim.Host) bool { return t.cuts[pairOf(a, b)] }
 
-// possible says whether the world lets two nodes reach each other.
+// possible reports whether the world lets two nodes reach each other.
 func (t *trial) possible(i, j int) bool {
 	a, b := t.parties[i], t.parties[j]
 	if a.asleep || b.asleep || !a.trusted() || !b.trusted() {
@@ -359,7 +359,7 @@ func (t *trial) possible(i, j int) bool {
 			continue
 		}
 		if t.cut(a.host, c.host) || t.cut(b.host, c.host) {
-			return false // the one at which the other waits may be this one
+			return false // it may be the other node's home relay
 		}
 		carried = true
 	}
@@ -367,13 +367,13 @@ func (t *trial) possible(i, j int) bool {
 	return carried || direct
 }
 
-// The longest that things take.
+// The longest times allowed.
 const (
 	reconnect = 3 * time.Minute  // a node to its coordinator
 	recovery  = 60 * time.Second // two nodes that may reach each other
 )
 
-// settle waits until all is as it ought to be.
+// settle waits until everything is as it should be.
 func (t *trial) settle() {
 	for _, p := range t.parties {
 		if t.hears(p) && p.trusted() {
@@ -391,12 +391,12 @@ func (t *trial) settle() {
 	}
 }
 
-// acknowledge waits until all who hear of it enforce the newest law.
+// acknowledge waits until all nodes that hear of it enforce the newest law.
 func (t *trial) acknowledge() {
 	lags := map[string]bool{}
 	within := 10 * time.Second
 	if !t.calm {
-		within = reconnect // streams may be dead, and nobody knows yet
+		within = reconnect // streams may be dead without anyone knowing yet
 	}
 	for _, l := range t.laggards(within) {
 		lags[l.GetName()] = true
@@ -412,7 +412,7 @@ func (t *trial) acknowledge() {
 	}
 }
 
-// connect waits until all reach each other who may, and sees that nobody else does.
+// connect waits until all nodes that may reach each other do, and checks that no others do.
 func (t *trial) connect() {
 	type try struct {
 		i, j int
@@ -432,7 +432,7 @@ func (t *trial) connect() {
 					open = append(open, &try{i: i, j: j, what: what})
 					t.sure[i][j] = true
 				} else if l[i][j]&what == 0 {
-					t.send(saying{from: i, to: j, what: what}, 0) // whoever is given it says so
+					t.send(saying{from: i, to: j, what: what}, 0) // the witness reports it if it arrives
 				}
 			}
 		}
@@ -461,7 +461,7 @@ func (t *trial) connect() {
 	t.calm = true
 }
 
-// checkFlows looks at the TCP connections: they live as long as they are allowed, and no longer.
+// checkFlows checks the TCP connections: they live as long as they are allowed, and no longer.
 func (t *trial) checkFlows() {
 	l := t.law()
 	t.flows = slices.DeleteFunc(t.flows, func(f *tried) bool {

@@ -8,7 +8,7 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// TestWhy: what a node says of a connection is what becomes of it, at both ends.
+// TestWhy checks that what a node says about a connection is what happens to it, at both ends.
 func TestWhy(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(m *mesh) {

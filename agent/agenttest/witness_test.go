@@ -13,7 +13,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// service is something that a rule may let through; several are a set.
+// service is something that a rule may let through; several form a set.
 type service uint8
 
 const (
@@ -37,28 +37,28 @@ func (s service) String() string {
 	return fmt.Sprint(list)
 }
 
-// law is who may reach whom by what: what a policy and the trust in nodes come to.
+// law is who may reach whom by which service: what a policy and the trust in nodes amount to.
 type law [maxNodes][maxNodes]service
 
-// marker is in all that programs say to each other. Whoever sees it on the wire has seen through the encryption.
+// marker is in everything that programs send each other. It must not be seen on the wire, where all is encrypted.
 var marker = []byte("nobody-reads-this")
 
-// The ports of what programs send. Nobody listens on the first.
+// Ports of the packets that programs send. Nobody listens on the first.
 const (
 	askPort  = 40000
 	echoPort = 53
 )
 
-// saying is a packet of a node's programs, which the other node's send back.
+// saying is a packet of a node's programs, which the other node's programs send back.
 type saying struct {
 	from, to int
 	what     service
 	at       time.Time
 	src, dst netip.Addr
-	held     []law // that the sender may have held then
-	taken    []law // that the receiver may have held when it came
-	forged   bool  // it says that it is another's
-	owed     bool  // it must come, and so must its answer
+	held     []law // laws that the sender may have held then
+	taken    []law // laws that the receiver may have held when it arrived
+	forged   bool  // it has another node's source address
+	owed     bool  // it must arrive, and so must its answer
 	came     int
 	back     int
 }
@@ -67,19 +67,19 @@ func (s *saying) String() string {
 	return fmt.Sprintf("%v from n%d to n%d, sent at %s", s.what, s.from, s.to, clockTime(s.at))
 }
 
-// clockTime is a time as the log of a trial has it. The clocks of a bubble begin at midnight.
+// clockTime formats a time for the log of a trial. The clocks of a bubble begin at midnight.
 func clockTime(t time.Time) string { return t.UTC().Format("15:04:05.000") }
 
-// witness sees every packet that programs are given, and all that is on the wire, and knows what may be.
+// witness sees every packet that programs receive and everything on the wire, and knows what is permitted.
 type witness struct {
 	fail func(format string, args ...any)
 
 	mu      sync.Mutex
 	addrs   [maxNodes][]netip.Addr // in the mesh
-	held    [maxNodes][]law        // laws that a node may hold, the newest last
+	held    [maxNodes][]law        // laws that a node may hold, newest last
 	sayings []*saying
-	opened  map[[2]netip.AddrPort]bool // TCP connections that were asked for
-	wire    []sim.Seen                 // datagrams that were seen last
+	opened  map[[2]netip.AddrPort]bool // TCP connections that were requested
+	wire    []sim.Seen                 // the datagrams seen last
 	turn    int
 	got     int
 	clear   bool
@@ -88,7 +88,7 @@ type witness struct {
 // maxWire is how many datagrams an attacker keeps.
 const maxWire = 256
 
-// pronounce makes a law the newest one, which nodes may hold from now on. What it takes away is not owed any more.
+// pronounce makes a law the newest one, which nodes may hold from then on. What it takes away is no longer owed.
 func (w *witness) pronounce(l law) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -100,27 +100,27 @@ func (w *witness) pronounce(l law) {
 	}
 }
 
-// settled says whether a saying has had its time.
+// settled reports whether a saying has had its time.
 func (s *saying) settled(now time.Time) bool { return now.Sub(s.at) >= flight }
 
-// flight is how long a packet and its answer take at most, where nothing is wrong.
+// flight is how long a packet and its answer take at most, if nothing is wrong.
 const flight = 2 * time.Second
 
-// holds says that a node enforces the newest law, and has said so.
+// holds records that a node enforces the newest law, and has acknowledged it.
 func (w *witness) holds(i int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.held[i] = w.held[i][len(w.held[i])-1:]
 }
 
-// newest says whether a node is known to enforce the newest law.
+// newest reports whether a node is known to enforce the newest law.
 func (w *witness) newest(i int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.held[i]) == 1
 }
 
-// excuse owes nothing of what is under way: something disturbs it.
+// excuse cancels what is owed of packets in flight: something disturbs them.
 func (w *witness) excuse() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -137,7 +137,7 @@ func allAllow(laws []law, from, to int, what service) bool {
 	return !slices.ContainsFunc(laws, func(l law) bool { return l[from][to]&what == 0 })
 }
 
-// say makes a packet, and remembers it.
+// say makes a packet, and records it.
 func (w *witness) say(s saying, size int) (*saying, []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -156,19 +156,19 @@ func (w *witness) say(s saying, size int) (*saying, []byte) {
 	return &s, p.Bytes()
 }
 
-// answered says whether the answer to a saying has come.
+// answered reports whether the answer to a saying has come.
 func (w *witness) answered(s *saying) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return s.back > 0
 }
 
-// owner is the node that has an address in the mesh.
+// owner returns the node that has an address in the mesh.
 func (w *witness) owner(a netip.Addr) int {
 	return slices.IndexFunc(w.addrs[:], func(all []netip.Addr) bool { return slices.Contains(all, a) })
 }
 
-// given sees a packet that the programs of node number i are given.
+// given checks a packet that the programs of node number i receive.
 func (w *witness) given(i int, p sim.Packet) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -176,7 +176,7 @@ func (w *witness) given(i int, p sim.Packet) {
 	icmp := p.Proto == proto.ProtoICMP || p.Proto == proto.ProtoICMPv6
 	switch {
 	case icmp && p.Type == sim.Unreachable:
-		// The node's own filter says no to its programs.
+		// The node's own filter refuses its programs.
 	case p.Proto == proto.ProtoTCP:
 		w.segment(i, p)
 	case p.Proto == proto.ProtoUDP, icmp && (p.Type == sim.EchoRequest || p.Type == sim.EchoReply):
@@ -190,7 +190,7 @@ func (w *witness) segment(i int, p sim.Packet) {
 	from := w.owner(p.Src.Addr())
 	switch {
 	case p.Flags&sim.RST != 0:
-		return // of the filters, which end what is not allowed any more
+		return // from the filters, which end connections that are no longer allowed
 	case from < 0 || w.owner(p.Dst.Addr()) != i:
 		w.fail("n%d was given a segment of others: %v to %v", i, p.Src, p.Dst)
 		return
@@ -204,7 +204,7 @@ func (w *witness) segment(i int, p sim.Packet) {
 	}
 }
 
-// heard sees a saying, or the answer to one.
+// heard checks a saying, or the answer to one.
 func (w *witness) heard(i int, p sim.Packet) {
 	n := len(marker)
 	if len(p.Payload) < n+8 || !bytes.Equal(p.Payload[:n], marker) || binary.BigEndian.Uint64(p.Payload[n:]) >= uint64(len(w.sayings)) {
@@ -240,7 +240,7 @@ func (w *witness) heard(i int, p sim.Packet) {
 	}
 }
 
-// sees sees what is on the wire.
+// sees checks and captures what is on the wire.
 func (w *witness) sees(s sim.Seen) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -259,14 +259,14 @@ func (w *witness) sees(s sim.Seen) {
 	w.turn++
 }
 
-// captured are the datagrams that were seen last.
+// captured returns the datagrams seen last.
 func (w *witness) captured() []sim.Seen {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.wire)
 }
 
-// settleDebts looks for what is owed and has not come.
+// settleDebts checks that everything owed has arrived.
 func (w *witness) settleDebts() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -10,21 +10,21 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// MaxCandidates is how many addresses of a peer are tried at most.
+// MaxCandidates is the most addresses that are tried per peer.
 const MaxCandidates = 16
 
-// Bounds says which addresses may be candidates.
+// Bounds limits which addresses may be candidates.
 type Bounds struct {
-	// Overlay are the mesh's own ranges: a packet to one of them would go through the tunnel that it should carry.
+	// Overlay holds the mesh's own ranges: a packet to one of them would enter the tunnel that it is meant to carry.
 	Overlay []netip.Prefix
-	// Loopback allows the machine's own addresses, for meshes on one machine.
+	// Loopback allows loopback addresses, for meshes on a single machine.
 	Loopback bool
 }
 
-// ErrCandidate says that an address can be nobody's endpoint.
+// ErrCandidate means that an address cannot be anyone's endpoint.
 var ErrCandidate = errors.New("not usable as an endpoint")
 
-// Check says why a cannot be a candidate, if it cannot.
+// Check returns why a cannot be a candidate, or nil if it can be one.
 func (b Bounds) Check(a netip.AddrPort) error {
 	ip := a.Addr()
 	var reason string
@@ -51,8 +51,8 @@ func (b Bounds) Check(a netip.AddrPort) error {
 	return fmt.Errorf("%s: %w: %s", a, ErrCandidate, reason)
 }
 
-// Candidates orders the endpoints of a peer for a host with the given interface prefixes, best first: without those
-// that the bounds refuse, without repetition, at most MaxCandidates.
+// Candidates returns a peer's endpoints, best first, as seen from a host with the given interface prefixes: without duplicates
+// or addresses that the bounds refuse, at most MaxCandidates.
 func (b Bounds) Candidates(local []netip.Prefix, endpoints []proto.Endpoint) []netip.AddrPort {
 	type ranked struct {
 		addr netip.AddrPort
@@ -77,20 +77,20 @@ func (b Bounds) Candidates(local []netip.Prefix, endpoints []proto.Endpoint) []n
 	return out
 }
 
-// rank is low for what probably works, and works best.
+// rank returns a low number for an address that probably works, and works well.
 func rank(local []netip.Prefix, a netip.Addr, kind proto.EndpointKind) int {
 	for _, p := range local {
 		if p.Contains(a) {
-			return 0 // the same network: no router between
+			return 0 // same network: no router in between
 		}
 	}
 	switch {
 	case a.IsPrivate():
-		return 4 // another private network: seldom, but routed ones exist
+		return 4 // another private network: rarely reachable, but routed ones exist
 	case kind == proto.EndpointInterface && a.Is4():
 		return 1
 	case kind == proto.EndpointInterface:
 		return 2
 	}
-	return 3 // what the coordinator saw may be a translated address
+	return 3 // seen by the coordinator: may be a translated address
 }

@@ -1,26 +1,26 @@
-// Package path decides where packets to a peer go: which addresses are candidates, in which order, and when to try them
-// all again. It is pure: the agent feeds it events and carries out its effects on the engine.
+// Package path decides where packets to a peer are sent: which addresses are candidates, in which order, and when to try them
+// all again. It does no I/O: the agent feeds it events and applies its effects to the engine.
 //
-//	endpoints from the netmap ─┐                        ┌─► Point: here are the peer's candidates
+//	endpoints from the netmap ─┐                        ┌─► Point: the peer's candidates
 //	counters of the engine ────┼─► Step(now, event) ────┤
-//	addresses of this host ────┘                        └─► Point, Now: and send it something at once
+//	addresses of this host ────┘                        └─► Point, Now: and send the peer something at once
 //
-// The engine finds the way by itself as long as packets arrive: whatever authenticated packet comes from a peer moves
-// the peer's endpoint to its source. So there are four occasions to do something:
+// The engine finds the path by itself as long as packets arrive: every authenticated packet from a peer moves the peer's
+// endpoint to the packet's source. So there are four occasions to act:
 //
 //	a peer is new                    its candidates are set; the first packet sprays the handshake over all of them
-//	its endpoints changed            if the endpoint in use is not among them, they are all tried at once
-//	packets go out, none come back   after silence that WireGuard itself never keeps: all again, then ever more seldom
-//	this host's addresses changed    every peer that was heard lately is told where we are now
+//	its endpoints changed            if the endpoint in use is not among them, all are tried at once
+//	packets go out, none come back   once that lasts longer than WireGuard is ever silent: all again, at growing intervals
+//	this host's addresses changed    every peer heard recently is sent something, which shows it where we are
 //
-// That is State, for peers that take no path messages. To those that do, a Finder finds the way by probes, and keeps it:
+// State does this for peers without path messages. For the others, a Finder finds a path by probing, and maintains it:
 //
-//	at rest ──packet──► search: the relay carries, all candidates are pinged at 0, 50, 150, 350, 750 ms, then every 5 s
-//	                      │ a Pong to our own Ping
-//	                      ▼
-//	                    direct ──no answer to live traffic──► in doubt: both ways ──five pings lost──► search
-//	                      ▲                                      │
-//	                      └──────────────a Pong──────────────────┘
+//	idle ──packet──► search: the relay carries traffic, all candidates are pinged at 0, 50, 150, 350, 750 ms, then every 5 s
+//	                   │ a Pong to our own Ping
+//	                   ▼
+//	                 direct ──live traffic unanswered──► in doubt: both paths in use ──five pings lost──► search
+//	                   ▲                                    │
+//	                   └───────────────a Pong───────────────┘
 //
-// A Ping or a packet that comes from another address makes that a candidate, and is answered by a Ping of our own.
+// A Ping or packet from another address makes that address a candidate, and is answered with a Ping of our own.
 package path

@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// driver does for one node what an agent does: it feeds the paths and carries out their effects.
+// driver does for one node what an agent does: it feeds events to the State and carries out their effects.
 type driver struct {
 	t           *testing.T
 	node, other *wgtest.Node
@@ -56,7 +56,7 @@ func (d *driver) step(e path.Event) {
 	}
 }
 
-// learn is the netmap's word on where the other node is.
+// learn passes on where the netmap says the other node is.
 func (d *driver) learn() {
 	k := path.Known{ID: d.other.ID}
 	for _, a := range d.other.Config().Endpoints {
@@ -136,7 +136,7 @@ func TestBothMoveAndTheNetmapSaysWhere(t *testing.T) {
 
 func TestDeadWayIsLeft(t *testing.T) {
 	two(t, func(t *testing.T, a, b *driver) {
-		// b has a second address, which a does not use, and loses the first without a word of its own.
+		// b has a second address, which a does not use, and loses the first without announcing it.
 		old, spare := b.node.Host.Addrs()[0], netip.MustParseAddr("203.0.113.9")
 		b.node.Host.SetAddrs(old, spare)
 		a.learn()

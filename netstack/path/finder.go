@@ -12,26 +12,26 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// Way is how a message gets to a peer: to an address, or through a relay. The zero one is none.
+// Way is a way to reach a peer: a path to an address, or through a relay. The zero Way is none.
 type Way struct {
 	Addr   netip.AddrPort
 	Relay  proto.NodeID
-	Socket uint32 // by which it goes to the address; 0: the one that all peers share
+	Socket uint32 // to send from; 0 means the one that all peers share
 }
 
-// IsZero says that it is none.
+// IsZero reports whether w is no path at all.
 func (w Way) IsZero() bool { return w == Way{} }
 
-// Direct says that it leads through no relay.
+// Direct reports whether w leads through no relay.
 func (w Way) Direct() bool { return w.Addr.IsValid() }
 
-// Route is what the packets for a peer do.
+// Route is how the packets for a peer are sent.
 type Route struct {
-	Main Way // zero: none is known, only Spray
-	Copy Way // where all of them go as well while Main is in doubt; zero: nowhere
-	// Spray are addresses that handshakes go to as well.
+	Main Way // zero if none is known: only Spray
+	Copy Way // gets a copy of every packet while Main is in doubt; zero means none
+	// Spray holds addresses that handshakes are sent to as well.
 	Spray []netip.AddrPort
-	// Roams says that Main is not proved: an authentic packet that comes another way shows a better one at once.
+	// Roams means that Main is unproved: an authentic packet that arrives on another path shows a better one at once.
 	Roams bool
 }
 
@@ -39,59 +39,60 @@ func (r *Route) equal(o *Route) bool {
 	return r.Main == o.Main && r.Copy == o.Copy && r.Roams == o.Roams && slices.Equal(r.Spray, o.Spray)
 }
 
-// Finder finds the way to each peer that has a path key, and keeps it. It has one owner.
+// Finder finds and maintains the path to each peer that has a path key. It is not safe for concurrent use.
 type Finder struct {
 	bounds Bounds
 	random io.Reader
 	local  []netip.Prefix
-	own    pathmsg.Offer // what peers are told of this node
+	own    pathmsg.Offer // what peers are told about this node
 	peers  map[proto.NodeID]*pair
 	due    pairHeap
-	out    []Effect // of the step that is under way
+	out    []Effect // of the current step
 	now    time.Time
 
-	punch       punch // the one that is under way
+	punch       punch // the one in progress
 	lastSocket  uint32
 	guessRested time.Time
-	aimedAt     map[netip.Addr]backoff // where guesses hit nothing
+	aimedAt     map[netip.Addr]backoff // where punches hit nothing
 
-	stirred time.Time // when a Stir was asked for last
-	keepAt  time.Time // when ways are kept open next; zero: they need not be
-	tellAt  time.Time // when peers are told what is new of this node; zero: nothing is
-	mtu     int       // of this host's device; 0: sizes are of no interest
+	stirred time.Time // when a Stir was last requested
+	keepAt  time.Time // when paths are next kept open; zero if they need not be
+	tellAt  time.Time // when peers are next told what changed about this node; zero if nothing did
+	mtu     int       // of this host's device; 0 means that sizes are not probed
 }
 
-// NewFinder is a finder without peers. It draws the numbers of pings from random, which must be cryptographically random.
+// NewFinder returns a Finder without peers. It draws ping IDs from random, which must be cryptographically secure.
 func NewFinder(bounds Bounds, local []netip.Prefix, random io.Reader) *Finder {
 	return &Finder{
 		bounds: bounds, random: random, local: slices.Clone(local), peers: map[proto.NodeID]*pair{}, aimedAt: map[netip.Addr]backoff{},
 	}
 }
 
-// What happens to a Finder besides Known, Gone and Moved.
+// Events of a Finder, besides Known, Gone and Moved.
 type (
-	// Offering changes what peers are told of this node.
+	// Offering changes what peers are told about this node.
 	Offering struct{ Offer pathmsg.Offer }
-	// Wanted says that a packet went out to a peer at rest.
+	// Wanted reports that a packet was sent to an idle peer.
 	Wanted struct{ ID proto.NodeID }
-	// Used says what became of a peer that is not at rest since this was said last: whether packets went out to it, and
-	// whether authentic ones came by the Main way. It comes every UsedEvery.
+	// Used reports, for a peer that is not idle, whether packets were sent to it and whether authentic ones arrived on the Main
+	// path since the last report. It comes every UsedEvery.
 	Used struct {
 		ID          proto.NodeID
 		Sent, Heard bool
 	}
-	// Heard says that an authentic packet of a peer came another way than Main, for the first time since the route changed.
+	// Heard reports that an authentic packet of a peer arrived on a path other than Main, for the first time since the route
+	// changed.
 	Heard struct {
 		ID   proto.NodeID
 		From Way
 	}
-	// Got is a path message of a peer.
+	// Got is a path message from a peer.
 	Got struct {
 		ID      proto.NodeID
 		From    Way
 		Message pathmsg.Message
 	}
-	// Tick is for when Next has come.
+	// Tick reports that the time returned by Next has come.
 	Tick struct{}
 )
 
@@ -102,7 +103,7 @@ func (Heard) event()    {}
 func (Got) event()      {}
 func (Tick) event()     {}
 
-// What a Finder asks for.
+// Effects of a Finder.
 type (
 	// Send sends a path message to a peer.
 	Send struct {
@@ -110,12 +111,12 @@ type (
 		To      Way
 		Message pathmsg.Message
 	}
-	// Use changes what the packets for a peer do.
+	// Use changes how the packets for a peer are sent.
 	Use struct {
 		ID    proto.NodeID
 		Route Route
 	}
-	// Rest says that a peer is at rest: Used need not come until Wanted has.
+	// Rest means that a peer is idle: Used is not needed until Wanted.
 	Rest struct{ ID proto.NodeID }
 )
 
@@ -123,41 +124,41 @@ func (Send) effect() {}
 func (Use) effect()  {}
 func (Rest) effect() {}
 
-// UsedEvery is how often Used comes.
+// UsedEvery is the interval at which Used is expected.
 const UsedEvery = 50 * time.Millisecond
 
 const (
-	// restAfter is how long after the last packet out a peer comes to rest.
+	// restAfter is how long after the last outgoing packet a peer becomes idle.
 	restAfter = 5 * time.Second
-	// roundEvery is how often all candidates are tried while packets go out and no direct way is known, once the first
-	// rounds are over, and betterEvery how often a better one is looked for where one is.
+	// roundEvery is how often all candidates are tried while packets go out and no direct path is known, once the first rounds
+	// are over; betterEvery is how often a better path is sought when there is one.
 	roundEvery  = 5 * time.Second
 	betterEvery = time.Minute
-	// checkEvery is how often the way in use is pinged while packets go both ways.
+	// checkEvery is how often the current path is pinged while packets flow both ways.
 	checkEvery = time.Second
-	// trustFor is how long after its last Pong an address is one that something is sent to, other than Pings.
+	// trustFor is how long after its last Pong an address keeps its average round trip.
 	trustFor = 2 * time.Minute
-	// maxLearned is how many addresses are tried that a peer was seen at, and that nobody told of.
+	// maxLearned is the most addresses of a peer that are tried without being in the netmap.
 	maxLearned = 8
-	// lostPings is how many pings in a row remain without an answer on a way that is lost.
+	// lostPings is how many pings in a row must go unanswered for a path to be lost.
 	lostPings = 5
-	// lateAfter is how long after a ping its Pong is still one.
+	// lateAfter is how long after a ping its Pong is accepted.
 	lateAfter = 2 * time.Second
-	// maxProbes is how many pings of one peer wait for their Pong; the oldest gives way.
+	// maxProbes is the most pings of one peer waiting for their Pong; the oldest makes room.
 	maxProbes = 96
-	// maxFollowed is how often packets follow the peer from one port of an address to another one, though both work.
+	// maxFollowed is how often packets follow the peer from one port of an address to another although both work.
 	maxFollowed = 2
-	// maxAnswers is how many pings of one peer are answered a second.
+	// maxAnswers is how many pings of one peer are answered per second.
 	maxAnswers = 64
-	// maxCalls is how many searches a peer's Offers begin in callsIn: each pings where the peer says that it is, and it may lie.
+	// maxCalls is how many searches a peer's Offers may start in callsIn: each pings where the peer claims to be, and it may lie.
 	maxCalls = 4
 	callsIn  = 2 * roundEvery
 )
 
-// rounds is when all candidates are tried after a search began.
+// rounds are the times after the start of a search at which all candidates are tried.
 var rounds = [...]time.Duration{0, 50 * time.Millisecond, 150 * time.Millisecond, 350 * time.Millisecond, 750 * time.Millisecond}
 
-// Step takes one event, and says what is to be done for it.
+// Step handles one event, and returns what is to be done.
 func (f *Finder) Step(now time.Time, e Event) []Effect {
 	f.now, f.out = now, nil
 	switch e := e.(type) {
@@ -185,7 +186,7 @@ func (f *Finder) Step(now time.Time, e Event) []Effect {
 	return f.out
 }
 
-// ofPeer takes what happened to one peer.
+// ofPeer handles an event of one peer.
 func (f *Finder) ofPeer(e Event) {
 	switch e := e.(type) {
 	case Wanted:
@@ -206,7 +207,7 @@ func (f *Finder) with(id proto.NodeID, do func(*pair)) {
 	}
 }
 
-// Next is when the next Tick is due; zero: never.
+// Next returns when the next Tick is due; zero means never.
 func (f *Finder) Next() time.Time {
 	at := sooner(f.keepAt, f.tellAt)
 	if len(f.due) > 0 {
@@ -229,7 +230,7 @@ func (f *Finder) tick() {
 	}
 }
 
-// known takes what a netmap says of a peer.
+// known handles what a netmap says about a peer.
 func (f *Finder) known(e Known) {
 	p := f.peers[e.ID]
 	if p == nil {
@@ -248,7 +249,7 @@ func (f *Finder) known(e Known) {
 	f.settle(p)
 }
 
-// relist follows a change of the peer's endpoints or of this host's networks: what the netmap says comes first.
+// relist handles a change of the peer's endpoints or of this host's networks. The addresses from the netmap are never forgotten.
 func (f *Finder) relist(p *pair) {
 	var fresh bool
 	listed := f.bounds.Candidates(f.local, p.endpoints)
@@ -270,7 +271,7 @@ func (f *Finder) relist(p *pair) {
 	f.elsewhere(p, fresh, listed)
 }
 
-// moved follows a change of this host's addresses. The ways that were may be none any more, and the peers do not know yet.
+// moved handles a change of this host's addresses. Current paths may no longer work, and the peers do not know yet.
 func (f *Finder) moved(e Moved) {
 	f.local = slices.Clone(e.Local)
 	for _, p := range f.sorted() {
@@ -292,7 +293,7 @@ func (f *Finder) moved(e Moved) {
 	}
 }
 
-// sorted are the peers in the order of their ids.
+// sorted returns the peers ordered by ID.
 func (f *Finder) sorted() []*pair {
 	list := make([]*pair, 0, len(f.peers))
 	for _, p := range f.peers {
@@ -302,7 +303,7 @@ func (f *Finder) sorted() []*pair {
 	return list
 }
 
-// wanted begins to look for the way to a peer that was at rest.
+// wanted starts looking for a path to a peer that was idle.
 func (f *Finder) wanted(p *pair) {
 	if p.awake {
 		return
@@ -318,7 +319,7 @@ func (f *Finder) wanted(p *pair) {
 	f.run(p)
 }
 
-// used looks whether what was sent was answered.
+// used checks whether what was sent was answered.
 func (f *Finder) used(p *pair, e Used) {
 	if !p.awake {
 		return
@@ -343,7 +344,7 @@ func (f *Finder) used(p *pair, e Used) {
 	f.run(p)
 }
 
-// heardFrom takes an authentic packet that came another way: the peer may have moved.
+// heardFrom handles an authentic packet that arrived on another path: the peer may have moved.
 func (f *Finder) heardFrom(p *pair, from Way) {
 	p.lastHeard = f.now
 	if !from.Direct() || from.Socket != 0 || f.bounds.Check(from.Addr) != nil {
@@ -353,14 +354,14 @@ func (f *Finder) heardFrom(p *pair, from Way) {
 	c.heard = f.now
 	if c != p.current && f.now.Sub(c.pong) > checkEvery && !p.settledAt(c, f.now) {
 		if p.current != nil {
-			p.beside = c               // until it has answered, or not
-			f.ping(p, p.current.way()) // first: if it works it is the first to say so
+			p.beside = c               // until it answers or fails to
+			f.ping(p, p.current.way()) // first: if it works, it should be first to answer
 		}
 		f.ping(p, from)
 	}
 }
 
-// got takes a path message.
+// got handles a path message.
 func (f *Finder) got(p *pair, e Got) {
 	switch m := e.Message.(type) {
 	case pathmsg.Ping:
@@ -382,7 +383,7 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 		return
 	}
 	f.out = append(f.out, Send{p.id, from, pathmsg.Pong{TxID: m.TxID, Observed: from.Addr}})
-	if m.Size < MinMTU && !p.replied(f.now, from) { // else it misses no answers
+	if m.Size < MinMTU && !p.replied(f.now, from) { // otherwise the peer is missing no answers
 		p.expect(f.now)
 	}
 	if !from.Direct() || f.bounds.Check(from.Addr) != nil {
@@ -394,8 +395,7 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 	}
 	c := p.learn(f.now, from.Addr)
 	c.heard = f.now
-	// It got through to us, so that ours may get through to it. Where it is the way in use, the peer asks because it misses
-	// answers.
+	// It reached us, so ours may reach it. If it came on the current path, the peer asks because it is missing answers.
 	if f.now.Sub(c.pong) > checkEvery/4 && f.now.Sub(c.ping) > rounds[1]/2 && !p.settledAt(c, f.now) &&
 		(p.awake || c == p.current || p.current == nil || f.now.Sub(p.lastHeard) < recent) {
 		f.ping(p, from)
@@ -406,7 +406,7 @@ func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 	i := slices.IndexFunc(p.probes, func(x probe) bool { return x.id == m.TxID })
 	if i < 0 {
 		if !f.struck(p, m.TxID) {
-			f.gotSized(p, m.TxID) // else it is to no ping of ours, or too late
+			f.gotSized(p, m.TxID) // otherwise it answers no ping of ours, or comes too late
 		}
 		return
 	}
@@ -436,7 +436,7 @@ func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 	}
 	c.answer(f.now, rtt)
 	if f.punch.pair == p && c.addr.Addr() == f.punch.target {
-		c.punched = true // its ping got in where ours had been before it
+		c.punched = true // its ping got in because ours had been sent there before
 	}
 	if c == p.beside {
 		p.beside = nil
@@ -464,7 +464,7 @@ func (f *Finder) gotPong(p *pair, m pathmsg.Pong) {
 	}
 }
 
-// run does what is due for a peer.
+// run does whatever is due for a peer.
 func (f *Finder) run(p *pair) {
 	p.expire(f.now)
 	f.miss(p)
@@ -473,7 +473,7 @@ func (f *Finder) run(p *pair) {
 	f.runPunch(p)
 }
 
-// check asks the way in use for an answer where none came by itself.
+// check pings the current path if no answers come otherwise.
 func (f *Finder) check(p *pair) {
 	c := p.current
 	if c == nil {
@@ -503,7 +503,7 @@ func (f *Finder) check(p *pair) {
 	}
 }
 
-// look tries the candidates when their time has come.
+// look tries the candidates when a round is due.
 func (f *Finder) look(p *pair) {
 	if p.began.IsZero() || (p.rounds >= len(rounds) && (p.round.IsZero() || f.now.Before(p.round))) {
 		return
@@ -538,7 +538,7 @@ func (f *Finder) look(p *pair) {
 func (f *Finder) ping(p *pair, to Way) {
 	var id pathmsg.TxID
 	if _, err := io.ReadFull(f.random, id[:]); err != nil {
-		return // a ping with a number that can be guessed proves nothing
+		return // a ping with a guessable ID proves nothing
 	}
 	patience := time.Second
 	if c := p.at(to); c != nil {
@@ -556,7 +556,7 @@ func (f *Finder) ping(p *pair, to Way) {
 	f.out = append(f.out, Send{p.id, to, pathmsg.Ping{TxID: id}})
 }
 
-// settle says what changed of a route and of what fits it, and sets the timer.
+// settle announces changes of the route and of the packet size that fits it, and sets the timer.
 func (f *Finder) settle(p *pair) {
 	f.fit(p)
 	if r := p.routeNow(f.local); !p.said || !r.equal(&p.route) {
@@ -589,7 +589,7 @@ func (f *Finder) unschedule(p *pair) {
 	}
 }
 
-// pairHeap implements heap.Interface: the pairs that wait for a time, the first one first.
+// pairHeap implements heap.Interface: the pairs for which something is due, earliest first.
 type pairHeap []*pair
 
 func (h pairHeap) Len() int           { return len(h) }

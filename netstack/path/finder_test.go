@@ -19,7 +19,7 @@ import (
 
 const home = proto.NodeID(99)
 
-// course is a Finder with one peer, and what came of it.
+// course is a Finder with one peer, and what came of its events.
 type course struct {
 	finder *path.Finder
 	now    time.Time
@@ -58,7 +58,7 @@ func (c *course) step(e path.Event) {
 	}
 }
 
-// answer gives Pongs to all pings that go one of some ways.
+// answer sends Pongs for all pings on paths that work.
 func (c *course) answer(works func(path.Way) bool) {
 	list := c.sent
 	c.sent = nil
@@ -76,7 +76,7 @@ func (c *course) pong(id pathmsg.TxID) {
 	c.step(path.Got{ID: peer, From: path.Way{Relay: home}, Message: pathmsg.Pong{TxID: id}})
 }
 
-// live lets time pass in which packets go out, and come back where heard is true.
+// live lets time pass in which packets go out, and come back if heard is true.
 func (c *course) live(d time.Duration, heard bool, works func(path.Way) bool) {
 	for end := c.now.Add(d); c.now.Before(end); {
 		c.now = c.now.Add(path.UsedEvery)
@@ -121,7 +121,8 @@ func TestFirstPacketGoesThroughTheRelay(t *testing.T) {
 	}
 }
 
-// Packets go both ways a few hundred milliseconds after answers to live traffic are missing, and the way is given up later.
+// TestLostWayIsFelt checks that packets take both paths a few hundred milliseconds after live traffic goes unanswered, and that
+// the direct path is given up later.
 func TestLostWayIsFelt(t *testing.T) {
 	c := newCourse(home, "192.0.2.1:1")
 	c.step(path.Wanted{ID: peer})
@@ -153,7 +154,8 @@ func TestIdlePeerCostsNothing(t *testing.T) {
 	}
 }
 
-// The packet that ends a rest goes through the relay as well: a NAT may have forgotten the direct way meanwhile.
+// The packet that ends an idle time goes through the relay as well: a NAT may have dropped its mapping for the direct path
+// meanwhile.
 func TestRestEndsOnBothWays(t *testing.T) {
 	c := newCourse(home, "192.0.2.1:1")
 	works := only("192.0.2.1:1")
@@ -170,8 +172,8 @@ func TestRestEndsOnBothWays(t *testing.T) {
 	}
 }
 
-// Whatever peers, netmaps and the network do: packets go to addresses only that answered a Ping of ours, but for handshakes and
-// copies of what has roamed; nobody is sent to who may not be; the work is bounded; and where an address works it is used.
+// Whatever peers, netmaps and the network do: packets go only to addresses that answered a Ping of ours, except handshakes and
+// copies of packets that roamed; nothing is sent to forbidden addresses; the work is bounded; and an address that works is used.
 func TestFinderKeepsItsPromises(t *testing.T) {
 	candidates := []string{"192.0.2.1:1", "192.168.1.7:1", "[2001:db8::1]:1", "198.51.100.1:9"}
 	rapid.Check(t, func(t *rapid.T) {
@@ -199,7 +201,7 @@ func TestFinderKeepsItsPromises(t *testing.T) {
 				}
 				c.step(path.Got{ID: peer, From: path.Way{Relay: home}, Message: o})
 			case 5:
-				c.pong(pathmsg.TxID{byte(i), 1, 2}) // to no ping
+				c.pong(pathmsg.TxID{byte(i), 1, 2}) // answers no ping
 			case 6:
 				for _, id := range slices.SortedFunc(maps.Keys(c.pings), func(a, b pathmsg.TxID) int { return cmp.Compare(string(a[:]), string(b[:])) }) {
 					if rapid.Bool().Draw(t, "answered") {

@@ -11,30 +11,30 @@ import (
 )
 
 const (
-	// stirEvery is how often a node's own way out is doubted at most, and maxStirs how often for one silence of a peer.
+	// stirEvery is the shortest time between two Stirs, and maxStirs the most for one silence of a peer.
 	stirEvery = 250 * time.Millisecond
 	maxStirs  = 3
-	// keepEvery is how often a way is kept open that nothing else keeps so: less than the shortest time after which NATs forget.
+	// keepEvery is how often a path that carries nothing else is kept open: less than the shortest timeout of NAT mappings.
 	keepEvery = 25 * time.Second
-	// maxKept is how many ways are.
+	// maxKept is how many paths are kept open.
 	maxKept = 2
-	// firstPause is how long a ping alone has no other one expected where none came after the last such one.
+	// firstPause is how long a single ping makes us expect no other after one that was not followed by any.
 	firstPause = 10 * time.Second
 )
 
-// Keeping says whether the ways in use are this node's only ones in: it is behind a NAT, no relay brings anything to it, and
-// its router opened no port.
+// Keeping tells a Finder whether the current paths are the only way into this node: it is behind a NAT, no relay delivers to
+// it, and its router opened no port.
 type Keeping struct{ On bool }
 
 func (Keeping) event() {}
 
-// Stir says that what is between this node and its relays may have forgotten it, or that one of them may be gone: it should say
-// something to them.
-type Stir struct{ Relay proto.NodeID } // 0: to all
+// Stir asks for something to be sent to relays, because whatever is between this node and them may have forgotten it, or one of
+// them may be gone.
+type Stir struct{ Relay proto.NodeID } // 0 means all
 
 func (Stir) effect() {}
 
-// stir asks for a Stir, if none was lately.
+// stir requests a Stir, unless one was requested recently.
 func (f *Finder) stir() {
 	if !f.stirred.IsZero() && f.now.Sub(f.stirred) < stirEvery {
 		return
@@ -43,12 +43,12 @@ func (f *Finder) stir() {
 	f.out = append(f.out, Stir{})
 }
 
-// expect notes a ping of the peer. One that sends and gets no answers pings all the time: from that follows when the next one should
-// have come. The first one after a silence may be the answer to what this node did about that.
+// expect records a ping of the peer. A peer that sends and gets no answers keeps pinging, so it is known when the next ping is
+// due. The first ping after a silence may be the result of what this node did about it.
 func (p *pair) expect(now time.Time) {
 	gap := now.Sub(p.asked)
 	if gap < UsedEvery/2 {
-		return // another one of the same moment, by another way
+		return // of the same moment, on another path
 	}
 	p.asked = now
 	switch {
@@ -60,27 +60,27 @@ func (p *pair) expect(now time.Time) {
 		p.firsts = backoff{}
 		p.missing, p.stirs, p.again = now.Add(p.rhythm(gap)), 0, false
 	case p.current != nil && p.listens(now) && !now.Before(p.firsts.until):
-		p.firsts.fail(now, firstPause) // it may be the first of many: the next one tells
+		p.firsts.fail(now, firstPause) // it may be the first of many: the next one will tell
 		p.missing, p.stirs, p.again = now.Add(p.rhythm(gap)), 0, false
 	default:
 		p.missing, p.stirs, p.again = time.Time{}, 0, false
 	}
 }
 
-// listens says that what goes on between this node and the peer, as far as is known, goes to this node only.
+// listens reports whether all traffic between this node and the peer, as far as is known, goes to this node.
 func (p *pair) listens(now time.Time) bool {
 	return !p.awake || now.Sub(p.lastSent) > 2*UsedEvery && now.Sub(p.lastHeard) < 2*UsedEvery
 }
 
-// replied says that a ping that came just now is to one of ours, as everyone sends it who is pinged after a while. If more were expected
-// of it, two peers with nothing to say would ask each other for ever.
+// replied reports whether a ping that has just arrived is a reaction to one of ours: every node pings back when it is pinged
+// after a while. If that made us expect more, two peers with nothing to say would ping each other forever.
 func (p *pair) replied(now time.Time, from Way) bool {
 	c := p.at(from)
 	return c != nil && now.Sub(c.ping) < c.rtt+c.rtt/2+UsedEvery/2
 }
 
-// rhythm is how far apart the pings are at most of a peer that sends and hears nothing: its patience begins anew with each Pong, and
-// it looks every UsedEvery. Of how long a Pong takes through a relay, only the last gap tells. Either may be late.
+// rhythm returns the longest gap between the pings of a peer that sends and hears nothing: its patience starts over with each
+// Pong, and it checks every UsedEvery. For the round trip through a relay, the last gap is the only evidence. Either may be late.
 func (p *pair) rhythm(gap time.Duration) time.Duration {
 	const late = UsedEvery + UsedEvery/2
 	if c := p.current; c != nil {
@@ -89,8 +89,8 @@ func (p *pair) rhythm(gap time.Duration) time.Duration {
 	return gap + gap/2 + late
 }
 
-// miss is for a peer whose pings have stopped. It may have nothing more to send; or the NAT in front of this node has forgotten
-// it, and then nobody but this node can open the way again.
+// miss handles a peer whose pings have stopped. It may have nothing more to send, or the NAT in front of this node may have
+// dropped its mapping, and then only this node can open the path again.
 func (f *Finder) miss(p *pair) {
 	if p.missing.IsZero() || f.now.Before(p.missing) {
 		return
@@ -102,7 +102,7 @@ func (f *Finder) miss(p *pair) {
 	}
 	c := p.current
 	if c != nil && p.stirs > 0 && !c.pong.Before(p.missed) && !p.asked.After(p.missed) {
-		return // it leads to the peer, which has nothing to send
+		return // the path works: the peer has nothing to send
 	}
 	f.stir()
 	if c != nil && !p.waitsFor(c.way()) {
@@ -114,33 +114,33 @@ func (f *Finder) miss(p *pair) {
 	}
 }
 
-// leaves is for a peer that waits at another relay now. The one that it left may be gone, for this node as well.
+// leaves handles a peer that moved to another relay. The relay that it left may be gone for this node as well.
 func (f *Finder) leaves(p *pair, to proto.NodeID) {
 	if p.relay != 0 && to != 0 && p.relay != to {
 		f.out = append(f.out, Stir{p.relay})
 	}
 }
 
-// missesRelay says that no answer came through the relay in time.
+// missesRelay reports whether no answer came through the relay in time.
 func (p *pair) missesRelay(now time.Time) bool {
 	patience := max(p.relayRTT+p.relayRTT/4, 40*time.Millisecond) + 40*time.Millisecond
 	return !p.unanswered.IsZero() && now.Sub(p.unanswered) >= patience
 }
 
-// askRelay pings through the relay that is the only way, where no answers come.
+// askRelay pings through the relay if that is the only path and no answers come.
 func (f *Finder) askRelay(p *pair) {
 	way := Way{Relay: p.relay}
 	if !p.awake || p.relay == 0 || !p.missesRelay(f.now) || p.waitsFor(way) {
 		return
 	}
 	if p.relayAsked.After(p.relayPong) {
-		f.stir() // the last ping is without an answer, too
+		f.stir() // the last ping went unanswered, too
 	}
 	p.relayAsked = f.now
 	f.ping(p, way)
 }
 
-// keep keeps the ways open to who was heard last. What it sends is a Pong to no Ping: nobody answers that.
+// keep keeps open the paths to the peers heard most recently. It sends a Pong that belongs to no Ping: nobody answers that.
 func (f *Finder) keep() {
 	if f.keepAt.IsZero() || f.now.Before(f.keepAt) {
 		return
@@ -158,7 +158,7 @@ func (f *Finder) keep() {
 	}
 }
 
-// near says that there is no router on the way to an address.
+// near reports whether an address is on one of this host's networks, with no router in between.
 func (f *Finder) near(a netip.Addr) bool {
 	return slices.ContainsFunc(f.local, func(p netip.Prefix) bool { return p.Contains(a) })
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// elapse lets time pass in which nothing happens but what was due, and says what of that went to the peer, and how often the
-// node's own way out was doubted.
+// elapse lets time pass in which nothing happens except what is due, and returns what was sent to the peer, and how many Stirs
+// were requested.
 func (c *course) elapse(d time.Duration, works func(path.Way) bool) (sent []path.Send, stirs int) {
 	for end := c.now.Add(d); ; {
 		next := c.finder.Next()
@@ -39,7 +39,7 @@ func (c *course) elapse(d time.Duration, works func(path.Way) bool) (sent []path
 	}
 }
 
-// asked has the peer ping by a way every so often.
+// asked has the peer send pings by a path at an interval.
 func (c *course) asked(from path.Way, every time.Duration, times int, works func(path.Way) bool) {
 	for range times {
 		c.step(path.Got{ID: peer, From: from, Message: pathmsg.Ping{}})
@@ -48,8 +48,8 @@ func (c *course) asked(from path.Way, every time.Duration, times int, works func
 	}
 }
 
-// A peer that sends, and hears no answers, pings all the time. Where that ends, this node says something to it and to its relays:
-// the NAT between may have forgotten this node.
+// A peer that sends and hears no answers keeps pinging. When the pings stop, this node sends something to the peer and to its
+// relays: the NAT in between may have forgotten this node.
 func TestSilenceAfterPings(t *testing.T) {
 	const addr = "192.0.2.1:1"
 	for name, c := range map[string]struct {
@@ -83,8 +83,8 @@ func TestSilenceAfterPings(t *testing.T) {
 	}
 }
 
-// A node that nothing leads to but its ways in use keeps those open to the peers that it heard last, and only those: by one
-// datagram each, which nobody answers, more often than any NAT forgets.
+// TestKeeping checks that a node whose current paths are the only way in keeps open those to the peers that it heard last, and
+// no others: with one datagram each, which nobody answers, more often than any NAT mapping expires.
 func TestKeeping(t *testing.T) {
 	const peers = 100
 	f := path.NewFinder(bounds, local, rand.Reader)
@@ -123,9 +123,9 @@ func TestKeeping(t *testing.T) {
 		step(path.Known{ID: id, Endpoints: []proto.Endpoint{{Addr: a}}})
 		step(path.Wanted{ID: id})
 		now = now.Add(10 * time.Second)
-		step(path.Used{ID: id}) // at rest again
+		step(path.Used{ID: id}) // idle again
 	}
-	near := proto.NodeID(peers + 1) // heard last of all, but no NAT is between
+	near := proto.NodeID(peers + 1) // heard last of all, but with no NAT in between
 	step(path.Known{ID: near, Endpoints: endpoints(proto.EndpointInterface, "192.168.1.7:1")})
 	step(path.Wanted{ID: near})
 	now = now.Add(10 * time.Second)

@@ -14,11 +14,11 @@ import (
 )
 
 const (
-	victim = "203.0.113.9:41641" // where a peer that lies says that its NAT shows it
+	victim = "203.0.113.9:41641" // the address outside its NAT that a lying peer claims
 	honest = "192.0.2.200:7"     // where it answers
 )
 
-// at counts what went to an address, and forgets all that was sent.
+// at counts what was sent to an address, and forgets everything that was sent.
 func (p *puncher) at(host netip.Addr) (n int) {
 	for _, s := range p.sent {
 		if s.To.Addr.Addr() == host {
@@ -29,7 +29,7 @@ func (p *puncher) at(host netip.Addr) (n int) {
 	return n
 }
 
-// stays lets time pass in which packets go to a peer and come from it, and it goes along with every punch.
+// stays lets time pass in which packets go to a peer and come from it, and the peer agrees to every punch.
 func (p *puncher) stays(d time.Duration, id proto.NodeID) {
 	p.step(path.Wanted{ID: id})
 	for end := p.now.Add(d); p.now.Before(end); {
@@ -39,7 +39,7 @@ func (p *puncher) stays(d time.Duration, id proto.NodeID) {
 	}
 }
 
-// shows has a peer name another address, and answer there.
+// shows has a peer announce another address, and answer there.
 func (p *puncher) shows(id proto.NodeID, a string) {
 	p.got(id, pathmsg.Offer{NAT: pathmsg.NATEasy, Candidates: addrs(a)})
 	p.stays(time.Second, id)
@@ -50,8 +50,8 @@ func (p *puncher) shows(id proto.NodeID, a string) {
 	}
 }
 
-// A peer names somebody else's address, has this node send there, and shows itself elsewhere before that has failed, so that it
-// may ask again. It is left alone ever longer all the same, and so is who has to bear it.
+// A peer claims a third party's address, has this node send there, and shows itself elsewhere before the punch has failed, so
+// that it may ask again. The pauses still grow, both for the peer and for its victim.
 func TestVictimOfAPunch(t *testing.T) {
 	for _, c := range []struct {
 		name        string
@@ -76,10 +76,10 @@ func TestVictimOfAPunch(t *testing.T) {
 					if v, _ := p.finder.View(id); v.Way.Addr != at(honest) {
 						t.Fatalf("it is not found where it shows itself: %+v", v)
 					}
-					p.stays(3*time.Second, id) // it answers no more
+					p.stays(3*time.Second, id) // it no longer answers
 					borne += p.at(at(victim).Addr())
 				}
-				// Six punches, by the pauses after them; and candidates are tried now and then, as everybody's are.
+				// Six punches, with the pauses after them; besides, candidates are tried now and then, as everyone's are.
 				if most := 6*4*path.MaxSockets + 60*turns; borne > most || borne < path.MaxGuesses/2 {
 					t.Errorf("%d packets to the victim in half an hour, want at most %d", borne, most)
 				}
@@ -88,7 +88,7 @@ func TestVictimOfAPunch(t *testing.T) {
 	}
 }
 
-// A peer that is found by a punch, falls silent and wants to be found again does not have sockets opened all the time.
+// A peer that is found by a punch, falls silent and wants to be found again must not have sockets opened all the time.
 func TestOpenerIsNotKeptBusy(t *testing.T) {
 	p := newPuncher(pathmsg.NATHard, pathmsg.NATEasy)
 	for begun := p.now; p.now.Sub(begun) < 20*time.Minute; {
@@ -104,7 +104,7 @@ func TestOpenerIsNotKeptBusy(t *testing.T) {
 	}
 }
 
-// A peer that tells of ever other addresses has some pings sent to each, and not more the more often it tells.
+// A peer that keeps announcing other addresses has a few pings sent to each, and no more if it announces more often.
 func TestOffersDoNotAmplify(t *testing.T) {
 	p := newPuncher(pathmsg.NATEasy, pathmsg.NATEasy)
 	host := at(victim).Addr()

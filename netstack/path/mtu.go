@@ -9,58 +9,58 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// How large a packet may be that gets through is found out as RFC 8899 (DPLPMTUD) does: by pings that are padded, and sent
-// so that nothing on the way may cut them. What ICMP says is not needed, and not believed.
+// The largest packet that gets through is found as in RFC 8899 (DPLPMTUD): by padded pings, sent so that nothing on the path
+// may fragment them. ICMP is neither needed nor believed.
 //
-//	      the largest that the device takes ──Pong──────► found ──now and then, or when it is suspected: that size again
-//	             │ lost                                     ▲           │ lost twice
-//	             ▼                                          │           ▼
-//	sizes between what passes and what does not ──neighbours┘     from the beginning
+//	         the device's own MTU ──Pong─► found ──now and then, or when suspected: that size again
+//	             │ lost                      ▲           │ lost twice
+//	             ▼                           │           ▼
+//	sizes between pass and fail ──adjacent───┘       start over
 //
-// A size is too large when two pings of it were lost while a small one was answered: a way that loses all says nothing of
-// sizes. Before the first of them are through there is no limit. Nearly all ways carry what the device has, and a host
-// remembers for minutes what it was told of a way that does not.
+// A size is too large if two pings of it were lost while a small one was answered: a path that loses everything says nothing
+// about sizes. Until the first results are in, there is no limit. Nearly all paths carry what the device can send, and a host
+// remembers for minutes what it was told about one that does not.
 
 const (
-	// MinMTU is what every way has to carry, be it in fragments: IPv6 inside the tunnel knows no smaller limit.
+	// MinMTU is what every path must carry, if need be in fragments: IPv6 inside the tunnel allows no smaller limit.
 	MinMTU = 1280
-	// usualMTU is what a way carries whose links all have 1500 bytes. It is tried first among many.
+	// usualMTU is what a path carries if all its links carry 1500 bytes. It is among the first sizes tried.
 	usualMTU = 1420
-	// sealed is how much longer WireGuard makes a packet.
+	// sealed is how many bytes WireGuard adds to a packet.
 	sealed = 32
-	// maxMTU is the largest size that a ping can have.
+	// maxMTU is the largest size that a ping can probe.
 	maxMTU = pathmsg.MaxPing - sealed
 
-	// confirmEvery is how often a size that was found is asked for again while packets go out, and confirmMin how soon
-	// where something speaks against it.
+	// confirmEvery is how often the size found is probed again while packets go out, and confirmMin how soon if something
+	// speaks against it.
 	confirmEvery = 10 * time.Second
 	confirmMin   = time.Second
-	// raiseEvery is how often larger sizes are tried again. Hosts forget as fast what they were told of a way.
+	// raiseEvery is how often larger sizes are tried again. Hosts forget what they were told about a path just as fast.
 	raiseEvery = 10 * time.Minute
-	// voidPause is how long after a way lost all it is tried again.
+	// voidPause is the pause before a path that lost everything is probed again.
 	voidPause = time.Second
-	// rungs is how many sizes are tried at once, besides those that are special.
+	// rungs is how many sizes are tried at once, besides the special ones.
 	rungs = 6
-	// maxSized is how many padded pings of one peer wait for their Pong.
+	// maxSized is the most padded pings of one peer waiting for their Pong.
 	maxSized = 32
 )
 
-// Sized says how large a packet is that this host's device takes. Without it nothing is found out about sizes.
+// Sized reports the MTU of this host's device. Without it no sizes are probed.
 type Sized struct{ MTU int }
 
 func (Sized) event() {}
 
-// Fit says how large a packet for a peer may be, inside the tunnel.
+// Fit reports how large a packet for a peer may be, inside the tunnel.
 type Fit struct {
 	ID  proto.NodeID
-	MTU int // 0: no limit is known
-	// Fragments says that packets of MinMTU get through only where the network may cut them.
+	MTU int // 0 if no limit is known
+	// Fragments means that packets of MinMTU get through only if the network may fragment them.
 	Fragments bool
 }
 
 func (Fit) effect() {}
 
-// phase is what a search waits for.
+// phase is what a search is waiting for.
 type phase uint8
 
 const (
@@ -70,31 +70,31 @@ const (
 	phaseConfirm              // the size that was found
 )
 
-// search is for the largest size that one way carries. The zero one has not begun.
+// search looks for the largest size that one path carries. The zero search has not begun.
 type search struct {
-	top   int // what the device takes
+	top   int // the device's MTU
 	phase phase
-	low   int // the largest that was answered; 0: none
-	high  int // the smallest that is too large; top+1: none
-	limit int // what packets may have; 0: no limit is known
-	found int // what the search ended with; 0: it has not ended
+	low   int // the largest that was answered; 0 if none
+	high  int // the smallest that is too large; top+1 if none
+	limit int // for packets; 0 if none is known
+	found int // the result of the search; 0 until it ends
 	split bool
 
-	asked   []int // what is waited for, from small to large
-	again   bool  // its smallest was lost once
+	asked   []int // sizes without an answer yet, ascending
+	again   bool  // the smallest of them was lost once
 	witness bool  // a small ping of this round was answered
 	due     time.Time
-	asks    time.Time // the last time
+	asks    time.Time // when sizes were last probed
 	confirm time.Time
 	raise   time.Time
 }
 
-// begin forgets what was found. Packets keep the limit that they have until something else is known.
+// begin discards what was found. Packets keep their limit until something else is known.
 func (s *search) begin(top int) {
 	*s = search{top: top, high: top + 1, limit: s.limit, split: s.split, raise: s.raise}
 }
 
-// step says of which sizes pings are to be sent now; 0 is a small one.
+// step returns the sizes of the pings to send now; 0 is a small one.
 func (s *search) step(now time.Time, top int, rtt time.Duration) []int {
 	if s.top != top {
 		s.begin(top)
@@ -136,7 +136,7 @@ func (s *search) ask(now time.Time, rtt time.Duration, next phase, sizes ...int)
 	return append([]int{0}, sizes...)
 }
 
-// repeat asks a second time, and the first time for more than the largest.
+// repeat probes a second time; after the largest size alone, it probes several sizes for the first time.
 func (s *search) repeat(now time.Time, rtt time.Duration) []int {
 	if s.phase == phaseTop {
 		return s.ask(now, rtt, phaseRungs, s.between(true)...)
@@ -150,8 +150,8 @@ func (s *search) wait(now time.Time, rtt time.Duration) {
 	s.asks, s.due = now, now.Add(max(2*rtt, 60*time.Millisecond)+40*time.Millisecond)
 }
 
-// over ends a round: either all was answered, or the smallest size is too large. It gives the sizes of the next one, none at
-// the end.
+// over ends a round: either everything was answered, or the smallest size is too large. It returns the sizes of the next round,
+// none at the end.
 func (s *search) over() []int {
 	lost := len(s.asked) > 0
 	switch {
@@ -174,8 +174,8 @@ func (s *search) over() []int {
 	return nil
 }
 
-// between gives sizes to try, from small to large: between what passes and what does not, with the largest where nobody
-// knows yet that it is too large.
+// between returns sizes to try, ascending: between what passes and what does not, and the largest unless it is known to be too
+// large.
 func (s *search) between(first bool) (out []int) {
 	floor := max(s.low, MinMTU)
 	if s.low == 0 && s.high > MinMTU {
@@ -196,7 +196,7 @@ func (s *search) between(first bool) (out []int) {
 	return slices.DeleteFunc(out, func(size int) bool { return size <= s.low || size >= s.high || size < MinMTU })
 }
 
-// answered notes that a ping of a size was.
+// answered records that a ping of a size was answered.
 func (s *search) answered(size int) {
 	if size == 0 {
 		s.witness = true
@@ -204,7 +204,7 @@ func (s *search) answered(size int) {
 	}
 	s.asked = slices.DeleteFunc(s.asked, func(x int) bool { return x <= size })
 	s.low = max(s.low, size)
-	if size >= s.high { // it came late, or the way is better than it was
+	if size >= s.high { // it came late, or the path is better than it was
 		s.high = s.top + 1
 	}
 	if s.phase == phaseRest && size > s.found {
@@ -222,7 +222,7 @@ func (s *search) suspect(now time.Time) {
 	}
 }
 
-// next is when step is to be called again; zero: at once.
+// next returns when step is next due; zero if step must run first.
 func (s *search) next() time.Time {
 	switch {
 	case s.phase == phaseRest && s.found == 0, s.phase != phaseRest && len(s.asked) == 0:
@@ -235,7 +235,7 @@ func (s *search) next() time.Time {
 	return s.due
 }
 
-// sized is a padded ping, or the small one beside it, that waits for its Pong.
+// sized is a padded ping, or the small one beside it, that is waiting for its Pong.
 type sized struct {
 	id   pathmsg.TxID
 	to   Way
@@ -243,7 +243,7 @@ type sized struct {
 	at   time.Time
 }
 
-// inUse is the way that packets go, once it was proved, what is known of the sizes there, and its round trip.
+// inUse returns the path that packets take, if it was proved, with its size search and its round trip.
 func (p *pair) inUse() (Way, *search, time.Duration) {
 	switch {
 	case p.current != nil:
@@ -254,7 +254,7 @@ func (p *pair) inUse() (Way, *search, time.Duration) {
 	return Way{}, nil, 0
 }
 
-// fit goes on with the search for sizes on the way in use, and says what packets may have.
+// fit continues the size search on the path in use, and announces the limit for packets.
 func (f *Finder) fit(p *pair) {
 	to, s, rtt := p.inUse()
 	if s == nil || f.mtu == 0 {
@@ -276,7 +276,7 @@ func (f *Finder) limit(p *pair, now Fit) {
 	}
 }
 
-// pingSized sends a ping that is as long as a packet of a size is when it was sealed.
+// pingSized sends a ping as long as a sealed packet of the given size.
 func (f *Finder) pingSized(p *pair, to Way, size int) {
 	x := sized{to: to, size: size, at: f.now}
 	if _, err := io.ReadFull(f.random, x.id[:]); err != nil {
@@ -294,7 +294,7 @@ func (f *Finder) pingSized(p *pair, to Way, size int) {
 	f.out = append(f.out, Send{p.id, to, ping})
 }
 
-// gotSized takes a Pong to a ping of a size, if it is one.
+// gotSized handles a Pong to a ping of some size, if it is one.
 func (f *Finder) gotSized(p *pair, id pathmsg.TxID) {
 	i := slices.IndexFunc(p.sized, func(x sized) bool { return x.id == id })
 	if i < 0 {
@@ -314,7 +314,7 @@ func (f *Finder) gotSized(p *pair, id pathmsg.TxID) {
 	}
 }
 
-// resize begins anew on all ways of a peer, since this host is elsewhere.
+// resize restarts the size searches on all paths of a peer, since this host has moved.
 func (p *pair) resize() {
 	for _, c := range p.all {
 		c.sizes.begin(c.sizes.top)

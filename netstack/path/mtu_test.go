@@ -15,7 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// road is a way that drops what is too long, and tells nobody.
+// road is a path that silently drops packets that are too long.
 type road struct {
 	finder *path.Finder
 	now    time.Time
@@ -29,7 +29,7 @@ type road struct {
 	chance *mathrand.Rand
 
 	flying []flight
-	limits []int // as they were given, one after the other
+	limits []int // in the order in which they were set
 	fit    path.Fit
 	sized  int // pings with padding
 	route  path.Route
@@ -57,7 +57,7 @@ func newRoad(device, mtu int, peerAt string) *road {
 	return r
 }
 
-// headers are what is before a ping on this road.
+// headers returns the length of the headers before a ping on this road.
 func (r *road) headers() int {
 	switch {
 	case !r.way.Direct():
@@ -131,7 +131,7 @@ const (
 	at6 = "[2001:db8::1]:1"
 )
 
-// What is found is what fits to the byte: WireGuard takes 32 bytes, UDP 8, IP 20 or 40, and a relay 8.
+// The size found fits to the byte: WireGuard takes 32 bytes, UDP 8, IP 20 or 40, and a relay 8.
 func TestLargestPacketIsFound(t *testing.T) {
 	for name, c := range map[string]struct {
 		device, mtu int
@@ -171,7 +171,7 @@ func TestLargestPacketIsFound(t *testing.T) {
 	}
 }
 
-// Where all that the device has gets through, that takes one ping, and no packet was ever told of less.
+// If everything that the device can send gets through, finding that out takes one ping, and packets never get a lower limit.
 func TestUsualWayCostsOnePing(t *testing.T) {
 	r := newRoad(1420, 1500, at4)
 	r.step(path.Wanted{ID: peer})
@@ -185,8 +185,8 @@ func TestUsualWayCostsOnePing(t *testing.T) {
 	}
 }
 
-// A hole that appears is found in less than a second where packets are missed, and in seconds where nobody seems to miss any.
-// It is found as fast behind a relay. When it is gone that shows within ten minutes.
+// A black hole is found in less than a second if packets are missed, and in seconds if none seem to be. Through a relay it
+// takes no longer. Its end is noticed within ten minutes.
 func TestHoleAppears(t *testing.T) {
 	for name, c := range map[string]struct {
 		at     string
@@ -222,7 +222,7 @@ func TestHoleAppears(t *testing.T) {
 	}
 }
 
-// A way that loses all, or one packet in ten, has no hole.
+// A path that loses everything, or one packet in ten, has no black hole.
 func TestLossIsNoHole(t *testing.T) {
 	for _, to := range []string{at4, ""} {
 		r := newRoad(1420, 1500, to)
@@ -238,7 +238,7 @@ func TestLossIsNoHole(t *testing.T) {
 	}
 }
 
-// Whatever a way carries and loses: nothing is ever found that does not get through, and once the loss ends it is exact.
+// Whatever a path carries and loses: the size found always gets through, and once the loss ends it is exact.
 func TestSearchIsRight(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		device := rapid.IntRange(1280, 9000).Draw(t, "device")
@@ -264,7 +264,7 @@ func TestSearchIsRight(t *testing.T) {
 	})
 }
 
-// Somewhere else all is found out anew, and until then packets have what they had.
+// After a move sizes are found again, and until then packets keep their limit.
 func TestSizesElsewhere(t *testing.T) {
 	r := newRoad(1420, 1400, at4)
 	r.step(path.Wanted{ID: peer})
@@ -282,7 +282,7 @@ func TestSizesElsewhere(t *testing.T) {
 	}
 }
 
-// A peer that nothing is sent to is not asked for sizes.
+// Sizes are not probed for a peer that nothing is sent to.
 func TestSizesOfIdlePeers(t *testing.T) {
 	r := newRoad(1420, 1400, at4)
 	r.step(path.Wanted{ID: peer})

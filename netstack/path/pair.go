@@ -10,53 +10,53 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// pair is what this node knows of the ways to one peer.
+// pair is what this node knows about the paths to one peer.
 type pair struct {
 	id        proto.NodeID
-	relay     proto.NodeID // where the peer waits; 0: nowhere
+	relay     proto.NodeID // the peer's home relay; 0 means none
 	endpoints []proto.Endpoint
-	told      []netip.AddrPort // the candidates of the netmap, best first
+	told      []netip.AddrPort // the netmap's candidates, best first
 	all       map[netip.AddrPort]*candidate
 	peerNAT   pathmsg.NATClass
-	outside   netip.AddrPort // where the peer's NAT shows it, as its last Offer says
+	outside   netip.AddrPort // the peer's address outside its NAT, from its last Offer
 
-	current   *candidate // the direct way in use; nil: none
-	doubted   bool       // the way in use may be none any more
-	doubtedAt time.Time  // since when: what it answered to before proves nothing
-	followed  int        // how often it changed between ports of one address
-	beside    *candidate // where the peer was just seen, and may have moved
-	since     time.Time  // of the way in use
-	why       string     // the way in use is in doubt, or was lost
+	current   *candidate // the direct path in use; nil if none
+	doubted   bool       // current may no longer work
+	doubtedAt time.Time  // since when; answers to earlier pings prove nothing
+	followed  int        // how often it moved between ports of one address
+	beside    *candidate // where the peer was just seen and may have moved to
+	since     time.Time  // when the current path came into use
+	why       string     // why the current path is in doubt, or the last one was lost
 
 	awake      bool
 	lastSent   time.Time
 	lastHeard  time.Time
-	unanswered time.Time // since when packets went out with none coming back; zero: they do not
+	unanswered time.Time // since when packets go out with none coming back; zero if some do
 	answering  time.Time
 	answers    int
-	offered    time.Time // when the peer's last Offer was taken
-	calling    time.Time // since when its calls are counted
+	offered    time.Time // when the peer's last Offer was accepted
+	calling    time.Time // start of the period in which its calls are counted
 	called     int
-	asked      time.Time // when the peer pinged last
-	firsts     backoff   // of pings of which one alone has another one expected
-	missing    time.Time // when its next ping should have come; zero: it need not
-	missed     time.Time // when something was done about that
-	stirs      int       // how often it was
-	again      bool      // it has pinged since
+	asked      time.Time // when the peer last pinged
+	firsts     backoff   // for expecting another ping after a single one
+	missing    time.Time // when its next ping is due; zero if none is expected
+	missed     time.Time // when we last reacted to a missing ping
+	stirs      int       // how often we have reacted
+	again      bool      // it has pinged since then
 
-	began  time.Time // of the search
-	rounds int       // of it that are over
-	round  time.Time // the next one afterwards; zero: none
+	began  time.Time // when the search began
+	rounds int       // rounds of the search that are over
+	round  time.Time // when the next one after these is due; zero means none
 	probes []probe
 
-	punched *candidate // the way by a socket of its own; nil: none
-	opens   backoff    // of punches as the opener
-	guesses backoff    // as the guesser
+	punched *candidate // the path from a dedicated socket; nil if none
+	opens   backoff    // for punches as the opener
+	guesses backoff    // for punches as the guesser
 
-	// relayAsked is when it was asked for a Pong through the relay last, since nothing else came.
+	// relayAsked is when the peer was last pinged through the relay because nothing else arrived.
 	relayAsked time.Time
 	relayRTT   time.Duration
-	relayPong  time.Time // zero: it was never proved
+	relayPong  time.Time // zero if never proved
 	relaySizes search
 	sized      []sized
 	fits       Fit
@@ -64,39 +64,39 @@ type pair struct {
 	route Route
 	said  bool
 	next  time.Time
-	place int // in the heap, from 1; 0: it is not there
+	place int // index in the heap, from 1; 0 if not in it
 }
 
-// candidate is an address where a peer may be.
+// candidate is an address where a peer may be reachable.
 type candidate struct {
 	addr    netip.AddrPort
-	socket  uint32    // of its own; 0: it is none of all
-	punched bool      // it was guessed, or is where the peer guessed
+	socket  uint32    // the dedicated one; 0 means the shared one
+	punched bool      // found by hole punching: we guessed its port, or the peer guessed ours
 	told    bool      // by the netmap
-	learned time.Time // else: when the peer was last seen there, or said so
-	ping    time.Time // the last one
-	pong    time.Time // the last one; zero: it was never proved
-	heard   time.Time // when a packet or a ping of the peer came from there last, of those that are told of
-	met     time.Time // when packets came from there last while others went there
+	learned time.Time // if not told: when the peer was last seen here or announced it
+	ping    time.Time // last one sent
+	pong    time.Time // last one received; zero if never proved
+	heard   time.Time // when a reported packet or ping of the peer last came from here
+	met     time.Time // when packets last came from here while this was the current path
 	rtt     time.Duration
 	sizes   search
-	missed  int // pings in a row without an answer, of those that were sent while it was in use
+	missed  int // unanswered pings in a row, of those sent while this was the current path
 }
 
-// probe is a ping that waits for its Pong.
+// probe is a ping that is waiting for its Pong.
 type probe struct {
 	id  pathmsg.TxID
 	to  Way
 	at  time.Time
-	due time.Time // when it counts as not answered
+	due time.Time // when it counts as unanswered
 
-	late bool // it does
+	late bool // it counts as unanswered
 }
 
-// way is how messages get there.
+// way returns the path to the candidate.
 func (c *candidate) way() Way { return Way{Addr: c.addr, Socket: c.socket} }
 
-// at is the candidate that a direct way leads to; nil: none.
+// at returns the candidate that a direct path leads to, or nil if there is none.
 func (p *pair) at(w Way) *candidate {
 	switch {
 	case w.Socket == 0:
@@ -107,10 +107,10 @@ func (p *pair) at(w Way) *candidate {
 	return nil
 }
 
-// searches says that the first rounds of a search are not over.
+// searches reports whether the first rounds of a search are in progress.
 func (p *pair) searches() bool { return p.rounds < len(rounds) && !p.began.IsZero() }
 
-// calls says whether an Offer may begin a search, as far as one does not go on anyway.
+// calls counts an Offer, and reports whether it may start a search, unless one is in progress anyway.
 func (p *pair) calls(now time.Time) bool {
 	if p.searches() {
 		return true
@@ -122,7 +122,7 @@ func (p *pair) calls(now time.Time) bool {
 	return p.called <= maxCalls
 }
 
-// search begins to try all candidates, unless that has just begun.
+// search starts to try all candidates, unless that has just begun.
 func (p *pair) search(now time.Time) {
 	if p.searches() {
 		return
@@ -130,7 +130,7 @@ func (p *pair) search(now time.Time) {
 	p.began, p.rounds, p.round = now, 0, time.Time{}
 }
 
-// learn notes where a peer may be as well.
+// learn records a further address where the peer may be.
 func (p *pair) learn(now time.Time, a netip.AddrPort) *candidate {
 	c := p.all[a]
 	if c == nil {
@@ -142,7 +142,7 @@ func (p *pair) learn(now time.Time, a netip.AddrPort) *candidate {
 	return c
 }
 
-// forget drops addresses that nobody told of and where the peer was seen longest ago.
+// forget drops addresses that are not in the netmap, beginning with those where the peer was seen longest ago.
 func (p *pair) forget() {
 	var learned []*candidate
 	for _, c := range p.all {
@@ -161,7 +161,7 @@ func (p *pair) forget() {
 	}
 }
 
-// list are the candidates, best first.
+// list returns the candidates, best first.
 func (p *pair) list(local []netip.Prefix) []*candidate {
 	out := make([]*candidate, 0, len(p.all))
 	for _, c := range p.all {
@@ -173,7 +173,7 @@ func (p *pair) list(local []netip.Prefix) []*candidate {
 	return out
 }
 
-// class is low for what is near.
+// class returns a low number for a nearby address.
 func class(local []netip.Prefix, a netip.Addr) int { return rank(local, a, proto.EndpointInterface) }
 
 // expire counts the pings that were not answered in time.
@@ -198,7 +198,7 @@ func (p *pair) waitsFor(w Way) bool {
 	return slices.ContainsFunc(p.probes, func(x probe) bool { return x.to == w && !x.late })
 }
 
-// answer notes a Pong.
+// answer records a Pong.
 func (c *candidate) answer(now time.Time, rtt time.Duration) {
 	if c.pong.IsZero() || now.Sub(c.pong) > trustFor {
 		c.rtt = rtt
@@ -208,12 +208,12 @@ func (c *candidate) answer(now time.Time, rtt time.Duration) {
 	c.pong, c.missed = now, 0
 }
 
-// patience is how long packets may go out by a way without an answer before it is asked for one.
+// patience returns how long packets may go unanswered on a path before the path is pinged.
 func (c *candidate) patience() time.Duration {
 	return max(c.rtt+c.rtt/4, 20*time.Millisecond) + 40*time.Millisecond
 }
 
-// prefers says whether a candidate that has just answered is better than the way in use: nearer, or clearly faster, or the
+// prefers reports whether a candidate that has just answered is better than the current path: nearer, clearly faster, or the
 // only one that works.
 func (p *pair) prefers(c *candidate, local []netip.Prefix) bool {
 	cur := p.current
@@ -221,7 +221,7 @@ func (p *pair) prefers(c *candidate, local []netip.Prefix) bool {
 		return true
 	}
 	if !c.heard.IsZero() && c.heard.After(p.lastOn(cur)) && p.silentOn(cur, c) {
-		return true // the peer speaks from there, and no more from where it was
+		return true // the peer sends from there, and no longer from where it was
 	}
 	if cur.besides(c) {
 		return p.mayFollow() && c.heard.After(cur.met) || !p.mayFollow() && c.told && !cur.told
@@ -235,18 +235,18 @@ func (p *pair) prefers(c *candidate, local []netip.Prefix) bool {
 	return c.rtt+2*time.Millisecond < cur.rtt*8/10
 }
 
-// besides says whether another candidate is another port of the same address.
+// besides reports whether the other candidate is another port of the same address.
 func (c *candidate) besides(other *candidate) bool {
 	return c != other && c.addr.Addr() == other.addr.Addr()
 }
 
-// mayFollow says whether packets may follow the peer from a port that works to another one of the same address, from where its own
-// come. Each destination may have a port of its own at the peer's NAT, and so does each new port of ours at the other one: then
-// the peer's packets never come from where ours go, however often they follow. What lasts is the port that it told of, since it
-// keeps that one open.
+// mayFollow reports whether packets may follow the peer from a port that works to the port of the same address that its own
+// packets come from. If both NATs map each destination to a port of its own, a port that is new on one side leads to a new one
+// on the other: then the peer's packets never come from where ours go, however often they follow. The port that lasts is the
+// one that the peer announced, since it keeps that one open.
 func (p *pair) mayFollow() bool { return p.followed < maxFollowed }
 
-// settledAt says whether another port of a candidate's address is the way in use, and still proves to be one.
+// settledAt reports whether another port of a candidate's address is the current path, and still proves to work.
 func (p *pair) settledAt(c *candidate, now time.Time) bool {
 	cur := p.current
 	if cur == nil || !cur.besides(c) || p.mayFollow() || (c.told && !cur.told) || p.doubted || cur.missed > 0 {
@@ -257,7 +257,7 @@ func (p *pair) settledAt(c *candidate, now time.Time) bool {
 	return proved <= checkEvery/4 || proved <= checkEvery && !silent
 }
 
-// lastOn is when a way was last seen to work.
+// lastOn returns when a path was last seen to work.
 func (p *pair) lastOn(c *candidate) time.Time {
 	if c.heard.After(c.pong) {
 		return c.heard
@@ -265,7 +265,7 @@ func (p *pair) lastOn(c *candidate) time.Time {
 	return c.pong
 }
 
-// silentOn says whether packets go out by the way in use and none come back, where another one has just answered.
+// silentOn reports whether packets go out on the current path with none coming back, while another path has just answered.
 func (p *pair) silentOn(cur, other *candidate) bool {
 	if cur.missed > 0 || !p.awake {
 		return true
@@ -273,11 +273,12 @@ func (p *pair) silentOn(cur, other *candidate) bool {
 	if p.mayFollow() || !cur.besides(other) {
 		return !p.unanswered.IsZero() || p.waitsFor(cur.way())
 	}
-	// Packets may come from where none go to, so that only this counts: what was asked no later should have answered by now.
+	// Packets may come from where none are sent, so only pings count: one sent no later than the other's should have been
+	// answered by now.
 	return slices.ContainsFunc(p.probes, func(x probe) bool { return x.to == cur.way() && !x.late && !x.at.After(other.ping) })
 }
 
-// change makes a candidate the way in use.
+// change makes a candidate the current path.
 func (p *pair) change(now time.Time, c *candidate) {
 	if p.current != nil && p.current.besides(c) {
 		p.followed++
@@ -286,7 +287,7 @@ func (p *pair) change(now time.Time, c *candidate) {
 	p.unanswered, c.missed = time.Time{}, 0
 }
 
-// trust ends a doubt.
+// trust ends the doubt about the current path.
 func (p *pair) trust(now time.Time) {
 	if p.doubted {
 		p.doubted, p.why = false, ""
@@ -295,20 +296,20 @@ func (p *pair) trust(now time.Time) {
 	}
 }
 
-// doubt has packets go both ways.
+// doubt puts the current path in doubt, so that packets take both paths.
 func (p *pair) doubt(now time.Time, why string) {
 	p.doubted, p.doubtedAt, p.why = true, now, why
 }
 
-// lose gives the way in use up.
+// lose gives up the current path.
 func (p *pair) lose(now time.Time, why string) {
 	p.current.pong, p.current.missed = time.Time{}, 0
 	p.current, p.doubted, p.why, p.since, p.followed = nil, false, why, now, 0
-	p.rounds = len(rounds) // the search begins anew
+	p.rounds = len(rounds) // so that the search starts over
 	p.search(now)
 }
 
-// routeNow is what packets should do.
+// routeNow returns how the peer's packets should be sent.
 func (p *pair) routeNow(local []netip.Prefix) Route {
 	var relay Way
 	if p.relay != 0 {
@@ -320,7 +321,7 @@ func (p *pair) routeNow(local []netip.Prefix) Route {
 		case p.beside != nil:
 			r.Copy = Way{Addr: p.beside.addr}
 		case !p.awake:
-			r.Copy = relay // the packet that ends the rest: a NAT may have forgotten the way meanwhile
+			r.Copy = relay // for the packet that ends the idle time: a NAT may have dropped its mapping meanwhile
 		}
 		return r
 	}
@@ -339,7 +340,7 @@ func (p *pair) routeNow(local []netip.Prefix) Route {
 	return r
 }
 
-// wake is when there is something to do for the peer; zero: when something happens.
+// wake returns when something is next due for the peer; zero means only after an event.
 func (p *pair) wake() (at time.Time) {
 	add := func(t time.Time) { at = sooner(at, t) }
 	add(p.missing)
@@ -367,7 +368,7 @@ func (p *pair) wake() (at time.Time) {
 	return at
 }
 
-// sooner is the earlier one of two times, of which a zero one is never.
+// sooner returns the earlier of two times; a zero time means never.
 func sooner(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b

@@ -78,7 +78,7 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// lab steps a State through time.
+// lab runs a State through time.
 type lab struct {
 	t     *testing.T
 	state *path.State
@@ -128,7 +128,7 @@ func TestNewPeer(t *testing.T) {
 	}
 	l.step(0, known())
 	l.step(0, path.Gone{ID: peer})
-	l.step(0, seen("192.0.2.1:1", 1, 1)) // of nobody
+	l.step(0, seen("192.0.2.1:1", 1, 1)) // of an unknown peer
 	if got := l.state.Candidates(peer); got != nil {
 		t.Errorf("candidates of nobody: %s", got)
 	}
@@ -139,7 +139,7 @@ func TestEndpointsChange(t *testing.T) {
 	l.step(0, known("192.0.2.1:1"), point(false, "192.0.2.1:1"))
 	l.step(time.Second, known("192.0.2.2:1"), point(false, "192.0.2.2:1"))
 	l.step(time.Second, seen("192.0.2.2:1", 100, 100))
-	l.step(time.Second, known("192.0.2.2:1", "192.0.2.3:1")) // the one in use is still there
+	l.step(time.Second, known("192.0.2.2:1", "192.0.2.3:1")) // the endpoint in use is still listed
 	l.step(time.Second, known("192.0.2.4:1"), point(true, "192.0.2.2:1", "192.0.2.4:1"))
 }
 
@@ -155,16 +155,16 @@ func TestSilence(t *testing.T) {
 	all := point(true, "192.0.2.2:1", "192.0.2.1:1")
 	l.step(0, known("192.0.2.1:1", "192.0.2.2:1"), point(false, "192.0.2.1:1", "192.0.2.2:1"))
 	l.step(time.Second, seen("192.0.2.2:1", 500, 500))
-	l.step(5*time.Second, seen("192.0.2.2:1", 500, 532))  // a keepalive: nobody answers it
+	l.step(5*time.Second, seen("192.0.2.2:1", 500, 532))  // a keepalive is never answered
 	l.step(60*time.Second, seen("192.0.2.2:1", 500, 532)) // idle
 	l.step(5*time.Second, seen("192.0.2.2:1", 500, 700))
 	l.step(10*time.Second, seen("192.0.2.2:1", 500, 900))
 	l.step(time.Second, seen("192.0.2.2:1", 500, 1000), all)
 	l.step(4*time.Second, seen("192.0.2.2:1", 500, 1200))
 	l.step(time.Second, seen("192.0.2.2:1", 500, 1400), all)
-	l.step(9*time.Second, seen("192.0.2.2:1", 500, 1600)) // ever more seldom
+	l.step(9*time.Second, seen("192.0.2.2:1", 500, 1600)) // at growing intervals
 	l.step(time.Second, seen("192.0.2.2:1", 500, 1800), all)
-	l.step(100*time.Second, seen("192.0.2.2:1", 500, 1832)) // only our own keepalive went out
+	l.step(100*time.Second, seen("192.0.2.2:1", 500, 1832)) // only our own keepalive was sent
 	l.step(time.Second, seen("192.0.2.1:1", 600, 2000))     // found
 	l.step(11*time.Second, seen("192.0.2.1:1", 600, 2200))
 	l.step(time.Second, seen("192.0.2.1:1", 700, 2400))
@@ -181,7 +181,7 @@ func TestMoving(t *testing.T) {
 	l.step(time.Hour, path.Moved{Local: local}, point(false, "192.0.2.1:1", "10.1.1.1:1"))
 }
 
-// Whatever happens, effects are about peers that exist, and name usable addresses, each once.
+// Whatever happens, effects concern existing peers, and name usable addresses, each once.
 func TestEffectsAreSane(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := path.New(bounds, local)

@@ -11,30 +11,30 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// A NAT that gives each destination another port (a hard one) tells nobody which port a peer will get, and a peer whose own
-// NAT lets in only the ports that were sent to cannot wait for it. Both can meet by chance, as birthdays do:
+// A NAT that maps each destination to another port (a hard one) does not reveal which port a peer will get, and a peer whose
+// own NAT admits only ports that it has sent to cannot wait for it. They can still meet by chance, by the birthday paradox:
 //
 //	opener, behind the hard NAT               guesser, behind the easy one
-//	  Punch ───────────────── relay ────────►   if it has no other, and has not just had one
+//	  Punch ───────────────── relay ────────►   unless it has, or just had, another
 //	  ◄────────────────────── relay ─────────   Punch, the same
 //	  256 sockets, a Ping from each             Pings to random ports of the opener's address, 100 a second
-//	      ╲__ 256 ports of its NAT ◄── one that fits
-//	  Pong by that socket, and a Ping ──────►   let in: it is where this was sent to
+//	      ╲__ 256 ports of its NAT ◄── one that matches
+//	  Pong from that socket, and a Ping ─────►   admitted: this was sent to before
 //
-// Of N = 64512 ports k = 256 are open toward the guesser's address. That n different guesses all miss has the probability
+// Of N = 64512 ports k = 256 are open toward the guesser's address. The probability that n different guesses all miss is
 // (1-n/N)(1-n/(N-1))...(1-n/(N-k+1)), which is about exp(-k·n/N): a half after 175 guesses, 2 % after 1000.
 //
-// Guesses, and pings from the sockets, go where an authenticated peer says that it is, and it may lie. So they are few, in all
-// and to each address, and ever more seldom where they hit nothing. That the peer answers elsewhere makes up for nothing.
+// Guesses, and pings from the sockets, go where an authenticated peer claims to be, and it may lie. So they are few, in total
+// and to each address, and ever rarer where they hit nothing. Answers from elsewhere do not make up for misses.
 
-// What a Finder asks for to punch.
+// Effects of a Finder that is punching.
 type (
-	// Open opens a socket beside the one that all peers share, for a Way. Its number never comes twice.
+	// Open opens a socket besides the one that all peers share, for a Way. Socket numbers are never reused.
 	Open struct {
-		ID     proto.NodeID // for whom
+		ID     proto.NodeID // for which peer
 		Socket uint32
 	}
-	// Shut closes it.
+	// Shut closes such a socket.
 	Shut struct {
 		ID     proto.NodeID
 		Socket uint32
@@ -45,46 +45,46 @@ func (Open) effect() {}
 func (Shut) effect() {}
 
 const (
-	// MaxSockets is how many sockets are open for a punch. Once it is over at most one of them is.
+	// MaxSockets is how many sockets are open for a punch. Once it is over at most one stays open.
 	MaxSockets = 256
-	// MaxGuesses is how many ports are tried in a punch.
+	// MaxGuesses is how many ports a punch tries.
 	MaxGuesses = 1000
 
-	// punchFor is how long a punch lasts: for so long guesses are sent, or pings from the sockets.
+	// punchFor is how long a punch sends guesses, or pings from the sockets.
 	punchFor = 10 * time.Second
-	// punchLate is how long after that answers are awaited.
+	// punchLate is how long after that it waits for answers.
 	punchLate = time.Second
-	// guessEvery and guessAtOnce are the pace of guesses.
+	// guessEvery and guessAtOnce set the pace of guesses.
 	guessEvery  = 50 * time.Millisecond
 	guessAtOnce = 5
-	// openEvery and openAtOnce are the pace at which sockets are opened and pinged from, and againEvery is when all of them
-	// ping again: what was lost comes, and a guess that came before its socket was open has opened the way for it.
+	// openEvery and openAtOnce set the pace at which sockets are opened and pinged from, and againEvery is when all of them ping
+	// again: that makes up for losses, and a guess that came before its socket was open has opened the guesser's NAT for it.
 	openEvery  = 25 * time.Millisecond
 	openAtOnce = 32
 	againEvery = 3 * time.Second
-	// askEvery and maxAsks are how often a peer is asked to guess, and askAgain when it is asked anew that did not answer.
+	// askEvery and maxAsks are how often a peer is asked to guess, and askAgain is when a peer that did not answer is asked again.
 	askEvery = 500 * time.Millisecond
 	maxAsks  = 4
 	askAgain = 10 * time.Second
-	// openPause and guessPause are how long after a first miss the next punch with a peer is; they double with each, up to
-	// pauseMax. The guesser's is shorter, so that it does not refuse a peer that keeps its own.
+	// openPause and guessPause are the pause from a first miss to the next punch with a peer; they double with each miss, up to
+	// pauseMax. The guesser's pause is shorter, so that it does not refuse an opener that keeps its own.
 	openPause  = time.Minute
 	guessPause = 50 * time.Second
 	pauseMax   = 32 * time.Minute
 	// guessRest is how long after any punch a guesser takes part in none.
 	guessRest = 10 * time.Second
-	// hitPause is how long after a first hit the next punch as the opener is, should the way be lost; it doubles with each, up
-	// to openPause. A peer that answers, falls silent and asks again shall not have sockets opened all the time.
+	// hitPause is the pause from a first hit to the next punch as the opener, should the path be lost; it doubles with each
+	// hit, up to openPause. A peer that answers, falls silent and asks again must not have sockets opened all the time.
 	hitPause = 10 * time.Second
-	// warmFor is how long after the last packet the opener keeps a punched way open, by a ping every warmEvery: no NAT
-	// whose mapping has answered forgets it sooner, and to find another costs a punch.
+	// warmFor is how long after the last packet the opener keeps a punched path open, with a ping every warmEvery: no NAT drops
+	// a mapping that has seen an answer sooner, and finding another costs a punch.
 	warmFor   = 5 * time.Minute
 	warmEvery = 20 * time.Second
 
-	firstPort = 1024 // that NATs give
+	firstPort = 1024 // lowest that NATs assign
 )
 
-// role is what this node does in a punch.
+// role is this node's part in a punch.
 type role uint8
 
 const (
@@ -94,7 +94,7 @@ const (
 	roleGuesser
 )
 
-// punch is the one that is under way, if any.
+// punch is the one in progress, if any.
 type punch struct {
 	role  role
 	pair  *pair
@@ -104,12 +104,12 @@ type punch struct {
 	asks    int
 	toward  netip.AddrPort // where the guesser is mapped
 	sockets []uint32
-	pinged  int // how many pings went out by the sockets
+	pinged  int // how many pings the sockets have sent
 
-	struck   uint32 // the socket by which the two have heard of each other first; 0: none
+	struck   uint32 // the socket by which the two first heard of each other; 0 if none
 	struckAt time.Time
 
-	target  netip.Addr // of the opener
+	target  netip.Addr // the opener's address
 	guessed map[uint16]struct{}
 
 	shots map[pathmsg.TxID]shot // pings that may be answered
@@ -121,7 +121,7 @@ type shot struct {
 	at time.Time
 }
 
-// backoff is how long something is left alone after it was tried.
+// backoff is how long something is left alone after an attempt.
 type backoff struct {
 	fails, hits int // in a row
 	until       time.Time
@@ -140,14 +140,14 @@ func (b *backoff) hit(now time.Time) {
 	b.hits++
 }
 
-// mayAsk says whether a punch as the opener is due: nothing else was found, and could be.
+// mayAsk reports whether a punch as the opener is due: nothing else was found, and a punch may succeed.
 func (f *Finder) mayAsk(p *pair) bool {
 	return f.punch.role == roleNone && f.own.NAT == pathmsg.NATHard && p.peerNAT == pathmsg.NATEasy && p.outside.IsValid() &&
 		p.relay != 0 && p.current == nil && p.rounds >= len(rounds) && !f.now.Before(p.opens.until) &&
 		!f.now.Before(f.aimedAt[p.outside.Addr()].until) && (p.awake || f.now.Sub(p.offered) < roundEvery)
 }
 
-// runPunch does what is due for a punch with a peer.
+// runPunch does whatever is due for a punch with a peer.
 func (f *Finder) runPunch(p *pair) {
 	if f.mayAsk(p) {
 		f.punch = punch{role: roleAsker, pair: p, began: f.now, next: f.now, toward: p.outside, shots: map[pathmsg.TxID]shot{}}
@@ -175,7 +175,7 @@ func (f *Finder) runPunch(p *pair) {
 	}
 }
 
-// gotPunch takes a question for a punch, or the answer to ours.
+// gotPunch handles a request for a punch, or the answer to ours.
 func (f *Finder) gotPunch(p *pair, m pathmsg.Punch) {
 	x := &f.punch
 	switch {
@@ -194,14 +194,14 @@ func (f *Finder) gotPunch(p *pair, m pathmsg.Punch) {
 	}
 }
 
-// mayGuess says whether a peer's question for a punch is followed.
+// mayGuess reports whether a peer's request for a punch is granted.
 func (f *Finder) mayGuess(p *pair, m pathmsg.Punch) bool {
 	return f.punch.role == roleNone && f.own.NAT == pathmsg.NATEasy && p.peerNAT == pathmsg.NATHard && p.outside.IsValid() &&
 		p.relay != 0 && (p.current == nil || p.doubted) && slices.Contains(f.own.Candidates, m.Toward) &&
 		!f.now.Before(f.guessRested) && !f.now.Before(p.guesses.until) && !f.now.Before(f.aimedAt[p.outside.Addr()].until)
 }
 
-// openMore opens some more of the sockets, or pings once more from those that are open.
+// openMore opens some more of the sockets, or pings again from those that are open.
 func (f *Finder) openMore() {
 	x := &f.punch
 	for range openAtOnce {
@@ -252,14 +252,14 @@ func (f *Finder) guess() (uint16, bool) {
 func (f *Finder) shoot(to Way) {
 	var id pathmsg.TxID
 	if _, err := io.ReadFull(f.random, id[:]); err != nil {
-		return // as with every ping
+		return // as in ping
 	}
 	x := &f.punch
 	x.shots[id] = shot{to, f.now}
 	f.out = append(f.out, Send{x.pair.id, to, pathmsg.Ping{TxID: id}})
 }
 
-// struck takes a Pong that may be to a ping of a punch, and says whether it is.
+// struck handles a Pong that may answer a ping of a punch, and reports whether it does.
 func (f *Finder) struck(p *pair, id pathmsg.TxID) bool {
 	x := &f.punch
 	s, ok := x.shots[id]
@@ -272,7 +272,7 @@ func (f *Finder) struck(p *pair, id pathmsg.TxID) bool {
 	return true
 }
 
-// found makes the way that a punch found a candidate, and the way in use where there is no better one.
+// found makes the path that a punch found a candidate, and the current path if there is no better one.
 func (f *Finder) found(p *pair, w Way, rtt time.Duration) {
 	var c *candidate
 	switch {
@@ -294,8 +294,8 @@ func (f *Finder) found(p *pair, w Way, rtt time.Duration) {
 	p.change(f.now, c)
 }
 
-// answersBy says whether a Ping that came by a socket of a punch is answered: by the first that one came by, unless nothing
-// comes of that. A guesser that has hit two would take one of them, and the other one is what we may keep.
+// answersBy reports whether a Ping that arrived on a socket of a punch is answered: on the first socket that received one,
+// unless nothing comes of that. A guesser that has hit two would use one of them, and we might keep the other.
 func (f *Finder) answersBy(p *pair, socket uint32) bool {
 	x := &f.punch
 	switch {
@@ -309,7 +309,7 @@ func (f *Finder) answersBy(p *pair, socket uint32) bool {
 	return x.struck == socket
 }
 
-// pingedAt takes a Ping that came by a socket of a punch.
+// pingedAt handles a Ping that arrived on a socket of a punch.
 func (f *Finder) pingedAt(p *pair, from Way) {
 	c := p.at(from)
 	switch {
@@ -324,7 +324,7 @@ func (f *Finder) pingedAt(p *pair, from Way) {
 	f.ping(p, from)
 }
 
-// aim is where a punch sends to; zero while it sends nowhere.
+// aim returns the address that a punch sends to; zero while it sends nowhere.
 func (x *punch) aim() netip.Addr {
 	switch x.role {
 	case roleGuesser:
@@ -335,7 +335,7 @@ func (x *punch) aim() netip.Addr {
 	return netip.Addr{}
 }
 
-// missed ends a punch that did not find a way to where it was aimed.
+// missed ends a punch that did not find a path to the address it was aimed at.
 func (f *Finder) missed() {
 	x := &f.punch
 	if a := x.aim(); a.IsValid() {
@@ -351,7 +351,7 @@ func (f *Finder) missed() {
 	f.endPunch()
 }
 
-// hit ends a punch that did.
+// hit ends a punch that found one.
 func (f *Finder) hit() {
 	x := &f.punch
 	delete(f.aimedAt, x.aim())
@@ -363,14 +363,14 @@ func (f *Finder) hit() {
 	f.endPunch()
 }
 
-// endPunch closes all sockets but that of a way that was found.
+// endPunch closes all sockets except the one of a path that was found.
 func (f *Finder) endPunch() {
 	x := f.punch
 	f.punch = punch{}
 	if x.role == roleGuesser {
 		f.guessRested = f.now.Add(guessRest)
 	}
-	// What was left alone for long begins anew. Since there is one punch at a time, there are some hundred of them at most.
+	// Addresses left alone for long start over. Since there is one punch at a time, there are a few hundred of them at most.
 	for a, b := range f.aimedAt {
 		if f.now.Sub(b.until) >= pauseMax {
 			delete(f.aimedAt, a)
@@ -383,7 +383,7 @@ func (f *Finder) endPunch() {
 	}
 }
 
-// settlePunch ends what became needless: a punch with a peer to which there is a way, and a socket that is not in use.
+// settlePunch ends what is no longer needed: a punch with a peer that has a path, and a socket that is not in use.
 func (f *Finder) settlePunch(p *pair) {
 	if f.punch.pair == p && p.current != nil && !p.doubted {
 		if p.current.addr.Addr() == f.punch.aim() {
@@ -398,7 +398,7 @@ func (f *Finder) settlePunch(p *pair) {
 	}
 }
 
-// leavePunch ends what there is with a peer that is gone.
+// leavePunch ends the punch and closes the socket of a peer that is gone.
 func (f *Finder) leavePunch(p *pair) {
 	p.current = nil
 	if f.punch.pair == p {
@@ -407,7 +407,7 @@ func (f *Finder) leavePunch(p *pair) {
 	f.settlePunch(p)
 }
 
-// warms says when the way in use is pinged next though nothing goes out by it; zero: never.
+// warms returns when the current path is next pinged although nothing is sent on it; zero means never.
 func (p *pair) warms() time.Time {
 	c := p.current
 	if c == nil || c != p.punched {
@@ -419,7 +419,7 @@ func (p *pair) warms() time.Time {
 	return time.Time{}
 }
 
-// punchReason says why ports that are to be guessed were not; empty: they are not.
+// punchReason describes how guessing ports for a peer stands; it returns an empty string if there is nothing to say.
 func (f *Finder) punchReason(p *pair) string {
 	hard := f.own.NAT == pathmsg.NATHard && p.peerNAT == pathmsg.NATEasy
 	if !hard && (f.own.NAT != pathmsg.NATEasy || p.peerNAT != pathmsg.NATHard) {

@@ -15,7 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// puncher is a Finder with some peers that no ping reaches, and all that it does.
+// puncher is a Finder with some peers that no ping reaches, and everything it does.
 type puncher struct {
 	finder  *path.Finder
 	now     time.Time
@@ -25,18 +25,18 @@ type puncher struct {
 	opened  int
 	asked   []path.Send
 	guesses []guess
-	sent    []path.Send // since this was emptied
+	sent    []path.Send // since this was last emptied
 }
 
-// guess is a Ping to an address that nobody told of.
+// guess is a Ping to an address that nobody announced.
 type guess struct {
 	at time.Time
 	to netip.AddrPort
 }
 
-const mapped = "198.51.100.1:41641" // where this node is seen
+const mapped = "198.51.100.1:41641" // this node's address outside its NAT
 
-// newPuncher is a node behind a NAT, with peers 1, 2 and so on behind others, each at 192.0.2.n.
+// newPuncher returns a node behind a NAT, with peers 1, 2 and so on behind others, each at 192.0.2.n.
 func newPuncher(own pathmsg.NATClass, peers ...pathmsg.NATClass) *puncher {
 	p := &puncher{
 		finder: path.NewFinder(bounds, local, rand.Reader), now: time.Unix(1_000_000, 0),
@@ -93,7 +93,7 @@ func (p *puncher) sends(f path.Send) {
 	}
 }
 
-// live lets time pass. Packets go out to the peers named.
+// live lets time pass. Packets go out to the given peers.
 func (p *puncher) live(d time.Duration, to ...proto.NodeID) {
 	for _, id := range to {
 		p.step(path.Wanted{ID: id})
@@ -110,7 +110,7 @@ func (p *puncher) live(d time.Duration, to ...proto.NodeID) {
 	}
 }
 
-// pass lets time pass in which nothing comes and goes.
+// pass lets time pass in which nothing is sent or received.
 func (p *puncher) pass(d time.Duration) {
 	end := p.now.Add(d)
 	for next := p.finder.Next(); !next.IsZero() && !next.After(end); next = p.finder.Next() {
@@ -122,7 +122,7 @@ func (p *puncher) pass(d time.Duration) {
 
 var classes = []pathmsg.NATClass{pathmsg.NATUnknown, pathmsg.NATNone, pathmsg.NATEasy, pathmsg.NATHard, pathmsg.NATBlocked}
 
-// Sockets are opened, and ports guessed, where one NAT is hard and the other easy, and nowhere else.
+// Sockets are opened, and ports guessed, only if one NAT is hard and the other easy.
 func TestWhoPunches(t *testing.T) {
 	for _, own := range classes {
 		for _, other := range classes {
@@ -132,7 +132,7 @@ func TestWhoPunches(t *testing.T) {
 			if len(p.asked) > 0 != opens || p.opened > 0 || len(p.guesses) > 0 {
 				t.Errorf("%s with %s: asked %d times, %d sockets, %d guesses", own, other, len(p.asked), p.opened, len(p.guesses))
 			}
-			p.got(1, pathmsg.Punch{Toward: at(mapped)}) // asked, whoever may
+			p.got(1, pathmsg.Punch{Toward: at(mapped)}) // a request, whatever the NATs are
 			p.got(1, pathmsg.Punch{Toward: at("192.0.2.1:41641")})
 			p.live(time.Second, 1)
 			if p.opened > 0 != opens || len(p.guesses) > 0 != guesses {
@@ -142,7 +142,7 @@ func TestWhoPunches(t *testing.T) {
 	}
 }
 
-// Nothing is guessed for a peer that nobody knows, that names an address which is not ours, or that has no relay.
+// Nothing is guessed for an unknown peer, one that names an address which is not ours, or one without a relay.
 func TestWhoseWishesAreNotFollowed(t *testing.T) {
 	p := newPuncher(pathmsg.NATEasy, pathmsg.NATHard)
 	p.got(1, pathmsg.Punch{Toward: at("192.0.2.77:1")})
@@ -155,7 +155,7 @@ func TestWhoseWishesAreNotFollowed(t *testing.T) {
 	}
 }
 
-// answers has a peer agree to a punch that it was asked for.
+// answers has a peer agree to the punches that it was asked for.
 func (p *puncher) answers(id proto.NodeID) {
 	asked := p.asked
 	p.asked = nil
@@ -166,7 +166,8 @@ func (p *puncher) answers(id proto.NodeID) {
 	}
 }
 
-// A punch that hits nothing opens so many sockets, not all at once, and closes all. The next one is ever later.
+// A punch that hits nothing opens exactly MaxSockets sockets, not all at once, and closes them all. The pause before the next
+// one grows.
 func TestOpenerThatMisses(t *testing.T) {
 	p := newPuncher(pathmsg.NATHard, pathmsg.NATEasy)
 	p.live(time.Second, 1)
@@ -204,7 +205,7 @@ func TestOpenerThatMisses(t *testing.T) {
 	}
 }
 
-// Whoever does not answer costs a few messages, and no sockets.
+// A peer that does not answer costs a few messages, and no sockets.
 func TestOpenerWithoutAnswer(t *testing.T) {
 	p := newPuncher(pathmsg.NATHard, pathmsg.NATEasy)
 	p.live(time.Minute, 1)
@@ -213,8 +214,8 @@ func TestOpenerWithoutAnswer(t *testing.T) {
 	}
 }
 
-// Guesses are a bounded number of different ports of one address, at a bounded pace, and none is made for others meanwhile.
-// After a miss neither the peer nor others that name the address have more made, for ever longer.
+// Guesses are a bounded number of different ports of one address, at a bounded pace, and no other peer has any made meanwhile.
+// After a miss, neither the peer nor others that name the address get more, with growing pauses.
 func TestGuesserThatMisses(t *testing.T) {
 	p := newPuncher(pathmsg.NATEasy, pathmsg.NATHard, pathmsg.NATHard, pathmsg.NATHard)
 	p.offer(2, pathmsg.NATHard, "192.0.2.1")
@@ -243,7 +244,7 @@ func TestGuesserThatMisses(t *testing.T) {
 	if len(ports) != path.MaxGuesses || len(p.guesses) != path.MaxGuesses {
 		t.Errorf("%d guesses of %d ports", len(p.guesses), len(ports))
 	}
-	// Asked all the time for a day, by three peers of which two name one address:
+	// Asked all day long, by three peers of which two name the same address:
 	p.guesses = nil
 	hosts := map[netip.Addr]int{}
 	for range 24 * 3600 / 5 {
@@ -261,7 +262,7 @@ func TestGuesserThatMisses(t *testing.T) {
 	}
 }
 
-// hit has a Ping of the peer come by a socket, and all pings by that be answered.
+// hit has a Ping of the peer arrive on a socket, and answers all pings sent from it.
 func (p *puncher) hit(socket uint32) {
 	way := path.Way{Addr: at("192.0.2.1:41641"), Socket: socket}
 	p.sent = nil
@@ -273,7 +274,7 @@ func (p *puncher) hit(socket uint32) {
 	}
 }
 
-// Of two peers that may be reached by a punch, one waits for the other.
+// Of two peers that a punch may reach, one waits for the other.
 func TestOnePunchAtATime(t *testing.T) {
 	p := newPuncher(pathmsg.NATHard, pathmsg.NATEasy, pathmsg.NATEasy)
 	p.live(time.Second, 1, 2)
@@ -291,7 +292,7 @@ func TestOnePunchAtATime(t *testing.T) {
 	}
 }
 
-// The socket that is hit is kept, as long as the way by it is used.
+// The socket that is hit is kept open for as long as the path through it is used.
 func TestOpenerThatIsHit(t *testing.T) {
 	for name, leave := range map[string]func(*puncher){
 		"lost":   func(p *puncher) { p.live(5*time.Second, 1) },
@@ -301,7 +302,7 @@ func TestOpenerThatIsHit(t *testing.T) {
 			p.sent = nil
 			near := path.Way{Addr: at("192.168.1.9:41641")}
 			p.step(path.Got{ID: 1, From: near, Message: pathmsg.Ping{}})
-			p.live(400*time.Millisecond, 1) // pings by the socket are missing as well
+			p.live(400*time.Millisecond, 1) // pings from the socket go unanswered as well
 			for _, s := range p.sent {
 				if m, ok := s.Message.(pathmsg.Ping); ok && s.To == near {
 					p.step(path.Got{ID: 1, From: near, Message: pathmsg.Pong{TxID: m.TxID}})
@@ -330,7 +331,7 @@ func TestOpenerThatIsHit(t *testing.T) {
 	}
 }
 
-// A Pong to a guess makes the way, and no later one to a Ping that was never sent.
+// A Pong to a guess makes the path; a Pong to a Ping that was never sent does not.
 func TestGuesserThatHits(t *testing.T) {
 	p := newPuncher(pathmsg.NATEasy, pathmsg.NATHard)
 	p.got(1, pathmsg.Punch{Toward: at(mapped)})
@@ -354,7 +355,7 @@ func TestGuesserThatHits(t *testing.T) {
 	}
 }
 
-// A punched way is pinged for some minutes after its last packet, by the opener, and then no more.
+// The opener pings a punched path for some minutes after its last packet, and then stops.
 func TestPunchedWayIsKeptOpen(t *testing.T) {
 	p := newPuncher(pathmsg.NATHard, pathmsg.NATEasy)
 	p.live(time.Second, 1)
@@ -378,8 +379,8 @@ func TestPunchedWayIsKeptOpen(t *testing.T) {
 	}
 }
 
-// Whatever peers say: never more sockets than promised, all closed in the end; never more guesses, and those only at addresses
-// that a peer gave and that may be.
+// Whatever peers send: there are never more sockets than promised, and all are closed in the end; there are never more guesses
+// than promised, and only at usable addresses that a peer announced.
 func TestPunchKeepsItsPromises(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		own := rapid.SampledFrom(classes[2:4]).Draw(t, "own")

@@ -9,40 +9,41 @@ import (
 )
 
 const (
-	// silence is how long a peer may say nothing while packets go to it. WireGuard answers within 10 s of the first
-	// packet that was not answered otherwise.
+	// silence is how long a peer may be silent while packets are sent to it. WireGuard answers within 10 s of the first packet
+	// that was not answered otherwise.
 	silence = 11 * time.Second
-	// retryMin and retryMax bound the pause between two tries of all candidates.
+	// retryMin and retryMax bound the pause between two rounds of trying all candidates.
 	retryMin = 5 * time.Second
 	retryMax = 80 * time.Second
 	// recent is how long after its last packet a peer may still hold a session with us.
 	recent = 3 * time.Minute
-	// keepalive is the size of WireGuard's empty packet, which nobody answers.
+	// keepalive is the size of WireGuard's empty packet, which is never answered.
 	keepalive = 32
 )
 
-// Event is what happened: a Netmap's word on a peer, or its end; counters; or other addresses of this host.
+// Event is something that happened: a netmap added, changed or removed a peer, counters were read, or this host's addresses
+// changed.
 type Event interface{ event() }
 
-// Known says that a peer exists, with these endpoints.
+// Known reports that a peer exists, with these endpoints.
 type Known struct {
 	ID        proto.NodeID
 	Endpoints []proto.Endpoint
-	Relay     proto.NodeID // where it waits for what is relayed to it; 0: nowhere. Only a Finder minds.
+	Relay     proto.NodeID // the relay where it receives packets; 0 means none. Only a Finder uses it.
 }
 
-// Gone says that a peer is no longer one.
+// Gone reports that a peer was removed.
 type Gone struct{ ID proto.NodeID }
 
-// Seen carries what the engine counts of a peer. It should come every few seconds for peers with traffic.
+// Seen carries the engine's counters for a peer. It should come every few seconds for peers with traffic.
 type Seen struct {
 	ID            proto.NodeID
-	Endpoint      netip.AddrPort // where packets to the peer go; zero as long as it is not known which candidate works
-	LastHandshake time.Time      // zero where there was none
+	Endpoint      netip.AddrPort // where packets to the peer go; zero until it is known which candidate works
+	LastHandshake time.Time      // zero if there was none
 	Rx, Tx        uint64         // bytes
 }
 
-// Moved says that this host's interfaces have other addresses now.
+// Moved reports that the addresses of this host's interfaces changed.
 type Moved struct{ Local []netip.Prefix }
 
 func (Known) event() {}
@@ -50,10 +51,10 @@ func (Gone) event()  {}
 func (Seen) event()  {}
 func (Moved) event() {}
 
-// Effect is what is to be done to the engine.
+// Effect is something to be done to the engine.
 type Effect interface{ effect() }
 
-// Point gives the engine a peer's candidates. Now asks it to send the peer something at once, to all of them.
+// Point gives the engine a peer's candidates. Now asks it to send something to all of them at once.
 type Point struct {
 	ID         proto.NodeID
 	Candidates []netip.AddrPort
@@ -62,32 +63,32 @@ type Point struct {
 
 func (Point) effect() {}
 
-// peer is what is known of the way to one peer.
+// peer is what is known about the path to one peer.
 type peer struct {
 	endpoints  []proto.Endpoint
 	candidates []netip.AddrPort
-	current    netip.AddrPort // zero: any of the candidates
+	current    netip.AddrPort // zero means any of the candidates
 	rx, tx     uint64
-	heard      time.Time // when rx last grew; zero: never
-	waiting    time.Time // since when packets have gone out with none coming back; zero: they do not
-	asked      bool      // whether anything that wants an answer went out since all candidates were tried
+	heard      time.Time // when rx last grew; zero means never
+	waiting    time.Time // since when packets go out with none coming back; zero if some do
+	asked      bool      // whether anything that calls for an answer was sent since all candidates were tried
 	tried      time.Time // when that was
 	pause      time.Duration
 }
 
-// State is the way to every peer. It has one owner.
+// State tracks the path to every peer. It is not safe for concurrent use.
 type State struct {
 	bounds Bounds
 	local  []netip.Prefix
 	peers  map[proto.NodeID]*peer
 }
 
-// New is a state without peers, on a host whose interfaces have the prefixes local.
+// New returns a State without peers, for a host whose interfaces have the prefixes local.
 func New(bounds Bounds, local []netip.Prefix) *State {
 	return &State{bounds: bounds, local: slices.Clone(local), peers: map[proto.NodeID]*peer{}}
 }
 
-// Step takes one event, and says what is to be done for it.
+// Step handles one event, and returns what is to be done.
 func (s *State) Step(now time.Time, e Event) []Effect {
 	switch e := e.(type) {
 	case Known:
@@ -102,8 +103,8 @@ func (s *State) Step(now time.Time, e Event) []Effect {
 	return nil
 }
 
-// Candidates is the list to give to the engine with a peer's configuration: the endpoint in use, if one is known, then
-// where the peer may be, best first. With it first, packets keep going where they arrive until the peer's next one.
+// Candidates returns the addresses to give the engine with a peer's configuration: the endpoint in use, if one is known, then
+// the candidates, best first. With the endpoint in use first, packets keep going where they arrive until the peer's next one.
 func (s *State) Candidates(id proto.NodeID) []netip.AddrPort {
 	if p := s.peers[id]; p != nil {
 		return s.list(p)
@@ -127,7 +128,7 @@ func (s *State) known(now time.Time, e Known) []Effect {
 	case len(candidates) == 0:
 		return nil // the engine keeps what works, and the peer may still find us
 	case !p.current.IsValid():
-		// Nothing works so far: the next handshake goes to all of the new ones. One is due if packets wait.
+		// Nothing works so far: the next handshake goes to all candidates. One is due if packets are waiting.
 		return s.point(now, e.ID, p, old && !p.waiting.IsZero())
 	case slices.Contains(candidates, p.current):
 		return nil
@@ -192,7 +193,7 @@ func (s *State) list(p *peer) (list []netip.AddrPort) {
 	return list
 }
 
-// point makes the engine try the endpoint in use, then all candidates.
+// point has the engine try the endpoint in use, then all candidates.
 func (s *State) point(now time.Time, id proto.NodeID, p *peer, atOnce bool) []Effect {
 	list := s.list(p)
 	if len(list) == 0 {

@@ -8,19 +8,19 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// A node that has other addresses, or another port at its NAT, tells who was just talking with it: a peer that only sends would
-// miss answers first, and the peer's NAT lets nothing in from where it never sent to.
+// A node that gets another address, or another port at its NAT, tells the peers that it was just talking with: a peer that only
+// sends would first have to miss answers, and its NAT admits nothing from an address that it never sent to.
 //
 //	this node                          the peer that sends
 //	its address changes
 //	its relays see it elsewhere
-//	    Offer, through the relay  -->  the way in use is in doubt: packets go through the relay as well
+//	    Offer, through the relay  -->  the current path is in doubt: packets go through the relay as well
 //	    Pongs                     <--  Pings, to all addresses of the Offer
 
-// offerEvery is how close Offers come at most: changes of one moment are told together.
+// offerEvery is the shortest time between Offers: changes of one moment are announced together.
 const offerEvery = 10 * time.Millisecond
 
-// offering takes what peers are told of this node.
+// offering handles a change of what peers are told about this node.
 func (f *Finder) offering(o pathmsg.Offer) {
 	if !slices.Equal(o.Candidates, f.own.Candidates) && f.tellAt.IsZero() && len(f.own.Candidates) > 0 {
 		f.tellAt = f.now.Add(offerEvery)
@@ -28,7 +28,7 @@ func (f *Finder) offering(o pathmsg.Offer) {
 	f.own = o
 }
 
-// tell says to who talked with this node just now where it is.
+// tell announces where this node is to the peers that it was just talking with.
 func (f *Finder) tell() {
 	if f.tellAt.IsZero() || f.now.Before(f.tellAt) {
 		return
@@ -41,8 +41,8 @@ func (f *Finder) tell() {
 	}
 }
 
-// gotOffer takes where else a peer may be. That it asks means that it looks for us now, or has moved: pings from both sides open
-// what is between.
+// gotOffer handles an announcement of where else a peer may be. The peer sends it because it is looking for us or has moved:
+// pings from both sides open the NATs in between.
 func (f *Finder) gotOffer(p *pair, m pathmsg.Offer) {
 	if f.now.Sub(p.offered) < offerEvery {
 		return
@@ -68,7 +68,8 @@ func (f *Finder) gotOffer(p *pair, m pathmsg.Offer) {
 	}
 }
 
-// elsewhere follows what was said of where a peer is. One that has new addresses, of which the way in use leads to none, has moved.
+// elsewhere handles an announcement of a peer's addresses. A peer with new addresses, none of which is the current path's, has
+// moved.
 func (f *Finder) elsewhere(p *pair, fresh bool, said []netip.AddrPort) {
 	c := p.current
 	if !fresh || !p.awake || c != nil && (slices.Contains(said, c.addr) || !p.calls(f.now)) {

@@ -15,7 +15,7 @@ const (
 	now = "192.0.2.1:2"
 )
 
-// says has the peer, or the netmap, say where the peer is.
+// says holds the ways of announcing where the peer is: by the peer itself, or by the netmap.
 var says = map[string]func(c *course, addrs ...string){
 	"Offer": func(c *course, list ...string) {
 		c.step(path.Got{ID: peer, From: path.Way{Relay: home}, Message: pathmsg.Offer{Candidates: addrs(list...)}})
@@ -25,7 +25,7 @@ var says = map[string]func(c *course, addrs ...string){
 	},
 }
 
-// Packets go through the relay as well from the moment on in which a peer is said to be elsewhere, until an address proves itself.
+// Packets go through the relay as well from the moment when a peer is announced to be elsewhere, until an address answers.
 func TestPeerIsElsewhere(t *testing.T) {
 	for from, say := range says {
 		for _, c := range []struct {
@@ -55,7 +55,7 @@ func TestPeerIsElsewhere(t *testing.T) {
 	}
 }
 
-// What was asked before the peer moved proves nothing.
+// An answer to a ping sent before the peer moved proves nothing.
 func TestOldPongEndsNoDoubt(t *testing.T) {
 	x := newCourse(home, was)
 	x.step(path.Wanted{ID: peer})
@@ -83,7 +83,7 @@ func TestOldPongEndsNoDoubt(t *testing.T) {
 	}
 }
 
-// A node says where it is to who talked with it just now, once for all that changes in one moment.
+// A node announces its addresses to the peers that it was just talking with, once for all changes of one moment.
 func TestTellsWhoTalks(t *testing.T) {
 	for name, c := range map[string]struct {
 		silence time.Duration

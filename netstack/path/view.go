@@ -10,41 +10,41 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// View is how things stand with a peer.
+// View is the state of the path to a peer.
 type View struct {
-	Way   Way           // zero: none is known
-	Since time.Time     // zero: it was never used
-	RTT   time.Duration // of the last Pong; zero: not known
-	Doubt bool          // packets go both ways
-	// Punched says that the port of a NAT was guessed for it.
+	Way   Way           // zero if none is known
+	Since time.Time     // zero if it was never used
+	RTT   time.Duration // of Pongs; zero if not known
+	Doubt bool          // packets take both paths
+	// Punched means that the path was found by guessing the port of a NAT.
 	Punched bool
-	// MTU is how large a packet may be that arrives, inside the tunnel; 0: that is not known (yet). Fragments says that
-	// it does so in fragments.
+	// MTU is the largest packet that gets through, inside the tunnel; 0 if it is not known (yet). Fragments means that it gets
+	// through in fragments.
 	MTU       int
 	Fragments bool
-	// Cause says why the way is not direct, or in doubt, in a word for programs, and Why in words for people. They are empty
-	// where it is neither.
+	// Cause says why the path is not direct, or in doubt, for programs to read, and Why says it for people. Both are empty for
+	// a direct path that is not in doubt.
 	Cause Cause
 	Why   string
 }
 
-// Cause is why a way is not direct, or in doubt.
+// Cause is why a path is not direct, or in doubt.
 type Cause string
 
 // The causes.
 const (
 	Unsent       Cause = "unsent"            // nothing was sent yet
-	Looking      Cause = "looking"           // the first tries are not over
-	NoAddress    Cause = "no-address"        // the peer has told of none
-	NoFamily     Cause = "no-common-family"  // one has only IPv4, the other one only IPv6
+	Looking      Cause = "looking"           // the first attempts are not over
+	NoAddress    Cause = "no-address"        // the peer announced none
+	NoFamily     Cause = "no-common-family"  // one has only IPv4, the other only IPv6
 	BlockedHere  Cause = "udp-blocked-here"  // no UDP gets out of this node's network
-	BlockedThere Cause = "udp-blocked-there" // nor out of the peer's
-	HardNATs     Cause = "hard-nats"         // on both sides: neither can know the other one's port
+	BlockedThere Cause = "udp-blocked-there" // or out of the peer's
+	HardNATs     Cause = "hard-nats"         // on both sides: neither can know the other's port
 	NoAnswer     Cause = "no-answer"         // none of the peer's addresses answers
-	InDoubt      Cause = "in-doubt"          // the direct way may be none any more
+	InDoubt      Cause = "in-doubt"          // the direct path may no longer work
 )
 
-// View tells how things stand with a peer; false where it is not known.
+// View returns the state of the path to a peer; false if the peer is not known.
 func (f *Finder) View(id proto.NodeID) (View, bool) {
 	p := f.peers[id]
 	if p == nil {
@@ -78,7 +78,7 @@ func (f *Finder) View(id proto.NodeID) (View, bool) {
 	return v, true
 }
 
-// reason says why there is no direct way.
+// reason returns why there is no direct path.
 func (p *pair) reason(own *pathmsg.Offer) (Cause, string) {
 	switch {
 	case p.began.IsZero():
@@ -114,7 +114,7 @@ func (p *pair) reason(own *pathmsg.Offer) (Cause, string) {
 	return NoAnswer, "no answer from " + p.addresses() + nats(own.NAT, p.peerNAT) + ", " + again
 }
 
-// addresses says at how many the peer may be.
+// addresses describes how many addresses the peer may have.
 func (p *pair) addresses() string {
 	if len(p.all) == 1 {
 		return "its only address"
@@ -122,7 +122,7 @@ func (p *pair) addresses() string {
 	return fmt.Sprintf("its %d addresses", len(p.all))
 }
 
-// nats says what is known of the NATs of the two sides.
+// nats describes what is known about the NATs of the two sides.
 func nats(here, there pathmsg.NATClass) string {
 	var known []string
 	for _, side := range []struct {
@@ -142,7 +142,7 @@ func nats(here, there pathmsg.NATClass) string {
 	return " (" + strings.Join(known, ", ") + ")"
 }
 
-// families are the kinds of addresses that there are.
+// families is the set of address families in use.
 type families struct{ v4, v6 bool }
 
 func (s *families) add(a netip.Addr) {

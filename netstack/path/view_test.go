@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// offer is what a node with these addresses tells.
+// offer returns the Offer of a node with these addresses.
 func offer(nat pathmsg.NATClass, addrs ...string) pathmsg.Offer {
 	o := pathmsg.Offer{NAT: nat}
 	for _, a := range addrs {
@@ -19,7 +19,7 @@ func offer(nat pathmsg.NATClass, addrs ...string) pathmsg.Offer {
 	return o
 }
 
-// TestWhyNotDirect compares what is said of a peer that no address leads to with what is known of the two networks.
+// TestWhyNotDirect checks the reason given for a peer that no address reaches, for various combinations of the two networks.
 func TestWhyNotDirect(t *testing.T) {
 	const v4, v6 = "198.51.100.7:41641", "[2001:db8::7]:41641"
 	for name, c := range map[string]struct {
@@ -61,7 +61,7 @@ func TestWhyNotDirect(t *testing.T) {
 	}
 }
 
-// TestViewFollowsTheWay: a direct way needs no reason, one in doubt and one that was lost do.
+// TestViewFollowsTheWay checks that a direct path needs no reason, and that one in doubt and one that was lost have one.
 func TestViewFollowsTheWay(t *testing.T) {
 	const there = "198.51.100.7:41641"
 	c := newCourse(home, there)

@@ -1,11 +1,11 @@
-// Package pilot steers packets to peers: it runs the decisions of package path, one goroutine for all peers, and carries out
-// what they ask for on the courses that the engine sends by.
+// Package pilot steers packets to peers: one goroutine for all peers runs the decisions of package path, and applies them to
+// the courses that the engine sends on.
 //
-//	path messages ──► Bind ──► open, by the pair's key ─┐
+//	path messages ──► Bind ──► open with the pair's key ┐
 //	first packet, other source ◄── Course ◄── engine    ├─► path.Finder ─┬─► seal ──► Bind, or a relay
 //	counters of awake courses, every 50 ms ─────────────┘                ├─► Course.SetRoute
-//	                                                                     └─► sockets for a punch, by a goroutine of their own
+//	                                                                     └─► sockets for a punch, in a goroutine of their own
 //
-// A peer at rest costs nothing. What cannot be opened gets no answer. Whatever waits is bounded, and the newest is dropped:
-// all of it is said again.
+// An idle peer costs nothing. A message that cannot be opened gets no answer. All queues are bounded, and drop the newest
+// entry: whatever is lost is sent again.
 package pilot

@@ -19,7 +19,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// slowSockets open sockets of their own when they are let, and not before.
+// slowSockets open their siblings only once they are allowed to.
 type slowSockets struct {
 	conn.Bind
 	let  chan struct{}
@@ -49,7 +49,7 @@ func (s *slowSocket) Close() error {
 	return s.Bind.Close()
 }
 
-// partner is a peer that a test speaks for, by messages through a relay.
+// partner is a peer whose messages a test sends through a relay.
 type partner struct {
 	t     *testing.T
 	pilot *pilot.Pilot
@@ -62,8 +62,8 @@ func (p *partner) says(m pathmsg.Message) {
 	synctest.Wait()
 }
 
-// However long the system takes to open the sockets of a punch, the Pilot answers who asks it, and other peers are steered; and
-// in the end none of the sockets is left.
+// However long the system takes to open the sockets of a punch, the Pilot answers its callers and steers other peers, and no
+// socket remains in the end.
 func TestSocketsThatOpenSlowly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := sim.New(1)
@@ -107,7 +107,7 @@ func TestSocketsThatOpenSlowly(t *testing.T) {
 		if took := time.Since(begun); took > 0 || inner.open.Load() > 0 {
 			t.Errorf("questions took %s, while %d sockets are open", took, inner.open.Load())
 		}
-		inner.let <- struct{}{} // one opens, the next one is waited for
+		inner.let <- struct{}{} // one opens, the next one blocks
 		synctest.Wait()
 		if b.Extras() != 1 || inner.open.Load() != 1 {
 			t.Errorf("%d sockets are open, %d are known", inner.open.Load(), b.Extras())
@@ -117,7 +117,7 @@ func TestSocketsThatOpenSlowly(t *testing.T) {
 		if b.Extras() != path.MaxSockets {
 			t.Errorf("%d sockets are open", b.Extras())
 		}
-		time.Sleep(20 * time.Second) // nobody answers
+		time.Sleep(20 * time.Second) // without any answer
 		if b.Extras() != 0 || inner.open.Load() != 0 {
 			t.Errorf("%d sockets are left, %d are known", inner.open.Load(), b.Extras())
 		}

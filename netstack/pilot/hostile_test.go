@@ -15,19 +15,19 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
-// liar keeps what was seen on the wire of the Internet, and says it again.
+// liar records what is sent on the Internet, and replays it.
 type liar struct {
 	w     *world
-	rnd   *rand.Rand // of who calls again
+	rnd   *rand.Rand // chooses what is replayed
 	mu    sync.Mutex
 	seen  []sim.Seen
 	turn  int
 	count int
-	// between are two addresses; what goes from one to the other is counted.
+	// between holds two addresses; datagrams from one to the other are counted.
 	between []netip.Addr
 }
 
-// maxSeen is how many datagrams a liar keeps, the newest ones.
+// maxSeen is how many datagrams a liar keeps: the most recent ones.
 const maxSeen = 1024
 
 func (l *liar) sees(s sim.Seen) {
@@ -49,7 +49,7 @@ func (l *liar) sees(s sim.Seen) {
 	}
 }
 
-// counted is how many datagrams there were since that was asked last.
+// counted returns how many datagrams there were since its last call.
 func (l *liar) counted() (n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -57,7 +57,7 @@ func (l *liar) counted() (n int) {
 	return n
 }
 
-// relayed says whether a datagram carries a packet to or from a relay.
+// relayed reports whether a datagram carries a packet to or from a relay.
 func relayed(b []byte) bool {
 	if len(b) < relaymsg.HeaderSize || !relaymsg.Is(b) {
 		return false
@@ -66,8 +66,8 @@ func relayed(b []byte) bool {
 	return k == relaymsg.Data || k == relaymsg.DataFor
 }
 
-// again says thirty of what it has seen once more: as it was; with a bit changed; as if it came from or went to somebody else,
-// where it goes through a relay; and past what was cut, by a forged source.
+// again replays thirty recorded datagrams: unchanged; with one bit flipped; with another peer's number, if they go through a
+// relay; and with other addresses, which also evades the cut link.
 func (l *liar) again() {
 	l.mu.Lock()
 	seen := slices.Clone(l.seen)
@@ -92,19 +92,19 @@ func (l *liar) again() {
 	}
 }
 
-// A node behind a hard NAT and one behind an easy one try to reach each other, in vain: no datagram gets from one to the other.
-// Whoever says again what they say, changed or not, from where he likes, does not have them send more to each other, nor open more
-// sockets, nor send anything once they rest.
+// A node behind a hard NAT and one behind an easy one try to reach each other in vain: no datagram gets from one to the other.
+// Replaying their messages, changed or not and from any address, must not make them send more to each other, open more sockets,
+// or send anything once they are idle.
 func TestWhatIsSaidAgain(t *testing.T) {
 	quiet, rest := punching(t, false)
 	loud, restless := punching(t, true)
-	// What was cut off may be let through late, which is answered once.
+	// What was cut off may get through late, and is answered once.
 	if late := 100; quiet < path.MaxSockets || loud > quiet+quiet/4+late || restless > rest+late {
 		t.Errorf("sent in vain: %d datagrams, %d while somebody lies; at rest: %d, %d", quiet, loud, rest, restless)
 	}
 }
 
-// punching says how many datagrams the two send each other, while they talk and afterwards.
+// punching returns how many datagrams the two send each other, while they talk and afterwards.
 func punching(t *testing.T, lies bool) (talking, resting int) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)

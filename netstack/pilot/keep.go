@@ -7,11 +7,11 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/scout"
 )
 
-// carrierNAT is where providers take addresses from that they translate (RFC 6598).
+// carrierNAT is the address space of carrier-grade NATs (RFC 6598).
 var carrierNAT = netip.MustParsePrefix("100.64.0.0/10")
 
-// Shut says that peers reach this node only where it sends to them: no relay brings it anything, its router opened no port, and no
-// address of its own is one of the Internet's. IPv6 counts for nothing here, since routers mostly let in only what was asked for.
+// Shut reports whether peers reach this node only from addresses that it has sent to: no relay delivers to it, its router opened
+// no port, and it has no public address of its own. IPv6 does not count here, since most routers admit only solicited packets.
 func Shut(local []netip.Addr, states []relay.State, found scout.Report) bool {
 	if found.Router.External.IsValid() {
 		return false

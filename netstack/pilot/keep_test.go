@@ -11,8 +11,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 )
 
-// stream sends a datagram to another node every 10 ms, for a while, which nobody answers. It says for how long at most none
-// arrived.
+// stream sends a datagram that nobody answers to another node every 10 ms, for a while. It returns the longest time in which
+// none arrived.
 func (n *node) stream(o *node, during time.Duration) (gap time.Duration) {
 	src, dst := netip.AddrPortFrom(n.Addrs.V4, 1000), netip.AddrPortFrom(o.Addrs.V4, 9)
 	begun := time.Now()
@@ -38,7 +38,7 @@ func (n *node) stream(o *node, during time.Duration) (gap time.Duration) {
 	return max(most, gap-last.Sub(begun))
 }
 
-// The receiver's NAT forgets its mappings while only the sender sends: the receiver is who has to say something.
+// The receiver's NAT drops its mappings while only the sender sends: it is up to the receiver to send something.
 func TestReceiversNATReboots(t *testing.T) {
 	for ports, want := range map[sim.PortPolicy]time.Duration{sim.Preserve: 400 * time.Millisecond, sim.Random: 600 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
@@ -52,7 +52,7 @@ func TestReceiversNATReboots(t *testing.T) {
 			w.must(a.Ping(b.Addrs.V4))
 			a.stream(b, 2*time.Second)
 			worst := time.Duration(0)
-			for n := range 20 { // at another moment between two pings each time
+			for n := range 20 { // at a different moment between two pings each time
 				go func() {
 					time.Sleep(3*time.Second + time.Duration(n)*17*time.Millisecond)
 					mine.Reboot()
@@ -68,7 +68,7 @@ func TestReceiversNATReboots(t *testing.T) {
 	}
 }
 
-// The same in the first moments of a flow, when few pings have said how often they come.
+// The same in the first moments of a flow, when few pings have shown their interval.
 func TestReceiversNATRebootsSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
@@ -81,7 +81,7 @@ func TestReceiversNATRebootsSoon(t *testing.T) {
 		a.stream(b, 2*time.Second)
 		var gaps []time.Duration
 		for n := range 20 {
-			time.Sleep(time.Duration(12-n%3*5) * time.Second) // at rest, or not
+			time.Sleep(time.Duration(12-n%3*5) * time.Second) // idle, or not
 			go func() {
 				time.Sleep(150*time.Millisecond + time.Duration(n)*17*time.Millisecond)
 				mine.Reboot()
@@ -96,8 +96,8 @@ func TestReceiversNATRebootsSoon(t *testing.T) {
 	})
 }
 
-// The receiver has another address while only the sender sends, and the sender's NAT lets nothing in from there: what the receiver
-// says through its relay has packets come that way, before the sender misses an answer.
+// The receiver gets another address while only the sender sends, and the sender's NAT admits nothing from there: what the
+// receiver announces through its relay redirects the packets before the sender misses an answer.
 func TestReceiverMoves(t *testing.T) {
 	for _, k := range []kind{open, portRestricted, symmetric} {
 		synctest.Test(t, func(t *testing.T) {
@@ -125,7 +125,8 @@ func TestReceiverMoves(t *testing.T) {
 				t.Logf("behind %s: %s, way %+v", k.name, gap, a.view(b).Way)
 				worst = max(worst, gap)
 			}
-			// Three ways to the relay and back move the session there, and an Offer and a packet go through it: 20 ms for each half.
+			// Three trips to the relay and back move the session there, and an Offer and a packet go through it: 20 ms for each
+			// half.
 			if worst > 160*time.Millisecond {
 				t.Errorf("behind %s: %s without a packet", k.name, worst)
 			}
@@ -133,7 +134,8 @@ func TestReceiverMoves(t *testing.T) {
 	}
 }
 
-// Who missed answers, or pings, does not go on about it once nobody has anything to say: two nodes would have each other ask for ever.
+// A node that missed answers, or pings, stops asking once neither side has anything to send: otherwise two nodes would ping
+// each other forever.
 func TestSilenceStaysSilent(t *testing.T) {
 	for every, most := range map[time.Duration]int64{30 * time.Millisecond: 3, 400 * time.Millisecond: 10, 3 * time.Second: 15, 12 * time.Second: 45} {
 		synctest.Test(t, func(t *testing.T) {
@@ -155,7 +157,7 @@ func TestSilenceStaysSilent(t *testing.T) {
 			time.Sleep(time.Minute)
 			after := seen.Swap(0)
 			time.Sleep(time.Minute)
-			rest := seen.Load() // relays are kept, and WireGuard's sessions
+			rest := seen.Load() // keepalives of relays, and WireGuard's sessions
 			if during > most || after > 50 || rest > 15 {
 				t.Errorf("a packet each %s: %d datagrams a packet, %d in the minute afterwards, then %d", every, during, after, rest)
 			}

@@ -11,14 +11,14 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 )
 
-// kind is a way in which a node may be attached to the Internet.
+// kind is how a node is attached to the Internet.
 type kind struct {
 	name string
-	cfg  *sim.NATConfig // nil: it has an address of its own
+	cfg  *sim.NATConfig // nil if the node has a public address
 }
 
-// kinds are no NAT, those of RFC 4787, and no UDP. Of NATs the first letter is how a mapping is made, and the second one is what
-// may come in by it: endpoint-independent, address-dependent, address-and-port-dependent.
+// kinds are no NAT, those of RFC 4787, and no UDP. For NATs the first letter is the mapping behaviour, and the second one the
+// filtering behaviour: endpoint-independent, address-dependent, address-and-port-dependent.
 var kinds = []kind{
 	{"open", nil},
 	nat("E-E"), nat("E-A"), nat("E-P"),
@@ -38,7 +38,7 @@ func nat(name string) kind {
 	return kind{name, &sim.NATConfig{Mapping: behaviour[name[0]], Filtering: behaviour[name[2]], Ports: sim.Random}}
 }
 
-// outcome is what becomes of two nodes over IPv4.
+// outcome is how two nodes reach each other over IPv4.
 type outcome string
 
 const (
@@ -47,13 +47,13 @@ const (
 	no      outcome = "no"      // they need a relay
 )
 
-// permitted says which two kinds can meet without a relay, by what RFC 4787 says of them. Each is told where relays see the other,
-// and both send there; who gets something answers to where it came from.
+// permitted returns how two kinds reach each other according to RFC 4787. Each side is told where relays see the other, and
+// both send there; each answers to the address that a packet came from.
 func permitted(x, y kind) outcome {
 	switch {
 	case x.name == "blocked" || y.name == "blocked":
 		return no
-	case x.cfg == nil || y.cfg == nil: // who has no NAT is reached, and sees where from
+	case x.cfg == nil || y.cfg == nil: // a node without NAT can be reached, and sees the source
 		return yes
 	case reaches(x.cfg, y.cfg) || reaches(y.cfg, x.cfg):
 		return yes
@@ -63,21 +63,21 @@ func permitted(x, y kind) outcome {
 	return no
 }
 
-// easy says that all see the same port of a node behind the NAT.
+// easy reports whether everyone sees the same port of a node behind the NAT.
 func easy(c *sim.NATConfig) bool { return c.Mapping == sim.EndpointIndependent }
 
-// reaches says whether what x sends to where relays see y gets in there, and an answer gets back.
+// reaches reports whether what x sends to where relays see y gets in there, and an answer gets back.
 func reaches(x, y *sim.NATConfig) bool {
-	// The port by which y speaks to the relays has sent to x as well only if it is the same for all; and it has sent to where
-	// relays see x, which is where this comes from only if that is the same for all.
+	// The port by which y talks to the relays has also sent to x only if y's port is the same for all; and it has sent to where
+	// relays see x, which is the source of this packet only if x's port is the same for all.
 	in := y.Filtering == sim.EndpointIndependent ||
 		easy(y) && (y.Filtering == sim.AddressDependent || easy(x))
-	// The answer comes from where x has sent to, or else from another port of the same address.
+	// The answer comes from where x has sent to, or from another port of the same address.
 	back := easy(y) || x.Filtering != sim.AddressAndPortDependent
 	return in && back
 }
 
-// The table that is published says what is permitted.
+// TestPublishedTable checks that the published table matches what is permitted.
 func TestPublishedTable(t *testing.T) {
 	text, err := os.ReadFile("../../docs/paths.md")
 	if err != nil {
@@ -106,7 +106,7 @@ func TestPublishedTable(t *testing.T) {
 	}
 }
 
-// attach puts a host behind a NAT of the kind.
+// attach adds a host, behind a NAT of the given kind.
 func (w *world) attach(name string, k kind, number int, dual bool) *sim.Host {
 	inside, outside := fmt.Sprintf("10.%d.0.2", number), fmt.Sprintf("198.51.100.%d", number)
 	addrs := []string{inside}
@@ -130,7 +130,7 @@ func (w *world) attach(name string, k kind, number int, dual bool) *sim.Host {
 	return h
 }
 
-// Every pair of kinds is connected from the first packet on, and without a relay within a second wherever the NATs permit it.
+// Every pair of kinds is connected from the first packet on, and within a second without a relay wherever the NATs permit it.
 func TestEveryPairOfNATs(t *testing.T) {
 	for i, x := range kinds {
 		for _, y := range kinds[i:] {
@@ -147,7 +147,7 @@ func TestEveryPairOfNATs(t *testing.T) {
 	}
 }
 
-// How a NAT picks its ports changes nothing about that, but that some are guessed sooner.
+// How a NAT picks its ports makes no difference, except that some are guessed sooner.
 func TestEveryPortPolicy(t *testing.T) {
 	for _, pair := range [][2]string{{"E-P", "E-P"}, {"E-A", "A-E"}, {"E-P", "P-P"}, {"A-A", "P-E"}} {
 		for _, p := range []sim.PortPolicy{sim.Preserve, sim.Sequential, sim.Random} {
@@ -162,8 +162,8 @@ func TestEveryPortPolicy(t *testing.T) {
 	}
 }
 
-// Two NATs that give each destination a port of its own, and admit anyone, show a new port with each address that is tried. The
-// nodes stay with one that works all the same, however long the answers take.
+// Two NATs that map each destination to a port of its own, and admit anyone, show a new port with each address tried. The nodes
+// still settle on one that works, however long the answers take.
 func TestNewPortsWithoutEnd(t *testing.T) {
 	for _, latency := range []time.Duration{10 * time.Millisecond, 200 * time.Millisecond} {
 		t.Run(latency.String(), func(t *testing.T) {
@@ -179,7 +179,7 @@ func TestNewPortsWithoutEnd(t *testing.T) {
 				}
 				var changes, lost int
 				last := a.view(b)
-				for range 130 { // NATs have forgotten what is not used by then
+				for range 130 { // NATs have dropped unused mappings by then
 					_, l := a.talk(b, time.Second)
 					lost += l
 					if now := a.view(b); now.Way != last.Way || now.Since != last.Since {
@@ -203,12 +203,12 @@ func meet(t *testing.T, x, y kind, dual bool, want outcome) {
 		t.Fatalf("the first packet: %v; %+v, %+v", err, a.view(b), b.view(a))
 	}
 	gap, lost := a.talk(b, 1200*time.Millisecond)
-	if want == guessed { // one try in fifty misses, and is repeated a minute later, then two, and so on
+	if want == guessed { // one attempt in fifty misses, and is repeated a minute later, then two, and so on
 		for begun := time.Now(); time.Since(begun) < 10*time.Minute && !(a.view(b).Way.Direct() && b.view(a).Way.Direct()); {
 			g, l := a.talk(b, time.Second)
 			gap, lost = max(gap, g), lost+l
 		}
-		synctest.Wait() // sockets are closed where nobody waits for it
+		synctest.Wait() // sockets are closed in the background
 		if n := a.Bind.Extras() + b.Bind.Extras(); n > 1 {
 			t.Errorf("%d sockets are left of a punch", n)
 		}

@@ -10,7 +10,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 )
 
-// In front of a hole of which ICMP does not tell the host hears how large packets may be; what is as large arrives.
+// A host in front of a black hole without ICMP is told how large packets may be, and packets of that size arrive.
 func TestHoleBetweenNodes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 0)

@@ -9,8 +9,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// Offer is what peers are told of a node with these addresses and this UDP port: of where the relays see it, and of what was
-// found out about it besides. A NAT that shows relays different ports gives each peer another one as well.
+// Offer returns what peers are told about a node with these addresses and this UDP port: where the relays see it, and what else
+// was found out about it. A NAT that shows relays different ports shows each peer another one as well.
 func Offer(local []netip.Addr, port uint16, states []relay.State, found scout.Report) pathmsg.Offer {
 	var o pathmsg.Offer
 	add := func(a netip.AddrPort) {
@@ -39,9 +39,9 @@ func Offer(local []netip.Addr, port uint16, states []relay.State, found scout.Re
 	return o
 }
 
-// Outside are the addresses at which peers may reach this node from outside, the surest first: what its router opened, then what
-// relays and servers see. Of a NAT that shows each of them another port, only those of relays count, if there are any: a NAT
-// forgets the others soon.
+// Outside returns the addresses at which peers may reach this node from outside, most reliable first: what its router opened,
+// then what relays and servers see. If a NAT shows them different ports, only those seen by relays count, if there are any: a
+// NAT soon forgets the others.
 func Outside(states []relay.State, found scout.Report) []netip.AddrPort {
 	all := found.Opened()
 	_, seen := Servers(states)
@@ -60,7 +60,7 @@ func Outside(states []relay.State, found scout.Report) []netip.AddrPort {
 
 func is4(a netip.AddrPort) bool { return a.Addr().Is4() }
 
-// seenBy are the addresses at which relays see this node, then those at which STUN servers do.
+// seenBy returns the addresses at which relays see this node, then those at which STUN servers do.
 func seenBy(states []relay.State, found scout.Report) []netip.AddrPort {
 	_, seen := Servers(states)
 	for _, a := range found.STUN.Mapped() {
@@ -71,8 +71,8 @@ func seenBy(states []relay.State, found scout.Report) []netip.AddrPort {
 	return seen
 }
 
-// witnessesOf are the addresses at which something of ours was seen over IPv4, different ones of one relay only where
-// answers of both are known.
+// witnessesOf returns an entry for each witness of this node's IPv4 mapping: the STUN servers that answered, and the relays
+// that are not among them. Two ports of one relay count as two only if both answered.
 func witnessesOf(states []relay.State, found scout.Report) (out []netip.AddrPort) {
 	for _, a := range found.STUN.V4.Answers {
 		if a.Mapped.IsValid() {
@@ -90,8 +90,8 @@ func witnessesOf(states []relay.State, found scout.Report) (out []netip.AddrPort
 	return out
 }
 
-// Servers are addresses to ask by STUN, and where the relays see this node. Two tell what kind of NAT is between: where there
-// is one relay only, it is asked at both of its ports.
+// Servers returns addresses to query by STUN, and the addresses at which the relays see this node. It takes two witnesses to
+// tell what kind of NAT is in between: a single relay is queried at both of its ports.
 func Servers(states []relay.State) (servers, seen []netip.AddrPort) {
 	for _, s := range states {
 		for _, six := range []bool{false, true} {
@@ -111,8 +111,8 @@ func Servers(states []relay.State) (servers, seen []netip.AddrPort) {
 	return servers, seen
 }
 
-// class is what the addresses that relays saw say of the NAT between. IPv6 is not translated. One witness alone cannot tell
-// whether another one would see the same.
+// class returns what kind of NAT the addresses seen by others point to. IPv6 is not translated. A single witness cannot tell
+// whether another would see the same.
 func class(local []netip.Addr, port uint16, seen []netip.AddrPort, witnesses int) pathmsg.NATClass {
 	var mapped []netip.AddrPort
 	class := pathmsg.NATUnknown

@@ -17,44 +17,44 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
-// Config is what a Pilot needs.
+// Config configures a Pilot.
 type Config struct {
 	Self   proto.NodeID
 	Key    key.PathPrivate
-	Since  time.Time // when the key was drawn
+	Since  time.Time // when the key was generated
 	Bind   *bind.Bind
 	Bounds path.Bounds
 	Local  []netip.Prefix
-	// MTU is how large a packet is that the host's device takes; 0 leaves it open how large those are that arrive.
+	// MTU is that of the host's device; 0 means that packet sizes are not probed.
 	MTU int
-	// STUN is given what comes of RFC 8489; nil: nobody waits for it.
+	// STUN receives the STUN messages (RFC 8489); nil if they are not wanted.
 	STUN func(from netip.AddrPort, msg []byte)
-	// Warm has a way through a relay made ready; nil: there are no relays.
+	// Warm prepares a path through a relay; nil if there are no relays.
 	Warm func(relay proto.NodeID)
-	// Stir has something said to a relay, or to all where that is 0: the NAT between may have forgotten this node, or the relay
-	// be gone. Nil: there are none.
+	// Stir sends something to a relay, or to all if it is 0: the NAT in between may have forgotten this node, or the relay may
+	// be gone. Nil if there are no relays.
 	Stir func(relay proto.NodeID)
-	// Changed is told that the view of a peer may be another. It must not block. May be nil.
+	// Changed is called when the view of a peer may have changed. It must not block. May be nil.
 	Changed func(proto.NodeID)
 	Log     *slog.Logger
 }
 
-// Pilot finds the ways to all peers that have path keys. Its methods may be called from any goroutine.
+// Pilot finds the paths to all peers that have path keys. Its methods may be called from any goroutine.
 type Pilot struct {
 	cfg   Config
 	inbox chan func()
-	extra chan func() // for what has to do with sockets of their own
+	extra chan func() // for work on dedicated sockets
 	stop  chan struct{}
 	done  sync.WaitGroup
 	once  sync.Once
 
-	// The goroutine's own.
+	// Used only by the goroutine of run.
 	finder *path.Finder
 	peers  map[proto.NodeID]*peer
 	byKey  map[pathmsg.KeyID]*peer
 	awake  map[proto.NodeID]*peer
 
-	dropped atomic.Uint64 // path messages that nobody sealed for us, or that came too fast
+	dropped atomic.Uint64 // path messages that were not sealed for us, or came too fast
 }
 
 var (
@@ -62,25 +62,26 @@ var (
 	_ bind.Watcher = (*Pilot)(nil)
 )
 
-// peer is one whose path key is known.
+// peer is a peer whose path key is known.
 type peer struct {
 	id     proto.NodeID
 	course *bind.Course
 	public key.PathPublic
 	keyID  pathmsg.KeyID
-	box    *pathmsg.Box // nil until it is needed
+	box    *pathmsg.Box // created when it is first needed
 
-	sent, heard uint64 // as the course counted last
+	sent, heard uint64 // as of the course's last count
 }
 
 const (
-	// maxInbox is how much waits for the goroutine at most.
+	// maxInbox is the most work that waits for the goroutine.
 	maxInbox = 512
-	// maxExtra is how much waits for sockets of their own: a punch opens them, sends by them several times, and closes them.
+	// maxExtra is the most work that waits for dedicated sockets: a punch opens them, sends from them several times, and closes
+	// them.
 	maxExtra = 8 * path.MaxSockets
 )
 
-// New makes a Pilot. It does not serve the Bind yet: that is for who made that. Close it.
+// New returns a running Pilot. It does not serve the Bind yet: that is up to the Bind's owner. The caller must Close the Pilot.
 func New(cfg Config) *Pilot {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -98,13 +99,13 @@ func New(cfg Config) *Pilot {
 	return p
 }
 
-// Close ends the goroutines and waits. Routes stay as they are.
+// Close stops the goroutines and waits for them. Routes stay as they are.
 func (p *Pilot) Close() {
 	p.once.Do(func() { close(p.stop) })
 	p.done.Wait()
 }
 
-// post hands the goroutine something; false where too much waits, or it has ended.
+// post queues f for the goroutine. It returns false if too much is waiting, or the Pilot was closed.
 func (p *Pilot) post(f func()) bool {
 	select {
 	case <-p.stop:
@@ -116,7 +117,7 @@ func (p *Pilot) post(f func()) bool {
 	}
 }
 
-// call hands the goroutine something that must not be lost, and waits for it.
+// call runs f on the goroutine and waits for it. Unlike post, it waits for room in the queue.
 func (p *Pilot) call(f func()) {
 	done := make(chan struct{})
 	select {
@@ -154,7 +155,7 @@ func (p *Pilot) STUN(from netip.AddrPort, msg []byte) {
 // Wanted implements bind.Watcher.
 func (p *Pilot) Wanted(id proto.NodeID, c *bind.Course) {
 	if !p.post(func() { p.wake(id) }) {
-		c.Sleep() // the next packet says it again
+		c.Sleep() // the next packet will report it again
 	}
 }
 
@@ -163,7 +164,7 @@ func (p *Pilot) Heard(id proto.NodeID, from *bind.Endpoint) {
 	p.post(func() { p.step(path.Heard{ID: id, From: wayOf(from)}) })
 }
 
-// SetPeer makes a peer known, or changes it, and gives the course to send to it by.
+// SetPeer adds or changes a peer, and returns the course to send to it on.
 func (p *Pilot) SetPeer(id proto.NodeID, public key.PathPublic, reach proto.Reach) (c *bind.Course) {
 	p.call(func() {
 		x := p.peers[id]
@@ -200,22 +201,22 @@ func (p *Pilot) RemovePeer(id proto.NodeID) {
 	})
 }
 
-// Moved says that this host's networks are others now.
+// Moved reports that this host's networks changed.
 func (p *Pilot) Moved(local []netip.Prefix) { p.call(func() { p.step(path.Moved{Local: local}) }) }
 
-// Offer changes what peers are told of this node.
+// Offer changes what peers are told about this node.
 func (p *Pilot) Offer(o pathmsg.Offer) { p.call(func() { p.step(path.Offering{Offer: o}) }) }
 
-// Keep says whether the ways in use are this node's only ones in, so that they must be kept open.
+// Keep sets whether the current paths are the only way into this node, so that they must be kept open.
 func (p *Pilot) Keep(on bool) { p.call(func() { p.step(path.Keeping{On: on}) }) }
 
-// View tells how things stand with a peer; false where the Pilot does not steer it.
+// View returns the state of the path to a peer; false if the Pilot does not steer it.
 func (p *Pilot) View(id proto.NodeID) (v path.View, ok bool) {
 	p.call(func() { v, ok = p.finder.View(id) })
 	return v, ok
 }
 
-// Views tells it of some peers at once.
+// Views returns the views of several peers at once.
 func (p *Pilot) Views(ids []proto.NodeID) map[proto.NodeID]path.View {
 	out := make(map[proto.NodeID]path.View, len(ids))
 	p.call(func() {
@@ -228,7 +229,7 @@ func (p *Pilot) Views(ids []proto.NodeID) map[proto.NodeID]path.View {
 	return out
 }
 
-// run is the goroutine.
+// run is the main goroutine.
 func (p *Pilot) run() {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -261,8 +262,8 @@ func (p *Pilot) run() {
 	}
 }
 
-// runExtra opens, uses and closes sockets of their own, in the order in which that was asked for. Hundreds of them take the
-// system its time, which nobody shall wait for who asks the Pilot something.
+// runExtra opens, uses and closes dedicated sockets, in the order requested. Hundreds of them take the system a while, and no
+// caller of the Pilot should have to wait for that.
 func (p *Pilot) runExtra() {
 	for {
 		select {
@@ -274,7 +275,7 @@ func (p *Pilot) runExtra() {
 	}
 }
 
-// later has something done with a socket of its own. What finds no room is lost, unless it must be done.
+// later queues work on a dedicated socket. Work that finds no room is dropped, unless it must be done.
 func (p *Pilot) later(must bool, f func()) {
 	select {
 	case p.extra <- f:
@@ -289,7 +290,7 @@ func (p *Pilot) later(must bool, f func()) {
 	}
 }
 
-// look says what the courses counted.
+// look reports the courses' counters to the finder.
 func (p *Pilot) look() {
 	for id, x := range p.awake {
 		sent, heard := x.course.Counts()
@@ -306,7 +307,7 @@ func (p *Pilot) wake(id proto.NodeID) {
 	}
 }
 
-// open opens a path message, and has it answered.
+// open opens a path message, and passes it to the finder.
 func (p *Pilot) open(id pathmsg.KeyID, from *bind.Endpoint, msg []byte) {
 	x := p.byKey[id]
 	if x == nil || (from.Via() != (bind.Via{}) && from.Via().Peer != x.id) {
@@ -344,7 +345,7 @@ func wayOf(e *bind.Endpoint) path.Way {
 	return path.Way{Addr: e.Addr(), Socket: e.Socket()}
 }
 
-// step lets the finder decide, and does what it decided.
+// step passes an event to the finder, and carries out its effects.
 func (p *Pilot) step(e path.Event) {
 	for _, f := range p.finder.Step(time.Now(), e) {
 		switch f := f.(type) {
@@ -371,7 +372,7 @@ func (p *Pilot) step(e path.Event) {
 	}
 }
 
-// note says what did not work. It is as good as lost on the way.
+// note logs a failure, which counts as a loss on the way.
 func (p *Pilot) note(what string, id proto.NodeID, err error) {
 	if err != nil {
 		p.cfg.Log.Debug("not done about a path", "what", what, "node", id, "err", err)
@@ -394,7 +395,7 @@ func (p *Pilot) use(f path.Use) {
 	}
 }
 
-// fit says how large packets for a peer may be.
+// fit sets how large packets for a peer may be.
 func (p *Pilot) fit(f path.Fit) {
 	x := p.peers[f.ID]
 	if x == nil {
@@ -411,7 +412,7 @@ func (p *Pilot) fit(f path.Fit) {
 	}
 }
 
-// send seals a message and sends it. What cannot be sent is as good as lost.
+// send seals a message and sends it. A message that cannot be sent counts as lost.
 func (p *Pilot) send(f path.Send) {
 	x := p.peers[f.ID]
 	if x == nil {
@@ -446,7 +447,7 @@ func (p *Pilot) send(f path.Send) {
 	p.note("send a path message", f.ID, err)
 }
 
-// sendFrom sends by a socket of its own.
+// sendFrom sends from a dedicated socket.
 func (p *Pilot) sendFrom(to path.Way, msg []byte, whole bool) error {
 	send := func() error { return p.cfg.Bind.SendFrom(to.Socket, msg, to.Addr) }
 	if whole {

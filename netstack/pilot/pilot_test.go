@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Without any relay, nodes that reach each other are direct from the first answer on.
+// Without relays, nodes that can reach each other use a direct path from the first answer on.
 func TestDirectAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 0)
@@ -24,7 +24,7 @@ func TestDirectAtOnce(t *testing.T) {
 	})
 }
 
-// A way that is cut is left for the relay within a fraction of a second, and taken again without losing a packet.
+// Traffic leaves a cut path for the relay within a fraction of a second, and returns to it without losing a packet.
 func TestCutAndHealed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
@@ -62,7 +62,7 @@ func TestCutAndHealed(t *testing.T) {
 	})
 }
 
-// Who gets another address is followed at once.
+// A node that gets another address is followed at once.
 func TestRoaming(t *testing.T) {
 	for _, relays := range []int{0, 2} {
 		synctest.Test(t, func(t *testing.T) {

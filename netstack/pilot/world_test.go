@@ -62,7 +62,7 @@ func newWorld(t testing.TB, relays int) *world {
 	return w
 }
 
-// certificate makes one that all nodes show: who they are stands in front of it.
+// certificate makes a certificate for the next node, by which permit recognizes it.
 func (w *world) certificate() {
 	mesh, err := proto.NewMeshID(rand.Reader)
 	w.must(err)
@@ -136,7 +136,7 @@ func (w *world) addRelay(id proto.NodeID) {
 	w.relays = append(w.relays, s)
 }
 
-// serve takes a stream: in place of TLS and an Upgrade, the node says its certificate.
+// serve accepts a stream: in place of TLS and an Upgrade, the node sends its certificate.
 func (s *station) serve(c net.Conn) {
 	b := make([]byte, 4096)
 	n, err := c.Read(b)
@@ -148,7 +148,7 @@ func (s *station) serve(c net.Conn) {
 	}
 }
 
-// permit lets all nodes meet.
+// permit admits all nodes and lets them meet.
 type permit struct{ w *world }
 
 func (p permit) Admit(c []byte) (proto.NodeID, time.Time, error) {
@@ -163,7 +163,7 @@ func (p permit) Admit(c []byte) (proto.NodeID, time.Time, error) {
 func (permit) Trusted(proto.NodeID) bool   { return true }
 func (permit) Meet(_, _ proto.NodeID) bool { return true }
 
-// node is one with a pilot.
+// node is a node with a pilot.
 type node struct {
 	*wgtest.Node
 	w      *world
@@ -221,7 +221,7 @@ func networks(h *sim.Host) (out []netip.Prefix) {
 	return out
 }
 
-// meet tells all nodes of each other and of the relays, and waits until they are at home there.
+// meet introduces all nodes to each other and to the relays, and waits until they have home relays.
 func (w *world) meet() {
 	var relays []proto.Relay
 	for _, s := range w.relays {
@@ -241,7 +241,7 @@ func (w *world) meet() {
 	w.know()
 }
 
-// know tells all nodes how the others are reached, as netmaps do.
+// know tells all nodes how to reach the others, as netmaps do.
 func (w *world) know() {
 	for _, n := range w.nodes {
 		n.offer()
@@ -257,7 +257,7 @@ func (w *world) know() {
 	}
 }
 
-// reach is what a node reports of itself.
+// reach returns what a node reports about itself.
 func (n *node) reach() proto.Reach {
 	home, _ := n.client.Home()
 	r := proto.Reach{HomeRelay: home}
@@ -267,7 +267,7 @@ func (n *node) reach() proto.Reach {
 	return r
 }
 
-// offered is what a node's peers are told of it.
+// offered returns what a node's peers are told about it.
 func (n *node) offered() pathmsg.Offer {
 	return pilot.Offer(n.Host.Addrs(), port, n.client.States(), n.scout.Report())
 }
@@ -280,7 +280,7 @@ func (n *node) moved() {
 	n.pilot.Moved(networks(n.Host))
 }
 
-// view is how a node's packets go to another.
+// view returns how a node's packets go to another.
 func (n *node) view(o *node) path.View {
 	v, ok := n.pilot.View(o.ID)
 	if !ok {
@@ -289,8 +289,7 @@ func (n *node) view(o *node) path.View {
 	return v
 }
 
-// talk pings from one to the other every 20 ms for a while, and says for how long at most nothing came back, and how many
-// pings were lost.
+// talk pings another node every 20 ms for a while, and returns the longest time without an answer, and how many pings were lost.
 func (n *node) talk(o *node, during time.Duration) (gap time.Duration, lost int) {
 	var mu sync.Mutex
 	var all sync.WaitGroup

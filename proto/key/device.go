@@ -21,30 +21,30 @@ import (
 // DeviceSize is the length of a public device key: an uncompressed P-256 point.
 const DeviceSize = 65
 
-// pemType is PKCS #8's.
+// pemType is the PEM type of PKCS #8.
 const pemType = "PRIVATE KEY"
 
-// DevicePrivate is a device key held in software. It is a crypto.Signer, as one in a TPM is.
+// DevicePrivate is a device key held in software. It is a crypto.Signer, like a key in a TPM.
 type DevicePrivate struct {
 	sealed
 	open func() *ecdsa.PrivateKey
 }
 
-// NewDevice draws a key from r, which must be cryptographically random.
+// NewDevice generates a key from r, which must be cryptographically random.
 func NewDevice(r io.Reader) (DevicePrivate, error) {
 	var b [32]byte
 	for {
 		if _, err := io.ReadFull(r, b[:]); err != nil {
 			return DevicePrivate{}, fmt.Errorf("draw a device key: %w", err)
 		}
-		// One draw in 2^32 is no scalar of the curve.
+		// One draw in 2^32 is not a scalar of the curve.
 		if k, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), b[:]); err == nil {
 			return sealDevice(k), nil
 		}
 	}
 }
 
-// ParseDevicePEM reads what MarshalPEM wrote: one PKCS #8 block with a P-256 key, and nothing after it.
+// ParseDevicePEM parses what MarshalPEM returns: one PKCS #8 block with a P-256 key, and nothing after it.
 func ParseDevicePEM(b []byte) (DevicePrivate, error) {
 	block, rest := pem.Decode(b)
 	if block == nil || block.Type != pemType || len(bytes.TrimSpace(rest)) != 0 {
@@ -65,7 +65,7 @@ func sealDevice(k *ecdsa.PrivateKey) DevicePrivate {
 	return DevicePrivate{open: func() *ecdsa.PrivateKey { return k }}
 }
 
-// MarshalPEM is for a file of mode 0600; nothing else may ask.
+// MarshalPEM encodes the key for a file of mode 0600. It must not be used for anything else.
 func (k DevicePrivate) MarshalPEM() ([]byte, error) {
 	if k.open == nil {
 		return nil, errors.New("no device key")
@@ -77,10 +77,10 @@ func (k DevicePrivate) MarshalPEM() ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der}), nil
 }
 
-// IsZero says that there is no key.
+// IsZero reports whether there is no key.
 func (k DevicePrivate) IsZero() bool { return k.open == nil }
 
-// Public implements crypto.Signer: it is an *ecdsa.PublicKey.
+// Public implements crypto.Signer. It returns an *ecdsa.PublicKey.
 func (k DevicePrivate) Public() crypto.PublicKey {
 	if k.open == nil {
 		return (*ecdsa.PublicKey)(nil)
@@ -88,7 +88,7 @@ func (k DevicePrivate) Public() crypto.PublicKey {
 	return &k.open().PublicKey
 }
 
-// Device is the public half.
+// Device returns the public half.
 func (k DevicePrivate) Device() DevicePublic {
 	if k.open == nil {
 		return DevicePublic{}
@@ -100,8 +100,8 @@ func (k DevicePrivate) Device() DevicePublic {
 	return DevicePublic{[DeviceSize]byte(b)}
 }
 
-// Sign implements crypto.Signer over a SHA-256 digest. Signatures are deterministic (RFC 6979) and have the lower of the
-// two values that s can take, so that a message has one signature.
+// Sign implements crypto.Signer over a SHA-256 digest. Signatures are deterministic (RFC 6979) and use the lower of the two
+// possible values of s, so that a message has one signature.
 func (k DevicePrivate) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if k.open == nil {
 		return nil, errors.New("sign: no device key")
@@ -119,7 +119,7 @@ func (k DevicePrivate) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) 
 // DevicePublic is the public half of a device key. The zero value is no key.
 type DevicePublic struct{ b [DeviceSize]byte }
 
-// ParseDevicePublic takes an uncompressed point and refuses what is not on the curve.
+// ParseDevicePublic parses an uncompressed point, and refuses one that is not on the curve.
 func ParseDevicePublic(b []byte) (DevicePublic, error) {
 	if len(b) != DeviceSize {
 		return DevicePublic{}, fmt.Errorf("device key: %d bytes, want the %d of an uncompressed P-256 point", len(b), DeviceSize)
@@ -130,7 +130,7 @@ func ParseDevicePublic(b []byte) (DevicePublic, error) {
 	return DevicePublic{[DeviceSize]byte(b)}, nil
 }
 
-// DeviceFromPublic takes the key of a certificate or a crypto.Signer.
+// DeviceFromPublic converts the public key of a certificate or a crypto.Signer.
 func DeviceFromPublic(pub crypto.PublicKey) (DevicePublic, error) {
 	e, ok := pub.(*ecdsa.PublicKey)
 	if !ok || e == nil || e.Curve != elliptic.P256() {
@@ -143,19 +143,19 @@ func DeviceFromPublic(pub crypto.PublicKey) (DevicePublic, error) {
 	return ParseDevicePublic(b)
 }
 
-// Bytes is the uncompressed point.
+// Bytes returns the uncompressed point.
 func (p DevicePublic) Bytes() []byte { return bytes.Clone(p.b[:]) }
 
-// String is a fingerprint: 16 bytes of the point's SHA-256, in hex.
+// String returns a fingerprint: 16 bytes of the point's SHA-256, in hex.
 func (p DevicePublic) String() string {
 	h := sha256.Sum256(p.b[:])
 	return hex.EncodeToString(h[:16])
 }
 
-// IsZero says that there is no key.
+// IsZero reports whether there is no key.
 func (p DevicePublic) IsZero() bool { return p == DevicePublic{} }
 
-// ECDSA is the key as the standard library takes it; nil for the zero key.
+// ECDSA returns the key in the form of the standard library; nil for the zero key.
 func (p DevicePublic) ECDSA() *ecdsa.PublicKey {
 	k, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), p.b[:])
 	if err != nil {
@@ -164,7 +164,7 @@ func (p DevicePublic) ECDSA() *ecdsa.PublicKey {
 	return k
 }
 
-// Verify checks a signature over a SHA-256 digest, and takes only the one that a device key makes: canonical DER, low s.
+// Verify checks a signature over a SHA-256 digest. It accepts only the one that a device key makes: canonical DER, low s.
 func (p DevicePublic) Verify(digest, sig []byte) bool {
 	if len(digest) != sha256.Size {
 		return false
@@ -177,10 +177,10 @@ func (p DevicePublic) Verify(digest, sig []byte) bool {
 	return k != nil && ecdsa.VerifyASN1(k, digest, sig)
 }
 
-// halfOrder is the greatest s that Verify takes.
+// halfOrder is the greatest s that Verify accepts.
 var halfOrder = new(big.Int).Rsh(elliptic.P256().Params().N, 1)
 
-// lowerS gives the equivalent signature with s in the lower half, in canonical DER.
+// lowerS returns the equivalent signature with s in the lower half, in canonical DER.
 func lowerS(sig []byte) ([]byte, error) {
 	var inner cryptobyte.String
 	var r, s big.Int
@@ -192,7 +192,7 @@ func lowerS(sig []byte) ([]byte, error) {
 	return DeviceSignature(&r, &s)
 }
 
-// DeviceSignature is the one signature of a device key that Verify takes, from the numbers that it is made of.
+// DeviceSignature encodes r and s as the one signature that Verify accepts.
 func DeviceSignature(r, s *big.Int) ([]byte, error) {
 	order := elliptic.P256().Params().N
 	if r.Sign() <= 0 || s.Sign() <= 0 || r.Cmp(order) >= 0 || s.Cmp(order) >= 0 {

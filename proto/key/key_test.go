@@ -55,7 +55,7 @@ func TestNodeKey(t *testing.T) {
 	}
 }
 
-// TestClamping: what Expose gives is what WireGuard stores, whatever bytes the key was made of.
+// TestClamping checks that Expose returns what WireGuard stores, whatever bytes the key was made from.
 func TestClamping(t *testing.T) {
 	raw := bytes.Repeat([]byte{0xff}, key.NodeSize)
 	k := must(key.ParseNodePrivate(raw))(t)
@@ -91,7 +91,7 @@ func TestNodeKeyRefused(t *testing.T) {
 				}
 				b := littleEndian(v)
 				b[31] |= high
-				// The list is of low order indeed: the standard library gives no secret.
+				// The list is indeed of low order: the standard library returns no secret.
 				if _, err := std.ECDH(must(ecdh.X25519().NewPublicKey(b))(t)); err == nil {
 					t.Fatalf("%x is not of low order", b)
 				}
@@ -105,7 +105,7 @@ func TestNodeKeyRefused(t *testing.T) {
 		t.Errorf("the zero key: got %v", err)
 	}
 
-	// Another encoding of a good key is not that key.
+	// Another encoding of a valid key is refused.
 	b := node.Public().Bytes()
 	b[31] |= 0x80
 	if _, err := key.ParseNodePublic(b); !errors.Is(err, key.ErrNotCanonical) {
@@ -242,7 +242,7 @@ func TestToken(t *testing.T) {
 	}
 }
 
-// TestZeroKeys: the zero values do nothing, and do not panic.
+// TestZeroKeys checks that the zero values do nothing, and do not panic.
 func TestZeroKeys(t *testing.T) {
 	var n key.NodePrivate
 	var d key.DevicePrivate
@@ -281,7 +281,7 @@ func TestShortRandomness(t *testing.T) {
 	if _, err := key.NewToken(short()); err == nil {
 		t.Error("token of 31 bytes")
 	}
-	// Zero is no scalar: the next draw is taken.
+	// Zero is not a scalar: the next draw is used.
 	r := bytes.NewReader(append(make([]byte, 32), bytes.Repeat([]byte{1}, 32)...))
 	if must(key.NewDevice(r))(t).IsZero() {
 		t.Error("no key")

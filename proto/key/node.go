@@ -14,7 +14,7 @@ import (
 // NodeSize is the length of both halves of a node key.
 const NodeSize = 32
 
-// Why a text or bytes are no node key.
+// Reasons why a text or bytes are not a node key.
 var (
 	ErrLowOrder     = errors.New("a point of low order: whoever sends it knows every shared secret made with it")
 	ErrNotCanonical = errors.New("not the canonical encoding of its point")
@@ -26,7 +26,7 @@ type NodePrivate struct {
 	open func() *ecdh.PrivateKey
 }
 
-// NewNode draws a key from r, which must be cryptographically random.
+// NewNode generates a key from r, which must be cryptographically random.
 func NewNode(r io.Reader) (NodePrivate, error) {
 	var b [NodeSize]byte
 	if _, err := io.ReadFull(r, b[:]); err != nil {
@@ -35,7 +35,7 @@ func NewNode(r io.Reader) (NodePrivate, error) {
 	return ParseNodePrivate(b[:])
 }
 
-// ParseNodePrivate takes the 32 bytes that Expose gave, or any others: they are clamped as X25519 wants.
+// ParseNodePrivate accepts the 32 bytes that Expose returned, or any others: they are clamped as X25519 requires.
 func ParseNodePrivate(b []byte) (NodePrivate, error) {
 	if len(b) != NodeSize {
 		return NodePrivate{}, fmt.Errorf("private node key: %d bytes, want %d", len(b), NodeSize)
@@ -50,10 +50,10 @@ func ParseNodePrivate(b []byte) (NodePrivate, error) {
 	return NodePrivate{open: func() *ecdh.PrivateKey { return k }}, nil
 }
 
-// IsZero says that there is no key.
+// IsZero reports whether there is no key.
 func (k NodePrivate) IsZero() bool { return k.open == nil }
 
-// Public is the public half; the zero key has the zero one.
+// Public returns the public half, which is zero for the zero key.
 func (k NodePrivate) Public() NodePublic {
 	if k.open == nil {
 		return NodePublic{}
@@ -61,7 +61,7 @@ func (k NodePrivate) Public() NodePublic {
 	return NodePublic{[NodeSize]byte(k.open().PublicKey().Bytes())}
 }
 
-// Shared is the X25519 function of this key and the other side's.
+// Shared returns the X25519 shared secret of this key and the other side's.
 func (k NodePrivate) Shared(p NodePublic) ([32]byte, error) {
 	if k.open == nil {
 		return [32]byte{}, errors.New("no private node key")
@@ -80,7 +80,7 @@ func (k NodePrivate) Shared(p NodePublic) ([32]byte, error) {
 	return [32]byte(s), nil
 }
 
-// Expose gives the clamped private bytes to a WireGuard engine or a file of mode 0600; nothing else may ask.
+// Expose returns the clamped private bytes for a WireGuard engine or a file of mode 0600. It must not be used for anything else.
 func (k NodePrivate) Expose() [NodeSize]byte {
 	if k.open == nil {
 		return [NodeSize]byte{}
@@ -88,7 +88,7 @@ func (k NodePrivate) Expose() [NodeSize]byte {
 	return [NodeSize]byte(k.open().Bytes())
 }
 
-// Derive makes a key for one purpose that tells nothing of this one, nor of that for another purpose.
+// Derive derives a key for one purpose. It reveals nothing about this key, or about the key for another purpose.
 func (k NodePrivate) Derive(purpose string) ([32]byte, error) {
 	if k.open == nil {
 		return [32]byte{}, errors.New("no private node key")
@@ -103,8 +103,8 @@ func (k NodePrivate) Derive(purpose string) ([32]byte, error) {
 // NodePublic is the public half of a node's WireGuard key. The zero value is no key.
 type NodePublic struct{ b [NodeSize]byte }
 
-// ParseNodePublic takes 32 bytes and refuses points of low order and other encodings of a point than its canonical one,
-// so that one key has one value.
+// ParseNodePublic parses 32 bytes. It refuses points of low order, and any encoding of a point except the canonical one, so
+// that a key has one value.
 func ParseNodePublic(b []byte) (NodePublic, error) {
 	if len(b) != NodeSize {
 		return NodePublic{}, fmt.Errorf("node key: %d bytes, want %d", len(b), NodeSize)
@@ -116,7 +116,7 @@ func ParseNodePublic(b []byte) (NodePublic, error) {
 	return p, nil
 }
 
-// ParseNodePublicText reads what String wrote and wg prints.
+// ParseNodePublicText parses what String returns and wg prints.
 func ParseNodePublicText(s string) (NodePublic, error) {
 	var b [NodeSize + 3]byte
 	if len(s) != base64.StdEncoding.EncodedLen(NodeSize) {
@@ -129,19 +129,19 @@ func ParseNodePublicText(s string) (NodePublic, error) {
 	return ParseNodePublic(b[:n])
 }
 
-// Bytes are the key's 32 bytes.
+// Bytes returns the key's 32 bytes.
 func (p NodePublic) Bytes() []byte { return bytes.Clone(p.b[:]) }
 
-// Array is the key as WireGuard engines take it.
+// Array returns the key in the form that WireGuard engines use.
 func (p NodePublic) Array() [NodeSize]byte { return p.b }
 
-// String is base64, as wg prints keys.
+// String returns the key in base64, as wg prints it.
 func (p NodePublic) String() string { return base64.StdEncoding.EncodeToString(p.b[:]) }
 
-// IsZero says that there is no key.
+// IsZero reports whether there is no key.
 func (p NodePublic) IsZero() bool { return p == NodePublic{} }
 
-// MarshalText implements encoding.TextMarshaler; the zero key is the empty text.
+// MarshalText implements encoding.TextMarshaler; the zero key becomes the empty text.
 func (p NodePublic) MarshalText() ([]byte, error) {
 	if p.IsZero() {
 		return nil, nil
@@ -162,8 +162,8 @@ func (p *NodePublic) UnmarshalText(b []byte) error {
 	return err
 }
 
-// lowOrder are the u-coordinates of order 1, 2, 4 and 8 on the curve and its twist, little endian, and zero and one once
-// more, as they read with the field's prime added.
+// lowOrder are the u-coordinates of order 1, 2, 4 and 8 on the curve and its twist, little endian, with zero and one repeated
+// in their encodings with the field's prime added.
 var lowOrder = [...][NodeSize]byte{
 	{},
 	{1},
@@ -203,7 +203,7 @@ func checkPoint(b [NodeSize]byte) error {
 	return nil
 }
 
-// belowPrime says whether a 255-bit little-endian number is below 2^255-19.
+// belowPrime reports whether a 255-bit little-endian number is below 2^255-19.
 func belowPrime(b [NodeSize]byte) bool {
 	if b[31] != 0x7f || b[0] < 0xed {
 		return true

@@ -11,14 +11,14 @@ import (
 // PathSize is the length of both halves of a path key.
 const PathSize = 32
 
-// PathPrivate is the private half of the X25519 key that messages about paths to a node are sealed for. A node draws it when
-// it starts, and it is never written anywhere.
+// PathPrivate is the private half of the X25519 key that messages about paths to a node are sealed for. A node generates it
+// when it starts, and never writes it anywhere.
 type PathPrivate struct {
 	sealed
 	open func() *ecdh.PrivateKey
 }
 
-// NewPath draws a key from r, which must be cryptographically random.
+// NewPath generates a key from r, which must be cryptographically random.
 func NewPath(r io.Reader) (PathPrivate, error) {
 	var b [PathSize]byte
 	if _, err := io.ReadFull(r, b[:]); err != nil {
@@ -31,10 +31,10 @@ func NewPath(r io.Reader) (PathPrivate, error) {
 	return PathPrivate{open: func() *ecdh.PrivateKey { return k }}, nil
 }
 
-// IsZero says that there is no key.
+// IsZero reports whether there is no key.
 func (k PathPrivate) IsZero() bool { return k.open == nil }
 
-// Public is the public half; the zero key has the zero one.
+// Public returns the public half, which is zero for the zero key.
 func (k PathPrivate) Public() PathPublic {
 	if k.open == nil {
 		return PathPublic{}
@@ -42,7 +42,7 @@ func (k PathPrivate) Public() PathPublic {
 	return PathPublic{[PathSize]byte(k.open().PublicKey().Bytes())}
 }
 
-// Shared is the X25519 function of this key and the other side's.
+// Shared returns the X25519 shared secret of this key and the other side's.
 func (k PathPrivate) Shared(p PathPublic) ([]byte, error) {
 	if k.open == nil {
 		return nil, errors.New("no private path key")
@@ -61,7 +61,7 @@ func (k PathPrivate) Shared(p PathPublic) ([]byte, error) {
 // PathPublic is the public half of a path key. The zero value is no key.
 type PathPublic struct{ b [PathSize]byte }
 
-// ParsePathPublic takes 32 bytes, and refuses what NodePublic refuses.
+// ParsePathPublic parses 32 bytes, and refuses what ParseNodePublic refuses.
 func ParsePathPublic(b []byte) (PathPublic, error) {
 	if len(b) != PathSize {
 		return PathPublic{}, fmt.Errorf("path key: %d bytes, want %d", len(b), PathSize)
@@ -73,11 +73,11 @@ func ParsePathPublic(b []byte) (PathPublic, error) {
 	return p, nil
 }
 
-// Bytes are the key's 32 bytes.
+// Bytes returns the key's 32 bytes.
 func (p PathPublic) Bytes() []byte { return bytes.Clone(p.b[:]) }
 
-// Array is the key as it travels.
+// Array returns the key as it is transmitted.
 func (p PathPublic) Array() [PathSize]byte { return p.b }
 
-// IsZero says that there is no key.
+// IsZero reports whether there is no key.
 func (p PathPublic) IsZero() bool { return p == PathPublic{} }

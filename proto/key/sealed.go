@@ -7,13 +7,13 @@ import (
 	"log/slog"
 )
 
-// ErrSealed is what marshalling a private key returns.
+// ErrSealed is the error of marshalling a private key.
 var ErrSealed = errors.New("private keys are not marshalled")
 
-// redacted stands wherever a private key would have been printed.
+// redacted is printed in place of a private key.
 const redacted = "[secret]"
 
-// sealed is embedded by private types: it shadows every way by which a value comes to be printed or stored.
+// sealed is embedded in private types: it shadows every method by which a value is printed or stored.
 type sealed struct{}
 
 // Format implements fmt.Formatter for all verbs and flags.
@@ -28,11 +28,11 @@ func (sealed) GoString() string { return redacted }
 // LogValue implements slog.LogValuer.
 func (sealed) LogValue() slog.Value { return slog.StringValue(redacted) }
 
-// MarshalJSON refuses.
+// MarshalJSON returns ErrSealed.
 func (sealed) MarshalJSON() ([]byte, error) { return nil, ErrSealed }
 
-// MarshalText refuses.
+// MarshalText returns ErrSealed.
 func (sealed) MarshalText() ([]byte, error) { return nil, ErrSealed }
 
-// MarshalBinary refuses; encoding/gob asks it too.
+// MarshalBinary returns ErrSealed; encoding/gob calls it too.
 func (sealed) MarshalBinary() ([]byte, error) { return nil, ErrSealed }

@@ -17,10 +17,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// seed is what must not be found again in anything printed.
+// seed must not appear in anything printed.
 var seed = []byte("\x50ANDNOBODYSHALLEVERREADTHESEBYT\x45")
 
-// leaks says whether a text holds the seed or a good part of it, in any of the ways that formatting writes bytes.
+// leaks reports whether a text contains the seed or a large part of it, in any form in which formatting writes bytes.
 func leaks(s string) bool {
 	const part = 6
 	for i := 0; i+part <= len(seed); i++ {

@@ -17,7 +17,7 @@ type TokenSecret struct {
 	open func() ed25519.PrivateKey
 }
 
-// NewToken draws a secret from r, which must be cryptographically random.
+// NewToken generates a secret from r, which must be cryptographically random.
 func NewToken(r io.Reader) (TokenSecret, error) {
 	var b [TokenSize]byte
 	if _, err := io.ReadFull(r, b[:]); err != nil {
@@ -26,7 +26,7 @@ func NewToken(r io.Reader) (TokenSecret, error) {
 	return ParseTokenSecret(b[:])
 }
 
-// ParseTokenSecret takes the 32 bytes that Expose gave.
+// ParseTokenSecret parses the 32 bytes that Expose returned.
 func ParseTokenSecret(b []byte) (TokenSecret, error) {
 	if len(b) != TokenSize {
 		return TokenSecret{}, fmt.Errorf("token secret: %d bytes, want %d", len(b), TokenSize)
@@ -35,10 +35,10 @@ func ParseTokenSecret(b []byte) (TokenSecret, error) {
 	return TokenSecret{open: func() ed25519.PrivateKey { return k }}, nil
 }
 
-// IsZero says that there is no secret.
+// IsZero reports whether there is no secret.
 func (t TokenSecret) IsZero() bool { return t.open == nil }
 
-// Public is what the coordinator keeps.
+// Public returns what the coordinator keeps.
 func (t TokenSecret) Public() TokenPublic {
 	if t.open == nil {
 		return TokenPublic{}
@@ -54,7 +54,7 @@ func (t TokenSecret) Sign(msg []byte) []byte {
 	return ed25519.Sign(t.open(), msg)
 }
 
-// Expose gives the seed to a join code; nothing else may ask.
+// Expose returns the seed for a join code. It must not be used for anything else.
 func (t TokenSecret) Expose() [TokenSize]byte {
 	if t.open == nil {
 		return [TokenSize]byte{}
@@ -65,7 +65,7 @@ func (t TokenSecret) Expose() [TokenSize]byte {
 // TokenPublic is the public half of a join token. The zero value is no token.
 type TokenPublic struct{ b [TokenSize]byte }
 
-// ParseTokenPublic takes 32 bytes.
+// ParseTokenPublic parses 32 bytes.
 func ParseTokenPublic(b []byte) (TokenPublic, error) {
 	if len(b) != TokenSize {
 		return TokenPublic{}, fmt.Errorf("token: %d bytes, want %d", len(b), TokenSize)
@@ -82,11 +82,11 @@ func (p TokenPublic) Verify(msg, sig []byte) bool {
 	return !p.IsZero() && ed25519.Verify(p.b[:], msg, sig)
 }
 
-// Bytes are the key's 32 bytes.
+// Bytes returns the key's 32 bytes.
 func (p TokenPublic) Bytes() []byte { return bytes.Clone(p.b[:]) }
 
-// String is hex.
+// String returns hex.
 func (p TokenPublic) String() string { return hex.EncodeToString(p.b[:]) }
 
-// IsZero says that there is no token.
+// IsZero reports whether there is no token.
 func (p TokenPublic) IsZero() bool { return p == TokenPublic{} }

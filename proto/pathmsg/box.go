@@ -16,32 +16,32 @@ import (
 
 const (
 	headerSize = 24
-	// Overhead is by how much a message is longer than its body.
+	// Overhead is how much longer a message is than its body.
 	Overhead = headerSize + chacha20poly1305.Overhead
-	// FirstByte is what all messages begin with.
+	// FirstByte is the first byte of all messages.
 	FirstByte = 0xd0
 )
 
-// magic begins with a byte that neither WireGuard, STUN nor relays have there.
+// magic begins with a byte that WireGuard, STUN and relays do not use there.
 var magic = [4]byte{FirstByte, 'r', 'p', '1'}
 
-// Why a message is not taken.
+// Reasons why a message is not accepted.
 var (
 	ErrForeign = errors.New("no path message")
 	ErrForged  = errors.New("not sealed by the peer, or changed on its way")
 	ErrReplay  = errors.New("a path message that came before")
 )
 
-// KeyID names a path key in messages that are sealed with it.
+// KeyID identifies a path key in messages that are sealed with it.
 type KeyID [8]byte
 
-// IDOf is the name of a key.
+// IDOf returns the ID of a key.
 func IDOf(p key.PathPublic) KeyID {
 	h := sha256.Sum256(append([]byte("redoubt path key id v1\x00"), p.Bytes()...))
 	return KeyID(h[:8])
 }
 
-// Sender is the name of the key that a message says to be sealed with.
+// Sender returns the ID of the key that a message claims to be sealed with.
 func Sender(msg []byte) (KeyID, error) {
 	if len(msg) < Overhead || [4]byte(msg) != magic || msg[5] != 0 || msg[6] != 0 || msg[7] != 0 {
 		return KeyID{}, ErrForeign
@@ -49,16 +49,16 @@ func Sender(msg []byte) (KeyID, error) {
 	return KeyID(msg[8:16]), nil
 }
 
-// Box seals messages for one peer and opens those that it sealed. It has one owner.
+// Box seals messages for a peer and opens those that the peer sealed. It is not safe for concurrent use.
 type Box struct {
 	in, out cipher.AEAD
-	id      KeyID // own
+	id      KeyID // our own
 	counter uint64
 	window  window
 }
 
-// NewBox makes the box of a pair of keys. A pair may have another box later, when this one was forgotten: since is how long
-// the own key has existed, and keeps counters from coming twice.
+// NewBox makes the Box for a pair of keys. A pair may get another Box later, after this one was forgotten: since is how long
+// the own key has existed, and keeps counters from repeating.
 func NewBox(own key.PathPrivate, peer key.PathPublic, since time.Duration) (*Box, error) {
 	shared, err := own.Shared(peer)
 	if err != nil {
@@ -72,7 +72,7 @@ func NewBox(own key.PathPrivate, peer key.PathPublic, since time.Duration) (*Box
 	return b, err
 }
 
-// derive makes the key of one direction.
+// derive derives the key of one direction.
 func derive(shared []byte, from, to key.PathPublic) (cipher.AEAD, error) {
 	salt := append(from.Bytes(), to.Bytes()...)
 	k, err := hkdf.Key(sha256.New, shared, salt, "redoubt path messages v1", chacha20poly1305.KeySize)
@@ -100,7 +100,7 @@ func (x *Box) Seal(b []byte, m Message) []byte {
 	return x.out.Seal(b, nonce(header), m.appendBody(nil), header)
 }
 
-// Open opens a message, which Sender has found to be sealed with the peer's key.
+// Open opens a message that Sender found to be sealed with the peer's key.
 func (x *Box) Open(msg []byte) (Message, error) {
 	if _, err := Sender(msg); err != nil {
 		return nil, err
@@ -116,17 +116,17 @@ func (x *Box) Open(msg []byte) (Message, error) {
 	return parse(header[4], body)
 }
 
-// windowSize is how far a message may be overtaken.
+// windowSize is by how many messages a message may be overtaken.
 const windowSize = 256
 
-// window remembers which of the last counters were seen.
+// window records which of the last counters were seen.
 type window struct {
-	top  uint64 // the greatest so far; none where any is false
+	top  uint64 // the greatest so far, if any is true
 	seen [windowSize / 64]uint64
 	any  bool
 }
 
-// take says whether a counter is new, and remembers it.
+// take reports whether a counter is new, and records it.
 func (w *window) take(n uint64) bool {
 	switch {
 	case !w.any:

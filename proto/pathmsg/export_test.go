@@ -1,4 +1,4 @@
 package pathmsg
 
-// Parse reads the body of a message.
+// Parse decodes the body of a message.
 func Parse(kind byte, body []byte) (Message, error) { return parse(kind, body) }

@@ -12,10 +12,10 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
-// ErrKey says that a path key is not the node's.
+// ErrKey means that a path key is not the node's.
 var ErrKey = errors.New("a path key that the node's device key did not sign")
 
-// signed is the digest of what a device key signs.
+// signed returns the digest that a device key signs.
 func signed(id proto.NodeID, boot uint64, public [proto.PathKeySize]byte) []byte {
 	b := []byte("redoubt path key v1\x00")
 	b = binary.BigEndian.AppendUint64(b, uint64(id))
@@ -24,7 +24,7 @@ func signed(id proto.NodeID, boot uint64, public [proto.PathKeySize]byte) []byte
 	return d[:]
 }
 
-// SignKey makes what the peers of a node are told of its path key.
+// SignKey returns a node's path key in the form in which its peers receive it.
 func SignKey(device crypto.Signer, id proto.NodeID, boot uint64, public key.PathPublic) (*proto.PathKey, error) {
 	sig, err := device.Sign(rand.Reader, signed(id, boot, public.Array()), crypto.SHA256)
 	if err != nil {
@@ -33,7 +33,7 @@ func SignKey(device crypto.Signer, id proto.NodeID, boot uint64, public key.Path
 	return &proto.PathKey{Public: public.Array(), Boot: boot, Signature: sig}, nil
 }
 
-// VerifyKey gives the path key of a node whose certificate names the device key.
+// VerifyKey returns the path key of a node whose certificate names the device key.
 func VerifyKey(device key.DevicePublic, id proto.NodeID, k *proto.PathKey) (key.PathPublic, error) {
 	if k == nil || !device.Verify(signed(id, k.Boot, k.Public), k.Signature) {
 		return key.PathPublic{}, ErrKey

@@ -20,46 +20,46 @@ type Message interface {
 	appendBody(b []byte) []byte
 }
 
-// Ping asks whether a path works. Size is how long the message is, padding included; less than a Ping needs is as if it
-// were exactly that.
+// Ping asks whether a path works. Size is the length of the message, padding included; if it is less than a Ping needs, the
+// Ping is as short as possible.
 type Ping struct {
 	TxID TxID
-	Node proto.NodeID // who asks
+	Node proto.NodeID // the sender
 	Size int
 }
 
 // Pong answers a Ping.
 type Pong struct {
 	TxID     TxID
-	Observed netip.AddrPort // where the Ping came from; zero where that was a relay
+	Observed netip.AddrPort // the source of the Ping; zero if that was a relay
 }
 
-// Offer says where else its sender may be reached, and asks to be pinged there.
+// Offer announces where else its sender may be reached, and asks for pings there.
 type Offer struct {
 	Candidates []netip.AddrPort // at most MaxCandidates
 	NAT        NATClass
-	Relays     []RelayRTT // at most MaxRelays, the nearest first
+	Relays     []RelayRTT // at most MaxRelays, nearest first
 }
 
-// Punch asks a peer to guess the ports that its sender's NAT gives to sockets which it opens toward an address of the peer. A
-// peer that does so sends it back.
+// Punch asks a peer to guess the ports that the sender's NAT assigns to sockets which it opens toward an address of the peer. A
+// peer that does so sends the message back.
 type Punch struct{ Toward netip.AddrPort }
 
-// RelayRTT is how far a relay is.
+// RelayRTT is the distance to a relay.
 type RelayRTT struct {
 	Relay proto.NodeID
 	RTT   time.Duration // whole milliseconds, 65 s at most
 }
 
-// NATClass is what a node knows of the NAT that it is behind.
+// NATClass is what a node knows about the NAT that it is behind.
 type NATClass uint8
 
 // The classes.
 const (
 	NATUnknown NATClass = iota
 	NATNone             // none
-	NATEasy             // the same mapped address whoever is sent to
-	NATHard             // another mapped address for each
+	NATEasy             // the same mapped address for all destinations
+	NATHard             // another mapped address for each destination
 	NATBlocked          // no UDP
 )
 
@@ -81,7 +81,7 @@ const (
 	// MaxCandidates and MaxRelays bound an Offer.
 	MaxCandidates = 16
 	MaxRelays     = 16
-	// MaxPing is how long a Ping is at most.
+	// MaxPing is the maximum length of a Ping.
 	MaxPing = 9000
 )
 
@@ -98,7 +98,7 @@ const (
 	rttSize   = 10
 )
 
-// ErrMalformed says that a message was sealed by a peer and makes no sense.
+// ErrMalformed means that a message was sealed by a peer but makes no sense.
 var ErrMalformed = errors.New("malformed path message")
 
 func malformed(format string, args ...any) error {
@@ -139,7 +139,7 @@ func (o Offer) appendBody(b []byte) []byte {
 	return b
 }
 
-// parse reads a body.
+// parse decodes a body.
 func parse(kind byte, b []byte) (Message, error) {
 	switch kind {
 	case typePing:
@@ -202,7 +202,7 @@ func parseOffer(b []byte) (Message, error) {
 	return o, nil
 }
 
-// appendAddr writes an address, the zero one as zeros.
+// appendAddr appends an address; the zero one becomes zeros.
 func appendAddr(b []byte, a netip.AddrPort) []byte {
 	if !a.IsValid() {
 		return append(b, make([]byte, addrSize)...)
@@ -211,7 +211,7 @@ func appendAddr(b []byte, a netip.AddrPort) []byte {
 	return binary.BigEndian.AppendUint16(append(b, x[:]...), a.Port())
 }
 
-// readAddr is the inverse. There is one way only to write an address.
+// readAddr is the inverse of appendAddr. An address has only one encoding.
 func readAddr(b []byte) (netip.AddrPort, error) {
 	a, port := netip.AddrFrom16([16]byte(b[:16])), binary.BigEndian.Uint16(b[16:])
 	switch {

@@ -98,7 +98,7 @@ func TestPongIsNotLongerThanPing(t *testing.T) {
 	}
 }
 
-// No change of a single bit is taken, nor does the message count as seen for it.
+// A message with any single bit changed is refused, and does not make the original count as a replay.
 func TestForged(t *testing.T) {
 	a, b := boxes(t)
 	msg := a.Seal(nil, pathmsg.Ping{Node: 1})
@@ -130,7 +130,7 @@ func TestSender(t *testing.T) {
 	}
 }
 
-// Counters of a later box of the same pair are greater than those of the one before.
+// Counters of a later box of the same pair are greater than those of the earlier one.
 func TestBoxIsForgotten(t *testing.T) {
 	x, y := newKey(t), newKey(t)
 	b := newBox(t, y, x)
@@ -145,8 +145,8 @@ func TestBoxIsForgotten(t *testing.T) {
 	}
 }
 
-// In whatever order messages come, each is taken once at most, and those that are new, or overtaken by fewer than the window
-// has room for, are taken.
+// In whatever order messages arrive, each is accepted at most once, and those that are new, or were overtaken by fewer than the
+// window has room for, are accepted.
 func TestEachMessageOnce(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		x, _ := key.NewPath(rand.Reader)
@@ -208,7 +208,7 @@ func TestKeySignature(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
-// Whoever holds the keys may write what he likes: what is read can be written again, and is bounded.
+// A peer that holds the keys may write anything: what can be parsed can be written again, and is bounded.
 func FuzzOpen(f *testing.F) {
 	a, b := boxes(f)
 	stranger, _ := boxes(f)

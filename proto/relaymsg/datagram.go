@@ -9,8 +9,8 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Kind is the first byte of a datagram, or of a frame. The bytes 0xE0 to 0xEF are this package's on a UDP port that others
-// share.
+// Kind is the first byte of a datagram or frame. The bytes 0xE0 to 0xEF belong to this package on a UDP port that is shared
+// with other protocols.
 type Kind uint8
 
 // The kinds.
@@ -40,29 +40,29 @@ const (
 	CookieSize = 16
 	TokenSize  = 8
 	KeySize    = 32
-	// HelloSize is the length of a Hello: no shorter than what answers it.
+	// HelloSize is the length of a Hello: at least that of its answer.
 	HelloSize = 48
-	// MaxControl is the length of the longest datagram that is not data: a Bind with a long certificate.
+	// MaxControl is the length of the longest datagram without packets: a Bind with a long certificate.
 	MaxControl = 4096
 	// MaxSignature bounds the signature of a Bind (ECDSA P-256 in ASN.1).
 	MaxSignature = 80
 	addrSize     = 18
 )
 
-// MaxNumber is the greatest number of a peer.
+// MaxNumber is the greatest peer number.
 const MaxNumber = 1<<24 - 1
 
-// ErrMalformed says that bytes are no message of this package.
+// ErrMalformed means that bytes are not a message of this package.
 var ErrMalformed = errors.New("malformed relay message")
 
 func malformed(format string, a ...any) error {
 	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, a...))
 }
 
-// Is says whether a datagram is one of this package, by its first byte.
+// Is reports whether a datagram belongs to this package, by its first byte.
 func Is(b []byte) bool { return len(b) >= HeaderSize && b[0]&0xF0 == 0xE0 }
 
-// Header is what a datagram begins with.
+// Header is the beginning of a datagram.
 type Header struct {
 	Kind    Kind
 	Number  uint32 // of a peer, 24 bits
@@ -74,17 +74,16 @@ func (h Header) Put(b []byte) {
 	binary.BigEndian.PutUint64(b, uint64(h.Kind)<<56|uint64(h.Number&MaxNumber)<<32|uint64(h.Session))
 }
 
-// ParseHeader reads the header of a datagram for which Is holds.
+// ParseHeader parses the header of a datagram for which Is returned true.
 func ParseHeader(b []byte) Header {
 	v := binary.BigEndian.Uint64(b)
 	return Header{Kind: Kind(v >> 56), Number: uint32(v>>32) & MaxNumber, Session: uint32(v)}
 }
 
-// PutPeer writes a peer's id over b, as it stands after the header of a DataFor.
+// PutPeer writes a peer's ID over b, in the form that follows the header of a DataFor.
 func PutPeer(b []byte, id proto.NodeID) { binary.BigEndian.PutUint64(b, uint64(id)) }
 
-// Peer reads the id that stands after the header of a DataFor, a Learned or an Unreached; 0, which is nobody, where it is
-// cut off.
+// Peer returns the ID that follows the header of a DataFor, a Learned or an Unreached; 0, which is no node, if it is truncated.
 func Peer(b []byte) proto.NodeID {
 	if len(b) < HeaderSize+PeerSize {
 		return 0
@@ -92,19 +91,19 @@ func Peer(b []byte) proto.NodeID {
 	return proto.NodeID(binary.BigEndian.Uint64(b[HeaderSize:]))
 }
 
-// Reason says why something is not done.
+// Reason is why something is not done.
 type Reason uint8
 
 // The reasons.
 const (
-	ReasonUnknownSession Reason = iota + 1 // the relay does not know the session, for it was started anew, say
-	ReasonTaken                            // another node has a session of this number
-	ReasonCertificate                      // the certificate or the signature does not hold
-	ReasonKey                              // the node knows another key of the relay than it has now
-	ReasonFull                             // the relay has as many sessions as it takes
+	ReasonUnknownSession Reason = iota + 1 // the relay does not know the session, for example after a restart
+	ReasonTaken                            // another node has a session with this number
+	ReasonCertificate                      // the certificate or the signature is invalid
+	ReasonKey                              // the node knows a different key of the relay than its current one
+	ReasonFull                             // the relay accepts no more sessions
 	ReasonRate                             // too many attempts
 	ReasonDraining                         // the relay is about to stop
-	ReasonNotPermitted                     // the mesh's policy does not tie the two nodes to each other
+	ReasonNotPermitted                     // the mesh's policy does not connect the two nodes
 	ReasonAway                             // the peer has no session with this relay
 )
 
@@ -132,7 +131,7 @@ func (r Reason) String() string {
 	return fmt.Sprintf("reason %d", uint8(r))
 }
 
-// Message is a datagram that carries no packet. Which fields count is the kind's matter; see the package comment.
+// Message is a datagram without packets. Its kind determines which fields are used; see the package comment.
 type Message struct {
 	Header
 	Peer    proto.NodeID
@@ -144,15 +143,15 @@ type Message struct {
 	BindInfo
 }
 
-// BindInfo is what only a Bind has.
+// BindInfo holds the fields that only a Bind has.
 type BindInfo struct {
-	RelayKey    [KeySize]byte // the key of the relay that the node knows
+	RelayKey    [KeySize]byte // the relay's key as known to the node
 	Ephemeral   [KeySize]byte
 	Certificate []byte // DER
 	Signature   []byte
 }
 
-// tagged says whether datagrams of a kind end with a tag.
+// tagged reports whether datagrams of a kind end with a tag.
 func (k Kind) tagged() bool {
 	switch k {
 	case Learned, Unknown, Unreached, Ping, Pong, Drain, Bye, Bound, Rebind:
@@ -161,7 +160,7 @@ func (k Kind) tagged() bool {
 	return false
 }
 
-// Append encodes a message that carries no packet; key is the session's, and fromRelay says who speaks.
+// Append encodes a message without packets; key is the session's, and fromRelay reports whether the relay is the sender.
 func Append(b []byte, m *Message, key *Key, fromRelay bool) []byte {
 	start := len(b)
 	b = append(b, make([]byte, HeaderSize)...)
@@ -201,7 +200,7 @@ func (m *Message) appendBody(b []byte) []byte {
 	return b
 }
 
-// bodySize is the length of a body whose length is fixed; of a Hello, at least.
+// bodySize returns the length of a body whose length is fixed.
 func (k Kind) bodySize() int {
 	switch k {
 	case Learned, Ping, Pong:
@@ -224,7 +223,7 @@ func (k Kind) bodySize() int {
 	return 0
 }
 
-// Parse decodes a datagram that carries no packet. Its tag is not checked: see Verify. Certificate and Signature point into b.
+// Parse decodes a datagram without packets. It does not check the tag: see Verify. Certificate and Signature point into b.
 func Parse(b []byte) (Message, error) {
 	if !Is(b) || len(b) > MaxControl {
 		return Message{}, malformed("%d bytes", len(b))
@@ -300,7 +299,7 @@ func takeText(b []byte, most int) (text, rest []byte, ok bool) {
 	return b[2 : 2+n : 2+n], b[2+n:], true
 }
 
-// appendAddr writes 16 bytes of address, IPv4 mapped into IPv6, and a port.
+// appendAddr appends 16 bytes of address, IPv4 mapped into IPv6, and a port.
 func appendAddr(b []byte, a netip.AddrPort) []byte {
 	ip := netip.IPv6Unspecified().As16()
 	if a.IsValid() {
@@ -309,7 +308,7 @@ func appendAddr(b []byte, a netip.AddrPort) []byte {
 	return binary.BigEndian.AppendUint16(append(b, ip[:]...), a.Port())
 }
 
-// parseAddr reads that; an unspecified address is none.
+// parseAddr is the inverse of appendAddr; an unspecified address means none.
 func parseAddr(b []byte) (netip.AddrPort, error) {
 	if len(b) != addrSize {
 		return netip.AddrPort{}, malformed("an address of %d bytes", len(b))

@@ -8,30 +8,30 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Path and Protocol are what a stream is asked for with: GET, and an Upgrade.
+// Path and Protocol are used to request a stream: with GET, and an Upgrade.
 const (
 	Path     = "/v1/relay"
 	Protocol = "redoubt-relay/1"
 )
 
 const (
-	// FrameSize is the length of a frame's head.
+	// FrameSize is the length of a frame's header.
 	FrameSize = 16
-	// MaxFrame bounds what follows: as much as one run.
+	// MaxFrame bounds what follows: as much as one run of packets.
 	MaxFrame = 1<<16 - 1
-	// maxControlFrame bounds it in frames without packets.
+	// maxControlFrame bounds what follows in frames without packets.
 	maxControlFrame = 64
 )
 
-// Frame is the head of one.
+// Frame is the header of a frame.
 type Frame struct {
 	Kind   Kind
-	Size   int // of each packet but the last
+	Size   int // of each packet except the last
 	Length int
 	Peer   proto.NodeID
 }
 
-// Append writes the head.
+// Append appends the header to b.
 func (f Frame) Append(b []byte) []byte {
 	b = append(b, byte(f.Kind), 0)
 	b = binary.BigEndian.AppendUint16(b, uint16(f.Size))
@@ -39,7 +39,7 @@ func (f Frame) Append(b []byte) []byte {
 	return binary.BigEndian.AppendUint64(b, uint64(f.Peer))
 }
 
-// ParseFrame reads a head of FrameSize bytes.
+// ParseFrame parses a header of FrameSize bytes.
 func ParseFrame(b []byte) (Frame, error) {
 	if len(b) < FrameSize {
 		return Frame{}, malformed("a frame's head of %d bytes", len(b))
@@ -66,7 +66,7 @@ func ParseFrame(b []byte) (Frame, error) {
 	return f, nil
 }
 
-// ReadFrame reads the next frame; what follows its head goes to buf, which holds MaxFrame bytes.
+// ReadFrame reads the next frame; what follows its header goes to buf, which holds MaxFrame bytes.
 func ReadFrame(r io.Reader, buf []byte) (Frame, []byte, error) {
 	var head [FrameSize]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {

@@ -12,16 +12,16 @@ import (
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
-// Key is a session's: tags are made with it.
+// Key is a session key, with which tags are made.
 type Key struct{ secret [sha256.Size]byte }
 
 // String hides the key from logs.
 func (k *Key) String() string { return "relay session key" }
 
-// domain separates what is signed and derived here from all else.
+// domain separates what is signed and derived here from everything else.
 const domain = "redoubt relay session v1"
 
-// Transcript is what a node signs to bind a session, and what the session's key hangs on.
+// Transcript returns what a node signs to bind a session, and what the session key is derived from.
 func Transcript(relay proto.NodeID, relayKey, ephemeral [KeySize]byte, session uint32, certificate []byte) [sha256.Size]byte {
 	h := sha256.New()
 	sum := sha256.Sum256(certificate)
@@ -37,7 +37,7 @@ func Transcript(relay proto.NodeID, relayKey, ephemeral [KeySize]byte, session u
 // Secret is a private X25519 key: the relay's, or a node's ephemeral one.
 type Secret struct{ key *ecdh.PrivateKey }
 
-// NewSecret draws one.
+// NewSecret generates a secret.
 func NewSecret(random io.Reader) (*Secret, error) {
 	var b [KeySize]byte
 	if _, err := io.ReadFull(random, b[:]); err != nil {
@@ -59,16 +59,16 @@ func ParseSecret(b []byte) (*Secret, error) {
 	return &Secret{k}, nil
 }
 
-// Expose is the secret itself, for whom keeps it.
+// Expose returns the secret itself, for storage.
 func (s *Secret) Expose() []byte { return s.key.Bytes() }
 
 // String hides the key from logs.
 func (s *Secret) String() string { return "relay secret" }
 
-// Public is the public half.
+// Public returns the public half.
 func (s *Secret) Public() [KeySize]byte { return [KeySize]byte(s.key.PublicKey().Bytes()) }
 
-// Agree makes the key of a session from this secret, the other side's public key and the transcript.
+// Agree derives the key of a session from this secret, the other side's public key and the transcript.
 func (s *Secret) Agree(other [KeySize]byte, transcript [sha256.Size]byte) (*Key, error) {
 	public, err := ecdh.X25519().NewPublicKey(other[:])
 	if err != nil {
@@ -96,7 +96,7 @@ func (k *Key) tag(b []byte, fromRelay bool) []byte {
 	return h.Sum(nil)[:TagSize]
 }
 
-// Verify says whether the tag of a whole datagram, which Parse took, is this key's.
+// Verify reports whether the tag of a whole datagram, which Parse has accepted, was made with this key.
 func (k *Key) Verify(b []byte, fromRelay bool) bool {
 	if len(b) < HeaderSize+TagSize || !Kind(b[0]).tagged() {
 		return false

@@ -21,7 +21,7 @@ func secret(t testing.TB) *relaymsg.Secret {
 	return s
 }
 
-// keys are the two ends' keys of one session.
+// keys returns the two ends' keys of one session.
 func keys(t testing.TB) (node, relay *relaymsg.Key) {
 	t.Helper()
 	a, b := secret(t), secret(t)
@@ -88,7 +88,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// Nothing that is answered without a session is answered by more bytes than it has.
+// Without a session, no answer is longer than the message it answers.
 func TestNoAmplification(t *testing.T) {
 	hello := relaymsg.Append(nil, &relaymsg.Message{Header: head(relaymsg.Hello)}, nil, false)
 	for _, kind := range []relaymsg.Kind{relaymsg.Challenge, relaymsg.Refused} {
