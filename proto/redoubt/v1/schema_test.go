@@ -9,10 +9,10 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// secret is what a field would be called that carries a key or what one is made of.
+// secret matches the names of fields that would carry a key or key material.
 var secret = regexp.MustCompile(`private|secret|seed|passphrase|password`)
 
-// TestNoMessageCarriesAPrivateKey: keys stay where they were made. What is called by such a name must be listed here.
+// TestNoMessageCarriesAPrivateKey checks that keys stay where they were made. A field with a suspicious name must be listed here.
 func TestNoMessageCarriesAPrivateKey(t *testing.T) {
 	known := map[protoreflect.FullName]string{
 		"redoubt.v1.TPMChallenge.secret": "encrypted for the TPM that is asked",
