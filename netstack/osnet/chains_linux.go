@@ -197,6 +197,14 @@ func dropRules() (out []rule) {
 	return out
 }
 
+// arpRules returns the rules of each chain for ARP. In a message for Ethernet and IPv4 the addresses are at offsets 14 and 24.
+func arpRules() []rule {
+	return []rule{
+		{"overlay source outside the tunnel", dropIn(set4, 14, 4)},
+		{"overlay destination outside the tunnel", dropIn(set4, 24, 4)},
+	}
+}
+
 // pass permits packets from one set to another, for each family.
 func pass(why, from4, from6, to4, to6 string) []rule {
 	let := func(v4 bool, from, to string) rule {

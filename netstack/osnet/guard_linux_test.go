@@ -2,6 +2,8 @@ package osnet
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"testing"
 
@@ -107,7 +109,7 @@ func TestARefusedTransactionMisleadsNobody(t *testing.T) {
 	i := instanceOf(configA())
 	for range 3 {
 		g.conn.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "nobody's"})
-		g.replace(i, duty{})
+		g.replace(inetContent(i, duty{}))
 		if err := g.ask("set a table", g.conn.Flush); !errors.Is(err, unix.ENOENT) {
 			t.Fatalf("a transaction that cannot be: %v", err)
 		}
@@ -115,6 +117,41 @@ func TestARefusedTransactionMisleadsNobody(t *testing.T) {
 			t.Errorf("listed %v, %v", got, err)
 		}
 	}
+}
+
+// TestGuardWithoutARP checks that a kernel without nftables for ARP gets the guard for IP packets, which then counts as whole.
+func TestGuardWithoutARP(t *testing.T) {
+	h, _ := oneHost(t)
+	g := nftOf(t, h)
+	i := instanceOf(configA())
+	isWhole := func(want bool) {
+		t.Helper()
+		if got, err := g.whole(i, duty{}); err != nil || got != want {
+			t.Errorf("whole: %v, %v; want %v", got, err, want)
+		}
+	}
+	// The kernel rejects a kind of chain that ARP does not have as it rejects ARP where it does not know that.
+	real := arpChains
+	t.Cleanup(func() { arpChains = real })
+	arpChains = []chain{{name: "input", kind: nftables.ChainTypeRoute, at: nftables.ChainHookRef(0)}}
+	if err := g.set(i, duty{}); err != nil {
+		t.Fatal(err)
+	}
+	isWhole(true)
+	if s := state(t, h); strings.Contains(s, fmt.Sprintf("table %d %s", nftables.TableFamilyARP, TablePrefix)) {
+		t.Errorf("there is a table for ARP, so the test proves nothing:\n%s", s)
+	}
+	// Once the kernel knows ARP, the next guard includes it.
+	arpChains = real
+	if err := g.set(i, duty{}); err != nil {
+		t.Fatal(err)
+	}
+	isWhole(true)
+	g.conn.DelTable(arpTable(i.device))
+	if err := g.ask("remove the table", g.conn.Flush); err != nil {
+		t.Fatal(err)
+	}
+	isWhole(false)
 }
 
 // TestGuardIsAskedByMany checks concurrent use: the keeper and callers of Clashes share one socket.

@@ -338,7 +338,7 @@ func TestKeeperRestoresWhatOthersRemove(t *testing.T) {
 			})
 		}
 	}
-	table := inetTable("redoubt0")
+	table, arp := inetTable("redoubt0"), arpTable("redoubt0")
 	for name, damage := range map[string]func() error{
 		"flush ruleset": nft((*nftables.Conn).FlushRuleset),
 		"flush table":   nft(func(c *nftables.Conn) { c.FlushTable(table) }),
@@ -348,6 +348,8 @@ func TestKeeperRestoresWhatOthersRemove(t *testing.T) {
 				Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}},
 			})
 		}),
+		"ARP":           nft(func(c *nftables.Conn) { c.DelTable(arp) }),
+		"rules for ARP": nft(func(c *nftables.Conn) { c.FlushTable(arp) }),
 		"address": func() error {
 			return rt.AddrDel(link, &netlink.Addr{IPNet: netOf(netip.PrefixFrom(ownA.V4, 32))})
 		},
