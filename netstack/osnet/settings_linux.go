@@ -256,7 +256,7 @@ func (h *Host) setGuard(c Config) error {
 			h.problem("this host leads nothing on, neither for the mesh nor by an exit node's marks: %v; load the modules "+
 				"nft_masq, nft_ct and nft_exthdr, or run a kernel with them", err)
 			wanted = nil
-			err = h.guard.set(mine, duty{notes: d.notes})
+			err = h.guardOnly(mine, d.notes)
 		}
 	}
 	if err != nil {
@@ -279,6 +279,17 @@ func (h *Host) setGuard(c Config) error {
 		h.log.Debug("this host's firewall not understood", "err", err)
 	}
 	return nil
+}
+
+// guardOnly sets the guard without duties, unless it is in place: every change of nftables wakes the keeper, so to set it each
+// time would never end. A transaction that the kernel rejected changes nothing, so all duties may be tried each time.
+func (h *Host) guardOnly(i instance, notes []setting) error {
+	d := duty{notes: notes}
+	whole, err := h.guard.whole(i, d)
+	if err != nil || whole {
+		return err
+	}
+	return h.guard.set(i, d)
 }
 
 // nearer returns the networks that this host is on and continues to reach without the mesh.
