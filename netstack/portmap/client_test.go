@@ -223,6 +223,23 @@ func TestUPnPRoutersWithManners(t *testing.T) {
 	})
 }
 
+// Each renewal asks for the public address, which the provider may have changed.
+func TestUPnPAnotherPublicAddress(t *testing.T) {
+	at(t, []portmap.Protocol{portmap.UPnP}, func(t *testing.T, h *home) {
+		for i, look := range []func(){
+			func() { h.wait(time.Hour) },
+			func() { h.client.Start(laptopPort); h.wait(time.Second) }, // as the agent does after a network change
+		} {
+			want := netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(50 + i)}), laptopPort)
+			h.gateway.change(func() { h.gateway.public = want.Addr() })
+			look()
+			if s := h.client.State(); s.External != want {
+				t.Errorf("%+v, want %s", s, want)
+			}
+		}
+	})
+}
+
 // Answers from other hosts on the LAN, and URLs that point elsewhere, are ignored.
 func TestWrongAddress(t *testing.T) {
 	at(t, nil, func(t *testing.T, h *home) {

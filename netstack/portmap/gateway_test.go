@@ -42,6 +42,7 @@ type gateway struct {
 	up     time.Time      // when it started
 	taken  int            // how often UPnP still reports that a port is taken
 	asked  map[string]int // number of requests by kind
+	public netip.Addr     // address that UPnP reports
 	moved  string         // control URL that UPnP reports, if set
 
 	done []func() error
@@ -51,7 +52,7 @@ type gateway struct {
 func newGateway(t *testing.T, nat *sim.NAT, speaks ...portmap.Protocol) *gateway {
 	t.Helper()
 	g := &gateway{
-		t: t, nat: nat, host: nat.Host("gateway", gatewayAddr), speaks: map[portmap.Protocol]bool{}, life: 7200,
+		t: t, nat: nat, host: nat.Host("gateway", gatewayAddr), speaks: map[portmap.Protocol]bool{}, life: 7200, public: outside,
 		up: time.Now().Add(-1000 * time.Second), asked: map[string]int{},
 	}
 	for _, p := range speaks {
@@ -228,7 +229,7 @@ func (g *gateway) serve(w http.ResponseWriter, r *http.Request) {
 	inside := netip.AddrPortFrom(laptopAddr, laptopPort)
 	switch action {
 	case "GetExternalIPAddress":
-		content = "<NewExternalIPAddress>" + outside.String() + "</NewExternalIPAddress>"
+		content = "<NewExternalIPAddress>" + g.public.String() + "</NewExternalIPAddress>"
 	case "AddPortMapping":
 		switch {
 		case g.taken > 0:

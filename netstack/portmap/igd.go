@@ -45,6 +45,9 @@ func (m *Machine) call(action string, args ...[2]string) Fetch {
 	return f
 }
 
+// outside asks for the external address, at each renewal too: the provider may have changed it.
+func (m *Machine) outside() Fetch { return m.call("GetExternalIPAddress") }
+
 func (m *Machine) add() Fetch {
 	lease := upnpLease
 	if m.upnp.forever {
@@ -115,7 +118,7 @@ func (m *Machine) described(now time.Time, e Fetched) []Effect {
 		return m.upnpFailed(now, "the router's UPnP description cannot be read")
 	}
 	m.upnp.service = s
-	return []Effect{m.call("GetExternalIPAddress")}
+	return []Effect{m.outside()}
 }
 
 // upnpFailed gives up on UPnP; a mapping that could not be renewed may live on.

@@ -209,8 +209,8 @@ func (m *Machine) request(now time.Time) []Effect {
 		m.addr, m.port = netip.Addr{}, answer{}
 		return []Effect{Send{to, appendAddrRequest(nil)}, Send{to, appendNATPMP(nil, m.start.Port, m.suggestion().Port(), lifetime)}}
 	case m.state.Protocol == UPnP:
-		m.next = now.Add(fetchTime)
-		return []Effect{m.add()}
+		m.next = now.Add(2 * fetchTime)
+		return []Effect{m.outside()}
 	}
 	return []Effect{pcp}
 }
