@@ -43,6 +43,8 @@ type gateway struct {
 	taken  int            // how often UPnP still reports that a port is taken
 	asked  map[string]int // number of requests by kind
 	public netip.Addr     // address that UPnP reports
+	web    string         // where UPnP is served
+	unweb  func() error   // stops serving it
 	moved  string         // control URL that UPnP reports, if set
 
 	done []func() error
@@ -60,14 +62,31 @@ func newGateway(t *testing.T, nat *sim.NAT, speaks ...portmap.Protocol) *gateway
 	}
 	g.ctl = g.listen(5351, g.control)
 	g.listen(1900, g.search)
-	l, err := g.host.Listen("tcp", "192.168.1.1:5000")
+	g.serveAt("192.168.1.1:5000")
+	g.done = append(g.done, func() error { return g.unweb() })
+	return g
+}
+
+// serveAt starts UPnP at an address.
+func (g *gateway) serveAt(at string) {
+	g.t.Helper()
+	l, err := g.host.Listen("tcp", at)
 	if err != nil {
-		t.Fatal(err)
+		g.t.Fatal(err)
 	}
 	s := &http.Server{Handler: http.HandlerFunc(g.serve)}
 	g.wg.Go(func() { _ = s.Serve(l) }) // until it is closed
-	g.done = append(g.done, s.Close)
-	return g
+	g.change(func() { g.web, g.unweb = at, s.Close })
+}
+
+// restart drops all mappings and starts UPnP at another address.
+func (g *gateway) restart(at string) {
+	g.t.Helper()
+	if err := g.unweb(); err != nil {
+		g.t.Fatal(err)
+	}
+	g.reboot()
+	g.serveAt(at)
 }
 
 func (g *gateway) listen(port uint16, f func(c *sim.UDPConn, msg []byte, from netip.AddrPort)) *sim.UDPConn {
@@ -193,7 +212,8 @@ func (g *gateway) forward(inside netip.AddrPort, port uint16, life uint32) (neti
 
 func (g *gateway) search(c *sim.UDPConn, msg []byte, from netip.AddrPort) {
 	if g.speaks[portmap.UPnP] && strings.Contains(string(msg), "M-SEARCH") {
-		const answer = "HTTP/1.1 200 OK\r\nST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\nLocation: http://192.168.1.1:5000/root.xml\r\n\r\n"
+		g.asked["M-SEARCH"]++
+		answer := "HTTP/1.1 200 OK\r\nST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\nLocation: http://" + g.web + "/root.xml\r\n\r\n"
 		_, _ = c.WriteTo([]byte(answer), udp(from)) // an error means silence
 	}
 }
