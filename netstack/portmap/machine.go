@@ -382,6 +382,8 @@ func (m *Machine) natpmp(now time.Time, a answer) []Effect {
 		return nil
 	case m.stage != natpmp && m.stage != held, m.stage == held && m.state.Protocol != NATPMP:
 		return nil
+	case a.result == resultVersion, a.op != opAnnounce && a.op != opMap:
+		return nil // to a repeated PCP request, or to nothing of ours
 	case a.result != 0:
 		return m.refused(now, a.reason())
 	}
