@@ -425,6 +425,38 @@ func TestTwoAgentsInOneNamespace(t *testing.T) {
 	same(t, "at the end", strings.Join(without, "\n"), state(t, h))
 }
 
+// TestARefusedDeviceIsLeftAlone checks that Down restores the device that Up used, and not one that it refused before.
+func TestARefusedDeviceIsLeftAlone(t *testing.T) {
+	h, _ := oneHost(t)
+	openTunnel(t, h, "redoubt1")
+	openTunnel(t, h, "redoubt2")
+	a, _ := inNetwork(t, h)
+	b, _ := inNetwork(t, h)
+	up(t, h, a, configA())
+
+	c := configA()
+	c.Interface = "redoubt1"
+	if err := h.Do(func() error { return b.Up(c) }); err == nil {
+		t.Fatal("the same range on a second device was taken")
+	}
+	refused, err := h.Netlink().LinkByName("redoubt1")
+	if err == nil {
+		err = errors.Join(h.Netlink().LinkSetMTU(refused, 1400), h.Netlink().LinkSetUp(refused))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := state(t, h)
+	c.Interface = "redoubt2"
+	c.Mesh.V4, c.Mesh.V6 = netip.MustParsePrefix("100.96.0.0/16"), netip.MustParsePrefix("fd99::/48")
+	c.Addrs.V4, c.Addrs.V6 = netip.MustParseAddr("100.96.0.1"), netip.MustParseAddr("fd99::1")
+	up(t, h, b, c)
+	if err := b.Down(); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "after Down", before, state(t, h))
+}
+
 func TestWithoutIPv6(t *testing.T) {
 	for _, where := range []string{"redoubt0", "all"} {
 		h, tun := oneHost(t)
