@@ -243,7 +243,7 @@ func TestClosedGuardAsksNobody(t *testing.T) {
 type plainGuard struct{ guard }
 
 func (g plainGuard) set(i instance, d duty) error {
-	if len(d.serve) > 0 || d.mark != 0 {
+	if len(d.serve) > 0 || d.mark {
 		return guardError("set the guard", unix.ENOENT)
 	}
 	return g.guard.set(i, d)

@@ -226,12 +226,9 @@ func (h *Host) make(wanted []setting) error {
 
 // dutyOf returns the guard's duty for a config.
 func (h *Host) dutyOf(c Config) duty {
-	d := duty{serve: outermost(c.Serve.Routes), notes: slices.Clone(h.notes)}
+	d := duty{serve: outermost(c.Serve.Routes), mark: c.Exit.On, notes: slices.Clone(h.notes)}
 	if len(d.serve) > 0 {
 		d.snat, d.mtu = c.Serve.SNAT, c.MTU
-	}
-	if c.Exit.On {
-		d.mark = c.Mark
 	}
 	return d
 }
@@ -252,7 +249,7 @@ func (h *Host) setGuard(c Config) error {
 	d := h.dutyOf(c)
 	whole, err := h.guard.whole(mine, d)
 	if err == nil && !whole {
-		if err = h.guard.set(mine, d); err != nil && (len(d.serve) > 0 || d.mark != 0) {
+		if err = h.guard.set(mine, d); err != nil && (len(d.serve) > 0 || d.mark) {
 			h.problem("this host leads nothing on, neither for the mesh nor by an exit node's marks: %v; load the modules "+
 				"nft_masq, nft_ct and nft_exthdr, or run a kernel with them", err)
 			wanted = nil
