@@ -98,7 +98,7 @@ func (a *Agent) openPath(self *identity.Self) (_ *dataPath, err error) {
 		return nil, err
 	}
 	bounds := path.Bounds{Overlay: []netip.Prefix{mesh.V4, mesh.V6}}
-	p.bind = a.cfg.Edges.NewBind(bind.Config{Bounds: bounds, Mark: osnet.DefaultMark, Readers: runtime.GOMAXPROCS(0)})
+	p.bind = a.cfg.Edges.NewBind(bind.Config{Bounds: bounds, Mark: osnet.Mark, Readers: runtime.GOMAXPROCS(0)})
 	a.shown.Store(self)
 	if p.steering, err = a.openSteering(self, p.bind, bounds); err != nil {
 		return nil, err

@@ -274,7 +274,7 @@ func marked(t *testing.T, h *lab.Host, to netip.Addr) error {
 		d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 			var err error
 			return errors.Join(c.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, DefaultMark)
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, Mark)
 			}), err)
 		}}
 		c, err := d.DialContext(t.Context(), "udp", netip.AddrPortFrom(to, service).String())

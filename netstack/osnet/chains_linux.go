@@ -16,8 +16,8 @@ import (
 type duty struct {
 	serve []netip.Prefix // outermost, sorted
 	snat  bool
-	mtu   int    // of the tunnel; forwarded TCP is clamped to it
-	mark  uint32 // of underlay sockets whose replies should carry it; 0 means none
+	mtu   int  // of the tunnel; forwarded TCP is clamped to it
+	mark  bool // replies to underlay sockets carry their mark
 	// notes are the previous values of the host's settings, for whoever restores them.
 	notes []setting
 }
@@ -136,8 +136,8 @@ func chainsOf(i instance, d duty) []chain {
 			})
 		}
 	}
-	if d.mark != 0 {
-		out = append(out, markChains(d.mark)...)
+	if d.mark {
+		out = append(out, markChains()...)
 	}
 	if len(d.notes) > 0 {
 		c := chain{name: noted}
@@ -197,6 +197,14 @@ func dropRules() (out []rule) {
 	return out
 }
 
+// arpRules returns the rules of each chain for ARP. In a message for Ethernet and IPv4 the addresses are at offsets 14 and 24.
+func arpRules() []rule {
+	return []rule{
+		{"overlay source outside the tunnel", dropIn(set4, 14, 4)},
+		{"overlay destination outside the tunnel", dropIn(set4, 24, 4)},
+	}
+}
+
 // pass permits packets from one set to another, for each family.
 func pass(why, from4, from6, to4, to6 string) []rule {
 	let := func(v4 bool, from, to string) rule {
@@ -251,9 +259,9 @@ func clampRules(device string, mtu int) (out []rule) {
 
 // markChains give replies to underlay sockets the mark of the socket: without it a host that verifies source addresses
 // (rp_filter) considers them spoofed, since all unmarked packets go through the exit node.
-func markChains(mark uint32) []chain {
+func markChains() []chain {
 	isMark := func() expr.Any {
-		return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(mark)}
+		return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(Mark)}
 	}
 	return []chain{
 		{name: "recall", at: nftables.ChainHookPrerouting, priority: changes, rules: []rule{{"an answer to an underlay socket", []expr.Any{

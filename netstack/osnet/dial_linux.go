@@ -42,7 +42,7 @@ func Listener() *net.ListenConfig { return &net.ListenConfig{Control: mark} }
 func mark(_, _ string, c syscall.RawConn) error {
 	var err error
 	if e := c.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, DefaultMark)
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, Mark)
 	}); e != nil {
 		return e
 	}

@@ -80,6 +80,8 @@ type nft struct {
 	conn   *nftables.Conn
 	socket *netlink.Conn // the socket of conn
 	closed bool
+	// noARP means that the kernel has no nftables for ARP, so that set leaves that table out.
+	noARP bool
 }
 
 // answerTime bounds how long the kernel may take for one answer. It normally answers at once; the limit keeps a lost answer from
@@ -95,14 +97,11 @@ const (
 	noted   = "before"
 )
 
-// ARP has its own hooks and offsets: the addresses in an ARP message for Ethernet and IPv4 are at offsets 14 and 24.
-var (
-	arpChains = []chain{
-		{name: "input", at: nftables.ChainHookRef(0)},
-		{name: "output", at: nftables.ChainHookRef(1)},
-	}
-	arpOffsets = []uint32{14, 24}
-)
+// arpChains are the chains of the table for ARP, which has its own hooks.
+var arpChains = []chain{
+	{name: "input", at: nftables.ChainHookRef(0), rules: arpRules()},
+	{name: "output", at: nftables.ChainHookRef(1), rules: arpRules()},
+}
 
 // newNFT opens a socket in the network namespace of the calling thread; the socket stays there.
 func newNFT() (guard, error) {
@@ -123,12 +122,18 @@ func guardError(what string, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%s: %w; run as root or with CAP_NET_ADMIN", what, err)
-	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT),
-		errors.Is(err, unix.EINVAL), errors.Is(err, fs.ErrNotExist):
+	case unsupported(err):
 		return fmt.Errorf("%s: %w; this kernel lacks what the guard against bypass needs, so nothing passes: "+
 			"load the module nf_tables, or run a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET", what, err)
 	}
 	return fmt.Errorf("%s: %w", what, err)
+}
+
+// unsupported reports whether an error is one by which kernels reject what they have not been built for.
+func unsupported(err error) bool {
+	return slices.ContainsFunc(
+		[]error{unix.EPROTONOSUPPORT, unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.EINVAL, fs.ErrNotExist},
+		func(e error) bool { return errors.Is(err, e) })
 }
 
 func (g *nft) close() error {
@@ -184,6 +189,21 @@ func inetTable(device string) *nftables.Table {
 
 func arpTable(device string) *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyARP, Name: TablePrefix + device}
+}
+
+// content is what one of our tables holds.
+type content struct {
+	table  *nftables.Table
+	sets   []namedSet
+	chains []chain
+}
+
+func inetContent(i instance, d duty) content {
+	return content{inetTable(i.device), setsOf(i, d), chainsOf(i, d)}
+}
+
+func arpContent(i instance) content {
+	return content{arpTable(i.device), []namedSet{{set4, true, []netip.Prefix{i.v4}}}, arpChains}
 }
 
 func (g *nft) tables() (tables []*nftables.Table, err error) {
@@ -311,44 +331,33 @@ func (g *nft) set(i instance, d duty) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	what := "set nftables' table inet " + TablePrefix + i.device
-	g.replace(i, d)
-	g.replaceARP(i)
+	g.replace(inetContent(i, d))
+	g.replace(arpContent(i))
 	err := g.ask(what, g.conn.Flush)
-	// A kernel without nftables for ARP rejects the whole transaction. The guard for IP packets must not depend on that.
-	if err != nil && !errors.Is(err, unix.EPERM) {
-		g.replace(i, d)
+	without := unsupported(err)
+	if without {
+		// A kernel without nftables for ARP rejects the whole transaction. The guard for IP packets must not depend on that.
+		g.replace(inetContent(i, d))
 		err = g.ask(what, g.conn.Flush)
+	}
+	if err == nil {
+		g.noARP = without
 	}
 	return err
 }
 
-// replace queues the replacement of the table. Adding it first makes the deletion always succeed.
-func (g *nft) replace(i instance, d duty) {
-	t := inetTable(i.device)
-	g.conn.AddTable(t)
-	g.conn.DelTable(t)
-	g.conn.AddTable(t)
-	for _, s := range setsOf(i, d) {
-		g.addSet(t, s)
+// replace queues the replacement of a table. Adding it first makes the deletion always succeed.
+func (g *nft) replace(c content) {
+	g.conn.AddTable(c.table)
+	g.conn.DelTable(c.table)
+	g.conn.AddTable(c.table)
+	for _, s := range c.sets {
+		g.addSet(c.table, s)
 	}
-	for _, c := range chainsOf(i, d) {
-		made := g.conn.AddChain(c.in(t))
-		for _, r := range c.rules {
-			g.conn.AddRule(&nftables.Rule{Table: t, Chain: made, Exprs: r.exprs, UserData: r.comment()})
-		}
-	}
-}
-
-func (g *nft) replaceARP(i instance) {
-	t := arpTable(i.device)
-	g.conn.AddTable(t)
-	g.conn.DelTable(t)
-	g.conn.AddTable(t)
-	g.addSet(t, namedSet{set4, true, []netip.Prefix{i.v4}})
-	for _, c := range arpChains {
-		made := g.conn.AddChain(c.in(t))
-		for _, offset := range arpOffsets {
-			g.conn.AddRule(&nftables.Rule{Table: t, Chain: made, Exprs: dropIn(set4, offset, 4)})
+	for _, x := range c.chains {
+		made := g.conn.AddChain(x.in(c.table))
+		for _, r := range x.rules {
+			g.conn.AddRule(&nftables.Rule{Table: c.table, Chain: made, Exprs: r.exprs, UserData: r.comment()})
 		}
 	}
 }
@@ -366,34 +375,41 @@ func (g *nft) addSet(t *nftables.Table, n namedSet) {
 func (g *nft) whole(i instance, d duty) (bool, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	t := inetTable(i.device)
-	for _, s := range setsOf(i, d) {
-		same, err := g.sameSet(t, s)
+	same, err := g.sameContent(inetContent(i, d))
+	if !same || err != nil || g.noARP {
+		return same, err
+	}
+	return g.sameContent(arpContent(i))
+}
+
+// sameContent reports whether a table exists with exactly this content.
+func (g *nft) sameContent(want content) (bool, error) {
+	for _, s := range want.sets {
+		same, err := g.sameSet(want.table, s)
 		if !same || err != nil {
 			return false, err
 		}
 	}
-	chains, err := g.chains()
+	chains, err := g.chains(want.table.Family)
 	if err != nil {
 		return false, err
 	}
-	want := chainsOf(i, d)
 	found := 0
 	for _, c := range chains {
-		if c.Table.Name != t.Name {
+		if c.Table.Name != want.table.Name {
 			continue
 		}
-		at := slices.IndexFunc(want, func(w chain) bool { return w.is(c) })
+		at := slices.IndexFunc(want.chains, func(w chain) bool { return w.is(c) })
 		if at < 0 {
 			return false, nil
 		}
-		got, err := g.rules(t, c)
-		if err != nil || !slices.EqualFunc(got, want[at].rules, sameRule) {
+		got, err := g.rules(want.table, c)
+		if err != nil || !slices.EqualFunc(got, want.chains[at].rules, sameRule) {
 			return false, err
 		}
 		found++
 	}
-	return found == len(want), nil
+	return found == len(want.chains), nil
 }
 
 // sameSet reports whether the set exists with exactly these elements.
@@ -435,9 +451,9 @@ func (g *nft) elements(s *nftables.Set) (elements []nftables.SetElement, err err
 	return elements, err
 }
 
-func (g *nft) chains() (chains []*nftables.Chain, err error) {
+func (g *nft) chains(family nftables.TableFamily) (chains []*nftables.Chain, err error) {
 	err = g.ask("list nftables' chains", func() error {
-		chains, err = g.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+		chains, err = g.conn.ListChainsOfTableFamily(family)
 		return err
 	})
 	return chains, err
@@ -454,11 +470,11 @@ func (g *nft) rules(t *nftables.Table, c *nftables.Chain) (rules []*nftables.Rul
 func (g *nft) notes(device string) ([]setting, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	chains, err := g.chains()
+	t := inetTable(device)
+	chains, err := g.chains(t.Family)
 	if err != nil {
 		return nil, err
 	}
-	t := inetTable(device)
 	var out []setting
 	for _, c := range chains {
 		if c.Table.Name != t.Name || c.Name != noted {

@@ -1,7 +1,10 @@
 package osnet
 
 import (
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"testing"
 
@@ -29,6 +32,39 @@ func nftOf(t *testing.T, h *lab.Host) *nft {
 		}
 	})
 	return g.(*nft)
+}
+
+// generation returns the number of changes to nftables in the host's namespace.
+func generation(t *testing.T, h *lab.Host) (n uint32) {
+	t.Helper()
+	err := h.Do(func() error {
+		conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+		if err != nil {
+			return err
+		}
+		answers, err := conn.Execute(netlink.Message{
+			Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
+			Data:   make([]byte, 4),
+		})
+		if err != nil {
+			return errors.Join(err, conn.Close())
+		}
+		attributes, err := netlink.NewAttributeDecoder(answers[0].Data[4:])
+		if err != nil {
+			return errors.Join(err, conn.Close())
+		}
+		attributes.ByteOrder = binary.BigEndian
+		for attributes.Next() {
+			if attributes.Type() == unix.NFTA_GEN_ID {
+				n = attributes.Uint32()
+			}
+		}
+		return errors.Join(attributes.Err(), conn.Close())
+	})
+	if err != nil || n == 0 {
+		t.Fatalf("generation %d of nftables: %v", n, err)
+	}
+	return n
 }
 
 // stray sends requests to the kernel and leaves the answers in the socket, as failed operations do: two errors and a whole dump.
@@ -107,7 +143,7 @@ func TestARefusedTransactionMisleadsNobody(t *testing.T) {
 	i := instanceOf(configA())
 	for range 3 {
 		g.conn.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "nobody's"})
-		g.replace(i, duty{})
+		g.replace(inetContent(i, duty{}))
 		if err := g.ask("set a table", g.conn.Flush); !errors.Is(err, unix.ENOENT) {
 			t.Fatalf("a transaction that cannot be: %v", err)
 		}
@@ -115,6 +151,41 @@ func TestARefusedTransactionMisleadsNobody(t *testing.T) {
 			t.Errorf("listed %v, %v", got, err)
 		}
 	}
+}
+
+// TestGuardWithoutARP checks that a kernel without nftables for ARP gets the guard for IP packets, which then counts as whole.
+func TestGuardWithoutARP(t *testing.T) {
+	h, _ := oneHost(t)
+	g := nftOf(t, h)
+	i := instanceOf(configA())
+	isWhole := func(want bool) {
+		t.Helper()
+		if got, err := g.whole(i, duty{}); err != nil || got != want {
+			t.Errorf("whole: %v, %v; want %v", got, err, want)
+		}
+	}
+	// The kernel rejects a kind of chain that ARP does not have as it rejects ARP where it does not know that.
+	real := arpChains
+	t.Cleanup(func() { arpChains = real })
+	arpChains = []chain{{name: "input", kind: nftables.ChainTypeRoute, at: nftables.ChainHookRef(0)}}
+	if err := g.set(i, duty{}); err != nil {
+		t.Fatal(err)
+	}
+	isWhole(true)
+	if s := state(t, h); strings.Contains(s, fmt.Sprintf("table %d %s", nftables.TableFamilyARP, TablePrefix)) {
+		t.Errorf("there is a table for ARP, so the test proves nothing:\n%s", s)
+	}
+	// Once the kernel knows ARP, the next guard includes it.
+	arpChains = real
+	if err := g.set(i, duty{}); err != nil {
+		t.Fatal(err)
+	}
+	isWhole(true)
+	g.conn.DelTable(arpTable(i.device))
+	if err := g.ask("remove the table", g.conn.Flush); err != nil {
+		t.Fatal(err)
+	}
+	isWhole(false)
 }
 
 // TestGuardIsAskedByMany checks concurrent use: the keeper and callers of Clashes share one socket.
@@ -165,5 +236,46 @@ func TestClosedGuardAsksNobody(t *testing.T) {
 	}
 	if err := g.set(instanceOf(configA()), duty{}); !errors.Is(err, errClosed) {
 		t.Errorf("set: %v", err)
+	}
+}
+
+// plainGuard acts like a kernel without nft_masq, nft_ct and nft_exthdr.
+type plainGuard struct{ guard }
+
+func (g plainGuard) set(i instance, d duty) error {
+	if len(d.serve) > 0 || d.mark {
+		return guardError("set the guard", unix.ENOENT)
+	}
+	return g.guard.set(i, d)
+}
+
+// TestGuardWithoutAllItsDuties checks that a guard that the kernel supports only in part is not made again and again, and that it
+// gets its duties once the kernel supports them.
+func TestGuardWithoutAllItsDuties(t *testing.T) {
+	h, _ := oneHost(t)
+	n, _ := inNetwork(t, h)
+	real := n.guard
+	n.guard = plainGuard{real}
+	if err := h.Do(func() error { return n.Up(beyondA()) }); err != nil {
+		t.Fatal(err)
+	}
+	made := generation(t, h)
+	for range 2 {
+		if !n.keep() {
+			t.Fatal("the guard is not kept")
+		}
+		if err := problem(n, "nft_masq")(); err != nil {
+			t.Error(err)
+		}
+		if again := generation(t, h); again != made {
+			t.Fatalf("the guard was made again: generation %d, then %d", made, again)
+		}
+	}
+	n.mu.Lock()
+	n.guard = real
+	n.mu.Unlock()
+	up(t, h, n, beyondA())
+	if generation(t, h) == made {
+		t.Error("the guard did not get its duties")
 	}
 }

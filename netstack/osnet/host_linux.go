@@ -108,11 +108,11 @@ func (h *Host) open(c Config) error {
 	if !ok {
 		return fmt.Errorf("there is no device %s: open the TUN device before Up", c.Interface)
 	}
-	if h.before == nil {
-		h.before = describe(link)
-	}
 	if err := h.refuse(c); err != nil {
 		return err
+	}
+	if h.before == nil {
+		h.before = describe(link)
 	}
 
 	// Settings that differ by device are opened here, since the keeper's thread may be in another namespace.

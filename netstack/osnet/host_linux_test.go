@@ -69,47 +69,13 @@ func TestUpAgainChangesNothing(t *testing.T) {
 		h, _ := oneHost(t)
 		n, _ := inNetwork(t, h)
 		up(t, h, n, c)
-		first, handles := state(t, h), ruleHandles(t, h)
+		first, made := state(t, h), generation(t, h)
 		up(t, h, n, c)
 		same(t, name+": second Up", first, state(t, h))
-		if again := ruleHandles(t, h); again != handles {
-			t.Errorf("%s: the guard was made again: rules %s, then %s", name, handles, again)
+		if again := generation(t, h); again != made {
+			t.Errorf("%s: the guard was made again: generation %d, then %d", name, made, again)
 		}
 	}
-}
-
-// ruleHandles returns the kernel's handles of the rules in our table; they change when the table is replaced.
-func ruleHandles(t *testing.T, h *lab.Host) string {
-	t.Helper()
-	var out strings.Builder
-	err := h.Do(func() error {
-		conn, err := nftables.New()
-		if err != nil {
-			return err
-		}
-		table := inetTable("redoubt0")
-		chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
-		if err != nil {
-			return err
-		}
-		for _, chain := range chains {
-			if chain.Table.Name != table.Name {
-				continue
-			}
-			rules, err := conn.GetRules(table, chain)
-			if err != nil {
-				return err
-			}
-			for _, r := range rules {
-				fmt.Fprint(&out, r.Handle, " ")
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out.String()
 }
 
 // furnish gives the host the user's own rules, routes and tables, some of which resemble ours.
@@ -271,10 +237,10 @@ func TestChangedConfigIsBroughtAbout(t *testing.T) {
 	up(t, h, n, configA())
 	c := configA()
 	c.Addrs.V4, c.Addrs.V6 = netip.MustParseAddr("100.80.1.1"), netip.MustParseAddr("fd12:3456:789a::1:1")
-	c.MTU, c.Table, c.Mark = 1420, 7708, 99
+	c.MTU, c.Table = 1420, 7708
 	up(t, h, n, c)
 	now := state(t, h)
-	for _, old := range []string{"100.80.0.5", "fd12:3456:789a::5/", "table 7707", "mark 21060"} {
+	for _, old := range []string{"100.80.0.5", "fd12:3456:789a::5/", "table 7707"} {
 		if strings.Contains(now, old) {
 			t.Errorf("%s is still there:\n%s", old, now)
 		}
@@ -300,7 +266,7 @@ func TestMarkedSocketsNeverLoop(t *testing.T) {
 			d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 				var err error
 				return errors.Join(c.Control(func(fd uintptr) {
-					err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, DefaultMark)
+					err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, Mark)
 				}), err)
 			}}
 			c, err := d.Dial("udp", netip.AddrPortFrom(to, 9).String())
@@ -338,7 +304,7 @@ func TestKeeperRestoresWhatOthersRemove(t *testing.T) {
 			})
 		}
 	}
-	table := inetTable("redoubt0")
+	table, arp := inetTable("redoubt0"), arpTable("redoubt0")
 	for name, damage := range map[string]func() error{
 		"flush ruleset": nft((*nftables.Conn).FlushRuleset),
 		"flush table":   nft(func(c *nftables.Conn) { c.FlushTable(table) }),
@@ -348,6 +314,8 @@ func TestKeeperRestoresWhatOthersRemove(t *testing.T) {
 				Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}},
 			})
 		}),
+		"ARP":           nft(func(c *nftables.Conn) { c.DelTable(arp) }),
+		"rules for ARP": nft(func(c *nftables.Conn) { c.FlushTable(arp) }),
 		"address": func() error {
 			return rt.AddrDel(link, &netlink.Addr{IPNet: netOf(netip.PrefixFrom(ownA.V4, 32))})
 		},
@@ -455,6 +423,38 @@ func TestTwoAgentsInOneNamespace(t *testing.T) {
 		}
 	}
 	same(t, "at the end", strings.Join(without, "\n"), state(t, h))
+}
+
+// TestARefusedDeviceIsLeftAlone checks that Down restores the device that Up used, and not one that it refused before.
+func TestARefusedDeviceIsLeftAlone(t *testing.T) {
+	h, _ := oneHost(t)
+	openTunnel(t, h, "redoubt1")
+	openTunnel(t, h, "redoubt2")
+	a, _ := inNetwork(t, h)
+	b, _ := inNetwork(t, h)
+	up(t, h, a, configA())
+
+	c := configA()
+	c.Interface = "redoubt1"
+	if err := h.Do(func() error { return b.Up(c) }); err == nil {
+		t.Fatal("the same range on a second device was taken")
+	}
+	refused, err := h.Netlink().LinkByName("redoubt1")
+	if err == nil {
+		err = errors.Join(h.Netlink().LinkSetMTU(refused, 1400), h.Netlink().LinkSetUp(refused))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := state(t, h)
+	c.Interface = "redoubt2"
+	c.Mesh.V4, c.Mesh.V6 = netip.MustParsePrefix("100.96.0.0/16"), netip.MustParsePrefix("fd99::/48")
+	c.Addrs.V4, c.Addrs.V6 = netip.MustParseAddr("100.96.0.1"), netip.MustParseAddr("fd99::1")
+	up(t, h, b, c)
+	if err := b.Down(); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "after Down", before, state(t, h))
 }
 
 func TestWithoutIPv6(t *testing.T) {

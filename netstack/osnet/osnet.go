@@ -20,8 +20,8 @@ const (
 	// RulePriority is the priority of the rule for marked packets. The rule for our table comes next, and then the rule that
 	// sends traffic beyond the mesh to it.
 	RulePriority = 5150
-	// DefaultMark is the SO_MARK of underlay sockets.
-	DefaultMark = 0x5244
+	// Mark is the SO_MARK of underlay sockets. It is the same for all: sockets are opened before anything is configured.
+	Mark = 0x5244
 	// TablePrefix and the device's name form the name of the nftables table.
 	TablePrefix = "redoubt-"
 )
@@ -45,8 +45,6 @@ type Config struct {
 	Addrs     proto.Addrs
 	Mesh      proto.Mesh
 	MTU       int
-	// Mark is the SO_MARK of underlay sockets; zero means DefaultMark.
-	Mark uint32
 	// Table is the routing table to use; zero means DefaultTable.
 	Table int
 	// Routes are networks behind peers to route to the device. They lie outside the mesh's ranges.
@@ -82,9 +80,6 @@ type Network interface {
 
 // withDefaults fills in omitted fields.
 func (c Config) withDefaults() Config {
-	if c.Mark == 0 {
-		c.Mark = DefaultMark
-	}
 	if c.Table == 0 {
 		c.Table = DefaultTable
 	}

@@ -73,7 +73,7 @@ func rules(c Config) []netlink.Rule {
 	for _, p := range []netip.Prefix{c.Mesh.V4, c.Mesh.V6} {
 		marked := netlink.NewRule()
 		marked.Priority, marked.Protocol, marked.Dst, marked.Family = RulePriority, RouteProtocol, netOf(p), familyOf(p)
-		marked.Mark, marked.Type = c.Mark, nl.FR_ACT_UNREACHABLE
+		marked.Mark, marked.Type = Mark, nl.FR_ACT_UNREACHABLE
 		to := netlink.NewRule()
 		to.Priority, to.Protocol, to.Dst, to.Family = RulePriority+1, RouteProtocol, netOf(p), familyOf(p)
 		to.Table = c.Table
@@ -85,7 +85,7 @@ func rules(c Config) []netlink.Rule {
 	for _, family := range families {
 		beyond := netlink.NewRule()
 		beyond.Priority, beyond.Protocol, beyond.Family, beyond.Table = RulePriority+2, RouteProtocol, family, c.Table
-		beyond.Mark, beyond.Invert = c.Mark, true
+		beyond.Mark, beyond.Invert = Mark, true
 		out = append(out, *beyond)
 	}
 	return out

@@ -226,12 +226,9 @@ func (h *Host) make(wanted []setting) error {
 
 // dutyOf returns the guard's duty for a config.
 func (h *Host) dutyOf(c Config) duty {
-	d := duty{serve: outermost(c.Serve.Routes), notes: slices.Clone(h.notes)}
+	d := duty{serve: outermost(c.Serve.Routes), mark: c.Exit.On, notes: slices.Clone(h.notes)}
 	if len(d.serve) > 0 {
 		d.snat, d.mtu = c.Serve.SNAT, c.MTU
-	}
-	if c.Exit.On {
-		d.mark = c.Mark
 	}
 	return d
 }
@@ -252,11 +249,11 @@ func (h *Host) setGuard(c Config) error {
 	d := h.dutyOf(c)
 	whole, err := h.guard.whole(mine, d)
 	if err == nil && !whole {
-		if err = h.guard.set(mine, d); err != nil && (len(d.serve) > 0 || d.mark != 0) {
+		if err = h.guard.set(mine, d); err != nil && (len(d.serve) > 0 || d.mark) {
 			h.problem("this host leads nothing on, neither for the mesh nor by an exit node's marks: %v; load the modules "+
 				"nft_masq, nft_ct and nft_exthdr, or run a kernel with them", err)
 			wanted = nil
-			err = h.guard.set(mine, duty{notes: d.notes})
+			err = h.guardOnly(mine, d.notes)
 		}
 	}
 	if err != nil {
@@ -279,6 +276,17 @@ func (h *Host) setGuard(c Config) error {
 		h.log.Debug("this host's firewall not understood", "err", err)
 	}
 	return nil
+}
+
+// guardOnly sets the guard without duties, unless it is in place: every change of nftables wakes the keeper, so to set it each
+// time would never end. A transaction that the kernel rejected changes nothing, so all duties may be tried each time.
+func (h *Host) guardOnly(i instance, notes []setting) error {
+	d := duty{notes: notes}
+	whole, err := h.guard.whole(i, d)
+	if err != nil || whole {
+		return err
+	}
+	return h.guard.set(i, d)
 }
 
 // nearer returns the networks that this host is on and continues to reach without the mesh.

@@ -229,8 +229,12 @@ func (h *Host) underlay() string {
 			return err.Error()
 		}
 		for _, r := range routes {
-			if p := prefixOf(r.Dst); !p.IsValid() || p.Bits() == 0 {
-				fmt.Fprintln(&b, f, r.Gw, r.LinkIndex, r.Priority)
+			if p := prefixOf(r.Dst); p.IsValid() && p.Bits() != 0 {
+				continue
+			}
+			fmt.Fprintln(&b, f, r.Gw, r.LinkIndex, r.Priority)
+			for _, hop := range r.MultiPath {
+				fmt.Fprintln(&b, hop.Gw, hop.LinkIndex)
 			}
 		}
 	}

@@ -44,11 +44,12 @@ func ask(c net.Conn, user *url.Userinfo, target string) error {
 	if _, err := io.WriteString(c, b.String()); err != nil {
 		return err
 	}
-	answer, err := http.ReadResponse(HeadOf(c), &http.Request{Method: http.MethodConnect})
+	// To close the body would read as much as the head promises. After a refusal nobody needs it; after consent there is none,
+	// whatever the head says, and what follows is the tunnel's.
+	answer, err := http.ReadResponse(HeadOf(c), &http.Request{Method: http.MethodConnect}) //nolint:bodyclose // see above
 	if err != nil {
 		return fmt.Errorf("it answers something else than HTTP: %w", err)
 	}
-	answer.Body.Close()
 	switch {
 	case answer.StatusCode == http.StatusProxyAuthRequired:
 		return fmt.Errorf("%s: put the user and the password into HTTPS_PROXY, http://USER:PASSWORD@HOST:PORT", answer.Status)

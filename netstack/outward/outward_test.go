@@ -276,29 +276,36 @@ func (w *world) connectProxy(answer func(c net.Conn, r *http.Request)) outward.D
 	}}
 }
 
+// What follows the head of a proxy's answer is the tunnel, whatever the head says (RFC 9110, section 9.3.6).
 func TestConnect(t *testing.T) {
-	newWorld(t, func(w *world) {
-		d := w.connectProxy(func(c net.Conn, r *http.Request) {
-			if got := r.Header.Get("Proxy-Authorization"); got != "Basic YW5uOnNlY3JldA==" {
-				w.Errorf("authorization %q", got)
-			}
-			on, err := w.net.Host("exit", netip.MustParseAddr("203.0.113.10")).DialContext(w.Context(), "tcp", r.RequestURI)
-			if err != nil {
-				w.Error(err)
-				return
-			}
-			defer on.Close()
-			_, _ = io.WriteString(c, "HTTP/1.1 200 Connection established\r\nVia: it\r\n\r\n")
-			done := make(chan struct{})
-			go func() { _, _ = io.Copy(c, on); close(done) }()
-			_, _ = io.Copy(on, c)
-			on.Close()
-			<-done
+	for name, fields := range map[string]string{
+		"plain": "Via: it\r\n", "with a length": "Content-Length: 5\r\n", "chunked": "Transfer-Encoding: chunked\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			newWorld(t, func(w *world) {
+				d := w.connectProxy(func(c net.Conn, r *http.Request) {
+					if got := r.Header.Get("Proxy-Authorization"); got != "Basic YW5uOnNlY3JldA==" {
+						w.Errorf("authorization %q", got)
+					}
+					on, err := w.net.Host("exit", netip.MustParseAddr("203.0.113.10")).DialContext(w.Context(), "tcp", r.RequestURI)
+					if err != nil {
+						w.Error(err)
+						return
+					}
+					defer on.Close()
+					_, _ = io.WriteString(c, "HTTP/1.1 200 Connection established\r\n"+fields+"\r\n")
+					done := make(chan struct{})
+					go func() { _, _ = io.Copy(c, on); close(done) }()
+					_, _ = io.Copy(on, c)
+					on.Close()
+					<-done
+				})
+				if err := w.hello(d); err != nil {
+					w.Error(err)
+				}
+			})
 		})
-		if err := w.hello(d); err != nil {
-			w.Error(err)
-		}
-	})
+	}
 }
 
 func TestProxiesThatDoNotConnect(t *testing.T) {

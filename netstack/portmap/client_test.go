@@ -223,6 +223,64 @@ func TestUPnPRoutersWithManners(t *testing.T) {
 	})
 }
 
+// Each renewal asks for the public address, which the provider may have changed.
+func TestUPnPAnotherPublicAddress(t *testing.T) {
+	at(t, []portmap.Protocol{portmap.UPnP}, func(t *testing.T, h *home) {
+		for i, look := range []func(){
+			func() { h.wait(time.Hour) },
+			func() { h.client.Start(laptopPort); h.wait(time.Second) }, // as the agent does after a network change
+		} {
+			want := netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(50 + i)}), laptopPort)
+			h.gateway.change(func() { h.gateway.public = want.Addr() })
+			look()
+			if s := h.client.State(); s.External != want {
+				t.Errorf("%+v, want %s", s, want)
+			}
+		}
+	})
+}
+
+// A router that serves UPnP at another port than before is found again by the next renewal. Until then nobody is told that the
+// mapping is gone, since it may live on.
+func TestUPnPAnotherPort(t *testing.T) {
+	at(t, []portmap.Protocol{portmap.UPnP}, func(t *testing.T, h *home) {
+		was, states := h.client.State(), len(h.seen())
+		h.gateway.restart("192.168.1.1:5001")
+		h.wait(30 * time.Minute)
+		s := h.client.State()
+		if s.External != was.External || !s.Until.After(was.Until) || !h.reached(s.External) {
+			t.Errorf("%+v", h.seen())
+		}
+		if n := len(h.seen()) - states; n != 1 {
+			t.Errorf("%d states: %+v", n, h.seen())
+		}
+		// The next renewals need no search.
+		searches := h.gateway.count("M-SEARCH")
+		h.wait(6 * time.Hour)
+		if n := h.gateway.count("M-SEARCH"); n != searches || !h.reached(s.External) {
+			t.Errorf("%d searches after %d, %+v", n, searches, h.client.State())
+		}
+	})
+}
+
+// A router that refuses renewals is not asked all the time.
+func TestUPnPRenewalsRefused(t *testing.T) {
+	at(t, []portmap.Protocol{portmap.UPnP}, func(t *testing.T, h *home) {
+		h.gateway.change(func() { h.gateway.result = 1 })
+		h.wait(59 * time.Minute)
+		if s := h.client.State(); !s.External.IsValid() {
+			t.Errorf("%+v", s)
+		}
+		if n := h.gateway.count("AddPortMapping"); n > 20 {
+			t.Errorf("asked %d times", n)
+		}
+		h.wait(2 * time.Minute)
+		if s := h.client.State(); s.External.IsValid() || s.Problem != "the router refuses port mappings" {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 // Answers from other hosts on the LAN, and URLs that point elsewhere, are ignored.
 func TestWrongAddress(t *testing.T) {
 	at(t, nil, func(t *testing.T, h *home) {

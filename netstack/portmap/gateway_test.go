@@ -42,6 +42,9 @@ type gateway struct {
 	up     time.Time      // when it started
 	taken  int            // how often UPnP still reports that a port is taken
 	asked  map[string]int // number of requests by kind
+	public netip.Addr     // address that UPnP reports
+	web    string         // where UPnP is served
+	unweb  func() error   // stops serving it
 	moved  string         // control URL that UPnP reports, if set
 
 	done []func() error
@@ -51,7 +54,7 @@ type gateway struct {
 func newGateway(t *testing.T, nat *sim.NAT, speaks ...portmap.Protocol) *gateway {
 	t.Helper()
 	g := &gateway{
-		t: t, nat: nat, host: nat.Host("gateway", gatewayAddr), speaks: map[portmap.Protocol]bool{}, life: 7200,
+		t: t, nat: nat, host: nat.Host("gateway", gatewayAddr), speaks: map[portmap.Protocol]bool{}, life: 7200, public: outside,
 		up: time.Now().Add(-1000 * time.Second), asked: map[string]int{},
 	}
 	for _, p := range speaks {
@@ -59,14 +62,31 @@ func newGateway(t *testing.T, nat *sim.NAT, speaks ...portmap.Protocol) *gateway
 	}
 	g.ctl = g.listen(5351, g.control)
 	g.listen(1900, g.search)
-	l, err := g.host.Listen("tcp", "192.168.1.1:5000")
+	g.serveAt("192.168.1.1:5000")
+	g.done = append(g.done, func() error { return g.unweb() })
+	return g
+}
+
+// serveAt starts UPnP at an address.
+func (g *gateway) serveAt(at string) {
+	g.t.Helper()
+	l, err := g.host.Listen("tcp", at)
 	if err != nil {
-		t.Fatal(err)
+		g.t.Fatal(err)
 	}
 	s := &http.Server{Handler: http.HandlerFunc(g.serve)}
 	g.wg.Go(func() { _ = s.Serve(l) }) // until it is closed
-	g.done = append(g.done, s.Close)
-	return g
+	g.change(func() { g.web, g.unweb = at, s.Close })
+}
+
+// restart drops all mappings and starts UPnP at another address.
+func (g *gateway) restart(at string) {
+	g.t.Helper()
+	if err := g.unweb(); err != nil {
+		g.t.Fatal(err)
+	}
+	g.reboot()
+	g.serveAt(at)
 }
 
 func (g *gateway) listen(port uint16, f func(c *sim.UDPConn, msg []byte, from netip.AddrPort)) *sim.UDPConn {
@@ -192,7 +212,8 @@ func (g *gateway) forward(inside netip.AddrPort, port uint16, life uint32) (neti
 
 func (g *gateway) search(c *sim.UDPConn, msg []byte, from netip.AddrPort) {
 	if g.speaks[portmap.UPnP] && strings.Contains(string(msg), "M-SEARCH") {
-		const answer = "HTTP/1.1 200 OK\r\nST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\nLocation: http://192.168.1.1:5000/root.xml\r\n\r\n"
+		g.asked["M-SEARCH"]++
+		answer := "HTTP/1.1 200 OK\r\nST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\nLocation: http://" + g.web + "/root.xml\r\n\r\n"
 		_, _ = c.WriteTo([]byte(answer), udp(from)) // an error means silence
 	}
 }
@@ -228,7 +249,7 @@ func (g *gateway) serve(w http.ResponseWriter, r *http.Request) {
 	inside := netip.AddrPortFrom(laptopAddr, laptopPort)
 	switch action {
 	case "GetExternalIPAddress":
-		content = "<NewExternalIPAddress>" + outside.String() + "</NewExternalIPAddress>"
+		content = "<NewExternalIPAddress>" + g.public.String() + "</NewExternalIPAddress>"
 	case "AddPortMapping":
 		switch {
 		case g.taken > 0:

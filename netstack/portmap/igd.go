@@ -10,6 +10,7 @@ import (
 // upnp is the progress with a router that speaks UPnP.
 type upnp struct {
 	location string // URL of its description
+	sought   bool   // a renewal failed, so that the location is searched for again: it may have moved to another port
 	service  service
 	addr     netip.Addr // external
 	port     uint16     // external port to request
@@ -24,6 +25,30 @@ const upnpLease = 3600
 
 // maxConflicts is how many other external ports are tried when one is taken.
 const maxConflicts = 4
+
+// seek searches for routers that speak UPnP.
+func (m *Machine) seek() []Effect {
+	near := netip.AddrPortFrom(m.start.Gateway, ssdp.Port())
+	return []Effect{Send{ssdp, search(ssdp)}, Send{near, search(near)}}
+}
+
+// found handles an answer to a search. The router may answer several times.
+func (m *Machine) found(now time.Time, msg []byte) []Effect {
+	location, err := parseSearch(msg, m.start.Gateway)
+	renews := m.stage == held && m.state.Protocol == UPnP && m.tries > 0
+	if err != nil || m.upnp.location != "" || m.stage != searching && !renews {
+		return nil
+	}
+	m.upnp.location = location
+	switch {
+	case renews:
+		m.next = now.Add(3 * fetchTime)
+		return []Effect{m.fetch(Fetch{URL: location})}
+	case m.refusal != "":
+		return m.describe(now)
+	}
+	return nil
+}
 
 // describe fetches the router's description of itself.
 func (m *Machine) describe(now time.Time) []Effect {
@@ -44,6 +69,9 @@ func (m *Machine) call(action string, args ...[2]string) Fetch {
 	m.upnp.doing = action
 	return f
 }
+
+// outside asks for the external address, at each renewal too: the provider may have changed it.
+func (m *Machine) outside() Fetch { return m.call("GetExternalIPAddress") }
 
 func (m *Machine) add() Fetch {
 	lease := upnpLease
@@ -115,7 +143,7 @@ func (m *Machine) described(now time.Time, e Fetched) []Effect {
 		return m.upnpFailed(now, "the router's UPnP description cannot be read")
 	}
 	m.upnp.service = s
-	return []Effect{m.call("GetExternalIPAddress")}
+	return []Effect{m.outside()}
 }
 
 // upnpFailed gives up on UPnP; a mapping that could not be renewed may live on.

@@ -203,14 +203,16 @@ func (m *Machine) request(now time.Time) []Effect {
 	case m.stage == searching && m.v6():
 		return []Effect{pcp}
 	case m.stage == searching:
-		near := netip.AddrPortFrom(m.start.Gateway, ssdp.Port())
-		return []Effect{pcp, Send{ssdp, search(ssdp)}, Send{near, search(near)}}
+		return append([]Effect{pcp}, m.seek()...)
 	case m.stage == natpmp || m.state.Protocol == NATPMP:
 		m.addr, m.port = netip.Addr{}, answer{}
 		return []Effect{Send{to, appendAddrRequest(nil)}, Send{to, appendNATPMP(nil, m.start.Port, m.suggestion().Port(), lifetime)}}
+	case m.state.Protocol == UPnP && m.upnp.sought:
+		m.upnp.location = ""
+		return m.seek()
 	case m.state.Protocol == UPnP:
-		m.next = now.Add(fetchTime)
-		return []Effect{m.add()}
+		m.next = now.Add(2 * fetchTime)
+		return []Effect{m.outside()}
 	}
 	return []Effect{pcp}
 }
@@ -258,6 +260,10 @@ func (m *Machine) tick(now time.Time) []Effect {
 
 // unheard handles a renewal that got no answer: it tries again while there is time.
 func (m *Machine) unheard(now time.Time) []Effect {
+	if m.state.Protocol == UPnP && !m.upnp.sought {
+		m.upnp.sought = true
+		return m.renew(now)
+	}
 	left := m.state.Until.Sub(now)
 	if m.state.Until.IsZero() || left < minLife {
 		m.state.Problem = "the router did not renew the mapping"
@@ -291,7 +297,7 @@ func (m *Machine) fail(now time.Time, why string) []Effect {
 
 // hold records a mapping that the router granted.
 func (m *Machine) hold(now time.Time, p Protocol, external netip.AddrPort, life time.Duration) {
-	m.stage, m.tries = held, 0
+	m.stage, m.tries, m.upnp.sought = held, 0, false
 	m.state = State{Gateway: m.start.Gateway, Protocol: p, External: external}
 	if life == 0 { // it never expires, says the router; but it may be lost with the router's state
 		m.next = now.Add(searchLong)
@@ -327,14 +333,7 @@ func (m *Machine) received(now time.Time, e Received) []Effect {
 		if m.v6() {
 			return nil
 		}
-		location, err := parseSearch(e.Msg, m.start.Gateway)
-		if err == nil && m.stage == searching && m.upnp.location == "" {
-			m.upnp.location = location
-			if m.refusal != "" {
-				return m.describe(now)
-			}
-		}
-		return nil
+		return m.found(now, e.Msg)
 	}
 	a, err := parseAnswer(e.Msg)
 	if err != nil {
@@ -383,6 +382,8 @@ func (m *Machine) natpmp(now time.Time, a answer) []Effect {
 		return nil
 	case m.stage != natpmp && m.stage != held, m.stage == held && m.state.Protocol != NATPMP:
 		return nil
+	case a.result == resultVersion, a.op != opAnnounce && a.op != opMap:
+		return nil // to a repeated PCP request, or to nothing of ours
 	case a.result != 0:
 		return m.refused(now, a.reason())
 	}

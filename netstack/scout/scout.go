@@ -32,7 +32,7 @@ type Config struct {
 type Ground struct {
 	Servers []netip.AddrPort // STUN servers to ask
 	Local   []netip.AddrPort // the socket's local addresses
-	Port    uint16           // the port to ask the router to open; 0 means none
+	Port    uint16           // the port to ask the router to open; 0 asks for nothing, and leaves open what was
 	Full    bool             // find out everything the servers can tell
 }
 

@@ -179,7 +179,7 @@ func superSize(mtu int) int {
 		mostHeaders = 60 // IPv6 without options, IPv4 with more than usual
 		hostTakes   = 320
 	)
-	count := min(maxCount, maxDatagram/(mtu+overhead))
+	count := max(1, min(maxCount, maxDatagram/(mtu+overhead)))
 	return min(1<<16, count*(mtu-mostHeaders)+hostTakes)
 }
 
