@@ -473,8 +473,8 @@ func TestDamagedMessages(t *testing.T) {
 			b.r.endpoints[0] = stubEndpoint("203.0.113.66:6")
 			b.e.inbound(b.r, 1)
 		}
-		for n := range good {
-			put(good[:n])
+		for n := range len(good) - 1 {
+			put(good[:n+1])
 		}
 		for bit := range len(good) * 8 {
 			bad := slices.Clone(good)

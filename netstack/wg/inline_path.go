@@ -397,6 +397,9 @@ func (e *Inline) inbound(r *receiver, count int) {
 	defer e.mu.RUnlock()
 	now := e.now()
 	for i, size := range r.sizes[:count] {
+		if size == 0 {
+			continue // the bind has taken the message: it was not WireGuard's, or not wanted
+		}
 		if size < noise.Overhead {
 			e.lose(nil, DropMalformed, 1)
 			continue
