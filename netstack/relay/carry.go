@@ -77,16 +77,19 @@ func (c *Client) SendRun(run []byte, size int, to bind.Via) error {
 	if last := h.usedAt.Swap(now); now-last > int64(suspect) {
 		c.wake() // the relay may be asleep, or must be watched more closely
 	}
-	if r := h.route.Load(); r != nil {
-		return c.sendUDP(r, run, size, to.Peer, now)
+	for {
+		if r := h.route.Load(); r != nil {
+			return c.sendUDP(r, run, size, to.Peer, now)
+		}
+		if s := h.stream.Load(); s != nil {
+			s.send(run, size, to.Peer)
+			return nil
+		}
+		if h.wait(run, size, to.Peer) {
+			c.wake()
+			return nil
+		}
 	}
-	if s := h.stream.Load(); s != nil {
-		s.send(run, size, to.Peer)
-		return nil
-	}
-	h.wait(run, size, to.Peer)
-	c.wake()
-	return nil
 }
 
 func (c *Client) sendUDP(r *route, run []byte, size int, peer proto.NodeID, now int64) error {
@@ -100,16 +103,21 @@ func (c *Client) sendUDP(r *route, run []byte, size int, peer proto.NodeID, now 
 	return sendWrapped(run, min(size, len(run)), 0, head, peer, func(run []byte, size int) error { return c.cfg.Send(run, size, r.addr) })
 }
 
-// wait keeps a run until there is a session; if too much is waiting, the oldest runs are dropped.
-func (h *hop) wait(run []byte, size int, peer proto.NodeID) {
+// wait keeps a run until there is a session; if too much is waiting, the oldest runs are dropped. It returns false if there is
+// a session by now, whose flush may be over.
+func (h *hop) wait(run []byte, size int, peer proto.NodeID) bool {
 	h.waitMu.Lock()
 	defer h.waitMu.Unlock()
+	if h.route.Load() != nil || h.stream.Load() != nil {
+		return false
+	}
 	h.waits = append(h.waits, &parcel{peer: peer, size: size, b: append([]byte(nil), run...)})
 	h.waiting += len(run)
 	for h.waiting > pending {
 		h.waiting -= len(h.waits[0].b)
 		h.waits = h.waits[1:]
 	}
+	return true
 }
 
 // flush sends the waiting runs. The caller holds the client's lock.

@@ -52,3 +52,21 @@ func TestUnreachableByUDP(t *testing.T) {
 		})
 	}
 }
+
+// TestNothingWaitsBesideASession checks that a packet does not wait for a session that was made while its sender found none:
+// what waits is sent when a session begins, and the next one may be long after.
+func TestNothingWaitsBesideASession(t *testing.T) {
+	for name, begin := range map[string]func(*hop){
+		"UDP":    func(h *hop) { h.route.Store(&route{}) },
+		"stream": func(h *hop) { h.stream.Store(&runner{}) },
+	} {
+		h := &hop{}
+		if !h.wait([]byte{1}, 1, 2) || len(h.waits) != 1 {
+			t.Errorf("%s: nothing waits without a session", name)
+		}
+		begin(h)
+		if h.wait([]byte{1}, 1, 2) || len(h.waits) != 1 {
+			t.Errorf("%s: %d packets wait", name, len(h.waits))
+		}
+	}
+}
