@@ -273,6 +273,29 @@ func TestFakePeersLeaveNothing(t *testing.T) {
 	})
 }
 
+// TestCookieThatCannotLeave checks that handshakes are judged while a cookie waits for room in a socket.
+func TestCookieThatCannotLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newRig(t, 2)
+		defer x.close(t)
+		waits := 0
+		x.slow = func() {
+			waits++
+			if !x.e.gateMu.TryLock() {
+				t.Fatal("the gate is shut meanwhile")
+			}
+			x.e.gateMu.Unlock()
+		}
+		msg := initiation(t, 9, x)
+		for n := range 200 {
+			x.putFrom(msg, sourceOf(n))
+		}
+		if waits == 0 {
+			t.Error("no cookie was sent")
+		}
+	})
+}
+
 // TestFloodAcrossRekey floods one end of a conversation so that no cookie is left for strangers whose messages come last in
 // each second, while the session has to be renewed by the flooded end, or by the other. No packet is delayed by it.
 func TestFloodAcrossRekey(t *testing.T) {

@@ -566,30 +566,40 @@ func (e *Inline) answer(n *node, l *local, in *noise.Initiation, from conn.Endpo
 
 // admit returns the key of ours that a handshake message is for, or nil if it should not be read.
 func (e *Inline) admit(msg []byte, from conn.Endpoint, now time.Time) *local {
+	var reply [noise.CookieReplySize]byte
+	l, v, err := e.judge(msg, from, now, &reply)
+	switch {
+	case err != nil:
+		e.log.Debug("a handshake is not taken", "err", err)
+	case v == noise.Pass:
+		return l
+	case v == noise.Challenge:
+		if err := e.bind.Send([][]byte{reply[:]}, from); err != nil {
+			e.log.Debug("a cookie is not sent", "err", err)
+		}
+		e.lose(nil, DropNoCookie, 1)
+	case v == noise.Refuse:
+		e.lose(nil, DropLimit, 1)
+	default:
+		e.lose(nil, DropWrongKey, 1)
+	}
+	return nil
+}
+
+// judge asks the gate about a handshake message; the key is the one of ours that it is for. It does not send the reply, which may
+// take until a socket has room: other handshakes would wait for that.
+func (e *Inline) judge(
+	msg []byte, from conn.Endpoint, now time.Time, reply *[noise.CookieReplySize]byte,
+) (*local, noise.Verdict, error) {
 	e.gateMu.Lock()
 	defer e.gateMu.Unlock()
 	for _, l := range e.locals {
-		var reply [noise.CookieReplySize]byte
-		v, err := e.gate.Admit(now, rand.Reader, l.Local, msg, from.DstToBytes(), from.DstIP(), &reply)
-		switch {
-		case err != nil:
-			e.log.Debug("a handshake is not taken", "err", err)
-			return nil
-		case v == noise.Pass:
-			return l
-		case v == noise.Challenge:
-			if err := e.bind.Send([][]byte{reply[:]}, from); err != nil {
-				e.log.Debug("a cookie is not sent", "err", err)
-			}
-			e.lose(nil, DropNoCookie, 1)
-			return nil
-		case v == noise.Refuse:
-			e.lose(nil, DropLimit, 1)
-			return nil
+		v, err := e.gate.Admit(now, rand.Reader, l.Local, msg, from.DstToBytes(), from.DstIP(), reply)
+		if v != noise.Drop || err != nil {
+			return l, v, err
 		}
 	}
-	e.lose(nil, DropWrongKey, 1)
-	return nil
+	return nil, noise.Drop, nil
 }
 
 // destination returns the destination address of a packet.
