@@ -248,7 +248,7 @@ func (e *Inline) setLocals(list []*local) {
 	for _, n := range e.nodes {
 		n.mu.Lock()
 		if n.peer != nil {
-			e.pairUp(n, now)
+			e.pairUp(n, list, n.remotes, now)
 		} else if n.cfg.Keepalive > 0 {
 			e.wake(n, now)
 		}

@@ -550,16 +550,25 @@ func (e *Inline) tell(n *node, ev session.Event, from conn.Endpoint, size int, n
 	}
 }
 
-// answer handles an initiation that claims to be from a peer.
+// answer handles an initiation that claims to be from a peer. Until that is proven, a sleeping peer has only the pair that it is
+// for: anyone can claim a key, and each pair costs as much as another handshake.
 func (e *Inline) answer(n *node, l *local, in *noise.Initiation, from conn.Endpoint, size int, now time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	e.wake(n, now)
+	slept := n.peer == nil
+	if slept {
+		e.rouse(n, now)
+		claimed := slices.DeleteFunc(slices.Clone(n.remotes), func(r *remoteKey) bool { return r.public.Array() != in.Remote })
+		e.pairUp(n, []*local{l}, claimed, now)
+	}
 	i := slices.IndexFunc(n.pairs, func(p *session.Pair) bool {
 		return p.Local == l.Local && p.Remote.Public() == in.Remote
 	})
 	if i >= 0 {
 		e.stepFrom(n, now, session.Initiation{Pair: n.pairs[i], Message: in}, from, size)
+	}
+	if slept && !n.peer.Idle() {
+		e.equip(n, now)
 	}
 	e.settle(n)
 }
