@@ -26,41 +26,35 @@ type route struct {
 	heard   atomic.Int64 // Unix nanoseconds
 	asked   atomic.Int64 // when the first packet since heard was sent, in Unix nanoseconds
 
-	mu   sync.RWMutex
-	out  map[proto.NodeID]*outgoing
-	in   []proto.NodeID // indexed by the relay's numbers
-	next uint32
+	mu  sync.RWMutex
+	out numbers
+	in  []proto.NodeID // indexed by the relay's numbers
 }
 
 func newRoute(h *hop, b *bound) *route {
-	r := &route{hop: h, session: b.session, addr: b.addr, key: b.key, out: map[proto.NodeID]*outgoing{}}
+	r := &route{hop: h, session: b.session, addr: b.addr, key: b.key}
 	r.heard.Store(time.Now().UnixNano())
 	return r
 }
 
 // number returns the header for packets to a peer.
-func (r *route) number(peer proto.NodeID, now int64) (relaymsg.Header, error) {
+func (r *route) number(peer proto.NodeID, now int64) relaymsg.Header {
 	if h, ok := r.known(peer, now); ok {
-		return h, nil
+		return h
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	o := r.out[peer]
+	o := r.out.of[peer]
 	if o == nil {
-		if len(r.out) >= maxPeers {
-			return relaymsg.Header{}, fmt.Errorf("relay %s: more than %d peers", r.hop.relay.ID, maxPeers)
-		}
-		o = &outgoing{number: r.next}
-		r.next++
-		r.out[peer] = o
+		o = r.out.add(peer, now)
 	}
-	return o.header(r.session, now), nil
+	return o.header(r.session, now)
 }
 
 func (r *route) known(peer proto.NodeID, now int64) (relaymsg.Header, bool) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	o := r.out[peer]
+	o := r.out.of[peer]
 	if o == nil {
 		return relaymsg.Header{}, false
 	}
@@ -96,10 +90,7 @@ func (c *Client) sendUDP(r *route, run []byte, size int, peer proto.NodeID, now 
 	if asked := r.asked.Load(); asked <= r.heard.Load() && now > asked {
 		r.asked.Store(now)
 	}
-	head, err := r.number(peer, now)
-	if err != nil {
-		return err
-	}
+	head := r.number(peer, now)
 	return sendWrapped(run, min(size, len(run)), 0, head, peer, func(run []byte, size int) error { return c.cfg.Send(run, size, r.addr) })
 }
 
@@ -245,7 +236,7 @@ func (c *Client) control(b []byte, from netip.AddrPort) {
 func (r *route) learned(m *relaymsg.Message) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	learn(r.out, m)
+	r.out.learn(m)
 }
 
 // Receive implements bind.Carrier.
