@@ -410,7 +410,9 @@ func (c *carrier) serve() (err error) {
 	}
 	if c.cfg.Listener != nil {
 		c.server.Go(func() {
-			_ = c.server.ServeTLS(c.cfg.Listener, &tls.Config{GetConfigForClient: c.permit.configure, MinVersion: tls.VersionTLS13})
+			// Without streams the relay would look well, and be of no use to nodes that cannot use UDP.
+			config := &tls.Config{GetConfigForClient: c.permit.configure, MinVersion: tls.VersionTLS13}
+			c.end(c.server.ServeTLS(c.cfg.Listener, config))
 		})
 	}
 	c.serving = true

@@ -3,8 +3,10 @@ package bind
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -18,6 +20,15 @@ type extras struct {
 	mu   sync.Mutex
 	all  map[uint32]*extra
 	runs chan *parcel // from their readers to the engine's; nil before Open
+	cuts bool         // the network may fragment what they send
+}
+
+// cut lets sockets opened from now on send in fragments, and returns the open ones.
+func (e *extras) cut() []*extra {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.cuts = true
+	return slices.Collect(maps.Values(e.all))
 }
 
 // extra is an extra socket: the path to one peer, or a candidate for it.
@@ -59,25 +70,31 @@ func (b *Bind) OpenExtra(number uint32) error {
 			return errors.Join(fmt.Errorf("set mark %#x on socket %d: %w", mark, number, err), x.inner.Close())
 		}
 	}
-	if !b.adopt(x, fns) {
+	adopted, cuts := b.adopt(x, fns)
+	if !adopted {
 		return errors.Join(fmt.Errorf("open socket %d: %w", number, net.ErrClosed), x.inner.Close())
+	}
+	if cuts {
+		if err := x.fragment(); err != nil {
+			return errors.Join(err, b.ShutExtra(number))
+		}
 	}
 	return nil
 }
 
-// adopt starts reading an open socket; it returns false if the Bind is closed.
-func (b *Bind) adopt(x *extra, fns []RunFunc) bool {
+// adopt starts reading an open socket, which should send in fragments if cuts; adopted is false if the Bind is closed.
+func (b *Bind) adopt(x *extra, fns []RunFunc) (adopted, cuts bool) {
 	b.extras.mu.Lock()
 	defer b.extras.mu.Unlock()
 	to := b.extras.runs
 	if to == nil {
-		return false
+		return false, false
 	}
 	b.extras.all[x.number] = x
 	for _, fn := range fns {
 		x.readers.Go(func() { b.readExtra(x, fn, to) })
 	}
-	return true
+	return true, b.extras.cuts
 }
 
 func openAnyPort(inner conn.Bind) ([]RunFunc, error) {

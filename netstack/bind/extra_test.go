@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
 
@@ -87,4 +89,57 @@ func TestExtraSocket(t *testing.T) {
 			readers.Wait()
 		})
 	}
+}
+
+// TestExtraSocketsFragment checks that packets too large for a path that does not say so pass in fragments from extra sockets
+// too, whether they were opened before or after that became known.
+func TestExtraSocketsFragment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := sim.New(1)
+		n.SetDefault(sim.Link{MTU: 1000, NoICMP: true})
+		a := bind.New(bind.Config{Inner: n.Host("a", netip.MustParseAddr("192.0.2.1")).Bind()})
+		b := bind.New(bind.Config{Inner: n.Host("b", netip.MustParseAddr("192.0.2.2")).Bind()})
+		a.Serve(&listener{}, nil)
+		fromA, _, err := a.Open(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fromB, port, err := b.Open(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		came := make(chan struct{}, 9)
+		var readers sync.WaitGroup
+		pump(&readers, a, fromA, func([]byte, conn.Endpoint) {})
+		pump(&readers, b, fromB, func([]byte, conn.Endpoint) { came <- struct{}{} })
+		course, to := a.NewCourse(2, idle{}), netip.AddrPortFrom(netip.MustParseAddr("192.0.2.2"), port)
+		passes := func(number uint32) bool {
+			course.SetRoute(path.Route{Main: path.Way{Addr: to, Socket: number}})
+			send(t, a, course, message(4, 1400))
+			select {
+			case <-came:
+				return true
+			case <-time.After(time.Second):
+				return false
+			}
+		}
+		if err := a.OpenExtra(1); err != nil {
+			t.Fatal(err)
+		}
+		if passes(0) || passes(1) {
+			t.Fatal("the path is not narrow")
+		}
+		if err := errors.Join(a.Fragment(), a.OpenExtra(2)); err != nil {
+			t.Fatal(err)
+		}
+		for number := range uint32(3) {
+			if !passes(number) {
+				t.Errorf("from socket %d nothing comes", number)
+			}
+		}
+		if err := errors.Join(a.Close(), b.Close()); err != nil {
+			t.Error(err)
+		}
+		readers.Wait()
+	})
 }

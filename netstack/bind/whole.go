@@ -3,6 +3,7 @@ package bind
 import (
 	"errors"
 	"fmt"
+	"os"
 )
 
 // Whole is a conn.Bind that can probe which message sizes get through.
@@ -29,10 +30,27 @@ func (b *Bind) Whole(send func() error) error {
 	return fmt.Errorf("send in one piece: %w", errors.ErrUnsupported)
 }
 
-// Fragment calls the inner Bind's Fragment.
+// Fragment calls Fragment of the inner Bind and of all extra sockets, also those opened later.
 func (b *Bind) Fragment() error {
-	if w, ok := b.cfg.Inner.(Whole); ok {
-		return w.Fragment()
+	w, ok := b.cfg.Inner.(Whole)
+	if !ok {
+		return fmt.Errorf("send in fragments: %w", errors.ErrUnsupported)
 	}
-	return fmt.Errorf("send in fragments: %w", errors.ErrUnsupported)
+	errs := []error{w.Fragment()}
+	for _, x := range b.extras.cut() {
+		errs = append(errs, x.fragment())
+	}
+	return errors.Join(errs...)
+}
+
+// fragment calls the socket's Fragment. The socket may be closed meanwhile.
+func (x *extra) fragment() error {
+	w, ok := x.inner.(Whole)
+	if !ok {
+		return nil
+	}
+	if err := w.Fragment(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return fmt.Errorf("send in fragments by socket %d: %w", x.number, err)
+	}
+	return nil
 }

@@ -26,41 +26,35 @@ type route struct {
 	heard   atomic.Int64 // Unix nanoseconds
 	asked   atomic.Int64 // when the first packet since heard was sent, in Unix nanoseconds
 
-	mu   sync.RWMutex
-	out  map[proto.NodeID]*outgoing
-	in   []proto.NodeID // indexed by the relay's numbers
-	next uint32
+	mu  sync.RWMutex
+	out numbers
+	in  []proto.NodeID // indexed by the relay's numbers
 }
 
 func newRoute(h *hop, b *bound) *route {
-	r := &route{hop: h, session: b.session, addr: b.addr, key: b.key, out: map[proto.NodeID]*outgoing{}}
+	r := &route{hop: h, session: b.session, addr: b.addr, key: b.key}
 	r.heard.Store(time.Now().UnixNano())
 	return r
 }
 
 // number returns the header for packets to a peer.
-func (r *route) number(peer proto.NodeID, now int64) (relaymsg.Header, error) {
+func (r *route) number(peer proto.NodeID, now int64) relaymsg.Header {
 	if h, ok := r.known(peer, now); ok {
-		return h, nil
+		return h
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	o := r.out[peer]
+	o := r.out.of[peer]
 	if o == nil {
-		if len(r.out) >= maxPeers {
-			return relaymsg.Header{}, fmt.Errorf("relay %s: more than %d peers", r.hop.relay.ID, maxPeers)
-		}
-		o = &outgoing{number: r.next}
-		r.next++
-		r.out[peer] = o
+		o = r.out.add(peer, now)
 	}
-	return o.header(r.session, now), nil
+	return o.header(r.session, now)
 }
 
 func (r *route) known(peer proto.NodeID, now int64) (relaymsg.Header, bool) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	o := r.out[peer]
+	o := r.out.of[peer]
 	if o == nil {
 		return relaymsg.Header{}, false
 	}
@@ -77,39 +71,44 @@ func (c *Client) SendRun(run []byte, size int, to bind.Via) error {
 	if last := h.usedAt.Swap(now); now-last > int64(suspect) {
 		c.wake() // the relay may be asleep, or must be watched more closely
 	}
-	if r := h.route.Load(); r != nil {
-		return c.sendUDP(r, run, size, to.Peer, now)
+	for {
+		if r := h.route.Load(); r != nil {
+			return c.sendUDP(r, run, size, to.Peer, now)
+		}
+		if s := h.stream.Load(); s != nil {
+			s.send(run, size, to.Peer)
+			return nil
+		}
+		if h.wait(run, size, to.Peer) {
+			c.wake()
+			return nil
+		}
 	}
-	if s := h.stream.Load(); s != nil {
-		s.send(run, size, to.Peer)
-		return nil
-	}
-	h.wait(run, size, to.Peer)
-	c.wake()
-	return nil
 }
 
 func (c *Client) sendUDP(r *route, run []byte, size int, peer proto.NodeID, now int64) error {
 	if asked := r.asked.Load(); asked <= r.heard.Load() && now > asked {
 		r.asked.Store(now)
 	}
-	head, err := r.number(peer, now)
-	if err != nil {
-		return err
-	}
+	head := r.number(peer, now)
 	return sendWrapped(run, min(size, len(run)), 0, head, peer, func(run []byte, size int) error { return c.cfg.Send(run, size, r.addr) })
 }
 
-// wait keeps a run until there is a session; if too much is waiting, the oldest runs are dropped.
-func (h *hop) wait(run []byte, size int, peer proto.NodeID) {
+// wait keeps a run until there is a session; if too much is waiting, the oldest runs are dropped. It returns false if there is
+// a session by now, whose flush may be over.
+func (h *hop) wait(run []byte, size int, peer proto.NodeID) bool {
 	h.waitMu.Lock()
 	defer h.waitMu.Unlock()
+	if h.route.Load() != nil || h.stream.Load() != nil {
+		return false
+	}
 	h.waits = append(h.waits, &parcel{peer: peer, size: size, b: append([]byte(nil), run...)})
 	h.waiting += len(run)
 	for h.waiting > pending {
 		h.waiting -= len(h.waits[0].b)
 		h.waits = h.waits[1:]
 	}
+	return true
 }
 
 // flush sends the waiting runs. The caller holds the client's lock.
@@ -237,7 +236,7 @@ func (c *Client) control(b []byte, from netip.AddrPort) {
 func (r *route) learned(m *relaymsg.Message) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	learn(r.out, m)
+	r.out.learn(m)
 }
 
 // Receive implements bind.Carrier.

@@ -354,7 +354,7 @@ func (c *Client) tick(now time.Time) time.Duration {
 		c.sync(h)
 		c.do(h, h.Step(now, ticked{}, c.chance))
 		c.tendStream(now, h)
-		for _, at := range []time.Time{h.due(), h.streamDue(now), h.watch(now, used)} {
+		for _, at := range []time.Time{h.due(), c.lookUpDue(h), h.streamDue(now), h.watch(now, used)} {
 			if !at.IsZero() && at.Before(next) {
 				next = at
 			}
@@ -368,10 +368,13 @@ func (c *Client) tick(now time.Time) time.Duration {
 
 // watch returns when to look again at a relay in use: the code that moves packets does not wake the client.
 func (h *hop) watch(now, used time.Time) time.Time {
-	if h.route.Load() == nil || now.Sub(used) > 2*suspect {
-		return time.Time{}
+	switch unused := now.Sub(used); {
+	case h.route.Load() != nil && unused <= 2*suspect:
+		return now.Add(suspect)
+	case h.stream.Load() != nil && unused < inUse:
+		return used.Add(inUse) // then it may no longer be wanted
 	}
-	return now.Add(suspect)
+	return time.Time{}
 }
 
 // chooseHome chooses the home relay, and returns when to choose again.
@@ -425,12 +428,20 @@ func (c *Client) changed() {
 	}
 }
 
-// lookUp resolves the addresses of a relay that is known by name.
-func (c *Client) lookUp(now time.Time, h *hop) {
-	if c.cfg.Resolve == nil || h.relay.UDPPort == 0 || len(h.relay.UDP) > 0 || h.lookingUp || now.Sub(h.resolved) < resolveAgain {
-		return
+// lookUpDue returns when the addresses of a relay that is known by name should be resolved.
+func (c *Client) lookUpDue(h *hop) time.Time {
+	if c.cfg.Resolve == nil || h.relay.UDPPort == 0 || len(h.relay.UDP) > 0 || h.lookingUp {
+		return time.Time{}
 	}
 	if h.cur != nil || !(h.want || h.measure) {
+		return time.Time{}
+	}
+	return h.resolved.Add(resolveAgain)
+}
+
+// lookUp resolves the addresses of a relay, if that is due.
+func (c *Client) lookUp(now time.Time, h *hop) {
+	if at := c.lookUpDue(h); at.IsZero() || now.Before(at) {
 		return
 	}
 	h.lookingUp = true
@@ -453,12 +464,12 @@ func (c *Client) lookUp(now time.Time, h *hop) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		h.lookingUp, h.resolved = false, time.Now()
+		c.wake()
 		addrs := append(literal(&h.relay), found...)
 		if slices.Equal(addrs, h.addrs) {
 			return
 		}
 		h.addrs, h.next = addrs[:min(len(addrs), proto.MaxRelayAddrs)], time.Time{}
-		c.wake()
 	})
 }
 

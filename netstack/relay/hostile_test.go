@@ -3,6 +3,7 @@ package relay_test
 import (
 	"crypto"
 	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"net"
 	"net/netip"
@@ -10,6 +11,8 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +20,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/relay"
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/relaymsg"
 )
 
@@ -431,6 +435,44 @@ func TestGarbage(t *testing.T) {
 		}
 		settle(time.Second)
 		if x := victim.state(s); x.Transport != relay.UDP {
+			t.Errorf("%+v", x)
+		}
+	})
+}
+
+// fullListener accepts nothing the first few times, as if there were no file descriptors left.
+type fullListener struct {
+	net.Listener
+	fails atomic.Int32
+}
+
+func (f *fullListener) Accept() (net.Conn, error) {
+	if f.fails.Add(-1) >= 0 {
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
+	return f.Listener.Accept()
+}
+
+// TestNoFileDescriptors checks that a relay that cannot accept connections for a while accepts them afterwards.
+func TestNoFileDescriptors(t *testing.T) {
+	hostile(t, func(t *testing.T, w *world, s *station, victim *node) {
+		l, err := s.host.Listen("tcp", ":444")
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := &fullListener{Listener: l}
+		f.fails.Store(20)
+		config := cert.ServerConfig(s.tls, x509.NewCertPool(), func([][]byte) error { return nil })
+		s.streams.Go(func() {
+			if err := s.server.ServeTLS(f, config); !errors.Is(err, net.ErrClosed) {
+				t.Error(err)
+			}
+		})
+		by := s.relay
+		by.UDPPort, by.URLs = 0, []string{"https://" + s.relay.Name + ":444"}
+		victim.client.SetRelays([]proto.Relay{by})
+		settle(time.Minute)
+		if x := victim.state(s); x.Transport != relay.TLS {
 			t.Errorf("%+v", x)
 		}
 	})

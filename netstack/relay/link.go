@@ -200,6 +200,8 @@ func (l *link) due() time.Time {
 	switch {
 	case l.try != nil:
 		earlier(l.try.next)
+	case len(l.addrs) == 0:
+		// No attempt is possible until an address is found, and that causes a tick.
 	case l.measure || (l.want && l.cur == nil):
 		earlier(laterOf(l.next, time.Unix(1, 0)))
 	case l.want:

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/netstack/acceptor"
 	"github.com/redoubt-mesh/redoubt/netstack/outward"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
@@ -95,8 +96,8 @@ type begun struct {
 // Read implements net.Conn.
 func (c *begun) Read(b []byte) (int, error) { return c.r.Read(b) }
 
-// ServeTLS accepts streams until the listener or the server is closed. Config verifies the clients; one without a certificate
-// is refused.
+// ServeTLS accepts streams until the listener or the server is closed, which is the error that it returns. Config verifies the
+// clients; one without a certificate is refused.
 func (s *Server) ServeTLS(l net.Listener, config *tls.Config) error {
 	stop := context.AfterFunc(s.ctx, func() { l.Close() })
 	defer stop()
@@ -107,12 +108,12 @@ func (s *Server) ServeTLS(l net.Listener, config *tls.Config) error {
 		case <-s.ctx.Done():
 			return net.ErrClosed
 		}
-		c, err := l.Accept()
+		c, err := acceptor.Next(s.ctx, l, s.cfg.Log)
 		if err != nil {
 			if s.ctx.Err() != nil {
 				return net.ErrClosed
 			}
-			return err
+			return fmt.Errorf("accept relay streams at %s: %w", l.Addr(), err)
 		}
 		if !s.start(func() { s.arrive(c, config, func() { <-slots }) }) {
 			c.Close()

@@ -246,3 +246,42 @@ func TestRenewal(t *testing.T) {
 		}
 	}
 }
+
+// TestManyPeers checks that a session that has more peers than numbers reaches them all, and that a peer in use keeps its number.
+func TestManyPeers(t *testing.T) {
+	const steady = proto.NodeID(1)
+	now := time.Unix(1_800_000_000, 0)
+	// deliver sends a packet from a peer through a relay's session to a node, and returns the header that it had.
+	from, to := &session{id: 5}, &route{session: 5}
+	deliver := func(peer proto.NodeID) relaymsg.Header {
+		t.Helper()
+		h := from.number(peer, now)
+		run := make([]byte, headSize(h.Kind))
+		putHead(run, h, peer)
+		if got := to.sender(h, run); got != peer {
+			t.Fatalf("a packet from %s seems to be from %s", peer, got)
+		}
+		if h.Kind == relaymsg.DataFor {
+			from.learned(&relaymsg.Message{Header: relaymsg.Header{Kind: relaymsg.Learned, Number: h.Number}, Peer: peer})
+		}
+		return h
+	}
+	first := deliver(steady).Number
+	for n := range 3 * maxPeers {
+		deliver(proto.NodeID(2 + n))
+		if h := deliver(steady); h.Number != first {
+			t.Fatalf("after %d peers the one in use has number %d, want %d", n+1, h.Number, first)
+		}
+		now = now.Add(10 * time.Millisecond)
+	}
+	// All speak at once.
+	for n := range 3 * maxPeers {
+		deliver(proto.NodeID(2 + n))
+	}
+	for n := range 3 * maxPeers {
+		to.number(proto.NodeID(2+n), now.UnixNano())
+	}
+	if len(from.out.of) != maxPeers || len(to.out.of) != maxPeers || len(to.in) != maxPeers {
+		t.Errorf("%d, %d and %d peers have numbers", len(from.out.of), len(to.out.of), len(to.in))
+	}
+}

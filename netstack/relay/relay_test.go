@@ -141,6 +141,28 @@ func TestStream(t *testing.T) {
 	})
 }
 
+// TestStreamOutOfUse checks that a stream to a relay that is not home ends soon after its last packet.
+func TestStreamOutOfUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		home, other := w.addRelay(100), w.addRelay(101)
+		a, b := w.addNode(1), w.addNode(2)
+		other.relay.UDPPort = 0
+		w.know(home, other)
+		settle(time.Second)
+		a.send(other, b, "lost")
+		settle(119 * time.Second)
+		if x := a.state(other); x.Transport != relay.TLS || x.Home {
+			t.Fatalf("%+v", x)
+		}
+		settle(2 * time.Second)
+		if x := a.state(other); x.Transport != relay.None {
+			t.Errorf("it is kept for nothing: %+v", x)
+		}
+	})
+}
+
 // TestStreamForgotten checks that when a NAT silently forgets a stream, the node notices, with and without traffic, and opens
 // another.
 func TestStreamForgotten(t *testing.T) {

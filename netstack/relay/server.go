@@ -44,7 +44,7 @@ const (
 	sweep = 15 * time.Second
 	// calm is how long all nodes must be silent for a draining relay to stop.
 	calm = time.Second
-	// maxPeers is how many peers a session can number, in each direction.
+	// maxPeers is how many peers a session has numbers for, in each direction; others take over those that are not in use.
 	maxPeers = 4096
 	// waiting is how many bytes may wait for the stream of one node.
 	waiting = 1 << 20

@@ -32,8 +32,7 @@ type session struct {
 	counter uint64  // of the last Rebind
 	bucket  bucket  // limits the bytes that the node may send
 	in      []*pair // indexed by the node's numbers
-	out     map[proto.NodeID]*outgoing
-	next    uint32
+	out     numbers
 }
 
 // place is the address that a session is bound to.
@@ -42,61 +41,22 @@ type place struct {
 	ep   conn.Endpoint
 }
 
-// sayAgain is how often a number is announced again even though the other side has learned it: an attacker on the path may have
-// changed it there, since packets are not authenticated.
-const sayAgain = 5 * time.Second
-
-// outgoing is the number that stands for a peer in sent packets.
-type outgoing struct {
-	number  uint32
-	learned bool         // by the other side
-	said    atomic.Int64 // Unix nanoseconds: when it was last announced
-}
-
-// header returns the header of a packet to send. Holding the lock that guards learned for reading is enough.
-func (o *outgoing) header(session uint32, now int64) relaymsg.Header {
-	h := relaymsg.Header{Kind: relaymsg.Data, Number: o.number, Session: session}
-	if !o.learned || now-o.said.Load() >= int64(sayAgain) {
-		h.Kind = relaymsg.DataFor
-		o.said.Store(now)
-	}
-	return h
-}
-
-// learn handles the other side's report on a number: which peer it stands for, or that this is unknown.
-func learn(out map[proto.NodeID]*outgoing, m *relaymsg.Message) {
-	if o := out[m.Peer]; m.Kind == relaymsg.Learned && o != nil && o.number == m.Number {
-		o.learned = true
-		return
-	}
-	for _, o := range out {
-		if o.number == m.Number {
-			o.learned = false
-		}
-	}
-}
-
 // number returns the header of packets from a sender to this session.
-func (x *session) number(from proto.NodeID, now time.Time) (relaymsg.Header, bool) {
+func (x *session) number(from proto.NodeID, now time.Time) relaymsg.Header {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	o := x.out[from]
+	o := x.out.of[from]
 	if o == nil {
-		if len(x.out) >= maxPeers {
-			return relaymsg.Header{}, false
-		}
-		o = &outgoing{number: x.next}
-		x.next++
-		x.out[from] = o
+		o = x.out.add(from, now.UnixNano())
 	}
-	return o.header(x.id, now.UnixNano()), true
+	return o.header(x.id, now.UnixNano())
 }
 
 // learned records whether the node knows which peer a number stands for.
 func (x *session) learned(m *relaymsg.Message) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	learn(x.out, m)
+	x.out.learn(m)
 }
 
 // receive serves one socket until it is closed.
@@ -317,10 +277,7 @@ func (s *Server) pairOf(now time.Time, x *session, h relaymsg.Header, run []byte
 
 // toSession forwards a node's packets over UDP.
 func (s *Server) toSession(udp bind.Runs, now time.Time, from proto.NodeID, target *session, run []byte, size, skip int) {
-	h, ok := target.number(from, now)
-	if !ok {
-		return
-	}
+	h := target.number(from, now)
 	to := target.place.Load().ep
 	var err error
 	if headSize(h.Kind) <= skip {
@@ -500,7 +457,7 @@ func (s *Server) admit(b *binding) (*session, relaymsg.Reason) {
 	if err != nil {
 		return nil, relaymsg.ReasonCertificate
 	}
-	x := &session{id: b.m.Session, node: id, key: key, ephemeral: b.m.Ephemeral, until: until, out: map[proto.NodeID]*outgoing{}}
+	x := &session{id: b.m.Session, node: id, key: key, ephemeral: b.m.Ephemeral, until: until}
 	x.place.Store(&place{addr: b.addr, ep: b.from})
 	x.heard.Store(time.Now().UnixNano())
 	return x, s.enter(x)

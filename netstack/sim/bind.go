@@ -100,13 +100,17 @@ func (b *udpBind) Send(bufs [][]byte, ep conn.Endpoint) error {
 // Whole implements bind.Whole.
 func (b *udpBind) Whole(send func() error) error {
 	b.mu.Lock()
-	sock, cuts := b.sock, b.cuts
+	sock := b.sock
 	b.mu.Unlock()
 	if sock == nil {
 		return net.ErrClosed
 	}
 	sock.discover(true, true)
-	defer sock.discover(!cuts, false)
+	defer func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		sock.discover(!b.cuts, false)
+	}()
 	return send()
 }
 

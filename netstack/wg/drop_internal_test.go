@@ -58,6 +58,7 @@ func TestEveryDropIsCounted(t *testing.T) {
 	}{
 		{DropMalformed, 1, false, func(_ *testing.T, _, b *rig) { b.put(make([]byte, 31)) }},
 		{DropMalformed, 1, false, func(_ *testing.T, _, b *rig) { b.put(append([]byte{9}, make([]byte, 99)...)) }},
+		{DropMalformed, 0, false, func(_ *testing.T, _, b *rig) { b.put(nil) }}, // the bind has taken the message itself
 		{DropMalformed, 1, true, func(_ *testing.T, a, b *rig) {
 			a.fill(1, 100, 1, 2)
 			a.s.bufs[0][noise.HeaderSize+3] = 200 // longer than the packet is

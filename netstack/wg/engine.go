@@ -31,8 +31,8 @@ type Engine interface {
 	// Probe sets the candidates of a peer and at once sends all of them a packet that tells the peer where we are: a keepalive
 	// if there is a session, otherwise a handshake initiation.
 	Probe(id proto.NodeID, candidates []netip.AddrPort) error
-	// Rebind reopens the UDP sockets, on the same port if that is free. Sessions stay. After an error nothing is received until
-	// Configure or Rebind succeeds.
+	// Rebind reopens the UDP sockets, on the port last asked for if that is free. Sessions stay. After an error, also one of
+	// Configure, nothing is received until Configure or Rebind succeeds.
 	Rebind() error
 	// Peers returns the counters of all peers, sorted by ID.
 	Peers() ([]PeerStats, error)

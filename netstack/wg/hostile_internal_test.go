@@ -1,6 +1,7 @@
 package wg
 
 import (
+	crand "crypto/rand"
 	"encoding/binary"
 	"maps"
 	"math/rand/v2"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/netstack/wg/noise"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
 // elsewhere is an endpoint whose address matters.
@@ -269,6 +271,82 @@ func TestFakePeersLeaveNothing(t *testing.T) {
 		}
 		if grown := int64(most) - int64(before); grown > 1<<20 {
 			t.Errorf("%d bytes were kept of them", grown)
+		}
+	})
+}
+
+// TestCookieThatCannotLeave checks that handshakes are judged while a cookie waits for room in a socket.
+func TestCookieThatCannotLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newRig(t, 2)
+		defer x.close(t)
+		waits := 0
+		x.slow = func() {
+			waits++
+			if !x.e.gateMu.TryLock() {
+				t.Fatal("the gate is shut meanwhile")
+			}
+			x.e.gateMu.Unlock()
+		}
+		msg := initiation(t, 9, x)
+		for n := range 200 {
+			x.putFrom(msg, sourceOf(n))
+		}
+		if waits == 0 {
+			t.Error("no cookie was sent")
+		}
+	})
+}
+
+// TestClaimedKey checks that an initiation that only claims a sleeping peer's key costs no more than the pair that it is for, and
+// that one that proves it gives the peer all pairs.
+func TestClaimedKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newRig(t, 2)
+		defer x.close(t)
+		keys := make([]key.NodePublic, maxRemotes)
+		for i := range keys {
+			l, err := noise.NewLocal([32]byte{8: byte(i)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			public := l.Public()
+			if keys[i], err = key.ParseNodePublic(public[:]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := x.e.SetPeer(PeerConfig{ID: 1, Keys: keys, Addrs: addrs(1)}); err != nil {
+			t.Fatal(err)
+		}
+		next, err := key.NewNode(crand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := x.e.RotateLocalKey(next); err != nil {
+			t.Fatal(err)
+		}
+		far, err := noise.NewRemote(x.key.Public().Array())
+		if err != nil {
+			t.Fatal(err)
+		}
+		const claimed = 2
+		good := initiation(t, claimed, x)
+		bad := slices.Clone(good)
+		bad[100] ^= 1 // in the timestamp, which only the key's owner can seal
+		new(noise.Jar).Sign(time.Now(), far, bad)
+		x.put(bad)
+		n := x.e.nodes[1]
+		for i, r := range n.remotes {
+			if used := r.noise != nil; used != (i == claimed) {
+				t.Errorf("key %d is used: %v", i, used)
+			}
+		}
+		if x.e.drops.read()[DropForged] != 1 || n.peer != nil || x.count() != 0 {
+			t.Errorf("%d answers, awake: %v, drops %v", x.count(), n.peer != nil, x.e.drops.read().Map())
+		}
+		x.put(good)
+		if len(n.pairs) != 2*maxRemotes || x.count() != 1 {
+			t.Errorf("%d answers, %d pairs, want %d", x.count(), len(n.pairs), 2*maxRemotes)
 		}
 	})
 }

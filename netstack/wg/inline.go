@@ -50,7 +50,7 @@ type Inline struct {
 
 	api   sync.Mutex
 	open  bool   // the sockets are open
-	asked uint16 // port
+	asked uint16 // port; Rebind may get it after Configure has failed
 	recv  sync.WaitGroup
 
 	mu     sync.RWMutex
@@ -248,7 +248,7 @@ func (e *Inline) setLocals(list []*local) {
 	for _, n := range e.nodes {
 		n.mu.Lock()
 		if n.peer != nil {
-			e.pairUp(n, now)
+			e.pairUp(n, list, n.remotes, now)
 		} else if n.cfg.Keepalive > 0 {
 			e.wake(n, now)
 		}
@@ -313,7 +313,7 @@ func (l *local) refuses(now time.Time) bool {
 
 // listen reopens the sockets. The caller holds api.
 func (e *Inline) listen(port uint16) error {
-	e.open = false
+	e.open, e.asked = false, port
 	e.setPort(0)
 	if err := e.bind.Close(); err != nil {
 		return err
@@ -323,7 +323,7 @@ func (e *Inline) listen(port uint16) error {
 	if err != nil {
 		return err
 	}
-	e.open, e.asked = true, port
+	e.open = true
 	e.setPort(actual)
 	return nil
 }

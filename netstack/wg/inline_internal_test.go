@@ -31,7 +31,8 @@ type stub struct {
 	sent   [][]byte
 	room   [][]byte
 	wrote  int
-	fail   error // returned when sending
+	fail   error  // returned when sending
+	slow   func() // called when sending, unless nil
 }
 
 const stubBatch = 128
@@ -78,6 +79,9 @@ func (b stubBind) BatchSize() int       { return stubBatch }
 func (b stubBind) Send(bufs [][]byte, _ conn.Endpoint) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.slow != nil {
+		b.slow()
+	}
 	if b.fail != nil {
 		return b.fail
 	}
@@ -473,8 +477,8 @@ func TestDamagedMessages(t *testing.T) {
 			b.r.endpoints[0] = stubEndpoint("203.0.113.66:6")
 			b.e.inbound(b.r, 1)
 		}
-		for n := range good {
-			put(good[:n])
+		for n := range len(good) - 1 {
+			put(good[:n+1])
 		}
 		for bit := range len(good) * 8 {
 			bad := slices.Clone(good)

@@ -166,7 +166,7 @@ func (e *Inline) setRemotes(n *node, now time.Time) {
 		}
 	}
 	if n.peer != nil {
-		e.pairUp(n, now)
+		e.pairUp(n, e.locals, n.remotes, now)
 	}
 }
 
@@ -308,9 +308,14 @@ func (e *Inline) Probe(id proto.NodeID, candidates []netip.AddrPort) error {
 
 // wake creates the state needed to talk to a peer. The caller holds the node's lock.
 func (e *Inline) wake(n *node, now time.Time) {
-	if n.peer != nil {
-		return
+	if n.peer == nil {
+		e.rouse(n, now)
+		e.equip(n, now)
 	}
+}
+
+// rouse wakes a peer that has no pairs yet.
+func (e *Inline) rouse(n *node, now time.Time) {
 	n.peer = session.New(session.Config{
 		Higher: e.self > n.id,
 		Index:  func() uint32 { return e.indexes.reserve(n) },
@@ -319,7 +324,11 @@ func (e *Inline) wake(n *node, now time.Time) {
 	})
 	e.active.add(n)
 	e.step(n, now, session.SetPSK{PSK: n.cfg.PSK})
-	e.pairUp(n, now)
+}
+
+// equip gives a roused peer all pairs of our keys and its own, and its keepalive interval.
+func (e *Inline) equip(n *node, now time.Time) {
+	e.pairUp(n, e.locals, n.remotes, now)
 	if n.cfg.Keepalive > 0 {
 		e.step(n, now, session.SetKeepalive{Interval: n.cfg.Keepalive})
 	}
@@ -348,11 +357,11 @@ func (e *Inline) settle(n *node) {
 	}
 }
 
-// pairUp gives a peer all pairs of our keys and its own, newest first.
-func (e *Inline) pairUp(n *node, now time.Time) {
-	list := make([]*session.Pair, 0, len(e.locals)*len(n.remotes))
-	for _, l := range e.locals {
-		for _, r := range n.remotes {
+// pairUp gives a peer the pairs of keys of ours and of its own, in this order.
+func (e *Inline) pairUp(n *node, locals []*local, remotes []*remoteKey, now time.Time) {
+	list := make([]*session.Pair, 0, len(locals)*len(remotes))
+	for _, l := range locals {
+		for _, r := range remotes {
 			p, err := n.pair(l, r)
 			if err != nil {
 				e.log.Debug("a peer's key is of no use", "node", n.id, "err", err)

@@ -397,6 +397,9 @@ func (e *Inline) inbound(r *receiver, count int) {
 	defer e.mu.RUnlock()
 	now := e.now()
 	for i, size := range r.sizes[:count] {
+		if size == 0 {
+			continue // the bind has taken the message: it was not WireGuard's, or not wanted
+		}
 		if size < noise.Overhead {
 			e.lose(nil, DropMalformed, 1)
 			continue
@@ -547,46 +550,65 @@ func (e *Inline) tell(n *node, ev session.Event, from conn.Endpoint, size int, n
 	}
 }
 
-// answer handles an initiation that claims to be from a peer.
+// answer handles an initiation that claims to be from a peer. Until that is proven, a sleeping peer has only the pair that it is
+// for: anyone can claim a key, and each pair costs as much as another handshake.
 func (e *Inline) answer(n *node, l *local, in *noise.Initiation, from conn.Endpoint, size int, now time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	e.wake(n, now)
+	slept := n.peer == nil
+	if slept {
+		e.rouse(n, now)
+		claimed := slices.DeleteFunc(slices.Clone(n.remotes), func(r *remoteKey) bool { return r.public.Array() != in.Remote })
+		e.pairUp(n, []*local{l}, claimed, now)
+	}
 	i := slices.IndexFunc(n.pairs, func(p *session.Pair) bool {
 		return p.Local == l.Local && p.Remote.Public() == in.Remote
 	})
 	if i >= 0 {
 		e.stepFrom(n, now, session.Initiation{Pair: n.pairs[i], Message: in}, from, size)
 	}
+	if slept && !n.peer.Idle() {
+		e.equip(n, now)
+	}
 	e.settle(n)
 }
 
 // admit returns the key of ours that a handshake message is for, or nil if it should not be read.
 func (e *Inline) admit(msg []byte, from conn.Endpoint, now time.Time) *local {
+	var reply [noise.CookieReplySize]byte
+	l, v, err := e.judge(msg, from, now, &reply)
+	switch {
+	case err != nil:
+		e.log.Debug("a handshake is not taken", "err", err)
+	case v == noise.Pass:
+		return l
+	case v == noise.Challenge:
+		if err := e.bind.Send([][]byte{reply[:]}, from); err != nil {
+			e.log.Debug("a cookie is not sent", "err", err)
+		}
+		e.lose(nil, DropNoCookie, 1)
+	case v == noise.Refuse:
+		e.lose(nil, DropLimit, 1)
+	default:
+		e.lose(nil, DropWrongKey, 1)
+	}
+	return nil
+}
+
+// judge asks the gate about a handshake message; the key is the one of ours that it is for. It does not send the reply, which may
+// take until a socket has room: other handshakes would wait for that.
+func (e *Inline) judge(
+	msg []byte, from conn.Endpoint, now time.Time, reply *[noise.CookieReplySize]byte,
+) (*local, noise.Verdict, error) {
 	e.gateMu.Lock()
 	defer e.gateMu.Unlock()
 	for _, l := range e.locals {
-		var reply [noise.CookieReplySize]byte
-		v, err := e.gate.Admit(now, rand.Reader, l.Local, msg, from.DstToBytes(), from.DstIP(), &reply)
-		switch {
-		case err != nil:
-			e.log.Debug("a handshake is not taken", "err", err)
-			return nil
-		case v == noise.Pass:
-			return l
-		case v == noise.Challenge:
-			if err := e.bind.Send([][]byte{reply[:]}, from); err != nil {
-				e.log.Debug("a cookie is not sent", "err", err)
-			}
-			e.lose(nil, DropNoCookie, 1)
-			return nil
-		case v == noise.Refuse:
-			e.lose(nil, DropLimit, 1)
-			return nil
+		v, err := e.gate.Admit(now, rand.Reader, l.Local, msg, from.DstToBytes(), from.DstIP(), reply)
+		if v != noise.Drop || err != nil {
+			return l, v, err
 		}
 	}
-	e.lose(nil, DropWrongKey, 1)
-	return nil
+	return nil, noise.Drop, nil
 }
 
 // destination returns the destination address of a packet.

@@ -85,14 +85,14 @@ func (r *Reference) Configure(private key.NodePrivate, port uint16) error {
 		delete(r.since, r.private.Public())
 	}
 	r.know(private.Public())
-	r.private = nil // until all of it succeeded: a device that cannot open its sockets forgets their port
+	r.private, r.port = nil, port // until all of it succeeded: a device that cannot open its sockets forgets their port
 	if err := r.set(&s); err != nil {
 		return fmt.Errorf("configure WireGuard: %w", err)
 	}
 	if err := r.dev.Up(); err != nil {
 		return fmt.Errorf("start WireGuard: %w", err)
 	}
-	r.private, r.port = &private, port
+	r.private = &private
 	return nil
 }
 
@@ -273,7 +273,15 @@ func (r *Reference) Rebind() error {
 	if r.ended() {
 		return ErrClosed
 	}
-	if err := r.dev.BindUpdate(); err != nil {
+	var err error
+	if r.private != nil {
+		err = r.dev.BindUpdate()
+	} else { // the device has forgotten the port
+		var s script
+		s.line("listen_port", strconv.Itoa(int(r.port)))
+		err = r.set(&s)
+	}
+	if err != nil {
 		r.private = nil
 		return fmt.Errorf("open the UDP sockets anew: %w", err)
 	}

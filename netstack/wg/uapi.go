@@ -3,14 +3,17 @@ package wg
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/netstack/acceptor"
 	"github.com/redoubt-mesh/redoubt/netstack/bind"
 )
 
@@ -33,6 +36,8 @@ const (
 type uapi struct {
 	listener net.Listener
 	state    func(io.Writer) error
+	ctx      context.Context // until Close
+	cancel   context.CancelFunc
 
 	wg    sync.WaitGroup
 	mu    sync.Mutex
@@ -43,15 +48,16 @@ type uapi struct {
 // startUAPI serves clients on l until Close. state writes the answer to "get".
 func startUAPI(l net.Listener, state func(io.Writer) error) *uapi {
 	u := &uapi{listener: l, state: state, conns: map[net.Conn]struct{}{}}
+	u.ctx, u.cancel = context.WithCancel(context.Background())
 	u.wg.Go(u.accept)
 	return u
 }
 
 func (u *uapi) accept() {
-	slots := make(chan struct{}, uapiConns)
+	slots, log := make(chan struct{}, uapiConns), slog.New(slog.DiscardHandler) // who asks sees that nobody answers
 	for {
 		slots <- struct{}{}
-		c, err := u.listener.Accept()
+		c, err := acceptor.Next(u.ctx, u.listener, log)
 		if err != nil {
 			return
 		}
@@ -88,6 +94,7 @@ func (u *uapi) Close() error {
 	u.mu.Lock()
 	again := u.ended
 	u.ended = true
+	u.cancel()
 	for c := range u.conns {
 		c.Close()
 	}

@@ -6,9 +6,12 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -104,6 +107,60 @@ func TestUAPI(t *testing.T) {
 		if err := u.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// fullListener accepts nothing the first few times, as if there were no file descriptors left, and then one connection.
+type fullListener struct {
+	fails  int
+	conn   chan net.Conn
+	closed chan struct{}
+}
+
+func (f *fullListener) Accept() (net.Conn, error) {
+	if f.fails--; f.fails >= 0 {
+		return nil, &net.OpError{Op: "accept", Net: "unix", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
+	select {
+	case c := <-f.conn:
+		return c, nil
+	case <-f.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (f *fullListener) Addr() net.Addr { return &net.UnixAddr{} }
+
+func (f *fullListener) Close() error {
+	close(f.closed)
+	return nil
+}
+
+// TestUAPINoFileDescriptors checks that a socket that cannot accept connections for a while accepts them afterwards, and that
+// it can be closed meanwhile.
+func TestUAPINoFileDescriptors(t *testing.T) {
+	for name, fails := range map[string]int{"for a while": 10, "for good": 1 << 30} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := &fullListener{fails: fails, conn: make(chan net.Conn, 1), closed: make(chan struct{})}
+				u := startUAPI(l, func(w io.Writer) error { return publish(w, strings.NewReader(fullState)) })
+				defer u.Close()
+				time.Sleep(time.Minute)
+				if fails > 10 {
+					return
+				}
+				ours, theirs := net.Pipe()
+				defer ours.Close()
+				l.conn <- theirs
+				ours.SetDeadline(time.Now().Add(time.Second))
+				if _, err := io.WriteString(ours, "get=1\n\n"); err != nil {
+					t.Fatal(err)
+				}
+				if got := readAnswer(t, bufio.NewReader(ours)); got != publicState+"errno=0\n" {
+					t.Errorf("got %q", got)
+				}
+			})
+		})
 	}
 }
 

@@ -45,6 +45,7 @@ func Contract(t *testing.T, make Make) {
 		{"an injected packet goes out", injection},
 		{"sockets can be opened anew", rebinding},
 		{"a port that is taken is an error, not the end", takenPort},
+		{"a port that is taken is opened once it is free", takenPortComesFree},
 		{"nonsense is refused", nonsense},
 		{"closing is final", closing},
 	} {
@@ -449,6 +450,28 @@ func takenPort(t *testing.T, w *world) {
 	}
 	if err := w.a.Engine.Configure(w.a.Key, port+1); err != nil {
 		t.Fatal(err)
+	}
+	w.mustPing(w.a, w.b)
+	w.mustPing(w.b, w.a)
+}
+
+func takenPortComesFree(t *testing.T, w *world) {
+	w.mustPing(w.a, w.b)
+	other, err := w.a.Host.ListenUDP(port + 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.a.Engine.Configure(w.a.Key, port+1); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("error %v", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.a.Engine.Rebind(); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := w.a.Engine.Port(); err != nil || p != port+1 {
+		t.Errorf("port %d, %v", p, err)
 	}
 	w.mustPing(w.a, w.b)
 	w.mustPing(w.b, w.a)
