@@ -136,11 +136,35 @@ func TestComparisons(t *testing.T) {
 	}
 }
 
+// TestNotFinite checks that a fact that is no finite number is neither below nor above any: no grant applies, every deny does.
+func TestNotFinite(t *testing.T) {
+	for _, value := range []string{"NaN", "nan", "Inf", "+inf", "-Infinity", "1e999", "-1e999"} {
+		for _, condition := range []string{
+			"custom:n < 5", "custom:n <= 5", "custom:n > 5", "custom:n >= 5", "custom:n >= '-Inf'", "custom:n <= 'NaN'",
+		} {
+			for _, section := range []string{"grants", "deny"} {
+				src := fmt.Sprintf(`{"tagOwners": {"tag:db": []}, "postures": {"posture:p": [%q]},
+					%q: [{"src": ["ann@example.com"], "dst": ["tag:db"], "ip": ["*"], "srcPosture": ["posture:p"]}]`, condition, section)
+				if section == "deny" {
+					src += `, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]`
+				}
+				inv := inventory("ann@example.com", "tag:db")
+				inv.SetTraits(1, compile.Traits{Facts: map[string]string{"custom:n": value}})
+				b := compile.New(parseAt(t, []byte(src+"}")), testMesh).On(inv)
+				if v := b.Decide(2, node(1, "").Addrs.V4, node(2, "").Addrs.V4, 6, 1); v.Allowed {
+					t.Errorf("%s if %s with %s: %+v", section, condition, value, v)
+				}
+			}
+		}
+	}
+}
+
 func TestFactsOfTests(t *testing.T) {
 	const rules = `"grants": [{"src": ["ann@example.com"], "dst": ["tag:db"], "ip": ["tcp:1"], "srcPosture": ["posture:managed"], "auth": {"age": "1h"}}],`
 	prog, inv := managed(t, rules+`"tests": [
 		{"src": "ann@example.com", "srcPostureAttrs": {"node:os": "linux"}, "accept": ["tag:db:1"]},
 		{"src": "ann@example.com", "srcPostureAttrs": {"node:os": "linux", "user:authAge": 7200}, "deny": ["tag:db:1"]},
+		{"src": "ann@example.com", "srcPostureAttrs": {"node:os": "linux", "user:authAge": "NaN"}, "deny": ["tag:db:1"]},
 		{"src": "ann@example.com", "deny": ["tag:db:1"]}]`, nil, 100*time.Hour)
 	for _, f := range compile.RunTests(prog, inv) {
 		t.Error(f)
