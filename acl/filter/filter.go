@@ -12,11 +12,13 @@ import (
 
 // Config bounds a Filter. Zero values select the defaults.
 type Config struct {
-	MaxFlows int              // concurrent flows; 131072
-	PerPeer  int              // concurrent flows with one peer; a quarter of MaxFlows
-	Records  int              // records kept until they are drained; 4096
-	Refusals int              // refusals per second sent to the local host; 1000
-	Now      func() time.Time // time.Now
+	MaxFlows int // concurrent flows; 131072
+	PerPeer  int // concurrent flows with one peer; a quarter of MaxFlows
+	Records  int // records kept until they are drained; 4096
+	Refusals int // refusals per second sent to the local host; 1000
+	// Now is the clock by which flows and fragments time out; time.Now. It should count the time that the machine sleeps, which
+	// Go's monotonic clock does not do everywhere, and should not jump when the system's clock is set.
+	Now func() time.Time
 }
 
 const shardCount = 16
