@@ -336,23 +336,26 @@ func comesInSegments(p *packet.Packet) bool {
 	return p.Proto == proto.ProtoUDP
 }
 
-// allowance is a token bucket that holds at most one second's worth.
+// allowance is a token bucket that holds at most one second's worth. A token consists of as many parts as a second has ticks, so
+// that what a tick adds needs no rounding.
 type allowance struct {
 	rate int64
-	left atomic.Int64
+	left atomic.Int64 // in parts
 }
+
+const token = int64(second)
 
 func (a *allowance) fill(rate int) {
 	a.rate = int64(rate)
-	a.left.Store(a.rate)
+	a.left.Store(a.rate * token)
 }
 
-func (a *allowance) take() bool { return a.left.Load() > 0 && a.left.Add(-1) >= 0 }
+func (a *allowance) take() bool { return a.left.Load() >= token && a.left.Add(-token) >= 0 }
 
 // pass refills the bucket for t ticks.
 func (a *allowance) pass(t tick) {
-	more := min(int64(t)*a.rate/int64(second), a.rate)
-	if left := a.left.Add(more); left > a.rate {
-		a.left.Add(a.rate - left)
+	full := a.rate * token
+	if left := a.left.Add(min(int64(t)*a.rate, full)); left > full {
+		a.left.Add(full - left)
 	}
 }

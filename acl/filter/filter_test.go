@@ -373,6 +373,23 @@ func TestRefusalsAreBounded(t *testing.T) {
 	}
 }
 
+// TestFewRefusals checks that an allowance of less than one per tick is refilled however often the clock advances.
+func TestFewRefusals(t *testing.T) {
+	w := newWorldOf(t, Config{Refusals: 3}, 1, func(*Ruleset) {})
+	n := 0
+	for range 101 {
+		for range 10 {
+			if w.wantOut(NoRule, udp(v4(1), 1, v4(2), 2, 0)).Refuse {
+				n++
+			}
+		}
+		w.pass(time.Second / 10)
+	}
+	if n != 3+3*10 {
+		t.Errorf("%d answers in ten seconds", n)
+	}
+}
+
 // TestQuota fills all the room that one peer, and a port scan by this host, may take.
 func TestQuota(t *testing.T) {
 	w := newWorldOf(t, Config{MaxFlows: 1600, PerPeer: 400}, 3, func(r *Ruleset) {
