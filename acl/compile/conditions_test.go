@@ -130,8 +130,8 @@ func TestComparisons(t *testing.T) {
 		inv := inventory("ann@example.com", "tag:db")
 		inv.SetTraits(1, compile.Traits{Facts: map[string]string{test.fact: test.value}})
 		prog := compile.New(parseAt(t, []byte(src)), testMesh)
-		if _, got := compile.Eval(prog, inv, 2, node(1, "").Addrs.V4, node(2, "").Addrs.V4, 6, 1); got != test.want {
-			t.Errorf("%s with %s = %s: %v", test.condition, test.fact, test.value, got)
+		if v := prog.On(inv).Decide(2, node(1, "").Addrs.V4, node(2, "").Addrs.V4, 6, 1); v.Allowed != test.want {
+			t.Errorf("%s with %s = %s: %+v", test.condition, test.fact, test.value, v)
 		}
 	}
 }
@@ -167,7 +167,7 @@ func TestFactsOfTests(t *testing.T) {
 		{"src": "ann@example.com", "srcPostureAttrs": {"node:os": "linux", "user:authAge": "NaN"}, "deny": ["tag:db:1"]},
 		{"src": "ann@example.com", "deny": ["tag:db:1"]}]`, nil, 100*time.Hour)
 	for _, f := range compile.RunTests(prog, inv) {
-		t.Error(f)
+		t.Error(f.Diagnostic())
 	}
 }
 
