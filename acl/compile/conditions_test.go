@@ -3,6 +3,7 @@ package compile_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -202,15 +203,30 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-func TestSSHAndAttributes(t *testing.T) {
-	prog, inv := managed(t, `"ssh": [{"action": "check", "src": ["group:eng"], "dst": ["tag:db"], "users": ["root", "localpart:*@example.com"]}],
-		"nodeAttrs": [{"target": ["tag:db"], "attr": ["custom:b", "custom:a"]}]`, nil, 0)
-	b := prog.On(inv)
-	rules := b.SSH(3)
-	if len(rules) != 1 || !rules[0].Check || rules[0].Period != 12*time.Hour || cmp.Diff([]proto.NodeID{1, 2}, rules[0].Peers) != "" || len(b.SSH(4)) != 0 {
-		t.Errorf("rules of ssh: %+v", rules)
+// TestSSHTests runs a test that holds and, of each kind, one that does not.
+func TestSSHTests(t *testing.T) {
+	const rules = `"ssh": [
+		{"action": "check", "src": ["group:eng"], "dst": ["tag:db"], "users": ["root", "localpart:*@example.com"]},
+		{"action": "accept", "src": ["bob@example.com"], "dst": ["tag:db"], "users": ["root", "autogroup:nonroot"]}],`
+	prog, inv := managed(t, rules+`"sshTests": [
+		{"src": "ann@example.com", "dst": ["tag:db"], "check": ["root", "ann"], "deny": ["bob", "daemon"]},
+		{"src": "bob@example.com", "dst": ["tag:db"], "accept": ["daemon"], "check": ["root"]},
+		{"src": "tag:web", "dst": ["tag:db"], "accept": ["root"]},
+		{"src": "bob@example.com", "dst": ["tag:db"], "check": ["daemon"]},
+		{"src": "ann@example.com", "dst": ["tag:db"], "deny": ["root"]}]`, nil, 0)
+	var got []string
+	for _, f := range compile.RunSSHTests(prog, inv) {
+		path, _, _ := strings.Cut(f.Path, ".")
+		got = append(got, path)
 	}
-	if attrs, _ := b.NodeAttrs(3); cmp.Diff([]string{"custom:a", "custom:b"}, attrs) != "" {
+	if want := []string{"sshTests[2]", "sshTests[3]", "sshTests[4]"}; !slices.Equal(got, want) {
+		t.Errorf("failed: %v, want %v", got, want)
+	}
+}
+
+func TestAttributes(t *testing.T) {
+	prog, inv := managed(t, `"nodeAttrs": [{"target": ["tag:db"], "attr": ["custom:b", "custom:a"]}]`, nil, 0)
+	if attrs, _ := prog.On(inv).NodeAttrs(3); cmp.Diff([]string{"custom:a", "custom:b"}, attrs) != "" {
 		t.Errorf("attributes: %v", attrs)
 	}
 }

@@ -8,7 +8,7 @@
 //	 routes, roles, now)         ├──Decide          may a node let this connection pass, by which rule, only monitored?
 //	                             ├──Explain         why not, and which rules come nearest
 //	                             ├──Approved        the effective routes of a node
-//	                             └──NodeAttrs, SSH  what else the policy gives a node
+//	                             └──NodeAttrs       what else the policy gives a node
 //
 //	whose View may differ:   Affected(before, after, node)  if one node changes
 //	                         Changed(before, after)         if the policy changes
