@@ -295,12 +295,11 @@ func seqs(tb testing.TB, packets [][]byte) (out []uint32) {
 func TestSweepMovesTheClock(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
 	w.wantIn(Permitted, udp(v4(2), 1, v4(1), 53, 0))
-	start := w.now
 	w.pass(10 * time.Second)
 	w.wantOut(Permitted, udp(v4(1), 53, v4(2), 1, 0))
 	w.pass(time.Hour)
 	r := w.records()
-	if len(r) != 2 || !r[0].Time.Equal(start) || r[1].Duration != time.Hour+10*time.Second || !r[1].Time.Equal(w.now) {
+	if len(r) != 2 || r[1].Duration != time.Hour+10*time.Second {
 		t.Errorf("%+v", r)
 	}
 }
