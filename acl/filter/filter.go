@@ -144,27 +144,22 @@ func (f *Filter) Install(p *Program) {
 }
 
 // Out judges a packet that the local host sends into the mesh.
-func (f *Filter) Out(pkt []byte) Verdict { return f.one(proto.Out, 0, pkt) }
+func (f *Filter) Out(pkt []byte) Verdict { return f.one(proto.Out, pkt) }
 
 // In judges a packet from the mesh whose source address the engine has already checked to belong to its sender.
-func (f *Filter) In(pkt []byte) Verdict { return f.one(proto.In, 0, pkt) }
-
-// InFrom judges a packet from the peer from, which may use its own addresses only.
-func (f *Filter) InFrom(from proto.NodeID, pkt []byte) Verdict {
-	if from == 0 {
-		return f.discard(Spoofed)
-	}
-	return f.one(proto.In, from, pkt)
-}
+func (f *Filter) In(pkt []byte) Verdict { return f.one(proto.In, pkt) }
 
 // OutSegments judges a packet that the host wants cut into n segments, as a device with segmentation offload delivers it.
 // The verdict applies to all segments, and they are counted as n packets.
-func (f *Filter) OutSegments(pkt []byte, n int) Verdict { return f.segments(proto.Out, 0, pkt, n) }
-
-// InSegments judges a packet that was coalesced from n segments with the same headers except for what segmentation changes.
-// From sent them all; it is zero if the engine has already checked that it owns their source address.
-func (f *Filter) InSegments(from proto.NodeID, pkt []byte, n int) Verdict {
-	return f.segments(proto.In, from, pkt, n)
+func (f *Filter) OutSegments(pkt []byte, n int) Verdict {
+	var r run
+	var p packet.Packet
+	v := f.decide(&r, proto.Out, 0, pkt, &p, n)
+	r.release()
+	if !v.Pass && n > 1 {
+		f.drop(f.other(proto.Out, &p, v.Reason), v.Reason, n-1)
+	}
+	return v
 }
 
 // OutBatch judges packets that the local host sent together, as a TUN device reads them: packet i is
@@ -180,22 +175,11 @@ func (f *Filter) InBatch(from proto.NodeID, bufs [][]byte, offset int, verdicts 
 	f.batch(proto.In, from, bufs, nil, offset, verdicts)
 }
 
-func (f *Filter) one(d proto.Direction, from proto.NodeID, pkt []byte) Verdict {
+func (f *Filter) one(d proto.Direction, pkt []byte) Verdict {
 	var r run
 	var p packet.Packet
-	v := f.decide(&r, d, from, pkt, &p, 1)
+	v := f.decide(&r, d, 0, pkt, &p, 1)
 	r.release()
-	return v
-}
-
-func (f *Filter) segments(d proto.Direction, from proto.NodeID, pkt []byte, n int) Verdict {
-	var r run
-	var p packet.Packet
-	v := f.decide(&r, d, from, pkt, &p, n)
-	r.release()
-	if !v.Pass && n > 1 {
-		f.drop(f.other(d, &p, v.Reason), v.Reason, n-1)
-	}
 	return v
 }
 

@@ -211,7 +211,7 @@ func TestRouterHasOneShareOfFragments(t *testing.T) {
 	passed := 0
 	for n := range 2 * maxDatagrams {
 		src := netip.AddrFrom4([4]byte{10, 33, byte(n >> 8), byte(n)})
-		if w.InFrom(2, cut(udp(src, 4000, v4(1), 53, 112), 24, 1)[0]).Pass {
+		if inFrom(w.Filter, 2, cut(udp(src, 4000, v4(1), 53, 112), 24, 1)[0]).Pass {
 			passed++
 		}
 	}
@@ -221,7 +221,7 @@ func TestRouterHasOneShareOfFragments(t *testing.T) {
 	passed = 0
 	for n := range uint32(peerDatagrams) {
 		for _, pkt := range [][]byte{udp(v4(3), 4000, v4(1), 53, 112), udp(v6(3), 4000, v6(1), 53, 112)} {
-			if w.InFrom(3, cut(pkt, 24, n)[0]).Pass {
+			if inFrom(w.Filter, 3, cut(pkt, 24, n)[0]).Pass {
 				passed++
 			}
 		}
