@@ -95,7 +95,7 @@ func New(cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, time: meshtime.New(cfg.Edges.Clock, loaded.Floors.MeshTime),
 		inbox: make(chan func()), running: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
-		filter: filter.New(filter.Config{}),
+		filter: filter.New(filter.Config{Now: counted(cfg.Edges.Clock)}),
 	}
 	k := keys{dir: dir, home: home}
 	if err := k.open(loaded); err != nil {
@@ -116,6 +116,14 @@ func New(cfg Config) (*Agent, error) {
 		}
 	}
 	return a, nil
+}
+
+// counted returns a clock that starts with the system's time and then counts what passes, including sleep: flows must not outlast
+// their timeouts because the machine slept. It does not follow the system's clock, since setting that one must neither end flows
+// that are in use nor keep others.
+func counted(c meshtime.Clock) func() time.Time {
+	start, boot := c.Now(), c.Boot()
+	return func() time.Time { return start.Add(c.Boot() - boot) }
 }
 
 func newRand() *rand.Rand { return rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) }

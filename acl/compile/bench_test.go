@@ -108,7 +108,7 @@ func BenchmarkAffected(b *testing.B) {
 	b.ReportMetric(float64(n), "nodes")
 }
 
-func BenchmarkEval(b *testing.B) {
+func BenchmarkDecide(b *testing.B) {
 	prog, inv := compile.New(mustParse(b, benchPolicy()), testMesh), benchInventory()
 	bound, from, i := prog.On(inv), benchNode(0), 0
 	var to []proto.Identity
@@ -118,7 +118,7 @@ func BenchmarkEval(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		n := &to[i%len(to)]
-		bound.Eval(n.ID, from.Addrs.V4, n.Addrs.V4, proto.ProtoTCP, 1000)
+		bound.Decide(n.ID, from.Addrs.V4, n.Addrs.V4, proto.ProtoTCP, 1000)
 		i++
 	}
 }
@@ -130,7 +130,7 @@ func BenchmarkRunTests(b *testing.B) {
 	prog, inv := compile.New(mustParse(b, src), testMesh), benchInventory()
 	for b.Loop() {
 		if f := compile.RunTests(prog, inv); len(f) > 0 {
-			b.Fatal(f)
+			b.Fatal(f[0].Diagnostic())
 		}
 	}
 }

@@ -61,7 +61,7 @@ func TestBounds(t *testing.T) {
 			t.Errorf("the view of %v makes no netmap: %v", id, err)
 		}
 	}
-	if _, ok := b.Eval(1, node(2, "").Addrs.V4, netip.MustParseAddr("8.8.8.8"), 6, 443); !ok {
+	if v := b.Decide(1, node(2, "").Addrs.V4, netip.MustParseAddr("8.8.8.8"), 6, 443); !v.Allowed {
 		t.Error("nobody reaches the internet")
 	}
 }

@@ -57,7 +57,8 @@ func (b *Bound) NextChange(id proto.NodeID) (time.Time, bool) {
 		return time.Time{}, false
 	}
 	now, next := b.inv.Now(), time.Time{}
-	for _, x := range b.coverage(n).src {
+	// A coverage would not do: it lacks the deny rules that do not apply yet.
+	for _, x := range b.prog.find(&b.prog.src, b.setsOf(n), n.Addrs, nil, false) {
 		c := b.prog.rules[x.rule].cond
 		if c == nil {
 			continue

@@ -183,7 +183,7 @@ func TestNilPolicyAllowsNothing(t *testing.T) {
 		t.Errorf("view: %+v", v)
 	}
 	a, b := node(1, "").Addrs, node(2, "").Addrs
-	if _, ok := compile.Eval(p, inv, 2, a.V4, b.V4, 6, 22); ok {
+	if v := p.On(inv).Decide(2, a.V4, b.V4, 6, 22); v.Allowed {
 		t.Error("a packet passes")
 	}
 	if f := compile.RunTests(p, inv); f != nil {
@@ -197,7 +197,7 @@ func TestNilPolicyAllowsNothing(t *testing.T) {
 	}
 }
 
-func TestEval(t *testing.T) {
+func TestDecide(t *testing.T) {
 	p := program(t, `{`+strings.Join(strings.Fields(defs), " ")+`
 "acls": [{"action": "accept", "src": ["group:eng"], "dst": ["tag:db:22"]}],
 "grants": [{"src": ["ann@example.com"], "dst": ["tag:db"], "ip": ["tcp:1-100"]}]}`)
@@ -224,9 +224,9 @@ func TestEval(t *testing.T) {
 		{"no address", 1, netip.Addr{}, db.V4, 22, ""},
 	}
 	for _, test := range tests {
-		rule, ok := compile.Eval(p, inv, test.at, test.src, test.dst, proto.ProtoTCP, test.port)
-		if ok != (test.want != "") || ok && rule.Path != test.want {
-			t.Errorf("%s: %v %v, want %q", test.name, ok, rule, test.want)
+		v := p.On(inv).Decide(test.at, test.src, test.dst, proto.ProtoTCP, test.port)
+		if v.Allowed != (test.want != "") || v.Allowed && v.Rule.Path != test.want {
+			t.Errorf("%s: %+v, want %q", test.name, v, test.want)
 		}
 	}
 }
@@ -275,7 +275,7 @@ func TestRangeWithinReserved(t *testing.T) {
 		}
 		a, _ := inv.Node(1)
 		b, _ := inv.Node(2)
-		if _, ok := compile.Eval(p, inv, 2, a.Addrs.V4, b.Addrs.V4, 6, 1); !ok {
+		if v := p.On(inv).Decide(2, a.Addrs.V4, b.Addrs.V4, 6, 1); !v.Allowed {
 			t.Errorf("* does not cover %s", r)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -324,11 +325,16 @@ func compare(fact, a, b string) (int, bool) {
 	}
 	x, errX := strconv.ParseFloat(a, 64)
 	y, errY := strconv.ParseFloat(b, 64)
-	if errX == nil && errY == nil {
+	switch {
+	case !finite(x) || !finite(y): // such as NaN, or too large
+		return 0, false
+	case errX == nil && errY == nil:
 		return cmp.Compare(x, y), true
 	}
 	return compareVersions(a, b)
 }
+
+func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
 
 // rank returns the strength of a kind of attestation, or -1.
 func rank(level string) int {
@@ -387,11 +393,12 @@ func components(s string) (out []uint64, rest string, ok bool) {
 // seconds parses a number of seconds, or a duration such as 90m or 7d.
 func seconds(s string) (float64, bool) {
 	if n, err := strconv.ParseFloat(s, 64); err == nil {
-		return n, true
+		return n, finite(n)
 	}
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		n, err := strconv.ParseFloat(days, 64)
-		return n * 24 * 3600, err == nil
+		n *= 24 * 3600
+		return n, err == nil && finite(n)
 	}
 	d, err := time.ParseDuration(s)
 	return d.Seconds(), err == nil

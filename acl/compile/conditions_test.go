@@ -3,6 +3,7 @@ package compile_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -130,8 +131,31 @@ func TestComparisons(t *testing.T) {
 		inv := inventory("ann@example.com", "tag:db")
 		inv.SetTraits(1, compile.Traits{Facts: map[string]string{test.fact: test.value}})
 		prog := compile.New(parseAt(t, []byte(src)), testMesh)
-		if _, got := compile.Eval(prog, inv, 2, node(1, "").Addrs.V4, node(2, "").Addrs.V4, 6, 1); got != test.want {
-			t.Errorf("%s with %s = %s: %v", test.condition, test.fact, test.value, got)
+		if v := prog.On(inv).Decide(2, node(1, "").Addrs.V4, node(2, "").Addrs.V4, 6, 1); v.Allowed != test.want {
+			t.Errorf("%s with %s = %s: %+v", test.condition, test.fact, test.value, v)
+		}
+	}
+}
+
+// TestNotFinite checks that a fact that is no finite number is neither below nor above any: no grant applies, every deny does.
+func TestNotFinite(t *testing.T) {
+	for _, value := range []string{"NaN", "nan", "Inf", "+inf", "-Infinity", "1e999", "-1e999"} {
+		for _, condition := range []string{
+			"custom:n < 5", "custom:n <= 5", "custom:n > 5", "custom:n >= 5", "custom:n >= '-Inf'", "custom:n <= 'NaN'",
+		} {
+			for _, section := range []string{"grants", "deny"} {
+				src := fmt.Sprintf(`{"tagOwners": {"tag:db": []}, "postures": {"posture:p": [%q]},
+					%q: [{"src": ["ann@example.com"], "dst": ["tag:db"], "ip": ["*"], "srcPosture": ["posture:p"]}]`, condition, section)
+				if section == "deny" {
+					src += `, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]`
+				}
+				inv := inventory("ann@example.com", "tag:db")
+				inv.SetTraits(1, compile.Traits{Facts: map[string]string{"custom:n": value}})
+				b := compile.New(parseAt(t, []byte(src+"}")), testMesh).On(inv)
+				if v := b.Decide(2, node(1, "").Addrs.V4, node(2, "").Addrs.V4, 6, 1); v.Allowed {
+					t.Errorf("%s if %s with %s: %+v", section, condition, value, v)
+				}
+			}
 		}
 	}
 }
@@ -141,9 +165,10 @@ func TestFactsOfTests(t *testing.T) {
 	prog, inv := managed(t, rules+`"tests": [
 		{"src": "ann@example.com", "srcPostureAttrs": {"node:os": "linux"}, "accept": ["tag:db:1"]},
 		{"src": "ann@example.com", "srcPostureAttrs": {"node:os": "linux", "user:authAge": 7200}, "deny": ["tag:db:1"]},
+		{"src": "ann@example.com", "srcPostureAttrs": {"node:os": "linux", "user:authAge": "NaN"}, "deny": ["tag:db:1"]},
 		{"src": "ann@example.com", "deny": ["tag:db:1"]}]`, nil, 100*time.Hour)
 	for _, f := range compile.RunTests(prog, inv) {
-		t.Error(f)
+		t.Error(f.Diagnostic())
 	}
 }
 
@@ -178,15 +203,30 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-func TestSSHAndAttributes(t *testing.T) {
-	prog, inv := managed(t, `"ssh": [{"action": "check", "src": ["group:eng"], "dst": ["tag:db"], "users": ["root", "localpart:*@example.com"]}],
-		"nodeAttrs": [{"target": ["tag:db"], "attr": ["custom:b", "custom:a"]}]`, nil, 0)
-	b := prog.On(inv)
-	rules := b.SSH(3)
-	if len(rules) != 1 || !rules[0].Check || rules[0].Period != 12*time.Hour || cmp.Diff([]proto.NodeID{1, 2}, rules[0].Peers) != "" || len(b.SSH(4)) != 0 {
-		t.Errorf("rules of ssh: %+v", rules)
+// TestSSHTests runs a test that holds and, of each kind, one that does not.
+func TestSSHTests(t *testing.T) {
+	const rules = `"ssh": [
+		{"action": "check", "src": ["group:eng"], "dst": ["tag:db"], "users": ["root", "localpart:*@example.com"]},
+		{"action": "accept", "src": ["bob@example.com"], "dst": ["tag:db"], "users": ["root", "autogroup:nonroot"]}],`
+	prog, inv := managed(t, rules+`"sshTests": [
+		{"src": "ann@example.com", "dst": ["tag:db"], "check": ["root", "ann"], "deny": ["bob", "daemon"]},
+		{"src": "bob@example.com", "dst": ["tag:db"], "accept": ["daemon"], "check": ["root"]},
+		{"src": "tag:web", "dst": ["tag:db"], "accept": ["root"]},
+		{"src": "bob@example.com", "dst": ["tag:db"], "check": ["daemon"]},
+		{"src": "ann@example.com", "dst": ["tag:db"], "deny": ["root"]}]`, nil, 0)
+	var got []string
+	for _, f := range compile.RunSSHTests(prog, inv) {
+		path, _, _ := strings.Cut(f.Path, ".")
+		got = append(got, path)
 	}
-	if attrs, _ := b.NodeAttrs(3); cmp.Diff([]string{"custom:a", "custom:b"}, attrs) != "" {
+	if want := []string{"sshTests[2]", "sshTests[3]", "sshTests[4]"}; !slices.Equal(got, want) {
+		t.Errorf("failed: %v, want %v", got, want)
+	}
+}
+
+func TestAttributes(t *testing.T) {
+	prog, inv := managed(t, `"nodeAttrs": [{"target": ["tag:db"], "attr": ["custom:b", "custom:a"]}]`, nil, 0)
+	if attrs, _ := prog.On(inv).NodeAttrs(3); cmp.Diff([]string{"custom:a", "custom:b"}, attrs) != "" {
 		t.Errorf("attributes: %v", attrs)
 	}
 }

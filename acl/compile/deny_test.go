@@ -178,7 +178,7 @@ func TestRoutesInTests(t *testing.T) {
 	prog, inv := managed(t, rules+`"tests": [{"src": "autogroup:admin", "accept": ["tag:db:3"], "deny": ["tag:db:4"]}]`, nil, 0)
 	inv.SetRoles("ann@example.com", "admin")
 	for _, f := range compile.RunTests(prog, inv) {
-		t.Error(f)
+		t.Error(f.Diagnostic())
 	}
 }
 

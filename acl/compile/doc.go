@@ -5,10 +5,10 @@
 //	                       │
 //	Inventory ────────────On──► Bound (one moment; remembers sets and routes)
 //	(nodes, facts,               ├──For(node)       View{Rules, Sets, Peers, Routes, Withheld} ──► netmap of that node
-//	 routes, roles, now)         ├──Decide, Eval    may a node let this connection pass, by which rule, only monitored?
+//	 routes, roles, now)         ├──Decide          may a node let this connection pass, by which rule, only monitored?
 //	                             ├──Explain         why not, and which rules come nearest
 //	                             ├──Approved        the effective routes of a node
-//	                             └──NodeAttrs, SSH  what else the policy gives a node
+//	                             └──NodeAttrs       what else the policy gives a node
 //
 //	whose View may differ:   Affected(before, after, node)  if one node changes
 //	                         Changed(before, after)         if the policy changes

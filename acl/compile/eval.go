@@ -19,29 +19,14 @@ const (
 // Verdict is the decision about a connection.
 type Verdict struct {
 	Allowed bool
-	// Rule is the rule that allows or denies; nil if no rule is about the connection.
+	// Rule is the first rule of the policy that allows or denies; nil if no rule is about the connection.
 	Rule *proto.Origin
 	Mode Mode
 }
 
-// Eval reports whether the node at would let the first packet of a connection pass: in if dst is its address, out if src is.
-// Rule is the first rule of the policy that allows it. Addresses that belong to no node are nobody's, and nobody is allowed
-// anything.
-func Eval(p *Program, inv Inventory, at proto.NodeID, src, dst netip.Addr, protocol uint8, port uint16) (rule *proto.Origin, ok bool) {
-	return p.On(inv).Eval(at, src, dst, protocol, port)
-}
-
-// Eval is like the function Eval, for a program that is already bound.
-func (b *Bound) Eval(at proto.NodeID, src, dst netip.Addr, protocol uint8, port uint16) (rule *proto.Origin, ok bool) {
-	v := b.Decide(at, src, dst, protocol, port)
-	if !v.Allowed {
-		return nil, false
-	}
-	return v.Rule, true
-}
-
-// Decide is like Eval but returns the full verdict. Addresses behind a router count as the router's, as far as its routes are
-// approved.
+// Decide reports whether the node at would let the first packet of a connection pass: in if dst is its address, out if src is.
+// Addresses behind a router count as the router's, as far as its routes are approved. Others that are no node's are nobody's, and
+// nobody is allowed anything.
 func (b *Bound) Decide(at proto.NodeID, src, dst netip.Addr, protocol uint8, port uint16) Verdict {
 	src, dst = src.Unmap(), dst.Unmap()
 	best := Verdict{Mode: Enforce}

@@ -91,9 +91,9 @@ func TestAgreesWithNaiveEvaluator(t *testing.T) {
 						ties[from.node.ID][to.node.ID], ties[to.node.ID][from.node.ID] = true, true
 					}
 					for _, at := range []proto.NodeID{from.node.ID, to.node.ID} {
-						rule, got := asked.Eval(at, from.addr, to.addr, p.protocol, p.port)
-						if got != want || got != (rule != nil) {
-							t.Fatalf("Eval at %s: %s -> %s %v: %v (%v), want %v\n%s", at, from.addr, to.addr, p, got, rule, want, doc.text())
+						v := asked.Decide(at, from.addr, to.addr, p.protocol, p.port)
+						if v.Allowed != want || v.Allowed != (v.Rule != nil) {
+							t.Fatalf("Decide at %s: %s -> %s %v: %+v, want %v\n%s", at, from.addr, to.addr, p, v, want, doc.text())
 						}
 					}
 					if got := permits(views[from.node.ID], proto.Out, from, to, p); got != want {

@@ -5,64 +5,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/redoubt-mesh/redoubt/acl"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
-
-// SSHRule specifies who may log in to a node, and as whom.
-type SSHRule struct {
-	Origin proto.Origin
-	Peers  []proto.NodeID // sorted
-	// Users are login names on the node, autogroup:nonroot for all but root, or localpart:*@DOMAIN for the part before the @ of
-	// the login name of the peer's user.
-	Users []string
-	// Check requires that the user has logged in within Period; Always requires a login for each connection.
-	Check, Always bool
-	Period        time.Duration
-	AcceptEnv     []string
-}
-
-// SSH returns the SSH rules for a node, in the order of the policy. There are none for a node that nobody may log in to.
-func (p *Program) SSH(inv Inventory, id proto.NodeID) []SSHRule { return p.On(inv).SSH(id) }
-
-// SSH is like Program.SSH.
-func (b *Bound) SSH(id proto.NodeID) []SSHRule {
-	n, ok := b.node(id)
-	if !ok || b.prog.policy == nil {
-		return nil
-	}
-	var out []SSHRule
-	for _, r := range b.prog.policy.SSH {
-		var peers []proto.NodeID
-		for peer := range b.sshPeers(r, n) {
-			peers = append(peers, peer)
-		}
-		if len(peers) == 0 {
-			continue
-		}
-		slices.Sort(peers)
-		out = append(out, SSHRule{
-			Origin: proto.Origin{Path: r.Path, Line: r.Line}, Peers: peers, Users: r.Users,
-			Check: r.Check, Always: r.Always, Period: r.CheckPeriod, AcceptEnv: r.AcceptEnv,
-		})
-	}
-	return out
-}
-
-// sshPeers returns the nodes that a rule lets log in to a node.
-func (b *Bound) sshPeers(r acl.SSHRule, to proto.Identity) map[proto.NodeID]struct{} {
-	out := map[proto.NodeID]struct{}{}
-	for _, s := range r.Src {
-		for _, id := range b.pick(s) {
-			if n, ok := b.node(id); ok && id != to.ID && b.sshReaches(r, n, to, b.factsOf(n)) {
-				out[id] = struct{}{}
-			}
-		}
-	}
-	return out
-}
 
 // sshReaches reports whether a rule lets a node that is among its sources, with some facts, log in to another one.
 func (b *Bound) sshReaches(r acl.SSHRule, from, to proto.Identity, f facts) bool {

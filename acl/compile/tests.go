@@ -26,8 +26,6 @@ func (f TestFailure) Diagnostic() acl.Diagnostic {
 	return acl.Diagnostic{Severity: acl.Error, Line: f.Line, Column: f.Column, Path: f.Path, Message: f.Message}
 }
 
-func (f TestFailure) String() string { return f.Diagnostic().String() }
-
 // RunTests runs the tests in the policy against what the nodes of an inventory would enforce: the source's rules out, and the
 // destination's rules in.
 //

@@ -97,7 +97,7 @@ func TestRunTests(t *testing.T) {
 			}
 			var got []string
 			for _, f := range compile.RunTests(program(t, src), inventory(who...)) {
-				got = append(got, f.String())
+				got = append(got, f.Diagnostic().String())
 			}
 			if diff := cmp.Diff(test.want, strings.Join(got, "\n")); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)

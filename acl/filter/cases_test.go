@@ -128,7 +128,7 @@ func TestOutsideCases(t *testing.T) {
 			t.Helper()
 			f := New(Config{})
 			f.Install(p)
-			v := f.InFrom(2, pkt)
+			v := inFrom(f, 2, pkt)
 			if v.Pass != accept {
 				t.Errorf("%s: %s: %v, accepted there: %v", name, describe(pkt), v.Reason, accept)
 			}

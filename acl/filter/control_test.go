@@ -32,7 +32,7 @@ func TestICMPErrors(t *testing.T) {
 				w.wantIn(Permitted, unreachable(them, us, quote))
 				w.wantIn(Permitted, unreachable(them, us, quote[:least]))
 				w.wantIn(ICMPUnrelated, unreachable(third, us, quote)) // somebody else's flow
-				w.want(Spoofed, w.InFrom(3, unreachable(them, us, quote)), quote)
+				w.want(Spoofed, inFrom(w.Filter, 3, unreachable(them, us, quote)), quote)
 				w.wantIn(ICMPUnrelated, unreachable(them, us, quote[:least-1]))
 			}
 			tooBig := unreachable(them, us, udp(us, 4000, them, 9, 100))

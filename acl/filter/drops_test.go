@@ -25,7 +25,7 @@ func TestDropsArePeers(t *testing.T) {
 	w.wantIn(ICMPUnrelated, unreachable(v4(2), v4(1), udp(v4(1), 53, v4(2), 4000, 0)))
 	w.wantIn(FragmentUnknown, cut(udp(v4(2), 4000, v4(1), 53, 40), 16, 1)[1])
 	w.want(BadSegments, w.OutSegments(tcp(v4(1), 1, v4(2), 2, syn), 3), nil)
-	w.want(Spoofed, w.InFrom(3, udp(v4(2), 4000, v4(1), 53, 8)), nil)
+	w.want(Spoofed, inFrom(w.Filter, 3, udp(v4(2), 4000, v4(1), 53, 8)), nil)
 	w.wantIn(UnknownPeer, udp(v4(99), 4000, v4(1), 53, 8))
 	w.wantIn(Reason(packet.Truncated), []byte{0x45})
 	want := map[proto.NodeID]Drops{

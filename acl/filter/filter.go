@@ -12,11 +12,13 @@ import (
 
 // Config bounds a Filter. Zero values select the defaults.
 type Config struct {
-	MaxFlows int              // concurrent flows; 131072
-	PerPeer  int              // concurrent flows with one peer; a quarter of MaxFlows
-	Records  int              // records kept until they are drained; 4096
-	Refusals int              // refusals per second sent to the local host; 1000
-	Now      func() time.Time // time.Now
+	MaxFlows int // concurrent flows; 131072
+	PerPeer  int // concurrent flows with one peer; a quarter of MaxFlows
+	Records  int // records kept until they are drained; 4096
+	Refusals int // refusals per second sent to the local host; 1000
+	// Now is the clock by which flows and fragments time out; time.Now. It should count the time that the machine sleeps, which
+	// Go's monotonic clock does not do everywhere, and should not jump when the system's clock is set.
+	Now func() time.Time
 }
 
 const shardCount = 16
@@ -142,27 +144,22 @@ func (f *Filter) Install(p *Program) {
 }
 
 // Out judges a packet that the local host sends into the mesh.
-func (f *Filter) Out(pkt []byte) Verdict { return f.one(proto.Out, 0, pkt) }
+func (f *Filter) Out(pkt []byte) Verdict { return f.one(proto.Out, pkt) }
 
 // In judges a packet from the mesh whose source address the engine has already checked to belong to its sender.
-func (f *Filter) In(pkt []byte) Verdict { return f.one(proto.In, 0, pkt) }
-
-// InFrom judges a packet from the peer from, which may use its own addresses only.
-func (f *Filter) InFrom(from proto.NodeID, pkt []byte) Verdict {
-	if from == 0 {
-		return f.discard(Spoofed)
-	}
-	return f.one(proto.In, from, pkt)
-}
+func (f *Filter) In(pkt []byte) Verdict { return f.one(proto.In, pkt) }
 
 // OutSegments judges a packet that the host wants cut into n segments, as a device with segmentation offload delivers it.
 // The verdict applies to all segments, and they are counted as n packets.
-func (f *Filter) OutSegments(pkt []byte, n int) Verdict { return f.segments(proto.Out, 0, pkt, n) }
-
-// InSegments judges a packet that was coalesced from n segments with the same headers except for what segmentation changes.
-// From sent them all; it is zero if the engine has already checked that it owns their source address.
-func (f *Filter) InSegments(from proto.NodeID, pkt []byte, n int) Verdict {
-	return f.segments(proto.In, from, pkt, n)
+func (f *Filter) OutSegments(pkt []byte, n int) Verdict {
+	var r run
+	var p packet.Packet
+	v := f.decide(&r, proto.Out, 0, pkt, &p, n)
+	r.release()
+	if !v.Pass && n > 1 {
+		f.drop(f.other(proto.Out, &p, v.Reason), v.Reason, n-1)
+	}
+	return v
 }
 
 // OutBatch judges packets that the local host sent together, as a TUN device reads them: packet i is
@@ -178,22 +175,11 @@ func (f *Filter) InBatch(from proto.NodeID, bufs [][]byte, offset int, verdicts 
 	f.batch(proto.In, from, bufs, nil, offset, verdicts)
 }
 
-func (f *Filter) one(d proto.Direction, from proto.NodeID, pkt []byte) Verdict {
+func (f *Filter) one(d proto.Direction, pkt []byte) Verdict {
 	var r run
 	var p packet.Packet
-	v := f.decide(&r, d, from, pkt, &p, 1)
+	v := f.decide(&r, d, 0, pkt, &p, 1)
 	r.release()
-	return v
-}
-
-func (f *Filter) segments(d proto.Direction, from proto.NodeID, pkt []byte, n int) Verdict {
-	var r run
-	var p packet.Packet
-	v := f.decide(&r, d, from, pkt, &p, n)
-	r.release()
-	if !v.Pass && n > 1 {
-		f.drop(f.other(d, &p, v.Reason), v.Reason, n-1)
-	}
 	return v
 }
 
@@ -334,23 +320,26 @@ func comesInSegments(p *packet.Packet) bool {
 	return p.Proto == proto.ProtoUDP
 }
 
-// allowance is a token bucket that holds at most one second's worth.
+// allowance is a token bucket that holds at most one second's worth. A token consists of as many parts as a second has ticks, so
+// that what a tick adds needs no rounding.
 type allowance struct {
 	rate int64
-	left atomic.Int64
+	left atomic.Int64 // in parts
 }
+
+const token = int64(second)
 
 func (a *allowance) fill(rate int) {
 	a.rate = int64(rate)
-	a.left.Store(a.rate)
+	a.left.Store(a.rate * token)
 }
 
-func (a *allowance) take() bool { return a.left.Load() > 0 && a.left.Add(-1) >= 0 }
+func (a *allowance) take() bool { return a.left.Load() >= token && a.left.Add(-token) >= 0 }
 
 // pass refills the bucket for t ticks.
 func (a *allowance) pass(t tick) {
-	more := min(int64(t)*a.rate/int64(second), a.rate)
-	if left := a.left.Add(more); left > a.rate {
-		a.left.Add(a.rate - left)
+	full := a.rate * token
+	if left := a.left.Add(min(int64(t)*a.rate, full)); left > full {
+		a.left.Add(full - left)
 	}
 }

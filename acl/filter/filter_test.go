@@ -15,7 +15,7 @@ func TestNothingPassesWithoutProgram(t *testing.T) {
 	f := New(Config{})
 	out, in := tcp(v4(1), 4000, v4(2), 22, syn), tcp(v4(2), 4000, v4(1), 22, syn)
 	for range 2 {
-		for _, v := range []Verdict{f.Out(out), f.In(in), f.InFrom(2, in)} {
+		for _, v := range []Verdict{f.Out(out), f.In(in), inFrom(f, 2, in)} {
 			if v.Pass || v.Reason != Closed {
 				t.Errorf("%+v", v)
 			}
@@ -69,8 +69,7 @@ func TestReasons(t *testing.T) {
 	in(ForeignDestination, tcp(v4(2), 4000, v4(3), 22, syn))
 	in(UnknownPeer, tcp(v4(200), 4000, v4(1), 22, syn))
 	out(UnknownPeer, tcp(v4(1), 4000, v4(200), 443, syn))
-	w.want(Spoofed, w.InFrom(3, good), good)
-	w.want(Spoofed, w.InFrom(0, good), good)
+	w.want(Spoofed, inFrom(w.Filter, 3, good), good)
 	seen[Spoofed] = true
 	in(NoRule, tcp(v4(9), 4000, v4(1), 22, syn))
 	in(NoService, tcp(v4(2), 4000, v4(1), 23, syn))
@@ -80,7 +79,8 @@ func TestReasons(t *testing.T) {
 	in(ICMPType, icmp(v4(2), v4(1), 5, 0, 0, good))
 	in(ICMPUnrelated, unreachable(v4(2), v4(1), tcp(v4(1), 4000, v4(2), 443, syn)))
 
-	w.want(BadSegments, w.InSegments(2, good, 2), good)
+	opener := tcp(v4(1), 4000, v4(2), 443, syn)
+	w.want(BadSegments, w.OutSegments(opener, 2), opener)
 	seen[BadSegments] = true
 
 	// Fragments.
@@ -212,18 +212,18 @@ func TestPeersUseTheirOwnAddressesOnly(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...); r.rule(proto.Out, everything...) })
 	w.wantOut(Permitted, tcp(v4(1), 4000, v4(2), 22, syn))
 	reply := tcp(v4(2), 22, v4(1), 4000, synAck)
-	w.want(Spoofed, w.InFrom(3, reply), reply)
-	w.want(Permitted, w.InFrom(2, reply), reply)
+	w.want(Spoofed, inFrom(w.Filter, 3, reply), reply)
+	w.want(Permitted, inFrom(w.Filter, 2, reply), reply)
 	data := tcp(v4(2), 22, v4(1), 4000, ack)
-	w.want(Spoofed, w.InFrom(3, data), data)
+	w.want(Spoofed, inFrom(w.Filter, 3, data), data)
 	opener := tcp(v4(2), 5000, v4(1), 22, syn)
-	w.want(Spoofed, w.InFrom(3, opener), opener)
-	w.want(Spoofed, w.InFrom(77, opener), opener)
+	w.want(Spoofed, inFrom(w.Filter, 3, opener), opener)
+	w.want(Spoofed, inFrom(w.Filter, 77, opener), opener)
 	neighbour := udp(netip.MustParseAddr("100.64.0.99"), 1, v4(1), 2, 0)
-	w.want(Spoofed, w.InFrom(2, neighbour), neighbour)
+	w.want(Spoofed, inFrom(w.Filter, 2, neighbour), neighbour)
 	pieces := cut(udp(v4(2), 1, v4(1), 2, 100), 64, 5)
-	w.want(Permitted, w.InFrom(2, pieces[0]), pieces[0])
-	w.want(Spoofed, w.InFrom(3, pieces[1]), pieces[1])
+	w.want(Permitted, inFrom(w.Filter, 2, pieces[0]), pieces[0])
+	w.want(Spoofed, inFrom(w.Filter, 3, pieces[1]), pieces[1])
 }
 
 // TestAddressChangesHands checks a flow whose peer's address belongs to another node in the next program.
@@ -370,6 +370,23 @@ func TestRefusalsAreBounded(t *testing.T) {
 	w.pass(time.Hour)
 	if n := count(); n != 10 {
 		t.Errorf("%d answers after an hour", n)
+	}
+}
+
+// TestFewRefusals checks that an allowance of less than one per tick is refilled however often the clock advances.
+func TestFewRefusals(t *testing.T) {
+	w := newWorldOf(t, Config{Refusals: 3}, 1, func(*Ruleset) {})
+	n := 0
+	for range 101 {
+		for range 10 {
+			if w.wantOut(NoRule, udp(v4(1), 1, v4(2), 2, 0)).Refuse {
+				n++
+			}
+		}
+		w.pass(time.Second / 10)
+	}
+	if n != 3+3*10 {
+		t.Errorf("%d answers in ten seconds", n)
 	}
 }
 

@@ -139,11 +139,8 @@ func (f *flow) touch(s side, p *packet.Packet, w Traffic, now tick) {
 // segment tracks a TCP connection.
 func (f *flow) segment(s side, p *packet.Packet) {
 	end := p.Seq + p.SegmentLength()
-	if p.Flags&packet.SYN != 0 && f.state == opening {
-		f.sent[s].next, f.sent[s].acked = end, end
-		if p.Flags&packet.ACK != 0 && s != sender(f.opened) {
-			f.state = open
-		}
+	if p.Flags&packet.SYN != 0 {
+		f.synchronize(s, p, end)
 	}
 	f.advance(s, end)
 	if p.Flags&packet.ACK != 0 {
@@ -156,6 +153,23 @@ func (f *flow) segment(s side, p *packet.Packet) {
 		if f.fins == 3 || p.Flags&packet.RST != 0 {
 			f.state = closing
 		}
+	}
+}
+
+// synchronize handles a SYN of side s, after which its sequence numbers continue with end.
+func (f *flow) synchronize(s side, p *packet.Packet, end uint32) {
+	mine, others, answers := &f.sent[s&1], &f.sent[s&1^1], p.Flags&packet.ACK != 0
+	switch {
+	case f.state == opening:
+		mine.next, mine.acked = end, end
+		if answers && s != sender(f.opened) {
+			f.state = open
+		}
+	case f.state == open && answers && (end != mine.next || p.Ack != others.acked): // not the same answer again
+		// Both hosts have forgotten the connection, whose end the filter did not see, and use its ports for another. A SYN alone
+		// would not show that: a host that still has the connection refuses it.
+		mine.next, mine.acked = end, end
+		others.next, others.acked = p.Ack, p.Ack
 	}
 }
 

@@ -96,7 +96,8 @@ func (f *fragments) accept(d proto.Direction, k fragmentKey, p *packet.Packet, w
 		g.flow.of(d, p)
 		g.expires = now + fragmentLife
 	}
-	if g.spoiled = g.spoiled || !g.add(int(p.FragOffset), int(p.FragOffset)+p.Length-p.Header, p.More); g.spoiled {
+	first := int(p.FragOffset)
+	if g.spoiled = g.spoiled || !g.add(first, first+int(p.FragLength), p.More); g.spoiled {
 		return key{}, FragmentOverlap
 	}
 	flow := g.flow

@@ -488,7 +488,7 @@ func (k *talk) packet(t *rapid.T, d proto.Direction, from proto.NodeID) ([]byte,
 	if d == proto.In {
 		sport, dport = dport, sport
 	}
-	if rapid.IntRange(0, 5).Draw(t, "segments") == 0 {
+	if d == proto.Out && rapid.IntRange(0, 5).Draw(t, "segments") == 0 {
 		p.segments = 3
 	}
 	switch p.proto {
@@ -610,25 +610,32 @@ func packetsAgree(t *rapid.T, k *talk, o *oracle, f, batched *Filter) {
 		b, p := draw(t, d, from)
 		for range rapid.IntRange(1, 3).Draw(t, "times") {
 			reason := o.judge(p)
-			judge := f.one
-			if p.segments > 1 {
-				judge = func(d proto.Direction, from proto.NodeID, b []byte) Verdict {
-					return f.segments(d, from, b, p.segments)
-				}
-			}
-			got := judge(d, from, b)
+			got := alone(f, b, p)
 			if got.Reason != reason || got.Pass != (reason == Permitted) {
 				t.Fatalf("%s %v from %v: %q, the oracle says %q", describe(b), d, from, got.Reason, reason)
 			}
 			if p.segments > 1 {
 				row.judge(t)
-				batched.segments(d, from, b, p.segments)
+				alone(batched, b, p)
 				continue
 			}
 			row.bufs, row.sizes, row.want = append(row.bufs, b), append(row.sizes, len(b)), append(row.want, reason)
 		}
 	}
 	row.judge(t)
+}
+
+// alone lets the filter judge a packet that is not part of a batch.
+func alone(f *Filter, b []byte, p sees) Verdict {
+	switch {
+	case p.segments > 1:
+		return f.OutSegments(b, p.segments)
+	case p.d == proto.Out:
+		return f.Out(b)
+	case p.from == 0:
+		return f.In(b)
+	}
+	return inFrom(f, p.from, b)
 }
 
 // oracleRow is a batch of packets, and the oracle's verdicts about them.

@@ -48,7 +48,7 @@ func TestConcurrency(t *testing.T) {
 				pieces := cut(udp(them, rport, us, lport, 32), 16, uint32(random.IntN(50)))
 				f.InBatch(0, [][]byte{b, pieces[0], b, pieces[1]}, 0, verdicts)
 				f.In(unreachable(them, us, tcp(us, lport, them, rport, ack)))
-				f.InFrom(proto.NodeID(2+random.IntN(8)), b)
+				inFrom(f, proto.NodeID(2+random.IntN(8)), b)
 			}
 		})
 	}
@@ -139,7 +139,7 @@ func TestNothingAllocates(t *testing.T) {
 	reply := make([]byte, 0, packet.ReplyLimit)
 	pieces := cut(udp(v4(2), 4000, v4(1), 53, 32), 16, 1)
 	mistake := unreachable(v4(2), v4(1), tcp(v4(1), 22, v4(2), 4000, ack))
-	super := segment(v4(2), 4000, v4(1), 22, ack, 1001, 1, 4000)
+	super := segment(v4(1), 22, v4(2), 4000, ack, 1, 1001, 4000)
 	bufs, sizes, verdicts := [][]byte{denied, denied}, []int{40, 40}, make([]Verdict, 2)
 	for name, fn := range map[string]func(){
 		"established": func() { w.In(established) },
@@ -149,7 +149,7 @@ func TestNothingAllocates(t *testing.T) {
 		"error":       func() { w.In(mistake) },
 		"batch":       func() { w.OutBatch(bufs, sizes, 0, verdicts); w.InBatch(2, bufs, 0, verdicts) },
 		"malformed":   func() { w.In(denied[:30]) },
-		"segments":    func() { w.InSegments(2, super, 4) },
+		"segments":    func() { w.OutSegments(super, 4) },
 		"sweep":       func() { w.Sweep(0, func(Reset) {}) },
 	} {
 		if n := testing.AllocsPerRun(500, fn); n != 0 {
@@ -214,7 +214,9 @@ func checkRow(t *testing.T, f *Filter, d proto.Direction, pkt, other []byte) {
 		}
 		f.OutBatch(row, sizes, 0, verdicts)
 	}
-	verdicts = append(verdicts, f.segments(d, 0, pkt, 3))
+	if d == proto.Out {
+		verdicts = append(verdicts, f.OutSegments(pkt, 3))
+	}
 	var p packet.Packet
 	for i, v := range verdicts {
 		if v.Pass != (v.Reason == Permitted) || v.Reason >= reasons {

@@ -53,7 +53,6 @@ func partyOf(id *proto.Identity) Party {
 // requester's port.
 type Record struct {
 	Kind      Kind
-	Time      time.Time // by the filter's clock, which Sweep and Install advance
 	Direction proto.Direction
 	// Reason is why something was denied, would have been denied, or ended.
 	Reason Reason
@@ -84,7 +83,6 @@ type event struct {
 	kind      Kind
 	direction proto.Direction
 	reason    Reason
-	at        tick
 	lasted    tick
 	rule      *ruling
 	near      *ruling
@@ -93,10 +91,9 @@ type event struct {
 	sent      [2]Traffic
 }
 
-func (e *event) record(start time.Time) Record {
+func (e *event) record() Record {
 	r := Record{
 		Kind:      e.kind,
-		Time:      start.Add(e.at.duration()),
 		Direction: e.direction,
 		Reason:    e.reason,
 		Peer:      partyOf(e.peer),
@@ -174,7 +171,7 @@ func (s *shard) record(k Kind, fl *flow, r Reason, now tick) *event {
 	if e == nil {
 		return nil
 	}
-	e.key, e.kind, e.direction, e.reason, e.at = fl.key, k, fl.opened, r, now
+	e.key, e.kind, e.direction, e.reason = fl.key, k, fl.opened, r
 	e.rule, e.by, e.peer = fl.rule, fl.by, fl.peer.identity.Load()
 	if k == FlowEnd {
 		e.lasted = now - fl.started
@@ -191,7 +188,7 @@ func (s *shard) deny(v *visit, r Reason, rule *ruling) *event {
 	if e == nil {
 		return nil
 	}
-	e.key, e.kind, e.direction, e.reason, e.at, e.by = v.key, Denied, v.d, r, v.now, v.by
+	e.key, e.kind, e.direction, e.reason, e.by = v.key, Denied, v.d, r, v.by
 	if r == NoService {
 		e.near = rule
 	} else {
@@ -212,7 +209,7 @@ func (f *Filter) Drain(emit func(Record)) {
 			n = s.records.take(some[:])
 			s.mu.Unlock()
 			for j := range some[:n] {
-				emit(some[j].record(f.start))
+				emit(some[j].record())
 			}
 		}
 	}

@@ -18,7 +18,6 @@ func TestRecords(t *testing.T) {
 		r.rule(proto.In, tcpPorts(80, 90))
 		r.rule(proto.In, tcpPorts(22, 22))
 	})
-	start := w.now
 	open := segment(v4(2), 4000, v4(1), 22, syn, 1, 0, 0)
 	answer := segment(v4(1), 22, v4(2), 4000, synAck, 1, 2, 0)
 	w.wantIn(Permitted, open)
@@ -40,20 +39,20 @@ func TestRecords(t *testing.T) {
 	ssh := proto.Origin{Path: "in[1]", Line: 2}
 	want := []Record{
 		{
-			Kind: FlowStart, Time: start, Direction: proto.In, Rule: ssh, Version: allowed, Self: self, Peer: ann,
+			Kind: FlowStart, Direction: proto.In, Rule: ssh, Version: allowed, Self: self, Peer: ann,
 			Local: local, Remote: remote, Proto: proto.ProtoTCP,
 		},
 		{
-			Kind: FlowEnd, Time: start.Add(time.Minute), Direction: proto.In, Reason: Revoked, Rule: ssh, Version: w.rules.Version,
+			Kind: FlowEnd, Direction: proto.In, Reason: Revoked, Rule: ssh, Version: w.rules.Version,
 			Self: self, Peer: ann, Local: local, Remote: remote, Proto: proto.ProtoTCP,
 			Out: Traffic{1, 40}, In: Traffic{2, 180}, Duration: time.Minute,
 		},
 		{
-			Kind: Denied, Time: start, Direction: proto.In, Reason: NoService, Near: ssh, Version: allowed, Self: self, Peer: ann,
+			Kind: Denied, Direction: proto.In, Reason: NoService, Near: ssh, Version: allowed, Self: self, Peer: ann,
 			Local: netip.AddrPortFrom(v4(1), 23), Remote: remote, Proto: proto.ProtoTCP,
 		},
 		{
-			Kind: Denied, Time: start, Direction: proto.In, Reason: UnknownPeer, Version: allowed, Self: self,
+			Kind: Denied, Direction: proto.In, Reason: UnknownPeer, Version: allowed, Self: self,
 			Local: netip.AddrPortFrom(v6(1), 6), Remote: netip.AddrPortFrom(v6(99), 5), Proto: proto.ProtoUDP,
 		},
 	}

@@ -23,7 +23,7 @@ func TestRoutesBehindPeers(t *testing.T) {
 	in := func(want Reason, from proto.NodeID, src string, port uint16) {
 		t.Helper()
 		pkt := tcp(netip.MustParseAddr(src), 4000, v4(1), port, syn)
-		w.want(want, w.InFrom(from, pkt), pkt)
+		w.want(want, inFrom(w.Filter, from, pkt), pkt)
 	}
 	in(Permitted, 2, "10.33.1.1", 22)
 	in(Forbidden, 2, "10.33.1.200", 22)

@@ -20,16 +20,13 @@ func TestSegments(t *testing.T) {
 	}
 	const last = (segments-1)*size + 300 // the last one is shorter
 	out := segment(v4(1), 4000, v4(2), 22, ack, 100, 500, last)
-	in := segment(v4(2), 22, v4(1), 4000, ack, 500, 100+last, last)
-	datagrams := udp(v6(2), 4000, v6(1), 53, segments*size)
+	datagrams := udp(v6(1), 4000, v6(2), 53, segments*size)
 	whole.want(Permitted, whole.OutSegments(out, segments), out)
-	whole.want(Permitted, whole.InSegments(2, in, segments), in)
-	whole.want(Permitted, whole.InSegments(0, datagrams, segments), datagrams)
+	whole.want(Permitted, whole.OutSegments(datagrams, segments), datagrams)
 	for at := 0; at < last; at += size {
 		n := min(size, last-at)
 		single.wantOut(Permitted, segment(v4(1), 4000, v4(2), 22, ack, 100+uint32(at), 500, n))
-		single.wantIn(Permitted, segment(v4(2), 22, v4(1), 4000, ack, 500+uint32(at), 100+last, n))
-		single.wantIn(Permitted, udp(v6(2), 4000, v6(1), 53, size))
+		single.wantOut(Permitted, udp(v6(1), 4000, v6(2), 53, size))
 	}
 	if got, want := whole.Counters(), single.Counters(); got != want {
 		t.Errorf("%+v\nwant %+v", got, want)
@@ -108,37 +105,38 @@ func TestRowsAreFollowed(t *testing.T) {
 
 // TestSegmentsAreJudged checks packets of many segments that may not pass, and some that nobody can segment.
 func TestSegmentsAreJudged(t *testing.T) {
-	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, append(everything, whole(proto.ProtoGRE))...) })
-	dropped := func(want Reason, from proto.NodeID, pkt []byte) {
+	w := newWorld(t, func(r *Ruleset) { r.rule(proto.Out, append(everything, whole(proto.ProtoGRE))...) })
+	dropped := func(want Reason, pkt []byte) {
 		t.Helper()
 		before := w.Counters().Dropped[want]
-		w.want(want, w.InSegments(from, pkt, 3), pkt)
+		w.want(want, w.OutSegments(pkt, 3), pkt)
 		if n := w.Counters().Dropped[want] - before; n != 3 {
 			t.Errorf("%s: counted %d times", describe(pkt), n)
 		}
 	}
-	data := segment(v4(2), 4000, v4(1), 22, ack, 1, 1, 3000)
-	dropped(NoFlow, 2, data)
-	w.wantIn(Permitted, tcp(v4(2), 4000, v4(1), 22, syn))
-	w.want(Permitted, w.InSegments(2, data, 3), data)
-	dropped(Spoofed, 3, data)
-	dropped(Reason(packet.Truncated), 2, data[:1000])
-	dropped(BadSegments, 2, segment(v4(2), 4000, v4(1), 22, syn, 1, 1, 3000))
-	dropped(BadSegments, 2, segment(v4(2), 4000, v4(1), 22, rst, 1, 1, 3000))
-	dropped(BadSegments, 2, lengthen(ping(v4(2), v4(1), 7), 3000))
-	dropped(BadSegments, 2, ported(proto.ProtoSCTP, v4(2), 1, v4(1), 2))
-	dropped(BadSegments, 2, ported(proto.ProtoGRE, v4(2), 1, v4(1), 2))
-	dropped(BadSegments, 2, unreachable(v4(2), v4(1), data))
-	for _, piece := range cut(udp(v6(2), 1, v6(1), 2, 3000), 1000, 1) {
-		dropped(BadSegments, 2, piece)
+	data := segment(v4(1), 4000, v4(2), 22, ack, 1, 1, 3000)
+	dropped(NoFlow, data)
+	w.wantOut(Permitted, tcp(v4(1), 4000, v4(2), 22, syn))
+	w.want(Permitted, w.OutSegments(data, 3), data)
+	dropped(ForeignSource, segment(v4(3), 4000, v4(2), 22, ack, 1, 1, 3000))
+	dropped(Reason(packet.Truncated), data[:1000])
+	dropped(BadSegments, segment(v4(1), 4000, v4(2), 22, syn, 1, 1, 3000))
+	dropped(BadSegments, segment(v4(1), 4000, v4(2), 22, rst, 1, 1, 3000))
+	dropped(BadSegments, lengthen(ping(v4(1), v4(2), 7), 3000))
+	dropped(BadSegments, ported(proto.ProtoSCTP, v4(1), 1, v4(2), 2))
+	dropped(BadSegments, ported(proto.ProtoGRE, v4(1), 1, v4(2), 2))
+	dropped(BadSegments, unreachable(v4(1), v4(2), data))
+	for _, piece := range cut(udp(v6(1), 1, v6(2), 2, 3000), 1000, 1) {
+		dropped(BadSegments, piece)
 	}
 	w.Install(nil)
-	dropped(Closed, 2, udp(v4(2), 1, v4(1), 2, 3000))
+	datagram := udp(v4(1), 1, v4(2), 2, 3000)
+	dropped(Closed, datagram)
 
 	// One segment, or none, is a packet like any other.
 	for _, n := range []int{1, 0, -1} {
 		before := w.Counters().Dropped[Closed]
-		if w.OutSegments(data, n); w.Counters().Dropped[Closed] != before+1 {
+		if w.OutSegments(datagram, n); w.Counters().Dropped[Closed] != before+1 {
 			t.Errorf("%d segments", n)
 		}
 	}

@@ -209,47 +209,61 @@ func (h *host) receive(seq uint32, n int) (gap bool) {
 	return len(h.waiting) > 0
 }
 
-// TestResetsAreExact lets two hosts communicate over a network that loses and reorders what the filter passed. When the flow
-// dies, the local host must get a reset with exactly the sequence number that it expects; so must the peer, unless data is
-// on its way to it.
+// connect lets a host open a connection to another, which may be one more from the same port.
+func (w *world) connect(rt *rapid.T, from, to *host) {
+	for _, h := range []*host{from, to} {
+		h.sent, h.waiting, h.unacked = rapid.Uint32().Draw(rt, "initial sequence number"), nil, nil
+	}
+	w.wantIn(Permitted, segment(from.addr, from.port, to.addr, to.port, syn, from.sent, 0, 0))
+	from.sent++
+	to.expects = from.sent
+	w.wantOut(Permitted, segment(to.addr, to.port, from.addr, from.port, synAck, to.sent, to.expects, 0))
+	to.sent++
+	from.expects = to.sent
+	w.wantIn(Permitted, segment(from.addr, from.port, to.addr, to.port, ack, from.sent, from.expects, 0))
+}
+
+// converse lets two connected hosts communicate over a network that loses and reorders what the filter passed. It reports whether
+// they have not received something that we sent.
+func (w *world) converse(rt *rapid.T, us, them *host) (lost bool) {
+	for range rapid.IntRange(0, 30).Draw(rt, "segments") {
+		n := rapid.IntRange(0, 1400).Draw(rt, "bytes")
+		if rapid.Bool().Draw(rt, "from them") {
+			q := queued{them.sent, n}
+			if len(them.unacked) > 0 && rapid.Bool().Draw(rt, "again") { // lost before it reached the filter
+				q, them.unacked = them.unacked[0], them.unacked[1:]
+			} else if them.sent += uint32(n); rapid.IntRange(0, 3).Draw(rt, "lost before us") == 0 {
+				them.unacked = append(them.unacked, q)
+				continue
+			}
+			w.wantIn(Permitted, segment(them.addr, them.port, us.addr, us.port, ack, q.seq, them.expects, q.n))
+			if us.receive(q.seq, q.n) {
+				w.wantOut(Permitted, segment(us.addr, us.port, them.addr, them.port, ack, us.sent, us.expects, 0))
+			}
+			continue
+		}
+		w.wantOut(Permitted, segment(us.addr, us.port, them.addr, them.port, ack, us.sent, us.expects, n))
+		seq := us.sent
+		us.sent += uint32(n)
+		if n > 0 && rapid.IntRange(0, 3).Draw(rt, "lost after us") == 0 {
+			lost = true
+			continue
+		}
+		them.receive(seq, n)
+	}
+	return lost
+}
+
+// TestResetsAreExact lets two hosts communicate, sometimes anew after both forgot their connection. When the flow dies, the local
+// host must get a reset with exactly the sequence number that it expects; so must the peer, unless data is on its way to it.
 func TestResetsAreExact(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
-		us := &host{addr: v4(1), port: 22, sent: rapid.Uint32().Draw(rt, "our sequence")}
-		them := &host{addr: v4(2), port: 4000, sent: rapid.Uint32().Draw(rt, "their sequence")}
-		w.wantIn(Permitted, segment(them.addr, them.port, us.addr, us.port, syn, them.sent, 0, 0))
-		them.sent++
-		us.expects = them.sent
-		w.wantOut(Permitted, segment(us.addr, us.port, them.addr, them.port, synAck, us.sent, us.expects, 0))
-		us.sent++
-		them.expects = us.sent
-		w.wantIn(Permitted, segment(them.addr, them.port, us.addr, us.port, ack, them.sent, them.expects, 0))
-
-		lost := false // some of what we sent has not reached them
-		for range rapid.IntRange(0, 30).Draw(rt, "segments") {
-			n := rapid.IntRange(0, 1400).Draw(rt, "bytes")
-			if rapid.Bool().Draw(rt, "from them") {
-				q := queued{them.sent, n}
-				if len(them.unacked) > 0 && rapid.Bool().Draw(rt, "again") { // lost before it reached the filter
-					q, them.unacked = them.unacked[0], them.unacked[1:]
-				} else if them.sent += uint32(n); rapid.IntRange(0, 3).Draw(rt, "lost before us") == 0 {
-					them.unacked = append(them.unacked, q)
-					continue
-				}
-				w.wantIn(Permitted, segment(them.addr, them.port, us.addr, us.port, ack, q.seq, them.expects, q.n))
-				if us.receive(q.seq, q.n) {
-					w.wantOut(Permitted, segment(us.addr, us.port, them.addr, them.port, ack, us.sent, us.expects, 0))
-				}
-				continue
-			}
-			w.wantOut(Permitted, segment(us.addr, us.port, them.addr, them.port, ack, us.sent, us.expects, n))
-			seq := us.sent
-			us.sent += uint32(n)
-			if n > 0 && rapid.IntRange(0, 3).Draw(rt, "lost after us") == 0 {
-				lost = true
-				continue
-			}
-			them.receive(seq, n)
+		us, them := &host{addr: v4(1), port: 22}, &host{addr: v4(2), port: 4000}
+		lost := false
+		for range rapid.IntRange(1, 2).Draw(rt, "connections") {
+			w.connect(rt, them, us)
+			lost = w.converse(rt, us, them)
 		}
 
 		w.reinstall(func(*Ruleset) {})
@@ -281,12 +295,11 @@ func seqs(tb testing.TB, packets [][]byte) (out []uint32) {
 func TestSweepMovesTheClock(t *testing.T) {
 	w := newWorld(t, func(r *Ruleset) { r.rule(proto.In, everything...) })
 	w.wantIn(Permitted, udp(v4(2), 1, v4(1), 53, 0))
-	start := w.now
 	w.pass(10 * time.Second)
 	w.wantOut(Permitted, udp(v4(1), 53, v4(2), 1, 0))
 	w.pass(time.Hour)
 	r := w.records()
-	if len(r) != 2 || !r[0].Time.Equal(start) || r[1].Duration != time.Hour+10*time.Second || !r[1].Time.Equal(w.now) {
+	if len(r) != 2 || r[1].Duration != time.Hour+10*time.Second {
 		t.Errorf("%+v", r)
 	}
 }

@@ -151,6 +151,13 @@ func (w *world) wantIn(want Reason, pkt []byte) Verdict {
 	return w.want(want, w.In(pkt), pkt)
 }
 
+// inFrom judges a packet from a peer, which may use its own addresses only.
+func inFrom(f *Filter, from proto.NodeID, pkt []byte) Verdict {
+	verdicts := make([]Verdict, 1)
+	f.InBatch(from, [][]byte{pkt}, 0, verdicts)
+	return verdicts[0]
+}
+
 func (w *world) want(want Reason, v Verdict, pkt []byte) Verdict {
 	w.Helper()
 	if v.Pass != (want == Permitted) || v.Reason != want {

@@ -20,7 +20,7 @@ type naivePacket struct {
 	Echo             uint16
 	Flags            byte
 	Seq, Ack         uint32
-	Offset           int
+	Offset, Piece    int // Piece: length of a fragment's data
 	More             bool
 	ID               uint32
 	Header, Payload  int
@@ -71,8 +71,10 @@ func naiveParse(b []byte) (p naivePacket, err error) {
 		p.Offset = be16(b[6:]) % 8192 * 8
 		p.More = be16(b[6:])&0x2000 != 0
 		p.ID = uint32(be16(b[4:]))
-		fragmented = p.More || p.Offset > 0
 		rest = b[p.Header:p.Length:p.Length]
+		if fragmented = p.More || p.Offset > 0; fragmented {
+			p.Piece = len(rest)
+		}
 		if p.Proto == 58 {
 			return p, errors.New("ICMPv6 in IPv4")
 		}
@@ -104,7 +106,9 @@ func naiveParse(b []byte) (p naivePacket, err error) {
 					}
 				}
 				p.Offset, p.More, p.ID = be16(rest[2:])/8*8, rest[3]%2 == 1, be32(rest[4:])
-				if fragmented = p.More || p.Offset > 0; !fragmented {
+				if fragmented = p.More || p.Offset > 0; fragmented {
+					p.Piece = len(rest) - n
+				} else {
 					p.ID = 0
 				}
 			} else {
@@ -188,7 +192,7 @@ func agree(t interface{ Fatalf(string, ...any) }, b []byte) {
 	}
 	got := naivePacket{
 		p.Src.Netip(), p.Dst.Netip(), int(p.Proto), p.SrcPort, p.DstPort, p.Type, p.Code, p.EchoID, p.Flags, p.Seq, p.Ack,
-		int(p.FragOffset), p.More, p.FragID, p.Header, p.Payload, p.Length,
+		int(p.FragOffset), int(p.FragLength), p.More, p.FragID, p.Header, p.Payload, p.Length,
 	}
 	if got != want {
 		t.Fatalf("%x:\n got %+v\nwant %+v", b, got, want)

@@ -63,6 +63,7 @@ type Packet struct {
 	FragID   uint32
 	// FragOffset is the position of the fragment's data, counted from the end of the headers that every fragment repeats.
 	FragOffset uint16
+	FragLength uint16 // of the fragment's data; in a first IPv6 fragment it may begin with extension headers
 	SrcPort    uint16 // TCP, UDP, SCTP
 	DstPort    uint16
 	EchoID     uint16 // ICMP echo requests and replies
@@ -134,7 +135,7 @@ func (p *Packet) ip4(b []byte, quoted bool) Fault {
 		}
 	}
 	if frag := binary.BigEndian.Uint16(b0[6:]); frag&0x3fff != 0 {
-		p.fragment(uint32(binary.BigEndian.Uint16(b0[4:])), frag<<3, frag&0x2000 != 0)
+		p.fragment(uint32(binary.BigEndian.Uint16(b0[4:])), frag<<3, total-header, frag&0x2000 != 0)
 		return p.piece(b[header:total], quoted)
 	}
 	return p.transport(b[header:total], quoted)
@@ -222,7 +223,7 @@ func (p *Packet) extensions(b []byte) Fault {
 			}
 			fragmented = true
 			if offset := binary.BigEndian.Uint16(rest[2:]); offset&0xfff9 != 0 {
-				p.fragment(binary.BigEndian.Uint32(rest[4:]), offset&0xfff8, offset&1 != 0)
+				p.fragment(binary.BigEndian.Uint32(rest[4:]), offset&0xfff8, len(rest)-8, offset&1 != 0)
 			}
 		} else {
 			length = int(rest[1])*8 + 8
@@ -264,8 +265,8 @@ func options6(b []byte) Fault {
 	return OK
 }
 
-func (p *Packet) fragment(id uint32, offset uint16, more bool) {
-	p.Fragment, p.FragID, p.FragOffset, p.More = true, id, offset, more
+func (p *Packet) fragment(id uint32, offset uint16, length int, more bool) {
+	p.Fragment, p.FragID, p.FragOffset, p.FragLength, p.More = true, id, offset, uint16(length), more
 }
 
 // piece parses t, the data of a fragment. It refuses fragments that are empty or end beyond the largest packet, and those

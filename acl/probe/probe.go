@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -143,7 +144,7 @@ func (r *raw) scan(b []byte) (ok bool, err error) {
 				continue
 			}
 			if r[i].there {
-				return false, fmt.Errorf("%q is there twice", keys[i])
+				return false, twice(i)
 			}
 			r[i] = v
 		}
@@ -205,23 +206,44 @@ func (r *raw) decode(line []byte) error {
 	if all == nil {
 		return errors.New("not a JSON object: null")
 	}
-	for i, key := range keys {
-		m, ok := all[key]
-		if !ok {
-			continue
+	// A map keeps only the last value of a key, so the members are read again one by one.
+	d := json.NewDecoder(bytes.NewReader(line))
+	_, err := d.Token() // {
+	for err == nil && d.More() {
+		err = r.member(d)
+	}
+	return err
+}
+
+// member reads a key and its value.
+func (r *raw) member(d *json.Decoder) error {
+	key, err := d.Token()
+	if err != nil {
+		return err
+	}
+	var m json.RawMessage
+	if err := d.Decode(&m); err != nil {
+		return err
+	}
+	i := slices.Index(keys[:], fmt.Sprint(key))
+	if i < 0 {
+		return nil
+	}
+	if r[i].there {
+		return twice(i)
+	}
+	r[i] = value{text: m, there: true}
+	if bytes.HasPrefix(m, []byte{'"'}) {
+		var s string
+		if err := json.Unmarshal(m, &s); err != nil {
+			return fmt.Errorf("%s: %w", key, err)
 		}
-		v := value{text: m, there: true}
-		if len(m) > 0 && m[0] == '"' {
-			var s string
-			if err := json.Unmarshal(m, &s); err != nil {
-				return fmt.Errorf("%s: %w", key, err)
-			}
-			v.text, v.quoted = []byte(s), true
-		}
-		r[i] = v
+		r[i].text, r[i].quoted = []byte(s), true
 	}
 	return nil
 }
+
+func twice(key int) error { return fmt.Errorf("%q is there twice", keys[key]) }
 
 // AppendVerdict appends the answer to a probe, as a line.
 func AppendVerdict(b []byte, v compile.Verdict) []byte {

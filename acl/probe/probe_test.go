@@ -50,6 +50,10 @@ func TestParseRefuses(t *testing.T) {
 		strings.Replace(good, "22", `"22"`, 1):     "port",
 		strings.Replace(good, `,"port":22`, "", 1): `"port" is missing`,
 		strings.Replace(good, `"port"`, `"at"`, 1): "twice",
+
+		strings.Replace(good, `"port"`, `"\u0061t"`, 1):                 `"at" is there twice`,
+		strings.Replace(good, `"port"`, `"note":[],"port":1,"port"`, 1): `"port" is there twice`,
+		strings.Replace(good, `"n2"`, `null,"at":"n2"`, 1):              `"at" is there twice`,
 	} {
 		if p, err := Parse([]byte(line)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %+v, %v, want %q", line, p, err, want)

@@ -1,12 +1,14 @@
 package agenttest
 
 import (
+	"errors"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/agent/machine"
 	"github.com/redoubt-mesh/redoubt/coordinator"
+	"github.com/redoubt-mesh/redoubt/netstack/sim"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 )
 
@@ -144,6 +146,35 @@ func TestSuspend(t *testing.T) {
 		if left := time.Unix(a.Status().GetNode().GetCertificateExpires(), 0).Sub(time.Now().Add(slept)); left < 5*time.Minute || left > 10*time.Minute {
 			t.Errorf("its certificate is good for %v", left)
 		}
+	})
+}
+
+// TestFlowsTimeOutWhileAsleep checks that a machine that wakes refuses connections that were idle for too long, most of it in its
+// sleep, and that setting its clock ends none.
+func TestFlowsTimeOutWhileAsleep(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		m.Policy(open)
+		a, b := m.Join("a", tags("tag:web")), m.Join("b", tags("tag:db"))
+		b.Listen(22)
+		m.Settle()
+		c, err := a.Connect(b.V4(), 22)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, wrong := range []time.Duration{5 * time.Hour, -5 * time.Hour} {
+			a.clock.jump(wrong)
+			time.Sleep(time.Minute)
+			if err := a.Talk(c); err != nil {
+				t.Fatalf("after its clock was set by %v: %v", wrong, err)
+			}
+		}
+		a.clock.sleep(4 * time.Hour)
+		time.Sleep(time.Second)
+		if err := a.Talk(c); !errors.Is(err, sim.ErrReset) {
+			t.Errorf("a connection that was idle for four hours: %v", err)
+		}
+		a.Reaches(b, 22)
 	})
 }
 

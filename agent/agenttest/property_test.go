@@ -340,8 +340,8 @@ func (l *life) allowed(b *compile.Bound, src, dst netip.Addr, protocol uint8, po
 	if from == nil || to == nil {
 		return false
 	}
-	_, out := b.Eval(from.ID, src, dst, protocol, port)
-	_, in := b.Eval(to.ID, src, dst, protocol, port)
+	out := b.Decide(from.ID, src, dst, protocol, port).Allowed
+	in := b.Decide(to.ID, src, dst, protocol, port).Allowed
 	if in != out {
 		l.Errorf("%v to %v: one end says %v, the other %v", src, dst, out, in)
 	}
