@@ -269,6 +269,40 @@ func TestOneStreamANode(t *testing.T) {
 	})
 }
 
+// TestReplacedStreamTakesNothing checks that a stream that was replaced does not take the update meant for the new one, nor
+// acknowledges for it.
+func TestReplacedStreamTakesNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		a := w.enrol("tag:a")
+		settle()
+		first := attached(t, w, a)
+		first.drain()
+		first.ack()
+		w.enrol("tag:b")
+		settle()
+		second := w.client(a)
+		second.nm = first.nm
+		if err := second.attach(); err != nil {
+			t.Fatal(err)
+		}
+		if u, ok := first.session.Next(); ok {
+			t.Errorf("the replaced stream was given %+v", u)
+		}
+		second.drain()
+		if second.delta != 1 || len(second.nm.Peers) != 1 {
+			t.Errorf("the new stream: %d deltas, %d peers", second.delta, len(second.nm.Peers))
+		}
+		if first.session.Applied(second.nm.Version) || w.hub.Applied(a) == second.nm.Version {
+			t.Error("the replaced stream acknowledged what the new one was sent")
+		}
+		// The older of two streams may also be the last to begin.
+		if _, ok := second.session.record.begin(first.session.turn, able, proto.Version{}, proto.Version{}); ok {
+			t.Error("the replaced stream began after the new one")
+		}
+	})
+}
+
 func TestRevocation(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.setPolicy(everything)
