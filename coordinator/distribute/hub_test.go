@@ -226,30 +226,6 @@ func TestChangedBack(t *testing.T) {
 	})
 }
 
-// TestNobodyWaitsForTheDead checks that a wait ends when its node is deleted.
-func TestNobodyWaitsForTheDead(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
-		a := w.enrol("tag:a")
-		settle()
-		ctx, cancel := timeout(t, time.Hour)
-		defer cancel()
-		done := make(chan struct{})
-		go func() {
-			w.hub.Await(ctx, []proto.NodeID{a}, w.dir.Snapshot().Version())
-			close(done)
-		}()
-		synctest.Wait()
-		start := time.Now()
-		if err := w.dir.DeleteNode(t.Context(), a, "test"); err != nil {
-			t.Fatal(err)
-		}
-		<-done
-		if d := time.Since(start); d != fold {
-			t.Errorf("waited %v", d)
-		}
-	})
-}
-
 func TestOneStreamANode(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		a := w.enrol("tag:a")

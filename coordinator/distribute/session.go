@@ -71,6 +71,8 @@ func (s *Session) Next() (Update, bool) {
 	u, ok := s.record.next(s.turn)
 	if ok {
 		s.hub.metrics.sent(u)
+	} else {
+		s.hub.waits.review(s.hub.behind, s.record.id) // it may turn out to have everything
 	}
 	return u, ok
 }
