@@ -81,31 +81,3 @@ func (r *record) peers() ([]*proto.Peer, bool) {
 	}
 	return r.wanted.Peers, true
 }
-
-// Peers returns the peers of a node, sorted; none if the node is not trusted.
-func (h *Hub) Peers(id proto.NodeID) []proto.NodeID {
-	source := *h.source.Load()
-	if !source.Snapshot.Trusted(id) {
-		return nil
-	}
-	h.mu.Lock()
-	r := h.nodes[id]
-	h.mu.Unlock()
-	if r != nil {
-		if peers, known := r.peers(); known {
-			return ids(peers)
-		}
-	}
-	if nm := Netmap(source, id, proto.Features()); nm != nil {
-		return ids(nm.Peers)
-	}
-	return nil
-}
-
-func ids(peers []*proto.Peer) []proto.NodeID {
-	out := make([]proto.NodeID, len(peers))
-	for i, p := range peers {
-		out[i] = p.ID
-	}
-	return out
-}
