@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
 	"github.com/redoubt-mesh/redoubt/proto"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
@@ -430,6 +431,42 @@ func TestMissingFeature(t *testing.T) {
 		if len(c.nm.Rules) == 0 || len(c.nm.Peers) != 1 {
 			t.Errorf("%+v", c.nm)
 		}
+	})
+}
+
+// TestMeetIsMutual checks that two nodes meet only if both know each other, whichever of them is asked about first.
+func TestMeetIsMutual(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		a, b, lapsed := w.enrol("tag:a"), w.enrol("tag:b"), w.enrol("tag:b")
+		settle()
+		meet := func(what string, x, y proto.NodeID, want bool) {
+			t.Helper()
+			if there, back := w.hub.Meet(x, y), w.hub.Meet(y, x); there != want || back != want {
+				t.Errorf("%s: %v, and %v the other way, want %v", what, there, back, want)
+			}
+		}
+		meet("neither was here", a, b, true)
+		c := attached(t, w, a)
+		meet("one was here", a, b, true)
+		old := w.client(b)
+		if _, err := w.hub.Attach(b, []string{"something/else"}, proto.Version{}, old); err != nil {
+			t.Fatal(err)
+		}
+		meet("one lacks a feature", a, b, false)
+		attached(t, w, b)
+		meet("both can do everything", a, b, true)
+
+		time.Sleep(lifetime)
+		w.renew(a)
+		time.Sleep(directory.Patience + time.Second)
+		if _, err := w.dir.Expire(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		c.session.Close()
+		time.Sleep(maxAwayTime + 2*time.Minute) // until nothing is known of a
+		meet("one has lapsed", a, lapsed, false)
 	})
 }
 
