@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/redoubt-mesh/redoubt/agent/localapi"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -43,7 +44,7 @@ func pingCommand(p program) *cobra.Command {
 		},
 	}
 	cmd.Flags().Uint32VarP(&f.count, "count", "c", 4, fmt.Sprintf("how many; 0 means no limit; %d with --until-direct", untilDirectCount))
-	cmd.Flags().DurationVarP(&f.interval, "interval", "i", time.Second, "time between pings")
+	cmd.Flags().DurationVarP(&f.interval, "interval", "i", time.Second, "time between pings, 200ms to 1m")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", 0, "stop after this time; 0 means never")
 	cmd.Flags().BoolVar(&f.untilDirect, "until-direct", false, "stop at the first reply that came directly")
 	f.json = jsonFlag(cmd)
@@ -143,6 +144,9 @@ func (s *pinging) median() time.Duration {
 
 func (f pingFlags) run(cmd *cobra.Command, p program, peer string) error {
 	ctx := cmd.Context()
+	if f.interval < localapi.MinPingInterval || f.interval > localapi.MaxPingInterval {
+		return &exitError{exitUsage, fmt.Errorf("--interval %s: want %s to %s", f.interval, localapi.MinPingInterval, localapi.MaxPingInterval)}
+	}
 	if f.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, f.timeout)

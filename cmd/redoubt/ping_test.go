@@ -61,6 +61,20 @@ func TestPing(t *testing.T) {
 	}
 }
 
+// TestPingInterval checks that an interval that the agent would not keep is refused, and not replaced by another one.
+func TestPingInterval(t *testing.T) {
+	_, socket := fake(t, status())
+	for interval, ok := range map[string]bool{
+		"200ms": true, "1m": true, "1.5s": true,
+		"-1s": false, "0": false, "999us": false, "199ms": false, "61s": false, "1194h": false,
+	} {
+		r := redoubt(t, "", "--socket", socket, "ping", "db-1", "-c", "1", "--interval", interval)
+		if ok != (r.code == 0) || !ok && (r.code != exitUsage || !strings.Contains(r.err, "--interval") || !strings.Contains(r.err, "want 200ms to 1m")) {
+			t.Errorf("%s: %+v", interval, r)
+		}
+	}
+}
+
 // TestPingThatStaysRelayed checks that ping explains why a path is not direct, with and without --until-direct.
 func TestPingThatStaysRelayed(t *testing.T) {
 	f, socket := fake(t, status())
