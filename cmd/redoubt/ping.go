@@ -127,12 +127,12 @@ func (s *pinging) take(r *redoubtv1.PingResponse) {
 		s.min = rtt
 	}
 	s.max = max(s.max, rtt)
-	s.answered++
 	if len(s.rtts) < maxRTTs {
 		s.rtts = append(s.rtts, rtt)
 	} else {
-		s.rtts[s.answered%maxRTTs] = rtt
+		s.rtts[s.answered%maxRTTs] = rtt // in place of the oldest
 	}
+	s.answered++
 }
 
 // median returns the median round-trip time. There must be at least one reply.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -72,6 +73,17 @@ func TestPingInterval(t *testing.T) {
 		if ok != (r.code == 0) || !ok && (r.code != exitUsage || !strings.Contains(r.err, "--interval") || !strings.Contains(r.err, "want 200ms to 1m")) {
 			t.Errorf("%s: %+v", interval, r)
 		}
+	}
+}
+
+// TestPingMedian checks that the median is that of the latest replies.
+func TestPingMedian(t *testing.T) {
+	var s pinging
+	for i := range maxRTTs + 2 {
+		s.take(&redoubtv1.PingResponse{RttUs: uint64(i + 1)})
+	}
+	if least := slices.Min(s.rtts); least != 3*time.Microsecond || len(s.rtts) != maxRTTs {
+		t.Errorf("the oldest of %d replies took %s", len(s.rtts), least)
 	}
 }
 
