@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
+	"math/big"
 	"slices"
 	"testing"
 	"time"
@@ -161,6 +162,17 @@ func TestAWordLastsAsLongAsWhoGaveIt(t *testing.T) {
 		}
 		if _, err := v.Node(late, start.Add(20*day)); !errors.Is(err, test.want) {
 			t.Errorf("trusting the %s root: %v, want %v", name, err, test.want)
+		}
+	}
+}
+
+// TestShortSerialNumbers checks that certificates are judged whose serial numbers are shorter than those that this program makes.
+func TestShortSerialNumbers(t *testing.T) {
+	for _, serial := range []int64{1, 1 << 40} {
+		c := &x509.Certificate{SerialNumber: big.NewInt(serial), RawIssuer: []byte("a"), RawSubject: []byte("b")}
+		c.Subject.CommonName = "root 0123456789abcdef"
+		if !cert.CrossSigned(c) {
+			t.Errorf("serial number %d: not known as cross-signed", serial)
 		}
 	}
 }
