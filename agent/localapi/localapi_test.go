@@ -78,7 +78,7 @@ func TestCalls(t *testing.T) {
 	}
 	n := 0
 	for ; pings.Receive(); n++ {
-		if pings.Msg().GetRttUs() != uint64(minInterval.Microseconds()) {
+		if pings.Msg().GetRttUs() != uint64(MinPingInterval.Microseconds()) {
 			t.Errorf("an interval of %d us was taken", pings.Msg().GetRttUs())
 		}
 	}

@@ -165,10 +165,10 @@ func (s *service) Down(ctx context.Context, _ *redoubtv1.DownRequest) (*redoubtv
 	return &redoubtv1.DownResponse{}, nil
 }
 
-// Limits of a ping: it is open to everyone on the machine.
+// Limits of the time between pings, which are open to everyone on the machine.
 const (
-	minInterval = 200 * time.Millisecond
-	maxInterval = time.Minute
+	MinPingInterval = 200 * time.Millisecond
+	MaxPingInterval = time.Minute
 )
 
 func (s *service) Ping(ctx context.Context, r *redoubtv1.PingRequest, out *connect.ServerStream[redoubtv1.PingResponse]) error {
@@ -176,7 +176,7 @@ func (s *service) Ping(ctx context.Context, r *redoubtv1.PingRequest, out *conne
 	if interval == 0 {
 		interval = time.Second
 	}
-	r.IntervalMs = uint32(min(max(interval, minInterval), maxInterval).Milliseconds())
+	r.IntervalMs = uint32(min(max(interval, MinPingInterval), MaxPingInterval).Milliseconds())
 	return failed(s.b.Ping(ctx, r, out.Send))
 }
 

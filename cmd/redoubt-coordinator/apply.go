@@ -97,7 +97,6 @@ func (p *program) apply(cmd *cobra.Command, a *application) error {
 	if cmd.Flags().Changed("expect") {
 		a.request.Expect = &a.expect
 	}
-	start := time.Now()
 	a.request.DryRun = true
 	tried, err := p.try(cmd.Context(), a)
 	if err != nil {
@@ -107,7 +106,7 @@ func (p *program) apply(cmd *cobra.Command, a *application) error {
 		p.tell(a.name, diagnosticsOf(tried.GetDiagnostics()))
 		p.impact(a.name, tried.GetImpact())
 	}
-	answer := tried
+	answer, start := tried, time.Now() // the comparison takes no part in how long the change takes
 	if !a.dryRun {
 		base := tried.GetImpact().GetBase()
 		a.request.DryRun, a.request.Expect = false, &base
@@ -115,12 +114,14 @@ func (p *program) apply(cmd *cobra.Command, a *application) error {
 			return err
 		}
 	}
+	result := map[string]any{
+		"number": answer.GetNumber(), "version": version(answer.GetVersion()), "applied": answer.GetApplied(), "dryRun": a.dryRun,
+		"diagnostics": diagnosticsOf(answer.GetDiagnostics()), "changes": impactOf(tried.GetImpact()),
+	}
+	waits := a.wait > 0 && !a.dryRun
 	switch {
-	case p.json && (a.wait <= 0 || a.dryRun):
-		return p.print(map[string]any{
-			"number": answer.GetNumber(), "version": version(answer.GetVersion()), "applied": answer.GetApplied(), "dryRun": a.dryRun,
-			"diagnostics": diagnosticsOf(answer.GetDiagnostics()), "changes": impactOf(tried.GetImpact()),
-		})
+	case p.json && !waits:
+		return p.print(result)
 	case p.json:
 	case a.dryRun:
 		fmt.Fprintln(p.out, "nothing was applied")
@@ -129,8 +130,8 @@ func (p *program) apply(cmd *cobra.Command, a *application) error {
 	default:
 		fmt.Fprintf(p.out, "policy %d is already in force; nothing has changed\n", answer.GetNumber())
 	}
-	if a.wait > 0 && !a.dryRun {
-		return p.awaitPolicy(cmd.Context(), a.wait, start)
+	if waits {
+		return p.awaitPolicy(cmd.Context(), a.wait, start, result)
 	}
 	return nil
 }

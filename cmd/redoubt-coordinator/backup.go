@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/redoubt-mesh/redoubt/coordinator"
+	"github.com/redoubt-mesh/redoubt/coordinator/durable"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -49,7 +50,8 @@ func (p *program) backup() *cobra.Command {
 	}
 }
 
-// replace writes a file of mode 0600 atomically: it appears complete or not at all.
+// replace writes a file of mode 0600 atomically: it appears complete or not at all. Once it returns, the file survives a loss of
+// power, so that what was copied to it may be removed elsewhere.
 func replace(path string, fill func(io.Writer) error) (size int64, err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
@@ -70,7 +72,7 @@ func replace(path string, fill func(io.Writer) error) (size int64, err error) {
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
 		return 0, err
 	}
-	return size, os.Rename(f.Name(), path)
+	return size, durable.Rename(f.Name(), path)
 }
 
 func (p *program) restore() *cobra.Command {

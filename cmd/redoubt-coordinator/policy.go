@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"time"
 
@@ -95,7 +96,7 @@ func (p *program) policyStatus() *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show which nodes do not enforce the policy yet", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return p.awaitPolicy(cmd.Context(), wait, time.Now()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return p.awaitPolicy(cmd.Context(), wait, time.Now(), nil) },
 	}
 	waitFlag(cmd, &wait)
 	return cmd
@@ -131,21 +132,28 @@ func laggardRows(list []*redoubtv1.Laggard) (rows [][]string) {
 }
 
 // awaitPolicy prints the status; if wait is positive, it first waits up to that long for all nodes to enforce the policy.
-// Durations are measured from start.
-func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start time.Time) error {
+// Durations are measured from start. As JSON it adds the status to result, which says what was applied; nil if nothing was.
+func (p *program) awaitPolicy(ctx context.Context, wait time.Duration, start time.Time, result map[string]any) error {
 	st, err := p.client().PolicyStatus(ctx, &redoubtv1.PolicyStatusRequest{WaitMs: uint64(max(wait, 0) / time.Millisecond)})
 	if err != nil {
-		return p.explain(err)
+		err = p.explain(err)
+		if p.json && result != nil {
+			err = errors.Join(p.print(result), err)
+		}
+		return err
 	}
 	took := time.Since(start)
 	lag, rows := laggardsOf(st.GetLaggards()), laggardRows(st.GetLaggards())
 	switch {
 	case p.json:
-		err = p.print(map[string]any{
+		out := make(map[string]any)
+		maps.Copy(out, result)
+		maps.Copy(out, map[string]any{
 			"number": st.GetNumber(), "version": st.GetVersion(), "nodes": st.GetNodes(), "current": st.GetCurrent(), "laggards": lag, "tookMs": took.Milliseconds(),
 			"policyAgeMs": st.GetPolicyAgeMs(), "unable": unableOf(st.GetUnable()),
 			"keyWarnings": orNone(st.GetKeyWarnings()),
 		})
+		err = p.print(out)
 	case st.GetNumber() == 0:
 		fmt.Fprintln(p.out, "no policy has been applied yet, so no packet passes; use `policy apply FILE`")
 	default:

@@ -260,10 +260,21 @@ func TestPolicyCommands(t *testing.T) {
 	}](t, out); code != 0 || a.Number != 2 || !a.Applied {
 		t.Errorf("exit %d: %s", code, out)
 	}
+	file = filepath.Join(s.data, "policy.example.hujson")
+	if a := decode[struct {
+		Number, Nodes, TookMs *int
+		Applied, DryRun       *bool
+		Diagnostics           []diagnostic
+		Changes               *impact
+		Laggards              []laggard
+	}](t, s.ok("policy", "apply", file, "--wait", "--json")); a.Number == nil || *a.Number != 3 || a.Nodes == nil || a.TookMs == nil ||
+		a.Applied == nil || !*a.Applied || a.DryRun == nil || *a.DryRun || a.Diagnostics == nil || a.Changes == nil || a.Changes.Base != 2 || a.Laggards == nil {
+		t.Errorf("%+v", a)
+	}
 	if st := decode[struct {
 		Number   int
 		Laggards []laggard
-	}](t, s.ok("policy", "status", "--wait=1s", "--json")); st.Number != 2 || st.Laggards == nil {
+	}](t, s.ok("policy", "status", "--wait=1s", "--json")); st.Number != 3 || st.Laggards == nil {
 		t.Errorf("%+v", st)
 	}
 	s.no("no such file", "policy", "apply", "/nowhere/p")

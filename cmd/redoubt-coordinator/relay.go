@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -44,6 +45,8 @@ type embedded struct {
 	server *relay.Server
 	watch  interface{ Close() }
 	info   proto.Relay
+	// drained makes drain do its work once.
+	drained sync.Once
 }
 
 // port parses the port of --relay-listen.
@@ -107,10 +110,15 @@ func (e *embedded) listen(d *daemonRun, o relayOptions) error {
 	return err
 }
 
-// close asks nodes to move to another relay, waits for up to draining, and stops the relay.
+// drain asks nodes to move to another relay, and waits for up to draining.
+func (e *embedded) drain() {
+	e.drained.Do(func() { e.server.Drain(draining) })
+}
+
+// close drains and stops the relay.
 func (e *embedded) close() {
 	e.watch.Close()
-	e.server.Drain(draining)
+	e.drain()
 	_ = e.server.Close()
 }
 

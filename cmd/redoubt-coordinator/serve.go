@@ -134,8 +134,18 @@ func (d *daemonRun) run(ctx context.Context) error {
 	var beside sync.WaitGroup
 	beside.Go(func() { d.report(ctx) })
 	beside.Go(func() { keepMemory(ctx) })
+	// The coordinator carries the relay's streams, so it goes on until the relay has drained.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	beside.Go(func() {
+		defer stop()
+		<-ctx.Done()
+		if d.relay != nil {
+			d.relay.drain()
+		}
+	})
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
-	err := d.co.Run(ctx, d.listener)
+	err := d.co.Run(serving, d.listener)
 	cancel()
 	beside.Wait()
 	return err

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/redoubt-mesh/redoubt/agent/localapi"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -43,7 +44,7 @@ func pingCommand(p program) *cobra.Command {
 		},
 	}
 	cmd.Flags().Uint32VarP(&f.count, "count", "c", 4, fmt.Sprintf("how many; 0 means no limit; %d with --until-direct", untilDirectCount))
-	cmd.Flags().DurationVarP(&f.interval, "interval", "i", time.Second, "time between pings")
+	cmd.Flags().DurationVarP(&f.interval, "interval", "i", time.Second, "time between pings, 200ms to 1m")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", 0, "stop after this time; 0 means never")
 	cmd.Flags().BoolVar(&f.untilDirect, "until-direct", false, "stop at the first reply that came directly")
 	f.json = jsonFlag(cmd)
@@ -126,12 +127,12 @@ func (s *pinging) take(r *redoubtv1.PingResponse) {
 		s.min = rtt
 	}
 	s.max = max(s.max, rtt)
-	s.answered++
 	if len(s.rtts) < maxRTTs {
 		s.rtts = append(s.rtts, rtt)
 	} else {
-		s.rtts[s.answered%maxRTTs] = rtt
+		s.rtts[s.answered%maxRTTs] = rtt // in place of the oldest
 	}
+	s.answered++
 }
 
 // median returns the median round-trip time. There must be at least one reply.
@@ -143,6 +144,9 @@ func (s *pinging) median() time.Duration {
 
 func (f pingFlags) run(cmd *cobra.Command, p program, peer string) error {
 	ctx := cmd.Context()
+	if f.interval < localapi.MinPingInterval || f.interval > localapi.MaxPingInterval {
+		return &exitError{exitUsage, fmt.Errorf("--interval %s: want %s to %s", f.interval, localapi.MinPingInterval, localapi.MaxPingInterval)}
+	}
 	if f.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, f.timeout)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,31 @@ func TestPing(t *testing.T) {
 	}
 	if r = ping("--until-direct"); r.code != exitFalse || r.err != "redoubt: no direct path: no ping was answered\n" {
 		t.Errorf("%+v", r)
+	}
+}
+
+// TestPingInterval checks that an interval that the agent would not keep is refused, and not replaced by another one.
+func TestPingInterval(t *testing.T) {
+	_, socket := fake(t, status())
+	for interval, ok := range map[string]bool{
+		"200ms": true, "1m": true, "1.5s": true,
+		"-1s": false, "0": false, "999us": false, "199ms": false, "61s": false, "1194h": false,
+	} {
+		r := redoubt(t, "", "--socket", socket, "ping", "db-1", "-c", "1", "--interval", interval)
+		if ok != (r.code == 0) || !ok && (r.code != exitUsage || !strings.Contains(r.err, "--interval") || !strings.Contains(r.err, "want 200ms to 1m")) {
+			t.Errorf("%s: %+v", interval, r)
+		}
+	}
+}
+
+// TestPingMedian checks that the median is that of the latest replies.
+func TestPingMedian(t *testing.T) {
+	var s pinging
+	for i := range maxRTTs + 2 {
+		s.take(&redoubtv1.PingResponse{RttUs: uint64(i + 1)})
+	}
+	if least := slices.Min(s.rtts); least != 3*time.Microsecond || len(s.rtts) != maxRTTs {
+		t.Errorf("the oldest of %d replies took %s", len(s.rtts), least)
 	}
 }
 

@@ -22,8 +22,10 @@ type Keys struct {
 
 // Root is a root that nodes trust.
 type Root struct {
-	Fingerprint string    `json:"fingerprint"`
-	Since       time.Time `json:"since,omitzero"` // when it replaced its predecessor; zero: the mesh's first
+	Fingerprint string `json:"fingerprint"`
+	// Since is when it replaced its predecessor, and later than the creation of every token that names the predecessor, even if
+	// the clock was set back meanwhile; zero: the mesh's first.
+	Since time.Time `json:"since,omitzero"`
 }
 
 type keysRecord struct {
@@ -72,7 +74,7 @@ func (d *Directory) NoteKeys(ctx context.Context, k Keys, by string) error {
 			case at >= 0:
 				r.Since = old.Roots[at].Since
 			default:
-				r.Since = t.now
+				r.Since = t.afterTokens()
 			}
 		}
 		op, err := putRecord(keysKey, keysRecord{version: v1, Roots: noted.Roots, Here: noted.Here, Intermediate: noted.Intermediate})
@@ -86,6 +88,17 @@ func (d *Directory) NoteKeys(ctx context.Context, k Keys, by string) error {
 		t.keys = &noted
 		return nil
 	})
+}
+
+// afterTokens returns the time or, if a token seems to be created later, a moment after that.
+func (t *tx) afterTokens() time.Time {
+	at := t.now
+	for token := range values(t.tokens) {
+		if !token.Created.Before(at) {
+			at = token.Created.Add(1)
+		}
+	}
+	return at
 }
 
 func (t *tx) recordKeys(old, noted Keys, by string) {

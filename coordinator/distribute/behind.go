@@ -33,12 +33,12 @@ func Holders(source Source, ids []proto.NodeID) []proto.NodeID {
 }
 
 // Behind returns the nodes among ids that do not yet enforce what they should, sorted by name, connected or not. Nodes that
-// are not trusted are left out.
+// nobody may trust any more are left out.
 func (h *Hub) Behind(ids []proto.NodeID) (out []Laggard) {
 	s, now := h.Source(), h.config.Clock()
 	for _, id := range ids {
-		n, ok := s.Snapshot.Lookup(id)
-		if !ok || n.Barred() || s.Snapshot.Lapsed(id) {
+		n, ok := counted(s.Snapshot, id)
+		if !ok {
 			continue
 		}
 		l := Laggard{ID: id, Name: n.Name, Wanted: s.Snapshot.Version(), Lag: now.Sub(n.Created)}

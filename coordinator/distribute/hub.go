@@ -232,12 +232,14 @@ func (h *Hub) settle() {
 // reconnect.
 func (h *Hub) expel(before, after Source, changed []proto.NodeID) {
 	for _, id := range changed {
+		if _, ok := counted(after.Snapshot, id); !ok {
+			h.waits.gone(id)
+		}
 		n, known := after.Snapshot.Lookup(id)
 		if known && !n.Dismissed() {
 			h.part(before, n)
 			continue
 		}
-		h.waits.gone(id)
 		h.mu.Lock()
 		r := h.nodes[id]
 		if r == nil {
@@ -323,11 +325,11 @@ func (h *Hub) refresh(ids map[proto.NodeID]struct{}) {
 	if len(ids) == 0 {
 		return
 	}
-	records := make([]*record, 0, len(ids))
+	records, known := make([]*record, 0, len(ids)), make([]proto.NodeID, 0, len(ids))
 	h.mu.Lock()
 	for id := range ids {
 		if r := h.nodes[id]; r != nil {
-			records = append(records, r)
+			records, known = append(records, r), append(known, id)
 		}
 	}
 	h.mu.Unlock()
@@ -343,6 +345,7 @@ func (h *Hub) refresh(ids map[proto.NodeID]struct{}) {
 		})
 	}
 	workers.Wait()
+	h.waits.review(h.behind, known...)
 }
 
 func (h *Hub) refreshOne(r *record, source *bound, now time.Time) {

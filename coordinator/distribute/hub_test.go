@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/refusal"
 	"github.com/redoubt-mesh/redoubt/proto"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
@@ -226,30 +227,6 @@ func TestChangedBack(t *testing.T) {
 	})
 }
 
-// TestNobodyWaitsForTheDead checks that a wait ends when its node is deleted.
-func TestNobodyWaitsForTheDead(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
-		a := w.enrol("tag:a")
-		settle()
-		ctx, cancel := timeout(t, time.Hour)
-		defer cancel()
-		done := make(chan struct{})
-		go func() {
-			w.hub.Await(ctx, []proto.NodeID{a}, w.dir.Snapshot().Version())
-			close(done)
-		}()
-		synctest.Wait()
-		start := time.Now()
-		if err := w.dir.DeleteNode(t.Context(), a, "test"); err != nil {
-			t.Fatal(err)
-		}
-		<-done
-		if d := time.Since(start); d != fold {
-			t.Errorf("waited %v", d)
-		}
-	})
-}
-
 func TestOneStreamANode(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		a := w.enrol("tag:a")
@@ -265,6 +242,40 @@ func TestOneStreamANode(t *testing.T) {
 		second.drain()
 		if second.full != 1 || second.over() != nil {
 			t.Errorf("the second stream: %d snapshots, %v", second.full, second.over())
+		}
+	})
+}
+
+// TestReplacedStreamTakesNothing checks that a stream that was replaced does not take the update meant for the new one, nor
+// acknowledges for it.
+func TestReplacedStreamTakesNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		a := w.enrol("tag:a")
+		settle()
+		first := attached(t, w, a)
+		first.drain()
+		first.ack()
+		w.enrol("tag:b")
+		settle()
+		second := w.client(a)
+		second.nm = first.nm
+		if err := second.attach(); err != nil {
+			t.Fatal(err)
+		}
+		if u, ok := first.session.Next(); ok {
+			t.Errorf("the replaced stream was given %+v", u)
+		}
+		second.drain()
+		if second.delta != 1 || len(second.nm.Peers) != 1 {
+			t.Errorf("the new stream: %d deltas, %d peers", second.delta, len(second.nm.Peers))
+		}
+		if first.session.Applied(second.nm.Version) || w.hub.Applied(a) == second.nm.Version {
+			t.Error("the replaced stream acknowledged what the new one was sent")
+		}
+		// The older of two streams may also be the last to begin.
+		if _, ok := second.session.record.begin(first.session.turn, able, proto.Version{}, proto.Version{}); ok {
+			t.Error("the replaced stream began after the new one")
 		}
 	})
 }
@@ -420,6 +431,42 @@ func TestMissingFeature(t *testing.T) {
 		if len(c.nm.Rules) == 0 || len(c.nm.Peers) != 1 {
 			t.Errorf("%+v", c.nm)
 		}
+	})
+}
+
+// TestMeetIsMutual checks that two nodes meet only if both know each other, whichever of them is asked about first.
+func TestMeetIsMutual(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.setPolicy(everything)
+		a, b, lapsed := w.enrol("tag:a"), w.enrol("tag:b"), w.enrol("tag:b")
+		settle()
+		meet := func(what string, x, y proto.NodeID, want bool) {
+			t.Helper()
+			if there, back := w.hub.Meet(x, y), w.hub.Meet(y, x); there != want || back != want {
+				t.Errorf("%s: %v, and %v the other way, want %v", what, there, back, want)
+			}
+		}
+		meet("neither was here", a, b, true)
+		c := attached(t, w, a)
+		meet("one was here", a, b, true)
+		old := w.client(b)
+		if _, err := w.hub.Attach(b, []string{"something/else"}, proto.Version{}, old); err != nil {
+			t.Fatal(err)
+		}
+		meet("one lacks a feature", a, b, false)
+		attached(t, w, b)
+		meet("both can do everything", a, b, true)
+
+		time.Sleep(lifetime)
+		w.renew(a)
+		time.Sleep(directory.Patience + time.Second)
+		if _, err := w.dir.Expire(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		c.session.Close()
+		time.Sleep(maxAwayTime + 2*time.Minute) // until nothing is known of a
+		meet("one has lapsed", a, lapsed, false)
 	})
 }
 

@@ -45,24 +45,24 @@ func (h *Hub) tellMeetings(changed []proto.NodeID) {
 	}
 }
 
-// Meet reports whether two nodes are peers, according to the netmap of a or, if it has none yet, that of b: rules tie nodes
-// to each other in both directions. If neither has one, Meet computes a's.
+// Meet reports whether two nodes are peers: both netmaps must say so, since one may be without peers, as for a node that lacks a
+// feature. If only one node has a netmap, that one decides: rules tie nodes to each other in both directions. If neither has one,
+// Meet computes them.
 func (h *Hub) Meet(a, b proto.NodeID) bool {
 	source := *h.source.Load()
 	if !source.Snapshot.Trusted(a) || !source.Snapshot.Trusted(b) {
 		return false
 	}
-	for _, pair := range [][2]proto.NodeID{{a, b}, {b, a}} {
-		h.mu.Lock()
-		r := h.nodes[pair[0]]
-		h.mu.Unlock()
-		if r == nil {
-			continue
-		}
-		if peers, known := r.peers(); known {
-			return has(peers, pair[1])
-		}
+	ofA, haveA := h.peers(a)
+	ofB, haveB := h.peers(b)
+	if !haveA && !haveB {
+		return ties(source, a, b) && ties(source, b, a)
 	}
+	return (!haveA || has(ofA, b)) && (!haveB || has(ofB, a))
+}
+
+// ties reports whether the netmap of a has the peer b, if a has all features.
+func ties(source Source, a, b proto.NodeID) bool {
 	nm := Netmap(source, a, proto.Features())
 	return nm != nil && has(nm.Peers, b)
 }
@@ -72,40 +72,18 @@ func has(peers []*proto.Peer, id proto.NodeID) bool {
 	return ok
 }
 
-// peers returns the peers in the netmap that the node should have; false if there is none yet.
-func (r *record) peers() ([]*proto.Peer, bool) {
+// peers returns the peers in the netmap that a node should have; false if there is none yet.
+func (h *Hub) peers(id proto.NodeID) ([]*proto.Peer, bool) {
+	h.mu.Lock()
+	r := h.nodes[id]
+	h.mu.Unlock()
+	if r == nil {
+		return nil, false
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.wanted == nil {
 		return nil, false
 	}
 	return r.wanted.Peers, true
-}
-
-// Peers returns the peers of a node, sorted; none if the node is not trusted.
-func (h *Hub) Peers(id proto.NodeID) []proto.NodeID {
-	source := *h.source.Load()
-	if !source.Snapshot.Trusted(id) {
-		return nil
-	}
-	h.mu.Lock()
-	r := h.nodes[id]
-	h.mu.Unlock()
-	if r != nil {
-		if peers, known := r.peers(); known {
-			return ids(peers)
-		}
-	}
-	if nm := Netmap(source, id, proto.Features()); nm != nil {
-		return ids(nm.Peers)
-	}
-	return nil
-}
-
-func ids(peers []*proto.Peer) []proto.NodeID {
-	out := make([]proto.NodeID, len(peers))
-	for i, p := range peers {
-		out[i] = p.ID
-	}
-	return out
 }

@@ -42,11 +42,7 @@ func (p *pairs) all(s *bound) []proto.Set {
 	p.once.Do(func() {
 		var sets []proto.Set
 		if l := p.lead.Swap(nil); l != nil {
-			sets = l.sets
-			for id := range l.dirty {
-				members, trusted := s.pairsOf(id)
-				sets = put(sets, id, members, trusted)
-			}
+			sets = merge(l.sets, s.changed(l.dirty))
 		} else {
 			for id := range s.Snapshot.All() {
 				if members, trusted := s.pairsOf(id); trusted {
@@ -55,25 +51,43 @@ func (p *pairs) all(s *bound) []proto.Set {
 			}
 		}
 		p.sets.Store(&sets)
+		p.lead.Store(nil) // follow may have stored one since
 	})
 	return *p.sets.Load()
 }
 
-// put returns a copy of sets with the set of a node replaced, or removed if the node is not trusted.
-func put(sets []proto.Set, id proto.NodeID, members []proto.NodeID, trusted bool) []proto.Set {
-	name := id.String()
-	at, there := slices.BinarySearchFunc(sets, name, func(s proto.Set, name string) int { return strings.Compare(s.Name, name) })
-	out := slices.Clone(sets)
-	switch {
-	case there && !trusted:
-		return slices.Delete(out, at, at+1)
-	case there:
-		out[at] = proto.Set{Name: name, Members: members}
-		return out
-	case trusted:
-		return slices.Insert(out, at, proto.Set{Name: name, Members: members})
+// pairing is the set that a node has now; it has none if it is not trusted.
+type pairing struct {
+	proto.Set
+	trusted bool
+}
+
+// changed returns the sets of nodes, sorted by name.
+func (s *bound) changed(nodes map[proto.NodeID]struct{}) []pairing {
+	out := make([]pairing, 0, len(nodes))
+	for id := range nodes {
+		members, trusted := s.pairsOf(id)
+		out = append(out, pairing{proto.Set{Name: id.String(), Members: members}, trusted})
 	}
+	slices.SortFunc(out, func(a, b pairing) int { return strings.Compare(a.Name, b.Name) })
 	return out
+}
+
+// merge returns a copy of sets with the changed ones replaced, added or removed. Both lists are sorted by name.
+func merge(sets []proto.Set, changed []pairing) []proto.Set {
+	out := make([]proto.Set, 0, len(sets)+len(changed))
+	for _, c := range changed {
+		at, there := slices.BinarySearchFunc(sets, c.Name, func(s proto.Set, name string) int { return strings.Compare(s.Name, name) })
+		out = append(out, sets[:at]...)
+		if there {
+			at++
+		}
+		sets = sets[at:]
+		if c.trusted {
+			out = append(out, c.Set)
+		}
+	}
+	return append(out, sets...)
 }
 
 // pairsOf returns the nodes that a node may meet, and whether it is trusted at all.

@@ -33,11 +33,13 @@ type record struct {
 	id proto.NodeID
 
 	// Guarded by Hub.mu.
-	session *Session
-	place   *list.Element // in Hub.away while there is no session
-	left    time.Time
+	session  *Session
+	sessions uint64        // how many there were
+	place    *list.Element // in Hub.away while there is no session
+	left     time.Time
 
 	mu       sync.Mutex
+	turn     uint64 // of the last session that began: a stream that was replaced may still be writing
 	features []string
 	computed proto.Version // version of the snapshot that wanted was last made from
 	wanted   *proto.Netmap // nil while the source does not contain the node
@@ -58,10 +60,15 @@ func (r *record) lastSent() *proto.Netmap {
 }
 
 // begin prepares the record for a stream of a node that claims to enforce applied, and returns the version that it is
-// believed to enforce. A delta is possible only if that version was sent to the node.
-func (r *record) begin(features []string, applied proto.Version, now proto.Version) proto.Version {
+// believed to enforce. A delta is possible only if that version was sent to the node. If a later session has begun already, ok
+// is false.
+func (r *record) begin(turn uint64, features []string, applied, now proto.Version) (enforced proto.Version, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if turn < r.turn {
+		return proto.Version{}, false
+	}
+	r.turn = turn
 	if !slices.Equal(features, r.features) {
 		r.features = slices.Clone(features)
 		r.sent, r.wanted, r.computed = nil, nil, proto.Version{}
@@ -76,7 +83,7 @@ func (r *record) begin(features []string, applied proto.Version, now proto.Versi
 	if r.acked = applied; i < 0 && !applied.Less(now) {
 		r.acked = proto.Version{}
 	}
-	return r.acked
+	return r.acked, true
 }
 
 // refresh recomputes wanted from a source. It reports whether there is something to send.
@@ -109,12 +116,13 @@ func (r *record) refresh(s *bound, now time.Time) bool {
 	return true
 }
 
-// next returns what to send and marks it as sent.
-func (r *record) next() (Update, bool) {
+// next returns what to send in a session and marks it as sent. A session that was replaced gets nothing: what it took, the new
+// one would not be sent.
+func (r *record) next(turn uint64) (Update, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	last := r.lastSent()
-	if r.wanted == nil || r.wanted == last {
+	if turn != r.turn || r.wanted == nil || r.wanted == last {
 		return Update{}, false
 	}
 	u := Update{Delta: r.delta}
@@ -134,11 +142,14 @@ func (r *record) next() (Update, bool) {
 	return u, true
 }
 
-// ack notes that the node enforces a version; ok is false if it was not sent that version. It reports whether that is news
-// and, if the node is now current, how long it lagged.
-func (r *record) ack(v proto.Version, now time.Time) (lagged time.Duration, news, ok bool) {
+// ack notes that the node enforces a version; ok is false if it was not sent that version, or if the session was replaced. It
+// reports whether that is news and, if the node is now current, how long it lagged.
+func (r *record) ack(turn uint64, v proto.Version, now time.Time) (lagged time.Duration, news, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if turn != r.turn {
+		return 0, false, false
+	}
 	i := slices.IndexFunc(r.sent, func(nm *proto.Netmap) bool { return nm.Version == v })
 	if i < 0 || !r.acked.Less(v) {
 		return 0, false, i >= 0

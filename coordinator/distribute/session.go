@@ -10,6 +10,7 @@ type Session struct {
 	hub    *Hub
 	record *record
 	stream Stream
+	turn   uint64 // counts the sessions of the record
 }
 
 // Attach begins the session of a node that declares features and enforces the version applied (zero if none). It refuses a
@@ -29,6 +30,8 @@ func (h *Hub) Attach(id proto.NodeID, features []string, applied proto.Version, 
 	s.record = r
 	before := r.session
 	r.session = s
+	r.sessions++
+	s.turn = r.sessions
 	h.mu.Unlock()
 	if before != nil {
 		before.stream.End(refusal.Replaced())
@@ -40,7 +43,10 @@ func (h *Hub) Attach(id proto.NodeID, features []string, applied proto.Version, 
 		s.Close()
 		return nil, refusal.Of(n)
 	}
-	enforced := r.begin(features, applied, source.Snapshot.Version())
+	enforced, ok := r.begin(s.turn, features, applied, source.Snapshot.Version())
+	if !ok {
+		return nil, refusal.Replaced()
+	}
 	if r.refresh(source.bind(), h.config.Clock()) {
 		stream.Wake()
 	}
@@ -60,19 +66,21 @@ func (h *Hub) await(id proto.NodeID) Source {
 	return source
 }
 
-// Next returns what to send to the node, or false if it has been sent everything.
+// Next returns what to send to the node, or false if it has been sent everything or has another session.
 func (s *Session) Next() (Update, bool) {
-	u, ok := s.record.next()
+	u, ok := s.record.next(s.turn)
 	if ok {
 		s.hub.metrics.sent(u)
+	} else {
+		s.hub.waits.review(s.hub.behind, s.record.id) // it may turn out to have everything
 	}
 	return u, ok
 }
 
 // Applied notes that the node's data path enforces a version. It returns false if the node was never sent that version, or
-// too long ago.
+// too long ago, or has another session.
 func (s *Session) Applied(v proto.Version) bool {
-	lagged, news, ok := s.record.ack(v, s.hub.config.Clock())
+	lagged, news, ok := s.record.ack(s.turn, v, s.hub.config.Clock())
 	if news {
 		if lagged > 0 {
 			s.hub.metrics.enforced.Observe(lagged.Seconds())

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
@@ -32,8 +33,8 @@ func (h *Hub) Status() Status {
 	now := h.config.Clock()
 	st := Status{Version: s.Snapshot.Version()}
 	for id := range s.Snapshot.All() {
-		n, ok := s.Snapshot.Lookup(id)
-		if !ok || n.Barred() || s.Snapshot.Lapsed(id) {
+		n, ok := counted(s.Snapshot, id)
+		if !ok {
 			continue
 		}
 		st.Nodes++
@@ -52,6 +53,12 @@ func (h *Hub) Status() Status {
 	}
 	slices.SortFunc(st.Laggards, func(a, b Laggard) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
 	return st
+}
+
+// counted returns a node if anyone may still trust it: nobody waits for the others.
+func counted(s *directory.Snapshot, id proto.NodeID) (*directory.Node, bool) {
+	n, known := s.Lookup(id)
+	return n, known && !n.Barred() && !s.Lapsed(id)
 }
 
 // describe fills in what the record knows and reports whether the node lags.
@@ -128,17 +135,21 @@ func (h *Hub) AwaitAll(ctx context.Context, v proto.Version) Status {
 // behind returns the nodes among ids that lag, with the version that each must acknowledge.
 func (h *Hub) behind(ids []proto.NodeID) map[proto.NodeID]proto.Version {
 	left := make(map[proto.NodeID]proto.Version)
+	s := h.Source().Snapshot
 	for _, id := range ids {
+		if _, ok := counted(s, id); !ok {
+			continue
+		}
 		h.mu.Lock()
 		r := h.nodes[id]
 		h.mu.Unlock()
 		if r == nil {
-			left[id] = h.Source().Snapshot.Version()
+			left[id] = s.Version()
 			continue
 		}
 		r.mu.Lock()
 		if r.wanted == nil {
-			left[id] = h.Source().Snapshot.Version()
+			left[id] = s.Version()
 		} else if r.lags() {
 			left[id] = r.wanted.Version
 		}
@@ -225,7 +236,7 @@ func (w *waits) acked(id proto.NodeID, v proto.Version) {
 	w.strike(id, func(need proto.Version) bool { return !v.Less(need) })
 }
 
-// gone removes a node that is no longer trusted from all waits: there is nothing it could enforce.
+// gone removes a node that no longer counts from all waits: there is nothing it could enforce.
 func (w *waits) gone(id proto.NodeID) { w.strike(id, func(proto.Version) bool { return true }) }
 
 func (w *waits) strike(id proto.NodeID, enough func(need proto.Version) bool) {
@@ -233,10 +244,39 @@ func (w *waits) strike(id proto.NodeID, enough func(need proto.Version) bool) {
 	defer w.mu.Unlock()
 	for x := range w.all {
 		if need, ok := x.left[id]; ok && enough(need) {
-			delete(x.left, id)
-			if len(x.left) == 0 {
-				close(x.done)
-				delete(w.all, x)
+			w.drop(x, id)
+		}
+	}
+}
+
+// drop removes a node from a wait. The caller holds w.mu.
+func (w *waits) drop(x *wait, id proto.NodeID) {
+	delete(x.left, id)
+	if len(x.left) == 0 {
+		close(x.done)
+		delete(w.all, x)
+	}
+}
+
+// review asks behind again about nodes whose netmaps were looked at: a change that was undone before it was sent is never
+// acknowledged.
+func (w *waits) review(behind func([]proto.NodeID) map[proto.NodeID]proto.Version, ids ...proto.NodeID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.all) == 0 {
+		return
+	}
+	needs := behind(ids)
+	for x := range w.all {
+		for _, id := range ids {
+			before, waiting := x.left[id]
+			need, lags := needs[id]
+			switch {
+			case !waiting:
+			case !lags:
+				w.drop(x, id)
+			case need.Less(before):
+				x.left[id] = need
 			}
 		}
 	}

@@ -167,6 +167,44 @@ func TestWhoHangsOnTheOldRoot(t *testing.T) {
 	}
 }
 
+// TestJoinCodesAndAClockThatGoesBack checks that the old root is kept for a join code that names it, even if the clock was set
+// back between the two.
+func TestJoinCodesAndAClockThatGoesBack(t *testing.T) {
+	for name, steps := range map[string]func(r *rig, rotate func()){
+		"before the rotation": func(r *rig, rotate func()) {
+			r.token(2 * time.Hour)
+			r.pass(-time.Hour)
+			rotate()
+		},
+		"after the one before it": func(r *rig, rotate func()) {
+			rotate()
+			r.keep()
+			r.pass(-time.Hour)
+			r.token(2 * time.Hour)
+			rotate()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			steps(r, func() {
+				if err := r.Rotate(t.Context(), "uid 0"); err != nil {
+					t.Fatal(err)
+				}
+			})
+			r.keep()
+			if list, _, left := r.List(); len(list) != 2 || len(left.Tokens) != 1 {
+				t.Errorf("%d roots are trusted, and %d join codes hang on the old one", len(list), len(left.Tokens))
+			}
+			r.pass(4 * time.Hour)
+			r.token(time.Hour) // names the new root
+			r.keep()
+			if list, _, _ := r.List(); len(list) != 1 {
+				t.Errorf("%d roots are trusted when nothing hangs on the old one", len(list))
+			}
+		})
+	}
+}
+
 // TestTheBookTellsWhatOthersDid checks that the audit log also records a rotation after which the program crashed, and keys
 // that somebody moved.
 func TestTheBookTellsWhatOthersDid(t *testing.T) {

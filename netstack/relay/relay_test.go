@@ -2,8 +2,10 @@ package relay_test
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -324,6 +326,67 @@ func TestDrain(t *testing.T) {
 			t.Errorf("%+v", x)
 		}
 	})
+}
+
+// TestDrainIsTold checks that a drained relay has told the nodes on streams before it stops, but does not wait for one that does
+// not read.
+func TestDrainIsTold(t *testing.T) {
+	const within = 500 * time.Millisecond
+	for _, reads := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.close()
+			s := w.addRelay(100)
+			w.permit.change(func(p *permit) { p.nodes["certificate"] = 1 })
+			near, far := net.Pipe()
+			var served sync.WaitGroup
+			defer served.Wait()
+			defer near.Close()
+			served.Go(func() { _ = s.server.ServeStream(far, []byte("certificate")) })
+			if m := control(t, near); m.Kind != relaymsg.Bound {
+				t.Fatalf("%+v", m)
+			}
+			settle(time.Minute / 2) // nobody sends anything
+			begun := time.Now()
+			drained := make(chan time.Duration, 1)
+			served.Go(func() {
+				s.server.Drain(within)
+				drained <- time.Since(begun)
+				_ = s.server.Close()
+			})
+			settle(within / 2)
+			if reads {
+				if m := control(t, near); m.Kind != relaymsg.Drain || m.Seconds != 1 {
+					t.Errorf("%+v", m)
+				}
+			}
+			if took := <-drained; (took == within/2) != reads || took > within {
+				t.Errorf("it took %s", took)
+			}
+		})
+	}
+}
+
+// control reads a control message from a stream.
+func control(t *testing.T, r io.Reader) relaymsg.Message {
+	t.Helper()
+	head := make([]byte, relaymsg.FrameSize)
+	if _, err := io.ReadFull(r, head); err != nil {
+		t.Fatal(err)
+	}
+	f, err := relaymsg.ParseFrame(head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := make([]byte, f.Length)
+	if _, err := io.ReadFull(r, body); err != nil {
+		t.Fatal(err)
+	}
+	m, err := relaymsg.ParseControl(f, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
 }
 
 // TestDrainCarriesOn checks that a draining relay keeps forwarding while nodes use it, up to the time it was given.

@@ -209,9 +209,18 @@ func (s *Server) expel(id proto.NodeID) {
 // Drain tells all nodes to use another relay, and accepts no new ones. It keeps forwarding, and returns once nothing arrives
 // any longer or the time is up: peers learn only gradually where else to reach a node.
 func (s *Server) Drain(within time.Duration) {
-	s.sayDrain(within)
 	end := time.NewTimer(within)
 	defer end.Stop()
+	for x, told := range s.sayDrain(within) {
+		select {
+		case <-told:
+		case <-x.ended:
+		case <-s.ctx.Done():
+			return
+		case <-end.C:
+			return
+		}
+	}
 	for {
 		quiet := time.Since(s.lastHeard())
 		if quiet >= calm {
@@ -241,20 +250,24 @@ func (s *Server) lastHeard() time.Time {
 	return time.Unix(0, last)
 }
 
-func (s *Server) sayDrain(within time.Duration) {
+// sayDrain announces the end of the relay. For each stream it returns a channel that is closed once its node has been told.
+func (s *Server) sayDrain(within time.Duration) map[*stream]<-chan struct{} {
+	m := &relaymsg.Message{Header: relaymsg.Header{Kind: relaymsg.Drain}, Seconds: uint32((within + time.Second - 1) / time.Second)}
 	s.mu.Lock()
 	s.draining = true
 	sessions := make([]*session, 0, len(s.sessions))
 	for _, x := range s.sessions {
 		sessions = append(sessions, x)
 	}
+	told := make(map[*stream]<-chan struct{}, len(s.streams))
 	for x := range s.streams {
-		x.control(&relaymsg.Message{Header: relaymsg.Header{Kind: relaymsg.Drain}, Seconds: uint32(within / time.Second)})
+		told[x] = x.tell(m)
 	}
 	s.mu.Unlock()
 	for _, x := range sessions {
-		s.say(x, &relaymsg.Message{Header: relaymsg.Header{Kind: relaymsg.Drain}, Seconds: uint32(within / time.Second)})
+		s.say(x, m)
 	}
+	return told
 }
 
 // Close ends all sessions and waits. It may be called more than once.

@@ -32,6 +32,7 @@ type stream struct {
 
 	mu     sync.Mutex
 	queue  queue
+	told   chan struct{} // closed once what is queued has been written; nil if nobody waits for that
 	closed bool
 	wake   chan struct{} // holds a value while there is something to write
 	ended  chan struct{}
@@ -158,10 +159,26 @@ func (x *stream) push(from proto.NodeID, f *frame) {
 func (x *stream) control(m *relaymsg.Message) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.put(m)
+}
+
+// put queues a control message. The caller holds x.mu.
+func (x *stream) put(m *relaymsg.Message) {
 	if !x.closed {
 		x.queue.putControl(relaymsg.AppendControl(nil, m))
 		x.signal()
 	}
+}
+
+// tell queues a control message, and returns a channel that is closed once it has been written.
+func (x *stream) tell(m *relaymsg.Message) <-chan struct{} {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.told == nil {
+		x.told = make(chan struct{})
+	}
+	x.put(m)
+	return x.told
 }
 
 func (x *stream) signal() {
@@ -183,6 +200,8 @@ func (x *stream) write() {
 		for {
 			x.mu.Lock()
 			b = x.queue.take(b[:0], gathered)
+			told := x.told
+			x.told = nil
 			x.mu.Unlock()
 			if len(b) == 0 {
 				break
@@ -193,6 +212,9 @@ func (x *stream) write() {
 			if _, err := x.conn.Write(b); err != nil {
 				x.close()
 				return
+			}
+			if told != nil {
+				close(told)
 			}
 		}
 	}

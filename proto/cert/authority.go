@@ -94,7 +94,11 @@ func distinguish(t *x509.Certificate) {
 	t.Subject.CommonName += " " + numbered(t)
 }
 
-func numbered(c *x509.Certificate) string { return fmt.Sprintf("%x", c.SerialNumber.Bytes()[:8]) }
+// numbered returns the start of a serial number. That of a certificate from elsewhere may be short.
+func numbered(c *x509.Certificate) string {
+	b := c.SerialNumber.Bytes()
+	return fmt.Sprintf("%x", b[:min(8, len(b))])
+}
 
 func authorityTemplate(rand io.Reader, mesh proto.MeshID, what string, from, to time.Time) (*x509.Certificate, error) {
 	t, err := template(rand, "Redoubt mesh "+what, spiffe{Mesh: mesh}, from, to)

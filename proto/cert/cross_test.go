@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
+	"math/big"
 	"slices"
 	"testing"
 	"time"
@@ -161,6 +162,68 @@ func TestAWordLastsAsLongAsWhoGaveIt(t *testing.T) {
 		}
 		if _, err := v.Node(late, start.Add(20*day)); !errors.Is(err, test.want) {
 			t.Errorf("trusting the %s root: %v, want %v", name, err, test.want)
+		}
+	}
+}
+
+// TestTheLongerWordCounts checks that if two trusted roots vouch for a new one, what is issued under it is trusted as long as the
+// one that lasts longer, whichever of them comes first and whether or not its intermediate is known already.
+func TestTheLongerWordCounts(t *testing.T) {
+	w := newWorld(t)
+	a := must(cert.NewRoot(rand.Reader, w.mesh, start, 10*day))(t)
+	b := must(cert.NewRoot(rand.Reader, w.mesh, start, 20*day))(t)
+	c := must(cert.NewRoot(rand.Reader, w.mesh, start, 3650*day))(t)
+	under := must(c.NewIntermediate(rand.Reader, start, 30*day))(t)
+	short, long := must(a.CrossSign(rand.Reader, c.Certificate()))(t).Raw, must(b.CrossSign(rand.Reader, c.Certificate()))(t).Raw
+	issue := func(at time.Time) []byte {
+		n := w.node
+		n.NotBefore, n.NotAfter = at, at.Add(time.Hour)
+		n.Keys = slices.Clone(n.Keys)
+		n.Keys[0].NotBefore, n.Keys[0].NotAfter = n.NotBefore, n.NotAfter
+		return must(under.IssueNode(rand.Reader, n))(t).Raw
+	}
+	between, after := issue(start.Add(15*day)), issue(start.Add(25*day))
+	i := under.Certificate().Raw
+	for name, steps := range map[string][][][]byte{
+		"later":            {{i, short}, {i, long}},
+		"earlier":          {{i, long}, {i, short}},
+		"later, alone":     {{i, short}, {long}},
+		"before all":       {{short}, {long}, {i}},
+		"together, second": {{i, short, long}},
+		"together, first":  {{i, long, short}},
+	} {
+		v := verifierOf(t, w, a.Certificate(), b.Certificate())
+		for _, list := range steps {
+			if err := v.AddIntermediates(list); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+		if _, err := v.Node(between, start.Add(15*day)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := v.Node(after, start.Add(25*day)); !errors.Is(err, cert.ErrExpired) {
+			t.Errorf("%s: %v after both have ended, want ErrExpired", name, err)
+		}
+	}
+	// Whoever trusts only the root that ends first gains nothing by the word of the other.
+	v := verifierOf(t, w, a.Certificate())
+	for _, list := range [][][]byte{{i, short}, {i, long}} {
+		if err := v.AddIntermediates(list); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := v.Node(between, start.Add(15*day)); !errors.Is(err, cert.ErrExpired) {
+		t.Errorf("by the word of a stranger: %v, want ErrExpired", err)
+	}
+}
+
+// TestShortSerialNumbers checks that certificates are judged whose serial numbers are shorter than those that this program makes.
+func TestShortSerialNumbers(t *testing.T) {
+	for _, serial := range []int64{1, 1 << 40} {
+		c := &x509.Certificate{SerialNumber: big.NewInt(serial), RawIssuer: []byte("a"), RawSubject: []byte("b")}
+		c.Subject.CommonName = "root 0123456789abcdef"
+		if !cert.CrossSigned(c) {
+			t.Errorf("serial number %d: not known as cross-signed", serial)
 		}
 	}
 }

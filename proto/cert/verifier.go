@@ -29,7 +29,7 @@ type Verifier struct {
 	roots []anchor
 
 	mu            sync.RWMutex
-	successors    []anchor                   // roots that one of roots has cross-signed
+	successors    []anchor                   // roots that one of roots has cross-signed, each once
 	intermediates map[[32]byte]*intermediate // by SHA-256 of the certificate
 	presumed      map[Signature]struct{}
 }
@@ -43,6 +43,26 @@ type anchor struct {
 
 func newAnchor(c *x509.Certificate, above ...*x509.Certificate) anchor {
 	return anchor{cert: c, above: append([]*x509.Certificate{c}, above...), pool: poolOf(c)}
+}
+
+// valid returns the time in which all the certificates that the anchor relies on are valid.
+func (a anchor) valid() (from, to time.Time) {
+	for i, c := range a.above {
+		if i == 0 || c.NotBefore.After(from) {
+			from = c.NotBefore
+		}
+		if i == 0 || c.NotAfter.Before(to) {
+			to = c.NotAfter
+		}
+	}
+	return from, to
+}
+
+// outlasts reports whether a is valid longer than b, and begins no later.
+func (a anchor) outlasts(b anchor) bool {
+	from, to := a.valid()
+	begin, end := b.valid()
+	return to.After(end) && !from.After(begin)
 }
 
 func poolOf(c *x509.Certificate) *x509.CertPool {
@@ -114,10 +134,15 @@ func (v *Verifier) Trusts(root *x509.Certificate) bool {
 }
 
 // among reports whether one of the anchors is the same root: the same key and subject, whoever signed it.
-func among(anchors []anchor, root *x509.Certificate) bool {
-	return slices.ContainsFunc(anchors, func(a anchor) bool {
-		return bytes.Equal(a.cert.RawSubjectPublicKeyInfo, root.RawSubjectPublicKeyInfo) && bytes.Equal(a.cert.RawSubject, root.RawSubject)
-	})
+func among(anchors []anchor, root *x509.Certificate) bool { return find(anchors, root) >= 0 }
+
+// find returns the index of the anchor that is the same root, or -1.
+func find(anchors []anchor, root *x509.Certificate) int {
+	return slices.IndexFunc(anchors, func(a anchor) bool { return sameRoot(a.cert, root) })
+}
+
+func sameRoot(a, b *x509.Certificate) bool {
+	return bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo) && bytes.Equal(a.RawSubject, b.RawSubject)
 }
 
 // AddIntermediates verifies the signatures of the intermediates and keeps them, so that leaves under them can be verified. Roots
@@ -167,11 +192,12 @@ func (v *Verifier) keep(successors []anchor, fresh []*intermediate) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, a := range successors {
-		if !among(v.successors, a.cert) && len(v.successors) < maxRoots {
-			v.successors = append(v.successors, a)
-		}
+		v.succeed(a)
 	}
 	for _, i := range fresh {
+		if at := find(v.successors, i.above[0]); at >= 0 {
+			i.above = v.successors[at].above
+		}
 		v.intermediates[i.sum] = i
 	}
 	for len(v.intermediates) > maxIntermediates {
@@ -183,6 +209,29 @@ func (v *Verifier) keep(successors []anchor, fresh []*intermediate) {
 			}
 		}
 		delete(v.intermediates, first)
+	}
+}
+
+// succeed adds a cross-signed root. One that is known already is trusted for as long as the longest of its cross-signatures, and
+// so is what was learned under it. The caller holds v.mu.
+func (v *Verifier) succeed(a anchor) {
+	at := find(v.successors, a.cert)
+	switch {
+	case at < 0:
+		if len(v.successors) < maxRoots {
+			v.successors = append(v.successors, a)
+		}
+		return
+	case !a.outlasts(v.successors[at]):
+		return
+	}
+	v.successors[at] = a
+	for sum, i := range v.intermediates {
+		if sameRoot(i.above[0], a.cert) {
+			longer := *i // the other may be in use
+			longer.above = a.above
+			v.intermediates[sum] = &longer
+		}
 	}
 }
 
@@ -208,11 +257,18 @@ func (v *Verifier) check(certs []*x509.Certificate) (successors []anchor, fresh 
 	anchors := slices.Concat(v.roots, v.successors)
 	v.mu.RUnlock()
 	for _, c := range certs {
-		if !isRoot(c) || among(anchors, c) {
+		if !isRoot(c) || among(v.roots, c) {
+			continue
+		}
+		at := find(anchors, c)
+		if at >= 0 && bytes.Equal(anchors[at].cert.Raw, c.Raw) {
 			continue
 		}
 		by, ok := signer(v.roots, c)
-		if !ok {
+		switch {
+		case !ok && at >= 0: // somebody who is trusted has signed it as well
+			continue
+		case !ok:
 			return nil, nil, ErrChain
 		}
 		successors = append(successors, newAnchor(c, by.cert))

@@ -183,13 +183,15 @@ func toServices(in []*redoubtv1.Service) ([]proto.Service, error) {
 	return out, nil
 }
 
+func fromWithheld(w proto.Withheld) *redoubtv1.Withheld {
+	return &redoubtv1.Withheld{Rule: fromRule(w.Rule), Reason: w.Reason}
+}
+
+// fromHead encodes a head without its withheld rules.
 func fromHead(h proto.Head) *redoubtv1.Head {
 	return &redoubtv1.Head{
 		Mesh: FromMesh(h.Mesh), Self: uint64(h.Self), Authorities: h.Authorities, Requires: h.Requires,
 		OutageGraceSeconds: uint64(h.Outage.Grace / time.Second), OutagePostureSeconds: uint64(h.Outage.Posture / time.Second),
-		Withheld: each(h.Withheld, func(w proto.Withheld) *redoubtv1.Withheld {
-			return &redoubtv1.Withheld{Rule: fromRule(w.Rule), Reason: w.Reason}
-		}),
 		Relays: each(h.Relays, FromRelay),
 	}
 }

@@ -21,17 +21,34 @@ const (
 // filler distributes elements over parts, filling each as far as possible.
 type filler struct {
 	size int
-	next func() // starts another part
+	next func() pb.Message // starts another part
 }
+
+// begin starts another part.
+func (f *filler) begin() { f.size = pb.Size(f.next()) + perElement } // the last one is for its field more
 
 // add accounts for an element of n bytes, and starts another part if it does not fit into the current one.
 func (f *filler) add(n int) {
 	n += perElement
-	if f.size+n > MaxPart {
-		f.next()
-		f.size = 0
+	if f.size+n >= MaxPart {
+		f.begin()
 	}
 	f.size += n
+}
+
+// head encodes a head for the current part. A head cannot continue in another part, so it omits withheld rules that do not fit:
+// they only explain refusals. The limits of everything else in it leave room.
+func (f *filler) head(h proto.Head) *redoubtv1.Head {
+	out := fromHead(h)
+	f.size += pb.Size(out) + perElement
+	for _, w := range h.Withheld {
+		m := fromWithheld(w)
+		if n := pb.Size(m) + perElement; f.size+n < MaxPart {
+			f.size += n
+			out.Withheld = append(out.Withheld, m)
+		}
+	}
+	return out
 }
 
 // fill encodes elements and puts each into the current part.
@@ -43,23 +60,23 @@ func fill[T any, M pb.Message](f *filler, in []T, encode func(T) M, put func(M))
 	}
 }
 
-// FromNetmap encodes a valid netmap as parts of less than MaxPart each.
+// FromNetmap encodes a valid netmap as parts of less than MaxPart each. It omits withheld rules that do not fit into the first.
 func FromNetmap(nm *proto.Netmap) []*redoubtv1.NetmapPart {
 	var parts []*redoubtv1.NetmapPart
 	var p *redoubtv1.NetmapPart
-	f := &filler{next: func() {
+	f := &filler{next: func() pb.Message {
 		if p != nil {
 			p.More = true
 		}
 		p = &redoubtv1.NetmapPart{Version: FromVersion(nm.Version)}
 		parts = append(parts, p)
+		return p
 	}}
-	f.next()
-	p.Head = fromHead(proto.Head{
+	f.begin()
+	p.Head = f.head(proto.Head{
 		Mesh: nm.Mesh, Self: nm.Self, Authorities: nm.Authorities, Requires: nm.Requires, Outage: nm.Outage,
 		Withheld: nm.Withheld, Relays: nm.Relays,
 	})
-	f.size = pb.Size(p)
 	fill(f, nm.Peers, fromPeer, func(m *redoubtv1.Peer) { p.Peers = append(p.Peers, m) })
 	fill(f, nm.Barred, fromBarred, func(m *redoubtv1.Barred) { p.Barred = append(p.Barred, m) })
 	fill(f, sliceSets(nm.Sets), fromSet, func(m *redoubtv1.Set) { p.Sets = append(p.Sets, m) })
@@ -67,22 +84,22 @@ func FromNetmap(nm *proto.Netmap) []*redoubtv1.NetmapPart {
 	return parts
 }
 
-// FromDelta encodes a delta as parts of less than MaxPart each.
+// FromDelta encodes a delta as FromNetmap does a netmap.
 func FromDelta(d *proto.Delta) []*redoubtv1.DeltaPart {
 	var parts []*redoubtv1.DeltaPart
 	var p *redoubtv1.DeltaPart
-	f := &filler{next: func() {
+	f := &filler{next: func() pb.Message {
 		if p != nil {
 			p.More = true
 		}
 		p = &redoubtv1.DeltaPart{From: FromVersion(d.From), To: FromVersion(d.To)}
 		parts = append(parts, p)
+		return p
 	}}
-	f.next()
+	f.begin()
 	if d.Head != nil {
-		p.Head = fromHead(*d.Head)
+		p.Head = f.head(*d.Head)
 	}
-	f.size = pb.Size(p)
 	fill(f, d.UpsertPeers, fromPeer, func(m *redoubtv1.Peer) { p.UpsertPeers = append(p.UpsertPeers, m) })
 	fill(f, d.Reaches, fromReachChange, func(m *redoubtv1.ReachChange) { p.Reaches = append(p.Reaches, m) })
 	for _, id := range d.RemovePeers {
