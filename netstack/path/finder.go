@@ -350,7 +350,7 @@ func (f *Finder) heardFrom(p *pair, from Way) {
 	if !from.Direct() || from.Socket != 0 || f.bounds.Check(from.Addr) != nil {
 		return
 	}
-	c := p.learn(f.now, from.Addr)
+	c := p.learn(f.now, from.Addr, 0)
 	c.heard = f.now
 	if c != p.current && f.now.Sub(c.pong) > checkEvery && !p.settledAt(c, f.now) {
 		if p.current != nil {
@@ -393,7 +393,7 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 		f.pingedAt(p, from)
 		return
 	}
-	c := p.learn(f.now, from.Addr)
+	c := p.learn(f.now, from.Addr, 0)
 	c.heard = f.now
 	// It reached us, so ours may reach it. If it came on the current path, the peer asks because it is missing answers.
 	if f.now.Sub(c.pong) > checkEvery/4 && f.now.Sub(c.ping) > rounds[1]/2 && !p.settledAt(c, f.now) &&

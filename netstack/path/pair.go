@@ -74,6 +74,7 @@ type candidate struct {
 	punched bool      // found by hole punching: we guessed its port, or the peer guessed ours
 	told    bool      // by the netmap
 	learned time.Time // if not told: when the peer was last seen here or announced it
+	nth     int       // its place in the Offer that announced it then; 0 if the peer was seen here
 	ping    time.Time // last one sent
 	pong    time.Time // last one received; zero if never proved
 	heard   time.Time // when a reported packet or ping of the peer last came from here
@@ -130,19 +131,20 @@ func (p *pair) search(now time.Time) {
 	p.began, p.rounds, p.round = now, 0, time.Time{}
 }
 
-// learn records a further address where the peer may be.
-func (p *pair) learn(now time.Time, a netip.AddrPort) *candidate {
+// learn records a further address where the peer may be: the nth that it announced, from 0 on, or one where it was seen.
+func (p *pair) learn(now time.Time, a netip.AddrPort, nth int) *candidate {
 	c := p.all[a]
 	if c == nil {
 		c = &candidate{addr: a}
 		p.all[a] = c
 	}
-	c.learned = now
+	c.learned, c.nth = now, nth
 	p.forget()
 	return c
 }
 
-// forget drops addresses that are not in the netmap, beginning with those where the peer was seen longest ago.
+// forget drops addresses that are not in the netmap, beginning with those where the peer was seen longest ago. Of one Offer, the
+// first ones stay: peers announce the most reliable ones first.
 func (p *pair) forget() {
 	var learned []*candidate
 	for _, c := range p.all {
@@ -154,7 +156,7 @@ func (p *pair) forget() {
 		return
 	}
 	slices.SortFunc(learned, func(a, b *candidate) int {
-		return cmp.Or(b.learned.Compare(a.learned), b.pong.Compare(a.pong), a.addr.Compare(b.addr))
+		return cmp.Or(b.learned.Compare(a.learned), b.pong.Compare(a.pong), cmp.Compare(a.nth, b.nth), a.addr.Compare(b.addr))
 	})
 	for _, c := range learned[maxLearned:] {
 		delete(p.all, c.addr)
