@@ -266,7 +266,6 @@ func (f *Finder) relist(p *pair) {
 			c.told, c.learned = false, f.now
 		}
 	}
-	p.told = listed
 	p.forget()
 	f.elsewhere(p, fresh, listed)
 }

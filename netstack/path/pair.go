@@ -15,7 +15,6 @@ type pair struct {
 	id        proto.NodeID
 	relay     proto.NodeID // the peer's home relay; 0 means none
 	endpoints []proto.Endpoint
-	told      []netip.AddrPort // the netmap's candidates, best first
 	all       map[netip.AddrPort]*candidate
 	peerNAT   pathmsg.NATClass
 	outside   netip.AddrPort // the peer's address outside its NAT, from its last Offer
