@@ -43,7 +43,7 @@ type Config struct {
 type Pilot struct {
 	cfg   Config
 	inbox chan func()
-	extra chan func() // for work on dedicated sockets
+	extra *extras
 	stop  chan struct{}
 	done  sync.WaitGroup
 	once  sync.Once
@@ -73,13 +73,8 @@ type peer struct {
 	sent, heard uint64 // as of the course's last count
 }
 
-const (
-	// maxInbox is the most work that waits for the goroutine.
-	maxInbox = 512
-	// maxExtra is the most work that waits for dedicated sockets: a punch opens them, sends from them several times, and closes
-	// them.
-	maxExtra = 8 * path.MaxSockets
-)
+// maxInbox is the most work that waits for the goroutine.
+const maxInbox = 512
 
 // New returns a running Pilot. It does not serve the Bind yet: that is up to the Bind's owner. The caller must Close the Pilot.
 func New(cfg Config) *Pilot {
@@ -87,7 +82,7 @@ func New(cfg Config) *Pilot {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Pilot{
-		cfg: cfg, inbox: make(chan func(), maxInbox), extra: make(chan func(), maxExtra), stop: make(chan struct{}),
+		cfg: cfg, inbox: make(chan func(), maxInbox), extra: newExtras(), stop: make(chan struct{}),
 		finder: path.NewFinder(cfg.Bounds, cfg.Local, rand.Reader),
 		peers:  map[proto.NodeID]*peer{}, byKey: map[pathmsg.KeyID]*peer{}, awake: map[proto.NodeID]*peer{},
 	}
@@ -95,7 +90,7 @@ func New(cfg Config) *Pilot {
 		p.step(path.Sized{MTU: cfg.MTU})
 	}
 	p.done.Go(p.run)
-	p.done.Go(p.runExtra)
+	p.done.Go(func() { p.extra.run(p.stop) })
 	return p
 }
 
@@ -262,34 +257,6 @@ func (p *Pilot) run() {
 	}
 }
 
-// runExtra opens, uses and closes dedicated sockets, in the order requested. Hundreds of them take the system a while, and no
-// caller of the Pilot should have to wait for that.
-func (p *Pilot) runExtra() {
-	for {
-		select {
-		case <-p.stop:
-			return
-		case f := <-p.extra:
-			f()
-		}
-	}
-}
-
-// later queues work on a dedicated socket. Work that finds no room is dropped, unless it must be done.
-func (p *Pilot) later(must bool, f func()) {
-	select {
-	case p.extra <- f:
-		return
-	default:
-	}
-	if must {
-		select {
-		case p.extra <- f:
-		case <-p.stop:
-		}
-	}
-}
-
 // look reports the courses' counters to the finder.
 func (p *Pilot) look() {
 	for id, x := range p.awake {
@@ -354,9 +321,9 @@ func (p *Pilot) step(e path.Event) {
 		case path.Use:
 			p.use(f)
 		case path.Open:
-			p.later(false, func() { p.note("open a socket", f.ID, p.cfg.Bind.OpenExtra(f.Socket)) })
+			p.extra.opens(f.Socket, func() { p.note("open a socket", f.ID, p.cfg.Bind.OpenExtra(f.Socket)) })
 		case path.Shut:
-			p.later(true, func() { p.note("close a socket", f.ID, p.cfg.Bind.ShutExtra(f.Socket)) })
+			p.extra.shuts(f.Socket, func() { p.note("close a socket", f.ID, p.cfg.Bind.ShutExtra(f.Socket)) })
 		case path.Stir:
 			if p.cfg.Stir != nil {
 				p.cfg.Stir(f.Relay)
@@ -429,7 +396,7 @@ func (p *Pilot) send(f path.Send) {
 	}
 	msg := box.Seal(nil, m)
 	if f.To.Socket != 0 {
-		p.later(false, func() { p.note("send a path message", f.ID, p.sendFrom(f.To, msg, whole)) })
+		p.extra.later(func() { p.note("send a path message", f.ID, p.sendFrom(f.To, msg, whole)) })
 		return
 	}
 	send := func() error {
