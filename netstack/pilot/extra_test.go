@@ -87,7 +87,7 @@ func newOpener(t *testing.T) *opener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := pilot.New(pilot.Config{Self: 1, Key: own, Since: time.Now(), Bind: b})
+	p := pilot.New(pilot.Config{Self: 1, Boxes: pathmsg.NewBoxes(own), Bind: b})
 	b.Serve(p, nil)
 	if _, _, err := b.Open(port); err != nil {
 		t.Fatal(err)

@@ -20,8 +20,7 @@ import (
 // Config configures a Pilot.
 type Config struct {
 	Self   proto.NodeID
-	Key    key.PathPrivate
-	Since  time.Time // when the key was generated
+	Boxes  *pathmsg.Boxes // of this node's path key; the Pilot uses them until it is closed
 	Bind   *bind.Bind
 	Bounds path.Bounds
 	Local  []netip.Prefix
@@ -68,7 +67,7 @@ type peer struct {
 	course *bind.Course
 	public key.PathPublic
 	keyID  pathmsg.KeyID
-	box    *pathmsg.Box // created when it is first needed
+	box    *pathmsg.Box // acquired when it is first needed
 
 	sent, heard uint64 // as of the course's last count
 }
@@ -96,8 +95,13 @@ func New(cfg Config) *Pilot {
 
 // Close stops the goroutines and waits for them. Routes stay as they are.
 func (p *Pilot) Close() {
-	p.once.Do(func() { close(p.stop) })
-	p.done.Wait()
+	p.once.Do(func() {
+		close(p.stop)
+		p.done.Wait()
+		for _, x := range p.peers {
+			p.release(x)
+		}
+	})
 }
 
 // post queues f for the goroutine. It returns false if too much is waiting, or the Pilot was closed.
@@ -168,8 +172,9 @@ func (p *Pilot) SetPeer(id proto.NodeID, public key.PathPublic, reach proto.Reac
 			p.peers[id] = x
 		}
 		if x.public != public {
+			p.release(x)
 			delete(p.byKey, x.keyID)
-			x.public, x.keyID, x.box = public, pathmsg.IDOf(public), nil
+			x.public, x.keyID = public, pathmsg.IDOf(public)
 			if p.byKey[x.keyID] == nil {
 				p.byKey[x.keyID] = x
 			}
@@ -191,6 +196,7 @@ func (p *Pilot) RemovePeer(id proto.NodeID) {
 		if p.byKey[x.keyID] == x {
 			delete(p.byKey, x.keyID)
 		}
+		p.release(x)
 		delete(p.peers, id)
 		delete(p.awake, id)
 	})
@@ -296,13 +302,20 @@ func (p *Pilot) open(id pathmsg.KeyID, from *bind.Endpoint, msg []byte) {
 
 func (p *Pilot) boxOf(x *peer) (*pathmsg.Box, error) {
 	if x.box == nil {
-		box, err := pathmsg.NewBox(p.cfg.Key, x.public, time.Since(p.cfg.Since))
+		box, err := p.cfg.Boxes.Get(x.public)
 		if err != nil {
 			return nil, err
 		}
 		x.box = box
 	}
 	return x.box, nil
+}
+
+func (p *Pilot) release(x *peer) {
+	if x.box != nil {
+		p.cfg.Boxes.Release(x.public)
+		x.box = nil
+	}
 }
 
 func wayOf(e *bind.Endpoint) path.Way {

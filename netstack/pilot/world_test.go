@@ -203,7 +203,7 @@ func (n *node) serve(id proto.NodeID, host *sim.Host, b *bind.Bind) {
 	})
 	n.scout = scout.New(scout.Config{Send: b.SendTo, Changed: func() {}})
 	n.pilot = pilot.New(pilot.Config{
-		Self: id, Key: n.key, Since: time.Now(), Bind: b, Local: networks(host), MTU: tun.DefaultMTU,
+		Self: id, Boxes: pathmsg.NewBoxes(n.key), Bind: b, Local: networks(host), MTU: tun.DefaultMTU,
 		Warm: n.client.Warm, STUN: n.scout.STUN, Stir: n.client.Stir,
 		Bounds: path.Bounds{Overlay: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("fd00:1::/48")}},
 	})

@@ -18,6 +18,7 @@
 // number, and delivered with the netmap.
 //
 // An outsider can do nothing: a message that was not sealed by a peer gets no answer. A message is accepted once: counters grow,
-// and a window of 256 accepts messages that were overtaken. A Pong is never longer than its Ping, so that it cannot be used for
-// amplification. A peer cannot claim to be where it is not, since a Pong repeats 96 random bits of the Ping that was sent there.
+// and a window of 256 accepts messages that were overtaken. The windows live as long as the path key, see Boxes. A Pong is never
+// longer than its Ping, so that it cannot be used for amplification. A peer cannot claim to be where it is not, since a Pong
+// repeats 96 random bits of the Ping that was sent there.
 package pathmsg
