@@ -92,7 +92,7 @@ func newOpener(t *testing.T) *opener {
 	if _, _, err := b.Open(port); err != nil {
 		t.Fatal(err)
 	}
-	box, err := pathmsg.NewBox(theirs, own.Public(), 0)
+	box, err := pathmsg.NewBox(theirs, own.Public(), pathmsg.Ends{}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,6 +41,7 @@ type Config struct {
 // Pilot finds the paths to all peers that have path keys. Its methods may be called from any goroutine.
 type Pilot struct {
 	cfg   Config
+	own   key.PathPublic
 	inbox chan func()
 	extra *extras
 	stop  chan struct{}
@@ -50,7 +51,7 @@ type Pilot struct {
 	// Used only by the goroutine of run.
 	finder *path.Finder
 	peers  map[proto.NodeID]*peer
-	byKey  map[pathmsg.KeyID]*peer
+	byKey  map[pathmsg.KeyID][]*peer
 	awake  map[proto.NodeID]*peer
 
 	dropped atomic.Uint64 // path messages that were not sealed for us, or came too fast
@@ -61,17 +62,6 @@ var (
 	_ bind.Watcher = (*Pilot)(nil)
 )
 
-// peer is a peer whose path key is known.
-type peer struct {
-	id     proto.NodeID
-	course *bind.Course
-	public key.PathPublic
-	keyID  pathmsg.KeyID
-	box    *pathmsg.Box // acquired when it is first needed
-
-	sent, heard uint64 // as of the course's last count
-}
-
 // maxInbox is the most work that waits for the goroutine.
 const maxInbox = 512
 
@@ -81,9 +71,9 @@ func New(cfg Config) *Pilot {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Pilot{
-		cfg: cfg, inbox: make(chan func(), maxInbox), extra: newExtras(), stop: make(chan struct{}),
+		cfg: cfg, own: cfg.Boxes.Own(), inbox: make(chan func(), maxInbox), extra: newExtras(), stop: make(chan struct{}),
 		finder: path.NewFinder(cfg.Bounds, cfg.Local, rand.Reader),
-		peers:  map[proto.NodeID]*peer{}, byKey: map[pathmsg.KeyID]*peer{}, awake: map[proto.NodeID]*peer{},
+		peers:  map[proto.NodeID]*peer{}, byKey: map[pathmsg.KeyID][]*peer{}, awake: map[proto.NodeID]*peer{},
 	}
 	if cfg.MTU > 0 && cfg.Bind.Probes() {
 		p.step(path.Sized{MTU: cfg.MTU})
@@ -99,7 +89,7 @@ func (p *Pilot) Close() {
 		close(p.stop)
 		p.done.Wait()
 		for _, x := range p.peers {
-			p.release(x)
+			p.disclaim(x)
 		}
 	})
 }
@@ -172,12 +162,8 @@ func (p *Pilot) SetPeer(id proto.NodeID, public key.PathPublic, reach proto.Reac
 			p.peers[id] = x
 		}
 		if x.public != public {
-			p.release(x)
-			delete(p.byKey, x.keyID)
-			x.public, x.keyID = public, pathmsg.IDOf(public)
-			if p.byKey[x.keyID] == nil {
-				p.byKey[x.keyID] = x
-			}
+			p.disclaim(x)
+			p.claim(x, public)
 		}
 		c = x.course
 		p.step(path.Known{ID: id, Endpoints: reach.Endpoints, Relay: reach.HomeRelay})
@@ -193,10 +179,7 @@ func (p *Pilot) RemovePeer(id proto.NodeID) {
 			return
 		}
 		p.step(path.Gone{ID: id})
-		if p.byKey[x.keyID] == x {
-			delete(p.byKey, x.keyID)
-		}
-		p.release(x)
+		p.disclaim(x)
 		delete(p.peers, id)
 		delete(p.awake, id)
 	})
@@ -280,44 +263,6 @@ func (p *Pilot) wake(id proto.NodeID) {
 	}
 }
 
-// open opens a path message, and passes it to the finder.
-func (p *Pilot) open(id pathmsg.KeyID, from *bind.Endpoint, msg []byte) {
-	x := p.byKey[id]
-	if x == nil || (from.Via() != (bind.Via{}) && from.Via().Peer != x.id) {
-		p.dropped.Add(1)
-		return
-	}
-	box, err := p.boxOf(x)
-	if err != nil {
-		p.dropped.Add(1)
-		return
-	}
-	m, err := box.Open(msg)
-	if ping, ok := m.(pathmsg.Ping); err != nil || (ok && ping.Node != x.id) {
-		p.dropped.Add(1)
-		return
-	}
-	p.step(path.Got{ID: x.id, From: wayOf(from), Message: m})
-}
-
-func (p *Pilot) boxOf(x *peer) (*pathmsg.Box, error) {
-	if x.box == nil {
-		box, err := p.cfg.Boxes.Get(x.public)
-		if err != nil {
-			return nil, err
-		}
-		x.box = box
-	}
-	return x.box, nil
-}
-
-func (p *Pilot) release(x *peer) {
-	if x.box != nil {
-		p.cfg.Boxes.Release(x.public)
-		x.box = nil
-	}
-}
-
 func wayOf(e *bind.Endpoint) path.Way {
 	if v := e.Via(); v != (bind.Via{}) {
 		return path.Way{Relay: v.Relay}
@@ -398,7 +343,7 @@ func (p *Pilot) send(f path.Send) {
 	if x == nil {
 		return
 	}
-	box, err := p.boxOf(x)
+	box, err := p.boxOf(x, x.binds || p.contested(x))
 	if err != nil {
 		return
 	}

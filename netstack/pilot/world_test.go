@@ -167,7 +167,8 @@ func (permit) Meet(_, _ proto.NodeID) bool { return true }
 type node struct {
 	*wgtest.Node
 	w      *world
-	key    key.PathPrivate
+	key    key.PathPrivate // that it announces
+	claims []netip.Addr    // further addresses that it announces
 	leaf   tls.Certificate
 	client *relay.Client
 	scout  *scout.Scout
@@ -269,7 +270,7 @@ func (n *node) reach() proto.Reach {
 
 // offered returns what a node's peers are told about it.
 func (n *node) offered() pathmsg.Offer {
-	return pilot.Offer(n.Host.Addrs(), port, n.client.States(), n.scout.Report())
+	return pilot.Offer(append(n.Host.Addrs(), n.claims...), port, n.client.States(), n.scout.Report())
 }
 
 func (n *node) offer() { n.pilot.Offer(n.offered()) }

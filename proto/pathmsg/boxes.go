@@ -15,8 +15,13 @@ const maxIdle = 2048
 type Boxes struct {
 	own   key.PathPrivate
 	since time.Time
-	all   map[key.PathPublic]*held
-	idle  []key.PathPublic // not in use, for the longest time first
+	all   map[boxID]*held
+	idle  []boxID // not in use, for the longest time first
+}
+
+type boxID struct {
+	peer key.PathPublic
+	ends Ends
 }
 
 // held is a box, and how many use it.
@@ -27,29 +32,34 @@ type held struct {
 
 // NewBoxes returns the Boxes of a key that was just generated.
 func NewBoxes(own key.PathPrivate) *Boxes {
-	return &Boxes{own: own, since: time.Now(), all: map[key.PathPublic]*held{}}
+	return &Boxes{own: own, since: time.Now(), all: map[boxID]*held{}}
 }
 
-// Get returns the box for a peer's key. The caller must Release it.
-func (x *Boxes) Get(peer key.PathPublic) (*Box, error) {
-	h := x.all[peer]
+// Own returns the public half of the key.
+func (x *Boxes) Own() key.PathPublic { return x.own.Public() }
+
+// Get returns the box for a peer's key, bound to the Ends unless they are zero. The caller must Release it.
+func (x *Boxes) Get(peer key.PathPublic, ends Ends) (*Box, error) {
+	id := boxID{peer, ends}
+	h := x.all[id]
 	if h == nil {
-		box, err := NewBox(x.own, peer, time.Since(x.since))
+		box, err := NewBox(x.own, peer, ends, time.Since(x.since))
 		if err != nil {
 			return nil, err
 		}
 		h = &held{box: box}
-		x.all[peer] = h
+		x.all[id] = h
 	} else if h.uses == 0 {
-		x.idle = slices.DeleteFunc(x.idle, func(k key.PathPublic) bool { return k == peer })
+		x.idle = slices.DeleteFunc(x.idle, func(idle boxID) bool { return idle == id })
 	}
 	h.uses++
 	return h.box, nil
 }
 
-// Release ends a use of the box for a peer's key. Only if too many are not in use is the oldest of them forgotten.
-func (x *Boxes) Release(peer key.PathPublic) {
-	h := x.all[peer]
+// Release ends a use of a box. Only if too many are not in use is the oldest of them forgotten.
+func (x *Boxes) Release(peer key.PathPublic, ends Ends) {
+	id := boxID{peer, ends}
+	h := x.all[id]
 	if h.uses--; h.uses > 0 {
 		return
 	}
@@ -57,5 +67,5 @@ func (x *Boxes) Release(peer key.PathPublic) {
 		delete(x.all, x.idle[0])
 		x.idle = slices.Delete(x.idle, 0, 1)
 	}
-	x.idle = append(x.idle, peer)
+	x.idle = append(x.idle, id)
 }

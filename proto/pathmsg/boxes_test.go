@@ -13,7 +13,7 @@ func TestBoxesAreKept(t *testing.T) {
 	own, theirs := newKey(t), newKey(t)
 	all := pathmsg.NewBoxes(own)
 	get := func(k key.PathPublic) *pathmsg.Box {
-		b, err := all.Get(k)
+		b, err := all.Get(k, pathmsg.Ends{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -27,13 +27,13 @@ func TestBoxesAreKept(t *testing.T) {
 	if get(theirs.Public()) != first {
 		t.Error("a second box for the same key")
 	}
-	all.Release(theirs.Public())
-	all.Release(theirs.Public())
+	all.Release(theirs.Public(), pathmsg.Ends{})
+	all.Release(theirs.Public(), pathmsg.Ends{})
 	pass := func(n int) {
 		for range n {
 			k := newKey(t).Public()
 			get(k)
-			all.Release(k)
+			all.Release(k, pathmsg.Ends{})
 		}
 	}
 	pass(pathmsg.MaxIdle - 1)
@@ -44,8 +44,8 @@ func TestBoxesAreKept(t *testing.T) {
 	if get(theirs.Public()) != first {
 		t.Error("a box in use was forgotten")
 	}
-	all.Release(theirs.Public())
-	all.Release(theirs.Public())
+	all.Release(theirs.Public(), pathmsg.Ends{})
+	all.Release(theirs.Public(), pathmsg.Ends{})
 	pass(pathmsg.MaxIdle)
 	if get(theirs.Public()) == first {
 		t.Error("every box is kept")
