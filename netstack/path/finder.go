@@ -75,10 +75,10 @@ type (
 	// Wanted reports that a packet was sent to an idle peer.
 	Wanted struct{ ID proto.NodeID }
 	// Used reports, for a peer that is not idle, whether packets were sent to it and whether authentic ones arrived on the Main
-	// path since the last report. It comes every UsedEvery.
+	// path, or from another port of its address, since the last report. It comes every UsedEvery.
 	Used struct {
-		ID          proto.NodeID
-		Sent, Heard bool
+		ID                  proto.NodeID
+		Sent, Heard, Beside bool
 	}
 	// Heard reports that an authentic packet of a peer arrived on a path other than Main, for the first time since the route
 	// changed.
@@ -331,6 +331,8 @@ func (f *Finder) used(p *pair, e Used) {
 		if p.current != nil {
 			p.current.met = f.now
 		}
+	} else if e.Beside && p.answersBeside() {
+		p.lastHeard, p.unanswered = f.now, time.Time{}
 	} else if e.Sent && p.unanswered.IsZero() {
 		p.unanswered = f.now
 	}
@@ -346,6 +348,9 @@ func (f *Finder) used(p *pair, e Used) {
 // heardFrom handles an authentic packet that arrived on another path: the peer may have moved.
 func (f *Finder) heardFrom(p *pair, from Way) {
 	p.lastHeard = f.now
+	if p.source != from {
+		p.source, p.sourced = from, f.now
+	}
 	if !from.Direct() || from.Socket != 0 || f.bounds.Check(from.Addr) != nil {
 		return
 	}

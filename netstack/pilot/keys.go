@@ -25,7 +25,7 @@ type peer struct {
 	boxes  [2]*pathmsg.Box // plain and bound, acquired when they are first needed
 	binds  bool            // it sends bound messages, and so do we
 
-	sent, heard uint64 // as of the course's last count
+	sent, heard, beside uint64 // as of the course's last count
 }
 
 // ends returns the nodes that the plain or bound box for a peer is bound to.

@@ -249,9 +249,9 @@ func (p *Pilot) run() {
 // look reports the courses' counters to the finder.
 func (p *Pilot) look() {
 	for id, x := range p.awake {
-		sent, heard := x.course.Counts()
-		e := path.Used{ID: id, Sent: sent != x.sent, Heard: heard != x.heard}
-		x.sent, x.heard = sent, heard
+		sent, heard, beside := x.course.Counts()
+		e := path.Used{ID: id, Sent: sent != x.sent, Heard: heard != x.heard, Beside: beside != x.beside}
+		x.sent, x.heard, x.beside = sent, heard, beside
 		p.step(e)
 	}
 }
