@@ -7,7 +7,6 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/machine"
@@ -27,7 +26,7 @@ import (
 // pathKey is the key by which this process receives path messages. It is created once per process and never saved.
 type pathKey struct {
 	private key.PathPrivate
-	since   time.Time
+	boxes   *pathmsg.Boxes // they outlive the pilots: no message is accepted again once the data path is restarted
 	boot    uint64
 }
 
@@ -40,7 +39,7 @@ func (a *Agent) openPathKey() error {
 	if err != nil {
 		return err
 	}
-	a.loop.pathKey = pathKey{private, time.Now(), uint64(a.time.Now().UnixNano())}
+	a.loop.pathKey = pathKey{private, pathmsg.NewBoxes(private), uint64(a.time.Now().UnixNano())}
 	return nil
 }
 
@@ -101,7 +100,7 @@ func (a *Agent) openSteering(self *identity.Self, b *bind.Bind, bounds path.Boun
 		Changed: news,
 	})
 	s.pilot = pilot.New(pilot.Config{
-		Self: self.Node.ID, Key: k.private, Since: k.since, Bind: b, Bounds: bounds, Warm: s.client.Warm, Stir: s.client.Stir,
+		Self: self.Node.ID, Boxes: k.boxes, Bind: b, Bounds: bounds, Warm: s.client.Warm, Stir: s.client.Stir,
 		STUN: s.scout.STUN, MTU: tun.DefaultMTU, Changed: func(proto.NodeID) { a.announce() }, Log: a.log,
 	})
 	b.Serve(s.pilot, s.client)

@@ -43,6 +43,8 @@ func (r *Relay) Validate() error {
 		return invalid("relay %s: %d addresses and %d URLs, at most %d and %d", r.ID, len(r.UDP), len(r.URLs), MaxRelayAddrs, MaxRelayURLs)
 	case len(r.UDP)+len(r.URLs) == 0:
 		return invalid("relay %s: neither an address nor a URL", r.ID)
+	case r.UDPPort != 0 && r.Key == [RelayKeySize]byte{}:
+		return invalid("relay %s: UDP port %d, but no key to agree on sessions with", r.ID, r.UDPPort)
 	}
 	for _, a := range r.UDP {
 		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
@@ -50,12 +52,20 @@ func (r *Relay) Validate() error {
 		}
 	}
 	for _, s := range r.URLs {
-		u, err := url.Parse(s)
-		if err != nil || len(s) > MaxName || u.Scheme != "https" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+		if !relayURL(s) {
 			return invalid("relay %s: URL %q: want https://HOST[:PORT]", r.ID, shorten(s))
 		}
 	}
 	return nil
+}
+
+// relayURL reports whether s is https://HOST[:PORT], perhaps with a slash, and nothing else.
+func relayURL(s string) bool {
+	if len(s) > MaxName || strings.ContainsAny(s, "?#@") {
+		return false
+	}
+	u, err := url.Parse(s)
+	return err == nil && u.Scheme == "https" && u.Hostname() != "" && strings.Trim(u.Path, "/") == ""
 }
 
 func checkRelays(relays []Relay) error {

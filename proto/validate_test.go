@@ -79,6 +79,12 @@ func TestValidateRefuses(t *testing.T) {
 		"relay without a name":       func(n *proto.Netmap) { n.Relays = relays(proto.Relay{ID: 1, URLs: []string{"https://a"}}) },
 		"relay that is nowhere":      func(n *proto.Netmap) { n.Relays = relays(proto.Relay{ID: 1, Name: "a"}) },
 		"relay by http":              func(n *proto.Netmap) { n.Relays = relays(proto.Relay{ID: 1, Name: "a", URLs: []string{"http://a"}}) },
+		"relay by a fragment":        func(n *proto.Netmap) { n.Relays = relays(proto.Relay{ID: 1, Name: "a", URLs: []string{"https://a#b"}}) },
+		"relay by an empty query":    func(n *proto.Netmap) { n.Relays = relays(proto.Relay{ID: 1, Name: "a", URLs: []string{"https://a?"}}) },
+		"relay by a user's name":     func(n *proto.Netmap) { n.Relays = relays(proto.Relay{ID: 1, Name: "a", URLs: []string{"https://b@a"}}) },
+		"relay by UDP without key": func(n *proto.Netmap) {
+			n.Relays = relays(proto.Relay{ID: 1, Name: "a", UDPPort: 3478, URLs: []string{"https://a"}})
+		},
 		"relay by a group address": func(n *proto.Netmap) {
 			n.Relays = relays(proto.Relay{ID: 1, Name: "a", UDP: []netip.Addr{netip.MustParseAddr("224.0.0.1")}})
 		},

@@ -31,6 +31,7 @@ type Course struct {
 	awake   atomic.Bool
 	sent    atomic.Uint64 // sends that expect an answer
 	heard   atomic.Uint64 // batches of authentic packets that came over the main path
+	beside  atomic.Uint64 // or from another port of its address
 	limit   atomic.Int64
 }
 
@@ -43,9 +44,10 @@ type leg struct {
 
 // sight is where a packet came from, and what that means for as long as the leg is unchanged.
 type sight struct {
-	from *Endpoint
-	leg  *leg
-	main bool
+	from   *Endpoint
+	leg    *leg
+	main   bool
+	beside bool // another port of main's address
 }
 
 var _ conn.Endpoint = (*Course)(nil)
@@ -93,8 +95,11 @@ func (c *Course) endpoint(w path.Way) *Endpoint {
 // Sleep makes the next packet be reported to the Watcher.
 func (c *Course) Sleep() { c.awake.Store(false) }
 
-// Counts returns how often something was sent that expects an answer, and something authentic came over the main path.
-func (c *Course) Counts() (sent, heard uint64) { return c.sent.Load(), c.heard.Load() }
+// Counts returns how often something was sent that expects an answer, and something authentic came over the main path, or from
+// another port of its address.
+func (c *Course) Counts() (sent, heard, beside uint64) {
+	return c.sent.Load(), c.heard.Load(), c.beside.Load()
+}
 
 // Heard records where an authentic packet of the peer came from.
 func (c *Course) Heard(from conn.Endpoint) {
@@ -106,14 +111,18 @@ func (c *Course) Heard(from conn.Endpoint) {
 	s := c.seen.Load()
 	if s == nil || s.from != e || s.leg != l {
 		s = &sight{from: e, leg: l, main: l.main != nil && same(l.main, e)}
+		s.beside = !s.main && l.main != nil && besides(l.main, e)
 		if !s.main {
 			c.roam(l, e)
 			c.watcher.Heard(c.id, e)
 		}
 		c.seen.Store(s)
 	}
-	if s.main {
+	switch {
+	case s.main:
 		c.heard.Add(1)
+	case s.beside:
+		c.beside.Add(1)
 	}
 }
 
@@ -132,6 +141,11 @@ func (c *Course) roam(l *leg, e *Endpoint) {
 }
 
 func same(a, b *Endpoint) bool { return a.via == b.via && a.dst == b.dst && a.extra == b.extra }
+
+// besides reports whether two endpoints are of one address, both reached from the shared socket.
+func besides(a, b *Endpoint) bool {
+	return a.via == b.via && a.via == (Via{}) && a.extra == nil && b.extra == nil && a.dst.Addr() == b.dst.Addr()
+}
 
 // send sends messages along the route.
 func (c *Course) send(bufs [][]byte) error {

@@ -74,7 +74,7 @@ func TestExtraSocket(t *testing.T) {
 				t.Errorf("answered by %s at socket %d", e.Addr(), e.Socket())
 			}
 			course.Heard(e)
-			if _, heard := course.Counts(); heard != 1 {
+			if _, heard, _ := course.Counts(); heard != 1 {
 				t.Errorf("%d answers by the main way", heard)
 			}
 			if err := a.ShutExtra(7); err != nil || a.Extras() != 2 {

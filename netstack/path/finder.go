@@ -75,10 +75,10 @@ type (
 	// Wanted reports that a packet was sent to an idle peer.
 	Wanted struct{ ID proto.NodeID }
 	// Used reports, for a peer that is not idle, whether packets were sent to it and whether authentic ones arrived on the Main
-	// path since the last report. It comes every UsedEvery.
+	// path, or from another port of its address, since the last report. It comes every UsedEvery.
 	Used struct {
-		ID          proto.NodeID
-		Sent, Heard bool
+		ID                  proto.NodeID
+		Sent, Heard, Beside bool
 	}
 	// Heard reports that an authentic packet of a peer arrived on a path other than Main, for the first time since the route
 	// changed.
@@ -266,7 +266,6 @@ func (f *Finder) relist(p *pair) {
 			c.told, c.learned = false, f.now
 		}
 	}
-	p.told = listed
 	p.forget()
 	f.elsewhere(p, fresh, listed)
 }
@@ -332,6 +331,8 @@ func (f *Finder) used(p *pair, e Used) {
 		if p.current != nil {
 			p.current.met = f.now
 		}
+	} else if e.Beside && p.answersBeside() {
+		p.lastHeard, p.unanswered = f.now, time.Time{}
 	} else if e.Sent && p.unanswered.IsZero() {
 		p.unanswered = f.now
 	}
@@ -347,10 +348,13 @@ func (f *Finder) used(p *pair, e Used) {
 // heardFrom handles an authentic packet that arrived on another path: the peer may have moved.
 func (f *Finder) heardFrom(p *pair, from Way) {
 	p.lastHeard = f.now
+	if p.source != from {
+		p.source, p.sourced = from, f.now
+	}
 	if !from.Direct() || from.Socket != 0 || f.bounds.Check(from.Addr) != nil {
 		return
 	}
-	c := p.learn(f.now, from.Addr)
+	c := p.learn(f.now, from.Addr, 0)
 	c.heard = f.now
 	if c != p.current && f.now.Sub(c.pong) > checkEvery && !p.settledAt(c, f.now) {
 		if p.current != nil {
@@ -393,7 +397,7 @@ func (f *Finder) gotPing(p *pair, from Way, m pathmsg.Ping) {
 		f.pingedAt(p, from)
 		return
 	}
-	c := p.learn(f.now, from.Addr)
+	c := p.learn(f.now, from.Addr, 0)
 	c.heard = f.now
 	// It reached us, so ours may reach it. If it came on the current path, the peer asks because it is missing answers.
 	if f.now.Sub(c.pong) > checkEvery/4 && f.now.Sub(c.ping) > rounds[1]/2 && !p.settledAt(c, f.now) &&

@@ -246,3 +246,50 @@ func (c *course) sane(seen map[netip.AddrPort]bool) error {
 	}
 	return nil
 }
+
+// Between two NATs that use a new port for each destination, the peer's packets come from another port than ours go to, and count
+// as answers. If ours no longer arrive, that is found by the ping of each second, or at once if the peer's port changes, too.
+func TestAnswersFromAnotherPort(t *testing.T) {
+	port := func(n int) path.Way { return path.Way{Addr: at(fmt.Sprintf("192.0.2.1:%d", n))} }
+	ports := func(w path.Way) bool { return w.Direct() }
+	c := newCourse(home, "192.0.2.1:1")
+	live := func(d time.Duration, works func(path.Way) bool) {
+		for end := c.now.Add(d); c.now.Before(end); {
+			c.now = c.now.Add(path.UsedEvery)
+			for next := c.finder.Next(); !next.IsZero() && !next.After(c.now); next = c.finder.Next() {
+				c.step(path.Tick{})
+			}
+			c.step(path.Used{ID: peer, Sent: true, Beside: true})
+			c.answer(works)
+		}
+	}
+	doubts := func(within time.Duration) {
+		t.Helper()
+		for begun := c.now; c.route.Copy.IsZero(); live(path.UsedEvery, nowhere) {
+			if c.now.Sub(begun) > within {
+				t.Fatalf("still %+v after %s", c.route, within)
+			}
+		}
+	}
+	c.step(path.Wanted{ID: peer})
+	for n := range 4 { // it seems to move from one to the next, until packets stop following it
+		c.step(path.Heard{ID: peer, From: port(n + 2)})
+		live(time.Second, ports)
+	}
+	pings := len(c.pings)
+	live(10*time.Second, ports)
+	if n := len(c.pings) - pings; n > 13 {
+		t.Errorf("%d pings in ten seconds", n)
+	}
+	doubts(1300 * time.Millisecond)
+	live(2*time.Second, ports)
+	if !c.route.Copy.IsZero() {
+		t.Fatalf("healed: %+v", c.route)
+	}
+	for before := len(c.pings); len(c.pings) == before; { // so that the next ping is not due soon
+		live(path.UsedEvery, ports)
+	}
+	c.now = c.now.Add(time.Millisecond)
+	c.step(path.Heard{ID: peer, From: port(9)})
+	doubts(300 * time.Millisecond)
+}

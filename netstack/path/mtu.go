@@ -319,5 +319,8 @@ func (p *pair) resize() {
 	for _, c := range p.all {
 		c.sizes.begin(c.sizes.top)
 	}
+	if c := p.punched; c != nil {
+		c.sizes.begin(c.sizes.top)
+	}
 	p.relaySizes.begin(p.relaySizes.top)
 }

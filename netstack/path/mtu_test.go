@@ -298,3 +298,34 @@ func TestSizesOfIdlePeers(t *testing.T) {
 		t.Errorf("%d pings, then %d; MTU %d", before, r.sized, r.view(t).MTU)
 	}
 }
+
+// The same for a path from a dedicated socket.
+func TestSizesElsewhereByAPunch(t *testing.T) {
+	p := newPuncher(pathmsg.NATHard, pathmsg.NATEasy)
+	p.step(path.Sized{MTU: 1420})
+	p.live(time.Second, 1)
+	p.answers(1)
+	p.live(100*time.Millisecond, 1)
+	p.hit(1)
+	carries := func(mtu int) {
+		for range 100 {
+			asked := p.sent
+			p.sent = nil
+			for _, s := range asked {
+				if m, ok := s.Message.(pathmsg.Ping); ok && s.To.Socket == 1 && m.Size <= mtu {
+					p.got(1, pathmsg.Pong{TxID: m.TxID})
+				}
+			}
+			p.live(10*time.Millisecond, 1)
+		}
+	}
+	carries(1400)
+	if v, _ := p.finder.View(1); v.Way.Socket != 1 || v.MTU != 1400-32 {
+		t.Fatalf("%+v", v)
+	}
+	p.step(path.Moved{Local: local})
+	carries(1500)
+	if v, _ := p.finder.View(1); v.Way.Socket != 1 || v.MTU != 1420 {
+		t.Errorf("%+v, want an MTU of 1420", v)
+	}
+}

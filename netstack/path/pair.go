@@ -15,7 +15,6 @@ type pair struct {
 	id        proto.NodeID
 	relay     proto.NodeID // the peer's home relay; 0 means none
 	endpoints []proto.Endpoint
-	told      []netip.AddrPort // the netmap's candidates, best first
 	all       map[netip.AddrPort]*candidate
 	peerNAT   pathmsg.NATClass
 	outside   netip.AddrPort // the peer's address outside its NAT, from its last Offer
@@ -25,6 +24,8 @@ type pair struct {
 	doubtedAt time.Time  // since when; answers to earlier pings prove nothing
 	followed  int        // how often it moved between ports of one address
 	beside    *candidate // where the peer was just seen and may have moved to
+	source    Way        // where packets last came from, if not from where ours go
+	sourced   time.Time  // since when
 	since     time.Time  // when the current path came into use
 	why       string     // why the current path is in doubt, or the last one was lost
 
@@ -74,8 +75,10 @@ type candidate struct {
 	punched bool      // found by hole punching: we guessed its port, or the peer guessed ours
 	told    bool      // by the netmap
 	learned time.Time // if not told: when the peer was last seen here or announced it
+	nth     int       // its place in the Offer that announced it then; 0 if the peer was seen here
 	ping    time.Time // last one sent
 	pong    time.Time // last one received; zero if never proved
+	proof   time.Time // when the ping was sent that it answered
 	heard   time.Time // when a reported packet or ping of the peer last came from here
 	met     time.Time // when packets last came from here while this was the current path
 	rtt     time.Duration
@@ -130,19 +133,20 @@ func (p *pair) search(now time.Time) {
 	p.began, p.rounds, p.round = now, 0, time.Time{}
 }
 
-// learn records a further address where the peer may be.
-func (p *pair) learn(now time.Time, a netip.AddrPort) *candidate {
+// learn records a further address where the peer may be: the nth that it announced, from 0 on, or one where it was seen.
+func (p *pair) learn(now time.Time, a netip.AddrPort, nth int) *candidate {
 	c := p.all[a]
 	if c == nil {
 		c = &candidate{addr: a}
 		p.all[a] = c
 	}
-	c.learned = now
+	c.learned, c.nth = now, nth
 	p.forget()
 	return c
 }
 
-// forget drops addresses that are not in the netmap, beginning with those where the peer was seen longest ago.
+// forget drops addresses that are not in the netmap, beginning with those where the peer was seen longest ago. Of one Offer, the
+// first ones stay: peers announce the most reliable ones first.
 func (p *pair) forget() {
 	var learned []*candidate
 	for _, c := range p.all {
@@ -154,7 +158,7 @@ func (p *pair) forget() {
 		return
 	}
 	slices.SortFunc(learned, func(a, b *candidate) int {
-		return cmp.Or(b.learned.Compare(a.learned), b.pong.Compare(a.pong), a.addr.Compare(b.addr))
+		return cmp.Or(b.learned.Compare(a.learned), b.pong.Compare(a.pong), cmp.Compare(a.nth, b.nth), a.addr.Compare(b.addr))
 	})
 	for _, c := range learned[maxLearned:] {
 		delete(p.all, c.addr)
@@ -205,7 +209,7 @@ func (c *candidate) answer(now time.Time, rtt time.Duration) {
 	} else {
 		c.rtt += (rtt - c.rtt) / 4
 	}
-	c.pong, c.missed = now, 0
+	c.pong, c.proof, c.missed = now, now.Add(-rtt), 0
 }
 
 // patience returns how long packets may go unanswered on a path before the path is pinged.
@@ -245,6 +249,14 @@ func (c *candidate) besides(other *candidate) bool {
 // on the other: then the peer's packets never come from where ours go, however often they follow. The port that lasts is the
 // one that the peer announced, since it keeps that one open.
 func (p *pair) mayFollow() bool { return p.followed < maxFollowed }
+
+// answersBeside reports whether packets from another port of the current path's address count as answers to those that go out.
+// Like all packets they prove only the way back, but as long as they come from one port, nothing has changed: the path was
+// asked since they began to, and is asked every second, as when they come from where ours go.
+func (p *pair) answersBeside() bool {
+	c := p.current
+	return c != nil && !p.mayFollow() && p.source.Addr.Addr() == c.addr.Addr() && c.missed == 0 && c.proof.After(p.sourced)
+}
 
 // settledAt reports whether another port of a candidate's address is the current path, and still proves to work.
 func (p *pair) settledAt(c *candidate, now time.Time) bool {

@@ -277,7 +277,7 @@ func (f *Finder) found(p *pair, w Way, rtt time.Duration) {
 	var c *candidate
 	switch {
 	case w.Socket == 0:
-		c = p.learn(f.now, w.Addr)
+		c = p.learn(f.now, w.Addr, 0)
 	case p.punched != nil || !f.answersBy(p, w.Socket):
 		return
 	default:

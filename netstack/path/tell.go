@@ -50,10 +50,11 @@ func (f *Finder) gotOffer(p *pair, m pathmsg.Offer) {
 	p.offered = f.now
 	p.outside = netip.AddrPort{}
 	var fresh bool
-	for _, a := range m.Candidates {
+	for nth, a := range m.Candidates {
 		if f.bounds.Check(a) == nil {
-			fresh = fresh || p.all[a] == nil
-			p.learn(f.now, a)
+			known := p.all[a] != nil
+			p.learn(f.now, a, nth)
+			fresh = fresh || !known && p.all[a] != nil // unless there are more than are kept
 			if a.Addr().Is4() && !p.outside.IsValid() {
 				p.outside = a
 			}

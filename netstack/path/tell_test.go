@@ -1,6 +1,7 @@
 package path_test
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"testing"
@@ -114,5 +115,50 @@ func TestTellsWhoTalks(t *testing.T) {
 				t.Errorf("told %d times, want %d", offers, c.offers)
 			}
 		})
+	}
+}
+
+// Of the addresses that a peer announces, the first ones are tried: it names the most reliable ones first.
+func TestFirstAddressesOfAnOffer(t *testing.T) {
+	const outside = "203.0.113.77:1"
+	list := []string{outside}
+	for i := range pathmsg.MaxCandidates - 1 {
+		list = append(list, fmt.Sprintf("10.0.%d.1:1", i)) // bridges of containers
+	}
+	x := newCourse(home)
+	for range 3 {
+		x.now = x.now.Add(time.Second)
+		says["Offer"](x, list...)
+		x.pings = map[pathmsg.TxID]path.Way{}
+		x.step(path.Wanted{ID: peer})
+		x.live(6*time.Second, false, nowhere)
+		tried := slices.Collect(maps.Values(x.pings))
+		for i, a := range list {
+			if want := i < 8; slices.Contains(tried, path.Way{Addr: at(a)}) != want {
+				t.Errorf("address %d, %s: tried: %t", i, a, !want)
+			}
+		}
+	}
+	x.live(6*time.Second, false, only(outside))
+	if x.route.Main != (path.Way{Addr: at(outside)}) {
+		t.Errorf("in the end: %+v", x.route)
+	}
+}
+
+// A peer that announces more addresses than are kept, and always the same ones, has not moved.
+func TestManyAddressesAreNoMove(t *testing.T) {
+	var list []string
+	for i := range pathmsg.MaxCandidates {
+		list = append(list, fmt.Sprintf("10.0.%d.1:1", i))
+	}
+	x := newCourse(home, was)
+	x.step(path.Wanted{ID: peer})
+	x.live(2*time.Second, true, only(was))
+	says["Offer"](x, list...)
+	x.live(2*time.Second, true, only(was))
+	x.now = x.now.Add(time.Millisecond)
+	says["Offer"](x, list...)
+	if !x.route.Copy.IsZero() {
+		t.Errorf("in doubt: %+v", x.route)
 	}
 }

@@ -62,68 +62,112 @@ func (p *partner) says(m pathmsg.Message) {
 	synctest.Wait()
 }
 
+// opener is a node behind a hard NAT, whose system opens further sockets slowly, and its partner, which punches with it.
+type opener struct {
+	*partner
+	inner  slowSockets
+	bind   *bind.Bind
+	public key.PathPublic // of the partner
+	course *bind.Course
+}
+
+// easyAt is where the partner is mapped.
+var easyAt = netip.MustParseAddrPort("198.51.100.2:41641")
+
+func newOpener(t *testing.T) *opener {
+	n := sim.New(1)
+	n.SetDefault(sim.Link{})
+	inner := slowSockets{n.Host("a", addr("192.0.2.1")).Bind(), make(chan struct{}), new(atomic.Int32)}
+	b := bind.New(bind.Config{Inner: inner})
+	own, err := key.NewPath(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := key.NewPath(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := pilot.New(pilot.Config{Self: 1, Boxes: pathmsg.NewBoxes(own), Bind: b})
+	b.Serve(p, nil)
+	if _, _, err := b.Open(port); err != nil {
+		t.Fatal(err)
+	}
+	box, err := pathmsg.NewBox(theirs, own.Public(), pathmsg.Ends{}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &partner{t, p, b.RelayEndpoint(bind.Via{Relay: 200, Peer: 2}), box}
+	course := p.SetPeer(2, theirs.Public(), proto.Reach{HomeRelay: 200})
+	p.Offer(pathmsg.Offer{NAT: pathmsg.NATHard, Candidates: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.1:7")}})
+	return &opener{x, inner, b, theirs.Public(), course}
+}
+
+// punches has the two begin a punch.
+func (o *opener) punches() {
+	o.says(pathmsg.Offer{NAT: pathmsg.NATEasy, Candidates: []netip.AddrPort{easyAt}})
+	o.pilot.Wanted(2, o.course)
+	time.Sleep(time.Second)
+	o.says(pathmsg.Punch{Toward: easyAt})
+	time.Sleep(time.Second)
+}
+
+// ends closes everything, and checks that no socket remains.
+func (o *opener) ends() {
+	if o.bind.Extras() != 0 || o.inner.open.Load() != 0 {
+		o.t.Errorf("%d sockets are left, %d are known", o.inner.open.Load(), o.bind.Extras())
+	}
+	o.pilot.Close()
+	if err := o.bind.Close(); err != nil {
+		o.t.Fatal(err)
+	}
+}
+
 // However long the system takes to open the sockets of a punch, the Pilot answers its callers and steers other peers, and no
 // socket remains in the end.
 func TestSocketsThatOpenSlowly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := sim.New(1)
-		n.SetDefault(sim.Link{})
-		inner := slowSockets{n.Host("a", addr("192.0.2.1")).Bind(), make(chan struct{}), new(atomic.Int32)}
-		b := bind.New(bind.Config{Inner: inner})
-		own, err := key.NewPath(rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		theirs, err := key.NewPath(rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p := pilot.New(pilot.Config{Self: 1, Key: own, Since: time.Now(), Bind: b})
-		b.Serve(p, nil)
-		if _, _, err := b.Open(port); err != nil {
-			t.Fatal(err)
-		}
-		box, err := pathmsg.NewBox(theirs, own.Public(), 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		easy := netip.MustParseAddrPort("198.51.100.2:41641")
-		x := &partner{t, p, b.RelayEndpoint(bind.Via{Relay: 200, Peer: 2}), box}
-		course := p.SetPeer(2, theirs.Public(), proto.Reach{HomeRelay: 200})
-		p.Offer(pathmsg.Offer{NAT: pathmsg.NATHard, Candidates: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.1:7")}})
-		x.says(pathmsg.Offer{NAT: pathmsg.NATEasy, Candidates: []netip.AddrPort{easy}})
-		p.Wanted(2, course)
-		time.Sleep(time.Second)
-		x.says(pathmsg.Punch{Toward: easy})
-		time.Sleep(time.Second)
+		x := newOpener(t)
+		x.punches()
 		begun := time.Now()
 		for range 100 {
-			if v, ok := p.View(2); !ok || v.Cause != path.NoAnswer {
+			if v, ok := x.pilot.View(2); !ok || v.Cause != path.NoAnswer {
 				t.Fatalf("%+v, %t", v, ok)
 			}
-			p.SetPeer(3, theirs.Public(), proto.Reach{})
-			p.RemovePeer(3)
+			x.pilot.SetPeer(3, x.public, proto.Reach{})
+			x.pilot.RemovePeer(3)
 		}
-		if took := time.Since(begun); took > 0 || inner.open.Load() > 0 {
-			t.Errorf("questions took %s, while %d sockets are open", took, inner.open.Load())
+		if took := time.Since(begun); took > 0 || x.inner.open.Load() > 0 {
+			t.Errorf("questions took %s, while %d sockets are open", took, x.inner.open.Load())
 		}
-		inner.let <- struct{}{} // one opens, the next one blocks
+		x.inner.let <- struct{}{} // one opens, the next one blocks
 		synctest.Wait()
-		if b.Extras() != 1 || inner.open.Load() != 1 {
-			t.Errorf("%d sockets are open, %d are known", inner.open.Load(), b.Extras())
+		if x.bind.Extras() != 1 || x.inner.open.Load() != 1 {
+			t.Errorf("%d sockets are open, %d are known", x.inner.open.Load(), x.bind.Extras())
 		}
-		close(inner.let)
+		close(x.inner.let)
 		synctest.Wait()
-		if b.Extras() != path.MaxSockets {
-			t.Errorf("%d sockets are open", b.Extras())
+		if x.bind.Extras() != path.MaxSockets {
+			t.Errorf("%d sockets are open", x.bind.Extras())
 		}
 		time.Sleep(20 * time.Second) // without any answer
-		if b.Extras() != 0 || inner.open.Load() != 0 {
-			t.Errorf("%d sockets are left, %d are known", inner.open.Load(), b.Extras())
+		x.ends()
+	})
+}
+
+// The same if the system opens none for so long that several punches wait for it.
+func TestSocketsThatDoNotOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newOpener(t)
+		for range 6 {
+			x.punches()
+			time.Sleep(30 * time.Minute)
+			begun := time.Now()
+			if _, ok := x.pilot.View(2); !ok || time.Since(begun) > 0 {
+				t.Fatalf("%t after %s", ok, time.Since(begun))
+			}
 		}
-		p.Close()
-		if err := b.Close(); err != nil {
-			t.Fatal(err)
-		}
+		close(x.inner.let)
+		time.Sleep(time.Second)
+		x.ends()
 	})
 }

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
+	"github.com/redoubt-mesh/redoubt/proto/pathmsg"
 )
 
 // kind is how a node is attached to the Internet.
@@ -188,6 +190,18 @@ func TestNewPortsWithoutEnd(t *testing.T) {
 				}
 				if !last.Way.Direct() || lost > 0 || changes > 6 {
 					t.Errorf("%d packets lost, the way changed in %d of 130 seconds, and is %+v", lost, changes, last)
+				}
+				var asked atomic.Int64
+				w.net.Tap(func(s sim.Seen) {
+					if s.Public() && s.Data[0] == pathmsg.FirstByte {
+						asked.Add(1)
+					}
+				})
+				const seconds = 30
+				a.talk(b, seconds*time.Second)
+				w.net.Tap(nil)
+				if n := asked.Load() / seconds; n > 7 { // a ping and its answer from each side, and some to find the packet size
+					t.Errorf("%d path messages a second while packets flow both ways", n)
 				}
 			})
 		})

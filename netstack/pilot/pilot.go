@@ -20,8 +20,7 @@ import (
 // Config configures a Pilot.
 type Config struct {
 	Self   proto.NodeID
-	Key    key.PathPrivate
-	Since  time.Time // when the key was generated
+	Boxes  *pathmsg.Boxes // of this node's path key; the Pilot uses them until it is closed
 	Bind   *bind.Bind
 	Bounds path.Bounds
 	Local  []netip.Prefix
@@ -42,8 +41,9 @@ type Config struct {
 // Pilot finds the paths to all peers that have path keys. Its methods may be called from any goroutine.
 type Pilot struct {
 	cfg   Config
+	own   key.PathPublic
 	inbox chan func()
-	extra chan func() // for work on dedicated sockets
+	extra *extras
 	stop  chan struct{}
 	done  sync.WaitGroup
 	once  sync.Once
@@ -51,7 +51,7 @@ type Pilot struct {
 	// Used only by the goroutine of run.
 	finder *path.Finder
 	peers  map[proto.NodeID]*peer
-	byKey  map[pathmsg.KeyID]*peer
+	byKey  map[pathmsg.KeyID][]*peer
 	awake  map[proto.NodeID]*peer
 
 	dropped atomic.Uint64 // path messages that were not sealed for us, or came too fast
@@ -62,24 +62,8 @@ var (
 	_ bind.Watcher = (*Pilot)(nil)
 )
 
-// peer is a peer whose path key is known.
-type peer struct {
-	id     proto.NodeID
-	course *bind.Course
-	public key.PathPublic
-	keyID  pathmsg.KeyID
-	box    *pathmsg.Box // created when it is first needed
-
-	sent, heard uint64 // as of the course's last count
-}
-
-const (
-	// maxInbox is the most work that waits for the goroutine.
-	maxInbox = 512
-	// maxExtra is the most work that waits for dedicated sockets: a punch opens them, sends from them several times, and closes
-	// them.
-	maxExtra = 8 * path.MaxSockets
-)
+// maxInbox is the most work that waits for the goroutine.
+const maxInbox = 512
 
 // New returns a running Pilot. It does not serve the Bind yet: that is up to the Bind's owner. The caller must Close the Pilot.
 func New(cfg Config) *Pilot {
@@ -87,22 +71,27 @@ func New(cfg Config) *Pilot {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Pilot{
-		cfg: cfg, inbox: make(chan func(), maxInbox), extra: make(chan func(), maxExtra), stop: make(chan struct{}),
+		cfg: cfg, own: cfg.Boxes.Own(), inbox: make(chan func(), maxInbox), extra: newExtras(), stop: make(chan struct{}),
 		finder: path.NewFinder(cfg.Bounds, cfg.Local, rand.Reader),
-		peers:  map[proto.NodeID]*peer{}, byKey: map[pathmsg.KeyID]*peer{}, awake: map[proto.NodeID]*peer{},
+		peers:  map[proto.NodeID]*peer{}, byKey: map[pathmsg.KeyID][]*peer{}, awake: map[proto.NodeID]*peer{},
 	}
 	if cfg.MTU > 0 && cfg.Bind.Probes() {
 		p.step(path.Sized{MTU: cfg.MTU})
 	}
 	p.done.Go(p.run)
-	p.done.Go(p.runExtra)
+	p.done.Go(func() { p.extra.run(p.stop) })
 	return p
 }
 
 // Close stops the goroutines and waits for them. Routes stay as they are.
 func (p *Pilot) Close() {
-	p.once.Do(func() { close(p.stop) })
-	p.done.Wait()
+	p.once.Do(func() {
+		close(p.stop)
+		p.done.Wait()
+		for _, x := range p.peers {
+			p.disclaim(x)
+		}
+	})
 }
 
 // post queues f for the goroutine. It returns false if too much is waiting, or the Pilot was closed.
@@ -173,11 +162,8 @@ func (p *Pilot) SetPeer(id proto.NodeID, public key.PathPublic, reach proto.Reac
 			p.peers[id] = x
 		}
 		if x.public != public {
-			delete(p.byKey, x.keyID)
-			x.public, x.keyID, x.box = public, pathmsg.IDOf(public), nil
-			if p.byKey[x.keyID] == nil {
-				p.byKey[x.keyID] = x
-			}
+			p.disclaim(x)
+			p.claim(x, public)
 		}
 		c = x.course
 		p.step(path.Known{ID: id, Endpoints: reach.Endpoints, Relay: reach.HomeRelay})
@@ -193,9 +179,7 @@ func (p *Pilot) RemovePeer(id proto.NodeID) {
 			return
 		}
 		p.step(path.Gone{ID: id})
-		if p.byKey[x.keyID] == x {
-			delete(p.byKey, x.keyID)
-		}
+		p.disclaim(x)
 		delete(p.peers, id)
 		delete(p.awake, id)
 	})
@@ -262,40 +246,12 @@ func (p *Pilot) run() {
 	}
 }
 
-// runExtra opens, uses and closes dedicated sockets, in the order requested. Hundreds of them take the system a while, and no
-// caller of the Pilot should have to wait for that.
-func (p *Pilot) runExtra() {
-	for {
-		select {
-		case <-p.stop:
-			return
-		case f := <-p.extra:
-			f()
-		}
-	}
-}
-
-// later queues work on a dedicated socket. Work that finds no room is dropped, unless it must be done.
-func (p *Pilot) later(must bool, f func()) {
-	select {
-	case p.extra <- f:
-		return
-	default:
-	}
-	if must {
-		select {
-		case p.extra <- f:
-		case <-p.stop:
-		}
-	}
-}
-
 // look reports the courses' counters to the finder.
 func (p *Pilot) look() {
 	for id, x := range p.awake {
-		sent, heard := x.course.Counts()
-		e := path.Used{ID: id, Sent: sent != x.sent, Heard: heard != x.heard}
-		x.sent, x.heard = sent, heard
+		sent, heard, beside := x.course.Counts()
+		e := path.Used{ID: id, Sent: sent != x.sent, Heard: heard != x.heard, Beside: beside != x.beside}
+		x.sent, x.heard, x.beside = sent, heard, beside
 		p.step(e)
 	}
 }
@@ -305,37 +261,6 @@ func (p *Pilot) wake(id proto.NodeID) {
 		p.awake[id] = x
 		p.step(path.Wanted{ID: id})
 	}
-}
-
-// open opens a path message, and passes it to the finder.
-func (p *Pilot) open(id pathmsg.KeyID, from *bind.Endpoint, msg []byte) {
-	x := p.byKey[id]
-	if x == nil || (from.Via() != (bind.Via{}) && from.Via().Peer != x.id) {
-		p.dropped.Add(1)
-		return
-	}
-	box, err := p.boxOf(x)
-	if err != nil {
-		p.dropped.Add(1)
-		return
-	}
-	m, err := box.Open(msg)
-	if ping, ok := m.(pathmsg.Ping); err != nil || (ok && ping.Node != x.id) {
-		p.dropped.Add(1)
-		return
-	}
-	p.step(path.Got{ID: x.id, From: wayOf(from), Message: m})
-}
-
-func (p *Pilot) boxOf(x *peer) (*pathmsg.Box, error) {
-	if x.box == nil {
-		box, err := pathmsg.NewBox(p.cfg.Key, x.public, time.Since(p.cfg.Since))
-		if err != nil {
-			return nil, err
-		}
-		x.box = box
-	}
-	return x.box, nil
 }
 
 func wayOf(e *bind.Endpoint) path.Way {
@@ -354,9 +279,9 @@ func (p *Pilot) step(e path.Event) {
 		case path.Use:
 			p.use(f)
 		case path.Open:
-			p.later(false, func() { p.note("open a socket", f.ID, p.cfg.Bind.OpenExtra(f.Socket)) })
+			p.extra.opens(f.Socket, func() { p.note("open a socket", f.ID, p.cfg.Bind.OpenExtra(f.Socket)) })
 		case path.Shut:
-			p.later(true, func() { p.note("close a socket", f.ID, p.cfg.Bind.ShutExtra(f.Socket)) })
+			p.extra.shuts(f.Socket, func() { p.note("close a socket", f.ID, p.cfg.Bind.ShutExtra(f.Socket)) })
 		case path.Stir:
 			if p.cfg.Stir != nil {
 				p.cfg.Stir(f.Relay)
@@ -418,7 +343,7 @@ func (p *Pilot) send(f path.Send) {
 	if x == nil {
 		return
 	}
-	box, err := p.boxOf(x)
+	box, err := p.boxOf(x, x.binds || p.contested(x))
 	if err != nil {
 		return
 	}
@@ -429,7 +354,7 @@ func (p *Pilot) send(f path.Send) {
 	}
 	msg := box.Seal(nil, m)
 	if f.To.Socket != 0 {
-		p.later(false, func() { p.note("send a path message", f.ID, p.sendFrom(f.To, msg, whole)) })
+		p.extra.later(func() { p.note("send a path message", f.ID, p.sendFrom(f.To, msg, whole)) })
 		return
 	}
 	send := func() error {

@@ -167,7 +167,8 @@ func (permit) Meet(_, _ proto.NodeID) bool { return true }
 type node struct {
 	*wgtest.Node
 	w      *world
-	key    key.PathPrivate
+	key    key.PathPrivate // that it announces
+	claims []netip.Addr    // further addresses that it announces
 	leaf   tls.Certificate
 	client *relay.Client
 	scout  *scout.Scout
@@ -203,7 +204,7 @@ func (n *node) serve(id proto.NodeID, host *sim.Host, b *bind.Bind) {
 	})
 	n.scout = scout.New(scout.Config{Send: b.SendTo, Changed: func() {}})
 	n.pilot = pilot.New(pilot.Config{
-		Self: id, Key: n.key, Since: time.Now(), Bind: b, Local: networks(host), MTU: tun.DefaultMTU,
+		Self: id, Boxes: pathmsg.NewBoxes(n.key), Bind: b, Local: networks(host), MTU: tun.DefaultMTU,
 		Warm: n.client.Warm, STUN: n.scout.STUN, Stir: n.client.Stir,
 		Bounds: path.Bounds{Overlay: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("fd00:1::/48")}},
 	})
@@ -269,7 +270,7 @@ func (n *node) reach() proto.Reach {
 
 // offered returns what a node's peers are told about it.
 func (n *node) offered() pathmsg.Offer {
-	return pilot.Offer(n.Host.Addrs(), port, n.client.States(), n.scout.Report())
+	return pilot.Offer(append(n.Host.Addrs(), n.claims...), port, n.client.States(), n.scout.Report())
 }
 
 func (n *node) offer() { n.pilot.Offer(n.offered()) }

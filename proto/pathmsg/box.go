@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/crypto/chacha20poly1305"
 
+	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
@@ -20,6 +21,9 @@ const (
 	Overhead = headerSize + chacha20poly1305.Overhead
 	// FirstByte is the first byte of all messages.
 	FirstByte = 0xd0
+
+	// formBound marks messages of bound boxes.
+	formBound = 1
 )
 
 // magic begins with a byte that WireGuard, STUN and relays do not use there.
@@ -43,39 +47,59 @@ func IDOf(p key.PathPublic) KeyID {
 
 // Sender returns the ID of the key that a message claims to be sealed with.
 func Sender(msg []byte) (KeyID, error) {
-	if len(msg) < Overhead || [4]byte(msg) != magic || msg[5] != 0 || msg[6] != 0 || msg[7] != 0 {
+	if len(msg) < Overhead || [4]byte(msg) != magic || msg[5] > formBound || msg[6] != 0 || msg[7] != 0 {
 		return KeyID{}, ErrForeign
 	}
 	return KeyID(msg[8:16]), nil
 }
 
+// Bound reports whether a message with a Sender was sealed by a bound box.
+func Bound(msg []byte) bool { return msg[5] == formBound }
+
+// Ends are the nodes that a bound box is between. A device key may sign a path key that is not the node's, and the box between
+// two keys is the same whoever announced them: only a bound box shows which node sealed a message, and for which node. Programs
+// from before there were bound boxes cannot open their messages, so they are for keys that more than one node announced.
+type Ends struct{ Own, Peer proto.NodeID }
+
 // Box seals messages for a peer and opens those that the peer sealed. It is not safe for concurrent use.
 type Box struct {
 	in, out cipher.AEAD
 	id      KeyID // our own
+	form    byte
 	counter uint64
 	window  window
 }
 
-// NewBox makes the Box for a pair of keys. A pair may get another Box later, after this one was forgotten: since is how long
-// the own key has existed, and keeps counters from repeating.
-func NewBox(own key.PathPrivate, peer key.PathPublic, since time.Duration) (*Box, error) {
+// NewBox makes the Box for a pair of keys, bound to the Ends unless they are zero. A pair may get another Box later, after this
+// one was forgotten: since is how long the own key has existed, and keeps counters from repeating.
+func NewBox(own key.PathPrivate, peer key.PathPublic, ends Ends, since time.Duration) (*Box, error) {
 	shared, err := own.Shared(peer)
 	if err != nil {
 		return nil, err
 	}
 	b := &Box{id: IDOf(own.Public()), counter: uint64(max(since, 0))}
-	if b.out, err = derive(shared, own.Public(), peer); err != nil {
+	out, in := "redoubt path messages v1", "redoubt path messages v1"
+	if ends != (Ends{}) {
+		b.form = formBound
+		out, in = bound(ends.Own, ends.Peer), bound(ends.Peer, ends.Own)
+	}
+	if b.out, err = derive(shared, own.Public(), peer, out); err != nil {
 		return nil, err
 	}
-	b.in, err = derive(shared, peer, own.Public())
+	b.in, err = derive(shared, peer, own.Public(), in)
 	return b, err
 }
 
+// bound returns what the key of one direction of a bound box is for.
+func bound(from, to proto.NodeID) string {
+	b := binary.BigEndian.AppendUint64([]byte("redoubt path messages v1, bound\x00"), uint64(from))
+	return string(binary.BigEndian.AppendUint64(b, uint64(to)))
+}
+
 // derive derives the key of one direction.
-func derive(shared []byte, from, to key.PathPublic) (cipher.AEAD, error) {
+func derive(shared []byte, from, to key.PathPublic, purpose string) (cipher.AEAD, error) {
 	salt := append(from.Bytes(), to.Bytes()...)
-	k, err := hkdf.Key(sha256.New, shared, salt, "redoubt path messages v1", chacha20poly1305.KeySize)
+	k, err := hkdf.Key(sha256.New, shared, salt, purpose, chacha20poly1305.KeySize)
 	if err != nil {
 		return nil, fmt.Errorf("derive a key for path messages: %w", err)
 	}
@@ -93,7 +117,7 @@ func (x *Box) Seal(b []byte, m Message) []byte {
 	x.counter++
 	at := len(b)
 	b = append(b, magic[:]...)
-	b = append(b, m.kind(), 0, 0, 0)
+	b = append(b, m.kind(), x.form, 0, 0)
 	b = append(b, x.id[:]...)
 	b = binary.BigEndian.AppendUint64(b, x.counter)
 	header := b[at : at+headerSize]

@@ -3,7 +3,7 @@
 //
 //	 0        4       5          8                16               24
 //	┌────────┬───────┬──────────┬─────────────────┬────────────────┬──────────────┬──────────┐
-//	│ magic  │ type  │ 3 zeros  │ sender's key id │ counter        │ sealed body  │ tag (16) │
+//	│ magic  │ type  │ form 0 0 │ sender's key id │ counter        │ sealed body  │ tag (16) │
 //	└────────┴───────┴──────────┴─────────────────┴────────────────┴──────────────┴──────────┘
 //	 d0 72 70 31                  8 bytes           8, big endian
 //
@@ -17,7 +17,11 @@
 // when a node starts and forgotten when it stops; it is signed by the node's device key together with the node and the boot
 // number, and delivered with the netmap.
 //
+// The form is 0, or 1 if the keys are derived from the numbers of the two nodes as well (see Ends). That is for path keys that
+// several nodes announced: only messages of this form show who sealed them, and for whom.
+//
 // An outsider can do nothing: a message that was not sealed by a peer gets no answer. A message is accepted once: counters grow,
-// and a window of 256 accepts messages that were overtaken. A Pong is never longer than its Ping, so that it cannot be used for
-// amplification. A peer cannot claim to be where it is not, since a Pong repeats 96 random bits of the Ping that was sent there.
+// and a window of 256 accepts messages that were overtaken. The windows live as long as the path key, see Boxes. A Pong is never
+// longer than its Ping, so that it cannot be used for amplification. A peer cannot claim to be where it is not, since a Pong
+// repeats 96 random bits of the Ping that was sent there.
 package pathmsg

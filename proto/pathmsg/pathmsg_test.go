@@ -31,7 +31,7 @@ func newKey(t testing.TB) key.PathPrivate {
 
 func newBox(t testing.TB, own, peer key.PathPrivate) *pathmsg.Box {
 	t.Helper()
-	b, err := pathmsg.NewBox(own, peer.Public(), time.Second)
+	b, err := pathmsg.NewBox(own, peer.Public(), pathmsg.Ends{}, time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,6 +87,42 @@ func TestSealAndOpen(t *testing.T) {
 	}
 }
 
+// A bound box opens only what its peer sealed for its own node, although others may have announced the same keys.
+func TestBoundBox(t *testing.T) {
+	const one, two, liar = 1, 2, 3
+	x, y := newKey(t), newKey(t)
+	box := func(own, peer key.PathPrivate, ends pathmsg.Ends) *pathmsg.Box {
+		b, err := pathmsg.NewBox(own, peer.Public(), ends, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	a := box(x, y, pathmsg.Ends{Own: one, Peer: two})
+	for name, b := range map[string]*pathmsg.Box{
+		"from the liar":      box(y, x, pathmsg.Ends{Own: two, Peer: liar}),
+		"for the liar":       box(y, x, pathmsg.Ends{Own: liar, Peer: one}),
+		"the wrong way":      box(y, x, pathmsg.Ends{Own: one, Peer: two}),
+		"not bound":          box(y, x, pathmsg.Ends{}),
+		"between equal keys": box(x, x, pathmsg.Ends{Own: two, Peer: one}),
+	} {
+		if _, err := b.Open(a.Seal(nil, pathmsg.Offer{})); !errors.Is(err, pathmsg.ErrForged) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	b := box(y, x, pathmsg.Ends{Own: two, Peer: one})
+	for _, want := range messages() {
+		msg := a.Seal(nil, want)
+		if got, err := b.Open(msg); err != nil || cmp.Diff(want, got, compare) != "" || !pathmsg.Bound(msg) {
+			t.Errorf("%+v became %+v, %v", want, got, err)
+		}
+	}
+	same := box(x, x, pathmsg.Ends{Own: one, Peer: liar})
+	if _, err := same.Open(same.Seal(nil, pathmsg.Offer{})); !errors.Is(err, pathmsg.ErrForged) {
+		t.Errorf("its own message, sent back by a liar that announced its key: %v", err)
+	}
+}
+
 func TestPongIsNotLongerThanPing(t *testing.T) {
 	a, _ := boxes(t)
 	ping, pong := a.Seal(nil, pathmsg.Ping{}), a.Seal(nil, pathmsg.Pong{})
@@ -135,7 +171,7 @@ func TestBoxIsForgotten(t *testing.T) {
 	x, y := newKey(t), newKey(t)
 	b := newBox(t, y, x)
 	for i := range 3 {
-		a, err := pathmsg.NewBox(x, y.Public(), time.Duration(i)*time.Second)
+		a, err := pathmsg.NewBox(x, y.Public(), pathmsg.Ends{}, time.Duration(i)*time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,8 +187,8 @@ func TestEachMessageOnce(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		x, _ := key.NewPath(rand.Reader)
 		y, _ := key.NewPath(rand.Reader)
-		a, _ := pathmsg.NewBox(x, y.Public(), 0)
-		b, _ := pathmsg.NewBox(y, x.Public(), 0)
+		a, _ := pathmsg.NewBox(x, y.Public(), pathmsg.Ends{}, 0)
+		b, _ := pathmsg.NewBox(y, x.Public(), pathmsg.Ends{}, 0)
 		msgs := make([][]byte, 600)
 		for i := range msgs {
 			msgs[i] = a.Seal(nil, pathmsg.Pong{})

@@ -75,6 +75,7 @@ func relay(t *rapid.T, n int) proto.Relay {
 		UDPPort: rapid.SampledFrom([]uint16{0, 3478}).Draw(t, "port"), URLs: []string{"https://relay.example.com:8443"},
 	}
 	copy(r.Key[:], Bytes(1, 4).Draw(t, "key"))
+	r.Key[0] |= 1
 	if rapid.Bool().Draw(t, "address") {
 		r.UDP = []netip.Addr{Addr().Draw(t, "address")}
 	}

@@ -44,16 +44,20 @@ func ParseFrame(b []byte) (Frame, error) {
 	if len(b) < FrameSize {
 		return Frame{}, malformed("a frame's head of %d bytes", len(b))
 	}
-	f := Frame{
-		Kind: Kind(b[0]), Size: int(binary.BigEndian.Uint16(b[2:])), Length: int(binary.BigEndian.Uint32(b[4:])),
-		Peer: proto.NodeID(binary.BigEndian.Uint64(b[8:])),
-	}
-	if b[1] != 0 {
+	length := binary.BigEndian.Uint32(b[4:])
+	switch {
+	case b[1] != 0:
 		return Frame{}, malformed("a frame with unknown flags")
+	case length > MaxFrame: // an int of 32 bits might not hold it
+		return Frame{}, malformed("a frame of %d bytes, at most %d", length, MaxFrame)
+	}
+	f := Frame{
+		Kind: Kind(b[0]), Size: int(binary.BigEndian.Uint16(b[2:])), Length: int(length),
+		Peer: proto.NodeID(binary.BigEndian.Uint64(b[8:])),
 	}
 	switch f.Kind {
 	case Data:
-		if f.Length == 0 || f.Length > MaxFrame || f.Size == 0 || f.Size > f.Length || f.Peer == 0 {
+		if f.Length == 0 || f.Size == 0 || f.Size > f.Length || f.Peer == 0 {
 			return Frame{}, malformed("a frame of %d bytes in packets of %d to %s", f.Length, f.Size, f.Peer)
 		}
 	case Ping, Pong, Unreached, Drain, Bound:

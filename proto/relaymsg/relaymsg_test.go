@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"reflect"
 	"testing"
@@ -154,6 +155,7 @@ func TestFrames(t *testing.T) {
 		"data without bytes":   {Kind: relaymsg.Data, Size: 1, Peer: 1},
 		"too much data":        {Kind: relaymsg.Data, Size: 1, Length: relaymsg.MaxFrame + 1, Peer: 1},
 		"a long ping":          {Kind: relaymsg.Ping, Length: 65},
+		"a ping of 2 GiB":      {Kind: relaymsg.Ping, Length: math.MinInt32}, // becomes 1<<31; no int if that has 32 bits
 		"what is no frame":     {Kind: relaymsg.Hello},
 		"packets beyond frame": {Kind: relaymsg.Data, Size: 3, Length: 2, Peer: 1},
 	} {
