@@ -160,9 +160,13 @@ func (t *tx) expireFreed() {
 	}
 }
 
+// expireTokens forgets tokens that expired long ago, except those that candidates wait with.
 func (t *tx) expireTokens() {
 	count := 0
 	for token := range over(t.tokenEnds, t.now.Add(-keepToken)) {
+		if t.awaited(token.ID) {
+			continue
+		}
 		t.writes = append(t.writes, store.Delete(tokenPath(token.ID)))
 		t.dropToken(token)
 		if count++; count == maxExpired {
