@@ -199,15 +199,14 @@ func (t *tx) forgetCandidate(c *Candidate) {
 
 // expireCandidates forgets candidates whose time has run out.
 func (t *tx) expireCandidates() {
-	count := 0
 	for c := range over(t.candidateEnds, t.now) {
+		if t.full() {
+			return
+		}
 		if c.Verdict == nil {
 			t.record("coordinator", audit.NodeExpire, c.Code, c.Name(), "nobody approved it since "+c.Asked.Format(time.RFC3339))
 		}
 		t.forgetCandidate(c)
-		if count++; count == maxExpired {
-			return
-		}
 	}
 }
 

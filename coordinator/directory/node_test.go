@@ -202,6 +202,36 @@ func TestEphemeralNodesExpire(t *testing.T) {
 	}
 }
 
+// TestMuchExpiresAtOnce checks that more than a transaction can hold expires, after an outage for example.
+func TestMuchExpiresAtOnce(t *testing.T) {
+	r := newRig(t)
+	for range 1000 {
+		n := r.enroll(machine(t, r.token(func(s *TokenSpec) { s.Ephemeral = true }), "ephemeral"))
+		r.renew(r.renew(n))
+	}
+	for range 400 {
+		if err := r.DeleteNode(t.Context(), r.node("deleted").ID, "uid 0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.demand.Approval = true
+	for range MaxCandidates / MaxOfToken {
+		tok := r.reusable()
+		for range MaxOfToken {
+			r.waits(machine(t, tok, "candidate"))
+		}
+	}
+	r.clock.pass(2 * keepToken)
+	gone, err := r.Expire(t.Context())
+	if err != nil || len(gone) != 1000 {
+		t.Fatalf("%d nodes expired: %v", len(gone), err)
+	}
+	s := r.Snapshot().state
+	if s.nodes.Len()+s.tokens.Len()+s.keyEnds.Len()+s.candidates.Len() != 0 || s.freed.Len() != 1000 {
+		t.Errorf("left: %d nodes, %d tokens, %d keys, %d candidates, %d addresses", s.nodes.Len(), s.tokens.Len(), s.keyEnds.Len(), s.candidates.Len(), s.freed.Len())
+	}
+}
+
 func TestLapse(t *testing.T) {
 	r := newRig(t)
 	n := r.node("host")
