@@ -180,6 +180,28 @@ func TestAttestAgain(t *testing.T) {
 	}
 }
 
+// TestAttestInQuarantine checks that after its release policies see a node as its machine last proved itself, even if that was
+// in quarantine.
+func TestAttestInQuarantine(t *testing.T) {
+	r := newRig(t)
+	q := genuine(t, r.token(nil), "web", "tpm:a")
+	q.Reported = Reported{OS: "linux"}
+	n := r.enroll(q)
+	r.renew(r.renew(n))
+	if _, err := r.Renew(t.Context(), r.renewal(n, newNodeKey(t))); !errors.Is(err, ErrQuarantined) { // two machines
+		t.Fatalf("%v, want quarantine", err)
+	}
+	if err := r.Attest(t.Context(), n.ID, q.Level, q.Attested, "the TPM is busy"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ReleaseNode(t.Context(), n.ID, "uid 0"); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Snapshot().Traits(n.ID).Facts; got["device:attestation"] != "token" || got["node:os"] != "linux" {
+		t.Errorf("policies see %v", got)
+	}
+}
+
 func TestRefusalsAreNoted(t *testing.T) {
 	r := newRig(t)
 	tok := r.token(nil)

@@ -172,6 +172,10 @@ func (s *state) setNode(n *Node) {
 	}
 	put(&s.prints, n.Device.String(), n.ID)
 	put(&s.joined, memberKey(n.Token, n.ID), n.ID)
+	t, ok := s.traits.Get(id)
+	if ok && old.Level != n.Level { // also of a node that policies do not see now: they may see it again
+		s.setTraits(n, t.clone())
+	}
 	if !s.seen(n) {
 		put(&s.overlooked, id, id)
 		return
@@ -187,9 +191,7 @@ func (s *state) setNode(n *Node) {
 	for _, tag := range n.Tags {
 		put(&s.tags, memberKey(tag, n.ID), n.ID)
 	}
-	if t, ok := s.traits.Get(id); ok && old.Level != n.Level {
-		s.setTraits(n, t.clone())
-	} else if ok && t.routes() {
+	if ok && t.routes() {
 		put(&s.routers, id, n.ID)
 	}
 }
