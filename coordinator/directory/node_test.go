@@ -276,6 +276,48 @@ func TestLapse(t *testing.T) {
 	}
 }
 
+// TestLapsedUntilRenewal checks that a lapsed node stays lapsed, whatever else changes about it, until it renews.
+func TestLapsedUntilRenewal(t *testing.T) {
+	r := newRig(t)
+	q := genuine(t, r.token(nil), "host", "tpm:a")
+	n := r.enroll(q)
+	r.over(n)
+	unseen := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !r.Snapshot().Lapsed(n.ID) {
+			t.Errorf("%s: it is no longer lapsed", what)
+		}
+		for _, p := range r.Snapshot().Peers([]proto.NodeID{n.ID}) {
+			if p != nil {
+				t.Errorf("%s: others are told of it", what)
+			}
+		}
+	}
+	l, _ := r.lock(LockNode, n.ID.String(), 0)
+	unseen("locked", nil)
+	_, _, err := r.DeleteLock(t.Context(), l.ID, "uid 0")
+	unseen("unlocked", err)
+	_, err = r.JudgeNode(t.Context(), n.ID, Verdict{By: "uid 0"})
+	unseen("approved", err)
+	_, err = r.ResetNode(t.Context(), n.ID, "uid 0")
+	unseen("reset", err)
+	unseen("attested", r.Attest(t.Context(), n.ID, q.Level, q.Attested, "the TPM is busy"))
+	n, _ = r.Snapshot().Lookup(n.ID)
+	n = r.renew(n)
+	if r.Snapshot().Lapsed(n.ID) {
+		t.Error("a node that renewed is lapsed")
+	}
+	r.over(n)
+	_, err = r.RevokeNode(t.Context(), n.ID, "", "uid 0")
+	unseen("revoked", err)
+	if _, ok := r.Snapshot().Node(n.ID); ok {
+		t.Error("policies are about a revoked node that lapsed before")
+	}
+}
+
 func TestTokens(t *testing.T) {
 	r := newRig(t)
 	tok := r.token(func(s *TokenSpec) { s.Tags = []string{"tag:web", "tag:db", "tag:web"} })

@@ -155,10 +155,16 @@ func (s *state) setNode(n *Node) {
 	}
 	id := n.ID
 	old, known := s.nodes.Get(id)
+	lapsed := false
 	if known {
+		_, lapsed = s.lapsed.Get(id)
+		lapsed = lapsed && n.Certificate.Sequence == old.Certificate.Sequence // until it renews
 		s.unindex(old)
 	}
 	put(&s.nodes, id, n)
+	if lapsed {
+		put(&s.lapsed, id, id)
+	}
 	put(&s.names, n.Name, n.ID)
 	put(&s.devices, deviceKey(n.Device), n.ID)
 	if m := n.Attestation.Device; m != "" {
@@ -181,9 +187,11 @@ func (s *state) setNode(n *Node) {
 		return
 	}
 	put(&s.trusted, id, n.ID)
-	put(&s.ends, timeKey(n.Certificate.NotAfter, idKey(n.ID)), n.ID)
-	if !n.Barred() {
-		s.present(n)
+	if !lapsed {
+		put(&s.ends, timeKey(n.Certificate.NotAfter, idKey(n.ID)), n.ID)
+		if !n.Barred() {
+			s.present(n)
+		}
 	}
 	if !n.User.IsZero() {
 		put(&s.users, memberKey(n.User.Name, n.ID), n.ID)
