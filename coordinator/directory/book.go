@@ -156,14 +156,18 @@ func (d *Directory) AuditSeals(ctx context.Context) (lines [][]byte, last uint64
 	if lines, err = audit.SealLines(ctx, d.store); err != nil {
 		return nil, 0, err
 	}
+	var newest store.Entry
+	var number uint64
 	// Done in the writer, so that the checkpoint and the number match.
-	err = d.do(ctx, func(*tx) error {
-		last = d.head.Audit
-		e, err := d.store.Get(ctx, audit.LastSeal)
-		lines = append(lines, e.Value)
+	err = d.do(ctx, func(*tx) (err error) {
+		number = d.head.Audit
+		newest, err = d.store.Get(ctx, audit.LastSeal)
 		return err
 	})
-	return lines, last, err
+	if err != nil {
+		return nil, 0, err
+	}
+	return append(lines, newest.Value), number, nil
 }
 
 // Checkpoint returns the checkpoint of the newest record.

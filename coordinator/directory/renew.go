@@ -124,7 +124,10 @@ func (d *Directory) Renew(ctx context.Context, r Renewal) (*Node, error) {
 			return err
 		}
 	})
-	if err = errors.Join(err, refused); err != nil {
+	if err == nil {
+		err = refused
+	}
+	if err != nil {
 		return nil, err
 	}
 	return n, nil

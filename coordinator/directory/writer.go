@@ -45,7 +45,7 @@ type tx struct {
 }
 
 // do has the writer run an operation, and waits until it is on disk and visible. If ctx ends first, the operation may still
-// happen.
+// happen, even while the caller goes on: whatever it assigns may be read only if do returns nil.
 func (d *Directory) do(ctx context.Context, run func(*tx) error) error {
 	r := &request{run: run, from: origin(ctx), done: make(chan struct{})}
 	select {
