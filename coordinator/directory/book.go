@@ -195,13 +195,13 @@ func (d *Directory) RenewRefused(ctx context.Context, id proto.NodeID, why error
 // refused records a refusal, but not repeatedly. Failing to record it is ignored: the refusal stands either way.
 func (d *Directory) refused(ctx context.Context, r audit.Record) {
 	_ = d.do(ctx, func(t *tx) error {
-		if at, ok := d.refusals[r.Subject]; ok && t.now.Sub(at) < refusalPause && !t.now.Before(at) {
+		if at, ok := t.refusals.Get(r.Subject); ok && t.now.Sub(at) < refusalPause && !t.now.Before(at) {
 			return nil
 		}
-		if len(d.refusals) >= maxRefusals {
-			clear(d.refusals)
+		if t.refusals.Len() >= maxRefusals {
+			t.refusals = newIndex[string, time.Time]()
 		}
-		d.refusals[r.Subject] = t.now
+		put(&t.refusals, r.Subject, t.now)
 		r.From = t.from
 		t.audits = append(t.audits, r)
 		return nil

@@ -62,6 +62,8 @@ type state struct {
 	moments index[proto.NodeID, time.Time]
 	due     index[string, proto.NodeID]
 	turns   time.Time
+
+	refusals index[string, time.Time] // when a refusal was last recorded, by subject; memory only
 }
 
 func newState() state {
@@ -80,7 +82,7 @@ func newState() state {
 		candidates: newIndex[string, *Candidate](), candidateCodes: newIndex[string, *Candidate](),
 		candidateTokens: newIndex[string, *Candidate](), candidateEnds: newIndex[string, *Candidate](),
 		locks: newIndex[string, *Lock](), lockSubjects: newIndex[string, *Lock](), lockEnds: newIndex[string, *Lock](),
-		relays: newIndex[id, *proto.Relay](),
+		relays: newIndex[id, *proto.Relay](), refusals: newIndex[string, time.Time](),
 	}
 }
 
