@@ -63,7 +63,7 @@ type state struct {
 	due     index[string, proto.NodeID]
 	turns   time.Time
 
-	refusals index[string, time.Time] // when a refusal was last recorded, by subject; memory only
+	refusals index[string, time.Time] // by key of tx.room, when all of its room is free again; memory only
 }
 
 func newState() state {
