@@ -1,7 +1,9 @@
 package directory
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/acl/compile"
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
@@ -425,5 +428,29 @@ func TestPolicy(t *testing.T) {
 	}
 	if p, err := r.PolicyVersion(t.Context(), 1); err != nil || p.Source != "{}" {
 		t.Errorf("the first policy is %+v, %v", p, err)
+	}
+}
+
+// unlisted is a store whose policies cannot be listed.
+type unlisted struct{ store.Store }
+
+func (s unlisted) List(ctx context.Context, prefix string) ([]store.Entry, uint64, error) {
+	if strings.HasPrefix(prefix, policyPrefix) {
+		return nil, 0, errors.New("the history of policies is too large")
+	}
+	return s.Store.List(ctx, prefix)
+}
+
+// TestOpenReadsOnlyTheLastPolicy checks that the length of the history of policies does not matter when a directory is opened.
+func TestOpenReadsOnlyTheLastPolicy(t *testing.T) {
+	r := newRigOn(t, unlisted{store.NewMemory()}, Plan{})
+	for i := range 17 {
+		if _, err := r.SetPolicy(t.Context(), fmt.Sprintf("{} // %d", i), 0, "uid 0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.reopen()
+	if p := r.Snapshot().Policy(); p == nil || p.Number != 17 || p.Source != "{} // 16" {
+		t.Errorf("%+v", p)
 	}
 }
