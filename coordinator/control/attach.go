@@ -39,6 +39,7 @@ type attached struct {
 	about   directory.Reported // what the node reports about itself
 	left    chan struct{}      // closed when the stream ends; nil if nobody waits for that
 	relay   bool               // the node is a relay and reports its service
+	joined  bool               // the stream had a session, or at least ended an earlier stream's
 	pace    pace
 }
 
@@ -142,6 +143,7 @@ func (a *attached) join() error {
 	if err := a.tell(); err != nil {
 		return err
 	}
+	a.joined = true
 	session, err := a.Hub.Attach(a.id, a.features, a.applied, a.stream)
 	if err != nil {
 		return err
@@ -149,7 +151,8 @@ func (a *attached) join() error {
 	a.session.Store(session)
 	a.Wake()
 	now := a.Clock()
-	a.Directory.SetLive(a.id, func(l *directory.Live) { l.Connected, l.LastSeen = true, now })
+	// Not simply true: a newer stream may have come and gone meanwhile.
+	a.Directory.SetLive(a.id, func(l *directory.Live) { l.Connected, l.LastSeen = a.Hub.Attached(a.id), now })
 	return nil
 }
 
@@ -158,21 +161,26 @@ func (a *attached) leave() {
 	if a.left != nil {
 		close(a.left)
 	}
+	if a.joined {
+		a.depart()
+	}
+	a.Log.Debug("node disconnected", "node", a.id, "name", a.node.Name)
+}
+
+// depart tells the directory that the node has left, unless another stream of it is attached.
+func (a *attached) depart() {
 	now := a.Clock()
+	var heard time.Time
+	a.Directory.SetLive(a.id, func(l *directory.Live) {
+		if !a.Hub.Attached(a.id) {
+			l.Connected, heard = false, l.LastSeen
+			l.LastSeen = now
+		}
+	})
+	a.fallen(heard)
 	if a.relay {
 		a.served()
 	}
-	if session := a.session.Load(); session != nil {
-		var heard time.Time
-		a.Directory.SetLive(a.id, func(l *directory.Live) {
-			if !session.Replaced() {
-				l.Connected, heard = false, l.LastSeen
-				l.LastSeen = now
-			}
-		})
-		a.fallen(heard)
-	}
-	a.Log.Debug("node disconnected", "node", a.id, "name", a.node.Name)
 }
 
 func (a *attached) read() error {

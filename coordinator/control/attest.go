@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"sync"
-	"time"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/directory"
 	"github.com/redoubt-mesh/redoubt/coordinator/enroll"
@@ -40,25 +38,6 @@ func (a *attached) attest(ctx context.Context, x enroll.Extend) error {
 	return nil
 }
 
-// noted bounds how fast refusals fill the audit log. All of them appear in the program's log.
-type noted struct {
-	mu   sync.Mutex
-	pace pace
-}
-
-// room reports whether another one may be recorded.
-func (n *noted) room(now time.Time) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.pace.tokens = min(burst, n.pace.tokens+now.Sub(n.pace.at).Seconds())
-	n.pace.at = now
-	if n.pace.tokens < 1 {
-		return false
-	}
-	n.pace.tokens--
-	return true
-}
-
 // noteRefusal records in the audit log why a machine with a join token was refused.
 func (s *Server) noteRefusal(from netip.AddrPort, hello *redoubtv1.Hello, err error) {
 	token, bad := key.ParseTokenPublic(hello.GetEnrol().GetTokenPublic())
@@ -77,7 +56,7 @@ func (s *Server) noteNodeRefusal(from netip.AddrPort, id proto.NodeID, err error
 
 func (s *Server) note(from netip.AddrPort, err error, write func(context.Context) error) {
 	// Internal failures say nothing about the requester.
-	if _, meant := refusal.From(err); !meant || s.ctx.Err() != nil || !s.noted.room(time.Now()) {
+	if _, meant := refusal.From(err); !meant || s.ctx.Err() != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(directory.From(s.ctx, from.String()), step)

@@ -84,8 +84,7 @@ func (a *attached) reportHealth(said directory.Health) error {
 	return err
 }
 
-// fallen lets the node's health facts expire after it was last heard. A zero heard means that another stream has replaced this
-// one.
+// fallen lets the node's health facts expire after it was last heard. A zero heard means that another stream is attached.
 func (a *attached) fallen(heard time.Time) {
 	if heard.IsZero() {
 		return

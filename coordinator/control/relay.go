@@ -97,9 +97,6 @@ func (a *attached) serves(m *redoubtv1.Relay) error {
 
 // served withdraws a relay, unless it has attached again already.
 func (a *attached) served() {
-	if session := a.session.Load(); session == nil || session.Replaced() {
-		return
-	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), step)
 	defer cancel()
 	if err := a.Directory.DropRelay(ctx, a.id); err != nil {

@@ -70,7 +70,6 @@ type Server struct {
 	http    *http.Server
 	arrived *funnel
 	metrics metrics
-	noted   noted
 
 	ctx    context.Context
 	cancel context.CancelFunc

@@ -157,27 +157,31 @@ func (d *Directory) ResetNode(ctx context.Context, id proto.NodeID, by string) (
 	return n, nil
 }
 
-// Refuse records that a machine with a join token was refused. Without a token there is no record, or strangers could fill the
-// log.
+// Refuse records that a machine with a join token was refused, unless that is recorded often already. Without a token there is
+// no record, or strangers could fill the log.
 func (d *Directory) Refuse(ctx context.Context, token key.TokenPublic, hostname, reason string) error {
 	known, ok := d.Snapshot().Token(token)
 	if !ok {
 		return nil
 	}
 	return d.do(ctx, func(t *tx) error {
-		t.record("token "+known.ID, audit.NodeRefuse, known.ID, hostname, reason)
+		if t.sharedRoom(known.ID) {
+			t.record("token "+known.ID, audit.NodeRefuse, known.ID, hostname, reason)
+		}
 		return nil
 	})
 }
 
-// RefuseNode records that a node's request was refused.
+// RefuseNode records that a node's request was refused, unless that is recorded often already.
 func (d *Directory) RefuseNode(ctx context.Context, id proto.NodeID, reason string) error {
 	return d.do(ctx, func(t *tx) error {
 		n, err := t.knownNode(id)
 		if err != nil {
 			return err
 		}
-		t.record("node "+id.String(), audit.NodeRefuse, id.String(), n.Name, reason)
+		if t.sharedRoom(id.String()) {
+			t.record("node "+id.String(), audit.NodeRefuse, id.String(), n.Name, reason)
+		}
 		return nil
 	})
 }

@@ -180,6 +180,28 @@ func TestAttestAgain(t *testing.T) {
 	}
 }
 
+// TestAttestInQuarantine checks that after its release policies see a node as its machine last proved itself, even if that was
+// in quarantine.
+func TestAttestInQuarantine(t *testing.T) {
+	r := newRig(t)
+	q := genuine(t, r.token(nil), "web", "tpm:a")
+	q.Reported = Reported{OS: "linux"}
+	n := r.enroll(q)
+	r.renew(r.renew(n))
+	if _, err := r.Renew(t.Context(), r.renewal(n, newNodeKey(t))); !errors.Is(err, ErrQuarantined) { // two machines
+		t.Fatalf("%v, want quarantine", err)
+	}
+	if err := r.Attest(t.Context(), n.ID, q.Level, q.Attested, "the TPM is busy"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ReleaseNode(t.Context(), n.ID, "uid 0"); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Snapshot().Traits(n.ID).Facts; got["device:attestation"] != "token" || got["node:os"] != "linux" {
+		t.Errorf("policies see %v", got)
+	}
+}
+
 func TestRefusalsAreNoted(t *testing.T) {
 	r := newRig(t)
 	tok := r.token(nil)
@@ -205,6 +227,60 @@ func TestRefusalsAreNoted(t *testing.T) {
 	}
 	if err := r.RefuseNode(t.Context(), 12345, "nobody"); !errors.Is(err, ErrUnknown) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestOneTokenDoesNotFillTheBook checks that refusals of one token or node are recorded a few times and then rarely, and that
+// there is room for those of others.
+func TestOneTokenDoesNotFillTheBook(t *testing.T) {
+	r := newRig(t)
+	loud, quiet, n := r.token(nil), r.token(nil), r.node("web")
+	refusals := func(subject string) (count int) {
+		t.Helper()
+		list, err := r.Audit(t.Context(), 0, 1000, AuditQuery{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range list {
+			if a.Action == audit.NodeRefuse && a.Subject == subject {
+				count++
+			}
+		}
+		return count
+	}
+	refuse := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 600 { // ten minutes
+		refuse(r.Refuse(t.Context(), loud.Public, "laptop", "a reason"))
+		r.clock.pass(time.Second)
+	}
+	if got := refusals(loud.ID); got != fewRefusals {
+		t.Errorf("%d refusals of one token, want %d", got, fewRefusals)
+	}
+	refuse(r.Refuse(t.Context(), loud.Public, "laptop", "a reason"))
+	refuse(r.Refuse(t.Context(), quiet.Public, "server", "a reason"))
+	for range 2 * fewRefusals {
+		refuse(r.RefuseNode(t.Context(), n.ID, "a reason"))
+	}
+	for subject, want := range map[string]int{loud.ID: fewRefusals + 1, quiet.ID: 1, n.ID.String(): fewRefusals} {
+		if got := refusals(subject); got != want {
+			t.Errorf("%d refusals of %s, want %d", got, subject, want)
+		}
+	}
+	r.clock.pass(time.Hour)
+	for range 3 * burstOfRefusals { // not all at once, of however many
+		refuse(r.Refuse(t.Context(), r.token(nil).Public, "laptop", "a reason"))
+	}
+	all := 0
+	for tok := range r.Snapshot().Tokens() {
+		all += refusals(tok.ID)
+	}
+	if want := fewRefusals + 2 + burstOfRefusals; all != want {
+		t.Errorf("%d refusals of all tokens, want %d", all, want)
 	}
 }
 

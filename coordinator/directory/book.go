@@ -156,14 +156,18 @@ func (d *Directory) AuditSeals(ctx context.Context) (lines [][]byte, last uint64
 	if lines, err = audit.SealLines(ctx, d.store); err != nil {
 		return nil, 0, err
 	}
+	var newest store.Entry
+	var number uint64
 	// Done in the writer, so that the checkpoint and the number match.
-	err = d.do(ctx, func(*tx) error {
-		last = d.head.Audit
-		e, err := d.store.Get(ctx, audit.LastSeal)
-		lines = append(lines, e.Value)
+	err = d.do(ctx, func(*tx) (err error) {
+		number = d.head.Audit
+		newest, err = d.store.Get(ctx, audit.LastSeal)
 		return err
 	})
-	return lines, last, err
+	if err != nil {
+		return nil, 0, err
+	}
+	return append(lines, newest.Value), number, nil
 }
 
 // Checkpoint returns the checkpoint of the newest record.
@@ -174,8 +178,44 @@ func (d *Directory) Checkpoint(ctx context.Context) (audit.Checkpoint, error) {
 // AuditKey returns the public half of the key that signs checkpoints.
 func (d *Directory) AuditKey() ed25519.PublicKey { return d.config.Signer.Public() }
 
-// refusalPause is how long a repeated refusal is not recorded again.
-const refusalPause = 10 * time.Minute
+// Limits on how fast refusals fill the audit log. All of them appear in the program's log.
+const (
+	// refusalPause is how long a repeated refusal of a node or token is not recorded again.
+	refusalPause = 10 * time.Minute
+	// fewRefusals is how many of one token, or of one node's requests, are recorded at once: several machines may share a token.
+	fewRefusals = 5
+	// burstOfRefusals is how many of these are recorded at once in all; beyond that it is one per second.
+	burstOfRefusals = 10
+	// maxRefusals bounds how many subjects are remembered.
+	maxRefusals = 10_000
+)
+
+// room reports whether another refusal may be recorded under a key, and counts it: few at once, then one per pause.
+func (t *tx) room(key string, few int, pause time.Duration) bool {
+	free, _ := t.refusals.Get(key)
+	if free.Before(t.now) || free.Sub(t.now) > time.Duration(few)*pause { // the latter if the clock was set back
+		free = t.now
+	}
+	if free.Sub(t.now) > time.Duration(few-1)*pause {
+		return false
+	}
+	if t.refusals.Len() >= maxRefusals {
+		t.refusals = newIndex[string, time.Time]()
+	}
+	put(&t.refusals, key, free.Add(pause))
+	return true
+}
+
+// sharedRoom is room for a refusal that counts for its subject and for all subjects together. Nobody can use up what others need
+// with one token.
+func (t *tx) sharedRoom(subject string) bool {
+	before := t.refusals
+	if t.room("refused "+subject, fewRefusals, refusalPause) && t.room("all", burstOfRefusals, time.Second) {
+		return true
+	}
+	t.refusals = before
+	return false
+}
 
 // RenewRefused records that a node was refused its next certificate, or refused to attach.
 func (d *Directory) RenewRefused(ctx context.Context, id proto.NodeID, why error) {
@@ -191,18 +231,10 @@ func (d *Directory) RenewRefused(ctx context.Context, id proto.NodeID, why error
 // refused records a refusal, but not repeatedly. Failing to record it is ignored: the refusal stands either way.
 func (d *Directory) refused(ctx context.Context, r audit.Record) {
 	_ = d.do(ctx, func(t *tx) error {
-		if at, ok := d.refusals[r.Subject]; ok && t.now.Sub(at) < refusalPause && !t.now.Before(at) {
-			return nil
+		if t.room(r.Subject, 1, refusalPause) {
+			r.From = t.from
+			t.audits = append(t.audits, r)
 		}
-		if len(d.refusals) >= maxRefusals {
-			clear(d.refusals)
-		}
-		d.refusals[r.Subject] = t.now
-		r.From = t.from
-		t.audits = append(t.audits, r)
 		return nil
 	})
 }
-
-// maxRefusals bounds how many refusals are remembered.
-const maxRefusals = 10_000

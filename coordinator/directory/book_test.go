@@ -132,6 +132,21 @@ func TestRefusalsAreRecordedOnce(t *testing.T) {
 	}
 }
 
+// TestARefusalThatWasNotWrittenIsRecordedNextTime checks that a refusal whose write failed does not keep the next from being
+// recorded.
+func TestARefusalThatWasNotWrittenIsRecordedNextTime(t *testing.T) {
+	m := store.NewMemory()
+	r := newRigOn(t, m, Plan{})
+	n := r.node("host")
+	m.Before = func([]store.Op) error { return fmt.Errorf("no space left on device") }
+	r.RenewRefused(t.Context(), n.ID, fmt.Errorf("locked"))
+	m.Before = nil
+	r.RenewRefused(t.Context(), n.ID, fmt.Errorf("locked"))
+	if got := r.actions(1); got[0] != audit.RenewRefuse {
+		t.Errorf("the last record is %s", got[0])
+	}
+}
+
 // TestABookThatWasCutIsTold checks that opening a directory whose log lost its end is recorded, even if the head was altered to
 // match.
 func TestABookThatWasCutIsTold(t *testing.T) {

@@ -168,6 +168,14 @@ func (s *state) ofToken(token string) iter.Seq[*Candidate] {
 	}
 }
 
+// awaited reports whether any candidate depends on a token, even if only for its denial to be reversed.
+func (s *state) awaited(token string) bool {
+	for range s.ofToken(token) {
+		return true
+	}
+	return false
+}
+
 // setCandidate writes a candidate, replacing its previous version.
 func (t *tx) setCandidate(c *Candidate) error {
 	op, err := candidateOp(c)
@@ -191,15 +199,14 @@ func (t *tx) forgetCandidate(c *Candidate) {
 
 // expireCandidates forgets candidates whose time has run out.
 func (t *tx) expireCandidates() {
-	count := 0
 	for c := range over(t.candidateEnds, t.now) {
+		if t.full() {
+			return
+		}
 		if c.Verdict == nil {
 			t.record("coordinator", audit.NodeExpire, c.Code, c.Name(), "nobody approved it since "+c.Asked.Format(time.RFC3339))
 		}
 		t.forgetCandidate(c)
-		if count++; count == maxExpired {
-			return
-		}
 	}
 }
 
@@ -280,13 +287,16 @@ func (d *Directory) JudgeCandidate(ctx context.Context, code string, v Verdict) 
 		if !ok {
 			return fmt.Errorf("%.20q: %w (`node list` shows those that do)", code, ErrCandidateUnknown)
 		}
+		token, ok := t.tokens.Get(old.Token)
+		if !ok { // an older program forgot it
+			return fmt.Errorf("token %s, which %s waits with; make it a new join code: %w", old.Token, old.Name(), ErrTokenUnknown)
+		}
 		next := *old
 		verdict := v
 		verdict.At = t.now
 		next.Verdict, next.Ends = &verdict, t.now.Add(CandidateTime)
 		c = &next
 		t.judged = append(t.judged, c.Device)
-		token, _ := t.tokens.Get(c.Token)
 		if old.Verdict.denied() && !v.Denied {
 			// Since the denial, another machine may have used the token.
 			if token.SpentBy != 0 {

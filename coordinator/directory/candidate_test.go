@@ -292,6 +292,51 @@ func TestTokenRevokedWhileAMachineWaits(t *testing.T) {
 	}
 }
 
+// TestATokenStaysWhileAMachineWaits checks that a machine may be judged again for longer than its token is otherwise kept, and
+// that the last judgement still counts.
+func TestATokenStaysWhileAMachineWaits(t *testing.T) {
+	r := newRig(t)
+	r.demand.Approval = true
+	tok := r.token(nil)
+	q := machine(t, tok, "m")
+	code := r.waits(q)
+	expire := func() {
+		t.Helper()
+		if _, err := r.Expire(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for waited := time.Duration(0); waited <= keepToken+time.Hour; waited += CandidateTime - time.Hour {
+		r.clock.pass(CandidateTime - time.Hour)
+		expire()
+		r.judge(code, false)
+	}
+	r.judge(code, true)
+	r.enroll(q)
+	expire()
+	if _, ok := r.Snapshot().TokenByID(tok.ID); ok {
+		t.Error("the token is kept though nobody waits with it")
+	}
+}
+
+// TestACandidateWithoutAToken checks that a candidate that an older program kept longer than its token cannot be judged.
+func TestACandidateWithoutAToken(t *testing.T) {
+	r := newRig(t)
+	r.demand.Approval = true
+	tok := r.token(nil)
+	code := r.waits(machine(t, tok, "m"))
+	r.Close()
+	if _, err := r.store.Txn(t.Context(), nil, []store.Op{store.Delete(tokenPath(tok.ID))}); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	for _, denied := range []bool{true, false} {
+		if _, err := r.JudgeCandidate(t.Context(), code, Verdict{By: "uid 0", Denied: denied}); !errors.Is(err, ErrTokenUnknown) {
+			t.Errorf("denied %v: %v, want ErrTokenUnknown", denied, err)
+		}
+	}
+}
+
 // TestRenewalAsksAgain checks that a policy's demands apply to existing nodes from their next renewal on.
 func TestRenewalAsksAgain(t *testing.T) {
 	r := newRig(t)

@@ -53,8 +53,7 @@ type Directory struct {
 	// Owned by the writer: the head as it is on disk, and its revision.
 	head     headRecord
 	headRev  uint64
-	auditEnd atomic.Uint64        // head.Audit, for readers
-	refusals map[string]time.Time // when a refusal was last recorded, by subject
+	auditEnd atomic.Uint64 // head.Audit, for readers
 }
 
 // Open loads the directory from a store that Ensure has prepared, and fences off any earlier writer.
@@ -67,7 +66,7 @@ func Open(ctx context.Context, s store.Store, c Config) (*Directory, error) {
 	}
 	d := &Directory{
 		store: s, config: c, opened: wall(c.Clock()),
-		refusals: make(map[string]time.Time), requests: make(chan *request), stop: make(chan struct{}), done: make(chan struct{}),
+		requests: make(chan *request), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	snap, err := d.load(ctx)
 	if err != nil {

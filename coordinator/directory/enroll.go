@@ -49,7 +49,10 @@ func (d *Directory) Enroll(ctx context.Context, r EnrollRequest) (*Node, error) 
 		n, pending, err = d.enroll(t, r)
 		return err
 	})
-	if err = errors.Join(err, pending); err != nil {
+	if err == nil {
+		err = pending
+	}
+	if err != nil {
 		return nil, err
 	}
 	return n, nil

@@ -2,6 +2,7 @@ package directory
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -140,15 +141,15 @@ func addTraits(s *state, e store.Entry, now time.Time) error {
 	return nil
 }
 
-// loadPolicy loads the last policy; keys sort by number.
+// loadPolicy loads the last policy; keys sort by number. The earlier ones, of which there may be many, are not read.
 func loadPolicy(ctx context.Context, st store.Store, s *state) error {
-	entries, _, err := st.List(ctx, policyPrefix)
+	e, err := st.Last(ctx, policyPrefix)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("read %s: %w", policyPrefix, err)
 	}
-	if len(entries) == 0 {
-		return nil
-	}
-	s.policy, err = parsePolicy(entries[len(entries)-1])
+	s.policy, err = parsePolicy(e)
 	return err
 }

@@ -378,9 +378,13 @@ func (t *tx) unlock(l *Lock, by, action string) []proto.NodeID {
 	return free
 }
 
-// expireLocks ends the locks that have expired.
+// expireLocks ends the locks that have expired. If the transaction has no room for all of them, the others hold until the next
+// one, which follows at once because they are due.
 func (t *tx) expireLocks() {
-	for _, l := range slices.Collect(over(t.lockEnds, t.moment)) {
+	for l := range over(t.lockEnds, t.moment) {
+		if t.full() {
+			return
+		}
 		t.unlock(l, "coordinator", audit.LockExpire)
 	}
 }

@@ -3,12 +3,14 @@ package directory
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
@@ -128,6 +130,26 @@ func TestALockThatEndedDuringAnOutageEnds(t *testing.T) {
 	if !r.Snapshot().Trusted(n.ID) {
 		t.Error("it is locked")
 	}
+}
+
+// TestManyLocksThatEndAtOnceEnd checks that locks too many to end in one transaction do not keep others from writing, and that
+// all of them end at once.
+func TestManyLocksThatEndAtOnceEnd(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, r *rig) {
+		r.clock.t = time.Now()
+		n := r.node("db")
+		for i := range store.MaxOps / 2 {
+			r.lock(LockTag, fmt.Sprintf("tag:t%d", i), time.Minute)
+		}
+		r.lock(LockTag, "tag:db", time.Minute)
+		time.Sleep(time.Minute)
+		r.token(nil)
+		time.Sleep(time.Second)
+		if left := r.Snapshot().state.locks.Len(); left != 0 || !r.Snapshot().Trusted(n.ID) {
+			t.Errorf("%d locks are left", left)
+		}
+		verifyBook(t, r.Directory)
+	})
 }
 
 func TestWhatCannotBeLocked(t *testing.T) {

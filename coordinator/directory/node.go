@@ -16,8 +16,6 @@ const (
 	// AwayLimit is how long an ephemeral node may be away before it is removed.
 	AwayLimit = 30 * time.Minute
 	maxReason = 500
-	// maxExpired bounds what one Expire removes, to keep its transaction small; the next one continues.
-	maxExpired = 1000
 )
 
 // RevokeNode permanently revokes a node. It does nothing if the node is revoked already.
@@ -92,30 +90,42 @@ func (d *Directory) SetReach(ctx context.Context, id proto.NodeID, reach proto.R
 }
 
 // Expire removes what has expired: ephemeral nodes that were away too long, held-back addresses, tokens long past their expiry.
-// Nodes whose certificates expired long ago lapse. It returns the nodes it removed. The coordinator calls it about once a
-// minute.
-func (d *Directory) Expire(ctx context.Context) ([]proto.NodeID, error) {
-	var gone []proto.NodeID
-	err := d.do(ctx, func(t *tx) (err error) {
-		gone, err = d.expireNodes(t)
-		if err != nil {
+// Nodes whose certificates expired long ago lapse. It returns the nodes it removed, even if it fails halfway. The coordinator
+// calls it about once a minute.
+func (d *Directory) Expire(ctx context.Context) (gone []proto.NodeID, err error) {
+	for more := true; more; {
+		var some []proto.NodeID
+		err := d.do(ctx, func(t *tx) (err error) {
+			some, more, err = d.expireSome(t)
 			return err
+		})
+		if err != nil {
+			return gone, err
 		}
-		t.lapse(d.config.Ages.Grace(d.Snapshot()))
-		t.expireFreed()
-		t.expireKeys()
-		t.expireTokens()
-		t.expireCandidates()
-		return t.expireFacts()
-	})
-	if err != nil {
-		return nil, err
+		gone = append(gone, some...)
 	}
 	return gone, nil
 }
 
+// expireSome removes as much of what has expired as the transaction has room for. It reports whether there may be more.
+func (d *Directory) expireSome(t *tx) (gone []proto.NodeID, more bool, err error) {
+	if gone, err = d.expireNodes(t); err != nil {
+		return nil, false, err
+	}
+	t.lapse(d.config.Ages.Grace(d.Snapshot()))
+	t.expireFreed()
+	t.expireKeys()
+	t.expireCandidates()
+	t.expireTokens() // without their last candidates
+	err = t.expireFacts()
+	return gone, t.full(), err
+}
+
 func (d *Directory) expireNodes(t *tx) (gone []proto.NodeID, err error) {
 	for id := range values(t.ephemeral) {
+		if t.full() {
+			break
+		}
 		n, _ := t.state.nodes.Get(id)
 		since, away := d.away(n)
 		if !away || t.now.Sub(since) < AwayLimit {
@@ -125,9 +135,7 @@ func (d *Directory) expireNodes(t *tx) (gone []proto.NodeID, err error) {
 		if err := d.remove(t, n); err != nil {
 			return nil, err
 		}
-		if gone = append(gone, id); len(gone) == maxExpired {
-			break
-		}
+		gone = append(gone, id)
 	}
 	return gone, nil
 }
@@ -150,23 +158,25 @@ func (d *Directory) away(n *Node) (time.Time, bool) {
 }
 
 func (t *tx) expireFreed() {
-	count := 0
 	for a := range over(t.rests, t.now) {
-		t.writes = append(t.writes, store.Delete(freedPath(a)))
-		t.wake(a)
-		if count++; count == maxExpired {
+		if t.full() {
 			return
 		}
+		t.writes = append(t.writes, store.Delete(freedPath(a)))
+		t.wake(a)
 	}
 }
 
+// expireTokens forgets tokens that expired long ago, except those that candidates wait with.
 func (t *tx) expireTokens() {
-	count := 0
 	for token := range over(t.tokenEnds, t.now.Add(-keepToken)) {
-		t.writes = append(t.writes, store.Delete(tokenPath(token.ID)))
-		t.dropToken(token)
-		if count++; count == maxExpired {
+		if t.full() {
 			return
 		}
+		if t.awaited(token.ID) {
+			continue
+		}
+		t.writes = append(t.writes, store.Delete(tokenPath(token.ID)))
+		t.dropToken(token)
 	}
 }

@@ -1,7 +1,9 @@
 package directory
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/redoubt-mesh/redoubt/acl/compile"
 	"github.com/redoubt-mesh/redoubt/coordinator/audit"
+	"github.com/redoubt-mesh/redoubt/coordinator/store"
 	"github.com/redoubt-mesh/redoubt/proto"
 )
 
@@ -202,6 +205,36 @@ func TestEphemeralNodesExpire(t *testing.T) {
 	}
 }
 
+// TestMuchExpiresAtOnce checks that more than a transaction can hold expires, after an outage for example.
+func TestMuchExpiresAtOnce(t *testing.T) {
+	r := newRig(t)
+	for range 1000 {
+		n := r.enroll(machine(t, r.token(func(s *TokenSpec) { s.Ephemeral = true }), "ephemeral"))
+		r.renew(r.renew(n))
+	}
+	for range 400 {
+		if err := r.DeleteNode(t.Context(), r.node("deleted").ID, "uid 0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.demand.Approval = true
+	for range MaxCandidates / MaxOfToken {
+		tok := r.reusable()
+		for range MaxOfToken {
+			r.waits(machine(t, tok, "candidate"))
+		}
+	}
+	r.clock.pass(2 * keepToken)
+	gone, err := r.Expire(t.Context())
+	if err != nil || len(gone) != 1000 {
+		t.Fatalf("%d nodes expired: %v", len(gone), err)
+	}
+	s := r.Snapshot().state
+	if s.nodes.Len()+s.tokens.Len()+s.keyEnds.Len()+s.candidates.Len() != 0 || s.freed.Len() != 1000 {
+		t.Errorf("left: %d nodes, %d tokens, %d keys, %d candidates, %d addresses", s.nodes.Len(), s.tokens.Len(), s.keyEnds.Len(), s.candidates.Len(), s.freed.Len())
+	}
+}
+
 func TestLapse(t *testing.T) {
 	r := newRig(t)
 	n := r.node("host")
@@ -243,6 +276,48 @@ func TestLapse(t *testing.T) {
 	r.reopen()
 	if _, ok := r.Snapshot().Node(n.ID); ok {
 		t.Error("after a restart policies are about it again")
+	}
+}
+
+// TestLapsedUntilRenewal checks that a lapsed node stays lapsed, whatever else changes about it, until it renews.
+func TestLapsedUntilRenewal(t *testing.T) {
+	r := newRig(t)
+	q := genuine(t, r.token(nil), "host", "tpm:a")
+	n := r.enroll(q)
+	r.over(n)
+	unseen := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !r.Snapshot().Lapsed(n.ID) {
+			t.Errorf("%s: it is no longer lapsed", what)
+		}
+		for _, p := range r.Snapshot().Peers([]proto.NodeID{n.ID}) {
+			if p != nil {
+				t.Errorf("%s: others are told of it", what)
+			}
+		}
+	}
+	l, _ := r.lock(LockNode, n.ID.String(), 0)
+	unseen("locked", nil)
+	_, _, err := r.DeleteLock(t.Context(), l.ID, "uid 0")
+	unseen("unlocked", err)
+	_, err = r.JudgeNode(t.Context(), n.ID, Verdict{By: "uid 0"})
+	unseen("approved", err)
+	_, err = r.ResetNode(t.Context(), n.ID, "uid 0")
+	unseen("reset", err)
+	unseen("attested", r.Attest(t.Context(), n.ID, q.Level, q.Attested, "the TPM is busy"))
+	n, _ = r.Snapshot().Lookup(n.ID)
+	n = r.renew(n)
+	if r.Snapshot().Lapsed(n.ID) {
+		t.Error("a node that renewed is lapsed")
+	}
+	r.over(n)
+	_, err = r.RevokeNode(t.Context(), n.ID, "", "uid 0")
+	unseen("revoked", err)
+	if _, ok := r.Snapshot().Node(n.ID); ok {
+		t.Error("policies are about a revoked node that lapsed before")
 	}
 }
 
@@ -353,5 +428,29 @@ func TestPolicy(t *testing.T) {
 	}
 	if p, err := r.PolicyVersion(t.Context(), 1); err != nil || p.Source != "{}" {
 		t.Errorf("the first policy is %+v, %v", p, err)
+	}
+}
+
+// unlisted is a store whose policies cannot be listed.
+type unlisted struct{ store.Store }
+
+func (s unlisted) List(ctx context.Context, prefix string) ([]store.Entry, uint64, error) {
+	if strings.HasPrefix(prefix, policyPrefix) {
+		return nil, 0, errors.New("the history of policies is too large")
+	}
+	return s.Store.List(ctx, prefix)
+}
+
+// TestOpenReadsOnlyTheLastPolicy checks that the length of the history of policies does not matter when a directory is opened.
+func TestOpenReadsOnlyTheLastPolicy(t *testing.T) {
+	r := newRigOn(t, unlisted{store.NewMemory()}, Plan{})
+	for i := range 17 {
+		if _, err := r.SetPolicy(t.Context(), fmt.Sprintf("{} // %d", i), 0, "uid 0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.reopen()
+	if p := r.Snapshot().Policy(); p == nil || p.Number != 17 || p.Source != "{} // 16" {
+		t.Errorf("%+v", p)
 	}
 }

@@ -35,10 +35,11 @@ func (d *Directory) SetRelay(ctx context.Context, r proto.Relay) error {
 	})
 }
 
-// DropRelay announces to nodes that a relay is out of service.
+// DropRelay announces to nodes that a relay is out of service. A relay that has attached again is left alone.
 func (d *Directory) DropRelay(ctx context.Context, id proto.NodeID) error {
 	return d.do(ctx, func(t *tx) error {
-		if _, known := t.state.relays.Get(id); known {
+		live, _ := d.Live(id)
+		if _, known := t.state.relays.Get(id); known && !live.Connected {
 			drop(&t.state.relays, id)
 			t.relays = true
 		}

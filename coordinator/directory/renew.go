@@ -124,7 +124,10 @@ func (d *Directory) Renew(ctx context.Context, r Renewal) (*Node, error) {
 			return err
 		}
 	})
-	if err = errors.Join(err, refused); err != nil {
+	if err == nil {
+		err = refused
+	}
+	if err != nil {
 		return nil, err
 	}
 	return n, nil
@@ -234,14 +237,13 @@ func (s *state) give(k key.NodePublic, until time.Time) {
 
 // expireKeys forgets retired keys whose time is over.
 func (t *tx) expireKeys() {
-	count := 0
 	for g := range over(t.keyEnds, t.now) {
+		if t.full() {
+			return
+		}
 		t.writes = append(t.writes, store.Delete(nodeKeyPath(g.key)))
 		drop(&t.held, heldNode(g.key))
 		drop(&t.keyEnds, timeKey(g.until, heldNode(g.key)))
-		if count++; count == maxExpired {
-			return
-		}
 	}
 }
 

@@ -62,6 +62,8 @@ type state struct {
 	moments index[proto.NodeID, time.Time]
 	due     index[string, proto.NodeID]
 	turns   time.Time
+
+	refusals index[string, time.Time] // by key of tx.room, when all of its room is free again; memory only
 }
 
 func newState() state {
@@ -80,7 +82,7 @@ func newState() state {
 		candidates: newIndex[string, *Candidate](), candidateCodes: newIndex[string, *Candidate](),
 		candidateTokens: newIndex[string, *Candidate](), candidateEnds: newIndex[string, *Candidate](),
 		locks: newIndex[string, *Lock](), lockSubjects: newIndex[string, *Lock](), lockEnds: newIndex[string, *Lock](),
-		relays: newIndex[id, *proto.Relay](),
+		relays: newIndex[id, *proto.Relay](), refusals: newIndex[string, time.Time](),
 	}
 }
 
@@ -155,10 +157,16 @@ func (s *state) setNode(n *Node) {
 	}
 	id := n.ID
 	old, known := s.nodes.Get(id)
+	lapsed := false
 	if known {
+		_, lapsed = s.lapsed.Get(id)
+		lapsed = lapsed && n.Certificate.Sequence == old.Certificate.Sequence // until it renews
 		s.unindex(old)
 	}
 	put(&s.nodes, id, n)
+	if lapsed {
+		put(&s.lapsed, id, id)
+	}
 	put(&s.names, n.Name, n.ID)
 	put(&s.devices, deviceKey(n.Device), n.ID)
 	if m := n.Attestation.Device; m != "" {
@@ -172,14 +180,20 @@ func (s *state) setNode(n *Node) {
 	}
 	put(&s.prints, n.Device.String(), n.ID)
 	put(&s.joined, memberKey(n.Token, n.ID), n.ID)
+	t, ok := s.traits.Get(id)
+	if ok && old.Level != n.Level { // also of a node that policies do not see now: they may see it again
+		s.setTraits(n, t.clone())
+	}
 	if !s.seen(n) {
 		put(&s.overlooked, id, id)
 		return
 	}
 	put(&s.trusted, id, n.ID)
-	put(&s.ends, timeKey(n.Certificate.NotAfter, idKey(n.ID)), n.ID)
-	if !n.Barred() {
-		s.present(n)
+	if !lapsed {
+		put(&s.ends, timeKey(n.Certificate.NotAfter, idKey(n.ID)), n.ID)
+		if !n.Barred() {
+			s.present(n)
+		}
 	}
 	if !n.User.IsZero() {
 		put(&s.users, memberKey(n.User.Name, n.ID), n.ID)
@@ -187,9 +201,7 @@ func (s *state) setNode(n *Node) {
 	for _, tag := range n.Tags {
 		put(&s.tags, memberKey(tag, n.ID), n.ID)
 	}
-	if t, ok := s.traits.Get(id); ok && old.Level != n.Level {
-		s.setTraits(n, t.clone())
-	} else if ok && t.routes() {
+	if ok && t.routes() {
 		put(&s.routers, id, n.ID)
 	}
 }

@@ -20,7 +20,7 @@ const (
 	MinTokenTime = time.Minute
 	MaxTokenTime = 366 * 24 * time.Hour
 	MaxTokens    = 100_000
-	// keepToken is how long a token is still listed after it expired.
+	// keepToken is how long a token is still listed after it expired. As long as candidates wait with it, it is listed longer.
 	keepToken = 30 * 24 * time.Hour
 )
 

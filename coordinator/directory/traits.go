@@ -470,8 +470,10 @@ func (t *tx) forgetFacts() {
 
 // expireFacts removes expired facts from disk.
 func (t *tx) expireFacts() error {
-	count := 0
 	for id := range values(t.stale) {
+		if t.full() {
+			break
+		}
 		op := store.Delete(traitsPath(id))
 		if known, ok := t.traits.Get(id); ok {
 			var err error
@@ -481,9 +483,6 @@ func (t *tx) expireFacts() error {
 		}
 		t.writes = append(t.writes, op)
 		drop(&t.stale, id)
-		if count++; count == maxExpired {
-			break
-		}
 	}
 	return nil
 }

@@ -16,6 +16,10 @@ import (
 // limit.
 const maxBatch = 256
 
+// maxUpkeep is how many writes a transaction may have for something that has expired to be removed in it too. The rest of the
+// store's limit is for the batch's operations.
+const maxUpkeep = store.MaxOps / 2
+
 // request is an operation submitted to the writer.
 type request struct {
 	run  func(*tx) error
@@ -41,7 +45,7 @@ type tx struct {
 }
 
 // do has the writer run an operation, and waits until it is on disk and visible. If ctx ends first, the operation may still
-// happen.
+// happen, even while the caller goes on: whatever it assigns may be read only if do returns nil.
 func (d *Directory) do(ctx context.Context, run func(*tx) error) error {
 	r := &request{run: run, from: origin(ctx), done: make(chan struct{})}
 	select {
@@ -142,6 +146,9 @@ func (d *Directory) commit(batch []*request) (written bool, err error) {
 	d.publish(after, t)
 	return true, nil
 }
+
+// full reports whether nothing more that has expired should be removed in this transaction.
+func (t *tx) full() bool { return len(t.writes)+len(t.audits) >= maxUpkeep }
 
 // publish makes a snapshot current and notifies the subscribers.
 func (d *Directory) publish(after *Snapshot, t *tx) {

@@ -226,6 +226,36 @@ func TestACallerThatLeaves(t *testing.T) {
 	})
 }
 
+// TestACallerThatLeavesLearnsNothing checks that a caller that leaves is not told of an outcome that is not on disk yet.
+func TestACallerThatLeavesLearnsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := store.NewMemory()
+		r := newRigOn(t, m, Plan{})
+		defer r.Close()
+		q := machine(t, r.token(nil), "host")
+		old := r.renew(r.node("twice"))
+		r.renew(old)
+		r.demand.Approval = true
+		for what, op := range map[string]func(context.Context) error{
+			"enrolment": func(ctx context.Context) error { _, err := r.Enroll(ctx, q); return err },
+			"renewal":   func(ctx context.Context) error { _, err := r.Renew(ctx, r.renewal(old, newNodeKey(t))); return err },
+		} {
+			release := make(chan struct{})
+			m.Before = func([]store.Op) error { <-release; return nil }
+			ctx, cancel := context.WithCancel(t.Context())
+			left := make(chan error)
+			go func() { left <- op(ctx) }()
+			synctest.Wait() // it is being written
+			cancel()
+			if err := <-left; !errors.Is(err, context.Canceled) || errors.Is(err, ErrPending) || errors.Is(err, ErrQuarantined) {
+				t.Errorf("%s: %v, want nothing but context.Canceled", what, err)
+			}
+			close(release)
+			synctest.Wait()
+		}
+	})
+}
+
 func TestSubscription(t *testing.T) {
 	r := newRig(t)
 	sub := r.Subscribe()

@@ -235,13 +235,17 @@ func TestOneStreamANode(t *testing.T) {
 		if r := first.over(); r == nil || r.Code != redoubtv1.Refusal_CODE_REPLACED {
 			t.Errorf("the first stream: %v", r)
 		}
-		if !first.session.Replaced() || second.session.Replaced() {
-			t.Error("Replaced is wrong")
-		}
 		first.session.Close()
+		if !w.hub.Attached(a) {
+			t.Error("the end of the first stream ended the second one's session")
+		}
 		second.drain()
 		if second.full != 1 || second.over() != nil {
 			t.Errorf("the second stream: %d snapshots, %v", second.full, second.over())
+		}
+		second.session.Close()
+		if w.hub.Attached(a) {
+			t.Error("a node without a stream is attached")
 		}
 	})
 }

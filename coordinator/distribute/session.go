@@ -90,11 +90,12 @@ func (s *Session) Applied(v proto.Version) bool {
 	return ok
 }
 
-// Replaced reports whether the node has another session.
-func (s *Session) Replaced() bool {
-	s.hub.mu.Lock()
-	defer s.hub.mu.Unlock()
-	return s.record.session != nil && s.record.session != s
+// Attached reports whether a node has a session.
+func (h *Hub) Attached(id proto.NodeID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.nodes[id]
+	return r != nil && r.session != nil
 }
 
 // Close ends the session; the hub keeps the node's record for a while. It may be called more than once.

@@ -84,6 +84,18 @@ func (m *Memory) List(ctx context.Context, prefix string) ([]Entry, uint64, erro
 	return list, m.revision, nil
 }
 
+// Last implements Store.
+func (m *Memory) Last(ctx context.Context, prefix string) (Entry, error) {
+	list, _, err := m.List(ctx, prefix)
+	if err == nil && len(list) == 0 {
+		err = fmt.Errorf("%q: %w", prefix, ErrNotFound)
+	}
+	if err != nil {
+		return Entry{}, err
+	}
+	return list[len(list)-1], nil
+}
+
 // Txn implements Store.
 func (m *Memory) Txn(ctx context.Context, compare []Cmp, ops []Op) (uint64, error) {
 	if err := ctx.Err(); err != nil {

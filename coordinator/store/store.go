@@ -77,6 +77,8 @@ type Store interface {
 	Get(ctx context.Context, key string) (Entry, error)
 	// List returns all entries whose key begins with prefix, sorted by key, and the revision that they reflect.
 	List(ctx context.Context, prefix string) ([]Entry, uint64, error)
+	// Last returns the entry whose key sorts last among those that begin with prefix, or ErrNotFound.
+	Last(ctx context.Context, prefix string) (Entry, error)
 	// Txn applies all ops if all comparisons hold; otherwise it applies none and returns ErrConflict. It returns the revision
 	// of the transaction, after that is on disk. No key may be written twice in one transaction.
 	Txn(ctx context.Context, compare []Cmp, ops []Op) (uint64, error)

@@ -207,6 +207,44 @@ func entries(ctx context.Context, t *bbolt.Tx, prefix string) (list []store.Entr
 	return list, nil
 }
 
+// Last implements store.Store.
+func (db *DB) Last(ctx context.Context, prefix string) (e store.Entry, err error) {
+	if err := ctx.Err(); err != nil {
+		return e, err
+	}
+	err = db.view(func(t *bbolt.Tx) error {
+		k, v := before(t.Bucket(entryBucket).Cursor(), after([]byte(prefix)))
+		if k == nil || !bytes.HasPrefix(k, []byte(prefix)) {
+			return fmt.Errorf("%q: %w", prefix, store.ErrNotFound)
+		}
+		e, err = decode(string(k), v)
+		return err
+	})
+	return e, err
+}
+
+// after returns the first key that sorts after all keys with a prefix, or nil if there is none.
+func after(prefix []byte) []byte {
+	end := bytes.TrimRight(prefix, "\xff")
+	if len(end) == 0 {
+		return nil
+	}
+	end = bytes.Clone(end)
+	end[len(end)-1]++
+	return end
+}
+
+// before returns the last entry that sorts before end; nil means the last of all.
+func before(c *bbolt.Cursor, end []byte) (k, v []byte) {
+	if end == nil {
+		return c.Last()
+	}
+	if k, _ := c.Seek(end); k == nil {
+		return c.Last()
+	}
+	return c.Prev()
+}
+
 // header is the size of the revisions in front of a value.
 const header = 16
 

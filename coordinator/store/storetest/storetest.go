@@ -112,6 +112,8 @@ func testList(t *testing.T, e Engine) {
 		"":      {"m", "node", "node/a", "node/a/1", "node/b", "nodes"},
 		"node/": {"node/a", "node/a/1", "node/b"},
 		"z":     nil,
+		"a":     nil,
+		"\xff":  nil,
 	} {
 		list, rev, err := s.List(ctx, prefix)
 		if err != nil || rev != 1 {
@@ -126,6 +128,14 @@ func testList(t *testing.T, e Engine) {
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%q: %s", prefix, diff)
+		}
+		last, err := s.Last(ctx, prefix)
+		if len(want) == 0 {
+			if !errors.Is(err, store.ErrNotFound) {
+				t.Errorf("the last of %q: %+v, %v", prefix, last, err)
+			}
+		} else if diff := cmp.Diff(list[len(list)-1], last); diff != "" || err != nil {
+			t.Errorf("the last of %q: %v %s", prefix, err, diff)
 		}
 	}
 }
@@ -312,7 +322,8 @@ func testContext(t *testing.T, e Engine) {
 	_, err1 := s.Get(ctx, "a")
 	_, _, err2 := s.List(ctx, "")
 	_, err3 := s.Txn(ctx, nil, []store.Op{store.Put("a", nil)})
-	for _, err := range []error{err1, err2, err3, s.Backup(ctx, io.Discard)} {
+	_, err4 := s.Last(ctx, "")
+	for _, err := range []error{err1, err2, err3, err4, s.Backup(ctx, io.Discard)} {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("with an ended context: %v", err)
 		}
