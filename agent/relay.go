@@ -117,6 +117,12 @@ func RunRelay(ctx context.Context, cfg RelayConfig) (err error) {
 			return err
 		}
 	}
+	if !join.Secret.IsZero() {
+		// Only now: until the identity is on the disk the secret is needed.
+		if err := dir.SaveJoin(state.Join{URLs: join.URLs, Root: join.Root}); err != nil {
+			return err
+		}
+	}
 	if !c.self.Node.Relay {
 		return errors.New("this identity belongs to a node, not to a relay: use a code from `redoubt-coordinator token create --relay`, and a separate state directory")
 	}

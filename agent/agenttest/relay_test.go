@@ -2,6 +2,7 @@ package agenttest
 
 import (
 	"context"
+	"crypto/rand"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/join"
+	"github.com/redoubt-mesh/redoubt/proto/key"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -276,4 +278,53 @@ func TestRevokedRelayForgets(t *testing.T) {
 		ends("not in a mesh yet")
 		m.center.start()
 	})
+}
+
+// TestRelayKeepsNoToken checks that once a relay is in the mesh nothing on its disk can enrol another one, although an earlier
+// run may have left the token there.
+func TestRelayKeepsNoToken(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		relay := m.Relay("fra1", 200)
+		time.Sleep(10 * time.Second)
+		relay.end()
+		clean := func(when string) {
+			t.Helper()
+			if j := loadJoin(t, relay.dir, nil); j == nil || len(j.URLs) == 0 || !j.Secret.IsZero() {
+				t.Errorf("%s: %+v", when, j)
+			}
+		}
+		clean("after it joined")
+		loadJoin(t, relay.dir, func(j *state.Join) {
+			var err error
+			if j.Secret, err = key.NewToken(rand.Reader); err != nil {
+				t.Fatal(err)
+			}
+		})
+		relay.start(nil)
+		time.Sleep(10 * time.Second)
+		relay.end()
+		clean("after a restart")
+	})
+}
+
+// loadJoin returns what a state directory holds of the join code, changed first if change is not nil.
+func loadJoin(t *testing.T, path string, change func(*state.Join)) *state.Join {
+	t.Helper()
+	dir, err := state.Open(path, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	loaded, err := dir.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if change != nil {
+		change(loaded.Join)
+		if err := dir.SaveJoin(*loaded.Join); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return loaded.Join
 }

@@ -242,6 +242,7 @@ func (m *Machine) take(e Event) {
 func (m *Machine) start() {
 	m.savedAt = m.now
 	if m.self != nil {
+		m.spend() // the last run may have ended before it did
 		m.adopt(m.self)
 	}
 	m.offer()

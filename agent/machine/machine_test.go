@@ -106,6 +106,17 @@ func TestEnrolmentRefused(t *testing.T) {
 	w.expect(t, StateEnrolling)
 }
 
+// TestSecretIsErasedAfterACrash checks that a node that went down between saving its identity and erasing the secret does so at
+// the next start.
+func TestSecretIsErasedAfterACrash(t *testing.T) {
+	w := enrolled(t)
+	w.disk.Join = join(t)
+	w.boot()
+	if j := w.disk.Join; j == nil || len(j.URLs) == 0 || !j.Secret.IsZero() {
+		t.Errorf("%+v", j)
+	}
+}
+
 // TestEnrolmentThatWaits checks that the code is shown, even while the coordinator is lost, until there is an answer.
 func TestEnrolmentThatWaits(t *testing.T) {
 	w := newWorld(t)
