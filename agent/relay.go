@@ -78,9 +78,11 @@ type carrier struct {
 	seen    proto.Version // the greatest version seen
 	unsaved bool          // the last update is not on the disk
 	serving bool
-	first   bool        // the coordinator wants a renewal before anything else
-	due     *time.Timer // for when to request a certificate
-	expiry  *time.Timer // for when trust in all nodes ends
+	wanted  state.Wanted // whether the relay is locked
+	apart   string       // why the relay is in quarantine; empty if it is not
+	first   bool         // the coordinator wants a renewal before anything else
+	due     *time.Timer  // for when to request a certificate
+	expiry  *time.Timer  // for when trust in all nodes ends
 }
 
 // RunRelay joins the mesh if the relay has not joined yet, and forwards packets until the context ends.
@@ -96,6 +98,7 @@ func RunRelay(ctx context.Context, cfg RelayConfig) (err error) {
 		return err
 	}
 	c := &carrier{cfg: cfg, time: meshtime.New(cfg.Clock, loaded.Floors.MeshTime), events: make(chan machine.Event)}
+	c.wanted = loaded.Wanted
 	c.keys = keys{dir: dir, home: &home{make: KeyFile, log: cfg.Log}}
 	if err := c.keys.open(loaded); err != nil {
 		return err
@@ -319,14 +322,16 @@ func (c *carrier) hear(e machine.Event) error {
 	c.tell(e)
 	switch e := e.(type) {
 	case machine.Connected:
-		if c.first = e.RenewFirst; c.first {
+		locked := c.wanted.Locked
+		if c.first = e.RenewFirst; !c.first {
+			locked = nil
+		}
+		c.bar(locked, e.Quarantine)
+		if c.first {
 			return c.renew()
 		}
 	case machine.Refused:
-		if e.Kind == machine.RefusedRevoked {
-			err := fmt.Errorf("this relay no longer belongs to the mesh: %s", e.Message)
-			return errors.Join(err, c.keys.dir.Forget())
-		}
+		return c.refused(e)
 	case machine.Snapshot:
 		return c.know(e.Netmap, nil)
 	case machine.Change:
@@ -339,6 +344,53 @@ func (c *carrier) hear(e machine.Event) error {
 		}
 	}
 	return nil
+}
+
+func (c *carrier) refused(e machine.Refused) error {
+	switch e.Kind {
+	case machine.RefusedRevoked:
+		err := fmt.Errorf("this relay no longer belongs to the mesh: %s", e.Message)
+		return errors.Join(err, c.keys.dir.Forget())
+	case machine.RefusedLocked:
+		c.bar(&state.Revocation{At: c.time.Now(), Message: e.Message}, c.apart)
+	case machine.RefusedQuarantined:
+		c.bar(c.wanted.Locked, e.Message)
+	}
+	return nil
+}
+
+// barred reports whether the coordinator does not trust this relay: it forwards nothing.
+func (c *carrier) barred() bool { return c.wanted.Locked != nil || c.apart != "" }
+
+// bar sets whether the relay is locked, and why it is in quarantine, if it is. A lock holds even after a restart without a
+// coordinator.
+func (c *carrier) bar(locked *state.Revocation, apart string) {
+	was, save := c.barred(), locked != c.wanted.Locked
+	c.wanted.Locked, c.apart = locked, apart
+	// Close first and save next: the lock must hold even if the machine goes down at this moment.
+	if is := c.barred(); is != was {
+		c.enforce()
+		if is {
+			c.cfg.Log.Warn("this relay forwards nothing until the coordinator trusts it again")
+		} else {
+			c.cfg.Log.Info("this relay forwards again")
+		}
+	}
+	if !save {
+		return
+	}
+	if err := c.keys.dir.SaveWanted(c.wanted); err != nil {
+		c.cfg.Log.Warn("not stored whether this relay is locked; a restart without the coordinator will not know", "err", err)
+	}
+}
+
+// enforce sets who may use the relay, and cuts off those who may no longer.
+func (c *carrier) enforce() {
+	nm := c.netmap
+	if c.barred() {
+		nm = nil
+	}
+	c.server.Recheck(c.permit.set(c.self, nm))
 }
 
 // change applies a delta.
@@ -371,7 +423,7 @@ func (c *carrier) take(nm *proto.Netmap) error {
 		c.cfg.Log.Warn("certificates of an authority are refused", "err", err)
 	}
 	c.netmap, c.seen = nm, nm.Version
-	c.server.Recheck(c.permit.set(c.self, nm))
+	c.enforce()
 	return nil
 }
 
@@ -441,13 +493,17 @@ func (c *carrier) renewed(self *identity.Self) error {
 	if err != nil {
 		return fmt.Errorf("new certificate: %w", err)
 	}
-	c.self, c.first = self, false
+	c.self = self
 	if c.netmap != nil {
 		if err := self.Verifier.AddIntermediates(c.netmap.Authorities); err != nil {
 			c.cfg.Log.Warn("certificates of an authority are refused", "err", err)
 		}
 	}
-	c.server.Recheck(c.permit.set(self, c.netmap))
+	if c.first {
+		c.bar(nil, c.apart) // it is served from now on
+	}
+	c.first = false
+	c.enforce()
 	c.permit.leaf.Store(c.certificate(self))
 	c.client.SetSelf(self)
 	c.cfg.Log.Info("certificate renewed", "until", self.Node.NotAfter)
