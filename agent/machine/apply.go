@@ -191,8 +191,8 @@ func (m *Machine) enforce(moves []move, rules bool) {
 	for _, mv := range moves {
 		m.tell(mv)
 	}
-	if !m.path.up || m.dismissed() {
-		return
+	if !m.path.up || m.barred() {
+		return // what changes meanwhile counts when open gives the engine its peers again
 	}
 	var gone []proto.NodeID
 	var set []Peer

@@ -84,10 +84,7 @@ func (m *Machine) isolate(why string) {
 	}
 	m.log("the quarantine is over")
 	if m.path.up {
-		if peers := m.enginePeers(); len(peers) > 0 {
-			m.do(SetPeers{Peers: peers, Again: true})
-		}
-		m.install(nil, nil)
+		m.open()
 	}
 }
 
