@@ -277,10 +277,6 @@ func (r *roster) settle(now time.Time, g grace) []move {
 			}
 		}
 	}
-	// The peers that clash get another try, in case an address or a key is free by now.
-	for _, id := range slices.Sorted(maps.Keys(r.clashing)) {
-		r.judge(id, r.peers[id], now, g)
-	}
 	return r.moves()
 }
 
