@@ -244,6 +244,7 @@ func (a *Agent) tick() {
 			c.Kick(func(net.Addr) bool { return true })
 		}
 	}
+	a.readKeys()
 	if now := a.time.Now(); !a.loop.armed.IsZero() && !now.Before(a.loop.armed) {
 		a.step(machine.Tick{})
 	}

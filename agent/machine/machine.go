@@ -239,6 +239,8 @@ func (m *Machine) take(e Event) {
 		m.pathUp()
 	case PathDown:
 		m.pathDown(e.Reason)
+	case KeysRead:
+		m.keysRead(e.Held)
 	case Failed:
 		m.failed(e)
 	}

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
@@ -67,6 +68,25 @@ func (m *Machine) turn() {
 		m.using, m.keyFault = to, ""
 		m.do(Turn{to})
 		m.log("node key changed", "key", to)
+	}
+}
+
+// keysRead goes on with the present certificate.
+func (m *Machine) keysRead(held []key.NodePublic) {
+	if m.self == nil || !m.self.Key.IsZero() {
+		return
+	}
+	self, err := identity.Check(m.self.Record, m.self.Node.Device, held...)
+	if err != nil {
+		m.keyFault = err.Error()
+		m.warn("the node keys were read and are of no use", "reason", err)
+		return // the next certificate names one of them
+	}
+	m.using, m.keyFault = held[0], ""
+	m.log("the node keys were read")
+	m.adopt(self)
+	if m.path.wanted && !m.path.up {
+		m.startPath()
 	}
 }
 
