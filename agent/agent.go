@@ -21,6 +21,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/posture"
 	"github.com/redoubt-mesh/redoubt/agent/state"
 	"github.com/redoubt-mesh/redoubt/proto"
+	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
 // Agent is a node. Its methods may be called from any goroutine while Run runs.
@@ -37,6 +38,9 @@ type Agent struct {
 	offered atomic.Pointer[[]netip.Prefix]
 	health  *posture.Watch                // set when Run begins
 	shown   atomic.Pointer[identity.Self] // the identity shown to relays
+
+	inspector inspector
+	statuses  shared[*redoubtv1.Status]
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
@@ -95,7 +99,7 @@ func New(cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, time: meshtime.New(cfg.Edges.Clock, loaded.Floors.MeshTime),
 		inbox: make(chan func()), running: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
-		filter: filter.New(filter.Config{Now: counted(cfg.Edges.Clock)}),
+		filter: filter.New(filter.Config{Now: counted(cfg.Edges.Clock)}), inspector: newInspector(),
 	}
 	k := keys{dir: dir, home: home}
 	if err := k.open(loaded); err != nil {
@@ -248,6 +252,7 @@ func (a *Agent) tick() {
 			c.Kick(func(net.Addr) bool { return true })
 		}
 	}
+	a.readKeys()
 	if now := a.time.Now(); !a.loop.armed.IsZero() && !now.Before(a.loop.armed) {
 		a.step(machine.Tick{})
 	}

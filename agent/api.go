@@ -140,7 +140,7 @@ func (a *Agent) Whois(ctx context.Context, addr netip.Addr) (*redoubtv1.WhoisRes
 		return nil, err
 	}
 	w := &redoubtv1.WhoisResponse{Node: describe(n)}
-	return w, a.call(ctx, func() {
+	return w, a.inspect(ctx, func() {
 		for _, c := range a.loop.machine.Capabilities(n.Identity) {
 			w.Capabilities = append(w.Capabilities, &redoubtv1.Capability{Name: c.Name, Values: c.Values})
 		}
@@ -154,7 +154,7 @@ func (a *Agent) find(ctx context.Context, who string) (*cert.Node, error) {
 	match := func(n *cert.Node) bool {
 		return n.Name == who || n.DNSName == who || n.ID.String() == who || n.Addrs.Has(addr)
 	}
-	err := a.call(ctx, func() {
+	err := a.inspect(ctx, func() {
 		v := a.loop.machine.View(a.time.Now())
 		if v.Node != nil && match(v.Node) {
 			found = v.Node

@@ -63,7 +63,7 @@ func (a *Agent) Posture(ctx context.Context, refresh bool) (*redoubtv1.PostureRe
 	facts, _ := a.health.Facts()
 	boot := a.cfg.Edges.Clock.Boot()
 	r := &redoubtv1.PostureResponse{}
-	return r, a.call(ctx, func() {
+	return r, a.inspect(ctx, func() {
 		now := a.time.Now()
 		v := a.loop.machine.View(now)
 		if n := v.Node; n != nil && now.Before(n.NotAfter) {

@@ -1,15 +1,18 @@
 package agent
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"time"
 
 	"github.com/redoubt-mesh/redoubt/agent/device"
 	"github.com/redoubt-mesh/redoubt/agent/enroll"
 	"github.com/redoubt-mesh/redoubt/agent/identity"
+	"github.com/redoubt-mesh/redoubt/agent/machine"
 	"github.com/redoubt-mesh/redoubt/agent/state"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
@@ -99,6 +102,16 @@ type keys struct {
 	sealed device.Blob       // the device key, if it is in the TPM
 	device device.Key        // nil: none yet
 	nodes  []key.NodePrivate
+	unread unread
+}
+
+// unread are node keys that are on the disk and that the TPM could not decrypt so far. They are not replaced while there is hope.
+type unread struct {
+	again   func() ([]key.NodePrivate, bool, error) // nil: there are none
+	err     error
+	reading bool      // a try is in progress
+	tried   time.Time // when the last one began
+	renewal bool      // the coordinator was asked to wait for them
 }
 
 var _ device.Store = (*keys)(nil)
@@ -112,6 +125,11 @@ func (k *keys) open(s *state.State) error {
 	}
 	if k.file.IsZero() && k.sealed.IsZero() {
 		return nil
+	}
+	if s.Again != nil {
+		k.unread = unread{again: s.Again, err: s.Lost}
+		k.home.log.Warn("the node keys cannot be read at the moment, and nothing passes until they are", "err", s.Lost)
+		return k.makeDevice()
 	}
 	if s.Lost != nil {
 		k.home.log.Warn("the node keys are lost; the node renews with a new key, and nothing passes until that is in use", "err", s.Lost)
@@ -143,7 +161,7 @@ func (k *keys) save(nodes []key.NodePrivate) error {
 	if err := k.write(nodes); err != nil {
 		return err
 	}
-	k.nodes = nodes
+	k.nodes, k.unread = nodes, unread{}
 	return nil
 }
 
@@ -194,6 +212,10 @@ func (k *keys) node() key.NodePrivate {
 
 // next returns the key to ask for: one that is not in use and that the certificate does not name.
 func (k *keys) next(self *identity.Self) (key.NodePrivate, error) {
+	if k.unread.again != nil {
+		k.unread.renewal = true
+		return key.NodePrivate{}, k.unread.fault()
+	}
 	for _, n := range k.nodes[min(1, len(k.nodes)):] {
 		if !names(self, n) {
 			return n, nil
@@ -217,6 +239,9 @@ func (k *keys) drop(self *identity.Self) error {
 
 // turn starts using a key and discards those before it.
 func (k *keys) turn(to key.NodePublic) (key.NodePrivate, error) {
+	if k.unread.again != nil {
+		return key.NodePrivate{}, k.unread.fault()
+	}
 	i := slices.IndexFunc(k.nodes, func(n key.NodePrivate) bool { return n.Public() == to })
 	if i < 0 {
 		return key.NodePrivate{}, fmt.Errorf("the certificate names a node key, %s, that this machine does not have: "+
@@ -229,6 +254,54 @@ func (k *keys) turn(to key.NodePublic) (key.NodePrivate, error) {
 	// It is in use whatever the disk says: which of the two a restart begins with does not matter.
 	k.nodes = nodes
 	return nodes[0], k.write(nodes)
+}
+
+func (u unread) fault() error {
+	return fmt.Errorf("the node keys cannot be read at the moment, and nothing passes until they are, or are replaced while the "+
+		"coordinator is there: %w", u.err)
+}
+
+// readAgain is how long after an unsuccessful try node keys are read again.
+const readAgain = 10 * time.Second
+
+// readKeys tries again to read node keys, if that is due. A TPM may be slow to answer, or not answer at all.
+func (a *Agent) readKeys() {
+	u := &a.loop.keys.unread
+	if now := time.Now(); u.again != nil && !u.reading && now.Sub(u.tried) >= readAgain {
+		again := u.again
+		u.reading, u.tried = true, now
+		go func() {
+			nodes, hope, err := again()
+			// An error means that the agent is ending.
+			_ = a.post(context.Background(), func() { a.keysRead(nodes, hope, err) })
+		}()
+	}
+}
+
+// keysRead handles the outcome. Keys that are still unreadable once the TPM signs for a stream with the coordinator count as lost:
+// it can certify another one at once.
+func (a *Agent) keysRead(nodes []key.NodePrivate, hope bool, err error) {
+	k := &a.loop.keys
+	u := &k.unread
+	u.reading = false
+	switch {
+	case u.again == nil: // they were replaced
+	case err == nil:
+		k.nodes, k.unread = nodes, unread{}
+		held := make([]key.NodePublic, len(nodes))
+		for i, n := range nodes {
+			held[i] = n.Public()
+		}
+		a.step(machine.KeysRead{Held: held})
+	case hope && !u.renewal:
+		u.err = err
+	default:
+		a.log.Warn("the node keys are lost; the node renews with a new key, and nothing passes until that is in use", "err", err)
+		k.unread = unread{}
+		if err := k.make(); err != nil {
+			a.log.Warn("no new node key; the next renewal tries again", "err", err)
+		}
+	}
 }
 
 // names reports whether a certificate names a key.

@@ -55,6 +55,9 @@ type dataPath struct {
 // startPath brings up device, guard, routes and engine, in this order; the filter lets nothing pass yet.
 func (a *Agent) startPath(self *identity.Self) machine.Event {
 	a.closePath()
+	if a.loop.keys.unread.again != nil {
+		return machine.PathDown{Reason: "the node keys cannot be read at the moment"}
+	}
 	p, err := a.openPath(self)
 	if err != nil {
 		return machine.PathDown{Reason: err.Error()}

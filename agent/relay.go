@@ -61,7 +61,8 @@ const (
 	parting = 5 * time.Second
 )
 
-// carrier is a running relay: the server, and what it knows of the mesh.
+// carrier is a running relay: the server, and what it knows of the mesh. One goroutine owns it, with the keys and the state
+// directory; the server uses only permit.
 type carrier struct {
 	cfg    RelayConfig
 	keys   keys
@@ -70,16 +71,20 @@ type carrier struct {
 	server *relay.Server
 	client *control.Client
 	info   proto.Relay
-	// renew receives a value when a certificate should be requested, over the reason why the relay cannot go on.
-	renew chan struct{}
-	over  chan error
+	events chan machine.Event // of the coordinator; unbuffered
 
-	// Only for the goroutine that handles the coordinator's events.
+	streams chan error // why the relay accepts no more streams
+
 	self    *identity.Self
 	netmap  *proto.Netmap
 	seen    proto.Version // the greatest version seen
 	unsaved bool          // the last update is not on the disk
 	serving bool
+	wanted  state.Wanted // whether the relay is locked
+	apart   string       // why the relay is in quarantine; empty if it is not
+	first   bool         // the coordinator wants a renewal before anything else
+	due     *time.Timer  // for when to request a certificate
+	expiry  *time.Timer  // for when trust in all nodes ends
 }
 
 // RunRelay joins the mesh if the relay has not joined yet, and forwards packets until the context ends.
@@ -94,7 +99,8 @@ func RunRelay(ctx context.Context, cfg RelayConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	c := &carrier{cfg: cfg, time: meshtime.New(cfg.Clock, loaded.Floors.MeshTime), renew: make(chan struct{}, 1), over: make(chan error, 1)}
+	c := &carrier{cfg: cfg, time: meshtime.New(cfg.Clock, loaded.Floors.MeshTime), events: make(chan machine.Event), streams: make(chan error, 1)}
+	c.wanted = loaded.Wanted
 	c.keys = keys{dir: dir, home: &home{make: KeyFile, log: cfg.Log}}
 	if err := c.keys.open(loaded); err != nil {
 		return err
@@ -114,6 +120,12 @@ func RunRelay(ctx context.Context, cfg RelayConfig) (err error) {
 	}
 	if c.self = loaded.Self; c.self == nil {
 		if err := c.join(ctx, join); err != nil {
+			return err
+		}
+	}
+	if !join.Secret.IsZero() {
+		// Only now: until the identity is on the disk the secret is needed.
+		if err := dir.SaveJoin(state.Join{URLs: join.URLs, Root: join.Root}); err != nil {
 			return err
 		}
 	}
@@ -141,13 +153,20 @@ func (cfg *RelayConfig) complete() {
 func (c *carrier) control(urls []string) control.Config {
 	return control.Config{
 		Dial: c.cfg.Dial, Proxy: c.cfg.Proxy, Now: c.time.Now, Heard: c.time.Heard, Rand: newRand(),
-		URLs: urls, Device: c.keys.device, Program: c.cfg.Program, Hostname: c.cfg.Hostname, Emit: c.hear,
+		URLs: urls, Device: c.keys.device, Program: c.cfg.Program, Hostname: c.cfg.Hostname,
+		Emit: func(ctx context.Context, e machine.Event) {
+			select {
+			case c.events <- e:
+			case <-ctx.Done():
+			}
+		},
 	}
 }
 
 // join requests the first certificate.
 func (c *carrier) join(ctx context.Context, join *state.Join) error {
 	cfg := c.control(join.URLs)
+	cfg.Emit = func(_ context.Context, e machine.Event) { c.tell(e) }
 	self, held, err := control.Enrol(ctx, cfg, enroll.Request{
 		Device: c.keys.device, Node: c.keys.node(), Token: join.Secret, Root: join.Root, Hostname: cfg.Hostname, Program: cfg.Program,
 	})
@@ -181,20 +200,20 @@ func (c *carrier) run(ctx context.Context, urls []string, loaded *state.State) e
 		return err
 	}
 	defer func() { _ = c.server.Close() }()
-	ready := make(chan struct{})
-	inner, cancel := context.WithCancel(ctx)
-	defer cancel()
 	c.seen = loaded.Floors.Version
 	kept := c.recall(loaded.Netmap)
-	c.client = control.Attach(gate(c.control(urls), ready), c.self, kept, nil)
+	c.client = control.Attach(c.control(urls), c.self, kept, nil)
 	defer c.client.Close()
 	if c.netmap != nil {
 		if err := c.serve(); err != nil {
 			return err
 		}
 	}
-	close(ready)
-	return c.wait(inner, c.self)
+	c.due = time.NewTimer(untilRenewal(c.self.Node, c.time.Now()))
+	defer c.due.Stop()
+	c.expiry = time.NewTimer(c.left())
+	defer c.expiry.Stop()
+	return c.carry(ctx)
 }
 
 // secret returns the key by which nodes know the relay. It is kept, so that they find the relay again while nobody can tell
@@ -222,57 +241,58 @@ func (c *carrier) recall(nm *proto.Netmap) proto.Version {
 	return nm.Version
 }
 
-// gate holds events back until ready is closed, when the client is set.
-func gate(cfg control.Config, ready <-chan struct{}) control.Config {
-	emit := cfg.Emit
-	cfg.Emit = func(ctx context.Context, e machine.Event) {
-		<-ready
-		emit(ctx, e)
-	}
-	return cfg
-}
-
-// wait requests certificates in time, until the relay ends.
-func (c *carrier) wait(ctx context.Context, self *identity.Self) error {
-	due := time.NewTimer(untilRenewal(self.Node, c.time.Now()))
-	defer due.Stop()
-	end := time.NewTimer(c.left())
-	defer end.Stop()
+// carry handles events, and requests certificates in time, until the relay ends.
+func (c *carrier) carry(ctx context.Context) error {
+	stop, drained := ctx.Done(), make(chan struct{})
 	for {
+		var err error
 		select {
-		case <-ctx.Done():
-			c.server.Drain(parting)
+		case <-stop:
+			stop = nil
+			// Events count to the end: somebody may be revoked meanwhile.
+			c.server.Go(func() {
+				defer close(drained)
+				c.server.Drain(parting)
+			})
+		case <-drained:
 			return nil
-		case err := <-c.over:
-			return err
-		case <-end.C:
-			if left := c.left(); left > 0 {
-				end.Reset(left)
-				continue
-			}
-			c.cfg.Log.Warn("this relay's certificate has expired; it forwards nothing until the coordinator renews it")
-			c.server.Recheck(c.permit.all())
-			continue
-		case <-c.renew:
-			end.Reset(max(c.left(), 0))
-		case <-due.C:
+		case err = <-c.streams:
+		case e := <-c.events:
+			err = c.hear(e)
+		case <-c.expiry.C:
+			c.expire()
+		case <-c.due.C:
+			err = c.renew()
 		}
-		self := c.permit.self.Load()
-		if self == nil {
-			due.Reset(renewAgain)
-			continue
-		}
-		if left := untilRenewal(self.Node, c.time.Now()); left > 0 && !c.permit.first.Load() {
-			due.Reset(left)
-			continue
-		}
-		due.Reset(renewAgain)
-		next, err := c.keys.next(self)
 		if err != nil {
 			return err
 		}
-		c.client.Renew(control.Renewal{Node: next, Ticket: self.Record.Ticket})
 	}
+}
+
+// expire cuts all nodes off if the relay's certificate has expired.
+func (c *carrier) expire() {
+	if left := c.left(); left > 0 {
+		c.expiry.Reset(left)
+		return
+	}
+	c.cfg.Log.Warn("this relay's certificate has expired; it forwards nothing until the coordinator renews it")
+	c.server.Recheck(c.permit.all())
+}
+
+// renew requests a certificate if that is due, and sets when to look again.
+func (c *carrier) renew() error {
+	if left := untilRenewal(c.self.Node, c.time.Now()); left > 0 && !c.first {
+		c.due.Reset(left)
+		return nil
+	}
+	c.due.Reset(renewAgain)
+	next, err := c.keys.next(c.self)
+	if err != nil {
+		return err
+	}
+	c.client.Renew(control.Renewal{Node: next, Ticket: c.self.Record.Ticket})
+	return nil
 }
 
 // left returns how long nodes are trusted, as things stand.
@@ -283,69 +303,111 @@ func untilRenewal(n *cert.Node, now time.Time) time.Duration {
 	return n.NotBefore.Add(n.NotAfter.Sub(n.NotBefore) / 2).Sub(now)
 }
 
-func (c *carrier) wake() {
-	select {
-	case c.renew <- struct{}{}:
-	default:
-	}
-}
-
-func (c *carrier) end(err error) {
-	select {
-	case c.over <- err:
-	default:
-	}
-}
-
-// hear handles the coordinator's events.
-func (c *carrier) hear(_ context.Context, e machine.Event) {
+// tell logs what the coordinator says, or that it says nothing.
+func (c *carrier) tell(e machine.Event) {
 	log := c.cfg.Log
 	switch e := e.(type) {
 	case machine.Connected:
 		log.Info("connected with the coordinator", "url", e.URL)
-		c.permit.self.Store(c.self)
-		c.permit.first.Store(e.RenewFirst)
-		if e.RenewFirst {
-			c.wake()
-		}
 	case machine.Lost:
 		log.Warn("lost the coordinator; permissions stay as they were", "reason", e.Reason)
 	case machine.Trouble:
 		log.Warn("the coordinator cannot be reached", "reason", e.Reason)
 	case machine.Refused:
 		log.Warn("refused by the coordinator", "reason", e.Message)
-		if e.Kind == machine.RefusedRevoked {
-			err := fmt.Errorf("this relay no longer belongs to the mesh: %s", e.Message)
-			c.end(errors.Join(err, c.keys.dir.Forget()))
-		}
-	case machine.Snapshot:
-		c.know(e.Netmap, nil)
-	case machine.Change:
-		c.change(e.Delta)
-	case machine.Renewed:
-		c.renewed(e.Self)
 	case machine.RenewFailed:
 		log.Warn("no new certificate", "reason", e.Reason)
-		if e.KeyUsed {
-			if err := c.keys.drop(c.self); err != nil {
-				c.end(err)
-			}
-		}
 	}
 }
 
+// hear handles an event of the coordinator. An error ends the relay.
+func (c *carrier) hear(e machine.Event) error {
+	c.tell(e)
+	switch e := e.(type) {
+	case machine.Connected:
+		locked := c.wanted.Locked
+		if c.first = e.RenewFirst; !c.first {
+			locked = nil
+		}
+		c.bar(locked, e.Quarantine)
+		if c.first {
+			return c.renew()
+		}
+	case machine.Refused:
+		return c.refused(e)
+	case machine.Snapshot:
+		return c.know(e.Netmap, nil)
+	case machine.Change:
+		return c.change(e.Delta)
+	case machine.Renewed:
+		return c.renewed(e.Self)
+	case machine.RenewFailed:
+		if e.KeyUsed {
+			return c.keys.drop(c.self)
+		}
+	}
+	return nil
+}
+
+func (c *carrier) refused(e machine.Refused) error {
+	switch e.Kind {
+	case machine.RefusedRevoked:
+		err := fmt.Errorf("this relay no longer belongs to the mesh: %s", e.Message)
+		return errors.Join(err, c.keys.dir.Forget())
+	case machine.RefusedLocked:
+		c.bar(&state.Revocation{At: c.time.Now(), Message: e.Message}, c.apart)
+	case machine.RefusedQuarantined:
+		c.bar(c.wanted.Locked, e.Message)
+	}
+	return nil
+}
+
+// barred reports whether the coordinator does not trust this relay: it forwards nothing.
+func (c *carrier) barred() bool { return c.wanted.Locked != nil || c.apart != "" }
+
+// bar sets whether the relay is locked, and why it is in quarantine, if it is. A lock holds even after a restart without a
+// coordinator.
+func (c *carrier) bar(locked *state.Revocation, apart string) {
+	was, save := c.barred(), locked != c.wanted.Locked
+	c.wanted.Locked, c.apart = locked, apart
+	// Close first and save next: the lock must hold even if the machine goes down at this moment.
+	if is := c.barred(); is != was {
+		c.enforce()
+		if is {
+			c.cfg.Log.Warn("this relay forwards nothing until the coordinator trusts it again")
+		} else {
+			c.cfg.Log.Info("this relay forwards again")
+		}
+	}
+	if !save {
+		return
+	}
+	if err := c.keys.dir.SaveWanted(c.wanted); err != nil {
+		c.cfg.Log.Warn("not stored whether this relay is locked; a restart without the coordinator will not know", "err", err)
+	}
+}
+
+// enforce sets who may use the relay, and cuts off those who may no longer.
+func (c *carrier) enforce() {
+	nm := c.netmap
+	if c.barred() {
+		nm = nil
+	}
+	c.server.Recheck(c.permit.set(c.self, nm))
+}
+
 // change applies a delta.
-func (c *carrier) change(d *proto.Delta) {
+func (c *carrier) change(d *proto.Delta) error {
 	if c.netmap == nil {
 		c.anew(errors.New("received a change before any state"))
-		return
+		return nil
 	}
 	next, err := c.netmap.Apply(d)
 	if err != nil {
 		c.anew(err)
-		return
+		return nil
 	}
-	c.know(next, d)
+	return c.know(next, d)
 }
 
 // anew asks the coordinator for the whole netmap.
@@ -364,7 +426,7 @@ func (c *carrier) take(nm *proto.Netmap) error {
 		c.cfg.Log.Warn("certificates of an authority are refused", "err", err)
 	}
 	c.netmap, c.seen = nm, nm.Version
-	c.server.Recheck(c.permit.set(c.self, nm))
+	c.enforce()
 	return nil
 }
 
@@ -387,20 +449,20 @@ func (c *carrier) save(nm *proto.Netmap, d *proto.Delta) {
 }
 
 // know applies a netmap and acknowledges it; d is the delta that led to it, if any.
-func (c *carrier) know(nm *proto.Netmap, d *proto.Delta) {
+func (c *carrier) know(nm *proto.Netmap, d *proto.Delta) error {
 	if err := c.take(nm); err != nil {
 		c.anew(err)
-		return
+		return nil
 	}
 	c.save(nm, d)
 	if !c.serving {
 		if err := c.serve(); err != nil {
-			c.end(err)
-			return
+			return err
 		}
 	}
 	c.client.Resume(nm.Version)
 	c.client.Ack(nm.Version)
+	return nil
 }
 
 // serve opens the relay's ports, once it is known which nodes may use it, and tells the coordinator.
@@ -412,7 +474,7 @@ func (c *carrier) serve() (err error) {
 		c.server.Go(func() {
 			// Without streams the relay would look well, and be of no use to nodes that cannot use UDP.
 			config := &tls.Config{GetConfigForClient: c.permit.configure, MinVersion: tls.VersionTLS13}
-			c.end(c.server.ServeTLS(c.cfg.Listener, config))
+			c.streams <- c.server.ServeTLS(c.cfg.Listener, config)
 		})
 	}
 	c.serving = true
@@ -422,7 +484,7 @@ func (c *carrier) serve() (err error) {
 }
 
 // renewed takes the next certificate into use.
-func (c *carrier) renewed(self *identity.Self) {
+func (c *carrier) renewed(self *identity.Self) error {
 	err := self.Follows(c.self)
 	if err == nil && !self.Node.Relay {
 		err = errors.New("the certificate is a node's")
@@ -434,22 +496,24 @@ func (c *carrier) renewed(self *identity.Self) {
 		_, err = c.keys.turn(self.Node.Keys[0].Public)
 	}
 	if err != nil {
-		c.end(fmt.Errorf("new certificate: %w", err))
-		return
+		return fmt.Errorf("new certificate: %w", err)
 	}
 	c.self = self
-	c.permit.first.Store(false)
-	c.permit.self.Store(self)
 	if c.netmap != nil {
 		if err := self.Verifier.AddIntermediates(c.netmap.Authorities); err != nil {
 			c.cfg.Log.Warn("certificates of an authority are refused", "err", err)
 		}
 	}
-	c.server.Recheck(c.permit.set(self, c.netmap))
+	if c.first {
+		c.bar(nil, c.apart) // it is served from now on
+	}
+	c.first = false
+	c.enforce()
 	c.permit.leaf.Store(c.certificate(self))
 	c.client.SetSelf(self)
 	c.cfg.Log.Info("certificate renewed", "until", self.Node.NotAfter)
-	c.wake()
+	c.expiry.Reset(max(c.left(), 0))
+	return c.renew()
 }
 
 // certificate returns what the relay shows in TLS handshakes.

@@ -17,11 +17,9 @@ import (
 // relayPermit says who may use a relay: nodes with valid certificates for which the coordinator says whom they may meet. It
 // grants no grace, and what the coordinator said holds no longer than the relay's own certificate.
 type relayPermit struct {
-	now   func() time.Time
-	view  atomic.Pointer[relayView]
-	leaf  atomic.Pointer[tls.Certificate] // shown by the relay
-	self  atomic.Pointer[identity.Self]   // the one last shown to the coordinator
-	first atomic.Bool                     // the coordinator wants a renewal before anything else
+	now  func() time.Time
+	view atomic.Pointer[relayView]
+	leaf atomic.Pointer[tls.Certificate] // shown by the relay
 }
 
 type relayView struct {

@@ -12,11 +12,9 @@ import (
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
-// Status describes the node.
+// Status describes the node. What it returns is shared with other callers, and must not be changed.
 func (a *Agent) Status(ctx context.Context) (*redoubtv1.Status, error) {
-	var st *redoubtv1.Status
-	err := a.call(ctx, func() { st = a.status() })
-	return st, err
+	return a.statuses.get(ctx, a.inspect, a.status)
 }
 
 func (a *Agent) status() *redoubtv1.Status {

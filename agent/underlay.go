@@ -12,7 +12,7 @@ import (
 // Underlay describes the network below the mesh.
 func (a *Agent) Underlay(ctx context.Context) (*redoubtv1.UnderlayResponse, error) {
 	u := &redoubtv1.UnderlayResponse{}
-	err := a.call(ctx, func() {
+	err := a.inspect(ctx, func() {
 		for _, r := range a.loop.machine.Relays() {
 			x := &redoubtv1.UnderlayRelay{Name: r.Name, Region: r.Region, UdpPort: uint32(r.UDPPort), Urls: r.URLs}
 			for _, ip := range r.UDP {

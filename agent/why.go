@@ -111,7 +111,7 @@ func (a *Agent) Why(ctx context.Context, r *redoubtv1.WhyRequest) (*redoubtv1.Wh
 		Direction: q.Direction.String(), From: src.name(), To: dst.name(),
 		Source: src.at(v6).String(), Destination: dst.at(v6).String(), Service: flowlog.Service(q.Protocol, q.Port),
 	}
-	return w, a.call(ctx, func() { a.answer(w, q) })
+	return w, a.inspect(ctx, func() { a.answer(w, q) })
 }
 
 // strange answers for a destination of which this node knows nothing but the given name: what it could open there if it met
@@ -125,7 +125,7 @@ func (a *Agent) strange(ctx context.Context, self *cert.Node, r *redoubtv1.WhyRe
 		Direction: q.Direction.String(), From: self.Name, To: r.GetDestination(),
 		Source: q.Local.String(), Service: flowlog.Service(q.Protocol, q.Port), Reason: "no rule that is in force connects this node with one of that name",
 	}
-	err := a.call(ctx, func() {
+	err := a.inspect(ctx, func() {
 		if v := a.program.Load().Version(); !v.IsZero() {
 			w.PolicyVersion = v.String()
 		}
@@ -192,7 +192,7 @@ func (a *Agent) answer(w *redoubtv1.WhyResponse, q machine.Question) {
 
 // self returns this node.
 func (a *Agent) self(ctx context.Context) (n *cert.Node, err error) {
-	err = a.call(ctx, func() { n = a.loop.machine.View(a.time.Now()).Node })
+	err = a.inspect(ctx, func() { n = a.loop.machine.View(a.time.Now()).Node })
 	if err == nil && n == nil {
 		err = &localapi.Error{Code: connect.CodeFailedPrecondition, Err: machine.ErrNotEnrolled}
 	}

@@ -2,6 +2,7 @@ package agenttest
 
 import (
 	"context"
+	"crypto/rand"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/netstack/sim"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/join"
+	"github.com/redoubt-mesh/redoubt/proto/key"
 	redoubtv1 "github.com/redoubt-mesh/redoubt/proto/redoubt/v1"
 )
 
@@ -248,6 +250,94 @@ func TestRelayRefusesLockedNodes(t *testing.T) {
 	})
 }
 
+// without checks that the relay carries nothing although the nodes, which must be cut off from the coordinator and each other,
+// trust each other still.
+func (m *mesh) without(when string, a, b *node) {
+	m.Helper()
+	for range 20 {
+		if a.Ping(b.V4()) == nil || b.Ping(a.V4()) == nil {
+			m.Fatalf("%s: the relay forwards", when)
+		}
+	}
+	for _, n := range []*node{a, b} {
+		if st := n.Status(); st.GetState() != string(machine.StateRunning) || len(st.GetPeers()) != 1 {
+			m.Errorf("%s: %s knows no peer, and the test shows nothing: %v", when, n.name, st)
+		}
+	}
+}
+
+// TestLockedRelayForwardsNothing checks that a relay that is locked forwards nothing, even after a restart where nobody can tell
+// it again, until it is unlocked.
+func TestLockedRelayForwardsNothing(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		relay, a, b := m.related()
+		m.net.Cut(a.host, b.host)
+		m.net.Cut(a.host, m.center.host)
+		m.net.Cut(b.host, m.center.host)
+		carried := func(within time.Duration) {
+			m.Helper()
+			m.Await(within, "a reaches b through the relay", func() bool { return a.Ping(b.V4()) == nil && a.Way(b).GetPath() == "relay" })
+		}
+		carried(10 * time.Second)
+		lock, err := m.center.admin().CreateLock(m.Context(), &redoubtv1.CreateLockRequest{Kind: "node", Subject: "fra1"})
+		if err != nil {
+			m.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		m.without("locked", a, b)
+		m.center.stop()
+		relay.end()
+		relay.start(nil)
+		time.Sleep(time.Minute)
+		m.without("after a restart without the coordinator", a, b)
+		m.center.start()
+		time.Sleep(time.Minute)
+		m.without("with the coordinator again", a, b)
+		if _, err := m.center.admin().DeleteLock(m.Context(), &redoubtv1.DeleteLockRequest{Id: lock.GetLock().GetId()}); err != nil {
+			m.Fatal(err)
+		}
+		carried(5 * time.Minute)
+	})
+}
+
+// TestQuarantinedRelayForwardsNothing runs two relays on copies of one disk. Once that is noticed they forward nothing, though the
+// coordinator is lost right then, until the relay is released.
+func TestQuarantinedRelayForwardsNothing(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		relay, a, b := m.related()
+		relay.end()
+		thief := &station{m: m, name: "thief", dir: m.TempDir(), host: m.net.Host("thief.example", underlay(201)...), clock: relay.clock}
+		copyState(t, relay.dir, thief.dir)
+		relay.start(nil)
+		time.Sleep(35 * time.Minute) // it renews once
+		m.net.Cut(a.host, b.host)
+		m.net.Cut(a.host, m.center.host)
+		m.net.Cut(b.host, m.center.host)
+		carried := func(within time.Duration) {
+			m.Helper()
+			m.Await(within, "a reaches b through the relay", func() bool { return a.Ping(b.V4()) == nil && a.Way(b).GetPath() == "relay" })
+		}
+		carried(10 * time.Second)
+		thief.start(nil)
+		m.after = append(m.after, func() { thief.end() })
+		m.Await(3*time.Minute, "the relay is in quarantine", func() bool { return m.Nodes()["fra1"].GetState() == "quarantined" })
+		m.net.Cut(relay.host, m.center.host)
+		m.without("in quarantine", a, b)
+		time.Sleep(time.Minute)
+		m.without("a minute later", a, b)
+		m.net.Heal(relay.host, m.center.host)
+		time.Sleep(2 * time.Minute)
+		m.without("with the coordinator again", a, b)
+		thief.end()
+		if _, err := m.center.admin().ReleaseNode(m.Context(), &redoubtv1.ReleaseNodeRequest{Node: "fra1"}); err != nil {
+			t.Fatal(err)
+		}
+		carried(5 * time.Minute)
+	})
+}
+
 // TestRevokedRelayForgets checks that a revoked relay serves nobody, and does not after a restart either.
 func TestRevokedRelayForgets(t *testing.T) {
 	t.Parallel()
@@ -276,4 +366,53 @@ func TestRevokedRelayForgets(t *testing.T) {
 		ends("not in a mesh yet")
 		m.center.start()
 	})
+}
+
+// TestRelayKeepsNoToken checks that once a relay is in the mesh nothing on its disk can enrol another one, although an earlier
+// run may have left the token there.
+func TestRelayKeepsNoToken(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(m *mesh) {
+		relay := m.Relay("fra1", 200)
+		time.Sleep(10 * time.Second)
+		relay.end()
+		clean := func(when string) {
+			t.Helper()
+			if j := loadJoin(t, relay.dir, nil); j == nil || len(j.URLs) == 0 || !j.Secret.IsZero() {
+				t.Errorf("%s: %+v", when, j)
+			}
+		}
+		clean("after it joined")
+		loadJoin(t, relay.dir, func(j *state.Join) {
+			var err error
+			if j.Secret, err = key.NewToken(rand.Reader); err != nil {
+				t.Fatal(err)
+			}
+		})
+		relay.start(nil)
+		time.Sleep(10 * time.Second)
+		relay.end()
+		clean("after a restart")
+	})
+}
+
+// loadJoin returns what a state directory holds of the join code, changed first if change is not nil.
+func loadJoin(t *testing.T, path string, change func(*state.Join)) *state.Join {
+	t.Helper()
+	dir, err := state.Open(path, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	loaded, err := dir.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if change != nil {
+		change(loaded.Join)
+		if err := dir.SaveJoin(*loaded.Join); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return loaded.Join
 }

@@ -247,6 +247,17 @@ func TestIdlePeersReachEachOtherAtOnce(t *testing.T) {
 	})
 }
 
+// copyState copies the files of a state directory to another.
+func copyState(t *testing.T, from, to string) {
+	t.Helper()
+	for _, f := range must(os.ReadDir(from))(t) {
+		content := must(os.ReadFile(filepath.Join(from, f.Name())))(t)
+		if err := os.WriteFile(filepath.Join(to, f.Name()), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestCopiedStateDirectory runs two machines on copies of one disk. Both are cut off, and told so, until one is released.
 func TestCopiedStateDirectory(t *testing.T) {
 	t.Parallel()
@@ -260,12 +271,7 @@ func TestCopiedStateDirectory(t *testing.T) {
 		}
 		thief := newNode(m, "thief", 99)
 		a.stop()
-		for _, f := range must(os.ReadDir(a.dir))(t) {
-			content := must(os.ReadFile(filepath.Join(a.dir, f.Name())))(t)
-			if err := os.WriteFile(filepath.Join(thief.dir, f.Name()), content, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
+		copyState(t, a.dir, thief.dir)
 		a.start()
 		time.Sleep(35 * time.Minute) // it renews once
 		m.nodes = append(m.nodes, thief)

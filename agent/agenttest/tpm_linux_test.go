@@ -1,6 +1,7 @@
 package agenttest
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/pem"
@@ -134,6 +135,49 @@ func TestTPMOfNoUse(t *testing.T) {
 				t.Errorf("%v, %v", st, err)
 			}
 		}
+	})
+}
+
+// TestTPMIsBackLater starts a node whose TPM does not answer, while the coordinator is away: it keeps its keys, says why nothing
+// passes, and goes on as soon as the TPM answers.
+func TestTPMIsBackLater(t *testing.T) {
+	t.Parallel()
+	c := chip(t)
+	inBubble(t, func(m *mesh) {
+		a, b := m.Machine("a"), m.Join("b", tags("tag:db"))
+		b.Listen(22)
+		a.stop()
+		a.configure = func(c2 *agent.Config) { c2.TPM = "unix:" + c.Socket }
+		a.start()
+		a.Up(m.Code(tags("tag:db")))
+		m.Policy(open)
+		a.Reaches(b, 22)
+		file := filepath.Join(a.dir, "node.key")
+		before := must(os.ReadFile(file))(t)
+		m.center.stop()
+		a.stop()
+		away := c.Socket + ".away"
+		if err := os.Rename(c.Socket, away); err != nil {
+			t.Fatal(err)
+		}
+		a.start()
+		time.Sleep(time.Minute)
+		if !a.Problem("node keys cannot be read") || a.Visit(b.V4(), 22) == nil {
+			t.Errorf("without the TPM: %v", a.Status())
+		}
+		if err := os.Rename(away, c.Socket); err != nil {
+			t.Fatal(err)
+		}
+		m.Await(time.Minute, "a reaches b again", func() bool { return a.Visit(b.V4(), 22) == nil })
+		if after := must(os.ReadFile(file))(t); !bytes.Equal(before, after) {
+			t.Error("the node keys on the disk are other ones")
+		}
+		if a.Problem("node key") {
+			t.Errorf("with the TPM: %q", a.Status().GetProblems())
+		}
+		m.center.start()
+		m.Await(time.Hour, "a renews", func() bool { return m.Nodes()["a"].GetCertificateSequence() > 1 })
+		a.Reaches(b, 22)
 	})
 }
 

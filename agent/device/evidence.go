@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -157,8 +158,8 @@ func (t *TPM) Evidence(b Blob, challenge []byte, binding [32]byte) ([]byte, erro
 const maxUnable = 200
 
 func unable(err error) string {
-	s := err.Error()
-	return s[:min(len(s), maxUnable)]
+	s := strings.ToValidUTF8(err.Error(), "\ufffd")
+	return strings.ToValidUTF8(s[:min(len(s), maxUnable)], "") // without a character that was cut
 }
 
 func (t *TPM) evidence(b Blob, c *redoubtv1.TPMChallenge, binding [32]byte) (*redoubtv1.TPMEvidence, error) {

@@ -68,6 +68,31 @@ func (t *TPM) Unwrap(wrapped []byte) ([]byte, error) {
 	return secret, nil
 }
 
+// Lost reports whether an error of Unwrap is final: the TPM refused what it was given, because another TPM sealed it, this one was
+// cleared or the file was changed. After other errors, as of a TPM that does not answer, a later call may succeed.
+func Lost(err error) bool {
+	if all, ok := err.(interface{ Unwrap() []error }); ok { // of each storage root
+		for _, one := range all.Unwrap() {
+			if !Lost(one) {
+				return false
+			}
+		}
+		return true
+	}
+	if rc, ok := err.(tpm2.TPMRC); ok {
+		var refused tpm2.TPMFmt1Error
+		if !errors.As(rc, &refused) {
+			return rc == tpm2.TPMRCSensitive
+		}
+		parameter, _ := refused.Parameter()
+		return parameter
+	}
+	if err == nil || err == ErrWrapped {
+		return err != nil
+	}
+	return Lost(errors.Unwrap(err))
+}
+
 func parseWrapped(b []byte) (wrapRecord, error) {
 	var r wrapRecord
 	rest, err := asn1.Unmarshal(b, &r)

@@ -19,6 +19,8 @@ type Caller struct {
 	PID   int32
 }
 
+func (c Caller) root() bool { return c.Known && c.UID == 0 }
+
 // Access says who may make changes.
 type Access struct {
 	operator    uint32
@@ -46,7 +48,7 @@ func Operator(name string) (Access, error) {
 
 // MayChange reports whether a caller may do more than look.
 func (a Access) MayChange(c Caller) bool {
-	return c.Known && (c.UID == 0 || a.hasOperator && c.UID == a.operator)
+	return c.root() || c.Known && a.hasOperator && c.UID == a.operator
 }
 
 var errDenied = connect.NewError(connect.CodePermissionDenied, errors.New(
@@ -62,11 +64,12 @@ func callerOf(ctx context.Context) Caller {
 // maxPerUser is how many connections one user may hold at once.
 const maxPerUser = 64
 
-// doorkeeper asks the kernel whose each connection is, and limits how many each user but root holds.
+// doorkeeper asks the kernel whose each connection is, and limits how many each user but root holds. All callers that the
+// kernel does not name count as one user.
 type doorkeeper struct {
 	net.Listener
 	mu    sync.Mutex
-	count map[uint32]int
+	count map[Caller]int // without their processes
 }
 
 func (d *doorkeeper) Accept() (net.Conn, error) {
@@ -87,17 +90,18 @@ func (d *doorkeeper) admit(g *guest) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.count == nil {
-		d.count = map[uint32]int{}
+		d.count = map[Caller]int{}
 	}
-	if d.count[g.caller.UID] >= maxPerUser && g.caller.UID != 0 {
+	who := Caller{Known: g.caller.Known, UID: g.caller.UID}
+	if d.count[who] >= maxPerUser && !who.root() {
 		return false
 	}
-	d.count[g.caller.UID]++
+	d.count[who]++
 	g.leave = sync.OnceFunc(func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if d.count[g.caller.UID]--; d.count[g.caller.UID] == 0 {
-			delete(d.count, g.caller.UID)
+		if d.count[who]--; d.count[who] == 0 {
+			delete(d.count, who)
 		}
 	})
 	return true

@@ -202,14 +202,15 @@ func TestAccess(t *testing.T) {
 func TestDoorkeeper(t *testing.T) {
 	d := &doorkeeper{}
 	var in []*guest
-	enter := func(uid uint32) bool {
-		g := &guest{Conn: &net.UnixConn{}, caller: Caller{Known: true, UID: uid}}
+	come := func(c Caller) bool {
+		g := &guest{Conn: &net.UnixConn{}, caller: c}
 		ok := d.admit(g)
 		if ok {
 			in = append(in, g)
 		}
 		return ok
 	}
+	enter := func(uid uint32) bool { return come(Caller{Known: true, UID: uid, PID: int32(len(in))}) }
 	for n := range 200 {
 		if enter(1000) != (n < maxPerUser) {
 			t.Fatalf("connection %d of one user", n+1)
@@ -221,6 +222,11 @@ func TestDoorkeeper(t *testing.T) {
 	for range 2 * maxPerUser {
 		if !enter(0) {
 			t.Fatal("root was kept out")
+		}
+	}
+	for n := range 200 {
+		if come(Caller{}) != (n < maxPerUser) {
+			t.Fatalf("connection %d of somebody whom the kernel does not name", n+1)
 		}
 	}
 	in[0].leave()

@@ -138,6 +138,7 @@ func (m *Machine) apply(d *proto.Delta, nm *proto.Netmap) error {
 func (m *Machine) inForce(rules bool, save Effect) {
 	m.netmapFault = ""
 	m.enforce(m.settle(), rules)
+	m.saving = true
 	if m.roster.raised {
 		// A removed peer leaves nothing in the netmap that would tell an older certificate of it from its last one.
 		m.saveFloors()
@@ -191,8 +192,8 @@ func (m *Machine) enforce(moves []move, rules bool) {
 	for _, mv := range moves {
 		m.tell(mv)
 	}
-	if !m.path.up || m.dismissed() {
-		return
+	if !m.path.up || m.barred() {
+		return // what changes meanwhile counts when open gives the engine its peers again
 	}
 	var gone []proto.NodeID
 	var set []Peer

@@ -15,16 +15,24 @@ func (m *Machine) enrolled(e Enrolled) {
 		return
 	}
 	m.enrolling, m.pending = false, nil
-	join := *m.join
-	join.Secret = state.Join{}.Secret
-	m.join = &join
 	// The identity goes first: once it is on the disk the secret is no longer needed; until then, it is.
-	m.do(SaveIdentity{e.Self.Record}, SaveJoin{join}, Hang{})
+	m.do(SaveIdentity{e.Self.Record})
+	m.spend()
+	m.do(Hang{})
 	m.log("enrolled", "node", e.Self.Node.ID, "name", e.Self.Node.Name, "v4", e.Self.Node.Addrs.V4, "v6", e.Self.Node.Addrs.V6)
 	m.using = e.Self.Key
 	m.adopt(e.Self)
 	m.offer() // leaves out routes that overlap with this mesh
 	m.run()
+}
+
+// spend erases the secret of the join code.
+func (m *Machine) spend() {
+	if m.join == nil || m.join.Secret.IsZero() {
+		return
+	}
+	m.join = &state.Join{URLs: m.join.URLs, Root: m.join.Root}
+	m.do(SaveJoin{*m.join})
 }
 
 func (m *Machine) enrolFailed(e EnrolFailed) {

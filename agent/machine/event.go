@@ -6,6 +6,7 @@ import (
 	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/agent/state"
 	"github.com/redoubt-mesh/redoubt/proto"
+	"github.com/redoubt-mesh/redoubt/proto/key"
 )
 
 // Event is something that happened.
@@ -110,6 +111,9 @@ type Failed struct {
 	Reason string
 }
 
+// KeysRead delivers the node keys that could not be read when the program started, the one in use first.
+type KeysRead struct{ Held []key.NodePublic }
+
 // Tick reports that the time that Arm asked for has come.
 type Tick struct{}
 
@@ -132,4 +136,5 @@ func (RenewFailed) event() {}
 func (PathUp) event()      {}
 func (PathDown) event()    {}
 func (Failed) event()      {}
+func (KeysRead) event()    {}
 func (Tick) event()        {}

@@ -73,6 +73,7 @@ type Machine struct {
 	enrolling bool
 	missing   []string // features that the netmap requires and we lack
 	unsaved   bool     // the netmap in memory is newer than the disk's
+	saving    bool     // it is not known yet whether it could be saved
 	savedAt   time.Time
 	retryDisk time.Time
 	armed     time.Time
@@ -164,6 +165,11 @@ func (m *Machine) Routing() state.Routing { return m.wanted.Routing }
 // Step handles one event and returns what to do.
 func (m *Machine) Step(now time.Time, e Event) []Effect {
 	m.now, m.out = now, nil
+	switch e.(type) {
+	case Failed, PathUp, PathDown: // they may come before the failure of a save in the same list of effects
+	default:
+		m.saving = false
+	}
 	m.take(e)
 	m.advance()
 	m.lead()
@@ -233,6 +239,8 @@ func (m *Machine) take(e Event) {
 		m.pathUp()
 	case PathDown:
 		m.pathDown(e.Reason)
+	case KeysRead:
+		m.keysRead(e.Held)
 	case Failed:
 		m.failed(e)
 	}
@@ -242,6 +250,7 @@ func (m *Machine) take(e Event) {
 func (m *Machine) start() {
 	m.savedAt = m.now
 	if m.self != nil {
+		m.spend() // the last run may have ended before it did
 		m.adopt(m.self)
 	}
 	m.offer()
@@ -492,7 +501,7 @@ func (m *Machine) advance() {
 // saveAll writes everything again after a failed write.
 func (m *Machine) saveAll() {
 	m.retryDisk, m.diskFault = time.Time{}, ""
-	m.unsaved = false
+	m.unsaved, m.saving = false, true
 	m.do(SaveIdentity{m.self.Record}, SaveWanted{m.wanted})
 	if m.join != nil {
 		m.do(SaveJoin{*m.join})
@@ -513,7 +522,7 @@ func (m *Machine) saveFloors() {
 	if v := m.version(); m.floors.Version.Less(v) {
 		m.floors.Version = v
 	}
-	m.floors.Sequences = m.roster.floors(m.now, m.outage())
+	m.floors.Sequences = m.roster.floors(m.now, m.outage(), !m.unsaved && !m.saving)
 	m.do(SaveFloors{m.floors})
 }
 

@@ -277,10 +277,6 @@ func (r *roster) settle(now time.Time, g grace) []move {
 			}
 		}
 	}
-	// The peers that clash get another try, in case an address or a key is free by now.
-	for _, id := range slices.Sorted(maps.Keys(r.clashing)) {
-		r.judge(id, r.peers[id], now, g)
-	}
 	return r.moves()
 }
 
@@ -409,17 +405,16 @@ func (r *roster) next() time.Time {
 	return r.deadlines[0].until
 }
 
-// floors returns the sequence numbers to save: those of certificates that might still be shown to us, and that the netmap,
-// which is on the disk as well, does not show.
-func (r *roster) floors(now time.Time, grace time.Duration) map[proto.NodeID]state.Sequence {
+// floors returns the sequence numbers to save: those of certificates that might still be shown to us, and that the netmap on the
+// disk does not show. Stored means that this is the netmap in force.
+func (r *roster) floors(now time.Time, grace time.Duration, stored bool) map[proto.NodeID]state.Sequence {
 	r.raised = false
 	floors := map[proto.NodeID]state.Sequence{}
 	for id := range r.untold {
 		s, p := r.sequences[id], r.peers[id]
 		switch {
-		case p != nil && p.node != nil:
-			delete(r.untold, id) // only next time is the netmap that shows it certain to be on the disk
-			floors[id] = s
+		case p != nil && p.node != nil && stored:
+			delete(r.untold, id)
 		case p == nil && now.After(s.Until.Add(grace+2*cert.Skew)):
 			delete(r.untold, id)
 			delete(r.sequences, id)

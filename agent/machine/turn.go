@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/redoubt-mesh/redoubt/agent/identity"
 	"github.com/redoubt-mesh/redoubt/proto"
 	"github.com/redoubt-mesh/redoubt/proto/cert"
 	"github.com/redoubt-mesh/redoubt/proto/key"
@@ -70,6 +71,25 @@ func (m *Machine) turn() {
 	}
 }
 
+// keysRead goes on with the present certificate.
+func (m *Machine) keysRead(held []key.NodePublic) {
+	if m.self == nil || !m.self.Key.IsZero() {
+		return
+	}
+	self, err := identity.Check(m.self.Record, m.self.Node.Device, held...)
+	if err != nil {
+		m.keyFault = err.Error()
+		m.warn("the node keys were read and are of no use", "reason", err)
+		return // the next certificate names one of them
+	}
+	m.using, m.keyFault = held[0], ""
+	m.log("the node keys were read")
+	m.adopt(self)
+	if m.path.wanted && !m.path.up {
+		m.startPath()
+	}
+}
+
 // isolate isolates this node from all others, or ends that if why is empty.
 func (m *Machine) isolate(why string) {
 	was := m.quarantine
@@ -84,10 +104,7 @@ func (m *Machine) isolate(why string) {
 	}
 	m.log("the quarantine is over")
 	if m.path.up {
-		if peers := m.enginePeers(); len(peers) > 0 {
-			m.do(SetPeers{Peers: peers, Again: true})
-		}
-		m.install(nil, nil)
+		m.open()
 	}
 }
 

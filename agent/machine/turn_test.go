@@ -3,6 +3,7 @@ package machine
 import (
 	"crypto/rand"
 	mathrand "math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -309,10 +310,11 @@ func TestFleetRenewsSpreadOut(t *testing.T) {
 
 func TestQuarantine(t *testing.T) {
 	w := enrolled(t)
+	w.disk.Wanted.Routing.Accept = true
 	w.boot()
 	w.step(Connected{})
 	p := w.mesh.Machine(2, "two")
-	w.step(Snapshot{w.netmap(1, 8*hour, w.peer(p, 1, hour))})
+	w.step(Snapshot{w.netmap(1, 8*hour, w.peer(p, 1, hour, pair(p.Node.Public(), nodeKey(t).Public())))})
 	isolated := func(when string) {
 		t.Helper()
 		w.expect(t, StateQuarantined)
@@ -325,7 +327,8 @@ func TestQuarantine(t *testing.T) {
 	}
 	w.step(Refused{Kind: RefusedQuarantined, Message: "two machines: node release"})
 	isolated("when the stream ends")
-	w.wait(time.Minute)
+	w.wait(30 * time.Minute)
+	isolated("when a peer's key has taken over")
 	w.step(Connected{Quarantine: "two machines: node release"})
 	isolated("back in contact")
 	w.step(Snapshot{w.netmap(2, 8*hour)})
@@ -347,6 +350,25 @@ func TestQuarantine(t *testing.T) {
 	w.expect(t, StateRunning)
 	if len(w.open(p)) != 1 || len(w.engine) != 1 {
 		t.Error("closed after the second release")
+	}
+	// What changes meanwhile counts after the release: another peer has taken over the route.
+	other := w.mesh.Machine(3, "three")
+	behind := func(m *identitytest.Machine, sequence uint64, routes ...netip.Prefix) proto.Peer {
+		r := w.peer(m, sequence, hour)
+		r.Routes = routes
+		return r
+	}
+	lan := netip.MustParsePrefix("10.33.0.0/16")
+	w.step(Snapshot{w.netmap(4, 8*hour, behind(p, 2, lan), behind(other, 1))})
+	if w.routeOwner[lan] != p.ID {
+		t.Fatalf("routes: %v", w.routeOwner)
+	}
+	w.step(Connected{Quarantine: "two machines: node release"})
+	w.step(Snapshot{w.netmap(5, 8*hour, behind(p, 2), behind(other, 1, lan))})
+	isolated("with another netmap")
+	w.step(Connected{})
+	if len(w.open(p, other)) != 2 || len(w.engine) != 2 || w.routeOwner[lan] != other.ID {
+		t.Errorf("after the last release: engine %v, routes %v", w.engine, w.routeOwner)
 	}
 }
 

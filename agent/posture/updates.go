@@ -35,8 +35,9 @@ type update struct {
 // updates counts the pending updates, and reports for how many days the oldest has been pending: since it was issued if that
 // is known, otherwise since this agent first saw it.
 func updates(memory Memory) func(context.Context, Host) []Reading {
+	var apt lastAsked
 	return func(ctx context.Context, h Host) []Reading {
-		pending, err := pendingUpdates(ctx, h)
+		pending, err := pendingUpdates(ctx, h, &apt)
 		if err != nil {
 			return []Reading{unknown(fact.UpdatesPending, err.Error()), unknown(fact.UpdatesAge, err.Error())}
 		}
@@ -71,11 +72,16 @@ func examples(list []update) string {
 }
 
 // pendingUpdates asks the system's package manager, using the package lists that it has. To dnf, a repository without lists
-// is an error only if it is told so: otherwise it counts without that one.
-func pendingUpdates(ctx context.Context, h Host) ([]update, error) {
+// is an error only if it is told so: otherwise it counts without that one. Apt is asked only if its answer may have changed.
+func pendingUpdates(ctx context.Context, h Host, apt *lastAsked) ([]update, error) {
 	switch {
 	case h.exists("usr/bin/apt-get"):
-		return listed(ctx, h, aptUpdates, aptLists(h), "apt-get", "--simulate", "-qq", "-o", "Debug::NoLocking=true", "dist-upgrade")
+		if err := fresh(h, "apt-get", aptLists(h)); err != nil {
+			return nil, err
+		}
+		return apt.ask(h.Now(), aptState(h.Files), func() ([]update, error) {
+			return ask(ctx, h, aptUpdates, "apt-get", "--simulate", "-qq", "-o", "Debug::NoLocking=true", "dist-upgrade")
+		})
 	case h.exists("usr/bin/dnf5"):
 		return listed(ctx, h, dnf5Updates, dnfLists(h.Files, "var/cache/libdnf5"), "dnf5", "--cacheonly", "--quiet",
 			"--setopt=logdir=/tmp", "--setopt=*.skip_if_unavailable=False", "advisory", "list", "--security")
@@ -88,12 +94,25 @@ func pendingUpdates(ctx context.Context, h Host) ([]update, error) {
 
 // listed runs a package manager, if its lists are fresh.
 func listed(ctx context.Context, h Host, parse func([]byte) []update, lists time.Time, program string, args ...string) ([]update, error) {
+	if err := fresh(h, program, lists); err != nil {
+		return nil, err
+	}
+	return ask(ctx, h, parse, program, args...)
+}
+
+// fresh rejects package lists that say nothing about what is pending now.
+func fresh(h Host, program string, lists time.Time) error {
 	if lists.IsZero() {
-		return nil, fmt.Errorf("%s has no package lists of a security repository", program)
+		return fmt.Errorf("%s has no package lists of a security repository", program)
 	}
 	if age := h.Now().Sub(lists); age > maxListAge {
-		return nil, fmt.Errorf("the package lists are %d days old", int(age/day))
+		return fmt.Errorf("the package lists are %d days old", int(age/day))
 	}
+	return nil
+}
+
+// ask runs a package manager.
+func ask(ctx context.Context, h Host, parse func([]byte) []update, program string, args ...string) ([]update, error) {
 	b, err := h.Run(ctx, program, args...)
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package posture
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"path/filepath"
 	"strings"
@@ -159,6 +160,73 @@ func TestRebootRequired(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
 		}
 	}
+}
+
+// TestAptIsAskedIfSomethingChanged checks that apt runs only if its answer may have changed, or after a day, and that old lists
+// count as old although their answer is known.
+func TestAptIsAskedIfSomethingChanged(t *testing.T) {
+	now := noon
+	made := "Suite: stable-security\nDate: " + noon.Format(time.RFC1123) + "\n"
+	h := machine(map[string]string{"/usr/bin/apt-get": "", debianSecurity: made}, map[string]string{askApt: recorded(t, "apt-debian.txt")})
+	files, ok := h.Files.(fstest.MapFS)
+	if !ok {
+		t.Fatal(h.Files)
+	}
+	runs, broken := 0, false
+	run := h.Run
+	h.Now = func() time.Time { return now }
+	h.Run = func(ctx context.Context, name string, args ...string) ([]byte, error) {
+		if runs++; broken {
+			return nil, errors.New("dpkg was interrupted")
+		}
+		return run(ctx, name, args...)
+	}
+	collect := updates(&note{})
+	want := func(when string, asked int, pending string) {
+		t.Helper()
+		before := runs
+		if got := values(collect(t.Context(), h)); !strings.HasPrefix(got, "updatesPending="+pending+" ") || runs-before != asked {
+			t.Errorf("%s: %s, and it ran %d times", when, got, runs-before)
+		}
+	}
+	want("no packages", 1, "3")
+	want("no packages again", 1, "3")
+	status := &fstest.MapFile{Data: []byte("Package: bash\n"), ModTime: noon}
+	files["var/lib/dpkg/status"] = status
+	want("first", 1, "3")
+	want("again", 0, "3")
+	status.ModTime = noon.Add(time.Second)
+	want("something was installed", 1, "3")
+	want("again", 0, "3")
+	for _, name := range []string{
+		strings.TrimPrefix(debian, "/"), "etc/apt/apt.conf", "etc/apt/apt.conf.d/50unattended-upgrades", "etc/apt/preferences",
+		"etc/apt/preferences.d/pin", "etc/apt/sources.list", "etc/apt/sources.list.d/debian.sources",
+	} {
+		files[name] = &fstest.MapFile{Data: []byte("one"), ModTime: noon}
+		want(name+" came", 1, "3")
+		files[name] = &fstest.MapFile{Data: []byte("another"), ModTime: noon}
+		want(name+" changed", 1, "3")
+		want("again", 0, "3")
+		delete(files, name)
+		want(name+" went", 1, "3")
+	}
+	now = now.Add(day - time.Second)
+	want("almost a day later", 0, "3")
+	now = now.Add(time.Second)
+	want("a day later", 1, "3")
+	now = now.Add(-2 * day)
+	want("the clock was ahead", 1, "3")
+	now = now.Add(day)
+	broken = true
+	want("broken", 1, "-")
+	want("still broken", 1, "-")
+	broken = false
+	want("mended", 1, "3")
+	for range 2 * maxListAge / time.Hour {
+		now = now.Add(time.Hour)
+		collect(t.Context(), h)
+	}
+	want("the lists are old", 0, "-")
 }
 
 func FuzzUpdates(f *testing.F) {

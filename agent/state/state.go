@@ -24,6 +24,8 @@ type State struct {
 	Sealed device.Blob       // the device key, if it is in a TPM
 	Nodes  []key.NodePrivate // the one in use, then those to come
 	Lost   error             // why there are none although the disk has some; nil otherwise
+	// Again reads the node keys again; nil: there is no hope. It may be called from any goroutine.
+	Again  func() (nodes []key.NodePrivate, hope bool, err error)
 	Join   *Join
 	Self   *identity.Self
 	Netmap *proto.Netmap
@@ -112,11 +114,23 @@ func (d *Dir) loadKeys(s *State) error {
 	s.Nodes, err = d.parseNodes(b)
 	switch {
 	case errors.As(err, &lost):
-		s.Lost = lost
+		s.Lost, s.Again = lost, d.again(b, lost)
 	case err != nil:
 		return d.corrupt(fileNode, err.Error())
 	}
 	return nil
+}
+
+// again returns State.Again for a file that could not be read.
+func (d *Dir) again(file []byte, err error) func() ([]key.NodePrivate, bool, error) {
+	if d.wrapper == nil || device.Lost(err) {
+		return nil
+	}
+	return func() ([]key.NodePrivate, bool, error) {
+		nodes, err := d.parseNodes(file)
+		var lost *lostError
+		return nodes, errors.As(err, &lost) && !device.Lost(err), err
+	}
 }
 
 // Wrapper encrypts secrets with a key that does not leave this machine.
