@@ -72,8 +72,7 @@ type carrier struct {
 	client *control.Client
 	info   proto.Relay
 	events chan machine.Event // of the coordinator; unbuffered
-
-	streams chan error // why the relay accepts no more streams
+	broken chan error         // why streams are no longer accepted
 
 	self    *identity.Self
 	netmap  *proto.Netmap
@@ -99,7 +98,7 @@ func RunRelay(ctx context.Context, cfg RelayConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	c := &carrier{cfg: cfg, time: meshtime.New(cfg.Clock, loaded.Floors.MeshTime), events: make(chan machine.Event), streams: make(chan error, 1)}
+	c := &carrier{cfg: cfg, time: meshtime.New(cfg.Clock, loaded.Floors.MeshTime), events: make(chan machine.Event), broken: make(chan error, 1)}
 	c.wanted = loaded.Wanted
 	c.keys = keys{dir: dir, home: &home{make: KeyFile, log: cfg.Log}}
 	if err := c.keys.open(loaded); err != nil {
@@ -256,7 +255,7 @@ func (c *carrier) carry(ctx context.Context) error {
 			})
 		case <-drained:
 			return nil
-		case err = <-c.streams:
+		case err = <-c.broken:
 		case e := <-c.events:
 			err = c.hear(e)
 		case <-c.expiry.C:
@@ -474,7 +473,7 @@ func (c *carrier) serve() (err error) {
 		c.server.Go(func() {
 			// Without streams the relay would look well, and be of no use to nodes that cannot use UDP.
 			config := &tls.Config{GetConfigForClient: c.permit.configure, MinVersion: tls.VersionTLS13}
-			c.streams <- c.server.ServeTLS(c.cfg.Listener, config)
+			c.broken <- c.server.ServeTLS(c.cfg.Listener, config)
 		})
 	}
 	c.serving = true
