@@ -190,6 +190,7 @@ func (a *Agent) stop() error {
 		a.log.Warn("the next start verifies all certificates", "err", err)
 	}
 	a.stopPath()
+	a.loop.keys.try.end()
 	a.loop.timer.Stop()
 	err := errors.Join(a.cfg.Edges.Network.Close(), a.loop.keys.home.close(), a.loop.dir.Close())
 	a.log.Info("agent stopped")

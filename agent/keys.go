@@ -103,15 +103,29 @@ type keys struct {
 	device device.Key        // nil: none yet
 	nodes  []key.NodePrivate
 	unread unread
+	try    *try // in progress; nil: none is
 }
 
 // unread are node keys that are on the disk and that the TPM could not decrypt so far. They are not replaced while there is hope.
 type unread struct {
 	again   func() ([]key.NodePrivate, bool, error) // nil: there are none
 	err     error
-	reading bool      // a try is in progress
 	tried   time.Time // when the last one began
 	renewal bool      // the coordinator was asked to wait for them
+}
+
+// try is an attempt to read node keys.
+type try struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// end waits until the attempt is over. Its result is dropped.
+func (t *try) end() {
+	if t != nil {
+		t.cancel()
+		<-t.done
+	}
 }
 
 var _ device.Store = (*keys)(nil)
@@ -267,13 +281,17 @@ const readAgain = 10 * time.Second
 // readKeys tries again to read node keys, if that is due. A TPM may be slow to answer, or not answer at all.
 func (a *Agent) readKeys() {
 	u := &a.loop.keys.unread
-	if now := time.Now(); u.again != nil && !u.reading && now.Sub(u.tried) >= readAgain {
+	if now := time.Now(); u.again != nil && a.loop.keys.try == nil && now.Sub(u.tried) >= readAgain {
 		again := u.again
-		u.reading, u.tried = true, now
+		u.tried = now
+		ctx, cancel := context.WithCancel(context.Background())
+		t := &try{cancel, make(chan struct{})}
+		a.loop.keys.try = t
 		go func() {
+			defer close(t.done)
 			nodes, hope, err := again()
 			// An error means that the agent is ending.
-			_ = a.post(context.Background(), func() { a.keysRead(nodes, hope, err) })
+			_ = a.post(ctx, func() { a.keysRead(nodes, hope, err) })
 		}()
 	}
 }
@@ -283,7 +301,8 @@ func (a *Agent) readKeys() {
 func (a *Agent) keysRead(nodes []key.NodePrivate, hope bool, err error) {
 	k := &a.loop.keys
 	u := &k.unread
-	u.reading = false
+	k.try.cancel()
+	k.try = nil
 	switch {
 	case u.again == nil: // they were replaced
 	case err == nil:
