@@ -6,6 +6,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 	"golang.org/x/crypto/chacha20poly1305"
@@ -71,26 +72,20 @@ func (t *TPM) Unwrap(wrapped []byte) ([]byte, error) {
 // Lost reports whether an error of Unwrap is final: the TPM refused what it was given, because another TPM sealed it, this one was
 // cleared or the file was changed. After other errors, as of a TPM that does not answer, a later call may succeed.
 func Lost(err error) bool {
-	if all, ok := err.(interface{ Unwrap() []error }); ok { // of each storage root
-		for _, one := range all.Unwrap() {
-			if !Lost(one) {
-				return false
-			}
-		}
-		return true
+	var each interface{ Unwrap() []error } // of the storage roots
+	if errors.As(err, &each) {
+		return !slices.ContainsFunc(each.Unwrap(), func(one error) bool { return !Lost(one) })
 	}
-	if rc, ok := err.(tpm2.TPMRC); ok {
-		var refused tpm2.TPMFmt1Error
-		if !errors.As(rc, &refused) {
-			return rc == tpm2.TPMRCSensitive
-		}
-		parameter, _ := refused.Parameter()
-		return parameter
+	var code tpm2.TPMRC
+	if !errors.As(err, &code) {
+		return errors.Is(err, ErrWrapped)
 	}
-	if err == nil || err == ErrWrapped {
-		return err != nil
+	var refused tpm2.TPMFmt1Error
+	if !errors.As(code, &refused) {
+		return errors.Is(code, tpm2.TPMRCSensitive)
 	}
-	return Lost(errors.Unwrap(err))
+	parameter, _ := refused.Parameter()
+	return parameter
 }
 
 func parseWrapped(b []byte) (wrapRecord, error) {
