@@ -73,7 +73,7 @@ func TestRestOfAHeadFits(t *testing.T) {
 		nm.Requires = append(nm.Requires, text(i))
 	}
 	for i := range proto.MaxRelays {
-		r := proto.Relay{ID: proto.NodeID(i + 1), Name: text(i), Region: text(i), UDPPort: 65535}
+		r := proto.Relay{ID: proto.NodeID(i + 1), Name: text(i), Region: text(i), UDPPort: 65535, Key: [proto.RelayKeySize]byte{1}}
 		for range proto.MaxRelayAddrs {
 			r.UDP = append(r.UDP, netip.MustParseAddr("2001:db8::1"))
 		}
