@@ -90,15 +90,34 @@ func (d *Directory) NoteKeys(ctx context.Context, k Keys, by string) error {
 	})
 }
 
-// afterTokens returns the time or, if a token seems to be created later, a moment after that.
-func (t *tx) afterTokens() time.Time {
+// afterRoots returns the time or, if the newest root seems to be newer, when that began: what is created is never older than the
+// root that it names.
+func (t *tx) afterRoots() time.Time {
 	at := t.now
+	if t.keys != nil {
+		for _, r := range t.keys.Roots {
+			at = later(at, r.Since)
+		}
+	}
+	return at
+}
+
+// afterTokens returns the time or, if a root or a token seems to be created later, a moment after that.
+func (t *tx) afterTokens() time.Time {
+	at := t.afterRoots()
 	for token := range values(t.tokens) {
 		if !token.Created.Before(at) {
 			at = token.Created.Add(1)
 		}
 	}
 	return at
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 func (t *tx) recordKeys(old, noted Keys, by string) {

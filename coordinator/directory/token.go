@@ -54,7 +54,7 @@ func (d *Directory) CreateToken(ctx context.Context, spec TokenSpec) (*Token, er
 	err = d.do(ctx, func(t *tx) error {
 		token = &Token{
 			ID: TokenID(spec.Public), Public: spec.Public, User: spec.User, Tags: tags, Reusable: spec.Reusable,
-			Ephemeral: spec.Ephemeral, Relay: spec.Relay, By: spec.By, Created: t.now, Expires: t.now.Add(spec.TTL),
+			Ephemeral: spec.Ephemeral, Relay: spec.Relay, By: spec.By, Created: t.afterRoots(), Expires: t.now.Add(spec.TTL),
 		}
 		if spec.Replace != 0 {
 			n, err := t.trustedNode(spec.Replace)

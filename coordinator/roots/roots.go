@@ -47,7 +47,7 @@ func New(i *issuer.Issuer, d *directory.Directory, clock func() time.Time, log *
 // Dependents are the nodes and tokens that need the root before the newest.
 type Dependents struct {
 	Nodes  []*directory.Node  // whose last certificate predates the new root
-	Tokens []*directory.Token // valid tokens whose join codes name the old root, or one before it
+	Tokens []*directory.Token // valid tokens whose join codes name the old root
 }
 
 // Len returns the number of dependents.
@@ -231,10 +231,9 @@ func (k *Keeper) dependents() Dependents {
 		}
 	}
 	k.bound = still
-	// Tokens that seem to be even older than the old root count as well: the clock may have been set back.
-	newest := k.since(name(s.Roots[0]))
+	from, to := k.since(name(s.Roots[1])), k.since(name(s.Roots[0]))
 	for t := range snap.Tokens() {
-		if t.State(now) == directory.TokenValid && t.Created.Before(newest) {
+		if t.State(now) == directory.TokenValid && !t.Created.Before(from) && t.Created.Before(to) {
 			d.Tokens = append(d.Tokens, t)
 		}
 	}
