@@ -88,6 +88,36 @@ func TestCold(t *testing.T) {
 	})
 }
 
+// TestLateStream checks that a session over UDP survives a stream that was tried beside it and comes late, as to a relay that is far
+// away: packets arrive by the stream while it is there, and by UDP once the node has closed it.
+func TestLateStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, s, a, b := pairOf(t)
+		defer w.close()
+		settle(time.Second)
+		near, far := net.Pipe()
+		var served sync.WaitGroup
+		served.Go(func() { _ = s.server.ServeStream(far, b.tls.Certificate[0]) })
+		if m := control(t, near); m.Kind != relaymsg.Bound {
+			t.Fatalf("%+v", m)
+		}
+		a.send(s, b, "by the stream")
+		if f, _, err := relaymsg.ReadFrame(near, make([]byte, 1500)); err != nil || f.Peer != a.id {
+			t.Errorf("on the stream came %+v, %v", f, err)
+		}
+		near.Close()
+		served.Wait()
+		for _, to := range []struct{ from, to *node }{{a, b}, {b, a}} {
+			begin := time.Now()
+			to.from.send(s, to.to, "by UDP")
+			to.to.gets(to.from, "by UDP")
+			if d := time.Since(begin); d != 20*time.Millisecond {
+				t.Errorf("node %d waited %v", to.to.id, d)
+			}
+		}
+	})
+}
+
 // TestRoaming checks that when a node's address changes, its session moves along within a round trip.
 func TestRoaming(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -327,7 +327,8 @@ func (s *Server) end(x *session) {
 	}
 }
 
-// way returns how a node is reached.
+// way returns how a node is reached: by its stream only if that began after the node was last heard over UDP. Then UDP is blocked,
+// or both were tried at the same time, and the node closes the stream soon.
 func (s *Server) way(id proto.NodeID) (*session, *stream) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -335,7 +336,7 @@ func (s *Server) way(id proto.NodeID) (*session, *stream) {
 	if a == nil {
 		return nil, nil
 	}
-	if a.session != nil {
+	if a.session != nil && (a.stream == nil || a.session.heard.Load() >= a.stream.began.UnixNano()) {
 		return a.session, nil
 	}
 	return nil, a.stream

@@ -28,6 +28,7 @@ type stream struct {
 	conn   net.Conn
 	node   proto.NodeID
 	until  time.Time
+	began  time.Time
 	heard  atomic.Int64 // time of the last packets, in Unix nanoseconds
 
 	mu     sync.Mutex
@@ -54,7 +55,7 @@ func (s *Server) ServeStream(c net.Conn, certificate []byte) error {
 		return err
 	}
 	x := &stream{
-		server: s, conn: c, node: id, until: until, queue: queue{limit: waiting},
+		server: s, conn: c, node: id, until: until, began: time.Now(), queue: queue{limit: waiting},
 		wake: make(chan struct{}, 1), ended: make(chan struct{}), pairs: map[proto.NodeID]*pair{},
 	}
 	if err := s.join(x); err != nil {
@@ -92,10 +93,6 @@ func (s *Server) join(x *stream) error {
 	case a == nil:
 		a = &attached{}
 		s.nodes[x.node] = a
-	}
-	if a.session != nil {
-		delete(s.sessions, a.session.id)
-		a.session = nil
 	}
 	if a.stream != nil {
 		a.stream.close()
